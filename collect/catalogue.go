@@ -1,0 +1,298 @@
+// Package collect is the contract between the parts of nodeskoop: the
+// Catalogue of every probe, metric and event; the View through which a probe
+// reads the kernel; the Batch of values that it yields; and the Runner that
+// samples all probes each interval and keeps them from harming one another.
+package collect
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Type is the Prometheus type of a metric.
+type Type uint8
+
+// The two types that the contract uses.
+const (
+	Counter Type = iota + 1
+	Gauge
+)
+
+// String returns the type as the text exposition format spells it.
+func (t Type) String() string {
+	switch t {
+	case Counter:
+		return "counter"
+	case Gauge:
+		return "gauge"
+	}
+	return fmt.Sprintf("Type(%d)", uint8(t))
+}
+
+// Scope says what one series of a metric stands for.
+type Scope uint8
+
+// The scopes of the contract.
+const (
+	PerNetns Scope = iota + 1 // one series per network namespace
+	PerPod                    // one series per pod, over all its processes; the host's is everything outside pods
+	PerHost                   // one series
+	PerFlow                   // one series per connection
+)
+
+// String returns the scope as the contract's table spells it.
+func (s Scope) String() string {
+	switch s {
+	case PerNetns:
+		return "netns"
+	case PerPod:
+		return "pod"
+	case PerHost:
+		return "host"
+	case PerFlow:
+		return "flow"
+	}
+	return fmt.Sprintf("Scope(%d)", uint8(s))
+}
+
+// Source names where a probe's data come from.
+type Source uint8
+
+// The three sources.
+const (
+	Procfs Source = iota + 1
+	Netlink
+	EBPF
+)
+
+// String returns the source as the contract's table spells it.
+func (s Source) String() string {
+	switch s {
+	case Procfs:
+		return "procfs"
+	case Netlink:
+		return "netlink"
+	case EBPF:
+		return "eBPF"
+	}
+	return fmt.Sprintf("Source(%d)", uint8(s))
+}
+
+// Metric declares one metric family.
+type Metric struct {
+	Name  string
+	Type  Type
+	Scope Scope
+	Help  string
+	// Labels are the names of the labels beyond k8s_node, k8s_namespace and k8s_pod.
+	Labels []string
+	// Field is the kernel's own name for the value where the probe looks it up
+	// by name (a column of /proc/PID/net/snmp, say).
+	Field string
+	// Alias names another metric whose series this one repeats under the
+	// spelling that dashboards in the wild use. Written only with compat_names.
+	Alias string
+	// Extra marks a metric beyond the contract's table.
+	Extra bool
+
+	probe string
+	id    int
+}
+
+// Probe returns the name of the probe that yields the metric, or "" for the
+// tool's metrics about itself.
+func (m *Metric) Probe() string { return m.probe }
+
+// ID returns the metric's index in Metrics.
+func (m *Metric) ID() int { return m.id }
+
+// FieldGroup names a group of journal fields that an event type carries.
+type FieldGroup string
+
+// The field groups of the contract.
+const (
+	FieldTuple    FieldGroup = "tuple"
+	FieldLatency  FieldGroup = "latency"
+	FieldPoints   FieldGroup = "points"
+	FieldProcess  FieldGroup = "process"
+	FieldCPU      FieldGroup = "cpu"
+	FieldPID      FieldGroup = "pid"
+	FieldIfname   FieldGroup = "ifname"
+	FieldDisk     FieldGroup = "disk"
+	FieldVector   FieldGroup = "vector"
+	FieldLocation FieldGroup = "location"
+	FieldReason   FieldGroup = "reason"
+	FieldTCPState FieldGroup = "tcpstate"
+	FieldStack    FieldGroup = "stack"
+)
+
+// Priority is a syslog priority.
+type Priority uint8
+
+// The priorities that events use. Problems of the daemon itself are logged at
+// err, whose journal rate-limit bucket events never fill.
+const (
+	PriWarning Priority = 4
+	PriNotice  Priority = 5
+)
+
+// String returns the priority's syslog keyword.
+func (p Priority) String() string {
+	switch p {
+	case PriWarning:
+		return "warning"
+	case PriNotice:
+		return "notice"
+	}
+	return fmt.Sprintf("Priority(%d)", uint8(p))
+}
+
+// EventType declares one kind of event.
+type EventType struct {
+	Name string
+	// Path is the kernel path on which the event is seen.
+	Path string
+	// Threshold is the default above which a latency is an event; 0 where
+	// every occurrence is one.
+	Threshold time.Duration
+	// Below, where not 0, is the upper end: from there on the occurrence is
+	// another event type's.
+	Below    time.Duration
+	Priority Priority
+	Fields   []FieldGroup
+	// Points are the intermediate latencies of FieldPoints.
+	Points []string
+	// MessageID is the journal's MESSAGE_ID, 32 hexadecimal digits.
+	MessageID string
+	// Summary says in one sentence what happened.
+	Summary string
+
+	probe string
+	id    int
+}
+
+// Probe returns the name of the probe that sees the event.
+func (e *EventType) Probe() string { return e.probe }
+
+// ID returns the event type's index in Events.
+func (e *EventType) ID() int { return e.id }
+
+// ProbeInfo declares one probe.
+type ProbeInfo struct {
+	Name string
+	// Aliases are other names that the command line and configuration accept.
+	Aliases []string
+	// Title says in a few words what the probe looks at.
+	Title    string
+	Source   Source
+	Overhead string // the specification's word: low, medium or high
+	// Default says whether the probe runs when the configuration names none.
+	Default bool
+	// Built says whether this build contains the probe.
+	Built   bool
+	Metrics []Metric
+	Events  []EventType
+	// Options are the keys of the probe's configuration table.
+	Options []Option
+}
+
+// Option declares one key of a probe's configuration table, [probes.NAME].
+type Option struct {
+	Key     string
+	Default any // bool, int64, string, []string or time.Duration
+	Help    string
+}
+
+// Kinds returns "metrics", "events" or "metrics,events", as the contract's
+// table spells it.
+func (p *ProbeInfo) Kinds() string {
+	var k []string
+	if p.HasMetrics() {
+		k = append(k, "metrics")
+	}
+	if len(p.Events) > 0 {
+		k = append(k, "events")
+	}
+	return strings.Join(k, ",")
+}
+
+// HasMetrics reports whether the probe yields metrics.
+func (p *ProbeInfo) HasMetrics() bool { return len(p.Metrics) > 0 }
+
+var (
+	probesByName = map[string]*ProbeInfo{} // aliases too
+	metricByName = map[string]*Metric{}
+	eventByName  = map[string]*EventType{}
+	metrics      []*Metric
+	eventTypes   []*EventType
+)
+
+func init() {
+	register := func(m *Metric, probe string) {
+		if metricByName[m.Name] != nil {
+			panic("collect: metric declared twice: " + m.Name)
+		}
+		m.probe, m.id = probe, len(metrics)
+		metrics = append(metrics, m)
+		metricByName[m.Name] = m
+	}
+	for i := range probes {
+		p := &probes[i]
+		for _, n := range append([]string{p.Name}, p.Aliases...) {
+			if probesByName[n] != nil {
+				panic("collect: probe declared twice: " + n)
+			}
+			probesByName[n] = p
+		}
+		for j := range p.Metrics {
+			register(&p.Metrics[j], p.Name)
+		}
+		for j := range p.Events {
+			e := &p.Events[j]
+			e.probe, e.id = p.Name, len(eventTypes)
+			eventTypes = append(eventTypes, e)
+			eventByName[e.Name] = e
+		}
+	}
+	for i := range selfMetrics {
+		register(&selfMetrics[i], "")
+	}
+}
+
+// Probes returns the 23 probes in the order of their names.
+func Probes() []*ProbeInfo {
+	out := make([]*ProbeInfo, len(probes))
+	for i := range probes {
+		out[i] = &probes[i]
+	}
+	slices.SortFunc(out, func(a, b *ProbeInfo) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// Metrics returns every metric, by ID: the contract's, the extras, and those
+// of the tool about itself.
+func Metrics() []*Metric { return metrics }
+
+// Events returns every event type, by ID.
+func Events() []*EventType { return eventTypes }
+
+// ProbeByName finds a probe by its name or an alias; nil if there is none.
+func ProbeByName(name string) *ProbeInfo { return probesByName[name] }
+
+// MetricByName finds a metric; nil if there is none.
+func MetricByName(name string) *Metric { return metricByName[name] }
+
+// EventByName finds an event type; nil if there is none.
+func EventByName(name string) *EventType { return eventByName[name] }
+
+// MustMetric is MetricByName for names that the program itself spells: an
+// unknown one is a mistake in the code, and panics.
+func MustMetric(name string) *Metric {
+	m := metricByName[name]
+	if m == nil {
+		panic("collect: no metric " + name)
+	}
+	return m
+}

@@ -1,0 +1,76 @@
+package collect
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Pod is one pod that containerd runs here, or one container outside any pod,
+// whose containerd namespace and name then stand in for the pod's. A Pod that
+// has been handed out is never changed.
+type Pod struct {
+	// ID is the sandbox's container ID: unique over restarts of a pod.
+	ID string
+	// Namespace, Name and UID are Kubernetes' own; UID is empty outside pods.
+	Namespace, Name, UID string
+	// Labels are the pod's labels.
+	Labels map[string]string
+	// HostNetwork says that the pod shares the host's network namespace.
+	HostNetwork bool
+	// Netns is the inode number of the pod's network namespace; 0 if it
+	// shares the host's or is not known.
+	Netns uint64
+	// NetnsPath is a file that is the network namespace, "" if none is known.
+	// It outlives the pod's processes.
+	NetnsPath string
+	// Addrs are the pod's addresses, unmapped.
+	Addrs []netip.Addr
+	// PIDs are the first processes of its containers, the sandbox's first.
+	PIDs []int
+	// Cgroups are the directories of its containers' control groups.
+	Cgroups []string
+	// Started is when the pod was first seen or created.
+	Started time.Time
+}
+
+// Pods answers who is behind a network namespace, a process, a control group
+// or an address. All methods may be called from any goroutine.
+type Pods interface {
+	// Running returns the pods that run now, sorted by namespace, name and start.
+	Running() []*Pod
+	// ByNetns, ByAddr, ByPID and ByCgroup return nil for what is not a pod's.
+	// For a while they go on naming a pod that has ended.
+	ByNetns(inode uint64) *Pod
+	ByAddr(netip.Addr) *Pod
+	ByPID(pid int) *Pod
+	ByCgroup(id uint64) *Pod
+	// Processes appends to buf the processes of a pod's control groups, their
+	// descendants included.
+	Processes(p *Pod, buf []int) ([]int, error)
+	// Connected reports whether containerd answers.
+	Connected() bool
+}
+
+// NoPods is the Pods of a machine without containerd: it knows none.
+type NoPods struct{}
+
+// Running returns nil.
+func (NoPods) Running() []*Pod { return nil }
+
+// ByNetns returns nil.
+func (NoPods) ByNetns(uint64) *Pod { return nil }
+
+// ByAddr returns nil.
+func (NoPods) ByAddr(netip.Addr) *Pod { return nil }
+
+// ByPID returns nil.
+func (NoPods) ByPID(int) *Pod { return nil }
+
+// ByCgroup returns nil.
+func (NoPods) ByCgroup(uint64) *Pod { return nil }
+
+// Processes returns buf as it is.
+func (NoPods) Processes(_ *Pod, buf []int) ([]int, error) { return buf, nil }
+
+// Connected returns false.
+func (NoPods) Connected() bool { return false }

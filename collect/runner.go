@@ -1,0 +1,506 @@
+package collect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path"
+	"reflect"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"golang.org/x/sys/unix"
+)
+
+// Options say what a Runner samples and how it labels it.
+type Options struct {
+	// Node is the value of k8s_node, HostLabel of both pod labels for the
+	// host's own series.
+	Node, HostLabel string
+	// Version is this build's, for nodeskoop_build_info.
+	Version string
+	// Interval is the time between two cycles, Timeout the longest that one
+	// probe may take on one target before it is given up.
+	Interval, Timeout time.Duration
+	// Enabled names the probes to run; Probes holds their options by name.
+	Enabled []string
+	Probes  map[string]map[string]any
+	// Labels are the user's own labels.
+	Labels []LabelTemplate
+	// CompatNames adds the metrics that have an Alias.
+	CompatNames bool
+	// Exclude holds globs (path.Match) of metric names to leave out.
+	Exclude []string
+	// SkipZero leaves out counters of a pod that have been 0 since the start.
+	SkipZero bool
+	// MaxSeries is the most series of one cycle; 0: no limit.
+	MaxSeries int
+	// ProcRoot is where procfs is mounted; "" means /proc.
+	ProcRoot string
+	// HostNetns is a file that is the host's network namespace; "" means
+	// that of process 1.
+	HostNetns string
+	Pods      Pods
+	Log       *slog.Logger
+}
+
+// ProbeStatus tells how one probe did in the last cycle.
+type ProbeStatus struct {
+	Name string
+	Up   bool
+	// Err is the first failure of the cycle, nil if Up.
+	Err error
+	// Failed counts the targets that lack values.
+	Failed   int
+	Duration time.Duration
+}
+
+// Runner samples the probes of the Catalogue, each interval or once, and
+// turns their values into metric families.
+type Runner struct {
+	opt       Options
+	factories map[string]Factory
+
+	selfNetns, hostNetns uint64
+	selfNetnsFD          int
+	hostPIDs             []int
+	hostPath             string
+
+	instances []*instance
+	targets   map[string]*target
+	host      *target
+	ordered   []*target // this cycle's, in order of output
+	rows      []Row
+	fam       families
+	missed    uint64
+
+	mu     sync.Mutex
+	status []ProbeStatus
+	self   []func(add func(m string, value float64, labels ...string))
+}
+
+// instance is one enabled probe.
+type instance struct {
+	info  *ProbeInfo
+	probe Probe // nil: could not be built yet
+	err   error // why not
+	opts  map[string]any
+	retry time.Time
+	delay time.Duration
+
+	logged string // the failure that was logged last, "" while up
+
+	// of the cycle
+	failed   int
+	failedOn *target
+	firstErr error
+	took     time.Duration
+}
+
+const (
+	minRetry    = 5 * time.Second
+	maxRetry    = 5 * time.Minute
+	maxOrphans  = 4 // workers that may hang on one target at a time
+	pollOrphans = 20 * time.Millisecond
+)
+
+// NewRunner builds a Runner from the probes that the program contains.
+func NewRunner(opt Options, factories ...Factory) (*Runner, error) {
+	r := &Runner{factories: map[string]Factory{}, targets: map[string]*target{}}
+	for _, f := range factories {
+		r.factories[f.Name] = f
+	}
+	fd, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open this process's network namespace /proc/thread-self/ns/net: %w (is procfs mounted on /proc?)", err)
+	}
+	r.selfNetnsFD = fd
+	if r.selfNetns, err = netnsInode("/proc/thread-self/ns/net"); err != nil {
+		return nil, fmt.Errorf("find this process's network namespace: %w", err)
+	}
+	if err := r.Apply(opt); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	return r, nil
+}
+
+// Apply changes the options between two cycles. Probes whose own options stay
+// as they were keep what they remember. On an error nothing is changed.
+func (r *Runner) Apply(opt Options) error {
+	if opt.ProcRoot == "" {
+		opt.ProcRoot = "/proc"
+	}
+	if opt.Pods == nil {
+		opt.Pods = NoPods{}
+	}
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	if opt.Timeout <= 0 {
+		opt.Timeout = 2 * time.Second
+	}
+	for _, g := range opt.Exclude {
+		if _, err := path.Match(g, ""); err != nil {
+			return fmt.Errorf("metrics to exclude: %q is not a glob: %w", g, err)
+		}
+	}
+	hostPath := opt.HostNetns
+	if hostPath == "" {
+		hostPath = opt.ProcRoot + "/1/ns/net"
+	}
+	host, err := netnsInode(hostPath)
+	pids := []int{1}
+	if err != nil {
+		if opt.HostNetns != "" {
+			return fmt.Errorf("find the host's network namespace: %w", err)
+		}
+		// Without CAP_SYS_PTRACE the namespace of process 1 cannot be told;
+		// a daemon that is not in a container shares it.
+		opt.Log.Warn("cannot tell the host's network namespace, taking this process's own", "error", err, "hint", "needs CAP_SYS_PTRACE")
+		host, hostPath = r.selfNetns, "/proc/thread-self/ns/net"
+	}
+	if host == r.selfNetns {
+		pids = append(pids, os.Getpid())
+	}
+
+	var next []*instance
+	for _, name := range opt.Enabled {
+		info := ProbeByName(name)
+		if info == nil {
+			return fmt.Errorf("unknown probe %q", name)
+		}
+		next = append(next, &instance{info: info, opts: probeOptions(info, opt.Probes[info.Name])})
+	}
+	slices.SortFunc(next, func(a, b *instance) int { return strings.Compare(a.info.Name, b.info.Name) })
+	next = slices.CompactFunc(next, func(a, b *instance) bool { return a.info == b.info })
+
+	sameHost := r.hostNetns == host && r.opt.ProcRoot == opt.ProcRoot
+	r.opt, r.hostNetns, r.hostPath, r.hostPIDs = opt, host, hostPath, pids
+	kept := map[*instance]bool{}
+	for i, n := range next {
+		for _, old := range r.instances {
+			if sameHost && old.info == n.info && reflect.DeepEqual(old.opts, n.opts) {
+				next[i], kept[old] = old, true
+			}
+		}
+	}
+	for _, old := range r.instances {
+		if !kept[old] {
+			r.drop(old)
+		}
+	}
+	r.instances = next
+	for _, t := range r.targets {
+		t.labels = labelSet{} // made anew from the new templates
+	}
+	r.fam.apply(opt)
+	return nil
+}
+
+func probeOptions(info *ProbeInfo, given map[string]any) map[string]any {
+	o := make(map[string]any, len(info.Options))
+	for _, d := range info.Options {
+		o[d.Key] = d.Default
+	}
+	maps.Copy(o, given)
+	return o
+}
+
+// drop closes an instance and forgets what it remembered.
+func (r *Runner) drop(in *instance) {
+	if in.probe != nil {
+		if err := in.probe.Close(); err != nil {
+			r.opt.Log.Warn("closing a probe failed", "probe", in.info.Name, "error", err)
+		}
+		in.probe = nil
+	}
+	for _, t := range r.targets {
+		t.mu.Lock()
+		delete(t.state, in.info.Name)
+		delete(t.hung, in)
+		t.mu.Unlock()
+	}
+}
+
+// Close closes all probes.
+func (r *Runner) Close() {
+	for _, in := range r.instances {
+		r.drop(in)
+	}
+	r.instances = nil
+	_ = unix.Close(r.selfNetnsFD)
+}
+
+// Self registers a function that adds values of the tool's metrics about
+// itself to each cycle.
+func (r *Runner) Self(f func(add func(metric string, value float64, labels ...string))) {
+	r.self = append(r.self, f)
+}
+
+// Status tells how the probes did in the last cycle, by name. It may be
+// called from any goroutine.
+func (r *Runner) Status() []ProbeStatus {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.status)
+}
+
+// Run samples until ctx ends: at once, and then each interval. sink gets the
+// families of every cycle; they are valid until it returns. reload, which may
+// be nil, delivers new options, and done hears what became of them.
+func (r *Runner) Run(ctx context.Context, sink func([]*dto.MetricFamily), reload <-chan Reload) {
+	next := time.Now()
+	for {
+		sink(r.Cycle())
+		for now := time.Now(); !next.After(now); next = next.Add(r.opt.Interval) {
+			if now.Sub(next) >= r.opt.Interval {
+				r.missed++
+			}
+		}
+		for wait := true; wait; {
+			timer := time.NewTimer(time.Until(next))
+			select {
+			case <-ctx.Done():
+				timer.Stop()
+				return
+			case req := <-reload:
+				timer.Stop()
+				err := r.Apply(req.Options)
+				req.Done(err)
+				if err == nil {
+					next, wait = time.Now(), false
+				}
+			case <-timer.C:
+				wait = false
+			}
+		}
+	}
+}
+
+// Reload asks a running Runner to change its options.
+type Reload struct {
+	Options Options
+	Done    func(error)
+}
+
+// Cycle samples every probe once and returns the families. They are valid
+// until the next Cycle.
+func (r *Runner) Cycle() []*dto.MetricFamily {
+	start := time.Now()
+	r.build(start)
+	jobs := r.plan()
+	r.rows = r.runJobs(jobs, r.rows[:0])
+	r.judge()
+	return r.fam.build(r, start)
+}
+
+// build makes the probes that could not be made so far.
+func (r *Runner) build(now time.Time) {
+	for _, in := range r.instances {
+		in.failed, in.failedOn, in.firstErr, in.took = 0, nil, nil, 0
+		if in.probe != nil || now.Before(in.retry) {
+			continue
+		}
+		in.probe, in.err = r.create(in)
+		if in.err != nil {
+			in.delay = min(max(2*in.delay, minRetry), maxRetry)
+			in.retry = now.Add(in.delay)
+		}
+	}
+}
+
+func (r *Runner) create(in *instance) (p Probe, err error) {
+	f, ok := r.factories[in.info.Name]
+	if !ok {
+		return nil, ErrNotBuilt
+	}
+	defer func() {
+		if v := recover(); v != nil {
+			p, err = nil, panicError(v)
+		}
+	}()
+	return f.New(Env{Options: in.opts, ProcRoot: r.opt.ProcRoot, Pods: r.opt.Pods, Log: r.opt.Log.With("probe", in.info.Name)})
+}
+
+// ErrNotBuilt says that the program does not contain a probe.
+var ErrNotBuilt = errors.New("not built yet")
+
+// plan brings the targets up to date and lists the jobs of the cycle.
+func (r *Runner) plan() []*job {
+	for _, t := range r.targets {
+		t.live = false
+	}
+	r.ordered = r.ordered[:0]
+	var jobs []*job
+	add := func(key string, over Over, pod *Pod, inode uint64, pids []int, path string) *target {
+		t := r.targets[key]
+		if t == nil {
+			t = &target{over: over, inode: inode}
+			r.targets[key] = t
+		}
+		if t.pod != pod || t.labels.pairs == nil {
+			t.pod, t.labels = pod, r.labelsOf(pod)
+		}
+		t.pids, t.path, t.live = pids, path, true
+		r.ordered = append(r.ordered, t)
+		j := &job{t: t}
+		for _, in := range r.instances {
+			if in.probe == nil {
+				continue
+			}
+			o := in.probe.Over()
+			if o == over || over == EachNetns && pod == nil && o == HostNetns {
+				j.run = append(j.run, in)
+			}
+		}
+		if len(j.run) > 0 {
+			jobs = append(jobs, j)
+		}
+		return t
+	}
+	add("node", Node, nil, 0, nil, "")
+	r.host = add("host", EachNetns, nil, r.hostNetns, r.hostPIDs, r.hostPath)
+
+	var wantPIDs bool
+	for _, in := range r.instances {
+		wantPIDs = wantPIDs || in.probe != nil && in.probe.Over() == EachPod
+	}
+	// The newest sandbox of a pod speaks for it: two with one name are an old
+	// one that is going and its successor, and would be the same series.
+	pods := r.opt.Pods.Running()
+	newest := make(map[[2]string]*Pod, len(pods))
+	for _, p := range pods {
+		k := [2]string{p.Namespace, p.Name}
+		if q := newest[k]; q == nil || p.Started.After(q.Started) {
+			newest[k] = p
+		}
+	}
+	taken := map[int]bool{}
+	seen := map[uint64]bool{r.hostNetns: true}
+	for _, p := range pods {
+		var pids []int
+		if wantPIDs {
+			var err error
+			if pids, err = r.opt.Pods.Processes(p, nil); err != nil {
+				r.opt.Log.Debug("listing a pod's processes failed", "namespace", p.Namespace, "pod", p.Name, "error", err)
+			}
+			for _, pid := range pids {
+				taken[pid] = true
+			}
+		}
+		if newest[[2]string{p.Namespace, p.Name}] != p {
+			continue
+		}
+		if p.Netns != 0 && !p.HostNetwork && !seen[p.Netns] {
+			seen[p.Netns] = true
+			add("netns "+p.ID+" "+strconv.FormatUint(p.Netns, 10), EachNetns, p, p.Netns, p.PIDs, p.NetnsPath)
+		}
+		if wantPIDs {
+			add("pids "+p.ID, EachPod, p, 0, pids, "")
+		}
+	}
+	if wantPIDs {
+		pids, err := listPIDs(r.opt.ProcRoot, taken)
+		if err != nil {
+			r.opt.Log.Error("listing processes failed", "error", err)
+		}
+		add("pids", EachPod, nil, 0, pids, "")
+	}
+	for key, t := range r.targets {
+		if !t.live {
+			delete(r.targets, key)
+		}
+	}
+	return jobs
+}
+
+func (r *Runner) labelsOf(p *Pod) labelSet {
+	ns, name := r.opt.HostLabel, r.opt.HostLabel
+	if p != nil {
+		ns, name = p.Namespace, p.Name
+	}
+	return newLabelSet(r.opt.Node, ns, name, p, r.opt.Labels)
+}
+
+// listPIDs lists the processes under procfs but those in without.
+func listPIDs(root string, without map[int]bool) ([]int, error) {
+	d, err := os.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", root, err)
+	}
+	pids := make([]int, 0, len(names))
+	for _, n := range names {
+		if n[0] < '1' || n[0] > '9' {
+			continue
+		}
+		if pid, err := strconv.Atoi(n); err == nil && !without[pid] {
+			pids = append(pids, pid)
+		}
+	}
+	slices.Sort(pids)
+	return pids, nil
+}
+
+// judge turns the outcomes of the cycle into the probes' status, and logs
+// what has changed.
+func (r *Runner) judge() {
+	status := make([]ProbeStatus, 0, len(r.instances))
+	for _, in := range r.instances {
+		s := ProbeStatus{Name: in.info.Name, Failed: in.failed, Duration: in.took, Err: in.firstErr}
+		if in.probe == nil {
+			s.Err = in.err
+		}
+		s.Up = s.Err == nil
+		status = append(status, s)
+		switch {
+		case !s.Up && in.logged == "":
+			in.logged = s.Err.Error()
+			r.opt.Log.Error("probe failed; it is tried again each cycle", "probe", s.Name, "targets", s.Failed, "error", s.Err)
+		case s.Up && in.logged != "":
+			in.logged = ""
+			r.opt.Log.Info("probe works again", "probe", s.Name)
+		}
+	}
+	r.mu.Lock()
+	r.status = status
+	r.mu.Unlock()
+}
+
+// selfValues adds the values of the tool about itself.
+func (r *Runner) selfValues(start time.Time, add func(string, float64, ...string)) {
+	add("nodeskoop_build_info", 1, r.opt.Version, runtime.Version())
+	add("nodeskoop_last_cycle_timestamp_seconds", float64(start.UnixMilli())/1000)
+	add("nodeskoop_cycles_missed_total", float64(r.missed))
+	add("nodeskoop_pods", float64(len(r.opt.Pods.Running())))
+	add("nodeskoop_containerd_up", boolValue(r.opt.Pods.Connected()))
+	for _, s := range r.Status() {
+		add("nodeskoop_probe_up", boolValue(s.Up), s.Name)
+		add("nodeskoop_probe_duration_seconds", s.Duration.Seconds(), s.Name)
+		add("nodeskoop_probe_failed_targets", float64(s.Failed), s.Name)
+	}
+	for _, f := range r.self {
+		f(add)
+	}
+	add("nodeskoop_last_cycle_duration_seconds", time.Since(start).Seconds())
+}
+
+func boolValue(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

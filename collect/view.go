@@ -1,0 +1,473 @@
+package collect
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"runtime"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Over says on what a probe is sampled.
+type Over uint8
+
+// What a probe may be sampled on.
+const (
+	// EachNetns: once for the host's network namespace and once for each pod's.
+	EachNetns Over = iota + 1
+	// HostNetns: once, for the host's network namespace.
+	HostNetns
+	// EachPod: once for the processes of each pod, and once for those outside pods.
+	EachPod
+	// Node: once.
+	Node
+)
+
+// Probe samples one kind of kernel counter.
+//
+// Sample appends its values with v.Add. It must reach the kernel only through
+// v (Read, Do, Enter), so that a call that hangs can be given up, and must
+// return at once when one of these fails. What it wants to remember of a
+// target between cycles it keeps in State, what it needs as scratch in v.
+// Sample is never called twice at the same time for one target, but may be
+// for two targets after one of them hung.
+type Probe interface {
+	Over() Over
+	Sample(v *View) error
+	Close() error
+}
+
+// Env is what a Factory gets to build its probe from.
+type Env struct {
+	// Options are the values of the probe's configuration table, defaults
+	// included, as the Catalogue's Option declares them.
+	Options map[string]any
+	// ProcRoot is where procfs is mounted, /proc but for tests.
+	ProcRoot string
+	Pods     Pods
+	Log      *slog.Logger
+}
+
+// Factory builds one probe of the Catalogue.
+type Factory struct {
+	Name string
+	New  func(Env) (Probe, error)
+}
+
+// ErrGone says that what was to be sampled has ended: not a failure.
+var ErrGone = errors.New("it has ended")
+
+// errDisowned stops a worker that was given up while it hung.
+var errDisowned = errors.New("given up after a timeout")
+
+// StuckError says that a kernel call made earlier has not returned yet.
+type StuckError struct {
+	PID  int
+	What string
+}
+
+func (e *StuckError) Error() string {
+	return fmt.Sprintf("%s of process %d: the call made in an earlier cycle still hangs in the kernel (see /proc/%d/stack)", e.What, e.PID, e.PID)
+}
+
+// op names one call into the kernel.
+type op struct {
+	pid  int
+	what string
+}
+
+// target is what one job of a cycle samples. It lives as long as the pod or
+// namespace does, and so does what probes remember of it.
+type target struct {
+	over  Over
+	pod   *Pod // nil: the host
+	inode uint64
+	pids  []int // processes through which to reach the namespace; for EachPod, those to sample
+	path  string
+	live  bool // seen in this cycle
+
+	mu      sync.Mutex
+	state   map[string]any
+	stuck   map[op]int         // calls that hang, and how many workers hang in them
+	hung    map[*instance]bool // probes whose code hangs outside the kernel
+	nonzero []uint64           // bit set of counters that were ever above 0
+	labels  labelSet
+}
+
+func (t *target) String() string {
+	switch {
+	case t.over == Node:
+		return "the node"
+	case t.pod == nil && t.over == EachPod:
+		return "processes outside pods"
+	case t.pod == nil:
+		return "the host's network namespace"
+	}
+	return "pod " + t.pod.Namespace + "/" + t.pod.Name
+}
+
+// State returns what the running probe remembers of the target between
+// cycles, zero at first.
+func State[T any](v *View) *T {
+	v.t.mu.Lock()
+	defer v.t.mu.Unlock()
+	if s, ok := v.t.state[v.inst.info.Name].(*T); ok {
+		return s
+	}
+	s := new(T)
+	if v.t.state == nil {
+		v.t.state = map[string]any{}
+	}
+	v.t.state[v.inst.info.Name] = s
+	return s
+}
+
+// Row is one value of one series.
+type Row struct {
+	t      *target
+	Metric *Metric
+	Value  float64
+	// Labels are the values of Metric.Labels.
+	Labels []string
+}
+
+// View is a probe's window on one target in one cycle.
+type View struct {
+	w     *worker
+	t     *target
+	inst  *instance
+	dir   int // /proc/PID of a process in the namespace; -1: not open
+	pid   int
+	files []netFile // what was read under /proc/PID/net in this cycle
+	nfile int
+	rows  []Row
+
+	// Scratch is memory that a probe may use freely during one Sample.
+	Scratch []byte
+}
+
+type netFile struct {
+	name string
+	buf  []byte
+	err  error
+}
+
+// Add appends one value; labels are those of Metric.Labels.
+func (v *View) Add(m *Metric, value float64, labels ...string) {
+	v.rows = append(v.rows, Row{t: v.t, Metric: m, Value: value, Labels: labels})
+}
+
+// Pod returns the pod that is sampled, nil for the host.
+func (v *View) Pod() *Pod { return v.t.pod }
+
+// PIDs returns the processes to sample, for a probe over EachPod.
+func (v *View) PIDs() []int { return v.t.pids }
+
+// Do runs fn, which calls into the kernel about process pid (0 for none).
+// If fn does not return in time the worker is given up and fn's result is
+// never used; until it returns, Do with the same pid and name fails at once.
+func (v *View) Do(pid int, what string, fn func() error) error {
+	o := op{pid, what}
+	if err := v.enterOp(o); err != nil {
+		return err
+	}
+	err := fn()
+	if !v.leaveOp() {
+		return errDisowned
+	}
+	return err
+}
+
+func (v *View) enterOp(o op) error {
+	v.t.mu.Lock()
+	stuck := v.t.stuck[o] > 0
+	v.t.mu.Unlock()
+	if stuck {
+		return &StuckError{o.pid, o.what}
+	}
+	w := v.w
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.disowned {
+		return errDisowned
+	}
+	w.op, w.inOp = o, true
+	return nil
+}
+
+// leaveOp reports whether the worker still owns its job.
+func (v *View) leaveOp() bool {
+	w := v.w
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.inOp = false
+	return !w.disowned
+}
+
+// openNetns makes /proc/PID of a process in the target's namespace available.
+// The open directory pins the process's identity: once the process has ended,
+// reads through it fail, even if the number is in use again.
+func (v *View) openNetns() error {
+	if v.dir >= 0 {
+		return nil
+	}
+	for _, pid := range v.t.pids {
+		dir, err := v.OpenProc(pid)
+		if errors.Is(err, ErrGone) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if v.t.inode != 0 {
+			ino, err := v.netnsOf(dir, pid)
+			if errors.Is(err, ErrGone) || err == nil && ino != v.t.inode {
+				_ = unix.Close(dir)
+				continue
+			}
+			if err != nil {
+				_ = unix.Close(dir)
+				return err
+			}
+		}
+		v.dir, v.pid = dir, pid
+		return nil
+	}
+	return ErrGone
+}
+
+// readNet reads one file of the namespace: through a process that is in it,
+// else, where only a bind mount holds the namespace, from inside.
+func (v *View) readNet(name string, buf []byte) ([]byte, error) {
+	err := v.openNetns()
+	if err == nil {
+		return v.ReadAt(v.dir, v.pid, "net/"+name, buf)
+	}
+	if !errors.Is(err, ErrGone) || v.t.path == "" {
+		return nil, err
+	}
+	err = v.Do(0, v.t.path+" net/"+name, func() error {
+		return v.w.inNetns(unix.AT_FDCWD, v.t.path, v.t.inode, func() (err error) {
+			buf, err = readFile(unix.AT_FDCWD, v.w.root+"/thread-self/net/"+name, buf)
+			return err
+		})
+	})
+	if err != nil && err != errDisowned {
+		return nil, fmt.Errorf("read net/%s in the network namespace %s: %w", name, v.t.path, err)
+	}
+	return buf, err
+}
+
+func (v *View) netnsOf(dir, pid int) (uint64, error) {
+	var st unix.Stat_t
+	err := v.Do(pid, "stat ns/net", func() error {
+		return unix.Fstatat(dir, "ns/net", &st, 0)
+	})
+	if err != nil {
+		return 0, v.procError("stat", pid, "ns/net", err)
+	}
+	return st.Ino, nil
+}
+
+// OpenProc opens the directory of a process under procfs. Reads through the
+// descriptor fail once that process has ended. The caller closes it.
+func (v *View) OpenProc(pid int) (dir int, err error) {
+	dir = -1
+	err = v.Do(pid, "open", func() (err error) {
+		dir, err = openRetry(unix.AT_FDCWD, v.w.root+"/"+strconv.Itoa(pid), unix.O_DIRECTORY|unix.O_PATH)
+		return err
+	})
+	if err != nil {
+		if err == errDisowned && dir >= 0 {
+			_ = unix.Close(dir)
+		}
+		return -1, v.procError("open", pid, "", err)
+	}
+	return dir, nil
+}
+
+// ReadAt reads a whole file below a directory that OpenProc opened into buf,
+// which it grows as needed.
+func (v *View) ReadAt(dir, pid int, name string, buf []byte) ([]byte, error) {
+	err := v.Do(pid, name, func() (err error) {
+		buf, err = readFile(dir, name, buf)
+		return err
+	})
+	if err != nil {
+		return nil, v.procError("read", pid, name, err)
+	}
+	return buf, nil
+}
+
+// ReadNet reads /proc/PID/net/NAME of a process in the target's network
+// namespace, once per cycle however many probes want it. The bytes are valid
+// until Sample returns. A file that this kernel does not have is fs.ErrNotExist.
+func (v *View) ReadNet(name string) ([]byte, error) {
+	for i := range v.files[:v.nfile] {
+		if f := &v.files[i]; f.name == name {
+			return f.buf, f.err
+		}
+	}
+	if v.nfile == len(v.files) {
+		v.files = append(v.files, netFile{})
+	}
+	f := &v.files[v.nfile]
+	f.name = name
+	buf, err := v.readNet(name, f.buf)
+	if err == errDisowned {
+		return nil, err
+	}
+	if errors.Is(err, ErrGone) && v.dir >= 0 {
+		// The process is there or it is not; a live one without the file
+		// means that the kernel lacks it.
+		if _, e := v.netnsOf(v.dir, v.pid); e == nil {
+			err = fmt.Errorf("read %s/%d/net/%s: %w", v.w.root, v.pid, name, fs.ErrNotExist)
+		}
+	}
+	if buf != nil {
+		f.buf = buf
+	}
+	f.err = err
+	v.nfile++
+	return f.buf, f.err
+}
+
+// ReadHost reads a file of procfs that does not belong to one process. The
+// bytes are in v.Scratch.
+func (v *View) ReadHost(name string) ([]byte, error) {
+	path := v.w.root + "/" + name
+	buf := v.Scratch
+	err := v.Do(0, path, func() (err error) {
+		buf, err = readFile(unix.AT_FDCWD, path, buf)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	v.Scratch = buf
+	return buf, nil
+}
+
+// Enter runs fn on a thread that is in the target's network namespace. What
+// fn opens there (a netlink socket) belongs to that namespace and must be
+// closed before Sample returns: a socket keeps a dead pod's namespace alive.
+func (v *View) Enter(what string, fn func() error) error {
+	if v.t.inode == v.w.r.selfNetns {
+		return v.Do(v.pid, what, fn)
+	}
+	dir, name := v.dir, "ns/net"
+	if err := v.openNetns(); err == nil {
+		dir = v.dir
+	} else if errors.Is(err, ErrGone) && v.t.path != "" {
+		dir, name = unix.AT_FDCWD, v.t.path
+	} else {
+		return err
+	}
+	return v.Do(v.pid, what, func() error { return v.w.inNetns(dir, name, v.t.inode, fn) })
+}
+
+// inNetns switches the thread to the namespace that the file name below dir
+// is, runs fn, and switches back.
+func (w *worker) inNetns(dir int, name string, inode uint64, fn func() error) error {
+	ns, err := openRetry(dir, name, 0)
+	if err != nil {
+		if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
+			return ErrGone
+		}
+		return fmt.Errorf("open the network namespace: %w (needs CAP_SYS_PTRACE)", err)
+	}
+	defer unix.Close(ns)
+	var st unix.Stat_t
+	if err := unix.Fstat(ns, &st); err != nil {
+		return fmt.Errorf("stat the network namespace: %w", err)
+	}
+	if st.Ino != inode {
+		return ErrGone // the process, or the mount, is another namespace's by now
+	}
+	runtime.LockOSThread()
+	if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("enter the network namespace: %w (needs CAP_SYS_ADMIN)", err)
+	}
+	fnErr := fn()
+	if err := unix.Setns(w.r.selfNetnsFD, unix.CLONE_NEWNET); err != nil {
+		// The thread stays locked, so the runtime ends it with its goroutine.
+		w.poisoned = true
+		return fmt.Errorf("return from the network namespace: %w", err)
+	}
+	runtime.UnlockOSThread()
+	return fnErr
+}
+
+// procError words a failed call about a process. That the process has ended
+// is ErrGone.
+func (v *View) procError(verb string, pid int, name string, err error) error {
+	if err == errDisowned {
+		return err
+	}
+	var stuck *StuckError
+	if errors.As(err, &stuck) {
+		return err
+	}
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("%s %s/%d/%s: %w", verb, v.w.root, pid, name, ErrGone)
+	}
+	hint := ""
+	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
+		hint = " (needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH)"
+	}
+	return fmt.Errorf("%s %s/%d/%s: %w%s", verb, v.w.root, pid, name, err, hint)
+}
+
+// reset makes the View ready for another target.
+func (v *View) reset(t *target) {
+	if v.dir >= 0 {
+		_ = unix.Close(v.dir)
+	}
+	v.t, v.dir, v.pid, v.nfile = t, -1, 0, 0
+}
+
+// readFile reads a whole file into buf, which it grows as needed.
+func readFile(dir int, name string, buf []byte) ([]byte, error) {
+	fd, err := openRetry(dir, name, 0)
+	if err != nil {
+		return buf, err
+	}
+	defer unix.Close(fd)
+	buf = buf[:0]
+	for {
+		if len(buf) == cap(buf) {
+			buf = append(buf, make([]byte, max(4096, cap(buf)))...)[:len(buf)]
+		}
+		n, err := unix.Read(fd, buf[len(buf):cap(buf)])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			return buf, err
+		}
+		buf = buf[:len(buf)+n]
+	}
+}
+
+func openRetry(dir int, name string, flags int) (int, error) {
+	for {
+		fd, err := unix.Openat(dir, name, flags|unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != unix.EINTR {
+			return fd, err
+		}
+	}
+}
+
+// netnsInode returns the inode number of the network namespace that path is.
+func netnsInode(path string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return st.Ino, nil
+}

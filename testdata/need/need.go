@@ -1,0 +1,56 @@
+// Package need holds what a test says when it cannot run everywhere. A test
+// that lacks something is skipped with the reason named; where
+// NODESKOOP_TEST_STRICT is set (as `make test` does, which installs
+// everything first), lacking what the machine could have is a failure.
+package need
+
+import (
+	"os"
+	"os/exec"
+	"testing"
+)
+
+func strict() bool { return os.Getenv("NODESKOOP_TEST_STRICT") != "" }
+
+// Root skips the test unless it runs as root.
+func Root(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		lack(t, "needs root: run make test with sudo")
+	}
+}
+
+// Program skips the test unless all programs are in $PATH.
+func Program(t testing.TB, names ...string) {
+	t.Helper()
+	for _, n := range names {
+		if _, err := exec.LookPath(n); err != nil {
+			lack(t, "needs the program "+n+": make deps installs it")
+		}
+	}
+}
+
+// Kernel skips the test if this machine's kernel cannot do it: the one thing
+// that no set-up can mend.
+func Kernel(t testing.TB, ok bool, reason string) {
+	t.Helper()
+	if !ok {
+		t.Skip("this kernel: " + reason)
+	}
+}
+
+// Short skips a long test under go test -short.
+func Short(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("long test, left out by -short")
+	}
+}
+
+func lack(t testing.TB, reason string) {
+	t.Helper()
+	if strict() {
+		t.Fatal(reason)
+	}
+	t.Skip(reason)
+}
