@@ -221,44 +221,49 @@ func (p *ProbeInfo) Kinds() string {
 // HasMetrics reports whether the probe yields metrics.
 func (p *ProbeInfo) HasMetrics() bool { return len(p.Metrics) > 0 }
 
-var (
-	probesByName = map[string]*ProbeInfo{} // aliases too
-	metricByName = map[string]*Metric{}
-	eventByName  = map[string]*EventType{}
-	metrics      []*Metric
-	eventTypes   []*EventType
-)
+// index is the Catalogue by name and by ID.
+type index struct {
+	probes  map[string]*ProbeInfo // aliases too
+	metrics map[string]*Metric
+	events  map[string]*EventType
+	allM    []*Metric
+	allE    []*EventType
+}
 
-func init() {
+var catalogue = newIndex()
+
+func newIndex() *index {
+	x := &index{probes: map[string]*ProbeInfo{}, metrics: map[string]*Metric{}, events: map[string]*EventType{}}
 	register := func(m *Metric, probe string) {
-		if metricByName[m.Name] != nil {
+		if x.metrics[m.Name] != nil {
 			panic("collect: metric declared twice: " + m.Name)
 		}
-		m.probe, m.id = probe, len(metrics)
-		metrics = append(metrics, m)
-		metricByName[m.Name] = m
+		m.probe, m.id = probe, len(x.allM)
+		x.allM = append(x.allM, m)
+		x.metrics[m.Name] = m
 	}
 	for i := range probes {
 		p := &probes[i]
 		for _, n := range append([]string{p.Name}, p.Aliases...) {
-			if probesByName[n] != nil {
+			if x.probes[n] != nil {
 				panic("collect: probe declared twice: " + n)
 			}
-			probesByName[n] = p
+			x.probes[n] = p
 		}
 		for j := range p.Metrics {
 			register(&p.Metrics[j], p.Name)
 		}
 		for j := range p.Events {
 			e := &p.Events[j]
-			e.probe, e.id = p.Name, len(eventTypes)
-			eventTypes = append(eventTypes, e)
-			eventByName[e.Name] = e
+			e.probe, e.id = p.Name, len(x.allE)
+			x.allE = append(x.allE, e)
+			x.events[e.Name] = e
 		}
 	}
 	for i := range selfMetrics {
 		register(&selfMetrics[i], "")
 	}
+	return x
 }
 
 // Probes returns the 23 probes in the order of their names.
@@ -273,24 +278,24 @@ func Probes() []*ProbeInfo {
 
 // Metrics returns every metric, by ID: the contract's, the extras, and those
 // of the tool about itself.
-func Metrics() []*Metric { return metrics }
+func Metrics() []*Metric { return catalogue.allM }
 
 // Events returns every event type, by ID.
-func Events() []*EventType { return eventTypes }
+func Events() []*EventType { return catalogue.allE }
 
 // ProbeByName finds a probe by its name or an alias; nil if there is none.
-func ProbeByName(name string) *ProbeInfo { return probesByName[name] }
+func ProbeByName(name string) *ProbeInfo { return catalogue.probes[name] }
 
 // MetricByName finds a metric; nil if there is none.
-func MetricByName(name string) *Metric { return metricByName[name] }
+func MetricByName(name string) *Metric { return catalogue.metrics[name] }
 
 // EventByName finds an event type; nil if there is none.
-func EventByName(name string) *EventType { return eventByName[name] }
+func EventByName(name string) *EventType { return catalogue.events[name] }
 
 // MustMetric is MetricByName for names that the program itself spells: an
 // unknown one is a mistake in the code, and panics.
 func MustMetric(name string) *Metric {
-	m := metricByName[name]
+	m := catalogue.metrics[name]
 	if m == nil {
 		panic("collect: no metric " + name)
 	}

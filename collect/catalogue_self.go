@@ -30,4 +30,3 @@ var selfMetrics = []Metric{
 	{Name: "nodeskoop_textfile_write_failures_total", Type: Counter, Scope: PerHost, Extra: true,
 		Help: "Writes of the textfile that failed; the file before was kept."},
 }
-

@@ -26,10 +26,10 @@ type family struct {
 }
 
 func (f *families) apply(opt Options) {
-	f.excluded = make([]bool, len(metrics))
-	f.byID = make([]family, len(metrics))
+	f.excluded = make([]bool, len(catalogue.allM))
+	f.byID = make([]family, len(catalogue.allM))
 	f.aliases = f.aliases[:0]
-	for _, m := range metrics {
+	for _, m := range catalogue.allM {
 		for _, g := range opt.Exclude {
 			if ok, _ := path.Match(g, m.Name); ok {
 				f.excluded[m.id] = true
@@ -87,7 +87,7 @@ func (f *families) build(r *Runner, start time.Time) []*dto.MetricFamily {
 		}
 	}
 	self("nodeskoop_series", float64(f.total))
-	for _, m := range metrics {
+	for _, m := range catalogue.allM {
 		if n := f.leftOut[m.id]; n > 0 {
 			self("nodeskoop_series_left_out", float64(n), m.Name)
 		}
@@ -95,7 +95,7 @@ func (f *families) build(r *Runner, start time.Time) []*dto.MetricFamily {
 	r.selfValues(start, self)
 
 	f.out = f.out[:0]
-	for _, m := range metrics {
+	for _, m := range catalogue.allM {
 		if fam := f.byID[m.id].dto; len(fam.Metric) > 0 {
 			f.out = append(f.out, fam)
 		}

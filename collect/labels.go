@@ -87,7 +87,7 @@ func reservedLabel(name string) bool {
 	case LabelNode, LabelNamespace, LabelPod, "instance", "job", "le", "quantile":
 		return true
 	}
-	for _, m := range metrics {
+	for _, m := range catalogue.allM {
 		for _, l := range m.Labels {
 			if l == name {
 				return true

@@ -230,4 +230,3 @@ func (in *instance) fail(t *target, err error) {
 func panicError(p any) error {
 	return fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 }
-

@@ -1,0 +1,145 @@
+package collect
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// table reads one of the contract's tables: rows by column name.
+func table(t *testing.T, name string) []map[string]string {
+	t.Helper()
+	b, err := os.ReadFile("../testdata/spec/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
+	head := strings.Split(lines[0], "\t")
+	var rows []map[string]string
+	for _, l := range lines[1:] {
+		row := map[string]string{}
+		for i, c := range strings.Split(l, "\t") {
+			row[head[i]] = c
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+func TestCatalogueHoldsTheContractsProbes(t *testing.T) {
+	rows := table(t, "probes.tsv")
+	if len(rows) != 23 || len(Probes()) != 23 {
+		t.Errorf("%d probes in the table, %d in the Catalogue, want 23", len(rows), len(Probes()))
+	}
+	for _, row := range rows {
+		p := ProbeByName(row["probe"])
+		if p == nil {
+			t.Errorf("no probe %s", row["probe"])
+			continue
+		}
+		kinds := row["kinds"]
+		// The table gives tcpretrans metrics but lists none: the extra one is it.
+		if p.Kinds() != kinds || p.Source.String() != row["source"] || p.Overhead != row["overhead that the specification grants it"] {
+			t.Errorf("%s: %s, %s, %s; the table says %v", p.Name, p.Kinds(), p.Source, p.Overhead, row)
+		}
+	}
+	for alias, name := range map[string]string{"softirq": "net_softirq", "netiftxlat": "netiftxlatency"} {
+		if p := ProbeByName(alias); p == nil || p.Name != name {
+			t.Errorf("%s does not stand for %s", alias, name)
+		}
+	}
+}
+
+func TestCatalogueHoldsTheContractsMetrics(t *testing.T) {
+	rows := table(t, "metrics.tsv")
+	if len(rows) != 123 {
+		t.Errorf("%d metrics in the table, want 123", len(rows))
+	}
+	contract := map[string]bool{}
+	for _, row := range rows {
+		name := row["metric"]
+		contract[name] = true
+		m := MetricByName(name)
+		if m == nil {
+			t.Errorf("no metric %s", name)
+			continue
+		}
+		if m.Probe() != row["probe"] || m.Type.String() != row["type"] || m.Scope.String() != row["scope"] || m.Extra {
+			t.Errorf("%s: %s, %s, %s, extra %v; the table says %v", name, m.Probe(), m.Type, m.Scope, m.Extra, row)
+		}
+		// Where the table names a column of a MIB file, the probe reads that one.
+		if f := regexp.MustCompile(`\b(Tcp|Udp|TcpExt|IpExt)\.\w+$`).FindString(row["kernel source"]); f != "" && m.Field != f {
+			t.Errorf("%s reads %s; the table says %s", name, m.Field, f)
+		}
+	}
+	label := regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9_]*$`)
+	for i, m := range Metrics() {
+		if m.ID() != i || MustMetric(m.Name) != m {
+			t.Errorf("%s: ID %d at %d", m.Name, m.ID(), i)
+		}
+		if !contract[m.Name] && !m.Extra {
+			t.Errorf("%s is neither in the table nor marked as extra", m.Name)
+		}
+		if m.Help == "" || !strings.HasSuffix(m.Help, ".") || strings.Contains(m.Help, "\n") {
+			t.Errorf("%s: help %q", m.Name, m.Help)
+		}
+		if a := MetricByName(m.Alias); m.Alias != "" && (a == nil || a.Type != m.Type || a.Alias != "") {
+			t.Errorf("%s is an alias of %q", m.Name, m.Alias)
+		}
+		for _, l := range m.Labels {
+			if !label.MatchString(l) || strings.HasPrefix(l, "__") {
+				t.Errorf("%s: label %q", m.Name, l)
+			}
+		}
+	}
+	for _, name := range []string{
+		"kubeskoop_fd_openfd", "kubeskoop_io_readsyscall", "kubeskoop_io_writesyscall", "kubeskoop_io_readbytes",
+		"kubeskoop_io_writebytes", "kubeskoop_tcpretrans_total", "kubeskoop_tcpsummary_tcpclosewaitconn",
+		"kubeskoop_tcpsummary_tcpsynsentconn", "kubeskoop_tcpsummary_tcpsynrecvconn", "kubeskoop_packetloss_reason",
+	} {
+		if MetricByName(name) == nil {
+			t.Errorf("no metric %s", name)
+		}
+	}
+}
+
+func TestCatalogueHoldsTheContractsEvents(t *testing.T) {
+	rows := table(t, "events.tsv")
+	if len(rows) != 19 || len(Events()) != 19 {
+		t.Errorf("%d events in the table, %d in the Catalogue, want 19", len(rows), len(Events()))
+	}
+	ids := map[string]bool{}
+	threshold := regexp.MustCompile(`^(\d+ms)(?: \(up to (\d+ms)\))?$`)
+	for _, row := range rows {
+		e := EventByName(row["event"])
+		if e == nil {
+			t.Errorf("no event %s", row["event"])
+			continue
+		}
+		var from, below time.Duration
+		if row["default threshold"] != "-" {
+			m := threshold.FindStringSubmatch(row["default threshold"])
+			from, _ = time.ParseDuration(m[1])
+			below, _ = time.ParseDuration(m[2])
+		}
+		var groups []string
+		for _, f := range e.Fields {
+			g := string(f)
+			if f == FieldPoints {
+				g += "(" + strings.Join(e.Points, ",") + ")"
+			}
+			groups = append(groups, g)
+		}
+		if e.Probe() != row["probe"] || e.Path != row["kernel path"] || e.Threshold != from || e.Below != below ||
+			e.Priority.String() != row["priority"] || strings.Join(groups, ",") != row["field groups"] ||
+			e.MessageID != row["message_id"] || e.Summary != row["what happened"] {
+			t.Errorf("%s: %+v\nthe table says %v", e.Name, e, row)
+		}
+		if ids[e.MessageID] || len(e.MessageID) != 32 {
+			t.Errorf("%s: message ID %s", e.Name, e.MessageID)
+		}
+		ids[e.MessageID] = true
+	}
+}
