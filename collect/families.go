@@ -67,7 +67,11 @@ func (f *families) build(r *Runner, start time.Time) []*dto.MetricFamily {
 		})
 	}
 	for _, row := range rows {
-		f.add(r, row)
+		if row.leftOut > 0 {
+			f.leftOut[row.Metric.id] += row.leftOut
+		} else {
+			f.add(r, row)
+		}
 	}
 	for _, m := range f.aliases {
 		if !f.excluded[m.id] {

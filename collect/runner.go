@@ -46,7 +46,7 @@ type Options struct {
 	// ProcRoot is where procfs is mounted; "" means /proc.
 	ProcRoot string
 	// HostNetns is a file that is the host's network namespace; "" means
-	// that of process 1.
+	// that of process 1, which takes CAP_SYS_PTRACE to find.
 	HostNetns string
 	Pods      Pods
 	Log       *slog.Logger
@@ -61,6 +61,12 @@ type ProbeStatus struct {
 	// Failed counts the targets that lack values.
 	Failed   int
 	Duration time.Duration
+	// Protected counts the processes that the kernel shows to nobody.
+	Protected int
+	// Hook names the ways in which a probe is attached to the kernel, Lacks
+	// says what the probe cannot see.
+	Hook  string
+	Lacks []string
 }
 
 // Runner samples the probes of the Catalogue, each interval or once, and
@@ -77,7 +83,8 @@ type Runner struct {
 	instances []*instance
 	targets   map[string]*target
 	host      *target
-	ordered   []*target // this cycle's, in order of output
+	netns     map[uint64]*target // this cycle's, never changed once made
+	ordered   []*target          // this cycle's, in order of output
 	rows      []Row
 	fam       families
 	missed    uint64
@@ -102,7 +109,11 @@ type instance struct {
 	failed   int
 	failedOn *target
 	firstErr error
-	took     time.Duration
+
+	protected    int
+	protectedErr error
+	told         bool // of protected processes
+	took         time.Duration
 }
 
 const (
@@ -153,23 +164,16 @@ func (r *Runner) Apply(opt Options) error {
 			return fmt.Errorf("metrics to exclude: %q is not a glob: %w", g, err)
 		}
 	}
-	hostPath := opt.HostNetns
+	hostPath, pids := opt.HostNetns, []int(nil)
 	if hostPath == "" {
-		hostPath = opt.ProcRoot + "/1/ns/net"
+		hostPath, pids = opt.ProcRoot+"/1/ns/net", []int{1}
 	}
 	host, err := netnsInode(hostPath)
-	pids := []int{1}
 	if err != nil {
-		if opt.HostNetns != "" {
-			return fmt.Errorf("find the host's network namespace: %w", err)
-		}
-		// Without CAP_SYS_PTRACE the namespace of process 1 cannot be told;
-		// a daemon that is not in a container shares it.
-		opt.Log.Warn("cannot tell the host's network namespace, taking this process's own", "error", err, "hint", "needs CAP_SYS_PTRACE")
-		host, hostPath = r.selfNetns, "/proc/thread-self/ns/net"
+		return fmt.Errorf("find the host's network namespace: %w (it needs CAP_SYS_PTRACE)", err)
 	}
 	if host == r.selfNetns {
-		pids = append(pids, os.Getpid())
+		pids = append([]int{os.Getpid()}, pids...)
 	}
 
 	var next []*instance
@@ -255,41 +259,28 @@ func (r *Runner) Status() []ProbeStatus {
 }
 
 // Run samples until ctx ends: at once, and then each interval. sink gets the
-// families of every cycle; they are valid until it returns. reload, which may
-// be nil, delivers new options, and done hears what became of them.
-func (r *Runner) Run(ctx context.Context, sink func([]*dto.MetricFamily), reload <-chan Reload) {
+// families of every cycle; they are valid until it returns. What between
+// delivers is called between two cycles, and may Apply; a cycle follows at once.
+func (r *Runner) Run(ctx context.Context, sink func([]*dto.MetricFamily), between <-chan func()) {
 	next := time.Now()
-	for {
+	for ctx.Err() == nil {
 		sink(r.Cycle())
-		for now := time.Now(); !next.After(now); next = next.Add(r.opt.Interval) {
-			if now.Sub(next) >= r.opt.Interval {
-				r.missed++
-			}
+		next = next.Add(r.opt.Interval)
+		if late := time.Since(next); late >= 0 {
+			n := late/r.opt.Interval + 1
+			r.missed += uint64(n)
+			next = next.Add(n * r.opt.Interval)
 		}
-		for wait := true; wait; {
-			timer := time.NewTimer(time.Until(next))
-			select {
-			case <-ctx.Done():
-				timer.Stop()
-				return
-			case req := <-reload:
-				timer.Stop()
-				err := r.Apply(req.Options)
-				req.Done(err)
-				if err == nil {
-					next, wait = time.Now(), false
-				}
-			case <-timer.C:
-				wait = false
-			}
+		timer := time.NewTimer(time.Until(next))
+		select {
+		case <-ctx.Done():
+		case f := <-between:
+			f()
+			next = time.Now()
+		case <-timer.C:
 		}
+		timer.Stop()
 	}
-}
-
-// Reload asks a running Runner to change its options.
-type Reload struct {
-	Options Options
-	Done    func(error)
 }
 
 // Cycle samples every probe once and returns the families. They are valid
@@ -307,6 +298,7 @@ func (r *Runner) Cycle() []*dto.MetricFamily {
 func (r *Runner) build(now time.Time) {
 	for _, in := range r.instances {
 		in.failed, in.failedOn, in.firstErr, in.took = 0, nil, nil, 0
+		in.protected, in.protectedErr = 0, nil
 		if in.probe != nil || now.Before(in.retry) {
 			continue
 		}
@@ -369,10 +361,20 @@ func (r *Runner) plan() []*job {
 	}
 	add("node", Node, nil, 0, nil, "")
 	r.host = add("host", EachNetns, nil, r.hostNetns, r.hostPIDs, r.hostPath)
+	r.netns = map[uint64]*target{r.hostNetns: r.host}
 
 	var wantPIDs bool
 	for _, in := range r.instances {
 		wantPIDs = wantPIDs || in.probe != nil && in.probe.Over() == EachPod
+	}
+	var others []int
+	if wantPIDs {
+		// All processes are listed before the pods', so that one that a pod
+		// starts in between is in neither list, not in the host's.
+		var err error
+		if others, err = listPIDs(r.opt.ProcRoot); err != nil {
+			r.opt.Log.Error("listing processes failed", "error", err)
+		}
 	}
 	// The newest sandbox of a pod speaks for it: two with one name are an old
 	// one that is going and its successor, and would be the same series.
@@ -385,7 +387,6 @@ func (r *Runner) plan() []*job {
 		}
 	}
 	taken := map[int]bool{}
-	seen := map[uint64]bool{r.hostNetns: true}
 	for _, p := range pods {
 		var pids []int
 		if wantPIDs {
@@ -400,20 +401,16 @@ func (r *Runner) plan() []*job {
 		if newest[[2]string{p.Namespace, p.Name}] != p {
 			continue
 		}
-		if p.Netns != 0 && !p.HostNetwork && !seen[p.Netns] {
-			seen[p.Netns] = true
-			add("netns "+p.ID+" "+strconv.FormatUint(p.Netns, 10), EachNetns, p, p.Netns, p.PIDs, p.NetnsPath)
+		if p.Netns != 0 && !p.HostNetwork && r.netns[p.Netns] == nil {
+			r.netns[p.Netns] = add("netns "+p.ID+" "+strconv.FormatUint(p.Netns, 10), EachNetns, p, p.Netns, p.PIDs, p.NetnsPath)
 		}
 		if wantPIDs {
 			add("pids "+p.ID, EachPod, p, 0, pids, "")
 		}
 	}
 	if wantPIDs {
-		pids, err := listPIDs(r.opt.ProcRoot, taken)
-		if err != nil {
-			r.opt.Log.Error("listing processes failed", "error", err)
-		}
-		add("pids", EachPod, nil, 0, pids, "")
+		others = slices.DeleteFunc(others, func(pid int) bool { return taken[pid] })
+		add("pids", EachPod, nil, 0, others, "")
 	}
 	for key, t := range r.targets {
 		if !t.live {
@@ -431,8 +428,8 @@ func (r *Runner) labelsOf(p *Pod) labelSet {
 	return newLabelSet(r.opt.Node, ns, name, p, r.opt.Labels)
 }
 
-// listPIDs lists the processes under procfs but those in without.
-func listPIDs(root string, without map[int]bool) ([]int, error) {
+// listPIDs lists the processes under procfs.
+func listPIDs(root string) ([]int, error) {
 	d, err := os.Open(root)
 	if err != nil {
 		return nil, err
@@ -447,7 +444,7 @@ func listPIDs(root string, without map[int]bool) ([]int, error) {
 		if n[0] < '1' || n[0] > '9' {
 			continue
 		}
-		if pid, err := strconv.Atoi(n); err == nil && !without[pid] {
+		if pid, err := strconv.Atoi(n); err == nil {
 			pids = append(pids, pid)
 		}
 	}
@@ -465,6 +462,16 @@ func (r *Runner) judge() {
 			s.Err = in.err
 		}
 		s.Up = s.Err == nil
+		if h, ok := in.probe.(Hooked); ok {
+			s.Hook, s.Lacks = h.Hook()
+		}
+		if s.Protected = in.protected; in.protected > 0 {
+			s.Lacks = append(s.Lacks, in.protectedErr.Error())
+			if !in.told {
+				in.told = true
+				r.opt.Log.Info("some processes are shown to nobody, and are left out", "probe", s.Name, "processes", in.protected, "error", in.protectedErr)
+			}
+		}
 		status = append(status, s)
 		switch {
 		case !s.Up && in.logged == "":
@@ -491,6 +498,12 @@ func (r *Runner) selfValues(start time.Time, add func(string, float64, ...string
 		add("nodeskoop_probe_up", boolValue(s.Up), s.Name)
 		add("nodeskoop_probe_duration_seconds", s.Duration.Seconds(), s.Name)
 		add("nodeskoop_probe_failed_targets", float64(s.Failed), s.Name)
+		if in := ProbeByName(s.Name); slices.ContainsFunc(in.Metrics, func(m Metric) bool { return m.Scope == PerPod }) {
+			add("nodeskoop_probe_protected_processes", float64(s.Protected), s.Name)
+		}
+		if s.Hook != "" {
+			add("nodeskoop_probe_hook", 1, s.Name, s.Hook)
+		}
 	}
 	for _, f := range r.self {
 		f(add)

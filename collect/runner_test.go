@@ -300,12 +300,30 @@ func TestPartialResultIsWritten(t *testing.T) {
 	root, _ := fakeProc(t)
 	r := newRunner(t, Options{ProcRoot: root}, probe("tcp", EachNetns, func(v *View) error {
 		v.Add(mInsegs, 5)
-		return &PartialError{errors.New("the rest is missing")}
+		return &PartialError{Err: errors.New("the rest is missing")}
 	}))
 	got := values(r.Cycle())
 	want(t, got, "kubeskoop_tcp_insegs{node1,hostNetwork,hostNetwork}", 5)
 	want(t, got, "nodeskoop_probe_up{node1,hostNetwork,hostNetwork,tcp}", 0)
 	want(t, got, "nodeskoop_probe_failed_targets{node1,hostNetwork,hostNetwork,tcp}", 1)
+}
+
+// Processes that nobody may look at are told of, and are no failure.
+func TestProtectedProcesses(t *testing.T) {
+	root, _ := fakeProc(t)
+	var log bytes.Buffer
+	r := newRunner(t, Options{ProcRoot: root, Log: slog.New(slog.NewTextHandler(&log, nil))}, probe("fd", EachPod, func(v *View) error {
+		v.Add(mFD, 5)
+		return &PartialError{Err: errors.New("process 1 is protected"), Protected: 1}
+	}))
+	r.Cycle()
+	got := values(r.Cycle())
+	want(t, got, "kubeskoop_fdopenfd{node1,hostNetwork,hostNetwork}", 5)
+	want(t, got, "nodeskoop_probe_up{node1,hostNetwork,hostNetwork,fd}", 1)
+	want(t, got, "nodeskoop_probe_protected_processes{node1,hostNetwork,hostNetwork,fd}", 1)
+	if n := strings.Count(log.String(), "process 1 is protected"); n != 1 {
+		t.Errorf("logged %d times, want once:\n%s", n, &log)
+	}
 }
 
 // A read that hangs in the kernel costs its own series, once a timeout, and

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"log/slog"
 	"runtime"
 	"strconv"
@@ -39,6 +40,12 @@ type Probe interface {
 	Over() Over
 	Sample(v *View) error
 	Close() error
+}
+
+// Hooked is a Probe that can attach to the kernel in several ways.
+type Hooked interface {
+	// Hook names the ways in use; lacks says what it cannot see by them.
+	Hook() (hook string, lacks []string)
 }
 
 // Env is what a Factory gets to build its probe from.
@@ -133,6 +140,8 @@ type Row struct {
 	Value  float64
 	// Labels are the values of Metric.Labels.
 	Labels []string
+
+	leftOut int // not a value, but how many are missing
 }
 
 // View is a probe's window on one target in one cycle.
@@ -159,6 +168,43 @@ type netFile struct {
 // Add appends one value; labels are those of Metric.Labels.
 func (v *View) Add(m *Metric, value float64, labels ...string) {
 	v.rows = append(v.rows, Row{t: v.t, Metric: m, Value: value, Labels: labels})
+}
+
+// Netns lists the network namespaces of the cycle by inode number, each with
+// its pod; nil stands for the host.
+func (v *View) Netns() iter.Seq2[uint64, *Pod] {
+	return func(yield func(uint64, *Pod) bool) {
+		for inode, t := range v.w.netns {
+			if !yield(inode, t.pod) {
+				return
+			}
+		}
+	}
+}
+
+// AddNetns appends one value of the namespace with that inode number, for a
+// probe over Node, and reports whether the namespace is one of the cycle's.
+// Number 0, what the kernel could not tell apart, is the host's.
+func (v *View) AddNetns(inode uint64, m *Metric, value float64, labels ...string) bool {
+	t := v.w.netns[inode]
+	if inode == 0 {
+		t = v.w.host
+	}
+	if t == nil {
+		return false
+	}
+	v.rows = append(v.rows, Row{t: t, Metric: m, Value: value, Labels: labels})
+	return true
+}
+
+// Node returns the node's name, the value of k8s_node.
+func (v *View) Node() string { return v.w.node }
+
+// LeaveOut counts series that the probe's own cap keeps out of the cycle.
+func (v *View) LeaveOut(m *Metric, n int) {
+	if n > 0 {
+		v.rows = append(v.rows, Row{t: v.t, Metric: m, leftOut: n})
+	}
 }
 
 // Pod returns the pod that is sampled, nil for the host.
@@ -215,29 +261,36 @@ func (v *View) openNetns() error {
 	if v.dir >= 0 {
 		return nil
 	}
+	result := ErrGone
 	for _, pid := range v.t.pids {
-		dir, err := v.OpenProc(pid)
-		if errors.Is(err, ErrGone) {
-			continue
+		err := v.openNetnsOf(pid)
+		switch {
+		case err == nil, err == errDisowned:
+			return err
+		case !errors.Is(err, ErrGone):
+			result = err // another process may do
+		}
+	}
+	return result
+}
+
+func (v *View) openNetnsOf(pid int) error {
+	dir, err := v.OpenProc(pid)
+	if err != nil {
+		return err
+	}
+	if v.t.inode != 0 {
+		ino, err := v.netnsOf(dir, pid)
+		if err == nil && ino != v.t.inode {
+			err = ErrGone // it is in another namespace by now
 		}
 		if err != nil {
+			_ = unix.Close(dir)
 			return err
 		}
-		if v.t.inode != 0 {
-			ino, err := v.netnsOf(dir, pid)
-			if errors.Is(err, ErrGone) || err == nil && ino != v.t.inode {
-				_ = unix.Close(dir)
-				continue
-			}
-			if err != nil {
-				_ = unix.Close(dir)
-				return err
-			}
-		}
-		v.dir, v.pid = dir, pid
-		return nil
 	}
-	return ErrGone
+	v.dir, v.pid = dir, pid
+	return nil
 }
 
 // readNet reads one file of the namespace: through a process that is in it,
@@ -247,7 +300,7 @@ func (v *View) readNet(name string, buf []byte) ([]byte, error) {
 	if err == nil {
 		return v.ReadAt(v.dir, v.pid, "net/"+name, buf)
 	}
-	if !errors.Is(err, ErrGone) || v.t.path == "" {
+	if err == errDisowned || v.t.path == "" {
 		return nil, err
 	}
 	err = v.Do(0, v.t.path+" net/"+name, func() error {
@@ -362,10 +415,10 @@ func (v *View) Enter(what string, fn func() error) error {
 	dir, name := v.dir, "ns/net"
 	if err := v.openNetns(); err == nil {
 		dir = v.dir
-	} else if errors.Is(err, ErrGone) && v.t.path != "" {
-		dir, name = unix.AT_FDCWD, v.t.path
-	} else {
+	} else if err == errDisowned || v.t.path == "" {
 		return err
+	} else {
+		dir, name = unix.AT_FDCWD, v.t.path
 	}
 	return v.Do(v.pid, what, func() error { return v.w.inNetns(dir, name, v.t.inode, fn) })
 }

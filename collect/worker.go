@@ -21,6 +21,11 @@ type worker struct {
 	r    *Runner
 	jobs []*job
 	root string // where procfs is: r.opt may change while a worker hangs
+	node string
+
+	host  *target
+	netns map[uint64]*target // of the cycle
+
 	view View
 	done chan *worker // told when the worker has stopped at the end, or must be replaced
 
@@ -43,7 +48,7 @@ func (r *Runner) runJobs(jobs []*job, rows []Row) []Row {
 		return rows
 	}
 	done := make(chan *worker, 1)
-	w := &worker{r: r, jobs: jobs, root: r.opt.ProcRoot, done: done, rows: rows, mark: len(rows), jobMark: len(rows), started: time.Now()}
+	w := &worker{r: r, jobs: jobs, root: r.opt.ProcRoot, node: r.opt.Node, host: r.host, netns: r.netns, done: done, rows: rows, mark: len(rows), jobMark: len(rows), started: time.Now()}
 	go w.work()
 	tick := time.NewTicker(pollOrphans)
 	defer tick.Stop()
@@ -69,7 +74,7 @@ func (r *Runner) runJobs(jobs []*job, rows []Row) []Row {
 func (w *worker) successor() *worker {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return &worker{r: w.r, jobs: w.jobs, root: w.root, done: w.done, j: w.j, i: w.i, started: time.Now(),
+	return &worker{r: w.r, jobs: w.jobs, root: w.root, node: w.node, host: w.host, netns: w.netns, done: w.done, j: w.j, i: w.i, started: time.Now(),
 		rows: w.rows[:w.mark:w.mark], mark: w.mark, jobMark: w.jobMark}
 }
 
@@ -194,7 +199,12 @@ func (w *worker) finish(v *View, job *job, in *instance, err error) bool {
 		if errors.As(err, &part) {
 			w.rows = v.rows
 		}
-		in.fail(job.t, err)
+		if part != nil && part.Protected > 0 {
+			in.protected += part.Protected
+			in.protectedErr = fmt.Errorf("%s: %w", job.t, err)
+		} else {
+			in.fail(job.t, err)
+		}
 	}
 	w.mark = len(w.rows)
 	if w.i++; w.i >= len(job.run) {
@@ -209,7 +219,13 @@ func (w *worker) finish(v *View, job *job, in *instance, err error) bool {
 }
 
 // PartialError says that a probe's values lack a part, but are worth writing.
-type PartialError struct{ Err error }
+type PartialError struct {
+	Err error
+	// Protected counts processes that the kernel shows to nobody, whatever the
+	// capabilities. If it is not 0 nothing else is missing, and the probe
+	// counts as working: there is nothing to mend.
+	Protected int
+}
 
 func (e *PartialError) Error() string { return e.Err.Error() }
 
