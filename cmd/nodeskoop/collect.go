@@ -1,0 +1,95 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"nodeskoop/output"
+)
+
+func collectCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "collect",
+		Usage: "take one sample and write it to standard output or a file (script mode)",
+		Description: "Exit code 0: every probe gave all its values. 3: some are missing, the others were written.\n" +
+			"1: nothing could be written. 2: the command line is wrong.",
+		Flags: append(commonFlags(),
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write `FILE`, whole or not at all; FOLDER/ for the configured name in that folder", EnvVars: []string{"NODESKOOP_OUTPUT"}},
+			&cli.DurationFlag{Name: "duration", Usage: "let the eBPF probes watch for `TIME` before the sample is taken", EnvVars: []string{"NODESKOOP_DURATION"}},
+		),
+		Action: collectOnce,
+	}
+}
+
+func collectOnce(c *cli.Context) error {
+	s, err := newSetup(c)
+	if err != nil {
+		return err
+	}
+	d := c.Duration("duration")
+	if d < 0 || d > 24*time.Hour {
+		return cli.Exit(fmt.Sprintf("--duration: %v is out of range: use 0 to 24h", d), exitUsage)
+	}
+	var file *output.Textfile
+	if o := c.String("output"); o != "" {
+		if file, err = s.outputFile(o); err != nil {
+			return err
+		}
+		defer file.Close()
+	}
+	r, err := s.newRunner(s.watchPods(c.Context, s.cfg))
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if d > 0 {
+		r.Cycle() // loads the probes
+		select {
+		case <-c.Context.Done():
+			return c.Context.Err()
+		case <-time.After(d):
+		}
+	}
+	fams := r.Cycle()
+	if file != nil {
+		err = file.Write(fams)
+	} else if err = output.EncodeTo(c.App.Writer, fams, s.log); err != nil {
+		err = fmt.Errorf("standard output: %w", err)
+	}
+	if err != nil {
+		return err
+	}
+	var failed []string
+	for _, st := range r.Status() {
+		if !st.Up {
+			failed = append(failed, st.Name)
+		}
+	}
+	if len(failed) > 0 {
+		return cli.Exit("these probes gave no complete values: "+strings.Join(failed, ", "), exitPartial)
+	}
+	return nil
+}
+
+// outputFile is the file that -o names.
+func (s *setup) outputFile(o string) (*output.Textfile, error) {
+	dir, name := filepath.Split(o)
+	if name == "" {
+		name = s.cfg.text("textfile.file")
+	} else if fi, err := os.Stat(o); err == nil && fi.IsDir() {
+		dir, name = o, s.cfg.text("textfile.file")
+	}
+	if dir == "" {
+		dir = "."
+	}
+	mode, err := parseMode(s.cfg.text("textfile.mode"))
+	if err != nil {
+		return nil, err
+	}
+	return output.NewTextfile(dir, name, mode, s.log)
+}

@@ -1,0 +1,242 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestEmptyConfigIsTheDefault(t *testing.T) {
+	c, err := parseConfig("f.toml", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(defaultConfig().values, c.values); d != "" {
+		t.Error(d)
+	}
+	if _, err := c.options(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestConfigIsRead(t *testing.T) {
+	c, err := parseConfig("f.toml", `
+node_name = "n1"
+interval = "1m30s"
+compat_names = false
+[probes]
+enabled = ["all", "-flow", "-softirq"]
+[probes.conntrack]
+pods = true
+[textfile]
+dir = "/x"
+mode = "0640"
+max_series = 7
+[metrics]
+exclude = ["kubeskoop_ip*"]
+[pods]
+sockets = ["/a.sock"]
+host_label = ""
+[pods.labels]
+app = "${labels:app}"
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := c.options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.Node != "n1" || o.Interval != 90*time.Second || o.CompatNames || o.HostLabel != "" || o.MaxSeries != 7 ||
+		len(o.Enabled) != 21 || slices.Contains(o.Enabled, "flow") || slices.Contains(o.Enabled, "net_softirq") ||
+		o.Probes["conntrack"]["pods"] != true || o.Probes["ipvs"]["pods"] != false ||
+		len(o.Labels) != 1 || len(o.Exclude) != 1 {
+		t.Errorf("%+v", o)
+	}
+}
+
+// Each mistake is named with its file, line and key, and with what is allowed.
+func TestConfigMistakes(t *testing.T) {
+	for name, c := range map[string]struct {
+		text string
+		want []string
+	}{
+		"unknown key":        {"\nintervall = 3", []string{"f.toml:2: intervall: unknown key; allowed here: node_name, interval,"}},
+		"unknown in table":   {"[textfile]\nkeep = true\nfolder = 'x'", []string{"f.toml:3: textfile.folder: unknown key; allowed in [textfile]: dir, file, mode, keep, max_series"}},
+		"unknown table":      {"[text]\n", []string{"f.toml:1: text: unknown key; allowed here:"}},
+		"inline table":       {"textfile = { dir = '/x', dirr = '/y' }", []string{"f.toml:1: textfile.dirr: unknown key"}},
+		"dotted":             {"textfile.dirr = '/y'", []string{"f.toml:1: textfile.dirr: unknown key"}},
+		"not a table":        {"textfile = 5", []string{"f.toml:1: textfile: this is a table: write [textfile]"}},
+		"wrong type string":  {"node_name = 5", []string{"f.toml:1: node_name: must be a string"}},
+		"wrong type bool":    {"compat_names = 'yes'", []string{"f.toml:1: compat_names: must be true or false"}},
+		"wrong type int":     {"[textfile]\nmax_series = '5'", []string{"f.toml:2: textfile.max_series: must be a whole number"}},
+		"wrong type list":    {"[probes]\nenabled = 'tcp'", []string{"f.toml:2: probes.enabled: must be a list of strings"}},
+		"list of ints":       {"[probes]\nenabled = [1]", []string{"f.toml:2: probes.enabled: must be a list of strings"}},
+		"seconds as number":  {"interval = 15", []string{"f.toml:1: interval: must be a duration in quotes, such as \"15s\""}},
+		"not a duration":     {"interval = '15'", []string{"f.toml:1: interval: \"15\" is not a duration"}},
+		"too short":          {"interval = '1ms'", []string{"f.toml:1: interval: 1ms is out of range: use 1s to 1h0m0s"}},
+		"negative":           {"interval = '-5s'", []string{"out of range"}},
+		"too many":           {"[textfile]\nmax_series = -1", []string{"f.toml:2: textfile.max_series: -1 is out of range"}},
+		"mode":               {"[textfile]\nmode = '999'", []string{"f.toml:2: textfile.mode: \"999\" is not a file mode"}},
+		"mode nobody reads":  {"[textfile]\nmode = '0000'", []string{"not a file mode"}},
+		"file":               {"[textfile]\nfile = '../x.prom'", []string{"f.toml:2: textfile.file: must be a file name that ends in .prom"}},
+		"file suffix":        {"[textfile]\nfile = 'x.txt'", []string{"must be a file name that ends in .prom"}},
+		"unknown probe":      {"[probes]\nenabled = ['tcp', 'ping']", []string{"f.toml:2: probes.enabled: unknown probe \"ping\": the probes are biolatency, conntrack,"}},
+		"unknown probe name": {"[probes.ping]\nx = 1", []string{"f.toml:1: probes.ping: unknown key; allowed in [probes]: enabled, [probes.conntrack]"}},
+		"probe option":       {"[probes.conntrack]\npod = true", []string{"f.toml:2: probes.conntrack.pod: unknown key; allowed in [probes.conntrack]: pods"}},
+		"probe no options":   {"[probes.tcp]\npods = true", []string{"f.toml:2: probes.tcp.pods: unknown key; no key is allowed in [probes.tcp]"}},
+		"glob":               {"[metrics]\nexclude = ['[']", []string{"f.toml:2: metrics.exclude: \"[\" is not a pattern"}},
+		"socket":             {"[pods]\nsockets = ['x']", []string{"f.toml:2: pods.sockets: \"x\" is not an absolute path"}},
+		"label name":         {"[pods.labels]\n__x = 'y'", []string{"f.toml:2: pods.labels.__x: label name"}},
+		"label reference":    {"[pods.labels]\nok = 'y'\nx = '${app}'", []string{"f.toml:3: pods.labels.x:", "write ${labels:KEY}"}},
+		"label type":         {"[pods.labels]\nx = 1", []string{"f.toml:2: pods.labels.x: must be a string"}},
+		"level":              {"[log]\nlevel = 'loud'", []string{"f.toml:2: log.level: \"loud\" is not a level"}},
+		"syntax":             {"interval = \n", []string{"f.toml:1: "}},
+		"twice":              {"interval = '5s'\ninterval = '6s'", []string{"f.toml:2: "}},
+		"several at once":    {"a = 1\ninterval = 5\n[pods]\nb = 2", []string{"f.toml:1: a:", "f.toml:2: interval:", "f.toml:4: pods.b:"}},
+		"empty key":          {"\"\" = 1", []string{"f.toml:1: : unknown key"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := parseConfig("f.toml", c.text)
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			for _, w := range c.want {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("got  %v\nwant %s", err, w)
+				}
+			}
+		})
+	}
+}
+
+func TestSelectProbes(t *testing.T) {
+	def, _ := selectProbes([]string{"default"})
+	if len(def) < 13 {
+		t.Errorf("default: %v", def)
+	}
+	for sel, want := range map[string]string{
+		"tcp,udp":             "tcp udp",
+		"udp,tcp,udp":         "tcp udp",
+		"softirq,netiftxlat":  "net_softirq netiftxlatency",
+		"tcp,udp,-tcp":        "udp",
+		"-tcp,tcp":            strings.Join(def, " "),
+		"default,-default,ip": "ip",
+		"":                    "",
+	} {
+		got, err := selectProbes(strings.FieldsFunc(sel, func(r rune) bool { return r == ',' }))
+		if err != nil || strings.Join(got, " ") != want {
+			t.Errorf("%q: %v, %v, want %s", sel, got, err, want)
+		}
+	}
+	if all, _ := selectProbes([]string{"all"}); len(all) != 23 {
+		t.Errorf("all: %d", len(all))
+	}
+	if _, err := selectProbes([]string{"-"}); err == nil {
+		t.Error("\"-\" was accepted")
+	}
+}
+
+// What `config` prints is a configuration file with the same meaning.
+func TestConfigPrintsItself(t *testing.T) {
+	text := "node_name = \"q\\\"\\\\\\n\\u0001é\"\ninterval = '2m'\n[probes]\nenabled = ['-tcp']\n[pods]\nsockets = ['/a', '/b']\n[pods.labels]\nx = 'a\"${labels:b}'\n"
+	c, err := parseConfig("f.toml", text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	if err := c.write(&b, false); err != nil {
+		t.Fatal(err)
+	}
+	again, err := parseConfig("printed", b.String())
+	if err != nil {
+		t.Fatalf("%v\n%s", err, &b)
+	}
+	if d := cmp.Diff(c.values, again.values); d != "" {
+		t.Error(d)
+	}
+	if d := cmp.Diff(c.labels, again.labels); d != "" {
+		t.Error(d)
+	}
+
+	var shipped bytes.Buffer
+	if err := c.write(&shipped, true); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range settings {
+		if s.help == "" || !strings.Contains(shipped.String(), "# "+s.help+"\n# Default: ") {
+			t.Errorf("%s is not explained in the shipped file", s.key)
+		}
+	}
+}
+
+// With every # before a key removed the shipped file still is one, and means
+// the default.
+func TestShippedConfig(t *testing.T) {
+	b, err := os.ReadFile("../../packaging/nodeskoop.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := parseConfig("shipped", string(b)); err != nil {
+		t.Error(err)
+	}
+	var lines []string
+	for _, l := range strings.Split(string(b), "\n") {
+		if strings.HasPrefix(l, "#") && !strings.HasPrefix(l, "# ") && !strings.HasPrefix(l, "#app") {
+			l = l[1:]
+		}
+		lines = append(lines, l)
+	}
+	c, err := parseConfig("shipped, opened", strings.Join(lines, "\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(defaultConfig().values, c.values); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestConfigFile(t *testing.T) {
+	dir := t.TempDir()
+	missing := filepath.Join(dir, "none.toml")
+	if _, err := loadConfig(missing, false); err != nil {
+		t.Errorf("the default file may be absent: %v", err)
+	}
+	if _, err := loadConfig(missing, true); err == nil || !strings.Contains(err.Error(), missing) {
+		t.Errorf("a file that was named must be there: %v", err)
+	}
+	if _, err := loadConfig(dir, true); err == nil {
+		t.Error("a folder was read as a file")
+	}
+}
+
+func TestShortDuration(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		15 * time.Second: "15s", time.Minute: "1m", time.Hour: "1h", 90 * time.Second: "1m30s",
+		100 * time.Millisecond: "100ms", 10 * time.Minute: "10m", time.Hour + time.Minute: "1h1m", 10 * time.Hour: "10h",
+	} {
+		got := shortDuration(d)
+		if back, err := time.ParseDuration(got); got != want || err != nil || back != d {
+			t.Errorf("%v: %s, want %s", d, got, want)
+		}
+	}
+}
+
+func FuzzConfig(f *testing.F) {
+	f.Add("interval = '5s'\n[pods.labels]\na = 'b'\n[probes]\nenabled = ['-tcp']")
+	f.Fuzz(func(t *testing.T, text string) {
+		c, err := parseConfig("f", text)
+		if err != nil {
+			return
+		}
+		if _, err := c.options(); err != nil {
+			t.Errorf("accepted, then refused: %v", err)
+		}
+	})
+}

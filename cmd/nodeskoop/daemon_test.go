@@ -1,0 +1,338 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"nodeskoop/testdata/need"
+)
+
+var buildDir string
+
+// binary builds the program once.
+var binary = sync.OnceValues(func() (string, error) {
+	var err error
+	if buildDir, err = os.MkdirTemp("", "nodeskoop-test-"); err != nil {
+		return "", err
+	}
+	path := filepath.Join(buildDir, "nodeskoop")
+	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if buildDir != "" {
+		_ = os.RemoveAll(buildDir)
+	}
+	os.Exit(code)
+}
+
+// program is a running nodeskoop.
+type program struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	done chan struct{}
+	mu   sync.Mutex
+	log  bytes.Buffer
+}
+
+func (p *program) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.log.Write(b)
+}
+
+func (p *program) logged() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.log.String()
+}
+
+// start runs the program; it is killed at the end of the test.
+func start(t *testing.T, args ...string) *program {
+	t.Helper()
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &program{t: t, cmd: exec.Command(path, args...), done: make(chan struct{})}
+	p.cmd.Stderr = p
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = p.cmd.Wait(); close(p.done) }()
+	t.Cleanup(func() {
+		_ = p.cmd.Process.Kill()
+		<-p.done
+		if t.Failed() {
+			t.Logf("the log of nodeskoop %s:\n%s", strings.Join(args, " "), p.logged())
+		}
+	})
+	return p
+}
+
+func (p *program) signal(s syscall.Signal) {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// ended waits for the program's end and returns its exit code.
+func (p *program) ended() int {
+	p.t.Helper()
+	select {
+	case <-p.done:
+		return p.cmd.ProcessState.ExitCode()
+	case <-time.After(20 * time.Second):
+		p.t.Fatalf("it does not end:\n%s", p.logged())
+		return 0
+	}
+}
+
+// eventually waits for a condition.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("it never came true that %s", what)
+}
+
+// parseProm reads an exposition; nil if there is none.
+func parseProm(t *testing.T, path string) map[string]*dto.MetricFamily {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := expfmt.NewTextParser(model.LegacyValidation)
+	fams, err := p.TextToMetricFamilies(bytes.NewReader(b))
+	if err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	return fams
+}
+
+// conf writes a configuration and returns its path.
+func conf(t *testing.T, dir, text string) string {
+	t.Helper()
+	path := filepath.Join(dir, "nodeskoop.toml")
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+const noPods = "\n[pods]\nsockets = [\"/nonexistent/containerd.sock\"]\n"
+
+func TestDaemonLivesAndEnds(t *testing.T) {
+	need.Root(t)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "n.prom")
+	text := func(interval, rest string) string {
+		return fmt.Sprintf("node_name = 'n1'\ninterval = '%s'\n[textfile]\ndir = '%s'\nfile = 'n.prom'\n%s%s", interval, dir, rest, noPods)
+	}
+	cfg := conf(t, dir, text("1s", ""))
+	p := start(t, "run", "--config", cfg)
+	eventually(t, "the textfile is there", func() bool { return parseProm(t, file) != nil })
+	fams := parseProm(t, file)
+	for name := range fams {
+		for _, m := range fams[name].Metric {
+			l := map[string]string{}
+			for _, x := range m.Label {
+				l[x.GetName()] = x.GetValue()
+			}
+			if l["k8s_node"] != "n1" || l["k8s_namespace"] != "hostNetwork" || l["k8s_pod"] != "hostNetwork" {
+				t.Errorf("%s: labels %v", name, l)
+			}
+		}
+	}
+	first := fams["nodeskoop_last_cycle_timestamp_seconds"].Metric[0].GetGauge().GetValue()
+	eventually(t, "the file is refreshed", func() bool {
+		return parseProm(t, file)["nodeskoop_last_cycle_timestamp_seconds"].Metric[0].GetGauge().GetValue() > first
+	})
+
+	// A second daemon on the same file refuses.
+	second := start(t, "run", "--config", cfg)
+	if code := second.ended(); code != exitFailure || !strings.Contains(second.logged(), "n.prom") {
+		t.Errorf("a second daemon on the same file: exit %d, %s", code, second.logged())
+	}
+
+	// A mistake keeps what was in effect, and is named.
+	conf(t, dir, text("1s", "keeep = true\n"))
+	p.signal(syscall.SIGHUP)
+	eventually(t, "the mistake is logged", func() bool { return strings.Contains(p.logged(), "keeep: unknown key") })
+	if parseProm(t, file) == nil {
+		t.Error("a refused reload lost the textfile")
+	}
+
+	// A good change is put into effect.
+	moved := filepath.Join(dir, "moved.prom")
+	conf(t, dir, strings.Replace(text("1s", "[metrics]\nexclude = ['kubeskoop_tcpext_*']\n"), "n.prom", "moved.prom", 1))
+	p.signal(syscall.SIGHUP)
+	eventually(t, "the new file is there and the old one gone", func() bool {
+		return parseProm(t, moved) != nil && parseProm(t, file) == nil
+	})
+	fams = parseProm(t, moved)
+	if fams["kubeskoop_tcpext_tcptimeouts"] != nil || fams["kubeskoop_tcp_insegs"] == nil {
+		t.Error("the reload did not change what is left out")
+	}
+
+	p.signal(syscall.SIGTERM)
+	if code := p.ended(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	left, _ := filepath.Glob(filepath.Join(dir, "*.prom"))
+	hidden, _ := filepath.Glob(filepath.Join(dir, ".*"))
+	if len(left)+len(hidden) > 0 {
+		t.Errorf("left behind: %v %v", left, hidden)
+	}
+}
+
+func TestDaemonKeepsTheFileOnRequest(t *testing.T) {
+	need.Root(t)
+	dir := t.TempDir()
+	cfg := conf(t, dir, fmt.Sprintf("[textfile]\ndir = '%s'\nkeep = true%s", dir, noPods))
+	p := start(t, "run", "--config", cfg)
+	file := filepath.Join(dir, "nodeskoop.prom")
+	eventually(t, "the textfile is there", func() bool { return parseProm(t, file) != nil })
+	p.signal(syscall.SIGINT)
+	if code := p.ended(); code != 0 || parseProm(t, file) == nil {
+		t.Errorf("exit %d, file kept: %v", code, parseProm(t, file) != nil)
+	}
+}
+
+// However often the daemon is killed while it writes, a reader finds a whole
+// file, and what the killed ones left is cleaned up.
+func TestDaemonKilledAgainAndAgain(t *testing.T) {
+	need.Root(t)
+	dir := t.TempDir()
+	cfg := conf(t, dir, fmt.Sprintf("[textfile]\ndir = '%s'%s", dir, noPods))
+	file := filepath.Join(dir, "nodeskoop.prom")
+	for i := range 15 {
+		p := start(t, "run", "--config", cfg)
+		time.Sleep(time.Duration(20+11*i) * time.Millisecond)
+		p.signal(syscall.SIGKILL)
+		<-p.done
+		parseProm(t, file)
+	}
+	p := start(t, "run", "--config", cfg)
+	eventually(t, "the file is written after all that", func() bool { return strings.Contains(p.logged(), "wrote the first textfile") })
+	p.signal(syscall.SIGTERM)
+	p.ended()
+	if left, _ := os.ReadDir(dir); len(left) != 1 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestDaemonRefusesBadConfig(t *testing.T) {
+	dir := t.TempDir()
+	p := start(t, "run", "--config", conf(t, dir, "\n[probes]\nenabled = ['nonsense']\n"))
+	if code := p.ended(); code != exitFailure || !strings.Contains(p.logged(), "nodeskoop.toml:3: probes.enabled: unknown probe \"nonsense\"") {
+		t.Errorf("exit %d: %s", code, p.logged())
+	}
+}
+
+// The folder may come later, and go.
+func TestDaemonWaitsForItsFolder(t *testing.T) {
+	need.Root(t)
+	dir := t.TempDir()
+	folder := filepath.Join(dir, "late")
+	p := start(t, "run", "--config", conf(t, dir, fmt.Sprintf("interval = '1s'\n[textfile]\ndir = '%s'%s", folder, noPods)))
+	eventually(t, "the missing folder is logged", func() bool { return strings.Contains(p.logged(), "writing the textfile failed") })
+	if err := os.Mkdir(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the file is there", func() bool { return parseProm(t, filepath.Join(folder, "nodeskoop.prom")) != nil })
+	fams := parseProm(t, filepath.Join(folder, "nodeskoop.prom"))
+	if v := fams["nodeskoop_textfile_write_failures_total"].Metric[0].GetCounter().GetValue(); v < 1 {
+		t.Errorf("%v failures counted", v)
+	}
+	if n := strings.Count(p.logged(), "writing the textfile failed"); n != 1 {
+		t.Errorf("the failure was logged %d times", n)
+	}
+}
+
+func TestCollectIsAScript(t *testing.T) {
+	need.Root(t)
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cfg := conf(t, dir, noPods)
+	var out, errs bytes.Buffer
+	cmd := exec.Command(path, "collect", "--config", cfg)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v\n%s", err, &errs)
+	}
+	s := bufio.NewScanner(bytes.NewReader(out.Bytes()))
+	for s.Scan() {
+		if l := s.Text(); !strings.HasPrefix(l, "# HELP ") && !strings.HasPrefix(l, "# TYPE ") && !strings.HasPrefix(l, "kubeskoop_") && !strings.HasPrefix(l, "nodeskoop_") {
+			t.Errorf("on standard output: %q", l)
+		}
+	}
+	if !bytes.HasSuffix(out.Bytes(), []byte("\n")) {
+		t.Error("no newline at the end")
+	}
+
+	for _, o := range []string{filepath.Join(dir, "x.prom"), dir + "/", dir} {
+		if out, err := exec.Command(path, "collect", "--config", cfg, "-o", o).CombinedOutput(); err != nil {
+			t.Errorf("-o %s: %v\n%s", o, err, out)
+		}
+	}
+	for _, f := range []string{"x.prom", "nodeskoop.prom"} {
+		if parseProm(t, filepath.Join(dir, f))["kubeskoop_tcp_insegs"] == nil {
+			t.Errorf("%s was not written", f)
+		}
+	}
+
+	// A probe that is not there is named, the others are written, exit 3.
+	cmd = exec.Command(path, "collect", "--config", cfg, "--probe", "tcp,flow")
+	out.Reset()
+	errs.Reset()
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err = cmd.Run()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != exitPartial || !strings.Contains(errs.String(), "flow") || !strings.Contains(out.String(), "kubeskoop_tcp_insegs") {
+		t.Errorf("%v, %s", err, &errs)
+	}
+	// A full standard output is a failure.
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	cmd = exec.Command(path, "collect", "--config", cfg)
+	errs.Reset()
+	cmd.Stdout, cmd.Stderr = full, &errs
+	if err := cmd.Run(); !errors.As(err, &exit) || exit.ExitCode() != exitFailure || !strings.Contains(errs.String(), "standard output") {
+		t.Errorf("%v, %s", err, &errs)
+	}
+}

@@ -1,0 +1,265 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"nodeskoop/collect"
+	"nodeskoop/testdata/need"
+	"nodeskoop/testdata/pods"
+)
+
+// exporter starts a node_exporter that serves the textfiles of dir, and
+// returns its address.
+func exporter(t *testing.T, dir string) string {
+	t.Helper()
+	need.Program(t, "prometheus-node-exporter")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	cmd := exec.Command("prometheus-node-exporter", "--collector.disable-defaults", "--collector.textfile",
+		"--collector.textfile.directory="+dir, "--web.listen-address="+addr)
+	var log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("node_exporter:\n%s", &log)
+		}
+	})
+	eventually(t, "node_exporter answers", func() bool {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
+	return addr
+}
+
+// scrape asks node_exporter for its metrics.
+func scrape(t *testing.T, addr string) map[string]*dto.MetricFamily {
+	t.Helper()
+	resp, err := http.Get("http://" + addr + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("status %d, %v", resp.StatusCode, err)
+	}
+	p := expfmt.NewTextParser(model.LegacyValidation)
+	fams, err := p.TextToMetricFamilies(bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fams
+}
+
+// value finds the series of a pod; ok is false if there is none.
+func value(fams map[string]*dto.MetricFamily, name, namespace, pod string) (v float64, ok bool) {
+	f := fams[name]
+	if f == nil {
+		return 0, false
+	}
+	for _, m := range f.Metric {
+		l := map[string]string{}
+		for _, x := range m.Label {
+			l[x.GetName()] = x.GetValue()
+		}
+		if l["k8s_namespace"] == namespace && l["k8s_pod"] == pod {
+			return m.GetGauge().GetValue() + m.GetCounter().GetValue() + m.GetUntyped().GetValue(), true
+		}
+	}
+	return 0, false
+}
+
+// The whole way on real parts: pods that containerd runs, the daemon, its
+// textfile, and a node_exporter that serves it.
+func TestFromPodsToTheScrape(t *testing.T) {
+	need.Root(t)
+	ctd := pods.Start(t)
+	web := ctd.RunPod(pods.PodSpec{Namespace: "shop", Name: "web-0", Labels: map[string]string{"app": `we"b\`},
+		Containers: []pods.ContainerSpec{{Name: "main", Command: []string{"sh", "-c", "httpd -p 8080; sleep 100000"}}}})
+	ctd.RunPod(pods.PodSpec{Namespace: "kube-system", Name: "agent", HostNetwork: true,
+		Containers: []pods.ContainerSpec{{Name: "main", Command: []string{"sleep", "100000"}}}})
+	ctd.RunPlain(pods.PlainSpec{Namespace: "default", ID: "lone"})
+
+	dir := t.TempDir()
+	cfg := conf(t, dir, fmt.Sprintf(`
+node_name = "n1"
+interval = "1s"
+host_netns = %q
+[probes]
+enabled = ["default"]
+[probes.conntrack]
+pods = true
+[probes.ipvs]
+pods = true
+[textfile]
+dir = %q
+[pods]
+sockets = [%q]
+[pods.labels]
+app = "${labels:app}"
+`, ctd.Netns, dir, ctd.Socket))
+	file := filepath.Join(dir, "nodeskoop.prom")
+	p := start(t, "run", "--config", cfg)
+	addr := exporter(t, dir)
+	eventually(t, "the pods have series", func() bool {
+		_, a := value(parseProm(t, file), "kubeskoop_tcp_insegs", "shop", "web-0")
+		_, b := value(parseProm(t, file), "kubeskoop_tcp_insegs", "default", "lone")
+		_, c := value(parseProm(t, file), "kubeskoop_fdopenfd", "kube-system", "agent")
+		return a && b && c
+	})
+
+	// Every metric of the built probes is there for the host, and for a pod
+	// where it is one per namespace or pod; whose it is, is right.
+	fams := scrape(t, addr)
+	if v := fams["node_textfile_scrape_error"].Metric[0].GetGauge().GetValue(); v != 0 {
+		t.Errorf("node_textfile_scrape_error %v", v)
+	}
+	enabled, _ := selectProbes([]string{"default"})
+	for _, m := range collect.Metrics() {
+		if m.Probe() == "" || !slices.Contains(enabled, m.Probe()) || len(m.Labels) > 0 {
+			continue
+		}
+		host, pod, hostPod := "hostNetwork", m.Scope == collect.PerNetns || m.Scope == collect.PerPod, m.Scope == collect.PerPod
+		if _, ok := value(fams, m.Name, host, host); !ok {
+			t.Errorf("%s has no series of the host", m.Name)
+		}
+		for _, c := range []struct {
+			namespace, pod string
+			want           bool
+		}{{"shop", "web-0", pod}, {"default", "lone", pod}, {"kube-system", "agent", hostPod}} {
+			if _, ok := value(fams, m.Name, c.namespace, c.pod); ok != c.want {
+				t.Errorf("%s: series of %s/%s: %v, want %v", m.Name, c.namespace, c.pod, ok, c.want)
+			}
+		}
+		if f := fams[m.Name]; f != nil {
+			typ := map[collect.Type]dto.MetricType{collect.Counter: dto.MetricType_COUNTER, collect.Gauge: dto.MetricType_GAUGE}[m.Type]
+			if f.GetType() != typ || f.GetHelp() != m.Help {
+				t.Errorf("%s: type %v, help %q", m.Name, f.GetType(), f.GetHelp())
+			}
+		}
+	}
+	for _, m := range fams["kubeskoop_tcp_insegs"].Metric {
+		for _, l := range m.Label {
+			if l.GetName() == "app" && l.GetValue() != `we"b\` && l.GetValue() != "" {
+				t.Errorf("label app is %q", l.GetValue())
+			}
+		}
+	}
+
+	// Traffic inside the pod is the pod's, exactly as its own kernel counters say.
+	main := web.Container("main")
+	for range 7 {
+		main.Exec("sh", "-c", "wget -q -O /dev/null http://127.0.0.1:8080/ || true")
+	}
+	want := snmp(t, main.PID, "Tcp", "PassiveOpens")
+	if want < 7 {
+		t.Fatalf("the pod accepted %v connections", want)
+	}
+	eventually(t, "the pod's connections are in the scrape", func() bool {
+		v, _ := value(scrape(t, addr), "kubeskoop_tcp_passiveopens", "shop", "web-0")
+		return v == want
+	})
+
+	// A pod that goes takes its series along; one that comes has them soon.
+	web.Remove()
+	ctd.RunPod(pods.PodSpec{Namespace: "shop", Name: "web-1", Containers: []pods.ContainerSpec{{Name: "main", Command: []string{"sleep", "100000"}}}})
+	eventually(t, "the series follow the pods", func() bool {
+		f := parseProm(t, file)
+		_, gone := value(f, "kubeskoop_tcp_insegs", "shop", "web-0")
+		_, come := value(f, "kubeskoop_tcp_insegs", "shop", "web-1")
+		return !gone && come
+	})
+
+	// The commands see the same.
+	bin, _ := binary()
+	out, err := exec.Command(bin, "pods", "--json", "--config", cfg).Output()
+	var rows []podRow
+	if err != nil || json.Unmarshal(out, &rows) != nil || len(rows) != 3 {
+		t.Fatalf("pods: %v\n%s", err, out)
+	}
+	for _, r := range rows {
+		if len(r.Processes) == 0 || r.HostNetwork != (r.Pod == "agent") || (r.Netns == 0) != r.HostNetwork {
+			t.Errorf("%+v", r)
+		}
+		if r.Pod == "web-1" && len(r.Addresses) < 2 {
+			t.Errorf("web-1 has addresses %v, want IPv4 and IPv6", r.Addresses)
+		}
+	}
+	check, err := exec.Command(bin, "check", "--config", cfg).CombinedOutput()
+	if err != nil || !strings.Contains(string(check), "3 pods") {
+		t.Errorf("check: %v\n%s", err, check)
+	}
+
+	// While containerd is away the pods' series go on.
+	ctd.Kill()
+	eventually(t, "it is seen that containerd is away", func() bool {
+		v, ok := value(parseProm(t, file), "nodeskoop_containerd_up", "hostNetwork", "hostNetwork")
+		return ok && v == 0
+	})
+	if _, ok := value(parseProm(t, file), "kubeskoop_tcp_insegs", "shop", "web-1"); !ok {
+		t.Error("a pod lost its series when containerd ended")
+	}
+	ctd.Run()
+	eventually(t, "containerd is back", func() bool {
+		v, _ := value(parseProm(t, file), "nodeskoop_containerd_up", "hostNetwork", "hostNetwork")
+		return v == 1
+	})
+	if strings.Contains(p.logged(), "level=ERROR") {
+		t.Errorf("errors were logged:\n%s", p.logged())
+	}
+}
+
+// snmp reads one counter of a process's namespace, by another way than ours.
+func snmp(t *testing.T, pid int, group, name string) float64 {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/snmp", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var head []string
+	for _, l := range strings.Split(string(b), "\n") {
+		f := strings.Fields(l)
+		if len(f) == 0 || f[0] != group+":" {
+			continue
+		}
+		if head == nil {
+			head = f
+			continue
+		}
+		v, err := strconv.ParseFloat(f[slices.Index(head, name)], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	t.Fatalf("no %s.%s", group, name)
+	return 0
+}

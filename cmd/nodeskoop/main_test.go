@@ -1,0 +1,104 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"strings"
+	"testing"
+)
+
+// call runs the program in this process.
+func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var o, e bytes.Buffer
+	code = run(context.Background(), append([]string{"nodeskoop"}, args...), &o, &e)
+	return code, o.String(), e.String()
+}
+
+func TestCommandLineMistakes(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"nonsense"}, `no command "nonsense"`},
+		{[]string{"collect", "--bogus"}, "bogus"},
+		{[]string{"collect", "--probe", "ping"}, `unknown probe "ping"`},
+		{[]string{"--probe", "ping", "config"}, `unknown probe "ping"`},
+		{[]string{"collect", "--log-level", "loud"}, `"loud" is not a level`},
+		{[]string{"collect", "--duration", "-1s"}, "out of range"},
+		{[]string{"collect", "extra"}, "takes no argument"},
+	} {
+		code, out, errs := call(t, c.args...)
+		if code != exitUsage || !strings.Contains(errs, c.want) || out != "" {
+			t.Errorf("%v: exit %d, stdout %q, stderr %q; want exit 2 and %q", c.args, code, out, errs, c.want)
+		}
+	}
+}
+
+func TestUnreadableConfigIsAFailure(t *testing.T) {
+	for _, cmd := range []string{"run", "collect", "pods", "probes", "config"} {
+		code, out, errs := call(t, cmd, "--config", "/nonexistent/x.toml")
+		if code != exitFailure || !strings.Contains(errs, "/nonexistent/x.toml") || out != "" {
+			t.Errorf("%s: exit %d, %q, %q", cmd, code, out, errs)
+		}
+	}
+}
+
+func TestFlagsBeforeAndAfterTheCommand(t *testing.T) {
+	for _, args := range [][]string{
+		{"--probe", "tcp,ip", "config"},
+		{"config", "--probe", "tcp,ip"},
+		{"--probe", "udp", "config", "--probe", "tcp,ip"},
+	} {
+		code, out, errs := call(t, append([]string{"--config", "/dev/null"}, args...)...)
+		if code != 0 || !strings.Contains(out, "\nenabled = [\"ip\", \"tcp\"]\n") {
+			t.Errorf("%v: exit %d, %s%s", args, code, out, errs)
+		}
+	}
+	t.Setenv("NODESKOOP_PROBE", "sock")
+	if _, out, _ := call(t, "config", "--config", "/dev/null"); !strings.Contains(out, "\nenabled = [\"sock\"]\n") {
+		t.Errorf("NODESKOOP_PROBE was not read:\n%s", out)
+	}
+}
+
+func TestHelpAndDocs(t *testing.T) {
+	code, out, _ := call(t)
+	for _, c := range []string{"run", "collect", "pods", "probes", "config", "check", "docs"} {
+		if code != 0 || !strings.Contains(out, "\n   "+c) {
+			t.Errorf("exit %d, no %s in the help:\n%s", code, c, out)
+		}
+	}
+	for page, want := range map[string]string{"metrics": "`kubeskoop_tcp_insegs` | counter | network namespace |", "events": "`BIOLAT_10MS` | biolatency | 10ms to 100ms |"} {
+		if code, out, _ := call(t, "docs", page); code != 0 || !strings.Contains(out, want) {
+			t.Errorf("docs %s: exit %d:\n%s", page, code, out)
+		}
+	}
+}
+
+func TestProbesListsAll(t *testing.T) {
+	code, out, errs := call(t, "probes", "--json", "--config", "/dev/null")
+	var rows []probeRow
+	if err := json.Unmarshal([]byte(out), &rows); err != nil || code != 0 || len(rows) != 23 {
+		t.Fatalf("exit %d, %v, %d rows, %s", code, err, len(rows), errs)
+	}
+	for _, r := range rows {
+		if !r.Works && r.Reason == "" {
+			t.Errorf("%s does not work and does not say why", r.Probe)
+		}
+	}
+}
+
+func TestExporterCommandLine(t *testing.T) {
+	for line, want := range map[string]string{
+		"--collector.textfile.directory=/a":                                      "/a",
+		"--web.listen-address=:1 --collector.textfile.directory /a":              "/a",
+		"-collector.textfile.directory=/a --collector.textfile.directory=/b/*/c": "/a /b/*/c",
+		"--collector.textfile":                                                   "",
+		"":                                                                       "",
+	} {
+		if got := strings.Join(textfileDirs(strings.Fields(line)), " "); got != want {
+			t.Errorf("%q: %q, want %q", line, got, want)
+		}
+	}
+}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/urfave/cli/v2"
+
+	"nodeskoop/collect"
+)
+
+// probeRow is one probe as `nodeskoop probes` prints it.
+type probeRow struct {
+	Probe    string `json:"probe"`
+	Title    string `json:"title"`
+	Kinds    string `json:"kinds"`
+	Source   string `json:"source"`
+	Overhead string `json:"overhead"`
+	Enabled  bool   `json:"enabled"`
+	Works    bool   `json:"works"`
+	Reason   string `json:"reason,omitempty"`
+	Metrics  int    `json:"metrics"`
+	Events   int    `json:"events"`
+}
+
+func probesCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "probes",
+		Usage: "print the 23 probes, whether they are enabled, and whether they work here or why not",
+		Flags: append(commonFlags(), &cli.BoolFlag{Name: "json", Usage: "print JSON"}),
+		Action: func(c *cli.Context) error {
+			s, err := newSetup(c)
+			if err != nil {
+				return err
+			}
+			rows, err := s.tryProbes()
+			if err != nil {
+				return err
+			}
+			if c.Bool("json") {
+				return writeJSON(c, rows)
+			}
+			w := tabwriter.NewWriter(c.App.Writer, 0, 8, 2, ' ', 0)
+			fmt.Fprintln(w, "PROBE\tKINDS\tSOURCE\tOVERHEAD\tENABLED\tWORKS HERE")
+			for _, r := range rows {
+				works := "yes"
+				if !r.Works {
+					works = "no: " + firstLine(r.Reason)
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", r.Probe, r.Kinds, r.Source, r.Overhead, yesNo(r.Enabled), works)
+			}
+			return w.Flush()
+		},
+	}
+}
+
+// tryProbes samples every probe once on the host, enabled or not.
+func (s *setup) tryProbes() ([]probeRow, error) {
+	o, err := s.options(s.cfg)
+	o.Log = nil // the rows tell
+	if err != nil {
+		return nil, err
+	}
+	if o.Enabled, err = selectProbes([]string{"all"}); err != nil {
+		return nil, err
+	}
+	r, err := collect.NewRunner(o, factories()...)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	r.Cycle()
+	var rows []probeRow
+	for _, st := range r.Status() {
+		p := collect.ProbeByName(st.Name)
+		row := probeRow{Probe: p.Name, Title: p.Title, Kinds: p.Kinds(), Source: p.Source.String(), Overhead: p.Overhead,
+			Enabled: slices.Contains(s.cfg.probes, p.Name), Works: st.Up, Metrics: len(p.Metrics), Events: len(p.Events)}
+		if errors.Is(st.Err, collect.ErrNotBuilt) {
+			row.Reason = collect.ErrNotBuilt.Error()
+		} else if st.Err != nil {
+			row.Reason = st.Err.Error()
+		}
+		rows = append(rows, row)
+	}
+	return rows, nil
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
