@@ -1,0 +1,313 @@
+package output
+
+import (
+	"bufio"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"log/slog"
+	"math"
+	"math/bits"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+)
+
+// EncodeTo writes families to w in the Prometheus text format 0.0.4, for
+// standard output. What would spoil the whole exposition is left out and
+// logged, as in a Textfile. The error is that of w.
+func EncodeTo(w io.Writer, families []*dto.MetricFamily, log *slog.Logger) error {
+	var e encoder
+	e.guard.log = log
+	if _, err := e.encode(w, families); err != nil {
+		return fmt.Errorf("write the metrics: %w", err)
+	}
+	return nil
+}
+
+// encoder keeps its buffers from one exposition to the next.
+type encoder struct {
+	buf   *bufio.Writer
+	guard guard
+}
+
+// encode writes families to w and returns the number of bytes.
+func (e *encoder) encode(w io.Writer, families []*dto.MetricFamily) (int64, error) {
+	if e.buf == nil {
+		e.buf = bufio.NewWriterSize(w, 64<<10)
+	}
+	e.buf.Reset(w)
+	defer e.buf.Reset(nil)
+	e.guard.begin()
+	defer e.guard.end()
+	var total int64
+	for _, f := range families {
+		if f = e.guard.check(f); f == nil {
+			continue
+		}
+		n, err := expfmt.MetricFamilyToText(e.buf, f)
+		total += int64(n)
+		if err != nil {
+			return total, err
+		}
+	}
+	return total, e.buf.Flush()
+}
+
+// guard leaves out of an exposition what would make readers refuse the whole
+// of it: node_exporter drops a file for one bad line, and a label name that
+// begins with __ ends its process. expfmt writes whatever it is given.
+//
+// The values of the contract are counters and gauges, so other types are
+// refused as a whole: their rules (integer buckets, reserved suffixes and
+// labels) need no checks then.
+type guard struct {
+	log     *slog.Logger
+	dropped uint64 // series left out since the start
+
+	logged map[complaint]struct{}
+	names  map[string]struct{} // of this exposition's families
+	seed   maphash.Seed
+	slices map[labelSlice]labelSum
+
+	// seen holds the series of one family, as an open-addressing table. A slot
+	// of another generation is free, so that nothing is cleared between families.
+	seen []slot
+	gen  uint32
+}
+
+// complaint is what is logged once.
+type complaint struct{ family, why string }
+
+// labelSlice identifies a slice of labels by its memory. The Runner gives all
+// series of a network namespace one slice, so most are examined once for
+// dozens of families. Nothing changes labels during an exposition.
+type labelSlice struct {
+	first **dto.LabelPair
+	n     int
+}
+
+// labelSum is the hash of a set of labels, or why they cannot be written.
+type labelSum struct {
+	hash uint64
+	why  string
+}
+
+type slot struct {
+	hash       uint64
+	index, gen uint32
+}
+
+func (g *guard) begin() {
+	if g.names == nil {
+		g.names, g.slices, g.logged = map[string]struct{}{}, map[labelSlice]labelSum{}, map[complaint]struct{}{}
+		g.seed = maphash.MakeSeed()
+	}
+}
+
+// end forgets the exposition's labels: the memory must not be kept, and may
+// hold others the next time.
+func (g *guard) end() {
+	clear(g.names)
+	clear(g.slices)
+}
+
+// check returns f, or a copy without what must not be written, or nil if
+// nothing is left.
+func (g *guard) check(f *dto.MetricFamily) *dto.MetricFamily {
+	all := f.GetMetric()
+	if len(all) == 0 {
+		return nil
+	}
+	if why := g.family(f); why != "" {
+		g.drop(f, all, why)
+		return nil
+	}
+	g.forget(len(all))
+	var kept []*dto.Metric
+	whole := true
+	for i, m := range all {
+		why := g.series(f, m, i)
+		if why != "" {
+			if whole {
+				whole, kept = false, append(make([]*dto.Metric, 0, len(all)), all[:i]...)
+			}
+			g.drop(f, all[i:i+1], why)
+		} else if !whole {
+			kept = append(kept, m)
+		}
+	}
+	switch {
+	case whole:
+		return f
+	case len(kept) == 0:
+		return nil
+	}
+	return &dto.MetricFamily{Name: f.Name, Help: f.Help, Type: f.Type, Metric: kept}
+}
+
+// family says why no series of f can be written, "" if they can.
+func (g *guard) family(f *dto.MetricFamily) string {
+	name := f.GetName()
+	if !model.LegacyValidation.IsValidMetricName(name) {
+		return "its name is not [a-zA-Z_:][a-zA-Z0-9_:]*"
+	}
+	if t := f.GetType(); t != dto.MetricType_COUNTER && t != dto.MetricType_GAUGE {
+		return "its type is neither counter nor gauge"
+	}
+	if !utf8.ValidString(f.GetHelp()) {
+		return "its HELP is not UTF-8"
+	}
+	if _, twice := g.names[name]; twice {
+		return "another family has the same name"
+	}
+	g.names[name] = struct{}{}
+	return ""
+}
+
+// series says why the series with this index in f cannot be written, "" if it
+// can.
+func (g *guard) series(f *dto.MetricFamily, m *dto.Metric, index int) string {
+	if m == nil {
+		return "it is nil"
+	}
+	if f.GetType() == dto.MetricType_COUNTER {
+		if m.Counter == nil {
+			return "it has no value of its family's type"
+		}
+		if v := m.Counter.GetValue(); math.IsNaN(v) || math.IsInf(v, 0) {
+			return "a counter must be finite"
+		}
+	} else if m.Gauge == nil {
+		return "it has no value of its family's type"
+	}
+	if m.TimestampMs != nil {
+		return "node_exporter refuses files with timestamps"
+	}
+	sum := g.labels(m.Label)
+	if sum.why != "" {
+		return sum.why
+	}
+	if g.twice(f, m.Label, sum.hash, index) {
+		return "another series of its family has the same labels"
+	}
+	return ""
+}
+
+// labels examines a set of labels. Its hash depends neither on their order nor
+// on those with an empty value, which mean the same as none.
+func (g *guard) labels(ls []*dto.LabelPair) labelSum {
+	if len(ls) == 0 {
+		return labelSum{}
+	}
+	key := labelSlice{&ls[0], len(ls)}
+	sum, ok := g.slices[key]
+	if ok {
+		return sum
+	}
+	for i, l := range ls {
+		name, value := l.GetName(), l.GetValue()
+		switch {
+		case !model.LegacyValidation.IsValidLabelName(name):
+			sum.why = "a label's name is not [a-zA-Z_][a-zA-Z0-9_]*"
+		case strings.HasPrefix(name, "__"):
+			sum.why = "a label's name begins with __, which ends node_exporter's process"
+		case !utf8.ValidString(value):
+			sum.why = "a label's value is not UTF-8"
+		}
+		for _, other := range ls[:i] {
+			if other.GetName() == name {
+				sum.why = "it has a label twice"
+			}
+		}
+		if sum.why != "" {
+			break
+		}
+		if value != "" {
+			hi, lo := bits.Mul64(maphash.String(g.seed, name)|1, maphash.String(g.seed, value)+1)
+			sum.hash += hi ^ lo
+		}
+	}
+	g.slices[key] = sum
+	return sum
+}
+
+// forget empties the table and makes it large enough for n series.
+func (g *guard) forget(n int) {
+	if size := 1 << bits.Len(uint(2*n)); size > len(g.seen) {
+		g.seen, g.gen = make([]slot, size), 0
+	}
+	if g.gen++; g.gen == 0 {
+		clear(g.seen)
+		g.gen = 1
+	}
+}
+
+// twice reports whether a series of f before this one has the same labels,
+// and otherwise takes it down.
+func (g *guard) twice(f *dto.MetricFamily, ls []*dto.LabelPair, hash uint64, index int) bool {
+	mask := uint64(1)<<bits.Len(uint(2*len(f.Metric))) - 1
+	for i := hash & mask; ; i = (i + 1) & mask {
+		s := &g.seen[i]
+		if s.gen != g.gen {
+			*s = slot{hash, uint32(index), g.gen}
+			return false
+		}
+		if s.hash == hash && sameLabels(f.Metric[s.index].Label, ls) {
+			return true
+		}
+	}
+}
+
+// sameLabels compares two sets of labels, neither of which has a name twice.
+func sameLabels(a, b []*dto.LabelPair) bool {
+	return includes(a, b) && includes(b, a)
+}
+
+func includes(all, some []*dto.LabelPair) bool {
+next:
+	for _, s := range some {
+		if s.GetValue() == "" {
+			continue
+		}
+		for _, l := range all {
+			if l.GetName() == s.GetName() {
+				if l.GetValue() == s.GetValue() {
+					continue next
+				}
+				break
+			}
+		}
+		return false
+	}
+	return true
+}
+
+// drop counts series that are left out, and logs the first of each kind.
+func (g *guard) drop(f *dto.MetricFamily, series []*dto.Metric, why string) {
+	g.dropped += uint64(len(series))
+	c := complaint{f.GetName(), why}
+	if _, ok := g.logged[c]; ok || g.log == nil {
+		return
+	}
+	g.logged[c] = struct{}{}
+	g.log.Error("series left out: the whole file would be lost with it; logged once",
+		"family", c.family, "reason", why, "series", len(series), "first", labelsText(series[0].GetLabel()))
+}
+
+func labelsText(ls []*dto.LabelPair) string {
+	b := []byte{'{'}
+	for i, l := range ls {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, l.GetName()...)
+		b = append(b, '=')
+		b = strconv.AppendQuote(b, l.GetValue())
+	}
+	return string(append(b, '}'))
+}

@@ -1,0 +1,542 @@
+// Package output holds the sinks: what leaves nodeskoop leaves through here.
+package output
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"golang.org/x/sys/unix"
+)
+
+// ErrInUse says that another process writes the same textfile.
+var ErrInUse = errors.New("another process writes this file")
+
+// DefaultMode is the mode of a textfile: node_exporter runs as another user.
+const DefaultMode fs.FileMode = 0o644
+
+const (
+	// node_exporter reads hidden files too, but only those that end in .prom.
+	tempPrefix = ".nodeskoop-"
+	tempSuffix = ".tmp"
+
+	// unlockedMode is the mode of a temporary file that its writer has not
+	// locked yet. No textfile is without the owner's right to read.
+	unlockedMode = 0o200
+	ownerReads   = 0o400
+
+	// lockGrace is how long a writer may take between making a file and
+	// locking it, two system calls one after the other.
+	lockGrace = 5 * time.Second
+
+	// oldTemp is the age from which on a temporary file is a leftover where
+	// the file system cannot tell locks.
+	oldTemp = time.Minute
+
+	// takeOverAge is the age from which on a textfile is taken over from a
+	// process that still holds it. One that is stopped, or was killed while a
+	// call of it hangs in the kernel, must not keep its successor from
+	// writing until the next boot.
+	takeOverAge = 10 * time.Minute
+)
+
+// TextfileStats are a Textfile's figures about itself.
+type TextfileStats struct {
+	// Bytes is the size of the file that was written last.
+	Bytes int64
+	// Failures counts the writes that failed.
+	Failures uint64
+	// Dropped counts the series left out because the whole file would have
+	// been lost with them.
+	Dropped uint64
+}
+
+// Textfile keeps one file of metrics fresh for node_exporter's textfile
+// collector. It is written under a temporary name in the same folder and then
+// renamed, so a reader finds the whole file of one write or the whole file of
+// another, whatever happens to the writer.
+//
+// Nothing is synced to disk. The file is worthless after a reboot, and the
+// service removes it then; a sync would only let a slow disk hold up sampling.
+//
+// One process writes a file. The writer keeps the file in place open, with an
+// open file description lock for writing on it (fcntl F_OFD_SETLK) that was
+// taken before the file had its name. So no lock file is left behind; the lock
+// ends with its process; it is the same from every mount, network and pid
+// namespace; and those who may only read the file cannot feign it, as they
+// could a flock. The price: the file system cannot be unmounted, nor remounted
+// read-only, under a writer that runs.
+//
+// All methods may be called from any goroutine.
+type Textfile struct {
+	log *slog.Logger
+
+	mu     sync.Mutex
+	at     place
+	mode   fs.FileMode
+	enc    encoder
+	held   *os.File    // the file in place, if this process wrote it
+	folder os.FileInfo // that the last write found
+	where  string      // the folder's path without symbolic links
+	stale  string      // a temporary file of ours that could not be removed
+	noLock bool        // that the file system has no locks was logged
+
+	bytes             atomic.Int64
+	failures, dropped atomic.Uint64
+}
+
+// place is where a file is.
+type place struct{ dir, file string }
+
+func (p place) String() string { return filepath.Join(p.dir, p.file) }
+
+// open opens the folder: all that a write does happens in that one, even if
+// the path leads elsewhere by then. The slash keeps it from waiting at a FIFO.
+func (p place) open() (*os.Root, error) { return os.OpenRoot(p.dir + "/") }
+
+// NewTextfile returns the Textfile for a file in the folder dir. Mode 0 means
+// DefaultMode; the umask has no influence. That another process writes the
+// file is ErrInUse. A missing folder is no error: each write looks for it.
+func NewTextfile(dir, file string, mode fs.FileMode, log *slog.Logger) (*Textfile, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	t := &Textfile{log: log}
+	t.enc.guard.log = log
+	if err := t.Retarget(dir, file, mode); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// Retarget changes the place and the mode, from the next write on. The file in
+// the old place is removed. On an error nothing is changed.
+func (t *Textfile) Retarget(dir, file string, mode fs.FileMode) error {
+	if mode == 0 {
+		mode = DefaultMode
+	}
+	switch {
+	case dir == "" || strings.ContainsRune(dir, 0):
+		return fmt.Errorf("the textfile's folder %q: want the path of the folder that node_exporter reads", dir)
+	case file == "" || file == "." || file == ".." || strings.ContainsAny(file, "/\x00") || len(file) > 255:
+		return fmt.Errorf("the textfile's name %q: want a plain file name of at most 255 bytes", file)
+	case strings.HasPrefix(file, tempPrefix) && strings.HasSuffix(file, tempSuffix):
+		return fmt.Errorf("the textfile's name %q: %s*%s are the temporary files", file, tempPrefix, tempSuffix)
+	case mode&^fs.ModePerm != 0 || mode&ownerReads == 0:
+		return fmt.Errorf("the textfile's mode %#o: want at most 0777, and readable by the owner", uint32(mode))
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return fmt.Errorf("find the textfile's folder: %w", err)
+	}
+	next := place{dir, file}
+
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	same := next == t.at
+	if root, err := next.open(); err == nil {
+		defer root.Close()
+		if err := t.taken(root, next); err != nil {
+			return fmt.Errorf("textfile %s: %w", next, err)
+		}
+		if fi, err := root.Lstat(file); err == nil && t.ours(fi) {
+			same = true // by another path
+		}
+	}
+	if !same {
+		if err := t.remove(); err != nil {
+			t.log.Warn("the textfile in the old place stays", "error", err)
+		}
+		t.folder, t.where = nil, ""
+	}
+	t.at, t.mode = next, mode
+	return nil
+}
+
+// Path returns the absolute path of the file.
+func (t *Textfile) Path() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.at.String()
+}
+
+// Stats returns the figures. It does not wait for a Write.
+func (t *Textfile) Stats() TextfileStats {
+	return TextfileStats{Bytes: t.bytes.Load(), Failures: t.failures.Load(), Dropped: t.dropped.Load()}
+}
+
+// Write replaces the file by one with these families. On an error the file is
+// as it was, and nothing else is left in the folder. Series and families that
+// would spoil the file are left out, counted and logged.
+func (t *Textfile) Write(families []*dto.MetricFamily) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n, err := t.write(families)
+	t.dropped.Store(t.enc.guard.dropped)
+	if err != nil {
+		t.failures.Add(1)
+		return fmt.Errorf("write %s: %w", t.at, err)
+	}
+	t.bytes.Store(n)
+	return nil
+}
+
+func (t *Textfile) write(families []*dto.MetricFamily) (int64, error) {
+	root, err := t.at.open()
+	if err != nil {
+		return 0, step("open the folder", err)
+	}
+	defer root.Close()
+	if err := t.enter(root); err != nil {
+		return 0, err
+	}
+	if err := t.taken(root, t.at); err != nil {
+		return 0, err
+	}
+	if t.stale != "" {
+		// A folder that lets files be made but not removed must not fill up.
+		if err := root.Remove(t.stale); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return 0, step("remove the temporary file "+t.stale+" of an earlier write", err)
+		}
+		t.stale = ""
+	}
+	f, temp, err := create(root)
+	if err != nil {
+		return 0, step("create a temporary file in the folder", err)
+	}
+	n, err := t.fill(f, families)
+	link := ""
+	if err == nil {
+		link, _ = root.Readlink(t.at.file)
+		if err = root.Rename(temp, t.at.file); errors.Is(err, fs.ErrExist) {
+			err = unix.EISDIR // os asks first, and words the kernel's answer differently
+		}
+		if err != nil {
+			err = step("rename the temporary file to "+t.at.file, err)
+		}
+	}
+	if err != nil {
+		if e := root.Remove(temp); e != nil && !errors.Is(e, fs.ErrNotExist) {
+			_ = f.Truncate(0)
+			t.stale = temp
+			err = fmt.Errorf("%w; %w", err, step("then remove the temporary file "+temp, e))
+		}
+		_ = f.Close()
+		return 0, err
+	}
+	t.release()
+	t.held = f
+	if link != "" {
+		t.log.Warn("the textfile's name was a symbolic link: it is the file now, and what the link led to is as it was", "file", t.at.String(), "link", link)
+	}
+	return n, nil
+}
+
+// create makes a temporary file. O_EXCL refuses whatever has been planted
+// under its name.
+func create(root *os.Root) (f *os.File, name string, err error) {
+	for range 10 {
+		name = tempPrefix + strconv.FormatUint(rand.Uint64(), 36) + tempSuffix
+		f, err = root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, unlockedMode)
+		if !errors.Is(err, fs.ErrExist) {
+			break
+		}
+	}
+	return f, name, err
+}
+
+// claim locks a new temporary file, and only then gives it its mode, which
+// says that the lock tells whether its writer lives.
+func (t *Textfile) claim(f *os.File) error {
+	lock := unix.Flock_t{Type: unix.F_WRLCK}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil && !t.noLock {
+		// No one else can have it open, so this is the file system's answer.
+		t.noLock = true
+		t.log.Warn("the textfile cannot be locked here: a second writer would not be noticed", "file", t.at.String(), "error", err)
+	}
+	if err := f.Chmod(t.mode); err != nil {
+		return step(fmt.Sprintf("set the mode %#o of the temporary file", uint32(t.mode)), err)
+	}
+	return nil
+}
+
+// fill writes families to the temporary file, down to the errors that only
+// closing it reports.
+func (t *Textfile) fill(f *os.File, families []*dto.MetricFamily) (int64, error) {
+	if err := t.claim(f); err != nil {
+		return 0, err
+	}
+	n, err := t.enc.encode(f, families)
+	if err != nil {
+		return n, step("write the temporary file", err)
+	}
+	// The file stays open for its lock. Closing a copy of the descriptor
+	// makes a network file system send what it holds back, and answer.
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Close(fd)
+	}
+	if err != nil {
+		return n, step("close the temporary file", err)
+	}
+	return n, nil
+}
+
+// writeLocked reports whether anyone holds a lock for writing on the file.
+func writeLocked(f *os.File) (bool, error) {
+	lock := unix.Flock_t{Type: unix.F_RDLCK}
+	err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock)
+	return lock.Type != unix.F_UNLCK, err
+}
+
+// enter notes which folder the path leads to. Operators replace folders by
+// symbolic links, which is fine, but it is said; and in a folder that is new
+// to this process it looks for leftovers.
+func (t *Textfile) enter(root *os.Root) error {
+	fi, err := root.Stat(".")
+	if err != nil {
+		return step("stat the folder", err)
+	}
+	if t.folder != nil && os.SameFile(t.folder, fi) {
+		return nil
+	}
+	where := t.at.dir
+	if d, err := root.Open("."); err == nil {
+		if p, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", d.Fd())); err == nil {
+			where = p
+		}
+		_ = d.Close()
+	}
+	if t.folder != nil {
+		t.log.Warn("the textfile's folder is another one now; what is in the one before stays there",
+			"folder", t.at.dir, "before", t.where, "now", where)
+	}
+	t.folder, t.where, t.stale = fi, where, ""
+	if err := t.clean(root); err != nil {
+		t.log.Warn("leftovers of an earlier run stay in the textfile's folder", "error", err)
+	}
+	return nil
+}
+
+// taken tells whether another process writes the file, as ErrInUse.
+func (t *Textfile) taken(root *os.Root, at place) error {
+	for range 100 {
+		fi, err := root.Lstat(at.file)
+		if err != nil {
+			return nil // it is not there; what else is wrong the write will meet
+		}
+		if !fi.Mode().IsRegular() || t.ours(fi) {
+			return nil
+		}
+		f, err := root.OpenFile(at.file, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil // not ours to read: the folder's permissions decide
+		}
+		fi, err = f.Stat()
+		locked, lockErr := writeLocked(f)
+		now, nowErr := root.Lstat(at.file)
+		_ = f.Close() // not earlier: its inode number would be free for the next file
+		switch {
+		case err != nil || lockErr != nil:
+			return nil
+		case !locked && (nowErr != nil || os.SameFile(now, fi)):
+			return nil
+		case !locked:
+			continue // its writer has just replaced it by the next one
+		}
+		if age := time.Since(fi.ModTime()); age > takeOverAge {
+			t.log.Warn("taking over the textfile from a process that holds it but has not written it",
+				"file", at.String(), "for", age.Round(time.Second))
+			return nil
+		}
+		return fmt.Errorf("%w: stop it, or set another textfile.file; `fuser -v %s` names it", ErrInUse, at)
+	}
+	return fmt.Errorf("%w: it changes all the time", ErrInUse)
+}
+
+// ours reports whether fi is the file that this process wrote last.
+func (t *Textfile) ours(fi os.FileInfo) bool {
+	if t.held == nil {
+		return false
+	}
+	held, err := t.held.Stat()
+	return err == nil && os.SameFile(held, fi)
+}
+
+func (t *Textfile) release() {
+	if t.held != nil {
+		_ = t.held.Close() // what it had to report was asked for when it was written
+		t.held = nil
+	}
+}
+
+// Clean removes the temporary files that dead writers left in the folder; each
+// first write into a folder does so too.
+func (t *Textfile) Clean() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	root, err := t.at.open()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("clean %s: %w", t.at.dir, step("open the folder", err))
+	}
+	defer root.Close()
+	return t.clean(root)
+}
+
+func (t *Textfile) clean(root *os.Root) error {
+	d, err := root.Open(".")
+	if err != nil {
+		return fmt.Errorf("clean %s: %w", t.at.dir, step("open the folder", err))
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return fmt.Errorf("clean %s: %w", t.at.dir, step("list the folder", err))
+	}
+	var errs []error
+	for _, name := range names {
+		if !strings.HasPrefix(name, tempPrefix) || !strings.HasSuffix(name, tempSuffix) || !leftover(root, name) {
+			continue
+		}
+		if err := root.Remove(name); err == nil {
+			t.log.Info("removed the temporary file of a writer that was killed", "file", filepath.Join(t.at.dir, name))
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("clean %s: %w", t.at.dir, step("remove "+name, err)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// leftover reports whether a temporary file's writer is dead: it had locked
+// the file, and the lock is gone. Age decides where that cannot be told.
+func leftover(root *os.Root, name string) bool {
+	fi, err := root.Lstat(name)
+	if err != nil || !fi.Mode().IsRegular() {
+		return false
+	}
+	age := time.Since(fi.ModTime())
+	if fi.Mode()&ownerReads == 0 {
+		return age > lockGrace
+	}
+	f, err := root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return age > oldTemp
+	}
+	defer f.Close()
+	locked, err := writeLocked(f)
+	if err != nil {
+		return age > oldTemp
+	}
+	return !locked
+}
+
+// Remove removes the file, if it is the one that this process wrote, and
+// releases it: after a clean stop nothing serves dead values. Writing goes on
+// to be possible.
+func (t *Textfile) Remove() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.remove()
+}
+
+func (t *Textfile) remove() error {
+	defer t.release()
+	if t.held == nil && t.stale == "" {
+		return nil
+	}
+	root, err := t.at.open()
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return fmt.Errorf("remove %s: %w", t.at, step("open the folder", err))
+	}
+	defer root.Close()
+	if t.stale != "" {
+		_ = root.Remove(t.stale)
+		t.stale = ""
+	}
+	if t.held == nil {
+		return nil
+	}
+	fi, err := root.Lstat(t.at.file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("remove %s: %w", t.at, step("look at it", err))
+	case !t.ours(fi):
+		return fmt.Errorf("remove %s: it is not the file that this process wrote; it is left as it is", t.at)
+	}
+	if err := root.Remove(t.at.file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove %s: %w", t.at, step("unlink it", err))
+	}
+	return nil
+}
+
+// Close leaves the file as it is and lets others write it.
+func (t *Textfile) Close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.release()
+}
+
+// step words what failed: what the kernel said, and what to do about it.
+func step(what string, err error) error {
+	var errno unix.Errno
+	if !errors.As(err, &errno) {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if hint := hint(errno); hint != "" {
+		return fmt.Errorf("%s: %w (%s)", what, errno, hint)
+	}
+	return fmt.Errorf("%s: %w", what, errno)
+}
+
+func hint(errno unix.Errno) string {
+	switch errno {
+	case unix.ENOENT:
+		return "create the folder if it is missing, or set textfile.dir to the one that node_exporter reads"
+	case unix.ENOTDIR:
+		return "set textfile.dir to a folder, the one that node_exporter reads"
+	case unix.EROFS:
+		return "the file system is mounted read-only; in a systemd unit the folder must be in ReadWritePaths="
+	case unix.EACCES:
+		return "give user " + strconv.Itoa(os.Geteuid()) + " write permission on the folder, or the process CAP_DAC_OVERRIDE"
+	case unix.EPERM:
+		return "see lsattr -d on the folder and lsattr on the file: one may be immutable or append-only"
+	case unix.ENOSPC:
+		return "free space or inodes: see df and df -i; or leave out metrics with metrics.exclude"
+	case unix.EDQUOT:
+		return "raise the disk quota, or leave out metrics with metrics.exclude"
+	case unix.EFBIG:
+		return "raise the limit on file sizes, or leave out metrics with metrics.exclude"
+	case unix.EISDIR:
+		return "a folder has the file's name: remove it, or set another textfile.file"
+	case unix.EBUSY:
+		return "something is mounted on the file: unmount it, or set another textfile.file"
+	case unix.EMFILE, unix.ENFILE:
+		return "too many open files: see LimitNOFILE= and fs.file-max"
+	case unix.EIO:
+		return "the disk fails: see dmesg"
+	case unix.ELOOP:
+		return "the folder's symbolic links lead in a circle"
+	}
+	return ""
+}
