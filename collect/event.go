@@ -1,0 +1,577 @@
+package collect
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// Event is one occurrence of an EventType: what a probe makes of one record of
+// the kernel. The probe fills in what it knows and hands the Event to a Hub;
+// from then on only the Hub may change it, and once a sink has it, nobody.
+type Event struct {
+	Type *EventType
+	// Time is when the kernel saw it.
+	Time time.Time
+	// Netns is the inode number of the network namespace; 0 for an event that
+	// has none (block I/O, say).
+	Netns uint64
+	// Pod is whose event it is; nil is the host. A probe that knows it (by the
+	// control group, say) sets it, else the Hub finds it.
+	Pod *Pod
+
+	Protocol string
+	Src, Dst Endpoint
+	Latency  time.Duration
+	// Points are the latencies up to intermediate points of the path. One that
+	// was not measured is not in it, or is negative.
+	Points []Point
+
+	Comm     string
+	PID, CPU int // -1: not given
+
+	Ifname, Disk, Vector, Location, Reason, TCPState string
+	// Stack holds symbol+0xoffset of the callers, innermost first.
+	Stack []string
+
+	// Suppressed counts events of the type that a rate limit kept back since
+	// the last one that was let through. A probe sets it to what its own limit
+	// in the kernel kept back; the Hub adds what its limits did.
+	Suppressed uint64
+
+	// Node is the node's name, and HostLabel what stands for the pod's
+	// namespace and name where Pod is nil. The Hub sets both; it leaves
+	// HostLabel empty for a network namespace that is neither the host's nor a
+	// pod's.
+	Node, HostLabel string
+
+	foreign bool // of such a namespace
+}
+
+// The kinds of an Endpoint. The empty string means EndUnknown.
+const (
+	EndPod     = "pod"
+	EndNode    = "node"
+	EndUnknown = "unknown"
+)
+
+// Endpoint is one end of a connection. A probe sets the address, unmapped, and
+// the port; the Hub finds out whose they are.
+type Endpoint struct {
+	Addr netip.Addr
+	Port uint16
+	Kind string
+	Pod  *Pod
+	Node string
+}
+
+// Point is the latency up to one point of an EventType's Points.
+type Point struct {
+	Name    string
+	Latency time.Duration
+}
+
+// has reports whether the event type declares a group of fields.
+func (e *EventType) has(g FieldGroup) bool {
+	for _, f := range e.Fields {
+		if f == g {
+			return true
+		}
+	}
+	return false
+}
+
+// titles say in a few words what happened; the latency, where the type has
+// one, stands between the two.
+var titles = map[string][2]string{
+	"TXLAT_QDISC_100MS":       {"packet waited ", " in the qdisc"},
+	"TXLAT_NETDEV_100MS":      {"network driver took ", " to accept a packet"},
+	"BIOLAT_10MS":             {"block I/O took ", ""},
+	"BIOLAT_100MS":            {"block I/O took ", ""},
+	"RXKERNEL_SLOW":           {"kernel took ", " to receive a packet"},
+	"TXKERNEL_SLOW":           {"kernel took ", " to send a packet"},
+	"PacketLoss":              {"packet dropped", ""},
+	"SOCKETLAT_READSLOW":      {"received data waited ", " to be read"},
+	"SOCKETLAT_SENDSLOW":      {"written data waited ", " to be sent"},
+	"TCPRESET_NOSOCK":         {"TCP reset sent, no socket for the packet", ""},
+	"TCPRESET_ACTIVE":         {"TCP reset sent, connection given up", ""},
+	"TCPRESET_PROCESS":        {"TCP reset sent, packet did not fit the connection", ""},
+	"TCPRESET_RECEIVE":        {"TCP reset received", ""},
+	"VIRTCMDEXCUTE":           {"virtio-net command took ", ""},
+	"NETSOFTIRQ_SCHED_SLOW":   {"network softirq started ", " late"},
+	"NETSOFTIRQ_SCHED_100MS":  {"network softirq started ", " late"},
+	"NETSOFTIRQ_EXCUTE_SLOW":  {"network softirq ran for ", ""},
+	"NETSOFTIRQ_EXCUTE_100MS": {"network softirq ran for ", ""},
+	"TCPRetrans":              {"TCP segment retransmitted", ""},
+}
+
+// PodLabels returns what K8S_NAMESPACE and K8S_POD are.
+func (e *Event) PodLabels() (namespace, name string) {
+	if e.Pod != nil {
+		return e.Pod.Namespace, e.Pod.Name
+	}
+	return e.HostLabel, e.HostLabel
+}
+
+// Message returns the event as one line that a person understands.
+func (e *Event) Message() string { return string(e.AppendMessage(nil)) }
+
+// AppendMessage appends Message to b. Whatever names hold, it has no control
+// character and is UTF-8.
+func (e *Event) AppendMessage(b []byte) []byte {
+	title, ok := titles[e.Type.Name]
+	if !ok {
+		title[0] = e.Type.Summary
+	}
+	b = append(b, title[0]...)
+	if e.Type.has(FieldLatency) {
+		b = AppendLatency(b, e.Latency)
+	}
+	b = append(b, title[1]...)
+
+	start := len(b)
+	if e.Type.has(FieldTuple) {
+		b = e.AppendTuple(append(b, ": "...))
+		if len(b) == start+2 {
+			b = b[:start]
+		}
+	}
+	sep := func() {
+		if len(b) == start {
+			b = append(b, ": "...)
+		} else {
+			b = append(b, ", "...)
+		}
+	}
+	sep()
+	before := len(b)
+	if b = e.AppendDetails(b); len(b) > before {
+		sep()
+	}
+	b = e.appendOwner(b)
+	if e.Suppressed > 0 {
+		b = append(b, " (+"...)
+		b = strconv.AppendUint(b, e.Suppressed, 10)
+		b = append(b, " suppressed)"...)
+	}
+	return b
+}
+
+func (e *Event) appendOwner(b []byte) []byte {
+	switch {
+	case e.Pod != nil:
+		return appendPod(append(b, "pod "...), e.Pod)
+	case e.foreign:
+		return strconv.AppendUint(append(b, "netns "...), e.Netns, 10)
+	}
+	return append(b, "host"...)
+}
+
+func appendPod(b []byte, p *Pod) []byte {
+	b = AppendSafe(b, p.Namespace)
+	b = append(b, '/')
+	return AppendSafe(b, p.Name)
+}
+
+// samePod reports whether p, not nil, is q: a pod of which more has become
+// known is another Pod with the same ID.
+func samePod(p, q *Pod) bool { return p == q || q != nil && p.ID == q.ID && p.ID != "" }
+
+// AppendTuple appends the connection, 10.0.0.5:443 -> 10.0.0.9:51234 TCP.
+// Where neither end has a port it has none, and where neither has an address
+// it is the protocol alone.
+func (e *Event) AppendTuple(b []byte) []byte {
+	if e.Src.Addr.IsValid() || e.Dst.Addr.IsValid() {
+		ports := e.Src.Port != 0 || e.Dst.Port != 0
+		b = appendEnd(b, &e.Src, ports)
+		b = append(b, " -> "...)
+		b = appendEnd(b, &e.Dst, ports)
+		if e.Protocol != "" {
+			b = append(b, ' ')
+		}
+	}
+	return AppendSafe(b, e.Protocol)
+}
+
+func appendEnd(b []byte, end *Endpoint, ports bool) []byte {
+	a := end.Addr.Unmap()
+	switch {
+	case !a.IsValid():
+		b = append(b, '?')
+		if ports {
+			b = append(b, ':')
+			b = strconv.AppendUint(b, uint64(end.Port), 10)
+		}
+	case ports:
+		b = netip.AddrPortFrom(a, end.Port).AppendTo(b)
+	default:
+		b = a.AppendTo(b)
+	}
+	return b
+}
+
+// AppendDetails appends, separated by commas, what the event type declares
+// beyond the connection and the latency, and whose the ends of the connection
+// are.
+func (e *Event) AppendDetails(b []byte) []byte {
+	start := len(b)
+	next := func(what string) {
+		if len(b) > start {
+			b = append(b, ", "...)
+		}
+		b = append(b, what...)
+	}
+	text := func(what, value string) {
+		if value != "" {
+			next(what)
+			b = AppendSafe(b, value)
+		}
+	}
+	number := func(what string, n int) {
+		if n >= 0 {
+			next(what)
+			b = strconv.AppendInt(b, int64(n), 10)
+		}
+	}
+	var location bool
+	for _, g := range e.Type.Fields {
+		switch g {
+		case FieldReason:
+			text("", e.Reason)
+			if e.Type.has(FieldLocation) && e.Location != "" {
+				location = true
+				if e.Reason != "" {
+					b = append(b, " at "...)
+				} else {
+					next("at ")
+				}
+				b = AppendSafe(b, e.Location)
+			}
+		case FieldLocation:
+			if !location && !e.Type.has(FieldReason) {
+				text("at ", e.Location)
+			}
+		case FieldVector:
+			text("", e.Vector)
+		case FieldTCPState:
+			text("state ", e.TCPState)
+		case FieldIfname:
+			text("device ", e.Ifname)
+		case FieldDisk:
+			text("disk ", e.Disk)
+		case FieldProcess:
+			switch {
+			case e.Comm != "":
+				text("process ", e.Comm)
+				if e.PID >= 0 {
+					b = append(b, '[')
+					b = strconv.AppendInt(b, int64(e.PID), 10)
+					b = append(b, ']')
+				}
+			default:
+				number("process ", e.PID)
+			}
+		case FieldCPU:
+			number("CPU ", e.CPU)
+		case FieldPID:
+			number("process ", e.PID)
+		case FieldPoints:
+			for _, p := range e.Points {
+				if p.Latency >= 0 {
+					next("")
+					b = append(AppendSafe(b, p.Name), ' ')
+					b = AppendLatency(b, p.Latency)
+				}
+			}
+		case FieldTuple:
+			if p := e.Src.Pod; p != nil && !samePod(p, e.Pod) {
+				next("from ")
+				b = appendPod(b, p)
+			}
+			if p := e.Dst.Pod; p != nil && !samePod(p, e.Pod) {
+				next("to ")
+				b = appendPod(b, p)
+			}
+		}
+	}
+	return b
+}
+
+// AppendLatency appends d with three or four digits: 12.3ms.
+func AppendLatency(b []byte, d time.Duration) []byte {
+	unit, name := time.Nanosecond, "ns"
+	switch {
+	case d >= time.Second:
+		unit, name = time.Second, "s"
+	case d >= time.Millisecond:
+		unit, name = time.Millisecond, "ms"
+	case d >= time.Microsecond:
+		unit, name = time.Microsecond, "us"
+	}
+	if whole := d / unit; unit == time.Nanosecond || whole >= 100 {
+		b = strconv.AppendInt(b, int64(whole), 10)
+	} else {
+		b = strconv.AppendInt(b, int64(whole), 10)
+		b = append(b, '.', byte('0'+(d%unit)*10/unit))
+	}
+	return append(b, name...)
+}
+
+// AppendSafe appends s so that it cannot do anything to a terminal, nor look
+// like something else: control characters and those that do not show are
+// written as \x1b or \u202e, bytes that are not UTF-8 as U+FFFD.
+func AppendSafe(b []byte, s string) []byte {
+	for s != "" {
+		n := 0
+		for n < len(s) && s[n] >= ' ' && s[n] < 0x7f {
+			n++
+		}
+		b, s = append(b, s[:n]...), s[n:]
+		if s == "" {
+			break
+		}
+		r, size := utf8.DecodeRuneInString(s)
+		switch {
+		case r == utf8.RuneError && size == 1:
+			b = append(b, "\uFFFD"...)
+		case strconv.IsPrint(r):
+			b = append(b, s[:size]...)
+		case r < 0x100:
+			b = append(b, '\\', 'x', hex[r>>4], hex[r&15])
+		default:
+			b = append(b, '\\', 'u')
+			if r >= 0x10000 {
+				b[len(b)-1] = 'U'
+				b = append(b, '0', '0', hex[r>>20&15], hex[r>>16&15])
+			}
+			b = append(b, hex[r>>12&15], hex[r>>8&15], hex[r>>4&15], hex[r&15])
+		}
+		s = s[size:]
+	}
+	return b
+}
+
+const hex = "0123456789abcdef"
+
+// Syslog identifier of the journal's entries.
+const syslogIdentifier = "nodeskoop"
+
+// endFields are the field names of one end.
+type endFields struct{ addr, port, kind, namespace, pod, node string }
+
+var (
+	srcFields = endFields{"KUBESKOOP_SADDR", "KUBESKOOP_SPORT", "KUBESKOOP_SRC_TYPE",
+		"KUBESKOOP_SRC_NAMESPACE", "KUBESKOOP_SRC_POD", "KUBESKOOP_SRC_NODE"}
+	dstFields = endFields{"KUBESKOOP_DADDR", "KUBESKOOP_DPORT", "KUBESKOOP_DST_TYPE",
+		"KUBESKOOP_DST_NAMESPACE", "KUBESKOOP_DST_POD", "KUBESKOOP_DST_NODE"}
+)
+
+// pointFields are the field names of the Catalogue's points.
+var pointFields = func() map[string]string {
+	m := map[string]string{}
+	for _, t := range catalogue.allE {
+		for _, p := range t.Points {
+			m[p] = pointField(p)
+		}
+	}
+	return m
+}()
+
+func pointField(point string) string {
+	return "KUBESKOOP_LATENCY_" + strings.Map(func(r rune) rune {
+		switch {
+		case 'a' <= r && r <= 'z':
+			return r - 'a' + 'A'
+		case 'A' <= r && r <= 'Z', '0' <= r && r <= '9':
+			return r
+		}
+		return '_'
+	}, point) + "_NS"
+}
+
+// fieldWriter hands fields to put, each made in buf.
+type fieldWriter struct {
+	buf []byte
+	put func(name string, value []byte)
+}
+
+func (w *fieldWriter) text(name, value string) {
+	w.buf = append(w.buf[:0], value...)
+	w.put(name, w.buf)
+}
+
+func (w *fieldWriter) given(name, value string) {
+	if value != "" {
+		w.text(name, value)
+	}
+}
+
+func (w *fieldWriter) number(name string, value int64) {
+	w.buf = strconv.AppendInt(w.buf[:0], value, 10)
+	w.put(name, w.buf)
+}
+
+func (w *fieldWriter) unsigned(name string, value uint64) {
+	w.buf = strconv.AppendUint(w.buf[:0], value, 10)
+	w.put(name, w.buf)
+}
+
+func (w *fieldWriter) end(f *endFields, end *Endpoint, ports bool) {
+	if a := end.Addr.Unmap(); a.IsValid() {
+		w.buf = a.AppendTo(w.buf[:0])
+		w.put(f.addr, w.buf)
+	}
+	if ports {
+		w.unsigned(f.port, uint64(end.Port))
+	}
+	if !end.Addr.IsValid() {
+		return
+	}
+	if end.Kind == "" {
+		w.text(f.kind, EndUnknown)
+	} else {
+		w.text(f.kind, end.Kind)
+	}
+	if end.Pod != nil {
+		w.text(f.namespace, end.Pod.Namespace)
+		w.text(f.pod, end.Pod.Name)
+	}
+	w.given(f.node, end.Node)
+}
+
+// Fields calls put with each journal field of the event, in a fixed order:
+// those that every event has, then the groups that its type declares. What
+// the kernel did not tell is left out. Values are as they were found: they may
+// hold any byte. A value is valid until put returns; buf is used to make them
+// and is returned for the next event, so that nothing is allocated.
+func (e *Event) Fields(buf []byte, put func(name string, value []byte)) []byte {
+	t := e.Type
+	w := fieldWriter{buf: e.AppendMessage(buf[:0]), put: put}
+	put("MESSAGE", w.buf)
+	w.text("MESSAGE_ID", t.MessageID)
+	w.number("PRIORITY", int64(t.Priority))
+	w.text("SYSLOG_IDENTIFIER", syslogIdentifier)
+	w.text("KUBESKOOP_EVENT", t.Name)
+	w.text("KUBESKOOP_PROBE", t.probe)
+	w.text("K8S_NODE", e.Node)
+	namespace, name := e.PodLabels()
+	w.text("K8S_NAMESPACE", namespace)
+	w.text("K8S_POD", name)
+	if e.Netns != 0 {
+		w.unsigned("KUBESKOOP_NETNS", e.Netns)
+	}
+	w.number("KUBESKOOP_TIMESTAMP_US", e.Time.UnixMicro())
+	for _, g := range t.Fields {
+		switch g {
+		case FieldTuple:
+			w.given("KUBESKOOP_PROTOCOL", e.Protocol)
+			ports := e.Src.Port != 0 || e.Dst.Port != 0
+			w.end(&srcFields, &e.Src, ports)
+			w.end(&dstFields, &e.Dst, ports)
+		case FieldLatency:
+			w.number("KUBESKOOP_LATENCY_NS", int64(e.Latency))
+		case FieldPoints:
+			for _, p := range e.Points {
+				if p.Latency < 0 {
+					continue
+				}
+				name, ok := pointFields[p.Name]
+				if !ok {
+					name = pointField(p.Name)
+				}
+				w.number(name, int64(p.Latency))
+			}
+		case FieldProcess:
+			w.given("KUBESKOOP_COMM", e.Comm)
+			if e.PID >= 0 {
+				w.number("KUBESKOOP_PID", int64(e.PID))
+			}
+		case FieldCPU:
+			if e.CPU >= 0 {
+				w.number("KUBESKOOP_CPU", int64(e.CPU))
+			}
+		case FieldPID:
+			if e.PID >= 0 {
+				w.number("KUBESKOOP_PID", int64(e.PID))
+			}
+		case FieldIfname:
+			w.given("KUBESKOOP_IFNAME", e.Ifname)
+		case FieldDisk:
+			w.given("KUBESKOOP_DISK", e.Disk)
+		case FieldVector:
+			w.given("KUBESKOOP_VECTOR", e.Vector)
+		case FieldLocation:
+			w.given("KUBESKOOP_LOCATION", e.Location)
+		case FieldReason:
+			w.given("KUBESKOOP_REASON", e.Reason)
+		case FieldTCPState:
+			w.given("KUBESKOOP_TCP_STATE", e.TCPState)
+		case FieldStack:
+			if len(e.Stack) > 0 {
+				w.buf = w.buf[:0]
+				for i, s := range e.Stack {
+					if i > 0 {
+						w.buf = append(w.buf, '\n')
+					}
+					w.buf = append(w.buf, s...)
+				}
+				put("KUBESKOOP_STACK", w.buf)
+			}
+		}
+	}
+	if e.Suppressed > 0 {
+		w.unsigned("KUBESKOOP_SUPPRESSED", e.Suppressed)
+	}
+	return w.buf
+}
+
+// AppendJSON appends the fields as one JSON object without a newline. As in
+// the output of journalctl -o json, every value is a string. Bytes that are
+// not UTF-8 become U+FFFD. buf is as for Fields.
+func (e *Event) AppendJSON(b, buf []byte) (line, scratch []byte) {
+	b = append(b, '{')
+	first := true
+	buf = e.Fields(buf, func(name string, value []byte) {
+		if !first {
+			b = append(b, ',')
+		}
+		first = false
+		b = append(b, '"')
+		b = append(b, name...) // letters, digits and underscores
+		b = append(b, '"', ':')
+		b = appendJSONString(b, value)
+	})
+	return append(b, '}'), buf
+}
+
+func appendJSONString(b, s []byte) []byte {
+	b = append(b, '"')
+	for len(s) > 0 {
+		n := 0
+		for n < len(s) && s[n] >= ' ' && s[n] < 0x7f && s[n] != '"' && s[n] != '\\' {
+			n++
+		}
+		b, s = append(b, s[:n]...), s[n:]
+		if len(s) == 0 {
+			break
+		}
+		r, size := utf8.DecodeRune(s)
+		switch {
+		case r == '"' || r == '\\':
+			b = append(b, '\\', byte(r))
+		case r == '\n':
+			b = append(b, '\\', 'n')
+		case r == utf8.RuneError && size == 1:
+			b = append(b, "\uFFFD"...)
+		case r < ' ' || 0x7f <= r && r < 0xa0:
+			// The C1 controls too: the lines are read on terminals.
+			b = append(b, '\\', 'u', '0', '0', hex[r>>4], hex[r&15])
+		default:
+			b = append(b, s[:size]...)
+		}
+		s = s[size:]
+	}
+	return append(b, '"')
+}

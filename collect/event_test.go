@@ -1,0 +1,311 @@
+package collect
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var webPod = &Pod{ID: "web", Namespace: "default", Name: "web-0", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.5")}}
+
+// fullEvent is an event of a pod with everything that any type may declare.
+func fullEvent(t *EventType) *Event {
+	e := &Event{
+		Type: t, Time: time.UnixMicro(1_700_000_000_123_456), Netns: 4026532001, Pod: webPod, Node: "node-1", HostLabel: DefaultHostLabel,
+		Protocol: "TCP",
+		Src:      Endpoint{Addr: netip.MustParseAddr("10.0.0.5"), Port: 443, Kind: EndPod, Pod: webPod, Node: "node-1"},
+		Dst:      Endpoint{Addr: netip.MustParseAddr("10.0.0.9"), Port: 51234, Kind: EndUnknown},
+		Latency:  123456 * time.Microsecond, Comm: "nginx", PID: 812, CPU: 3,
+		Ifname: "eth0", Disk: "sda", Vector: "NET_RX", Location: "nft_do_chain+0x12a", Reason: "NETFILTER_DROP", TCPState: "ESTABLISHED",
+		Stack: []string{"nft_do_chain+0x12a", "nft_do_chain_ipv4+0x5c", "nf_hook_slow+0x3f"},
+	}
+	for i, p := range t.Points {
+		e.Points = append(e.Points, Point{p, time.Duration(i+1) * 1500 * time.Microsecond})
+	}
+	return e
+}
+
+func TestMessages(t *testing.T) {
+	for name, want := range map[string]string{
+		"TXLAT_QDISC_100MS":       "packet waited 123ms in the qdisc: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, device eth0, pod default/web-0",
+		"TXLAT_NETDEV_100MS":      "network driver took 123ms to accept a packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, device eth0, pod default/web-0",
+		"BIOLAT_10MS":             "block I/O took 123ms: process nginx[812], disk sda, pod default/web-0",
+		"BIOLAT_100MS":            "block I/O took 123ms: process nginx[812], disk sda, pod default/web-0",
+		"RXKERNEL_SLOW":           "kernel took 123ms to receive a packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, ip 1.5ms, local_in 3.0ms, pod default/web-0",
+		"TXKERNEL_SLOW":           "kernel took 123ms to send a packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, route 1.5ms, local_out 3.0ms, postrouting 4.5ms, pod default/web-0",
+		"PacketLoss":              "packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a, pod default/web-0",
+		"SOCKETLAT_READSLOW":      "received data waited 123ms to be read: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, process nginx[812], pod default/web-0",
+		"SOCKETLAT_SENDSLOW":      "written data waited 123ms to be sent: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, process nginx[812], pod default/web-0",
+		"TCPRESET_NOSOCK":         "TCP reset sent, no socket for the packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, NETFILTER_DROP, pod default/web-0",
+		"TCPRESET_ACTIVE":         "TCP reset sent, connection given up: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, NETFILTER_DROP, pod default/web-0",
+		"TCPRESET_PROCESS":        "TCP reset sent, packet did not fit the connection: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, NETFILTER_DROP, pod default/web-0",
+		"TCPRESET_RECEIVE":        "TCP reset received: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, pod default/web-0",
+		"VIRTCMDEXCUTE":           "virtio-net command took 123ms: CPU 3, process 812, pod default/web-0",
+		"NETSOFTIRQ_SCHED_SLOW":   "network softirq started 123ms late: CPU 3, process 812, NET_RX, pod default/web-0",
+		"NETSOFTIRQ_SCHED_100MS":  "network softirq started 123ms late: CPU 3, process 812, NET_RX, pod default/web-0",
+		"NETSOFTIRQ_EXCUTE_SLOW":  "network softirq ran for 123ms: CPU 3, process 812, NET_RX, pod default/web-0",
+		"NETSOFTIRQ_EXCUTE_100MS": "network softirq ran for 123ms: CPU 3, process 812, NET_RX, pod default/web-0",
+		"TCPRetrans":              "TCP segment retransmitted: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, pod default/web-0",
+	} {
+		typ := EventByName(name)
+		if typ == nil {
+			t.Errorf("no event type %s", name)
+			continue
+		}
+		if got := fullEvent(typ).Message(); got != want {
+			t.Errorf("%s:\n got %s\nwant %s", name, got, want)
+		}
+	}
+	for _, typ := range Events() {
+		if _, ok := titles[typ.Name]; !ok {
+			t.Errorf("%s has no title", typ.Name)
+		}
+	}
+}
+
+func TestMessageOfUnusualEvents(t *testing.T) {
+	addr := netip.MustParseAddr
+	for name, c := range map[string]struct {
+		typ    string
+		change func(*Event)
+		want   string
+	}{
+		"IPv6": {"PacketLoss", func(e *Event) { e.Src.Addr, e.Dst.Addr = addr("2001:db8::5"), addr("fe80::1") },
+			"packet dropped: [2001:db8::5]:443 -> [fe80::1]:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a, pod default/web-0"},
+		"IPv4-mapped": {"TCPRetrans", func(e *Event) { e.Src.Addr, e.Dst.Addr = addr("::ffff:10.0.0.5"), addr("::ffff:10.0.0.9") },
+			"TCP segment retransmitted: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, pod default/web-0"},
+		"no ports": {"TCPRetrans", func(e *Event) { e.Protocol, e.Src.Port, e.Dst.Port = "ICMPv6", 0, 0; e.Src.Addr = addr("::1") },
+			"TCP segment retransmitted: ::1 -> 10.0.0.9 ICMPv6, state ESTABLISHED, pod default/web-0"},
+		"no addresses": {"PacketLoss", func(e *Event) { e.Protocol, e.Src, e.Dst = "ARP", Endpoint{}, Endpoint{} },
+			"packet dropped: ARP, NETFILTER_DROP at nft_do_chain+0x12a, pod default/web-0"},
+		"one address": {"PacketLoss", func(e *Event) { e.Src = Endpoint{} },
+			"packet dropped: ?:0 -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a, pod default/web-0"},
+		"nothing known": {"PacketLoss", func(e *Event) { *e = Event{Type: e.Type, PID: -1, CPU: -1} },
+			"packet dropped: host"},
+		"no reason": {"PacketLoss", func(e *Event) { e.Reason = "" },
+			"packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, at nft_do_chain+0x12a, pod default/web-0"},
+		"no location": {"PacketLoss", func(e *Event) { e.Location = "" },
+			"packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, NETFILTER_DROP, pod default/web-0"},
+		"no process": {"BIOLAT_10MS", func(e *Event) { e.Comm, e.PID, e.Pod = "", -1, nil },
+			"block I/O took 123ms: disk sda, host"},
+		"number of a process": {"BIOLAT_10MS", func(e *Event) { e.Comm = "" },
+			"block I/O took 123ms: process 812, disk sda, pod default/web-0"},
+		"name of a process": {"BIOLAT_10MS", func(e *Event) { e.PID = -1 },
+			"block I/O took 123ms: process nginx, disk sda, pod default/web-0"},
+		"point not measured": {"RXKERNEL_SLOW", func(e *Event) { e.Points[0].Latency = -1 },
+			"kernel took 123ms to receive a packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, local_in 3.0ms, pod default/web-0"},
+		"between pods, seen by the host": {"PacketLoss", func(e *Event) {
+			e.Pod, e.Dst.Pod = nil, &Pod{ID: "db", Namespace: "prod", Name: "db-0"}
+		}, "packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, from default/web-0, to prod/db-0, NETFILTER_DROP at nft_do_chain+0x12a, host"},
+		"to another pod": {"PacketLoss", func(e *Event) {
+			same := *webPod
+			e.Src.Pod, e.Dst.Pod = &same, &Pod{ID: "db", Namespace: "prod", Name: "db-0"}
+		}, "packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, to prod/db-0, NETFILTER_DROP at nft_do_chain+0x12a, pod default/web-0"},
+		"nobody's namespace": {"TCPRESET_RECEIVE", func(e *Event) { e.Pod, e.foreign = nil, true },
+			"TCP reset received: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, from default/web-0, netns 4026532001"},
+		"suppressed": {"TCPRESET_RECEIVE", func(e *Event) { e.Suppressed = 37 },
+			"TCP reset received: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, pod default/web-0 (+37 suppressed)"},
+		"malicious names": {"BIOLAT_10MS", func(e *Event) {
+			e.Comm, e.Disk = "a\n\x1b[2Jb", "sd\xffa\u202e\u0085\U000e0001é"
+			e.Pod = &Pod{Namespace: "a\tb", Name: "\x00"}
+		}, `block I/O took 123ms: process a\x0a\x1b[2Jb[812], disk sd` + "\uFFFD" + `a\u202e\x85\U000e0001é, pod a\x09b/\x00`},
+	} {
+		e := fullEvent(EventByName(c.typ))
+		c.change(e)
+		got := e.Message()
+		// The order of what the type declares does not matter here.
+		sorted := func(s string) []string { p := strings.Split(s, ", "); slices.Sort(p[1:]); return p }
+		if !slices.Equal(sorted(got), sorted(c.want)) {
+			t.Errorf("%s:\n got %s\nwant %s", name, got, c.want)
+		}
+	}
+}
+
+func TestLatencies(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "0ns", 999: "999ns", 1000: "1.0us", 99_950: "99.9us", 123_456: "123us", 10_000_000: "10.0ms", 100_000_000: "100ms",
+		999_999_999: "999ms", 1_050_000_000: "1.0s", 61 * time.Second: "61.0s", 3 * time.Hour: "10800s", -5: "-5ns",
+	} {
+		if got := string(AppendLatency(nil, d)); got != want {
+			t.Errorf("%d: got %s, want %s", d, got, want)
+		}
+	}
+}
+
+// groupFields is the specification's table of fields by group.
+var groupFields = map[FieldGroup][]string{
+	FieldTuple: {"KUBESKOOP_PROTOCOL", "KUBESKOOP_SADDR", "KUBESKOOP_SPORT", "KUBESKOOP_DADDR", "KUBESKOOP_DPORT",
+		"KUBESKOOP_SRC_TYPE", "KUBESKOOP_SRC_NAMESPACE", "KUBESKOOP_SRC_POD", "KUBESKOOP_SRC_NODE",
+		"KUBESKOOP_DST_TYPE", "KUBESKOOP_DST_NAMESPACE", "KUBESKOOP_DST_POD", "KUBESKOOP_DST_NODE"},
+	FieldLatency:  {"KUBESKOOP_LATENCY_NS"},
+	FieldProcess:  {"KUBESKOOP_COMM", "KUBESKOOP_PID"},
+	FieldCPU:      {"KUBESKOOP_CPU"},
+	FieldPID:      {"KUBESKOOP_PID"},
+	FieldIfname:   {"KUBESKOOP_IFNAME"},
+	FieldDisk:     {"KUBESKOOP_DISK"},
+	FieldVector:   {"KUBESKOOP_VECTOR"},
+	FieldLocation: {"KUBESKOOP_LOCATION"},
+	FieldReason:   {"KUBESKOOP_REASON"},
+	FieldTCPState: {"KUBESKOOP_TCP_STATE"},
+	FieldStack:    {"KUBESKOOP_STACK"},
+}
+
+var fixedFields = []string{"MESSAGE", "MESSAGE_ID", "PRIORITY", "SYSLOG_IDENTIFIER", "KUBESKOOP_EVENT", "KUBESKOOP_PROBE",
+	"K8S_NODE", "K8S_NAMESPACE", "K8S_POD", "KUBESKOOP_NETNS", "KUBESKOOP_TIMESTAMP_US"}
+
+func fieldsOf(e *Event) (names []string, values map[string]string) {
+	values = map[string]string{}
+	e.Fields(nil, func(name string, value []byte) {
+		names = append(names, name)
+		values[name] = string(value)
+	})
+	return names, values
+}
+
+func TestFieldsOfEachType(t *testing.T) {
+	for _, typ := range Events() {
+		e := fullEvent(typ)
+		e.Dst = Endpoint{Addr: netip.MustParseAddr("::ffff:10.0.0.9"), Port: 51234, Kind: EndPod, Pod: &Pod{Namespace: "prod", Name: "db-0"}, Node: "node-1"}
+		e.Suppressed = 7
+		want := slices.Clone(fixedFields)
+		for _, g := range typ.Fields {
+			want = append(want, groupFields[g]...)
+		}
+		for _, p := range typ.Points {
+			want = append(want, "KUBESKOOP_LATENCY_"+strings.ToUpper(p)+"_NS")
+		}
+		want = append(want, "KUBESKOOP_SUPPRESSED")
+		names, v := fieldsOf(e)
+		if !slices.Equal(names[:len(fixedFields)], fixedFields) {
+			t.Errorf("%s begins with %q", typ.Name, names[:len(fixedFields)])
+		}
+		slices.Sort(names)
+		slices.Sort(want)
+		if d := cmp.Diff(want, names); d != "" {
+			t.Errorf("%s: fields (-want +got):\n%s", typ.Name, d)
+		}
+		for name, value := range map[string]string{
+			"MESSAGE": e.Message(), "MESSAGE_ID": typ.MessageID, "PRIORITY": fmt.Sprint(uint8(typ.Priority)), "SYSLOG_IDENTIFIER": "nodeskoop",
+			"KUBESKOOP_EVENT": typ.Name, "KUBESKOOP_PROBE": typ.Probe(), "K8S_NODE": "node-1", "K8S_NAMESPACE": "default", "K8S_POD": "web-0",
+			"KUBESKOOP_NETNS": "4026532001", "KUBESKOOP_TIMESTAMP_US": "1700000000123456", "KUBESKOOP_PROTOCOL": "TCP",
+			"KUBESKOOP_SADDR": "10.0.0.5", "KUBESKOOP_SPORT": "443", "KUBESKOOP_DADDR": "10.0.0.9", "KUBESKOOP_DPORT": "51234",
+			"KUBESKOOP_SRC_TYPE": "pod", "KUBESKOOP_SRC_NAMESPACE": "default", "KUBESKOOP_SRC_POD": "web-0", "KUBESKOOP_SRC_NODE": "node-1",
+			"KUBESKOOP_DST_TYPE": "pod", "KUBESKOOP_DST_NAMESPACE": "prod", "KUBESKOOP_DST_POD": "db-0", "KUBESKOOP_DST_NODE": "node-1",
+			"KUBESKOOP_LATENCY_NS": "123456000", "KUBESKOOP_LATENCY_IP_NS": "1500000", "KUBESKOOP_LATENCY_POSTROUTING_NS": "4500000",
+			"KUBESKOOP_COMM": "nginx", "KUBESKOOP_PID": "812", "KUBESKOOP_CPU": "3", "KUBESKOOP_IFNAME": "eth0", "KUBESKOOP_DISK": "sda",
+			"KUBESKOOP_VECTOR": "NET_RX", "KUBESKOOP_LOCATION": "nft_do_chain+0x12a", "KUBESKOOP_REASON": "NETFILTER_DROP",
+			"KUBESKOOP_TCP_STATE": "ESTABLISHED", "KUBESKOOP_STACK": "nft_do_chain+0x12a\nnft_do_chain_ipv4+0x5c\nnf_hook_slow+0x3f",
+			"KUBESKOOP_SUPPRESSED": "7",
+		} {
+			if got, ok := v[name]; ok && got != value {
+				t.Errorf("%s: %s is %q, want %q", typ.Name, name, got, value)
+			}
+		}
+	}
+}
+
+func TestFieldsOfWhatIsNotKnown(t *testing.T) {
+	for _, typ := range Events() {
+		e := &Event{Type: typ, Time: time.UnixMicro(1), PID: -1, CPU: -1}
+		for _, p := range typ.Points {
+			e.Points = append(e.Points, Point{p, -1})
+		}
+		names, v := fieldsOf(e)
+		for _, n := range names {
+			if !slices.Contains(fixedFields, n) && n != "KUBESKOOP_LATENCY_NS" {
+				t.Errorf("%s: %s=%q", typ.Name, n, v[n])
+			}
+		}
+		if _, ok := v["K8S_POD"]; !ok {
+			t.Errorf("%s has no K8S_POD: an empty host label is a label", typ.Name)
+		}
+		if _, ok := v["KUBESKOOP_NETNS"]; ok {
+			t.Errorf("%s has a namespace of 0", typ.Name)
+		}
+	}
+	e := fullEvent(EventByName("PacketLoss"))
+	e.Src.Kind, e.Pod = "", nil
+	if _, v := fieldsOf(e); v["KUBESKOOP_SRC_TYPE"] != "unknown" || v["K8S_NAMESPACE"] != "hostNetwork" || v["K8S_POD"] != "hostNetwork" {
+		t.Errorf("got %q", v)
+	}
+	e.Type = EventByName("RXKERNEL_SLOW")
+	e.Points = []Point{{"no such-point", 5}}
+	if _, v := fieldsOf(e); v["KUBESKOOP_LATENCY_NO_SUCH_POINT_NS"] != "5" {
+		t.Errorf("got %q", v)
+	}
+}
+
+func TestFieldsAllocateNothing(t *testing.T) {
+	var buf []byte
+	n := 0
+	for _, typ := range Events() {
+		e := fullEvent(typ)
+		put := func(_ string, value []byte) { n += len(value) }
+		buf = e.Fields(buf, put)
+		if a := testing.AllocsPerRun(20, func() { buf = e.Fields(buf, put) }); a != 0 {
+			t.Errorf("%s: %v allocations", typ.Name, a)
+		}
+	}
+}
+
+func TestJSON(t *testing.T) {
+	for _, typ := range Events() {
+		e := fullEvent(typ)
+		line, _ := e.AppendJSON(nil, nil)
+		var got map[string]string
+		if err := json.Unmarshal(line, &got); err != nil {
+			t.Errorf("%s: %v in %s", typ.Name, err, line)
+			continue
+		}
+		if _, want := fieldsOf(e); !cmp.Equal(got, want) {
+			t.Errorf("%s (-want +got):\n%s", typ.Name, cmp.Diff(want, got))
+		}
+	}
+}
+
+// FuzzEventText holds the one-line and the JSON form against names with any bytes.
+func FuzzEventText(f *testing.F) {
+	for _, s := range []string{"", "nginx", "a\nb", "\x00\x1b[2J\x7f", "\xff\xfe", "\u202e\u2028", "\U0001f600\U000e0001", `"\`} {
+		f.Add(s, s, uint16(len(s)))
+	}
+	f.Fuzz(func(t *testing.T, a, b string, n uint16) {
+		for _, typ := range Events() {
+			e := fullEvent(typ)
+			e.Comm, e.Reason, e.Location, e.Ifname, e.TCPState, e.Protocol = a, b, a, b, a, b
+			e.Disk, e.Vector, e.Stack = b, a, []string{a, b}
+			e.Pod, e.Src.Port, e.Suppressed = &Pod{Namespace: a, Name: b}, n, uint64(n)
+			m := e.Message()
+			if !utf8.ValidString(m) {
+				t.Fatalf("%s: not UTF-8: %q", typ.Name, m)
+			}
+			for _, r := range m {
+				if unicode.IsControl(r) || unicode.Is(unicode.Cf, r) || r == '\u2028' || r == '\u2029' {
+					t.Fatalf("%s: %U in %q", typ.Name, r, m)
+				}
+			}
+			line, _ := e.AppendJSON(nil, nil)
+			var got map[string]string
+			if err := json.Unmarshal(line, &got); err != nil {
+				t.Fatalf("%s: %v in %q", typ.Name, err, line)
+			}
+			if strings.ContainsFunc(string(line), unicode.IsControl) {
+				t.Fatalf("%s: a control character in %q", typ.Name, line)
+			}
+			_, want := fieldsOf(e)
+			for k, v := range want {
+				// encoding/json replaces each byte that is not UTF-8, too.
+				if v := string([]rune(v)); got[k] != v {
+					t.Fatalf("%s: %s is %q, want %q", typ.Name, k, got[k], v)
+				}
+			}
+		}
+	})
+}

@@ -1,0 +1,685 @@
+package collect
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// EventSink writes events somewhere.
+type EventSink interface {
+	// Send takes e for writing and returns at once, however slow the reader
+	// is. done, unless it is nil, is called exactly once for e, from any
+	// goroutine, perhaps before Send returns: with true when e has been handed
+	// over to the reader, with false when it is lost.
+	Send(e *Event, done func(e *Event, written bool))
+	// Close writes what Send took, until ctx ends, and gives up the rest. What
+	// Send gets later is lost. When Close returns, every done has been called.
+	Close(ctx context.Context) error
+}
+
+// The limits that the configuration has by default.
+const (
+	DefaultEventRate  = 20  // a second, of one type and pod
+	DefaultEventBurst = 100 // at once, of one type and pod
+	DefaultTotalRate  = 200 // a second, of all
+)
+
+// HubOptions say how a Hub attributes and limits events.
+type HubOptions struct {
+	// Node is the node's name, HostLabel what stands for a pod in events of
+	// the host.
+	Node, HostLabel string
+	// HostNetns is the inode number of the host's network namespace. If it is
+	// 0, every namespace that is no pod's counts as the host's.
+	HostNetns uint64
+	// Rate is how many events a second of one type and pod are let through,
+	// Burst how many at once, TotalRate how many a second over all; 0 is no
+	// limit.
+	Rate, Burst, TotalRate int
+	// Hold is how long an event waits for its pod to become known; 0 means
+	// one second, below 0 not at all.
+	Hold time.Duration
+	Pods Pods
+	// NodeAddrs lists the node's own addresses, from time to time; nil lists
+	// those of the network namespace that this process is in.
+	NodeAddrs func() ([]netip.Addr, error)
+	// Filter, unless nil, says which events are wanted. The others are
+	// neither limited nor written.
+	Filter func(*Event) bool
+}
+
+const (
+	// queueSize is how many events wait for the Hub's goroutine. It needs
+	// about a microsecond for each.
+	queueSize = 4096
+
+	defaultHold  = time.Second
+	maxHeld      = 1024
+	retryHeld    = 50 * time.Millisecond
+	maxStrangers = 4096
+	strangerFor  = time.Minute
+
+	sweepEvery  = 10 * time.Second
+	maxBuckets  = 8192
+	nodeAddrAge = 30 * time.Second
+)
+
+// EventCounts tell what became of the events of one type:
+// Offered = Written + Suppressed + Lost + Filtered + Pending.
+type EventCounts struct {
+	// Offered counts those that occurred: handed to the Hub, or kept back by
+	// limits in the kernel and lost on the way from there.
+	Offered uint64
+	// Written counts those that the first sink handed over to its reader.
+	Written uint64
+	// Suppressed counts those that a rate limit kept back, in the kernel or here.
+	Suppressed uint64
+	// Lost counts those that were to be written and could not be.
+	Lost uint64
+	// Filtered counts those that Filter did not want.
+	Filtered uint64
+	// Pending counts those on the way.
+	Pending uint64
+}
+
+type counts struct {
+	offered, written, suppressed, lost, filtered atomic.Uint64
+
+	// carry counts suppressed events that the next entry of the type, of
+	// whatever pod, is to tell about.
+	carry atomic.Uint64
+}
+
+// Hub takes events from the probes, finds out whose they are, keeps them from
+// flooding the node, and sends them to the sinks. What becomes of each is
+// counted. All methods may be called from any goroutine.
+type Hub struct {
+	opt    atomic.Pointer[HubOptions]
+	sinks  []EventSink
+	report func(e *Event, written bool) // made once: a method value is an allocation
+	counts []counts                     // by EventType.ID
+	queue  chan *Event
+	stop   chan struct{}
+	done   chan struct{} // closed when the goroutine has ended
+
+	mu     sync.RWMutex // held for writing only to close
+	closed bool
+
+	local localAddrs
+
+	// The rest belongs to the goroutine.
+	process   []bool // by EventType.ID: attributed by process
+	held      []heldEvent
+	heldNetns map[uint64]int // how many are held, by namespace
+	strangers map[stranger]time.Time
+	limits    limiter
+	timer     *time.Timer
+	timerAt   time.Time // zero: not set
+	swept     time.Time
+}
+
+// heldEvent waits for its pod to become known.
+type heldEvent struct {
+	e               *Event
+	retry, deadline time.Time
+}
+
+// stranger is a namespace or a process that was no pod's after an event of it
+// had been held. The next ones are not held: a pod's namespace is asked for
+// again with each.
+type stranger struct {
+	netns uint64
+	pid   int
+}
+
+// NewHub starts a Hub. What the first sink reports decides whether an event
+// counts as written.
+func NewHub(opt HubOptions, sinks ...EventSink) *Hub {
+	now := time.Now()
+	h := &Hub{
+		sinks:     sinks,
+		counts:    make([]counts, len(catalogue.allE)),
+		queue:     make(chan *Event, queueSize),
+		stop:      make(chan struct{}),
+		done:      make(chan struct{}),
+		process:   make([]bool, len(catalogue.allE)),
+		heldNetns: map[uint64]int{},
+		strangers: map[stranger]time.Time{},
+		limits:    limiter{start: now, buckets: map[bucketKey]*bucket{}},
+		swept:     now,
+		local:     localAddrs{start: now},
+	}
+	h.report = h.reported
+	for i, t := range catalogue.allE {
+		h.process[i] = t.has(FieldProcess)
+	}
+	h.timer = time.NewTimer(time.Hour)
+	h.timer.Stop()
+	h.Apply(opt)
+	go h.run()
+	return h
+}
+
+// Apply changes the options for the events that come from now on.
+func (h *Hub) Apply(opt HubOptions) {
+	if opt.Pods == nil {
+		opt.Pods = NoPods{}
+	}
+	if opt.Hold == 0 {
+		opt.Hold = defaultHold
+	}
+	if opt.NodeAddrs == nil {
+		opt.NodeAddrs = interfaceAddrs
+	}
+	h.opt.Store(&opt)
+	h.local.refresh(opt.NodeAddrs)
+}
+
+// known returns the type's counters, nil for a type that is not the
+// Catalogue's.
+func (h *Hub) known(t *EventType) *counts {
+	if t == nil || t.id >= len(catalogue.allE) || catalogue.allE[t.id] != t {
+		return nil
+	}
+	return &h.counts[t.id]
+}
+
+// Offer hands e over to the Hub. It never waits: if the Hub is behind, e is
+// lost and counted. An event without a type of the Catalogue is ignored.
+func (h *Hub) Offer(e *Event) {
+	if e == nil {
+		return
+	}
+	c := h.known(e.Type)
+	if c == nil {
+		return
+	}
+	if n := e.Suppressed; n > 0 {
+		c.offered.Add(1 + n)
+		c.suppressed.Add(n)
+	} else {
+		c.offered.Add(1)
+	}
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	if !h.closed {
+		select {
+		case h.queue <- e:
+			return
+		default:
+		}
+	}
+	h.reported(e, false)
+}
+
+// Missed counts events that never became an Event: suppressed by a limit in
+// the kernel, or lost on the way from there. The next entry of the type tells
+// how many were suppressed.
+func (h *Hub) Missed(t *EventType, suppressed, lost uint64) {
+	if c := h.known(t); c != nil {
+		c.offered.Add(suppressed + lost)
+		c.suppressed.Add(suppressed)
+		c.lost.Add(lost)
+		c.carry.Add(suppressed)
+	}
+}
+
+// Counts tells what became of the events of one type.
+func (h *Hub) Counts(t *EventType) EventCounts {
+	c := h.known(t)
+	if c == nil {
+		return EventCounts{}
+	}
+	// An event is offered before anything else becomes of it, so Offered is
+	// read last.
+	n := EventCounts{Written: c.written.Load(), Suppressed: c.suppressed.Load(), Lost: c.lost.Load(), Filtered: c.filtered.Load()}
+	n.Offered = c.offered.Load()
+	n.Pending = n.Offered - n.Written - n.Suppressed - n.Lost - n.Filtered
+	return n
+}
+
+// Close sends what was offered, waits for the sinks to write it, and closes
+// them. What they have not written when ctx ends is lost. What is offered
+// later is lost, too.
+func (h *Hub) Close(ctx context.Context) error {
+	h.mu.Lock()
+	first := !h.closed
+	h.closed = true
+	h.mu.Unlock()
+	if first {
+		close(h.stop)
+	}
+	<-h.done
+	if !first {
+		return nil
+	}
+	errs := make([]error, len(h.sinks))
+	var wg sync.WaitGroup
+	for i, s := range h.sinks {
+		wg.Go(func() { errs[i] = s.Close(ctx) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// reported is told what became of an event.
+func (h *Hub) reported(e *Event, written bool) {
+	c := &h.counts[e.Type.id]
+	if written {
+		c.written.Add(1)
+		return
+	}
+	c.lost.Add(1)
+	if e.Suppressed > 0 {
+		c.carry.Add(e.Suppressed) // nobody has read of them
+	}
+}
+
+func (h *Hub) run() {
+	defer close(h.done)
+	for {
+		select {
+		case e := <-h.queue:
+			h.take(e)
+		case now := <-h.timer.C:
+			h.timerAt = time.Time{}
+			h.tick(now)
+		case <-h.stop:
+			h.drain()
+			return
+		}
+	}
+}
+
+// wake has tick called at t at the latest.
+func (h *Hub) wake(t time.Time) {
+	if h.timerAt.IsZero() || t.Before(h.timerAt) {
+		h.timerAt = t
+		h.timer.Reset(time.Until(t))
+	}
+}
+
+func (h *Hub) tick(now time.Time) {
+	opt := h.opt.Load()
+	h.retry(opt, now)
+	if now.Sub(h.swept) >= sweepEvery {
+		h.sweep(opt, now)
+	}
+	if len(h.held) > 0 {
+		h.wake(now.Add(retryHeld))
+	}
+	if len(h.limits.buckets) > 0 || len(h.strangers) > 0 {
+		h.wake(h.swept.Add(sweepEvery))
+	}
+}
+
+func (h *Hub) sweep(opt *HubOptions, now time.Time) {
+	h.swept = now
+	h.limits.sweep(opt, now, h.carry)
+	for s, since := range h.strangers {
+		if now.Sub(since) >= strangerFor {
+			delete(h.strangers, s)
+		}
+	}
+}
+
+func (h *Hub) carry(typ int, suppressed uint64) { h.counts[typ].carry.Add(suppressed) }
+
+// drain sends what is there when the Hub is closed. No more comes.
+func (h *Hub) drain() {
+	opt := h.opt.Load()
+	for {
+		select {
+		case e := <-h.queue:
+			h.attribute(opt, e)
+			h.send(opt, e, time.Now())
+			continue
+		default:
+		}
+		break
+	}
+	for _, x := range h.held {
+		h.attribute(opt, x.e)
+		h.send(opt, x.e, time.Now())
+	}
+	h.held = nil
+	h.timer.Stop()
+}
+
+func (h *Hub) take(e *Event) {
+	now := time.Now()
+	opt := h.opt.Load()
+	if e.Time.IsZero() {
+		e.Time = now
+	}
+	if h.attribute(opt, e) {
+		if h.heldNetns[e.Netns] > 0 {
+			h.retry(opt, now) // those before it go first
+		}
+	} else if h.hold(opt, e, now) {
+		return
+	}
+	h.send(opt, e, now)
+}
+
+// attribute finds the event's pod, and reports whether it can be sure of it.
+func (h *Hub) attribute(opt *HubOptions, e *Event) bool {
+	if e.Pod != nil {
+		return true
+	}
+	inPod := e.Netns != 0 && e.Netns != opt.HostNetns
+	if inPod {
+		if e.Pod = opt.Pods.ByNetns(e.Netns); e.Pod != nil {
+			return true
+		}
+	}
+	if h.process[e.Type.id] && e.PID > 0 {
+		// Pods in the host's network namespace are found so, too.
+		if e.Pod = opt.Pods.ByPID(e.PID); e.Pod != nil {
+			return true
+		}
+		return !inPod && e.Netns != 0
+	}
+	return !inPod
+}
+
+func strangerOf(e *Event) stranger {
+	if e.Netns != 0 {
+		return stranger{netns: e.Netns}
+	}
+	return stranger{pid: e.PID}
+}
+
+// hold keeps e until its pod is known, and reports whether it does.
+func (h *Hub) hold(opt *HubOptions, e *Event, now time.Time) bool {
+	if opt.Hold < 0 || len(h.held) >= maxHeld || !opt.Pods.Connected() {
+		return false
+	}
+	if since, ok := h.strangers[strangerOf(e)]; ok && now.Sub(since) < strangerFor {
+		return false
+	}
+	x := heldEvent{e, now.Add(retryHeld), now.Add(opt.Hold)}
+	if e.Netns == 0 {
+		// Asking about a process costs system calls.
+		x.retry = now.Add(opt.Hold / 2)
+	}
+	h.held = append(h.held, x)
+	h.heldNetns[e.Netns]++
+	h.wake(now.Add(min(retryHeld, opt.Hold)))
+	return true
+}
+
+// retry sends the held events whose pod is known by now, and those that have
+// been held for long enough.
+func (h *Hub) retry(opt *HubOptions, now time.Time) {
+	if len(h.held) == 0 {
+		return
+	}
+	kept := h.held[:0]
+	for _, x := range h.held {
+		late := !now.Before(x.deadline)
+		switch {
+		case !late && now.Before(x.retry):
+			kept = append(kept, x)
+			continue
+		case h.attribute(opt, x.e):
+		case late:
+			if len(h.strangers) < maxStrangers {
+				h.strangers[strangerOf(x.e)] = now
+				h.wake(h.swept.Add(sweepEvery))
+			}
+		default:
+			x.retry = now.Add(retryHeld)
+			if x.e.Netns == 0 {
+				x.retry = x.deadline
+			}
+			kept = append(kept, x)
+			continue
+		}
+		if n := h.heldNetns[x.e.Netns]; n > 1 {
+			h.heldNetns[x.e.Netns] = n - 1
+		} else {
+			delete(h.heldNetns, x.e.Netns)
+		}
+		h.send(opt, x.e, now)
+	}
+	clear(h.held[len(kept):])
+	h.held = kept
+}
+
+// send gives e its labels and sends it, unless a limit keeps it back.
+func (h *Hub) send(opt *HubOptions, e *Event, now time.Time) {
+	e.Node = opt.Node
+	e.foreign = e.Pod == nil && e.Netns != 0 && opt.HostNetns != 0 && e.Netns != opt.HostNetns
+	if e.Pod == nil && !e.foreign {
+		e.HostLabel = opt.HostLabel
+	}
+	h.endpoint(opt, e, &e.Src)
+	h.endpoint(opt, e, &e.Dst)
+
+	c := &h.counts[e.Type.id]
+	if opt.Filter != nil && !opt.Filter(e) {
+		c.filtered.Add(1)
+		c.carry.Add(e.Suppressed)
+		return
+	}
+	b, ok := h.limits.allow(opt, e, now)
+	if b != nil {
+		h.wake(h.swept.Add(sweepEvery))
+	}
+	if !ok {
+		// Its own number of suppressed ones goes with it.
+		b.suppressed += 1 + e.Suppressed
+		c.suppressed.Add(1)
+		return
+	}
+	if b != nil {
+		e.Suppressed += b.suppressed
+		b.suppressed = 0
+	}
+	if c.carry.Load() > 0 {
+		e.Suppressed += c.carry.Swap(0)
+	}
+	if len(h.sinks) == 0 {
+		h.reported(e, false)
+	}
+	for i, s := range h.sinks {
+		if i == 0 {
+			s.Send(e, h.report)
+		} else {
+			s.Send(e, nil)
+		}
+	}
+}
+
+// endpoint finds out whose one end of a connection is.
+func (h *Hub) endpoint(opt *HubOptions, e *Event, end *Endpoint) {
+	if !end.Addr.IsValid() || end.Kind != "" {
+		return
+	}
+	end.Addr = end.Addr.Unmap()
+	switch {
+	case end.Addr.IsLoopback():
+		// The other end is where this one is.
+		if end.Pod = e.Pod; e.Pod == nil && !e.foreign {
+			end.Kind = EndNode
+		}
+	case e.Pod != nil && slices.Contains(e.Pod.Addrs, end.Addr):
+		// An address may be another pod's by now.
+		end.Pod = e.Pod
+	default:
+		end.Pod = opt.Pods.ByAddr(end.Addr)
+	}
+	if p := end.Pod; p != nil {
+		if p.HostNetwork {
+			// Its addresses are the node's.
+			end.Pod, end.Kind = nil, EndNode
+		} else {
+			end.Kind = EndPod
+		}
+	}
+	if end.Kind == "" && h.local.has(end.Addr, opt.NodeAddrs) {
+		end.Kind = EndNode
+	}
+	if end.Kind == "" {
+		end.Kind = EndUnknown
+	} else {
+		end.Node = opt.Node
+	}
+}
+
+// localAddrs knows the node's own addresses.
+type localAddrs struct {
+	start   time.Time
+	addrs   atomic.Pointer[map[netip.Addr]struct{}]
+	read    atomic.Int64 // when they were read last, in nanoseconds since start
+	reading atomic.Bool
+}
+
+// has reports whether a is the node's, as far as is known. Where it is not,
+// they are read again, for the events to come.
+func (l *localAddrs) has(a netip.Addr, read func() ([]netip.Addr, error)) bool {
+	if m := l.addrs.Load(); m != nil {
+		if _, ok := (*m)[a]; ok {
+			return true
+		}
+	}
+	if time.Since(l.start)-time.Duration(l.read.Load()) >= nodeAddrAge {
+		l.refresh(read)
+	}
+	return false
+}
+
+// refresh reads the addresses in a goroutine of its own: the kernel's lock on
+// network devices can be held for long.
+func (l *localAddrs) refresh(read func() ([]netip.Addr, error)) {
+	if !l.reading.CompareAndSwap(false, true) {
+		return
+	}
+	l.read.Store(int64(time.Since(l.start)))
+	go func() {
+		defer l.reading.Store(false)
+		list, err := read()
+		if err != nil {
+			return // those of before stay
+		}
+		m := make(map[netip.Addr]struct{}, len(list))
+		for _, a := range list {
+			m[a.WithZone("").Unmap()] = struct{}{}
+		}
+		l.addrs.Store(&m)
+	}()
+}
+
+func interfaceAddrs() ([]netip.Addr, error) {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
+	}
+	addrs := make([]netip.Addr, 0, len(list))
+	for _, a := range list {
+		if n, ok := a.(*net.IPNet); ok {
+			if addr, ok := netip.AddrFromSlice(n.IP); ok {
+				addrs = append(addrs, addr)
+			}
+		}
+	}
+	return addrs, nil
+}
+
+// limiter holds a token bucket per event type and pod, and one over all.
+type limiter struct {
+	start   time.Time
+	buckets map[bucketKey]*bucket
+	total   bucket
+}
+
+// bucketKey names a type's events of one pod; of a namespace that is no
+// pod's; or, with neither, of the host.
+type bucketKey struct {
+	typ   int
+	pod   string
+	netns uint64
+	rest  bool // of all for which there was no room
+}
+
+type bucket struct {
+	tokens     float64
+	last       time.Duration // since limiter.start
+	used       bool
+	suppressed uint64 // since the last one that was let through
+}
+
+// fill adds the tokens of the time that has passed.
+func (b *bucket) fill(now time.Duration, rate, burst float64) {
+	if !b.used {
+		b.tokens, b.used = burst, true
+	} else if now > b.last {
+		b.tokens = min(burst, b.tokens+rate*(now-b.last).Seconds())
+	}
+	b.last = now
+}
+
+// allow reports whether e is within the limits. It returns the bucket of e's
+// type and pod, nil if nothing is limited.
+func (l *limiter) allow(opt *HubOptions, e *Event, at time.Time) (*bucket, bool) {
+	if opt.Rate <= 0 && opt.TotalRate <= 0 {
+		return nil, true
+	}
+	now := at.Sub(l.start)
+	key := bucketKey{typ: e.Type.id}
+	switch {
+	case e.Pod != nil:
+		key.pod = e.Pod.ID
+	case e.foreign:
+		key.netns = e.Netns
+	}
+	b := l.buckets[key]
+	if b == nil && len(l.buckets) >= maxBuckets {
+		key = bucketKey{typ: e.Type.id, rest: true}
+		b = l.buckets[key]
+	}
+	if b == nil {
+		b = &bucket{}
+		l.buckets[key] = b
+	}
+	if opt.Rate > 0 {
+		if b.fill(now, float64(opt.Rate), burst(opt)); b.tokens < 1 {
+			return b, false
+		}
+	} else {
+		b.last = now
+	}
+	if opt.TotalRate > 0 {
+		rate := float64(opt.TotalRate)
+		if l.total.fill(now, rate, max(rate, burst(opt))); l.total.tokens < 1 {
+			return b, false
+		}
+		l.total.tokens--
+	}
+	b.tokens--
+	return b, true
+}
+
+func burst(opt *HubOptions) float64 { return float64(max(opt.Burst, 1)) }
+
+// sweep drops the buckets that are full again: those of pods that are gone
+// among them. A new one would be the same, but for the number of suppressed
+// events, which is handed on.
+func (l *limiter) sweep(opt *HubOptions, at time.Time, carry func(typ int, suppressed uint64)) {
+	now := at.Sub(l.start)
+	for key, b := range l.buckets {
+		idle := now - b.last
+		full := opt.Rate <= 0 || b.tokens+float64(opt.Rate)*idle.Seconds() >= burst(opt)
+		if idle >= sweepEvery && full {
+			carry(key.typ, b.suppressed)
+			delete(l.buckets, key)
+		}
+	}
+}

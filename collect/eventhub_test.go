@@ -1,0 +1,706 @@
+package collect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// podTable is a Pods that a test fills.
+type podTable struct {
+	NoPods
+	mu     sync.Mutex
+	netns  map[uint64]*Pod
+	addrs  map[netip.Addr]*Pod
+	pids   map[int]*Pod
+	asked  int // by process
+	absent bool
+}
+
+func (p *podTable) Connected() bool { return !p.absent }
+
+func (p *podTable) ByNetns(inode uint64) *Pod {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.netns[inode]
+}
+
+func (p *podTable) ByAddr(a netip.Addr) *Pod {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.addrs[a]
+}
+
+func (p *podTable) ByPID(pid int) *Pod {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.asked++
+	return p.pids[pid]
+}
+
+func (p *podTable) start(netns uint64, q *Pod) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.netns == nil {
+		p.netns = map[uint64]*Pod{}
+	}
+	p.netns[netns] = q
+}
+
+// listSink keeps what it gets. write says what becomes of it; nil: written.
+type listSink struct {
+	mu     sync.Mutex
+	got    []*Event
+	at     []time.Time
+	write  func(*Event) bool
+	closed int
+}
+
+func (s *listSink) Send(e *Event, done func(*Event, bool)) {
+	s.mu.Lock()
+	s.got, s.at = append(s.got, e), append(s.at, time.Now())
+	s.mu.Unlock()
+	if done != nil {
+		done(e, s.write == nil || s.write(e))
+	}
+}
+
+func (s *listSink) Close(context.Context) error {
+	s.closed++
+	return nil
+}
+
+func (s *listSink) events() []*Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.got)
+}
+
+const hostInode = 4026531840
+
+// testHub is a Hub without limits of which HostNetns is hostInode.
+func testHub(t *testing.T, change func(*HubOptions), sinks ...EventSink) *Hub {
+	opt := HubOptions{Node: "node-1", HostLabel: DefaultHostLabel, HostNetns: hostInode,
+		NodeAddrs: func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.0.2.1")}, nil }}
+	if change != nil {
+		change(&opt)
+	}
+	h := NewHub(opt, sinks...)
+	t.Cleanup(func() { closeHub(t, h) })
+	return h
+}
+
+func closeHub(t *testing.T, h *Hub) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := h.Close(ctx); err != nil {
+		t.Errorf("Close: %v", err)
+	}
+}
+
+func wantCounts(t *testing.T, h *Hub, typ *EventType, want EventCounts) {
+	t.Helper()
+	if d := cmp.Diff(want, h.Counts(typ)); d != "" {
+		t.Errorf("%s: counts (-want +got):\n%s", typ.Name, d)
+	}
+}
+
+var (
+	lossType  = EventByName("PacketLoss")
+	resetType = EventByName("TCPRESET_RECEIVE")
+	bioType   = EventByName("BIOLAT_10MS")
+	readType  = EventByName("SOCKETLAT_READSLOW")
+	irqType   = EventByName("NETSOFTIRQ_SCHED_SLOW")
+)
+
+func event(typ *EventType, netns uint64) *Event {
+	return &Event{Type: typ, Netns: netns, PID: -1, CPU: -1}
+}
+
+func TestHubAttributesEvents(t *testing.T) {
+	addr := netip.MustParseAddr
+	web := &Pod{ID: "web", Namespace: "default", Name: "web-0", Addrs: []netip.Addr{addr("10.0.0.5"), addr("10.0.0.66")}}
+	db := &Pod{ID: "db", Namespace: "prod", Name: "db-0", Addrs: []netip.Addr{addr("10.0.0.9"), addr("2001:db8::9")}}
+	proxy := &Pod{ID: "proxy", Namespace: "kube-system", Name: "proxy-x", HostNetwork: true, Addrs: []netip.Addr{addr("192.0.2.1")}}
+	pods := &podTable{
+		netns: map[uint64]*Pod{77: web},
+		addrs: map[netip.Addr]*Pod{addr("10.0.0.5"): web, addr("10.0.0.9"): db, addr("2001:db8::9"): db, addr("10.0.0.66"): db, addr("192.0.2.1"): proxy},
+		pids:  map[int]*Pod{812: web, 900: proxy},
+	}
+	end := func(s string) Endpoint {
+		ap := netip.MustParseAddrPort(s)
+		return Endpoint{Addr: ap.Addr(), Port: ap.Port()}
+	}
+	for name, c := range map[string]struct {
+		typ      *EventType
+		netns    uint64
+		pid      int
+		src, dst string
+
+		pod, node        *Pod
+		label            string
+		srcPod, dstPod   *Pod
+		srcKind, dstKind string
+	}{
+		"by namespace":                 {typ: lossType, netns: 77, src: "10.0.0.5:1", dst: "203.0.113.7:2", pod: web, srcPod: web, srcKind: "pod", dstKind: "unknown"},
+		"both ends by address":         {typ: lossType, netns: hostInode, src: "[::ffff:10.0.0.5]:1", dst: "[2001:db8::9]:2", label: "hostNetwork", srcPod: web, srcKind: "pod", dstPod: db, dstKind: "pod"},
+		"the node's address":           {typ: lossType, netns: 77, src: "192.0.2.1:1", dst: "10.0.0.9:2", pod: web, srcKind: "node", dstPod: db, dstKind: "pod"},
+		"its own address comes first":  {typ: lossType, netns: 77, src: "10.0.0.66:1", dst: "10.0.0.66:2", pod: web, srcPod: web, srcKind: "pod", dstPod: web, dstKind: "pod"},
+		"loopback in a pod":            {typ: lossType, netns: 77, src: "127.0.0.1:1", dst: "[::1]:2", pod: web, srcPod: web, srcKind: "pod", dstPod: web, dstKind: "pod"},
+		"loopback on the host":         {typ: lossType, netns: hostInode, src: "127.0.0.1:1", dst: "127.0.0.53:2", label: "hostNetwork", srcKind: "node", dstKind: "node"},
+		"loopback somewhere":           {typ: lossType, netns: 4711, src: "127.0.0.1:1", dst: "10.0.0.9:2", srcKind: "unknown", dstPod: db, dstKind: "pod"},
+		"by process":                   {typ: bioType, pid: 812, pod: web},
+		"process of the host":          {typ: bioType, pid: 1, label: "hostNetwork"},
+		"namespace before process":     {typ: readType, netns: 77, pid: 900, src: "10.0.0.5:1", dst: "10.0.0.9:2", pod: web, srcPod: web, srcKind: "pod", dstPod: db, dstKind: "pod"},
+		"host network pod by process":  {typ: readType, netns: hostInode, pid: 900, src: "192.0.2.1:1", dst: "127.0.0.1:2", pod: proxy, srcKind: "node", dstKind: "node"},
+		"process that was interrupted": {typ: irqType, pid: 812, label: "hostNetwork"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sink := &listSink{}
+				h := testHub(t, func(o *HubOptions) { o.Pods = pods }, sink)
+				synctest.Wait() // the node's addresses are read
+				e := event(c.typ, c.netns)
+				e.PID = c.pid
+				if c.src != "" {
+					e.Src, e.Dst = end(c.src), end(c.dst)
+				}
+				h.Offer(e)
+				time.Sleep(2 * time.Second)
+				if len(sink.events()) != 1 {
+					t.Fatalf("%d events", len(sink.events()))
+				}
+				if e.Pod != c.pod || e.HostLabel != c.label || e.Node != "node-1" || e.Time.IsZero() {
+					t.Errorf("pod %v, host label %q, node %q, time %v", e.Pod, e.HostLabel, e.Node, e.Time)
+				}
+				for i, x := range []struct {
+					got  Endpoint
+					pod  *Pod
+					kind string
+				}{{e.Src, c.srcPod, c.srcKind}, {e.Dst, c.dstPod, c.dstKind}} {
+					node := "node-1"
+					if x.kind == "unknown" || x.kind == "" {
+						node = ""
+					}
+					if x.got.Pod != x.pod || x.got.Kind != x.kind || x.got.Node != node || x.got.Addr.Is4In6() {
+						t.Errorf("end %d is %+v", i, x.got)
+					}
+				}
+				wantCounts(t, h, c.typ, EventCounts{Offered: 1, Written: 1})
+			})
+		})
+	}
+}
+
+func TestHubWithoutHostNetnsCallsTheRestHost(t *testing.T) {
+	sink := &listSink{}
+	h := testHub(t, func(o *HubOptions) { o.HostNetns = 0 }, sink)
+	h.Offer(event(lossType, 5))
+	closeHub(t, h)
+	if e := sink.got[0]; e.HostLabel != "hostNetwork" || e.foreign {
+		t.Errorf("got %+v", e)
+	}
+}
+
+func TestHubReadsNodeAddrsAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		addrs, err := []netip.Addr(nil), error(nil)
+		sink := &listSink{}
+		h := testHub(t, func(o *HubOptions) { o.NodeAddrs = func() ([]netip.Addr, error) { return addrs, err } }, sink)
+		kind := func() string {
+			e := event(lossType, hostInode)
+			e.Src.Addr = netip.MustParseAddr("198.51.100.1")
+			h.Offer(e)
+			synctest.Wait()
+			return e.Src.Kind
+		}
+		synctest.Wait()
+		addrs = []netip.Addr{netip.MustParseAddr("::ffff:198.51.100.1")}
+		if k := kind(); k != EndUnknown {
+			t.Errorf("before: %s", k)
+		}
+		time.Sleep(nodeAddrAge)
+		kind() // asks
+		if k := kind(); k != EndNode {
+			t.Errorf("after: %s", k)
+		}
+		addrs, err = nil, errors.New("netlink is broken")
+		time.Sleep(nodeAddrAge)
+		if k := kind(); k != EndNode {
+			t.Errorf("after a failure: %s", k)
+		}
+	})
+}
+
+func TestHubHoldsEventsUntilTheirPodIsKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pods, sink := &podTable{}, &listSink{}
+		h := testHub(t, func(o *HubOptions) { o.Pods = pods }, sink)
+		start := time.Now()
+		for range 3 {
+			h.Offer(event(lossType, 77))
+		}
+		h.Offer(event(lossType, 78))
+		synctest.Wait()
+		wantCounts(t, h, lossType, EventCounts{Offered: 4, Pending: 4})
+		time.Sleep(400 * time.Millisecond)
+		pods.start(77, webPod)
+		time.Sleep(100 * time.Millisecond)
+		if got := sink.events(); len(got) != 3 || got[0].Pod != webPod || got[2].Pod != webPod {
+			t.Fatalf("%d events, the first of %v", len(got), got[0].Pod)
+		}
+		time.Sleep(time.Second)
+		got := sink.events()
+		if len(got) != 4 || got[3].Pod != nil || got[3].HostLabel != "" || !got[3].foreign {
+			t.Fatalf("%d events, the last %+v", len(got), got[len(got)-1])
+		}
+		if d := sink.at[3].Sub(start); d < time.Second || d > 1100*time.Millisecond {
+			t.Errorf("sent after %v", d)
+		}
+
+		// Known as nobody's by now, so it is not held again; but if it becomes
+		// a pod's, that is seen at once.
+		h.Offer(event(lossType, 78))
+		synctest.Wait()
+		if got := sink.events(); len(got) != 5 {
+			t.Fatalf("%d events: the namespace is held again", len(got))
+		}
+		pods.start(78, webPod)
+		h.Offer(event(lossType, 78))
+		synctest.Wait()
+		if got := sink.events(); len(got) != 6 || got[5].Pod != webPod {
+			t.Fatalf("%d events", len(got))
+		}
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if n := len(h.strangers) + len(h.held) + len(h.heldNetns); n != 0 {
+			t.Errorf("%d things kept", n)
+		}
+	})
+}
+
+func TestHubKeepsTheOrderOfANamespace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pods, sink := &podTable{}, &listSink{}
+		h := testHub(t, func(o *HubOptions) { o.Pods = pods }, sink)
+		first, second := event(lossType, 77), event(lossType, 77)
+		h.Offer(first)
+		time.Sleep(retryHeld + retryHeld/2)
+		pods.start(77, webPod)
+		time.Sleep(retryHeld) // due, and not yet asked again
+		h.Offer(second)
+		synctest.Wait()
+		if got := sink.events(); len(got) != 2 || got[0] != first || got[1] != second {
+			t.Errorf("%d events in another order", len(got))
+		}
+	})
+}
+
+func TestHubHoldsProcesses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pods, sink := &podTable{pids: map[int]*Pod{}}, &listSink{}
+		h := testHub(t, func(o *HubOptions) { o.Pods = pods }, sink)
+		bio := func(pid int) *Event {
+			e := event(bioType, 0)
+			e.PID = pid
+			h.Offer(e)
+			synctest.Wait()
+			return e
+		}
+		e := bio(5)
+		time.Sleep(100 * time.Millisecond)
+		pods.mu.Lock()
+		pods.pids[5] = webPod
+		pods.mu.Unlock()
+		time.Sleep(500 * time.Millisecond)
+		synctest.Wait()
+		if e.Pod != webPod {
+			t.Errorf("not resolved")
+		}
+		pods.mu.Lock()
+		asked := pods.asked
+		pods.mu.Unlock()
+		bio(6)
+		time.Sleep(1100 * time.Millisecond)
+		bio(6)
+		bio(-1)
+		if got := sink.events(); len(got) != 4 {
+			t.Errorf("%d events", len(got))
+		}
+		synctest.Wait()
+		pods.mu.Lock()
+		defer pods.mu.Unlock()
+		if n := pods.asked - asked; n > 5 {
+			t.Errorf("asked %d times for two events", n)
+		}
+	})
+}
+
+func TestHubHoldsABoundedNumber(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pods, sink := &podTable{}, &listSink{}
+		h := testHub(t, func(o *HubOptions) { o.Pods = pods }, sink)
+		for i := range maxHeld + 10 {
+			h.Offer(event(lossType, uint64(1000+i)))
+		}
+		synctest.Wait()
+		if n := len(sink.events()); n != 10 {
+			t.Errorf("%d were sent at once, want 10", n)
+		}
+		time.Sleep(1100 * time.Millisecond)
+		wantCounts(t, h, lossType, EventCounts{Offered: maxHeld + 10, Written: maxHeld + 10})
+	})
+}
+
+func TestHubDoesNotHoldInVain(t *testing.T) {
+	for name, change := range map[string]func(*HubOptions){
+		"no containerd":  func(o *HubOptions) { o.Pods = &podTable{absent: true} },
+		"no pods at all": func(o *HubOptions) { o.Pods = nil },
+		"turned off":     func(o *HubOptions) { o.Hold = -1; o.Pods = &podTable{} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sink := &listSink{}
+				h := testHub(t, change, sink)
+				h.Offer(event(lossType, 77))
+				synctest.Wait()
+				if len(sink.events()) != 1 {
+					t.Error("it is held")
+				}
+			})
+		})
+	}
+}
+
+func TestHubLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pods := &podTable{netns: map[uint64]*Pod{77: webPod, 78: {ID: "db", Namespace: "prod", Name: "db-0"}}}
+		sink := &listSink{}
+		h := testHub(t, func(o *HubOptions) { o.Pods, o.Rate, o.Burst, o.TotalRate = pods, 20, 100, 1000 }, sink)
+		flood := func(typ *EventType, netns uint64, n int) {
+			for range n {
+				h.Offer(event(typ, netns))
+			}
+			synctest.Wait()
+		}
+		flood(lossType, 77, 1000)
+		wantCounts(t, h, lossType, EventCounts{Offered: 1000, Written: 100, Suppressed: 900})
+		// Neither another pod nor another type suffers.
+		flood(lossType, 78, 100)
+		flood(resetType, 77, 100)
+		wantCounts(t, h, lossType, EventCounts{Offered: 1100, Written: 200, Suppressed: 900})
+		wantCounts(t, h, resetType, EventCounts{Offered: 100, Written: 100})
+
+		time.Sleep(time.Second)
+		flood(lossType, 78, 1)
+		if e := sink.events()[300]; e.Suppressed != 0 {
+			t.Errorf("the other pod's entry tells of %d", e.Suppressed)
+		}
+		flood(lossType, 77, 50)
+		wantCounts(t, h, lossType, EventCounts{Offered: 1151, Written: 221, Suppressed: 930})
+		got := sink.events()
+		if e := got[301]; e.Suppressed != 900 || e.Pod != webPod {
+			t.Errorf("the next entry tells of %d", e.Suppressed)
+		}
+		if e := got[302]; e.Suppressed != 0 {
+			t.Errorf("the one after tells of %d", e.Suppressed)
+		}
+
+		// The pod is gone: its bucket goes, and what it had still to tell is
+		// told by the type's next entry.
+		time.Sleep(30 * time.Second)
+		synctest.Wait()
+		if n := len(h.limits.buckets); n != 0 {
+			t.Errorf("%d buckets are kept", n)
+		}
+		flood(lossType, 78, 1)
+		if got := sink.events(); got[len(got)-1].Suppressed != 30 {
+			t.Errorf("the type's next entry tells of %d", got[len(got)-1].Suppressed)
+		}
+	})
+}
+
+func TestHubLimitsTheTotal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := &listSink{}
+		h := testHub(t, func(o *HubOptions) { o.Hold, o.Rate, o.Burst, o.TotalRate = -1, 20, 10, 50 }, sink)
+		for i := range 100 {
+			h.Offer(event(lossType, uint64(100+i)))
+		}
+		synctest.Wait()
+		wantCounts(t, h, lossType, EventCounts{Offered: 100, Written: 50, Suppressed: 50})
+		time.Sleep(500 * time.Millisecond)
+		for i := range 100 {
+			h.Offer(event(lossType, uint64(100+i)))
+		}
+		synctest.Wait()
+		wantCounts(t, h, lossType, EventCounts{Offered: 200, Written: 75, Suppressed: 125})
+		// Without limits from now on.
+		opt := *h.opt.Load()
+		opt.Rate, opt.TotalRate = 0, 0
+		h.Apply(opt)
+		for range 1000 {
+			h.Offer(event(lossType, 100))
+		}
+		synctest.Wait()
+		wantCounts(t, h, lossType, EventCounts{Offered: 1200, Written: 1075, Suppressed: 125})
+	})
+}
+
+func TestHubLimiterIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := &listSink{}
+		h := testHub(t, func(o *HubOptions) { o.Hold, o.Rate, o.Burst = -1, 1, 2 }, sink)
+		const n = maxBuckets + 500
+		for i := range n {
+			h.Offer(event(lossType, uint64(100+i)))
+			if i%1000 == 0 {
+				synctest.Wait()
+			}
+		}
+		synctest.Wait()
+		if len(h.limits.buckets) > maxBuckets+len(Events()) {
+			t.Errorf("%d buckets", len(h.limits.buckets))
+		}
+		wantCounts(t, h, lossType, EventCounts{Offered: n, Written: maxBuckets + 2, Suppressed: n - maxBuckets - 2})
+	})
+}
+
+func TestHubTellsOfWhatTheKernelSuppressed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := &listSink{}
+		fail := false
+		sink.write = func(*Event) bool { return !fail }
+		h := testHub(t, nil, sink)
+		h.Missed(lossType, 40, 2)
+		wantCounts(t, h, lossType, EventCounts{Offered: 42, Suppressed: 40, Lost: 2})
+		fail = true
+		e := event(lossType, hostInode)
+		e.Suppressed = 5 // as the kernel's record said
+		h.Offer(e)
+		synctest.Wait()
+		wantCounts(t, h, lossType, EventCounts{Offered: 48, Suppressed: 45, Lost: 3})
+		// That entry was lost, so the next one tells.
+		fail = false
+		h.Offer(event(lossType, hostInode))
+		synctest.Wait()
+		if got := sink.events(); got[0].Suppressed != 45 || got[1].Suppressed != 45 {
+			t.Errorf("told: %d, %d", got[0].Suppressed, got[1].Suppressed)
+		}
+		wantCounts(t, h, lossType, EventCounts{Offered: 49, Written: 1, Suppressed: 45, Lost: 3})
+	})
+}
+
+func TestHubFilter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := &listSink{}
+		h := testHub(t, func(o *HubOptions) {
+			o.Rate, o.Burst = 1, 2
+			o.Filter = func(e *Event) bool { return e.Node == "node-1" && e.CPU == 1 }
+		}, sink)
+		for i := range 100 {
+			e := event(irqType, 0)
+			e.CPU = i
+			h.Offer(e)
+		}
+		synctest.Wait()
+		wantCounts(t, h, irqType, EventCounts{Offered: 100, Written: 1, Filtered: 99})
+	})
+}
+
+func TestHubSinks(t *testing.T) {
+	first, second := &listSink{write: func(*Event) bool { return false }}, &listSink{}
+	h := testHub(t, nil, first, second)
+	h.Offer(event(lossType, hostInode))
+	closeHub(t, h)
+	closeHub(t, h)
+	if len(first.got) != 1 || len(second.got) != 1 || first.closed != 1 || second.closed != 1 {
+		t.Errorf("got %d and %d, closed %d and %d times", len(first.got), len(second.got), first.closed, second.closed)
+	}
+	wantCounts(t, h, lossType, EventCounts{Offered: 1, Lost: 1})
+	h.Offer(event(lossType, hostInode)) // after Close
+	wantCounts(t, h, lossType, EventCounts{Offered: 2, Lost: 2})
+
+	none := testHub(t, nil)
+	none.Offer(event(lossType, hostInode))
+	closeHub(t, none)
+	wantCounts(t, none, lossType, EventCounts{Offered: 1, Lost: 1})
+}
+
+func TestHubIgnoresWhatIsNoEvent(t *testing.T) {
+	h := testHub(t, nil, &listSink{})
+	h.Offer(nil)
+	h.Offer(&Event{})
+	h.Offer(&Event{Type: &EventType{Name: "Made up"}})
+	h.Missed(nil, 1, 1)
+	if c := h.Counts(&EventType{}); c != (EventCounts{}) {
+		t.Errorf("counted: %+v", c)
+	}
+	h.Offer(&Event{Type: Events()[0]}) // with nothing in it
+	closeHub(t, h)
+	wantCounts(t, h, Events()[0], EventCounts{Offered: 1, Written: 1})
+}
+
+// gateSink holds up its Send until it is opened, which a sink must not do: it
+// stands for a Hub that is behind.
+type gateSink struct {
+	listSink
+	gate chan struct{}
+}
+
+func (s *gateSink) Send(e *Event, done func(*Event, bool)) {
+	<-s.gate
+	s.listSink.Send(e, done)
+}
+
+func TestOfferNeverWaits(t *testing.T) {
+	sink := &gateSink{gate: make(chan struct{})}
+	h := testHub(t, nil, sink)
+	const n = 3 * queueSize
+	for range n {
+		h.Offer(event(lossType, hostInode))
+	}
+	c := h.Counts(lossType)
+	if c.Offered != n || c.Lost < n-queueSize-1 || c.Pending != n-c.Lost {
+		t.Errorf("got %+v", c)
+	}
+	close(sink.gate)
+	closeHub(t, h)
+	lost := c.Lost
+	wantCounts(t, h, lossType, EventCounts{Offered: n, Written: n - lost, Lost: lost})
+}
+
+// asyncSink reports later, from another goroutine, and loses some.
+type asyncSink struct{ wg sync.WaitGroup }
+
+func (s *asyncSink) Send(e *Event, done func(*Event, bool)) {
+	ok := rand.IntN(10) > 0
+	s.wg.Go(func() { done(e, ok) })
+}
+
+func (s *asyncSink) Close(context.Context) error {
+	s.wg.Wait()
+	return nil
+}
+
+// TestHubAccountIsExact offers from many goroutines, while options change and
+// until long after the Hub is closed, and adds up.
+func TestHubAccountIsExact(t *testing.T) {
+	pods := &podTable{netns: map[uint64]*Pod{77: webPod}}
+	h := testHub(t, func(o *HubOptions) {
+		o.Pods, o.Hold, o.Rate, o.Burst, o.TotalRate = pods, 20*time.Millisecond, 50, 50, 5000
+	}, &asyncSink{})
+	types := Events()
+	const goroutines, each = 8, 4000
+	offered := make([][]uint64, goroutines)
+	var wg sync.WaitGroup
+	for g := range goroutines {
+		offered[g] = make([]uint64, len(types))
+		wg.Go(func() {
+			for i := range each {
+				typ := types[rand.IntN(len(types))]
+				switch {
+				case i%50 == 0:
+					h.Missed(typ, 2, 1)
+					offered[g][typ.ID()] += 3
+				default:
+					e := event(typ, []uint64{0, 77, hostInode, uint64(1000 + rand.IntN(50))}[rand.IntN(4)])
+					e.PID = rand.IntN(3) - 1
+					e.Suppressed = uint64(i % 2)
+					offered[g][typ.ID()] += 1 + e.Suppressed
+					h.Offer(e)
+				}
+				if i%100 == 0 {
+					h.Apply(*h.opt.Load())
+					if c := h.Counts(typ); int64(c.Pending) < 0 {
+						t.Errorf("got %+v", c)
+					}
+				}
+				if g == 0 && i == each*3/4 {
+					closeHub(t, h)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	var written uint64
+	for _, typ := range types {
+		var want uint64
+		for g := range goroutines {
+			want += offered[g][typ.ID()]
+		}
+		c := h.Counts(typ)
+		if c.Offered != want || c.Pending != 0 || c.Written+c.Suppressed+c.Lost != want {
+			t.Errorf("%s: offered %d, got %+v", typ.Name, want, c)
+		}
+		written += c.Written
+	}
+	if written == 0 {
+		t.Error("nothing was written")
+	}
+}
+
+// nullSink takes everything at no cost.
+type nullSink struct{}
+
+func (nullSink) Send(e *Event, done func(*Event, bool)) { done(e, true) }
+func (nullSink) Close(context.Context) error            { return nil }
+
+func BenchmarkOffer(b *testing.B) {
+	pods := &podTable{netns: map[uint64]*Pod{77: webPod}, addrs: map[netip.Addr]*Pod{webPod.Addrs[0]: webPod}}
+	for name, rate := range map[string]int{"written": 0, "suppressed": 20} {
+		b.Run(name, func(b *testing.B) {
+			h := NewHub(HubOptions{Pods: pods, HostNetns: hostInode, Rate: rate, Burst: 100, TotalRate: 10 * rate}, nullSink{})
+			defer h.Close(context.Background())
+			// An event may be offered again once it is no longer under way.
+			events := make([]*Event, 2*queueSize)
+			for i := range events {
+				events[i] = fullEvent(lossType)
+			}
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				e := events[i%len(events)]
+				e.Suppressed = 0
+				h.Offer(e)
+				if i%1000 == 0 {
+					for h.Counts(lossType).Pending > queueSize/2 {
+						time.Sleep(10 * time.Microsecond)
+					}
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkMessage(b *testing.B) {
+	for _, name := range []string{"PacketLoss", "BIOLAT_10MS"} {
+		b.Run(name, func(b *testing.B) {
+			e := fullEvent(EventByName(name))
+			b.ReportAllocs()
+			var buf []byte
+			for b.Loop() {
+				buf = e.AppendMessage(buf[:0])
+			}
+		})
+	}
+}
+
+func ExampleEvent_Message() {
+	fmt.Println((&Event{
+		Type: EventByName("PacketLoss"), Netns: 4026532001, Protocol: "TCP", Pod: &Pod{Namespace: "default", Name: "web-0"},
+		Src:    Endpoint{Addr: netip.MustParseAddr("10.0.0.5"), Port: 443},
+		Dst:    Endpoint{Addr: netip.MustParseAddr("10.0.0.9"), Port: 51234},
+		Reason: "NETFILTER_DROP", Location: "nft_do_chain+0x12a",
+	}).Message())
+	// Output: packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a, pod default/web-0
+}

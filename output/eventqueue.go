@@ -1,0 +1,192 @@
+package output
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"nodeskoop/collect"
+)
+
+// queued is an event that waits to be written.
+type queued struct {
+	e    *collect.Event
+	done func(e *collect.Event, written bool)
+}
+
+// eventQueue stands between the Hub and the one goroutine of a sink, whose
+// reader may be slow, stand still or be gone. What does not fit is lost, the
+// newest first, and counted.
+type eventQueue struct {
+	waiting chan queued
+	stop    chan struct{} // closed: write what is there, then end
+	kill    chan struct{} // closed: end
+	ended   chan struct{} // closed when the goroutine has ended
+	counts  []eventCount  // by EventType.ID
+
+	mu     sync.Mutex
+	closed bool     // Send takes nothing more
+	dead   bool     // the goroutine was given up: what it did is not told
+	busy   []queued // taken by the goroutine and not yet told about
+	told   []queued // busy's other half
+}
+
+type eventCount struct{ written, lost atomic.Uint64 }
+
+func (q *eventQueue) init(size int) {
+	q.waiting = make(chan queued, size)
+	q.stop, q.kill, q.ended = make(chan struct{}), make(chan struct{}), make(chan struct{})
+	q.counts = make([]eventCount, len(collect.Events()))
+}
+
+// Send implements collect.EventSink.
+func (q *eventQueue) Send(e *collect.Event, done func(*collect.Event, bool)) {
+	x := queued{e, done}
+	q.mu.Lock()
+	if !q.closed {
+		select {
+		case q.waiting <- x:
+			q.mu.Unlock()
+			return
+		default:
+		}
+	}
+	q.mu.Unlock()
+	q.tell(x, false)
+}
+
+// Counts tells how many events of a type were written and how many were lost.
+func (q *eventQueue) Counts(t *collect.EventType) (written, lost uint64) {
+	c := &q.counts[t.ID()]
+	return c.written.Load(), c.lost.Load()
+}
+
+func (q *eventQueue) tell(x queued, written bool) {
+	c := &q.counts[x.e.Type.ID()]
+	if written {
+		c.written.Add(1)
+	} else {
+		c.lost.Add(1)
+	}
+	if x.done != nil {
+		x.done(x.e, written)
+	}
+}
+
+// take waits for the next event; nil says that there will be none.
+func (q *eventQueue) take() *collect.Event {
+	var x queued
+	select {
+	case x = <-q.waiting:
+	case <-q.stop:
+		select {
+		case x = <-q.waiting: // nothing more is put in
+		default:
+			return nil
+		}
+	}
+	return q.taken(x)
+}
+
+// more returns the next event if there is one already.
+func (q *eventQueue) more() *collect.Event {
+	select {
+	case x := <-q.waiting:
+		return q.taken(x)
+	default:
+		return nil
+	}
+}
+
+func (q *eventQueue) taken(x queued) *collect.Event {
+	q.mu.Lock()
+	dead := q.dead
+	if !dead {
+		q.busy = append(q.busy, x)
+	}
+	q.mu.Unlock()
+	if dead {
+		q.tell(x, false)
+		return nil
+	}
+	return x.e
+}
+
+// finish tells that of the events that were taken the first n have been
+// written, and the others are lost.
+func (q *eventQueue) finish(n int) {
+	q.mu.Lock()
+	if q.dead {
+		q.mu.Unlock()
+		return
+	}
+	q.busy, q.told = q.told[:0], q.busy
+	q.mu.Unlock()
+	for i, x := range q.told {
+		q.tell(x, i < n)
+	}
+	clear(q.told)
+}
+
+// killed reports whether Close has given up.
+func (q *eventQueue) killed() bool {
+	select {
+	case <-q.kill:
+		return true
+	default:
+		return false
+	}
+}
+
+// giveUpAfter is how long the goroutine may need to see that it was told to
+// end. Where it does not, a call of it hangs in the kernel.
+const giveUpAfter = 100 * time.Millisecond
+
+// close has the goroutine write what is there until ctx ends, and then has
+// wake bring it out of a call that waits. A goroutine that finds itself killed
+// returns; what it had in hand is told as lost here.
+func (q *eventQueue) close(ctx context.Context, name string, wake func()) error {
+	q.mu.Lock()
+	again := q.closed
+	q.closed = true
+	q.mu.Unlock()
+	if again {
+		return nil
+	}
+	close(q.stop)
+	select {
+	case <-q.ended:
+		return nil
+	case <-ctx.Done():
+	}
+	close(q.kill)
+	wake()
+	t := time.NewTimer(giveUpAfter)
+	defer t.Stop()
+	select {
+	case <-q.ended:
+	case <-t.C:
+	}
+	q.mu.Lock()
+	q.dead = true
+	rest := q.busy
+	q.mu.Unlock()
+	for {
+		select {
+		case x := <-q.waiting:
+			rest = append(rest, x)
+			continue
+		default:
+		}
+		break
+	}
+	for _, x := range rest {
+		q.tell(x, false)
+	}
+	if len(rest) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d events were not written to %s: %w", len(rest), name, context.Cause(ctx))
+}

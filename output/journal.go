@@ -1,0 +1,444 @@
+package output
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect"
+)
+
+// DefaultJournalSocket is where journald listens for entries.
+const DefaultJournalSocket = "/run/systemd/journal/socket"
+
+// JournalOptions say how a Journal writes. The zero value is right for a
+// machine with systemd.
+type JournalOptions struct {
+	// Path is journald's socket; "" is DefaultJournalSocket.
+	Path string
+	// Queue is how many events wait while journald does not take them; 0 is 4096.
+	Queue int
+	// SendBuffer is the size of the socket's buffer; 0 is 8 MiB.
+	SendBuffer int
+	// Log is told when journald takes events again after it did not; nil: nobody.
+	Log *slog.Logger
+}
+
+const (
+	defaultQueue      = 4096
+	defaultSendBuffer = 8 << 20
+
+	// writeWait is how long journald may take for one event. A socket that
+	// stands still for longer may be that of a journald which has been
+	// replaced, so a new connection is made.
+	writeWait = time.Second
+
+	minRedial = 50 * time.Millisecond
+	maxRedial = 5 * time.Second
+
+	// An event that fails so often, each time on a new connection and for a
+	// reason that is not journald's absence, is given up.
+	maxAttempts = 3
+
+	// maxKept is the most memory that the encoder keeps between two events.
+	maxKept = 1 << 20
+
+	// shortStack is what is left of the stack of an event that is too large
+	// for the socket.
+	shortStack = 16
+)
+
+// Journal writes events to systemd's journal by its native protocol. It is an
+// EventSink: one goroutine writes over one connected socket, on which waiting
+// for journald costs no CPU time. journald may be stopped, restarted or
+// frozen; what the queue cannot hold meanwhile is lost and counted.
+//
+// An event counts as written when journald's socket has it. journald gives no
+// receipt: what a journald that is killed had not read yet is gone, unless the
+// socket is systemd's own, which outlives it.
+type Journal struct {
+	eventQueue
+	path       string
+	sendBuffer int
+	log        *slog.Logger
+	enc        journalEncoder
+
+	deadline time.Time // of the connection; only the goroutine's
+	redial   time.Duration
+	broken   time.Time // when writing stopped to work; zero while it does
+	cause    error
+	lostThen uint64
+
+	connMu sync.Mutex // Close reaches for the connection, too
+	conn   *net.UnixConn
+}
+
+var _ collect.EventSink = (*Journal)(nil)
+
+// NewJournal starts a Journal. That journald is not there is no error: it is
+// waited for.
+func NewJournal(opt JournalOptions) *Journal {
+	j := &Journal{path: opt.Path, sendBuffer: opt.SendBuffer, log: opt.Log}
+	if j.path == "" {
+		j.path = DefaultJournalSocket
+	}
+	if j.sendBuffer <= 0 {
+		j.sendBuffer = defaultSendBuffer
+	}
+	if j.log == nil {
+		j.log = slog.New(slog.DiscardHandler)
+	}
+	if opt.Queue <= 0 {
+		opt.Queue = defaultQueue
+	}
+	j.enc.init()
+	j.eventQueue.init(opt.Queue)
+	go j.run()
+	return j
+}
+
+// JournalAvailable says why journald cannot be reached at path ("" is
+// DefaultJournalSocket), nil if it can. A frozen journald can.
+func JournalAvailable(path string) error {
+	if path == "" {
+		path = DefaultJournalSocket
+	}
+	c, err := dialJournal(path)
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+func dialJournal(path string) (*net.UnixConn, error) {
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err == nil {
+		return c, nil
+	}
+	hint := ""
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		hint = " (no journald here? In a container, mount the host's /run/systemd/journal)"
+	case errors.Is(err, unix.ECONNREFUSED):
+		hint = " (journald does not run: systemctl status systemd-journald)"
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		hint = " (the socket may be written by everybody; is a folder above it closed, or does SELinux or AppArmor refuse?)"
+	}
+	return nil, fmt.Errorf("connect to journald's socket %s: %w%s", path, innermost(err), hint)
+}
+
+// innermost leaves out what package net wraps an error of the kernel in.
+func innermost(err error) error {
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return err
+}
+
+// Close writes what is queued until ctx ends; the rest is lost.
+func (j *Journal) Close(ctx context.Context) error {
+	return j.close(ctx, "the journal", func() {
+		j.connMu.Lock()
+		defer j.connMu.Unlock()
+		if j.conn != nil {
+			_ = j.conn.SetWriteDeadline(time.Unix(1, 0))
+		}
+	})
+}
+
+func (j *Journal) run() {
+	defer close(j.ended)
+	defer j.hangUp()
+	for e := j.take(); e != nil; e = j.take() {
+		written := j.write(e)
+		if j.killed() && !written {
+			return
+		}
+		if written {
+			j.finish(1)
+		} else {
+			j.finish(0)
+		}
+		j.enc.shrink()
+	}
+}
+
+// write writes one event, however long it takes. It returns false if the event
+// cannot be written, or if the Journal is killed.
+func (j *Journal) write(e *collect.Event) bool {
+	j.enc.encode(e, false)
+	short, file := false, false
+	for attempt := 0; !j.killed(); {
+		err := j.connect()
+		if err == nil {
+			if file {
+				err = j.sendFile()
+			} else {
+				err = j.send()
+			}
+		}
+		switch {
+		case err == nil:
+			j.works()
+			return true
+		case errors.Is(err, unix.EMSGSIZE), errors.Is(err, unix.ENOBUFS):
+			switch {
+			case !short && len(e.Stack) > shortStack:
+				short = true
+				j.enc.encode(e, true)
+			case !file:
+				file = true
+			default:
+				j.fails(err)
+				return false
+			}
+			continue
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if j.killed() {
+				return false
+			}
+			j.fails(fmt.Errorf("journald does not read its socket %s", j.path))
+			j.hangUp()
+			continue
+		case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.ENOENT),
+			errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
+			// It may come back.
+		default:
+			if attempt++; attempt >= maxAttempts {
+				j.fails(err)
+				j.hangUp()
+				return false
+			}
+		}
+		j.fails(err)
+		j.hangUp()
+		j.pause()
+	}
+	return false
+}
+
+// connect makes the connection if there is none.
+func (j *Journal) connect() error {
+	if j.conn != nil {
+		return nil
+	}
+	c, err := dialJournal(j.path)
+	if err != nil {
+		return err
+	}
+	if raw, err := c.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			// Beyond net.core.wmem_max with CAP_NET_ADMIN, else up to it.
+			if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, j.sendBuffer) != nil {
+				_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, j.sendBuffer)
+			}
+		})
+	}
+	j.connMu.Lock()
+	j.conn, j.deadline = c, time.Time{}
+	j.connMu.Unlock()
+	return nil
+}
+
+func (j *Journal) hangUp() {
+	j.connMu.Lock()
+	defer j.connMu.Unlock()
+	if j.conn != nil {
+		_ = j.conn.Close()
+		j.conn = nil
+	}
+}
+
+// arm sees to it that a write ends in time: between writeWait and an eighth
+// more, so that the timer need not be set for each event.
+func (j *Journal) arm() error {
+	now := time.Now()
+	if j.deadline.Sub(now) < writeWait {
+		j.deadline = now.Add(writeWait + writeWait/8)
+		if err := j.conn.SetWriteDeadline(j.deadline); err != nil {
+			return err
+		}
+	}
+	if j.killed() { // asked after the deadline was set: Close sets it the other way round
+		return os.ErrDeadlineExceeded
+	}
+	return nil
+}
+
+func (j *Journal) send() error {
+	if err := j.arm(); err != nil {
+		return err
+	}
+	_, err := j.conn.Write(j.enc.buf)
+	return err
+}
+
+// sendFile sends an event that is too large for the socket as a sealed file
+// in memory.
+func (j *Journal) sendFile() error {
+	if err := j.arm(); err != nil {
+		return err
+	}
+	f, err := sealedFile(j.enc.buf)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	raw, err := j.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	rights := unix.UnixRights(int(f.Fd()))
+	var sendErr error
+	if err := raw.Write(func(fd uintptr) bool {
+		for {
+			if sendErr = unix.Sendmsg(int(fd), nil, rights, nil, unix.MSG_NOSIGNAL); sendErr != unix.EINTR {
+				return sendErr != unix.EAGAIN
+			}
+		}
+	}); err != nil {
+		return err
+	}
+	return sendErr
+}
+
+// sealedFile returns a file in memory that nobody can change any more.
+func sealedFile(data []byte) (*os.File, error) {
+	const name = "nodeskoop-event"
+	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
+	fd, err := unix.MemfdCreate(name, flags|unix.MFD_NOEXEC_SEAL)
+	if err == unix.EINVAL { // Linux before 6.3
+		fd, err = unix.MemfdCreate(name, flags)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make a file in memory for an event of %d bytes: %w", len(data), err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if _, err := f.Write(data); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("write an event of %d bytes to a file in memory: %w", len(data), innermost(err))
+	}
+	seals := unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE | unix.F_SEAL_SEAL
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("seal a file in memory: %w", err)
+	}
+	return f, nil
+}
+
+// pause waits before the next attempt, longer each time.
+func (j *Journal) pause() {
+	j.redial = min(max(2*j.redial, minRedial), maxRedial)
+	t := time.NewTimer(j.redial)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-j.kill:
+	}
+}
+
+// fails takes down that events cannot be written now. Nothing is logged yet:
+// standard error may well be the same journald's.
+func (j *Journal) fails(err error) {
+	if j.broken.IsZero() {
+		j.broken, j.cause, j.lostThen = time.Now(), err, j.lost()
+	}
+}
+
+// works takes down that an event has been written.
+func (j *Journal) works() {
+	j.redial = 0
+	if j.broken.IsZero() {
+		return
+	}
+	j.log.Warn("events are written to the journal again", "after", time.Since(j.broken).Round(time.Millisecond),
+		"lost", j.lost()-j.lostThen, "cause", j.cause)
+	j.broken = time.Time{}
+}
+
+func (j *Journal) lost() (n uint64) {
+	for i := range j.counts {
+		n += j.counts[i].lost.Load()
+	}
+	return n
+}
+
+// journalEncoder makes entries of the native protocol: a field is NAME=value
+// and a newline, or, where the value has a newline itself, NAME, a newline,
+// the value's length in 64 bits (little endian), the value and a newline.
+type journalEncoder struct {
+	buf     []byte
+	scratch []byte
+	put     func(name string, value []byte)
+	short   bool
+}
+
+func (c *journalEncoder) init() { c.put = c.field }
+
+// shrink gives back what only a huge event needed.
+func (c *journalEncoder) shrink() {
+	if cap(c.buf)+cap(c.scratch) > maxKept {
+		c.buf, c.scratch = nil, nil
+	}
+}
+
+// encode makes e's entry in c.buf. A short one has less of the stack.
+func (c *journalEncoder) encode(e *collect.Event, short bool) {
+	c.buf, c.short = c.buf[:0], short
+	c.scratch = e.Fields(c.scratch, c.put)
+}
+
+func (c *journalEncoder) field(name string, value []byte) {
+	if !validField(name) {
+		return // journald would leave it out, or with a bad name the whole entry
+	}
+	if c.short && name == "KUBESKOOP_STACK" {
+		value = firstLines(value, shortStack)
+	}
+	c.buf = append(c.buf, name...)
+	if bytes.IndexByte(value, '\n') < 0 {
+		c.buf = append(c.buf, '=')
+	} else {
+		c.buf = append(c.buf, '\n')
+		c.buf = binary.LittleEndian.AppendUint64(c.buf, uint64(len(value)))
+	}
+	c.buf = append(c.buf, value...)
+	c.buf = append(c.buf, '\n')
+}
+
+// validField reports whether journald takes a field of this name from a
+// program: capitals, digits and underscores, of which the first is a capital,
+// and no more than 64.
+func validField(name string) bool {
+	if name == "" || len(name) > 64 || name[0] < 'A' || name[0] > 'Z' {
+		return false
+	}
+	for i := 1; i < len(name); i++ {
+		if c := name[i]; (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '_' {
+			return false
+		}
+	}
+	return true
+}
+
+func firstLines(b []byte, n int) []byte {
+	end := 0
+	for ; n > 0; n-- {
+		i := bytes.IndexByte(b[end:], '\n')
+		if i < 0 {
+			return b
+		}
+		end += i + 1
+	}
+	return b[:end-1]
+}

@@ -1,0 +1,938 @@
+package output
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect"
+	"nodeskoop/testdata/need"
+)
+
+const journaldProgram = "/lib/systemd/systemd-journald"
+
+// journald is a systemd-journald of the test's own, in its own mount and
+// network namespaces, with its /run in dir.
+type journald struct {
+	t      testing.TB
+	dir    string
+	socket string
+	cmd    *exec.Cmd
+	stderr bytes.Buffer
+}
+
+func newJournald(t testing.TB) *journald {
+	t.Helper()
+	need.Root(t)
+	need.Program(t, journaldProgram, "journalctl", "nsenter", "mount")
+	dir, err := os.MkdirTemp("", "journald") // short: a socket's path has 107 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &journald{t: t, dir: dir, socket: filepath.Join(dir, "run/systemd/journal/socket")}
+	t.Cleanup(func() {
+		d.kill()
+		os.RemoveAll(dir)
+	})
+	for _, sub := range []string{"run/systemd/journal", "run/systemd/journald.conf.d", "run/log/journal"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conf := "[Journal]\nStorage=volatile\nRuntimeMaxUse=1G\nRuntimeKeepFree=1M\nRateLimitIntervalSec=0\nRateLimitBurst=0\n" +
+		"ReadKMsg=no\nAudit=no\nForwardToSyslog=no\nForwardToKMsg=no\nForwardToConsole=no\nForwardToWall=no\n"
+	if err := os.WriteFile(filepath.Join(dir, "run/systemd/journald.conf.d/test.conf"), []byte(conf), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d.start()
+	return d
+}
+
+func (d *journald) start() {
+	d.t.Helper()
+	_ = os.Remove(d.socket)
+	// 512 messages is what systemd's own socket holds.
+	d.cmd = exec.Command("sh", "-ec", `mount --bind "$0/run" /run
+echo 512 > /proc/sys/net/unix/max_dgram_qlen || true
+exec `+journaldProgram, d.dir)
+	d.stderr.Reset()
+	d.cmd.Stderr = &d.stderr
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET}
+	if err := d.cmd.Start(); err != nil {
+		d.t.Fatalf("start %s: %v", journaldProgram, err)
+	}
+	eventually(d.t, 10*time.Second, func() bool { return JournalAvailable(d.socket) == nil }, func() string {
+		return fmt.Sprintf("journald did not come up: %v\n%s", JournalAvailable(d.socket), d.stderr.String())
+	})
+}
+
+func (d *journald) kill() {
+	if d.cmd != nil {
+		_ = d.cmd.Process.Kill()
+		_ = d.cmd.Wait()
+		d.cmd = nil
+	}
+}
+
+func (d *journald) signal(s syscall.Signal) {
+	d.t.Helper()
+	if err := d.cmd.Process.Signal(s); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// sync waits until journald has taken everything that was sent.
+func (d *journald) sync() {
+	d.t.Helper()
+	out, err := exec.Command("nsenter", "-t", strconv.Itoa(d.cmd.Process.Pid), "-m", "journalctl", "--sync").CombinedOutput()
+	if err != nil {
+		d.t.Fatalf("journalctl --sync: %v\n%s", err, out)
+	}
+}
+
+func (d *journald) journalctl(args ...string) []byte {
+	d.t.Helper()
+	cmd := exec.Command("journalctl", append([]string{"-q", "-D", filepath.Join(d.dir, "run/log/journal")}, args...)...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		d.t.Fatalf("journalctl %q: %v\n%s", args, err, stderr.String())
+	}
+	return out
+}
+
+// entries returns the program's entries, without what journald adds.
+func (d *journald) entries() []map[string]string {
+	d.t.Helper()
+	d.sync()
+	list, err := decodeExport(d.journalctl("-o", "export", "SYSLOG_IDENTIFIER=nodeskoop"))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	for _, m := range list {
+		for k := range m {
+			if strings.HasPrefix(k, "_") {
+				delete(m, k)
+			}
+		}
+	}
+	return list
+}
+
+// count returns the number of entries.
+func (d *journald) count() uint64 {
+	d.t.Helper()
+	d.sync()
+	out := d.journalctl("-o", "cat", "--output-fields=KUBESKOOP_EVENT", "SYSLOG_IDENTIFIER=nodeskoop")
+	return uint64(bytes.Count(out, []byte{'\n'}))
+}
+
+func eventually(t testing.TB, limit time.Duration, ok func() bool, message func() string) {
+	t.Helper()
+	for start := time.Now(); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Since(start) > limit {
+			t.Fatal(message())
+		}
+	}
+}
+
+// decodeExport reads the journal export format, which is the native protocol
+// with a blank line between entries.
+func decodeExport(b []byte) ([]map[string]string, error) {
+	var list []map[string]string
+	var cur map[string]string
+	for len(b) > 0 {
+		if b[0] == '\n' {
+			cur, b = nil, b[1:]
+			continue
+		}
+		i := bytes.IndexByte(b, '\n')
+		if i < 0 {
+			return nil, fmt.Errorf("no newline after %q", b)
+		}
+		line := b[:i]
+		b = b[i+1:]
+		name, value, simple := bytes.Cut(line, []byte{'='})
+		if !simple {
+			if len(b) < 8 {
+				return nil, fmt.Errorf("%s: no length", name)
+			}
+			n := binary.LittleEndian.Uint64(b)
+			if b = b[8:]; uint64(len(b)) <= n || b[n] != '\n' {
+				return nil, fmt.Errorf("%s: %d bytes do not end in a newline", name, n)
+			}
+			value, b = b[:n], b[n+1:]
+		}
+		if cur == nil {
+			cur = map[string]string{}
+			list = append(list, cur)
+		}
+		if _, twice := cur[string(name)]; twice {
+			return nil, fmt.Errorf("%s twice", name)
+		}
+		cur[string(name)] = string(value)
+	}
+	return list, nil
+}
+
+func eventFields(e *collect.Event) map[string]string {
+	m := map[string]string{}
+	e.Fields(nil, func(name string, value []byte) { m[name] = string(value) })
+	return m
+}
+
+// eventOf makes an event of any type, with everything in it.
+func eventOf(typ *collect.EventType) *collect.Event {
+	web := &collect.Pod{ID: "web", Namespace: "default", Name: "web-0"}
+	e := &collect.Event{
+		Type: typ, Time: time.UnixMicro(1_700_000_000_123_456), Netns: 4026532001, Pod: web, Node: "node-1", HostLabel: "hostNetwork",
+		Protocol: "TCP",
+		Src:      collect.Endpoint{Addr: netip.MustParseAddr("10.0.0.5"), Port: 443, Kind: collect.EndPod, Pod: web, Node: "node-1"},
+		Dst:      collect.Endpoint{Addr: netip.MustParseAddr("10.0.0.9"), Port: 51234},
+		Latency:  123456 * time.Microsecond, Comm: "nginx", PID: 812, CPU: 3,
+		Ifname: "eth0", Disk: "sda", Vector: "NET_RX", Location: "nft_do_chain+0x12a", Reason: "NETFILTER_DROP", TCPState: "ESTABLISHED",
+		Stack: []string{"nft_do_chain+0x12a", "nft_do_chain_ipv4+0x5c", "nf_hook_slow+0x3f", "ip_local_deliver+0x9a", "ip_rcv+0x51",
+			"__netif_receive_skb_one_core+0x86", "process_backlog+0x8e", "__napi_poll+0x2b", "net_rx_action+0x2f1"},
+	}
+	for i, p := range typ.Points {
+		e.Points = append(e.Points, collect.Point{Name: p, Latency: time.Duration(i+1) * 1500 * time.Microsecond})
+	}
+	return e
+}
+
+// variants are what an event of any type may hold besides the usual.
+var variants = map[string]func(*collect.Event){
+	"IPv4": func(*collect.Event) {},
+	"IPv6": func(e *collect.Event) {
+		e.Src.Addr, e.Dst.Addr = netip.MustParseAddr("2001:db8::5"), netip.MustParseAddr("fe80::1")
+		e.Dst.Kind, e.Dst.Node = collect.EndNode, "node-1"
+	},
+	"mapped": func(e *collect.Event) {
+		e.Src.Addr, e.Dst.Addr = netip.MustParseAddr("::ffff:10.0.0.5"), netip.MustParseAddr("::ffff:10.0.0.9")
+		e.Dst.Kind, e.Dst.Pod = collect.EndPod, &collect.Pod{ID: "db", Namespace: "prod", Name: "db-0"}
+	},
+	"newline": func(e *collect.Event) {
+		e.Comm, e.Ifname, e.Disk, e.Reason = "a\nb", "\n", "sda\n", "\n\nx"
+		e.Vector, e.Location, e.TCPState, e.Protocol = "v\n", "l\n=", "s\nt", "P\n"
+	},
+	"binary": func(e *collect.Event) {
+		e.Comm, e.Ifname, e.Disk, e.Reason = "\x00\xff\x1b[2J", "=\x01", "\xc3\x28", "a\x00\nb\xff"
+		e.Vector, e.Location, e.TCPState, e.Protocol = "\t", "\x7f", "\u202e", "\u0085"
+	},
+	"empty": func(e *collect.Event) {
+		e.Pod, e.HostLabel, e.Node = nil, "", ""
+		*e = collect.Event{Type: e.Type, Time: e.Time, PID: -1, CPU: -1}
+	},
+	"suppressed": func(e *collect.Event) { e.Suppressed = 1<<64 - 1; e.PID, e.CPU = 0, 0; e.Stack = e.Stack[:1] },
+	"long":       func(e *collect.Event) { e.Reason = strings.Repeat("x", 60_000); e.Comm = strings.Repeat("y\n", 10_000) },
+}
+
+func closeSink(t testing.TB, s interface{ Close(context.Context) error }, limit time.Duration) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	if err := s.Close(ctx); err != nil {
+		t.Errorf("Close: %v", err)
+	}
+}
+
+// pacer is an EventSink's caller that does not overrun the queue.
+type pacer struct {
+	s             collect.EventSink
+	sent          uint64
+	written, lost atomic.Uint64
+	report        func(*collect.Event, bool)
+}
+
+func newPacer(s collect.EventSink) *pacer {
+	p := &pacer{s: s}
+	p.report = func(_ *collect.Event, ok bool) {
+		if ok {
+			p.written.Add(1)
+		} else {
+			p.lost.Add(1)
+		}
+	}
+	return p
+}
+
+func (p *pacer) send(e *collect.Event, room uint64) {
+	for p.sent-p.written.Load()-p.lost.Load() >= room {
+		time.Sleep(20 * time.Microsecond)
+	}
+	p.sent++
+	p.s.Send(e, p.report)
+}
+
+func (p *pacer) want(t testing.TB, written, lost uint64) {
+	t.Helper()
+	if w, l := p.written.Load(), p.lost.Load(); w != written || l != lost {
+		t.Errorf("of %d events %d were written and %d lost, want %d and %d", p.sent, w, l, written, lost)
+	}
+}
+
+func TestJournaldHasEveryFieldOfEveryType(t *testing.T) {
+	d := newJournald(t)
+	j := NewJournal(JournalOptions{Path: d.socket})
+	p := newPacer(j)
+	want := map[string]map[string]string{}
+	for _, typ := range collect.Events() {
+		for name, change := range variants {
+			e := eventOf(typ)
+			change(e)
+			e.Time = e.Time.Add(time.Duration(len(want)) * time.Second)
+			p.send(e, 100)
+			m := eventFields(e)
+			if want[m["KUBESKOOP_TIMESTAMP_US"]] != nil {
+				t.Fatalf("%s %s: no time of its own", typ.Name, name)
+			}
+			want[m["KUBESKOOP_TIMESTAMP_US"]] = m
+		}
+	}
+	closeSink(t, j, 10*time.Second)
+	n := uint64(len(want))
+	if n != uint64(19*len(variants)) {
+		t.Errorf("%d events", n)
+	}
+	p.want(t, n, 0)
+	got := d.entries()
+	if uint64(len(got)) != n {
+		t.Errorf("%d entries, want %d", len(got), n)
+	}
+	for _, m := range got {
+		if diff := cmp.Diff(want[m["KUBESKOOP_TIMESTAMP_US"]], m); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", m["KUBESKOOP_EVENT"], diff)
+		}
+	}
+	for _, typ := range collect.Events() {
+		if w, l := j.Counts(typ); w != uint64(len(variants)) || l != 0 {
+			t.Errorf("%s: %d written, %d lost", typ.Name, w, l)
+		}
+		// The fields are indexed by their names, as a user asks for them.
+		out := d.journalctl("-o", "json", "-a", "KUBESKOOP_EVENT="+typ.Name, "MESSAGE_ID="+typ.MessageID, "K8S_POD=web-0",
+			"PRIORITY="+strconv.Itoa(int(typ.Priority)), "KUBESKOOP_PROBE="+typ.Probe())
+		lines := bytes.Split(bytes.TrimSpace(out), []byte{'\n'})
+		if len(lines) != len(variants)-1 { // one has no pod
+			t.Errorf("%s: journalctl finds %d of %d", typ.Name, len(lines), len(variants)-1)
+		}
+		for _, line := range lines {
+			got := map[string]string{}
+			var raw map[string]any
+			if err := json.Unmarshal(line, &raw); err != nil {
+				t.Fatalf("%v in %s", err, line)
+			}
+			for k, v := range raw {
+				if strings.HasPrefix(k, "_") {
+					continue
+				}
+				switch v := v.(type) {
+				case string:
+					got[k] = v
+				case []any: // not text
+					var b []byte
+					for _, n := range v {
+						b = append(b, byte(n.(float64)))
+					}
+					got[k] = string(b)
+				default:
+					t.Errorf("%s: %s is %T", typ.Name, k, v)
+				}
+			}
+			if diff := cmp.Diff(want[got["KUBESKOOP_TIMESTAMP_US"]], got); diff != "" {
+				t.Errorf("%s as JSON (-want +got):\n%s", typ.Name, diff)
+			}
+		}
+	}
+}
+
+// TestJournaldTakesWhatIsTooLargeForTheSocket sends events that do not fit in
+// one message: first without most of the stack, then as a file.
+func TestJournaldTakesWhatIsTooLargeForTheSocket(t *testing.T) {
+	d := newJournald(t)
+	j := NewJournal(JournalOptions{Path: d.socket, SendBuffer: 16 << 10})
+	p := newPacer(j)
+	typ := collect.EventByName("PacketLoss")
+	stack, huge, whole := eventOf(typ), eventOf(typ), eventOf(typ)
+	for i := range 4000 {
+		stack.Stack = append(stack.Stack, fmt.Sprintf("function_%d+0x10", i))
+	}
+	huge.Reason = strings.Repeat("0123456789", 300_000)
+	p.send(stack, 10)
+	p.send(huge, 10)
+	p.send(whole, 10)
+	closeSink(t, j, 10*time.Second)
+	p.want(t, 3, 0)
+	got := d.entries()
+	if len(got) != 3 {
+		t.Fatalf("%d entries", len(got))
+	}
+	want := eventFields(stack)
+	want["KUBESKOOP_STACK"] = strings.Join(stack.Stack[:shortStack], "\n")
+	for i, w := range []map[string]string{want, eventFields(huge), eventFields(whole)} {
+		if !cmp.Equal(w, got[i]) {
+			t.Errorf("entry %d differs: the stack has %d lines, the reason %d bytes", i,
+				strings.Count(got[i]["KUBESKOOP_STACK"], "\n")+1, len(got[i]["KUBESKOOP_REASON"]))
+		}
+	}
+	if cap(j.enc.buf)+cap(j.enc.scratch) > maxKept {
+		t.Errorf("the encoder keeps %d bytes", cap(j.enc.buf)+cap(j.enc.scratch))
+	}
+}
+
+func TestJournaldRestarts(t *testing.T) {
+	d := newJournald(t)
+	var log lockedBuffer
+	j := NewJournal(JournalOptions{Path: d.socket, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	p := newPacer(j)
+	e := eventOf(collect.EventByName("TCPRetrans"))
+	for i := range uint64(3) {
+		for range 100 {
+			p.send(e, 1000)
+		}
+		eventually(t, 10*time.Second, func() bool { return p.written.Load() == 300*i+100 }, func() string { return "not written" })
+		d.sync() // what a killed journald has not read is gone with its socket
+		d.kill()
+		if err := JournalAvailable(d.socket); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("without journald: %v", err)
+		}
+		for range 100 {
+			p.send(e, 1000)
+		}
+		if i == 1 {
+			if err := os.Remove(d.socket); err != nil {
+				t.Fatal(err)
+			}
+			if err := JournalAvailable(d.socket); !errors.Is(err, unix.ENOENT) {
+				t.Errorf("without a socket: %v", err)
+			}
+		}
+		time.Sleep(300 * time.Millisecond)
+		if w := p.written.Load(); w != 300*i+100 {
+			t.Errorf("%d were written to nobody", w-(300*i+100))
+		}
+		d.start()
+		for range 100 {
+			p.send(e, 1000)
+		}
+		eventually(t, 10*time.Second, func() bool { return p.written.Load() == 300*i+300 }, func() string { return "not written after the restart" })
+	}
+	closeSink(t, j, 10*time.Second)
+	p.want(t, 900, 0)
+	if n := d.count(); n != 900 {
+		t.Errorf("%d entries, want 900", n)
+	}
+	if n := strings.Count(log.String(), "events are written to the journal again"); n != 3 {
+		t.Errorf("logged %d times:\n%s", n, log.String())
+	}
+}
+
+func cpuTime(t testing.TB) time.Duration {
+	t.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// TestJournaldFrozen floods a Hub over a journald that stands still, and adds
+// up what became of each event.
+func TestJournaldFrozen(t *testing.T) {
+	need.Short(t)
+	d := newJournald(t)
+	j := NewJournal(JournalOptions{Path: d.socket})
+	h := collect.NewHub(collect.HubOptions{Node: "node-1", HostLabel: "hostNetwork", HostNetns: 1}, j)
+	defer h.Close(context.Background())
+	types := collect.Events()
+	var offered uint64
+	flood := func(n int) time.Duration {
+		var longest time.Duration
+		for i := range n {
+			e := eventOf(types[i%len(types)])
+			start := time.Now()
+			h.Offer(e)
+			longest = max(longest, time.Since(start))
+			if offered++; i%500 == 0 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		return longest
+	}
+	total := func() (c collect.EventCounts) {
+		for _, typ := range types {
+			n := h.Counts(typ)
+			c.Offered += n.Offered
+			c.Written += n.Written
+			c.Suppressed += n.Suppressed
+			c.Lost += n.Lost
+			c.Pending += n.Pending
+		}
+		return c
+	}
+
+	flood(1000)
+	eventually(t, 10*time.Second, func() bool { return total().Written == 1000 }, func() string { return fmt.Sprintf("%+v", total()) })
+
+	d.sync()
+	d.signal(syscall.SIGSTOP)
+	longest := flood(20_000)
+	time.Sleep(200 * time.Millisecond)
+	before, cpu, start := total(), cpuTime(t), time.Now()
+	time.Sleep(2500 * time.Millisecond) // longer than writeWait, so it dials anew
+	after, cpu, took := total(), cpuTime(t)-cpu, time.Since(start)
+	t.Logf("frozen: %+v, %.1f ms of CPU a second, an Offer took %v at most", after, cpu.Seconds()*1000/took.Seconds(), longest)
+	if cpu > took/2 {
+		t.Errorf("%v of CPU time in %v", cpu, took)
+	}
+	if after != before {
+		t.Errorf("from %+v to %+v", before, after)
+	}
+	if after.Offered != offered || after.Lost == 0 || after.Pending > defaultQueue+1 || after.Pending < defaultQueue {
+		t.Errorf("got %+v", after)
+	}
+
+	d.signal(syscall.SIGCONT)
+	eventually(t, 20*time.Second, func() bool { return total().Pending == 0 }, func() string { return fmt.Sprintf("%+v", total()) })
+	flood(500)
+	closeSink(t, h, 10*time.Second)
+	c := total()
+	t.Logf("after: %+v", c)
+	if c.Offered != offered || c.Written+c.Suppressed+c.Lost != offered || c.Pending != 0 || c.Lost != after.Lost {
+		t.Errorf("%d were offered, got %+v", offered, c)
+	}
+	if n := d.count(); n != c.Written {
+		t.Errorf("%d entries, %d written", n, c.Written)
+	}
+}
+
+// TestJournaldUnderAFlood has the limits that are usual, and finds in the
+// journal how many events they kept back.
+func TestJournaldUnderAFlood(t *testing.T) {
+	d := newJournald(t)
+	h := collect.NewHub(collect.HubOptions{Node: "node-1", HostLabel: "hostNetwork", HostNetns: 1, Rate: collect.DefaultEventRate,
+		Burst: collect.DefaultEventBurst, TotalRate: collect.DefaultTotalRate}, NewJournal(JournalOptions{Path: d.socket}))
+	defer h.Close(context.Background())
+	types := collect.Events()
+	const n = 20_000
+	for i := range n {
+		h.Offer(eventOf(types[i%len(types)]))
+		if i%500 == 0 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	h.Missed(types[0], 1000, 0)
+	time.Sleep(1100 * time.Millisecond) // a token for each type
+	for _, typ := range types {
+		h.Offer(eventOf(typ))
+	}
+	closeSink(t, h, 10*time.Second)
+
+	entries, told := map[string]uint64{}, map[string]uint64{}
+	for _, m := range d.entries() {
+		entries[m["KUBESKOOP_EVENT"]]++
+		if s := m["KUBESKOOP_SUPPRESSED"]; s != "" {
+			k, err := strconv.ParseUint(s, 10, 64)
+			if err != nil || k == 0 || !strings.HasSuffix(m["MESSAGE"], "(+"+s+" suppressed)") {
+				t.Errorf("KUBESKOOP_SUPPRESSED=%s, %s", s, m["MESSAGE"])
+			}
+			told[m["KUBESKOOP_EVENT"]] += k
+		}
+	}
+	var total collect.EventCounts
+	for _, typ := range types {
+		c := h.Counts(typ)
+		if c.Written != entries[typ.Name] || c.Suppressed != told[typ.Name] || c.Offered != c.Written+c.Suppressed+c.Lost || c.Lost+c.Pending != 0 {
+			t.Errorf("%s: %d entries tell of %d suppressed, counted %+v", typ.Name, entries[typ.Name], told[typ.Name], c)
+		}
+		total.Offered += c.Offered
+		total.Written += c.Written
+		total.Suppressed += c.Suppressed
+	}
+	t.Logf("%+v", total)
+	if total.Offered != n+1000+uint64(len(types)) || total.Suppressed < n/2 {
+		t.Errorf("got %+v", total)
+	}
+}
+
+// lockedBuffer is a bytes.Buffer for several goroutines.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+func socketPath(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "journal")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return filepath.Join(dir, "socket")
+}
+
+func listenAt(t testing.TB, path string) *net.UnixConn {
+	t.Helper()
+	_ = os.Remove(path)
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func receive(t testing.TB, c *net.UnixConn) map[string]string {
+	t.Helper()
+	buf := make([]byte, 1<<20)
+	if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	n, err := c.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := decodeExport(buf[:n])
+	if err != nil || len(list) != 1 {
+		t.Fatalf("%v in %q", err, buf[:n])
+	}
+	return list[0]
+}
+
+// TestJournalFindsAReplacedSocket: the socket in place is another one than
+// that which nobody reads any more.
+func TestJournalFindsAReplacedSocket(t *testing.T) {
+	path := socketPath(t)
+	listenAt(t, path)
+	j := NewJournal(JournalOptions{Path: path})
+	p := newPacer(j)
+	e := eventOf(collect.EventByName("PacketLoss"))
+	const n = 1000
+	for range n {
+		p.send(e, defaultQueue)
+	}
+	// The old one has taken what it holds.
+	eventually(t, 10*time.Second, func() bool { return p.written.Load() > 0 }, func() string { return "nothing written" })
+	time.Sleep(50 * time.Millisecond)
+	held := p.written.Load()
+	fresh := listenAt(t, path)
+	for range n - held {
+		if m := receive(t, fresh); m["KUBESKOOP_EVENT"] != "PacketLoss" {
+			t.Fatalf("got %q", m)
+		}
+	}
+	closeSink(t, j, 10*time.Second)
+	p.want(t, n, 0)
+}
+
+func TestJournalWithoutASocket(t *testing.T) {
+	path := socketPath(t)
+	j := NewJournal(JournalOptions{Path: path, Queue: 16})
+	p := newPacer(j)
+	types := collect.Events()
+	for i := range 100 * len(types) {
+		p.send(eventOf(types[i%len(types)]), 1<<40)
+	}
+	cpu, start := cpuTime(t), time.Now()
+	time.Sleep(500 * time.Millisecond)
+	t.Logf("%.1f ms of CPU a second", (cpuTime(t)-cpu).Seconds()*1000/time.Since(start).Seconds())
+	if w, l := p.written.Load(), p.lost.Load(); w != 0 || l < uint64(100*len(types)-17) || l >= uint64(100*len(types)) {
+		t.Errorf("%d written, %d lost", w, l)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	start = time.Now()
+	err := j.Close(ctx)
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "events were not written to the journal") {
+		t.Errorf("Close: %v", err)
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("Close took %v", took)
+	}
+	p.want(t, 0, uint64(100*len(types)))
+	for _, typ := range types {
+		if w, l := j.Counts(typ); w != 0 || l != 100 {
+			t.Errorf("%s: %d written, %d lost", typ.Name, w, l)
+		}
+	}
+	p.send(eventOf(types[0]), 1<<40) // after Close
+	p.want(t, 0, uint64(100*len(types)+1))
+	if err := j.Close(context.Background()); err != nil {
+		t.Errorf("a second Close: %v", err)
+	}
+}
+
+// TestJournalCloseInTheMiddle: Close ends a write that waits, and counts.
+func TestJournalCloseInTheMiddle(t *testing.T) {
+	path := socketPath(t)
+	c := listenAt(t, path)
+	j := NewJournal(JournalOptions{Path: path})
+	p := newPacer(j)
+	e := eventOf(collect.EventByName("PacketLoss"))
+	const n = 2000
+	for range n {
+		p.send(e, defaultQueue)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	if err := j.Close(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Close: %v", err)
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("Close took %v", took)
+	}
+	select {
+	case <-j.ended:
+	default:
+		t.Error("the goroutine still runs")
+	}
+	written := p.written.Load()
+	p.want(t, written, n-written)
+	for range written {
+		receive(t, c)
+	}
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+	if n, err := c.Read(make([]byte, 10)); err == nil {
+		t.Errorf("%d bytes more than were written", n)
+	}
+}
+
+func TestJournalGivesUpWhatCannotBeSent(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, strings.Repeat("x", 120)) // no socket has such a path
+	if err := JournalAvailable(path); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("JournalAvailable: %v", err)
+	}
+	j := NewJournal(JournalOptions{Path: path})
+	p := newPacer(j)
+	p.send(eventOf(collect.Events()[0]), 10)
+	eventually(t, 10*time.Second, func() bool { return p.lost.Load() == 1 }, func() string { return "it is tried for ever" })
+	closeSink(t, j, time.Second)
+}
+
+func TestJournalAvailable(t *testing.T) {
+	path := socketPath(t)
+	if err := JournalAvailable(path); err == nil || !strings.Contains(err.Error(), "no journald here") {
+		t.Errorf("no socket: %v", err)
+	}
+	c := listenAt(t, path)
+	if err := JournalAvailable(path); err != nil {
+		t.Errorf("socket: %v", err)
+	}
+	c.Close()
+	if err := JournalAvailable(path); err == nil || !strings.Contains(err.Error(), "systemctl status systemd-journald") {
+		t.Errorf("nobody listens: %v", err)
+	}
+	if os.Geteuid() == 0 {
+		listenAt(t, path)
+		if err := os.Chmod(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		asNobody(t, func() {
+			if err := JournalAvailable(path); err == nil || !strings.Contains(err.Error(), "permission denied") {
+				t.Errorf("as nobody: %v", err)
+			}
+		})
+	}
+}
+
+func TestJournalKeepsNoDescriptor(t *testing.T) {
+	open := func() int {
+		list, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	path := socketPath(t)
+	c := listenAt(t, path)
+	run := func() {
+		j := NewJournal(JournalOptions{Path: path, SendBuffer: 4096})
+		big := eventOf(collect.EventByName("PacketLoss"))
+		big.Reason = strings.Repeat("x", 100_000)
+		go j.Send(big, nil)
+		buf, oob := make([]byte, 1<<16), make([]byte, 1024)
+		_, n, _, _, err := c.ReadMsgUnix(buf, oob)
+		if err != nil {
+			t.Fatal(err)
+		}
+		msgs, err := unix.ParseSocketControlMessage(oob[:n])
+		if err != nil || len(msgs) != 1 {
+			t.Fatalf("%d control messages, %v", len(msgs), err)
+		}
+		fds, err := unix.ParseUnixRights(&msgs[0])
+		if err != nil || len(fds) != 1 {
+			t.Fatalf("%d descriptors, %v", len(fds), err)
+		}
+		seals, err := unix.FcntlInt(uintptr(fds[0]), unix.F_GET_SEALS, 0)
+		if want := unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE | unix.F_SEAL_SEAL; err != nil || seals&want != want {
+			t.Errorf("seals %#x, %v", seals, err)
+		}
+		unix.Close(fds[0])
+		closeSink(t, j, time.Second)
+	}
+	run()
+	before := open()
+	for range 5 {
+		run()
+	}
+	if after := open(); after > before {
+		t.Errorf("%d descriptors, %d before", after, before)
+	}
+}
+
+func TestFieldNames(t *testing.T) {
+	for name, ok := range map[string]bool{
+		"MESSAGE": true, "K8S_POD": true, "A": true, strings.Repeat("A", 64): true, "A_": true,
+		"": false, "_PID": false, "8A": false, "a": false, "Aa": false, "A-B": false, "A B": false, "A\n": false, "A=": false, "Ä": false,
+		strings.Repeat("A", 65): false,
+	} {
+		if validField(name) != ok {
+			t.Errorf("%q: %v", name, !ok)
+		}
+	}
+	var c journalEncoder
+	c.field("lower", []byte("x"))
+	c.field("A=B\nC", []byte("x"))
+	if len(c.buf) != 0 {
+		t.Errorf("encoded: %q", c.buf)
+	}
+	typ := collect.EventByName("RXKERNEL_SLOW")
+	e := eventOf(typ)
+	e.Points = []collect.Point{{Name: strings.Repeat("x", 100), Latency: 1}, {Name: "a=b\nC", Latency: 2}}
+	c.init()
+	c.encode(e, false)
+	list, err := decodeExport(c.buf)
+	if err != nil || len(list) != 1 || list[0]["KUBESKOOP_LATENCY_A_B_C_NS"] != "2" {
+		t.Errorf("%v, %v", list, err)
+	}
+}
+
+func TestFirstLines(t *testing.T) {
+	for _, c := range []struct {
+		in   string
+		n    int
+		want string
+	}{{"", 2, ""}, {"a", 2, "a"}, {"a\nb", 2, "a\nb"}, {"a\nb\n", 2, "a\nb"}, {"a\nb\nc", 2, "a\nb"}, {"\n\n\n", 2, "\n"}} {
+		if got := firstLines([]byte(c.in), c.n); string(got) != c.want {
+			t.Errorf("%q: %q, want %q", c.in, got, c.want)
+		}
+	}
+}
+
+// FuzzJournalEncode reads what is encoded back by another decoder.
+func FuzzJournalEncode(f *testing.F) {
+	for _, s := range []string{"", "nginx", "a\nb", "\n", "a=b", "\x00\xff\n", "KUBESKOOP_COMM=x\nMESSAGE=y", "x\n\x05\x00\x00\x00\x00\x00\x00\x00hello\n"} {
+		f.Add(s, s, s, uint8(len(s)), false)
+	}
+	var c journalEncoder
+	c.init()
+	f.Fuzz(func(t *testing.T, a, b, point string, n uint8, short bool) {
+		types := collect.Events()
+		e := eventOf(types[int(n)%len(types)])
+		e.Comm, e.Reason, e.Location, e.Ifname, e.TCPState, e.Protocol = a, b, a, b, a, b
+		e.Disk, e.Vector, e.Stack, e.Node = b, a, append(strings.Split(b, "\x00"), a), b
+		e.Pod = &collect.Pod{Namespace: a, Name: b}
+		e.Points = []collect.Point{{Name: point, Latency: time.Duration(n)}}
+		c.encode(e, short)
+		list, err := decodeExport(c.buf)
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%v: %q", err, c.buf)
+		}
+		want := eventFields(e)
+		for name := range want {
+			if !validField(name) {
+				delete(want, name)
+			}
+		}
+		if s, ok := want["KUBESKOOP_STACK"]; ok && short {
+			lines := strings.Split(s, "\n")
+			want["KUBESKOOP_STACK"] = strings.Join(lines[:min(len(lines), shortStack)], "\n")
+		}
+		if d := cmp.Diff(want, list[0]); d != "" {
+			t.Fatalf("(-want +got):\n%s", d)
+		}
+	})
+}
+
+func BenchmarkJournalEncode(b *testing.B) {
+	for _, name := range []string{"PacketLoss", "TCPRetrans", "BIOLAT_10MS"} {
+		b.Run(name, func(b *testing.B) {
+			var c journalEncoder
+			c.init()
+			e := eventOf(collect.EventByName(name))
+			b.ReportAllocs()
+			for b.Loop() {
+				c.encode(e, false)
+			}
+			b.ReportMetric(float64(len(c.buf)), "wire-bytes")
+		})
+	}
+}
+
+// BenchmarkJournalSend measures from Send to the reader's socket: a reader
+// that throws all away, and a real journald.
+func BenchmarkJournalSend(b *testing.B) {
+	run := func(b *testing.B, path string) {
+		j := NewJournal(JournalOptions{Path: path})
+		p := newPacer(j)
+		e := eventOf(collect.EventByName("PacketLoss"))
+		cpu := cpuTime(b)
+		b.ReportAllocs()
+		for b.Loop() {
+			p.send(e, defaultQueue)
+		}
+		closeSink(b, j, time.Minute)
+		p.want(b, p.sent, 0)
+		b.ReportMetric(float64(cpuTime(b)-cpu)/float64(p.sent), "cpu-ns/op")
+	}
+	b.Run("reader", func(b *testing.B) {
+		path := socketPath(b)
+		c := listenAt(b, path)
+		go func() {
+			buf := make([]byte, 1<<16)
+			for {
+				if _, err := c.Read(buf); err != nil {
+					return
+				}
+			}
+		}()
+		run(b, path)
+	})
+	b.Run("journald", func(b *testing.B) {
+		d := newJournald(b)
+		run(b, d.socket)
+	})
+}

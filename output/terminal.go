@@ -1,0 +1,252 @@
+package output
+
+import (
+	"context"
+	"io"
+	"os"
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect"
+)
+
+// Color says whether a Terminal colours its lines.
+type Color uint8
+
+// The choices of colour.
+const (
+	// ColorAuto colours where the writer is a terminal, unless $NO_COLOR is
+	// set or $TERM is dumb.
+	ColorAuto Color = iota
+	ColorAlways
+	ColorNever
+)
+
+// TerminalOptions say how a Terminal writes.
+type TerminalOptions struct {
+	// JSON writes one object a line, with the names of the journal's fields,
+	// instead of what a person reads.
+	JSON  bool
+	Color Color
+	// Queue is how many events wait for a slow reader; 0 is 4096.
+	Queue int
+	// Location is the time zone of the lines; nil is the local one.
+	Location *time.Location
+}
+
+// Terminal writes events as lines: for a person in front of it, or as JSON
+// for a program, and for standard error where there is no journald. It is an
+// EventSink. A reader that stands still holds up nothing; what the queue
+// cannot hold meanwhile is lost and counted.
+type Terminal struct {
+	eventQueue
+	w        io.Writer
+	json     bool
+	color    bool
+	location *time.Location
+
+	buf, scratch []byte
+	ends         []int // of the lines in buf
+	podWidth     int
+	tupleWidth   int
+}
+
+var _ collect.EventSink = (*Terminal)(nil)
+
+// NewTerminal starts a Terminal that writes to w.
+func NewTerminal(w io.Writer, opt TerminalOptions) *Terminal {
+	t := &Terminal{w: w, json: opt.JSON, location: opt.Location, podWidth: 20, tupleWidth: 44}
+	switch opt.Color {
+	case ColorAlways:
+		t.color = true
+	case ColorAuto:
+		t.color = os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && IsTerminal(w)
+	}
+	if t.location == nil {
+		t.location = time.Local
+	}
+	if opt.Queue <= 0 {
+		opt.Queue = defaultQueue
+	}
+	t.eventQueue.init(opt.Queue)
+	go t.run()
+	return t
+}
+
+// NewStderrJSON starts a Terminal that writes events as JSON lines to standard
+// error: where they go without journald.
+func NewStderrJSON() *Terminal { return NewTerminal(os.Stderr, TerminalOptions{JSON: true}) }
+
+// IsTerminal reports whether w is a terminal.
+func IsTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	is := false
+	err = raw.Control(func(fd uintptr) {
+		_, err := unix.IoctlGetTermios(int(fd), unix.TCGETS)
+		is = err == nil
+	})
+	return err == nil && is
+}
+
+// Close writes what is queued until ctx ends; the rest is lost. The writer is
+// not closed.
+func (t *Terminal) Close(ctx context.Context) error {
+	return t.close(ctx, "the terminal", func() {
+		// A pipe can be woken, a terminal that was stopped cannot.
+		if w, ok := t.w.(interface{ SetWriteDeadline(time.Time) error }); ok {
+			_ = w.SetWriteDeadline(time.Unix(1, 0))
+		}
+	})
+}
+
+// maxBatch is how much is written at once, as long as events are waiting.
+const maxBatch = 32 << 10
+
+func (t *Terminal) run() {
+	defer close(t.ended)
+	for e := t.take(); e != nil; e = t.take() {
+		t.buf, t.ends = t.buf[:0], t.ends[:0]
+		for ; e != nil; e = t.more() {
+			t.line(e)
+			t.ends = append(t.ends, len(t.buf))
+			if len(t.buf) >= maxBatch {
+				break
+			}
+		}
+		n, err := t.w.Write(t.buf)
+		whole := len(t.ends)
+		if err != nil {
+			for whole > 0 && t.ends[whole-1] > n {
+				whole--
+			}
+		}
+		t.finish(whole)
+		if t.killed() {
+			return
+		}
+		if cap(t.buf)+cap(t.scratch) > maxKept {
+			t.buf, t.scratch = nil, nil
+		}
+	}
+}
+
+// The sequences of ECMA-48 in use.
+const (
+	sgrReset  = "\x1b[0m"
+	sgrDim    = "\x1b[2m"
+	sgrNotice = "\x1b[36m"   // cyan
+	sgrWarn   = "\x1b[1;33m" // bold yellow
+)
+
+// The widest that columns become. They grow with what they have to hold, and
+// what is wider still pushes its own line only.
+const (
+	maxPodWidth   = 48
+	maxTupleWidth = 96
+)
+
+// eventWidth is that of the longest name of an event.
+var eventWidth = func() (n int) {
+	for _, t := range collect.Events() {
+		n = max(n, len(t.Name))
+	}
+	return n
+}()
+
+// line appends one event to t.buf: time, event, pod, connection, latency and
+// what else there is.
+func (t *Terminal) line(e *collect.Event) {
+	if t.json {
+		t.buf, t.scratch = e.AppendJSON(t.buf, t.scratch)
+		t.buf = append(t.buf, '\n')
+		return
+	}
+	start := len(t.buf)
+	paint := func(seq string) {
+		if t.color {
+			t.buf = append(t.buf, seq...)
+		}
+	}
+	paint(sgrDim)
+	t.buf = e.Time.In(t.location).AppendFormat(t.buf, "15:04:05.000")
+	paint(sgrReset)
+	t.buf = append(t.buf, "  "...)
+
+	if e.Type.Priority <= collect.PriWarning {
+		paint(sgrWarn)
+	} else {
+		paint(sgrNotice)
+	}
+	t.cell([]byte(e.Type.Name), eventWidth)
+	paint(sgrReset)
+
+	namespace, name := e.PodLabels()
+	t.scratch = collect.AppendSafe(t.scratch[:0], namespace)
+	switch {
+	case e.Pod != nil:
+		t.scratch = append(t.scratch, '/')
+		t.scratch = collect.AppendSafe(t.scratch, name)
+	case namespace == "" && e.Netns != 0:
+		t.scratch = append(t.scratch, "netns "...)
+		t.scratch = strconv.AppendUint(t.scratch, e.Netns, 10)
+	case namespace == "":
+		t.scratch = append(t.scratch, "host"...)
+	}
+	t.podWidth = t.cell(t.scratch, grow(t.podWidth, t.scratch, maxPodWidth))
+
+	t.scratch = t.scratch[:0]
+	for _, g := range e.Type.Fields {
+		if g == collect.FieldTuple {
+			t.scratch = e.AppendTuple(t.scratch)
+		}
+	}
+	t.tupleWidth = t.cell(t.scratch, grow(t.tupleWidth, t.scratch, maxTupleWidth))
+
+	before := len(t.buf)
+	for _, g := range e.Type.Fields {
+		if g == collect.FieldLatency {
+			t.buf = collect.AppendLatency(t.buf, e.Latency)
+		}
+	}
+	t.scratch = e.AppendDetails(t.scratch[:0])
+	if len(t.buf) > before && len(t.scratch) > 0 {
+		t.buf = append(t.buf, "  "...)
+	}
+	t.buf = append(t.buf, t.scratch...)
+	if e.Suppressed > 0 {
+		paint(sgrDim)
+		t.buf = append(t.buf, " (+"...)
+		t.buf = strconv.AppendUint(t.buf, e.Suppressed, 10)
+		t.buf = append(t.buf, " suppressed)"...)
+		paint(sgrReset)
+	}
+	for n := len(t.buf); n > start && t.buf[n-1] == ' '; n-- {
+		t.buf = t.buf[:n-1]
+	}
+	t.buf = append(t.buf, '\n')
+}
+
+// grow returns the width of a column that is to hold text as well.
+func grow(width int, text []byte, limit int) int {
+	return max(width, min(utf8.RuneCount(text), limit))
+}
+
+// cell appends text, filled up with spaces to width and two more, and returns
+// width.
+func (t *Terminal) cell(text []byte, width int) int {
+	t.buf = append(t.buf, text...)
+	for n := utf8.RuneCount(text); n < width+2; n++ {
+		t.buf = append(t.buf, ' ')
+	}
+	return width
+}

@@ -1,0 +1,315 @@
+package output
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect"
+)
+
+// printed returns what a Terminal writes for events.
+func printed(t *testing.T, opt TerminalOptions, events ...*collect.Event) string {
+	t.Helper()
+	var b lockedBuffer
+	opt.Location = time.UTC
+	s := NewTerminal(&b, opt)
+	p := newPacer(s)
+	for _, e := range events {
+		p.send(e, 1) // each by itself, and in order
+	}
+	closeSink(t, s, 10*time.Second)
+	p.want(t, uint64(len(events)), 0)
+	return b.String()
+}
+
+func TestTerminalLines(t *testing.T) {
+	var events []*collect.Event
+	add := func(typ string, change func(*collect.Event)) {
+		e := eventOf(collect.EventByName(typ))
+		change(e)
+		events = append(events, e)
+	}
+	add("PacketLoss", func(*collect.Event) {})
+	add("TCPRetrans", func(e *collect.Event) { e.Time = e.Time.Add(time.Second); e.Suppressed = 37 })
+	add("BIOLAT_10MS", func(e *collect.Event) { e.Pod = nil })
+	add("RXKERNEL_SLOW", func(e *collect.Event) {
+		e.Pod = &collect.Pod{Namespace: "kube-system", Name: "coredns-7d764666f9-x2b7k"}
+	})
+	add("SOCKETLAT_READSLOW", func(e *collect.Event) {
+		e.Src.Addr, e.Dst.Addr = netip.MustParseAddr("2001:db8:aaaa:bbbb:cccc:dddd:eeee:1"), netip.MustParseAddr("fe80::1")
+	})
+	add("NETSOFTIRQ_EXCUTE_100MS", func(e *collect.Event) { e.Pod, e.HostLabel, e.Netns, e.PID = nil, "", 0, -1 })
+	add("TCPRESET_RECEIVE", func(e *collect.Event) { e.Pod, e.HostLabel, e.Src.Pod, e.TCPState = nil, "", nil, "" })
+	add("VIRTCMDEXCUTE", func(e *collect.Event) { e.Comm = "not its field" })
+	want := `
+22:13:20.123  PacketLoss               default/web-0         10.0.0.5:443 -> 10.0.0.9:51234 TCP            NETFILTER_DROP at nft_do_chain+0x12a
+22:13:21.123  TCPRetrans               default/web-0         10.0.0.5:443 -> 10.0.0.9:51234 TCP            state ESTABLISHED (+37 suppressed)
+22:13:20.123  BIOLAT_10MS              hostNetwork                                                         123ms  process nginx[812], disk sda
+22:13:20.123  RXKERNEL_SLOW            kube-system/coredns-7d764666f9-x2b7k  10.0.0.5:443 -> 10.0.0.9:51234 TCP            123ms  from default/web-0, ip 1.5ms, local_in 3.0ms
+22:13:20.123  SOCKETLAT_READSLOW       default/web-0                         [2001:db8:aaaa:bbbb:cccc:dddd:eeee:1]:443 -> [fe80::1]:51234 TCP  123ms  process nginx[812]
+22:13:20.123  NETSOFTIRQ_EXCUTE_100MS  host                                                                                                    123ms  CPU 3, NET_RX
+22:13:20.123  TCPRESET_RECEIVE         netns 4026532001                      10.0.0.5:443 -> 10.0.0.9:51234 TCP
+22:13:20.123  VIRTCMDEXCUTE            default/web-0                                                                                           123ms  CPU 3, process 812
+`
+	if d := cmp.Diff(strings.Split(want[1:], "\n"), strings.Split(printed(t, TerminalOptions{}, events...), "\n")); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
+var sgr = regexp.MustCompile("\x1b\\[[0-9;]*m")
+
+func TestTerminalColour(t *testing.T) {
+	var events []*collect.Event
+	for _, typ := range collect.Events() {
+		e := eventOf(typ)
+		e.Suppressed = 1
+		events = append(events, e)
+	}
+	plain := printed(t, TerminalOptions{Color: ColorNever}, events...)
+	colour := printed(t, TerminalOptions{Color: ColorAlways}, events...)
+	if strings.Contains(plain, "\x1b") || plain == colour {
+		t.Error("the colour is not as it was asked for")
+	}
+	if s := sgr.ReplaceAllString(colour, ""); s != plain {
+		t.Errorf("the text differs (-plain +coloured):\n%s", cmp.Diff(plain, s))
+	}
+	for i, line := range strings.Split(strings.TrimSpace(colour), "\n") {
+		if last := sgr.FindAllString(line, -1); last[len(last)-1] != sgrReset {
+			t.Errorf("line %d ends in colour: %q", i, line)
+		}
+	}
+}
+
+func TestTerminalJSON(t *testing.T) {
+	var events []*collect.Event
+	for _, typ := range collect.Events() {
+		for _, change := range variants {
+			e := eventOf(typ)
+			change(e)
+			events = append(events, e)
+		}
+	}
+	lines := strings.Split(strings.TrimSuffix(printed(t, TerminalOptions{JSON: true, Color: ColorAlways}, events...), "\n"), "\n")
+	if len(lines) != len(events) {
+		t.Fatalf("%d lines of %d events", len(lines), len(events))
+	}
+	for i, line := range lines {
+		var got map[string]string
+		if err := json.Unmarshal([]byte(line), &got); err != nil {
+			t.Fatalf("%v in %q", err, line)
+		}
+		want := eventFields(events[i])
+		for k, v := range want {
+			want[k] = string([]rune(v)) // what is not UTF-8 is replaced
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("(-want +got):\n%s", d)
+		}
+	}
+}
+
+func TestTerminalIsSafe(t *testing.T) {
+	nasty := "\x1b]0;pwned\x07\n\r\u202e\x9b2J\xff"
+	for _, typ := range collect.Events() {
+		e := eventOf(typ)
+		e.Comm, e.Reason, e.Location, e.Ifname, e.TCPState, e.Protocol = nasty, nasty, nasty, nasty, nasty, nasty
+		e.Disk, e.Vector = nasty, nasty
+		e.Pod = &collect.Pod{Namespace: nasty, Name: nasty}
+		e.Src.Pod = &collect.Pod{Namespace: nasty, Name: nasty}
+		for _, opt := range []TerminalOptions{{}, {JSON: true}} {
+			line := strings.TrimSuffix(printed(t, opt, e), "\n")
+			for _, r := range line {
+				if unicode.IsControl(r) || r == '\u202e' && !opt.JSON {
+					t.Fatalf("%s: %U in %q", typ.Name, r, line)
+				}
+			}
+		}
+	}
+}
+
+// openPTY returns both ends of a pseudo-terminal.
+func openPTY(t *testing.T) (master, slave *os.File) {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skipf("no pseudo-terminals here: %v", err)
+	}
+	t.Cleanup(func() { master.Close() })
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slave, err = os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { slave.Close() })
+	return master, slave
+}
+
+func TestColourOfATerminal(t *testing.T) {
+	_, tty := openPTY(t)
+	file, err := os.Create(filepath.Join(t.TempDir(), "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	for name, c := range map[string]struct {
+		w             io.Writer
+		noColor, term string
+		want          bool
+	}{
+		"terminal":    {w: tty, term: "xterm", want: true},
+		"NO_COLOR":    {w: tty, term: "xterm", noColor: "1"},
+		"dumb":        {w: tty, term: "dumb"},
+		"file":        {w: file, term: "xterm"},
+		"pipe":        {w: w, term: "xterm"},
+		"not a file":  {w: io.Discard, term: "xterm"},
+		"closed file": {w: os.NewFile(1<<20, "closed"), term: "xterm"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("NO_COLOR", c.noColor)
+			t.Setenv("TERM", c.term)
+			s := NewTerminal(c.w, TerminalOptions{})
+			if s.color != c.want {
+				t.Errorf("colour: %v", s.color)
+			}
+			closeSink(t, s, time.Second)
+		})
+	}
+}
+
+// TestTerminalWithASlowReader: nobody reads the pipe, and then it is closed.
+func TestTerminalWithASlowReader(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	s := NewTerminal(w, TerminalOptions{JSON: true, Queue: 100})
+	p := newPacer(s)
+	e := eventOf(collect.EventByName("PacketLoss"))
+	const n = 10_000
+	for range n {
+		p.send(e, 1<<40)
+	}
+	if p.lost.Load() == 0 {
+		t.Error("the queue has no end")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	if err := s.Close(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Close: %v", err)
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("Close took %v", took)
+	}
+	w.Close()
+	b, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := uint64(strings.Count(string(b), "\n"))
+	p.want(t, whole, n-whole)
+
+	r, w, err = os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	defer w.Close()
+	gone := NewTerminal(w, TerminalOptions{})
+	p = newPacer(gone)
+	for range 100 {
+		p.send(e, 10)
+	}
+	closeSink(t, gone, time.Second)
+	p.want(t, 0, 100)
+}
+
+// stoppedWriter never comes back, as a terminal that was stopped with Ctrl-S.
+type stoppedWriter struct {
+	entered chan struct{}
+	release chan struct{}
+}
+
+func (w *stoppedWriter) Write(b []byte) (int, error) {
+	w.entered <- struct{}{}
+	<-w.release
+	return len(b), nil
+}
+
+func TestTerminalThatIsStopped(t *testing.T) {
+	w := &stoppedWriter{make(chan struct{}, 100), make(chan struct{})}
+	s := NewTerminal(w, TerminalOptions{})
+	p := newPacer(s)
+	e := eventOf(collect.EventByName("PacketLoss"))
+	p.send(e, 10)
+	<-w.entered
+	for range 99 {
+		p.send(e, 1000)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	if err := s.Close(ctx); err == nil || !strings.Contains(err.Error(), "100 events were not written to the terminal") {
+		t.Errorf("Close: %v", err)
+	}
+	p.want(t, 0, 100)
+	close(w.release) // what comes back is not counted again
+	<-s.ended
+	p.want(t, 0, 100)
+}
+
+func TestTerminalCountsWholeLines(t *testing.T) {
+	e := eventOf(collect.EventByName("PacketLoss"))
+	line := len(printed(t, TerminalOptions{}, e))
+	for room, want := range map[int]uint64{0: 0, line - 1: 0, line: 1, 3*line + line/2: 3, 100 * line: 10} {
+		w := &failingWriter{room: room}
+		s := NewTerminal(w, TerminalOptions{})
+		p := newPacer(s)
+		for range 10 {
+			p.send(e, 1<<40)
+		}
+		closeSink(t, s, time.Second)
+		p.want(t, want, 10-want)
+	}
+}
+
+func BenchmarkTerminalLine(b *testing.B) {
+	for _, json := range []bool{false, true} {
+		b.Run(fmt.Sprintf("json=%v", json), func(b *testing.B) {
+			s := &Terminal{json: json, location: time.UTC}
+			e := eventOf(collect.EventByName("PacketLoss"))
+			b.ReportAllocs()
+			for b.Loop() {
+				s.buf = s.buf[:0]
+				s.line(e)
+			}
+		})
+	}
+}
