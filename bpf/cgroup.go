@@ -1,0 +1,24 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+)
+
+// cgroupRoot finds where the second version of the cgroup file system is
+// mounted: alone, or beside the first one's controllers.
+func cgroupRoot() (string, error) {
+	data, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return "", fmt.Errorf("find the cgroup2 mount: %w", err)
+	}
+	for line := range strings.Lines(string(data)) {
+		fields := strings.Fields(line)
+		if len(fields) >= 3 && fields[2] == "cgroup2" {
+			return strings.ReplaceAll(fields[1], `\040`, " "), nil
+		}
+	}
+	return "", errors.New("find the cgroup2 mount: there is none; mount one (mount -t cgroup2 none /sys/fs/cgroup/unified)")
+}

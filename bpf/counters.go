@@ -1,0 +1,373 @@
+package bpf
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+
+	"github.com/cilium/ebpf"
+)
+
+type counterValue = atomic.Uint64
+
+// eventAccount is struct event_account of headers/event.h.
+type eventAccount struct{ Seen, Suppressed, Lost uint64 }
+
+// counterSlots is COUNTER_SLOTS of headers/counter.h.
+const counterSlots = 4
+
+// Slots of the counters, by probe. What is over 100 ms is in both.
+const (
+	// netiftxlatency
+	QdiscSlow  = 0 // over Config.Slow100 in the queueing discipline
+	NetdevSlow = 1 // over Config.Slow100 in the driver
+
+	// kernellatency
+	RxSlow    = 0
+	RxSlow100 = 1
+	TxSlow    = 2
+	TxSlow100 = 3
+
+	// socketlatency
+	ReadSlow     = 0
+	ReadSlow100  = 1
+	WriteSlow    = 2
+	WriteSlow100 = 3
+
+	// net_softirq
+	SchedSlow     = 0
+	SchedSlow100  = 1
+	ExcuteSlow    = 2
+	ExcuteSlow100 = 3
+
+	// virtcmdlatency and biolatency
+	Slow    = 0
+	Slow100 = 1
+
+	// tcpreset
+	ResetNosock  = 0
+	ResetActive  = 1
+	ResetProcess = 2
+	ResetReceive = 3
+
+	// tcpretrans
+	RetransSegments = 0 // segments of connections, as nstat counts them
+	RetransSynAcks  = 1
+	RetransCalls    = 2 // times that the kernel sent one or several of them at once
+
+	// flow
+	FlowBytes   = 0
+	FlowPackets = 1
+	FlowsMade   = 2 // connections that got an entry
+	FlowsFailed = 3 // packets whose connection found no room for one
+
+	// packetloss: one slot per class, see DropClass
+)
+
+// counterReader sums per-CPU values, into buffers that it keeps.
+type counterReader struct {
+	keys   []uint32
+	values [][counterSlots]uint64 // entries of one key lie side by side, one per CPU
+	single [][counterSlots]uint64
+	noMore bool // the kernel has no batch operations
+}
+
+const batch = 256
+
+// Counters calls f for each namespace that has counters and each slot in use,
+// with the sum over the CPUs. Probes of the whole node answer for namespace 0,
+// the others count under 0 what belongs to no known namespace.
+func (p *Probe) Counters(f func(netns uint64, slot int, value uint64)) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return fmt.Errorf("read the counters of probe %s: it is closed", p.name)
+	}
+	var err error
+	if p.maps["drops"] != nil {
+		err = p.dropCounters(f)
+	} else {
+		err = p.readCounters(f)
+	}
+	if err != nil {
+		return fmt.Errorf("read the counters of probe %s: %w", p.name, err)
+	}
+	return nil
+}
+
+func (p *Probe) readCounters(f func(netns uint64, slot int, value uint64)) error {
+	m, r := p.maps["counters"], &p.counter
+	emit := func(netns uint32, values [][counterSlots]uint64) {
+		for slot := range p.definition.slots {
+			var sum uint64
+			for cpu := range values {
+				sum += values[cpu][slot]
+			}
+			f(uint64(netns), slot, sum)
+		}
+	}
+	if m.Type() == ebpf.PerCPUArray {
+		if err := m.Lookup(uint32(0), &r.single); err != nil {
+			return err
+		}
+		emit(0, r.single)
+		return nil
+	}
+
+	cpus := p.loader.cpus
+	if r.keys == nil {
+		r.keys = make([]uint32, batch)
+		r.values = make([][counterSlots]uint64, batch*cpus)
+	}
+	return r.each(m, cpus, emit)
+}
+
+func (r *counterReader) each(m *ebpf.Map, cpus int, emit func(uint32, [][counterSlots]uint64)) error {
+	if !r.noMore {
+		var cursor ebpf.MapBatchCursor
+		for {
+			n, err := m.BatchLookup(&cursor, r.keys, r.values, nil)
+			if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				if errors.Is(err, ebpf.ErrNotSupported) {
+					r.noMore = true
+					break
+				}
+				return err
+			}
+			for i := range n {
+				emit(r.keys[i], r.values[i*cpus:(i+1)*cpus])
+			}
+			if err != nil {
+				return nil
+			}
+		}
+	}
+	var key uint32
+	entries := m.Iterate()
+	for entries.Next(&key, &r.single) {
+		emit(key, r.single)
+	}
+	return entries.Err()
+}
+
+// seedCounters makes the entries that take what finds a table full.
+func (p *Probe) seedCounters() error {
+	if m := p.maps["counters"]; m != nil && m.Type() == ebpf.PerCPUHash {
+		if err := m.Put(uint32(0), make([][counterSlots]uint64, p.loader.cpus)); err != nil {
+			return fmt.Errorf("make the first counter: %w", err)
+		}
+	}
+	if m := p.maps["drops"]; m != nil {
+		if err := m.Put(&dropKey{Reason: ReasonOverflow}, make([]uint64, p.loader.cpus)); err != nil {
+			return fmt.Errorf("make the first drop counter: %w", err)
+		}
+	}
+	return nil
+}
+
+// Forget deletes the counters of a network namespace that is gone.
+func (p *Probe) Forget(netns uint64) error {
+	if netns == 0 || netns > 1<<32-1 {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil
+	}
+	var err error
+	if m := p.maps["counters"]; m != nil && m.Type() == ebpf.PerCPUHash {
+		if err = m.Delete(uint32(netns)); errors.Is(err, ebpf.ErrKeyNotExist) {
+			err = nil
+		}
+	}
+	if p.maps["drops"] != nil {
+		err = errors.Join(err, p.forgetDrops(uint32(netns)))
+	}
+	if m := p.maps["flows"]; m != nil {
+		err = errors.Join(err, p.flows.forget(m, uint32(netns)))
+	}
+	if err != nil {
+		return fmt.Errorf("probe %s: forget namespace %d: %w", p.name, netns, err)
+	}
+	return nil
+}
+
+// DropClass is the part of the kernel in which a packet was lost.
+type DropClass int
+
+// The classes of drops, which are the slots of packetloss's counters. Each
+// drop has exactly one, so that their sum is the total at any time.
+const (
+	DropAbnormal  DropClass = iota // any other function
+	DropTCPHandle                  // tcp_v4_do_rcv, tcp_v6_do_rcv
+	DropTCPRcv                     // tcp_v4_rcv, tcp_v6_rcv
+	DropTCPStatM                   // tcp_rcv_state_process
+	DropNetfilter                  // reason NETFILTER_DROP, or in the rule engines
+	dropClasses
+)
+
+// dropFunctions says which class a function belongs to. Drops of the rule
+// engines are there for kernels that give no reasons.
+var dropFunctions = map[string]DropClass{
+	"tcp_v4_do_rcv":         DropTCPHandle,
+	"tcp_v6_do_rcv":         DropTCPHandle,
+	"tcp_v4_rcv":            DropTCPRcv,
+	"tcp_v6_rcv":            DropTCPRcv,
+	"tcp_rcv_state_process": DropTCPStatM,
+	"nf_hook_slow":          DropNetfilter,
+	"nft_do_chain":          DropNetfilter,
+	"ipt_do_table":          DropNetfilter,
+	"ip6t_do_table":         DropNetfilter,
+}
+
+// Drop is one counter of packetloss.
+type Drop struct {
+	Netns    uint64
+	Reason   uint32
+	Location uint64
+	Class    DropClass
+	Count    uint64
+}
+
+// dropKey is struct drop_key of packetloss.bpf.c.
+type dropKey struct {
+	Netns    uint32
+	Reason   uint32
+	Location uint64
+}
+
+type dropReader struct {
+	keys    []dropKey
+	values  []uint64
+	single  []uint64
+	noMore  bool
+	classes map[uint64]DropClass // of the locations seen, by address
+	sums    []dropSum
+}
+
+type dropSum struct {
+	netns uint32
+	count [dropClasses]uint64
+}
+
+// Drops calls f for each reason and place in which a namespace lost packets.
+func (p *Probe) Drops(f func(Drop)) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || p.maps["drops"] == nil {
+		return fmt.Errorf("read the drops of probe %s: it is closed, or has none", p.name)
+	}
+	err := p.eachDrop(func(k dropKey, n uint64) {
+		if n > 0 {
+			f(Drop{Netns: uint64(k.Netns), Reason: k.Reason, Location: k.Location, Class: p.classOf(k), Count: n})
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("read the drops of probe %s: %w", p.name, err)
+	}
+	return nil
+}
+
+func (p *Probe) classOf(k dropKey) DropClass {
+	if p.loader.reasons.drop[k.Reason] == "NETFILTER_DROP" {
+		return DropNetfilter
+	}
+	r := &p.drops
+	if class, ok := r.classes[k.Location]; ok {
+		return class
+	}
+	class := DropAbnormal
+	name := p.loader.symbols.Function(k.Location)
+	if c, ok := dropFunctions[name]; ok {
+		class = c
+	}
+	// Without a name the class may come to be known with the next reading.
+	// Modules come and go, so the memory of places is bounded.
+	if name != "" {
+		if r.classes == nil || len(r.classes) > 4096 {
+			r.classes = map[uint64]DropClass{}
+		}
+		r.classes[k.Location] = class
+	}
+	return class
+}
+
+func (p *Probe) dropCounters(f func(netns uint64, slot int, value uint64)) error {
+	r := &p.drops
+	r.sums = r.sums[:0]
+	err := p.eachDrop(func(k dropKey, n uint64) {
+		i, found := slices.BinarySearchFunc(r.sums, k.Netns, func(s dropSum, netns uint32) int { return cmp.Compare(s.netns, netns) })
+		if !found {
+			r.sums = slices.Insert(r.sums, i, dropSum{netns: k.Netns})
+		}
+		r.sums[i].count[p.classOf(k)] += n
+	})
+	if err != nil {
+		return err
+	}
+	for _, s := range r.sums {
+		for class, n := range s.count {
+			f(uint64(s.netns), class, n)
+		}
+	}
+	return nil
+}
+
+func (p *Probe) eachDrop(emit func(dropKey, uint64)) error {
+	m, r, cpus := p.maps["drops"], &p.drops, p.loader.cpus
+	if r.keys == nil {
+		r.keys = make([]dropKey, batch)
+		r.values = make([]uint64, batch*cpus)
+	}
+	sum := func(values []uint64) (n uint64) {
+		for _, v := range values {
+			n += v
+		}
+		return n
+	}
+	if !r.noMore {
+		var cursor ebpf.MapBatchCursor
+		for {
+			n, err := m.BatchLookup(&cursor, r.keys, r.values, nil)
+			if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				if errors.Is(err, ebpf.ErrNotSupported) {
+					r.noMore = true
+					break
+				}
+				return err
+			}
+			for i := range n {
+				emit(r.keys[i], sum(r.values[i*cpus:(i+1)*cpus]))
+			}
+			if err != nil {
+				return nil
+			}
+		}
+	}
+	var key dropKey
+	entries := m.Iterate()
+	for entries.Next(&key, &r.single) {
+		emit(key, sum(r.single))
+	}
+	return entries.Err()
+}
+
+// forgetDrops deletes the entries of one namespace. They are few, so a second
+// pass over the keys costs less than an index kept all the time.
+func (p *Probe) forgetDrops(netns uint32) error {
+	var gone []dropKey
+	err := p.eachDrop(func(k dropKey, _ uint64) {
+		if k.Netns == netns {
+			gone = append(gone, k)
+		}
+	})
+	for i := range gone {
+		if e := p.maps["drops"].Delete(&gone[i]); e != nil && !errors.Is(e, ebpf.ErrKeyNotExist) {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
+}

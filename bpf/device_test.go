@@ -1,0 +1,437 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestNetiftxlatencyCountsAll(t *testing.T) {
+	for _, hooks := range []Kind{BTFTracepoint, RawTracepoint} {
+		t.Run(string(hooks), func(t *testing.T) {
+			a, b := newPair(t)
+			l := newTestLoader(t, Options{Hooks: hooks})
+			p := l.load("netiftxlatency", Config{Slow100: Zero})
+			// veth has no queueing discipline, but passes the same points.
+			const n = 500
+			for _, addrs := range families(a, b) {
+				s := b.listenUDP(t, addrs[1])
+				send(t, a.dial(t, "udp", addrPort(s.LocalAddr())), n)
+			}
+			got := l.settled(p, a.inode)
+			if got[QdiscSlow] != 2*n || got[NetdevSlow] != 2*n {
+				t.Errorf("%v, want %d packets through queue and driver", got[:2], 2*n)
+			}
+			l.balanced(TxlatQdisc100ms, p, QdiscSlow)
+			l.balanced(TxlatNetdev100ms, p, NetdevSlow)
+			for _, e := range l.taken(TxlatNetdev100ms, a.inode, 1) {
+				if e.Device() != a.device || e.Source.Port() == 0 || e.Destination.Port() == 0 {
+					t.Fatalf("%+v on %s", e, e.Device())
+				}
+			}
+		})
+	}
+}
+
+func TestNetiftxlatencySlowQueue(t *testing.T) {
+	a, b := newPair(t)
+	// 1,442 bytes take 180 ms; the first packet finds the bucket full.
+	a.run(t, "tc", "qdisc", "add", "dev", a.device, "root", "tbf", "rate", "64kbit", "burst", "1600", "limit", "100000")
+	l := newTestLoader(t, Options{})
+	p := l.load("netiftxlatency", Config{})
+	sent := 0
+	for _, addrs := range families(a, b) {
+		s := b.listenUDP(t, addrs[1])
+		c := a.dial(t, "udp", addrPort(s.LocalAddr()))
+		for range 3 {
+			if _, err := c.Write(make([]byte, 1400)); err != nil {
+				t.Fatal(err)
+			}
+			sent++
+		}
+	}
+	want := uint64(sent - 1)
+	l.eventually("the queue to drain", func() bool { return counters(t, p, a.inode)[QdiscSlow] >= want })
+	got := l.settled(p, a.inode)
+	if got[QdiscSlow] != want || got[NetdevSlow] != 0 {
+		t.Errorf("%v, want %d packets over 100 ms in the queue, none in the driver", got[:2], want)
+	}
+	l.balanced(TxlatQdisc100ms, p, QdiscSlow)
+	for _, e := range l.taken(TxlatQdisc100ms, a.inode, int(want)) {
+		if e.Latency < 100*time.Millisecond || e.Latency > 20*time.Second || e.Device() != a.device || e.Source.Addr() != a.v4 && e.Source.Addr() != a.v6 || e.Destination.Port() == 0 {
+			t.Errorf("%+v on %s", e, e.Device())
+		}
+	}
+}
+
+// netSoftirqs is how often the kernel ran the network softirqs, on all CPUs.
+func netSoftirqs(t testing.TB) (n uint64) {
+	t.Helper()
+	data, err := os.ReadFile("/proc/softirqs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		f := strings.Fields(line)
+		if f[0] != "NET_TX:" && f[0] != "NET_RX:" {
+			continue
+		}
+		for _, s := range f[1:] {
+			v, err := strconv.ParseUint(s, 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += v
+		}
+	}
+	return n
+}
+
+func TestNetSoftirq(t *testing.T) {
+	a, b := newPair(t)
+	l := newTestLoader(t, Options{})
+	p := l.load("net_softirq", Config{Slow: Zero, Slow100: time.Hour})
+	s := b.listenUDP(t, b.v4)
+	c := a.dial(t, "udp", addrPort(s.LocalAddr()))
+
+	// The machine does not stand still: the kernel's counter is read between
+	// two readings of ours, and ours between two of the kernel's.
+	outer0 := counters(t, p, 0)[ExcuteSlow]
+	kernel0 := netSoftirqs(t)
+	inner0 := counters(t, p, 0)[ExcuteSlow]
+	send(t, c, 3000)
+	inner1 := counters(t, p, 0)[ExcuteSlow]
+	kernel1 := netSoftirqs(t)
+	time.Sleep(10 * time.Millisecond) // those that run now end
+	outer1 := counters(t, p, 0)[ExcuteSlow]
+
+	if kernel1-kernel0 > outer1-outer0 || inner1-inner0 > kernel1-kernel0+uint64(l.cpus) {
+		t.Errorf("the kernel ran %d network softirqs, the probe counted between %d and %d", kernel1-kernel0, inner1-inner0, outer1-outer0)
+	}
+	if inner1-inner0 < 3000 {
+		t.Errorf("%d softirqs for 3,000 packets sent one by one", inner1-inner0)
+	}
+	got := counters(t, p, 0)
+	if got[SchedSlow] == 0 || got[SchedSlow100] != 0 || got[ExcuteSlow100] != 0 {
+		t.Errorf("counters %v", got[:4])
+	}
+	t.Logf("kernel %d, probe %d to %d; %v", kernel1-kernel0, inner1-inner0, outer1-outer0, got[:4])
+	for _, e := range l.taken(NetsoftirqExcuteSlow, 0, 1) {
+		if e.Detail != 2 && e.Detail != 3 || int(e.CPU) >= l.cpus || e.Comm() == "" && e.PID != 0 {
+			t.Errorf("%+v", e)
+		}
+	}
+	if a := l.account(NetsoftirqExcute100ms); a.Seen != 0 {
+		t.Errorf("both events for one softirq: %+v", a)
+	}
+}
+
+// loopDevice is a block device over a file that was made for it.
+func loopDevice(t testing.TB) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(path, make([]byte, 4<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return loopOver(t, path)
+}
+
+func loopOver(t testing.TB, path string) string {
+	t.Helper()
+	file, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("needs loop devices: %v", err)
+	}
+	defer control.Close()
+	n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+	if err != nil {
+		t.Skipf("needs a free loop device: %v", err)
+	}
+	name := fmt.Sprintf("/dev/loop%d", n)
+	loop, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("needs a loop device: %v", err)
+	}
+	if err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_SET_FD, int(file.Fd())); err != nil {
+		t.Skipf("needs a loop device: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
+			t.Errorf("free %s: %v", name, err)
+		}
+		loop.Close()
+	})
+	return name
+}
+
+// aligned is memory that the kernel takes for direct I/O.
+func aligned(size int) []byte {
+	b := make([]byte, size+4096)
+	skip := 4096 - int(uintptr(unsafe.Pointer(&b[0]))%4096)
+	return b[skip : skip+size]
+}
+
+func TestBiolatency(t *testing.T) {
+	needRoot(t)
+	device := loopDevice(t)
+	l := newTestLoader(t, Options{EventRate: 1e6, EventBurst: 1e6})
+	p := l.load("biolatency", Config{Slow: Zero, Slow100: time.Hour})
+	f, err := os.OpenFile(device, os.O_RDWR|unix.O_DIRECT, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const n = 50
+	buffer := aligned(4096)
+	var longest [2]time.Duration
+	before := counters(t, p, 0)[Slow]
+	for i := range n {
+		for op, do := range []func([]byte, int64) (int, error){f.ReadAt, f.WriteAt} {
+			start := time.Now()
+			if _, err := do(buffer, int64(i)*8192); err != nil {
+				t.Fatal(err)
+			}
+			longest[op] = max(longest[op], time.Since(start))
+		}
+	}
+	var seen [2]int
+	l.eventually("the events", func() bool {
+		seen = [2]int{}
+		for _, e := range l.taken(Biolat10ms, 0, 0) {
+			if e.Device() != filepath.Base(device) || int(e.PID) != os.Getpid() || e.Detail > 1 {
+				continue
+			}
+			seen[e.Detail]++
+			if e.Latency <= 0 || e.Latency > longest[e.Detail] {
+				t.Fatalf("operation %d took %v; the longest call %v", e.Detail, e.Latency, longest[e.Detail])
+			}
+		}
+		return seen[0] >= n && seen[1] >= n
+	})
+	if seen != [2]int{n, n} {
+		t.Errorf("%v reads and writes, want %d each", seen, n)
+	}
+	if got := counters(t, p, 0); got[Slow]-before < 2*n || got[Slow100] != 0 {
+		t.Errorf("counters %v", got[:2])
+	}
+}
+
+// TestBiolatencySlow puts one loop device on another and slows the lower one
+// down: what waits there makes the upper one slow, as a bad disk would be.
+func TestBiolatencySlow(t *testing.T) {
+	needRoot(t)
+	lower := loopDevice(t)
+	upper := loopOver(t, lower)
+	var stat unix.Stat_t
+	if err := unix.Stat(lower, &stat); err != nil {
+		t.Fatal(err)
+	}
+	const throttle = "/sys/fs/cgroup/blkio/blkio.throttle.read_iops_device"
+	limit := func(perSecond int) error {
+		return os.WriteFile(throttle, fmt.Appendf(nil, "%d:%d %d", unix.Major(stat.Rdev), unix.Minor(stat.Rdev), perSecond), 0)
+	}
+	if err := limit(4); err != nil {
+		t.Skipf("needs the blkio controller of cgroup v1 to slow a device down: %v", err)
+	}
+	t.Cleanup(func() { limit(0) })
+	l := newTestLoader(t, Options{})
+	p := l.load("biolatency", Config{})
+
+	f, err := os.OpenFile(upper, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var slow int
+	buffer := aligned(4096)
+	for i := range 6 {
+		start := time.Now()
+		if _, err := f.ReadAt(buffer, int64(i)<<19); err != nil {
+			t.Fatal(err)
+		}
+		if time.Since(start) >= 150*time.Millisecond {
+			slow++
+		}
+	}
+	if slow == 0 {
+		t.Skip("the throttle slows nothing on this kernel")
+	}
+	var mine int
+	l.eventually("the events", func() bool {
+		mine = 0
+		for _, e := range l.taken(Biolat100ms, 0, 0) {
+			if e.Device() == filepath.Base(upper) {
+				mine++
+				if int(e.PID) != os.Getpid() || e.Comm() == "" || e.Latency < 100*time.Millisecond {
+					t.Fatalf("%+v", e)
+				}
+			}
+		}
+		return mine >= slow
+	})
+	got := counters(t, p, 0)
+	if mine != slow || got[Slow100] < uint64(slow) || got[Slow] < got[Slow100] {
+		t.Errorf("%d events and counters %v for %d slow reads", mine, got[:2], slow)
+	}
+	// Each I/O is one event: the two types together are the lower counter.
+	l.balanced(Biolat100ms, p, Slow100)
+	l.eventually("the accounts to agree", func() bool {
+		c := counters(t, p, 0)
+		return l.account(Biolat10ms).Seen+l.account(Biolat100ms).Seen == c[Slow]
+	})
+	t.Logf("%d slow reads, counters %v", slow, got[:2])
+}
+
+func TestFlow(t *testing.T) {
+	a, b := newPair(t)
+	l := newTestLoader(t, Options{})
+	p := l.load("flow", Config{})
+	for family, addrs := range families(a, b) {
+		// The kernel counts what it sends again apart.
+		before, again := a.counter(t, "Tcp.OutSegs"), a.counter(t, "Tcp.RetransSegs")
+		client, server := connect(t, a, b, addrs[1])
+		const payload = 8 << 20
+		go func() {
+			data := make([]byte, 64<<10)
+			for range payload / len(data) {
+				if _, err := client.Write(data); err != nil {
+					return
+				}
+			}
+		}()
+		server.SetReadDeadline(time.Now().Add(20 * time.Second))
+		buffer := make([]byte, 1<<20)
+		for got := 0; got < payload; {
+			n, err := server.Read(buffer)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got += n
+		}
+		flow := find(t, l, p, a.inode, addrPort(client.LocalAddr()), addrPort(client.RemoteAddr()))
+		again = a.counter(t, "Tcp.RetransSegs") - again
+		segments := a.counter(t, "Tcp.OutSegs") - before + again
+		if flow.Packets != segments {
+			t.Errorf("%s: %d packets, the kernel's OutSegs and RetransSegs say %d", family, flow.Packets, segments)
+		}
+		// SYN has 20 bytes of options, all others 12.
+		header := uint64(20 + 32)
+		if family == "IPv6" {
+			header = 40 + 32
+		}
+		// How much data was sent again, nobody says: at most a full segment
+		// each time.
+		want := payload + segments*header + 8
+		if flow.Bytes < want || flow.Bytes > want+again*1448 {
+			t.Errorf("%s: %d bytes, want %d; %d segments were sent again", family, flow.Bytes, want, again)
+		}
+		t.Logf("%s: %d packets, %d bytes", family, flow.Packets, flow.Bytes)
+	}
+	// The device's own counters say the same of datagrams.
+	s := b.listenUDP(t, b.v4)
+	c := a.dial(t, "udp", addrPort(s.LocalAddr()))
+	packets, bytes := deviceSent(t, a)
+	send(t, c, 1000)
+	flow := find(t, l, p, a.inode, addrPort(c.LocalAddr()), addrPort(c.RemoteAddr()))
+	packets1, bytes1 := deviceSent(t, a)
+	if flow.Packets != packets1-packets || flow.Bytes+14*flow.Packets != bytes1-bytes {
+		t.Errorf("UDP: %+v, the device sent %d packets of %d bytes", flow, packets1-packets, bytes1-bytes)
+	}
+
+	if err := l.Forget(a.inode); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Flows(func(f Flow) {
+		if f.Netns == a.inode {
+			t.Errorf("forgotten, and still there: %+v", f)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func deviceSent(t testing.TB, n *namespace) (packets, bytes uint64) {
+	t.Helper()
+	n.do(t, func() error {
+		data, err := os.ReadFile("/proc/thread-self/net/dev")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(data)) {
+			if rest, ok := strings.CutPrefix(strings.TrimSpace(line), n.device+":"); ok {
+				f := strings.Fields(rest)
+				bytes, _ = strconv.ParseUint(f[8], 10, 64)
+				packets, _ = strconv.ParseUint(f[9], 10, 64)
+				return nil
+			}
+		}
+		return errors.New("no such device")
+	})
+	return packets, bytes
+}
+
+func find(t testing.TB, l *testLoader, p *Probe, netns uint64, from, to netip.AddrPort) (flow Flow) {
+	t.Helper()
+	if err := p.Flows(func(f Flow) {
+		if f.Netns == netns && f.Source == from && f.Destination == to {
+			flow = f
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if flow.Packets == 0 {
+		t.Fatalf("no flow from %v to %v", from, to)
+	}
+	return flow
+}
+
+func TestFlowEviction(t *testing.T) {
+	a, b := newPair(t)
+	l := newTestLoader(t, Options{})
+	p := l.load("flow", Config{Flows: 256})
+	before := counters(t, p, 0)
+	const n = 2000
+	a.do(t, func() error {
+		for i := range n {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+			if err != nil {
+				return err
+			}
+			err = unix.Sendto(fd, []byte("x"), 0, sockaddr(netip.AddrPortFrom(b.v4, uint16(1000+i))))
+			unix.Close(fd)
+			if err != nil && err != unix.ECONNREFUSED {
+				return err
+			}
+		}
+		return nil
+	})
+	after := counters(t, p, 0)
+	var held, packets uint64
+	if err := p.Flows(func(f Flow) {
+		held++
+		packets += f.Packets
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if after[FlowPackets]-before[FlowPackets] < n || after[FlowsMade]-before[FlowsMade] < n {
+		t.Errorf("%d packets and %d flows counted of %d", after[FlowPackets]-before[FlowPackets], after[FlowsMade]-before[FlowsMade], n)
+	}
+	if held > 256 || packets >= after[FlowPackets] {
+		t.Errorf("%d flows of %d packets in a map of 256; %d in total", held, packets, after[FlowPackets])
+	}
+	t.Logf("%d flows made, %d held, %d packets, %d of those held, %d without room", after[FlowsMade], held, after[FlowPackets], packets, after[FlowsFailed])
+}

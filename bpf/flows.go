@@ -1,0 +1,116 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+)
+
+// Flow is what this node's sockets sent on one connection since the map got
+// its entry.
+type Flow struct {
+	Netns    uint64 // of the socket
+	Protocol uint8
+	// Source is the socket's end.
+	Source, Destination netip.AddrPort
+	// Bytes are those of IP packets as they leave the node: one packet that
+	// the device cuts up counts as what it is cut into, headers and all.
+	Bytes uint64
+	// Packets are counted likewise.
+	Packets uint64
+}
+
+// flowKey and flowValue are struct flow_key and struct flow of flow.bpf.c.
+type flowKey struct {
+	Tuple [40]byte
+	Netns uint32
+}
+
+type flowValue struct{ Bytes, Packets uint64 }
+
+type flowReader struct {
+	keys   []flowKey
+	values []flowValue
+	noMore bool
+}
+
+// Flows calls f for each connection that the map holds. The map keeps the
+// latest ones; what it evicted is the difference between the slots FlowBytes
+// and FlowPackets of Counters, which never fall, and the sums of these.
+func (p *Probe) Flows(f func(Flow)) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m := p.maps["flows"]
+	if p.closed || m == nil {
+		return fmt.Errorf("read the flows of probe %s: it is closed, or has none", p.name)
+	}
+	if err := p.flows.each(m, f); err != nil {
+		return fmt.Errorf("read the flows of probe %s: %w", p.name, err)
+	}
+	return nil
+}
+
+func (r *flowReader) each(m *ebpf.Map, f func(Flow)) error {
+	if r.keys == nil {
+		r.keys = make([]flowKey, 4*batch)
+		r.values = make([]flowValue, 4*batch)
+	}
+	emit := func(k *flowKey, v *flowValue) {
+		flow := Flow{Netns: uint64(k.Netns), Bytes: v.Bytes, Packets: v.Packets}
+		flow.Protocol, flow.Source, flow.Destination = decodeTuple(k.Tuple[:])
+		f(flow)
+	}
+	if !r.noMore {
+		var cursor ebpf.MapBatchCursor
+		for {
+			n, err := m.BatchLookup(&cursor, r.keys, r.values, nil)
+			if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				if errors.Is(err, ebpf.ErrNotSupported) {
+					r.noMore = true
+					break
+				}
+				return err
+			}
+			for i := range n {
+				emit(&r.keys[i], &r.values[i])
+			}
+			if err != nil {
+				return nil
+			}
+		}
+	}
+	var key flowKey
+	var value flowValue
+	entries := m.Iterate()
+	for entries.Next(&key, &value) {
+		emit(&key, &value)
+	}
+	return entries.Err()
+}
+
+// forget deletes the connections of one namespace.
+func (r *flowReader) forget(m *ebpf.Map, netns uint32) error {
+	var gone []flowKey
+	var key flowKey
+	var value flowValue
+	entries := m.Iterate()
+	for entries.Next(&key, &value) {
+		if key.Netns == netns {
+			gone = append(gone, key)
+		}
+	}
+	// A map that changes meanwhile may cut the walk short; what is left is
+	// evicted in time.
+	err := entries.Err()
+	if errors.Is(err, ebpf.ErrIterationAborted) {
+		err = nil
+	}
+	for i := range gone {
+		if e := m.Delete(&gone[i]); e != nil && !errors.Is(e, ebpf.ErrKeyNotExist) {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
+}

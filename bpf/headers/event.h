@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+
+/* Events: what user space is told about single occurrences.
+ *
+ * All probes share one ring. Before an occurrence takes room in it, a token
+ * bucket of its type and namespace is asked, so that a flood of one kind
+ * leaves room for the others. Each outcome is counted per CPU and type:
+ * seen = written to the ring + suppressed + lost, whatever happens. */
+
+#ifndef NODESKOOP_EVENT_H
+#define NODESKOOP_EVENT_H
+
+#include "kernel.h"
+#include "tuple.h"
+
+/* The order is the loader's as well: it checks the names against its own. */
+enum event_type {
+	EVENT_NONE,
+	EVENT_TXLAT_QDISC_100MS,
+	EVENT_TXLAT_NETDEV_100MS,
+	EVENT_BIOLAT_10MS,
+	EVENT_BIOLAT_100MS,
+	EVENT_RXKERNEL_SLOW,
+	EVENT_TXKERNEL_SLOW,
+	EVENT_PACKETLOSS,
+	EVENT_SOCKETLAT_READSLOW,
+	EVENT_SOCKETLAT_SENDSLOW,
+	EVENT_TCPRESET_NOSOCK,
+	EVENT_TCPRESET_ACTIVE,
+	EVENT_TCPRESET_PROCESS,
+	EVENT_TCPRESET_RECEIVE,
+	EVENT_VIRTCMDEXCUTE,
+	EVENT_NETSOFTIRQ_SCHED_SLOW,
+	EVENT_NETSOFTIRQ_SCHED_100MS,
+	EVENT_NETSOFTIRQ_EXCUTE_SLOW,
+	EVENT_NETSOFTIRQ_EXCUTE_100MS,
+	EVENT_TCPRETRANS,
+	EVENT_TYPES,
+};
+
+#define EVENT_POINTS 3
+#define EVENT_STACK 20
+
+struct event {
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u64 latency_ns;
+	__u64 points_ns[EVENT_POINTS];
+	__u64 location;
+	struct tuple tuple;
+	__u32 netns;
+	__u32 reason;
+	__u32 pid; /* of the process, as user space counts */
+	__u32 cpu;
+	__u32 detail; /* softirq vector, kind of retransmission, block operation */
+	__u32 ifindex;
+	__u16 type;
+	__u8 tcp_state;
+	__u8 stack_depth; /* how many addresses follow, see struct event_stack */
+	__u32 unused;
+	char comm[16];
+	char name[32]; /* of the device or the disk */
+};
+
+/* For the types that show where in the kernel they happened. */
+struct event_stack {
+	struct event event;
+	__u64 stack[EVENT_STACK];
+};
+
+/* Nothing else brings the types of what is in the ring into the object, where
+ * a test compares them with the decoder. */
+struct event_stack *const event_layout = NULL;
+
+struct event_limit {
+	__u64 interval_ns; /* between two events in the long run; 0: type is off */
+	__u64 tolerance_ns; /* how far a burst may run ahead */
+};
+
+struct event_account {
+	__u64 seen;
+	__u64 suppressed;
+	__u64 lost;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, EVENT_TYPES);
+	__type(key, __u32);
+	__type(value, struct event_limit);
+} event_limits SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, EVENT_TYPES);
+	__type(key, enum event_type);
+	__type(value, struct event_account);
+} event_accounts SEC(".maps");
+
+/* Per type and namespace: when its bucket will be full again. An entry that
+ * the map evicts is a full bucket. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, __u64);
+} event_buckets SEC(".maps");
+
+static __always_inline bool event_allowed(__u32 type, __u32 netns, const struct event_limit *limit,
+					  __u64 now)
+{
+	__u64 key = (__u64)type << 32 | netns, *full, first;
+
+	full = bpf_map_lookup_elem(&event_buckets, &key);
+	if (!full) {
+		first = now + limit->interval_ns;
+		/* Should the insertion fail, this event is still the first of
+		 * its bucket. */
+		bpf_map_update_elem(&event_buckets, &key, &first, BPF_ANY);
+		return true;
+	}
+	/* CPUs that race here let at most one event each pass beyond the
+	 * rate; the accounts stay exact. */
+	if (*full < now) {
+		*full = now + limit->interval_ns;
+		return true;
+	}
+	if (*full - now > limit->tolerance_ns)
+		return false;
+	__sync_fetch_and_add(full, limit->interval_ns);
+	return true;
+}
+
+/* event_reserve gives a zeroed event with type, namespace, time and CPU set,
+ * or NULL: the type is off, its bucket is empty, or the ring is full. `size`
+ * is a constant, of struct event or struct event_stack. The caller fills and
+ * submits, with nothing between that can fail. */
+static __always_inline void *event_reserve(__u32 type, __u32 netns, __u64 now, const __u64 size)
+{
+	struct event_limit *limit = bpf_map_lookup_elem(&event_limits, &type);
+	struct event_account *account;
+	struct event *e;
+
+	if (!limit || !limit->interval_ns)
+		return NULL;
+	account = bpf_map_lookup_elem(&event_accounts, &type);
+	if (!account)
+		return NULL;
+	__sync_fetch_and_add(&account->seen, 1);
+	if (!event_allowed(type, netns, limit, now)) {
+		__sync_fetch_and_add(&account->suppressed, 1);
+		return NULL;
+	}
+	e = bpf_ringbuf_reserve(&events, size, 0);
+	if (!e) {
+		__sync_fetch_and_add(&account->lost, 1);
+		return NULL;
+	}
+	__builtin_memset(e, 0, sizeof(*e));
+	e->time_ns = now;
+	e->type = type;
+	e->netns = netns;
+	e->cpu = bpf_get_smp_processor_id();
+	return e;
+}
+
+static __always_inline void event_set_process(struct event *e)
+{
+	e->pid = bpf_get_current_pid_tgid() >> 32;
+	bpf_get_current_comm(e->comm, sizeof(e->comm));
+}
+
+static __always_inline void event_set_dev(struct event *e, const struct net_device *dev)
+{
+	if (!dev)
+		return;
+	e->ifindex = BPF_CORE_READ(dev, ifindex);
+	BPF_CORE_READ_STR_INTO(&e->name, dev, name);
+}
+
+#define event_set_stack(ctx, es)                                                                   \
+	do {                                                                                       \
+		long bytes = bpf_get_stack(ctx, (es)->stack, sizeof((es)->stack), 0);              \
+                                                                                                   \
+		(es)->event.stack_depth = bytes > 0 ? bytes / sizeof((es)->stack[0]) : 0;          \
+	} while (0)
+
+#define event_submit(e) bpf_ringbuf_submit(e, 0)
+
+#endif

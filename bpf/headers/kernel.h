@@ -1,0 +1,332 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+
+/* The kernel's types, as far as the probes read them.
+ *
+ * Every struct lists only the fields in use, in any order: the loader moves
+ * each access to where the running kernel's BTF says the field is. A field
+ * that some kernels lack is guarded by bpf_core_field_exists() where it is
+ * read. Types of the BPF interface itself (contexts) have a fixed layout and
+ * are given whole, outside the attribute. */
+
+#ifndef NODESKOOP_KERNEL_H
+#define NODESKOOP_KERNEL_H
+
+typedef unsigned char __u8;
+typedef unsigned short __u16;
+typedef unsigned int __u32;
+typedef unsigned long long __u64;
+typedef signed char __s8;
+typedef short __s16;
+typedef int __s32;
+typedef long long __s64;
+typedef __u16 __be16;
+typedef __u32 __be32;
+typedef __u64 __be64;
+typedef __u16 __sum16;
+typedef __u32 __wsum;
+typedef _Bool bool;
+
+#define NULL ((void *)0)
+
+enum { false, true };
+
+enum bpf_map_type {
+	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_PERCPU_HASH = 5,
+	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_SK_STORAGE = 24,
+	BPF_MAP_TYPE_RINGBUF = 27,
+};
+
+enum {
+	BPF_ANY = 0,
+	BPF_NOEXIST = 1,
+	BPF_F_NO_PREALLOC = 1,
+	BPF_SK_STORAGE_GET_F_CREATE = 1,
+};
+
+/* Contexts: their layout is part of the BPF interface. */
+
+struct bpf_raw_tracepoint_args {
+	__u64 args[0];
+};
+
+struct __sk_buff {
+	__u32 len;
+	__u32 pkt_type;
+	__u32 mark;
+	__u32 queue_mapping;
+	__u32 protocol;
+	__u32 vlan_present;
+	__u32 vlan_tci;
+	__u32 vlan_proto;
+	__u32 priority;
+	__u32 ingress_ifindex;
+	__u32 ifindex;
+	__u32 tc_index;
+	__u32 cb[5];
+	__u32 hash;
+	__u32 tc_classid;
+	__u32 data;
+	__u32 data_end;
+	__u32 napi_id;
+	__u32 family;
+	__u32 remote_ip4;
+	__u32 local_ip4;
+	__u32 remote_ip6[4];
+	__u32 local_ip6[4];
+	__u32 remote_port;
+	__u32 local_port;
+	__u32 data_meta;
+	__u64 flow_keys __attribute__((aligned(8)));
+	__u64 tstamp;
+	__u32 wire_len;
+	__u32 gso_segs;
+	__u64 sk __attribute__((aligned(8)));
+	__u32 gso_size;
+};
+
+#if defined(__TARGET_ARCH_x86)
+struct pt_regs {
+	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8;
+	unsigned long ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp, ss;
+};
+#elif defined(__TARGET_ARCH_arm64)
+struct user_pt_regs {
+	__u64 regs[31];
+	__u64 sp;
+	__u64 pc;
+	__u64 pstate;
+};
+struct pt_regs {
+	struct user_pt_regs user_regs;
+};
+#endif
+
+/* bpf_tracing.h picks the kernel's register names by this. */
+#define __VMLINUX_H__
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+/* Namespaces and devices */
+
+struct ns_common {
+	unsigned int inum;
+};
+
+struct net {
+	struct ns_common ns;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+struct net_device {
+	char name[16];
+	int ifindex;
+	possible_net_t nd_net;
+};
+
+struct dst_entry {
+	struct net_device *dev;
+};
+
+/* Sockets */
+
+struct in6_addr {
+	union {
+		__u8 u6_addr8[16];
+	} in6_u;
+};
+
+struct sock_common {
+	__be32 skc_daddr;
+	__be32 skc_rcv_saddr;
+	__be16 skc_dport;
+	__u16 skc_num;
+	__u16 skc_family;
+	volatile unsigned char skc_state;
+	possible_net_t skc_net;
+	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
+};
+
+struct sk_buff;
+
+struct sk_buff_head {
+	struct sk_buff *next;
+	struct sk_buff *prev;
+	__u32 qlen;
+};
+
+struct sock {
+	struct sock_common __sk_common;
+	struct sk_buff_head sk_receive_queue;
+	struct dst_entry *sk_dst_cache;
+	__u16 sk_protocol;
+};
+
+struct inet_sock {
+	__be16 inet_sport;
+};
+
+struct tcp_sock {
+	__u32 rcv_nxt;
+	__u32 copied_seq;
+	__u32 snd_nxt;
+	__u32 write_seq;
+};
+
+struct udp_sock {
+	struct sk_buff_head reader_queue;
+};
+
+struct request_sock {
+	struct sock_common __req_common;
+};
+
+/* Packets */
+
+struct sk_buff {
+	struct net_device *dev;
+	struct sock *sk;
+	__u64 skb_mstamp_ns;
+	char cb[48];
+	unsigned long _skb_refdst;
+	unsigned int len;
+	unsigned int data_len;
+	__be16 protocol;
+	__u16 transport_header;
+	__u16 network_header;
+	unsigned int tail;
+	unsigned char *head;
+	unsigned char *data;
+};
+
+struct tcp_skb_cb {
+	__u32 seq;
+	__u32 end_seq;
+	__u16 tcp_gso_segs;
+};
+
+/* Reasons. Only the enumerators in use; their numbers are the kernel's. */
+
+enum skb_drop_reason {
+	SKB_NOT_DROPPED_YET,
+	SKB_CONSUMED,
+	SKB_DROP_REASON_NETFILTER_DROP,
+	SKB_DROP_REASON_QUEUE_PURGE,
+};
+
+/* Block I/O */
+
+struct gendisk {
+	char disk_name[32];
+};
+
+struct request_queue {
+	struct gendisk *disk;
+};
+
+struct request {
+	struct request_queue *q;
+	unsigned int cmd_flags;
+};
+
+/* Before 5.16 the request knew its disk itself. */
+struct request___disk {
+	struct gendisk *rq_disk;
+};
+
+#pragma clang attribute pop
+
+/* Numbers that are part of a protocol or of the kernel's interface. */
+
+enum {
+	AF_UNIX = 1,
+	AF_INET = 2,
+	AF_INET6 = 10,
+	AF_NETLINK = 16,
+
+	ETH_P_IP = 0x0800,
+	ETH_P_IPV6 = 0x86dd,
+	ETH_P_8021Q = 0x8100,
+	ETH_P_8021AD = 0x88a8,
+
+	IPPROTO_HOPOPTS = 0,
+	IPPROTO_ICMP = 1,
+	IPPROTO_TCP = 6,
+	IPPROTO_UDP = 17,
+	IPPROTO_DCCP = 33,
+	IPPROTO_ROUTING = 43,
+	IPPROTO_FRAGMENT = 44,
+	IPPROTO_AH = 51,
+	IPPROTO_DSTOPTS = 60,
+	IPPROTO_SCTP = 132,
+	IPPROTO_UDPLITE = 136,
+
+	TCP_ESTABLISHED = 1,
+	TCP_SYN_SENT = 2,
+	TCP_TIME_WAIT = 6,
+	TCP_CLOSE = 7,
+	TCP_LISTEN = 10,
+	TCP_NEW_SYN_RECV = 12,
+
+	TCP_FLAG_RST = 4,
+
+	MSG_PEEK = 2,
+};
+
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_tracing.h>
+
+/* Namespace inodes come from the kernel's range for such numbers, the initial
+ * one's from just below it. Anything else was not read from a namespace: a
+ * packet's device pointer shares its place with a queue's links and a
+ * receive-side scratch value. */
+#define NETNS_INUM_MIN 0xEFFFFF00u
+
+static __always_inline __u32 netns_checked(__u32 inum)
+{
+	return inum >= NETNS_INUM_MIN ? inum : 0;
+}
+
+static __always_inline __u32 netns_of_net(const struct net *net)
+{
+	return net ? netns_checked(BPF_CORE_READ(net, ns.inum)) : 0;
+}
+
+static __always_inline __u32 netns_of_dev(const struct net_device *dev)
+{
+	return dev ? netns_of_net(BPF_CORE_READ(dev, nd_net.net)) : 0;
+}
+
+/* Full, request and time-wait sockets all begin with sock_common. */
+static __always_inline __u32 netns_of_sock(const struct sock *sk)
+{
+	return sk ? netns_of_net(BPF_CORE_READ(sk, __sk_common.skc_net.net)) : 0;
+}
+
+static __always_inline __u32 netns_of_skb(const struct sk_buff *skb)
+{
+	__u32 netns = netns_of_dev(BPF_CORE_READ(skb, dev));
+	unsigned long dst;
+
+	if (netns)
+		return netns;
+	netns = netns_of_sock(BPF_CORE_READ(skb, sk));
+	if (netns)
+		return netns;
+	/* The lowest bit says whether the route is referenced. */
+	dst = BPF_CORE_READ(skb, _skb_refdst) & ~1ul;
+	if (dst)
+		return netns_of_dev(BPF_CORE_READ((struct dst_entry *)dst, dev));
+	return 0;
+}
+
+#endif

@@ -1,0 +1,278 @@
+package bpf
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Symbols names the kernel's code addresses. It reads /proc/kallsyms when it
+// is first asked, keeps it in one sorted table, and reads it again when an
+// address lies where no known code is (a module loaded since), though at most
+// once a second. Its methods may be called from several goroutines.
+type Symbols struct {
+	path string
+	now  func() time.Time
+
+	mu    sync.Mutex
+	table symbolTable
+	read  time.Time // of the last attempt
+	err   error
+}
+
+// refreshAfter is how long a table is trusted although an address is missing.
+const refreshAfter = time.Second
+
+// farthest is how long a function may be at most: an address farther behind
+// the last symbol before it lies in code that the table does not know.
+const farthest = 1 << 20
+
+// ErrNoAddresses is the answer where the kernel shows its symbols without
+// their addresses.
+var ErrNoAddresses = errors.New("/proc/kallsyms shows no addresses: the process lacks CAP_SYSLOG, or the sysctl kernel.kptr_restrict is 2")
+
+// NewSymbols gives a table that reads nothing until it is asked.
+func NewSymbols() *Symbols {
+	return &Symbols{path: "/proc/kallsyms", now: time.Now}
+}
+
+// symbolTable holds names in one string, so that 100,000 symbols are two
+// objects on the heap and not 100,000.
+type symbolTable struct {
+	symbols []symbol
+	names   string
+}
+
+type symbol struct {
+	address uint64
+	name    uint32 // where in names it starts
+	length  uint16
+}
+
+func (t *symbolTable) text(s symbol) string { return t.names[s.name : s.name+uint32(s.length)] }
+
+// Lookup gives the function in which the address lies, with its module in
+// brackets if it has one, and how far into it.
+func (s *Symbols) Lookup(address uint64) (name string, offset uint64, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	name, offset, ok = s.table.lookup(address)
+	if ok {
+		return name, offset, true
+	}
+	now := s.now()
+	if !s.read.IsZero() && now.Sub(s.read) < refreshAfter {
+		return "", 0, false
+	}
+	s.read = now
+	if s.err = s.load(); s.err != nil {
+		return "", 0, false
+	}
+	return s.table.lookup(address)
+}
+
+// Err tells why there are no symbols, if there are none.
+func (s *Symbols) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.read.IsZero() {
+		s.read = s.now()
+		s.err = s.load()
+	}
+	return s.err
+}
+
+// Location is a return address as symbol+0xoffset, or the bare address. The
+// function is that of the call before the address: a call that ends a
+// function returns, by its address, into the next one.
+func (s *Symbols) Location(address uint64) string {
+	if address == 0 {
+		return ""
+	}
+	name, offset, ok := s.Lookup(address - 1)
+	if !ok {
+		return "0x" + strconv.FormatUint(address, 16)
+	}
+	name, module, found := strings.Cut(name, " ")
+	text := name + "+0x" + strconv.FormatUint(offset+1, 16)
+	if found {
+		text += " " + module
+	}
+	return text
+}
+
+// Function is the name of the function that a return address lies in, without
+// offset, module or the suffix of a compiler's copy, or "".
+func (s *Symbols) Function(address uint64) string {
+	if address == 0 {
+		return ""
+	}
+	name, _, ok := s.Lookup(address - 1)
+	if !ok {
+		return ""
+	}
+	name, _, _ = strings.Cut(name, " ")
+	name, _, _ = strings.Cut(name, ".")
+	return name
+}
+
+// Stack is a stack as locations, innermost first, without the frames that
+// belong to the tracing itself.
+func (s *Symbols) Stack(addresses []uint64) []string {
+	lines := make([]string, 0, len(addresses))
+	for _, address := range addresses {
+		line := s.Location(address)
+		if len(lines) == 0 && isTracing(line) {
+			continue
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+func isTracing(location string) bool {
+	for _, prefix := range []string{"bpf_", "__bpf_", "__traceiter_", "trace_call_bpf"} {
+		if strings.HasPrefix(location, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// ranges gives where a function's code lies, for each part that the compiler
+// made of it.
+func (s *Symbols) ranges(names []string) [][2]uint64 {
+	if s.Err() != nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var found [][2]uint64
+	for i, sym := range s.table.symbols {
+		name, _, _ := strings.Cut(s.table.text(sym), ".")
+		if i+1 < len(s.table.symbols) && slices.Contains(names, name) {
+			found = append(found, [2]uint64{sym.address, s.table.symbols[i+1].address})
+		}
+	}
+	return found
+}
+
+func (s *Symbols) load() error {
+	f, err := os.Open(s.path)
+	if err != nil {
+		return fmt.Errorf("kernel symbols: %w", err)
+	}
+	defer f.Close()
+	table, err := parseSymbols(f)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", s.path, err)
+	}
+	s.table = table
+	return nil
+}
+
+// endOfText is not a function: what lies behind it is modules and programs.
+const endOfText = "_etext"
+
+func (t *symbolTable) lookup(address uint64) (string, uint64, bool) {
+	i, found := slices.BinarySearchFunc(t.symbols, address, func(s symbol, a uint64) int {
+		switch {
+		case s.address < a:
+			return -1
+		case s.address > a:
+			return 1
+		}
+		return 0
+	})
+	if !found {
+		i--
+	}
+	if i < 0 {
+		return "", 0, false
+	}
+	s := t.symbols[i]
+	name := t.text(s)
+	if name == endOfText || address-s.address > farthest {
+		return "", 0, false
+	}
+	return name, address - s.address, true
+}
+
+// parseSymbols reads lines of "address type name [module]" and keeps code.
+// Lines that are none are skipped: the format has grown before.
+func parseSymbols(r io.Reader) (symbolTable, error) {
+	var (
+		symbols = make([]symbol, 0, 1<<16)
+		names   strings.Builder
+		zero    = true
+		lines   int
+	)
+	in := bufio.NewScanner(r)
+	in.Buffer(make([]byte, 64<<10), 64<<10)
+	for in.Scan() {
+		line := in.Bytes()
+		address, rest, ok := bytes.Cut(line, []byte(" "))
+		if !ok || len(rest) < 3 || rest[1] != ' ' {
+			continue
+		}
+		lines++
+		a, err := strconv.ParseUint(string(address), 16, 64)
+		if err != nil {
+			continue
+		}
+		if a != 0 {
+			zero = false
+		}
+		switch rest[0] {
+		case 't', 'T', 'w', 'W':
+		default:
+			continue
+		}
+		// A module follows in brackets, after a tab.
+		name, module, _ := bytes.Cut(rest[2:], []byte("\t"))
+		module = bytes.TrimSpace(module)
+		name = bytes.TrimSpace(name)
+		// arm64 marks where code and data begin by symbols of their own.
+		if len(name) == 0 || name[0] == '$' || len(name)+len(module) > 1<<12 || names.Len() > 1<<30 {
+			continue
+		}
+		s := symbol{address: a, name: uint32(names.Len()), length: uint16(len(name))}
+		names.Write(name)
+		if len(module) > 0 {
+			names.WriteByte(' ')
+			names.Write(module)
+			s.length += uint16(len(module)) + 1
+		}
+		symbols = append(symbols, s)
+	}
+	if err := in.Err(); err != nil {
+		return symbolTable{}, err
+	}
+	if lines == 0 {
+		return symbolTable{}, errors.New("it has no symbols")
+	}
+	if zero {
+		return symbolTable{}, ErrNoAddresses
+	}
+	// Stable: of several names for one address the first is the kernel's own
+	// preference.
+	slices.SortStableFunc(symbols, func(a, b symbol) int {
+		switch {
+		case a.address < b.address:
+			return -1
+		case a.address > b.address:
+			return 1
+		}
+		return 0
+	})
+	symbols = slices.CompactFunc(symbols, func(a, b symbol) bool { return a.address == b.address })
+	return symbolTable{symbols: slices.Clip(symbols), names: names.String()}, nil
+}

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+//go:build ignore
+
+/* kernellatency: how long the stack takes between driver and socket.
+ *
+ * By functions where the kernel lets them be hooked: every packet, IPv4 and
+ * IPv6, with the stages on the way. Else by tracepoints alone: what they pass
+ * is enough for received TCP data and datagrams, and for sent TCP. */
+
+#include "headers/kernel.h"
+#include "headers/counter.h"
+#include "headers/event.h"
+#include "headers/stamp.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+enum slot { RX, RX100, TX, TX100 };
+
+const volatile __u64 slow_ns = 10000000;
+const volatile __u64 slow100_ns = 100000000;
+const volatile __u64 event_ns = 100000000;
+
+DEFINE_COUNTERS();
+DEFINE_STAMPS(received);
+DEFINE_STAMPS(delivered);
+DEFINE_STAMPS(sent);
+DEFINE_STAMPS(local_out);
+DEFINE_STAMPS(output);
+
+/* The points of an event; 0: not seen. */
+struct points {
+	__u64 at[EVENT_POINTS];
+};
+
+static __always_inline void slow(const struct sk_buff *skb, const struct net_device *dev,
+				 __u32 netns, __u32 slot, __u64 now, __u64 latency,
+				 const struct points *p)
+{
+	struct event *e;
+
+	count(netns, slot);
+	if (latency >= slow100_ns)
+		count(netns, slot + 1);
+	if (latency < event_ns)
+		return;
+	e = event_reserve(slot == RX ? EVENT_RXKERNEL_SLOW : EVENT_TXKERNEL_SLOW, netns, now,
+			  sizeof(*e));
+	if (!e)
+		return;
+	e->latency_ns = latency;
+	if (p)
+		__builtin_memcpy(e->points_ns, p->at, sizeof(e->points_ns));
+	event_set_dev(e, dev);
+	tuple_from_skb(skb, &e->tuple);
+	event_submit(e);
+}
+
+/* Receiving begins behind the driver, after segments have been put together,
+ * on the CPU that the packet was steered to. */
+SEC("raw_tp/netif_receive_skb")
+int raw_receive(struct bpf_raw_tracepoint_args *ctx)
+{
+	stamp_set(&received, ctx->args[0], 0, bpf_ktime_get_ns());
+	return 0;
+}
+
+/* By tracepoints: the packet is the same when TCP begins with it, and when it
+ * has become the last in a datagram socket's queue. */
+
+static __always_inline int reached_socket(const struct sk_buff *skb, const struct sock *sk)
+{
+	__u64 since = stamp_take(&received, (__u64)skb, 0), now, latency;
+
+	if (!since)
+		return 0;
+	now = bpf_ktime_get_ns();
+	latency = now - since;
+	if (latency >= slow_ns)
+		slow(skb, NULL, netns_of_sock(sk), RX, now, latency, NULL);
+	return 0;
+}
+
+SEC("raw_tp/tcp_probe")
+int raw_tcp_probe(struct bpf_raw_tracepoint_args *ctx)
+{
+	return reached_socket((const struct sk_buff *)ctx->args[1],
+			      (const struct sock *)ctx->args[0]);
+}
+
+SEC("raw_tp/sk_data_ready")
+int raw_data_ready(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct sock *sk = (const struct sock *)ctx->args[0];
+	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
+
+	if ((family != AF_INET && family != AF_INET6) ||
+	    BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP)
+		return 0;
+	return reached_socket(BPF_CORE_READ(sk, sk_receive_queue.prev), sk);
+}
+
+/* TCP notes in a packet when it sends it, by the clock that we read. */
+
+static __always_inline bool sends_data(const struct sock *sk)
+{
+	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+
+	/* Resets and SYN-ACKs carry other sockets, and times that stand for
+	 * something else. */
+	return BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP && state != TCP_TIME_WAIT &&
+	       state != TCP_CLOSE && state < TCP_LISTEN + 2 && state != TCP_LISTEN;
+}
+
+static __always_inline int reached_device(const struct sk_buff *skb, const struct sock *sk,
+					  __u64 since)
+{
+	const struct net_device *dev, *first;
+	__u64 now, latency;
+
+	if (!sk || !since)
+		return 0;
+	now = bpf_ktime_get_ns();
+	/* A paced packet's time may lie ahead. */
+	if (since > now || now - since < slow_ns || !sends_data(sk))
+		return 0;
+	latency = now - since;
+	/* A device on top of another, or on the way out of the pod, has counted
+	 * the packet: only the socket's own device is the end of the stack. */
+	dev = BPF_CORE_READ(skb, dev);
+	first = BPF_CORE_READ(sk, sk_dst_cache, dev);
+	if (first && first != dev)
+		return 0;
+	slow(skb, dev, netns_of_sock(sk), TX, now, latency, NULL);
+	return 0;
+}
+
+SEC("tp_btf/net_dev_queue")
+int btf_queue(__u64 *ctx)
+{
+	const struct sk_buff *skb = (const struct sk_buff *)ctx[0];
+
+	return reached_device(skb, skb->sk, skb->skb_mstamp_ns);
+}
+
+SEC("raw_tp/net_dev_queue")
+int raw_queue(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct sk_buff *skb = (const struct sk_buff *)ctx->args[0];
+
+	return reached_device(skb, BPF_CORE_READ(skb, sk), BPF_CORE_READ(skb, skb_mstamp_ns));
+}
+
+/* By functions, receiving. */
+
+static __always_inline int rx_delivered(const struct sk_buff *skb)
+{
+	stamp_set(&delivered, (__u64)skb, 0, bpf_ktime_get_ns());
+	return 0;
+}
+
+static __always_inline int rx_done(const struct sk_buff *skb)
+{
+	__u64 since = stamp_take(&received, (__u64)skb, 0);
+	__u64 between = stamp_take(&delivered, (__u64)skb, 0), now, latency;
+	const struct net_device *dev;
+	struct points p = {};
+
+	if (!since)
+		return 0;
+	now = bpf_ktime_get_ns();
+	latency = now - since;
+	if (latency < slow_ns)
+		return 0;
+	if (between > since) {
+		p.at[0] = between - since;
+		p.at[1] = now - between;
+	}
+	dev = BPF_CORE_READ(skb, dev);
+	slow(skb, dev, netns_of_skb(skb), RX, now, latency, &p);
+	return 0;
+}
+
+/* By functions, sending. A packet that was dropped on the way leaves its
+ * stamps behind; its socket tells it from the next one at the same address,
+ * a forwarded one for instance. */
+
+static __always_inline int tx_at(void *stamps, const struct sk_buff *skb)
+{
+	stamp_set(stamps, (__u64)skb, (__u64)BPF_CORE_READ(skb, sk), bpf_ktime_get_ns());
+	return 0;
+}
+
+static __always_inline int tx_done(const struct sk_buff *skb)
+{
+	__u64 key = (__u64)skb, sk = (__u64)BPF_CORE_READ(skb, sk);
+	__u64 start = stamp_take(&sent, key, sk), out = stamp_take(&local_out, key, sk);
+	__u64 through = stamp_take(&output, key, sk), since = start ? start : out, now, latency;
+	const struct net_device *dev;
+	struct points p = {};
+	__u32 netns;
+
+	if (!since)
+		return 0;
+	now = bpf_ktime_get_ns();
+	latency = now - since;
+	if (latency < slow_ns)
+		return 0;
+	if (start && out > start)
+		p.at[0] = out - start;
+	if (through > since) {
+		p.at[1] = through - (out > since ? out : since);
+		p.at[2] = now - through;
+	}
+	netns = netns_of_sock((const struct sock *)sk);
+	dev = BPF_CORE_READ(skb, dev);
+	slow(skb, dev, netns ? netns : netns_of_skb(skb), TX, now, latency, &p);
+	return 0;
+}
+
+/* An argument as a number. With type information it is a pointer, with which
+ * one may not calculate; read from where the arguments lie, it is none. */
+static __always_inline struct sk_buff *argument(const __u64 *at)
+{
+	__u64 value = 0;
+
+	bpf_probe_read_kernel(&value, sizeof(value), at);
+	return (struct sk_buff *)value;
+}
+
+#define SKB_1(name, function, expr)                                                                \
+	SEC("fentry/" #function)                                                                   \
+	int fen_##name(__u64 *ctx)                                                                 \
+	{                                                                                          \
+		struct sk_buff *skb = argument(&ctx[0]);                                           \
+                                                                                                   \
+		return expr;                                                                       \
+	}                                                                                          \
+	SEC("kprobe/" #function)                                                                   \
+	int BPF_KPROBE(kp_##name, struct sk_buff *skb)                                             \
+	{                                                                                          \
+		return expr;                                                                       \
+	}
+
+#define SKB_2(name, function, expr)                                                                \
+	SEC("fentry/" #function)                                                                   \
+	int fen_##name(__u64 *ctx)                                                                 \
+	{                                                                                          \
+		struct sk_buff *skb = argument(&ctx[1]);                                           \
+                                                                                                   \
+		return expr;                                                                       \
+	}                                                                                          \
+	SEC("kprobe/" #function)                                                                   \
+	int BPF_KPROBE(kp_##name, void *first, struct sk_buff *skb)                                \
+	{                                                                                          \
+		return expr;                                                                       \
+	}
+
+#define SKB_3(name, function, expr)                                                                \
+	SEC("fentry/" #function)                                                                   \
+	int fen_##name(__u64 *ctx)                                                                 \
+	{                                                                                          \
+		struct sk_buff *skb = argument(&ctx[2]);                                           \
+                                                                                                   \
+		return expr;                                                                       \
+	}                                                                                          \
+	SEC("kprobe/" #function)                                                                   \
+	int BPF_KPROBE(kp_##name, void *first, void *second, struct sk_buff *skb)                  \
+	{                                                                                          \
+		return expr;                                                                       \
+	}
+
+SKB_1(deliver4, ip_local_deliver, rx_delivered(skb))
+SKB_1(deliver6, ip6_input, rx_delivered(skb))
+SKB_2(protocol4, ip_protocol_deliver_rcu, rx_done(skb))
+SKB_2(protocol6, ip6_protocol_deliver_rcu, rx_done(skb))
+
+SKB_2(xmit4, __ip_queue_xmit, tx_at(&sent, skb))
+SKB_2(xmit6, inet6_csk_xmit, tx_at(&sent, skb))
+SKB_3(out4, __ip_local_out, tx_at(&local_out, skb))
+SKB_3(out6, __ip6_local_out, tx_at(&local_out, skb))
+SKB_3(output4, ip_output, tx_at(&output, skb))
+SKB_3(output6, ip6_output, tx_at(&output, skb))
+SKB_3(finish4, ip_finish_output2, tx_done(skb))
+SKB_3(finish6, ip6_finish_output2, tx_done(skb))

@@ -1,0 +1,502 @@
+package bpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// hold is how long the tests keep something back: well over the probes' 100 ms,
+// and under the 200 ms after which TCP sends again.
+const hold = 140 * time.Millisecond
+
+// udpPair gives the two ends of a datagram flow from a to b.
+func udpPair(t testing.TB, a, b *namespace, addr netip.Addr) (client net.Conn, server *net.UDPConn) {
+	t.Helper()
+	server = b.listenUDP(t, addr)
+	return a.dial(t, "udp", addrPort(server.LocalAddr())), server
+}
+
+// eachHooks runs a test by each kind of hooks; those that the kernel does not
+// take are skipped with its reasons.
+func eachHooks(t *testing.T, f func(*testing.T, Kind)) {
+	for _, kind := range []Kind{BTFTracepoint, RawTracepoint, Fentry, Kprobe} {
+		t.Run(string(kind), func(t *testing.T) { f(t, kind) })
+	}
+}
+
+func TestSocketlatencyReadSlow(t *testing.T) {
+	eachHooks(t, func(t *testing.T, kind Kind) {
+		a, b := newPair(t)
+		l := newTestLoader(t, Options{Hooks: kind})
+		p := l.load("socketlatency", Config{})
+		const n = 4
+		want := 0
+		buffer := make([]byte, 64)
+		for family, addrs := range families(a, b) {
+			tcp, server := connect(t, a, b, addrs[1])
+			udp, udpServer := udpPair(t, a, b, addrs[1])
+			pairs := [][2]net.Conn{{tcp, server}, {udp, udpServer}}
+			if sees := p.Hooks()[0]; sees.Lacks != "" {
+				pairs = pairs[:1] // this rung sees TCP only
+			}
+			for range n {
+				for _, pair := range pairs {
+					if _, err := pair[0].Write([]byte("wait for it")); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(hold)
+					if _, err := pair[1].Read(buffer); err != nil {
+						t.Fatal(err)
+					}
+					want++
+				}
+			}
+			got := l.settled(p, b.inode)
+			if got[ReadSlow] != uint64(want) || got[ReadSlow100] != uint64(want) {
+				t.Errorf("%s: %v, want %d slow reads", family, got[:4], want)
+			}
+			for _, e := range l.taken(SocklatReadSlow, b.inode, want) {
+				if e.Latency < 100*time.Millisecond || int(e.PID) != os.Getpid() || e.Comm() == "" || e.Source.Port() == 0 {
+					t.Errorf("%s: %+v", family, e)
+				}
+				// A datagram socket that is not connected knows its own end only.
+				if e.Protocol == unix.IPPROTO_TCP && e.Source.Addr() == addrs[1] && (e.Source != addrPort(server.LocalAddr()) || e.Destination != addrPort(server.RemoteAddr())) {
+					t.Errorf("%s: %+v", family, e)
+				}
+			}
+		}
+		l.balanced(SocklatReadSlow, p, ReadSlow100)
+	})
+}
+
+// TestSocketlatencyNoFalseReads is a keep-alive connection as servers have it:
+// polled for seconds, idle, then used at once.
+func TestSocketlatencyNoFalseReads(t *testing.T) {
+	eachHooks(t, func(t *testing.T, kind Kind) {
+		a, b := newPair(t)
+		l := newTestLoader(t, Options{Hooks: kind})
+		p := l.load("socketlatency", Config{})
+		client, server := connect(t, a, b, b.v4)
+		udp, udpServer := udpPair(t, a, b, b.v4)
+		buffer := make([]byte, 4096)
+		poll := func(c net.Conn) {
+			c.SetReadDeadline(time.Now().Add(hold))
+			if _, err := c.Read(buffer); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatalf("an idle connection answered: %v", err)
+			}
+		}
+		// Every kind of read that takes nothing, with the raw calls too.
+		empty := func(c *net.TCPConn) {
+			rawConn(t, c, func(fd int) error {
+				for _, flags := range []int{unix.MSG_DONTWAIT, unix.MSG_DONTWAIT | unix.MSG_PEEK} {
+					if _, _, err := unix.Recvfrom(fd, buffer, flags); err != unix.EAGAIN {
+						return errors.New("an idle connection had something to read")
+					}
+				}
+				return nil
+			})
+		}
+		for range 4 {
+			poll(server)
+			empty(server)
+			poll(udpServer)
+			for _, pair := range [][2]net.Conn{{client, server}, {udp, udpServer}} {
+				got := make(chan error, 1)
+				go func() {
+					pair[1].SetReadDeadline(time.Now().Add(5 * time.Second))
+					_, err := pair[1].Read(buffer)
+					got <- err
+				}()
+				time.Sleep(10 * time.Millisecond) // the reader waits
+				if _, err := pair[0].Write([]byte("now")); err != nil {
+					t.Fatal(err)
+				}
+				if err := <-got; err != nil {
+					t.Fatal(err)
+				}
+			}
+			// An empty datagram is read like any other.
+			if _, err := udp.Write(nil); err != nil {
+				t.Fatal(err)
+			}
+			udpServer.SetReadDeadline(time.Now().Add(5 * time.Second))
+			if n, err := udpServer.Read(buffer); n != 0 || err != nil {
+				t.Fatal(n, err)
+			}
+		}
+		// One call that waits for all of it while it comes in pieces.
+		done := make(chan error, 1)
+		go func() {
+			var err error
+			rawConn(t, server, func(fd int) error {
+				if err = unix.SetNonblock(fd, false); err != nil {
+					return err
+				}
+				_, _, err = unix.Recvfrom(fd, buffer[:10], unix.MSG_WAITALL)
+				return err
+			})
+			done <- err
+		}()
+		for range 10 {
+			time.Sleep(hold / 4)
+			if _, err := client.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		got := l.settled(p, b.inode)
+		if got[ReadSlow100] != 0 || got[WriteSlow100] != 0 {
+			t.Errorf("%v, and nothing was slow", got[:4])
+		}
+		if events := l.taken(SocklatReadSlow, b.inode, 0); len(events) > 0 {
+			t.Errorf("false events: %+v", events)
+		}
+		t.Logf("over 1 ms: %d", got[ReadSlow])
+	})
+}
+
+// TestSocketlatencyPeek looks at data for long before it takes it: that is one
+// slow read, at the end.
+func TestSocketlatencyPeek(t *testing.T) {
+	a, b := newPair(t)
+	l := newTestLoader(t, Options{})
+	p := l.load("socketlatency", Config{})
+	client, server := connect(t, a, b, b.v4)
+	if _, err := client.Write([]byte("look")); err != nil {
+		t.Fatal(err)
+	}
+	l.eventually("the data to arrive", func() bool { return unread(t, server) == 4 })
+	buffer := make([]byte, 16)
+	for range 3 {
+		rawConn(t, server, func(fd int) error {
+			_, _, err := unix.Recvfrom(fd, buffer, unix.MSG_PEEK)
+			return err
+		})
+		time.Sleep(hold / 2)
+	}
+	if got := l.settled(p, b.inode); got[ReadSlow] != 0 {
+		t.Errorf("a peek counted: %v", got[:4])
+	}
+	if _, err := server.Read(buffer); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.settled(p, b.inode); got[ReadSlow] != 1 || got[ReadSlow100] != 1 {
+		t.Errorf("%v, want one slow read", got[:4])
+	}
+}
+
+// TestSocketlatencySendSlow writes more than the peer takes: its window is
+// closed for a while, and so the last of the data waits.
+func TestSocketlatencySendSlow(t *testing.T) {
+	eachHooks(t, func(t *testing.T, kind Kind) {
+		a, b := newPair(t)
+		l := newTestLoader(t, Options{Hooks: kind})
+		p := l.load("socketlatency", Config{})
+		if writes := p.Hooks()[1]; writes.Kind == "" {
+			t.Skipf("%+v", writes.Refused)
+		}
+		want := uint64(0)
+		for family, addrs := range families(a, b) {
+			client, server := connect(t, a, b, addrs[1])
+			if err := server.SetReadBuffer(16 << 10); err != nil {
+				t.Fatal(err)
+			}
+			client.SetWriteDeadline(time.Now().Add(hold))
+			written := 0
+			for {
+				n, err := client.Write(make([]byte, 64<<10))
+				written += n
+				if err != nil {
+					break
+				}
+			}
+			time.Sleep(hold)
+			server.SetReadDeadline(time.Now().Add(20 * time.Second))
+			if _, err := io.ReadFull(server, make([]byte, written)); err != nil {
+				t.Fatal(err)
+			}
+			want++
+			got := l.settled(p, a.inode)
+			if got[WriteSlow100] != want {
+				t.Errorf("%s: %v, want %d slow writes: one per closed window", family, got[:4], want)
+			}
+			for _, e := range l.taken(SocklatSendSlow, a.inode, int(want)) {
+				if e.Latency < hold || int(e.PID) != os.Getpid() || e.Comm() == "" {
+					t.Errorf("%s: %+v by %q", family, e, e.Comm())
+				}
+				if e.Source.Addr() == addrs[0] && (e.Source != addrPort(client.LocalAddr()) || e.Destination != addrPort(client.RemoteAddr())) {
+					t.Errorf("%s: %+v", family, e)
+				}
+			}
+			client.Close()
+		}
+		l.balanced(SocklatSendSlow, p, WriteSlow100)
+	})
+}
+
+// queueHeld makes packets wait: a netfilter queue whose reader lets each go on
+// after a while.
+func queueHeld(t *testing.T, n *namespace, number uint16, wait time.Duration) {
+	t.Helper()
+	var fd int
+	n.do(t, func() (err error) {
+		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+		if err != nil {
+			return err
+		}
+		return unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	})
+	const (
+		subsystem  = 3 // NFNL_SUBSYS_QUEUE
+		packet     = 0
+		verdict    = 1
+		config     = 2
+		attrConfig = 1 // NFQA_CFG_CMD
+		attrParams = 2 // NFQA_CFG_PARAMS
+		attrHeader = 1 // NFQA_PACKET_HDR
+		attrResult = 2 // NFQA_VERDICT_HDR
+	)
+	send := func(kind uint16, attr uint16, payload []byte) error {
+		m := binary.NativeEndian.AppendUint32(nil, 0)
+		m = binary.NativeEndian.AppendUint16(m, subsystem<<8|kind)
+		m = binary.NativeEndian.AppendUint16(m, unix.NLM_F_REQUEST)
+		m = append(m, make([]byte, 8)...)
+		m = append(m, unix.AF_UNSPEC, 0)
+		m = binary.BigEndian.AppendUint16(m, number)
+		m = binary.NativeEndian.AppendUint16(m, uint16(4+len(payload)))
+		m = binary.NativeEndian.AppendUint16(m, attr)
+		m = append(m, payload...)
+		m = append(m, make([]byte, -len(m)&3)...)
+		binary.NativeEndian.PutUint32(m, uint32(len(m)))
+		return unix.Sendto(fd, m, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	}
+	for _, c := range []struct {
+		attr    uint16
+		payload []byte
+	}{
+		{attrConfig, []byte{1, 0, 0, 0}},                  // bind
+		{attrParams, []byte{0, 0, 0, 0, 1 /* headers */}}, // copy no data
+	} {
+		if err := send(config, c.attr, c.payload); err != nil {
+			t.Fatal(err)
+		}
+	}
+	go func() {
+		buffer := make([]byte, 64<<10)
+		for {
+			size, _, err := unix.Recvfrom(fd, buffer, 0)
+			if err != nil {
+				return
+			}
+			for b := buffer[:size]; len(b) >= 20; {
+				length := int(binary.NativeEndian.Uint32(b))
+				if length < 20 || length > len(b) {
+					break
+				}
+				if binary.NativeEndian.Uint16(b[4:]) == subsystem<<8|packet {
+					for attrs := b[20:length]; len(attrs) >= 4; {
+						n := int(binary.NativeEndian.Uint16(attrs))
+						if n < 4 || n > len(attrs) {
+							break
+						}
+						if binary.NativeEndian.Uint16(attrs[2:]) == attrHeader && n >= 8 {
+							id := slices.Clone(attrs[4:8])
+							time.AfterFunc(wait, func() {
+								send(verdict, attrResult, append([]byte{0, 0, 0, 1}, id...))
+							})
+						}
+						attrs = attrs[min((n+3)&^3, len(attrs)):]
+					}
+				}
+				b = b[min((length+3)&^3, len(b)):]
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		unix.Shutdown(fd, unix.SHUT_RDWR)
+		unix.Close(fd)
+	})
+}
+
+// staged: the hook sees the stages between its ends.
+func staged(h HookState) bool { return h.Kind == Fentry || h.Kind == Kprobe }
+
+func TestKernellatency(t *testing.T) {
+	for _, kind := range []Kind{"", RawTracepoint, Fentry, Kprobe} {
+		t.Run("hooks="+string(kind), func(t *testing.T) {
+			a, b := newPair(t)
+			l := newTestLoader(t, Options{Hooks: kind})
+			p := l.load("kernellatency", Config{})
+			const n = 3
+			for _, tables := range []string{"iptables", "ip6tables"} {
+				// Received data waits in b, sent data in a, in different tests.
+				b.run(t, tables, "-t", "mangle", "-A", "PREROUTING", "-p", "tcp", "--tcp-flags", "PSH", "PSH", "-j", "NFQUEUE", "--queue-num", "1")
+				b.run(t, tables, "-t", "mangle", "-A", "INPUT", "-p", "udp", "-j", "NFQUEUE", "--queue-num", "1")
+			}
+			queueHeld(t, b, 1, hold)
+			want := uint64(0)
+			var buffer [64]byte
+			exchange := func(from, to net.Conn) {
+				t.Helper()
+				for range n {
+					if _, err := from.Write([]byte("held")); err != nil {
+						t.Fatal(err)
+					}
+					to.SetReadDeadline(time.Now().Add(10 * time.Second))
+					if _, err := to.Read(buffer[:]); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			for family, addrs := range families(a, b) {
+				client, server := connect(t, a, b, addrs[1])
+				exchange(client, server)
+				want += n
+				udp, udpServer := udpPair(t, a, b, addrs[1])
+				exchange(udp, udpServer)
+				if h := p.Hooks()[0]; staged(h) || slices.Contains(h.Programs, "raw_data_ready") {
+					want += n
+				}
+				got := l.settled(p, b.inode)
+				// A slow machine adds to those over 10 ms on its own.
+				if got[RxSlow] < want || got[RxSlow100] != want || got[TxSlow100] != 0 {
+					t.Errorf("%s: b %v, want %d packets received late", family, got[:4], want)
+				}
+				for _, e := range l.taken(RxKernelSlow, b.inode, int(want)) {
+					if e.Source.Addr() != addrs[0] {
+						continue
+					}
+					to := addrPort(server.LocalAddr())
+					if e.Protocol == unix.IPPROTO_UDP {
+						to = addrPort(udpServer.LocalAddr())
+					}
+					if e.Latency < 100*time.Millisecond || e.Destination != to || e.Source.Port() == 0 {
+						t.Errorf("%s: %+v", family, e)
+					}
+					// TCP was held before routing, UDP after it.
+					held := PointIP
+					if e.Protocol == unix.IPPROTO_UDP {
+						held = PointLocalIn
+					}
+					if staged(p.Hooks()[0]) && (e.Points[held] < 100*time.Millisecond || e.Points[PointIP]+e.Points[PointLocalIn] != e.Latency) {
+						t.Errorf("%s: points %v of %v", family, e.Points, e.Latency)
+					}
+				}
+			}
+			l.balanced(RxKernelSlow, p, RxSlow100)
+
+			for _, tables := range []string{"iptables", "ip6tables"} {
+				b.run(t, tables, "-t", "mangle", "-F")
+				a.run(t, tables, "-t", "mangle", "-A", "OUTPUT", "-p", "tcp", "--tcp-flags", "PSH", "PSH", "-j", "NFQUEUE", "--queue-num", "2")
+			}
+			queueHeld(t, a, 2, hold)
+			want = 0
+			for family, addrs := range families(a, b) {
+				client, server := connect(t, a, b, addrs[1])
+				exchange(client, server)
+				want += n
+				got := l.settled(p, a.inode)
+				if got[TxSlow] < want || got[TxSlow100] != want || got[RxSlow100] != 0 {
+					t.Errorf("%s: a %v, want %d packets sent late", family, got[:4], want)
+				}
+				for _, e := range l.taken(TxKernelSlow, a.inode, int(want)) {
+					if staged(p.Hooks()[1]) && (e.Points[PointLocalOut] < 100*time.Millisecond || e.Points[PointRoute]+e.Points[PointLocalOut]+e.Points[PointPostrouting] != e.Latency) {
+						t.Errorf("%s: points %v of %v", family, e.Points, e.Latency)
+					}
+					if e.Source.Addr() == addrs[0] && (e.Source != addrPort(client.LocalAddr()) || e.Destination != addrPort(client.RemoteAddr()) || e.Device() != a.device) {
+						t.Errorf("%s: %+v on %s", family, e, e.Device())
+					}
+				}
+			}
+			l.balanced(TxKernelSlow, p, TxSlow100)
+		})
+	}
+}
+
+// idleVirtioNet finds a network device of the driver virtio_net that nobody
+// uses: it is down.
+func idleVirtioNet(t *testing.T) (netlink.Link, bool) {
+	t.Helper()
+	links, err := netlink.LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range links {
+		driver, err := os.Readlink("/sys/class/net/" + link.Attrs().Name + "/device/driver")
+		if err == nil && strings.HasSuffix(driver, "/virtio_net") && link.Attrs().Flags&net.FlagUp == 0 {
+			return link, true
+		}
+	}
+	return nil, false
+}
+
+// TestVirtcmdlatency sets the address of an idle device, which takes one
+// command each time. Where the kernel has no hook for commands, it
+// holds the answer to what a user can act on.
+func TestVirtcmdlatency(t *testing.T) {
+	for _, kind := range []Kind{Fentry, Kprobe} {
+		t.Run(string(kind), func(t *testing.T) {
+			l := newTestLoader(t, Options{Hooks: kind})
+			p, err := l.Load("virtcmdlatency", Config{Slow: Zero, Slow100: time.Hour})
+			if err == nil {
+				link, ok := idleVirtioNet(t)
+				if !ok {
+					t.Skipf("needs an idle virtio-net device; the hooks are %+v", p.Hooks())
+				}
+				// There and back: newer kernels send no command for the
+				// address that the device has.
+				const n = 6
+				own := slices.Clone(link.Attrs().HardwareAddr)
+				other := slices.Clone(own)
+				other[5] ^= 1
+				t.Cleanup(func() { netlink.LinkSetHardwareAddr(link, own) })
+				for i := range n {
+					address := other
+					if i%2 == 1 {
+						address = own
+					}
+					if err := netlink.LinkSetHardwareAddr(link, address); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if got := l.settled(p, 0); got[Slow] != n || got[Slow100] != 0 {
+					t.Errorf("%v, want %d commands", got[:2], n)
+				}
+				l.balanced(VirtcmdExcute, p, Slow)
+				for _, e := range l.taken(VirtcmdExcute, 0, n) {
+					if int(e.PID) != os.Getpid() || e.Comm() == "" || e.Latency <= 0 {
+						t.Errorf("%+v by %q", e, e.Comm())
+					}
+				}
+				return
+			}
+			var unsupported *UnsupportedError
+			if !errors.As(err, &unsupported) {
+				t.Fatal(err)
+			}
+			text := err.Error()
+			for _, want := range []string{"virtnet_send_command", string(kind), "no tracepoint"} {
+				if !strings.Contains(text, want) {
+					t.Errorf("%q does not mention %s", text, want)
+				}
+			}
+			if strings.Contains(text, "MEMLOCK") {
+				t.Errorf("%q gives advice on something else", text)
+			}
+			t.Log(text)
+		})
+	}
+}

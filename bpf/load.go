@@ -1,0 +1,424 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
+)
+
+// HooksVariable names the environment variable that restricts every hook which
+// has a rung of the given kind to just that rung ("raw_tp", "tp_btf", "fentry"
+// or "kprobe"), so that tests can run each of them on one kernel.
+const HooksVariable = "NODESKOOP_HOOKS"
+
+// Options of a Loader. The zero value is good for a node.
+type Options struct {
+	// RingSize is the size in bytes of the ring that all events share. It is
+	// rounded up to a power of two of pages; default 1 MiB.
+	RingSize int
+	// Namespaces is for how many network namespaces a probe keeps counters
+	// of their own, default 1024. What comes beyond is counted for namespace 0.
+	Namespaces int
+	// EventRate is how many events of one type and namespace the kernel lets
+	// through per second in the long run, default 20; EventBurst how many at
+	// once, default 100.
+	EventRate  float64
+	EventBurst int
+	// NoEvents starts with all types of events off, for who only counts.
+	NoEvents bool
+	// Hooks restricts the rungs, see HooksVariable, which is its default.
+	Hooks Kind
+}
+
+// Loader loads probes and owns what they share: the event ring, its limits and
+// its accounts. Its methods may be called from several goroutines.
+type Loader struct {
+	options Options
+	cpus    int
+	shared  map[string]*ebpf.Map
+	symbols *Symbols
+
+	mu      sync.Mutex
+	types   *kernelTypes // nil until needed and after ReleaseBTF
+	reasons *Reasons
+	probes  map[*Probe]struct{}
+	closed  bool
+
+	account accountReader
+}
+
+// The maps of headers/event.h, created once for all probes.
+const (
+	mapEvents   = "events"
+	mapLimits   = "event_limits"
+	mapAccounts = "event_accounts"
+	mapBuckets  = "event_buckets"
+)
+
+// New creates the event ring. It fails where the kernel or the process's
+// rights allow no eBPF at all, and then says which; probes are loaded one by
+// one afterwards, and the failure of one is not the failure of another.
+func New(options Options) (*Loader, error) {
+	if options.RingSize <= 0 {
+		options.RingSize = 1 << 20
+	}
+	if options.Namespaces <= 0 {
+		options.Namespaces = 1024
+	}
+	if options.EventRate <= 0 {
+		options.EventRate = 20
+	}
+	if options.EventBurst <= 0 {
+		options.EventBurst = 100
+	}
+	if options.Hooks == "" {
+		options.Hooks = Kind(os.Getenv(HooksVariable))
+	}
+	switch options.Hooks {
+	case "", RawTracepoint, BTFTracepoint, Fentry, Kprobe:
+	default:
+		return nil, fmt.Errorf("%s=%s: no such kind of hook; it is one of %s, %s, %s, %s",
+			HooksVariable, options.Hooks, RawTracepoint, BTFTracepoint, Fentry, Kprobe)
+	}
+
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return nil, fmt.Errorf("number of possible CPUs: %w", err)
+	}
+	// Only kernels before 5.11 charge maps to this limit. Where it cannot be
+	// raised, creating the first map says so.
+	_ = rlimit.RemoveMemlock()
+
+	l := &Loader{
+		options: options,
+		cpus:    cpus,
+		shared:  map[string]*ebpf.Map{},
+		symbols: NewSymbols(),
+		probes:  map[*Probe]struct{}{},
+	}
+	spec, err := loadPacketloss()
+	if err != nil {
+		return nil, err
+	}
+	spec.Maps[mapEvents].MaxEntries = ringSize(options.RingSize)
+	for _, name := range []string{mapEvents, mapLimits, mapAccounts, mapBuckets} {
+		m, err := ebpf.NewMap(spec.Maps[name])
+		if err != nil {
+			l.Close()
+			return nil, fmt.Errorf("create the BPF map %s: %w", name, explain(err))
+		}
+		l.shared[name] = m
+	}
+	for t := EventType(1); t < eventTypes && !options.NoEvents; t++ {
+		if err := l.SetEventLimit(t, options.EventRate, options.EventBurst); err != nil {
+			l.Close()
+			return nil, err
+		}
+	}
+	return l, nil
+}
+
+// ringSize rounds up to what the kernel accepts for a ring: a power of two,
+// and a multiple of the page size, which is not 4 KiB everywhere.
+func ringSize(n int) uint32 {
+	size := os.Getpagesize()
+	for size < n && size < 1<<30 {
+		size *= 2
+	}
+	return uint32(size)
+}
+
+// Close detaches every probe and frees what they shared.
+func (l *Loader) Close() error {
+	l.mu.Lock()
+	l.closed = true
+	probes := make([]*Probe, 0, len(l.probes))
+	for p := range l.probes {
+		probes = append(probes, p)
+	}
+	l.types = nil
+	l.mu.Unlock()
+
+	var errs []error
+	// Detaching a function hook waits for the kernel's grace periods, so the
+	// probes wait side by side.
+	var wg sync.WaitGroup
+	results := make([]error, len(probes))
+	for i, p := range probes {
+		wg.Go(func() { results[i] = p.Close() })
+	}
+	wg.Wait()
+	errs = append(errs, results...)
+	for _, m := range l.shared {
+		errs = append(errs, m.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Symbols is the table of the kernel's functions, which is read when it is
+// first asked.
+func (l *Loader) Symbols() *Symbols { return l.symbols }
+
+// Reasons names the numbers in events and drop counters. It is complete once
+// a probe has been loaded.
+func (l *Loader) Reasons() (*Reasons, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.reasons == nil {
+		types, err := l.kernelTypes()
+		if err != nil {
+			return nil, err
+		}
+		l.reasons = readReasons(types)
+	}
+	return l.reasons, nil
+}
+
+// kernelTypes gives the kernel's type information, parsed once for all loads.
+// The caller holds the lock.
+func (l *Loader) kernelTypes() (*kernelTypes, error) {
+	if l.types == nil {
+		types, err := newKernelTypes()
+		if err != nil {
+			return nil, err
+		}
+		l.types = types
+	}
+	return l.types, nil
+}
+
+// ReleaseBTF drops the kernel's type information, some 30 MB, and returns the
+// memory to the system. Call it when the probes wanted have been loaded; a
+// later Load reads it anew.
+func (l *Loader) ReleaseBTF() {
+	l.mu.Lock()
+	l.types = nil
+	l.mu.Unlock()
+	debug.FreeOSMemory()
+}
+
+// Load loads and attaches one probe. For each of its hooks it tries the rungs
+// from best to worst until one has really been loaded and attached: the
+// kernel's version says too little (fentry on arm64 before 6.4 loads and then
+// refuses to attach, and distributions backport).
+//
+// Where a hook that the probe cannot do without has no working rung, the error
+// is an *UnsupportedError.
+func (l *Loader) Load(name string, config Config) (*Probe, error) {
+	d, ok := definitions[name]
+	if !ok {
+		return nil, fmt.Errorf("no probe is called %q", name)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, fmt.Errorf("load probe %s: the loader is closed", name)
+	}
+
+	types, err := l.kernelTypes()
+	if err != nil {
+		return nil, fmt.Errorf("load probe %s: %w", name, err)
+	}
+	if l.reasons == nil {
+		l.reasons = readReasons(types)
+	}
+	spec, err := d.spec()
+	if err != nil {
+		return nil, fmt.Errorf("load probe %s: %w", name, err)
+	}
+	config = config.withDefaults(d.defaults)
+	p := &Probe{name: name, definition: d, loader: l, config: config, programs: map[string]*ebpf.Program{}}
+	if err := d.prepare(p, spec, types); err != nil {
+		return nil, fmt.Errorf("load probe %s: %w", name, err)
+	}
+	if err := p.createMaps(spec); err != nil {
+		p.release()
+		return nil, fmt.Errorf("load probe %s: %w", name, err)
+	}
+	if err := p.attach(spec, types); err != nil {
+		p.release()
+		return nil, err
+	}
+	l.probes[p] = struct{}{}
+	return p, nil
+}
+
+// createMaps creates the probe's own maps, which the programs of all its
+// rungs then use, whichever of them come to be loaded.
+func (p *Probe) createMaps(spec *ebpf.CollectionSpec) error {
+	if m, ok := spec.Maps["counters"]; ok && m.Type == ebpf.PerCPUHash {
+		m.MaxEntries = uint32(p.loader.options.Namespaces)
+	}
+	maps := &ebpf.CollectionSpec{Maps: spec.Maps, Variables: spec.Variables, Types: spec.Types, ByteOrder: spec.ByteOrder}
+	for name, m := range p.loader.shared {
+		if s, ok := maps.Maps[name]; ok {
+			s.MaxEntries = m.MaxEntries()
+		}
+	}
+	coll, err := ebpf.NewCollectionWithOptions(maps, ebpf.CollectionOptions{
+		MapReplacements: p.loader.sharedOf(spec),
+		Cache:           p.loader.types.cache,
+	})
+	if err != nil {
+		return fmt.Errorf("create its BPF maps: %w", explain(err))
+	}
+	p.maps = coll.Maps
+	return p.seedCounters()
+}
+
+// sharedOf gives those shared maps that a probe's programs use.
+func (l *Loader) sharedOf(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
+	shared := map[string]*ebpf.Map{}
+	for name, m := range l.shared {
+		if _, ok := spec.Maps[name]; ok {
+			shared[name] = m
+		}
+	}
+	return shared
+}
+
+// attach climbs down the ladder of each hook.
+func (p *Probe) attach(spec *ebpf.CollectionSpec, types *kernelTypes) error {
+	for i := range p.definition.hooks {
+		h := &p.definition.hooks[i]
+		if h.needed != nil && !h.needed(p, types) {
+			continue
+		}
+		state := HookState{Name: h.name}
+		for _, r := range p.loader.rungsOf(h) {
+			if err := p.attachRung(spec, r); err != nil {
+				state.Refused = append(state.Refused, Refusal{Kind: r.kind, Programs: r.programs, Reason: err.Error()})
+				continue
+			}
+			state.Kind, state.Programs, state.Lacks = r.kind, r.programs, r.lacks
+			break
+		}
+		if state.Kind == "" {
+			state.Lacks = h.without
+		}
+		p.hooks = append(p.hooks, state)
+		if state.Kind == "" && !h.optional {
+			return &UnsupportedError{Probe: p.name, Hooks: p.hooks, Note: p.definition.note}
+		}
+	}
+	return nil
+}
+
+// rungsOf gives the rungs to try, which a forced kind cuts down to its own
+// wherever the hook has such a rung.
+func (l *Loader) rungsOf(h *hook) []rung {
+	forced := l.options.Hooks
+	if forced == "" || !slices.ContainsFunc(h.rungs, func(r rung) bool { return r.kind == forced }) {
+		return h.rungs
+	}
+	var rungs []rung
+	for _, r := range h.rungs {
+		if r.kind == forced {
+			rungs = append(rungs, r)
+		}
+	}
+	return rungs
+}
+
+// attachRung loads and attaches the programs of one rung, all or none.
+func (p *Probe) attachRung(spec *ebpf.CollectionSpec, r rung) (err error) {
+	one := spec.Copy()
+	for name := range one.Programs {
+		if !slices.Contains(r.programs, name) {
+			delete(one.Programs, name)
+		}
+	}
+	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{
+		MapReplacements: p.maps,
+		Cache:           p.loader.types.cache,
+	})
+	if err != nil {
+		return explain(err)
+	}
+	defer coll.Close()
+
+	var links []link.Link
+	// What ends a measurement is listed, and attached, before what begins it,
+	// so that nothing begins which cannot end.
+	for _, name := range r.programs {
+		l, err := attachProgram(one.Programs[name], coll.Programs[name])
+		if err != nil {
+			for _, l := range links {
+				l.Close()
+			}
+			return fmt.Errorf("attach to %s: %w", one.Programs[name].AttachTo, explain(err))
+		}
+		links = append(links, l)
+	}
+	p.links = append(p.links, links...)
+	for _, name := range r.programs {
+		p.programs[name] = coll.DetachProgram(name)
+	}
+	return nil
+}
+
+func attachProgram(spec *ebpf.ProgramSpec, program *ebpf.Program) (link.Link, error) {
+	section, _, _ := strings.Cut(spec.SectionName, "/")
+	switch section {
+	case "raw_tp":
+		return link.AttachRawTracepoint(link.RawTracepointOptions{Name: spec.AttachTo, Program: program})
+	case "tp_btf", "fentry", "fexit":
+		return link.AttachTracing(link.TracingOptions{Program: program})
+	case "kprobe":
+		return link.Kprobe(spec.AttachTo, program, nil)
+	case "kretprobe":
+		return link.Kretprobe(spec.AttachTo, program, nil)
+	case "cgroup_skb":
+		root, err := cgroupRoot()
+		if err != nil {
+			return nil, err
+		}
+		return link.AttachCgroup(link.CgroupOptions{Path: root, Attach: spec.AttachType, Program: program})
+	}
+	return nil, fmt.Errorf("section %q: the loader does not know how to attach it", spec.SectionName)
+}
+
+// kernelTypes is the running kernel's type information.
+type kernelTypes struct {
+	cache *btf.Cache
+	spec  *btf.Spec
+}
+
+func newKernelTypes() (*kernelTypes, error) {
+	cache := btf.NewCache()
+	spec, err := cache.Kernel()
+	if err != nil {
+		if errors.Is(err, btf.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
+			return nil, errors.New("the kernel has no type information (no /sys/kernel/btf/vmlinux; it needs CONFIG_DEBUG_INFO_BTF)")
+		}
+		return nil, fmt.Errorf("read the kernel's type information: %w", explain(err))
+	}
+	return &kernelTypes{cache: cache, spec: spec}, nil
+}
+
+// tracepoint gives the parameters of a tracepoint, without the leading one for
+// the kernel's own use, or false where the kernel has no such tracepoint.
+func (t *kernelTypes) tracepoint(name string) ([]btf.FuncParam, bool) {
+	var def *btf.Typedef
+	if err := t.spec.TypeByName("btf_trace_"+name, &def); err != nil {
+		return nil, false
+	}
+	pointer, ok := btf.UnderlyingType(def).(*btf.Pointer)
+	if !ok {
+		return nil, false
+	}
+	proto, ok := btf.UnderlyingType(pointer.Target).(*btf.FuncProto)
+	if !ok || len(proto.Params) == 0 {
+		return nil, false
+	}
+	return proto.Params[1:], true
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+//go:build ignore
+
+/* net_softirq: how long the network softirqs wait and run, per CPU. */
+
+#include "headers/kernel.h"
+#include "headers/counter.h"
+#include "headers/event.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+enum slot { SCHED, SCHED100, EXCUTE, EXCUTE100 };
+
+const volatile __u64 slow_ns = 10000000;
+const volatile __u64 slow100_ns = 100000000;
+
+#define NET_TX_SOFTIRQ 2
+#define NET_RX_SOFTIRQ 3
+#define VECTORS 2
+
+struct softirq {
+	__u64 raised_ns[VECTORS];
+	__u64 entered_ns[VECTORS];
+};
+
+/* Per CPU, and an array: a softirq runs where it was raised, and what one CPU
+ * does to its stamps is no concern of another's. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct softirq);
+} softirqs SEC(".maps");
+
+DEFINE_HOST_COUNTERS();
+
+static __always_inline struct softirq *softirq_of_cpu(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&softirqs, &zero);
+}
+
+static __always_inline void tell(__u32 type, __u32 vector, __u64 now, __u64 latency)
+{
+	struct event *e = event_reserve(type, NETNS_NONE, now, sizeof(*e));
+
+	if (!e)
+		return;
+	e->latency_ns = latency;
+	e->detail = vector;
+	event_set_process(e);
+	event_submit(e);
+}
+
+/* One occurrence is one event, of the worse of its two types. */
+static __always_inline void measured(__u32 slot, __u32 type, __u32 vector, __u64 now, __u64 latency)
+{
+	if (latency < slow_ns)
+		return;
+	count(NETNS_NONE, slot);
+	if (latency >= slow100_ns) {
+		count(NETNS_NONE, slot + 1);
+		type++;
+	}
+	tell(type, vector, now, latency);
+}
+
+static __always_inline bool is_net(__u32 vector)
+{
+	return vector == NET_TX_SOFTIRQ || vector == NET_RX_SOFTIRQ;
+}
+
+static __always_inline int raised(__u32 vector)
+{
+	struct softirq *s;
+
+	if (!is_net(vector))
+		return 0;
+	s = softirq_of_cpu();
+	/* The first raise is the one that waits. */
+	if (s && !s->raised_ns[vector & 1])
+		s->raised_ns[vector & 1] = bpf_ktime_get_ns();
+	return 0;
+}
+
+static __always_inline int entered(__u32 vector)
+{
+	struct softirq *s;
+	__u64 now, since;
+
+	if (!is_net(vector))
+		return 0;
+	s = softirq_of_cpu();
+	if (!s)
+		return 0;
+	now = bpf_ktime_get_ns();
+	since = s->raised_ns[vector & 1];
+	s->raised_ns[vector & 1] = 0;
+	s->entered_ns[vector & 1] = now;
+	if (since)
+		measured(SCHED, EVENT_NETSOFTIRQ_SCHED_SLOW, vector, now, now - since);
+	return 0;
+}
+
+static __always_inline int left(__u32 vector)
+{
+	struct softirq *s;
+	__u64 now, since;
+
+	if (!is_net(vector))
+		return 0;
+	s = softirq_of_cpu();
+	if (!s)
+		return 0;
+	since = s->entered_ns[vector & 1];
+	if (!since)
+		return 0;
+	s->entered_ns[vector & 1] = 0;
+	now = bpf_ktime_get_ns();
+	measured(EXCUTE, EVENT_NETSOFTIRQ_EXCUTE_SLOW, vector, now, now - since);
+	return 0;
+}
+
+#define SOFTIRQ(point, handler)                                                                    \
+	SEC("raw_tp/softirq_" #point)                                                              \
+	int raw_##point(struct bpf_raw_tracepoint_args *ctx)                                       \
+	{                                                                                          \
+		return handler(ctx->args[0]);                                                      \
+	}                                                                                          \
+	SEC("tp_btf/softirq_" #point)                                                              \
+	int btf_##point(__u64 *ctx)                                                                \
+	{                                                                                          \
+		return handler(ctx[0]);                                                            \
+	}
+
+SOFTIRQ(raise, raised)
+SOFTIRQ(entry, entered)
+SOFTIRQ(exit, left)

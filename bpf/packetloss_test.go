@@ -1,0 +1,263 @@
+package bpf
+
+import (
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// drops gives the drops of a namespace by reason and by class.
+func drops(l *testLoader, p *Probe, netns uint64) (byReason map[string]uint64, byClass [dropClasses]uint64, total uint64) {
+	l.t.Helper()
+	reasons, err := l.Reasons()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	byReason = map[string]uint64{}
+	if err := p.Drops(func(d Drop) {
+		if d.Netns != netns {
+			return
+		}
+		byReason[reasons.Drop(d.Reason)] += d.Count
+		byClass[d.Class] += d.Count
+		total += d.Count
+		l.t.Logf("%d x %s in %s", d.Count, reasons.Drop(d.Reason), l.Symbols().Location(d.Location))
+	}); err != nil {
+		l.t.Fatal(err)
+	}
+	slots := counters(l.t, p, netns)
+	for class, n := range byClass {
+		if slots[class] != n {
+			l.t.Errorf("class %d: %d by the counters, %d by the reasons", class, slots[class], n)
+		}
+	}
+	return byReason, byClass, total
+}
+
+// because is how many of the drops have the reason, on a kernel that gives
+// reasons; elsewhere all of them have none.
+func because(l *testLoader, byReason map[string]uint64, reason string) uint64 {
+	reasons, err := l.Reasons()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if len(reasons.drop) == 0 {
+		return byReason["NOT_SPECIFIED"]
+	}
+	return byReason[reason]
+}
+
+func send(t testing.TB, c net.Conn, n int) {
+	t.Helper()
+	payload := []byte("payload")
+	for range n {
+		// A refused datagram answers on a later one; that one goes out too
+		// when it is sent again.
+		if _, err := c.Write(payload); err != nil {
+			if _, err := c.Write(payload); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func TestPacketlossNetfilter(t *testing.T) {
+	a, b := newPair(t)
+	b.run(t, "nft", "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in udp dport 7 counter drop")
+	l := newTestLoader(t, Options{})
+	p := l.load("packetloss", Config{})
+
+	const each = 50_000
+	for _, addrs := range families(a, b) {
+		send(t, a.dial(t, "udp", netip.AddrPortFrom(addrs[1], 7)), each)
+	}
+	l.settled(p, b.inode)
+	if list := b.run(t, "nft", "list", "table", "inet", "t"); !strings.Contains(list, "packets 100000 ") {
+		t.Errorf("nft itself counted otherwise: %s", list)
+	}
+	byReason, byClass, total := drops(l, p, b.inode)
+	if because(l, byReason, "NETFILTER_DROP") != 2*each || byClass[DropNetfilter] != 2*each || total != 2*each {
+		t.Errorf("drops %v, classes %v, total %d, want %d of netfilter and no others", byReason, byClass, total, 2*each)
+	}
+	account := l.balanced(PacketLoss, p, 0, 1, 2, 3, 4)
+	if account.Suppressed == 0 {
+		t.Error("the token bucket held nothing back in a flood")
+	}
+	t.Logf("%+v", account)
+
+	events := l.taken(PacketLoss, b.inode, 2)
+	for family, addrs := range families(a, b) {
+		found := false
+		for _, e := range events {
+			if e.Source.Addr() != addrs[0] {
+				continue
+			}
+			found = true
+			if e.Destination != netip.AddrPortFrom(addrs[1], 7) || e.Protocol != unix.IPPROTO_UDP || e.Source.Port() == 0 || e.Device() != b.device {
+				t.Fatalf("%s: %+v on %s", family, e, e.Device())
+			}
+			if got := l.Symbols().Function(e.Location); got != "nft_do_chain" && got != "nf_hook_slow" {
+				t.Fatalf("%s: dropped in %s", family, got)
+			}
+			stack := strings.Join(l.Symbols().Stack(e.Stack()), "\n")
+			if !strings.Contains(stack, "nf_hook_slow") {
+				t.Fatalf("%s: stack\n%s", family, stack)
+			}
+		}
+		if !found {
+			t.Errorf("%s: no event of %d", family, len(events))
+		}
+	}
+	t.Log("\n" + strings.Join(l.Symbols().Stack(events[0].Stack()), "\n"))
+}
+
+func TestPacketlossClosedPort(t *testing.T) {
+	a, b := newPair(t)
+	l := newTestLoader(t, Options{})
+	p := l.load("packetloss", Config{})
+	const n = 25
+	for _, addrs := range families(a, b) {
+		for range n {
+			c := a.dial(t, "udp", netip.AddrPortFrom(addrs[1], 9))
+			c.Write([]byte("x"))
+			c.Close()
+		}
+	}
+	l.settled(p, b.inode)
+	byReason, byClass, total := drops(l, p, b.inode)
+	if because(l, byReason, "NO_SOCKET") != 2*n || byClass[DropAbnormal] != 2*n || total != 2*n {
+		t.Errorf("UDP: drops %v, classes %v, total %d, want %d without a socket", byReason, byClass, total, 2*n)
+	}
+
+	for _, addrs := range families(a, b) {
+		to := b.closedPort(t, addrs[1])
+		for range n {
+			if err := a.try(func() error {
+				c, err := net.Dial("tcp", to.String())
+				if err == nil {
+					c.Close()
+				}
+				return err
+			}); err == nil {
+				t.Fatal("a closed port answered")
+			}
+		}
+	}
+	l.settled(p, b.inode)
+	byReason, byClass, total = drops(l, p, b.inode)
+	if because(l, byReason, "NO_SOCKET") != 4*n || byClass[DropTCPRcv] != 2*n || total != 4*n {
+		t.Errorf("TCP: drops %v, classes %v, total %d, want %d in tcp_v4_rcv and tcp_v6_rcv", byReason, byClass, total, 2*n)
+	}
+}
+
+func TestPacketlossSocketBuffer(t *testing.T) {
+	a, b := newPair(t)
+	l := newTestLoader(t, Options{})
+	p := l.load("packetloss", Config{NoStack: true})
+	for family, addrs := range families(a, b) {
+		before, group := l.settled(p, b.inode), "Udp"
+		if family == "IPv6" {
+			group = "Udp6"
+		}
+		s := b.listenUDP(t, addrs[1])
+		if err := s.SetReadBuffer(4096); err != nil {
+			t.Fatal(err)
+		}
+		send(t, a.dial(t, "udp", addrPort(s.LocalAddr())), 200)
+		l.settled(p, b.inode)
+		byReason, _, _ := drops(l, p, b.inode)
+		got := counters(t, p, b.inode)[DropAbnormal] - before[DropAbnormal]
+		want := b.counter(t, group+".RcvbufErrors")
+		if got != want || want == 0 || because(l, byReason, "SOCKET_RCVBUFF") < want {
+			t.Errorf("%s: %d drops, the kernel's RcvbufErrors say %d; %v", family, got, want, byReason)
+		}
+		// What a closing socket still held is no loss.
+		s.Close()
+		if after := l.settled(p, b.inode)[DropAbnormal] - before[DropAbnormal]; after != got {
+			t.Errorf("%s: closing the socket added %d drops", family, after-got)
+		}
+	}
+}
+
+// TestPacketlossBacklog completes handshakes when the accept queue is full
+// already: the kernel drops their last packet, and says so by ListenOverflows.
+// (A SYN that finds the queue full is consumed by the kernel without a drop.)
+func TestPacketlossBacklog(t *testing.T) {
+	a, b := newPair(t)
+	l := newTestLoader(t, Options{})
+	p := l.load("packetloss", Config{})
+	for family, addrs := range families(a, b) {
+		a.run(t, "nft", "add table inet t; add chain inet t out { type filter hook output priority 0; }; add rule inet t out tcp flags & (syn | ack) == ack drop")
+		server := stream(t, b, addrs[1], 0)
+		if err := unix.Listen(server.fd, 100); err != nil {
+			t.Fatal(err)
+		}
+		to := server.local(t)
+		for range 6 {
+			c := stream(t, a, addrs[0], unix.SOCK_NONBLOCK)
+			if err := unix.Connect(c.fd, to); err != nil && err != unix.EINPROGRESS {
+				t.Fatal(err)
+			}
+		}
+		before, overflows := l.settled(p, b.inode), b.counter(t, "TcpExt.ListenOverflows")
+		// Now the answers to the server's repeated SYN-ACKs get through, but
+		// there is room for two connections only.
+		if err := unix.Listen(server.fd, 1); err != nil {
+			t.Fatal(err)
+		}
+		a.run(t, "nft", "delete table inet t")
+		l.eventually("the backlog to overflow", func() bool { return b.counter(t, "TcpExt.ListenOverflows") > overflows })
+		after := l.settled(p, b.inode)
+		want := b.counter(t, "TcpExt.ListenOverflows") - overflows
+		var got uint64
+		for i := range after {
+			got += after[i] - before[i]
+		}
+		byReason, byClass, _ := drops(l, p, b.inode)
+		t.Logf("%s: ListenOverflows %d, drops %d; %v %v", family, want, got, byReason, byClass)
+		if got != want {
+			t.Errorf("%s: %d drops, the kernel's ListenOverflows say %d; %v %v", family, got, want, byReason, byClass)
+		}
+	}
+}
+
+// TestPacketlossLocalMessages: what local sockets throw away is no packet.
+func TestPacketlossLocalMessages(t *testing.T) {
+	needRoot(t)
+	a := newNamespace(t)
+	l := newTestLoader(t, Options{})
+	p := l.load("packetloss", Config{})
+	a.do(t, func() error {
+		for _, kind := range []int{unix.SOCK_DGRAM, unix.SOCK_STREAM} {
+			pair, err := unix.Socketpair(unix.AF_UNIX, kind, 0)
+			if err != nil {
+				return err
+			}
+			for range 5 {
+				if _, err := unix.Write(pair[0], []byte("never read")); err != nil {
+					return err
+				}
+			}
+			unix.Close(pair[1])
+			unix.Close(pair[0])
+		}
+		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_USERSOCK)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		for range 5 {
+			// To a group, and to a port, that nobody has.
+			unix.Sendto(fd, []byte("nobody"), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << 5})
+			unix.Sendto(fd, []byte("nobody"), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Pid: 1 << 30})
+		}
+		return nil
+	})
+	l.settled(p, a.inode)
+	if _, _, total := drops(l, p, a.inode); total != 0 {
+		t.Errorf("%d messages counted as packets", total)
+	}
+}

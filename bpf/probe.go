@@ -1,0 +1,200 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// Kind is a way of hooking into the kernel.
+type Kind string
+
+// The kinds of hooks. A rung may combine several; it then goes by the name of
+// the one that needs most.
+const (
+	RawTracepoint Kind = "raw_tp"
+	BTFTracepoint Kind = "tp_btf"
+	Fentry        Kind = "fentry"
+	Kprobe        Kind = "kprobe"
+	Cgroup        Kind = "cgroup_skb"
+)
+
+// Zero stands for a threshold of zero in a Config, where the zero value means
+// the probe's default.
+const Zero time.Duration = -1
+
+// Config of a probe. Fields that a probe has no use for are ignored.
+type Config struct {
+	// Slow is the lower threshold of the probe's counters, Slow100 the upper
+	// one; an occurrence over the upper one is counted by both.
+	Slow, Slow100 time.Duration
+	// Event is from which latency on an event is sent, for the probes whose
+	// events do not go by the two thresholds above.
+	Event time.Duration
+	// NoStack leaves out the kernel stack of the events that have one, which
+	// makes them cheaper.
+	NoStack bool
+	// Flows is how many connections the probe flow keeps, default 65536.
+	Flows int
+}
+
+func (c Config) withDefaults(d Config) Config {
+	for _, f := range []struct {
+		value    *time.Duration
+		fallback time.Duration
+	}{{&c.Slow, d.Slow}, {&c.Slow100, d.Slow100}, {&c.Event, d.Event}} {
+		switch {
+		case *f.value == 0:
+			*f.value = f.fallback
+		case *f.value < 0:
+			*f.value = 0
+		}
+	}
+	if c.Flows <= 0 {
+		c.Flows = d.Flows
+	}
+	return c
+}
+
+// State says how much of a probe works.
+type State string
+
+// The states of a probe. A probe that cannot work at all is an
+// UnsupportedError instead.
+const (
+	OK       State = "ok"
+	Degraded State = "degraded"
+)
+
+// Refusal is a rung that the kernel did not take, and what it answered.
+type Refusal struct {
+	Kind     Kind
+	Programs []string
+	Reason   string
+}
+
+// HookState is how one of a probe's hooks came to be attached.
+type HookState struct {
+	Name     string
+	Kind     Kind // empty: no rung worked
+	Programs []string
+	Lacks    string // what this rung does not see, or what the probe misses without the hook
+	Refused  []Refusal
+}
+
+// UnsupportedError is the answer for a probe that cannot work on this machine.
+type UnsupportedError struct {
+	Probe string
+	Hooks []HookState
+	Note  string // what else there is to know, may be empty
+}
+
+func (e *UnsupportedError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "probe %s cannot work here", e.Probe)
+	for _, h := range e.Hooks {
+		if h.Kind != "" {
+			continue
+		}
+		fmt.Fprintf(&b, ": no way to watch %s", h.Name)
+		for i, r := range h.Refused {
+			sep := "; "
+			if i == 0 {
+				sep = ": "
+			}
+			fmt.Fprintf(&b, "%s%s: %s", sep, r.Kind, r.Reason)
+		}
+	}
+	if e.Note != "" {
+		fmt.Fprintf(&b, " (%s)", e.Note)
+	}
+	return b.String()
+}
+
+// Probe is one loaded and attached probe.
+type Probe struct {
+	name       string
+	definition *definition
+	loader     *Loader
+	config     Config
+	maps       map[string]*ebpf.Map
+	programs   map[string]*ebpf.Program
+	links      []link.Link
+	hooks      []HookState
+
+	mu      sync.Mutex
+	closed  bool
+	counter counterReader
+	drops   dropReader
+	flows   flowReader
+}
+
+// Name of the probe.
+func (p *Probe) Name() string { return p.name }
+
+// Hooks tells how each hook came to be attached.
+func (p *Probe) Hooks() []HookState { return slices.Clone(p.hooks) }
+
+// State tells how much works, and what does not.
+func (p *Probe) State() (State, []string) {
+	var lacks []string
+	for _, h := range p.hooks {
+		if h.Lacks != "" {
+			lacks = append(lacks, h.Lacks)
+		}
+	}
+	if len(lacks) > 0 {
+		return Degraded, lacks
+	}
+	return OK, nil
+}
+
+// Events are the types that the probe sends.
+func (p *Probe) Events() []EventType { return slices.Clone(p.definition.events) }
+
+// Close detaches the probe. Its counters are gone with it.
+func (p *Probe) Close() error {
+	p.loader.mu.Lock()
+	delete(p.loader.probes, p)
+	p.loader.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil
+	}
+	p.closed = true
+	return p.release()
+}
+
+// release detaches in reverse: what begins a measurement goes first.
+func (p *Probe) release() error {
+	var errs []error
+	for _, l := range slices.Backward(p.links) {
+		errs = append(errs, l.Close())
+	}
+	for _, program := range p.programs {
+		errs = append(errs, program.Close())
+	}
+	for _, m := range p.maps {
+		errs = append(errs, m.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// set writes one of the object's constants before it is loaded.
+func set(spec *ebpf.CollectionSpec, name string, value any) error {
+	v, ok := spec.Variables[name]
+	if !ok {
+		return fmt.Errorf("the object has no variable %s", name)
+	}
+	if err := v.Set(value); err != nil {
+		return fmt.Errorf("set variable %s: %w", name, err)
+	}
+	return nil
+}

@@ -1,0 +1,347 @@
+package bpf
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/cilium/ebpf"
+)
+
+// A rung is one way to hook in: programs that are attached together or not at
+// all, those that end a measurement before those that begin it.
+type rung struct {
+	kind     Kind
+	programs []string
+	lacks    string // what this way does not see
+}
+
+// A hook is what a probe watches, and the ways to, best first.
+type hook struct {
+	name     string
+	rungs    []rung
+	optional bool
+	without  string                          // what the probe misses without it, for an optional one
+	needed   func(*Probe, *kernelTypes) bool // nil: always; asked when the hooks before it are attached
+}
+
+type definition struct {
+	spec     func() (*ebpf.CollectionSpec, error)
+	prepare  func(*Probe, *ebpf.CollectionSpec, *kernelTypes) error
+	hooks    []hook
+	events   []EventType
+	slots    int // of the counters in use
+	defaults Config
+	note     string // for users of kernels on which it cannot work
+}
+
+// Probes are the names of all probes that Load knows.
+func Probes() []string { return slices.Sorted(maps.Keys(definitions)) }
+
+// thresholds sets the constants of the probes that measure a time.
+func thresholds(p *Probe, spec *ebpf.CollectionSpec, _ *kernelTypes) error {
+	for name, d := range map[string]time.Duration{
+		"slow_ns": p.config.Slow, "slow100_ns": p.config.Slow100, "event_ns": p.config.Event,
+	} {
+		if _, ok := spec.Variables[name]; !ok {
+			continue
+		}
+		if err := set(spec, name, uint64(d)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var definitions = map[string]*definition{
+	"packetloss": {
+		spec:    loadPacketloss,
+		prepare: preparePacketloss,
+		hooks: []hook{{
+			name: "dropped packets (kfree_skb)",
+			rungs: []rung{
+				{kind: RawTracepoint, programs: []string{"raw_kfree_skb"}},
+				{kind: BTFTracepoint, programs: []string{"btf_kfree_skb"}},
+			},
+		}},
+		events: []EventType{PacketLoss},
+		slots:  int(dropClasses),
+	},
+	"tcpreset": {
+		spec:    loadTcpreset,
+		prepare: prepareTCPReset,
+		hooks: []hook{
+			{
+				name: "resets sent (tcp_send_reset)",
+				rungs: []rung{
+					{kind: RawTracepoint, programs: []string{"raw_tcp_send_reset"}},
+					{kind: Fentry, programs: []string{"fen_reset_v4", "fen_reset_v6", "fen_active"}},
+					{kind: Kprobe, programs: []string{"kp_reset_v4", "kp_reset_v6", "kp_active"}},
+				},
+			},
+			{
+				name: "resets sent without a full socket (tcp_v4_send_reset, tcp_v6_send_reset)",
+				rungs: []rung{
+					{kind: Fentry, programs: []string{"fen_rest_v4", "fen_rest_v6"}},
+					{kind: Kprobe, programs: []string{"kp_rest_v4", "kp_rest_v6"}},
+				},
+				optional: true,
+				without:  "resets that answer a packet without a socket, which the tracepoint tells of from Linux 6.10 on",
+				needed:   resetsNeedFunctions,
+			},
+			{
+				name: "resets received (tcp_receive_reset)",
+				rungs: []rung{
+					{kind: RawTracepoint, programs: []string{"raw_tcp_receive_reset"}},
+					{kind: BTFTracepoint, programs: []string{"btf_tcp_receive_reset"}},
+					{kind: Fentry, programs: []string{"fen_receive"}},
+					{kind: Kprobe, programs: []string{"kp_receive"}},
+				},
+			},
+		},
+		events: []EventType{TCPResetNosock, TCPResetActive, TCPResetProcess, TCPResetReceive},
+		slots:  4,
+	},
+	"tcpretrans": {
+		spec:    loadTcpretrans,
+		prepare: prepareTCPRetrans,
+		hooks: []hook{
+			{
+				name: "retransmitted segments (tcp_retransmit_skb)",
+				rungs: []rung{
+					{kind: RawTracepoint, programs: []string{"raw_tcp_retransmit_skb"}},
+					{kind: BTFTracepoint, programs: []string{"btf_tcp_retransmit_skb"}},
+				},
+			},
+			{
+				name: "retransmitted SYN-ACKs (tcp_retransmit_synack)",
+				rungs: []rung{
+					{kind: RawTracepoint, programs: []string{"raw_tcp_retransmit_synack"}},
+					{kind: BTFTracepoint, programs: []string{"btf_tcp_retransmit_synack"}},
+				},
+				optional: true,
+				without:  "retransmitted SYN-ACKs",
+			},
+		},
+		events: []EventType{TCPRetrans},
+		slots:  3,
+	},
+	"netiftxlatency": {
+		spec:    loadNetiftxlatency,
+		prepare: thresholds,
+		hooks: []hook{{
+			name: "packets sent (net_dev_queue, net_dev_start_xmit, net_dev_xmit)",
+			rungs: []rung{
+				// Three times per packet: reading without helpers pays here.
+				{kind: BTFTracepoint, programs: []string{"btf_xmit", "btf_start_xmit", "btf_queue"}},
+				{kind: RawTracepoint, programs: []string{"raw_xmit", "raw_start_xmit", "raw_queue"}},
+			},
+		}},
+		events:   []EventType{TxlatQdisc100ms, TxlatNetdev100ms},
+		slots:    2,
+		defaults: Config{Slow100: 100 * time.Millisecond},
+	},
+	"net_softirq": {
+		spec:    loadNetSoftirq,
+		prepare: thresholds,
+		hooks: []hook{{
+			name: "network softirqs (softirq_raise, softirq_entry, softirq_exit)",
+			rungs: []rung{
+				{kind: RawTracepoint, programs: []string{"raw_exit", "raw_entry", "raw_raise"}},
+				{kind: BTFTracepoint, programs: []string{"btf_exit", "btf_entry", "btf_raise"}},
+			},
+		}},
+		events:   []EventType{NetsoftirqSchedSlow, NetsoftirqSched100ms, NetsoftirqExcuteSlow, NetsoftirqExcute100ms},
+		slots:    4,
+		defaults: Config{Slow: 10 * time.Millisecond, Slow100: 100 * time.Millisecond},
+	},
+	"kernellatency": {
+		spec:    loadKernellatency,
+		prepare: thresholds,
+		hooks: []hook{
+			{
+				name: "packets received (netif_receive_skb to the transport protocol)",
+				rungs: []rung{
+					{kind: Fentry, programs: []string{"fen_protocol4", "fen_protocol6", "fen_deliver4", "fen_deliver6", "raw_receive"}},
+					{kind: Kprobe, programs: []string{"kp_protocol4", "kp_protocol6", "kp_deliver4", "kp_deliver6", "raw_receive"}},
+					{
+						kind: RawTracepoint, programs: []string{"raw_tcp_probe", "raw_data_ready", "raw_receive"},
+						lacks: "received packets that open or close a TCP connection or reach no socket, and the stages on the way: this kernel allows no function hooks",
+					},
+					{
+						kind: RawTracepoint, programs: []string{"raw_tcp_probe", "raw_receive"},
+						lacks: "received packets other than those of established TCP connections, and the stages on the way: this kernel allows no function hooks",
+					},
+				},
+			},
+			{
+				name: "packets sent (the socket to the device)",
+				rungs: []rung{
+					{kind: Fentry, programs: []string{"fen_finish4", "fen_finish6", "fen_output4", "fen_output6", "fen_out4", "fen_out6", "fen_xmit4", "fen_xmit6"}},
+					{kind: Kprobe, programs: []string{"kp_finish4", "kp_finish6", "kp_output4", "kp_output6", "kp_out4", "kp_out6", "kp_xmit4", "kp_xmit6"}},
+					{
+						kind: BTFTracepoint, programs: []string{"btf_queue"},
+						lacks: "sent packets other than TCP's, and the stages on the way: this kernel allows no function hooks",
+					},
+					{
+						kind: RawTracepoint, programs: []string{"raw_queue"},
+						lacks: "sent packets other than TCP's, and the stages on the way: this kernel allows no function hooks",
+					},
+				},
+			},
+		},
+		events:   []EventType{RxKernelSlow, TxKernelSlow},
+		slots:    4,
+		defaults: Config{Slow: 10 * time.Millisecond, Slow100: 100 * time.Millisecond, Event: 100 * time.Millisecond},
+	},
+	"socketlatency": {
+		spec:    loadSocketlatency,
+		prepare: thresholds,
+		hooks: []hook{
+			{
+				name: "reads (data ready to data taken)",
+				rungs: []rung{
+					// State that goes with the socket needs type information.
+					{kind: BTFTracepoint, programs: []string{"btf_received", "btf_read_tcp", "btf_ready"}},
+					{kind: RawTracepoint, programs: []string{"raw_received", "raw_read_tcp", "raw_ready"}},
+					{kind: Fentry, programs: []string{"fen_consume", "btf_read_tcp", "fen_ready"}},
+					{kind: Kprobe, programs: []string{"kp_consume", "raw_read_tcp", "kp_ready"}},
+					{
+						kind: RawTracepoint, programs: []string{"raw_read_tcp", "raw_segment"},
+						lacks: "reads of datagrams: this kernel has neither the tracepoints for them nor function hooks",
+					},
+				},
+			},
+			{
+				name: "writes (data written to segment sent, TCP)",
+				rungs: []rung{
+					{kind: BTFTracepoint, programs: []string{"btf_queue", "btf_write"}},
+					{kind: RawTracepoint, programs: []string{"raw_queue", "raw_write"}},
+					{kind: Fentry, programs: []string{"fen_transmit", "fen_write"}},
+					{kind: Kprobe, programs: []string{"kp_transmit", "kp_write"}},
+				},
+				optional: true,
+				without:  "writes, which need the tracepoint tcp_sendmsg_locked (Linux 6.16 or so) or function hooks",
+			},
+		},
+		events:   []EventType{SocklatReadSlow, SocklatSendSlow},
+		slots:    4,
+		defaults: Config{Slow: time.Millisecond, Slow100: 100 * time.Millisecond, Event: 100 * time.Millisecond},
+	},
+	"virtcmdlatency": {
+		spec:    loadVirtcmdlatency,
+		prepare: thresholds,
+		hooks: []hook{{
+			name: "virtio-net control commands (virtnet_send_command)",
+			rungs: []rung{
+				{kind: Fentry, programs: []string{"fex_reply", "fen_reply"}},
+				{kind: Fentry, programs: []string{"fex_command", "fen_command"}},
+				{kind: Kprobe, programs: []string{"krp_reply", "kp_reply"}},
+				{kind: Kprobe, programs: []string{"krp_command", "kp_command"}},
+			},
+		}},
+		events:   []EventType{VirtcmdExcute},
+		slots:    2,
+		defaults: Config{Slow: 10 * time.Millisecond, Slow100: 100 * time.Millisecond},
+		note:     "no tracepoint tells of these commands, so it takes a kernel with fentry or kprobes and the driver virtio_net loaded",
+	},
+	"biolatency": {
+		spec:    loadBiolatency,
+		prepare: prepareBiolatency,
+		hooks: []hook{{
+			name: "block I/O (block_io_start, block_io_done)",
+			rungs: []rung{
+				{kind: RawTracepoint, programs: []string{"raw_io_done", "raw_io_start"}},
+				{kind: RawTracepoint, programs: []string{"raw_rq_complete", "raw_rq_issue", "raw_rq_insert"}},
+			},
+		}},
+		events:   []EventType{Biolat10ms, Biolat100ms},
+		slots:    2,
+		defaults: Config{Slow: 10 * time.Millisecond, Slow100: 100 * time.Millisecond},
+	},
+	"flow": {
+		spec:    loadFlow,
+		prepare: prepareFlow,
+		hooks: []hook{{
+			name: "packets that sockets send (cgroup egress)",
+			rungs: []rung{
+				{kind: Cgroup, programs: []string{"cgroup_egress"}},
+			},
+		}},
+		slots:    4,
+		defaults: Config{Flows: 65536},
+	},
+}
+
+// purgeFunctions empty the queues of a closing socket.
+var purgeFunctions = []string{
+	"skb_queue_purge", "skb_queue_purge_reason", "skb_rbtree_purge", "sk_stream_kill_queues",
+	"inet_sock_destruct", "udp_destruct_common", "udp_destruct_sock", "udpv6_destruct_sock",
+}
+
+func preparePacketloss(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) error {
+	if err := set(spec, "with_stack", !p.config.NoStack); err != nil {
+		return err
+	}
+	params, _ := types.tracepoint("kfree_skb")
+	if err := set(spec, "has_rx_sk", len(params) >= 4); err != nil {
+		return err
+	}
+	if _, ok := p.loader.reasons.dropNumber("QUEUE_PURGE"); ok {
+		return nil
+	}
+	// This kernel does not tell a socket that closes from a loss. Without
+	// symbols the two cannot be told apart here.
+	var purges [8]struct{ Start, End uint64 }
+	for i, r := range p.loader.symbols.ranges(purgeFunctions) {
+		if i == len(purges) {
+			break
+		}
+		purges[i].Start, purges[i].End = r[0], r[1]
+	}
+	return set(spec, "purges", purges)
+}
+
+// reasonArg is where tcp_send_reset has the reason, 0 if it has none.
+func reasonArg(types *kernelTypes) uint32 {
+	if params, ok := types.tracepoint("tcp_send_reset"); ok && len(params) >= 3 {
+		return 2
+	}
+	return 0
+}
+
+// resetsNeedFunctions: the tracepoint leaves out what answers a packet without
+// a full socket where it has no reason yet. If the functions are hooked in its
+// place, they leave out nothing.
+func resetsNeedFunctions(p *Probe, types *kernelTypes) bool {
+	return p.hooks[0].Kind == RawTracepoint && reasonArg(types) == 0
+}
+
+func prepareTCPReset(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) error {
+	return set(spec, "reason_arg", reasonArg(types))
+}
+
+func prepareTCPRetrans(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) error {
+	if err := set(spec, "with_stack", !p.config.NoStack); err != nil {
+		return err
+	}
+	var errorArg uint32
+	if params, ok := types.tracepoint("tcp_retransmit_skb"); ok && len(params) >= 3 {
+		errorArg = 2
+	}
+	return set(spec, "error_arg", errorArg)
+}
+
+func prepareBiolatency(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) error {
+	// The queue was dropped in 5.11, and in stable kernels before it.
+	params, ok := types.tracepoint("block_rq_issue")
+	if err := set(spec, "queue_first", ok && len(params) >= 2); err != nil {
+		return err
+	}
+	return thresholds(p, spec, types)
+}
+
+func prepareFlow(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) error {
+	spec.Maps["flows"].MaxEntries = uint32(p.config.Flows)
+	return nil
+}

@@ -1,0 +1,95 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+func TestReasons(t *testing.T) {
+	r := &Reasons{
+		drop:   map[uint32]string{12: "NETFILTER_DROP", 2<<16 | 1: "OVS_DROP_LAST_ACTION"},
+		subsys: map[uint32]string{0: "CORE", 2: "OPENVSWITCH"},
+		reset:  map[uint32]string{8: "TCP_ABORT_ON_DATA"},
+	}
+	for n, want := range map[uint32]string{
+		12: "NETFILTER_DROP", 999: "REASON_999", 2<<16 | 1: "OVS_DROP_LAST_ACTION", 2<<16 | 7: "OPENVSWITCH_7",
+		9 << 16: "REASON_589824", ReasonNone: "NOT_SPECIFIED", ReasonOverflow: "OVERFLOW",
+	} {
+		if got := r.Drop(n); got != want {
+			t.Errorf("drop %d: %s, want %s", n, got, want)
+		}
+	}
+	for n, want := range map[uint32]string{8: "TCP_ABORT_ON_DATA", 77: "REASON_77", ReasonNone: ""} {
+		if got := r.Reset(n); got != want {
+			t.Errorf("reset %d: %s, want %s", n, got, want)
+		}
+	}
+}
+
+// TestKernelReasons reads the running kernel's: the numbers differ on each.
+func TestKernelReasons(t *testing.T) {
+	types, err := newKernelTypes()
+	if err != nil {
+		t.Skipf("needs the kernel's type information: %v", err)
+	}
+	r := readReasons(types)
+	if _, ok := types.tracepoint("no_such_tracepoint"); ok {
+		t.Error("found a tracepoint that is not there")
+	}
+	params, ok := types.tracepoint("kfree_skb")
+	if !ok {
+		t.Fatal("no tracepoint kfree_skb")
+	}
+	if len(params) < 3 {
+		t.Skip("this kernel gives no reasons")
+	}
+	n, ok := r.dropNumber("NETFILTER_DROP")
+	if !ok || r.Drop(n) != "NETFILTER_DROP" {
+		t.Errorf("%d %v", n, r.drop)
+	}
+	for _, name := range r.drop {
+		if strings.HasPrefix(name, "SKB_DROP_REASON_") || name == "MAX" || name == "SUBSYS_MASK" {
+			t.Errorf("a reason called %s", name)
+		}
+	}
+}
+
+func TestExplain(t *testing.T) {
+	const all = 1<<unix.CAP_BPF | 1<<unix.CAP_PERFMON | 1<<unix.CAP_NET_ADMIN
+	for _, c := range []struct {
+		effective uint64
+		missing   string
+	}{
+		{0, "CAP_BPF CAP_PERFMON CAP_NET_ADMIN"},
+		{all, ""},
+		{all &^ (1 << unix.CAP_PERFMON), "CAP_PERFMON"},
+		{1 << unix.CAP_SYS_ADMIN, ""},
+	} {
+		if got := strings.Join(missingFrom(c.effective), " "); got != c.missing {
+			t.Errorf("with %#x: %q missing, want %q", c.effective, got, c.missing)
+		}
+	}
+	misleading := fmt.Errorf("load program: %w (MEMLOCK may be too low, consider rlimit.RemoveMemlock)", unix.EPERM)
+	if got := explain(misleading).Error(); strings.Contains(got, "MEMLOCK") || !strings.Contains(got, "not permitted") {
+		t.Error(got)
+	}
+	verifier := &ebpf.VerifierError{Cause: unix.EINVAL, Log: []string{"0: R1=ctx", "R2 invalid mem access", "processed 5 insns (limit 1000000)"}}
+	if got := explain(fmt.Errorf("load: %w", verifier)).Error(); !strings.Contains(got, "R2 invalid mem access") || strings.Contains(got, "processed") {
+		t.Error(got)
+	}
+	if got := explain(fmt.Errorf("x: %w", ebpf.ErrNotSupported)).Error(); !strings.Contains(got, "does not support") {
+		t.Error(got)
+	}
+	if explain(nil) != nil {
+		t.Error("an error out of nothing")
+	}
+	other := errors.New("other")
+	if explain(other) != other {
+		t.Error("an error lost")
+	}
+}

@@ -1,0 +1,187 @@
+package bpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+)
+
+// Events reads the ring and calls f for each event, in the order in which they
+// were written, until the context ends; it then
+// returns nil. End it before closing the loader. The event is overwritten by the next one: f copies what it keeps.
+// At most one reader may run at a time.
+func (l *Loader) Events(ctx context.Context, f func(*Event)) error {
+	reader, err := ringbuf.NewReader(l.shared[mapEvents])
+	if err != nil {
+		return fmt.Errorf("open the event ring: %w", explain(err))
+	}
+	defer reader.Close()
+	stop := context.AfterFunc(ctx, func() { reader.Close() })
+	defer stop()
+
+	var (
+		record ringbuf.Record
+		event  Event
+		clock  bootClock
+	)
+	for {
+		if err := reader.ReadInto(&record); err != nil {
+			if errors.Is(err, ringbuf.ErrClosed) {
+				return nil
+			}
+			return fmt.Errorf("read the event ring: %w", err)
+		}
+		if err := event.decode(record.RawSample, clock.boot()); err != nil {
+			l.account.malformed.Add(1)
+			continue
+		}
+		l.account.read[event.Type].Add(1)
+		f(&event)
+	}
+}
+
+// bootClock gives the time of day at which CLOCK_MONOTONIC was zero. The two
+// drift apart while the machine sleeps or its clock is set, so it looks again
+// now and then.
+type bootClock struct {
+	at   time.Time
+	read time.Time
+}
+
+func (c *bootClock) boot() time.Time {
+	now := time.Now()
+	if c.read.IsZero() || now.Sub(c.read) > time.Second {
+		var ts unix.Timespec
+		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err == nil {
+			now = time.Now()
+			c.at, c.read = now.Round(0).Add(-time.Duration(ts.Nano())), now
+		}
+	}
+	return c.at
+}
+
+// SetEventLimit sets how many events of a type the kernel lets through for
+// each network namespace: so many per second in the long run, so many at once.
+// A rate of zero turns the type off: it is then neither sent nor accounted,
+// which leaves the counters as they are.
+func (l *Loader) SetEventLimit(t EventType, perSecond float64, burst int) error {
+	if t == 0 || t >= eventTypes {
+		return fmt.Errorf("set the limit of %s: no such type", t)
+	}
+	var limit struct{ IntervalNs, ToleranceNs uint64 }
+	if perSecond > 0 {
+		limit.IntervalNs = max(1, uint64(float64(time.Second)/perSecond))
+		limit.ToleranceNs = limit.IntervalNs * uint64(max(burst, 1)-1)
+	}
+	if err := l.shared[mapLimits].Put(uint32(t), &limit); err != nil {
+		return fmt.Errorf("set the limit of %s: %w", t, err)
+	}
+	return nil
+}
+
+// EventAccount says what became of the events of one type since the loader was
+// made: Seen = Written + Suppressed + Lost. Written ones that were not Read
+// are still in the ring.
+type EventAccount struct {
+	Type       EventType
+	Seen       uint64 // occurrences while the type was on
+	Written    uint64 // put into the ring
+	Suppressed uint64 // held back by the token bucket
+	Lost       uint64 // found the ring full
+	Read       uint64 // handed to the function that reads the events
+}
+
+// ProgramStats is the cost of one program. Run time and runs are zero unless
+// the kernel's BPF statistics are on (sysctl kernel.bpf_stats_enabled, or
+// EnableStats).
+type ProgramStats struct {
+	Probe   string
+	Program string
+	RunTime time.Duration
+	Runs    uint64
+	// Missed counts runs that the kernel left out because the program was
+	// already running on that CPU: what they would have counted is missing.
+	Missed uint64
+}
+
+// Stats are the loader's accounts.
+type Stats struct {
+	Events    []EventAccount
+	Malformed uint64 // records of the ring that could not be decoded
+	Programs  []ProgramStats
+}
+
+type accountReader struct {
+	mu        sync.Mutex
+	perCPU    []eventAccount
+	malformed counterValue
+	read      [eventTypes]counterValue
+}
+
+// Stats reads the accounts of all types and the cost of all programs.
+func (l *Loader) Stats() (Stats, error) {
+	var s Stats
+	l.account.mu.Lock()
+	s.Malformed = l.account.malformed.Load()
+	for t := EventType(1); t < eventTypes; t++ {
+		if err := l.shared[mapAccounts].Lookup(uint32(t), &l.account.perCPU); err != nil {
+			l.account.mu.Unlock()
+			return Stats{}, fmt.Errorf("read the account of %s: %w", t, err)
+		}
+		a := EventAccount{Type: t, Read: l.account.read[t].Load()}
+		for _, c := range l.account.perCPU {
+			// What is in flight on its way to the ring counts as seen a
+			// moment before its outcome is known.
+			a.Written += c.Seen - c.Suppressed - c.Lost
+			a.Suppressed += c.Suppressed
+			a.Lost += c.Lost
+			a.Seen += c.Seen
+		}
+		s.Events = append(s.Events, a)
+	}
+	l.account.mu.Unlock()
+
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for p := range l.probes {
+		for name, program := range p.programs {
+			stats, err := program.Stats()
+			if err != nil {
+				return Stats{}, fmt.Errorf("statistics of program %s of probe %s: %w", name, p.name, err)
+			}
+			s.Programs = append(s.Programs, ProgramStats{
+				Probe: p.name, Program: name,
+				RunTime: stats.Runtime, Runs: stats.RunCount, Missed: stats.RecursionMisses,
+			})
+		}
+	}
+	return s, nil
+}
+
+// Forget deletes what all probes keep about a network namespace that is gone.
+// Its number will be given to another one.
+func (l *Loader) Forget(netns uint64) error {
+	l.mu.Lock()
+	probes := make([]*Probe, 0, len(l.probes))
+	for p := range l.probes {
+		probes = append(probes, p)
+	}
+	l.mu.Unlock()
+	var errs []error
+	for _, p := range probes {
+		errs = append(errs, p.Forget(netns))
+	}
+	for t := EventType(1); t < eventTypes && netns < 1<<32; t++ {
+		err := l.shared[mapBuckets].Delete(uint64(t)<<32 | netns)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("forget namespace %d: %w", netns, err))
+		}
+	}
+	return errors.Join(errs...)
+}

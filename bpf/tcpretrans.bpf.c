@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+//go:build ignore
+
+/* tcpretrans: segments that TCP sent again, and SYN-ACKs. */
+
+#include "headers/kernel.h"
+#include "headers/counter.h"
+#include "headers/event.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+enum slot { SEGMENTS, SYNACKS, CALLS };
+
+/* Event.detail */
+#define KIND_SEGMENT 0
+#define KIND_SYNACK 1
+
+/* Newer kernels also report attempts that failed: where they say so; 0: this
+ * kernel reports those that succeeded only. */
+const volatile __u32 error_arg = 0;
+const volatile bool with_stack = true;
+
+DEFINE_COUNTERS();
+
+static __always_inline void fill(struct event *e, const struct sock *sk, __u32 kind)
+{
+	e->detail = kind;
+	e->tcp_state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	/* A request is no full socket. */
+	tuple_from_common(&sk->__sk_common, IPPROTO_TCP, &e->tuple);
+}
+
+static __always_inline void tell(void *ctx, const struct sock *sk, __u32 netns, __u32 kind)
+{
+	__u64 now = bpf_ktime_get_ns();
+
+	if (with_stack) {
+		struct event_stack *es =
+			event_reserve(EVENT_TCPRETRANS, netns, now, sizeof(struct event_stack));
+
+		if (!es)
+			return;
+		fill(&es->event, sk, kind);
+		event_set_stack(ctx, es);
+		event_submit(es);
+	} else {
+		struct event *e = event_reserve(EVENT_TCPRETRANS, netns, now, sizeof(struct event));
+
+		if (!e)
+			return;
+		fill(e, sk, kind);
+		event_submit(e);
+	}
+}
+
+static __always_inline int retransmitted(void *ctx, const struct sock *sk,
+					 const struct sk_buff *skb)
+{
+	const struct tcp_skb_cb *cb = (const struct tcp_skb_cb *)&skb->cb[0];
+	__u32 netns = netns_of_sock(sk);
+	struct counter *c = counter_of(netns);
+	__u64 segments = BPF_CORE_READ(cb, tcp_gso_segs);
+
+	if (c) {
+		/* One packet for the device to cut up counts as what it is cut
+		 * into. Never adds a constant zero: the compiler would make it
+		 * an instruction that kernels before 5.12 do not know. */
+		__sync_fetch_and_add(&c->slot[SEGMENTS], segments ? segments : 1);
+		__sync_fetch_and_add(&c->slot[CALLS], 1);
+	}
+	tell(ctx, sk, netns, KIND_SEGMENT);
+	return 0;
+}
+
+static __always_inline int synack_retransmitted(void *ctx, const struct request_sock *req)
+{
+	/* A request begins as every socket does. */
+	const struct sock *sk = (const struct sock *)req;
+	__u32 netns = netns_of_sock(sk);
+
+	count(netns, SYNACKS);
+	tell(ctx, sk, netns, KIND_SYNACK);
+	return 0;
+}
+
+SEC("raw_tp/tcp_retransmit_skb")
+int raw_tcp_retransmit_skb(struct bpf_raw_tracepoint_args *ctx)
+{
+	if (error_arg == 2 && (__s32)ctx->args[2])
+		return 0;
+	return retransmitted(ctx, (struct sock *)ctx->args[0], (struct sk_buff *)ctx->args[1]);
+}
+
+SEC("tp_btf/tcp_retransmit_skb")
+int btf_tcp_retransmit_skb(__u64 *ctx)
+{
+	if (error_arg == 2 && (__s32)ctx[2])
+		return 0;
+	return retransmitted(ctx, (struct sock *)ctx[0], (struct sk_buff *)ctx[1]);
+}
+
+SEC("raw_tp/tcp_retransmit_synack")
+int raw_tcp_retransmit_synack(struct bpf_raw_tracepoint_args *ctx)
+{
+	return synack_retransmitted(ctx, (struct request_sock *)ctx->args[1]);
+}
+
+SEC("tp_btf/tcp_retransmit_synack")
+int btf_tcp_retransmit_synack(__u64 *ctx)
+{
+	return synack_retransmitted(ctx, (struct request_sock *)ctx[1]);
+}

@@ -1,0 +1,4 @@
+package trace
+
+// biolatency has events only.
+var biolatencyKind = kind{name: "biolatency"}

@@ -1,0 +1,129 @@
+package trace
+
+import (
+	"log/slog"
+	"net"
+	"net/netip"
+	"strconv"
+
+	"nodeskoop/bpf"
+	"nodeskoop/collect"
+)
+
+// converter turns records of the kernel into events. It belongs to the
+// goroutine that reads the ring.
+type converter struct {
+	loader  *bpf.Loader
+	log     *slog.Logger
+	reasons *bpf.Reasons
+}
+
+// event makes an event of a record, and copies what the record only lends.
+func (c *converter) event(e *bpf.Event) *collect.Event {
+	t := eventTypes[e.Type]
+	out := &collect.Event{Type: t, Time: e.Time, Netns: e.Netns, Latency: e.Latency, PID: -1, CPU: -1}
+	for _, g := range t.Fields {
+		switch g {
+		case collect.FieldTuple:
+			out.Protocol = protocolName(e.Protocol)
+			out.Src = collect.Endpoint{Addr: e.Source.Addr(), Port: e.Source.Port()}
+			out.Dst = collect.Endpoint{Addr: e.Destination.Addr(), Port: e.Destination.Port()}
+		case collect.FieldPoints:
+			for i, name := range t.Points {
+				if i < len(e.Points) && e.Points[i] > 0 {
+					out.Points = append(out.Points, collect.Point{Name: name, Latency: e.Points[i]})
+				}
+			}
+		case collect.FieldProcess:
+			out.Comm, out.PID = e.Comm(), int(e.PID)
+		case collect.FieldCPU:
+			out.CPU = int(e.CPU)
+		case collect.FieldPID:
+			out.PID = int(e.PID)
+		case collect.FieldIfname:
+			out.Ifname = e.Device()
+		case collect.FieldDisk:
+			out.Disk = e.Device()
+		case collect.FieldVector:
+			out.Vector = vectorName(e.Detail)
+		case collect.FieldLocation:
+			out.Location = c.loader.Symbols().Location(e.Location)
+		case collect.FieldReason:
+			out.Reason = c.reason(e)
+		case collect.FieldTCPState:
+			out.TCPState = bpf.TCPStateName(e.TCPState)
+		case collect.FieldStack:
+			out.Stack = c.loader.Symbols().Stack(e.Stack())
+		}
+	}
+	return out
+}
+
+func (c *converter) reason(e *bpf.Event) string {
+	if c.reasons == nil {
+		r, err := c.loader.Reasons()
+		if err != nil {
+			return ""
+		}
+		c.reasons = r
+	}
+	if e.Type == bpf.PacketLoss {
+		return c.reasons.Drop(e.Reason)
+	}
+	return c.reasons.Reset(e.Reason)
+}
+
+// protocolName names an IP protocol (IANA's assigned Internet protocol numbers).
+func protocolName(n uint8) string {
+	switch n {
+	case 0:
+		return ""
+	case 1:
+		return "ICMP"
+	case 2:
+		return "IGMP"
+	case 6:
+		return "TCP"
+	case 17:
+		return "UDP"
+	case 33:
+		return "DCCP"
+	case 47:
+		return "GRE"
+	case 50:
+		return "ESP"
+	case 58:
+		return "ICMPv6"
+	case 132:
+		return "SCTP"
+	case 136:
+		return "UDPLITE"
+	}
+	return strconv.Itoa(int(n))
+}
+
+// vectorName names a softirq (include/linux/interrupt.h).
+func vectorName(n uint32) string {
+	switch n {
+	case 2:
+		return "NET_TX"
+	case 3:
+		return "NET_RX"
+	}
+	return strconv.Itoa(int(n))
+}
+
+// ownAddrs lists the addresses of this process's network namespace.
+func ownAddrs() map[netip.Addr]bool {
+	own := map[netip.Addr]bool{}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return own
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			own[p.Addr().Unmap()] = true
+		}
+	}
+	return own
+}

@@ -1,0 +1,139 @@
+package trace
+
+import (
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect"
+)
+
+// maxSlots is the most counters that a probe has for one namespace.
+const maxSlots = 5
+
+// maxStrangers is how many namespaces that are neither the host's nor a pod's
+// a probe follows before it looks which of them are gone.
+const maxStrangers = 64
+
+// counts follows the kernel's counters of one probe by network namespace. An
+// inode number is given to another namespace once its own is gone, and the
+// kernel's counter under that number goes on: what an earlier pod counted is
+// taken off.
+type counts struct {
+	cycle uint64
+	host  uint64
+	known map[uint64]*count
+	// loose is what the kernel could not tell the namespace of. It is the
+	// host's, so that no total lacks it.
+	loose [maxSlots]uint64
+}
+
+type count struct {
+	pod    string           // the ID of the pod whose namespace it was last
+	cycle  uint64           // when it was last a pod's or the host's
+	values [maxSlots]uint64 // as the kernel has them
+	base   [maxSlots]uint64 // what an earlier owner of the number had counted
+}
+
+// begin starts a cycle: each of its namespaces has counters, 0 at first.
+func (c *counts) begin(v *collect.View) {
+	if c.known == nil {
+		c.known = map[uint64]*count{}
+	}
+	c.cycle++
+	for inode, pod := range v.Netns() {
+		id := ""
+		if pod == nil {
+			c.host = inode
+		} else {
+			id = pod.ID
+		}
+		n := c.at(inode)
+		if n.cycle != 0 && n.pod != id {
+			n.base = n.values
+		}
+		n.pod, n.cycle = id, c.cycle
+	}
+}
+
+func (c *counts) at(netns uint64) *count {
+	n := c.known[netns]
+	if n == nil {
+		n = &count{}
+		c.known[netns] = n
+	}
+	return n
+}
+
+// add takes one counter of the kernel.
+func (c *counts) add(netns uint64, slot int, value uint64) {
+	if netns == 0 {
+		c.loose[slot] = value
+		return
+	}
+	n := c.at(netns)
+	if value < n.values[slot] {
+		n.base[slot] = 0 // the kernel's entry was deleted and made anew
+	}
+	n.values[slot] = value
+}
+
+// each calls f with the counters of each namespace of the cycle.
+func (c *counts) each(f func(netns uint64, values *[maxSlots]uint64)) {
+	for inode, n := range c.known {
+		if n.cycle != c.cycle {
+			continue
+		}
+		v := n.values
+		for i := range v {
+			v[i] -= n.base[i]
+			if inode == c.host {
+				v[i] += c.loose[i]
+			}
+		}
+		f(inode, &v)
+	}
+}
+
+// sweep returns the namespaces that are gone, and forgets them: pods' that
+// ended, and, once there are many others, those that no process is in.
+func (c *counts) sweep(procRoot string) []uint64 {
+	var gone []uint64
+	strangers := 0
+	for inode, n := range c.known {
+		switch {
+		case n.cycle == 0:
+			strangers++
+		case n.cycle < c.cycle:
+			gone = append(gone, inode)
+		}
+	}
+	if strangers > maxStrangers {
+		alive := liveNetns(procRoot)
+		for inode, n := range c.known {
+			if n.cycle == 0 && !alive[inode] {
+				gone = append(gone, inode)
+			}
+		}
+	}
+	for _, inode := range gone {
+		delete(c.known, inode)
+	}
+	return gone
+}
+
+// liveNetns lists the network namespaces that processes are in, or that have
+// a name below /run/netns.
+func liveNetns(procRoot string) map[uint64]bool {
+	alive := map[uint64]bool{}
+	for _, glob := range []string{procRoot + "/[0-9]*/ns/net", "/run/netns/*"} {
+		paths, _ := filepath.Glob(glob)
+		for _, path := range paths {
+			var st unix.Stat_t
+			if unix.Stat(path, &st) == nil {
+				alive[st.Ino] = true
+			}
+		}
+	}
+	return alive
+}

@@ -1,0 +1,258 @@
+// Package trace holds the ten probes that watch the kernel with eBPF. What
+// they count is counted in the kernel; here counters get their metrics' names,
+// and records of the kernel become events.
+package trace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"nodeskoop/bpf"
+	"nodeskoop/collect"
+)
+
+// EventLimits are how many events of one type and network namespace the
+// kernel lets through: so many a second in the long run, so many at once.
+type EventLimits struct{ Rate, Burst int }
+
+// Options say what a Plane does with events.
+type Options struct {
+	// Hub takes the events; nil: the kernel sends none, and only counts.
+	Hub    *collect.Hub
+	Limits EventLimits
+	Log    *slog.Logger
+}
+
+// Plane is what the ten probes share: one loader, one ring of events and its
+// reader. It touches the kernel when the first probe is built, so a machine
+// without eBPF runs the other probes all the same.
+type Plane struct {
+	opt Options
+
+	mu     sync.Mutex
+	loader *bpf.Loader
+	stop   context.CancelFunc
+	done   chan struct{}
+	fresh  bool // a probe was loaded since the type information was dropped
+	probes map[*probe]struct{}
+	told   map[bpf.EventType]bpf.EventAccount // what the Hub knows of already
+	limits EventLimits
+}
+
+// New returns a Plane without probes.
+func New(opt Options) *Plane {
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Plane{opt: opt, limits: opt.Limits, probes: map[*probe]struct{}{}, told: map[bpf.EventType]bpf.EventAccount{}}
+}
+
+// eventTypes says which of the Catalogue's types each of the kernel's is.
+var eventTypes = func() map[bpf.EventType]*collect.EventType {
+	byName := map[string]*collect.EventType{}
+	for _, e := range collect.Events() {
+		byName[strings.ToUpper(e.Name)] = e
+	}
+	m := map[bpf.EventType]*collect.EventType{}
+	for _, t := range bpf.EventTypes() {
+		e := byName[t.String()]
+		if e == nil {
+			panic("trace: the catalogue has no event " + t.String())
+		}
+		m[t] = e
+	}
+	return m
+}()
+
+// Factories are the ten probes.
+func (p *Plane) Factories() []collect.Factory {
+	var out []collect.Factory
+	for _, k := range kinds {
+		out = append(out, collect.Factory{Name: k.name, New: func(env collect.Env) (collect.Probe, error) {
+			return p.build(k, env)
+		}})
+	}
+	return out
+}
+
+// build loads one probe.
+func (p *Plane) build(k kind, env collect.Env) (collect.Probe, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.loader == nil {
+		if err := p.start(); err != nil {
+			return nil, err
+		}
+	}
+	p.fresh = true
+	loaded, err := p.loader.Load(k.name, k.config(env.Options))
+	if err != nil {
+		return nil, err
+	}
+	pr := &probe{plane: p, kind: k, bpf: loaded, root: env.ProcRoot}
+	if k.begin != nil {
+		pr.sample = k.begin(pr, env)
+	}
+	p.probes[pr] = struct{}{}
+	return pr, nil
+}
+
+// start makes the loader and reads its ring. The caller holds the lock.
+func (p *Plane) start() error {
+	loader, err := bpf.New(bpf.Options{EventRate: float64(p.limits.Rate), EventBurst: p.limits.Burst, NoEvents: p.opt.Hub == nil})
+	if err != nil {
+		return fmt.Errorf("start eBPF: %w", err)
+	}
+	if p.opt.Hub == nil {
+		p.loader = loader
+		return nil
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	p.loader, p.stop, p.done = loader, stop, make(chan struct{})
+	go p.read(ctx)
+	return nil
+}
+
+// read takes events out of the ring and offers them to the Hub until ctx ends,
+// and each second tells it of those that the kernel held back.
+func (p *Plane) read(ctx context.Context) {
+	defer close(p.done)
+	account := make(chan struct{})
+	go func() {
+		defer close(account)
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				p.Account()
+			}
+		}
+	}()
+	c := converter{loader: p.loader, log: p.opt.Log}
+	for ctx.Err() == nil {
+		err := p.loader.Events(ctx, func(e *bpf.Event) { p.opt.Hub.Offer(c.event(e)) })
+		if err == nil {
+			break
+		}
+		// Counting goes on; only events are missing meanwhile.
+		p.opt.Log.Error("reading events from the kernel failed; it is tried again", "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(10 * time.Second):
+		}
+	}
+	<-account
+}
+
+// Account tells the Hub of the events that the kernel held back or lost since
+// the last call.
+func (p *Plane) Account() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.loader == nil || p.opt.Hub == nil {
+		return
+	}
+	stats, err := p.loader.Stats()
+	if err != nil {
+		return // the next call tells
+	}
+	for _, a := range stats.Events {
+		was := p.told[a.Type]
+		if s, l := a.Suppressed-was.Suppressed, a.Lost-was.Lost; s > 0 || l > 0 {
+			p.opt.Hub.Missed(eventTypes[a.Type], s, l)
+		}
+		p.told[a.Type] = a
+	}
+}
+
+// Programs tells what the programs of all probes cost, for the metrics about
+// the tool itself; all zero unless the kernel's BPF statistics are on.
+func (p *Plane) Programs() []bpf.ProgramStats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.loader == nil {
+		return nil
+	}
+	stats, err := p.loader.Stats()
+	if err != nil {
+		return nil
+	}
+	return stats.Programs
+}
+
+// SetLimits changes the limits on events.
+func (p *Plane) SetLimits(l EventLimits) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.limits = l
+	if p.loader == nil || p.opt.Hub == nil {
+		return nil
+	}
+	var errs []error
+	for _, t := range bpf.EventTypes() {
+		errs = append(errs, p.loader.SetEventLimit(t, float64(l.Rate), l.Burst))
+	}
+	return errors.Join(errs...)
+}
+
+// reasons names drop and reset reasons.
+func (p *Plane) reasons() (*bpf.Reasons, error) {
+	p.mu.Lock()
+	loader := p.loader
+	p.mu.Unlock()
+	if loader == nil {
+		return nil, errors.New("name the drop reasons: the loader is closed")
+	}
+	return loader.Reasons()
+}
+
+// settle gives back the memory that loading took, once all probes are loaded.
+func (p *Plane) settle() {
+	p.mu.Lock()
+	fresh, loader := p.fresh, p.loader
+	p.fresh = false
+	p.mu.Unlock()
+	if fresh && loader != nil {
+		loader.ReleaseBTF()
+	}
+}
+
+// closed is told that a probe was closed. The last one ends the plane's own
+// work.
+func (p *Plane) closed(pr *probe) error {
+	p.mu.Lock()
+	delete(p.probes, pr)
+	last := len(p.probes) == 0
+	p.mu.Unlock()
+	if last {
+		return p.Close()
+	}
+	return nil
+}
+
+// Close detaches all probes and ends the reading of events. What was written
+// to the ring before has been offered to the Hub.
+func (p *Plane) Close() error {
+	p.Account()
+	p.mu.Lock()
+	loader, stop, done := p.loader, p.stop, p.done
+	p.loader, p.stop, p.done = nil, nil, nil
+	p.told = map[bpf.EventType]bpf.EventAccount{}
+	p.mu.Unlock()
+	if loader == nil {
+		return nil
+	}
+	if stop != nil {
+		stop()
+		<-done
+	}
+	return loader.Close()
+}

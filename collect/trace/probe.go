@@ -1,0 +1,116 @@
+package trace
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"nodeskoop/bpf"
+	"nodeskoop/collect"
+)
+
+// kind is how one of the ten probes differs from the others.
+type kind struct {
+	name string
+	// slots are the metrics of the kernel's counters, by slot.
+	slots []*collect.Metric
+	// begin, where set, makes what samples the probe; else its slots are.
+	begin func(*probe, collect.Env) func(*collect.View) error
+}
+
+var kinds = []kind{
+	packetlossKind, tcpresetKind, tcpretransKind, netiftxlatencyKind, netSoftirqKind,
+	kernellatencyKind, socketlatencyKind, virtcmdlatencyKind, biolatencyKind, flowKind,
+}
+
+// config turns the options of the configuration file into the loader's.
+func (k kind) config(o map[string]any) bpf.Config {
+	var c bpf.Config
+	duration := func(key string, to *time.Duration) {
+		if d, ok := o[key].(time.Duration); ok {
+			*to = d
+		}
+	}
+	duration("slow", &c.Slow)
+	duration("event", &c.Event)
+	if stack, ok := o["stack"].(bool); ok {
+		c.NoStack = !stack
+	}
+	return c
+}
+
+// probe is one loaded probe.
+type probe struct {
+	plane  *Plane
+	kind   kind
+	bpf    *bpf.Probe
+	sample func(*collect.View) error
+	root   string // where procfs is
+	counts counts
+}
+
+// Over returns collect.Node: one reading of a map serves all namespaces.
+func (p *probe) Over() collect.Over { return collect.Node }
+
+// Sample reads the probe's counters.
+func (p *probe) Sample(v *collect.View) error {
+	p.plane.settle()
+	if p.sample != nil {
+		return v.Do(0, "counters of "+p.kind.name, func() error { return p.sample(v) })
+	}
+	if len(p.kind.slots) == 0 {
+		return nil
+	}
+	return v.Do(0, "counters of "+p.kind.name, func() error { return p.sampleSlots(v) })
+}
+
+// sampleSlots adds the metric of each slot: for each namespace of the cycle,
+// those without a count included, or once for the node.
+func (p *probe) sampleSlots(v *collect.View) error {
+	if p.kind.slots[0].Scope == collect.PerHost {
+		return p.bpf.Counters(func(_ uint64, slot int, value uint64) {
+			v.Add(p.kind.slots[slot], float64(value))
+		})
+	}
+	p.counts.begin(v)
+	if err := p.bpf.Counters(p.counts.add); err != nil {
+		return err
+	}
+	p.counts.each(func(netns uint64, values *[maxSlots]uint64) {
+		for slot, m := range p.kind.slots {
+			v.AddNetns(netns, m, float64(values[slot]))
+		}
+	})
+	p.forget(p.counts.sweep(p.root))
+	return nil
+}
+
+// forget drops what the kernel keeps of namespaces that are gone.
+func (p *probe) forget(gone []uint64) {
+	for _, netns := range gone {
+		if err := p.bpf.Forget(netns); err != nil {
+			p.plane.opt.Log.Debug("forgetting a network namespace failed", "probe", p.kind.name, "netns", netns, "error", err)
+		}
+	}
+}
+
+// Hook names the kinds of hooks in use, and what they cannot see.
+func (p *probe) Hook() (string, []string) {
+	var hooks []string
+	for _, h := range p.bpf.Hooks() {
+		if k := string(h.Kind); k != "" && !slices.Contains(hooks, k) {
+			hooks = append(hooks, k)
+		}
+	}
+	_, lacks := p.bpf.State()
+	return strings.Join(hooks, "+"), lacks
+}
+
+// Close detaches the probe.
+func (p *probe) Close() error {
+	err := p.bpf.Close()
+	if e := p.plane.closed(p); err == nil {
+		err = e
+	}
+	return err
+}

@@ -1,0 +1,4 @@
+package trace
+
+// tcpreset has events only.
+var tcpresetKind = kind{name: "tcpreset"}

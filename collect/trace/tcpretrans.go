@@ -1,0 +1,23 @@
+package trace
+
+import (
+	"nodeskoop/bpf"
+	"nodeskoop/collect"
+)
+
+var retransTotal = collect.MustMetric("kubeskoop_tcpretrans_total")
+
+// tcpretransKind counts SYN-ACKs, too, which the MIB's RetransSegs leaves out.
+var tcpretransKind = kind{name: "tcpretrans", begin: func(p *probe, _ collect.Env) func(*collect.View) error {
+	return func(v *collect.View) error {
+		p.counts.begin(v)
+		if err := p.bpf.Counters(p.counts.add); err != nil {
+			return err
+		}
+		p.counts.each(func(netns uint64, values *[maxSlots]uint64) {
+			v.AddNetns(netns, retransTotal, float64(values[bpf.RetransSegments]+values[bpf.RetransSynAcks]))
+		})
+		p.forget(p.counts.sweep(p.root))
+		return nil
+	}
+}}

@@ -1,0 +1,403 @@
+package trace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/bpf"
+	"nodeskoop/collect"
+	"nodeskoop/testdata/need"
+	"nodeskoop/testdata/nsnet"
+)
+
+// sink keeps the events that it gets.
+type sink struct {
+	mu     sync.Mutex
+	events []*collect.Event
+}
+
+func (s *sink) Send(e *collect.Event, done func(*collect.Event, bool)) {
+	s.mu.Lock()
+	s.events = append(s.events, e)
+	s.mu.Unlock()
+	if done != nil {
+		done(e, true)
+	}
+}
+
+func (s *sink) Close(context.Context) error { return nil }
+
+func (s *sink) of(event string) (out []*collect.Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.events {
+		if e.Type.Name == event {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// lab is two pods joined by a veth, with probes that watch them.
+type lab struct {
+	t     *testing.T
+	a, b  *nsnet.Space
+	pods  *nsnet.Pods
+	plane *Plane
+	hub   *collect.Hub
+	sink  *sink
+	r     *collect.Runner
+}
+
+func newLab(t *testing.T, limits EventLimits, opts map[string]map[string]any, probes ...string) *lab {
+	t.Helper()
+	need.Root(t)
+	need.Program(t, "ip", "nft")
+	l := &lab{t: t, a: nsnet.New(t), b: nsnet.New(t), sink: &sink{}}
+	nsnet.Connect(l.a, l.b)
+	a, b := l.a.Pod("web-0"), l.b.Pod("db-0")
+	a.Addrs = []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}
+	b.Addrs = []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")}
+	l.pods = &nsnet.Pods{List: []*collect.Pod{a, b}}
+	l.hub = collect.NewHub(collect.HubOptions{Node: "n1", HostLabel: "hostNetwork", Pods: l.pods}, l.sink)
+	t.Cleanup(func() { _ = l.hub.Close(context.Background()) })
+	l.plane = New(Options{Hub: l.hub, Limits: limits})
+	t.Cleanup(func() { _ = l.plane.Close() })
+	r, err := collect.NewRunner(collect.Options{
+		Node: "n1", HostLabel: "hostNetwork", HostNetns: "/proc/self/ns/net", Interval: time.Hour, Timeout: 10 * time.Second,
+		Enabled: probes, Probes: opts, Pods: l.pods,
+	}, l.plane.Factories()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	l.r = r
+	l.values()
+	for _, s := range r.Status() {
+		if s.Err != nil {
+			t.Fatalf("%s: %v", s.Name, s.Err)
+		}
+	}
+	return l
+}
+
+// values runs one cycle: "metric{pod}" or "metric{pod,labels}" -> value.
+func (l *lab) values() map[string]float64 {
+	l.t.Helper()
+	out := map[string]float64{}
+	for _, f := range l.r.Cycle() {
+		for _, m := range f.Metric {
+			var labels []string
+			for _, p := range m.Label[2:] {
+				labels = append(labels, p.GetValue())
+			}
+			key := f.GetName() + "{" + strings.Join(labels, ",") + "}"
+			if _, twice := out[key]; twice {
+				l.t.Errorf("%s is there twice", key)
+			}
+			out[key] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
+		}
+	}
+	for _, s := range l.r.Status() {
+		if s.Err != nil {
+			l.t.Errorf("%s: %v", s.Name, s.Err)
+		}
+	}
+	return out
+}
+
+func (l *lab) want(got map[string]float64, want map[string]float64) {
+	l.t.Helper()
+	for k, w := range want {
+		if v, ok := got[k]; !ok || v != w {
+			l.t.Errorf("%s = %v (present %v), want %v", k, v, ok, w)
+		}
+	}
+}
+
+// settled waits until nothing is on the way, and returns the account. Other
+// namespaces of the machine may add to it.
+func (l *lab) settled(event string, atLeast uint64) collect.EventCounts {
+	l.t.Helper()
+	var n collect.EventCounts
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		l.plane.Account()
+		n = l.hub.Counts(collect.EventByName(event))
+		if n.Pending == 0 && n.Offered >= atLeast {
+			break
+		}
+	}
+	if n.Offered < atLeast || n.Written+n.Suppressed+n.Lost != n.Offered {
+		l.t.Errorf("%s: %+v, want %d or more in all", event, n, atLeast)
+	}
+	return n
+}
+
+// flood sends n datagrams to the discard port of the other pod.
+func (l *lab) flood(from *nsnet.Space, to string, n int) {
+	l.t.Helper()
+	c := from.Dial("udp", to)
+	for range n {
+		_, err := c.Write([]byte("x"))
+		if errors.Is(err, unix.ECONNREFUSED) {
+			_, err = c.Write([]byte("x")) // the answer to the one before; nothing was sent
+		}
+		if err != nil {
+			l.t.Fatal(err)
+		}
+	}
+}
+
+// What a rule of netfilter drops is the pod's, every packet, with its reason;
+// events are limited, and what is held back is accounted.
+func TestLossOfAPod(t *testing.T) {
+	l := newLab(t, EventLimits{20, 100}, nil, "packetloss")
+	zero := l.values()
+	for _, pod := range []string{"hostNetwork", "web-0", "db-0"} {
+		if _, ok := zero["kubeskoop_packetloss_total{"+pod+"}"]; !ok {
+			t.Errorf("no series of %s before anything was lost", pod)
+		}
+	}
+	l.b.Run("nft", "add table inet t")
+	l.b.Run("nft", "add chain inet t in { type filter hook input priority 0; }")
+	l.b.Run("nft", "add rule inet t in udp dport 9 counter drop")
+	const n = 3000
+	l.flood(l.a, "10.0.0.2:9", n)
+	l.flood(l.a, "[fd00::2]:9", n)
+	if out := l.b.Run("nft", "list chain inet t in"); !strings.Contains(out, fmt.Sprintf("packets %d ", 2*n)) {
+		t.Fatalf("the rule dropped something else:\n%s", out)
+	}
+	got := l.values()
+	l.want(got, map[string]float64{
+		"kubeskoop_packetloss_netfilter{db-0}":             2 * n,
+		"kubeskoop_packetloss_reason{db-0,NETFILTER_DROP}": 2 * n,
+		"kubeskoop_packetloss_netfilter{web-0}":            0,
+	})
+	for _, pod := range []string{"hostNetwork", "web-0", "db-0"} {
+		sum, reasons := 0.0, 0.0
+		for _, class := range []string{"tcphandle", "tcprcv", "tcpstatm", "netfilter", "abnormal"} {
+			sum += got["kubeskoop_packetloss_"+class+"{"+pod+"}"]
+		}
+		for k, v := range got {
+			if strings.HasPrefix(k, "kubeskoop_packetloss_reason{"+pod+",") {
+				reasons += v
+			}
+		}
+		if total := got["kubeskoop_packetloss_total{"+pod+"}"]; sum != total || reasons != total {
+			t.Errorf("%s: total %v, classes %v, reasons %v", pod, total, sum, reasons)
+		}
+	}
+	acc := l.settled("PacketLoss", 2*n)
+	if acc.Suppressed == 0 || acc.Written < 100 {
+		t.Errorf("%+v: want about 100 written at once, the rest suppressed", acc)
+	}
+	v4 := false // it comes first, and may use up the limit
+	for _, e := range l.sink.of("PacketLoss") {
+		if e.Reason != "NETFILTER_DROP" {
+			continue
+		}
+		ok := e.Pod == l.pods.List[1] && e.Protocol == "UDP" && e.Dst.Port == 9 && e.Dst.Pod == l.pods.List[1] && e.Src.Pod == l.pods.List[0] &&
+			strings.Contains(e.Location, "+0x") && len(e.Stack) > 3 && time.Since(e.Time).Abs() < time.Minute
+		if !ok {
+			t.Errorf("%s\n%+v", e.Message(), e)
+		}
+		v4 = v4 || e.Dst.Addr == netip.MustParseAddr("10.0.0.2")
+	}
+	if !v4 {
+		t.Error("no event of IPv4")
+	}
+}
+
+func TestResetsOfAPod(t *testing.T) {
+	l := newLab(t, EventLimits{1000, 1000}, nil, "tcpreset", "tcpretrans")
+	for _, addr := range []string{"10.0.0.2:7", "[fd00::2]:7"} {
+		for range 5 {
+			l.a.Do(func() {
+				c, err := netDial(addr)
+				if err == nil {
+					c.Close()
+					t.Errorf("%s is open", addr)
+				}
+			})
+		}
+	}
+	l.settled("TCPRESET_NOSOCK", 10)
+	l.settled("TCPRESET_RECEIVE", 10)
+	elsewhere := func(e *collect.Event) bool { return e.Pod == nil }
+	sent := slices.DeleteFunc(l.sink.of("TCPRESET_NOSOCK"), elsewhere)
+	received := slices.DeleteFunc(l.sink.of("TCPRESET_RECEIVE"), elsewhere)
+	if len(sent) != 10 || len(received) != 10 {
+		t.Fatalf("%d sent, %d received, want 10 each", len(sent), len(received))
+	}
+	for _, e := range sent {
+		if e.Pod != l.pods.List[1] || e.Src.Port != 7 || e.Src.Pod != l.pods.List[1] || e.Dst.Pod != l.pods.List[0] || e.Protocol != "TCP" {
+			t.Errorf("%s\n%+v", e.Message(), e)
+		}
+	}
+	for _, e := range received {
+		if e.Pod != l.pods.List[0] || e.Dst.Port != 7 || e.TCPState != "SYN_SENT" {
+			t.Errorf("%s\n%+v", e.Message(), e)
+		}
+	}
+	l.want(l.values(), map[string]float64{"kubeskoop_tcpretrans_total{web-0}": 0, "kubeskoop_tcpretrans_total{db-0}": 0})
+}
+
+// A number that the kernel gives to another namespace brings nothing of what
+// the namespace before had counted.
+func TestReusedNamespaceNumber(t *testing.T) {
+	c := counts{known: map[uint64]*count{}}
+	step := func(pod string, kernel uint64) uint64 {
+		c.cycle++
+		n := c.at(7)
+		if n.cycle != 0 && n.pod != pod {
+			n.base = n.values
+		}
+		n.pod, n.cycle = pod, c.cycle
+		c.add(7, 0, kernel)
+		var got uint64
+		c.each(func(_ uint64, v *[maxSlots]uint64) { got = v[0] })
+		return got
+	}
+	for i, s := range []struct {
+		pod          string
+		kernel, want uint64
+	}{{"a", 5, 5}, {"a", 9, 9}, {"b", 9, 0}, {"b", 12, 3}, {"b", 1, 1}, {"b", 4, 4}} {
+		if got := step(s.pod, s.kernel); got != s.want {
+			t.Errorf("step %d: %d, want %d", i, got, s.want)
+		}
+	}
+	c.cycle++
+	if gone := c.sweep("/proc"); !slices.Equal(gone, []uint64{7}) || len(c.known) != 0 {
+		t.Errorf("gone %v, known %v", gone, c.known)
+	}
+}
+
+// Entries of a pod that has ended leave the kernel's maps.
+func TestEndedPodLeavesTheMaps(t *testing.T) {
+	l := newLab(t, EventLimits{20, 100}, nil, "packetloss")
+	l.flood(l.a, "10.0.0.2:9", 3) // nothing listens
+	if v := l.values()["kubeskoop_packetloss_total{db-0}"]; v != 3 {
+		t.Errorf("%v losses, want 3", v)
+	}
+	gone := l.pods.List[1].Netns
+	l.pods.List = l.pods.List[:1]
+	got := l.values()
+	if v, ok := got["kubeskoop_packetloss_total{db-0}"]; ok {
+		t.Errorf("the pod that has ended has a series: %v", v)
+	}
+	for pr := range l.plane.probes {
+		err := pr.bpf.Counters(func(netns uint64, slot int, value uint64) {
+			if netns == gone && value > 0 {
+				t.Errorf("the kernel still counts namespace %d: slot %d is %d", netns, slot, value)
+			}
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestFlowsOfAPod(t *testing.T) {
+	l := newLab(t, EventLimits{20, 100}, map[string]map[string]any{"flow": {"ports": true, "max_series": int64(3)}}, "flow")
+	srv := l.b.Packets("udp", "[::]:99")
+	go func() {
+		buf := make([]byte, 10)
+		for {
+			if _, _, err := srv.ReadFrom(buf); err != nil {
+				return
+			}
+		}
+	}()
+	for i, addr := range []string{"10.0.0.2:99", "[fd00::2]:99", "10.0.0.2:99", "10.0.0.2:99"} {
+		c := l.a.Dial("udp", addr)
+		for range 10 * (4 - i) {
+			if _, err := c.Write(make([]byte, 100)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	got := l.values()
+	var v4, v6 float64
+	series := 0
+	for k, v := range got {
+		if !strings.HasPrefix(k, "kubeskoop_flow_packets{web-0,") {
+			continue
+		}
+		series++
+		if strings.Contains(k, ",UDP,10.0.0.1,pod,n1,test,web-0,10.0.0.2,pod,n1,test,db-0,") && strings.HasSuffix(k, ",99}") {
+			v4 += v
+		}
+		if strings.Contains(k, ",UDP,fd00::1,pod,n1,test,web-0,fd00::2,pod,n1,test,db-0,") && strings.HasSuffix(k, ",99}") {
+			v6 += v
+		}
+	}
+	// Of the four connections the three busiest have series.
+	left := got["nodeskoop_series_left_out{hostNetwork,kubeskoop_flow_packets}"]
+	if v4 != 60 || v6 != 30 || series != 3 || left < 1 {
+		t.Errorf("IPv4 %v packets, IPv6 %v, %d series, %v left out; want 60, 30, 3, at least 1\n%v", v4, v6, series, left, got)
+	}
+	// 20 bytes of IPv4 and 8 of UDP go with each 100.
+	for k, v := range got {
+		if strings.HasPrefix(k, "kubeskoop_flow_bytes{web-0,UDP,10.0.0.1,") {
+			p := got[strings.Replace(k, "bytes", "packets", 1)]
+			if v != 128*p {
+				t.Errorf("%s = %v for %v packets", k, v, p)
+			}
+		}
+	}
+}
+
+// All ten are declared, and each that works says by which hook.
+func TestEveryProbeLoadsOrSaysWhy(t *testing.T) {
+	need.Root(t)
+	p := New(Options{})
+	var all []string
+	for _, f := range p.Factories() {
+		all = append(all, f.Name)
+	}
+	if len(all) != 10 {
+		t.Fatalf("%d probes: %v", len(all), all)
+	}
+	r, err := collect.NewRunner(collect.Options{HostNetns: "/proc/self/ns/net", Enabled: all, Interval: time.Hour, Timeout: 10 * time.Second}, p.Factories()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	fams := r.Cycle()
+	have := map[string]bool{}
+	for _, f := range fams {
+		have[f.GetName()] = true
+	}
+	for _, s := range r.Status() {
+		if s.Err != nil {
+			t.Logf("%s does not work here: %v", s.Name, s.Err)
+			continue
+		}
+		if s.Hook == "" {
+			t.Errorf("%s does not say its hook", s.Name)
+		}
+		for _, m := range collect.ProbeByName(s.Name).Metrics {
+			if len(m.Labels) == 0 && !have[m.Name] {
+				t.Errorf("%s is missing from the first sample", m.Name)
+			}
+		}
+	}
+}
+
+func TestEventTypesMatch(t *testing.T) {
+	if len(eventTypes) != len(collect.Events()) || len(eventTypes) != len(bpf.EventTypes()) {
+		t.Errorf("%d of %d types", len(eventTypes), len(collect.Events()))
+	}
+}
+
+func netDial(addr string) (net.Conn, error) { return net.DialTimeout("tcp", addr, 5*time.Second) }
