@@ -190,8 +190,6 @@ type ProbeInfo struct {
 	Overhead string // the specification's word: low, medium or high
 	// Default says whether the probe runs when the configuration names none.
 	Default bool
-	// Built says whether this build contains the probe.
-	Built   bool
 	Metrics []Metric
 	Events  []EventType
 	// Options are the keys of the probe's configuration table.

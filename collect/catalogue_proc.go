@@ -28,7 +28,7 @@ const nodeWide = " The kernel counts this for the whole node, so every namespace
 
 var probes = []ProbeInfo{
 	{
-		Name: "tcp", Title: "TCP counters of the SNMP MIB", Source: Procfs, Overhead: "low", Default: true, Built: true,
+		Name: "tcp", Title: "TCP counters of the SNMP MIB", Source: Procfs, Overhead: "low", Default: true,
 		Metrics: []Metric{
 			counter("kubeskoop_tcp_activeopens", PerNetns, "Tcp.ActiveOpens", "TCP connections opened by connect(): transitions from CLOSED to SYN_SENT."),
 			counter("kubeskoop_tcp_passiveopens", PerNetns, "Tcp.PassiveOpens", "TCP connections accepted from a peer: transitions from LISTEN to SYN_RECV."),
@@ -43,7 +43,7 @@ var probes = []ProbeInfo{
 		},
 	},
 	{
-		Name: "udp", Title: "UDP counters of the SNMP MIB", Source: Procfs, Overhead: "low", Default: true, Built: true,
+		Name: "udp", Title: "UDP counters of the SNMP MIB", Source: Procfs, Overhead: "low", Default: true,
 		Metrics: []Metric{
 			counter("kubeskoop_udp_indatagrams", PerNetns, "Udp.InDatagrams", "UDP datagrams delivered to sockets (IPv4)."),
 			counter("kubeskoop_udp_noports", PerNetns, "Udp.NoPorts", "UDP datagrams for a port on which nothing listens (IPv4)."),
@@ -56,14 +56,14 @@ var probes = []ProbeInfo{
 		},
 	},
 	{
-		Name: "ip", Title: "IP counters of the extended MIB", Source: Procfs, Overhead: "low", Default: true, Built: true,
+		Name: "ip", Title: "IP counters of the extended MIB", Source: Procfs, Overhead: "low", Default: true,
 		Metrics: []Metric{
 			counter("kubeskoop_ip_innoroutes", PerNetns, "IpExt.InNoRoutes", "IPv4 packets received for which no route was found."),
 			counter("kubeskoop_ip_intruncatedpkts", PerNetns, "IpExt.InTruncatedPkts", "IPv4 packets received that were shorter than their header said."),
 		},
 	},
 	{
-		Name: "tcpext", Title: "TCP counters of the Linux extended MIB", Source: Procfs, Overhead: "low", Default: true, Built: true,
+		Name: "tcpext", Title: "TCP counters of the Linux extended MIB", Source: Procfs, Overhead: "low", Default: true,
 		Metrics: []Metric{
 			counter("kubeskoop_tcpext_listendrops", PerNetns, "TcpExt.ListenDrops", "SYNs dropped at a listening socket, for whatever cause; accept queue overflows included."),
 			counter("kubeskoop_tcpext_listenoverflows", PerNetns, "TcpExt.ListenOverflows", "Connections dropped because the accept queue of the listening socket was full."),
@@ -100,7 +100,7 @@ var probes = []ProbeInfo{
 		},
 	},
 	{
-		Name: "sock", Title: "TCP socket and memory use", Source: Procfs, Overhead: "low", Default: true, Built: true,
+		Name: "sock", Title: "TCP socket and memory use", Source: Procfs, Overhead: "low", Default: true,
 		Metrics: []Metric{
 			gauge("kubeskoop_sock_inuse", PerNetns, "inuse", "TCP sockets in use, IPv4 and IPv6 together (sockstat inuse)."),
 			gauge("kubeskoop_sock_orphan", PerNetns, "orphan", "TCP sockets that no process holds any more (sockstat orphan)."+nodeWide),
@@ -110,14 +110,14 @@ var probes = []ProbeInfo{
 		},
 	},
 	{
-		Name: "softnet", Title: "packets through the receive path of each CPU", Source: Procfs, Overhead: "low", Default: true, Built: true,
+		Name: "softnet", Title: "packets through the receive path of each CPU", Source: Procfs, Overhead: "low", Default: true,
 		Metrics: []Metric{
 			counter("kubeskoop_softnet_processed", PerHost, "", "Packets taken from the CPUs' receive queues (softnet_stat column 1, over all CPUs)."),
 			counter("kubeskoop_softnet_dropped", PerHost, "", "Packets dropped because a CPU's backlog queue was full, see net.core.netdev_max_backlog (softnet_stat column 2, over all CPUs)."),
 		},
 	},
 	{
-		Name: "netdev", Title: "interface counters", Source: Procfs, Overhead: "low", Default: true, Built: true,
+		Name: "netdev", Title: "interface counters", Source: Procfs, Overhead: "low", Default: true,
 		Metrics: []Metric{
 			counter("kubeskoop_netdev_rxbytes", PerNetns, "rx.bytes", "Bytes received, every interface but lo; what removed interfaces had counted is kept."),
 			counter("kubeskoop_netdev_rxerrors", PerNetns, "rx.errs", "Packets received in error, every interface but lo; what removed interfaces had counted is kept."),
@@ -130,7 +130,7 @@ var probes = []ProbeInfo{
 		},
 	},
 	{
-		Name: "ipvs", Title: "IPVS totals", Source: Procfs, Overhead: "low", Default: true, Built: true,
+		Name: "ipvs", Title: "IPVS totals", Source: Procfs, Overhead: "low", Default: true,
 		Options: []Option{podsOption},
 		Metrics: []Metric{
 			counter("kubeskoop_ipvs_connections", PerNetns, "", "Connections scheduled by IPVS; 0 while ip_vs is not loaded."),
@@ -141,7 +141,7 @@ var probes = []ProbeInfo{
 		},
 	},
 	{
-		Name: "io", Title: "system calls and storage I/O of processes", Source: Procfs, Overhead: "low", Default: true, Built: true,
+		Name: "io", Title: "system calls and storage I/O of processes", Source: Procfs, Overhead: "low", Default: true,
 		Metrics: []Metric{
 			counter("kubeskoop_io_ioreadsyscall", PerPod, "syscr", "read()-like system calls of all processes (syscr); what exited processes had counted is kept."),
 			counter("kubeskoop_io_iowritesyscall", PerPod, "syscw", "write()-like system calls of all processes (syscw); what exited processes had counted is kept."),
@@ -154,7 +154,7 @@ var probes = []ProbeInfo{
 		},
 	},
 	{
-		Name: "fd", Title: "open file and socket descriptors of processes", Source: Procfs, Overhead: "medium", Default: true, Built: true,
+		Name: "fd", Title: "open file and socket descriptors of processes", Source: Procfs, Overhead: "medium", Default: true,
 		Metrics: []Metric{
 			gauge("kubeskoop_fdopenfd", PerPod, "", "Open file descriptors of all processes."),
 			gauge("kubeskoop_fd_opensocket", PerPod, "", "Open file descriptors of all processes that are sockets."),
@@ -162,7 +162,7 @@ var probes = []ProbeInfo{
 		},
 	},
 	{
-		Name: "tcpsummary", Title: "TCP connections by state, and their queues", Source: Procfs, Overhead: "medium", Default: true, Built: true,
+		Name: "tcpsummary", Title: "TCP connections by state, and their queues", Source: Procfs, Overhead: "medium", Default: true,
 		Metrics: []Metric{
 			gauge("kubeskoop_tcpsummary_tcpestablishedconn", PerNetns, "ESTABLISHED", "TCP connections in ESTABLISHED, IPv4 and IPv6."),
 			gauge("kubeskoop_tcpsummary_tcptimewaitconn", PerNetns, "TIME_WAIT", "TCP connections in TIME_WAIT, IPv4 and IPv6."),
@@ -174,7 +174,7 @@ var probes = []ProbeInfo{
 		},
 	},
 	{
-		Name: "qdisc", Title: "queueing disciplines at the root of interfaces", Source: Netlink, Overhead: "low", Default: true, Built: true,
+		Name: "qdisc", Title: "queueing disciplines at the root of interfaces", Source: Netlink, Overhead: "low", Default: true,
 		Metrics: []Metric{
 			counter("kubeskoop_qdisc_bytes", PerNetns, "", "Bytes sent through the root qdiscs of every interface but lo; what removed qdiscs had counted is kept."),
 			counter("kubeskoop_qdisc_packets", PerNetns, "", "Packets sent through the root qdiscs of every interface but lo; what removed qdiscs had counted is kept."),
@@ -185,7 +185,7 @@ var probes = []ProbeInfo{
 		},
 	},
 	{
-		Name: "conntrack", Title: "connection tracking", Source: Netlink, Overhead: "low", Default: true, Built: true,
+		Name: "conntrack", Title: "connection tracking", Source: Netlink, Overhead: "low", Default: true,
 		Options: []Option{podsOption},
 		Metrics: []Metric{
 			counter("kubeskoop_conntrack_found", PerNetns, "found", "Conntrack lookups that found an entry (found, over all CPUs)."),

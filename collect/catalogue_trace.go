@@ -4,8 +4,14 @@ import "time"
 
 // The probes that trace the kernel with eBPF.
 
-var slowOption = Option{Key: "slow", Default: 10 * time.Millisecond,
-	Help: "a latency from which on the slow counter counts"}
+var (
+	slowOption = Option{Key: "slow", Default: 10 * time.Millisecond,
+		Help: "the latency above which the slow counter counts (the name of the 100ms counter says its own)"}
+	eventOption = Option{Key: "event", Default: 100 * time.Millisecond,
+		Help: "the latency above which there is an event"}
+	stackOption = Option{Key: "stack", Default: true,
+		Help: "events carry the kernel's stack"}
+)
 
 var flowLabels = []string{
 	"protocol", "src", "src_type", "src_node", "src_namespace", "src_pod",
@@ -14,6 +20,7 @@ var flowLabels = []string{
 
 var packetlossInfo = ProbeInfo{
 	Name: "packetloss", Title: "packets that the kernel dropped", Source: EBPF, Overhead: "medium",
+	Options: []Option{stackOption},
 	Metrics: []Metric{
 		counter("kubeskoop_packetloss_tcphandle", PerNetns, "", "Packets dropped in tcp_v4_do_rcv() or tcp_v6_do_rcv()."),
 		counter("kubeskoop_packetloss_tcprcv", PerNetns, "", "Packets dropped in tcp_v4_rcv() or tcp_v6_rcv()."),
@@ -54,6 +61,7 @@ var tcpresetInfo = ProbeInfo{
 
 var tcpretransInfo = ProbeInfo{
 	Name: "tcpretrans", Title: "TCP retransmissions", Source: EBPF, Overhead: "low",
+	Options: []Option{stackOption},
 	Metrics: []Metric{
 		extra(counter("kubeskoop_tcpretrans_total", PerNetns, "", "TCP segments retransmitted, SYN-ACKs included.")),
 	},
@@ -83,6 +91,7 @@ var netiftxlatencyInfo = ProbeInfo{
 
 var netSoftirqInfo = ProbeInfo{
 	Name: "net_softirq", Aliases: []string{"softirq"}, Title: "delay and run time of the network softirqs", Source: EBPF, Overhead: "high",
+	Options: []Option{slowOption},
 	Metrics: []Metric{
 		counter("kubeskoop_softirq_schedslow", PerHost, "", "Network softirqs that started over 10 ms after they were raised, those over 100 ms included."),
 		counter("kubeskoop_softirq_schedslow100ms", PerHost, "", "Network softirqs that started over 100 ms after they were raised."),
@@ -112,7 +121,7 @@ var netSoftirqInfo = ProbeInfo{
 
 var kernellatencyInfo = ProbeInfo{
 	Name: "kernellatency", Title: "time of packets inside the IP stack", Source: EBPF, Overhead: "high",
-	Options: []Option{slowOption},
+	Options: []Option{slowOption, eventOption},
 	Metrics: []Metric{
 		counter("kubeskoop_kernellatency_rxslow", PerNetns, "", "Packets that took over 10 ms from netif_receive_skb to the transport protocol, those over 100 ms included."),
 		counter("kubeskoop_kernellatency_rxslow100ms", PerNetns, "", "Packets that took over 100 ms from netif_receive_skb to the transport protocol."),
@@ -132,6 +141,7 @@ var kernellatencyInfo = ProbeInfo{
 
 var socketlatencyInfo = ProbeInfo{
 	Name: "socketlatency", Title: "time that data wait in sockets", Source: EBPF, Overhead: "high",
+	Options: []Option{{Key: "slow", Default: time.Millisecond, Help: slowOption.Help}, eventOption},
 	Metrics: []Metric{
 		counter("kubeskoop_socketlatency_read100ms", PerNetns, "", "Reads of data that had waited over 100 ms for the application."),
 		counter("kubeskoop_socketlatency_read1ms", PerNetns, "", "Reads of data that had waited over 1 ms for the application, those over 100 ms included."),
@@ -165,6 +175,7 @@ var virtcmdlatencyInfo = ProbeInfo{
 
 var biolatencyInfo = ProbeInfo{
 	Name: "biolatency", Title: "latency of block I/O", Source: EBPF, Overhead: "medium",
+	Options: []Option{{Key: "slow", Default: 10 * time.Millisecond, Help: "the latency above which there is an event"}},
 	Events: []EventType{{
 		Name: "BIOLAT_10MS", Path: "block I/O start -> done",
 		Threshold: 10 * time.Millisecond, Below: 100 * time.Millisecond, Priority: PriNotice,

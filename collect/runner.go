@@ -134,7 +134,7 @@ func NewRunner(opt Options, factories ...Factory) (*Runner, error) {
 		return nil, fmt.Errorf("open this process's network namespace /proc/thread-self/ns/net: %w (is procfs mounted on /proc?)", err)
 	}
 	r.selfNetnsFD = fd
-	if r.selfNetns, err = netnsInode("/proc/thread-self/ns/net"); err != nil {
+	if r.selfNetns, err = NetnsInode("/proc/thread-self/ns/net"); err != nil {
 		return nil, fmt.Errorf("find this process's network namespace: %w", err)
 	}
 	if err := r.Apply(opt); err != nil {
@@ -168,7 +168,7 @@ func (r *Runner) Apply(opt Options) error {
 	if hostPath == "" {
 		hostPath, pids = opt.ProcRoot+"/1/ns/net", []int{1}
 	}
-	host, err := netnsInode(hostPath)
+	host, err := NetnsInode(hostPath)
 	if err != nil {
 		return fmt.Errorf("find the host's network namespace: %w (it needs CAP_SYS_PTRACE)", err)
 	}

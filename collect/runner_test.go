@@ -65,7 +65,7 @@ func fakeProc(t *testing.T, pids ...int) (root string, netns []uint64) {
 		}
 		write(t, filepath.Join(dir, "ns/net"), "")
 		write(t, filepath.Join(dir, "net/value"), fmt.Sprint(pid))
-		ino, err := netnsInode(filepath.Join(dir, "ns/net"))
+		ino, err := NetnsInode(filepath.Join(dir, "ns/net"))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -516,8 +516,8 @@ func openRetry(dir int, name string, flags int) (int, error) {
 	}
 }
 
-// netnsInode returns the inode number of the network namespace that path is.
-func netnsInode(path string) (uint64, error) {
+// NetnsInode returns the inode number of the network namespace that path is.
+func NetnsInode(path string) (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		return 0, &fs.PathError{Op: "stat", Path: path, Err: err}

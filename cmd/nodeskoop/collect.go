@@ -9,6 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"nodeskoop/collect/trace"
 	"nodeskoop/output"
 )
 
@@ -20,6 +21,7 @@ func collectCommand() *cli.Command {
 			"1: nothing could be written. 2: the command line is wrong.",
 		Flags: append(commonFlags(),
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write `FILE`, whole or not at all; FOLDER/ for the configured name in that folder", EnvVars: []string{"NODESKOOP_OUTPUT"}},
+			&cli.BoolFlag{Name: "events", Usage: "send the events that are seen meanwhile to the journal", EnvVars: []string{"NODESKOOP_EVENTS"}},
 			&cli.DurationFlag{Name: "duration", Usage: "let the eBPF probes watch for `TIME` before the sample is taken", EnvVars: []string{"NODESKOOP_DURATION"}},
 		),
 		Action: collectOnce,
@@ -42,11 +44,20 @@ func collectOnce(c *cli.Context) error {
 		}
 		defer file.Close()
 	}
-	r, err := s.newRunner(s.watchPods(c.Context, s.cfg))
+	pods := s.watchPods(c.Context, s.cfg)
+	ev := &events{plane: trace.New(trace.Options{Log: s.log})}
+	if c.Bool("events") {
+		ev = s.newEvents(pods, nil, journalSink(s.log))
+	}
+	defer ev.close(s.log)
+	r, err := s.newRunner(pods, ev.plane)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
+	if ev.hub != nil {
+		r.Self(ev.self(r))
+	}
 	if d > 0 {
 		r.Cycle() // loads the probes
 		select {

@@ -31,9 +31,6 @@ func docMetrics(w io.Writer) error {
 			continue
 		}
 		fmt.Fprintf(&b, "\n### %s\n\n%s, from %s.", p.Name, upperFirst(p.Title), p.Source)
-		if !p.Built {
-			b.WriteString(" Not part of this build yet.")
-		}
 		b.WriteString("\n\n| metric | type | one series per | meaning |\n|---|---|---|---|\n")
 		for _, m := range p.Metrics {
 			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.Name, m.Type, scopeWords(&m), cell(m.Help))

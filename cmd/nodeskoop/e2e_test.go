@@ -114,7 +114,7 @@ node_name = "n1"
 interval = "1s"
 host_netns = %q
 [probes]
-enabled = ["default"]
+enabled = ["default", "packetloss", "tcpreset", "tcpretrans"]
 [probes.conntrack]
 pods = true
 [probes.ipvs]
@@ -127,7 +127,7 @@ sockets = [%q]
 app = "${labels:app}"
 `, ctd.Netns, dir, ctd.Socket))
 	file := filepath.Join(dir, "nodeskoop.prom")
-	p := start(t, "run", "--config", cfg)
+	p := start(t, "run", "--config", cfg, "--foreground-events")
 	addr := exporter(t, dir)
 	eventually(t, "the pods have series", func() bool {
 		_, a := value(parseProm(t, file), "kubeskoop_tcp_insegs", "shop", "web-0")
@@ -142,7 +142,7 @@ app = "${labels:app}"
 	if v := fams["node_textfile_scrape_error"].Metric[0].GetGauge().GetValue(); v != 0 {
 		t.Errorf("node_textfile_scrape_error %v", v)
 	}
-	enabled, _ := selectProbes([]string{"default"})
+	enabled, _ := selectProbes([]string{"default", "packetloss", "tcpreset", "tcpretrans"})
 	for _, m := range collect.Metrics() {
 		if m.Probe() == "" || !slices.Contains(enabled, m.Probe()) || len(m.Labels) > 0 {
 			continue
@@ -186,6 +186,21 @@ app = "${labels:app}"
 	eventually(t, "the pod's connections are in the scrape", func() bool {
 		v, _ := value(scrape(t, addr), "kubeskoop_tcp_passiveopens", "shop", "web-0")
 		return v == want
+	})
+
+	// An event inside the pod is the pod's.
+	main.Exec("sh", "-c", "nc -w 1 127.0.0.1 7 || true")
+	eventually(t, "the reset in the pod is an event of the pod", func() bool {
+		for _, line := range strings.Split(p.printed(), "\n") {
+			if strings.Contains(line, "TCPRESET_NOSOCK") && strings.Contains(line, "shop/web-0") && strings.Contains(line, "127.0.0.1:7 -> 127.0.0.1:") {
+				return true
+			}
+		}
+		return false
+	})
+	eventually(t, "the loss in the pod is counted as the pod's", func() bool {
+		v, _ := value(scrape(t, addr), "kubeskoop_packetloss_total", "shop", "web-0")
+		return v >= 1
 	})
 
 	// A pod that goes takes its series along; one that comes has them soon.

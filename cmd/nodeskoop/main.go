@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"nodeskoop/collect/netlink"
 	"nodeskoop/collect/pod"
 	"nodeskoop/collect/proc"
+	"nodeskoop/collect/trace"
 	"nodeskoop/systemd"
 )
 
@@ -77,7 +79,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		OnUsageError:         usageError,
 		Flags:                commonFlags(),
 		Commands: []*cli.Command{
-			runCommand(), collectCommand(), probesCommand(), podsCommand(),
+			runCommand(), collectCommand(), eventsCommand(), probesCommand(), podsCommand(),
 			checkCommand(), configCommand(), docsCommand(),
 		},
 		Action: func(c *cli.Context) error {
@@ -202,9 +204,9 @@ func newHandler(w io.Writer, format string, level slog.Leveler) slog.Handler {
 	return slog.NewTextHandler(w, &slog.HandlerOptions{Level: level})
 }
 
-// factories are the probes that this program contains.
-func factories() []collect.Factory {
-	return append(proc.Probes(), netlink.Probes()...)
+// factories are the 23 probes; those that trace share a plane.
+func factories(plane *trace.Plane) []collect.Factory {
+	return slices.Concat(proc.Probes(), netlink.Probes(), plane.Factories())
 }
 
 // firstPods is how long a command waits to hear from containerd before it
@@ -229,13 +231,13 @@ func (s *setup) watchPods(ctx context.Context, cfg *Config) *pod.Index {
 }
 
 // newRunner builds the Runner of one configuration.
-func (s *setup) newRunner(pods collect.Pods) (*collect.Runner, error) {
+func (s *setup) newRunner(pods collect.Pods, plane *trace.Plane) (*collect.Runner, error) {
 	o, err := s.options(s.cfg)
 	if err != nil {
 		return nil, err
 	}
 	o.Pods = pods
-	return collect.NewRunner(o, factories()...)
+	return collect.NewRunner(o, factories(plane)...)
 }
 
 // options are the Runner's for a configuration, but for the pods.

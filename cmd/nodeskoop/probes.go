@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/trace"
 )
 
 // probeRow is one probe as `nodeskoop probes` prints it.
@@ -22,8 +23,11 @@ type probeRow struct {
 	Enabled  bool   `json:"enabled"`
 	Works    bool   `json:"works"`
 	Reason   string `json:"reason,omitempty"`
-	Metrics  int    `json:"metrics"`
-	Events   int    `json:"events"`
+	Hook     string `json:"hook,omitempty"`
+	// Lacks is what the probe cannot see here.
+	Lacks   []string `json:"lacks,omitempty"`
+	Metrics int      `json:"metrics"`
+	Events  int      `json:"events"`
 }
 
 func probesCommand() *cli.Command {
@@ -44,15 +48,28 @@ func probesCommand() *cli.Command {
 				return writeJSON(c, rows)
 			}
 			w := tabwriter.NewWriter(c.App.Writer, 0, 8, 2, ' ', 0)
-			fmt.Fprintln(w, "PROBE\tKINDS\tSOURCE\tOVERHEAD\tENABLED\tWORKS HERE")
+			fmt.Fprintln(w, "PROBE\tKINDS\tSOURCE\tOVERHEAD\tENABLED\tHOOK\tWORKS HERE")
 			for _, r := range rows {
 				works := "yes"
 				if !r.Works {
-					works = "no: " + firstLine(r.Reason)
+					works = "no"
+				} else if len(r.Lacks) > 0 {
+					works = "in part"
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", r.Probe, r.Kinds, r.Source, r.Overhead, yesNo(r.Enabled), works)
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Probe, r.Kinds, r.Source, r.Overhead, yesNo(r.Enabled), dash(r.Hook), works)
 			}
-			return w.Flush()
+			if err := w.Flush(); err != nil {
+				return err
+			}
+			for _, r := range rows {
+				if !r.Works {
+					fmt.Fprintf(c.App.Writer, "\n%s does not work: %s\n", r.Probe, firstLine(r.Reason))
+				}
+				if len(r.Lacks) > 0 {
+					fmt.Fprintf(c.App.Writer, "\n%s does not see:\n  - %s\n", r.Probe, strings.Join(r.Lacks, "\n  - "))
+				}
+			}
+			return nil
 		},
 	}
 }
@@ -67,7 +84,7 @@ func (s *setup) tryProbes() ([]probeRow, error) {
 	if o.Enabled, err = selectProbes([]string{"all"}); err != nil {
 		return nil, err
 	}
-	r, err := collect.NewRunner(o, factories()...)
+	r, err := collect.NewRunner(o, factories(trace.New(trace.Options{}))...)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +94,7 @@ func (s *setup) tryProbes() ([]probeRow, error) {
 	for _, st := range r.Status() {
 		p := collect.ProbeByName(st.Name)
 		row := probeRow{Probe: p.Name, Title: p.Title, Kinds: p.Kinds(), Source: p.Source.String(), Overhead: p.Overhead,
-			Enabled: slices.Contains(s.cfg.probes, p.Name), Works: st.Up, Metrics: len(p.Metrics), Events: len(p.Events)}
+			Enabled: slices.Contains(s.cfg.probes, p.Name), Works: st.Up, Hook: st.Hook, Lacks: st.Lacks, Metrics: len(p.Metrics), Events: len(p.Events)}
 		if errors.Is(st.Err, collect.ErrNotBuilt) {
 			row.Reason = collect.ErrNotBuilt.Error()
 		} else if st.Err != nil {

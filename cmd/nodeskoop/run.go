@@ -24,7 +24,7 @@ func runCommand() *cli.Command {
 		Usage: "sample every probe each interval and keep the textfile fresh (the daemon)",
 		Description: "SIGHUP reads the configuration again; a mistake in it keeps what was in effect.\n" +
 			"SIGTERM and SIGINT end it and remove the textfile, unless textfile.keep is set.",
-		Flags:  commonFlags(),
+		Flags:  append(commonFlags(), &cli.BoolFlag{Name: "foreground-events", Usage: "also print events, one line each", EnvVars: []string{"NODESKOOP_FOREGROUND_EVENTS"}}),
 		Action: func(c *cli.Context) error { return runDaemon(c) },
 	}
 }
@@ -35,6 +35,7 @@ type daemon struct {
 	file     *output.Textfile
 	pods     collect.Pods
 	stopPods context.CancelFunc
+	events   *events
 	ready    bool
 	failing  bool // the last write of the textfile failed
 }
@@ -59,15 +60,23 @@ func runDaemon(c *cli.Context) error {
 		s.log.Warn("cleaning up after an earlier writer failed", "error", err)
 	}
 	d.pods, d.stopPods = d.follow(ctx, s.cfg)
-	r, err := s.newRunner(d.pods)
+	sinks := []collect.EventSink{journalSink(s.log)}
+	if c.Bool("foreground-events") {
+		sinks = append(sinks, output.NewTerminal(c.App.Writer, output.TerminalOptions{}))
+	}
+	d.events = s.newEvents(d.pods, nil, sinks...)
+	defer func() { d.events.close(s.log) }()
+	r, err := s.newRunner(d.pods, d.events.plane)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
+	r.Self(d.events.self(r))
 	r.Self(func(add func(string, float64, ...string)) {
 		st := d.file.Stats()
 		add("nodeskoop_textfile_bytes", float64(st.Bytes))
 		add("nodeskoop_textfile_write_failures_total", float64(st.Failures))
+		add("nodeskoop_textfile_series_dropped_total", float64(st.Dropped))
 	})
 	s.log.Info("started", "version", version, "node", s.cfg.nodeName(), "interval", s.cfg.duration("interval"),
 		"probes", len(s.cfg.probes), "textfile", d.file.Path(), "config", s.cfg.File)
@@ -193,5 +202,9 @@ func (d *daemon) tryReload(ctx context.Context, r *collect.Runner) error {
 	}
 	d.pods, d.stopPods = pods, stop
 	d.use(cfg)
+	d.events.hub.Apply(d.hubOptions(pods, nil))
+	if err := d.events.plane.SetLimits(d.eventLimits()); err != nil {
+		d.log.Error("changing the limits on events failed", "error", err)
+	}
 	return nil
 }
