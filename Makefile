@@ -9,10 +9,12 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X main.version=$(VERSION)
 BENCHTIME ?= 1s
 FUZZTIME ?= 20s
+# The go tool's ... leaves out what lies below testdata.
+PACKAGES := ./... ./testdata/need ./testdata/nsnet ./testdata/pods
 SECONDS_TO_RUN ?=
 
 .DEFAULT_GOAL := build
-.PHONY: help build run test race lint generate check-metrics fuzz bench deps clean
+.PHONY: help build run demo bench-bpf test race lint generate check-metrics fuzz bench deps clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -24,23 +26,29 @@ build: ## build build/nodeskoop
 run: build ## run the daemon here, with its textfile in build/run, and show the file being refreshed
 	$(SUDO) packaging/run-here $(SECONDS_TO_RUN)
 
+demo: ## cause some events, in namespaces of its own, for `make run` or `nodeskoop events` to see
+	$(SUDO) packaging/demo
+
 deps: ## install what the tests need (apt), unpack what would be a service (below .cache)
 	@.ci/deps
 
+# The packages' tests run one after another: what one causes in the kernel
+# another would see.
 test: deps ## run all tests, as root; fails on a test skipped without need
 	@mkdir -p build
-	$(SUDO) env NODESKOOP_TEST_STRICT=1 $(GO) test -count=1 -v -timeout 20m ./... > build/test.log 2>&1 \
+	$(GO) test -run '^$$' $(PACKAGES) > /dev/null # builds them side by side
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 $(GO) test -p 1 -count=1 -v -timeout 20m $(PACKAGES) > build/test.log 2>&1 \
 	  || { grep -E '^(\s*--- FAIL|FAIL|panic:)|_test\.go:[0-9]+:' build/test.log | head -n 200; echo 'the whole output is in build/test.log'; exit 1; }
 	@grep -E '^(ok|\?|---) ' build/test.log | grep -v '^--- PASS'
 	@.ci/report-skips build/test.log
 
-race: ## run the tests under the race detector (needs a C compiler)
-	$(SUDO) env CGO_ENABLED=1 $(GO) test -race -short -timeout 20m ./...
+race: deps ## run the tests under the race detector (needs a C compiler)
+	$(SUDO) env CGO_ENABLED=1 $(GO) test -p 1 -race -short -timeout 20m ./...
 
 lint: ## go vet, staticcheck, shellcheck
-	$(GO) vet ./... ./testdata/...
-	$(GO) tool -modfile=packaging/tools/go.mod staticcheck ./... ./testdata/...
-	shellcheck .ci/run .ci/deps .ci/report-skips packaging/run-here
+	$(GO) vet $(PACKAGES)
+	$(GO) tool -modfile=packaging/tools/go.mod staticcheck $(PACKAGES)
+	shellcheck .ci/run .ci/deps .ci/report-skips packaging/run-here packaging/update-readme packaging/demo
 
 generate: build ## make the shipped configuration and the README's tables from the catalogue
 	build/nodeskoop config --default > packaging/nodeskoop.toml
@@ -61,6 +69,9 @@ fuzz: ## run each fuzz target for FUZZTIME
 
 bench: deps ## measure one cycle over 1 to 500 namespaces, 50,000 sockets, and the encoder
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 $(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 60m ./collect/... ./output/...
+
+bench-bpf: deps ## measure what the BPF programs cost: a run of each, and traffic with and without
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 $(GO) test -run '^$$' -bench 'Cost|Programs' -benchtime 1x -timeout 30m ./bpf
 
 clean: ## remove what was built
 	rm -rf build .cache

@@ -56,7 +56,7 @@ func (l *testLoader) load(name string, config Config) *Probe {
 	p, err := l.Load(name, config)
 	var unsupported *UnsupportedError
 	if errors.As(err, &unsupported) {
-		l.t.Skip(err)
+		l.t.Skipf("this kernel: %v", err)
 	}
 	if err != nil {
 		l.t.Fatal(err)

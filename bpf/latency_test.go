@@ -206,7 +206,7 @@ func TestSocketlatencySendSlow(t *testing.T) {
 		l := newTestLoader(t, Options{Hooks: kind})
 		p := l.load("socketlatency", Config{})
 		if writes := p.Hooks()[1]; writes.Kind == "" {
-			t.Skipf("%+v", writes.Refused)
+			t.Skipf("this kernel: %+v", writes.Refused)
 		}
 		want := uint64(0)
 		for family, addrs := range families(a, b) {
@@ -454,7 +454,7 @@ func TestVirtcmdlatency(t *testing.T) {
 			if err == nil {
 				link, ok := idleVirtioNet(t)
 				if !ok {
-					t.Skipf("needs an idle virtio-net device; the hooks are %+v", p.Hooks())
+					t.Skipf("this kernel: no idle virtio-net device; the hooks are %+v", p.Hooks())
 				}
 				// There and back: newer kernels send no command for the
 				// address that the device has.

@@ -18,22 +18,20 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/testdata/need"
 )
 
 // needRoot skips what must load programs and make namespaces.
 func needRoot(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: it loads eBPF programs and makes network namespaces")
-	}
+	need.Root(t)
 }
 
 // needCommand skips a test whose traffic comes from a program that is absent.
 func needCommand(t testing.TB, name string) {
 	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		t.Skipf("needs the command %s", name)
-	}
+	need.Program(t, name)
 }
 
 // namespace is a network namespace without a name: it goes when its handle

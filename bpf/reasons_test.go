@@ -35,7 +35,7 @@ func TestReasons(t *testing.T) {
 func TestKernelReasons(t *testing.T) {
 	types, err := newKernelTypes()
 	if err != nil {
-		t.Skipf("needs the kernel's type information: %v", err)
+		t.Skipf("this kernel: no type information: %v", err)
 	}
 	r := readReasons(types)
 	if _, ok := types.tracepoint("no_such_tracepoint"); ok {
@@ -46,7 +46,7 @@ func TestKernelReasons(t *testing.T) {
 		t.Fatal("no tracepoint kfree_skb")
 	}
 	if len(params) < 3 {
-		t.Skip("this kernel gives no reasons")
+		t.Skip("this kernel: it gives no reasons")
 	}
 	n, ok := r.dropNumber("NETFILTER_DROP")
 	if !ok || r.Drop(n) != "NETFILTER_DROP" {

@@ -81,7 +81,7 @@ func TestTuple(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			before := flowsHeld(t, p)
 			if verdict, _, err := p.programs["cgroup_egress"].Test(c.packet); err != nil {
-				t.Skipf("this kernel cannot run the program on a packet: %v", err)
+				t.Skipf("this kernel: it cannot run the program on a packet: %v", err)
 			} else if verdict != 1 {
 				t.Errorf("verdict %d: the packet was not let through", verdict)
 			}

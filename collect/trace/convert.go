@@ -1,7 +1,6 @@
 package trace
 
 import (
-	"log/slog"
 	"net"
 	"net/netip"
 	"strconv"
@@ -14,7 +13,6 @@ import (
 // goroutine that reads the ring.
 type converter struct {
 	loader  *bpf.Loader
-	log     *slog.Logger
 	reasons *bpf.Reasons
 }
 
@@ -71,6 +69,12 @@ func (c *converter) reason(e *bpf.Event) string {
 		return c.reasons.Drop(e.Reason)
 	}
 	return c.reasons.Reset(e.Reason)
+}
+
+// toMany reports whether an address is a group's. That of a broadcast cannot
+// be told from the address alone, but for the limited one.
+func toMany(a netip.Addr) bool {
+	return a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
 // protocolName names an IP protocol (IANA's assigned Internet protocol numbers).

@@ -21,7 +21,9 @@ var (
 )
 
 // packetlossKind has the five classes, their sum, and the reasons.
-var packetlossKind = kind{name: "packetloss", begin: func(p *probe, _ collect.Env) func(*collect.View) error {
+var packetlossKind = kind{name: "packetloss", begin: func(p *probe, env collect.Env) func(*collect.View) error {
+	multicast, _ := env.Options["multicast"].(bool)
+	p.plane.multicast.Store(multicast)
 	loss := &losses{probe: p, reasons: map[uint64]*reasonCount{}}
 	return loss.sample
 }}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"nodeskoop/bpf"
@@ -33,6 +34,8 @@ type Options struct {
 // without eBPF runs the other probes all the same.
 type Plane struct {
 	opt Options
+
+	multicast atomic.Bool // events of lost packets to multicast addresses, too
 
 	mu     sync.Mutex
 	loader *bpf.Loader
@@ -114,14 +117,14 @@ func (p *Plane) start() error {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	p.loader, p.stop, p.done = loader, stop, make(chan struct{})
-	go p.read(ctx)
+	go p.read(ctx, loader, p.done)
 	return nil
 }
 
 // read takes events out of the ring and offers them to the Hub until ctx ends,
 // and each second tells it of those that the kernel held back.
-func (p *Plane) read(ctx context.Context) {
-	defer close(p.done)
+func (p *Plane) read(ctx context.Context, loader *bpf.Loader, done chan<- struct{}) {
+	defer close(done)
 	account := make(chan struct{})
 	go func() {
 		defer close(account)
@@ -136,9 +139,15 @@ func (p *Plane) read(ctx context.Context) {
 			}
 		}
 	}()
-	c := converter{loader: p.loader, log: p.opt.Log}
+	c := converter{loader: loader}
 	for ctx.Err() == nil {
-		err := p.loader.Events(ctx, func(e *bpf.Event) { p.opt.Hub.Offer(c.event(e)) })
+		err := loader.Events(ctx, func(e *bpf.Event) {
+			if e.Type == bpf.PacketLoss && !p.multicast.Load() && toMany(e.Destination.Addr()) {
+				p.opt.Hub.Missed(eventTypes[e.Type], 1, 0)
+				return
+			}
+			p.opt.Hub.Offer(c.event(e))
+		})
 		if err == nil {
 			break
 		}
