@@ -9,6 +9,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X main.version=$(VERSION)
 BENCHTIME ?= 1s
 FUZZTIME ?= 20s
+FUZZ ?= ./...
 # The go tool's ... leaves out what lies below testdata.
 PACKAGES := ./... ./testdata/need ./testdata/nsnet ./testdata/pods
 SECONDS_TO_RUN ?=
@@ -48,9 +49,9 @@ race: deps ## run the tests under the race detector (needs a C compiler)
 lint: ## go vet, staticcheck, shellcheck
 	$(GO) vet $(PACKAGES)
 	$(GO) tool -modfile=packaging/tools/go.mod staticcheck $(PACKAGES)
-	shellcheck .ci/run .ci/deps .ci/report-skips packaging/run-here packaging/update-readme packaging/demo
+	shellcheck .ci/run .ci/deps .ci/report-skips .ci/check-bpf packaging/run-here packaging/update-readme packaging/demo
 
-generate: build ## make the shipped configuration and the README's tables from the catalogue
+generate: build ## make the shipped configuration and the README's tables from the catalogue (BPF: go generate ./bpf)
 	build/nodeskoop config --default > packaging/nodeskoop.toml
 	packaging/update-readme
 
@@ -61,7 +62,7 @@ check-metrics: build deps ## sample this machine and hold the result against pro
 	@echo "$$(grep -vc '^#' build/collect.prom) series, no remark but on _total"
 
 fuzz: ## run each fuzz target for FUZZTIME
-	@for p in $$($(GO) list ./...); do \
+	@for p in $$($(GO) list $(FUZZ)); do \
 	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
 	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p > build/fuzz.log 2>&1 || { cat build/fuzz.log; exit 1; }; \
 	  done; \

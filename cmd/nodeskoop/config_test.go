@@ -88,7 +88,7 @@ func TestConfigMistakes(t *testing.T) {
 		"file":               {"[textfile]\nfile = '../x.prom'", []string{"f.toml:2: textfile.file: must be a file name that ends in .prom"}},
 		"file suffix":        {"[textfile]\nfile = 'x.txt'", []string{"must be a file name that ends in .prom"}},
 		"unknown probe":      {"[probes]\nenabled = ['tcp', 'ping']", []string{"f.toml:2: probes.enabled: unknown probe \"ping\": the probes are biolatency, conntrack,"}},
-		"unknown probe name": {"[probes.ping]\nx = 1", []string{"f.toml:1: probes.ping: unknown key; allowed in [probes]: enabled, [probes.conntrack]"}},
+		"unknown probe name": {"[probes.ping]\nx = 1", []string{"f.toml:1: probes.ping: unknown key; allowed in [probes]: enabled, [probes.biolatency], [probes.conntrack]"}},
 		"probe option":       {"[probes.conntrack]\npod = true", []string{"f.toml:2: probes.conntrack.pod: unknown key; allowed in [probes.conntrack]: pods"}},
 		"probe no options":   {"[probes.tcp]\npods = true", []string{"f.toml:2: probes.tcp.pods: unknown key; no key is allowed in [probes.tcp]"}},
 		"glob":               {"[metrics]\nexclude = ['[']", []string{"f.toml:2: metrics.exclude: \"[\" is not a pattern"}},
