@@ -154,20 +154,20 @@ func loopOver(t testing.TB, path string) string {
 	defer file.Close()
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
-		t.Skipf("needs loop devices: %v", err)
+		t.Skipf("this kernel: no loop devices: %v", err)
 	}
 	defer control.Close()
 	n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 	if err != nil {
-		t.Skipf("needs a free loop device: %v", err)
+		t.Skipf("this kernel: no free loop device: %v", err)
 	}
 	name := fmt.Sprintf("/dev/loop%d", n)
 	loop, err := os.OpenFile(name, os.O_RDWR, 0)
 	if err != nil {
-		t.Skipf("needs a loop device: %v", err)
+		t.Skipf("this kernel: no loop device: %v", err)
 	}
 	if err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_SET_FD, int(file.Fd())); err != nil {
-		t.Skipf("needs a loop device: %v", err)
+		t.Skipf("this kernel: no loop device: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
@@ -245,7 +245,7 @@ func TestBiolatencySlow(t *testing.T) {
 		return os.WriteFile(throttle, fmt.Appendf(nil, "%d:%d %d", unix.Major(stat.Rdev), unix.Minor(stat.Rdev), perSecond), 0)
 	}
 	if err := limit(4); err != nil {
-		t.Skipf("needs the blkio controller of cgroup v1 to slow a device down: %v", err)
+		t.Skipf("this kernel: no blkio controller of cgroup v1 to slow a device down: %v", err)
 	}
 	t.Cleanup(func() { limit(0) })
 	l := newTestLoader(t, Options{})
@@ -268,7 +268,7 @@ func TestBiolatencySlow(t *testing.T) {
 		}
 	}
 	if slow == 0 {
-		t.Skip("the throttle slows nothing on this kernel")
+		t.Skip("this kernel: the throttle slows nothing")
 	}
 	var mine int
 	l.eventually("the events", func() bool {
@@ -299,7 +299,7 @@ func TestBiolatencySlow(t *testing.T) {
 func TestFlow(t *testing.T) {
 	a, b := newPair(t)
 	l := newTestLoader(t, Options{})
-	p := l.load("flow", Config{})
+	p := l.load("flow", Config{Ports: true})
 	for family, addrs := range families(a, b) {
 		// The kernel counts what it sends again apart.
 		before, again := a.counter(t, "Tcp.OutSegs"), a.counter(t, "Tcp.RetransSegs")
@@ -402,7 +402,7 @@ func find(t testing.TB, l *testLoader, p *Probe, netns uint64, from, to netip.Ad
 func TestFlowEviction(t *testing.T) {
 	a, b := newPair(t)
 	l := newTestLoader(t, Options{})
-	p := l.load("flow", Config{Flows: 256})
+	p := l.load("flow", Config{Flows: 256, Ports: true})
 	before := counters(t, p, 0)
 	const n = 2000
 	a.do(t, func() error {

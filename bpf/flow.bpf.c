@@ -2,10 +2,12 @@
 
 //go:build ignore
 
-/* flow: what the sockets of this node send, per connection.
+/* flow: what this node sends, per connection, in one of two ways.
  *
  * One program at the root of the cgroups sees the packets of all sockets in
- * all network namespaces, once each, and none that is only forwarded. */
+ * all network namespaces, once each, and none that is only forwarded. Or the
+ * devices that the user names have a program each, which sees what they
+ * transmit, forwarded packets too. Never both: a packet would count twice. */
 
 #include "headers/kernel.h"
 #include "headers/counter.h"
@@ -14,6 +16,15 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum slot { BYTES, PACKETS, MADE, FAILED };
+
+/* Without ports, all connections of two addresses share an entry. */
+const volatile bool with_ports = false;
+
+/* The network namespace of the devices. */
+const volatile __u32 device_netns = 0;
+
+#define ETHERNET_HEADER 14
+#define TC_NEXT -1 /* the device's other programs and filters decide */
 
 struct flow_key {
 	struct tuple tuple;
@@ -47,38 +58,78 @@ static __always_inline __u32 netns_of_context(struct __sk_buff *skb)
 	return netns_of_sock((const struct sock *)address);
 }
 
-/* One packet for the device to cut up is counted as what it is cut into, each
- * with headers of its own. */
-static __always_inline __u64 headers_length(struct __sk_buff *skb, const struct tuple *t,
+/* The headers of a packet in a tunnel, when the device cuts the inner one up.
+ * The fields are in groups whose names changed; only these are looked at. */
+struct sk_buff___tunnel {
+	__u8 encapsulation : 1;
+	__u16 inner_transport_header;
+	__u16 network_header;
+	unsigned int end;
+	unsigned char *head;
+} __attribute__((preserve_access_index));
+
+struct skb_shared_info {
+	unsigned int gso_type;
+} __attribute__((preserve_access_index));
+
+#define GSO_TCP (1 << 0 | 1 << 4) /* SKB_GSO_TCPV4, SKB_GSO_TCPV6 */
+
+/* The length of what each packet has of its own when one is cut up: IP header,
+ * transport header, and those of tunnels between them. */
+static __always_inline __u32 headers_length(struct __sk_buff *skb, const struct tuple *t,
 					    const struct headers *h)
 {
+	const struct sk_buff___tunnel *kernel = NULL;
+	void *shown = skb;
+	const struct skb_shared_info *shared;
+	__u32 l4 = h->l4;
 	__u8 offset = 0;
+	bool tcp = t->protocol == IPPROTO_TCP;
 
-	if (t->protocol == IPPROTO_TCP) {
-		bpf_skb_load_bytes(skb, h->l4 + 12, &offset, sizeof(offset));
-		return h->l4 - h->l3 + (offset >> 4) * 4;
+	if (!tcp) {
+		/* The context's address, read from memory, is a plain number. */
+		bpf_probe_read_kernel(&kernel, sizeof(kernel), &shown);
+		if (BPF_CORE_READ_BITFIELD_PROBED(kernel, encapsulation)) {
+			l4 = h->l3 + BPF_CORE_READ(kernel, inner_transport_header) -
+			     BPF_CORE_READ(kernel, network_header);
+			shared = (const void *)(BPF_CORE_READ(kernel, head) + BPF_CORE_READ(kernel, end));
+			tcp = BPF_CORE_READ(shared, gso_type) & GSO_TCP;
+		}
 	}
-	return h->l4 - h->l3 + 8;
+	if (!tcp)
+		return l4 - h->l3 + 8;
+	bpf_skb_load_bytes(skb, l4 + 12, &offset, sizeof(offset));
+	return l4 - h->l3 + (offset >> 4) * 4;
 }
 
-SEC("cgroup_skb/egress")
-int cgroup_egress(struct __sk_buff *skb)
+static __always_inline void account(struct __sk_buff *skb, __u32 offset, __be16 protocol,
+				    __u32 netns)
 {
 	struct packet p = { .context = skb };
 	struct headers h = {};
 	struct flow_key key = {};
 	struct flow *f, zero = {};
 	struct counter *c = counter_of_host();
-	__u64 bytes = skb->len, packets = 1;
-	__u32 segments = skb->gso_segs;
+	__u32 segments = skb->gso_segs, size = skb->gso_size, headers;
+	__u64 bytes, packets = 1;
 
-	if (!c || !tuple_parse(&p, 0, skb->protocol, &key.tuple, &h))
-		return 1;
-	if (segments > 1) {
-		packets = segments;
-		bytes += (segments - 1) * headers_length(skb, &key.tuple, &h);
+	if (!c || !tuple_parse(&p, offset, protocol, &key.tuple, &h))
+		return;
+	bytes = skb->len - h.l3;
+	/* One packet for the device to cut up is counted as what it is cut
+	 * into. Virtual machines send such without saying how many it makes. */
+	if (size) {
+		headers = headers_length(skb, &key.tuple, &h);
+		if (!segments && bytes > headers)
+			segments = (bytes - headers + size - 1) / size;
+		if (segments > 1) {
+			packets = segments;
+			bytes += (segments - 1) * (__u64)headers;
+		}
 	}
-	key.netns = netns_of_context(skb);
+	if (!with_ports)
+		key.tuple.sport = key.tuple.dport = 0;
+	key.netns = netns;
 	__sync_fetch_and_add(&c->slot[BYTES], bytes);
 	__sync_fetch_and_add(&c->slot[PACKETS], packets);
 
@@ -94,5 +145,31 @@ int cgroup_egress(struct __sk_buff *skb)
 	} else {
 		__sync_fetch_and_add(&c->slot[FAILED], packets);
 	}
+}
+
+SEC("cgroup_skb/egress")
+int cgroup_egress(struct __sk_buff *skb)
+{
+	account(skb, 0, skb->protocol, netns_of_context(skb));
 	return 1;
+}
+
+/* A device whose packets begin with an Ethernet header: it says what follows.
+ * A VLAN tag that the device is to add is beside the packet, not in it. */
+SEC("tc")
+int device_frames(struct __sk_buff *skb)
+{
+	__be16 protocol;
+
+	if (!bpf_skb_load_bytes(skb, ETHERNET_HEADER - 2, &protocol, sizeof(protocol)))
+		account(skb, ETHERNET_HEADER, protocol, device_netns);
+	return TC_NEXT;
+}
+
+/* A device whose packets begin with the IP header. */
+SEC("tc")
+int device_packets(struct __sk_buff *skb)
+{
+	account(skb, 0, skb->protocol, device_netns);
+	return TC_NEXT;
 }

@@ -16,9 +16,13 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	flowMapCounters      = "counters"
-	flowMapFlows         = "flows"
-	flowProgCgroupEgress = "cgroup_egress"
+	flowMapCounters       = "counters"
+	flowMapFlows          = "flows"
+	flowProgCgroupEgress  = "cgroup_egress"
+	flowProgDeviceFrames  = "device_frames"
+	flowProgDevicePackets = "device_packets"
+	flowVarDeviceNetns    = "device_netns"
+	flowVarWithPorts      = "with_ports"
 )
 
 // loadFlow returns the embedded CollectionSpec for flow.
@@ -63,7 +67,9 @@ type flowSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type flowProgramSpecs struct {
-	CgroupEgress *ebpf.ProgramSpec `ebpf:"cgroup_egress"`
+	CgroupEgress  *ebpf.ProgramSpec `ebpf:"cgroup_egress"`
+	DeviceFrames  *ebpf.ProgramSpec `ebpf:"device_frames"`
+	DevicePackets *ebpf.ProgramSpec `ebpf:"device_packets"`
 }
 
 // flowMapSpecs contains maps before they are loaded into the kernel.
@@ -78,6 +84,8 @@ type flowMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type flowVariableSpecs struct {
+	DeviceNetns *ebpf.VariableSpec `ebpf:"device_netns"`
+	WithPorts   *ebpf.VariableSpec `ebpf:"with_ports"`
 }
 
 // flowObjects contains all objects after they have been loaded into the kernel.
@@ -115,18 +123,24 @@ func (m *flowMaps) Close() error {
 //
 // It can be passed to loadFlowObjects or ebpf.CollectionSpec.LoadAndAssign.
 type flowVariables struct {
+	DeviceNetns *ebpf.Variable `ebpf:"device_netns"`
+	WithPorts   *ebpf.Variable `ebpf:"with_ports"`
 }
 
 // flowPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadFlowObjects or ebpf.CollectionSpec.LoadAndAssign.
 type flowPrograms struct {
-	CgroupEgress *ebpf.Program `ebpf:"cgroup_egress"`
+	CgroupEgress  *ebpf.Program `ebpf:"cgroup_egress"`
+	DeviceFrames  *ebpf.Program `ebpf:"device_frames"`
+	DevicePackets *ebpf.Program `ebpf:"device_packets"`
 }
 
 func (p *flowPrograms) Close() error {
 	return _FlowClose(
 		p.CgroupEgress,
+		p.DeviceFrames,
+		p.DevicePackets,
 	)
 }
 

@@ -8,12 +8,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// Flow is what this node's sockets sent on one connection since the map got
-// its entry.
+// Flow is what this node's sockets, or its devices (see Config.Devices), sent
+// on one connection since the map got its entry. Without Config.Ports, it is
+// all connections of two addresses.
 type Flow struct {
-	Netns    uint64 // of the socket
+	Netns    uint64 // of the socket or the devices
 	Protocol uint8
-	// Source is the socket's end.
+	// Source is the sender's end. Ports are 0 without Config.Ports.
 	Source, Destination netip.AddrPort
 	// Bytes are those of IP packets as they leave the node: one packet that
 	// the device cuts up counts as what it is cut into, headers and all.

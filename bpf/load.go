@@ -17,7 +17,7 @@ import (
 
 // HooksVariable names the environment variable that restricts every hook which
 // has a rung of the given kind to just that rung ("raw_tp", "tp_btf", "fentry"
-// or "kprobe"), so that tests can run each of them on one kernel.
+// or "kprobe", or "tcx" or "clsact" for devices), so that tests can run each of them on one kernel.
 const HooksVariable = "NODESKOOP_HOOKS"
 
 // Options of a Loader. The zero value is good for a node.
@@ -84,10 +84,10 @@ func New(options Options) (*Loader, error) {
 		options.Hooks = Kind(os.Getenv(HooksVariable))
 	}
 	switch options.Hooks {
-	case "", RawTracepoint, BTFTracepoint, Fentry, Kprobe:
+	case "", RawTracepoint, BTFTracepoint, Fentry, Kprobe, TCX, Clsact:
 	default:
-		return nil, fmt.Errorf("%s=%s: no such kind of hook; it is one of %s, %s, %s, %s",
-			HooksVariable, options.Hooks, RawTracepoint, BTFTracepoint, Fentry, Kprobe)
+		return nil, fmt.Errorf("%s=%s: no such kind of hook; it is one of %s, %s, %s, %s, %s, %s",
+			HooksVariable, options.Hooks, RawTracepoint, BTFTracepoint, Fentry, Kprobe, TCX, Clsact)
 	}
 
 	cpus, err := ebpf.PossibleCPU()
@@ -310,6 +310,9 @@ func (p *Probe) attach(spec *ebpf.CollectionSpec, types *kernelTypes) error {
 			return &UnsupportedError{Probe: p.name, Hooks: p.hooks, Note: p.definition.note}
 		}
 	}
+	if p.devices != nil {
+		p.showDevices()
+	}
 	return nil
 }
 
@@ -346,6 +349,15 @@ func (p *Probe) attachRung(spec *ebpf.CollectionSpec, r rung) (err error) {
 	}
 	defer coll.Close()
 
+	if r.kind == TCX || r.kind == Clsact {
+		if err := p.devices.start(r.kind, coll.Programs[r.programs[0]], coll.Programs[r.programs[1]]); err != nil {
+			return errors.Join(explainDevice(err), p.devices.stop())
+		}
+		for _, name := range r.programs {
+			p.programs[name] = coll.DetachProgram(name)
+		}
+		return nil
+	}
 	var links []link.Link
 	// What ends a measurement is listed, and attached, before what begins it,
 	// so that nothing begins which cannot end.

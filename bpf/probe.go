@@ -23,6 +23,8 @@ const (
 	Fentry        Kind = "fentry"
 	Kprobe        Kind = "kprobe"
 	Cgroup        Kind = "cgroup_skb"
+	TCX           Kind = "tcx"
+	Clsact        Kind = "clsact"
 )
 
 // Zero stands for a threshold of zero in a Config, where the zero value means
@@ -42,6 +44,15 @@ type Config struct {
 	NoStack bool
 	// Flows is how many connections the probe flow keeps, default 65536.
 	Flows int
+	// Ports tells connections of the same two addresses apart by their ports.
+	Ports bool
+	// Devices makes the probe flow count what the network devices whose names
+	// match one of these patterns (see path.Match) transmit, forwarded packets
+	// too, in place of what sockets send.
+	Devices []string
+	// Netns is a file that is the network namespace of Devices; empty: that
+	// of the thread that calls Load.
+	Netns string
 }
 
 func (c Config) withDefaults(d Config) Config {
@@ -84,7 +95,8 @@ type HookState struct {
 	Name     string
 	Kind     Kind // empty: no rung worked
 	Programs []string
-	Lacks    string // what this rung does not see, or what the probe misses without the hook
+	Devices  []string // where they are attached to devices
+	Lacks    string   // what this rung does not see, or what the probe misses without the hook
 	Refused  []Refusal
 }
 
@@ -126,9 +138,10 @@ type Probe struct {
 	maps       map[string]*ebpf.Map
 	programs   map[string]*ebpf.Program
 	links      []link.Link
-	hooks      []HookState
+	devices    *devices // of the probe flow, if it watches such
 
 	mu      sync.Mutex
+	hooks   []HookState
 	closed  bool
 	counter counterReader
 	drops   dropReader
@@ -139,12 +152,16 @@ type Probe struct {
 func (p *Probe) Name() string { return p.name }
 
 // Hooks tells how each hook came to be attached.
-func (p *Probe) Hooks() []HookState { return slices.Clone(p.hooks) }
+func (p *Probe) Hooks() []HookState {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.hooks)
+}
 
 // State tells how much works, and what does not.
 func (p *Probe) State() (State, []string) {
 	var lacks []string
-	for _, h := range p.hooks {
+	for _, h := range p.Hooks() {
 		if h.Lacks != "" {
 			lacks = append(lacks, h.Lacks)
 		}
@@ -175,6 +192,9 @@ func (p *Probe) Close() error {
 // release detaches in reverse: what begins a measurement goes first.
 func (p *Probe) release() error {
 	var errs []error
+	if p.devices != nil {
+		errs = append(errs, p.devices.close())
+	}
 	for _, l := range slices.Backward(p.links) {
 		errs = append(errs, l.Close())
 	}

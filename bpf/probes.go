@@ -262,12 +262,23 @@ var definitions = map[string]*definition{
 	"flow": {
 		spec:    loadFlow,
 		prepare: prepareFlow,
-		hooks: []hook{{
-			name: "packets that sockets send (cgroup egress)",
-			rungs: []rung{
-				{kind: Cgroup, programs: []string{"cgroup_egress"}},
+		hooks: []hook{
+			{
+				name: "packets that sockets send (cgroup egress)",
+				rungs: []rung{
+					{kind: Cgroup, programs: []string{"cgroup_egress"}},
+				},
+				needed: func(p *Probe, _ *kernelTypes) bool { return p.devices == nil },
 			},
-		}},
+			{
+				name: "packets that devices transmit (egress)",
+				rungs: []rung{
+					{kind: TCX, programs: []string{"device_frames", "device_packets"}},
+					{kind: Clsact, programs: []string{"device_frames", "device_packets"}},
+				},
+				needed: func(p *Probe, _ *kernelTypes) bool { return p.devices != nil },
+			},
+		},
 		slots:    4,
 		defaults: Config{Flows: 65536},
 	},
@@ -343,5 +354,20 @@ func prepareBiolatency(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) 
 
 func prepareFlow(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) error {
 	spec.Maps["flows"].MaxEntries = uint32(p.config.Flows)
+	if err := set(spec, "with_ports", p.config.Ports); err != nil {
+		return err
+	}
+	if len(p.config.Devices) == 0 {
+		return nil
+	}
+	d, err := newDevices(p.config.Devices, p.config.Netns)
+	if err != nil {
+		return err
+	}
+	if err := set(spec, "device_netns", uint32(d.inode)); err != nil {
+		d.close()
+		return err
+	}
+	p.devices = d
 	return nil
 }

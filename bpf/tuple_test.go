@@ -13,7 +13,7 @@ import (
 // of the program that runs it for the probe flow.
 func TestTuple(t *testing.T) {
 	l := newTestLoader(t, Options{})
-	p := l.load("flow", Config{})
+	p := l.load("flow", Config{Ports: true})
 
 	s4, d4 := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
 	s6, d6 := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")

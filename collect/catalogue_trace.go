@@ -19,8 +19,9 @@ var flowLabels = []string{
 }
 
 var packetlossInfo = ProbeInfo{
-	Name: "packetloss", Title: "packets that the kernel dropped", Source: EBPF, Overhead: "medium",
-	Options: []Option{stackOption},
+	Name: "packetloss", Title: "packets that the kernel dropped", Source: EBPF, Overhead: "medium", Default: true,
+	Options: []Option{stackOption, {Key: "multicast", Default: false,
+		Help: "packets to multicast and broadcast addresses are events, too; most are announcements that nobody listens for. They are counted in any case"}},
 	Metrics: []Metric{
 		counter("kubeskoop_packetloss_tcphandle", PerNetns, "", "Packets dropped in tcp_v4_do_rcv() or tcp_v6_do_rcv()."),
 		counter("kubeskoop_packetloss_tcprcv", PerNetns, "", "Packets dropped in tcp_v4_rcv() or tcp_v6_rcv()."),
@@ -39,7 +40,7 @@ var packetlossInfo = ProbeInfo{
 }
 
 var tcpresetInfo = ProbeInfo{
-	Name: "tcpreset", Title: "TCP resets sent and received", Source: EBPF, Overhead: "low",
+	Name: "tcpreset", Title: "TCP resets sent and received", Source: EBPF, Overhead: "low", Default: true,
 	Events: []EventType{{
 		Name: "TCPRESET_NOSOCK", Path: "tcp_v4_send_reset / tcp_v6_send_reset without a socket", Priority: PriNotice,
 		Fields:    []FieldGroup{FieldTuple, FieldTCPState, FieldReason},
@@ -60,7 +61,7 @@ var tcpresetInfo = ProbeInfo{
 }
 
 var tcpretransInfo = ProbeInfo{
-	Name: "tcpretrans", Title: "TCP retransmissions", Source: EBPF, Overhead: "low",
+	Name: "tcpretrans", Title: "TCP retransmissions", Source: EBPF, Overhead: "low", Default: true,
 	Options: []Option{stackOption},
 	Metrics: []Metric{
 		extra(counter("kubeskoop_tcpretrans_total", PerNetns, "", "TCP segments retransmitted, SYN-ACKs included.")),
@@ -174,7 +175,7 @@ var virtcmdlatencyInfo = ProbeInfo{
 }
 
 var biolatencyInfo = ProbeInfo{
-	Name: "biolatency", Title: "latency of block I/O", Source: EBPF, Overhead: "medium",
+	Name: "biolatency", Title: "latency of block I/O", Source: EBPF, Overhead: "medium", Default: true,
 	Options: []Option{{Key: "slow", Default: 10 * time.Millisecond, Help: "the latency above which there is an event"}},
 	Events: []EventType{{
 		Name: "BIOLAT_10MS", Path: "block I/O start -> done",
@@ -191,7 +192,8 @@ var biolatencyInfo = ProbeInfo{
 var flowInfo = ProbeInfo{
 	Name: "flow", Title: "traffic per connection", Source: EBPF, Overhead: "medium",
 	Options: []Option{
-		{Key: "ports", Default: false, Help: "label flows with their ports; otherwise sport and dport are 0"},
+		{Key: "ports", Default: false, Help: "label flows with their ports; otherwise sport and dport are 0, and all connections of two addresses are one flow"},
+		{Key: "devices", Default: []string{}, Help: "count what the host's network devices with these names transmit (* and ? match as in a shell), forwarded packets too, in place of what sockets send"},
 		{Key: "max_series", Default: int64(1000), Help: "most flows written; the rest is counted in nodeskoop_series_left_out"},
 	},
 	Metrics: []Metric{

@@ -18,7 +18,7 @@ type Pod struct {
 	// HostNetwork says that the pod shares the host's network namespace.
 	HostNetwork bool
 	// Netns is the inode number of the pod's network namespace; 0 if it
-	// shares the host's or is not known.
+	// shares the host's or another pod's, or is not known.
 	Netns uint64
 	// NetnsPath is a file that is the network namespace, "" if none is known.
 	// It outlives the pod's processes.

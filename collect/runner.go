@@ -320,7 +320,7 @@ func (r *Runner) create(in *instance) (p Probe, err error) {
 			p, err = nil, panicError(v)
 		}
 	}()
-	return f.New(Env{Options: in.opts, ProcRoot: r.opt.ProcRoot, Pods: r.opt.Pods, Log: r.opt.Log.With("probe", in.info.Name)})
+	return f.New(Env{Options: in.opts, ProcRoot: r.opt.ProcRoot, HostNetns: r.hostPath, Pods: r.opt.Pods, Log: r.opt.Log.With("probe", in.info.Name)})
 }
 
 // ErrNotBuilt says that the program does not contain a probe.

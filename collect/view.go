@@ -55,8 +55,10 @@ type Env struct {
 	Options map[string]any
 	// ProcRoot is where procfs is mounted, /proc but for tests.
 	ProcRoot string
-	Pods     Pods
-	Log      *slog.Logger
+	// HostNetns is a file that is the host's network namespace.
+	HostNetns string
+	Pods      Pods
+	Log       *slog.Logger
 }
 
 // Factory builds one probe of the Catalogue.

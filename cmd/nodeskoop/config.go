@@ -77,14 +77,7 @@ func declareSettings() []setting {
 		{"textfile.keep", false, "Leave the file in place on a clean stop. node_exporter then goes on serving its last values.", nil},
 		{"textfile.max_series", int64(50000), "Most series of one file; what is left out is counted in nodeskoop_series_left_out. 0: no limit.", intIn(0, 10_000_000)},
 
-		{"metrics.exclude", []string{}, "Names of metrics to leave out; * and ? match as in a shell.", func(v any) error {
-			for _, g := range v.([]string) {
-				if _, err := path.Match(g, ""); err != nil {
-					return fmt.Errorf("%q is not a pattern: %w", g, err)
-				}
-			}
-			return nil
-		}},
+		{"metrics.exclude", []string{}, "Names of metrics to leave out; * and ? match as in a shell.", globs},
 		{"metrics.skip_zero", false, "Leave out counters of a pod that have been 0 since the start.", nil},
 
 		{"journal.rate", int64(20), "Events a second that one event type and pod may send to the journal.", intIn(1, 100_000)},
@@ -126,6 +119,18 @@ func checkOption(o collect.Option) func(any) error {
 		return durationIn(time.Microsecond, time.Hour)
 	case int64:
 		return intIn(1, 1_000_000)
+	case []string:
+		return globs
+	}
+	return nil
+}
+
+// globs checks patterns of the form that path.Match takes.
+func globs(v any) error {
+	for _, g := range v.([]string) {
+		if _, err := path.Match(g, ""); err != nil {
+			return fmt.Errorf("%q is not a pattern: %w", g, err)
+		}
 	}
 	return nil
 }

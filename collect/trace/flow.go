@@ -19,10 +19,12 @@ var (
 // series where others wait for one.
 const idleCycles = 20
 
-// flowKind labels what the node's sockets sent, by connection.
+// flowKind labels what the node's sockets or the host's devices sent, by
+// connection.
 var flowKind = kind{name: "flow", begin: func(p *probe, env collect.Env) func(*collect.View) error {
 	f := &flows{probe: p, pods: env.Pods, known: map[flowKey]*flow{}, most: 1000}
-	f.ports, _ = env.Options["ports"].(bool)
+	devices, _ := env.Options["devices"].([]string)
+	f.devices = len(devices) > 0
 	if n, ok := env.Options["max_series"].(int64); ok {
 		f.most = int(n)
 	}
@@ -30,7 +32,7 @@ var flowKind = kind{name: "flow", begin: func(p *probe, env collect.Env) func(*c
 }}
 
 // flowKey is what makes a series: without ports, all connections of two
-// addresses are one.
+// addresses are one, in the kernel already.
 type flowKey struct {
 	netns    uint64
 	protocol uint8
@@ -48,33 +50,33 @@ type sums struct{ bytes, packets uint64 }
 
 type flows struct {
 	*probe
-	pods  collect.Pods
-	ports bool
-	most  int
-	cycle uint64
-	known map[flowKey]*flow
-	entry map[flowKey]sums // the kernel's entries, with ports, in the last cycle
+	pods    collect.Pods
+	devices bool // counted is what devices transmit
+	most    int
+	cycle   uint64
+	known   map[flowKey]*flow
+	entry   map[flowKey]sums // the kernel's entries in the last cycle
 }
 
 func (f *flows) sample(v *collect.View) error {
 	f.cycle++
+	f.bpf.Rescan()
 	entries := make(map[flowKey]sums, len(f.entry))
 	err := f.bpf.Flows(func(k bpf.Flow) {
-		full := flowKey{k.Netns, k.Protocol, k.Source, k.Destination}
+		key := flowKey{k.Netns, k.Protocol, k.Source, k.Destination}
+		if f.devices {
+			key.netns = 0 // the host's, whose devices they are
+		}
 		now := sums{k.Bytes, k.Packets}
-		was := f.entry[full]
+		was := f.entry[key]
 		if now.bytes < was.bytes || now.packets < was.packets {
 			was = sums{} // evicted, and made anew
 		}
-		entries[full] = now
-		short := full
-		if !f.ports {
-			short.src, short.dst = netip.AddrPortFrom(k.Source.Addr(), 0), netip.AddrPortFrom(k.Destination.Addr(), 0)
-		}
-		x := f.known[short]
+		entries[key] = now
+		x := f.known[key]
 		if x == nil {
 			x = &flow{moved: f.cycle}
-			f.known[short] = x
+			f.known[key] = x
 		}
 		x.held = f.cycle
 		if now != was {

@@ -93,7 +93,7 @@ func (p *Plane) build(k kind, env collect.Env) (collect.Probe, error) {
 		}
 	}
 	p.fresh = true
-	loaded, err := p.loader.Load(k.name, k.config(env.Options))
+	loaded, err := p.loader.Load(k.name, k.config(env))
 	if err != nil {
 		return nil, err
 	}

@@ -24,7 +24,8 @@ var kinds = []kind{
 }
 
 // config turns the options of the configuration file into the loader's.
-func (k kind) config(o map[string]any) bpf.Config {
+func (k kind) config(env collect.Env) bpf.Config {
+	o := env.Options
 	var c bpf.Config
 	duration := func(key string, to *time.Duration) {
 		if d, ok := o[key].(time.Duration); ok {
@@ -35,6 +36,10 @@ func (k kind) config(o map[string]any) bpf.Config {
 	duration("event", &c.Event)
 	if stack, ok := o["stack"].(bool); ok {
 		c.NoStack = !stack
+	}
+	c.Ports, _ = o["ports"].(bool)
+	if c.Devices, _ = o["devices"].([]string); len(c.Devices) > 0 {
+		c.Netns = env.HostNetns
 	}
 	return c
 }
@@ -94,11 +99,16 @@ func (p *probe) forget(gone []uint64) {
 	}
 }
 
-// Hook names the kinds of hooks in use, and what they cannot see.
+// Hook names the kinds of hooks in use, with the devices that they are on if
+// they are on such, and what they cannot see.
 func (p *probe) Hook() (string, []string) {
 	var hooks []string
 	for _, h := range p.bpf.Hooks() {
-		if k := string(h.Kind); k != "" && !slices.Contains(hooks, k) {
+		k := string(h.Kind)
+		if len(h.Devices) > 0 {
+			k += "(" + strings.Join(h.Devices, " ") + ")"
+		}
+		if k != "" && !slices.Contains(hooks, k) {
 			hooks = append(hooks, k)
 		}
 	}

@@ -203,13 +203,13 @@ func TestLossOfAPod(t *testing.T) {
 	}
 	v4 := false // it comes first, and may use up the limit
 	for _, e := range l.sink.of("PacketLoss") {
-		if e.Reason != "NETFILTER_DROP" {
+		if e.Netns != l.b.Inode || e.Reason != "NETFILTER_DROP" {
 			continue
 		}
 		ok := e.Pod == l.pods.List[1] && e.Protocol == "UDP" && e.Dst.Port == 9 && e.Dst.Pod == l.pods.List[1] && e.Src.Pod == l.pods.List[0] &&
 			strings.Contains(e.Location, "+0x") && len(e.Stack) > 3 && time.Since(e.Time).Abs() < time.Minute
 		if !ok {
-			t.Errorf("%s\n%+v", e.Message(), e)
+			t.Error(e.Message())
 		}
 		v4 = v4 || e.Dst.Addr == netip.MustParseAddr("10.0.0.2")
 	}
@@ -233,7 +233,7 @@ func TestResetsOfAPod(t *testing.T) {
 	}
 	l.settled("TCPRESET_NOSOCK", 10)
 	l.settled("TCPRESET_RECEIVE", 10)
-	elsewhere := func(e *collect.Event) bool { return e.Pod == nil }
+	elsewhere := func(e *collect.Event) bool { return e.Netns != l.a.Inode && e.Netns != l.b.Inode }
 	sent := slices.DeleteFunc(l.sink.of("TCPRESET_NOSOCK"), elsewhere)
 	received := slices.DeleteFunc(l.sink.of("TCPRESET_RECEIVE"), elsewhere)
 	if len(sent) != 10 || len(received) != 10 {
@@ -241,12 +241,12 @@ func TestResetsOfAPod(t *testing.T) {
 	}
 	for _, e := range sent {
 		if e.Pod != l.pods.List[1] || e.Src.Port != 7 || e.Src.Pod != l.pods.List[1] || e.Dst.Pod != l.pods.List[0] || e.Protocol != "TCP" {
-			t.Errorf("%s\n%+v", e.Message(), e)
+			t.Error(e.Message())
 		}
 	}
 	for _, e := range received {
 		if e.Pod != l.pods.List[0] || e.Dst.Port != 7 || e.TCPState != "SYN_SENT" {
-			t.Errorf("%s\n%+v", e.Message(), e)
+			t.Error(e.Message())
 		}
 	}
 	l.want(l.values(), map[string]float64{"kubeskoop_tcpretrans_total{web-0}": 0, "kubeskoop_tcpretrans_total{db-0}": 0})
@@ -401,3 +401,50 @@ func TestEventTypesMatch(t *testing.T) {
 }
 
 func netDial(addr string) (net.Conn, error) { return net.DialTimeout("tcp", addr, 5*time.Second) }
+
+// Without ports, the connections of two addresses are one flow. It goes by
+// what was sent also when the kernel's entry is shared.
+func TestFlowsWithoutPorts(t *testing.T) {
+	l := newLab(t, EventLimits{20, 100}, map[string]map[string]any{"flow": {}}, "flow")
+	l.b.Packets("udp", "10.0.0.2:99")
+	send := func(n int) {
+		for range n {
+			if _, err := l.a.Dial("udp", "10.0.0.2:99").Write(make([]byte, 100)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	const labels = "{web-0,UDP,10.0.0.1,pod,n1,test,web-0,10.0.0.2,pod,n1,test,db-0,0,0}"
+	send(30)
+	l.want(l.values(), map[string]float64{"kubeskoop_flow_packets" + labels: 30, "kubeskoop_flow_bytes" + labels: 30 * 128})
+	send(12)
+	l.want(l.values(), map[string]float64{"kubeskoop_flow_packets" + labels: 42, "kubeskoop_flow_bytes" + labels: 42 * 128})
+}
+
+// What devices transmit is the host's, whoever sent it.
+func TestFlowsOfDevices(t *testing.T) {
+	l := newLab(t, EventLimits{20, 100}, map[string]map[string]any{"flow": {"devices": []string{"lo"}, "ports": true}}, "flow")
+	for _, s := range l.r.Status() {
+		if s.Name == "flow" && s.Hook != "tcx(lo)" && s.Hook != "clsact(lo)" {
+			t.Errorf("hook %q, want tcx or clsact on lo", s.Hook)
+		}
+	}
+	srv, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer srv.Close()
+	c, err := net.Dial("udp", srv.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for range 25 {
+		if _, err := c.Write(make([]byte, 100)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	labels := fmt.Sprintf("{hostNetwork,UDP,127.0.0.1,node,n1,,,127.0.0.1,node,n1,,,%d,%d}",
+		c.LocalAddr().(*net.UDPAddr).Port, srv.LocalAddr().(*net.UDPAddr).Port)
+	l.want(l.values(), map[string]float64{"kubeskoop_flow_packets" + labels: 25, "kubeskoop_flow_bytes" + labels: 25 * 128})
+}

@@ -1,0 +1,535 @@
+package bpf
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// filterName begins the name of each cls_bpf filter of ours. What follows is
+// the name of a lease, which tells whether the process that added the filter
+// still lives.
+const filterName = "nodeskoop_flow:"
+
+// filterPriority is low, so that ours comes before filters that end the chain,
+// and not the lowest, which others ask for by number.
+const filterPriority = 77
+
+// devices attaches a pair of programs to what the devices of one network
+// namespace transmit: one for devices with an Ethernet header, one for those
+// without.
+type devices struct {
+	patterns []string
+	netns    netns.NsHandle
+	inode    uint64
+	netlink  *netlink.Handle
+	lease    lease
+	kind     Kind
+	frames   *ebpf.Program
+	packets  *ebpf.Program
+	held     map[int]*attachment // by index: names are given anew
+	lacks    []string            // of the last scan
+}
+
+// attachment is a program on one device.
+type attachment struct {
+	device string
+	tcx    link.Link // nil for a filter
+	made   bool      // the device had no clsact before
+}
+
+// newDevices opens the network namespace: path, or the calling thread's.
+func newDevices(patterns []string, file string) (*devices, error) {
+	for _, p := range patterns {
+		if _, err := path.Match(p, "eth0"); err != nil || p == "" {
+			return nil, fmt.Errorf("devices: %q is not a pattern of names; use * ? and [a-z] as in \"eth*\"", p)
+		}
+	}
+	if file == "" {
+		file = "/proc/thread-self/ns/net"
+	}
+	fd, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the network namespace of the devices, %s: %w", file, err)
+	}
+	d := &devices{patterns: patterns, netns: netns.NsHandle(fd), held: map[int]*attachment{}, lease: lease{fd: -1}}
+	var stat unix.Stat_t
+	if err := unix.Fstat(fd, &stat); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("look at the network namespace %s: %w", file, err)
+	}
+	d.inode = stat.Ino
+	err = d.inside(func() error {
+		if d.netlink, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+			return fmt.Errorf("open a netlink socket in the network namespace %s: %w", file, err)
+		}
+		d.lease, err = newLease()
+		return err
+	})
+	if err != nil {
+		d.close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// inside runs f on a thread that is in the devices' namespace. Where the
+// caller is there already, that needs no rights.
+func (d *devices) inside(f func() error) error {
+	runtime.LockOSThread()
+	var stat unix.Stat_t
+	err := unix.Stat("/proc/thread-self/ns/net", &stat)
+	if err == nil && stat.Ino == d.inode {
+		defer runtime.UnlockOSThread()
+		return f()
+	}
+	runtime.UnlockOSThread()
+	done := make(chan error, 1)
+	go func() {
+		// The thread ends with this goroutine, as it stays in the namespace.
+		runtime.LockOSThread()
+		if err := unix.Setns(int(d.netns), unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("enter the network namespace %d: %w (it takes CAP_SYS_ADMIN)", d.inode, err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// start takes the programs and scans for the first time. It fails if this
+// kind of hook works on no device.
+func (d *devices) start(kind Kind, frames, packets *ebpf.Program) error {
+	d.kind, d.frames, d.packets = kind, frames, packets
+	first, err := d.scan()
+	switch {
+	case err != nil:
+		return err
+	case len(d.held) > 0:
+		return nil
+	case first != nil:
+		return first
+	case kind == TCX:
+		// No device says whether the kernel can, so the loopback device of
+		// the namespace has to.
+		lo, err := d.netlink.LinkByName("lo")
+		if err != nil {
+			return fmt.Errorf("look for the device lo: %w", err)
+		}
+		trial, err := d.attachTCX(lo)
+		if err != nil {
+			return err
+		}
+		return trial.Close()
+	}
+	return nil
+}
+
+// scan attaches to the devices that match by now, and forgets those that went.
+// It answers the first device's refusal apart from a failure to list them.
+func (d *devices) scan() (first, err error) {
+	d.lacks = nil
+	links, err := d.netlink.LinkList()
+	partial := errors.Is(err, netlink.ErrDumpInterrupted) // the next scan sees the rest
+	if err != nil && !partial {
+		err = fmt.Errorf("list the network devices: %w", err)
+		d.lacks = []string{err.Error()}
+		return nil, err
+	}
+	seen := map[int]bool{}
+	for _, l := range links {
+		a := l.Attrs()
+		if !d.matches(a.Name) {
+			continue
+		}
+		seen[a.Index] = true
+		if h := d.held[a.Index]; h != nil && d.holds(l, h) {
+			h.device = a.Name
+			continue
+		}
+		h, err := d.attach(l)
+		if errors.Is(err, unix.ENODEV) {
+			continue // it went meanwhile
+		}
+		if err != nil {
+			err = fmt.Errorf("attach to device %s: %w", a.Name, explainDevice(err))
+			d.lacks = append(d.lacks, "what the device sends: "+err.Error())
+			if first == nil {
+				first = err
+			}
+			delete(d.held, a.Index)
+			continue
+		}
+		d.held[a.Index] = h
+	}
+	for index, h := range d.held {
+		if !seen[index] && !partial {
+			if err := d.detach(index, h); err != nil {
+				d.lacks = append(d.lacks, fmt.Sprintf("detach from device %s: %v", h.device, err))
+			}
+			delete(d.held, index)
+		}
+	}
+	if len(seen) == 0 {
+		d.lacks = append(d.lacks, "anything yet: no network device matches "+strings.Join(d.patterns, ", "))
+	}
+	return first, nil
+}
+
+func (d *devices) matches(name string) bool {
+	return slices.ContainsFunc(d.patterns, func(p string) bool {
+		ok, _ := path.Match(p, name)
+		return ok
+	})
+}
+
+// names are the devices in use.
+func (d *devices) names() []string {
+	var names []string
+	for h := range maps.Values(d.held) {
+		names = append(names, h.device)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// programFor picks by what a device's packets begin with.
+func (d *devices) programFor(l netlink.Link) (*ebpf.Program, error) {
+	switch encap := l.Attrs().EncapType; encap {
+	case "ether", "loopback":
+		return d.frames, nil
+	case "none", "ppp", "ipip", "tunnel6", "sit", "gre", "unknown519", "unknown823": // the last two: RAWIP, IP6GRE
+		return d.packets, nil
+	default:
+		return nil, fmt.Errorf("its packets begin with a header of type %q, which is none that the probe can read", encap)
+	}
+}
+
+func (d *devices) attach(l netlink.Link) (*attachment, error) {
+	// What a killed run left on the device is not needed whichever way this
+	// run goes.
+	filters, err := d.filters(l)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range filters {
+		if err := d.removeStale(f); err != nil {
+			return nil, err
+		}
+	}
+	if d.kind == TCX {
+		tcx, err := d.attachTCX(l)
+		if err != nil {
+			return nil, err
+		}
+		return &attachment{device: l.Attrs().Name, tcx: tcx}, nil
+	}
+	return d.attachFilter(l)
+}
+
+func (d *devices) attachTCX(l netlink.Link) (tcx link.Link, err error) {
+	program, err := d.programFor(l)
+	if err != nil {
+		return nil, err
+	}
+	// The number of a device is one of the thread's namespace.
+	err = d.inside(func() error {
+		tcx, err = link.AttachTCX(link.TCXOptions{
+			Interface: l.Attrs().Index, Program: program, Attach: ebpf.AttachTCXEgress,
+			// What comes later sees only what the earlier ones let pass.
+			Anchor: link.Head(),
+		})
+		return err
+	})
+	return tcx, err
+}
+
+// attachFilter adds a filter of ours, and the clsact that it needs unless the
+// device has one.
+func (d *devices) attachFilter(l netlink.Link) (*attachment, error) {
+	program, err := d.programFor(l)
+	if err != nil {
+		return nil, err
+	}
+	h := &attachment{device: l.Attrs().Name}
+	err = d.netlink.QdiscAdd(clsact(l))
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, fmt.Errorf("add a clsact: %w", err)
+	}
+	h.made = err == nil
+	filters, err := d.filters(l)
+	if err != nil {
+		return nil, err
+	}
+	f := &netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{
+			LinkIndex: l.Attrs().Index, Parent: netlink.HANDLE_MIN_EGRESS,
+			Priority: priority(filters), Protocol: unix.ETH_P_ALL,
+		},
+		Fd: program.FD(), Name: filterName + d.lease.name, DirectAction: true,
+	}
+	// A number of its own keeps the filter from being taken for another's,
+	// and adding one never replaces any.
+	for range 4 {
+		var b [2]byte
+		rand.Read(b[:])
+		f.Handle = 0x6e6b0000 | uint32(binary.NativeEndian.Uint16(b[:]))
+		if err = d.netlink.FilterAdd(f); !errors.Is(err, unix.EEXIST) {
+			break
+		}
+	}
+	if err != nil {
+		if h.made {
+			err = errors.Join(err, d.removeClsact(l))
+		}
+		return nil, fmt.Errorf("add a cls_bpf filter of priority %d to clsact egress: %w (a qdisc \"ingress\" on the device leaves no room for a clsact)", f.Priority, err)
+	}
+	return h, nil
+}
+
+func clsact(l netlink.Link) netlink.Qdisc {
+	return &netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
+		QdiscType:  "clsact",
+	}
+}
+
+// priority is one before those of all filters on the device, if there is one:
+// a filter that lets a packet pass for good ends the chain.
+func priority(filters []netlink.Filter) uint16 {
+	p := uint16(filterPriority)
+	taken := map[uint16]bool{}
+	for _, f := range filters {
+		a := f.Attrs()
+		// A priority belongs to filters of one type and protocol.
+		if b, ok := f.(*netlink.BpfFilter); !ok || a.Protocol != unix.ETH_P_ALL {
+			taken[a.Priority] = true
+		} else if strings.HasPrefix(b.Name, filterName) {
+			continue
+		}
+		p = min(p, max(1, a.Priority-1))
+	}
+	for taken[p] {
+		p++
+	}
+	return p
+}
+
+// filters lists those on what the device transmits. No clsact: none.
+func (d *devices) filters(l netlink.Link) ([]netlink.Filter, error) {
+	return d.filtersOf(l, netlink.HANDLE_MIN_EGRESS)
+}
+
+func (d *devices) filtersOf(l netlink.Link, parent uint32) ([]netlink.Filter, error) {
+	filters, err := d.netlink.FilterList(l, parent)
+	switch {
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("list the filters of the device: %w", err)
+	}
+	return filters, nil
+}
+
+// holds tells whether an attachment is still in force: others may remove a
+// clsact with all that is on it.
+func (d *devices) holds(l netlink.Link, h *attachment) bool {
+	if h.tcx != nil {
+		info, err := h.tcx.Info()
+		if err != nil || info.TCX() == nil || int(info.TCX().Ifindex) == l.Attrs().Index {
+			return true
+		}
+		h.tcx.Close()
+		return false
+	}
+	filters, err := d.filters(l)
+	return err != nil || slices.ContainsFunc(filters, d.own)
+}
+
+func (d *devices) own(f netlink.Filter) bool {
+	b, ok := f.(*netlink.BpfFilter)
+	return ok && b.Handle != 0 && b.Name == filterName+d.lease.name
+}
+
+// removeStale removes a filter of ours whose process is gone.
+func (d *devices) removeStale(f netlink.Filter) error {
+	b, ok := f.(*netlink.BpfFilter)
+	if !ok || b.Handle == 0 || b.Name == filterName+d.lease.name {
+		return nil
+	}
+	name, ok := strings.CutPrefix(b.Name, filterName)
+	if !ok {
+		return nil
+	}
+	return d.inside(func() error {
+		if leased(name) {
+			return nil
+		}
+		if err := d.netlink.FilterDel(b); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("remove the filter %s, which an earlier run left: %w", b.Name, err)
+		}
+		return nil
+	})
+}
+
+func (d *devices) detach(index int, h *attachment) error {
+	if h.tcx != nil {
+		return h.tcx.Close()
+	}
+	l, err := d.netlink.LinkByIndex(index)
+	if err != nil {
+		var gone netlink.LinkNotFoundError
+		if errors.As(err, &gone) || errors.Is(err, unix.ENODEV) {
+			return nil // and the filter with it
+		}
+		return err
+	}
+	filters, err := d.filters(l)
+	if err != nil {
+		return err
+	}
+	found := false
+	for _, f := range filters {
+		if !d.own(f) {
+			continue
+		}
+		found = true
+		if err := d.netlink.FilterDel(f); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("remove the filter: %w", err)
+		}
+	}
+	// Where the filter is gone, so is the clsact that was made for it.
+	if h.made && found {
+		return d.removeClsact(l)
+	}
+	return nil
+}
+
+// removeClsact removes the clsact unless somebody has come to use it.
+func (d *devices) removeClsact(l netlink.Link) error {
+	for _, parent := range []uint32{netlink.HANDLE_MIN_EGRESS, netlink.HANDLE_MIN_INGRESS} {
+		filters, err := d.filtersOf(l, parent)
+		if err != nil || len(filters) > 0 {
+			return err
+		}
+	}
+	if err := d.netlink.QdiscDel(clsact(l)); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("remove the clsact: %w", err)
+	}
+	return nil
+}
+
+// stop detaches from all devices; another kind may start then.
+func (d *devices) stop() error {
+	var errs []error
+	for index, h := range d.held {
+		if err := d.detach(index, h); err != nil {
+			errs = append(errs, fmt.Errorf("detach from device %s: %w", h.device, err))
+		}
+		delete(d.held, index)
+	}
+	return errors.Join(errs...)
+}
+
+func (d *devices) close() error {
+	err := d.stop()
+	if d.netlink != nil {
+		d.netlink.Close()
+	}
+	d.lease.close()
+	unix.Close(int(d.netns))
+	return err
+}
+
+func explainDevice(err error) error {
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, link.ErrNotSupported) {
+		return explain(err)
+	}
+	return err
+}
+
+// lease is a name that is taken in a network namespace as long as its process
+// lives, whatever ends it: an abstract socket's. Process numbers would not do,
+// as processes in containers do not see each other's.
+type lease struct {
+	name string
+	fd   int
+}
+
+func newLease() (lease, error) {
+	var b [8]byte
+	rand.Read(b[:])
+	l := lease{name: hex.EncodeToString(b[:])}
+	var err error
+	if l.fd, err = bindLease(l.name); err != nil {
+		return lease{fd: -1}, fmt.Errorf("bind the socket @%s%s, which tells that this process lives: %w", filterName, l.name, err)
+	}
+	return l, nil
+}
+
+func bindLease(name string) (int, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: "@" + filterName + name}); err != nil {
+		unix.Close(fd)
+		return -1, os.NewSyscallError("bind", err)
+	}
+	return fd, nil
+}
+
+// leased tells whether the process that took the name lives. When in doubt, it
+// does.
+func leased(name string) bool {
+	if len(name) == 0 || len(name) > 64 {
+		return true
+	}
+	fd, err := bindLease(name)
+	if err != nil {
+		return true
+	}
+	unix.Close(fd)
+	return false
+}
+
+func (l lease) close() {
+	if l.fd >= 0 {
+		unix.Close(l.fd)
+	}
+}
+
+// Rescan attaches a probe that watches devices to those that have come, and
+// lets go of those that went. State tells what it could not do. Probes that
+// watch no devices have nothing to scan.
+func (p *Probe) Rescan() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || p.devices == nil {
+		return
+	}
+	p.devices.scan() // what failed is in its lacks
+	p.showDevices()
+}
+
+func (p *Probe) showDevices() {
+	for i := range p.hooks {
+		if h := &p.hooks[i]; h.Kind == TCX || h.Kind == Clsact {
+			h.Devices, h.Lacks = p.devices.names(), strings.Join(p.devices.lacks, "; ")
+		}
+	}
+}

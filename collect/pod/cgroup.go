@@ -1,0 +1,392 @@
+package pod
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// hierarchy is one mounted tree of control groups.
+type hierarchy struct {
+	v2 bool
+	// options are the super block's: of a v1 tree the controllers, or name=X.
+	options string
+	// root is what part of the tree is mounted, mount where.
+	root, mount string
+}
+
+// has reports whether a v1 tree is that of a controller, or of name=X.
+func (h *hierarchy) has(controller string) bool {
+	for o := range strings.SplitSeq(h.options, ",") {
+		if o == controller {
+			return true
+		}
+	}
+	return false
+}
+
+// dir returns the directory of a control group, named as in /proc/PID/cgroup.
+// It reports false for what is not below the mount: a path with ".." is out of
+// this process's cgroup namespace.
+func (h *hierarchy) dir(path string) (string, bool) {
+	rest := path
+	if h.root != "/" {
+		var ok bool
+		if rest, ok = strings.CutPrefix(path, h.root); !ok {
+			return "", false
+		}
+	}
+	if rest != "" && rest[0] != '/' || strings.Contains(path+"/", "/../") {
+		return "", false
+	}
+	return h.mount + strings.TrimSuffix(rest, "/"), true
+}
+
+// parseMountinfo finds the trees of control groups in /proc/PID/mountinfo
+// (Documentation/filesystems/proc.rst, section 3.5). Of several mounts of one
+// tree the one with the most of it comes first.
+func parseMountinfo(data []byte) []hierarchy {
+	var list []hierarchy
+	for len(data) > 0 {
+		var line []byte
+		line, data, _ = bytes.Cut(data, []byte{'\n'})
+		mount, super, ok := bytes.Cut(line, []byte(" - "))
+		if !ok || !bytes.HasPrefix(super, []byte("cgroup")) {
+			continue
+		}
+		m, s := bytes.Fields(mount), bytes.Fields(super)
+		if len(m) < 5 || len(s) < 3 {
+			continue
+		}
+		h := hierarchy{options: string(s[2]), root: unescape(m[3]), mount: strings.TrimSuffix(unescape(m[4]), "/")}
+		switch string(s[0]) {
+		case "cgroup":
+		case "cgroup2":
+			h.v2 = true
+		default:
+			continue
+		}
+		if !strings.HasPrefix(h.root, "/") || !strings.HasPrefix(h.mount, "/") {
+			continue
+		}
+		list = append(list, h)
+	}
+	slices.SortStableFunc(list, func(a, b hierarchy) int { return len(a.root) - len(b.root) })
+	return list
+}
+
+// unescape undoes the kernel's mangle(): \ooo for space, tab, newline and backslash.
+func unescape(b []byte) string {
+	if bytes.IndexByte(b, '\\') < 0 {
+		return string(b)
+	}
+	out := make([]byte, 0, len(b))
+	for i := 0; i < len(b); i++ {
+		if b[i] == '\\' && i+3 < len(b) {
+			if c, err := strconv.ParseUint(string(b[i+1:i+4]), 8, 8); err == nil {
+				out = append(out, byte(c))
+				i += 3
+				continue
+			}
+		}
+		out = append(out, b[i])
+	}
+	return string(out)
+}
+
+// nextCgroup takes one line off /proc/PID/cgroup (cgroups(7)): the controllers,
+// empty for v2, and the path. It skips lines that are none; ok is false at the end.
+func nextCgroup(data []byte) (controllers, path, rest []byte, ok bool) {
+	for len(data) > 0 {
+		var line []byte
+		line, data, _ = bytes.Cut(data, []byte{'\n'})
+		id, line, ok := bytes.Cut(line, []byte{':'})
+		if !ok || len(id) == 0 {
+			continue
+		}
+		controllers, path, ok = bytes.Cut(line, []byte{':'})
+		if !ok || len(path) == 0 || path[0] != '/' {
+			continue
+		}
+		return controllers, bytes.TrimSuffix(path, []byte(" (deleted)")), data, true
+	}
+	return nil, nil, nil, false
+}
+
+// cgroups are the control groups that a container has for itself.
+type cgroups struct {
+	// dir is the directory through which to find its processes, "" if none.
+	dir string
+	// paths are the different paths in /proc/PID/cgroup.
+	paths []string
+	// id is the number of its v2 control group, 0 if it has none of its own.
+	id uint64
+}
+
+// v1 trees in the order in which they are asked for processes. Runtimes join
+// all of them; what is first here is rarely left out.
+var preferred = []string{"pids", "memory", "name=systemd", "cpu", "devices", "freezer"}
+
+// findCgroups tells the control groups of a container by /proc/PID/cgroup of
+// its first process. One whose name has the container's ID is its own; else
+// one that its shim, whose file is outer, is not in.
+func findCgroups(trees []hierarchy, file, outer []byte, id string) cgroups {
+	type own struct {
+		controllers, path string
+		named             bool
+	}
+	var owns []own
+	outside := map[string]string{}
+	for c, p, rest, ok := nextCgroup(outer); ok; c, p, rest, ok = nextCgroup(rest) {
+		outside[string(c)] = string(p)
+	}
+	for c, p, rest, ok := nextCgroup(file); ok; c, p, rest, ok = nextCgroup(rest) {
+		o := own{controllers: string(c), path: string(p)}
+		o.named = strings.Contains(o.path[strings.LastIndexByte(o.path, '/')+1:], id)
+		if o.named || o.path != "/" && len(outer) > 0 && outside[o.controllers] != o.path {
+			owns = append(owns, o)
+		}
+	}
+	if slices.ContainsFunc(owns, func(o own) bool { return o.named }) {
+		owns = slices.DeleteFunc(owns, func(o own) bool { return !o.named })
+	}
+	var found cgroups
+	best := len(preferred) + 1
+	for _, o := range owns {
+		if !slices.Contains(found.paths, o.path) {
+			found.paths = append(found.paths, o.path)
+		}
+		for i := range trees {
+			h := &trees[i]
+			first, _, _ := strings.Cut(o.controllers, ",")
+			if h.v2 != (o.controllers == "") || !h.v2 && !h.has(first) {
+				continue
+			}
+			dir, ok := h.dir(o.path)
+			if !ok {
+				continue
+			}
+			var st unix.Stat_t
+			if unix.Stat(dir, &st) != nil {
+				continue
+			}
+			rank := 0
+			if h.v2 {
+				found.id = st.Ino
+			} else if rank = slices.IndexFunc(preferred, h.has) + 1; rank == 0 {
+				rank = len(preferred)
+			}
+			if rank < best {
+				best, found.dir = rank, dir
+			}
+			break
+		}
+	}
+	return found
+}
+
+// containerID finds a container's ID in the name of its control group: the
+// last run of just 64 hexadecimal digits. Runtimes name them ID,
+// cri-containerd-ID.scope or SLICE:cri-containerd:ID.
+func containerID(name []byte) []byte {
+	const length = 64
+	for end := len(name); end >= length; {
+		start := end
+		for start > 0 && isHex(name[start-1]) {
+			start--
+		}
+		if end-start == length {
+			return name[start:end]
+		}
+		end = start
+		for end > 0 && !isHex(name[end-1]) {
+			end--
+		}
+	}
+	return nil
+}
+
+func isHex(c byte) bool { return '0' <= c && c <= '9' || 'a' <= c && c <= 'f' }
+
+// podUID finds a pod's UID in the name of its control group and appends it to
+// buf: podUID, or kubepods-besteffort-podUID.slice with _ for -.
+func podUID(buf, name []byte) []byte {
+	name, _, slice := bytes.Cut(name, []byte(".slice"))
+	if slice {
+		i := bytes.LastIndex(name, []byte("-pod"))
+		if i < 0 {
+			return nil
+		}
+		name = name[i+1:]
+	}
+	uid, ok := bytes.CutPrefix(name, []byte("pod"))
+	if !ok || len(uid) == 0 {
+		return nil
+	}
+	for _, c := range uid {
+		if slice && c == '_' {
+			c = '-'
+		}
+		buf = append(buf, c)
+	}
+	return buf
+}
+
+// Control groups may be nested without limit but for cgroup.max.depth.
+const maxDepth = 64
+
+var procsBuffers = sync.Pool{New: func() any { b := make([]byte, 4096); return &b }}
+
+// appendProcesses appends the processes of a control group and of those below
+// it. A group that has vanished has none.
+func appendProcesses(dir string, pids []int) ([]int, error) {
+	fd, err := openRetry(unix.AT_FDCWD, dir, unix.O_DIRECTORY)
+	if err == unix.ENOENT || err == unix.ENODEV {
+		return pids, nil
+	}
+	if err != nil {
+		return pids, &fs.PathError{Op: "open the control group", Path: dir, Err: err}
+	}
+	buf := procsBuffers.Get().(*[]byte)
+	pids, err = appendProcs(fd, pids, buf, 0)
+	procsBuffers.Put(buf)
+	if err != nil {
+		return pids, fmt.Errorf("list the processes of control group %s: %w", dir, err)
+	}
+	return pids, nil
+}
+
+// appendProcs closes fd.
+func appendProcs(fd int, pids []int, buf *[]byte, depth int) ([]int, error) {
+	defer unix.Close(fd)
+	data, err := readAt(fd, "cgroup.procs", (*buf)[:0])
+	*buf = data[:cap(data)]
+	switch err {
+	case nil:
+		pids = appendNumbers(pids, data)
+	case unix.ENOENT, unix.ENODEV:
+		return pids, nil
+	case unix.EOPNOTSUPP:
+		// A threaded group: its processes are listed by the one above.
+	default:
+		return pids, fmt.Errorf("read cgroup.procs: %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return pids, err
+	}
+	if st.Nlink == 2 || depth == maxDepth {
+		return pids, nil // kernfs counts the groups below, and there is none
+	}
+	names, err := subdirectories(fd)
+	if err != nil {
+		return pids, err
+	}
+	for _, name := range names {
+		sub, err := openRetry(fd, name, unix.O_DIRECTORY|unix.O_NOFOLLOW)
+		if err == unix.ENOENT || err == unix.ENODEV {
+			continue
+		}
+		if err != nil {
+			return pids, fmt.Errorf("open %s: %w", name, err)
+		}
+		if pids, err = appendProcs(sub, pids, buf, depth+1); err != nil {
+			return pids, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return pids, nil
+}
+
+// appendNumbers appends the positive numbers, one a line, of cgroup.procs.
+// A process in another PID namespace is 0 there.
+func appendNumbers(pids []int, data []byte) []int {
+	n := 0
+	for _, c := range data {
+		switch {
+		case '0' <= c && c <= '9' && n < 1<<30:
+			n = n*10 + int(c-'0')
+		default:
+			if n > 0 {
+				pids = append(pids, n)
+			}
+			n = 0
+		}
+	}
+	if n > 0 {
+		pids = append(pids, n)
+	}
+	return pids
+}
+
+// direntName is where the name is in a struct linux_dirent64.
+const direntName = 19
+
+func subdirectories(fd int) ([]string, error) {
+	if _, err := unix.Seek(fd, 0, unix.SEEK_SET); err != nil {
+		return nil, err
+	}
+	var names []string
+	buf := make([]byte, 8192)
+	for {
+		n, err := unix.ReadDirent(fd, buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err == unix.ENOENT || n <= 0 {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		for b := buf[:n]; len(b) >= direntName; {
+			length := int(binary.NativeEndian.Uint16(b[16:]))
+			if length < direntName || length > len(b) {
+				break
+			}
+			name, _, _ := bytes.Cut(b[direntName:length], []byte{0})
+			if b[18] == unix.DT_DIR && string(name) != "." && string(name) != ".." {
+				names = append(names, string(name))
+			}
+			b = b[length:]
+		}
+	}
+	return names, nil
+}
+
+// fileIDKernfs is FILEID_KERNFS: a file handle that is the number of a kernfs node.
+const fileIDKernfs = 0xfe
+
+// cgroupPath returns the path, as in /proc/PID/cgroup, of the v2 control
+// group with the number id.
+func cgroupPath(tree *hierarchy, id uint64, buf []byte) ([]byte, error) {
+	root, err := openRetry(unix.AT_FDCWD, tree.mount, unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(root)
+	fd, err := unix.OpenByHandleAt(root, unix.NewFileHandle(fileIDKernfs, binary.NativeEndian.AppendUint64(nil, id)), unix.O_PATH|unix.O_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	n, err := unix.Readlink("/proc/self/fd/"+strconv.Itoa(fd), buf)
+	if err != nil {
+		return nil, err
+	}
+	rest, ok := bytes.CutPrefix(buf[:n], []byte(tree.mount))
+	if !ok || len(rest) > 0 && rest[0] != '/' {
+		return nil, errors.New("not below the mount")
+	}
+	if tree.root != "/" {
+		rest = append([]byte(tree.root), rest...)
+	}
+	return rest, nil
+}

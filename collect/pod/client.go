@@ -1,0 +1,201 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	containers "github.com/containerd/containerd/api/services/containers/v1"
+	events "github.com/containerd/containerd/api/services/events/v1"
+	namespaces "github.com/containerd/containerd/api/services/namespaces/v1"
+	sandboxes "github.com/containerd/containerd/api/services/sandbox/v1"
+	tasks "github.com/containerd/containerd/api/services/tasks/v1"
+	version "github.com/containerd/containerd/api/services/version/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/api/types/task"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+)
+
+const (
+	answerTimeout = 2 * time.Second  // for one record, or the version
+	taskTimeout   = time.Second      // for one task: its shim is asked
+	listTimeout   = 20 * time.Second // for all records of a namespace
+	maxMessage    = 16 << 20         // as containerd's own clients
+)
+
+// client speaks to one containerd.
+type client struct {
+	conn *grpc.ClientConn
+	peer *atomic.Int64 // the process behind the socket
+}
+
+// connect reaches the containerd behind socket and asks for its version.
+func connect(ctx context.Context, socket string) (*client, string, error) {
+	c := &client{peer: new(atomic.Int64)}
+	var err error
+	c.conn, err = grpc.NewClient("passthrough:///containerd",
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return c.dial(ctx, socket)
+		}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithDisableRetry(),
+		grpc.WithAuthority("localhost"),
+	)
+	if err != nil {
+		return nil, "", fmt.Errorf("connect to %s: %w", socket, err)
+	}
+	v, err := c.version(ctx)
+	if err != nil {
+		_ = c.conn.Close()
+		return nil, "", fmt.Errorf("ask containerd behind %s for its version: %w", socket, plainError(err))
+	}
+	return c, v, nil
+}
+
+// dial notes which process listens: containers' files can be reached through
+// its mount namespace where it is not this process's.
+func (c *client) dial(ctx context.Context, path string) (net.Conn, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if raw, err := conn.(*net.UnixConn).SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+				c.peer.Store(int64(cred.Pid))
+			}
+		})
+	}
+	return conn, nil
+}
+
+// plainError leaves out gRPC's dressing.
+func plainError(err error) error {
+	s, ok := status.FromError(err)
+	if !ok {
+		return err
+	}
+	return fmt.Errorf("%s (%v)", s.Message(), s.Code())
+}
+
+func in(ctx context.Context, namespace string) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "containerd-namespace", namespace)
+}
+
+func (c *client) version(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	r, err := version.NewVersionClient(c.conn).Version(ctx, &emptypb.Empty{})
+	return r.GetVersion(), err
+}
+
+func (c *client) namespaces(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	r, err := namespaces.NewNamespacesClient(c.conn).List(ctx, &namespaces.ListNamespacesRequest{})
+	var names []string
+	for _, n := range r.GetNamespaces() {
+		names = append(names, n.GetName())
+	}
+	return names, err
+}
+
+// containers calls f with each container of a namespace. One at a time is in
+// memory where containerd has the stream.
+func (c *client) containers(ctx context.Context, namespace string, f func(*containers.Container)) error {
+	ctx, cancel := context.WithTimeout(in(ctx, namespace), listTimeout)
+	defer cancel()
+	api := containers.NewContainersClient(c.conn)
+	s, err := api.ListStream(ctx, &containers.ListContainersRequest{})
+	for err == nil {
+		var m *containers.ListContainerMessage
+		if m, err = s.Recv(); err == nil {
+			f(m.GetContainer())
+		}
+	}
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	if status.Code(err) != codes.Unimplemented {
+		return err
+	}
+	r, err := api.List(ctx, &containers.ListContainersRequest{})
+	for _, k := range r.GetContainers() {
+		f(k)
+	}
+	return err
+}
+
+func (c *client) container(ctx context.Context, k key) (*containers.Container, error) {
+	ctx, cancel := context.WithTimeout(in(ctx, k.ns), answerTimeout)
+	defer cancel()
+	r, err := containers.NewContainersClient(c.conn).Get(ctx, &containers.GetContainerRequest{ID: k.id})
+	return r.GetContainer(), err
+}
+
+// sandboxes lists the sandbox store; a containerd before 2.0 has none.
+func (c *client) sandboxes(ctx context.Context, namespace string) ([]*types.Sandbox, error) {
+	ctx, cancel := context.WithTimeout(in(ctx, namespace), listTimeout)
+	defer cancel()
+	r, err := sandboxes.NewStoreClient(c.conn).List(ctx, &sandboxes.StoreListRequest{})
+	if status.Code(err) == codes.Unimplemented {
+		return nil, nil
+	}
+	return r.GetList(), err
+}
+
+func (c *client) sandbox(ctx context.Context, k key) (*types.Sandbox, error) {
+	ctx, cancel := context.WithTimeout(in(ctx, k.ns), answerTimeout)
+	defer cancel()
+	r, err := sandboxes.NewStoreClient(c.conn).Get(ctx, &sandboxes.StoreGetRequest{SandboxID: k.id})
+	return r.GetSandbox(), err
+}
+
+// task returns the first process of a container, 0 if none runs. It fails
+// where the shim does not answer: its state is not known then.
+func (c *client) task(ctx context.Context, k key) (pid int, err error) {
+	ctx, cancel := context.WithTimeout(in(ctx, k.ns), taskTimeout)
+	defer cancel()
+	r, err := tasks.NewTasksClient(c.conn).Get(ctx, &tasks.GetRequest{ContainerID: k.id})
+	if status.Code(err) == codes.NotFound {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	switch p := r.GetProcess(); p.GetStatus() {
+	case task.Status_CREATED, task.Status_RUNNING, task.Status_PAUSED, task.Status_PAUSING:
+		return int(p.GetPid()), nil
+	case task.Status_STOPPED:
+		return 0, nil
+	default:
+		return 0, fmt.Errorf("its state is %v", p.GetStatus())
+	}
+}
+
+// The events that tell of containers and tasks that come and go.
+const topics = `topic~="^/?(tasks/(create|start|exit|delete)|containers/(create|update|delete)|sandboxes/.*)$"`
+
+func (c *client) subscribe(ctx context.Context, follow []string) (grpc.ServerStreamingClient[types.Envelope], error) {
+	filters := []string{topics}
+	if follow != nil {
+		filters = nil
+		for _, n := range follow {
+			filters = append(filters, "namespace=="+strconv.Quote(n)+","+topics)
+		}
+	}
+	return events.NewEventsClient(c.conn).Subscribe(ctx, &events.SubscribeRequest{Filters: filters})
+}

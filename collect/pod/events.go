@@ -1,0 +1,158 @@
+package pod
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	apievents "github.com/containerd/containerd/api/events"
+	"github.com/containerd/containerd/api/types"
+	"google.golang.org/protobuf/proto"
+)
+
+// handle takes in one event.
+func (w *watcher) handle(ctx context.Context, e *types.Envelope) {
+	now := time.Now()
+	read := func(m proto.Message) bool {
+		if err := proto.Unmarshal(e.GetEvent().GetValue(), m); err != nil {
+			w.opt.Log.Debug("a containerd event cannot be read", "topic", e.GetTopic(), "error", err)
+			return false
+		}
+		return true
+	}
+	k := key{ns: e.GetNamespace()}
+	switch strings.TrimPrefix(e.GetTopic(), "/") {
+	case "containers/create":
+		var ev apievents.ContainerCreate
+		if read(&ev) {
+			k.id = ev.ID
+			w.fetch(ctx, k, now)
+		}
+	case "containers/update":
+		var ev apievents.ContainerUpdate
+		if read(&ev) {
+			k.id = ev.ID
+			w.fetch(ctx, k, now)
+		}
+	case "containers/delete":
+		var ev apievents.ContainerDelete
+		if read(&ev) {
+			k.id = ev.ID
+			if w.deleted != nil {
+				w.deleted[k] = true
+			}
+			if c := w.containers[k]; c != nil {
+				w.drop(c, now)
+			}
+		}
+	case "tasks/create":
+		var ev apievents.TaskCreate
+		if read(&ev) {
+			k.id = ev.ContainerID
+			w.taskRuns(ctx, k, int(ev.Pid), now)
+		}
+	case "tasks/start":
+		var ev apievents.TaskStart
+		if read(&ev) {
+			k.id = ev.ContainerID
+			w.taskRuns(ctx, k, int(ev.Pid), now)
+		}
+	case "tasks/exit":
+		var ev apievents.TaskExit
+		if read(&ev) && ev.ID == ev.ContainerID { // else of a process run in the container
+			k.id = ev.ContainerID
+			w.taskEnded(k, int(ev.Pid), now)
+		}
+	case "tasks/delete":
+		var ev apievents.TaskDelete
+		if read(&ev) && (ev.ID == "" || ev.ID == ev.ContainerID) {
+			k.id = ev.ContainerID
+			w.taskEnded(k, int(ev.Pid), now)
+		}
+	case "sandboxes/create", "sandboxes/start":
+		var ev apievents.SandboxStart // both have the ID first
+		if read(&ev) {
+			k.id = ev.SandboxID
+			w.fetchSandbox(ctx, k, now)
+		}
+	case "sandboxes/exit":
+		var ev apievents.SandboxExit
+		if read(&ev) {
+			k.id = ev.SandboxID
+			if g := w.groups[k]; g != nil {
+				w.evaluate(g, now, false)
+			}
+		}
+	}
+}
+
+// fetch asks for a container that an event told of.
+func (w *watcher) fetch(ctx context.Context, k key, now time.Time) *container {
+	r, err := w.cl.container(ctx, k)
+	if err != nil {
+		w.opt.Log.Debug("a container that an event told of is not found", "namespace", k.ns, "container", k.id, "error", plainError(err))
+		return nil
+	}
+	c := w.set(k, aboutContainer(k.ns, r))
+	c.touched = w.seq
+	if w.deleted != nil {
+		delete(w.deleted, k)
+	}
+	if g := w.groupOf(c); c.kind == member && g.about() == c.about {
+		// Sandboxes that are no containers have no events of their own.
+		w.fetchSandbox(ctx, g.key, now)
+	}
+	w.evaluate(w.groupOf(c), now, false)
+	return c
+}
+
+func (w *watcher) fetchSandbox(ctx context.Context, k key, now time.Time) {
+	r, err := w.cl.sandbox(ctx, k)
+	if err != nil {
+		return // not kept in the store
+	}
+	if a := aboutSandbox(r); a != nil {
+		g := w.group(k)
+		g.stored, g.touched = a, w.seq
+		w.evaluate(g, now, true)
+	}
+}
+
+func (w *watcher) taskRuns(ctx context.Context, k key, pid int, now time.Time) {
+	c := w.containers[k]
+	if c == nil || c.kind == sandbox && !c.hostNetwork && len(c.addrs) == 0 {
+		// The addresses may have come after the record.
+		if f := w.fetch(ctx, k, now); f != nil {
+			c = f
+		}
+	}
+	if c == nil {
+		return
+	}
+	c.touched, c.unknown = w.seq, false
+	w.setTask(c, pid, now)
+	w.evaluate(w.groupOf(c), now, false) // named first: reading addresses takes longer
+	w.evaluate(w.groupOf(c), now, true)
+}
+
+func (w *watcher) taskEnded(k key, pid int, now time.Time) {
+	c := w.containers[k]
+	if c == nil || c.task.pid != pid {
+		return // of an earlier task of the container
+	}
+	c.touched, c.unknown = w.seq, false
+	w.setTask(c, 0, now)
+	w.evaluate(w.groupOf(c), now, false)
+}
+
+// checkTasks ends the tasks whose processes have ended, while there is no
+// containerd to tell.
+func (w *watcher) checkTasks() {
+	now := time.Now()
+	for _, c := range w.containers {
+		if c.task.pid != 0 && !w.alive(c.task) {
+			w.setTask(c, 0, now)
+			w.evaluate(w.groupOf(c), now, false)
+		}
+	}
+}

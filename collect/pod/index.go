@@ -1,0 +1,450 @@
+// Package pod tells who is behind a network namespace, a process, a control
+// group or an address. It follows containerd: it lists what runs, and then
+// listens to its events. Kubernetes is never asked.
+package pod
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect"
+)
+
+// A pod that has ended can be found for this long, if no more than this many
+// have ended meanwhile.
+const (
+	keepEnded = 60 * time.Second
+	maxEnded  = 1024
+)
+
+// rank says which of two pods an inode number or an address stands for.
+type rank uint8
+
+const (
+	ended   rank = iota // no longer there
+	waiting             // its network namespace is there, but nothing runs in it
+	running
+)
+
+// record is what the Index has of one pod.
+type record struct {
+	pod   *collect.Pod
+	rank  rank
+	since time.Time // of its rank
+	traces
+}
+
+// traces are what a pod can be found by.
+type traces struct {
+	netns  []uint64
+	addrs  []netip.Addr
+	groups []uint64 // v2 control groups
+	pids   []int
+	starts []uint64 // of pids
+	ids    []string // of its containers
+	paths  []string // of their control groups
+	uid    []string
+}
+
+// beats reports whether a rather than b is found by what they have in common.
+// Numbers and addresses are used again, so what runs comes first, then what
+// is younger.
+func (a *record) beats(b *record) bool {
+	if a.rank != b.rank {
+		return a.rank > b.rank
+	}
+	return a.pod.Started.After(b.pod.Started)
+}
+
+// lookup finds records by one kind of trace.
+type lookup[K comparable] struct {
+	m    map[K]*record
+	keys func(*record) []K
+}
+
+func newLookup[K comparable](keys func(*record) []K) lookup[K] {
+	return lookup[K]{map[K]*record{}, keys}
+}
+
+// update makes r found by what it has now, and no longer by what it had.
+// Where r may have lost to another, lowered, the best of all is looked for.
+func (l *lookup[K]) update(r, had *record, lowered bool, all map[key]*record) {
+	keys := l.keys(r)
+	for _, k := range l.keys(had) {
+		if l.m[k] != r || !lowered && slices.Contains(keys, k) {
+			continue
+		}
+		delete(l.m, k)
+		for _, o := range all {
+			if slices.Contains(l.keys(o), k) {
+				l.add(o, k)
+			}
+		}
+	}
+	for _, k := range keys {
+		l.add(r, k)
+	}
+}
+
+func (l *lookup[K]) add(r *record, k K) {
+	if cur := l.m[k]; cur == nil || r.beats(cur) {
+		l.m[k] = r
+	}
+}
+
+// Index knows the pods that run here, and for a while those that ran. It is a
+// collect.Pods.
+type Index struct {
+	procRoot string
+
+	mu      sync.RWMutex
+	records map[key]*record
+	netns   lookup[uint64]
+	addrs   lookup[netip.Addr]
+	groups  lookup[uint64]
+	pids    lookup[int]
+	ids     lookup[string]
+	paths   lookup[string]
+	uids    lookup[string]
+
+	list      atomic.Pointer[[]*collect.Pod] // nil: to be made anew
+	unified   atomic.Pointer[hierarchy]      // the v2 tree, if there is one
+	connected atomic.Bool
+
+	status struct {
+		sync.Mutex
+		Status
+	}
+	first chan struct{} // closed when the first listing is there
+	tried chan struct{} // closed when every socket has been tried in vain
+	done  chan struct{} // closed at the end
+}
+
+var _ collect.Pods = (*Index)(nil)
+
+func newIndex(procRoot string) *Index {
+	x := &Index{
+		procRoot: procRoot,
+		records:  map[key]*record{},
+		netns:    newLookup(func(r *record) []uint64 { return r.netns }),
+		addrs:    newLookup(func(r *record) []netip.Addr { return r.addrs }),
+		groups:   newLookup(func(r *record) []uint64 { return r.groups }),
+		pids:     newLookup(func(r *record) []int { return r.pids }),
+		ids:      newLookup(func(r *record) []string { return r.ids }),
+		paths:    newLookup(func(r *record) []string { return r.paths }),
+		uids:     newLookup(func(r *record) []string { return r.uid }),
+		first:    make(chan struct{}),
+		tried:    make(chan struct{}),
+		done:     make(chan struct{}),
+	}
+	return x
+}
+
+// update brings all lookups up to date after r has changed.
+func (x *Index) update(r, had *record, lowered bool) {
+	x.netns.update(r, had, lowered, x.records)
+	x.addrs.update(r, had, lowered, x.records)
+	x.groups.update(r, had, lowered, x.records)
+	x.pids.update(r, had, lowered, x.records)
+	x.ids.update(r, had, lowered, x.records)
+	x.paths.update(r, had, lowered, x.records)
+	x.uids.update(r, had, lowered, x.records)
+}
+
+// put sets what is known of a pod. Where that is what was known already,
+// the Pod that was handed out stays.
+func (x *Index) put(k key, p *collect.Pod, to rank, t traces, now time.Time) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	r := x.records[k]
+	if r == nil {
+		r = &record{pod: p, since: now}
+		x.records[k] = r
+	} else if same(r.pod, p) {
+		if p = r.pod; r.rank == to && r.traces.equal(&t) {
+			return
+		}
+	}
+	had := *r
+	if r.rank != to {
+		r.since = now
+	}
+	if r.rank == running || to == running {
+		x.list.Store(nil)
+	}
+	r.pod, r.rank, r.traces = p, to, t
+	x.update(r, &had, to < had.rank || p.Started.Before(had.pod.Started))
+}
+
+// end changes the rank of a pod that no longer runs. What it was found by goes
+// on leading to it.
+func (x *Index) end(k key, to rank, now time.Time) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	r := x.records[k]
+	if r == nil || r.rank == to {
+		return
+	}
+	if r.rank == running {
+		x.list.Store(nil)
+	}
+	had := *r
+	r.rank, r.since = to, now
+	x.update(r, &had, true)
+}
+
+// prune forgets pods that have ended long ago, or that are too many.
+func (x *Index) prune(now time.Time) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var old []key
+	for k, r := range x.records {
+		if r.rank == ended {
+			old = append(old, k)
+		}
+	}
+	slices.SortFunc(old, func(a, b key) int { return x.records[a].since.Compare(x.records[b].since) })
+	for i, k := range old {
+		r := x.records[k]
+		if now.Sub(r.since) < keepEnded && len(old)-i <= maxEnded {
+			break
+		}
+		delete(x.records, k)
+		had := *r
+		r.traces = traces{}
+		x.update(r, &had, true)
+	}
+}
+
+func same(a, b *collect.Pod) bool {
+	return a.ID == b.ID && a.Namespace == b.Namespace && a.Name == b.Name && a.UID == b.UID &&
+		a.HostNetwork == b.HostNetwork && a.Netns == b.Netns && a.NetnsPath == b.NetnsPath &&
+		a.Started.Equal(b.Started) && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.PIDs, b.PIDs) &&
+		slices.Equal(a.Cgroups, b.Cgroups) && maps.Equal(a.Labels, b.Labels)
+}
+
+func (t *traces) equal(o *traces) bool {
+	return slices.Equal(t.netns, o.netns) && slices.Equal(t.addrs, o.addrs) && slices.Equal(t.groups, o.groups) &&
+		slices.Equal(t.pids, o.pids) && slices.Equal(t.starts, o.starts) && slices.Equal(t.ids, o.ids) && slices.Equal(t.paths, o.paths) && slices.Equal(t.uid, o.uid)
+}
+
+// Running returns the pods with a process, sorted by namespace, name and
+// start. The slice is the same until something changes, and is not to be
+// written to.
+func (x *Index) Running() []*collect.Pod {
+	if l := x.list.Load(); l != nil {
+		return *l
+	}
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	list := make([]*collect.Pod, 0, len(x.records))
+	for _, r := range x.records {
+		if r.rank == running {
+			list = append(list, r.pod)
+		}
+	}
+	slices.SortFunc(list, func(a, b *collect.Pod) int {
+		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name),
+			a.Started.Compare(b.Started), strings.Compare(a.ID, b.ID))
+	})
+	x.list.Store(&list) // writers wait for the lock, so nothing newer is overwritten
+	return list
+}
+
+func podOf(r *record) *collect.Pod {
+	if r == nil {
+		return nil
+	}
+	return r.pod
+}
+
+// ByNetns returns the pod whose network namespace has that inode number: for
+// one that several containers share, the sandbox's or that of the first.
+// The host's is nobody's.
+func (x *Index) ByNetns(inode uint64) *collect.Pod {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return podOf(x.netns.m[inode])
+}
+
+// ByAddr returns the pod that has the address, mapped or not.
+func (x *Index) ByAddr(a netip.Addr) *collect.Pod {
+	a = a.WithZone("").Unmap()
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return podOf(x.addrs.m[a])
+}
+
+// ByPID returns the pod that a process, or a thread, is in, by its control
+// groups. A process that has ended is found if it was the first of a container.
+func (x *Index) ByPID(pid int) *collect.Pod {
+	if pid <= 0 {
+		return nil
+	}
+	var buf [2048]byte
+	data, err := readProc(x.procRoot, pid, "cgroup", buf[:0])
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if r := x.ownerOf(data); r != nil {
+		return r.pod
+	}
+	r := x.pids.m[pid]
+	if r != nil && err == nil {
+		// It must still be the process that was the container's first.
+		if s, err := readStat(x.procRoot, pid); err == nil && r.starts[slices.Index(r.pids, pid)] != s.start {
+			return nil
+		}
+	}
+	return podOf(r)
+}
+
+// ownerOf finds whose /proc/PID/cgroup data is.
+func (x *Index) ownerOf(data []byte) *record {
+	var last []byte
+	for _, path, rest, ok := nextCgroup(data); ok; _, path, rest, ok = nextCgroup(rest) {
+		if string(path) == string(last) {
+			continue
+		}
+		if r := x.owner(path); r != nil {
+			return r
+		}
+		last = path
+	}
+	return nil
+}
+
+// owner finds whose control group a path is in, from the innermost name
+// outwards: containers may be nested.
+func (x *Index) owner(path []byte) *record {
+	for len(path) > 1 {
+		if r := x.paths.m[string(path)]; r != nil {
+			return r
+		}
+		i := max(0, bytes.LastIndexByte(path, '/'))
+		name := bytes.TrimPrefix(path[i:], []byte{'/'})
+		if id := containerID(name); id != nil {
+			if r := x.ids.m[string(id)]; r != nil {
+				return r
+			}
+		}
+		var buf [64]byte
+		if uid := podUID(buf[:0], name); uid != nil {
+			if r := x.uids.m[string(uid)]; r != nil {
+				return r
+			}
+		}
+		path = path[:i]
+	}
+	return nil
+}
+
+// ByCgroup returns the pod that a v2 control group, or one above it, belongs
+// to. id is the inode number of its directory, which is what
+// bpf_get_current_cgroup_id gives.
+func (x *Index) ByCgroup(id uint64) *collect.Pod {
+	x.mu.RLock()
+	p := podOf(x.groups.m[id])
+	x.mu.RUnlock()
+	if p != nil {
+		return p
+	}
+	tree := x.unified.Load()
+	if tree == nil || id == 0 {
+		return nil
+	}
+	var buf [unix.PathMax]byte
+	path, err := cgroupPath(tree, id, buf[:])
+	if err != nil {
+		return nil // it is gone
+	}
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return podOf(x.owner(path))
+}
+
+// Processes appends to buf the processes in the control groups of p's
+// containers and below, without duplicates and in order. Where p has no
+// control group of its own, they are the first processes of its containers.
+func (x *Index) Processes(p *collect.Pod, buf []int) ([]int, error) {
+	if len(p.Cgroups) == 0 {
+		return append(buf, p.PIDs...), nil
+	}
+	start := len(buf)
+	var firstErr error
+	for _, dir := range p.Cgroups {
+		var err error
+		if buf, err = appendProcesses(dir, buf); err != nil && firstErr == nil {
+			firstErr = err
+		}
+	}
+	slices.Sort(buf[start:])
+	return buf[:start+len(slices.Compact(buf[start:]))], firstErr
+}
+
+// Connected reports whether containerd answers and its pods are known.
+func (x *Index) Connected() bool { return x.connected.Load() }
+
+// Status tells how containerd is reached.
+type Status struct {
+	// Socket is that of the containerd in use, "" if none answers.
+	Socket string
+	// Version is what it calls itself.
+	Version string
+	// Err says why none answers.
+	Err error
+}
+
+// Status tells how containerd is reached now.
+func (x *Index) Status() Status {
+	x.status.Lock()
+	defer x.status.Unlock()
+	return x.status.Status
+}
+
+func (x *Index) setStatus(s Status) {
+	x.status.Lock()
+	x.status.Status = s
+	x.status.Unlock()
+}
+
+// Sync waits until the pods that run are known for the first time. It fails
+// if no socket answers when each has been tried, or when ctx ends; the Index
+// goes on trying.
+func (x *Index) Sync(ctx context.Context) error {
+	select {
+	case <-x.first:
+		return nil
+	default:
+	}
+	select {
+	case <-x.first:
+		return nil
+	case <-x.tried:
+		select {
+		case <-x.first:
+			return nil
+		default:
+		}
+		if err := x.Status().Err; err != nil {
+			return err
+		}
+		return errNotKnown
+	case <-x.done:
+		return context.Canceled
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Wait returns when all that Watch started has ended, after its ctx has.
+func (x *Index) Wait() { <-x.done }

@@ -1,0 +1,157 @@
+package pod
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	containers "github.com/containerd/containerd/api/services/containers/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// listing is what containerd has at one time.
+type listing struct {
+	seq   uint64             // of the last event before
+	known map[key]knownState // what need not be asked again
+
+	containers map[key]*about // nil: as it was known
+	sandboxes  map[key]*about
+	tasks      map[key]int  // the first processes, of those that were asked
+	unknown    map[key]bool // whose shims did not answer
+	err        error
+}
+
+// knownState is what a listing compares with.
+type knownState struct {
+	updated time.Time
+	alive   bool // its task was running just before
+}
+
+func (w *watcher) known() map[key]knownState {
+	m := make(map[key]knownState, len(w.containers))
+	for k, c := range w.containers {
+		m[k] = knownState{c.updated, c.task.pid != 0 && w.alive(c.task)}
+	}
+	return m
+}
+
+// alive reports whether a task's process runs.
+func (w *watcher) alive(t process) bool {
+	s, err := readStat(w.opt.ProcRoot, t.pid)
+	return err == nil && s.start == t.start && s.state != 'Z' && s.state != 'X'
+}
+
+func (l *listing) run(ctx context.Context, cl *client, follow []string) {
+	namespaces := follow
+	if namespaces == nil {
+		var err error
+		if namespaces, err = cl.namespaces(ctx); err != nil {
+			l.err = fmt.Errorf("list containerd's namespaces: %w", plainError(err))
+			return
+		}
+	}
+	l.containers, l.sandboxes = map[key]*about{}, map[key]*about{}
+	l.tasks, l.unknown = map[key]int{}, map[key]bool{}
+	var ask []key
+	for _, n := range namespaces {
+		err := cl.containers(ctx, n, func(c *containers.Container) {
+			k := key{n, c.GetID()}
+			known, ok := l.known[k]
+			if ok && known.updated.Equal(c.GetUpdatedAt().AsTime()) {
+				l.containers[k] = nil
+			} else {
+				l.containers[k] = aboutContainer(n, c)
+			}
+			if !known.alive {
+				ask = append(ask, k)
+			}
+		})
+		if err != nil {
+			l.err = fmt.Errorf("list the containers of containerd namespace %s: %w", n, plainError(err))
+			return
+		}
+		stored, err := cl.sandboxes(ctx, n)
+		if err != nil {
+			l.err = fmt.Errorf("list the sandboxes of containerd namespace %s: %w", n, plainError(err))
+			return
+		}
+		for _, s := range stored {
+			if _, ok := l.containers[key{n, s.GetSandboxID()}]; ok {
+				continue // it has a pause container, which tells as much
+			}
+			if a := aboutSandbox(s); a != nil {
+				l.sandboxes[key{n, s.GetSandboxID()}] = a
+			}
+		}
+	}
+	l.askTasks(ctx, cl, ask)
+}
+
+// askTasks asks for each task by itself: asking for all of them at once would
+// wait for a shim that hangs, and this way it costs only its own pod.
+func (l *listing) askTasks(ctx context.Context, cl *client, ask []key) {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	queue := make(chan key)
+	for range min(maxAsking, len(ask)) {
+		wg.Go(func() {
+			for k := range queue {
+				pid, err := cl.task(ctx, k)
+				mu.Lock()
+				switch code := status.Code(err); code {
+				case codes.OK:
+					l.tasks[k] = pid
+				case codes.DeadlineExceeded, codes.Unknown:
+					l.unknown[k] = true
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	for _, k := range ask {
+		queue <- k
+	}
+	close(queue)
+	wg.Wait()
+}
+
+// apply takes over a listing, but for what events have told meanwhile.
+func (w *watcher) apply(l *listing) {
+	now := time.Now()
+	for k, c := range w.containers {
+		if _, ok := l.containers[k]; !ok && c.touched <= l.seq {
+			w.drop(c, now)
+		}
+	}
+	for k, a := range l.containers {
+		c := w.containers[k]
+		if w.deleted[k] || c != nil && c.touched > l.seq || c == nil && a == nil {
+			continue
+		}
+		if a != nil {
+			c = w.set(k, a)
+		}
+		if pid, ok := l.tasks[k]; ok {
+			c.unknown = false
+			w.setTask(c, pid, now)
+		} else {
+			c.unknown = l.unknown[k]
+			if c.task.pid != 0 && !w.alive(c.task) {
+				w.setTask(c, 0, now) // whatever its shim would say
+			}
+		}
+	}
+	for k, a := range l.sandboxes {
+		if g := w.group(k); !w.deleted[k] && g.touched <= l.seq {
+			g.stored = a
+		}
+	}
+	for k, g := range w.groups {
+		if l.sandboxes[k] == nil && g.touched <= l.seq {
+			g.stored = nil
+		}
+		w.evaluate(g, now, now.Sub(g.addrsAt) >= addrsEvery || len(g.addrs) == 0)
+	}
+}

@@ -1,0 +1,202 @@
+package pod
+
+import (
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"strings"
+	"time"
+
+	containers "github.com/containerd/containerd/api/services/containers/v1"
+	"github.com/containerd/containerd/api/types"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// kind says what part a container has in its pod.
+type kind uint8
+
+const (
+	plain   kind = iota // outside pods
+	sandbox             // holds the pod's namespaces
+	member              // one of the pod's own
+)
+
+// The labels and extensions by which the CRI plugin marks what is a pod's.
+const (
+	labelKind      = "io.cri-containerd.kind"
+	labelPodName   = "io.kubernetes.pod.name"
+	labelNamespace = "io.kubernetes.pod.namespace"
+	labelUID       = "io.kubernetes.pod.uid"
+	labelNerdctl   = "nerdctl/name"
+
+	extSandbox   = "io.cri-containerd.sandbox.metadata"
+	extContainer = "io.cri-containerd.container.metadata"
+	extStored    = "metadata" // in the sandbox store
+)
+
+// about is what containerd's record of a container, or of a sandbox, tells.
+type about struct {
+	kind kind
+	// sandbox is the ID of the sandbox; the container's own outside pods.
+	sandbox              string
+	namespace, name, uid string
+	labels               map[string]string
+	created, updated     time.Time
+
+	hostNetwork bool
+	netnsPath   string
+	addrs       []netip.Addr
+}
+
+// aboutContainer reads a record of the containers service.
+func aboutContainer(namespace string, c *containers.Container) *about {
+	a := &about{
+		sandbox: c.GetID(),
+		created: c.GetCreatedAt().AsTime(),
+		updated: c.GetUpdatedAt().AsTime(),
+	}
+	l := c.GetLabels()
+	a.namespace, a.name, a.uid = l[labelNamespace], l[labelPodName], l[labelUID]
+	switch l[labelKind] {
+	case "sandbox":
+		a.kind = sandbox
+		a.labels = podLabels(l)
+		a.readSandbox(c.GetExtensions()[extSandbox])
+	case "container":
+		a.kind = member
+		a.sandbox = c.GetSandbox()
+		if a.sandbox == "" {
+			a.sandbox = sandboxOf(c.GetExtensions()[extContainer])
+		}
+		if a.sandbox == "" {
+			a.sandbox = a.uid // the best that is left: its pod's containers stay together
+		}
+	}
+	if a.kind == plain || a.sandbox == "" {
+		// Not a pod's, or not to be told which.
+		a.kind, a.sandbox, a.labels, a.uid = plain, c.GetID(), l, ""
+		a.name = ""
+	}
+	if a.name == "" {
+		a.namespace, a.name = namespace, plainName(a.sandbox, l)
+	}
+	return a
+}
+
+// aboutSandbox reads a record of the sandbox store, which containerd has had
+// since 2.0. It is nil if it does not tell a pod's name.
+func aboutSandbox(s *types.Sandbox) *about {
+	a := &about{
+		kind:    sandbox,
+		sandbox: s.GetSandboxID(),
+		created: s.GetCreatedAt().AsTime(),
+		updated: s.GetUpdatedAt().AsTime(),
+	}
+	l := s.GetLabels()
+	a.namespace, a.name, a.uid = l[labelNamespace], l[labelPodName], l[labelUID]
+	a.labels = podLabels(l)
+	ext := s.GetExtensions()[extStored]
+	if ext == nil {
+		ext = s.GetExtensions()[extSandbox]
+	}
+	a.readSandbox(ext)
+	if a.name == "" || a.sandbox == "" {
+		return nil
+	}
+	return a
+}
+
+// podLabels leaves out the mark that is not the pod's own.
+func podLabels(l map[string]string) map[string]string {
+	out := make(map[string]string, len(l))
+	for k, v := range l {
+		if k != labelKind {
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// plainName names a container outside pods: by nerdctl's name, else its ID,
+// of which the usual twelve digits do.
+func plainName(id string, labels map[string]string) string {
+	if n := labels[labelNerdctl]; n != "" {
+		return n
+	}
+	if len(id) == 64 && len(containerID([]byte(id))) == 64 {
+		return id[:12]
+	}
+	return id
+}
+
+// sandboxMetadata is the part in use of what the CRI plugin keeps with a
+// sandbox: Metadata of containerd's store of sandboxes, as JSON, with the
+// kubelet's PodSandboxConfig in it.
+type sandboxMetadata struct {
+	Metadata struct {
+		NetNSPath     string
+		IP            string
+		AdditionalIPs []string
+		Config        struct {
+			Metadata struct {
+				Name      string `json:"name"`
+				UID       string `json:"uid"`
+				Namespace string `json:"namespace"`
+			} `json:"metadata"`
+			Labels map[string]string `json:"labels"`
+			Linux  struct {
+				SecurityContext struct {
+					NamespaceOptions struct {
+						Network int `json:"network"`
+					} `json:"namespace_options"`
+				} `json:"security_context"`
+			} `json:"linux"`
+		}
+	}
+}
+
+// namespaceNode is NODE of the CRI's NamespaceMode.
+const namespaceNode = 2
+
+// readSandbox takes what it finds; what is missing or of another type stays
+// as it was.
+func (a *about) readSandbox(ext *anypb.Any) {
+	var s sandboxMetadata
+	if !readJSON(ext, &s) {
+		return
+	}
+	m := &s.Metadata
+	if c := &m.Config.Metadata; c.Name != "" {
+		a.namespace, a.name, a.uid = c.Namespace, c.Name, c.UID
+	}
+	if len(m.Config.Labels) > 0 {
+		a.labels = m.Config.Labels // the record's have the image's too
+	}
+	a.hostNetwork = m.Config.Linux.SecurityContext.NamespaceOptions.Network == namespaceNode
+	if a.hostNetwork {
+		return
+	}
+	a.netnsPath = m.NetNSPath
+	for _, ip := range append([]string{m.IP}, m.AdditionalIPs...) {
+		if addr, err := netip.ParseAddr(strings.TrimSpace(ip)); err == nil && len(a.addrs) < maxAddrs {
+			a.addrs = append(a.addrs, addr.WithZone("").Unmap())
+		}
+	}
+}
+
+// sandboxOf finds the sandbox's ID in what the CRI plugin keeps with a container.
+func sandboxOf(ext *anypb.Any) string {
+	var c struct{ Metadata struct{ SandboxID string } }
+	readJSON(ext, &c)
+	return c.Metadata.SandboxID
+}
+
+// readJSON reports whether ext is JSON, if perhaps with fields of other types.
+func readJSON(ext *anypb.Any, to any) bool {
+	if len(ext.GetValue()) == 0 {
+		return false
+	}
+	err := json.Unmarshal(ext.GetValue(), to)
+	var other *json.UnmarshalTypeError
+	return err == nil || errors.As(err, &other)
+}

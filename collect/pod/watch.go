@@ -1,0 +1,370 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/api/types"
+	"golang.org/x/sys/unix"
+)
+
+// DefaultSockets are where containerd listens: its own package's, that of k3s
+// and rke2, of k0s, and of microk8s.
+var DefaultSockets = []string{
+	"/run/containerd/containerd.sock",
+	"/run/k3s/containerd/containerd.sock",
+	"/run/k0s/containerd.sock",
+	"/var/snap/microk8s/common/run/containerd.sock",
+}
+
+// Options say which containerd to follow.
+type Options struct {
+	// Sockets are the candidates, in order: the first that answers is used.
+	// Empty means DefaultSockets.
+	Sockets []string
+	// Namespace says which containerd namespaces to follow: "*" or "" for
+	// all, else names with commas between them.
+	Namespace string
+	// ProcRoot is where procfs is mounted; "" means /proc.
+	ProcRoot string
+	// HostNetns is a file that is the host's network namespace; "" means
+	// that of process 1.
+	HostNetns string
+	Log       *slog.Logger
+}
+
+const (
+	minRetry   = 100 * time.Millisecond
+	maxRetry   = time.Second
+	resyncSoon = time.Second      // after the first listing, and after events were lost
+	resyncHung = 10 * time.Second // while a shim does not answer
+	pruneEvery = 5 * time.Second
+	addrsEvery = 2 * time.Minute
+	maxEvents  = 4096 // waiting to be handled
+	maxAsking  = 8    // tasks asked for at the same time
+	maxPast    = 64   // ended containers of a pod that goes on
+)
+
+// intervals are those that tests shorten.
+type intervals struct {
+	resync time.Duration // between listings
+	ping   time.Duration // between questions whether containerd still answers
+}
+
+var usual = intervals{resync: 30 * time.Second, ping: 10 * time.Second}
+
+var errNotKnown = errors.New("containerd has not listed its containers yet")
+
+// Watch begins to follow containerd until ctx ends. It returns at once; where
+// containerd is absent or does not answer, it goes on trying.
+func Watch(ctx context.Context, opt Options) *Index { return watch(ctx, opt, usual) }
+
+func watch(ctx context.Context, opt Options, every intervals) *Index {
+	if len(opt.Sockets) == 0 {
+		opt.Sockets = DefaultSockets
+	}
+	if opt.ProcRoot == "" {
+		opt.ProcRoot = "/proc"
+	}
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	w := &watcher{
+		opt:        opt,
+		every:      every,
+		x:          newIndex(opt.ProcRoot),
+		follow:     parseNamespaces(opt.Namespace),
+		host:       hostNetns(opt),
+		containers: map[key]*container{},
+		groups:     map[key]*group{},
+	}
+	go w.run(ctx)
+	return w.x
+}
+
+// parseNamespaces returns nil for all.
+func parseNamespaces(s string) []string {
+	var names []string
+	for n := range strings.SplitSeq(s, ",") {
+		switch n = strings.TrimSpace(n); n {
+		case "":
+		case "*":
+			return nil
+		default:
+			if !slices.Contains(names, n) {
+				names = append(names, n)
+			}
+		}
+	}
+	return names
+}
+
+// hostNetns falls back to this process's own namespace, which a daemon that
+// is not in a container shares, where that of process 1 cannot be told.
+func hostNetns(opt Options) uint64 {
+	path := opt.HostNetns
+	if path == "" {
+		path = opt.ProcRoot + "/1/ns/net"
+	}
+	host, err := netnsInode(path)
+	if err != nil {
+		opt.Log.Warn("cannot tell the host's network namespace, taking this process's own", "error", err, "hint", "needs CAP_SYS_PTRACE")
+		host, _ = netnsInode("/proc/thread-self/ns/net")
+	}
+	return host
+}
+
+// watcher is the state behind an Index. One goroutine owns it.
+type watcher struct {
+	opt    Options
+	every  intervals
+	x      *Index
+	follow []string
+	host   uint64
+	trees  []hierarchy
+
+	containers map[key]*container
+	groups     map[key]*group
+	cl         *client // nil while there is no connection
+
+	seq     uint64
+	deleted map[key]bool // while a listing is under way
+	down    bool         // there is no connection, and that has been logged
+	denied  bool         // processes' namespaces cannot be told, and that has been logged
+}
+
+// run looks for a containerd that answers and follows it until it goes away.
+func (w *watcher) run(ctx context.Context) {
+	defer close(w.x.done)
+	retry := minRetry
+	for ctx.Err() == nil {
+		ok, err := w.round(ctx)
+		w.x.connected.Store(false)
+		w.cl = nil
+		if ctx.Err() != nil {
+			break
+		}
+		w.report(err)
+		if ok {
+			retry = minRetry
+		} else if !isClosed(w.x.tried) {
+			close(w.x.tried)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(retry):
+		}
+		retry = min(2*retry, maxRetry)
+		w.checkTasks()
+		w.x.prune(time.Now())
+	}
+	w.x.setStatus(Status{Err: context.Cause(ctx)})
+}
+
+func isClosed(c chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+var errAbsent = errors.New("no containerd socket")
+
+// round tries each socket once, and follows the first containerd that
+// answers. It reports whether one did, and why it is over.
+func (w *watcher) round(ctx context.Context) (answered bool, err error) {
+	err = fmt.Errorf("%w: none of %s exists", errAbsent, strings.Join(w.opt.Sockets, ", "))
+	found := false
+	for _, s := range w.opt.Sockets {
+		path := strings.TrimPrefix(s, "unix://")
+		if st, statErr := os.Stat(path); statErr != nil || st.Mode()&os.ModeSocket == 0 {
+			continue
+		}
+		cl, version, connErr := connect(ctx, path)
+		if connErr != nil {
+			if !found {
+				err = connErr
+			}
+			found = true
+			continue
+		}
+		w.cl = cl
+		answered, err = w.session(ctx, path, version)
+		_ = cl.conn.Close()
+		if answered || ctx.Err() != nil {
+			return answered, err
+		}
+		found = true
+	}
+	return false, err
+}
+
+// report logs one line when containerd goes away, or is not there at the start.
+func (w *watcher) report(err error) {
+	w.x.setStatus(Status{Err: err})
+	if w.down {
+		return
+	}
+	w.down = true
+	if errors.Is(err, errAbsent) {
+		w.opt.Log.Warn("no containerd found; pods are named as soon as one answers", "sockets", w.opt.Sockets)
+		return
+	}
+	w.opt.Log.Warn("containerd does not answer; it is tried again, and pods are kept while their processes run", "error", err)
+}
+
+// session follows one containerd: it listens to its events, lists what runs,
+// and lists again from time to time for what events may have missed. It
+// reports whether a listing has succeeded.
+func (w *watcher) session(ctx context.Context, socket, version string) (answered bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+
+	if err := w.samePIDs(socket); err != nil {
+		return false, err
+	}
+	mountinfo, err := readAt(unix.AT_FDCWD, w.opt.ProcRoot+"/self/mountinfo", nil)
+	if err != nil {
+		w.opt.Log.Warn("cannot find the control groups' file systems", "error", fmt.Errorf("read %s/self/mountinfo: %w", w.opt.ProcRoot, err))
+	}
+	w.trees = parseMountinfo(mountinfo)
+	if i := slices.IndexFunc(w.trees, func(h hierarchy) bool { return h.v2 }); i >= 0 {
+		tree := w.trees[i]
+		w.x.unified.Store(&tree)
+	}
+
+	stream, err := w.cl.subscribe(ctx, w.follow)
+	if err != nil {
+		return false, fmt.Errorf("subscribe to containerd's events: %w", plainError(err))
+	}
+	incoming := make(chan *types.Envelope, maxEvents)
+	lost := make(chan struct{}, 1)
+	ended := make(chan error, 1)
+	wg.Go(func() {
+		for {
+			e, err := stream.Recv()
+			if err != nil {
+				ended <- fmt.Errorf("containerd's events end: %w", plainError(err))
+				return
+			}
+			select {
+			case incoming <- e:
+			default:
+				// containerd would keep in memory what is not taken.
+				select {
+				case lost <- struct{}{}:
+				default:
+				}
+			}
+		}
+	})
+
+	listings := make(chan *listing, 1)
+	listening, missed := false, false
+	list := func() {
+		if listening {
+			return
+		}
+		listening, missed = true, false
+		w.deleted = map[key]bool{}
+		l := &listing{seq: w.seq, known: w.known()}
+		wg.Go(func() {
+			l.run(ctx, w.cl, w.follow)
+			listings <- l
+		})
+	}
+	list()
+	pings := make(chan error, 1)
+	pinging := false
+	resync := time.NewTimer(time.Hour)
+	defer resync.Stop()
+	ping := time.NewTicker(w.every.ping)
+	defer ping.Stop()
+	prune := time.NewTicker(pruneEvery)
+	defer prune.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return answered, ctx.Err()
+		case err := <-ended:
+			return answered, err
+		case e := <-incoming:
+			w.seq++
+			w.handle(ctx, e)
+		case <-lost:
+			if !missed {
+				missed = true
+				resync.Reset(resyncSoon)
+			}
+		case <-resync.C:
+			list()
+		case l := <-listings:
+			listening = false
+			if l.err != nil {
+				return answered, l.err
+			}
+			w.apply(l)
+			w.deleted = nil
+			next := w.every.resync
+			switch {
+			case !answered, missed:
+				// The subscription may have begun after the first listing.
+				next = resyncSoon
+			case len(l.unknown) > 0:
+				next = resyncHung
+			}
+			resync.Reset(next)
+			if !answered {
+				answered = true
+				w.up(socket, version)
+			}
+		case <-ping.C:
+			if !pinging {
+				pinging = true
+				wg.Go(func() {
+					_, err := w.cl.version(ctx)
+					pings <- err
+				})
+			}
+		case err := <-pings:
+			pinging = false
+			if err != nil {
+				return answered, fmt.Errorf("ask containerd behind %s for its version: %w", socket, plainError(err))
+			}
+		case now := <-prune.C:
+			w.x.prune(now)
+		}
+	}
+}
+
+// samePIDs fails if containerd numbers processes otherwise than this process.
+func (w *watcher) samePIDs(socket string) error {
+	peer := int(w.cl.peer.Load())
+	var own, other unix.Stat_t
+	if peer != 0 && (unix.Stat(w.opt.ProcRoot+"/self/ns/pid", &own) != nil ||
+		unix.Stat(w.procFile(peer, "ns/pid"), &other) != nil || own.Ino == other.Ino) {
+		return nil
+	}
+	return fmt.Errorf("containerd behind %s is in another PID namespace than this process, so its process numbers mean nothing here: run nodeskoop in containerd's PID namespace", socket)
+}
+
+func (w *watcher) up(socket, version string) {
+	w.down = false
+	w.x.setStatus(Status{Socket: socket, Version: version})
+	w.x.connected.Store(true)
+	w.opt.Log.Info("containerd answers", "socket", socket, "version", version, "pods", len(w.x.Running()))
+	if !isClosed(w.x.first) {
+		close(w.x.first)
+	}
+}
