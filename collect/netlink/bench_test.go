@@ -1,0 +1,44 @@
+package netlink
+
+import (
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"nodeskoop/testdata/nsnet"
+)
+
+// BenchmarkDump compares the one request for IPv4 and IPv6 sockets with one
+// for each, in a namespace that has two sockets: what it costs is the walk
+// through the table of all namespaces' connections.
+func BenchmarkDump(b *testing.B) {
+	s := nsnet.New(b)
+	l := s.Listen("tcp", "127.0.0.1:0")
+	s.Dial("tcp", l.Addr().String())
+	run := func(name string, dump func(*conn, *TCPTable) error) {
+		b.Run(name, func(b *testing.B) {
+			s.Do(func() {
+				c, err := dial(unix.NETLINK_SOCK_DIAG, "TCP sockets", nil)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				defer c.close()
+				b.ReportAllocs()
+				for b.Loop() {
+					var t TCPTable
+					if err := dump(&c, &t); err != nil || t.States[TCPEstablished] != 2 {
+						b.Error(t, err)
+						return
+					}
+				}
+			})
+		})
+	}
+	run("both", dumpBoth)
+	run("families", func(c *conn, t *TCPTable) error {
+		if err := dumpFamily(c, unix.AF_INET, t); err != nil {
+			return err
+		}
+		return dumpFamily(c, unix.AF_INET6, t)
+	})
+}

@@ -1,0 +1,393 @@
+package netlink
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+	"nodeskoop/collect"
+)
+
+// The counters that the conntrack probe writes, in the order of ctCounts.
+const (
+	ctFound = iota
+	ctInvalid
+	ctIgnore
+	ctInsert
+	ctInsertFailed
+	ctDrop
+	ctEarlyDrop
+	ctError
+	ctSearchRestart
+	ctCounters
+)
+
+// ctCounts are the counters of one CPU, as the kernel keeps them: in 32 bits.
+type ctCounts [ctCounters]uint32
+
+// conntrack reads the counters of connection tracking. It follows
+// ctnetlink_ct_stat_cpu_fill_info and ctnetlink_stat_ct_fill_info in
+// net/netfilter/nf_conntrack_netlink.c, and ct_cpu_seq_show in
+// net/netfilter/nf_conntrack_standalone.c.
+type conntrack struct {
+	over     collect.Over
+	root     string // where procfs is
+	counters [ctCounters]*collect.Metric
+	entries  *collect.Metric
+	max      *collect.Metric
+	loaded   atomic.Bool // ctnetlink is there: asking does not load it
+}
+
+func newConntrack(env collect.Env) (collect.Probe, error) {
+	p := &conntrack{over: collect.HostNetns, root: env.ProcRoot,
+		entries: collect.MustMetric("kubeskoop_conntrack_entries"),
+		max:     collect.MustMetric("kubeskoop_conntrack_maxentries"),
+	}
+	if pods, _ := env.Options["pods"].(bool); pods {
+		p.over = collect.EachNetns
+	}
+	for i, name := range [ctCounters]string{ctFound: "found", ctInvalid: "invalid", ctIgnore: "ignore", ctInsert: "insert",
+		ctInsertFailed: "insertfailed", ctDrop: "drop", ctEarlyDrop: "earlydrop", ctError: "error", ctSearchRestart: "searchrestart"} {
+		p.counters[i] = collect.MustMetric("kubeskoop_conntrack_" + name)
+	}
+	return p, nil
+}
+
+func (p *conntrack) Over() collect.Over { return p.over }
+
+func (*conntrack) Close() error { return nil }
+
+// ctState is what is remembered of one namespace: what each CPU counted last,
+// and the counters since the start in 64 bits.
+type ctState struct {
+	cpus []ctCPU
+	sum  [ctCounters]uint64
+}
+
+type ctCPU struct {
+	seen bool
+	last ctCounts
+}
+
+// add takes in the counters of one CPU. A CPU that is away keeps what it had.
+func (s *ctState) add(cpu int, now *ctCounts) {
+	for cpu >= len(s.cpus) {
+		s.cpus = append(s.cpus, ctCPU{})
+	}
+	c := &s.cpus[cpu]
+	for i := range now {
+		if c.seen {
+			s.sum[i] += since32(now[i], c.last[i])
+		} else {
+			s.sum[i] += uint64(now[i])
+		}
+	}
+	c.seen, c.last = true, *now
+}
+
+// The sysctls below procfs by which conntrack shows that it is loaded.
+const (
+	sysctlCount = "sys/net/netfilter/nf_conntrack_count"
+	sysctlMax   = "sys/net/netfilter/nf_conntrack_max"
+)
+
+func (p *conntrack) Sample(v *collect.View) error {
+	s := collect.State[ctState](v)
+	var size ctSize
+	switch _, err := v.ReadHost(sysctlCount); {
+	case errors.Is(err, fs.ErrNotExist):
+		// Conntrack is not loaded. To ask netlink would load it, and so
+		// change how the node forwards packets.
+	case err != nil:
+		return err
+	default:
+		if err = p.read(v, s, &size); err != nil {
+			return err
+		}
+	}
+	for i, m := range p.counters {
+		v.Add(m, float64(s.sum[i]))
+	}
+	v.Add(p.entries, float64(size.entries))
+	v.Add(p.max, float64(size.max))
+	return nil
+}
+
+// ctSize is what the kernel says of the whole table.
+type ctSize struct {
+	entries, max       uint64
+	hasEntries, hasMax bool
+}
+
+// read asks ctnetlink, and where that is not to be had reads the file.
+func (p *conntrack) read(v *collect.View, s *ctState, size *ctSize) error {
+	mayAsk := p.mayAsk(v)
+	var err error
+	if mayAsk {
+		if err = p.ask(v, s, size); err != nil {
+			var errno unix.Errno
+			if !errors.As(err, &errno) {
+				return err
+			}
+		}
+	}
+	if err != nil || !mayAsk {
+		b, fileErr := v.ReadNet("stat/nf_conntrack")
+		switch {
+		case fileErr == nil:
+			if err = readStatFile(b, s, size); err != nil {
+				return err
+			}
+		case !mayAsk && errors.Is(fileErr, fs.ErrNotExist):
+			// ctnetlink is a module that is not loaded, and there is no other way.
+			if err = p.ask(v, s, size); err != nil {
+				return err
+			}
+		case errors.Is(fileErr, fs.ErrNotExist):
+			return err
+		default:
+			return fileErr
+		}
+	}
+	if !size.hasMax { // Linux before 4.18; it is one for all namespaces
+		b, err := v.ReadHost(sysctlMax)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err == nil {
+			size.max, err = parseSysctl(sysctlMax, b)
+		}
+		return err
+	}
+	return nil
+}
+
+// mayAsk reports whether ctnetlink is there as far as can be told, so that a
+// question does not load its module.
+func (p *conntrack) mayAsk(v *collect.View) bool {
+	if p.loaded.Load() {
+		return true
+	}
+	b, err := v.ReadHost("modules")
+	if err == nil && hasModule(b, "nf_conntrack") && !hasModule(b, "nf_conntrack_netlink") {
+		return false
+	}
+	p.loaded.Store(true)
+	return true
+}
+
+// hasModule reports whether /proc/modules lists a module.
+func hasModule(b []byte, name string) bool {
+	for len(b) > 0 {
+		line := b
+		if i := bytes.IndexByte(b, '\n'); i >= 0 {
+			line, b = b[:i], b[i+1:]
+		} else {
+			b = nil
+		}
+		if len(line) > len(name) && line[len(name)] == ' ' && string(line[:len(name)]) == name {
+			return true
+		}
+	}
+	return false
+}
+
+const (
+	ctGetStatsCPU       = unix.NFNL_SUBSYS_CTNETLINK<<8 | 4 // IPCTNL_MSG_CT_GET_STATS_CPU
+	ctGetStats          = unix.NFNL_SUBSYS_CTNETLINK<<8 | 5 // IPCTNL_MSG_CT_GET_STATS
+	sizeofNfgenmsg      = 4
+	ctaGlobalEntries    = 1
+	ctaGlobalMaxEntries = 2
+)
+
+// ctAttr maps the attributes of enum ctattr_stats_cpu to counters; -1 for the
+// others. Kernels leave out what they no longer count.
+var ctAttr = [...]int8{
+	0: -1, 1: -1, 2: ctFound, 3: -1, 4: ctInvalid, 5: ctIgnore, 6: -1, 7: -1, 8: ctInsert, 9: ctInsertFailed,
+	10: ctDrop, 11: ctEarlyDrop, 12: ctError, 13: ctSearchRestart,
+}
+
+// ask asks ctnetlink for the counters of each CPU and the size of the table.
+func (p *conntrack) ask(v *collect.View, s *ctState, size *ctSize) error {
+	return v.Enter("read conntrack counters", func() error {
+		c, err := dial(unix.NETLINK_NETFILTER, "conntrack counters (ctnetlink)", v.Scratch)
+		if err != nil {
+			return err
+		}
+		v.Scratch = c.buf
+		defer c.close()
+		var req [unix.SizeofNlMsghdr + sizeofNfgenmsg]byte
+		putHeader(req[:], ctGetStatsCPU, unix.NLM_F_DUMP)
+		if _, err := c.ask(req[:], func(_ uint16, msg []byte) error {
+			var now ctCounts
+			cpu, err := now.parse(msg)
+			if err == nil {
+				s.add(cpu, &now)
+			}
+			return err
+		}); err != nil {
+			return err
+		}
+		putHeader(req[:], ctGetStats, 0)
+		_, err = c.ask(req[:], func(_ uint16, msg []byte) error { return size.parse(msg) })
+		if err != nil && !refused(err) {
+			return err
+		}
+		if !size.hasEntries {
+			size.entries, err = p.countInside()
+			return err
+		}
+		return nil
+	})
+}
+
+// countInside reads the number of entries of the thread's own namespace.
+func (p *conntrack) countInside() (uint64, error) {
+	b, err := os.ReadFile(p.root + "/" + sysctlCount)
+	if err != nil {
+		return 0, err
+	}
+	return parseSysctl(sysctlCount, b)
+}
+
+// parse reads the message about one CPU, whose number stands in the header.
+func (n *ctCounts) parse(msg []byte) (cpu int, err error) {
+	if len(msg) < sizeofNfgenmsg {
+		return 0, fmt.Errorf("%w: the counters of a CPU in %d bytes", errMalformed, len(msg))
+	}
+	cpu = int(binary.BigEndian.Uint16(msg[2:]))
+	for b := msg[sizeofNfgenmsg:]; len(b) > 0; {
+		typ, value, rest, err := nextAttr(b)
+		if err != nil {
+			return 0, err
+		}
+		b = rest
+		if int(typ) >= len(ctAttr) || ctAttr[typ] < 0 {
+			continue
+		}
+		if len(value) != 4 {
+			return 0, fmt.Errorf("%w: conntrack counter %d of CPU %d has %d bytes", errMalformed, typ, cpu, len(value))
+		}
+		n[ctAttr[typ]] = binary.BigEndian.Uint32(value)
+	}
+	return cpu, nil
+}
+
+// parse reads the message about the whole table.
+func (z *ctSize) parse(msg []byte) error {
+	if len(msg) < sizeofNfgenmsg {
+		return fmt.Errorf("%w: the size of the conntrack table in %d bytes", errMalformed, len(msg))
+	}
+	for b := msg[sizeofNfgenmsg:]; len(b) > 0; {
+		typ, value, rest, err := nextAttr(b)
+		if err != nil {
+			return err
+		}
+		b = rest
+		if typ != ctaGlobalEntries && typ != ctaGlobalMaxEntries {
+			continue
+		}
+		if len(value) != 4 {
+			return fmt.Errorf("%w: the size of the conntrack table has %d bytes", errMalformed, len(value))
+		}
+		if typ == ctaGlobalEntries {
+			z.entries, z.hasEntries = uint64(binary.BigEndian.Uint32(value)), true
+		} else {
+			z.max, z.hasMax = uint64(binary.BigEndian.Uint32(value)), true
+		}
+	}
+	return nil
+}
+
+func parseSysctl(name string, b []byte) (uint64, error) {
+	n, err := strconv.ParseUint(string(bytes.TrimSuffix(b, []byte("\n"))), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("read %s: %q is not a number", name, b)
+	}
+	return n, nil
+}
+
+// statColumns names the columns of /proc/PID/net/stat/nf_conntrack.
+var statColumns = [ctCounters]string{ctFound: "found", ctInvalid: "invalid", ctIgnore: "ignore", ctInsert: "insert",
+	ctInsertFailed: "insert_failed", ctDrop: "drop", ctEarlyDrop: "early_drop", ctError: "icmp_error", ctSearchRestart: "search_restart"}
+
+const statFile = "net/stat/nf_conntrack"
+
+// readStatFile reads /proc/PID/net/stat/nf_conntrack: a line of names, then
+// one line of hexadecimal numbers for each possible CPU.
+func readStatFile(b []byte, s *ctState, size *ctSize) (err error) {
+	var column [32]int8 // the counter in each column, -1: none, -2: the entries
+	columns, cpu := 0, 0
+	for n := 1; len(b) > 0; n++ {
+		i := bytes.IndexByte(b, '\n')
+		if i < 0 {
+			return fmt.Errorf("%s line %d: the file ends within it", statFile, n)
+		}
+		line := b[:i]
+		b = b[i+1:]
+		if n == 1 {
+			if columns, err = readStatHeader(line, &column); err != nil {
+				return err
+			}
+			continue
+		}
+		var now ctCounts
+		got := 0
+		for f := range bytes.FieldsSeq(line) {
+			x, err := strconv.ParseUint(string(f), 16, 32)
+			if err != nil {
+				return fmt.Errorf("%s line %d: %q is not a hexadecimal number of 32 bits", statFile, n, f)
+			}
+			if got < columns {
+				switch c := column[got]; {
+				case c >= 0:
+					now[c] = uint32(x)
+				case c == -2:
+					size.entries = x
+				}
+			}
+			got++
+		}
+		if got != columns {
+			return fmt.Errorf("%s line %d: %d numbers under %d names", statFile, n, got, columns)
+		}
+		s.add(cpu, &now)
+		cpu++
+	}
+	if cpu == 0 {
+		return fmt.Errorf("%s: no line for any CPU", statFile)
+	}
+	size.hasEntries = true
+	return nil
+}
+
+func readStatHeader(line []byte, column *[32]int8) (columns int, err error) {
+	known := 0
+	for f := range bytes.FieldsSeq(line) {
+		if columns == len(column) {
+			return 0, fmt.Errorf("%s line 1: more than %d columns", statFile, len(column))
+		}
+		column[columns] = -1
+		if string(f) == "entries" {
+			column[columns] = -2
+			known++
+		}
+		for i, name := range statColumns {
+			if string(f) == name {
+				column[columns] = int8(i)
+				known++
+			}
+		}
+		columns++
+	}
+	if known < 2 || column[0] != -2 {
+		return 0, fmt.Errorf("%s line 1: %q does not name its columns, entries first", statFile, line)
+	}
+	return columns, nil
+}

@@ -1,0 +1,415 @@
+package netlink
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"nodeskoop/collect"
+	"nodeskoop/testdata/need"
+	"nodeskoop/testdata/nsnet"
+)
+
+func sampler(t *testing.T, opt collect.Options, spaces map[string]*nsnet.Space) *nsnet.Sampler {
+	t.Helper()
+	pods := &nsnet.Pods{}
+	for name, s := range spaces {
+		pods.List = append(pods.List, s.Pod(name))
+	}
+	opt.Pods = pods
+	return nsnet.NewSampler(t, opt, Probes()...)
+}
+
+// tcQdisc is a qdisc as tc prints it.
+type tcQdisc struct {
+	Kind, Dev                                        string
+	Root                                             bool
+	Bytes, Packets, Drops, Overlimits, Qlen, Backlog float64
+}
+
+// tcSum adds up what tc prints of every root qdisc but lo's.
+func tcSum(t *testing.T, s *nsnet.Space) (sum map[string]float64, roots, all int) {
+	t.Helper()
+	var list []tcQdisc
+	if err := json.Unmarshal([]byte(s.Run("tc", "-s", "-j", "qdisc", "show")), &list); err != nil {
+		t.Fatal(err)
+	}
+	sum = map[string]float64{}
+	for _, q := range list {
+		if all++; !q.Root || q.Dev == "lo" {
+			continue
+		}
+		roots++
+		for name, x := range map[string]float64{"bytes": q.Bytes, "packets": q.Packets, "drops": q.Drops,
+			"overlimits": q.Overlimits, "qlen": q.Qlen, "backlog": q.Backlog} {
+			sum["kubeskoop_qdisc_"+name] += x
+		}
+	}
+	return sum, roots, all
+}
+
+// udp sends datagrams.
+func udp(t *testing.T, s *nsnet.Space, addr string, n, size int) {
+	t.Helper()
+	c := s.Dial("udp", addr)
+	for range n {
+		_, err := c.Write(make([]byte, size))
+		if err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.ECONNREFUSED) {
+			t.Fatal(err)
+		}
+	}
+	_ = c.Close()
+}
+
+// quiet keeps IPv6 from sending packets of its own.
+func quiet(s *nsnet.Space) *nsnet.Space {
+	s.Run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
+	return s
+}
+
+// awaitUp waits until the kernel lets packets through an interface that was
+// set up; before that it drops them.
+func awaitUp(t *testing.T, s *nsnet.Space, dev string) {
+	t.Helper()
+	for range 200 {
+		if strings.Contains(s.Run("ip", "-o", "link", "show", "dev", dev), " state UP ") {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Fatalf("%s does not come up", dev)
+}
+
+// link makes a veth to nowhere with address 10.N.0.1 and a neighbour 10.N.0.2.
+func link(t *testing.T, s *nsnet.Space, dev string, n int, options ...string) {
+	t.Helper()
+	ip := func(last string) string { return "10." + strconv.Itoa(n) + ".0." + last }
+	s.Run("ip", append(append([]string{"link", "add", "name", dev}, options...), "type", "veth", "peer", "name", dev+"p")...)
+	s.Run("ip", "addr", "add", ip("1")+"/24", "dev", dev)
+	s.Run("ip", "link", "set", "dev", dev+"p", "up")
+	s.Run("ip", "link", "set", "dev", dev, "up")
+	s.Run("ip", "neigh", "add", ip("2"), "lladdr", "02:00:00:00:00:01", "dev", dev)
+	awaitUp(t, s, dev)
+}
+
+func TestQdiscAgainstTC(t *testing.T) {
+	need.Program(t, "tc")
+	s := quiet(nsnet.New(t))
+	for i, dev := range []string{"none", "fifo", "tree", "slow", "multi", "both"} {
+		var options []string
+		if dev == "multi" {
+			options = []string{"numtxqueues", "4", "numrxqueues", "4"}
+		}
+		link(t, s, dev, 20+i, options...)
+	}
+	tc := func(args string) { t.Helper(); s.Run("tc", strings.Fields(args)...) }
+	tc("qdisc add dev fifo root pfifo limit 10")
+	tc("qdisc add dev tree root handle 1: htb default 10")
+	tc("class add dev tree parent 1: classid 1:1 htb rate 10mbit")
+	tc("class add dev tree parent 1:1 classid 1:10 htb rate 100kbit ceil 100kbit burst 2k cburst 2k")
+	tc("class add dev tree parent 1:1 classid 1:20 htb rate 1mbit")
+	tc("qdisc add dev tree parent 1:10 handle 10: pfifo limit 5")
+	tc("qdisc add dev tree parent 1:20 handle 20: bfifo limit 5000")
+	tc("qdisc add dev slow root tbf rate 8kbit burst 2000 limit 6000")
+	tc("qdisc replace dev multi root handle 7: mq")
+	for i := 1; i <= 4; i++ {
+		tc("qdisc add dev multi parent 7:" + strconv.Itoa(i) + " pfifo limit 100")
+	}
+	tc("qdisc add dev both root handle 1: htb default 1")
+	tc("class add dev both parent 1: classid 1:1 htb rate 10mbit")
+	tc("qdisc add dev both clsact")
+	for i := range 6 {
+		for range 4 { // several flows, for several queues
+			udp(t, s, "10."+strconv.Itoa(20+i)+".0.2:9", 15, 900)
+		}
+	}
+	udp(t, s, "127.0.0.1:9", 20, 100) // lo is not counted
+	p := sampler(t, collect.Options{Enabled: []string{"qdisc"}}, map[string]*nsnet.Space{"a": s})
+	for range 30 {
+		before, roots, all := tcSum(t, s)
+		v := p.Sample()
+		if after, _, _ := tcSum(t, s); after["kubeskoop_qdisc_packets"] != before["kubeskoop_qdisc_packets"] ||
+			after["kubeskoop_qdisc_overlimits"] != before["kubeskoop_qdisc_overlimits"] {
+			time.Sleep(10 * time.Millisecond)
+			continue
+		}
+		v.Want(t, "a", before)
+		if roots != 12 || all < roots+7 {
+			t.Errorf("%d root qdiscs of %d", roots, all)
+		}
+		for name, min := range map[string]float64{"bytes": 100000, "packets": 100, "drops": 50, "overlimits": 50, "qlen": 5, "backlog": 5000} {
+			if before["kubeskoop_qdisc_"+name] < min {
+				t.Errorf("%s = %v, too little to compare", name, before["kubeskoop_qdisc_"+name])
+			}
+		}
+		t.Logf("%d root qdiscs of %d: %v", roots, all, before)
+		return
+	}
+	t.Fatal("the counters do not stand still")
+}
+
+// TestQdiscGone replaces and removes qdiscs and interfaces: the counters only
+// grow, by what was counted and nothing else.
+func TestQdiscGone(t *testing.T) {
+	need.Program(t, "tc")
+	s := quiet(nsnet.New(t))
+	link(t, s, "v", 20)
+	link(t, s, "m", 21, "numtxqueues", "2")
+	tc := func(args string) { t.Helper(); s.Run("tc", strings.Fields(args)...) }
+	p := sampler(t, collect.Options{Enabled: []string{"qdisc"}}, map[string]*nsnet.Space{"a": s})
+	const size = 142
+	step, sent := 0, 0.0
+	send := func(dev string, n int) {
+		t.Helper()
+		addr := map[string]string{"v": "10.20.0.2:9", "m": "10.21.0.2:9"}[dev]
+		udp(t, s, addr, n, 100)
+		sent += float64(n)
+	}
+	want := func() {
+		t.Helper()
+		step++
+		p.Sample().Want(t, "a", map[string]float64{"kubeskoop_qdisc_packets": sent, "kubeskoop_qdisc_bytes": sent * size})
+		if t.Failed() {
+			t.Fatalf("in step %d", step)
+		}
+	}
+	want() // noqueue does not count
+	tc("qdisc add dev v root handle 1: pfifo limit 1000")
+	send("v", 10)
+	want()
+	tc("qdisc replace dev v root handle 2: bfifo") // another
+	send("v", 3)
+	want()
+	tc("qdisc del dev v root")
+	want()
+	want()
+	tc("qdisc add dev v root handle 2: bfifo") // the same name again
+	send("v", 1)
+	want()
+	send("v", 5)
+	want()
+	tc("qdisc del dev v root")
+	tc("qdisc add dev v root handle 2: bfifo") // and within a cycle
+	send("v", 2)
+	want()
+	// mq adds up its children; one that is replaced takes along its counts.
+	tc("qdisc replace dev m root handle 7: mq")
+	tc("qdisc add dev m parent 7:1 pfifo")
+	tc("qdisc add dev m parent 7:2 pfifo")
+	for range 8 {
+		send("m", 4)
+	}
+	want()
+	tc("qdisc replace dev m parent 7:1 bfifo")
+	want()
+	tc("qdisc replace dev m parent 7:2 bfifo")
+	want()
+	send("m", 4)
+	want()
+	s.Run("ip", "link", "del", "dev", "v")
+	want()
+	s.Run("ip", "link", "del", "dev", "m")
+	want()
+	want()
+}
+
+func conntrackWant(t *testing.T, s *nsnet.Space) map[string]float64 {
+	t.Helper()
+	want := map[string]float64{}
+	for line := range strings.Lines(s.Run("conntrack", "-S")) {
+		for _, f := range strings.Fields(line)[1:] {
+			name, value, _ := strings.Cut(f, "=")
+			n, err := strconv.ParseFloat(value, 64)
+			if err != nil {
+				t.Fatalf("%q: %v", line, err)
+			}
+			want[name] += n
+		}
+	}
+	out := map[string]float64{}
+	for _, name := range []string{"found", "invalid", "ignore", "insert", "insert_failed", "drop", "early_drop", "error", "search_restart"} {
+		out["kubeskoop_conntrack_"+strings.ReplaceAll(name, "_", "")] = want[name]
+	}
+	n, err := strconv.ParseFloat(strings.TrimSpace(strings.Split(s.Run("conntrack", "-C"), "\n")[0]), 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out["kubeskoop_conntrack_entries"] = n
+	return out
+}
+
+// tracked makes two namespaces of which a tracks, with traffic that finds
+// entries, is invalid, or is refused by a full table.
+func tracked(t *testing.T) *nsnet.Space {
+	t.Helper()
+	need.Program(t, "nft", "conntrack")
+	a, b := nsnet.New(t), nsnet.New(t)
+	nsnet.Connect(a, b)
+	a.Run("nft", "add", "table", "inet", "t")
+	a.Run("nft", "add", "chain", "inet", "t", "c", "{ type filter hook input priority 0; }")
+	a.Run("nft", "add", "rule", "inet", "t", "c", "ct", "state", "established", "counter")
+	for _, host := range []string{"10.0.0.1:0", "[fd00::1]:0"} {
+		l := a.Listen("tcp", host)
+		for range 5 {
+			c := b.Dial("tcp", l.Addr().String())
+			d, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = c.Write([]byte("hello"))
+			_, _ = io.ReadFull(d, make([]byte, 5))
+			t.Cleanup(func() { _ = d.Close() })
+		}
+	}
+	// A segment of no connection, and an ICMP error about none.
+	b.Do(func() {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_TCP)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer unix.Close(fd)
+		seg := make([]byte, 20)
+		seg[3], seg[12], seg[13] = 99, 5<<4, 0x29 // FIN|PSH|URG
+		for range 3 {
+			_ = unix.Sendto(fd, seg, 0, &unix.SockaddrInet4{Addr: [4]byte{10, 0, 0, 1}})
+		}
+		icmp, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer unix.Close(icmp)
+		for range 2 {
+			_ = unix.Sendto(icmp, []byte{3, 3, 0, 0, 0, 0, 0, 0}, 0, &unix.SockaddrInet4{Addr: [4]byte{10, 0, 0, 1}})
+		}
+	})
+	// Entries made by hand, and two flows that address translation wants to
+	// give the same port.
+	for i := range 3 {
+		a.Run("conntrack", "-I", "-s", "192.0.2.1", "-d", "192.0.2.2", "-p", "udp", "--sport", strconv.Itoa(1+i), "--dport", "9", "-t", "600")
+	}
+	if _, err := a.Try("nft", "add table ip n; add chain ip n c { type nat hook postrouting priority 100; }; add rule ip n c udp dport 9 snat to 10.0.0.1:5000"); err == nil {
+		for range 3 {
+			c := a.Dial("udp", "10.0.0.2:9")
+			_, _ = c.Write([]byte("x"))
+		}
+	}
+	time.Sleep(20 * time.Millisecond)
+	return a
+}
+
+func TestConntrackAgainstConntrack(t *testing.T) {
+	a := tracked(t)
+	p := sampler(t, collect.Options{Enabled: []string{"conntrack"},
+		Probes: map[string]map[string]any{"conntrack": {"pods": true}}}, map[string]*nsnet.Space{"a": a})
+	check := func(p *nsnet.Sampler, pod string) {
+		t.Helper()
+		want := conntrackWant(t, a)
+		v := p.Sample()
+		if again := conntrackWant(t, a); again["kubeskoop_conntrack_found"] != want["kubeskoop_conntrack_found"] {
+			want = again
+			v = p.Sample()
+		}
+		max, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_max")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want["kubeskoop_conntrack_maxentries"], err = strconv.ParseFloat(strings.TrimSpace(string(max)), 64); err != nil {
+			t.Fatal(err)
+		}
+		v.Want(t, pod, want)
+		if want["kubeskoop_conntrack_entries"] < 10 || want["kubeskoop_conntrack_invalid"] < 3 || want["kubeskoop_conntrack_error"] < 2 {
+			t.Errorf("too little to compare: %v", want)
+		}
+		t.Logf("%v", want)
+	}
+	check(p, "a")
+	check(p, "a")
+	// Without pods = true the host alone is read; here it is that namespace.
+	host := nsnet.NewSampler(t, collect.Options{Enabled: []string{"conntrack"}, HostNetns: a.Path}, Probes()...)
+	check(host, nsnet.Host)
+}
+
+// TestConntrackFile reads the file as where ctnetlink is not to be had.
+func TestConntrackFile(t *testing.T) {
+	a := tracked(t)
+	var s ctState
+	var size ctSize
+	if err := readStatFile([]byte(a.File("/proc/net/stat/nf_conntrack")), &s, &size); err != nil {
+		t.Fatal(err)
+	}
+	want := conntrackWant(t, a)
+	for i, name := range []string{"found", "invalid", "ignore", "insert", "insertfailed", "drop", "earlydrop", "error", "searchrestart"} {
+		if got := float64(s.sum[i]); got != want["kubeskoop_conntrack_"+name] {
+			t.Errorf("%s = %v, want %v", name, got, want["kubeskoop_conntrack_"+name])
+		}
+	}
+	if float64(size.entries) != want["kubeskoop_conntrack_entries"] {
+		t.Errorf("%d entries, want %v", size.entries, want["kubeskoop_conntrack_entries"])
+	}
+}
+
+// TestConntrackNotLoaded: where the sysctl is missing, nothing is asked, and
+// all is 0.
+func TestConntrackNotLoaded(t *testing.T) {
+	need.Root(t)
+	p := nsnet.NewSampler(t, collect.Options{Enabled: []string{"conntrack"}, ProcRoot: t.TempDir(), HostNetns: "/proc/self/ns/net"}, Probes()...)
+	v := p.Sample()
+	if len(v[nsnet.Host]) != 11 {
+		t.Errorf("%d metrics, want 11: %v", len(v[nsnet.Host]), v)
+	}
+	for name, x := range v[nsnet.Host] {
+		if x != 0 {
+			t.Errorf("%s = %v", name, x)
+		}
+	}
+}
+
+// TestFamilies: one request for both families and one for each say the same.
+func TestFamilies(t *testing.T) {
+	need.Program(t, "ss")
+	a, b := nsnet.New(t), nsnet.New(t)
+	nsnet.Connect(a, b)
+	for _, host := range []string{"10.0.0.1:0", "[fd00::1]:0"} {
+		l := a.Listen("tcp", host)
+		for range 200 {
+			c := b.Dial("tcp", l.Addr().String())
+			d, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = c.Write(make([]byte, 10))
+			t.Cleanup(func() { _ = d.Close() })
+		}
+	}
+	var both, each, refused TCPTable
+	var errBoth, errEach, errRefused error
+	a.Do(func() {
+		c, err := dial(unix.NETLINK_SOCK_DIAG, "TCP sockets", nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.close()
+		errBoth = dumpBoth(&c, &both)
+		if errEach = dumpFamily(&c, unix.AF_INET, &each); errEach == nil {
+			errEach = dumpFamily(&c, unix.AF_INET6, &each)
+		}
+		errRefused = dumpFamily(&c, 44, &refused)
+	})
+	if errBoth != nil || errEach != nil || both != each || both.States[TCPEstablished] != 400 || both.RxQueue != 4000 {
+		t.Errorf("%+v (%v) and %+v (%v)", both, errBoth, each, errEach)
+	}
+	var no *refusal
+	if !errors.As(errRefused, &no) || !errors.Is(errRefused, unix.ENOENT) && !errors.Is(errRefused, unix.EINVAL) {
+		t.Errorf("a family that is none: %v", errRefused)
+	}
+	t.Logf("a refusal reads: %v", errRefused)
+}

@@ -1,0 +1,141 @@
+package netlink
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+	"nodeskoop/collect"
+)
+
+// TCP states as the kernel numbers them (include/net/tcp_states.h).
+const (
+	TCPEstablished = 1
+	TCPSynSent     = 2
+	TCPSynRecv     = 3
+	TCPTimeWait    = 6
+	TCPCloseWait   = 8
+	TCPListen      = 10
+	tcpNewSynRecv  = 12
+	tcpStates      = 13
+)
+
+// TCPTable sums up the TCP sockets of one network namespace, IPv4 and IPv6.
+type TCPTable struct {
+	// States counts the sockets by the kernel's number of their state. A
+	// connection request that waits for the last ACK of the handshake counts
+	// as SYN_RECV.
+	States [tcpStates]uint64
+	// RxQueue and TxQueue are the bytes that the applications have not read
+	// and that the peers have not acknowledged. Listening sockets, whose
+	// queues hold connections, are left out.
+	RxQueue, TxQueue uint64
+}
+
+// Add counts one socket in a state with its two queues.
+func (t *TCPTable) Add(state uint8, rx, tx uint32) error {
+	if state == 0 || state >= tcpStates {
+		return fmt.Errorf("a TCP socket in the state %d, which no kernel has", state)
+	}
+	t.States[state]++
+	if state != TCPListen {
+		t.RxQueue += uint64(rx)
+		t.TxQueue += uint64(tx)
+	}
+	return nil
+}
+
+const (
+	inetDiagGetSock = 18 // TCPDIAG_GETSOCK: the request from before there were families
+	sizeofSockID    = 48 // struct inet_diag_sockid
+	sizeofDiagReq   = 4 + sizeofSockID + 8
+	sizeofDiagReqV2 = 8 + sizeofSockID
+	sizeofDiagMsg   = 4 + sizeofSockID + 20
+	offsetOfRqueue  = 4 + sizeofSockID + 4
+	offsetOfWqueue  = offsetOfRqueue + 4
+)
+
+// tcpMask asks for the states of the table of connections. Without LISTEN the
+// kernel does not go through its other table; above NEW_SYN_RECV newer kernels
+// keep bound sockets that are not connected, which are none.
+const tcpMask = 1<<(tcpNewSynRecv+1) - 1<<TCPEstablished - 1<<TCPListen
+
+// ErrNoSockDiag is in the chain of the error of a kernel that cannot list TCP
+// sockets through sock_diag at all.
+var ErrNoSockDiag = errors.New("this kernel does not list TCP sockets through sock_diag (CONFIG_INET_DIAG)")
+
+// ReadTCP adds up the connections of v's network namespace, listening sockets
+// left out. It follows inet_diag_dump_icsk in net/ipv4/inet_diag.c.
+//
+// The kernel keeps the connections of all namespaces in one hash table, and
+// each request goes through all of it. So one request for both families is
+// made, in the form that preceded families; where the kernel no longer knows
+// it, one for each.
+func ReadTCP(v *collect.View, t *TCPTable) error {
+	*t = TCPTable{}
+	return v.Enter("list TCP sockets", func() error {
+		c, err := dial(unix.NETLINK_SOCK_DIAG, "TCP sockets (sock_diag)", v.Scratch)
+		if err != nil {
+			if errors.Is(err, unix.EPROTONOSUPPORT) {
+				return fmt.Errorf("%w: %w", err, ErrNoSockDiag)
+			}
+			return err
+		}
+		v.Scratch = c.buf
+		defer c.close()
+		return readTCP(&c, t)
+	})
+}
+
+func readTCP(c *conn, t *TCPTable) error {
+	err := dumpBoth(c, t)
+	if err == nil || !refused(err) {
+		return err
+	}
+	*t = TCPTable{}
+	if err = dumpFamily(c, unix.AF_INET, t); err == nil {
+		err = dumpFamily(c, unix.AF_INET6, t)
+		if errors.Is(err, unix.ENOENT) {
+			err = nil // no IPv6
+		}
+	}
+	if err != nil && refused(err) && (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)) {
+		err = fmt.Errorf("%w: %w", err, ErrNoSockDiag)
+	}
+	return err
+}
+
+// dumpBoth makes the one request for IPv4 and IPv6 (struct inet_diag_req).
+func dumpBoth(c *conn, t *TCPTable) error {
+	var req [unix.SizeofNlMsghdr + sizeofDiagReq]byte
+	putHeader(req[:], inetDiagGetSock, unix.NLM_F_DUMP)
+	req[unix.SizeofNlMsghdr] = unix.AF_UNSPEC
+	binary.NativeEndian.PutUint32(req[unix.SizeofNlMsghdr+4+sizeofSockID:], tcpMask)
+	return dump(c, req[:], t)
+}
+
+// dumpFamily makes the request for one family (struct inet_diag_req_v2).
+func dumpFamily(c *conn, family byte, t *TCPTable) error {
+	var req [unix.SizeofNlMsghdr + sizeofDiagReqV2]byte
+	putHeader(req[:], unix.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
+	req[unix.SizeofNlMsghdr] = family
+	req[unix.SizeofNlMsghdr+1] = unix.IPPROTO_TCP
+	binary.NativeEndian.PutUint32(req[unix.SizeofNlMsghdr+4:], tcpMask)
+	return dump(c, req[:], t)
+}
+
+func dump(c *conn, req []byte, t *TCPTable) error {
+	// A table that changed while it was dumped is taken as it is: it always
+	// changes, and another dump would be no truer.
+	_, err := c.ask(req, func(_ uint16, msg []byte) error { return t.addMessage(msg) })
+	return err
+}
+
+// addMessage counts the socket of one struct inet_diag_msg.
+func (t *TCPTable) addMessage(msg []byte) error {
+	if len(msg) < sizeofDiagMsg {
+		return fmt.Errorf("%w: a socket in %d bytes, not %d", errMalformed, len(msg), sizeofDiagMsg)
+	}
+	return t.Add(msg[1], binary.NativeEndian.Uint32(msg[offsetOfRqueue:]), binary.NativeEndian.Uint32(msg[offsetOfWqueue:]))
+}

@@ -1,0 +1,247 @@
+package proc
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"nodeskoop/collect"
+	"nodeskoop/collect/netlink"
+	"nodeskoop/testdata/need"
+	"nodeskoop/testdata/nsnet"
+)
+
+// all are the 13 probes that need no eBPF.
+func all() []collect.Factory { return append(Probes(), netlink.Probes()...) }
+
+func names(list []collect.Factory) (out []string) {
+	for _, f := range list {
+		out = append(out, f.Name)
+	}
+	return out
+}
+
+// cpu returns the CPU time that this process has used, in nanoseconds.
+func cpu() float64 {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		panic(err)
+	}
+	return float64(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// measure runs f b.N times and reports the CPU time of one run beside the
+// elapsed time, and divided by n.
+func measure(b *testing.B, n int, per string, f func()) {
+	f() // the first builds what later ones reuse
+	f()
+	runtime.GC()
+	b.ReportAllocs()
+	b.ResetTimer()
+	start := cpu()
+	for range b.N {
+		f()
+	}
+	used := (cpu() - start) / float64(b.N)
+	b.StopTimer()
+	b.ReportMetric(used, "cpu-ns/op")
+	if n > 0 {
+		b.ReportMetric(used/float64(n), "cpu-ns/"+per)
+	}
+}
+
+// spaces makes n namespaces, each with a process and 20 sockets: nine
+// connections over lo, a listening socket and a UDP socket.
+func spaces(b *testing.B, n int) *nsnet.Pods {
+	b.Helper()
+	limit := unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}
+	if unix.Setrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
+		_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
+		limit.Cur = limit.Max
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+	}
+	pods := &nsnet.Pods{}
+	for i := range n {
+		s := nsnet.Make(b)
+		var err error
+		s.Do(func() { err = twentySockets(b) })
+		if err != nil {
+			b.Fatalf("namespace %d: %v", i, err)
+		}
+		pods.List = append(pods.List, s.Pod(fmt.Sprintf("pod-%d", i)))
+	}
+	return pods
+}
+
+func twentySockets(b *testing.B) error {
+	keep := func(fd int, err error) (int, error) {
+		if err == nil {
+			b.Cleanup(func() { _ = unix.Close(fd) })
+		}
+		return fd, err
+	}
+	ctl, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if _, err = keep(ctl, err); err != nil {
+		return err
+	}
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	lo.SetUint16(unix.IFF_UP)
+	if err := unix.IoctlIfreq(ctl, unix.SIOCSIFFLAGS, lo); err != nil {
+		return err
+	}
+	l, err := keep(unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))
+	if err != nil {
+		return err
+	}
+	if err := unix.Bind(l, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		return err
+	}
+	if err := unix.Listen(l, 100); err != nil {
+		return err
+	}
+	addr, err := unix.Getsockname(l)
+	if err != nil {
+		return err
+	}
+	for range 9 {
+		c, err := keep(unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))
+		if err != nil {
+			return err
+		}
+		if err := unix.Connect(c, addr); err != nil {
+			return err
+		}
+		d, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
+		if _, err = keep(d, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// BenchmarkCycle is one cycle of all 13 probes over the host and some pods,
+// each with its own namespace, a process and 20 sockets.
+func BenchmarkCycle(b *testing.B) {
+	need.Root(b)
+	for _, n := range []int{1, 10, 110, 500} {
+		b.Run(fmt.Sprintf("%dpods", n), func(b *testing.B) {
+			pods := spaces(b, n)
+			s := nsnet.NewSampler(b, collect.Options{Enabled: names(all()), Pods: pods}, all()...)
+			measure(b, n, "pod", s.Cycle)
+		})
+	}
+}
+
+// BenchmarkProbe is one cycle of each probe alone over 110 pods; "none" is
+// what a cycle costs without any.
+func BenchmarkProbe(b *testing.B) {
+	need.Root(b)
+	const n = 110
+	pods := spaces(b, n)
+	for _, name := range append([]string{"none"}, names(all())...) {
+		b.Run(name, func(b *testing.B) {
+			var enabled []string
+			if name != "none" {
+				enabled = []string{name}
+			}
+			s := nsnet.NewSampler(b, collect.Options{Enabled: enabled, Pods: pods}, all()...)
+			measure(b, n, "pod", s.Cycle)
+		})
+	}
+}
+
+// BenchmarkTCP50000 reads one namespace with 50,000 TCP sockets in both ways,
+// in turn so that the machine's mood is the same for both.
+func BenchmarkTCP50000(b *testing.B) {
+	need.Root(b)
+	need.Short(b)
+	const sockets = 50000
+	s := nsnet.New(b)
+	tcpSockets(b, s, sockets)
+	pods := &nsnet.Pods{List: []*collect.Pod{s.Pod("a")}}
+	sampler := func(text bool) *nsnet.Sampler {
+		return nsnet.NewSampler(b, collect.Options{Enabled: []string{"tcpsummary"}, Pods: pods},
+			collect.Factory{Name: "tcpsummary", New: func(e collect.Env) (collect.Probe, error) {
+				p, err := newTCPSummary(e)
+				p.(*tcpsummary).textOnly.Store(text)
+				return p, err
+			}})
+	}
+	diag, text := sampler(false), sampler(true)
+	for _, x := range []*nsnet.Sampler{diag, text} {
+		v, errs := x.Try()
+		if got := v["a"]["kubeskoop_tcpsummary_tcpestablishedconn"]; got != sockets || len(errs) > 0 {
+			b.Fatalf("%v sockets, want %d (%v)", got, sockets, errs)
+		}
+	}
+	var used [2]float64
+	b.ReportAllocs()
+	for b.Loop() {
+		for i, x := range []*nsnet.Sampler{diag, text} {
+			start := cpu()
+			x.Cycle()
+			used[i] += cpu() - start
+		}
+	}
+	b.ReportMetric(used[0]/float64(b.N), "cpu-ns/sockdiag")
+	b.ReportMetric(used[1]/float64(b.N), "cpu-ns/text")
+	b.ReportMetric(used[1]/used[0], "times-faster")
+}
+
+// tcpSockets makes established sockets in s: half of them are the connecting
+// ends, on many loopback addresses.
+func tcpSockets(b *testing.B, s *nsnet.Space, n int) {
+	b.Helper()
+	limit := unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}
+	if unix.Setrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
+		need.Kernel(b, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) == nil && limit.Max > uint64(n)+1000, "RLIMIT_NOFILE cannot be raised")
+		limit.Cur = limit.Max
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+	}
+	fds := make([]int, 0, n)
+	b.Cleanup(func() {
+		for _, fd := range fds {
+			_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+			_ = unix.Close(fd)
+		}
+	})
+	var err error
+	s.Do(func() {
+		var l int
+		if l, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0); err != nil {
+			return
+		}
+		defer unix.Close(l)
+		to := &unix.SockaddrInet4{Port: 7777, Addr: [4]byte{127, 0, 0, 1}}
+		if err = unix.Bind(l, to); err != nil {
+			return
+		}
+		if err = unix.Listen(l, 100); err != nil {
+			return
+		}
+		for i := 0; i < n/2; i++ {
+			var c, d int
+			if c, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0); err != nil {
+				return
+			}
+			fds = append(fds, c)
+			if err = unix.Bind(c, &unix.SockaddrInet4{Port: 10000 + i%10000, Addr: [4]byte{127, 0, 1, byte(i / 10000)}}); err != nil {
+				return
+			}
+			if err = unix.Connect(c, to); err != nil {
+				return
+			}
+			if d, _, err = unix.Accept(l); err != nil {
+				return
+			}
+			fds = append(fds, d)
+		}
+	})
+	if err != nil {
+		b.Fatalf("socket %d: %v", len(fds), err)
+	}
+}

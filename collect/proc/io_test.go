@@ -1,0 +1,514 @@
+package proc
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"nodeskoop/collect"
+	"nodeskoop/testdata/need"
+	"nodeskoop/testdata/nsnet"
+)
+
+// TestMain lets the test binary serve as a parent that ignores its children.
+func TestMain(m *testing.M) {
+	if script := os.Getenv("NODESKOOP_TEST_IGNORE_CHILDREN"); script != "" {
+		ignoreChildren(script)
+	}
+	os.Exit(m.Run())
+}
+
+// ignoreChildren starts a shell with the script for each line that it reads.
+// The kernel drops them when they end, and what they counted with them.
+func ignoreChildren(script string) {
+	signal.Ignore(unix.SIGCHLD)
+	_ = os.Unsetenv("NODESKOOP_TEST_IGNORE_CHILDREN")
+	in := bufio.NewScanner(os.Stdin)
+	for in.Scan() {
+		if _, err := os.StartProcess("/bin/sh", []string{"sh", "-c", script, "sh", in.Text()},
+			&os.ProcAttr{Files: []*os.File{nil, os.Stdout, os.Stderr}}); err != nil {
+			fmt.Println("error", err)
+		}
+	}
+	os.Exit(0)
+}
+
+// job is a process that a test started, with its descendants.
+type job struct {
+	t     *testing.T
+	cmd   *exec.Cmd
+	stdin io.WriteCloser
+	lines chan string
+}
+
+func startJob(t *testing.T, env []string, name string, args ...string) *job {
+	t.Helper()
+	j := &job{t: t, cmd: exec.Command(name, args...), lines: make(chan string, 1000)}
+	j.cmd.Env = append(os.Environ(), env...)
+	j.cmd.Stderr = os.Stderr
+	var err error
+	if j.stdin, err = j.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := j.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := j.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for s := bufio.NewScanner(out); s.Scan(); {
+			j.lines <- s.Text()
+		}
+		close(j.lines)
+	}()
+	t.Cleanup(j.stop)
+	return j
+}
+
+func (j *job) stop() {
+	_ = j.stdin.Close()
+	for _, pid := range descendants(j.cmd.Process.Pid) {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+	_ = j.cmd.Process.Kill()
+	_ = j.cmd.Wait()
+}
+
+// line waits for a line of output.
+func (j *job) line() string {
+	j.t.Helper()
+	select {
+	case s := <-j.lines:
+		return s
+	case <-time.After(60 * time.Second):
+		j.t.Fatal("the process says nothing")
+	}
+	return ""
+}
+
+// send writes a line to the job.
+func (j *job) send(s string) {
+	j.t.Helper()
+	if _, err := io.WriteString(j.stdin, s+"\n"); err != nil {
+		j.t.Fatal(err)
+	}
+}
+
+// descendants lists the processes below pid, through the kernel's own lists.
+func descendants(pid int) (list []int) {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, name := range tasks {
+		b, _ := os.ReadFile(name)
+		for _, f := range strings.Fields(string(b)) {
+			if child, err := strconv.Atoi(f); err == nil {
+				list = append(append(list, child), descendants(child)...)
+			}
+		}
+	}
+	return list
+}
+
+// ioFile reads /proc/PID/io apart from the probe.
+func ioFile(t *testing.T, pid int) (c ioCounts) {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := fmt.Sscanf(strings.NewReplacer("rchar: ", "", "wchar: ", "", "syscr: ", "", "syscw: ", "", "read_bytes: ", "", "write_bytes: ", "").Replace(string(b)),
+		"%d\n%d\n%d\n%d\n%d\n%d\n", new(uint64), new(uint64), &c[ioReadCalls], &c[ioWriteCalls], &c[ioReadBytes], &c[ioWriteBytes])
+	if n != 6 || err != nil {
+		t.Fatalf("%q: %v", b, err)
+	}
+	return c
+}
+
+var ioMetrics = [ioFields]string{"kubeskoop_io_ioreadsyscall", "kubeskoop_io_iowritesyscall", "kubeskoop_io_ioreadbytes", "kubeskoop_io_iowritebytes"}
+
+// ioPods samples pods that are jobs.
+type ioPods struct {
+	*nsnet.Sampler
+	t    *testing.T
+	pods *nsnet.Pods
+	pids map[string]func() []int
+	last nsnet.Values
+}
+
+func newIOPods(t *testing.T) *ioPods {
+	t.Helper()
+	need.Root(t)
+	need.Program(t, "dd", "sh", "unshare")
+	s := &ioPods{t: t, pods: &nsnet.Pods{}, pids: map[string]func() []int{}}
+	s.pods.Children = func(p *collect.Pod) []int { return s.pids[p.Name]() }
+	s.Sampler = nsnet.NewSampler(t, collect.Options{Enabled: []string{"io"}, Pods: s.pods}, Probes()...)
+	return s
+}
+
+// add makes a pod whose processes pids lists.
+func (s *ioPods) add(name string, first int, pids func() []int) {
+	s.pods.List = append(s.pods.List, &collect.Pod{ID: name, Namespace: "test", Name: name, PIDs: []int{first}})
+	s.pids[name] = pids
+}
+
+// control is a control group, whose list of processes misses none.
+type control struct {
+	t   *testing.T
+	dir string
+}
+
+func newControl(t *testing.T) control {
+	t.Helper()
+	need.Root(t)
+	root := t.TempDir()
+	err := unix.Mount("cgroup2", root, "cgroup2", 0, "")
+	need.Kernel(t, err == nil, "no cgroup2 to mount")
+	t.Cleanup(func() { _ = unix.Unmount(root, 0) })
+	dir, err := os.MkdirTemp(root, "nodeskoop-test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for range 100 { // until the last process is gone
+			if err = os.Remove(dir); err == nil {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		t.Error(err)
+	})
+	return control{t, dir}
+}
+
+// enter is a line of shell that puts the shell in the group.
+func (c control) enter() string { return "echo $$ > " + c.dir + "/cgroup.procs\n" }
+
+func (c control) processes() (list []int) {
+	c.t.Helper()
+	b, err := os.ReadFile(filepath.Join(c.dir, "cgroup.procs"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for _, f := range strings.Fields(string(b)) {
+		pid, err := strconv.Atoi(f)
+		if err != nil {
+			c.t.Fatalf("%q: %v", b, err)
+		}
+		list = append(list, pid)
+	}
+	return list
+}
+
+// sample takes a sample, and fails the test where a sum went down.
+func (s *ioPods) sample() {
+	s.t.Helper()
+	v := s.Sample()
+	for pod, m := range s.last {
+		for _, name := range ioMetrics {
+			if _, there := v[pod]; there && v[pod][name] < m[name] {
+				s.t.Fatalf("%s of %s went down from %v to %v", name, pod, m[name], v[pod][name])
+			}
+		}
+	}
+	s.last = v
+}
+
+func (s *ioPods) sums(pod string) (c ioCounts) {
+	for i, name := range ioMetrics {
+		c[i] = uint64(s.last[pod][name])
+	}
+	return c
+}
+
+func (s *ioPods) want(pod string, want ioCounts) {
+	s.t.Helper()
+	if got := s.sums(pod); got != want {
+		s.t.Errorf("pod %s: %v, want %v", pod, got, want)
+	}
+}
+
+// sampleUntil samples at odd times until the job says that it is done.
+func (s *ioPods) sampleUntil(j *job) (samples int) {
+	s.t.Helper()
+	for {
+		s.sample()
+		samples++
+		select {
+		case line := <-j.lines:
+			if line != "done" {
+				s.t.Fatalf("the job says %q", line)
+			}
+			return samples
+		case <-time.After(time.Duration(rand.IntN(6000)) * time.Microsecond):
+		}
+	}
+}
+
+// direct returns a shell function that writes and reads through the page
+// cache's side, 256 KiB each.
+func direct(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(".", "testio")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	f, err := filepath.Abs(filepath.Join(dir, "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(f, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("dd", "if=/dev/zero", "of="+f, "bs=64k", "count=1", "oflag=direct", "conv=notrunc").CombinedOutput()
+	need.Kernel(t, err == nil, "no direct I/O on this file system: "+string(out))
+	return "w() { dd if=/dev/zero of=" + f + " bs=64k count=4 oflag=direct conv=notrunc 2>/dev/null; }\n" +
+		"r() { dd if=" + f + " of=/dev/null bs=64k count=4 iflag=direct 2>/dev/null; }\n"
+}
+
+// TestIOReaped: whatever is sampled meanwhile, a parent that waits for all its
+// children has in the end all that there was, and so must the sum have.
+func TestIOReaped(t *testing.T) {
+	need.Short(t)
+	rw := direct(t)
+	for _, x := range []struct{ name, script string }{
+		{"children", "for i in $(seq 60); do w; r; done"},
+		{"background", "for i in $(seq 20); do w & r & w & wait; done"},
+		{"chains", "for i in $(seq 20); do ( w; ( r; ( w; ( r; r ) ; w ); r ) ); done"},
+		{"pipes", "for i in $(seq 20); do { w; r; } | { cat; w; } | { cat; r; w; }; done"},
+		{"orphans", "for i in $(seq 25); do ( ( sleep 0.01; w; r ) & w ) ; w; done; wait; sleep 0.2; true"},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			t.Parallel()
+			s, group := newIOPods(t), newControl(t)
+			// In a process namespace of its own the shell inherits orphans,
+			// as the first process of a container does.
+			j := startJob(t, nil, "unshare", "--pid", "--fork", "--kill-child", "sh", "-c",
+				group.enter()+rw+"echo ready; read go; "+x.script+"; echo done; read end")
+			j.line()
+			sh := group.processes()[0]
+			s.add("a", sh, group.processes)
+			s.sample()
+			j.send("go")
+			n := s.sampleUntil(j)
+			before := ioFile(t, sh)
+			s.sample()
+			if after := ioFile(t, sh); after != before {
+				t.Fatalf("the shell goes on: %v, then %v", before, after)
+			}
+			s.want("a", before)
+			if before[ioWriteBytes] < 5<<20 {
+				t.Errorf("only %d bytes written", before[ioWriteBytes])
+			}
+			t.Logf("%d samples, %v", n, before)
+		})
+	}
+}
+
+// TestIOIgnored: a parent that ignores its children inherits nothing, and what
+// they counted must stay.
+func TestIOIgnored(t *testing.T) {
+	rw := direct(t)
+	s, group := newIOPods(t), newControl(t)
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	j := startJob(t, []string{"NODESKOOP_TEST_IGNORE_CHILDREN=" + rw + "for i in $(seq $1); do w; r; done; echo ready $$; read end < " + fifo}, "sh", "-c", group.enter()+"exec /proc/"+strconv.Itoa(os.Getpid())+"/exe")
+	s.add("a", j.cmd.Process.Pid, group.processes)
+	s.sample()
+	var ended ioCounts // what the children counted that are gone
+	parent := func() ioCounts { return ioFile(t, j.cmd.Process.Pid) }
+	for i := range 6 {
+		j.send(strconv.Itoa(1 + i%3))
+		line := j.line()
+		pid, err := strconv.Atoi(strings.TrimPrefix(line, "ready "))
+		if err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		time.Sleep(10 * time.Millisecond)
+		child := ioFile(t, pid)
+		s.sample()
+		want := parent()
+		want.add(&ended)
+		want.add(&child)
+		s.want("a", want)
+		if err := os.WriteFile(fifo, []byte("\n"), 0); err != nil {
+			t.Fatal(err)
+		}
+		for unix.Kill(pid, 0) == nil {
+			time.Sleep(time.Millisecond)
+		}
+		ended.add(&child)
+		for range 3 {
+			s.sample()
+			want = parent()
+			want.add(&ended)
+			s.want("a", want)
+		}
+	}
+	if ended[ioWriteBytes] < 12*256<<10 || ended[ioReadBytes] < 12*256<<10 {
+		t.Errorf("the children wrote and read %v", ended)
+	}
+}
+
+// TestIOTwoPods: parent and child are in two pods. What the child counted
+// stays with its pod, also when the parent gets it, whichever is sampled first
+// and whether or not the child's pod is there to see its end.
+func TestIOTwoPods(t *testing.T) {
+	rw := direct(t)
+	for _, x := range []struct {
+		name     string
+		vanishes bool
+		order    []string
+	}{
+		{"child first", false, []string{"child", "parent"}},
+		{"parent first", false, []string{"parent", "child"}},
+		{"child's pod gone, first", true, []string{"child", "parent"}},
+		{"child's pod gone, last", true, []string{"parent", "child"}},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			s := newIOPods(t)
+			j := startJob(t, nil, "sh", "-c", rw+`exec 3<&0; ( w; r; r; echo ready; read end <&3; w ); echo reaped; read end; w; echo done; read end`)
+			if line := j.line(); line != "ready" {
+				t.Fatal(line)
+			}
+			parent := j.cmd.Process.Pid
+			child := descendants(parent)[0]
+			for _, name := range x.order {
+				if name == "parent" {
+					s.add("parent", parent, func() []int { return nil })
+				} else {
+					s.add("child", child, func() []int { return nil })
+				}
+			}
+			time.Sleep(10 * time.Millisecond)
+			atChild, atParent := ioFile(t, child), ioFile(t, parent)
+			s.sample()
+			s.want("child", atChild)
+			s.want("parent", atParent)
+			if x.vanishes {
+				s.pods.List = s.pods.List[:0]
+				s.add("parent", parent, func() []int { return nil })
+			}
+			j.send("end")
+			if line := j.line(); line != "reaped" {
+				t.Fatal(line)
+			}
+			time.Sleep(10 * time.Millisecond)
+			// The parent has all; what the child's pod showed already is not
+			// the parent's.
+			for range 3 {
+				s.sample()
+				want := ioFile(t, parent)
+				want.sub(&atChild)
+				s.want("parent", want)
+				if !x.vanishes {
+					s.want("child", atChild)
+				}
+			}
+			j.send("end")
+			if line := j.line(); line != "done" {
+				t.Fatal(line)
+			}
+			time.Sleep(10 * time.Millisecond)
+			s.sample()
+			want := ioFile(t, parent)
+			want.sub(&atChild)
+			s.want("parent", want)
+		})
+	}
+}
+
+// TestIOMoves: a process that goes to another pod leaves behind what it had
+// counted, and takes nothing along.
+func TestIOMoves(t *testing.T) {
+	rw := direct(t)
+	s := newIOPods(t)
+	// The shell itself must count: dd would be a child.
+	j := startJob(t, nil, "sh", "-c", rw+`while read x; do w; echo ready; done`)
+	pid := j.cmd.Process.Pid
+	in := "a"
+	for _, name := range []string{"a", "b"} {
+		s.add(name, 1<<22-1, func() []int {
+			if in == name {
+				return []int{pid}
+			}
+			return nil
+		})
+	}
+	var want [2]ioCounts
+	var last ioCounts
+	for i := range 6 {
+		in = string(rune('a' + i/2%2))
+		j.send("go")
+		j.line()
+		time.Sleep(10 * time.Millisecond)
+		now := ioFile(t, pid)
+		d := now
+		d.sub(&last)
+		want[i/2%2].add(&d)
+		last = now
+		s.sample()
+		s.want("a", want[0])
+		s.want("b", want[1])
+	}
+	if want[0][ioWriteBytes] < 4*256<<10 || want[1][ioWriteBytes] < 2*256<<10 {
+		t.Errorf("unlikely: %v", want)
+	}
+}
+
+// TestIOZombie: a zombie still holds its counts, and its parent gets them later.
+func TestIOZombie(t *testing.T) {
+	rw := direct(t)
+	s, group := newIOPods(t), newControl(t)
+	// The shell starts a child and becomes a program that does not wait for it.
+	j := startJob(t, nil, "sh", "-c", group.enter()+rw+`exec 3<&0; ( w; r; echo ready; read end <&3 ) & exec sh -c 'read a; echo $a; wait; exec sh -c "read b; echo \$b; read c"'`)
+	if line := j.line(); line != "ready" {
+		t.Fatal(line)
+	}
+	s.add("a", j.cmd.Process.Pid, group.processes)
+	s.sample()
+	sum := s.sums("a")
+	if sum[ioWriteBytes] < 256<<10 {
+		t.Errorf("%v", sum)
+	}
+	for _, pid := range descendants(j.cmd.Process.Pid) {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+	time.Sleep(20 * time.Millisecond)
+	for range 3 {
+		s.sample()
+		if got := s.sums("a"); got[ioWriteBytes] != sum[ioWriteBytes] || got[ioReadBytes] != sum[ioReadBytes] {
+			t.Errorf("%v, want %v", got, sum)
+		}
+	}
+}
+
+// TestIOFirstSampleIsPlain: the first sample is the plain sum, of the host's
+// processes as of a pod's.
+func TestIOFirstSampleIsPlain(t *testing.T) {
+	s := newIOPods(t)
+	s.add("a", os.Getpid(), func() []int { return nil })
+	before := ioFile(t, os.Getpid())
+	s.sample()
+	after := ioFile(t, os.Getpid())
+	got := s.sums("a")
+	if !got.covers(&before) || !after.covers(&got) {
+		t.Errorf("%v, want between %v and %v", got, before, after)
+	}
+	if host := s.sums(nsnet.Host); host[ioReadCalls] == 0 {
+		t.Errorf("the host: %v", host)
+	}
+}

@@ -1,0 +1,580 @@
+package proc
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"nodeskoop/collect"
+	"nodeskoop/testdata/need"
+	"nodeskoop/testdata/nsnet"
+)
+
+// pair is two namespaces joined by a veth, and a Sampler over both.
+type pair struct {
+	a, b *nsnet.Space
+	*nsnet.Sampler
+}
+
+func newPair(t *testing.T, probes ...string) *pair {
+	t.Helper()
+	p := &pair{a: nsnet.New(t), b: nsnet.New(t)}
+	// Router solicitations would come at any time.
+	for _, s := range []*nsnet.Space{p.a, p.b} {
+		s.Run("sysctl", "-qw", "net.ipv6.conf.default.router_solicitations=0")
+	}
+	nsnet.Connect(p.a, p.b)
+	p.Sampler = nsnet.NewSampler(t, collect.Options{Enabled: probes,
+		Pods: &nsnet.Pods{List: []*collect.Pod{p.a.Pod("a"), p.b.Pod("b")}}}, Probes()...)
+	return p
+}
+
+// traffic makes connections over both families, some to closed ports, and
+// datagrams, some to closed ports, some more than the receiver has room for.
+func (p *pair) traffic(t *testing.T) {
+	t.Helper()
+	for _, host := range []string{"10.0.0.2", "[fd00::2]"} {
+		l := p.b.Listen("tcp", host+":0")
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = io.Copy(c, c)
+				_ = c.Close()
+			}
+		}()
+		for range 5 {
+			c := p.a.Dial("tcp", l.Addr().String())
+			if _, err := c.Write(make([]byte, 20000)); err != nil {
+				t.Fatal(err)
+			}
+			_ = c.(*net.TCPConn).CloseWrite()
+			if n, err := io.Copy(io.Discard, c); n != 20000 || err != nil {
+				t.Fatal(n, err)
+			}
+			_ = c.Close()
+		}
+		for range 3 {
+			p.a.Do(func() {
+				if _, err := net.Dial("tcp", host+":9"); err == nil {
+					t.Error("a connection to the closed port 9")
+				}
+			})
+		}
+		c := p.a.Dial("udp", host+":9")
+		for range 4 {
+			_, _ = c.Write([]byte("nobody listens")) // ECONNREFUSED every other time
+		}
+		full := p.b.Packets("udp", host+":0").(*net.UDPConn)
+		if err := full.SetReadBuffer(4096); err != nil {
+			t.Fatal(err)
+		}
+		c = p.a.Dial("udp", full.LocalAddr().String())
+		for range 50 {
+			if _, err := c.Write(make([]byte, 1000)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// A connection that is reset, and one that is closed with data unread.
+	l := p.b.Listen("tcp", "10.0.0.2:0")
+	for i := range 2 {
+		c := p.a.Dial("tcp", l.Addr().String()).(*net.TCPConn)
+		d, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			_ = c.SetLinger(0)
+			_ = c.Close()
+		} else {
+			_, _ = d.Write([]byte("unread"))
+			time.Sleep(10 * time.Millisecond)
+			_ = c.Close()
+		}
+		_, _ = d.Read(make([]byte, 10))
+		_ = d.Close()
+	}
+	// An accept queue that is full.
+	p.b.Do(func() {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+		if err == nil {
+			t.Cleanup(func() { _ = unix.Close(fd) })
+			err = unix.Bind(fd, &unix.SockaddrInet4{Port: 777})
+		}
+		if err == nil {
+			err = unix.Listen(fd, 1)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	p.a.Do(func() {
+		for range 5 {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = unix.Close(fd) })
+			_ = unix.Connect(fd, &unix.SockaddrInet4{Port: 777, Addr: [4]byte{10, 0, 0, 2}})
+			time.Sleep(time.Millisecond)
+		}
+	})
+	settle(t, p.a, p.b)
+}
+
+// trouble makes the counters move that only lost packets, closed windows and
+// missing routes move.
+func (p *pair) trouble(t *testing.T) {
+	t.Helper()
+	l := p.b.Listen("tcp", "10.0.0.2:778")
+	lost := p.a.Dial("tcp", "10.0.0.2:778")
+	idle := p.a.Dial("tcp", "10.0.0.2:778").(*net.TCPConn)
+	for range 2 { // nobody reads
+		if _, err := l.Accept(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := idle.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 9}); err != nil {
+		t.Fatal(err)
+	}
+	shut := p.a.Dial("tcp", "10.0.0.2:778")
+	_ = shut.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+	_, _ = shut.Write(make([]byte, 16<<20)) // until the window is closed
+	// b loses what comes to two ports.
+	p.b.Run("nft", "add", "table", "inet", "t")
+	p.b.Run("nft", "add", "chain", "inet", "t", "c", "{ type filter hook input priority 0; }")
+	port := lost.LocalAddr().(*net.TCPAddr).Port
+	p.b.Run("nft", "add", "rule", "inet", "t", "c", "tcp", "sport", strconv.Itoa(port), "drop")
+	p.b.Run("nft", "add", "rule", "inet", "t", "c", "tcp", "dport", "779", "drop")
+	_, _ = lost.Write(make([]byte, 5000))
+	p.a.Do(func() {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Close(fd) })
+		_ = unix.Connect(fd, &unix.SockaddrInet4{Port: 779, Addr: [4]byte{10, 0, 0, 2}})
+	})
+	// b has no route to where a sends.
+	p.b.Run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+	p.a.Run("ip", "route", "add", "203.0.113.0/24", "via", "10.0.0.2")
+	c := p.a.Dial("udp", "203.0.113.1:9")
+	for range 3 {
+		_, _ = c.Write([]byte("no way"))
+	}
+	for range 100 {
+		time.Sleep(100 * time.Millisecond)
+		waiting := false
+		for _, field := range []string{"TCPWinProbe", "TCPKeepAlive", "TCPSynRetrans", "TCPTimeouts"} {
+			waiting = waiting || textValue(t, p.a, "TcpExt", field) == "0"
+		}
+		if !waiting {
+			return
+		}
+	}
+	t.Error("a has sent no probe or no retransmission")
+}
+
+// settle waits a little for the namespaces to have nothing more to say to each
+// other. Retransmissions may still come; see sampleStill.
+func settle(t *testing.T, spaces ...*nsnet.Space) {
+	t.Helper()
+	last := ""
+	for range 60 {
+		now := ""
+		for _, s := range spaces {
+			now += s.File("/proc/net/dev") + s.File("/proc/net/snmp")
+		}
+		if now == last {
+			return
+		}
+		last = now
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// sampleStill samples while check, an independent reading, gives the same
+// before and after.
+func (p *pair) sampleStill(t *testing.T, check func() string) (nsnet.Values, string) {
+	t.Helper()
+	for range 20 {
+		before := check()
+		v := p.Sample()
+		if after := check(); after == before {
+			return v, before
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Fatal("the counters do not stand still")
+	return nil, ""
+}
+
+func TestMIBAgainstNstat(t *testing.T) {
+	need.Program(t, "nstat")
+	p := newPair(t, "tcp", "udp", "ip", "tcpext")
+	p.traffic(t)
+	p.trouble(t)
+	for _, x := range []struct {
+		name string
+		s    *nsnet.Space
+	}{{"a", p.a}, {"b", p.b}} {
+		v, out := p.sampleStill(t, func() string { return x.s.Run("nstat", "-asz") })
+		nstat := map[string]string{}
+		for line := range strings.Lines(out) {
+			if f := strings.Fields(line); len(f) == 3 {
+				nstat[f[0]] = f[1]
+			}
+		}
+		checked, above := 0, 0
+		for _, name := range []string{"tcp", "udp", "ip", "tcpext"} {
+			for _, m := range metricsOf(name) {
+				section, field, _ := strings.Cut(m.Field, ".")
+				want, ok := nstat[section+field]
+				if !ok {
+					// nstat leaves out gauges it does not know as counters.
+					want = textValue(t, x.s, section, field)
+				}
+				w, err := strconv.ParseFloat(want, 64)
+				if err != nil {
+					t.Fatalf("%s: %v", m.Field, err)
+				}
+				v.Want(t, x.name, map[string]float64{m.Name: w})
+				checked++
+				if w > 0 {
+					above++
+				}
+			}
+		}
+		if checked != 52 || above < 12 {
+			t.Errorf("%s: %d metrics checked, %d of them above 0", x.name, checked, above)
+		}
+		t.Logf("%s: %d metrics equal to nstat's, %d of them above 0", x.name, checked, above)
+	}
+	v := p.Sample()
+	for name, min := range map[string]float64{
+		"kubeskoop_tcp_activeopens": 17, "kubeskoop_tcp_attemptfails": 6, "kubeskoop_udp_outdatagrams": 52,
+		"kubeskoop_tcp_retranssegs": 2, "kubeskoop_tcpext_tcpsynretrans": 1, "kubeskoop_tcpext_tcptimeouts": 1,
+		"kubeskoop_tcpext_tcpkeepalive": 1, "kubeskoop_tcpext_tcpwinprobe": 1, "kubeskoop_tcpext_tcpabortonclose": 1,
+	} {
+		if v["a"][name] < min {
+			t.Errorf("%s = %v, want at least %v", name, v["a"][name], min)
+		}
+	}
+	for name, min := range map[string]float64{
+		"kubeskoop_tcp_passiveopens": 12, "kubeskoop_tcp_outrsts": 6, "kubeskoop_udp_noports": 2,
+		"kubeskoop_udp_rcvbuferrors": 10, "kubeskoop_ip_innoroutes": 3, "kubeskoop_tcpext_listenoverflows": 1, "kubeskoop_tcpext_listendrops": 1,
+	} {
+		if v["b"][name] < min {
+			t.Errorf("%s = %v, want at least %v", name, v["b"][name], min)
+		}
+	}
+	if len(v[nsnet.Host]) != 52 {
+		t.Errorf("%d metrics of the host, want 52", len(v[nsnet.Host]))
+	}
+}
+
+// textValue takes one value out of /proc/net/snmp or netstat with awk.
+func textValue(t *testing.T, s *nsnet.Space, section, field string) string {
+	t.Helper()
+	const prog = `$1 == s":" && !n { for (i = 2; i <= NF; i++) if ($i == f) n = i; next } $1 == s":" && n { print $n; exit }`
+	files := "cat /proc/thread-self/net/snmp /proc/thread-self/net/netstat"
+	return strings.TrimSpace(s.Run("sh", "-c", files+" | awk -v s="+section+" -v f="+field+" '"+prog+"'"))
+}
+
+func TestSockAgainstSockstat(t *testing.T) {
+	p := newPair(t, "sock")
+	p.traffic(t)
+	for range 3 {
+		l := p.b.Listen("tcp6", "[fd00::2]:0")
+		p.a.Dial("tcp6", l.Addr().String())
+	}
+	const script = `awk '$1 == "TCP:" { print "inuse", $3; print "orphan", $5; print "tw", $7; print "alloc", $9; print "mem", $11 } $1 == "TCP6:" { print "inuse", $3 }' /proc/thread-self/net/sockstat /proc/thread-self/net/sockstat6`
+	for name, s := range map[string]*nsnet.Space{"a": p.a, "b": p.b} {
+		v, out := p.sampleStill(t, func() string { return s.Run("sh", "-c", script) })
+		want := map[string]float64{}
+		for line := range strings.Lines(out) {
+			f := strings.Fields(line)
+			n, err := strconv.ParseFloat(f[1], 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want["kubeskoop_sock_"+f[0]] += n
+		}
+		v.Want(t, name, want)
+		if want["kubeskoop_sock_inuse"] < 6 || name == "a" && want["kubeskoop_sock_tw"] < 10 {
+			t.Errorf("%s: too little to compare: %v", name, want)
+		}
+	}
+}
+
+// ipLinkSum adds up what ip prints of every interface but lo.
+func ipLinkSum(t *testing.T, s *nsnet.Space) map[string]float64 {
+	t.Helper()
+	type side struct {
+		Bytes, Packets, Errors, Dropped float64
+		Missed                          float64 `json:"missed_errors"`
+		OverErrors                      float64 `json:"over_errors"`
+	}
+	var links []struct {
+		Name    string `json:"ifname"`
+		Stats64 struct{ RX, TX side }
+	}
+	if err := json.Unmarshal([]byte(s.Run("ip", "-s", "-s", "-j", "link")), &links); err != nil {
+		t.Fatal(err)
+	}
+	sum := map[string]float64{}
+	for _, l := range links {
+		if l.Name == "lo" {
+			continue
+		}
+		for name, x := range map[string]side{"rx": l.Stats64.RX, "tx": l.Stats64.TX} {
+			sum["kubeskoop_netdev_"+name+"bytes"] += x.Bytes
+			sum["kubeskoop_netdev_"+name+"packets"] += x.Packets
+			sum["kubeskoop_netdev_"+name+"errors"] += x.Errors
+			sum["kubeskoop_netdev_"+name+"dropped"] += x.Dropped + x.Missed
+		}
+	}
+	return sum
+}
+
+func TestNetdevAgainstIPLink(t *testing.T) {
+	p := newPair(t, "netdev")
+	p.a.Run("ip", "link", "add", "veth1", "type", "veth", "peer", "name", "veth2")
+	p.traffic(t)
+	// Packets for a peer that is down are dropped on their way out.
+	p.a.Run("ip", "addr", "add", "10.9.0.1/24", "dev", "veth1")
+	p.a.Run("ip", "link", "set", "veth1", "up")
+	p.a.Run("ip", "link", "set", "veth2", "up")
+	p.a.Run("ip", "neigh", "add", "10.9.0.2", "lladdr", "02:00:00:00:00:01", "dev", "veth1")
+	c := p.a.Dial("udp", "10.9.0.2:9")
+	for range 7 {
+		_, _ = c.Write([]byte("x"))
+	}
+	settle(t, p.a, p.b)
+	for name, s := range map[string]*nsnet.Space{"a": p.a, "b": p.b} {
+		var want map[string]float64
+		v, _ := p.sampleStill(t, func() string {
+			want = ipLinkSum(t, s)
+			return fmt.Sprint(want)
+		})
+		v.Want(t, name, want)
+		if want["kubeskoop_netdev_rxbytes"] < 100000 || len(want) != 8 {
+			t.Errorf("%s: too little to compare: %v", name, want)
+		}
+	}
+}
+
+// TestNetdevGone removes, replaces and renames interfaces: the sums only grow,
+// by what was counted and nothing else.
+func TestNetdevGone(t *testing.T) {
+	p := &pair{a: nsnet.New(t)}
+	p.Sampler = nsnet.NewSampler(t, collect.Options{Enabled: []string{"netdev"},
+		Pods: &nsnet.Pods{List: []*collect.Pod{p.a.Pod("a")}}}, Probes()...)
+	// IPv6 sends packets of its own when an interface comes up.
+	p.a.Run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
+	add := func() {
+		p.a.Run("ip", "link", "add", "v1", "type", "veth", "peer", "name", "v2")
+		p.a.Run("ip", "addr", "add", "10.9.0.1/24", "dev", "v1")
+		p.a.Run("ip", "link", "set", "v1", "up")
+		p.a.Run("ip", "link", "set", "v2", "up")
+		p.a.Run("ip", "neigh", "add", "10.9.0.2", "lladdr", "02:00:00:00:00:01", "dev", "v1")
+		awaitUp(t, p.a, "v1")
+	}
+	send := func(n int) {
+		t.Helper()
+		c := p.a.Dial("udp", "10.9.0.2:9")
+		for range n {
+			if _, err := c.Write(make([]byte, 100)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	const size = 142 // with the headers of UDP, IP and Ethernet
+	add()
+	settle(t, p.a)
+	base := p.Sample()["a"]
+	step := 0
+	want := func(packets float64) {
+		t.Helper()
+		step++
+		now := p.Sample()["a"]
+		for _, side := range []string{"rx", "tx"} {
+			if got := now["kubeskoop_netdev_"+side+"packets"] - base["kubeskoop_netdev_"+side+"packets"]; got != packets {
+				t.Errorf("step %d: %v more %s packets, want %v", step, got, side, packets)
+			}
+			if got := now["kubeskoop_netdev_"+side+"bytes"] - base["kubeskoop_netdev_"+side+"bytes"]; got != packets*size {
+				t.Errorf("step %d: %v more %s bytes, want %v", step, got, side, packets*size)
+			}
+		}
+	}
+	send(10)
+	want(10)
+	p.a.Run("ip", "link", "del", "v1") // gone
+	want(10)
+	want(10)
+	want(10)
+	add() // new under the old name
+	send(3)
+	want(13)
+	send(2)
+	want(15)
+	p.a.Run("ip", "link", "del", "v1") // replaced within a cycle
+	add()
+	send(1)
+	want(16)
+	p.a.Run("ip", "link", "set", "v1", "down")
+	p.a.Run("ip", "link", "set", "v1", "name", "renamed") // the same interface, and counts on
+	p.a.Run("ip", "link", "set", "renamed", "up")
+	awaitUp(t, p.a, "renamed")
+	p.a.Run("ip", "neigh", "replace", "10.9.0.2", "lladdr", "02:00:00:00:00:01", "dev", "renamed")
+	send(4)
+	want(20)
+	p.a.Run("ip", "link", "del", "renamed")
+	want(20)
+	want(20)
+	want(20)
+}
+
+// awaitUp waits until the kernel lets packets through an interface that was
+// set up; before that it drops them.
+func awaitUp(t *testing.T, s *nsnet.Space, dev string) {
+	t.Helper()
+	for range 200 {
+		if strings.Contains(s.Run("ip", "-o", "link", "show", dev), " state UP ") {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Fatalf("%s does not come up", dev)
+}
+
+func TestSoftnetAgainstTheFile(t *testing.T) {
+	p := newPair(t, "softnet")
+	sum := func() (processed, dropped float64) {
+		b, err := os.ReadFile("/proc/net/softnet_stat")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(b)) {
+			f := strings.Fields(line)
+			x, err1 := strconv.ParseUint(f[0], 16, 32)
+			y, err2 := strconv.ParseUint(f[1], 16, 32)
+			if err1 != nil || err2 != nil {
+				t.Fatal(err1, err2)
+			}
+			processed += float64(x)
+			dropped += float64(y)
+		}
+		return processed, dropped
+	}
+	before, _ := sum()
+	p.Sample()
+	p.traffic(t)
+	// The whole machine counts here, so it is between two readings.
+	low, lowDropped := sum()
+	v := p.Sample()
+	high, highDropped := sum()
+	if got := v[nsnet.Host]["kubeskoop_softnet_processed"]; got < low || got > high || low < before+100 {
+		t.Errorf("processed = %v, want between %v and %v, well above %v", got, low, high, before)
+	}
+	if got := v[nsnet.Host]["kubeskoop_softnet_dropped"]; got < lowDropped || got > highDropped {
+		t.Errorf("dropped = %v, want between %v and %v", got, lowDropped, highDropped)
+	}
+	if len(v) != 1 {
+		t.Errorf("values of %d targets, want the host's alone: %v", len(v), v)
+	}
+}
+
+// TestSoftnetCPUsOffline reads a tree in which CPUs come and go and wrap.
+func TestSoftnetCPUsOffline(t *testing.T) {
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, "1/net"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := nsnet.NewSampler(t, collect.Options{Enabled: []string{"softnet"}, ProcRoot: root}, Probes()...)
+	const rest = " 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 "
+	for i, x := range []struct {
+		file               string
+		processed, dropped float64
+	}{
+		{"00000010 00000001" + rest + "00000000\n00000020 00000002" + rest + "00000001\n", 0x30, 3},
+		{"00000011 00000001" + rest + "00000000\n", 0x31, 3},                                                                                              // CPU 1 is offline
+		{"00000012 00000001" + rest + "00000000\n00000025 00000003" + rest + "00000001\n", 0x37, 4},                                                       // and back
+		{"fffffff0 00000001" + rest + "00000000\n00000025 00000003" + rest + "00000001\n", 0x37, 4},                                                       // it fell
+		{"00000005 00000001" + rest + "00000000\n00000025 00000003" + rest + "00000001\n", 0x37 + 0x15, 4},                                                // it wrapped
+		{"00000006 00000001" + rest + "00000000\n00000025 00000003" + rest + "00000001\n00000100 00000000" + rest + "00000007\n", 0x37 + 0x16 + 0x100, 4}, // a new one
+	} {
+		if err := os.WriteFile(filepath.Join(root, "1/net/softnet_stat"), []byte(x.file), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		v := s.Sample()
+		v.Want(t, nsnet.Host, map[string]float64{"kubeskoop_softnet_processed": x.processed, "kubeskoop_softnet_dropped": x.dropped})
+		if t.Failed() {
+			t.Fatalf("in step %d", i)
+		}
+	}
+}
+
+func TestFDAgainstLs(t *testing.T) {
+	s := nsnet.New(t)
+	need.Program(t, "ls", "python3")
+	// Several descriptors of one file and of one socket each count.
+	prog := `
+import os, socket, sys
+keep = [open("/dev/null") for _ in range(40)]
+a, b = socket.socketpair()
+keep += [os.dup(a.fileno()) for _ in range(7)] + [socket.socket(socket.AF_INET, socket.SOCK_DGRAM), b]
+keep += list(os.pipe())
+for _ in range(1500): keep.append(os.dup(2))
+print("ready", flush=True)
+sys.stdin.read()
+`
+	cmd := exec.Command("python3", "-c", prog)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = stdin.Close(); _ = cmd.Wait() })
+	if _, err := stdout.Read(make([]byte, 16)); err != nil {
+		t.Fatal(err)
+	}
+	pod := s.Pod("a")
+	pod.PIDs = append(pod.PIDs, cmd.Process.Pid, 1<<22-1) // the last is nobody's
+	v := nsnet.NewSampler(t, collect.Options{Enabled: []string{"fd"}, CompatNames: true,
+		Pods: &nsnet.Pods{List: []*collect.Pod{pod}}}, Probes()...).Sample()
+	var open, sockets float64
+	for _, pid := range pod.PIDs[:2] {
+		out, err := exec.Command("ls", "-l", "/proc/"+strconv.Itoa(pid)+"/fd").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		open += float64(strings.Count(string(out), " -> "))
+		sockets += float64(strings.Count(string(out), " -> socket:["))
+	}
+	if open < 1550 || sockets < 10 {
+		t.Errorf("too little to compare: %v, %v", open, sockets)
+	}
+	v.Want(t, "a", map[string]float64{"kubeskoop_fdopenfd": open, "kubeskoop_fd_openfd": open, "kubeskoop_fd_opensocket": sockets})
+	if v[nsnet.Host]["kubeskoop_fdopenfd"] < 10 {
+		t.Errorf("the host has %v descriptors open", v[nsnet.Host]["kubeskoop_fdopenfd"])
+	}
+}

@@ -1,0 +1,167 @@
+package proc
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"nodeskoop/collect"
+)
+
+// mib samples metrics of one section of /proc/PID/net/snmp or netstat. There a
+// section is two lines that begin with its name: one with the names of the
+// values, one with the values (net/ipv4/proc.c, snmp_seq_show and
+// netstat_seq_show). Which metric is which value says Metric.Field.
+//
+// A value that this kernel does not have is 0.
+type mib struct {
+	file    string // below /proc/PID/net
+	path    string // for errors: "net/snmp"
+	section string
+	metrics []*collect.Metric
+	names   []string // of the value of each metric
+	layout  atomic.Pointer[mibLayout]
+}
+
+// mibLayout is where a kernel prints the values: the line of names, and for
+// each of its columns the index of the metric, or -1.
+type mibLayout struct {
+	header []byte
+	column []int16
+}
+
+// maxMIB is the most metrics that one section has.
+const maxMIB = 40
+
+func newMIB(probe, file string) (*mib, error) {
+	p := &mib{file: file, path: "net/" + file, metrics: metricsOf(probe)}
+	for _, m := range p.metrics {
+		section, name, _ := strings.Cut(m.Field, ".")
+		if p.section == "" {
+			p.section = section
+		}
+		if section != p.section || name == "" || len(p.metrics) > maxMIB {
+			return nil, errors.New("the metric " + m.Name + " does not belong to the section " + p.section + " of " + p.path)
+		}
+		p.names = append(p.names, name)
+	}
+	return p, nil
+}
+
+func (*mib) Over() collect.Over { return collect.EachNetns }
+
+func (*mib) Close() error { return nil }
+
+func (p *mib) Sample(v *collect.View) error {
+	b, err := v.ReadNet(p.file)
+	if err != nil {
+		return err
+	}
+	var values [maxMIB]uint64
+	if err := p.parse(b, &values); err != nil {
+		return err
+	}
+	for i, m := range p.metrics {
+		v.Add(m, float64(values[i]))
+	}
+	return nil
+}
+
+// parse finds the section in the file b and sets the value of each metric.
+func (p *mib) parse(b []byte, values *[maxMIB]uint64) error {
+	l := lines{file: p.path, rest: b}
+	for {
+		header, ok, err := l.next()
+		if err != nil {
+			return err
+		}
+		if !ok {
+			l.n++
+			return l.errorf("the section %s is missing", p.section)
+		}
+		if !p.inSection(header) {
+			continue
+		}
+		layout := p.layout.Load()
+		if layout == nil || !bytes.Equal(layout.header, header) {
+			if layout, err = p.newLayout(&l, header); err != nil {
+				return err
+			}
+			p.layout.Store(layout)
+		}
+		line, ok, err := l.next()
+		if err != nil {
+			return err
+		}
+		if !ok || !p.inSection(line) {
+			return l.errorf("%s has a line of names without a line of values", p.section)
+		}
+		return p.values(&l, layout, line, values)
+	}
+}
+
+func (p *mib) inSection(line []byte) bool {
+	n := len(p.section)
+	return len(line) > n && line[n] == ':' && string(line[:n]) == p.section
+}
+
+func (p *mib) newLayout(l *lines, header []byte) (*mibLayout, error) {
+	layout := &mibLayout{header: slices.Clone(header)}
+	seen := map[int]bool{}
+	for f, rest := field(header[len(p.section)+1:]); len(f) > 0; f, rest = field(rest) {
+		i := slices.Index(p.names, string(f))
+		if i >= 0 && seen[i] {
+			return nil, l.errorf("%s names %s twice", p.section, f)
+		}
+		seen[i] = true
+		layout.column = append(layout.column, int16(i))
+	}
+	return layout, nil
+}
+
+func (p *mib) values(l *lines, layout *mibLayout, line []byte, values *[maxMIB]uint64) error {
+	n := 0
+	for f, rest := field(line[len(p.section)+1:]); len(f) > 0; f, rest = field(rest) {
+		if n == len(layout.column) {
+			return l.errorf("%s has more values than its %d names", p.section, n)
+		}
+		i := layout.column[n]
+		n++
+		// Some values are signed, such as the "no limit" -1 of Tcp.MaxConn.
+		x, ok := parseGauge(f)
+		if i >= 0 && p.metrics[i].Type == collect.Counter {
+			x, ok = parseUint(f)
+		}
+		if !ok {
+			return l.errorf("the value %.30q of %s.%s is not a number", f, p.section, nameOf(layout, n-1))
+		}
+		if i >= 0 {
+			values[i] = x
+		}
+	}
+	if n != len(layout.column) {
+		return l.errorf("%s has %d values under %d names", p.section, n, len(layout.column))
+	}
+	return nil
+}
+
+// nameOf returns the name of column n.
+func nameOf(l *mibLayout, n int) string {
+	names := bytes.Fields(l.header)
+	if n+1 < len(names) {
+		return string(names[n+1])
+	}
+	return "?"
+}
+
+// readOptional reads a file that not every kernel has; nil if it is not there.
+func readOptional(v *collect.View, name string) ([]byte, error) {
+	b, err := v.ReadNet(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return b, err
+}

@@ -1,0 +1,129 @@
+package proc
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+	"nodeskoop/collect"
+)
+
+// openProc opens ROOT/PID and what follows it.
+func openProc(root string, pid int, name string, flags int) (fd int, err error) {
+	var buf [256]byte
+	path := append(buf[:0], root...)
+	path = append(path, '/')
+	path = strconv.AppendInt(path, int64(pid), 10)
+	path = append(path, name...)
+	path = append(path, 0)
+	if fd, err = openAt(unix.AT_FDCWD, path, flags); err != nil {
+		return -1, wrapProc("open", root, pid, name, err)
+	}
+	return fd, nil
+}
+
+// openAt opens a path, which ends with NUL, for reading. It is unix.Openat
+// without the copy of the path.
+func openAt(dir int, path []byte, flags int) (int, error) {
+	for {
+		fd, _, e := unix.Syscall6(unix.SYS_OPENAT, uintptr(dir), uintptr(unsafe.Pointer(unsafe.SliceData(path))),
+			uintptr(flags|unix.O_RDONLY|unix.O_CLOEXEC), 0, 0, 0)
+		if e == unix.EINTR {
+			continue
+		}
+		if e != 0 {
+			return -1, e
+		}
+		return int(fd), nil
+	}
+}
+
+// readAt reads a small file of procfs below dir, whose name ends with NUL,
+// into buf. The kernel returns such a file in one piece if buf has room for it.
+func readAt(dir int, name, buf []byte) ([]byte, error) {
+	fd, err := openAt(dir, name, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	for {
+		n, err := unix.Read(fd, buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if n == len(buf) {
+			return nil, unix.EFBIG
+		}
+		return buf[:n], nil
+	}
+}
+
+// wrapProc words a failed call about a process.
+func wrapProc(verb, root string, pid int, name string, err error) error {
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
+		return errGone
+	}
+	hint := ""
+	if (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)) && !mayTrace() {
+		hint = " (needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH)"
+	}
+	return fmt.Errorf("%s %s/%d%s: %w%s", verb, root, pid, name, err, hint)
+}
+
+// errGone says that the process has ended. It stays in this package: one
+// process less is not the end of the pod, which collect.ErrGone would say.
+var errGone = errors.New("the process has ended")
+
+func isGone(err error) bool { return errors.Is(err, errGone) || errors.Is(err, collect.ErrGone) }
+
+// unreadable collects what went wrong with single processes.
+type unreadable struct {
+	first  error
+	count  int
+	denied int
+}
+
+func (u *unreadable) add(_ int, err error) {
+	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
+		u.denied++
+	}
+	if u.count++; u.first == nil {
+		u.first = err
+	}
+}
+
+// err returns nil, or that some processes are missing in the values.
+func (u *unreadable) err() error {
+	if u.count == 0 {
+		return nil
+	}
+	part := &collect.PartialError{Err: u.first}
+	if u.count > 1 {
+		part.Err = fmt.Errorf("%w; and %d more processes", u.first, u.count-1)
+	}
+	// With every capability that it takes, a process is refused by a rule
+	// that no configuration of ours can lift.
+	if u.denied == u.count && mayTrace() {
+		part.Protected = u.count
+		part.Err = fmt.Errorf("protected from every other process: %w", part.Err)
+	}
+	return part
+}
+
+// mayTrace reports whether this process has the capabilities that reading
+// other users' processes takes.
+var mayTrace = sync.OnceValue(func() bool {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if unix.Capget(&head, &data[0]) != nil {
+		return false
+	}
+	const need = 1<<unix.CAP_SYS_PTRACE | 1<<unix.CAP_DAC_READ_SEARCH
+	return data[0].Effective&need == need
+})

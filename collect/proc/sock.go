@@ -1,0 +1,117 @@
+package proc
+
+import (
+	"bytes"
+
+	"nodeskoop/collect"
+)
+
+// sock samples the TCP line of /proc/PID/net/sockstat and the TCP6 line of
+// sockstat6 (net/ipv4/proc.c sockstat_seq_show, net/ipv6/proc.c
+// sockstat6_seq_show). IPv6 sockets in use are in the second file only; all
+// else in the first is of both.
+type sock struct {
+	metrics []*collect.Metric
+	at      []int // the index of each metric's value in sockstat
+}
+
+// sockstat holds the values of the TCP line.
+type sockstat [len(sockstatKeys)]uint64
+
+var sockstatKeys = [...]string{"inuse", "orphan", "tw", "alloc", "mem"}
+
+const (
+	sockInuse = 0
+	sockTW    = 2
+)
+
+func newSock(collect.Env) (collect.Probe, error) {
+	p := &sock{metrics: metricsOf("sock")}
+	for _, m := range p.metrics {
+		for i, k := range sockstatKeys {
+			if k == m.Field {
+				p.at = append(p.at, i)
+			}
+		}
+	}
+	return p, nil
+}
+
+func (*sock) Over() collect.Over { return collect.EachNetns }
+
+func (*sock) Close() error { return nil }
+
+func (p *sock) Sample(v *collect.View) error {
+	s, err := readSockstat(v)
+	if err != nil {
+		return err
+	}
+	for i, m := range p.metrics {
+		v.Add(m, float64(s[p.at[i]]))
+	}
+	return nil
+}
+
+// readSockstat reads both files. A kernel without IPv6 has only the first.
+func readSockstat(v *collect.View) (s sockstat, err error) {
+	b, err := v.ReadNet("sockstat")
+	if err != nil {
+		return s, err
+	}
+	if err := s.parse("net/sockstat", "TCP:", b); err != nil {
+		return s, err
+	}
+	b, err = readOptional(v, "sockstat6")
+	if b == nil || err != nil {
+		return s, err
+	}
+	var s6 sockstat
+	if err := s6.parse("net/sockstat6", "TCP6:", b); err != nil {
+		return s, err
+	}
+	s[sockInuse] += s6[sockInuse]
+	return s, nil
+}
+
+// parse reads the line that begins with a prefix: pairs of a name and a number.
+func (s *sockstat) parse(file, prefix string, b []byte) error {
+	l := lines{file: file, rest: b}
+	for {
+		line, ok, err := l.next()
+		if err != nil {
+			return err
+		}
+		if !ok {
+			l.n++
+			return l.errorf("the line %s is missing", prefix)
+		}
+		if bytes.HasPrefix(line, []byte(prefix)) {
+			return s.parseLine(&l, line[len(prefix):])
+		}
+	}
+}
+
+func (s *sockstat) parseLine(l *lines, b []byte) error {
+	found := false
+	for {
+		var key, value []byte
+		if key, b = field(b); len(key) == 0 {
+			break
+		}
+		value, b = field(b)
+		n, ok := parseGauge(value)
+		if !ok {
+			return l.errorf("the value %.30q of %.30q is not a number", value, key)
+		}
+		for i, k := range sockstatKeys {
+			if string(key) == k {
+				s[i] = n
+				found = found || i == sockInuse
+			}
+		}
+	}
+	if !found {
+		return l.errorf("it does not tell the sockets in use")
+	}
+	return nil
+}

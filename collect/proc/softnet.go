@@ -1,0 +1,152 @@
+package proc
+
+import (
+	"errors"
+	"io/fs"
+
+	"nodeskoop/collect"
+)
+
+// softnet samples the first two columns of /proc/net/softnet_stat over all
+// CPUs (net/core/net-procfs.c, softnet_seq_show). The file is the same in
+// every network namespace. Its numbers are hexadecimal and have 32 bits.
+type softnet struct {
+	processed, dropped *collect.Metric
+}
+
+func newSoftnet(collect.Env) (collect.Probe, error) {
+	return &softnet{
+		processed: collect.MustMetric("kubeskoop_softnet_processed"),
+		dropped:   collect.MustMetric("kubeskoop_softnet_dropped"),
+	}, nil
+}
+
+func (*softnet) Over() collect.Over { return collect.Node }
+
+func (*softnet) Close() error { return nil }
+
+func (p *softnet) Sample(v *collect.View) error {
+	b, err := v.ReadHost("net/softnet_stat")
+	if errors.Is(err, fs.ErrNotExist) {
+		// net is a link through self, which leads nowhere in a procfs of
+		// another process namespace than this one's.
+		b, err = v.ReadHost("1/net/softnet_stat")
+	}
+	if err != nil {
+		return err
+	}
+	s := collect.State[softnetState](v)
+	if err := s.parse(b); err != nil {
+		return err
+	}
+	v.Add(p.processed, float64(s.processed))
+	v.Add(p.dropped, float64(s.dropped))
+	return nil
+}
+
+// softnetState is what each CPU counted last, and the sums since the start in
+// 64 bits.
+type softnetState struct {
+	processed, dropped uint64
+	cpus               []softnetCPU
+	rows               int
+	numbered           bool
+	row                []softnetRow // memory for parse
+}
+
+type softnetCPU struct {
+	seen               bool
+	processed, dropped uint32
+}
+
+type softnetRow struct {
+	cpu                int
+	processed, dropped uint32
+}
+
+// maxCPU is more than any kernel has (CONFIG_NR_CPUS is at most 8192).
+const maxCPU = 1 << 16
+
+// The columns of softnet_stat. Since Linux 5.14 there is the number of the CPU.
+const (
+	softnetProcessed = 0
+	softnetDropped   = 1
+	softnetIndex     = 12
+)
+
+// parse takes in the whole file or nothing of it.
+func (s *softnetState) parse(b []byte) error {
+	s.row = s.row[:0]
+	numbered := false
+	l := lines{file: "net/softnet_stat", rest: b}
+	for {
+		line, ok, err := l.next()
+		if err != nil {
+			return err
+		}
+		if !ok {
+			break
+		}
+		r := softnetRow{cpu: len(s.row)}
+		n := 0
+		for f, rest := field(line); len(f) > 0; f, rest = field(rest) {
+			x, ok := parseHex(f)
+			if !ok || x > 0xFFFFFFFF {
+				return l.errorf("%.30q is not a hexadecimal number of 32 bits", f)
+			}
+			switch n {
+			case softnetProcessed:
+				r.processed = uint32(x)
+			case softnetDropped:
+				r.dropped = uint32(x)
+			case softnetIndex:
+				r.cpu = int(x)
+			}
+			n++
+		}
+		if n < 9 { // as many as Linux 2.6 had
+			return l.errorf("%d columns, not at least 9", n)
+		}
+		if len(s.row) > 0 && numbered != (n > softnetIndex) {
+			return l.errorf("%d columns, unlike the line before", n)
+		}
+		numbered = n > softnetIndex
+		if r.cpu >= maxCPU || len(s.row) > 0 && r.cpu <= s.row[len(s.row)-1].cpu {
+			return l.errorf("the CPU number %d is out of order", r.cpu)
+		}
+		s.row = append(s.row, r)
+	}
+	if len(s.row) == 0 {
+		l.n++
+		return l.errorf("no line for any CPU")
+	}
+	// Without numbers, the lines are those of the CPUs that are online, in
+	// order. Where one more or less is, it cannot be told which, and all are
+	// followed from what they show now.
+	moved := !numbered && s.rows != 0 && s.rows != len(s.row) || s.rows != 0 && s.numbered != numbered
+	s.rows, s.numbered = len(s.row), numbered
+	if moved {
+		clear(s.cpus)
+	}
+	for i := range s.row {
+		s.add(&s.row[i], moved)
+	}
+	return nil
+}
+
+// add takes in one line. A CPU that is offline keeps what it had counted.
+func (s *softnetState) add(r *softnetRow, moved bool) {
+	for r.cpu >= len(s.cpus) {
+		s.cpus = append(s.cpus, softnetCPU{})
+	}
+	c := &s.cpus[r.cpu]
+	switch {
+	case c.seen:
+		s.processed += since32(r.processed, c.processed)
+		s.dropped += since32(r.dropped, c.dropped)
+	case !moved:
+		s.processed += uint64(r.processed)
+		s.dropped += uint64(r.dropped)
+	}
+	*c = softnetCPU{true, r.processed, r.dropped}
+}

@@ -1,0 +1,153 @@
+package proc
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"nodeskoop/collect"
+	"nodeskoop/collect/netlink"
+)
+
+// tcpsummary counts TCP connections by state and adds up their queues, IPv4
+// and IPv6. It asks sock_diag; where that is not to be had it reads
+// /proc/PID/net/tcp and tcp6 (net/ipv4/tcp_ipv4.c, tcp4_seq_show).
+type tcpsummary struct {
+	log              *slog.Logger
+	established      *collect.Metric
+	timeWait         *collect.Metric
+	closeWait        *collect.Metric
+	synSent, synRecv *collect.Metric
+	txQueue, rxQueue *collect.Metric
+
+	textOnly atomic.Bool // this kernel has no sock_diag
+	warn     sync.Once
+}
+
+func newTCPSummary(env collect.Env) (collect.Probe, error) {
+	return &tcpsummary{
+		log:         env.Log,
+		established: collect.MustMetric("kubeskoop_tcpsummary_tcpestablishedconn"),
+		timeWait:    collect.MustMetric("kubeskoop_tcpsummary_tcptimewaitconn"),
+		closeWait:   collect.MustMetric("kubeskoop_tcpsummary_tcpclosewaitconn"),
+		synSent:     collect.MustMetric("kubeskoop_tcpsummary_tcpsynsentconn"),
+		synRecv:     collect.MustMetric("kubeskoop_tcpsummary_tcpsynrecvconn"),
+		txQueue:     collect.MustMetric("kubeskoop_tcpsummary_tcptxqueue"),
+		rxQueue:     collect.MustMetric("kubeskoop_tcpsummary_tcprxqueue"),
+	}, nil
+}
+
+func (*tcpsummary) Over() collect.Over { return collect.EachNetns }
+
+func (*tcpsummary) Close() error { return nil }
+
+func (p *tcpsummary) Sample(v *collect.View) error {
+	var t netlink.TCPTable
+	if err := p.read(v, &t); err != nil {
+		return err
+	}
+	v.Add(p.established, float64(t.States[netlink.TCPEstablished]))
+	v.Add(p.timeWait, float64(t.States[netlink.TCPTimeWait]))
+	v.Add(p.closeWait, float64(t.States[netlink.TCPCloseWait]))
+	v.Add(p.synSent, float64(t.States[netlink.TCPSynSent]))
+	v.Add(p.synRecv, float64(t.States[netlink.TCPSynRecv]))
+	v.Add(p.txQueue, float64(t.TxQueue))
+	v.Add(p.rxQueue, float64(t.RxQueue))
+	return nil
+}
+
+func (p *tcpsummary) read(v *collect.View, t *netlink.TCPTable) error {
+	// The kernel looks through the connections of all namespaces for those of
+	// one. A namespace that has none at all is not worth it. Requests that
+	// wait for the end of their handshake are not in these numbers, but
+	// their listening socket is.
+	s, err := readSockstat(v)
+	if err != nil {
+		return err
+	}
+	if s[sockInuse] == 0 && s[sockTW] == 0 {
+		return nil
+	}
+	if p.textOnly.Load() {
+		return readTCPText(v, t)
+	}
+	err = netlink.ReadTCP(v, t)
+	if err == nil || !partial(err) {
+		return err
+	}
+	if errors.Is(err, netlink.ErrNoSockDiag) {
+		p.textOnly.Store(true)
+	}
+	p.warn.Do(func() {
+		p.log.Warn("sock_diag is not to be had, reading /proc/PID/net/tcp instead, which costs more", "error", err)
+	})
+	return readTCPText(v, t)
+}
+
+func readTCPText(v *collect.View, t *netlink.TCPTable) error {
+	*t = netlink.TCPTable{}
+	b, err := v.ReadNet("tcp")
+	if err != nil {
+		return err
+	}
+	if err := parseTCP(t, "net/tcp", len("00000000"), b); err != nil {
+		return err
+	}
+	b, err = readOptional(v, "tcp6")
+	if b == nil || err != nil {
+		return err
+	}
+	return parseTCP(t, "net/tcp6", 4*len("00000000"), b)
+}
+
+// parseTCP counts the sockets of one file, whose addresses have addr digits.
+// After the number of the line, everything has its place:
+//
+//	sl  local_address rem_address   st tx_queue:rx_queue ...
+//	0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 ...
+func parseTCP(t *netlink.TCPTable, file string, addr int, b []byte) error {
+	l := lines{file: file, rest: b}
+	header, ok, err := l.next()
+	if err != nil || !ok {
+		return orMissing(err, &l, "the line of names is missing")
+	}
+	if name, _ := field(header); string(name) != "sl" {
+		return l.errorf("%.40q does not name the columns", header)
+	}
+	// Offsets from the colon after the number.
+	local := 2
+	remote := local + addr + 6
+	state := remote + addr + 6
+	tx := state + 3
+	rx := tx + 9
+	end := rx + 8
+	for {
+		line, ok, err := l.next()
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return nil
+		}
+		colon := bytes.IndexByte(line, ':')
+		if colon < 0 || len(line) < colon+end {
+			return l.errorf("%.60q is too short", line)
+		}
+		f := line[colon:]
+		if f[local+addr] != ':' || f[remote-1] != ' ' || f[remote+addr] != ':' || f[state-1] != ' ' || f[tx-1] != ' ' || f[rx-1] != ':' ||
+			len(f) > end && f[end] != ' ' {
+			return l.errorf("%.60q does not have its columns where they belong", line)
+		}
+		st, ok1 := parseHex(f[state : state+2])
+		txq, ok2 := parseHex(f[tx : tx+8])
+		rxq, ok3 := parseHex(f[rx : rx+8])
+		if !ok1 || !ok2 || !ok3 {
+			return l.errorf("the state %q or the queues %q are not hexadecimal numbers", f[state:state+2], f[tx:end])
+		}
+		if err := t.Add(uint8(st), uint32(rxq), uint32(txq)); err != nil {
+			return l.errorf("%v", err)
+		}
+	}
+}

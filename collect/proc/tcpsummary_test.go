@@ -1,0 +1,225 @@
+package proc
+
+import (
+	"net"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"nodeskoop/collect"
+	"nodeskoop/collect/netlink"
+	"nodeskoop/testdata/need"
+	"nodeskoop/testdata/nsnet"
+)
+
+// ssStates are the states of the metrics as ss spells them.
+var ssStates = map[string]string{
+	"ESTAB": "kubeskoop_tcpsummary_tcpestablishedconn", "TIME-WAIT": "kubeskoop_tcpsummary_tcptimewaitconn",
+	"CLOSE-WAIT": "kubeskoop_tcpsummary_tcpclosewaitconn", "SYN-SENT": "kubeskoop_tcpsummary_tcpsynsentconn",
+	"SYN-RECV": "kubeskoop_tcpsummary_tcpsynrecvconn",
+}
+
+// ssSum makes the metrics out of what ss -tan prints.
+func ssSum(t *testing.T, out string) map[string]float64 {
+	t.Helper()
+	want := map[string]float64{"kubeskoop_tcpsummary_tcprxqueue": 0, "kubeskoop_tcpsummary_tcptxqueue": 0}
+	for _, name := range ssStates {
+		want[name] = 0
+	}
+	for line := range strings.Lines(out) {
+		f := strings.Fields(line)
+		if len(f) < 5 || f[0] == "LISTEN" || f[0] == "State" {
+			continue
+		}
+		if name, ok := ssStates[f[0]]; ok {
+			want[name]++
+		}
+		rx, err1 := strconv.ParseFloat(f[1], 64)
+		tx, err2 := strconv.ParseFloat(f[2], 64)
+		if err1 != nil || err2 != nil {
+			t.Fatalf("%q: %v, %v", line, err1, err2)
+		}
+		want["kubeskoop_tcpsummary_tcprxqueue"] += rx
+		want["kubeskoop_tcpsummary_tcptxqueue"] += tx
+	}
+	return want
+}
+
+// everyState makes sockets of every state in a, some with bytes in their queues.
+func everyState(t *testing.T, a, b *nsnet.Space) {
+	t.Helper()
+	// b answers nothing on port 80, and a's answers from port 81 never arrive.
+	b.Run("nft", "add", "table", "inet", "t")
+	b.Run("nft", "add", "chain", "inet", "t", "c", "{ type filter hook input priority 0; }")
+	b.Run("nft", "add", "rule", "inet", "t", "c", "tcp", "dport", "80", "drop")
+	b.Run("nft", "add", "rule", "inet", "t", "c", "tcp", "sport", "81", "drop")
+	connect := func(s *nsnet.Space, family int, addr unix.Sockaddr) {
+		s.Do(func() {
+			fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK, 0)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			t.Cleanup(func() { _ = unix.Close(fd) })
+			if err := unix.Connect(fd, addr); err != unix.EINPROGRESS {
+				t.Errorf("connect: %v", err)
+			}
+		})
+	}
+	v6 := func(port int, last byte) *unix.SockaddrInet6 {
+		return &unix.SockaddrInet6{Port: port, Addr: [16]byte{0: 0xfd, 15: last}}
+	}
+	for range 2 {
+		connect(a, unix.AF_INET, &unix.SockaddrInet4{Port: 80, Addr: [4]byte{10, 0, 0, 2}}) // SYN_SENT
+	}
+	connect(a, unix.AF_INET6, v6(80, 2))
+	a.Listen("tcp4", "10.0.0.1:81")
+	for range 3 {
+		connect(b, unix.AF_INET, &unix.SockaddrInet4{Port: 81, Addr: [4]byte{10, 0, 0, 1}}) // SYN_RECV
+	}
+	a.Listen("tcp6", "[fd00::1]:81")
+	connect(b, unix.AF_INET6, v6(81, 1))
+	for _, host := range []string{"10.0.0.2:0", "[fd00::2]:0"} {
+		l := b.Listen("tcp", host)
+		dial := func() (c, d *net.TCPConn) {
+			x := a.Dial("tcp", l.Addr().String())
+			y, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = y.Close() })
+			return x.(*net.TCPConn), y.(*net.TCPConn)
+		}
+		for range 4 { // ESTABLISHED, 1,000 bytes not read
+			_, d := dial()
+			_, _ = d.Write(make([]byte, 1000))
+		}
+		for range 2 { // TIME_WAIT
+			c, d := dial()
+			_ = c.Close()
+			_, _ = d.Read(make([]byte, 1))
+			_ = d.Close()
+		}
+		for range 3 { // CLOSE_WAIT
+			_, d := dial()
+			_ = d.CloseWrite()
+		}
+		c, _ := dial() // FIN_WAIT2
+		_ = c.CloseWrite()
+		c, d := dial() // LAST_ACK and FIN_WAIT1, with bytes that are not acknowledged
+		_ = d.CloseWrite()
+		e, _ := dial()
+		f, _ := dial()
+		for _, x := range []*net.TCPConn{c, e, f} {
+			b.Run("nft", "add", "rule", "inet", "t", "c", "tcp", "sport", strconv.Itoa(x.LocalAddr().(*net.TCPAddr).Port), "drop")
+			_, _ = x.Write(make([]byte, 700))
+		}
+		_ = c.Close()
+		_ = e.CloseWrite()
+	}
+	time.Sleep(50 * time.Millisecond)
+}
+
+func TestTCPSummaryAgainstSS(t *testing.T) {
+	need.Program(t, "ss", "nft")
+	p := newPair(t, "tcpsummary")
+	everyState(t, p.a, p.b)
+	for name, s := range map[string]*nsnet.Space{"a": p.a, "b": p.b} {
+		v, out := p.sampleStill(t, func() string { return s.Run("ss", "-tanH") })
+		want := ssSum(t, out)
+		v.Want(t, name, want)
+		if name == "a" {
+			for m, min := range map[string]float64{
+				"established": 10, "timewait": 4, "closewait": 6, "synsent": 3, "synrecv": 4,
+			} {
+				if got := want["kubeskoop_tcpsummary_tcp"+m+"conn"]; got < min {
+					t.Errorf("too few in %s to compare: %v", m, got)
+				}
+			}
+			if want["kubeskoop_tcpsummary_tcprxqueue"] < 8000 || want["kubeskoop_tcpsummary_tcptxqueue"] < 4200 {
+				t.Errorf("too little in the queues to compare: %v", want)
+			}
+		}
+	}
+}
+
+// TestTCPTextEqualsSockDiag holds the two sources against each other, all
+// states and queues.
+func TestTCPTextEqualsSockDiag(t *testing.T) {
+	p := newPair(t)
+	everyState(t, p.a, p.b)
+	var diag, text netlink.TCPTable
+	s := nsnet.NewSampler(t, collect.Options{Enabled: []string{"tcpsummary"},
+		Pods: &nsnet.Pods{List: []*collect.Pod{p.a.Pod("a")}}},
+		collect.Factory{Name: "tcpsummary", New: func(collect.Env) (collect.Probe, error) {
+			return sampleFunc(func(v *collect.View) error {
+				if v.Pod() == nil {
+					return nil
+				}
+				if err := netlink.ReadTCP(v, &diag); err != nil {
+					return err
+				}
+				return readTCPText(v, &text)
+			}), nil
+		}})
+	for range 20 {
+		before := p.a.File("/proc/net/tcp")
+		s.Sample()
+		if p.a.File("/proc/net/tcp") == before {
+			break
+		}
+	}
+	text.States[netlink.TCPListen] = 0 // sock_diag is not asked for them
+	if diag != text {
+		t.Errorf("sock_diag says %+v, the text %+v", diag, text)
+	}
+	if diag.States[4] == 0 || diag.States[5] == 0 || diag.States[9] == 0 {
+		t.Errorf("too few states to compare: %v", diag)
+	}
+}
+
+// TestTCPSummaryText samples through the text alone.
+func TestTCPSummaryText(t *testing.T) {
+	need.Program(t, "ss", "nft")
+	p := newPair(t)
+	everyState(t, p.a, p.b)
+	p.Sampler = nsnet.NewSampler(t, collect.Options{Enabled: []string{"tcpsummary"},
+		Pods: &nsnet.Pods{List: []*collect.Pod{p.a.Pod("a")}}},
+		collect.Factory{Name: "tcpsummary", New: func(e collect.Env) (collect.Probe, error) {
+			x, err := newTCPSummary(e)
+			x.(*tcpsummary).textOnly.Store(true)
+			return x, err
+		}})
+	v, out := p.sampleStill(t, func() string { return p.a.Run("ss", "-tanH") })
+	v.Want(t, "a", ssSum(t, out))
+}
+
+// TestTCPSummaryEmpty: a namespace without sockets, which is not dumped, and
+// one whose only connections are in TIME_WAIT.
+func TestTCPSummaryEmpty(t *testing.T) {
+	p := newPair(t, "tcpsummary")
+	zero := ssSum(t, "")
+	p.Sample().Want(t, "a", zero)
+	l := p.b.Listen("tcp", "10.0.0.2:0")
+	c := p.a.Dial("tcp", l.Addr().String())
+	d, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	_, _ = d.Read(make([]byte, 1))
+	_ = d.Close()
+	_ = l.Close()
+	time.Sleep(20 * time.Millisecond)
+	zero["kubeskoop_tcpsummary_tcptimewaitconn"] = 1
+	p.Sample().Want(t, "a", zero)
+}
+
+// sampleFunc is a probe over each network namespace.
+type sampleFunc func(*collect.View) error
+
+func (sampleFunc) Over() collect.Over             { return collect.EachNetns }
+func (f sampleFunc) Sample(v *collect.View) error { return f(v) }
+func (sampleFunc) Close() error                   { return nil }
