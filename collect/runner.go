@@ -324,7 +324,7 @@ func (r *Runner) create(in *instance) (p Probe, err error) {
 }
 
 // ErrNotBuilt says that the program does not contain a probe.
-var ErrNotBuilt = errors.New("not built yet")
+var ErrNotBuilt = errors.New("this program does not contain it")
 
 // plan brings the targets up to date and lists the jobs of the cycle.
 func (r *Runner) plan() []*job {
