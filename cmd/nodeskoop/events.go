@@ -59,6 +59,20 @@ func journalSink(log *slog.Logger) collect.EventSink {
 	return output.NewJournal(output.JournalOptions{Log: log})
 }
 
+// sinks are where the daemon's events go. Without journald, the lines that
+// were asked for stand in for it.
+func (s *setup) sinks(foreground bool) []collect.EventSink {
+	if !foreground {
+		return []collect.EventSink{journalSink(s.log)}
+	}
+	lines := output.NewTerminal(s.c.App.Writer, output.TerminalOptions{})
+	if err := output.JournalAvailable(""); err != nil {
+		s.log.Warn("there is no journald: events are only printed", "error", err)
+		return []collect.EventSink{lines}
+	}
+	return []collect.EventSink{journalSink(s.log), lines}
+}
+
 // close ends the way of events. The probes must have been closed before.
 func (e *events) close(log *slog.Logger) {
 	if err := e.plane.Close(); err != nil {

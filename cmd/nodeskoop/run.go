@@ -60,11 +60,7 @@ func runDaemon(c *cli.Context) error {
 		s.log.Warn("cleaning up after an earlier writer failed", "error", err)
 	}
 	d.pods, d.stopPods = d.follow(ctx, s.cfg)
-	sinks := []collect.EventSink{journalSink(s.log)}
-	if c.Bool("foreground-events") {
-		sinks = append(sinks, output.NewTerminal(c.App.Writer, output.TerminalOptions{}))
-	}
-	d.events = s.newEvents(d.pods, nil, sinks...)
+	d.events = s.newEvents(d.pods, nil, s.sinks(c.Bool("foreground-events"))...)
 	defer func() { d.events.close(s.log) }()
 	r, err := s.newRunner(d.pods, d.events.plane)
 	if err != nil {
