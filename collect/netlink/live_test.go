@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -69,7 +70,7 @@ func udp(t *testing.T, s *nsnet.Space, addr string, n, size int) {
 
 // quiet keeps IPv6 from sending packets of its own.
 func quiet(s *nsnet.Space) *nsnet.Space {
-	s.Run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
+	s.Sysctl("net/ipv6/conf/all/disable_ipv6", "1")
 	return s
 }
 
@@ -412,4 +413,36 @@ func TestFamilies(t *testing.T) {
 		t.Errorf("a family that is none: %v", errRefused)
 	}
 	t.Logf("a refusal reads: %v", errRefused)
+}
+
+// TestConntrackModule: where conntrack is loaded and ctnetlink is not, the
+// file is read and no module loaded.
+func TestConntrackModule(t *testing.T) {
+	root := t.TempDir()
+	self := strconv.Itoa(os.Getpid())
+	for name, text := range map[string]string{
+		"modules":                              "nf_conntrack 172032 1 nft_ct, Live 0x0\n",
+		"sys/net/netfilter/nf_conntrack_count": "12\n",
+		"sys/net/netfilter/nf_conntrack_max":   "65536\n",
+		self + "/net/stat/nf_conntrack":        "entries found invalid\n0000001f 00000002 00000003\n0000001f 00000004 00000005\n",
+	} {
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(root, self, "ns"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/proc/self/ns/net", filepath.Join(root, self, "ns/net")); err != nil {
+		t.Fatal(err)
+	}
+	p := nsnet.NewSampler(t, collect.Options{Enabled: []string{"conntrack"}, ProcRoot: root}, Probes()...)
+	p.Sample().Want(t, nsnet.Host, map[string]float64{
+		"kubeskoop_conntrack_found": 6, "kubeskoop_conntrack_invalid": 8, "kubeskoop_conntrack_drop": 0,
+		"kubeskoop_conntrack_entries": 31, "kubeskoop_conntrack_maxentries": 65536,
+	})
 }

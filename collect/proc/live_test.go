@@ -30,7 +30,7 @@ func newPair(t *testing.T, probes ...string) *pair {
 	p := &pair{a: nsnet.New(t), b: nsnet.New(t)}
 	// Router solicitations would come at any time.
 	for _, s := range []*nsnet.Space{p.a, p.b} {
-		s.Run("sysctl", "-qw", "net.ipv6.conf.default.router_solicitations=0")
+		s.Sysctl("net/ipv6/conf/default/router_solicitations", "0")
 	}
 	nsnet.Connect(p.a, p.b)
 	p.Sampler = nsnet.NewSampler(t, collect.Options{Enabled: probes,
@@ -168,7 +168,7 @@ func (p *pair) trouble(t *testing.T) {
 		_ = unix.Connect(fd, &unix.SockaddrInet4{Port: 779, Addr: [4]byte{10, 0, 0, 2}})
 	})
 	// b has no route to where a sends.
-	p.b.Run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+	p.b.Sysctl("net/ipv4/ip_forward", "1")
 	p.a.Run("ip", "route", "add", "203.0.113.0/24", "via", "10.0.0.2")
 	c := p.a.Dial("udp", "203.0.113.1:9")
 	for range 3 {
@@ -383,7 +383,7 @@ func TestNetdevGone(t *testing.T) {
 	p.Sampler = nsnet.NewSampler(t, collect.Options{Enabled: []string{"netdev"},
 		Pods: &nsnet.Pods{List: []*collect.Pod{p.a.Pod("a")}}}, Probes()...)
 	// IPv6 sends packets of its own when an interface comes up.
-	p.a.Run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
+	p.a.Sysctl("net/ipv6/conf/all/disable_ipv6", "1")
 	add := func() {
 		p.a.Run("ip", "link", "add", "v1", "type", "veth", "peer", "name", "v2")
 		p.a.Run("ip", "addr", "add", "10.9.0.1/24", "dev", "v1")
@@ -529,36 +529,13 @@ func TestSoftnetCPUsOffline(t *testing.T) {
 
 func TestFDAgainstLs(t *testing.T) {
 	s := nsnet.New(t)
-	need.Program(t, "ls", "python3")
-	// Several descriptors of one file and of one socket each count.
-	prog := `
-import os, socket, sys
-keep = [open("/dev/null") for _ in range(40)]
-a, b = socket.socketpair()
-keep += [os.dup(a.fileno()) for _ in range(7)] + [socket.socket(socket.AF_INET, socket.SOCK_DGRAM), b]
-keep += list(os.pipe())
-for _ in range(1500): keep.append(os.dup(2))
-print("ready", flush=True)
-sys.stdin.read()
-`
-	cmd := exec.Command("python3", "-c", prog)
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = stdin.Close(); _ = cmd.Wait() })
-	if _, err := stdout.Read(make([]byte, 16)); err != nil {
-		t.Fatal(err)
+	need.Program(t, "ls")
+	j := startJob(t, []string{"NODESKOOP_TEST_OPEN_MUCH=1"}, "/proc/"+strconv.Itoa(os.Getpid())+"/exe")
+	if line := j.line(); line != "ready" {
+		t.Fatal(line)
 	}
 	pod := s.Pod("a")
-	pod.PIDs = append(pod.PIDs, cmd.Process.Pid, 1<<22-1) // the last is nobody's
+	pod.PIDs = append(pod.PIDs, j.cmd.Process.Pid, 1<<22-1) // the last is nobody's
 	v := nsnet.NewSampler(t, collect.Options{Enabled: []string{"fd"}, CompatNames: true,
 		Pods: &nsnet.Pods{List: []*collect.Pod{pod}}}, Probes()...).Sample()
 	var open, sockets float64

@@ -67,7 +67,7 @@ type softnetRow struct {
 // maxCPU is more than any kernel has (CONFIG_NR_CPUS is at most 8192).
 const maxCPU = 1 << 16
 
-// The columns of softnet_stat. Since Linux 5.14 there is the number of the CPU.
+// The columns of softnet_stat. Newer kernels print the number of the CPU.
 const (
 	softnetProcessed = 0
 	softnetDropped   = 1

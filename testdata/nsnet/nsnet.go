@@ -139,6 +139,16 @@ func (s *Space) Start(name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
+// Sysctl sets a sysctl of the namespace, "net/ipv4/ip_forward" for one.
+func (s *Space) Sysctl(name, value string) {
+	s.t.Helper()
+	var err error
+	s.Do(func() { err = os.WriteFile("/proc/sys/"+name, []byte(value), 0) })
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 // File reads a file on a thread that is in the namespace, "/proc/net/tcp" for one.
 func (s *Space) File(path string) string {
 	s.t.Helper()
