@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"nodeskoop/collect"
@@ -84,6 +85,7 @@ type reading struct {
 	start  uint64 // when it started, in clock ticks: with the pid, its identity
 	parent int
 	ending bool   // it exits, or is a zombie
+	dead   bool   // its parent gets its counts just now, or nobody does
 	faults uint64 // minor page faults, its own and its reaped children's
 	reaped uint64 // those of its reaped children
 	io     ioCounts
@@ -543,15 +545,23 @@ func readProcess(root string, pid int, reaped uint64, buf []byte) (r reading, er
 	}
 	defer unix.Close(dir)
 	r.pid = pid
-	const tries = 10
+	const tries = 50
 	for range tries {
 		if err := r.readFiles(root, dir, buf); err != nil {
 			return r, err
 		}
-		if r.reaped == reaped {
-			break
+		switch {
+		case r.dead:
+			// The kernel is about to take it away. Only then is it sure that
+			// the parent has its counts.
+			time.Sleep(100 * time.Microsecond)
+		case r.reaped == reaped:
+			return r, nil
 		}
 		reaped = r.reaped
+	}
+	if r.dead {
+		return r, errGone
 	}
 	return r, nil
 }
@@ -597,7 +607,8 @@ func (r *reading) parseStat(b []byte) error {
 			if len(f) != 1 {
 				return l.errorf("the state %.20q", f)
 			}
-			r.ending = f[0] == 'Z' || f[0] == 'X'
+			r.dead = f[0] == 'X'
+			r.ending = f[0] == 'Z' || r.dead
 			continue
 		}
 		x, ok := parseGauge(f)
