@@ -31,7 +31,11 @@ type refusal struct {
 }
 
 func (e *refusal) Error() string {
-	return fmt.Sprintf("netlink: %s: the kernel answered: %v", e.what, error(e.errno))
+	hint := ""
+	if e.errno == unix.EPERM || e.errno == unix.EACCES {
+		hint = " (needs CAP_NET_ADMIN)"
+	}
+	return fmt.Sprintf("netlink: ask for %s: the kernel answered: %v%s", e.what, error(e.errno), hint)
 }
 
 func (e *refusal) Unwrap() error { return e.errno }

@@ -62,7 +62,7 @@ func TestReadPart(t *testing.T) {
 		{name: "two of many", dump: true, part: concat(message(20, multi, 1, []byte("a")), message(20, multi, 1, []byte("b"))), seen: "ab"},
 		{name: "the end", dump: true, part: concat(message(20, multi, 1, []byte("a")), message(unix.NLMSG_DONE, multi, 1, errno(0))), seen: "a", done: true},
 		{name: "the end, of old", dump: true, part: message(unix.NLMSG_DONE, multi, 1, nil), done: true},
-		{name: "an end that is an error", dump: true, part: message(unix.NLMSG_DONE, multi, 1, errno(unix.EPERM)), wrong: "netlink: things: the kernel answered: operation not permitted"},
+		{name: "an end that is an error", dump: true, part: message(unix.NLMSG_DONE, multi, 1, errno(unix.EPERM)), wrong: "netlink: ask for things: the kernel answered: operation not permitted (needs CAP_NET_ADMIN)"},
 		{name: "an error", part: message(unix.NLMSG_ERROR, 0, 1, concat(errno(unix.ENOENT), make([]byte, 16))), wrong: "the kernel answered: no such file or directory"},
 		{name: "an acknowledgement", part: message(unix.NLMSG_ERROR, 0, 1, concat(errno(0), make([]byte, 16))), done: true},
 		{name: "one", part: concat(message(20, 0, 1, []byte("a"))), seen: "a", done: true},

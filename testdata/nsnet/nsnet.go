@@ -79,28 +79,41 @@ func (s *Space) close() {
 	_ = unix.Close(s.fd)
 }
 
-// Do runs f on a thread that is in the namespace.
+// Do runs f on a thread that is in the namespace. It is not the test's: f must
+// not call t.Fatal.
 func (s *Space) Do(f func()) {
 	s.t.Helper()
 	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		self, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err == nil {
-			defer unix.Close(self)
-			err = unix.Setns(s.fd, unix.CLONE_NEWNET)
-		}
-		if err == nil {
-			f()
-			if err = unix.Setns(self, unix.CLONE_NEWNET); err == nil {
-				runtime.UnlockOSThread()
-			}
-		}
-		done <- err
-	}()
+	go s.do(f, done)
 	if err := <-done; err != nil {
 		s.t.Fatalf("enter the network namespace of process %d: %v", s.PID, err)
 	}
+}
+
+func (s *Space) do(f func(), done chan<- error) {
+	runtime.LockOSThread()
+	if unix.Gettid() == os.Getpid() {
+		// The main thread's namespace passes for the whole process's, in
+		// /proc/self for one. While it is held here, the next is another.
+		held := make(chan error)
+		go s.do(f, held)
+		err := <-held
+		runtime.UnlockOSThread()
+		done <- err
+		return
+	}
+	self, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		defer unix.Close(self)
+		err = unix.Setns(s.fd, unix.CLONE_NEWNET)
+	}
+	if err == nil {
+		f()
+		if err = unix.Setns(self, unix.CLONE_NEWNET); err == nil {
+			runtime.UnlockOSThread()
+		}
+	}
+	done <- err
 }
 
 // Run runs a program in the namespace and returns its output.
