@@ -167,9 +167,15 @@ func (p *Probe) seedCounters() error {
 	return nil
 }
 
-// Forget deletes the counters of a network namespace that is gone.
-func (p *Probe) Forget(netns uint64) error {
-	if netns == 0 || netns > 1<<32-1 {
+// Forget deletes the counters of network namespaces that are gone.
+func (p *Probe) Forget(netns ...uint64) error {
+	gone := make(map[uint32]bool, len(netns))
+	for _, n := range netns {
+		if n != 0 && n <= 1<<32-1 {
+			gone[uint32(n)] = true
+		}
+	}
+	if len(gone) == 0 {
 		return nil
 	}
 	p.mu.Lock()
@@ -179,18 +185,20 @@ func (p *Probe) Forget(netns uint64) error {
 	}
 	var err error
 	if m := p.maps["counters"]; m != nil && m.Type() == ebpf.PerCPUHash {
-		if err = m.Delete(uint32(netns)); errors.Is(err, ebpf.ErrKeyNotExist) {
-			err = nil
+		for n := range gone {
+			if e := m.Delete(n); e != nil && !errors.Is(e, ebpf.ErrKeyNotExist) {
+				err = errors.Join(err, e)
+			}
 		}
 	}
 	if p.maps["drops"] != nil {
-		err = errors.Join(err, p.forgetDrops(uint32(netns)))
+		err = errors.Join(err, p.forgetDrops(gone))
 	}
 	if m := p.maps["flows"]; m != nil {
-		err = errors.Join(err, p.flows.forget(m, uint32(netns)))
+		err = errors.Join(err, p.flows.forget(m, gone))
 	}
 	if err != nil {
-		return fmt.Errorf("probe %s: forget namespace %d: %w", p.name, netns, err)
+		return fmt.Errorf("probe %s: forget the namespaces %d: %w", p.name, netns, err)
 	}
 	return nil
 }
@@ -355,17 +363,17 @@ func (p *Probe) eachDrop(emit func(dropKey, uint64)) error {
 	return entries.Err()
 }
 
-// forgetDrops deletes the entries of one namespace. They are few, so a second
+// forgetDrops deletes the entries of namespaces. They are few, so a second
 // pass over the keys costs less than an index kept all the time.
-func (p *Probe) forgetDrops(netns uint32) error {
-	var gone []dropKey
+func (p *Probe) forgetDrops(gone map[uint32]bool) error {
+	var keys []dropKey
 	err := p.eachDrop(func(k dropKey, _ uint64) {
-		if k.Netns == netns {
-			gone = append(gone, k)
+		if gone[k.Netns] {
+			keys = append(keys, k)
 		}
 	})
-	for i := range gone {
-		if e := p.maps["drops"].Delete(&gone[i]); e != nil && !errors.Is(e, ebpf.ErrKeyNotExist) {
+	for i := range keys {
+		if e := p.maps["drops"].Delete(&keys[i]); e != nil && !errors.Is(e, ebpf.ErrKeyNotExist) {
 			err = errors.Join(err, e)
 		}
 	}

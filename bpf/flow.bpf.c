@@ -102,7 +102,51 @@ static __always_inline __u32 headers_length(struct __sk_buff *skb, const struct 
 	return l4 - h->l3 + (offset >> 4) * 4;
 }
 
-static __always_inline void account(struct __sk_buff *skb, __u32 offset, __be16 protocol,
+/* Most packets have their IP header without options or extensions, and it lies
+ * where it can be read without helpers. What is otherwise, tuple_parse reads. */
+static __always_inline bool tuple_direct(struct __sk_buff *skb, const __u32 offset, __be16 protocol,
+					 struct tuple *t, struct headers *h)
+{
+	const __u8 *ip = (const __u8 *)(long)skb->data + offset, *ports;
+	const __u8 *end = (const __u8 *)(long)skb->data_end;
+	__u16 total;
+
+	if (protocol == bpf_htons(ETH_P_IP)) {
+		if (ip + 24 > end || ip[0] != 0x45)
+			return false;
+		if (*(__be16 *)&ip[6] & bpf_htons(IPV4_OFFSET_MASK))
+			return false;
+		total = bpf_ntohs(*(__be16 *)&ip[2]);
+		if (total && total < 20)
+			return false;
+		h->l4 = offset + 20;
+		t->family = 4;
+		t->protocol = ip[9];
+		tuple_set_v4(t->saddr, *(__be32 *)&ip[12]);
+		tuple_set_v4(t->daddr, *(__be32 *)&ip[16]);
+		ports = ip + 20;
+	} else if (protocol == bpf_htons(ETH_P_IPV6)) {
+		if (ip + 44 > end || ip[0] >> 4 != 6 || is_extension(ip[6]))
+			return false;
+		h->l4 = offset + 40;
+		t->family = 6;
+		t->protocol = ip[6];
+		__builtin_memcpy(t->saddr, &ip[8], 16);
+		__builtin_memcpy(t->daddr, &ip[24], 16);
+		ports = ip + 40;
+	} else {
+		return false;
+	}
+	h->l3 = offset;
+	h->first = true;
+	if (with_ports && has_ports(t->protocol)) {
+		t->sport = bpf_ntohs(*(__be16 *)&ports[0]);
+		t->dport = bpf_ntohs(*(__be16 *)&ports[2]);
+	}
+	return true;
+}
+
+static __always_inline void account(struct __sk_buff *skb, const __u32 offset, __be16 protocol,
 				    __u32 netns)
 {
 	struct packet p = { .context = skb };
@@ -113,7 +157,8 @@ static __always_inline void account(struct __sk_buff *skb, __u32 offset, __be16 
 	__u32 segments = skb->gso_segs, size = skb->gso_size, headers;
 	__u64 bytes, packets = 1;
 
-	if (!c || !tuple_parse(&p, offset, protocol, &key.tuple, &h))
+	if (!c || (!tuple_direct(skb, offset, protocol, &key.tuple, &h) &&
+		   !tuple_parse(&p, offset, protocol, &key.tuple, &h)))
 		return;
 	bytes = skb->len - h.l3;
 	/* One packet for the device to cut up is counted as what it is cut

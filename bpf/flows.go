@@ -47,21 +47,21 @@ func (p *Probe) Flows(f func(Flow)) error {
 	if p.closed || m == nil {
 		return fmt.Errorf("read the flows of probe %s: it is closed, or has none", p.name)
 	}
-	if err := p.flows.each(m, f); err != nil {
+	err := p.flows.each(m, func(k *flowKey, v *flowValue) {
+		flow := Flow{Netns: uint64(k.Netns), Bytes: v.Bytes, Packets: v.Packets}
+		flow.Protocol, flow.Source, flow.Destination = decodeTuple(k.Tuple[:])
+		f(flow)
+	})
+	if err != nil {
 		return fmt.Errorf("read the flows of probe %s: %w", p.name, err)
 	}
 	return nil
 }
 
-func (r *flowReader) each(m *ebpf.Map, f func(Flow)) error {
+func (r *flowReader) each(m *ebpf.Map, emit func(*flowKey, *flowValue)) error {
 	if r.keys == nil {
 		r.keys = make([]flowKey, 4*batch)
 		r.values = make([]flowValue, 4*batch)
-	}
-	emit := func(k *flowKey, v *flowValue) {
-		flow := Flow{Netns: uint64(k.Netns), Bytes: v.Bytes, Packets: v.Packets}
-		flow.Protocol, flow.Source, flow.Destination = decodeTuple(k.Tuple[:])
-		f(flow)
 	}
 	if !r.noMore {
 		var cursor ebpf.MapBatchCursor
@@ -91,25 +91,21 @@ func (r *flowReader) each(m *ebpf.Map, f func(Flow)) error {
 	return entries.Err()
 }
 
-// forget deletes the connections of one namespace.
-func (r *flowReader) forget(m *ebpf.Map, netns uint32) error {
-	var gone []flowKey
-	var key flowKey
-	var value flowValue
-	entries := m.Iterate()
-	for entries.Next(&key, &value) {
-		if key.Netns == netns {
-			gone = append(gone, key)
+// forget deletes the connections of namespaces.
+func (r *flowReader) forget(m *ebpf.Map, gone map[uint32]bool) error {
+	var keys []flowKey
+	err := r.each(m, func(k *flowKey, _ *flowValue) {
+		if gone[k.Netns] {
+			keys = append(keys, *k)
 		}
-	}
+	})
 	// A map that changes meanwhile may cut the walk short; what is left is
 	// evicted in time.
-	err := entries.Err()
 	if errors.Is(err, ebpf.ErrIterationAborted) {
 		err = nil
 	}
-	for i := range gone {
-		if e := m.Delete(&gone[i]); e != nil && !errors.Is(e, ebpf.ErrKeyNotExist) {
+	for i := range keys {
+		if e := m.Delete(&keys[i]); e != nil && !errors.Is(e, ebpf.ErrKeyNotExist) {
 			err = errors.Join(err, e)
 		}
 	}

@@ -88,6 +88,19 @@ int raw_tcp_probe(struct bpf_raw_tracepoint_args *ctx)
 			      (const struct sock *)ctx->args[0]);
 }
 
+/* It runs for TCP's sockets as well, only to see that they are that. The
+ * packet is found as a number, which the table needs. */
+SEC("tp_btf/sk_data_ready")
+int btf_data_ready(__u64 *ctx)
+{
+	const struct sock *sk = (const struct sock *)ctx[0];
+	__u16 family = sk->__sk_common.skc_family;
+
+	if (sk->sk_protocol == IPPROTO_TCP || (family != AF_INET && family != AF_INET6))
+		return 0;
+	return reached_socket(BPF_CORE_READ(sk, sk_receive_queue.prev), sk);
+}
+
 SEC("raw_tp/sk_data_ready")
 int raw_data_ready(struct bpf_raw_tracepoint_args *ctx)
 {

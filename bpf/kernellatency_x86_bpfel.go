@@ -26,6 +26,7 @@ const (
 	kernellatencyMapOutput        = "output"
 	kernellatencyMapReceived      = "received"
 	kernellatencyMapSent          = "sent"
+	kernellatencyProgBtfDataReady = "btf_data_ready"
 	kernellatencyProgBtfQueue     = "btf_queue"
 	kernellatencyProgFenDeliver4  = "fen_deliver4"
 	kernellatencyProgFenDeliver6  = "fen_deliver6"
@@ -104,6 +105,7 @@ type kernellatencySpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernellatencyProgramSpecs struct {
+	BtfDataReady *ebpf.ProgramSpec `ebpf:"btf_data_ready"`
 	BtfQueue     *ebpf.ProgramSpec `ebpf:"btf_queue"`
 	FenDeliver4  *ebpf.ProgramSpec `ebpf:"fen_deliver4"`
 	FenDeliver6  *ebpf.ProgramSpec `ebpf:"fen_deliver6"`
@@ -224,6 +226,7 @@ type kernellatencyVariables struct {
 //
 // It can be passed to loadKernellatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kernellatencyPrograms struct {
+	BtfDataReady *ebpf.Program `ebpf:"btf_data_ready"`
 	BtfQueue     *ebpf.Program `ebpf:"btf_queue"`
 	FenDeliver4  *ebpf.Program `ebpf:"fen_deliver4"`
 	FenDeliver6  *ebpf.Program `ebpf:"fen_deliver6"`
@@ -257,6 +260,7 @@ type kernellatencyPrograms struct {
 
 func (p *kernellatencyPrograms) Close() error {
 	return _KernellatencyClose(
+		p.BtfDataReady,
 		p.BtfQueue,
 		p.FenDeliver4,
 		p.FenDeliver6,

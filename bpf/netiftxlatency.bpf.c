@@ -64,6 +64,25 @@ static __always_inline struct event *slow(const struct net_device *dev, __u32 sl
 	return e;
 }
 
+/* A device without a queueing discipline takes the packet at once: there is no
+ * waiting to be measured. That holds for all of its queues if the discipline
+ * at the root is that of the first one itself, and not one that gives each
+ * queue its own. */
+
+static __always_inline bool queues_loaded(const struct net_device *dev)
+{
+	const struct Qdisc *q = dev->qdisc;
+
+	return q->enqueue || q != dev->_tx->qdisc;
+}
+
+static __always_inline bool queues_read(const struct net_device *dev)
+{
+	const struct Qdisc *q = BPF_CORE_READ(dev, qdisc);
+
+	return BPF_CORE_READ(q, enqueue) || q != BPF_CORE_READ(dev, _tx, qdisc);
+}
+
 static __always_inline int on_queue(__u64 key, __u64 identity)
 {
 	stamp_set(&queued, key, identity, bpf_ktime_get_ns());
@@ -133,8 +152,11 @@ SEC("tp_btf/net_dev_queue")
 int btf_queue(__u64 *ctx)
 {
 	const struct sk_buff *skb = (const struct sk_buff *)ctx[0];
+	const struct net_device *dev = skb->dev;
 
-	return on_queue(key_loaded(skb, skb->dev->ifindex),
+	if (!queues_loaded(dev))
+		return 0;
+	return on_queue(key_loaded(skb, dev->ifindex),
 			identity_of(skb->skb_mstamp_ns, skb->len));
 }
 
@@ -165,7 +187,11 @@ static __always_inline __u64 identity_read(const struct sk_buff *skb)
 SEC("raw_tp/net_dev_queue")
 int raw_queue(struct bpf_raw_tracepoint_args *ctx)
 {
-	return on_queue(ctx->args[0], identity_read((const struct sk_buff *)ctx->args[0]));
+	const struct sk_buff *skb = (const struct sk_buff *)ctx->args[0];
+
+	if (!queues_read(BPF_CORE_READ(skb, dev)))
+		return 0;
+	return on_queue(ctx->args[0], identity_read(skb));
 }
 
 SEC("raw_tp/net_dev_start_xmit")

@@ -165,6 +165,10 @@ var definitions = map[string]*definition{
 					{kind: Fentry, programs: []string{"fen_protocol4", "fen_protocol6", "fen_deliver4", "fen_deliver6", "raw_receive"}},
 					{kind: Kprobe, programs: []string{"kp_protocol4", "kp_protocol6", "kp_deliver4", "kp_deliver6", "raw_receive"}},
 					{
+						kind: BTFTracepoint, programs: []string{"raw_tcp_probe", "btf_data_ready", "raw_receive"},
+						lacks: "received packets that open or close a TCP connection or reach no socket, and the stages on the way: this kernel allows no function hooks",
+					},
+					{
 						kind: RawTracepoint, programs: []string{"raw_tcp_probe", "raw_data_ready", "raw_receive"},
 						lacks: "received packets that open or close a TCP connection or reach no socket, and the stages on the way: this kernel allows no function hooks",
 					},

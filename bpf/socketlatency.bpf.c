@@ -30,8 +30,8 @@ struct waiting {
 	__u32 copied_seq; /* how far the application had read then */
 	__u32 write_seq; /* the first byte that is unsent */
 	__u64 identity; /* of the socket, where the map does not go with it */
-	__u32 pid; /* of the writer */
-	char comm[16];
+	char comm[16]; /* of the writer */
+	__u32 pid;
 };
 
 /* Goes when its socket does: programs with type information can use it. */
@@ -144,6 +144,31 @@ static __always_inline __u8 protocol_loaded(const struct sock *sk)
 				sk->__sk_common.skc_state);
 }
 
+/* What the programs with type information need of a connection: the same as
+ * the others, loaded, and TCP's own reading of the clock. TCP reads it when it
+ * begins with a segment that came and when it begins to send, which are the
+ * moments that count here. */
+struct connection {
+	__u32 rcv_nxt;
+	__u32 copied_seq;
+	__u32 write_seq;
+	__u64 clock_ns;
+};
+
+static __always_inline bool connection_load(struct sock *sk, struct connection *c)
+{
+	const struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+
+	if (!tp)
+		return false;
+	c->rcv_nxt = tp->rcv_nxt;
+	c->copied_seq = tp->copied_seq;
+	c->write_seq = tp->write_seq;
+	c->clock_ns = bpf_core_field_exists(tp->tcp_clock_cache) ? tp->tcp_clock_cache :
+								   bpf_ktime_get_ns();
+	return true;
+}
+
 static __always_inline __u32 copied_seq_of(const struct sock *sk)
 {
 	return BPF_CORE_READ((const struct tcp_sock *)sk, copied_seq);
@@ -161,12 +186,18 @@ static __always_inline __u32 datagrams_unread(const struct sock *sk)
 	       BPF_CORE_READ((const struct udp_sock *)sk, reader_queue.qlen);
 }
 
-static __always_inline void ready_tcp(struct waiting *w, __u32 copied_seq)
+static __always_inline __u32 datagrams_unread_loaded(const struct sock *sk)
+{
+	return sk->sk_receive_queue.qlen +
+	       BPF_CORE_READ((const struct udp_sock *)sk, reader_queue.qlen);
+}
+
+static __always_inline void ready_tcp(struct waiting *w, __u32 copied_seq, __u64 since_ns)
 {
 	if (!w || w->read_since_ns)
 		return;
 	w->copied_seq = copied_seq;
-	w->read_since_ns = bpf_ktime_get_ns();
+	w->read_since_ns = since_ns ? since_ns : bpf_ktime_get_ns();
 }
 
 static __always_inline void ready_datagram(struct waiting *w, __u32 unread)
@@ -178,67 +209,103 @@ static __always_inline void ready_datagram(struct waiting *w, __u32 unread)
 		w->read_since_ns = bpf_ktime_get_ns();
 }
 
-#define READY(sk, protocol_of, get)                                                                \
-	do {                                                                                       \
-		__u8 protocol = protocol_of(sk);                                                   \
-		__u32 unread, copied;                                                              \
-                                                                                                   \
-		if (protocol == IPPROTO_TCP) {                                                     \
-			copied = copied_seq_of(sk);                                                \
-			if (rcv_nxt_of(sk) != copied)                                              \
-				ready_tcp(get(sk), copied);                                        \
-		} else if (protocol) {                                                             \
-			unread = datagrams_unread(sk);                                             \
-			if (unread)                                                                \
-				ready_datagram(get(sk), unread);                                   \
-		}                                                                                  \
-		return 0;                                                                          \
-	} while (0)
+static __always_inline int ready_loaded(struct sock *sk)
+{
+	__u8 protocol = protocol_loaded(sk);
+	struct connection c;
+	__u32 unread;
+
+	if (protocol == IPPROTO_TCP) {
+		if (connection_load(sk, &c) && c.rcv_nxt != c.copied_seq)
+			ready_tcp(stored_or_made(sk), c.copied_seq, c.clock_ns);
+	} else if (protocol) {
+		unread = datagrams_unread_loaded(sk);
+		if (unread)
+			ready_datagram(stored_or_made(sk), unread);
+	}
+	return 0;
+}
+
+static __always_inline int ready_read(const struct sock *sk)
+{
+	__u8 protocol = protocol_read(sk);
+	__u32 unread, copied;
+
+	if (protocol == IPPROTO_TCP) {
+		copied = copied_seq_of(sk);
+		if (rcv_nxt_of(sk) != copied)
+			ready_tcp(find_or_make(sk), copied, 0);
+	} else if (protocol) {
+		unread = datagrams_unread(sk);
+		if (unread)
+			ready_datagram(find_or_make(sk), unread);
+	}
+	return 0;
+}
+
+/* TCP's reading of the clock may be the moment before ours. */
+static __always_inline __u64 elapsed(__u64 since, __u64 now)
+{
+	return now > since ? now - since : 0;
+}
 
 /* What remains unread starts to wait now: when it came is not known. */
-static __always_inline int read_tcp(const struct sock *sk, struct waiting *w)
+static __always_inline int read_tcp(const struct sock *sk, struct waiting *w, __u32 rcv_nxt,
+				    __u32 copied)
 {
-	__u64 now, since;
-	__u32 copied;
+	__u64 now, since = w->read_since_ns;
 
-	if (!w || !w->read_since_ns)
-		return 0;
-	copied = copied_seq_of(sk);
 	if (copied == w->copied_seq)
 		return 0; /* a peek */
 	now = bpf_ktime_get_ns();
-	since = w->read_since_ns;
 	w->copied_seq = copied;
-	w->read_since_ns = rcv_nxt_of(sk) != copied ? now : 0;
-	measured(sk, IPPROTO_TCP, READ, now, now - since, NULL);
+	w->read_since_ns = rcv_nxt != copied ? now : 0;
+	measured(sk, IPPROTO_TCP, READ, now, elapsed(since, now), NULL);
 	return 0;
 }
 
-static __always_inline int read_datagram(const struct sock *sk, __u8 protocol, struct waiting *w)
+static __always_inline int read_datagram(const struct sock *sk, __u8 protocol, struct waiting *w,
+					 __u32 unread)
 {
-	__u64 now, since;
+	__u64 now = bpf_ktime_get_ns(), since = w->read_since_ns;
 
+	w->read_since_ns = unread ? now : 0;
+	measured(sk, protocol, READ, now, elapsed(since, now), NULL);
+	return 0;
+}
+
+/* A datagram may be empty. */
+static __always_inline bool taken(int result, int flags)
+{
+	return result >= 0 && !(flags & MSG_PEEK);
+}
+
+static __always_inline int received_loaded(struct sock *sk)
+{
+	__u8 protocol = protocol_loaded(sk);
+	struct waiting *w;
+
+	if (!protocol || protocol == IPPROTO_TCP)
+		return 0;
+	w = stored(sk);
 	if (!w || !w->read_since_ns)
 		return 0;
-	now = bpf_ktime_get_ns();
-	since = w->read_since_ns;
-	w->read_since_ns = datagrams_unread(sk) ? now : 0;
-	measured(sk, protocol, READ, now, now - since, NULL);
-	return 0;
+	return read_datagram(sk, protocol, w,
+			     sk->sk_receive_queue.qlen || datagrams_unread_loaded(sk));
 }
 
-#define RECEIVED(sk, result, flags, protocol_of, get)                                              \
-	do {                                                                                       \
-		__u8 protocol;                                                                     \
-                                                                                                   \
-		/* A datagram may be empty. */                                                     \
-		if ((result) < 0 || (flags)&MSG_PEEK)                                              \
-			return 0;                                                                  \
-		protocol = protocol_of(sk);                                                        \
-		if (!protocol || protocol == IPPROTO_TCP)                                          \
-			return 0;                                                                  \
-		return read_datagram(sk, protocol, get(sk));                                       \
-	} while (0)
+static __always_inline int received_read(const struct sock *sk)
+{
+	__u8 protocol = protocol_read(sk);
+	struct waiting *w;
+
+	if (!protocol || protocol == IPPROTO_TCP)
+		return 0;
+	w = find(sk);
+	if (!w || !w->read_since_ns)
+		return 0;
+	return read_datagram(sk, protocol, w, datagrams_unread(sk));
+}
 
 /* Reading */
 
@@ -247,7 +314,7 @@ int btf_ready(__u64 *ctx)
 {
 	struct sock *sk = (struct sock *)ctx[0];
 
-	READY(sk, protocol_loaded, stored_or_made);
+	return ready_loaded(sk);
 }
 
 SEC("raw_tp/sk_data_ready")
@@ -255,19 +322,19 @@ int raw_ready(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct sock *sk = (struct sock *)ctx->args[0];
 
-	READY(sk, protocol_read, find_or_make);
+	return ready_read(sk);
 }
 
 SEC("fentry/sock_def_readable")
 int BPF_PROG(fen_ready, struct sock *sk)
 {
-	READY(sk, protocol_loaded, stored_or_made);
+	return ready_loaded(sk);
 }
 
 SEC("kprobe/sock_def_readable")
 int BPF_KPROBE(kp_ready, struct sock *sk)
 {
-	READY(sk, protocol_read, find_or_make);
+	return ready_read(sk);
 }
 
 /* Before 6.3, without function hooks: TCP gets a segment, before it is queued. */
@@ -278,9 +345,11 @@ int raw_segment(struct bpf_raw_tracepoint_args *ctx)
 	const struct sk_buff *skb = (const struct sk_buff *)ctx->args[1];
 	const struct tcp_skb_cb *cb = (const struct tcp_skb_cb *)&skb->cb[0];
 
-	if (BPF_CORE_READ(cb, end_seq) == BPF_CORE_READ(cb, seq))
+	/* Nothing becomes unread by what has come before: a segment without
+	 * data, or one that is sent again. */
+	if ((__s32)(BPF_CORE_READ(cb, end_seq) - rcv_nxt_of(sk)) <= 0)
 		return 0;
-	ready_tcp(find_or_make(sk), copied_seq_of(sk));
+	ready_tcp(find_or_make(sk), copied_seq_of(sk), 0);
 	return 0;
 }
 
@@ -290,16 +359,23 @@ SEC("tp_btf/tcp_rcv_space_adjust")
 int btf_read_tcp(__u64 *ctx)
 {
 	struct sock *sk = (struct sock *)ctx[0];
+	struct waiting *w = stored(sk);
+	struct connection c;
 
-	return read_tcp(sk, stored(sk));
+	if (!w || !w->read_since_ns || !connection_load(sk, &c))
+		return 0;
+	return read_tcp(sk, w, c.rcv_nxt, c.copied_seq);
 }
 
 SEC("raw_tp/tcp_rcv_space_adjust")
 int raw_read_tcp(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct sock *sk = (struct sock *)ctx->args[0];
+	struct waiting *w = find(sk);
 
-	return read_tcp(sk, find(sk));
+	if (!w || !w->read_since_ns)
+		return 0;
+	return read_tcp(sk, w, rcv_nxt_of(sk), copied_seq_of(sk));
 }
 
 SEC("tp_btf/sock_recv_length")
@@ -307,7 +383,7 @@ int btf_received(__u64 *ctx)
 {
 	struct sock *sk = (struct sock *)ctx[0];
 
-	RECEIVED(sk, (int)ctx[1], (int)ctx[2], protocol_loaded, stored);
+	return taken((int)ctx[1], (int)ctx[2]) ? received_loaded(sk) : 0;
 }
 
 SEC("raw_tp/sock_recv_length")
@@ -315,32 +391,53 @@ int raw_received(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct sock *sk = (struct sock *)ctx->args[0];
 
-	RECEIVED(sk, (int)ctx->args[1], (int)ctx->args[2], protocol_read, find);
+	return taken((int)ctx->args[1], (int)ctx->args[2]) ? received_read(sk) : 0;
 }
 
 /* The length is negative for a peek. */
 SEC("fentry/skb_consume_udp")
 int BPF_PROG(fen_consume, struct sock *sk, struct sk_buff *skb, int len)
 {
-	RECEIVED(sk, len, 0, protocol_loaded, stored);
+	return taken(len, 0) ? received_loaded(sk) : 0;
 }
 
 SEC("kprobe/skb_consume_udp")
 int BPF_KPROBE(kp_consume, struct sock *sk, struct sk_buff *skb, int len)
 {
-	RECEIVED(sk, len, 0, protocol_read, find);
+	return taken(len, 0) ? received_read(sk) : 0;
 }
 
 /* Writing */
 
-static __always_inline int written(const struct sock *sk, struct waiting *w)
+/* An earlier write that put nothing into the queue does not count. */
+static __always_inline bool writes_first(const struct waiting *w, __u32 write_seq)
 {
+	return !w->write_since_ns || w->write_seq == write_seq;
+}
+
+static __always_inline int written_loaded(struct sock *sk)
+{
+	struct waiting *w = stored_or_made(sk);
+	struct task_struct *task;
+	struct connection c;
+
+	if (!w || !connection_load(sk, &c) || !writes_first(w, c.write_seq))
+		return 0;
+	task = bpf_get_current_task_btf();
+	w->write_seq = c.write_seq;
+	w->pid = task->tgid;
+	((__u64 *)w->comm)[0] = ((const __u64 *)task->comm)[0];
+	((__u64 *)w->comm)[1] = ((const __u64 *)task->comm)[1];
+	w->write_since_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+static __always_inline int written_read(const struct sock *sk)
+{
+	struct waiting *w = find_or_make(sk);
 	__u32 write_seq = BPF_CORE_READ((const struct tcp_sock *)sk, write_seq);
 
-	if (!w)
-		return 0;
-	/* An earlier write that put nothing into the queue does not count. */
-	if (w->write_since_ns && w->write_seq != write_seq)
+	if (!w || !writes_first(w, write_seq))
 		return 0;
 	w->write_seq = write_seq;
 	w->pid = bpf_get_current_pid_tgid() >> 32;
@@ -351,72 +448,65 @@ static __always_inline int written(const struct sock *sk, struct waiting *w)
 
 /* A segment of new data, up to end_seq, leaves TCP. What is written behind it
  * starts to wait now. */
-static __always_inline int went_out(const struct sock *sk, struct waiting *w, __u32 end_seq)
+static __always_inline int went_out(const struct sock *sk, struct waiting *w, __u32 end_seq,
+				    __u32 write_seq, __u64 now)
 {
-	__u64 now, since;
+	__u64 since = w->write_since_ns;
 
-	if ((__s32)(end_seq - w->write_seq) <= 0)
-		return 0;
-	now = bpf_ktime_get_ns();
-	since = w->write_since_ns;
 	w->write_seq = end_seq;
-	w->write_since_ns =
-		(__s32)(BPF_CORE_READ((const struct tcp_sock *)sk, write_seq) - end_seq) > 0 ? now :
-											      0;
-	measured(sk, IPPROTO_TCP, WRITE, now, now - since, w);
+	w->write_since_ns = (__s32)(write_seq - end_seq) > 0 ? now : 0;
+	measured(sk, IPPROTO_TCP, WRITE, now, elapsed(since, now), w);
 	return 0;
 }
 
-/* At the device, TCP's own notes in the packet are overwritten: its header
- * tells. A packet without data is an acknowledgement or a window probe. */
-static __always_inline int queued(const struct sk_buff *skb, const struct sock *sk,
-				  struct waiting *w)
+/* Whether a segment is the first to carry what is written and not sent. */
+static __always_inline bool is_new(const struct waiting *w, __u32 end_seq)
 {
-	const unsigned char *th;
-	__u32 header;
-	struct {
-		__be16 source, dest;
-		__be32 seq, ack;
-		__u8 offset;
-	} tcp;
+	return (__s32)(end_seq - w->write_seq) > 0;
+}
 
-	if (!w || !w->write_since_ns)
-		return 0;
-	th = BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, transport_header);
-	if (bpf_probe_read_kernel(&tcp, sizeof(tcp), th))
-		return 0;
-	header = th - BPF_CORE_READ(skb, data) + (tcp.offset >> 4) * 4;
-	if (BPF_CORE_READ(skb, len) <= header)
-		return 0;
-	return went_out(sk, w, bpf_ntohl(tcp.seq) + BPF_CORE_READ(skb, len) - header);
+/* At the device, TCP's own notes in the packet are overwritten: its header
+ * tells, of which this is the beginning. */
+struct tcp_header {
+	__be16 source, dest;
+	__be32 seq, ack;
+	__u8 offset;
+};
+
+/* Where the data of a segment ends, or false if it has none: it is an
+ * acknowledgement or a window probe. */
+static __always_inline bool data_end(const struct tcp_header *tcp, __u32 header, __u32 len,
+				     __u32 *end_seq)
+{
+	header += (tcp->offset >> 4) * 4;
+	if (len <= header)
+		return false;
+	*end_seq = bpf_ntohl(tcp->seq) + len - header;
+	return true;
 }
 
 SEC("tp_btf/tcp_sendmsg_locked")
 int btf_write(__u64 *ctx)
 {
-	struct sock *sk = (struct sock *)ctx[0];
-
-	return written(sk, stored_or_made(sk));
+	return written_loaded((struct sock *)ctx[0]);
 }
 
 SEC("raw_tp/tcp_sendmsg_locked")
 int raw_write(struct bpf_raw_tracepoint_args *ctx)
 {
-	const struct sock *sk = (const struct sock *)ctx->args[0];
-
-	return written(sk, find_or_make(sk));
+	return written_read((const struct sock *)ctx->args[0]);
 }
 
 SEC("fentry/tcp_sendmsg_locked")
 int BPF_PROG(fen_write, struct sock *sk)
 {
-	return written(sk, stored_or_made(sk));
+	return written_loaded(sk);
 }
 
 SEC("kprobe/tcp_sendmsg_locked")
 int BPF_KPROBE(kp_write, struct sock *sk)
 {
-	return written(sk, find_or_make(sk));
+	return written_read(sk);
 }
 
 SEC("tp_btf/net_dev_queue")
@@ -424,8 +514,24 @@ int btf_queue(__u64 *ctx)
 {
 	const struct sk_buff *skb = (const struct sk_buff *)ctx[0];
 	struct sock *sk = skb->sk;
+	/* A packet's socket may not be loaded from as a connection. */
+	const struct tcp_sock *tp = (const struct tcp_sock *)sk;
+	struct tcp_header tcp;
+	struct waiting *w;
+	__u32 end_seq;
 
-	return sk ? queued(skb, sk, stored(sk)) : 0;
+	if (!sk || sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	w = stored(sk);
+	if (!w || !w->write_since_ns ||
+	    bpf_probe_read_kernel(&tcp, sizeof(tcp), skb->head + skb->transport_header) ||
+	    !data_end(&tcp, skb->head + skb->transport_header - skb->data, skb->len, &end_seq) ||
+	    !is_new(w, end_seq))
+		return 0;
+	return went_out(sk, w, end_seq, BPF_CORE_READ(tp, write_seq),
+			bpf_core_field_exists(tp->tcp_clock_cache) ?
+				BPF_CORE_READ(tp, tcp_clock_cache) :
+				bpf_ktime_get_ns());
 }
 
 SEC("raw_tp/net_dev_queue")
@@ -433,29 +539,53 @@ int raw_queue(struct bpf_raw_tracepoint_args *ctx)
 {
 	const struct sk_buff *skb = (const struct sk_buff *)ctx->args[0];
 	const struct sock *sk = BPF_CORE_READ(skb, sk);
+	const unsigned char *th;
+	struct tcp_header tcp;
+	struct waiting *w;
+	__u32 end_seq;
 
-	return sk ? queued(skb, sk, find(sk)) : 0;
-}
-
-static __always_inline int transmitted(const struct sock *sk, const struct sk_buff *skb,
-				       struct waiting *w)
-{
-	const struct tcp_skb_cb *cb = (const struct tcp_skb_cb *)&skb->cb[0];
-	__u32 end_seq = BPF_CORE_READ(cb, end_seq);
-
-	if (!w || !w->write_since_ns || end_seq == BPF_CORE_READ(cb, seq))
+	if (!sk)
 		return 0;
-	return went_out(sk, w, end_seq);
+	w = find(sk);
+	if (!w || !w->write_since_ns)
+		return 0;
+	th = BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, transport_header);
+	if (bpf_probe_read_kernel(&tcp, sizeof(tcp), th) ||
+	    !data_end(&tcp, th - BPF_CORE_READ(skb, data), BPF_CORE_READ(skb, len), &end_seq) ||
+	    !is_new(w, end_seq))
+		return 0;
+	return went_out(sk, w, end_seq, BPF_CORE_READ((const struct tcp_sock *)sk, write_seq),
+			bpf_ktime_get_ns());
 }
 
 SEC("fentry/__tcp_transmit_skb")
 int BPF_PROG(fen_transmit, struct sock *sk, struct sk_buff *skb)
 {
-	return transmitted(sk, skb, stored(sk));
+	const struct tcp_skb_cb *cb = (const struct tcp_skb_cb *)&skb->cb[0];
+	struct waiting *w = stored(sk);
+	struct connection c;
+	__u32 end_seq;
+
+	if (!w || !w->write_since_ns)
+		return 0;
+	end_seq = BPF_CORE_READ(cb, end_seq);
+	if (end_seq == BPF_CORE_READ(cb, seq) || !is_new(w, end_seq) || !connection_load(sk, &c))
+		return 0;
+	return went_out(sk, w, end_seq, c.write_seq, c.clock_ns);
 }
 
 SEC("kprobe/__tcp_transmit_skb")
 int BPF_KPROBE(kp_transmit, struct sock *sk, struct sk_buff *skb)
 {
-	return transmitted(sk, skb, find(sk));
+	const struct tcp_skb_cb *cb = (const struct tcp_skb_cb *)&skb->cb[0];
+	struct waiting *w = find(sk);
+	__u32 end_seq;
+
+	if (!w || !w->write_since_ns)
+		return 0;
+	end_seq = BPF_CORE_READ(cb, end_seq);
+	if (end_seq == BPF_CORE_READ(cb, seq) || !is_new(w, end_seq))
+		return 0;
+	return went_out(sk, w, end_seq, BPF_CORE_READ((const struct tcp_sock *)sk, write_seq),
+			bpf_ktime_get_ns());
 }

@@ -124,10 +124,23 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
+struct sk_buff;
+
+/* A queueing discipline; without the function it queues nothing. */
+struct Qdisc {
+	int (*enqueue)(struct sk_buff *, struct Qdisc *, struct sk_buff **);
+};
+
+struct netdev_queue {
+	struct Qdisc *qdisc;
+};
+
 struct net_device {
 	char name[16];
 	int ifindex;
 	possible_net_t nd_net;
+	struct netdev_queue *_tx;
+	struct Qdisc *qdisc;
 };
 
 struct dst_entry {
@@ -154,8 +167,6 @@ struct sock_common {
 	struct in6_addr skc_v6_rcv_saddr;
 };
 
-struct sk_buff;
-
 struct sk_buff_head {
 	struct sk_buff *next;
 	struct sk_buff *prev;
@@ -178,6 +189,7 @@ struct tcp_sock {
 	__u32 copied_seq;
 	__u32 snd_nxt;
 	__u32 write_seq;
+	__u64 tcp_clock_cache;
 };
 
 struct udp_sock {
@@ -219,6 +231,13 @@ enum skb_drop_reason {
 	SKB_CONSUMED,
 	SKB_DROP_REASON_NETFILTER_DROP,
 	SKB_DROP_REASON_QUEUE_PURGE,
+};
+
+/* Processes */
+
+struct task_struct {
+	int tgid;
+	char comm[16];
 };
 
 /* Block I/O */

@@ -26,6 +26,8 @@ type counts struct {
 	// loose is what the kernel could not tell the namespace of. It is the
 	// host's, so that no total lacks it.
 	loose [maxSlots]uint64
+	// most is how many strangers there may be until the next look at them.
+	most int
 }
 
 type count struct {
@@ -108,13 +110,17 @@ func (c *counts) sweep(procRoot string) []uint64 {
 			gone = append(gone, inode)
 		}
 	}
-	if strangers > maxStrangers {
+	if strangers > max(c.most, maxStrangers) {
 		alive := liveNetns(procRoot)
 		for inode, n := range c.known {
 			if n.cycle == 0 && !alive[inode] {
 				gone = append(gone, inode)
+				strangers--
 			}
 		}
+		// Where many of them stay, not each cycle has to go through all
+		// processes, as long as the kernel's table has room.
+		c.most = min(2*strangers, 8*maxStrangers)
 	}
 	for _, inode := range gone {
 		delete(c.known, inode)

@@ -22,7 +22,7 @@ const idleCycles = 20
 // flowKind labels what the node's sockets or the host's devices sent, by
 // connection.
 var flowKind = kind{name: "flow", begin: func(p *probe, env collect.Env) func(*collect.View) error {
-	f := &flows{probe: p, pods: env.Pods, known: map[flowKey]*flow{}, most: 1000}
+	f := &flows{probe: p, pods: env.Pods, known: map[flowKey]*flow{}, entry: map[flowKey]sums{}, spare: map[flowKey]sums{}, most: 1000}
 	devices, _ := env.Options["devices"].([]string)
 	f.devices = len(devices) > 0
 	if n, ok := env.Options["max_series"].(int64); ok {
@@ -56,12 +56,15 @@ type flows struct {
 	cycle   uint64
 	known   map[flowKey]*flow
 	entry   map[flowKey]sums // the kernel's entries in the last cycle
+	spare   map[flowKey]sums // the map of the cycle before, to be used again
 }
 
 func (f *flows) sample(v *collect.View) error {
 	f.cycle++
 	f.bpf.Rescan()
-	entries := make(map[flowKey]sums, len(f.entry))
+	f.counts.begin(v)
+	entries := f.spare
+	clear(entries)
 	err := f.bpf.Flows(func(k bpf.Flow) {
 		key := flowKey{k.Netns, k.Protocol, k.Source, k.Destination}
 		if f.devices {
@@ -69,6 +72,9 @@ func (f *flows) sample(v *collect.View) error {
 		}
 		now := sums{k.Bytes, k.Packets}
 		was := f.entry[key]
+		if key.netns != 0 {
+			f.counts.at(key.netns) // one that is no pod's has to be forgotten, too
+		}
 		if now.bytes < was.bytes || now.packets < was.packets {
 			was = sums{} // evicted, and made anew
 		}
@@ -88,8 +94,7 @@ func (f *flows) sample(v *collect.View) error {
 	if err != nil {
 		return err
 	}
-	f.entry = entries
-	f.counts.begin(v)
+	f.entry, f.spare = entries, f.entry
 	for k, x := range f.known {
 		if !x.shown && x.held != f.cycle {
 			delete(f.known, k)
@@ -97,6 +102,9 @@ func (f *flows) sample(v *collect.View) error {
 	}
 	f.show(v)
 	gone := f.counts.sweep(f.root)
+	if len(gone) == 0 {
+		return nil
+	}
 	for k := range f.known {
 		if slices.Contains(gone, k.netns) {
 			delete(f.known, k)

@@ -63,16 +63,14 @@ func (p *probe) Sample(v *collect.View) error {
 	if p.sample != nil {
 		return v.Do(0, "counters of "+p.kind.name, func() error { return p.sample(v) })
 	}
-	if len(p.kind.slots) == 0 {
-		return nil
-	}
 	return v.Do(0, "counters of "+p.kind.name, func() error { return p.sampleSlots(v) })
 }
 
 // sampleSlots adds the metric of each slot: for each namespace of the cycle,
-// those without a count included, or once for the node.
+// those without a count included, or once for the node. A probe without
+// metrics counts all the same, and has to forget what is gone.
 func (p *probe) sampleSlots(v *collect.View) error {
-	if p.kind.slots[0].Scope == collect.PerHost {
+	if len(p.kind.slots) > 0 && p.kind.slots[0].Scope == collect.PerHost {
 		return p.bpf.Counters(func(_ uint64, slot int, value uint64) {
 			v.Add(p.kind.slots[slot], float64(value))
 		})
@@ -92,10 +90,8 @@ func (p *probe) sampleSlots(v *collect.View) error {
 
 // forget drops what the kernel keeps of namespaces that are gone.
 func (p *probe) forget(gone []uint64) {
-	for _, netns := range gone {
-		if err := p.bpf.Forget(netns); err != nil {
-			p.plane.opt.Log.Debug("forgetting a network namespace failed", "probe", p.kind.name, "netns", netns, "error", err)
-		}
+	if err := p.bpf.Forget(gone...); err != nil {
+		p.plane.opt.Log.Debug("forgetting network namespaces failed", "probe", p.kind.name, "error", err)
 	}
 }
 
