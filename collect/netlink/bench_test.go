@@ -34,11 +34,23 @@ func BenchmarkDump(b *testing.B) {
 			})
 		})
 	}
-	run("both", dumpBoth)
+	run("both", func(c *conn, t *TCPTable) error {
+		_, err := dumpBoth(c, t, nil)
+		return err
+	})
 	run("families", func(c *conn, t *TCPTable) error {
-		if err := dumpFamily(c, unix.AF_INET, t); err != nil {
+		if _, err := dumpFamily(c, unix.AF_INET, t, nil); err != nil {
 			return err
 		}
-		return dumpFamily(c, unix.AF_INET6, t)
+		_, err := dumpFamily(c, unix.AF_INET6, t, nil)
+		return err
+	})
+	list := make([]TCPSocket, 0, 2)
+	run("one by one", func(c *conn, t *TCPTable) (err error) {
+		if len(list) == 0 {
+			list, err = dumpBoth(c, t, list)
+			return err
+		}
+		return askTCP(c, t, list)
 	})
 }

@@ -149,21 +149,8 @@ const requestSeq = 1
 // be missing or twice. A kernel that refuses is a *refusal.
 func (c *conn) ask(req []byte, each func(typ uint16, payload []byte) error) (interrupted bool, err error) {
 	dump := binary.NativeEndian.Uint16(req[6:])&unix.NLM_F_DUMP == unix.NLM_F_DUMP
-	for {
-		_, err := unix.Write(c.fd, req)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			// The kernel looks at a request while it is written, so an error
-			// here may be its answer as well.
-			var errno unix.Errno
-			if errors.As(err, &errno) {
-				return false, &refusal{c.what, errno}
-			}
-			return false, fmt.Errorf("netlink: ask for %s: %w", c.what, err)
-		}
-		break
+	if err := c.send(req); err != nil {
+		return false, err
 	}
 	for {
 		part, err := c.receive()
@@ -178,6 +165,25 @@ func (c *conn) ask(req []byte, each func(typ uint16, payload []byte) error) (int
 		if done {
 			return interrupted, nil
 		}
+	}
+}
+
+func (c *conn) send(req []byte) error {
+	for {
+		_, err := unix.Write(c.fd, req)
+		if err == unix.EINTR {
+			continue
+		}
+		// The kernel looks at a request while it is written, so an error here
+		// may be its answer as well.
+		var errno unix.Errno
+		if errors.As(err, &errno) {
+			return &refusal{c.what, errno}
+		}
+		if err != nil {
+			return fmt.Errorf("netlink: ask for %s: %w", c.what, err)
+		}
+		return nil
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 	"nodeskoop/collect"
@@ -72,9 +73,45 @@ var ErrNoSockDiag = errors.New("this kernel does not list TCP sockets through so
 // each request goes through all of it. So one request for both families is
 // made, in the form that preceded families; where the kernel no longer knows
 // it, one for each.
-func ReadTCP(v *collect.View, t *TCPTable) error {
+//
+// The sockets that it found are appended to list, as far as that has room.
+func ReadTCP(v *collect.View, t *TCPTable, list []TCPSocket) ([]TCPSocket, error) {
 	*t = TCPTable{}
-	return v.Enter("list TCP sockets", func() error {
+	err := onSockDiag(v, "list TCP sockets", func(c *conn) (err error) {
+		list, err = readTCP(c, t, list)
+		return err
+	})
+	return list, err
+}
+
+// TCPSocket names a connection to the kernel: its family and what
+// struct inet_diag_sockid holds, the kernel's own number for it included.
+type TCPSocket struct {
+	family byte
+	id     [sizeofSockID]byte
+}
+
+// ErrNoSuchSocket says that one of the connections asked for has ended.
+var ErrNoSuchSocket = errors.New("the connection has ended")
+
+// AskTCP adds up the connections of v's network namespace that list names,
+// which the kernel finds one by one without going through its table. If one of
+// them is no more the error is ErrNoSuchSocket.
+func AskTCP(v *collect.View, t *TCPTable, list []TCPSocket) error {
+	*t = TCPTable{}
+	return onSockDiag(v, "ask for TCP sockets", func(c *conn) error {
+		for part := range slices.Chunk(list, askAtOnce) {
+			if err := askTCP(c, t, part); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// onSockDiag calls f with a socket in v's network namespace.
+func onSockDiag(v *collect.View, what string, f func(*conn) error) error {
+	return v.Enter(what, func() error {
 		c, err := dial(unix.NETLINK_SOCK_DIAG, "TCP sockets (sock_diag)", v.Scratch)
 		if err != nil {
 			if errors.Is(err, unix.EPROTONOSUPPORT) {
@@ -84,18 +121,73 @@ func ReadTCP(v *collect.View, t *TCPTable) error {
 		}
 		v.Scratch = c.buf
 		defer c.close()
-		return readTCP(&c, t)
+		return f(&c)
 	})
 }
 
-func readTCP(c *conn, t *TCPTable) error {
-	err := dumpBoth(c, t)
-	if err == nil || !refused(err) {
+// askAtOnce is how many questions go into one message to the kernel. Its
+// answers have to fit into the socket's receive buffer all at once.
+const askAtOnce = 16
+
+// askTCP makes requests for single sockets (struct inet_diag_req_v2). The
+// kernel answers each with the socket, or with an error.
+func askTCP(c *conn, t *TCPTable, list []TCPSocket) error {
+	const size = unix.SizeofNlMsghdr + sizeofDiagReqV2
+	var reqs [askAtOnce * size]byte
+	for i, s := range list {
+		req := reqs[i*size:][:size]
+		putHeader(req, unix.SOCK_DIAG_BY_FAMILY, 0)
+		req[unix.SizeofNlMsghdr] = s.family
+		req[unix.SizeofNlMsghdr+1] = unix.IPPROTO_TCP
+		binary.NativeEndian.PutUint32(req[unix.SizeofNlMsghdr+4:], tcpMask)
+		copy(req[unix.SizeofNlMsghdr+8:], s.id[:])
+	}
+	if err := c.send(reqs[:len(list)*size]); err != nil {
 		return err
 	}
+	var gone error
+	for left := len(list); left > 0; {
+		part, err := c.receive()
+		if err != nil {
+			return err
+		}
+		for len(part) > 0 {
+			h, payload, rest, err := nextMessage(part)
+			if err != nil {
+				return fmt.Errorf("netlink: read the answer about %s: %w", c.what, err)
+			}
+			part = rest
+			left--
+			switch {
+			case h.typ != unix.NLMSG_ERROR:
+				err = t.addMessage(payload)
+			case len(payload) < 4:
+				err = fmt.Errorf("%w: an error of %d bytes", errMalformed, len(payload))
+			default:
+				switch errno := unix.Errno(-int32(binary.NativeEndian.Uint32(payload))); errno {
+				case unix.ENOENT, unix.ESTALE:
+					gone = ErrNoSuchSocket
+				default:
+					err = &refusal{c.what, errno}
+				}
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return gone
+}
+
+func readTCP(c *conn, t *TCPTable, list []TCPSocket) ([]TCPSocket, error) {
+	none := len(list)
+	list, err := dumpBoth(c, t, list)
+	if err == nil || !refused(err) {
+		return list, err
+	}
 	*t = TCPTable{}
-	if err = dumpFamily(c, unix.AF_INET, t); err == nil {
-		err = dumpFamily(c, unix.AF_INET6, t)
+	if list, err = dumpFamily(c, unix.AF_INET, t, list[:none]); err == nil {
+		list, err = dumpFamily(c, unix.AF_INET6, t, list)
 		if errors.Is(err, unix.ENOENT) {
 			err = nil // no IPv6
 		}
@@ -103,33 +195,41 @@ func readTCP(c *conn, t *TCPTable) error {
 	if err != nil && refused(err) && (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)) {
 		err = fmt.Errorf("%w: %w", err, ErrNoSockDiag)
 	}
-	return err
+	return list, err
 }
 
 // dumpBoth makes the one request for IPv4 and IPv6 (struct inet_diag_req).
-func dumpBoth(c *conn, t *TCPTable) error {
+func dumpBoth(c *conn, t *TCPTable, list []TCPSocket) ([]TCPSocket, error) {
 	var req [unix.SizeofNlMsghdr + sizeofDiagReq]byte
 	putHeader(req[:], inetDiagGetSock, unix.NLM_F_DUMP)
 	req[unix.SizeofNlMsghdr] = unix.AF_UNSPEC
 	binary.NativeEndian.PutUint32(req[unix.SizeofNlMsghdr+4+sizeofSockID:], tcpMask)
-	return dump(c, req[:], t)
+	return dump(c, req[:], t, list)
 }
 
 // dumpFamily makes the request for one family (struct inet_diag_req_v2).
-func dumpFamily(c *conn, family byte, t *TCPTable) error {
+func dumpFamily(c *conn, family byte, t *TCPTable, list []TCPSocket) ([]TCPSocket, error) {
 	var req [unix.SizeofNlMsghdr + sizeofDiagReqV2]byte
 	putHeader(req[:], unix.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
 	req[unix.SizeofNlMsghdr] = family
 	req[unix.SizeofNlMsghdr+1] = unix.IPPROTO_TCP
 	binary.NativeEndian.PutUint32(req[unix.SizeofNlMsghdr+4:], tcpMask)
-	return dump(c, req[:], t)
+	return dump(c, req[:], t, list)
 }
 
-func dump(c *conn, req []byte, t *TCPTable) error {
+func dump(c *conn, req []byte, t *TCPTable, list []TCPSocket) ([]TCPSocket, error) {
 	// A table that changed while it was dumped is taken as it is: it always
 	// changes, and another dump would be no truer.
-	_, err := c.ask(req, func(_ uint16, msg []byte) error { return t.addMessage(msg) })
-	return err
+	_, err := c.ask(req, func(_ uint16, msg []byte) error {
+		if err := t.addMessage(msg); err != nil {
+			return err
+		}
+		if len(list) < cap(list) {
+			list = append(list, TCPSocket{msg[0], [sizeofSockID]byte(msg[4:])})
+		}
+		return nil
+	})
+	return list, err
 }
 
 // addMessage counts the socket of one struct inet_diag_msg.

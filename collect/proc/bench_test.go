@@ -168,19 +168,26 @@ func BenchmarkTCP50000(b *testing.B) {
 	s := nsnet.New(b)
 	tcpSockets(b, s, sockets)
 	pods := &nsnet.Pods{List: []*collect.Pod{s.Pod("a")}}
-	sampler := func(text bool) *nsnet.Sampler {
+	var got netlink.TCPTable
+	sampler := func(read func(*collect.View, *netlink.TCPTable) error) *nsnet.Sampler {
 		return nsnet.NewSampler(b, collect.Options{Enabled: []string{"tcpsummary"}, Pods: pods},
-			collect.Factory{Name: "tcpsummary", New: func(e collect.Env) (collect.Probe, error) {
-				p, err := newTCPSummary(e)
-				p.(*tcpsummary).textOnly.Store(text)
-				return p, err
+			collect.Factory{Name: "tcpsummary", New: func(collect.Env) (collect.Probe, error) {
+				return sampleFunc(func(v *collect.View) error {
+					if v.Pod() == nil {
+						return nil
+					}
+					return read(v, &got)
+				}), nil
 			}})
 	}
-	diag, text := sampler(false), sampler(true)
+	diag := sampler(func(v *collect.View, t *netlink.TCPTable) error {
+		_, err := netlink.ReadTCP(v, t, nil)
+		return err
+	})
+	text := sampler(readTCPText)
 	for _, x := range []*nsnet.Sampler{diag, text} {
-		v, errs := x.Try()
-		if got := v["a"]["kubeskoop_tcpsummary_tcpestablishedconn"]; got != sockets || len(errs) > 0 {
-			b.Fatalf("%v sockets, want %d (%v)", got, sockets, errs)
+		if _, errs := x.Try(); got.States[netlink.TCPEstablished] != sockets || len(errs) > 0 {
+			b.Fatalf("%d sockets, want %d (%v)", got.States[netlink.TCPEstablished], sockets, errs)
 		}
 	}
 	var used [2]float64

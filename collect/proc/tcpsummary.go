@@ -22,13 +22,35 @@ type tcpsummary struct {
 	synSent, synRecv *collect.Metric
 	txQueue, rxQueue *collect.Metric
 
+	counters *mib        // of TCP
 	textOnly atomic.Bool // this kernel has no sock_diag
 	warn     sync.Once
 }
 
+// knownSockets is how many connections of a namespace are remembered. To ask
+// for that many one by one costs about as much as to let the kernel go through
+// its whole table.
+const knownSockets = 64
+
+// known is what is remembered of one namespace.
+type known struct {
+	// As they were before the kernel was asked for all connections.
+	counters [maxMIB]uint64
+	inuse    uint64
+	timeWait uint64
+
+	sockets []netlink.TCPSocket // all of them
+	valid   bool
+}
+
 func newTCPSummary(env collect.Env) (collect.Probe, error) {
+	counters, err := newMIB("tcp", "snmp")
+	if err != nil {
+		return nil, err
+	}
 	return &tcpsummary{
 		log:         env.Log,
+		counters:    counters,
 		established: collect.MustMetric("kubeskoop_tcpsummary_tcpestablishedconn"),
 		timeWait:    collect.MustMetric("kubeskoop_tcpsummary_tcptimewaitconn"),
 		closeWait:   collect.MustMetric("kubeskoop_tcpsummary_tcpclosewaitconn"),
@@ -58,22 +80,40 @@ func (p *tcpsummary) Sample(v *collect.View) error {
 	return nil
 }
 
+// read finds out the table of connections. The kernel keeps those of all
+// namespaces in one, and goes through it whole for the few of one namespace,
+// which is most of what all probes together cost. So it is asked for all of
+// them only if there can be others than the last time.
 func (p *tcpsummary) read(v *collect.View, t *netlink.TCPTable) error {
-	// The kernel looks through the connections of all namespaces for those of
-	// one. A namespace that has none at all is not worth it. Requests that
-	// wait for the end of their handshake are not in these numbers, but
-	// their listening socket is.
 	s, err := readSockstat(v)
 	if err != nil {
 		return err
 	}
+	// Requests that wait for the end of their handshake are not in these
+	// numbers, but their listening socket is.
 	if s[sockInuse] == 0 && s[sockTW] == 0 {
 		return nil
 	}
 	if p.textOnly.Load() {
 		return readTCPText(v, t)
 	}
-	err = netlink.ReadTCP(v, t)
+	now := known{inuse: s[sockInuse], timeWait: s[sockTW]}
+	b, err := v.ReadNet(p.counters.file)
+	if err == nil {
+		err = p.counters.parse(b, &now.counters)
+	}
+	if err != nil && !partial(err) {
+		return err
+	}
+	now.valid = err == nil
+	last := collect.State[known](v)
+	if last.still(&now) {
+		err := netlink.AskTCP(v, t, last.sockets)
+		if err == nil || !partial(err) && !errors.Is(err, netlink.ErrNoSuchSocket) {
+			return err
+		}
+	}
+	err = p.list(v, t, last, &now)
 	if err == nil || !partial(err) {
 		return err
 	}
@@ -84,6 +124,34 @@ func (p *tcpsummary) read(v *collect.View, t *netlink.TCPTable) error {
 		p.log.Warn("sock_diag is not to be had, reading /proc/PID/net/tcp instead, which costs more", "error", err)
 	})
 	return readTCPText(v, t)
+}
+
+// list asks for all connections and remembers them, if they are few and none
+// of them can go by itself: a waiting request may time out without a trace.
+func (p *tcpsummary) list(v *collect.View, t *netlink.TCPTable, last, now *known) (err error) {
+	last.valid = false
+	if now.sockets = last.sockets[:0]; cap(now.sockets) == 0 {
+		now.sockets = make([]netlink.TCPSocket, 0, knownSockets)
+	}
+	now.sockets, err = netlink.ReadTCP(v, t, now.sockets)
+	if err != nil {
+		return err
+	}
+	total := uint64(0)
+	for _, n := range t.States {
+		total += n
+	}
+	now.valid = now.valid && total == uint64(len(now.sockets)) && t.States[netlink.TCPSynRecv] == 0
+	*last = *now
+	return nil
+}
+
+// still reports whether the connections are the same ones. A new one takes a
+// segment that comes (a request, an accepted connection) or goes (an attempt),
+// all of which are counted, also where the network loses them. What is counted
+// is only looked at here: states and queues change without, and are asked for.
+func (k *known) still(now *known) bool {
+	return k.valid && now.valid && k.counters == now.counters && k.inuse == now.inuse && k.timeWait == now.timeWait
 }
 
 func readTCPText(v *collect.View, t *netlink.TCPTable) error {

@@ -129,7 +129,7 @@ func TestTCPSummaryAgainstSS(t *testing.T) {
 	for name, s := range map[string]*nsnet.Space{"a": p.a, "b": p.b} {
 		v, out := p.sampleStill(t, func() string { return s.Run("ss", "-tanH") })
 		want := ssSum(t, out)
-		v.Want(t, name, want)
+		v.Prove(t, "tcpsummary", "sock_diag", "ss", name, want)
 		if name == "a" {
 			for m, min := range map[string]float64{
 				"established": 10, "timewait": 4, "closewait": 6, "synsent": 3, "synrecv": 4,
@@ -158,7 +158,7 @@ func TestTCPTextEqualsSockDiag(t *testing.T) {
 				if v.Pod() == nil {
 					return nil
 				}
-				if err := netlink.ReadTCP(v, &diag); err != nil {
+				if _, err := netlink.ReadTCP(v, &diag, nil); err != nil {
 					return err
 				}
 				return readTCPText(v, &text)
@@ -193,7 +193,7 @@ func TestTCPSummaryText(t *testing.T) {
 			return x, err
 		}})
 	v, out := p.sampleStill(t, func() string { return p.a.Run("ss", "-tanH") })
-	v.Want(t, "a", ssSum(t, out))
+	v.Prove(t, "tcpsummary", "procfs", "ss", "a", ssSum(t, out))
 }
 
 // TestTCPSummaryEmpty: a namespace without sockets, which is not dumped, and
@@ -215,6 +215,137 @@ func TestTCPSummaryEmpty(t *testing.T) {
 	time.Sleep(20 * time.Millisecond)
 	zero["kubeskoop_tcpsummary_tcptimewaitconn"] = 1
 	p.Sample().Want(t, "a", zero)
+}
+
+// TestTCPSummaryFollows changes one thing after the other and samples between:
+// the table is not asked for where nothing happened, and never out of date.
+func TestTCPSummaryFollows(t *testing.T) {
+	need.Program(t, "ss", "nft")
+	p := newPair(t, "tcpsummary")
+	a, b := p.a, p.b
+	check := func(what string) {
+		t.Helper()
+		for range 2 { // the second time nothing has happened
+			v, out := p.sampleStill(t, func() string { return a.Run("ss", "-tanH") })
+			v.Want(t, "a", ssSum(t, out))
+			if t.Failed() {
+				t.Fatalf("after: %s\n%s", what, out)
+			}
+		}
+	}
+	l := a.Listen("tcp", "10.0.0.1:80")
+	check("listen")
+	c := b.Dial("tcp", "10.0.0.1:80").(*net.TCPConn)
+	check("a connection")
+	d, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	check("accept")
+	_, _ = c.Write(make([]byte, 100))
+	time.Sleep(5 * time.Millisecond)
+	check("bytes to read")
+	_, _ = d.Read(make([]byte, 60))
+	check("some read")
+	_, _ = d.Read(make([]byte, 60))
+	check("all read")
+	b.Run("nft", "add", "table", "inet", "t")
+	b.Run("nft", "add", "chain", "inet", "t", "c", "{ type filter hook input priority 0; }")
+	b.Run("nft", "add", "rule", "inet", "t", "c", "tcp", "dport", strconv.Itoa(c.LocalAddr().(*net.TCPAddr).Port), "drop")
+	_, _ = d.Write(make([]byte, 300))
+	check("bytes that are not acknowledged")
+	b.Run("nft", "flush", "chain", "inet", "t", "c")
+	for range 200 {
+		if want := ssSum(t, a.Run("ss", "-tanH")); want["kubeskoop_tcpsummary_tcptxqueue"] == 0 {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	check("acknowledged")
+	raw, err := d.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_TCP, unix.TCP_CORK, 1) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	check("corked")
+	_, _ = d.Write(make([]byte, 70)) // no segment goes
+	check("bytes held back")
+	_ = c.CloseWrite()
+	time.Sleep(5 * time.Millisecond)
+	check("the peer closed")
+	_ = d.Close()
+	time.Sleep(5 * time.Millisecond)
+	check("closed")
+	c = b.Dial("tcp", "10.0.0.1:80").(*net.TCPConn)
+	if d, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	check("another")
+	_ = d.Close()
+	time.Sleep(5 * time.Millisecond)
+	check("closed here first")
+	_ = c.Close()
+	time.Sleep(5 * time.Millisecond)
+	check("TIME_WAIT")
+	b.Run("nft", "add", "rule", "inet", "t", "c", "tcp", "sport", "80", "drop")
+	go func() {
+		b.Do(func() {
+			x := net.Dialer{Timeout: 3 * time.Second}
+			_, _ = x.Dial("tcp", "10.0.0.1:80")
+		})
+	}()
+	time.Sleep(20 * time.Millisecond)
+	check("SYN_RECV")
+	_ = l.Close()
+	time.Sleep(5 * time.Millisecond)
+	check("no longer listening")
+}
+
+// TestTCPSummaryMany has more connections than are remembered.
+func TestTCPSummaryMany(t *testing.T) {
+	need.Program(t, "ss")
+	p := newPair(t, "tcpsummary")
+	l := p.a.Listen("tcp", "10.0.0.1:80")
+	for n := range knownSockets + 3 {
+		p.b.Dial("tcp", "10.0.0.1:80")
+		d, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		if n < knownSockets-3 {
+			continue
+		}
+		for range 2 {
+			v, out := p.sampleStill(t, func() string { return p.a.Run("ss", "-tanH") })
+			v.Want(t, "a", ssSum(t, out))
+		}
+	}
+}
+
+// TestKnownStill: what makes the connections of the last time those of now.
+func TestKnownStill(t *testing.T) {
+	base := known{valid: true, inuse: 3, timeWait: 1, counters: [maxMIB]uint64{1, 2, 3}}
+	if now := base; !base.still(&now) {
+		t.Error("nothing happened")
+	}
+	for name, change := range map[string]func(last, now *known){
+		"first":      func(last, _ *known) { last.valid = false },
+		"unreadable": func(_, now *known) { now.valid = false },
+		"a counter":  func(_, now *known) { now.counters[2]++ },
+		"a socket":   func(_, now *known) { now.inuse++ },
+		"TIME_WAIT":  func(_, now *known) { now.timeWait-- },
+	} {
+		last, now := base, base
+		change(&last, &now)
+		if last.still(&now) {
+			t.Errorf("%s: taken for still", name)
+		}
+	}
 }
 
 // sampleFunc is a probe over each network namespace.
