@@ -27,6 +27,12 @@ func explain(err error) error {
 			return fmt.Errorf("not permitted: the process lacks %s", strings.Join(missing, " and "))
 		}
 		return errors.New("not permitted, although the process has the capabilities: the kernel forbids this (lockdown, a security module, or a system call filter)")
+	case errors.As(err, &verifier) && noHelper(lastWords(verifier.Log)) && len(missingCapabilities()) > 0:
+		// The verifier knows no capabilities: to it there is no such helper.
+		return fmt.Errorf("not permitted: the process lacks %s (%s)", strings.Join(missingCapabilities(), " and "), lastWords(verifier.Log))
+	case errors.As(err, &verifier) && noHelper(lastWords(verifier.Log)) && strings.Contains(lastWords(verifier.Log), "bpf_probe_read"):
+		// Nor does it know lockdown, and every kernel has this helper.
+		return fmt.Errorf("not permitted, although the process has the capabilities: the kernel lets no eBPF program read its memory (lockdown=confidentiality; the verifier says: %s)", lastWords(verifier.Log))
 	case errors.As(err, &verifier):
 		return fmt.Errorf("the kernel's verifier rejects it: %w: %s", verifier.Cause, lastWords(verifier.Log))
 	case errors.Is(err, link.ErrNotSupported), errors.Is(err, ebpf.ErrNotSupported):
@@ -37,6 +43,11 @@ func explain(err error) error {
 		return errors.New("this kernel has no such function or tracepoint")
 	}
 	return err
+}
+
+// noHelper reports whether the verifier refuses a helper as unknown.
+func noHelper(words string) bool {
+	return strings.Contains(words, "cannot use helper") || strings.Contains(words, "unknown func")
 }
 
 // lastWords gives the end of a verifier's log that says why: its last line but

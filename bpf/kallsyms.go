@@ -257,7 +257,7 @@ func parseSymbols(r io.Reader) (symbolTable, error) {
 		return symbolTable{}, err
 	}
 	if lines == 0 {
-		return symbolTable{}, errors.New("it has no symbols")
+		return symbolTable{}, errors.New("it has no symbols (ProtectKernelTunables= in a systemd unit hides them)")
 	}
 	if zero {
 		return symbolTable{}, ErrNoAddresses

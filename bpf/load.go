@@ -409,7 +409,8 @@ func newKernelTypes() (*kernelTypes, error) {
 	cache := btf.NewCache()
 	spec, err := cache.Kernel()
 	if err != nil {
-		if errors.Is(err, btf.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
+		// The library answers "not supported" where it finds none.
+		if errors.Is(err, btf.ErrNotFound) || errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, os.ErrNotExist) {
 			return nil, errors.New("the kernel has no type information (no /sys/kernel/btf/vmlinux; it needs CONFIG_DEBUG_INFO_BTF)")
 		}
 		return nil, fmt.Errorf("read the kernel's type information: %w", explain(err))

@@ -115,12 +115,23 @@ func (e *UnsupportedError) Error() string {
 			continue
 		}
 		fmt.Fprintf(&b, ": no way to watch %s", h.Name)
-		for i, r := range h.Refused {
+		// What was answered to several kinds of hooks is said once.
+		var reasons []string
+		kinds := map[string][]string{}
+		for _, r := range h.Refused {
+			if kinds[r.Reason] == nil {
+				reasons = append(reasons, r.Reason)
+			}
+			if !slices.Contains(kinds[r.Reason], string(r.Kind)) {
+				kinds[r.Reason] = append(kinds[r.Reason], string(r.Kind))
+			}
+		}
+		for i, reason := range reasons {
 			sep := "; "
 			if i == 0 {
 				sep = ": "
 			}
-			fmt.Fprintf(&b, "%s%s: %s", sep, r.Kind, r.Reason)
+			fmt.Fprintf(&b, "%s%s: %s", sep, strings.Join(kinds[reason], ", "), reason)
 		}
 	}
 	if e.Note != "" {
@@ -164,6 +175,11 @@ func (p *Probe) State() (State, []string) {
 	for _, h := range p.Hooks() {
 		if h.Lacks != "" {
 			lacks = append(lacks, h.Lacks)
+		}
+	}
+	if p.name == "packetloss" {
+		if err := p.loader.symbols.Err(); err != nil {
+			lacks = append(lacks, "in which function a packet was dropped, so that the classes tcphandle, tcprcv and tcpstatm stay 0, and locations and stacks are addresses: "+err.Error())
 		}
 	}
 	if len(lacks) > 0 {

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
@@ -88,6 +89,10 @@ type Runner struct {
 	rows      []Row
 	fam       families
 	missed    uint64
+	unlisted  bool // the last listing of processes failed
+
+	born time.Time
+	due  atomic.Int64 // when the loop must have shown that it gets on, since born
 
 	mu     sync.Mutex
 	status []ProbeStatus
@@ -103,7 +108,9 @@ type instance struct {
 	retry time.Time
 	delay time.Duration
 
+	lacks  string // what it does not see, as logged last
 	logged string // the failure that was logged last, "" while up
+	downs  int    // cycles since then
 
 	// of the cycle
 	failed   int
@@ -125,7 +132,7 @@ const (
 
 // NewRunner builds a Runner from the probes that the program contains.
 func NewRunner(opt Options, factories ...Factory) (*Runner, error) {
-	r := &Runner{factories: map[string]Factory{}, targets: map[string]*target{}}
+	r := &Runner{factories: map[string]Factory{}, targets: map[string]*target{}, born: time.Now()}
 	for _, f := range factories {
 		r.factories[f.Name] = f
 	}
@@ -265,16 +272,19 @@ func (r *Runner) Run(ctx context.Context, sink func([]*dto.MetricFamily), betwee
 	next := time.Now()
 	for ctx.Err() == nil {
 		sink(r.Cycle())
+		r.beat(0)
 		next = next.Add(r.opt.Interval)
 		if late := time.Since(next); late >= 0 {
 			n := late/r.opt.Interval + 1
 			r.missed += uint64(n)
 			next = next.Add(n * r.opt.Interval)
 		}
+		r.beat(time.Until(next))
 		timer := time.NewTimer(time.Until(next))
 		select {
 		case <-ctx.Done():
 		case f := <-between:
+			r.beat(0)
 			f()
 			next = time.Now()
 		case <-timer.C:
@@ -283,13 +293,26 @@ func (r *Runner) Run(ctx context.Context, sink func([]*dto.MetricFamily), betwee
 	}
 }
 
+// beat notes that the loop gets on, and will do so again after wait.
+func (r *Runner) beat(wait time.Duration) { r.due.Store(int64(time.Since(r.born) + wait)) }
+
+// Overdue tells for how long the loop of Run has not got on: in a cycle since
+// its last step, between two cycles since the next should have begun. A probe
+// that hangs does not hold it up. It may be called from any goroutine.
+func (r *Runner) Overdue() time.Duration {
+	return max(0, time.Since(r.born)-time.Duration(r.due.Load()))
+}
+
 // Cycle samples every probe once and returns the families. They are valid
 // until the next Cycle.
 func (r *Runner) Cycle() []*dto.MetricFamily {
 	start := time.Now()
+	r.beat(0)
 	r.build(start)
 	jobs := r.plan()
+	r.beat(0)
 	r.rows = r.runJobs(jobs, r.rows[:0])
+	r.beat(0)
 	r.judge()
 	return r.fam.build(r, start)
 }
@@ -303,6 +326,7 @@ func (r *Runner) build(now time.Time) {
 			continue
 		}
 		in.probe, in.err = r.create(in)
+		r.beat(0)
 		if in.err != nil {
 			in.delay = min(max(2*in.delay, minRetry), maxRetry)
 			in.retry = now.Add(in.delay)
@@ -372,9 +396,11 @@ func (r *Runner) plan() []*job {
 		// All processes are listed before the pods', so that one that a pod
 		// starts in between is in neither list, not in the host's.
 		var err error
-		if others, err = listPIDs(r.opt.ProcRoot); err != nil {
-			r.opt.Log.Error("listing processes failed", "error", err)
+		others, err = listPIDs(r.opt.ProcRoot)
+		if err != nil && !r.unlisted {
+			r.opt.Log.Error("listing processes failed; it is tried again each cycle", "error", err)
 		}
+		r.unlisted = err != nil
 	}
 	// The newest sandbox of a pod speaks for it: two with one name are an old
 	// one that is going and its successor, and would be the same series.
@@ -456,6 +482,9 @@ func listPIDs(root string) ([]int, error) {
 // what has changed.
 func (r *Runner) judge() {
 	status := make([]ProbeStatus, 0, len(r.instances))
+	// What fails several probes at once is one line.
+	failures := map[string][]string{}
+	var order []string
 	for _, in := range r.instances {
 		s := ProbeStatus{Name: in.info.Name, Failed: in.failed, Duration: in.took, Err: in.firstErr}
 		if in.probe == nil {
@@ -464,6 +493,11 @@ func (r *Runner) judge() {
 		s.Up = s.Err == nil
 		if h, ok := in.probe.(Hooked); ok {
 			s.Hook, s.Lacks = h.Hook()
+		}
+		if l := strings.Join(s.Lacks, "; "); l != in.lacks {
+			if in.lacks = l; l != "" {
+				r.opt.Log.Info("probe works in part", "probe", s.Name, "does not see", l)
+			}
 		}
 		if s.Protected = in.protected; in.protected > 0 {
 			s.Lacks = append(s.Lacks, in.protectedErr.Error())
@@ -475,12 +509,25 @@ func (r *Runner) judge() {
 		status = append(status, s)
 		switch {
 		case !s.Up && in.logged == "":
-			in.logged = s.Err.Error()
-			r.opt.Log.Error("probe failed; it is tried again each cycle", "probe", s.Name, "targets", s.Failed, "error", s.Err)
-		case s.Up && in.logged != "":
+			in.logged, in.downs = s.Err.Error(), 1
+			if failures[in.logged] == nil {
+				order = append(order, in.logged)
+			}
+			name := s.Name
+			if s.Failed > 1 {
+				name = fmt.Sprintf("%s (%d targets)", s.Name, s.Failed)
+			}
+			failures[in.logged] = append(failures[in.logged], name)
+		case !s.Up:
+			in.downs++
+		case in.logged != "":
 			in.logged = ""
-			r.opt.Log.Info("probe works again", "probe", s.Name)
+			r.opt.Log.Info("probe works again", "probe", s.Name, "cycles", in.downs)
 		}
+	}
+	for _, err := range order {
+		r.opt.Log.Error("probe failed; it is tried again", "probe", strings.Join(failures[err], ", "), "error", err,
+			"hint", "nodeskoop check says what to do")
 	}
 	r.mu.Lock()
 	r.status = status

@@ -31,7 +31,8 @@ type worker struct {
 
 	mu       sync.Mutex
 	disowned bool
-	j, i     int // the position: jobs[j].run[i]
+	byOp     bool // for what a call did, not the probe
+	j, i     int  // the position: jobs[j].run[i]
 	started  time.Time
 	op       op
 	inOp     bool
@@ -61,6 +62,8 @@ func (r *Runner) runJobs(jobs []*job, rows []Row) []Row {
 			w = w.successor() // its thread was lost
 			go w.work()
 		case <-tick.C:
+			// Each probe's time is limited here, so the jobs end while this runs.
+			r.beat(0)
 			if w.takeOver() {
 				w = w.successor()
 				go w.work()
@@ -99,6 +102,7 @@ func (w *worker) takeOver() bool {
 			t.stuck = map[op]int{}
 		}
 		t.stuck[w.op]++
+		w.byOp = true
 		err = &StuckError{w.op.pid, w.op.what}
 		if len(t.stuck) >= maxOrphans {
 			w.i++
@@ -135,6 +139,7 @@ func (w *worker) work() {
 		}
 		job := w.jobs[w.j]
 		in := job.run[w.i]
+		probe := in.probe // it may be dropped while it hangs
 		w.started, w.inOp = time.Now(), false
 		v.rows = w.rows
 		w.mu.Unlock()
@@ -143,7 +148,7 @@ func (w *worker) work() {
 			cur = job
 		}
 		v.inst = in
-		err := w.one(v, in)
+		err := w.one(v, in, probe)
 		if w.finish(v, job, in, err) {
 			return
 		}
@@ -151,7 +156,7 @@ func (w *worker) work() {
 }
 
 // one runs one probe on one target.
-func (w *worker) one(v *View, in *instance) (err error) {
+func (w *worker) one(v *View, in *instance, probe Probe) (err error) {
 	v.t.mu.Lock()
 	hung, stuck := v.t.hung[in], len(v.t.stuck)
 	v.t.mu.Unlock()
@@ -166,7 +171,7 @@ func (w *worker) one(v *View, in *instance) (err error) {
 			err = panicError(p)
 		}
 	}()
-	return in.probe.Sample(v)
+	return probe.Sample(v)
 }
 
 // finish takes down the outcome and reports whether the worker must stop.
@@ -177,8 +182,8 @@ func (w *worker) finish(v *View, job *job, in *instance, err error) bool {
 		// What hung has come back.
 		t := v.t
 		t.mu.Lock()
-		if t.hung[in] {
-			delete(t.hung, in)
+		if !w.byOp {
+			delete(t.hung, in) // gone already if the probe was dropped meanwhile
 		} else if t.stuck[w.op]--; t.stuck[w.op] <= 0 {
 			delete(t.stuck, w.op)
 		}

@@ -4,6 +4,7 @@ package systemd
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -12,10 +13,10 @@ import (
 
 // Ready tells the service manager that the service works, and a line of
 // status for `systemctl status`. Outside systemd it does nothing.
-func Ready(status string) { notify(daemon.SdNotifyReady + "\nSTATUS=" + status) }
+func Ready(status string) { notify(daemon.SdNotifyReady + "\nSTATUS=" + oneLine(status)) }
 
 // Status tells the service manager a line of status.
-func Status(status string) { notify("STATUS=" + status) }
+func Status(status string) { notify("STATUS=" + oneLine(status)) }
 
 // Stopping tells the service manager that the service is about to end.
 func Stopping() { notify(daemon.SdNotifyStopping) }
@@ -28,8 +29,25 @@ func Reloading() {
 	notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, now.Nano()/int64(time.Microsecond)))
 }
 
+// WatchdogInterval is how often Alive must be called at least, several times
+// as often as systemd expects it; 0 where it expects nothing.
+func WatchdogInterval() time.Duration {
+	d, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		return 0
+	}
+	return d / 4
+}
+
+// Starting tells the service manager that the start goes on, and may take d
+// from now.
+func Starting(d time.Duration) { notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", d.Microseconds())) }
+
 // Alive tells the service manager's watchdog that sampling goes on.
 func Alive() { notify(daemon.SdNotifyWatchdog) }
+
+// oneLine keeps a status one line: the next would be another message.
+func oneLine(s string) string { return strings.ReplaceAll(strings.TrimSpace(s), "\n", "; ") }
 
 // notify ignores failures: without a service manager nobody listens, and with
 // one there is nobody else to tell.

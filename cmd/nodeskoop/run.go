@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +10,10 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	dto "github.com/prometheus/client_model/go"
 	"github.com/urfave/cli/v2"
@@ -37,8 +41,11 @@ type daemon struct {
 	pods     collect.Pods
 	stopPods context.CancelFunc
 	events   *events
-	ready    bool
-	failing  bool // the last write of the textfile failed
+	runner   *collect.Runner
+	ready    atomic.Bool // the first textfile was written
+	failing  atomic.Bool // the last write of the textfile failed
+	refused  error       // why the configuration in effect is not the file's
+	patience time.Duration
 }
 
 func runDaemon(c *cli.Context) error {
@@ -56,7 +63,7 @@ func runDaemon(c *cli.Context) error {
 	// keeps the daemon small.
 	debug.SetGCPercent(25)
 
-	d := &daemon{setup: s}
+	d := &daemon{setup: s, patience: patience}
 	if d.file, err = openTextfile(s.cfg, s.log); err != nil {
 		return err
 	}
@@ -72,6 +79,7 @@ func runDaemon(c *cli.Context) error {
 		return err
 	}
 	defer r.Close()
+	d.runner = r
 	r.Self(d.events.self(r))
 	r.Self(func(add func(string, float64, ...string)) {
 		st := d.file.Stats()
@@ -96,6 +104,7 @@ func runDaemon(c *cli.Context) error {
 			}
 		}
 	}()
+	go d.watchdog(ctx)
 	r.Run(ctx, d.write, between)
 
 	systemd.Stopping()
@@ -132,44 +141,116 @@ func (d *daemon) follow(ctx context.Context, cfg *Config) (collect.Pods, context
 	return d.watchPods(ctx, cfg), stop
 }
 
+// patience is how long one step of the sampling loop may take before it counts
+// as hanging: the kernel's verifier on a slow machine, a disk that stalls.
+const patience = 30 * time.Second
+
+// watchdog tells systemd that the daemon is alive, at a steady rate, but only
+// while the sampling loop gets on: however long the interval is, a loop that
+// hangs is noticed. Until the first textfile is written it asks for time.
+func (d *daemon) watchdog(ctx context.Context) {
+	every := systemd.WatchdogInterval()
+	tick := time.NewTicker(cmp.Or(every, d.patience/3))
+	defer tick.Stop()
+	hangs := false
+	for {
+		overdue := d.runner.Overdue()
+		switch {
+		case overdue > d.patience:
+			if !hangs {
+				d.log.Error("the sampling loop does not get on; systemd's watchdog will restart the daemon unless it does soon", "for", overdue.Round(time.Second))
+			}
+			hangs = true
+		case !d.ready.Load():
+			// Not while the file cannot be written: then the start fails.
+			if !d.failing.Load() {
+				systemd.Starting(d.patience + 2*max(every, d.patience/3))
+			}
+			hangs = false
+		default:
+			if every > 0 {
+				systemd.Alive()
+			}
+			hangs = false
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
 // write is the Runner's sink.
 func (d *daemon) write(fams []*dto.MetricFamily) {
 	err := d.file.Write(fams)
+	failed := d.failing.Swap(err != nil)
 	switch {
-	case err != nil && !d.failing:
+	case err != nil && !failed:
 		d.log.Error("writing the textfile failed; it is tried again each cycle", "error", err)
-	case err == nil && d.failing:
+	case err == nil && failed:
 		d.log.Info("the textfile is written again", "textfile", d.file.Path())
 	}
-	d.failing = err != nil
-	status := fmt.Sprintf("%d pods, %d probes, %d bytes in %s", len(d.pods.Running()), len(d.cfg.probes), d.file.Stats().Bytes, d.file.Path())
 	if err != nil {
 		systemd.Status(err.Error())
 		return
 	}
+	status := d.status(fams)
 	d.log.Debug("wrote the textfile", "textfile", d.file.Path(), "bytes", d.file.Stats().Bytes)
-	if !d.ready {
-		d.ready = true
+	if !d.ready.Swap(true) {
 		d.log.Info("wrote the first textfile", "textfile", d.file.Path(), "bytes", d.file.Stats().Bytes)
 		systemd.Ready(status)
 		return
 	}
 	systemd.Status(status)
-	systemd.Alive()
+}
+
+// status is the line that `systemctl status` shows.
+func (d *daemon) status(fams []*dto.MetricFamily) string {
+	series := 0
+	for _, f := range fams {
+		series += len(f.Metric)
+	}
+	probes := d.runner.Status()
+	var down []string
+	for _, p := range probes {
+		if !p.Up {
+			down = append(down, p.Name)
+		}
+	}
+	var b strings.Builder
+	if d.refused != nil {
+		fmt.Fprintf(&b, "configuration refused, the one before is in effect: %v; ", d.refused)
+	}
+	fmt.Fprintf(&b, "%d series, %d pods", series, len(d.pods.Running()))
+	if !d.pods.Connected() {
+		b.WriteString(" (containerd does not answer)")
+	}
+	fmt.Fprintf(&b, ", %d of %d probes work", len(probes)-len(down), len(probes))
+	if len(down) > 0 {
+		fmt.Fprintf(&b, " (not %s)", strings.Join(down, ", "))
+	}
+	return b.String()
 }
 
 // reload reads the configuration again and puts it into effect, wholly or not
 // at all. It runs between two cycles.
 func (d *daemon) reload(ctx context.Context, r *collect.Runner) {
-	systemd.Reloading()
+	// Before the first textfile the start goes on: Ready would end it.
+	ready := d.ready.Load()
+	if ready {
+		systemd.Reloading()
+	}
 	status := "configuration read again"
-	if err := d.tryReload(ctx, r); err != nil {
-		d.log.Error("reload refused, the configuration in effect is kept", "error", err)
-		status = "reload refused: " + err.Error()
+	if d.refused = d.tryReload(ctx, r); d.refused != nil {
+		d.log.Error("reload refused, the configuration in effect is kept", "error", d.refused)
+		status = "reload refused: " + d.refused.Error()
 	} else {
 		d.log.Info("reloaded", "config", d.cfg.File, "probes", len(d.cfg.probes), "textfile", d.file.Path())
 	}
-	systemd.Ready(status)
+	if ready {
+		systemd.Ready(status)
+	}
 }
 
 func (d *daemon) tryReload(ctx context.Context, r *collect.Runner) error {

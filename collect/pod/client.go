@@ -88,6 +88,12 @@ func plainError(err error) error {
 	if !ok {
 		return err
 	}
+	switch s.Code() {
+	case codes.DeadlineExceeded:
+		return errors.New("no answer in time: it hangs, or the machine is overloaded (systemctl status containerd)")
+	case codes.Unavailable:
+		return fmt.Errorf("%s (is containerd running? systemctl status containerd)", s.Message())
+	}
 	return fmt.Errorf("%s (%v)", s.Message(), s.Code())
 }
 

@@ -67,7 +67,8 @@ var errNotKnown = errors.New("containerd has not listed its containers yet")
 func Watch(ctx context.Context, opt Options) *Index { return watch(ctx, opt, usual) }
 
 func watch(ctx context.Context, opt Options, every intervals) *Index {
-	if len(opt.Sockets) == 0 {
+	named := len(opt.Sockets) > 0
+	if !named {
 		opt.Sockets = DefaultSockets
 	}
 	if opt.ProcRoot == "" {
@@ -78,6 +79,7 @@ func watch(ctx context.Context, opt Options, every intervals) *Index {
 	}
 	w := &watcher{
 		opt:        opt,
+		named:      named,
 		every:      every,
 		x:          newIndex(opt.ProcRoot),
 		follow:     parseNamespaces(opt.Namespace),
@@ -115,7 +117,7 @@ func hostNetns(opt Options) uint64 {
 	}
 	host, err := netnsInode(path)
 	if err != nil {
-		opt.Log.Warn("cannot tell the host's network namespace, taking this process's own", "error", err, "hint", "needs CAP_SYS_PTRACE")
+		opt.Log.Warn("cannot tell the host's network namespace, taking this process's own", "error", err, "hint", "it needs CAP_SYS_PTRACE; else set host_netns to a file that is a network namespace")
 		host, _ = netnsInode("/proc/thread-self/ns/net")
 	}
 	return host
@@ -124,6 +126,7 @@ func hostNetns(opt Options) uint64 {
 // watcher is the state behind an Index. One goroutine owns it.
 type watcher struct {
 	opt    Options
+	named  bool // the sockets are the user's choice
 	every  intervals
 	x      *Index
 	follow []string
@@ -137,6 +140,8 @@ type watcher struct {
 	seq     uint64
 	deleted map[key]bool // while a listing is under way
 	down    bool         // there is no connection, and that has been logged
+	absent  bool         // and the reason logged was that there is no socket
+	refused int          // rounds since then in which there was one, but no answer
 	denied  bool         // processes' namespaces cannot be told, and that has been logged
 }
 
@@ -177,12 +182,12 @@ func isClosed(c chan struct{}) bool {
 	}
 }
 
-var errAbsent = errors.New("no containerd socket")
+var errAbsent = errors.New("there is no containerd socket")
 
 // round tries each socket once, and follows the first containerd that
 // answers. It reports whether one did, and why it is over.
 func (w *watcher) round(ctx context.Context) (answered bool, err error) {
-	err = fmt.Errorf("%w: none of %s exists", errAbsent, strings.Join(w.opt.Sockets, ", "))
+	err = fmt.Errorf("%w at any of %s", errAbsent, strings.Join(w.opt.Sockets, ", "))
 	found := false
 	for _, s := range w.opt.Sockets {
 		path := strings.TrimPrefix(s, "unix://")
@@ -208,15 +213,26 @@ func (w *watcher) round(ctx context.Context) (answered bool, err error) {
 	return false, err
 }
 
-// report logs one line when containerd goes away, or is not there at the start.
+// report logs one line when containerd goes away, or is not there at the
+// start, and one more when there is a socket at last, but no answer.
 func (w *watcher) report(err error) {
 	w.x.setStatus(Status{Err: err})
-	if w.down {
+	absent := errors.Is(err, errAbsent)
+	if w.down && (absent || !w.absent) {
 		return
 	}
-	w.down = true
-	if errors.Is(err, errAbsent) {
-		w.opt.Log.Warn("no containerd found; pods are named as soon as one answers", "sockets", w.opt.Sockets)
+	// One that has just been started may still be on its way.
+	if w.refused++; w.down && w.refused < 3 {
+		return
+	}
+	w.down, w.absent, w.refused = true, absent, 0
+	if absent {
+		// A node without containers is none to warn of.
+		level := slog.LevelInfo
+		if w.named {
+			level = slog.LevelWarn
+		}
+		w.opt.Log.Log(context.Background(), level, "no containerd found; pods are named as soon as one answers", "sockets", strings.Join(w.opt.Sockets, ", "))
 		return
 	}
 	w.opt.Log.Warn("containerd does not answer; it is tried again, and pods are kept while their processes run", "error", err)
@@ -360,7 +376,7 @@ func (w *watcher) samePIDs(socket string) error {
 }
 
 func (w *watcher) up(socket, version string) {
-	w.down = false
+	w.down, w.absent = false, false
 	w.x.setStatus(Status{Socket: socket, Version: version})
 	w.x.connected.Store(true)
 	w.opt.Log.Info("containerd answers", "socket", socket, "version", version, "pods", len(w.x.Running()))

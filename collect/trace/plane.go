@@ -140,6 +140,7 @@ func (p *Plane) read(ctx context.Context, loader *bpf.Loader, done chan<- struct
 		}
 	}()
 	c := converter{loader: loader}
+	said := ""
 	for ctx.Err() == nil {
 		err := loader.Events(ctx, func(e *bpf.Event) {
 			if e.Type == bpf.PacketLoss && !p.multicast.Load() && toMany(e.Destination.Addr()) {
@@ -152,7 +153,10 @@ func (p *Plane) read(ctx context.Context, loader *bpf.Loader, done chan<- struct
 			break
 		}
 		// Counting goes on; only events are missing meanwhile.
-		p.opt.Log.Error("reading events from the kernel failed; it is tried again", "error", err)
+		if err.Error() != said {
+			said = err.Error()
+			p.opt.Log.Error("reading events from the kernel failed; it is tried again", "error", err)
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(10 * time.Second):

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"nodeskoop/testdata/need"
+)
+
+// unitCapabilities are those that the unit grants, without CAP_, in small
+// letters.
+func unitCapabilities(t *testing.T) []string {
+	t.Helper()
+	b, err := os.ReadFile("../../systemd/nodeskoop.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var caps []string
+	for _, m := range regexp.MustCompile(`(?m)^CapabilityBoundingSet=(.*)$`).FindAllStringSubmatch(string(b), -1) {
+		for _, c := range strings.Fields(m[1]) {
+			caps = append(caps, strings.ToLower(strings.TrimPrefix(c, "CAP_")))
+		}
+	}
+	return caps
+}
+
+// probesWith runs `nodeskoop probes` with these capabilities and no others.
+func probesWith(t *testing.T, caps []string, config string) map[string]probeRow {
+	t.Helper()
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := "-all"
+	for _, c := range caps {
+		set += ",+" + c
+	}
+	out, err := exec.Command("setpriv", "--bounding-set="+set, "--inh-caps=-all", "--no-new-privs",
+		path, "probes", "--json", "--config", config).Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		t.Fatalf("nodeskoop probes with %v: %v\n%s", caps, err, exit.Stderr)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	var rows []probeRow
+	if err := json.Unmarshal(out, &rows); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	byName := map[string]probeRow{}
+	for _, r := range rows {
+		byName[r.Probe] = r
+	}
+	return byName
+}
+
+// TestProbesNameTheCapabilityTheyLack takes the unit's capabilities away, one
+// and two at a time. A probe that no longer works must name one of those that
+// are missing, and nothing that is not the cause.
+func TestProbesNameTheCapabilityTheyLack(t *testing.T) {
+	need.Root(t)
+	need.Program(t, "setpriv", "unshare", "sleep")
+	all := unitCapabilities(t)
+	if len(all) != 8 {
+		t.Fatalf("the unit grants %v; this test knows 8", all)
+	}
+	// Another user's process, in a network namespace to be entered.
+	other := exec.Command("unshare", "--net", "--", "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sleep", "600")
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = other.Process.Kill(); _ = other.Wait() })
+	own, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	netns := fmt.Sprintf("/proc/%d/ns/net", other.Process.Pid)
+	eventually(t, "another user's process in a namespace of its own", func() bool {
+		there, err := os.Readlink(netns)
+		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", other.Process.Pid))
+		return err == nil && there != own && strings.TrimSpace(string(comm)) == "sleep"
+	})
+	host := filepath.Join(t.TempDir(), "host.toml")
+	away := filepath.Join(t.TempDir(), "away.toml")
+	for file, ns := range map[string]string{host: "/proc/self/ns/net", away: netns} {
+		if err := os.WriteFile(file, []byte("host_netns = "+tomlString(ns)+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tracing := []string{"biolatency", "flow", "net_softirq", "netiftxlatency", "packetloss", "socketlatency", "tcpreset", "tcpretrans"}
+	for _, test := range []struct {
+		without []string
+		config  string
+		fail    []string // these at least, if they work with everything
+		lack    []string // these work, but say what they miss
+	}{
+		{nil, host, nil, nil},
+		{[]string{"sys_ptrace"}, host, []string{"fd", "io"}, nil},
+		{[]string{"dac_read_search", "dac_override"}, host, []string{"fd"}, nil},
+		{[]string{"sys_admin", "bpf"}, host, tracing, nil},
+		{[]string{"sys_admin", "perfmon"}, host, tracing, nil},
+		{[]string{"sys_admin", "net_admin"}, host, []string{"flow"}, nil},
+		{[]string{"sys_admin"}, away, []string{"qdisc", "tcpsummary"}, nil},
+		{[]string{"net_admin"}, host, nil, nil},
+		{[]string{"syslog"}, host, nil, []string{"packetloss"}},
+		{all, host, append([]string{"fd", "io"}, tracing...), nil},
+	} {
+		t.Run("without "+strings.Join(test.without, " "), func(t *testing.T) {
+			before := probesWith(t, all, test.config)
+			after := probesWith(t, slices.DeleteFunc(slices.Clone(all), func(c string) bool { return slices.Contains(test.without, c) }), test.config)
+			named := func(text string) bool {
+				return slices.ContainsFunc(test.without, func(c string) bool { return strings.Contains(text, "CAP_"+strings.ToUpper(c)) })
+			}
+			for name, r := range after {
+				said := r.Reason + strings.Join(r.Lacks, "\n")
+				if strings.Contains(strings.ToLower(said), "memlock") {
+					t.Errorf("%s speaks of a memory limit: %s", name, said)
+				}
+				if before[name].Works && !r.Works && !named(r.Reason) {
+					t.Errorf("%s does not name the capability: %s", name, r.Reason)
+				}
+			}
+			for _, name := range test.fail {
+				if before[name].Works && after[name].Works {
+					t.Errorf("%s works all the same", name)
+				}
+			}
+			for _, name := range test.lack {
+				if r := after[name]; before[name].Works && !named(strings.Join(r.Lacks, "\n")) {
+					t.Errorf("%s does not say what it misses: %q %s", name, r.Lacks, r.Reason)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+
+	"nodeskoop/collect"
+	"nodeskoop/systemd"
+)
+
+// manager listens as systemd does.
+type manager struct {
+	t *testing.T
+	c *net.UnixConn
+}
+
+func newManager(t *testing.T) *manager {
+	path := filepath.Join(t.TempDir(), "notify")
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	t.Setenv("NOTIFY_SOCKET", path)
+	return &manager{t, c}
+}
+
+// next is the next message, "" if none comes within the time.
+func (m *manager) next(within time.Duration) string {
+	buf := make([]byte, 4096)
+	_ = m.c.SetReadDeadline(time.Now().Add(within))
+	n, err := m.c.Read(buf)
+	if err != nil {
+		return ""
+	}
+	return string(buf[:n])
+}
+
+// watched is a daemon with a Runner of no probes whose sink is given.
+func watched(t *testing.T, ready bool, sink func()) {
+	r, err := collect.NewRunner(collect.Options{Interval: time.Hour, HostNetns: "/proc/self/ns/net"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &daemon{setup: &setup{log: slog.New(slog.NewTextHandler(io.Discard, nil))}, runner: r, patience: 100 * time.Millisecond}
+	d.ready.Store(ready)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { d.watchdog(ctx); done <- struct{}{} }()
+	go func() { r.Run(ctx, func([]*dto.MetricFamily) { sink() }, nil); done <- struct{}{} }()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+		<-done
+		r.Close()
+	})
+}
+
+func TestWatchdogIsFedWhileTheLoopWaits(t *testing.T) {
+	m := newManager(t)
+	t.Setenv("WATCHDOG_USEC", fmt.Sprint(200*time.Millisecond.Microseconds()))
+	watched(t, true, func() {})
+	// Far beyond the patience, within one interval.
+	for i := range 10 {
+		if got := m.next(30 * time.Second); got != "WATCHDOG=1" {
+			t.Fatalf("message %d: %q", i, got)
+		}
+	}
+}
+
+func TestWatchdogStarvesWhenTheLoopHangs(t *testing.T) {
+	m := newManager(t)
+	t.Setenv("WATCHDOG_USEC", fmt.Sprint(200*time.Millisecond.Microseconds()))
+	entered, release := make(chan struct{}), make(chan struct{})
+	watched(t, true, func() { close(entered); <-release })
+	<-entered
+	defer close(release)
+	// What was sent before the patience ended may still be read; then nothing
+	// comes for as long as systemd would wait, several times over.
+	quiet := false
+	for range 100 {
+		if m.next(time.Second) == "" {
+			quiet = true
+			break
+		}
+	}
+	if !quiet {
+		t.Error("the watchdog is fed although the sampling loop hangs")
+	}
+}
+
+func TestStartMayTakeAsLongAsItGetsOn(t *testing.T) {
+	m := newManager(t)
+	watched(t, false, func() {})
+	for range 3 {
+		if got := m.next(30 * time.Second); !strings.HasPrefix(got, "EXTEND_TIMEOUT_USEC=") {
+			t.Fatalf("before the first textfile it says %q", got)
+		}
+	}
+}
+
+func TestProbesDoNotHoldTheWatchdogUp(t *testing.T) {
+	m := newManager(t)
+	t.Setenv("WATCHDOG_USEC", fmt.Sprint(200*time.Millisecond.Microseconds()))
+	release := make(chan struct{})
+	hangs := collect.Factory{Name: "tcp", New: func(collect.Env) (collect.Probe, error) { return hanging{release}, nil }}
+	r, err := collect.NewRunner(collect.Options{Interval: time.Millisecond, Timeout: 300 * time.Millisecond, HostNetns: "/proc/self/ns/net", Enabled: []string{"tcp"}}, hangs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &daemon{setup: &setup{log: slog.New(slog.DiscardHandler)}, runner: r, patience: 100 * time.Millisecond}
+	d.ready.Store(true)
+	ctx, cancel := context.WithCancel(t.Context())
+	cycles, done := make(chan struct{}, 100), make(chan struct{})
+	go d.watchdog(ctx)
+	go func() {
+		r.Run(ctx, func([]*dto.MetricFamily) {
+			select {
+			case cycles <- struct{}{}:
+			default:
+			}
+		}, nil)
+		close(done)
+	}()
+	// The first cycle takes longer than the patience, and is not held against it.
+	for i := range 8 {
+		if got := m.next(30 * time.Second); got != "WATCHDOG=1" {
+			t.Fatalf("message %d: %q", i, got)
+		}
+	}
+	<-cycles
+	close(release)
+	cancel()
+	<-done
+	r.Close()
+}
+
+// hanging is a probe that does not return.
+type hanging struct{ release chan struct{} }
+
+func (h hanging) Over() collect.Over         { return collect.EachNetns }
+func (h hanging) Sample(*collect.View) error { <-h.release; return nil }
+func (h hanging) Close() error               { return nil }
+
+func TestStatusIsOneLine(t *testing.T) {
+	m := newManager(t)
+	r, err := collect.NewRunner(collect.Options{Interval: time.Hour, HostNetns: "/proc/self/ns/net"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	d := &daemon{setup: &setup{log: slog.New(slog.DiscardHandler)}, runner: r, pods: collect.NoPods{}, refused: fmt.Errorf("a.toml:1: bad\na.toml:2: worse")}
+	name, value := "n", 1.0
+	fams := []*dto.MetricFamily{{Name: &name, Metric: []*dto.Metric{{Gauge: &dto.Gauge{Value: &value}}, {Gauge: &dto.Gauge{Value: &value}}}}}
+	if got, want := d.status(fams), "configuration refused, the one before is in effect: a.toml:1: bad\na.toml:2: worse; 2 series, 0 pods (containerd does not answer), 0 of 0 probes work"; got != want {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+	systemd.Status(d.status(fams))
+	if got := m.next(30 * time.Second); strings.Count(got, "\n") != 0 || !strings.HasPrefix(got, "STATUS=configuration refused") {
+		t.Errorf("sent %q", got)
+	}
+}

@@ -1,0 +1,47 @@
+package pod
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// A containerd that is absent, then there but silent, is two lines however
+// often it is tried.
+func TestAbsentThenSilentIsLoggedOnceEach(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "c.sock")
+	log := &logbook{}
+	ctx, cancel := context.WithCancel(context.Background())
+	x := watch(ctx, Options{Sockets: []string{socket}, HostNetns: "/proc/self/ns/net", Log: slog.New(slog.NewTextHandler(log, nil))}, usual)
+	defer func() { cancel(); x.Wait() }()
+	if err := x.Sync(ctx); err == nil {
+		t.Fatal("an absent containerd is in sync")
+	}
+	if log.count("no containerd found") != 1 || log.count("level=WARN") != 1 {
+		t.Errorf("a socket that was named and is absent: %q", log.lines())
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() // it never accepts
+	for deadline := time.Now().Add(time.Minute); log.count("containerd does not answer") == 0; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("its silence is not logged: %q", log.lines())
+		}
+	}
+	if log.count("it hangs, or the machine is overloaded") != 1 {
+		t.Errorf("the reason: %q", log.lines())
+	}
+	// Some more rounds.
+	was := x.Status().Err
+	for deadline := time.Now().Add(6 * time.Second); time.Now().Before(deadline) && x.Status().Err == was; {
+		time.Sleep(20 * time.Millisecond)
+	}
+	if n := len(log.lines()); n != 2 {
+		t.Errorf("%d lines: %q", n, log.lines())
+	}
+}

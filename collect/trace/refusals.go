@@ -1,0 +1,29 @@
+package trace
+
+import (
+	"slices"
+
+	"nodeskoop/bpf"
+)
+
+// Refusals says which ways to attach a loaded probe the kernel did not take,
+// and what it answered, before it took the one in use.
+func (p *Plane) Refusals(name string) []string {
+	var hooks []bpf.HookState
+	p.mu.Lock()
+	for pr := range p.probes {
+		if pr.kind.name == name {
+			hooks = append(hooks, pr.bpf.Hooks()...)
+		}
+	}
+	p.mu.Unlock()
+	var out []string
+	for _, h := range hooks {
+		for _, r := range h.Refused {
+			if line := string(r.Kind) + ": " + r.Reason; !slices.Contains(out, line) {
+				out = append(out, line)
+			}
+		}
+	}
+	return out
+}

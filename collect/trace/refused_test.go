@@ -1,0 +1,193 @@
+package trace
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect"
+	"nodeskoop/testdata/need"
+)
+
+// program is the real nodeskoop.
+func program(t *testing.T) string {
+	t.Helper()
+	if p := os.Getenv("NODESKOOP_TEST_BINARY"); p != "" {
+		return p
+	}
+	need.Program(t, "go")
+	p := filepath.Join(t.TempDir(), "nodeskoop")
+	if out, err := exec.Command("go", "build", "-o", p, "nodeskoop/cmd/nodeskoop").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return p
+}
+
+// row is what a test reads of `nodeskoop probes --json`.
+type row struct {
+	Probe, Source, Reason, Hook string
+	Works                       bool
+}
+
+// finding is what a test reads of `nodeskoop check --json`.
+type finding struct{ Check, Verdict, Found, Do string }
+
+// command runs nodeskoop, without type information if hidden, and returns its
+// standard output and its exit code.
+func command(t *testing.T, hidden bool, args ...string) ([]byte, int) {
+	t.Helper()
+	cmd := exec.Command(args[0], args[1:]...)
+	if hidden {
+		cmd = exec.Command("sh", append([]string{"-c", `mount -t tmpfs none /sys/kernel/btf && exec "$@"`, "sh"}, args...)...)
+		cmd.SysProcAttr = &unix.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
+	}
+	cmd.Dir = t.TempDir()
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("%v: %v", args, err)
+	}
+	t.Logf("%v: exit code %d, standard error: %s", args[1:], cmd.ProcessState.ExitCode(), &stderr)
+	return out, cmd.ProcessState.ExitCode()
+}
+
+// refused runs nodeskoop where the kernel refuses eBPF programs their work, and
+// demands that the other probes work on, and that it says what is the matter.
+// It returns the names of the eBPF probes that work all the same.
+func refused(t *testing.T, hidden bool, reason string) (working []string) {
+	t.Helper()
+	need.Root(t)
+	nodeskoop := program(t)
+	config := filepath.Join(t.TempDir(), "none.toml")
+	if err := os.WriteFile(config, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, code := command(t, hidden, nodeskoop, "probes", "--json", "--config", config)
+	var rows []row
+	if err := json.Unmarshal(out, &rows); err != nil || code != 0 {
+		t.Fatalf("exit code %d, %v: %s", code, err, out)
+	}
+	tracing := 0
+	for _, r := range rows {
+		info := collect.ProbeByName(r.Probe)
+		if info.Source != collect.EBPF {
+			// Processes that the kernel hides from everyone are not the matter here.
+			if !r.Works {
+				t.Errorf("%s does not work: %s", r.Probe, r.Reason)
+			}
+			continue
+		}
+		tracing++
+		switch {
+		case r.Works && r.Hook != "":
+			working = append(working, r.Probe)
+		case r.Works:
+			t.Errorf("%s works by no hook", r.Probe)
+		case !strings.Contains(r.Reason, reason):
+			t.Errorf("%s: %q does not say %q", r.Probe, r.Reason, reason)
+		case strings.Contains(r.Reason, "MEMLOCK") || strings.Contains(r.Reason, "load program: "):
+			t.Errorf("%s: %q tells of something else", r.Probe, r.Reason)
+		default:
+			t.Logf("%s: %s", r.Probe, r.Reason)
+		}
+	}
+	if len(rows) != 23 || tracing != 10 {
+		t.Errorf("%d probes, %d of them by eBPF", len(rows), tracing)
+	}
+	text, _ := command(t, hidden, nodeskoop, "probes", "--config", config)
+	if want := " does not work: "; tracing > len(working) && (strings.Count(string(text), want) != tracing-len(working) || !strings.Contains(string(text), reason)) {
+		t.Errorf("the table does not name %d probes and %q:\n%s", tracing-len(working), reason, text)
+	}
+
+	// All series of the other 13 are there, and the exit code tells that not
+	// all probes worked.
+	out, code = command(t, hidden, nodeskoop, "collect", "--probe", "all", "--config", config)
+	if want := map[bool]int{true: 3, false: 0}[tracing > len(working)]; code != want {
+		t.Errorf("collect: exit code %d, want %d", code, want)
+	}
+	series := 0
+	for _, p := range collect.Probes() {
+		works := p.Source != collect.EBPF || slices.Contains(working, p.Name)
+		for _, m := range p.Metrics {
+			has := bytes.Contains(out, []byte("\n# TYPE "+m.Name+" ")) || bytes.HasPrefix(out, []byte("# TYPE "+m.Name+" "))
+			if works && len(m.Labels) == 0 && !has {
+				t.Errorf("collect does not give %s of %s", m.Name, p.Name)
+			}
+			if has {
+				series++
+			}
+		}
+	}
+	t.Logf("%d families, and by eBPF: %v", series, working)
+	return working
+}
+
+// checked runs `nodeskoop check` and returns what it found about a thing; it
+// demands that the thing has the verdict, and a word on what to do.
+func checked(t *testing.T, hidden bool, about string) finding {
+	t.Helper()
+	out, _ := command(t, hidden, program(t), "check", "--json", "--config", os.DevNull)
+	var findings []finding
+	if err := json.Unmarshal(out, &findings); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, f := range findings {
+		t.Logf("%s %s: %s -> %s", f.Verdict, f.Check, f.Found, f.Do)
+	}
+	i := slices.IndexFunc(findings, func(f finding) bool { return f.Check == about })
+	if i < 0 {
+		t.Fatalf("check says nothing about %s: %s", about, out)
+	}
+	if findings[i].Verdict == "ok" || findings[i].Do == "" {
+		t.Errorf("%+v is no warning with an advice", findings[i])
+	}
+	for _, f := range findings {
+		if strings.HasPrefix(f.Check, "probe") && f.Verdict == "FAIL" && f.Do == "" {
+			t.Errorf("%+v does not say what to do", f)
+		}
+	}
+	return findings[i]
+}
+
+// TestNoBTF hides the kernel's type information, without which no eBPF program
+// can be fitted to it.
+func TestNoBTF(t *testing.T) {
+	need.Program(t, "sh", "mount")
+	hide := os.Getenv("NODESKOOP_TEST_VM") != "nobtf"
+	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); !hide && err == nil {
+		t.Fatal("this VM was to hide the kernel's type information")
+	}
+	const reason = "the kernel has no type information (no /sys/kernel/btf/vmlinux; it needs CONFIG_DEBUG_INFO_BTF)"
+	if working := refused(t, hide, reason); len(working) > 0 {
+		t.Errorf("%v work without type information", working)
+	}
+	if f := checked(t, hide, "BTF"); !strings.Contains(f.Found, "/sys/kernel/btf") {
+		t.Errorf("%+v", f)
+	}
+}
+
+// TestLockdown runs where the kernel keeps its memory from everyone, programs
+// of eBPF included.
+func TestLockdown(t *testing.T) {
+	state, err := os.ReadFile("/sys/kernel/security/lockdown")
+	if os.Getenv("NODESKOOP_TEST_VM") == "lockdown" && (err != nil || !strings.Contains(string(state), "[confidentiality]")) {
+		t.Fatalf("this VM was to be locked down: %q %v", state, err)
+	}
+	need.Kernel(t, strings.Contains(string(state), "[confidentiality]"), "not booted with lockdown=confidentiality")
+	working := refused(t, false, "lockdown")
+	f := checked(t, false, "lockdown")
+	if !strings.Contains(f.Found, "confidentiality") {
+		t.Errorf("%+v", f)
+	}
+	t.Logf("under lockdown=confidentiality these eBPF probes work: %v", working)
+}
