@@ -96,6 +96,10 @@ type Metric struct {
 	Alias string
 	// Extra marks a metric beyond the contract's table.
 	Extra bool
+	// Kernel names the kernel's counter or path, and the functions that move it.
+	Kernel string
+	// Rises says what makes it rise, or for a gauge what moves it.
+	Rises string
 
 	probe string
 	id    int
@@ -168,6 +172,11 @@ type EventType struct {
 	MessageID string
 	// Summary says in one sentence what happened.
 	Summary string
+	// Explain says what that means and what it usually comes from, in
+	// paragraphs separated by an empty line.
+	Explain string
+	// Next are the commands that look further.
+	Next []Step
 
 	probe string
 	id    int
@@ -237,6 +246,7 @@ func newIndex() *index {
 			panic("collect: metric declared twice: " + m.Name)
 		}
 		m.probe, m.id = probe, len(x.allM)
+		m.Kernel, m.Rises = metricNotes[m.Name].kernel, metricNotes[m.Name].rises
 		x.allM = append(x.allM, m)
 		x.metrics[m.Name] = m
 	}
@@ -254,6 +264,7 @@ func newIndex() *index {
 		for j := range p.Events {
 			e := &p.Events[j]
 			e.probe, e.id = p.Name, len(x.allE)
+			e.Explain, e.Next = explanations[e.Name].text, explanations[e.Name].steps
 			x.allE = append(x.allE, e)
 			x.events[e.Name] = e
 		}

@@ -31,7 +31,7 @@ var probes = []ProbeInfo{
 		Name: "tcp", Title: "TCP counters of the SNMP MIB", Source: Procfs, Overhead: "low", Default: true,
 		Metrics: []Metric{
 			counter("kubeskoop_tcp_activeopens", PerNetns, "Tcp.ActiveOpens", "TCP connections opened by connect(): transitions from CLOSED to SYN_SENT."),
-			counter("kubeskoop_tcp_passiveopens", PerNetns, "Tcp.PassiveOpens", "TCP connections accepted from a peer: transitions from LISTEN to SYN_RECV."),
+			counter("kubeskoop_tcp_passiveopens", PerNetns, "Tcp.PassiveOpens", "TCP connections that peers opened: handshakes completed on listening sockets."),
 			counter("kubeskoop_tcp_retranssegs", PerNetns, "Tcp.RetransSegs", "TCP segments retransmitted."),
 			counter("kubeskoop_tcp_attemptfails", PerNetns, "Tcp.AttemptFails", "TCP connection attempts that failed: SYN_SENT or SYN_RECV to CLOSED, or SYN_RECV to LISTEN."),
 			counter("kubeskoop_tcp_estabresets", PerNetns, "Tcp.EstabResets", "TCP connections reset from ESTABLISHED or CLOSE_WAIT."),
@@ -45,7 +45,7 @@ var probes = []ProbeInfo{
 	{
 		Name: "udp", Title: "UDP counters of the SNMP MIB", Source: Procfs, Overhead: "low", Default: true,
 		Metrics: []Metric{
-			counter("kubeskoop_udp_indatagrams", PerNetns, "Udp.InDatagrams", "UDP datagrams delivered to sockets (IPv4)."),
+			counter("kubeskoop_udp_indatagrams", PerNetns, "Udp.InDatagrams", "UDP datagrams that applications read (IPv4)."),
 			counter("kubeskoop_udp_noports", PerNetns, "Udp.NoPorts", "UDP datagrams for a port on which nothing listens (IPv4)."),
 			counter("kubeskoop_udp_inerrors", PerNetns, "Udp.InErrors", "UDP datagrams that could not be delivered, full receive buffers and bad checksums included (IPv4)."),
 			counter("kubeskoop_udp_outdatagrams", PerNetns, "Udp.OutDatagrams", "UDP datagrams sent (IPv4)."),
@@ -74,7 +74,7 @@ var probes = []ProbeInfo{
 			counter("kubeskoop_tcpext_tcpabortonclose", PerNetns, "TcpExt.TCPAbortOnClose", "Connections reset because the application closed the socket with data still unread."),
 			counter("kubeskoop_tcpext_tcpabortonmemory", PerNetns, "TcpExt.TCPAbortOnMemory", "Connections aborted for lack of TCP memory or because of too many orphans."),
 			counter("kubeskoop_tcpext_tcpabortontimeout", PerNetns, "TcpExt.TCPAbortOnTimeout", "Connections aborted because a retransmission, keep-alive or other timer ran out."),
-			counter("kubeskoop_tcpext_tcpabortonlinger", PerNetns, "TcpExt.TCPAbortOnLinger", "Connections aborted in FIN_WAIT2 after the linger time of the closed socket."),
+			counter("kubeskoop_tcpext_tcpabortonlinger", PerNetns, "TcpExt.TCPAbortOnLinger", "Connections aborted in FIN_WAIT2 because the closed socket had a negative TCP_LINGER2."),
 			counter("kubeskoop_tcpext_tcpabortondata", PerNetns, "TcpExt.TCPAbortOnData", "Connections reset because data arrived after the application closed, or by close() with a linger time of 0."),
 			counter("kubeskoop_tcpext_tcpabortfailed", PerNetns, "TcpExt.TCPAbortFailed", "RST segments that could not be sent when a connection was aborted."),
 			counter("kubeskoop_tcpext_tcpackskippedsynrecv", PerNetns, "TcpExt.TCPACKSkippedSynRecv", "ACKs not sent in SYN_RECV because of the rate limit on answers to out-of-window segments."),
@@ -188,10 +188,10 @@ var probes = []ProbeInfo{
 		Name: "conntrack", Title: "connection tracking", Source: Netlink, Overhead: "low", Default: true,
 		Options: []Option{podsOption},
 		Metrics: []Metric{
-			counter("kubeskoop_conntrack_found", PerNetns, "found", "Conntrack lookups that found an entry (found, over all CPUs)."),
+			counter("kubeskoop_conntrack_found", PerNetns, "found", "Times that NAT found a tuple in use when it looked for a free one (found, over all CPUs); before Linux 4.9 every lookup that found an entry."),
 			counter("kubeskoop_conntrack_invalid", PerNetns, "invalid", "Packets that conntrack could not track (invalid, over all CPUs)."),
 			counter("kubeskoop_conntrack_ignore", PerNetns, "ignore", "Packets seen that were tracked or exempt already (ignore, over all CPUs); kernels since 5.10 no longer count it: 0."),
-			counter("kubeskoop_conntrack_insert", PerNetns, "insert", "Entries inserted into the conntrack table (insert, over all CPUs); many kernels no longer count it."),
+			counter("kubeskoop_conntrack_insert", PerNetns, "insert", "Entries inserted into the conntrack table (insert, over all CPUs); since Linux 4.9 those that programs insert alone."),
 			counter("kubeskoop_conntrack_insertfailed", PerNetns, "insert_failed", "Entries that could not be inserted, mostly a race between packets of one connection (insert_failed, over all CPUs)."),
 			counter("kubeskoop_conntrack_drop", PerNetns, "drop", "Packets dropped because an entry could not be made, a full table for one (drop, over all CPUs)."),
 			counter("kubeskoop_conntrack_earlydrop", PerNetns, "early_drop", "Entries dropped early to make room in a full table (early_drop, over all CPUs)."),

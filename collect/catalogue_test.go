@@ -1,6 +1,7 @@
 package collect
 
 import (
+	"net/netip"
 	"os"
 	"regexp"
 	"strings"
@@ -142,4 +143,69 @@ func TestCatalogueHoldsTheContractsEvents(t *testing.T) {
 		}
 		ids[e.MessageID] = true
 	}
+}
+
+func TestCatalogueSaysWhatMovesEachMetric(t *testing.T) {
+	for name := range metricNotes {
+		if m := MetricByName(name); m == nil || m.Alias != "" {
+			t.Errorf("a reference about %s, which is no metric of its own", name)
+		}
+	}
+	for _, m := range Metrics() {
+		if m.Probe() == "" || m.Alias != "" {
+			continue
+		}
+		if m.Kernel == "" || len(m.Rises) < 20 || !strings.HasSuffix(m.Rises, ".") {
+			t.Errorf("%s: kernel %q, rises %q", m.Name, m.Kernel, m.Rises)
+		}
+		if _, field, ok := strings.Cut(m.Field, "."); ok && m.Probe() != "netdev" && !strings.Contains(m.Kernel, " "+field+";") {
+			t.Errorf("%s is read from %s, but described as %s", m.Name, m.Field, m.Kernel)
+		}
+	}
+}
+
+func TestCatalogueExplainsEachEvent(t *testing.T) {
+	if len(explanations) != len(Events()) {
+		t.Errorf("%d explanations of %d events", len(explanations), len(Events()))
+	}
+	placeholder := regexp.MustCompile(`@([^@]*)@`)
+	replaced := regexp.MustCompile(`^[A-Z_]+$`) // journalctl replaces no name with a digit
+	for _, e := range Events() {
+		fields := eventFields(e)
+		if len(e.Explain) < 200 || len(e.Next) < 2 || !strings.HasSuffix(e.Explain, ".") {
+			t.Errorf("%s: %d bytes of explanation, %d steps", e.Name, len(e.Explain), len(e.Next))
+		}
+		if strings.Contains(e.Explain, "@") {
+			t.Errorf("%s: a placeholder in the explanation, which is shown without an event, too", e.Name)
+		}
+		for _, f := range regexp.MustCompile(`\bKUBESKOOP_[A-Z_]+\b`).FindAllString(e.Explain, -1) {
+			if !fields[f] {
+				t.Errorf("%s explains %s, which it does not carry", e.Name, f)
+			}
+		}
+		for _, s := range e.Next {
+			if s.Command == "" || s.Shows == "" || strings.Contains(s.Command+s.Shows, "\n") {
+				t.Errorf("%s: step %+v", e.Name, s)
+			}
+			for _, m := range placeholder.FindAllStringSubmatch(s.Command, -1) {
+				if !fields[m[1]] || !replaced.MatchString(m[1]) {
+					t.Errorf("%s: the command %q needs %s, which the event does not carry", e.Name, s.Command, m[1])
+				}
+			}
+		}
+	}
+}
+
+// eventFields are the journal fields that an event of the type may carry.
+func eventFields(t *EventType) map[string]bool {
+	e := Event{Type: t, Latency: time.Second, Protocol: "TCP", Comm: "c", PID: 1, CPU: 1, Ifname: "i", Disk: "d", Vector: "v",
+		Location: "l", Reason: "r", TCPState: "s", Stack: []string{"f"}, Netns: 1}
+	addr := netip.MustParseAddr("192.0.2.1")
+	e.Src, e.Dst = Endpoint{Addr: addr, Port: 1}, Endpoint{Addr: addr, Port: 2}
+	for _, p := range t.Points {
+		e.Points = append(e.Points, Point{Name: p, Latency: 1})
+	}
+	fields := map[string]bool{}
+	e.Fields(nil, func(name string, _ []byte) { fields[name] = true })
+	return fields
 }

@@ -1,0 +1,254 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"nodeskoop/collect"
+)
+
+// The completions are made from the command line that the program really
+// has, and run nothing when they complete: on a node that is in trouble a
+// shell that waits is the last thing that anybody needs.
+
+// valuesOf are the words that a flag's value may be; files says that it is a
+// path.
+func valuesOf(flag string) (words []string, files bool) {
+	switch flag {
+	case "probe":
+		words = append(words, "all", "default")
+		for _, p := range collect.Probes() {
+			words = append(words, p.Name)
+		}
+	case "event":
+		for _, e := range collect.Events() {
+			words = append(words, e.Name)
+		}
+	case "log-level":
+		words = []string{"debug", "info", "warn", "error"}
+	case "config", "output":
+		files = true
+	}
+	return words, files
+}
+
+// completed is a flag as a shell offers it.
+type completed struct {
+	names []string // with their dashes, the long one first
+	usage string
+	value bool
+	words []string
+	files bool
+}
+
+func completedFlags(flags []cli.Flag) []completed {
+	var out []completed
+	for _, f := range flags {
+		doc, ok := f.(cli.DocGenerationFlag)
+		if !ok {
+			continue
+		}
+		c := completed{usage: strings.ReplaceAll(doc.GetUsage(), "`", ""), value: doc.TakesValue()}
+		for _, n := range f.Names() {
+			if len(n) > 1 {
+				n = "-" + n
+			}
+			c.names = append(c.names, "-"+n)
+		}
+		c.words, c.files = valuesOf(f.Names()[0])
+		out = append(out, c)
+	}
+	return append(out, completed{names: []string{"--help", "-h"}, usage: "show help"})
+}
+
+func flagNames(flags []completed) string {
+	var names []string
+	for _, f := range flags {
+		names = append(names, f.names[0])
+	}
+	return strings.Join(names, " ")
+}
+
+func commandNames(cmds []*cli.Command) string {
+	var names []string
+	for _, c := range cmds {
+		if !c.Hidden {
+			names = append(names, c.Name)
+		}
+	}
+	return strings.Join(names, " ")
+}
+
+// docBash writes the completion for bash.
+func docBash(w io.Writer) error {
+	app := newApp(io.Discard, io.Discard)
+	global := append(completedFlags(app.Flags), completed{names: []string{"--version", "-v"}})
+	var b strings.Builder
+	b.WriteString(`# bash completion for nodeskoop. Made by nodeskoop docs bash. Do not edit.
+
+_nodeskoop() {
+  local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} cmd='' sub='' i word
+  # bash takes "=" for a word of its own.
+  if [[ $cur == = ]]; then
+    cur=''
+  elif [[ $prev == = ]]; then
+    prev=${COMP_WORDS[COMP_CWORD-2]}
+  fi
+  for ((i = 1; i < COMP_CWORD; i++)); do
+    word=${COMP_WORDS[i]}
+    case $word in
+`)
+	var valued []string
+	seen := map[string]bool{}
+	each := func(f func(flags []completed)) {
+		f(global)
+		for _, c := range app.Commands {
+			f(completedFlags(c.Flags))
+		}
+	}
+	values := map[string]completed{}
+	each(func(flags []completed) {
+		for _, f := range flags {
+			if key := strings.Join(f.names, " | "); f.value && !seen[key] {
+				seen[key] = true
+				valued = append(valued, key)
+				values[key] = f
+			}
+		}
+	})
+	fmt.Fprintf(&b, "      %s)\n        if [[ ${COMP_WORDS[i+1]} == = ]]; then ((i += 2)); else ((i += 1)); fi ;;\n", strings.Join(valued, " | "))
+	var silent []string
+	b.WriteString(`      -*) ;;
+      *) if [[ -z $cmd ]]; then cmd=$word; else sub=$word; fi ;;
+    esac
+  done
+  COMPREPLY=()
+  case $prev in
+`)
+	for _, key := range valued {
+		f := values[key]
+		switch {
+		case !f.files && len(f.words) == 0:
+			silent = append(silent, key)
+		case f.files:
+			fmt.Fprintf(&b, "    %s)\n      compopt -o filenames 2>/dev/null\n      mapfile -t COMPREPLY < <(compgen -f -- \"$cur\")\n      return ;;\n", key)
+		case f.names[0] == "--probe":
+			// A list: the part behind the last comma is completed.
+			fmt.Fprintf(&b, "    %s)\n      compopt -o nospace 2>/dev/null\n      local head=''\n      [[ $cur == *,* ]] && head=${cur%%,*},\n      mapfile -t COMPREPLY < <(compgen -P \"$head\" -W '%s' -- \"${cur##*,}\")\n      return ;;\n",
+				key, strings.Join(f.words, " "))
+		default:
+			fmt.Fprintf(&b, "    %s)\n      mapfile -t COMPREPLY < <(compgen -W '%s' -- \"$cur\")\n      return ;;\n", key, strings.Join(f.words, " "))
+		}
+	}
+	fmt.Fprintf(&b, "    %s)\n      return ;;\n", strings.Join(silent, " | "))
+	b.WriteString("  esac\n  local words=''\n  case $cmd in\n")
+	fmt.Fprintf(&b, "    '') words='%s'\n      [[ $cur == -* ]] && words='%s' ;;\n", commandNames(app.Commands), flagNames(global))
+	for _, c := range app.Commands {
+		if c.Hidden {
+			continue
+		}
+		fmt.Fprintf(&b, "    %s) [[ -z $sub ]] && words='%s'\n      [[ $cur == -* ]] && words='%s' ;;\n", c.Name, commandNames(c.Subcommands), flagNames(completedFlags(c.Flags)))
+	}
+	b.WriteString("  esac\n  mapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$cur\")\n}\ncomplete -F _nodeskoop nodeskoop\n")
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// zshSpec is a flag as _arguments takes it.
+func zshSpec(f completed) string {
+	quote := func(s string) string {
+		return strings.NewReplacer("'", "'\\''", "[", "\\[", "]", "\\]", ":", "\\:").Replace(s)
+	}
+	action := ""
+	switch {
+	case !f.value:
+	case f.files:
+		action = ":file:_files"
+	case f.names[0] == "--probe":
+		action = ":probes:_values -s , probe " + strings.Join(f.words, " ")
+	case len(f.words) > 0:
+		action = ":value:(" + strings.Join(f.words, " ") + ")"
+	default:
+		action = ":value:"
+	}
+	long := f.names[0]
+	if f.value {
+		long += "="
+	}
+	if len(f.names) == 1 {
+		return "'" + long + "[" + quote(f.usage) + "]" + action + "'"
+	}
+	names := append([]string{long}, f.names[1:]...)
+	return "'(" + strings.Join(f.names, " ") + ")'{" + strings.Join(names, ",") + "}'[" + quote(f.usage) + "]" + action + "'"
+}
+
+// docZsh writes the completion for zsh.
+func docZsh(w io.Writer) error {
+	app := newApp(io.Discard, io.Discard)
+	var b strings.Builder
+	b.WriteString("#compdef nodeskoop\n# zsh completion for nodeskoop. Made by nodeskoop docs zsh. Do not edit.\n\n_nodeskoop() {\n  local line state state_descr context\n  typeset -A opt_args\n  _arguments -C \\\n")
+	for _, f := range append(completedFlags(app.Flags), completed{names: []string{"--version", "-v"}, usage: "print the version"}) {
+		fmt.Fprintf(&b, "    %s \\\n", zshSpec(f))
+	}
+	describe := func(indent string, cmds []*cli.Command) {
+		for _, c := range cmds {
+			if !c.Hidden {
+				fmt.Fprintf(&b, "%s'%s:%s'\n", indent, c.Name, strings.NewReplacer("'", "'\\''", ":", "\\:").Replace(c.Usage))
+			}
+		}
+	}
+	b.WriteString("    '1: :->command' '*:: :->rest'\n  case $state in\n  command)\n    local -a commands=(\n")
+	describe("      ", app.Commands)
+	b.WriteString("    )\n    _describe command commands ;;\n  rest)\n    case $line[1] in\n")
+	for _, c := range app.Commands {
+		if c.Hidden {
+			continue
+		}
+		fmt.Fprintf(&b, "    %s)\n", c.Name)
+		if len(c.Subcommands) > 0 {
+			b.WriteString("      local -a pages=(\n")
+			describe("        ", c.Subcommands)
+			b.WriteString("      )\n      _describe page pages ;;\n")
+			continue
+		}
+		b.WriteString("      _arguments")
+		for _, f := range completedFlags(c.Flags) {
+			fmt.Fprintf(&b, " \\\n        %s", zshSpec(f))
+		}
+		b.WriteString(" ;;\n")
+	}
+	b.WriteString("    esac ;;\n  esac\n}\n\n_nodeskoop \"$@\"\n")
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// docFish writes the completion for fish.
+func docFish(w io.Writer) error {
+	s, err := newApp(io.Discard, io.Discard).ToFishCompletion()
+	if err != nil {
+		return err
+	}
+	var b strings.Builder
+	b.WriteString(s)
+	// What the flags' values may be is ours to say.
+	done := map[string]bool{}
+	for _, c := range newApp(io.Discard, io.Discard).Commands {
+		for _, f := range completedFlags(c.Flags) {
+			name := strings.TrimLeft(f.names[0], "-")
+			if len(f.words) == 0 || done[name] {
+				continue
+			}
+			done[name] = true
+			words := "'" + strings.Join(f.words, " ") + "'"
+			if name == "probe" {
+				words = "'(__fish_append , " + strings.Join(f.words, " ") + ")'"
+			}
+			fmt.Fprintf(&b, "complete -c nodeskoop -l %s -x -a %s\n", name, words)
+		}
+	}
+	_, err = io.WriteString(w, b.String())
+	return err
+}

@@ -1,0 +1,208 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"nodeskoop/collect"
+)
+
+// generatedMark tells who opens a page in an editor where it comes from.
+const generatedMark = "<!-- Made from the catalogue by `make generate`. Do not edit. -->\n"
+
+// costs says what each eBPF probe adds to the kernel's work, measured by `make
+// bench-bpf` on Linux 6.18, net of an empty program at the same place.
+var costs = map[string]string{
+	"packetloss":     "Runs for dropped packets alone: 210 ns each.",
+	"tcpreset":       "Runs for resets alone, well under a microsecond each: traffic without them pays nothing that can be measured.",
+	"tcpretrans":     "Runs for retransmissions alone, about 200 ns each: traffic without them pays nothing that can be measured.",
+	"biolatency":     "Runs at the start and the end of each block I/O, 1 to 2 us each.",
+	"net_softirq":    "Runs three times for each network softirq, 40 ns each.",
+	"netiftxlatency": "Runs for each packet sent: 52 and 50 ns at the driver, and at the queue 10 ns where the device has none.",
+	"kernellatency":  "Runs for each packet: 41 and 42 ns when it is received, 26 ns when it is sent.",
+	"flow":           "Runs for each packet sent: 162 ns.",
+	"socketlatency":  "Runs for each read and write of a socket: 62 and 118 ns for TCP's reads, 139 and 45 ns for its writes.",
+	"virtcmdlatency": "Runs per control command alone, of which a running machine sends hardly any.",
+}
+
+// costOf says what a probe costs, and whom.
+func costOf(p *collect.ProbeInfo) string {
+	if c := costs[p.Name]; c != "" {
+		return c
+	}
+	c := "Reads the kernel's own counters once a cycle; nothing on the way of packets."
+	switch p.Name {
+	case "fd", "io":
+		c = "Reads /proc once a cycle for every process: with tcpsummary the dearest of this kind, and nothing on the way of packets."
+	case "tcpsummary":
+		c = "Walks the connections once a cycle: it grows with their number; nothing on the way of packets."
+	}
+	return c
+}
+
+// docProbes writes the table of probes for the README.
+func docProbes(w io.Writer) error {
+	var b strings.Builder
+	b.WriteString("| probe | looks at | from | on by default | events |\n|---|---|---|---|---|\n")
+	for _, p := range collect.Probes() {
+		var events []string
+		for i := range p.Events {
+			events = append(events, "`"+p.Events[i].Name+"`")
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", p.Name, cell(p.Title), p.Source, yesNo(p.Default), strings.Join(events, " "))
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// docMetrics writes the reference of the metrics, docs/METRICS.md.
+func docMetrics(w io.Writer) error {
+	var b strings.Builder
+	b.WriteString(generatedMark + `# Metrics
+
+Every series carries ` + "`k8s_node`, `k8s_namespace` and `k8s_pod`" + `. For the host's own network namespace, and for what the kernel counts for the whole node, both pod labels are ` + "`" + collect.DefaultHostLabel + "`" + ` (or ` + "`pods.host_label`" + `).
+
+How to read the tables:
+
+- **per network namespace**: one series for each pod, and one for the host, of what that namespace's network stack counts. Pods that share the host's network are in the host's series.
+- **per pod**: over all processes of the pod; the host's series is everything outside pods.
+- **per node**, **per connection**: as it says.
+- A counter begins at whatever the kernel had counted; use ` + "`rate()`" + `. A probe that runs emits all its series from the first sample on, zeros included, except ` + "`kubeskoop_packetloss_reason`" + ` and flows, which appear when they occur.
+- "IPv4" says that the kernel counts IPv6 elsewhere (snmp6), and nodeskoop does not read it. Where neither is named, both count.
+- Functions are named as in Linux 6.x. A metric whose kernel counter does not exist on a machine has no series there.
+
+`)
+	for _, p := range collect.Probes() {
+		if len(p.Metrics) > 0 {
+			fmt.Fprintf(&b, "[%s](#%s) ", p.Name, p.Name)
+		}
+	}
+	b.WriteString("[nodeskoop itself](#nodeskoop-itself)\n")
+	for _, p := range collect.Probes() {
+		if len(p.Metrics) == 0 {
+			continue
+		}
+		fmt.Fprintf(&b, "\n## %s\n\n%s. From %s; on by default: %s. %s\n", p.Name, upperFirst(p.Title), p.Source, yesNo(p.Default), costOf(p))
+		b.WriteString("\n| metric | meaning | what moves it | in the kernel |\n|---|---|---|---|\n")
+		var same []string
+		for i := range p.Metrics {
+			m := &p.Metrics[i]
+			if m.Alias != "" {
+				same = append(same, fmt.Sprintf("`%s` is `%s`", m.Name, m.Alias))
+				continue
+			}
+			fmt.Fprintf(&b, "| `%s`<br>%s per %s | %s | %s | %s |\n", m.Name, m.Type, scopeWords(m), cell(m.Help), cell(m.Rises), cell(m.Kernel))
+		}
+		if len(same) > 0 {
+			fmt.Fprintf(&b, "\nWith `compat_names`, under the names that dashboards in the wild use: %s.\n", strings.Join(same, ", "))
+		}
+	}
+	b.WriteString("\n## nodeskoop itself\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n")
+	for _, m := range collect.Metrics() {
+		if m.Probe() == "" {
+			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.Name, m.Type, strings.Join(m.Labels, ", "), cell(m.Help))
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// scopeWords says what one series of a metric stands for.
+func scopeWords(m *collect.Metric) string {
+	s := map[collect.Scope]string{
+		collect.PerNetns: "network namespace", collect.PerPod: "pod",
+		collect.PerHost: "node", collect.PerFlow: "connection",
+	}[m.Scope]
+	if len(m.Labels) > 0 && m.Scope != collect.PerFlow {
+		s += " and " + strings.Join(m.Labels, ", ")
+	}
+	if m.Scope == collect.PerFlow {
+		s += "; labels " + strings.Join(m.Labels, ", ")
+	}
+	return s
+}
+
+// groupFields are the journal fields of each group.
+var groupFields = map[collect.FieldGroup]string{
+	collect.FieldTuple: "`KUBESKOOP_PROTOCOL`, `KUBESKOOP_SADDR`, `_SPORT`, `_DADDR`, `_DPORT`, and whose the two ends are: " +
+		"`KUBESKOOP_SRC_TYPE`, `_SRC_NAMESPACE`, `_SRC_POD`, `_SRC_NODE`, `KUBESKOOP_DST_TYPE`, `_DST_NAMESPACE`, `_DST_POD`, `_DST_NODE`",
+	collect.FieldLatency:  "`KUBESKOOP_LATENCY_NS`",
+	collect.FieldProcess:  "`KUBESKOOP_COMM`, `KUBESKOOP_PID`",
+	collect.FieldCPU:      "`KUBESKOOP_CPU`",
+	collect.FieldPID:      "`KUBESKOOP_PID`",
+	collect.FieldIfname:   "`KUBESKOOP_IFNAME`",
+	collect.FieldDisk:     "`KUBESKOOP_DISK`",
+	collect.FieldVector:   "`KUBESKOOP_VECTOR`",
+	collect.FieldLocation: "`KUBESKOOP_LOCATION`",
+	collect.FieldReason:   "`KUBESKOOP_REASON`",
+	collect.FieldTCPState: "`KUBESKOOP_TCP_STATE`",
+	collect.FieldStack:    "`KUBESKOOP_STACK`",
+}
+
+// docEvents writes the reference of the events, docs/EVENTS.md.
+func docEvents(w io.Writer) error {
+	var b strings.Builder
+	b.WriteString(generatedMark + `# Events
+
+They go to the journal with structured fields:
+
+` + "```" + `
+journalctl -t nodeskoop -f                                # as they come
+journalctl -t nodeskoop -x -n 5                           # with what each means
+journalctl KUBESKOOP_EVENT=PacketLoss K8S_POD=web-0       # of one kind and pod
+journalctl KUBESKOOP_EVENT=PacketLoss -o json --output-fields=KUBESKOOP_REASON,KUBESKOOP_LOCATION,K8S_POD
+` + "```" + `
+
+Fields of every event: ` + "`MESSAGE`, `MESSAGE_ID`, `PRIORITY`, `SYSLOG_IDENTIFIER=nodeskoop`, `KUBESKOOP_EVENT`, `KUBESKOOP_PROBE`, `K8S_NODE`, `K8S_NAMESPACE`, `K8S_POD`, `KUBESKOOP_NETNS`" + ` (the inode of the network namespace) and ` + "`KUBESKOOP_TIMESTAMP_US`" + ` (when the kernel saw it). A field without a value is left out. Where earlier events of the type, of whatever pod, were held back by a rate limit, ` + "`KUBESKOOP_SUPPRESSED`" + ` says how many. An occurrence is one event: a SLOW event and its 100MS twin are never both sent.
+
+| event | probe | when | priority | what happened |
+|---|---|---|---|---|
+`)
+	for _, e := range collect.Events() {
+		fmt.Fprintf(&b, "| [`%s`](#%s) | %s | %s | %s | %s |\n", e.Name, strings.ToLower(e.Name), e.Probe(), when(e), e.Priority, cell(e.Summary))
+	}
+	for _, e := range collect.Events() {
+		p := collect.ProbeByName(e.Probe())
+		fmt.Fprintf(&b, "\n## %s\n\n%s. %s\n", e.Name, e.Summary, e.Explain)
+		if len(e.Next) > 0 {
+			b.WriteString("\n| look next | it shows |\n|---|---|\n")
+			for _, s := range e.Next {
+				fmt.Fprintf(&b, "| `%s` | %s |\n", cell(s.Command), cell(s.Shows))
+			}
+		}
+		b.WriteString("\n")
+		fields := make([]string, len(e.Fields))
+		for i, f := range e.Fields {
+			fields[i] = groupFields[f]
+			if f == collect.FieldPoints {
+				var points []string
+				for _, at := range e.Points {
+					points = append(points, "`KUBESKOOP_LATENCY_"+strings.ToUpper(at)+"_NS`")
+				}
+				fields[i] = strings.Join(points, ", ") + " (where functions can be hooked)"
+			}
+		}
+		fmt.Fprintf(&b, "- Probe `%s`, on by default: %s. %s\n- In the kernel: %s; %s; priority %s.\n- Fields: %s.\n- `MESSAGE_ID=%s`\n",
+			p.Name, yesNo(p.Default), costOf(p), e.Path, when(e), e.Priority, strings.Join(fields, "; "), e.MessageID)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// when says which occurrences are events.
+func when(e *collect.EventType) string {
+	switch {
+	case e.Below != 0:
+		return fmt.Sprintf("%v to %v", spell(e.Threshold), spell(e.Below))
+	case e.Threshold != 0:
+		return "over " + spell(e.Threshold)
+	}
+	return "each one"
+}
+
+func spell(d time.Duration) string { return strings.Replace(d.String(), "ms", " ms", 1) }
+
+// cell makes a text safe inside a Markdown table.
+func cell(s string) string { return strings.ReplaceAll(s, "|", "\\|") }

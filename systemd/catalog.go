@@ -1,0 +1,58 @@
+package systemd
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"strings"
+
+	"nodeskoop/collect"
+)
+
+// catalogWidth is the longest line of a catalog entry: journalctl -x puts
+// three columns before it.
+const catalogWidth = 76
+
+// WriteCatalog writes the journal's message catalog: an entry for each event
+// type of the Catalogue, under its MESSAGE_ID. journalctl -x shows it.
+func WriteCatalog(w io.Writer) error {
+	b := bufio.NewWriter(w)
+	fmt.Fprint(b, "# The events of nodeskoop, for journalctl -x.\n# Made by `nodeskoop docs catalog`. Do not edit.\n")
+	for _, e := range collect.Events() {
+		fmt.Fprintf(b, "\n-- %s\nSubject: %s\nDefined-By: nodeskoop\nDocumentation: man:nodeskoop(8)\n", e.MessageID, e.Summary)
+		for _, p := range strings.Split(e.Explain, "\n\n") {
+			b.WriteByte('\n')
+			wrap(b, p, "")
+		}
+		fmt.Fprint(b, "\nWhat to look at next, on that node; PID is a process of the pod\n(nodeskoop pods lists them):\n")
+		steps := append(e.Next[:len(e.Next):len(e.Next)], collect.Step{
+			Command: "journalctl -t nodeskoop KUBESKOOP_EVENT=" + e.Name,
+			Shows:   "how often it happened, since when, and to whom; K8S_POD=NAME leaves one pod",
+		})
+		for _, s := range steps {
+			// A command stands on a line of its own, whole, to be copied.
+			fmt.Fprintf(b, "\n  %s\n", s.Command)
+			wrap(b, s.Shows, "    ")
+		}
+	}
+	return b.Flush()
+}
+
+// wrap writes a paragraph in lines of at most catalogWidth.
+func wrap(b *bufio.Writer, text, indent string) {
+	n := 0
+	for _, word := range strings.Fields(text) {
+		switch {
+		case n == 0:
+			n, _ = b.WriteString(indent + word)
+		case n+1+len(word) > catalogWidth:
+			b.WriteByte('\n')
+			n, _ = b.WriteString(indent + word)
+		default:
+			b.WriteByte(' ')
+			b.WriteString(word)
+			n += 1 + len(word)
+		}
+	}
+	b.WriteByte('\n')
+}
