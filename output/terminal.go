@@ -63,7 +63,7 @@ func NewTerminal(w io.Writer, opt TerminalOptions) *Terminal {
 	case ColorAlways:
 		t.color = true
 	case ColorAuto:
-		t.color = os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && IsTerminal(w)
+		t.color = UseColor(w)
 	}
 	if t.location == nil {
 		t.location = time.Local
@@ -79,6 +79,12 @@ func NewTerminal(w io.Writer, opt TerminalOptions) *Terminal {
 // NewStderrJSON starts a Terminal that writes events as JSON lines to standard
 // error: where they go without journald.
 func NewStderrJSON() *Terminal { return NewTerminal(os.Stderr, TerminalOptions{JSON: true}) }
+
+// UseColor reports whether what is written to w may be coloured: it is a
+// terminal that has colours, and $NO_COLOR is not set.
+func UseColor(w io.Writer) bool {
+	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && IsTerminal(w)
+}
 
 // IsTerminal reports whether w is a terminal.
 func IsTerminal(w io.Writer) bool {

@@ -1,19 +1,22 @@
 package main
 
 import (
-	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
-	"io/fs"
+	"io"
+	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"text/tabwriter"
+	"time"
+	"unicode/utf8"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect"
+	"nodeskoop/output"
 )
 
 // verdict is how one check came out.
@@ -30,227 +33,289 @@ type finding struct {
 	Check   string  `json:"check"`
 	Verdict verdict `json:"verdict"`
 	Found   string  `json:"found"`
-	Do      string  `json:"do,omitempty"`
+	// Do is the command, or the change, that mends it.
+	Do string `json:"do,omitempty"`
 }
 
 func checkCommand() *cli.Command {
 	return &cli.Command{
-		Name:        "check",
-		Usage:       "test the configuration and this machine, and say what to do about each failure",
-		Description: "Exit code 0: nothing failed (warnings may stand). 1: something did.",
-		Flags:       append(commonFlags(), &cli.BoolFlag{Name: "json", Usage: "print JSON"}),
-		Action: func(c *cli.Context) error {
-			findings := runChecks(c)
-			if c.Bool("json") {
-				if err := writeJSON(c, findings); err != nil {
-					return err
-				}
+		Name:  "check",
+		Usage: "test the configuration and this machine, and say what mends each failure",
+		Description: "Run it as the daemon runs, that is as root: it looks at what this process may do.\n" +
+			"Exit code 0: nothing failed; warnings may stand. 1: something failed. 2: the command line is wrong.",
+		Flags:  append(commonFlags(), jsonFlag("print JSON: a list of check, verdict (ok, warn or FAIL), found and do")),
+		Action: runCheck,
+	}
+}
+
+func runCheck(c *cli.Context) error {
+	findings, err := runChecks(c)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		err = writeJSON(c, findings)
+	} else {
+		err = writeFindings(c.App.Writer, findings, terminalWidth(c.App.Writer), output.UseColor(c.App.Writer))
+	}
+	if err != nil {
+		return fmt.Errorf("standard output: %w", err)
+	}
+	if slices.ContainsFunc(findings, func(f finding) bool { return f.Verdict == bad }) {
+		return cli.Exit("", exitFailure) // the lines have said why
+	}
+	return nil
+}
+
+// writeFindings prints one line each, what is to be done below it, and how many
+// there were. Lines are broken at width, if it is not 0.
+func writeFindings(w io.Writer, findings []finding, width int, color bool) error {
+	name := 0
+	count := map[verdict]int{}
+	for _, f := range findings {
+		name = max(name, utf8.RuneCountInString(f.Check))
+		count[f.Verdict]++
+	}
+	indent := len(bad) + 2 + name + 2
+	paint := func(v verdict, text string) string {
+		seq := map[verdict]string{good: "\x1b[32m", warning: "\x1b[1;33m", bad: "\x1b[1;31m"}[v]
+		if !color || seq == "" {
+			return text
+		}
+		return seq + text + "\x1b[0m"
+	}
+	var b strings.Builder
+	put := func(first, text string) {
+		for i, line := range wrap(text, width-indent-len(first)) {
+			if i > 0 {
+				b.WriteString(strings.Repeat(" ", indent+len(first)))
 			} else {
-				w := tabwriter.NewWriter(c.App.Writer, 0, 8, 2, ' ', 0)
-				for _, f := range findings {
-					fmt.Fprintf(w, "%s\t%s\t%s\n", f.Verdict, f.Check, f.Found)
-					if f.Do != "" {
-						fmt.Fprintf(w, "\t\t-> %s\n", f.Do)
-					}
-				}
-				if err := w.Flush(); err != nil {
-					return err
-				}
+				b.WriteString(first)
 			}
-			n := 0
-			for _, f := range findings {
-				if f.Verdict == bad {
-					n++
-				}
-			}
-			if n > 0 {
-				return cli.Exit(fmt.Sprintf("%d of %d checks failed", n, len(findings)), exitFailure)
-			}
-			return nil
-		},
-	}
-}
-
-func runChecks(c *cli.Context) []finding {
-	s, err := newSetup(c)
-	if err != nil {
-		return []finding{{"configuration", bad, err.Error(), "mend what the message names; nodeskoop config --default prints the shipped file"}}
-	}
-	from := s.cfg.File
-	if from == "" {
-		from = "no file, the defaults"
-	}
-	findings := []finding{{"configuration", good, from, ""}, checkKernel()}
-	findings = append(findings, checkCapabilities()...)
-	findings = append(findings, checkFolder(s.cfg), checkExporter(s.cfg, "/proc"), checkContainerd(c, s), checkJournal())
-	return append(findings, checkProbes(s)...)
-}
-
-func checkKernel() finding {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return finding{"kernel", bad, err.Error(), ""}
-	}
-	found := "Linux " + unix.ByteSliceToString(u.Release[:])
-	if _, err := os.Stat("/proc/self/net/snmp"); err != nil {
-		return finding{"kernel", bad, found + "; procfs: " + err.Error(), "mount procfs on /proc"}
-	}
-	return finding{"kernel", good, found, ""}
-}
-
-// needs are the capabilities that the procfs and netlink probes use.
-var needs = []struct {
-	bit  int
-	name string
-	why  string
-}{
-	{unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE", "all probes: to tell the network namespaces of processes apart"},
-	{unix.CAP_DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH", "fd: to list the descriptors of other users' processes"},
-	{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "qdisc, conntrack, tcpsummary: to enter the network namespaces of pods"},
-	{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "conntrack: to read its statistics"},
-}
-
-func checkCapabilities() []finding {
-	have, err := effectiveCapabilities()
-	if err != nil {
-		return []finding{{"capabilities", bad, err.Error(), ""}}
-	}
-	var missing []finding
-	for _, n := range needs {
-		if have&(1<<n.bit) == 0 {
-			missing = append(missing, finding{"capabilities", bad, "without " + n.name + " (" + n.why + ")",
-				"run as root, or add " + n.name + " to CapabilityBoundingSet= and AmbientCapabilities= of the unit"})
+			b.WriteString(line)
+			b.WriteByte('\n')
 		}
 	}
-	if len(missing) > 0 {
-		return missing
+	for _, f := range findings {
+		b.WriteString(paint(f.Verdict, pad(string(f.Verdict), len(bad), true)))
+		b.WriteString("  " + pad(f.Check, name, true) + "  ")
+		put("", string(collect.AppendSafe(nil, f.Found)))
+		if f.Do != "" {
+			b.WriteString(strings.Repeat(" ", indent))
+			put("-> ", string(collect.AppendSafe(nil, f.Do)))
+		}
 	}
-	return []finding{{"capabilities", good, "all that the probes need", ""}}
+	fmt.Fprintf(&b, "\n%d checks: %s", len(findings), paint(good, fmt.Sprintf("%d ok", count[good])))
+	for _, v := range []struct {
+		verdict
+		one, more string
+	}{{warning, "warning", "warnings"}, {bad, "failure", "failures"}} {
+		word := v.more
+		if count[v.verdict] == 1 {
+			word = v.one
+		}
+		text := fmt.Sprintf("%d %s", count[v.verdict], word)
+		if count[v.verdict] > 0 {
+			text = paint(v.verdict, text)
+		}
+		b.WriteString(", " + text)
+	}
+	b.WriteByte('\n')
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
-// effectiveCapabilities reads the set of this process.
-func effectiveCapabilities() (uint64, error) {
-	b, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return 0, err
+// wrap breaks text at spaces into lines of at most width characters, where
+// its words allow. A width that is too small to be worth it breaks nothing.
+func wrap(text string, width int) []string {
+	if width < 24 {
+		return []string{text}
 	}
-	_, rest, ok := bytes.Cut(b, []byte("CapEff:"))
+	var lines []string
+	line := ""
+	for _, word := range strings.Fields(text) {
+		switch {
+		case line == "":
+			line = word
+		case utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width:
+			lines = append(lines, line)
+			line = word
+		default:
+			line += " " + word
+		}
+	}
+	return append(lines, line)
+}
+
+// terminalWidth is 0 where w is no terminal.
+func terminalWidth(w io.Writer) int {
+	f, ok := w.(*os.File)
 	if !ok {
-		return 0, errors.New("/proc/self/status has no line CapEff")
+		return 0
 	}
-	line, _, _ := bytes.Cut(rest, []byte("\n"))
-	return strconv.ParseUint(strings.TrimSpace(string(line)), 16, 64)
-}
-
-func checkFolder(cfg *Config) finding {
-	dir := cfg.text("textfile.dir")
-	const name = "textfile folder"
-	fi, err := os.Stat(dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return finding{name, bad, dir + " does not exist", "apt install prometheus-node-exporter, or mkdir -p " + dir + ", or set textfile.dir"}
-	case err != nil:
-		return finding{name, bad, err.Error(), ""}
-	case !fi.IsDir():
-		return finding{name, bad, dir + " is not a folder", "set textfile.dir"}
-	}
-	f, err := os.CreateTemp(dir, ".nodeskoop-check-*.tmp")
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
 	if err != nil {
-		return finding{name, bad, "cannot write there: " + err.Error(), "run as root, or give this user the folder; CAP_DAC_OVERRIDE where it belongs to the exporter's user"}
+		return 0
 	}
-	_ = f.Close()
-	if err := os.Remove(f.Name()); err != nil {
-		return finding{name, bad, err.Error(), ""}
-	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err == nil {
-		if free := st.Bavail * uint64(st.Bsize); free < 64<<20 {
-			return finding{name, warning, fmt.Sprintf("%s has %d MiB left", dir, free>>20), "a full node's file takes about 5 MiB, twice while it is replaced"}
-		}
-	}
-	return finding{name, good, dir + " can be written", ""}
+	return int(size.Col)
 }
 
-// checkExporter looks at the node_exporter that runs here, if one does.
-func checkExporter(cfg *Config, proc string) finding {
-	const name = "node_exporter"
-	dir := cfg.text("textfile.dir")
-	cmdlines, _ := filepath.Glob(proc + "/[0-9]*/cmdline")
-	for _, path := range cmdlines {
-		b, err := os.ReadFile(path)
-		if err != nil || len(b) == 0 {
-			continue
-		}
-		args := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
-		if exe := filepath.Base(args[0]); exe != "node_exporter" && exe != "prometheus-node-exporter" {
-			continue
-		}
-		pid := filepath.Base(filepath.Dir(path))
-		dirs := textfileDirs(args[1:])
-		if len(dirs) == 0 && filepath.Base(args[0]) == "prometheus-node-exporter" {
-			dirs = []string{"/var/lib/prometheus/node-exporter"} // Debian's default
-		}
-		if len(dirs) == 0 {
-			return finding{name, bad, "process " + pid + " reads no textfiles", "start it with --collector.textfile.directory=" + dir}
-		}
-		for _, d := range dirs {
-			if ok, _ := filepath.Match(d, dir); ok || filepath.Clean(d) == filepath.Clean(dir) {
-				return finding{name, good, "process " + pid + " reads " + d, ""}
-			}
-		}
-		return finding{name, bad, "process " + pid + " reads " + strings.Join(dirs, ", ") + ", not " + dir,
-			fmt.Sprintf("set textfile.dir = %q, or start it with --collector.textfile.directory=%s", dirs[0], dir)}
-	}
-	return finding{name, warning, "none runs here", "apt install prometheus-node-exporter; in a container it must mount " + dir}
+// checker looks at one machine. Tests give it the tree of another.
+type checker struct {
+	cfg  *Config
+	root string // where the machine's files are, "" for this one's
+	now  time.Time
+	// capabilities of the process in question, and its user.
+	capabilities uint64
+	uid          int
+	release      string // of the kernel
 }
 
-// textfileDirs finds the folders on a node_exporter's command line.
-func textfileDirs(args []string) []string {
-	var dirs []string
-	for i, a := range args {
-		a = strings.TrimLeft(a, "-")
-		if v, ok := strings.CutPrefix(a, "collector.textfile.directory="); ok {
-			dirs = append(dirs, v)
-		} else if a == "collector.textfile.directory" && i+1 < len(args) {
-			dirs = append(dirs, args[i+1])
+// path is where a file of the machine is.
+func (k *checker) path(name string) string { return k.root + name }
+
+// traces reports whether any of the probes that are enabled is eBPF's.
+func (k *checker) traces() bool { return len(k.enabled(collect.EBPF)) > 0 }
+
+// enabled are the probes that are, of some sources.
+func (k *checker) enabled(sources ...collect.Source) []string {
+	return slices.DeleteFunc(slices.Clone(k.cfg.probes), func(name string) bool {
+		return !slices.Contains(sources, collect.ProbeByName(name).Source)
+	})
+}
+
+func runChecks(c *cli.Context) ([]finding, error) {
+	// What the log would say of this machine, the findings say.
+	s, err := newSetupLogging(c, io.Discard)
+	var coder cli.ExitCoder
+	if errors.As(err, &coder) {
+		return nil, err // the command line
+	}
+	if err != nil {
+		return []finding{{"configuration", bad, strings.ReplaceAll(err.Error(), "\n", "; "),
+			"mend what the message names; nodeskoop config --default prints the shipped file"}}, nil
+	}
+	s.log = slog.New(slog.DiscardHandler)
+	k := &checker{cfg: s.cfg, now: time.Now(), uid: os.Geteuid()}
+	out := []finding{{"configuration", good, cmp.Or(s.cfg.File, "no "+defaultConfigFile+": the defaults"), ""}}
+	out = append(out, k.kernel())
+	var capErr error
+	if k.capabilities, capErr = effectiveCapabilities(); capErr != nil {
+		out = append(out, finding{"capabilities", bad, capErr.Error(), "mount procfs on /proc"})
+	} else {
+		out = append(out, k.capabilityLines()...)
+	}
+	out = append(out, k.userNamespace(), checkHostNetns(s), k.btf(), k.lockdown(), k.kprobes(), k.symbols())
+	out = append(out, k.memlock()...)
+	out = append(out, k.probes(s)...)
+	out = append(out, k.folder(), k.file())
+	out = append(out, k.otherWriters()...)
+	out = append(out, k.exporters(), k.modes())
+	out = append(out, k.daemonRights()...)
+	out = append(out, k.journal()...)
+	out = append(out, checkContainerd(c, s)...)
+	return append(out, k.clock()), nil
+}
+
+func checkHostNetns(s *setup) finding {
+	const name = "host's namespace"
+	if h := s.cfg.text("host_netns"); h != "" {
+		if _, err := collect.NetnsInode(h); err != nil {
+			return finding{name, bad, err.Error(), "let host_netns name a file that is a network namespace, or remove it"}
 		}
+		return finding{name, good, h, ""}
 	}
-	return slices.DeleteFunc(dirs, func(d string) bool { return d == "" })
+	if s.noInit != nil {
+		return finding{name, warning, fmt.Sprintf("that of process 1 cannot be told (%v): this process's own stands for it", s.noInit),
+			"nothing, if this process is in the host's network namespace; else set host_netns to a file that is it"}
+	}
+	if _, err := collect.NetnsInode("/proc/1/ns/net"); err != nil {
+		return finding{name, bad, err.Error(), "run it as root with CAP_SYS_PTRACE"}
+	}
+	return finding{name, good, "that of process 1", ""}
 }
 
-func checkContainerd(c *cli.Context, s *setup) finding {
-	const name = "containerd"
-	index := s.watchPods(c.Context, s.cfg)
-	st := index.Status()
-	if !index.Connected() {
-		return finding{name, warning, fmt.Sprintf("does not answer: %v", st.Err),
-			"without it only the host's own series are written; if it runs, set pods.sockets"}
-	}
-	return finding{name, good, fmt.Sprintf("%s answers on %s, %d pods", st.Version, st.Socket, len(index.Running())), ""}
-}
-
-func checkJournal() finding {
-	const socket = "/run/systemd/journal/socket"
-	if _, err := os.Stat(socket); err != nil {
-		return finding{"journald", warning, socket + " is not there", "without journald events go to standard error"}
-	}
-	return finding{"journald", good, socket, ""}
-}
-
-func checkProbes(s *setup) []finding {
+// probes tries each probe for real.
+func (k *checker) probes(s *setup) []finding {
 	rows, err := s.tryProbes()
 	if err != nil {
-		return []finding{{"probes", bad, err.Error(), ""}}
+		return []finding{{"probes", bad, err.Error(), "run it as root"}}
 	}
+	return k.probeLines(rows)
+}
+
+// probeLines are those of the probes that are enabled: the ones that read
+// procfs or ask netlink together where they work, the others one by one, and
+// those that fail for one reason together.
+func (k *checker) probeLines(rows []probeRow) []finding {
 	var out []finding
-	works := 0
+	var plain []string
+	failed := map[string][]string{}
+	var reasons []string
 	for _, r := range rows {
+		reason := firstLine(r.Reason)
 		switch {
-		case r.Enabled && r.Works:
-			works++
-		case r.Enabled:
-			out = append(out, finding{"probe " + r.Probe, bad, firstLine(r.Reason), "mend the cause, or leave it out: probes.enabled = [\"default\", \"-" + r.Probe + "\"]"})
+		case !r.Enabled:
+		case !r.Works:
+			// The Runner names the target, the loader the probe: they are in
+			// the line's name already.
+			reason = strings.TrimPrefix(strings.TrimPrefix(reason, "load probe "+r.Probe+": "), "probe "+r.Probe+" ")
+			if failed[reason] == nil {
+				reasons = append(reasons, reason)
+			}
+			failed[reason] = append(failed[reason], r.Probe)
+		case r.Hook == "" && len(r.Lacks) == 0 && len(r.Refused) == 0:
+			plain = append(plain, r.Probe)
+		case len(r.Lacks) > 0 && r.Hook != "":
+			found := "works in part, by " + r.Hook + "; it does not see " + strings.Join(r.Lacks, "; nor ")
+			if len(r.Refused) > 0 {
+				found += ". The kernel refused " + strings.Join(r.Refused, "; ")
+			}
+			out = append(out, finding{"probe " + r.Probe, warning, found, "nothing here; a kernel that allows the refused hooks sees the rest"})
+		case len(r.Lacks) > 0:
+			out = append(out, finding{"probe " + r.Probe, good, "works; " + strings.Join(r.Lacks, "; "), ""})
+		default:
+			found := "attached by " + r.Hook
+			if len(r.Refused) > 0 {
+				found += "; the kernel refused " + strings.Join(r.Refused, "; ")
+			}
+			out = append(out, finding{"probe " + r.Probe, good, found, ""})
 		}
 	}
-	return append(out, finding{"probes", good, fmt.Sprintf("%d of %d enabled probes work", works, works+len(out)), ""})
+	if len(plain) > 0 {
+		out = append([]finding{{"probes", good, fmt.Sprintf("%d work that need no hook: %s", len(plain), strings.Join(plain, ", ")), ""}}, out...)
+	}
+	for _, reason := range reasons {
+		names := failed[reason]
+		name := "probe " + names[0]
+		if len(names) > 1 {
+			name = fmt.Sprintf("%d probes", len(names))
+			reason = strings.Join(names, ", ") + ": " + reason
+		}
+		without := make([]string, len(names))
+		for i, n := range names {
+			without[i] = `"-` + n + `"`
+		}
+		do := "or leave it out: probes.enabled = [\"default\", " + strings.Join(without, ", ") + "]"
+		switch {
+		case strings.Contains(reason, "CAP_"):
+			do = "give it the capabilities (see above), " + do
+		case strings.Contains(reason, "although the process has the capabilities"):
+			do = k.refusedBPF() + "; " + do
+		case strings.Contains(reason, "type information"):
+			do = "boot a kernel with BTF (see above), " + do
+		default:
+			do = "mend the cause, " + do
+		}
+		out = append(out, finding{name, bad, reason, do})
+	}
+	return out
+}
+
+// refusedBPF says what may be behind a refusal that no capability explains.
+func (k *checker) refusedBPF() string {
+	if k.status("Seccomp") == "2" {
+		return "a system call filter is on this process: allow bpf and perf_event_open in it (SystemCallFilter= of the unit, --system-call-filter= of systemd-nspawn, the seccomp profile of a container)"
+	}
+	return "look at lockdown above, and for a security module in dmesg | grep -i -e lockdown -e denied"
 }

@@ -232,6 +232,9 @@ func loadConfig(file string, named bool) (*Config, error) {
 	if errors.Is(err, fs.ErrNotExist) && !named {
 		return defaultConfig(), nil
 	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read the configuration: %w (nodeskoop config --default prints one to begin with)", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
@@ -252,7 +255,11 @@ func parseConfig(file, text string) (*Config, error) {
 	if err != nil {
 		var pe toml.ParseError
 		if errors.As(err, &pe) {
-			return nil, fmt.Errorf("%s:%d: %s", file, pe.Position.Line, pe.Message)
+			msg := strings.ReplaceAll(pe.Message, `'\x00'`, "the end of the file")
+			if strings.HasSuffix(msg, "has already been defined.") {
+				msg += " Each stands once in a file: put the keys of a section under the one that is there"
+			}
+			return nil, fmt.Errorf("%s:%d: %s", file, pe.Position.Line, msg)
 		}
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}

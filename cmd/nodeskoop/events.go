@@ -134,11 +134,12 @@ func eventsCommand() *cli.Command {
 		Name:  "events",
 		Usage: "print events as they happen, one line each",
 		Description: "Needs neither journald nor a configuration file. Without --probe every probe that has events runs.\n" +
-			"It watches beside a daemon that runs; each counts for itself.",
+			"It watches beside a daemon that runs; each counts for itself. \"(+N suppressed)\" at the end of a line is how many events of\n" +
+			"that type, of any pod, a rate limit held back since the last one; lost multicast announcements are among them.",
 		Flags: append(commonFlags(),
-			&cli.BoolFlag{Name: "json", Usage: "print JSON, with the names of the journal's fields"},
-			&cli.StringSliceFlag{Name: "pod", Usage: "only events of `NAMESPACE/NAME`, at either end; NAME alone is in any namespace; \"host\" is the host"},
-			&cli.StringSliceFlag{Name: "event", Usage: "only events of `TYPE`"},
+			jsonFlag("print JSON, with the names of the journal's fields"),
+			podFlag("only events of `NAMESPACE/NAME`, at either end; NAME alone is in any namespace; \"host\" is the host"),
+			&cli.StringSliceFlag{Name: "event", Usage: "only events of `TYPE`", EnvVars: []string{"NODESKOOP_EVENT"}},
 		),
 		Action: watchEvents,
 	}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/netlink"
@@ -79,7 +80,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		OnUsageError:         usageError,
 		Flags:                commonFlags(),
 		Commands: []*cli.Command{
-			runCommand(), collectCommand(), eventsCommand(), probesCommand(), podsCommand(),
+			runCommand(), collectCommand(), eventsCommand(), topCommand(), probesCommand(), podsCommand(),
 			checkCommand(), configCommand(), docsCommand(),
 		},
 		Action: func(c *cli.Context) error {
@@ -115,6 +116,16 @@ func commonFlags() []cli.Flag {
 	}
 }
 
+// jsonFlag is --json of the commands that print for people otherwise.
+func jsonFlag(usage string) cli.Flag {
+	return &cli.BoolFlag{Name: "json", Usage: usage, EnvVars: []string{"NODESKOOP_JSON"}}
+}
+
+// podFlag is --pod of the commands that show pods.
+func podFlag(usage string) cli.Flag {
+	return &cli.StringSliceFlag{Name: "pod", Usage: usage, EnvVars: []string{"NODESKOOP_POD"}}
+}
+
 // common finds a common flag wherever it was given, the nearest to the
 // command's name first.
 func common(c *cli.Context, name string) (value string, given bool) {
@@ -133,24 +144,40 @@ type setup struct {
 	level *slog.LevelVar
 	c     *cli.Context
 
-	noInit bool // process 1 may not be looked at
+	noInit error // why process 1 may not be looked at
 }
 
 // newSetup reads the flags and the configuration.
-func newSetup(c *cli.Context) (*setup, error) {
+func newSetup(c *cli.Context) (*setup, error) { return newSetupLogging(c, c.App.ErrWriter) }
+
+// newSetupLogging is newSetup with the log elsewhere.
+func newSetupLogging(c *cli.Context, log io.Writer) (*setup, error) {
 	s := &setup{c: c, level: new(slog.LevelVar)}
 	cfg, err := s.load()
 	if err != nil {
 		return nil, err
 	}
 	s.use(cfg)
-	s.log = slog.New(newHandler(c.App.ErrWriter, cfg.text("log.format"), s.level))
-	if _, err := os.Stat("/proc/1/ns/net"); err != nil {
-		s.noInit = true
-		if cfg.text("host_netns") == "" {
-			s.log.Warn("cannot tell the network namespace of process 1, taking this process's own for the host's", "error", err,
-				"hint", "in a container set host_netns; else it needs CAP_SYS_PTRACE")
+	if _, asked := common(c, "log-level"); !asked && !slices.Contains([]string{"run", "events"}, c.Command.Name) && s.level.Level() == slog.LevelInfo {
+		s.level.Set(slog.LevelWarn) // what is as it should be is not worth a line of cron's mail
+	}
+	s.log = slog.New(newHandler(log, cfg.text("log.format"), s.level))
+	if h := cfg.text("host_netns"); h != "" {
+		var st unix.Statfs_t
+		switch err := unix.Statfs(h, &st); {
+		case err != nil:
+			return nil, fmt.Errorf("host_netns: %s: %w (it names a file that is a network namespace, such as /proc/PID/ns/net or /run/netns/NAME)", h, err)
+		case st.Type != unix.NSFS_MAGIC:
+			return nil, fmt.Errorf("host_netns: %s is not a namespace: let it name a file such as /proc/PID/ns/net or /run/netns/NAME", h)
 		}
+		return s, nil
+	}
+	if _, s.noInit = os.Stat("/proc/1/ns/net"); s.noInit != nil {
+		level, hint := slog.LevelWarn, "it needs CAP_SYS_PTRACE; in a container set host_netns"
+		if have, err := effectiveCapabilities(); err == nil && have&(1<<unix.CAP_SYS_PTRACE) != 0 {
+			level, hint = slog.LevelInfo, "this kernel hides process 1 from everyone; in a container set host_netns"
+		}
+		s.log.Log(c.Context, level, "cannot tell the network namespace of process 1, taking this process's own for the host's", "error", s.noInit, "hint", hint)
 	}
 	return s, nil
 }
@@ -158,7 +185,7 @@ func newSetup(c *cli.Context) (*setup, error) {
 // hostNetns is the file that is the host's network namespace; "" stands for
 // that of process 1.
 func (s *setup) hostNetns(cfg *Config) string {
-	if h := cfg.text("host_netns"); h != "" || !s.noInit {
+	if h := cfg.text("host_netns"); h != "" || s.noInit == nil {
 		return h
 	}
 	return "/proc/self/ns/net"

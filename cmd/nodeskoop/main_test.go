@@ -4,8 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"nodeskoop/testdata/need"
 )
 
 // call runs the program in this process.
@@ -62,6 +66,31 @@ func TestFlagsBeforeAndAfterTheCommand(t *testing.T) {
 	}
 }
 
+// A sample from cron makes no mail while all is well.
+func TestCollectIsQuiet(t *testing.T) {
+	need.Root(t)
+	if code, out, errs := call(t, "collect", "--config", "/dev/null", "--probe", "tcp,softnet"); code != 0 || errs != "" || !strings.Contains(out, "kubeskoop_tcp_insegs") {
+		t.Errorf("exit %d, %q", code, errs)
+	}
+	if _, _, errs := call(t, "collect", "--config", "/dev/null", "--probe", "tcp", "--log-level", "info"); !strings.Contains(errs, "level=INFO") {
+		t.Errorf("--log-level info: %q", errs)
+	}
+}
+
+// What host_netns names is looked at before anything is measured in it.
+func TestHostNetnsIsANamespace(t *testing.T) {
+	for name, want := range map[string]string{"/etc/passwd": "is not a namespace", "/nonexistent": "no such file"} {
+		file := filepath.Join(t.TempDir(), "x.toml")
+		if err := os.WriteFile(file, []byte("host_netns = \""+name+"\"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		code, _, errs := call(t, "collect", "--config", file)
+		if code != exitFailure || !strings.Contains(errs, "host_netns: "+name) || !strings.Contains(errs, want) || !strings.Contains(errs, "/proc/PID/ns/net") {
+			t.Errorf("%s: exit %d, %q", name, code, errs)
+		}
+	}
+}
+
 func TestHelpAndDocs(t *testing.T) {
 	code, out, _ := call(t)
 	for _, c := range []string{"run", "collect", "pods", "probes", "config", "check", "docs"} {
@@ -69,7 +98,7 @@ func TestHelpAndDocs(t *testing.T) {
 			t.Errorf("exit %d, no %s in the help:\n%s", code, c, out)
 		}
 	}
-	for page, want := range map[string]string{"metrics": "`kubeskoop_tcp_insegs` | counter | network namespace |", "events": "`BIOLAT_10MS` | biolatency | 10ms to 100ms |"} {
+	for page, want := range map[string]string{"metrics": "`kubeskoop_tcp_insegs`<br>counter per network namespace |", "events": "| biolatency | 10 ms to 100 ms |", "probes": "| `qdisc` |"} {
 		if code, out, _ := call(t, "docs", page); code != 0 || !strings.Contains(out, want) {
 			t.Errorf("docs %s: exit %d:\n%s", page, code, out)
 		}

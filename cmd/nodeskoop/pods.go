@@ -1,8 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -31,15 +34,19 @@ func podsCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "pods",
 		Usage: "print the pods that containerd runs here, with their namespaces, addresses and processes",
-		Flags: append(commonFlags(), &cli.BoolFlag{Name: "json", Usage: "print JSON"}),
+		Flags: append(commonFlags(), jsonFlag("print JSON")),
 		Action: func(c *cli.Context) error {
 			s, err := newSetup(c)
 			if err != nil {
 				return err
 			}
+			level := s.level.Level()
+			s.level.Set(slog.LevelError) // the end says why containerd does not answer
 			index := s.watchPods(c.Context, s.cfg)
+			s.level.Set(level)
 			if !index.Connected() {
-				return fmt.Errorf("containerd does not answer: %w; is it running, and may this user open its socket? (pods.sockets names others)", index.Status().Err)
+				err := cmp.Or(index.Status().Err, errors.New("no answer yet"))
+				return fmt.Errorf("list the pods: %w; is containerd running, and may this user open its socket? (pods.sockets names others)", err)
 			}
 			rows := []podRow{}
 			for _, p := range index.Running() {

@@ -25,7 +25,9 @@ type probeRow struct {
 	Reason   string `json:"reason,omitempty"`
 	Hook     string `json:"hook,omitempty"`
 	// Lacks is what the probe cannot see here.
-	Lacks   []string `json:"lacks,omitempty"`
+	Lacks []string `json:"lacks,omitempty"`
+	// Refused is what the kernel answered to better hooks.
+	Refused []string `json:"refused,omitempty"`
 	Metrics int      `json:"metrics"`
 	Events  int      `json:"events"`
 }
@@ -34,7 +36,7 @@ func probesCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "probes",
 		Usage: "print the 23 probes, whether they are enabled, and whether they work here or why not",
-		Flags: append(commonFlags(), &cli.BoolFlag{Name: "json", Usage: "print JSON"}),
+		Flags: append(commonFlags(), jsonFlag("print JSON")),
 		Action: func(c *cli.Context) error {
 			s, err := newSetup(c)
 			if err != nil {
@@ -63,7 +65,7 @@ func probesCommand() *cli.Command {
 			}
 			for _, r := range rows {
 				if !r.Works {
-					fmt.Fprintf(c.App.Writer, "\n%s does not work: %s\n", r.Probe, firstLine(r.Reason))
+					fmt.Fprintf(c.App.Writer, "\n%s does not work: %s\n", r.Probe, strings.TrimPrefix(firstLine(r.Reason), "probe "+r.Probe+" "))
 				}
 				if len(r.Lacks) > 0 {
 					fmt.Fprintf(c.App.Writer, "\n%s does not see:\n  - %s\n", r.Probe, strings.Join(r.Lacks, "\n  - "))
@@ -84,7 +86,8 @@ func (s *setup) tryProbes() ([]probeRow, error) {
 	if o.Enabled, err = selectProbes([]string{"all"}); err != nil {
 		return nil, err
 	}
-	r, err := collect.NewRunner(o, factories(trace.New(trace.Options{}))...)
+	plane := trace.New(trace.Options{})
+	r, err := collect.NewRunner(o, factories(plane)...)
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +97,7 @@ func (s *setup) tryProbes() ([]probeRow, error) {
 	for _, st := range r.Status() {
 		p := collect.ProbeByName(st.Name)
 		row := probeRow{Probe: p.Name, Title: p.Title, Kinds: p.Kinds(), Source: p.Source.String(), Overhead: p.Overhead,
-			Enabled: slices.Contains(s.cfg.probes, p.Name), Works: st.Up, Hook: st.Hook, Lacks: st.Lacks, Metrics: len(p.Metrics), Events: len(p.Events)}
+			Enabled: slices.Contains(s.cfg.probes, p.Name), Works: st.Up, Hook: st.Hook, Lacks: st.Lacks, Refused: plane.Refusals(p.Name), Metrics: len(p.Metrics), Events: len(p.Events)}
 		if errors.Is(st.Err, collect.ErrNotBuilt) {
 			row.Reason = collect.ErrNotBuilt.Error()
 		} else if st.Err != nil {

@@ -1,0 +1,346 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect"
+)
+
+func (k *checker) kernel() finding {
+	if k.release == "" {
+		var u unix.Utsname
+		if err := unix.Uname(&u); err != nil {
+			return finding{"kernel", bad, err.Error(), ""}
+		}
+		k.release = unix.ByteSliceToString(u.Release[:])
+	}
+	found := "Linux " + k.release
+	if _, err := os.Stat(k.path("/proc/self/net/snmp")); err != nil {
+		return finding{"kernel", bad, found + "; procfs: " + err.Error(), "mount -t proc proc /proc"}
+	}
+	if k.before(5, 8) && k.traces() {
+		return finding{"kernel", bad, found + ": the eBPF probes need the ring buffer of Linux 5.8", "boot a newer kernel, or leave out " + strings.Join(k.enabled(collect.EBPF), ", ")}
+	}
+	return finding{"kernel", good, found, ""}
+}
+
+// before reports whether the kernel is older than a version.
+func (k *checker) before(major, minor int) bool {
+	var a, b int
+	if n, _ := fmt.Sscanf(k.release, "%d.%d", &a, &b); n < 2 {
+		return false
+	}
+	return a < major || a == major && b < minor
+}
+
+// capability is one that probes need, and what for.
+type capability struct {
+	bit  int
+	name string
+	// probes that need it; nil: those of eBPF.
+	probes []string
+	why    string
+	// mild: without it something is missing, but no probe fails.
+	mild bool
+}
+
+var capabilities = []capability{
+	{unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE", []string{"all"}, "to tell the network namespaces of processes apart", false},
+	{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", []string{"conntrack", "qdisc", "tcpsummary"}, "to enter the network namespaces of pods", false},
+	{unix.CAP_DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH", []string{"fd"}, "to list the descriptors of other users' processes", false},
+	{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", []string{"conntrack", "flow"}, "to read statistics, and to count what devices and cgroups send", false},
+	{unix.CAP_BPF, "CAP_BPF", nil, "to load BPF programs", false},
+	{unix.CAP_PERFMON, "CAP_PERFMON", nil, "to attach BPF programs to the kernel's hooks", false},
+	{unix.CAP_SYSLOG, "CAP_SYSLOG", []string{"packetloss", "tcpretrans"}, "to name the kernel functions in events", true},
+}
+
+// capabilityLines is one line for each capability that an enabled probe needs.
+func (k *checker) capabilityLines() []finding {
+	has := func(bit int) bool { return k.capabilities&(1<<bit) != 0 }
+	var out []finding
+	for _, n := range capabilities {
+		probes := n.probes
+		switch {
+		case probes == nil:
+			probes = k.enabled(collect.EBPF)
+		case probes[0] != "all":
+			probes = slices.DeleteFunc(slices.Clone(probes), func(p string) bool { return !slices.Contains(k.cfg.probes, p) })
+		}
+		if len(probes) == 0 {
+			continue
+		}
+		who := strings.Join(probes, ", ")
+		if who == "all" {
+			who = "all probes"
+		}
+		switch {
+		case has(n.bit):
+			out = append(out, finding{n.name, good, "there (" + who + ", " + n.why + ")", ""})
+		case n.probes == nil && has(unix.CAP_SYS_ADMIN):
+			out = append(out, finding{n.name, good, "not there, but CAP_SYS_ADMIN stands for it (" + who + ")", ""})
+		default:
+			f := finding{n.name, bad, "missing (" + who + ", " + n.why + ")", howToGet(n.name)}
+			if n.mild {
+				f.Verdict = warning
+			}
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+func howToGet(capability string) string {
+	return "run it as root (sudo nodeskoop check); in a unit add " + capability + " to CapabilityBoundingSet=; in a container --cap-add " + strings.TrimPrefix(capability, "CAP_")
+}
+
+// effectiveCapabilities reads the set of this process.
+func effectiveCapabilities() (uint64, error) { return capabilitiesIn("/proc/self/status") }
+
+// capabilitiesIn reads the effective set from a process's status.
+func capabilitiesIn(status string) (uint64, error) {
+	b, err := os.ReadFile(status)
+	if err != nil {
+		return 0, fmt.Errorf("read the capabilities of a process: %w", err)
+	}
+	_, rest, ok := bytes.Cut(b, []byte("CapEff:"))
+	if !ok {
+		return 0, fmt.Errorf("read the capabilities of a process: %s has no line CapEff", status)
+	}
+	line, _, _ := bytes.Cut(rest, []byte("\n"))
+	return strconv.ParseUint(strings.TrimSpace(string(line)), 16, 64)
+}
+
+// status is one line of this process's /proc/self/status, "" if there is none.
+func (k *checker) status(name string) string {
+	b, err := os.ReadFile(k.path("/proc/self/status"))
+	if err != nil {
+		return ""
+	}
+	for line := range strings.SplitSeq(string(b), "\n") {
+		if v, ok := strings.CutPrefix(line, name+":"); ok {
+			return strings.TrimSpace(v)
+		}
+	}
+	return ""
+}
+
+// userNamespace: capabilities of another user namespace than the first are
+// none for BPF.
+func (k *checker) userNamespace() finding {
+	const name = "user namespace"
+	b, err := os.ReadFile(k.path("/proc/self/uid_map"))
+	if err != nil {
+		return finding{name, warning, err.Error(), ""}
+	}
+	if f := strings.Fields(string(b)); len(f) == 3 && f[0] == "0" && f[1] == "0" && f[2] == "4294967295" {
+		return finding{name, good, "the first one", ""}
+	}
+	return finding{name, bad, "not the first one: BPF and the namespaces of pods are refused, whatever the capabilities say",
+		"run it outside of the user namespace: PrivateUsers=no in a unit, no rootless container"}
+}
+
+// btf is the kernel's type information.
+func (k *checker) btf() finding {
+	const name, file = "BTF", "/sys/kernel/btf/vmlinux"
+	do := "boot a kernel with CONFIG_DEBUG_INFO_BTF (that of Debian 11, Ubuntu 20.10, RHEL 8.2 and newer), or leave the eBPF probes out: the others need none"
+	f, err := os.Open(k.path(file))
+	if err == nil {
+		defer f.Close()
+		var magic [2]byte
+		if _, err = f.Read(magic[:]); err == nil && magic != [2]byte{0x9f, 0xeb} && magic != [2]byte{0xeb, 0x9f} {
+			err = fmt.Errorf("read %s: it is not type information", file)
+		}
+	}
+	switch {
+	case err == nil:
+		return finding{name, good, file + " can be read", ""}
+	case !k.traces():
+		return finding{name, good, "not there, and no enabled probe needs it", ""}
+	case errors.Is(err, fs.ErrPermission):
+		return finding{name, bad, err.Error(), "run it as root; chmod 0444 " + file}
+	case errors.Is(err, fs.ErrNotExist):
+		if _, err := os.Stat(k.path("/sys/kernel")); err != nil {
+			do = "mount -t sysfs sysfs /sys"
+		}
+		return finding{name, bad, file + " is not there: the eBPF probes need the kernel's type information", do}
+	}
+	return finding{name, bad, err.Error(), do}
+}
+
+// lockdown is the kernel's own limit on root.
+func (k *checker) lockdown() finding {
+	const name, file = "lockdown", "/sys/kernel/security/lockdown"
+	b, err := os.ReadFile(k.path(file))
+	if errors.Is(err, fs.ErrNotExist) {
+		return finding{name, good, file + " is not there: no lockdown, or securityfs is not mounted; the probes below are tried for real", ""}
+	}
+	if err != nil {
+		return finding{name, warning, err.Error(), ""}
+	}
+	mode := ""
+	if _, rest, ok := strings.Cut(string(b), "["); ok {
+		mode, _, _ = strings.Cut(rest, "]")
+	}
+	if !slices.Contains([]string{"none", "integrity", "confidentiality"}, mode) {
+		return finding{name, warning, fmt.Sprintf("%s says %q", file, strings.TrimSpace(string(b))), "nothing: the probes below are tried for real"}
+	}
+	if mode == "confidentiality" && k.traces() {
+		return finding{name, bad, "confidentiality: BPF programs may not read the kernel's memory, so hardly an eBPF probe works",
+			"boot with lockdown=integrity, or leave out " + strings.Join(k.enabled(collect.EBPF), ", ")}
+	}
+	return finding{name, good, mode + ": allows what the probes do", ""}
+}
+
+// kprobes are the last rung of most hooks, and need tracefs where perf does
+// not offer them.
+func (k *checker) kprobes() finding {
+	const name = "kprobes, tracefs"
+	if _, err := os.Stat(k.path("/sys/bus/event_source/devices/kprobe/type")); err == nil {
+		return finding{name, good, "perf offers kprobes, so tracefs is not needed", ""}
+	}
+	mounted := ""
+	if b, err := os.ReadFile(k.path("/proc/self/mounts")); err == nil {
+		for line := range strings.SplitSeq(string(b), "\n") {
+			if f := strings.Fields(line); len(f) > 2 && (f[2] == "tracefs" || f[2] == "debugfs" && mounted == "") {
+				mounted = f[1]
+			}
+		}
+	}
+	if mounted != "" {
+		return finding{name, good, "this kernel has no kprobes in perf; tracefs is at " + mounted, ""}
+	}
+	return finding{name, good, "perf offers no kprobes and tracefs is not mounted: only tracepoints and fentry are used (mount -t tracefs tracefs /sys/kernel/tracing, should the kernel have kprobes)", ""}
+}
+
+// symbols are the names of the kernel's functions.
+func (k *checker) symbols() finding {
+	const name = "kernel symbols"
+	needs := slices.ContainsFunc(k.cfg.probes, func(p string) bool { return p == "packetloss" || p == "tcpretrans" })
+	if !needs {
+		return finding{name, good, "no enabled probe needs them", ""}
+	}
+	f, err := os.Open(k.path("/proc/kallsyms"))
+	if err != nil {
+		return finding{name, warning, err.Error() + ": events will lack the names of kernel functions", "mount all of procfs (ProcSubset=all in a unit); a kernel with CONFIG_KALLSYMS"}
+	}
+	defer f.Close()
+	buf := make([]byte, 4096)
+	n, _ := f.Read(buf)
+	for line := range strings.SplitSeq(string(buf[:n]), "\n") {
+		if address, _, ok := strings.Cut(line, " "); ok && strings.Trim(address, "0") != "" {
+			return finding{name, good, "/proc/kallsyms shows addresses", ""}
+		}
+	}
+	do := "give it CAP_SYSLOG"
+	if k.capabilities&(1<<unix.CAP_SYSLOG) != 0 {
+		do = "sysctl -w kernel.kptr_restrict=1"
+	}
+	return finding{name, warning, fmt.Sprintf("/proc/kallsyms shows no addresses (kernel.kptr_restrict = %s): events will lack the names of kernel functions", k.sysctl("kernel/kptr_restrict")), do}
+}
+
+func (k *checker) sysctl(name string) string {
+	b, err := os.ReadFile(k.path("/proc/sys/" + name))
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// memlock matters only before 5.11: since then the kernel counts BPF maps in
+// the control group.
+func (k *checker) memlock() []finding {
+	if !k.before(5, 11) || !k.traces() {
+		return nil
+	}
+	const name = "locked memory"
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit); err != nil {
+		return []finding{{name, warning, err.Error(), ""}}
+	}
+	const enough = 64 << 20
+	if limit.Cur >= enough || k.capabilities&(1<<unix.CAP_SYS_RESOURCE) != 0 {
+		return []finding{{name, good, "enough for BPF maps", ""}}
+	}
+	return []finding{{name, bad, fmt.Sprintf("limited to %d KiB; this kernel counts BPF maps against it", limit.Cur>>10), "ulimit -l unlimited; LimitMEMLOCK=infinity in a unit"}}
+}
+
+// Bits of struct timex.
+const clockUnsynchronised = 0x40
+
+// clock is whether timestamps mean something.
+func (k *checker) clock() finding {
+	var tx unix.Timex
+	if _, err := unix.Adjtimex(&tx); err != nil {
+		return finding{"clock", warning, fmt.Sprintf("ask the kernel whether the clock is synchronised: %v", err), ""}
+	}
+	return judgeClock(k.now, tx.Status&clockUnsynchronised == 0, time.Duration(tx.Maxerror)*time.Microsecond)
+}
+
+func judgeClock(now time.Time, synchronised bool, maxError time.Duration) finding {
+	const name = "clock"
+	at := now.UTC().Format(time.RFC3339)
+	switch do := "timedatectl set-ntp true, with systemd-timesyncd or chrony installed"; {
+	case now.Year() < 2024:
+		return finding{name, bad, at + " is long ago: events and nodeskoop_last_cycle_timestamp_seconds carry wrong times, and alerts on age fire", do}
+	case !synchronised:
+		return finding{name, warning, at + ", and nothing keeps it right (the kernel says: not synchronised): alerts on time() - nodeskoop_last_cycle_timestamp_seconds compare it with Prometheus' clock", do}
+	case maxError > time.Second:
+		return finding{name, warning, fmt.Sprintf("%s, may be wrong by %v", at, maxError.Round(time.Millisecond)), do}
+	}
+	return finding{name, good, at + ", synchronised", ""}
+}
+
+func checkContainerd(c *cli.Context, s *setup) []finding {
+	const name = "containerd"
+	index := s.watchPods(c.Context, s.cfg)
+	st := index.Status()
+	if !index.Connected() {
+		why := "it has not answered within " + firstPods.String()
+		if st.Err != nil {
+			why = st.Err.Error()
+		}
+		do := "nothing, if there is no containerd: only the host's own series are written; else systemctl status containerd, and pods.sockets for another socket"
+		if errors.Is(st.Err, fs.ErrPermission) || strings.Contains(why, "permission denied") {
+			do = "run it as root: the socket is root's"
+		}
+		return []finding{{name, warning, why, do}}
+	}
+	running := index.Running()
+	out := []finding{{name, good, fmt.Sprintf("%s answers on %s", st.Version, st.Socket), ""}}
+	return append(out, judgePods(running))
+}
+
+// judgePods is how many of the pods can be measured.
+func judgePods(pods []*collect.Pod) finding {
+	var host int
+	var without []string
+	for _, p := range pods {
+		switch {
+		case p.HostNetwork:
+			host++
+		case p.Netns == 0:
+			without = append(without, p.Namespace+"/"+p.Name)
+		}
+	}
+	found := fmt.Sprintf("%d known, %d of them in the host's network", len(pods), host)
+	if len(without) > 0 {
+		shown := without
+		if len(shown) > 5 {
+			shown = shown[:5]
+		}
+		return finding{"pods", warning, fmt.Sprintf("%s; the network namespace of %d is not known, so they have no network series: %s", found, len(without), strings.Join(shown, ", ")),
+			"CAP_SYS_PTRACE, and the PID namespace of the host (hostPID, --pid=host)"}
+	}
+	return finding{"pods", good, found, ""}
+}

@@ -1,0 +1,553 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect"
+	"nodeskoop/output"
+)
+
+// folder is where the textfile goes.
+func (k *checker) folder() finding {
+	const name = "textfile folder"
+	dir := k.path(k.cfg.text("textfile.dir"))
+	fi, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return finding{name, bad, dir + " does not exist", "apt install prometheus-node-exporter, or mkdir -p " + dir + ", or set textfile.dir"}
+	case err != nil:
+		return finding{name, bad, err.Error(), "run it as root"}
+	case !fi.IsDir():
+		return finding{name, bad, dir + " is not a folder", "set textfile.dir to the folder that node_exporter reads"}
+	}
+	f, err := os.CreateTemp(dir, ".nodeskoop-check-*.tmp")
+	if err != nil {
+		do := "run it as root, or give this user the folder: chown " + strconv.Itoa(k.uid) + " " + dir
+		switch {
+		case errors.Is(err, unix.EROFS):
+			do = "mount it writable; in a unit ReadWritePaths=" + dir + " (systemctl edit nodeskoop)"
+		case errors.Is(err, unix.ENOSPC):
+			do = "make room there: df -h " + dir + "; df -i " + dir
+		case k.uid == 0:
+			do = "the folder is another user's: give the daemon CAP_DAC_OVERRIDE, or chown root " + dir
+		}
+		return finding{name, bad, "cannot write there: " + err.Error(), do}
+	}
+	defer os.Remove(f.Name())
+	// A full disk lets an empty file be made.
+	_, err = f.Write(make([]byte, 64<<10))
+	if err = errors.Join(err, f.Close()); err != nil {
+		return finding{name, bad, "cannot write there: " + err.Error(), "make room there: df -h " + dir}
+	}
+	if fi.Mode().Perm()&0o005 != 0o005 {
+		return finding{name, warning, fmt.Sprintf("%s can be written, but its mode %#o keeps node_exporter's user out", dir, fi.Mode().Perm()), "chmod 0755 " + dir}
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err == nil {
+		if free := st.Bavail * uint64(st.Bsize); free < 64<<20 {
+			return finding{name, warning, fmt.Sprintf("%s has %d MiB left; a full node's file takes about 5 MiB, twice while it is replaced", dir, free>>20), "make room there: df -h " + dir}
+		}
+	}
+	return finding{name, good, dir + " can be written", ""}
+}
+
+// file is the textfile that is there now.
+func (k *checker) file() finding {
+	const name = "textfile"
+	path := k.path(filepath.Join(k.cfg.text("textfile.dir"), k.cfg.text("textfile.file")))
+	fi, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if k.daemon() != 0 {
+			return finding{name, warning, path + " is not there, although the daemon runs", "journalctl -u nodeskoop -p err"}
+		}
+		return finding{name, good, path + " is not there yet", ""}
+	case err != nil:
+		return finding{name, bad, err.Error(), "run it as root"}
+	case !fi.Mode().IsRegular():
+		return finding{name, bad, path + " is not a regular file", "rm -r " + path}
+	case fi.Mode().Perm()&0o004 == 0:
+		return finding{name, warning, fmt.Sprintf("%s has mode %#o: node_exporter's user cannot read it", path, fi.Mode().Perm()), `textfile.mode = "0644"; chmod 0644 ` + path}
+	}
+	age := k.now.Sub(fi.ModTime()).Round(time.Second)
+	found := fmt.Sprintf("%s, %d bytes, mode %#o, %v old", path, fi.Size(), fi.Mode().Perm(), age)
+	if age < -time.Second {
+		return finding{name, warning, found + ": written in the future", "look at the clock below"}
+	}
+	// The timer's period is a minute.
+	if limit := max(3*k.cfg.duration("interval"), 3*time.Minute); age > limit {
+		return finding{name, warning, found + ": nobody refreshes it, and node_exporter goes on serving it", "systemctl restart nodeskoop, or rm " + path}
+	}
+	return finding{name, good, found, ""}
+}
+
+// maxTextfile is how much of another writer's file is looked at.
+const maxTextfile = 16 << 20
+
+// otherWriters looks for metrics of ours in the folder's other files.
+func (k *checker) otherWriters() []finding {
+	const name = "other writers"
+	dir := k.path(k.cfg.text("textfile.dir"))
+	names, err := filepath.Glob(filepath.Join(globEscape(dir), "*.prom"))
+	hidden, _ := filepath.Glob(filepath.Join(globEscape(dir), ".*.prom")) // node_exporter reads those, too
+	if err != nil {
+		return nil
+	}
+	var out []finding
+	looked := 0
+	for _, path := range append(names, hidden...) {
+		if filepath.Base(path) == k.cfg.text("textfile.file") {
+			continue
+		}
+		looked++
+		families, err := familiesIn(path)
+		if err != nil {
+			out = append(out, finding{name, bad, err.Error(), "mv " + path + " away: node_exporter cannot use it either"})
+			continue
+		}
+		var ours []string
+		for _, f := range families {
+			if collect.MetricByName(f) != nil {
+				ours = append(ours, f)
+			}
+		}
+		if len(ours) == 0 {
+			continue
+		}
+		who := "another program"
+		if slices.Contains(ours, "nodeskoop_build_info") {
+			who = "nodeskoop in another mode, or under an earlier name of its file,"
+		}
+		more := ""
+		if len(ours) > 3 {
+			more = fmt.Sprintf(" and %d more", len(ours)-3)
+			ours = ours[:3]
+		}
+		out = append(out, finding{name, bad, fmt.Sprintf("%s, by %s, has metrics of this tool: %s%s. node_exporter shows the first of two equal series, whichever that is", path, who, strings.Join(ours, ", "), more),
+			"stop that writer (systemctl disable --now nodeskoop-collect.timer, or its cron job) and rm " + path})
+	}
+	if looked == 0 {
+		return []finding{{name, good, "there is no other .prom file in the folder", ""}}
+	}
+	if len(out) == 0 {
+		return []finding{{name, good, fmt.Sprintf("none of the %d other .prom files in the folder has metrics of this tool", looked), ""}}
+	}
+	return out
+}
+
+// globEscape lets a path stand for itself in a pattern.
+func globEscape(path string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
+}
+
+// familiesIn are the names of the metric families in a textfile.
+func familiesIn(path string) ([]string, error) {
+	// Opening a FIFO would wait for its writer, as node_exporter does.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !fi.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file: node_exporter may hang on it at each scrape", path)
+	}
+	return families(io.LimitReader(f, maxTextfile))
+}
+
+// families are the names in a text exposition, in order, each once.
+func families(r io.Reader) ([]string, error) {
+	var out []string
+	seen := map[string]bool{}
+	lines := bufio.NewReaderSize(r, 64<<10)
+	for {
+		line, err := lines.ReadSlice('\n')
+		if name := familyOf(line); name != "" && !seen[name] {
+			seen[name] = true
+			out = append(out, name)
+		}
+		for errors.Is(err, bufio.ErrBufferFull) { // the rest of a long line
+			_, err = lines.ReadSlice('\n')
+		}
+		if errors.Is(err, io.EOF) {
+			return out, nil
+		}
+		if err != nil {
+			return out, err
+		}
+	}
+}
+
+// familyOf is the name of the family that a line belongs to, "" if none.
+func familyOf(line []byte) string {
+	s := strings.TrimLeft(string(line[:min(len(line), 512)]), " \t")
+	if rest, ok := strings.CutPrefix(s, "#"); ok {
+		f := strings.Fields(rest)
+		if len(f) < 2 || f[0] != "HELP" && f[0] != "TYPE" {
+			return ""
+		}
+		return f[1]
+	}
+	end := strings.IndexFunc(s, func(r rune) bool {
+		return r != '_' && r != ':' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
+	})
+	if end < 0 {
+		return ""
+	}
+	return s[:end]
+}
+
+// runningExporter is a node_exporter that runs here.
+type runningExporter struct {
+	pid     string
+	dirs    []string
+	without bool // textfiles are switched off
+}
+
+// exporterProcesses finds them.
+func (k *checker) exporterProcesses() []runningExporter {
+	var out []runningExporter
+	cmdlines, _ := filepath.Glob(k.path("/proc/[0-9]*/cmdline"))
+	for _, path := range cmdlines {
+		b, err := os.ReadFile(path)
+		if err != nil || len(b) == 0 {
+			continue
+		}
+		args := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
+		exe := filepath.Base(args[0])
+		if exe != "node_exporter" && exe != "prometheus-node-exporter" {
+			continue
+		}
+		e := runningExporter{pid: filepath.Base(filepath.Dir(path)), dirs: textfileDirs(args[1:])}
+		if len(e.dirs) == 0 && exe == "prometheus-node-exporter" {
+			e.dirs = []string{"/var/lib/prometheus/node-exporter"} // Debian's default
+		}
+		on := false
+		for _, a := range args[1:] {
+			switch strings.TrimLeft(a, "-") {
+			case "collector.textfile":
+				on = true
+			case "no-collector.textfile", "collector.disable-defaults":
+				e.without = true
+			}
+		}
+		e.without = e.without && !on
+		out = append(out, e)
+	}
+	return out
+}
+
+// reads reports whether an exporter reads a folder, which may have another name
+// where it runs. It returns the name there.
+func (k *checker) reads(e runningExporter, dir string) (string, bool) {
+	own, ownErr := os.Stat(k.path(dir))
+	for _, d := range e.dirs {
+		if ownErr == nil {
+			there, _ := filepath.Glob(filepath.Join(k.path("/proc"), e.pid, "root") + d)
+			for _, t := range there {
+				if fi, err := os.Stat(t); err == nil && os.SameFile(own, fi) {
+					return d, true
+				}
+			}
+			if len(there) > 0 {
+				continue
+			}
+		}
+		// Its view of the files cannot be told: the names must do.
+		if ok, _ := filepath.Match(filepath.Clean(d), filepath.Clean(dir)); ok {
+			return d, true
+		}
+	}
+	return "", false
+}
+
+// exporters looks at the node_exporters that run here, if any.
+func (k *checker) exporters() finding { return k.judgeExporters(k.exporterProcesses()) }
+
+// judgeExporters: it takes one that reads the folder.
+func (k *checker) judgeExporters(all []runningExporter) finding {
+	const name = "node_exporter"
+	dir := k.cfg.text("textfile.dir")
+	if len(all) == 0 {
+		return finding{name, warning, "none runs here that this process can see", "apt install prometheus-node-exporter; in a container it must mount " + dir}
+	}
+	var worst finding
+	for _, e := range all {
+		switch d, ok := k.reads(e, dir); {
+		case e.without:
+			worst = finding{name, bad, "process " + e.pid + " has its textfile collector switched off", "start it with --collector.textfile --collector.textfile.directory=" + dir}
+		case ok:
+			found := "process " + e.pid + " reads " + d
+			if filepath.Clean(d) != filepath.Clean(dir) {
+				found += ", which is " + dir
+			}
+			return finding{name, good, found, ""}
+		case len(e.dirs) == 0:
+			worst = finding{name, bad, "process " + e.pid + " reads no textfiles", "start it with --collector.textfile.directory=" + dir}
+		default:
+			worst = finding{name, bad, "process " + e.pid + " reads " + strings.Join(e.dirs, ", ") + ", not " + dir,
+				fmt.Sprintf("set textfile.dir = %q in %s, or start it with --collector.textfile.directory=%s", e.dirs[0], defaultConfigFile, dir)}
+		}
+	}
+	return worst
+}
+
+// textfileDirs finds the folders on a node_exporter's command line.
+func textfileDirs(args []string) []string {
+	var dirs []string
+	for i, a := range args {
+		a = strings.TrimLeft(a, "-")
+		if v, ok := strings.CutPrefix(a, "collector.textfile.directory="); ok {
+			dirs = append(dirs, v)
+		} else if a == "collector.textfile.directory" && i+1 < len(args) {
+			dirs = append(dirs, args[i+1])
+		}
+	}
+	return slices.DeleteFunc(dirs, func(d string) bool { return d == "" })
+}
+
+// daemon is the process of a daemon that runs with this configuration, 0 if
+// none does.
+func (k *checker) daemon() int {
+	cmdlines, _ := filepath.Glob(k.path("/proc/[0-9]*/cmdline"))
+	for _, path := range cmdlines {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		args := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
+		if filepath.Base(args[0]) == "nodeskoop" && slices.Contains(args[1:], "run") && configOf(args) == cmp.Or(k.cfg.File, defaultConfigFile) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			return pid
+		}
+	}
+	return 0
+}
+
+// daemonRights are the capabilities of the daemon that runs, which its unit may
+// keep smaller than those of who checks.
+func (k *checker) daemonRights() []finding {
+	pid := k.daemon()
+	if pid == 0 {
+		return nil
+	}
+	const name = "daemon's rights"
+	have, err := capabilitiesIn(k.path(fmt.Sprintf("/proc/%d/status", pid)))
+	if err != nil {
+		return []finding{{name, warning, err.Error(), "run it as root"}}
+	}
+	of := *k
+	of.capabilities = have
+	var out []finding
+	for _, f := range of.capabilityLines() {
+		if f.Verdict != good {
+			out = append(out, finding{name, f.Verdict, fmt.Sprintf("process %d: %s %s", pid, f.Check, f.Found),
+				"systemctl edit nodeskoop: [Service] CapabilityBoundingSet=" + f.Check + "; systemctl restart nodeskoop"})
+		}
+	}
+	if len(out) == 0 {
+		return []finding{{name, good, fmt.Sprintf("process %d has the capabilities that its probes need", pid), ""}}
+	}
+	return out
+}
+
+// configOf is the configuration file that a command line names.
+func configOf(args []string) string {
+	for i, a := range args {
+		for _, flag := range []string{"--config", "-config", "-c", "--c"} {
+			if v, ok := strings.CutPrefix(a, flag+"="); ok {
+				return v
+			}
+			if a == flag && i+1 < len(args) {
+				return args[i+1]
+			}
+		}
+	}
+	return defaultConfigFile
+}
+
+// modes: the daemon and the timer must not both write.
+func (k *checker) modes() finding {
+	const name = "daemon or timer"
+	enabled := func(link string) bool {
+		_, err := os.Lstat(k.path("/etc/systemd/system/" + link))
+		return err == nil
+	}
+	pid := k.daemon()
+	daemon, timer := enabled("multi-user.target.wants/nodeskoop.service"), enabled("timers.target.wants/nodeskoop-collect.timer")
+	switch {
+	case timer && (daemon || pid != 0):
+		return finding{name, bad, "nodeskoop-collect.timer is enabled and the daemon is, too, or runs: both write the textfile",
+			"systemctl disable --now nodeskoop-collect.timer, or systemctl disable --now nodeskoop"}
+	case pid != 0:
+		return finding{name, good, "the daemon runs, process " + strconv.Itoa(pid), ""}
+	case timer:
+		return finding{name, good, "nodeskoop-collect.timer is enabled", ""}
+	case daemon:
+		return finding{name, warning, "nodeskoop.service is enabled, but does not run", "systemctl start nodeskoop; journalctl -u nodeskoop"}
+	}
+	return finding{name, warning, "neither is there: nobody writes the textfile", "systemctl enable --now nodeskoop, or nodeskoop run"}
+}
+
+// journal is where events go, and what it lets through.
+func (k *checker) journal() []finding {
+	const name = "journald"
+	socket := k.path(output.DefaultJournalSocket)
+	if err := output.JournalAvailable(socket); err != nil {
+		return []finding{{name, warning, "events go to standard error as JSON lines: " + err.Error(), "systemctl start systemd-journald.socket systemd-journald; in a container mount " + filepath.Dir(output.DefaultJournalSocket)}}
+	}
+	out := []finding{{name, good, socket + " takes entries", ""}}
+	return append(out, k.journalStorage(), k.journalRate())
+}
+
+// iniDirs are where systemd looks for its configuration, the strongest first.
+var iniDirs = []string{"/etc/systemd/", "/run/systemd/", "/usr/local/lib/systemd/", "/usr/lib/systemd/", "/lib/systemd/"}
+
+// iniValue is what a key of systemd's configuration is set to by the main file,
+// if it has one, and its drop-ins, and by which file. An assignment of nothing
+// takes the earlier ones back.
+func (k *checker) iniValue(main, key string) (value, from string) {
+	var files []string
+	for _, d := range iniDirs {
+		if _, err := os.Stat(k.path(d + main)); err == nil {
+			files = append(files, d+main)
+			break
+		}
+	}
+	dropIns := map[string]string{}
+	for _, d := range slices.Backward(iniDirs) {
+		names, _ := filepath.Glob(globEscape(k.path(d+main)) + ".d/*.conf")
+		for _, n := range names {
+			dropIns[filepath.Base(n)] = d + main + ".d/" + filepath.Base(n)
+		}
+	}
+	bases := make([]string, 0, len(dropIns))
+	for b := range dropIns {
+		bases = append(bases, b)
+	}
+	slices.Sort(bases)
+	for _, b := range bases {
+		files = append(files, dropIns[b])
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(k.path(f))
+		if err != nil {
+			continue
+		}
+		for line := range strings.SplitSeq(string(b), "\n") {
+			if name, v, ok := strings.Cut(line, "="); ok && strings.TrimSpace(name) == key {
+				value, from = strings.TrimSpace(v), f
+			}
+		}
+	}
+	if value == "" {
+		from = ""
+	}
+	return value, from
+}
+
+// systemdUnits are those of systemd.time(7) that limits are given in.
+var systemdUnits = map[string]time.Duration{
+	"": time.Second, "s": time.Second, "sec": time.Second, "second": time.Second, "seconds": time.Second,
+	"us": time.Microsecond, "usec": time.Microsecond, "µs": time.Microsecond, "ms": time.Millisecond, "msec": time.Millisecond,
+	"m": time.Minute, "min": time.Minute, "minute": time.Minute, "minutes": time.Minute,
+	"h": time.Hour, "hr": time.Hour, "hour": time.Hour, "hours": time.Hour,
+	"d": 24 * time.Hour, "day": 24 * time.Hour, "days": 24 * time.Hour, "w": 7 * 24 * time.Hour, "week": 7 * 24 * time.Hour, "weeks": 7 * 24 * time.Hour,
+}
+
+// parseSystemdTime reads a span such as "30s", "1min 30s" or "5".
+func parseSystemdTime(s string) (time.Duration, bool) {
+	var sum time.Duration
+	s = strings.TrimSpace(s)
+	if s == "" {
+		return 0, false
+	}
+	for s != "" {
+		end := strings.IndexFunc(s, func(r rune) bool { return (r < '0' || r > '9') && r != '.' })
+		if end < 0 {
+			end = len(s)
+		}
+		n, err := strconv.ParseFloat(s[:end], 64)
+		if err != nil {
+			return 0, false
+		}
+		s = strings.TrimLeft(s[end:], " ")
+		end = strings.IndexFunc(s, func(r rune) bool { return r >= '0' && r <= '9' || r == ' ' })
+		if end < 0 {
+			end = len(s)
+		}
+		unit, ok := systemdUnits[s[:end]]
+		if !ok || n*float64(unit) > float64(1<<62) {
+			return 0, false
+		}
+		if sum += time.Duration(n * float64(unit)); sum < 0 {
+			return 0, false
+		}
+		s = strings.TrimLeft(s[end:], " ")
+	}
+	return sum, true
+}
+
+func (k *checker) journalStorage() finding {
+	const name = "journal storage"
+	storage, from := k.iniValue("journald.conf", "Storage")
+	if from != "" {
+		from = " (" + from + ")"
+	}
+	_, err := os.Stat(k.path("/var/log/journal"))
+	switch {
+	case storage == "none":
+		return finding{name, warning, "none" + from + ": events are thrown away", "set Storage=persistent in /etc/systemd/journald.conf; systemctl restart systemd-journald"}
+	case storage == "persistent" || storage != "volatile" && err == nil:
+		return finding{name, good, "persistent" + from, ""}
+	}
+	return finding{name, warning, "volatile" + from + ": events are lost at the next boot", "mkdir -p /var/log/journal; systemctl restart systemd-journald"}
+}
+
+// journalRate compares what journald lets through with what the daemon may
+// write. Where the unit sets limits of its own, they count.
+func (k *checker) journalRate() finding {
+	const name = "journal rate limit"
+	interval, burst, from := 30*time.Second, 10000, "journald's default"
+	use := func(file, prefix string) {
+		if v, f := k.iniValue(file, prefix+"RateLimitIntervalSec"); f != "" {
+			if d, ok := parseSystemdTime(v); ok && (d > 0 || prefix == "") {
+				interval, from = d, f
+			}
+		}
+		if v, f := k.iniValue(file, prefix+"RateLimitBurst"); f != "" {
+			if n, err := strconv.Atoi(v); err == nil && (n > 0 || prefix == "") {
+				burst, from = n, f
+			}
+		}
+	}
+	use("journald.conf", "")
+	use("system/nodeskoop.service", "Log")
+	rate := k.cfg.number("journal.total_rate")
+	if interval <= 0 || burst <= 0 {
+		return finding{name, good, fmt.Sprintf("none (%s); the daemon writes at most %d events a second", from, rate), ""}
+	}
+	allowed := float64(burst) / interval.Seconds()
+	found := fmt.Sprintf("%d in %v (%s): %.0f a second at least; journal.total_rate is %d", burst, interval, from, allowed, rate)
+	if allowed >= float64(rate) {
+		return finding{name, good, found, ""}
+	}
+	return finding{name, warning, found + ". journald drops what is beyond, and nodeskoop_events_written_total counts it as written",
+		fmt.Sprintf("set journal.total_rate = %d, or LogRateLimitIntervalSec=1s and LogRateLimitBurst=20000 in the unit (systemctl edit nodeskoop)", max(1, int(allowed)))}
+}

@@ -1,0 +1,556 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gdamore/tcell/v3"
+	"github.com/gdamore/tcell/v3/vt"
+
+	"nodeskoop/collect"
+	"nodeskoop/collect/trace"
+	"nodeskoop/testdata/need"
+	"nodeskoop/testdata/nsnet"
+	"nodeskoop/testdata/terminal"
+)
+
+func TestShortNumbers(t *testing.T) {
+	for v, want := range map[float64]string{
+		0: "0", 0.04: "<0.1", 0.5: "0.5", 9.94: "9.9", 9.96: "10", 999: "999", 9999: "9999", 9999.9: "10.0k", 12345: "12.3k",
+		99_960: "100k", 123_456: "123k", 999_499: "999k", 999_600: "1.0M", 1.5e9: "1.5G", 2e12: "2.0T", 3e15: "3.0P", 4e18: "4.0E",
+	} {
+		if got := short(v); got != want || len(got) > 6 {
+			t.Errorf("short(%v) = %q, want %q", v, got, want)
+		}
+	}
+}
+
+func columnAt(t *testing.T, name string) int {
+	t.Helper()
+	for i, c := range topColumns {
+		if c.name == name {
+			return i
+		}
+	}
+	t.Fatalf("no column %s", name)
+	return 0
+}
+
+func TestTopColumnsAreTheCatalogues(t *testing.T) {
+	keys := map[rune]string{'q': "end", '?': "help", 'h': "help", '/': "filter", '<': "", '>': "", 'r': "reverse", ' ': "pause", 'n': "name"}
+	for _, c := range topColumns {
+		if other, taken := keys[c.key]; taken {
+			t.Errorf("the key %c of %s is that of %q", c.key, c.name, other)
+		}
+		keys[c.key] = c.name
+		for _, name := range c.metrics {
+			if name == topResets {
+				continue
+			}
+			m := collect.MetricByName(name)
+			if m == nil || m.Probe() != c.probe || m.Scope != collect.PerNetns || (m.Type == collect.Gauge) != c.gauge {
+				t.Errorf("%s: the metric %s is %+v", c.name, name, m)
+			}
+		}
+	}
+}
+
+// A rate is of one pod's counter that went on counting, or it is not there.
+func TestTopRates(t *testing.T) {
+	drops, slow, queue := columnAt(t, "drops"), columnAt(t, "socket_slow"), columnAt(t, "tx_queue")
+	name := podName{"shop", "web"}
+	values := func(drops, read, write, queue float64) topCounters {
+		return topCounters{id: "one 7", values: map[string]float64{
+			"kubeskoop_packetloss_total":         drops,
+			"kubeskoop_socketlatency_read1ms":    read,
+			"kubeskoop_socketlatency_write1ms":   write,
+			"kubeskoop_tcpsummary_tcptxqueue":    queue,
+			"kubeskoop_tcpretrans_total":         1,
+			"kubeskoop_kernellatency_rxslow":     1,
+			"kubeskoop_kernellatency_txslow":     1,
+			"kubeskoop_tcpsummary_tcprxqueue":    0,
+			"kubeskoop_netdev_rxbytes":           1,
+			"kubeskoop_netdev_txbytes":           1,
+			"kubeskoop_netdev_rxpackets":         1,
+			"kubeskoop_netdev_txpackets":         1,
+			topResets:                            0,
+			"kubeskoop_not_a_column_of_the_view": 3,
+		}}
+	}
+	was := values(10, 5, 6, 100)
+	other := values(30, 5, 6, 100)
+	other.id = "two 7"
+	without := values(10, 5, 6, 100)
+	delete(without.values, "kubeskoop_socketlatency_write1ms")
+	for _, c := range []struct {
+		name string
+		last map[podName]topCounters
+		seen int
+		now  topCounters
+		want [3]string // drops, socket latency, queue
+	}{
+		{"twice", map[podName]topCounters{name: was}, 3, values(30, 6, 8, 70), [3]string{"10", "1.5", "70"}},
+		{"nothing", map[podName]topCounters{name: was}, 3, was, [3]string{"0", "0", "100"}},
+		{"the first sample", nil, 3, was, [3]string{"-", "-", "100"}},
+		{"a new pod", map[podName]topCounters{{"shop", "db"}: was}, 3, was, [3]string{"-", "-", "100"}},
+		{"another of the same name", map[podName]topCounters{name: was}, 3, other, [3]string{"-", "-", "100"}},
+		{"one counter began anew", map[podName]topCounters{name: was}, 3, values(4, 5, 6, 100), [3]string{"-", "0", "100"}},
+		{"one of two began anew, hidden by the other", map[podName]topCounters{name: was}, 3, values(10, 2, 20, 100), [3]string{"0", "-", "100"}},
+		{"one of two is missing now", map[podName]topCounters{name: was}, 3, without, [3]string{"0", "-", "100"}},
+		{"one of two was missing", map[podName]topCounters{name: without}, 3, was, [3]string{"0", "-", "100"}},
+		{"loaded while the last sample was taken", map[podName]topCounters{name: was}, 2, values(30, 6, 8, 70), [3]string{"-", "-", "70"}},
+	} {
+		s := &topSampler{columns: topColumns, last: c.last, seen: map[string]int{}}
+		for _, col := range topColumns {
+			s.seen[col.name] = c.seen
+		}
+		r := s.row(name, c.now, 2*time.Second)
+		for i, at := range []int{drops, slow, queue} {
+			if got := r.cells[at].text(topColumns[at]); got != c.want[i] {
+				t.Errorf("%s: %s is %s, want %s", c.name, topColumns[at].name, got, c.want[i])
+			}
+		}
+	}
+}
+
+func TestLeadingReason(t *testing.T) {
+	for _, c := range []struct {
+		now, last map[string]float64
+		want      string
+	}{
+		{map[string]float64{"A": 100, "B": 9}, map[string]float64{"A": 99, "B": 2}, "B"},
+		{map[string]float64{"A": 2, "B": 2}, map[string]float64{}, "A"},
+		{map[string]float64{"A": 2}, map[string]float64{"A": 2}, ""},
+		{nil, nil, ""},
+	} {
+		if got := leading(c.now, c.last); got != c.want {
+			t.Errorf("%v after %v: %q, want %q", c.now, c.last, got, c.want)
+		}
+	}
+}
+
+// table makes a sample of rows: names and drops a second, -1 is not known.
+func table(rows map[string]float64) *topTable {
+	t := &topTable{at: time.Unix(0, 0), interval: time.Second, columns: topColumns}
+	for name, v := range rows {
+		r := topRow{host: name == "host", cells: make([]topCell, len(topColumns))}
+		if !r.host {
+			r.namespace, r.pod, _ = strings.Cut(name, "/")
+		}
+		for i := range r.cells {
+			r.cells[i] = topCell{known: v >= 0, count: v, second: v}
+		}
+		t.rows = append(t.rows, r)
+	}
+	return t
+}
+
+func TestTopOrder(t *testing.T) {
+	rows := table(map[string]float64{"host": 3, "shop/web": 9, "shop/db": -1, "infra/dns": 9})
+	filter := func(pods ...string) wanted {
+		w, err := eventFilter(pods, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	for _, c := range []struct {
+		order topOrder
+		want  string
+	}{
+		{topOrder{column: "drops"}, "infra/dns shop/web host shop/db"},
+		{topOrder{column: "drops", reverse: true}, "host infra/dns shop/web shop/db"},
+		{topOrder{column: "pod"}, "host infra/dns shop/db shop/web"},
+		{topOrder{column: "pod", reverse: true}, "shop/web shop/db infra/dns host"},
+		{topOrder{column: "drops", filter: "SHOP/"}, "shop/web shop/db"},
+		{topOrder{column: "drops", filter: "nothing"}, ""},
+		{topOrder{column: "drops", pods: filter("web", "host")}, "shop/web host"},
+		{topOrder{column: "drops", pods: filter("infra/web")}, ""},
+	} {
+		var got []string
+		for _, r := range c.order.apply(rows) {
+			got = append(got, r.name())
+		}
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("%+v: %v, want %s", c.order, got, c.want)
+		}
+	}
+}
+
+func TestTopCommandLine(t *testing.T) {
+	for _, c := range []struct{ args, want string }{
+		{"--interval 1ms", "out of range"},
+		{"--count -1", "out of range"},
+		{"--once --count 3", "--once means --count 1"},
+		{"--sort cpu", `no column "cpu"`},
+		{"--pod /x", "is not NAMESPACE/NAME"},
+		{"--probe fd,io", "shows none of the chosen probes"},
+		{"--probe netdev --sort drops", "is not among the chosen ones"},
+	} {
+		code, out, errs := call(t, append([]string{"top", "--config", "/dev/null"}, strings.Fields(c.args)...)...)
+		if code != exitUsage || !strings.Contains(errs, c.want) || out != "" {
+			t.Errorf("%s: exit %d, %q, %q; want exit 2 and %q", c.args, code, out, errs, c.want)
+		}
+	}
+}
+
+// deviceCounters are the four of eth0 in s, by another way than the probe's.
+func deviceCounters(t *testing.T, s *nsnet.Space) [4]float64 {
+	t.Helper()
+	var links []struct {
+		Stats64 struct {
+			RX, TX struct{ Bytes, Packets float64 }
+		} `json:"stats64"`
+	}
+	if err := json.Unmarshal([]byte(s.Run("ip", "-s", "-j", "link", "show", "eth0")), &links); err != nil {
+		t.Fatal(err)
+	}
+	x := links[0].Stats64
+	return [4]float64{x.RX.Bytes, x.TX.Bytes, x.RX.Packets, x.TX.Packets}
+}
+
+// What was caused between two samples is what top shows, no more, no less.
+func TestTopCountsWhatWasCaused(t *testing.T) {
+	need.Program(t, "nft")
+	a, b := nsnet.New(t), nsnet.New(t)
+	nsnet.Connect(a, b)
+	b.Run("nft", "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in udp dport 9 drop")
+	pods := &nsnet.Pods{List: []*collect.Pod{a.Pod("a"), b.Pod("b")}}
+	plane := trace.New(trace.Options{})
+	host, err := collect.NetnsInode("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := collect.NewRunner(collect.Options{Enabled: topProbes(), HostLabel: topHost, HostNetns: "/proc/self/ns/net", Pods: pods}, factories(plane)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plane.Close()
+	defer r.Close()
+	s := &topSampler{runner: r, plane: plane, pods: pods, status: func() error { return nil }, host: host, columns: topColumns}
+
+	first := s.sample()
+	for _, row := range first.rows {
+		for i, c := range row.cells {
+			if c.known != topColumns[i].gauge {
+				t.Errorf("the first sample of %s: %s is known: %v", row.name(), topColumns[i].name, c.known)
+			}
+		}
+	}
+	for _, x := range first.troubles {
+		if x.failed {
+			t.Fatalf("probe %s: %s", x.probe, x.text)
+		}
+	}
+
+	listener := b.Listen("tcp", "10.0.0.2:80")
+	out := a.Dial("udp", "10.0.0.2:9")
+	const drops, refused, written = 40, 7, 12345
+	for try := 1; ; try++ {
+		before := deviceCounters(t, b)
+		start := s.sample()
+		quiet := deviceCounters(t, b) == before
+
+		for i := range drops {
+			fmt.Fprintf(out, "%d", i)
+		}
+		for range refused {
+			a.Do(func() {
+				if c, err := net.Dial("tcp", "10.0.0.2:7"); err == nil {
+					c.Close()
+					t.Error("a closed port accepts connections")
+				}
+			})
+		}
+		// What nobody reads waits in b's receive queue.
+		client := a.Dial("tcp", "10.0.0.2:80")
+		server, err := listener.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Write(make([]byte, written)); err != nil {
+			t.Fatal(err)
+		}
+		// All is acknowledged, so all has arrived.
+		for deadline := time.Now().Add(10 * time.Second); ; {
+			if rows := strings.Fields(a.Run("ss", "-Htn", "dport", "=", ":80")); len(rows) > 2 && rows[2] == "0" {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("the data did not arrive")
+			}
+		}
+
+		after := deviceCounters(t, b)
+		end := s.sample()
+		quiet = quiet && deviceCounters(t, b) == after
+		server.Close()
+		client.Close()
+		if !quiet {
+			// The kernel sent something of its own just around a sample.
+			if try == 5 {
+				t.Fatal("the namespaces never keep quiet")
+			}
+			continue
+		}
+		if end.interval != end.at.Sub(start.at) || end.interval <= 0 {
+			t.Fatalf("an interval of %v between %v and %v", end.interval, start.at, end.at)
+		}
+		want := map[string]map[string]float64{
+			"test/a": {"resets": refused},
+			"test/b": {"drops": drops + refused, "resets": refused, "rx_queue": written, "retransmits": 0,
+				"rx_bytes": after[0] - before[0], "tx_bytes": after[1] - before[1], "rx_packets": after[2] - before[2], "tx_packets": after[3] - before[3]},
+		}
+		for _, row := range end.rows {
+			for name, w := range want[row.name()] {
+				c := row.cells[columnAt(t, name)]
+				if !c.known || c.count != w {
+					t.Errorf("%s of %s: %+v, want %v", name, row.name(), c, w)
+				}
+				if topColumns[columnAt(t, name)].gauge {
+					continue
+				}
+				if rate := w / end.interval.Seconds(); c.second != rate {
+					t.Errorf("%s of %s: %v a second, want %v in %v", name, row.name(), c.second, w, end.interval)
+				}
+			}
+			if row.name() == "test/b" && row.reason != "NETFILTER_DROP" {
+				t.Errorf("the leading reason is %q", row.reason)
+			}
+			delete(want, row.name())
+		}
+		if len(want) > 0 {
+			t.Errorf("no rows of %v", want)
+		}
+		break
+	}
+
+	// Another pod of the same name: nothing is known of it until the next sample.
+	again := b.Pod("b")
+	again.ID = "b2"
+	pods.List[1] = again
+	for _, known := range []bool{false, true} {
+		for _, row := range s.sample().rows {
+			if c := row.cells[columnAt(t, "drops")]; row.name() == "test/b" && c.known != known {
+				t.Errorf("the pod that replaced b: drops known: %v, want %v", c.known, known)
+			}
+		}
+	}
+}
+
+// screenOf runs a view on a terminal that only exists in memory.
+func screenOf(t *testing.T, columns, rows int, v *topView) (tables chan *topTable, text func() string, keys func(string), ended chan struct{}) {
+	t.Helper()
+	mock := vt.NewMockTerm(vt.MockOptSize{X: vt.Col(columns), Y: vt.Row(rows)})
+	screen, err := tcell.NewTerminfoScreenFromTty(mock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := screen.Init(); err != nil {
+		t.Fatal(err)
+	}
+	v.screen = screen
+	tables, ended = make(chan *topTable), make(chan struct{})
+	ctx, stop := context.WithCancel(context.Background())
+	go func() {
+		defer close(ended)
+		v.loop(ctx, tables)
+	}()
+	t.Cleanup(func() {
+		stop()
+		<-ended
+		screen.Fini()
+	})
+	text = func() string {
+		var b strings.Builder
+		for y := range vt.Row(rows) {
+			line := ""
+			for x := range vt.Col(columns) {
+				c := mock.GetCell(vt.Coord{X: x, Y: y}).C
+				if c == "" {
+					c = " "
+				}
+				line += c
+			}
+			b.WriteString(strings.TrimRight(line, " ") + "\n")
+		}
+		return b.String()
+	}
+	return tables, text, func(s string) { mock.SendRaw([]byte(s)) }, ended
+}
+
+// until waits for the screen to show something.
+func until(t *testing.T, text func() string, what string, ok func(string) bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(text()); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: the screen is\n%s", what, text())
+		}
+	}
+}
+
+// names are the first words of the table's rows.
+func names(text string) string {
+	var out []string
+	for _, line := range strings.Split(text, "\n") {
+		if f := strings.Fields(line); len(f) > 3 && (f[0] == "host" || strings.Contains(f[0], "/")) {
+			out = append(out, f[0])
+		}
+	}
+	return strings.Join(out, " ")
+}
+
+func TestTopScreen(t *testing.T) {
+	v := &topView{order: topOrder{column: "drops"}, interval: time.Second}
+	tables, text, keys, ended := screenOf(t, 150, 12, v)
+	until(t, text, "before the first sample", func(s string) bool { return strings.Contains(s, "loading the probes") })
+	first := table(map[string]float64{"host": -1, "shop/web": -1, "shop/db": -1})
+	first.troubles = []topTrouble{{"kernellatency", "the process lacks CAP_BPF", true, true}, {"socketlatency", "does not see writes", false, false}}
+	tables <- first
+	until(t, text, "the first sample", func(s string) bool {
+		return names(s) == "host shop/db shop/web" && strings.Contains(s, "no kernellatency here: the process lacks CAP_BPF") && strings.Contains(s, "in part: socketlatency")
+	})
+	tables <- table(map[string]float64{"host": 1, "shop/web": 5, "shop/db": 3})
+	until(t, text, "the second", func(s string) bool { return names(s) == "shop/web shop/db host" })
+	keys("r")
+	until(t, text, "reversed", func(s string) bool { return names(s) == "host shop/db shop/web" })
+	keys("r")
+	keys("n")
+	until(t, text, "by name", func(s string) bool { return names(s) == "host shop/db shop/web" })
+	keys(">")
+	until(t, text, "by the next column", func(s string) bool { return names(s) == "shop/web shop/db host" })
+	keys("/")
+	keys("SHOP/d")
+	until(t, text, "a filter", func(s string) bool { return names(s) == "shop/db" && strings.Contains(s, "filter: SHOP/d_") })
+	keys("\x7f")
+	until(t, text, "a shorter filter", func(s string) bool { return names(s) == "shop/web shop/db" })
+	keys("\r")
+	until(t, text, "the filter is kept", func(s string) bool { return strings.Contains(s, `filter "SHOP/"`) && strings.Contains(s, "q end") })
+	keys("?")
+	until(t, text, "the keys", func(s string) bool { return strings.Contains(s, "sort by DROPS/s") })
+	keys("?")
+	keys("\x1b")
+	until(t, text, "no filter", func(s string) bool { return names(s) == "shop/web shop/db host" })
+	keys(" ")
+	until(t, text, "paused", func(s string) bool { return strings.Contains(s, "PAUSED") })
+	tables <- table(map[string]float64{"host": 99})
+	keys("p") // another column: it draws, and the old table
+	until(t, text, "still paused", func(s string) bool { return names(s) == "shop/web shop/db host" })
+	keys(" ")
+	until(t, text, "no longer paused", func(s string) bool { return !strings.Contains(s, "PAUSED") })
+	many := map[string]float64{}
+	for i := range 40 {
+		many[fmt.Sprintf("shop/web-%02d", i)] = float64(100 - i)
+	}
+	tables <- table(many)
+	until(t, text, "many pods", func(s string) bool {
+		return strings.HasPrefix(names(s), "shop/web-00 shop/web-01") && strings.Contains(s, "40 of 40 rows")
+	})
+	keys("\x1b[B")
+	until(t, text, "one line down", func(s string) bool { return strings.HasPrefix(names(s), "shop/web-01 ") })
+	keys("\x1b[6~\x1b[6~\x1b[6~\x1b[6~\x1b[6~\x1b[6~\x1b[6~")
+	until(t, text, "the end", func(s string) bool { return strings.HasSuffix(names(s), "shop/web-39") })
+	keys("q")
+	select {
+	case <-ended:
+	case <-time.After(20 * time.Second):
+		t.Fatal("q does not end it")
+	}
+}
+
+func TestTopOnSmallScreens(t *testing.T) {
+	rows := table(map[string]float64{"host": 1, "shop/web": 12345, strings.Repeat("n", 63) + "/" + strings.Repeat("p", 200): 7})
+	rows.troubles = []topTrouble{{"packetloss", strings.Repeat("why ", 100), true, true}}
+	for _, size := range [][2]int{{1, 1}, {19, 30}, {20, 5}, {40, 6}, {80, 24}, {300, 60}} {
+		v := &topView{order: topOrder{column: "drops"}, interval: time.Second}
+		tables, text, keys, _ := screenOf(t, size[0], size[1], v)
+		tables <- rows
+		until(t, text, fmt.Sprint(size), func(s string) bool {
+			return strings.Contains(s, "nodeskoop top") || strings.Contains(s, "too small") || size[0] < 10
+		})
+		keys("?")
+	}
+}
+
+func TestTopJSONAndPlain(t *testing.T) {
+	x := table(map[string]float64{"host": 2, "shop/web": -1})
+	var b bytes.Buffer
+	if err := x.writeJSON(&b, topOrder{column: "drops"}); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(b.String()), "\n")
+	var host, web map[string]any
+	if len(lines) != 2 || json.Unmarshal([]byte(lines[0]), &host) != nil || json.Unmarshal([]byte(lines[1]), &web) != nil {
+		t.Fatalf("%s", b.String())
+	}
+	if host["host"] != true || host["drops"] != 2.0 || host["drops_per_second"] != 2.0 || web["pod"] != "web" || web["drops"] != nil {
+		t.Errorf("%s", b.String())
+	}
+	if _, there := web["rx_bytes_per_second"]; !there {
+		t.Error("what is not known is left out, not null")
+	}
+	b.Reset()
+	if err := x.write(&b, topOrder{column: "drops"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.String(); strings.Contains(got, "\x1b") || names(got) != "host shop/web" {
+		t.Errorf("%q", got)
+	}
+}
+
+// The program in a real terminal: it draws, takes keys, and leaves the
+// terminal as it was.
+func TestTopInATerminal(t *testing.T) {
+	need.Root(t)
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := terminal.Start(160, 30, nil, path, "top", "--config", "/dev/null", "--interval", "200ms")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	// A rate that is known is in the host's row after the second sample.
+	if err := x.Wait(60*time.Second, func(s string) bool {
+		for _, line := range strings.Split(s, "\n") {
+			if f := strings.Fields(line); len(f) > 3 && f[0] == "host" && f[1] != "-" && f[3] != "-" {
+				return strings.Contains(s, "DROPS/s") && strings.Contains(s, "q end")
+			}
+		}
+		return false
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.Keys("/nobody"); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.Wait(20*time.Second, func(s string) bool { return strings.Contains(s, "filter: nobody_") && names(s) == "" }); err != nil {
+		t.Fatal(err)
+	}
+	_ = x.Keys("\x1b")
+	if err := x.Wait(20*time.Second, func(s string) bool { return names(s) == "host" }); err != nil {
+		t.Fatal(err)
+	}
+	_ = x.Keys("q")
+	if code, err := x.End(20 * time.Second); err != nil || code != 0 {
+		t.Errorf("exit %d, %v", code, err)
+	}
+	if s := x.Text(); strings.Contains(s, "q end") {
+		t.Errorf("the table is left on the screen:\n%s", s)
+	}
+}
+
+func TestTopPrintsForAPipe(t *testing.T) {
+	need.Root(t)
+	code, out, errs := call(t, "top", "--config", "/dev/null", "--count", "2", "--interval", "100ms", "--probe", "netdev,tcpsummary", "--json")
+	if n := strings.Count(out, `"host":true`); code != 0 || n != 2 {
+		t.Errorf("exit %d, %d lines of the host: %s%s", code, n, out, errs)
+	}
+}

@@ -1,0 +1,183 @@
+// Package terminal runs programs in a pseudo-terminal of a given size, and
+// shows what they draw there: as text for tests, and as a picture for the
+// documentation.
+package terminal
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gdamore/tcell/v3/vt"
+	"golang.org/x/sys/unix"
+)
+
+// Terminal is a pseudo-terminal with one program in it.
+type Terminal struct {
+	cmd    *exec.Cmd
+	master *os.File
+	size   vt.Coord
+	ended  chan struct{} // the program has, and all that it wrote is drawn
+
+	mu   sync.Mutex
+	draw vt.MockTerm
+	cond *sync.Cond
+	err  error
+}
+
+// Start runs a program in a terminal of so many columns and rows, with the
+// environment env beside the usual.
+func Start(columns, rows int, env []string, name string, args ...string) (*Terminal, error) {
+	master, slave, err := open(columns, rows)
+	if err != nil {
+		return nil, err
+	}
+	defer slave.Close()
+	t := &Terminal{master: master, size: vt.Coord{X: vt.Col(columns), Y: vt.Row(rows)}, ended: make(chan struct{})}
+	t.cond = sync.NewCond(&t.mu)
+	t.draw = vt.NewMockTerm(vt.MockOptSize(t.size), vt.MockOptColors(256))
+	if err := t.draw.Start(); err != nil {
+		master.Close()
+		return nil, err
+	}
+	t.cmd = exec.Command(name, args...)
+	t.cmd.Stdin, t.cmd.Stdout, t.cmd.Stderr = slave, slave, slave
+	t.cmd.Env = append(append(os.Environ(), "TERM=xterm-256color", "NO_COLOR="), env...) // an empty NO_COLOR is none
+	t.cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true, Setctty: true}
+	if err := t.cmd.Start(); err != nil {
+		master.Close()
+		return nil, fmt.Errorf("start %s in a terminal: %w", name, err)
+	}
+	go func() {
+		// What the terminal answers to the program's questions.
+		buf := make([]byte, 256)
+		for n, err := t.draw.Read(buf); err == nil; n, err = t.draw.Read(buf) {
+			_, _ = master.Write(buf[:n])
+		}
+	}()
+	go t.read()
+	return t, nil
+}
+
+func open(columns, rows int) (master, slave *os.File, err error) {
+	master, err = os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	fd := int(master.Fd())
+	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
+	}
+	if err == nil {
+		err = unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Col: uint16(columns), Row: uint16(rows)})
+	}
+	if err == nil {
+		slave, err = os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|unix.O_NOCTTY, 0)
+	}
+	if err != nil {
+		master.Close()
+		return nil, nil, fmt.Errorf("make a pseudo-terminal: %w", err)
+	}
+	return master, slave, nil
+}
+
+// read draws what the program writes, until it ends.
+func (t *Terminal) read() {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := t.master.Read(buf)
+		t.mu.Lock()
+		_, _ = t.draw.Write(buf[:n])
+		t.cond.Broadcast()
+		t.mu.Unlock()
+		if err != nil {
+			break // EIO: the program has closed its end
+		}
+	}
+	err := t.cmd.Wait()
+	t.mu.Lock()
+	t.err = err
+	close(t.ended)
+	t.cond.Broadcast()
+	t.mu.Unlock()
+}
+
+// Keys types something.
+func (t *Terminal) Keys(s string) error {
+	_, err := t.master.WriteString(s)
+	return err
+}
+
+// Wait waits until ok holds for the text on the screen, or the program ends.
+func (t *Terminal) Wait(longest time.Duration, ok func(text string) bool) error {
+	late := time.AfterFunc(longest, func() { t.cond.Broadcast() })
+	defer late.Stop()
+	end := time.Now().Add(longest)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for {
+		text := t.text()
+		switch {
+		case ok(text):
+			return nil
+		case !time.Now().Before(end):
+			return fmt.Errorf("not within %v; the screen:\n%s", longest, text)
+		}
+		select {
+		case <-t.ended:
+			return fmt.Errorf("the program has ended (%v); the screen:\n%s", t.err, text)
+		default:
+		}
+		t.cond.Wait()
+	}
+}
+
+// End waits for the end of the program and returns its exit code.
+func (t *Terminal) End(longest time.Duration) (int, error) {
+	select {
+	case <-t.ended:
+		return t.cmd.ProcessState.ExitCode(), nil
+	case <-time.After(longest):
+		return -1, fmt.Errorf("the program has not ended within %v; the screen:\n%s", longest, t.Text())
+	}
+}
+
+// Close kills the program if it still runs.
+func (t *Terminal) Close() {
+	if err := t.cmd.Process.Kill(); err == nil || errors.Is(err, os.ErrProcessDone) {
+		<-t.ended
+	}
+	_ = t.master.Close()
+	_ = t.draw.Stop()
+	_ = t.draw.Close()
+}
+
+// Text is what stands on the screen.
+func (t *Terminal) Text() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.text()
+}
+
+func (t *Terminal) text() string {
+	var b strings.Builder
+	for y := range t.size.Y {
+		line := ""
+		for x := range t.size.X {
+			if c := t.draw.GetCell(vt.Coord{X: x, Y: y}); c.C != "" {
+				line += c.C
+			} else {
+				line += " "
+			}
+		}
+		b.WriteString(strings.TrimRight(line, " "))
+		b.WriteByte('\n')
+	}
+	return strings.TrimRight(b.String(), "\n") + "\n"
+}
