@@ -1,0 +1,318 @@
+package compare
+
+import (
+	"bufio"
+	_ "embed"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/common/expfmt"
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect"
+	"nodeskoop/collect/netlink"
+	"nodeskoop/collect/proc"
+	"nodeskoop/output"
+	"nodeskoop/testdata/need"
+	"nodeskoop/testdata/nsnet"
+)
+
+//go:embed budgets.tsv
+var budgetsFile string
+
+// budget is the most that a ratio may be.
+type budget struct {
+	measured, limit float64
+}
+
+func budgets(t testing.TB) map[string]*budget {
+	t.Helper()
+	all := map[string]*budget{}
+	for i, line := range strings.Split(budgetsFile, "\n") {
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		f := strings.Split(line, "\t")
+		if len(f) != 4 {
+			t.Fatalf("budgets.tsv line %d: %d fields, not 4", i+1, len(f))
+		}
+		measured, err1 := strconv.ParseFloat(f[1], 64)
+		limit, err2 := strconv.ParseFloat(f[2], 64)
+		if err1 != nil || err2 != nil {
+			t.Fatalf("budgets.tsv line %d: %v %v", i+1, err1, err2)
+		}
+		all[f[0]] = &budget{measured: measured, limit: limit}
+	}
+	return all
+}
+
+// TestGate holds the ratios that are cheap to measure against their budgets.
+// One that is over is measured once more: a neighbour on the machine may have
+// had a bad moment, a change for the worse stays.
+func TestGate(t *testing.T) {
+	if os.Getenv("NODESKOOP_GATE") == "" {
+		t.Skip("runs by `make bench-gate`, not by itself")
+	}
+	need.Root(t)
+	all := budgets(t)
+	hold := func(t *testing.T, measure func(testing.TB) map[string]float64) {
+		got := measure(t)
+		over := func() (list []string) {
+			for name, v := range got {
+				if b := all[name]; b == nil || v > b.limit {
+					list = append(list, name)
+				}
+			}
+			return list
+		}
+		if len(over()) > 0 {
+			for name, v := range measure(t) {
+				got[name] = min(got[name], v)
+			}
+		}
+		bad := over()
+		for name, v := range got {
+			if b := all[name]; b != nil {
+				t.Logf("%-44s %6.2f  (budget %.2f, when it was set %.2f)", name, v, b.limit, b.measured)
+			}
+		}
+		for _, name := range bad {
+			if all[name] == nil {
+				t.Errorf("%s has no line in budgets.tsv", name)
+				continue
+			}
+			t.Errorf("%s: %.2f times its baseline, the budget is %.2f: make it cheaper, or say in budgets.tsv why it may cost more", name, got[name], all[name].limit)
+		}
+	}
+	t.Run("cycle", func(t *testing.T) { hold(t, gateCycle) })
+	t.Run("encode", func(t *testing.T) { hold(t, gateEncode) })
+	t.Run("resident", func(t *testing.T) { hold(t, gateResident) })
+	t.Run("programs", func(t *testing.T) { hold(t, gatePrograms) })
+}
+
+// spaces makes namespaces with a process and some connections each.
+func spaces(t testing.TB, n, connections int) *nsnet.Pods {
+	t.Helper()
+	pods := &nsnet.Pods{}
+	for i := range n {
+		s := nsnet.Make(t)
+		var err error
+		s.Do(func() { err = connect(t, connections) })
+		if err != nil {
+			t.Fatalf("namespace %d: %v", i, err)
+		}
+		pods.List = append(pods.List, s.Pod(fmt.Sprintf("pod-%d", i)))
+	}
+	return pods
+}
+
+func connect(t testing.TB, n int) error {
+	keep := func(fd int, err error) (int, error) {
+		if err == nil {
+			t.Cleanup(func() { _ = unix.Close(fd) })
+		}
+		return fd, err
+	}
+	l, err := keep(unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))
+	if err != nil {
+		return err
+	}
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	lo.SetUint16(unix.IFF_UP)
+	if err := unix.IoctlIfreq(l, unix.SIOCSIFFLAGS, lo); err != nil {
+		return err
+	}
+	if err := unix.Bind(l, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		return err
+	}
+	if err := unix.Listen(l, n); err != nil {
+		return err
+	}
+	addr, err := unix.Getsockname(l)
+	if err != nil {
+		return err
+	}
+	for range n {
+		c, err := keep(unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))
+		if err != nil {
+			return err
+		}
+		if err := unix.Connect(c, addr); err != nil {
+			return err
+		}
+		d, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
+		if _, err = keep(d, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func procfsProbes() ([]string, []collect.Factory) {
+	factories := append(proc.Probes(), netlink.Probes()...)
+	var names []string
+	for _, f := range factories {
+		names = append(names, f.Name)
+	}
+	return names, factories
+}
+
+// newRunner is the daemon's own, over the namespaces of a test.
+func newRunner(t testing.TB, pods collect.Pods, names []string, factories []collect.Factory) *collect.Runner {
+	t.Helper()
+	r, err := collect.NewRunner(collect.Options{Node: "node", HostLabel: "host", HostNetns: "/proc/self/ns/net", Enabled: names, Pods: pods}, factories...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	return r
+}
+
+// pairs runs two sides in turn and gives the ratios of what they return.
+func pairs(n int, ours, base func() float64) []float64 {
+	ours()
+	base()
+	var out []float64
+	for i := range n {
+		var a, b float64
+		if i%2 == 0 {
+			a = ours()
+			b = base()
+		} else {
+			b = base()
+			a = ours()
+		}
+		out = append(out, a/b)
+	}
+	return out
+}
+
+const scrapes = 5 // of node_exporter in one turn
+
+// cycleRatio is the CPU time of a cycle of the 13 probes per namespace, to that
+// of a scrape of node_exporter, which sees one namespace.
+func cycleRatio(t testing.TB, pods *nsnet.Pods, n int) []float64 {
+	names, factories := procfsProbes()
+	r := newRunner(t, pods, names, factories)
+	e := startExporter(t)
+	return pairs(n, func() float64 {
+		start := ownCPU()
+		r.Cycle()
+		return float64(ownCPU()-start) / float64(len(pods.List)+1)
+	}, func() float64 {
+		start := cpuOf(t, e.cmd.Process.Pid)
+		for range scrapes {
+			e.scrape(t)
+		}
+		return float64(cpuOf(t, e.cmd.Process.Pid)-start) / scrapes
+	})
+}
+
+func gateCycle(t testing.TB) map[string]float64 {
+	pods := spaces(t, 20, 9)
+	got := map[string]float64{"cycle per namespace / node_exporter scrape": ratioOf(cycleRatio(t, pods, 9)).mid}
+
+	// Growth: twice the namespaces may cost twice as much. The probes of
+	// processes would add what the machine's own cost.
+	names, factories := procfsProbes()
+	names = slices.DeleteFunc(names, func(n string) bool { return n == "io" || n == "fd" })
+	whole, half := newRunner(t, pods, names, factories), newRunner(t, &nsnet.Pods{List: pods.List[:10]}, names, factories)
+	got["cycle of 20 namespaces / of 10"] = ratioOf(pairs(9, func() float64 { return cycleCPU(whole) }, func() float64 { return cycleCPU(half) })).mid
+	return got
+}
+
+func gateEncode(t testing.TB) map[string]float64 {
+	names, factories := procfsProbes()
+	fams := newRunner(t, spaces(t, 20, 1), names, factories).Cycle()
+	got := map[string]float64{}
+	got["encode / expfmt alone"] = ratioOf(pairs(15, func() float64 {
+		start := ownCPU()
+		for range 20 {
+			if err := output.EncodeTo(io.Discard, fams, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return float64(ownCPU() - start)
+	}, func() float64 {
+		start := ownCPU()
+		for range 20 {
+			w := bufio.NewWriterSize(io.Discard, 64<<10)
+			for _, f := range fams {
+				if _, err := expfmt.MetricFamilyToText(w, f); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		return float64(ownCPU() - start)
+	})).mid
+	return got
+}
+
+func cycleCPU(r *collect.Runner) float64 {
+	start := ownCPU()
+	r.Cycle()
+	return float64(ownCPU() - start)
+}
+
+func gateResident(t testing.TB) map[string]float64 {
+	e := startExporter(t)
+	d, _ := daemon(t, "default", "1s")
+	for range 10 {
+		e.scrape(t)
+		time.Sleep(500 * time.Millisecond) // the daemon's cycles
+	}
+	defer d.stop()
+	return map[string]float64{"resident memory / node_exporter's": residentOf(t, d.cmd.Process.Pid) / residentOf(t, e.cmd.Process.Pid)}
+}
+
+// gatePrograms reads, per BPF program, what a run costs beyond an empty
+// program in the same place, in units of that.
+func gatePrograms(t testing.TB) map[string]float64 {
+	cmd := exec.Command("go", "test", "-run", "^$", "-bench", "Cost/programs", "-benchtime", "1x", "nodeskoop/bpf")
+	cmd.Env = append(os.Environ(), "NODESKOOP_TEST_STRICT=1")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", cmd, err, out)
+	}
+	got := map[string]float64{}
+	for _, line := range strings.Split(string(out), "\n") {
+		f := strings.Fields(line)
+		if len(f) < 4 || !strings.HasPrefix(f[0], "BenchmarkCost/programs/") {
+			continue
+		}
+		values := map[string]float64{}
+		for i := 2; i+1 < len(f); i += 2 {
+			values[f[i+1]], _ = strconv.ParseFloat(f[i], 64)
+		}
+		name := strings.TrimPrefix(f[0], "BenchmarkCost/programs/")
+		if i := strings.LastIndexByte(name, '-'); i > 0 {
+			name = name[:i]
+		}
+		// What runs seldom is not measured well, and costs nobody much.
+		if values["runs"] < 10000 || values["floor-ns"] == 0 {
+			continue
+		}
+		// Another kernel chooses other programs.
+		if _, ok := budgets(t)["program "+name]; !ok {
+			t.Logf("program %s has no budget: %.2f", name, values["net-ns"]/values["floor-ns"])
+			continue
+		}
+		got["program "+name] = math.Max(0, values["net-ns"]) / values["floor-ns"]
+	}
+	if len(got) == 0 {
+		t.Fatalf("no program was measured on %s:\n%s", runtime.GOARCH, out)
+	}
+	return got
+}

@@ -1,0 +1,405 @@
+package compare
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/testdata/need"
+	"nodeskoop/testdata/nsnet"
+)
+
+// ratio is what pairs of turns gave: the median, and the quartiles around it.
+type ratio struct{ low, mid, high float64 }
+
+func (r ratio) String() string { return fmt.Sprintf("%.2f (%.2f to %.2f)", r.mid, r.low, r.high) }
+
+func ratioOf(v []float64) ratio {
+	return ratio{quantile(v, 0.25), quantile(v, 0.5), quantile(v, 0.75)}
+}
+
+func quantile(v []float64, q float64) float64 {
+	s := slices.Sorted(slices.Values(v))
+	if len(s) == 0 {
+		return 0
+	}
+	at := q * float64(len(s)-1)
+	i := int(at)
+	if i+1 >= len(s) {
+		return s[i]
+	}
+	return s[i] + (at-float64(i))*(s[i+1]-s[i])
+}
+
+// ownCPU is the CPU time of this process so far.
+func ownCPU() time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		panic(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// cpuOf is the CPU time of another process, to the nanosecond.
+func cpuOf(t testing.TB, pid int) time.Duration {
+	t.Helper()
+	var ts unix.Timespec
+	const wholeProcess = 2 // CPUCLOCK_SCHED, see clock_getcpuclockid(3)
+	if err := unix.ClockGettime(int32(^pid<<3|wholeProcess), &ts); err != nil {
+		t.Fatalf("ask for the CPU time of process %d: %v", pid, err)
+	}
+	return time.Duration(ts.Nano())
+}
+
+// residentOf is the memory of a process in bytes.
+func residentOf(t testing.TB, pid int) float64 {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(string(b), "\n") {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "VmRSS:" {
+			n, _ := strconv.Atoi(f[1])
+			return float64(n) * 1024
+		}
+	}
+	t.Fatalf("process %d has no VmRSS", pid)
+	return 0
+}
+
+// process is a program that runs until the test or a turn ends.
+type process struct {
+	cmd  *exec.Cmd
+	mu   sync.Mutex
+	out  bytes.Buffer
+	done chan struct{}
+}
+
+func (p *process) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.out.Write(b)
+}
+
+func (p *process) output() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.out.String()
+}
+
+func run(t testing.TB, name string, args ...string) *process {
+	t.Helper()
+	p := &process{cmd: exec.Command(name, args...), done: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = p, p
+	if err := p.cmd.Start(); err != nil {
+		t.Fatalf("start %s: %v", name, err)
+	}
+	go func() { _ = p.cmd.Wait(); close(p.done) }()
+	t.Cleanup(p.stop)
+	return p
+}
+
+// runTraced starts a program that wants tracefs, and sees to it that it is there.
+func runTraced(t testing.TB, name string, args ...string) *process {
+	t.Helper()
+	return run(t, "unshare", append([]string{"--mount", "sh", "-c", `mount -t tracefs tracefs /sys/kernel/tracing && exec "$0" "$@"`, name}, args...)...)
+}
+
+// stop ends the program as its user would, and waits.
+func (p *process) stop() {
+	_ = p.cmd.Process.Signal(unix.SIGINT)
+	select {
+	case <-p.done:
+	case <-time.After(10 * time.Second):
+		_ = p.cmd.Process.Kill()
+		<-p.done
+	}
+}
+
+// await waits until the program is ready; false: it ended before.
+func (p *process) await(t testing.TB, ready func() bool) bool {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if ready() {
+			return true
+		}
+		select {
+		case <-p.done:
+			return ready()
+		default:
+		}
+	}
+	t.Fatalf("%s is not ready after 30 seconds:\n%s", p.cmd.Path, p.output())
+	return false
+}
+
+// built is the folder of the program, if it was built.
+var built string
+
+// nodeskoop is the program, built once.
+var nodeskoop = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "compare")
+	if err != nil {
+		return "", err
+	}
+	built = dir
+	bin := filepath.Join(dir, "nodeskoop")
+	if out, err := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "nodeskoop/cmd/nodeskoop").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build: %w\n%s", err, out)
+	}
+	return bin, nil
+})
+
+// TestMain removes the program.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built != "" {
+		_ = os.RemoveAll(built)
+	}
+	os.Exit(code)
+}
+
+// daemon starts nodeskoop with some probes, without pods, and waits until it
+// has written a file with all of them up.
+func daemon(t testing.TB, probes, interval string, more ...string) (p *process, file string) {
+	t.Helper()
+	bin, err := nodeskoop()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	file = filepath.Join(dir, "nodeskoop.prom")
+	config := filepath.Join(dir, "nodeskoop.toml")
+	text := fmt.Sprintf("node_name = 'compare'\ninterval = '%s'\n%s[textfile]\ndir = '%s'\n[pods]\nsockets = ['/nonexistent/containerd.sock']\n", interval, strings.Join(more, ""), dir)
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p = run(t, bin, "run", "--config", config, "--probe", probes)
+	if !p.await(t, func() bool { b, err := os.ReadFile(file); return err == nil && len(b) > 0 }) {
+		t.Fatalf("nodeskoop ended:\n%s", p.output())
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(string(b), "\n") {
+		if strings.HasPrefix(line, "nodeskoop_probe_up{") && !strings.HasSuffix(line, " 1") {
+			t.Fatalf("a probe does not work here: %s\n%s", line, p.output())
+		}
+	}
+	return p, file
+}
+
+// metric adds up the series of one family in a textfile.
+func metric(t testing.TB, file, name string, labels ...string) (sum float64) {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+lines:
+	for _, line := range strings.Split(string(b), "\n") {
+		if !strings.HasPrefix(line, name+"{") && !strings.HasPrefix(line, name+" ") {
+			continue
+		}
+		for _, l := range labels {
+			if !strings.Contains(line, l) {
+				continue lines
+			}
+		}
+		v, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += v
+	}
+	return sum
+}
+
+// exporter is a node_exporter with the collectors that cover what the procfs
+// probes do, as far as they go.
+type exporter struct {
+	*process
+	url string
+}
+
+func startExporter(t testing.TB) *exporter {
+	t.Helper()
+	need.Program(t, "prometheus-node-exporter")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	_ = l.Close()
+	e := &exporter{url: "http://" + addr + "/metrics"}
+	e.process = run(t, "prometheus-node-exporter", "--log.level=error", "--web.listen-address="+addr, "--web.disable-exporter-metrics",
+		"--collector.disable-defaults", "--collector.netstat", "--collector.netstat.fields=.*", "--collector.sockstat",
+		"--collector.netdev", "--collector.softnet", "--collector.conntrack", "--collector.tcpstat")
+	e.await(t, func() bool {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			_ = c.Close()
+		}
+		return err == nil
+	})
+	return e
+}
+
+// scrape asks for the metrics once.
+func (e *exporter) scrape(t testing.TB) (bytes int64) {
+	t.Helper()
+	r, err := http.Get(e.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	n, err := io.Copy(io.Discard, r.Body)
+	if err != nil || r.StatusCode != http.StatusOK {
+		t.Fatalf("scrape: %s, %v", r.Status, err)
+	}
+	return n
+}
+
+// link is two namespaces with a veth between them, and sockets of each in the
+// hands of this process.
+type link struct {
+	a, b       *nsnet.Space
+	tcpA, tcpB int
+	udpA, udpB int
+	lostFrom   int // sends to a closed port
+	closed     unix.SockaddrInet4
+}
+
+func newLink(t testing.TB) *link {
+	t.Helper()
+	need.Program(t, "ip")
+	l := &link{a: nsnet.New(t), b: nsnet.New(t)}
+	nsnet.Connect(l.a, l.b)
+	b := unix.SockaddrInet4{Port: 7000, Addr: [4]byte{10, 0, 0, 2}}
+	a := unix.SockaddrInet4{Port: 7000, Addr: [4]byte{10, 0, 0, 1}}
+	l.closed = unix.SockaddrInet4{Port: 9, Addr: b.Addr}
+	socket := func(typ int) int {
+		fd, err := unix.Socket(unix.AF_INET, typ|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Close(fd) })
+		return fd
+	}
+	var err error
+	var listener int
+	l.b.Do(func() {
+		listener, l.udpB = socket(unix.SOCK_STREAM), socket(unix.SOCK_DGRAM)
+		err = errors.Join(unix.Bind(listener, &b), unix.Listen(listener, 1), unix.Bind(l.udpB, &b))
+	})
+	if err == nil {
+		l.a.Do(func() {
+			l.tcpA, l.udpA, l.lostFrom = socket(unix.SOCK_STREAM), socket(unix.SOCK_DGRAM), socket(unix.SOCK_DGRAM)
+			err = errors.Join(unix.Bind(l.udpA, &a), unix.Connect(l.udpA, &b), unix.Connect(l.tcpA, &b),
+				unix.SetsockoptInt(l.tcpA, unix.SOL_TCP, unix.TCP_NODELAY, 1))
+		})
+	}
+	if err == nil {
+		l.tcpB, _, err = unix.Accept4(listener, unix.SOCK_CLOEXEC)
+	}
+	if err != nil {
+		t.Fatalf("make sockets: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Close(l.tcpB) })
+	return l
+}
+
+// turn is a stretch of one kind of traffic: what each operation took of the
+// CPU, and how many there were per second.
+type turn struct{ cpu, rate float64 }
+
+// traffic does operations in batches for a while, on a thread of its own. Both
+// ends are the one thread's: nobody is woken, so that the CPU time is that of
+// the network stack and of what is hooked into it.
+func traffic(t testing.TB, length time.Duration, batch func() (int, error)) turn {
+	t.Helper()
+	var result turn
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		var from, to unix.Timespec
+		_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &from)
+		start, n := time.Now(), 0
+		for time.Since(start) < length && err == nil {
+			var k int
+			k, err = batch()
+			n += k
+		}
+		clock := time.Since(start)
+		_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &to)
+		result = turn{float64(to.Nano()-from.Nano()) / float64(n), float64(n) / clock.Seconds()}
+	}()
+	<-done
+	if err != nil {
+		t.Fatal(err)
+	}
+	return result
+}
+
+// requests: 64 bytes there and 64 back on one TCP connection.
+func (l *link) requests() (int, error) {
+	var b [64]byte
+	for range 32 {
+		for _, p := range [][2]int{{l.tcpA, l.tcpB}, {l.tcpB, l.tcpA}} {
+			if _, err := unix.Write(p[0], b[:]); err != nil {
+				return 0, err
+			}
+			if _, err := unix.Read(p[1], b[:]); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return 32, nil
+}
+
+// datagrams: 64 sent, 64 received.
+func (l *link) datagrams() (int, error) {
+	var b [64]byte
+	for range 64 {
+		if _, err := unix.Write(l.udpA, b[:]); err != nil {
+			return 0, err
+		}
+	}
+	for range 64 {
+		if _, err := unix.Read(l.udpB, b[:]); err != nil {
+			return 0, err
+		}
+	}
+	return 64, nil
+}
+
+// losses: 64 datagrams to a closed port, each of which is dropped there.
+func (l *link) losses() (int, error) {
+	var b [64]byte
+	for range 64 {
+		if err := unix.Sendto(l.lostFrom, b[:], 0, &l.closed); err != nil {
+			return 0, err
+		}
+	}
+	return 64, nil
+}

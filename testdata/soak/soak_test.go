@@ -1,0 +1,781 @@
+package soak
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/testdata/need"
+	"nodeskoop/testdata/pods"
+)
+
+const (
+	cycle   = 2 * time.Second // the daemon's interval
+	churn   = 10              // pods that are to come and go each second
+	workers = 6               // that make them
+	spaces  = 10              // network namespaces outside pods, each second
+)
+
+// TestSoak lets pods come and go, floods the event probes, and restarts every
+// neighbour of the daemon. Every so often all of it pauses and everything goes:
+// then the daemon has to be what it was in the first pause.
+func TestSoak(t *testing.T) {
+	length, err := time.ParseDuration(os.Getenv("NODESKOOP_SOAK"))
+	if err != nil {
+		t.Skip("runs by `make soak DURATION=1h`, not by itself")
+	}
+	need.Root(t)
+	need.Program(t, "prometheus-node-exporter", journaldProgram, "unshare", "mount")
+	s := &soak{t: t, dir: t.TempDir()}
+	s.ctd = pods.Start(t)
+	s.journald = newJournald(t)
+	s.daemon = s.start("first")
+	s.exporter = s.startExporter()
+
+	// The first pause comes when everything has been in use once.
+	const rounds = 6
+	warm := min(max(length/10, 20*time.Second), 3*time.Minute)
+	s.round(warm)
+	first := s.pause()
+	t.Logf("%-10s %s", "after", first.head())
+	t.Logf("%-10s %s", warm, first)
+	rests := []state{first}
+	for i := range rounds {
+		s.round((length - warm) / rounds)
+		rest := s.pause()
+		rests = append(rests, rest)
+		t.Logf("%-10s %s", (warm + (length-warm)/rounds*time.Duration(i+1)).Round(time.Second), rest)
+	}
+	s.report()
+	s.judge(rests)
+}
+
+// soak is one run.
+type soak struct {
+	t        *testing.T
+	dir      string
+	ctd      *pods.Containerd
+	journald *journald
+	daemon   *daemon
+	exporter *exporter
+
+	// Whoever uses containerd holds it for reading, who restarts it for writing.
+	containerd                                           sync.RWMutex
+	made, failed, foreign, datagrams, scrapes, badScrape atomic.Uint64
+	ctdRestarts, journaldRestarts, exporterRestarts      int
+	peak                                                 state
+}
+
+// round makes all the trouble there is for a while.
+func (s *soak) round(length time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), length)
+	defer cancel()
+	var wg sync.WaitGroup
+	tokens := time.NewTicker(time.Second / churn)
+	defer tokens.Stop()
+	for range workers {
+		wg.Go(func() { s.podsComeAndGo(ctx, tokens.C) })
+	}
+	wg.Go(func() { s.spacesComeAndGo(ctx) })
+	wg.Go(func() { s.flood(ctx) })
+	wg.Go(func() { s.scrape(ctx) })
+	wg.Go(func() { every(ctx, min(45*time.Second, length/2), s.restartContainerd) })
+	wg.Go(func() { every(ctx, min(35*time.Second, length/3), s.restartJournald) })
+	wg.Go(func() { every(ctx, 5*time.Second, s.look) })
+	wg.Wait()
+}
+
+// every calls f after each wait, but not for long after the end.
+func every(ctx context.Context, wait time.Duration, f func()) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+			f()
+		}
+	}
+}
+
+// podsComeAndGo runs real pods, which live for some seconds.
+func (s *soak) podsComeAndGo(ctx context.Context, tokens <-chan time.Time) {
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tokens:
+		}
+		p := s.makePod()
+		if p == nil {
+			continue
+		}
+		wait := time.NewTimer(time.Duration(rand.IntN(1500)) * time.Millisecond)
+		select {
+		case <-ctx.Done():
+		case <-wait.C:
+		}
+		s.removePod(p)
+	}
+}
+
+func (s *soak) makePod() *pods.Pod {
+	s.containerd.RLock()
+	defer s.containerd.RUnlock()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	n := s.made.Add(1)
+	p, err := s.ctd.TryRunPod(ctx, pods.PodSpec{Namespace: "soak", Name: fmt.Sprintf("pod-%d", n), Containers: []pods.ContainerSpec{{
+		Name: "main",
+		// A refused connection, a lost datagram, a served request.
+		Command: []string{"sh", "-c", "nc -w 1 127.0.0.1 7; echo x | nc -u -w 1 127.0.0.1 9; httpd -p 8080; wget -q -O /dev/null http://127.0.0.1:8080/; sleep 1000"},
+	}}})
+	if err != nil {
+		s.failed.Add(1)
+		s.t.Logf("pod %d: %v", n, err)
+	}
+	return p
+}
+
+func (s *soak) removePod(p *pods.Pod) {
+	for range 10 {
+		s.containerd.RLock()
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		err := p.TryRemove(ctx)
+		cancel()
+		s.containerd.RUnlock()
+		if err == nil {
+			return
+		}
+		s.failed.Add(1)
+		s.t.Logf("%v", err)
+		time.Sleep(time.Second)
+	}
+}
+
+// spacesComeAndGo makes network namespaces that no pod has, as services with
+// a private network do, and loses a packet in each.
+func (s *soak) spacesComeAndGo(ctx context.Context) {
+	every(ctx, time.Second/spaces, func() {
+		if err := inSpace(func() error {
+			c, err := net.Dial("udp", "127.0.0.1:9")
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, _ = c.Write([]byte("x"))
+			return nil
+		}); err != nil {
+			s.t.Errorf("a network namespace: %v", err)
+		}
+		s.foreign.Add(1)
+	})
+}
+
+// inSpace runs f on a thread in a network namespace of its own, with lo up.
+func inSpace(f func() error) error {
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			result <- err
+			return
+		}
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			result <- err
+			return
+		}
+		lo, _ := unix.NewIfreq("lo")
+		lo.SetUint16(unix.IFF_UP)
+		err = unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
+		_ = unix.Close(fd)
+		if err == nil {
+			err = f()
+		}
+		result <- err
+	}()
+	return <-result
+}
+
+// flood loses datagrams as fast as one thread can, for a second in ten.
+func (s *soak) flood(ctx context.Context) {
+	every(ctx, 9*time.Second, func() {
+		err := inSpace(func() error {
+			c, err := net.Dial("udp", "127.0.0.1:9")
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			b := make([]byte, 64)
+			for end := time.Now().Add(time.Second); time.Now().Before(end); {
+				for range 100 {
+					// One that hears of the closed port is not sent.
+					if _, err := c.Write(b); err == nil {
+						s.datagrams.Add(1)
+					}
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			s.t.Errorf("the flood: %v", err)
+		}
+	})
+}
+
+func (s *soak) restartContainerd() {
+	s.containerd.Lock()
+	defer s.containerd.Unlock()
+	if err := s.ctd.TryKill(); err != nil {
+		s.t.Errorf("kill containerd: %v", err)
+	}
+	time.Sleep(time.Duration(rand.IntN(3000)) * time.Millisecond)
+	if err := s.ctd.TryRun(); err != nil {
+		s.t.Errorf("run containerd again: %v", err)
+	}
+	s.ctdRestarts++
+}
+
+func (s *soak) restartJournald() {
+	switch s.journaldRestarts++; {
+	case s.journaldRestarts%2 == 0:
+		s.journald.freeze(2 * time.Second)
+		fallthrough
+	default:
+		s.journald.kill()
+		time.Sleep(time.Duration(rand.IntN(2000)) * time.Millisecond)
+		if err := s.journald.start(); err != nil {
+			s.t.Error(err)
+		}
+	}
+}
+
+// scrape asks node_exporter again and again, and restarts it now and then.
+func (s *soak) scrape(ctx context.Context) {
+	every(ctx, 3*time.Second, func() {
+		if n := s.scrapes.Add(1); n%10 == 0 {
+			s.exporter.stop()
+			s.exporter = s.startExporter()
+			s.exporterRestarts++
+		}
+		fams, err := s.exporter.scrape()
+		switch {
+		case err != nil:
+		case sum(fams["node_textfile_scrape_error"]) != 0:
+			err = errors.New("node_textfile_scrape_error is not 0")
+		case fams["nodeskoop_build_info"] == nil:
+			err = errors.New("nothing of the daemon is in it")
+		}
+		if err != nil {
+			s.badScrape.Add(1)
+			s.t.Errorf("scrape %d: %v", s.scrapes.Load(), err)
+		}
+	})
+}
+
+// look keeps the worst of what is seen under load.
+func (s *soak) look() {
+	now, err := s.daemon.state()
+	if err != nil {
+		s.t.Errorf("look at the daemon: %v", err)
+		return
+	}
+	s.peak.fds = max(s.peak.fds, now.fds)
+	s.peak.threads = max(s.peak.threads, now.threads)
+	s.peak.maps = max(s.peak.maps, now.maps)
+	s.peak.entries = max(s.peak.entries, now.entries)
+	s.peak.anonymous = max(s.peak.anonymous, now.anonymous)
+	s.peak.resident = max(s.peak.resident, now.resident)
+	s.peak.series = max(s.peak.series, now.series)
+	s.peak.pods = max(s.peak.pods, now.pods)
+	s.peak.cycle = max(s.peak.cycle, now.cycle)
+	s.peak.spaces = max(s.peak.spaces, now.spaces)
+}
+
+// pause waits until everything that was made is gone, and the daemon knows.
+func (s *soak) pause() state {
+	s.t.Helper()
+	var last state
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(cycle) {
+		now, err := s.daemon.state()
+		if err != nil {
+			s.t.Fatalf("look at the daemon: %v", err)
+		}
+		if now.pods == 0 && now.connected && now.alike(last) {
+			// Memory that is free goes back to the machine a while later.
+			seen := now.accounts
+			time.Sleep(3 * cycle)
+			if now, err = s.daemon.state(); err != nil {
+				s.t.Fatalf("look at the daemon: %v", err)
+			}
+			s.balance(seen, now.accounts)
+			return now
+		}
+		if time.Now().After(end) {
+			s.t.Errorf("two minutes after the last pod went the daemon still is not at rest: %s", now)
+			return now
+		}
+		last = now
+	}
+}
+
+// balance demands that what had been seen a while ago is accounted for now.
+// The machine's own events go on meanwhile.
+func (s *soak) balance(before, now map[string]account) {
+	for event, a := range now {
+		if sum := a.written + a.suppressed + a.lost; sum < before[event].seen || sum > a.seen {
+			s.t.Errorf("%s: %v had been seen, %v now, and %v are accounted for: %v written, %v suppressed, %v lost", event, before[event].seen, a.seen, sum, a.written, a.suppressed, a.lost)
+		}
+	}
+}
+
+func (s *soak) report() {
+	s.t.Logf("%-10s %s", "peak", s.peak)
+	s.t.Logf("%d pods came and went (%d calls to containerd failed), %d namespaces outside pods, %d datagrams lost in floods, %d scrapes (%d bad), restarts: containerd %d, journald %d, node_exporter %d",
+		s.made.Load(), s.failed.Load(), s.foreign.Load(), s.datagrams.Load(), s.scrapes.Load(), s.badScrape.Load(), s.ctdRestarts, s.journaldRestarts, s.exporterRestarts)
+}
+
+// judge demands that every pause was like the first.
+func (s *soak) judge(rests []state) {
+	first, last := rests[0], rests[len(rests)-1]
+	for i, r := range rests {
+		if r.fds != first.fds || r.maps != first.maps {
+			s.t.Errorf("pause %d: %d open files and %d BPF maps, %d and %d in the first", i+1, r.fds, r.maps, first.fds, first.maps)
+		}
+		// The kernel's counters of namespaces outside pods are looked through
+		// only when there are many of them; 64 for each of eight probes.
+		if r.entries > first.entries+8*64+64 {
+			s.t.Errorf("pause %d: %d entries in BPF maps, %d in the first", i+1, r.entries, first.entries)
+		}
+		// The runtime keeps the threads that hung calls once needed.
+		if r.threads > first.threads+4 {
+			s.t.Errorf("pause %d: %d threads, %d in the first", i+1, r.threads, first.threads)
+		}
+		// Losses of packets are told by reason, and reasons turn up.
+		if r.series > first.series+16 {
+			s.t.Errorf("pause %d: %v series, %v in the first", i+1, r.series, first.series)
+		}
+	}
+	// Memory is compared over halves, as each single reading depends on when
+	// the collector ran.
+	half := len(rests) / 2
+	early, late := least(rests[:half+1]), least(rests[half:])
+	if late > early+early/8+2<<20 {
+		s.t.Errorf("anonymous memory at rest: %d KiB in the first half, %d in the second", early>>10, late>>10)
+	}
+	if last.accounts["PacketLoss"].seen < float64(s.datagrams.Load()) {
+		s.t.Errorf("%v lost packets were seen, %d datagrams alone were lost in floods", last.accounts["PacketLoss"].seen, s.datagrams.Load())
+	}
+	if log := s.daemon.log.String(); strings.Contains(log, "panic") {
+		s.t.Errorf("the daemon's log:\n%s", log)
+	}
+	// A new daemon tells how many goroutines there have to be.
+	worn := s.daemon.goroutines(s.t)
+	s.daemon = s.start("second")
+	s.pause()
+	fresh := s.daemon.goroutines(s.t)
+	s.t.Logf("goroutines: %d at the end, %d in a new daemon", worn, fresh)
+	if worn > fresh+2 {
+		s.t.Errorf("%d goroutines at the end, %d in a new daemon", worn, fresh)
+	}
+}
+
+func least(rests []state) int {
+	n := rests[0].anonymous
+	for _, r := range rests {
+		n = min(n, r.anonymous)
+	}
+	return n
+}
+
+// state is what the daemon holds at one moment.
+type state struct {
+	fds, threads, maps, entries int
+	resident, anonymous         int // bytes
+	spaces                      int // network namespaces of the machine that processes are in
+	pods, series, cycle         float64
+	connected                   bool
+	accounts                    map[string]account
+}
+
+type account struct{ seen, written, suppressed, lost float64 }
+
+func (state) head() string {
+	return "fds threads maps entries  rss KiB anon KiB namespaces pods series cycle"
+}
+
+func (s state) String() string {
+	return fmt.Sprintf("%3d %7d %4d %7d %8d %8d %10d %4v %6v %4.0f ms", s.fds, s.threads, s.maps, s.entries, s.resident>>10, s.anonymous>>10, s.spaces, s.pods, s.series, s.cycle*1000)
+}
+
+// alike reports whether nothing comes or goes any more.
+func (s state) alike(t state) bool {
+	return s.fds == t.fds && s.maps == t.maps && s.entries == t.entries && s.series == t.series
+}
+
+type daemon struct {
+	cmd  *exec.Cmd
+	file string
+	log  *tail
+	done chan struct{}
+}
+
+// start runs the daemon as on a node, with all probes, and journald where it
+// expects it.
+func (s *soak) start(name string) *daemon {
+	s.t.Helper()
+	bin := filepath.Join(s.dir, "nodeskoop")
+	if _, err := os.Stat(bin); err != nil {
+		if out, err := exec.Command("go", "build", "-o", bin, "nodeskoop/cmd/nodeskoop").CombinedOutput(); err != nil {
+			s.t.Fatalf("build: %v\n%s", err, out)
+		}
+	}
+	dir := filepath.Join(s.dir, "textfile")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		s.t.Fatal(err)
+	}
+	config := filepath.Join(s.dir, name+".toml")
+	text := fmt.Sprintf("node_name = 'soak'\ninterval = '%s'\n[probes]\nenabled = ['all', '-virtcmdlatency']\n[textfile]\ndir = '%s'\n[pods]\nsockets = ['%s']\n", cycle, dir, s.ctd.Socket)
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+	d := &daemon{file: filepath.Join(dir, "nodeskoop.prom"), log: &tail{}, done: make(chan struct{})}
+	d.cmd = exec.Command("sh", "-c", `mount --bind "$0" /run && exec "$@"`, filepath.Join(s.journald.dir, "run"), bin, "run", "--config", config)
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
+	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
+	if err := d.cmd.Start(); err != nil {
+		s.t.Fatalf("start the daemon: %v", err)
+	}
+	go func() { _ = d.cmd.Wait(); close(d.done) }()
+	s.t.Cleanup(func() {
+		_ = d.cmd.Process.Kill()
+		<-d.done
+		if s.t.Failed() {
+			s.t.Logf("the end of the daemon's log:\n%s", d.log)
+		}
+	})
+	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		if fams, err := d.families(); err == nil && sum(fams["nodeskoop_containerd_up"]) == 1 {
+			return d
+		}
+		if time.Now().After(end) {
+			s.t.Fatalf("the daemon wrote no file in a minute; its log:\n%s", d.log)
+		}
+	}
+}
+
+func (d *daemon) families() (map[string]*dto.MetricFamily, error) {
+	f, err := os.Open(d.file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	p := expfmt.NewTextParser(model.LegacyValidation)
+	return p.TextToMetricFamilies(f)
+}
+
+// state looks at the daemon from outside.
+func (d *daemon) state() (s state, err error) {
+	pid := strconv.Itoa(d.cmd.Process.Pid)
+	status, err := os.ReadFile("/proc/" + pid + "/status")
+	if err != nil {
+		return s, err
+	}
+	for _, line := range strings.Split(string(status), "\n") {
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		n, _ := strconv.Atoi(f[1])
+		switch f[0] {
+		case "VmRSS:":
+			s.resident = n << 10
+		case "RssAnon:":
+			s.anonymous = n << 10
+		case "Threads:":
+			s.threads = n
+		}
+	}
+	fds, err := os.ReadDir("/proc/" + pid + "/fdinfo")
+	if err != nil {
+		return s, err
+	}
+	// A file that is open for a moment only is no matter here.
+	seen := map[string]bool{}
+	for _, fd := range fds {
+		link, err := os.Readlink("/proc/" + pid + "/fd/" + fd.Name())
+		if err != nil || strings.HasPrefix(link, "/proc/") || strings.HasPrefix(link, filepath.Dir(d.file)) {
+			continue
+		}
+		s.fds++
+		info, _ := os.ReadFile("/proc/" + pid + "/fdinfo/" + fd.Name())
+		if m := mapID.FindSubmatch(info); m != nil && !seen[string(m[1])] {
+			seen[string(m[1])] = true
+			s.maps++
+			id, _ := strconv.ParseUint(string(m[1]), 10, 32)
+			s.entries += entriesOf(ebpf.MapID(id))
+		}
+	}
+	s.spaces = spacesOfProcesses()
+	fams, err := d.families()
+	if err != nil {
+		return s, err
+	}
+	s.pods, s.series = sum(fams["nodeskoop_pods"]), sum(fams["nodeskoop_series"])
+	s.cycle = sum(fams["nodeskoop_last_cycle_duration_seconds"])
+	s.connected = sum(fams["nodeskoop_containerd_up"]) == 1
+	s.accounts = map[string]account{}
+	for name, at := range map[string]func(*account) *float64{
+		"seen":       func(a *account) *float64 { return &a.seen },
+		"written":    func(a *account) *float64 { return &a.written },
+		"suppressed": func(a *account) *float64 { return &a.suppressed },
+		"lost":       func(a *account) *float64 { return &a.lost },
+	} {
+		for _, m := range fams["nodeskoop_events_"+name+"_total"].GetMetric() {
+			for _, l := range m.Label {
+				if l.GetName() == "event" {
+					a := s.accounts[l.GetValue()]
+					*at(&a) = m.GetCounter().GetValue()
+					s.accounts[l.GetValue()] = a
+				}
+			}
+		}
+	}
+	return s, nil
+}
+
+var mapID = regexp.MustCompile(`(?m)^map_id:\s*(\d+)`)
+
+// entriesOf counts the entries of a map by namespace; one of another kind has
+// a fixed size, or is a cache.
+func entriesOf(id ebpf.MapID) (n int) {
+	m, err := ebpf.NewMapFromID(id)
+	if err != nil {
+		return 0
+	}
+	defer m.Close()
+	if m.Type() != ebpf.PerCPUHash && m.Type() != ebpf.Hash {
+		return 0
+	}
+	key := make([]byte, m.KeySize())
+	var from any
+	for m.NextKey(from, &key) == nil {
+		n++
+		from = bytes.Clone(key)
+	}
+	return n
+}
+
+func spacesOfProcesses() int {
+	inodes := map[string]bool{}
+	links, _ := filepath.Glob("/proc/[0-9]*/ns/net")
+	for _, l := range links {
+		if to, err := os.Readlink(l); err == nil {
+			inodes[to] = true
+		}
+	}
+	return len(inodes)
+}
+
+// goroutines ends the daemon with the signal by which Go shows them.
+func (d *daemon) goroutines(t *testing.T) int {
+	t.Helper()
+	d.log.keep()
+	if err := d.cmd.Process.Signal(syscall.SIGQUIT); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-d.done:
+	case <-time.After(20 * time.Second):
+		t.Fatal("SIGQUIT did not end the daemon")
+	}
+	defer d.log.keep()
+	n := len(regexp.MustCompile(`(?m)^goroutine \d+ .*\[`).FindAllString(d.log.String(), -1))
+	if n == 0 {
+		t.Fatalf("SIGQUIT showed no goroutines:\n%s", d.log)
+	}
+	return n
+}
+
+// tail is the end of what a program writes.
+type tail struct {
+	mu  sync.Mutex
+	b   []byte
+	all bool
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.b = append(t.b, p...)
+	if over := len(t.b) - 256<<10; over > 0 && !t.all {
+		t.b = append(t.b[:0], t.b[over:]...)
+	}
+	return len(p), nil
+}
+
+// keep drops what was written so far, and nothing from then on.
+func (t *tail) keep() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.b, t.all = t.b[:0], true
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.b)
+}
+
+func sum(f *dto.MetricFamily) (v float64) {
+	for _, m := range f.GetMetric() {
+		v += m.GetGauge().GetValue() + m.GetCounter().GetValue() + m.GetUntyped().GetValue()
+	}
+	return v
+}
+
+// exporter is a real node_exporter.
+type exporter struct {
+	cmd  *exec.Cmd
+	addr string
+}
+
+func (s *soak) startExporter() *exporter {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		s.t.Error(err)
+		return s.exporter
+	}
+	e := &exporter{addr: l.Addr().String()}
+	_ = l.Close()
+	e.cmd = exec.Command("prometheus-node-exporter", "--collector.disable-defaults", "--collector.textfile",
+		"--collector.textfile.directory="+filepath.Join(s.dir, "textfile"), "--web.listen-address="+e.addr)
+	if err := e.cmd.Start(); err != nil {
+		s.t.Errorf("start node_exporter: %v", err)
+		return s.exporter
+	}
+	s.t.Cleanup(e.stop)
+	for range 500 {
+		c, err := net.Dial("tcp", e.addr)
+		if err == nil {
+			_ = c.Close()
+			return e
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	s.t.Error("node_exporter does not answer")
+	return e
+}
+
+func (e *exporter) stop() {
+	_ = e.cmd.Process.Kill()
+	_ = e.cmd.Wait()
+}
+
+func (e *exporter) scrape() (map[string]*dto.MetricFamily, error) {
+	r, err := http.Get("http://" + e.addr + "/metrics")
+	if err != nil {
+		return nil, err
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	if err != nil {
+		return nil, err
+	}
+	if r.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("status %s", r.Status)
+	}
+	p := expfmt.NewTextParser(model.LegacyValidation)
+	return p.TextToMetricFamilies(bytes.NewReader(b))
+}
+
+const journaldProgram = "/lib/systemd/systemd-journald"
+
+// journald is a real one, in mount and network namespaces of its own. What is
+// dir/run here is /run there, and for the daemon.
+type journald struct {
+	dir    string
+	socket string
+	cmd    *exec.Cmd
+}
+
+func newJournald(t *testing.T) *journald {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "soak") // short: a socket's path has 107 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := &journald{dir: dir, socket: filepath.Join(dir, "run/systemd/journal/socket")}
+	t.Cleanup(func() {
+		j.kill()
+		_ = os.RemoveAll(dir)
+	})
+	for _, sub := range []string{"run/systemd/journal", "run/systemd/journald.conf.d", "run/log/journal"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conf := "[Journal]\nStorage=volatile\nRuntimeMaxUse=64M\nReadKMsg=no\nAudit=no\n"
+	if err := os.WriteFile(filepath.Join(dir, "run/systemd/journald.conf.d/soak.conf"), []byte(conf), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.start(); err != nil {
+		t.Fatal(err)
+	}
+	return j
+}
+
+func (j *journald) start() error {
+	_ = os.Remove(j.socket)
+	j.cmd = exec.Command("sh", "-ec", `mount --bind "$0/run" /run; exec `+journaldProgram, j.dir)
+	j.cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET}
+	if err := j.cmd.Start(); err != nil {
+		return fmt.Errorf("start journald: %w", err)
+	}
+	for range 1000 {
+		c, err := net.Dial("unixgram", j.socket)
+		if err == nil {
+			return c.Close()
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return errors.New("journald does not listen")
+}
+
+func (j *journald) kill() {
+	if j.cmd != nil {
+		_ = j.cmd.Process.Kill()
+		_ = j.cmd.Wait()
+		j.cmd = nil
+	}
+}
+
+// freeze keeps journald from reading for a while.
+func (j *journald) freeze(wait time.Duration) {
+	_ = j.cmd.Process.Signal(syscall.SIGSTOP)
+	time.Sleep(wait)
+	_ = j.cmd.Process.Signal(syscall.SIGCONT)
+}
