@@ -37,6 +37,11 @@ type ContainerSpec struct {
 	Name string
 	// Command is run from the busybox image; sleeping for ever if empty.
 	Command []string
+	// Mounts are files and folders of containerd's machine, by the path that
+	// they have in the container; they can be read only.
+	Mounts map[string]string
+	// Devices are devices that the container may use, under their own name.
+	Devices []string
 }
 
 // Pod is a pod that has been started.
@@ -94,7 +99,7 @@ func (c *Containerd) TryRunPod(ctx context.Context, spec PodSpec) (*Pod, error) 
 		network, hostname = cri.NamespaceMode_NODE, ""
 	}
 	logs := filepath.Join(c.dir, "logs", spec.UID)
-	if err := os.MkdirAll(logs, 0o755); err != nil {
+	if err := os.MkdirAll(c.path(logs), 0o755); err != nil {
 		return nil, err
 	}
 	p := &Pod{PodSpec: spec, c: c}
@@ -164,6 +169,14 @@ func (p *Pod) TryAddContainer(ctx context.Context, spec ContainerSpec) (*Contain
 		spec.Command = []string{"sleep", "2147483647"}
 	}
 	what := fmt.Sprintf("container %s of pod %s/%s", spec.Name, p.Namespace, p.Name)
+	var mounts []*cri.Mount
+	for to, from := range spec.Mounts {
+		mounts = append(mounts, &cri.Mount{ContainerPath: to, HostPath: from, Readonly: true})
+	}
+	var devices []*cri.Device
+	for _, d := range spec.Devices {
+		devices = append(devices, &cri.Device{ContainerPath: d, HostPath: d, Permissions: "rwm"})
+	}
 	client := p.c.cri()
 	r, err := client.CreateContainer(ctx, &cri.CreateContainerRequest{
 		PodSandboxId:  p.ID,
@@ -173,6 +186,8 @@ func (p *Pod) TryAddContainer(ctx context.Context, spec ContainerSpec) (*Contain
 			Image:    &cri.ImageSpec{Image: busyboxImage},
 			Command:  spec.Command,
 			LogPath:  spec.Name + ".log",
+			Mounts:   mounts,
+			Devices:  devices,
 			Labels: map[string]string{
 				"io.kubernetes.container.name": spec.Name,
 				"io.kubernetes.pod.name":       p.Name,

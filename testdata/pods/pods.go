@@ -56,6 +56,7 @@ type Containerd struct {
 	PIDNamespace bool
 
 	t        testing.TB
+	service  *Service // nil: the instance is the test's own
 	cni      string
 	dir      string
 	space    *space
@@ -331,10 +332,14 @@ func (c *Containerd) Ctr(namespace string, args ...string) string {
 
 // TryCtr is Ctr for other goroutines than the test's.
 func (c *Containerd) TryCtr(namespace string, args ...string) (string, error) {
-	cmd := exec.Command("ctr", append([]string{"--address", c.Socket, "--namespace", namespace}, args...)...)
+	socket := c.Socket
+	if c.service != nil {
+		socket = c.service.Socket
+	}
+	cmd, start := c.command("ctr", append([]string{"--address", socket, "--namespace", namespace}, args...)...)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
-	if err := c.space.do(cmd.Start); err != nil {
+	if err := start(); err != nil {
 		return "", err
 	}
 	if err := cmd.Wait(); err != nil {

@@ -1,0 +1,447 @@
+package install
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The test binary is also the program that causes events: pods have it under
+// this name.
+const causeProgram = "/cause"
+
+// hold is how long things are kept waiting: well over the probes' 100 ms, and
+// under the 200 ms after which TCP sends again.
+const hold = 140 * time.Millisecond
+
+// cause runs one way of causing events. It prints how many it caused, unless
+// the caller knows.
+func cause(args []string) error {
+	if len(args) == 0 {
+		return errors.New("which?")
+	}
+	number := func(i int) int {
+		if i >= len(args) {
+			return 0
+		}
+		n, _ := strconv.Atoi(args[i])
+		return n
+	}
+	switch args[0] {
+	case "datagrams": // ADDRESS COUNT BYTES [PER-SECOND]
+		return causeDatagrams(args[1], number(2), number(3), number(4))
+	case "refused": // ADDRESS COUNT
+		return causeRefused(args[1], number(2))
+	case "abort": // ADDRESS COUNT
+		return causeAborts(args[1], number(2))
+	case "stray": // ADDRESS COUNT
+		return causeStray(args[1], number(2))
+	case "serve": // ADDRESS...
+		return serve(args[1:])
+	case "unanswered": // MILLISECONDS ADDRESS...
+		return causeUnanswered(time.Duration(number(1))*time.Millisecond, args[2:])
+	case "readlate": // COUNT
+		return causeLateReads(number(1))
+	case "sendlate":
+		return causeLateSends()
+	case "exchange": // ADDRESS COUNT
+		return causeExchange(args[1], number(2))
+	case "queue": // NUMBER
+		return holdQueue(uint16(number(1)))
+	case "reads": // DEVICE COUNT STRIDE OFFSET
+		return causeReads(args[1], number(2), int64(number(3)), int64(number(4)))
+	}
+	return fmt.Errorf("%q is not known", args[0])
+}
+
+// causeDatagrams sends datagrams, evenly if it is told how many a second.
+func causeDatagrams(addr string, count, size, perSecond int) error {
+	c, err := net.Dial("udp", addr)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	b := make([]byte, size)
+	if perSecond > 0 {
+		// Who has it sent for a while may stop it.
+		go func() {
+			_, _ = io.Copy(io.Discard, os.Stdin)
+			os.Exit(0)
+		}()
+	}
+	start := time.Now()
+	for i := range count {
+		if perSecond > 0 {
+			time.Sleep(time.Until(start.Add(time.Duration(i) * time.Second / time.Duration(perSecond))))
+		}
+		_, err := c.Write(b)
+		if errors.Is(err, unix.ECONNREFUSED) {
+			_, err = c.Write(b) // that was the answer to one before; nothing was sent
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// causeRefused connects to a closed port.
+func causeRefused(addr string, count int) error {
+	for range count {
+		if c, err := net.Dial("tcp", addr); err == nil {
+			c.Close()
+			return fmt.Errorf("%s is open", addr)
+		} else if !errors.Is(err, unix.ECONNREFUSED) {
+			return err
+		}
+	}
+	return nil
+}
+
+// serve answers each line with itself, and reads until the peer ends.
+func serve(addrs []string) error {
+	failed := make(chan error)
+	for _, addr := range addrs {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			return err
+		}
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					failed <- err
+					return
+				}
+				go func() {
+					_, _ = io.Copy(c, c)
+					c.Close()
+				}()
+			}
+		}()
+	}
+	return <-failed
+}
+
+// causeAborts connects to a server, waits until it has the connection, and
+// gives that up.
+func causeAborts(addr string, count int) error {
+	for range count {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			return err
+		}
+		if err := echo(c); err != nil {
+			return err
+		}
+		if err := c.(*net.TCPConn).SetLinger(0); err != nil {
+			return err
+		}
+		c.Close()
+	}
+	return nil
+}
+
+func echo(c net.Conn) error {
+	if _, err := c.Write([]byte("are you there?")); err != nil {
+		return err
+	}
+	if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(c, make([]byte, 14))
+	return err
+}
+
+// causeExchange lets a server answer, one line after another.
+func causeExchange(addr string, count int) error {
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for range count {
+		if err := echo(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// causeUnanswered tries to connect for a while, to all addresses at once.
+func causeUnanswered(limit time.Duration, addrs []string) error {
+	done := make(chan error)
+	for _, addr := range addrs {
+		go func() {
+			c, err := net.DialTimeout("tcp", addr, limit)
+			if err == nil {
+				c.Close()
+				done <- fmt.Errorf("%s answered", addr)
+				return
+			}
+			done <- nil
+		}()
+	}
+	var errs []error
+	for range addrs {
+		errs = append(errs, <-done)
+	}
+	return errors.Join(errs...)
+}
+
+// causeStray sends acknowledgements of nothing to a socket that listens.
+func causeStray(addr string, count int) error {
+	to, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return err
+	}
+	c, err := net.Dial("udp", addr) // finds our own address
+	if err != nil {
+		return err
+	}
+	from := c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
+	c.Close()
+	domain := unix.AF_INET
+	if to.Addr().Is6() {
+		domain = unix.AF_INET6
+	}
+	fd, err := unix.Socket(domain, unix.SOCK_RAW, unix.IPPROTO_TCP)
+	if err != nil {
+		return fmt.Errorf("open a raw socket: %w", err)
+	}
+	defer unix.Close(fd)
+	if domain == unix.AF_INET6 {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_CHECKSUM, 16); err != nil {
+			return err
+		}
+	}
+	for i := range count {
+		segment := make([]byte, 20)
+		binary.BigEndian.PutUint16(segment[0:], uint16(20000+i))
+		binary.BigEndian.PutUint16(segment[2:], to.Port())
+		binary.BigEndian.PutUint32(segment[4:], 1)
+		binary.BigEndian.PutUint32(segment[8:], 1)
+		segment[12], segment[13] = 5<<4, 0x10 // 20 bytes, ACK
+		binary.BigEndian.PutUint16(segment[14:], 1024)
+		var sa unix.Sockaddr = &unix.SockaddrInet6{Addr: to.Addr().As16()}
+		if domain == unix.AF_INET {
+			binary.BigEndian.PutUint16(segment[16:], checksum(slices.Concat(from.AsSlice(), to.Addr().AsSlice(), []byte{0, unix.IPPROTO_TCP, 0, 20}, segment)))
+			sa = &unix.SockaddrInet4{Addr: to.Addr().As4()}
+		}
+		if err := unix.Sendto(fd, segment, 0, sa); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checksum(b []byte) uint16 {
+	var sum uint32
+	for i := 0; i+1 < len(b); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	for sum>>16 != 0 {
+		sum = sum&0xffff + sum>>16
+	}
+	return ^uint16(sum)
+}
+
+// pair is a connection of this process with itself.
+func pair(network, addr string) (client, server *net.TCPConn, err error) {
+	l, err := net.Listen(network, addr)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer l.Close()
+	c, err := net.Dial(network, l.Addr().String())
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := l.Accept()
+	if err != nil {
+		return nil, nil, err
+	}
+	return c.(*net.TCPConn), s.(*net.TCPConn), nil
+}
+
+var loopbacks = [][2]string{{"tcp4", "127.0.0.1:0"}, {"tcp6", "[::1]:0"}}
+
+// causeLateReads leaves received data unread for a while.
+func causeLateReads(count int) error {
+	for _, at := range loopbacks {
+		client, server, err := pair(at[0], at[1])
+		if err != nil {
+			return err
+		}
+		for range count {
+			if _, err := client.Write([]byte("wait for it")); err != nil {
+				return err
+			}
+			time.Sleep(hold)
+			if _, err := io.ReadFull(server, make([]byte, 11)); err != nil {
+				return err
+			}
+		}
+		client.Close()
+		server.Close()
+	}
+	return nil
+}
+
+// causeLateSends writes more than the peer takes, so that its window is closed
+// for a while.
+func causeLateSends() error {
+	for _, at := range loopbacks {
+		client, server, err := pair(at[0], at[1])
+		if err != nil {
+			return err
+		}
+		if err := server.SetReadBuffer(16 << 10); err != nil {
+			return err
+		}
+		if err := client.SetWriteDeadline(time.Now().Add(hold)); err != nil {
+			return err
+		}
+		written := 0
+		for {
+			n, err := client.Write(make([]byte, 64<<10))
+			written += n
+			if err != nil {
+				break
+			}
+		}
+		time.Sleep(hold)
+		if err := server.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(server, make([]byte, written)); err != nil {
+			return err
+		}
+		client.Close()
+		server.Close()
+	}
+	return nil
+}
+
+// causeReads reads a block device past all caches.
+func causeReads(device string, count int, stride, offset int64) error {
+	f, err := os.OpenFile(device, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b := make([]byte, 8192)
+	b = b[4096-int(uintptr(unsafe.Pointer(&b[0]))%4096):][:4096]
+	for i := range count {
+		start := time.Now()
+		if _, err := f.ReadAt(b, int64(i)*stride+offset); err != nil {
+			return err
+		}
+		fmt.Println(time.Since(start).Milliseconds())
+	}
+	return nil
+}
+
+// holdQueue lets each packet of a netfilter queue go on after a while. It ends
+// with its standard input.
+func holdQueue(number uint16) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return err
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	const (
+		subsystem    = unix.NFNL_SUBSYS_QUEUE << 8
+		packet       = 0
+		verdict      = 1
+		config       = 2
+		packetHeader = 1 // attributes: NFQA_PACKET_HDR and, of other kinds of message,
+		command      = 1 // NFQA_CFG_CMD
+		parameters   = 2 // NFQA_CFG_PARAMS
+		decision     = 2 // NFQA_VERDICT_HDR
+	)
+	send := func(kind, attribute uint16, flags uint16, payload ...byte) error {
+		m := make([]byte, 24, 24+len(payload)+3)
+		binary.NativeEndian.PutUint16(m[4:], subsystem|kind)
+		binary.NativeEndian.PutUint16(m[6:], unix.NLM_F_REQUEST|flags)
+		binary.BigEndian.PutUint16(m[18:], number)
+		binary.NativeEndian.PutUint16(m[20:], uint16(4+len(payload)))
+		binary.NativeEndian.PutUint16(m[22:], attribute)
+		m = append(m, payload...)
+		m = append(m, make([]byte, -len(m)&3)...)
+		binary.NativeEndian.PutUint32(m, uint32(len(m)))
+		return unix.Sendto(fd, m, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	}
+	buffer := make([]byte, 64<<10)
+	ask := func(attribute uint16, payload ...byte) error {
+		if err := send(config, attribute, unix.NLM_F_ACK, payload...); err != nil {
+			return err
+		}
+		n, _, err := unix.Recvfrom(fd, buffer, 0)
+		if err != nil {
+			return err
+		}
+		if n >= 20 && binary.NativeEndian.Uint16(buffer[4:]) == unix.NLMSG_ERROR {
+			if code := int32(binary.NativeEndian.Uint32(buffer[16:])); code != 0 {
+				return fmt.Errorf("take the netfilter queue %d: %w", number, unix.Errno(-code))
+			}
+		}
+		return nil
+	}
+	if err := errors.Join(ask(command, 1, 0, 0, 0), ask(parameters, 0, 0, 0, 0, 1)); err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	}()
+	for {
+		size, _, err := unix.Recvfrom(fd, buffer, 0)
+		if err != nil {
+			return err
+		}
+		for b := buffer[:size]; len(b) >= 20; {
+			length := int(binary.NativeEndian.Uint32(b))
+			if length < 20 || length > len(b) {
+				break
+			}
+			if binary.NativeEndian.Uint16(b[4:]) == subsystem|packet {
+				for attrs := b[20:length]; len(attrs) >= 8; {
+					n := int(binary.NativeEndian.Uint16(attrs))
+					if n < 4 || n > len(attrs) {
+						break
+					}
+					if binary.NativeEndian.Uint16(attrs[2:]) == packetHeader && n >= 8 {
+						id := slices.Clone(attrs[4:8])
+						time.AfterFunc(hold, func() { _ = send(verdict, decision, 0, append([]byte{0, 0, 0, 1}, id...)...) })
+					}
+					attrs = attrs[min((n+3)&^3, len(attrs)):]
+				}
+			}
+			b = b[min((length+3)&^3, len(b)):]
+		}
+	}
+}
+
+// causeMain is main for the program under its other name.
+func causeMain() {
+	if err := cause(os.Args[1:]); err != nil {
+		fmt.Fprintf(os.Stderr, "cause %s: %v\n", strings.Join(os.Args[1:], " "), err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}

@@ -1,0 +1,631 @@
+package install
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/testdata/pods"
+)
+
+// entry is one entry of the journal.
+type entry map[string]any
+
+func (e entry) text(field string) string {
+	s, _ := e[field].(string)
+	return s
+}
+
+// String lists the fields that nodeskoop writes.
+func (e entry) String() string {
+	var b strings.Builder
+	for _, k := range slices.Sorted(maps.Keys(e)) {
+		if !strings.HasPrefix(k, "_") {
+			fmt.Fprintf(&b, "\n\t%s=%v", k, e[k])
+		}
+	}
+	return b.String()
+}
+
+// journal reads the events that match "FIELD=value".
+func (s *suite) journal(matches ...string) []entry {
+	s.Helper()
+	out := s.run("journalctl", append([]string{"-b", "-q", "-a", "-t", "nodeskoop", "-o", "json"}, matches...)...)
+	var list []entry
+	for line := range strings.Lines(out) {
+		e := entry{}
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			s.Fatalf("journalctl prints %q: %v", line, err)
+		}
+		list = append(list, e)
+	}
+	return list
+}
+
+func (s *suite) podEvents(event string, p *pods.Pod, more ...string) []entry {
+	s.Helper()
+	return s.journal(append(more, "KUBESKOOP_EVENT="+event, "K8S_NAMESPACE="+p.Namespace, "K8S_POD="+p.Name)...)
+}
+
+// in runs a program of the machine in a pod's network namespace.
+func (s *suite) in(p *pods.Pod, name string, args ...string) string {
+	s.Helper()
+	return s.run("nsenter", append([]string{"-t", strconv.Itoa(p.PID), "-n", name}, args...)...)
+}
+
+func v4(p *pods.Pod, port int) string { return fmt.Sprintf("%s:%d", p.Addrs[0], port) }
+func v6(p *pods.Pod, port int) string { return fmt.Sprintf("[%s]:%d", p.Addrs[1], port) }
+
+// expectation is how many events there must be after something was caused.
+type expectation struct {
+	event string
+	pod   *pods.Pod
+	count int
+	// metric, if there is one, counts them too.
+	metric string
+	// also names more fields that each entry must have.
+	also map[string]string
+}
+
+// expect causes something, and demands exactly the events that it is to
+// cause, in the journal and in the metrics.
+func (s *suite) expect(what string, do func(), want ...expectation) {
+	s.Helper()
+	s.expectCounted(what, func() []expectation { do(); return want }, want...)
+}
+
+// expectCounted is expect for what is only known how often it was when it
+// has happened.
+func (s *suite) expectCounted(what string, do func() []expectation, of ...expectation) {
+	t := s.T
+	t.Helper()
+	before := map[string]int{}
+	metrics := map[string]float64{}
+	key := func(w expectation) string { return w.event + " of " + w.pod.Name }
+	for _, w := range of {
+		before[key(w)] = len(s.podEvents(w.event, w.pod))
+		if w.metric != "" {
+			metrics[key(w)] = s.podValue(w.metric, w.pod.Namespace, w.pod.Name)
+		}
+	}
+	want := do()
+	for _, w := range want {
+		var got []entry
+		_ = s.awaits(10*time.Second, func() error {
+			if got = s.podEvents(w.event, w.pod)[before[key(w)]:]; len(got) < w.count {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		if len(got) != w.count {
+			t.Errorf("%s: the journal has %d times %s, want %d", what, len(got), key(w), w.count)
+		}
+		for _, e := range got {
+			bad := ""
+			for field, value := range w.also {
+				if e.text(field) != value {
+					bad += fmt.Sprintf(" %s=%s (want %s)", field, e.text(field), value)
+				}
+			}
+			if bad != "" || e.text("MESSAGE") == "" || len(e.text("MESSAGE_ID")) != 32 || e.text("K8S_NODE") != node || e.text("_SYSTEMD_UNIT") != unit {
+				t.Errorf("%s: %s:%s %v", what, key(w), bad, e)
+				break
+			}
+		}
+		if w.metric != "" {
+			var now float64
+			_ = s.awaits(10*time.Second, func() error {
+				if now = s.podValue(w.metric, w.pod.Namespace, w.pod.Name); now-metrics[key(w)] < float64(w.count) {
+					return errors.New("not yet")
+				}
+				return nil
+			})
+			if now-metrics[key(w)] != float64(w.count) {
+				t.Errorf("%s: %s of %s/%s rose by %v, want %d", what, w.metric, w.pod.Namespace, w.pod.Name, now-metrics[key(w)], w.count)
+			}
+		}
+		t.Logf("%-42s %d times %s", what, len(got), key(w))
+	}
+}
+
+// snmp is a counter of a pod's kernel tables, past nodeskoop.
+func (s *suite) snmp(p *pods.Pod, group, name string) int {
+	s.Helper()
+	var head []string
+	for line := range strings.Lines(s.in(p, "cat", "/proc/net/snmp")) {
+		f := strings.Fields(line)
+		if f[0] != group+":" {
+			continue
+		}
+		if head == nil {
+			head = f
+			continue
+		}
+		n, err := strconv.Atoi(f[slices.Index(head, name)])
+		if err != nil {
+			s.Fatal(err)
+		}
+		return n
+	}
+	s.Fatalf("no %s.%s", group, name)
+	return 0
+}
+
+// causeEvents causes what can be caused, each kind a known number of times.
+func (s *suite) causeEvents() {
+	t := s.T
+	web, client := s.web, s.client
+	exec := func(args ...string) {
+		t.Helper()
+		client.Container("main").Exec(append([]string{causeProgram}, args...)...)
+	}
+	inWeb := func(args ...string) {
+		t.Helper()
+		web.Container("main").Exec(append([]string{causeProgram}, args...)...)
+	}
+	const n = 7
+	count := strconv.Itoa(n)
+	unsupported := s.unsupported()
+	// Neighbours are found before anything is counted.
+	exec("exchange", v4(web, 80), "1")
+	exec("exchange", v6(web, 8080), "1")
+
+	s.in(web, "nft", "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in udp dport 9 counter drop; add rule inet t in tcp dport 81 drop")
+	s.expect("a rule drops datagrams", func() {
+		exec("datagrams", v4(web, 9), count, "100")
+		exec("datagrams", v6(web, 9), count, "100")
+	}, expectation{"PacketLoss", web, 2 * n, "kubeskoop_packetloss_netfilter", map[string]string{
+		"KUBESKOOP_REASON": "NETFILTER_DROP", "KUBESKOOP_PROTOCOL": "UDP", "KUBESKOOP_DPORT": "9", "PRIORITY": "4",
+		"KUBESKOOP_SRC_POD": "client-0", "KUBESKOOP_DST_POD": "web-0",
+	}})
+	for _, e := range s.podEvents("PacketLoss", web) {
+		if stack := e.text("KUBESKOOP_STACK"); !strings.Contains(stack, "nf_hook_slow+0x") || !strings.Contains(e.text("KUBESKOOP_LOCATION"), "+0x") {
+			t.Errorf("the functions of the kernel have no names in the unit's sandbox: location %q, stack\n%s", e.text("KUBESKOOP_LOCATION"), stack)
+			break
+		}
+	}
+	if out := s.in(web, "nft", "list", "chain", "inet", "t", "in"); !strings.Contains(out, fmt.Sprintf("packets %d ", 2*n)) {
+		t.Errorf("the rule itself counted something else:\n%s", out)
+	}
+
+	s.expect("connections to a closed port", func() {
+		exec("refused", v4(web, 7), count)
+		exec("refused", v6(web, 7), count)
+	},
+		expectation{"TCPRESET_NOSOCK", web, 2 * n, "", map[string]string{"KUBESKOOP_SPORT": "7", "KUBESKOOP_DST_POD": "client-0"}},
+		expectation{"TCPRESET_RECEIVE", client, 2 * n, "", map[string]string{"KUBESKOOP_DPORT": "7", "KUBESKOOP_DST_POD": "web-0"}})
+
+	s.expect("connections given up", func() {
+		exec("abort", v4(web, 80), count)
+		exec("abort", v6(web, 8080), count)
+	},
+		expectation{"TCPRESET_ACTIVE", client, 2 * n, "", map[string]string{"KUBESKOOP_DST_POD": "web-0"}},
+		expectation{"TCPRESET_RECEIVE", web, 2 * n, "", map[string]string{"KUBESKOOP_DST_POD": "client-0"}})
+
+	s.expect("acknowledgements of nothing", func() {
+		exec("stray", v4(web, 80), count)
+		exec("stray", v6(web, 8080), count)
+	}, expectation{"TCPRESET_PROCESS", web, 2 * n, "", map[string]string{"KUBESKOOP_TCP_STATE": "LISTEN"}})
+
+	s.expectCounted("connections that nobody answers", func() []expectation {
+		was := s.snmp(client, "Tcp", "RetransSegs")
+		exec("unanswered", "3500", v4(web, 81), v6(web, 81))
+		sent := s.snmp(client, "Tcp", "RetransSegs") - was
+		if sent < 4 {
+			t.Errorf("the kernel retransmitted %d segments, want 4 or more", sent)
+		}
+		return []expectation{{"TCPRetrans", client, sent, "kubeskoop_tcpretrans_total", map[string]string{"KUBESKOOP_DPORT": "81", "KUBESKOOP_TCP_STATE": "SYN_SENT", "KUBESKOOP_DST_POD": "web-0"}}}
+	}, expectation{event: "TCPRetrans", pod: client, metric: "kubeskoop_tcpretrans_total"})
+	s.in(web, "nft", "delete table inet t")
+
+	if _, no := unsupported["socketlatency"]; !no {
+		s.expect("received data left unread", func() { inWeb("readlate", "3") },
+			expectation{"SOCKETLAT_READSLOW", web, 6, "kubeskoop_socketlatency_read100ms", map[string]string{"KUBESKOOP_COMM": "cause"}})
+		s.expect("written data kept waiting", func() { inWeb("sendlate") },
+			expectation{"SOCKETLAT_SENDSLOW", web, 2, "kubeskoop_socketlatency_write100ms", map[string]string{"KUBESKOOP_COMM": "cause"}})
+	}
+
+	if _, no := unsupported["kernellatency"]; !no {
+		s.causeHeld()
+	}
+	if _, no := unsupported["netiftxlatency"]; !no {
+		// 1,442 bytes take 180 ms; the first packet finds the bucket full.
+		s.in(client, "tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "64kbit", "burst", "1600", "limit", "100000")
+		// The pod's kernel may send some packets of its own, which wait, too.
+		const metric = "kubeskoop_netiftxlat_qdiscslow100ms"
+		before, all := s.podValue(metric, "shop", "client-0"), len(s.podEvents("TXLAT_QDISC_100MS", client))
+		exec("datagrams", v4(web, 9), "5", "1400")
+		s.until("the packets in a slow queue are in the journal and in the metric", 10*time.Second, func() error {
+			ours := s.podEvents("TXLAT_QDISC_100MS", client, "KUBESKOOP_DPORT=9", "KUBESKOOP_PROTOCOL=UDP", "KUBESKOOP_IFNAME=eth0", "KUBESKOOP_DST_POD=web-0")
+			now := len(s.podEvents("TXLAT_QDISC_100MS", client))
+			if v := s.podValue(metric, "shop", "client-0"); len(ours) != 4 || v-before != float64(now-all) {
+				return fmt.Errorf("%d of 4 datagrams are in the journal; in all it has %d more events, and %s rose by %v", len(ours), now-all, metric, v-before)
+			}
+			return nil
+		})
+		t.Logf("%-42s 4 times TXLAT_QDISC_100MS of client-0", "packets in a slow queue")
+		s.in(client, "tc", "qdisc", "del", "dev", "eth0", "root")
+	}
+	if _, no := unsupported["biolatency"]; !no {
+		s.causeSlowDisk()
+	}
+	if _, no := unsupported["net_softirq"]; !no {
+		// The kernel's own softirqs are late as soon as "late" is a microsecond.
+		s.configure("probes.net_softirq.slow", `"1us"`)
+		exec("datagrams", v4(web, 9), "200", "100")
+		for _, event := range []string{"NETSOFTIRQ_SCHED_SLOW", "NETSOFTIRQ_EXCUTE_SLOW"} {
+			s.until(event+" of the node", 10*time.Second, func() error {
+				if len(s.journal("KUBESKOOP_EVENT="+event, "K8S_POD=hostNetwork")) == 0 {
+					return errors.New("the journal has none")
+				}
+				return nil
+			})
+		}
+		s.configure("probes.net_softirq.slow", `"10ms"`)
+	}
+	s.accounted()
+	s.configure("journal.rate", "20", "journal.burst", "100")
+
+	seen := map[string]bool{}
+	for _, e := range s.journal() {
+		seen[e.text("KUBESKOOP_EVENT")] = true
+	}
+	delete(seen, "")
+	var missing []string
+	for _, e := range table(t, "events.tsv") {
+		if !seen[e["event"]] {
+			missing = append(missing, e["event"])
+		}
+	}
+	t.Logf("%d of 19 types of event are in the journal; not caused here: %s", len(seen), strings.Join(missing, ", "))
+}
+
+// causeHeld keeps packets in a netfilter queue.
+func (s *suite) causeHeld() {
+	web, client := s.web, s.client
+	const n = 3
+	tables := func(p *pods.Pod, args ...string) {
+		s.Helper()
+		for _, program := range []string{"iptables", "ip6tables"} {
+			s.in(p, program, append([]string{"-w", "-t", "mangle"}, args...)...)
+		}
+	}
+	hold := func(p *pods.Pod, chain string) (stop func()) {
+		s.Helper()
+		tables(p, "-A", chain, "-p", "tcp", "--tcp-flags", "PSH", "PSH", "-j", "NFQUEUE", "--queue-num", "1")
+		cmd := s.command("nsenter", "-t", strconv.Itoa(p.PID), "-n", "/srv"+causeProgram, "queue", "1")
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			s.Fatal(err)
+		}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			s.Fatal(err)
+		}
+		cmd.Stderr = os.Stderr
+		if err := cmd.Start(); err != nil {
+			s.Fatal(err)
+		}
+		if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+			s.Fatalf("the reader of the netfilter queue says %q: %v", line, err)
+		}
+		return func() {
+			tables(p, "-F")
+			in.Close()
+			_, _ = io.Copy(io.Discard, out)
+			_ = cmd.Wait()
+		}
+	}
+	exchange := func() {
+		client.Container("main").Exec(causeProgram, "exchange", v4(web, 80), strconv.Itoa(n))
+		client.Container("main").Exec(causeProgram, "exchange", v6(web, 8080), strconv.Itoa(n))
+	}
+	stop := hold(web, "PREROUTING")
+	s.expect("received segments held in a queue", exchange,
+		expectation{"RXKERNEL_SLOW", web, 2 * n, "kubeskoop_kernellatency_rxslow100ms", map[string]string{"KUBESKOOP_SRC_POD": "client-0", "KUBESKOOP_DST_POD": "web-0"}})
+	stop()
+	stop = hold(client, "OUTPUT")
+	s.expect("sent segments held in a queue", exchange,
+		expectation{"TXKERNEL_SLOW", client, 2 * n, "kubeskoop_kernellatency_txslow100ms", map[string]string{"KUBESKOOP_SRC_POD": "client-0", "KUBESKOOP_DST_POD": "web-0"}})
+	stop()
+}
+
+// causeSlowDisk lets a container read a disk that is slow: a loop device over
+// another one, which is throttled.
+func (s *suite) causeSlowDisk() {
+	t := s.T
+	file := filepath.Join(s.dir, "disk")
+	if err := os.WriteFile(file, make([]byte, 4<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	lower := s.loop(file)
+	upper := s.loop(lower)
+	if lower == "" || upper == "" {
+		return
+	}
+	var stat unix.Stat_t
+	if err := unix.Stat(lower, &stat); err != nil {
+		t.Fatal(err)
+	}
+	device := fmt.Sprintf("%d:%d", unix.Major(stat.Rdev), unix.Minor(stat.Rdev))
+	if err := unix.Stat(upper, &stat); err != nil {
+		t.Fatal(err)
+	}
+	s.run("mknod", "-m", "600", upper, "b", strconv.Itoa(int(unix.Major(stat.Rdev))), strconv.Itoa(int(unix.Minor(stat.Rdev))))
+	reader := s.client.AddContainer(pods.ContainerSpec{Name: "disk", Mounts: map[string]string{causeProgram: "/srv" + causeProgram}, Devices: []string{upper}})
+	throttle := s.throttle(reader)
+	if throttle == "" {
+		return
+	}
+	limit := func(perSecond int) {
+		t.Helper()
+		value := fmt.Sprintf("%s %d", device, perSecond)
+		if strings.HasSuffix(throttle, "io.max") {
+			value = fmt.Sprintf("%s riops=%d", device, perSecond)
+		}
+		s.write(throttle, value)
+	}
+	for i, c := range []struct {
+		event            string
+		perSecond, reads int
+		// Milliseconds that a read takes: at least for an event, and so many
+		// that it was the disk, not a CPU that others had.
+		least, clearly int
+	}{{"BIOLAT_10MS", 40, 24, 10, 0}, {"BIOLAT_100MS", 4, 6, 100, 200}} {
+		limit(c.perSecond)
+		of := []string{"KUBESKOOP_EVENT=" + c.event, "KUBESKOOP_DISK=" + filepath.Base(upper)}
+		before := len(s.journal(of...))
+		// What was read once is in memory. A call takes at least as long as
+		// its block I/O.
+		clearly, perhaps := 0, 0
+		out := reader.Exec(causeProgram, "reads", upper, strconv.Itoa(c.reads), strconv.Itoa(1<<17), strconv.Itoa(i<<16))
+		for _, f := range strings.Fields(out) {
+			ms, err := strconv.Atoi(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.clearly > 0 && ms >= c.clearly {
+				clearly++
+			}
+			if ms >= c.least {
+				perhaps++
+			}
+		}
+		var got []entry
+		_ = s.awaits(10*time.Second, func() error {
+			if got = s.journal(of...)[before:]; len(got) < max(1, clearly) {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		if len(got) == 0 || len(got) < clearly || len(got) > perhaps {
+			t.Errorf("a slow disk: the journal has %d times %s, want %d to %d: the reads took (ms) %s", len(got), c.event, clearly, perhaps, strings.Join(strings.Fields(out), " "))
+		}
+		for _, e := range got {
+			if e.text("KUBESKOOP_COMM") != "cause" || e.text("KUBESKOOP_LATENCY_NS") == "" {
+				t.Errorf("a slow disk: %v", e)
+			}
+		}
+		t.Logf("%-42s %d times %s", "a container reads a slow disk", len(got), c.event)
+	}
+	reader.Stop()
+}
+
+// throttle is the file that limits the reads of a container, by cgroup v1 or
+// v2. The loop driver reads the lower device in the name of who reads the
+// upper. Where the kernel has no limit it is "".
+func (s *suite) throttle(k *pods.Container) string {
+	s.Helper()
+	groups := s.run("cat", fmt.Sprintf("/proc/%d/cgroup", k.PID))
+	for _, h := range []struct{ name, root, file string }{
+		{"blkio", "/sys/fs/cgroup/blkio", "blkio.throttle.read_iops_device"},
+		{"", "/sys/fs/cgroup", "io.max"},
+	} {
+		m := regexp.MustCompile(`(?m)^[0-9]+:` + h.name + `:(/.*)$`).FindStringSubmatch(groups)
+		if m != nil && s.exists(h.root+m[1]+"/"+h.file) {
+			return h.root + m[1] + "/" + h.file
+		}
+	}
+	s.Logf("exception: no slow disk can be made here: the container's control groups have no limit on reads:\n%s", groups)
+	return ""
+}
+
+// loop makes a loop device over a file; it ends with the test. Where the
+// kernel has none it is "".
+func (s *suite) loop(path string) string {
+	t := s.T
+	t.Helper()
+	fail := func(err error) string {
+		t.Logf("exception: no slow disk can be made here: no loop device: %v", err)
+		return ""
+	}
+	file, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return fail(err)
+	}
+	defer file.Close()
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return fail(err)
+	}
+	defer control.Close()
+	n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+	if err != nil {
+		return fail(err)
+	}
+	name := fmt.Sprintf("/dev/loop%d", n)
+	device, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return fail(err)
+	}
+	if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_SET_FD, int(file.Fd())); err != nil {
+		device.Close()
+		return fail(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
+			t.Errorf("free %s: %v", name, err)
+		}
+		device.Close()
+	})
+	return name
+}
+
+// account is what nodeskoop says became of the events of one type.
+type account struct{ seen, written, suppressed, lost float64 }
+
+func accountsOf(f families) map[string]account {
+	out := map[string]account{}
+	if f["nodeskoop_events_seen_total"] == nil {
+		return out
+	}
+	for _, m := range f["nodeskoop_events_seen_total"].Metric {
+		for _, l := range m.Label {
+			if l.GetName() == "event" {
+				get := func(what string) float64 {
+					v, _ := f.value("nodeskoop_events_"+what+"_total", "event", l.GetValue())
+					return v
+				}
+				out[l.GetValue()] = account{get("seen"), get("written"), get("suppressed"), get("lost")}
+			}
+		}
+	}
+	return out
+}
+
+// accounted demands that every event is accounted for: what was seen is soon
+// written, suppressed or lost, and what is called written is in the journal.
+// It returns a reading that all this holds for.
+func (s *suite) accounted() map[string]account {
+	t := s.T
+	t.Helper()
+	pid := s.property(unit, "MainPID")
+	inJournal := func() map[string]float64 {
+		n := map[string]float64{}
+		for _, e := range s.journal("_PID="+pid, brief) {
+			n[e.text("KUBESKOOP_EVENT")]++
+		}
+		return n
+	}
+	// The machine's other events never stand still, so each reading is held
+	// against an earlier and a later one of the other kind.
+	journal0 := inJournal()
+	first := accountsOf(parse(t, []byte(s.read(textfile))))
+	var later map[string]account
+	err := s.awaits(15*time.Second, func() error {
+		s.nextCycles(2)
+		later = accountsOf(parse(t, []byte(s.read(textfile))))
+		for event, a := range later {
+			if sum := a.written + a.suppressed + a.lost; sum > a.seen {
+				t.Fatalf("%s: %+v is more than was seen", event, a)
+			} else if seen := first[event].seen; sum < seen {
+				return fmt.Errorf("%s: %v were seen, of which now %v are written, %v suppressed and %v lost", event, seen, a.written, a.suppressed, a.lost)
+			}
+			if journal0[event] > a.written {
+				return fmt.Errorf("%s: the journal had %v entries before %v were written", event, journal0[event], a.written)
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		err = s.awaits(10*time.Second, func() error {
+			journal := inJournal()
+			for event, a := range later {
+				if journal[event] < a.written {
+					return fmt.Errorf("%s: %v are written, and the journal has %v", event, a.written, journal[event])
+				}
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		t.Errorf("the events are not all accounted for: %v", err)
+	}
+	return later
+}
+
+// explain looks at the catalog: every type has its explanation.
+func (s *suite) explain() {
+	t := s.T
+	for _, e := range table(t, "events.tsv") {
+		out, err := s.try("journalctl", "--dump-catalog", e["message_id"])
+		if err != nil || !strings.Contains(out, "Subject:") || !strings.Contains(out, "Defined-By: nodeskoop") || len(out) < 300 {
+			t.Errorf("the catalog's entry of %s (%v):\n%s", e["event"], err, out)
+		}
+	}
+	shown := 0
+	for _, e := range table(t, "events.tsv") {
+		entries := s.journal("KUBESKOOP_EVENT=" + e["event"])
+		if len(entries) == 0 {
+			continue
+		}
+		shown++
+		out := s.run("journalctl", "-b", "-q", "-x", "-t", "nodeskoop", "-n", "1", "KUBESKOOP_EVENT="+e["event"])
+		if !strings.Contains(out, "░░ Subject:") || regexp.MustCompile(`@[A-Z0-9_]+@`).MatchString(out) {
+			t.Errorf("journalctl -x shows no explanation of %s, or leaves a placeholder in it:\n%s", e["event"], out)
+		}
+		if e["event"] == "PacketLoss" {
+			t.Logf("journalctl -x:\n%s", out)
+		}
+	}
+	if shown == 0 {
+		t.Error("the journal has no event to explain")
+	}
+}
+
+// flood causes more than the limit lets through.
+func (s *suite) flood() {
+	t := s.T
+	web := s.web
+	const n = 5000
+	send := func(count int) {
+		s.client.Container("main").Exec(causeProgram, "datagrams", v4(web, 9), strconv.Itoa(count), "100")
+	}
+	before := s.podValue("kubeskoop_packetloss_netfilter", "shop", "web-0")
+	entries := len(s.podEvents("PacketLoss", web, filtered, brief))
+	if dropped := s.dropping(web, func() { send(n) }); dropped != n {
+		t.Errorf("the rule dropped %d datagrams, want %d", dropped, n)
+	}
+	s.until("all drops are in the scrape", 10*time.Second, func() error {
+		v, _ := s.scrape().value("kubeskoop_packetloss_netfilter", "k8s_namespace", "shop", "k8s_pod", "web-0")
+		if v-before != n {
+			return fmt.Errorf("%v of %d", v-before, n)
+		}
+		return nil
+	})
+	a := s.accounted()["PacketLoss"]
+	written := len(s.podEvents("PacketLoss", web, filtered, brief)) - entries
+	if written == 0 || written > n/2 || a.suppressed < n/2 {
+		t.Errorf("%d drops: %d in the journal, and in all %+v", n, written, a)
+	}
+	// The entries that follow, of whatever pod, say how many were kept back.
+	told := 0.0
+	pid := s.property(unit, "MainPID")
+	if err := s.awaits(10*time.Second, func() error {
+		send(1) // nobody listens there; that is a loss, too
+		told = 0
+		for _, e := range s.journal("_PID="+pid, "KUBESKOOP_EVENT=PacketLoss", "--output-fields=KUBESKOOP_SUPPRESSED") {
+			k, _ := strconv.Atoi(e.text("KUBESKOOP_SUPPRESSED"))
+			told += float64(k)
+		}
+		if told < a.suppressed {
+			return fmt.Errorf("of %v suppressed events the journal tells of %v", a.suppressed, told)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	t.Logf("%d drops: %d in the journal; in all %+v, and the journal tells of %v suppressed", n, written, a, told)
+}

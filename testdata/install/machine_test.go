@@ -1,0 +1,374 @@
+package install
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/testdata/need"
+	"nodeskoop/testdata/pods"
+)
+
+// machine is a Debian system with systemd as its process 1, in namespaces of
+// its own. Nothing of it is left when the test ends.
+type machine struct {
+	t *testing.T
+	// dir is its folder here, root its root folder as its own processes see
+	// it: with what it mounted.
+	dir, root string
+	cgroup    string
+	leader    int // its process 1, as this machine counts
+	off       bool
+
+	nspawn *exec.Cmd
+	exited chan struct{}
+	log    bytes.Buffer
+	client *http.Client
+}
+
+// tarball makes the system's files if they are not there from an earlier run.
+func tarball(t *testing.T) string {
+	t.Helper()
+	script, err := os.ReadFile("make-root")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache = filepath.Join(cache, "nodeskoop")
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(script)
+	file := filepath.Join(cache, "install-root-"+hex.EncodeToString(sum[:6])+".tar")
+	if _, err := os.Stat(file); err == nil {
+		return file
+	}
+	old, _ := filepath.Glob(filepath.Join(cache, "install-root-*.tar"))
+	start := time.Now()
+	if out, err := exec.Command("./make-root", file).CombinedOutput(); err != nil {
+		t.Fatalf("make the Debian system: %v\n%s", err, out)
+	}
+	for _, o := range old {
+		_ = os.Remove(o)
+	}
+	t.Logf("made %s in %v", file, time.Since(start).Round(time.Second))
+	return file
+}
+
+// boot unpacks the system, lets prepare change its files, starts it, and
+// returns when it runs.
+func boot(t *testing.T, prepare func(root string)) *machine {
+	t.Helper()
+	need.Root(t)
+	need.Program(t, "systemd-nspawn", "mmdebstrap", "nsenter", "tar")
+	tar := tarball(t)
+	dir, err := os.MkdirTemp("/var/tmp", "nodeskoop-install-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	m := &machine{t: t, dir: dir, cgroup: "/" + filepath.Base(dir), exited: make(chan struct{})}
+	t.Cleanup(m.gone)
+	sweep, err := pods.Sweep(dir, m.cgroup)
+	if err != nil {
+		_ = os.RemoveAll(dir)
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := sweep(); err != nil {
+			t.Errorf("clean up after the machine: %v", err)
+		}
+		if m.nspawn != nil {
+			<-m.exited
+		}
+	})
+	root := filepath.Join(dir, "root")
+	if err := os.Mkdir(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("tar", "-xf", tar, "-C", root, "--numeric-owner", "--xattrs", "--xattrs-include=*").CombinedOutput(); err != nil {
+		t.Fatalf("unpack %s (delete it to have it made again): %v\n%s", tar, err, out)
+	}
+	prepare(root)
+	prepared := time.Now()
+	m.start(root)
+	t.Logf("made the machine's files in %.1f s, started it in %.1f s", prepared.Sub(start).Seconds(), time.Since(prepared).Seconds())
+	return m
+}
+
+// gone demands that nothing of the machine is left here.
+func (m *machine) gone() {
+	name := filepath.Base(m.dir)
+	if _, err := os.Lstat(m.dir); err == nil {
+		m.t.Errorf("%s is left", m.dir)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		f := strings.Fields(line)
+		if strings.Contains(line, name) {
+			m.t.Errorf("a mount is left: %s", line)
+		}
+		if strings.Contains(line, " - cgroup") {
+			if _, err := os.Lstat(filepath.Join(f[4], m.cgroup)); err == nil {
+				m.t.Errorf("the control group %s is left", filepath.Join(f[4], m.cgroup))
+			}
+		}
+	}
+	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	processes, _ := filepath.Glob("/proc/[0-9]*/cgroup")
+	for _, file := range append(files, processes...) {
+		if b, _ := os.ReadFile(file); bytes.Contains(b, []byte(name)) {
+			m.t.Errorf("%s still says %s", file, bytes.TrimSpace(b))
+		}
+	}
+}
+
+// start runs systemd-nspawn in control groups that are the machine's, and in
+// a mount namespace with an empty /run, where it keeps notes.
+func (m *machine) start(root string) {
+	m.t.Helper()
+	// A cpuset that was just made has no CPUs, and takes no processes.
+	const script = `
+for h in $(awk '$3 ~ /^cgroup2?$/ { print $2 }' /proc/mounts); do
+  mkdir -p "$h$0"
+  for f in cpuset.cpus cpuset.mems; do
+    [ ! -f "$h/cpuset.cpus" ] || [ -s "$h$0/$f" ] && [ -n "$(cat "$h$0/$f" 2>/dev/null)" ] || cat "$h/$f" > "$h$0/$f" 2>/dev/null || true
+  done
+  echo $$ > "$h$0/cgroup.procs"
+done
+mount -t tmpfs -o mode=755 tmpfs /run
+exec systemd-nspawn "$@"`
+	args := []string{
+		"-c", script, m.cgroup,
+		"-D", root, "--register=no", "--keep-unit", "--machine=node-1",
+		"--private-network", "--capability=all",
+		// By default nspawn forbids what the BPF programs and containerd need.
+		"--system-call-filter=bpf perf_event_open @mount @keyring",
+		"--tmpfs=/var/lib/containerd:mode=0711", // overlayfs may not be on another one
+		"--console=pipe", "-b",
+	}
+	m.nspawn = exec.Command("sh", args...)
+	m.nspawn.Stdout, m.nspawn.Stderr = &m.log, &m.log
+	m.nspawn.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Setsid: true}
+	if err := m.nspawn.Start(); err != nil {
+		m.t.Fatalf("start systemd-nspawn: %v", err)
+	}
+	go func() {
+		_ = m.nspawn.Wait()
+		close(m.exited)
+	}()
+	m.until("systemd is process 1", 20*time.Second, func() error {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", m.nspawn.Process.Pid))
+		if err != nil {
+			return err
+		}
+		for _, f := range strings.Fields(string(data)) {
+			comm, _ := os.ReadFile("/proc/" + f + "/comm")
+			if strings.TrimSpace(string(comm)) == "systemd" {
+				m.leader, err = strconv.Atoi(f)
+				return err
+			}
+		}
+		return errors.New("systemd-nspawn has not started it")
+	})
+	m.root = fmt.Sprintf("/proc/%d/root", m.leader)
+	m.client = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DialContext: m.dial}}
+	m.until("the system has started", 60*time.Second, func() error {
+		out, err := m.try("systemctl", "is-system-running")
+		if s := strings.TrimSpace(out); s != "running" && s != "degraded" {
+			return fmt.Errorf("it is %q: %w", s, err)
+		}
+		return nil
+	})
+	if out, _ := m.try("systemctl", "--failed", "--no-legend", "--plain"); strings.TrimSpace(out) != "" {
+		m.t.Fatalf("units of the untouched system failed:\n%s", out)
+	}
+	// With cgroup v1 nspawn leaves it to the host to make groups; containers
+	// in the machine need some.
+	m.run("sh", "-c", `awk '$3 == "cgroup" && $4 ~ /^ro/ { print $2 }' /proc/mounts | while read -r h; do
+		mount -o remount,bind,rw,nosuid,nodev,noexec "$h"
+	done`)
+	// nspawn hides the names of the kernel's functions; a machine has them.
+	m.run("sh", "-c", "! mountpoint -q /proc/kallsyms || umount /proc/kallsyms")
+}
+
+// poweroff ends the machine as its operator would.
+func (m *machine) poweroff() {
+	m.t.Helper()
+	m.off = true
+	m.run("systemctl", "poweroff", "--no-block")
+	select {
+	case <-m.exited:
+		if code := m.nspawn.ProcessState.ExitCode(); code != 0 {
+			m.t.Errorf("systemd-nspawn ended with %v:\n%s", m.nspawn.ProcessState, tail(m.log.String()))
+		}
+	case <-time.After(60 * time.Second):
+		m.t.Errorf("the machine does not power off:\n%s", tail(m.log.String()))
+	}
+}
+
+// command makes a command that runs in the machine.
+func (m *machine) command(name string, args ...string) *exec.Cmd {
+	in := []string{"-t", strconv.Itoa(m.leader), "-m", "-u", "-i", "-n", "-p", "-C", "--", "env", "-i",
+		"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "HOME=/root", "TERM=dumb", "DEBIAN_FRONTEND=noninteractive", "SYSTEMD_PAGER=", name}
+	return exec.Command("nsenter", append(in, args...)...)
+}
+
+// try runs a command in the machine and returns its standard output.
+func (m *machine) try(name string, args ...string) (string, error) {
+	cmd := m.command(name, args...)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(tail(errOut.String())))
+	}
+	return out.String(), nil
+}
+
+// run is try for commands that must succeed.
+func (m *machine) run(name string, args ...string) string {
+	m.t.Helper()
+	out, err := m.try(name, args...)
+	if err != nil {
+		m.t.Fatalf("%v\n%s", err, out)
+	}
+	return out
+}
+
+// read returns a file of the machine.
+func (m *machine) read(path string) string {
+	m.t.Helper()
+	b, err := os.ReadFile(m.root + path)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// write makes a file of the machine, and the folder that it is in.
+func (m *machine) write(path, content string) {
+	m.t.Helper()
+	writeFile(m.t, m.root+path, content)
+}
+
+func (m *machine) exists(path string) bool {
+	_, err := os.Lstat(m.root + path)
+	return err == nil
+}
+
+func writeFile(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// dial connects from a thread that is in the machine's network namespace.
+func (m *machine) dial(_ context.Context, network, addr string) (net.Conn, error) {
+	type result struct {
+		c   net.Conn
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		// The thread is never unlocked: it ends with the goroutine.
+		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			// The main thread cannot end. While it is held, the next is another.
+			c, err := m.dial(context.Background(), network, addr)
+			runtime.UnlockOSThread()
+			done <- result{c, err}
+			return
+		}
+		fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", m.leader), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			err = unix.Setns(fd, unix.CLONE_NEWNET)
+			_ = unix.Close(fd)
+		}
+		if err != nil {
+			done <- result{nil, fmt.Errorf("enter the machine's network: %w", err)}
+			return
+		}
+		c, err := net.DialTimeout(network, addr, 5*time.Second)
+		done <- result{c, err}
+	}()
+	r := <-done
+	return r.c, r.err
+}
+
+// get asks a web server in the machine.
+func (m *machine) get(url string) ([]byte, error) {
+	resp, err := m.client.Get(url)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s: %s", url, resp.Status, tail(string(b)))
+	}
+	return b, err
+}
+
+// until waits for a condition; the last error says what it lacked.
+func (m *machine) until(what string, limit time.Duration, ok func() error) {
+	m.t.Helper()
+	if err := m.awaits(limit, ok); err != nil {
+		m.t.Fatalf("not within %v: %s: %v", limit, what, err)
+	}
+}
+
+func (m *machine) awaits(limit time.Duration, ok func() error) error {
+	for end := time.Now().Add(limit); ; time.Sleep(100 * time.Millisecond) {
+		err := ok()
+		if err == nil || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-m.exited:
+			return fmt.Errorf("the machine has ended (%v): %s", m.nspawn.ProcessState, tail(m.log.String()))
+		default:
+		}
+	}
+}
+
+// property is what `systemctl show` says of a unit.
+func (m *machine) property(unit, name string) string {
+	m.t.Helper()
+	return strings.TrimSpace(m.run("systemctl", "show", unit, "--value", "-p", name))
+}
+
+// tail is the end of a long text.
+func tail(s string) string {
+	const most = 3000
+	if len(s) > most {
+		return "..." + s[len(s)-most:]
+	}
+	return s
+}

@@ -1,0 +1,571 @@
+package install
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"nodeskoop/testdata/pods"
+)
+
+// filtered are losses that a rule of netfilter caused, and no others.
+const filtered = "KUBESKOOP_REASON=NETFILTER_DROP"
+
+// brief leaves out the fields that only counting does not need.
+const brief = "--output-fields=KUBESKOOP_EVENT"
+
+// reader reads the textfile all the time, as fast as it can, and parses it.
+type reader struct {
+	stop  chan struct{}
+	done  chan struct{}
+	reads int
+	errs  []error
+}
+
+func (s *suite) startReader() *reader {
+	r := &reader{stop: make(chan struct{}), done: make(chan struct{})}
+	path := s.root + textfile
+	go func() {
+		defer close(r.done)
+		for {
+			select {
+			case <-r.stop:
+				return
+			default:
+			}
+			b, err := os.ReadFile(path)
+			var f families
+			if err == nil {
+				f, err = tryParse(b)
+			}
+			if err == nil && f["nodeskoop_build_info"] == nil {
+				err = fmt.Errorf("%d bytes without nodeskoop_build_info", len(b))
+			}
+			if err != nil && len(r.errs) < 5 {
+				r.errs = append(r.errs, err)
+			}
+			r.reads++
+			time.Sleep(2 * time.Millisecond)
+		}
+	}()
+	return r
+}
+
+func (r *reader) end() {
+	close(r.stop)
+	<-r.done
+}
+
+// dropping runs something while a rule drops what comes to a pod's UDP port 9,
+// and returns how much the rule dropped.
+func (s *suite) dropping(p *pods.Pod, do func()) int {
+	s.Helper()
+	s.in(p, "nft", "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in udp dport 9 counter drop")
+	do()
+	out := s.in(p, "nft", "list", "chain", "inet", "t", "in")
+	s.in(p, "nft", "delete table inet t")
+	m := regexp.MustCompile(`packets ([0-9]+) `).FindStringSubmatch(out)
+	if m == nil {
+		s.Fatalf("the rule has no counter:\n%s", out)
+	}
+	n, _ := strconv.Atoi(m[1])
+	return n
+}
+
+// restarts restarts what nodeskoop talks to, one after another, while events
+// are caused.
+func (s *suite) restarts() {
+	t := s.T
+	s.configure("journal.rate", "5000", "journal.burst", "5000")
+	pid := s.property(unit, "MainPID")
+	restarted := s.property(unit, "NRestarts")
+	before := accountsOf(parse(t, []byte(s.read(textfile))))
+	drops, resets := len(s.podEvents("PacketLoss", s.web, filtered, brief)), len(s.podEvents("TCPRESET_NOSOCK", s.web, brief))
+	counted := s.podValue("kubeskoop_packetloss_netfilter", "shop", "web-0")
+	r := s.startReader()
+
+	// The load does not go through containerd, which ends meanwhile.
+	const perSecond, most = 150, 60 * 150
+	stop := make(chan struct{})
+	type result struct {
+		refused int
+		err     error
+	}
+	refusing := make(chan result)
+	caused := s.dropping(s.web, func() {
+		load := s.command("nsenter", "-t", strconv.Itoa(s.client.PID), "-n", "/srv"+causeProgram, "datagrams", v4(s.web, 9), strconv.Itoa(most), "100", strconv.Itoa(perSecond))
+		in, err := load.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := load.Start(); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			var r result
+			for {
+				select {
+				case <-stop:
+					refusing <- r
+					return
+				default:
+				}
+				if _, err := s.try("nsenter", "-t", strconv.Itoa(s.client.PID), "-n", "/srv"+causeProgram, "refused", v6(s.web, 7), "5"); err != nil {
+					r.err = err
+					refusing <- r
+					return
+				}
+				r.refused += 5
+			}
+		}()
+		s.nextCycles(3)
+		for _, name := range []string{"containerd", "systemd-journald", "prometheus-node-exporter"} {
+			s.run("systemctl", "restart", name)
+			s.nextCycles(3)
+			if now := s.property(unit, "MainPID"); now != pid {
+				t.Errorf("the restart of %s made our process %s into %s", name, pid, now)
+				pid = now
+			}
+		}
+		in.Close() // the load ends with its input
+		_ = load.Wait()
+	})
+	close(stop)
+	rs := <-refusing
+	if rs.err != nil || rs.refused == 0 || caused < perSecond {
+		t.Errorf("%d drops and %d refused connections were caused: %v", caused, rs.refused, rs.err)
+	}
+	s.ctd.Await()
+
+	// Nothing that was caused is unaccounted for.
+	s.until("all drops are counted", 10*time.Second, func() error {
+		if v := s.podValue("kubeskoop_packetloss_netfilter", "shop", "web-0") - counted; v != float64(caused) {
+			return fmt.Errorf("%v of %d", v, caused)
+		}
+		return nil
+	})
+	after := s.accounted()
+	for _, c := range []struct {
+		event         string
+		caused, found int
+	}{
+		{"PacketLoss", caused, len(s.podEvents("PacketLoss", s.web, filtered, brief)) - drops},
+		{"TCPRESET_NOSOCK", rs.refused, len(s.podEvents("TCPRESET_NOSOCK", s.web, brief)) - resets},
+	} {
+		missing := float64(c.caused - c.found)
+		kept := after[c.event].suppressed - before[c.event].suppressed + after[c.event].lost - before[c.event].lost
+		if missing < 0 || missing > kept {
+			t.Errorf("%s: %d caused, %d in the journal, and %v told as suppressed or lost", c.event, c.caused, c.found, kept)
+		}
+		t.Logf("containerd, journald and node_exporter restarted: %d times %s caused, %d in the journal, %v told as suppressed or lost", c.caused, c.event, c.found, kept)
+	}
+	r.end()
+	for _, err := range r.errs {
+		t.Errorf("a reader found the textfile torn or missing: %v", err)
+	}
+	t.Logf("the textfile was read %d times meanwhile", r.reads)
+	if v := s.property(unit, "NRestarts"); v != restarted {
+		t.Errorf("the service was restarted: NRestarts was %s, is %s", restarted, v)
+	}
+
+	// A pod that comes after the restart of containerd has a name.
+	late := s.ctd.RunPod(pods.PodSpec{Namespace: "shop", Name: "late-0", Containers: []pods.ContainerSpec{{Name: "main"}}})
+	s.until("a pod that starts now is in the scrape", 15*time.Second, func() error {
+		f := s.scrape()
+		if up, _ := f.value("nodeskoop_containerd_up"); up != 1 {
+			return errors.New("nodeskoop_containerd_up is not 1")
+		}
+		for _, name := range []string{"late-0", "web-0"} {
+			if _, n := f.value("kubeskoop_tcp_insegs", "k8s_namespace", "shop", "k8s_pod", name); n != 1 {
+				return fmt.Errorf("kubeskoop_tcp_insegs has %d series of %s", n, name)
+			}
+		}
+		if v, _ := f.value("node_textfile_scrape_error"); v != 0 {
+			return errors.New("node_textfile_scrape_error is not 0")
+		}
+		return nil
+	})
+	late.Remove()
+	s.configure("journal.rate", "20", "journal.burst", "100")
+}
+
+// override changes the unit as an operator does, and restarts the service.
+func (s *suite) override(settings string) {
+	s.Helper()
+	const file = "/etc/systemd/system/nodeskoop.service.d/override.conf"
+	if settings == "" {
+		s.run("rm", "-r", filepath.Dir(file))
+	} else {
+		s.write(file, settings)
+	}
+	s.run("systemctl", "daemon-reload")
+	s.run("systemctl", "restart", unit)
+}
+
+// watchdog: a daemon that stands still is restarted, one that is idle is not.
+func (s *suite) watchdog() {
+	t := s.T
+	s.edit("interval", `"30s"`)
+	s.override("[Service]\nWatchdogSec=3\nRestartSec=1\n")
+	// Ready means that the first file is there: it was written before.
+	ready, err := time.Parse("Mon 2006-01-02 15:04:05.000000 MST", strings.TrimSpace(s.run("systemctl", "show", unit, "--value", "--timestamp=us+utc", "-p", "ActiveEnterTimestamp")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st, err := os.Stat(s.root + textfile); err != nil || st.ModTime().After(ready) {
+		t.Errorf("the service was ready at %v, before its first textfile was written (%v)", ready, err)
+	}
+	pid := s.property(unit, "MainPID")
+	at := func() string {
+		return regexp.MustCompile(`(?m)^nodeskoop_last_cycle_timestamp_seconds.*$`).FindString(s.read(textfile))
+	}
+	cycle := at()
+	time.Sleep(10 * time.Second) // three times as long as the watchdog waits
+	if now := at(); now != cycle {
+		t.Fatalf("the daemon sampled within its interval: %q, then %q", cycle, now)
+	}
+	if now, n := s.property(unit, "MainPID"), s.property(unit, "NRestarts"); now != pid || n != "0" {
+		t.Errorf("an interval longer than WatchdogSec: process %s became %s, NRestarts=%s", pid, now, n)
+	}
+	s.run("kill", "-STOP", pid)
+	stopped := time.Now()
+	s.until("systemd restarts a daemon that stands still", 40*time.Second, func() error {
+		if now, state := s.property(unit, "MainPID"), s.property(unit, "ActiveState"); now == pid || now == "0" || state != "active" {
+			return fmt.Errorf("process %s is %s", now, state)
+		}
+		return nil
+	})
+	t.Logf("restarted %v after it was stopped", time.Since(stopped).Round(100*time.Millisecond))
+	if out := s.run("journalctl", "-b", "-q", "_PID=1", "UNIT="+unit, "-o", "cat"); !strings.Contains(out, "Watchdog timeout") {
+		t.Errorf("systemd does not say that it was the watchdog:\n%s", tail(out))
+	}
+	s.edit("interval", `"1s"`)
+	s.override("")
+	s.nextCycles(2)
+}
+
+// aptInstall installs a package of the same name, whatever its version is.
+func (s *suite) aptInstall(deb string, options ...string) {
+	s.Helper()
+	args := append([]string{"-qq", "install", "-y", "--allow-downgrades"}, options...)
+	s.run("apt-get", append(args, deb)...)
+}
+
+func (s *suite) version() string {
+	s.Helper()
+	return strings.TrimSpace(s.run("dpkg-query", "-W", "-f", "${Version}", "nodeskoop"))
+}
+
+// errors are what the service itself logged at err or above since a moment.
+func (s *suite) errorsSince(cursor string) string {
+	s.Helper()
+	out := s.run("journalctl", "-b", "-q", "-u", unit, "-p", "err", "-o", "cat", "--after-cursor="+cursor)
+	return strings.TrimSpace(out)
+}
+
+func (s *suite) cursor() string {
+	s.Helper()
+	out := s.run("journalctl", "-b", "-q", "-n", "1", "--show-cursor", "-o", "cat")
+	_, c, ok := strings.Cut(out, "-- cursor: ")
+	if !ok {
+		s.Fatalf("journalctl shows no cursor:\n%s", out)
+	}
+	return strings.TrimSpace(c)
+}
+
+// upgrade goes up and down through the versions.
+func (s *suite) upgrade() {
+	t := s.T
+	edited := s.read(conffile)
+	was, pid, cursor := s.version(), s.property(unit, "MainPID"), s.cursor()
+	r := s.startReader()
+	s.aptInstall(s.deb)
+	r.end()
+	torn := slices.DeleteFunc(r.errs, func(err error) bool { return errors.Is(err, fs.ErrNotExist) }) // between stop and start there is none
+	if len(torn) > 0 {
+		t.Errorf("a reader found the textfile torn at the upgrade: %v", torn)
+	}
+	now := s.property(unit, "MainPID")
+	if v := s.property(unit, "ActiveState"); v != "active" || now == pid || s.version() == was {
+		t.Errorf("after the upgrade of %s to %s the service is %s, its process %s, before %s", was, s.version(), v, now, pid)
+	}
+	if !s.exists(textfile) {
+		t.Error("after the upgrade there is no textfile")
+	}
+	if out := s.errorsSince(cursor); out != "" {
+		t.Errorf("the upgrade made the service log errors:\n%s", out)
+	}
+	if s.read(conffile) != edited {
+		t.Error("the upgrade changed the configuration that was edited")
+	}
+	s.until("a scrape after the upgrade", 10*time.Second, func() error {
+		f := s.scrape()
+		if v, _ := f.value("node_textfile_scrape_error"); v != 0 {
+			return errors.New("node_textfile_scrape_error is not 0")
+		}
+		if _, n := f.value("kubeskoop_tcp_insegs", "k8s_pod", "web-0"); n != 1 {
+			return errors.New("web-0 has no series yet")
+		}
+		return nil
+	})
+
+	// The next version has another conffile: dpkg keeps what was edited. The
+	// folder now belongs to node_exporter's user, as on Fedora; it still does
+	// afterwards, and can be written.
+	folder := filepath.Dir(textfile)
+	s.run("chown", "prometheus:prometheus", folder)
+	defer s.run("chown", "root:root", folder)
+	s.aptInstall(s.newer, "-o", "Dpkg::Options::=--force-confold")
+	if s.read(conffile) != edited {
+		t.Error("the upgrade to a version with another conffile changed what was edited")
+	}
+	if owner := strings.TrimSpace(s.run("stat", "-c", "%U:%G", folder)); owner != "prometheus:prometheus" || !s.exists(textfile) {
+		t.Errorf("%s, which belonged to prometheus, is of %s after the upgrade; our file is there: %v", folder, owner, s.exists(textfile))
+	}
+	if !s.exists(conffile + ".dpkg-dist") {
+		t.Errorf("dpkg has not left the new conffile as %s.dpkg-dist", conffile)
+	}
+
+	// Who disabled the service, keeps that.
+	s.run("systemctl", "disable", "--now", unit)
+	if s.exists(textfile) {
+		t.Error("a stopped service leaves its textfile")
+	}
+	state := func(unit string) string {
+		out, _ := s.try("systemctl", "is-enabled", unit)
+		return strings.TrimSpace(out)
+	}
+	for _, deb := range []string{s.deb, s.newer, s.older} {
+		s.aptInstall(deb, "-o", "Dpkg::Options::=--force-confold")
+		for _, u := range []string{unit, "nodeskoop-collect.timer"} {
+			if v, active := state(u), s.property(u, "ActiveState"); v != "disabled" || active != "inactive" {
+				t.Errorf("version %s: %s, which was disabled, is %s and %s", s.version(), u, v, active)
+			}
+		}
+	}
+	if s.read(conffile) != edited {
+		t.Error("a downgrade changed the configuration that was edited")
+	}
+	s.run("systemctl", "enable", "--now", unit)
+	if !s.exists(textfile) || state(unit) != "enabled" {
+		t.Errorf("the service is %s after systemctl enable --now, and its textfile there: %v", state(unit), s.exists(textfile))
+	}
+	pid = s.property(unit, "MainPID")
+	s.aptInstall(s.deb, "-o", "Dpkg::Options::=--force-confold")
+	if v, now := s.property(unit, "ActiveState"), s.property(unit, "MainPID"); v != "active" || now == pid || state("nodeskoop-collect.timer") != "disabled" {
+		t.Errorf("after one more upgrade the service is %s, its process %s, before %s; the timer is %s", v, now, pid, state("nodeskoop-collect.timer"))
+	}
+}
+
+// scriptMode: the timer stands in for the daemon, but not beside it.
+func (s *suite) scriptMode() {
+	t := s.T
+	const timer = "nodeskoop-collect.timer"
+	pid := s.property(unit, "MainPID")
+	out, err := s.try("systemctl", "enable", "--now", timer)
+	if err == nil || !strings.Contains(err.Error(), "nodeskoop") {
+		t.Errorf("systemctl enable --now %s beside the daemon is not refused with a message: %v\n%s", timer, err, out)
+	}
+	t.Logf("enabling both: %v", err)
+	out, err = s.try("systemctl", "start", timer)
+	if v := s.property(timer, "ActiveState"); v == "active" {
+		t.Errorf("systemctl start %s beside the daemon starts it: %v\n%s", timer, err, out)
+	}
+	t.Logf("starting both: %v", err)
+	// systemctl refuses, but may leave the timer's own link.
+	s.run("systemctl", "disable", timer)
+	if v, now := s.property(unit, "ActiveState"), s.property(unit, "MainPID"); v != "active" || now != pid {
+		t.Errorf("trying to enable the timer made the daemon %s, its process %s into %s", v, pid, now)
+	}
+
+	s.run("systemctl", "disable", "--now", unit)
+	s.run("systemctl", "enable", "--now", timer)
+	s.until("the timer's first sample is in the scrape", 30*time.Second, func() error {
+		if !s.exists(textfile) {
+			return errors.New("no textfile yet")
+		}
+		if _, n := s.scrape().value("kubeskoop_tcp_insegs", "k8s_pod", "web-0"); n != 1 {
+			return errors.New("web-0 has no series")
+		}
+		return nil
+	})
+	s.until("the sample is done", 30*time.Second, func() error {
+		if v := s.property("nodeskoop-collect.service", "Result"); v != "success" || s.property("nodeskoop-collect.service", "ActiveState") != "inactive" {
+			return fmt.Errorf("its result is %s", v)
+		}
+		return nil
+	})
+	// And the other way round.
+	if _, err := s.try("systemctl", "enable", "--now", unit); err == nil || !strings.Contains(err.Error(), "nodeskoop") {
+		t.Errorf("systemctl enable --now %s beside the timer is not refused with a message: %v", unit, err)
+	} else {
+		t.Logf("enabling both: %v", err)
+	}
+	_, err = s.try("systemctl", "start", unit)
+	t.Logf("starting the daemon beside the timer: %v; the timer is %s, the daemon %s", err, s.property(timer, "ActiveState"), s.property(unit, "ActiveState"))
+	if s.property(timer, "ActiveState") == "active" && s.property(unit, "ActiveState") == "active" {
+		t.Error("the timer and the daemon both run")
+	}
+	s.run("systemctl", "disable", "--now", timer, unit)
+	s.run("systemctl", "enable", "--now", unit)
+	if v := s.property(unit, "ActiveState"); v != "active" || !s.exists(textfile) {
+		t.Errorf("back to the daemon: it is %s, its textfile there: %v", v, s.exists(textfile))
+	}
+}
+
+// purge: remove keeps the configuration, purge nothing.
+func (s *suite) purge() {
+	t := s.T
+	edited := s.read(conffile)
+	s.run("apt-get", "-qq", "remove", "-y", "nodeskoop")
+	for _, path := range []string{textfile, "/usr/sbin/nodeskoop"} {
+		if s.exists(path) {
+			t.Errorf("%s is there after remove", path)
+		}
+	}
+	if out, _ := s.try("pgrep", "-x", "nodeskoop"); out != "" {
+		t.Errorf("after remove there are processes: %s", out)
+	}
+	if !s.exists(conffile) || s.read(conffile) != edited {
+		t.Error("remove did not keep the configuration that was edited")
+	}
+	s.until("the scrape has no series of ours any more", 10*time.Second, func() error {
+		f := s.scrape()
+		for name := range f {
+			if strings.HasPrefix(name, "kubeskoop_") || strings.HasPrefix(name, "nodeskoop_") {
+				return errors.New(name)
+			}
+		}
+		return nil
+	})
+	s.aptInstall(s.deb, "-o", "Dpkg::Options::=--force-confold")
+	if v := s.property(unit, "ActiveState"); v != "active" || s.read(conffile) != edited {
+		t.Errorf("installed again, the service is %s, the configuration kept: %v", v, s.read(conffile) == edited)
+	}
+	s.run("apt-get", "-qq", "purge", "-y", "nodeskoop")
+	for _, file := range s.rules {
+		s.run("rm", file) // the operator's copy
+	}
+	s.leftovers("purge")
+	if v := s.property(unit, "LoadState"); v != "not-found" {
+		t.Errorf("after purge %s is %s", unit, v)
+	}
+}
+
+// leftovers demands that the machine has the files that it had at first.
+func (s *suite) leftovers(after string) {
+	t := s.T
+	t.Helper()
+	now := s.files()
+	for _, f := range now {
+		if _, had := slices.BinarySearch(s.before, f); !had {
+			t.Errorf("%s leaves %s", after, f)
+		}
+	}
+	for _, f := range s.before {
+		if _, has := slices.BinarySearch(now, f); !has {
+			t.Errorf("%s takes away %s", after, f)
+		}
+	}
+}
+
+// rpmPackage installs the rpm as a Fedora or RHEL would: units are disabled by
+// preset, and nothing starts. The machine's systemd is real; its distribution
+// is still Debian, so dependencies are not looked at.
+func (s *suite) rpmPackage() {
+	t := s.T
+	from := os.Getenv("NODESKOOP_INSTALL_RPM")
+	if from == "" {
+		t.Fatal("NODESKOOP_INSTALL_RPM names no package")
+	}
+	rpm := "/srv/" + filepath.Base(from)
+	copyFile(t, from, s.root+rpm, 0o644)
+	// Folders that belong to Fedora's filesystem package, or to the shells.
+	s.run("mkdir", "-p", "/usr/share/licenses", "/usr/share/fish/vendor_completions.d", "/usr/share/zsh/site-functions")
+	s.write("/etc/systemd/system-preset/10-like-fedora.preset", "disable *\n")
+	s.before = s.files()
+
+	do := func(args ...string) string {
+		t.Helper()
+		return s.run("rpm", append([]string{"--dbpath", "/srv/rpmdb"}, args...)...)
+	}
+	const force = "--force-debian"
+	do(force, "--nodeps", "-i", rpm)
+	if out := strings.TrimSpace(do("-qc", "nodeskoop")); out != conffile {
+		t.Errorf("rpm -qc: %q, want %s", out, conffile)
+	}
+	flags := do("-q", "--qf", "[%{FILENAMES} %{FILEFLAGS:fflags}\n]", "nodeskoop")
+	if !regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(conffile) + ` .*c.*n|^` + regexp.QuoteMeta(conffile) + ` .*n.*c`).MatchString(flags) {
+		t.Errorf("%s is not config(noreplace):\n%s", conffile, flags)
+	}
+	for path, want := range map[string]string{
+		"/usr/sbin/nodeskoop": "-rwxr-xr-x root root",
+		conffile:              "-rw-r--r-- root root",
+		"/usr/lib/systemd/system/nodeskoop.service":         "-rw-r--r-- root root",
+		"/usr/lib/systemd/system/nodeskoop-collect.service": "-rw-r--r-- root root",
+		"/usr/lib/systemd/system/nodeskoop-collect.timer":   "-rw-r--r-- root root",
+		"/usr/lib/systemd/catalog/nodeskoop.catalog":        "-rw-r--r-- root root",
+		"/usr/lib/tmpfiles.d/nodeskoop.conf":                "-rw-r--r-- root root",
+		"/usr/share/man/man8/nodeskoop.8.gz":                "-rw-r--r-- root root",
+		"/usr/share/bash-completion/completions/nodeskoop":  "-rw-r--r-- root root",
+	} {
+		out := do("-q", "--qf", "[%{FILEMODES:perms} %{FILEUSERNAME} %{FILEGROUPNAME} %{FILENAMES}\n]", "nodeskoop")
+		if !strings.Contains(out, want+" "+path+"\n") {
+			t.Errorf("the rpm does not have %s as %s:\n%s", path, want, out)
+		}
+	}
+	if out, err := s.try("rpm", "--dbpath", "/srv/rpmdb", "-V", "--nodeps", "nodeskoop"); err != nil {
+		t.Errorf("rpm -V: %v\n%s", err, out)
+	}
+	state := func(what, unit string) string {
+		out, _ := s.try("systemctl", what, unit)
+		return strings.TrimSpace(out)
+	}
+	for _, u := range []string{unit, "nodeskoop-collect.timer"} {
+		if v, active := state("is-enabled", u), state("is-active", u); v != "disabled" || active != "inactive" {
+			t.Errorf("after rpm -i %s is %s and %s, want disabled and inactive as the preset says", u, v, active)
+		}
+	}
+	if out := s.run("journalctl", "--dump-catalog", table(t, "events.tsv")[0]["message_id"]); !strings.Contains(out, "Defined-By: nodeskoop") {
+		t.Errorf("after rpm -i the catalog lacks our entries:\n%s", out)
+	}
+	s.run("systemctl", "enable", "--now", unit)
+	if !s.exists(textfile) {
+		t.Error("the service of the rpm writes no textfile")
+	}
+
+	// An upgrade, to the same version: the scripts cannot tell.
+	s.write(conffile, setKey(t, s.read(conffile), "", "interval", `"2s"`))
+	edited, pid := s.read(conffile), s.property(unit, "MainPID")
+	do(force, "--nodeps", "-U", "--force", rpm)
+	if v, now := state("is-active", unit), s.property(unit, "MainPID"); v != "active" || now == pid || state("is-enabled", unit) != "enabled" {
+		t.Errorf("after rpm -U the service is %s and %s, its process %s, before %s", v, state("is-enabled", unit), now, pid)
+	}
+	if s.read(conffile) != edited {
+		t.Error("rpm -U changed the configuration that was edited")
+	}
+
+	do("-e", "nodeskoop")
+	if s.exists(textfile) {
+		t.Error("rpm -e leaves the textfile")
+	}
+	if out, _ := s.try("pgrep", "-x", "nodeskoop"); out != "" {
+		t.Errorf("after rpm -e there are processes: %s", out)
+	}
+	// rpm keeps an edited configuration beside; that is all that it keeps.
+	if !s.exists(conffile + ".rpmsave") {
+		t.Errorf("rpm -e has not kept what was edited as %s.rpmsave", conffile)
+	}
+	s.run("rm", "-f", conffile+".rpmsave")
+	if _, err := s.try("rmdir", "--ignore-fail-on-non-empty", filepath.Dir(conffile)); err != nil && s.exists(filepath.Dir(conffile)) {
+		t.Error(err)
+	}
+	s.leftovers("rpm -e")
+}
