@@ -3,16 +3,24 @@ package bpf
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
+	"path"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"nodeskoop/testdata/proof"
 )
 
 // testLoader is a loader with its event reader for one test.
 type testLoader struct {
 	*Loader
 	t      testing.TB
+	rung   Kind // that was asked for, as eachRung names it
 	mu     sync.Mutex
 	events []Event
 	stop   func()
@@ -21,11 +29,14 @@ type testLoader struct {
 func newTestLoader(t testing.TB, options Options) *testLoader {
 	t.Helper()
 	needRoot(t)
+	rung := options.Hooks
+	options.Hooks = force(t, rung)
 	l, err := New(options)
 	if err != nil {
 		t.Fatal(err)
 	}
-	tl := &testLoader{Loader: l, t: t}
+	shared.lend(l)
+	tl := &testLoader{Loader: l, t: t, rung: rung}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
@@ -50,12 +61,40 @@ func newTestLoader(t testing.TB, options Options) *testLoader {
 	return tl
 }
 
+// shared is what each loader would read from the kernel anew. In an emulated
+// machine that takes longer than most tests.
+var shared sharedReadings
+
+type sharedReadings struct {
+	types   *kernelTypes
+	symbols *Symbols
+}
+
+func (s *sharedReadings) lend(l *Loader) {
+	if s.types == nil {
+		s.types, _ = newKernelTypes() // if it fails, it does so in Load, where that is an answer
+	}
+	if s.symbols == nil {
+		s.symbols = NewSymbols()
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.types, l.symbols = s.types, s.symbols
+}
+
+// ReleaseBTF releases what the tests' loaders share too.
+func (l *testLoader) ReleaseBTF() {
+	shared.types = nil
+	l.Loader.ReleaseBTF()
+}
+
 // load loads a probe, or skips where the kernel has no hook for it.
 func (l *testLoader) load(name string, config Config) *Probe {
 	l.t.Helper()
 	p, err := l.Load(name, config)
 	var unsupported *UnsupportedError
 	if errors.As(err, &unsupported) {
+		proof.Refuse(l.t, name, string(l.rung), err.Error())
 		l.t.Skipf("this kernel: %v", err)
 	}
 	if err != nil {
@@ -65,6 +104,127 @@ func (l *testLoader) load(name string, config Config) *Probe {
 		l.t.Logf("%s: %s by %s %v %s", name, h.Name, h.Kind, h.Programs, h.Lacks)
 	}
 	return p
+}
+
+// rungsOf names the rungs of a probe's ladders, best first: by their kind, and
+// by their number too where a hook has several of one kind ("raw_tp-1").
+func rungsOf(probe string) (names []Kind) {
+	most := map[Kind]int{}
+	var kinds []Kind
+	for _, h := range definitions[probe].hooks {
+		n := map[Kind]int{}
+		for _, r := range h.rungs {
+			n[r.kind]++
+			most[r.kind] = max(most[r.kind], n[r.kind])
+			if !slices.Contains(kinds, r.kind) {
+				kinds = append(kinds, r.kind)
+			}
+		}
+	}
+	for _, k := range kinds {
+		if most[k] == 1 {
+			names = append(names, k)
+			continue
+		}
+		for i := range most[k] {
+			names = append(names, Kind(fmt.Sprintf("%s-%d", k, i+1)))
+		}
+	}
+	return names
+}
+
+// eachRung runs a test by each rung of a probe's ladders. The test passes the
+// rung on as the Hooks of newTestLoader's options: a hook which has such a rung
+// then takes that one only, the others what they would. What the kernel does
+// not take is recorded and skipped by load.
+func eachRung(t *testing.T, probe string, f func(t *testing.T, rung Kind)) {
+	t.Helper()
+	for _, rung := range rungsOf(probe) {
+		t.Run("hooks="+string(rung), func(t *testing.T) { f(t, rung) })
+	}
+}
+
+// force gives the kind of a rung as the loader knows it. For a rung with a
+// number it takes the others of its kind off the ladders, for one test.
+func force(t testing.TB, name Kind) Kind {
+	t.Helper()
+	text, digits, numbered := strings.Cut(string(name), "-")
+	kind := Kind(text)
+	if kind == Cgroup {
+		return "" // it has no other
+	}
+	if !numbered {
+		return kind
+	}
+	number, err := strconv.Atoi(digits)
+	if err != nil || number < 1 {
+		t.Fatalf("%q names no rung", name)
+	}
+	whole := definitions
+	t.Cleanup(func() { definitions = whole })
+	definitions = maps.Clone(whole)
+	for probe, d := range definitions {
+		cut := *d
+		cut.hooks = slices.Clone(d.hooks)
+		for i, h := range cut.hooks {
+			if same := slices.DeleteFunc(slices.Clone(h.rungs), func(r rung) bool { return r.kind != kind }); len(same) > 1 {
+				n := min(number, len(same))
+				cut.hooks[i].rungs = same[n-1 : n]
+			}
+		}
+		definitions[probe] = &cut
+	}
+	return kind
+}
+
+// kindsOf names the kinds of hooks that a probe came to use.
+func kindsOf(p *Probe) string {
+	var kinds []string
+	for _, h := range p.Hooks() {
+		if k := string(h.Kind); k != "" && !slices.Contains(kinds, k) {
+			kinds = append(kinds, k)
+		}
+	}
+	return strings.Join(kinds, ", ")
+}
+
+// count demands that a probe counted as much as was caused, and records it for
+// the rung that was asked for, or else for what the probe chose.
+func (l *testLoader) count(p *Probe, what string, caused, counted uint64) {
+	l.t.Helper()
+	by := string(l.rung)
+	if by == "" {
+		by = kindsOf(p)
+	}
+	proof.Count(l.t, p.Name(), by, what, caused, counted)
+}
+
+// TestRungs records which rungs of which probe this kernel takes, and which it
+// would take by itself. What they count is for the probes' own tests to say.
+func TestRungs(t *testing.T) {
+	for _, probe := range Probes() {
+		for _, rung := range append([]Kind{""}, rungsOf(probe)...) {
+			t.Run(path.Join(probe, "hooks="+string(rung)), func(t *testing.T) {
+				var config Config
+				if rung == TCX || rung == Clsact {
+					a, _ := newPair(t)
+					config.Devices = []string{a.device}
+					config.Netns = fmt.Sprintf("/proc/self/fd/%d", int(a.handle))
+				}
+				l := newTestLoader(t, Options{Hooks: rung, NoEvents: true})
+				p := l.load(probe, config)
+				_, lacks := p.State()
+				if rung == "" {
+					proof.Choose(t, probe, kindsOf(p), lacks)
+					return
+				}
+				for _, h := range p.Hooks() {
+					t.Logf("%s: %s %v %s", h.Name, h.Kind, h.Programs, h.Lacks)
+				}
+				proof.Take(t, probe, string(rung), lacks)
+			})
+		}
+	}
 }
 
 // taken gives the events of a type in one namespace so far, after waiting for

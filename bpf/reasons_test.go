@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -81,6 +82,12 @@ func TestExplain(t *testing.T) {
 	verifier := &ebpf.VerifierError{Cause: unix.EINVAL, Log: []string{"0: R1=ctx", "R2 invalid mem access", "processed 5 insns (limit 1000000)"}}
 	if got := explain(fmt.Errorf("load: %w", verifier)).Error(); !strings.Contains(got, "R2 invalid mem access") || strings.Contains(got, "processed") {
 		t.Error(got)
+	}
+	for _, words := range []string{"unknown func bpf_probe_read#4", "program of this type cannot use helper bpf_probe_read#4"} {
+		locked := &ebpf.VerifierError{Cause: errors.New("invalid argument"), Log: []string{"0: (85) call bpf_probe_read#4", words, "processed 30 insns"}}
+		if got := explain(fmt.Errorf("load: %w", locked)).Error(); os.Geteuid() == 0 && !strings.Contains(got, "lockdown=confidentiality") || !strings.Contains(got, words) {
+			t.Error(got)
+		}
 	}
 	if got := explain(fmt.Errorf("x: %w", ebpf.ErrNotSupported)).Error(); !strings.Contains(got, "does not support") {
 		t.Error(got)

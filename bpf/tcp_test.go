@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net"
 	"net/netip"
 	"testing"
@@ -10,15 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestTCPReset(t *testing.T) {
-	for _, kind := range []Kind{"", Fentry, Kprobe} {
-		t.Run("hooks="+string(kind), func(t *testing.T) { testTCPReset(t, kind) })
-	}
-}
+func TestTCPReset(t *testing.T) { eachRung(t, "tcpreset", testTCPReset) }
 
-func testTCPReset(t *testing.T, kind Kind) {
+func testTCPReset(t *testing.T, rung Kind) {
 	a, b := newPair(t)
-	l := newTestLoader(t, Options{Hooks: kind})
+	l := newTestLoader(t, Options{Hooks: rung})
 	p := l.load("tcpreset", Config{})
 	reasons, err := l.Reasons()
 	if err != nil {
@@ -108,6 +105,9 @@ func testTCPReset(t *testing.T, kind Kind) {
 		listener.Close()
 	}
 	for i, typ := range []EventType{TCPResetNosock, TCPResetActive, TCPResetProcess, TCPResetReceive} {
+		l.count(p, []string{
+			"resets sent without a socket", "resets sent on close", "resets sent by a socket that listens", "resets received",
+		}[i], want[a][i]+want[b][i], counters(t, p, a.inode)[i]+counters(t, p, b.inode)[i])
 		l.balanced(typ, p, i)
 	}
 }
@@ -195,9 +195,11 @@ func injectACK(t testing.TB, n *namespace, from, to netip.AddrPort) {
 	})
 }
 
-func TestTCPRetrans(t *testing.T) {
+func TestTCPRetrans(t *testing.T) { eachRung(t, "tcpretrans", testTCPRetrans) }
+
+func testTCPRetrans(t *testing.T, rung Kind) {
 	a, b := newPair(t)
-	l := newTestLoader(t, Options{})
+	l := newTestLoader(t, Options{Hooks: rung})
 	p := l.load("tcpretrans", Config{})
 	for family, addrs := range families(a, b) {
 		// All counted in a and in b, against the kernel's own counters.
@@ -245,16 +247,14 @@ func TestTCPRetrans(t *testing.T) {
 			got, was := l.settled(p, ns.inode), slots[ns]
 			segments, synacks := got[RetransSegments]-was[RetransSegments], got[RetransSynAcks]-was[RetransSynAcks]
 			want := ns.counter(t, "Tcp.RetransSegs") - before[ns]
-			if segments+synacks != want {
-				t.Errorf("%s: namespace %s retransmitted %d segments and %d SYN-ACKs, RetransSegs says %d", family, name, segments, synacks, want)
-			}
+			l.count(p, fmt.Sprintf("%s segments and SYN-ACKs of namespace %s, by RetransSegs", family, name), want, segments+synacks)
 			if ns == b && synacks == 0 {
 				t.Errorf("%s: no SYN-ACK counted", family)
 			}
 			t.Logf("%s: %s: %d segments in %d calls, %d SYN-ACKs, RetransSegs %d", family, name, segments, got[RetransCalls]-was[RetransCalls], synacks, want)
 		}
 		for _, e := range l.taken(TCPRetrans, 0, 2) {
-			if e.Source.Addr() != addrs[0] && e.Source.Addr() != addrs[1] {
+			if e.Netns != a.inode && e.Netns != b.inode || e.Source.Addr() != addrs[0] && e.Source.Addr() != addrs[1] {
 				continue
 			}
 			if e.Source.Port() == 0 || e.Destination.Port() == 0 || len(e.Stack()) == 0 {

@@ -3,9 +3,13 @@ package netlink
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -117,7 +121,7 @@ func TestQdiscAgainstTC(t *testing.T) {
 	tc("class add dev tree parent 1:1 classid 1:20 htb rate 1mbit")
 	tc("qdisc add dev tree parent 1:10 handle 10: pfifo limit 5")
 	tc("qdisc add dev tree parent 1:20 handle 20: bfifo limit 5000")
-	tc("qdisc add dev slow root tbf rate 8kbit burst 2000 limit 6000")
+	tc("qdisc add dev slow root tbf rate 1kbit burst 2000 limit 6000")
 	tc("qdisc replace dev multi root handle 7: mq")
 	for i := 1; i <= 4; i++ {
 		tc("qdisc add dev multi parent 7:" + strconv.Itoa(i) + " pfifo limit 100")
@@ -140,11 +144,90 @@ func TestQdiscAgainstTC(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 			continue
 		}
-		v.Want(t, "a", before)
+		v.Prove(t, "qdisc", "netlink", "tc -s", "a", before)
 		if roots != 12 || all < roots+7 {
 			t.Errorf("%d root qdiscs of %d", roots, all)
 		}
 		for name, min := range map[string]float64{"bytes": 100000, "packets": 100, "drops": 50, "overlimits": 50, "qlen": 5, "backlog": 5000} {
+			if before["kubeskoop_qdisc_"+name] < min {
+				t.Errorf("%s = %v, too little to compare", name, before["kubeskoop_qdisc_"+name])
+			}
+		}
+		t.Logf("%d root qdiscs of %d: %v", roots, all, before)
+		return
+	}
+	t.Fatal("the counters do not stand still")
+}
+
+// queuesNIC moves the network device of the test VMs that has several queues
+// into a namespace for the time of the test.
+func queuesNIC(t *testing.T, s *nsnet.Space) string {
+	t.Helper()
+	need.VM(t, need.InVM(), "a network device with several queues")
+	links, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		if l.HardwareAddr.String() != "52:54:00:00:00:03" {
+			continue
+		}
+		if out, err := exec.Command("ip", "link", "set", "dev", l.Name, "netns", strconv.Itoa(s.PID)).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		t.Cleanup(func() {
+			s.Run("ip", "link", "set", "dev", l.Name, "down")
+			s.Run("ip", "link", "set", "dev", l.Name, "netns", strconv.Itoa(os.Getpid()))
+		})
+		return l.Name
+	}
+	need.VM(t, false, "a network device with several queues")
+	return ""
+}
+
+// TestQdiscTrees is TestQdiscAgainstTC with what nodes have: fq_codel at the
+// root, below each queue of a real device, and below classes; and netem.
+func TestQdiscTrees(t *testing.T) {
+	need.Program(t, "tc")
+	s := quiet(nsnet.New(t))
+	nic := queuesNIC(t, s)
+	for i, dev := range []string{"codel", "tree", "lossy"} {
+		link(t, s, dev, 20+i)
+	}
+	s.Run("ip", "addr", "add", "10.23.0.1/24", "dev", nic)
+	s.Run("ip", "link", "set", "dev", nic, "up")
+	s.Run("ip", "neigh", "add", "10.23.0.2", "lladdr", "02:00:00:00:00:01", "dev", nic)
+	awaitUp(t, s, nic)
+	tc := func(args string) { t.Helper(); s.Run("tc", strings.Fields(args)...) }
+	tc("qdisc add dev codel root fq_codel")
+	tc("qdisc add dev tree root handle 1: htb default 10")
+	tc("class add dev tree parent 1: classid 1:1 htb rate 10mbit")
+	tc("class add dev tree parent 1:1 classid 1:10 htb rate 1kbit ceil 1kbit burst 2k cburst 2k")
+	tc("class add dev tree parent 1:1 classid 1:20 htb rate 1mbit")
+	tc("qdisc add dev tree parent 1:10 handle 10: fq_codel limit 8")
+	tc("qdisc add dev tree parent 1:20 handle 20: fq_codel")
+	tc("qdisc add dev lossy root netem loss 50%")
+	tc("qdisc replace dev " + nic + " root handle 7: mq")
+	tc("qdisc add dev " + nic + " parent 7:1 fq_codel")
+	tc("qdisc add dev " + nic + " parent 7:2 fq_codel")
+	if out, err := s.Try("ethtool", "-L", nic, "combined", "2"); err != nil && !strings.Contains(out, "unmodified") {
+		t.Fatalf("ethtool -L: %v: %s", err, out)
+	}
+	for i := range 4 {
+		for range 6 { // several flows, for several queues
+			udp(t, s, "10."+strconv.Itoa(20+i)+".0.2:9", 15, 900)
+		}
+	}
+	p := sampler(t, collect.Options{Enabled: []string{"qdisc"}}, map[string]*nsnet.Space{"a": s})
+	for range 100 {
+		before, roots, all := tcSum(t, s)
+		v := p.Sample()
+		if after, _, _ := tcSum(t, s); fmt.Sprint(after) != fmt.Sprint(before) {
+			time.Sleep(10 * time.Millisecond)
+			continue
+		}
+		v.Prove(t, "qdisc", "netlink", "tc -s", "a", before)
+		for name, min := range map[string]float64{"bytes": 200000, "packets": 200, "drops": 50, "overlimits": 1, "qlen": 5, "backlog": 4000} {
 			if before["kubeskoop_qdisc_"+name] < min {
 				t.Errorf("%s = %v, too little to compare", name, before["kubeskoop_qdisc_"+name])
 			}
@@ -175,7 +258,7 @@ func TestQdiscGone(t *testing.T) {
 	want := func() {
 		t.Helper()
 		step++
-		p.Sample().Want(t, "a", map[string]float64{"kubeskoop_qdisc_packets": sent, "kubeskoop_qdisc_bytes": sent * size})
+		p.Sample().Prove(t, "qdisc", "netlink", "the sender", "a", map[string]float64{"kubeskoop_qdisc_packets": sent, "kubeskoop_qdisc_bytes": sent * size})
 		if t.Failed() {
 			t.Fatalf("in step %d", step)
 		}
@@ -325,7 +408,7 @@ func TestConntrackAgainstConntrack(t *testing.T) {
 		if want["kubeskoop_conntrack_maxentries"], err = strconv.ParseFloat(strings.TrimSpace(string(max)), 64); err != nil {
 			t.Fatal(err)
 		}
-		v.Want(t, pod, want)
+		v.Prove(t, "conntrack", "netlink", "conntrack -S and -C", pod, want)
 		if want["kubeskoop_conntrack_entries"] < 10 || want["kubeskoop_conntrack_invalid"] < 3 || want["kubeskoop_conntrack_error"] < 2 {
 			t.Errorf("too little to compare: %v", want)
 		}
@@ -399,11 +482,26 @@ func TestFamilies(t *testing.T) {
 			return
 		}
 		defer c.close()
-		errBoth = dumpBoth(&c, &both)
-		if errEach = dumpFamily(&c, unix.AF_INET, &each); errEach == nil {
-			errEach = dumpFamily(&c, unix.AF_INET6, &each)
+		list := make([]TCPSocket, 0, 400)
+		list, errBoth = dumpBoth(&c, &both, list)
+		if _, errEach = dumpFamily(&c, unix.AF_INET, &each, nil); errEach == nil {
+			_, errEach = dumpFamily(&c, unix.AF_INET6, &each, nil)
 		}
-		errRefused = dumpFamily(&c, 44, &refused)
+		_, errRefused = dumpFamily(&c, 44, &refused, nil)
+		// One by one the kernel tells the same, and of one that never was
+		// that it is none.
+		var single TCPTable
+		for part := range slices.Chunk(list, askAtOnce) {
+			err = errors.Join(err, askTCP(&c, &single, part))
+		}
+		if err != nil || single != both {
+			t.Errorf("one by one: %+v (%v), all at once: %+v", single, err, both)
+		}
+		none := slices.Clone(list[:3])
+		none[1].id[len(none[1].id)-1] ^= 1 // the kernel's own number
+		if err := askTCP(&c, &single, none); err != ErrNoSuchSocket {
+			t.Errorf("another socket at the same address: %v", err)
+		}
 	})
 	if errBoth != nil || errEach != nil || both != each || both.States[TCPEstablished] != 400 || both.RxQueue != 4000 {
 		t.Errorf("%+v (%v) and %+v (%v)", both, errBoth, each, errEach)

@@ -18,6 +18,7 @@ import (
 	"nodeskoop/collect"
 	"nodeskoop/testdata/need"
 	"nodeskoop/testdata/nsnet"
+	"nodeskoop/testdata/proof"
 )
 
 // TestMain lets the test binary serve as a process to look at.
@@ -264,9 +265,18 @@ func (s *ioPods) sums(pod string) (c ioCounts) {
 	return c
 }
 
+func total(c ioCounts) (n uint64) {
+	for _, x := range c {
+		n += x
+	}
+	return n
+}
+
 func (s *ioPods) want(pod string, want ioCounts) {
 	s.t.Helper()
-	if got := s.sums(pod); got != want {
+	got := s.sums(pod)
+	proof.Count(s.t, "io", "procfs", "bytes and calls of "+pod+", by the processes' own files", total(want), total(got))
+	if got != want {
 		s.t.Errorf("pod %s: %v, want %v", pod, got, want)
 	}
 }

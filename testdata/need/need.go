@@ -47,6 +47,24 @@ func Short(t testing.TB) {
 	}
 }
 
+// InVM reports whether the test runs in a virtual machine of `make
+// test-kernels`, whose devices it may take.
+func InVM() bool { return os.Getenv("NODESKOOP_TEST_VM") != "" }
+
+// VM skips a test that needs what only those virtual machines are sure to
+// have: a device, or a module. In one of them a lack is a failure, so that no
+// test is skipped everywhere.
+func VM(t testing.TB, ok bool, reason string) {
+	t.Helper()
+	switch {
+	case ok:
+	case InVM():
+		t.Fatal("this VM should have it: " + reason)
+	default:
+		t.Skip("only in a VM: " + reason)
+	}
+}
+
 func lack(t testing.TB, reason string) {
 	t.Helper()
 	if strict() {

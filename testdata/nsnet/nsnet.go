@@ -5,11 +5,13 @@ package nsnet
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 	"nodeskoop/collect"
 	"nodeskoop/testdata/need"
+	"nodeskoop/testdata/proof"
 )
 
 // Space is a network namespace with lo up and one process in it. It ends with
@@ -371,6 +374,20 @@ func (v Values) Want(t testing.TB, pod string, want map[string]float64) {
 		case got != w:
 			t.Errorf("%s of %s = %v, want %v", name, pod, got, w)
 		}
+	}
+}
+
+// Prove is Want with a record of each comparison: a probe, its source, and what
+// the values come from.
+func (v Values) Prove(t testing.TB, probe, source, by, pod string, want map[string]float64) {
+	t.Helper()
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		got, ok := v[pod][name]
+		if !ok {
+			t.Errorf("%s of %s is missing", name, pod)
+			continue
+		}
+		proof.Count(t, probe, source, name+" of "+pod+", by "+by, uint64(want[name]), uint64(got))
 	}
 }
 

@@ -1,0 +1,248 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/testdata/need"
+)
+
+// disturb makes the kernel treat what a device sends as a bad line would.
+func (n *namespace) disturb(t testing.TB, how ...string) {
+	t.Helper()
+	needCommand(t, "tc")
+	err := n.try(func() error {
+		link, err := netlink.LinkByName(n.device)
+		if err != nil {
+			return err
+		}
+		attrs := netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Parent: netlink.HANDLE_ROOT, Handle: netlink.MakeHandle(9, 0)}
+		return errors.Join(netlink.QdiscAdd(netlink.NewNetem(attrs, netlink.NetemQdiscAttrs{})), netlink.QdiscDel(&netlink.GenericQdisc{QdiscAttrs: attrs, QdiscType: "netem"}))
+	})
+	need.VM(t, err == nil, fmt.Sprintf("the queueing discipline netem: %v", err))
+	n.run(t, "tc", append([]string{"qdisc", "replace", "dev", n.device, "root", "netem", "limit", "10000"}, how...)...)
+}
+
+// TestTCPRetransByLoss sends over a line that loses packets both ways.
+func TestTCPRetransByLoss(t *testing.T) {
+	eachRung(t, "tcpretrans", func(t *testing.T, rung Kind) {
+		a, b := newPair(t)
+		// Each segment is a packet, of which enough are lost.
+		a.run(t, "ip", "link", "set", "dev", a.device, "gso_max_segs", "1")
+		a.disturb(t, "loss", "4%", "delay", "1ms")
+		b.disturb(t, "loss", "2%", "delay", "1ms")
+		l := newTestLoader(t, Options{Hooks: rung})
+		p := l.load("tcpretrans", Config{})
+		for family, addrs := range families(a, b) {
+			before := map[*namespace]uint64{a: a.counter(t, "Tcp.RetransSegs"), b: b.counter(t, "Tcp.RetransSegs")}
+			slots := map[*namespace][8]uint64{a: counters(t, p, a.inode), b: counters(t, p, b.inode)}
+			client, server := connect(t, a, b, addrs[1])
+			const size = 1 << 20
+			go func() {
+				client.Write(make([]byte, size))
+				client.CloseWrite()
+			}()
+			server.SetReadDeadline(time.Now().Add(60 * time.Second))
+			if n, err := io.Copy(io.Discard, server); n != size {
+				t.Fatalf("%s: %d of %d bytes arrived: %v", family, n, size, err)
+			}
+			server.Close()
+			client.SetReadDeadline(time.Now().Add(60 * time.Second))
+			io.Copy(io.Discard, client)
+			client.Close()
+			for name, ns := range map[string]*namespace{"a": a, "b": b} {
+				// The last acknowledgements may be lost too: until nothing is
+				// sent again between the two readings.
+				var caused, counted uint64
+				l.eventually("the last retransmission", func() bool {
+					caused = ns.counter(t, "Tcp.RetransSegs")
+					got := l.settled(p, ns.inode)
+					counted = got[RetransSegments] + got[RetransSynAcks]
+					return ns.counter(t, "Tcp.RetransSegs") == caused
+				})
+				caused, counted = caused-before[ns], counted-slots[ns][RetransSegments]-slots[ns][RetransSynAcks]
+				l.count(p, fmt.Sprintf("%s retransmissions of namespace %s on a line that loses, by RetransSegs", family, name), caused, counted)
+				if ns == a && caused < 5 {
+					t.Errorf("%s: %d retransmissions are too few to compare", family, caused)
+				}
+			}
+		}
+		l.balanced(TCPRetrans, p, RetransSynAcks, RetransCalls)
+	})
+}
+
+// TestNetiftxlatencyByDelay sends through a queue that holds each packet for
+// long.
+func TestNetiftxlatencyByDelay(t *testing.T) {
+	eachRung(t, "netiftxlatency", func(t *testing.T, rung Kind) {
+		a, b := newPair(t)
+		a.disturb(t, "delay", "150ms")
+		l := newTestLoader(t, Options{Hooks: rung})
+		p := l.load("netiftxlatency", Config{})
+		const n = 10
+		want := uint64(0)
+		for family, addrs := range families(a, b) {
+			s := b.listenUDP(t, addrs[1])
+			send(t, a.dial(t, "udp", addrPort(s.LocalAddr())), n)
+			want += n
+			l.eventually("the packets to get through", func() bool { return counters(t, p, a.inode)[QdiscSlow] >= want })
+			got := l.settled(p, a.inode)
+			l.count(p, family+" and before: packets over 100 ms in netem", want, got[QdiscSlow])
+			if got[NetdevSlow] != 0 || counters(t, p, b.inode)[QdiscSlow] != 0 {
+				t.Errorf("%s: %d over 100 ms in the driver, %d in the other namespace", family, got[NetdevSlow], counters(t, p, b.inode)[QdiscSlow])
+			}
+		}
+		for _, e := range l.taken(TxlatQdisc100ms, a.inode, int(want)) {
+			if e.Latency < 150*time.Millisecond || e.Device() != a.device {
+				t.Errorf("%+v on %s", e, e.Device())
+			}
+		}
+		l.balanced(TxlatQdisc100ms, p, QdiscSlow)
+	})
+}
+
+// slowFilter makes a device take its time to send each packet, and then not
+// send it: a program of traffic control that copies memory until the time is
+// over. It returns how many packets that were.
+func (n *namespace) slowFilter(t *testing.T, device string, wait time.Duration) (held func() uint64) {
+	t.Helper()
+	// The program can only loop so often; this much memory takes long enough
+	// to copy on any machine.
+	big, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 1 << 20, MaxEntries: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { big.Close() })
+	count, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { count.Close() })
+	const shot = 2 // TC_ACT_SHOT
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "slow_filter", Type: ebpf.SchedCLS, License: "Dual BSD/GPL",
+		Instructions: asm.Instructions{
+			asm.FnKtimeGetNs.Call(),
+			asm.Mov.Reg(asm.R6, asm.R0),
+			asm.StoreImm(asm.RFP, -4, 0, asm.Word), // the source
+			asm.StoreImm(asm.RFP, -8, 1, asm.Word), // the destination
+			asm.LoadMapPtr(asm.R1, big.FD()),
+			asm.Mov.Reg(asm.R2, asm.RFP),
+			asm.Add.Imm(asm.R2, -4),
+			asm.FnMapLookupElem.Call(),
+			asm.JEq.Imm(asm.R0, 0, "out"),
+			asm.Mov.Reg(asm.R7, asm.R0),
+			asm.Mov.Imm(asm.R8, 8000),
+			asm.LoadMapPtr(asm.R1, big.FD()).WithSymbol("copy"),
+			asm.Mov.Reg(asm.R2, asm.RFP),
+			asm.Add.Imm(asm.R2, -8),
+			asm.Mov.Reg(asm.R3, asm.R7),
+			asm.Mov.Imm(asm.R4, 0),
+			asm.FnMapUpdateElem.Call(),
+			asm.FnKtimeGetNs.Call(),
+			asm.Sub.Reg(asm.R0, asm.R6),
+			asm.JGE.Imm(asm.R0, int32(wait), "done"),
+			asm.Sub.Imm(asm.R8, 1),
+			asm.JNE.Imm(asm.R8, 0, "copy"),
+			asm.Ja.Label("out"),
+			asm.LoadMapPtr(asm.R1, count.FD()).WithSymbol("done"),
+			asm.Mov.Reg(asm.R2, asm.RFP),
+			asm.Add.Imm(asm.R2, -4),
+			asm.FnMapLookupElem.Call(),
+			asm.JEq.Imm(asm.R0, 0, "out"),
+			asm.Mov.Imm(asm.R1, 1),
+			asm.StoreXAdd(asm.R0, asm.R1, asm.DWord),
+			asm.Mov.Imm(asm.R0, shot).WithSymbol("out"),
+			asm.Return(),
+		},
+	})
+	if err != nil {
+		t.Fatalf("load the slow filter: %v", err)
+	}
+	t.Cleanup(func() { program.Close() })
+	n.do(t, func() error {
+		link, err := netlink.LinkByName(device)
+		if err != nil {
+			return err
+		}
+		attrs := netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}
+		return errors.Join(
+			netlink.QdiscAdd(&netlink.GenericQdisc{QdiscAttrs: attrs, QdiscType: "clsact"}),
+			netlink.FilterAdd(&netlink.BpfFilter{
+				FilterAttrs: netlink.FilterAttrs{LinkIndex: link.Attrs().Index, Parent: netlink.HANDLE_MIN_EGRESS, Handle: 1, Protocol: 3 /* all */, Priority: 1},
+				Fd:          program.FD(), Name: "slow_filter", DirectAction: true,
+			}))
+	})
+	return func() (n uint64) {
+		t.Helper()
+		if err := count.Lookup(uint32(0), &n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+}
+
+// TestNetiftxlatencySlowDriver sends through a driver that needs long for each
+// packet: that of a bridge, which hands a packet down to its port at once, and
+// the port has a slow filter.
+func TestNetiftxlatencySlowDriver(t *testing.T) {
+	eachRung(t, "netiftxlatency", func(t *testing.T, rung Kind) {
+		a, _ := newPair(t)
+		port := a.device
+		a.run(t, "ip", "link", "add", "bridge", "type", "bridge", "stp_state", "0", "mcast_snooping", "0")
+		a.run(t, "ip", "link", "set", "bridge", "multicast", "off")
+		a.run(t, "ip", "addr", "flush", "dev", port)
+		a.run(t, "ip", "link", "set", port, "master", "bridge")
+		a.run(t, "ip", "link", "set", "bridge", "up")
+		a.run(t, "ip", "addr", "add", "10.97.0.1/24", "dev", "bridge")
+		a.run(t, "ip", "addr", "add", "fd97::1/64", "dev", "bridge", "nodad")
+		for _, peer := range []string{"10.97.0.2", "fd97::2"} {
+			a.run(t, "ip", "neigh", "add", peer, "lladdr", "02:00:00:00:97:02", "dev", "bridge", "nud", "permanent")
+		}
+		a.device = "bridge"
+		l := newTestLoader(t, Options{Hooks: rung})
+		p := l.load("netiftxlatency", Config{})
+		l.eventually("the port to forward", func() bool {
+			return strings.Contains(a.run(t, "ip", "-d", "link", "show", "dev", port), " state forwarding ")
+		})
+		held := a.slowFilter(t, port, 110*time.Millisecond)
+		const n = 4
+		for _, to := range []string{"10.97.0.2:9", "[fd97::2]:9"} {
+			var c net.Conn
+			a.do(t, func() (err error) {
+				c, err = net.Dial("udp", to)
+				return err
+			})
+			for range n {
+				// The caller is told that the packet was not sent.
+				_, _ = c.Write([]byte("slowly"))
+			}
+			c.Close()
+		}
+		if held() < 2*n {
+			t.Errorf("%d packets were held, want %d", held(), 2*n)
+		}
+		got := l.settled(p, a.inode)
+		l.count(p, "packets over 100 ms in the driver", held(), got[NetdevSlow])
+		l.count(p, "of them over 100 ms in the queue", 0, got[QdiscSlow])
+		for _, e := range l.taken(TxlatNetdev100ms, a.inode, 2*n) {
+			if e.Protocol != unix.IPPROTO_UDP {
+				continue // a multicast report of the kernel's
+			}
+			if e.Latency < 110*time.Millisecond || e.Latency > 20*time.Second || e.Device() != "bridge" || e.Destination.Port() != 9 {
+				t.Errorf("%+v on %s", e, e.Device())
+			}
+		}
+		l.balanced(TxlatNetdev100ms, p, NetdevSlow)
+	})
+}
