@@ -81,6 +81,30 @@ func TestEventsOff(t *testing.T) {
 	}
 }
 
+// TestLimitRaised: a bucket that was emptied under a narrow limit opens by the
+// wide one that replaces it, not when the narrow one would have let it.
+func TestLimitRaised(t *testing.T) {
+	a, b := newPair(t)
+	l := newTestLoader(t, Options{})
+	if err := l.SetEventLimit(PacketLoss, 0.01, 3); err != nil { // refilled after five minutes
+		t.Fatal(err)
+	}
+	p := l.load("packetloss", Config{})
+	flood(t, a, b, 10)
+	l.settled(p, b.inode)
+	if events := l.taken(PacketLoss, b.inode, 3); len(events) != 3 {
+		t.Fatalf("%d events, want 3", len(events))
+	}
+	if err := l.SetEventLimit(PacketLoss, 20, 100); err != nil {
+		t.Fatal(err)
+	}
+	again := a.dial(t, "udp", netip.AddrPortFrom(b.v4, 7))
+	l.eventually("an event under the new limit", func() bool {
+		send(t, again, 1)
+		return len(l.taken(PacketLoss, b.inode, 3)) > 3
+	})
+}
+
 // TestForget: the counters of a namespace go, and its number counts from zero.
 func TestForget(t *testing.T) {
 	a, b := newPair(t)

@@ -141,11 +141,11 @@ static __always_inline int on_end(const struct net_device *dev, __u32 ifindex)
 }
 
 /* With type information. An address of the kernel's is no number there that
- * one could calculate with; that of the packet's bytes is. A bridge sends the
- * same bytes to several devices. */
-static __always_inline __u64 key_loaded(const struct sk_buff *skb, __u32 ifindex)
+ * one could calculate with, but the distance of two is. The device is in it
+ * since one on top of another hands on the same packet. */
+static __always_inline __u64 key_loaded(const struct sk_buff *skb, const struct net_device *dev)
 {
-	return (__u64)skb->head ^ (__u64)ifindex << 48;
+	return (__u64)skb - (__u64)dev;
 }
 
 SEC("tp_btf/net_dev_queue")
@@ -156,7 +156,7 @@ int btf_queue(__u64 *ctx)
 
 	if (!queues_loaded(dev))
 		return 0;
-	return on_queue(key_loaded(skb, dev->ifindex),
+	return on_queue(key_loaded(skb, dev),
 			identity_of(skb->skb_mstamp_ns, skb->len));
 }
 
@@ -166,7 +166,7 @@ int btf_start_xmit(__u64 *ctx)
 	const struct sk_buff *skb = (const struct sk_buff *)ctx[0];
 	const struct net_device *dev = (const struct net_device *)ctx[1];
 
-	return on_start(skb, dev, dev->ifindex, skb->sk, key_loaded(skb, dev->ifindex),
+	return on_start(skb, dev, dev->ifindex, skb->sk, key_loaded(skb, dev),
 			identity_of(skb->skb_mstamp_ns, skb->len));
 }
 

@@ -129,8 +129,13 @@ static __always_inline bool event_allowed(__u32 type, __u32 netns, const struct 
 		*full = now + limit->interval_ns;
 		return true;
 	}
-	if (*full - now > limit->tolerance_ns)
+	if (*full - now > limit->tolerance_ns) {
+		/* A bucket that was emptied under another limit is not to stay
+		 * closed for longer than this one could close it. */
+		if (*full - now > limit->tolerance_ns + limit->interval_ns)
+			*full = now + limit->tolerance_ns + limit->interval_ns;
 		return false;
+	}
 	__sync_fetch_and_add(full, limit->interval_ns);
 	return true;
 }
