@@ -5,17 +5,20 @@ export PATH := $(CURDIR)/.cache/tools/usr/bin:$(PATH):/usr/local/go/bin:/usr/sbi
 export CGO_ENABLED ?= 0
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=PATH,CGO_ENABLED,GOPATH,GOCACHE,GOPROXY,GOFLAGS)
 GO ?= go
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+VERSION ?= $(shell packaging/version)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 BENCHTIME ?= 1s
 FUZZTIME ?= 20s
 FUZZ ?= ./...
 # The go tool's ... leaves out what lies below testdata.
-PACKAGES := ./... ./testdata/need ./testdata/nsnet ./testdata/pods
+PACKAGES := ./... ./testdata/need ./testdata/nsnet ./testdata/pods ./testdata/install ./testdata/proof ./testdata/terminal ./testdata/kernels ./testdata/kernels/init
 SECONDS_TO_RUN ?=
+DURATION ?= 10m
+ARCH ?= amd64
+KERNELS_FLAGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: help build run demo bench-bpf test race lint generate check-metrics fuzz bench deps clean
+.PHONY: help build run demo bench-bpf test test-install test-kernels race lint generate check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-gate soak deps packages check-packages clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -43,23 +46,49 @@ test: deps ## run all tests, as root; fails on a test skipped without need
 	@grep -E '^(ok|\?|---) ' build/test.log | grep -v '^--- PASS'
 	@.ci/report-skips build/test.log
 
+# The machine in it is a container with systemd as process 1.
+test-install: deps packages ## install the packages on a Debian machine with node_exporter, Prometheus and pods, and prove that all of it works
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 \
+	  NODESKOOP_INSTALL_DEB="$$(ls $(CURDIR)/build/packages/*_$$(dpkg --print-architecture).deb)" \
+	  NODESKOOP_INSTALL_RPM="$$(ls $(CURDIR)/build/packages/*.$$(uname -m).rpm)" \
+	  $(GO) test -count=1 -v -timeout 15m ./testdata/install
+
+test-kernels: deps ## run the tests that depend on the kernel in VMs, on all kernels that Debian has (ARCH=arm64 for those)
+	@mkdir -p build
+	$(SUDO) $(GO) run ./testdata/kernels -arch $(ARCH) $(KERNELS_FLAGS)
+
 race: deps ## run the tests under the race detector (needs a C compiler)
 	$(SUDO) env CGO_ENABLED=1 $(GO) test -p 1 -race -short -timeout 20m ./...
 
 lint: ## go vet, staticcheck, shellcheck
-	$(GO) vet $(PACKAGES)
-	$(GO) tool -modfile=packaging/tools/go.mod staticcheck $(PACKAGES)
-	shellcheck .ci/run .ci/deps .ci/report-skips .ci/check-bpf packaging/run-here packaging/update-readme packaging/demo
+	$(GO) vet $(PACKAGES) ./testdata/compare ./testdata/soak ./testdata/transcripts
+	$(GO) tool -modfile=packaging/tools/go.mod staticcheck $(PACKAGES) ./testdata/compare ./testdata/soak ./testdata/transcripts
+	shellcheck .ci/run .ci/deps .ci/report-skips .ci/check-bpf packaging/run-here packaging/update-readme packaging/demo \
+	  packaging/version packaging/copyright packaging/build-packages packaging/check-packages packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm
+	shellcheck -s sh packaging/rpm/post packaging/rpm/preun packaging/rpm/postun testdata/install/make-root testdata/compare/tools
 
-generate: build ## make the shipped configuration and the README's tables from the catalogue (BPF: go generate ./bpf)
+generate: build ## make the shipped configuration, the reference in docs/, the README's table and the dashboards (BPF: go generate ./bpf)
 	build/nodeskoop config --default > packaging/nodeskoop.toml
+	build/nodeskoop docs catalog > systemd/nodeskoop.catalog
 	packaging/update-readme
+	$(GO) run ./packaging/grafana
 
 check-metrics: build deps ## sample this machine and hold the result against promtool
 	$(SUDO) build/nodeskoop collect --config /dev/null > build/collect.prom
 	promtool check metrics < build/collect.prom > build/promtool.out 2>&1 || true
 	@if grep -vE 'counter metrics should have "_total" suffix' build/promtool.out | grep .; then exit 1; fi
 	@echo "$$(grep -vc '^#' build/collect.prom) series, no remark but on _total"
+
+transcripts: build deps ## cause the troubles of docs/troubleshooting.md in pods and write what the tools print into it
+	$(SUDO) $(GO) test ./testdata/transcripts -count=1 -timeout 15m
+
+check-rules: deps ## check and test the alert and recording rules with promtool
+	promtool check rules packaging/prometheus/nodeskoop.rules.yml
+	promtool test rules packaging/prometheus/tests/*.yml
+
+screenshots: deps ## run check, events and top beside pods in trouble, and draw what they show into docs/images
+	@mkdir -p docs/images
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_SCREENSHOTS=$(CURDIR)/docs/images $(GO) test -count=1 -run '^TestScreenshots$$' ./cmd/nodeskoop
 
 fuzz: ## run each fuzz target for FUZZTIME
 	@for p in $$($(GO) list $(FUZZ)); do \
@@ -73,6 +102,22 @@ bench: deps ## measure one cycle over 1 to 500 namespaces, 50,000 sockets, and t
 
 bench-bpf: deps ## measure what the BPF programs cost: a run of each, and traffic with and without
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 $(GO) test -run '^$$' -bench 'Cost|Programs' -benchtime 1x -timeout 30m ./bpf
+
+bench-compare: deps ## set the daemon beside node_exporter, bpftrace, libbpf-tools and nothing, in one run (minutes)
+	$(SUDO) testdata/compare/tools
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_COMPARE=6 $(GO) test -count=1 -v -run TestCompare -timeout 60m ./testdata/compare
+
+bench-gate: deps ## hold ratios to baselines of the same run against testdata/compare/budgets.tsv
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_GATE=1 $(GO) test -count=1 -v -run TestGate -timeout 10m ./testdata/compare
+
+soak: deps ## run the daemon among restarting neighbours for DURATION: nothing may pile up
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_SOAK=$(DURATION) $(GO) test -count=1 -v -run TestSoak -timeout 0 ./testdata/soak
+
+packages: ## build the deb and rpm packages for amd64 and arm64 into build/packages
+	VERSION='$(VERSION)' packaging/build-packages
+
+check-packages: deps ## build the packages twice and compare them; lintian, rpmlint, the units' exposure
+	VERSION='$(VERSION)' packaging/check-packages
 
 clean: ## remove what was built
 	rm -rf build .cache

@@ -1,0 +1,226 @@
+// Command init is the first process of a test VM. It mounts what a node has,
+// loads the kernel modules, runs the test programs and turns the machine off.
+// What the tests print goes to the virtio port "results", between marks that
+// the host looks for.
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// plan is what the host leaves in /plan.json.
+type plan struct {
+	Modules []string // files, in the order of loading
+	HideBTF bool
+	Env     []string
+	Tests   []struct {
+		Name    string
+		Dir     string
+		Args    []string
+		Timeout time.Duration
+	}
+}
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "tests" {
+		if err := tests(); err != nil {
+			fmt.Fprintln(os.Stderr, "init:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	// The first process reaps whatever loses its parent, so it must wait for
+	// any child; package os/exec waits for its own. Hence two processes.
+	if err := mounts(); err != nil {
+		fmt.Fprintln(os.Stderr, "init:", err)
+	}
+	child, err := os.StartProcess("/init", []string{"/init", "tests"}, &os.ProcAttr{
+		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
+		Env:   []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TMPDIR=/tmp", "LANG=C.UTF-8"},
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "init:", err)
+	}
+	for err == nil {
+		var pid int
+		pid, err = unix.Wait4(-1, nil, 0, nil)
+		if errors.Is(err, unix.EINTR) {
+			err = nil
+		}
+		if pid == child.Pid {
+			break
+		}
+	}
+	unix.Sync()
+	unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+}
+
+func mounts() error {
+	var errs []error
+	for _, m := range []struct{ kind, at, data string }{
+		{"proc", "/proc", ""},
+		{"sysfs", "/sys", ""},
+		{"devtmpfs", "/dev", ""},
+		{"devpts", "/dev/pts", ""},
+		{"tmpfs", "/dev/shm", ""},
+		{"tmpfs", "/run", ""},
+		{"tmpfs", "/tmp", ""},
+		{"tracefs", "/sys/kernel/tracing", ""},
+		{"debugfs", "/sys/kernel/debug", ""},
+		{"securityfs", "/sys/kernel/security", ""},
+		{"bpf", "/sys/fs/bpf", ""},
+		{"cgroup2", "/sys/fs/cgroup", ""},
+	} {
+		if err := os.MkdirAll(m.at, 0o755); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if err := unix.Mount(m.kind, m.at, m.kind, 0, m.data); err != nil && !errors.Is(err, unix.EBUSY) {
+			errs = append(errs, fmt.Errorf("mount %s on %s: %w", m.kind, m.at, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func tests() error {
+	data, err := os.ReadFile("/plan.json")
+	if err != nil {
+		return err
+	}
+	var p plan
+	if err := json.Unmarshal(data, &p); err != nil {
+		return fmt.Errorf("/plan.json: %w", err)
+	}
+	var failed []string
+	for _, m := range p.Modules {
+		if err := load(m); err != nil {
+			failed = append(failed, fmt.Sprintf("%s: %v", filepath.Base(m), err))
+		}
+	}
+	out, err := results()
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "@boot %s after %s\n", unix.ByteSliceToString(name.Release[:]), uptime())
+	for _, f := range failed {
+		fmt.Fprintf(out, "@module %s\n", f)
+	}
+	if p.HideBTF {
+		if err := unix.Mount("tmpfs", "/sys/kernel/btf", "tmpfs", 0, ""); err != nil {
+			return fmt.Errorf("hide /sys/kernel/btf: %w", err)
+		}
+	}
+	if b, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+		fmt.Fprintf(out, "@note lo: %v: %s\n", err, b)
+	}
+	for _, t := range p.Tests {
+		fmt.Fprintf(out, "@run %s\n", t.Name)
+		start := time.Now()
+		cmd := exec.Command(t.Args[0], t.Args[1:]...)
+		cmd.Dir, cmd.Env = t.Dir, append(os.Environ(), p.Env...)
+		cmd.Stdout, cmd.Stderr = out, out
+		result := "ok"
+		if err := run(cmd, t.Timeout); err != nil {
+			result = err.Error()
+		}
+		fmt.Fprintf(out, "\n@end %s %.1f %s\n", t.Name, time.Since(start).Seconds(), result)
+	}
+	complaints(out)
+	fmt.Fprintf(out, "@done %s\n", uptime())
+	return nil
+}
+
+// run gives a test program its own deadline some time to print where it hangs.
+func run(cmd *exec.Cmd, timeout time.Duration) error {
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	timer := time.AfterFunc(timeout, func() { cmd.Process.Kill() })
+	err := cmd.Wait()
+	if !timer.Stop() {
+		return fmt.Errorf("killed after %v", timeout)
+	}
+	return err
+}
+
+func load(file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return nil
+}
+
+// results opens the port to the host, which appears a moment after its driver.
+func results() (*os.File, error) {
+	for range 200 {
+		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
+		for _, n := range names {
+			if b, err := os.ReadFile(n); err == nil && strings.TrimSpace(string(b)) == "results" {
+				return os.OpenFile(filepath.Join("/dev", filepath.Base(filepath.Dir(n))), os.O_WRONLY, 0)
+			}
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return nil, errors.New("no virtio port called results: is the module virtio_console there?")
+}
+
+// complaints repeats what the kernel found wrong with itself.
+func complaints(out io.Writer) {
+	fd, err := unix.Open("/dev/kmsg", unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return
+	}
+	f := os.NewFile(uintptr(fd), "/dev/kmsg")
+	defer f.Close()
+	buffer := make([]byte, 8192)
+	for {
+		n, err := unix.Read(fd, buffer)
+		if errors.Is(err, unix.EPIPE) {
+			continue
+		}
+		if err != nil || n <= 0 {
+			return
+		}
+		_, text, _ := strings.Cut(string(buffer[:n]), ";")
+		text, _, _ = strings.Cut(text, "\n")
+		for _, bad := range []string{"WARNING:", "BUG:", "Oops", "INFO: task", "rcu: INFO", "general protection", "Out of memory"} {
+			if strings.Contains(text, bad) {
+				fmt.Fprintf(out, "@kernel %s\n", text)
+				break
+			}
+		}
+	}
+}
+
+func uptime() string {
+	f, err := os.Open("/proc/uptime")
+	if err != nil {
+		return "?"
+	}
+	defer f.Close()
+	s := bufio.NewScanner(f)
+	s.Scan()
+	up, _, _ := strings.Cut(s.Text(), " ")
+	return up + " s"
+}

@@ -1,0 +1,226 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"debug/elf"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strings"
+)
+
+// newest stands for the newest kernel of the backports, whichever it is.
+const newest = "newest"
+
+// kernel is one of Debian's, unpacked in the cache.
+type kernel struct {
+	Release  string // as uname -r has it
+	Packages []string
+	dir      string
+}
+
+// series is the part of the release that a table can be kept by: "6.12".
+func (k *kernel) series() string {
+	parts := strings.SplitN(k.Release, ".", 3)
+	return strings.Join(parts[:min(2, len(parts))], ".")
+}
+
+func (k *kernel) image() string { return filepath.Join(k.dir, "vmlinuz") }
+
+// fetchKernel gives the kernel from the cache, downloading it first if need be
+// or, with refresh, if there is a newer one.
+func fetchKernel(cache string, a func() (*apt, error), arch, series string, refresh bool) (*kernel, error) {
+	dir := filepath.Join(cache, arch, "kernel-"+series)
+	k, err := cachedKernel(dir)
+	if err == nil && !refresh {
+		return k, nil
+	}
+	archive, err := a()
+	if err != nil {
+		return nil, err
+	}
+	packages, err := archive.kernelPackages(series)
+	if err != nil {
+		return nil, err
+	}
+	if k != nil && strings.Join(k.Packages, " ") == strings.Join(packages, " ") {
+		return k, nil
+	}
+	fmt.Fprintf(os.Stderr, "downloading %s\n", strings.Join(packages, " "))
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return nil, err
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(dir), "new-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(tmp)
+	debs, err := archive.download(tmp, packages)
+	if err != nil {
+		return nil, err
+	}
+	fresh := &kernel{Packages: packages}
+	for _, deb := range debs {
+		if err := unpack(deb, fresh.take(tmp)); err != nil {
+			return nil, err
+		}
+		os.Remove(deb)
+	}
+	if fresh.Release == "" {
+		return nil, fmt.Errorf("%s hold no kernel", strings.Join(packages, " "))
+	}
+	data, err := json.Marshal(fresh)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(tmp, "kernel.json"), data, 0o644)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return nil, err
+	}
+	if err := os.Rename(tmp, dir); err != nil {
+		return nil, err
+	}
+	return cachedKernel(dir)
+}
+
+func cachedKernel(dir string) (*kernel, error) {
+	data, err := os.ReadFile(filepath.Join(dir, "kernel.json"))
+	if err != nil {
+		return nil, err
+	}
+	k := &kernel{dir: dir}
+	if err := json.Unmarshal(data, k); err != nil {
+		return nil, fmt.Errorf("%s: %w", dir, err)
+	}
+	return k, nil
+}
+
+// take keeps the kernel's image and its modules, all in one folder.
+func (k *kernel) take(dir string) func(*tar.Header, io.Reader) error {
+	return func(h *tar.Header, r io.Reader) error {
+		base := path.Base(h.Name)
+		switch {
+		case h.Typeflag != tar.TypeReg:
+			return nil
+		case strings.HasPrefix(base, "vmlinuz"):
+			k.Release = strings.TrimPrefix(base, "vmlinuz-")
+			if base == "vmlinuz" {
+				k.Release = path.Base(path.Dir(h.Name))
+			}
+			base = "vmlinuz"
+		case strings.Contains(base, ".ko"):
+		default:
+			return nil
+		}
+		f, err := os.Create(filepath.Join(dir, base))
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(f, r)
+		return errors.Join(err, f.Close())
+	}
+}
+
+// modules gives the modules of the names wanted and what they depend on, in
+// the order in which they can be loaded. A name that is not there is built in,
+// or unknown to this kernel: the tests find out which.
+func (k *kernel) modules(wanted []string) (files []string, t tree, err error) {
+	names, err := os.ReadDir(k.dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	byName := map[string]string{}
+	for _, n := range names {
+		if name, _, ok := strings.Cut(n.Name(), ".ko"); ok {
+			byName[strings.ReplaceAll(name, "-", "_")] = n.Name()
+		}
+	}
+	t = tree{}
+	done := map[string]bool{}
+	var add func(name string) error
+	add = func(name string) error {
+		name = strings.ReplaceAll(name, "-", "_")
+		file, ok := byName[name]
+		if done[name] || !ok {
+			return nil
+		}
+		done[name] = true
+		data, err := decompress(filepath.Join(k.dir, file))
+		if err != nil {
+			return fmt.Errorf("module %s of %s: %w", name, k.Release, err)
+		}
+		depends, err := dependsOn(data)
+		if err != nil {
+			return fmt.Errorf("module %s of %s: %w", name, k.Release, err)
+		}
+		for _, d := range depends {
+			if err := add(d); err != nil {
+				return err
+			}
+		}
+		t.file("m/"+name+".ko", 0o644, data)
+		files = append(files, "/m/"+name+".ko")
+		return nil
+	}
+	for _, w := range wanted {
+		if err := add(w); err != nil {
+			return nil, nil, err
+		}
+	}
+	return files, t, nil
+}
+
+func decompress(file string) ([]byte, error) {
+	var cmd *exec.Cmd
+	switch filepath.Ext(file) {
+	case ".xz":
+		cmd = exec.Command("xz", "-dc", file)
+	case ".zst":
+		cmd = exec.Command("zstd", "-dc", file)
+	case ".gz":
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		z, err := gzip.NewReader(f)
+		if err != nil {
+			return nil, err
+		}
+		return io.ReadAll(z)
+	default:
+		return os.ReadFile(file)
+	}
+	return cmd.Output()
+}
+
+// dependsOn reads what a module says it needs.
+func dependsOn(module []byte) ([]string, error) {
+	f, err := elf.NewFile(bytes.NewReader(module))
+	if err != nil {
+		return nil, err
+	}
+	s := f.Section(".modinfo")
+	if s == nil {
+		return nil, errors.New("no section .modinfo")
+	}
+	info, err := s.Data()
+	if err != nil {
+		return nil, err
+	}
+	for field := range strings.SplitSeq(string(info), "\x00") {
+		if list, ok := strings.CutPrefix(field, "depends="); ok && list != "" {
+			return strings.Split(list, ","), nil
+		}
+	}
+	return nil, nil
+}

@@ -1,0 +1,452 @@
+// Command kernels runs the project's tests inside VMs, one per kernel that
+// Debian ships, and holds what each probe can do there against support.tsv.
+// See README.md beside it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// series are the kernels to run by default.
+var series = map[string][]string{
+	"amd64": {"6.12", "5.10", "6.1", "6.18", newest},
+	"arm64": {"6.12", "6.1"},
+}
+
+// packages are those whose tests depend on the kernel.
+var packages = []string{"bpf", "collect/trace", "collect/proc", "collect/netlink"}
+
+// seldom are tests that say little of a kernel, or nothing that another test
+// does not, and on which kernels they run all the same.
+var seldom = []struct {
+	tests string
+	on    []string
+}{
+	{"TestLoad", nil}, // TestRungs does more
+	{"TestLeaks|TestMemory|TestRingFull|TestForget|TestEventsOff|TestManyNamespaces|TestDamaged|TestTruncated", []string{"6.12"}},
+	// Of these, one kernel attaches by clsact and one by tcx.
+	{"TestFlowLeavesForeignFilters|TestFlowTakesStaleFiltersOnly|TestFlowDevicesComeAndGo", []string{"6.1", "6.12"}},
+}
+
+// special is the kernel that is booted in other ways too.
+const special = "6.12"
+
+type options struct {
+	arch, kernels, run, skip, packages, variants, accel, icount, cache, table string
+	jobs                                                                      int
+	refresh, update, keep, again                                              bool
+	timeout                                                                   time.Duration
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.arch, "arch", "amd64", "architecture of the VMs: amd64 or arm64")
+	flag.StringVar(&o.kernels, "kernels", "", "kernels, as `6.1,newest`; default all")
+	flag.StringVar(&o.variants, "variants", strings.Join([]string{plain, lockdown, noBTF}, ","), "boot variants: 1 is the plain boot")
+	flag.StringVar(&o.packages, "packages", strings.Join(packages, ","), "packages whose tests run")
+	flag.StringVar(&o.run, "run", "", "only tests that match the `regexp`; support.tsv is then left alone")
+	flag.StringVar(&o.skip, "skip", "", "no tests that match the `regexp`")
+	flag.IntVar(&o.jobs, "j", max(1, runtime.NumCPU()), "VMs at a time")
+	flag.StringVar(&o.accel, "accel", "tcg,thread=single", "QEMU's accelerator; kvm where there is one")
+	flag.StringVar(&o.icount, "icount", "shift=1,sleep=on", "QEMU's -icount, which ties the VM's time to the instructions that it runs; empty: real time")
+	flag.DurationVar(&o.timeout, "timeout", 20*time.Minute, "time that one VM may take; its tests get as much by its own clock")
+	flag.StringVar(&o.cache, "cache", "", "folder for kernels and programs; default $NODESKOOP_CACHE, else nodeskoop in the user's cache folder")
+	flag.BoolVar(&o.refresh, "refresh", false, "look for newer kernels than the cached ones")
+	flag.BoolVar(&o.update, "update", false, "write what was found to support.tsv")
+	flag.BoolVar(&o.keep, "keep", false, "keep the VMs' files, and print how to boot them")
+	flag.BoolVar(&o.again, "again", false, "run nothing: read the logs of the last run again")
+	flag.StringVar(&o.table, "readme", "", "run nothing; print the README's table of supported kernels made from this support.tsv")
+	flag.Parse()
+	if o.table != "" {
+		if err := printReadme(o.table); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	ok, err := kernels(ctx, &o)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "test-kernels:", err)
+	}
+	if err != nil || !ok {
+		os.Exit(1)
+	}
+}
+
+func kernels(ctx context.Context, o *options) (ok bool, err error) {
+	wanted, known := series[o.arch]
+	if !known {
+		return false, fmt.Errorf("-arch %s: it is amd64 or arm64", o.arch)
+	}
+	if o.kernels != "" {
+		wanted = strings.Split(o.kernels, ",")
+	}
+	root, err := moduleRoot()
+	if err != nil {
+		return false, err
+	}
+	if o.cache, err = cacheFolder(o.cache); err != nil {
+		return false, err
+	}
+	logs := filepath.Join(root, "build", "kernels")
+	if err := os.MkdirAll(logs, 0o755); err != nil {
+		return false, err
+	}
+	if o.again {
+		reports, err := o.reread(logs)
+		if err != nil {
+			return false, err
+		}
+		return o.conclude(root, reports, nil, nil)
+	}
+	qemu := map[string]string{"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}[o.arch]
+	if _, err := exec.LookPath(qemu); err != nil {
+		return false, fmt.Errorf("needs %s: apt-get install qemu-system-x86 qemu-system-arm (make deps does)", qemu)
+	}
+
+	archive := sync.OnceValues(func() (*apt, error) { return newApt(filepath.Join(o.cache, o.arch, "apt"), o.arch) })
+	userland, err := fetchUserland(o.cache, archive, o.arch)
+	if err != nil {
+		return false, fmt.Errorf("the VMs' programs: %w", err)
+	}
+	var found []*kernel
+	var missing []string
+	for _, s := range wanted {
+		k, err := fetchKernel(o.cache, archive, o.arch, s, o.refresh)
+		if err != nil {
+			missing = append(missing, fmt.Sprintf("kernel %s is skipped: %v", s, err))
+			fmt.Fprintln(os.Stderr, missing[len(missing)-1])
+			continue
+		}
+		if slices.ContainsFunc(found, func(f *kernel) bool { return f.Release == k.Release }) {
+			continue
+		}
+		found = append(found, k)
+	}
+
+	built, err := os.MkdirTemp("", "nodeskoop-kernels-")
+	if err != nil {
+		return false, err
+	}
+	defer os.RemoveAll(built)
+	tests, err := build(ctx, root, built, o)
+	if err != nil {
+		return false, err
+	}
+
+	machines := o.machines(found, logs)
+	if len(machines) == 0 {
+		return false, errors.New("there is nothing to run")
+	}
+	reports := make([]*report, len(machines))
+	slots := make(chan struct{}, max(1, o.jobs))
+	var wg sync.WaitGroup
+	for i, m := range machines {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			start := time.Now()
+			text, err := m.run(ctx, userland, tests, o.keep)
+			if err != nil && ctx.Err() == nil && !strings.Contains(text, "\n@run ") {
+				// That is no fault of the tests: none of them was begun.
+				fmt.Fprintf(os.Stderr, "%s did not come up, once more: %v\n", m.name(), err)
+				text, err = m.run(ctx, userland, tests, o.keep)
+			}
+			r := &report{machine: m, err: err}
+			r.read(text)
+			r.check()
+			reports[i] = r
+			fmt.Fprintf(os.Stderr, "%-14s %s, %d tests passed, %d failed, %d skipped, in %.0f s (%.0f s of CPU)\n",
+				m.name(), m.kernel.Release, r.passed, len(r.failed), len(r.skipped), time.Since(start).Seconds(), m.cpu.Seconds())
+		})
+	}
+	wg.Wait()
+	return o.conclude(root, reports, wanted, missing)
+}
+
+// reread makes reports of the logs of plain boots that are there.
+func (o *options) reread(logs string) (reports []*report, err error) {
+	files, err := filepath.Glob(filepath.Join(logs, o.arch+"-*.log"))
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		series := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(f), o.arch+"-"), ".log")
+		if strings.Contains(series, "-") || o.kernels != "" && !slices.Contains(strings.Split(o.kernels, ","), series) {
+			continue
+		}
+		text, err := os.ReadFile(f)
+		if err != nil {
+			return nil, err
+		}
+		r := &report{machine: &machine{arch: o.arch, variant: plain, kernel: &kernel{Release: series}}}
+		if !strings.Contains(string(text), "\n@done ") {
+			r.err = errors.New("it ended before its tests did")
+		}
+		r.read(string(text))
+		r.check()
+		reports = append(reports, r)
+	}
+	if len(reports) == 0 {
+		return nil, fmt.Errorf("%s has no logs for %s", logs, o.arch)
+	}
+	return reports, nil
+}
+
+// machines are the VMs to run: each kernel, and the special boots of one.
+func (o *options) machines(found []*kernel, logs string) (machines []*machine) {
+	variants := strings.Split(o.variants, ",")
+	add := func(k *kernel, variant string, tests []test) {
+		if !slices.Contains(variants, variant) {
+			return
+		}
+		name := o.arch + "-" + k.series()
+		if variant != plain {
+			name += "-" + variant
+		}
+		machines = append(machines, &machine{
+			arch: o.arch, accel: o.accel, icount: o.icount, kernel: k, variant: variant, tests: tests,
+			timeout: o.timeout, logs: filepath.Join(logs, name),
+		})
+	}
+	for _, k := range found {
+		var left []string
+		for _, t := range seldom {
+			if !slices.Contains(t.on, k.series()) {
+				left = append(left, "^("+t.tests+")$")
+			}
+		}
+		if o.skip != "" {
+			left = append(left, o.skip)
+		}
+		skip := strings.Join(left, "|")
+		var tests []test
+		for _, p := range strings.Split(o.packages, ",") {
+			tests = append(tests, o.test(p, o.run, skip))
+		}
+		add(k, plain, tests)
+	}
+	for _, k := range found {
+		if k.series() != special || o.run != "" && o.variants == strings.Join([]string{plain, lockdown, noBTF}, ",") {
+			continue
+		}
+		for _, v := range []struct{ variant, run string }{{lockdown, "^TestLockdown$"}, {noBTF, "^TestNoBTF$"}} {
+			if o.run != "" {
+				v.run = o.run
+			}
+			add(k, v.variant, []test{o.test("collect/trace", v.run, "")})
+		}
+	}
+	return machines
+}
+
+// test runs the tests of a package, whose folder they find as they do here.
+func (o *options) test(pkg, run, skip string) test {
+	limit := o.timeout - time.Minute
+	args := []string{"/t/" + binary(pkg), "-test.v", "-test.timeout=" + limit.String()}
+	if run != "" {
+		args = append(args, "-test.run="+run)
+	}
+	if skip != "" {
+		args = append(args, "-test.skip="+skip)
+	}
+	return test{Name: strings.ReplaceAll(pkg, "/", "."), Dir: "/t/" + pkg, Args: args, Timeout: o.timeout}
+}
+
+func binary(pkg string) string { return strings.ReplaceAll(pkg, "/", "-") + ".test" }
+
+// build makes what the VMs run: the tests, the program itself, and the first
+// process.
+func build(ctx context.Context, root, dir string, o *options) (tree, error) {
+	fmt.Fprintf(os.Stderr, "building the tests for %s\n", o.arch)
+	t := tree{}
+	run := func(args ...string) error {
+		cmd := exec.CommandContext(ctx, "go", args...)
+		cmd.Dir = root
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+o.arch)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("go %s: %w: %s", strings.Join(args, " "), err, out)
+		}
+		return nil
+	}
+	for _, p := range strings.Split(o.packages, ",") {
+		file := filepath.Join(dir, binary(p))
+		if err := run("test", "-c", "-ldflags=-s -w", "-o", file, "./"+p); err != nil {
+			return nil, err
+		}
+		if err := t.add("t/"+binary(p), file, 0o755); err != nil {
+			return nil, err
+		}
+		t.dir("t/" + p)
+		if err := t.addAll(root, filepath.Join(p, "testdata"), "t"); err != nil {
+			return nil, err
+		}
+	}
+	if err := t.addAll(root, "testdata/spec", "t"); err != nil {
+		return nil, err
+	}
+	for name, p := range map[string]string{"usr/bin/nodeskoop": "./cmd/nodeskoop", "init": "./testdata/kernels/init"} {
+		file := filepath.Join(dir, filepath.Base(name))
+		if err := run("build", "-trimpath", "-ldflags=-s -w", "-o", file, p); err != nil {
+			return nil, err
+		}
+		if err := t.add(name, file, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+// addAll copies a folder, if there is one.
+func (t tree) addAll(root, dir, to string) error {
+	err := filepath.WalkDir(filepath.Join(root, dir), func(file string, d os.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		name, err := filepath.Rel(root, file)
+		if err != nil {
+			return err
+		}
+		return t.add(filepath.Join(to, name), file, 0o644)
+	})
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// skipsAllowed are the reasons for which a test may be skipped in a VM.
+var skipsAllowed = regexp.MustCompile(`^this (kernel|containerd): |^long test`)
+
+// check makes failures of what a VM must not do: leave out a suite, or skip a
+// test for a reason that the VM could have met.
+func (r *report) check() {
+	for _, t := range r.machine.tests {
+		if !slices.Contains(r.ended, t.Name) && r.err == nil {
+			r.failed = append(r.failed, t.Name+": did not run")
+		}
+	}
+	for test, reason := range r.skipped {
+		if !skipsAllowed.MatchString(reason) {
+			r.failed = append(r.failed, fmt.Sprintf("%s is skipped: %s", test, reason))
+		}
+	}
+	if r.machine.variant != plain && r.err == nil && r.passed == 0 {
+		r.failed = append(r.failed, "no test passed, and this boot is there for one")
+	}
+	slices.Sort(r.failed)
+}
+
+// conclude prints all that was found, and tells whether it is as it should be.
+func (o *options) conclude(root string, reports []*report, wanted, missing []string) (ok bool, err error) {
+	file := filepath.Join(root, "testdata", "kernels", "support.tsv")
+	expected, err := readSupport(file)
+	if err != nil {
+		return false, err
+	}
+	whole := o.run == "" && o.skip == "" && o.packages == strings.Join(packages, ",")
+	ok = true
+	ran := 0
+	var plains []*report
+	for _, r := range reports {
+		ok = ok && r.ok()
+		if r.machine.variant == plain && r.err == nil {
+			plains = append(plains, r)
+			ran++
+		}
+	}
+	slices.SortStableFunc(plains, func(x, y *report) int {
+		return compareSeries(x.machine.kernel.series(), y.machine.kernel.series())
+	})
+	fmt.Printf("\n%s\n", table(plains))
+	for _, r := range reports {
+		r.print()
+	}
+	if whole {
+		for _, r := range plains {
+			failures, notes := compare(r, expected)
+			for _, n := range notes {
+				fmt.Println(n)
+			}
+			for _, f := range failures {
+				fmt.Printf("%s: %s\n", r.machine.name(), f)
+			}
+			ok = ok && (len(failures) == 0 || o.update)
+		}
+		if o.update {
+			if err := os.WriteFile(file, formatSupport(updated(expected, plains)), 0o644); err != nil {
+				return false, err
+			}
+			fmt.Println("written:", file)
+		}
+	}
+	for _, m := range missing {
+		fmt.Println(m)
+	}
+	if slices.Contains(strings.Split(o.variants, ","), plain) && ran < min(3, len(wanted)) {
+		return false, fmt.Errorf("%d kernels ran, and %d are the least", ran, min(3, len(wanted)))
+	}
+	if !ok {
+		return false, fmt.Errorf("failed; what the tests said is in %s", filepath.Join(root, "build", "kernels"))
+	}
+	fmt.Printf("%d kernels as support.tsv says\n", ran)
+	return true, nil
+}
+
+func (r *report) print() {
+	for _, n := range r.notes {
+		fmt.Printf("%s: note: %s\n", r.machine.name(), n)
+	}
+	if r.err != nil {
+		fmt.Printf("%s: FAIL: %v\n", r.machine.name(), r.err)
+	}
+	for _, f := range r.failed {
+		fmt.Printf("%s: FAIL: %s\n", r.machine.name(), f)
+		said := r.said[f]
+		for _, s := range said[max(0, len(said)-10):] {
+			fmt.Printf("    %s\n", s)
+		}
+	}
+}
+
+func cacheFolder(dir string) (string, error) {
+	if dir == "" {
+		dir = os.Getenv("NODESKOOP_CACHE")
+	}
+	if dir == "" {
+		user, err := os.UserCacheDir()
+		if err != nil {
+			return "", fmt.Errorf("no folder to keep kernels in (%w): set NODESKOOP_CACHE", err)
+		}
+		dir = filepath.Join(user, "nodeskoop")
+	}
+	dir, err := filepath.Abs(filepath.Join(dir, "kernels"))
+	if err != nil {
+		return "", err
+	}
+	return dir, os.MkdirAll(dir, 0o755)
+}
+
+func moduleRoot() (string, error) {
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		return "", fmt.Errorf("find the module: %w: run this inside the project", err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}

@@ -1,0 +1,309 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"nodeskoop/testdata/proof"
+)
+
+// byDefault is the rung that stands for what a probe uses by itself.
+const byDefault = "default"
+
+// outcome is what became of one rung of one probe on one kernel.
+type outcome struct {
+	probe, rung string
+	chosen      string // for the rung byDefault: the kinds of hooks that it came to
+	taken       bool
+	lacks       []string
+	refused     string
+	counts      int
+	caused      uint64
+	counted     uint64
+	wrong       bool
+}
+
+// result is the outcome in the words of the table.
+func (o *outcome) result() string {
+	partly := ""
+	if len(o.lacks) > 0 {
+		partly = " partly"
+	}
+	switch {
+	case o.wrong:
+		return "counts wrong"
+	case o.refused != "" && o.counts == 0:
+		return "refused: " + class(o.refused)
+	case o.rung == byDefault:
+		return o.chosen + partly
+	case o.counts > 0:
+		return "counts" + partly
+	default:
+		return "loads" + partly
+	}
+}
+
+// classes of refusals, by what the loader says; the first that fits.
+var classes = []struct{ text, class string }{
+	{"no such function or tracepoint", "absent"},
+	{"has no type information", "no BTF"},
+	{"has no kprobes", "no kprobes"},
+	{"the process lacks", "not permitted"},
+	{"the kernel forbids this", "forbidden"},
+	{"the kernel's verifier rejects it", "verifier"},
+	{"does not support it", "not supported"},
+}
+
+// class gives the kind of reason, without what differs between versions.
+func class(reason string) string {
+	for _, c := range classes {
+		if strings.Contains(reason, c.text) {
+			return c.class
+		}
+	}
+	return "other"
+}
+
+// report is what one VM's output says.
+type report struct {
+	machine  *machine
+	release  string
+	err      error // of the VM
+	ended    []string
+	passed   int
+	failed   []string          // tests
+	skipped  map[string]string // test: reason
+	said     map[string][]string
+	notes    []string
+	seconds  float64
+	outcomes []*outcome
+}
+
+func (r *report) ok() bool { return r.err == nil && len(r.failed) == 0 }
+
+func (r *report) outcome(probe, rung string) *outcome {
+	for _, o := range r.outcomes {
+		if o.probe == probe && o.rung == rung {
+			return o
+		}
+	}
+	o := &outcome{probe: probe, rung: rung}
+	r.outcomes = append(r.outcomes, o)
+	return o
+}
+
+var (
+	resultLine = regexp.MustCompile(`^ *--- (PASS|FAIL|SKIP): (\S+) \(`)
+	nameLine   = regexp.MustCompile(`^=== (?:RUN|CONT|NAME|PAUSE) +(\S+)`)
+	saidLine   = regexp.MustCompile(`^ *\S+\.go:\d+: (.*)`)
+)
+
+// read takes in a VM's output.
+func (r *report) read(text string) {
+	r.skipped, r.said = map[string]string{}, map[string][]string{}
+	var suite, test string
+	var lines []proof.Line
+	for line := range strings.Lines(text) {
+		line = strings.TrimRight(line, "\n")
+		if word, rest, ok := strings.Cut(line, " "); ok && strings.HasPrefix(word, "@") {
+			switch word {
+			case "@boot":
+				r.release, _, _ = strings.Cut(rest, " ")
+			case "@module":
+				r.notes = append(r.notes, "module "+rest)
+			case "@kernel", "@note":
+				r.notes = append(r.notes, rest)
+			case "@run":
+				suite, test = rest, ""
+			case "@end":
+				var name, result string
+				var seconds float64
+				if _, err := fmt.Sscanf(rest, "%s %f", &name, &seconds); err == nil {
+					_, result, _ = strings.Cut(rest, " ")
+					_, result, _ = strings.Cut(result, " ")
+				}
+				r.ended = append(r.ended, name)
+				r.seconds += seconds
+				if result != "ok" {
+					r.failed = append(r.failed, name+": "+result)
+				}
+				suite = ""
+			}
+			continue
+		}
+		if suite == "" {
+			continue
+		}
+		if m := nameLine.FindStringSubmatch(line); m != nil {
+			test = suite + "." + m[1]
+			continue
+		}
+		if m := resultLine.FindStringSubmatch(line); m != nil {
+			test = suite + "." + m[2]
+			switch m[1] {
+			case "PASS":
+				r.passed++
+			case "FAIL":
+				r.failed = append(r.failed, test)
+			case "SKIP":
+				said := r.said[test]
+				r.skipped[test] = "no reason given"
+				if len(said) > 0 {
+					r.skipped[test] = said[len(said)-1]
+				}
+			}
+			continue
+		}
+		if m := saidLine.FindStringSubmatch(line); m != nil {
+			if p, ok := strings.CutPrefix(m[1], proof.Mark); ok {
+				var l proof.Line
+				if err := json.Unmarshal([]byte(p), &l); err != nil {
+					r.failed = append(r.failed, test+": "+err.Error()+": "+p)
+				} else {
+					lines = append(lines, l)
+				}
+				continue
+			}
+			r.said[test] = append(r.said[test], m[1])
+		} else if strings.HasPrefix(line, "panic:") || strings.HasPrefix(line, "fatal error:") {
+			r.failed = append(r.failed, suite+": "+line)
+		}
+	}
+	// A count belongs to a rung that was forced, or to what the probe chose:
+	// which of them, is known when all is read.
+	for _, l := range lines {
+		switch {
+		case l.Chosen:
+			o := r.outcome(l.Probe, byDefault)
+			o.taken, o.chosen, o.lacks = true, l.Hook, l.Lacks
+		case l.Taken:
+			o := r.outcome(l.Probe, l.Hook)
+			o.taken, o.lacks = true, l.Lacks
+		case l.Refused != "":
+			rung := l.Hook
+			if rung == "" {
+				rung = byDefault
+			}
+			r.outcome(l.Probe, rung).refused = l.Refused
+		}
+	}
+	for _, l := range lines {
+		if l.Chosen || l.Taken || l.Refused != "" {
+			continue
+		}
+		o := r.counted(l)
+		o.counts++
+		o.caused += l.Caused
+		o.counted += l.Counted
+		o.wrong = o.wrong || l.Caused != l.Counted
+	}
+}
+
+func (r *report) counted(l proof.Line) *outcome {
+	var def *outcome
+	for _, o := range r.outcomes {
+		if o.probe == l.Probe && o.rung == l.Hook {
+			return o
+		}
+		if o.probe == l.Probe && o.rung == byDefault {
+			def = o
+		}
+	}
+	if def != nil {
+		return def
+	}
+	// A probe without rungs: its source is what it uses.
+	o := r.outcome(l.Probe, byDefault)
+	o.taken, o.chosen = true, l.Hook
+	return o
+}
+
+// probes are those of the report, in the order of their names.
+func (r *report) probes() []string {
+	var names []string
+	for _, o := range r.outcomes {
+		if !slices.Contains(names, o.probe) {
+			names = append(names, o.probe)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// table prints a line per probe: what it uses, what was caused and counted, and
+// what became of each rung.
+func table(reports []*report) string {
+	rows := [][]string{{"KERNEL", "PROBE", "USES", "CAUSED", "COUNTED", "RESULT", "EVERY RUNG: COUNTED/CAUSED, OR WHY NOT"}}
+	for _, r := range reports {
+		for _, probe := range r.probes() {
+			uses, result := "nothing", "unsupported"
+			var caused, counted uint64
+			counts := 0
+			var rungs []string
+			wrong := false
+			for _, o := range r.outcomes {
+				if o.probe != probe {
+					continue
+				}
+				caused, counted, counts = caused+o.caused, counted+o.counted, counts+o.counts
+				wrong = wrong || o.wrong
+				if o.rung == byDefault {
+					if o.refused == "" {
+						uses, result = o.chosen, "pass"
+						if len(o.lacks) > 0 {
+							result = "pass, partly"
+						}
+					} else {
+						result = "unsupported: " + class(o.refused)
+					}
+					continue
+				}
+				text := o.rung + " "
+				switch {
+				case o.counts > 0:
+					text += fmt.Sprintf("%d/%d", o.counted, o.caused)
+				case o.taken:
+					text += "loads"
+				default:
+					text += class(o.refused)
+				}
+				rungs = append(rungs, text)
+			}
+			if wrong {
+				result = "FAIL"
+			}
+			numbers := []string{"-", "-"}
+			if counts > 0 {
+				numbers = []string{fmt.Sprint(caused), fmt.Sprint(counted)}
+			}
+			rows = append(rows, []string{r.machine.name(), probe, uses, numbers[0], numbers[1], result, strings.Join(rungs, "; ")})
+		}
+	}
+	return columns(rows)
+}
+
+// columns sets rows out, all but the last column as wide as they need.
+func columns(rows [][]string) string {
+	width := make([]int, 16)
+	for _, row := range rows {
+		for i, cell := range row {
+			width[i] = max(width[i], len(cell))
+		}
+	}
+	var b strings.Builder
+	for _, row := range rows {
+		var line strings.Builder
+		for i, cell := range row {
+			if i == len(row)-1 {
+				line.WriteString(cell)
+				break
+			}
+			fmt.Fprintf(&line, "%-*s  ", width[i], cell)
+		}
+		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
+	}
+	return b.String()
+}

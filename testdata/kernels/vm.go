@@ -1,0 +1,248 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// modules are loaded before the tests, those of them that a kernel has: what
+// `ip`, `tc` and `nft` would otherwise have the kernel load by itself.
+var modules = []string{
+	"virtio_pci", "virtio_console", "virtio_net", "virtio_blk", "net_failover", "failover",
+	"veth", "dummy", "macvlan", "8021q", "bridge", "vxlan", "tun", "ifb", "loop", "null_blk",
+	"sch_ingress", "sch_tbf", "sch_netem", "sch_htb", "sch_fq_codel", "sch_fq", "sch_prio", "sch_mqprio", "sch_multiq", "sch_sfq",
+	"cls_bpf", "cls_u32", "cls_matchall", "act_bpf", "act_gact", "act_mirred",
+	"nf_conntrack", "nf_conntrack_netlink", "nf_nat", "nf_tables", "nft_ct", "nft_counter", "nft_compat", "nft_chain_nat", "nft_nat", "nft_masq",
+	"nft_reject", "nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6", "nft_limit", "nft_numgen", "nft_log", "nft_queue", "nft_objref", "nft_quota", "nft_fib", "nft_hash",
+	"nfnetlink_queue", "nfnetlink_log", "xt_NFQUEUE", "xt_tcpudp", "xt_conntrack", "xt_nat", "xt_MASQUERADE",
+	"inet_diag", "tcp_diag", "udp_diag", "unix_diag", "raw_diag", "af_packet_diag",
+	"ip_vs", "ip_vs_rr", "vxlan", "nft_objref",
+}
+
+// variants of a boot, by what the tests find as NODESKOOP_TEST_VM.
+const (
+	plain    = "1"
+	lockdown = "lockdown"
+	noBTF    = "nobtf"
+)
+
+// machine is one VM to run.
+type machine struct {
+	arch    string
+	accel   string
+	icount  string
+	kernel  *kernel
+	variant string
+	tests   []test
+	timeout time.Duration
+	logs    string // path of the logs, without extension
+
+	cpu time.Duration // that it took
+}
+
+// test is one test program, and how it is run.
+type test struct {
+	Name    string
+	Dir     string
+	Args    []string
+	Timeout time.Duration
+}
+
+func (m *machine) name() string {
+	n := m.kernel.series()
+	if m.variant != plain {
+		n += " " + m.variant
+	}
+	return n
+}
+
+// prepare writes the archive that the kernel unpacks its root from: three
+// parts, of which the last is the tests'.
+func (m *machine) prepare(dir, userland string, tests tree) (string, error) {
+	files, mods, err := m.kernel.modules(modules)
+	if err != nil {
+		return "", err
+	}
+	plan, err := json.MarshalIndent(struct {
+		Modules []string
+		HideBTF bool
+		Env     []string
+		Tests   []test
+	}{
+		Modules: files,
+		HideBTF: m.variant == noBTF,
+		Env: []string{
+			"NODESKOOP_TEST_STRICT=1", "NODESKOOP_TEST_VM=" + m.variant,
+			"NODESKOOP_TEST_BINARY=/usr/bin/nodeskoop",
+		},
+		Tests: m.tests,
+	}, "", "  ")
+	if err != nil {
+		return "", err
+	}
+	mods.file("plan.json", 0o644, plan)
+
+	initrd, err := os.Create(filepath.Join(dir, "initrd"))
+	if err != nil {
+		return "", err
+	}
+	defer initrd.Close()
+	base, err := os.Open(userland)
+	if err != nil {
+		return "", err
+	}
+	defer base.Close()
+	if _, err := io.Copy(initrd, base); err != nil {
+		return "", err
+	}
+	if err := mods.write(initrd); err != nil {
+		return "", err
+	}
+	if err := tests.write(initrd); err != nil {
+		return "", err
+	}
+	return initrd.Name(), initrd.Close()
+}
+
+// qemu gives the command line. Two network cards share a hub, so that packets
+// pass a real driver without leaving the VM; a third has several queues, which
+// only a tap device gives it, in the network namespace that QEMU is started in.
+// Two disks are slow.
+func (m *machine) qemu(dir, initrd, results string) []string {
+	args := []string{"qemu-system-x86_64", "-cpu", "max"}
+	console := "ttyS0"
+	if m.arch == "arm64" {
+		args = []string{"qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a57"}
+		console = "ttyAMA0"
+	}
+	command := "console=" + console + " loglevel=4 panic=-1 mitigations=off"
+	if m.variant == lockdown {
+		command += " lockdown=confidentiality"
+	}
+	// By its own clock a VM runs evenly however busy this machine is, so what
+	// the tests measure does not depend on that. Idle time passes as it does
+	// here, for the disks are slow by the time here.
+	if m.icount != "" && strings.HasPrefix(m.accel, "tcg") {
+		args = append(args, "-icount", m.icount)
+	}
+	args = append(args,
+		// One CPU: with more, emulation and the kernel's patching of its own
+		// code are at odds now and then.
+		"-accel", m.accel, "-smp", "1", "-m", "1536", "-nographic", "-no-reboot", "-nic", "none",
+		"-kernel", m.kernel.image(), "-initrd", initrd, "-append", command,
+		"-device", "virtio-serial-pci",
+		"-chardev", "file,id=results,path="+results, "-device", "virtserialport,chardev=results,name=results",
+		"-netdev", "hubport,id=h0,hubid=0", "-device", "virtio-net-pci,netdev=h0,romfile=,mac=52:54:00:00:00:01",
+		"-netdev", "hubport,id=h1,hubid=0", "-device", "virtio-net-pci,netdev=h1,romfile=,mac=52:54:00:00:00:02",
+		"-netdev", "tap,id=q0,ifname=q0,queues=2,script=no,downscript=no", "-device", "virtio-net-pci,netdev=q0,romfile=,mq=on,vectors=6,mac=52:54:00:00:00:03",
+	)
+	for i, iops := range []int{30, 5} {
+		args = append(args,
+			"-drive", fmt.Sprintf("file=%s,if=none,id=d%d,format=raw,throttling.iops-total=%d", filepath.Join(dir, fmt.Sprintf("disk%d", i)), i, iops),
+			"-device", fmt.Sprintf("virtio-blk-pci,drive=d%d,serial=iops%d", i, iops))
+	}
+	return args
+}
+
+// run boots the VM and gives what the tests printed. An error is about the VM,
+// not about the tests.
+func (m *machine) run(ctx context.Context, userland string, tests tree, keep bool) (string, error) {
+	dir, err := os.MkdirTemp("", "nodeskoop-vm-")
+	if err != nil {
+		return "", err
+	}
+	if !keep {
+		defer os.RemoveAll(dir)
+	}
+	initrd, err := m.prepare(dir, userland, tests)
+	if err != nil {
+		return "", err
+	}
+	for i := range 2 {
+		if err := sparse(filepath.Join(dir, fmt.Sprintf("disk%d", i)), 8<<20); err != nil {
+			return "", err
+		}
+	}
+	results := m.logs + ".log"
+	os.Remove(results)
+	console, err := os.Create(m.logs + ".console")
+	if err != nil {
+		return "", err
+	}
+	defer console.Close()
+
+	ctx, cancel := context.WithTimeout(ctx, m.timeout)
+	defer cancel()
+	args := m.qemu(dir, initrd, results)
+	if keep {
+		fmt.Fprintf(os.Stderr, "%s: unshare --net %s\n", m.name(), strings.Join(quoted(args), " "))
+	}
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Stdout, cmd.Stderr = console, console
+	// A network namespace of its own, which ends with it; and it ends with us.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if os.Getuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+	}
+	ended := cmd.Run()
+	if cmd.ProcessState != nil {
+		m.cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	}
+	out, err := os.ReadFile(results)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	text := string(bytes.ToValidUTF8(bytes.ReplaceAll(out, []byte("\r\n"), []byte("\n")), []byte("?")))
+	switch {
+	case errors.Is(ctx.Err(), context.Canceled):
+		return text, errors.New("stopped")
+	case ctx.Err() != nil:
+		return text, fmt.Errorf("not done after %v; its console says: %s", m.timeout, lastLines(console.Name(), 10))
+	case ended != nil:
+		return text, fmt.Errorf("%s: %w: %s", args[0], ended, lastLines(console.Name(), 20))
+	case !strings.Contains(text, "\n@done "):
+		return text, fmt.Errorf("it ended before its tests did; its console says: %s", lastLines(console.Name(), 40))
+	}
+	return text, nil
+}
+
+// quoted makes words of a command line that a shell takes as they are.
+func quoted(args []string) []string {
+	var words []string
+	for _, a := range args {
+		if strings.ContainsAny(a, " ,;&()") {
+			a = "'" + a + "'"
+		}
+		words = append(words, a)
+	}
+	return words
+}
+
+func sparse(file string, size int64) error {
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Truncate(size), f.Close())
+}
+
+func lastLines(file string, n int) string {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n  ")
+}
