@@ -50,6 +50,11 @@ type Event struct {
 	foreign bool // of such a namespace
 }
 
+// OfHost reports whether the event is the host's own: no pod's, and not of a
+// network namespace that is neither the host's nor a pod's. It is known once
+// the Hub has the event.
+func (e *Event) OfHost() bool { return e.Pod == nil && !e.foreign }
+
 // The kinds of an Endpoint. The empty string means EndUnknown.
 const (
 	EndPod     = "pod"

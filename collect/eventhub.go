@@ -457,7 +457,7 @@ func (h *Hub) retry(opt *HubOptions, now time.Time) {
 func (h *Hub) send(opt *HubOptions, e *Event, now time.Time) {
 	e.Node = opt.Node
 	e.foreign = e.Pod == nil && e.Netns != 0 && opt.HostNetns != 0 && e.Netns != opt.HostNetns
-	if e.Pod == nil && !e.foreign {
+	if e.OfHost() {
 		e.HostLabel = opt.HostLabel
 	}
 	h.endpoint(opt, e, &e.Src)

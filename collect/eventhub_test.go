@@ -207,7 +207,7 @@ func TestHubWithoutHostNetnsCallsTheRestHost(t *testing.T) {
 	h := testHub(t, func(o *HubOptions) { o.HostNetns = 0 }, sink)
 	h.Offer(event(lossType, 5))
 	closeHub(t, h)
-	if e := sink.got[0]; e.HostLabel != "hostNetwork" || e.foreign {
+	if e := sink.got[0]; e.HostLabel != "hostNetwork" || !e.OfHost() {
 		t.Errorf("got %+v", e)
 	}
 }
@@ -261,7 +261,7 @@ func TestHubHoldsEventsUntilTheirPodIsKnown(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		got := sink.events()
-		if len(got) != 4 || got[3].Pod != nil || got[3].HostLabel != "" || !got[3].foreign {
+		if len(got) != 4 || got[3].Pod != nil || got[3].HostLabel != "" || !got[3].foreign || got[3].OfHost() {
 			t.Fatalf("%d events, the last %+v", len(got), got[len(got)-1])
 		}
 		if d := sink.at[3].Sub(start); d < time.Second || d > 1100*time.Millisecond {

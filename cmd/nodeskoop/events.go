@@ -240,7 +240,7 @@ func (w wanted) wants(e *collect.Event) bool {
 	}
 	return slices.ContainsFunc(w.pods, func(want [2]string) bool {
 		if want == [2]string{"", "host"} {
-			return e.Pod == nil
+			return e.OfHost()
 		}
 		return slices.ContainsFunc([]*collect.Pod{e.Pod, e.Src.Pod, e.Dst.Pod}, func(p *collect.Pod) bool {
 			return p != nil && p.Name == want[1] && (want[0] == "" || p.Namespace == want[0])
