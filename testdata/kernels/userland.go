@@ -15,13 +15,14 @@ import (
 // programs are the packages that the tests' programs come from.
 var programs = []string{
 	"dash", "coreutils", "grep", "sed", "mawk", "util-linux", "mount", "procps", "kmod", "libc-bin",
-	"iproute2", "ethtool", "nftables", "iptables", "conntrack", "ipvsadm", "iperf3", "busybox-static",
+	"iproute2", "ethtool", "nftables", "iptables", "conntrack", "ipvsadm", "iperf3", "busybox-static", "e2fsprogs",
 }
 
 // leftOut is what nothing in a test VM reads.
 var leftOut = []string{
 	"usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale", "usr/share/lintian", "usr/share/bash-completion",
 	"usr/share/bug", "usr/share/perl", "usr/share/i18n", "usr/share/zsh", "usr/share/gcc", "usr/include", "usr/games",
+	"usr/share/perl5", "usr/share/debconf", "usr/share/initramfs-tools", "usr/lib/locale", "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/aarch64-linux-gnu/gconv",
 	"usr/lib/systemd", "var", "etc/init.d", "etc/pam.d", "etc/security",
 }
 

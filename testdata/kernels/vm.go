@@ -29,6 +29,13 @@ var modules = []string{
 	"ip_vs", "ip_vs_rr", "vxlan", "nft_objref",
 }
 
+// disks are a VM's: two slow ones, and one for files.
+var disks = []struct {
+	serial string
+	size   int64
+	iops   int // 0: as fast as it can
+}{{"iops30", 8 << 20, 30}, {"iops5", 8 << 20, 5}, {"files", 128 << 20, 0}}
+
 // variants of a boot, by what the tests find as NODESKOOP_TEST_VM.
 const (
 	plain    = "1"
@@ -69,7 +76,7 @@ func (m *machine) name() string {
 // prepare writes the archive that the kernel unpacks its root from: three
 // parts, of which the last is the tests'.
 func (m *machine) prepare(dir, userland string, tests tree) (string, error) {
-	files, mods, err := m.kernel.modules(modules)
+	files, mods, err := m.kernel.modules(modules, m.variant == lockdown)
 	if err != nil {
 		return "", err
 	}
@@ -117,15 +124,15 @@ func (m *machine) prepare(dir, userland string, tests tree) (string, error) {
 // qemu gives the command line. Two network cards share a hub, so that packets
 // pass a real driver without leaving the VM; a third has several queues, which
 // only a tap device gives it, in the network namespace that QEMU is started in.
-// Two disks are slow.
 func (m *machine) qemu(dir, initrd, results string) []string {
-	args := []string{"qemu-system-x86_64", "-cpu", "max"}
+	// Page tables of four levels: each walk by an emulated CPU costs.
+	args := []string{"qemu-system-x86_64", "-cpu", "max,la57=off"}
 	console := "ttyS0"
 	if m.arch == "arm64" {
 		args = []string{"qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a57"}
 		console = "ttyAMA0"
 	}
-	command := "console=" + console + " loglevel=4 panic=-1 mitigations=off"
+	command := "console=" + console + " loglevel=4 panic=-1 mitigations=off cryptomgr.notests rcupdate.rcu_expedited=1"
 	if m.variant == lockdown {
 		command += " lockdown=confidentiality"
 	}
@@ -146,10 +153,10 @@ func (m *machine) qemu(dir, initrd, results string) []string {
 		"-netdev", "hubport,id=h1,hubid=0", "-device", "virtio-net-pci,netdev=h1,romfile=,mac=52:54:00:00:00:02",
 		"-netdev", "tap,id=q0,ifname=q0,queues=2,script=no,downscript=no", "-device", "virtio-net-pci,netdev=q0,romfile=,mq=on,vectors=6,mac=52:54:00:00:00:03",
 	)
-	for i, iops := range []int{30, 5} {
+	for _, d := range disks {
 		args = append(args,
-			"-drive", fmt.Sprintf("file=%s,if=none,id=d%d,format=raw,throttling.iops-total=%d", filepath.Join(dir, fmt.Sprintf("disk%d", i)), i, iops),
-			"-device", fmt.Sprintf("virtio-blk-pci,drive=d%d,serial=iops%d", i, iops))
+			"-drive", fmt.Sprintf("file=%s,if=none,id=%s,format=raw,throttling.iops-total=%d", filepath.Join(dir, d.serial), d.serial, d.iops),
+			"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s", d.serial, d.serial))
 	}
 	return args
 }
@@ -168,8 +175,8 @@ func (m *machine) run(ctx context.Context, userland string, tests tree, keep boo
 	if err != nil {
 		return "", err
 	}
-	for i := range 2 {
-		if err := sparse(filepath.Join(dir, fmt.Sprintf("disk%d", i)), 8<<20); err != nil {
+	for _, d := range disks {
+		if err := sparse(filepath.Join(dir, d.serial), d.size); err != nil {
 			return "", err
 		}
 	}

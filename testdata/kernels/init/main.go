@@ -102,6 +102,7 @@ func tests() error {
 	if err := json.Unmarshal(data, &p); err != nil {
 		return fmt.Errorf("/plan.json: %w", err)
 	}
+	began := uptime()
 	var failed []string
 	for _, m := range p.Modules {
 		if err := load(m); err != nil {
@@ -117,7 +118,7 @@ func tests() error {
 	if err := unix.Uname(&name); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "@boot %s after %s\n", unix.ByteSliceToString(name.Release[:]), uptime())
+	fmt.Fprintf(out, "@boot %s after %s, modules after %s\n", unix.ByteSliceToString(name.Release[:]), began, uptime())
 	for _, f := range failed {
 		fmt.Fprintf(out, "@module %s\n", f)
 	}
@@ -128,6 +129,9 @@ func tests() error {
 	}
 	if b, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
 		fmt.Fprintf(out, "@note lo: %v: %s\n", err, b)
+	}
+	if err := disk(); err != nil {
+		return err
 	}
 	for _, t := range p.Tests {
 		fmt.Fprintf(out, "@run %s\n", t.Name)
@@ -169,6 +173,32 @@ func load(file string) error {
 		return err
 	}
 	return nil
+}
+
+// disk makes a file system on the disk "files", mounts it, and copies the
+// folders there in which tests run that are about disks.
+func disk() error {
+	names, _ := filepath.Glob("/sys/block/*/serial")
+	for _, n := range names {
+		if b, err := os.ReadFile(n); err != nil || strings.TrimSpace(string(b)) != "files" {
+			continue
+		}
+		device := filepath.Join("/dev", filepath.Base(filepath.Dir(n)))
+		if b, err := exec.Command("mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", device).CombinedOutput(); err != nil {
+			return fmt.Errorf("mke2fs %s: %w: %s", device, err, b)
+		}
+		if err := os.MkdirAll("/disk", 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(device, "/disk", "ext4", 0, ""); err != nil {
+			return fmt.Errorf("mount %s: %w", device, err)
+		}
+		if b, err := exec.Command("cp", "-a", "/t/collect", "/disk/").CombinedOutput(); err != nil {
+			return fmt.Errorf("cp -a /t/collect /disk/: %w: %s", err, b)
+		}
+		return nil
+	}
+	return errors.New("no disk with the serial number files")
 }
 
 // results opens the port to the host, which appears a moment after its driver.
