@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -86,6 +87,55 @@ func testNetiftxlatencySlowQueue(t *testing.T, rung Kind) {
 		}
 	}
 }
+
+// TestNetiftxlatencyFullQueue has hundreds of packets wait at a time. Each must
+// find the time when it came, whoever came after it.
+func TestNetiftxlatencyFullQueue(t *testing.T) {
+	eachRung(t, "netiftxlatency", func(t *testing.T, rung Kind) {
+		a, b := newPair(t)
+		needCommand(t, "tc")
+		// 49 bytes take 400 ms, but for those that fit the bucket.
+		qdisc := func(verb, rate string) {
+			a.run(t, "tc", "qdisc", verb, "dev", a.device, "root", "tbf", "rate", rate, "burst", "1600", "limit", "1000000")
+		}
+		qdisc("add", "1kbit")
+		l := newTestLoader(t, Options{Hooks: rung})
+		p := l.load("netiftxlatency", Config{Slow100: Zero})
+		// One socket may not have so many on their way.
+		const sockets, each = 4, 100
+		var conns []net.Conn
+		before, _ := deviceSent(t, a)
+		for _, addrs := range families(a, b) {
+			to := addrPort(b.listenUDP(t, addrs[1]).LocalAddr())
+			for range sockets {
+				c := a.dial(t, "udp", to)
+				conns = append(conns, c)
+				send(t, c, each)
+			}
+		}
+		shown := a.run(t, "tc", "-s", "qdisc", "show", "dev", a.device)
+		m := backlog.FindStringSubmatch(shown)
+		if m == nil {
+			t.Fatalf("no backlog in %s", shown)
+		}
+		if waiting, err := strconv.Atoi(m[1]); err != nil || waiting < len(conns)*each*3/4 {
+			t.Errorf("%d packets wait, too few to say anything (%v)", waiting, err)
+		}
+		qdisc("change", "10gbit")
+		send(t, conns[0], 1) // the queue is looked at when a packet comes
+		want := uint64(len(conns)*each + 1)
+		var sent uint64
+		l.eventually("the queue to drain", func() bool {
+			now, _ := deviceSent(t, a)
+			sent = now - before
+			return sent >= want
+		})
+		l.count(p, "packets through a queue of "+m[1]+", by the device's own counter", sent, l.settled(p, a.inode)[QdiscSlow])
+	})
+}
+
+// backlog is how many packets wait, in what tc shows.
+var backlog = regexp.MustCompile(`backlog \d+K?b (\d+)p`)
 
 // netSoftirqs is how often the kernel ran the network softirqs, on all CPUs.
 func netSoftirqs(t testing.TB) (n uint64) {

@@ -22,11 +22,14 @@ const volatile __u64 slow100_ns = 100000000;
 const volatile __u64 event_ns = 100000000;
 
 DEFINE_COUNTERS();
-DEFINE_STAMPS(received);
-DEFINE_STAMPS(delivered);
-DEFINE_STAMPS(sent);
-DEFINE_STAMPS(local_out);
-DEFINE_STAMPS(output);
+/* Packets on their way through the stack are few, but for those that a filter
+ * in user space holds. */
+#define BUCKETS 2048
+DEFINE_STAMPS(received, BUCKETS);
+DEFINE_STAMPS(delivered, BUCKETS);
+DEFINE_STAMPS(sent, BUCKETS);
+DEFINE_STAMPS(local_out, BUCKETS);
+DEFINE_STAMPS(output, BUCKETS);
 
 /* The points of an event; 0: not seen. */
 struct points {
@@ -61,7 +64,7 @@ static __always_inline void slow(const struct sk_buff *skb, const struct net_dev
 SEC("raw_tp/netif_receive_skb")
 int raw_receive(struct bpf_raw_tracepoint_args *ctx)
 {
-	stamp_set(&received, ctx->args[0], 0, bpf_ktime_get_ns());
+	stamp_set(&received, BUCKETS, ctx->args[0], 0, bpf_ktime_get_ns());
 	return 0;
 }
 
@@ -70,7 +73,7 @@ int raw_receive(struct bpf_raw_tracepoint_args *ctx)
 
 static __always_inline int reached_socket(const struct sk_buff *skb, const struct sock *sk)
 {
-	__u64 since = stamp_take(&received, (__u64)skb, 0), now, latency;
+	__u64 since = stamp_take(&received, BUCKETS, (__u64)skb, 0), now, latency;
 
 	if (!since)
 		return 0;
@@ -168,14 +171,14 @@ int raw_queue(struct bpf_raw_tracepoint_args *ctx)
 
 static __always_inline int rx_delivered(const struct sk_buff *skb)
 {
-	stamp_set(&delivered, (__u64)skb, 0, bpf_ktime_get_ns());
+	stamp_set(&delivered, BUCKETS, (__u64)skb, 0, bpf_ktime_get_ns());
 	return 0;
 }
 
 static __always_inline int rx_done(const struct sk_buff *skb)
 {
-	__u64 since = stamp_take(&received, (__u64)skb, 0);
-	__u64 between = stamp_take(&delivered, (__u64)skb, 0), now, latency;
+	__u64 since = stamp_take(&received, BUCKETS, (__u64)skb, 0);
+	__u64 between = stamp_take(&delivered, BUCKETS, (__u64)skb, 0), now, latency;
 	const struct net_device *dev;
 	struct points p = {};
 
@@ -200,15 +203,15 @@ static __always_inline int rx_done(const struct sk_buff *skb)
 
 static __always_inline int tx_at(void *stamps, const struct sk_buff *skb)
 {
-	stamp_set(stamps, (__u64)skb, (__u64)BPF_CORE_READ(skb, sk), bpf_ktime_get_ns());
+	stamp_set(stamps, BUCKETS, (__u64)skb, (__u64)BPF_CORE_READ(skb, sk), bpf_ktime_get_ns());
 	return 0;
 }
 
 static __always_inline int tx_done(const struct sk_buff *skb)
 {
 	__u64 key = (__u64)skb, sk = (__u64)BPF_CORE_READ(skb, sk);
-	__u64 start = stamp_take(&sent, key, sk), out = stamp_take(&local_out, key, sk);
-	__u64 through = stamp_take(&output, key, sk), since = start ? start : out, now, latency;
+	__u64 start = stamp_take(&sent, BUCKETS, key, sk), out = stamp_take(&local_out, BUCKETS, key, sk);
+	__u64 through = stamp_take(&output, BUCKETS, key, sk), since = start ? start : out, now, latency;
 	const struct net_device *dev;
 	struct points p = {};
 	__u32 netns;

@@ -60,7 +60,6 @@ const (
 	kernellatencyVarEventNs       = "event_ns"
 	kernellatencyVarSlow100Ns     = "slow100_ns"
 	kernellatencyVarSlowNs        = "slow_ns"
-	kernellatencyVarStampMask     = "stamp_mask"
 )
 
 // loadKernellatency returns the embedded CollectionSpec for kernellatency.
@@ -161,7 +160,6 @@ type kernellatencyVariableSpecs struct {
 	EventNs     *ebpf.VariableSpec `ebpf:"event_ns"`
 	Slow100Ns   *ebpf.VariableSpec `ebpf:"slow100_ns"`
 	SlowNs      *ebpf.VariableSpec `ebpf:"slow_ns"`
-	StampMask   *ebpf.VariableSpec `ebpf:"stamp_mask"`
 }
 
 // kernellatencyObjects contains all objects after they have been loaded into the kernel.
@@ -219,7 +217,6 @@ type kernellatencyVariables struct {
 	EventNs     *ebpf.Variable `ebpf:"event_ns"`
 	Slow100Ns   *ebpf.Variable `ebpf:"slow100_ns"`
 	SlowNs      *ebpf.Variable `ebpf:"slow_ns"`
-	StampMask   *ebpf.Variable `ebpf:"stamp_mask"`
 }
 
 // kernellatencyPrograms contains all programs after they have been loaded into the kernel.

@@ -21,7 +21,10 @@ enum slot { QDISC, NETDEV };
 const volatile __u64 slow100_ns = 100000000;
 
 DEFINE_COUNTERS();
-DEFINE_STAMPS(queued);
+/* Queueing disciplines hold a thousand packets, fq_codel ten thousand; and they
+ * are full when it matters. */
+#define BUCKETS 8192
+DEFINE_STAMPS(queued, BUCKETS);
 
 /* The driver's part begins and ends on one CPU, without another packet to the
  * same device between. A device on top of another hands its packet down while
@@ -85,7 +88,7 @@ static __always_inline bool queues_read(const struct net_device *dev)
 
 static __always_inline int on_queue(__u64 key, __u64 identity)
 {
-	stamp_set(&queued, key, identity, bpf_ktime_get_ns());
+	stamp_set(&queued, BUCKETS, key, identity, bpf_ktime_get_ns());
 	return 0;
 }
 
@@ -93,7 +96,7 @@ static __always_inline int on_start(const struct sk_buff *skb, const struct net_
 				    __u32 ifindex, const struct sock *sk, __u64 key,
 				    __u64 identity)
 {
-	__u64 now = bpf_ktime_get_ns(), since = stamp_take(&queued, key, identity);
+	__u64 now = bpf_ktime_get_ns(), since = stamp_take(&queued, BUCKETS, key, identity);
 	__u32 place = ifindex % NESTED;
 	struct started *s = bpf_map_lookup_elem(&starts, &place);
 	struct event *e;

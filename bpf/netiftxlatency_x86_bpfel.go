@@ -31,7 +31,6 @@ const (
 	netiftxlatencyProgRawXmit      = "raw_xmit"
 	netiftxlatencyVarEventLayout   = "event_layout"
 	netiftxlatencyVarSlow100Ns     = "slow100_ns"
-	netiftxlatencyVarStampMask     = "stamp_mask"
 )
 
 // loadNetiftxlatency returns the embedded CollectionSpec for netiftxlatency.
@@ -103,7 +102,6 @@ type netiftxlatencyMapSpecs struct {
 type netiftxlatencyVariableSpecs struct {
 	EventLayout *ebpf.VariableSpec `ebpf:"event_layout"`
 	Slow100Ns   *ebpf.VariableSpec `ebpf:"slow100_ns"`
-	StampMask   *ebpf.VariableSpec `ebpf:"stamp_mask"`
 }
 
 // netiftxlatencyObjects contains all objects after they have been loaded into the kernel.
@@ -153,7 +151,6 @@ func (m *netiftxlatencyMaps) Close() error {
 type netiftxlatencyVariables struct {
 	EventLayout *ebpf.Variable `ebpf:"event_layout"`
 	Slow100Ns   *ebpf.Variable `ebpf:"slow100_ns"`
-	StampMask   *ebpf.Variable `ebpf:"stamp_mask"`
 }
 
 // netiftxlatencyPrograms contains all programs after they have been loaded into the kernel.

@@ -1,70 +1,103 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 
-/* When a packet passed a point: a table of fixed size, one slot per hash.
+/* When a packet passed a point: a table of fixed size, in buckets of four.
  *
- * Nothing is allocated for a packet and nothing needs cleaning after one: a
- * later packet takes the slot. Two that meet in a slot cost one measurement. */
+ * Nothing is allocated for a packet and nothing needs cleaning after one. A
+ * packet takes the entry that its address had before, else a free one of its
+ * bucket, else the oldest there. So what waits for long keeps its entry while
+ * thousands of others pass: only four more that wait at the same time, and
+ * meet it in its bucket, cost a measurement. Of n that wait at a time in b
+ * buckets that is a share of about (n / b)^4 / 120. */
 
 #ifndef NODESKOOP_STAMP_H
 #define NODESKOOP_STAMP_H
 
 #include "kernel.h"
 
+#define STAMP_WAYS 4
+
 struct stamp {
-	__u64 check; /* key, time and the packet's identity in one, see below */
-	__u64 time_ns;
+	__u32 key;
+	__u32 identity;
+	__u64 time_ns; /* 0: free */
 };
 
-#define DEFINE_STAMPS(name)                                                                        \
+/* One line of the processor's cache, so that looking through it costs what
+ * looking at its first entry does. */
+struct stamp_bucket {
+	struct stamp way[STAMP_WAYS];
+};
+
+/* The number of buckets is a power of two, of 13 bits at most. */
+#define DEFINE_STAMPS(name, buckets)                                                               \
 	struct {                                                                                   \
 		__uint(type, BPF_MAP_TYPE_ARRAY);                                                  \
-		__uint(max_entries, 8192);                                                         \
+		__uint(max_entries, buckets);                                                      \
 		__type(key, __u32);                                                                \
-		__type(value, struct stamp);                                                       \
+		__type(value, struct stamp_bucket);                                                \
 	} name SEC(".maps")
 
-/* One less than the number of slots, which is a power of two. */
-const volatile __u32 stamp_mask = 8191;
-
-static __always_inline __u32 stamp_slot(__u64 key)
+/* Which bucket, and what is kept of the key there, come from different bits. */
+static __always_inline __u64 stamp_mix(__u64 x)
 {
-	return key * 0x9E3779B97F4A7C15ull >> 40 & stamp_mask;
+	return x * 0x9E3779B97F4A7C15ull;
 }
 
-/* Two CPUs may write one slot at a time, and a pointer is soon the next
- * packet's. So a slot counts only if its words fit together, and fit the
- * identity: what tells this packet from another that had its address before,
- * zero if nothing does. */
-static __always_inline __u64 stamp_check(__u64 key, __u64 identity, __u64 time_ns)
+/* stamp_set notes that a packet passes now. The key is its address; the
+ * identity is what tells it from another that had the address before, zero if
+ * nothing does.
+ *
+ * Two CPUs may write one entry at a time. It then has the key of one and the
+ * time of the other, which are the same moment. */
+static __always_inline void stamp_set(void *stamps, __u32 buckets, __u64 key, __u64 identity,
+				      __u64 now)
 {
-	return key ^ time_ns ^ (identity << 17 | identity >> 47);
-}
+	__u64 mixed = stamp_mix(key);
+	__u32 slot = mixed >> 51 & (buckets - 1), kept = mixed >> 16;
+	struct stamp_bucket *b = bpf_map_lookup_elem(stamps, &slot);
+	struct stamp *s;
 
-static __always_inline void stamp_set(void *stamps, __u64 key, __u64 identity, __u64 now)
-{
-	__u32 slot = stamp_slot(key);
-	struct stamp *s = bpf_map_lookup_elem(stamps, &slot);
-
-	if (!s)
+	if (!b)
 		return;
-	s->check = stamp_check(key, identity, now);
+	s = &b->way[0];
+#pragma unroll
+	for (int i = 0; i < STAMP_WAYS; i++) {
+		struct stamp *w = &b->way[i];
+
+		if (w->key == kept) {
+			s = w;
+			break;
+		}
+		if (w->time_ns < s->time_ns)
+			s = w;
+	}
+	s->key = kept;
+	s->identity = stamp_mix(identity) >> 32;
 	s->time_ns = now;
 }
 
 /* stamp_take gives when the packet passed and forgets it, or 0. */
-static __always_inline __u64 stamp_take(void *stamps, __u64 key, __u64 identity)
+static __always_inline __u64 stamp_take(void *stamps, __u32 buckets, __u64 key, __u64 identity)
 {
-	__u32 slot = stamp_slot(key);
-	struct stamp *s = bpf_map_lookup_elem(stamps, &slot);
-	__u64 time_ns;
+	__u64 mixed = stamp_mix(key), time_ns;
+	__u32 slot = mixed >> 51 & (buckets - 1), kept = mixed >> 16;
+	struct stamp_bucket *b = bpf_map_lookup_elem(stamps, &slot);
 
-	if (!s)
+	if (!b)
 		return 0;
-	time_ns = s->time_ns;
-	if (!time_ns || s->check != stamp_check(key, identity, time_ns))
-		return 0;
-	s->time_ns = 0;
-	return time_ns;
+#pragma unroll
+	for (int i = 0; i < STAMP_WAYS; i++) {
+		struct stamp *w = &b->way[i];
+
+		if (w->key != kept)
+			continue;
+		if (w->identity != (__u32)(stamp_mix(identity) >> 32))
+			return 0;
+		time_ns = w->time_ns;
+		w->time_ns = 0;
+		return time_ns;
+	}
+	return 0;
 }
 
 #endif
