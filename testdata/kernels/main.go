@@ -54,7 +54,7 @@ const special = "6.12"
 
 type options struct {
 	arch, kernels, run, skip, packages, variants, accel, icount, cache, table string
-	jobs                                                                      int
+	jobs, count                                                               int
 	refresh, update, keep, again                                              bool
 	timeout                                                                   time.Duration
 }
@@ -67,6 +67,7 @@ func main() {
 	flag.StringVar(&o.packages, "packages", strings.Join(packages, ","), "packages whose tests run")
 	flag.StringVar(&o.run, "run", "", "only tests that match the `regexp`; support.tsv is then left alone")
 	flag.StringVar(&o.skip, "skip", "", "no tests that match the `regexp`")
+	flag.IntVar(&o.count, "count", 1, "how often to run each test, to look for one that fails now and then")
 	// A VM waits two fifths of its time.
 	flag.IntVar(&o.jobs, "j", max(1, runtime.NumCPU()*3/2), "VMs at a time")
 	flag.StringVar(&o.accel, "accel", "tcg,thread=single", "QEMU's accelerator; kvm where there is one")
@@ -268,6 +269,9 @@ func (o *options) machines(found []*kernel, logs string) (machines []*machine) {
 func (o *options) test(pkg, run, skip string) test {
 	limit := o.timeout - time.Minute
 	args := []string{"/t/" + testFile(pkg), "-test.v", "-test.timeout=" + limit.String()}
+	if o.count != 1 {
+		args = append(args, fmt.Sprintf("-test.count=%d", o.count))
+	}
 	if run != "" {
 		args = append(args, "-test.run="+run)
 	}

@@ -193,6 +193,9 @@ func disk() error {
 		if err := unix.Mount(device, "/disk", "ext4", 0, ""); err != nil {
 			return fmt.Errorf("mount %s: %w", device, err)
 		}
+		if _, err := os.Stat("/t/collect"); err != nil {
+			return nil // none of those tests is to run
+		}
 		if b, err := exec.Command("cp", "-a", "/t/collect", "/disk/").CombinedOutput(); err != nil {
 			return fmt.Errorf("cp -a /t/collect /disk/: %w: %s", err, b)
 		}
