@@ -313,6 +313,7 @@ func (s *soak) look() {
 	s.peak.pods = max(s.peak.pods, now.pods)
 	s.peak.cycle = max(s.peak.cycle, now.cycle)
 	s.peak.spaces = max(s.peak.spaces, now.spaces)
+	s.peak.nets = max(s.peak.nets, now.nets)
 }
 
 // pause waits until everything that was made is gone, and the daemon knows.
@@ -374,6 +375,11 @@ func (s *soak) judge(rests []state) {
 		if r.threads > first.threads+4 {
 			s.t.Errorf("pause %d: %d threads, %d in the first", i+1, r.threads, first.threads)
 		}
+		// The kernel tells by slabs, of which each CPU keeps some, and takes
+		// namespaces apart some at a time.
+		if r.nets > first.nets+32 {
+			s.t.Errorf("pause %d: the kernel has %d network namespaces, %d in the first", i+1, r.nets, first.nets)
+		}
 		// Losses of packets are told by reason, and reasons turn up.
 		if r.series > first.series+16 {
 			s.t.Errorf("pause %d: %v series, %v in the first", i+1, r.series, first.series)
@@ -416,6 +422,7 @@ type state struct {
 	fds, threads, maps, entries int
 	resident, anonymous         int // bytes
 	spaces                      int // network namespaces of the machine that processes are in
+	nets                        int // network namespaces that the kernel has, whoever holds them
 	pods, series, cycle         float64
 	connected                   bool
 	accounts                    map[string]account
@@ -424,11 +431,11 @@ type state struct {
 type account struct{ seen, written, suppressed, lost float64 }
 
 func (state) head() string {
-	return "fds threads maps entries  rss KiB anon KiB namespaces pods series cycle"
+	return "fds threads maps entries  rss KiB anon KiB namespaces netns pods series cycle"
 }
 
 func (s state) String() string {
-	return fmt.Sprintf("%3d %7d %4d %7d %8d %8d %10d %4v %6v %4.0f ms", s.fds, s.threads, s.maps, s.entries, s.resident>>10, s.anonymous>>10, s.spaces, s.pods, s.series, s.cycle*1000)
+	return fmt.Sprintf("%3d %7d %4d %7d %8d %8d %10d %5d %4v %6v %4.0f ms", s.fds, s.threads, s.maps, s.entries, s.resident>>10, s.anonymous>>10, s.spaces, s.nets, s.pods, s.series, s.cycle*1000)
 }
 
 // alike reports whether nothing comes or goes any more.
@@ -539,7 +546,7 @@ func (d *daemon) state() (s state, err error) {
 			s.entries += entriesOf(ebpf.MapID(id))
 		}
 	}
-	s.spaces = spacesOfProcesses()
+	s.spaces, s.nets = spacesOfProcesses(), spacesOfKernel()
 	fams, err := d.families()
 	if err != nil {
 		return s, err
@@ -598,6 +605,22 @@ func spacesOfProcesses() int {
 		}
 	}
 	return len(inodes)
+}
+
+// spacesOfKernel is how many network namespaces are in the kernel's memory; 0
+// where it does not tell.
+func spacesOfKernel() int {
+	slabs, err := os.ReadFile("/proc/slabinfo")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(slabs)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "net_namespace" {
+			n, _ := strconv.Atoi(f[1])
+			return n
+		}
+	}
+	return 0
 }
 
 // goroutines ends the daemon with the signal by which Go shows them.
