@@ -34,6 +34,7 @@ type flowValue struct{ Bytes, Packets uint64 }
 type flowReader struct {
 	keys   []flowKey
 	values []flowValue
+	drop   []flowKey
 	noMore bool
 }
 
@@ -41,16 +42,26 @@ type flowReader struct {
 // latest ones; what it evicted is the difference between the slots FlowBytes
 // and FlowPackets of Counters, which never fall, and the sums of these.
 func (p *Probe) Flows(f func(Flow)) error {
+	return p.SweepFlows(func(flow Flow) (keep bool) {
+		f(flow)
+		return true
+	})
+}
+
+// SweepFlows is Flows, and takes those connections out of the map for which f
+// says so. What one of them sends meanwhile makes it a new one, or is only in
+// Counters.
+func (p *Probe) SweepFlows(f func(Flow) (keep bool)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	m := p.maps["flows"]
 	if p.closed || m == nil {
 		return fmt.Errorf("read the flows of probe %s: it is closed, or has none", p.name)
 	}
-	err := p.flows.each(m, func(k *flowKey, v *flowValue) {
+	err := p.flows.sweep(m, func(k *flowKey, v *flowValue) bool {
 		flow := Flow{Netns: uint64(k.Netns), Bytes: v.Bytes, Packets: v.Packets}
 		flow.Protocol, flow.Source, flow.Destination = decodeTuple(k.Tuple[:])
-		f(flow)
+		return f(flow)
 	})
 	if err != nil {
 		return fmt.Errorf("read the flows of probe %s: %w", p.name, err)
@@ -93,19 +104,25 @@ func (r *flowReader) each(m *ebpf.Map, emit func(*flowKey, *flowValue)) error {
 
 // forget deletes the connections of namespaces.
 func (r *flowReader) forget(m *ebpf.Map, gone map[uint32]bool) error {
-	var keys []flowKey
-	err := r.each(m, func(k *flowKey, _ *flowValue) {
-		if gone[k.Netns] {
-			keys = append(keys, *k)
-		}
-	})
+	err := r.sweep(m, func(k *flowKey, _ *flowValue) bool { return !gone[k.Netns] })
 	// A map that changes meanwhile may cut the walk short; what is left is
 	// evicted in time.
 	if errors.Is(err, ebpf.ErrIterationAborted) {
 		err = nil
 	}
-	for i := range keys {
-		if e := m.Delete(&keys[i]); e != nil && !errors.Is(e, ebpf.ErrKeyNotExist) {
+	return err
+}
+
+// sweep goes through the map and then deletes what is not to be kept.
+func (r *flowReader) sweep(m *ebpf.Map, keep func(*flowKey, *flowValue) bool) error {
+	r.drop = r.drop[:0]
+	err := r.each(m, func(k *flowKey, v *flowValue) {
+		if !keep(k, v) {
+			r.drop = append(r.drop, *k)
+		}
+	})
+	for i := range r.drop {
+		if e := m.Delete(&r.drop[i]); e != nil && !errors.Is(e, ebpf.ErrKeyNotExist) {
 			err = errors.Join(err, e)
 		}
 	}

@@ -247,11 +247,12 @@ func (l *testLoader) taken(t EventType, netns uint64, n int) []Event {
 func (l *testLoader) eventually(what string, ok func() bool) {
 	l.t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
-	for !ok() {
+	// To look costs, and in an emulated machine it costs what is waited for.
+	for wait := 5 * time.Millisecond; !ok(); wait = min(wait*3/2, 50*time.Millisecond) {
 		if time.Now().After(deadline) {
 			l.t.Fatalf("waited 20 s for %s", what)
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(wait)
 	}
 }
 

@@ -328,12 +328,13 @@ func testSlowDisk(t *testing.T, rung Kind, disk, takes string) {
 // driver: they are received in lists, after GRO.
 func TestKernellatencyOfANIC(t *testing.T) {
 	eachRung(t, "kernellatency", func(t *testing.T, rung Kind) {
-		for _, wait := range []time.Duration{40 * time.Millisecond, hold} {
-			t.Run(wait.String(), func(t *testing.T) {
-				a, b := newNICPair(t)
-				testKernellatency(t, a, b, rung, wait)
-			})
-		}
+		a, b := newNICPair(t)
+		testKernellatency(t, a, b, rung, hold)
+	})
+	// Over the one limit and under the other: every rung compares in one place.
+	t.Run("shorter", func(t *testing.T) {
+		a, b := newNICPair(t)
+		testKernellatency(t, a, b, "", 40*time.Millisecond)
 	})
 }
 

@@ -74,31 +74,83 @@ var ErrNoSockDiag = errors.New("this kernel does not list TCP sockets through so
 // made, in the form that preceded families; where the kernel no longer knows
 // it, one for each.
 //
-// The sockets that it found are appended to list, as far as that has room.
-func ReadTCP(v *collect.View, t *TCPTable, list []TCPSocket) ([]TCPSocket, error) {
-	*t = TCPTable{}
-	err := onSockDiag(v, "list TCP sockets", func(c *conn) (err error) {
-		list, err = readTCP(c, t, list)
-		return err
-	})
-	return list, err
+// What it found is remembered in known, unless that is nil.
+func ReadTCP(v *collect.View, t *TCPTable, known *TCPSockets) error {
+	return onSockDiag(v, "list TCP sockets", func(c *conn) error { return readTCP(c, t, known) })
 }
 
-// TCPSocket names a connection to the kernel: its family and what
+// tcpSocket names a connection to the kernel: its family and what
 // struct inet_diag_sockid holds, the kernel's own number for it included.
-type TCPSocket struct {
+type tcpSocket struct {
 	family byte
 	id     [sizeofSockID]byte
+}
+
+// MostKnown is how many connections of a namespace are asked for one by one. To
+// ask for so many costs about as much as to let the kernel go through a table
+// of usual size.
+const MostKnown = 64
+
+// TCPSockets remembers the connections that ReadTCP found, for AskTCP. The zero
+// value remembers none.
+//
+// Of MostKnown connections or fewer each is remembered. Of more, only those are
+// which can change while no segment comes or goes: that have something in a
+// queue, or a timer that ends them. The others, which are most where there are
+// many, are established or wait to be closed here, with nothing in a queue. For
+// those to change takes a segment; but for bytes that the application has told
+// the kernel to hold back (TCP_CORK), which are sent after 200 ms at the latest.
+type TCPSockets struct {
+	all      []tcpSocket // the first MostKnown
+	restless []tcpSocket // the first MostKnown of those
+	found    uint64
+	quiet    [tcpStates]uint64
+	resting  uint64 // the sum of quiet
+}
+
+func (s *TCPSockets) reset() {
+	*s = TCPSockets{all: s.all[:0], restless: s.restless[:0]}
+}
+
+// Complete reports whether enough is remembered for AskTCP.
+func (s *TCPSockets) Complete() bool {
+	return s.found == uint64(len(s.all)) || s.found == uint64(len(s.restless))+s.resting
+}
+
+// add remembers the socket of a message that a table has counted.
+func (s *TCPSockets) add(msg []byte) {
+	s.found++
+	if len(s.all) < MostKnown {
+		s.all = append(s.all, tcpSocket{msg[0], [sizeofSockID]byte(msg[4:])})
+	}
+	state := msg[1]
+	if (state == TCPEstablished || state == TCPCloseWait) && binary.NativeEndian.Uint64(msg[offsetOfRqueue:]) == 0 {
+		s.quiet[state]++
+		s.resting++
+	} else if len(s.restless) < MostKnown {
+		s.restless = append(s.restless, tcpSocket{msg[0], [sizeofSockID]byte(msg[4:])})
+	}
 }
 
 // ErrNoSuchSocket says that one of the connections asked for has ended.
 var ErrNoSuchSocket = errors.New("the connection has ended")
 
-// AskTCP adds up the connections of v's network namespace that list names,
-// which the kernel finds one by one without going through its table. If one of
-// them is no more the error is ErrNoSuchSocket.
-func AskTCP(v *collect.View, t *TCPTable, list []TCPSocket) error {
+// AskTCP adds up the connections of v's network namespace that are remembered
+// in known, which has to be Complete. The kernel finds them one by one, without
+// going through its table. If one of them is no more the error is
+// ErrNoSuchSocket.
+//
+// It is for a namespace through which no segment went, and in which no socket
+// came or went, since ReadTCP was called.
+func AskTCP(v *collect.View, t *TCPTable, known *TCPSockets) error {
 	*t = TCPTable{}
+	list := known.all
+	if known.found > uint64(len(list)) {
+		t.States, list = known.quiet, known.restless
+	}
+	if len(list) == 0 {
+		return nil
+	}
 	return onSockDiag(v, "ask for TCP sockets", func(c *conn) error {
 		for part := range slices.Chunk(list, askAtOnce) {
 			if err := askTCP(c, t, part); err != nil {
@@ -131,7 +183,7 @@ const askAtOnce = 16
 
 // askTCP makes requests for single sockets (struct inet_diag_req_v2). The
 // kernel answers each with the socket, or with an error.
-func askTCP(c *conn, t *TCPTable, list []TCPSocket) error {
+func askTCP(c *conn, t *TCPTable, list []tcpSocket) error {
 	const size = unix.SizeofNlMsghdr + sizeofDiagReqV2
 	var reqs [askAtOnce * size]byte
 	for i, s := range list {
@@ -179,15 +231,21 @@ func askTCP(c *conn, t *TCPTable, list []TCPSocket) error {
 	return gone
 }
 
-func readTCP(c *conn, t *TCPTable, list []TCPSocket) ([]TCPSocket, error) {
-	none := len(list)
-	list, err := dumpBoth(c, t, list)
-	if err == nil || !refused(err) {
-		return list, err
+func readTCP(c *conn, t *TCPTable, known *TCPSockets) error {
+	start := func() {
+		*t = TCPTable{}
+		if known != nil {
+			known.reset()
+		}
 	}
-	*t = TCPTable{}
-	if list, err = dumpFamily(c, unix.AF_INET, t, list[:none]); err == nil {
-		list, err = dumpFamily(c, unix.AF_INET6, t, list)
+	start()
+	err := dumpBoth(c, t, known)
+	if err == nil || !refused(err) {
+		return err
+	}
+	start()
+	if err = dumpFamily(c, unix.AF_INET, t, known); err == nil {
+		err = dumpFamily(c, unix.AF_INET6, t, known)
 		if errors.Is(err, unix.ENOENT) {
 			err = nil // no IPv6
 		}
@@ -195,41 +253,39 @@ func readTCP(c *conn, t *TCPTable, list []TCPSocket) ([]TCPSocket, error) {
 	if err != nil && refused(err) && (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)) {
 		err = fmt.Errorf("%w: %w", err, ErrNoSockDiag)
 	}
-	return list, err
+	return err
 }
 
 // dumpBoth makes the one request for IPv4 and IPv6 (struct inet_diag_req).
-func dumpBoth(c *conn, t *TCPTable, list []TCPSocket) ([]TCPSocket, error) {
+func dumpBoth(c *conn, t *TCPTable, known *TCPSockets) error {
 	var req [unix.SizeofNlMsghdr + sizeofDiagReq]byte
 	putHeader(req[:], inetDiagGetSock, unix.NLM_F_DUMP)
 	req[unix.SizeofNlMsghdr] = unix.AF_UNSPEC
 	binary.NativeEndian.PutUint32(req[unix.SizeofNlMsghdr+4+sizeofSockID:], tcpMask)
-	return dump(c, req[:], t, list)
+	return dump(c, req[:], t, known)
 }
 
 // dumpFamily makes the request for one family (struct inet_diag_req_v2).
-func dumpFamily(c *conn, family byte, t *TCPTable, list []TCPSocket) ([]TCPSocket, error) {
+func dumpFamily(c *conn, family byte, t *TCPTable, known *TCPSockets) error {
 	var req [unix.SizeofNlMsghdr + sizeofDiagReqV2]byte
 	putHeader(req[:], unix.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
 	req[unix.SizeofNlMsghdr] = family
 	req[unix.SizeofNlMsghdr+1] = unix.IPPROTO_TCP
 	binary.NativeEndian.PutUint32(req[unix.SizeofNlMsghdr+4:], tcpMask)
-	return dump(c, req[:], t, list)
+	return dump(c, req[:], t, known)
 }
 
-func dump(c *conn, req []byte, t *TCPTable, list []TCPSocket) ([]TCPSocket, error) {
+func dump(c *conn, req []byte, t *TCPTable, known *TCPSockets) error {
 	// A table that changed while it was dumped is taken as it is: it always
 	// changes, and another dump would be no truer.
 	_, err := c.ask(req, func(_ uint16, msg []byte) error {
-		if err := t.addMessage(msg); err != nil {
-			return err
+		err := t.addMessage(msg)
+		if err == nil && known != nil {
+			known.add(msg)
 		}
-		if len(list) < cap(list) {
-			list = append(list, TCPSocket{msg[0], [sizeofSockID]byte(msg[4:])})
-		}
-		return nil
+		return err
 	})
-	return list, err
+	return err
 }
 
 // addMessage counts the socket of one struct inet_diag_msg.

@@ -27,11 +27,6 @@ type tcpsummary struct {
 	warn     sync.Once
 }
 
-// knownSockets is how many connections of a namespace are remembered. To ask
-// for that many one by one costs about as much as to let the kernel go through
-// its whole table.
-const knownSockets = 64
-
 // known is what is remembered of one namespace.
 type known struct {
 	// As they were before the kernel was asked for all connections.
@@ -39,7 +34,7 @@ type known struct {
 	inuse    uint64
 	timeWait uint64
 
-	sockets []netlink.TCPSocket // all of them
+	sockets netlink.TCPSockets
 	valid   bool
 }
 
@@ -108,7 +103,7 @@ func (p *tcpsummary) read(v *collect.View, t *netlink.TCPTable) error {
 	now.valid = err == nil
 	last := collect.State[known](v)
 	if last.still(&now) {
-		err := netlink.AskTCP(v, t, last.sockets)
+		err := netlink.AskTCP(v, t, &last.sockets)
 		if err == nil || !partial(err) && !errors.Is(err, netlink.ErrNoSuchSocket) {
 			return err
 		}
@@ -126,30 +121,22 @@ func (p *tcpsummary) read(v *collect.View, t *netlink.TCPTable) error {
 	return readTCPText(v, t)
 }
 
-// list asks for all connections and remembers them, if they are few and none
-// of them can go by itself: a waiting request may time out without a trace.
-func (p *tcpsummary) list(v *collect.View, t *netlink.TCPTable, last, now *known) (err error) {
+// list asks for all connections and remembers them, if none of them can go by
+// itself: a waiting request may time out without a trace.
+func (p *tcpsummary) list(v *collect.View, t *netlink.TCPTable, last, now *known) error {
 	last.valid = false
-	if now.sockets = last.sockets[:0]; cap(now.sockets) == 0 {
-		now.sockets = make([]netlink.TCPSocket, 0, knownSockets)
-	}
-	now.sockets, err = netlink.ReadTCP(v, t, now.sockets)
-	if err != nil {
+	if err := netlink.ReadTCP(v, t, &last.sockets); err != nil {
 		return err
 	}
-	total := uint64(0)
-	for _, n := range t.States {
-		total += n
-	}
-	now.valid = now.valid && total == uint64(len(now.sockets)) && t.States[netlink.TCPSynRecv] == 0
-	*last = *now
+	last.counters, last.inuse, last.timeWait = now.counters, now.inuse, now.timeWait
+	last.valid = now.valid && last.sockets.Complete() && t.States[netlink.TCPSynRecv] == 0
 	return nil
 }
 
 // still reports whether the connections are the same ones. A new one takes a
 // segment that comes (a request, an accepted connection) or goes (an attempt),
 // all of which are counted, also where the network loses them. What is counted
-// is only looked at here: states and queues change without, and are asked for.
+// is only looked at here: what states and queues may change without is asked for.
 func (k *known) still(now *known) bool {
 	return k.valid && now.valid && k.counters == now.counters && k.inuse == now.inuse && k.timeWait == now.timeWait
 }

@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"fmt"
 	"net"
 	"strconv"
 	"strings"
@@ -158,7 +159,7 @@ func TestTCPTextEqualsSockDiag(t *testing.T) {
 				if v.Pod() == nil {
 					return nil
 				}
-				if _, err := netlink.ReadTCP(v, &diag, nil); err != nil {
+				if err := netlink.ReadTCP(v, &diag, nil); err != nil {
 					return err
 				}
 				return readTCPText(v, &text)
@@ -305,26 +306,75 @@ func TestTCPSummaryFollows(t *testing.T) {
 	check("no longer listening")
 }
 
-// TestTCPSummaryMany has more connections than are remembered.
+// TestTCPSummaryMany has more connections than are remembered one by one. Most
+// of them do nothing.
 func TestTCPSummaryMany(t *testing.T) {
 	need.Program(t, "ss")
 	p := newPair(t, "tcpsummary")
+	check := func(what string) {
+		t.Helper()
+		for range 2 { // the second time nothing has happened
+			v, out := p.sampleStill(t, func() string { return p.a.Run("ss", "-tanH") })
+			v.Want(t, "a", ssSum(t, out))
+			if t.Failed() {
+				t.Fatalf("after: %s\n%s", what, out)
+			}
+		}
+	}
 	l := p.a.Listen("tcp", "10.0.0.1:80")
-	for n := range knownSockets + 3 {
-		p.b.Dial("tcp", "10.0.0.1:80")
+	var near, far []*net.TCPConn
+	for n := range 2*netlink.MostKnown + 3 {
+		far = append(far, p.b.Dial("tcp", "10.0.0.1:80").(*net.TCPConn))
 		d, err := l.Accept()
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer d.Close()
-		if n < knownSockets-3 {
-			continue
-		}
-		for range 2 {
-			v, out := p.sampleStill(t, func() string { return p.a.Run("ss", "-tanH") })
-			v.Want(t, "a", ssSum(t, out))
+		near = append(near, d.(*net.TCPConn))
+		if n == 0 || n > netlink.MostKnown-3 && n < netlink.MostKnown+3 {
+			check(fmt.Sprintf("connection %d", n+1))
 		}
 	}
+	buffer := make([]byte, 100)
+	written := func(n int) {
+		for _, c := range far[:n] {
+			_, _ = c.Write(buffer)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	check("all of them")
+	written(5)
+	check("bytes to read in some")
+	for _, c := range near[:5] {
+		_, _ = c.Read(buffer[:60]) // no segment tells of that
+	}
+	check("some read")
+	for _, c := range near[:5] {
+		_, _ = c.Read(buffer)
+	}
+	check("all read")
+	written(netlink.MostKnown + 2)
+	check("bytes to read in more than are remembered")
+	for _, c := range near[1 : netlink.MostKnown+2] {
+		_, _ = c.Read(buffer)
+	}
+	check("all but one read")
+	_, _ = near[0].Read(buffer)
+	check("the last read")
+	for _, c := range far[:3] {
+		_ = c.CloseWrite()
+	}
+	time.Sleep(10 * time.Millisecond)
+	check("closed there")
+	for _, c := range near[:2] {
+		_ = c.Close()
+	}
+	time.Sleep(10 * time.Millisecond)
+	check("closed here")
+	_ = near[9].SetLinger(0)
+	_ = near[9].Close()
+	time.Sleep(10 * time.Millisecond)
+	check("reset")
 }
 
 // TestKnownStill: what makes the connections of the last time those of now.

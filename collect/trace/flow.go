@@ -16,7 +16,10 @@ var (
 )
 
 // idleCycles is for how many cycles a flow that sends nothing keeps its
-// series where others wait for one.
+// series where others wait for one, and how long one without a series is
+// remembered. On a node whose pods come and go there are soon ten thousands
+// that never send again: of each interface with an address of its own that it
+// announced, for one.
 const idleCycles = 20
 
 // flowKind labels what the node's sockets or the host's devices sent, by
@@ -65,7 +68,7 @@ func (f *flows) sample(v *collect.View) error {
 	f.counts.begin(v)
 	entries := f.spare
 	clear(entries)
-	err := f.bpf.Flows(func(k bpf.Flow) {
+	err := f.bpf.SweepFlows(func(k bpf.Flow) (keep bool) {
 		key := flowKey{k.Netns, k.Protocol, k.Source, k.Destination}
 		if f.devices {
 			key.netns = 0 // the host's, whose devices they are
@@ -78,18 +81,22 @@ func (f *flows) sample(v *collect.View) error {
 		if now.bytes < was.bytes || now.packets < was.packets {
 			was = sums{} // evicted, and made anew
 		}
-		entries[key] = now
 		x := f.known[key]
 		if x == nil {
 			x = &flow{moved: f.cycle}
 			f.known[key] = x
 		}
-		x.held = f.cycle
 		if now != was {
 			x.moved = f.cycle
 			x.total.bytes += now.bytes - was.bytes
 			x.total.packets += now.packets - was.packets
 		}
+		if !x.shown && f.cycle-x.moved > idleCycles {
+			return false
+		}
+		entries[key] = now
+		x.held = f.cycle
+		return true
 	})
 	if err != nil {
 		return err

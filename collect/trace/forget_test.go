@@ -1,6 +1,9 @@
 package trace
 
 import (
+	"fmt"
+	"net"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -57,6 +60,74 @@ func TestStrangersLeaveTheMaps(t *testing.T) {
 	l.values()
 	for name, n := range held() {
 		t.Errorf("%s still holds something of %d namespaces that are gone", name, n)
+	}
+}
+
+// TestIdleFlowsLeaveTheMap: a connection without a series that sends nothing
+// any more takes room for some cycles only, however many the map would hold.
+func TestIdleFlowsLeaveTheMap(t *testing.T) {
+	l := newLab(t, EventLimits{}, map[string]map[string]any{"flow": {"ports": true, "max_series": int64(2)}}, "flow")
+	l.a.Packets("udp", "127.0.0.1:9")
+	send := func(packets int, ports ...int) {
+		t.Helper()
+		var err error
+		l.a.Do(func() {
+			for _, port := range ports {
+				var c *net.UDPConn
+				if c, err = net.DialUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port}, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 9}); err != nil {
+					return
+				}
+				for range packets {
+					if _, err = c.Write(make([]byte, 100)); err != nil {
+						return
+					}
+				}
+				_ = c.Close()
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The two busiest of ten get the series.
+	send(5, 101, 102)
+	send(1, 103, 104, 105, 106, 107, 108, 109, 110)
+	held := func() (ports []int) {
+		t.Helper()
+		for p := range l.plane.probes {
+			if err := p.bpf.Flows(func(f bpf.Flow) {
+				if f.Netns == l.a.Inode && f.Destination.Port() == 9 {
+					ports = append(ports, int(f.Source.Port()))
+				}
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		slices.Sort(ports)
+		return ports
+	}
+	series := func(port int) string {
+		return fmt.Sprintf("kubeskoop_flow_packets{web-0,UDP,127.0.0.1,pod,n1,test,web-0,127.0.0.1,node,n1,,,%d,9}", port)
+	}
+	for range idleCycles + 1 {
+		send(1, 103) // one that goes on sending is not forgotten
+		l.values()
+	}
+	if got := held(); !slices.Equal(got, []int{101, 102, 103, 104, 105, 106, 107, 108, 109, 110}) {
+		t.Errorf("too early: %v", got)
+	}
+	got := l.values()
+	if got := held(); !slices.Equal(got, []int{101, 102, 103}) {
+		t.Errorf("the map still holds %v", got)
+	}
+	// Those with series have been idle for as long, and others wait for one: so
+	// the one that goes on sending has it now.
+	if got[series(103)] != idleCycles+2 {
+		t.Errorf("%v packets of the one that goes on sending, want %d\n%v", got[series(103)], idleCycles+2, got)
+	}
+	send(7, 110)
+	if got := l.values(); got[series(110)] != 7 {
+		t.Errorf("%v packets of one that was forgotten and comes back, want 7\n%v", got[series(110)], got)
 	}
 }
 

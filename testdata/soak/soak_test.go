@@ -385,12 +385,13 @@ func (s *soak) judge(rests []state) {
 			s.t.Errorf("pause %d: %v series, %v in the first", i+1, r.series, first.series)
 		}
 	}
-	// Memory is compared over halves, as each single reading depends on when
-	// the collector ran.
-	half := len(rests) / 2
-	early, late := least(rests[:half+1]), least(rests[half:])
-	if late > early+early/8+2<<20 {
-		s.t.Errorf("anonymous memory at rest: %d KiB in the first half, %d in the second", early>>10, late>>10)
+	// A single reading of memory depends on when the collector ran, so several
+	// are compared: what grows all the time is over at the end, however slowly
+	// it grows. (It was 5 MiB an hour of flows once, which 1/8 let pass.)
+	third := (len(rests) + 2) / 3
+	early, late := least(rests[1:1+third]), least(rests[len(rests)-third:])
+	if late > early+early/16+512<<10 {
+		s.t.Errorf("anonymous memory at rest: %d KiB in the first third after the first pause, %d in the last", early>>10, late>>10)
 	}
 	if last.accounts["PacketLoss"].seen < float64(s.datagrams.Load()) {
 		s.t.Errorf("%v lost packets were seen, %d datagrams alone were lost in floods", last.accounts["PacketLoss"].seen, s.datagrams.Load())
