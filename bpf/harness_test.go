@@ -13,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+
+	"nodeskoop/testdata/need"
 	"nodeskoop/testdata/proof"
 )
 
@@ -68,9 +71,22 @@ var shared sharedReadings
 type sharedReadings struct {
 	types   *kernelTypes
 	symbols *Symbols
+	specs   sync.Once
 }
 
 func (s *sharedReadings) lend(l *Loader) {
+	s.specs.Do(func() {
+		if !need.InVM() {
+			return // where TestMemory measures what a loader keeps
+		}
+		for _, d := range definitions {
+			read := sync.OnceValues(d.spec)
+			d.spec = func() (*ebpf.CollectionSpec, error) {
+				spec, err := read()
+				return spec.Copy(), err
+			}
+		}
+	})
 	if s.types == nil {
 		s.types, _ = newKernelTypes() // if it fails, it does so in Load, where that is an answer
 	}
@@ -102,6 +118,12 @@ func (l *testLoader) load(name string, config Config) *Probe {
 	}
 	for _, h := range p.Hooks() {
 		l.t.Logf("%s: %s by %s %v %s", name, h.Name, h.Kind, h.Programs, h.Lacks)
+	}
+	_, lacks := p.State()
+	if l.rung == "" {
+		proof.Choose(l.t, name, kindsOf(p), lacks)
+	} else {
+		proof.Take(l.t, name, string(l.rung), lacks)
 	}
 	return p
 }
@@ -199,11 +221,16 @@ func (l *testLoader) count(p *Probe, what string, caused, counted uint64) {
 	proof.Count(l.t, p.Name(), by, what, caused, counted)
 }
 
-// TestRungs records which rungs of which probe this kernel takes, and which it
-// would take by itself. What they count is for the probes' own tests to say.
+// TestRungs loads each probe as it would load by itself, and by each of its
+// rungs. What they count is for the probes' own tests to say: in the VMs, where
+// to load a program takes long, those are what tries the rungs.
 func TestRungs(t *testing.T) {
 	for _, probe := range Probes() {
-		for _, rung := range append([]Kind{""}, rungsOf(probe)...) {
+		rungs := rungsOf(probe)
+		if need.InVM() {
+			rungs = nil
+		}
+		for _, rung := range append([]Kind{""}, rungs...) {
 			t.Run(path.Join(probe, "hooks="+string(rung)), func(t *testing.T) {
 				var config Config
 				if rung == TCX || rung == Clsact {
@@ -211,17 +238,7 @@ func TestRungs(t *testing.T) {
 					config.Devices = []string{a.device}
 					config.Netns = fmt.Sprintf("/proc/self/fd/%d", int(a.handle))
 				}
-				l := newTestLoader(t, Options{Hooks: rung, NoEvents: true})
-				p := l.load(probe, config)
-				_, lacks := p.State()
-				if rung == "" {
-					proof.Choose(t, probe, kindsOf(p), lacks)
-					return
-				}
-				for _, h := range p.Hooks() {
-					t.Logf("%s: %s %v %s", h.Name, h.Kind, h.Programs, h.Lacks)
-				}
-				proof.Take(t, probe, string(rung), lacks)
+				newTestLoader(t, Options{Hooks: rung, NoEvents: true}).load(probe, config)
 			})
 		}
 	}

@@ -39,7 +39,7 @@ var seldom = []struct {
 	{"TestLoad", nil}, // TestRungs does more
 	// The loader's own tables and limits, and parsers that are fed with files:
 	// the machine that runs make test does these, on whichever kernel it has.
-	{"TestLeaks|TestMemory|TestRingFull|TestForget|TestEventsOff|TestManyNamespaces|TestStrangersLeaveTheMaps", nil},
+	{"TestObjectsOfBothArchitectures|TestLeaks|TestMemory|TestRingFull|TestForget|TestEventsOff|TestManyNamespaces|TestStrangersLeaveTheMaps", nil},
 	{"TestDamaged|TestTruncated|TestTCPSummaryText|TestTCPSummaryMany|TestTCPSummaryFollows", nil},
 	// Many processes in turn.
 	{"TestIOReaped", nil},
@@ -68,8 +68,8 @@ func main() {
 	flag.StringVar(&o.run, "run", "", "only tests that match the `regexp`; support.tsv is then left alone")
 	flag.StringVar(&o.skip, "skip", "", "no tests that match the `regexp`")
 	flag.IntVar(&o.count, "count", 1, "how often to run each test, to look for one that fails now and then")
-	// A VM waits for half of its time.
-	flag.IntVar(&o.jobs, "j", runtime.NumCPU()*2, "VMs at a time, of 1.5 GiB each")
+	// A VM waits for half of its time, and none should be left for the end.
+	flag.IntVar(&o.jobs, "j", runtime.NumCPU()*5/2, "VMs at a time, of 1.5 GiB each")
 	flag.StringVar(&o.accel, "accel", "tcg,thread=single", "QEMU's accelerator; kvm where there is one")
 	flag.StringVar(&o.icount, "icount", "shift=1,sleep=on", "QEMU's -icount, which ties the VM's time to the instructions that it runs; empty: real time")
 	flag.DurationVar(&o.timeout, "timeout", 20*time.Minute, "time that one VM may take; its tests get as much by its own clock")
