@@ -18,7 +18,7 @@ ARCH ?= amd64
 KERNELS_FLAGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: help build run demo bench-bpf test test-install test-kernels race lint generate check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-gate soak deps packages check-packages clean
+.PHONY: help build run demo bench-bpf test test-install test-kernels race lint generate check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-gate soak deps packages check-packages clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -106,6 +106,9 @@ bench-bpf: deps ## measure what the BPF programs cost: a run of each, and traffi
 bench-compare: deps ## set the daemon beside node_exporter, bpftrace, libbpf-tools and nothing, in one run (minutes)
 	$(SUDO) testdata/compare/tools
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_COMPARE=6 $(GO) test -count=1 -v -run TestCompare -timeout 60m ./testdata/compare
+
+bench-curves: deps ## show how the cost of a cycle grows, up to 1,000 namespaces and 100,000 sockets (minutes)
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_CURVES=1 $(GO) test -count=1 -v -run TestCurves -timeout 30m ./testdata/compare
 
 bench-gate: deps ## hold ratios to baselines of the same run against testdata/compare/budgets.tsv
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_GATE=1 $(GO) test -count=1 -v -run TestGate -timeout 10m ./testdata/compare

@@ -1,13 +1,8 @@
 package proc
 
 import (
-	"bufio"
 	"fmt"
-	"io"
-	"os"
-	"os/exec"
 	"runtime"
-	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -60,12 +55,7 @@ func measure(b *testing.B, n int, per string, f func()) {
 // connections over lo, a listening socket and a UDP socket.
 func spaces(b *testing.B, n int) *nsnet.Pods {
 	b.Helper()
-	limit := unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}
-	if unix.Setrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
-		_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
-		limit.Cur = limit.Max
-		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
-	}
+	nsnet.MoreFiles()
 	pods := &nsnet.Pods{}
 	for i := range n {
 		s := nsnet.Make(b)
@@ -166,7 +156,7 @@ func BenchmarkTCP50000(b *testing.B) {
 	need.Short(b)
 	const sockets = 50000
 	s := nsnet.New(b)
-	tcpSockets(b, s, sockets)
+	s.Sockets(sockets)
 	pods := &nsnet.Pods{List: []*collect.Pod{s.Pod("a")}}
 	var got netlink.TCPTable
 	sampler := func(read func(*collect.View, *netlink.TCPTable) error) *nsnet.Sampler {
@@ -201,88 +191,4 @@ func BenchmarkTCP50000(b *testing.B) {
 	b.ReportMetric(used[0]/float64(b.N), "cpu-ns/sockdiag")
 	b.ReportMetric(used[1]/float64(b.N), "cpu-ns/text")
 	b.ReportMetric(used[1]/used[0], "times-faster")
-}
-
-// socketsPerProcess keeps a process below the limit on open files that cannot
-// be raised everywhere.
-const socketsPerProcess = 10000
-
-// A process of the benchmark's own holds a part of the sockets.
-func init() {
-	if port, err := strconv.Atoi(os.Getenv("NODESKOOP_TEST_SOCKETS_PORT")); err == nil {
-		if err := holdSockets(port, socketsPerProcess); err != nil {
-			fmt.Println(err)
-			os.Exit(1)
-		}
-		fmt.Println("ready")
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		os.Exit(0)
-	}
-}
-
-// holdSockets makes n established sockets, half of them the connecting ends.
-func holdSockets(port, n int) error {
-	limit := unix.Rlimit{}
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return err
-	}
-	limit.Cur = limit.Max
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return err
-	}
-	l, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
-	if err != nil {
-		return err
-	}
-	to := &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}
-	if err := unix.Bind(l, to); err != nil {
-		return err
-	}
-	if err := unix.Listen(l, 100); err != nil {
-		return err
-	}
-	for i := range n / 2 {
-		c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
-		if err != nil {
-			return fmt.Errorf("socket %d: %w", i, err)
-		}
-		if err := unix.Bind(c, &unix.SockaddrInet4{Port: 10000 + i, Addr: [4]byte{127, 0, 1, byte(port)}}); err != nil {
-			return err
-		}
-		if err := unix.Connect(c, to); err != nil {
-			return err
-		}
-		if _, _, err = unix.Accept(l); err != nil {
-			return err
-		}
-	}
-	return unix.Close(l)
-}
-
-// tcpSockets makes established sockets in s, held by processes of their own.
-func tcpSockets(b *testing.B, s *nsnet.Space, n int) {
-	b.Helper()
-	for i := range n / socketsPerProcess {
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), "NODESKOOP_TEST_SOCKETS_PORT="+strconv.Itoa(7000+i))
-		stdin, err := cmd.StdinPipe()
-		if err != nil {
-			b.Fatal(err)
-		}
-		stdout, err := cmd.StdoutPipe()
-		if err != nil {
-			b.Fatal(err)
-		}
-		s.Do(func() { err = cmd.Start() })
-		if err != nil {
-			b.Fatal(err)
-		}
-		b.Cleanup(func() {
-			_ = stdin.Close()
-			_ = cmd.Wait()
-		})
-		if line, _ := bufio.NewReader(stdout).ReadString('\n'); line != "ready\n" {
-			b.Fatalf("the process that holds sockets said %q", line)
-		}
-	}
 }

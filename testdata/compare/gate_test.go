@@ -230,6 +230,13 @@ func gateCycle(t testing.TB) map[string]float64 {
 	names = slices.DeleteFunc(names, func(n string) bool { return n == "io" || n == "fd" })
 	whole, half := newRunner(t, pods, names, factories), newRunner(t, &nsnet.Pods{List: pods.List[:10]}, names, factories)
 	got["cycle of 20 namespaces / of 10"] = ratioOf(pairs(9, func() float64 { return cycleCPU(whole) }, func() float64 { return cycleCPU(half) })).mid
+
+	// Sockets through which nothing goes may be as many as they like.
+	crowd, quiet := nsnet.New(t), nsnet.New(t)
+	crowd.Sockets(10000)
+	many := newRunner(t, &nsnet.Pods{List: []*collect.Pod{crowd.Pod("crowd")}}, names, factories)
+	few := newRunner(t, &nsnet.Pods{List: []*collect.Pod{quiet.Pod("quiet")}}, names, factories)
+	got["cycle with 10,000 idle sockets / with none"] = ratioOf(pairs(9, func() float64 { return cycleCPU(many) }, func() float64 { return cycleCPU(few) })).mid
 	return got
 }
 

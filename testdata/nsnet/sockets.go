@@ -1,0 +1,108 @@
+package nsnet
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// socketsPerProcess keeps a process below the limit on open files that cannot
+// be raised everywhere.
+const socketsPerProcess = 10000
+
+const socketsVariable = "NODESKOOP_TEST_SOCKETS"
+
+// A process of Sockets' is the test's own program, which does nothing else.
+func init() {
+	var port, n int
+	if _, err := fmt.Sscanf(os.Getenv(socketsVariable), "%d %d", &port, &n); err != nil {
+		return
+	}
+	if err := holdSockets(port, n); err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Println("ready")
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	os.Exit(0)
+}
+
+// Sockets makes n established TCP sockets over lo, an even number of them, in
+// processes of their own. They end with the test.
+func (s *Space) Sockets(n int) {
+	s.t.Helper()
+	for i := 0; n > 0; i++ {
+		part := min(n, socketsPerProcess)
+		n -= part
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), socketsVariable+"="+strconv.Itoa(7000+i)+" "+strconv.Itoa(part))
+		stdin, err := cmd.StdinPipe()
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		stdout, err := cmd.StdoutPipe()
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.Do(func() { err = cmd.Start() })
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.t.Cleanup(func() {
+			_ = stdin.Close()
+			_ = cmd.Wait()
+		})
+		if line, _ := bufio.NewReader(stdout).ReadString('\n'); line != "ready\n" {
+			s.t.Fatalf("the process that holds sockets said %q", line)
+		}
+	}
+}
+
+// holdSockets makes n established sockets, half of them the connecting ends.
+func holdSockets(port, n int) error {
+	MoreFiles()
+	l, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	to := &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}
+	if err := unix.Bind(l, to); err != nil {
+		return err
+	}
+	if err := unix.Listen(l, 100); err != nil {
+		return err
+	}
+	for i := range n / 2 {
+		c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+		if err != nil {
+			return fmt.Errorf("socket %d: %w", i, err)
+		}
+		if err := unix.Bind(c, &unix.SockaddrInet4{Port: 10000 + i, Addr: [4]byte{127, 0, 1, byte(port)}}); err != nil {
+			return err
+		}
+		if err := unix.Connect(c, to); err != nil {
+			return err
+		}
+		if _, _, err = unix.Accept(l); err != nil {
+			return err
+		}
+	}
+	return unix.Close(l)
+}
+
+// MoreFiles raises this process's limit on open files as far as it may.
+func MoreFiles() {
+	limit := unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}
+	if unix.Setrlimit(unix.RLIMIT_NOFILE, &limit) == nil {
+		return
+	}
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) == nil {
+		limit.Cur = limit.Max
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+	}
+}
