@@ -631,11 +631,22 @@ func benchmarkEachProgram(b *testing.B, switches *probeSwitches) {
 		}
 	}
 
+	// What a run of something known costs in the same minute: two readings of
+	// the clock, and a look into a table.
+	const where = "raw_tp/softirq_entry"
+	work := newReference(b, where, "softirq_entry")
+	work.on(b)
+	b.Cleanup(func() { work.off(b) })
+	nothing := newEmpty(b, where, "softirq_entry")
+	nothing.on(b)
+	b.Cleanup(func() { nothing.off(b) })
+	references := map[string]*ebpf.Program{"reference": work.Program, "empty": nothing.Program}
+
 	perRun := map[*ebpf.Program][]float64{}
 	last := map[*ebpf.Program]*ebpf.ProgramStats{}
 	first := map[*ebpf.Program]*ebpf.ProgramStats{}
 	read := func() {
-		for _, set := range []map[string]*ebpf.Program{programs, floors} {
+		for _, set := range []map[string]*ebpf.Program{programs, floors, references} {
 			for name, p := range set {
 				now, err := p.Stats()
 				if err != nil {
@@ -684,6 +695,9 @@ func benchmarkEachProgram(b *testing.B, switches *probeSwitches) {
 						b.ReportMetric(ns, "ns/run")
 						b.ReportMetric(empty, "floor-ns")
 						b.ReportMetric(ns-empty, "net-ns")
+						known, _ := cost(work.Program)
+						idle, _ := cost(nothing.Program)
+						b.ReportMetric(known-idle, "reference-ns")
 					}
 				})
 			}
@@ -726,6 +740,42 @@ func newEmpty(b *testing.B, section, attachTo string) *emptyProgram {
 	program, err := ebpf.NewProgram(spec)
 	if err != nil {
 		b.Fatalf("load an empty program for %s: %v", section, err)
+	}
+	b.Cleanup(func() { program.Close() })
+	return &emptyProgram{Program: program, spec: spec}
+}
+
+// newReference loads a raw tracepoint program that reads the clock twice and
+// writes what it read to a table.
+func newReference(b *testing.B, section, attachTo string) *emptyProgram {
+	b.Helper()
+	table, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { table.Close() })
+	spec := &ebpf.ProgramSpec{
+		Name: "reference", License: "GPL", AttachTo: attachTo, SectionName: section, Type: ebpf.RawTracepoint,
+		Instructions: asm.Instructions{
+			asm.FnKtimeGetNs.Call(),
+			asm.Mov.Reg(asm.R6, asm.R0),
+			asm.StoreImm(asm.RFP, -4, 0, asm.Word),
+			asm.LoadMapPtr(asm.R1, table.FD()),
+			asm.Mov.Reg(asm.R2, asm.RFP),
+			asm.Add.Imm(asm.R2, -4),
+			asm.FnMapLookupElem.Call(),
+			asm.JEq.Imm(asm.R0, 0, "out"),
+			asm.Mov.Reg(asm.R7, asm.R0),
+			asm.FnKtimeGetNs.Call(),
+			asm.Sub.Reg(asm.R0, asm.R6),
+			asm.StoreMem(asm.R7, 0, asm.R0, asm.DWord),
+			asm.Mov.Imm(asm.R0, 0).WithSymbol("out"),
+			asm.Return(),
+		},
+	}
+	program, err := ebpf.NewProgram(spec)
+	if err != nil {
+		b.Fatalf("load the reference program: %v", err)
 	}
 	b.Cleanup(func() { program.Close() })
 	return &emptyProgram{Program: program, spec: spec}
