@@ -34,17 +34,17 @@ func BenchmarkDump(b *testing.B) {
 			})
 		})
 	}
-	run("both", func(c *conn, t *TCPTable) error { return dumpBoth(c, t, nil) })
+	run("both", func(c *conn, t *TCPTable) error { return dumpBoth(c, t.counter(nil)) })
 	run("families", func(c *conn, t *TCPTable) error {
-		if err := dumpFamily(c, unix.AF_INET, t, nil); err != nil {
+		if err := dumpFamily(c, unix.AF_INET, t.counter(nil)); err != nil {
 			return err
 		}
-		return dumpFamily(c, unix.AF_INET6, t, nil)
+		return dumpFamily(c, unix.AF_INET6, t.counter(nil))
 	})
 	var known TCPSockets
 	run("one by one", func(c *conn, t *TCPTable) (err error) {
 		if known.found == 0 {
-			return dumpBoth(c, t, &known)
+			return dumpBoth(c, t.counter(&known))
 		}
 		return askTCP(c, t, known.all)
 	})

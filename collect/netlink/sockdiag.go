@@ -86,6 +86,8 @@ type tcpSocket struct {
 	id     [sizeofSockID]byte
 }
 
+func socketOf(msg []byte) tcpSocket { return tcpSocket{msg[0], [sizeofSockID]byte(msg[4:])} }
+
 // MostKnown is how many connections of a namespace are asked for one by one. To
 // ask for so many costs about as much as to let the kernel go through a table
 // of usual size.
@@ -121,14 +123,14 @@ func (s *TCPSockets) Complete() bool {
 func (s *TCPSockets) add(msg []byte) {
 	s.found++
 	if len(s.all) < MostKnown {
-		s.all = append(s.all, tcpSocket{msg[0], [sizeofSockID]byte(msg[4:])})
+		s.all = append(s.all, socketOf(msg))
 	}
 	state := msg[1]
 	if (state == TCPEstablished || state == TCPCloseWait) && binary.NativeEndian.Uint64(msg[offsetOfRqueue:]) == 0 {
 		s.quiet[state]++
 		s.resting++
 	} else if len(s.restless) < MostKnown {
-		s.restless = append(s.restless, tcpSocket{msg[0], [sizeofSockID]byte(msg[4:])})
+		s.restless = append(s.restless, socketOf(msg))
 	}
 }
 
@@ -239,13 +241,14 @@ func readTCP(c *conn, t *TCPTable, known *TCPSockets) error {
 		}
 	}
 	start()
-	err := dumpBoth(c, t, known)
+	count := t.counter(known)
+	err := dumpBoth(c, count)
 	if err == nil || !refused(err) {
 		return err
 	}
 	start()
-	if err = dumpFamily(c, unix.AF_INET, t, known); err == nil {
-		err = dumpFamily(c, unix.AF_INET6, t, known)
+	if err = dumpFamily(c, unix.AF_INET, count); err == nil {
+		err = dumpFamily(c, unix.AF_INET6, count)
 		if errors.Is(err, unix.ENOENT) {
 			err = nil // no IPv6
 		}
@@ -257,35 +260,41 @@ func readTCP(c *conn, t *TCPTable, known *TCPSockets) error {
 }
 
 // dumpBoth makes the one request for IPv4 and IPv6 (struct inet_diag_req).
-func dumpBoth(c *conn, t *TCPTable, known *TCPSockets) error {
+func dumpBoth(c *conn, each func(msg []byte) error) error {
 	var req [unix.SizeofNlMsghdr + sizeofDiagReq]byte
 	putHeader(req[:], inetDiagGetSock, unix.NLM_F_DUMP)
 	req[unix.SizeofNlMsghdr] = unix.AF_UNSPEC
 	binary.NativeEndian.PutUint32(req[unix.SizeofNlMsghdr+4+sizeofSockID:], tcpMask)
-	return dump(c, req[:], t, known)
+	return dump(c, req[:], each)
 }
 
 // dumpFamily makes the request for one family (struct inet_diag_req_v2).
-func dumpFamily(c *conn, family byte, t *TCPTable, known *TCPSockets) error {
+func dumpFamily(c *conn, family byte, each func(msg []byte) error) error {
 	var req [unix.SizeofNlMsghdr + sizeofDiagReqV2]byte
 	putHeader(req[:], unix.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
 	req[unix.SizeofNlMsghdr] = family
 	req[unix.SizeofNlMsghdr+1] = unix.IPPROTO_TCP
 	binary.NativeEndian.PutUint32(req[unix.SizeofNlMsghdr+4:], tcpMask)
-	return dump(c, req[:], t, known)
+	return dump(c, req[:], each)
 }
 
-func dump(c *conn, req []byte, t *TCPTable, known *TCPSockets) error {
+func dump(c *conn, req []byte, each func(msg []byte) error) error {
 	// A table that changed while it was dumped is taken as it is: it always
 	// changes, and another dump would be no truer.
-	_, err := c.ask(req, func(_ uint16, msg []byte) error {
+	_, err := c.ask(req, func(_ uint16, msg []byte) error { return each(msg) })
+	return err
+}
+
+// counter gives what counts each message of a dump, and remembers it in known
+// unless that is nil.
+func (t *TCPTable) counter(known *TCPSockets) func(msg []byte) error {
+	return func(msg []byte) error {
 		err := t.addMessage(msg)
 		if err == nil && known != nil {
 			known.add(msg)
 		}
 		return err
-	})
-	return err
+	}
 }
 
 // addMessage counts the socket of one struct inet_diag_msg.
