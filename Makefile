@@ -18,7 +18,7 @@ ARCH ?= amd64
 KERNELS_FLAGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: help build run demo bench-bpf test test-install test-kernels race lint generate check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-gate soak deps packages check-packages clean
+.PHONY: help build run demo bench-bpf test test-install test-kernels race lint generate check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-gate soak deps packages check-packages clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -109,6 +109,9 @@ bench-compare: deps ## set the daemon beside node_exporter, bpftrace, libbpf-too
 
 bench-curves: deps ## show how the cost of a cycle grows, up to 1,000 namespaces and 100,000 sockets (minutes)
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_CURVES=1 $(GO) test -count=1 -v -run TestCurves -timeout 30m ./testdata/compare
+
+bench-pods: deps ## run the daemon beside 0, 110 and 500 real pods: its CPU, memory and BPF programs, with profiles in build/profiles (20 minutes)
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_PROFILES=$(CURDIR)/build/profiles $(GO) test -run '^$$' -bench '^BenchmarkDaemon$$' -benchtime 1x -timeout 60m ./cmd/nodeskoop
 
 bench-gate: deps ## hold ratios to baselines of the same run against testdata/compare/budgets.tsv
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_GATE=1 $(GO) test -count=1 -v -run TestGate -timeout 10m ./testdata/compare

@@ -13,3 +13,5 @@ package bpf
 //go:generate go tool bpf2go -cc clang -cflags "-O2 -g -Wall -Werror -mcpu=v2" -no-global-types -target amd64,arm64 virtcmdlatency virtcmdlatency.bpf.c
 //go:generate go tool bpf2go -cc clang -cflags "-O2 -g -Wall -Werror -mcpu=v2" -no-global-types -target amd64,arm64 biolatency biolatency.bpf.c
 //go:generate go tool bpf2go -cc clang -cflags "-O2 -g -Wall -Werror -mcpu=v2" -no-global-types -target amd64,arm64 flow flow.bpf.c
+//go:generate go tool bpf2go -cc clang -cflags "-O2 -g -Wall -Werror -mcpu=v2" -no-global-types -target amd64,arm64 openFiles openfiles.bpf.c
+//go:generate go tool bpf2go -cc clang -cflags "-O2 -g -Wall -Werror -mcpu=v2" -no-global-types -target amd64,arm64 activity activity.bpf.c

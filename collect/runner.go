@@ -91,8 +91,9 @@ type Runner struct {
 	missed    uint64
 	unlisted  bool // the last listing of processes failed
 
-	born time.Time
-	due  atomic.Int64 // when the loop must have shown that it gets on, since born
+	cycles uint64 // begun so far
+	born   time.Time
+	due    atomic.Int64 // when the loop must have shown that it gets on, since born
 
 	mu     sync.Mutex
 	status []ProbeStatus
@@ -308,6 +309,7 @@ func (r *Runner) Overdue() time.Duration {
 func (r *Runner) Cycle() []*dto.MetricFamily {
 	start := time.Now()
 	r.beat(0)
+	r.cycles++
 	r.build(start)
 	jobs := r.plan()
 	r.beat(0)

@@ -202,6 +202,10 @@ func (v *View) AddNetns(inode uint64, m *Metric, value float64, labels ...string
 // Node returns the node's name, the value of k8s_node.
 func (v *View) Node() string { return v.w.node }
 
+// Cycle numbers the cycles of the Runner: a probe may read once in a cycle what
+// holds for several targets.
+func (v *View) Cycle() uint64 { return v.w.cycle }
+
 // LeaveOut counts series that the probe's own cap keeps out of the cycle.
 func (v *View) LeaveOut(m *Metric, n int) {
 	if n > 0 {

@@ -23,6 +23,7 @@ type worker struct {
 	root string // where procfs is: r.opt may change while a worker hangs
 	node string
 
+	cycle uint64
 	host  *target
 	netns map[uint64]*target // of the cycle
 
@@ -49,7 +50,7 @@ func (r *Runner) runJobs(jobs []*job, rows []Row) []Row {
 		return rows
 	}
 	done := make(chan *worker, 1)
-	w := &worker{r: r, jobs: jobs, root: r.opt.ProcRoot, node: r.opt.Node, host: r.host, netns: r.netns, done: done, rows: rows, mark: len(rows), jobMark: len(rows), started: time.Now()}
+	w := &worker{r: r, jobs: jobs, root: r.opt.ProcRoot, node: r.opt.Node, cycle: r.cycles, host: r.host, netns: r.netns, done: done, rows: rows, mark: len(rows), jobMark: len(rows), started: time.Now()}
 	go w.work()
 	tick := time.NewTicker(pollOrphans)
 	defer tick.Stop()
@@ -77,7 +78,7 @@ func (r *Runner) runJobs(jobs []*job, rows []Row) []Row {
 func (w *worker) successor() *worker {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return &worker{r: w.r, jobs: w.jobs, root: w.root, node: w.node, host: w.host, netns: w.netns, done: w.done, j: w.j, i: w.i, started: time.Now(),
+	return &worker{r: w.r, jobs: w.jobs, root: w.root, node: w.node, cycle: w.cycle, host: w.host, netns: w.netns, done: w.done, j: w.j, i: w.i, started: time.Now(),
 		rows: w.rows[:w.mark:w.mark], mark: w.mark, jobMark: w.jobMark}
 }
 

@@ -88,6 +88,23 @@ struct __sk_buff {
 	__u32 gso_size;
 };
 
+struct task_struct;
+struct file;
+
+/* One process or thread of an iteration, NULL at its end. */
+struct bpf_iter__task {
+	void *meta;
+	struct task_struct *task;
+};
+
+/* One open file of an iteration. */
+struct bpf_iter__task_file {
+	void *meta;
+	struct task_struct *task;
+	__u32 fd __attribute__((aligned(8)));
+	struct file *file;
+};
+
 #if defined(__TARGET_ARCH_x86)
 struct pt_regs {
 	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8;
@@ -235,9 +252,36 @@ enum skb_drop_reason {
 
 /* Processes */
 
+struct signal_struct {
+	unsigned long nvcsw; /* those of threads that have ended */
+	unsigned long nivcsw;
+};
+
 struct task_struct {
+	int pid;
 	int tgid;
+	int on_cpu;
+	int exit_state;
+	struct task_struct *real_parent;
+	struct signal_struct *signal;
+	unsigned long nvcsw;
+	unsigned long nivcsw;
+	__u64 start_boottime;
 	char comm[16];
+};
+
+/* Files */
+
+struct super_block {
+	unsigned long s_magic;
+};
+
+struct inode {
+	struct super_block *i_sb;
+};
+
+struct file {
+	struct inode *f_inode;
 };
 
 /* Block I/O */
@@ -297,6 +341,8 @@ enum {
 	TCP_FLAG_RST = 4,
 
 	MSG_PEEK = 2,
+
+	SOCKFS_MAGIC = 0x534F434B,
 };
 
 #include <bpf/bpf_helpers.h>

@@ -39,6 +39,9 @@ var binary = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(profileEnv); dir != "" {
+		os.Exit(profiled(dir))
+	}
 	code := m.Run()
 	if buildDir != "" {
 		_ = os.RemoveAll(buildDir)
@@ -126,7 +129,7 @@ func (p *program) ended() int {
 }
 
 // eventually waits for a condition.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if ok() {
@@ -137,7 +140,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 }
 
 // parseProm reads an exposition; nil if there is none.
-func parseProm(t *testing.T, path string) map[string]*dto.MetricFamily {
+func parseProm(t testing.TB, path string) map[string]*dto.MetricFamily {
 	t.Helper()
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {

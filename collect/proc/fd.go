@@ -4,31 +4,131 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+	"nodeskoop/bpf"
 	"nodeskoop/collect"
 )
 
 // fd counts the open descriptors of processes, and those of them that are
 // sockets: the entries of /proc/PID/fd and what they link to (fs/proc/fd.c).
 // Each descriptor counts, also where several are of one file.
+//
+// Where the kernel lets it, an iterator counts those of all processes once in a
+// cycle, which takes a fraction of what reading each link does. Processes that
+// it has not seen, such as have just started, are read one by one.
 type fd struct {
 	root         string
+	log          *slog.Logger
 	open, socket *collect.Metric
+
+	mu     sync.Mutex
+	all    *bpf.OpenFiles // nil: this kernel does not let it
+	cycle  uint64         // that the counts are of
+	counts map[uint32]bpf.FileCount
 }
 
 func newFD(env collect.Env) (collect.Probe, error) {
-	return &fd{
+	p := &fd{
 		root:   env.ProcRoot,
+		log:    env.Log,
 		open:   collect.MustMetric("kubeskoop_fdopenfd"),
 		socket: collect.MustMetric("kubeskoop_fd_opensocket"),
-	}, nil
+	}
+	err := kernelsNumbers(env.ProcRoot)
+	if err == nil {
+		p.all, err = bpf.NewOpenFiles()
+	}
+	if err != nil {
+		p.log.Debug("open files are counted by reading each link of each process", "reason", err)
+	}
+	return p, nil
+}
+
+// firstPIDNamespace is the inode number of the kernel's first PID namespace
+// (PROC_PID_INIT_INO of include/linux/proc_ns.h).
+const firstPIDNamespace = 0xEFFFFFFC
+
+// kernelsNumbers returns an error where procfs does not number processes as the
+// kernel itself does.
+func kernelsNumbers(root string) error {
+	self, err := os.Readlink(root + "/self")
+	if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(root+"/self/ns/pid", &st); err != nil {
+		return fmt.Errorf("ask for the PID namespace of %s: %w", root, err)
+	}
+	if st.Ino != firstPIDNamespace || self != strconv.Itoa(os.Getpid()) {
+		return fmt.Errorf("the processes of %s are numbered as in a container", root)
+	}
+	return nil
 }
 
 func (*fd) Over() collect.Over { return collect.EachPod }
 
-func (*fd) Close() error { return nil }
+// Hook tells how the descriptors are counted.
+func (p *fd) Hook() (hook string, lacks []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.all == nil {
+		return "", nil
+	}
+	return "iter", nil
+}
+
+func (p *fd) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.drop()
+}
+
+func (p *fd) drop() error {
+	all := p.all
+	p.all, p.counts = nil, nil
+	if all == nil {
+		return nil
+	}
+	return all.Close()
+}
+
+// count counts the descriptors of all processes, if that was not done in this
+// cycle, and adds up those of the target's. It returns the processes that it
+// knows nothing of.
+func (p *fd) count(v *collect.View) (sum bpf.FileCount, unknown []int, err error) {
+	err = v.Do(0, "fd", func() error {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.all != nil && p.cycle != v.Cycle() {
+			counts, err := p.all.Count()
+			if err != nil {
+				p.log.Warn("open files are counted by reading each link of each process from now on", "reason", err)
+				_ = p.drop()
+			}
+			p.cycle, p.counts = v.Cycle(), counts
+		}
+		if p.all == nil {
+			unknown = v.PIDs()
+			return nil
+		}
+		for _, pid := range v.PIDs() {
+			c, ok := p.counts[uint32(pid)]
+			if !ok {
+				unknown = append(unknown, pid)
+			}
+			sum.Open += c.Open
+			sum.Sockets += c.Sockets
+		}
+		return nil
+	})
+	return sum, unknown, err
+}
 
 // direntSize is the size of the buffer for the entries of a directory: room
 // for about a thousand.
@@ -38,9 +138,12 @@ func (p *fd) Sample(v *collect.View) error {
 	if cap(v.Scratch) < direntSize {
 		v.Scratch = make([]byte, direntSize)
 	}
-	var open, socket int
+	sum, unknown, err := p.count(v)
+	if err != nil {
+		return err
+	}
 	var failed unreadable
-	for _, pid := range v.PIDs() {
+	for _, pid := range unknown {
 		var o, s int
 		err := v.Do(pid, "fd", func() (err error) {
 			o, s, err = countFDs(p.root, pid, v.Scratch[:cap(v.Scratch)])
@@ -48,8 +151,8 @@ func (p *fd) Sample(v *collect.View) error {
 		})
 		switch {
 		case err == nil:
-			open += o
-			socket += s
+			sum.Open += o
+			sum.Sockets += s
 		case isGone(err):
 		case partial(err):
 			failed.add(pid, err)
@@ -57,8 +160,8 @@ func (p *fd) Sample(v *collect.View) error {
 			return err
 		}
 	}
-	v.Add(p.open, float64(open))
-	v.Add(p.socket, float64(socket))
+	v.Add(p.open, float64(sum.Open))
+	v.Add(p.socket, float64(sum.Sockets))
 	return failed.err()
 }
 

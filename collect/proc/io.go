@@ -5,11 +5,13 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+	"nodeskoop/bpf"
 	"nodeskoop/collect"
 )
 
@@ -33,11 +35,20 @@ import (
 //
 // A process is counted where it is: one that moves to another control group
 // leaves behind what it had counted.
+//
+// Where the kernel lets it, an iterator tells once in a cycle which processes
+// have not run. They have counted nothing, and are not read again.
 type ioProbe struct {
 	root    string
+	log     *slog.Logger
 	metrics [ioFields]*collect.Metric
 
-	mu    sync.Mutex
+	mu       sync.Mutex
+	look     *bpf.Activities // nil: this kernel does not let it
+	looked   uint64          // the Runner's cycle in which that was done last
+	lookedAt uint64          // by clock
+	activity map[uint32]bpf.Activity
+
 	procs map[int]*process
 	clock uint64     // numbers the readings
 	cycle uint64     // counts the samples of the host, the last target of each cycle
@@ -98,6 +109,9 @@ type process struct {
 	seen  uint64    // the owner's sample in which it was listed last
 	born  uint64    // the owner's sample in which it was listed first
 	at    uint64    // when it was last seen to be there or, if gone, not to be
+	// That of a moment before it was read: as long as it is the same, so is
+	// what was read.
+	activity bpf.Activity
 	// What it has counted since the owner's last sample, without what was
 	// found to be an ended process's; and how much reaped grew.
 	grown       ioCounts
@@ -123,7 +137,7 @@ type ioTotals struct {
 }
 
 func newIO(env collect.Env) (collect.Probe, error) {
-	p := &ioProbe{root: env.ProcRoot, procs: map[int]*process{}}
+	p := &ioProbe{root: env.ProcRoot, log: env.Log, procs: map[int]*process{}}
 	for _, m := range metricsOf("io") {
 		i := slices.Index(ioNames[:], m.Field)
 		if i < 0 {
@@ -131,12 +145,65 @@ func newIO(env collect.Env) (collect.Probe, error) {
 		}
 		p.metrics[i] = m
 	}
+	err := kernelsNumbers(env.ProcRoot)
+	if err == nil {
+		p.look, err = bpf.NewActivities()
+	}
+	if err != nil {
+		p.log.Debug("each process is read in each cycle", "reason", err)
+	}
 	return p, nil
 }
 
 func (*ioProbe) Over() collect.Over { return collect.EachPod }
 
-func (*ioProbe) Close() error { return nil }
+func (p *ioProbe) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.drop()
+}
+
+func (p *ioProbe) drop() error {
+	look := p.look
+	p.look, p.activity = nil, nil
+	if look == nil {
+		return nil
+	}
+	return look.Close()
+}
+
+// lookAround asks which processes run, if that was not done in this cycle.
+func (p *ioProbe) lookAround(v *collect.View) error {
+	return v.Do(0, "io", func() error {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.look == nil || p.looked == v.Cycle() {
+			return nil
+		}
+		p.clock++
+		activity, err := p.look.Look()
+		if err != nil {
+			p.log.Warn("each process is read in each cycle from now on", "reason", err)
+			_ = p.drop()
+		}
+		p.looked, p.lookedAt, p.activity = v.Cycle(), p.clock, activity
+		return nil
+	})
+}
+
+// idle reports whether a process has not run since it was read, and notes that
+// it was there when that was asked.
+func (p *ioProbe) idle(s *ioTotals, pid int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	x := p.procs[pid]
+	if x == nil || x.gone || x.owner != s || !x.activity.Idle(p.activity[uint32(pid)]) {
+		return false
+	}
+	x.seen = s.samples
+	x.at = max(x.at, p.lookedAt)
+	return true
+}
 
 // procFileSize is more than /proc/PID/stat and /proc/PID/io ever have.
 const procFileSize = 4096
@@ -145,11 +212,17 @@ func (p *ioProbe) Sample(v *collect.View) error {
 	if cap(v.Scratch) < procFileSize {
 		v.Scratch = make([]byte, procFileSize)
 	}
+	if err := p.lookAround(v); err != nil {
+		return err
+	}
 	s := collect.State[ioTotals](v)
 	s.samples++
 	host := v.Pod() == nil
 	var failed unreadable
 	for _, pid := range v.PIDs() {
+		if p.idle(s, pid) {
+			continue
+		}
 		r, err := p.read(v, pid)
 		switch {
 		case err == nil:
@@ -216,6 +289,7 @@ func (p *ioProbe) take(s *ioTotals, r *reading, host bool) {
 		s.members = append(s.members, x)
 	}
 	x.seen = s.samples
+	x.activity = p.activity[uint32(r.pid)]
 	p.grow(x, r)
 }
 

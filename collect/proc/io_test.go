@@ -5,16 +5,19 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+	"nodeskoop/bpf"
 	"nodeskoop/collect"
 	"nodeskoop/testdata/need"
 	"nodeskoop/testdata/nsnet"
@@ -26,14 +29,35 @@ func TestMain(m *testing.M) {
 	if script := os.Getenv("NODESKOOP_TEST_IGNORE_CHILDREN"); script != "" {
 		ignoreChildren(script)
 	}
-	if os.Getenv("NODESKOOP_TEST_OPEN_MUCH") != "" {
-		openMuch()
+	if dir := os.Getenv("NODESKOOP_TEST_OPEN_MUCH"); dir != "" {
+		openMuch(dir)
+	}
+	if os.Getenv("NODESKOOP_TEST_ONE_THREAD") != "" {
+		oneThread()
 	}
 	os.Exit(m.Run())
 }
 
-// openMuch opens files, pipes and sockets, some of them several times over.
-func openMuch() {
+// oneThread lets one thread of many write a byte for each that it reads; it is
+// not the first.
+func oneThread() {
+	runtime.LockOSThread() // that other one cannot be the first
+	go func() {
+		runtime.LockOSThread()
+		var b [1]byte
+		for {
+			if n, err := unix.Read(0, b[:]); err != nil || n == 0 {
+				os.Exit(0)
+			}
+			_, _ = unix.Write(1, b[:])
+		}
+	}()
+	select {}
+}
+
+// openMuch opens files, pipes and sockets, some of them several times over, a
+// socket's file, and more on a thread that shares them with nobody.
+func openMuch(dir string) {
 	check := func(err error) {
 		if err != nil {
 			fmt.Println(err)
@@ -57,6 +81,24 @@ func openMuch() {
 		_, err = unix.Dup(2)
 		check(err)
 	}
+	listener, err := net.Listen("unix", dir+"/socket")
+	check(err)
+	defer listener.Close()
+	_, err = unix.Open(dir+"/socket", unix.O_PATH, 0)
+	check(err)
+	apart := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		err := unix.Unshare(unix.CLONE_FILES)
+		for range 30 {
+			if _, e := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0); err == nil {
+				err = e
+			}
+		}
+		apart <- err
+		select {}
+	}()
+	check(<-apart)
 	fmt.Println("ready")
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	os.Exit(0)
@@ -186,8 +228,27 @@ func newIOPods(t *testing.T) *ioPods {
 	need.Program(t, "dd", "sh", "unshare")
 	s := &ioPods{t: t, pods: &nsnet.Pods{}, pids: map[string]func() []int{}}
 	s.pods.Children = func(p *collect.Pod) []int { return s.pids[p.Name]() }
-	s.Sampler = nsnet.NewSampler(t, collect.Options{Enabled: []string{"io"}, Pods: s.pods}, Probes()...)
+	s.Sampler = nsnet.NewSampler(t, collect.Options{Enabled: []string{"io"}, Pods: s.pods}, collect.Factory{Name: "io", New: ioFactory})
 	return s
+}
+
+// ioFactory is what newIOPods makes the probe with.
+var ioFactory = newIO
+
+// TestIOEachRead repeats tests of processes that end as on a kernel that does
+// not tell which have run.
+func TestIOEachRead(t *testing.T) {
+	ioFactory = func(env collect.Env) (collect.Probe, error) {
+		p, err := newIO(env)
+		if err == nil {
+			err = p.(*ioProbe).drop()
+		}
+		return p, err
+	}
+	defer func() { ioFactory = newIO }()
+	t.Run("reaped", TestIOReaped)
+	t.Run("ignored", TestIOIgnored)
+	t.Run("two pods", TestIOTwoPods)
 }
 
 // add makes a pod whose processes pids lists.
@@ -556,6 +617,94 @@ func TestIOZombie(t *testing.T) {
 
 // TestIOFirstSampleIsPlain: the first sample is the plain sum, of the host's
 // processes as of a pod's.
+// TestIOIdle: a process that has not run is not read again, and one that has,
+// with whichever thread, shows what it counted in the next sample.
+func TestIOIdle(t *testing.T) {
+	need.Root(t)
+	if look, err := bpf.NewActivities(); err != nil {
+		need.Kernel(t, false, err.Error())
+	} else {
+		_ = look.Close()
+	}
+	var all []int
+	var p *ioProbe
+	pods := &nsnet.Pods{List: []*collect.Pod{{ID: "a", Namespace: "test", Name: "a"}}, Children: func(*collect.Pod) []int { return all }}
+	v := nsnet.NewSampler(t, collect.Options{Enabled: []string{"io"}, Pods: pods}, collect.Factory{Name: "io", New: func(env collect.Env) (collect.Probe, error) {
+		made, err := newIO(env)
+		if err == nil {
+			p = made.(*ioProbe)
+		}
+		return made, err
+	}})
+	self := "/proc/" + strconv.Itoa(os.Getpid()) + "/exe"
+	writer := startJob(t, []string{"NODESKOOP_TEST_ONE_THREAD=1"}, self)
+	busy := startJob(t, nil, "sh", "-c", "while :; do echo; done > /dev/null")
+	idle := startJob(t, nil, "sleep", "1000")
+	// Its parent ends without its doing.
+	orphan := startJob(t, nil, "sh", "-c", "sh -c 'sleep 1000 & echo $!; read x; kill -9 $$' 2> /dev/null; sleep 1000")
+	child, err := strconv.Atoi(orphan.line())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Kill(child, unix.SIGKILL) })
+	all = []int{writer.cmd.Process.Pid, busy.cmd.Process.Pid, idle.cmd.Process.Pid, child}
+	read := func(pid int) bool { return p.procs[pid].at > p.lookedAt }
+	v.Sample()
+	time.Sleep(200 * time.Millisecond) // all have started, and sleep
+	v.Sample()
+	skipped := 0
+	for i := range 100 {
+		if i == 50 {
+			orphan.send("end")
+			time.Sleep(100 * time.Millisecond)
+		}
+		before := p.procs[writer.cmd.Process.Pid].io
+		writer.send("") // a newline
+		if line := writer.line(); line != "" {
+			t.Fatalf("the writer says %q", line)
+		}
+		v.Sample()
+		now := p.procs[writer.cmd.Process.Pid].io
+		if now != ioFile(t, writer.cmd.Process.Pid) || now[ioWriteCalls] != before[ioWriteCalls]+1 {
+			t.Fatalf("sample %d: the writer has %v after %v, its file says %v", i, now, before, ioFile(t, writer.cmd.Process.Pid))
+		}
+		// One that never waits is stopped wherever it is, and sampled at once.
+		if i%10 == 9 {
+			_ = busy.cmd.Process.Signal(unix.SIGSTOP)
+			time.Sleep(20 * time.Millisecond)
+			v.Sample()
+			if got, want := p.procs[busy.cmd.Process.Pid].io, ioFile(t, busy.cmd.Process.Pid); got != want {
+				t.Fatalf("sample %d: a process that always runs has %v, its file says %v", i, got, want)
+			}
+			_ = busy.cmd.Process.Signal(unix.SIGCONT)
+		}
+		if !read(idle.cmd.Process.Pid) {
+			skipped++
+		}
+		if got, want := p.procs[child].parent, parentOf(t, child); got != want {
+			t.Fatalf("sample %d: the parent of the orphan is said to be %d, and is %d", i, got, want)
+		}
+	}
+	if skipped != 100 {
+		t.Errorf("an idle process was read in %d of 100 samples", 100-skipped)
+	}
+}
+
+func parentOf(t *testing.T, pid int) int {
+	t.Helper()
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(b), "\nPPid:\t")
+	line, _, _ := strings.Cut(rest, "\n")
+	n, err := strconv.Atoi(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 func TestIOFirstSampleIsPlain(t *testing.T) {
 	s := newIOPods(t)
 	s.add("a", os.Getpid(), func() []int { return nil })

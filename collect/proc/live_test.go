@@ -14,9 +14,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"nodeskoop/bpf"
 	"nodeskoop/collect"
 	"nodeskoop/testdata/need"
 	"nodeskoop/testdata/nsnet"
+	"nodeskoop/testdata/proof"
 )
 
 // pair is two namespaces joined by a veth, and a Sampler over both.
@@ -537,17 +539,23 @@ func TestSoftnetCPUsOffline(t *testing.T) {
 	}
 }
 
+// TestFDAgainstLs counts in all three ways: by the kernel's iterators, by
+// reading links, and, for processes that the iterators did not see, by both.
 func TestFDAgainstLs(t *testing.T) {
 	s := nsnet.New(t)
 	need.Program(t, "ls")
-	j := startJob(t, []string{"NODESKOOP_TEST_OPEN_MUCH=1"}, "/proc/"+strconv.Itoa(os.Getpid())+"/exe")
+	j := startJob(t, []string{"NODESKOOP_TEST_OPEN_MUCH=" + t.TempDir()}, "/proc/"+strconv.Itoa(os.Getpid())+"/exe")
 	if line := j.line(); line != "ready" {
 		t.Fatal(line)
 	}
+	zombie := exec.Command("true")
+	if err := zombie.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = zombie.Wait() })
 	pod := s.Pod("a")
-	pod.PIDs = append(pod.PIDs, j.cmd.Process.Pid, 1<<22-1) // the last is nobody's
-	v := nsnet.NewSampler(t, collect.Options{Enabled: []string{"fd"}, CompatNames: true,
-		Pods: &nsnet.Pods{List: []*collect.Pod{pod}}}, Probes()...).Sample()
+	const kthreadd, nobody = 2, 1<<22 - 1
+	pod.PIDs = append(pod.PIDs, j.cmd.Process.Pid, zombie.Process.Pid, kthreadd, nobody)
 	var open, sockets float64
 	for _, pid := range pod.PIDs[:2] {
 		out, err := exec.Command("ls", "-l", "/proc/"+strconv.Itoa(pid)+"/fd").Output()
@@ -560,8 +568,114 @@ func TestFDAgainstLs(t *testing.T) {
 	if open < 1550 || sockets < 10 {
 		t.Errorf("too little to compare: %v, %v", open, sockets)
 	}
-	v.Prove(t, "fd", "procfs", "ls", "a", map[string]float64{"kubeskoop_fdopenfd": open, "kubeskoop_fd_openfd": open, "kubeskoop_fd_opensocket": sockets})
-	if v[nsnet.Host]["kubeskoop_fdopenfd"] < 10 {
-		t.Errorf("the host has %v descriptors open", v[nsnet.Host]["kubeskoop_fdopenfd"])
+	want := map[string]float64{"kubeskoop_fdopenfd": open, "kubeskoop_fd_openfd": open, "kubeskoop_fd_opensocket": sockets}
+	sample := func(change func(p *fd)) (hook string, v nsnet.Values) {
+		p := &fd{}
+		v = nsnet.NewSampler(t, collect.Options{Enabled: []string{"fd"}, CompatNames: true, Pods: &nsnet.Pods{List: []*collect.Pod{pod}}},
+			collect.Factory{Name: "fd", New: func(env collect.Env) (collect.Probe, error) {
+				made, err := newFD(env)
+				if err != nil {
+					return nil, err
+				}
+				p = made.(*fd)
+				change(p)
+				return p, nil
+			}}).Sample()
+		if v[nsnet.Host]["kubeskoop_fdopenfd"] < 10 {
+			t.Errorf("the host has %v descriptors open", v[nsnet.Host]["kubeskoop_fdopenfd"])
+		}
+		hook, _ = p.Hook()
+		return hook, v
+	}
+
+	t.Run("links", func(t *testing.T) {
+		_, v := sample(func(p *fd) { _ = p.drop() })
+		proof.Take(t, "fd", "procfs", nil)
+		v.Prove(t, "fd", "procfs", "ls", "a", want)
+	})
+	t.Run("iter", func(t *testing.T) {
+		hook, v := sample(func(*fd) {})
+		if hook == "" {
+			_, err := bpf.NewOpenFiles()
+			proof.Refuse(t, "fd", "iter", err.Error())
+			need.Kernel(t, false, err.Error())
+		}
+		proof.Choose(t, "fd", hook, nil)
+		v.Prove(t, "fd", hook, "ls", "a", want)
+	})
+	t.Run("unseen", func(t *testing.T) {
+		_, v := sample(func(p *fd) {
+			if p.all == nil {
+				return
+			}
+			// As if all but one of the processes had started later.
+			counts, err := p.all.Count()
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.cycle, p.counts = 1, map[uint32]bpf.FileCount{uint32(pod.PIDs[0]): counts[uint32(pod.PIDs[0])]}
+		})
+		v.Want(t, "a", want)
+	})
+}
+
+// TestFDComesAndGoes holds the iterators' counts to descriptors that a process
+// opens and closes, and forgets processes that have ended.
+func TestFDComesAndGoes(t *testing.T) {
+	need.Root(t)
+	files, err := bpf.NewOpenFiles()
+	if err != nil {
+		need.Kernel(t, false, err.Error())
+	}
+	defer files.Close()
+	own := uint32(os.Getpid())
+	count := func() (map[uint32]bpf.FileCount, bpf.FileCount) {
+		t.Helper()
+		all, err := files.Count()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all, all[own]
+	}
+	count() // what the runtime opens once, it has open from here on
+	_, before := count()
+	var fds []int
+	for range 700 {
+		fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fds = append(fds, fd)
+	}
+	if _, now := count(); now.Open != before.Open+700 || now.Sockets != before.Sockets+700 {
+		t.Errorf("%+v, want 700 more than %+v", now, before)
+	}
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
+	if _, now := count(); now != before {
+		t.Errorf("%+v when all are closed, %+v before", now, before)
+	}
+	var jobs []*exec.Cmd
+	for range 600 { // more than one reading of the map takes
+		cmd := exec.Command("sleep", "1000")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		jobs = append(jobs, cmd)
+	}
+	all, _ := count()
+	for _, cmd := range jobs {
+		if c, ok := all[uint32(cmd.Process.Pid)]; !ok || c.Open < 3 {
+			t.Errorf("process %d has %+v, %v", cmd.Process.Pid, c, ok)
+		}
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
+	all, _ = count()
+	for _, cmd := range jobs {
+		if c, ok := all[uint32(cmd.Process.Pid)]; ok {
+			t.Errorf("process %d has ended, and has %+v", cmd.Process.Pid, c)
+		}
 	}
 }

@@ -42,7 +42,8 @@ var seldom = []struct {
 	{"TestObjectsOfBothArchitectures|TestLeaks|TestMemory|TestRingFull|TestForget|TestEventsOff|TestManyNamespaces|TestStrangersLeaveTheMaps", nil},
 	{"TestDamaged|TestTruncated|TestTCPSummaryText|TestTCPSummaryMany|TestTCPSummaryFollows", nil},
 	// Many processes in turn.
-	{"TestIOReaped", nil},
+	{"TestIOReaped|TestIOEachRead", nil},
+	{"TestFDComesAndGoes", []string{"5.10"}},
 	// What goes on beside the probe flow on a device. This kernel attaches by
 	// clsact, and lets a packet be cut up as older ones do; the machine that
 	// runs make test has tcx.

@@ -166,7 +166,7 @@ func network(dir string) string {
 	return fmt.Sprintf(`{"cniVersion": "0.4.0", "name": "pods", "plugins": [
   {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false,
    "ipam": {"type": "host-local", "dataDir": "%s/state/ipam",
-    "ranges": [[{"subnet": "10.88.77.0/24"}], [{"subnet": "fd77:88::/64"}]],
+    "ranges": [[{"subnet": "10.88.76.0/22", "gateway": "10.88.77.1", "rangeStart": "10.88.77.2"}], [{"subnet": "fd77:88::/64"}]],
     "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}},
   {"type": "loopback"}]}
 `, dir)

@@ -1,0 +1,215 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
+)
+
+// iterators are programs that the kernel runs over all processes when it is
+// asked (kernel/bpf/task_iter.c, since 5.8), and the map "processes" into which
+// they write a V for each. Nothing of them runs between two readings.
+type iterators[V interface{ of() (generation uint32) }] struct {
+	coll       *ebpf.Collection
+	links      []*link.Iter
+	generation uint32
+	keys       []uint32
+	values     []V
+	stale      []uint32
+}
+
+// load loads and attaches the programs, which are run in that order. The error
+// says why the kernel or the process's rights do not allow it.
+func (it *iterators[V]) load(spec *ebpf.CollectionSpec, programs ...string) error {
+	types, err := newKernelTypes()
+	if err != nil {
+		return err
+	}
+	_ = rlimit.RemoveMemlock() // see New
+	it.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: types.cache})
+	types = nil
+	debug.FreeOSMemory()
+	if err != nil {
+		return fmt.Errorf("load iterators over processes: %w", explain(err))
+	}
+	for _, name := range programs {
+		l, err := link.AttachIter(link.IterOptions{Program: it.coll.Programs[name]})
+		if err != nil {
+			return errors.Join(fmt.Errorf("attach the iterator %s: %w", name, explain(err)), it.Close())
+		}
+		it.links = append(it.links, l)
+	}
+	const batch = 512
+	it.keys, it.values = make([]uint32, batch), make([]V, batch)
+	return nil
+}
+
+// Close frees the programs.
+func (it *iterators[V]) Close() error {
+	var errs []error
+	for _, l := range it.links {
+		errs = append(errs, l.Close())
+	}
+	it.coll.Close()
+	return errors.Join(errs...)
+}
+
+// read runs the programs and hands each process to see.
+func (it *iterators[V]) read(see func(pid uint32, v *V)) error {
+	it.generation++
+	if err := it.coll.Variables["generation"].Set(it.generation); err != nil {
+		return fmt.Errorf("begin to iterate over processes: %w", err)
+	}
+	for _, l := range it.links {
+		if err := iterate(l); err != nil {
+			return fmt.Errorf("iterate over processes: %w", err)
+		}
+	}
+	it.stale = it.stale[:0]
+	m := it.coll.Maps["processes"]
+	var cursor ebpf.MapBatchCursor
+	for last := false; !last; {
+		n, err := m.BatchLookup(&cursor, it.keys, it.values, nil)
+		if last = errors.Is(err, ebpf.ErrKeyNotExist); err != nil && !last {
+			return fmt.Errorf("read what iterators saw of processes: %w", err)
+		}
+		for i, pid := range it.keys[:n] {
+			if v := &it.values[i]; (*v).of() == it.generation {
+				see(pid, v)
+			} else {
+				it.stale = append(it.stale, pid)
+			}
+		}
+	}
+	for _, pid := range it.stale {
+		if err := m.Delete(pid); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("forget process %d: %w", pid, err)
+		}
+	}
+	return nil
+}
+
+// iterate runs a program over everything. It prints nothing.
+func iterate(l *link.Iter) error {
+	r, err := l.Open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	var b [64]byte
+	for {
+		switch _, err := r.Read(b[:]); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// OpenFiles counts the descriptors of all processes at once. It is not safe for
+// use by several goroutines.
+type OpenFiles struct {
+	iterators[openFiles]
+	counts map[uint32]FileCount
+}
+
+// FileCount is what one process has open.
+type FileCount struct {
+	Open    int // entries of /proc/PID/fd
+	Sockets int // those that link to socket:[inode]
+}
+
+// openFiles is struct process of openfiles.bpf.c.
+type openFiles struct{ Generation, Open, Sockets uint32 }
+
+func (o openFiles) of() uint32 { return o.Generation }
+
+// NewOpenFiles loads the iterators. Where the error says that the kernel or the
+// process's rights do not allow it, /proc/PID/fd tells the same, but slowly.
+func NewOpenFiles() (*OpenFiles, error) {
+	f := &OpenFiles{counts: map[uint32]FileCount{}}
+	spec, err := loadOpenFiles()
+	if err != nil {
+		return nil, err
+	}
+	if err := f.load(spec, "each_process", "each_file"); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// Count counts anew. The map has every process that ran when the call began, by
+// its number in the first PID namespace, but for those beyond 16,384. It is the
+// caller's until the next call.
+func (f *OpenFiles) Count() (map[uint32]FileCount, error) {
+	clear(f.counts)
+	err := f.read(func(pid uint32, o *openFiles) { f.counts[pid] = FileCount{int(o.Open), int(o.Sockets)} })
+	if err != nil {
+		return nil, err
+	}
+	return f.counts, nil
+}
+
+// Activities tells of all processes at once whether they have run. It is not
+// safe for use by several goroutines.
+type Activities struct {
+	iterators[activity]
+	all map[uint32]Activity
+}
+
+// Activity is different after a process has run: has been on a CPU, with any of
+// its threads, has begun to end, or got another parent. The zero Activity is
+// that of a process that runs, or of which nothing is known.
+type Activity struct {
+	threads, parent, exitState uint32
+	switches, start            uint64
+}
+
+// Idle reports whether the process has not run between the moments at which a
+// and then b was read.
+func (a Activity) Idle(b Activity) bool { return a == b && a != Activity{} }
+
+// activity is struct process of activity.bpf.c.
+type activity struct {
+	Generation, Threads uint32
+	Switches, Start     uint64
+	Parent, State       uint32
+}
+
+func (a activity) of() uint32 { return a.Generation }
+
+// NewActivities loads the iterator.
+func NewActivities() (*Activities, error) {
+	a := &Activities{all: map[uint32]Activity{}}
+	spec, err := loadActivity()
+	if err != nil {
+		return nil, err
+	}
+	if err := a.load(spec, "each_thread"); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// Look reads anew. The map has the processes that are not on a CPU, by their
+// number in the first PID namespace, but for those beyond 16,384. It is the
+// caller's until the next call.
+func (a *Activities) Look() (map[uint32]Activity, error) {
+	clear(a.all)
+	err := a.read(func(pid uint32, x *activity) {
+		const runs = 1 << 31
+		if x.State&runs == 0 {
+			a.all[pid] = Activity{x.Threads, x.Parent, x.State, x.Switches, x.Start}
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return a.all, nil
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+//go:build ignore
+
+/* openfiles: counts the descriptors of every process of the node in one go, for
+ * the probe fd. Nothing of it runs but when it is asked. */
+
+#include "headers/kernel.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+struct process {
+	__u32 generation;
+	__u32 open;
+	__u32 sockets;
+};
+
+/* Numbers the countings, so that what an earlier one left behind is known. */
+__u32 generation;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, struct process);
+} processes SEC(".maps");
+
+/* Each process, those without any descriptor included: who is not in the map
+ * had no room in it, or started later. */
+SEC("iter/task")
+int each_process(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct process none = { .generation = generation };
+	__u32 pid;
+
+	if (!task || task->pid != task->tgid)
+		return 0;
+	pid = task->tgid;
+	bpf_map_update_elem(&processes, &pid, &none, BPF_ANY);
+	return 0;
+}
+
+/* Each descriptor. A thread may have a table of its own; /proc/PID/fd is the
+ * first one's. */
+SEC("iter/task_file")
+int each_file(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct process *process;
+	__u32 pid;
+
+	if (!task || !file || task->pid != task->tgid)
+		return 0;
+	pid = task->tgid;
+	process = bpf_map_lookup_elem(&processes, &pid);
+	if (!process || process->generation != generation)
+		return 0;
+	process->open++;
+	/* What /proc shows as socket:[inode]. */
+	if (file->f_inode->i_sb->s_magic == SOCKFS_MAGIC)
+		process->sockets++;
+	return 0;
+}
