@@ -31,6 +31,9 @@ type Options struct {
 	// Interval is the time between two cycles, Timeout the longest that one
 	// probe may take on one target before it is given up.
 	Interval, Timeout time.Duration
+	// Once says that there will be no more than a cycle or two: what takes time
+	// to set up, to save more in each cycle, is not worth it.
+	Once bool
 	// Enabled names the probes to run; Probes holds their options by name.
 	Enabled []string
 	Probes  map[string]map[string]any
@@ -346,7 +349,7 @@ func (r *Runner) create(in *instance) (p Probe, err error) {
 			p, err = nil, panicError(v)
 		}
 	}()
-	return f.New(Env{Options: in.opts, ProcRoot: r.opt.ProcRoot, HostNetns: r.hostPath, Pods: r.opt.Pods, Log: r.opt.Log.With("probe", in.info.Name)})
+	return f.New(Env{Options: in.opts, ProcRoot: r.opt.ProcRoot, HostNetns: r.hostPath, Once: r.opt.Once, Pods: r.opt.Pods, Log: r.opt.Log.With("probe", in.info.Name)})
 }
 
 // ErrNotBuilt says that the program does not contain a probe.

@@ -57,8 +57,10 @@ type Env struct {
 	ProcRoot string
 	// HostNetns is a file that is the host's network namespace.
 	HostNetns string
-	Pods      Pods
-	Log       *slog.Logger
+	// Once: see Options.
+	Once bool
+	Pods Pods
+	Log  *slog.Logger
 }
 
 // Factory builds one probe of the Catalogue.

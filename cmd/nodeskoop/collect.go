@@ -33,6 +33,7 @@ func collectOnce(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	s.once = true
 	d := c.Duration("duration")
 	if d < 0 || d > 24*time.Hour {
 		return cli.Exit(fmt.Sprintf("--duration: %v is out of range: use 0 to 24h", d), exitUsage)

@@ -139,6 +139,7 @@ func common(c *cli.Context, name string) (value string, given bool) {
 
 // setup is what every command begins with.
 type setup struct {
+	once  bool // it ends after a cycle or two
 	cfg   *Config
 	log   *slog.Logger
 	level *slog.LevelVar
@@ -270,6 +271,6 @@ func (s *setup) newRunner(pods collect.Pods, plane *trace.Plane) (*collect.Runne
 // options are the Runner's for a configuration, but for the pods.
 func (s *setup) options(cfg *Config) (collect.Options, error) {
 	o, err := cfg.options()
-	o.Log, o.HostNetns = s.log, s.hostNetns(cfg)
+	o.Log, o.HostNetns, o.Once = s.log, s.hostNetns(cfg), s.once
 	return o, err
 }

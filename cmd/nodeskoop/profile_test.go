@@ -82,8 +82,8 @@ func profiled(dir string) int {
 //	resident-MiB, anonymous-MiB
 //	series             of one cycle
 //
-// and prints the functions that take most of the CPU and allocate most. With
-// NODESKOOP_PROFILES the profiles stay in that folder.
+// With NODESKOOP_PROFILES the profiles stay in that folder, beside cpu.txt and
+// allocs.txt, which name the functions that weigh most.
 func BenchmarkDaemon(b *testing.B) {
 	need.Root(b)
 	need.Program(b, "go")
@@ -94,7 +94,7 @@ func BenchmarkDaemon(b *testing.B) {
 		start, at := machineCPU(b), time.Now()
 		makePods(b, ctd, made, n)
 		if n > made {
-			b.Logf("%d more pods: %.2f s of CPU and %.2f s for each", n-made, (machineCPU(b)-start).Seconds()/float64(n-made), time.Since(at).Seconds()/float64(n-made))
+			b.Logf("%d more pods took %.2f s of CPU and %.2f s each", n-made, (machineCPU(b)-start).Seconds()/float64(n-made), time.Since(at).Seconds()/float64(n-made))
 		}
 		made = n
 		for _, probes := range []string{"default", "all"} {
@@ -215,17 +215,18 @@ func profileDaemon(b *testing.B, ctd *pods.Containerd, dir string, n int, probes
 			b.ReportMetric(float64(kib)/1024, unit)
 		}
 	}
-	top := func(title string, args ...string) {
+	top := func(name string, args ...string) {
 		b.Helper()
 		text, err := exec.Command("go", append([]string{"tool", "pprof", "-top", "-cum", "-show=^nodeskoop|^runtime.gcBgMarkWorker$|^runtime.mcall$", "-nodecount=32"}, args...)...).Output()
-		if err != nil {
-			b.Errorf("%s: %v", title, err)
-			return
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), text, 0o644)
 		}
-		b.Logf("%s\n%s", title, text)
+		if err != nil {
+			b.Errorf("%s: %v", name, err)
+		}
 	}
-	top("CPU", filepath.Join(dir, "cpu"))
-	top("allocated bytes", "-sample_index=alloc_space", "-base", filepath.Join(dir, "allocs-before"), filepath.Join(dir, "allocs-after"))
+	top("cpu.txt", filepath.Join(dir, "cpu"))
+	top("allocs.txt", "-sample_index=alloc_space", "-base", filepath.Join(dir, "allocs-before"), filepath.Join(dir, "allocs-after"))
 }
 
 func processCPU(b *testing.B, pid int) time.Duration {

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"strconv"
 	"sync"
 	"unsafe"
 
@@ -40,7 +38,7 @@ func newFD(env collect.Env) (collect.Probe, error) {
 		open:   collect.MustMetric("kubeskoop_fdopenfd"),
 		socket: collect.MustMetric("kubeskoop_fd_opensocket"),
 	}
-	err := kernelsNumbers(env.ProcRoot)
+	err := mayIterate(env)
 	if err == nil {
 		p.all, err = bpf.NewOpenFiles()
 	}
@@ -50,38 +48,7 @@ func newFD(env collect.Env) (collect.Probe, error) {
 	return p, nil
 }
 
-// firstPIDNamespace is the inode number of the kernel's first PID namespace
-// (PROC_PID_INIT_INO of include/linux/proc_ns.h).
-const firstPIDNamespace = 0xEFFFFFFC
-
-// kernelsNumbers returns an error where procfs does not number processes as the
-// kernel itself does.
-func kernelsNumbers(root string) error {
-	self, err := os.Readlink(root + "/self")
-	if err != nil {
-		return err
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(root+"/self/ns/pid", &st); err != nil {
-		return fmt.Errorf("ask for the PID namespace of %s: %w", root, err)
-	}
-	if st.Ino != firstPIDNamespace || self != strconv.Itoa(os.Getpid()) {
-		return fmt.Errorf("the processes of %s are numbered as in a container", root)
-	}
-	return nil
-}
-
 func (*fd) Over() collect.Over { return collect.EachPod }
-
-// Hook tells how the descriptors are counted.
-func (p *fd) Hook() (hook string, lacks []string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.all == nil {
-		return "", nil
-	}
-	return "iter", nil
-}
 
 func (p *fd) Close() error {
 	p.mu.Lock()

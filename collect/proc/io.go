@@ -145,7 +145,7 @@ func newIO(env collect.Env) (collect.Probe, error) {
 		}
 		p.metrics[i] = m
 	}
-	err := kernelsNumbers(env.ProcRoot)
+	err := mayIterate(env)
 	if err == nil {
 		p.look, err = bpf.NewActivities()
 	}

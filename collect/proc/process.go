@@ -3,6 +3,7 @@ package proc
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"sync"
 	"unsafe"
@@ -127,3 +128,29 @@ var mayTrace = sync.OnceValue(func() bool {
 	const need = 1<<unix.CAP_SYS_PTRACE | 1<<unix.CAP_DAC_READ_SEARCH
 	return data[0].Effective&need == need
 })
+
+// firstPIDNamespace is the inode number of the kernel's first PID namespace
+// (PROC_PID_INIT_INO of include/linux/proc_ns.h).
+const firstPIDNamespace = 0xEFFFFFFC
+
+// mayIterate returns an error where the kernel's iterators over processes are of
+// no use: for a single cycle, or where procfs does not number processes as the
+// kernel itself does.
+func mayIterate(env collect.Env) error {
+	if env.Once {
+		return errors.New("it is done once only")
+	}
+	root := env.ProcRoot
+	self, err := os.Readlink(root + "/self")
+	if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(root+"/self/ns/pid", &st); err != nil {
+		return fmt.Errorf("ask for the PID namespace of %s: %w", root, err)
+	}
+	if st.Ino != firstPIDNamespace || self != strconv.Itoa(os.Getpid()) {
+		return fmt.Errorf("the processes of %s are numbered as in a container", root)
+	}
+	return nil
+}
