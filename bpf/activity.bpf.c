@@ -55,8 +55,9 @@ int each_thread(struct bpf_iter__task *ctx)
 	}
 	process->threads++;
 	process->switches += task->nvcsw + task->nivcsw;
-	/* A kernel for one CPU does not note who is on it. */
-	if (!bpf_core_field_exists(task->on_cpu) || task->on_cpu)
+	/* A kernel for one CPU does not note who is on it. Newer ones do it in
+	 * fewer bytes. */
+	if (!bpf_core_field_exists(task->on_cpu) || BPF_CORE_READ_BITFIELD(task, on_cpu))
 		process->state |= RUNS;
 	if (task->pid == task->tgid) {
 		process->switches += task->signal->nvcsw + task->signal->nivcsw;

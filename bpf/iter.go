@@ -5,11 +5,44 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
 )
+
+// KernelTypes is the kernel's type information, which takes time to read and is
+// large: for several loads, one after another, and then to be released. The zero
+// value is read when it is needed.
+type KernelTypes struct {
+	mu    sync.Mutex
+	types *kernelTypes
+}
+
+func (k *KernelTypes) use(f func(*kernelTypes) error) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.types == nil {
+		types, err := newKernelTypes()
+		if err != nil {
+			return err
+		}
+		k.types = types
+	}
+	return f(k.types)
+}
+
+// Release returns the memory to the system, if there is any.
+func (k *KernelTypes) Release() {
+	k.mu.Lock()
+	held := k.types != nil
+	k.types = nil
+	k.mu.Unlock()
+	if held {
+		debug.FreeOSMemory()
+	}
+}
 
 // iterators are programs that the kernel runs over all processes when it is
 // asked (kernel/bpf/task_iter.c, since 5.8), and the map "processes" into which
@@ -25,17 +58,15 @@ type iterators[V interface{ of() (generation uint32) }] struct {
 
 // load loads and attaches the programs, which are run in that order. The error
 // says why the kernel or the process's rights do not allow it.
-func (it *iterators[V]) load(spec *ebpf.CollectionSpec, programs ...string) error {
-	types, err := newKernelTypes()
-	if err != nil {
-		return err
-	}
+func (it *iterators[V]) load(types *KernelTypes, spec *ebpf.CollectionSpec, programs ...string) error {
 	_ = rlimit.RemoveMemlock() // see New
-	it.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: types.cache})
-	types = nil
-	debug.FreeOSMemory()
-	if err != nil {
-		return fmt.Errorf("load iterators over processes: %w", explain(err))
+	if err := types.use(func(t *kernelTypes) (err error) {
+		if it.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: t.cache}); err != nil {
+			return fmt.Errorf("load iterators over processes: %w", explain(err))
+		}
+		return nil
+	}); err != nil {
+		return err
 	}
 	for _, name := range programs {
 		l, err := link.AttachIter(link.IterOptions{Program: it.coll.Programs[name]})
@@ -132,13 +163,13 @@ func (o openFiles) of() uint32 { return o.Generation }
 
 // NewOpenFiles loads the iterators. Where the error says that the kernel or the
 // process's rights do not allow it, /proc/PID/fd tells the same, but slowly.
-func NewOpenFiles() (*OpenFiles, error) {
+func NewOpenFiles(types *KernelTypes) (*OpenFiles, error) {
 	f := &OpenFiles{counts: map[uint32]FileCount{}}
 	spec, err := loadOpenFiles()
 	if err != nil {
 		return nil, err
 	}
-	if err := f.load(spec, "each_process", "each_file"); err != nil {
+	if err := f.load(types, spec, "each_process", "each_file"); err != nil {
 		return nil, err
 	}
 	return f, nil
@@ -185,13 +216,13 @@ type activity struct {
 func (a activity) of() uint32 { return a.Generation }
 
 // NewActivities loads the iterator.
-func NewActivities() (*Activities, error) {
+func NewActivities(types *KernelTypes) (*Activities, error) {
 	a := &Activities{all: map[uint32]Activity{}}
 	spec, err := loadActivity()
 	if err != nil {
 		return nil, err
 	}
-	if err := a.load(spec, "each_thread"); err != nil {
+	if err := a.load(types, spec, "each_thread"); err != nil {
 		return nil, err
 	}
 	return a, nil

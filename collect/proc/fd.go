@@ -40,7 +40,7 @@ func newFD(env collect.Env) (collect.Probe, error) {
 	}
 	err := mayIterate(env)
 	if err == nil {
-		p.all, err = bpf.NewOpenFiles()
+		p.all, err = bpf.NewOpenFiles(&kernelTypes)
 	}
 	if err != nil {
 		p.log.Debug("open files are counted by reading each link of each process", "reason", err)
@@ -70,6 +70,7 @@ func (p *fd) drop() error {
 // knows nothing of.
 func (p *fd) count(v *collect.View) (sum bpf.FileCount, unknown []int, err error) {
 	err = v.Do(0, "fd", func() error {
+		releaseTypes()
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if p.all != nil && p.cycle != v.Cycle() {

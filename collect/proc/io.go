@@ -147,7 +147,7 @@ func newIO(env collect.Env) (collect.Probe, error) {
 	}
 	err := mayIterate(env)
 	if err == nil {
-		p.look, err = bpf.NewActivities()
+		p.look, err = bpf.NewActivities(&kernelTypes)
 	}
 	if err != nil {
 		p.log.Debug("each process is read in each cycle", "reason", err)
@@ -175,6 +175,7 @@ func (p *ioProbe) drop() error {
 // lookAround asks which processes run, if that was not done in this cycle.
 func (p *ioProbe) lookAround(v *collect.View) error {
 	return v.Do(0, "io", func() error {
+		releaseTypes()
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if p.look == nil || p.looked == v.Cycle() {

@@ -35,6 +35,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv("NODESKOOP_TEST_ONE_THREAD") != "" {
 		oneThread()
 	}
+	releaseTypes = func() {} // a VM is slow to read them
 	os.Exit(m.Run())
 }
 
@@ -621,7 +622,7 @@ func TestIOZombie(t *testing.T) {
 // with whichever thread, shows what it counted in the next sample.
 func TestIOIdle(t *testing.T) {
 	need.Root(t)
-	if look, err := bpf.NewActivities(); err != nil {
+	if look, err := bpf.NewActivities(&kernelTypes); err != nil {
 		need.Kernel(t, false, err.Error())
 	} else {
 		_ = look.Close()

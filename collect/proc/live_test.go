@@ -595,7 +595,7 @@ func TestFDAgainstLs(t *testing.T) {
 	t.Run("iter", func(t *testing.T) {
 		v, iterates := sample(func(*fd) {})
 		if !iterates {
-			_, err := bpf.NewOpenFiles()
+			_, err := bpf.NewOpenFiles(&kernelTypes)
 			proof.Refuse(t, "fd", "iter", err.Error())
 			need.Kernel(t, false, err.Error())
 		}
@@ -622,7 +622,7 @@ func TestFDAgainstLs(t *testing.T) {
 // opens and closes, and forgets processes that have ended.
 func TestFDComesAndGoes(t *testing.T) {
 	need.Root(t)
-	files, err := bpf.NewOpenFiles()
+	files, err := bpf.NewOpenFiles(&kernelTypes)
 	if err != nil {
 		need.Kernel(t, false, err.Error())
 	}

@@ -9,6 +9,7 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+	"nodeskoop/bpf"
 	"nodeskoop/collect"
 )
 
@@ -128,6 +129,13 @@ var mayTrace = sync.OnceValue(func() bool {
 	const need = 1<<unix.CAP_SYS_PTRACE | 1<<unix.CAP_DAC_READ_SEARCH
 	return data[0].Effective&need == need
 })
+
+// kernelTypes are for the probes of a Runner, which are made one after another
+// and then sampled: by then they are no longer needed.
+var (
+	kernelTypes  bpf.KernelTypes
+	releaseTypes = kernelTypes.Release
+)
 
 // firstPIDNamespace is the inode number of the kernel's first PID namespace
 // (PROC_PID_INIT_INO of include/linux/proc_ns.h).
