@@ -260,13 +260,14 @@ func TestBiolatency(t *testing.T) { eachRung(t, "biolatency", testBiolatency) }
 func testBiolatency(t *testing.T, rung Kind) {
 	needRoot(t)
 	device := loopDevice(t)
-	l := newTestLoader(t, Options{Hooks: rung, EventRate: 1e6, EventBurst: 1e6})
-	p := l.load("biolatency", Config{Slow: Zero, Slow100: time.Hour})
+	// To open it may read it, for partitions.
 	f, err := os.OpenFile(device, os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
+	l := newTestLoader(t, Options{Hooks: rung, EventRate: 1e6, EventBurst: 1e6})
+	p := l.load("biolatency", Config{Slow: Zero, Slow100: time.Hour})
 	const n = 50
 	buffer := aligned(4096)
 	var longest [2]time.Duration
