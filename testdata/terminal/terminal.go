@@ -148,9 +148,10 @@ func (t *Terminal) End(longest time.Duration) (int, error) {
 	}
 }
 
-// Close kills the program if it still runs.
+// Close kills the program and what it started, if they still run: one that
+// ignores SIGHUP, as below nohup, would keep the terminal.
 func (t *Terminal) Close() {
-	if err := t.cmd.Process.Kill(); err == nil || errors.Is(err, os.ErrProcessDone) {
+	if err := unix.Kill(-t.cmd.Process.Pid, unix.SIGKILL); err == nil || errors.Is(err, unix.ESRCH) {
 		<-t.ended
 	}
 	_ = t.master.Close()
