@@ -43,7 +43,7 @@ var seldom = []struct {
 	{"TestDamaged|TestTruncated|TestTCPSummaryText|TestTCPSummaryMany|TestTCPSummaryFollows", nil},
 	// Many processes in turn.
 	{"TestIOReaped|TestIOEachRead", nil},
-	{"TestFDComesAndGoes", []string{"5.10"}},
+	{"TestFDComesAndGoes", []string{"6.12"}},
 	// What goes on beside the probe flow on a device. This kernel attaches by
 	// clsact, and lets a packet be cut up as older ones do; the machine that
 	// runs make test has tcx.
