@@ -737,9 +737,15 @@ func newEmpty(b *testing.B, section, attachTo string) *emptyProgram {
 		return nil
 	}
 	spec.Instructions = asm.Instructions{asm.Mov.Imm(asm.R0, result), asm.Return()}
+	return loadProgram(b, spec)
+}
+
+// loadProgram loads a program for the length of the benchmark.
+func loadProgram(b *testing.B, spec *ebpf.ProgramSpec) *emptyProgram {
+	b.Helper()
 	program, err := ebpf.NewProgram(spec)
 	if err != nil {
-		b.Fatalf("load an empty program for %s: %v", section, err)
+		b.Fatalf("load the %s program for %s: %v", spec.Name, spec.SectionName, err)
 	}
 	b.Cleanup(func() { program.Close() })
 	return &emptyProgram{Program: program, spec: spec}
@@ -754,7 +760,7 @@ func newReference(b *testing.B, section, attachTo string) *emptyProgram {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { table.Close() })
-	spec := &ebpf.ProgramSpec{
+	return loadProgram(b, &ebpf.ProgramSpec{
 		Name: "reference", License: "GPL", AttachTo: attachTo, SectionName: section, Type: ebpf.RawTracepoint,
 		Instructions: asm.Instructions{
 			asm.FnKtimeGetNs.Call(),
@@ -772,13 +778,7 @@ func newReference(b *testing.B, section, attachTo string) *emptyProgram {
 			asm.Mov.Imm(asm.R0, 0).WithSymbol("out"),
 			asm.Return(),
 		},
-	}
-	program, err := ebpf.NewProgram(spec)
-	if err != nil {
-		b.Fatalf("load the reference program: %v", err)
-	}
-	b.Cleanup(func() { program.Close() })
-	return &emptyProgram{Program: program, spec: spec}
+	})
 }
 
 func (e *emptyProgram) on(b *testing.B) {

@@ -90,8 +90,8 @@ func (it *iterators[V]) Close() error {
 	return errors.Join(errs...)
 }
 
-// read runs the programs and hands each process to see.
-func (it *iterators[V]) read(see func(pid uint32, v *V)) error {
+// each runs the programs and hands each process to see.
+func (it *iterators[V]) each(see func(pid uint32, v *V)) error {
 	it.generation++
 	if err := it.coll.Variables["generation"].Set(it.generation); err != nil {
 		return fmt.Errorf("begin to iterate over processes: %w", err)
@@ -175,12 +175,12 @@ func NewOpenFiles(types *KernelTypes) (*OpenFiles, error) {
 	return f, nil
 }
 
-// Count counts anew. The map has every process that ran when the call began, by
+// Read counts anew. The map has every process that ran when the call began, by
 // its number in the first PID namespace, but for those beyond 16,384. It is the
 // caller's until the next call.
-func (f *OpenFiles) Count() (map[uint32]FileCount, error) {
+func (f *OpenFiles) Read() (map[uint32]FileCount, error) {
 	clear(f.counts)
-	err := f.read(func(pid uint32, o *openFiles) { f.counts[pid] = FileCount{int(o.Open), int(o.Sockets)} })
+	err := f.each(func(pid uint32, o *openFiles) { f.counts[pid] = FileCount{int(o.Open), int(o.Sockets)} })
 	if err != nil {
 		return nil, err
 	}
@@ -228,12 +228,12 @@ func NewActivities(types *KernelTypes) (*Activities, error) {
 	return a, nil
 }
 
-// Look reads anew. The map has the processes that are not on a CPU, by their
+// Read looks anew. The map has the processes that are not on a CPU, by their
 // number in the first PID namespace, but for those beyond 16,384. It is the
 // caller's until the next call.
-func (a *Activities) Look() (map[uint32]Activity, error) {
+func (a *Activities) Read() (map[uint32]Activity, error) {
 	clear(a.all)
-	err := a.read(func(pid uint32, x *activity) {
+	err := a.each(func(pid uint32, x *activity) {
 		const runs = 1 << 31
 		if x.State&runs == 0 {
 			a.all[pid] = Activity{x.Threads, x.Parent, x.State, x.Switches, x.Start}

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"log/slog"
 	"sync"
 	"unsafe"
 
@@ -22,30 +21,19 @@ import (
 // it has not seen, such as have just started, are read one by one.
 type fd struct {
 	root         string
-	log          *slog.Logger
 	open, socket *collect.Metric
 
-	mu     sync.Mutex
-	all    *bpf.OpenFiles // nil: this kernel does not let it
-	cycle  uint64         // that the counts are of
-	counts map[uint32]bpf.FileCount
+	mu  sync.Mutex
+	all snapshot[bpf.FileCount]
 }
 
 func newFD(env collect.Env) (collect.Probe, error) {
-	p := &fd{
+	return &fd{
 		root:   env.ProcRoot,
-		log:    env.Log,
 		open:   collect.MustMetric("kubeskoop_fdopenfd"),
 		socket: collect.MustMetric("kubeskoop_fd_opensocket"),
-	}
-	err := mayIterate(env)
-	if err == nil {
-		p.all, err = bpf.NewOpenFiles(&kernelTypes)
-	}
-	if err != nil {
-		p.log.Debug("open files are counted by reading each link of each process", "reason", err)
-	}
-	return p, nil
+		all:    newSnapshot[bpf.FileCount](env, "open files are counted by reading each link of each process", bpf.NewOpenFiles),
+	}, nil
 }
 
 func (*fd) Over() collect.Over { return collect.EachPod }
@@ -53,16 +41,7 @@ func (*fd) Over() collect.Over { return collect.EachPod }
 func (p *fd) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.drop()
-}
-
-func (p *fd) drop() error {
-	all := p.all
-	p.all, p.counts = nil, nil
-	if all == nil {
-		return nil
-	}
-	return all.Close()
+	return p.all.drop()
 }
 
 // count counts the descriptors of all processes, if that was not done in this
@@ -70,23 +49,15 @@ func (p *fd) drop() error {
 // knows nothing of.
 func (p *fd) count(v *collect.View) (sum bpf.FileCount, unknown []int, err error) {
 	err = v.Do(0, "fd", func() error {
-		releaseTypes()
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if p.all != nil && p.cycle != v.Cycle() {
-			counts, err := p.all.Count()
-			if err != nil {
-				p.log.Warn("open files are counted by reading each link of each process from now on", "reason", err)
-				_ = p.drop()
-			}
-			p.cycle, p.counts = v.Cycle(), counts
-		}
-		if p.all == nil {
+		p.all.refresh(v)
+		if p.all.iterator == nil {
 			unknown = v.PIDs()
 			return nil
 		}
 		for _, pid := range v.PIDs() {
-			c, ok := p.counts[uint32(pid)]
+			c, ok := p.all.of[uint32(pid)]
 			if !ok {
 				unknown = append(unknown, pid)
 			}

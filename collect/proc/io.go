@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -40,14 +39,11 @@ import (
 // have not run. They have counted nothing, and are not read again.
 type ioProbe struct {
 	root    string
-	log     *slog.Logger
 	metrics [ioFields]*collect.Metric
 
 	mu       sync.Mutex
-	look     *bpf.Activities // nil: this kernel does not let it
-	looked   uint64          // the Runner's cycle in which that was done last
-	lookedAt uint64          // by clock
-	activity map[uint32]bpf.Activity
+	activity snapshot[bpf.Activity]
+	lookedAt uint64 // when activity was asked for, or before
 
 	procs map[int]*process
 	clock uint64     // numbers the readings
@@ -137,7 +133,7 @@ type ioTotals struct {
 }
 
 func newIO(env collect.Env) (collect.Probe, error) {
-	p := &ioProbe{root: env.ProcRoot, log: env.Log, procs: map[int]*process{}}
+	p := &ioProbe{root: env.ProcRoot, procs: map[int]*process{}}
 	for _, m := range metricsOf("io") {
 		i := slices.Index(ioNames[:], m.Field)
 		if i < 0 {
@@ -145,13 +141,7 @@ func newIO(env collect.Env) (collect.Probe, error) {
 		}
 		p.metrics[i] = m
 	}
-	err := mayIterate(env)
-	if err == nil {
-		p.look, err = bpf.NewActivities(&kernelTypes)
-	}
-	if err != nil {
-		p.log.Debug("each process is read in each cycle", "reason", err)
-	}
+	p.activity = newSnapshot[bpf.Activity](env, "each process is read in each cycle", bpf.NewActivities)
 	return p, nil
 }
 
@@ -160,34 +150,19 @@ func (*ioProbe) Over() collect.Over { return collect.EachPod }
 func (p *ioProbe) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.drop()
-}
-
-func (p *ioProbe) drop() error {
-	look := p.look
-	p.look, p.activity = nil, nil
-	if look == nil {
-		return nil
-	}
-	return look.Close()
+	return p.activity.drop()
 }
 
 // lookAround asks which processes run, if that was not done in this cycle.
 func (p *ioProbe) lookAround(v *collect.View) error {
 	return v.Do(0, "io", func() error {
-		releaseTypes()
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if p.look == nil || p.looked == v.Cycle() {
-			return nil
+		if p.activity.cycle != v.Cycle() {
+			p.clock++
+			p.lookedAt = p.clock
 		}
-		p.clock++
-		activity, err := p.look.Look()
-		if err != nil {
-			p.log.Warn("each process is read in each cycle from now on", "reason", err)
-			_ = p.drop()
-		}
-		p.looked, p.lookedAt, p.activity = v.Cycle(), p.clock, activity
+		p.activity.refresh(v)
 		return nil
 	})
 }
@@ -198,7 +173,7 @@ func (p *ioProbe) idle(s *ioTotals, pid int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	x := p.procs[pid]
-	if x == nil || x.gone || x.owner != s || !x.activity.Idle(p.activity[uint32(pid)]) {
+	if x == nil || x.gone || x.owner != s || !x.activity.Idle(p.activity.of[uint32(pid)]) {
 		return false
 	}
 	x.seen = s.samples
@@ -290,7 +265,7 @@ func (p *ioProbe) take(s *ioTotals, r *reading, host bool) {
 		s.members = append(s.members, x)
 	}
 	x.seen = s.samples
-	x.activity = p.activity[uint32(r.pid)]
+	x.activity = p.activity.of[uint32(r.pid)]
 	p.grow(x, r)
 }
 

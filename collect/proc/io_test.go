@@ -242,7 +242,7 @@ func TestIOEachRead(t *testing.T) {
 	ioFactory = func(env collect.Env) (collect.Probe, error) {
 		p, err := newIO(env)
 		if err == nil {
-			err = p.(*ioProbe).drop()
+			err = p.(*ioProbe).activity.drop()
 		}
 		return p, err
 	}
@@ -616,8 +616,6 @@ func TestIOZombie(t *testing.T) {
 	}
 }
 
-// TestIOFirstSampleIsPlain: the first sample is the plain sum, of the host's
-// processes as of a pod's.
 // TestIOIdle: a process that has not run is not read again, and one that has,
 // with whichever thread, shows what it counted in the next sample.
 func TestIOIdle(t *testing.T) {
@@ -712,6 +710,8 @@ func parentOf(t *testing.T, pid int) int {
 	return n
 }
 
+// TestIOFirstSampleIsPlain: the first sample is the plain sum, of the host's
+// processes as of a pod's.
 func TestIOFirstSampleIsPlain(t *testing.T) {
 	s := newIOPods(t)
 	s.add("a", os.Getpid(), func() []int { return nil })

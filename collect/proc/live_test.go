@@ -584,11 +584,11 @@ func TestFDAgainstLs(t *testing.T) {
 		if v[nsnet.Host]["kubeskoop_fdopenfd"] < 10 {
 			t.Errorf("the host has %v descriptors open", v[nsnet.Host]["kubeskoop_fdopenfd"])
 		}
-		return v, p.all != nil
+		return v, p.all.iterator != nil
 	}
 
 	t.Run("links", func(t *testing.T) {
-		v, _ := sample(func(p *fd) { _ = p.drop() })
+		v, _ := sample(func(p *fd) { _ = p.all.drop() })
 		proof.Take(t, "fd", "procfs", nil)
 		v.Prove(t, "fd", "procfs", "ls", "a", want)
 	})
@@ -604,15 +604,15 @@ func TestFDAgainstLs(t *testing.T) {
 	})
 	t.Run("unseen", func(t *testing.T) {
 		v, _ := sample(func(p *fd) {
-			if p.all == nil {
+			if p.all.iterator == nil {
 				return
 			}
 			// As if all but one of the processes had started later.
-			counts, err := p.all.Count()
+			counts, err := p.all.iterator.Read()
 			if err != nil {
 				t.Fatal(err)
 			}
-			p.cycle, p.counts = 1, map[uint32]bpf.FileCount{uint32(pod.PIDs[0]): counts[uint32(pod.PIDs[0])]}
+			p.all.cycle, p.all.of = 1, map[uint32]bpf.FileCount{uint32(pod.PIDs[0]): counts[uint32(pod.PIDs[0])]}
 		})
 		v.Want(t, "a", want)
 	})
@@ -630,7 +630,7 @@ func TestFDComesAndGoes(t *testing.T) {
 	own := uint32(os.Getpid())
 	count := func() (map[uint32]bpf.FileCount, bpf.FileCount) {
 		t.Helper()
-		all, err := files.Count()
+		all, err := files.Read()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -3,6 +3,7 @@ package proc
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strconv"
 	"sync"
@@ -140,6 +141,65 @@ var (
 // firstPIDNamespace is the inode number of the kernel's first PID namespace
 // (PROC_PID_INIT_INO of include/linux/proc_ns.h).
 const firstPIDNamespace = 0xEFFFFFFC
+
+// snapshot is what an iterator of the kernel tells of all processes, asked once
+// in a cycle. It is not safe for use by several goroutines.
+type snapshot[V any] struct {
+	log      *slog.Logger
+	instead  string      // what is done where there is no iterator
+	iterator iterator[V] // nil: there is none
+	cycle    uint64      // in which it was asked last
+	of       map[uint32]V
+}
+
+type iterator[V any] interface {
+	Read() (map[uint32]V, error)
+	Close() error
+}
+
+// newSnapshot makes the iterator, if that can be.
+func newSnapshot[V any, I iterator[V]](env collect.Env, instead string, load func(*bpf.KernelTypes) (I, error)) snapshot[V] {
+	s := snapshot[V]{log: env.Log, instead: instead}
+	err := mayIterate(env)
+	if err == nil {
+		var i I
+		if i, err = load(&kernelTypes); err == nil {
+			s.iterator = i
+		}
+	}
+	if err != nil {
+		s.log.Debug(instead, "reason", err)
+	}
+	return s
+}
+
+// refresh asks the iterator, if that was not done in this cycle. One that fails
+// is given up.
+func (s *snapshot[V]) refresh(v *collect.View) {
+	if s.cycle == v.Cycle() {
+		return
+	}
+	s.cycle = v.Cycle()
+	releaseTypes()
+	if s.iterator == nil {
+		return
+	}
+	var err error
+	if s.of, err = s.iterator.Read(); err != nil {
+		s.log.Warn(s.instead+" from now on", "reason", err)
+		_ = s.drop()
+	}
+}
+
+// drop goes on without the iterator.
+func (s *snapshot[V]) drop() error {
+	i := s.iterator
+	s.iterator, s.of = nil, nil
+	if i == nil {
+		return nil
+	}
+	return i.Close()
+}
 
 // mayIterate returns an error where the kernel's iterators over processes are of
 // no use: for a single cycle, or where procfs does not number processes as the
