@@ -6,6 +6,7 @@
  * Nothing of it runs but when it is asked. */
 
 #include "headers/kernel.h"
+#include "headers/processes.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -20,16 +21,7 @@ struct process {
 	__u32 state; /* exit_state, and RUNS if a thread is on a CPU */
 };
 
-/* Numbers the readings, so that what an earlier one left behind is known. */
-__u32 generation;
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 16384);
-	__type(key, __u32);
-	__type(value, struct process);
-} processes SEC(".maps");
+DEFINE_PROCESSES();
 
 /* Whenever a thread leaves the CPU it is counted, as one that waits or as one
  * that must (kernel/sched/core.c, __schedule). So a process that runs nowhere

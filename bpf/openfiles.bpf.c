@@ -6,6 +6,7 @@
  * the probe fd. Nothing of it runs but when it is asked. */
 
 #include "headers/kernel.h"
+#include "headers/processes.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -15,16 +16,7 @@ struct process {
 	__u32 sockets;
 };
 
-/* Numbers the countings, so that what an earlier one left behind is known. */
-__u32 generation;
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 16384);
-	__type(key, __u32);
-	__type(value, struct process);
-} processes SEC(".maps");
+DEFINE_PROCESSES();
 
 /* Each process, those without any descriptor included: who is not in the map
  * had no room in it, or started later. */
