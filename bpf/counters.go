@@ -245,15 +245,21 @@ type dropKey struct {
 	Netns    uint32
 	Reason   uint32
 	Location uint64
+	Traits   uint32 // of a packet that is left to judge here, else 0
+	Unused   uint32
 }
 
 type dropReader struct {
-	keys    []dropKey
-	values  []uint64
-	single  []uint64
-	noMore  bool
-	classes map[uint64]DropClass // of the locations seen, by address
-	sums    []dropSum
+	keys       []dropKey
+	values     []uint64
+	single     []uint64
+	noMore     bool
+	generation int                  // of the symbols that the classes are by
+	classes    map[uint64]DropClass // of the locations seen, by address
+	verdicts   map[dropKey]Why      // of what was left to judge here
+	ignored    [whys]uint64         // of that
+	forgotten  [whys]uint64         // of that, in namespaces that are gone
+	sums       []dropSum
 }
 
 type dropSum struct {
@@ -268,7 +274,7 @@ func (p *Probe) Drops(f func(Drop)) error {
 	if p.closed || p.maps["drops"] == nil {
 		return fmt.Errorf("read the drops of probe %s: it is closed, or has none", p.name)
 	}
-	err := p.eachDrop(func(k dropKey, n uint64) {
+	err := p.eachLoss(func(k dropKey, n uint64) {
 		if n > 0 {
 			f(Drop{Netns: uint64(k.Netns), Reason: k.Reason, Location: k.Location, Class: p.classOf(k), Count: n})
 		}
@@ -284,6 +290,11 @@ func (p *Probe) classOf(k dropKey) DropClass {
 		return DropNetfilter
 	}
 	r := &p.drops
+	if g := p.loader.symbols.Generation(); g != r.generation {
+		// Another module may be where one was.
+		r.generation = g
+		clear(r.classes)
+	}
 	if class, ok := r.classes[k.Location]; ok {
 		return class
 	}
@@ -306,7 +317,7 @@ func (p *Probe) classOf(k dropKey) DropClass {
 func (p *Probe) dropCounters(f func(netns uint64, slot int, value uint64)) error {
 	r := &p.drops
 	r.sums = r.sums[:0]
-	err := p.eachDrop(func(k dropKey, n uint64) {
+	err := p.eachLoss(func(k dropKey, n uint64) {
 		i, found := slices.BinarySearchFunc(r.sums, k.Netns, func(s dropSum, netns uint32) int { return cmp.Compare(s.netns, netns) })
 		if !found {
 			r.sums = slices.Insert(r.sums, i, dropSum{netns: k.Netns})
@@ -322,6 +333,71 @@ func (p *Probe) dropCounters(f func(netns uint64, slot int, value uint64)) error
 		}
 	}
 	return nil
+}
+
+// Ignored tells how many packets the kernel freed as dropped that were no
+// losses, by why. With what Drops tells, they are all that it freed so.
+func (p *Probe) Ignored() (map[Why]uint64, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m := p.maps["ignored"]
+	if p.closed || m == nil {
+		return nil, fmt.Errorf("read the ignored packets of probe %s: it is closed, or has none", p.name)
+	}
+	// What was left to judge is in the other table.
+	if err := p.eachLoss(func(dropKey, uint64) {}); err != nil {
+		return nil, fmt.Errorf("read the ignored packets of probe %s: %w", p.name, err)
+	}
+	sums := map[Why]uint64{}
+	for _, why := range WhyIgnored() {
+		var values []uint64
+		if err := m.Lookup(uint32(why), &values); err != nil {
+			return nil, fmt.Errorf("read the ignored packets of probe %s: %w", p.name, err)
+		}
+		for _, n := range values {
+			sums[why] += n
+		}
+		sums[why] += p.drops.ignored[why]
+	}
+	return sums, nil
+}
+
+// why judges a lost packet that the kernel left to judge here: one that was
+// freed by a module whose functions were not known yet.
+func (p *Probe) why(k dropKey) Why {
+	r := &p.drops
+	k.Netns = 0
+	if why, ok := r.verdicts[k]; ok {
+		return why
+	}
+	function := p.loader.symbols.Function(k.Location)
+	why := lossTable.judge(function, p.loader.reasons, k.Reason, traits(k.Traits)&^undecidedTraits)
+	if r.verdicts == nil || len(r.verdicts) > 4096 {
+		r.verdicts = map[dropKey]Why{}
+	}
+	r.verdicts[k] = why
+	return why
+}
+
+// eachLoss calls emit for the counters of lost packets, and sums those of
+// others.
+func (p *Probe) eachLoss(emit func(dropKey, uint64)) error {
+	if err := p.mapCode(false); err != nil {
+		return err
+	}
+	p.drops.ignored = p.drops.forgotten
+	return p.eachDrop(func(k dropKey, n uint64) {
+		if k.Netns > 0 && k.Netns < uint32(whys) {
+			return // an ignored packet's place, for tests
+		}
+		if k.Traits != 0 {
+			if why := p.why(k); why != Lost {
+				p.drops.ignored[why] += n
+				return
+			}
+		}
+		emit(k, n)
+	})
 }
 
 func (p *Probe) eachDrop(emit func(dropKey, uint64)) error {
@@ -367,9 +443,15 @@ func (p *Probe) eachDrop(emit func(dropKey, uint64)) error {
 // pass over the keys costs less than an index kept all the time.
 func (p *Probe) forgetDrops(gone map[uint32]bool) error {
 	var keys []dropKey
-	err := p.eachDrop(func(k dropKey, _ uint64) {
-		if gone[k.Netns] {
-			keys = append(keys, k)
+	err := p.eachDrop(func(k dropKey, n uint64) {
+		if !gone[k.Netns] {
+			return
+		}
+		keys = append(keys, k)
+		if k.Traits != 0 {
+			if why := p.why(k); why != Lost {
+				p.drops.forgotten[why] += n
+			}
 		}
 	})
 	for i := range keys {

@@ -15,21 +15,36 @@ import (
 )
 
 // Symbols names the kernel's code addresses. It reads /proc/kallsyms when it
-// is first asked, keeps it in one sorted table, and reads it again when an
-// address lies where no known code is (a module loaded since), though at most
-// once a second. Its methods may be called from several goroutines.
+// is first asked and keeps it in one sorted table. It reads it again when
+// modules have been loaded or removed since, for which it looks when it is
+// asked for an address outside the kernel's own code, and when an address lies
+// where no known code is, though at most once a second. Its methods may be
+// called from several goroutines.
 type Symbols struct {
-	path string
-	now  func() time.Time
+	path    string
+	modules string // the file /proc/modules
+	now     func() time.Time
 
-	mu    sync.Mutex
-	table symbolTable
-	read  time.Time // of the last attempt
-	err   error
+	mu         sync.Mutex
+	table      symbolTable
+	read       time.Time // of the last attempt
+	err        error
+	generation int // of the table
+	// Which modules the table knows, and when that was compared last.
+	known    string
+	compared time.Time
+	// loads, where set, counts the modules loaded so far; as of the last
+	// comparison.
+	loads     func() (uint64, bool)
+	loadsThen uint64
 }
 
 // refreshAfter is how long a table is trusted although an address is missing.
 const refreshAfter = time.Second
+
+// compareAfter is how long a list of modules is trusted where nothing tells of
+// modules that are loaded.
+const compareAfter = 50 * time.Millisecond
 
 // farthest is how long a function may be at most: an address farther behind
 // the last symbol before it lies in code that the table does not know.
@@ -41,14 +56,15 @@ var ErrNoAddresses = errors.New("/proc/kallsyms shows no addresses: the process 
 
 // NewSymbols gives a table that reads nothing until it is asked.
 func NewSymbols() *Symbols {
-	return &Symbols{path: "/proc/kallsyms", now: time.Now}
+	return &Symbols{path: "/proc/kallsyms", modules: "/proc/modules", now: time.Now}
 }
 
 // symbolTable holds names in one string, so that 100,000 symbols are two
 // objects on the heap and not 100,000.
 type symbolTable struct {
-	symbols []symbol
-	names   string
+	symbols    []symbol
+	names      string
+	start, end uint64 // of the kernel's own code; 0: not known
 }
 
 type symbol struct {
@@ -65,15 +81,14 @@ func (s *Symbols) Lookup(address uint64) (name string, offset uint64, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	name, offset, ok = s.table.lookup(address)
-	if ok {
+	if ok && (s.table.isKernel(address) || !s.staleNow()) {
 		return name, offset, true
 	}
 	now := s.now()
-	if !s.read.IsZero() && now.Sub(s.read) < refreshAfter {
+	if !ok && !s.read.IsZero() && now.Sub(s.read) < refreshAfter && !s.staleNow() {
 		return "", 0, false
 	}
-	s.read = now
-	if s.err = s.load(); s.err != nil {
+	if s.load(); s.err != nil {
 		return "", 0, false
 	}
 	return s.table.lookup(address)
@@ -84,10 +99,82 @@ func (s *Symbols) Err() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.read.IsZero() {
-		s.read = s.now()
-		s.err = s.load()
+		s.load()
 	}
 	return s.err
+}
+
+// Refresh reads the symbols again if modules have been loaded or removed
+// since, and tells why there are none.
+func (s *Symbols) Refresh() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.read.IsZero() || s.listModules() != s.known {
+		s.load()
+	}
+	return s.err
+}
+
+// Stale reports whether modules have been loaded or removed since the symbols
+// were read.
+func (s *Symbols) Stale() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.read.IsZero() && s.listModules() != s.known
+}
+
+// Generation changes whenever the symbols are read again.
+func (s *Symbols) Generation() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.generation
+}
+
+// follow makes loads tell how many modules have been loaded so far.
+func (s *Symbols) follow(loads func() (uint64, bool)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.loads = loads
+	s.compared = time.Time{}
+}
+
+// staleNow is Stale at the price of a look at a counter, or of a look at the
+// list of modules now and then. The caller holds the lock.
+func (s *Symbols) staleNow() bool {
+	if s.loads != nil {
+		if n, ok := s.loads(); ok {
+			if n == s.loadsThen && !s.compared.IsZero() {
+				return false
+			}
+			s.loadsThen, s.compared = n, s.now()
+			return s.listModules() != s.known
+		}
+	}
+	now := s.now()
+	if !s.compared.IsZero() && now.Sub(s.compared) < compareAfter {
+		return false
+	}
+	s.compared = now
+	return s.listModules() != s.known
+}
+
+// listModules gives the names and addresses of the modules that are loaded,
+// without what changes from one moment to the next; "" where there are none.
+func (s *Symbols) listModules() string {
+	if s.modules == "" {
+		return ""
+	}
+	text, err := os.ReadFile(s.modules)
+	if err != nil {
+		return ""
+	}
+	var list strings.Builder
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) >= 6 {
+			list.WriteString(f[0] + " " + f[5] + "\n")
+		}
+	}
+	return list.String()
 }
 
 // Location is a return address as symbol+0xoffset, or the bare address. The
@@ -147,40 +234,38 @@ func isTracing(location string) bool {
 	return false
 }
 
-// ranges gives where a function's code lies, for each part that the compiler
-// made of it.
-func (s *Symbols) ranges(names []string) [][2]uint64 {
-	if s.Err() != nil {
-		return nil
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var found [][2]uint64
-	for i, sym := range s.table.symbols {
-		name, _, _ := strings.Cut(s.table.text(sym), ".")
-		if i+1 < len(s.table.symbols) && slices.Contains(names, name) {
-			found = append(found, [2]uint64{sym.address, s.table.symbols[i+1].address})
-		}
-	}
-	return found
-}
-
-func (s *Symbols) load() error {
+// load reads the symbols. The caller holds the lock. The list of modules is
+// read before: what is loaded meanwhile is found by the next comparison.
+func (s *Symbols) load() {
+	s.read = s.now()
+	known := s.listModules()
 	f, err := os.Open(s.path)
 	if err != nil {
-		return fmt.Errorf("kernel symbols: %w", err)
+		s.err = fmt.Errorf("kernel symbols: %w", err)
+		return
 	}
 	defer f.Close()
 	table, err := parseSymbols(f)
 	if err != nil {
-		return fmt.Errorf("read %s: %w", s.path, err)
+		s.err = fmt.Errorf("read %s: %w", s.path, err)
+		return
 	}
-	s.table = table
-	return nil
+	s.table, s.known, s.err = table, known, nil
+	s.generation++
 }
 
-// endOfText is not a function: what lies behind it is modules and programs.
-const endOfText = "_etext"
+// isKernel reports whether an address lies in the kernel's own code, which
+// stays what it is.
+func (t *symbolTable) isKernel(address uint64) bool {
+	return address >= t.start && address < t.end
+}
+
+// startOfText and endOfText are no functions: they enclose the kernel's own
+// code, beyond which lie modules and programs.
+const (
+	startOfText = "_stext"
+	endOfText   = "_etext"
+)
 
 func (t *symbolTable) lookup(address uint64) (string, uint64, bool) {
 	i, found := slices.BinarySearchFunc(t.symbols, address, func(s symbol, a uint64) int {
@@ -214,6 +299,7 @@ func parseSymbols(r io.Reader) (symbolTable, error) {
 		names   strings.Builder
 		zero    = true
 		lines   int
+		table   symbolTable
 	)
 	in := bufio.NewScanner(r)
 	in.Buffer(make([]byte, 64<<10), 64<<10)
@@ -230,6 +316,12 @@ func parseSymbols(r io.Reader) (symbolTable, error) {
 		}
 		if a != 0 {
 			zero = false
+		}
+		switch string(rest[2:]) {
+		case startOfText:
+			table.start = a
+		case endOfText:
+			table.end = a
 		}
 		switch rest[0] {
 		case 't', 'T', 'w', 'W':
@@ -274,5 +366,6 @@ func parseSymbols(r io.Reader) (symbolTable, error) {
 		return 0
 	})
 	symbols = slices.CompactFunc(symbols, func(a, b symbol) bool { return a.address == b.address })
-	return symbolTable{symbols: slices.Clip(symbols), names: names.String()}, nil
+	table.symbols, table.names = slices.Clip(symbols), names.String()
+	return table, nil
 }

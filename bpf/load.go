@@ -244,9 +244,21 @@ func (l *Loader) Load(name string, config Config) (*Probe, error) {
 		p.release()
 		return nil, fmt.Errorf("load probe %s: %w", name, err)
 	}
+	if d.begin != nil {
+		if err := d.begin(p); err != nil {
+			p.release()
+			return nil, fmt.Errorf("load probe %s: %w", name, err)
+		}
+	}
 	if err := p.attach(spec, types); err != nil {
 		p.release()
 		return nil, err
+	}
+	if d.started != nil {
+		if err := d.started(p); err != nil {
+			p.release()
+			return nil, fmt.Errorf("load probe %s: %w", name, err)
+		}
 	}
 	l.probes[p] = struct{}{}
 	return p, nil

@@ -2,10 +2,15 @@
 
 //go:build ignore
 
-/* packetloss: packets that the kernel dropped, by namespace, reason and place.
+/* packetloss: packets that somebody should have got and did not, by namespace,
+ * reason and place.
  *
- * The counters hold the address of the place; what function that is, and so
- * which class of loss, is user space's to say: it has the symbols. */
+ * The kernel frees packets by kfree_skb() also where nothing is lost. What is
+ * ignored, and why, is the table of rules in losses.go: a rule names
+ * functions, reasons and traits of the packet. The programs here find the
+ * rules of the function (a search in a table of code addresses), those of the
+ * reason (an index), and ask the traits of what both have in common. A packet
+ * that no rule names is lost. */
 
 #include "headers/kernel.h"
 #include "headers/event.h"
@@ -16,6 +21,8 @@ struct drop_key {
 	__u32 netns;
 	__u32 reason;
 	__u64 location;
+	__u32 traits; /* of an undecided packet, else 0 */
+	__u32 unused;
 };
 
 /* What user space finds where the kernel gives no reasons (before 5.17), and
@@ -30,61 +37,389 @@ struct {
 	__type(value, __u64);
 } drops SEC(".maps");
 
-/* Functions in which a closing socket empties its queues: no loss. Only for
- * kernels that do not say so by a reason. */
-#define PURGES 8
+/* Why a packet is no loss; the order is losses.go's. */
+enum why { LOST, DELIVERED, UNWANTED, CLOSING, NOT_A_PACKET, UNDECIDED, WHYS };
 
-struct purge {
-	__u64 start;
-	__u64 end;
-};
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, WHYS);
+	__type(key, enum why);
+	__type(value, __u64);
+} ignored SEC(".maps");
 
-const volatile struct purge purges[PURGES] = {};
+/* For tests: ignored packets are counted in `drops` too, by place, under their
+ * enum why in place of a namespace. */
+const volatile bool keep_places = false;
 
 /* Whether the tracepoint has the receiving socket, from the kernel's BTF. */
 const volatile bool has_rx_sk = false;
 const volatile bool with_stack = true;
 
-static __always_inline bool is_purge(__u64 location)
+/* Traits of a packet, as the rules name them; the order is losses.go's. */
+enum trait {
+	/* What the structure is. */
+	NO_PACKET = 1 << 0, /* a message of netlink, of a local socket, ... */
+	DEVICE = 1 << 1, /* it is at a device, in no socket's queue */
+	GROUP = 1 << 2, /* the frame was sent to a group, or to everybody */
+	OTHERHOST = 1 << 3, /* the frame was sent to another host */
+	PULLED = 1 << 4, /* its data begins behind its IP header: a part of a packet */
+	OUTGOING = 1 << 5, /* a copy for a capture, or of a socket's error queue */
+	COPIED = 1 << 6, /* somebody has, or had, a copy of it */
+	/* What its headers say. */
+	BARE = 1 << 7, /* TCP: neither data nor SYN, FIN or RST */
+	FIN = 1 << 8, /* TCP: FIN without data */
+	RST = 1 << 9, /* TCP: RST */
+	SYN = 1 << 10, /* TCP: SYN without data */
+	BYTE = 1 << 11, /* TCP: one byte of data */
+	ECHO_REPLY = 1 << 12, /* ICMP, ICMPv6 */
+	ICMPV6 = 1 << 13,
+	CHECKSUM = 1 << 14, /* its checksum is right, or a device said so */
+	DHCP_REPLY = 1 << 15, /* UDP to a DHCPv4 client */
+	CONTROL = 1 << 16, /* IGMP, or ICMPv6 to a group */
+	/* What its socket says. */
+	OLD = 1 << 17, /* TCP: the socket has all of it already */
+	LISTENER = 1 << 18, /* TCP: a socket that listens */
+	DEFERRED = 1 << 19, /* TCP: one with TCP_DEFER_ACCEPT */
+	INFORMED = 1 << 20, /* the socket would be known, were there one */
+};
+
+/* The rules, in the order in which they are asked; bit n of a mask stands for
+ * rule n. */
+#define RULES 40
+
+struct rule {
+	__u32 need; /* traits that the packet has */
+	__u32 deny; /* traits that it has not */
+	__u32 why; /* enum why; 0: no rule */
+	__u32 unused;
+};
+
+const volatile struct rule rules[RULES] = {};
+
+#define RULE_MASK ((1ull << RULES) - 1)
+
+/* Functions that the verifier follows once, whatever leads to them: it would
+ * try each set of traits with each rule else, and give up. They have numbers
+ * for arguments. */
+#define VERIFIED_ONCE __attribute__((noinline))
+
+/* Rules that name no function, that name no reason, and that apply where the
+ * kernel gives no reasons. */
+const volatile __u64 rules_anywhere = 0;
+const volatile __u64 rules_any_reason = 0;
+const volatile __u64 rules_no_reasons = 0;
+/* Rules that ask for traits of the headers or of the socket. */
+const volatile __u64 rules_of_headers = 0;
+
+#define REASONS 256
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, REASONS);
+	__type(key, __u32);
+	__type(value, __u64);
+} rules_by_reason SEC(".maps");
+
+/* Code addresses: a step is where the rules change. The upper bits of its mask
+ * say more of the code from there on. */
+#define STEPS 2048
+#define AT_MODULE (1ull << 63) /* beyond the kernel's own code */
+#define AT_FRAGMENTS (1ull << 62) /* frees a queue of fragments */
+#define AT_FRAGMENT (1ull << 61) /* frees the fragment at hand */
+#define AT_EXPIRY (1ull << 60) /* what a timer of such a queue calls */
+#define AT_READER (1ull << 59) /* runs in the process that reads */
+#define AT_LIST (1ull << 58) /* frees the parts of a packet */
+
+struct step {
+	__u64 start;
+	__u64 mask;
+};
+
+/* In order; those that are not in use start at the last address there is. */
+struct steps {
+	struct step step[STEPS];
+};
+
+/* Two tables: user space writes the one not in use, and then switches. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct steps);
+} code SEC(".maps");
+
+enum state {
+	STATE_TABLE, /* which of the two is in use */
+	STATE_LOADED, /* modules that were loaded since the start */
+	STATE_KNOWN, /* how many of them the table knows */
+	STATE_INFORMED, /* the programs that note sockets are attached */
+	STATES,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, STATES);
+	__type(key, enum state);
+	__type(value, __u64);
+} state SEC(".maps");
+
+static __always_inline __u64 state_of(__u32 which)
 {
-	for (int i = 0; i < PURGES; i++) {
-		if (location >= purges[i].start && location < purges[i].end)
-			return true;
-	}
-	return false;
+	__u64 *value = bpf_map_lookup_elem(&state, &which);
+
+	return value ? *value : 0;
 }
 
-static __always_inline bool is_normal(__u64 location, __u32 reason)
+/* What one program notes for the next on the same CPU. */
+struct notes {
+	__u64 skb; /* whose socket this is: */
+	__u64 sk;
+	__u64 part; /* the next part of a lost packet, freed after it */
+	__u64 part_location; /* where, why and whose that was lost */
+	__u32 part_reason;
+	__u32 part_netns;
+	__u32 fragment_netns; /* of the fragment that was freed last */
+	__u32 expiry_netns; /* of the queue of fragments whose timer runs */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct notes);
+} notes SEC(".maps");
+
+static __always_inline struct notes *notes_here(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&notes, &zero);
+}
+
+/* A return address may be the first of the next function, where the call ends
+ * its own: so the search is for what begins before it. It calculates in place
+ * of branching, since the verifier would follow each of its ways. All
+ * code is in the upper half of the addresses, so a difference has a sign. */
+VERIFIED_ONCE __u64 code_at(__u64 location)
+{
+	__u32 table = state_of(STATE_TABLE);
+	struct steps *s = bpf_map_lookup_elem(&code, &table);
+	__u64 low = 0;
+
+	if (!s || !s->step[0].start)
+		return rules_anywhere;
+#pragma unroll
+	for (__u64 half = STEPS / 2; half; half /= 2) {
+		__u64 middle = low | half;
+
+		barrier_var(middle); /* or the compiler leaves out the bound */
+		middle &= STEPS - 1;
+		low |= half & -((s->step[middle].start - location) >> 63);
+	}
+	barrier_var(low);
+	return s->step[low & (STEPS - 1)].mask;
+}
+
+static __always_inline __u64 rules_for(__u32 reason)
+{
+	__u64 *mask;
+
+	if (!bpf_core_type_exists(enum skb_drop_reason))
+		return rules_no_reasons;
+	mask = bpf_map_lookup_elem(&rules_by_reason, &reason);
+	return mask ? *mask : rules_any_reason;
+}
+
+/* The kernel's own word that nothing is lost. */
+static __always_inline bool is_consumed(__u32 reason)
 {
 	if (!bpf_core_type_exists(enum skb_drop_reason))
-		return is_purge(location);
+		return false;
 	if (reason == bpf_core_enum_value(enum skb_drop_reason, SKB_NOT_DROPPED_YET))
 		return true;
-	if (bpf_core_enum_value_exists(enum skb_drop_reason, SKB_CONSUMED) &&
-	    reason == bpf_core_enum_value(enum skb_drop_reason, SKB_CONSUMED))
-		return true;
-	if (bpf_core_enum_value_exists(enum skb_drop_reason, SKB_DROP_REASON_QUEUE_PURGE))
-		return reason ==
-		       bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_QUEUE_PURGE);
-	return is_purge(location);
+	return bpf_core_enum_value_exists(enum skb_drop_reason, SKB_CONSUMED) &&
+	       reason == bpf_core_enum_value(enum skb_drop_reason, SKB_CONSUMED);
 }
 
-/* Messages of local sockets travel in the same structure and are freed by the
- * same functions, but are no packets. */
-static __always_inline bool is_local_message(const struct sk_buff *skb)
+static __always_inline bool is_local(__u16 family)
 {
+	return family == AF_UNIX || family == AF_NETLINK || family == AF_KEY ||
+	       family == AF_VSOCK || family == AF_ALG;
+}
+
+/* Messages of local sockets and of the kernel itself travel in the same
+ * structure. They have no protocol, no device and no socket of a network. */
+VERIFIED_ONCE __u32 kind_of(__u64 address, __u32 dev_netns)
+{
+	const struct sk_buff *skb = (const struct sk_buff *)address;
 	const struct sock *sk = BPF_CORE_READ(skb, sk);
-	__u16 family;
+	__u16 family = sk ? BPF_CORE_READ(sk, __sk_common.skc_family) : 0;
+	__u8 type = BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type);
+	unsigned char *data = BPF_CORE_READ(skb, data), *head = BPF_CORE_READ(skb, head);
+	__u32 traits = 0;
 
-	if (!sk)
-		return false;
-	family = BPF_CORE_READ(sk, __sk_common.skc_family);
-	return family == AF_UNIX || family == AF_NETLINK;
+	if (is_local(family))
+		return NO_PACKET;
+	if (!BPF_CORE_READ(skb, protocol)) {
+		if (!dev_netns && family != AF_INET && family != AF_INET6 && family != AF_PACKET)
+			return NO_PACKET;
+		/* Made by a device for a test of its own. */
+		if (!BPF_CORE_READ(skb, len) && !family)
+			return NO_PACKET;
+	}
+	if (dev_netns)
+		traits |= DEVICE;
+	if (type == PACKET_BROADCAST || type == PACKET_MULTICAST || type == PACKET_LOOPBACK)
+		traits |= GROUP;
+	else if (type == PACKET_OTHERHOST)
+		traits |= OTHERHOST;
+	else if (type == PACKET_OUTGOING)
+		traits |= OUTGOING;
+	if (BPF_CORE_READ_BITFIELD_PROBED(skb, cloned))
+		traits |= COPIED;
+	if (data > head + BPF_CORE_READ(skb, network_header))
+		traits |= PULLED;
+	return traits;
 }
 
-static __always_inline void count_drop(__u32 netns, __u32 reason, __u64 location)
+VERIFIED_ONCE __u32 traits_of_tcp(__u64 header, __u32 len, __u64 socket)
 {
-	struct drop_key key = { .netns = netns, .reason = reason, .location = location };
+	const struct sock *sk = (const struct sock *)socket;
+	struct {
+		__be16 source, dest;
+		__be32 seq, ack;
+		__u8 offset, flags;
+	} th;
+	__u32 payload, end, next, traits = 0;
+	__u8 state;
+
+	if (bpf_probe_read_kernel(&th, sizeof(th), (void *)header) || (th.offset >> 4) < 5 ||
+	    len < (th.offset >> 4) * 4u)
+		return 0;
+	payload = len - (th.offset >> 4) * 4;
+	if (th.flags & TCP_FLAG_RST)
+		traits = RST;
+	else if (payload == 1)
+		traits = BYTE;
+	else if (!payload)
+		traits = th.flags & TCP_FLAG_SYN ? SYN : th.flags & TCP_FLAG_FIN ? FIN : BARE;
+	if (!sk)
+		return traits;
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	if (state == TCP_LISTEN) {
+		traits |= LISTENER;
+		if (BPF_CORE_READ((const struct inet_connection_sock *)sk,
+				  icsk_accept_queue.rskq_defer_accept))
+			traits |= DEFERRED;
+		return traits;
+	}
+	if (state == TCP_NEW_SYN_RECV)
+		return traits;
+	next = state == TCP_TIME_WAIT ? BPF_CORE_READ(sk, __sk_common.skc_tw_rcv_nxt) :
+					BPF_CORE_READ((const struct tcp_sock *)sk, rcv_nxt);
+	end = bpf_ntohl(th.seq) + payload + !!(th.flags & TCP_FLAG_FIN) +
+	      !!(th.flags & TCP_FLAG_SYN);
+	if ((__s32)(end - next) <= 0)
+		traits |= OLD;
+	return traits;
+}
+
+static __always_inline bool is_checked(const struct sk_buff *skb)
+{
+	__u8 summed = BPF_CORE_READ_BITFIELD_PROBED(skb, ip_summed);
+
+	return summed == CHECKSUM_UNNECESSARY || summed == CHECKSUM_PARTIAL ||
+	       BPF_CORE_READ_BITFIELD_PROBED(skb, csum_valid);
+}
+
+/* Only of packets that were received by a transport protocol or on their way
+ * there: what their transport header is, the stack has said. */
+VERIFIED_ONCE __u32 traits_of_headers(__u64 address, __u64 sk)
+{
+	const struct sk_buff *skb = (const struct sk_buff *)address;
+	const unsigned char *head = BPF_CORE_READ(skb, head);
+	__u32 l3 = BPF_CORE_READ(skb, network_header), l4 = BPF_CORE_READ(skb, transport_header);
+	__u32 len, header, traits = 0;
+	__u8 ip[20] __attribute__((aligned(8))), protocol, type = 0xff, group = 0;
+	__be16 ports[2] = {};
+
+	if (bpf_probe_read_kernel(ip, sizeof(ip), head + l3))
+		return 0;
+	if (ip[0] >> 4 == 4) {
+		protocol = ip[9];
+		len = ip[2] << 8 | ip[3];
+		header = (ip[0] & 15) * 4;
+	} else if (ip[0] >> 4 == 6) {
+		protocol = ip[6];
+		len = 40 + (ip[4] << 8 | ip[5]);
+		header = 40;
+	} else {
+		return 0;
+	}
+	/* Where nobody has said so yet, behind a plain header. */
+	if (l4 <= l3 || l4 - l3 > 512)
+		l4 = l3 + header;
+	header = l4 - l3;
+	len = len > header ? len - header : 0;
+	if (header > 40)
+		/* Extensions of IPv6 say last what follows; TCP and ICMPv6 do
+		 * not follow others here. */
+		protocol = ip[0] >> 4 == 6 ? 0 : protocol;
+
+	switch (protocol) {
+	case IPPROTO_TCP:
+		traits = traits_of_tcp((__u64)head + l4, len, sk);
+		break;
+	case IPPROTO_ICMP:
+		if (!bpf_probe_read_kernel(&type, sizeof(type), head + l4) &&
+		    type == ICMP_ECHOREPLY)
+			traits = ECHO_REPLY;
+		if (is_checked(skb))
+			traits |= CHECKSUM;
+		break;
+	case IPPROTO_IGMP:
+		traits = CONTROL;
+		break;
+	case IPPROTO_HOPOPTS: /* as reports of membership have */
+	case IPPROTO_ICMPV6:
+		if (ip[0] >> 4 == 6 &&
+		    !bpf_probe_read_kernel(&group, sizeof(group), head + l3 + 24) && group == 0xff)
+			traits = CONTROL;
+		if (protocol == IPPROTO_HOPOPTS)
+			break;
+		traits |= ICMPV6;
+		if (!bpf_probe_read_kernel(&type, sizeof(type), head + l4) &&
+		    type == ICMPV6_ECHO_REPLY)
+			traits |= ECHO_REPLY;
+		if (is_checked(skb))
+			traits |= CHECKSUM;
+		break;
+	case IPPROTO_UDP:
+		if (!bpf_probe_read_kernel(ports, sizeof(ports), head + l4) &&
+		    ports[0] == bpf_htons(BOOTP_SERVER) && ports[1] == bpf_htons(BOOTP_CLIENT))
+			traits = DHCP_REPLY;
+		break;
+	}
+	return traits;
+}
+
+/* The first rule that names the packet says why it is no loss. */
+VERIFIED_ONCE __u32 judge(__u64 candidates, __u32 traits)
+{
+#pragma unroll
+	for (int i = 0; i < RULES; i++) {
+		if (candidates & 1ull << i && (traits & rules[i].need) == rules[i].need &&
+		    !(traits & rules[i].deny))
+			return rules[i].why;
+	}
+	return LOST;
+}
+
+static __always_inline void count_drop(__u32 netns, __u32 reason, __u64 location, __u32 traits)
+{
+	struct drop_key key = {
+		.netns = netns, .reason = reason, .location = location, .traits = traits
+	};
 	__u64 *n = bpf_map_lookup_elem(&drops, &key), zero = 0;
 
 	if (!n) {
@@ -95,54 +430,148 @@ static __always_inline void count_drop(__u32 netns, __u32 reason, __u64 location
 		key.netns = 0;
 		key.reason = REASON_OVERFLOW;
 		key.location = 0;
+		key.traits = 0;
 		n = bpf_map_lookup_elem(&drops, &key);
 	}
 	if (n)
 		__sync_fetch_and_add(n, 1);
 }
 
+static __always_inline int ignore(__u32 why, __u32 reason, __u64 location)
+{
+	__u64 *n = bpf_map_lookup_elem(&ignored, &why);
+
+	if (n)
+		__sync_fetch_and_add(n, 1);
+	if (keep_places)
+		count_drop(why, reason, location, 0);
+	return 0;
+}
+
 static __always_inline void fill(struct event *e, const struct sk_buff *skb, __u32 reason,
-				 __u64 location)
+				 __u64 location, __u32 traits)
 {
 	e->reason = reason;
 	e->location = location;
+	e->detail = traits;
 	event_set_dev(e, BPF_CORE_READ(skb, dev));
 	tuple_from_skb(skb, &e->tuple);
 }
 
-static __always_inline int packet_lost(void *ctx, const struct sk_buff *skb, __u64 location,
-				       __u32 reason, const struct sock *rx_sk)
+static __always_inline void tell(void *ctx, const struct sk_buff *skb, __u32 netns, __u32 reason,
+				 __u64 location, __u32 traits)
 {
-	__u32 netns;
-	__u64 now;
+	__u64 now = bpf_ktime_get_ns();
 
-	if (is_normal(location, reason) || is_local_message(skb))
-		return 0;
-	/* The socket first: what waited in its queue has its device pointer
-	 * overwritten by the queue's links. */
-	netns = netns_of_sock(rx_sk);
-	if (!netns)
-		netns = netns_of_skb(skb);
-	count_drop(netns, reason, location);
-
-	now = bpf_ktime_get_ns();
 	if (with_stack) {
 		struct event_stack *es =
 			event_reserve(EVENT_PACKETLOSS, netns, now, sizeof(struct event_stack));
 
 		if (!es)
-			return 0;
-		fill(&es->event, skb, reason, location);
+			return;
+		fill(&es->event, skb, reason, location, traits);
 		event_set_stack(ctx, es);
 		event_submit(es);
 	} else {
 		struct event *e = event_reserve(EVENT_PACKETLOSS, netns, now, sizeof(struct event));
 
 		if (!e)
-			return 0;
-		fill(e, skb, reason, location);
+			return;
+		fill(e, skb, reason, location, traits);
 		event_submit(e);
 	}
+}
+
+/* Whose a lost packet was. What waited in a socket's queue has its device
+ * pointer overwritten by the queue's links, so the socket comes first. */
+static __always_inline __u32 owner_of(const struct sk_buff *skb, const struct sock *sk, __u64 at,
+				      const struct notes *n)
+{
+	__u32 netns = netns_of_sock(sk);
+	struct task_struct *task;
+
+	/* The rest of a queue of fragments is freed when its timer has run
+	 * out, or right after the fragment that was too much. The links of the
+	 * queue lie where a fragment's device was. */
+	if (!netns && at & AT_FRAGMENTS)
+		netns = n->expiry_netns ? n->expiry_netns : n->fragment_netns;
+	if (!netns)
+		netns = netns_of_skb(skb);
+	if (netns)
+		return netns;
+	if (at & AT_READER) {
+		task = (struct task_struct *)bpf_get_current_task();
+		return netns_of_net(BPF_CORE_READ(task, nsproxy, net_ns));
+	}
+	return 0;
+}
+
+/* The parts of a packet that is freed are freed right after it, one by one. */
+static __always_inline __u64 parts_of(const struct sk_buff *skb)
+{
+	struct skb_shared_info *shared =
+		(struct skb_shared_info *)(BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, end));
+
+	return (__u64)BPF_CORE_READ(shared, frag_list);
+}
+
+static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 location, __u32 reason,
+				 const struct sock *rx_sk)
+{
+	const struct sock *sk = rx_sk;
+	struct notes *n = notes_here();
+	__u32 dev_netns, netns, traits, why = LOST, undecided = 0;
+	bool part;
+	__u64 at;
+
+	if (is_consumed(reason))
+		return ignore(DELIVERED, reason, location);
+	if (!n)
+		return 0; /* cannot be: the map has an entry for each CPU */
+	if (!sk && n->skb == (__u64)skb)
+		sk = (const struct sock *)n->sk;
+	n->skb = 0;
+	at = code_at(location);
+	part = at & AT_LIST && n->part == (__u64)skb;
+	dev_netns = netns_of_dev(BPF_CORE_READ(skb, dev));
+	traits = kind_of((__u64)skb, dev_netns);
+
+	/* A part of a lost packet is lost with it. */
+	if (!part) {
+		__u64 candidates = at & rules_for(reason) & RULE_MASK;
+		bool pending = at & AT_MODULE && state_of(STATE_LOADED) != state_of(STATE_KNOWN);
+
+		if ((candidates & rules_of_headers || pending) && !(traits & NO_PACKET)) {
+			traits |= traits_of_headers((__u64)skb, (__u64)sk);
+			if (has_rx_sk || state_of(STATE_INFORMED))
+				traits |= INFORMED;
+		}
+		why = judge(candidates, traits);
+		/* Code of a module that user space does not know yet: it
+		 * judges, by the same rules. */
+		if (why == LOST && pending)
+			undecided = traits | 1u << 31;
+	}
+	if (why != LOST) {
+		n->part = 0;
+		return ignore(why, reason, location);
+	}
+	if (part) {
+		n->part = (__u64)BPF_CORE_READ(skb, next);
+		netns = n->part_netns;
+		reason = n->part_reason;
+		location = n->part_location;
+	} else {
+		netns = owner_of(skb, sk, at, n);
+		n->part = parts_of(skb);
+		n->part_netns = netns;
+		n->part_reason = reason;
+		n->part_location = location;
+	}
+	if (!(at & AT_FRAGMENTS))
+		n->fragment_netns = at & AT_FRAGMENT ? netns : 0;
+	count_drop(netns, reason, location, undecided);
+	tell(ctx, skb, netns, reason, location, undecided);
 	return 0;
 }
 
@@ -156,7 +585,7 @@ int raw_kfree_skb(struct bpf_raw_tracepoint_args *ctx)
 		reason = ctx->args[2];
 	if (has_rx_sk)
 		rx_sk = (struct sock *)ctx->args[3];
-	return packet_lost(ctx, (struct sk_buff *)ctx->args[0], ctx->args[1], reason, rx_sk);
+	return freed(ctx, (struct sk_buff *)ctx->args[0], ctx->args[1], reason, rx_sk);
 }
 
 /* The receiving socket may be NULL, which newer verifiers know and older ones
@@ -171,5 +600,122 @@ int btf_kfree_skb(__u64 *ctx)
 		reason = ctx[2];
 	if (has_rx_sk)
 		rx_sk = (struct sock *)ctx[3];
-	return packet_lost(ctx, (struct sk_buff *)ctx[0], ctx[1], reason, rx_sk);
+	return freed(ctx, (struct sk_buff *)ctx[0], ctx[1], reason, rx_sk);
+}
+
+/* Modules: what follows is unknown code until user space has read the symbols
+ * again. */
+SEC("raw_tp/module_load")
+int raw_module_load(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u32 which = STATE_LOADED;
+	__u64 *loaded = bpf_map_lookup_elem(&state, &which);
+
+	if (loaded)
+		__sync_fetch_and_add(loaded, 1);
+	return 0;
+}
+
+/* Queues of fragments: when one has waited for too long, its fragments are
+ * freed, which know no device. Its timer knows the namespace. */
+SEC("raw_tp/timer_expire_entry")
+int raw_timer(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct timer_list *timer = (struct timer_list *)ctx->args[0];
+	struct inet_frag_queue *queue;
+	struct notes *n;
+
+	if (!(code_at((__u64)BPF_CORE_READ(timer, function) + 1) & AT_EXPIRY))
+		return 0;
+	n = notes_here();
+	if (!n)
+		return 0;
+	queue = (void *)timer - bpf_core_field_offset(struct inet_frag_queue, timer);
+	n->expiry_netns = netns_of_net(BPF_CORE_READ(queue, fqdir, net));
+	return 0;
+}
+
+SEC("raw_tp/timer_expire_exit")
+int raw_timer_end(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct notes *n = notes_here();
+
+	if (n)
+		n->expiry_netns = 0;
+	return 0;
+}
+
+/* Where the tracepoint has no socket: functions that TCP passes with one
+ * before it frees a packet, none of them in the path of an established
+ * connection. */
+
+static __always_inline int note_socket(__u64 skb, __u64 sk)
+{
+	struct notes *n = notes_here();
+
+	if (n) {
+		n->sk = sk;
+		n->skb = skb;
+	}
+	return 0;
+}
+
+/* The last acknowledgement was sent too often: the socket has a field for
+ * that, whose address is what the function gets. A request has one, too, and
+ * is none. */
+static __always_inline int note_connection(__u64 skb, __u64 field)
+{
+	__u64 sk = field - bpf_core_field_offset(struct tcp_sock, last_oow_ack_time);
+	__u16 family = BPF_CORE_READ((struct sock *)sk, __sk_common.skc_family);
+	__u8 state = BPF_CORE_READ((struct sock *)sk, __sk_common.skc_state);
+
+	if ((family != AF_INET && family != AF_INET6) || !state || state >= TCP_NEW_SYN_RECV ||
+	    BPF_CORE_READ((struct sock *)sk, sk_protocol) != IPPROTO_TCP)
+		return 0;
+	return note_socket(skb, sk);
+}
+
+/* Arguments as numbers: see kernellatency.bpf.c. */
+static __always_inline __u64 argument(const __u64 *at)
+{
+	__u64 value = 0;
+
+	bpf_probe_read_kernel(&value, sizeof(value), at);
+	return value;
+}
+
+SEC("fentry/tcp_check_req")
+int fen_check_req(__u64 *ctx)
+{
+	return note_socket(argument(&ctx[1]), argument(&ctx[0]));
+}
+
+SEC("fentry/tcp_timewait_state_process")
+int fen_timewait(__u64 *ctx)
+{
+	return note_socket(argument(&ctx[1]), argument(&ctx[0]));
+}
+
+SEC("fentry/tcp_oow_rate_limited")
+int fen_out_of_window(__u64 *ctx)
+{
+	return note_connection(argument(&ctx[1]), argument(&ctx[3]));
+}
+
+SEC("kprobe/tcp_check_req")
+int BPF_KPROBE(kp_check_req, __u64 sk, __u64 skb)
+{
+	return note_socket(skb, sk);
+}
+
+SEC("kprobe/tcp_timewait_state_process")
+int BPF_KPROBE(kp_timewait, __u64 sk, __u64 skb)
+{
+	return note_socket(skb, sk);
+}
+
+SEC("kprobe/tcp_oow_rate_limited")
+int BPF_KPROBE(kp_out_of_window, __u64 net, __u64 skb, __u64 index, __u64 field)
+{
+	return note_connection(skb, field);
 }

@@ -16,17 +16,36 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	packetlossMapDrops         = "drops"
-	packetlossMapEventAccounts = "event_accounts"
-	packetlossMapEventBuckets  = "event_buckets"
-	packetlossMapEventLimits   = "event_limits"
-	packetlossMapEvents        = "events"
-	packetlossProgBtfKfreeSkb  = "btf_kfree_skb"
-	packetlossProgRawKfreeSkb  = "raw_kfree_skb"
-	packetlossVarEventLayout   = "event_layout"
-	packetlossVarHasRxSk       = "has_rx_sk"
-	packetlossVarPurges        = "purges"
-	packetlossVarWithStack     = "with_stack"
+	packetlossMapCode            = "code"
+	packetlossMapDrops           = "drops"
+	packetlossMapEventAccounts   = "event_accounts"
+	packetlossMapEventBuckets    = "event_buckets"
+	packetlossMapEventLimits     = "event_limits"
+	packetlossMapEvents          = "events"
+	packetlossMapIgnored         = "ignored"
+	packetlossMapNotes           = "notes"
+	packetlossMapRulesByReason   = "rules_by_reason"
+	packetlossMapState           = "state"
+	packetlossProgBtfKfreeSkb    = "btf_kfree_skb"
+	packetlossProgFenCheckReq    = "fen_check_req"
+	packetlossProgFenOutOfWindow = "fen_out_of_window"
+	packetlossProgFenTimewait    = "fen_timewait"
+	packetlossProgKpCheckReq     = "kp_check_req"
+	packetlossProgKpOutOfWindow  = "kp_out_of_window"
+	packetlossProgKpTimewait     = "kp_timewait"
+	packetlossProgRawKfreeSkb    = "raw_kfree_skb"
+	packetlossProgRawModuleLoad  = "raw_module_load"
+	packetlossProgRawTimer       = "raw_timer"
+	packetlossProgRawTimerEnd    = "raw_timer_end"
+	packetlossVarEventLayout     = "event_layout"
+	packetlossVarHasRxSk         = "has_rx_sk"
+	packetlossVarKeepPlaces      = "keep_places"
+	packetlossVarRules           = "rules"
+	packetlossVarRulesAnyReason  = "rules_any_reason"
+	packetlossVarRulesAnywhere   = "rules_anywhere"
+	packetlossVarRulesNoReasons  = "rules_no_reasons"
+	packetlossVarRulesOfHeaders  = "rules_of_headers"
+	packetlossVarWithStack       = "with_stack"
 )
 
 // loadPacketloss returns the embedded CollectionSpec for packetloss.
@@ -71,29 +90,48 @@ type packetlossSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type packetlossProgramSpecs struct {
-	BtfKfreeSkb *ebpf.ProgramSpec `ebpf:"btf_kfree_skb"`
-	RawKfreeSkb *ebpf.ProgramSpec `ebpf:"raw_kfree_skb"`
+	BtfKfreeSkb    *ebpf.ProgramSpec `ebpf:"btf_kfree_skb"`
+	FenCheckReq    *ebpf.ProgramSpec `ebpf:"fen_check_req"`
+	FenOutOfWindow *ebpf.ProgramSpec `ebpf:"fen_out_of_window"`
+	FenTimewait    *ebpf.ProgramSpec `ebpf:"fen_timewait"`
+	KpCheckReq     *ebpf.ProgramSpec `ebpf:"kp_check_req"`
+	KpOutOfWindow  *ebpf.ProgramSpec `ebpf:"kp_out_of_window"`
+	KpTimewait     *ebpf.ProgramSpec `ebpf:"kp_timewait"`
+	RawKfreeSkb    *ebpf.ProgramSpec `ebpf:"raw_kfree_skb"`
+	RawModuleLoad  *ebpf.ProgramSpec `ebpf:"raw_module_load"`
+	RawTimer       *ebpf.ProgramSpec `ebpf:"raw_timer"`
+	RawTimerEnd    *ebpf.ProgramSpec `ebpf:"raw_timer_end"`
 }
 
 // packetlossMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type packetlossMapSpecs struct {
+	Code          *ebpf.MapSpec `ebpf:"code"`
 	Drops         *ebpf.MapSpec `ebpf:"drops"`
 	EventAccounts *ebpf.MapSpec `ebpf:"event_accounts"`
 	EventBuckets  *ebpf.MapSpec `ebpf:"event_buckets"`
 	EventLimits   *ebpf.MapSpec `ebpf:"event_limits"`
 	Events        *ebpf.MapSpec `ebpf:"events"`
+	Ignored       *ebpf.MapSpec `ebpf:"ignored"`
+	Notes         *ebpf.MapSpec `ebpf:"notes"`
+	RulesByReason *ebpf.MapSpec `ebpf:"rules_by_reason"`
+	State         *ebpf.MapSpec `ebpf:"state"`
 }
 
 // packetlossVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type packetlossVariableSpecs struct {
-	EventLayout *ebpf.VariableSpec `ebpf:"event_layout"`
-	HasRxSk     *ebpf.VariableSpec `ebpf:"has_rx_sk"`
-	Purges      *ebpf.VariableSpec `ebpf:"purges"`
-	WithStack   *ebpf.VariableSpec `ebpf:"with_stack"`
+	EventLayout    *ebpf.VariableSpec `ebpf:"event_layout"`
+	HasRxSk        *ebpf.VariableSpec `ebpf:"has_rx_sk"`
+	KeepPlaces     *ebpf.VariableSpec `ebpf:"keep_places"`
+	Rules          *ebpf.VariableSpec `ebpf:"rules"`
+	RulesAnyReason *ebpf.VariableSpec `ebpf:"rules_any_reason"`
+	RulesAnywhere  *ebpf.VariableSpec `ebpf:"rules_anywhere"`
+	RulesNoReasons *ebpf.VariableSpec `ebpf:"rules_no_reasons"`
+	RulesOfHeaders *ebpf.VariableSpec `ebpf:"rules_of_headers"`
+	WithStack      *ebpf.VariableSpec `ebpf:"with_stack"`
 }
 
 // packetlossObjects contains all objects after they have been loaded into the kernel.
@@ -116,20 +154,30 @@ func (o *packetlossObjects) Close() error {
 //
 // It can be passed to loadPacketlossObjects or ebpf.CollectionSpec.LoadAndAssign.
 type packetlossMaps struct {
+	Code          *ebpf.Map `ebpf:"code"`
 	Drops         *ebpf.Map `ebpf:"drops"`
 	EventAccounts *ebpf.Map `ebpf:"event_accounts"`
 	EventBuckets  *ebpf.Map `ebpf:"event_buckets"`
 	EventLimits   *ebpf.Map `ebpf:"event_limits"`
 	Events        *ebpf.Map `ebpf:"events"`
+	Ignored       *ebpf.Map `ebpf:"ignored"`
+	Notes         *ebpf.Map `ebpf:"notes"`
+	RulesByReason *ebpf.Map `ebpf:"rules_by_reason"`
+	State         *ebpf.Map `ebpf:"state"`
 }
 
 func (m *packetlossMaps) Close() error {
 	return _PacketlossClose(
+		m.Code,
 		m.Drops,
 		m.EventAccounts,
 		m.EventBuckets,
 		m.EventLimits,
 		m.Events,
+		m.Ignored,
+		m.Notes,
+		m.RulesByReason,
+		m.State,
 	)
 }
 
@@ -137,24 +185,47 @@ func (m *packetlossMaps) Close() error {
 //
 // It can be passed to loadPacketlossObjects or ebpf.CollectionSpec.LoadAndAssign.
 type packetlossVariables struct {
-	EventLayout *ebpf.Variable `ebpf:"event_layout"`
-	HasRxSk     *ebpf.Variable `ebpf:"has_rx_sk"`
-	Purges      *ebpf.Variable `ebpf:"purges"`
-	WithStack   *ebpf.Variable `ebpf:"with_stack"`
+	EventLayout    *ebpf.Variable `ebpf:"event_layout"`
+	HasRxSk        *ebpf.Variable `ebpf:"has_rx_sk"`
+	KeepPlaces     *ebpf.Variable `ebpf:"keep_places"`
+	Rules          *ebpf.Variable `ebpf:"rules"`
+	RulesAnyReason *ebpf.Variable `ebpf:"rules_any_reason"`
+	RulesAnywhere  *ebpf.Variable `ebpf:"rules_anywhere"`
+	RulesNoReasons *ebpf.Variable `ebpf:"rules_no_reasons"`
+	RulesOfHeaders *ebpf.Variable `ebpf:"rules_of_headers"`
+	WithStack      *ebpf.Variable `ebpf:"with_stack"`
 }
 
 // packetlossPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadPacketlossObjects or ebpf.CollectionSpec.LoadAndAssign.
 type packetlossPrograms struct {
-	BtfKfreeSkb *ebpf.Program `ebpf:"btf_kfree_skb"`
-	RawKfreeSkb *ebpf.Program `ebpf:"raw_kfree_skb"`
+	BtfKfreeSkb    *ebpf.Program `ebpf:"btf_kfree_skb"`
+	FenCheckReq    *ebpf.Program `ebpf:"fen_check_req"`
+	FenOutOfWindow *ebpf.Program `ebpf:"fen_out_of_window"`
+	FenTimewait    *ebpf.Program `ebpf:"fen_timewait"`
+	KpCheckReq     *ebpf.Program `ebpf:"kp_check_req"`
+	KpOutOfWindow  *ebpf.Program `ebpf:"kp_out_of_window"`
+	KpTimewait     *ebpf.Program `ebpf:"kp_timewait"`
+	RawKfreeSkb    *ebpf.Program `ebpf:"raw_kfree_skb"`
+	RawModuleLoad  *ebpf.Program `ebpf:"raw_module_load"`
+	RawTimer       *ebpf.Program `ebpf:"raw_timer"`
+	RawTimerEnd    *ebpf.Program `ebpf:"raw_timer_end"`
 }
 
 func (p *packetlossPrograms) Close() error {
 	return _PacketlossClose(
 		p.BtfKfreeSkb,
+		p.FenCheckReq,
+		p.FenOutOfWindow,
+		p.FenTimewait,
+		p.KpCheckReq,
+		p.KpOutOfWindow,
+		p.KpTimewait,
 		p.RawKfreeSkb,
+		p.RawModuleLoad,
+		p.RawTimer,
+		p.RawTimerEnd,
 	)
 }
 

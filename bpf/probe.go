@@ -53,6 +53,9 @@ type Config struct {
 	// Netns is a file that is the network namespace of Devices; empty: that
 	// of the thread that calls Load.
 	Netns string
+
+	// places makes packetloss count ignored packets by place too, for tests.
+	places bool
 }
 
 func (c Config) withDefaults(d Config) Config {

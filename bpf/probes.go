@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -28,6 +29,8 @@ type hook struct {
 type definition struct {
 	spec     func() (*ebpf.CollectionSpec, error)
 	prepare  func(*Probe, *ebpf.CollectionSpec, *kernelTypes) error
+	begin    func(*Probe) error // nil or: fills maps before anything is attached
+	started  func(*Probe) error // nil or: called when everything is attached
 	hooks    []hook
 	events   []EventType
 	slots    int // of the counters in use
@@ -57,13 +60,43 @@ var definitions = map[string]*definition{
 	"packetloss": {
 		spec:    loadPacketloss,
 		prepare: preparePacketloss,
-		hooks: []hook{{
-			name: "dropped packets (kfree_skb)",
-			rungs: []rung{
-				{kind: RawTracepoint, programs: []string{"raw_kfree_skb"}},
-				{kind: BTFTracepoint, programs: []string{"btf_kfree_skb"}},
+		begin:   beginLosses,
+		started: startedLosses,
+		hooks: []hook{
+			{
+				name:     lossModules,
+				rungs:    []rung{{kind: RawTracepoint, programs: []string{"raw_module_load"}}},
+				optional: true,
+				without:  "which function of a module loaded later freed a packet, for up to an interval",
+				needed: func(_ *Probe, types *kernelTypes) bool {
+					_, ok := types.tracepoint("module_load") // a kernel without modules has none
+					return ok
+				},
 			},
-		}},
+			{
+				name:     "fragments that waited for too long (timer_expire_entry)",
+				rungs:    []rung{{kind: RawTracepoint, programs: []string{"raw_timer_end", "raw_timer"}}},
+				optional: true,
+				without:  "whose the fragments are that wait for others in vain: they are unattributed",
+			},
+			{
+				name: lossSockets,
+				rungs: []rung{
+					{kind: Fentry, programs: []string{"fen_check_req", "fen_timewait", "fen_out_of_window"}},
+					{kind: Kprobe, programs: []string{"kp_check_req", "kp_timewait", "kp_out_of_window"}},
+				},
+				optional: true,
+				without:  "which acknowledgements of handshakes and which segments out of order were no loss: all count as lost; the kernel tells from 6.11 on",
+				needed:   func(_ *Probe, types *kernelTypes) bool { return !hasReceiver(types) },
+			},
+			{
+				name: "dropped packets (kfree_skb)",
+				rungs: []rung{
+					{kind: RawTracepoint, programs: []string{"raw_kfree_skb"}},
+					{kind: BTFTracepoint, programs: []string{"btf_kfree_skb"}},
+				},
+			},
+		},
 		events: []EventType{PacketLoss},
 		slots:  int(dropClasses),
 	},
@@ -288,33 +321,13 @@ var definitions = map[string]*definition{
 	},
 }
 
-// purgeFunctions empty the queues of a closing socket.
-var purgeFunctions = []string{
-	"skb_queue_purge", "skb_queue_purge_reason", "skb_rbtree_purge", "sk_stream_kill_queues",
-	"inet_sock_destruct", "udp_destruct_common", "udp_destruct_sock", "udpv6_destruct_sock",
-}
-
 func preparePacketloss(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) error {
-	if err := set(spec, "with_stack", !p.config.NoStack); err != nil {
-		return err
-	}
-	params, _ := types.tracepoint("kfree_skb")
-	if err := set(spec, "has_rx_sk", len(params) >= 4); err != nil {
-		return err
-	}
-	if _, ok := p.loader.reasons.dropNumber("QUEUE_PURGE"); ok {
-		return nil
-	}
-	// This kernel does not tell a socket that closes from a loss. Without
-	// symbols the two cannot be told apart here.
-	var purges [8]struct{ Start, End uint64 }
-	for i, r := range p.loader.symbols.ranges(purgeFunctions) {
-		if i == len(purges) {
-			break
-		}
-		purges[i].Start, purges[i].End = r[0], r[1]
-	}
-	return set(spec, "purges", purges)
+	return errors.Join(
+		prepareLosses(spec),
+		set(spec, "with_stack", !p.config.NoStack),
+		set(spec, "has_rx_sk", hasReceiver(types)),
+		set(spec, "keep_places", p.config.places),
+	)
 }
 
 // reasonArg is where tcp_send_reset has the reason, 0 if it has none.

@@ -210,6 +210,9 @@ type Option struct {
 	Key     string
 	Default any // bool, int64, string, []string or time.Duration
 	Help    string
+	// Obsolete says why an option that once was has no effect any more. It is
+	// accepted, so that no daemon refuses an older file, and shown nowhere.
+	Obsolete string
 }
 
 // Kinds returns "metrics", "events" or "metrics,events", as the contract's

@@ -20,17 +20,18 @@ var flowLabels = []string{
 
 var packetlossInfo = ProbeInfo{
 	Name: "packetloss", Title: "packets that the kernel dropped", Source: EBPF, Overhead: "medium", Default: true,
-	Options: []Option{stackOption, {Key: "multicast", Default: false,
-		Help: "packets to multicast and broadcast addresses are events, too; most are announcements that nobody listens for. They are counted in any case"}},
+	Options: []Option{stackOption, {Key: "multicast", Default: false, Obsolete: "packets to groups that nobody on the node asked for are no losses, and count in nodeskoop_packetloss_ignored_total"}},
 	Metrics: []Metric{
-		counter("kubeskoop_packetloss_tcphandle", PerNetns, "", "Packets dropped in tcp_v4_do_rcv() or tcp_v6_do_rcv()."),
-		counter("kubeskoop_packetloss_tcprcv", PerNetns, "", "Packets dropped in tcp_v4_rcv() or tcp_v6_rcv()."),
-		counter("kubeskoop_packetloss_abnormal", PerNetns, "", "Packets dropped in any function that no other class names."),
-		counter("kubeskoop_packetloss_total", PerNetns, "", "Packets dropped: the sum of the classes tcphandle, tcprcv, tcpstatm, netfilter and abnormal."),
+		counter("kubeskoop_packetloss_tcphandle", PerNetns, "", "Packets lost in tcp_v4_do_rcv() or tcp_v6_do_rcv()."),
+		counter("kubeskoop_packetloss_tcprcv", PerNetns, "", "Packets lost in tcp_v4_rcv() or tcp_v6_rcv()."),
+		counter("kubeskoop_packetloss_abnormal", PerNetns, "", "Packets lost in any function that no other class names."),
+		counter("kubeskoop_packetloss_total", PerNetns, "", "Packets that the kernel dropped although somebody should have got them, as the kernel freed them (a GSO or GRO packet is one, each fragment of a datagram is one): the sum of the classes tcphandle, tcprcv, tcpstatm, netfilter and abnormal."),
 		counter("kubeskoop_packetloss_netfilter", PerNetns, "", "Packets dropped by a netfilter rule (drop reason NETFILTER_DROP, or dropped in the hook's functions)."),
-		counter("kubeskoop_packetloss_tcpstatm", PerNetns, "", "Packets dropped in tcp_rcv_state_process(): they did not fit the state of their connection."),
+		counter("kubeskoop_packetloss_tcpstatm", PerNetns, "", "Packets lost in tcp_rcv_state_process(): they did not fit the state of their connection."),
 		{Name: "kubeskoop_packetloss_reason", Type: Counter, Scope: PerNetns, Labels: []string{"reason"}, Extra: true,
-			Help: "Packets dropped, by the kernel's own name of the reason (enum skb_drop_reason, Linux 5.17 and newer)."},
+			Help: "Packets lost, by the kernel's own name of the reason (enum skb_drop_reason, Linux 5.17 and newer)."},
+		{Name: "nodeskoop_packetloss_ignored_total", Type: Counter, Scope: PerHost, Labels: []string{"why"}, Extra: true,
+			Help: "Packets and messages that the kernel freed as dropped although nobody misses them, by why: delivered, unwanted, closing, not_a_packet. With kubeskoop_packetloss_total of all namespaces they are all that it freed so."},
 	},
 	Events: []EventType{{
 		Name: "PacketLoss", Path: "skb:kfree_skb", Priority: PriWarning,

@@ -44,16 +44,17 @@ type Event struct {
 	// Node is the node's name, and HostLabel what stands for the pod's
 	// namespace and name where Pod is nil. The Hub sets both; it leaves
 	// HostLabel empty for a network namespace that is neither the host's nor a
-	// pod's.
+	// pod's, and makes it UnknownLabel for one that is not known.
 	Node, HostLabel string
 
-	foreign bool // of such a namespace
+	foreign      bool // of such a namespace
+	unattributed bool // the kernel left no way to know the namespace
 }
 
 // OfHost reports whether the event is the host's own: no pod's, and not of a
-// network namespace that is neither the host's nor a pod's. It is known once
-// the Hub has the event.
-func (e *Event) OfHost() bool { return e.Pod == nil && !e.foreign }
+// network namespace that is unknown or neither the host's nor a pod's. It is
+// known once the Hub has the event.
+func (e *Event) OfHost() bool { return e.Pod == nil && !e.foreign && !e.unattributed }
 
 // The kinds of an Endpoint. The empty string means EndUnknown.
 const (

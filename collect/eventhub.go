@@ -457,7 +457,12 @@ func (h *Hub) retry(opt *HubOptions, now time.Time) {
 func (h *Hub) send(opt *HubOptions, e *Event, now time.Time) {
 	e.Node = opt.Node
 	e.foreign = e.Pod == nil && e.Netns != 0 && opt.HostNetns != 0 && e.Netns != opt.HostNetns
-	if e.OfHost() {
+	// Events of packets and sockets have a namespace; others are the node's.
+	e.unattributed = e.Pod == nil && e.Netns == 0 && e.Type.has(FieldTuple)
+	switch {
+	case e.unattributed:
+		e.HostLabel = UnknownLabel
+	case e.OfHost():
 		e.HostLabel = opt.HostLabel
 	}
 	h.endpoint(opt, e, &e.Src)
@@ -606,7 +611,9 @@ type bucketKey struct {
 	typ   int
 	pod   string
 	netns uint64
-	rest  bool // of all for which there was no room
+	// unattributed is what belongs to no known namespace.
+	unattributed bool
+	rest         bool // of all for which there was no room
 }
 
 type bucket struct {
@@ -639,6 +646,8 @@ func (l *limiter) allow(opt *HubOptions, e *Event, at time.Time) (*bucket, bool)
 		key.pod = e.Pod.ID
 	case e.foreign:
 		key.netns = e.Netns
+	case e.unattributed:
+		key.unattributed = true
 	}
 	b := l.buckets[key]
 	if b == nil && len(l.buckets) >= maxBuckets {

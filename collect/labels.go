@@ -19,6 +19,10 @@ const (
 // namespace and for anything node-wide.
 const DefaultHostLabel = "hostNetwork"
 
+// UnknownLabel is the value of both pod labels for what the kernel left no way
+// to know the network namespace of.
+const UnknownLabel = "unknown"
+
 // LabelTemplate makes the value of one user-defined label from a pod's labels.
 type LabelTemplate struct {
 	Name  string

@@ -87,6 +87,7 @@ type Runner struct {
 	instances []*instance
 	targets   map[string]*target
 	host      *target
+	unknown   *target            // what belongs to no known namespace
 	netns     map[uint64]*target // this cycle's, never changed once made
 	ordered   []*target          // this cycle's, in order of output
 	rows      []Row
@@ -224,7 +225,9 @@ func (r *Runner) Apply(opt Options) error {
 func probeOptions(info *ProbeInfo, given map[string]any) map[string]any {
 	o := make(map[string]any, len(info.Options))
 	for _, d := range info.Options {
-		o[d.Key] = d.Default
+		if d.Obsolete == "" {
+			o[d.Key] = d.Default
+		}
 	}
 	maps.Copy(o, given)
 	return o
@@ -391,6 +394,8 @@ func (r *Runner) plan() []*job {
 	add("node", Node, nil, 0, nil, "")
 	r.host = add("host", EachNetns, nil, r.hostNetns, r.hostPIDs, r.hostPath)
 	r.netns = map[uint64]*target{r.hostNetns: r.host}
+	// Nothing is sampled there: it has labels only.
+	r.unknown = &target{over: EachNetns, unknown: true, labels: newLabelSet(r.opt.Node, UnknownLabel, UnknownLabel, nil, r.opt.Labels)}
 
 	var wantPIDs bool
 	for _, in := range r.instances {

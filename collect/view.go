@@ -100,6 +100,8 @@ type target struct {
 	pids  []int // processes through which to reach the namespace; for EachPod, those to sample
 	path  string
 	live  bool // seen in this cycle
+	// unknown: it has the labels of what belongs to no known namespace.
+	unknown bool
 
 	mu      sync.Mutex
 	state   map[string]any
@@ -115,6 +117,8 @@ func (t *target) String() string {
 		return "the node"
 	case t.pod == nil && t.over == EachPod:
 		return "processes outside pods"
+	case t.unknown:
+		return "unattributed"
 	case t.pod == nil:
 		return "the host's network namespace"
 	}
@@ -188,11 +192,12 @@ func (v *View) Netns() iter.Seq2[uint64, *Pod] {
 
 // AddNetns appends one value of the namespace with that inode number, for a
 // probe over Node, and reports whether the namespace is one of the cycle's.
-// Number 0, what the kernel could not tell apart, is the host's.
+// Number 0 stands for what the kernel left no way to know the namespace of; its
+// series have UnknownLabel.
 func (v *View) AddNetns(inode uint64, m *Metric, value float64, labels ...string) bool {
 	t := v.w.netns[inode]
 	if inode == 0 {
-		t = v.w.host
+		t = v.w.unknown
 	}
 	if t == nil {
 		return false

@@ -24,8 +24,9 @@ type worker struct {
 	node string
 
 	cycle uint64
-	host  *target
-	netns map[uint64]*target // of the cycle
+	// unknown stands for what belongs to no known namespace.
+	unknown *target
+	netns   map[uint64]*target // of the cycle
 
 	view View
 	done chan *worker // told when the worker has stopped at the end, or must be replaced
@@ -50,7 +51,7 @@ func (r *Runner) runJobs(jobs []*job, rows []Row) []Row {
 		return rows
 	}
 	done := make(chan *worker, 1)
-	w := &worker{r: r, jobs: jobs, root: r.opt.ProcRoot, node: r.opt.Node, cycle: r.cycles, host: r.host, netns: r.netns, done: done, rows: rows, mark: len(rows), jobMark: len(rows), started: time.Now()}
+	w := &worker{r: r, jobs: jobs, root: r.opt.ProcRoot, node: r.opt.Node, cycle: r.cycles, unknown: r.unknown, netns: r.netns, done: done, rows: rows, mark: len(rows), jobMark: len(rows), started: time.Now()}
 	go w.work()
 	tick := time.NewTicker(pollOrphans)
 	defer tick.Stop()
@@ -78,7 +79,7 @@ func (r *Runner) runJobs(jobs []*job, rows []Row) []Row {
 func (w *worker) successor() *worker {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return &worker{r: w.r, jobs: w.jobs, root: w.root, node: w.node, cycle: w.cycle, host: w.host, netns: w.netns, done: w.done, j: w.j, i: w.i, started: time.Now(),
+	return &worker{r: w.r, jobs: w.jobs, root: w.root, node: w.node, cycle: w.cycle, unknown: w.unknown, netns: w.netns, done: w.done, j: w.j, i: w.i, started: time.Now(),
 		rows: w.rows[:w.mark:w.mark], mark: w.mark, jobMark: w.jobMark}
 }
 

@@ -180,6 +180,7 @@ struct sock_common {
 	__u16 skc_family;
 	volatile unsigned char skc_state;
 	possible_net_t skc_net;
+	__u32 skc_tw_rcv_nxt; /* of a time-wait socket */
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
 };
@@ -206,7 +207,16 @@ struct tcp_sock {
 	__u32 copied_seq;
 	__u32 snd_nxt;
 	__u32 write_seq;
+	__u32 last_oow_ack_time;
 	__u64 tcp_clock_cache;
+};
+
+struct request_sock_queue {
+	__u8 rskq_defer_accept;
+};
+
+struct inet_connection_sock {
+	struct request_sock_queue icsk_accept_queue;
 };
 
 struct udp_sock {
@@ -231,8 +241,18 @@ struct sk_buff {
 	__u16 transport_header;
 	__u16 network_header;
 	unsigned int tail;
+	unsigned int end;
 	unsigned char *head;
 	unsigned char *data;
+	struct sk_buff *next;
+	__u8 pkt_type : 3;
+	__u8 cloned : 1;
+	__u8 ip_summed : 2;
+	__u8 csum_valid : 1;
+};
+
+struct skb_shared_info {
+	struct sk_buff *frag_list;
 };
 
 struct tcp_skb_cb {
@@ -246,11 +266,28 @@ struct tcp_skb_cb {
 enum skb_drop_reason {
 	SKB_NOT_DROPPED_YET,
 	SKB_CONSUMED,
-	SKB_DROP_REASON_NETFILTER_DROP,
-	SKB_DROP_REASON_QUEUE_PURGE,
+};
+
+/* Timers, and the queues of fragments that end by one */
+
+struct timer_list {
+	void *function;
+};
+
+struct fqdir {
+	struct net *net;
+};
+
+struct inet_frag_queue {
+	struct timer_list timer;
+	struct fqdir *fqdir;
 };
 
 /* Processes */
+
+struct nsproxy {
+	struct net *net_ns;
+};
 
 struct signal_struct {
 	unsigned long nvcsw; /* those of threads that have ended */
@@ -264,6 +301,7 @@ struct task_struct {
 	int exit_state;
 	struct task_struct *real_parent;
 	struct signal_struct *signal;
+	struct nsproxy *nsproxy;
 	unsigned long nvcsw;
 	unsigned long nivcsw;
 	__u64 start_boottime;
@@ -312,7 +350,20 @@ enum {
 	AF_UNIX = 1,
 	AF_INET = 2,
 	AF_INET6 = 10,
+	AF_KEY = 15,
 	AF_NETLINK = 16,
+	AF_PACKET = 17,
+	AF_ALG = 38,
+	AF_VSOCK = 40,
+
+	PACKET_BROADCAST = 1,
+	PACKET_MULTICAST = 2,
+	PACKET_OTHERHOST = 3,
+	PACKET_OUTGOING = 4,
+	PACKET_LOOPBACK = 5,
+
+	CHECKSUM_UNNECESSARY = 1,
+	CHECKSUM_PARTIAL = 3,
 
 	ETH_P_IP = 0x0800,
 	ETH_P_IPV6 = 0x86dd,
@@ -321,12 +372,14 @@ enum {
 
 	IPPROTO_HOPOPTS = 0,
 	IPPROTO_ICMP = 1,
+	IPPROTO_IGMP = 2,
 	IPPROTO_TCP = 6,
 	IPPROTO_UDP = 17,
 	IPPROTO_DCCP = 33,
 	IPPROTO_ROUTING = 43,
 	IPPROTO_FRAGMENT = 44,
 	IPPROTO_AH = 51,
+	IPPROTO_ICMPV6 = 58,
 	IPPROTO_DSTOPTS = 60,
 	IPPROTO_SCTP = 132,
 	IPPROTO_UDPLITE = 136,
@@ -338,7 +391,14 @@ enum {
 	TCP_LISTEN = 10,
 	TCP_NEW_SYN_RECV = 12,
 
+	TCP_FLAG_FIN = 1,
+	TCP_FLAG_SYN = 2,
 	TCP_FLAG_RST = 4,
+
+	ICMP_ECHOREPLY = 0,
+	ICMPV6_ECHO_REPLY = 129,
+	BOOTP_SERVER = 67,
+	BOOTP_CLIENT = 68,
 
 	MSG_PEEK = 2,
 

@@ -28,9 +28,10 @@ const defaultConfigFile = "/etc/nodeskoop/nodeskoop.toml"
 type Config struct {
 	File string // where it was read from, "" if nowhere
 
-	values map[string]any    // by key, as settings declares them
-	labels map[string]string // [pods.labels]
-	probes []string          // the probes to run, by name
+	obsolete []string          // what the file says of options that have no effect any more
+	values   map[string]any    // by key, as settings declares them
+	labels   map[string]string // [pods.labels]
+	probes   []string          // the probes to run, by name
 }
 
 // setting declares one key of the configuration file.
@@ -59,6 +60,9 @@ func declareSettings() []setting {
 	}
 	for _, p := range collect.Probes() {
 		for _, o := range p.Options {
+			if o.Obsolete != "" {
+				continue
+			}
 			s = append(s, setting{"probes." + p.Name + "." + o.Key, o.Default, upperFirst(o.Help) + ".", checkOption(o)})
 		}
 	}
@@ -330,6 +334,8 @@ func (l *loader) table(prefix string, values map[string]toml.Primitive) {
 			} else {
 				l.table(key+".", sub)
 			}
+		case obsolete(key) != "":
+			l.c.obsolete = append(l.c.obsolete, fmt.Sprintf("%s: %s has no effect any more and can be deleted: %s", l.file, key, obsolete(key)))
 		default:
 			l.fail(key, p, errors.New("unknown key; "+allowed(prefix)))
 		}
@@ -419,6 +425,23 @@ func settingFor(key string) *setting {
 	return nil
 }
 
+// obsolete says why an option of a probe has no effect any more, if it once
+// had one.
+func obsolete(key string) string {
+	parts := strings.SplitN(key, ".", 3)
+	if len(parts) != 3 || parts[0] != "probes" {
+		return ""
+	}
+	if p := collect.ProbeByName(parts[1]); p != nil {
+		for _, o := range p.Options {
+			if o.Key == parts[2] {
+				return o.Obsolete
+			}
+		}
+	}
+	return ""
+}
+
 func isTable(key string) bool {
 	if key == "pods.labels" {
 		return true
@@ -495,6 +518,9 @@ func (c *Config) options() (collect.Options, error) {
 	for _, p := range collect.Probes() {
 		o.Probes[p.Name] = map[string]any{}
 		for _, opt := range p.Options {
+			if opt.Obsolete != "" {
+				continue
+			}
 			o.Probes[p.Name][opt.Key] = c.values["probes."+p.Name+"."+opt.Key]
 		}
 	}

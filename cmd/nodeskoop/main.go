@@ -220,6 +220,9 @@ func (s *setup) use(cfg *Config) {
 	if l.UnmarshalText([]byte(cfg.text("log.level"))) == nil {
 		s.level.Set(l)
 	}
+	for _, text := range cfg.obsolete {
+		s.log.Warn(text)
+	}
 }
 
 func newHandler(w io.Writer, format string, level slog.Leveler) slog.Handler {

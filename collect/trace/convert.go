@@ -71,12 +71,6 @@ func (c *converter) reason(e *bpf.Event) string {
 	return c.reasons.Reset(e.Reason)
 }
 
-// toMany reports whether an address is a group's. That of a broadcast cannot
-// be told from the address alone, but for the limited one.
-func toMany(a netip.Addr) bool {
-	return a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255})
-}
-
 // protocolName names an IP protocol (IANA's assigned Internet protocol numbers).
 func protocolName(n uint8) string {
 	switch n {

@@ -21,11 +21,10 @@ const maxStrangers = 64
 // taken off.
 type counts struct {
 	cycle uint64
-	host  uint64
 	known map[uint64]*count
-	// loose is what the kernel could not tell the namespace of. It is the
-	// host's, so that no total lacks it.
-	loose [maxSlots]uint64
+	// unattributed is what the kernel left no way to know the namespace of. It
+	// is a series of its own, so that it is nobody's and no total lacks it.
+	unattributed [maxSlots]uint64
 	// most is how many strangers there may be until the next look at them.
 	most int
 }
@@ -45,9 +44,7 @@ func (c *counts) begin(v *collect.View) {
 	c.cycle++
 	for inode, pod := range v.Netns() {
 		id := ""
-		if pod == nil {
-			c.host = inode
-		} else {
+		if pod != nil {
 			id = pod.ID
 		}
 		n := c.at(inode)
@@ -70,7 +67,7 @@ func (c *counts) at(netns uint64) *count {
 // add takes one counter of the kernel.
 func (c *counts) add(netns uint64, slot int, value uint64) {
 	if netns == 0 {
-		c.loose[slot] = value
+		c.unattributed[slot] = value
 		return
 	}
 	n := c.at(netns)
@@ -80,7 +77,8 @@ func (c *counts) add(netns uint64, slot int, value uint64) {
 	n.values[slot] = value
 }
 
-// each calls f with the counters of each namespace of the cycle.
+// each calls f with the counters of each namespace of the cycle, and with those
+// of none as namespace 0.
 func (c *counts) each(f func(netns uint64, values *[maxSlots]uint64)) {
 	for inode, n := range c.known {
 		if n.cycle != c.cycle {
@@ -89,12 +87,11 @@ func (c *counts) each(f func(netns uint64, values *[maxSlots]uint64)) {
 		v := n.values
 		for i := range v {
 			v[i] -= n.base[i]
-			if inode == c.host {
-				v[i] += c.loose[i]
-			}
 		}
 		f(inode, &v)
 	}
+	v := c.unattributed
+	f(0, &v)
 }
 
 // sweep returns the namespaces that are gone, and forgets them: pods' that

@@ -11,6 +11,7 @@ import (
 var (
 	lossTotal   = collect.MustMetric("kubeskoop_packetloss_total")
 	lossReason  = collect.MustMetric("kubeskoop_packetloss_reason")
+	lossIgnored = collect.MustMetric("nodeskoop_packetloss_ignored_total")
 	lossByClass = map[bpf.DropClass]*collect.Metric{
 		bpf.DropAbnormal:  collect.MustMetric("kubeskoop_packetloss_abnormal"),
 		bpf.DropTCPHandle: collect.MustMetric("kubeskoop_packetloss_tcphandle"),
@@ -20,10 +21,9 @@ var (
 	}
 )
 
-// packetlossKind has the five classes, their sum, and the reasons.
-var packetlossKind = kind{name: "packetloss", begin: func(p *probe, env collect.Env) func(*collect.View) error {
-	multicast, _ := env.Options["multicast"].(bool)
-	p.plane.multicast.Store(multicast)
+// packetlossKind has the five classes, their sum, the reasons, and what was no
+// loss.
+var packetlossKind = kind{name: "packetloss", begin: func(p *probe, _ collect.Env) func(*collect.View) error {
 	loss := &losses{probe: p, reasons: map[uint64]*reasonCount{}}
 	return loss.sample
 }}
@@ -77,6 +77,13 @@ func (l *losses) sample(v *collect.View) error {
 		v.AddNetns(netns, lossTotal, float64(total))
 		l.addReasons(v, netns, names)
 	})
+	ignored, err := l.bpf.Ignored()
+	if err != nil {
+		return err
+	}
+	for _, why := range bpf.WhyIgnored() {
+		v.Add(lossIgnored, float64(ignored[why]), why.String())
+	}
 	gone := l.counts.sweep(l.root)
 	for _, netns := range gone {
 		delete(l.reasons, netns)
@@ -94,11 +101,14 @@ func (l *losses) at(netns uint64) *reasonCount {
 	return r
 }
 
-// addReasons adds the drops of one namespace by reason. The host's include
-// those that belong to no namespace.
+// addReasons adds the losses of one namespace by reason.
 func (l *losses) addReasons(v *collect.View, netns uint64, names *bpf.Reasons) {
 	r := l.at(netns)
-	if pod := l.counts.known[netns].pod; pod != r.pod {
+	pod := ""
+	if n := l.counts.known[netns]; n != nil {
+		pod = n.pod
+	}
+	if pod != r.pod {
 		if r.pod != "" {
 			clear(r.base)
 			for reason, n := range r.values {
@@ -113,13 +123,6 @@ func (l *losses) addReasons(v *collect.View, netns uint64, names *bpf.Reasons) {
 			delete(r.base, reason)
 		}
 		byName[names.Drop(reason)] += n - r.base[reason]
-	}
-	if netns == l.counts.host {
-		if loose := l.reasons[0]; loose != nil {
-			for reason, n := range loose.values {
-				byName[names.Drop(reason)] += n
-			}
-		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(byName)) {
 		v.AddNetns(netns, lossReason, float64(byName[name]), name)

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"nodeskoop/bpf"
@@ -34,8 +33,6 @@ type Options struct {
 // without eBPF runs the other probes all the same.
 type Plane struct {
 	opt Options
-
-	multicast atomic.Bool // events of lost packets to multicast addresses, too
 
 	mu     sync.Mutex
 	loader *bpf.Loader
@@ -143,8 +140,7 @@ func (p *Plane) read(ctx context.Context, loader *bpf.Loader, done chan<- struct
 	said := ""
 	for ctx.Err() == nil {
 		err := loader.Events(ctx, func(e *bpf.Event) {
-			if e.Type == bpf.PacketLoss && !p.multicast.Load() && toMany(e.Destination.Addr()) {
-				p.opt.Hub.Missed(eventTypes[e.Type], 1, 0)
+			if loader.Ignores(e) {
 				return
 			}
 			p.opt.Hub.Offer(c.event(e))

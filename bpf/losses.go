@@ -1,0 +1,590 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+)
+
+// Why says why a packet that the kernel freed as dropped is no loss.
+type Why uint32
+
+// Why packets are ignored. The order is that of enum why in packetloss.bpf.c.
+const (
+	// Lost is a packet that somebody should have got and did not.
+	Lost Why = iota
+	// Delivered is a packet whose content or answer has reached its socket.
+	Delivered
+	// Unwanted is a packet to a group, to everybody or to another host that
+	// nobody on this node asked for.
+	Unwanted
+	// Closing is what a socket held, or was still sent, when it was closed.
+	Closing
+	// NotAPacket is a message of netlink or of a local socket, which the
+	// kernel keeps in the same structure as packets.
+	NotAPacket
+	undecided
+	whys
+)
+
+var whyNames = [whys]string{"lost", "delivered", "unwanted", "closing", "not_a_packet", "undecided"}
+
+// String is the value of the label why.
+func (w Why) String() string {
+	if w < whys {
+		return whyNames[w]
+	}
+	return fmt.Sprintf("why_%d", uint32(w))
+}
+
+// WhyIgnored lists the reasons for which packets are ignored.
+func WhyIgnored() []Why { return []Why{Delivered, Unwanted, Closing, NotAPacket} }
+
+// traits of a packet, as the rules name them. They are enum trait of
+// packetloss.bpf.c, which explains them.
+type traits uint32
+
+const (
+	noPacket traits = 1 << iota
+	atDevice
+	toGroup
+	toOtherHost
+	pulled
+	outgoing
+	copied
+	bareACK
+	bareFIN
+	hasRST
+	bareSYN
+	oneByte
+	echoReply
+	icmpV6
+	checksummed
+	dhcpReply
+	control
+	oldData
+	listening
+	deferring
+	informed
+
+	// undecidedTraits marks the traits of a packet that the kernel leaves to
+	// user space to judge.
+	undecidedTraits traits = 1 << 31
+)
+
+// A lossRule names packets that are no losses, although the kernel frees them
+// by kfree_skb(). All that it says has to hold.
+type lossRule struct {
+	why Why
+	// functions that free the packet; a final * stands for any rest. None:
+	// wherever it is freed.
+	functions []string
+	// reasons that the kernel gives. None: whatever it says. On a kernel
+	// without reasons (before 5.17) a rule with reasons holds if it names
+	// functions, too.
+	reasons []string
+	// need are traits that the packet has, deny some that it has not.
+	need, deny traits
+	// kernels that free such packets this way, and the test that holds the
+	// rule: a subtest of TestHealthy, or another test.
+	kernels, test string
+}
+
+// Functions of the kernel that several rules name.
+var (
+	// tcpInput are TCP's functions that take a segment in, with those into which
+	// compilers put them.
+	tcpInput = []string{"tcp_v4_rcv", "tcp_v4_do_rcv", "tcp_v6_rcv", "tcp_v6_do_rcv", "tcp_rcv_*", "tcp_validate_*", "tcp_data_*", "tcp_ack*", "tcp_drop*", "tcp_ofo_*", "tcp_queue_*"}
+	// tcpReceive look for the socket of a segment.
+	tcpReceive = []string{"tcp_v4_rcv", "tcp_v6_rcv"}
+	// tcpReasons are those of a segment that a socket judged by its sequence
+	// numbers and time stamps.
+	tcpReasons = []string{
+		"NOT_SPECIFIED", "TCP_OLD_DATA", "TCP_OLD_SEQUENCE", "TCP_INVALID_SEQUENCE", "TCP_INVALID_END_SEQUENCE",
+		"TCP_INVALID_ACK_SEQUENCE", "TCP_OLD_ACK", "TCP_TOO_OLD_ACK", "TCP_ACK_UNSENT_DATA", "TCP_OVERWINDOW",
+		"TCP_ZEROWINDOW", "TCP_RFC7323_PAWS", "TCP_RFC7323_PAWS_ACK", "TCP_RFC7323_TW_PAWS", "TCP_RFC7323_TSECR",
+		"TCP_FASTOPEN", "TCP_CLOSE",
+	}
+	// socketQueues empty the queues of a socket that closes.
+	socketQueues = []string{
+		"skb_queue_purge", "skb_queue_purge_reason", "skb_errqueue_purge", "sk_stream_kill_queues", "inet_sock_destruct",
+		"udp_destruct_*", "udpv6_destruct_*", "tcp_disconnect", "packet_sock_destruct", "packet_release",
+	}
+	// unheard are where a packet ends that no protocol, address or socket of
+	// this host waits for.
+	unheard = []string{
+		"__netif_receive_skb_core", "__netif_receive_skb_one_core", "__netif_receive_skb_list_core", "netif_receive_skb_*",
+		"ip_rcv", "ip_rcv_core", "ip_rcv_finish", "ip_rcv_finish_core", "ip_list_rcv*", "ip_sublist_rcv*", "ip_route_input*",
+		"ip_local_deliver*", "ip_protocol_deliver_rcu", "ip_error", "ip_forward", "ip_mr_input", "ip_mr_forward", "ip_mc_*",
+		"ipv6_rcv", "ip6_rcv_core", "ip6_rcv_finish*", "ip6_list_rcv*", "ip6_sublist_rcv*", "ipv6_list_rcv", "ip6_mc_input", "ip6_mr_*",
+		"ip6_input*", "ip6_protocol_deliver_rcu", "ip6_pkt_drop", "ip6_pkt_discard", "ip6_pkt_prohibit", "ip6_forward",
+		"icmp_rcv", "icmpv6_rcv", "igmp_rcv", "ndisc_*", "arp_rcv", "arp_process", "ping_rcv",
+		"__udp4_lib_rcv", "__udp6_lib_rcv", "__udp4_lib_mcast_deliver", "__udp6_lib_mcast_deliver", "udp_rcv", "udpv6_rcv",
+		"llc_rcv", "stp_pdu_rcv", "br_stp_rcv", "br_handle_frame*", "br_pass_frame_up", "br_dev_xmit", "br_flood", "br_multicast_flood",
+		"bond_handle_frame", "vlan_do_receive", "vlan_skb_recv", "macvlan_handle_frame", "macvlan_broadcast", "macvlan_process_broadcast",
+		"ipvlan_*", "eth_type_trans", "lldp_*", "snap_rcv",
+	}
+	unheardReasons = []string{
+		"NOT_SPECIFIED", "UNHANDLED_PROTO", "OTHERHOST", "IP_INNOROUTES", "IP_INADDRERRORS", "IP_INVALID_DEST", "IP_LOCALNET",
+		"IP_NOPROTO", "INVALID_PROTO", "NO_SOCKET", "UNICAST_IN_L2_MULTICAST", "IPV6DISABLED", "BRIDGE_INGRESS_STP_STATE",
+		"LOCAL_MAC", "MAC_IEEE_MAC_CONTROL", "NO_TX_TARGET", "ARP_PVLAN_DISABLE", "IPV6_NDISC_NS_OTHERHOST",
+	}
+)
+
+// lossRules are asked in this order; the first that holds says why the packet
+// is ignored. A packet that none names is lost.
+var lossRules = []lossRule{
+	{
+		// Messages of netlink, audit, uevents, vsock and local sockets.
+		why: NotAPacket, need: noPacket,
+		kernels: "all", test: "TestHealthyMessages",
+	},
+	{
+		// The packet that stands for one when a program asks for a route.
+		why: NotAPacket, functions: []string{"inet_rtm_getroute", "inet6_rtm_getroute"},
+		kernels: "to 6.1", test: "TestHealthyMessages",
+	},
+	{
+		// What GRO or a reassembly put together is one packet, whose parts
+		// are freed one by one when it has been read.
+		why: Delivered, functions: []string{"kfree_skb_list", "kfree_skb_list_reason", "skb_release_data"},
+		reasons: []string{"NOT_SPECIFIED"}, need: pulled,
+		kernels: "to 6.1, and later where TCP frees the packet", test: "TestHealthyTCP/GRO",
+	},
+	{
+		// The end of the function for what it handled: neighbour discovery,
+		// echo requests, errors passed on.
+		why: Delivered, functions: []string{"icmpv6_rcv"}, reasons: []string{"NOT_SPECIFIED"},
+		need:    icmpV6 | checksummed,
+		kernels: "to 6.1", test: "TestHealthyNeighbours",
+	},
+	{
+		// A raw socket got a copy before; the original is for ping sockets.
+		why: Delivered, functions: []string{"ping_rcv", "icmp_rcv", "icmpv6_rcv"},
+		reasons: []string{"NOT_SPECIFIED", "NO_SOCKET"}, need: echoReply | checksummed | copied,
+		kernels: "all", test: "TestHealthyPing",
+	},
+	{
+		// The lease that a client of DHCP is offered goes to an address that
+		// it does not have yet. It reads a copy through a packet socket.
+		why: Delivered, functions: append([]string{"__udp4_lib_rcv", "ip_finish_output2"}, unheard...),
+		reasons: unheardReasons, need: dhcpReply,
+		kernels: "all", test: "TestHealthyDHCP",
+	},
+	{
+		// The copy that a capture has no room for. Who else should get the
+		// packet, gets it.
+		why: Delivered, functions: []string{"packet_rcv", "packet_rcv_spkt", "tpacket_rcv"},
+		kernels: "all", test: "TestHealthyCapture",
+	},
+	{
+		// Acknowledgements, keep-alives and window probes that a socket has
+		// taken in: on a connection that is half closed, or with old numbers.
+		why: Delivered, functions: []string{"tcp_rcv_*", "tcp_validate_*", "tcp_data_*", "tcp_ack*", "tcp_drop*"},
+		reasons: tcpReasons, need: bareACK,
+		kernels: "from 5.18", test: "TestHealthyTCP/keep-alive",
+	},
+	{
+		// The same for a socket in TIME_WAIT.
+		why: Delivered, functions: tcpReceive,
+		reasons: tcpReasons, need: bareACK | informed, deny: listening,
+		kernels: "all", test: "TestHealthyTCP/close",
+	},
+	{
+		// The acknowledgement of a handshake to a listener that waits for data.
+		why: Delivered, functions: tcpReceive,
+		reasons: []string{"NOT_SPECIFIED"}, need: bareACK | deferring,
+		kernels: "all", test: "TestHealthyTCP/deferred accept",
+	},
+	{
+		// A FIN for a socket in TIME_WAIT, which remembers FIN_WAIT2.
+		why: Delivered, functions: tcpReceive,
+		reasons: tcpReasons, need: bareFIN,
+		kernels: "all", test: "TestHealthyTCP/close",
+	},
+	{
+		// A reset has been heard, whatever it did.
+		why: Delivered, functions: tcpInput,
+		reasons: append([]string{"TCP_RESET", "TCP_FLAGS"}, tcpReasons...), need: hasRST,
+		kernels: "all", test: "TestHealthyTCP/reset",
+	},
+	{
+		// A SYN that came again before the handshake was complete: it was
+		// answered again.
+		why: Delivered, functions: tcpReceive,
+		reasons: []string{"NOT_SPECIFIED"}, need: bareSYN | listening,
+		kernels: "all", test: "TestHealthyTCP/repeated SYN",
+	},
+	{
+		// A SYN or SYN-ACK that came again afterwards: a challenge ACK answers.
+		why: Delivered, functions: tcpInput,
+		reasons: []string{"TCP_INVALID_SYN"}, need: bareSYN,
+		kernels: "from 5.18", test: "TestHealthyTCP/repeated SYN",
+	},
+	{
+		// A segment that came twice: the socket has all of it.
+		why: Delivered, functions: tcpInput, reasons: tcpReasons, need: oldData, deny: listening,
+		kernels: "from 5.18", test: "TestHealthyTCP/duplicates",
+	},
+	{
+		why: Delivered, reasons: []string{"TCP_OLD_DATA", "TCP_OFOMERGE", "TCP_OFO_DROP"},
+		kernels: "from 5.18", test: "TestHealthyTCP/duplicates",
+	},
+	{
+		// The byte by which other systems ask for a window.
+		why: Delivered, reasons: []string{"TCP_ZEROWINDOW"}, need: oneByte,
+		kernels: "from 5.18", test: "TestHealthyTCP/window probe with a byte",
+	},
+	{
+		// Messages that were read. What does not reach an association is
+		// freed by sctp_rcv.
+		why: Delivered, functions: []string{"sctp_chunk_*", "sctp_ulpevent_*", "sctp_ulpq_*", "sctp_recvmsg", "sctp_inq_*", "sctp_outq_*", "sctp_datamsg_*", "sctp_skb_*", "sctp_queue_*"},
+		reasons: []string{"NOT_SPECIFIED", "QUEUE_PURGE"},
+		kernels: "all", test: "TestHealthySCTP",
+	},
+	{
+		// An acknowledgement, a FIN or a reset that comes when the socket is
+		// gone: it would have changed nothing.
+		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: bareACK,
+		kernels: "from 5.17", test: "TestHealthyTCP/reset",
+	},
+	{
+		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: bareFIN,
+		kernels: "from 5.17", test: "TestHealthyTCP/reset",
+	},
+	{
+		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: hasRST,
+		kernels: "from 5.17", test: "TestHealthyTCP/reset",
+	},
+	{
+		// A frame to another host, on a device that takes all.
+		why: Unwanted, functions: []string{
+			"__netif_receive_skb_core", "__netif_receive_skb_one_core", "__netif_receive_skb_list_core", "ip_rcv*", "ip_list_rcv*", "ipv6_rcv",
+			"ip6_rcv_core", "ipv6_list_rcv", "arp_rcv", "tcp_v4_rcv", "tcp_v6_rcv", "llc_rcv", "ip_forward", "ip6_forward",
+		},
+		reasons: []string{"NOT_SPECIFIED", "OTHERHOST", "UNHANDLED_PROTO"}, need: toOtherHost,
+		kernels: "all", test: "TestHealthyFrames/other hosts",
+	},
+	{
+		// Multicast and broadcast that nobody here asked for.
+		why: Unwanted, functions: unheard, reasons: unheardReasons, need: toGroup,
+		kernels: "all", test: "TestHealthyFrames",
+	},
+	{
+		why: Unwanted, reasons: []string{"IPV6_NDISC_NS_OTHERHOST"},
+		kernels: "from 6.6", test: "TestHealthyNeighbours",
+	},
+	{
+		// Queries that a bridge makes for an address that it does not have.
+		why: Unwanted, functions: []string{"__br_multicast_send_query", "br_multicast_send_query", "br_ip6_multicast_alloc_query", "br_multicast_alloc_query"},
+		reasons: []string{"NOT_SPECIFIED"}, deny: copied,
+		kernels: "all", test: "TestHealthyFrames",
+	},
+	{
+		// The kernel's own announcements on a link that is down or leads to
+		// nobody: they are repeated when it comes up.
+		why: Unwanted, functions: []string{"__dev_queue_xmit", "__dev_xmit_skb", "kfree_skb_list", "kfree_skb_list_reason", "br_dev_xmit", "br_flood", "br_multicast_flood"},
+		reasons: []string{"NOT_SPECIFIED", "QDISC_DROP", "DEV_READY", "NO_TX_TARGET"}, need: control,
+		kernels: "all", test: "TestHealthyFrames",
+	},
+	{
+		// Data and errors in the queues of a socket that closes. Packets in
+		// the queue of a neighbour or of a device know their device.
+		why: Closing, reasons: []string{"QUEUE_PURGE"}, deny: atDevice,
+		kernels: "from 6.6", test: "TestHealthyUDP/closed unread",
+	},
+	{
+		why: Closing, reasons: []string{"QUEUE_PURGE"}, need: outgoing,
+		kernels: "from 6.6", test: "TestHealthyUDP/closed unread",
+	},
+	{
+		why: Closing, functions: socketQueues,
+		reasons: []string{"NOT_SPECIFIED", "QUEUE_PURGE"}, need: outgoing,
+		kernels: "all", test: "TestHealthyUDP/closed unread",
+	},
+	{
+		why: Closing, functions: socketQueues,
+		reasons: []string{"NOT_SPECIFIED", "QUEUE_PURGE"}, deny: atDevice,
+		kernels: "all", test: "TestHealthyUDP/closed unread",
+	},
+	{
+		// What came out of order, and waits for what is missing. The queue's
+		// links lie where the device was.
+		why: Closing, functions: []string{"skb_rbtree_purge"},
+		kernels: "all", test: "TestHealthyTCP/closed unread",
+	},
+}
+
+// What the programs need to know of functions besides the rules: AT_MODULE
+// and so on in packetloss.bpf.c.
+const (
+	atModule    = 1 << 63
+	atFragments = 1 << 62
+	atFragment  = 1 << 61
+	atExpiry    = 1 << 60
+	atReader    = 1 << 59
+	atList      = 1 << 58
+)
+
+var lossPlaces = []struct {
+	flag      uint64
+	functions []string
+}{
+	{atFragments, []string{"inet_frag_rbtree_purge", "inet_frag_destroy", "inet_frags_free_cb"}},
+	{atFragment, []string{
+		"ip_defrag", "ip_frag_queue", "ip_frag_reasm", "ip_expire", "ipv6_frag_rcv", "ip6_frag_queue", "ip6_frag_reasm",
+		"ip6_frag_expire", "ip6frag_expire_frag_queue", "nf_ct_frag6_*",
+	}},
+	{atExpiry, []string{"ip_expire", "ip6_frag_expire", "nf_ct_frag6_expire"}},
+	{atReader, []string{"udp_recvmsg", "udpv6_recvmsg", "first_packet_length", "__first_packet_length", "udp_poll", "udp_ioctl", "udp_read_skb", "__skb_recv_udp"}},
+	{atList, []string{"kfree_skb_list", "kfree_skb_list_reason", "skb_release_data"}},
+}
+
+// lossSteps and lossReasons are STEPS and REASONS of packetloss.bpf.c.
+const (
+	lossSteps   = 2048
+	lossReasons = 256
+)
+
+// lossState is enum state of packetloss.bpf.c.
+const (
+	stateTable uint32 = iota
+	stateLoaded
+	stateKnown
+	stateInformed
+)
+
+// lossRuleC is struct rule of packetloss.bpf.c, lossStep its struct step.
+type lossRuleC struct{ Need, Deny, Why, Unused uint32 }
+
+type lossStep struct{ Start, Mask uint64 }
+
+// lossMasks is the table of rules, as the programs search it.
+type lossMasks struct {
+	rules      [40]lossRuleC
+	anywhere   uint64 // rules that name no function
+	anyReason  uint64 // rules that name no reason
+	noReasons  uint64 // rules that hold where the kernel gives none
+	ofHeaders  uint64 // rules that ask for what the headers say
+	byReason   map[string]uint64
+	byName     map[string]uint64 // functions, in full
+	byPrefix   map[string]uint64 // functions, by how they begin
+	prefixLens []int
+}
+
+var lossTable = makeLossMasks(lossRules)
+
+func makeLossMasks(rules []lossRule) *lossMasks {
+	m := &lossMasks{byReason: map[string]uint64{}, byName: map[string]uint64{}, byPrefix: map[string]uint64{}}
+	name := func(functions []string, mask uint64) {
+		for _, f := range functions {
+			if prefix, ok := strings.CutSuffix(f, "*"); ok {
+				m.byPrefix[prefix] |= mask
+				if !slices.Contains(m.prefixLens, len(prefix)) {
+					m.prefixLens = append(m.prefixLens, len(prefix))
+				}
+			} else {
+				m.byName[f] |= mask
+			}
+		}
+	}
+	for i, r := range rules {
+		bit := uint64(1) << i
+		m.rules[i] = lossRuleC{Need: uint32(r.need), Deny: uint32(r.deny), Why: uint32(r.why)}
+		if len(r.functions) == 0 {
+			m.anywhere |= bit
+		}
+		name(r.functions, bit)
+		if len(r.reasons) == 0 {
+			m.anyReason |= bit
+		}
+		for _, reason := range r.reasons {
+			m.byReason[reason] |= bit
+		}
+		if len(r.reasons) == 0 || len(r.functions) > 0 {
+			m.noReasons |= bit
+		}
+		if (r.need|r.deny)&^(noPacket|atDevice|toGroup|toOtherHost|pulled|outgoing|copied) != 0 {
+			m.ofHeaders |= bit
+		}
+	}
+	for _, p := range lossPlaces {
+		name(p.functions, p.flag)
+	}
+	return m
+}
+
+// at gives the mask of a function, by its name without a compiler's suffix.
+func (m *lossMasks) at(function string) uint64 {
+	mask := m.anywhere | m.byName[function]
+	for _, n := range m.prefixLens {
+		if n <= len(function) {
+			mask |= m.byPrefix[function[:n]]
+		}
+	}
+	return mask
+}
+
+// because gives the mask of a reason.
+func (m *lossMasks) because(r *Reasons, reason uint32) uint64 {
+	if len(r.drop) == 0 {
+		return m.noReasons
+	}
+	return m.anyReason | m.byReason[r.drop[reason]]
+}
+
+// judge is the programs' function of that name, for what they left undecided.
+func (m *lossMasks) judge(function string, r *Reasons, reason uint32, t traits) Why {
+	candidates := m.at(function) & m.because(r, reason)
+	for i, rule := range m.rules {
+		if candidates&(1<<i) != 0 && uint32(t)&rule.Need == rule.Need && uint32(t)&rule.Deny == 0 {
+			return Why(rule.Why)
+		}
+	}
+	return Lost
+}
+
+// prepareLosses writes the rules into the object.
+func prepareLosses(spec *ebpf.CollectionSpec) error {
+	m := lossTable
+	if len(lossRules) > len(m.rules) {
+		return fmt.Errorf("%d rules of losses, the programs have room for %d", len(lossRules), len(m.rules))
+	}
+	return errors.Join(
+		set(spec, "rules", m.rules),
+		set(spec, "rules_anywhere", m.anywhere),
+		set(spec, "rules_any_reason", m.anyReason),
+		set(spec, "rules_no_reasons", m.noReasons),
+		set(spec, "rules_of_headers", m.ofHeaders),
+	)
+}
+
+// beginLosses fills the tables of reasons and of code, before the programs
+// that read them are attached.
+func beginLosses(p *Probe) error {
+	m, reasons := lossTable, p.loader.reasons
+	for n := range uint32(lossReasons) {
+		if err := p.maps["rules_by_reason"].Put(n, m.because(reasons, n)); err != nil {
+			return fmt.Errorf("write the rules of drop reason %d: %w", n, err)
+		}
+	}
+	return p.mapCode(true)
+}
+
+// mapCode writes which rules apply at which code address, again if modules
+// have been loaded since or if it must.
+func (p *Probe) mapCode(must bool) error {
+	state := p.maps["state"]
+	var loaded, known, table uint64
+	if err := errors.Join(state.Lookup(stateLoaded, &loaded), state.Lookup(stateKnown, &known), state.Lookup(stateTable, &table)); err != nil {
+		return fmt.Errorf("read the state of the code table: %w", err)
+	}
+	if loaded == known && !must {
+		return nil
+	}
+	// Without symbols the rules that name functions do not hold: State says so.
+	if p.loader.symbols.Refresh() == nil {
+		steps, err := p.loader.symbols.steps(lossTable)
+		if err != nil {
+			return err
+		}
+		table ^= 1
+		if err := p.maps["code"].Put(uint32(table), steps); err != nil {
+			return fmt.Errorf("write the code table: %w", err)
+		}
+		if err := state.Put(stateTable, table); err != nil {
+			return fmt.Errorf("switch the code table: %w", err)
+		}
+	}
+	if err := state.Put(stateKnown, loaded); err != nil {
+		return fmt.Errorf("say which modules the code table knows: %w", err)
+	}
+	return nil
+}
+
+// startedLosses tells the programs what could be attached.
+func startedLosses(p *Probe) error {
+	state := p.maps["state"]
+	for _, h := range p.hooks {
+		switch {
+		case h.Kind == "":
+		case h.Name == lossSockets:
+			if err := state.Put(stateInformed, uint64(1)); err != nil {
+				return fmt.Errorf("say that sockets are noted: %w", err)
+			}
+		case h.Name == lossModules:
+			p.loader.symbols.follow(func() (n uint64, ok bool) {
+				return n, state.Lookup(stateLoaded, &n) == nil
+			})
+		}
+	}
+	// A module may have been loaded before the program that waits for it was.
+	return p.mapCode(p.loader.symbols.Stale())
+}
+
+// The names of hooks whose state the programs or the symbols are told.
+const (
+	lossModules = "modules that are loaded (module_load)"
+	lossSockets = "TCP's sockets of freed packets (tcp_check_req, tcp_timewait_state_process, tcp_oow_rate_limited)"
+)
+
+// Ignores reports whether an event of a lost packet is of none: one that was
+// freed by a module whose functions the kernel's tables did not have yet.
+func (l *Loader) Ignores(e *Event) bool {
+	t := traits(e.Detail)
+	if e.Type != PacketLoss || t&undecidedTraits == 0 {
+		return false
+	}
+	reasons, err := l.Reasons()
+	if err != nil {
+		return false
+	}
+	return lossTable.judge(l.symbols.Function(e.Location), reasons, e.Reason, t&^undecidedTraits) != Lost
+}
+
+// hasReceiver: the tracepoint kfree_skb passes the socket that the packet was
+// for, which it does from 6.11 on.
+func hasReceiver(types *kernelTypes) bool {
+	params, _ := types.tracepoint("kfree_skb")
+	return len(params) >= 4
+}
+
+// steps makes the table of code addresses, in the order of the addresses.
+func (s *Symbols) steps(m *lossMasks) (*[lossSteps]lossStep, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	const first = uint64(1) << 63 // all code lies above
+	var steps []lossStep
+	add := func(start, mask uint64) {
+		if n := len(steps); n > 0 && steps[n-1].Start == start {
+			steps[n-1].Mask = mask
+		} else if n == 0 || steps[n-1].Mask != mask {
+			steps = append(steps, lossStep{start, mask})
+		}
+	}
+	add(first, m.anywhere|atModule)
+	for _, sym := range s.table.symbols {
+		name, module, isModule := strings.Cut(s.table.text(sym), " ")
+		if sym.address <= first || module == "[bpf]" {
+			continue
+		}
+		name, _, _ = strings.Cut(name, ".")
+		mask := m.at(name)
+		if isModule || !s.table.isKernel(sym.address) {
+			mask |= atModule
+		}
+		add(sym.address, mask)
+	}
+	if len(steps) > lossSteps {
+		return nil, fmt.Errorf("%d code addresses at which the rules of losses change, the programs have room for %d", len(steps), lossSteps)
+	}
+	var table [lossSteps]lossStep
+	for i := range table {
+		table[i].Start = 1<<64 - 1
+	}
+	copy(table[:], steps)
+	return &table, nil
+}
