@@ -528,9 +528,11 @@ static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 loc
 		return ignore(DELIVERED, reason, location);
 	if (!n)
 		return 0; /* cannot be: the map has an entry for each CPU */
-	if (!sk && n->skb == (__u64)skb)
-		sk = (const struct sock *)n->sk;
-	n->skb = 0;
+	if (n->skb == (__u64)skb) {
+		if (!sk)
+			sk = (const struct sock *)n->sk;
+		n->skb = 0;
+	}
 	at = code_at(location);
 	part = at & AT_LIST && n->part == (__u64)skb;
 	dev_netns = netns_of_dev(BPF_CORE_READ(skb, dev));

@@ -31,7 +31,7 @@ var (
 // explanations by the event's name. Paragraphs are separated by an empty line.
 var explanations = map[string]explanation{
 	"PacketLoss": {
-		"The kernel gave a packet up instead of passing it on. KUBESKOOP_REASON is the kernel's own reason (Linux 5.17 and newer), KUBESKOOP_LOCATION the function that dropped it, KUBESKOOP_STACK the way there. TCP sends lost data again, so one drop costs time; a steady rate, or drops of always the same connection, are what to look into.\n\n" +
+		"The kernel dropped a packet that somebody should have got. Packets that nobody misses (acknowledgements that TCP has taken in, multicasts that nobody asked for, what a closing socket still held) are no events. KUBESKOOP_REASON is the kernel's own reason (Linux 5.17 and newer), KUBESKOOP_LOCATION the function that dropped it, KUBESKOOP_STACK the way there. TCP retransmits lost data, so one drop costs time; a steady rate, or drops of always the same connection, are what to look into.\n\n" +
 			"NETFILTER_DROP is a firewall rule or a network policy. NO_SOCKET is a port on which nobody listens. SOCKET_RCVBUFF is an application that reads more slowly than data arrive. QDISC_DROP is a full queue of an interface. NEIGH_FAILED is a next hop that answers no ARP or neighbour discovery. CPU_BACKLOG is a CPU that cannot keep up with what arrives. TCP_CSUM, UDP_CSUM and IP_CSUM are damaged packets.",
 		[]Step{stepRules, stepCounters, {"ip -s link show; tc -s qdisc show", "drops by interface and by queue"}},
 	},

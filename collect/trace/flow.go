@@ -152,11 +152,18 @@ func (f *flows) show(v *collect.View) {
 	}
 	slices.SortFunc(shown, compareFlows)
 	ends := f.ends(v)
+	add := func(netns uint64, m *collect.Metric, value uint64, labels []string) {
+		if f.devices {
+			v.Add(m, float64(value), labels...) // the host's
+		} else {
+			v.AddNetns(netns, m, float64(value), labels...)
+		}
+	}
 	for _, k := range shown {
 		x := f.known[k]
 		labels := ends.labels(k)
-		v.AddNetns(k.netns, flowBytes, float64(x.total.bytes), labels...)
-		v.AddNetns(k.netns, flowPackets, float64(x.total.packets), labels...)
+		add(k.netns, flowBytes, x.total.bytes, labels)
+		add(k.netns, flowPackets, x.total.packets, labels)
 	}
 	v.LeaveOut(flowBytes, all-len(shown))
 	v.LeaveOut(flowPackets, all-len(shown))

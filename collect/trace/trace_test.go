@@ -316,7 +316,11 @@ func TestReusedNamespaceNumber(t *testing.T) {
 		n.pod, n.cycle = pod, c.cycle
 		c.add(7, 0, kernel)
 		var got uint64
-		c.each(func(_ uint64, v *[maxSlots]uint64) { got = v[0] })
+		c.each(func(netns uint64, v *[maxSlots]uint64) {
+			if netns == 7 {
+				got = v[0]
+			}
+		})
 		return got
 	}
 	for i, s := range []struct {
