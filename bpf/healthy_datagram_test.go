@@ -67,6 +67,28 @@ var healthyDatagram = []healthyCase{
 	})},
 	{name: "UDP GSO to a plain socket", run: each(func(t *testing.T, h *healthy, from, to netip.Addr) { segmented(t, h, from, to, false) })},
 	{name: "UDP GSO to a GRO socket", run: each(func(t *testing.T, h *healthy, from, to netip.Addr) { segmented(t, h, from, to, true) })},
+	{name: "UDP datagrams that GRO merges", run: each(func(t *testing.T, h *healthy, from, to netip.Addr) {
+		offload(t, h.b, "gro", "on")
+		for _, aware := range []bool{true, false} {
+			merged(t, h, from, to, aware)
+		}
+	})},
+	{name: "UDP datagrams that GRO chains", run: each(func(t *testing.T, h *healthy, from, to netip.Addr) {
+		offload(t, h.b, "gro", "on")
+		if err := h.b.can("ethtool", "-K", h.b.device, "rx-gro-list", "on"); err != nil {
+			t.Skipf("this kernel: no GRO by lists: %v", err)
+		}
+		defer h.b.run(t, "ethtool", "-K", h.b.device, "rx-gro-list", "off")
+		for _, aware := range []bool{true, false} {
+			merged(t, h, from, to, aware)
+		}
+	})},
+	{name: "all over lo", run: func(t *testing.T, h *healthy) {
+		for _, at := range []string{"127.0.0.1", "::1"} {
+			addr := netip.MustParseAddr(at)
+			someTrafficTo(t, h2(h, h.a, h.a), addr, addr)
+		}
+	}},
 	{name: "UDP transmit timestamps that nobody reads", run: each(func(t *testing.T, h *healthy, from, to netip.Addr) {
 		server, client := h.b.bound(t, unix.IPPROTO_UDP, to), h.a.bound(t, unix.IPPROTO_UDP, from)
 		must(t, unix.SetsockoptInt(client, unix.SOL_SOCKET, unix.SO_TIMESTAMPING, unix.SOF_TIMESTAMPING_TX_SOFTWARE|unix.SOF_TIMESTAMPING_SOFTWARE))
@@ -240,6 +262,29 @@ func segmented(t *testing.T, h *healthy, from, to netip.Addr, gro bool) {
 			got += n
 		}
 	}
+}
+
+// merged sends datagrams that come one by one and wait in the device's queue, so
+// that the receiving side may merge them. Some are read, others not.
+func merged(t *testing.T, h *healthy, from, to netip.Addr, aware bool) {
+	t.Helper()
+	server, client := h.b.bound(t, unix.IPPROTO_UDP, to), h.a.bound(t, unix.IPPROTO_UDP, from)
+	if aware {
+		must(t, unix.SetsockoptInt(server, unix.IPPROTO_UDP, udpGRO, 1))
+	}
+	must(t, unix.SetsockoptInt(client, unix.IPPROTO_UDP, udpSegment, 500))
+	offload(t, h.a, "tx-udp-segmentation", "off")
+	const size = 10 * 500
+	for range 10 {
+		must(t, unix.Sendto(client, make([]byte, size), 0, nameOf(t, server)))
+		for got := 0; got < size; {
+			n, _, err := unix.Recvfrom(server, make([]byte, 64<<10), 0)
+			must(t, err)
+			got += n
+		}
+	}
+	must(t, unix.Sendto(client, make([]byte, size), 0, nameOf(t, server)))
+	awaitDatagram(t, h, server)
 }
 
 func icmpOf(a netip.Addr) int {

@@ -56,6 +56,16 @@ var healthyTCP = []healthyCase{
 		t.Logf("%d packets came as %d", packets, inReceives)
 		sendAll(t, server, client, times(8<<20, 1<<20))
 	})},
+	{name: "close with unread data that GRO merged", run: each(func(t *testing.T, h *healthy, from, to netip.Addr) {
+		offload(t, h.a, "tso", "off", "gso", "off")
+		offload(t, h.b, "gro", "on")
+		client, server := connect(t, h.a, h.b, to)
+		_, err := client.Write(make([]byte, 50_000))
+		must(t, err)
+		awaitUnread(t, h, server, 50_000)
+		server.Close()
+		receiveReset(t, client)
+	})},
 	{name: "transfer without timestamps", run: each(func(t *testing.T, h *healthy, from, to netip.Addr) {
 		h.a.withSysctl(t, "ipv4/tcp_timestamps", "0")
 		transferBoth(t, h, from, to)
@@ -660,15 +670,21 @@ func clientEnds(t *testing.T, h *healthy) {
 	}
 }
 
-// keepalive has both ends probe each other.
+// keepalive has both ends probe each other, then also on a half-closed
+// connection.
 func keepalive(t *testing.T, h *healthy, from, to netip.Addr) {
 	client, server := connect(t, h.a, h.b, to)
 	for _, c := range []*net.TCPConn{client, server} {
 		must(t, c.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 9}))
 	}
-	before := h.a.counters(t)["TcpExt.TCPKeepAlive"]
-	await(t, "keep-alive probes", func() bool { return h.a.counters(t)["TcpExt.TCPKeepAlive"] >= before+3 })
+	probes := func(n *namespace) uint64 { return n.counters(t)["TcpExt.TCPKeepAlive"] }
+	before := probes(h.a)
+	await(t, "keep-alive probes", func() bool { return probes(h.a) >= before+3 })
 	echo(t, client, server, 1)
+	must(t, client.CloseWrite())
+	receiveEnd(t, server)
+	before = probes(h.b)
+	await(t, "keep-alive probes", func() bool { return probes(h.b) >= before+3 })
 }
 
 // zeroWindow stops reading until the sender probes the closed window.

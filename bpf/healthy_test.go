@@ -115,7 +115,7 @@ func (h *healthy) check(t *testing.T, p *Probe, c healthyCase) {
 				lost[at] = n
 			}
 		}
-		watch.none(t, lost, h.namespaces())
+		watch.none(t, lost, h)
 		return
 	}
 }
@@ -176,6 +176,12 @@ func (w *lossWatch) since(t *testing.T, namespaces []*namespace) (lost, loose ma
 			}
 		}
 	}
+	// What a closed socket held is freed after a grace period.
+	for range 2 {
+		if _, _, e := unix.Syscall(unix.SYS_MEMBARRIER, 1 /* MEMBARRIER_CMD_GLOBAL */, 0, 0); e != 0 {
+			t.Logf("wait for a grace period: %v", e)
+		}
+	}
 	read()
 	await(t, "the losses to settle", func() bool {
 		time.Sleep(50 * time.Millisecond)
@@ -187,10 +193,14 @@ func (w *lossWatch) since(t *testing.T, namespaces []*namespace) (lost, loose ma
 }
 
 // none fails for each place in lost, and for each event of the namespaces.
-func (w *lossWatch) none(t *testing.T, lost map[lostAt]uint64, namespaces []*namespace) {
+func (w *lossWatch) none(t *testing.T, lost map[lostAt]uint64, h *healthy) {
 	t.Helper()
+	names := map[uint64]string{0: "no namespace", h.a.inode: "a", h.b.inode: "b"}
+	for i, n := range h.own {
+		names[n.inode] = fmt.Sprintf("the case's namespace %d", i)
+	}
 	for _, at := range slices.SortedFunc(maps.Keys(lost), func(a, b lostAt) int { return strings.Compare(a.String(), b.String()) }) {
-		t.Errorf("lost %d x %s in %s, namespace %d", lost[at], at.reason, at.location, at.netns)
+		t.Errorf("lost %d x %s in %s, in %s", lost[at], at.reason, at.location, names[at.netns])
 	}
 	await(t, "the events to be read", func() bool {
 		a := w.l.account(PacketLoss)
@@ -200,14 +210,14 @@ func (w *lossWatch) none(t *testing.T, lost map[lostAt]uint64, namespaces []*nam
 	if err != nil {
 		t.Fatal(err)
 	}
-	told := map[string]int{}
+	namespaces, told := h.namespaces(), map[string]int{}
 	w.l.mu.Lock()
 	defer w.l.mu.Unlock()
 	for _, e := range w.l.events[w.events:] {
 		if e.Type != PacketLoss || !slices.ContainsFunc(namespaces, func(n *namespace) bool { return n.inode == e.Netns }) {
 			continue
 		}
-		told[fmt.Sprintf("%s in %s, namespace %d, protocol %d, to %v", reasons.Drop(e.Reason), w.l.Symbols().Location(e.Location), e.Netns, e.Protocol, e.Destination.Addr())]++
+		told[fmt.Sprintf("%s in %s, in %s, protocol %d, to %v", reasons.Drop(e.Reason), w.l.Symbols().Location(e.Location), names[e.Netns], e.Protocol, e.Destination.Addr())]++
 	}
 	for _, what := range slices.Sorted(maps.Keys(told)) {
 		t.Errorf("told %d times of %s", told[what], what)

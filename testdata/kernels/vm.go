@@ -27,7 +27,7 @@ var modules = []string{
 	"nfnetlink_queue", "nfnetlink_log", "xt_NFQUEUE", "xt_tcpudp", "xt_conntrack", "xt_nat", "xt_MASQUERADE",
 	"inet_diag", "tcp_diag", "udp_diag", "unix_diag", "raw_diag", "af_packet_diag",
 	"ip_vs", "ip_vs_rr", "vxlan", "nft_objref",
-	"sctp", "vsock", "vsock_loopback", "ip_gre", "ip6_gre", "ipip", "ip6_tunnel", "sit", "wireguard", "geneve", 
+	"sctp", "vsock", "vsock_loopback", "ip_gre", "ip6_gre", "ipip", "ip6_tunnel", "sit", "wireguard", "geneve",
 }
 
 // disks are a VM's: two slow ones, and one for files.
