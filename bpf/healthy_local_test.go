@@ -113,6 +113,8 @@ func vsock(t *testing.T, h *healthy) {
 	for i := range 5 {
 		c, err := open()
 		must(t, err)
+		const connectTimeout = 6 // SO_VM_SOCKETS_CONNECT_TIMEOUT
+		must(t, unix.SetsockoptTimeval(c, unix.AF_VSOCK, connectTimeout, &unix.Timeval{Usec: 200_000}))
 		if err := unix.Connect(c, &unix.SockaddrVM{CID: unix.VMADDR_CID_LOCAL, Port: 7001}); err != nil {
 			t.Skipf("this kernel: no vsock loopback: %v", err)
 		}

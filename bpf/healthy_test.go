@@ -210,17 +210,20 @@ func (w *lossWatch) none(t *testing.T, lost map[lostAt]uint64, h *healthy) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	namespaces, told := h.namespaces(), map[string]int{}
+	namespaces, told, example := h.namespaces(), map[string]int{}, map[string]*Event{}
 	w.l.mu.Lock()
 	defer w.l.mu.Unlock()
 	for _, e := range w.l.events[w.events:] {
 		if e.Type != PacketLoss || !slices.ContainsFunc(namespaces, func(n *namespace) bool { return n.inode == e.Netns }) {
 			continue
 		}
-		told[fmt.Sprintf("%s in %s, in %s, protocol %d, to %v", reasons.Drop(e.Reason), w.l.Symbols().Location(e.Location), names[e.Netns], e.Protocol, e.Destination.Addr())]++
+		what := fmt.Sprintf("%s in %s, in %s", reasons.Drop(e.Reason), w.l.Symbols().Location(e.Location), names[e.Netns])
+		told[what]++
+		example[what] = &e
 	}
 	for _, what := range slices.Sorted(maps.Keys(told)) {
-		t.Errorf("told %d times of %s", told[what], what)
+		e := example[what]
+		t.Errorf("told %d times of %s, as on %q of protocol %d from %v to %v", told[what], what, e.Device(), e.Protocol, e.Source, e.Destination)
 	}
 }
 
