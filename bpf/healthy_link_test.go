@@ -69,6 +69,7 @@ func (h *healthy) container(t *testing.T, bridge *namespace, i int) *namespace {
 	port := fmt.Sprintf("port%d", i)
 	cable(t, n, "eth0", bridge, port)
 	bridge.ip(t, "link set "+port+" master br0")
+	bridge.ip(t, "link set br0 up") // without a port, it would drop its own reports
 	return n
 }
 
@@ -317,7 +318,6 @@ func groups(t *testing.T, h *healthy) {
 func idleContainers(t *testing.T, h *healthy) {
 	host := h.namespace(t)
 	host.ip(t, "link add br0 type bridge mcast_querier 1")
-	host.ip(t, "link set br0 up")
 	host.ip(t, "addr add 10.96.0.254/24 dev br0")
 	var all []*namespace
 	for i := range 5 {
@@ -347,7 +347,7 @@ func spanningTree(t *testing.T, h *healthy) {
 	left, right := h.namespace(t), h.namespace(t)
 	for _, n := range []*namespace{left, right} {
 		n.sysctl(t, "ipv6/conf/default/disable_ipv6", "1")
-		n.ip(t, "link add br0 type bridge stp_state 1 forward_delay 200 hello_time 100")
+		n.ip(t, "link add br0 type bridge stp_state 1 forward_delay 200 hello_time 100 mcast_snooping 0")
 		n.ip(t, "link set br0 up")
 	}
 	for i := range 2 {
@@ -591,16 +591,15 @@ func bond(t *testing.T, h *healthy) {
 		t.Skipf("this kernel: no bonding: %v", err)
 	}
 	bridge.ip(t, "link add br0 type bridge")
-	bridge.ip(t, "link set br0 up")
 	for i := range 2 {
 		device, port := fmt.Sprintf("eth%d", i), fmt.Sprintf("link%d", i)
 		x.sysctl(t, "ipv6/conf/default/disable_ipv6", "1")
-		cable(t, x, device, bridge, port)
-		x.ip(t, "link set "+device+" down")
+		veth(t, x, device, bridge, port)
 		x.ip(t, "link set "+device+" master bond0")
-		x.ip(t, "link set "+device+" up")
 		bridge.ip(t, "link set "+port+" master br0")
+		bridge.ip(t, "link set "+port+" up")
 	}
+	bridge.ip(t, "link set br0 up")
 	x.ip(t, "link set bond0 up")
 	x.device, x.v4, x.v6 = "bond0", netip.MustParseAddr("10.96.0.99"), netip.MustParseAddr("fd96::99")
 	await(t, "the bond", func() bool { return strings.Contains(x.ip(t, "link show bond0"), "LOWER_UP") })

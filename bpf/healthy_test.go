@@ -340,13 +340,18 @@ func (h *healthy) namespace(t *testing.T) *namespace {
 // cable joins two namespaces by a veth, which is up at both ends.
 func cable(t *testing.T, a *namespace, deviceA string, b *namespace, deviceB string) {
 	t.Helper()
+	veth(t, a, deviceA, b, deviceB)
+	a.ip(t, "link set "+deviceA+" up")
+	b.ip(t, "link set "+deviceB+" up")
+}
+
+func veth(t *testing.T, a *namespace, deviceA string, b *namespace, deviceB string) {
+	t.Helper()
 	a.do(t, func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = deviceA
 		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: deviceB, PeerNamespace: netlink.NsFd(b.handle)})
 	})
-	a.ip(t, "link set "+deviceA+" up")
-	b.ip(t, "link set "+deviceB+" up")
 }
 
 // ip runs one ip command, its words separated by spaces.

@@ -42,8 +42,13 @@ var healthyWire = []healthyCase{
 	{name: "both ends close at once", run: simultaneousClose},
 	{name: "both ends connect at once", run: simultaneousOpen},
 	{name: "reset of a connection with segments out of order", run: outOfOrderReset},
-	{name: "UDP datagrams that come twice and in another order", run: wired(duplicate, func(t *testing.T, h *healthy, from, to netip.Addr) {
-		requests(t, h, unix.IPPROTO_UDP, from, to, 100)
+	{name: "a ping and UDP whose packets come twice", run: wired(duplicateAll, func(t *testing.T, h *healthy, from, to netip.Addr) {
+		ping(t, h, from, to, unix.SOCK_RAW, 20)
+		server, client := h.b.bound(t, unix.IPPROTO_UDP, to), h.a.bound(t, unix.IPPROTO_UDP, from)
+		sendDatagrams(t, client, server, 50)
+		for range 100 {
+			readDatagram(t, server, len("payload"))
+		}
 	})},
 }
 
@@ -60,6 +65,8 @@ type wire struct {
 	kept  [2][][]byte // of carry, what comes later
 	timer [2]*time.Timer
 	hold  bool // all frames are kept
+
+	carried int // how many frames
 }
 
 // wired makes a case that runs over a wire of its own. Without carry each frame
@@ -102,6 +109,7 @@ func (h *healthy) wire(t *testing.T, carry func(w *wire, frame []byte, end int))
 		readers.Go(func() { w.read(end) })
 	}
 	t.Cleanup(func() {
+		w.idle(t)
 		for _, f := range w.ends {
 			f.Close()
 		}
@@ -165,6 +173,7 @@ func (w *wire) read(end int) {
 		}
 		frame := append([]byte(nil), b[:n]...)
 		w.mu.Lock()
+		w.carried++
 		switch {
 		case w.hold:
 			w.kept[end] = append(w.kept[end], frame)
@@ -175,6 +184,31 @@ func (w *wire) read(end int) {
 		}
 		w.mu.Unlock()
 	}
+}
+
+// idle waits until nothing is on its way: what a tap device still holds when its
+// file is closed is lost.
+func (w *wire) idle(t testing.TB) {
+	before := -1
+	await(t, "the wire to be idle", func() bool {
+		time.Sleep(30 * time.Millisecond)
+		w.mu.Lock()
+		now := w.carried
+		w.mu.Unlock()
+		same := now == before
+		before = now
+		for _, f := range w.ends {
+			raw, err := f.SyscallConn()
+			must(t, err)
+			must(t, raw.Control(func(fd uintptr) {
+				poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+				if n, err := unix.Poll(poll, 0); n != 0 || err != nil {
+					same = false
+				}
+			}))
+		}
+		return same
+	})
 }
 
 // deliver hands a frame to the other end.
@@ -247,18 +281,23 @@ func parse(frame []byte) (s segment) {
 	return s
 }
 
-// carriesData tells whether a frame has data and neither begins nor ends a
-// connection. A copy of what ends one may find the connection gone.
+// carriesData tells whether a frame has data of TCP and neither begins nor ends
+// a connection. A copy of what ends one may find the connection gone.
 func carriesData(frame []byte) bool {
 	s := parse(frame)
-	return s.size > 0 && s.flags&(fin|syn|rst) == 0
+	return s.tcp > 0 && s.size > 0 && s.flags&(fin|syn|rst) == 0
 }
 
 func duplicate(w *wire, frame []byte, end int) {
 	w.deliver(frame, end)
-	if carriesData(frame) && parse(frame).tcp > 0 {
+	if carriesData(frame) {
 		w.deliver(frame, end)
 	}
+}
+
+func duplicateAll(w *wire, frame []byte, end int) {
+	w.deliver(frame, end)
+	w.deliver(frame, end)
 }
 
 func duplicateSYN(w *wire, frame []byte, end int) {
@@ -275,9 +314,13 @@ func duplicateACK(w *wire, frame []byte, end int) {
 	}
 }
 
-// repeatLater delivers each data segment again after 20 others.
+// repeatLater delivers each data segment again after 20 others, as long as its
+// connection is there.
 func repeatLater(w *wire, frame []byte, end int) {
 	w.deliver(frame, end)
+	if parse(frame).flags&(fin|syn|rst) != 0 {
+		w.kept = [2][][]byte{}
+	}
 	if !carriesData(frame) {
 		return
 	}
