@@ -92,11 +92,14 @@ func (h *healthy) check(t *testing.T, p *Probe, c healthyCase) {
 		if !t.Run("traffic", func(t *testing.T) { c.run(t, h) }) {
 			return
 		}
-		rose := h.trouble(t)
-		for name, n := range trouble {
-			rose[name] -= n
+		rose := map[string]uint64{}
+		for n, counters := range h.trouble(t) {
+			for name, value := range counters {
+				if value -= trouble[n][name]; value != 0 && !slices.Contains(c.moves, name) {
+					rose[name] += value
+				}
+			}
 		}
-		maps.DeleteFunc(rose, func(name string, n uint64) bool { return n == 0 || slices.Contains(c.moves, name) })
 		lost, loose := watch.since(t, h.namespaces())
 		if len(rose) > 0 {
 			if attempt < 3 {
@@ -227,22 +230,19 @@ func (w *lossWatch) none(t *testing.T, lost map[lostAt]uint64, h *healthy) {
 	}
 }
 
-// trouble sums the kernel's own counters of trouble over the namespaces: they
-// say independently of us whether traffic was healthy.
-func (h *healthy) trouble(t *testing.T) map[string]uint64 {
+// trouble gives the kernel's own counters of trouble by namespace: they say
+// independently of us whether traffic was healthy.
+func (h *healthy) trouble(t *testing.T) map[*namespace]map[string]uint64 {
 	t.Helper()
-	sum := map[string]uint64{}
+	all := map[*namespace]map[string]uint64{}
 	for _, n := range h.namespaces() {
 		if !n.handle.IsOpen() {
 			continue // deleted
 		}
-		for name, value := range n.counters(t) {
-			if slices.Contains(troubles, name) {
-				sum[name] += value
-			}
-		}
+		all[n] = n.counters(t)
+		maps.DeleteFunc(all[n], func(name string, _ uint64) bool { return !slices.Contains(troubles, name) })
 	}
-	return sum
+	return all
 }
 
 // troubles are counters of lost or faulty packets. What counts ICMP messages
