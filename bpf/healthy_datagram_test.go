@@ -395,7 +395,8 @@ func sctp(t *testing.T, h *healthy, from, to netip.Addr) {
 			})
 			if err == nil {
 				t.Cleanup(func() { unix.Close(fd) })
-				err = errors.Join(unix.Bind(fd, sockaddr(netip.AddrPortFrom(at, 0))),
+				const noDelay = 3 // SCTP_NODELAY: else each message waits for a delayed acknowledgement
+				err = errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_SCTP, noDelay, 1), unix.Bind(fd, sockaddr(netip.AddrPortFrom(at, 0))),
 					unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}))
 			}
 			return fd, err
