@@ -19,7 +19,7 @@ import (
 // `ip`, `tc` and `nft` would otherwise have the kernel load by itself.
 var modules = []string{
 	"virtio_pci", "virtio_console", "virtio_net", "virtio_blk", "net_failover", "failover",
-	"veth", "dummy", "macvlan", "8021q", "bridge", "vxlan", "tun", "ifb", "loop", "null_blk",
+	"veth", "dummy", "macvlan", "ipvlan", "8021q", "bonding", "bridge", "vxlan", "tun", "ifb", "loop", "null_blk",
 	"sch_ingress", "sch_tbf", "sch_netem", "sch_htb", "sch_fq_codel", "sch_fq", "sch_prio", "sch_mqprio", "sch_multiq", "sch_sfq",
 	"cls_bpf", "cls_u32", "cls_matchall", "act_bpf", "act_gact", "act_mirred",
 	"nf_conntrack", "nf_conntrack_netlink", "nf_nat", "nf_tables", "nft_ct", "nft_counter", "nft_compat", "nft_chain_nat", "nft_nat", "nft_masq",
@@ -27,6 +27,7 @@ var modules = []string{
 	"nfnetlink_queue", "nfnetlink_log", "xt_NFQUEUE", "xt_tcpudp", "xt_conntrack", "xt_nat", "xt_MASQUERADE",
 	"inet_diag", "tcp_diag", "udp_diag", "unix_diag", "raw_diag", "af_packet_diag",
 	"ip_vs", "ip_vs_rr", "vxlan", "nft_objref",
+	"sctp", "vsock", "vsock_loopback", "ip_gre", "ip6_gre", "ipip", "ip6_tunnel", "sit", "wireguard", "geneve",
 }
 
 // disks are a VM's: two slow ones, and one for files.
@@ -135,7 +136,7 @@ func (m *machine) qemu(dir, initrd, results string) []string {
 	}
 	// Nobody attacks it, so it need not defend itself.
 	command := "console=" + console + " loglevel=4 panic=-1 mitigations=off cryptomgr.notests rcupdate.rcu_expedited=1" +
-		" init_on_alloc=0 init_on_free=0 hardened_usercopy=off randomize_kstack_offset=off transparent_hugepage=always apparmor=0 audit=0 nowatchdog"
+		" init_on_alloc=0 init_on_free=0 hardened_usercopy=off randomize_kstack_offset=off transparent_hugepage=always apparmor=0 nowatchdog"
 	if m.variant == lockdown {
 		command += " lockdown=confidentiality"
 	}
