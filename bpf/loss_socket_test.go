@@ -1,0 +1,164 @@
+package bpf
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+// socketDrops is the column of /proc/net/udp, raw and so on.
+func socketDrops(n *namespace, file string) func(*testing.T) uint64 {
+	return func(t *testing.T) (sum uint64) {
+		t.Helper()
+		n.do(t, func() error {
+			data, err := os.ReadFile("/proc/thread-self/net/" + file)
+			if err != nil {
+				return err
+			}
+			for i, line := range strings.Split(strings.TrimSpace(string(data)), "\n") {
+				if f := strings.Fields(line); i > 0 {
+					v, err := strconv.ParseUint(f[len(f)-1], 10, 64)
+					if err != nil {
+						return err
+					}
+					sum += v
+				}
+			}
+			return nil
+		})
+		return sum
+	}
+}
+
+// socket makes one inside the namespace with the least receive buffer there is.
+func (n *namespace) small(t *testing.T, domain, kind, protocol int, bind unix.Sockaddr) int {
+	t.Helper()
+	var fd int
+	n.do(t, func() (err error) {
+		if fd, err = unix.Socket(domain, kind|unix.SOCK_CLOEXEC, protocol); err != nil {
+			return err
+		}
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4096); err != nil {
+			return err
+		}
+		if bind != nil {
+			return unix.Bind(fd, bind)
+		}
+		return nil
+	})
+	t.Cleanup(func() {
+		for b := make([]byte, 2000); ; {
+			if _, _, err := unix.Recvfrom(fd, b, unix.MSG_DONTWAIT); err != nil {
+				break
+			}
+		}
+		unix.Close(fd)
+	})
+	return fd
+}
+
+func TestLossSockets(t *testing.T) {
+	x := newLossLab(t)
+	b := x.b
+	x.each(t, func(t *testing.T, family string, from, to netip.Addr) {
+		domain, udp, suffix, icmp := unix.AF_INET, "Udp", "", unix.IPPROTO_ICMP
+		if family == "IPv6" {
+			domain, udp, suffix, icmp = unix.AF_INET6, "Udp6", "6", unix.IPPROTO_ICMPV6
+		}
+		src, dst := port(from, lossFrom), port(to, 4000)
+		x.lose(t, family+" UDP connected, full", loss{in: b, source: mib(b, udp+".RcvbufErrors"), reasons: "SOCKET_RCVBUFF", from: src, to: dst, protocol: unix.IPPROTO_UDP}, func(t *testing.T) {
+			fd := b.small(t, domain, unix.SOCK_DGRAM, 0, sockaddr(dst))
+			if err := unix.Connect(fd, sockaddr(src)); err != nil {
+				t.Fatal(err)
+			}
+			x.a.udp(t, dst, 40, 1000)
+		})
+		x.lose(t, family+" UDP filter", loss{in: b, n: losses, source: mib(b, udp+".InErrors"), reasons: "SOCKET_FILTER", from: src, to: dst, protocol: unix.IPPROTO_UDP}, func(t *testing.T) {
+			fd := b.small(t, domain, unix.SOCK_DGRAM, 0, sockaddr(dst))
+			rejectAll(t, fd)
+			x.a.udp(t, dst, losses, 10)
+		})
+		x.lose(t, family+" raw socket, full", loss{in: b, source: socketDrops(b, "raw"+suffix), reasons: "SOCKET_RCVBUFF PROTO_MEM NOT_SPECIFIED IP_NOPROTO NO_SOCKET", from: port(from, 0), to: port(to, 0), protocol: 253}, func(t *testing.T) {
+			b.small(t, domain, unix.SOCK_RAW, 253, nil)
+			x.toReceiver(t, times(40, ipPacket(from, to, 253, make([]byte, 1000)))...)
+		})
+		x.lose(t, family+" ping socket, full", loss{in: b, source: socketDrops(b, "raw"+suffix), reasons: "SOCKET_RCVBUFF PROTO_MEM NOT_SPECIFIED IP_NOPROTO NO_SOCKET", from: port(from, 0), to: port(to, 0), protocol: uint8(icmp)}, func(t *testing.T) {
+			b.small(t, domain, unix.SOCK_RAW, icmp, nil)
+			x.toReceiver(t, times(40, echo(from, to, true, make([]byte, 1000)))...)
+		})
+		x.lose(t, family+" raw socket filter", loss{in: b, n: losses, reasons: "SOCKET_FILTER SOCKET_RCVBUFF NOT_SPECIFIED", from: port(from, 0), to: port(to, 0), protocol: 253}, func(t *testing.T) {
+			rejectAll(t, b.small(t, domain, unix.SOCK_RAW, 253, nil))
+			x.toReceiver(t, times(losses, ipPacket(from, to, 253, make([]byte, 100)))...)
+		})
+		x.lose(t, family+" packet socket, full", loss{in: b, n: 0, source: nil, unseen: true}, func(t *testing.T) {
+			b.small(t, unix.AF_PACKET, unix.SOCK_RAW, int(htons(unix.ETH_P_ALL)), nil)
+			c := b.listenUDP(t, to)
+			x.a.udp(t, addrPort(c.LocalAddr()), 20, 1000)
+			for range 20 {
+				_, _ = c.Read(make([]byte, 2000))
+			}
+		})
+		group := netip.MustParseAddr("239.1.2.3")
+		if family == "IPv6" {
+			group = netip.MustParseAddr("ff0e::123")
+		}
+		x.lose(t, family+" multicast, full", loss{in: b, source: mib(b, udp+".RcvbufErrors"), reasons: "SOCKET_RCVBUFF", from: src, to: port(group, 4000), protocol: unix.IPPROTO_UDP}, func(t *testing.T) {
+			fd := b.small(t, domain, unix.SOCK_DGRAM, 0, sockaddr(port(group, 4000)))
+			b.do(t, func() error {
+				if domain == unix.AF_INET6 {
+					return unix.SetsockoptIPv6Mreq(fd, unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP, &unix.IPv6Mreq{Multiaddr: group.As16(), Interface: 2})
+				}
+				return unix.SetsockoptIPMreq(fd, unix.IPPROTO_IP, unix.IP_ADD_MEMBERSHIP, &unix.IPMreq{Multiaddr: group.As4(), Interface: b.v4.As4()})
+			})
+			p := udpPacket(src, port(group, 4000), make([]byte, 1000))
+			f := ethernet([]byte{1, 0, 0x5e, 1, 2, 3}, routerMAC(2, 1), p)
+			if domain == unix.AF_INET6 {
+				f = ethernet([]byte{0x33, 0x33, 0, 0, 1, 0x23}, routerMAC(2, 1), p)
+			}
+			x.r.inject(t, "right", times(40, f)...)
+		})
+		x.lose(t, family+" multicast that a filter drops", loss{in: b, n: losses, source: nftCount(b), class: DropNetfilter, reasons: "NETFILTER_DROP", from: src, to: port(group, 4000), protocol: unix.IPPROTO_UDP}, func(t *testing.T) {
+			fd := b.small(t, domain, unix.SOCK_DGRAM, 0, sockaddr(port(group, 4000)))
+			b.do(t, func() error {
+				if domain == unix.AF_INET6 {
+					return unix.SetsockoptIPv6Mreq(fd, unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP, &unix.IPv6Mreq{Multiaddr: group.As16(), Interface: 2})
+				}
+				return unix.SetsockoptIPMreq(fd, unix.IPPROTO_IP, unix.IP_ADD_MEMBERSHIP, &unix.IPMreq{Multiaddr: group.As4(), Interface: b.v4.As4()})
+			})
+			b.ruleset(t, "add table inet t; add chain inet t c { type filter hook input priority 0; }; add rule inet t c udp dport 4000 counter drop")
+			p := udpPacket(src, port(group, 4000), make([]byte, 100))
+			f := ethernet([]byte{1, 0, 0x5e, 1, 2, 3}, routerMAC(2, 1), p)
+			if domain == unix.AF_INET6 {
+				f = ethernet([]byte{0x33, 0x33, 0, 0, 1, 0x23}, routerMAC(2, 1), p)
+			}
+			x.r.inject(t, "right", times(losses, f)...)
+		})
+	})
+	x.lose(t, "IPv4 broadcast that a filter drops", loss{in: b, n: losses, source: nftCount(b), class: DropNetfilter, reasons: "NETFILTER_DROP"}, func(t *testing.T) {
+		b.ruleset(t, "add table inet t; add chain inet t c { type filter hook input priority 0; }; add rule inet t c udp dport 4000 counter drop")
+		b.small(t, unix.AF_INET, unix.SOCK_DGRAM, 0, sockaddr(port(netip.IPv4Unspecified(), 4000)))
+		p := udpPacket(port(x.a.v4, lossFrom), port(netip.MustParseAddr("10.2.0.255"), 4000), make([]byte, 100))
+		x.r.inject(t, "right", times(losses, ethernet([]byte{255, 255, 255, 255, 255, 255}, routerMAC(2, 1), p))...)
+	})
+}
+
+func htons(v uint16) uint16 { return v<<8 | v>>8 }
+
+// rejectAll attaches a filter that lets nothing through.
+func rejectAll(t *testing.T, fd int) {
+	t.Helper()
+	raw, err := bpf.Assemble([]bpf.Instruction{bpf.RetConstant{Val: 0}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	filter := []unix.SockFilter{{Code: raw[0].Op, Jt: raw[0].Jt, Jf: raw[0].Jf, K: raw[0].K}}
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &filter[0]}); err != nil {
+		t.Fatal(fmt.Errorf("attach a filter: %w", err))
+	}
+}
