@@ -146,7 +146,7 @@ func TestLossQueues(t *testing.T) {
 					_ = a.try(func() error { return exec.Command("tc", "qdisc", "del", "dev", "x0", "root").Run() })
 				})
 				for _, line := range c.tc {
-					a.needTC(t, "qdisc add dev x0 "+strings.Join(line, " "))
+					a.needRun(t, "tc qdisc add dev x0 "+strings.Join(line, " "))
 				}
 				port := open(t)
 				a.udp(t, port, c.sent, 50)

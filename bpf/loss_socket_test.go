@@ -88,7 +88,10 @@ func TestLossSockets(t *testing.T) {
 			b.small(t, domain, unix.SOCK_RAW, 253, nil)
 			x.toReceiver(t, times(40, ipPacket(from, to, 253, make([]byte, 1000)))...)
 		})
-		x.lose(t, family+" ping socket, full", loss{in: b, source: socketDrops(b, "raw"+suffix), reasons: "SOCKET_RCVBUFF PROTO_MEM NOT_SPECIFIED IP_NOPROTO NO_SOCKET", from: port(from, 0), to: port(to, 0), protocol: uint8(icmp)}, func(t *testing.T) {
+		// The original goes to the ping sockets, of which there is none. From
+		// Linux 6.2 on there is no copy for a socket that is full: the loss is
+		// in the column drops of /proc/net/raw and nowhere else.
+		x.lose(t, family+" ping socket, full", loss{in: b, only: "raw_rcv rawv6_rcv", maybe: true, source: socketDrops(b, "raw"+suffix), reasons: "SOCKET_RCVBUFF PROTO_MEM NOT_SPECIFIED IP_NOPROTO NO_SOCKET", from: port(from, 0), to: port(to, 0), protocol: uint8(icmp)}, func(t *testing.T) {
 			b.small(t, domain, unix.SOCK_RAW, icmp, nil)
 			x.toReceiver(t, times(40, echo(from, to, true, make([]byte, 1000)))...)
 		})
