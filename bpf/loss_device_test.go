@@ -63,8 +63,9 @@ func TestLossBridge(t *testing.T) {
 		})
 	}
 	for _, hook := range []string{"prerouting", "forward", "postrouting"} {
-		x.lose(t, "bridge: nft "+hook, loss{in: r, n: losses, source: nftCount(r), class: DropNetfilter, reasons: "NETFILTER_DROP", from: from, to: to}, func(t *testing.T) {
+		x.lose(t, "bridge: nft "+hook, loss{in: r, n: losses, source: nftCount(r), class: DropNetfilter, reasons: "NETFILTER_DROP", from: from, to: to, prepare: func(t *testing.T) {
 			r.ruleset(t, "add table bridge t; add chain bridge t c { type filter hook "+hook+" priority 0; }; add rule bridge t c udp dport 9 counter drop")
+		}}, func(t *testing.T) {
 			x.a.inject(t, "p0", times(losses, ethernet(known, routerMAC(5, 1), udpPacket(from, to, []byte("payload"))))...)
 		})
 	}
@@ -95,17 +96,17 @@ func TestLossDevices(t *testing.T) {
 	b := x.b
 	b.tap(t, "tap0")
 	for _, line := range []string{
-		"ip link set tap0 txqueuelen 5 multicast off up", "ip addr add 10.1.4.1/24 dev tap0", "ip addr add fd01:4::1/64 dev tap0 nodad",
-		"ip neigh add 10.1.4.2 lladdr 02:00:00:00:04:02 dev tap0 nud permanent", "ip neigh add fd01:4::2 lladdr 02:00:00:00:04:02 dev tap0 nud permanent",
+		"ip link set tap0 txqueuelen 5 multicast off up", "ip addr add 10.131.4.1/24 dev tap0", "ip addr add fd31:4::1/64 dev tap0 nodad",
+		"ip neigh add 10.131.4.2 lladdr 02:00:00:00:04:02 dev tap0 nud permanent", "ip neigh add fd31:4::2 lladdr 02:00:00:00:04:02 dev tap0 nud permanent",
 	} {
 		sh(t, b, "%s", line)
 	}
 	x.quiet()
-	x.lose(t, "IPv4 tap that nobody reads", loss{in: b, source: linkCount(b, "tap0", "tx.dropped"), reasons: "FULL_RING NOT_SPECIFIED QDISC_DROP", to: port(netip.MustParseAddr("10.1.4.2"), lossTo), device: "tap0"}, func(t *testing.T) {
-		b.udp(t, port(netip.MustParseAddr("10.1.4.2"), lossTo), 30, 10)
+	x.lose(t, "IPv4 tap that nobody reads", loss{in: b, source: linkCount(b, "tap0", "tx.dropped"), reasons: "FULL_RING NOT_SPECIFIED QDISC_DROP", to: port(netip.MustParseAddr("10.131.4.2"), lossTo), device: "tap0"}, func(t *testing.T) {
+		b.udp(t, port(netip.MustParseAddr("10.131.4.2"), lossTo), 30, 10)
 	})
-	x.lose(t, "IPv6 tap that nobody reads", loss{in: b, source: linkCount(b, "tap0", "tx.dropped"), reasons: "FULL_RING NOT_SPECIFIED QDISC_DROP", to: port(netip.MustParseAddr("fd01:4::2"), lossTo), device: "tap0"}, func(t *testing.T) {
-		b.udp(t, port(netip.MustParseAddr("fd01:4::2"), lossTo), 30, 10)
+	x.lose(t, "IPv6 tap that nobody reads", loss{in: b, source: linkCount(b, "tap0", "tx.dropped"), reasons: "FULL_RING NOT_SPECIFIED QDISC_DROP", to: port(netip.MustParseAddr("fd31:4::2"), lossTo), device: "tap0"}, func(t *testing.T) {
+		b.udp(t, port(netip.MustParseAddr("fd31:4::2"), lossTo), 30, 10)
 	})
 }
 
@@ -114,11 +115,12 @@ func TestLossConntrack(t *testing.T) {
 	x := newLossLab(t)
 	b := x.b
 	x.each(t, func(t *testing.T, family string, from, to netip.Addr) {
-		x.lose(t, family+" conntrack invalid", loss{in: b, n: losses, source: nftCount(b), class: DropNetfilter, reasons: "NETFILTER_DROP", from: port(from, lossFrom), to: port(to, lossTo), protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+		x.lose(t, family+" conntrack invalid", loss{in: b, n: losses, source: nftCount(b), class: DropNetfilter, reasons: "NETFILTER_DROP", from: port(from, lossFrom), to: port(to, lossTo), protocol: unix.IPPROTO_TCP, prepare: func(t *testing.T) {
 			b.ruleset(t, "add table inet t; add chain inet t c { type filter hook input priority 0; }; add rule inet t c ct state invalid counter drop")
+		}}, func(t *testing.T) {
 			x.toReceiver(t, times(losses, tcpSegment{flags: tcpSYN | tcpRST}.packet(port(from, lossFrom), port(to, lossTo)))...)
 		})
-		x.lose(t, family+" conntrack table is full", loss{in: b, n: losses, source: conntrackDrops(b), class: DropNetfilter, reasons: "NETFILTER_DROP", from: port(from, lossFrom), protocol: unix.IPPROTO_UDP}, func(t *testing.T) {
+		x.lose(t, family+" conntrack table is full", loss{in: b, n: losses, source: conntrackDrops(b), class: DropNetfilter, reasons: "NETFILTER_DROP", from: port(from, lossFrom), protocol: unix.IPPROTO_UDP, prepare: func(t *testing.T) {
 			need.VM(t, need.InVM(), "a limit on connections that all namespaces share")
 			b.ruleset(t, "add table inet t; add chain inet t c { type filter hook prerouting priority 0; }; add rule inet t c ct state new accept")
 			// Connections that are not evicted to make room.
@@ -134,6 +136,7 @@ func TestLossConntrack(t *testing.T) {
 			if err := os.WriteFile(limit, []byte("10"), 0); err != nil {
 				t.Fatal(err)
 			}
+		}}, func(t *testing.T) {
 			for i := range losses {
 				x.toReceiver(t, udpPacket(port(from, lossFrom), port(to, uint16(5000+i)), []byte("payload")))
 			}

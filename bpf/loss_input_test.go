@@ -148,15 +148,15 @@ func TestLossAddresses(t *testing.T) {
 		source   func(*testing.T) uint64
 		reasons  string
 	}{
-		{"IPv4 for another host", "10.1.0.1", "10.2.0.77", mib(x.b, "Ip.InAddrErrors"), "IP_INADDRERRORS"},
-		{"IPv6 for another host", "fd01::1", "fd02::77", nil, "IP_INADDRERRORS NOT_SPECIFIED"},
-		{"IPv4 from itself", "10.2.0.2", "10.2.0.2", routeCache(x.b, "in_martian_src"), "NOT_SPECIFIED IP_LOCAL_SOURCE"},
-		{"IPv4 from loopback", "127.0.0.1", "10.2.0.2", routeCache(x.b, "in_martian_src"), "NOT_SPECIFIED IP_INVALID_SOURCE IP_LOCAL_SOURCE IP_LOCALNET"},
-		{"IPv4 to loopback", "10.1.0.1", "127.0.0.1", routeCache(x.b, "in_martian_dst"), "NOT_SPECIFIED IP_INVALID_DEST IP_LOCALNET"},
-		{"IPv4 from broadcast", "255.255.255.255", "10.2.0.2", routeCache(x.b, "in_martian_src"), "NOT_SPECIFIED IP_INVALID_SOURCE"},
-		{"IPv6 from loopback", "::1", "fd02::2", mib(x.b, "Ip6.InHdrErrors"), "NOT_SPECIFIED IP_INHDR"},
-		{"IPv6 to loopback", "fd01::1", "::1", mib(x.b, "Ip6.InHdrErrors"), "NOT_SPECIFIED IP_INHDR"},
-		{"IPv6 from multicast", "ff02::1", "fd02::2", mib(x.b, "Ip6.InHdrErrors"), "NOT_SPECIFIED IP_INHDR"},
+		{"IPv4 for another host", "10.131.0.1", "10.132.0.77", mib(x.b, "Ip.InAddrErrors"), "IP_INADDRERRORS"},
+		{"IPv6 for another host", "fd31::1", "fd32::77", nil, "IP_INADDRERRORS NOT_SPECIFIED"},
+		{"IPv4 from itself", "10.132.0.2", "10.132.0.2", routeCache(x.b, "in_martian_src"), "NOT_SPECIFIED IP_LOCAL_SOURCE"},
+		{"IPv4 from loopback", "127.0.0.1", "10.132.0.2", routeCache(x.b, "in_martian_src"), "NOT_SPECIFIED IP_INVALID_SOURCE IP_LOCAL_SOURCE IP_LOCALNET"},
+		{"IPv4 to loopback", "10.131.0.1", "127.0.0.1", routeCache(x.b, "in_martian_dst"), "NOT_SPECIFIED IP_INVALID_DEST IP_LOCALNET"},
+		{"IPv4 from broadcast", "255.255.255.255", "10.132.0.2", routeCache(x.b, "in_martian_src"), "NOT_SPECIFIED IP_INVALID_SOURCE"},
+		{"IPv6 from loopback", "::1", "fd32::2", mib(x.b, "Ip6.InHdrErrors"), "NOT_SPECIFIED IP_INHDR"},
+		{"IPv6 to loopback", "fd31::1", "::1", mib(x.b, "Ip6.InHdrErrors"), "NOT_SPECIFIED IP_INHDR"},
+		{"IPv6 from multicast", "ff02::1", "fd32::2", mib(x.b, "Ip6.InHdrErrors"), "NOT_SPECIFIED IP_INHDR"},
 	} {
 		from, to := port(addr(c.from), lossFrom), port(addr(c.to), lossTo)
 		x.lose(t, c.name, loss{in: x.b, n: losses, source: c.source, reasons: c.reasons, from: from, to: to, device: "eth0"}, func(t *testing.T) {
@@ -165,7 +165,7 @@ func TestLossAddresses(t *testing.T) {
 	}
 	x.lose(t, "IPv4 reverse path", loss{in: x.r.namespace, n: losses, source: mib(x.r.namespace, "TcpExt.IPReversePathFilter"), reasons: "IP_RPFILTER", functions: "ip_rcv_finish_core ip_rcv_finish ip_rcv_finish_core.constprop.0 ip_rcv_finish_core.isra.0"}, func(t *testing.T) {
 		x.r.setting(t, "ipv4/conf/left/rp_filter", "1")
-		x.toRouter(t, times(losses, udpPacket(port(addr("10.2.0.55"), lossFrom), port(x.b.v4, lossTo), []byte("payload")))...)
+		x.toRouter(t, times(losses, udpPacket(port(addr("10.132.0.55"), lossFrom), port(x.b.v4, lossTo), []byte("payload")))...)
 	})
 	x.lose(t, "IPv6 disabled", loss{in: x.b, n: losses, source: mib(x.b, "Ip6.InDiscards"), reasons: "IPV6DISABLED"}, func(t *testing.T) {
 		x.b.sysctl(t, "ipv6/conf/eth0/disable_ipv6", "1")

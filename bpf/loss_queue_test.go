@@ -2,8 +2,6 @@ package bpf
 
 import (
 	"encoding/binary"
-	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -21,11 +19,10 @@ import (
 // devices on the way would not survive. Both ends know each other.
 func (x *lossLab) spare(t *testing.T) {
 	t.Helper()
-	mac := map[string]net.HardwareAddr{"x0": routerMAC(3, 1), "x1": routerMAC(3, 2)}
 	x.a.do(t, func() error {
 		return netlink.LinkAdd(&netlink.Veth{
-			LinkAttrs: netlink.LinkAttrs{Name: "x0", HardwareAddr: mac["x0"]}, PeerName: "x1",
-			PeerHardwareAddr: mac["x1"], PeerNamespace: netlink.NsFd(int(x.b.handle)),
+			LinkAttrs: netlink.LinkAttrs{Name: "x0", HardwareAddr: routerMAC(3, 1)}, PeerName: "x1",
+			PeerHardwareAddr: routerMAC(3, 2), PeerNamespace: netlink.NsFd(int(x.b.handle)),
 		})
 	})
 	t.Cleanup(func() {
@@ -37,48 +34,17 @@ func (x *lossLab) spare(t *testing.T) {
 			return err
 		})
 	})
-	for i, n := range []*namespace{x.b, x.a} {
-		i = 2 - i
-		name := fmt.Sprintf("x%d", i-1)
-		n.do(t, func() error {
-			l, err := netlink.LinkByName(name)
-			if err != nil {
-				return err
-			}
-			if err := netlink.LinkSetMulticastOff(l); err != nil {
-				return err
-			}
-			for _, a := range []string{"10.1.3.%d/24", "fd01:3::%d/64"} {
-				addr, err := netlink.ParseAddr(fmt.Sprintf(a, i))
-				if err != nil {
-					return err
-				}
-				if strings.Contains(a, ":") {
-					addr.Flags = unix.IFA_F_NODAD
-				}
-				if err := netlink.AddrAdd(l, addr); err != nil {
-					return err
-				}
-			}
-			if err := netlink.LinkSetUp(l); err != nil {
-				return err
-			}
-			peer := fmt.Sprintf("x%d", 2-i)
-			for _, a := range []string{"10.1.3.%d", "fd01:3::%d"} {
-				if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: l.Attrs().Index, State: netlink.NUD_PERMANENT, IP: net.ParseIP(fmt.Sprintf(a, 3-i)), HardwareAddr: mac[peer]}); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
+	f4, t4, _ := spareAddrs(false)
+	f6, t6, _ := spareAddrs(true)
+	x.b.configure(t, "x1", routerMAC(3, 1), []netip.Prefix{netip.PrefixFrom(t4, 24), netip.PrefixFrom(t6, 64)}, f4, f6)
+	x.a.configure(t, "x0", routerMAC(3, 2), []netip.Prefix{netip.PrefixFrom(f4, 24), netip.PrefixFrom(f6, 64)}, t4, t6)
 }
 
 // spareAddrs are x0's and x1's.
 func spareAddrs(six bool) (from, to, nobody netip.Addr) {
-	p := "10.1.3."
+	p := "10.131.3."
 	if six {
-		p = "fd01:3::"
+		p = "fd31:3::"
 	}
 	return netip.MustParseAddr(p + "1"), netip.MustParseAddr(p + "2"), netip.MustParseAddr(p + "99")
 }
@@ -119,11 +85,20 @@ func TestLossQueues(t *testing.T) {
 		src, dst := port(from, lossFrom), port(to, lossTo)
 		// An open port, for what gets through.
 		open := func(t *testing.T) netip.AddrPort {
-			return addrPort(x.b.listenUDP(t, to).LocalAddr())
+			c := x.b.listenUDP(t, to)
+			go func() {
+				for b := make([]byte, 2000); ; {
+					if _, err := c.Read(b); err != nil {
+						return
+					}
+				}
+			}()
+			return addrPort(c.LocalAddr())
 		}
 		// still makes x0 keep what it is to send: one packet goes out.
 		still := func(t *testing.T) {
-			a.run(t, "tc", "qdisc", "replace", "dev", "x0", "root", "handle", "1:", "tbf", "rate", "8bit", "burst", "400", "limit", "100000")
+			// The bucket is for one datagram, and for reports of the device itself.
+			a.run(t, "tc", "qdisc", "replace", "dev", "x0", "root", "handle", "1:", "tbf", "rate", "8bit", "burst", "650", "limit", "100000")
 		}
 		const overlimit = "QDISC_DROP QDISC_DROP_OVERLIMIT OVERLIMIT QDISC_DROP_GENERIC GENERIC NOT_SPECIFIED"
 		x.spare(t)
@@ -191,14 +166,14 @@ func TestLossQueues(t *testing.T) {
 		x.lose(t, family+" the other end is down", loss{in: a, n: losses, reasons: "QDISC_DROP NOT_SPECIFIED QDISC_DROP_GENERIC GENERIC DEV_READY", from: src, to: dst, protocol: unix.IPPROTO_UDP, device: "x0"}, func(t *testing.T) {
 			x.spare(t)
 			x.b.run(t, "ip", "link", "set", "x1", "down")
-			x.within(func() bool { return strings.Contains(a.run(t, "ip", "link", "show", "x0"), "qdisc noop") })
+			within(func() bool { return strings.Contains(a.run(t, "ip", "link", "show", "x0"), "qdisc noop") })
 			if six {
-				a.run(t, "ip", "-6", "route", "replace", "fd01:3::/64", "dev", "x0")
+				a.run(t, "ip", "-6", "route", "replace", "fd31:3::/64", "dev", "x0")
 			}
 			a.udp(t, dst, losses, 10)
 		})
 		// The sender hears that there is no way, before there is a packet.
-		x.lose(t, family+" the device is down", loss{in: a, n: losses, unseen: true, from: src, to: dst}, func(t *testing.T) {
+		x.lose(t, family+" the device is down", loss{in: a, n: losses, untold: true, from: src, to: dst}, func(t *testing.T) {
 			x.spare(t)
 			a.run(t, "ip", "link", "set", "x0", "down")
 			a.run(t, "ip", "route", "add", "unreachable", to.String())

@@ -15,10 +15,10 @@ func TestLossRouter(t *testing.T) {
 	x.each(t, func(t *testing.T, family string, from, to netip.Addr) {
 		six := family == "IPv6"
 		ip := "Ip"
-		prefix, nowhere, neighbour := "10.77.0.0/24", netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("10.2.0.99")
+		prefix, nowhere, neighbour := "10.77.0.0/24", netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("10.132.0.99")
 		if six {
 			ip = "Ip6"
-			prefix, nowhere, neighbour = "fd77::/64", netip.MustParseAddr("fd77::1"), netip.MustParseAddr("fd02::99")
+			prefix, nowhere, neighbour = "fd77::/64", netip.MustParseAddr("fd77::1"), netip.MustParseAddr("fd32::99")
 		}
 		src := port(from, lossFrom)
 		// The header's lifetime ends here.
@@ -47,12 +47,12 @@ func TestLossRouter(t *testing.T) {
 			})
 		}
 		// What has no route is refused before there is a packet.
-		x.lose(t, family+" no route at the sender", loss{in: x.b, n: losses, source: mib(x.b, ip+".OutNoRoutes"), unseen: true}, func(t *testing.T) {
+		x.lose(t, family+" no route at the sender", loss{in: x.b, n: losses, source: mib(x.b, ip+".OutNoRoutes"), untold: true}, func(t *testing.T) {
 			x.b.run(t, "ip", map[bool]string{false: "-4", true: "-6"}[six], "route", "del", "default")
 			t.Cleanup(func() {
-				via := "10.2.0.1"
+				via := "10.132.0.1"
 				if six {
-					via = "fd02::1"
+					via = "fd32::1"
 				}
 				x.b.run(t, "ip", "route", "add", "default", "via", via)
 			})
@@ -89,7 +89,7 @@ func TestLossRouter(t *testing.T) {
 			to     netip.Addr
 		}{
 			{"at the router", r, "right", neighbour},
-			{"at the sender", x.a, "eth0", map[bool]netip.Addr{false: netip.MustParseAddr("10.1.0.99"), true: netip.MustParseAddr("fd01::99")}[six]},
+			{"at the sender", x.a, "eth0", map[bool]netip.Addr{false: netip.MustParseAddr("10.131.0.99"), true: netip.MustParseAddr("fd31::99")}[six]},
 		} {
 			x.lose(t, family+" neighbour does not answer "+c.name, loss{in: c.in, n: losses, reasons: "NEIGH_FAILED NOT_SPECIFIED", device: c.device, to: port(c.to, lossTo)}, func(t *testing.T) {
 				c.in.setting(t, table+c.device+"/retrans_time_ms", "50")

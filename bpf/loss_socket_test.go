@@ -2,12 +2,14 @@ package bpf
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
@@ -36,7 +38,7 @@ func socketDrops(n *namespace, file string) func(*testing.T) uint64 {
 	}
 }
 
-// socket makes one inside the namespace with the least receive buffer there is.
+// small makes a socket inside the namespace with the least receive buffer there is.
 func (n *namespace) small(t *testing.T, domain, kind, protocol int, bind unix.Sockaddr) int {
 	t.Helper()
 	var fd int
@@ -63,6 +65,7 @@ func (n *namespace) small(t *testing.T, domain, kind, protocol int, bind unix.So
 	return fd
 }
 
+// TestLossSockets loses packets at the socket that they are for.
 func TestLossSockets(t *testing.T) {
 	x := newLossLab(t)
 	b := x.b
@@ -99,7 +102,7 @@ func TestLossSockets(t *testing.T) {
 			rejectAll(t, b.small(t, domain, unix.SOCK_RAW, 253, nil))
 			x.toReceiver(t, times(losses, ipPacket(from, to, 253, make([]byte, 100)))...)
 		})
-		x.lose(t, family+" packet socket, full", loss{in: b, n: 0, source: nil, unseen: true}, func(t *testing.T) {
+		x.lose(t, family+" packet socket, full", loss{in: b, n: 0, source: nil, untold: true}, func(t *testing.T) {
 			b.small(t, unix.AF_PACKET, unix.SOCK_RAW, int(htons(unix.ETH_P_ALL)), nil)
 			c := b.listenUDP(t, to)
 			x.a.udp(t, addrPort(c.LocalAddr()), 20, 1000)
@@ -107,49 +110,56 @@ func TestLossSockets(t *testing.T) {
 				_, _ = c.Read(make([]byte, 2000))
 			}
 		})
-		group := netip.MustParseAddr("239.1.2.3")
+		// Multicast that somebody has asked for.
+		group, mac := netip.MustParseAddr("239.1.2.3"), net.HardwareAddr{1, 0, 0x5e, 1, 2, 3}
 		if family == "IPv6" {
-			group = netip.MustParseAddr("ff0e::123")
+			group, mac = netip.MustParseAddr("ff0e::123"), net.HardwareAddr{0x33, 0x33, 0, 0, 1, 0x23}
 		}
-		x.lose(t, family+" multicast, full", loss{in: b, source: mib(b, udp+".RcvbufErrors"), reasons: "SOCKET_RCVBUFF", from: src, to: port(group, 4000), protocol: unix.IPPROTO_UDP}, func(t *testing.T) {
+		member := func(t *testing.T) {
 			fd := b.small(t, domain, unix.SOCK_DGRAM, 0, sockaddr(port(group, 4000)))
 			b.do(t, func() error {
-				if domain == unix.AF_INET6 {
-					return unix.SetsockoptIPv6Mreq(fd, unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP, &unix.IPv6Mreq{Multiaddr: group.As16(), Interface: 2})
+				l, err := netlink.LinkByName("eth0")
+				if err != nil {
+					return err
 				}
-				return unix.SetsockoptIPMreq(fd, unix.IPPROTO_IP, unix.IP_ADD_MEMBERSHIP, &unix.IPMreq{Multiaddr: group.As4(), Interface: b.v4.As4()})
+				if domain == unix.AF_INET6 {
+					return unix.SetsockoptIPv6Mreq(fd, unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP, &unix.IPv6Mreq{Multiaddr: group.As16(), Interface: uint32(l.Attrs().Index)})
+				}
+				return unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_ADD_MEMBERSHIP, &unix.IPMreqn{Multiaddr: group.As4(), Ifindex: int32(l.Attrs().Index)})
 			})
-			p := udpPacket(src, port(group, 4000), make([]byte, 1000))
-			f := ethernet([]byte{1, 0, 0x5e, 1, 2, 3}, routerMAC(2, 1), p)
-			if domain == unix.AF_INET6 {
-				f = ethernet([]byte{0x33, 0x33, 0, 0, 1, 0x23}, routerMAC(2, 1), p)
-			}
-			x.r.inject(t, "right", times(40, f)...)
+		}
+		toGroup := func(n, size int) [][]byte {
+			return times(n, ethernet(mac, routerMAC(2, 1), udpPacket(src, port(group, 4000), make([]byte, size))))
+		}
+		x.lose(t, family+" multicast, full", loss{
+			in: b, source: mib(b, udp+".RcvbufErrors"), reasons: "SOCKET_RCVBUFF",
+			from: src, to: port(group, 4000), protocol: unix.IPPROTO_UDP, prepare: member,
+		}, func(t *testing.T) {
+			x.r.inject(t, "right", toGroup(40, 1000)...)
 		})
-		x.lose(t, family+" multicast that a filter drops", loss{in: b, n: losses, source: nftCount(b), class: DropNetfilter, reasons: "NETFILTER_DROP", from: src, to: port(group, 4000), protocol: unix.IPPROTO_UDP}, func(t *testing.T) {
-			fd := b.small(t, domain, unix.SOCK_DGRAM, 0, sockaddr(port(group, 4000)))
-			b.do(t, func() error {
-				if domain == unix.AF_INET6 {
-					return unix.SetsockoptIPv6Mreq(fd, unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP, &unix.IPv6Mreq{Multiaddr: group.As16(), Interface: 2})
-				}
-				return unix.SetsockoptIPMreq(fd, unix.IPPROTO_IP, unix.IP_ADD_MEMBERSHIP, &unix.IPMreq{Multiaddr: group.As4(), Interface: b.v4.As4()})
-			})
-			b.ruleset(t, "add table inet t; add chain inet t c { type filter hook input priority 0; }; add rule inet t c udp dport 4000 counter drop")
-			p := udpPacket(src, port(group, 4000), make([]byte, 100))
-			f := ethernet([]byte{1, 0, 0x5e, 1, 2, 3}, routerMAC(2, 1), p)
-			if domain == unix.AF_INET6 {
-				f = ethernet([]byte{0x33, 0x33, 0, 0, 1, 0x23}, routerMAC(2, 1), p)
-			}
-			x.r.inject(t, "right", times(losses, f)...)
+		x.lose(t, family+" multicast that a rule drops", loss{
+			in: b, n: losses, source: nftCount(b), class: DropNetfilter, reasons: "NETFILTER_DROP",
+			from: src, to: port(group, 4000), protocol: unix.IPPROTO_UDP, prepare: func(t *testing.T) {
+				member(t)
+				b.ruleset(t, dropPort4000)
+			},
+		}, func(t *testing.T) {
+			x.r.inject(t, "right", toGroup(losses, 10)...)
 		})
 	})
-	x.lose(t, "IPv4 broadcast that a filter drops", loss{in: b, n: losses, source: nftCount(b), class: DropNetfilter, reasons: "NETFILTER_DROP"}, func(t *testing.T) {
-		b.ruleset(t, "add table inet t; add chain inet t c { type filter hook input priority 0; }; add rule inet t c udp dport 4000 counter drop")
-		b.small(t, unix.AF_INET, unix.SOCK_DGRAM, 0, sockaddr(port(netip.IPv4Unspecified(), 4000)))
-		p := udpPacket(port(x.a.v4, lossFrom), port(netip.MustParseAddr("10.2.0.255"), 4000), make([]byte, 100))
-		x.r.inject(t, "right", times(losses, ethernet([]byte{255, 255, 255, 255, 255, 255}, routerMAC(2, 1), p))...)
+	broadcast := port(netip.MustParseAddr("10.132.0.255"), 4000)
+	x.lose(t, "IPv4 broadcast that a rule drops", loss{
+		in: b, n: losses, source: nftCount(b), class: DropNetfilter, reasons: "NETFILTER_DROP",
+		from: port(x.a.v4, lossFrom), to: broadcast, protocol: unix.IPPROTO_UDP, prepare: func(t *testing.T) {
+			b.ruleset(t, dropPort4000)
+			b.small(t, unix.AF_INET, unix.SOCK_DGRAM, 0, sockaddr(port(netip.IPv4Unspecified(), 4000)))
+		},
+	}, func(t *testing.T) {
+		x.r.inject(t, "right", times(losses, ethernet(net.HardwareAddr{255, 255, 255, 255, 255, 255}, routerMAC(2, 1), udpPacket(port(x.a.v4, lossFrom), broadcast, []byte("payload"))))...)
 	})
 }
+
+const dropPort4000 = "add table inet t; add chain inet t c { type filter hook input priority 0; }; add rule inet t c udp dport 4000 counter drop"
 
 func htons(v uint16) uint16 { return v<<8 | v>>8 }
 

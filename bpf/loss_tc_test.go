@@ -140,7 +140,7 @@ func TestLossTC(t *testing.T) {
 			flags  link.XDPAttachFlags
 			unseen bool
 		}{{"generic", link.XDPGenericMode, false}, {"native", link.XDPDriverMode, false}} {
-			x.lose(t, family+" XDP "+c.name, loss{in: x.b, n: losses, reasons: "XDP NOT_SPECIFIED", unseen: c.unseen, from: port(from, lossFrom), to: port(to, lossTo), protocol: unix.IPPROTO_UDP}, func(t *testing.T) {
+			x.lose(t, family+" XDP "+c.name, loss{in: x.b, n: losses, reasons: "XDP NOT_SPECIFIED", untold: false, from: port(from, lossFrom), to: port(to, lossTo), protocol: unix.IPPROTO_UDP}, func(t *testing.T) {
 				p := dropLength(t, 14+headerLength(to)+8+10)
 				x.b.do(t, func() error {
 					l, err := netlink.LinkByName("eth0")

@@ -146,7 +146,7 @@ func TestLossTCP(t *testing.T) {
 		})
 		// A SYN that finds no room.
 		for _, cookies := range []string{"0", "1"} {
-			x.lose(t, family+" SYN queue is full, syncookies="+cookies, loss{in: b, n: losses, class: DropTCPHandle, unseen: true, reasons: "TCP_LISTEN_OVERFLOW NOT_SPECIFIED", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+			x.lose(t, family+" SYN queue is full, syncookies="+cookies, loss{in: b, n: losses, class: DropTCPHandle, untold: true, reasons: "TCP_LISTEN_OVERFLOW NOT_SPECIFIED", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 				b.setting(t, "ipv4/tcp_syncookies", cookies)
 				b.setting(t, "ipv4/tcp_max_syn_backlog", "4")
 				fd := stream(t, b, to, 0)
@@ -165,7 +165,7 @@ func TestLossTCP(t *testing.T) {
 				t.Logf("survey: ListenDrops %d, TCPReqQFullDrop %d, cookies sent %d", b.counter(t, "TcpExt.ListenDrops")-before, b.counter(t, "TcpExt.TCPReqQFullDrop")-drops, b.counter(t, "TcpExt.SyncookiesSent"))
 			})
 		}
-		x.lose(t, family+" SYN, accept queue is full", loss{in: b, n: losses, source: mib(b, "TcpExt.ListenOverflows"), class: DropTCPHandle, unseen: true, reasons: "TCP_LISTEN_OVERFLOW NOT_SPECIFIED", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+		x.lose(t, family+" SYN, accept queue is full", loss{in: b, n: losses, source: mib(b, "TcpExt.ListenOverflows"), class: DropTCPHandle, untold: true, reasons: "TCP_LISTEN_OVERFLOW NOT_SPECIFIED", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 			fd := stream(t, b, to, 0)
 			if err := unix.Listen(fd.fd, 0); err != nil {
 				t.Fatal(err)
