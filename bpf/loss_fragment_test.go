@@ -5,8 +5,6 @@ import (
 	"net/netip"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // TestLossFragments loses datagrams that came in pieces.
@@ -20,14 +18,10 @@ func TestLossFragments(t *testing.T) {
 			}
 			x.each(t, func(t *testing.T, family string, from, to netip.Addr) {
 				six := family == "IPv6"
-				udp, ip, sys, defrag := "Udp", "Ip", "ipv4/ipfrag", "ipv4/ipfrag"
+				udp, ip, sys := "Udp", "Ip", "ipv4/ipfrag"
 				if six {
-					udp, ip, sys, defrag = "Udp6", "Ip6", "ipv6/ip6frag", "ipv6/ip6frag"
-					if conntrack {
-						defrag = "netfilter/nf_conntrack_frag6"
-					}
+					udp, ip, sys = "Udp6", "Ip6", "ipv6/ip6frag"
 				}
-				_ = defrag
 				class := DropAbnormal
 				if six && conntrack {
 					class = DropNetfilter
@@ -87,7 +81,6 @@ func TestLossFragments(t *testing.T) {
 						x.toReceiver(t, pieces(5)...)
 					}
 				})
-				_ = unix.AF_INET
 			})
 		})
 	}

@@ -1,11 +1,10 @@
 package bpf
 
 import (
+	"net"
 	"net/netip"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // TestLossRouter loses packets on their way through a router.
@@ -80,6 +79,22 @@ func TestLossRouter(t *testing.T) {
 			}
 			x.toRouter(t, times(losses, p)...)
 		})
+		if !six {
+			// Without the flag the router cuts the packet up, and nothing is lost.
+			var server *net.UDPConn
+			x.lose(t, family+" MTU without DF", loss{in: r, n: 2 * losses, source: mib(r, "Ip.FragCreates"), untold: true, prepare: func(t *testing.T) {
+				r.needRun(t, "ip link set right mtu 1300")
+				t.Cleanup(func() { sh(t, r, "ip link set right mtu 1500") })
+				server = x.b.listenUDP(t, to)
+			}}, func(t *testing.T) {
+				x.toRouter(t, times(losses, udpPacket(src, addrPort(server.LocalAddr()), make([]byte, 1350)))...)
+				for range losses {
+					if n, err := server.Read(make([]byte, 2000)); n != 1350 {
+						t.Fatalf("%d bytes: %v", n, err)
+					}
+				}
+			})
+		}
 		// Neighbours that never answer.
 		table := map[bool]string{false: "ipv4", true: "ipv6"}[six] + "/neigh/"
 		for _, c := range []struct {
@@ -104,6 +119,5 @@ func TestLossRouter(t *testing.T) {
 				x.a.udp(t, port(c.to, lossTo), losses, 10)
 			})
 		}
-		_ = unix.IPPROTO_UDP
 	})
 }

@@ -75,6 +75,14 @@ func TestLossSockets(t *testing.T) {
 			domain, udp, suffix, icmp = unix.AF_INET6, "Udp6", "6", unix.IPPROTO_ICMPV6
 		}
 		src, dst := port(from, lossFrom), port(to, 4000)
+		// Most of the errors that answer these are held back by the rate limit
+		// of ICMP, before there is a packet.
+		x.lose(t, family+" closed port", loss{
+			in: b, n: losses, source: mib(b, udp+".NoPorts"), reasons: "NO_SOCKET", functions: "__udp4_lib_rcv __udp6_lib_rcv udp_rcv udpv6_rcv",
+			from: src, to: dst, protocol: unix.IPPROTO_UDP, device: "eth0",
+		}, func(t *testing.T) {
+			x.a.udp(t, dst, losses, 10)
+		})
 		x.lose(t, family+" UDP connected, full", loss{in: b, source: mib(b, udp+".RcvbufErrors"), reasons: "SOCKET_RCVBUFF", from: src, to: dst, protocol: unix.IPPROTO_UDP}, func(t *testing.T) {
 			fd := b.small(t, domain, unix.SOCK_DGRAM, 0, sockaddr(dst))
 			if err := unix.Connect(fd, sockaddr(src)); err != nil {
