@@ -4,7 +4,6 @@ import (
 	"net"
 	"net/netip"
 	"testing"
-	"time"
 )
 
 // TestLossRouter loses packets on their way through a router.
@@ -109,7 +108,6 @@ func TestLossRouter(t *testing.T) {
 			x.lose(t, family+" neighbour does not answer "+c.name, loss{in: c.in, n: losses, reasons: "NEIGH_FAILED NOT_SPECIFIED", device: c.device, to: port(c.to, lossTo)}, func(t *testing.T) {
 				c.in.setting(t, table+c.device+"/retrans_time_ms", "50")
 				x.a.udp(t, port(c.to, lossTo), losses, 10)
-				time.Sleep(200 * time.Millisecond)
 			})
 			// 10 packets fit, by their whole size; each of the others drives out the oldest.
 			x.lose(t, family+" neighbour's queue is full "+c.name, loss{in: c.in, n: losses, reasons: "NEIGH_QUEUEFULL NEIGH_FAILED NOT_SPECIFIED", device: c.device, to: port(c.to, lossTo)}, func(t *testing.T) {

@@ -1,14 +1,18 @@
 package bpf
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
@@ -118,6 +122,23 @@ func TestLossSockets(t *testing.T) {
 				_, _ = c.Read(make([]byte, 2000))
 			}
 		})
+		for _, c := range []struct {
+			name, reasons string
+			attach        ebpf.AttachType
+			in            *namespace
+			source        func(*testing.T) uint64
+		}{
+			{"ingress", "SOCKET_FILTER", ebpf.AttachCGroupInetIngress, b, mib(b, udp+".InErrors")},
+			{"egress", "BPF_CGROUP_EGRESS", ebpf.AttachCGroupInetEgress, x.a, nil},
+		} {
+			x.lose(t, family+" program of the control group, "+c.name, loss{
+				in: c.in, n: losses, source: c.source, reasons: c.reasons,
+				from: src, to: dst, protocol: unix.IPPROTO_UDP, prepare: func(t *testing.T) { inOwnCgroup(t, c.attach) },
+			}, func(t *testing.T) {
+				b.small(t, domain, unix.SOCK_DGRAM, 0, sockaddr(dst))
+				x.a.udp(t, dst, losses, 10)
+			})
+		}
 		// Multicast that somebody has asked for.
 		group, mac := netip.MustParseAddr("239.1.2.3"), net.HardwareAddr{1, 0, 0x5e, 1, 2, 3}
 		if family == "IPv6" {
@@ -168,6 +189,43 @@ func TestLossSockets(t *testing.T) {
 }
 
 const dropPort4000 = "add table inet t; add chain inet t c { type filter hook input priority 0; }; add rule inet t c udp dport 4000 counter drop"
+
+// inOwnCgroup puts the process into a control group whose program drops what
+// its sockets receive or send, for one case.
+func inOwnCgroup(t *testing.T, attach ebpf.AttachType) {
+	t.Helper()
+	root, err := cgroupRoot()
+	if err != nil {
+		t.Skipf("this kernel: %v", err)
+	}
+	self, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	home := root
+	for line := range strings.Lines(string(self)) {
+		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			home = filepath.Join(root, path)
+		}
+	}
+	own := filepath.Join(root, "nodeskoop-loss")
+	enter := func(dir string) error {
+		return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0)
+	}
+	if err := errors.Join(os.MkdirAll(own, 0o755), enter(own)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(enter(home), os.Remove(own)); err != nil {
+			t.Error(err)
+		}
+	})
+	attached, err := link.AttachCgroup(link.CgroupOptions{Path: own, Attach: attach, Program: verdict(t, ebpf.CGroupSKB, 0)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { attached.Close() })
+}
 
 func htons(v uint16) uint16 { return v<<8 | v>>8 }
 

@@ -105,8 +105,10 @@ func TestLossTCP(t *testing.T) {
 			if err := server.SetReadBuffer(4096); err != nil {
 				t.Fatal(err)
 			}
-			client.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
-			_, _ = client.Write(make([]byte, 4<<20))
+			for n := 1; n > 0; {
+				client.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
+				n, _ = client.Write(make([]byte, 1<<20))
+			}
 			// The client's own attempts would be lost too.
 			x.a.steal(t, "eth0", true)
 			next, mine = sequence(t, server)
