@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -11,8 +12,11 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/testdata/need"
 )
 
 // spare makes a device x0 in a, whose other end is x1 in b, for cases that the
@@ -37,7 +41,27 @@ func (x *lossLab) spare(t *testing.T) {
 	f4, t4, _ := spareAddrs(false)
 	f6, t6, _ := spareAddrs(true)
 	x.b.configure(t, "x1", routerMAC(3, 1), []netip.Prefix{netip.PrefixFrom(t4, 24), netip.PrefixFrom(t6, 64)}, f4, f6)
+	x.a.unicastOnly(t, "x0")
 	x.a.configure(t, "x0", routerMAC(3, 2), []netip.Prefix{netip.PrefixFrom(f4, 24), netip.PrefixFrom(f6, 64)}, t4, t6)
+}
+
+// unicastOnly makes a device send no multicast, for cases that know what a queue
+// holds.
+func (n *namespace) unicastOnly(t *testing.T, device string) {
+	t.Helper()
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "Dual BSD/GPL", Instructions: asm.Instructions{
+		asm.Mov.Reg(asm.R6, asm.R1),
+		asm.LoadAbs(0, asm.Byte), // of the destination's hardware address
+		asm.And.Imm(asm.R0, 1),
+		asm.LSh.Imm(asm.R0, 2), // TC_ACT_OK or TC_ACT_STOLEN
+		asm.Return(),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	n.run(t, "tc", "qdisc", "add", "dev", device, "clsact")
+	n.attach(t, device, netlink.HANDLE_MIN_EGRESS, p)
 }
 
 // spareAddrs are x0's and x1's.
@@ -65,122 +89,139 @@ func rootDrops(n *namespace, device string) func(*testing.T) uint64 {
 	}
 }
 
-// waiting is how many packets a device's queueing discipline holds.
-func (n *namespace) waiting(t *testing.T, device string) uint64 {
+// sink is a port that takes whatever comes.
+func (n *namespace) sink(t *testing.T, addr netip.Addr) netip.AddrPort {
 	t.Helper()
-	for _, part := range strings.Split(n.run(t, "tc", "-s", "qdisc", "show", "dev", device), "qdisc ") {
-		if strings.Contains(part, " root ") {
-			return number(t, part, `backlog \S+ (\d+)p`)
+	c := n.listenUDP(t, addr)
+	go func() {
+		for b := make([]byte, 2000); ; {
+			if _, err := c.Read(b); err != nil {
+				return
+			}
 		}
-	}
-	return 0
+	}()
+	return addrPort(c.LocalAddr())
 }
 
+// TestLossQueues loses packets between the stack and the driver.
 func TestLossQueues(t *testing.T) {
 	x := newLossLab(t)
-	a := x.a
-	x.each(t, func(t *testing.T, family string, from, to netip.Addr) {
-		six := family == "IPv6"
-		from, to, nobody := spareAddrs(six)
+	a, r := x.a, x.r.namespace
+	x.each(t, func(t *testing.T, family string, sender, receiver netip.Addr) {
+		from, to, nobody := spareAddrs(family == "IPv6")
 		src, dst := port(from, lossFrom), port(to, lossTo)
-		// An open port, for what gets through.
-		open := func(t *testing.T) netip.AddrPort {
-			c := x.b.listenUDP(t, to)
-			go func() {
-				for b := make([]byte, 2000); ; {
-					if _, err := c.Read(b); err != nil {
-						return
-					}
-				}
-			}()
-			return addrPort(c.LocalAddr())
-		}
-		// still makes x0 keep what it is to send: one packet goes out.
-		still := func(t *testing.T) {
-			// The bucket is for one datagram, and for reports of the device itself.
-			a.run(t, "tc", "qdisc", "replace", "dev", "x0", "root", "handle", "1:", "tbf", "rate", "8bit", "burst", "650", "limit", "100000")
-		}
-		const overlimit = "QDISC_DROP QDISC_DROP_OVERLIMIT OVERLIMIT QDISC_DROP_GENERIC GENERIC NOT_SPECIFIED"
+
+		// Queues that are full. Each discipline counts what it drops.
 		x.spare(t)
-		x.quiet()
+		const slow = "root handle 1: tbf rate 8bit burst 200 limit 100000"
 		for _, c := range []struct {
 			name string
-			tc   [][]string
 			sent int
+			tc   []string
 		}{
-			{"pfifo behind tbf", [][]string{{"root", "handle", "1:", "tbf", "rate", "8bit", "burst", "200", "limit", "100000"}, {"parent", "1:1", "pfifo", "limit", "5"}}, 31},
-			{"bfifo behind tbf", [][]string{{"root", "handle", "1:", "tbf", "rate", "8bit", "burst", "200", "limit", "100000"}, {"parent", "1:1", "bfifo", "limit", "600"}}, 31},
-			{"tbf", [][]string{{"root", "handle", "1:", "tbf", "rate", "8bit", "burst", "200", "limit", "600"}}, 31},
-			{"fq_codel behind tbf", [][]string{{"root", "handle", "1:", "tbf", "rate", "8bit", "burst", "200", "limit", "100000"}, {"parent", "1:1", "fq_codel", "limit", "10"}}, 40},
-			{"fq behind tbf", [][]string{{"root", "handle", "1:", "tbf", "rate", "8bit", "burst", "200", "limit", "100000"}, {"parent", "1:1", "fq", "limit", "10"}}, 40},
-			{"sfq behind tbf", [][]string{{"root", "handle", "1:", "tbf", "rate", "8bit", "burst", "200", "limit", "100000"}, {"parent", "1:1", "sfq", "limit", "10"}}, 40},
-			{"netem", [][]string{{"root", "handle", "1:", "netem", "loss", "100%"}}, losses},
+			{"pfifo behind tbf", 31, []string{slow, "parent 1:1 pfifo limit 5"}},
+			{"bfifo behind tbf", 31, []string{slow, "parent 1:1 bfifo limit 600"}},
+			{"tbf", 31, []string{"root handle 1: tbf rate 8bit burst 200 limit 600"}},
+			{"fq_codel behind tbf", 40, []string{slow, "parent 1:1 fq_codel limit 10"}},
+			{"fq behind tbf", 40, []string{slow, "parent 1:1 fq limit 10"}},
+			{"sfq behind tbf", 40, []string{slow, "parent 1:1 sfq limit 10"}},
+			{"netem", losses, []string{"root handle 1: netem loss 100%"}},
 		} {
-			x.lose(t, family+" "+c.name, loss{in: a, source: rootDrops(a, "x0"), reasons: overlimit + " QDISC_DROP_FLOW_LIMIT FQ_FLOW_LIMIT", from: src, protocol: unix.IPPROTO_UDP, device: "x0"}, func(t *testing.T) {
-				t.Cleanup(func() {
-					_ = a.try(func() error { return exec.Command("tc", "qdisc", "del", "dev", "x0", "root").Run() })
-				})
-				for _, line := range c.tc {
-					a.needRun(t, "tc qdisc add dev x0 "+strings.Join(line, " "))
-				}
-				port := open(t)
-				a.udp(t, port, c.sent, 50)
-			})
+			var open netip.AddrPort
+			x.lose(t, family+" "+c.name, loss{
+				in: a, source: rootDrops(a, "x0"), reasons: qdiscReasons, from: src, protocol: unix.IPPROTO_UDP, device: "x0",
+				prepare: func(t *testing.T) {
+					a.discipline(t, "x0", c.tc...)
+					open = x.b.sink(t, to)
+				},
+			}, func(t *testing.T) { a.udp(t, open, c.sent, 50) })
 		}
 		a.run(t, "ip", "link", "del", "x0")
-		// Packets that wait when their queue goes.
-		for _, c := range []struct {
-			name string
-			undo func(t *testing.T)
-		}{
-			{"the queue is replaced", func(t *testing.T) { a.run(t, "tc", "qdisc", "replace", "dev", "x0", "root", "handle", "2:", "pfifo") }},
-			{"the queue is deleted", func(t *testing.T) { a.run(t, "tc", "qdisc", "del", "dev", "x0", "root") }},
-			{"the link goes down", func(t *testing.T) { a.run(t, "ip", "link", "set", "x0", "down") }},
-			{"the device is deleted", func(t *testing.T) { a.run(t, "ip", "link", "del", "x0") }},
+
+		// Packets that wait when their queue goes. tbf has room for one
+		// datagram. netem keeps them in a tree, whose links take the place of
+		// the packet's device.
+		tbf, netem := "root handle 1: tbf rate 8bit burst 500 limit 100000", "root handle 1: netem delay 1000s limit 1000"
+		type end struct {
+			name, discipline string
+			sent             int
+			do               func(t *testing.T)
+		}
+		linkDown := func(t *testing.T) { a.run(t, "ip", "link", "set", "x0", "down") }
+		linkGone := func(t *testing.T) { a.run(t, "ip", "link", "del", "x0") }
+		for _, c := range []end{
+			{"the queue is replaced", tbf, losses + 1, func(t *testing.T) { sh(t, a, "tc qdisc replace dev x0 root handle 2: pfifo") }},
+			{"the queue is deleted", tbf, losses + 1, func(t *testing.T) { sh(t, a, "tc qdisc del dev x0 root") }},
+			{"the link goes down", tbf, losses + 1, linkDown},
+			{"the device is deleted", tbf, losses + 1, linkGone},
+			{"netem is deleted", netem, losses, func(t *testing.T) { sh(t, a, "tc qdisc del dev x0 root") }},
 		} {
-			x.lose(t, family+" packets wait in the queue when "+c.name, loss{in: a, n: losses, reasons: "QDISC_DROP QUEUE_PURGE NOT_SPECIFIED", from: src, protocol: unix.IPPROTO_UDP}, func(t *testing.T) {
-				x.spare(t)
-				still(t)
-				open := open(t)
-				a.udp(t, open, losses+1, 300)
-				if n := a.waiting(t, "x0"); n != losses && n != losses+1 { // a report may be among them
-					t.Fatalf("%d packets wait", n)
-				}
-				c.undo(t)
+			x.lose(t, family+" packets wait in the queue when "+c.name, loss{
+				in: a, n: losses, reasons: qdiscReasons, from: src, protocol: unix.IPPROTO_UDP,
+				prepare: func(t *testing.T) {
+					x.spare(t)
+					a.discipline(t, "x0", c.discipline)
+					a.udp(t, x.b.sink(t, to), c.sent, 300)
+				},
+			}, c.do)
+		}
+		for _, c := range []end{{"tbf", tbf, losses + 1, nil}, {"netem", netem, losses, nil}} {
+			x.lose(t, family+" forwarded packets wait in the queue when "+c.name+" is deleted", loss{
+				in: r, n: losses, reasons: qdiscReasons, from: port(sender, lossFrom), protocol: unix.IPPROTO_UDP,
+				prepare: func(t *testing.T) {
+					r.discipline(t, "right", c.discipline)
+					a.udp(t, x.b.sink(t, receiver), c.sent, 300)
+				},
+			}, func(t *testing.T) { sh(t, r, "tc qdisc del dev right root") })
+		}
+
+		// Packets that wait for a neighbour.
+		for _, c := range []end{
+			{"the link goes down", "", 20, linkDown},
+			{"the device is deleted", "", 20, linkGone},
+			{"the entry is deleted", "", 20, func(t *testing.T) { a.run(t, "ip", "neigh", "del", nobody.String(), "dev", "x0") }},
+		} {
+			x.lose(t, family+" packets wait for a neighbour when "+c.name, loss{
+				in: a, n: uint64(c.sent), reasons: "QUEUE_PURGE NEIGH_FAILED NOT_SPECIFIED",
+				from: src, to: port(nobody, lossTo), protocol: unix.IPPROTO_UDP, device: "x0", prepare: x.spare,
+			}, func(t *testing.T) {
+				a.udp(t, port(nobody, lossTo), c.sent, 10)
+				c.do(t)
 			})
 		}
-		for _, c := range []struct {
-			name string
-			undo func(t *testing.T)
-		}{
-			{"the link goes down", func(t *testing.T) { a.run(t, "ip", "link", "set", "x0", "down") }},
-			{"the entry is deleted", func(t *testing.T) { a.run(t, "ip", "neigh", "del", nobody.String(), "dev", "x0") }},
-			{"the device is deleted", func(t *testing.T) { a.run(t, "ip", "link", "del", "x0") }},
-		} {
-			x.lose(t, family+" packets wait for a neighbour when "+c.name, loss{in: a, n: 20, reasons: "QUEUE_PURGE NEIGH_FAILED NOT_SPECIFIED", from: src, to: port(nobody, lossTo), protocol: unix.IPPROTO_UDP, device: "x0"}, func(t *testing.T) {
+
+		x.lose(t, family+" the other end is down", loss{
+			in: a, n: losses, reasons: qdiscReasons, from: src, to: dst, protocol: unix.IPPROTO_UDP, device: "x0",
+			prepare: func(t *testing.T) {
 				x.spare(t)
-				a.udp(t, port(nobody, lossTo), 20, 10)
-				c.undo(t)
-			})
-		}
-		x.lose(t, family+" the other end is down", loss{in: a, n: losses, reasons: "QDISC_DROP NOT_SPECIFIED QDISC_DROP_GENERIC GENERIC DEV_READY", from: src, to: dst, protocol: unix.IPPROTO_UDP, device: "x0"}, func(t *testing.T) {
+				x.b.run(t, "ip", "link", "set", "x1", "down")
+				x.eventually("the device to notice", func() bool { return strings.Contains(sh(t, a, "ip link show x0"), "NO-CARRIER") })
+			},
+		}, func(t *testing.T) { a.udp(t, dst, losses, 10) })
+		// The sender's call fails, before there is a packet.
+		x.lose(t, family+" the device is down", loss{in: a, n: losses, untold: true, prepare: func(t *testing.T) {
 			x.spare(t)
-			x.b.run(t, "ip", "link", "set", "x1", "down")
-			within(func() bool { return strings.Contains(a.run(t, "ip", "link", "show", "x0"), "qdisc noop") })
-			if six {
-				a.run(t, "ip", "-6", "route", "replace", "fd31:3::/64", "dev", "x0")
-			}
-			a.udp(t, dst, losses, 10)
-		})
-		// The sender hears that there is no way, before there is a packet.
-		x.lose(t, family+" the device is down", loss{in: a, n: losses, untold: true, from: src, to: dst}, func(t *testing.T) {
-			x.spare(t)
-			a.run(t, "ip", "link", "set", "x0", "down")
+			linkDown(t)
 			a.run(t, "ip", "route", "add", "unreachable", to.String())
 			t.Cleanup(func() { a.run(t, "ip", "route", "del", "unreachable", to.String()) })
-			a.udp(t, dst, losses, 10)
-		})
+		}}, func(t *testing.T) { a.udp(t, dst, losses, 10) })
 	})
+}
+
+// qdiscReasons are what kernels call a loss in a queueing discipline: one name
+// for all of them, then some of the disciplines' own, then names of a
+// subsystem's.
+const qdiscReasons = "QDISC_DROP FQ_FLOW_LIMIT QDISC_DROP_GENERIC QDISC_DROP_OVERLIMIT QDISC_DROP_FLOW_LIMIT QUEUE_PURGE NOT_SPECIFIED"
+
+// discipline gives a device queueing disciplines for one case, the root first.
+func (n *namespace) discipline(t *testing.T, device string, tc ...string) {
+	t.Helper()
+	t.Cleanup(func() {
+		_ = n.try(func() error { return exec.Command("tc", "qdisc", "del", "dev", device, "root").Run() })
+	})
+	for _, line := range tc {
+		n.needRun(t, "tc qdisc add dev "+device+" "+line)
+	}
 }
 
 // softnetDropped is the column of /proc/net/softnet_stat.
@@ -200,18 +241,19 @@ func softnetDropped(t *testing.T) (sum uint64) {
 	return sum
 }
 
+// TestLossRings loses packets between a driver and the stack.
 func TestLossRings(t *testing.T) {
 	x := newLossLab(t)
-	// What gets through is taken by a filter, without a word.
-	taker := verdict(t, ebpf.SchedCLS, 4 /* TC_ACT_STOLEN */)
-	x.b.run(t, "tc", "qdisc", "add", "dev", "eth0", "clsact")
-	x.b.attach(t, "eth0", netlink.HANDLE_MIN_INGRESS, taker)
+	x.b.steal(t, "eth0", false) // what gets through
 	x.r.run(t, "ethtool", "-K", "right", "tso", "off")
 	from, to := port(x.a.v4, lossFrom), port(x.b.v4, lossTo)
 	// One packet that the router's device cuts into segments, so that all of
 	// them reach the other end at once.
 	burst := func(t *testing.T, segments int) {
 		x.r.do(t, func() error { return sendSegments(from, to, segments) })
+	}
+	if n := backlogLimit(t); n > 1500 {
+		need.Kernel(t, false, fmt.Sprintf("net.core.netdev_max_backlog is %d, more than one packet has segments", n))
 	}
 	x.lose(t, "CPU backlog is full", loss{in: x.b, source: softnetDropped, reasons: "CPU_BACKLOG", from: from, to: to, protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 		burst(t, 2000)
@@ -222,6 +264,20 @@ func TestLossRings(t *testing.T) {
 	x.lose(t, "veth ring is full", loss{in: x.b, source: linkCount(x.r.namespace, "right", "tx.dropped"), reasons: "FULL_RING NOT_SPECIFIED", from: from, to: to, protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 		burst(t, 2000)
 	})
+}
+
+// backlogLimit is how many packets may wait for one CPU.
+func backlogLimit(t *testing.T) int {
+	t.Helper()
+	data, err := os.ReadFile("/proc/sys/net/core/netdev_max_backlog")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // sendSegments sends one TCP packet through the device right that has to be cut

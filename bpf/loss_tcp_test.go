@@ -157,7 +157,7 @@ func TestLossTCP(t *testing.T) {
 			})
 			x.toReceiver(t, times(losses, tcpSegment{flags: tcpSYN}.packet(port(from, lossFrom), addrPort(l.Addr())))...)
 		})
-		x.lose(t, family+" data after the receiver has closed", loss{in: b, n: losses, reasons: "TCP_ABORT_ON_DATA NOT_SPECIFIED TCP_CLOSE", class: DropTCPHandle, orClass: DropTCPRcv, protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+		x.lose(t, family+" data after the receiver has closed", loss{in: b, n: losses, reasons: "TCP_ABORT_ON_DATA NOT_SPECIFIED TCP_CLOSE", class: DropTCPHandle, also: []DropClass{DropTCPRcv}, protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 			for range losses {
 				client, server, _, _ := established(t)
 				server.Close()

@@ -199,8 +199,8 @@ type loss struct {
 	// namespace.
 	ownerless bool
 
-	class   DropClass
-	orClass DropClass // of other kernels, or of some of the packets; 0: none
+	class DropClass
+	also  []DropClass // that some of the losses have
 	// reasons and functions are names, separated by spaces, of which each loss
 	// has one. Kernels rename and inline, and some give no reasons. Without
 	// functions, any will do.
@@ -379,7 +379,7 @@ func (x *lossLab) compare(t *testing.T, want *loss, before map[Drop]uint64) {
 		case !owner:
 			t.Errorf("%d losses in namespace %s, for %s in %s", n, x.known[d.Netns], reason, function)
 			continue
-		case d.Class != want.class && (want.orClass == 0 || d.Class != want.orClass):
+		case d.Class != want.class && !slices.Contains(want.also, d.Class):
 			t.Errorf("%d losses of class %d, want %d", n, d.Class, want.class)
 		case len(x.reasons.drop) > 0 && !has(want.reasons, reason):
 			t.Errorf("%d losses for %s, want %s", n, reason, want.reasons)
