@@ -1,0 +1,308 @@
+package bpf
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/testdata/need"
+)
+
+// spare makes a device x0 in a, whose other end is x1 in b, for cases that the
+// devices on the way would not survive. Both ends know each other.
+func (x *lossLab) spare(t *testing.T) {
+	t.Helper()
+	x.a.do(t, func() error {
+		return netlink.LinkAdd(&netlink.Veth{
+			LinkAttrs: netlink.LinkAttrs{Name: "x0", HardwareAddr: routerMAC(3, 1)}, PeerName: "x1",
+			PeerHardwareAddr: routerMAC(3, 2), PeerNamespace: netlink.NsFd(int(x.b.handle)),
+		})
+	})
+	t.Cleanup(func() {
+		_ = x.a.try(func() error { // some cases have deleted it
+			l, err := netlink.LinkByName("x0")
+			if err == nil {
+				err = netlink.LinkDel(l)
+			}
+			return err
+		})
+	})
+	f4, t4, _ := spareAddrs(false)
+	f6, t6, _ := spareAddrs(true)
+	x.b.configure(t, "x1", routerMAC(3, 1), []netip.Prefix{netip.PrefixFrom(t4, 24), netip.PrefixFrom(t6, 64)}, f4, f6)
+	x.a.unicastOnly(t, "x0")
+	x.a.configure(t, "x0", routerMAC(3, 2), []netip.Prefix{netip.PrefixFrom(f4, 24), netip.PrefixFrom(f6, 64)}, t4, t6)
+}
+
+// unicastOnly makes a device send no multicast, for cases that know what a queue
+// holds.
+func (n *namespace) unicastOnly(t *testing.T, device string) {
+	t.Helper()
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "Dual BSD/GPL", Instructions: asm.Instructions{
+		asm.Mov.Reg(asm.R6, asm.R1),
+		asm.LoadAbs(0, asm.Byte), // of the destination's hardware address
+		asm.And.Imm(asm.R0, 1),
+		asm.LSh.Imm(asm.R0, 2), // TC_ACT_OK or TC_ACT_STOLEN
+		asm.Return(),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	n.run(t, "tc", "qdisc", "add", "dev", device, "clsact")
+	n.attach(t, device, netlink.HANDLE_MIN_EGRESS, p)
+}
+
+// spareAddrs are x0's and x1's.
+func spareAddrs(six bool) (from, to, nobody netip.Addr) {
+	p := "10.131.3."
+	if six {
+		p = "fd31:3::"
+	}
+	return netip.MustParseAddr(p + "1"), netip.MustParseAddr(p + "2"), netip.MustParseAddr(p + "99")
+}
+
+// rootDrops is what the root of a device's queueing disciplines dropped.
+func rootDrops(n *namespace, device string) func(*testing.T) uint64 {
+	return func(t *testing.T) uint64 {
+		t.Helper()
+		if err := n.try(func() error { _, err := netlink.LinkByName(device); return err }); err != nil {
+			return 0
+		}
+		for _, part := range strings.Split(n.run(t, "tc", "-s", "qdisc", "show", "dev", device), "qdisc ") {
+			if strings.Contains(part, " root ") {
+				return number(t, part, `dropped (\d+),`)
+			}
+		}
+		return 0
+	}
+}
+
+// sink is a port that takes whatever comes.
+func (n *namespace) sink(t *testing.T, addr netip.Addr) netip.AddrPort {
+	t.Helper()
+	c := n.listenUDP(t, addr)
+	go func() {
+		for b := make([]byte, 2000); ; {
+			if _, err := c.Read(b); err != nil {
+				return
+			}
+		}
+	}()
+	return addrPort(c.LocalAddr())
+}
+
+// TestLossQueues loses packets between the stack and the driver.
+func TestLossQueues(t *testing.T) {
+	x := newLossLab(t)
+	a, r := x.a, x.r.namespace
+	x.each(t, func(t *testing.T, family string, sender, receiver netip.Addr) {
+		from, to, nobody := spareAddrs(family == "IPv6")
+		src, dst := port(from, lossFrom), port(to, lossTo)
+
+		// Queues that are full. Each discipline counts what it drops.
+		x.spare(t)
+		const slow = "root handle 1: tbf rate 8bit burst 200 limit 100000"
+		for _, c := range []struct {
+			name string
+			sent int
+			tc   []string
+		}{
+			{"pfifo behind tbf", 31, []string{slow, "parent 1:1 pfifo limit 5"}},
+			{"bfifo behind tbf", 31, []string{slow, "parent 1:1 bfifo limit 600"}},
+			{"tbf", 31, []string{"root handle 1: tbf rate 8bit burst 200 limit 600"}},
+			{"fq_codel behind tbf", 40, []string{slow, "parent 1:1 fq_codel limit 10"}},
+			{"fq behind tbf", 40, []string{slow, "parent 1:1 fq limit 10"}},
+			{"sfq behind tbf", 40, []string{slow, "parent 1:1 sfq limit 10"}},
+			{"netem", losses, []string{"root handle 1: netem loss 100%"}},
+		} {
+			var open netip.AddrPort
+			x.lose(t, family+" "+c.name, loss{
+				in: a, source: rootDrops(a, "x0"), reasons: qdiscReasons, from: src, protocol: unix.IPPROTO_UDP, device: "x0",
+				prepare: func(t *testing.T) {
+					a.discipline(t, "x0", c.tc...)
+					open = x.b.sink(t, to)
+				},
+			}, func(t *testing.T) { a.udp(t, open, c.sent, 50) })
+		}
+		a.run(t, "ip", "link", "del", "x0")
+
+		// Packets that wait when their queue goes. tbf has room for one
+		// datagram. netem keeps them in a tree, whose links take the place of
+		// the packet's device.
+		tbf, netem := "root handle 1: tbf rate 8bit burst 500 limit 100000", "root handle 1: netem delay 1000s limit 1000"
+		type end struct {
+			name, discipline string
+			sent             int
+			do               func(t *testing.T)
+		}
+		linkDown := func(t *testing.T) { a.run(t, "ip", "link", "set", "x0", "down") }
+		linkGone := func(t *testing.T) { a.run(t, "ip", "link", "del", "x0") }
+		for _, c := range []end{
+			{"the queue is replaced", tbf, losses + 1, func(t *testing.T) { sh(t, a, "tc qdisc replace dev x0 root handle 2: pfifo") }},
+			{"the queue is deleted", tbf, losses + 1, func(t *testing.T) { sh(t, a, "tc qdisc del dev x0 root") }},
+			{"the link goes down", tbf, losses + 1, linkDown},
+			{"the device is deleted", tbf, losses + 1, linkGone},
+			{"netem is deleted", netem, losses, func(t *testing.T) { sh(t, a, "tc qdisc del dev x0 root") }},
+		} {
+			x.lose(t, family+" packets wait in the queue when "+c.name, loss{
+				in: a, n: losses, reasons: qdiscReasons, from: src, protocol: unix.IPPROTO_UDP,
+				prepare: func(t *testing.T) {
+					x.spare(t)
+					a.discipline(t, "x0", c.discipline)
+					a.udp(t, x.b.sink(t, to), c.sent, 300)
+				},
+			}, c.do)
+		}
+		for _, c := range []end{{"tbf", tbf, losses + 1, nil}, {"netem", netem, losses, nil}} {
+			x.lose(t, family+" forwarded packets wait in the queue when "+c.name+" is deleted", loss{
+				in: r, n: losses, reasons: qdiscReasons, from: port(sender, lossFrom), protocol: unix.IPPROTO_UDP,
+				prepare: func(t *testing.T) {
+					r.discipline(t, "right", c.discipline)
+					a.udp(t, x.b.sink(t, receiver), c.sent, 300)
+				},
+			}, func(t *testing.T) { sh(t, r, "tc qdisc del dev right root") })
+		}
+
+		// Packets that wait for a neighbour.
+		for _, c := range []end{
+			{"the link goes down", "", 20, linkDown},
+			{"the device is deleted", "", 20, linkGone},
+			{"the entry is deleted", "", 20, func(t *testing.T) { a.run(t, "ip", "neigh", "del", nobody.String(), "dev", "x0") }},
+		} {
+			x.lose(t, family+" packets wait for a neighbour when "+c.name, loss{
+				in: a, n: uint64(c.sent), reasons: "QUEUE_PURGE NEIGH_FAILED NOT_SPECIFIED",
+				from: src, to: port(nobody, lossTo), protocol: unix.IPPROTO_UDP, device: "x0", prepare: x.spare,
+			}, func(t *testing.T) {
+				a.udp(t, port(nobody, lossTo), c.sent, 10)
+				c.do(t)
+			})
+		}
+
+		x.lose(t, family+" the other end is down", loss{
+			in: a, n: losses, reasons: qdiscReasons, from: src, to: dst, protocol: unix.IPPROTO_UDP, device: "x0",
+			prepare: func(t *testing.T) {
+				x.spare(t)
+				x.b.run(t, "ip", "link", "set", "x1", "down")
+				x.eventually("the device to notice", func() bool { return strings.Contains(sh(t, a, "ip link show x0"), "NO-CARRIER") })
+			},
+		}, func(t *testing.T) { a.udp(t, dst, losses, 10) })
+		// The sender's call fails, before there is a packet.
+		x.lose(t, family+" the device is down", loss{in: a, n: losses, untold: true, prepare: func(t *testing.T) {
+			x.spare(t)
+			linkDown(t)
+			a.run(t, "ip", "route", "add", "unreachable", to.String())
+			t.Cleanup(func() { a.run(t, "ip", "route", "del", "unreachable", to.String()) })
+		}}, func(t *testing.T) { a.udp(t, dst, losses, 10) })
+	})
+}
+
+// qdiscReasons are what kernels call a loss in a queueing discipline: one name
+// for all of them, then some of the disciplines' own, then names of a
+// subsystem's.
+const qdiscReasons = "QDISC_DROP FQ_FLOW_LIMIT QDISC_DROP_GENERIC QDISC_DROP_OVERLIMIT QDISC_DROP_FLOW_LIMIT QUEUE_PURGE NOT_SPECIFIED"
+
+// discipline gives a device queueing disciplines for one case, the root first.
+func (n *namespace) discipline(t *testing.T, device string, tc ...string) {
+	t.Helper()
+	t.Cleanup(func() {
+		_ = n.try(func() error { return exec.Command("tc", "qdisc", "del", "dev", device, "root").Run() })
+	})
+	for _, line := range tc {
+		n.needRun(t, "tc qdisc add dev "+device+" "+line)
+	}
+}
+
+// softnetDropped is the column of /proc/net/softnet_stat.
+func softnetDropped(t *testing.T) (sum uint64) {
+	t.Helper()
+	data, err := os.ReadFile("/proc/net/softnet_stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		v, err := strconv.ParseUint(strings.Fields(line)[1], 16, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += v
+	}
+	return sum
+}
+
+// TestLossRings loses packets between a driver and the stack.
+func TestLossRings(t *testing.T) {
+	x := newLossLab(t)
+	x.b.steal(t, "eth0", false) // what gets through
+	x.r.run(t, "ethtool", "-K", "right", "tso", "off")
+	from, to := port(x.a.v4, lossFrom), port(x.b.v4, lossTo)
+	// One packet that the router's device cuts into segments, so that all of
+	// them reach the other end at once.
+	burst := func(t *testing.T, segments int) {
+		x.r.do(t, func() error { return sendSegments(from, to, segments) })
+	}
+	if n := backlogLimit(t); n > 1500 {
+		need.Kernel(t, false, fmt.Sprintf("net.core.netdev_max_backlog is %d, more than one packet has segments", n))
+	}
+	x.lose(t, "CPU backlog is full", loss{in: x.b, source: softnetDropped, reasons: "CPU_BACKLOG", from: from, to: to, protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+		burst(t, 2000)
+	})
+	// The device gets a ring with GRO. Each ring that is made costs the kernel
+	// an empty packet (netif_napi_add), which nobody loses.
+	x.b.run(t, "ethtool", "-K", "eth0", "gro", "on")
+	x.lose(t, "veth ring is full", loss{in: x.b, source: linkCount(x.r.namespace, "right", "tx.dropped"), reasons: "FULL_RING NOT_SPECIFIED", from: from, to: to, protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+		burst(t, 2000)
+	})
+}
+
+// backlogLimit is how many packets may wait for one CPU.
+func backlogLimit(t *testing.T) int {
+	t.Helper()
+	data, err := os.ReadFile("/proc/sys/net/core/netdev_max_backlog")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// sendSegments sends one TCP packet through the device right that has to be cut
+// into so many segments of 30 bytes. It has an IP option, with which GRO leaves
+// it alone.
+func sendSegments(from, to netip.AddrPort, segments int) error {
+	l, err := netlink.LinkByName("right")
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1); err != nil {
+		return err
+	}
+	vnet := []byte{1, 1} // the checksum is to be filled in; TCP over IPv4
+	for _, v := range []int{58, 30, 38, 16} {
+		vnet = binary.NativeEndian.AppendUint16(vnet, uint16(v))
+	}
+	p := tcpSegment{flags: tcpACK, payload: make([]byte, 30*segments)}.packet(from, to)
+	p = slices.Concat(p[:20], []byte{1, 1, 1, 1}, p[20:])
+	p[0] = 0x46
+	binary.BigEndian.PutUint16(p[ipv4Length:], uint16(len(p)))
+	return unix.Sendto(fd, slices.Concat(vnet, ethernet(routerMAC(2, 2), routerMAC(2, 1), checksummed(p))), 0, &unix.SockaddrLinklayer{Ifindex: l.Attrs().Index})
+}

@@ -1,0 +1,220 @@
+package bpf
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/testdata/need"
+)
+
+// sequence gives what a TCP socket expects next and what it sends next.
+func sequence(t *testing.T, c *net.TCPConn) (next, mine uint32) {
+	t.Helper()
+	rawConn(t, c, func(fd int) error {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, 1); err != nil {
+			return err
+		}
+		for queue, to := range map[int]*uint32{1: &next, 2: &mine} {
+			if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_QUEUE, queue); err != nil {
+				return err
+			}
+			v, err := unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ)
+			if err != nil {
+				return err
+			}
+			*to = uint32(v)
+		}
+		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, -1) // off, without a window probe
+	})
+	return next, mine
+}
+
+// timestamps is the TCP option.
+func timestamps(value, echo uint32) []byte {
+	b := []byte{1, 1, 8, 10}
+	b = binary.BigEndian.AppendUint32(b, value)
+	return binary.BigEndian.AppendUint32(b, echo)
+}
+
+// TestLossTCP loses segments in TCP itself.
+func TestLossTCP(t *testing.T) {
+	x := newLossLab(t)
+	b := x.b
+	// mute keeps what the receiver answers from the sender, whose answers would
+	// be losses of their own.
+	mute := func(t *testing.T) { x.r.steal(t, "right", false) }
+	x.each(t, func(t *testing.T, family string, from, to netip.Addr) {
+		established := func(t *testing.T) (client, server *net.TCPConn, src, dst netip.AddrPort) {
+			client, server = connect(t, x.a, b, to)
+			return client, server, addrPort(client.LocalAddr()), addrPort(client.RemoteAddr())
+		}
+		x.lose(t, family+" data for a closed port", loss{in: b, n: losses, class: DropTCPRcv, prepare: mute, reasons: "NO_SOCKET", from: port(from, lossFrom), to: port(to, lossTo), protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+			x.toReceiver(t, times(losses, tcpSegment{seq: 1, ack: 1, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(port(from, lossFrom), port(to, lossTo)))...)
+		})
+		var src, dst netip.AddrPort
+		var next, mine uint32
+		x.lose(t, family+" data for a connection that was reset", loss{in: b, n: losses, class: DropTCPRcv, reasons: "NO_SOCKET", protocol: unix.IPPROTO_TCP, prepare: func(t *testing.T) {
+			var server *net.TCPConn
+			_, server, src, dst = established(t)
+			next, mine = sequence(t, server)
+			mute(t)
+			server.SetLinger(0)
+			server.Close()
+		}}, func(t *testing.T) {
+			x.toReceiver(t, times(losses, tcpSegment{seq: next, ack: mine, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
+		})
+		// Linux 5.10 frees what TCP itself refuses by __kfree_skb, which tells
+		// nobody: the sockets' own counts (the letter d of ss -m) have it, and
+		// for some kinds the MIB (PAWSEstab, TCPZeroWindowDrop, TCPRcvQDrop).
+		x.lose(t, family+" data beyond the window", loss{in: b, withReasons: true, n: losses, class: DropAbnormal, reasons: "TCP_INVALID_SEQUENCE TCP_OVERWINDOW TCP_INVALID_END_SEQUENCE", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+			_, server, src, dst := established(t)
+			next, mine := sequence(t, server)
+			x.toReceiver(t, times(losses, tcpSegment{seq: next + 50_000_000, ack: mine, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
+		})
+		x.lose(t, family+" data with a timestamp of the past", loss{in: b, withReasons: true, n: losses, source: mib(b, "TcpExt.PAWSEstab"), class: DropAbnormal, reasons: "TCP_RFC7323_PAWS", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+			client, server, src, dst := established(t)
+			next, mine := sequence(t, server)
+			var now int
+			rawConn(t, client, func(fd int) (err error) {
+				now, err = unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_TIMESTAMP)
+				return err
+			})
+			x.toReceiver(t, times(losses, tcpSegment{seq: next, ack: mine, flags: tcpACK | tcpPSH, options: timestamps(uint32(now)-1_000_000, 0), payload: []byte("data")}.packet(src, dst))...)
+		})
+		x.lose(t, family+" data that acknowledges what was not sent", loss{in: b, withReasons: true, n: losses, class: DropTCPHandle, reasons: "TCP_INVALID_ACK_SEQUENCE TCP_ACK_UNSENT_DATA", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+			_, server, src, dst := established(t)
+			next, mine := sequence(t, server)
+			x.toReceiver(t, times(losses, tcpSegment{seq: next, ack: mine + 1_000_000, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
+		})
+		x.lose(t, family+" data without ACK", loss{in: b, withReasons: true, n: losses, class: DropTCPHandle, reasons: "TCP_FLAGS", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+			_, server, src, dst := established(t)
+			next, _ := sequence(t, server)
+			x.toReceiver(t, times(losses, tcpSegment{seq: next, payload: []byte("data")}.packet(src, dst))...)
+		})
+		// Where the kernel does not tell the socket (before 6.11), nothing leads to
+		// a namespace: tcp_data_queue has let go of device and route by then.
+		x.lose(t, family+" data beyond a closed window", loss{in: b, ownerless: true, withReasons: true, n: losses, reasons: "PROTO_MEM TCP_ZEROWINDOW TCP_OVERWINDOW TCP_INVALID_SEQUENCE TCP_INVALID_END_SEQUENCE", protocol: unix.IPPROTO_TCP, prepare: func(t *testing.T) {
+			client, server, s, d := established(t)
+			src, dst = s, d
+			if err := server.SetReadBuffer(4096); err != nil {
+				t.Fatal(err)
+			}
+			for n := 1; n > 0; {
+				client.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
+				n, _ = client.Write(make([]byte, 1<<20))
+			}
+			// The client's own attempts would be lost too.
+			x.a.steal(t, "eth0", true)
+			next, mine = sequence(t, server)
+		}}, func(t *testing.T) {
+			x.toReceiver(t, times(losses, tcpSegment{seq: next, ack: mine, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
+		})
+		x.lose(t, family+" socket filter", loss{in: b, n: losses, class: DropTCPRcv, reasons: "SOCKET_FILTER", protocol: unix.IPPROTO_TCP, prepare: func(t *testing.T) {
+			_, server, s, d := established(t)
+			src, dst = s, d
+			next, mine = sequence(t, server)
+			rawConn(t, server, func(fd int) error {
+				rejectAll(t, fd)
+				return nil
+			})
+			// What ends the connection is for nobody to count.
+			t.Cleanup(func() {
+				rawConn(t, server, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0) })
+			})
+		}}, func(t *testing.T) {
+			x.toReceiver(t, times(losses, tcpSegment{seq: next, ack: mine, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
+		})
+		x.lose(t, family+" SYN with FIN", loss{in: b, withReasons: true, n: losses, class: DropTCPStatM, reasons: "TCP_FLAGS", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+			l := b.listen(t, to)
+			x.toReceiver(t, times(losses, tcpSegment{flags: tcpSYN | tcpFIN}.packet(port(from, lossFrom), addrPort(l.Addr())))...)
+		})
+		x.lose(t, family+" MD5 unexpected", loss{in: b, n: losses, source: mib(b, "TcpExt.TCPMD5Unexpected"), class: DropTCPRcv, reasons: "TCP_MD5UNEXPECTED", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+			l := b.listen(t, to)
+			x.toReceiver(t, times(losses, tcpSegment{flags: tcpSYN, options: append([]byte{19, 18, 15: 0}, 0, 0, 0, 0)}.packet(port(from, lossFrom), addrPort(l.Addr())))...)
+		})
+		x.lose(t, family+" MD5 missing", loss{in: b, n: losses, source: mib(b, "TcpExt.TCPMD5NotFound"), class: DropTCPRcv, reasons: "TCP_MD5NOTFOUND", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+			l := b.listen(t, to)
+			key := unix.TCPMD5Sig{Keylen: 4}
+			sa := sockaddr(port(from, 0))
+			switch sa := sa.(type) {
+			case *unix.SockaddrInet4:
+				key.Addr.Family = unix.AF_INET
+				copy(key.Addr.Data[2:], sa.Addr[:])
+			case *unix.SockaddrInet6:
+				key.Addr.Family = unix.AF_INET6
+				copy(key.Addr.Data[6:], sa.Addr[:])
+			}
+			rawConn(t, l.(*net.TCPListener), func(fd int) error {
+				err := unix.SetsockoptTCPMD5Sig(fd, unix.IPPROTO_TCP, unix.TCP_MD5SIG, &key)
+				need.Kernel(t, err == nil, fmt.Sprintf("TCP MD5 signatures: %v", err))
+				return nil
+			})
+			x.toReceiver(t, times(losses, tcpSegment{flags: tcpSYN}.packet(port(from, lossFrom), addrPort(l.Addr())))...)
+		})
+		x.lose(t, family+" data after the receiver has closed", loss{in: b, n: losses, reasons: "TCP_ABORT_ON_DATA NOT_SPECIFIED TCP_CLOSE", class: DropTCPHandle, also: []DropClass{DropTCPRcv}, protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+			for range losses {
+				client, server, _, _ := established(t)
+				server.Close()
+				if _, err := client.Write([]byte("data")); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+		// A SYN that finds no room: the kernel frees it as it frees one that it
+		// answers, by consume_skb. ListenDrops and, for the accept queue,
+		// ListenOverflows count it, on all kernels. With SYN cookies a full SYN
+		// queue loses nothing.
+		var fd *socket
+		var listener netip.AddrPort
+		listening := func(backlog int, cookies string) func(*testing.T) {
+			return func(t *testing.T) {
+				b.setting(t, "ipv4/tcp_syncookies", cookies)
+				b.setting(t, "ipv4/tcp_max_syn_backlog", "4")
+				fd = stream(t, b, to, 0)
+				if err := unix.Listen(fd.fd, backlog); err != nil {
+					t.Fatal(err)
+				}
+				listener = netip.AddrPortFrom(to, portOf(fd.local(t)))
+				if backlog == 0 {
+					x.a.dial(t, "tcp", listener)
+				}
+				mute(t)
+				// As many requests as there is room for, and some to spare.
+				x.toReceiver(t, syns(from, listener, 100, 5)...)
+			}
+		}
+		x.lose(t, family+" SYN queue is full", loss{in: b, n: losses, source: mib(b, "TcpExt.TCPReqQFullDrop"), untold: true, prepare: listening(4, "0")}, func(t *testing.T) {
+			x.toReceiver(t, syns(from, listener, 200, losses)...)
+		})
+		x.lose(t, family+" SYN queue is full, with SYN cookies", loss{in: b, n: losses, source: mib(b, "TcpExt.SyncookiesSent"), untold: true, prepare: listening(4, "1")}, func(t *testing.T) {
+			x.toReceiver(t, syns(from, listener, 200, losses)...)
+		})
+		x.lose(t, family+" SYN, accept queue is full", loss{in: b, n: losses, source: mib(b, "TcpExt.ListenOverflows"), untold: true, prepare: listening(0, "0")}, func(t *testing.T) {
+			x.toReceiver(t, syns(from, listener, 200, losses)...)
+		})
+	})
+}
+
+// syns are n handshakes that begin, from as many ports.
+func syns(from netip.Addr, to netip.AddrPort, id, n int) (packets [][]byte) {
+	for i := range n {
+		packets = append(packets, tcpSegment{seq: 1, flags: tcpSYN}.packet(port(from, uint16(30000+id+i)), to))
+	}
+	return packets
+}
+
+func portOf(sa unix.Sockaddr) uint16 {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return uint16(sa.Port)
+	case *unix.SockaddrInet6:
+		return uint16(sa.Port)
+	}
+	return 0
+}
