@@ -1,0 +1,407 @@
+package bpf
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// segment is a TCP segment of a test's own making.
+type segment struct {
+	from, to netip.AddrPort
+	seq, ack uint32
+	flags    byte
+	data     string
+}
+
+// The flags of a TCP header.
+const (
+	flagFIN = 1
+	flagSYN = 2
+	flagRST = 4
+	flagACK = 16
+)
+
+// inject sends a segment from inside the namespace, past its TCP.
+func (n *namespace) inject(t testing.TB, s segment) {
+	t.Helper()
+	b := make([]byte, 20, 20+len(s.data))
+	binary.BigEndian.PutUint16(b[0:], s.from.Port())
+	binary.BigEndian.PutUint16(b[2:], s.to.Port())
+	binary.BigEndian.PutUint32(b[4:], s.seq)
+	binary.BigEndian.PutUint32(b[8:], s.ack)
+	b[12], b[13] = 5<<4, s.flags
+	binary.BigEndian.PutUint16(b[14:], 1024)
+	b = append(b, s.data...)
+	if s.to.Addr().Is4() {
+		pseudo := append(append(append(s.from.Addr().AsSlice(), s.to.Addr().AsSlice()...), 0, unix.IPPROTO_TCP, 0, byte(len(b))), b...)
+		if len(pseudo)%2 != 0 {
+			pseudo = append(pseudo, 0)
+		}
+		var sum uint32
+		for i := 0; i < len(pseudo); i += 2 {
+			sum += uint32(binary.BigEndian.Uint16(pseudo[i:]))
+		}
+		for sum>>16 != 0 {
+			sum = sum&0xffff + sum>>16
+		}
+		binary.BigEndian.PutUint16(b[16:], ^uint16(sum))
+	}
+	n.do(t, func() error {
+		domain := unix.AF_INET
+		if s.to.Addr().Is6() {
+			domain = unix.AF_INET6
+		}
+		fd, err := unix.Socket(domain, unix.SOCK_RAW, unix.IPPROTO_TCP)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		if domain == unix.AF_INET6 {
+			if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_CHECKSUM, 16); err != nil {
+				return err
+			}
+		}
+		if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(s.from.Addr(), 0))); err != nil {
+			return err
+		}
+		return unix.Sendto(fd, b, 0, sockaddr(netip.AddrPortFrom(s.to.Addr(), 0)))
+	})
+}
+
+// sequence gives the numbers of the next byte that a connection sends and of
+// the next that it receives.
+func sequence(t testing.TB, c *net.TCPConn) (send, receive uint32) {
+	t.Helper()
+	rawConn(t, c, func(fd int) error {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, 1); err != nil {
+			return err
+		}
+		for queue, number := range map[int]*uint32{1: &receive, 2: &send} {
+			if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_QUEUE, queue); err != nil {
+				return err
+			}
+			n, err := unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ)
+			if err != nil {
+				return err
+			}
+			*number = uint32(n)
+		}
+		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, -1)
+	})
+	return send, receive
+}
+
+// state is the state of a connection that has a socket.
+func state(t testing.TB, c *net.TCPConn) (name string) {
+	t.Helper()
+	rawConn(t, c, func(fd int) error {
+		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err == nil {
+			name = TCPStateName(info.State)
+		}
+		return err
+	})
+	return name
+}
+
+// states counts the sockets and remains of sockets of the namespace that are in
+// a state, as /proc/net/tcp and tcp6 have them.
+func (n *namespace) states(t testing.TB, state uint8) (found int) {
+	t.Helper()
+	n.do(t, func() error {
+		for _, file := range []string{"tcp", "tcp6"} {
+			data, err := os.ReadFile("/proc/thread-self/net/" + file)
+			if err != nil {
+				return err
+			}
+			for line := range strings.Lines(string(data)) {
+				if f := strings.Fields(line); len(f) > 3 && f[3] == fmt.Sprintf("%02X", state) {
+					found++
+				}
+			}
+		}
+		return nil
+	})
+	return found
+}
+
+func (n *namespace) sysctl(t testing.TB, name, value string) {
+	t.Helper()
+	n.do(t, func() error { return os.WriteFile("/proc/sys/net/"+name, []byte(value), 0) })
+}
+
+// swallow drops what arrives in the namespace and matches a rule, until the
+// function that it returns is called.
+func (n *namespace) swallow(t testing.TB, rule string) func() {
+	t.Helper()
+	n.run(t, "nft", "add table inet s; add chain inet s in { type filter hook input priority 0; }; add rule inet s in "+rule+" counter drop")
+	return func() { n.run(t, "nft", "delete table inet s") }
+}
+
+// swallowed is how many packets the rule has dropped.
+func (n *namespace) swallowed(t testing.TB) (packets int) {
+	t.Helper()
+	_, counter, _ := strings.Cut(n.run(t, "nft", "list table inet s"), "counter packets ")
+	fmt.Sscan(counter, &packets)
+	return packets
+}
+
+// TestTCPResetReceived: a RST in each state of the receiver counts once, and a
+// RST that TCP does not obey counts never.
+func TestTCPResetReceived(t *testing.T) { eachRung(t, "tcpreset", testTCPResetReceived) }
+
+func testTCPResetReceived(t *testing.T, rung Kind) {
+	a, b := newPair(t)
+	l := newTestLoader(t, Options{Hooks: rung})
+	p := l.load("tcpreset", Config{})
+	small := p.Hooks()[len(p.Hooks())-1].Kind // by which SYN_RECV and TIME_WAIT are seen
+	const n = 5
+	want := map[*namespace]*[4]uint64{a: {}, b: {}}
+	check := func(what string) {
+		t.Helper()
+		for name, ns := range map[string]*namespace{"a": a, "b": b} {
+			got := l.settled(p, ns.inode)
+			if [4]uint64(got[:4]) != *want[ns] {
+				t.Errorf("%s: namespace %s counted %v (nosock, active, process, receive), want %v", what, name, got[:4], *want[ns])
+				*want[ns] = [4]uint64(got[:4])
+			}
+		}
+	}
+	// seen demands the event of a socket, and its state.
+	seen := func(what string, ns *namespace, state string, from netip.AddrPort) {
+		t.Helper()
+		l.eventually("the event of "+from.String(), func() bool {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			for _, e := range l.events {
+				if e.Type == TCPResetReceive && e.Netns == ns.inode && e.Source == from {
+					if got := TCPStateName(e.TCPState); got != state || e.Destination.Port() == 0 {
+						t.Errorf("%s: %v in %s, want %s", what, from, got, state)
+					}
+					return true
+				}
+			}
+			return false
+		})
+	}
+	var total uint64
+	for family, addrs := range families(a, b) {
+		port := uint16(21000)
+		next := func() netip.AddrPort {
+			port++
+			return netip.AddrPortFrom(addrs[0], port)
+		}
+
+		listener := b.listen(t, addrs[1])
+		to := addrPort(listener.Addr())
+		embryonic := b.counter(t, "TcpExt.EmbryonicRsts")
+		// a knows nothing of the SYN, and refuses the answer.
+		for range n {
+			a.inject(t, segment{from: next(), to: to, seq: 1000, flags: flagSYN})
+		}
+		l.eventually("the requests to be reset", func() bool { return b.counter(t, "TcpExt.EmbryonicRsts") >= embryonic+n })
+		want[a][ResetNosock] += n
+		if small != "" {
+			want[b][ResetReceive] += n
+			total += n
+		}
+		check(family + ": SYN_RECV")
+		if small != "" {
+			seen(family+": SYN_RECV", b, "NEW_SYN_RECV", to)
+		}
+
+		// A RST that is out of the request's window, and one for no request.
+		release := a.swallow(t, "tcp flags & (syn | ack) == (syn | ack)")
+		embryonic = b.counter(t, "TcpExt.EmbryonicRsts")
+		for range n {
+			from := next()
+			a.inject(t, segment{from: from, to: to, seq: 1000, flags: flagSYN})
+			l.eventually("the request", func() bool { return b.states(t, 3) > 0 })
+			a.inject(t, segment{from: from, to: to, seq: 1001 + 1<<24, flags: flagRST})
+			a.inject(t, segment{from: next(), to: to, seq: 1, flags: flagRST})
+		}
+		check(family + ": SYN_RECV out of window, LISTEN")
+		if now := b.counter(t, "TcpExt.EmbryonicRsts"); now != embryonic {
+			t.Errorf("%s: %d requests were reset", family, now-embryonic)
+		}
+		// Closed, the listener gives its requests up without a RST.
+		listener.Close()
+		release()
+
+		closed := b.closedPort(t, addrs[1])
+		for range n {
+			a.inject(t, segment{from: next(), to: closed, seq: 1, flags: flagRST})
+		}
+		check(family + ": closed port")
+
+		// Fast open has a full socket in SYN_RECV.
+		b.sysctl(t, "ipv4/tcp_fastopen", "1538") // server, no cookie, all listeners
+		release = a.swallow(t, "tcp flags & (syn | ack) == (syn | ack)")
+		listener = b.listen(t, addrs[1])
+		to = addrPort(listener.Addr())
+		passive := b.counter(t, "TcpExt.TCPFastOpenPassive")
+		for range n {
+			from := next()
+			a.inject(t, segment{from: from, to: to, seq: 1000, flags: flagSYN, data: "data"})
+			a.inject(t, segment{from: from, to: to, seq: 1005, flags: flagRST})
+		}
+		if got := b.counter(t, "TcpExt.TCPFastOpenPassive") - passive; got != n {
+			t.Errorf("%s: %d sockets by fast open", family, got)
+		}
+		want[b][ResetReceive] += n
+		total += n
+		check(family + ": SYN_RECV with fast open")
+		seen(family+": SYN_RECV with fast open", b, "SYN_RECV", to)
+		listener.Close()
+		release()
+		b.sysctl(t, "ipv4/tcp_fastopen", "1")
+
+		for range n {
+			// Not the number that is expected: a challenge ACK goes back.
+			// Then the number that is.
+			client, server := connect(t, a, b, addrs[1])
+			send, receive := sequence(t, client)
+			s := segment{from: addrPort(client.LocalAddr()), to: addrPort(client.RemoteAddr()), ack: receive, flags: flagRST | flagACK}
+			for _, off := range []uint32{1 << 24, 100} {
+				s.seq = send + off
+				a.inject(t, s)
+			}
+			check(family + ": ESTABLISHED, out of window")
+			if got := state(t, server); got != "ESTABLISHED" {
+				t.Errorf("%s: %s after resets out of window", family, got)
+			}
+			s.seq = send
+			a.inject(t, s)
+			l.eventually("the connection's end", func() bool { return state(t, server) == "CLOSE" })
+			want[b][ResetReceive]++
+			total++
+			server.Close()
+			client.SetLinger(0)
+			client.Close() // a RST to where no socket is
+			want[a][ResetActive]++
+		}
+		check(family + ": ESTABLISHED")
+
+		for range n {
+			client, server := connect(t, a, b, addrs[1])
+			client.CloseWrite()
+			l.eventually("CLOSE_WAIT", func() bool { return state(t, server) == "CLOSE_WAIT" })
+			from := addrPort(server.LocalAddr())
+			client.SetLinger(0)
+			client.Close()
+			want[a][ResetActive]++
+			want[b][ResetReceive]++
+			total++
+			l.eventually("CLOSE", func() bool { return state(t, server) == "CLOSE" })
+			seen(family, b, "CLOSE_WAIT", from)
+			server.Close()
+		}
+		check(family + ": CLOSE_WAIT")
+
+		for range n {
+			client, server := connect(t, a, b, addrs[1])
+			from := addrPort(server.LocalAddr())
+			client.CloseWrite()
+			l.eventually("CLOSE_WAIT", func() bool { return state(t, server) == "CLOSE_WAIT" })
+			release := a.swallow(t, "tcp dport != 0")
+			server.Close()
+			l.eventually("LAST_ACK", func() bool { return b.states(t, 9) == 1 })
+			client.SetLinger(0)
+			client.Close()
+			want[a][ResetActive]++
+			want[b][ResetReceive]++
+			total++
+			l.eventually("the end of LAST_ACK", func() bool { return b.states(t, 9) == 0 })
+			release()
+			seen(family, b, "LAST_ACK", from)
+		}
+		check(family + ": LAST_ACK")
+
+		// Data that come after close() are no RST, though tcp_reset() ends the
+		// connection; a RST is.
+		for i := range 2 * n {
+			client, server := connect(t, a, b, addrs[1])
+			from := addrPort(client.LocalAddr())
+			send, receive := sequence(t, client)
+			release := b.swallow(t, "tcp dport != 0")
+			client.Close()
+			l.eventually("FIN_WAIT1", func() bool { return a.states(t, 4) == 1 })
+			s := segment{from: addrPort(server.LocalAddr()), to: from, seq: receive, ack: send, flags: flagACK, data: "late"}
+			if i%2 == 0 {
+				want[a][ResetProcess]++
+			} else {
+				s.flags, s.data = flagRST|flagACK, ""
+				want[a][ResetReceive]++
+				total++
+			}
+			b.inject(t, s)
+			l.eventually("the end of FIN_WAIT1", func() bool { return a.states(t, 4) == 0 })
+			if i%2 == 1 {
+				seen(family, a, "FIN_WAIT1", from)
+			}
+			release()
+			server.SetLinger(0)
+			server.Close()
+			want[b][ResetActive]++
+		}
+		check(family + ": FIN_WAIT1, and data after close()")
+
+		// The socket of FIN_WAIT2 whose application has closed it is small.
+		for range n {
+			client, server := connect(t, a, b, addrs[1])
+			from := addrPort(client.LocalAddr())
+			if _, err := client.Write([]byte("unread")); err != nil {
+				t.Fatal(err)
+			}
+			l.eventually("the data to arrive", func() bool { return unread(t, server) > 0 })
+			client.Close()
+			// /proc/net/tcp shows the substate of what waits.
+			l.eventually("FIN_WAIT2", func() bool { return a.states(t, 5) == 1 })
+			server.Close() // with data unread
+			want[b][ResetActive]++
+			if small != "" {
+				want[a][ResetReceive]++
+				total++
+				seen(family, a, "FIN_WAIT2", from)
+			}
+		}
+		check(family + ": FIN_WAIT2")
+
+		for i := range 2 * n {
+			client, server := connect(t, a, b, addrs[1])
+			from, peer := addrPort(client.LocalAddr()), addrPort(client.RemoteAddr())
+			send, receive := sequence(t, client)
+			waiting := a.states(t, 6)
+			client.Close()
+			l.eventually("CLOSE_WAIT", func() bool { return state(t, server) == "CLOSE_WAIT" })
+			server.Close()
+			l.eventually("TIME_WAIT", func() bool { return a.states(t, 6) == waiting+1 })
+			s := segment{from: peer, to: from, seq: receive + 1 + 1<<24, ack: send + 1, flags: flagRST | flagACK}
+			b.inject(t, s)
+			s.seq = receive + 1
+			if i < n {
+				a.sysctl(t, "ipv4/tcp_rfc1337", "1")
+				b.inject(t, s) // which is ignored
+				a.sysctl(t, "ipv4/tcp_rfc1337", "0")
+				continue
+			}
+			b.inject(t, s)
+			l.eventually("the end of TIME_WAIT", func() bool { return a.states(t, 6) == waiting })
+			if small != "" {
+				want[a][ResetReceive]++
+				total++
+				seen(family, a, "TIME_WAIT", from)
+			}
+		}
+		check(family + ": TIME_WAIT")
+	}
+	l.count(p, "resets received, in all states", total, counters(t, p, a.inode)[ResetReceive]+counters(t, p, b.inode)[ResetReceive])
+	l.balanced(TCPResetReceive, p, ResetReceive)
+}
