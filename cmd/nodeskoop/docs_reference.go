@@ -102,7 +102,14 @@ How to read the tables:
 	b.WriteString("\n## nodeskoop itself\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n")
 	for _, m := range collect.Metrics() {
 		if m.Probe() == "" {
-			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.Name, m.Type, strings.Join(m.Labels, ", "), cell(m.Help))
+			typ, meaning := m.Type.String(), m.Help
+			if m.Scope != collect.PerHost {
+				typ += " per " + scopeWords(m)
+			}
+			if m.Rises != "" {
+				meaning += " " + m.Rises
+			}
+			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.Name, typ, strings.Join(m.Labels, ", "), cell(meaning))
 		}
 	}
 	_, err := io.WriteString(w, b.String())
