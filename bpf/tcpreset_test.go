@@ -3,13 +3,17 @@ package bpf
 import (
 	"encoding/binary"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/testdata/need"
 )
 
 // segment is a TCP segment of a test's own making.
@@ -404,4 +408,153 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 	}
 	l.count(p, "resets received, in all states", total, counters(t, p, a.inode)[ResetReceive]+counters(t, p, b.inode)[ResetReceive])
 	l.balanced(TCPResetReceive, p, ResetReceive)
+}
+
+// TestTCPHealthy: connections that end as they should, whichever side closes
+// first, reset nothing.
+func TestTCPHealthy(t *testing.T) {
+	a, b := newPair(t)
+	l := newTestLoader(t, Options{})
+	resets, retrans := l.load("tcpreset", Config{}), l.load("tcpretrans", Config{})
+	connections := 100_000
+	if need.InVM() || testing.Short() {
+		connections = 400
+	}
+	a.sysctl(t, "ipv4/ip_local_port_range", "1024 65535")
+	for _, n := range []*namespace{a, b} {
+		// Beyond this number connections end without TIME_WAIT.
+		n.sysctl(t, "ipv4/tcp_max_tw_buckets", "1000000")
+	}
+	const question, answer = "question", "the answer to it"
+	// Who reads the end of the other's data closes second.
+	serve := func(c *net.TCPConn) error {
+		defer c.Close()
+		buf := make([]byte, len(question))
+		if _, err := io.ReadFull(c, buf); err != nil {
+			return err
+		}
+		if _, err := c.Write([]byte(answer)); err != nil {
+			return err
+		}
+		switch addrPort(c.LocalAddr()).Port() % 4 {
+		case 0: // closes first
+			return nil
+		case 1: // says first that it has done
+			if err := c.CloseWrite(); err != nil {
+				return err
+			}
+		}
+		_, err := c.Read(buf)
+		if err != io.EOF {
+			return fmt.Errorf("the server read %w, want the end", err)
+		}
+		return nil
+	}
+	ask := func(to netip.AddrPort) error {
+		domain := unix.AF_INET
+		if to.Addr().Is6() {
+			domain = unix.AF_INET6
+		}
+		fd, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		if err := unix.Connect(fd, sockaddr(to)); err != nil {
+			return fmt.Errorf("connect to %v: %w", to, err)
+		}
+		if _, err := unix.Write(fd, []byte(question)); err != nil {
+			return err
+		}
+		if to.Port()%4 == 3 {
+			if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
+				return err
+			}
+		}
+		buf := make([]byte, 64)
+		for got := 0; ; {
+			n, err := unix.Read(fd, buf)
+			if err != nil {
+				return fmt.Errorf("read the answer: %w", err)
+			}
+			got += n
+			if n == 0 && got != len(answer) || got > len(answer) {
+				return fmt.Errorf("%d bytes of %d", got, len(answer))
+			}
+			if n == 0 || got == len(answer) && to.Port()%4 == 2 {
+				return nil
+			}
+		}
+	}
+	var servers, clients sync.WaitGroup
+	failed := make(chan error, connections)
+	var to []netip.AddrPort
+	for _, addrs := range families(a, b) {
+		for i := range 4 {
+			var listener net.Listener
+			b.do(t, func() (err error) {
+				listener, err = net.Listen("tcp", netip.AddrPortFrom(addrs[1], uint16(8000+i)).String())
+				return err
+			})
+			defer listener.Close()
+			to = append(to, addrPort(listener.Addr()))
+			go func() {
+				for {
+					c, err := listener.Accept()
+					if err != nil {
+						return
+					}
+					servers.Go(func() {
+						if err := serve(c.(*net.TCPConn)); err != nil {
+							failed <- err
+						}
+					})
+				}
+			}()
+		}
+	}
+	const threads = 8
+	for worker := range threads {
+		clients.Go(func() {
+			if err := a.try(func() error {
+				for i := worker; i < connections; i += threads {
+					if err := ask(to[i%len(to)]); err != nil {
+						return err
+					}
+				}
+				return nil
+			}); err != nil {
+				failed <- err
+			}
+		})
+	}
+	clients.Wait()
+	servers.Wait()
+	select {
+	case err := <-failed:
+		t.Fatal(err)
+	default:
+	}
+	for name, ns := range map[string]*namespace{"a": a, "b": b} {
+		if got := l.settled(resets, ns.inode); got != [8]uint64{} {
+			t.Errorf("namespace %s: %v resets", name, got[:4])
+		}
+		if rst := ns.counter(t, "Tcp.OutRsts") + ns.counter(t, "TcpExt.EmbryonicRsts") + ns.counter(t, "Tcp.EstabResets"); rst != 0 {
+			t.Errorf("namespace %s: the kernel counts %d resets: the load is not healthy", name, rst)
+		}
+		got := l.settled(retrans, ns.inode)
+		if n, want := got[RetransSegments]+got[RetransSynAcks], ns.counter(t, "Tcp.RetransSegs"); n != want {
+			t.Errorf("namespace %s: %d retransmissions, RetransSegs %d", name, n, want)
+		}
+	}
+	if opened := a.counter(t, "Tcp.ActiveOpens"); opened != uint64(connections) {
+		t.Errorf("%d connections were opened, want %d", opened, connections)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range l.events {
+		if (e.Netns == a.inode || e.Netns == b.inode) && e.Type != TCPRetrans {
+			t.Errorf("event %v: %v -> %v", e.Type, e.Source, e.Destination)
+		}
+	}
 }
