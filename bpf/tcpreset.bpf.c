@@ -62,6 +62,17 @@ enum skb_drop_reason___tcp {
 
 DEFINE_COUNTERS();
 
+/* A connection that this end has closed and the peer has not waits in the
+ * structure of TIME_WAIT, too: there the state is another field. */
+static __always_inline __u8 state_of(const struct sock *sk)
+{
+	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+
+	if (state != TCP_TIME_WAIT)
+		return state;
+	return BPF_CORE_READ((const struct inet_timewait_sock *)sk, tw_substate);
+}
+
 /* The source of the tuple is this node's end, which is where a packet that is
  * answered was sent to. */
 static __always_inline int reset_sent(const struct sock *sk, const struct sk_buff *skb,
@@ -77,7 +88,7 @@ static __always_inline int reset_sent(const struct sock *sk, const struct sk_buf
 		return 0;
 	e->reason = reason;
 	if (sk)
-		e->tcp_state = BPF_CORE_READ(sk, __sk_common.skc_state);
+		e->tcp_state = state_of(sk);
 	if (skb) {
 		/* Also with a socket: a listening one does not know the peer. */
 		if (tuple_from_skb(skb, &e->tuple))
@@ -258,16 +269,9 @@ static __always_inline bool is_unchained(const struct sock *sk)
 	return !BPF_CORE_READ((const struct sock_common___chain *)sk, skc_nulls_node.pprev);
 }
 
-/* A connection that this end has closed and the peer has not waits in the same
- * structure. */
-static __always_inline __u8 timewait_state(const struct sock *sk)
-{
-	return BPF_CORE_READ((const struct inet_timewait_sock *)sk, tw_substate);
-}
-
 static __always_inline int timewait_done(const struct sock *tw, const struct sk_buff *skb)
 {
-	return is_unchained(tw) ? reset_received_small(tw, skb, timewait_state(tw)) : 0;
+	return is_unchained(tw) ? reset_received_small(tw, skb, state_of(tw)) : 0;
 }
 
 /* `stolen` says that another CPU has taken the request off its chain, and made
@@ -289,12 +293,18 @@ int BPF_PROG(fex_timewait, struct sock *tw, struct sk_buff *skb)
 	return is_reset(skb) ? timewait_done(tw, skb) : 0;
 }
 
-/* With fast open there is a full socket, and tcp_reset() is called. */
+/* With fast open there is a full socket, and tcp_reset() is called. The fifth
+ * argument is read by a helper: to the verifier of 5.10 a pointer to anything
+ * but a structure is invalid. */
 SEC("fexit/tcp_check_req")
-int BPF_PROG(fex_request, struct sock *sk, struct sk_buff *skb, struct sock *req, __u8 fastopen,
-	     bool *stolen)
+int BPF_PROG(fex_request, struct sock *sk, struct sk_buff *skb, struct sock *req, __u8 fastopen)
 {
-	return !fastopen && is_reset(skb) ? request_done(req, skb, stolen) : 0;
+	const bool *stolen = NULL;
+
+	if (fastopen || !is_reset(skb))
+		return 0;
+	bpf_probe_read_kernel(&stolen, sizeof(stolen), &ctx[4]);
+	return request_done(req, skb, stolen);
 }
 
 /* The call that a CPU is in: both functions run in a softirq. */

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -178,21 +179,15 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 			}
 		}
 	}
-	// seen demands the event of a socket, and its state.
+	// seen demands the event of a socket in a state.
 	seen := func(what string, ns *namespace, state string, from netip.AddrPort) {
 		t.Helper()
-		l.eventually("the event of "+from.String(), func() bool {
+		l.eventually(what+": the event of "+from.String()+" in "+state, func() bool {
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			for _, e := range l.events {
-				if e.Type == TCPResetReceive && e.Netns == ns.inode && e.Source == from {
-					if got := TCPStateName(e.TCPState); got != state || e.Destination.Port() == 0 {
-						t.Errorf("%s: %v in %s, want %s", what, from, got, state)
-					}
-					return true
-				}
-			}
-			return false
+			return slices.ContainsFunc(l.events, func(e Event) bool {
+				return e.Type == TCPResetReceive && e.Netns == ns.inode && e.Source == from && TCPStateName(e.TCPState) == state && e.Destination.Port() != 0
+			})
 		})
 	}
 	var total uint64
@@ -557,4 +552,159 @@ func TestTCPHealthy(t *testing.T) {
 			t.Errorf("event %v: %v -> %v", e.Type, e.Source, e.Destination)
 		}
 	}
+}
+
+// TestTCPResetSent: who sends a RST, of which kind, in which state, and who
+// sends none.
+func TestTCPResetSent(t *testing.T) { eachRung(t, "tcpreset", testTCPResetSent) }
+
+func testTCPResetSent(t *testing.T, rung Kind) {
+	a, b := newPair(t)
+	l := newTestLoader(t, Options{Hooks: rung})
+	p := l.load("tcpreset", Config{})
+	sent := func(n *namespace) (slots [3]uint64) {
+		got := l.settled(p, n.inode)
+		return [3]uint64(got[:3])
+	}
+	var caused, counted uint64
+	// expect runs f, and demands n resets of a kind that the namespace sends,
+	// with events in the state, and none of another kind.
+	expect := func(what string, ns *namespace, slot int, state string, n uint64, f func()) {
+		t.Helper()
+		before, rsts := sent(ns), ns.counter(t, "Tcp.OutRsts")
+		f()
+		after := sent(ns)
+		caused += n
+		for i := range after {
+			want := before[i]
+			if i == slot {
+				want += n
+			}
+			counted += after[i] - before[i]
+			if after[i] != want {
+				t.Errorf("%s: %d resets of kind %d, want %d", what, after[i]-before[i], i, want-before[i])
+			}
+		}
+		if got := ns.counter(t, "Tcp.OutRsts") - rsts; got != n {
+			t.Errorf("%s: OutRsts is %d, want %d", what, got, n)
+		}
+		if n == 0 {
+			return
+		}
+		l.eventually(what+": an event in "+state, func() bool {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			return slices.ContainsFunc(l.events, func(e Event) bool {
+				return e.Type == TCPResetNosock+EventType(slot) && e.Netns == ns.inode && TCPStateName(e.TCPState) == state
+			})
+		})
+	}
+	option := func(c *net.TCPConn, level, name, value int) {
+		t.Helper()
+		rawConn(t, c, func(fd int) error { return unix.SetsockoptInt(fd, level, name, value) })
+	}
+	ended := func(c *net.TCPConn) func() bool { return func() bool { return state(t, c) == "CLOSE" } }
+	for family, addrs := range families(a, b) {
+		client, server := connect(t, a, b, addrs[1])
+		expect(family+" TCP_USER_TIMEOUT", a, ResetActive, "", 0, func() {
+			release := b.swallow(t, "tcp dport != 0")
+			option(client, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 500)
+			client.Write([]byte("data"))
+			l.eventually("the timeout", ended(client))
+			release()
+		})
+		client.Close()
+		server.SetLinger(0)
+		server.Close()
+
+		client, server = connect(t, a, b, addrs[1])
+		expect(family+" keep-alive", a, ResetActive, "ESTABLISHED", 1, func() {
+			release := b.swallow(t, "tcp dport != 0")
+			for name, value := range map[int]int{unix.TCP_KEEPIDLE: 1, unix.TCP_KEEPINTVL: 1, unix.TCP_KEEPCNT: 1} {
+				option(client, unix.IPPROTO_TCP, name, value)
+			}
+			option(client, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+			l.eventually("the timeout", ended(client))
+			release()
+		})
+		client.Close()
+		server.SetLinger(0)
+		server.Close()
+
+		listener := stream(t, b, addrs[1], 0)
+		if err := unix.Listen(listener.fd, 1); err != nil {
+			t.Fatal(err)
+		}
+		to := addrPortOf(listener.local(t))
+		// One whose last packet of the handshake is lost, and two that fill
+		// the accept queue meanwhile.
+		release := b.swallow(t, "tcp flags & (syn | ack) == ack")
+		late := a.dial(t, "tcp", to).(*net.TCPConn)
+		release()
+		release = b.swallow(t, fmt.Sprintf("tcp sport %d", addrPort(late.LocalAddr()).Port()))
+		waiting := []net.Conn{a.dial(t, "tcp", to), a.dial(t, "tcp", to)}
+		l.eventually("a full accept queue", func() bool { return b.states(t, 1) == 2 })
+		expect(family+" tcp_abort_on_overflow", b, ResetProcess, "LISTEN", 1, func() {
+			b.sysctl(t, "ipv4/tcp_abort_on_overflow", "1")
+			release()
+			late.Write([]byte("data"))
+			l.eventually("the reset", ended(late))
+			b.sysctl(t, "ipv4/tcp_abort_on_overflow", "0")
+		})
+		late.Close()
+		expect(family+" close of a listening socket", b, ResetActive, "CLOSE", 2, func() { listener.close() })
+		for _, c := range waiting {
+			c.Close()
+		}
+
+		client, server = connect(t, a, b, addrs[1])
+		expect(family+" data after close()", a, ResetProcess, "FIN_WAIT2", 1, func() {
+			client.Close()
+			l.eventually("FIN_WAIT2", func() bool { return a.states(t, 5) == 1 })
+			server.Write([]byte("late"))
+			l.eventually("the reset", ended(server))
+		})
+		server.Close()
+
+		s := stream(t, a, addrs[0], unix.SOCK_NONBLOCK)
+		closed := b.closedPort(t, addrs[1])
+		expect(family+" ACK in SYN_SENT", a, ResetProcess, "SYN_SENT", 1, func() {
+			release := b.swallow(t, "tcp dport != 0")
+			defer release()
+			if err := unix.Connect(s.fd, sockaddr(closed)); err != unix.EINPROGRESS {
+				t.Fatal(err)
+			}
+			b.inject(t, segment{from: closed, to: addrPortOf(s.local(t)), seq: 1, ack: 1, flags: flagACK})
+			l.eventually("the RST", func() bool { return b.swallowed(t) >= 2 })
+			s.close()
+		})
+
+		// netfilter's RST is not TCP's.
+		received := l.settled(p, a.inode)[ResetReceive]
+		expect(family+" reject with tcp reset", b, ResetNosock, "", 0, func() {
+			b.run(t, "nft", "add table inet r; add chain inet r in { type filter hook input priority 0; }; add rule inet r in tcp flags & (syn | ack) == syn reject with tcp reset")
+			a.try(func() error {
+				if c, err := net.Dial("tcp", closed.String()); err == nil {
+					c.Close()
+					return fmt.Errorf("%v is open", closed)
+				}
+				return nil
+			})
+			b.run(t, "nft", "delete table inet r")
+		})
+		if got := l.settled(p, a.inode)[ResetReceive] - received; got != 1 {
+			t.Errorf("%s: %d resets received from netfilter, want 1", family, got)
+		}
+	}
+	l.count(p, "resets sent, in all states", caused, counted)
+}
+
+func addrPortOf(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
 }
