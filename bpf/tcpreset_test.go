@@ -291,7 +291,7 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 		for range n {
 			client, server := connect(t, a, b, addrs[1])
 			client.CloseWrite()
-			l.eventually("CLOSE_WAIT", func() bool { return state(t, server) == "CLOSE_WAIT" })
+			l.eventually("FIN_WAIT2", func() bool { return state(t, client) == "FIN_WAIT2" })
 			from := addrPort(server.LocalAddr())
 			client.SetLinger(0)
 			client.Close()
@@ -308,7 +308,7 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 			client, server := connect(t, a, b, addrs[1])
 			from := addrPort(server.LocalAddr())
 			client.CloseWrite()
-			l.eventually("CLOSE_WAIT", func() bool { return state(t, server) == "CLOSE_WAIT" })
+			l.eventually("FIN_WAIT2", func() bool { return state(t, client) == "FIN_WAIT2" })
 			release := a.swallow(t, "tcp dport != 0")
 			server.Close()
 			l.eventually("LAST_ACK", func() bool { return b.states(t, 9) == 1 })
@@ -379,7 +379,7 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 			send, receive := sequence(t, client)
 			waiting := a.states(t, 6)
 			client.Close()
-			l.eventually("CLOSE_WAIT", func() bool { return state(t, server) == "CLOSE_WAIT" })
+			l.eventually("FIN_WAIT2", func() bool { return a.states(t, 5) == 1 })
 			server.Close()
 			l.eventually("TIME_WAIT", func() bool { return a.states(t, 6) == waiting+1 })
 			s := segment{from: peer, to: from, seq: receive + 1 + 1<<24, ack: send + 1, flags: flagRST | flagACK}
