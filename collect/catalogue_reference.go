@@ -16,14 +16,14 @@ var metricNotes = map[string]metricNote{
 	// tcp: /proc/PID/net/snmp, IPv4 and IPv6 together.
 	"kubeskoop_tcp_activeopens":  {"snmp Tcp ActiveOpens; tcp_connect()", "A process calls connect(), whether or not the peer answers."},
 	"kubeskoop_tcp_passiveopens": {"snmp Tcp PassiveOpens; tcp_create_openreq_child()", "A client completes a handshake with a listening socket. A SYN that is dropped, and a connection that the full accept queue refuses, do not count."},
-	"kubeskoop_tcp_retranssegs":  {"snmp Tcp RetransSegs; __tcp_retransmit_skb(), tcp_rtx_synack()", "A segment, SYN or SYN-ACK is sent again: it, or its acknowledgement, was lost, or came later than the timer allows."},
+	"kubeskoop_tcp_retranssegs":  {"snmp Tcp RetransSegs; __tcp_retransmit_skb(), tcp_rtx_synack()", "A segment, SYN or SYN-ACK is sent again: it, or its acknowledgement, was lost, or came later than the timer allows. The segments of a GSO packet count one by one, and so do those that the layers below refuse (tcpext_tcpretransfail)."},
 	"kubeskoop_tcp_attemptfails": {"snmp Tcp AttemptFails; tcp_done(), tcp_check_req()", "A connect() is refused or times out; a half-open connection is reset by the client."},
-	"kubeskoop_tcp_estabresets":  {"snmp Tcp EstabResets; tcp_set_state()", "An established connection ends without FIN: by RST from either side, by a timeout, or because the application was killed with data unread."},
+	"kubeskoop_tcp_estabresets":  {"snmp Tcp EstabResets; tcp_set_state()", "A connection in ESTABLISHED or CLOSE_WAIT ends without a FIN of this end: by RST from either side, by a timeout, or because the application was killed with data unread."},
 	"kubeskoop_tcp_currestab":    {"snmp Tcp CurrEstab; tcp_set_state()", "Follows the connections in ESTABLISHED and CLOSE_WAIT."},
 	"kubeskoop_tcp_insegs":       {"snmp Tcp InSegs; tcp_v4_rcv(), tcp_v6_rcv()", "A segment arrives, good or bad. Segments that GRO merged on the way count as one."},
 	"kubeskoop_tcp_outsegs":      {"snmp Tcp OutSegs; __tcp_transmit_skb(), tcp_make_synack(), tcp_v4_send_reset()", "A segment is sent for the first time; what the device will split counts by segment."},
 	"kubeskoop_tcp_inerrs":       {"snmp Tcp InErrs; tcp_v4_rcv(), tcp_v6_rcv(), tcp_validate_incoming()", "A segment has a bad checksum or header, or is a SYN inside an established connection."},
-	"kubeskoop_tcp_outrsts":      {"snmp Tcp OutRsts; tcp_v4_send_reset(), tcp_v6_send_reset(), tcp_send_active_reset()", "This end sends RST: nobody listens, the application closed with data unread or with linger 0, or a segment does not fit."},
+	"kubeskoop_tcp_outrsts":      {"snmp Tcp OutRsts; tcp_v4_send_reset(), tcp_v6_send_reset(), tcp_send_active_reset()", "This end sends RST: nobody listens, the application closed with data unread or with linger 0, or a segment does not fit. A RST that a firewall sends (reject with tcp reset) does not count."},
 
 	// udp: /proc/PID/net/snmp, IPv4 alone; IPv6 counts in snmp6.
 	"kubeskoop_udp_indatagrams":  {"snmp Udp InDatagrams; udp_recvmsg(), udp_queue_rcv_one_skb()", "An application reads a datagram, or a tunnel inside the kernel (VXLAN) takes it. What still waits in the receive buffer has not counted yet. IPv4."},
@@ -43,14 +43,14 @@ var metricNotes = map[string]metricNote{
 	"kubeskoop_tcpext_listendrops":              {"netstat TcpExt ListenDrops; tcp_conn_request(), tcp_v4_syn_recv_sock(), tcp_v6_syn_recv_sock()", "A SYN, or the ACK that would complete a handshake, is dropped: accept queue full, SYN backlog full without SYN cookies, no memory, no route. Rises with every listenoverflows."},
 	"kubeskoop_tcpext_listenoverflows":          {"netstat TcpExt ListenOverflows; tcp_conn_request(), tcp_v4_syn_recv_sock(), tcp_v6_syn_recv_sock()", "The accept queue is full: the application accepts too slowly, or the backlog of listen() (at most net.core.somaxconn) is too small. Counts each SYN or ACK that meets the full queue, so one client counts several times."},
 	"kubeskoop_tcpext_tcpsynretrans":            {"netstat TcpExt TCPSynRetrans; __tcp_retransmit_skb(), tcp_rtx_synack()", "A SYN or SYN-ACK gets no answer within its timer: the peer is down, a firewall drops, its accept queue is full. Each costs the connection one second or more."},
-	"kubeskoop_tcpext_tcpfastretrans":           {"netstat TcpExt TCPFastRetrans; tcp_xmit_retransmit_queue()", "Acknowledgements show a hole, and the lost segment is sent again without waiting for the timer: loss or reordering on the way."},
-	"kubeskoop_tcpext_tcpretransfail":           {"netstat TcpExt TCPRetransFail; __tcp_retransmit_skb()", "A segment should be sent again and the layers below refuse: no route, no memory, a firewall on the way out, a full queue."},
+	"kubeskoop_tcpext_tcpfastretrans":           {"netstat TcpExt TCPFastRetrans; tcp_xmit_retransmit_queue()", "Acknowledgements show a hole, and the lost segment is sent again without waiting for the timer: loss or reordering on the way. The segments of a GSO packet count one by one."},
+	"kubeskoop_tcpext_tcpretransfail":           {"netstat TcpExt TCPRetransFail; __tcp_retransmit_skb()", "A segment should be sent again and the layers below refuse: no memory, a firewall on the way out, a full queue. The segments of a GSO packet count one by one. Where there is no route, or the first transmission still waits in this host's queue, TCP does not try, and nothing counts."},
 	"kubeskoop_tcpext_tcptimeouts":              {"netstat TcpExt TCPTimeouts; tcp_retransmit_timer(), tcp_syn_ack_timeout()", "Nothing came back within the retransmission timer (200 ms at least; 1 s for SYNs). Each is a visible stall."},
 	"kubeskoop_tcpext_tcpabortonclose":          {"netstat TcpExt TCPAbortOnClose; __tcp_close()", "The application closes a socket whose data it has not read; the peer gets RST. A process that is killed does so, too."},
 	"kubeskoop_tcpext_tcpabortonmemory":         {"netstat TcpExt TCPAbortOnMemory; tcp_out_of_resources(), __tcp_close()", "A connection without a process is given up: more orphans than net.ipv4.tcp_max_orphans, or TCP memory above the last value of net.ipv4.tcp_mem."},
 	"kubeskoop_tcpext_tcpabortontimeout":        {"netstat TcpExt TCPAbortOnTimeout; tcp_write_err()", "Retransmissions (net.ipv4.tcp_retries2), window probes, keep-alives or TCP_USER_TIMEOUT run out: the peer is gone."},
 	"kubeskoop_tcpext_tcpabortonlinger":         {"netstat TcpExt TCPAbortOnLinger; __tcp_close()", "A socket with a negative TCP_LINGER2 is closed in FIN_WAIT2. Only applications that set this option move it."},
-	"kubeskoop_tcpext_tcpabortondata":           {"netstat TcpExt TCPAbortOnData; __tcp_close(), tcp_rcv_state_process()", "The application closes with SO_LINGER and a time of 0, or data arrive for a connection that it has closed."},
+	"kubeskoop_tcpext_tcpabortondata":           {"netstat TcpExt TCPAbortOnData; __tcp_close(), tcp_rcv_state_process()", "The application closes with SO_LINGER and a time of 0, or data arrive for a connection that it has closed (in FIN_WAIT2 they do not count: nodeskoop_tcpreset_total has those)."},
 	"kubeskoop_tcpext_tcpabortfailed":           {"netstat TcpExt TCPAbortFailed; tcp_send_active_reset()", "The RST of an abort could not be made or sent: no memory, no route. The peer learns nothing."},
 	"kubeskoop_tcpext_tcpackskippedsynrecv":     {"netstat TcpExt TCPACKSkippedSynRecv; tcp_check_req(), tcp_oow_rate_limited()", "A half-open connection gets more out-of-window segments than net.ipv4.tcp_invalid_ratelimit (500 ms) answers."},
 	"kubeskoop_tcpext_tcpackskippedpaws":        {"netstat TcpExt TCPACKSkippedPAWS; tcp_validate_incoming(), tcp_oow_rate_limited()", "Segments with old timestamps arrive faster than they are answered: duplicates from the network, or several clients behind one NAT address."},
@@ -63,7 +63,7 @@ var metricNotes = map[string]metricNote{
 	"kubeskoop_tcpext_tcpmemorypressureschrono": {"netstat TcpExt TCPMemoryPressuresChrono; tcp_leave_memory_pressure()", "Memory pressure ends: then the milliseconds that it lasted are added at once."},
 	"kubeskoop_tcpext_pawsactive":               {"netstat TcpExt PAWSActive; tcp_rcv_synsent_state_process()", "The answer to a SYN carries a timestamp that was not sent: an old duplicate, or a NAT that mixes connections."},
 	"kubeskoop_tcpext_pawsestab":                {"netstat TcpExt PAWSEstab; tcp_validate_incoming()", "A segment's timestamp is older than the connection's latest: late duplicates, or several machines behind one NAT address. Kernels since 6.14 count some causes apart (PAWSOldAck)."},
-	"kubeskoop_tcpext_embryonicrsts":            {"netstat TcpExt EmbryonicRsts; tcp_check_req()", "A client resets a connection before the handshake ends: port scans, health checks that stop at SYN-ACK, clients that gave up."},
+	"kubeskoop_tcpext_embryonicrsts":            {"netstat TcpExt EmbryonicRsts; tcp_check_req()", "A client resets a connection before the handshake ends: port scans, health checks that stop at SYN-ACK, clients that gave up. Also when this end sends the RST: a second SYN inside the window, or net.ipv4.tcp_abort_on_overflow."},
 	"kubeskoop_tcpext_tcpwinprobe":              {"netstat TcpExt TCPWinProbe; tcp_send_probe0()", "The peer's application does not read: its window is closed, and this end asks whether it opened."},
 	"kubeskoop_tcpext_tcpkeepalive":             {"netstat TcpExt TCPKeepAlive; tcp_keepalive_timer()", "An idle connection with SO_KEEPALIVE is probed (net.ipv4.tcp_keepalive_time). Normal."},
 	"kubeskoop_tcpext_tcpmtupfail":              {"netstat TcpExt TCPMTUPFail; tcp_mtup_probe_failed()", "A larger segment sent to try the path's MTU was lost. Only with net.ipv4.tcp_mtu_probing."},
@@ -141,16 +141,19 @@ var metricNotes = map[string]metricNote{
 
 	// packetloss: in the namespace of the socket that should have got the
 	// packet, else of the device. IPv4 and IPv6.
-	"kubeskoop_packetloss_total":     {"tracepoint skb:kfree_skb", "The kernel gives a packet up. What is consumed, and what a closing socket throws away, does not count."},
+	"kubeskoop_packetloss_total":     {"tracepoint skb:kfree_skb", "The kernel gives a packet up. What is consumed, and what a closing socket throws away, does not count. A GSO or GRO packet of many segments is one."},
 	"kubeskoop_packetloss_netfilter": {"skb:kfree_skb, reason NETFILTER_DROP; nf_hook_slow()", "A rule of nftables or iptables, or a network policy made of them, drops. Policies in eBPF (Cilium) do not pass here."},
 	"kubeskoop_packetloss_tcphandle": {"skb:kfree_skb in tcp_v4_do_rcv(), tcp_v6_do_rcv()", "A segment reached its socket and was refused before TCP's state machine: bad checksum, a socket filter."},
 	"kubeskoop_packetloss_tcprcv":    {"skb:kfree_skb in tcp_v4_rcv(), tcp_v6_rcv()", "A segment has no socket (a closed port), or its socket's backlog or policy refused it."},
 	"kubeskoop_packetloss_tcpstatm":  {"skb:kfree_skb in tcp_rcv_state_process()", "A segment does not fit its connection's state: data after close, an ACK that acknowledges nothing sent."},
 	"kubeskoop_packetloss_abnormal":  {"skb:kfree_skb in any other function", "UDP buffers, queueing disciplines, routing, neighbours, devices: kubeskoop_packetloss_reason says which."},
 	"kubeskoop_packetloss_reason":    {"skb:kfree_skb, argument reason", "As packetloss_total. Series appear with the first drop of a reason; before Linux 5.17 there are none."},
-	"kubeskoop_tcpretrans_total":     {"tracepoints tcp:tcp_retransmit_skb, tcp:tcp_retransmit_synack", "A segment is sent again; what tcp_retranssegs counts, seen one by one, so that each can be an event."},
+	"kubeskoop_tcpretrans_total":     {"tracepoints tcp:tcp_retransmit_skb, tcp:tcp_retransmit_synack", "A segment, SYN or SYN-ACK is sent again. On every kernel tcp_retranssegs less tcpext_tcpretransfail: what this host refuses to send does not count. Loss probes that repeat data, and what reordering causes, count; keep-alives and window probes do not."},
 
-	"kubeskoop_netiftxlat_qdiscslow100ms":  {"net:net_dev_queue to net:net_dev_start_xmit", "A rate limit or a full device holds the packet in its queue for over 100 ms."},
+	"nodeskoop_tcpreset_total": {"tracepoints tcp:tcp_send_reset, tcp:tcp_receive_reset; tcp_v4_send_reset(), tcp_check_req(), tcp_timewait_state_process()",
+		"Counts every reset that TCP sends or obeys, whatever becomes of its event: those that end a request (SYN_RECV) or a socket in TIME_WAIT, too. A RST for a closed port, one that is out of the window, and one that a firewall sends do not count. Where functions cannot be hooked, a RST inside the window of a request whose number is not the expected one counts, although newer kernels (7.x) answer it with a challenge ACK."},
+
+	"kubeskoop_netiftxlat_qdiscslow100ms":  {"net:net_dev_queue to net:net_dev_start_xmit", "A rate limit or a full device holds the packet in its queue for over 100 ms. A GSO packet counts as the queue holds it."},
 	"kubeskoop_netiftxlat_netdevslow100ms": {"net:net_dev_start_xmit to net:net_dev_xmit", "The CPU is inside the driver, or taken away from it, for over 100 ms."},
 
 	"kubeskoop_softirq_schedslow":      {"irq:softirq_raise to irq:softirq_entry, NET_RX and NET_TX", "Something keeps the CPU from its softirqs for over 10 ms: code with them switched off, other softirqs, a realtime task ahead of ksoftirqd, a hypervisor."},
@@ -172,6 +175,6 @@ var metricNotes = map[string]metricNote{
 	"kubeskoop_virtcmdlatency_latency":      {"virtnet_send_command() entry to return", "The host's side of virtio-net takes over 10 ms to answer a control command; the guest's CPU spins meanwhile."},
 	"kubeskoop_virtcmdlatency_latency100ms": {"virtnet_send_command() entry to return", "The same for over 100 ms."},
 
-	"kubeskoop_flow_bytes":   {"cgroup_skb egress, or tcx/clsact egress of probes.flow.devices", "A socket of the node or of a pod sends (or, with probes.flow.devices, such a device): bytes from the IP header on, the headers of each segment included. IPv4 and IPv6."},
-	"kubeskoop_flow_packets": {"cgroup_skb egress, or tcx/clsact egress of probes.flow.devices", "The same, in segments as they will be on the wire."},
+	"kubeskoop_flow_bytes":   {"cgroup_skb egress, or tcx/clsact egress of probes.flow.devices", "A socket of the node or of a pod sends, or the kernel for it (acknowledgements, RST, ICMP): bytes from the IP header on, the headers of each segment included. What is only forwarded does not count. With probes.flow.devices such a device transmits, forwarded packets too. IPv4 and IPv6. A connection to a service has the service's address where the translation is outside of the sender's namespace (a pod whose node runs kube-proxy), and the backend's where it is inside (a client in the host's network); the backend's end has the backend's."},
+	"kubeskoop_flow_packets": {"cgroup_skb egress, or tcx/clsact egress of probes.flow.devices", "The same. The segments of a GSO packet, TCP or UDP, count one by one. A datagram that does not fit the MTU is one packet of its socket, and with probes.flow.devices as many as it has fragments, of which only the first has ports."},
 }

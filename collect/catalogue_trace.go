@@ -26,7 +26,7 @@ var packetlossInfo = ProbeInfo{
 		counter("kubeskoop_packetloss_tcphandle", PerNetns, "", "Packets dropped in tcp_v4_do_rcv() or tcp_v6_do_rcv()."),
 		counter("kubeskoop_packetloss_tcprcv", PerNetns, "", "Packets dropped in tcp_v4_rcv() or tcp_v6_rcv()."),
 		counter("kubeskoop_packetloss_abnormal", PerNetns, "", "Packets dropped in any function that no other class names."),
-		counter("kubeskoop_packetloss_total", PerNetns, "", "Packets dropped: the sum of the classes tcphandle, tcprcv, tcpstatm, netfilter and abnormal."),
+		counter("kubeskoop_packetloss_total", PerNetns, "", "Packets dropped: the sum of the classes tcphandle, tcprcv, tcpstatm, netfilter and abnormal. A GSO or GRO packet is one."),
 		counter("kubeskoop_packetloss_netfilter", PerNetns, "", "Packets dropped by a netfilter rule (drop reason NETFILTER_DROP, or dropped in the hook's functions)."),
 		counter("kubeskoop_packetloss_tcpstatm", PerNetns, "", "Packets dropped in tcp_rcv_state_process(): they did not fit the state of their connection."),
 		{Name: "kubeskoop_packetloss_reason", Type: Counter, Scope: PerNetns, Labels: []string{"reason"}, Extra: true,
@@ -64,7 +64,7 @@ var tcpretransInfo = ProbeInfo{
 	Name: "tcpretrans", Title: "TCP retransmissions", Source: EBPF, Overhead: "low", Default: true,
 	Options: []Option{stackOption},
 	Metrics: []Metric{
-		extra(counter("kubeskoop_tcpretrans_total", PerNetns, "", "TCP segments retransmitted, SYN-ACKs included.")),
+		extra(counter("kubeskoop_tcpretrans_total", PerNetns, "", "TCP segments retransmitted, SYN and SYN-ACK included; the segments of a GSO packet count one by one.")),
 	},
 	Events: []EventType{{
 		Name: "TCPRetrans", Path: "tcp:tcp_retransmit_skb, tcp:tcp_retransmit_synack", Priority: PriNotice,
@@ -197,7 +197,7 @@ var flowInfo = ProbeInfo{
 		{Key: "max_series", Default: int64(1000), Help: "most flows written; the rest is counted in nodeskoop_series_left_out"},
 	},
 	Metrics: []Metric{
-		{Name: "kubeskoop_flow_bytes", Type: Counter, Scope: PerFlow, Labels: flowLabels, Help: "Bytes sent per connection."},
-		{Name: "kubeskoop_flow_packets", Type: Counter, Scope: PerFlow, Labels: flowLabels, Help: "Packets sent per connection, segments counted one by one."},
+		{Name: "kubeskoop_flow_bytes", Type: Counter, Scope: PerFlow, Labels: flowLabels, Help: "Bytes sent per connection, IP headers included."},
+		{Name: "kubeskoop_flow_packets", Type: Counter, Scope: PerFlow, Labels: flowLabels, Help: "Packets sent per connection, the segments of a GSO packet one by one."},
 	},
 }
