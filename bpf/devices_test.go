@@ -541,3 +541,135 @@ func TestFlowDevicesRefused(t *testing.T) {
 		}
 	}
 }
+
+// TestFlowUnits: what is one packet of the probe, for sockets and for devices.
+// docs/METRICS.md says the same in words.
+func TestFlowUnits(t *testing.T) {
+	const datagrams = 10
+	for _, kind := range []Kind{Cgroup, TCX, Clsact} {
+		t.Run(string(kind), func(t *testing.T) {
+			a, b := newPair(t)
+			config := Config{Ports: true}
+			if kind != Cgroup {
+				config.Devices, config.Netns = []string{a.device}, fmt.Sprintf("/proc/self/fd/%d", int(a.handle))
+			}
+			l := newTestLoader(t, Options{Hooks: kind})
+			p := l.load("flow", config)
+			// spent gives what f adds to the flows of a protocol, and to the
+			// device's own counter.
+			spent := func(protocol uint8, f func()) (packets, bytes, device uint64) {
+				t.Helper()
+				sum := func() (packets, bytes uint64) {
+					if err := p.Flows(func(f Flow) {
+						if f.Netns == a.inode && f.Protocol == protocol {
+							packets += f.Packets
+							bytes += f.Bytes
+						}
+					}); err != nil {
+						t.Fatal(err)
+					}
+					return packets, bytes
+				}
+				packets0, bytes0 := sum()
+				device0, _ := deviceSent(t, a)
+				f()
+				packets, bytes = sum()
+				device, _ = deviceSent(t, a)
+				return packets - packets0, bytes - bytes0, device - device0
+			}
+			for family, addrs := range families(a, b) {
+				ip := uint64(20)
+				if family == "IPv6" {
+					ip = 40
+				}
+				s := b.listenUDP(t, addrs[1])
+				c := a.dial(t, "udp", addrPort(s.LocalAddr()))
+
+				// Six fragments: one packet of a socket, six of a device.
+				packets, bytes, device := spent(unix.IPPROTO_UDP, func() {
+					for range datagrams {
+						if _, err := c.Write(make([]byte, 8000)); err != nil {
+							t.Fatal(err)
+						}
+					}
+				})
+				if device != 6*datagrams {
+					t.Errorf("%s: the device sent %d packets, want %d fragments", family, device, 6*datagrams)
+				}
+				if kind == Cgroup {
+					l.count(p, family+" datagrams of six fragments", datagrams, packets)
+					l.count(p, family+" bytes of datagrams of six fragments", datagrams*(ip+8+8000), bytes)
+				} else {
+					l.count(p, family+" fragments, by the device's counter", device, packets)
+				}
+
+				// The device cuts a datagram of many: as many packets.
+				rawConn(t, c.(*net.UDPConn), func(fd int) error {
+					return unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 500)
+				})
+				packets, bytes, _ = spent(unix.IPPROTO_UDP, func() {
+					for range datagrams {
+						if _, err := c.Write(make([]byte, 5100)); err != nil {
+							t.Fatal(err)
+						}
+					}
+				})
+				l.count(p, family+" datagrams of a GSO packet", 11*datagrams, packets)
+				l.count(p, family+" bytes of datagrams of a GSO packet", datagrams*(11*(ip+8)+5100), bytes)
+
+				// The kernel's own packets: answers to echo requests.
+				protocol := uint8(unix.IPPROTO_ICMP)
+				if family == "IPv6" {
+					protocol = unix.IPPROTO_ICMPV6
+				}
+				packets, bytes, _ = spent(protocol, func() {
+					echoes := map[string]string{"IPv4": "Icmp.OutEchoReps", "IPv6": "Icmp6.OutEchoReplies"}[family]
+					answered := a.counter(t, echoes)
+					for range datagrams {
+						b.echo(t, addrs[0])
+					}
+					l.eventually("answers", func() bool { return a.counter(t, echoes) == answered+datagrams })
+				})
+				l.count(p, family+" echo replies", datagrams, packets)
+				l.count(p, family+" bytes of echo replies", datagrams*(ip+8), bytes)
+			}
+		})
+	}
+	t.Run("forwarded", func(t *testing.T) {
+		r := newRouter(t)
+		l := newTestLoader(t, Options{Hooks: Cgroup})
+		p := l.load("flow", Config{})
+		for _, to := range []netip.Addr{r.b.v4, r.b.v6} {
+			s := r.b.listenUDP(t, to)
+			send(t, r.a.dial(t, "udp", addrPort(s.LocalAddr())), datagrams)
+		}
+		packets, _ := flowSums(t, p, r.a.inode)
+		l.count(p, "datagrams that a router forwards, at their sender", 2*datagrams, packets)
+		if err := p.Flows(func(f Flow) {
+			if f.Netns == r.inode && f.Protocol == unix.IPPROTO_UDP {
+				t.Errorf("the router has a flow: %+v", f)
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// echo sends an echo request without data.
+func (n *namespace) echo(t testing.TB, to netip.Addr) {
+	t.Helper()
+	n.do(t, func() error {
+		domain, protocol := unix.AF_INET, unix.IPPROTO_ICMP
+		request := []byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0}
+		if to.Is6() {
+			domain, protocol = unix.AF_INET6, unix.IPPROTO_ICMPV6
+			request = []byte{128, 0, 0, 0, 0, 0, 0, 0}
+		}
+		fd, err := unix.Socket(domain, unix.SOCK_RAW, protocol)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return unix.Sendto(fd, request, 0, sockaddr(netip.AddrPortFrom(to, 0)))
+	})
+}

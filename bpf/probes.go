@@ -131,6 +131,18 @@ var definitions = map[string]*definition{
 					{kind: Kprobe, programs: []string{"kp_receive"}},
 				},
 			},
+			{
+				name: "resets received in SYN_RECV and TIME_WAIT (tcp_check_req, tcp_timewait_state_process, kfree_skb)",
+				rungs: []rung{
+					{kind: Fentry, programs: []string{"fex_request", "fex_timewait"}},
+					{kind: Kprobe, programs: []string{"krp_request", "kp_request", "krp_timewait", "kp_timewait"}},
+					// Runs for every packet that is freed, so it is the last.
+					{kind: RawTracepoint, programs: []string{"raw_freed"}},
+					{kind: BTFTracepoint, programs: []string{"btf_freed"}},
+				},
+				optional: true,
+				without:  "resets received in SYN_RECV and TIME_WAIT, which need function hooks or the drop reasons of Linux 6.15 or so",
+			},
 		},
 		events: []EventType{TCPResetNosock, TCPResetActive, TCPResetProcess, TCPResetReceive},
 		slots:  4,
@@ -346,6 +358,17 @@ func resetsNeedFunctions(p *Probe, types *kernelTypes) bool {
 }
 
 func prepareTCPReset(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) error {
+	// Without symbols, or where the function has none, data that come after
+	// close() count as a reset received, too.
+	var validate [2]struct{ Start, End uint64 }
+	if parts := p.loader.symbols.ranges([]string{"tcp_validate_incoming"}); len(parts) <= len(validate) {
+		for i, part := range parts {
+			validate[i].Start, validate[i].End = part[0], part[1]
+		}
+	}
+	if err := set(spec, "validate", validate); err != nil {
+		return err
+	}
 	return set(spec, "reason_arg", reasonArg(types))
 }
 

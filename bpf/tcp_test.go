@@ -1,7 +1,6 @@
 package bpf
 
 import (
-	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -90,7 +89,7 @@ func testTCPReset(t *testing.T, rung Kind) {
 		// An acknowledgement of nothing, to a socket that listens.
 		listener := b.listen(t, addrs[1])
 		for i := range n {
-			injectACK(t, a, netip.AddrPortFrom(addrs[0], uint16(20000+i)), addrPort(listener.Addr()))
+			a.inject(t, segment{from: netip.AddrPortFrom(addrs[0], uint16(20000+i)), to: addrPort(listener.Addr()), seq: 1, ack: 1, flags: flagACK})
 		}
 		want[b][ResetProcess] += n
 		check(family + ": stray ACK to a listening socket")
@@ -149,50 +148,6 @@ func unread(t testing.TB, c *net.TCPConn) (n int) {
 		return err
 	})
 	return n
-}
-
-// injectACK sends one TCP segment that belongs to no connection.
-func injectACK(t testing.TB, n *namespace, from, to netip.AddrPort) {
-	t.Helper()
-	segment := make([]byte, 20)
-	binary.BigEndian.PutUint16(segment[0:], from.Port())
-	binary.BigEndian.PutUint16(segment[2:], to.Port())
-	binary.BigEndian.PutUint32(segment[4:], 1)
-	binary.BigEndian.PutUint32(segment[8:], 1)
-	segment[12] = 5 << 4
-	segment[13] = 0x10
-	binary.BigEndian.PutUint16(segment[14:], 1024)
-	if to.Addr().Is4() {
-		pseudo := append(append(append(from.Addr().AsSlice(), to.Addr().AsSlice()...), 0, unix.IPPROTO_TCP, 0, 20), segment...)
-		var sum uint32
-		for i := 0; i < len(pseudo); i += 2 {
-			sum += uint32(binary.BigEndian.Uint16(pseudo[i:]))
-		}
-		for sum>>16 != 0 {
-			sum = sum&0xffff + sum>>16
-		}
-		binary.BigEndian.PutUint16(segment[16:], ^uint16(sum))
-	}
-	n.do(t, func() error {
-		domain := unix.AF_INET
-		if to.Addr().Is6() {
-			domain = unix.AF_INET6
-		}
-		fd, err := unix.Socket(domain, unix.SOCK_RAW, unix.IPPROTO_TCP)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		if domain == unix.AF_INET6 {
-			if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_CHECKSUM, 16); err != nil {
-				return err
-			}
-		}
-		if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(from.Addr(), 0))); err != nil {
-			return err
-		}
-		return unix.Sendto(fd, segment, 0, sockaddr(netip.AddrPortFrom(to.Addr(), 0)))
-	})
 }
 
 func TestTCPRetrans(t *testing.T) { eachRung(t, "tcpretrans", testTCPRetrans) }

@@ -16,11 +16,13 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	tcpresetMapCalls               = "calls"
 	tcpresetMapCounters            = "counters"
 	tcpresetMapEventAccounts       = "event_accounts"
 	tcpresetMapEventBuckets        = "event_buckets"
 	tcpresetMapEventLimits         = "event_limits"
 	tcpresetMapEvents              = "events"
+	tcpresetProgBtfFreed           = "btf_freed"
 	tcpresetProgBtfTcpReceiveReset = "btf_tcp_receive_reset"
 	tcpresetProgFenActive          = "fen_active"
 	tcpresetProgFenReceive         = "fen_receive"
@@ -28,16 +30,24 @@ const (
 	tcpresetProgFenResetV6         = "fen_reset_v6"
 	tcpresetProgFenRestV4          = "fen_rest_v4"
 	tcpresetProgFenRestV6          = "fen_rest_v6"
+	tcpresetProgFexRequest         = "fex_request"
+	tcpresetProgFexTimewait        = "fex_timewait"
 	tcpresetProgKpActive           = "kp_active"
 	tcpresetProgKpReceive          = "kp_receive"
+	tcpresetProgKpRequest          = "kp_request"
 	tcpresetProgKpResetV4          = "kp_reset_v4"
 	tcpresetProgKpResetV6          = "kp_reset_v6"
 	tcpresetProgKpRestV4           = "kp_rest_v4"
 	tcpresetProgKpRestV6           = "kp_rest_v6"
+	tcpresetProgKpTimewait         = "kp_timewait"
+	tcpresetProgKrpRequest         = "krp_request"
+	tcpresetProgKrpTimewait        = "krp_timewait"
+	tcpresetProgRawFreed           = "raw_freed"
 	tcpresetProgRawTcpReceiveReset = "raw_tcp_receive_reset"
 	tcpresetProgRawTcpSendReset    = "raw_tcp_send_reset"
 	tcpresetVarEventLayout         = "event_layout"
 	tcpresetVarReasonArg           = "reason_arg"
+	tcpresetVarValidate            = "validate"
 )
 
 // loadTcpreset returns the embedded CollectionSpec for tcpreset.
@@ -82,6 +92,7 @@ type tcpresetSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcpresetProgramSpecs struct {
+	BtfFreed           *ebpf.ProgramSpec `ebpf:"btf_freed"`
 	BtfTcpReceiveReset *ebpf.ProgramSpec `ebpf:"btf_tcp_receive_reset"`
 	FenActive          *ebpf.ProgramSpec `ebpf:"fen_active"`
 	FenReceive         *ebpf.ProgramSpec `ebpf:"fen_receive"`
@@ -89,12 +100,19 @@ type tcpresetProgramSpecs struct {
 	FenResetV6         *ebpf.ProgramSpec `ebpf:"fen_reset_v6"`
 	FenRestV4          *ebpf.ProgramSpec `ebpf:"fen_rest_v4"`
 	FenRestV6          *ebpf.ProgramSpec `ebpf:"fen_rest_v6"`
+	FexRequest         *ebpf.ProgramSpec `ebpf:"fex_request"`
+	FexTimewait        *ebpf.ProgramSpec `ebpf:"fex_timewait"`
 	KpActive           *ebpf.ProgramSpec `ebpf:"kp_active"`
 	KpReceive          *ebpf.ProgramSpec `ebpf:"kp_receive"`
+	KpRequest          *ebpf.ProgramSpec `ebpf:"kp_request"`
 	KpResetV4          *ebpf.ProgramSpec `ebpf:"kp_reset_v4"`
 	KpResetV6          *ebpf.ProgramSpec `ebpf:"kp_reset_v6"`
 	KpRestV4           *ebpf.ProgramSpec `ebpf:"kp_rest_v4"`
 	KpRestV6           *ebpf.ProgramSpec `ebpf:"kp_rest_v6"`
+	KpTimewait         *ebpf.ProgramSpec `ebpf:"kp_timewait"`
+	KrpRequest         *ebpf.ProgramSpec `ebpf:"krp_request"`
+	KrpTimewait        *ebpf.ProgramSpec `ebpf:"krp_timewait"`
+	RawFreed           *ebpf.ProgramSpec `ebpf:"raw_freed"`
 	RawTcpReceiveReset *ebpf.ProgramSpec `ebpf:"raw_tcp_receive_reset"`
 	RawTcpSendReset    *ebpf.ProgramSpec `ebpf:"raw_tcp_send_reset"`
 }
@@ -103,6 +121,7 @@ type tcpresetProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcpresetMapSpecs struct {
+	Calls         *ebpf.MapSpec `ebpf:"calls"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	EventAccounts *ebpf.MapSpec `ebpf:"event_accounts"`
 	EventBuckets  *ebpf.MapSpec `ebpf:"event_buckets"`
@@ -116,6 +135,7 @@ type tcpresetMapSpecs struct {
 type tcpresetVariableSpecs struct {
 	EventLayout *ebpf.VariableSpec `ebpf:"event_layout"`
 	ReasonArg   *ebpf.VariableSpec `ebpf:"reason_arg"`
+	Validate    *ebpf.VariableSpec `ebpf:"validate"`
 }
 
 // tcpresetObjects contains all objects after they have been loaded into the kernel.
@@ -138,6 +158,7 @@ func (o *tcpresetObjects) Close() error {
 //
 // It can be passed to loadTcpresetObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcpresetMaps struct {
+	Calls         *ebpf.Map `ebpf:"calls"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	EventAccounts *ebpf.Map `ebpf:"event_accounts"`
 	EventBuckets  *ebpf.Map `ebpf:"event_buckets"`
@@ -147,6 +168,7 @@ type tcpresetMaps struct {
 
 func (m *tcpresetMaps) Close() error {
 	return _TcpresetClose(
+		m.Calls,
 		m.Counters,
 		m.EventAccounts,
 		m.EventBuckets,
@@ -161,12 +183,14 @@ func (m *tcpresetMaps) Close() error {
 type tcpresetVariables struct {
 	EventLayout *ebpf.Variable `ebpf:"event_layout"`
 	ReasonArg   *ebpf.Variable `ebpf:"reason_arg"`
+	Validate    *ebpf.Variable `ebpf:"validate"`
 }
 
 // tcpresetPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadTcpresetObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcpresetPrograms struct {
+	BtfFreed           *ebpf.Program `ebpf:"btf_freed"`
 	BtfTcpReceiveReset *ebpf.Program `ebpf:"btf_tcp_receive_reset"`
 	FenActive          *ebpf.Program `ebpf:"fen_active"`
 	FenReceive         *ebpf.Program `ebpf:"fen_receive"`
@@ -174,18 +198,26 @@ type tcpresetPrograms struct {
 	FenResetV6         *ebpf.Program `ebpf:"fen_reset_v6"`
 	FenRestV4          *ebpf.Program `ebpf:"fen_rest_v4"`
 	FenRestV6          *ebpf.Program `ebpf:"fen_rest_v6"`
+	FexRequest         *ebpf.Program `ebpf:"fex_request"`
+	FexTimewait        *ebpf.Program `ebpf:"fex_timewait"`
 	KpActive           *ebpf.Program `ebpf:"kp_active"`
 	KpReceive          *ebpf.Program `ebpf:"kp_receive"`
+	KpRequest          *ebpf.Program `ebpf:"kp_request"`
 	KpResetV4          *ebpf.Program `ebpf:"kp_reset_v4"`
 	KpResetV6          *ebpf.Program `ebpf:"kp_reset_v6"`
 	KpRestV4           *ebpf.Program `ebpf:"kp_rest_v4"`
 	KpRestV6           *ebpf.Program `ebpf:"kp_rest_v6"`
+	KpTimewait         *ebpf.Program `ebpf:"kp_timewait"`
+	KrpRequest         *ebpf.Program `ebpf:"krp_request"`
+	KrpTimewait        *ebpf.Program `ebpf:"krp_timewait"`
+	RawFreed           *ebpf.Program `ebpf:"raw_freed"`
 	RawTcpReceiveReset *ebpf.Program `ebpf:"raw_tcp_receive_reset"`
 	RawTcpSendReset    *ebpf.Program `ebpf:"raw_tcp_send_reset"`
 }
 
 func (p *tcpresetPrograms) Close() error {
 	return _TcpresetClose(
+		p.BtfFreed,
 		p.BtfTcpReceiveReset,
 		p.FenActive,
 		p.FenReceive,
@@ -193,12 +225,19 @@ func (p *tcpresetPrograms) Close() error {
 		p.FenResetV6,
 		p.FenRestV4,
 		p.FenRestV6,
+		p.FexRequest,
+		p.FexTimewait,
 		p.KpActive,
 		p.KpReceive,
+		p.KpRequest,
 		p.KpResetV4,
 		p.KpResetV6,
 		p.KpRestV4,
 		p.KpRestV6,
+		p.KpTimewait,
+		p.KrpRequest,
+		p.KrpTimewait,
+		p.RawFreed,
 		p.RawTcpReceiveReset,
 		p.RawTcpSendReset,
 	)

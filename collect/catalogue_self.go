@@ -1,7 +1,8 @@
 package collect
 
-// The tool's metrics about itself. Like everything node-wide they carry the
-// host's value in both pod labels.
+// The metrics of the tool's own beyond the contract's names. Those about itself
+// carry the host's value in both pod labels, like everything node-wide; those
+// with another scope than PerHost are a probe's and carry their pod's.
 var selfMetrics = []Metric{
 	{Name: "nodeskoop_build_info", Type: Gauge, Scope: PerHost, Labels: []string{"version", "goversion"}, Extra: true,
 		Help: "Always 1; the labels say which build wrote this file."},
@@ -29,6 +30,8 @@ var selfMetrics = []Metric{
 		Help: "Events that a rate limit kept back, in the kernel or here."},
 	{Name: "nodeskoop_events_lost_total", Type: Counter, Scope: PerHost, Labels: []string{"event"}, Extra: true,
 		Help: "Events that were to be written and could not be: a full ring, or a journald that did not take them."},
+	{Name: "nodeskoop_tcpreset_total", Type: Counter, Scope: PerNetns, Labels: []string{"kind"}, Extra: true,
+		Help: "TCP resets by kind: sent without a socket (nosock), sent to end a connection (active), sent by a socket in answer to a segment (process), received (receive)."},
 	{Name: "nodeskoop_bpf_run_seconds_total", Type: Counter, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
 		Help: "Time that the BPF programs of the probe ran; only while the sysctl kernel.bpf_stats_enabled is 1."},
 	{Name: "nodeskoop_bpf_runs_total", Type: Counter, Scope: PerHost, Labels: []string{"probe"}, Extra: true,

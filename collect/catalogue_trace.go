@@ -65,7 +65,7 @@ var tcpretransInfo = ProbeInfo{
 	Name: "tcpretrans", Title: "TCP retransmissions", Source: EBPF, Overhead: "low", Default: true,
 	Options: []Option{stackOption},
 	Metrics: []Metric{
-		extra(counter("kubeskoop_tcpretrans_total", PerNetns, "", "TCP segments retransmitted, SYN-ACKs included.")),
+		extra(counter("kubeskoop_tcpretrans_total", PerNetns, "", "TCP segments retransmitted, SYN and SYN-ACK included; the segments of a GSO packet count one by one.")),
 	},
 	Events: []EventType{{
 		Name: "TCPRetrans", Path: "tcp:tcp_retransmit_skb, tcp:tcp_retransmit_synack", Priority: PriNotice,
@@ -198,7 +198,7 @@ var flowInfo = ProbeInfo{
 		{Key: "max_series", Default: int64(1000), Help: "most flows written; the rest is counted in nodeskoop_series_left_out"},
 	},
 	Metrics: []Metric{
-		{Name: "kubeskoop_flow_bytes", Type: Counter, Scope: PerFlow, Labels: flowLabels, Help: "Bytes sent per connection."},
-		{Name: "kubeskoop_flow_packets", Type: Counter, Scope: PerFlow, Labels: flowLabels, Help: "Packets sent per connection, segments counted one by one."},
+		{Name: "kubeskoop_flow_bytes", Type: Counter, Scope: PerFlow, Labels: flowLabels, Help: "Bytes sent per connection, IP headers included."},
+		{Name: "kubeskoop_flow_packets", Type: Counter, Scope: PerFlow, Labels: flowLabels, Help: "Packets sent per connection, the segments of a GSO packet one by one."},
 	},
 }

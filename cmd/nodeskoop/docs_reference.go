@@ -16,7 +16,7 @@ const generatedMark = "<!-- Made from the catalogue by `make generate`. Do not e
 // bench-bpf` on Linux 6.18, net of an empty program at the same place.
 var costs = map[string]string{
 	"packetloss":     "Runs for dropped packets alone: 210 ns each.",
-	"tcpreset":       "Runs for resets alone, well under a microsecond each: traffic without them pays nothing that can be measured.",
+	"tcpreset":       "Runs for resets, well under a microsecond each. Those of SYN_RECV and TIME_WAIT take a program that runs for each connection that is accepted, or, where functions cannot be hooked, for each dropped packet: 23 ns. Traffic without any of these pays nothing that can be measured.",
 	"tcpretrans":     "Runs for retransmissions alone, about 200 ns each: traffic without them pays nothing that can be measured.",
 	"biolatency":     "Runs at the start and the end of each block I/O, 1 to 2 us each.",
 	"net_softirq":    "Runs three times for each network softirq, 40 ns each.",
@@ -70,6 +70,7 @@ How to read the tables:
 - **per pod**: over all processes of the pod; the host's series is everything outside pods.
 - **per node**, **per connection**: as it says.
 - A counter begins at whatever the kernel had counted; use ` + "`rate()`" + `. A probe that runs emits all its series from the first sample on, zeros included, except ` + "`kubeskoop_packetloss_reason`" + ` and flows, which appear when they occur.
+- A *segment* is what TCP puts on the wire. A *GSO packet* is several segments (or datagrams) that the kernel handles as one packet until the device, or the kernel just before it, cuts it up; a *GRO packet* is several that were merged on arrival. A metric of packets counts either as one, unless it says otherwise; ` + "`tcp_outsegs`, `tcp_retranssegs`, `tcpretrans_total`, `tcpext_tcpretransfail` and `flow_packets`" + ` count segments.
 - "IPv4" says that the kernel counts IPv6 elsewhere (snmp6), and nodeskoop does not read it. Where neither is named, both count.
 - Functions are named as in Linux 6.x. A metric whose kernel counter does not exist on a machine has no series there.
 
@@ -102,7 +103,14 @@ How to read the tables:
 	b.WriteString("\n## nodeskoop itself\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n")
 	for _, m := range collect.Metrics() {
 		if m.Probe() == "" {
-			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.Name, m.Type, strings.Join(m.Labels, ", "), cell(m.Help))
+			typ, meaning := m.Type.String(), m.Help
+			if m.Scope != collect.PerHost {
+				typ += " per " + scopeWords(m)
+			}
+			if m.Rises != "" {
+				meaning += " " + m.Rises
+			}
+			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.Name, typ, strings.Join(m.Labels, ", "), cell(meaning))
 		}
 	}
 	_, err := io.WriteString(w, b.String())
@@ -156,6 +164,8 @@ journalctl KUBESKOOP_EVENT=PacketLoss -o json --output-fields=KUBESKOOP_REASON,K
 ` + "```" + `
 
 Fields of every event: ` + "`MESSAGE`, `MESSAGE_ID`, `PRIORITY`, `SYSLOG_IDENTIFIER=nodeskoop`, `KUBESKOOP_EVENT`, `KUBESKOOP_PROBE`, `K8S_NODE`, `K8S_NAMESPACE`, `K8S_POD`, `KUBESKOOP_NETNS`" + ` (the inode of the network namespace) and ` + "`KUBESKOOP_TIMESTAMP_US`" + ` (when the kernel saw it). A field without a value is left out. Where earlier events of the type, of whatever pod, were held back by a rate limit, ` + "`KUBESKOOP_SUPPRESSED`" + ` says how many. An occurrence is one event: a SLOW event and its 100MS twin are never both sent.
+
+Addresses of services: an event of a socket (` + "`TCPRESET_ACTIVE`, `TCPRESET_RECEIVE`, `TCPRetrans`, `SOCKETLAT_READSLOW`, `SOCKETLAT_SENDSLOW`, `TXLAT_NETDEV_100MS`" + `) shows the addresses of that socket. At the client of a service that is the service's address; at the backend it is the backend's own. An event of a packet shows the packet's header at that place. In a pod whose node translates (kube-proxy), every event of the client shows the service, and every event of the backend the backend; the node's own namespace shows either, before and after the translation. A client in the host's network has the translation in its own namespace: ` + "`PacketLoss`, `TXKERNEL_SLOW` and `TXLAT_QDISC_100MS`" + ` of what it sends, and ` + "`PacketLoss`" + ` of an answer in a firewall's input rules, show the backend; what TCP has received (` + "`TCPRESET_NOSOCK`, `TCPRESET_PROCESS`, `RXKERNEL_SLOW`" + `) shows the service.
 
 | event | probe | when | priority | what happened |
 |---|---|---|---|---|

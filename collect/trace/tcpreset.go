@@ -1,9 +1,35 @@
 package trace
 
-import "fmt"
+import (
+	"fmt"
 
-// tcpreset has events only.
-var tcpresetKind = kind{name: "tcpreset"}
+	"nodeskoop/bpf"
+	"nodeskoop/collect"
+)
+
+var resetTotal = collect.MustMetric("nodeskoop_tcpreset_total")
+
+// resetKinds are the values of the label kind, by slot: the ends of the events'
+// names.
+var resetKinds = [...]string{bpf.ResetNosock: "nosock", bpf.ResetActive: "active", bpf.ResetProcess: "process", bpf.ResetReceive: "receive"}
+
+// tcpreset has no metrics in the contract, but its events are limited and
+// resets are not.
+var tcpresetKind = kind{name: "tcpreset", begin: func(p *probe, _ collect.Env) func(*collect.View) error {
+	return func(v *collect.View) error {
+		p.counts.begin(v)
+		if err := p.bpf.Counters(p.counts.add); err != nil {
+			return err
+		}
+		p.counts.each(func(netns uint64, values *[maxSlots]uint64) {
+			for slot, kind := range resetKinds {
+				v.AddNetns(netns, resetTotal, float64(values[slot]), kind)
+			}
+		})
+		p.forget(p.counts.sweep(p.root))
+		return nil
+	}
+}}
 
 // Resets gives how many RST the kernel has sent and received in each network
 // namespace since the probe tcpreset was loaded. It gives none, and false,

@@ -7,7 +7,7 @@ import (
 
 var retransTotal = collect.MustMetric("kubeskoop_tcpretrans_total")
 
-// tcpretransKind counts SYN-ACKs, too, which the MIB's RetransSegs leaves out.
+// tcpretransKind counts segments and SYN-ACKs, as the MIB's RetransSegs does.
 var tcpretransKind = kind{name: "tcpretrans", begin: func(p *probe, _ collect.Env) func(*collect.View) error {
 	return func(v *collect.View) error {
 		p.counts.begin(v)

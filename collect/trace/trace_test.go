@@ -271,6 +271,16 @@ func dropReason(t *testing.T, name string) string {
 
 func TestResetsOfAPod(t *testing.T) {
 	l := newLab(t, EventLimits{1000, 1000}, nil, "tcpreset", "tcpretrans")
+	resets := func(pod string, nosock, active, process, receive float64) map[string]float64 {
+		m := "nodeskoop_tcpreset_total{" + pod + ","
+		return map[string]float64{m + "nosock}": nosock, m + "active}": active, m + "process}": process, m + "receive}": receive}
+	}
+	zero := l.values()
+	l.want(zero, resets("web-0", 0, 0, 0, 0))
+	l.want(zero, resets("db-0", 0, 0, 0, 0))
+	if _, ok := zero["nodeskoop_tcpreset_total{hostNetwork,receive}"]; !ok {
+		t.Error("no series of the host before there was a reset")
+	}
 	for _, addr := range []string{"10.0.0.2:7", "[fd00::2]:7"} {
 		for range 5 {
 			l.a.Do(func() {
@@ -300,7 +310,10 @@ func TestResetsOfAPod(t *testing.T) {
 			t.Error(e.Message())
 		}
 	}
-	l.want(l.values(), map[string]float64{"kubeskoop_tcpretrans_total{web-0}": 0, "kubeskoop_tcpretrans_total{db-0}": 0})
+	got := l.values()
+	l.want(got, map[string]float64{"kubeskoop_tcpretrans_total{web-0}": 0, "kubeskoop_tcpretrans_total{db-0}": 0})
+	l.want(got, resets("web-0", 0, 0, 0, 10))
+	l.want(got, resets("db-0", 10, 0, 0, 0))
 }
 
 // A number that the kernel gives to another namespace brings nothing of what
