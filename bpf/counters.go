@@ -371,7 +371,7 @@ func (p *Probe) why(k dropKey) Why {
 		return why
 	}
 	function := p.loader.symbols.Function(k.Location)
-	why := lossTable.judge(function, p.loader.reasons, k.Reason, traits(k.Traits)&^undecidedTraits)
+	why := lossTable.judge(function, p.loader.reasons, k.Reason, traits(k.Traits)&^traitUndecided)
 	if r.verdicts == nil || len(r.verdicts) > 4096 {
 		r.verdicts = map[dropKey]Why{}
 	}

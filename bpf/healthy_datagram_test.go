@@ -308,20 +308,6 @@ func echoRequest(to netip.Addr, id, seq, size int) []byte {
 	return b
 }
 
-func checksum(b []byte) uint16 {
-	var sum uint32
-	for i := 0; i+1 < len(b); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(b[i:]))
-	}
-	if len(b)%2 == 1 {
-		sum += uint32(b[len(b)-1]) << 8
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
-}
-
 func ping(t *testing.T, h *healthy, from, to netip.Addr, kind, n int) {
 	t.Helper()
 	pingSize(t, h, from, to, kind, n, 56)

@@ -234,6 +234,24 @@ func isTracing(location string) bool {
 	return false
 }
 
+// ranges gives where a function's code lies, for each part that the compiler
+// made of it.
+func (s *Symbols) ranges(names []string) [][2]uint64 {
+	if s.Err() != nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var found [][2]uint64
+	for i, sym := range s.table.symbols {
+		name, _, _ := strings.Cut(s.table.text(sym), ".")
+		if i+1 < len(s.table.symbols) && slices.Contains(names, name) {
+			found = append(found, [2]uint64{sym.address, s.table.symbols[i+1].address})
+		}
+	}
+	return found
+}
+
 // load reads the symbols. The caller holds the lock. The list of modules is
 // read before: what is loaded meanwhile is found by the next comparison.
 func (s *Symbols) load() {

@@ -59,20 +59,20 @@ func TestLossBridge(t *testing.T) {
 				r.needRun(t, line)
 				t.Cleanup(func() { sh(t, r, "%s", c.undo[i]) })
 			}
-			x.a.inject(t, "p0", times(losses, ethernet(c.mac, routerMAC(5, 1), udpPacket(from, to, []byte("payload"))))...)
+			x.a.inject(t, "p0", timesOf(losses, ethernet(c.mac, routerMAC(5, 1), udpPacket(from, to, []byte("payload"))))...)
 		})
 	}
 	for _, hook := range []string{"prerouting", "forward", "postrouting"} {
 		x.lose(t, "bridge: nft "+hook, loss{in: r, n: losses, source: nftCount(r), class: DropNetfilter, reasons: "NETFILTER_DROP", from: from, to: to, prepare: func(t *testing.T) {
 			r.ruleset(t, "add table bridge t; add chain bridge t c { type filter hook "+hook+" priority 0; }; add rule bridge t c udp dport 9 counter drop")
 		}}, func(t *testing.T) {
-			x.a.inject(t, "p0", times(losses, ethernet(known, routerMAC(5, 1), udpPacket(from, to, []byte("payload"))))...)
+			x.a.inject(t, "p0", timesOf(losses, ethernet(known, routerMAC(5, 1), udpPacket(from, to, []byte("payload"))))...)
 		})
 	}
 }
 
-// tap makes a tap device whose descriptor nobody reads.
-func (n *namespace) tap(t *testing.T, name string) {
+// unreadTap makes a tap device whose descriptor nobody reads.
+func (n *namespace) unreadTap(t *testing.T, name string) {
 	t.Helper()
 	n.do(t, func() error {
 		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
@@ -94,7 +94,7 @@ func (n *namespace) tap(t *testing.T, name string) {
 func TestLossDevices(t *testing.T) {
 	x := newLossLab(t)
 	b := x.b
-	b.tap(t, "tap0")
+	b.unreadTap(t, "tap0")
 	b.unicastOnly(t, "tap0")
 	for _, line := range []string{
 		"ip link set tap0 txqueuelen 5 multicast off up", "ip addr add 10.131.4.1/24 dev tap0", "ip addr add fd31:4::1/64 dev tap0 nodad",
@@ -119,7 +119,7 @@ func TestLossConntrack(t *testing.T) {
 		x.lose(t, family+" conntrack invalid", loss{in: b, n: losses, source: nftCount(b), class: DropNetfilter, reasons: "NETFILTER_DROP", from: port(from, lossFrom), to: port(to, lossTo), protocol: unix.IPPROTO_TCP, prepare: func(t *testing.T) {
 			b.ruleset(t, "add table inet t; add chain inet t c { type filter hook input priority 0; }; add rule inet t c ct state invalid counter drop")
 		}}, func(t *testing.T) {
-			x.toReceiver(t, times(losses, tcpSegment{flags: tcpSYN | tcpRST}.packet(port(from, lossFrom), port(to, lossTo)))...)
+			x.toReceiver(t, timesOf(losses, tcpSegment{flags: tcpSYN | tcpRST}.packet(port(from, lossFrom), port(to, lossTo)))...)
 		})
 		x.lose(t, family+" conntrack table is full", loss{in: b, n: losses, source: conntrackDrops(b), class: DropNetfilter, reasons: "NETFILTER_DROP", from: port(from, lossFrom), protocol: unix.IPPROTO_UDP, prepare: func(t *testing.T) {
 			need.VM(t, need.InVM(), "a limit on connections that all namespaces share")

@@ -84,7 +84,7 @@ func TestLossMalformed(t *testing.T) {
 			{"TCP header cut off", "", ipPacket(from, to, unix.IPPROTO_TCP, make([]byte, 9)), "", DropTCPRcv, "NOT_SPECIFIED PKT_TOO_SMALL"},
 			{"TCP header length", "", ipPacket(from, to, unix.IPPROTO_TCP, make([]byte, 40)), "Tcp.InErrs", DropTCPRcv, "PKT_TOO_SMALL"},
 			{"TCP checksum", "", damage(tcpSegment{flags: tcpSYN}.packet(src, dst), tcpChecksum), "Tcp.InCsumErrors", DropTCPRcv, "TCP_CSUM"},
-			{"ICMP checksum", "", damage(echo(from, to, false, payload), icmpChecksum), icmp + ".InCsumErrors", DropAbnormal, "ICMP_CSUM"},
+			{"ICMP checksum", "", damage(echoPacket(from, to, false, payload), icmpChecksum), icmp + ".InCsumErrors", DropAbnormal, "ICMP_CSUM"},
 			{"unknown protocol", "", ipPacket(from, to, 253, payload), ip + ".InUnknownProtos", DropAbnormal, "IP_NOPROTO"},
 		} {
 			if c.family != "" && c.family != family {
@@ -97,13 +97,13 @@ func TestLossMalformed(t *testing.T) {
 			x.lose(t, family+" "+c.name, want, func(t *testing.T) {
 				f := ethernet(routerMAC(2, 2), routerMAC(2, 1), c.packet)
 				copy(f[12:14], ethernet(nil, nil, good)) // whatever the version says
-				x.r.inject(t, "right", times(losses, f)...)
+				x.r.inject(t, "right", timesOf(losses, f)...)
 			})
 		}
 		x.lose(t, family+" ethertype", loss{in: b, n: losses, source: linkCount(b, "eth0", "rx.dropped"), reasons: "UNHANDLED_PROTO", device: "eth0"}, func(t *testing.T) {
 			f := ethernet(routerMAC(2, 2), routerMAC(2, 1), good)
 			f[12], f[13] = 0x88, 0xb5
-			x.r.inject(t, "right", times(losses, f)...)
+			x.r.inject(t, "right", timesOf(losses, f)...)
 		})
 		// The checksum of a large datagram is verified when it is read. By then
 		// the packet leads to no namespace, but the reader does.
@@ -111,7 +111,7 @@ func TestLossMalformed(t *testing.T) {
 			in: b, n: losses, source: mib(b, udp+".InCsumErrors"), reasons: "UDP_CSUM NOT_SPECIFIED",
 			from: src, to: open, protocol: unix.IPPROTO_UDP,
 		}, func(t *testing.T) {
-			x.toReceiver(t, times(losses, damage(udpPacket(src, open, make([]byte, 1000)), 8+500))...)
+			x.toReceiver(t, timesOf(losses, damage(udpPacket(src, open, make([]byte, 1000)), 8+500))...)
 			x.toReceiver(t, good)
 			b.do(t, func() error {
 				n, err := server.Read(make([]byte, 2000))
@@ -146,15 +146,15 @@ func TestLossAddresses(t *testing.T) {
 	} {
 		from, to := port(addr(c.from), lossFrom), port(addr(c.to), lossTo)
 		x.lose(t, c.name, loss{in: x.b, n: losses, source: c.source, reasons: c.reasons, from: from, to: to, device: "eth0"}, func(t *testing.T) {
-			x.toReceiver(t, times(losses, udpPacket(from, to, []byte("payload")))...)
+			x.toReceiver(t, timesOf(losses, udpPacket(from, to, []byte("payload")))...)
 		})
 	}
 	x.lose(t, "IPv4 reverse path", loss{in: x.r.namespace, n: losses, source: mib(x.r.namespace, "TcpExt.IPReversePathFilter"), reasons: "IP_RPFILTER"}, func(t *testing.T) {
 		x.r.setting(t, "ipv4/conf/left/rp_filter", "1")
-		x.toRouter(t, times(losses, udpPacket(port(addr("10.132.0.55"), lossFrom), port(x.b.v4, lossTo), []byte("payload")))...)
+		x.toRouter(t, timesOf(losses, udpPacket(port(addr("10.132.0.55"), lossFrom), port(x.b.v4, lossTo), []byte("payload")))...)
 	})
 	x.lose(t, "IPv6 disabled", loss{in: x.b, n: losses, source: mib(x.b, "Ip6.InDiscards"), reasons: "IPV6DISABLED"}, func(t *testing.T) {
 		x.b.sysctl(t, "ipv6/conf/eth0/disable_ipv6", "1")
-		x.toReceiver(t, times(losses, udpPacket(port(x.a.v6, lossFrom), port(x.b.v6, lossTo), []byte("payload")))...)
+		x.toReceiver(t, timesOf(losses, udpPacket(port(x.a.v6, lossFrom), port(x.b.v6, lossTo), []byte("payload")))...)
 	})
 }

@@ -126,7 +126,7 @@ func (s tcpSegment) packet(from, to netip.AddrPort) []byte {
 }
 
 // echo is an ICMP packet of a ping, which asks or answers.
-func echo(from, to netip.Addr, answer bool, payload []byte) []byte {
+func echoPacket(from, to netip.Addr, answer bool, payload []byte) []byte {
 	b := append([]byte{8, 0, 0, 0, 0, 1, 0, 1}, payload...)
 	protocol, pseudo := uint8(unix.IPPROTO_ICMP), []byte(nil)
 	if answer {
@@ -246,4 +246,4 @@ func (x *lossLab) toRouter(t testing.TB, packets ...[]byte) {
 }
 
 // times repeats a packet.
-func times(n int, packet []byte) [][]byte { return slices.Repeat([][]byte{packet}, n) }
+func timesOf(n int, packet []byte) [][]byte { return slices.Repeat([][]byte{packet}, n) }

@@ -28,7 +28,7 @@ func TestLossRouter(t *testing.T) {
 			checksummed(expired)
 		}
 		x.lose(t, family+" TTL", loss{in: r, n: losses, source: mib(r, ip+".InHdrErrors"), reasons: "IP_INHDR NOT_SPECIFIED", from: src, to: port(to, lossTo), device: "left"}, func(t *testing.T) {
-			x.toRouter(t, times(losses, expired)...)
+			x.toRouter(t, timesOf(losses, expired)...)
 		})
 		noRoutes := mib(r, "IpExt.InNoRoutes")
 		if six {
@@ -76,7 +76,7 @@ func TestLossRouter(t *testing.T) {
 				p[ipv4Fragment] = 0x40
 				checksummed(p)
 			}
-			x.toRouter(t, times(losses, p)...)
+			x.toRouter(t, timesOf(losses, p)...)
 		})
 		if !six {
 			// Without the flag the router cuts the packet up, and nothing is lost.
@@ -86,7 +86,7 @@ func TestLossRouter(t *testing.T) {
 				t.Cleanup(func() { sh(t, r, "ip link set right mtu 1500") })
 				server = x.b.listenUDP(t, to)
 			}}, func(t *testing.T) {
-				x.toRouter(t, times(losses, udpPacket(src, addrPort(server.LocalAddr()), make([]byte, 1350)))...)
+				x.toRouter(t, timesOf(losses, udpPacket(src, addrPort(server.LocalAddr()), make([]byte, 1350)))...)
 				for range losses {
 					if n, err := server.Read(make([]byte, 2000)); n != 1350 {
 						t.Fatalf("%d bytes: %v", n, err)

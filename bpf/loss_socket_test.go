@@ -101,21 +101,21 @@ func TestLossSockets(t *testing.T) {
 		})
 		x.lose(t, family+" raw socket, full", loss{in: b, source: socketDrops(b, "raw"+suffix), reasons: "SOCKET_RCVBUFF PROTO_MEM NOT_SPECIFIED IP_NOPROTO NO_SOCKET", from: port(from, 0), to: port(to, 0), protocol: 253}, func(t *testing.T) {
 			b.small(t, domain, unix.SOCK_RAW, 253, nil)
-			x.toReceiver(t, times(40, ipPacket(from, to, 253, make([]byte, 1000)))...)
+			x.toReceiver(t, timesOf(40, ipPacket(from, to, 253, make([]byte, 1000)))...)
 		})
 		// The original goes to the ping sockets, of which there is none. From
 		// Linux 6.2 on there is no copy for a socket that is full: the loss is
 		// in the column drops of /proc/net/raw and nowhere else.
 		x.lose(t, family+" ping socket, full", loss{in: b, only: "raw_rcv rawv6_rcv", maybe: true, source: socketDrops(b, "raw"+suffix), reasons: "SOCKET_RCVBUFF PROTO_MEM NOT_SPECIFIED IP_NOPROTO NO_SOCKET", from: port(from, 0), to: port(to, 0), protocol: uint8(icmp)}, func(t *testing.T) {
 			b.small(t, domain, unix.SOCK_RAW, icmp, nil)
-			x.toReceiver(t, times(40, echo(from, to, true, make([]byte, 1000)))...)
+			x.toReceiver(t, timesOf(40, echoPacket(from, to, true, make([]byte, 1000)))...)
 		})
 		x.lose(t, family+" raw socket filter", loss{in: b, n: losses, reasons: "SOCKET_FILTER SOCKET_RCVBUFF NOT_SPECIFIED", from: port(from, 0), to: port(to, 0), protocol: 253}, func(t *testing.T) {
 			rejectAll(t, b.small(t, domain, unix.SOCK_RAW, 253, nil))
-			x.toReceiver(t, times(losses, ipPacket(from, to, 253, make([]byte, 100)))...)
+			x.toReceiver(t, timesOf(losses, ipPacket(from, to, 253, make([]byte, 100)))...)
 		})
 		x.lose(t, family+" packet socket, full", loss{in: b, n: 0, source: nil, untold: true}, func(t *testing.T) {
-			b.small(t, unix.AF_PACKET, unix.SOCK_RAW, int(htons(unix.ETH_P_ALL)), nil)
+			b.small(t, unix.AF_PACKET, unix.SOCK_RAW, int(networkOrder(unix.ETH_P_ALL)), nil)
 			c := b.listenUDP(t, to)
 			x.a.udp(t, addrPort(c.LocalAddr()), 20, 1000)
 			for range 20 {
@@ -158,7 +158,7 @@ func TestLossSockets(t *testing.T) {
 			})
 		}
 		toGroup := func(n, size int) [][]byte {
-			return times(n, ethernet(mac, routerMAC(2, 1), udpPacket(src, port(group, 4000), make([]byte, size))))
+			return timesOf(n, ethernet(mac, routerMAC(2, 1), udpPacket(src, port(group, 4000), make([]byte, size))))
 		}
 		x.lose(t, family+" multicast, full", loss{
 			in: b, source: mib(b, udp+".RcvbufErrors"), reasons: "SOCKET_RCVBUFF",
@@ -184,7 +184,7 @@ func TestLossSockets(t *testing.T) {
 			b.small(t, unix.AF_INET, unix.SOCK_DGRAM, 0, sockaddr(port(netip.IPv4Unspecified(), 4000)))
 		},
 	}, func(t *testing.T) {
-		x.r.inject(t, "right", times(losses, ethernet(net.HardwareAddr{255, 255, 255, 255, 255, 255}, routerMAC(2, 1), udpPacket(port(x.a.v4, lossFrom), broadcast, []byte("payload"))))...)
+		x.r.inject(t, "right", timesOf(losses, ethernet(net.HardwareAddr{255, 255, 255, 255, 255, 255}, routerMAC(2, 1), udpPacket(port(x.a.v4, lossFrom), broadcast, []byte("payload"))))...)
 	})
 }
 
@@ -227,7 +227,7 @@ func inOwnCgroup(t *testing.T, attach ebpf.AttachType) {
 	t.Cleanup(func() { attached.Close() })
 }
 
-func htons(v uint16) uint16 { return v<<8 | v>>8 }
+func networkOrder(v uint16) uint16 { return v<<8 | v>>8 }
 
 // rejectAll attaches a filter that lets nothing through.
 func rejectAll(t *testing.T, fd int) {

@@ -13,28 +13,6 @@ import (
 	"nodeskoop/testdata/need"
 )
 
-// sequence gives what a TCP socket expects next and what it sends next.
-func sequence(t *testing.T, c *net.TCPConn) (next, mine uint32) {
-	t.Helper()
-	rawConn(t, c, func(fd int) error {
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, 1); err != nil {
-			return err
-		}
-		for queue, to := range map[int]*uint32{1: &next, 2: &mine} {
-			if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_QUEUE, queue); err != nil {
-				return err
-			}
-			v, err := unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ)
-			if err != nil {
-				return err
-			}
-			*to = uint32(v)
-		}
-		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, -1) // off, without a window probe
-	})
-	return next, mine
-}
-
 // timestamps is the TCP option.
 func timestamps(value, echo uint32) []byte {
 	b := []byte{1, 1, 8, 10}
@@ -55,47 +33,47 @@ func TestLossTCP(t *testing.T) {
 			return client, server, addrPort(client.LocalAddr()), addrPort(client.RemoteAddr())
 		}
 		x.lose(t, family+" data for a closed port", loss{in: b, n: losses, class: DropTCPRcv, prepare: mute, reasons: "NO_SOCKET", from: port(from, lossFrom), to: port(to, lossTo), protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
-			x.toReceiver(t, times(losses, tcpSegment{seq: 1, ack: 1, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(port(from, lossFrom), port(to, lossTo)))...)
+			x.toReceiver(t, timesOf(losses, tcpSegment{seq: 1, ack: 1, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(port(from, lossFrom), port(to, lossTo)))...)
 		})
 		var src, dst netip.AddrPort
 		var next, mine uint32
 		x.lose(t, family+" data for a connection that was reset", loss{in: b, n: losses, class: DropTCPRcv, reasons: "NO_SOCKET", protocol: unix.IPPROTO_TCP, prepare: func(t *testing.T) {
 			var server *net.TCPConn
 			_, server, src, dst = established(t)
-			next, mine = sequence(t, server)
+			mine, next = sequenceOf(t, server)
 			mute(t)
 			server.SetLinger(0)
 			server.Close()
 		}}, func(t *testing.T) {
-			x.toReceiver(t, times(losses, tcpSegment{seq: next, ack: mine, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
+			x.toReceiver(t, timesOf(losses, tcpSegment{seq: next, ack: mine, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
 		})
 		// Linux 5.10 frees what TCP itself refuses by __kfree_skb, which tells
 		// nobody: the sockets' own counts (the letter d of ss -m) have it, and
 		// for some kinds the MIB (PAWSEstab, TCPZeroWindowDrop, TCPRcvQDrop).
 		x.lose(t, family+" data beyond the window", loss{in: b, withReasons: true, n: losses, class: DropAbnormal, reasons: "TCP_INVALID_SEQUENCE TCP_OVERWINDOW TCP_INVALID_END_SEQUENCE", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 			_, server, src, dst := established(t)
-			next, mine := sequence(t, server)
-			x.toReceiver(t, times(losses, tcpSegment{seq: next + 50_000_000, ack: mine, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
+			mine, next := sequenceOf(t, server)
+			x.toReceiver(t, timesOf(losses, tcpSegment{seq: next + 50_000_000, ack: mine, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
 		})
 		x.lose(t, family+" data with a timestamp of the past", loss{in: b, withReasons: true, n: losses, source: mib(b, "TcpExt.PAWSEstab"), class: DropAbnormal, reasons: "TCP_RFC7323_PAWS", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 			client, server, src, dst := established(t)
-			next, mine := sequence(t, server)
+			mine, next := sequenceOf(t, server)
 			var now int
 			rawConn(t, client, func(fd int) (err error) {
 				now, err = unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_TIMESTAMP)
 				return err
 			})
-			x.toReceiver(t, times(losses, tcpSegment{seq: next, ack: mine, flags: tcpACK | tcpPSH, options: timestamps(uint32(now)-1_000_000, 0), payload: []byte("data")}.packet(src, dst))...)
+			x.toReceiver(t, timesOf(losses, tcpSegment{seq: next, ack: mine, flags: tcpACK | tcpPSH, options: timestamps(uint32(now)-1_000_000, 0), payload: []byte("data")}.packet(src, dst))...)
 		})
 		x.lose(t, family+" data that acknowledges what was not sent", loss{in: b, withReasons: true, n: losses, class: DropTCPHandle, reasons: "TCP_INVALID_ACK_SEQUENCE TCP_ACK_UNSENT_DATA", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 			_, server, src, dst := established(t)
-			next, mine := sequence(t, server)
-			x.toReceiver(t, times(losses, tcpSegment{seq: next, ack: mine + 1_000_000, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
+			mine, next := sequenceOf(t, server)
+			x.toReceiver(t, timesOf(losses, tcpSegment{seq: next, ack: mine + 1_000_000, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
 		})
 		x.lose(t, family+" data without ACK", loss{in: b, withReasons: true, n: losses, class: DropTCPHandle, reasons: "TCP_FLAGS", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 			_, server, src, dst := established(t)
-			next, _ := sequence(t, server)
-			x.toReceiver(t, times(losses, tcpSegment{seq: next, payload: []byte("data")}.packet(src, dst))...)
+			_, next := sequenceOf(t, server)
+			x.toReceiver(t, timesOf(losses, tcpSegment{seq: next, payload: []byte("data")}.packet(src, dst))...)
 		})
 		// Where the kernel does not tell the socket (before 6.11), nothing leads to
 		// a namespace: tcp_data_queue has let go of device and route by then.
@@ -111,14 +89,14 @@ func TestLossTCP(t *testing.T) {
 			}
 			// The client's own attempts would be lost too.
 			x.a.steal(t, "eth0", true)
-			next, mine = sequence(t, server)
+			mine, next = sequenceOf(t, server)
 		}}, func(t *testing.T) {
-			x.toReceiver(t, times(losses, tcpSegment{seq: next, ack: mine, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
+			x.toReceiver(t, timesOf(losses, tcpSegment{seq: next, ack: mine, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
 		})
 		x.lose(t, family+" socket filter", loss{in: b, n: losses, class: DropTCPRcv, reasons: "SOCKET_FILTER", protocol: unix.IPPROTO_TCP, prepare: func(t *testing.T) {
 			_, server, s, d := established(t)
 			src, dst = s, d
-			next, mine = sequence(t, server)
+			mine, next = sequenceOf(t, server)
 			rawConn(t, server, func(fd int) error {
 				rejectAll(t, fd)
 				return nil
@@ -128,15 +106,15 @@ func TestLossTCP(t *testing.T) {
 				rawConn(t, server, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0) })
 			})
 		}}, func(t *testing.T) {
-			x.toReceiver(t, times(losses, tcpSegment{seq: next, ack: mine, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
+			x.toReceiver(t, timesOf(losses, tcpSegment{seq: next, ack: mine, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
 		})
 		x.lose(t, family+" SYN with FIN", loss{in: b, withReasons: true, n: losses, class: DropTCPStatM, reasons: "TCP_FLAGS", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 			l := b.listen(t, to)
-			x.toReceiver(t, times(losses, tcpSegment{flags: tcpSYN | tcpFIN}.packet(port(from, lossFrom), addrPort(l.Addr())))...)
+			x.toReceiver(t, timesOf(losses, tcpSegment{flags: tcpSYN | tcpFIN}.packet(port(from, lossFrom), addrPort(l.Addr())))...)
 		})
 		x.lose(t, family+" MD5 unexpected", loss{in: b, n: losses, source: mib(b, "TcpExt.TCPMD5Unexpected"), class: DropTCPRcv, reasons: "TCP_MD5UNEXPECTED", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 			l := b.listen(t, to)
-			x.toReceiver(t, times(losses, tcpSegment{flags: tcpSYN, options: append([]byte{19, 18, 15: 0}, 0, 0, 0, 0)}.packet(port(from, lossFrom), addrPort(l.Addr())))...)
+			x.toReceiver(t, timesOf(losses, tcpSegment{flags: tcpSYN, options: append([]byte{19, 18, 15: 0}, 0, 0, 0, 0)}.packet(port(from, lossFrom), addrPort(l.Addr())))...)
 		})
 		x.lose(t, family+" MD5 missing", loss{in: b, n: losses, source: mib(b, "TcpExt.TCPMD5NotFound"), class: DropTCPRcv, reasons: "TCP_MD5NOTFOUND", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 			l := b.listen(t, to)
@@ -155,7 +133,7 @@ func TestLossTCP(t *testing.T) {
 				need.Kernel(t, err == nil, fmt.Sprintf("TCP MD5 signatures: %v", err))
 				return nil
 			})
-			x.toReceiver(t, times(losses, tcpSegment{flags: tcpSYN}.packet(port(from, lossFrom), addrPort(l.Addr())))...)
+			x.toReceiver(t, timesOf(losses, tcpSegment{flags: tcpSYN}.packet(port(from, lossFrom), addrPort(l.Addr())))...)
 		})
 		x.lose(t, family+" data after the receiver has closed", loss{in: b, n: losses, reasons: "TCP_ABORT_ON_DATA NOT_SPECIFIED TCP_CLOSE", class: DropTCPHandle, also: []DropClass{DropTCPRcv}, protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 			for range losses {

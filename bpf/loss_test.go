@@ -493,11 +493,6 @@ func linkCount(n *namespace, device, name string) func(*testing.T) uint64 {
 	}
 }
 
-func (n *namespace) sysctl(t *testing.T, name, value string) {
-	t.Helper()
-	n.do(t, func() error { return os.WriteFile("/proc/sys/net/"+name, []byte(value), 0) })
-}
-
 // setting changes a sysctl for one case.
 func (n *namespace) setting(t *testing.T, name, value string) {
 	t.Helper()

@@ -48,31 +48,31 @@ func WhyIgnored() []Why { return []Why{Delivered, Unwanted, Closing, NotAPacket}
 type traits uint32
 
 const (
-	noPacket traits = 1 << iota
-	atDevice
-	toGroup
-	toOtherHost
-	pulled
-	outgoing
-	copied
-	bareACK
-	bareFIN
-	hasRST
-	bareSYN
-	oneByte
-	echoReply
-	icmpV6
-	checksummed
-	dhcpReply
-	control
-	oldData
-	listening
-	deferring
-	informed
+	traitNoPacket traits = 1 << iota
+	traitDevice
+	traitGroup
+	traitOtherHost
+	traitPulled
+	traitOutgoing
+	traitCopied
+	traitACK
+	traitFIN
+	traitRST
+	traitSYN
+	traitByte
+	traitEchoReply
+	traitICMPv6
+	traitChecksum
+	traitDHCPReply
+	traitControl
+	traitOld
+	traitListener
+	traitDeferred
+	traitInformed
 
-	// undecidedTraits marks the traits of a packet that the kernel leaves to
+	// traitUndecided marks the traits of a packet that the kernel leaves to
 	// user space to judge.
-	undecidedTraits traits = 1 << 31
+	traitUndecided traits = 1 << 31
 )
 
 // A lossRule names packets that are no losses, although the kernel frees them
@@ -139,7 +139,7 @@ var (
 var lossRules = []lossRule{
 	{
 		// Messages of netlink, audit, uevents, vsock and local sockets.
-		why: NotAPacket, need: noPacket,
+		why: NotAPacket, need: traitNoPacket,
 		kernels: "all", test: "TestHealthyMessages",
 	},
 	{
@@ -151,27 +151,27 @@ var lossRules = []lossRule{
 		// What GRO or a reassembly put together is one packet, whose parts
 		// are freed one by one when it has been read.
 		why: Delivered, functions: []string{"kfree_skb_list", "kfree_skb_list_reason", "skb_release_data"},
-		reasons: []string{"NOT_SPECIFIED"}, need: pulled,
+		reasons: []string{"NOT_SPECIFIED"}, need: traitPulled,
 		kernels: "to 6.1, and later where TCP frees the packet", test: "TestHealthyTCP/GRO",
 	},
 	{
 		// The end of the function for what it handled: neighbour discovery,
 		// echo requests, errors passed on.
 		why: Delivered, functions: []string{"icmpv6_rcv"}, reasons: []string{"NOT_SPECIFIED"},
-		need:    icmpV6 | checksummed,
+		need:    traitICMPv6 | traitChecksum,
 		kernels: "to 6.1", test: "TestHealthyNeighbours",
 	},
 	{
 		// A raw socket got a copy before; the original is for ping sockets.
 		why: Delivered, functions: []string{"ping_rcv", "icmp_rcv", "icmpv6_rcv"},
-		reasons: []string{"NOT_SPECIFIED", "NO_SOCKET"}, need: echoReply | checksummed | copied,
+		reasons: []string{"NOT_SPECIFIED", "NO_SOCKET"}, need: traitEchoReply | traitChecksum | traitCopied,
 		kernels: "all", test: "TestHealthyPing",
 	},
 	{
 		// The lease that a client of DHCP is offered goes to an address that
 		// it does not have yet. It reads a copy through a packet socket.
 		why: Delivered, functions: append([]string{"__udp4_lib_rcv", "ip_finish_output2"}, unheard...),
-		reasons: unheardReasons, need: dhcpReply,
+		reasons: unheardReasons, need: traitDHCPReply,
 		kernels: "all", test: "TestHealthyDHCP",
 	},
 	{
@@ -184,49 +184,49 @@ var lossRules = []lossRule{
 		// Acknowledgements, keep-alives and window probes that a socket has
 		// taken in: on a connection that is half closed, or with old numbers.
 		why: Delivered, functions: []string{"tcp_rcv_*", "tcp_validate_*", "tcp_data_*", "tcp_ack*", "tcp_drop*"},
-		reasons: tcpReasons, need: bareACK,
+		reasons: tcpReasons, need: traitACK,
 		kernels: "from 5.18", test: "TestHealthyTCP/keep-alive",
 	},
 	{
 		// The same for a socket in TIME_WAIT.
 		why: Delivered, functions: tcpReceive,
-		reasons: tcpReasons, need: bareACK | informed, deny: listening,
+		reasons: tcpReasons, need: traitACK | traitInformed, deny: traitListener,
 		kernels: "all", test: "TestHealthyTCP/close",
 	},
 	{
 		// The acknowledgement of a handshake to a listener that waits for data.
 		why: Delivered, functions: tcpReceive,
-		reasons: []string{"NOT_SPECIFIED"}, need: bareACK | deferring,
+		reasons: []string{"NOT_SPECIFIED"}, need: traitACK | traitDeferred,
 		kernels: "all", test: "TestHealthyTCP/deferred accept",
 	},
 	{
 		// A FIN for a socket in TIME_WAIT, which remembers FIN_WAIT2.
 		why: Delivered, functions: tcpReceive,
-		reasons: tcpReasons, need: bareFIN,
+		reasons: tcpReasons, need: traitFIN,
 		kernels: "all", test: "TestHealthyTCP/close",
 	},
 	{
 		// A reset has been heard, whatever it did.
 		why: Delivered, functions: tcpInput,
-		reasons: append([]string{"TCP_RESET", "TCP_FLAGS"}, tcpReasons...), need: hasRST,
+		reasons: append([]string{"TCP_RESET", "TCP_FLAGS"}, tcpReasons...), need: traitRST,
 		kernels: "all", test: "TestHealthyTCP/reset",
 	},
 	{
 		// A SYN that came again before the handshake was complete: it was
 		// answered again.
 		why: Delivered, functions: tcpReceive,
-		reasons: []string{"NOT_SPECIFIED"}, need: bareSYN | listening,
+		reasons: []string{"NOT_SPECIFIED"}, need: traitSYN | traitListener,
 		kernels: "all", test: "TestHealthyTCP/repeated SYN",
 	},
 	{
 		// A SYN or SYN-ACK that came again afterwards: a challenge ACK answers.
 		why: Delivered, functions: tcpInput,
-		reasons: []string{"TCP_INVALID_SYN"}, need: bareSYN,
+		reasons: []string{"TCP_INVALID_SYN"}, need: traitSYN,
 		kernels: "from 5.18", test: "TestHealthyTCP/repeated SYN",
 	},
 	{
 		// A segment that came twice: the socket has all of it.
-		why: Delivered, functions: tcpInput, reasons: tcpReasons, need: oldData, deny: listening,
+		why: Delivered, functions: tcpInput, reasons: tcpReasons, need: traitOld, deny: traitListener,
 		kernels: "from 5.18", test: "TestHealthyTCP/duplicates",
 	},
 	{
@@ -235,7 +235,7 @@ var lossRules = []lossRule{
 	},
 	{
 		// The byte by which other systems ask for a window.
-		why: Delivered, reasons: []string{"TCP_ZEROWINDOW"}, need: oneByte,
+		why: Delivered, reasons: []string{"TCP_ZEROWINDOW"}, need: traitByte,
 		kernels: "from 5.18", test: "TestHealthyTCP/window probe with a byte",
 	},
 	{
@@ -248,15 +248,15 @@ var lossRules = []lossRule{
 	{
 		// An acknowledgement, a FIN or a reset that comes when the socket is
 		// gone: it would have changed nothing.
-		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: bareACK,
+		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: traitACK,
 		kernels: "from 5.17", test: "TestHealthyTCP/reset",
 	},
 	{
-		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: bareFIN,
+		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: traitFIN,
 		kernels: "from 5.17", test: "TestHealthyTCP/reset",
 	},
 	{
-		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: hasRST,
+		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: traitRST,
 		kernels: "from 5.17", test: "TestHealthyTCP/reset",
 	},
 	{
@@ -265,12 +265,12 @@ var lossRules = []lossRule{
 			"__netif_receive_skb_core", "__netif_receive_skb_one_core", "__netif_receive_skb_list_core", "ip_rcv*", "ip_list_rcv*", "ipv6_rcv",
 			"ip6_rcv_core", "ipv6_list_rcv", "arp_rcv", "tcp_v4_rcv", "tcp_v6_rcv", "llc_rcv", "ip_forward", "ip6_forward",
 		},
-		reasons: []string{"NOT_SPECIFIED", "OTHERHOST", "UNHANDLED_PROTO"}, need: toOtherHost,
+		reasons: []string{"NOT_SPECIFIED", "OTHERHOST", "UNHANDLED_PROTO"}, need: traitOtherHost,
 		kernels: "all", test: "TestHealthyFrames/other hosts",
 	},
 	{
 		// Multicast and broadcast that nobody here asked for.
-		why: Unwanted, functions: unheard, reasons: unheardReasons, need: toGroup,
+		why: Unwanted, functions: unheard, reasons: unheardReasons, need: traitGroup,
 		kernels: "all", test: "TestHealthyFrames",
 	},
 	{
@@ -280,34 +280,34 @@ var lossRules = []lossRule{
 	{
 		// Queries that a bridge makes for an address that it does not have.
 		why: Unwanted, functions: []string{"__br_multicast_send_query", "br_multicast_send_query", "br_ip6_multicast_alloc_query", "br_multicast_alloc_query"},
-		reasons: []string{"NOT_SPECIFIED"}, deny: copied,
+		reasons: []string{"NOT_SPECIFIED"}, deny: traitCopied,
 		kernels: "all", test: "TestHealthyFrames",
 	},
 	{
 		// The kernel's own announcements on a link that is down or leads to
 		// nobody: they are repeated when it comes up.
 		why: Unwanted, functions: []string{"__dev_queue_xmit", "__dev_xmit_skb", "kfree_skb_list", "kfree_skb_list_reason", "br_dev_xmit", "br_flood", "br_multicast_flood"},
-		reasons: []string{"NOT_SPECIFIED", "QDISC_DROP", "DEV_READY", "NO_TX_TARGET"}, need: control,
+		reasons: []string{"NOT_SPECIFIED", "QDISC_DROP", "DEV_READY", "NO_TX_TARGET"}, need: traitControl,
 		kernels: "all", test: "TestHealthyFrames",
 	},
 	{
 		// Data and errors in the queues of a socket that closes. Packets in
 		// the queue of a neighbour or of a device know their device.
-		why: Closing, reasons: []string{"QUEUE_PURGE"}, deny: atDevice,
+		why: Closing, reasons: []string{"QUEUE_PURGE"}, deny: traitDevice,
 		kernels: "from 6.6", test: "TestHealthyUDP/closed unread",
 	},
 	{
-		why: Closing, reasons: []string{"QUEUE_PURGE"}, need: outgoing,
+		why: Closing, reasons: []string{"QUEUE_PURGE"}, need: traitOutgoing,
 		kernels: "from 6.6", test: "TestHealthyUDP/closed unread",
 	},
 	{
 		why: Closing, functions: socketQueues,
-		reasons: []string{"NOT_SPECIFIED", "QUEUE_PURGE"}, need: outgoing,
+		reasons: []string{"NOT_SPECIFIED", "QUEUE_PURGE"}, need: traitOutgoing,
 		kernels: "all", test: "TestHealthyUDP/closed unread",
 	},
 	{
 		why: Closing, functions: socketQueues,
-		reasons: []string{"NOT_SPECIFIED", "QUEUE_PURGE"}, deny: atDevice,
+		reasons: []string{"NOT_SPECIFIED", "QUEUE_PURGE"}, deny: traitDevice,
 		kernels: "all", test: "TestHealthyUDP/closed unread",
 	},
 	{
@@ -407,7 +407,7 @@ func makeLossMasks(rules []lossRule) *lossMasks {
 		if len(r.reasons) == 0 || len(r.functions) > 0 {
 			m.noReasons |= bit
 		}
-		if (r.need|r.deny)&^(noPacket|atDevice|toGroup|toOtherHost|pulled|outgoing|copied) != 0 {
+		if (r.need|r.deny)&^(traitNoPacket|traitDevice|traitGroup|traitOtherHost|traitPulled|traitOutgoing|traitCopied) != 0 {
 			m.ofHeaders |= bit
 		}
 	}
@@ -535,14 +535,14 @@ const (
 // freed by a module whose functions the kernel's tables did not have yet.
 func (l *Loader) Ignores(e *Event) bool {
 	t := traits(e.Detail)
-	if e.Type != PacketLoss || t&undecidedTraits == 0 {
+	if e.Type != PacketLoss || t&traitUndecided == 0 {
 		return false
 	}
 	reasons, err := l.Reasons()
 	if err != nil {
 		return false
 	}
-	return lossTable.judge(l.symbols.Function(e.Location), reasons, e.Reason, t&^undecidedTraits) != Lost
+	return lossTable.judge(l.symbols.Function(e.Location), reasons, e.Reason, t&^traitUndecided) != Lost
 }
 
 // hasReceiver: the tracepoint kfree_skb passes the socket that the packet was

@@ -89,7 +89,7 @@ func testTCPReset(t *testing.T, rung Kind) {
 		// An acknowledgement of nothing, to a socket that listens.
 		listener := b.listen(t, addrs[1])
 		for i := range n {
-			a.inject(t, segment{from: netip.AddrPortFrom(addrs[0], uint16(20000+i)), to: addrPort(listener.Addr()), seq: 1, ack: 1, flags: flagACK})
+			a.injectSegment(t, madeSegment{from: netip.AddrPortFrom(addrs[0], uint16(20000+i)), to: addrPort(listener.Addr()), seq: 1, ack: 1, flags: flagACK})
 		}
 		want[b][ResetProcess] += n
 		check(family + ": stray ACK to a listening socket")

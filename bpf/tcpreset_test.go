@@ -17,8 +17,8 @@ import (
 	"nodeskoop/testdata/need"
 )
 
-// segment is a TCP segment of a test's own making.
-type segment struct {
+// madeSegment is a TCP segment of a test's own making.
+type madeSegment struct {
 	from, to netip.AddrPort
 	seq, ack uint32
 	flags    byte
@@ -33,8 +33,8 @@ const (
 	flagACK = 16
 )
 
-// inject sends a segment from inside the namespace, past its TCP.
-func (n *namespace) inject(t testing.TB, s segment) {
+// injectSegment sends a segment from inside the namespace, past its TCP.
+func (n *namespace) injectSegment(t testing.TB, s madeSegment) {
 	t.Helper()
 	b := make([]byte, 20, 20+len(s.data))
 	binary.BigEndian.PutUint16(b[0:], s.from.Port())
@@ -80,9 +80,9 @@ func (n *namespace) inject(t testing.TB, s segment) {
 	})
 }
 
-// sequence gives the numbers of the next byte that a connection sends and of
+// sequenceOf gives the numbers of the next byte that a connection sends and of
 // the next that it receives.
-func sequence(t testing.TB, c *net.TCPConn) (send, receive uint32) {
+func sequenceOf(t testing.TB, c *net.TCPConn) (send, receive uint32) {
 	t.Helper()
 	rawConn(t, c, func(fd int) error {
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, 1); err != nil {
@@ -135,11 +135,6 @@ func (n *namespace) states(t testing.TB, state uint8) (found int) {
 		return nil
 	})
 	return found
-}
-
-func (n *namespace) sysctl(t testing.TB, name, value string) {
-	t.Helper()
-	n.do(t, func() error { return os.WriteFile("/proc/sys/net/"+name, []byte(value), 0) })
 }
 
 // swallow drops what arrives in the namespace and matches a rule, until the
@@ -203,7 +198,7 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 		embryonic := b.counter(t, "TcpExt.EmbryonicRsts")
 		// a knows nothing of the SYN, and refuses the answer.
 		for range n {
-			a.inject(t, segment{from: next(), to: to, seq: 1000, flags: flagSYN})
+			a.injectSegment(t, madeSegment{from: next(), to: to, seq: 1000, flags: flagSYN})
 		}
 		l.eventually("the requests to be reset", func() bool { return b.counter(t, "TcpExt.EmbryonicRsts") >= embryonic+n })
 		want[a][ResetNosock] += n
@@ -221,10 +216,10 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 		embryonic = b.counter(t, "TcpExt.EmbryonicRsts")
 		for range n {
 			from := next()
-			a.inject(t, segment{from: from, to: to, seq: 1000, flags: flagSYN})
+			a.injectSegment(t, madeSegment{from: from, to: to, seq: 1000, flags: flagSYN})
 			l.eventually("the request", func() bool { return b.states(t, 3) > 0 })
-			a.inject(t, segment{from: from, to: to, seq: 1001 + 1<<24, flags: flagRST})
-			a.inject(t, segment{from: next(), to: to, seq: 1, flags: flagRST})
+			a.injectSegment(t, madeSegment{from: from, to: to, seq: 1001 + 1<<24, flags: flagRST})
+			a.injectSegment(t, madeSegment{from: next(), to: to, seq: 1, flags: flagRST})
 		}
 		check(family + ": SYN_RECV out of window, LISTEN")
 		if now := b.counter(t, "TcpExt.EmbryonicRsts"); now != embryonic {
@@ -236,7 +231,7 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 
 		closed := b.closedPort(t, addrs[1])
 		for range n {
-			a.inject(t, segment{from: next(), to: closed, seq: 1, flags: flagRST})
+			a.injectSegment(t, madeSegment{from: next(), to: closed, seq: 1, flags: flagRST})
 		}
 		check(family + ": closed port")
 
@@ -248,8 +243,8 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 		passive := b.counter(t, "TcpExt.TCPFastOpenPassive")
 		for range n {
 			from := next()
-			a.inject(t, segment{from: from, to: to, seq: 1000, flags: flagSYN, data: "data"})
-			a.inject(t, segment{from: from, to: to, seq: 1005, flags: flagRST})
+			a.injectSegment(t, madeSegment{from: from, to: to, seq: 1000, flags: flagSYN, data: "data"})
+			a.injectSegment(t, madeSegment{from: from, to: to, seq: 1005, flags: flagRST})
 		}
 		if got := b.counter(t, "TcpExt.TCPFastOpenPassive") - passive; got != n {
 			t.Errorf("%s: %d sockets by fast open", family, got)
@@ -266,18 +261,18 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 			// Not the number that is expected: a challenge ACK goes back.
 			// Then the number that is.
 			client, server := connect(t, a, b, addrs[1])
-			send, receive := sequence(t, client)
-			s := segment{from: addrPort(client.LocalAddr()), to: addrPort(client.RemoteAddr()), ack: receive, flags: flagRST | flagACK}
+			send, receive := sequenceOf(t, client)
+			s := madeSegment{from: addrPort(client.LocalAddr()), to: addrPort(client.RemoteAddr()), ack: receive, flags: flagRST | flagACK}
 			for _, off := range []uint32{1 << 24, 100} {
 				s.seq = send + off
-				a.inject(t, s)
+				a.injectSegment(t, s)
 			}
 			check(family + ": ESTABLISHED, out of window")
 			if got := state(t, server); got != "ESTABLISHED" {
 				t.Errorf("%s: %s after resets out of window", family, got)
 			}
 			s.seq = send
-			a.inject(t, s)
+			a.injectSegment(t, s)
 			l.eventually("the connection's end", func() bool { return state(t, server) == "CLOSE" })
 			want[b][ResetReceive]++
 			total++
@@ -328,11 +323,11 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 		for i := range 2 * n {
 			client, server := connect(t, a, b, addrs[1])
 			from := addrPort(client.LocalAddr())
-			send, receive := sequence(t, client)
+			send, receive := sequenceOf(t, client)
 			release := b.swallow(t, "tcp dport != 0")
 			client.Close()
 			l.eventually("FIN_WAIT1", func() bool { return a.states(t, 4) == 1 })
-			s := segment{from: addrPort(server.LocalAddr()), to: from, seq: receive, ack: send, flags: flagACK, data: "late"}
+			s := madeSegment{from: addrPort(server.LocalAddr()), to: from, seq: receive, ack: send, flags: flagACK, data: "late"}
 			if i%2 == 0 {
 				want[a][ResetProcess]++
 			} else {
@@ -340,7 +335,7 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 				want[a][ResetReceive]++
 				total++
 			}
-			b.inject(t, s)
+			b.injectSegment(t, s)
 			l.eventually("the end of FIN_WAIT1", func() bool { return a.states(t, 4) == 0 })
 			if i%2 == 1 {
 				seen(family, a, "FIN_WAIT1", from)
@@ -376,22 +371,22 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 		for i := range 2 * n {
 			client, server := connect(t, a, b, addrs[1])
 			from, peer := addrPort(client.LocalAddr()), addrPort(client.RemoteAddr())
-			send, receive := sequence(t, client)
+			send, receive := sequenceOf(t, client)
 			waiting := a.states(t, 6)
 			client.Close()
 			l.eventually("FIN_WAIT2", func() bool { return a.states(t, 5) == 1 })
 			server.Close()
 			l.eventually("TIME_WAIT", func() bool { return a.states(t, 6) == waiting+1 })
-			s := segment{from: peer, to: from, seq: receive + 1 + 1<<24, ack: send + 1, flags: flagRST | flagACK}
-			b.inject(t, s)
+			s := madeSegment{from: peer, to: from, seq: receive + 1 + 1<<24, ack: send + 1, flags: flagRST | flagACK}
+			b.injectSegment(t, s)
 			s.seq = receive + 1
 			if i < n {
 				a.sysctl(t, "ipv4/tcp_rfc1337", "1")
-				b.inject(t, s) // which is ignored
+				b.injectSegment(t, s) // which is ignored
 				a.sysctl(t, "ipv4/tcp_rfc1337", "0")
 				continue
 			}
-			b.inject(t, s)
+			b.injectSegment(t, s)
 			l.eventually("the end of TIME_WAIT", func() bool { return a.states(t, 6) == waiting })
 			if small != "" {
 				want[a][ResetReceive]++
@@ -674,7 +669,7 @@ func testTCPResetSent(t *testing.T, rung Kind) {
 			if err := unix.Connect(s.fd, sockaddr(closed)); err != unix.EINPROGRESS {
 				t.Fatal(err)
 			}
-			b.inject(t, segment{from: closed, to: addrPortOf(s.local(t)), seq: 1, ack: 1, flags: flagACK})
+			b.injectSegment(t, madeSegment{from: closed, to: addrPortOf(s.local(t)), seq: 1, ack: 1, flags: flagACK})
 			l.eventually("the RST", func() bool { return b.swallowed(t) >= 2 })
 			s.close()
 		})
