@@ -100,6 +100,11 @@ func (h *healthy) wire(t *testing.T, carry func(w *wire, frame []byte, end int))
 		await(t, "the device's queue", func() bool { return !strings.Contains(n.ip(t, "link show tap0"), "qdisc noop") })
 		n.ip(t, "addr add "+n.v4.String()+"/24 dev tap0")
 		n.ip(t, "addr add "+n.v6.String()+"/64 dev tap0 nodad")
+		// The kernel takes an address up in its own time; before, it drops
+		// what comes for it.
+		await(t, "the address", func() bool {
+			return strings.Contains(n.ip(t, "-6 route show table local"), "local "+n.v6.String()+" ")
+		})
 		n.mac = hardwareAddr(t, n, "tap0")
 	}
 	over.a.neighbour(t, over.b)
