@@ -148,10 +148,10 @@ static __always_inline __u64 queued_since(const struct queued_packet *p, __u64 n
 	return since;
 }
 
+/* `since`: when the packet was queued, 0 if it was not. */
 static __always_inline int on_start(const struct queued_packet *p, const struct net_device *dev,
-				    __u32 ifindex, const struct sock *sk)
+				    __u32 ifindex, const struct sock *sk, __u64 now, __u64 since)
 {
-	__u64 now = bpf_ktime_get_ns(), since = queued_since(p, now);
 	__u32 place = ifindex % NESTED;
 	struct started *s = bpf_map_lookup_elem(&starts, &place);
 	bool waited = since && now > since && now - since >= slow100_ns;
@@ -161,9 +161,12 @@ static __always_inline int on_start(const struct queued_packet *p, const struct 
 		s->ifindex = ifindex;
 		s->sock = (__u64)sk;
 		s->time_ns = now;
-		s->key = p->key;
-		s->identity = p->identity;
-		s->queued_ns = waited ? 0 : since & ~STAMP_GSO;
+		s->queued_ns = 0;
+		if (since && !waited) {
+			s->key = p->key;
+			s->identity = p->identity;
+			s->queued_ns = since & ~STAMP_GSO;
+		}
 	}
 	if (waited) {
 		e = slow(dev, QDISC, now, since);
@@ -250,9 +253,15 @@ int btf_start_xmit(__u64 *ctx)
 {
 	const struct sk_buff *skb = (const struct sk_buff *)ctx[0];
 	const struct net_device *dev = (const struct net_device *)ctx[1];
-	struct queued_packet p = packet_loaded(skb, dev);
+	struct queued_packet p = {};
+	__u64 now = bpf_ktime_get_ns(), since = 0;
 
-	return on_start(&p, dev, dev->ifindex, skb->sk);
+	p.skb = skb;
+	if (queues_loaded(dev)) {
+		p = packet_loaded(skb, dev);
+		since = queued_since(&p, now);
+	}
+	return on_start(&p, dev, dev->ifindex, skb->sk, now, since);
 }
 
 SEC("tp_btf/net_dev_xmit")
@@ -303,7 +312,9 @@ int raw_start_xmit(struct bpf_raw_tracepoint_args *ctx)
 	const struct net_device *dev = (const struct net_device *)ctx->args[1];
 	struct queued_packet p = packet_read_raw(skb, dev);
 
-	return on_start(&p, dev, BPF_CORE_READ(dev, ifindex), BPF_CORE_READ(skb, sk));
+	__u64 now = bpf_ktime_get_ns(), since = queued_since(&p, now);
+
+	return on_start(&p, dev, BPF_CORE_READ(dev, ifindex), BPF_CORE_READ(skb, sk), now, since);
 }
 
 SEC("raw_tp/net_dev_xmit")

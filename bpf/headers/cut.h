@@ -44,7 +44,7 @@ struct {
 } cuts SEC(".maps");
 
 /* When a device last queued a GSO packet: only then are segments looked for. */
-#define CUT_DEVICES 4096
+#define CUT_DEVICES 256
 #define CUT_DEVICE_NS (600ull * 1000000000)
 
 struct {
