@@ -53,6 +53,7 @@ struct {
 /* A packet as the programs read it, with type information or without. */
 struct queued_packet {
 	const struct sk_buff *skb;
+	const void *argument; /* where the packet's address lies, to be read as a number */
 	__u64 key;
 	__u64 identity;
 	__u64 device; /* a number that only this device has */
@@ -105,13 +106,21 @@ static __always_inline bool queues_read(const struct net_device *dev)
  * segments are to know the time as well. */
 #define STAMP_GSO 1ull
 
+static __always_inline __u64 number_of(const struct queued_packet *p)
+{
+	__u64 number = 0;
+
+	bpf_probe_read_kernel(&number, sizeof(number), p->argument);
+	return number;
+}
+
 static __always_inline int on_queue(const struct queued_packet *p, bool gso)
 {
 	__u64 now = bpf_ktime_get_ns() & ~STAMP_GSO;
 
 	stamp_set(&queued, BUCKETS, p->key, p->identity, gso ? now | STAMP_GSO : now);
 	if (gso)
-		cut_note(p->skb, p->device, now, CUT_ADD);
+		cut_note(number_of(p), p->device, now, CUT_ADD);
 	return 0;
 }
 
@@ -129,10 +138,10 @@ static __always_inline __u64 queued_since(const struct queued_packet *p, __u64 n
 	__u64 since = stamp_take(&queued, BUCKETS, p->key, p->identity), segment;
 
 	if (!since)
-		return cut_expected(p->device, now) ? cut_take(p->skb, p->device) : 0;
+		return cut_expected(p->device, now) ? cut_take(number_of(p), p->device) : 0;
 	if (since & STAMP_GSO) {
 		if (is_gso(p->skb)) {
-			cut_note(p->skb, p->device, now, CUT_REMOVE);
+			cut_note(number_of(p), p->device, now, CUT_REMOVE);
 			return since;
 		}
 	} else if (now - since < slow100_ns || p->identity >> 32) {
@@ -141,7 +150,7 @@ static __always_inline __u64 queued_since(const struct queued_packet *p, __u64 n
 	/* The stamp may be of a packet that the queue has freed, and this a
 	 * segment at its address: that came later. */
 	if (cut_expected(p->device, now)) {
-		segment = cut_take(p->skb, p->device);
+		segment = cut_take(number_of(p), p->device);
 		if (segment > since)
 			return segment;
 	}
@@ -218,11 +227,12 @@ static __always_inline __u64 key_loaded(const struct sk_buff *skb, const struct 
 	return (__u64)skb - (__u64)dev;
 }
 
-static __always_inline struct queued_packet packet_loaded(const struct sk_buff *skb,
+static __always_inline struct queued_packet packet_loaded(const __u64 *ctx, const struct sk_buff *skb,
 							  const struct net_device *dev)
 {
 	struct queued_packet p = {
 		.skb = skb,
+		.argument = ctx,
 		.key = key_loaded(skb, dev),
 		.identity = skb->skb_mstamp_ns,
 		.device = (__u64)dev->nd_net.net->ns.inum << 32 | dev->ifindex,
@@ -242,7 +252,7 @@ int btf_queue(__u64 *ctx)
 
 	if (!queues_loaded(dev))
 		return 0;
-	p = packet_loaded(skb, dev);
+	p = packet_loaded(ctx, skb, dev);
 	return on_queue(&p, (skb->data_len ||
 			     skb->len > ((const struct net_device___cut *)dev)->mtu + 32) &&
 				    is_gso(skb));
@@ -258,7 +268,7 @@ int btf_start_xmit(__u64 *ctx)
 
 	p.skb = skb;
 	if (queues_loaded(dev)) {
-		p = packet_loaded(skb, dev);
+		p = packet_loaded(ctx, skb, dev);
 		since = queued_since(&p, now);
 	}
 	return on_start(&p, dev, dev->ifindex, skb->sk, now, since);
@@ -273,11 +283,13 @@ int btf_xmit(__u64 *ctx)
 }
 
 /* Without. */
-static __always_inline struct queued_packet packet_read_raw(const struct sk_buff *skb,
+static __always_inline struct queued_packet packet_read_raw(struct bpf_raw_tracepoint_args *ctx,
 							    const struct net_device *dev)
 {
+	const struct sk_buff *skb = (const struct sk_buff *)ctx->args[0];
 	struct queued_packet p = {
 		.skb = skb,
+		.argument = ctx,
 		.key = (__u64)skb,
 		.identity = BPF_CORE_READ(skb, skb_mstamp_ns),
 		.device = (__u64)dev,
@@ -298,7 +310,7 @@ int raw_queue(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!queues_read(dev))
 		return 0;
-	p = packet_read_raw(skb, dev);
+	p = packet_read_raw(ctx, dev);
 	return on_queue(&p, (BPF_CORE_READ(skb, data_len) ||
 			     BPF_CORE_READ(skb, len) >
 				     BPF_CORE_READ((const struct net_device___cut *)dev, mtu) + 32) &&
@@ -310,7 +322,7 @@ int raw_start_xmit(struct bpf_raw_tracepoint_args *ctx)
 {
 	const struct sk_buff *skb = (const struct sk_buff *)ctx->args[0];
 	const struct net_device *dev = (const struct net_device *)ctx->args[1];
-	struct queued_packet p = packet_read_raw(skb, dev);
+	struct queued_packet p = packet_read_raw(ctx, dev);
 
 	__u64 now = bpf_ktime_get_ns(), since = queued_since(&p, now);
 

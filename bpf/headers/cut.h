@@ -229,8 +229,11 @@ static __always_inline void range_set(__u64 mixed, __u32 start, __u32 length, __
 	w->time_ns = time_ns;
 }
 
+/* The functions below that are not inlined are global ones, which the verifier
+ * looks at once, and not at each call. They take numbers only. */
+
 /* Time zero removes. */
-static __always_inline void range_put(__u64 key, __u32 start, __u32 length, __u64 time_ns)
+__noinline int range_put(__u64 key, __u32 start, __u32 length, __u64 time_ns)
 {
 	__u32 shift = range_shift(length);
 	__u64 first = range_block(key, shift, start);
@@ -239,11 +242,12 @@ static __always_inline void range_put(__u64 key, __u32 start, __u32 length, __u6
 	range_set(first, start, length, time_ns);
 	if (last != first)
 		range_set(last, start, length, time_ns);
+	return 0;
 }
 
 /* The newest range that has the byte `at`; of the ranges that end with these
  * bytes, the blocks' entries are no longer needed. */
-static __always_inline __u64 range_take(__u64 key, __u32 at, __u32 length)
+__noinline __u64 range_take(__u64 key, __u32 at, __u32 length)
 {
 	__u64 newest = 0;
 
@@ -342,9 +346,9 @@ static __always_inline long fragment_read(const void *shared, __u32 i, struct fr
 }
 
 /* cut_note notes that a GSO packet is queued, or that it has left uncut. */
-static __noinline int cut_note(const struct sk_buff *skb, __u64 device, __u64 now,
-			       enum cut_operation operation)
+__noinline int cut_note(__u64 packet, __u64 device, __u64 now, __u32 operation)
 {
+	const struct sk_buff *skb = (const struct sk_buff *)packet;
 	__u64 mstamp_ns = BPF_CORE_READ(skb, skb_mstamp_ns), *last;
 	const struct skb_shared_info *shared = shared_info(skb);
 	struct extent x = {};
@@ -385,8 +389,9 @@ static __noinline int cut_note(const struct sk_buff *skb, __u64 device, __u64 no
 }
 
 /* cut_take gives when the packet was queued whose segment this is, or 0. */
-static __noinline __u64 cut_take(const struct sk_buff *skb, __u64 device)
+__noinline __u64 cut_take(__u64 packet, __u64 device)
 {
+	const struct sk_buff *skb = (const struct sk_buff *)packet;
 	__u64 mstamp_ns = BPF_CORE_READ(skb, skb_mstamp_ns);
 	const struct skb_shared_info *shared;
 	struct extent x = {};
