@@ -15,6 +15,8 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
+enum { TCP_FLAG_FIN = 1, TCP_FLAG_SYN = 2 };
+
 enum slot { RX, RX100, TX, TX100 };
 
 const volatile __u64 slow_ns = 10000000;
@@ -128,17 +130,60 @@ static __always_inline bool sends_data(const struct sock *sk)
 	       state != TCP_CLOSE && state < TCP_LISTEN + 2 && state != TCP_LISTEN;
 }
 
-static __always_inline int reached_device(const struct sk_buff *skb, const struct sock *sk,
-					  __u64 since)
+/* A bare ACK of a process that has read carries the time of the packet before
+ * it (until Linux 6.13 or so). */
+static __always_inline bool is_bare_ack(const struct sk_buff *skb)
+{
+	__u32 tail = BPF_CORE_READ(skb, tail);
+	struct packet p = {
+		.head = BPF_CORE_READ(skb, head),
+		.end = tail,
+	};
+	struct headers h = {};
+	struct tuple t;
+	__u8 place[2]; /* length of the header, flags */
+
+	if (!tuple_parse(&p, BPF_CORE_READ(skb, network_header), 0, &t, &h) ||
+	    t.protocol != IPPROTO_TCP || packet_read(&p, h.l4 + 12, place, sizeof(place)))
+		return false;
+	return !(place[1] & (TCP_FLAG_FIN | TCP_FLAG_SYN | TCP_FLAG_RST)) &&
+	       tail + BPF_CORE_READ(skb, data_len) <= h.l4 + (place[0] >> 4) * 4;
+}
+
+/* The end of the stack is where the packet is handed to the neighbour layer,
+ * as it is by functions. If the neighbour's address is not known yet, that is
+ * before the packet comes to the device. */
+
+struct neighbour {
+	struct sk_buff_head arp_queue;
+} __attribute__((preserve_access_index));
+
+/* Packets that were looked at when they began to wait for a neighbour. */
+DEFINE_STAMPS(unresolved, BUCKETS);
+
+/* The tasks that send what waited for a neighbour, and how deep they are in
+ * it. Entries live for microseconds. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, __u32);
+} resolving SEC(".maps");
+
+static __always_inline int left_stack(const struct sk_buff *skb, const struct sock *sk,
+				      __u64 since, bool neighbour)
 {
 	const struct net_device *dev, *first;
-	__u64 now, latency;
+	__u64 now, latency, task;
 
 	if (!sk || !since)
 		return 0;
 	now = bpf_ktime_get_ns();
 	/* A paced packet's time may lie ahead. */
-	if (since > now || now - since < slow_ns || !sends_data(sk))
+	if (since > now || now - since < slow_ns || !sends_data(sk) || is_bare_ack(skb))
+		return 0;
+	task = bpf_get_current_task();
+	if (!neighbour && bpf_map_lookup_elem(&resolving, &task))
 		return 0;
 	latency = now - since;
 	/* A device on top of another, or on the way out of the pod, has counted
@@ -156,7 +201,7 @@ int btf_queue(__u64 *ctx)
 {
 	const struct sk_buff *skb = (const struct sk_buff *)ctx[0];
 
-	return reached_device(skb, skb->sk, skb->skb_mstamp_ns);
+	return left_stack(skb, skb->sk, skb->skb_mstamp_ns, false);
 }
 
 SEC("raw_tp/net_dev_queue")
@@ -164,7 +209,56 @@ int raw_queue(struct bpf_raw_tracepoint_args *ctx)
 {
 	const struct sk_buff *skb = (const struct sk_buff *)ctx->args[0];
 
-	return reached_device(skb, BPF_CORE_READ(skb, sk), BPF_CORE_READ(skb, skb_mstamp_ns));
+	return left_stack(skb, BPF_CORE_READ(skb, sk), BPF_CORE_READ(skb, skb_mstamp_ns), false);
+}
+
+/* neigh_event_send_done(neighbour, waits): a packet that waits is the last of
+ * the neighbour's queue. The queue may have been sent meanwhile. */
+SEC("raw_tp/neigh_event_send_done")
+int raw_neigh_send(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct neighbour *n = (const struct neighbour *)ctx->args[0];
+	const struct sk_buff *skb;
+	__u64 since, known;
+
+	if (!(__u32)ctx->args[1])
+		return 0;
+	skb = BPF_CORE_READ(n, arp_queue.prev);
+	if (!skb || (const void *)skb == (const void *)&n->arp_queue)
+		return 0;
+	since = BPF_CORE_READ(skb, skb_mstamp_ns);
+	if (!since)
+		return 0;
+	known = stamp_take(&unresolved, BUCKETS, (__u64)skb, since);
+	stamp_set(&unresolved, BUCKETS, (__u64)skb, since, bpf_ktime_get_ns());
+	return known ? 0 : left_stack(skb, BPF_CORE_READ(skb, sk), since, true);
+}
+
+/* Between these two a neighbour's queue is sent. */
+SEC("raw_tp/neigh_update")
+int raw_neigh_update(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u64 task = bpf_get_current_task();
+	__u32 *depth = bpf_map_lookup_elem(&resolving, &task), first = 1;
+
+	if (depth)
+		++*depth;
+	else
+		bpf_map_update_elem(&resolving, &task, &first, BPF_ANY);
+	return 0;
+}
+
+SEC("raw_tp/neigh_update_done")
+int raw_neigh_done(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u64 task = bpf_get_current_task();
+	__u32 *depth = bpf_map_lookup_elem(&resolving, &task);
+
+	if (depth && *depth > 1)
+		--*depth;
+	else if (depth)
+		bpf_map_delete_elem(&resolving, &task);
+	return 0;
 }
 
 /* By functions, receiving. */

@@ -16,50 +16,55 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	kernellatencyMapCounters      = "counters"
-	kernellatencyMapDelivered     = "delivered"
-	kernellatencyMapEventAccounts = "event_accounts"
-	kernellatencyMapEventBuckets  = "event_buckets"
-	kernellatencyMapEventLimits   = "event_limits"
-	kernellatencyMapEvents        = "events"
-	kernellatencyMapLocalOut      = "local_out"
-	kernellatencyMapOutput        = "output"
-	kernellatencyMapReceived      = "received"
-	kernellatencyMapSent          = "sent"
-	kernellatencyProgBtfDataReady = "btf_data_ready"
-	kernellatencyProgBtfQueue     = "btf_queue"
-	kernellatencyProgFenDeliver4  = "fen_deliver4"
-	kernellatencyProgFenDeliver6  = "fen_deliver6"
-	kernellatencyProgFenFinish4   = "fen_finish4"
-	kernellatencyProgFenFinish6   = "fen_finish6"
-	kernellatencyProgFenOut4      = "fen_out4"
-	kernellatencyProgFenOut6      = "fen_out6"
-	kernellatencyProgFenOutput4   = "fen_output4"
-	kernellatencyProgFenOutput6   = "fen_output6"
-	kernellatencyProgFenProtocol4 = "fen_protocol4"
-	kernellatencyProgFenProtocol6 = "fen_protocol6"
-	kernellatencyProgFenXmit4     = "fen_xmit4"
-	kernellatencyProgFenXmit6     = "fen_xmit6"
-	kernellatencyProgKpDeliver4   = "kp_deliver4"
-	kernellatencyProgKpDeliver6   = "kp_deliver6"
-	kernellatencyProgKpFinish4    = "kp_finish4"
-	kernellatencyProgKpFinish6    = "kp_finish6"
-	kernellatencyProgKpOut4       = "kp_out4"
-	kernellatencyProgKpOut6       = "kp_out6"
-	kernellatencyProgKpOutput4    = "kp_output4"
-	kernellatencyProgKpOutput6    = "kp_output6"
-	kernellatencyProgKpProtocol4  = "kp_protocol4"
-	kernellatencyProgKpProtocol6  = "kp_protocol6"
-	kernellatencyProgKpXmit4      = "kp_xmit4"
-	kernellatencyProgKpXmit6      = "kp_xmit6"
-	kernellatencyProgRawDataReady = "raw_data_ready"
-	kernellatencyProgRawQueue     = "raw_queue"
-	kernellatencyProgRawReceive   = "raw_receive"
-	kernellatencyProgRawTcpProbe  = "raw_tcp_probe"
-	kernellatencyVarEventLayout   = "event_layout"
-	kernellatencyVarEventNs       = "event_ns"
-	kernellatencyVarSlow100Ns     = "slow100_ns"
-	kernellatencyVarSlowNs        = "slow_ns"
+	kernellatencyMapCounters        = "counters"
+	kernellatencyMapDelivered       = "delivered"
+	kernellatencyMapEventAccounts   = "event_accounts"
+	kernellatencyMapEventBuckets    = "event_buckets"
+	kernellatencyMapEventLimits     = "event_limits"
+	kernellatencyMapEvents          = "events"
+	kernellatencyMapLocalOut        = "local_out"
+	kernellatencyMapOutput          = "output"
+	kernellatencyMapReceived        = "received"
+	kernellatencyMapResolving       = "resolving"
+	kernellatencyMapSent            = "sent"
+	kernellatencyMapUnresolved      = "unresolved"
+	kernellatencyProgBtfDataReady   = "btf_data_ready"
+	kernellatencyProgBtfQueue       = "btf_queue"
+	kernellatencyProgFenDeliver4    = "fen_deliver4"
+	kernellatencyProgFenDeliver6    = "fen_deliver6"
+	kernellatencyProgFenFinish4     = "fen_finish4"
+	kernellatencyProgFenFinish6     = "fen_finish6"
+	kernellatencyProgFenOut4        = "fen_out4"
+	kernellatencyProgFenOut6        = "fen_out6"
+	kernellatencyProgFenOutput4     = "fen_output4"
+	kernellatencyProgFenOutput6     = "fen_output6"
+	kernellatencyProgFenProtocol4   = "fen_protocol4"
+	kernellatencyProgFenProtocol6   = "fen_protocol6"
+	kernellatencyProgFenXmit4       = "fen_xmit4"
+	kernellatencyProgFenXmit6       = "fen_xmit6"
+	kernellatencyProgKpDeliver4     = "kp_deliver4"
+	kernellatencyProgKpDeliver6     = "kp_deliver6"
+	kernellatencyProgKpFinish4      = "kp_finish4"
+	kernellatencyProgKpFinish6      = "kp_finish6"
+	kernellatencyProgKpOut4         = "kp_out4"
+	kernellatencyProgKpOut6         = "kp_out6"
+	kernellatencyProgKpOutput4      = "kp_output4"
+	kernellatencyProgKpOutput6      = "kp_output6"
+	kernellatencyProgKpProtocol4    = "kp_protocol4"
+	kernellatencyProgKpProtocol6    = "kp_protocol6"
+	kernellatencyProgKpXmit4        = "kp_xmit4"
+	kernellatencyProgKpXmit6        = "kp_xmit6"
+	kernellatencyProgRawDataReady   = "raw_data_ready"
+	kernellatencyProgRawNeighDone   = "raw_neigh_done"
+	kernellatencyProgRawNeighSend   = "raw_neigh_send"
+	kernellatencyProgRawNeighUpdate = "raw_neigh_update"
+	kernellatencyProgRawQueue       = "raw_queue"
+	kernellatencyProgRawReceive     = "raw_receive"
+	kernellatencyProgRawTcpProbe    = "raw_tcp_probe"
+	kernellatencyVarEventLayout     = "event_layout"
+	kernellatencyVarEventNs         = "event_ns"
+	kernellatencyVarSlow100Ns       = "slow100_ns"
+	kernellatencyVarSlowNs          = "slow_ns"
 )
 
 // loadKernellatency returns the embedded CollectionSpec for kernellatency.
@@ -104,36 +109,39 @@ type kernellatencySpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernellatencyProgramSpecs struct {
-	BtfDataReady *ebpf.ProgramSpec `ebpf:"btf_data_ready"`
-	BtfQueue     *ebpf.ProgramSpec `ebpf:"btf_queue"`
-	FenDeliver4  *ebpf.ProgramSpec `ebpf:"fen_deliver4"`
-	FenDeliver6  *ebpf.ProgramSpec `ebpf:"fen_deliver6"`
-	FenFinish4   *ebpf.ProgramSpec `ebpf:"fen_finish4"`
-	FenFinish6   *ebpf.ProgramSpec `ebpf:"fen_finish6"`
-	FenOut4      *ebpf.ProgramSpec `ebpf:"fen_out4"`
-	FenOut6      *ebpf.ProgramSpec `ebpf:"fen_out6"`
-	FenOutput4   *ebpf.ProgramSpec `ebpf:"fen_output4"`
-	FenOutput6   *ebpf.ProgramSpec `ebpf:"fen_output6"`
-	FenProtocol4 *ebpf.ProgramSpec `ebpf:"fen_protocol4"`
-	FenProtocol6 *ebpf.ProgramSpec `ebpf:"fen_protocol6"`
-	FenXmit4     *ebpf.ProgramSpec `ebpf:"fen_xmit4"`
-	FenXmit6     *ebpf.ProgramSpec `ebpf:"fen_xmit6"`
-	KpDeliver4   *ebpf.ProgramSpec `ebpf:"kp_deliver4"`
-	KpDeliver6   *ebpf.ProgramSpec `ebpf:"kp_deliver6"`
-	KpFinish4    *ebpf.ProgramSpec `ebpf:"kp_finish4"`
-	KpFinish6    *ebpf.ProgramSpec `ebpf:"kp_finish6"`
-	KpOut4       *ebpf.ProgramSpec `ebpf:"kp_out4"`
-	KpOut6       *ebpf.ProgramSpec `ebpf:"kp_out6"`
-	KpOutput4    *ebpf.ProgramSpec `ebpf:"kp_output4"`
-	KpOutput6    *ebpf.ProgramSpec `ebpf:"kp_output6"`
-	KpProtocol4  *ebpf.ProgramSpec `ebpf:"kp_protocol4"`
-	KpProtocol6  *ebpf.ProgramSpec `ebpf:"kp_protocol6"`
-	KpXmit4      *ebpf.ProgramSpec `ebpf:"kp_xmit4"`
-	KpXmit6      *ebpf.ProgramSpec `ebpf:"kp_xmit6"`
-	RawDataReady *ebpf.ProgramSpec `ebpf:"raw_data_ready"`
-	RawQueue     *ebpf.ProgramSpec `ebpf:"raw_queue"`
-	RawReceive   *ebpf.ProgramSpec `ebpf:"raw_receive"`
-	RawTcpProbe  *ebpf.ProgramSpec `ebpf:"raw_tcp_probe"`
+	BtfDataReady   *ebpf.ProgramSpec `ebpf:"btf_data_ready"`
+	BtfQueue       *ebpf.ProgramSpec `ebpf:"btf_queue"`
+	FenDeliver4    *ebpf.ProgramSpec `ebpf:"fen_deliver4"`
+	FenDeliver6    *ebpf.ProgramSpec `ebpf:"fen_deliver6"`
+	FenFinish4     *ebpf.ProgramSpec `ebpf:"fen_finish4"`
+	FenFinish6     *ebpf.ProgramSpec `ebpf:"fen_finish6"`
+	FenOut4        *ebpf.ProgramSpec `ebpf:"fen_out4"`
+	FenOut6        *ebpf.ProgramSpec `ebpf:"fen_out6"`
+	FenOutput4     *ebpf.ProgramSpec `ebpf:"fen_output4"`
+	FenOutput6     *ebpf.ProgramSpec `ebpf:"fen_output6"`
+	FenProtocol4   *ebpf.ProgramSpec `ebpf:"fen_protocol4"`
+	FenProtocol6   *ebpf.ProgramSpec `ebpf:"fen_protocol6"`
+	FenXmit4       *ebpf.ProgramSpec `ebpf:"fen_xmit4"`
+	FenXmit6       *ebpf.ProgramSpec `ebpf:"fen_xmit6"`
+	KpDeliver4     *ebpf.ProgramSpec `ebpf:"kp_deliver4"`
+	KpDeliver6     *ebpf.ProgramSpec `ebpf:"kp_deliver6"`
+	KpFinish4      *ebpf.ProgramSpec `ebpf:"kp_finish4"`
+	KpFinish6      *ebpf.ProgramSpec `ebpf:"kp_finish6"`
+	KpOut4         *ebpf.ProgramSpec `ebpf:"kp_out4"`
+	KpOut6         *ebpf.ProgramSpec `ebpf:"kp_out6"`
+	KpOutput4      *ebpf.ProgramSpec `ebpf:"kp_output4"`
+	KpOutput6      *ebpf.ProgramSpec `ebpf:"kp_output6"`
+	KpProtocol4    *ebpf.ProgramSpec `ebpf:"kp_protocol4"`
+	KpProtocol6    *ebpf.ProgramSpec `ebpf:"kp_protocol6"`
+	KpXmit4        *ebpf.ProgramSpec `ebpf:"kp_xmit4"`
+	KpXmit6        *ebpf.ProgramSpec `ebpf:"kp_xmit6"`
+	RawDataReady   *ebpf.ProgramSpec `ebpf:"raw_data_ready"`
+	RawNeighDone   *ebpf.ProgramSpec `ebpf:"raw_neigh_done"`
+	RawNeighSend   *ebpf.ProgramSpec `ebpf:"raw_neigh_send"`
+	RawNeighUpdate *ebpf.ProgramSpec `ebpf:"raw_neigh_update"`
+	RawQueue       *ebpf.ProgramSpec `ebpf:"raw_queue"`
+	RawReceive     *ebpf.ProgramSpec `ebpf:"raw_receive"`
+	RawTcpProbe    *ebpf.ProgramSpec `ebpf:"raw_tcp_probe"`
 }
 
 // kernellatencyMapSpecs contains maps before they are loaded into the kernel.
@@ -149,7 +157,9 @@ type kernellatencyMapSpecs struct {
 	LocalOut      *ebpf.MapSpec `ebpf:"local_out"`
 	Output        *ebpf.MapSpec `ebpf:"output"`
 	Received      *ebpf.MapSpec `ebpf:"received"`
+	Resolving     *ebpf.MapSpec `ebpf:"resolving"`
 	Sent          *ebpf.MapSpec `ebpf:"sent"`
+	Unresolved    *ebpf.MapSpec `ebpf:"unresolved"`
 }
 
 // kernellatencyVariableSpecs contains global variables before they are loaded into the kernel.
@@ -191,7 +201,9 @@ type kernellatencyMaps struct {
 	LocalOut      *ebpf.Map `ebpf:"local_out"`
 	Output        *ebpf.Map `ebpf:"output"`
 	Received      *ebpf.Map `ebpf:"received"`
+	Resolving     *ebpf.Map `ebpf:"resolving"`
 	Sent          *ebpf.Map `ebpf:"sent"`
+	Unresolved    *ebpf.Map `ebpf:"unresolved"`
 }
 
 func (m *kernellatencyMaps) Close() error {
@@ -205,7 +217,9 @@ func (m *kernellatencyMaps) Close() error {
 		m.LocalOut,
 		m.Output,
 		m.Received,
+		m.Resolving,
 		m.Sent,
+		m.Unresolved,
 	)
 }
 
@@ -223,36 +237,39 @@ type kernellatencyVariables struct {
 //
 // It can be passed to loadKernellatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kernellatencyPrograms struct {
-	BtfDataReady *ebpf.Program `ebpf:"btf_data_ready"`
-	BtfQueue     *ebpf.Program `ebpf:"btf_queue"`
-	FenDeliver4  *ebpf.Program `ebpf:"fen_deliver4"`
-	FenDeliver6  *ebpf.Program `ebpf:"fen_deliver6"`
-	FenFinish4   *ebpf.Program `ebpf:"fen_finish4"`
-	FenFinish6   *ebpf.Program `ebpf:"fen_finish6"`
-	FenOut4      *ebpf.Program `ebpf:"fen_out4"`
-	FenOut6      *ebpf.Program `ebpf:"fen_out6"`
-	FenOutput4   *ebpf.Program `ebpf:"fen_output4"`
-	FenOutput6   *ebpf.Program `ebpf:"fen_output6"`
-	FenProtocol4 *ebpf.Program `ebpf:"fen_protocol4"`
-	FenProtocol6 *ebpf.Program `ebpf:"fen_protocol6"`
-	FenXmit4     *ebpf.Program `ebpf:"fen_xmit4"`
-	FenXmit6     *ebpf.Program `ebpf:"fen_xmit6"`
-	KpDeliver4   *ebpf.Program `ebpf:"kp_deliver4"`
-	KpDeliver6   *ebpf.Program `ebpf:"kp_deliver6"`
-	KpFinish4    *ebpf.Program `ebpf:"kp_finish4"`
-	KpFinish6    *ebpf.Program `ebpf:"kp_finish6"`
-	KpOut4       *ebpf.Program `ebpf:"kp_out4"`
-	KpOut6       *ebpf.Program `ebpf:"kp_out6"`
-	KpOutput4    *ebpf.Program `ebpf:"kp_output4"`
-	KpOutput6    *ebpf.Program `ebpf:"kp_output6"`
-	KpProtocol4  *ebpf.Program `ebpf:"kp_protocol4"`
-	KpProtocol6  *ebpf.Program `ebpf:"kp_protocol6"`
-	KpXmit4      *ebpf.Program `ebpf:"kp_xmit4"`
-	KpXmit6      *ebpf.Program `ebpf:"kp_xmit6"`
-	RawDataReady *ebpf.Program `ebpf:"raw_data_ready"`
-	RawQueue     *ebpf.Program `ebpf:"raw_queue"`
-	RawReceive   *ebpf.Program `ebpf:"raw_receive"`
-	RawTcpProbe  *ebpf.Program `ebpf:"raw_tcp_probe"`
+	BtfDataReady   *ebpf.Program `ebpf:"btf_data_ready"`
+	BtfQueue       *ebpf.Program `ebpf:"btf_queue"`
+	FenDeliver4    *ebpf.Program `ebpf:"fen_deliver4"`
+	FenDeliver6    *ebpf.Program `ebpf:"fen_deliver6"`
+	FenFinish4     *ebpf.Program `ebpf:"fen_finish4"`
+	FenFinish6     *ebpf.Program `ebpf:"fen_finish6"`
+	FenOut4        *ebpf.Program `ebpf:"fen_out4"`
+	FenOut6        *ebpf.Program `ebpf:"fen_out6"`
+	FenOutput4     *ebpf.Program `ebpf:"fen_output4"`
+	FenOutput6     *ebpf.Program `ebpf:"fen_output6"`
+	FenProtocol4   *ebpf.Program `ebpf:"fen_protocol4"`
+	FenProtocol6   *ebpf.Program `ebpf:"fen_protocol6"`
+	FenXmit4       *ebpf.Program `ebpf:"fen_xmit4"`
+	FenXmit6       *ebpf.Program `ebpf:"fen_xmit6"`
+	KpDeliver4     *ebpf.Program `ebpf:"kp_deliver4"`
+	KpDeliver6     *ebpf.Program `ebpf:"kp_deliver6"`
+	KpFinish4      *ebpf.Program `ebpf:"kp_finish4"`
+	KpFinish6      *ebpf.Program `ebpf:"kp_finish6"`
+	KpOut4         *ebpf.Program `ebpf:"kp_out4"`
+	KpOut6         *ebpf.Program `ebpf:"kp_out6"`
+	KpOutput4      *ebpf.Program `ebpf:"kp_output4"`
+	KpOutput6      *ebpf.Program `ebpf:"kp_output6"`
+	KpProtocol4    *ebpf.Program `ebpf:"kp_protocol4"`
+	KpProtocol6    *ebpf.Program `ebpf:"kp_protocol6"`
+	KpXmit4        *ebpf.Program `ebpf:"kp_xmit4"`
+	KpXmit6        *ebpf.Program `ebpf:"kp_xmit6"`
+	RawDataReady   *ebpf.Program `ebpf:"raw_data_ready"`
+	RawNeighDone   *ebpf.Program `ebpf:"raw_neigh_done"`
+	RawNeighSend   *ebpf.Program `ebpf:"raw_neigh_send"`
+	RawNeighUpdate *ebpf.Program `ebpf:"raw_neigh_update"`
+	RawQueue       *ebpf.Program `ebpf:"raw_queue"`
+	RawReceive     *ebpf.Program `ebpf:"raw_receive"`
+	RawTcpProbe    *ebpf.Program `ebpf:"raw_tcp_probe"`
 }
 
 func (p *kernellatencyPrograms) Close() error {
@@ -284,6 +301,9 @@ func (p *kernellatencyPrograms) Close() error {
 		p.KpXmit4,
 		p.KpXmit6,
 		p.RawDataReady,
+		p.RawNeighDone,
+		p.RawNeighSend,
+		p.RawNeighUpdate,
 		p.RawQueue,
 		p.RawReceive,
 		p.RawTcpProbe,

@@ -498,6 +498,123 @@ func (l *testLoader) countHeld(p *Probe, what string, wait time.Duration, want u
 	}
 }
 
+// forgetNeighbour makes a resolve b's address again when it next sends, and b
+// not answer. The function that it gives sets the address.
+func forgetNeighbour(t *testing.T, a, b *namespace, addr netip.Addr) (resolve func()) {
+	t.Helper()
+	if addr.Is4() {
+		b.do(t, func() error {
+			return os.WriteFile("/proc/sys/net/ipv4/conf/all/arp_ignore", []byte("8"), 0)
+		})
+	} else {
+		b.run(t, "ip6tables", "-A", "INPUT", "-p", "icmpv6", "--icmpv6-type", "neighbour-solicitation", "-j", "DROP")
+	}
+	a.run(t, "ip", "neigh", "del", addr.String(), "dev", a.device)
+	return func() {
+		a.run(t, "ip", "neigh", "replace", addr.String(), "lladdr", b.mac.String(), "dev", a.device, "nud", "permanent")
+	}
+}
+
+// TestKernellatencyNeighbour lets packets wait for the address of a neighbour.
+// That is the network's time, not the kernel's: only what a packet waited
+// before it came there counts.
+func TestKernellatencyNeighbour(t *testing.T) {
+	eachRung(t, "kernellatency", func(t *testing.T, rung Kind) {
+		a, b := newPair(t)
+		l := newTestLoader(t, Options{Hooks: rung, EventRate: allEvents, EventBurst: allEvents})
+		p := l.load("kernellatency", Config{})
+		const wait = 300 * time.Millisecond
+		send := func(what string, from, to net.Conn, resolve func()) {
+			t.Helper()
+			start := time.Now()
+			if _, err := from.Write([]byte("where are you")); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(wait)
+			resolve()
+			to.SetReadDeadline(time.Now().Add(20 * time.Second))
+			if _, err := to.Read(make([]byte, 64)); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(start); took < wait {
+				t.Errorf("%s came after %v: it did not wait", what, took)
+			}
+		}
+		var held uint64
+		for family, addrs := range families(a, b) {
+			client, server := connect(t, a, b, addrs[1])
+			udp, udpServer := udpPair(t, a, b, addrs[1])
+			for range 2 {
+				send(family+" TCP", client, server, forgetNeighbour(t, a, b, addrs[1]))
+				send(family+" UDP", udp, udpServer, forgetNeighbour(t, a, b, addrs[1]))
+			}
+			got := l.settled(p, a.inode)
+			l.count(p, family+": packets over 100 ms in the stack, of those that waited 300 ms for a neighbour", 0, got[TxSlow100]-held)
+			// One that waits for a program first has waited in the stack.
+			tables := map[string]string{"IPv4": "iptables", "IPv6": "ip6tables"}[family]
+			number := map[string]uint16{"IPv4": 4, "IPv6": 6}[family]
+			a.run(t, tables, "-t", "mangle", "-A", "OUTPUT", "-p", "tcp", "--tcp-flags", "PSH", "PSH", "-j", "NFQUEUE", "--queue-num", fmt.Sprint(number))
+			let := queueHeld(t, a, number, hold)
+			send(family+" TCP", client, server, forgetNeighbour(t, a, b, addrs[1]))
+			held += let()
+			l.eventually("the packets that were held", func() bool { return counters(t, p, a.inode)[TxSlow100] >= held })
+			got = l.settled(p, a.inode)
+			l.count(p, family+" and before: packets over 100 ms in the stack, which then waited for a neighbour", held, got[TxSlow100])
+			a.run(t, tables, "-t", "mangle", "-F")
+		}
+		for _, e := range l.taken(TxKernelSlow, a.inode, int(held)) {
+			if e.Latency < hold {
+				t.Errorf("%+v", e)
+			}
+		}
+		l.balanced(TxKernelSlow, p, TxSlow100)
+	})
+}
+
+// TestKernellatencyHealthy sends much, and lets a process take its time to
+// read: the acknowledgement that its read sends was not late.
+func TestKernellatencyHealthy(t *testing.T) {
+	eachRung(t, "kernellatency", func(t *testing.T, rung Kind) {
+		a, b := newPair(t)
+		l := newTestLoader(t, Options{Hooks: rung})
+		p := l.load("kernellatency", Config{})
+		n := 50000
+		if need.InVM() {
+			n = 2000
+		}
+		for _, addrs := range families(a, b) {
+			send(t, a.dial(t, "udp", addrPort(b.listenUDP(t, addrs[1]).LocalAddr())), n)
+			client, server := connect(t, a, b, addrs[1])
+			if err := server.SetReadBuffer(16 << 10); err != nil {
+				t.Fatal(err)
+			}
+			buffer := make([]byte, 64<<10)
+			for range 4 {
+				// As much as the window takes, which reading opens again.
+				client.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
+				written, _ := client.Write(make([]byte, 256<<10))
+				time.Sleep(300 * time.Millisecond)
+				server.SetReadDeadline(time.Now().Add(20 * time.Second))
+				// What the client's socket still holds comes too.
+				for got := 0; got < written; {
+					n, err := server.Read(buffer)
+					if err != nil {
+						t.Fatal(err)
+					}
+					got += n
+				}
+			}
+		}
+		for name, ns := range map[string]*namespace{"a": a, "b": b} {
+			got := l.settled(p, ns.inode)
+			l.count(p, fmt.Sprintf("of %d datagrams and TCP to a slow reader, packets over 100 ms in the stack of %s", 2*n, name), 0, got[TxSlow100]+got[RxSlow100])
+			if events := append(l.taken(TxKernelSlow, ns.inode, 0), l.taken(RxKernelSlow, ns.inode, 0)...); len(events) != 0 {
+				t.Errorf("events of healthy traffic: %+v", events)
+			}
+		}
+	})
+}
+
 // idleVirtioNet finds a network device of the driver virtio_net that nobody
 // uses: it is down.
 func idleVirtioNet(t *testing.T) (netlink.Link, bool) {

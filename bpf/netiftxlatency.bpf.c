@@ -13,6 +13,7 @@
 #include "headers/counter.h"
 #include "headers/event.h"
 #include "headers/stamp.h"
+#include "headers/cut.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -34,7 +35,12 @@ DEFINE_STAMPS(queued, BUCKETS);
 struct started {
 	__u64 time_ns;
 	__u64 sock;
-	__u64 ifindex;
+	__u32 ifindex;
+	__u32 unused;
+	/* For a packet that the driver gives back. */
+	__u64 key;
+	__u64 identity;
+	__u64 queued_ns; /* 0: not known, or counted */
 };
 
 struct {
@@ -44,12 +50,22 @@ struct {
 	__type(value, struct started);
 } starts SEC(".maps");
 
-/* A packet that the device cannot cut up leaves the queue in pieces that have
- * addresses of their own, maybe those of earlier packets. Its time of sending
- * (TCP) or its length tell it from them. */
-static __always_inline __u64 identity_of(__u64 mstamp_ns, __u32 len)
+/* A packet as the programs read it, with type information or without. */
+struct queued_packet {
+	const struct sk_buff *skb;
+	const void *argument; /* where the packet's address lies, to be read as a number */
+	__u64 key;
+	__u64 identity;
+	__u64 device; /* a number that only this device has */
+};
+
+/* An address is used again, also for the segments that the queue makes of
+ * others, which were never queued. The time of sending tells packets apart; one
+ * that has none (forwarded, a datagram) by its length from the IP header on,
+ * to which a VLAN tag that is inserted later adds nothing. */
+static __always_inline __u64 identity_of(__u32 tail, __u32 data_len, __u16 network_header)
 {
-	return mstamp_ns ^ (__u64)len << 48;
+	return tail + data_len - network_header;
 }
 
 static __always_inline struct event *slow(const struct net_device *dev, __u32 slot, __u64 now,
@@ -86,30 +102,85 @@ static __always_inline bool queues_read(const struct net_device *dev)
 	return BPF_CORE_READ(q, enqueue) || q != BPF_CORE_READ(dev, _tx, qdisc);
 }
 
-static __always_inline int on_queue(__u64 key, __u64 identity)
+/* The lowest bit of a stamp says that the packet is a GSO packet, of which its
+ * segments are to know the time as well. */
+#define STAMP_GSO 1ull
+
+static __always_inline __u64 number_of(const struct queued_packet *p)
 {
-	stamp_set(&queued, BUCKETS, key, identity, bpf_ktime_get_ns());
+	__u64 number = 0;
+
+	bpf_probe_read_kernel(&number, sizeof(number), p->argument);
+	return number;
+}
+
+static __always_inline int on_queue(const struct queued_packet *p, bool gso)
+{
+	__u64 now = bpf_ktime_get_ns() & ~STAMP_GSO;
+
+	stamp_set(&queued, BUCKETS, p->key, p->identity, gso ? now | STAMP_GSO : now);
+	if (gso)
+		cut_note(number_of(p), p->device, now, CUT_ADD);
 	return 0;
 }
 
-static __always_inline int on_start(const struct sk_buff *skb, const struct net_device *dev,
-				    __u32 ifindex, const struct sock *sk, __u64 key,
-				    __u64 identity)
+/* What says that a packet is a GSO packet lies behind its data. */
+static __always_inline bool is_gso(const struct sk_buff *skb)
 {
-	__u64 now = bpf_ktime_get_ns(), since = stamp_take(&queued, BUCKETS, key, identity);
+	const struct skb_shared_info *shared = shared_info(skb);
+
+	return BPF_CORE_READ(shared, gso_size);
+}
+
+/* When the packet was queued, 0 if that is not known. */
+static __always_inline __u64 queued_since(const struct queued_packet *p, __u64 now)
+{
+	__u64 since = stamp_take(&queued, BUCKETS, p->key, p->identity), segment;
+
+	if (!since)
+		return cut_expected(p->device, now) ? cut_take(number_of(p), p->device) : 0;
+	if (since & STAMP_GSO) {
+		if (is_gso(p->skb)) {
+			cut_note(number_of(p), p->device, now, CUT_REMOVE);
+			return since;
+		}
+	} else if (now - since < slow100_ns || p->identity >> 32) {
+		return since;
+	}
+	/* The stamp may be of a packet that the queue has freed, and this a
+	 * segment at its address: that came later. */
+	if (cut_expected(p->device, now)) {
+		segment = cut_take(number_of(p), p->device);
+		if (segment > since)
+			return segment;
+	}
+	return since;
+}
+
+/* `since`: when the packet was queued, 0 if it was not. */
+static __always_inline int on_start(const struct queued_packet *p, const struct net_device *dev,
+				    __u32 ifindex, const struct sock *sk, __u64 now, __u64 since)
+{
 	__u32 place = ifindex % NESTED;
 	struct started *s = bpf_map_lookup_elem(&starts, &place);
+	bool waited = since && now > since && now - since >= slow100_ns;
 	struct event *e;
 
 	if (s) {
 		s->ifindex = ifindex;
 		s->sock = (__u64)sk;
 		s->time_ns = now;
+		s->queued_ns = 0;
+		if (since && !waited) {
+			s->key = p->key;
+			s->identity = p->identity;
+			s->queued_ns = since & ~STAMP_GSO;
+		}
 	}
-	if (since && now - since >= slow100_ns) {
+	if (waited) {
 		e = slow(dev, QDISC, now, since);
 		if (e) {
-			tuple_from_skb(skb, &e->tuple);
+			tuple_from_skb(p->skb, &e->tuple);
 			event_submit(e);
 		}
 	}
@@ -118,7 +189,9 @@ static __always_inline int on_start(const struct sk_buff *skb, const struct net_
 
 /* The packet is the driver's now, or freed. Whose it was, its socket tells; a
  * packet that was forwarded has none, and its event no addresses. */
-static __always_inline int on_end(const struct net_device *dev, __u32 ifindex)
+#define NET_XMIT_MASK 0x0f
+
+static __always_inline int on_end(const struct net_device *dev, __u32 ifindex, int result)
 {
 	__u32 place = ifindex % NESTED;
 	struct started *s = bpf_map_lookup_elem(&starts, &place);
@@ -130,6 +203,9 @@ static __always_inline int on_end(const struct net_device *dev, __u32 ifindex)
 		return 0;
 	since = s->time_ns;
 	s->time_ns = 0;
+	/* The driver did not take it: it waits on. */
+	if (result >= NET_XMIT_MASK && s->queued_ns)
+		stamp_set(&queued, BUCKETS, s->key, s->identity, s->queued_ns);
 	now = bpf_ktime_get_ns();
 	if (now - since < slow100_ns)
 		return 0;
@@ -151,16 +227,35 @@ static __always_inline __u64 key_loaded(const struct sk_buff *skb, const struct 
 	return (__u64)skb - (__u64)dev;
 }
 
+static __always_inline struct queued_packet packet_loaded(const __u64 *ctx, const struct sk_buff *skb,
+							  const struct net_device *dev)
+{
+	struct queued_packet p = {
+		.skb = skb,
+		.argument = ctx,
+		.key = key_loaded(skb, dev),
+		.identity = skb->skb_mstamp_ns,
+		.device = (__u64)dev->nd_net.net->ns.inum << 32 | dev->ifindex,
+	};
+
+	if (!p.identity)
+		p.identity = identity_of(skb->tail, skb->data_len, skb->network_header);
+	return p;
+}
+
 SEC("tp_btf/net_dev_queue")
 int btf_queue(__u64 *ctx)
 {
 	const struct sk_buff *skb = (const struct sk_buff *)ctx[0];
 	const struct net_device *dev = skb->dev;
+	struct queued_packet p;
 
 	if (!queues_loaded(dev))
 		return 0;
-	return on_queue(key_loaded(skb, dev),
-			identity_of(skb->skb_mstamp_ns, skb->len));
+	p = packet_loaded(ctx, skb, dev);
+	return on_queue(&p, (skb->data_len ||
+			     skb->len > ((const struct net_device___cut *)dev)->mtu + 32) &&
+				    is_gso(skb));
 }
 
 SEC("tp_btf/net_dev_start_xmit")
@@ -168,9 +263,15 @@ int btf_start_xmit(__u64 *ctx)
 {
 	const struct sk_buff *skb = (const struct sk_buff *)ctx[0];
 	const struct net_device *dev = (const struct net_device *)ctx[1];
+	struct queued_packet p = {};
+	__u64 now = bpf_ktime_get_ns(), since = 0;
 
-	return on_start(skb, dev, dev->ifindex, skb->sk, key_loaded(skb, dev),
-			identity_of(skb->skb_mstamp_ns, skb->len));
+	p.skb = skb;
+	if (queues_loaded(dev)) {
+		p = packet_loaded(ctx, skb, dev);
+		since = queued_since(&p, now);
+	}
+	return on_start(&p, dev, dev->ifindex, skb->sk, now, since);
 }
 
 SEC("tp_btf/net_dev_xmit")
@@ -178,23 +279,42 @@ int btf_xmit(__u64 *ctx)
 {
 	const struct net_device *dev = (const struct net_device *)ctx[2];
 
-	return on_end(dev, dev->ifindex);
+	return on_end(dev, dev->ifindex, ctx[1]);
 }
 
 /* Without. */
-static __always_inline __u64 identity_read(const struct sk_buff *skb)
+static __always_inline struct queued_packet packet_read_raw(struct bpf_raw_tracepoint_args *ctx,
+							    const struct net_device *dev)
 {
-	return identity_of(BPF_CORE_READ(skb, skb_mstamp_ns), BPF_CORE_READ(skb, len));
+	const struct sk_buff *skb = (const struct sk_buff *)ctx->args[0];
+	struct queued_packet p = {
+		.skb = skb,
+		.argument = ctx,
+		.key = (__u64)skb,
+		.identity = BPF_CORE_READ(skb, skb_mstamp_ns),
+		.device = (__u64)dev,
+	};
+
+	if (!p.identity)
+		p.identity = identity_of(BPF_CORE_READ(skb, tail), BPF_CORE_READ(skb, data_len),
+					 BPF_CORE_READ(skb, network_header));
+	return p;
 }
 
 SEC("raw_tp/net_dev_queue")
 int raw_queue(struct bpf_raw_tracepoint_args *ctx)
 {
 	const struct sk_buff *skb = (const struct sk_buff *)ctx->args[0];
+	const struct net_device *dev = BPF_CORE_READ(skb, dev);
+	struct queued_packet p;
 
-	if (!queues_read(BPF_CORE_READ(skb, dev)))
+	if (!queues_read(dev))
 		return 0;
-	return on_queue(ctx->args[0], identity_read(skb));
+	p = packet_read_raw(ctx, dev);
+	return on_queue(&p, (BPF_CORE_READ(skb, data_len) ||
+			     BPF_CORE_READ(skb, len) >
+				     BPF_CORE_READ((const struct net_device___cut *)dev, mtu) + 32) &&
+				    is_gso(skb));
 }
 
 SEC("raw_tp/net_dev_start_xmit")
@@ -202,9 +322,11 @@ int raw_start_xmit(struct bpf_raw_tracepoint_args *ctx)
 {
 	const struct sk_buff *skb = (const struct sk_buff *)ctx->args[0];
 	const struct net_device *dev = (const struct net_device *)ctx->args[1];
+	struct queued_packet p = packet_read_raw(ctx, dev);
 
-	return on_start(skb, dev, BPF_CORE_READ(dev, ifindex), BPF_CORE_READ(skb, sk),
-			ctx->args[0], identity_read(skb));
+	__u64 now = bpf_ktime_get_ns(), since = queued_since(&p, now);
+
+	return on_start(&p, dev, BPF_CORE_READ(dev, ifindex), BPF_CORE_READ(skb, sk), now, since);
 }
 
 SEC("raw_tp/net_dev_xmit")
@@ -212,5 +334,5 @@ int raw_xmit(struct bpf_raw_tracepoint_args *ctx)
 {
 	const struct net_device *dev = (const struct net_device *)ctx->args[2];
 
-	return on_end(dev, BPF_CORE_READ(dev, ifindex));
+	return on_end(dev, BPF_CORE_READ(dev, ifindex), ctx->args[1]);
 }

@@ -17,6 +17,8 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	netiftxlatencyMapCounters      = "counters"
+	netiftxlatencyMapCutDevices    = "cut_devices"
+	netiftxlatencyMapCuts          = "cuts"
 	netiftxlatencyMapEventAccounts = "event_accounts"
 	netiftxlatencyMapEventBuckets  = "event_buckets"
 	netiftxlatencyMapEventLimits   = "event_limits"
@@ -88,6 +90,8 @@ type netiftxlatencyProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type netiftxlatencyMapSpecs struct {
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
+	CutDevices    *ebpf.MapSpec `ebpf:"cut_devices"`
+	Cuts          *ebpf.MapSpec `ebpf:"cuts"`
 	EventAccounts *ebpf.MapSpec `ebpf:"event_accounts"`
 	EventBuckets  *ebpf.MapSpec `ebpf:"event_buckets"`
 	EventLimits   *ebpf.MapSpec `ebpf:"event_limits"`
@@ -125,6 +129,8 @@ func (o *netiftxlatencyObjects) Close() error {
 // It can be passed to loadNetiftxlatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type netiftxlatencyMaps struct {
 	Counters      *ebpf.Map `ebpf:"counters"`
+	CutDevices    *ebpf.Map `ebpf:"cut_devices"`
+	Cuts          *ebpf.Map `ebpf:"cuts"`
 	EventAccounts *ebpf.Map `ebpf:"event_accounts"`
 	EventBuckets  *ebpf.Map `ebpf:"event_buckets"`
 	EventLimits   *ebpf.Map `ebpf:"event_limits"`
@@ -136,6 +142,8 @@ type netiftxlatencyMaps struct {
 func (m *netiftxlatencyMaps) Close() error {
 	return _NetiftxlatencyClose(
 		m.Counters,
+		m.CutDevices,
+		m.Cuts,
 		m.EventAccounts,
 		m.EventBuckets,
 		m.EventLimits,

@@ -229,11 +229,11 @@ var definitions = map[string]*definition{
 					{kind: Fentry, programs: []string{"fen_finish4", "fen_finish6", "fen_output4", "fen_output6", "fen_out4", "fen_out6", "fen_xmit4", "fen_xmit6"}},
 					{kind: Kprobe, programs: []string{"kp_finish4", "kp_finish6", "kp_output4", "kp_output6", "kp_out4", "kp_out6", "kp_xmit4", "kp_xmit6"}},
 					{
-						kind: BTFTracepoint, programs: []string{"btf_queue"},
+						kind: BTFTracepoint, programs: []string{"btf_queue", "raw_neigh_send", "raw_neigh_done", "raw_neigh_update"},
 						lacks: "sent packets other than TCP's, and the stages on the way: this kernel allows no function hooks",
 					},
 					{
-						kind: RawTracepoint, programs: []string{"raw_queue"},
+						kind: RawTracepoint, programs: []string{"raw_queue", "raw_neigh_send", "raw_neigh_done", "raw_neigh_update"},
 						lacks: "sent packets other than TCP's, and the stages on the way: this kernel allows no function hooks",
 					},
 				},

@@ -97,7 +97,7 @@ var explanations = map[string]explanation{
 	},
 	"TXKERNEL_SLOW": {
 		"A packet took over 100 ms from TCP or UDP to the neighbour layer. KUBESKOOP_LATENCY_ROUTE_NS, KUBESKOOP_LATENCY_LOCAL_OUT_NS and KUBESKOOP_LATENCY_POSTROUTING_NS say where the time went, as far as the hooks of this kernel show it.\n\n" +
-			"Usually the OUTPUT or POSTROUTING rules: a packet that waits for a program in user space (NFQUEUE), NAT with no free port, or very long chains. The queue of the interface comes later; TXLAT_QDISC_100MS tells of it.",
+			"Usually the OUTPUT or POSTROUTING rules: a packet that waits for a program in user space (NFQUEUE), NAT with no free port, or very long chains. The wait for a neighbour's address (ARP, neighbour discovery) and the queue of the interface come later; TXLAT_QDISC_100MS tells of the queue.",
 		[]Step{stepRules, {"cat /proc/net/netfilter/nfnetlink_queue", "programs that packets wait for, and how many wait"}, {"conntrack -S", "NAT that finds no free port: insert_failed, search_restart"}},
 	},
 	"SOCKETLAT_READSLOW": {

@@ -77,7 +77,7 @@ var tcpretransInfo = ProbeInfo{
 var netiftxlatencyInfo = ProbeInfo{
 	Name: "netiftxlatency", Aliases: []string{"netiftxlat"}, Title: "time of sent packets in the qdisc and the driver", Source: EBPF, Overhead: "high",
 	Metrics: []Metric{
-		counter("kubeskoop_netiftxlat_qdiscslow100ms", PerNetns, "", "Packets that waited over 100 ms in the queueing discipline."),
+		counter("kubeskoop_netiftxlat_qdiscslow100ms", PerNetns, "", "Packets that left the queueing discipline over 100 ms after their data went in; each segment of a GSO packet that is segmented on the way counts."),
 		counter("kubeskoop_netiftxlat_netdevslow100ms", PerNetns, "", "Packets that the network driver took over 100 ms to accept."),
 	},
 	Events: []EventType{{
