@@ -112,8 +112,8 @@ struct queue {
 };
 
 struct writer {
-	char comm[16];
-	__u32 pid;
+	__u64 comm[2];
+	__u64 pid;
 };
 
 struct waiting {
@@ -122,7 +122,9 @@ struct waiting {
 	struct queue out;
 	__u32 taken; /* position up to which the application has read */
 	__u32 arrived; /* datagrams so far */
+	__u32 gone; /* datagrams that nobody seemed to have read at the last read */
 	__u32 call_at; /* when the call that goes on took its last piece */
+	__u32 call_task; /* whose call that is */
 	__u64 call_ns; /* how long the data waited that it took; 0: no slow call goes on */
 	__u32 write_begin; /* position at which the last write began */
 	__u32 sent; /* position up to which TCP has sent */
@@ -540,6 +542,8 @@ static __always_inline void ready_datagram(struct waiting *w, __u32 unread)
 		queue_clear(q);
 		if (!unread)
 			w->taken = arrived;
+		else if (!after(arrived, w->taken))
+			w->taken = arrived - 1;
 	}
 	if (after(arrived, w->taken))
 		queue_add(q, arrived - 1, arrived, ticks_of(bpf_ktime_get_ns()), 0);
@@ -604,33 +608,44 @@ static __always_inline bool call_is_over(const struct sock *sk, __u32 copied)
 static __always_inline int piece_measured(const struct sock *sk, struct waiting *w, __u32 copied,
 					  __u64 now, __u64 wait)
 {
-	__u64 before = w->call_ns;
+	__u32 task = bpf_get_current_pid_tgid();
+	__u64 before = w->call_task == task ? w->call_ns : 0;
 
 	if (wait > before)
 		read_measured(sk, IPPROTO_TCP, now, before, wait);
 	else
 		wait = before;
+	w->call_task = task;
 	w->call_ns = call_is_over(sk, copied) ? 0 : wait;
+	return 0;
+}
+
+static __always_inline int call_ends(struct waiting *w)
+{
+	if (w->call_ns && w->call_task == (__u32)bpf_get_current_pid_tgid())
+		w->call_ns = 0;
 	return 0;
 }
 
 /* One datagram was taken. */
 static __always_inline int read_datagram(const struct sock *sk, __u8 protocol, struct waiting *w,
-					 __u32 head, __u32 left)
+					 __u32 left)
 {
-	__u32 arrived = w->arrived, taken = w->taken + 1;
-	__u64 now, wait = 0;
+	__u32 taken = w->taken + 1, gone = w->arrived - left - taken;
+	__u64 now, wait;
 
-	/* Others have gone without a read: the checksum was wrong. */
-	if (after(arrived - left, taken))
-		taken = arrived - left;
+	/* Others have gone too. Either another thread is about to tell of its
+	 * read, or they have gone without one, as their checksum was wrong.
+	 * Then they are still missing at the next read. */
+	if (gone && !after(gone, 0))
+		gone = 0;
+	taken += gone < w->gone ? gone : w->gone;
+	w->gone = gone;
+	w->taken = taken;
+	if (queue_empty(&w->in))
+		return 0;
 	now = bpf_ktime_get_ns();
 	wait = queue_take(&w->in, taken - 1, taken, ticks_of(now));
-	if (!left && !after(taken, arrived)) {
-		taken = arrived;
-		w->in.tail = head;
-	}
-	w->taken = taken;
 	read_measured(sk, protocol, now, 0, wait);
 	return 0;
 }
@@ -645,7 +660,6 @@ static __always_inline int received_loaded(struct sock *sk)
 {
 	__u8 protocol = protocol_loaded(sk);
 	struct waiting *w;
-	__u32 head;
 
 	if (!protocol)
 		return 0;
@@ -653,19 +667,15 @@ static __always_inline int received_loaded(struct sock *sk)
 	if (!w)
 		return 0;
 	if (protocol == IPPROTO_TCP) {
-		if (w->call_ns)
-			w->call_ns = 0; /* the call that took the data ends */
-		return 0;
+		return call_ends(w);
 	}
-	head = w->in.head;
-	return read_datagram(sk, protocol, w, head, datagrams_left_loaded(sk));
+	return read_datagram(sk, protocol, w, datagrams_left_loaded(sk));
 }
 
 static __always_inline int received_read(const struct sock *sk)
 {
 	__u8 protocol = protocol_read(sk);
 	struct waiting *w;
-	__u32 head;
 
 	if (!protocol)
 		return 0;
@@ -673,12 +683,9 @@ static __always_inline int received_read(const struct sock *sk)
 	if (!w)
 		return 0;
 	if (protocol == IPPROTO_TCP) {
-		if (w->call_ns)
-			w->call_ns = 0;
-		return 0;
+		return call_ends(w);
 	}
-	head = w->in.head;
-	return read_datagram(sk, protocol, w, head, datagrams_left(sk));
+	return read_datagram(sk, protocol, w, datagrams_left(sk));
 }
 
 /* Reading */
@@ -988,22 +995,27 @@ static __always_inline bool is_new(const struct waiting *w, __u32 end_seq)
 	return after(end_seq, w->sent);
 }
 
-static __always_inline __u32 writer_of(struct waiting *w, __u32 pid, const char comm[16])
+static __always_inline bool writer_is(const struct writer *one, __u32 pid, const __u64 comm[2])
 {
-	const __u64 *name = (const __u64 *)comm;
-	__u32 at = w->writer;
+	return one->pid == pid && one->comm[0] == comm[0] && one->comm[1] == comm[1];
+}
+
+/* writer_of gives the writer's place, which may have been that of one who has
+ * not written for a while. */
+static __always_inline __u32 writer_of(struct waiting *w, __u32 pid, const __u64 comm[2])
+{
+	__u32 at = w->writer & (WRITERS - 1);
 
 	for (__u32 i = 0; i < WRITERS; i++) {
-		const struct writer *one = &w->writers[(at + i) & (WRITERS - 1)];
-		const __u32 *its = (const __u32 *)one->comm, *mine = (const __u32 *)comm;
+		__u32 other = (at + i) & (WRITERS - 1);
 
-		if (one->pid == pid && its[0] == mine[0] && its[1] == mine[1] &&
-		    its[2] == mine[2] && its[3] == mine[3])
-			return w->writer = (at + i) & (WRITERS - 1);
+		if (writer_is(&w->writers[other], pid, comm))
+			return w->writer = other;
 	}
 	at = (at + 1) & (WRITERS - 1);
 	w->writers[at].pid = pid;
-	__builtin_memcpy(w->writers[at].comm, name, 16);
+	w->writers[at].comm[0] = comm[0];
+	w->writers[at].comm[1] = comm[1];
 	return w->writer = at;
 }
 
@@ -1035,7 +1047,7 @@ static __always_inline void settle(const struct sock *sk, struct waiting *w, __u
 
 /* A call begins to write `size` bytes at write_seq. */
 static __always_inline void write_begins(const struct sock *sk, struct waiting *w, __u32 write_seq,
-					 __u32 size, __u32 pid, const char comm[16])
+					 __u32 size, __u32 pid, const __u64 comm[2])
 {
 	__u64 now = bpf_ktime_get_ns();
 	struct queue *q = &w->out;
@@ -1104,7 +1116,7 @@ int btf_write(__u64 *ctx)
 		      msg->msg_iter.iov_offset, msg->msg_flags))
 		return 0;
 	task = bpf_get_current_task_btf();
-	write_begins(sk, w, c.write_seq, size, task->tgid, task->comm);
+	write_begins(sk, w, c.write_seq, size, task->tgid, (const __u64 *)task->comm);
 	return 0;
 }
 
@@ -1115,7 +1127,7 @@ int raw_write(struct bpf_raw_tracepoint_args *ctx)
 	const struct msghdr *msg = (const struct msghdr *)ctx->args[1];
 	struct waiting *w = find_or_make(sk, IPPROTO_TCP);
 	__u32 write_seq, size;
-	char comm[16];
+	__u64 comm[2];
 
 	if (!w)
 		return 0;
@@ -1139,7 +1151,7 @@ int BPF_PROG(fen_write, struct sock *sk, struct msghdr *msg, unsigned long size)
 	if (!w || !connection_load(sk, &c))
 		return 0;
 	task = bpf_get_current_task_btf();
-	write_begins(sk, w, c.write_seq, size, task->tgid, task->comm);
+	write_begins(sk, w, c.write_seq, size, task->tgid, (const __u64 *)task->comm);
 	return 0;
 }
 
@@ -1147,7 +1159,7 @@ SEC("kprobe/tcp_sendmsg_locked")
 int BPF_KPROBE(kp_write, struct sock *sk, struct msghdr *msg, unsigned long size)
 {
 	struct waiting *w = size ? find_or_make(sk, IPPROTO_TCP) : NULL;
-	char comm[16];
+	__u64 comm[2];
 
 	if (!w)
 		return 0;
