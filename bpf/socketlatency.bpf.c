@@ -108,6 +108,7 @@ struct queue {
 	__u32 head; /* index of the next mark; & MARKS - 1 gives its place */
 	__u32 tail;
 	__u32 base; /* where the oldest mark's data begin */
+	__u32 unused;
 	struct mark mark[MARKS];
 };
 
@@ -118,18 +119,18 @@ struct writer {
 
 struct waiting {
 	__u64 identity; /* of the socket, where the map does not go with it */
-	struct queue in;
-	struct queue out;
+	__u64 call_ns; /* how long the data waited that a call took which goes on; or 0 */
+	__u32 call_task; /* whose call that is */
+	__u32 call_at; /* when it took its last piece */
 	__u32 taken; /* position up to which the application has read */
 	__u32 arrived; /* datagrams so far */
 	__u32 gone; /* datagrams that nobody seemed to have read at the last read */
-	__u32 call_at; /* when the call that goes on took its last piece */
-	__u32 call_task; /* whose call that is */
-	__u64 call_ns; /* how long the data waited that it took; 0: no slow call goes on */
 	__u32 write_begin; /* position at which the last write began */
 	__u32 sent; /* position up to which TCP has sent */
 	__u32 sent_at;
 	__u32 writer; /* the last one */
+	struct queue in;
+	struct queue out;
 	struct writer writers[WRITERS];
 };
 
@@ -152,6 +153,10 @@ struct {
 
 /* Too large for the stack. */
 const struct waiting nothing = {};
+
+/* How many calls may go on that have taken data which waited long. It spares
+ * the end of all other calls a look into the storage. */
+__u32 calls_open;
 
 static __always_inline __u64 identity_of(const struct sock *sk)
 {
@@ -210,6 +215,12 @@ static __always_inline struct waiting *stored_or_made(struct sock *sk, __u8 prot
 	return bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 }
 
+/* Whether one position is behind another. */
+static __always_inline bool after(__u32 a, __u32 b)
+{
+	return (__s32)(a - b) > 0;
+}
+
 /* Queues */
 
 static __always_inline struct mark *mark_at(struct queue *q, __u32 i)
@@ -219,13 +230,7 @@ static __always_inline struct mark *mark_at(struct queue *q, __u32 i)
 
 static __always_inline bool queue_empty(const struct queue *q)
 {
-	return q->head == q->tail;
-}
-
-/* Whether one position is behind another. */
-static __always_inline bool after(__u32 a, __u32 b)
-{
-	return (__s32)(a - b) > 0;
+	return !after(q->head, q->tail);
 }
 
 static __always_inline __u32 many_of(const struct mark *m)
@@ -278,8 +283,9 @@ static __always_inline void queue_add(struct queue *q, __u32 begin, __u32 end, _
 	__u32 head = q->head;
 	struct mark *m;
 
-	if (head == q->tail) {
+	if (!after(head, q->tail)) {
 		q->base = begin;
+		q->tail = head;
 	} else {
 		m = mark_at(q, head - 1);
 		if (now - m->first < slow_ns >> (TICK_SHIFT + 4) && (m->many & 3) == writer) {
@@ -305,12 +311,20 @@ static __always_inline void queue_clear(struct queue *q)
 	q->tail = q->head;
 }
 
+/* queue_restart has an empty queue use the same memory again. Its ends must not
+ * run at a time. */
+static __always_inline void queue_restart(struct queue *q)
+{
+	q->head = 0;
+	q->tail = 0;
+}
+
 /* queue_drop forgets the marks up to a position. */
 static __always_inline void queue_drop(struct queue *q, __u32 position)
 {
 	__u32 tail = q->tail, head = q->head;
 
-	for (int i = 0; i < MARKS && tail != head; i++) {
+	for (int i = 0; i < MARKS && after(head, tail); i++) {
 		const struct mark *m = mark_at(q, tail);
 
 		if (after(m->end, position))
@@ -510,6 +524,7 @@ static __always_inline void ready_tcp(struct waiting *w, __u32 rcv_nxt, __u32 co
 	q = &w->in;
 	if (queue_empty(q)) {
 		w->taken = copied;
+		queue_restart(q);
 	} else {
 		end = mark_at(q, q->head - 1)->end;
 		if (end == rcv_nxt)
@@ -604,12 +619,18 @@ static __always_inline bool call_is_over(const struct sock *sk, __u32 copied)
 	       BPF_CORE_READ(cb, end_seq) != copied;
 }
 
+static __always_inline void calls_opened(__s32 n)
+{
+	if (n)
+		__sync_fetch_and_add(&calls_open, n);
+}
+
 /* A call took a piece of data that waited so long. */
 static __always_inline int piece_measured(const struct sock *sk, struct waiting *w, __u32 copied,
 					  __u64 now, __u64 wait)
 {
 	__u32 task = bpf_get_current_pid_tgid();
-	__u64 before = w->call_task == task ? w->call_ns : 0;
+	__u64 was = w->call_ns, before = w->call_task == task ? was : 0;
 
 	if (wait > before)
 		read_measured(sk, IPPROTO_TCP, now, before, wait);
@@ -617,13 +638,16 @@ static __always_inline int piece_measured(const struct sock *sk, struct waiting 
 		wait = before;
 	w->call_task = task;
 	w->call_ns = call_is_over(sk, copied) ? 0 : wait;
+	calls_opened(!!w->call_ns - !!was);
 	return 0;
 }
 
 static __always_inline int call_ends(struct waiting *w)
 {
-	if (w->call_ns && w->call_task == (__u32)bpf_get_current_pid_tgid())
+	if (w->call_ns && w->call_task == (__u32)bpf_get_current_pid_tgid()) {
 		w->call_ns = 0;
+		calls_opened(-1);
+	}
 	return 0;
 }
 
@@ -661,7 +685,7 @@ static __always_inline int received_loaded(struct sock *sk)
 	__u8 protocol = protocol_loaded(sk);
 	struct waiting *w;
 
-	if (!protocol)
+	if (!protocol || (protocol == IPPROTO_TCP && !calls_open))
 		return 0;
 	w = stored(sk);
 	if (!w)
@@ -677,7 +701,7 @@ static __always_inline int received_read(const struct sock *sk)
 	__u8 protocol = protocol_read(sk);
 	struct waiting *w;
 
-	if (!protocol)
+	if (!protocol || (protocol == IPPROTO_TCP && !calls_open))
 		return 0;
 	w = find(sk);
 	if (!w)
@@ -800,11 +824,11 @@ int raw_read_pieces(struct bpf_raw_tracepoint_args *ctx)
 	if (wait < slow_ns)
 		return 0;
 	if (ticks_of(now) - w->call_at > 1000000 >> TICK_SHIFT)
-		w->call_ns = 0;
+		call_ends(w);
 	w->call_at = ticks_of(now);
 	piece_measured(sk, w, copied, now, wait);
 	if (BPF_CORE_READ(sk, sk_receive_queue.qlen) <= 1)
-		w->call_ns = 0; /* that was the last one */
+		call_ends(w); /* that was the last one */
 	return 0;
 }
 
@@ -946,7 +970,7 @@ static __always_inline void went_out(const struct sock *sk, struct waiting *w, _
 	__u32 tail = q->tail, head = q->head, base = q->base, len, many, done;
 	struct mark part, *m;
 
-	for (int i = 0; i < MARKS && tail != head; i++) {
+	for (int i = 0; i < MARKS && after(head, tail); i++) {
 		m = mark_at(q, tail);
 		if (after(m->end, end_seq))
 			break;
@@ -957,7 +981,7 @@ static __always_inline void went_out(const struct sock *sk, struct waiting *w, _
 	}
 	q->tail = tail;
 	q->base = base;
-	if (tail == head)
+	if (!after(head, tail))
 		return;
 	/* Of several writes some may be done. */
 	m = mark_at(q, tail);
@@ -1054,8 +1078,10 @@ static __always_inline void write_begins(const struct sock *sk, struct waiting *
 
 	if (!queue_empty(q))
 		settle(sk, w, write_seq, now);
-	if (queue_empty(q))
+	if (queue_empty(q)) {
 		w->sent = write_seq;
+		queue_restart(q);
+	}
 	w->write_begin = write_seq;
 	queue_add(q, write_seq, write_seq + size, ticks_of(now), writer_of(w, pid, comm));
 }

@@ -45,6 +45,7 @@ const (
 	socketlatencyProgRawReceived     = "raw_received"
 	socketlatencyProgRawSegment      = "raw_segment"
 	socketlatencyProgRawWrite        = "raw_write"
+	socketlatencyVarCallsOpen        = "calls_open"
 	socketlatencyVarEventLayout      = "event_layout"
 	socketlatencyVarEventNs          = "event_ns"
 	socketlatencyVarNothing          = "nothing"
@@ -135,6 +136,7 @@ type socketlatencyMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type socketlatencyVariableSpecs struct {
+	CallsOpen   *ebpf.VariableSpec `ebpf:"calls_open"`
 	EventLayout *ebpf.VariableSpec `ebpf:"event_layout"`
 	EventNs     *ebpf.VariableSpec `ebpf:"event_ns"`
 	Nothing     *ebpf.VariableSpec `ebpf:"nothing"`
@@ -187,6 +189,7 @@ func (m *socketlatencyMaps) Close() error {
 //
 // It can be passed to loadSocketlatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type socketlatencyVariables struct {
+	CallsOpen   *ebpf.Variable `ebpf:"calls_open"`
 	EventLayout *ebpf.Variable `ebpf:"event_layout"`
 	EventNs     *ebpf.Variable `ebpf:"event_ns"`
 	Nothing     *ebpf.Variable `ebpf:"nothing"`

@@ -204,13 +204,14 @@ func steady(n, size int, period, delay, readPeriod time.Duration, datagram bool)
 			})
 		}()
 		time.Sleep(delay)
-		every(readPeriod, n, func() {
-			flags := 0
-			if !datagram {
-				flags = unix.MSG_WAITALL
-			}
+		flags := 0
+		if !datagram {
+			flags = unix.MSG_WAITALL
+		}
+		for range n {
 			waits = append(waits, server.take(size, flags, datagram))
-		})
+			time.Sleep(readPeriod)
+		}
 		<-done
 		return waits
 	}
