@@ -212,12 +212,12 @@ var definitions = map[string]*definition{
 					{kind: Kprobe, programs: []string{"kp_consume", "kp_cleanup", "kp_ready"}},
 					{
 						kind: RawTracepoint, programs: []string{"raw_read_pieces", "raw_segment"},
-						lacks: "reads of datagrams: this kernel has neither the tracepoints for them nor function hooks",
+						lacks: "reads of datagrams, and where one read of whole segments ends and the next begins: this kernel has neither the tracepoints for them nor function hooks",
 					},
 				},
 			},
 			{
-				name: "writes (data written to segment sent, TCP)",
+				name: "writes (data written to their last byte sent, TCP)",
 				rungs: []rung{
 					{kind: BTFTracepoint, programs: []string{"btf_queue", "btf_write"}},
 					{kind: RawTracepoint, programs: []string{"raw_queue", "raw_write"}},

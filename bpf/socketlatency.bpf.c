@@ -97,8 +97,14 @@ struct mark {
  * of the last mark joins that mark. Where all marks are in use, those two
  * neighbours become one that lose the least: the time that they would span is
  * set against the age of what they hold plus an eighth of the age of the
- * oldest. So what is old is kept more coarsely than what is new, the marks never
- * run out, and a mark that spans nothing (one arrival) is exact.
+ * oldest. So what is old is kept more coarsely than what is new, and the marks
+ * never run out.
+ *
+ * A mark of one arrival is exact. No other is off by more than it spans, which
+ * is less than a quarter of the wait in a queue of constant delay; as arrivals
+ * in a mark are taken to be evenly spread, random ones are off by 5 % of it, in
+ * either direction. A queue that is emptied at once is off by a few percent of
+ * the age of its oldest data.
  *
  * A TCP socket's queues change under its lock. Of a datagram socket several
  * CPUs may add and take at a time: one end adds at the head, the other takes at
