@@ -168,7 +168,7 @@ var metricNotes = map[string]metricNote{
 		"The application is slow to read: busy, not scheduled, held by its CPU limit, or waiting for something else. TCP and UDP; one call is one read, and its wait is that of the oldest byte or datagram that it takes. " +
 			"Peeks and reads of the error queue do not count. A wait is exact while up to 16 arrivals are unread, those within 62 us of each other being one; beyond that it may be off by 5 % of the age of the oldest data in the socket. " +
 			"Data below SO_RCVLOWAT begin to wait when the kernel tells the reader of them; the data of a SYN (TCP Fast Open) begin with the data after them. MPTCP connections are not measured. " +
-			"By the tracepoints of Linux before 6.3 alone, reads of whole segments within a millisecond of each other may count as one, and data that filled a gap are measured from the segment after them."},
+			"By the tracepoints of Linux before 6.3 alone, reads of whole segments within a millisecond of each other may count as one, data that filled a gap wait from the segment after them on, and data below SO_RCVLOWAT from their own."},
 	"kubeskoop_socketlatency_read100ms": {"sk_data_ready to the copy of the bytes, or of the datagram, to the application", "The same for over 100 ms."},
 	"kubeskoop_socketlatency_write1ms": {"tcp_sendmsg_locked() to the transmission of the write's last byte",
 		"Written data wait in the socket: the peer's window or the congestion window is closed, or Nagle waits. TCP alone. One call is one write; its wait ends when TCP gives its last byte to the IP layer for the first time, and includes the time for which the call blocks. " +
