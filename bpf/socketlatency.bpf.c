@@ -79,6 +79,7 @@ static __always_inline __u64 elapsed_ns(__u32 since, __u32 now)
 
 #define MARKS 16
 #define WRITERS 4
+#define GONE_READS 8
 
 /* Arrivals (or writes) that are kept as one: so many, the first and the last
  * of them at these times. They are taken to be of one size and evenly spread,
@@ -130,7 +131,8 @@ struct waiting {
 	__u32 call_at; /* when it took its last piece */
 	__u32 taken; /* position up to which the application has read */
 	__u32 arrived; /* datagrams so far */
-	__u32 gone; /* datagrams that nobody seemed to have read at the last read */
+	__u32 gone; /* datagrams that seem to have gone without a read */
+	__u32 gone_reads; /* for how many reads */
 	__u32 write_begin; /* position at which the last write began */
 	__u32 sent; /* position up to which TCP has sent */
 	__u32 sent_at;
@@ -160,9 +162,13 @@ struct {
 /* Too large for the stack. */
 const struct waiting nothing = {};
 
-/* How many calls may go on that have taken data which waited long. It spares
- * the end of all other calls a look into the storage. */
+/* Not 0 while a call may go on that has taken data which waited long: the ends
+ * of so many calls are looked at. It spares all others a look into the storage.
+ * The end of a call is missed if it sleeps for so many others; what its task
+ * reads next from the socket then counts as the same call's. */
 __u32 calls_open;
+
+#define CALLS_OPEN 1024
 
 static __always_inline __u64 identity_of(const struct sock *sk)
 {
@@ -625,18 +631,12 @@ static __always_inline bool call_is_over(const struct sock *sk, __u32 copied)
 	       BPF_CORE_READ(cb, end_seq) != copied;
 }
 
-static __always_inline void calls_opened(__s32 n)
-{
-	if (n)
-		__sync_fetch_and_add(&calls_open, n);
-}
-
 /* A call took a piece of data that waited so long. */
 static __always_inline int piece_measured(const struct sock *sk, struct waiting *w, __u32 copied,
 					  __u64 now, __u64 wait)
 {
 	__u32 task = bpf_get_current_pid_tgid();
-	__u64 was = w->call_ns, before = w->call_task == task ? was : 0;
+	__u64 before = w->call_task == task ? w->call_ns : 0;
 
 	if (wait > before)
 		read_measured(sk, IPPROTO_TCP, now, before, wait);
@@ -644,16 +644,15 @@ static __always_inline int piece_measured(const struct sock *sk, struct waiting 
 		wait = before;
 	w->call_task = task;
 	w->call_ns = call_is_over(sk, copied) ? 0 : wait;
-	calls_opened(!!w->call_ns - !!was);
+	if (w->call_ns)
+		calls_open = CALLS_OPEN;
 	return 0;
 }
 
 static __always_inline int call_ends(struct waiting *w)
 {
-	if (w->call_ns && w->call_task == (__u32)bpf_get_current_pid_tgid()) {
+	if (w->call_ns && w->call_task == (__u32)bpf_get_current_pid_tgid())
 		w->call_ns = 0;
-		calls_opened(-1);
-	}
 	return 0;
 }
 
@@ -664,13 +663,19 @@ static __always_inline int read_datagram(const struct sock *sk, __u8 protocol, s
 	__u32 taken = w->taken + 1, gone = w->arrived - left - taken;
 	__u64 now, wait;
 
-	/* Others have gone too. Either another thread is about to tell of its
-	 * read, or they have gone without one, as their checksum was wrong.
-	 * Then they are still missing at the next read. */
-	if (gone && !after(gone, 0))
-		gone = 0;
-	taken += gone < w->gone ? gone : w->gone;
-	w->gone = gone;
+	/* Others have gone too. Either other threads are about to tell of their
+	 * reads, or they have gone without one, as their checksum was wrong.
+	 * Then they are still missing some reads later. */
+	if (!after(gone, 0)) {
+		w->gone_reads = 0;
+	} else {
+		if (!w->gone_reads || gone < w->gone)
+			w->gone = gone;
+		if (++w->gone_reads >= GONE_READS) {
+			taken += w->gone;
+			w->gone_reads = 0;
+		}
+	}
 	w->taken = taken;
 	if (queue_empty(&w->in))
 		return 0;
@@ -693,6 +698,8 @@ static __always_inline int received_loaded(struct sock *sk)
 
 	if (!protocol || (protocol == IPPROTO_TCP && !calls_open))
 		return 0;
+	if (protocol == IPPROTO_TCP)
+		calls_open--;
 	w = stored(sk);
 	if (!w)
 		return 0;
@@ -709,6 +716,8 @@ static __always_inline int received_read(const struct sock *sk)
 
 	if (!protocol || (protocol == IPPROTO_TCP && !calls_open))
 		return 0;
+	if (protocol == IPPROTO_TCP)
+		calls_open--;
 	w = find(sk);
 	if (!w)
 		return 0;
