@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -195,56 +194,6 @@ func TestSocketlatencyPeek(t *testing.T) {
 	if got := l.settled(p, b.inode); got[ReadSlow] != 1 || got[ReadSlow100] != 1 {
 		t.Errorf("%v, want one slow read", got[:4])
 	}
-}
-
-// TestSocketlatencySendSlow writes more than the peer takes: its window is
-// closed for a while, and so the last of the data waits.
-func TestSocketlatencySendSlow(t *testing.T) {
-	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
-		a, b := newPair(t)
-		l := newTestLoader(t, Options{Hooks: rung})
-		p := l.load("socketlatency", Config{})
-		if writes := p.Hooks()[1]; writes.Kind == "" {
-			t.Skipf("this kernel: %+v", writes.Refused)
-		}
-		want := uint64(0)
-		for family, addrs := range families(a, b) {
-			client, server := connect(t, a, b, addrs[1])
-			if err := server.SetReadBuffer(16 << 10); err != nil {
-				t.Fatal(err)
-			}
-			client.SetWriteDeadline(time.Now().Add(hold))
-			written := 0
-			for {
-				n, err := client.Write(make([]byte, 64<<10))
-				written += n
-				if err != nil {
-					break
-				}
-			}
-			time.Sleep(hold)
-			server.SetReadDeadline(time.Now().Add(20 * time.Second))
-			if _, err := io.ReadFull(server, make([]byte, written)); err != nil {
-				t.Fatal(err)
-			}
-			want++
-			got := l.settled(p, a.inode)
-			if got[WriteSlow100] != want {
-				t.Errorf("%s: %v, want %d slow writes: one per closed window", family, got[:4], want)
-			}
-			for _, e := range l.taken(SocklatSendSlow, a.inode, int(want)) {
-				if e.Latency < hold || int(e.PID) != os.Getpid() || e.Comm() == "" {
-					t.Errorf("%s: %+v by %q", family, e, e.Comm())
-				}
-				if e.Source.Addr() == addrs[0] && (e.Source != addrPort(client.LocalAddr()) || e.Destination != addrPort(client.RemoteAddr())) {
-					t.Errorf("%s: %+v", family, e)
-				}
-			}
-			client.Close()
-		}
-		l.count(p, "writes into a closed window", want, l.settled(p, a.inode)[WriteSlow100])
-		l.balanced(SocklatSendSlow, p, WriteSlow100)
-	})
 }
 
 // queueHeld makes packets wait: a netfilter queue whose reader lets each go on

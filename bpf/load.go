@@ -322,10 +322,27 @@ func (p *Probe) attach(spec *ebpf.CollectionSpec, types *kernelTypes) error {
 			return &UnsupportedError{Probe: p.name, Hooks: p.hooks, Note: p.definition.note}
 		}
 	}
+	p.releaseUnused(spec)
 	if p.devices != nil {
 		p.showDevices()
 	}
 	return nil
+}
+
+// releaseUnused frees the maps that are for other hooks than those in use.
+func (p *Probe) releaseUnused(spec *ebpf.CollectionSpec) {
+	used := map[string]bool{}
+	for name := range p.programs {
+		for _, ins := range spec.Programs[name].Instructions {
+			used[ins.Reference()] = true
+		}
+	}
+	for name, m := range p.maps {
+		if !used[name] && p.loader.shared[name] == nil {
+			m.Close()
+			delete(p.maps, name)
+		}
+	}
 }
 
 // rungsOf gives the rungs to try, which a forced kind cuts down to its own

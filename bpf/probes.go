@@ -253,16 +253,16 @@ var definitions = map[string]*definition{
 					// State that goes with the socket needs type information.
 					{kind: BTFTracepoint, programs: []string{"btf_received", "btf_read_tcp", "btf_ready"}},
 					{kind: RawTracepoint, programs: []string{"raw_received", "raw_read_tcp", "raw_ready"}},
-					{kind: Fentry, programs: []string{"fen_consume", "btf_read_tcp", "fen_ready"}},
-					{kind: Kprobe, programs: []string{"kp_consume", "raw_read_tcp", "kp_ready"}},
+					{kind: Fentry, programs: []string{"fen_consume", "fen_cleanup", "fen_ready"}},
+					{kind: Kprobe, programs: []string{"kp_consume", "kp_cleanup", "kp_ready"}},
 					{
-						kind: RawTracepoint, programs: []string{"raw_read_tcp", "raw_segment"},
-						lacks: "reads of datagrams: this kernel has neither the tracepoints for them nor function hooks",
+						kind: RawTracepoint, programs: []string{"raw_read_pieces", "raw_segment"},
+						lacks: "reads of datagrams, and where one read of whole segments ends and the next begins: this kernel has neither the tracepoints for them nor function hooks",
 					},
 				},
 			},
 			{
-				name: "writes (data written to segment sent, TCP)",
+				name: "writes (data written to their last byte sent, TCP)",
 				rungs: []rung{
 					{kind: BTFTracepoint, programs: []string{"btf_queue", "btf_write"}},
 					{kind: RawTracepoint, programs: []string{"raw_queue", "raw_write"}},

@@ -2,13 +2,22 @@
 
 //go:build ignore
 
-/* socketlatency: how long received data waits for the application, and how
- * long written data waits to be sent.
+/* socketlatency: how long received data wait for the application, and how long
+ * written data wait to be sent.
  *
- * The clock of a read runs from the first unread byte and stops only when
- * bytes have really been taken: a poll, a timeout, a peek or a read that
- * returns nothing changes nothing. A datagram that is written does not wait in
- * its socket, so writing is about TCP alone. */
+ * The wait of a read is that of the oldest byte, or of the datagram, that it
+ * took: from the moment when the socket was told of the data until they were
+ * taken. A poll, a timeout, a peek, a read of the error queue and a read that
+ * returns nothing take nothing. One call that takes data in several pieces is
+ * one read.
+ *
+ * The wait of a write is that of its last byte: from the call until TCP gives
+ * that byte to the IP layer. It includes the time for which the call blocks.
+ * A datagram does not wait in its socket, so writes are TCP's alone.
+ *
+ * Each socket keeps marks: up to which byte, or datagram, the data had come (or
+ * had been written) at which time. See struct queue for what they cost in
+ * accuracy. */
 
 #include "headers/kernel.h"
 #include "headers/counter.h"
@@ -18,20 +27,119 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum slot { READ, READ100, WRITE, WRITE100 };
 
+enum { MSG_DONTWAIT = 0x40, MSG_ERRQUEUE = 0x2000 };
+
 const volatile __u64 slow_ns = 1000000;
 const volatile __u64 slow100_ns = 100000000;
 const volatile __u64 event_ns = 100000000;
 
 DEFINE_COUNTERS();
 
+/* Fields that this probe alone reads. The loader ignores what follows ___. */
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct tcp_sock___mptcp {
+	bool is_mptcp;
+};
+
+struct sk_buff___list {
+	struct sk_buff *next;
+};
+
+struct iov_iter {
+	__u8 iter_type;
+	unsigned long iov_offset;
+	unsigned long count;
+};
+
+struct msghdr {
+	struct iov_iter msg_iter;
+	unsigned int msg_flags;
+};
+
+enum iter_type { ITER_UBUF };
+
+#pragma clang attribute pop
+
+/* Times are kept as ticks of 4,096 ns, which fit 32 bits for 4.8 hours. */
+#define TICK_SHIFT 12
+
+static __always_inline __u32 ticks_of(__u64 ns)
+{
+	return ns >> TICK_SHIFT;
+}
+
+/* TCP's reading of the clock may be the moment before ours. */
+static __always_inline __u64 elapsed_ns(__u32 since, __u32 now)
+{
+	__u32 ticks = now - since;
+
+	return ticks > 0xffff0000u ? 0 : (__u64)ticks << TICK_SHIFT;
+}
+
+#define MARKS 16
+#define WRITERS 4
+#define GONE_READS 8
+
+/* Arrivals (or writes) that are kept as one: so many, the first and the last
+ * of them at these times. They are taken to be of one size and evenly spread,
+ * so no time is wrong by more than last - first. */
+struct mark {
+	__u32 end; /* position behind them */
+	__u32 first;
+	__u32 last;
+	__u32 many; /* how many << 2 | which of the writers */
+};
+
+/* What has come and was not taken, oldest first. Positions are TCP's sequence
+ * numbers, or the number of a datagram.
+ *
+ * What comes within a sixteenth of the threshold `slow` (62 us) after the first
+ * of the last mark joins that mark. Where all marks are in use, those two
+ * neighbours become one that lose the least: the time that they would span is
+ * set against the age of what they hold plus an eighth of the age of the
+ * oldest. So what is old is kept more coarsely than what is new, and the marks
+ * never run out.
+ *
+ * A mark of one arrival is exact. No other is off by more than it spans, which
+ * is less than a quarter of the wait in a queue of constant delay; as arrivals
+ * in a mark are taken to be evenly spread, random ones are off by 5 % of it, in
+ * either direction. A queue that is emptied at once is off by a few percent of
+ * the age of its oldest data.
+ *
+ * A TCP socket's queues change under its lock. Of a datagram socket several
+ * CPUs may add and take at a time: one end adds at the head, the other takes at
+ * the tail, and a mark is complete before the head tells of it. Two that add at
+ * once may lose a mark, and never more than that. */
+struct queue {
+	__u32 head; /* index of the next mark; & MARKS - 1 gives its place */
+	__u32 tail;
+	__u32 base; /* where the oldest mark's data begin */
+	__u32 unused;
+	struct mark mark[MARKS];
+};
+
+struct writer {
+	__u64 comm[2];
+	__u64 pid;
+};
+
 struct waiting {
-	__u64 read_since_ns; /* 0: nothing is unread */
-	__u64 write_since_ns; /* 0: nothing is unsent */
-	__u32 copied_seq; /* how far the application had read then */
-	__u32 write_seq; /* the first byte that is unsent */
 	__u64 identity; /* of the socket, where the map does not go with it */
-	char comm[16]; /* of the writer */
-	__u32 pid;
+	__u64 call_ns; /* how long the data waited that a call took which goes on; or 0 */
+	__u32 call_task; /* whose call that is */
+	__u32 call_at; /* when it took its last piece */
+	__u32 taken; /* position up to which the application has read */
+	__u32 arrived; /* datagrams so far */
+	__u32 gone; /* datagrams that seem to have gone without a read */
+	__u32 gone_reads; /* for how many reads */
+	__u32 write_begin; /* position at which the last write began */
+	__u32 sent; /* position up to which TCP has sent */
+	__u32 sent_at;
+	__u32 writer; /* the last one */
+	struct queue in;
+	struct queue out;
+	struct writer writers[WRITERS];
 };
 
 /* Goes when its socket does: programs with type information can use it. */
@@ -51,6 +159,17 @@ struct {
 	__type(value, struct waiting);
 } sockets_by_address SEC(".maps");
 
+/* Too large for the stack. */
+const struct waiting nothing = {};
+
+/* Not 0 while a call may go on that has taken data which waited long: the ends
+ * of so many calls are looked at. It spares all others a look into the storage.
+ * The end of a call is missed if it sleeps for so many others; what its task
+ * reads next from the socket then counts as the same call's. */
+__u32 calls_open;
+
+#define CALLS_OPEN 1024
+
 static __always_inline __u64 identity_of(const struct sock *sk)
 {
 	__u64 ports = (__u64)BPF_CORE_READ(sk, __sk_common.skc_num) << 16 |
@@ -67,16 +186,31 @@ static __always_inline struct waiting *find(const struct sock *sk)
 	return w && w->identity == identity_of(sk) ? w : NULL;
 }
 
-static __always_inline struct waiting *find_or_make(const struct sock *sk)
+/* MPTCP takes the data of its TCP connections into a socket of its own, where
+ * they wait for the application, and gives them data without a write. So there
+ * is nothing that a program here could measure, and such a connection has no
+ * entry. */
+static __always_inline bool is_mptcp(const struct sock *sk)
 {
-	__u64 key = (__u64)sk;
-	struct waiting fresh = { .identity = identity_of(sk) };
+	const struct tcp_sock___mptcp *tp = (const void *)sk;
+
+	return bpf_core_field_exists(tp->is_mptcp) && BPF_CORE_READ(tp, is_mptcp);
+}
+
+static __always_inline struct waiting *find_or_make(const struct sock *sk, __u8 protocol)
+{
+	__u64 key = (__u64)sk, identity = identity_of(sk);
 	struct waiting *w = bpf_map_lookup_elem(&sockets_by_address, &key);
 
-	if (w && w->identity == fresh.identity)
+	if (w && w->identity == identity)
 		return w;
-	bpf_map_update_elem(&sockets_by_address, &key, &fresh, BPF_ANY);
-	return bpf_map_lookup_elem(&sockets_by_address, &key);
+	if (protocol == IPPROTO_TCP && is_mptcp(sk))
+		return NULL;
+	bpf_map_update_elem(&sockets_by_address, &key, &nothing, BPF_ANY);
+	w = bpf_map_lookup_elem(&sockets_by_address, &key);
+	if (w)
+		w->identity = identity;
+	return w;
 }
 
 static __always_inline struct waiting *stored(struct sock *sk)
@@ -84,40 +218,220 @@ static __always_inline struct waiting *stored(struct sock *sk)
 	return bpf_sk_storage_get(&sockets, sk, NULL, 0);
 }
 
-static __always_inline struct waiting *stored_or_made(struct sock *sk)
+static __always_inline struct waiting *stored_or_made(struct sock *sk, __u8 protocol)
 {
+	struct waiting *w = stored(sk);
+
+	if (w || (protocol == IPPROTO_TCP && is_mptcp(sk)))
+		return w;
 	return bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 }
 
-static __always_inline void measured(const struct sock *sk, __u8 protocol, __u32 slot, __u64 now,
-				     __u64 latency, const struct waiting *writer)
+/* Whether one position is behind another. */
+static __always_inline bool after(__u32 a, __u32 b)
 {
-	__u32 netns;
+	return (__s32)(a - b) > 0;
+}
+
+/* Queues */
+
+static __always_inline struct mark *mark_at(struct queue *q, __u32 i)
+{
+	return &q->mark[i & (MARKS - 1)];
+}
+
+static __always_inline bool queue_empty(const struct queue *q)
+{
+	return !after(q->head, q->tail);
+}
+
+static __always_inline __u32 many_of(const struct mark *m)
+{
+	return m->many >> 2;
+}
+
+/* queue_squeeze makes room in a full queue and gives the new head. The oldest
+ * mark stays as it is: the other end may be at it. */
+static __noinline __u32 queue_squeeze(struct queue *q, __u32 now)
+{
+	__u64 best_span = 1ull << 31, best_age = 1;
+	__u32 tail, best = MARKS - 2, many;
+	struct mark *m, *next;
+
+	if (!q)
+		return 0;
+	tail = q->tail;
+	for (__u32 i = 1; i < MARKS - 1; i++) {
+		__u32 span, age;
+
+		m = mark_at(q, tail + i);
+		next = mark_at(q, tail + i + 1);
+		span = next->last - m->first;
+		age = now - next->last + (now - mark_at(q, tail)->first) / 8 + 1;
+		if (span * best_age < best_span * age) {
+			best_span = span;
+			best_age = age;
+			best = i;
+		}
+	}
+	m = mark_at(q, tail + best);
+	next = mark_at(q, tail + best + 1);
+	many = many_of(m) + many_of(next);
+	m->many = (many < 1u << 30 ? many : many_of(m)) << 2 | (m->many & 3);
+	m->last = next->last;
+	m->end = next->end;
+	for (__u32 i = 2; i < MARKS - 1; i++) {
+		if (i > best)
+			*mark_at(q, tail + i) = *mark_at(q, tail + i + 1);
+	}
+	return tail + MARKS - 1;
+}
+
+/* queue_add notes that the data up to `end` came now. If nothing was waiting,
+ * they begin at `begin`. */
+static __always_inline void queue_add(struct queue *q, __u32 begin, __u32 end, __u32 now,
+				      __u32 writer)
+{
+	__u32 head = q->head;
+	struct mark *m;
+
+	if (!after(head, q->tail)) {
+		q->base = begin;
+		q->tail = head;
+	} else {
+		m = mark_at(q, head - 1);
+		if (now - m->first < slow_ns >> (TICK_SHIFT + 4) && (m->many & 3) == writer) {
+			m->end = end;
+			m->last = now;
+			m->many += 1 << 2;
+			return;
+		}
+		if (head - q->tail >= MARKS)
+			head = queue_squeeze(q, now);
+	}
+	m = mark_at(q, head);
+	m->end = end;
+	m->first = now;
+	m->last = now;
+	m->many = 1 << 2 | writer;
+	barrier();
+	q->head = head + 1;
+}
+
+static __always_inline void queue_clear(struct queue *q)
+{
+	q->tail = q->head;
+}
+
+/* queue_restart has an empty queue use the same memory again. Its ends must not
+ * run at a time. */
+static __always_inline void queue_restart(struct queue *q)
+{
+	q->head = 0;
+	q->tail = 0;
+}
+
+/* queue_drop forgets the marks up to a position. */
+static __always_inline void queue_drop(struct queue *q, __u32 position)
+{
+	__u32 tail = q->tail, head = q->head;
+
+	for (int i = 0; i < MARKS && after(head, tail); i++) {
+		const struct mark *m = mark_at(q, tail);
+
+		if (after(m->end, position))
+			break;
+		q->base = m->end;
+		tail++;
+	}
+	q->tail = tail;
+}
+
+/* mark_time gives when the data at a position came, of which a mark tells. */
+static __always_inline __u32 mark_time(const struct queue *q, const struct mark *m, __u32 position)
+{
+	__u32 many = many_of(m), offset = position - q->base, len = m->end - q->base;
+
+	if (many < 2 || offset >= len)
+		return m->first;
+	return m->first + (__u64)(m->last - m->first) * ((__u64)offset * many / len) / (many - 1);
+}
+
+/* queue_take gives how long the data at the position `from`, the oldest that
+ * are taken, have waited, and forgets what is taken, which is up to `to`. */
+static __always_inline __u64 queue_take(struct queue *q, __u32 from, __u32 to, __u32 now)
+{
+	const struct mark *m;
+	__u64 wait;
+
+	if (queue_empty(q))
+		return 0;
+	m = mark_at(q, q->tail);
+	if (!after(m->end, from)) {
+		queue_drop(q, from);
+		if (queue_empty(q))
+			return 0;
+		m = mark_at(q, q->tail);
+	}
+	wait = elapsed_ns(mark_time(q, m, from), now);
+	if (!after(m->end, to))
+		queue_drop(q, to);
+	return wait;
+}
+
+/* Reports */
+
+static __always_inline void count_many(__u32 netns, __u32 slot, __u32 n)
+{
+	struct counter *c = n ? counter_of(netns) : NULL;
+
+	if (c && slot < COUNTER_SLOTS)
+		__sync_fetch_and_add(&c->slot[slot], n);
+}
+
+static __noinline int report(const struct sock *sk, __u32 protocol_slot, __u64 now, __u64 wait,
+			     const struct writer *writer)
+{
+	__u32 slot = protocol_slot & 0xff, protocol = protocol_slot >> 8;
 	struct event *e;
 
-	if (latency < slow_ns)
-		return;
-	netns = netns_of_sock(sk);
-	count(netns, slot);
-	if (latency >= slow100_ns)
-		count(netns, slot + 1);
-	if (latency < event_ns)
-		return;
-	e = event_reserve(slot == READ ? EVENT_SOCKETLAT_READSLOW : EVENT_SOCKETLAT_SENDSLOW, netns,
-			  now, sizeof(*e));
+	e = event_reserve(slot == READ ? EVENT_SOCKETLAT_READSLOW : EVENT_SOCKETLAT_SENDSLOW,
+			  netns_of_sock(sk), now, sizeof(*e));
 	if (!e)
-		return;
-	e->latency_ns = latency;
+		return 0;
+	e->latency_ns = wait;
 	e->tcp_state = protocol == IPPROTO_TCP ? BPF_CORE_READ(sk, __sk_common.skc_state) : 0;
 	tuple_from_sock(sk, protocol, &e->tuple);
 	if (writer) {
-		/* Whoever lets it go out at last is a bystander. */
+		/* The task that triggers the transmission (often ACK
+		 * processing) is not the writer. */
 		e->pid = writer->pid;
 		__builtin_memcpy(e->comm, writer->comm, sizeof(e->comm));
 	} else {
 		event_set_process(e);
 	}
 	event_submit(e);
+	return 0;
+}
+
+/* read_measured counts a read whose data waited so long. `before` is what was
+ * counted of the same call already. */
+static __always_inline void read_measured(const struct sock *sk, __u8 protocol, __u64 now,
+					  __u64 before, __u64 wait)
+{
+	__u32 netns;
+
+	if (wait < slow_ns)
+		return;
+	netns = netns_of_sock(sk);
+	if (before < slow_ns)
+		count_many(netns, READ, 1);
+	if (wait < slow100_ns && wait < event_ns)
+		return;
+	if (before < slow100_ns && wait >= slow100_ns)
+		count_many(netns, READ100, 1);
+	if (before < event_ns && wait >= event_ns)
+		report(sk, protocol << 8 | READ, now, wait, NULL);
 }
 
 /* The protocol if the probe watches the socket, else 0. With type information
@@ -179,49 +493,100 @@ static __always_inline __u32 rcv_nxt_of(const struct sock *sk)
 	return BPF_CORE_READ((const struct tcp_sock *)sk, rcv_nxt);
 }
 
+/* A reader moves the whole queue to one of its own first. So that no datagram
+ * is counted in both, who adds looks at the reader's queue first; so that none
+ * is missed, who takes looks at it last. */
 static __always_inline __u32 datagrams_unread(const struct sock *sk)
 {
-	/* A reader moves the whole queue to one of its own first. */
-	return BPF_CORE_READ(sk, sk_receive_queue.qlen) +
-	       BPF_CORE_READ((const struct udp_sock *)sk, reader_queue.qlen);
+	__u32 n = BPF_CORE_READ((const struct udp_sock *)sk, reader_queue.qlen);
+
+	return n + BPF_CORE_READ(sk, sk_receive_queue.qlen);
+}
+
+static __always_inline __u32 datagrams_left(const struct sock *sk)
+{
+	__u32 n = BPF_CORE_READ(sk, sk_receive_queue.qlen);
+
+	return n + BPF_CORE_READ((const struct udp_sock *)sk, reader_queue.qlen);
 }
 
 static __always_inline __u32 datagrams_unread_loaded(const struct sock *sk)
 {
-	return sk->sk_receive_queue.qlen +
-	       BPF_CORE_READ((const struct udp_sock *)sk, reader_queue.qlen);
+	__u32 n = BPF_CORE_READ((const struct udp_sock *)sk, reader_queue.qlen);
+
+	return n + sk->sk_receive_queue.qlen;
 }
 
-static __always_inline void ready_tcp(struct waiting *w, __u32 copied_seq, __u64 since_ns)
+static __always_inline __u32 datagrams_left_loaded(const struct sock *sk)
 {
-	if (!w || w->read_since_ns)
-		return;
-	w->copied_seq = copied_seq;
-	w->read_since_ns = since_ns ? since_ns : bpf_ktime_get_ns();
+	__u32 n = sk->sk_receive_queue.qlen;
+
+	return n + BPF_CORE_READ((const struct udp_sock *)sk, reader_queue.qlen);
 }
 
+/* The connection has data up to rcv_nxt, and the application those up to
+ * copied. */
+static __always_inline void ready_tcp(struct waiting *w, __u32 rcv_nxt, __u32 copied, __u64 now)
+{
+	struct queue *q;
+	__u32 end;
+
+	if (!w)
+		return;
+	q = &w->in;
+	if (queue_empty(q)) {
+		w->taken = copied;
+		queue_restart(q);
+	} else {
+		end = mark_at(q, q->head - 1)->end;
+		if (end == rcv_nxt)
+			return; /* told again */
+		/* Something has read that no program here sees, or the marks
+		 * are an earlier connection's. */
+		if (!after(end, copied) || after(end, rcv_nxt))
+			queue_clear(q);
+		if (after(copied, w->taken) || queue_empty(q))
+			w->taken = copied;
+	}
+	queue_add(q, copied, rcv_nxt, ticks_of(now), 0);
+}
+
+/* A datagram came. It may have been read already, by another CPU. */
 static __always_inline void ready_datagram(struct waiting *w, __u32 unread)
 {
-	/* The only one unread is the one that just came, whatever an earlier
-	 * stamp says: a reader on another CPU may have been faster than the
-	 * news of what it read. */
-	if (w && (!w->read_since_ns || unread == 1))
-		w->read_since_ns = bpf_ktime_get_ns();
+	struct queue *q;
+	__u32 arrived;
+
+	if (!w)
+		return;
+	q = &w->in;
+	/* What came before the first datagram that is seen is unread too. */
+	__sync_fetch_and_add(&w->arrived, w->arrived || w->taken || !unread ? 1 : unread);
+	arrived = w->arrived;
+	if (unread <= 1) {
+		/* The only one unread is the one that just came, whatever the
+		 * marks say. */
+		queue_clear(q);
+		if (!unread)
+			w->taken = arrived;
+		else if (!after(arrived, w->taken))
+			w->taken = arrived - 1;
+	}
+	if (after(arrived, w->taken))
+		queue_add(q, arrived - 1, arrived, ticks_of(bpf_ktime_get_ns()), 0);
 }
 
 static __always_inline int ready_loaded(struct sock *sk)
 {
 	__u8 protocol = protocol_loaded(sk);
 	struct connection c;
-	__u32 unread;
 
 	if (protocol == IPPROTO_TCP) {
 		if (connection_load(sk, &c) && c.rcv_nxt != c.copied_seq)
-			ready_tcp(stored_or_made(sk), c.copied_seq, c.clock_ns);
+			ready_tcp(stored_or_made(sk, protocol), c.rcv_nxt, c.copied_seq,
+				  c.clock_ns);
 	} else if (protocol) {
-		unread = datagrams_unread_loaded(sk);
-		if (unread)
-			ready_datagram(stored_or_made(sk), unread);
+		ready_datagram(stored_or_made(sk, protocol), datagrams_unread_loaded(sk));
 	}
 	return 0;
 }
@@ -229,55 +594,101 @@ static __always_inline int ready_loaded(struct sock *sk)
 static __always_inline int ready_read(const struct sock *sk)
 {
 	__u8 protocol = protocol_read(sk);
-	__u32 unread, copied;
+	__u32 rcv_nxt, copied;
 
 	if (protocol == IPPROTO_TCP) {
 		copied = copied_seq_of(sk);
-		if (rcv_nxt_of(sk) != copied)
-			ready_tcp(find_or_make(sk), copied, 0);
+		rcv_nxt = rcv_nxt_of(sk);
+		if (rcv_nxt != copied)
+			ready_tcp(find_or_make(sk, protocol), rcv_nxt, copied, bpf_ktime_get_ns());
 	} else if (protocol) {
-		unread = datagrams_unread(sk);
-		if (unread)
-			ready_datagram(find_or_make(sk), unread);
+		ready_datagram(find_or_make(sk, protocol), datagrams_unread(sk));
 	}
 	return 0;
 }
 
-/* TCP's reading of the clock may be the moment before ours. */
-static __always_inline __u64 elapsed(__u64 since, __u64 now)
+/* The bytes up to `copied` have been taken: how long had the oldest waited? */
+static __always_inline __u64 read_tcp(struct waiting *w, __u32 copied, __u64 now)
 {
-	return now > since ? now - since : 0;
-}
+	__u32 from = w->taken;
 
-/* What remains unread starts to wait now: when it came is not known. */
-static __always_inline int read_tcp(const struct sock *sk, struct waiting *w, __u32 rcv_nxt,
-				    __u32 copied)
-{
-	__u64 now, since = w->read_since_ns;
-
-	if (copied == w->copied_seq)
+	if (copied == from)
 		return 0; /* a peek */
-	now = bpf_ktime_get_ns();
-	w->copied_seq = copied;
-	w->read_since_ns = rcv_nxt != copied ? now : 0;
-	measured(sk, IPPROTO_TCP, READ, now, elapsed(since, now), NULL);
-	return 0;
+	w->taken = copied;
+	return queue_take(&w->in, from, copied, ticks_of(now));
 }
 
-static __always_inline int read_datagram(const struct sock *sk, __u8 protocol, struct waiting *w,
-					 __u32 unread)
+/* Whether a call has taken all that it will: it left a part of a segment, or it
+ * does not go by the segments at all (splice, sendfile). Otherwise the segment
+ * that it has just copied whole is still the first of the queue, and the next
+ * may follow. */
+static __always_inline bool call_is_over(const struct sock *sk, __u32 copied)
 {
-	__u64 now = bpf_ktime_get_ns(), since = w->read_since_ns;
+	const struct sk_buff *first = BPF_CORE_READ(sk, sk_receive_queue.next);
+	const struct tcp_skb_cb *cb = (const struct tcp_skb_cb *)&first->cb[0];
 
-	w->read_since_ns = unread ? now : 0;
-	measured(sk, protocol, READ, now, elapsed(since, now), NULL);
+	return (const void *)first == (const void *)&sk->sk_receive_queue ||
+	       BPF_CORE_READ(cb, end_seq) != copied;
+}
+
+/* A call took a piece of data that waited so long. */
+static __always_inline int piece_measured(const struct sock *sk, struct waiting *w, __u32 copied,
+					  __u64 now, __u64 wait)
+{
+	__u32 task = bpf_get_current_pid_tgid();
+	__u64 before = w->call_task == task ? w->call_ns : 0;
+
+	if (wait > before)
+		read_measured(sk, IPPROTO_TCP, now, before, wait);
+	else
+		wait = before;
+	w->call_task = task;
+	w->call_ns = call_is_over(sk, copied) ? 0 : wait;
+	if (w->call_ns)
+		calls_open = CALLS_OPEN;
 	return 0;
 }
 
-/* A datagram may be empty. */
+static __always_inline int call_ends(struct waiting *w)
+{
+	if (w->call_ns && w->call_task == (__u32)bpf_get_current_pid_tgid())
+		w->call_ns = 0;
+	return 0;
+}
+
+/* One datagram was taken. */
+static __always_inline int read_datagram(const struct sock *sk, __u8 protocol, struct waiting *w,
+					 __u32 left)
+{
+	__u32 taken = w->taken + 1, gone = w->arrived - left - taken;
+	__u64 now, wait;
+
+	/* Others have gone too. Either other threads are about to tell of their
+	 * reads, or they have gone without one, as their checksum was wrong.
+	 * Then they are still missing some reads later. */
+	if (!after(gone, 0)) {
+		w->gone_reads = 0;
+	} else {
+		if (!w->gone_reads || gone < w->gone)
+			w->gone = gone;
+		if (++w->gone_reads >= GONE_READS) {
+			taken += w->gone;
+			w->gone_reads = 0;
+		}
+	}
+	w->taken = taken;
+	if (queue_empty(&w->in))
+		return 0;
+	now = bpf_ktime_get_ns();
+	wait = queue_take(&w->in, taken - 1, taken, ticks_of(now));
+	read_measured(sk, protocol, now, 0, wait);
+	return 0;
+}
+
+/* A datagram may be empty. The queue of errors and timestamps is another. */
 static __always_inline bool taken(int result, int flags)
 {
-	return result >= 0 && !(flags & MSG_PEEK);
+	return result >= 0 && !(flags & (MSG_PEEK | MSG_ERRQUEUE));
 }
 
 static __always_inline int received_loaded(struct sock *sk)
@@ -285,13 +696,17 @@ static __always_inline int received_loaded(struct sock *sk)
 	__u8 protocol = protocol_loaded(sk);
 	struct waiting *w;
 
-	if (!protocol || protocol == IPPROTO_TCP)
+	if (!protocol || (protocol == IPPROTO_TCP && !calls_open))
 		return 0;
+	if (protocol == IPPROTO_TCP)
+		calls_open--;
 	w = stored(sk);
-	if (!w || !w->read_since_ns)
+	if (!w)
 		return 0;
-	return read_datagram(sk, protocol, w,
-			     sk->sk_receive_queue.qlen || datagrams_unread_loaded(sk));
+	if (protocol == IPPROTO_TCP) {
+		return call_ends(w);
+	}
+	return read_datagram(sk, protocol, w, datagrams_left_loaded(sk));
 }
 
 static __always_inline int received_read(const struct sock *sk)
@@ -299,12 +714,17 @@ static __always_inline int received_read(const struct sock *sk)
 	__u8 protocol = protocol_read(sk);
 	struct waiting *w;
 
-	if (!protocol || protocol == IPPROTO_TCP)
+	if (!protocol || (protocol == IPPROTO_TCP && !calls_open))
 		return 0;
+	if (protocol == IPPROTO_TCP)
+		calls_open--;
 	w = find(sk);
-	if (!w || !w->read_since_ns)
+	if (!w)
 		return 0;
-	return read_datagram(sk, protocol, w, datagrams_unread(sk));
+	if (protocol == IPPROTO_TCP) {
+		return call_ends(w);
+	}
+	return read_datagram(sk, protocol, w, datagrams_left(sk));
 }
 
 /* Reading */
@@ -337,19 +757,33 @@ int BPF_KPROBE(kp_ready, struct sock *sk)
 	return ready_read(sk);
 }
 
-/* Before 6.3, without function hooks: TCP gets a segment, before it is queued. */
+/* Before 6.3, without function hooks: TCP gets a segment, before it is queued.
+ * One that comes out of order becomes readable later, with the one that was
+ * missing: it has no mark until the next one comes. */
 SEC("raw_tp/tcp_probe")
 int raw_segment(struct bpf_raw_tracepoint_args *ctx)
 {
 	const struct sock *sk = (const struct sock *)ctx->args[0];
 	const struct sk_buff *skb = (const struct sk_buff *)ctx->args[1];
 	const struct tcp_skb_cb *cb = (const struct tcp_skb_cb *)&skb->cb[0];
+	__u32 rcv_nxt = rcv_nxt_of(sk), end_seq = BPF_CORE_READ(cb, end_seq);
+	struct waiting *w;
+	struct mark *m;
 
 	/* Nothing becomes unread by what has come before: a segment without
 	 * data, or one that is sent again. */
-	if ((__s32)(BPF_CORE_READ(cb, end_seq) - rcv_nxt_of(sk)) <= 0)
+	if (!after(end_seq, rcv_nxt) || after(BPF_CORE_READ(cb, seq), rcv_nxt))
 		return 0;
-	ready_tcp(find_or_make(sk), copied_seq_of(sk), 0);
+	w = find_or_make(sk, IPPROTO_TCP);
+	if (!w)
+		return 0;
+	if (!queue_empty(&w->in)) {
+		/* TCP did not take the last one. */
+		m = mark_at(&w->in, w->in.head - 1);
+		if (after(m->end, rcv_nxt))
+			m->end = rcv_nxt;
+	}
+	ready_tcp(w, end_seq, copied_seq_of(sk), bpf_ktime_get_ns());
 	return 0;
 }
 
@@ -361,10 +795,13 @@ int btf_read_tcp(__u64 *ctx)
 	struct sock *sk = (struct sock *)ctx[0];
 	struct waiting *w = stored(sk);
 	struct connection c;
+	__u64 now, wait;
 
-	if (!w || !w->read_since_ns || !connection_load(sk, &c))
+	if (!w || queue_empty(&w->in) || !connection_load(sk, &c))
 		return 0;
-	return read_tcp(sk, w, c.rcv_nxt, c.copied_seq);
+	now = bpf_ktime_get_ns();
+	wait = read_tcp(w, c.copied_seq, now);
+	return wait < slow_ns ? 0 : piece_measured(sk, w, c.copied_seq, now, wait);
 }
 
 SEC("raw_tp/tcp_rcv_space_adjust")
@@ -372,10 +809,82 @@ int raw_read_tcp(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct sock *sk = (struct sock *)ctx->args[0];
 	struct waiting *w = find(sk);
+	__u64 now, wait;
+	__u32 copied;
 
-	if (!w || !w->read_since_ns)
+	if (!w || queue_empty(&w->in))
 		return 0;
-	return read_tcp(sk, w, rcv_nxt_of(sk), copied_seq_of(sk));
+	copied = copied_seq_of(sk);
+	now = bpf_ktime_get_ns();
+	wait = read_tcp(w, copied, now);
+	return wait < slow_ns ? 0 : piece_measured(sk, w, copied, now, wait);
+}
+
+/* Nothing tells here when a call ends. Where it took a segment whole and there
+ * is another, what is taken within a millisecond is taken to be the same
+ * call's. */
+SEC("raw_tp/tcp_rcv_space_adjust")
+int raw_read_pieces(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct sock *sk = (struct sock *)ctx->args[0];
+	struct waiting *w = find(sk);
+	__u64 now, wait;
+	__u32 copied;
+
+	if (!w || queue_empty(&w->in))
+		return 0;
+	copied = copied_seq_of(sk);
+	now = bpf_ktime_get_ns();
+	wait = read_tcp(w, copied, now);
+	if (wait < slow_ns)
+		return 0;
+	if (ticks_of(now) - w->call_at > 1000000 >> TICK_SHIFT)
+		call_ends(w);
+	w->call_at = ticks_of(now);
+	piece_measured(sk, w, copied, now, wait);
+	if (BPF_CORE_READ(sk, sk_receive_queue.qlen) <= 1)
+		call_ends(w); /* that was the last one */
+	return 0;
+}
+
+/* TCP has copied so many bytes to the application in this call, which is at its
+ * end or about to sleep. A call that has slept tells of more bytes than were
+ * taken since. */
+static __always_inline int cleaned_up(const struct sock *sk, struct waiting *w, __u32 copied_seq,
+				      int copied)
+{
+	__u32 from;
+	__u64 now, wait, before;
+
+	if (!w || copied <= 0)
+		return 0;
+	from = w->taken;
+	if (from == copied_seq)
+		return 0;
+	now = bpf_ktime_get_ns();
+	wait = read_tcp(w, copied_seq, now);
+	before = (__u32)copied > copied_seq - from ? w->call_ns : 0;
+	w->call_ns = wait > before ? wait : before;
+	if (wait > before)
+		read_measured(sk, IPPROTO_TCP, now, before, wait);
+	return 0;
+}
+
+SEC("fentry/tcp_cleanup_rbuf")
+int BPF_PROG(fen_cleanup, struct sock *sk, int copied)
+{
+	struct waiting *w = stored(sk);
+	struct connection c;
+
+	if (!w || !connection_load(sk, &c))
+		return 0;
+	return cleaned_up(sk, w, c.copied_seq, copied);
+}
+
+SEC("kprobe/tcp_cleanup_rbuf")
+int BPF_KPROBE(kp_cleanup, struct sock *sk, int copied)
+{
+	return cleaned_up(sk, find(sk), copied_seq_of(sk), copied);
 }
 
 SEC("tp_btf/sock_recv_length")
@@ -394,75 +903,221 @@ int raw_received(struct bpf_raw_tracepoint_args *ctx)
 	return taken((int)ctx->args[1], (int)ctx->args[2]) ? received_read(sk) : 0;
 }
 
-/* The length is negative for a peek. */
+/* The length is negative for a peek, but for one at an empty datagram. What
+ * was only peeked at is still in the queue. */
+static __always_inline bool consumed(const struct sk_buff *skb, int len)
+{
+	const struct sk_buff___list *on = (const void *)skb;
+
+	return len >= 0 && !BPF_CORE_READ(on, next);
+}
+
 SEC("fentry/skb_consume_udp")
 int BPF_PROG(fen_consume, struct sock *sk, struct sk_buff *skb, int len)
 {
-	return taken(len, 0) ? received_loaded(sk) : 0;
+	return consumed(skb, len) ? received_loaded(sk) : 0;
 }
 
 SEC("kprobe/skb_consume_udp")
 int BPF_KPROBE(kp_consume, struct sock *sk, struct sk_buff *skb, int len)
 {
-	return taken(len, 0) ? received_read(sk) : 0;
+	return consumed(skb, len) ? received_read(sk) : 0;
 }
 
 /* Writing */
 
-/* An earlier write that put nothing into the queue does not count. */
-static __always_inline bool writes_first(const struct waiting *w, __u32 write_seq)
+/* The account of a type of events, NULL if it is off. */
+static __always_inline struct event_account *event_on(__u32 type)
 {
-	return !w->write_since_ns || w->write_seq == write_seq;
+	const struct event_limit *limit = bpf_map_lookup_elem(&event_limits, &type);
+
+	return limit && limit->interval_ns ? bpf_map_lookup_elem(&event_accounts, &type) : NULL;
 }
 
-static __always_inline int written_loaded(struct sock *sk)
+/* How many of `many` writes, evenly spread over the time from the first to the
+ * last, have waited for a threshold. */
+static __always_inline __u32 over(__u64 threshold, __u64 first_wait, __u64 span, __u32 many)
 {
-	struct waiting *w = stored_or_made(sk);
-	struct task_struct *task;
-	struct connection c;
-
-	if (!w || !connection_load(sk, &c) || !writes_first(w, c.write_seq))
+	if (first_wait < threshold)
 		return 0;
-	task = bpf_get_current_task_btf();
-	w->write_seq = c.write_seq;
-	w->pid = task->tgid;
-	((__u64 *)w->comm)[0] = ((const __u64 *)task->comm)[0];
-	((__u64 *)w->comm)[1] = ((const __u64 *)task->comm)[1];
-	w->write_since_ns = bpf_ktime_get_ns();
+	if (first_wait - threshold >= span || many < 2)
+		return many;
+	return 1 + (first_wait - threshold) * (many - 1) / span;
+}
+
+/* So many writes of a mark, the first of them, are done. One event tells of
+ * them; the others count as suppressed. */
+static __noinline int written_out(const struct sock *sk, const struct waiting *w,
+				  const struct mark *m, __u64 now)
+{
+	__u64 wait, span;
+	struct event_account *account;
+	__u32 netns, type, many, n;
+
+	if (!sk || !w || !m)
+		return 0;
+	many = many_of(m);
+	wait = elapsed_ns(m->first, ticks_of(now));
+	span = (__u64)(m->last - m->first) << TICK_SHIFT;
+	netns = netns_of_sock(sk);
+	count_many(netns, WRITE, over(slow_ns, wait, span, many));
+	count_many(netns, WRITE100, over(slow100_ns, wait, span, many));
+	n = over(event_ns, wait, span, many);
+	if (!n)
+		return 0;
+	report(sk, IPPROTO_TCP << 8 | WRITE, now, wait, &w->writers[m->many & (WRITERS - 1)]);
+	if (n < 2)
+		return 0;
+	type = EVENT_SOCKETLAT_SENDSLOW;
+	account = event_on(type);
+	if (account) {
+		__sync_fetch_and_add(&account->seen, n - 1);
+		__sync_fetch_and_add(&account->suppressed, n - 1);
+	}
 	return 0;
 }
 
-static __always_inline int written_read(const struct sock *sk)
+/* Everything up to end_seq has left TCP. */
+static __always_inline void went_out(const struct sock *sk, struct waiting *w, __u32 end_seq,
+				     __u64 now)
 {
-	struct waiting *w = find_or_make(sk);
-	__u32 write_seq = BPF_CORE_READ((const struct tcp_sock *)sk, write_seq);
+	struct queue *q = &w->out;
+	__u32 tail = q->tail, head = q->head, base = q->base, len, many, done;
+	struct mark part, *m;
 
-	if (!w || !writes_first(w, write_seq))
-		return 0;
-	w->write_seq = write_seq;
-	w->pid = bpf_get_current_pid_tgid() >> 32;
-	bpf_get_current_comm(w->comm, sizeof(w->comm));
-	w->write_since_ns = bpf_ktime_get_ns();
-	return 0;
+	for (int i = 0; i < MARKS && after(head, tail); i++) {
+		m = mark_at(q, tail);
+		if (after(m->end, end_seq))
+			break;
+		if (elapsed_ns(m->first, ticks_of(now)) >= slow_ns)
+			written_out(sk, w, m, now);
+		base = m->end;
+		tail++;
+	}
+	q->tail = tail;
+	q->base = base;
+	if (!after(head, tail))
+		return;
+	/* Of several writes some may be done. */
+	m = mark_at(q, tail);
+	many = many_of(m);
+	len = m->end - base;
+	if (many < 2 || !after(end_seq, base) || end_seq - base >= len)
+		return;
+	done = (__u64)(end_seq - base) * many / len;
+	if (!done || done >= many)
+		return;
+	part.end = base + (__u64)len * done / many;
+	part.first = m->first;
+	part.last = m->first + (__u64)(m->last - m->first) * (done - 1) / (many - 1);
+	part.many = done << 2 | (m->many & 3);
+	m->first += (__u64)(m->last - m->first) * done / (many - 1);
+	m->many = (many - done) << 2 | (m->many & 3);
+	q->base = part.end;
+	if (elapsed_ns(part.first, ticks_of(now)) >= slow_ns)
+		written_out(sk, w, &part, now);
 }
 
-/* A segment of new data, up to end_seq, leaves TCP. What is written behind it
- * starts to wait now. */
-static __always_inline int went_out(const struct sock *sk, struct waiting *w, __u32 end_seq,
-				    __u32 write_seq, __u64 now)
+/* A segment of data up to end_seq leaves TCP. */
+static __always_inline int segment_out(const struct sock *sk, struct waiting *w, __u32 end_seq,
+				       __u64 now)
 {
-	__u64 since = w->write_since_ns;
-
-	w->write_seq = end_seq;
-	w->write_since_ns = (__s32)(write_seq - end_seq) > 0 ? now : 0;
-	measured(sk, IPPROTO_TCP, WRITE, now, elapsed(since, now), w);
+	w->sent = end_seq;
+	w->sent_at = ticks_of(now);
+	went_out(sk, w, end_seq, now);
 	return 0;
 }
 
 /* Whether a segment is the first to carry what is written and not sent. */
 static __always_inline bool is_new(const struct waiting *w, __u32 end_seq)
 {
-	return (__s32)(end_seq - w->write_seq) > 0;
+	return after(end_seq, w->sent);
+}
+
+static __always_inline bool writer_is(const struct writer *one, __u32 pid, const __u64 comm[2])
+{
+	return one->pid == pid && one->comm[0] == comm[0] && one->comm[1] == comm[1];
+}
+
+/* writer_of gives the writer's place, which may have been that of one who has
+ * not written for a while. */
+static __always_inline __u32 writer_of(struct waiting *w, __u32 pid, const __u64 comm[2])
+{
+	__u32 at = w->writer & (WRITERS - 1);
+
+	for (__u32 i = 0; i < WRITERS; i++) {
+		__u32 other = (at + i) & (WRITERS - 1);
+
+		if (writer_is(&w->writers[other], pid, comm))
+			return w->writer = other;
+	}
+	at = (at + 1) & (WRITERS - 1);
+	w->writers[at].pid = pid;
+	w->writers[at].comm[0] = comm[0];
+	w->writers[at].comm[1] = comm[1];
+	return w->writer = at;
+}
+
+/* The last write ended short of what was asked of it, at write_seq. */
+static __always_inline void settle(const struct sock *sk, struct waiting *w, __u32 write_seq,
+				   __u64 now)
+{
+	struct queue *q = &w->out;
+	struct mark *m = mark_at(q, q->head - 1);
+
+	if (!after(m->end, write_seq))
+		return;
+	m->end = write_seq;
+	if (w->write_begin == write_seq) {
+		/* It put in nothing. */
+		m->many -= 1 << 2;
+		if (!many_of(m)) {
+			q->head--;
+			return;
+		}
+	}
+	if (!after(write_seq, w->sent)) {
+		/* What it put in has been sent some time ago. */
+		__u64 ago = (__u64)(ticks_of(now) - w->sent_at) << TICK_SHIFT;
+
+		went_out(sk, w, write_seq, now - ago);
+	}
+}
+
+/* A call begins to write `size` bytes at write_seq. */
+static __always_inline void write_begins(const struct sock *sk, struct waiting *w, __u32 write_seq,
+					 __u32 size, __u32 pid, const __u64 comm[2])
+{
+	__u64 now = bpf_ktime_get_ns();
+	struct queue *q = &w->out;
+
+	if (!queue_empty(q))
+		settle(sk, w, write_seq, now);
+	if (queue_empty(q)) {
+		w->sent = write_seq;
+		queue_restart(q);
+	}
+	w->write_begin = write_seq;
+	queue_add(q, write_seq, write_seq + size, ticks_of(now), writer_of(w, pid, comm));
+}
+
+/* The tracepoint passes several times in a call. Each time, what the call has
+ * left would end at the same byte. So would what a non-blocking call is given
+ * that goes on after a short write: that one is at the beginning of its
+ * buffer. */
+static __always_inline bool same_call(struct waiting *w, __u32 write_seq, __u32 end, __u8 iter_type,
+				      __u64 iov_offset, __u32 flags)
+{
+	struct queue *q = &w->out;
+
+	if (queue_empty(q) || mark_at(q, q->head - 1)->end != end)
+		return false;
+	if (iov_offset)
+		return true;
+	if (write_seq == w->write_begin)
+		return !(flags & MSG_DONTWAIT); /* it has waited for space */
+	return !bpf_core_enum_value_exists(enum iter_type, ITER_UBUF) ||
+	       iter_type != bpf_core_enum_value(enum iter_type, ITER_UBUF);
 }
 
 /* At the device, TCP's own notes in the packet are overwritten: its header
@@ -488,25 +1143,77 @@ static __always_inline bool data_end(const struct tcp_header *tcp, __u32 header,
 SEC("tp_btf/tcp_sendmsg_locked")
 int btf_write(__u64 *ctx)
 {
-	return written_loaded((struct sock *)ctx[0]);
+	struct sock *sk = (struct sock *)ctx[0];
+	const struct msghdr *msg = (const struct msghdr *)ctx[1];
+	struct waiting *w = stored_or_made(sk, IPPROTO_TCP);
+	struct task_struct *task;
+	struct connection c;
+	__u32 size;
+
+	if (!w || !connection_load(sk, &c))
+		return 0;
+	size = msg->msg_iter.count;
+	if (same_call(w, c.write_seq, c.write_seq + size, msg->msg_iter.iter_type,
+		      msg->msg_iter.iov_offset, msg->msg_flags))
+		return 0;
+	task = bpf_get_current_task_btf();
+	write_begins(sk, w, c.write_seq, size, task->tgid, (const __u64 *)task->comm);
+	return 0;
 }
 
 SEC("raw_tp/tcp_sendmsg_locked")
 int raw_write(struct bpf_raw_tracepoint_args *ctx)
 {
-	return written_read((const struct sock *)ctx->args[0]);
+	const struct sock *sk = (const struct sock *)ctx->args[0];
+	const struct msghdr *msg = (const struct msghdr *)ctx->args[1];
+	struct waiting *w = find_or_make(sk, IPPROTO_TCP);
+	__u32 write_seq, size;
+	__u64 comm[2];
+
+	if (!w)
+		return 0;
+	write_seq = BPF_CORE_READ((const struct tcp_sock *)sk, write_seq);
+	size = BPF_CORE_READ(msg, msg_iter.count);
+	if (same_call(w, write_seq, write_seq + size, BPF_CORE_READ(msg, msg_iter.iter_type),
+		      BPF_CORE_READ(msg, msg_iter.iov_offset), BPF_CORE_READ(msg, msg_flags)))
+		return 0;
+	bpf_get_current_comm(comm, sizeof(comm));
+	write_begins(sk, w, write_seq, size, bpf_get_current_pid_tgid() >> 32, comm);
+	return 0;
 }
 
 SEC("fentry/tcp_sendmsg_locked")
-int BPF_PROG(fen_write, struct sock *sk)
+int BPF_PROG(fen_write, struct sock *sk, struct msghdr *msg, unsigned long size)
 {
-	return written_loaded(sk);
+	struct waiting *w = size ? stored_or_made(sk, IPPROTO_TCP) : NULL;
+	struct task_struct *task;
+	struct connection c;
+
+	if (!w || !connection_load(sk, &c))
+		return 0;
+	task = bpf_get_current_task_btf();
+	write_begins(sk, w, c.write_seq, size, task->tgid, (const __u64 *)task->comm);
+	return 0;
 }
 
 SEC("kprobe/tcp_sendmsg_locked")
-int BPF_KPROBE(kp_write, struct sock *sk)
+int BPF_KPROBE(kp_write, struct sock *sk, struct msghdr *msg, unsigned long size)
 {
-	return written_read(sk);
+	struct waiting *w = size ? find_or_make(sk, IPPROTO_TCP) : NULL;
+	__u64 comm[2];
+
+	if (!w)
+		return 0;
+	bpf_get_current_comm(comm, sizeof(comm));
+	write_begins(sk, w, BPF_CORE_READ((const struct tcp_sock *)sk, write_seq), size,
+		     bpf_get_current_pid_tgid() >> 32, comm);
+	return 0;
+}
+
+/* At the device a tunnel's header may be in the place of TCP's. */
+static __always_inline bool header_of(const struct tcp_header *tcp, __u16 num, __be16 dport)
+{
+	return tcp->source == bpf_htons(num) && tcp->dest == dport;
 }
 
 SEC("tp_btf/net_dev_queue")
@@ -523,15 +1230,16 @@ int btf_queue(__u64 *ctx)
 	if (!sk || sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	w = stored(sk);
-	if (!w || !w->write_since_ns ||
+	if (!w || queue_empty(&w->out) ||
 	    bpf_probe_read_kernel(&tcp, sizeof(tcp), skb->head + skb->transport_header) ||
 	    !data_end(&tcp, skb->head + skb->transport_header - skb->data, skb->len, &end_seq) ||
-	    !is_new(w, end_seq))
+	    !is_new(w, end_seq) ||
+	    !header_of(&tcp, sk->__sk_common.skc_num, sk->__sk_common.skc_dport))
 		return 0;
-	return went_out(sk, w, end_seq, BPF_CORE_READ(tp, write_seq),
-			bpf_core_field_exists(tp->tcp_clock_cache) ?
-				BPF_CORE_READ(tp, tcp_clock_cache) :
-				bpf_ktime_get_ns());
+	return segment_out(sk, w, end_seq,
+			   bpf_core_field_exists(tp->tcp_clock_cache) ?
+				   BPF_CORE_READ(tp, tcp_clock_cache) :
+				   bpf_ktime_get_ns());
 }
 
 SEC("raw_tp/net_dev_queue")
@@ -547,15 +1255,16 @@ int raw_queue(struct bpf_raw_tracepoint_args *ctx)
 	if (!sk)
 		return 0;
 	w = find(sk);
-	if (!w || !w->write_since_ns)
+	if (!w || queue_empty(&w->out))
 		return 0;
 	th = BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, transport_header);
 	if (bpf_probe_read_kernel(&tcp, sizeof(tcp), th) ||
 	    !data_end(&tcp, th - BPF_CORE_READ(skb, data), BPF_CORE_READ(skb, len), &end_seq) ||
-	    !is_new(w, end_seq))
+	    !is_new(w, end_seq) ||
+	    !header_of(&tcp, BPF_CORE_READ(sk, __sk_common.skc_num),
+		       BPF_CORE_READ(sk, __sk_common.skc_dport)))
 		return 0;
-	return went_out(sk, w, end_seq, BPF_CORE_READ((const struct tcp_sock *)sk, write_seq),
-			bpf_ktime_get_ns());
+	return segment_out(sk, w, end_seq, bpf_ktime_get_ns());
 }
 
 SEC("fentry/__tcp_transmit_skb")
@@ -566,12 +1275,12 @@ int BPF_PROG(fen_transmit, struct sock *sk, struct sk_buff *skb)
 	struct connection c;
 	__u32 end_seq;
 
-	if (!w || !w->write_since_ns)
+	if (!w || queue_empty(&w->out))
 		return 0;
 	end_seq = BPF_CORE_READ(cb, end_seq);
 	if (end_seq == BPF_CORE_READ(cb, seq) || !is_new(w, end_seq) || !connection_load(sk, &c))
 		return 0;
-	return went_out(sk, w, end_seq, c.write_seq, c.clock_ns);
+	return segment_out(sk, w, end_seq, c.clock_ns);
 }
 
 SEC("kprobe/__tcp_transmit_skb")
@@ -581,11 +1290,10 @@ int BPF_KPROBE(kp_transmit, struct sock *sk, struct sk_buff *skb)
 	struct waiting *w = find(sk);
 	__u32 end_seq;
 
-	if (!w || !w->write_since_ns)
+	if (!w || queue_empty(&w->out))
 		return 0;
 	end_seq = BPF_CORE_READ(cb, end_seq);
 	if (end_seq == BPF_CORE_READ(cb, seq) || !is_new(w, end_seq))
 		return 0;
-	return went_out(sk, w, end_seq, BPF_CORE_READ((const struct tcp_sock *)sk, write_seq),
-			bpf_ktime_get_ns());
+	return segment_out(sk, w, end_seq, bpf_ktime_get_ns());
 }

@@ -28,22 +28,27 @@ const (
 	socketlatencyProgBtfReady        = "btf_ready"
 	socketlatencyProgBtfReceived     = "btf_received"
 	socketlatencyProgBtfWrite        = "btf_write"
+	socketlatencyProgFenCleanup      = "fen_cleanup"
 	socketlatencyProgFenConsume      = "fen_consume"
 	socketlatencyProgFenReady        = "fen_ready"
 	socketlatencyProgFenTransmit     = "fen_transmit"
 	socketlatencyProgFenWrite        = "fen_write"
+	socketlatencyProgKpCleanup       = "kp_cleanup"
 	socketlatencyProgKpConsume       = "kp_consume"
 	socketlatencyProgKpReady         = "kp_ready"
 	socketlatencyProgKpTransmit      = "kp_transmit"
 	socketlatencyProgKpWrite         = "kp_write"
 	socketlatencyProgRawQueue        = "raw_queue"
+	socketlatencyProgRawReadPieces   = "raw_read_pieces"
 	socketlatencyProgRawReadTcp      = "raw_read_tcp"
 	socketlatencyProgRawReady        = "raw_ready"
 	socketlatencyProgRawReceived     = "raw_received"
 	socketlatencyProgRawSegment      = "raw_segment"
 	socketlatencyProgRawWrite        = "raw_write"
+	socketlatencyVarCallsOpen        = "calls_open"
 	socketlatencyVarEventLayout      = "event_layout"
 	socketlatencyVarEventNs          = "event_ns"
+	socketlatencyVarNothing          = "nothing"
 	socketlatencyVarSlow100Ns        = "slow100_ns"
 	socketlatencyVarSlowNs           = "slow_ns"
 )
@@ -90,25 +95,28 @@ type socketlatencySpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type socketlatencyProgramSpecs struct {
-	BtfQueue    *ebpf.ProgramSpec `ebpf:"btf_queue"`
-	BtfReadTcp  *ebpf.ProgramSpec `ebpf:"btf_read_tcp"`
-	BtfReady    *ebpf.ProgramSpec `ebpf:"btf_ready"`
-	BtfReceived *ebpf.ProgramSpec `ebpf:"btf_received"`
-	BtfWrite    *ebpf.ProgramSpec `ebpf:"btf_write"`
-	FenConsume  *ebpf.ProgramSpec `ebpf:"fen_consume"`
-	FenReady    *ebpf.ProgramSpec `ebpf:"fen_ready"`
-	FenTransmit *ebpf.ProgramSpec `ebpf:"fen_transmit"`
-	FenWrite    *ebpf.ProgramSpec `ebpf:"fen_write"`
-	KpConsume   *ebpf.ProgramSpec `ebpf:"kp_consume"`
-	KpReady     *ebpf.ProgramSpec `ebpf:"kp_ready"`
-	KpTransmit  *ebpf.ProgramSpec `ebpf:"kp_transmit"`
-	KpWrite     *ebpf.ProgramSpec `ebpf:"kp_write"`
-	RawQueue    *ebpf.ProgramSpec `ebpf:"raw_queue"`
-	RawReadTcp  *ebpf.ProgramSpec `ebpf:"raw_read_tcp"`
-	RawReady    *ebpf.ProgramSpec `ebpf:"raw_ready"`
-	RawReceived *ebpf.ProgramSpec `ebpf:"raw_received"`
-	RawSegment  *ebpf.ProgramSpec `ebpf:"raw_segment"`
-	RawWrite    *ebpf.ProgramSpec `ebpf:"raw_write"`
+	BtfQueue      *ebpf.ProgramSpec `ebpf:"btf_queue"`
+	BtfReadTcp    *ebpf.ProgramSpec `ebpf:"btf_read_tcp"`
+	BtfReady      *ebpf.ProgramSpec `ebpf:"btf_ready"`
+	BtfReceived   *ebpf.ProgramSpec `ebpf:"btf_received"`
+	BtfWrite      *ebpf.ProgramSpec `ebpf:"btf_write"`
+	FenCleanup    *ebpf.ProgramSpec `ebpf:"fen_cleanup"`
+	FenConsume    *ebpf.ProgramSpec `ebpf:"fen_consume"`
+	FenReady      *ebpf.ProgramSpec `ebpf:"fen_ready"`
+	FenTransmit   *ebpf.ProgramSpec `ebpf:"fen_transmit"`
+	FenWrite      *ebpf.ProgramSpec `ebpf:"fen_write"`
+	KpCleanup     *ebpf.ProgramSpec `ebpf:"kp_cleanup"`
+	KpConsume     *ebpf.ProgramSpec `ebpf:"kp_consume"`
+	KpReady       *ebpf.ProgramSpec `ebpf:"kp_ready"`
+	KpTransmit    *ebpf.ProgramSpec `ebpf:"kp_transmit"`
+	KpWrite       *ebpf.ProgramSpec `ebpf:"kp_write"`
+	RawQueue      *ebpf.ProgramSpec `ebpf:"raw_queue"`
+	RawReadPieces *ebpf.ProgramSpec `ebpf:"raw_read_pieces"`
+	RawReadTcp    *ebpf.ProgramSpec `ebpf:"raw_read_tcp"`
+	RawReady      *ebpf.ProgramSpec `ebpf:"raw_ready"`
+	RawReceived   *ebpf.ProgramSpec `ebpf:"raw_received"`
+	RawSegment    *ebpf.ProgramSpec `ebpf:"raw_segment"`
+	RawWrite      *ebpf.ProgramSpec `ebpf:"raw_write"`
 }
 
 // socketlatencyMapSpecs contains maps before they are loaded into the kernel.
@@ -128,8 +136,10 @@ type socketlatencyMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type socketlatencyVariableSpecs struct {
+	CallsOpen   *ebpf.VariableSpec `ebpf:"calls_open"`
 	EventLayout *ebpf.VariableSpec `ebpf:"event_layout"`
 	EventNs     *ebpf.VariableSpec `ebpf:"event_ns"`
+	Nothing     *ebpf.VariableSpec `ebpf:"nothing"`
 	Slow100Ns   *ebpf.VariableSpec `ebpf:"slow100_ns"`
 	SlowNs      *ebpf.VariableSpec `ebpf:"slow_ns"`
 }
@@ -179,8 +189,10 @@ func (m *socketlatencyMaps) Close() error {
 //
 // It can be passed to loadSocketlatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type socketlatencyVariables struct {
+	CallsOpen   *ebpf.Variable `ebpf:"calls_open"`
 	EventLayout *ebpf.Variable `ebpf:"event_layout"`
 	EventNs     *ebpf.Variable `ebpf:"event_ns"`
+	Nothing     *ebpf.Variable `ebpf:"nothing"`
 	Slow100Ns   *ebpf.Variable `ebpf:"slow100_ns"`
 	SlowNs      *ebpf.Variable `ebpf:"slow_ns"`
 }
@@ -189,25 +201,28 @@ type socketlatencyVariables struct {
 //
 // It can be passed to loadSocketlatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type socketlatencyPrograms struct {
-	BtfQueue    *ebpf.Program `ebpf:"btf_queue"`
-	BtfReadTcp  *ebpf.Program `ebpf:"btf_read_tcp"`
-	BtfReady    *ebpf.Program `ebpf:"btf_ready"`
-	BtfReceived *ebpf.Program `ebpf:"btf_received"`
-	BtfWrite    *ebpf.Program `ebpf:"btf_write"`
-	FenConsume  *ebpf.Program `ebpf:"fen_consume"`
-	FenReady    *ebpf.Program `ebpf:"fen_ready"`
-	FenTransmit *ebpf.Program `ebpf:"fen_transmit"`
-	FenWrite    *ebpf.Program `ebpf:"fen_write"`
-	KpConsume   *ebpf.Program `ebpf:"kp_consume"`
-	KpReady     *ebpf.Program `ebpf:"kp_ready"`
-	KpTransmit  *ebpf.Program `ebpf:"kp_transmit"`
-	KpWrite     *ebpf.Program `ebpf:"kp_write"`
-	RawQueue    *ebpf.Program `ebpf:"raw_queue"`
-	RawReadTcp  *ebpf.Program `ebpf:"raw_read_tcp"`
-	RawReady    *ebpf.Program `ebpf:"raw_ready"`
-	RawReceived *ebpf.Program `ebpf:"raw_received"`
-	RawSegment  *ebpf.Program `ebpf:"raw_segment"`
-	RawWrite    *ebpf.Program `ebpf:"raw_write"`
+	BtfQueue      *ebpf.Program `ebpf:"btf_queue"`
+	BtfReadTcp    *ebpf.Program `ebpf:"btf_read_tcp"`
+	BtfReady      *ebpf.Program `ebpf:"btf_ready"`
+	BtfReceived   *ebpf.Program `ebpf:"btf_received"`
+	BtfWrite      *ebpf.Program `ebpf:"btf_write"`
+	FenCleanup    *ebpf.Program `ebpf:"fen_cleanup"`
+	FenConsume    *ebpf.Program `ebpf:"fen_consume"`
+	FenReady      *ebpf.Program `ebpf:"fen_ready"`
+	FenTransmit   *ebpf.Program `ebpf:"fen_transmit"`
+	FenWrite      *ebpf.Program `ebpf:"fen_write"`
+	KpCleanup     *ebpf.Program `ebpf:"kp_cleanup"`
+	KpConsume     *ebpf.Program `ebpf:"kp_consume"`
+	KpReady       *ebpf.Program `ebpf:"kp_ready"`
+	KpTransmit    *ebpf.Program `ebpf:"kp_transmit"`
+	KpWrite       *ebpf.Program `ebpf:"kp_write"`
+	RawQueue      *ebpf.Program `ebpf:"raw_queue"`
+	RawReadPieces *ebpf.Program `ebpf:"raw_read_pieces"`
+	RawReadTcp    *ebpf.Program `ebpf:"raw_read_tcp"`
+	RawReady      *ebpf.Program `ebpf:"raw_ready"`
+	RawReceived   *ebpf.Program `ebpf:"raw_received"`
+	RawSegment    *ebpf.Program `ebpf:"raw_segment"`
+	RawWrite      *ebpf.Program `ebpf:"raw_write"`
 }
 
 func (p *socketlatencyPrograms) Close() error {
@@ -217,15 +232,18 @@ func (p *socketlatencyPrograms) Close() error {
 		p.BtfReady,
 		p.BtfReceived,
 		p.BtfWrite,
+		p.FenCleanup,
 		p.FenConsume,
 		p.FenReady,
 		p.FenTransmit,
 		p.FenWrite,
+		p.KpCleanup,
 		p.KpConsume,
 		p.KpReady,
 		p.KpTransmit,
 		p.KpWrite,
 		p.RawQueue,
+		p.RawReadPieces,
 		p.RawReadTcp,
 		p.RawReady,
 		p.RawReceived,

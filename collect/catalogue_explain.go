@@ -101,12 +101,12 @@ var explanations = map[string]explanation{
 		[]Step{stepRules, {"cat /proc/net/netfilter/nfnetlink_queue", "programs that packets wait for, and how many wait"}, {"conntrack -S", "NAT that finds no free port: insert_failed, search_restart"}},
 	},
 	"SOCKETLAT_READSLOW": {
-		"Data lay in a socket's receive queue for over 100 ms before the application (KUBESKOOP_COMM, process KUBESKOOP_PID) read them. The network had delivered: the application was slow.\n\n" +
+		"The oldest byte, or the datagram, that the application (KUBESKOOP_COMM, process KUBESKOOP_PID) read had been in the socket's receive queue for over 100 ms. The network had delivered: the application was slow. An application that is steadily behind has one such read after another.\n\n" +
 			"Usually it is busy with something else (one thread for all connections, garbage collection, a lock), waits for a backend, or does not get its CPU: a limit of its cgroup throttles it.",
 		[]Step{{"cat /sys/fs/cgroup$(cut -d: -f3 /proc/@KUBESKOOP_PID@/cgroup | tail -n 1)/cpu.stat", "nr_throttled and throttled_usec: whether a CPU limit held it (cgroup v2)"}, stepSockets, stepSteal},
 	},
 	"SOCKETLAT_SENDSLOW": {
-		"Data that an application (KUBESKOOP_COMM, process KUBESKOOP_PID) wrote lay in the socket for over 100 ms before TCP sent them.\n\n" +
+		"TCP sent the last byte of a write by an application (KUBESKOOP_COMM, process KUBESKOOP_PID) over 100 ms after the call began; the time for which the call blocked is included. Where writes follow each other within 62 us, one entry tells of the first, and the others count as suppressed.\n\n" +
 			"TCP held them back: the peer's receive window is closed because its application does not read, the congestion window is small after losses, or the queue of the interface is full. A peer that does not read shows as SOCKETLAT_READSLOW on its own node.",
 		[]Step{{"ss -tinm dst @KUBESKOOP_DADDR@", "in the pod's namespace: rwnd_limited, sndbuf_limited, cwnd, retrans of that connection"}, {"nodeskoop events --probe tcpretrans,packetloss,netiftxlatency", "whether packets are lost, or wait in a queue"}},
 	},

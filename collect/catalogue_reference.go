@@ -168,10 +168,16 @@ var metricNotes = map[string]metricNote{
 	"kubeskoop_kernellatency_txslow":      {"__ip_queue_xmit() to ip_finish_output2(), and for IPv6", "A packet waits between socket and neighbour layer for over 10 ms: NFQUEUE, long rule sets. The wait for the address of a neighbour (ARP, neighbour discovery) comes after it and does not count. By tracepoints alone, where functions cannot be hooked, only TCP is measured, without bare ACKs: from the time of sending that TCP writes in the packet; a packet that is paced for later is measured from then."},
 	"kubeskoop_kernellatency_txslow100ms": {"__ip_queue_xmit() to ip_finish_output2(), and for IPv6", "The same for over 100 ms."},
 
-	"kubeskoop_socketlatency_read1ms":    {"sk_data_ready to the read that takes the bytes", "The application is slow to read: busy, not scheduled, held by its CPU limit, or waiting for something else. TCP and UDP."},
-	"kubeskoop_socketlatency_read100ms":  {"sk_data_ready to the read that takes the bytes", "The same for over 100 ms."},
-	"kubeskoop_socketlatency_write1ms":   {"tcp_sendmsg_locked() to the segment's transmission", "Written data wait in the socket: the peer's window or the congestion window is closed, or Nagle waits. TCP alone."},
-	"kubeskoop_socketlatency_write100ms": {"tcp_sendmsg_locked() to the segment's transmission", "The same for over 100 ms."},
+	"kubeskoop_socketlatency_read1ms": {"sk_data_ready to the copy of the bytes, or of the datagram, to the application",
+		"The application is slow to read: busy, not scheduled, held by its CPU limit, or waiting for something else. TCP and UDP; one call is one read, and its wait is that of the oldest byte or datagram that it takes. " +
+			"Peeks and reads of the error queue do not count. A wait is exact while up to 16 arrivals are unread, those within 62 us of each other being one; beyond that it may be off by 5 % of the age of the oldest data in the socket. " +
+			"Data below SO_RCVLOWAT begin to wait when the kernel tells the reader of them; the data of a SYN (TCP Fast Open) begin with the data after them. MPTCP connections are not measured. " +
+			"By the tracepoints of Linux before 6.3 alone, reads of whole segments within a millisecond of each other may count as one, data that filled a gap wait from the segment after them on, and data below SO_RCVLOWAT from their own."},
+	"kubeskoop_socketlatency_read100ms": {"sk_data_ready to the copy of the bytes, or of the datagram, to the application", "The same for over 100 ms."},
+	"kubeskoop_socketlatency_write1ms": {"tcp_sendmsg_locked() to the transmission of the write's last byte",
+		"Written data wait in the socket: the peer's window or the congestion window is closed, or Nagle waits. TCP alone. One call is one write; its wait ends when TCP gives its last byte to the IP layer for the first time, and includes the time for which the call blocks. " +
+			"So a large write that the line takes over 1 ms to carry counts too. A write that ended short is counted with the next one. Before Linux 6.5, sendfile and splice are no such writes. MPTCP connections are not measured."},
+	"kubeskoop_socketlatency_write100ms": {"tcp_sendmsg_locked() to the transmission of the write's last byte", "The same for over 100 ms."},
 
 	"kubeskoop_virtcmdlatency_latency":      {"virtnet_send_command() entry to return", "The host's side of virtio-net takes over 10 ms to answer a control command; the guest's CPU spins meanwhile."},
 	"kubeskoop_virtcmdlatency_latency100ms": {"virtnet_send_command() entry to return", "The same for over 100 ms."},

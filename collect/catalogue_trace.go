@@ -145,10 +145,10 @@ var socketlatencyInfo = ProbeInfo{
 	Name: "socketlatency", Title: "time that data wait in sockets", Source: EBPF, Overhead: "high",
 	Options: []Option{{Key: "slow", Default: time.Millisecond, Help: slowOption.Help}, eventOption},
 	Metrics: []Metric{
-		counter("kubeskoop_socketlatency_read100ms", PerNetns, "", "Reads of data that had waited over 100 ms for the application."),
-		counter("kubeskoop_socketlatency_read1ms", PerNetns, "", "Reads of data that had waited over 1 ms for the application, those over 100 ms included."),
-		counter("kubeskoop_socketlatency_write100ms", PerNetns, "", "Writes whose data waited over 100 ms to be sent."),
-		counter("kubeskoop_socketlatency_write1ms", PerNetns, "", "Writes whose data waited over 1 ms to be sent, those over 100 ms included."),
+		counter("kubeskoop_socketlatency_read100ms", PerNetns, "", "Reads whose oldest byte or datagram had waited over 100 ms in the socket."),
+		counter("kubeskoop_socketlatency_read1ms", PerNetns, "", "Reads whose oldest byte or datagram had waited over 1 ms in the socket, those over 100 ms included."),
+		counter("kubeskoop_socketlatency_write100ms", PerNetns, "", "TCP writes whose last byte was sent over 100 ms after the call began."),
+		counter("kubeskoop_socketlatency_write1ms", PerNetns, "", "TCP writes whose last byte was sent over 1 ms after the call began, those over 100 ms included."),
 	},
 	Events: []EventType{{
 		Name: "SOCKETLAT_READSLOW", Path: "data ready -> application read", Threshold: 100 * time.Millisecond, Priority: PriWarning,

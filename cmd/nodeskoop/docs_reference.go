@@ -23,7 +23,7 @@ var costs = map[string]string{
 	"netiftxlatency": "Runs for each packet sent: 52 and 50 ns at the driver, and at the queue 10 ns where the device has none.",
 	"kernellatency":  "Runs for each packet: 41 and 42 ns when it is received, 26 ns when it is sent.",
 	"flow":           "Runs for each packet sent: 162 ns.",
-	"socketlatency":  "Runs for each read and write of a socket: 62 and 118 ns for TCP's reads, 139 and 45 ns for its writes.",
+	"socketlatency":  "Runs for each read and write of a socket: 62 and 118 ns for TCP's reads, 139 and 45 ns for its writes; a socket that has had data takes 0.8 KB.",
 	"virtcmdlatency": "Runs per control command alone, of which a running machine sends hardly any.",
 }
 

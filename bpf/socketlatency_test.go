@@ -1,0 +1,427 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/testdata/need"
+)
+
+// TestSocketlatencyHealthy asks and answers many times, with readers that wait
+// for what comes. What the probe counts over 1 ms is no more than what the
+// application measures, which includes the way.
+func TestSocketlatencyHealthy(t *testing.T) {
+	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
+		a, b := newPair(t)
+		l := newTestLoader(t, Options{Hooks: rung})
+		p := l.load("socketlatency", Config{})
+		n := 50000 // questions, and as many answers
+		if need.InVM() {
+			n = 1000
+		}
+		for family, addrs := range families(a, b) {
+			for _, protocol := range []string{"TCP", "UDP"} {
+				client, server := tcpEnds(t, a, b, addrs[1])
+				if protocol == "UDP" {
+					if p.Hooks()[0].Lacks != "" {
+						continue
+					}
+					client, server = udpEnds(t, a, b, addrs[1])
+					connectBack(t, client, server)
+				}
+				before := [2][8]uint64{l.settled(p, a.inode), l.settled(p, b.inode)}
+				asked, answered := requests(t, client, server, n/4)
+				for i, side := range []struct {
+					name  string
+					ns    *namespace
+					waits []time.Duration
+				}{{"the asking end", a, answered}, {"the answering end", b, asked}} {
+					got := l.settled(p, side.ns.inode)
+					slow, slow100 := got[ReadSlow]-before[i][ReadSlow], got[ReadSlow100]-before[i][ReadSlow100]
+					what := fmt.Sprintf("%s %s, %s, %d reads", family, protocol, side.name, len(side.waits))
+					if slow > among(side.waits, ms) || slow100 > among(side.waits, 100*ms) {
+						t.Errorf("%s: counted %d over 1 ms and %d over 100 ms, the application measured %d and %d", what, slow, slow100, among(side.waits, ms), among(side.waits, 100*ms))
+					}
+					t.Logf("%s: counted %d over 1 ms, the application measured %d", what, slow, among(side.waits, ms))
+					if w := got[WriteSlow100] - before[i][WriteSlow100]; w > among(side.waits, 100*ms) {
+						t.Errorf("%s: %d writes over 100 ms", what, w)
+					}
+				}
+			}
+		}
+		for _, ns := range []*namespace{a, b} {
+			got := l.settled(p, ns.inode)
+			if events := append(l.taken(SocklatReadSlow, ns.inode, 0), l.taken(SocklatSendSlow, ns.inode, 0)...); uint64(len(events)) > got[ReadSlow100]+got[WriteSlow100] {
+				t.Errorf("%d events of %v", len(events), got[:4])
+			}
+		}
+	})
+}
+
+// connectBack makes a datagram socket answer whom it has heard.
+func connectBack(t *testing.T, client, server *endpoint) {
+	t.Helper()
+	to, err := unix.Getsockname(client.fd)
+	if err == nil {
+		err = unix.Connect(server.fd, to)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// requests gives how long questions and answers were on their way.
+func requests(t *testing.T, client, server *endpoint, n int) (asked, answered []time.Duration) {
+	var buffer, other [64]byte
+	at := make([]time.Duration, 2*n)
+	asked, answered = make([]time.Duration, n), make([]time.Duration, n)
+	pass := func(call func(int, []byte) (int, error), fd int, b []byte) bool {
+		got, err := again(func() (int, error) { return call(fd, b) })
+		if err != nil || got != len(b) {
+			t.Errorf("%d bytes of a request: %v", got, err)
+			return false
+		}
+		return true
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range n {
+			if !pass(unix.Read, server.fd, other[:]) {
+				return
+			}
+			asked[i] = now() - at[2*i]
+			at[2*i+1] = now()
+			if !pass(unix.Write, server.fd, other[:]) {
+				return
+			}
+		}
+	}()
+	for i := range n {
+		at[2*i] = now()
+		if !pass(unix.Write, client.fd, buffer[:]) || !pass(unix.Read, client.fd, buffer[:]) {
+			break
+		}
+		answered[i] = now() - at[2*i+1]
+	}
+	<-done
+	return asked, answered
+}
+
+// TestSocketlatencyErrorQueue reads the queue of errors and timestamps while
+// data wait. That is no read.
+func TestSocketlatencyErrorQueue(t *testing.T) {
+	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
+		a, b := newPair(t)
+		l := newTestLoader(t, Options{Hooks: rung})
+		p := l.load("socketlatency", Config{})
+		want := uint64(0)
+		for _, addrs := range families(a, b) {
+			for _, protocol := range []string{"TCP", "UDP"} {
+				client, server := tcpEnds(t, a, b, addrs[1])
+				if protocol == "UDP" {
+					if p.Hooks()[0].Lacks != "" {
+						continue
+					}
+					client, server = udpEnds(t, a, b, addrs[1])
+					connectBack(t, client, server)
+				}
+				const stamping = unix.SOF_TIMESTAMPING_TX_SOFTWARE | unix.SOF_TIMESTAMPING_TX_SCHED | unix.SOF_TIMESTAMPING_SOFTWARE
+				if err := unix.SetsockoptInt(server.fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPING, stamping); err != nil {
+					t.Fatal(err)
+				}
+				for range 2 {
+					if _, err := unix.Write(client.fd, []byte("wait")); err != nil {
+						t.Fatal(err)
+					}
+					read := 0
+					for range 4 {
+						time.Sleep(hold / 4)
+						if _, err := unix.Write(server.fd, []byte("stamp")); err != nil {
+							t.Fatal(err)
+						}
+						l.eventually("a timestamp", func() bool {
+							_, _, _, _, err := unix.Recvmsg(server.fd, make([]byte, 100), make([]byte, 500), unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+							return err == nil
+						})
+						read++
+					}
+					if n, err := again(func() (int, error) { return unix.Read(server.fd, make([]byte, 100)) }); n != 4 || err != nil {
+						t.Fatal(n, err)
+					}
+					want++
+				}
+			}
+		}
+		got := l.settled(p, b.inode)
+		if got[ReadSlow] != want || got[ReadSlow100] != want {
+			t.Errorf("%v, want %d slow reads", got[:4], want)
+		}
+		l.count(p, "reads of data that waited while the error queue was read", want, got[ReadSlow100])
+	})
+}
+
+// TestSocketlatencyMPTCP lets data wait in sockets of MPTCP, which the probe
+// does not measure, and in one of TCP that an MPTCP server accepts, which it
+// does.
+func TestSocketlatencyMPTCP(t *testing.T) {
+	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
+		a, b := newPair(t)
+		open := func(n *namespace, protocol int) (fd int) {
+			err := n.try(func() (err error) {
+				fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, protocol)
+				return err
+			})
+			need.Kernel(t, err == nil, fmt.Sprintf("no MPTCP: %v", err))
+			t.Cleanup(func() { unix.Close(fd) })
+			return fd
+		}
+		l := newTestLoader(t, Options{Hooks: rung})
+		p := l.load("socketlatency", Config{})
+		listener := open(b, unix.IPPROTO_MPTCP)
+		if err := errors.Join(unix.Bind(listener, sockaddr(netip.AddrPortFrom(b.v4, 0))), unix.Listen(listener, 5)); err != nil {
+			t.Fatal(err)
+		}
+		to, err := unix.Getsockname(listener)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, protocol := range []int{unix.IPPROTO_MPTCP, unix.IPPROTO_TCP} {
+			client := open(a, protocol)
+			if err := unix.Connect(client, to); err != nil {
+				t.Fatal(err)
+			}
+			server, err := again(func() (int, error) {
+				fd, _, err := unix.Accept(listener)
+				return fd, err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { unix.Close(server) })
+			for range 3 {
+				for _, pair := range [][2]int{{client, server}, {server, client}} {
+					if _, err := unix.Write(pair[0], []byte("wait for it")); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(hold)
+					if n, err := again(func() (int, error) { return unix.Read(pair[1], make([]byte, 64)) }); n != 11 || err != nil {
+						t.Fatal(n, err)
+					}
+				}
+			}
+			want := uint64(0)
+			if protocol == unix.IPPROTO_TCP {
+				want = 3
+			}
+			for _, n := range []*namespace{a, b} {
+				got := l.settled(p, n.inode)
+				if got[ReadSlow100] != want || got[WriteSlow100] != 0 {
+					t.Errorf("protocol %d: %v, want %d slow reads", protocol, got[:4], want)
+				}
+				l.count(p, fmt.Sprintf("held reads of protocol %d that the probe measures", protocol), want, got[ReadSlow100])
+			}
+		}
+	})
+}
+
+// TestSocketlatencyBeforeAccept: data wait too while the connection waits to be
+// accepted.
+func TestSocketlatencyBeforeAccept(t *testing.T) {
+	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
+		a, b := newPair(t)
+		l := newTestLoader(t, Options{Hooks: rung})
+		p := l.load("socketlatency", Config{})
+		want := uint64(0)
+		for _, addrs := range families(a, b) {
+			s := b.listen(t, addrs[1])
+			c := a.dial(t, "tcp", addrPort(s.Addr()))
+			if _, err := c.Write([]byte("early")); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(hold)
+			server, err := s.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := server.Read(make([]byte, 10)); err != nil {
+				t.Fatal(err)
+			}
+			server.Close()
+			want++
+		}
+		got := l.settled(p, b.inode)
+		if got[ReadSlow100] != want {
+			t.Errorf("%v, want %d slow reads", got[:4], want)
+		}
+		l.count(p, "reads of data that came before accept", want, got[ReadSlow100])
+	})
+}
+
+// TestSocketlatencyWriter: an event names the thread whose bytes waited, not
+// the one that wrote last.
+func TestSocketlatencyWriter(t *testing.T) {
+	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
+		a, b := newPair(t)
+		l := newTestLoader(t, Options{Hooks: rung, EventRate: 1e6, EventBurst: 1e6})
+		p := l.load("socketlatency", Config{})
+		if writes := p.Hooks()[1]; writes.Kind == "" {
+			t.Skipf("this kernel: %+v", writes.Refused)
+		}
+		client, server := tcpEnds(t, a, b, b.v4)
+		as := func(name string, f func()) {
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				runtime.LockOSThread() // it ends with the goroutine
+				comm, _ := unix.BytePtrFromString(name)
+				_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(comm)), 0, 0, 0)
+				f()
+			}()
+			<-done
+		}
+		if err := unix.SetsockoptInt(server.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 16<<10); err != nil {
+			t.Fatal(err)
+		}
+		full := fillWindow(t, l, client)
+		// Both have 100 bytes in the queue, behind what fills the window.
+		as("first-writer", func() { client.write(100) })
+		time.Sleep(2 * hold)
+		as("second-writer", func() { client.write(100) })
+		time.Sleep(20 * ms)
+		for n := 0; n < full+200; {
+			got, err := again(func() (int, error) { return unix.Read(server.fd, make([]byte, 64<<10)) })
+			if err != nil || got == 0 {
+				t.Fatal(got, err)
+			}
+			n += got
+		}
+		events := l.taken(SocklatSendSlow, a.inode, 1)
+		l.settled(p, a.inode)
+		events = l.taken(SocklatSendSlow, a.inode, len(events))
+		first := 0
+		for _, e := range events {
+			if e.Comm() == "first-writer" && e.Latency >= 2*hold && int(e.PID) == os.Getpid() {
+				first++
+			}
+		}
+		if first != 1 {
+			t.Errorf("%d events name the first writer: %+v", first, events)
+		}
+	})
+}
+
+// fillWindow writes without waiting until the peer's window is closed and gives
+// how much that was. The last write is not sent, or not all of it.
+func fillWindow(t *testing.T, l *testLoader, e *endpoint) (total int) {
+	t.Helper()
+	l.eventually("the window to close", func() bool {
+		for unsent(t, e.fd) == 0 {
+			n, err := unix.SendmsgN(e.fd, make([]byte, 4096), nil, nil, unix.MSG_DONTWAIT)
+			if err != nil && err != unix.EINTR {
+				t.Fatal(err)
+			}
+			total += max(n, 0)
+		}
+		was := unsent(t, e.fd)
+		time.Sleep(30 * ms)
+		return was > 0 && unsent(t, e.fd) == was
+	})
+	return total
+}
+
+// unsent is how much of what is written TCP has not sent yet.
+func unsent(t testing.TB, fd int) int {
+	t.Helper()
+	const siocoutqnsd = 0x894b
+	n, err := unix.IoctlGetInt(fd, siocoutqnsd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestSocketlatencySendSlow writes more than the peer takes: its window is
+// closed for a while, and so the last writes wait. The kernel tells how much
+// was not sent.
+func TestSocketlatencySendSlow(t *testing.T) {
+	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
+		a, b := newPair(t)
+		l := newTestLoader(t, Options{Hooks: rung, EventRate: 1e6, EventBurst: 1e6})
+		p := l.load("socketlatency", Config{})
+		if writes := p.Hooks()[1]; writes.Kind == "" {
+			t.Skipf("this kernel: %+v", writes.Refused)
+		}
+		want := uint64(0)
+		for family, addrs := range families(a, b) {
+			client, server := tcpEnds(t, a, b, addrs[1])
+			if err := unix.SetsockoptInt(server.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 16<<10); err != nil {
+				t.Fatal(err)
+			}
+			total := fillWindow(t, l, client)
+			var ends []int
+			for range 20 {
+				n, err := again(func() (int, error) {
+					return unix.SendmsgN(client.fd, make([]byte, 500), nil, nil, unix.MSG_DONTWAIT)
+				})
+				if err != nil {
+					break
+				}
+				total += n
+				ends = append(ends, total)
+			}
+			time.Sleep(hold)
+			sent := total - unsent(t, client.fd)
+			before := l.settled(p, a.inode)
+			for n := 0; n < total; {
+				got, err := again(func() (int, error) { return unix.Read(server.fd, make([]byte, 64<<10)) })
+				if err != nil || got == 0 {
+					t.Fatal(got, err)
+				}
+				n += got
+			}
+			late := uint64(1) // the last that filled the window
+			for _, end := range ends {
+				if end > sent {
+					late++
+				}
+			}
+			want += late
+			got := l.settled(p, a.inode)
+			if got[WriteSlow100] != want || before[WriteSlow100] != want-late {
+				t.Errorf("%s: %v, want %d slow writes; %v before the window opened", family, got[:4], want, before[:4])
+			}
+			for _, e := range l.taken(SocklatSendSlow, a.inode, 1) {
+				if e.Latency < hold || int(e.PID) != os.Getpid() || e.Comm() == "" {
+					t.Errorf("%s: %+v by %q", family, e, e.Comm())
+				}
+				local, _ := unix.Getsockname(client.fd)
+				if e.Source.Addr() == addrs[0] && !slices.Contains([]int{port(local)}, int(e.Source.Port())) {
+					t.Errorf("%s: %+v", family, e)
+				}
+			}
+			unix.Close(client.fd)
+		}
+		l.count(p, "writes into a closed window", want, l.settled(p, a.inode)[WriteSlow100])
+		l.balanced(SocklatSendSlow, p, WriteSlow100)
+	})
+}
+
+func port(sa unix.Sockaddr) int {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return sa.Port
+	case *unix.SockaddrInet6:
+		return sa.Port
+	}
+	return 0
+}
