@@ -186,7 +186,7 @@ func TestLossTCP(t *testing.T) {
 				x.toReceiver(t, syns(from, listener, 100, 5)...)
 			}
 		}
-		x.lose(t, family+" SYN queue is full", loss{in: b, n: losses, source: mib(b, "TcpExt.TCPReqQFullDrop"), untold: true, prepare: listening(4, "0")}, func(t *testing.T) {
+		x.lose(t, family+" SYN queue is full", loss{in: b, n: losses, source: mib(b, "TcpExt.ListenDrops"), untold: true, prepare: listening(4, "0")}, func(t *testing.T) {
 			x.toReceiver(t, syns(from, listener, 200, losses)...)
 		})
 		x.lose(t, family+" SYN queue is full, with SYN cookies", loss{in: b, n: losses, source: mib(b, "TcpExt.SyncookiesSent"), untold: true, prepare: listening(4, "1")}, func(t *testing.T) {
