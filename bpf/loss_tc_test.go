@@ -87,9 +87,9 @@ func (n *namespace) attach(t *testing.T, device string, parent uint32, p *ebpf.P
 }
 
 // TestLossTC loses packets by filters of traffic control, and by XDP. All of
-// them are told, also what a program in the driver of a veth pair drops: there
-// a packet of the stack is an skb already. A driver that runs XDP on its own
-// buffers (a real card's) tells nothing of XDP_DROP; ethtool -S counts it.
+// them are told, also what a program in the driver of a veth pair drops, since
+// a packet from the stack is an skb there. A network card's driver has no skb
+// yet when XDP drops a packet, so it has nothing to tell; no case covers that.
 func TestLossTC(t *testing.T) {
 	x := newLossLab(t)
 	// A program in the driver needs a ring, and to make one costs the kernel an
