@@ -343,8 +343,8 @@ func TestNetiftxlatencySegmentsAtTheDriver(t *testing.T) {
 	})
 }
 
-// wire connects two namespaces with one more pair of devices.
-func wire(t *testing.T, a *namespace, aDevice string, b *namespace, bDevice string, addrs map[*namespace][]string) {
+// linked connects two namespaces with one more pair of devices.
+func linked(t *testing.T, a *namespace, aDevice string, b *namespace, bDevice string, addrs map[*namespace][]string) {
 	t.Helper()
 	a.do(t, func() error {
 		attrs := netlink.NewLinkAttrs()
@@ -378,7 +378,7 @@ func newRouted(t *testing.T) (source, a, b *namespace) {
 	source = newNamespace(t)
 	source.device = "vs"
 	source.v4, source.v6 = netip.MustParseAddr("10.98.0.2"), netip.MustParseAddr("fd98::2")
-	wire(t, source, source.device, a, "vr", map[*namespace][]string{
+	linked(t, source, source.device, a, "vr", map[*namespace][]string{
 		source: {"10.98.0.2/24", "fd98::2/64"}, a: {"10.98.0.1/24", "fd98::1/64"},
 	})
 	router := &namespace{handle: a.handle, device: "vr", v4: netip.MustParseAddr("10.98.0.1"), v6: netip.MustParseAddr("fd98::1")}

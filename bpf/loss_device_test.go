@@ -63,7 +63,13 @@ func TestLossBridge(t *testing.T) {
 		})
 	}
 	for _, hook := range []string{"prerouting", "forward", "postrouting"} {
-		x.lose(t, "bridge: nft "+hook, loss{in: r, n: losses, source: nftCount(r), class: DropNetfilter, reasons: "NETFILTER_DROP", from: from, to: to, prepare: func(t *testing.T) {
+		var also []DropClass
+		if hook == "prerouting" && len(x.reasons.drop) == 0 {
+			// There the bridge itself runs the rules of this hook (Linux 5.10),
+			// so the function is that of its own losses.
+			also = []DropClass{DropAbnormal}
+		}
+		x.lose(t, "bridge: nft "+hook, loss{in: r, n: losses, source: nftCount(r), class: DropNetfilter, also: also, reasons: "NETFILTER_DROP", from: from, to: to, prepare: func(t *testing.T) {
 			r.ruleset(t, "add table bridge t; add chain bridge t c { type filter hook "+hook+" priority 0; }; add rule bridge t c udp dport 9 counter drop")
 		}}, func(t *testing.T) {
 			x.a.inject(t, "p0", timesOf(losses, ethernet(known, routerMAC(5, 1), udpPacket(from, to, []byte("payload"))))...)

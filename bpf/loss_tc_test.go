@@ -86,6 +86,10 @@ func (n *namespace) attach(t *testing.T, device string, parent uint32, p *ebpf.P
 	})
 }
 
+// TestLossTC loses packets by filters of traffic control, and by XDP. All of
+// them are told, also what a program in the driver of a veth pair drops, since
+// a packet from the stack is an skb there. A network card's driver has no skb
+// yet when XDP drops a packet, so it has nothing to tell; no case covers that.
 func TestLossTC(t *testing.T) {
 	x := newLossLab(t)
 	// A program in the driver needs a ring, and to make one costs the kernel an

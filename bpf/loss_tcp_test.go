@@ -2,15 +2,13 @@ package bpf
 
 import (
 	"encoding/binary"
-	"fmt"
+	"errors"
 	"net"
 	"net/netip"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"nodeskoop/testdata/need"
 )
 
 // timestamps is the TCP option.
@@ -117,10 +115,10 @@ func TestLossTCP(t *testing.T) {
 			x.toReceiver(t, timesOf(losses, tcpSegment{flags: tcpSYN, options: append([]byte{19, 18, 15: 0}, 0, 0, 0, 0)}.packet(port(from, lossFrom), addrPort(l.Addr())))...)
 		})
 		x.lose(t, family+" MD5 missing", loss{in: b, n: losses, source: mib(b, "TcpExt.TCPMD5NotFound"), class: DropTCPRcv, reasons: "TCP_MD5NOTFOUND", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
-			l := b.listen(t, to)
+			// A listener of package net is MPTCP's, which has no signatures.
+			l := stream(t, b, to, 0)
 			key := unix.TCPMD5Sig{Keylen: 4}
-			sa := sockaddr(port(from, 0))
-			switch sa := sa.(type) {
+			switch sa := sockaddr(port(from, 0)).(type) {
 			case *unix.SockaddrInet4:
 				key.Addr.Family = unix.AF_INET
 				copy(key.Addr.Data[2:], sa.Addr[:])
@@ -128,12 +126,11 @@ func TestLossTCP(t *testing.T) {
 				key.Addr.Family = unix.AF_INET6
 				copy(key.Addr.Data[6:], sa.Addr[:])
 			}
-			rawConn(t, l.(*net.TCPListener), func(fd int) error {
-				err := unix.SetsockoptTCPMD5Sig(fd, unix.IPPROTO_TCP, unix.TCP_MD5SIG, &key)
-				need.Kernel(t, err == nil, fmt.Sprintf("TCP MD5 signatures: %v", err))
-				return nil
-			})
-			x.toReceiver(t, timesOf(losses, tcpSegment{flags: tcpSYN}.packet(port(from, lossFrom), addrPort(l.Addr())))...)
+			if err := errors.Join(unix.SetsockoptTCPMD5Sig(l.fd, unix.IPPROTO_TCP, unix.TCP_MD5SIG, &key), unix.Listen(l.fd, 5)); err != nil {
+				t.Fatal(err)
+			}
+			listener := netip.AddrPortFrom(to, portOf(l.local(t)))
+			x.toReceiver(t, timesOf(losses, tcpSegment{flags: tcpSYN}.packet(port(from, lossFrom), listener))...)
 		})
 		x.lose(t, family+" data after the receiver has closed", loss{in: b, n: losses, reasons: "TCP_ABORT_ON_DATA NOT_SPECIFIED TCP_CLOSE", class: DropTCPHandle, also: []DropClass{DropTCPRcv}, protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 			for range losses {
@@ -167,7 +164,7 @@ func TestLossTCP(t *testing.T) {
 				x.toReceiver(t, syns(from, listener, 100, 5)...)
 			}
 		}
-		x.lose(t, family+" SYN queue is full", loss{in: b, n: losses, source: mib(b, "TcpExt.TCPReqQFullDrop"), untold: true, prepare: listening(4, "0")}, func(t *testing.T) {
+		x.lose(t, family+" SYN queue is full", loss{in: b, n: losses, source: mib(b, "TcpExt.ListenDrops"), untold: true, prepare: listening(4, "0")}, func(t *testing.T) {
 			x.toReceiver(t, syns(from, listener, 200, losses)...)
 		})
 		x.lose(t, family+" SYN queue is full, with SYN cookies", loss{in: b, n: losses, source: mib(b, "TcpExt.SyncookiesSent"), untold: true, prepare: listening(4, "1")}, func(t *testing.T) {

@@ -39,7 +39,7 @@ func TestSocketlatencyHealthy(t *testing.T) {
 					connectBack(t, client, server)
 				}
 				before := [2][8]uint64{l.settled(p, a.inode), l.settled(p, b.inode)}
-				asked, answered := requests(t, client, server, n/4)
+				asked, answered := requestsByTCP(t, client, server, n/4)
 				for i, side := range []struct {
 					name  string
 					ns    *namespace
@@ -79,8 +79,8 @@ func connectBack(t *testing.T, client, server *endpoint) {
 	}
 }
 
-// requests gives how long questions and answers were on their way.
-func requests(t *testing.T, client, server *endpoint, n int) (asked, answered []time.Duration) {
+// requestsByTCP gives how long questions and answers were on their way.
+func requestsByTCP(t *testing.T, client, server *endpoint, n int) (asked, answered []time.Duration) {
 	var buffer, other [64]byte
 	at := make([]time.Duration, 2*n)
 	asked, answered = make([]time.Duration, n), make([]time.Duration, n)
@@ -405,7 +405,7 @@ func TestSocketlatencySendSlow(t *testing.T) {
 					t.Errorf("%s: %+v by %q", family, e, e.Comm())
 				}
 				local, _ := unix.Getsockname(client.fd)
-				if e.Source.Addr() == addrs[0] && !slices.Contains([]int{port(local)}, int(e.Source.Port())) {
+				if e.Source.Addr() == addrs[0] && !slices.Contains([]int{portOfAddress(local)}, int(e.Source.Port())) {
 					t.Errorf("%s: %+v", family, e)
 				}
 			}
@@ -416,7 +416,7 @@ func TestSocketlatencySendSlow(t *testing.T) {
 	})
 }
 
-func port(sa unix.Sockaddr) int {
+func portOfAddress(sa unix.Sockaddr) int {
 	switch sa := sa.(type) {
 	case *unix.SockaddrInet4:
 		return sa.Port

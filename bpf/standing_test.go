@@ -32,19 +32,19 @@ type endpoint struct {
 	t    testing.TB
 	fd   int
 	mu   *sync.Mutex
-	sent *[]written // by the other end too: what both know of the data
+	sent *[]wroteAt // by the other end too: what both know of the data
 	read int        // bytes, or datagrams, that this end has read
 }
 
-// written is one call that wrote: up to which byte, or which datagram.
-type written struct {
+// wroteAt is one call that wrote: up to which byte, or which datagram.
+type wroteAt struct {
 	end int
 	at  time.Duration
 }
 
 func endpoints(t testing.TB, fds ...int) []*endpoint {
 	t.Helper()
-	sent, mu := &[]written{}, &sync.Mutex{}
+	sent, mu := &[]wroteAt{}, &sync.Mutex{}
 	var ends []*endpoint
 	for _, fd := range fds {
 		wait := unix.NsecToTimeval(int64(20 * time.Second))
@@ -113,7 +113,7 @@ func (e *endpoint) write(size int) {
 			return
 		}
 		end += n
-		*e.sent = append(*e.sent, written{end, at})
+		*e.sent = append(*e.sent, wroteAt{end, at})
 		buffer = buffer[n:]
 	}
 }
@@ -128,7 +128,7 @@ func (e *endpoint) datagram(size int) {
 		e.t.Error(err)
 		return
 	}
-	*e.sent = append(*e.sent, written{len(*e.sent) + 1, at})
+	*e.sent = append(*e.sent, wroteAt{len(*e.sent) + 1, at})
 }
 
 // take reads once and tells how long the oldest that it took is away from the
@@ -188,9 +188,9 @@ func every(period time.Duration, n int, f func()) {
 	}
 }
 
-// steady: one end sends n messages a period apart, the other reads one message
+// steadyQueue: one end sends n messages a period apart, the other reads one message
 // per period of its own, the first after a delay.
-func steady(n, size int, period, delay, readPeriod time.Duration, datagram bool) func(*testing.T, *endpoint, *endpoint) []time.Duration {
+func steadyQueue(n, size int, period, delay, readPeriod time.Duration, datagram bool) func(*testing.T, *endpoint, *endpoint) []time.Duration {
 	return func(t *testing.T, client, server *endpoint) (waits []time.Duration) {
 		done := make(chan struct{})
 		go func() {
@@ -222,18 +222,18 @@ const ms = time.Millisecond
 var standings = []standing{
 	{
 		name: "constant delay",
-		tcp:  steady(80, 100, 5*ms, 300*ms, 5*ms, false),
-		udp:  steady(80, 100, 5*ms, 300*ms, 5*ms, true),
+		tcp:  steadyQueue(80, 100, 5*ms, 300*ms, 5*ms, false),
+		udp:  steadyQueue(80, 100, 5*ms, 300*ms, 5*ms, true),
 	},
 	{
 		name: "growing delay",
-		tcp:  steady(60, 100, 5*ms, 5*ms, 12*ms, false),
-		udp:  steady(60, 0, 5*ms, 5*ms, 12*ms, true), // empty ones
+		tcp:  steadyQueue(60, 100, 5*ms, 5*ms, 12*ms, false),
+		udp:  steadyQueue(60, 0, 5*ms, 5*ms, 12*ms, true), // empty ones
 	},
 	{
 		name: "burst, then drain", quick: true,
-		tcp: steady(200, 100, 2*ms, 410*ms, 0, false),
-		udp: steady(200, 100, 2*ms, 410*ms, 0, true),
+		tcp: steadyQueue(200, 100, 2*ms, 410*ms, 0, false),
+		udp: steadyQueue(200, 100, 2*ms, 410*ms, 0, true),
 	},
 	{
 		name: "two bursts and a pause", quick: true,
@@ -480,9 +480,9 @@ type left struct {
 	at       time.Duration
 }
 
-// tap records what TCP sends out of a device that has no queue, as tcpdump
+// leaving records what TCP sends out of a device that has no queue, as tcpdump
 // would. The function that it returns ends it.
-func (n *namespace) tap(t testing.TB) func() []left {
+func (n *namespace) leaving(t testing.TB) func() []left {
 	t.Helper()
 	fd := -1
 	n.do(t, func() (err error) {
@@ -589,7 +589,7 @@ func standingWrites(t *testing.T, a, b *namespace, addr netip.Addr, size int) (w
 		unix.SetsockoptInt(client.fd, unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE, 1000000)); err != nil {
 		t.Fatal(err)
 	}
-	tapped := a.tap(t)
+	tapped := a.leaving(t)
 	all := make(chan int, 1)
 	go func() {
 		n, buffer := 0, make([]byte, 1<<20)

@@ -23,7 +23,7 @@ var modules = []string{
 	"sch_ingress", "sch_tbf", "sch_netem", "sch_htb", "sch_fq_codel", "sch_fq", "sch_prio", "sch_mqprio", "sch_multiq", "sch_sfq",
 	"cls_bpf", "cls_u32", "cls_matchall", "act_bpf", "act_gact", "act_mirred", "act_police",
 	"nf_conntrack", "nf_conntrack_netlink", "nf_nat", "nf_tables", "nft_ct", "nft_counter", "nft_compat", "nft_chain_nat", "nft_nat", "nft_masq",
-	"nft_reject", "nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6", "nft_limit", "nft_numgen", "nft_log", "nft_queue", "nft_objref", "nft_quota", "nft_fib", "nft_hash",
+	"nft_reject", "nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6", "nft_meta_bridge", "nft_limit", "nft_numgen", "nft_log", "nft_queue", "nft_objref", "nft_quota", "nft_fib", "nft_hash",
 	"nfnetlink_queue", "nfnetlink_log", "xt_NFQUEUE", "xt_tcpudp", "xt_conntrack", "xt_nat", "xt_MASQUERADE",
 	"inet_diag", "tcp_diag", "udp_diag", "unix_diag", "raw_diag", "af_packet_diag",
 	"ip_vs", "ip_vs_rr", "vxlan", "nft_objref",
