@@ -43,7 +43,25 @@ var healthyWire = []healthyCase{
 	{name: "both ends connect at once", run: simultaneousOpen},
 	{name: "reset of a connection with segments out of order", run: outOfOrderReset},
 	{name: "a ping and UDP whose packets come twice", run: wired(duplicateAll, func(t *testing.T, h *healthy, from, to netip.Addr) {
+		// Each request comes twice, and each answer to it: somebody is there
+		// until the last of them has come.
+		s := h.a.socketIn(t, family(from), unix.SOCK_RAW, icmpOf(from))
+		must(t, unix.SetsockoptTimeval(s, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}))
 		ping(t, h, from, to, unix.SOCK_RAW, 20)
+		for answers := 0; answers < 4*20; {
+			var b [2048]byte
+			n, _, err := unix.Recvfrom(s, b[:], 0)
+			if err != nil {
+				t.Fatalf("answer %d of %d: %v", answers, 4*20, err)
+			}
+			message := b[:n]
+			if from.Is4() {
+				message = message[20:]
+			}
+			if message[0] == 0 || message[0] == 129 {
+				answers++
+			}
+		}
 		server, client := h.b.bound(t, unix.IPPROTO_UDP, to), h.a.bound(t, unix.IPPROTO_UDP, from)
 		sendDatagrams(t, client, server, 50)
 		for range 100 {

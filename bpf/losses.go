@@ -140,124 +140,124 @@ var lossRules = []lossRule{
 	{
 		// Messages of netlink, audit, uevents, vsock and local sockets.
 		why: NotAPacket, need: traitNoPacket,
-		kernels: "all", test: "TestHealthyMessages",
+		kernels: "all", test: "TestHealthy/local",
 	},
 	{
 		// The packet that stands for one when a program asks for a route.
 		why: NotAPacket, functions: []string{"inet_rtm_getroute", "inet6_rtm_getroute"},
-		kernels: "to 6.1", test: "TestHealthyMessages",
+		kernels: "to 6.1", test: "TestHealthy/local",
 	},
 	{
 		// What GRO or a reassembly put together is one packet, whose parts
 		// are freed one by one when it has been read.
 		why: Delivered, functions: []string{"kfree_skb_list", "kfree_skb_list_reason", "skb_release_data"},
 		reasons: []string{"NOT_SPECIFIED"}, need: traitPulled,
-		kernels: "to 6.1, and later where TCP frees the packet", test: "TestHealthyTCP/GRO",
+		kernels: "to 6.1, and later where TCP frees the packet", test: "TestHealthy/tcp",
 	},
 	{
 		// The end of the function for what it handled: neighbour discovery,
 		// echo requests, errors passed on.
 		why: Delivered, functions: []string{"icmpv6_rcv"}, reasons: []string{"NOT_SPECIFIED"},
 		need:    traitICMPv6 | traitChecksum,
-		kernels: "to 6.1", test: "TestHealthyNeighbours",
+		kernels: "to 6.1", test: "TestHealthy/link",
 	},
 	{
 		// A raw socket got a copy before; the original is for ping sockets.
 		why: Delivered, functions: []string{"ping_rcv", "icmp_rcv", "icmpv6_rcv"},
 		reasons: []string{"NOT_SPECIFIED", "NO_SOCKET"}, need: traitEchoReply | traitChecksum | traitCopied,
-		kernels: "all", test: "TestHealthyPing",
+		kernels: "all", test: "TestHealthy/datagram",
 	},
 	{
 		// The lease that a client of DHCP is offered goes to an address that
 		// it does not have yet. It reads a copy through a packet socket.
 		why: Delivered, functions: append([]string{"__udp4_lib_rcv", "ip_finish_output2"}, unheard...),
 		reasons: unheardReasons, need: traitDHCPReply,
-		kernels: "all", test: "TestHealthyDHCP",
+		kernels: "all", test: "TestHealthy/link",
 	},
 	{
 		// The copy that a capture has no room for. Who else should get the
 		// packet, gets it.
 		why: Delivered, functions: []string{"packet_rcv", "packet_rcv_spkt", "tpacket_rcv"},
-		kernels: "all", test: "TestHealthyCapture",
+		kernels: "all", test: "TestHealthy/link",
 	},
 	{
 		// Acknowledgements, keep-alives and window probes that a socket has
 		// taken in: on a connection that is half closed, or with old numbers.
 		why: Delivered, functions: []string{"tcp_rcv_*", "tcp_validate_*", "tcp_data_*", "tcp_ack*", "tcp_drop*"},
 		reasons: tcpReasons, need: traitACK,
-		kernels: "from 5.18", test: "TestHealthyTCP/keep-alive",
+		kernels: "from 5.18", test: "TestHealthy/tcp",
 	},
 	{
 		// The same for a socket in TIME_WAIT.
 		why: Delivered, functions: tcpReceive,
 		reasons: tcpReasons, need: traitACK | traitInformed, deny: traitListener,
-		kernels: "all", test: "TestHealthyTCP/close",
+		kernels: "all", test: "TestHealthy/tcp",
 	},
 	{
 		// The acknowledgement of a handshake to a listener that waits for data.
 		why: Delivered, functions: tcpReceive,
 		reasons: []string{"NOT_SPECIFIED"}, need: traitACK | traitDeferred,
-		kernels: "all", test: "TestHealthyTCP/deferred accept",
+		kernels: "all", test: "TestHealthy/tcp",
 	},
 	{
 		// A FIN for a socket in TIME_WAIT, which remembers FIN_WAIT2.
 		why: Delivered, functions: tcpReceive,
 		reasons: tcpReasons, need: traitFIN,
-		kernels: "all", test: "TestHealthyTCP/close",
+		kernels: "all", test: "TestHealthy/tcp",
 	},
 	{
 		// A reset has been heard, whatever it did.
 		why: Delivered, functions: tcpInput,
 		reasons: append([]string{"TCP_RESET", "TCP_FLAGS"}, tcpReasons...), need: traitRST,
-		kernels: "all", test: "TestHealthyTCP/reset",
+		kernels: "all", test: "TestHealthy/tcp",
 	},
 	{
 		// A SYN that came again before the handshake was complete: it was
 		// answered again.
 		why: Delivered, functions: tcpReceive,
 		reasons: []string{"NOT_SPECIFIED"}, need: traitSYN | traitListener,
-		kernels: "all", test: "TestHealthyTCP/repeated SYN",
+		kernels: "all", test: "TestHealthy/wire",
 	},
 	{
 		// A SYN or SYN-ACK that came again afterwards: a challenge ACK answers.
 		why: Delivered, functions: tcpInput,
 		reasons: []string{"TCP_INVALID_SYN"}, need: traitSYN,
-		kernels: "from 5.18", test: "TestHealthyTCP/repeated SYN",
+		kernels: "from 5.18", test: "TestHealthy/wire",
 	},
 	{
 		// A segment that came twice: the socket has all of it.
 		why: Delivered, functions: tcpInput, reasons: tcpReasons, need: traitOld, deny: traitListener,
-		kernels: "from 5.18", test: "TestHealthyTCP/duplicates",
+		kernels: "from 5.18", test: "TestHealthy/wire",
 	},
 	{
 		why: Delivered, reasons: []string{"TCP_OLD_DATA", "TCP_OFOMERGE", "TCP_OFO_DROP"},
-		kernels: "from 5.18", test: "TestHealthyTCP/duplicates",
+		kernels: "from 5.18", test: "TestHealthy/wire",
 	},
 	{
 		// The byte by which other systems ask for a window.
 		why: Delivered, reasons: []string{"TCP_ZEROWINDOW"}, need: traitByte,
-		kernels: "from 5.18", test: "TestHealthyTCP/window probe with a byte",
+		kernels: "from 5.18", test: "TestLossRulesByte",
 	},
 	{
 		// Messages that were read. What does not reach an association is
 		// freed by sctp_rcv.
 		why: Delivered, functions: []string{"sctp_chunk_*", "sctp_ulpevent_*", "sctp_ulpq_*", "sctp_recvmsg", "sctp_inq_*", "sctp_outq_*", "sctp_datamsg_*", "sctp_skb_*", "sctp_queue_*"},
 		reasons: []string{"NOT_SPECIFIED", "QUEUE_PURGE"},
-		kernels: "all", test: "TestHealthySCTP",
+		kernels: "all", test: "TestHealthy/datagram",
 	},
 	{
 		// An acknowledgement, a FIN or a reset that comes when the socket is
 		// gone: it would have changed nothing.
 		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: traitACK,
-		kernels: "from 5.17", test: "TestHealthyTCP/reset",
+		kernels: "from 5.17", test: "TestHealthy/tcp",
 	},
 	{
 		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: traitFIN,
-		kernels: "from 5.17", test: "TestHealthyTCP/reset",
+		kernels: "from 5.17", test: "TestHealthy/tcp",
 	},
 	{
 		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: traitRST,
-		kernels: "from 5.17", test: "TestHealthyTCP/reset",
+		kernels: "from 5.17", test: "TestHealthy/tcp",
 	},
 	{
 		// A frame to another host, on a device that takes all.
@@ -266,55 +266,66 @@ var lossRules = []lossRule{
 			"ip6_rcv_core", "ipv6_list_rcv", "arp_rcv", "tcp_v4_rcv", "tcp_v6_rcv", "llc_rcv", "ip_forward", "ip6_forward",
 		},
 		reasons: []string{"NOT_SPECIFIED", "OTHERHOST", "UNHANDLED_PROTO"}, need: traitOtherHost,
-		kernels: "all", test: "TestHealthyFrames/other hosts",
+		kernels: "all", test: "TestHealthy/link",
 	},
 	{
 		// Multicast and broadcast that nobody here asked for.
 		why: Unwanted, functions: unheard, reasons: unheardReasons, need: traitGroup,
-		kernels: "all", test: "TestHealthyFrames",
+		kernels: "all", test: "TestHealthy/link",
 	},
 	{
 		why: Unwanted, reasons: []string{"IPV6_NDISC_NS_OTHERHOST"},
-		kernels: "from 6.6", test: "TestHealthyNeighbours",
+		kernels: "from 6.6", test: "TestHealthy/link",
 	},
 	{
 		// Queries that a bridge makes for an address that it does not have.
 		why: Unwanted, functions: []string{"__br_multicast_send_query", "br_multicast_send_query", "br_ip6_multicast_alloc_query", "br_multicast_alloc_query"},
 		reasons: []string{"NOT_SPECIFIED"}, deny: traitCopied,
-		kernels: "all", test: "TestHealthyFrames",
+		kernels: "all", test: "TestHealthy/link",
+	},
+	{
+		// Multicasts that none of a card's ipvlan devices has joined: those
+		// that find the queue full are freed elsewhere.
+		why: Unwanted, functions: []string{"ipvlan_process_multicast", "macvlan_process_broadcast"},
+		reasons: []string{"NOT_SPECIFIED"},
+		kernels: "all", test: "TestHealthy/link",
 	},
 	{
 		// The kernel's own announcements on a link that is down or leads to
 		// nobody: they are repeated when it comes up.
+		why: Unwanted, reasons: []string{"QDISC_DROP", "DEV_READY", "NO_TX_TARGET"}, need: traitControl,
+		kernels: "from 5.17", test: "TestHealthy/link",
+	},
+	{
 		why: Unwanted, functions: []string{"__dev_queue_xmit", "__dev_xmit_skb", "kfree_skb_list", "kfree_skb_list_reason", "br_dev_xmit", "br_flood", "br_multicast_flood"},
-		reasons: []string{"NOT_SPECIFIED", "QDISC_DROP", "DEV_READY", "NO_TX_TARGET"}, need: traitControl,
-		kernels: "all", test: "TestHealthyFrames",
+		reasons: []string{"NOT_SPECIFIED"}, need: traitControl,
+		kernels: "all", test: "TestHealthy/link",
 	},
 	{
 		// Data and errors in the queues of a socket that closes. Packets in
 		// the queue of a neighbour or of a device know their device.
 		why: Closing, reasons: []string{"QUEUE_PURGE"}, deny: traitDevice,
-		kernels: "from 6.6", test: "TestHealthyUDP/closed unread",
+		kernels: "from 6.6", test: "TestHealthy/datagram",
 	},
 	{
 		why: Closing, reasons: []string{"QUEUE_PURGE"}, need: traitOutgoing,
-		kernels: "from 6.6", test: "TestHealthyUDP/closed unread",
+		kernels: "from 6.6", test: "TestHealthy/datagram",
 	},
 	{
 		why: Closing, functions: socketQueues,
 		reasons: []string{"NOT_SPECIFIED", "QUEUE_PURGE"}, need: traitOutgoing,
-		kernels: "all", test: "TestHealthyUDP/closed unread",
+		kernels: "all", test: "TestHealthy/datagram",
 	},
 	{
 		why: Closing, functions: socketQueues,
 		reasons: []string{"NOT_SPECIFIED", "QUEUE_PURGE"}, deny: traitDevice,
-		kernels: "all", test: "TestHealthyUDP/closed unread",
+		kernels: "all", test: "TestHealthy/datagram",
 	},
 	{
 		// What came out of order, and waits for what is missing. The queue's
 		// links lie where the device was.
 		why: Closing, functions: []string{"skb_rbtree_purge"},
-		kernels: "all", test: "TestHealthyTCP/closed unread",
+		kernels: "all", test: "TestHealthy/wire",
 	},
 }
 
