@@ -236,7 +236,7 @@ var lossRules = []lossRule{
 	{
 		// The byte by which other systems ask for a window.
 		why: Delivered, reasons: []string{"TCP_ZEROWINDOW"}, need: traitByte,
-		kernels: "from 5.18", test: "TestLossRulesByte",
+		kernels: "from 5.18", test: "TestLossJudge",
 	},
 	{
 		// Messages that were read. What does not reach an association is

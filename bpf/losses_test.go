@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -123,7 +124,7 @@ func TestLossSteps(t *testing.T) {
 		module   bool
 	}{
 		{0xffffffff81cc2010, "tcp_v4_rcv", false},
-		{0xffffffff81cc2c10, "tcp_v4_rcv", false}, // its cold part
+		{0xffffffff81cc2c10, "tcp_v4_rcv", false},    // its cold part
 		{0xffffffff81cc2000, "tcp_v4_do_rcv", false}, // a call that ends it
 		{0xffffffff81000010, "", false},
 		{0xffffffff82000010, "", true}, // behind the kernel's code
@@ -210,7 +211,7 @@ func TestLossAccount(t *testing.T) {
 	before := passes() - lost - ignored
 	for _, addrs := range families(a, b) {
 		// Lost: nobody listens there.
-		send(t, a.dial(t, "udp", addrPortAt(addrs[1], 9)), 50)
+		send(t, a.dial(t, "udp", netip.AddrPortFrom(addrs[1], 9)), 50)
 		// Not lost: a socket is closed with datagrams unread.
 		s := b.listenUDP(t, addrs[1])
 		send(t, a.dial(t, "udp", addrPort(s.LocalAddr())), 50)
@@ -286,7 +287,7 @@ func TestLossUndecided(t *testing.T) {
 	old()
 	const n = 30
 	for _, addrs := range families(a, b) {
-		send(t, a.dial(t, "udp", addrPortAt(addrs[1], 7)), n)
+		send(t, a.dial(t, "udp", netip.AddrPortFrom(addrs[1], 7)), n)
 	}
 	l.settled(p, b.inode)
 	_, byClass, total := drops(l, p, b.inode)

@@ -590,8 +590,17 @@ int raw_kfree_skb(struct bpf_raw_tracepoint_args *ctx)
 	return freed(ctx, (struct sk_buff *)ctx->args[0], ctx->args[1], reason, rx_sk);
 }
 
-/* The receiving socket may be NULL, which newer verifiers know and older ones
- * do not; it is only ever read through a helper, so both accept. */
+/* Arguments as numbers: see kernellatency.bpf.c. */
+static __always_inline __u64 argument(const __u64 *at)
+{
+	__u64 value = 0;
+
+	bpf_probe_read_kernel(&value, sizeof(value), at);
+	return value;
+}
+
+/* As numbers, the packet and its socket go where the verifier lets no pointer
+ * with a type go. */
 SEC("tp_btf/kfree_skb")
 int btf_kfree_skb(__u64 *ctx)
 {
@@ -601,8 +610,8 @@ int btf_kfree_skb(__u64 *ctx)
 	if (bpf_core_type_exists(enum skb_drop_reason))
 		reason = ctx[2];
 	if (has_rx_sk)
-		rx_sk = (struct sock *)ctx[3];
-	return freed(ctx, (struct sk_buff *)ctx[0], ctx[1], reason, rx_sk);
+		rx_sk = (struct sock *)argument(&ctx[3]);
+	return freed(ctx, (struct sk_buff *)argument(&ctx[0]), ctx[1], reason, rx_sk);
 }
 
 /* Modules: what follows is unknown code until user space has read the symbols
@@ -675,15 +684,6 @@ static __always_inline int note_connection(__u64 skb, __u64 field)
 	    BPF_CORE_READ((struct sock *)sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
 	return note_socket(skb, sk);
-}
-
-/* Arguments as numbers: see kernellatency.bpf.c. */
-static __always_inline __u64 argument(const __u64 *at)
-{
-	__u64 value = 0;
-
-	bpf_probe_read_kernel(&value, sizeof(value), at);
-	return value;
 }
 
 SEC("fentry/tcp_check_req")

@@ -56,6 +56,11 @@ type Event struct {
 // known once the Hub has the event.
 func (e *Event) OfHost() bool { return e.Pod == nil && !e.foreign && !e.unattributed }
 
+// Unattributed reports whether the event is of a packet or socket whose
+// network namespace the kernel left no way to know. It is known once the Hub
+// has the event.
+func (e *Event) Unattributed() bool { return e.unattributed }
+
 // The kinds of an Endpoint. The empty string means EndUnknown.
 const (
 	EndPod     = "pod"

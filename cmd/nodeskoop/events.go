@@ -135,10 +135,10 @@ func eventsCommand() *cli.Command {
 		Usage: "print events as they happen, one line each",
 		Description: "Needs neither journald nor a configuration file. Without --probe every probe that has events runs.\n" +
 			"It watches beside a daemon that runs; each counts for itself. \"(+N suppressed)\" at the end of a line is how many events of\n" +
-			"that type, of any pod, a rate limit held back since the last one; lost multicast announcements are among them.",
+			"that type, of any pod, a rate limit held back since the last one.",
 		Flags: append(commonFlags(),
 			jsonFlag("print JSON, with the names of the journal's fields"),
-			podFlag("only events of `NAMESPACE/NAME`, at either end; NAME alone is in any namespace; \"host\" is the host"),
+			podFlag("only events of `NAMESPACE/NAME`, at either end; NAME alone is in any namespace; \"host\" is the host, \"unknown\" what the kernel left no way to know the owner of"),
 			&cli.StringSliceFlag{Name: "event", Usage: "only events of `TYPE`", EnvVars: []string{"NODESKOOP_EVENT"}},
 		),
 		Action: watchEvents,
@@ -239,8 +239,11 @@ func (w wanted) wants(e *collect.Event) bool {
 		return true
 	}
 	return slices.ContainsFunc(w.pods, func(want [2]string) bool {
-		if want == [2]string{"", "host"} {
+		switch want {
+		case [2]string{"", "host"}, [2]string{collect.DefaultHostLabel, collect.DefaultHostLabel}:
 			return e.OfHost()
+		case [2]string{"", collect.UnknownLabel}, [2]string{collect.UnknownLabel, collect.UnknownLabel}:
+			return e.Unattributed()
 		}
 		return slices.ContainsFunc([]*collect.Pod{e.Pod, e.Src.Pod, e.Dst.Pod}, func(p *collect.Pod) bool {
 			return p != nil && p.Name == want[1] && (want[0] == "" || p.Namespace == want[0])

@@ -7,7 +7,7 @@ import "strings"
 const (
 	ofNode = `k8s_node=~"$node"`
 	ofHost = ofNode + `, k8s_pod=~"hostNetwork|"`
-	ofPods = ofNode + `, k8s_pod!~"hostNetwork|"`
+	ofPods = ofNode + `, k8s_pod!~"hostNetwork|unknown|"`
 	ofPod  = ofNode + `, k8s_namespace=~"$namespace", k8s_pod=~"$pod"`
 
 	perPod = "{{k8s_namespace}}/{{k8s_pod}}"
@@ -112,7 +112,7 @@ func nodes() dashboard {
 				{title: "Packets", unit: "pps", mirrored: "/txpackets/", targets: rates(ofHost, "netdev_", who, "rxpackets", "txpackets")},
 				{title: "Interface errors and drops", unit: "pps", targets: rates(ofHost, "netdev_", who, "rxerrors", "txerrors", "rxdropped", "txdropped")},
 			}},
-			{title: "Dropped packets", panels: []panel{
+			{title: "Lost packets", panels: []panel{
 				{title: "By class, all namespaces", unit: "pps", stacked: true,
 					about: "netfilter: by a rule. tcphandle, tcprcv, tcpstatm: in that part of TCP. abnormal: anywhere else.",
 					targets: func() (t []target) {
@@ -123,7 +123,9 @@ func nodes() dashboard {
 					}()},
 				{title: "By the kernel's reason", unit: "pps", stacked: true, about: "enum skb_drop_reason; Linux 5.17 and newer.",
 					targets: []target{{"sum by (k8s_node, reason) (" + rate("kubeskoop_packetloss_reason", ofNode) + ") > 0", who + " {{reason}}"}}},
-				{title: "Pods with the most drops", unit: "pps", targets: top("kubeskoop_packetloss_total")},
+				{title: "Pods with the most losses", unit: "pps", targets: top("kubeskoop_packetloss_total")},
+				{title: "Freed as dropped, and no loss", unit: "pps", about: "What the kernel frees as it frees a lost packet although nobody misses it, by why. It is in no other number.",
+					targets: []target{{"sum by (k8s_node, why) (" + rate("nodeskoop_packetloss_ignored_total", ofNode) + ")", who + " {{why}}"}}},
 			}},
 			{title: "TCP of the host", panels: []panel{
 				{title: "Segments sent again", unit: "percentunit", targets: []target{{retransmitted(ofHost), who}}},
@@ -217,7 +219,7 @@ func pods() dashboard {
 			{title: "Lost and sent again", panels: []panel{
 				{title: "Dropped packets by reason", unit: "pps", stacked: true, about: "In the pod's namespace, by the kernel's own name of the reason; Linux 5.17 and newer.",
 					targets: []target{{rate("kubeskoop_packetloss_reason", ofPod) + " > 0", who + " {{reason}}"}}},
-				{title: "Dropped packets by class", unit: "pps", stacked: true, targets: rates(ofPod, "packetloss_", who, "netfilter", "tcphandle", "tcprcv", "tcpstatm", "abnormal")},
+				{title: "Lost packets by class", unit: "pps", stacked: true, targets: rates(ofPod, "packetloss_", who, "netfilter", "tcphandle", "tcprcv", "tcpstatm", "abnormal")},
 				{title: "Segments sent again", unit: "percentunit", targets: []target{{retransmitted(ofPod), who}}},
 				{title: "Retransmission in detail", unit: "ops", targets: rates(ofPod, "tcpext_", who, "tcptimeouts", "tcpfastretrans", "tcpsynretrans", "tcpretransfail")},
 				{title: "Drops for want of room", unit: "pps", targets: rates(ofPod, "tcpext_", who, "tcprcvqdrop", "tcpzerowindowdrop", "tcpbacklogdrop", "pfmemallocdrop")},
