@@ -658,10 +658,13 @@ static __always_inline int call_ends(struct waiting *w)
 
 /* One datagram was taken. */
 static __always_inline int read_datagram(const struct sock *sk, __u8 protocol, struct waiting *w,
-					 __u32 left)
+					 bool loaded)
 {
-	__u32 taken = w->taken + 1, gone = w->arrived - left - taken;
+	__u32 taken = w->taken + 1, gone = w->arrived - taken;
 	__u64 now, wait;
+
+	if (gone)
+		gone -= loaded ? datagrams_left_loaded(sk) : datagrams_left(sk);
 
 	/* Others have gone too. Either other threads are about to tell of their
 	 * reads, or they have gone without one, as their checksum was wrong.
@@ -706,7 +709,7 @@ static __always_inline int received_loaded(struct sock *sk)
 	if (protocol == IPPROTO_TCP) {
 		return call_ends(w);
 	}
-	return read_datagram(sk, protocol, w, datagrams_left_loaded(sk));
+	return read_datagram(sk, protocol, w, true);
 }
 
 static __always_inline int received_read(const struct sock *sk)
@@ -724,7 +727,7 @@ static __always_inline int received_read(const struct sock *sk)
 	if (protocol == IPPROTO_TCP) {
 		return call_ends(w);
 	}
-	return read_datagram(sk, protocol, w, datagrams_left(sk));
+	return read_datagram(sk, protocol, w, false);
 }
 
 /* Reading */
