@@ -110,7 +110,8 @@ struct mark {
  * A TCP socket's queues change under its lock. Of a datagram socket several
  * CPUs may add and take at a time: one end adds at the head, the other takes at
  * the tail, and a mark is complete before the head tells of it. Two that add at
- * once may lose a mark, and never more than that. */
+ * once may lose a mark. Two that take at once may take each other's datagram for
+ * theirs, and the last of the queue may go without a measurement. */
 struct queue {
 	__u32 head; /* index of the next mark; & MARKS - 1 gives its place */
 	__u32 tail;
@@ -658,10 +659,13 @@ static __always_inline int call_ends(struct waiting *w)
 
 /* One datagram was taken. */
 static __always_inline int read_datagram(const struct sock *sk, __u8 protocol, struct waiting *w,
-					 __u32 left)
+					 bool loaded)
 {
-	__u32 taken = w->taken + 1, gone = w->arrived - left - taken;
+	__u32 taken = w->taken + 1, gone = w->arrived - taken, skip = 0;
 	__u64 now, wait;
+
+	if (gone)
+		gone -= loaded ? datagrams_left_loaded(sk) : datagrams_left(sk);
 
 	/* Others have gone too. Either other threads are about to tell of their
 	 * reads, or they have gone without one, as their checksum was wrong.
@@ -672,11 +676,14 @@ static __always_inline int read_datagram(const struct sock *sk, __u8 protocol, s
 		if (!w->gone_reads || gone < w->gone)
 			w->gone = gone;
 		if (++w->gone_reads >= GONE_READS) {
-			taken += w->gone;
+			skip = w->gone;
 			w->gone_reads = 0;
 		}
 	}
-	w->taken = taken;
+	/* Another thread may have been here in the meantime: its read is not to
+	 * be taken back. */
+	__sync_fetch_and_add(&w->taken, 1 + skip);
+	taken += skip;
 	if (queue_empty(&w->in))
 		return 0;
 	now = bpf_ktime_get_ns();
@@ -706,7 +713,7 @@ static __always_inline int received_loaded(struct sock *sk)
 	if (protocol == IPPROTO_TCP) {
 		return call_ends(w);
 	}
-	return read_datagram(sk, protocol, w, datagrams_left_loaded(sk));
+	return read_datagram(sk, protocol, w, true);
 }
 
 static __always_inline int received_read(const struct sock *sk)
@@ -724,7 +731,7 @@ static __always_inline int received_read(const struct sock *sk)
 	if (protocol == IPPROTO_TCP) {
 		return call_ends(w);
 	}
-	return read_datagram(sk, protocol, w, datagrams_left(sk));
+	return read_datagram(sk, protocol, w, false);
 }
 
 /* Reading */

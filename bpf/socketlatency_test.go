@@ -48,12 +48,13 @@ func TestSocketlatencyHealthy(t *testing.T) {
 					got := l.settled(p, side.ns.inode)
 					slow, slow100 := got[ReadSlow]-before[i][ReadSlow], got[ReadSlow100]-before[i][ReadSlow100]
 					what := fmt.Sprintf("%s %s, %s, %d reads", family, protocol, side.name, len(side.waits))
-					if slow > among(side.waits, ms) || slow100 > among(side.waits, 100*ms) {
+					// The probe's clock ticks every 4 us.
+					if slow > among(side.waits, ms-8*time.Microsecond) || slow100 > among(side.waits, 100*ms) {
 						t.Errorf("%s: counted %d over 1 ms and %d over 100 ms, the application measured %d and %d", what, slow, slow100, among(side.waits, ms), among(side.waits, 100*ms))
 					}
 					t.Logf("%s: counted %d over 1 ms, the application measured %d", what, slow, among(side.waits, ms))
-					if w := got[WriteSlow100] - before[i][WriteSlow100]; w > among(side.waits, 100*ms) {
-						t.Errorf("%s: %d writes over 100 ms", what, w)
+					if w, most := got[WriteSlow100]-before[i][WriteSlow100], among(asked, 100*ms)+among(answered, 100*ms); w > most {
+						t.Errorf("%s: %d writes over 100 ms, of at most %d", what, w, most)
 					}
 				}
 			}

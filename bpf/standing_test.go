@@ -173,7 +173,8 @@ func (e *endpoint) took(n int, err error, datagram bool) (wait time.Duration) {
 // read's oldest byte or datagram was away, by the application's own clock.
 type standing struct {
 	name  string
-	quick bool // some calls follow each other at once
+	quick bool   // some calls follow each other at once
+	race  uint64 // reads that threads which read at once may lose
 	tcp   func(t *testing.T, client, server *endpoint) []time.Duration
 	udp   func(t *testing.T, client, server *endpoint) []time.Duration
 }
@@ -318,7 +319,7 @@ var standings = []standing{
 		},
 	},
 	{
-		name: "several threads", quick: true,
+		name: "several threads", quick: true, race: 3,
 		tcp: func(t *testing.T, client, server *endpoint) []time.Duration {
 			for range 40 {
 				client.write(50)
@@ -407,14 +408,14 @@ func among(waits []time.Duration, threshold time.Duration) (n uint64) {
 }
 
 // within demands a count between what the application is sure of and what may
-// be: it also measures the way to the socket and back.
-func (l *testLoader) within(what string, waits []time.Duration, threshold, margin time.Duration, counted uint64) {
+// be: it also measures the way to the socket and back. So many may be lost.
+func (l *testLoader) within(what string, waits []time.Duration, threshold, margin time.Duration, lose, counted uint64) {
 	l.t.Helper()
 	least, most := among(waits, threshold+margin), among(waits, threshold)
 	// Where there are more arrivals, or writes, than marks, some marks are of
 	// several that are taken to be evenly spread.
 	slack := uint64(len(waits) / 100)
-	least, most = least-min(least, slack), most+slack
+	least, most = least-min(least, slack+lose), most+slack
 	if counted < least || counted > most {
 		l.t.Errorf("%s: counted %d, the application measured %d to %d of %d", what, counted, least, most, len(waits))
 		return
@@ -458,8 +459,8 @@ func TestSocketlatencyStandingQueueRead(t *testing.T) {
 					before := l.settled(p, b.inode)
 					waits := run(t, client, server)
 					got := l.settled(p, b.inode)
-					l.within(what+": over 1 ms", waits, ms, margin, got[ReadSlow]-before[ReadSlow])
-					l.within(what+": over 100 ms", waits, 100*ms, margin, got[ReadSlow100]-before[ReadSlow100])
+					l.within(what+": over 1 ms", waits, ms, margin, s.race, got[ReadSlow]-before[ReadSlow])
+					l.within(what+": over 100 ms", waits, 100*ms, margin, s.race, got[ReadSlow100]-before[ReadSlow100])
 					sure += among(waits, 100*ms+margin)
 					unix.Close(client.fd)
 				}
@@ -568,8 +569,8 @@ func TestSocketlatencyStandingQueueWrite(t *testing.T) {
 				waits := standingWrites(t, a, b, addrs[1], size)
 				got := l.settled(p, a.inode)
 				what := fmt.Sprintf("%s, writes of %d bytes", family, size)
-				l.within(what+": over 1 ms", waits, ms, 10*ms, got[WriteSlow]-before[WriteSlow])
-				l.within(what+": over 100 ms", waits, 100*ms, 10*ms, got[WriteSlow100]-before[WriteSlow100])
+				l.within(what+": over 1 ms", waits, ms, 10*ms, 0, got[WriteSlow]-before[WriteSlow])
+				l.within(what+": over 100 ms", waits, 100*ms, 10*ms, 0, got[WriteSlow100]-before[WriteSlow100])
 			}
 		}
 		for _, e := range l.taken(SocklatSendSlow, a.inode, 1) {
