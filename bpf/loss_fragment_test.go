@@ -58,8 +58,10 @@ func TestLossFragments(t *testing.T) {
 					time.Sleep(1100 * time.Millisecond)
 				})
 				// The fragment that overlaps is lost, and with it those that were
-				// there; newer kernels free those without a word.
-				x.lose(t, family+" fragments that overlap", loss{in: b, n: 5, most: 15, source: fails, class: class, also: []DropClass{DropAbnormal}, reasons: "NOT_SPECIFIED NETFILTER_DROP"}, func(t *testing.T) {
+				// there; newer kernels free those without a word. With conntrack
+				// IPv6 frees them before the one that overlaps: nothing says
+				// whose the first of a row was.
+				x.lose(t, family+" fragments that overlap", loss{in: b, n: 5, most: 15, ownerless: conntrack && six, source: fails, class: class, also: []DropClass{DropAbnormal}, reasons: "NOT_SPECIFIED NETFILTER_DROP"}, func(t *testing.T) {
 					for range 5 {
 						p := pieces(3)
 						other := fragments(udpPacket(src, dst, make([]byte, 3*992-8)), id, 992)

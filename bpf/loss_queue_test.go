@@ -211,7 +211,7 @@ func TestLossQueues(t *testing.T) {
 // qdiscReasons are what kernels call a loss in a queueing discipline: one name
 // for all of them, then some of the disciplines' own, then names of a
 // subsystem's.
-const qdiscReasons = "QDISC_DROP FQ_FLOW_LIMIT FQ_BAND_LIMIT QDISC_DROP_GENERIC QDISC_DROP_OVERLIMIT QDISC_DROP_FLOW_LIMIT QUEUE_PURGE NOT_SPECIFIED"
+const qdiscReasons = "QDISC_DROP QDISC_OVERLIMIT FQ_FLOW_LIMIT FQ_BAND_LIMIT QDISC_DROP_GENERIC QDISC_DROP_OVERLIMIT QDISC_DROP_FLOW_LIMIT QUEUE_PURGE NOT_SPECIFIED"
 
 // discipline gives a device queueing disciplines for one case, the root first.
 func (n *namespace) discipline(t *testing.T, device string, tc ...string) {

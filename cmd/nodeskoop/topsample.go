@@ -247,6 +247,9 @@ func (s *topSampler) counters(fams []*dto.MetricFamily) map[podName]topCounters 
 					reason = l.GetValue()
 				}
 			}
+			if k == (podName{collect.UnknownLabel, collect.UnknownLabel}) {
+				continue // no pod's and not the host's: a row has an owner
+			}
 			c, ok := out[k]
 			if !ok {
 				c = ids[k]
