@@ -31,15 +31,17 @@ type seen struct {
 	payload  int
 }
 
-// capture takes the packets that go out over a device.
+// capture takes the packets that go out over a namespace's device, and counts
+// those that go out over any.
 type capture struct {
-	mu   sync.Mutex
-	what []seen
+	mu    sync.Mutex
+	what  []seen
+	count uint64
 }
 
 func newCapture(t *testing.T, n *namespace) *capture {
 	t.Helper()
-	var fd int
+	var fd, device int
 	n.do(t, func() (err error) {
 		const all = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8
 		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, all); err != nil {
@@ -49,11 +51,12 @@ func newCapture(t *testing.T, n *namespace) *capture {
 		if err != nil {
 			return err
 		}
+		device = link.Index
 		return errors.Join(
 			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1),
 			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20),
 			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 50000}),
-			unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: link.Index}))
+			unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all}))
 	})
 	c := &capture{}
 	stop, done := make(chan struct{}), make(chan struct{})
@@ -70,7 +73,8 @@ func newCapture(t *testing.T, n *namespace) *capture {
 					continue
 				}
 			}
-			if l, ok := from.(*unix.SockaddrLinklayer); !ok || l.Pkttype != unix.PACKET_OUTGOING {
+			l, ok := from.(*unix.SockaddrLinklayer)
+			if !ok || l.Pkttype != unix.PACKET_OUTGOING {
 				continue
 			}
 			s := parseSeen(buffer[:min(size, len(buffer))], size)
@@ -82,7 +86,10 @@ func newCapture(t *testing.T, n *namespace) *capture {
 				}
 			}
 			c.mu.Lock()
-			c.what = append(c.what, s)
+			c.count++
+			if l.Ifindex == device {
+				c.what = append(c.what, s)
+			}
 			c.mu.Unlock()
 		}
 	}()
@@ -136,10 +143,11 @@ func (c *capture) taken(protocol uint8, port uint16) (found []seen) {
 	return found
 }
 
-func (c *capture) all() int {
+// all is how many packets went out over the device, and over any.
+func (c *capture) all() (device int, any uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.what)
+	return len(c.what), c.count
 }
 
 func bytesOf(packets []seen) (n int) {
@@ -188,17 +196,35 @@ type slowSegments struct {
 	p        *Probe
 	queue    *namespace // whose queue it is
 	behind   *capture
+	traced   *Probe // counts each packet for which the tracepoints ran
+	skipped  uint64 // packets that left without
 	expected uint64
 	counted  uint64
 	packets  int
+}
+
+func newSlowSegments(t *testing.T, l *testLoader, queue *namespace) *slowSegments {
+	t.Helper()
+	s := &slowSegments{l: l, p: l.load("netiftxlatency", Config{}), queue: queue}
+	s.traced = newTestLoader(t, Options{Hooks: l.rung, NoEvents: true}).load("netiftxlatency", Config{Slow100: Zero})
+	s.behind = newCapture(t, queue)
+	return s
 }
 
 func (s *slowSegments) check(t *testing.T, what string, slow, about uint64) {
 	t.Helper()
 	got := s.l.settled(s.p, s.queue.inode)[QdiscSlow] - s.counted
 	s.counted += got
-	if got > slow && got <= slow+about {
-		slow = got // between the clocks
+	// There are machines on which the kernel calls no program, of no kind, for
+	// some of the packets that a timer takes out of a queue.
+	_, left := s.behind.all()
+	skipped := left - min(left, counters(t, s.traced, s.queue.inode)[NetdevSlow]+s.skipped)
+	s.skipped += skipped
+	if skipped > 0 {
+		t.Logf("the kernel passed %d packets without the tracepoint net_dev_start_xmit", skipped)
+	}
+	if got > slow && got <= slow+about || got < slow && got+skipped >= slow {
+		slow = got
 	}
 	s.l.count(s.p, what, slow, got)
 	s.expected += slow
@@ -308,7 +334,7 @@ func TestNetiftxlatencySegments(t *testing.T) {
 				a, b := newPair(t)
 				a.run(t, "tc", "qdisc", "add", "dev", a.device, "root", "tbf", "rate", c.rate, "burst", "10kb", "limit", "1000000")
 				l := newTestLoader(t, Options{Hooks: rung, EventRate: allEvents, EventBurst: allEvents})
-				s := &slowSegments{l: l, p: l.load("netiftxlatency", Config{}), queue: a, behind: newCapture(t, a)}
+				s := newSlowSegments(t, l, a)
 				for family, addrs := range families(a, b) {
 					s.udp(t, family, a, b, addrs[1], 1200, 3)
 					s.tcp(t, family, a, b, addrs, "", 24*1400)
@@ -331,7 +357,7 @@ func TestNetiftxlatencySegmentsAtTheDriver(t *testing.T) {
 		a.run(t, "tc", "qdisc", "add", "dev", a.device, "root", "tbf", "rate", "128kbit", "burst", "40000", "limit", "1000000")
 		a.run(t, "ethtool", "-K", a.device, "tso", "off", "tx-udp-segmentation", "off")
 		l := newTestLoader(t, Options{Hooks: rung, EventRate: allEvents, EventBurst: allEvents})
-		s := &slowSegments{l: l, p: l.load("netiftxlatency", Config{}), queue: a, behind: newCapture(t, a)}
+		s := newSlowSegments(t, l, a)
 		for family, addrs := range families(a, b) {
 			s.udp(t, family, a, b, addrs[1], 1200, 3)
 			s.tcp(t, family, a, b, addrs, "", 24*1400)
@@ -411,7 +437,7 @@ func TestNetiftxlatencySegmentsForwarded(t *testing.T) {
 		source, a, b := newRouted(t)
 		a.run(t, "tc", "qdisc", "add", "dev", a.device, "root", "tbf", "rate", "128kbit", "burst", "10kb", "limit", "1000000")
 		l := newTestLoader(t, Options{Hooks: rung, EventRate: allEvents, EventBurst: allEvents})
-		s := &slowSegments{l: l, p: l.load("netiftxlatency", Config{}), queue: a, behind: newCapture(t, a)}
+		s := newSlowSegments(t, l, a)
 		for family, addrs := range families(source, b) {
 			via := map[string]string{"IPv4": "10.98.0.1", "IPv6": "fd98::1"}[family]
 			s.udp(t, family, source, b, addrs[1], 1200, 3)
@@ -439,7 +465,7 @@ func TestNetiftxlatencySegmentsWithoutTime(t *testing.T) {
 		})
 		a.run(t, "tc", "qdisc", "add", "dev", a.device, "root", "tbf", "rate", "128kbit", "burst", "10kb", "limit", "1000000")
 		l := newTestLoader(t, Options{Hooks: rung, EventRate: allEvents, EventBurst: allEvents})
-		s := &slowSegments{l: l, p: l.load("netiftxlatency", Config{}), queue: a, behind: newCapture(t, a)}
+		s := newSlowSegments(t, l, a)
 		port := uint16(9000)
 		for family, addrs := range families(a, b) {
 			port++
@@ -571,9 +597,10 @@ func TestNetiftxlatencySegmentsByDelay(t *testing.T) {
 				}
 				var left int
 				l.eventually("all to have left", func() bool {
-					left = behind.all()
+					left, _ = behind.all()
 					time.Sleep(300 * time.Millisecond)
-					return behind.all() == left
+					now, _ := behind.all()
+					return now == left
 				})
 				l.count(p, fmt.Sprintf("packets that netem held for 150 ms (segmentation by the device: %s), by a packet socket", tso), uint64(left), l.settled(p, a.inode)[QdiscSlow])
 				l.balanced(TxlatQdisc100ms, p, QdiscSlow)

@@ -15,8 +15,6 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-enum { TCP_FLAG_FIN = 1, TCP_FLAG_SYN = 2 };
-
 enum slot { RX, RX100, TX, TX100 };
 
 const volatile __u64 slow_ns = 10000000;

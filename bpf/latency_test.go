@@ -456,7 +456,7 @@ func forgetNeighbour(t *testing.T, a, b *namespace, addr netip.Addr) (resolve fu
 			return os.WriteFile("/proc/sys/net/ipv4/conf/all/arp_ignore", []byte("8"), 0)
 		})
 	} else {
-		b.run(t, "ip6tables", "-A", "INPUT", "-p", "icmpv6", "--icmpv6-type", "neighbour-solicitation", "-j", "DROP")
+		b.run(t, "ip6tables", "-A", "INPUT", "-p", "58", "-j", "DROP")
 	}
 	a.run(t, "ip", "neigh", "del", addr.String(), "dev", a.device)
 	return func() {

@@ -98,7 +98,8 @@ var (
 	// tcpInput are TCP's functions that take a segment in, with those into which
 	// compilers put them.
 	tcpInput = []string{"tcp_v4_rcv", "tcp_v4_do_rcv", "tcp_v6_rcv", "tcp_v6_do_rcv", "tcp_rcv_*", "tcp_validate_*", "tcp_data_*", "tcp_ack*", "tcp_drop*", "tcp_ofo_*", "tcp_queue_*"}
-	// tcpReceive look for the socket of a segment.
+	// tcpReceive look for the socket of a segment, and free one with a bad
+	// checksum, too.
 	tcpReceive = []string{"tcp_v4_rcv", "tcp_v6_rcv"}
 	// tcpReasons are those of a segment that a socket judged by its sequence
 	// numbers and time stamps.
@@ -190,32 +191,32 @@ var lossRules = []lossRule{
 	{
 		// The same for a socket in TIME_WAIT.
 		why: Delivered, functions: tcpReceive,
-		reasons: tcpReasons, need: traitACK | traitInformed, deny: traitListener,
+		reasons: tcpReasons, need: traitACK | traitInformed | traitChecksum, deny: traitListener,
 		kernels: "all", test: "TestHealthy/tcp",
 	},
 	{
 		// The acknowledgement of a handshake to a listener that waits for data.
 		why: Delivered, functions: tcpReceive,
-		reasons: []string{"NOT_SPECIFIED"}, need: traitACK | traitDeferred,
+		reasons: []string{"NOT_SPECIFIED"}, need: traitACK | traitDeferred | traitChecksum,
 		kernels: "all", test: "TestHealthy/tcp",
 	},
 	{
 		// A FIN for a socket in TIME_WAIT, which remembers FIN_WAIT2.
 		why: Delivered, functions: tcpReceive,
-		reasons: tcpReasons, need: traitFIN,
+		reasons: tcpReasons, need: traitFIN | traitChecksum,
 		kernels: "all", test: "TestHealthy/tcp",
 	},
 	{
 		// A reset has been heard, whatever it did.
 		why: Delivered, functions: tcpInput,
-		reasons: append([]string{"TCP_RESET", "TCP_FLAGS"}, tcpReasons...), need: traitRST,
+		reasons: append([]string{"TCP_RESET", "TCP_FLAGS"}, tcpReasons...), need: traitRST | traitChecksum,
 		kernels: "all", test: "TestHealthy/tcp",
 	},
 	{
 		// A SYN that came again before the handshake was complete: it was
 		// answered again.
 		why: Delivered, functions: tcpReceive,
-		reasons: []string{"NOT_SPECIFIED"}, need: traitSYN | traitListener,
+		reasons: []string{"NOT_SPECIFIED"}, need: traitSYN | traitListener | traitChecksum,
 		kernels: "all", test: "TestHealthy/wire",
 	},
 	{
@@ -248,15 +249,15 @@ var lossRules = []lossRule{
 	{
 		// An acknowledgement, a FIN or a reset that comes when the socket is
 		// gone: it would have changed nothing.
-		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: traitACK,
+		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: traitACK | traitChecksum,
 		kernels: "from 5.17", test: "TestHealthy/tcp",
 	},
 	{
-		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: traitFIN,
+		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: traitFIN | traitChecksum,
 		kernels: "from 5.17", test: "TestHealthy/tcp",
 	},
 	{
-		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: traitRST,
+		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: traitRST | traitChecksum,
 		kernels: "from 5.17", test: "TestHealthy/tcp",
 	},
 	{

@@ -70,12 +70,13 @@ func TestLossJudge(t *testing.T) {
 		// A bare acknowledgement is nobody's loss, a damaged one is.
 		{"tcp_rcv_state_process", reasons, 2, traitACK, Delivered},
 		{"tcp_rcv_established", reasons, 7, traitACK, Lost},
-		{"tcp_v4_rcv", reasons, 2, traitACK | traitInformed, Delivered},
-		{"tcp_v4_rcv", reasons, 2, traitACK | traitInformed | traitListener, Lost}, // a full accept queue
-		{"tcp_v4_rcv", reasons, 2, traitACK | traitInformed | traitListener | traitDeferred, Delivered},
-		{"tcp_v4_rcv", reasons, 2, traitACK, Lost}, // a kernel that tells nothing of sockets
-		{"tcp_v4_rcv", reasons, 3, traitACK, Closing},
-		{"tcp_v4_rcv", reasons, 3, traitSYN, Lost},
+		{"tcp_v4_rcv", reasons, 2, traitACK | traitChecksum | traitInformed, Delivered},
+		{"tcp_v4_rcv", none, ReasonNone, traitACK | traitInformed, Lost}, // a bad checksum
+		{"tcp_v4_rcv", reasons, 2, traitACK | traitChecksum | traitInformed | traitListener, Lost}, // a full accept queue
+		{"tcp_v4_rcv", reasons, 2, traitACK | traitChecksum | traitInformed | traitListener | traitDeferred, Delivered},
+		{"tcp_v4_rcv", reasons, 2, traitACK | traitChecksum, Lost}, // a kernel that tells nothing of sockets
+		{"tcp_v4_rcv", reasons, 3, traitACK | traitChecksum, Closing},
+		{"tcp_v4_rcv", reasons, 3, traitSYN | traitChecksum, Lost},
 		{"tcp_v4_rcv", reasons, 3, 0, Lost}, // data
 		{"tcp_data_queue", reasons, 10, 0, Delivered},
 		// Queues of sockets, and those of neighbours and devices.

@@ -369,6 +369,8 @@ VERIFIED_ONCE __u32 traits_of_headers(__u64 address, __u64 sk)
 	switch (protocol) {
 	case IPPROTO_TCP:
 		traits = traits_of_tcp((__u64)head + l4, len, sk);
+		if (is_checked(skb))
+			traits |= CHECKSUM;
 		break;
 	case IPPROTO_ICMP:
 		if (!bpf_probe_read_kernel(&type, sizeof(type), head + l4) &&
@@ -506,11 +508,19 @@ static __always_inline __u32 owner_of(const struct sk_buff *skb, const struct so
 	return 0;
 }
 
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct skb_shared_info___parts {
+	struct sk_buff *frag_list;
+};
+
+#pragma clang attribute pop
+
 /* The parts of a packet that is freed are freed right after it, one by one. */
 static __always_inline __u64 parts_of(const struct sk_buff *skb)
 {
-	struct skb_shared_info *shared =
-		(struct skb_shared_info *)(BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, end));
+	const struct skb_shared_info___parts *shared =
+		(const void *)(BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, end));
 
 	return (__u64)BPF_CORE_READ(shared, frag_list);
 }

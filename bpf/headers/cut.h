@@ -97,7 +97,8 @@ static __always_inline bool cut_expected(__u64 device, __u64 now)
 {
 	__u64 *last = cut_device(device);
 
-	return last && *last && now - *last < CUT_DEVICE_NS;
+	/* Another CPU may have written a time that is later than ours. */
+	return last && *last && *last + CUT_DEVICE_NS > now;
 }
 
 static __always_inline struct cut_bucket *cut_bucket(__u64 mixed)
@@ -357,7 +358,7 @@ __noinline int cut_note(__u64 packet, __u64 device, __u64 now, __u32 operation)
 
 	if (operation == CUT_ADD) {
 		last = cut_device(device);
-		if (last && now - *last > 1000000000)
+		if (last && *last + 1000000000 < now)
 			*last = now;
 	}
 	if (mstamp_ns) {

@@ -251,10 +251,6 @@ struct sk_buff {
 	__u8 csum_valid : 1;
 };
 
-struct skb_shared_info {
-	struct sk_buff *frag_list;
-};
-
 struct tcp_skb_cb {
 	__u32 seq;
 	__u32 end_seq;
