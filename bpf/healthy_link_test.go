@@ -333,6 +333,11 @@ func idleContainers(t *testing.T, h *healthy) {
 	must(t, unix.SetsockoptInt(s, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS, 255))
 	advertisement := []byte{134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0,
 		3, 4, 64, 0xc0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xfd, 0x94, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+	for _, n := range all {
+		await(t, "the addresses to be nobody else's", func() bool {
+			return !strings.Contains(n.ip(t, "-6 addr show dev eth0"), " tentative")
+		})
+	}
 	for i := range 4 {
 		time.Sleep(700 * time.Millisecond)
 		if i > 0 {

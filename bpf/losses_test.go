@@ -71,7 +71,7 @@ func TestLossJudge(t *testing.T) {
 		{"tcp_rcv_state_process", reasons, 2, traitACK, Delivered},
 		{"tcp_rcv_established", reasons, 7, traitACK, Lost},
 		{"tcp_v4_rcv", reasons, 2, traitACK | traitChecksum | traitInformed, Delivered},
-		{"tcp_v4_rcv", none, ReasonNone, traitACK | traitInformed, Lost}, // a bad checksum
+		{"tcp_v4_rcv", none, ReasonNone, traitACK | traitInformed, Lost},                           // a bad checksum
 		{"tcp_v4_rcv", reasons, 2, traitACK | traitChecksum | traitInformed | traitListener, Lost}, // a full accept queue
 		{"tcp_v4_rcv", reasons, 2, traitACK | traitChecksum | traitInformed | traitListener | traitDeferred, Delivered},
 		{"tcp_v4_rcv", reasons, 2, traitACK | traitChecksum, Lost}, // a kernel that tells nothing of sockets
