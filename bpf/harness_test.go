@@ -134,6 +134,9 @@ func rungsOf(probe string) (names []Kind) {
 	most := map[Kind]int{}
 	var kinds []Kind
 	for _, h := range definitions[probe].hooks {
+		if h.name == lossSockets && !socketsAreNoted() {
+			continue
+		}
 		n := map[Kind]int{}
 		for _, r := range h.rungs {
 			n[r.kind]++
@@ -153,6 +156,13 @@ func rungsOf(probe string) (names []Kind) {
 		}
 	}
 	return names
+}
+
+// socketsAreNoted: on this kernel packetloss has a hook for the sockets of freed
+// packets.
+func socketsAreNoted() bool {
+	types, err := newKernelTypes()
+	return err == nil && !hasReceiver(types)
 }
 
 // eachRung runs a test by each rung of a probe's ladders. The test passes the

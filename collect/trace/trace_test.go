@@ -253,6 +253,46 @@ func TestLossOfAPod(t *testing.T) {
 	}
 }
 
+// What nobody misses is in no pod's counters and no event, and is counted by why;
+// what has no known owner has series of its own.
+func TestNoLossOfAPod(t *testing.T) {
+	l := newLab(t, EventLimits{20, 100}, nil, "packetloss")
+	zero := l.values()
+	for _, name := range []string{"kubeskoop_packetloss_total{unknown}", "kubeskoop_packetloss_abnormal{unknown}",
+		"nodeskoop_packetloss_ignored_total{hostNetwork,delivered}", "nodeskoop_packetloss_ignored_total{hostNetwork,unwanted}",
+		"nodeskoop_packetloss_ignored_total{hostNetwork,closing}", "nodeskoop_packetloss_ignored_total{hostNetwork,not_a_packet}"} {
+		if _, ok := zero[name]; !ok {
+			t.Errorf("no %s before anything was freed", name)
+		}
+	}
+	const n = 25
+	for _, to := range []string{"10.0.0.2:0", "[fd00::2]:0"} {
+		c := l.b.Packets("udp", to)
+		l.flood(l.a, c.LocalAddr().String(), n)
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got map[string]float64
+	closing := "nodeskoop_packetloss_ignored_total{hostNetwork,closing}"
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if got = l.values(); got[closing] >= zero[closing]+2*n {
+			break // sockets give back what they hold a grace period later
+		}
+	}
+	if got[closing] < zero[closing]+2*n {
+		t.Errorf("%v packets of closing sockets, want %d more than %v", got[closing], 2*n, zero[closing])
+	}
+	l.want(got, map[string]float64{"kubeskoop_packetloss_total{web-0}": 0, "kubeskoop_packetloss_total{db-0}": 0})
+	l.flood(l.a, "10.0.0.2:9", 1) // one that is lost, behind all that is not
+	l.settled("PacketLoss", 1)
+	for _, e := range l.sink.of("PacketLoss") {
+		if (e.Netns == l.a.Inode || e.Netns == l.b.Inode) && e.Dst.Port != 9 {
+			t.Error(e.Message())
+		}
+	}
+}
+
 // dropReason is the reason as this kernel gives it: before 5.17 it gave none.
 func dropReason(t *testing.T, name string) string {
 	t.Helper()
