@@ -234,7 +234,7 @@ func (s *slowSegments) check(t *testing.T, what string, slow, about uint64) {
 // all of a write at once, and nothing later.
 func (s *slowSegments) tcp(t *testing.T, family string, from, to *namespace, addrs [2]netip.Addr, via string, sizes ...int) {
 	t.Helper()
-	// What a slow queue holds is not to be sent again.
+	// What a slow queue holds must not be retransmitted.
 	from.do(t, func() error {
 		return os.WriteFile("/proc/sys/net/ipv4/tcp_early_retrans", []byte("0"), 0)
 	})
@@ -261,7 +261,7 @@ func (s *slowSegments) tcp(t *testing.T, family string, from, to *namespace, add
 		})
 	}
 	if now := from.counter(t, "Tcp.RetransSegs"); now != again {
-		t.Fatalf("%d segments were sent again: this says nothing", now-again)
+		t.Fatalf("%d segments were retransmitted: this run says nothing", now-again)
 	}
 	packets := s.behind.taken(unix.IPPROTO_TCP, port)
 	slices.SortFunc(packets, func(a, b seen) int { return int(int32(a.seq - b.seq)) })

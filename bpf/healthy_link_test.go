@@ -387,7 +387,7 @@ func spanningTree(t *testing.T, h *healthy) {
 	time.Sleep(1200 * time.Millisecond)
 }
 
-// neighbours has each find the other anew, again and again.
+// neighbours has each find the other a hundred times.
 func neighbours(t *testing.T, h *healthy) {
 	a, b := h.cabled(t)
 	flush := func(n *namespace) {

@@ -117,7 +117,7 @@ func TestLossDevices(t *testing.T) {
 	}
 }
 
-// TestLossConntrack loses packets for want of an entry, or for having none.
+// TestLossConntrack loses packets because the table is full or has no entry for them.
 func TestLossConntrack(t *testing.T) {
 	x := newLossLab(t)
 	b := x.b

@@ -73,7 +73,7 @@ func ipPacket(from, to netip.Addr, protocol uint8, payload []byte) []byte {
 	return append(h, payload...)
 }
 
-// checksummed writes the IPv4 header's checksum anew.
+// checksummed recomputes the IPv4 header's checksum.
 func checksummed(packet []byte) []byte {
 	h := packet[:int(packet[0]&15)*4]
 	h[ipv4Checksum], h[ipv4Checksum+1] = 0, 0

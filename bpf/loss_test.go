@@ -29,7 +29,7 @@ import (
 //
 // Each case logs what the kernel told, after the word "survey".
 //
-// Some run in VMs only, for want of a module here (tc's own filters and
+// Some run in VMs only, which have modules that this machine lacks (tc's own filters and
 // actions, fq_codel, fq, sfq, netem, VLANs of a bridge) or because they change
 // a limit of the whole machine (connection tracking). A full TCP backlog is
 // missing: it takes a socket whose owner holds the lock, and depends on timing.

@@ -778,7 +778,7 @@ int raw_segment(struct bpf_raw_tracepoint_args *ctx)
 	struct mark *m;
 
 	/* Nothing becomes unread by what has come before: a segment without
-	 * data, or one that is sent again. */
+	 * data, or a retransmission. */
 	if (!after(end_seq, rcv_nxt) || after(BPF_CORE_READ(cb, seq), rcv_nxt))
 		return 0;
 	w = find_or_make(sk, IPPROTO_TCP);
