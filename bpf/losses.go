@@ -171,7 +171,7 @@ var lossRules = []lossRule{
 	{
 		// The lease that a client of DHCP is offered goes to an address that
 		// it does not have yet. It reads a copy through a packet socket.
-		why: Delivered, functions: append([]string{"__udp4_lib_rcv", "ip_finish_output2"}, unheard...),
+		why: Delivered, functions: []string{"ip_error", "ip_forward", "ip_rcv", "ip_rcv_finish", "ip_rcv_finish_core", "ip_list_rcv*", "ip_sublist_rcv*", "ip_route_input*"},
 		reasons: unheardReasons, need: traitDHCPReply,
 		kernels: "all", test: "TestHealthy/link",
 	},
@@ -381,6 +381,8 @@ type lossMasks struct {
 	anyReason  uint64 // rules that name no reason
 	noReasons  uint64 // rules that hold where the kernel gives none
 	ofHeaders  uint64 // rules that ask for what the headers say
+	ofGroups   uint64 // rules that ask for a frame to a group
+	ofOthers   uint64 // rules that ask for a frame to another host
 	byReason   map[string]uint64
 	byName     map[string]uint64 // functions, in full
 	byPrefix   map[string]uint64 // functions, by how they begin
@@ -421,6 +423,12 @@ func makeLossMasks(rules []lossRule) *lossMasks {
 		}
 		if (r.need|r.deny)&^(traitNoPacket|traitDevice|traitGroup|traitOtherHost|traitPulled|traitOutgoing|traitCopied) != 0 {
 			m.ofHeaders |= bit
+		}
+		if r.need&traitGroup != 0 {
+			m.ofGroups |= bit
+		}
+		if r.need&traitOtherHost != 0 {
+			m.ofOthers |= bit
 		}
 	}
 	for _, p := range lossPlaces {
@@ -471,6 +479,8 @@ func prepareLosses(spec *ebpf.CollectionSpec) error {
 		set(spec, "rules_any_reason", m.anyReason),
 		set(spec, "rules_no_reasons", m.noReasons),
 		set(spec, "rules_of_headers", m.ofHeaders),
+		set(spec, "rules_of_groups", m.ofGroups),
+		set(spec, "rules_of_others", m.ofOthers),
 	)
 }
 

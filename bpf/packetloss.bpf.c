@@ -110,6 +110,9 @@ const volatile __u64 rules_any_reason = 0;
 const volatile __u64 rules_no_reasons = 0;
 /* Rules that ask for traits of the headers or of the socket. */
 const volatile __u64 rules_of_headers = 0;
+/* Rules that ask for a frame to a group, and to another host. */
+const volatile __u64 rules_of_groups = 0;
+const volatile __u64 rules_of_others = 0;
 
 #define REASONS 256
 
@@ -170,6 +173,12 @@ static __always_inline __u64 state_of(__u32 which)
 	return value ? *value : 0;
 }
 
+/* A struct sk_buff fits, on each kernel; a smaller one ends in another of its
+ * slab. */
+#define SKB_BYTES 256
+#define NESTED 4
+#define FOUND 16
+
 /* What one program notes for the next on the same CPU. */
 struct notes {
 	__u64 skb; /* whose socket this is: */
@@ -180,6 +189,19 @@ struct notes {
 	__u32 part_netns;
 	__u32 fragment_netns; /* of the fragment that was freed last */
 	__u32 expiry_netns; /* of the queue of fragments whose timer runs */
+	__u32 nested; /* how many packets are being judged on this CPU */
+	__u32 unused;
+	/* The packets that are being judged: copied once, their fields cost a
+	 * load each in place of a call. An interrupt may free a packet meanwhile. */
+	struct {
+		__u8 bytes[SKB_BYTES];
+	} copy[NESTED];
+	/* What was found last for code addresses, in one of the two tables. */
+	struct {
+		__u64 location;
+		__u64 mask;
+		__u64 table;
+	} found[FOUND];
 };
 
 struct {
@@ -196,13 +218,17 @@ static __always_inline struct notes *notes_here(void)
 	return bpf_map_lookup_elem(&notes, &zero);
 }
 
+static __always_inline const struct sk_buff *copy_of(const struct notes *n, __u32 nested)
+{
+	return (const struct sk_buff *)n->copy[nested & (NESTED - 1)].bytes;
+}
+
 /* A return address may be the first of the next function, where the call ends
  * its own: so the search is for what begins before it. It calculates in place
  * of branching, since the verifier would follow each of its ways. All
  * code is in the upper half of the addresses, so a difference has a sign. */
-VERIFIED_ONCE __u64 code_at(__u64 location)
+VERIFIED_ONCE __u64 search(__u64 location, __u32 table)
 {
-	__u32 table = state_of(STATE_TABLE);
 	struct steps *s = bpf_map_lookup_elem(&code, &table);
 	__u64 low = 0;
 
@@ -218,6 +244,27 @@ VERIFIED_ONCE __u64 code_at(__u64 location)
 	}
 	barrier_var(low);
 	return s->step[low & (STEPS - 1)].mask;
+}
+
+/* The search, or what it found last time. An interrupt may search meanwhile, on
+ * the same entry: the address is written last and read twice. */
+static __always_inline __u64 code_at(struct notes *n, __u64 location)
+{
+	__u64 table = state_of(STATE_TABLE), mask;
+	__u32 place = location * 0x9E3779B97F4A7C15ull >> 60;
+	volatile typeof(n->found[0]) *f = &n->found[place & (FOUND - 1)];
+
+	if (f->location == location && f->table == table) {
+		mask = f->mask;
+		if (f->location == location && f->table == table)
+			return mask;
+	}
+	mask = search(location, table);
+	f->location = 0;
+	f->mask = mask;
+	f->table = table;
+	f->location = location;
+	return mask;
 }
 
 static __always_inline __u64 rules_for(__u32 reason)
@@ -249,22 +296,28 @@ static __always_inline bool is_local(__u16 family)
 
 /* Messages of local sockets and of the kernel itself travel in the same
  * structure. They have no protocol, no device and no socket of a network. */
-VERIFIED_ONCE __u32 kind_of(__u64 address, __u32 dev_netns)
+VERIFIED_ONCE __u32 kind_of(__u32 nested, __u32 dev_netns)
 {
-	const struct sk_buff *skb = (const struct sk_buff *)address;
-	const struct sock *sk = BPF_CORE_READ(skb, sk);
-	__u16 family = sk ? BPF_CORE_READ(sk, __sk_common.skc_family) : 0;
-	__u8 type = BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type);
-	unsigned char *data = BPF_CORE_READ(skb, data), *head = BPF_CORE_READ(skb, head);
+	const struct notes *n = notes_here();
+	const struct sk_buff *skb;
+	const struct sock *sk;
 	__u32 traits = 0;
+	__u16 family;
+	__u8 type;
 
+	if (!n)
+		return 0;
+	skb = copy_of(n, nested);
+	sk = skb->sk;
+	family = sk ? BPF_CORE_READ(sk, __sk_common.skc_family) : 0;
+	type = BPF_CORE_READ_BITFIELD(skb, pkt_type);
 	if (is_local(family))
 		return NO_PACKET;
-	if (!BPF_CORE_READ(skb, protocol)) {
+	if (!skb->protocol) {
 		if (!dev_netns && family != AF_INET && family != AF_INET6 && family != AF_PACKET)
 			return NO_PACKET;
 		/* Made by a device for a test of its own. */
-		if (!BPF_CORE_READ(skb, len) && !family)
+		if (!skb->len && !family)
 			return NO_PACKET;
 	}
 	if (dev_netns)
@@ -275,9 +328,9 @@ VERIFIED_ONCE __u32 kind_of(__u64 address, __u32 dev_netns)
 		traits |= OTHERHOST;
 	else if (type == PACKET_OUTGOING)
 		traits |= OUTGOING;
-	if (BPF_CORE_READ_BITFIELD_PROBED(skb, cloned))
+	if (BPF_CORE_READ_BITFIELD(skb, cloned))
 		traits |= COPIED;
-	if (data > head + BPF_CORE_READ(skb, network_header))
+	if ((__u64)skb->data > (__u64)skb->head + skb->network_header)
 		traits |= PULLED;
 	return traits;
 }
@@ -326,23 +379,29 @@ VERIFIED_ONCE __u32 traits_of_tcp(__u64 header, __u32 len, __u64 socket)
 
 static __always_inline bool is_checked(const struct sk_buff *skb)
 {
-	__u8 summed = BPF_CORE_READ_BITFIELD_PROBED(skb, ip_summed);
+	__u8 summed = BPF_CORE_READ_BITFIELD(skb, ip_summed);
 
 	return summed == CHECKSUM_UNNECESSARY || summed == CHECKSUM_PARTIAL ||
-	       BPF_CORE_READ_BITFIELD_PROBED(skb, csum_valid);
+	       BPF_CORE_READ_BITFIELD(skb, csum_valid);
 }
 
 /* Only of packets that were received by a transport protocol or on their way
  * there: what their transport header is, the stack has said. */
-VERIFIED_ONCE __u32 traits_of_headers(__u64 address, __u64 sk)
+VERIFIED_ONCE __u32 traits_of_headers(__u32 nested, __u64 sk)
 {
-	const struct sk_buff *skb = (const struct sk_buff *)address;
-	const unsigned char *head = BPF_CORE_READ(skb, head);
-	__u32 l3 = BPF_CORE_READ(skb, network_header), l4 = BPF_CORE_READ(skb, transport_header);
-	__u32 len, header, traits = 0;
+	const struct notes *n = notes_here();
+	const struct sk_buff *skb;
+	const unsigned char *head;
+	__u32 l3, l4, len, header, traits = 0;
 	__u8 ip[20] __attribute__((aligned(8))), protocol, type = 0xff, group = 0;
 	__be16 ports[2] = {};
 
+	if (!n)
+		return 0;
+	skb = copy_of(n, nested);
+	head = skb->head;
+	l3 = skb->network_header;
+	l4 = skb->transport_header;
 	if (bpf_probe_read_kernel(ip, sizeof(ip), head + l3))
 		return 0;
 	if (ip[0] >> 4 == 4) {
@@ -405,14 +464,28 @@ VERIFIED_ONCE __u32 traits_of_headers(__u64 address, __u64 sk)
 	return traits;
 }
 
+/* Most packets are to this host: what holds for others only is not asked. */
+static __always_inline __u64 rules_that_need(__u32 traits)
+{
+	return (traits & GROUP ? ~0ull : ~rules_of_groups) &
+	       (traits & OTHERHOST ? ~0ull : ~rules_of_others);
+}
+
 /* The first rule that names the packet says why it is no loss. */
 VERIFIED_ONCE __u32 judge(__u64 candidates, __u32 traits)
 {
 #pragma unroll
-	for (int i = 0; i < RULES; i++) {
-		if (candidates & 1ull << i && (traits & rules[i].need) == rules[i].need &&
-		    !(traits & rules[i].deny))
-			return rules[i].why;
+	for (int i = 0; i < RULES; i += 8) {
+		/* Few are there to ask. */
+		if (!(candidates & 0xffull << i))
+			continue;
+#pragma unroll
+		for (int j = i; j < i + 8; j++) {
+			if (candidates & 1ull << j &&
+			    (traits & rules[j].need) == rules[j].need &&
+			    !(traits & rules[j].deny))
+				return rules[j].why;
+		}
 	}
 	return LOST;
 }
@@ -487,7 +560,7 @@ static __always_inline void tell(void *ctx, const struct sk_buff *skb, __u32 net
 /* Whose a lost packet was. What waited in a socket's queue has its device
  * pointer overwritten by the queue's links, so the socket comes first. */
 static __always_inline __u32 owner_of(const struct sk_buff *skb, const struct sock *sk, __u64 at,
-				      const struct notes *n)
+				      const struct notes *n, __u32 dev_netns)
 {
 	__u32 netns = netns_of_sock(sk);
 	struct task_struct *task;
@@ -497,6 +570,8 @@ static __always_inline __u32 owner_of(const struct sk_buff *skb, const struct so
 	 * queue lie where a fragment's device was. */
 	if (!netns && at & AT_FRAGMENTS)
 		netns = n->expiry_netns ? n->expiry_netns : n->fragment_netns;
+	if (!netns)
+		netns = dev_netns;
 	if (!netns)
 		netns = netns_of_skb(skb);
 	if (netns)
@@ -517,12 +592,26 @@ struct skb_shared_info___parts {
 #pragma clang attribute pop
 
 /* The parts of a packet that is freed are freed right after it, one by one. */
-static __always_inline __u64 parts_of(const struct sk_buff *skb)
+static __always_inline __u64 parts_of(const struct sk_buff *copy)
 {
-	const struct skb_shared_info___parts *shared =
-		(const void *)(BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, end));
+	const struct skb_shared_info___parts *shared = (const void *)(copy->head + copy->end);
 
+	if (!copy->data_len)
+		return 0;
 	return (__u64)BPF_CORE_READ(shared, frag_list);
+}
+
+/* The fields in use lie at the beginning, and from the length on. */
+static __always_inline void copy_skb(void *copy, const struct sk_buff *skb)
+{
+	const __u32 rest = bpf_core_field_offset(struct sk_buff, len);
+
+	if (rest <= SKB_BYTES - 128) {
+		bpf_probe_read_kernel(copy, 32, skb);
+		bpf_probe_read_kernel(copy + rest, 128, (const void *)skb + rest);
+	} else {
+		bpf_probe_read_kernel(copy, SKB_BYTES, skb);
+	}
 }
 
 static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 location, __u32 reason,
@@ -530,7 +619,8 @@ static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 loc
 {
 	const struct sock *sk = rx_sk;
 	struct notes *n = notes_here();
-	__u32 dev_netns, netns, traits, why = LOST, undecided = 0;
+	__u32 dev_netns, netns, traits, nested, why = LOST, undecided = 0;
+	const struct sk_buff *copy;
 	bool part;
 	__u64 at;
 
@@ -543,39 +633,44 @@ static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 loc
 			sk = (const struct sock *)n->sk;
 		n->skb = 0;
 	}
-	at = code_at(location);
+	nested = n->nested & (NESTED - 1);
+	n->nested++;
+	copy = copy_of(n, nested);
+	copy_skb((void *)copy, skb);
+	at = code_at(n, location);
 	part = at & AT_LIST && n->part == (__u64)skb;
-	dev_netns = netns_of_dev(BPF_CORE_READ(skb, dev));
-	traits = kind_of((__u64)skb, dev_netns);
+	dev_netns = netns_of_dev(copy->dev);
+	traits = kind_of(nested, dev_netns);
 
 	/* A part of a lost packet is lost with it. */
 	if (!part) {
-		__u64 candidates = at & rules_for(reason) & RULE_MASK;
+		__u64 candidates = at & rules_for(reason) & RULE_MASK & rules_that_need(traits);
 		bool pending = at & AT_MODULE && state_of(STATE_LOADED) != state_of(STATE_KNOWN);
 
 		if ((candidates & rules_of_headers || pending) && !(traits & NO_PACKET)) {
-			traits |= traits_of_headers((__u64)skb, (__u64)sk);
+			traits |= traits_of_headers(nested, (__u64)sk);
 			if (has_rx_sk || state_of(STATE_INFORMED))
 				traits |= INFORMED;
 		}
-		why = judge(candidates, traits);
+		why = candidates ? judge(candidates, traits) : LOST;
 		/* Code of a module that user space does not know yet: it
 		 * judges, by the same rules. */
 		if (why == LOST && pending)
 			undecided = traits | 1u << 31;
 	}
+	n->nested--;
 	if (why != LOST) {
 		n->part = 0;
 		return ignore(why, reason, location);
 	}
 	if (part) {
-		n->part = (__u64)BPF_CORE_READ(skb, next);
+		n->part = (__u64)copy->next;
 		netns = n->part_netns;
 		reason = n->part_reason;
 		location = n->part_location;
 	} else {
-		netns = owner_of(skb, sk, at, n);
-		n->part = parts_of(skb);
+		netns = owner_of(skb, sk, at, n, dev_netns);
+		n->part = parts_of(copy);
 		n->part_netns = netns;
 		n->part_reason = reason;
 		n->part_location = location;
@@ -646,10 +741,8 @@ int raw_timer(struct bpf_raw_tracepoint_args *ctx)
 	struct inet_frag_queue *queue;
 	struct notes *n;
 
-	if (!(code_at((__u64)BPF_CORE_READ(timer, function) + 1) & AT_EXPIRY))
-		return 0;
 	n = notes_here();
-	if (!n)
+	if (!n || !(code_at(n, (__u64)BPF_CORE_READ(timer, function) + 1) & AT_EXPIRY))
 		return 0;
 	queue = (void *)timer - bpf_core_field_offset(struct inet_frag_queue, timer);
 	n->expiry_netns = netns_of_net(BPF_CORE_READ(queue, fqdir, net));

@@ -44,7 +44,9 @@ const (
 	packetlossVarRulesAnyReason  = "rules_any_reason"
 	packetlossVarRulesAnywhere   = "rules_anywhere"
 	packetlossVarRulesNoReasons  = "rules_no_reasons"
+	packetlossVarRulesOfGroups   = "rules_of_groups"
 	packetlossVarRulesOfHeaders  = "rules_of_headers"
+	packetlossVarRulesOfOthers   = "rules_of_others"
 	packetlossVarWithStack       = "with_stack"
 )
 
@@ -130,7 +132,9 @@ type packetlossVariableSpecs struct {
 	RulesAnyReason *ebpf.VariableSpec `ebpf:"rules_any_reason"`
 	RulesAnywhere  *ebpf.VariableSpec `ebpf:"rules_anywhere"`
 	RulesNoReasons *ebpf.VariableSpec `ebpf:"rules_no_reasons"`
+	RulesOfGroups  *ebpf.VariableSpec `ebpf:"rules_of_groups"`
 	RulesOfHeaders *ebpf.VariableSpec `ebpf:"rules_of_headers"`
+	RulesOfOthers  *ebpf.VariableSpec `ebpf:"rules_of_others"`
 	WithStack      *ebpf.VariableSpec `ebpf:"with_stack"`
 }
 
@@ -192,7 +196,9 @@ type packetlossVariables struct {
 	RulesAnyReason *ebpf.Variable `ebpf:"rules_any_reason"`
 	RulesAnywhere  *ebpf.Variable `ebpf:"rules_anywhere"`
 	RulesNoReasons *ebpf.Variable `ebpf:"rules_no_reasons"`
+	RulesOfGroups  *ebpf.Variable `ebpf:"rules_of_groups"`
 	RulesOfHeaders *ebpf.Variable `ebpf:"rules_of_headers"`
+	RulesOfOthers  *ebpf.Variable `ebpf:"rules_of_others"`
 	WithStack      *ebpf.Variable `ebpf:"with_stack"`
 }
 
