@@ -181,8 +181,9 @@ static __always_inline __u64 state_of(__u32 which)
 
 /* What one program notes for the next on the same CPU. */
 struct notes {
-	__u64 skb; /* whose socket this is: */
+	__u64 skb; /* whose socket this is, and which packet lay there: */
 	__u64 sk;
+	__u64 segment;
 	__u64 part; /* the next part of a lost packet, freed after it */
 	__u64 part_location; /* where, why and whose that was lost */
 	__u32 part_reason;
@@ -614,6 +615,17 @@ static __always_inline void copy_skb(void *copy, const struct sk_buff *skb)
 	}
 }
 
+/* Ports and sequence number: another packet at the same address has others. */
+static __always_inline __u64 segment_of(const struct sk_buff *skb)
+{
+	const unsigned char *head = BPF_CORE_READ(skb, head);
+	__u64 segment = 0;
+
+	bpf_probe_read_kernel(&segment, sizeof(segment),
+			      head + BPF_CORE_READ(skb, transport_header));
+	return segment;
+}
+
 static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 location, __u32 reason,
 				 const struct sock *rx_sk)
 {
@@ -629,7 +641,7 @@ static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 loc
 	if (!n)
 		return 0; /* cannot be: the map has an entry for each CPU */
 	if (n->skb == (__u64)skb) {
-		if (!sk)
+		if (!sk && segment_of(skb) == n->segment)
 			sk = (const struct sock *)n->sk;
 		n->skb = 0;
 	}
@@ -769,6 +781,7 @@ static __always_inline int note_socket(__u64 skb, __u64 sk)
 
 	if (n) {
 		n->sk = sk;
+		n->segment = segment_of((const struct sk_buff *)skb);
 		n->skb = skb;
 	}
 	return 0;
