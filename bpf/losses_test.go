@@ -11,6 +11,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // TestLossRules holds the table of rules against what it promises.
@@ -321,4 +322,48 @@ func TestLossUndecided(t *testing.T) {
 	if !l.Ignores(&e) {
 		t.Error("a message was not ignored")
 	}
+}
+
+// BenchmarkLossVerdicts gives what the program costs per freed packet, lost and
+// ignored, by the kernel's own statistics: as lost goes what a closed port
+// refuses, as ignored what a socket holds that is closed.
+func BenchmarkLossVerdicts(b *testing.B) {
+	x, y := newPair(b)
+	l := newTestLoader(b, Options{})
+	p := l.load("packetloss", Config{NoStack: true})
+	statistics, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
+	if err != nil {
+		b.Skip(err)
+	}
+	defer statistics.Close()
+	cost := func(b *testing.B, cause func()) {
+		program := p.programs["raw_kfree_skb"]
+		before, err := program.Stats()
+		if err != nil {
+			b.Fatal(err)
+		}
+		for b.Loop() {
+			cause()
+		}
+		l.settled(p, y.inode)
+		after, err := program.Stats()
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(float64(after.Runtime-before.Runtime)/float64(after.RunCount-before.RunCount), "ns/packet")
+		b.ReportMetric(float64(after.RunCount-before.RunCount)/float64(b.N), "packets/op")
+	}
+	b.Run("lost", func(b *testing.B) {
+		c := x.dial(b, "udp", netip.AddrPortFrom(y.v4, 9))
+		cost(b, func() { send(b, c, 100) })
+	})
+	b.Run("ignored", func(b *testing.B) {
+		cost(b, func() {
+			s := y.listenUDP(b, y.v4)
+			c := x.dial(b, "udp", addrPort(s.LocalAddr()))
+			send(b, c, 100)
+			s.Close()
+			c.Close()
+		})
+	})
 }
