@@ -84,8 +84,9 @@ type lossRule struct {
 	functions []string
 	// reasons that the kernel gives. None: whatever it says. On a kernel
 	// without reasons (before 5.17) a rule with reasons holds if it names
-	// functions, too.
-	reasons []string
+	// functions, too, unless it is the reason that decides.
+	reasons  []string
+	decisive bool
 	// need are traits that the packet has, deny some that it has not.
 	need, deny traits
 	// kernels that free such packets this way, and the test that holds the
@@ -222,7 +223,7 @@ var lossRules = []lossRule{
 	{
 		// A SYN or SYN-ACK that came again afterwards: a challenge ACK answers.
 		why: Delivered, functions: tcpInput,
-		reasons: []string{"TCP_INVALID_SYN"}, need: traitSYN,
+		reasons: []string{"TCP_INVALID_SYN"}, decisive: true, need: traitSYN,
 		kernels: "from 5.18", test: "TestHealthy/wire",
 	},
 	{
@@ -249,15 +250,15 @@ var lossRules = []lossRule{
 	{
 		// An acknowledgement, a FIN or a reset that comes when the socket is
 		// gone: it would have changed nothing.
-		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: traitACK | traitChecksum,
+		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, decisive: true, need: traitACK | traitChecksum,
 		kernels: "from 5.17", test: "TestHealthy/tcp",
 	},
 	{
-		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: traitFIN | traitChecksum,
+		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, decisive: true, need: traitFIN | traitChecksum,
 		kernels: "from 5.17", test: "TestHealthy/tcp",
 	},
 	{
-		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, need: traitRST | traitChecksum,
+		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, decisive: true, need: traitRST | traitChecksum,
 		kernels: "from 5.17", test: "TestHealthy/tcp",
 	},
 	{
@@ -418,7 +419,7 @@ func makeLossMasks(rules []lossRule) *lossMasks {
 		for _, reason := range r.reasons {
 			m.byReason[reason] |= bit
 		}
-		if len(r.reasons) == 0 || len(r.functions) > 0 {
+		if len(r.reasons) == 0 || len(r.functions) > 0 && !r.decisive {
 			m.noReasons |= bit
 		}
 		if (r.need|r.deny)&^(traitNoPacket|traitDevice|traitGroup|traitOtherHost|traitPulled|traitOutgoing|traitCopied) != 0 {

@@ -80,6 +80,9 @@ func TestLossJudge(t *testing.T) {
 		{"tcp_v4_rcv", reasons, 3, traitSYN | traitChecksum, Lost},
 		{"tcp_v4_rcv", reasons, 3, 0, Lost}, // data
 		{"tcp_data_queue", reasons, 10, 0, Delivered},
+		{"tcp_v4_rcv", none, ReasonNone, traitSYN | traitChecksum | traitInformed, Lost},                 // a closed port
+		{"tcp_v4_rcv", none, ReasonNone, traitACK | traitChecksum | traitInformed | traitListener, Lost}, // a full accept queue
+		{"tcp_v4_rcv", none, ReasonNone, traitFIN | traitChecksum, Delivered},
 		// Queues of sockets, and those of neighbours and devices.
 		{"inet_sock_destruct", reasons, 5, 0, Closing},
 		{"skb_queue_purge_reason", reasons, 5, traitDevice | traitOutgoing, Closing},
