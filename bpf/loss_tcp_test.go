@@ -48,12 +48,12 @@ func TestLossTCP(t *testing.T) {
 		// Linux 5.10 frees what TCP itself refuses by __kfree_skb, which tells
 		// nobody: the sockets' own counts (the letter d of ss -m) have it, and
 		// for some kinds the MIB (PAWSEstab, TCPZeroWindowDrop, TCPRcvQDrop).
-		x.lose(t, family+" data beyond the window", loss{in: b, withReasons: true, n: losses, class: DropAbnormal, reasons: "TCP_INVALID_SEQUENCE TCP_OVERWINDOW TCP_INVALID_END_SEQUENCE", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+		x.lose(t, family+" data beyond the window", loss{in: b, ownerless: true, withReasons: true, n: losses, class: DropAbnormal, reasons: "TCP_INVALID_SEQUENCE TCP_OVERWINDOW TCP_INVALID_END_SEQUENCE", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 			_, server, src, dst := established(t)
 			mine, next := sequenceOf(t, server)
 			x.toReceiver(t, timesOf(losses, tcpSegment{seq: next + 50_000_000, ack: mine, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
 		})
-		x.lose(t, family+" data with a timestamp of the past", loss{in: b, withReasons: true, n: losses, source: mib(b, "TcpExt.PAWSEstab"), class: DropAbnormal, reasons: "TCP_RFC7323_PAWS", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+		x.lose(t, family+" data with a timestamp of the past", loss{in: b, ownerless: true, withReasons: true, n: losses, source: mib(b, "TcpExt.PAWSEstab"), class: DropAbnormal, reasons: "TCP_RFC7323_PAWS", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 			client, server, src, dst := established(t)
 			mine, next := sequenceOf(t, server)
 			var now int
@@ -63,18 +63,19 @@ func TestLossTCP(t *testing.T) {
 			})
 			x.toReceiver(t, timesOf(losses, tcpSegment{seq: next, ack: mine, flags: tcpACK | tcpPSH, options: timestamps(uint32(now)-1_000_000, 0), payload: []byte("data")}.packet(src, dst))...)
 		})
-		x.lose(t, family+" data that acknowledges what was not sent", loss{in: b, withReasons: true, n: losses, class: DropTCPHandle, reasons: "TCP_INVALID_ACK_SEQUENCE TCP_ACK_UNSENT_DATA", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+		x.lose(t, family+" data that acknowledges what was not sent", loss{in: b, ownerless: true, withReasons: true, n: losses, class: DropTCPHandle, reasons: "TCP_INVALID_ACK_SEQUENCE TCP_ACK_UNSENT_DATA", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 			_, server, src, dst := established(t)
 			mine, next := sequenceOf(t, server)
 			x.toReceiver(t, timesOf(losses, tcpSegment{seq: next, ack: mine + 1_000_000, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
 		})
-		x.lose(t, family+" data without ACK", loss{in: b, withReasons: true, n: losses, class: DropTCPHandle, reasons: "TCP_FLAGS", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+		x.lose(t, family+" data without ACK", loss{in: b, ownerless: true, withReasons: true, n: losses, class: DropTCPHandle, reasons: "TCP_FLAGS", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 			_, server, src, dst := established(t)
 			_, next := sequenceOf(t, server)
 			x.toReceiver(t, timesOf(losses, tcpSegment{seq: next, payload: []byte("data")}.packet(src, dst))...)
 		})
 		// Where the kernel does not tell the socket (before 6.11), nothing leads to
-		// a namespace: tcp_data_queue has let go of device and route by then.
+		// a namespace: tcp_data_queue has let go of device and route by then, as
+		// the backlog of a socket that is in use has above.
 		x.lose(t, family+" data beyond a closed window", loss{in: b, ownerless: true, withReasons: true, n: losses, reasons: "PROTO_MEM TCP_ZEROWINDOW TCP_OVERWINDOW TCP_INVALID_SEQUENCE TCP_INVALID_END_SEQUENCE", protocol: unix.IPPROTO_TCP, prepare: func(t *testing.T) {
 			client, server, s, d := established(t)
 			src, dst = s, d
@@ -106,7 +107,7 @@ func TestLossTCP(t *testing.T) {
 		}}, func(t *testing.T) {
 			x.toReceiver(t, timesOf(losses, tcpSegment{seq: next, ack: mine, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
 		})
-		x.lose(t, family+" SYN with FIN", loss{in: b, withReasons: true, n: losses, class: DropTCPStatM, reasons: "TCP_FLAGS", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+		x.lose(t, family+" SYN with FIN", loss{in: b, ownerless: true, withReasons: true, n: losses, class: DropTCPStatM, reasons: "TCP_FLAGS", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 			l := b.listen(t, to)
 			x.toReceiver(t, timesOf(losses, tcpSegment{flags: tcpSYN | tcpFIN}.packet(port(from, lossFrom), addrPort(l.Addr())))...)
 		})
