@@ -184,6 +184,7 @@ struct notes {
 	__u64 skb; /* whose socket this is, and which packet lay there: */
 	__u64 sk;
 	__u64 segment;
+	__u64 state; /* that the socket is in, or 0: one of a connection */
 	__u64 part; /* the next part of a lost packet, freed after it */
 	__u64 part_location; /* where, why and whose that was lost */
 	__u32 part_reason;
@@ -626,6 +627,16 @@ static __always_inline __u64 segment_of(const struct sk_buff *skb)
 	return segment;
 }
 
+/* A listener that was closed since is none, and its fields say nothing. */
+static __always_inline const struct sock *still(const struct sock *sk, __u64 noted)
+{
+	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+
+	if (noted)
+		return state == noted ? sk : NULL;
+	return state != TCP_LISTEN && state != TCP_CLOSE && state != TCP_TIME_WAIT ? sk : NULL;
+}
+
 static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 location, __u32 reason,
 				 const struct sock *rx_sk)
 {
@@ -642,7 +653,7 @@ static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 loc
 		return 0; /* cannot be: the map has an entry for each CPU */
 	if (n->skb == (__u64)skb) {
 		if (!sk && segment_of(skb) == n->segment)
-			sk = (const struct sock *)n->sk;
+			sk = still((const struct sock *)n->sk, n->state);
 		n->skb = 0;
 	}
 	nested = n->nested & (NESTED - 1);
@@ -775,12 +786,13 @@ int raw_timer_end(struct bpf_raw_tracepoint_args *ctx)
  * before it frees a packet, none of them in the path of an established
  * connection. */
 
-static __always_inline int note_socket(__u64 skb, __u64 sk)
+static __always_inline int note_socket(__u64 skb, __u64 sk, __u64 state)
 {
 	struct notes *n = notes_here();
 
 	if (n) {
 		n->sk = sk;
+		n->state = state;
 		n->segment = segment_of((const struct sk_buff *)skb);
 		n->skb = skb;
 	}
@@ -799,19 +811,19 @@ static __always_inline int note_connection(__u64 skb, __u64 field)
 	if ((family != AF_INET && family != AF_INET6) || !state || state >= TCP_NEW_SYN_RECV ||
 	    BPF_CORE_READ((struct sock *)sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
-	return note_socket(skb, sk);
+	return note_socket(skb, sk, 0);
 }
 
 SEC("fentry/tcp_check_req")
 int fen_check_req(__u64 *ctx)
 {
-	return note_socket(argument(&ctx[1]), argument(&ctx[0]));
+	return note_socket(argument(&ctx[1]), argument(&ctx[0]), TCP_LISTEN);
 }
 
 SEC("fentry/tcp_timewait_state_process")
 int fen_timewait(__u64 *ctx)
 {
-	return note_socket(argument(&ctx[1]), argument(&ctx[0]));
+	return note_socket(argument(&ctx[1]), argument(&ctx[0]), TCP_TIME_WAIT);
 }
 
 SEC("fentry/tcp_oow_rate_limited")
@@ -823,13 +835,13 @@ int fen_out_of_window(__u64 *ctx)
 SEC("kprobe/tcp_check_req")
 int BPF_KPROBE(kp_check_req, __u64 sk, __u64 skb)
 {
-	return note_socket(skb, sk);
+	return note_socket(skb, sk, TCP_LISTEN);
 }
 
 SEC("kprobe/tcp_timewait_state_process")
 int BPF_KPROBE(kp_timewait, __u64 sk, __u64 skb)
 {
-	return note_socket(skb, sk);
+	return note_socket(skb, sk, TCP_TIME_WAIT);
 }
 
 SEC("kprobe/tcp_oow_rate_limited")
