@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -250,7 +251,13 @@ func TestLossRings(t *testing.T) {
 	// One packet that the router's device cuts into segments, so that all of
 	// them reach the other end at once.
 	burst := func(t *testing.T, segments int) {
-		x.r.do(t, func() error { return sendSegments(from, to, segments) })
+		x.r.do(t, func() error {
+			// A kernel may tell the sender that some of them were dropped.
+			if err := sendSegments(from, to, segments); !errors.Is(err, unix.ENOBUFS) {
+				return err
+			}
+			return nil
+		})
 	}
 	if n := backlogLimit(t); n > 1500 {
 		need.Kernel(t, false, fmt.Sprintf("net.core.netdev_max_backlog is %d, more than one packet has segments", n))

@@ -382,6 +382,7 @@ type lossMasks struct {
 	anyReason  uint64 // rules that name no reason
 	noReasons  uint64 // rules that hold where the kernel gives none
 	ofHeaders  uint64 // rules that ask for what the headers say
+	ofMessages uint64 // rules that ask for a message, not a packet
 	ofGroups   uint64 // rules that ask for a frame to a group
 	ofOthers   uint64 // rules that ask for a frame to another host
 	byReason   map[string]uint64
@@ -424,6 +425,9 @@ func makeLossMasks(rules []lossRule) *lossMasks {
 		}
 		if (r.need|r.deny)&^(traitNoPacket|traitDevice|traitGroup|traitOtherHost|traitPulled|traitOutgoing|traitCopied) != 0 {
 			m.ofHeaders |= bit
+		}
+		if r.need&traitNoPacket != 0 {
+			m.ofMessages |= bit
 		}
 		if r.need&traitGroup != 0 {
 			m.ofGroups |= bit
@@ -480,6 +484,7 @@ func prepareLosses(spec *ebpf.CollectionSpec) error {
 		set(spec, "rules_any_reason", m.anyReason),
 		set(spec, "rules_no_reasons", m.noReasons),
 		set(spec, "rules_of_headers", m.ofHeaders),
+		set(spec, "rules_of_messages", m.ofMessages),
 		set(spec, "rules_of_groups", m.ofGroups),
 		set(spec, "rules_of_others", m.ofOthers),
 	)

@@ -110,7 +110,8 @@ const volatile __u64 rules_any_reason = 0;
 const volatile __u64 rules_no_reasons = 0;
 /* Rules that ask for traits of the headers or of the socket. */
 const volatile __u64 rules_of_headers = 0;
-/* Rules that ask for a frame to a group, and to another host. */
+/* Rules that ask for a message, for a frame to a group, and to another host. */
+const volatile __u64 rules_of_messages = 0;
 const volatile __u64 rules_of_groups = 0;
 const volatile __u64 rules_of_others = 0;
 
@@ -469,7 +470,8 @@ VERIFIED_ONCE __u32 traits_of_headers(__u32 nested, __u64 sk)
 /* Most packets are to this host: what holds for others only is not asked. */
 static __always_inline __u64 rules_that_need(__u32 traits)
 {
-	return (traits & GROUP ? ~0ull : ~rules_of_groups) &
+	return (traits & NO_PACKET ? ~0ull : ~rules_of_messages) &
+	       (traits & GROUP ? ~0ull : ~rules_of_groups) &
 	       (traits & OTHERHOST ? ~0ull : ~rules_of_others);
 }
 

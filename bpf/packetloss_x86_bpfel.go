@@ -46,6 +46,7 @@ const (
 	packetlossVarRulesNoReasons  = "rules_no_reasons"
 	packetlossVarRulesOfGroups   = "rules_of_groups"
 	packetlossVarRulesOfHeaders  = "rules_of_headers"
+	packetlossVarRulesOfMessages = "rules_of_messages"
 	packetlossVarRulesOfOthers   = "rules_of_others"
 	packetlossVarWithStack       = "with_stack"
 )
@@ -125,17 +126,18 @@ type packetlossMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type packetlossVariableSpecs struct {
-	EventLayout    *ebpf.VariableSpec `ebpf:"event_layout"`
-	HasRxSk        *ebpf.VariableSpec `ebpf:"has_rx_sk"`
-	KeepPlaces     *ebpf.VariableSpec `ebpf:"keep_places"`
-	Rules          *ebpf.VariableSpec `ebpf:"rules"`
-	RulesAnyReason *ebpf.VariableSpec `ebpf:"rules_any_reason"`
-	RulesAnywhere  *ebpf.VariableSpec `ebpf:"rules_anywhere"`
-	RulesNoReasons *ebpf.VariableSpec `ebpf:"rules_no_reasons"`
-	RulesOfGroups  *ebpf.VariableSpec `ebpf:"rules_of_groups"`
-	RulesOfHeaders *ebpf.VariableSpec `ebpf:"rules_of_headers"`
-	RulesOfOthers  *ebpf.VariableSpec `ebpf:"rules_of_others"`
-	WithStack      *ebpf.VariableSpec `ebpf:"with_stack"`
+	EventLayout     *ebpf.VariableSpec `ebpf:"event_layout"`
+	HasRxSk         *ebpf.VariableSpec `ebpf:"has_rx_sk"`
+	KeepPlaces      *ebpf.VariableSpec `ebpf:"keep_places"`
+	Rules           *ebpf.VariableSpec `ebpf:"rules"`
+	RulesAnyReason  *ebpf.VariableSpec `ebpf:"rules_any_reason"`
+	RulesAnywhere   *ebpf.VariableSpec `ebpf:"rules_anywhere"`
+	RulesNoReasons  *ebpf.VariableSpec `ebpf:"rules_no_reasons"`
+	RulesOfGroups   *ebpf.VariableSpec `ebpf:"rules_of_groups"`
+	RulesOfHeaders  *ebpf.VariableSpec `ebpf:"rules_of_headers"`
+	RulesOfMessages *ebpf.VariableSpec `ebpf:"rules_of_messages"`
+	RulesOfOthers   *ebpf.VariableSpec `ebpf:"rules_of_others"`
+	WithStack       *ebpf.VariableSpec `ebpf:"with_stack"`
 }
 
 // packetlossObjects contains all objects after they have been loaded into the kernel.
@@ -189,17 +191,18 @@ func (m *packetlossMaps) Close() error {
 //
 // It can be passed to loadPacketlossObjects or ebpf.CollectionSpec.LoadAndAssign.
 type packetlossVariables struct {
-	EventLayout    *ebpf.Variable `ebpf:"event_layout"`
-	HasRxSk        *ebpf.Variable `ebpf:"has_rx_sk"`
-	KeepPlaces     *ebpf.Variable `ebpf:"keep_places"`
-	Rules          *ebpf.Variable `ebpf:"rules"`
-	RulesAnyReason *ebpf.Variable `ebpf:"rules_any_reason"`
-	RulesAnywhere  *ebpf.Variable `ebpf:"rules_anywhere"`
-	RulesNoReasons *ebpf.Variable `ebpf:"rules_no_reasons"`
-	RulesOfGroups  *ebpf.Variable `ebpf:"rules_of_groups"`
-	RulesOfHeaders *ebpf.Variable `ebpf:"rules_of_headers"`
-	RulesOfOthers  *ebpf.Variable `ebpf:"rules_of_others"`
-	WithStack      *ebpf.Variable `ebpf:"with_stack"`
+	EventLayout     *ebpf.Variable `ebpf:"event_layout"`
+	HasRxSk         *ebpf.Variable `ebpf:"has_rx_sk"`
+	KeepPlaces      *ebpf.Variable `ebpf:"keep_places"`
+	Rules           *ebpf.Variable `ebpf:"rules"`
+	RulesAnyReason  *ebpf.Variable `ebpf:"rules_any_reason"`
+	RulesAnywhere   *ebpf.Variable `ebpf:"rules_anywhere"`
+	RulesNoReasons  *ebpf.Variable `ebpf:"rules_no_reasons"`
+	RulesOfGroups   *ebpf.Variable `ebpf:"rules_of_groups"`
+	RulesOfHeaders  *ebpf.Variable `ebpf:"rules_of_headers"`
+	RulesOfMessages *ebpf.Variable `ebpf:"rules_of_messages"`
+	RulesOfOthers   *ebpf.Variable `ebpf:"rules_of_others"`
+	WithStack       *ebpf.Variable `ebpf:"with_stack"`
 }
 
 // packetlossPrograms contains all programs after they have been loaded into the kernel.
