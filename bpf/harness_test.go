@@ -160,10 +160,10 @@ func rungsOf(probe string) (names []Kind) {
 
 // socketsAreNoted: on this kernel packetloss has a hook for the sockets of freed
 // packets.
-func socketsAreNoted() bool {
+var socketsAreNoted = sync.OnceValue(func() bool {
 	types, err := newKernelTypes()
 	return err == nil && !hasReceiver(types)
-}
+})
 
 // eachRung runs a test by each rung of a probe's ladders. The test passes the
 // rung on as the Hooks of newTestLoader's options: a hook which has such a rung

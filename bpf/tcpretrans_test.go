@@ -139,7 +139,7 @@ func testTCPRetransKinds(t *testing.T, rung Kind) {
 		refused("no route", func() { a.run(t, "ip", append([]string{"route", "del"}, route...)...) },
 			func() { a.run(t, "ip", append([]string{"route", "add"}, route...)...) }, "TcpExt.TCPTimeouts")
 
-		// A segment that waits in this host's queue is not sent again. The
+		// A segment that waits in this host's queue is not retransmitted. The
 		// queue must not cut it up.
 		a.run(t, "ip", "link", "set", "dev", a.device, "gso_max_segs", "1")
 		client, server := connect(t, a, b, addrs[1])
