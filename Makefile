@@ -42,7 +42,7 @@ test: deps ## run all tests, as root; fails on a test skipped without need
 	@mkdir -p build
 	$(GO) test -run '^$$' $(PACKAGES) > /dev/null # builds them side by side
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 $(GO) test -p 1 -count=1 -v -timeout 20m $(PACKAGES) > build/test.log 2>&1 \
-	  || { grep -E '^(\s*--- FAIL|FAIL|panic:)|_test\.go:[0-9]+:' build/test.log | head -n 200; echo 'the whole output is in build/test.log'; exit 1; }
+	  || { .ci/report-failures build/test.log; echo 'the whole output is in build/test.log'; exit 1; }
 	@grep -E '^(ok|\?|---) ' build/test.log | grep -v '^--- PASS'
 	@.ci/report-skips build/test.log
 
@@ -63,7 +63,7 @@ race: deps ## run the tests under the race detector (needs a C compiler)
 lint: ## go vet, staticcheck, shellcheck
 	$(GO) vet $(PACKAGES) ./testdata/compare ./testdata/soak ./testdata/transcripts
 	$(GO) tool -modfile=packaging/tools/go.mod staticcheck $(PACKAGES) ./testdata/compare ./testdata/soak ./testdata/transcripts
-	shellcheck .ci/run .ci/deps .ci/report-skips .ci/check-bpf packaging/run-here packaging/update-readme packaging/demo \
+	shellcheck .ci/run .ci/deps .ci/report-failures .ci/report-skips .ci/check-bpf packaging/run-here packaging/update-readme packaging/demo \
 	  packaging/version packaging/copyright packaging/build-packages packaging/check-packages packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm
 	shellcheck -s sh packaging/rpm/post packaging/rpm/preun packaging/rpm/postun testdata/install/make-root testdata/compare/tools
 
