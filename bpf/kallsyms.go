@@ -252,6 +252,19 @@ func (s *Symbols) ranges(names []string) [][2]uint64 {
 	return found
 }
 
+// starts gives the addresses of functions, wherever they lie.
+func (s *Symbols) starts(names []string) (found []uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, sym := range s.table.symbols {
+		name, _, _ := strings.Cut(s.table.text(sym), " ")
+		if slices.Contains(names, name) {
+			found = append(found, sym.address)
+		}
+	}
+	return found
+}
+
 // load reads the symbols. The caller holds the lock. The list of modules is
 // read before: what is loaded meanwhile is found by the next comparison.
 func (s *Symbols) load() {

@@ -283,7 +283,7 @@ func (p *Probe) createMaps(spec *ebpf.CollectionSpec) error {
 	if err != nil {
 		return fmt.Errorf("create its BPF maps: %w", explain(err))
 	}
-	p.maps = coll.Maps
+	p.maps, p.variables = coll.Maps, coll.Variables
 	return p.seedCounters()
 }
 

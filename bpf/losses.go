@@ -26,11 +26,10 @@ const (
 	// NotAPacket is a message of netlink or of a local socket, which the
 	// kernel keeps in the same structure as packets.
 	NotAPacket
-	undecided
 	whys
 )
 
-var whyNames = [whys]string{"lost", "delivered", "unwanted", "closing", "not_a_packet", "undecided"}
+var whyNames = [whys]string{"lost", "delivered", "unwanted", "closing", "not_a_packet"}
 
 // String is the value of the label why.
 func (w Why) String() string {
@@ -337,9 +336,8 @@ const (
 	atModule    = 1 << 63
 	atFragments = 1 << 62
 	atFragment  = 1 << 61
-	atExpiry    = 1 << 60
-	atReader    = 1 << 59
-	atList      = 1 << 58
+	atReader    = 1 << 60
+	atList      = 1 << 59
 )
 
 var lossPlaces = []struct {
@@ -351,7 +349,6 @@ var lossPlaces = []struct {
 		"ip_defrag", "ip_frag_queue", "ip_frag_reasm", "ip_expire", "ipv6_frag_rcv", "ip6_frag_queue", "ip6_frag_reasm",
 		"ip6_frag_expire", "ip6frag_expire_frag_queue", "nf_ct_frag6_*",
 	}},
-	{atExpiry, []string{"ip_expire", "ip6_frag_expire", "nf_ct_frag6_expire"}},
 	{atReader, []string{"udp_recvmsg", "udpv6_recvmsg", "first_packet_length", "__first_packet_length", "udp_poll", "udp_ioctl", "udp_read_skb", "__skb_recv_udp"}},
 	{atList, []string{"kfree_skb_list", "kfree_skb_list_reason", "skb_release_data"}},
 }
@@ -362,12 +359,17 @@ const (
 	lossReasons = 256
 )
 
-// lossState is enum state of packetloss.bpf.c.
+// lossExpiries are what the timers of queues of fragments call; the programs
+// have room for EXPIRIES of them.
+var lossExpiries = []string{"ip_expire", "ip6_frag_expire", "nf_ct_frag6_expire"}
+
+// The variables of packetloss.bpf.c.
 const (
-	stateTable uint32 = iota
-	stateLoaded
-	stateKnown
-	stateInformed
+	tableInUse    = "table_in_use"
+	modulesLoaded = "modules_loaded"
+	modulesKnown  = "modules_known"
+	socketsNoted  = "sockets_noted"
+	expiries      = "expiries"
 )
 
 // lossRuleC is struct rule of packetloss.bpf.c, lossStep its struct step.
@@ -505,9 +507,9 @@ func beginLosses(p *Probe) error {
 // mapCode writes which rules apply at which code address, again if modules
 // have been loaded since or if it must.
 func (p *Probe) mapCode(must bool) error {
-	state := p.maps["state"]
-	var loaded, known, table uint64
-	if err := errors.Join(state.Lookup(stateLoaded, &loaded), state.Lookup(stateKnown, &known), state.Lookup(stateTable, &table)); err != nil {
+	var loaded, known uint64
+	var table uint32
+	if err := errors.Join(p.get(modulesLoaded, &loaded), p.get(modulesKnown, &known), p.get(tableInUse, &table)); err != nil {
 		return fmt.Errorf("read the state of the code table: %w", err)
 	}
 	if loaded == known && !must {
@@ -520,14 +522,19 @@ func (p *Probe) mapCode(must bool) error {
 			return err
 		}
 		table ^= 1
-		if err := p.maps["code"].Put(uint32(table), steps); err != nil {
+		if err := p.maps["code"].Put(table, steps); err != nil {
 			return fmt.Errorf("write the code table: %w", err)
 		}
-		if err := state.Put(stateTable, table); err != nil {
+		if err := p.put(tableInUse, table); err != nil {
 			return fmt.Errorf("switch the code table: %w", err)
 		}
+		var starts [4]uint64
+		copy(starts[:], p.loader.symbols.starts(lossExpiries))
+		if err := p.put(expiries, starts); err != nil {
+			return fmt.Errorf("write what the timers of fragments call: %w", err)
+		}
 	}
-	if err := state.Put(stateKnown, loaded); err != nil {
+	if err := p.put(modulesKnown, loaded); err != nil {
 		return fmt.Errorf("say which modules the code table knows: %w", err)
 	}
 	return nil
@@ -535,17 +542,16 @@ func (p *Probe) mapCode(must bool) error {
 
 // startedLosses tells the programs what could be attached.
 func startedLosses(p *Probe) error {
-	state := p.maps["state"]
 	for _, h := range p.hooks {
 		switch {
 		case h.Kind == "":
 		case h.Name == lossSockets:
-			if err := state.Put(stateInformed, uint64(1)); err != nil {
+			if err := p.put(socketsNoted, uint32(1)); err != nil {
 				return fmt.Errorf("say that sockets are noted: %w", err)
 			}
 		case h.Name == lossModules:
 			p.loader.symbols.follow(func() (n uint64, ok bool) {
-				return n, state.Lookup(stateLoaded, &n) == nil
+				return n, p.get(modulesLoaded, &n) == nil
 			})
 		}
 	}

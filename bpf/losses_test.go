@@ -29,7 +29,7 @@ func TestLossRules(t *testing.T) {
 		source.Write(text)
 	}
 	for i, r := range lossRules {
-		if r.why == Lost || r.why >= undecided {
+		if r.why == Lost || r.why >= whys {
 			t.Errorf("rule %d: why %v", i, r.why)
 		}
 		if r.kernels == "" || r.test == "" {
@@ -278,14 +278,13 @@ func TestLossUndecided(t *testing.T) {
 	a, b := newPair(t)
 	l := newTestLoader(t, Options{})
 	p := l.load("packetloss", Config{})
-	state := p.maps["state"]
 	b.run(t, "nft", "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in udp dport 7 counter drop")
 	var known uint64
-	if err := state.Lookup(stateKnown, &known); err != nil {
+	if err := p.get(modulesKnown, &known); err != nil {
 		t.Fatal(err)
 	}
 	old := func() {
-		if err := state.Put(stateLoaded, known+1); err != nil {
+		if err := p.put(modulesLoaded, known+1); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -306,10 +305,10 @@ func TestLossUndecided(t *testing.T) {
 	}
 	// Reading has brought the table up to date.
 	var loaded uint64
-	if err := state.Lookup(stateLoaded, &loaded); err != nil {
+	if err := p.get(modulesLoaded, &loaded); err != nil {
 		t.Fatal(err)
 	}
-	if err := state.Lookup(stateKnown, &known); err != nil {
+	if err := p.get(modulesKnown, &known); err != nil {
 		t.Fatal(err)
 	}
 	if loaded != known {

@@ -38,7 +38,7 @@ struct {
 } drops SEC(".maps");
 
 /* Why a packet is no loss; the order is losses.go's. */
-enum why { LOST, DELIVERED, UNWANTED, CLOSING, NOT_A_PACKET, UNDECIDED, WHYS };
+enum why { LOST, DELIVERED, UNWANTED, CLOSING, NOT_A_PACKET, WHYS };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -46,10 +46,6 @@ struct {
 	__type(key, enum why);
 	__type(value, __u64);
 } ignored SEC(".maps");
-
-/* For tests: ignored packets are counted in `drops` too, by place, under their
- * enum why in place of a namespace. */
-const volatile bool keep_places = false;
 
 /* Whether the tracepoint has the receiving socket, from the kernel's BTF. */
 const volatile bool has_rx_sk = false;
@@ -130,9 +126,8 @@ struct {
 #define AT_MODULE (1ull << 63) /* beyond the kernel's own code */
 #define AT_FRAGMENTS (1ull << 62) /* frees a queue of fragments */
 #define AT_FRAGMENT (1ull << 61) /* frees the fragment at hand */
-#define AT_EXPIRY (1ull << 60) /* what a timer of such a queue calls */
-#define AT_READER (1ull << 59) /* runs in the process that reads */
-#define AT_LIST (1ull << 58) /* frees the parts of a packet */
+#define AT_READER (1ull << 60) /* runs in the process that reads */
+#define AT_LIST (1ull << 59) /* frees the parts of a packet */
 
 struct step {
 	__u64 start;
@@ -152,27 +147,18 @@ struct {
 	__type(value, struct steps);
 } code SEC(".maps");
 
-enum state {
-	STATE_TABLE, /* which of the two is in use */
-	STATE_LOADED, /* modules that were loaded since the start */
-	STATE_KNOWN, /* how many of them the table knows */
-	STATE_INFORMED, /* the programs that note sockets are attached */
-	STATES,
-};
+/* What user space tells, and what it is told: which of the two tables is in
+ * use, how many modules were loaded since the start and how many of them it
+ * knows, whether the programs that note sockets are attached. */
+__u32 table_in_use;
+__u64 modules_loaded;
+__u64 modules_known;
+__u32 sockets_noted;
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, STATES);
-	__type(key, enum state);
-	__type(value, __u64);
-} state SEC(".maps");
+/* The functions that timers of queues of fragments call; 0: none. */
+#define EXPIRIES 4
 
-static __always_inline __u64 state_of(__u32 which)
-{
-	__u64 *value = bpf_map_lookup_elem(&state, &which);
-
-	return value ? *value : 0;
-}
+__u64 expiries[EXPIRIES];
 
 /* A struct sk_buff fits, on each kernel; a smaller one ends in another of its
  * slab. */
@@ -253,7 +239,7 @@ VERIFIED_ONCE __u64 search(__u64 location, __u32 table)
  * the same entry: the address is written last and read twice. */
 static __always_inline __u64 code_at(struct notes *n, __u64 location)
 {
-	__u64 table = state_of(STATE_TABLE), mask;
+	__u64 table = table_in_use, mask;
 	__u32 place = location * 0x9E3779B97F4A7C15ull >> 60;
 	volatile typeof(n->found[0]) *f = &n->found[place & (FOUND - 1)];
 
@@ -516,14 +502,12 @@ static __always_inline void count_drop(__u32 netns, __u32 reason, __u64 location
 		__sync_fetch_and_add(n, 1);
 }
 
-static __always_inline int ignore(__u32 why, __u32 reason, __u64 location)
+static __always_inline int ignore(__u32 why)
 {
 	__u64 *n = bpf_map_lookup_elem(&ignored, &why);
 
 	if (n)
 		__sync_fetch_and_add(n, 1);
-	if (keep_places)
-		count_drop(why, reason, location, 0);
 	return 0;
 }
 
@@ -650,7 +634,7 @@ static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 loc
 	__u64 at;
 
 	if (is_consumed(reason))
-		return ignore(DELIVERED, reason, location);
+		return ignore(DELIVERED);
 	if (!n)
 		return 0; /* cannot be: the map has an entry for each CPU */
 	if (n->skb == (__u64)skb) {
@@ -670,11 +654,11 @@ static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 loc
 	/* A part of a lost packet is lost with it. */
 	if (!part) {
 		__u64 candidates = at & rules_for(reason) & RULE_MASK & rules_that_need(traits);
-		bool pending = at & AT_MODULE && state_of(STATE_LOADED) != state_of(STATE_KNOWN);
+		bool pending = at & AT_MODULE && modules_loaded != modules_known;
 
 		if ((candidates & rules_of_headers || pending) && !(traits & NO_PACKET)) {
 			traits |= traits_of_headers(nested, (__u64)sk);
-			if (has_rx_sk || state_of(STATE_INFORMED))
+			if (has_rx_sk || sockets_noted)
 				traits |= INFORMED;
 		}
 		why = candidates ? judge(candidates, traits) : LOST;
@@ -686,7 +670,7 @@ static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 loc
 	n->nested--;
 	if (why != LOST) {
 		n->part = 0;
-		return ignore(why, reason, location);
+		return ignore(why);
 	}
 	if (part) {
 		n->part = (__u64)copy->next;
@@ -749,11 +733,7 @@ int btf_kfree_skb(__u64 *ctx)
 SEC("raw_tp/module_load")
 int raw_module_load(struct bpf_raw_tracepoint_args *ctx)
 {
-	__u32 which = STATE_LOADED;
-	__u64 *loaded = bpf_map_lookup_elem(&state, &which);
-
-	if (loaded)
-		__sync_fetch_and_add(loaded, 1);
+	__sync_fetch_and_add(&modules_loaded, 1);
 	return 0;
 }
 
@@ -763,11 +743,16 @@ SEC("raw_tp/timer_expire_entry")
 int raw_timer(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct timer_list *timer = (struct timer_list *)ctx->args[0];
+	__u64 function = (__u64)BPF_CORE_READ(timer, function);
 	struct inet_frag_queue *queue;
 	struct notes *n;
 
+	/* Runs for each timer of the node, and has to be done soon. */
+	if (function != expiries[0] && function != expiries[1] && function != expiries[2] &&
+	    function != expiries[3])
+		return 0;
 	n = notes_here();
-	if (!n || !(code_at(n, (__u64)BPF_CORE_READ(timer, function) + 1) & AT_EXPIRY))
+	if (!n || !function)
 		return 0;
 	queue = (void *)timer - bpf_core_field_offset(struct inet_frag_queue, timer);
 	n->expiry_netns = netns_of_net(BPF_CORE_READ(queue, fqdir, net));

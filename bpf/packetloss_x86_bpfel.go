@@ -25,7 +25,6 @@ const (
 	packetlossMapIgnored         = "ignored"
 	packetlossMapNotes           = "notes"
 	packetlossMapRulesByReason   = "rules_by_reason"
-	packetlossMapState           = "state"
 	packetlossProgBtfKfreeSkb    = "btf_kfree_skb"
 	packetlossProgFenCheckReq    = "fen_check_req"
 	packetlossProgFenOutOfWindow = "fen_out_of_window"
@@ -38,8 +37,10 @@ const (
 	packetlossProgRawTimer       = "raw_timer"
 	packetlossProgRawTimerEnd    = "raw_timer_end"
 	packetlossVarEventLayout     = "event_layout"
+	packetlossVarExpiries        = "expiries"
 	packetlossVarHasRxSk         = "has_rx_sk"
-	packetlossVarKeepPlaces      = "keep_places"
+	packetlossVarModulesKnown    = "modules_known"
+	packetlossVarModulesLoaded   = "modules_loaded"
 	packetlossVarRules           = "rules"
 	packetlossVarRulesAnyReason  = "rules_any_reason"
 	packetlossVarRulesAnywhere   = "rules_anywhere"
@@ -48,6 +49,8 @@ const (
 	packetlossVarRulesOfHeaders  = "rules_of_headers"
 	packetlossVarRulesOfMessages = "rules_of_messages"
 	packetlossVarRulesOfOthers   = "rules_of_others"
+	packetlossVarSocketsNoted    = "sockets_noted"
+	packetlossVarTableInUse      = "table_in_use"
 	packetlossVarWithStack       = "with_stack"
 )
 
@@ -119,7 +122,6 @@ type packetlossMapSpecs struct {
 	Ignored       *ebpf.MapSpec `ebpf:"ignored"`
 	Notes         *ebpf.MapSpec `ebpf:"notes"`
 	RulesByReason *ebpf.MapSpec `ebpf:"rules_by_reason"`
-	State         *ebpf.MapSpec `ebpf:"state"`
 }
 
 // packetlossVariableSpecs contains global variables before they are loaded into the kernel.
@@ -127,8 +129,10 @@ type packetlossMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type packetlossVariableSpecs struct {
 	EventLayout     *ebpf.VariableSpec `ebpf:"event_layout"`
+	Expiries        *ebpf.VariableSpec `ebpf:"expiries"`
 	HasRxSk         *ebpf.VariableSpec `ebpf:"has_rx_sk"`
-	KeepPlaces      *ebpf.VariableSpec `ebpf:"keep_places"`
+	ModulesKnown    *ebpf.VariableSpec `ebpf:"modules_known"`
+	ModulesLoaded   *ebpf.VariableSpec `ebpf:"modules_loaded"`
 	Rules           *ebpf.VariableSpec `ebpf:"rules"`
 	RulesAnyReason  *ebpf.VariableSpec `ebpf:"rules_any_reason"`
 	RulesAnywhere   *ebpf.VariableSpec `ebpf:"rules_anywhere"`
@@ -137,6 +141,8 @@ type packetlossVariableSpecs struct {
 	RulesOfHeaders  *ebpf.VariableSpec `ebpf:"rules_of_headers"`
 	RulesOfMessages *ebpf.VariableSpec `ebpf:"rules_of_messages"`
 	RulesOfOthers   *ebpf.VariableSpec `ebpf:"rules_of_others"`
+	SocketsNoted    *ebpf.VariableSpec `ebpf:"sockets_noted"`
+	TableInUse      *ebpf.VariableSpec `ebpf:"table_in_use"`
 	WithStack       *ebpf.VariableSpec `ebpf:"with_stack"`
 }
 
@@ -169,7 +175,6 @@ type packetlossMaps struct {
 	Ignored       *ebpf.Map `ebpf:"ignored"`
 	Notes         *ebpf.Map `ebpf:"notes"`
 	RulesByReason *ebpf.Map `ebpf:"rules_by_reason"`
-	State         *ebpf.Map `ebpf:"state"`
 }
 
 func (m *packetlossMaps) Close() error {
@@ -183,7 +188,6 @@ func (m *packetlossMaps) Close() error {
 		m.Ignored,
 		m.Notes,
 		m.RulesByReason,
-		m.State,
 	)
 }
 
@@ -192,8 +196,10 @@ func (m *packetlossMaps) Close() error {
 // It can be passed to loadPacketlossObjects or ebpf.CollectionSpec.LoadAndAssign.
 type packetlossVariables struct {
 	EventLayout     *ebpf.Variable `ebpf:"event_layout"`
+	Expiries        *ebpf.Variable `ebpf:"expiries"`
 	HasRxSk         *ebpf.Variable `ebpf:"has_rx_sk"`
-	KeepPlaces      *ebpf.Variable `ebpf:"keep_places"`
+	ModulesKnown    *ebpf.Variable `ebpf:"modules_known"`
+	ModulesLoaded   *ebpf.Variable `ebpf:"modules_loaded"`
 	Rules           *ebpf.Variable `ebpf:"rules"`
 	RulesAnyReason  *ebpf.Variable `ebpf:"rules_any_reason"`
 	RulesAnywhere   *ebpf.Variable `ebpf:"rules_anywhere"`
@@ -202,6 +208,8 @@ type packetlossVariables struct {
 	RulesOfHeaders  *ebpf.Variable `ebpf:"rules_of_headers"`
 	RulesOfMessages *ebpf.Variable `ebpf:"rules_of_messages"`
 	RulesOfOthers   *ebpf.Variable `ebpf:"rules_of_others"`
+	SocketsNoted    *ebpf.Variable `ebpf:"sockets_noted"`
+	TableInUse      *ebpf.Variable `ebpf:"table_in_use"`
 	WithStack       *ebpf.Variable `ebpf:"with_stack"`
 }
 

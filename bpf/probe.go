@@ -53,9 +53,6 @@ type Config struct {
 	// Netns is a file that is the network namespace of Devices; empty: that
 	// of the thread that calls Load.
 	Netns string
-
-	// places makes packetloss count ignored packets by place too, for tests.
-	places bool
 }
 
 func (c Config) withDefaults(d Config) Config {
@@ -150,6 +147,7 @@ type Probe struct {
 	loader     *Loader
 	config     Config
 	maps       map[string]*ebpf.Map
+	variables  map[string]*ebpf.Variable
 	programs   map[string]*ebpf.Program
 	links      []link.Link
 	devices    *devices // of the probe flow, if it watches such
@@ -234,6 +232,30 @@ func set(spec *ebpf.CollectionSpec, name string, value any) error {
 	}
 	if err := v.Set(value); err != nil {
 		return fmt.Errorf("set variable %s: %w", name, err)
+	}
+	return nil
+}
+
+// put writes a variable that the probe's programs read while they run.
+func (p *Probe) put(name string, value any) error {
+	v, ok := p.variables[name]
+	if !ok {
+		return fmt.Errorf("write variable %s: the object has none", name)
+	}
+	if err := v.Set(value); err != nil {
+		return fmt.Errorf("write variable %s: %w", name, err)
+	}
+	return nil
+}
+
+// get reads such a variable.
+func (p *Probe) get(name string, value any) error {
+	v, ok := p.variables[name]
+	if !ok {
+		return fmt.Errorf("read variable %s: the object has none", name)
+	}
+	if err := v.Get(value); err != nil {
+		return fmt.Errorf("read variable %s: %w", name, err)
 	}
 	return nil
 }

@@ -338,7 +338,6 @@ func preparePacketloss(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) 
 		prepareLosses(spec),
 		set(spec, "with_stack", !p.config.NoStack),
 		set(spec, "has_rx_sk", hasReceiver(types)),
-		set(spec, "keep_places", p.config.places),
 	)
 }
 
