@@ -151,6 +151,7 @@ type Probe struct {
 	programs   map[string]*ebpf.Program
 	links      []link.Link
 	devices    *devices // of the probe flow, if it watches such
+	lacks      []string // what it does not see whatever its hooks are
 
 	mu      sync.Mutex
 	hooks   []HookState
@@ -172,7 +173,7 @@ func (p *Probe) Hooks() []HookState {
 
 // State tells how much works, and what does not.
 func (p *Probe) State() (State, []string) {
-	var lacks []string
+	lacks := slices.Clone(p.lacks)
 	for _, h := range p.Hooks() {
 		if h.Lacks != "" {
 			lacks = append(lacks, h.Lacks)

@@ -360,10 +360,12 @@ func prepareTCPReset(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) er
 	// Without symbols, or where the function has none, data that come after
 	// close() count as a reset received, too.
 	var validate [2]struct{ Start, End uint64 }
-	if parts := p.loader.symbols.ranges([]string{"tcp_validate_incoming"}); len(parts) <= len(validate) {
+	if parts := p.loader.symbols.ranges([]string{"tcp_validate_incoming"}); len(parts) > 0 && len(parts) <= len(validate) {
 		for i, part := range parts {
 			validate[i].Start, validate[i].End = part[0], part[1]
 		}
+	} else {
+		p.lacks = append(p.lacks, "which side reset a connection when data came after close(): that counts as a reset received, since the kernel's symbols do not tell where tcp_validate_incoming() lies")
 	}
 	if err := set(spec, "validate", validate); err != nil {
 		return err

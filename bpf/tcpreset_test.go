@@ -7,10 +7,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -702,4 +704,28 @@ func addrPortOf(sa unix.Sockaddr) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port))
 	}
 	return netip.AddrPort{}
+}
+
+// TestTCPResetWithoutSymbols: whose reset it was, some need the symbols to
+// tell. Without them the probe works, and says what it does not see.
+func TestTCPResetWithoutSymbols(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		symbols *Symbols
+		said    bool
+	}{
+		{"with", NewSymbols(), false},
+		{"without", &Symbols{path: filepath.Join(t.TempDir(), "none"), now: time.Now}, true},
+	} {
+		l := newTestLoader(t, Options{})
+		l.symbols = test.symbols
+		p, err := l.Load("tcpreset", Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, lacks := p.State()
+		if said := strings.Contains(strings.Join(lacks, "\n"), "data came after close()"); said != test.said {
+			t.Errorf("%s symbols: the probe lacks %q", test.name, lacks)
+		}
+	}
 }

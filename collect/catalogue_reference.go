@@ -171,7 +171,7 @@ var metricNotes = map[string]metricNote{
 	"kubeskoop_socketlatency_read1ms": {"sk_data_ready to the copy of the bytes, or of the datagram, to the application",
 		"The application is slow to read: busy, not scheduled, held by its CPU limit, or waiting for something else. TCP and UDP; one call is one read, and its wait is that of the oldest byte or datagram that it takes. " +
 			"Peeks and reads of the error queue do not count. A wait is exact while up to 16 arrivals are unread, those within 62 us of each other being one; beyond that it may be off by 5 % of the age of the oldest data in the socket. " +
-			"Data below SO_RCVLOWAT begin to wait when the kernel tells the reader of them; the data of a SYN (TCP Fast Open) begin with the data after them. MPTCP connections are not measured. " +
+			"Data below SO_RCVLOWAT begin to wait when the kernel tells the reader of them; the data of a SYN (TCP Fast Open) begin with the data after them. MPTCP connections are not measured. Where several threads read one datagram socket at the same time, a read may be measured by the datagram of another, or not at all. " +
 			"By the tracepoints of Linux before 6.3 alone, reads of whole segments within a millisecond of each other may count as one, data that filled a gap wait from the segment after them on, and data below SO_RCVLOWAT from their own."},
 	"kubeskoop_socketlatency_read100ms": {"sk_data_ready to the copy of the bytes, or of the datagram, to the application", "The same for over 100 ms."},
 	"kubeskoop_socketlatency_write1ms": {"tcp_sendmsg_locked() to the transmission of the write's last byte",

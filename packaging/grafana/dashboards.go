@@ -46,7 +46,7 @@ func top(metric string) []target {
 	return []target{{"topk(10, sum by (k8s_node, k8s_namespace, k8s_pod) (" + rate(metric, ofPods) + ") > 0)", perPod}}
 }
 
-// retransmitted is the part of the sent segments that had to be sent again.
+// retransmitted is the part of the sent segments that had to be retransmitted.
 func retransmitted(where string) string {
 	return rate("kubeskoop_tcp_retranssegs", where) + " / (" + rate("kubeskoop_tcp_outsegs", where) + " > 0)"
 }
@@ -95,7 +95,7 @@ func nodes() dashboard {
 					about:      "By the kernel, in every network namespace of the node, rules of netfilter included.",
 					targets:    []target{{"sum by (k8s_node) (" + rate("kubeskoop_packetloss_total", ofNode) + ")", who}},
 					thresholds: []threshold{{"orange", 1}, {"red", 100}}},
-				{title: "Segments sent again", kind: "stat", unit: "percentunit", wide: 4, high: 4,
+				{title: "Retransmitted segments", kind: "stat", unit: "percentunit", wide: 4, high: 4,
 					about: "Retransmitted TCP segments over sent ones, all namespaces of the node together.",
 					targets: []target{{"sum by (k8s_node) (" + rate("kubeskoop_tcp_retranssegs", ofNode) + ") / (sum by (k8s_node) (" +
 						rate("kubeskoop_tcp_outsegs", ofNode) + ") > 0)", who}},
@@ -128,7 +128,7 @@ func nodes() dashboard {
 					targets: []target{{"sum by (k8s_node, why) (" + rate("nodeskoop_packetloss_ignored_total", ofNode) + ")", who + " {{why}}"}}},
 			}},
 			{title: "TCP of the host", panels: []panel{
-				{title: "Segments sent again", unit: "percentunit", targets: []target{{retransmitted(ofHost), who}}},
+				{title: "Retransmitted segments", unit: "percentunit", targets: []target{{retransmitted(ofHost), who}}},
 				{title: "Connections", unit: "none", targets: values(ofHost, "tcpsummary_", who,
 					"tcpestablishedconn", "tcptimewaitconn", "tcpclosewaitconn", "tcpsynsentconn", "tcpsynrecvconn")},
 				{title: "Opened", unit: "cps", targets: rates(ofHost, "tcp_", who, "activeopens", "passiveopens")},
@@ -157,7 +157,7 @@ func nodes() dashboard {
 			{title: "Pods that stand out", panels: []panel{
 				{title: "Most received", unit: "Bps", targets: top("kubeskoop_netdev_rxbytes")},
 				{title: "Most sent", unit: "Bps", targets: top("kubeskoop_netdev_txbytes")},
-				{title: "Most segments sent again", unit: "pps", targets: top("kubeskoop_tcp_retranssegs")},
+				{title: "Most retransmitted segments", unit: "pps", targets: top("kubeskoop_tcp_retranssegs")},
 				{title: "Most resets sent", unit: "pps", targets: top("kubeskoop_tcp_outrsts")},
 				{title: "Accept queue overflows", unit: "cps", targets: top("kubeskoop_tcpext_listenoverflows")},
 				{title: "UDP receive buffer full", unit: "pps", targets: top("kubeskoop_udp_rcvbuferrors")},
@@ -216,11 +216,11 @@ func pods() dashboard {
 				{title: "Packets", unit: "pps", mirrored: "/txpackets/", targets: rates(ofPod, "netdev_", who, "rxpackets", "txpackets")},
 				{title: "Interface errors and drops", unit: "pps", targets: rates(ofPod, "netdev_", who, "rxerrors", "txerrors", "rxdropped", "txdropped")},
 			}},
-			{title: "Lost and sent again", panels: []panel{
+			{title: "Lost and retransmitted", panels: []panel{
 				{title: "Dropped packets by reason", unit: "pps", stacked: true, about: "In the pod's namespace, by the kernel's own name of the reason; Linux 5.17 and newer.",
 					targets: []target{{rate("kubeskoop_packetloss_reason", ofPod) + " > 0", who + " {{reason}}"}}},
 				{title: "Lost packets by class", unit: "pps", stacked: true, targets: rates(ofPod, "packetloss_", who, "netfilter", "tcphandle", "tcprcv", "tcpstatm", "abnormal")},
-				{title: "Segments sent again", unit: "percentunit", targets: []target{{retransmitted(ofPod), who}}},
+				{title: "Retransmitted segments", unit: "percentunit", targets: []target{{retransmitted(ofPod), who}}},
 				{title: "Retransmission in detail", unit: "ops", targets: rates(ofPod, "tcpext_", who, "tcptimeouts", "tcpfastretrans", "tcpsynretrans", "tcpretransfail")},
 				{title: "Drops for want of room", unit: "pps", targets: rates(ofPod, "tcpext_", who, "tcprcvqdrop", "tcpzerowindowdrop", "tcpbacklogdrop", "pfmemallocdrop")},
 				{title: "Queueing disciplines", unit: "pps", about: "overlimits: held back for a rate limit.", targets: rates(ofPod, "qdisc_", who, "drops", "overlimits")},
