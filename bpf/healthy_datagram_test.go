@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -374,7 +375,8 @@ func pathMTU(t *testing.T, h *healthy) {
 	}
 }
 
-// sctp sends messages that are read, over sockets of either style.
+// sctp sends messages that are read, over sockets of either style, and ends the
+// association in each way.
 func sctp(t *testing.T, h *healthy, from, to netip.Addr) {
 	for _, kind := range []int{unix.SOCK_STREAM, unix.SOCK_SEQPACKET} {
 		open := func(n *namespace, at netip.Addr) (fd int, err error) {
@@ -383,35 +385,50 @@ func sctp(t *testing.T, h *healthy, from, to netip.Addr) {
 				return err
 			})
 			if err == nil {
-				t.Cleanup(func() { unix.Close(fd) })
 				const noDelay = 3 // SCTP_NODELAY: else each message waits for a delayed acknowledgement
 				err = errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_SCTP, noDelay, 1), unix.Bind(fd, sockaddr(netip.AddrPortFrom(at, 0))),
 					unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}))
 			}
 			return fd, err
 		}
-		l, err := open(h.b, to)
-		if err != nil {
-			t.Skipf("this kernel: no SCTP: %v", err)
-		}
-		must(t, unix.Listen(l, 10))
-		c, err := open(h.a, from)
-		must(t, err)
-		must(t, unix.Connect(c, nameOf(t, l)))
-		s := l
-		if kind == unix.SOCK_STREAM {
-			s, _, err = unix.Accept(l)
-			must(t, err)
-			t.Cleanup(func() { unix.Close(s) })
-		}
-		for i := range times(200, 20) {
-			message := make([]byte, 1+i*37%3000)
-			var to unix.Sockaddr // one-to-many wants it, one-to-one refuses it
-			if kind == unix.SOCK_SEQPACKET {
-				to = nameOf(t, l)
+		messages := times(200, 20)
+		for _, abort := range []bool{false, true} {
+			for _, serverFirst := range []bool{false, true} {
+				l, err := open(h.b, to)
+				if err != nil {
+					t.Skipf("this kernel: no SCTP: %v", err)
+				}
+				must(t, unix.Listen(l, 10))
+				c, err := open(h.a, from)
+				must(t, err)
+				must(t, unix.Connect(c, nameOf(t, l)))
+				ends := []int{c, l}
+				s := l
+				if kind == unix.SOCK_STREAM {
+					s, _, err = unix.Accept(l)
+					must(t, err)
+					ends = []int{c, s, l}
+				}
+				for i := range messages {
+					message := make([]byte, 1+i*37%3000)
+					var to unix.Sockaddr // one-to-many wants it, one-to-one refuses it
+					if kind == unix.SOCK_SEQPACKET {
+						to = nameOf(t, l)
+					}
+					must(t, unix.Sendto(c, message, 0, to))
+					readDatagram(t, s, len(message))
+				}
+				messages = 3
+				if serverFirst {
+					slices.Reverse(ends)
+				}
+				for _, fd := range ends {
+					if abort {
+						must(t, unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
+					}
+					must(t, unix.Close(fd))
+				}
 			}
-			must(t, unix.Sendto(c, message, 0, to))
-			readDatagram(t, s, len(message))
 		}
 	}
 	time.Sleep(300 * time.Millisecond) // the last acknowledgement is delayed

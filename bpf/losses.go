@@ -123,7 +123,7 @@ var (
 		"ipv6_rcv", "ip6_rcv_core", "ip6_rcv_finish*", "ip6_list_rcv*", "ip6_sublist_rcv*", "ipv6_list_rcv", "ip6_mc_input", "ip6_mr_*",
 		"ip6_input*", "ip6_protocol_deliver_rcu", "ip6_pkt_drop", "ip6_pkt_discard", "ip6_pkt_prohibit", "ip6_forward",
 		"icmp_rcv", "icmpv6_rcv", "igmp_rcv", "ndisc_*", "arp_rcv", "arp_process", "ping_rcv",
-		"__udp4_lib_rcv", "__udp6_lib_rcv", "__udp4_lib_mcast_deliver", "__udp6_lib_mcast_deliver", "udp_rcv", "udpv6_rcv",
+		"tcp_v4_rcv", "tcp_v6_rcv", "sctp_rcv", "__udp4_lib_rcv", "__udp6_lib_rcv", "__udp4_lib_mcast_deliver", "__udp6_lib_mcast_deliver", "udp_rcv", "udpv6_rcv",
 		"llc_rcv", "stp_pdu_rcv", "br_stp_rcv", "br_handle_frame*", "br_pass_frame_up", "br_dev_xmit", "br_flood", "br_multicast_flood",
 		"bond_handle_frame", "vlan_do_receive", "vlan_skb_recv", "macvlan_handle_frame", "macvlan_broadcast", "macvlan_process_broadcast",
 		"ipvlan_*", "eth_type_trans", "lldp_*", "snap_rcv",
@@ -261,10 +261,15 @@ var lossRules = []lossRule{
 		kernels: "from 5.17", test: "TestHealthy/tcp",
 	},
 	{
+		// SCTP's ABORT and SHUTDOWN COMPLETE, when the association is gone.
+		why: Closing, functions: []string{"sctp_rcv"}, reasons: []string{"NOT_SPECIFIED"}, need: traitRST | traitChecksum,
+		kernels: "all", test: "TestHealthy/datagram",
+	},
+	{
 		// A frame to another host, on a device that takes all.
 		why: Unwanted, functions: []string{
 			"__netif_receive_skb_core", "__netif_receive_skb_one_core", "__netif_receive_skb_list_core", "ip_rcv*", "ip_list_rcv*", "ipv6_rcv",
-			"ip6_rcv_core", "ipv6_list_rcv", "arp_rcv", "tcp_v4_rcv", "tcp_v6_rcv", "llc_rcv", "ip_forward", "ip6_forward",
+			"ip6_rcv_core", "ipv6_list_rcv", "arp_rcv", "tcp_v4_rcv", "tcp_v6_rcv", "sctp_rcv", "llc_rcv", "ip_forward", "ip6_forward",
 		},
 		reasons: []string{"NOT_SPECIFIED", "OTHERHOST", "UNHANDLED_PROTO"}, need: traitOtherHost,
 		kernels: "all", test: "TestHealthy/link",

@@ -64,7 +64,7 @@ enum trait {
 	/* What its headers say. */
 	BARE = 1 << 7, /* TCP: neither data nor SYN, FIN or RST */
 	FIN = 1 << 8, /* TCP: FIN without data */
-	RST = 1 << 9, /* TCP: RST */
+	RST = 1 << 9, /* TCP: RST; SCTP: ABORT, SHUTDOWN COMPLETE */
 	SYN = 1 << 10, /* TCP: SYN without data */
 	BYTE = 1 << 11, /* TCP: one byte of data */
 	ECHO_REPLY = 1 << 12, /* ICMP, ICMPv6 */
@@ -374,6 +374,10 @@ static __always_inline bool is_checked(const struct sk_buff *skb)
 	       BPF_CORE_READ_BITFIELD(skb, csum_valid);
 }
 
+/* Chunks of SCTP that nobody answers, RFC 9260, section 8.4. */
+#define SCTP_ABORT 6
+#define SCTP_SHUTDOWN_COMPLETE 14
+
 /* Only of packets that were received by a transport protocol or on their way
  * there: what their transport header is, the stack has said. */
 VERIFIED_ONCE __u32 traits_of_headers(__u32 nested, __u64 sk)
@@ -441,6 +445,14 @@ VERIFIED_ONCE __u32 traits_of_headers(__u32 nested, __u64 sk)
 		if (!bpf_probe_read_kernel(&type, sizeof(type), head + l4) &&
 		    type == ICMPV6_ECHO_REPLY)
 			traits |= ECHO_REPLY;
+		if (is_checked(skb))
+			traits |= CHECKSUM;
+		break;
+	case IPPROTO_SCTP:
+		/* What the first chunk is, behind the common header. */
+		if (!bpf_probe_read_kernel(&type, sizeof(type), head + l4 + 12) &&
+		    (type == SCTP_ABORT || type == SCTP_SHUTDOWN_COMPLETE))
+			traits = RST;
 		if (is_checked(skb))
 			traits |= CHECKSUM;
 		break;
