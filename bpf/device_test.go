@@ -18,7 +18,7 @@ import (
 )
 
 func TestNetiftxlatencyCountsAll(t *testing.T) {
-	eachRung(t, "netiftxlatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "netiftxlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		l := newTestLoader(t, Options{Hooks: rung})
 		p := l.load("netiftxlatency", Config{Slow100: Zero})

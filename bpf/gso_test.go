@@ -324,7 +324,7 @@ const allEvents = 1e6
 // TestNetiftxlatencySegments has a token bucket cut up GSO packets that are
 // larger than its burst, as that of tc-tbf's man page does.
 func TestNetiftxlatencySegments(t *testing.T) {
-	eachRung(t, "netiftxlatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "netiftxlatency", func(t *testing.T, rung Kind) {
 		for _, c := range []struct {
 			name string
 			rate string
@@ -352,7 +352,7 @@ func TestNetiftxlatencySegments(t *testing.T) {
 // a device that does no segmentation cuts them up afterwards.
 func TestNetiftxlatencySegmentsAtTheDriver(t *testing.T) {
 	needCommand(t, "ethtool")
-	eachRung(t, "netiftxlatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "netiftxlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		a.run(t, "tc", "qdisc", "add", "dev", a.device, "root", "tbf", "rate", "128kbit", "burst", "40000", "limit", "1000000")
 		a.run(t, "ethtool", "-K", a.device, "tso", "off", "tx-udp-segmentation", "off")
@@ -433,7 +433,7 @@ func newRouted(t *testing.T) (source, a, b *namespace) {
 // TestNetiftxlatencySegmentsForwarded has a router's queue cut up what another
 // namespace sent.
 func TestNetiftxlatencySegmentsForwarded(t *testing.T) {
-	eachRung(t, "netiftxlatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "netiftxlatency", func(t *testing.T, rung Kind) {
 		source, a, b := newRouted(t)
 		a.run(t, "tc", "qdisc", "add", "dev", a.device, "root", "tbf", "rate", "128kbit", "burst", "10kb", "limit", "1000000")
 		l := newTestLoader(t, Options{Hooks: rung, EventRate: allEvents, EventBurst: allEvents})
@@ -456,7 +456,7 @@ func TestNetiftxlatencySegmentsForwarded(t *testing.T) {
 // TestNetiftxlatencySegmentsWithoutTime forwards GSO packets that carry no time
 // of sending: those of a virtual machine, or of another host after GRO.
 func TestNetiftxlatencySegmentsWithoutTime(t *testing.T) {
-	eachRung(t, "netiftxlatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "netiftxlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		tun := newTun(t, a, "tun0", "10.98.0.1/24", "fd98::1/64")
 		a.do(t, func() error {
@@ -572,7 +572,7 @@ func gsoPacket(from, to netip.AddrPort, seq uint32, size int) []byte {
 // TestNetiftxlatencySegmentsByDelay sends TCP through netem: every packet that
 // leaves waited.
 func TestNetiftxlatencySegmentsByDelay(t *testing.T) {
-	eachRung(t, "netiftxlatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "netiftxlatency", func(t *testing.T, rung Kind) {
 		for _, tso := range []string{"on", "off"} {
 			t.Run("tso="+tso, func(t *testing.T) {
 				a, b := newPair(t)
@@ -612,7 +612,7 @@ func TestNetiftxlatencySegmentsByDelay(t *testing.T) {
 // TestNetiftxlatencyHealthy sends a hundred thousand packets through a queue
 // that is not slow.
 func TestNetiftxlatencyHealthy(t *testing.T) {
-	eachRung(t, "netiftxlatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "netiftxlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		a.run(t, "tc", "qdisc", "add", "dev", a.device, "root", "pfifo", "limit", "1000")
 		l := newTestLoader(t, Options{Hooks: rung})

@@ -80,7 +80,7 @@ func TestSocketlatencyReadSlow(t *testing.T) {
 // TestSocketlatencyNoFalseReads is a keep-alive connection as servers have it:
 // polled for seconds, idle, then used at once.
 func TestSocketlatencyNoFalseReads(t *testing.T) {
-	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		l := newTestLoader(t, Options{Hooks: rung})
 		p := l.load("socketlatency", Config{})
@@ -468,7 +468,7 @@ func forgetNeighbour(t *testing.T, a, b *namespace, addr netip.Addr) (resolve fu
 // That is the network's time, not the kernel's: only what a packet waited
 // before it came there counts.
 func TestKernellatencyNeighbour(t *testing.T) {
-	eachRung(t, "kernellatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "kernellatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		l := newTestLoader(t, Options{Hooks: rung, EventRate: allEvents, EventBurst: allEvents})
 		p := l.load("kernellatency", Config{})
@@ -523,7 +523,7 @@ func TestKernellatencyNeighbour(t *testing.T) {
 // TestKernellatencyHealthy sends much, and lets a process take its time to
 // read: the acknowledgement that its read sends was not late.
 func TestKernellatencyHealthy(t *testing.T) {
-	eachRung(t, "kernellatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "kernellatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		l := newTestLoader(t, Options{Hooks: rung})
 		p := l.load("kernellatency", Config{})

@@ -35,7 +35,7 @@ func (n *namespace) disturb(t testing.TB, how ...string) {
 
 // TestTCPRetransByLoss sends over a line that loses packets both ways.
 func TestTCPRetransByLoss(t *testing.T) {
-	eachRung(t, "tcpretrans", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "tcpretrans", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		// Each segment is a packet, of which enough are lost.
 		a.run(t, "ip", "link", "set", "dev", a.device, "gso_max_segs", "1")
@@ -196,7 +196,7 @@ func (n *namespace) slowFilter(t *testing.T, device string, wait time.Duration) 
 // packet: that of a bridge, which hands a packet down to its port at once, and
 // the port has a slow filter.
 func TestNetiftxlatencySlowDriver(t *testing.T) {
-	eachRung(t, "netiftxlatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "netiftxlatency", func(t *testing.T, rung Kind) {
 		a, _ := newPair(t)
 		port := a.device
 		a.run(t, "ip", "link", "add", "bridge", "type", "bridge", "stp_state", "0", "mcast_snooping", "0")

@@ -126,7 +126,7 @@ func testPacketlossNetfilter(t *testing.T, rung Kind) {
 }
 
 func TestPacketlossClosedPort(t *testing.T) {
-	eachRung(t, "packetloss", testPacketlossClosedPort)
+	rungsInTurn(t, "packetloss", testPacketlossClosedPort)
 }
 
 func testPacketlossClosedPort(t *testing.T, rung Kind) {
@@ -171,7 +171,7 @@ func testPacketlossClosedPort(t *testing.T, rung Kind) {
 }
 
 func TestPacketlossSocketBuffer(t *testing.T) {
-	eachRung(t, "packetloss", testPacketlossSocketBuffer)
+	rungsInTurn(t, "packetloss", testPacketlossSocketBuffer)
 }
 
 func testPacketlossSocketBuffer(t *testing.T, rung Kind) {
@@ -208,7 +208,7 @@ func testPacketlossSocketBuffer(t *testing.T, rung Kind) {
 // already: the kernel drops their last packet, and says so by ListenOverflows.
 // (A SYN that finds the queue full is consumed by the kernel without a drop.)
 func TestPacketlossBacklog(t *testing.T) {
-	eachRung(t, "packetloss", testPacketlossBacklog)
+	rungsInTurn(t, "packetloss", testPacketlossBacklog)
 }
 
 func testPacketlossBacklog(t *testing.T, rung Kind) {

@@ -10,7 +10,7 @@ import (
 // TestSocketlatencyEdges: what is told of late, dropped, discarded, urgent, or
 // older than the probe. Each step names how many slow reads it makes.
 func TestSocketlatencyEdges(t *testing.T) {
-	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		c2, s2 := udpEnds(t, a, b, b.v4)
 		c3, s3 := tcpEnds(t, a, b, b.v4)

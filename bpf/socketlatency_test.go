@@ -20,7 +20,7 @@ import (
 // for what comes. What the probe counts over 1 ms is no more than what the
 // application measures, which includes the way.
 func TestSocketlatencyHealthy(t *testing.T) {
-	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		l := newTestLoader(t, Options{Hooks: rung})
 		p := l.load("socketlatency", Config{})
@@ -121,7 +121,7 @@ func requestsByTCP(t *testing.T, client, server *endpoint, n int) (asked, answer
 // TestSocketlatencyErrorQueue reads the queue of errors and timestamps while
 // data wait. That is no read.
 func TestSocketlatencyErrorQueue(t *testing.T) {
-	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		l := newTestLoader(t, Options{Hooks: rung})
 		p := l.load("socketlatency", Config{})
@@ -175,7 +175,7 @@ func TestSocketlatencyErrorQueue(t *testing.T) {
 // does not measure, and in one of TCP that an MPTCP server accepts, which it
 // does.
 func TestSocketlatencyMPTCP(t *testing.T) {
-	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		open := func(n *namespace, protocol int) (fd int) {
 			err := n.try(func() (err error) {
@@ -238,7 +238,7 @@ func TestSocketlatencyMPTCP(t *testing.T) {
 // TestSocketlatencyBeforeAccept: data wait too while the connection waits to be
 // accepted.
 func TestSocketlatencyBeforeAccept(t *testing.T) {
-	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		l := newTestLoader(t, Options{Hooks: rung})
 		p := l.load("socketlatency", Config{})

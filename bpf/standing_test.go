@@ -429,7 +429,7 @@ func endsOfCalls(h HookState) bool { return !slices.Contains(h.Programs, "raw_re
 // TestSocketlatencyStandingQueueRead reads from queues that stand, and holds
 // what is counted against what the application measures itself.
 func TestSocketlatencyStandingQueueRead(t *testing.T) {
-	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		l := newTestLoader(t, Options{Hooks: rung, EventRate: 1e6, EventBurst: 1e6})
 		p := l.load("socketlatency", Config{})
@@ -556,7 +556,7 @@ func (n *namespace) leaving(t testing.TB) func() []left {
 // each write waits in the socket. The truth is when the segments are seen on
 // the device.
 func TestSocketlatencyStandingQueueWrite(t *testing.T) {
-	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		l := newTestLoader(t, Options{Hooks: rung, EventRate: 1e6, EventBurst: 1e6})
 		p := l.load("socketlatency", Config{})

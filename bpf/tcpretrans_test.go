@@ -94,7 +94,7 @@ func (c *retransCheck) want(t *testing.T, what string) (counted uint64) {
 }
 
 // TestTCPRetransKinds: what is a retransmission, and what is none.
-func TestTCPRetransKinds(t *testing.T) { eachRung(t, "tcpretrans", testTCPRetransKinds) }
+func TestTCPRetransKinds(t *testing.T) { rungsInTurn(t, "tcpretrans", testTCPRetransKinds) }
 
 func testTCPRetransKinds(t *testing.T, rung Kind) {
 	a, b := newPair(t)

@@ -41,6 +41,8 @@ var seldom = []struct {
 	// the machine that runs make test does these, on whichever kernel it has.
 	{"TestObjectsOfBothArchitectures|TestLeaks|TestMemory|TestRingFull|TestForget|TestEventsOff|TestManyNamespaces|TestStrangersLeaveTheMaps", nil},
 	{"TestDamaged|TestTruncated|TestTCPSummaryText|TestTCPSummaryMany|TestTCPSummaryFollows", nil},
+	// Which of its addresses a service's connection is shown by.
+	{"TestServiceAddress", []string{"5.10", "6.12"}},
 	// Many processes in turn.
 	{"TestIOReaped|TestIOEachRead", nil},
 	{"TestFDComesAndGoes", []string{"6.12"}},
@@ -48,6 +50,18 @@ var seldom = []struct {
 	// clsact, and lets a packet be cut up as older ones do; the machine that
 	// runs make test has tcx.
 	{"TestFlowLeavesForeignFilters|TestFlowTakesStaleFiltersOnly|TestFlowDevicesComeAndGo|TestFlowForwardedSegments|TestFlowSegmentsOfOtherKinds", []string{"5.10"}},
+}
+
+// turnOf gives which of the rungs a kernel takes in tests that go by turns:
+// neighbours take others. It is the same whichever kernels run.
+func turnOf(series string) int {
+	turn := 0
+	for _, older := range []string{"5.10", "6.1", "6.12", "6.18"} {
+		if compareSeries(older, series) < 0 {
+			turn++
+		}
+	}
+	return turn
 }
 
 // special is the kernel that is booted in other ways too.
@@ -232,7 +246,7 @@ func (o *options) machines(found []*kernel, logs string) (machines []*machine) {
 		}
 		machines = append(machines, &machine{
 			arch: o.arch, accel: o.accel, icount: o.icount, kernel: k, variant: variant, tests: tests,
-			timeout: o.timeout, logs: filepath.Join(logs, name),
+			timeout: o.timeout, logs: filepath.Join(logs, name), turn: turnOf(k.series()),
 		})
 	}
 	for _, k := range found {

@@ -54,6 +54,7 @@ type machine struct {
 	tests   []test
 	timeout time.Duration
 	logs    string // path of the logs, without extension
+	turn    int    // which of the rungs it takes, where a test goes by turns
 
 	cpu time.Duration // that it took
 }
@@ -92,6 +93,7 @@ func (m *machine) prepare(dir, userland string, tests tree) (string, error) {
 		Env: []string{
 			"NODESKOOP_TEST_STRICT=1", "NODESKOOP_TEST_VM=" + m.variant,
 			"NODESKOOP_TEST_BINARY=/usr/bin/nodeskoop",
+			fmt.Sprintf("NODESKOOP_TEST_TURN=%d", m.turn),
 		},
 		Tests: m.tests,
 	}, "", "  ")
