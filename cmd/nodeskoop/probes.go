@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
 
@@ -49,8 +48,7 @@ func probesCommand() *cli.Command {
 			if c.Bool("json") {
 				return writeJSON(c, rows)
 			}
-			w := tabwriter.NewWriter(c.App.Writer, 0, 8, 2, ' ', 0)
-			fmt.Fprintln(w, "PROBE\tKINDS\tSOURCE\tOVERHEAD\tENABLED\tHOOK\tWORKS HERE")
+			lines := [][]string{{"PROBE", "KINDS", "SOURCE", "OVERHEAD", "ENABLED", "HOOK", "WORKS HERE"}}
 			for _, r := range rows {
 				works := "yes"
 				if !r.Works {
@@ -58,17 +56,20 @@ func probesCommand() *cli.Command {
 				} else if len(r.Lacks) > 0 {
 					works = "in part"
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Probe, r.Kinds, r.Source, r.Overhead, yesNo(r.Enabled), dash(r.Hook), works)
+				lines = append(lines, []string{r.Probe, r.Kinds, r.Source, r.Overhead, yesNo(r.Enabled), dash(r.Hook), works})
 			}
-			if err := w.Flush(); err != nil {
+			if err := writeColumns(c.App.Writer, lines); err != nil {
 				return err
 			}
 			for _, r := range rows {
 				if !r.Works {
-					fmt.Fprintf(c.App.Writer, "\n%s does not work: %s\n", r.Probe, strings.TrimPrefix(firstLine(r.Reason), "probe "+r.Probe+" "))
+					fmt.Fprintf(c.App.Writer, "\n%s does not work: %s\n", r.Probe, collect.Safe(strings.TrimPrefix(firstLine(r.Reason), "probe "+r.Probe+" ")))
 				}
 				if len(r.Lacks) > 0 {
-					fmt.Fprintf(c.App.Writer, "\n%s does not see:\n  - %s\n", r.Probe, strings.Join(r.Lacks, "\n  - "))
+					fmt.Fprintf(c.App.Writer, "\n%s does not see:\n", r.Probe)
+					for _, l := range r.Lacks {
+						fmt.Fprintf(c.App.Writer, "  - %s\n", collect.SafeLine(l))
+					}
 				}
 			}
 			return nil
