@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +12,7 @@ import (
 	"testing"
 
 	"nodeskoop/testdata/need"
+	"nodeskoop/testdata/nsnet"
 )
 
 // printers are commands that print, each once, without anything to find.
@@ -76,8 +79,8 @@ func TestClosedPipeIsNoFailure(t *testing.T) {
 func TestPrintedWhole(t *testing.T) {
 	need.Root(t)
 	for _, args := range printers {
-		if args[0] == "check" {
-			continue
+		if args[0] == "check" || args[0] == "probes" {
+			continue // they may have something to say on standard error
 		}
 		out, err := os.Create(filepath.Join(t.TempDir(), "out"))
 		if err != nil {
@@ -164,5 +167,73 @@ func TestOutputRefusesWhatIsNoFile(t *testing.T) {
 		if fi, err := os.Lstat(file); err != nil || !fi.Mode().IsRegular() || fi.Size() == 0 {
 			t.Errorf("%s: %v", o, err)
 		}
+	}
+}
+
+// watching runs `nodeskoop events` with standard output at out while knock is
+// called again and again, each time for one event, until it ends by itself.
+func watching(t *testing.T, out *os.File, knock func()) (code int, stderr string) {
+	t.Helper()
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, "events", "--config", "/dev/null", "--probe", "tcpreset", "--event", "TCPRESET_NOSOCK")
+	var errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = out, &errs
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }()
+	defer func() { _ = cmd.Process.Kill(); <-ended }()
+	eventually(t, "nodeskoop events ends by itself", func() bool {
+		knock()
+		select {
+		case <-ended:
+			return true
+		default:
+			return false
+		}
+	})
+	return cmd.ProcessState.ExitCode(), errs.String()
+}
+
+// Events that cannot be printed end the command that was to print them.
+func TestEventsIntoAFullDisk(t *testing.T) {
+	need.Root(t)
+	s := nsnet.New(t)
+	knock := func() {
+		s.Do(func() {
+			if c, err := net.Dial("tcp", "127.0.0.1:9"); err == nil {
+				c.Close()
+			}
+		})
+	}
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer full.Close()
+	code, errs := watching(t, full, knock)
+	if code != exitFailure || !regexp.MustCompile(`no space left on device.*; [1-9][0-9]* events are missing`).MatchString(errs) {
+		t.Errorf("exit %d, %q", code, errs)
+	}
+
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewReader(r)
+	first := make(chan string, 1)
+	go func() { // as head -n 1
+		line, _ := lines.ReadString('\n')
+		r.Close()
+		first <- line
+	}()
+	code, errs = watching(t, w, knock)
+	w.Close()
+	if line := <-first; code != 0 || strings.Contains(errs, "pipe") || strings.Contains(errs, "missing") || !strings.Contains(line, "TCPRESET_NOSOCK") {
+		t.Errorf("exit %d, %q, line %q", code, errs, line)
 	}
 }
