@@ -23,6 +23,8 @@ type probeRow struct {
 	Works    bool   `json:"works"`
 	Reason   string `json:"reason,omitempty"`
 	Hook     string `json:"hook,omitempty"`
+	// Devices are those that the hook is on, for a probe that watches devices.
+	Devices []string `json:"devices,omitempty"`
 	// Lacks is what the probe cannot see here.
 	Lacks []string `json:"lacks,omitempty"`
 	// Refused is what the kernel answered to better hooks.
@@ -65,6 +67,9 @@ func probesCommand() *cli.Command {
 				if !r.Works {
 					fmt.Fprintf(c.App.Writer, "\n%s does not work: %s\n", r.Probe, collect.Safe(strings.TrimPrefix(firstLine(r.Reason), "probe "+r.Probe+" ")))
 				}
+				if len(r.Devices) > 0 {
+					fmt.Fprintf(c.App.Writer, "\n%s watches the devices %s\n", r.Probe, collect.Safe(strings.Join(r.Devices, ", ")))
+				}
 				if len(r.Lacks) > 0 {
 					fmt.Fprintf(c.App.Writer, "\n%s does not see:\n", r.Probe)
 					for _, l := range r.Lacks {
@@ -98,7 +103,7 @@ func (s *setup) tryProbes() ([]probeRow, error) {
 	for _, st := range r.Status() {
 		p := collect.ProbeByName(st.Name)
 		row := probeRow{Probe: p.Name, Title: p.Title, Kinds: p.Kinds(), Source: p.Source.String(), Overhead: p.Overhead,
-			Enabled: slices.Contains(s.cfg.probes, p.Name), Works: st.Up, Hook: st.Hook, Lacks: st.Lacks, Refused: plane.Refusals(p.Name), Metrics: len(p.Metrics), Events: len(p.Events)}
+			Enabled: slices.Contains(s.cfg.probes, p.Name), Works: st.Up, Hook: st.Hook, Devices: plane.Devices(p.Name), Lacks: st.Lacks, Refused: plane.Refusals(p.Name), Metrics: len(p.Metrics), Events: len(p.Events)}
 		if errors.Is(st.Err, collect.ErrNotBuilt) {
 			row.Reason = collect.ErrNotBuilt.Error()
 		} else if st.Err != nil {
