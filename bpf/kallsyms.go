@@ -17,9 +17,11 @@ import (
 // Symbols names the kernel's code addresses. It reads /proc/kallsyms when it
 // is first asked and keeps it in one sorted table. It reads it again when
 // modules have been loaded or removed since, for which it looks when it is
-// asked for an address outside the kernel's own code, and when an address lies
-// where no known code is, though at most once a second. Its methods may be
-// called from several goroutines.
+// asked for an address outside the kernel's own code; and, for the programs
+// and trampolines that no list tells of, when an address lies where no known
+// code is, though after a second at the soonest, and after twice as long each
+// time that this did not help. Its methods may be called from several
+// goroutines.
 type Symbols struct {
 	path    string
 	modules string // the file /proc/modules
@@ -27,7 +29,8 @@ type Symbols struct {
 
 	mu         sync.Mutex
 	table      symbolTable
-	read       time.Time // of the last attempt
+	read       time.Time     // of the last attempt
+	patience   time.Duration // for how long it stands although an address is missing
 	err        error
 	generation int // of the table
 	// Which modules the table knows, and when that was compared last.
@@ -39,8 +42,12 @@ type Symbols struct {
 	loadsThen uint64
 }
 
-// refreshAfter is how long a table is trusted although an address is missing.
-const refreshAfter = time.Second
+// refreshAfter and refreshAtMost are between how long a table is trusted
+// although an address is missing. To read it takes tens of milliseconds.
+const (
+	refreshAfter  = time.Second
+	refreshAtMost = 15 * time.Minute
+)
 
 // compareAfter is how long a list of modules is trusted where nothing tells of
 // modules that are loaded.
@@ -84,14 +91,22 @@ func (s *Symbols) Lookup(address uint64) (name string, offset uint64, ok bool) {
 	if ok && (s.table.isKernel(address) || !s.staleNow()) {
 		return name, offset, true
 	}
-	now := s.now()
-	if !ok && !s.read.IsZero() && now.Sub(s.read) < refreshAfter && !s.staleNow() {
+	// A known address came here because modules have changed.
+	changed := ok || s.read.IsZero() || s.staleNow()
+	if !changed && (s.table.isKernel(address) || s.now().Sub(s.read) < s.patience) {
 		return "", 0, false
 	}
-	if s.load(); s.err != nil {
-		return "", 0, false
+	waited := s.patience
+	s.load()
+	if s.err == nil {
+		name, offset, ok = s.table.lookup(address)
+	} else {
+		name, offset, ok = "", 0, false
 	}
-	return s.table.lookup(address)
+	if !changed && !ok {
+		s.patience = min(2*waited, refreshAtMost)
+	}
+	return name, offset, ok
 }
 
 // Err tells why there are no symbols, if there are none.
@@ -268,8 +283,10 @@ func (s *Symbols) starts(names []string) (found []uint64) {
 // load reads the symbols. The caller holds the lock. The list of modules is
 // read before: what is loaded meanwhile is found by the next comparison.
 func (s *Symbols) load() {
-	s.read = s.now()
-	known := s.listModules()
+	s.read, s.patience = s.now(), refreshAfter
+	// As of this attempt, whether it works or not: else it would be made again
+	// at each look.
+	s.known = s.listModules()
 	f, err := os.Open(s.path)
 	if err != nil {
 		s.err = fmt.Errorf("kernel symbols: %w", err)
@@ -281,7 +298,7 @@ func (s *Symbols) load() {
 		s.err = fmt.Errorf("read %s: %w", s.path, err)
 		return
 	}
-	s.table, s.known, s.err = table, known, nil
+	s.table, s.err = table, nil
 	s.generation++
 }
 

@@ -93,6 +93,62 @@ func TestSymbolsRefresh(t *testing.T) {
 	}
 }
 
+// TestSymbolsRefreshRarely asks for an address that stays unknown: the symbols
+// are read again, but ever more rarely, until modules change.
+func TestSymbolsRefreshRarely(t *testing.T) {
+	for name, text := range map[string]string{"unknown": kallsyms, "no addresses": "0000000000000000 T _text\n"} {
+		t.Run(name, func(t *testing.T) {
+			s := symbolsOf(t, text)
+			s.modules = filepath.Join(t.TempDir(), "modules")
+			if err := os.WriteFile(s.modules, []byte("a 1 0 - Live 0xffffffffc0700000\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			now := time.Now()
+			s.now = func() time.Time { return now }
+			// Each attempt takes down its time.
+			reads := func(d, step time.Duration) (n int) {
+				for end := now.Add(d); now.Before(end); now = now.Add(step) {
+					last := s.read
+					if got := s.Location(0xffffffffc1000010); got != "0xffffffffc1000010" {
+						t.Fatal(got)
+					}
+					if s.read != last {
+						n++
+					}
+				}
+				return n
+			}
+			// 0, 1, 3, 7, 15, 31, 63, 127, 255, 511, 1023, then each 900 s.
+			if n := reads(time.Hour, 250*time.Millisecond); n != 11+2 {
+				t.Errorf("read %d times in an hour", n)
+			}
+			if n := reads(2*time.Hour, 250*time.Millisecond); n != 8 {
+				t.Errorf("read %d times in two hours", n)
+			}
+			// What lies in the kernel's own code will not come.
+			last := s.read
+			now = now.Add(time.Hour)
+			if name == "unknown" {
+				s.table.end += 8 << 20
+				if got := s.Location(0xffffffff82500010); got != "0xffffffff82500010" || s.read != last {
+					t.Errorf("%s, read again: %v", got, s.read != last)
+				}
+			}
+			// A module's is found at the next look at their list.
+			if err := os.WriteFile(s.path, []byte(kallsyms+"ffffffffc1000000 t late\t[late]\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(s.modules, []byte("late 1 0 - Live 0xffffffffc1000000\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			now = now.Add(compareAfter)
+			if got := s.Location(0xffffffffc1000010); got != "late+0x10 [late]" {
+				t.Error(got)
+			}
+		})
+	}
+}
+
 func TestSymbolsHidden(t *testing.T) {
 	s := symbolsOf(t, "0000000000000000 T _text\n0000000000000000 t tcp_v4_rcv\n")
 	if err := s.Err(); !errors.Is(err, ErrNoAddresses) {

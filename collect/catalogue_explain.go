@@ -1,12 +1,40 @@
 package collect
 
+import "regexp"
+
 // Step is a command that looks further into an event, and what it shows.
 type Step struct {
-	// Command is what to type. @FIELD@ stands for the event's journal field, whose
-	// name must not have a digit, or journalctl would leave it as it is;
-	// PID for a process of the pod, which `nodeskoop pods` lists.
+	// Command is what to type. A word of Placeholders stands for what the reader
+	// fills in. It must not be one of the journal's own, @FIELD@: journalctl
+	// replaces it by a field as it was stored, and anyone may write an entry with
+	// any MESSAGE_ID and any field. Even ours have names that others chose.
 	Command string
 	Shows   string
+}
+
+// Placeholders are the words of a Step's Command that the reader replaces, and
+// by what.
+var Placeholders = []struct{ Word, Means string }{
+	{"PID", "a process of the pod (nodeskoop pods lists them), or 1 for the host"},
+	{"PEER", "the entry's KUBESKOOP_DADDR"},
+	{"DEVICE", "the entry's KUBESKOOP_IFNAME"},
+	{"DISK", "the entry's KUBESKOOP_DISK"},
+	{"CPU", "the entry's KUBESKOOP_CPU"},
+}
+
+var placeholderWord = regexp.MustCompile(`[A-Z]+`)
+
+// Placeholder returns the word of Placeholders that the command has, "" if it
+// has none.
+func (s Step) Placeholder() string {
+	for _, word := range placeholderWord.FindAllString(s.Command, -1) {
+		for _, p := range Placeholders {
+			if p.Word == word {
+				return word
+			}
+		}
+	}
+	return ""
 }
 
 // explanation is what the Catalogue says about an event beyond its Summary.
@@ -20,7 +48,7 @@ var (
 	stepSockets  = Step{"nsenter -t PID -n ss -tinm", "the pod's connections: queues, round-trip times, retransmissions, the processes' memory"}
 	stepCounters = Step{"nsenter -t PID -n nstat -az", "the counters of the pod's IP stack"}
 	stepRules    = Step{"nft list ruleset; iptables-save -c", "the firewall's rules, with how often each matched"}
-	stepQdisc    = Step{"tc -s qdisc show dev @KUBESKOOP_IFNAME@", "what waits in the queue, what it dropped, and the rate that it is held to"}
+	stepQdisc    = Step{"nsenter -t PID -n tc -s qdisc show", "what waits in the queues, what they dropped, and the rate that each is held to"}
 	stepSteal    = Step{"top -b -n 1 -w 200 | head -20; cat /proc/pressure/cpu", "who keeps the CPUs busy, and how much the hypervisor takes (st)"}
 	stepSoftnet  = Step{"cat /proc/net/softnet_stat", "by CPU in hexadecimal: packets taken, dropped for a full backlog, and how often the budget ran out"}
 	stepIRQ      = Step{"cat /proc/interrupts /proc/softirqs", "which CPU takes the interrupts of which queue"}
@@ -38,7 +66,7 @@ var explanations = map[string]explanation{
 	"TCPRESET_NOSOCK": {
 		"A TCP segment arrived for which this end has no socket, and the kernel answered with RST. KUBESKOOP_SADDR and KUBESKOOP_SPORT are this end.\n\n" +
 			"If the segment was a SYN, nobody listens on that address and port: the server is not up yet, has ended, or listens on another address. If it belonged to a connection, this end has forgotten it: its process ended, the connection timed out here but not there, or a load balancer or NAT sent the packet to the wrong backend. A RST that a firewall sends (\"reject with tcp reset\") is not TCP's: only its receiver has an event.",
-		[]Step{{"nsenter -t PID -n ss -tln", "the ports on which somebody listens in the pod's namespace"}, {"journalctl -t nodeskoop KUBESKOOP_DADDR=@KUBESKOOP_DADDR@", "whether the same peer is met again and again"}, {"kubectl get endpoints -A", "whether a service still sends traffic to a pod that is gone"}},
+		[]Step{{"nsenter -t PID -n ss -tln", "the ports on which somebody listens in the pod's namespace"}, {"journalctl -t nodeskoop KUBESKOOP_DADDR=PEER", "whether the same peer is met again and again"}, {"kubectl get endpoints -A", "whether a service still sends traffic to a pod that is gone"}},
 	},
 	"TCPRESET_ACTIVE": {
 		"This end ended a connection with RST instead of FIN, and the peer's application sees \"connection reset by peer\". KUBESKOOP_SADDR and KUBESKOOP_SPORT are this end. KUBESKOOP_TCP_STATE is CLOSE in most cases: the kernel changes it before it sends the RST.\n\n" +
@@ -53,22 +81,22 @@ var explanations = map[string]explanation{
 	"TCPRESET_RECEIVE": {
 		"The peer (KUBESKOOP_DADDR) ended a connection with RST. KUBESKOOP_TCP_STATE is this end's state at that time. A RST whose sequence number is not the expected one is not obeyed (RFC 5961), and is no event.\n\n" +
 			"In SYN_SENT the connection was refused: nobody listens there, or a firewall rejects; the application sees \"connection refused\". In NEW_SYN_RECV a client gave up a handshake: a port scan, a health check that stops at the SYN-ACK, or a client that has timed out; no application here sees that. In ESTABLISHED the peer closed with data unread, or something on the way (load balancer, NAT, firewall) forgot the connection while it was idle and refused the next packet; the application sees \"connection reset by peer\". In CLOSE_WAIT the peer has ended and does not take what is still sent; the application sees \"broken pipe\". In FIN_WAIT1, FIN_WAIT2, LAST_ACK and TIME_WAIT this end had sent FIN already: mostly the peer closed with data unread. If the peer is a pod that nodeskoop watches too, its own event says why.",
-		[]Step{{"journalctl -t nodeskoop KUBESKOOP_SADDR=@KUBESKOOP_DADDR@", "on the peer's node: why it sent the RST"}, stepSockets, {"sysctl net.ipv4.tcp_keepalive_time", "idle connections are kept up from then on, if the application asked for it: longer than the load balancer's idle time is too long"}},
+		[]Step{{"journalctl -t nodeskoop KUBESKOOP_SADDR=PEER", "on the peer's node: why it sent the RST"}, stepSockets, {"sysctl net.ipv4.tcp_keepalive_time", "idle connections are kept up from then on, if the application asked for it: longer than the load balancer's idle time is too long"}},
 	},
 	"TCPRetrans": {
 		"TCP retransmitted a segment because no acknowledgement came in time, or because later acknowledgements show a hole. Either the segment or its acknowledgement was lost, the peer is slow, or packets arrive in another order. Some are normal on the Internet; inside a cluster the rate should be near zero. An event is one retransmission of one packet: a GSO packet is one event, and kubeskoop_tcpretrans_total counts its segments. A retransmission that this host refuses to send (a firewall rule on the way out, a full queue, no route) is no event.\n\n" +
 			"In SYN_SENT the server's host does not answer: it is down, or a firewall drops silently. In NEW_SYN_RECV or SYN_RECV the client does not see the answer: often a wrong route back. In ESTABLISHED a link loses packets, a queue on the way is full, or packets of full size do not fit (MTU of an overlay).",
-		[]Step{stepSockets, {"nodeskoop events --probe packetloss,tcpretrans", "whether this node drops the packets itself"}, {"ping -M do -s 1422 -c 3 @KUBESKOOP_DADDR@", "whether large packets pass: 1422 is an MTU of 1450 less the headers"}, {"ip -s -s link show", "errors of the network card"}},
+		[]Step{stepSockets, {"nodeskoop events --probe packetloss,tcpretrans", "whether this node drops the packets itself"}, {"ping -M do -s 1422 -c 3 PEER", "whether large packets pass: 1422 is an MTU of 1450 less the headers"}, {"ip -s -s link show", "errors of the network card"}},
 	},
 	"TXLAT_QDISC_100MS": {
 		"A packet waited over 100 ms in the queue of an interface (KUBESKOOP_IFNAME) before the driver got it: the node sends more than the interface takes.\n\n" +
 			"Usually traffic is shaped (a tbf, htb or fq rate, the bandwidth plugin of a pod), one bulk transfer fills a long FIFO, or the driver stopped the queue because the card is full.",
-		[]Step{stepQdisc, {"ip -s link show dev @KUBESKOOP_IFNAME@", "packets, drops and carrier changes"}, {"nodeskoop events --event TXLAT_QDISC_100MS", "whether all packets wait or those of one connection"}},
+		[]Step{stepQdisc, {"nsenter -t PID -n ip -s link show", "packets, drops and carrier changes of the interfaces"}, {"nodeskoop events --event TXLAT_QDISC_100MS", "whether all packets wait or those of one connection"}},
 	},
 	"TXLAT_NETDEV_100MS": {
 		"The driver of an interface (KUBESKOOP_IFNAME) took over 100 ms to accept one packet. That is no queue: the CPU was inside the driver for that time, or was taken away from it.\n\n" +
 			"On a virtual machine the hypervisor did not run this CPU, or the host's side of virtio was slow. On hardware the driver waited for a lock, a register or a reset. On a tunnel or veth the time is that of everything behind it.",
-		[]Step{stepSteal, {"ethtool -S @KUBESKOOP_IFNAME@", "the driver's own counters: ring full, timeouts, resets"}, stepKernel},
+		[]Step{stepSteal, {"ethtool -S DEVICE", "the driver's own counters: ring full, timeouts, resets"}, stepKernel},
 	},
 	"NETSOFTIRQ_SCHED_SLOW": {
 		"The kernel asked for its network work (KUBESKOOP_VECTOR) on CPU KUBESKOOP_CPU, and over 10 ms passed until it began. Packets on that CPU waited as long.\n\n" +
@@ -88,7 +116,7 @@ var explanations = map[string]explanation{
 	"NETSOFTIRQ_EXCUTE_100MS": {
 		"One round of network work (KUBESKOOP_VECTOR) on CPU KUBESKOOP_CPU ran for over 100 ms, far beyond the kernel's own limit for a round. One piece of it did not return in time.\n\n" +
 			"Usually very long chains of rules, a slow driver, a BPF program or a lock for which many CPUs wait; or the hypervisor took the CPU away in the middle.",
-		[]Step{stepSteal, stepSoftnet, {"perf record -a -g -C @KUBESKOOP_CPU@ -- sleep 10; perf report", "what the CPU does"}, stepKernel},
+		[]Step{stepSteal, stepSoftnet, {"perf record -a -g -C CPU -- sleep 10; perf report", "what the CPU does"}, stepKernel},
 	},
 	"RXKERNEL_SLOW": {
 		"A packet took over 100 ms from the interface to TCP or UDP. KUBESKOOP_LATENCY_IP_NS and KUBESKOOP_LATENCY_LOCAL_IN_NS say where the time went, as far as the hooks of this kernel show it.\n\n" +
@@ -103,17 +131,17 @@ var explanations = map[string]explanation{
 	"SOCKETLAT_READSLOW": {
 		"The oldest byte, or the datagram, that the application (KUBESKOOP_COMM, process KUBESKOOP_PID) read had been in the socket's receive queue for over 100 ms. The network had delivered: the application was slow. An application that is steadily behind has one such read after another.\n\n" +
 			"Usually it is busy with something else (one thread for all connections, garbage collection, a lock), waits for a backend, or does not get its CPU: a limit of its cgroup throttles it.",
-		[]Step{{"cat /sys/fs/cgroup$(cut -d: -f3 /proc/@KUBESKOOP_PID@/cgroup | tail -n 1)/cpu.stat", "nr_throttled and throttled_usec: whether a CPU limit held it (cgroup v2)"}, stepSockets, stepSteal},
+		[]Step{{"cat \"/sys/fs/cgroup$(cut -d: -f3- /proc/PID/cgroup | tail -n 1)/cpu.stat\"", "with KUBESKOOP_PID: nr_throttled and throttled_usec, whether a CPU limit held it (cgroup v2)"}, stepSockets, stepSteal},
 	},
 	"SOCKETLAT_SENDSLOW": {
 		"TCP sent the last byte of a write by an application (KUBESKOOP_COMM, process KUBESKOOP_PID) over 100 ms after the call began; the time for which the call blocked is included. Where writes follow each other within 62 us, one entry tells of the first, and the others count as suppressed.\n\n" +
 			"TCP held them back: the peer's receive window is closed because its application does not read, the congestion window is small after losses, or the queue of the interface is full. A peer that does not read shows as SOCKETLAT_READSLOW on its own node.",
-		[]Step{{"ss -tinm dst @KUBESKOOP_DADDR@", "in the pod's namespace: rwnd_limited, sndbuf_limited, cwnd, retrans of that connection"}, {"nodeskoop events --probe tcpretrans,packetloss,netiftxlatency", "whether packets are lost, or wait in a queue"}},
+		[]Step{{"ss -tinm dst PEER", "in the pod's namespace: rwnd_limited, sndbuf_limited, cwnd, retrans of that connection"}, {"nodeskoop events --probe tcpretrans,packetloss,netiftxlatency", "whether packets are lost, or wait in a queue"}},
 	},
 	"VIRTCMDEXCUTE": {
 		"A command to the control queue of a virtio-net card took over 10 ms. The driver waits for the answer in a loop, so CPU KUBESKOOP_CPU did nothing else meanwhile, and packets on it waited.\n\n" +
 			"The hypervisor answers these commands: it was overloaded, or did not run the thread of the device. Commands come from changes of the card: multicast addresses, VLANs, promiscuous mode, queues, link announcements after a migration. Tools that poll or set them often cause many.",
-		[]Step{{"ps -fp @KUBESKOOP_PID@", "who sent the command"}, stepSteal, {"ip monitor link", "changes of interfaces as they happen"}},
+		[]Step{{"ps -fp PID", "with KUBESKOOP_PID: who sent the command"}, stepSteal, {"ip monitor link", "changes of interfaces as they happen"}},
 	},
 	"BIOLAT_10MS": {
 		"One read or write of the disk KUBESKOOP_DISK took over 10 ms. KUBESKOOP_COMM is the process that started it; for writes that is often a thread of the kernel that writes the page cache back.\n\n" +
@@ -123,6 +151,6 @@ var explanations = map[string]explanation{
 	"BIOLAT_100MS": {
 		"One read or write of the disk KUBESKOOP_DISK took over 100 ms. Whoever waits for it stands still: a database in its commit, etcd in its heartbeat, kubelet, a process that is paged in.\n\n" +
 			"Usually the volume is throttled by its provider or by a limit of a cgroup (io.max), its queue is full of somebody's bulk writes, or the device fails and repeats.",
-		[]Step{stepDisk, {"pidstat -d 1", "which processes read and write"}, stepKernel, {"smartctl -a /dev/@KUBESKOOP_DISK@", "errors that the device itself counts"}},
+		[]Step{stepDisk, {"pidstat -d 1", "which processes read and write"}, stepKernel, {"smartctl -a /dev/DISK", "errors that the device itself counts"}},
 	},
 }

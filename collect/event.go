@@ -5,7 +5,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 )
 
 // Event is one occurrence of an EventType: what a probe makes of one record of
@@ -330,42 +329,6 @@ func AppendLatency(b []byte, d time.Duration) []byte {
 	return append(b, name...)
 }
 
-// AppendSafe appends s so that it cannot do anything to a terminal, nor look
-// like something else: control characters and those that do not show are
-// written as \x1b or \u202e, bytes that are not UTF-8 as U+FFFD.
-func AppendSafe(b []byte, s string) []byte {
-	for s != "" {
-		n := 0
-		for n < len(s) && s[n] >= ' ' && s[n] < 0x7f {
-			n++
-		}
-		b, s = append(b, s[:n]...), s[n:]
-		if s == "" {
-			break
-		}
-		r, size := utf8.DecodeRuneInString(s)
-		switch {
-		case r == utf8.RuneError && size == 1:
-			b = append(b, "\uFFFD"...)
-		case strconv.IsPrint(r):
-			b = append(b, s[:size]...)
-		case r < 0x100:
-			b = append(b, '\\', 'x', hex[r>>4], hex[r&15])
-		default:
-			b = append(b, '\\', 'u')
-			if r >= 0x10000 {
-				b[len(b)-1] = 'U'
-				b = append(b, '0', '0', hex[r>>20&15], hex[r>>16&15])
-			}
-			b = append(b, hex[r>>12&15], hex[r>>8&15], hex[r>>4&15], hex[r&15])
-		}
-		s = s[size:]
-	}
-	return b
-}
-
-const hex = "0123456789abcdef"
-
 // Syslog identifier of the journal's entries.
 const syslogIdentifier = "nodeskoop"
 
@@ -539,8 +502,8 @@ func (e *Event) Fields(buf []byte, put func(name string, value []byte)) []byte {
 }
 
 // AppendJSON appends the fields as one JSON object without a newline. As in
-// the output of journalctl -o json, every value is a string. Bytes that are
-// not UTF-8 become U+FFFD. buf is as for Fields.
+// the output of journalctl -o json, every value is a string, written by
+// AppendJSONString. buf is as for Fields.
 func (e *Event) AppendJSON(b, buf []byte) (line, scratch []byte) {
 	b = append(b, '{')
 	first := true
@@ -552,37 +515,7 @@ func (e *Event) AppendJSON(b, buf []byte) (line, scratch []byte) {
 		b = append(b, '"')
 		b = append(b, name...) // letters, digits and underscores
 		b = append(b, '"', ':')
-		b = appendJSONString(b, value)
+		b = AppendJSONString(b, value)
 	})
 	return append(b, '}'), buf
-}
-
-func appendJSONString(b, s []byte) []byte {
-	b = append(b, '"')
-	for len(s) > 0 {
-		n := 0
-		for n < len(s) && s[n] >= ' ' && s[n] < 0x7f && s[n] != '"' && s[n] != '\\' {
-			n++
-		}
-		b, s = append(b, s[:n]...), s[n:]
-		if len(s) == 0 {
-			break
-		}
-		r, size := utf8.DecodeRune(s)
-		switch {
-		case r == '"' || r == '\\':
-			b = append(b, '\\', byte(r))
-		case r == '\n':
-			b = append(b, '\\', 'n')
-		case r == utf8.RuneError && size == 1:
-			b = append(b, "\uFFFD"...)
-		case r < ' ' || 0x7f <= r && r < 0xa0:
-			// The C1 controls too: the lines are read on terminals.
-			b = append(b, '\\', 'u', '0', '0', hex[r>>4], hex[r&15])
-		default:
-			b = append(b, s[:size]...)
-		}
-		s = s[size:]
-	}
-	return append(b, '"')
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"path"
 	"slices"
+	"strings"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
@@ -13,7 +14,9 @@ import (
 // cycle's for the next one.
 type families struct {
 	excluded []bool // by metric ID
+	aliased  []bool // another name of it is written, whether or not its own is
 	aliases  []*Metric
+	order    []capKey
 	byID     []family
 	out      []*dto.MetricFamily
 	leftOut  map[int]int // series that a cap left out, by metric ID
@@ -27,6 +30,7 @@ type family struct {
 
 func (f *families) apply(opt Options) {
 	f.excluded = make([]bool, len(catalogue.allM))
+	f.aliased = make([]bool, len(catalogue.allM))
 	f.byID = make([]family, len(catalogue.allM))
 	f.aliases = f.aliases[:0]
 	for _, m := range catalogue.allM {
@@ -40,8 +44,9 @@ func (f *families) apply(opt Options) {
 			typ = dto.MetricType_COUNTER
 		}
 		f.byID[m.id].dto = &dto.MetricFamily{Name: &m.Name, Help: &m.Help, Type: &typ}
-		if m.Alias != "" && opt.CompatNames {
+		if m.Alias != "" && opt.CompatNames && !f.excluded[m.id] {
 			f.aliases = append(f.aliases, m)
+			f.aliased[MustMetric(m.Alias).id] = true
 		}
 	}
 }
@@ -54,35 +59,23 @@ func (f *families) build(r *Runner, start time.Time) []*dto.MetricFamily {
 	}
 	f.total, f.leftOut = 0, map[int]int{}
 
-	rows := r.rows
-	if r.opt.MaxSeries > 0 && len(rows) > r.opt.MaxSeries {
-		// The host's series stay, then the oldest pods', then flows: the same
-		// series in every cycle, whatever else comes and goes.
-		rows = slices.Clone(rows)
-		slices.SortStableFunc(rows, func(a, b Row) int {
-			if d := cmp.Compare(rank(a), rank(b)); d != 0 || a.t.pod == nil || b.t.pod == nil {
-				return d
-			}
-			return a.t.pod.Started.Compare(b.t.pod.Started)
-		})
-	}
-	for _, row := range rows {
-		if row.leftOut > 0 {
-			f.leftOut[row.Metric.id] += row.leftOut
-		} else {
+	if r.opt.MaxSeries > 0 && len(r.rows) > r.opt.MaxSeries {
+		for _, k := range f.capOrder(r.rows) {
+			f.add(r, r.rows[k.row])
+		}
+	} else {
+		for _, row := range r.rows {
 			f.add(r, row)
 		}
 	}
 	for _, m := range f.aliases {
-		if !f.excluded[m.id] {
-			src := f.byID[MustMetric(m.Alias).id].dto.Metric
-			if r.opt.MaxSeries > 0 && f.total+len(src) > r.opt.MaxSeries {
-				f.leftOut[m.id] += len(src)
-				continue
-			}
-			f.total += len(src)
-			f.byID[m.id].dto.Metric = append(f.byID[m.id].dto.Metric, src...)
+		src := f.byID[MustMetric(m.Alias).id].dto.Metric
+		if r.opt.MaxSeries > 0 && f.total+len(src) > r.opt.MaxSeries {
+			f.leftOut[m.id] += len(src)
+			continue
 		}
+		f.total += len(src)
+		f.byID[m.id].dto.Metric = append(f.byID[m.id].dto.Metric, src...)
 	}
 	self := func(name string, value float64, labels ...string) {
 		m := MustMetric(name)
@@ -100,27 +93,88 @@ func (f *families) build(r *Runner, start time.Time) []*dto.MetricFamily {
 
 	f.out = f.out[:0]
 	for _, m := range catalogue.allM {
-		if fam := f.byID[m.id].dto; len(fam.Metric) > 0 {
+		if fam := f.byID[m.id].dto; len(fam.Metric) > 0 && !f.excluded[m.id] {
 			f.out = append(f.out, fam)
 		}
 	}
 	return f.out
 }
 
-// rank orders rows by what is left out last.
-func rank(r Row) int {
+// capKey is the place of a row among those that a cap of series cuts: what is
+// left out comes last.
+type capKey struct {
+	rank int8
+	turn int32 // of the rows that its owner has in this rank
+	row  int32
+}
+
+// The ranks. The host's series stay, then those that every pod has, the oldest
+// pod's first. Of what a pod may have any number, each owner's first series
+// come before anybody's second.
+const (
+	rankHost = iota
+	rankPod
+	rankLabelled
+	rankFlow
+)
+
+func rankOf(r *Row) int8 {
 	switch {
 	case r.Metric.Scope == PerFlow:
-		return 2
-	case r.t.pod != nil:
-		return 1
+		return rankFlow
+	case r.t.pod == nil:
+		return rankHost
+	case len(r.Labels) > 0:
+		return rankLabelled
 	}
-	return 0
+	return rankPod
+}
+
+// capOrder orders rows for a cap. It is the same in every cycle, whatever else
+// comes and goes, and in whatever order the probes gave them.
+func (f *families) capOrder(rows []Row) []capKey {
+	f.order = f.order[:0]
+	for i := range rows {
+		f.order = append(f.order, capKey{rank: rankOf(&rows[i]), row: int32(i)})
+	}
+	slices.SortFunc(f.order, func(a, b capKey) int {
+		x, y := &rows[a.row], &rows[b.row]
+		return cmp.Or(cmp.Compare(a.rank, b.rank), compareOwners(x.t, y.t), slices.Compare(x.Labels, y.Labels),
+			cmp.Compare(x.Metric.id, y.Metric.id), cmp.Compare(a.row, b.row))
+	})
+	for i := range f.order[:max(0, len(f.order)-1)] {
+		a, b := f.order[i], &f.order[i+1]
+		if b.rank >= rankLabelled && b.rank == a.rank && compareOwners(rows[a.row].t, rows[b.row].t) == 0 {
+			b.turn = a.turn + 1
+		}
+	}
+	slices.SortStableFunc(f.order, func(a, b capKey) int {
+		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.turn, b.turn))
+	})
+	return f.order
+}
+
+// compareOwners orders targets by whose series they make: the host's, what is
+// unattributed, and the pods' from the oldest on. Two of one pod are equal.
+func compareOwners(a, b *target) int {
+	switch {
+	case a == b:
+		return 0
+	case a.pod == nil || b.pod == nil:
+		return cmp.Or(cmp.Compare(boolValue(a.pod != nil), boolValue(b.pod != nil)), cmp.Compare(boolValue(a.unknown), boolValue(b.unknown)))
+	}
+	return cmp.Or(a.pod.Started.Compare(b.pod.Started), strings.Compare(a.pod.Namespace, b.pod.Namespace),
+		strings.Compare(a.pod.Name, b.pod.Name), strings.Compare(a.pod.ID, b.pod.ID))
 }
 
 func (f *families) add(r *Runner, row Row) {
 	m := row.Metric
-	if f.excluded[m.id] {
+	hidden := f.excluded[m.id] // only its other name is written
+	switch {
+	case row.leftOut > 0:
+		f.leftOut[m.id] += row.leftOut
+		return
+	case hidden && !f.aliased[m.id]:
 		return
 	}
 	if r.opt.SkipZero && m.Type == Counter && row.t.pod != nil && len(m.Labels) == 0 {
@@ -130,11 +184,13 @@ func (f *families) add(r *Runner, row Row) {
 			return
 		}
 	}
-	if r.opt.MaxSeries > 0 && f.total >= r.opt.MaxSeries {
-		f.leftOut[m.id]++
-		return
+	if !hidden {
+		if r.opt.MaxSeries > 0 && f.total >= r.opt.MaxSeries {
+			f.leftOut[m.id]++
+			return
+		}
+		f.total++
 	}
-	f.total++
 	f.append(m, row.t.labels.pairs, row.Value, row.Labels)
 }
 

@@ -44,7 +44,8 @@ type Probe interface {
 
 // Hooked is a Probe that can attach to the kernel in several ways.
 type Hooked interface {
-	// Hook names the ways in use; lacks says what it cannot see by them.
+	// Hook names the kinds of the ways in use, which become a label: nothing in
+	// it may change with pods. lacks says what the probe cannot see by them.
 	Hook() (hook string, lacks []string)
 }
 

@@ -375,7 +375,9 @@ func (j *Journal) lost() (n uint64) {
 
 // journalEncoder makes entries of the native protocol: a field is NAME=value
 // and a newline, or, where the value has a newline itself, NAME, a newline,
-// the value's length in 64 bits (little endian), the value and a newline.
+// the value's length in 64 bits (little endian), the value and a newline. Only
+// a stack has newlines: journalctl -F and -o cat print a field as it is stored,
+// so each is stored as collect.AppendSafe writes it.
 type journalEncoder struct {
 	buf     []byte
 	scratch []byte
@@ -402,18 +404,45 @@ func (c *journalEncoder) field(name string, value []byte) {
 	if !validField(name) {
 		return // journald would leave it out, or with a bad name the whole entry
 	}
-	if c.short && name == "KUBESKOOP_STACK" {
-		value = firstLines(value, shortStack)
+	if name == "KUBESKOOP_STACK" && bytes.IndexByte(value, '\n') >= 0 {
+		if c.short {
+			value = firstLines(value, shortStack)
+		}
+		c.lines(name, value)
+		return
 	}
 	c.buf = append(c.buf, name...)
-	if bytes.IndexByte(value, '\n') < 0 {
-		c.buf = append(c.buf, '=')
-	} else {
-		c.buf = append(c.buf, '\n')
-		c.buf = binary.LittleEndian.AppendUint64(c.buf, uint64(len(value)))
-	}
-	c.buf = append(c.buf, value...)
+	c.buf = append(c.buf, '=')
+	c.buf = appendSafe(c.buf, value)
 	c.buf = append(c.buf, '\n')
+}
+
+// lines appends a field of several lines.
+func (c *journalEncoder) lines(name string, value []byte) {
+	c.buf = append(c.buf, name...)
+	c.buf = append(c.buf, '\n')
+	at := len(c.buf)
+	c.buf = binary.LittleEndian.AppendUint64(c.buf, 0)
+	for more := true; more; {
+		var line []byte
+		line, value, more = bytes.Cut(value, []byte{'\n'})
+		c.buf = appendSafe(c.buf, line)
+		if more {
+			c.buf = append(c.buf, '\n')
+		}
+	}
+	binary.LittleEndian.PutUint64(c.buf[at:], uint64(len(c.buf)-at-8))
+	c.buf = append(c.buf, '\n')
+}
+
+// appendSafe is collect.AppendSafe without an allocation for what is plain.
+func appendSafe(b, value []byte) []byte {
+	for _, c := range value {
+		if c < ' ' || c >= 0x7f {
+			return collect.AppendSafe(b, string(value))
+		}
+	}
+	return append(b, value...)
 }
 
 // validField reports whether journald takes a field of this name from a

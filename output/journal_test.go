@@ -20,11 +20,13 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect"
+	"nodeskoop/systemd"
 	"nodeskoop/testdata/need"
 )
 
@@ -195,6 +197,24 @@ func decodeExport(b []byte) ([]map[string]string, error) {
 	return list, nil
 }
 
+// journalFields are eventFields as the journal keeps them: each a line, but the
+// stack.
+func journalFields(e *collect.Event) map[string]string {
+	m := eventFields(e)
+	for name, value := range m {
+		if name != "KUBESKOOP_STACK" {
+			m[name] = collect.Safe(value)
+			continue
+		}
+		lines := strings.Split(value, "\n")
+		for i, l := range lines {
+			lines[i] = collect.Safe(l)
+		}
+		m[name] = strings.Join(lines, "\n")
+	}
+	return m
+}
+
 func eventFields(e *collect.Event) map[string]string {
 	m := map[string]string{}
 	e.Fields(nil, func(name string, value []byte) { m[name] = string(value) })
@@ -302,7 +322,7 @@ func TestJournaldHasEveryFieldOfEveryType(t *testing.T) {
 			change(e)
 			e.Time = e.Time.Add(time.Duration(len(want)) * time.Second)
 			p.send(e, 100)
-			m := eventFields(e)
+			m := journalFields(e)
 			if want[m["KUBESKOOP_TIMESTAMP_US"]] != nil {
 				t.Fatalf("%s %s: no time of its own", typ.Name, name)
 			}
@@ -871,7 +891,7 @@ func FuzzJournalEncode(f *testing.F) {
 		if err != nil || len(list) != 1 {
 			t.Fatalf("%v: %q", err, c.buf)
 		}
-		want := eventFields(e)
+		want := journalFields(e)
 		for name := range want {
 			if !validField(name) {
 				delete(want, name)
@@ -935,4 +955,95 @@ func BenchmarkJournalSend(b *testing.B) {
 		d := newJournald(b)
 		run(b, d.socket)
 	})
+}
+
+// Whatever others are called, and whatever entries others write in this tool's
+// name, journalctl prints nothing that a terminal acts on, and offers no
+// command with a name in it.
+func TestJournalIsSafeToRead(t *testing.T) {
+	d := newJournald(t)
+	j := NewJournal(JournalOptions{Path: d.socket})
+	p := newPacer(j)
+	const command = "$(touch pwned)"
+	for _, typ := range collect.Events() {
+		for _, name := range append([]string{command, "`id`", "-rf"}, nasty...) {
+			e := eventOf(typ)
+			e.Comm, e.Ifname, e.Disk, e.Reason, e.Location, e.TCPState, e.Vector = name, name, name, name, name, name, name
+			e.Pod = &collect.Pod{Namespace: name, Name: name}
+			e.Src.Pod, e.Node = e.Pod, name
+			p.send(e, 100)
+		}
+	}
+	closeSink(t, j, 10*time.Second)
+	p.want(t, p.sent, 0)
+
+	// Anyone may write to the socket, with any field.
+	c, err := net.Dial("unixgram", d.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, typ := range collect.Events() {
+		entry := "MESSAGE=it is a trap\nMESSAGE_ID=" + typ.MessageID + "\nSYSLOG_IDENTIFIER=nodeskoop\n"
+		for _, name := range []string{"KUBESKOOP_DADDR", "KUBESKOOP_SADDR", "KUBESKOOP_IFNAME", "KUBESKOOP_DISK", "KUBESKOOP_PID", "KUBESKOOP_CPU", "KUBESKOOP_COMM", "KUBESKOOP_NETNS"} {
+			entry += name + "=\x1b[31m" + command + "\n"
+		}
+		if _, err := c.Write([]byte(entry)); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	// The catalog as a package installs it, in journald's mount namespace.
+	root := t.TempDir()
+	for _, sub := range []string{"usr/lib/systemd/catalog", "var/lib/systemd/catalog"} {
+		if err := os.MkdirAll(filepath.Join(root, sub), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var catalog bytes.Buffer
+	if err := systemd.WriteCatalog(&catalog); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "usr/lib/systemd/catalog/nodeskoop.catalog"), catalog.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("journalctl", "--root="+root, "--update-catalog").CombinedOutput(); err != nil {
+		t.Fatalf("journalctl --update-catalog: %v\n%s", err, out)
+	}
+	d.sync()
+	read := func(args ...string) string {
+		t.Helper()
+		script := `mount --bind "$0/var/lib/systemd/catalog" /var/lib/systemd/catalog && exec env LC_ALL=C journalctl -q --no-pager "$@"`
+		cmd := exec.Command("nsenter", append([]string{"-t", strconv.Itoa(d.cmd.Process.Pid), "-m", "unshare", "-m", "sh", "-c", script, root, "-D", "/run/log/journal"}, args...)...)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("journalctl %v: %v\n%s", args, err, out)
+		}
+		return string(out)
+	}
+	for _, args := range [][]string{{"-x", "-t", "nodeskoop"}, {"-o", "cat", "-t", "nodeskoop"}, {"-o", "short-full", "-t", "nodeskoop"}} {
+		out := read(args...)
+		for line := range strings.Lines(out) {
+			if strings.ContainsFunc(strings.TrimSuffix(line, "\n"), func(r rune) bool { return unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp) }) {
+				t.Fatalf("journalctl %v prints %q", args, line)
+			}
+		}
+	}
+	explained := read("-x", "-t", "nodeskoop")
+	if !strings.Contains(explained, "tc -s qdisc show") || strings.Count(explained, "it is a trap") != len(collect.Events()) {
+		t.Errorf("the catalog was not used, or an entry is missing:\n%.2000s", explained)
+	}
+	for line := range strings.Lines(explained) {
+		if strings.HasPrefix(line, "-- ") && strings.Contains(line, "pwned") {
+			t.Errorf("a command holds a name: %s", line)
+		}
+	}
+	// These print a field as it is stored.
+	for _, args := range [][]string{{"-o", "cat", "--output-fields=KUBESKOOP_COMM,KUBESKOOP_IFNAME,K8S_POD", "KUBESKOOP_PROTOCOL=TCP"}, {"-o", "cat", "--output-fields=KUBESKOOP_STACK,KUBESKOOP_LOCATION", "KUBESKOOP_PROTOCOL=TCP"}} {
+		for line := range strings.Lines(read(args...)) {
+			if line = strings.TrimSuffix(line, "\n"); collect.Safe(line) != line {
+				t.Fatalf("journalctl %v prints %q", args, line)
+			}
+		}
+	}
 }

@@ -5,8 +5,11 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"sync"
+	"syscall"
 	"time"
-	"unicode/utf8"
+
+	"github.com/clipperhouse/displaywidth"
 
 	"golang.org/x/sys/unix"
 
@@ -52,13 +55,17 @@ type Terminal struct {
 	ends         []int // of the lines in buf
 	podWidth     int
 	tupleWidth   int
+
+	failMu sync.Mutex
+	failed chan struct{} // closed at the first write that fails
+	err    error         // why
 }
 
 var _ collect.EventSink = (*Terminal)(nil)
 
 // NewTerminal starts a Terminal that writes to w.
 func NewTerminal(w io.Writer, opt TerminalOptions) *Terminal {
-	t := &Terminal{w: w, json: opt.JSON, location: opt.Location, podWidth: 20, tupleWidth: 44}
+	t := &Terminal{w: w, json: opt.JSON, location: opt.Location, podWidth: 20, tupleWidth: 44, failed: make(chan struct{})}
 	switch opt.Color {
 	case ColorAlways:
 		t.color = true
@@ -88,7 +95,7 @@ func UseColor(w io.Writer) bool {
 
 // IsTerminal reports whether w is a terminal.
 func IsTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
+	f, ok := w.(syscall.Conn)
 	if !ok {
 		return false
 	}
@@ -115,6 +122,27 @@ func (t *Terminal) Close(ctx context.Context) error {
 	})
 }
 
+// Failed is closed when a write fails for the first time: what was to be
+// written then is lost. Later events are tried all the same.
+func (t *Terminal) Failed() <-chan struct{} { return t.failed }
+
+// Err is why a write failed for the first time, nil if none did.
+func (t *Terminal) Err() error {
+	t.failMu.Lock()
+	defer t.failMu.Unlock()
+	return t.err
+}
+
+// fails takes down that a write failed. One that Close broke off did not.
+func (t *Terminal) fails(err error) {
+	t.failMu.Lock()
+	defer t.failMu.Unlock()
+	if t.err == nil && !t.killed() {
+		t.err = err
+		close(t.failed)
+	}
+}
+
 // maxBatch is how much is written at once, as long as events are waiting.
 const maxBatch = 32 << 10
 
@@ -132,6 +160,7 @@ func (t *Terminal) run() {
 		n, err := t.w.Write(t.buf)
 		whole := len(t.ends)
 		if err != nil {
+			t.fails(err)
 			for whole > 0 && t.ends[whole-1] > n {
 				whole--
 			}
@@ -244,14 +273,14 @@ func (t *Terminal) line(e *collect.Event) {
 
 // grow returns the width of a column that is to hold text as well.
 func grow(width int, text []byte, limit int) int {
-	return max(width, min(utf8.RuneCount(text), limit))
+	return max(width, min(displaywidth.Bytes(text), limit))
 }
 
 // cell appends text, filled up with spaces to width and two more, and returns
-// width.
+// width. Two spaces follow a text that is wider, too.
 func (t *Terminal) cell(text []byte, width int) int {
 	t.buf = append(t.buf, text...)
-	for n := utf8.RuneCount(text); n < width+2; n++ {
+	for n := min(displaywidth.Bytes(text), width); n < width+2; n++ {
 		t.buf = append(t.buf, ' ')
 	}
 	return width

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
@@ -21,6 +22,10 @@ import (
 
 // ErrInUse says that another process writes the same textfile.
 var ErrInUse = errors.New("another process writes this file")
+
+// ErrNotReplaced says that what has the textfile's name already is not the
+// tool's to replace. It is left as it is.
+var ErrNotReplaced = errors.New("it is left as it is")
 
 // DefaultMode is the mode of a textfile: node_exporter runs as another user.
 const DefaultMode fs.FileMode = 0o644
@@ -120,7 +125,8 @@ func NewTextfile(dir, file string, mode fs.FileMode, log *slog.Logger) (*Textfil
 }
 
 // Retarget changes the place and the mode, from the next write on. The file in
-// the old place is removed. On an error nothing is changed.
+// the old place is removed. That something other than a file has the new name
+// is ErrNotReplaced. On an error nothing is changed.
 func (t *Textfile) Retarget(dir, file string, mode fs.FileMode) error {
 	if mode == 0 {
 		mode = DefaultMode
@@ -146,6 +152,9 @@ func (t *Textfile) Retarget(dir, file string, mode fs.FileMode) error {
 	same := next == t.at
 	if root, err := next.open(); err == nil {
 		defer root.Close()
+		if err := replaceable(root, next); err != nil {
+			return fmt.Errorf("textfile %s: %w", next, err)
+		}
 		if err := t.taken(root, next); err != nil {
 			return fmt.Errorf("textfile %s: %w", next, err)
 		}
@@ -200,6 +209,9 @@ func (t *Textfile) write(families []*dto.MetricFamily) (int64, error) {
 	if err := t.enter(root); err != nil {
 		return 0, err
 	}
+	if err := replaceable(root, t.at); err != nil {
+		return 0, err
+	}
 	if err := t.taken(root, t.at); err != nil {
 		return 0, err
 	}
@@ -218,11 +230,8 @@ func (t *Textfile) write(families []*dto.MetricFamily) (int64, error) {
 	link := ""
 	if err == nil {
 		link, _ = root.Readlink(t.at.file)
-		if err = root.Rename(temp, t.at.file); errors.Is(err, fs.ErrExist) {
-			err = unix.EISDIR // os asks first, and words the kernel's answer differently
-		}
-		if err != nil {
-			err = step("rename the temporary file to "+t.at.file, err)
+		if err = replaceable(root, t.at); err == nil {
+			err = t.rename(root, temp)
 		}
 	}
 	if err != nil {
@@ -240,6 +249,99 @@ func (t *Textfile) write(families []*dto.MetricFamily) (int64, error) {
 		t.log.Warn("the textfile's name was a symbolic link: it is the file now, and what the link led to is as it was", "file", t.at.String(), "link", link)
 	}
 	return n, nil
+}
+
+// rename lets the temporary file replace the one in place.
+func (t *Textfile) rename(root *os.Root, temp string) error {
+	err := root.Rename(temp, t.at.file)
+	if errors.Is(err, fs.ErrExist) {
+		err = unix.EISDIR // os asks first, and words the kernel's answer differently
+	}
+	if err != nil {
+		return step("rename the temporary file to "+t.at.file, err)
+	}
+	return nil
+}
+
+// replaceable says why what has the file's name must not be replaced, as
+// ErrNotReplaced: it is no regular file, and a link that leads to none is none
+// (a link to a file, or to nothing, is replaced itself); or it is another
+// user's in a folder like /tmp, where anyone can take a name first. A folder
+// is left to the kernel, which refuses it.
+func replaceable(root *os.Root, at place) error {
+	if onProcfs(at.dir) {
+		return fmt.Errorf("%w: %s is procfs, where names stand for open files of processes; name a file elsewhere", ErrNotReplaced, at.dir)
+	}
+	fi, err := root.Lstat(at.file)
+	if err != nil {
+		return nil // it is not there; what else is wrong the write will meet
+	}
+	found := fi.Mode()
+	if found&fs.ModeSymlink != 0 {
+		if leadsToProcfs(at.String()) {
+			return fmt.Errorf("%w: it is a symbolic link to an open file of a process; name another file", ErrNotReplaced)
+		}
+		found = 0 // a link to nothing may be replaced, as one to a file
+		if to, err := os.Stat(at.String()); err == nil {
+			found = to.Mode()
+		}
+	}
+	if !found.IsRegular() && !fi.IsDir() {
+		return fmt.Errorf("%w: it is %s, not a regular file; name another file", ErrNotReplaced, kindOf(found))
+	}
+	folder, err := root.Stat(".")
+	if err != nil {
+		return nil
+	}
+	own, ok := fi.Sys().(*syscall.Stat_t)
+	dir, ok2 := folder.Sys().(*syscall.Stat_t)
+	if ok && ok2 && folder.Mode()&fs.ModeSticky != 0 && folder.Mode()&0o022 != 0 &&
+		own.Uid != uint32(os.Geteuid()) && own.Uid != dir.Uid {
+		return fmt.Errorf("%w: it belongs to user %d, and anyone may take names in %s (mode %#o, sticky); name another file, or remove it", ErrNotReplaced, own.Uid, at.dir, uint32(folder.Mode().Perm()))
+	}
+	return nil
+}
+
+// kindOf names what is no regular file.
+func kindOf(m fs.FileMode) string {
+	switch {
+	case m&fs.ModeDir != 0:
+		return "a folder"
+	case m&fs.ModeNamedPipe != 0:
+		return "a FIFO"
+	case m&fs.ModeSocket != 0:
+		return "a socket"
+	case m&fs.ModeCharDevice != 0:
+		return "a character device"
+	case m&fs.ModeDevice != 0:
+		return "a block device"
+	}
+	return "something else"
+}
+
+// leadsToProcfs reports whether a symbolic link leads, by whatever other links,
+// into procfs. There a link's text is not where it leads: /dev/stdout is a
+// regular file where standard output is.
+func leadsToProcfs(path string) bool {
+	for range 40 { // as the kernel
+		to, err := os.Readlink(path)
+		if err != nil {
+			return false
+		}
+		if !filepath.IsAbs(to) {
+			to = filepath.Join(filepath.Dir(path), to)
+		}
+		if onProcfs(filepath.Dir(to)) {
+			return true
+		}
+		path = to
+	}
+	return false
+}
+
+func onProcfs(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && st.Type == unix.PROC_SUPER_MAGIC
 }
 
 // create makes a temporary file. O_EXCL refuses whatever has been planted

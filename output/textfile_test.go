@@ -577,7 +577,7 @@ func TestPlantedSymlinkIsReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	tf, log := newTextfile(t, dir)
-	for v, target := range []string{other, "missing", promFile, "/dev/zero"} {
+	for v, target := range []string{other, "missing", promFile} {
 		_ = os.Remove(tf.Path())
 		if err := os.Symlink(target, tf.Path()); err != nil {
 			t.Fatal(err)
@@ -599,15 +599,165 @@ func TestPlantedSymlinkIsReplaced(t *testing.T) {
 	}
 }
 
-// What node_exporter would hang at is replaced, and not opened.
-func TestPlantedFIFOIsReplaced(t *testing.T) {
-	dir := t.TempDir()
-	if err := unix.Mkfifo(filepath.Join(dir, promFile), 0o644); err != nil {
+// notFiles make what a textfile must not replace, by what the error calls it.
+var notFiles = map[string]func(path string) error{
+	"a FIFO": func(path string) error { return unix.Mkfifo(path, 0o644) },
+	"a socket": func(path string) error {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+	},
+	"a character device": func(path string) error { return unix.Mknod(path, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))) },
+	"a block device":     func(path string) error { return unix.Mknod(path, unix.S_IFBLK|0o660, int(unix.Mkdev(7, 250))) },
+}
+
+// What is no file stays what it is, whether it is there when the Textfile is
+// made or comes later, and whether it is met directly or by links.
+func TestOnlyFilesAreReplaced(t *testing.T) {
+	need.Root(t)
+	short := func(t *testing.T) string { // a socket's path is short
+		dir, err := os.MkdirTemp("", "ns")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		return dir
+	}
+	refused := func(t *testing.T, dir, what string) {
+		t.Helper()
+		path := filepath.Join(dir, promFile)
+		before, err := os.Lstat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := NewTextfile(dir, promFile, 0, nil); !errors.Is(err, ErrNotReplaced) || !strings.Contains(err.Error(), what) || !strings.Contains(err.Error(), path) {
+			t.Errorf("NewTextfile: %v", err)
+		}
+		// It comes when a Textfile has the name already.
+		if err := os.Rename(path, path+".aside"); err != nil {
+			t.Fatal(err)
+		}
+		tf, _ := newTextfile(t, dir)
+		if err := os.Rename(path+".aside", path); err != nil {
+			t.Fatal(err)
+		}
+		if err := tf.Write(small(1)); !errors.Is(err, ErrNotReplaced) || !strings.Contains(err.Error(), what) {
+			t.Errorf("Write: %v", err)
+		}
+		if tf.Stats().Failures != 1 {
+			t.Errorf("%+v", tf.Stats())
+		}
+		after, err := os.Lstat(path)
+		if err != nil || !os.SameFile(before, after) || after.Mode() != before.Mode() {
+			t.Errorf("it was %v, and is %v, %v", before.Mode(), after, err)
+		}
+		if left, err := filepath.Glob(filepath.Join(dir, tempPrefix+"*")); len(left) > 0 || err != nil {
+			t.Errorf("left behind: %v, %v", left, err)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		write(t, tf, 2) // and goes on when it is gone
+		wantFile(t, dir, 2)
+	}
+	for what, makeIt := range notFiles {
+		t.Run(what, func(t *testing.T) {
+			dir := short(t)
+			if err := makeIt(filepath.Join(dir, promFile)); err != nil {
+				t.Fatal(err)
+			}
+			refused(t, dir, what)
+		})
+		t.Run("links to "+what, func(t *testing.T) {
+			dir := short(t)
+			if err := makeIt(filepath.Join(dir, "it")); err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(os.Symlink("it", filepath.Join(dir, "link")), os.Symlink(filepath.Join(dir, "link"), filepath.Join(dir, promFile))); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := NewTextfile(dir, promFile, 0, nil); !errors.Is(err, ErrNotReplaced) || !strings.Contains(err.Error(), what) {
+				t.Errorf("NewTextfile: %v", err)
+			}
+			if fi, err := os.Lstat(filepath.Join(dir, promFile)); err != nil || fi.Mode()&fs.ModeSymlink == 0 {
+				t.Errorf("the link is %v, %v", fi, err)
+			}
+		})
+	}
+	// What these lead to is an open file, which may well be a regular one.
+	file, err := os.Create(filepath.Join(t.TempDir(), "open"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	tf, _ := newTextfile(t, dir)
-	write(t, tf, 1)
-	wantFile(t, dir, 1)
+	defer file.Close()
+	for _, to := range []string{"/dev/stdout", "/dev/stderr", "/proc/self/fd/1", "../../../../../../../dev/fd/1", fmt.Sprintf("/dev/fd/%d", file.Fd()), "/dev/fd/12345"} {
+		t.Run("a link to "+to, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := os.Symlink(to, filepath.Join(dir, promFile)); err != nil {
+				t.Fatal(err)
+			}
+			refused(t, dir, "open file of a process")
+		})
+	}
+	for _, dir := range []string{"/dev/fd", "/proc/self/fd"} {
+		if _, err := NewTextfile(dir, "1", 0, nil); !errors.Is(err, ErrNotReplaced) || !strings.Contains(err.Error(), "procfs") {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
+}
+
+// In a folder such as /tmp a name may be another user's.
+func TestOtherUsersFilesInAStickyFolder(t *testing.T) {
+	need.Root(t)
+	for name, c := range map[string]struct {
+		mode           fs.FileMode
+		folder, file   int
+		link, replaced bool
+	}{
+		"another user's":           {fs.ModeSticky | 0o777, 0, 1000, false, false},
+		"another user's link":      {fs.ModeSticky | 0o777, 0, 1000, true, false},
+		"one's own":                {fs.ModeSticky | 0o777, 1000, 0, false, true},
+		"the folder's owner's":     {fs.ModeSticky | 0o777, 1000, 1000, false, true},
+		"not sticky":               {0o775, 0, 1000, false, true},
+		"sticky, but not open":     {fs.ModeSticky | 0o755, 0, 1000, false, true},
+		"sticky, open to a group":  {fs.ModeSticky | 0o775, 0, 1000, false, false},
+		"one's own link to a file": {fs.ModeSticky | 0o777, 0, 0, true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "d")
+			path := filepath.Join(dir, promFile)
+			err := os.Mkdir(dir, 0o755)
+			if c.link {
+				err = errors.Join(err, os.WriteFile(dir+"/target", []byte("old"), 0o644), os.Symlink("target", path))
+			} else {
+				err = errors.Join(err, os.WriteFile(path, []byte("old"), 0o644))
+			}
+			if err = errors.Join(err, os.Lchown(path, c.file, 0), os.Lchown(dir, c.folder, 0), os.Chmod(dir, c.mode)); err != nil {
+				t.Fatal(err)
+			}
+			tf, err := NewTextfile(dir, promFile, 0, nil)
+			if !c.replaced {
+				if !errors.Is(err, ErrNotReplaced) || !strings.Contains(err.Error(), "user 1000") {
+					t.Errorf("%v", err)
+				}
+				if b, err := os.ReadFile(path); string(b) != "old" {
+					t.Errorf("%q, %v", b, err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(t, tf, 1)
+			tf.Close()
+			if b, err := os.ReadFile(path); string(b) != smallText(1) {
+				t.Errorf("%q, %v", b, err)
+			}
+		})
+	}
 }
 
 func TestFolderBecomesASymlink(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"nodeskoop/collect"
@@ -24,11 +25,12 @@ func WriteCatalog(w io.Writer) error {
 			b.WriteByte('\n')
 			wrap(b, p, "")
 		}
-		fmt.Fprint(b, "\nWhat to look at next, on that node; PID is a process of the pod\n(nodeskoop pods lists them):\n")
 		steps := append(e.Next[:len(e.Next):len(e.Next)], collect.Step{
 			Command: "journalctl -t nodeskoop KUBESKOOP_EVENT=" + e.Name,
 			Shows:   "how often it happened, since when, and to whom; K8S_POD=NAME leaves one pod",
 		})
+		b.WriteByte('\n')
+		wrap(b, lookNext(steps), "")
 		for _, s := range steps {
 			// A command stands on a line of its own, whole, to be copied.
 			fmt.Fprintf(b, "\n  %s\n", s.Command)
@@ -36,6 +38,20 @@ func WriteCatalog(w io.Writer) error {
 		}
 	}
 	return b.Flush()
+}
+
+// lookNext introduces steps, and says what the words in capitals stand for.
+func lookNext(steps []collect.Step) string {
+	var means []string
+	for _, p := range collect.Placeholders {
+		if slices.ContainsFunc(steps, func(s collect.Step) bool { return s.Placeholder() == p.Word }) {
+			means = append(means, p.Word+" is "+p.Means)
+		}
+	}
+	if len(means) == 0 {
+		return "What to look at next, on that node:"
+	}
+	return "What to look at next, on that node. " + strings.Join(means, "; ") + ":"
 }
 
 // wrap writes a paragraph in lines of at most catalogWidth.

@@ -64,11 +64,9 @@ func TestCatalogIsCompiled(t *testing.T) {
 			}
 		}
 	}
-	// journalctl replaces a field's name only if it has no digit, as K8S_POD.
-	for _, m := range regexp.MustCompile(`@([A-Z0-9_]+)@`).FindAllStringSubmatch(b.String(), -1) {
-		if strings.ContainsAny(m[1], "0123456789") {
-			t.Errorf("journalctl shows @%s@ as it is", m[1])
-		}
+	// journalctl would replace it by what the entry's writer chose.
+	if fields := regexp.MustCompile(`@\S*@`).FindAllString(b.String(), -1); len(fields) > 0 {
+		t.Errorf("%v would be replaced by what an entry holds", fields)
 	}
 	for _, l := range strings.Split(b.String(), "\n") {
 		if len(l) > catalogWidth+24 {

@@ -4,11 +4,12 @@ package systemd
 
 import (
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect"
 )
 
 // Ready tells the service manager that the service works, and a line of
@@ -46,8 +47,9 @@ func Starting(d time.Duration) { notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", d.
 // Alive tells the service manager's watchdog that sampling goes on.
 func Alive() { notify(daemon.SdNotifyWatchdog) }
 
-// oneLine keeps a status one line: the next would be another message.
-func oneLine(s string) string { return strings.ReplaceAll(strings.TrimSpace(s), "\n", "; ") }
+// oneLine keeps a status one line, as the next would be another message, and
+// safe to print: `systemctl status` shows it as it is.
+func oneLine(s string) string { return collect.SafeLine(s) }
 
 // notify ignores failures: without a service manager nobody listens, and with
 // one there is nobody else to tell.

@@ -9,9 +9,10 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
-	"unicode/utf8"
 
+	"github.com/clipperhouse/displaywidth"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
@@ -59,7 +60,7 @@ func runCheck(c *cli.Context) error {
 		err = writeFindings(c.App.Writer, findings, terminalWidth(c.App.Writer), output.UseColor(c.App.Writer))
 	}
 	if err != nil {
-		return fmt.Errorf("standard output: %w", err)
+		return outputError(err)
 	}
 	if slices.ContainsFunc(findings, func(f finding) bool { return f.Verdict == bad }) {
 		return cli.Exit("", exitFailure) // the lines have said why
@@ -73,7 +74,7 @@ func writeFindings(w io.Writer, findings []finding, width int, color bool) error
 	name := 0
 	count := map[verdict]int{}
 	for _, f := range findings {
-		name = max(name, utf8.RuneCountInString(f.Check))
+		name = max(name, displaywidth.String(f.Check))
 		count[f.Verdict]++
 	}
 	indent := len(bad) + 2 + name + 2
@@ -99,10 +100,10 @@ func writeFindings(w io.Writer, findings []finding, width int, color bool) error
 	for _, f := range findings {
 		b.WriteString(paint(f.Verdict, pad(string(f.Verdict), len(bad), true)))
 		b.WriteString("  " + pad(f.Check, name, true) + "  ")
-		put("", string(collect.AppendSafe(nil, f.Found)))
+		put("", collect.SafeLine(f.Found))
 		if f.Do != "" {
 			b.WriteString(strings.Repeat(" ", indent))
-			put("-> ", string(collect.AppendSafe(nil, f.Do)))
+			put("-> ", collect.SafeLine(f.Do))
 		}
 	}
 	fmt.Fprintf(&b, "\n%d checks: %s", len(findings), paint(good, fmt.Sprintf("%d ok", count[good])))
@@ -137,7 +138,7 @@ func wrap(text string, width int) []string {
 		switch {
 		case line == "":
 			line = word
-		case utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width:
+		case displaywidth.String(line)+1+displaywidth.String(word) > width:
 			lines = append(lines, line)
 			line = word
 		default:
@@ -149,15 +150,24 @@ func wrap(text string, width int) []string {
 
 // terminalWidth is 0 where w is no terminal.
 func terminalWidth(w io.Writer) int {
-	f, ok := w.(*os.File)
+	f, ok := w.(syscall.Conn)
 	if !ok {
 		return 0
 	}
-	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	raw, err := f.SyscallConn()
 	if err != nil {
 		return 0
 	}
-	return int(size.Col)
+	width := 0
+	err = raw.Control(func(fd uintptr) {
+		if size, err := unix.IoctlGetWinsize(int(fd), unix.TIOCGWINSZ); err == nil {
+			width = int(size.Col)
+		}
+	})
+	if err != nil {
+		return 0
+	}
+	return width
 }
 
 // checker looks at one machine. Tests give it the tree of another.

@@ -24,10 +24,11 @@ import (
 func (k *checker) folder() finding {
 	const name = "textfile folder"
 	dir := k.path(k.cfg.text("textfile.dir"))
+	word := collect.ShellQuote(dir)
 	fi, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return finding{name, bad, dir + " does not exist", "apt install prometheus-node-exporter, or mkdir -p " + dir + ", or set textfile.dir"}
+		return finding{name, bad, dir + " does not exist", "apt install prometheus-node-exporter, or mkdir -p " + word + ", or set textfile.dir"}
 	case err != nil:
 		return finding{name, bad, err.Error(), "run it as root"}
 	case !fi.IsDir():
@@ -35,14 +36,14 @@ func (k *checker) folder() finding {
 	}
 	f, err := os.CreateTemp(dir, ".nodeskoop-check-*.tmp")
 	if err != nil {
-		do := "run it as root, or give this user the folder: chown " + strconv.Itoa(k.uid) + " " + dir
+		do := "run it as root, or give this user the folder: chown " + strconv.Itoa(k.uid) + " " + word
 		switch {
 		case errors.Is(err, unix.EROFS):
-			do = "mount it writable; in a unit ReadWritePaths=" + dir + " (systemctl edit nodeskoop)"
+			do = "mount it writable; in a unit ReadWritePaths=" + word + " (systemctl edit nodeskoop)"
 		case errors.Is(err, unix.ENOSPC):
-			do = "make room there: df -h " + dir + "; df -i " + dir
+			do = "make room there: df -h " + word + "; df -i " + word
 		case k.uid == 0:
-			do = "the folder is another user's: give the daemon CAP_DAC_OVERRIDE, or chown root " + dir
+			do = "the folder is another user's: give the daemon CAP_DAC_OVERRIDE, or chown root " + word
 		}
 		return finding{name, bad, "cannot write there: " + err.Error(), do}
 	}
@@ -50,15 +51,15 @@ func (k *checker) folder() finding {
 	// A full disk lets an empty file be made.
 	_, err = f.Write(make([]byte, 64<<10))
 	if err = errors.Join(err, f.Close()); err != nil {
-		return finding{name, bad, "cannot write there: " + err.Error(), "make room there: df -h " + dir}
+		return finding{name, bad, "cannot write there: " + err.Error(), "make room there: df -h " + word}
 	}
 	if fi.Mode().Perm()&0o005 != 0o005 {
-		return finding{name, warning, fmt.Sprintf("%s can be written, but its mode %#o keeps node_exporter's user out", dir, fi.Mode().Perm()), "chmod 0755 " + dir}
+		return finding{name, warning, fmt.Sprintf("%s can be written, but its mode %#o keeps node_exporter's user out", dir, fi.Mode().Perm()), "chmod 0755 " + word}
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err == nil {
 		if free := st.Bavail * uint64(st.Bsize); free < 64<<20 {
-			return finding{name, warning, fmt.Sprintf("%s has %d MiB left; a full node's file takes about 5 MiB, twice while it is replaced", dir, free>>20), "make room there: df -h " + dir}
+			return finding{name, warning, fmt.Sprintf("%s has %d MiB left; a full node's file takes about 5 MiB, twice while it is replaced", dir, free>>20), "make room there: df -h " + word}
 		}
 	}
 	return finding{name, good, dir + " can be written", ""}
@@ -68,6 +69,7 @@ func (k *checker) folder() finding {
 func (k *checker) file() finding {
 	const name = "textfile"
 	path := k.path(filepath.Join(k.cfg.text("textfile.dir"), k.cfg.text("textfile.file")))
+	word := collect.ShellQuote(path)
 	fi, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -78,9 +80,9 @@ func (k *checker) file() finding {
 	case err != nil:
 		return finding{name, bad, err.Error(), "run it as root"}
 	case !fi.Mode().IsRegular():
-		return finding{name, bad, path + " is not a regular file", "rm -r " + path}
+		return finding{name, bad, path + " is not a regular file, and is not replaced", "look at it (ls -ld " + word + "), and set another textfile.file"}
 	case fi.Mode().Perm()&0o004 == 0:
-		return finding{name, warning, fmt.Sprintf("%s has mode %#o: node_exporter's user cannot read it", path, fi.Mode().Perm()), `textfile.mode = "0644"; chmod 0644 ` + path}
+		return finding{name, warning, fmt.Sprintf("%s has mode %#o: node_exporter's user cannot read it", path, fi.Mode().Perm()), `textfile.mode = "0644"; chmod 0644 ` + word}
 	}
 	age := k.now.Sub(fi.ModTime()).Round(time.Second)
 	found := fmt.Sprintf("%s, %d bytes, mode %#o, %v old", path, fi.Size(), fi.Mode().Perm(), age)
@@ -89,13 +91,18 @@ func (k *checker) file() finding {
 	}
 	// The timer's period is a minute.
 	if limit := max(3*k.cfg.duration("interval"), 3*time.Minute); age > limit {
-		return finding{name, warning, found + ": nobody refreshes it, and node_exporter goes on serving it", "systemctl restart nodeskoop, or rm " + path}
+		return finding{name, warning, found + ": nobody refreshes it, and node_exporter goes on serving it", "systemctl restart nodeskoop, or rm " + word}
 	}
 	return finding{name, good, found, ""}
 }
 
-// maxTextfile is how much of another writer's file is looked at.
-const maxTextfile = 16 << 20
+// maxTextfile is how much of another writer's file is looked at, maxTextfiles
+// how much of all of them, and maxOtherFiles at how many.
+const (
+	maxTextfile   = 16 << 20
+	maxTextfiles  = 64 << 20
+	maxOtherFiles = 1000
+)
 
 // otherWriters looks for metrics of ours in the folder's other files.
 func (k *checker) otherWriters() []finding {
@@ -107,15 +114,25 @@ func (k *checker) otherWriters() []finding {
 		return nil
 	}
 	var out []finding
-	looked := 0
+	looked, room := 0, int64(maxTextfiles)
 	for _, path := range append(names, hidden...) {
 		if filepath.Base(path) == k.cfg.text("textfile.file") {
 			continue
 		}
+		if looked == maxOtherFiles || room <= 0 {
+			out = append(out, finding{name, warning, fmt.Sprintf("only the first %d other .prom files were looked at", looked), "ls " + collect.ShellQuote(dir)})
+			break
+		}
 		looked++
-		families, err := familiesIn(path)
+		word := collect.ShellQuote(path)
+		families, read, err := familiesIn(path, min(maxTextfile, room))
+		room -= read
+		if errors.Is(err, errLink) {
+			out = append(out, finding{name, warning, path + " is a symbolic link: what it leads to was not looked at, and node_exporter reads it", "ls -l " + word})
+			continue
+		}
 		if err != nil {
-			out = append(out, finding{name, bad, err.Error(), "mv " + path + " away: node_exporter cannot use it either"})
+			out = append(out, finding{name, bad, err.Error(), "mv " + word + " away: node_exporter cannot use it either"})
 			continue
 		}
 		var ours []string
@@ -137,7 +154,7 @@ func (k *checker) otherWriters() []finding {
 			ours = ours[:3]
 		}
 		out = append(out, finding{name, bad, fmt.Sprintf("%s, by %s, has metrics of this tool: %s%s. node_exporter shows the first of two equal series, whichever that is", path, who, strings.Join(ours, ", "), more),
-			"stop that writer (systemctl disable --now nodeskoop-collect.timer, or its cron job) and rm " + path})
+			"stop that writer (systemctl disable --now nodeskoop-collect.timer, or its cron job) and rm " + word})
 	}
 	if looked == 0 {
 		return []finding{{name, good, "there is no other .prom file in the folder", ""}}
@@ -153,22 +170,17 @@ func globEscape(path string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
 }
 
-// familiesIn are the names of the metric families in a textfile.
-func familiesIn(path string) ([]string, error) {
-	// Opening a FIFO would wait for its writer, as node_exporter does.
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+// familiesIn are the names of the metric families in a textfile, of which at
+// most so many bytes are read. It returns how many were.
+func familiesIn(path string, most int64) ([]string, int64, error) {
+	f, err := openRegular(path)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !fi.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file: node_exporter may hang on it at each scrape", path)
-	}
-	return families(io.LimitReader(f, maxTextfile))
+	r := &io.LimitedReader{R: f, N: most}
+	names, err := families(r)
+	return names, most - r.N, err
 }
 
 // families are the names in a text exposition, in order, each once.
@@ -215,7 +227,7 @@ func familyOf(line []byte) string {
 
 // runningExporter is a node_exporter that runs here.
 type runningExporter struct {
-	pid     string
+	machineProcess
 	dirs    []string
 	without bool // textfiles are switched off
 }
@@ -223,23 +235,13 @@ type runningExporter struct {
 // exporterProcesses finds them.
 func (k *checker) exporterProcesses() []runningExporter {
 	var out []runningExporter
-	cmdlines, _ := filepath.Glob(k.path("/proc/[0-9]*/cmdline"))
-	for _, path := range cmdlines {
-		b, err := os.ReadFile(path)
-		if err != nil || len(b) == 0 {
-			continue
-		}
-		args := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
-		exe := filepath.Base(args[0])
-		if exe != "node_exporter" && exe != "prometheus-node-exporter" {
-			continue
-		}
-		e := runningExporter{pid: filepath.Base(filepath.Dir(path)), dirs: textfileDirs(args[1:])}
-		if len(e.dirs) == 0 && exe == "prometheus-node-exporter" {
+	for _, p := range k.processesNamed("node_exporter", "prometheus-node-exporter") {
+		e := runningExporter{machineProcess: p, dirs: textfileDirs(p.args[1:])}
+		if len(e.dirs) == 0 && p.name == "prometheus-node-exporter" {
 			e.dirs = []string{"/var/lib/prometheus/node-exporter"} // Debian's default
 		}
 		on := false
-		for _, a := range args[1:] {
+		for _, a := range p.args[1:] {
 			switch strings.TrimLeft(a, "-") {
 			case "collector.textfile":
 				on = true
@@ -253,57 +255,65 @@ func (k *checker) exporterProcesses() []runningExporter {
 	return out
 }
 
-// reads reports whether an exporter reads a folder, which may have another name
-// where it runs. It returns the name there.
-func (k *checker) reads(e runningExporter, dir string) (string, bool) {
-	own, ownErr := os.Stat(k.path(dir))
-	for _, d := range e.dirs {
-		if ownErr == nil {
-			there, _ := filepath.Glob(filepath.Join(k.path("/proc"), e.pid, "root") + d)
-			for _, t := range there {
-				if fi, err := os.Stat(t); err == nil && os.SameFile(own, fi) {
-					return d, true
-				}
-			}
-			if len(there) > 0 {
-				continue
-			}
-		}
-		// Its view of the files cannot be told: the names must do.
-		if ok, _ := filepath.Match(filepath.Clean(d), filepath.Clean(dir)); ok {
-			return d, true
-		}
-	}
-	return "", false
-}
-
 // exporters looks at the node_exporters that run here, if any.
 func (k *checker) exporters() finding { return k.judgeExporters(k.exporterProcesses()) }
 
-// judgeExporters: it takes one that reads the folder.
+// judgeExporters: it takes one that reads the folder. What a process says of
+// itself is in what was found, never in what is to be done: that is root's to
+// type.
 func (k *checker) judgeExporters(all []runningExporter) finding {
 	const name = "node_exporter"
 	dir := k.cfg.text("textfile.dir")
-	if len(all) == 0 {
-		return finding{name, warning, "none runs here that this process can see", "apt install prometheus-node-exporter; in a container it must mount " + dir}
-	}
+	flag := "--collector.textfile.directory=" + collect.ShellQuote(dir)
+	var doubted []string
 	var worst finding
+	note := func(v verdict, found, do string) {
+		if worst.Verdict != bad {
+			worst = finding{name, v, found, do}
+		}
+	}
 	for _, e := range all {
-		switch d, ok := k.reads(e, dir); {
-		case e.without:
-			worst = finding{name, bad, "process " + e.pid + " has its textfile collector switched off", "start it with --collector.textfile --collector.textfile.directory=" + dir}
+		who := "process " + e.pid
+		if e.doubt != "" {
+			doubted = append(doubted, fmt.Sprintf("%s calls itself %s, but %s", who, e.name, e.doubt))
+			continue
+		}
+		// One in a container is not this machine's to restart.
+		severity, restart := bad, "start it with "+flag
+		if !k.sameRoot(e.pid) {
+			severity, who = warning, who+", which has a root folder of its own,"
+			restart = "if it is to read this node's textfiles: mount " + collect.ShellQuote(dir) + " there, and start it with --collector.textfile.directory= that folder"
+		}
+		if e.without {
+			note(severity, who+" has its textfile collector switched off", strings.Replace(restart, "start it with ", "start it with --collector.textfile ", 1))
+			continue
+		}
+		d, ok, err := k.readsFolder(e.pid, e.dirs, dir)
+		switch {
 		case ok:
-			found := "process " + e.pid + " reads " + d
+			found := who + " reads " + d
 			if filepath.Clean(d) != filepath.Clean(dir) {
 				found += ", which is " + dir
 			}
 			return finding{name, good, found, ""}
 		case len(e.dirs) == 0:
-			worst = finding{name, bad, "process " + e.pid + " reads no textfiles", "start it with --collector.textfile.directory=" + dir}
+			note(severity, who+" reads no textfiles", restart)
+		case err != nil:
+			note(warning, fmt.Sprintf("whether %s reads %s cannot be told: %v", who, dir, err), restart)
 		default:
-			worst = finding{name, bad, "process " + e.pid + " reads " + strings.Join(e.dirs, ", ") + ", not " + dir,
-				fmt.Sprintf("set textfile.dir = %q in %s, or start it with --collector.textfile.directory=%s", e.dirs[0], defaultConfigFile, dir)}
+			note(severity, who+" reads "+strings.Join(e.dirs, ", ")+", not "+dir, restart+"; or set textfile.dir to a folder that it reads")
 		}
+	}
+	if worst.Check == "" {
+		worst = finding{name, warning, "none runs here that this process can see", "apt install prometheus-node-exporter; in a container it must mount " + collect.ShellQuote(dir)}
+	}
+	if len(doubted) > 0 {
+		const most = 3
+		more := ""
+		if len(doubted) > most {
+			doubted, more = doubted[:most], fmt.Sprintf(" and %d more", len(doubted)-most)
+		}
+		worst.Found += " (not counted: " + strings.Join(doubted, "; ") + more + ")"
 	}
 	return worst
 }
@@ -325,15 +335,9 @@ func textfileDirs(args []string) []string {
 // daemon is the process of a daemon that runs with this configuration, 0 if
 // none does.
 func (k *checker) daemon() int {
-	cmdlines, _ := filepath.Glob(k.path("/proc/[0-9]*/cmdline"))
-	for _, path := range cmdlines {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			continue
-		}
-		args := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
-		if filepath.Base(args[0]) == "nodeskoop" && slices.Contains(args[1:], "run") && configOf(args) == cmp.Or(k.cfg.File, defaultConfigFile) {
-			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+	for _, p := range k.processesNamed("nodeskoop") {
+		if p.doubt == "" && slices.Contains(p.args[1:], "run") && configOf(p.args) == cmp.Or(k.cfg.File, defaultConfigFile) {
+			pid, _ := strconv.Atoi(p.pid)
 			return pid
 		}
 	}

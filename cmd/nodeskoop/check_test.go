@@ -47,7 +47,36 @@ func checkerOf(t *testing.T, config string, files map[string]string) *checker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &checker{cfg: cfg, root: tree(t, files), now: time.Now(), release: "6.1.0-13-amd64"}
+	k := &checker{cfg: cfg, root: tree(t, files), now: time.Now(), release: "6.1.0-13-amd64", uid: os.Geteuid()}
+	for name, text := range files {
+		if dir, ok := strings.CutSuffix(name, "/cmdline"); ok {
+			argument, _, _ := strings.Cut(text, "\x00")
+			beProcess(t, k, dir, "/usr/bin/"+filepath.Base(argument))
+		}
+	}
+	return k
+}
+
+// beProcess gives a process of the tree what a real one has: an executable, a
+// user, and the machine's root folder.
+func beProcess(t *testing.T, k *checker, dir, exe string) {
+	t.Helper()
+	try := func(err error) {
+		if err != nil && !os.IsExist(err) {
+			t.Fatal(err)
+		}
+	}
+	try(os.MkdirAll(filepath.Dir(k.path(exe)), 0o755))
+	try(os.WriteFile(k.path(exe), nil, 0o755))
+	try(os.Symlink(k.path(exe), k.path(dir+"/exe")))
+	status := k.path(dir + "/status")
+	text, err := os.ReadFile(status)
+	if err != nil {
+		try(os.WriteFile(status, []byte("Uid:\t0\t0\t0\t0\n"), 0o644))
+	} else if err == nil && !strings.Contains(string(text), "Uid:") {
+		try(os.WriteFile(status, append(text, "Uid:\t0\t0\t0\t0\n"...), 0o644))
+	}
+	try(os.Symlink(k.root, k.path(dir+"/root")))
 }
 
 const textfileDir = "/var/lib/prometheus/node-exporter/"
@@ -124,18 +153,24 @@ func TestCheckFindings(t *testing.T) {
 		{"another program's", "", map[string]string{textfileDir + ".hidden.prom": "kubeskoop_netdev_rxbytes 1\nkubeskoop_udp_noports{} 1\nkubeskoop_sock_inuse 1\nkubeskoop_tcp_outsegs 2\n"}, first((*checker).otherWriters), bad, "by another program, has metrics of this tool: kubeskoop_netdev_rxbytes, kubeskoop_udp_noports, kubeskoop_sock_inuse and 1 more", "rm "},
 
 		{"no exporter", "", nil, (*checker).exporters, warning, "none runs", "apt install"},
-		{"Debian's", "", map[string]string{"/proc/12/cmdline": "/usr/bin/prometheus-node-exporter\x00"}, (*checker).exporters, good, "process 12 reads /var/lib/prometheus/node-exporter", ""},
-		{"another folder", "", map[string]string{"/proc/12/cmdline": "node_exporter\x00--collector.textfile.directory=/srv/text\x00"}, (*checker).exporters, bad, "reads /srv/text, not", `textfile.dir = "/srv/text"`},
-		{"no folder", "", map[string]string{"/proc/12/cmdline": "node_exporter\x00"}, (*checker).exporters, bad, "reads no textfiles", "--collector.textfile.directory="},
+		{"Debian's", "", map[string]string{textfileDir: "", "/proc/12/cmdline": "/usr/bin/prometheus-node-exporter\x00"}, (*checker).exporters, good, "process 12 reads /var/lib/prometheus/node-exporter", ""},
+		{"another folder", "", map[string]string{textfileDir: "", "/proc/12/cmdline": "node_exporter\x00--collector.textfile.directory=/srv/text\x00"}, (*checker).exporters, bad, "reads /srv/text, not", "--collector.textfile.directory=/var/lib/prometheus/node-exporter"},
+		{"no folder", "", map[string]string{textfileDir: "", "/proc/12/cmdline": "node_exporter\x00"}, (*checker).exporters, bad, "reads no textfiles", "--collector.textfile.directory="},
 		{"switched off", "", map[string]string{"/proc/12/cmdline": "/usr/bin/prometheus-node-exporter\x00--collector.disable-defaults\x00"}, (*checker).exporters, bad, "switched off", "--collector.textfile "},
-		{"on again", "", map[string]string{"/proc/12/cmdline": "/usr/bin/prometheus-node-exporter\x00--collector.disable-defaults\x00--collector.textfile\x00"}, (*checker).exporters, good, "process 12", ""},
-		{"one of two", "", map[string]string{"/proc/12/cmdline": "node_exporter\x00", "/proc/13/cmdline": "node_exporter\x00--collector.textfile.directory=/var/lib/*/node-exporter\x00"}, (*checker).exporters, good, "process 13", ""},
-		{"the folder under another name", "", map[string]string{textfileDir: "", "/proc/12/cmdline": "node_exporter\x00--collector.textfile.directory=/host/text\x00"}, func(k *checker) finding {
-			_ = os.MkdirAll(k.path("/proc/12/root/host"), 0o755)
-			_ = os.Symlink(k.path(textfileDir), k.path("/proc/12/root/host/text"))
+		{"on again", "", map[string]string{textfileDir: "", "/proc/12/cmdline": "/usr/bin/prometheus-node-exporter\x00--collector.disable-defaults\x00--collector.textfile\x00"}, (*checker).exporters, good, "process 12", ""},
+		{"one of two", "", map[string]string{textfileDir: "", "/proc/12/cmdline": "node_exporter\x00", "/proc/13/cmdline": "node_exporter\x00--collector.textfile.directory=/var/lib/*/node-exporter\x00"}, (*checker).exporters, good, "process 13", ""},
+		{"the folder under another name", "", map[string]string{textfileDir: "", "/proc/12/cmdline": "node_exporter\x00--collector.textfile.directory=/host\x00"}, func(k *checker) finding {
+			other := t.TempDir()
+			_ = os.MkdirAll(other+"/host", 0o755)
+			_ = os.Remove(k.path("/proc/12/root"))
+			_ = os.Symlink(other, k.path("/proc/12/root"))
+			if err := unix.Mount(k.path(textfileDir), other+"/host", "", unix.MS_BIND, ""); err != nil {
+				t.Skip(err)
+			}
+			t.Cleanup(func() { _ = unix.Unmount(other+"/host", unix.MNT_DETACH) })
 			return k.exporters()
-		}, good, "reads /host/text, which is /var/lib/prometheus/node-exporter", ""},
-		{"another folder of the same name", "", map[string]string{textfileDir: "", "/proc/12/cmdline": "/usr/bin/prometheus-node-exporter\x00", "/proc/12/root" + textfileDir: ""}, (*checker).exporters, bad, "not /var/lib", "textfile.dir"},
+		}, good, "reads /host, which is /var/lib/prometheus/node-exporter", ""},
+		{"another folder of the same name", "", map[string]string{textfileDir: "", "/proc/12/cmdline": "/usr/bin/prometheus-node-exporter\x00", "/proc/12/root" + textfileDir: ""}, (*checker).exporters, warning, "not /var/lib", "mount /var/lib/prometheus/node-exporter there"},
 
 		{"nobody writes", "", nil, (*checker).modes, warning, "neither", "systemctl enable --now nodeskoop"},
 		{"the daemon", "", map[string]string{"/proc/9/cmdline": "/usr/sbin/nodeskoop\x00run\x00"}, (*checker).modes, good, "process 9", ""},
@@ -146,7 +181,6 @@ func TestCheckFindings(t *testing.T) {
 
 		{"a daemon with all rights", "", map[string]string{"/proc/9/cmdline": "nodeskoop\x00run\x00", "/proc/9/status": "Name:\tx\nCapEff:\t000001ffffffffff\n"}, first((*checker).daemonRights), good, "process 9", ""},
 		{"a daemon with fewer", "", map[string]string{"/proc/9/cmdline": "nodeskoop\x00run\x00", "/proc/9/status": "CapEff:\t000001fffff7ffff\n"}, first((*checker).daemonRights), bad, "process 9: CAP_SYS_PTRACE missing", "systemctl edit nodeskoop"},
-		{"a daemon that hides", "", map[string]string{"/proc/9/cmdline": "nodeskoop\x00run\x00"}, first((*checker).daemonRights), warning, "status", "root"},
 
 		{"no journald", "", nil, first((*checker).journal), warning, "standard error", "systemctl start systemd-journald"},
 		{"persistent", "", map[string]string{"/var/log/journal/": ""}, (*checker).journalStorage, good, "persistent", ""},
@@ -327,7 +361,7 @@ func TestFamiliesInDoesNotWait(t *testing.T) {
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := familiesIn(fifo); err == nil || !strings.Contains(err.Error(), "hang") {
+	if _, _, err := familiesIn(fifo, 1); err == nil || !strings.Contains(err.Error(), "hang") {
 		t.Errorf("a FIFO: %v", err)
 	}
 }
@@ -524,7 +558,7 @@ func TestCheckBesideNodeExporter(t *testing.T) {
 		}
 		return k.judgeExporters(only)
 	}
-	if f := verdictOf(mine); f.Verdict != bad || !strings.Contains(f.Found, pid+"reads "+other) || !strings.Contains(f.Do, other) {
+	if f := verdictOf(mine); f.Verdict != bad || !strings.Contains(f.Found, pid+"reads "+other) || strings.Contains(f.Do, other) || !strings.Contains(f.Do, "--collector.textfile.directory="+mine) {
 		t.Errorf("another folder: %+v", f)
 	}
 	if f := verdictOf(other); f.Verdict != good || !strings.Contains(f.Found, pid) {

@@ -1,12 +1,17 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
 	"github.com/urfave/cli/v2"
 
 	"nodeskoop/collect/trace"
@@ -20,7 +25,7 @@ func collectCommand() *cli.Command {
 		Description: "Exit code 0: every probe gave all its values. 3: some are missing, the others were written.\n" +
 			"1: nothing could be written. 2: the command line is wrong.",
 		Flags: append(commonFlags(),
-			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write `FILE`, whole or not at all; FOLDER/ for the configured name in that folder", EnvVars: []string{"NODESKOOP_OUTPUT"}},
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write `FILE`, whole or not at all; FOLDER/ for the configured name in that folder; - for standard output", EnvVars: []string{"NODESKOOP_OUTPUT"}},
 			&cli.BoolFlag{Name: "events", Usage: "send the events that are seen meanwhile to the journal", EnvVars: []string{"NODESKOOP_EVENTS"}},
 			&cli.DurationFlag{Name: "duration", Usage: "let the eBPF probes watch for `TIME` before the sample is taken", EnvVars: []string{"NODESKOOP_DURATION"}},
 		),
@@ -39,8 +44,10 @@ func collectOnce(c *cli.Context) error {
 		return cli.Exit(fmt.Sprintf("--duration: %v is out of range: use 0 to 24h", d), exitUsage)
 	}
 	var file *output.Textfile
-	if o := c.String("output"); o != "" {
-		if file, err = s.outputFile(o); err != nil {
+	if o := c.String("output"); o != "" && !isStandardOutput(o) {
+		if file, err = s.outputFile(o); errors.Is(err, output.ErrNotReplaced) {
+			return fmt.Errorf("%w (-o - is standard output)", err)
+		} else if err != nil {
 			return err
 		}
 		defer file.Close()
@@ -70,8 +77,8 @@ func collectOnce(c *cli.Context) error {
 	fams := r.Cycle()
 	if file != nil {
 		err = file.Write(fams)
-	} else if err = output.EncodeTo(c.App.Writer, fams, s.log); err != nil {
-		err = fmt.Errorf("standard output: %w", err)
+	} else {
+		err = writeMetrics(c.App.Writer, fams, s.log)
 	}
 	if err != nil {
 		return err
@@ -86,6 +93,36 @@ func collectOnce(c *cli.Context) error {
 		return cli.Exit("these probes gave no complete values: "+strings.Join(failed, ", "), exitPartial)
 	}
 	return nil
+}
+
+// writeMetrics writes the families to standard output. A terminal gets them
+// for a person to read: a label may hold whatever a pod's owner likes.
+func writeMetrics(w io.Writer, fams []*dto.MetricFamily, log *slog.Logger) error {
+	if !output.IsTerminal(w) {
+		if err := output.EncodeTo(w, fams, log); err != nil {
+			return outputError(err)
+		}
+		return nil
+	}
+	lines := output.LineWriter(w)
+	err := output.EncodeTo(lines, fams, log)
+	if err == nil {
+		err = lines.Flush()
+	}
+	if err != nil {
+		return outputError(err)
+	}
+	return nil
+}
+
+// isStandardOutput reports whether -o names standard output. That is written
+// to, as a file cannot replace it.
+func isStandardOutput(o string) bool {
+	if o == "-" {
+		return true
+	}
+	abs, err := filepath.Abs(o)
+	return err == nil && slices.Contains([]string{"/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"}, abs)
 }
 
 // outputFile is the file that -o names.

@@ -167,6 +167,8 @@ Fields of every event: ` + "`MESSAGE`, `MESSAGE_ID`, `PRIORITY`, `SYSLOG_IDENTIF
 
 Addresses of services: an event of a socket (` + "`TCPRESET_ACTIVE`, `TCPRESET_RECEIVE`, `TCPRetrans`, `SOCKETLAT_READSLOW`, `SOCKETLAT_SENDSLOW`, `TXLAT_NETDEV_100MS`" + `) shows the addresses of that socket. At the client of a service that is the service's address; at the backend it is the backend's own. An event of a packet shows the packet's header at that place. In a pod whose node translates (kube-proxy), every event of the client shows the service, and every event of the backend the backend; the node's own namespace shows either, before and after the translation. A client in the host's network has the translation in its own namespace: ` + "`PacketLoss`, `TXKERNEL_SLOW` and `TXLAT_QDISC_100MS`" + ` of what it sends, and ` + "`PacketLoss`" + ` of an answer in a firewall's input rules, show the backend; what TCP has received (` + "`TCPRESET_NOSOCK`, `TCPRESET_PROCESS`, `RXKERNEL_SLOW`" + `) shows the service.
 
+Commands to look at next have words in capitals that you fill in: ` + placeholders() + `. journalctl -x does not fill them in: anyone may write to the journal, with any field, and a command must not take a name from there.
+
 | event | probe | when | priority | what happened |
 |---|---|---|---|---|
 `)
@@ -199,6 +201,15 @@ Addresses of services: an event of a socket (` + "`TCPRESET_ACTIVE`, `TCPRESET_R
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// placeholders says what the words stand for that the reader fills in.
+func placeholders() string {
+	var means []string
+	for _, p := range collect.Placeholders {
+		means = append(means, "`"+p.Word+"` is "+p.Means)
+	}
+	return strings.Join(means, "; ")
 }
 
 // when says which occurrences are events.

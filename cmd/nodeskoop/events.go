@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
@@ -66,6 +67,13 @@ func (s *setup) sinks(foreground bool) []collect.EventSink {
 		return []collect.EventSink{journalSink(s.log)}
 	}
 	lines := output.NewTerminal(s.c.App.Writer, output.TerminalOptions{})
+	go func() {
+		select {
+		case <-lines.Failed():
+			s.log.Warn("printing events failed; the journal has them", "error", outputError(lines.Err()))
+		case <-s.c.Context.Done():
+		}
+	}()
 	if err := output.JournalAvailable(""); err != nil {
 		s.log.Warn("there is no journald: events are only printed", "error", err)
 		return []collect.EventSink{lines}
@@ -165,13 +173,23 @@ func watchEvents(c *cli.Context) error {
 		return cli.Exit("none of the chosen probes has such events; see nodeskoop probes", exitUsage)
 	}
 	pods := s.watchPods(c.Context, s.cfg)
-	ev := s.newEvents(pods, filter.wants, output.NewTerminal(c.App.Writer, output.TerminalOptions{JSON: c.Bool("json")}))
+	lines := output.NewTerminal(c.App.Writer, output.TerminalOptions{JSON: c.Bool("json")})
+	ev := s.newEvents(pods, filter.wants, lines)
 	r, err := s.newRunner(pods, ev.plane)
 	if err != nil {
 		return err
 	}
+	ctx, stop := context.WithCancel(c.Context)
+	defer stop()
+	go func() {
+		select {
+		case <-lines.Failed(): // nobody reads on
+			stop()
+		case <-ctx.Done():
+		}
+	}()
 	first := true
-	r.Run(c.Context, func([]*dto.MetricFamily) {
+	r.Run(ctx, func([]*dto.MetricFamily) {
 		if !first {
 			return
 		}
@@ -189,7 +207,19 @@ func watchEvents(c *cli.Context) error {
 	up := slices.ContainsFunc(r.Status(), func(st collect.ProbeStatus) bool { return st.Up })
 	r.Close()
 	ev.close(s.log)
-	if !up {
+	var lost uint64
+	for _, t := range collect.Events() {
+		_, n := lines.Counts(t)
+		lost += n
+	}
+	switch err := lines.Err(); {
+	case errors.Is(err, syscall.EPIPE):
+		return err
+	case err != nil:
+		return fmt.Errorf("%w; %d events are missing", outputError(err), lost)
+	case lost > 0:
+		return fmt.Errorf("%d events are missing on standard output: its reader did not keep up", lost)
+	case !up:
 		return errors.New("none of the probes works here; nodeskoop probes says why")
 	}
 	return nil

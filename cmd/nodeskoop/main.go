@@ -25,6 +25,7 @@ import (
 	"nodeskoop/collect/pod"
 	"nodeskoop/collect/proc"
 	"nodeskoop/collect/trace"
+	"nodeskoop/output"
 	"nodeskoop/systemd"
 )
 
@@ -45,23 +46,54 @@ func init() { runtime.LockOSThread() }
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	// A reader that goes away is an error of the write, for run to judge: it
+	// must not end a daemon that prints events, nor keep a command from
+	// cleaning up.
+	signal.Ignore(syscall.SIGPIPE)
 	os.Exit(run(ctx, os.Args, os.Stdout, os.Stderr))
 }
 
 // run is the program: it returns the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	err := newApp(stdout, stderr).RunContext(ctx, args)
+	out := output.NewStandard(stdout)
+	err := newApp(out, stderr).RunContext(ctx, args)
+	wrote := out.Flush()
+	switch {
+	case errors.Is(wrote, syscall.EPIPE) && (err == nil || errors.Is(err, syscall.EPIPE)):
+		return 0 // the reader, as head, has had enough
+	case wrote != nil && !errors.As(err, new(outputFailure)) && (err == nil || errors.Is(err, wrote)):
+		err = outputError(wrote)
+	}
 	if err == nil {
 		return 0
 	}
 	if msg := err.Error(); msg != "" {
-		fmt.Fprintf(stderr, "nodeskoop: %s\n", msg)
+		fmt.Fprintf(stderr, "nodeskoop: %s\n", collect.SafeLine(msg))
 	}
 	var coder cli.ExitCoder
 	if errors.As(err, &coder) {
 		return coder.ExitCode()
 	}
 	return exitFailure
+}
+
+// outputFailure says that something is missing on standard output.
+type outputFailure struct{ cause error }
+
+func outputError(err error) error { return outputFailure{err} }
+
+func (e outputFailure) Unwrap() error { return e.cause }
+
+func (e outputFailure) Error() string {
+	cause, hint := e.cause, ""
+	var errno syscall.Errno
+	if errors.As(cause, &errno) {
+		cause = errno
+	}
+	if errno == syscall.ENOSPC || errno == syscall.EDQUOT {
+		hint = "; free some space there: see df and df -i"
+	}
+	return fmt.Sprintf("write to standard output: %v: what is there is incomplete%s", cause, hint)
 }
 
 func newApp(stdout, stderr io.Writer) *cli.App {
@@ -228,11 +260,11 @@ func (s *setup) use(cfg *Config) {
 func newHandler(w io.Writer, format string, level slog.Leveler) slog.Handler {
 	switch {
 	case format == "json":
-		return slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level})
+		return slog.NewJSONHandler(output.LogWriter(w, true), &slog.HandlerOptions{Level: level})
 	case w == os.Stderr && systemd.StderrIsJournal():
-		return systemd.NewHandler(w, level)
+		return systemd.NewHandler(output.LogWriter(w, false), level)
 	}
-	return slog.NewTextHandler(w, &slog.HandlerOptions{Level: level})
+	return slog.NewTextHandler(output.LogWriter(w, false), &slog.HandlerOptions{Level: level})
 }
 
 // factories are the 23 probes; those that trace share a plane.

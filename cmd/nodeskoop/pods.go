@@ -1,19 +1,23 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
+	"github.com/clipperhouse/displaywidth"
 	"github.com/urfave/cli/v2"
+
+	"nodeskoop/collect"
 )
 
 // podRow is one pod as `nodeskoop pods` prints it.
@@ -60,8 +64,7 @@ func podsCommand() *cli.Command {
 			if c.Bool("json") {
 				return writeJSON(c, rows)
 			}
-			w := tabwriter.NewWriter(c.App.Writer, 0, 8, 2, ' ', 0)
-			fmt.Fprintln(w, "NAMESPACE\tPOD\tNETNS\tADDRESSES\tPROCESSES")
+			lines := [][]string{{"NAMESPACE", "POD", "NETNS", "ADDRESSES", "PROCESSES"}}
 			for _, r := range rows {
 				netns := strconv.FormatUint(r.Netns, 10)
 				if r.HostNetwork {
@@ -69,17 +72,44 @@ func podsCommand() *cli.Command {
 				} else if r.Netns == 0 {
 					netns = "-"
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", r.Namespace, r.Pod, netns, dash(join(r.Addresses)), dash(shorten(join(r.Processes))))
+				lines = append(lines, []string{r.Namespace, r.Pod, netns, dash(join(r.Addresses)), dash(shorten(join(r.Processes)))})
 			}
-			return w.Flush()
+			return writeColumns(c.App.Writer, lines)
 		},
 	}
 }
 
+// writeColumns writes rows of cells, each as collect.Safe writes it, in columns
+// that are as wide as they need to be.
+func writeColumns(w io.Writer, rows [][]string) error {
+	widths := make([]int, len(rows[0]))
+	for _, r := range rows {
+		for i, text := range r {
+			r[i] = collect.Safe(text)
+			widths[i] = max(widths[i], displaywidth.String(r[i]))
+		}
+	}
+	var b bytes.Buffer
+	for _, r := range rows {
+		for i, text := range r {
+			b.WriteString(text)
+			if i < len(r)-1 {
+				b.WriteString(strings.Repeat(" ", widths[i]+2-displaywidth.String(text)))
+			}
+		}
+		b.WriteByte('\n')
+	}
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
 func writeJSON(c *cli.Context, v any) error {
-	e := json.NewEncoder(c.App.Writer)
-	e.SetIndent("", "  ")
-	return e.Encode(v)
+	text, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	_, err = c.App.Writer.Write(append(collect.AppendSafeJSON(nil, text), '\n'))
+	return err
 }
 
 func join[T any](list []T) string {

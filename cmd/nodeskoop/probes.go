@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
 
@@ -24,6 +23,8 @@ type probeRow struct {
 	Works    bool   `json:"works"`
 	Reason   string `json:"reason,omitempty"`
 	Hook     string `json:"hook,omitempty"`
+	// Devices are those that the hook is on, for a probe that watches devices.
+	Devices []string `json:"devices,omitempty"`
 	// Lacks is what the probe cannot see here.
 	Lacks []string `json:"lacks,omitempty"`
 	// Refused is what the kernel answered to better hooks.
@@ -49,8 +50,7 @@ func probesCommand() *cli.Command {
 			if c.Bool("json") {
 				return writeJSON(c, rows)
 			}
-			w := tabwriter.NewWriter(c.App.Writer, 0, 8, 2, ' ', 0)
-			fmt.Fprintln(w, "PROBE\tKINDS\tSOURCE\tOVERHEAD\tENABLED\tHOOK\tWORKS HERE")
+			lines := [][]string{{"PROBE", "KINDS", "SOURCE", "OVERHEAD", "ENABLED", "HOOK", "WORKS HERE"}}
 			for _, r := range rows {
 				works := "yes"
 				if !r.Works {
@@ -58,17 +58,23 @@ func probesCommand() *cli.Command {
 				} else if len(r.Lacks) > 0 {
 					works = "in part"
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Probe, r.Kinds, r.Source, r.Overhead, yesNo(r.Enabled), dash(r.Hook), works)
+				lines = append(lines, []string{r.Probe, r.Kinds, r.Source, r.Overhead, yesNo(r.Enabled), dash(r.Hook), works})
 			}
-			if err := w.Flush(); err != nil {
+			if err := writeColumns(c.App.Writer, lines); err != nil {
 				return err
 			}
 			for _, r := range rows {
 				if !r.Works {
-					fmt.Fprintf(c.App.Writer, "\n%s does not work: %s\n", r.Probe, strings.TrimPrefix(firstLine(r.Reason), "probe "+r.Probe+" "))
+					fmt.Fprintf(c.App.Writer, "\n%s does not work: %s\n", r.Probe, collect.Safe(strings.TrimPrefix(firstLine(r.Reason), "probe "+r.Probe+" ")))
+				}
+				if len(r.Devices) > 0 {
+					fmt.Fprintf(c.App.Writer, "\n%s watches the devices %s\n", r.Probe, collect.Safe(strings.Join(r.Devices, ", ")))
 				}
 				if len(r.Lacks) > 0 {
-					fmt.Fprintf(c.App.Writer, "\n%s does not see:\n  - %s\n", r.Probe, strings.Join(r.Lacks, "\n  - "))
+					fmt.Fprintf(c.App.Writer, "\n%s does not see:\n", r.Probe)
+					for _, l := range r.Lacks {
+						fmt.Fprintf(c.App.Writer, "  - %s\n", collect.SafeLine(l))
+					}
 				}
 			}
 			return nil
@@ -97,7 +103,7 @@ func (s *setup) tryProbes() ([]probeRow, error) {
 	for _, st := range r.Status() {
 		p := collect.ProbeByName(st.Name)
 		row := probeRow{Probe: p.Name, Title: p.Title, Kinds: p.Kinds(), Source: p.Source.String(), Overhead: p.Overhead,
-			Enabled: slices.Contains(s.cfg.probes, p.Name), Works: st.Up, Hook: st.Hook, Lacks: st.Lacks, Refused: plane.Refusals(p.Name), Metrics: len(p.Metrics), Events: len(p.Events)}
+			Enabled: slices.Contains(s.cfg.probes, p.Name), Works: st.Up, Hook: st.Hook, Devices: plane.Devices(p.Name), Lacks: st.Lacks, Refused: plane.Refusals(p.Name), Metrics: len(p.Metrics), Events: len(p.Events)}
 		if errors.Is(st.Err, collect.ErrNotBuilt) {
 			row.Reason = collect.ErrNotBuilt.Error()
 		} else if st.Err != nil {

@@ -12,8 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
 
+	"github.com/clipperhouse/displaywidth"
 	"github.com/gdamore/tcell/v3"
 	"github.com/urfave/cli/v2"
 
@@ -197,7 +197,7 @@ func printTop(c *cli.Context, s *topSampler, args topArguments, log *slog.Logger
 			write = t.writeJSON
 		}
 		if err := write(c.App.Writer, args.order); err != nil {
-			return fmt.Errorf("standard output: %w", err)
+			return outputError(err)
 		}
 	}
 	return nil
@@ -234,10 +234,10 @@ func (t *topTable) titles() []string {
 
 // texts are the cells of one row, as titles has them.
 func (t *topTable) texts(r *topRow) []string {
-	out := []string{string(collect.AppendSafe(nil, r.name()))}
+	out := []string{collect.Safe(r.name())}
 	for i, c := range t.columns {
 		if out = append(out, r.cells[i].text(c)); c.name == "drops" {
-			out = append(out, string(collect.AppendSafe(nil, dash(r.reason))))
+			out = append(out, collect.Safe(dash(r.reason)))
 		}
 	}
 	return out
@@ -275,20 +275,23 @@ func widthsOf(lines [][]string) []int {
 	widths := make([]int, len(lines[0]))
 	for _, l := range lines {
 		for i, text := range l {
-			widths[i] = max(widths[i], utf8.RuneCountInString(text))
+			widths[i] = max(widths[i], displaywidth.String(text))
 		}
 	}
 	return widths
 }
 
-// pad fills text up with spaces, or cuts it, to width.
+// pad fills text up with spaces, or cuts it, to width columns.
 func pad(text string, width int, left bool) string {
-	n := utf8.RuneCountInString(text)
+	n := displaywidth.String(text)
+	if n > width {
+		if width <= 0 {
+			return ""
+		}
+		text = displaywidth.TruncateString(text, width, "…")
+		n = displaywidth.String(text)
+	}
 	switch {
-	case n > width && width > 0:
-		return string([]rune(text)[:width-1]) + "…"
-	case n > width:
-		return ""
 	case left:
 		return text + strings.Repeat(" ", width-n)
 	}
@@ -322,7 +325,7 @@ func (t *topTable) writeJSON(w io.Writer, order topOrder) error {
 		if err != nil {
 			return err
 		}
-		b.Write(line)
+		b.Write(collect.AppendSafeJSON(nil, line))
 		b.WriteByte('\n')
 	}
 	_, err := w.Write(b.Bytes())

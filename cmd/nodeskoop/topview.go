@@ -10,8 +10,11 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/clipperhouse/displaywidth"
 	"github.com/gdamore/tcell/v3"
 	"github.com/gdamore/tcell/v3/color"
+
+	"nodeskoop/collect"
 )
 
 // topView shows the samples on a terminal, and takes its keys.
@@ -218,7 +221,7 @@ func (v *topView) drawHead(width, shown int) {
 	if v.paused {
 		head += "  PAUSED"
 	}
-	v.screen.PutStrStyled(0, 0, pad(head, width, true), styleBold)
+	v.screen.PutStrStyled(0, 0, pad(collect.Safe(head), width, true), styleBold)
 }
 
 // columnGap is the space between two columns.
@@ -310,8 +313,8 @@ type footLine struct {
 func (v *topView) footer(width int) []footLine {
 	var lines []footLine
 	add := func(style tcell.Style, text string) {
-		text = strings.ReplaceAll(text, "\n", " ")
-		lines = append(lines, footLine{pad(text, min(width, utf8.RuneCountInString(text)), true), style})
+		text = collect.SafeLine(text)
+		lines = append(lines, footLine{pad(text, min(width, displaywidth.String(text)), true), style})
 	}
 	if v.table.containerd != nil {
 		add(styleWarn, "pods are not shown: "+v.table.containerd.Error())
@@ -341,8 +344,7 @@ func (v *topView) footer(width int) []footLine {
 	if v.typing {
 		keys = "filter: " + v.order.filter + "_   (Enter keeps it, Esc takes it back)"
 	}
-	add(styleReverse, pad(keys, width, true))
-	return lines
+	return append(lines, footLine{pad(collect.Safe(keys), width, true), styleReverse})
 }
 
 func (v *topView) drawHelp(width, height int) {

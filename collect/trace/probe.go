@@ -95,15 +95,13 @@ func (p *probe) forget(gone []uint64) {
 	}
 }
 
-// Hook names the kinds of hooks in use, with the devices that they are on if
-// they are on such, and what they cannot see.
+// Hook names the kinds of hooks in use, and what they cannot see.
 func (p *probe) Hook() (string, []string) {
 	var hooks []string
 	for _, h := range p.bpf.Hooks() {
+		// Not on which devices: the name is a label, and devices come and go
+		// with pods.
 		k := string(h.Kind)
-		if len(h.Devices) > 0 {
-			k += "(" + strings.Join(h.Devices, " ") + ")"
-		}
 		if k != "" && !slices.Contains(hooks, k) {
 			hooks = append(hooks, k)
 		}

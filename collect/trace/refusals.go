@@ -27,3 +27,21 @@ func (p *Plane) Refusals(name string) []string {
 	}
 	return out
 }
+
+// Devices names the network devices that a probe is attached to; none where it
+// watches no devices, or is not loaded.
+func (p *Plane) Devices(name string) []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var names []string
+	for pr := range p.probes {
+		if pr.kind.name != name {
+			continue
+		}
+		for _, h := range pr.bpf.Hooks() {
+			names = append(names, h.Devices...)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}

@@ -1,0 +1,151 @@
+package collect
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// series are the names of the series in a cycle that are not the tool's own.
+func series(got map[string]float64) []string {
+	var out []string
+	for name := range got {
+		if strings.HasPrefix(name, "kubeskoop_") {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// A metric and its other name are left out each for itself.
+func TestExcludeANameAndItsAlias(t *testing.T) {
+	root, ns := fakeProc(t, 20)
+	pods := &somePods{running: []*Pod{pod("a", ns[1], 20)}}
+	m := MustMetric("kubeskoop_fdopenfd")
+	const name, alias, pod = "kubeskoop_fdopenfd", "kubeskoop_fd_openfd", "{node1,ns,a}"
+	for _, c := range []struct {
+		exclude     []string
+		compat      bool
+		name, alias bool
+	}{
+		{nil, true, true, true},
+		{nil, false, true, false},
+		{[]string{name}, true, false, true},
+		{[]string{alias}, true, true, false},
+		{[]string{name, alias}, true, false, false},
+		{[]string{name}, false, false, false},
+		{[]string{"kubeskoop_fd_*"}, true, true, false},
+		{[]string{"kubeskoop_fd*"}, true, false, false},
+	} {
+		for _, limit := range []int{0, 2, 100} {
+			r := newRunner(t, Options{ProcRoot: root, Pods: pods, Exclude: c.exclude, CompatNames: c.compat, MaxSeries: limit},
+				probe("fd", EachNetns, func(v *View) error { v.Add(m, 7); return nil }))
+			for range 2 {
+				got := values(r.Cycle())
+				series := 0
+				for n, there := range map[string]bool{name: c.name, alias: c.alias} {
+					if limit == 2 && n == alias && c.name && c.alias {
+						want(t, got, "nodeskoop_series_left_out{node1,hostNetwork,hostNetwork,"+alias+"}", 2)
+						there = false // no room for both
+					}
+					if v, ok := got[n+pod]; ok != there || ok && v != 7 {
+						t.Errorf("exclude %v, compat %v, limit %d: %s is %v, %v", c.exclude, c.compat, limit, n, v, ok)
+					}
+					if there {
+						series += 2 // the host's and the pod's
+					}
+				}
+				want(t, got, "nodeskoop_series{node1,hostNetwork,hostNetwork}", float64(series))
+			}
+		}
+	}
+}
+
+// What a cap cuts does not depend on the order in which probes give their
+// values, and no owner's many series keep out those of another.
+func TestMaxSeriesIsDeterministicAndFair(t *testing.T) {
+	root, ns := fakeProc(t, 20, 30, 40)
+	pods := &somePods{running: []*Pod{pod("old", ns[1], 20), pod("mid", ns[2], 30), pod("new", ns[3], 40)}}
+	for i, p := range pods.running {
+		p.Started = time.Unix(int64(i), 0)
+	}
+	pods.running[1].Started, pods.running[2].Started = time.Unix(9, 0), time.Unix(9, 0) // started together
+	reason, fixed := MustMetric("kubeskoop_packetloss_reason"), MustMetric("kubeskoop_packetloss_total")
+	bytes := MustMetric("kubeskoop_flow_bytes")
+	// The host 2 reasons; old 1 and 20 flows, mid 200 and 2, new 3 and 2.
+	type row struct {
+		netns  uint64
+		m      *Metric
+		labels []string
+	}
+	var rows []row
+	for pid, n := range map[int]struct{ reasons, flows int }{1: {2, 0}, 20: {1, 20}, 30: {200, 2}, 40: {3, 2}} {
+		inode := ns[map[int]int{1: 0, 20: 1, 30: 2, 40: 3}[pid]]
+		rows = append(rows, row{inode, fixed, nil})
+		for i := range n.reasons {
+			rows = append(rows, row{inode, reason, []string{fmt.Sprintf("R%03d", i)}})
+		}
+		for i := range n.flows {
+			labels := slices.Repeat([]string{"x"}, len(bytes.Labels))
+			labels[1] = fmt.Sprintf("10.0.0.%02d", i)
+			rows = append(rows, row{inode, bytes, labels})
+		}
+	}
+	at := func(limit int) map[string]float64 {
+		r := newRunner(t, Options{ProcRoot: root, Pods: pods, MaxSeries: limit},
+			probe("packetloss", Node, func(v *View) error {
+				rand.Shuffle(len(rows), func(i, j int) { rows[i], rows[j] = rows[j], rows[i] })
+				for _, x := range rows {
+					v.AddNetns(x.netns, x.m, 1, x.labels...)
+				}
+				return nil
+			}))
+		first := values(r.Cycle())
+		for range 5 {
+			if next := values(r.Cycle()); !slices.Equal(series(first), series(next)) {
+				t.Fatalf("limit %d: %v, and then %v", limit, series(first), series(next))
+			}
+		}
+		return first
+	}
+	// Of host, old, mid and new each: what it has anyway, reasons, flows.
+	shape := func(got map[string]float64) string {
+		var out []string
+		for _, owner := range []string{"hostNetwork", "old", "mid", "new"} {
+			var n [3]int
+			for name := range got {
+				for i, m := range []*Metric{fixed, reason, bytes} {
+					if strings.HasPrefix(name, m.Name+"{node1,") && strings.Split(strings.Trim(name, "}"), ",")[2] == owner {
+						n[i]++
+					}
+				}
+			}
+			out = append(out, fmt.Sprintf("%d+%d+%d", n[0], n[1], n[2]))
+		}
+		return strings.Join(out, " ")
+	}
+	for _, c := range []struct {
+		limit int
+		want  string
+	}{
+		{3, "1+2+0 0+0+0 0+0+0 0+0+0"}, // the host's stay
+		{5, "1+2+0 1+0+0 1+0+0 0+0+0"}, // then what every pod has, the oldest first
+		{6, "1+2+0 1+0+0 1+0+0 1+0+0"},
+		{9, "1+2+0 1+1+0 1+1+0 1+1+0"},  // then one more of each
+		{13, "1+2+0 1+1+0 1+3+0 1+3+0"}, // nobody's many before another's few
+		{20, "1+2+0 1+1+0 1+10+0 1+3+0"},
+		{213, "1+2+0 1+1+1 1+200+1 1+3+1"}, // flows come last, in turn
+		{216, "1+2+0 1+1+2 1+200+2 1+3+2"},
+		{220, "1+2+0 1+1+6 1+200+2 1+3+2"},
+		{1000, "1+2+0 1+1+20 1+200+2 1+3+2"},
+		{0, "1+2+0 1+1+20 1+200+2 1+3+2"}, // no cap
+	} {
+		if got := shape(at(c.limit)); got != c.want {
+			t.Errorf("limit %d: %s, want %s", c.limit, got, c.want)
+		}
+	}
+}

@@ -1,0 +1,201 @@
+package collect
+
+import (
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Text that others chose (names of processes, interfaces, pods, containers,
+// files and devices, and errors that quote such names) leaves the program by
+// one of two writers only: AppendSafe where a person reads it, and
+// AppendJSONString or AppendSafeJSON where a program does. A command that is
+// offered for copying takes such a text through ShellQuote.
+
+// maxMarks is how many combining marks may follow one character. No script
+// needs more; many of them draw over the lines above and below.
+const maxMarks = 3
+
+// shows reports whether a character is drawn as one, and by itself: controls
+// (C0, DEL, C1), line breaks, spaces other than U+0020, the format controls
+// (bidirectional ones included), private use and what is assigned to nothing
+// are not, nor are the letters, marks and selectors that draw nothing.
+func shows(r rune) bool {
+	return strconv.IsPrint(r) && !unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
+}
+
+// AppendSafe appends s so that it cannot do anything to a terminal, nor look
+// like something else: what does not show, and marks that have no character to
+// stand on, are written as \x1b or \u202e, bytes that are not UTF-8 as U+FFFD.
+// The result is one line.
+func AppendSafe(b []byte, s string) []byte {
+	marks := maxMarks
+	for s != "" {
+		n := 0
+		for n < len(s) && s[n] >= ' ' && s[n] < 0x7f {
+			n++
+		}
+		if n > 0 {
+			b, s = append(b, s[:n]...), s[n:]
+			marks = 0
+			if s == "" {
+				break
+			}
+		}
+		r, size := utf8.DecodeRuneInString(s)
+		shown := shows(r)
+		if shown && unicode.Is(unicode.M, r) {
+			marks++
+			shown = marks <= maxMarks
+		} else {
+			marks = 0
+		}
+		switch {
+		case r == utf8.RuneError && size == 1:
+			b = append(b, "\uFFFD"...)
+		case shown:
+			b = append(b, s[:size]...)
+		case r < 0x100:
+			b = append(b, '\\', 'x', hex[r>>4], hex[r&15])
+		default:
+			b = append(b, '\\', 'u')
+			if r >= 0x10000 {
+				b[len(b)-1] = 'U'
+				b = append(b, '0', '0', hex[r>>20&15], hex[r>>16&15])
+			}
+			b = appendHex(b, r)
+		}
+		s = s[size:]
+	}
+	return b
+}
+
+const hex = "0123456789abcdef"
+
+// appendHex appends the lower 16 bits of r as four digits.
+func appendHex(b []byte, r rune) []byte {
+	return append(b, hex[r>>12&15], hex[r>>8&15], hex[r>>4&15], hex[r&15])
+}
+
+// Safe is AppendSafe for a string.
+func Safe(s string) string {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] >= 0x7f {
+			return string(AppendSafe(nil, s))
+		}
+	}
+	return s
+}
+
+// SafeLine is Safe for a text that may have several lines of its own, as the
+// errors that errors.Join makes: they become one, divided by semicolons.
+func SafeLine(s string) string {
+	return Safe(strings.ReplaceAll(strings.TrimSpace(s), "\n", "; "))
+}
+
+// AppendJSONString appends s as a JSON string. It is read as s again, but for
+// bytes that are not UTF-8, which become U+FFFD. What does not show on a
+// terminal is written as \u202e: JSON is read there, too.
+func AppendJSONString(b, s []byte) []byte {
+	b = append(b, '"')
+	for len(s) > 0 {
+		n := 0
+		for n < len(s) && s[n] >= ' ' && s[n] < 0x7f && s[n] != '"' && s[n] != '\\' {
+			n++
+		}
+		b, s = append(b, s[:n]...), s[n:]
+		if len(s) == 0 {
+			break
+		}
+		r, size := utf8.DecodeRune(s)
+		switch {
+		case r == '"' || r == '\\':
+			b = append(b, '\\', byte(r))
+		case r == '\n':
+			b = append(b, '\\', 'n')
+		case r == utf8.RuneError && size == 1:
+			b = append(b, "\uFFFD"...)
+		case shows(r):
+			b = append(b, s[:size]...)
+		default:
+			b = appendJSONEscape(b, r)
+		}
+		s = s[size:]
+	}
+	return append(b, '"')
+}
+
+// appendJSONEscape appends r as \u1234, or as two of them.
+func appendJSONEscape(b []byte, r rune) []byte {
+	if r >= 0x10000 {
+		r -= 0x10000
+		b = appendHex(append(b, '\\', 'u'), 0xd800+r>>10)
+		r = 0xdc00 + r&0x3ff
+	}
+	return appendHex(append(b, '\\', 'u'), r)
+}
+
+// AppendSafeJSON appends JSON that another encoder made, with what does not
+// show written as AppendJSONString does. Outside of its strings JSON is ASCII,
+// so that nothing needs to be parsed; line breaks and tabs between its values
+// stay.
+func AppendSafeJSON(b, encoded []byte) []byte {
+	for len(encoded) > 0 {
+		n := 0
+		for n < len(encoded) && encoded[n] < 0x7f {
+			n++
+		}
+		b, encoded = append(b, encoded[:n]...), encoded[n:]
+		if len(encoded) == 0 {
+			break
+		}
+		r, size := utf8.DecodeRune(encoded)
+		switch {
+		case r == utf8.RuneError && size == 1:
+			b = append(b, "\uFFFD"...)
+		case shows(r):
+			b = append(b, encoded[:size]...)
+		default:
+			b = appendJSONEscape(b, r)
+		}
+		encoded = encoded[size:]
+	}
+	return b
+}
+
+// ShellQuote returns s as one word of a shell's command line, for a command
+// that is offered for copying. What needs no quotes has none. A name with
+// characters that do not show, or with a space, at which a printed line may be
+// broken, is written with escapes, as $'a\x20b', which bash, zsh and ksh read.
+func ShellQuote(s string) string {
+	plain, simple := s != "", true
+	for i := range len(s) {
+		switch c := s[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9',
+			c == '/', c == '.', c == '-' && i > 0, c == '_', c == '+', c == ',', c == ':', c == '@', c == '%', c == '=' && i > 0:
+		case c <= ' ' || c >= 0x7f || c == '\'' || c == '\\':
+			plain, simple = false, false
+		default:
+			plain = false
+		}
+	}
+	switch {
+	case plain:
+		return s
+	case simple:
+		return "'" + s + "'"
+	}
+	b := []byte("$'")
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c == '\'' || c == '\\':
+			b = append(b, '\\', c)
+		case c <= ' ' || c >= 0x7f:
+			b = append(b, '\\', 'x', hex[c>>4], hex[c&15])
+		default:
+			b = append(b, c)
+		}
+	}
+	return string(append(b, '\''))
+}
