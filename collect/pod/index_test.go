@@ -173,7 +173,7 @@ func BenchmarkPut(b *testing.B) {
 				a := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
 				x.put(k, &collect.Pod{ID: k.id, PIDs: []int{i, version}}, running, traces{
 					netns: []uint64{uint64(i)}, addrs: []netip.Addr{a}, groups: []uint64{uint64(2 * i), uint64(2*i + 1)},
-					pids: []int{2 * i, 2*i + 1}, starts: []uint64{1, uint64(version)}, ids: []string{k.id}, paths: []string{"/a/" + k.id, "/b/" + k.id}, uid: []string{k.id},
+					pids: []int{2 * i, 2*i + 1}, starts: []uint64{1, uint64(version)}, paths: []string{"/a/" + k.id, "/b/" + k.id},
 				}, now)
 			}
 			for i := range n {
