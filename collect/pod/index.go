@@ -25,6 +25,9 @@ import (
 const (
 	keepEnded = 60 * time.Second
 	maxEnded  = 1024
+	// The number of its network namespace is given up sooner: the next namespace
+	// that anybody makes may have it. Events come within a second or two.
+	keepNetns = 5 * time.Second
 )
 
 // rank says which of two pods an inode number or an address stands for.
@@ -203,6 +206,11 @@ func (x *Index) prune(now time.Time) {
 	for k, r := range x.records {
 		if r.rank == ended {
 			old = append(old, k)
+			if len(r.netns) > 0 && now.Sub(r.since) >= keepNetns {
+				had := *r
+				r.netns = nil
+				x.update(r, &had, true)
+			}
 		}
 	}
 	slices.SortFunc(old, func(a, b key) int { return x.records[a].since.Compare(x.records[b].since) })

@@ -327,7 +327,7 @@ func TestShortPods(t *testing.T) {
 		if time.Since(l.ended) > keepEnded/2 {
 			continue // on a slow machine it may be forgotten by now
 		}
-		if last[l.netns] == l.ID {
+		if last[l.netns] == l.ID && time.Since(l.ended) < keepNetns/2 {
 			if p := x.ByNetns(l.netns); p == nil || p.Namespace != "jobs" {
 				t.Errorf("%s by its network namespace: %s", l.Name, label(p))
 			}
