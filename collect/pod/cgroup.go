@@ -129,6 +129,8 @@ type cgroups struct {
 	paths []string
 	// id is the number of its v2 control group, 0 if it has none of its own.
 	id uint64
+	// hidden: it has paths, and none of them is below a mount.
+	hidden bool
 }
 
 // v1 trees in the order in which they are asked for processes. Runtimes join
@@ -164,6 +166,7 @@ func findCgroups(trees []hierarchy, file, outer []byte, id string, groups ...str
 	}
 	var found cgroups
 	best := len(preferred) + 1
+	found.hidden = len(owns) > 0
 	for _, o := range owns {
 		if !slices.Contains(found.paths, o.path) {
 			found.paths = append(found.paths, o.path)
@@ -178,6 +181,7 @@ func findCgroups(trees []hierarchy, file, outer []byte, id string, groups ...str
 			if !ok {
 				continue
 			}
+			found.hidden = false
 			var st unix.Stat_t
 			if unix.Stat(dir, &st) != nil {
 				continue

@@ -167,6 +167,9 @@ func TestFindCgroups(t *testing.T) {
 			if test.dir != "" {
 				dir = filepath.Join(filepath.Dir(trees[0].mount), test.dir)
 			}
+			if hidden := dir == "" && len(test.paths) > 0; got.hidden != hidden {
+				t.Errorf("hidden: %v, want %v", got.hidden, hidden)
+			}
 			if got.dir != dir || !slices.Equal(got.paths, test.paths) || (got.id != 0) != test.v2 {
 				t.Errorf("got %+v, want directory %s, paths %q, v2 %v", got, dir, test.paths, test.v2)
 			}

@@ -64,6 +64,7 @@ type group struct {
 	renamed bool
 
 	netns   uint64 // of the last evaluation
+	file    string // that was it, "" if none
 	host    bool
 	owner   bool // of the namespace
 	running bool
@@ -168,6 +169,9 @@ func (w *watcher) setTask(c *container, pid int, now time.Time) {
 	}
 	outer, _ := readProc(w.opt.ProcRoot, s.ppid, "cgroup", b[:0])
 	c.cgroups = findCgroups(w.trees, file, outer, c.id, c.groups...)
+	if c.unlisted == nil && c.cgroups.hidden {
+		c.unlisted = fmt.Errorf("list the processes of control group %s: it is below no mount of this process's (in a container, run it in the host's cgroup namespace and mount its /sys/fs/cgroup)", c.cgroups.paths[0])
+	}
 	c.shim = w.shimOf(s.ppid)
 }
 
@@ -203,6 +207,7 @@ func (w *watcher) evaluate(g *group, now time.Time, readAddrs bool) {
 	if a != nil {
 		path = w.locate(g, a)
 	}
+	g.file = path
 	switch {
 	case a == nil:
 		delete(w.groups, g.key)
@@ -336,6 +341,9 @@ func (w *watcher) isStale(g *group) bool {
 	a := g.about()
 	if a == nil || a != g.stored || g.netns == 0 || g.host {
 		return false
+	}
+	if w.cl == nil && g.file != a.netnsPath {
+		return false // only containerd's own mount namespace has the file
 	}
 	inode, _ := w.namespaceFile(a.netnsPath)
 	return inode != g.netns

@@ -261,6 +261,7 @@ func TestIOEachRead(t *testing.T) {
 	t.Run("reaped", TestIOReaped)
 	t.Run("ignored", TestIOIgnored)
 	t.Run("two pods", TestIOTwoPods)
+	t.Run("shim", TestIOShim)
 }
 
 // add makes a pod whose processes pids lists.
