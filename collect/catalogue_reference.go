@@ -101,7 +101,7 @@ var metricNotes = map[string]metricNote{
 	"kubeskoop_ipvs_incomingbytes":   {"ip_vs_stats inbytes; ip_vs_in_stats()", "A client's packet reaches a virtual service."},
 	"kubeskoop_ipvs_outgoingpackets": {"ip_vs_stats outpkts; ip_vs_out_stats()", "A backend's answer passes IPVS on its way back; with direct routing none does."},
 
-	// io, fd: /proc/PID of every process of the pod.
+	// io, fd: /proc/PID of every process of the pod; io also of its shim.
 	"kubeskoop_io_ioreadsyscall":  {"/proc/PID/io syscr; vfs_read() and its kin", "A process calls read(), readv(), pread() or sendfile() on anything. recv() and mmap do not count."},
 	"kubeskoop_io_iowritesyscall": {"/proc/PID/io syscw; vfs_write() and its kin", "A process calls write() or the like on anything. send() and mmap do not count."},
 	"kubeskoop_io_ioreadbytes":    {"/proc/PID/io read_bytes; task_io_account_read()", "Data that are not in the page cache are fetched from storage, read-ahead included."},

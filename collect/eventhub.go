@@ -68,6 +68,13 @@ const (
 	sweepEvery  = 10 * time.Second
 	maxBuckets  = 8192
 	nodeAddrAge = 30 * time.Second
+
+	// nodeAddrPause is the least time between two readings of the node's addresses.
+	nodeAddrPause = 200 * time.Millisecond
+	// An address that was nobody's a moment ago holds up no other event for so long.
+	unknownAddrFor  = 5 * time.Second
+	maxUnknownAddrs = 4096
+	maxHeldForAddrs = maxHeld / 4
 )
 
 // EventCounts tell what became of the events of one type:
@@ -117,17 +124,22 @@ type Hub struct {
 	process   []bool // by EventType.ID: attributed by process
 	held      []heldEvent
 	heldNetns map[uint64]int // how many are held, by namespace
+	heldAddrs int            // how many are held for an address alone
 	strangers map[stranger]time.Time
+	unknown   map[netip.Addr]time.Time // since when an address is known as nobody's
 	limits    limiter
 	timer     *time.Timer
 	timerAt   time.Time // zero: not set
 	swept     time.Time
 }
 
-// heldEvent waits for its pod to become known.
+// heldEvent waits for its pod to become known, or for the node's addresses to be
+// read: one of its ends may be a new one.
 type heldEvent struct {
 	e               *Event
 	retry, deadline time.Time
+	since           time.Time
+	addr            bool // it waits for an address alone
 }
 
 // stranger is a namespace or a process that was no pod's after an event of it
@@ -151,6 +163,7 @@ func NewHub(opt HubOptions, sinks ...EventSink) *Hub {
 		process:   make([]bool, len(catalogue.allE)),
 		heldNetns: map[uint64]int{},
 		strangers: map[stranger]time.Time{},
+		unknown:   map[netip.Addr]time.Time{},
 		limits:    limiter{start: now, buckets: map[bucketKey]*bucket{}},
 		swept:     now,
 		local:     localAddrs{start: now},
@@ -314,7 +327,7 @@ func (h *Hub) tick(now time.Time) {
 	if len(h.held) > 0 {
 		h.wake(now.Add(retryHeld))
 	}
-	if len(h.limits.buckets) > 0 || len(h.strangers) > 0 {
+	if len(h.limits.buckets) > 0 || len(h.strangers) > 0 || len(h.unknown) > 0 {
 		h.wake(h.swept.Add(sweepEvery))
 	}
 }
@@ -325,6 +338,11 @@ func (h *Hub) sweep(opt *HubOptions, now time.Time) {
 	for s, since := range h.strangers {
 		if now.Sub(since) >= strangerFor {
 			delete(h.strangers, s)
+		}
+	}
+	for a, since := range h.unknown {
+		if now.Sub(since) >= unknownAddrFor {
+			delete(h.unknown, a)
 		}
 	}
 }
@@ -348,7 +366,7 @@ func (h *Hub) drain() {
 		h.attribute(opt, x.e)
 		h.send(opt, x.e, time.Now())
 	}
-	h.held = nil
+	h.held, h.heldAddrs = nil, 0
 	h.timer.Stop()
 }
 
@@ -361,6 +379,9 @@ func (h *Hub) take(e *Event) {
 	if h.attribute(opt, e) {
 		if h.heldNetns[e.Netns] > 0 {
 			h.retry(opt, now) // those before it go first
+		}
+		if h.holdForAddr(opt, e, now) {
+			return
 		}
 	} else if h.hold(opt, e, now) {
 		return
@@ -404,7 +425,10 @@ func (h *Hub) hold(opt *HubOptions, e *Event, now time.Time) bool {
 	if since, ok := h.strangers[strangerOf(e)]; ok && now.Sub(since) < strangerFor {
 		return false
 	}
-	x := heldEvent{e, now.Add(retryHeld), now.Add(opt.Hold)}
+	if h.hasNewAddr(opt, e, now) {
+		h.local.ask(opt.NodeAddrs)
+	}
+	x := heldEvent{e: e, retry: now.Add(retryHeld), deadline: now.Add(opt.Hold), since: now}
 	if e.Netns == 0 {
 		// Asking about a process costs system calls.
 		x.retry = now.Add(opt.Hold / 2)
@@ -413,6 +437,58 @@ func (h *Hub) hold(opt *HubOptions, e *Event, now time.Time) bool {
 	h.heldNetns[e.Netns]++
 	h.wake(now.Add(min(retryHeld, opt.Hold)))
 	return true
+}
+
+// holdForAddr keeps e, whose pod is known, while the node's addresses are read, if
+// one of its ends may be a new one, and reports whether it does.
+func (h *Hub) holdForAddr(opt *HubOptions, e *Event, now time.Time) bool {
+	if opt.Hold < 0 || h.heldAddrs >= maxHeldForAddrs || len(h.unknown) >= maxUnknownAddrs || !h.hasNewAddr(opt, e, now) {
+		return false
+	}
+	h.local.ask(opt.NodeAddrs)
+	h.held = append(h.held, heldEvent{e: e, retry: now.Add(retryHeld), deadline: now.Add(opt.Hold), since: now, addr: true})
+	h.heldNetns[e.Netns]++
+	h.heldAddrs++
+	h.wake(now.Add(min(retryHeld, opt.Hold)))
+	return true
+}
+
+// hasNewAddr reports whether an end of e has an address that is nobody's, and was not
+// so a moment ago.
+func (h *Hub) hasNewAddr(opt *HubOptions, e *Event, now time.Time) bool {
+	return h.isNewAddr(opt, e, &e.Src, now) || h.isNewAddr(opt, e, &e.Dst, now)
+}
+
+func (h *Hub) isNewAddr(opt *HubOptions, e *Event, end *Endpoint, now time.Time) bool {
+	a := end.Addr.Unmap()
+	if !a.IsValid() || end.Kind != "" || a.IsLoopback() || a.IsMulticast() || h.local.contains(a) || opt.Pods.ByAddr(a) != nil {
+		return false
+	}
+	if e.Pod != nil && slices.Contains(e.Pod.Addrs, a) {
+		return false
+	}
+	since, ok := h.unknown[a]
+	return !ok || now.Sub(since) >= unknownAddrFor
+}
+
+// mayBeNode reports whether x has to wait on: an end of it has an address that is
+// nobody's so far, and the node's were not read since x came. If they were, the
+// address is known as nobody's.
+func (h *Hub) mayBeNode(opt *HubOptions, x *heldEvent, now time.Time) bool {
+	for _, end := range []*Endpoint{&x.e.Src, &x.e.Dst} {
+		if !h.isNewAddr(opt, x.e, end, now) {
+			continue
+		}
+		if !h.local.readSince(x.since) && now.Before(x.deadline) {
+			h.local.ask(opt.NodeAddrs)
+			return true
+		}
+		if len(h.unknown) < maxUnknownAddrs {
+			h.unknown[end.Addr.Unmap()] = now
+			h.wake(h.swept.Add(sweepEvery))
+		}
+	}
+	return false
 }
 
 // retry sends the held events whose pod is known by now, and those that have
@@ -428,7 +504,12 @@ func (h *Hub) retry(opt *HubOptions, now time.Time) {
 		case !late && now.Before(x.retry):
 			kept = append(kept, x)
 			continue
-		case h.attribute(opt, x.e):
+		case h.attribute(opt, x.e) && !h.mayBeNode(opt, &x, now):
+		case x.addr && !late:
+			x.retry = now.Add(retryHeld)
+			kept = append(kept, x)
+			continue
+		case x.addr:
 		case late:
 			if len(h.strangers) < maxStrangers {
 				h.strangers[strangerOf(x.e)] = now
@@ -446,6 +527,9 @@ func (h *Hub) retry(opt *HubOptions, now time.Time) {
 			h.heldNetns[x.e.Netns] = n - 1
 		} else {
 			delete(h.heldNetns, x.e.Netns)
+		}
+		if x.addr {
+			h.heldAddrs--
 		}
 		h.send(opt, x.e, now)
 	}
@@ -543,17 +627,37 @@ func (h *Hub) endpoint(opt *HubOptions, e *Event, end *Endpoint) {
 type localAddrs struct {
 	start   time.Time
 	addrs   atomic.Pointer[map[netip.Addr]struct{}]
-	read    atomic.Int64 // when they were read last, in nanoseconds since start
+	read    atomic.Int64 // when they were asked for last, in nanoseconds since start
+	known   atomic.Int64 // when those of addrs were asked for
 	reading atomic.Bool
+}
+
+// contains reports whether a is the node's, as far as is known.
+func (l *localAddrs) contains(a netip.Addr) bool {
+	if m := l.addrs.Load(); m != nil {
+		_, ok := (*m)[a]
+		return ok
+	}
+	return false
+}
+
+// readSince reports whether the addresses are those of a reading that began after t.
+func (l *localAddrs) readSince(t time.Time) bool {
+	return l.addrs.Load() != nil && time.Duration(l.known.Load()) >= t.Sub(l.start)
+}
+
+// ask has the addresses read again, unless that was done just now.
+func (l *localAddrs) ask(read func() ([]netip.Addr, error)) {
+	if time.Since(l.start)-time.Duration(l.read.Load()) >= nodeAddrPause {
+		l.refresh(read)
+	}
 }
 
 // has reports whether a is the node's, as far as is known. Where it is not,
 // they are read again, for the events to come.
 func (l *localAddrs) has(a netip.Addr, read func() ([]netip.Addr, error)) bool {
-	if m := l.addrs.Load(); m != nil {
-		if _, ok := (*m)[a]; ok {
-			return true
-		}
+	if l.contains(a) {
+		return true
 	}
 	if time.Since(l.start)-time.Duration(l.read.Load()) >= nodeAddrAge {
 		l.refresh(read)
@@ -567,7 +671,8 @@ func (l *localAddrs) refresh(read func() ([]netip.Addr, error)) {
 	if !l.reading.CompareAndSwap(false, true) {
 		return
 	}
-	l.read.Store(int64(time.Since(l.start)))
+	at := int64(time.Since(l.start))
+	l.read.Store(at)
 	go func() {
 		defer l.reading.Store(false)
 		list, err := read()
@@ -579,6 +684,7 @@ func (l *localAddrs) refresh(read func() ([]netip.Addr, error)) {
 			m[a.WithZone("").Unmap()] = struct{}{}
 		}
 		l.addrs.Store(&m)
+		l.known.Store(at)
 	}()
 }
 
@@ -643,7 +749,10 @@ func (l *limiter) allow(opt *HubOptions, e *Event, at time.Time) (*bucket, bool)
 	key := bucketKey{typ: e.Type.id}
 	switch {
 	case e.Pod != nil:
-		key.pod = e.Pod.ID
+		// Two sandboxes of one pod are one.
+		if key.pod = e.Pod.UID; key.pod == "" {
+			key.pod = e.Pod.ID
+		}
 	case e.foreign:
 		key.netns = e.Netns
 	case e.unattributed:

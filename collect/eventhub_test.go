@@ -212,32 +212,116 @@ func TestHubWithoutHostNetnsCallsTheRestHost(t *testing.T) {
 	}
 }
 
-func TestHubReadsNodeAddrsAgain(t *testing.T) {
+// A new address of the node's own is known with the first event of it: that one waits
+// for the addresses to be read.
+func TestHubHoldsEventsOfNewAddrs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		addrs, err := []netip.Addr(nil), error(nil)
-		sink := &listSink{}
-		h := testHub(t, func(o *HubOptions) { o.NodeAddrs = func() ([]netip.Addr, error) { return addrs, err } }, sink)
-		kind := func() string {
-			e := event(lossType, hostInode)
-			e.Src.Addr = netip.MustParseAddr("198.51.100.1")
+		var mu sync.Mutex
+		addrs, err, readings, wait := []netip.Addr(nil), error(nil), 0, time.Duration(0)
+		sink, pods := &listSink{}, &podTable{addrs: map[netip.Addr]*Pod{}}
+		h := testHub(t, func(o *HubOptions) {
+			o.Pods = pods
+			o.NodeAddrs = func() ([]netip.Addr, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				readings++
+				now, e := slices.Clone(addrs), err
+				time.Sleep(wait)
+				return now, e
+			}
+		}, sink)
+		offer := func(addr string, netns uint64) *Event {
+			e := event(lossType, netns)
+			e.Src.Addr, e.Dst.Addr = netip.MustParseAddr(addr), netip.MustParseAddr("127.0.0.1")
 			h.Offer(e)
 			synctest.Wait()
-			return e.Src.Kind
+			return e
 		}
-		synctest.Wait()
+		// sent tells after how long and as whose the event is sent.
+		sent := func(e *Event, want string, within time.Duration) {
+			t.Helper()
+			start := time.Now()
+			for !slices.Contains(sink.events(), e) && time.Since(start) < 10*time.Second {
+				time.Sleep(10 * time.Millisecond)
+				synctest.Wait()
+			}
+			if d := time.Since(start); e.Src.Kind != want || d > within {
+				t.Errorf("%v: %q after %v, want %q within %v", e.Src.Addr, e.Src.Kind, d, want, within)
+			}
+		}
+		time.Sleep(time.Minute)
+		const hold = nodeAddrPause + 2*retryHeld
+		// A bridge has come with the first pod, and the first event is of it.
 		addrs = []netip.Addr{netip.MustParseAddr("::ffff:198.51.100.1")}
-		if k := kind(); k != EndUnknown {
-			t.Errorf("before: %s", k)
+		sent(offer("198.51.100.1", hostInode), EndNode, hold)
+		sent(offer("198.51.100.1", hostInode), EndNode, 0)
+		// One of far away waits once, and then no more.
+		for i, within := range []time.Duration{hold, 0, 0} {
+			sent(offer("203.0.113.9", hostInode), EndUnknown, within)
+			if i == 0 && len(h.unknown) != 1 {
+				t.Errorf("%v", h.unknown)
+			}
 		}
-		time.Sleep(nodeAddrAge)
-		kind() // asks
-		if k := kind(); k != EndNode {
-			t.Errorf("after: %s", k)
+		// It may have become the node's.
+		time.Sleep(unknownAddrFor)
+		addrs = append(addrs, netip.MustParseAddr("203.0.113.9"))
+		sent(offer("203.0.113.9", hostInode), EndNode, hold)
+		// A pod's that becomes known meanwhile.
+		late := offer("10.0.0.9", hostInode)
+		pods.mu.Lock()
+		pods.addrs[netip.MustParseAddr("10.0.0.9")] = webPod
+		pods.mu.Unlock()
+		sent(late, EndPod, hold)
+		// One that waits for its own pod, too.
+		time.Sleep(time.Minute)
+		mu.Lock()
+		addrs = append(addrs, netip.MustParseAddr("203.0.113.10"))
+		mu.Unlock()
+		both := offer("203.0.113.10", 77)
+		pods.start(77, webPod)
+		if sent(both, EndNode, hold); both.Pod != webPod {
+			t.Errorf("%+v", both.Pod)
 		}
-		addrs, err = nil, errors.New("netlink is broken")
-		time.Sleep(nodeAddrAge)
-		if k := kind(); k != EndNode {
-			t.Errorf("after a failure: %s", k)
+		// A reading that fails or hangs holds an event no longer than a pod would.
+		mu.Lock()
+		err = errors.New("netlink is broken")
+		mu.Unlock()
+		time.Sleep(time.Minute)
+		sent(offer("203.0.113.11", hostInode), EndUnknown, time.Second+2*retryHeld)
+		sent(offer("198.51.100.1", hostInode), EndNode, 0) // those of before stay
+		mu.Lock()
+		err, wait = nil, time.Hour
+		mu.Unlock()
+		time.Sleep(time.Minute)
+		sent(offer("203.0.113.12", hostInode), EndUnknown, time.Second+2*retryHeld)
+		wait = 0
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		if n := len(h.unknown) + len(h.held) + h.heldAddrs + len(h.heldNetns); n != 0 {
+			t.Errorf("%d things kept", n)
+		}
+		// Many addresses, as of an attacker, cost few readings and no event.
+		mu.Lock()
+		before := readings
+		mu.Unlock()
+		n := len(sink.events())
+		for i := range 3 * maxHeldForAddrs {
+			e := event(lossType, hostInode)
+			e.Src.Addr = netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)})
+			h.Offer(e)
+			if i%10 == 0 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
+		if d := readings - before; d > 10 {
+			t.Errorf("%d readings", d)
+		}
+		if d := len(sink.events()) - n; d != 3*maxHeldForAddrs {
+			t.Errorf("%d events of %d", d, 3*maxHeldForAddrs)
 		}
 	})
 }

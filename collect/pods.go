@@ -29,8 +29,24 @@ type Pod struct {
 	PIDs []int
 	// Cgroups are the directories of its containers' control groups.
 	Cgroups []string
+	// Alone are those of PIDs whose container has no control group of its own that
+	// Cgroups could have.
+	Alone []int
+	// ProcessesErr says why the pod's processes cannot be listed, nil if they can.
+	ProcessesErr error
+	// Reapers are processes outside the pod's control groups that serve the pod and
+	// nothing else, and inherit what its processes counted: its shim.
+	Reapers []Process
 	// Started is when the pod was first seen or created.
 	Started time.Time
+}
+
+// Process names a process: its number may be in use again.
+type Process struct {
+	PID int
+	// Start is when it started, in clock ticks since boot (field 22 of
+	// /proc/PID/stat).
+	Start uint64
 }
 
 // Pods answers who is behind a network namespace, a process, a control group
@@ -45,7 +61,7 @@ type Pods interface {
 	ByPID(pid int) *Pod
 	ByCgroup(id uint64) *Pod
 	// Processes appends to buf the processes of a pod's control groups, their
-	// descendants included.
+	// descendants included. After an error some of them may be missing.
 	Processes(p *Pod, buf []int) ([]int, error)
 	// Connected reports whether containerd answers.
 	Connected() bool

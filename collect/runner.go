@@ -93,7 +93,7 @@ type Runner struct {
 	rows      []Row
 	fam       families
 	missed    uint64
-	unlisted  bool // the last listing of processes failed
+	told      map[string]bool // pods that are left out because of their labels, by ID
 
 	cycles uint64 // begun so far
 	born   time.Time
@@ -401,52 +401,28 @@ func (r *Runner) plan() []*job {
 	for _, in := range r.instances {
 		wantPIDs = wantPIDs || in.probe != nil && in.probe.Over() == EachPod
 	}
-	var others []int
-	if wantPIDs {
-		// All processes are listed before the pods', so that one that a pod
-		// starts in between is in neither list, not in the host's.
-		var err error
-		others, err = listPIDs(r.opt.ProcRoot)
-		if err != nil && !r.unlisted {
-			r.opt.Log.Error("listing processes failed; it is tried again each cycle", "error", err)
-		}
-		r.unlisted = err != nil
-	}
-	// The newest sandbox of a pod speaks for it: two with one name are an old
-	// one that is going and its successor, and would be the same series.
 	pods := r.opt.Pods.Running()
-	newest := make(map[[2]string]*Pod, len(pods))
-	for _, p := range pods {
-		k := [2]string{p.Namespace, p.Name}
-		if q := newest[k]; q == nil || p.Started.After(q.Started) {
-			newest[k] = p
-		}
+	var lists processLists
+	if wantPIDs {
+		lists = listProcesses(r.opt.ProcRoot, r.opt.Pods, pods)
 	}
-	taken := map[int]bool{}
+	speakers := r.speakers(pods)
 	for _, p := range pods {
-		var pids []int
-		if wantPIDs {
-			var err error
-			if pids, err = r.opt.Pods.Processes(p, nil); err != nil {
-				r.opt.Log.Debug("listing a pod's processes failed", "namespace", p.Namespace, "pod", p.Name, "error", err)
-			}
-			for _, pid := range pids {
-				taken[pid] = true
-			}
-		}
-		if newest[[2]string{p.Namespace, p.Name}] != p {
+		if speakers[[2]string{p.Namespace, p.Name}] != p {
 			continue
 		}
 		if p.Netns != 0 && !p.HostNetwork && r.netns[p.Netns] == nil {
 			r.netns[p.Netns] = add("netns "+p.ID+" "+strconv.FormatUint(p.Netns, 10), EachNetns, p, p.Netns, p.PIDs, p.NetnsPath)
 		}
 		if wantPIDs {
-			add("pids "+p.ID, EachPod, p, 0, pids, "")
+			l := lists.pods[keyOf(p)]
+			t := add("pids "+p.UID+" "+p.Namespace+"/"+p.Name+"/"+plainID(p), EachPod, p, 0, l.pids, "")
+			t.err, t.reapers = l.err, l.reapers
 		}
 	}
 	if wantPIDs {
-		others = slices.DeleteFunc(others, func(pid int) bool { return taken[pid] })
-		add("pids", EachPod, nil, 0, others, "")
+		t := add("pids", EachPod, nil, 0, lists.host.pids, "")
+		t.err, t.reapers = lists.host.err, lists.host.reapers
 	}
 	for key, t := range r.targets {
 		if !t.live {
@@ -462,30 +438,6 @@ func (r *Runner) labelsOf(p *Pod) labelSet {
 		ns, name = p.Namespace, p.Name
 	}
 	return newLabelSet(r.opt.Node, ns, name, p, r.opt.Labels)
-}
-
-// listPIDs lists the processes under procfs.
-func listPIDs(root string) ([]int, error) {
-	d, err := os.Open(root)
-	if err != nil {
-		return nil, err
-	}
-	defer d.Close()
-	names, err := d.Readdirnames(-1)
-	if err != nil {
-		return nil, fmt.Errorf("list %s: %w", root, err)
-	}
-	pids := make([]int, 0, len(names))
-	for _, n := range names {
-		if n[0] < '1' || n[0] > '9' {
-			continue
-		}
-		if pid, err := strconv.Atoi(n); err == nil {
-			pids = append(pids, pid)
-		}
-	}
-	slices.Sort(pids)
-	return pids, nil
 }
 
 // judge turns the outcomes of the cycle into the probes' status, and logs

@@ -296,14 +296,15 @@ func TestErrorsAndPanicsStayWithTheirProbe(t *testing.T) {
 	}
 }
 
-func TestPartialResultIsWritten(t *testing.T) {
+// A sum that lacks a part is no value.
+func TestPartialResultIsLeftOut(t *testing.T) {
 	root, _ := fakeProc(t)
 	r := newRunner(t, Options{ProcRoot: root}, probe("tcp", EachNetns, func(v *View) error {
 		v.Add(mInsegs, 5)
 		return &PartialError{Err: errors.New("the rest is missing")}
 	}))
 	got := values(r.Cycle())
-	want(t, got, "kubeskoop_tcp_insegs{node1,hostNetwork,hostNetwork}", 5)
+	absent(t, got, "kubeskoop_tcp_insegs{node1,hostNetwork,hostNetwork}")
 	want(t, got, "nodeskoop_probe_up{node1,hostNetwork,hostNetwork,tcp}", 0)
 	want(t, got, "nodeskoop_probe_failed_targets{node1,hostNetwork,hostNetwork,tcp}", 1)
 }

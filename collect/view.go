@@ -103,6 +103,9 @@ type target struct {
 	live  bool // seen in this cycle
 	// unknown: it has the labels of what belongs to no known namespace.
 	unknown bool
+	// err, for EachPod, says why the processes cannot be told: nothing is sampled.
+	err     error
+	reapers []Process
 
 	mu      sync.Mutex
 	state   map[string]any
@@ -227,6 +230,10 @@ func (v *View) Pod() *Pod { return v.t.pod }
 // PIDs returns the processes to sample, for a probe over EachPod.
 func (v *View) PIDs() []int { return v.t.pids }
 
+// Reapers returns the processes outside the pod that serve it alone; for the host,
+// those of all pods. See Pod.Reapers.
+func (v *View) Reapers() []Process { return v.t.reapers }
+
 // Do runs fn, which calls into the kernel about process pid (0 for none).
 // If fn does not return in time the worker is given up and fn's result is
 // never used; until it returns, Do with the same pid and name fails at once.
@@ -295,6 +302,16 @@ func (v *View) openNetnsOf(pid int) error {
 	}
 	if v.t.inode != 0 {
 		ino, err := v.netnsOf(dir, pid)
+		if errors.Is(err, ErrGone) {
+			// Perhaps only its first thread has ended.
+			if live, e := v.openThread(pid); e == nil {
+				_ = unix.Close(dir)
+				dir = live
+				ino, err = v.netnsOf(dir, pid)
+			} else if e == errDisowned {
+				err = e
+			}
+		}
 		if err == nil && ino != v.t.inode {
 			err = ErrGone // it is in another namespace by now
 		}
@@ -353,6 +370,26 @@ func (v *View) OpenProc(pid int) (dir int, err error) {
 			_ = unix.Close(dir)
 		}
 		return -1, v.procError("open", pid, "", err)
+	}
+	return dir, nil
+}
+
+// openThread opens the directory of a live thread of a process, as OpenProc does
+// that of the first.
+func (v *View) openThread(pid int) (dir int, err error) {
+	dir = -1
+	err = v.Do(pid, "open task", func() error {
+		tid, err := LiveThread(v.w.root, pid)
+		if err == nil {
+			dir, err = openRetry(unix.AT_FDCWD, v.w.root+"/"+strconv.Itoa(pid)+"/task/"+strconv.Itoa(tid), unix.O_DIRECTORY|unix.O_PATH)
+		}
+		return err
+	})
+	if err != nil {
+		if err == errDisowned && dir >= 0 {
+			_ = unix.Close(dir)
+		}
+		return -1, v.procError("open", pid, "task", err)
 	}
 	return dir, nil
 }

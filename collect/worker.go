@@ -162,6 +162,9 @@ func (w *worker) one(v *View, in *instance, probe Probe) (err error) {
 	v.t.mu.Lock()
 	hung, stuck := v.t.hung[in], len(v.t.stuck)
 	v.t.mu.Unlock()
+	if v.t.err != nil {
+		return v.t.err
+	}
 	if hung {
 		return errors.New("the call made in an earlier cycle has not returned yet")
 	}
@@ -201,12 +204,11 @@ func (w *worker) finish(v *View, job *job, in *instance, err error) bool {
 		w.rows = w.rows[:w.jobMark]
 		w.i = len(job.run)
 	default:
-		// What a probe over many processes could read is worth having.
+		// A sum that lacks what could not be read is no value. What the kernel
+		// shows to nobody is no part of it.
 		var part *PartialError
-		if errors.As(err, &part) {
+		if errors.As(err, &part) && part.Protected > 0 {
 			w.rows = v.rows
-		}
-		if part != nil && part.Protected > 0 {
 			in.protected += part.Protected
 			in.protectedErr = fmt.Errorf("%s: %w", job.t, err)
 		} else {
@@ -225,12 +227,12 @@ func (w *worker) finish(v *View, job *job, in *instance, err error) bool {
 	return false
 }
 
-// PartialError says that a probe's values lack a part, but are worth writing.
+// PartialError says that a probe's values lack some processes.
 type PartialError struct {
 	Err error
 	// Protected counts processes that the kernel shows to nobody, whatever the
-	// capabilities. If it is not 0 nothing else is missing, and the probe
-	// counts as working: there is nothing to mend.
+	// capabilities. If it is not 0 nothing else is missing: the values are written,
+	// and the probe counts as working. Else the values are left out.
 	Protected int
 }
 

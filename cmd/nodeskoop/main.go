@@ -283,6 +283,7 @@ func (s *setup) watchPods(ctx context.Context, cfg *Config) *pod.Index {
 		Sockets:   cfg.list("pods.sockets"),
 		Namespace: cfg.text("pods.namespace"),
 		HostNetns: s.hostNetns(cfg),
+		Reserved:  []string{cfg.text("pods.host_label")},
 		Log:       s.log,
 	})
 	wait, cancel := context.WithTimeout(ctx, firstPods)

@@ -104,6 +104,9 @@ func (p *conntrack) Sample(v *collect.View) error {
 	case errors.Is(err, fs.ErrNotExist):
 		// Conntrack is not loaded. To ask netlink would load it, and so
 		// change how the node forwards packets.
+		if err := p.hasSysctls(v); err != nil {
+			return err
+		}
 	case err != nil:
 		return err
 	default:
@@ -118,6 +121,29 @@ func (p *conntrack) Sample(v *collect.View) error {
 	v.Add(p.max, float64(size.max))
 	return nil
 }
+
+// hasSysctls returns an error where a sysctl that is missing says nothing: a procfs
+// that is mounted with subset=pid shows processes only.
+func (p *conntrack) hasSysctls(v *collect.View) error {
+	dir := p.root + "/sys/net"
+	var st, user unix.Stat_t
+	err := v.Do(0, dir, func() error {
+		_ = unix.Stat(p.root+"/self/ns/user", &user)
+		return unix.Stat(dir, &st)
+	})
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return fmt.Errorf("find out whether conntrack is loaded: there is no %s, where its sysctls would be (is procfs mounted with subset=pid?)", dir)
+	case err == nil && user.Ino != 0 && user.Ino != firstUserNamespace:
+		// Linux before 5.13 hides them (nf_conntrack_standalone_init_sysctl).
+		return errors.New("find out whether conntrack is loaded: in a user namespace its sysctls may be hidden (run nodeskoop in the host's)")
+	}
+	return err
+}
+
+// firstUserNamespace is the inode number of the kernel's first user namespace
+// (PROC_USER_INIT_INO of include/linux/proc_ns.h).
+const firstUserNamespace = 0xEFFFFFFD
 
 // ctSize is what the kernel says of the whole table.
 type ctSize struct {
@@ -157,9 +183,6 @@ func (p *conntrack) read(v *collect.View, s *ctState, size *ctSize) error {
 	}
 	if !size.hasMax { // Linux before 4.18; it is one for all namespaces
 		b, err := v.ReadHost(sysctlMax)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
 		if err == nil {
 			size.max, err = parseSysctl(sysctlMax, b)
 		}
@@ -175,6 +198,9 @@ func (p *conntrack) mayAsk(v *collect.View) bool {
 		return true
 	}
 	b, err := v.ReadHost("modules")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false // ctnetlink may be a module that is not loaded
+	}
 	if err == nil && hasModule(b, "nf_conntrack") && !hasModule(b, "nf_conntrack_netlink") {
 		return false
 	}

@@ -442,9 +442,28 @@ func TestConntrackFile(t *testing.T) {
 
 // TestConntrackNotLoaded: where the sysctl is missing, nothing is asked, and
 // all is 0.
-func TestConntrackNotLoaded(t *testing.T) {
+// TestConntrackHidden: where procfs has no sysctls, it cannot be told whether
+// conntrack is loaded, and there are no values.
+func TestConntrackHidden(t *testing.T) {
 	need.Root(t)
-	p := nsnet.NewSampler(t, collect.Options{Enabled: []string{"conntrack"}, ProcRoot: t.TempDir(), HostNetns: "/proc/self/ns/net"}, Probes()...)
+	root := t.TempDir()
+	err := unix.Mount("proc", root, "proc", 0, "subset=pid")
+	need.Kernel(t, err == nil, fmt.Sprintf("no procfs of processes only: %v", err))
+	defer func() { _ = unix.Unmount(root, 0) }()
+	p := nsnet.NewSampler(t, collect.Options{Enabled: []string{"conntrack"}, ProcRoot: root, HostNetns: "/proc/self/ns/net"}, Probes()...)
+	v, errs := p.Try()
+	if len(v[nsnet.Host]) != 0 || errs["conntrack"] == nil || !strings.Contains(errs["conntrack"].Error(), "subset=pid") {
+		t.Errorf("%v, %v", v, errs)
+	}
+}
+
+func TestConntrackNotLoaded(t *testing.T) {
+	root := t.TempDir()
+	if err := os.MkdirAll(root+"/sys/net", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	need.Root(t)
+	p := nsnet.NewSampler(t, collect.Options{Enabled: []string{"conntrack"}, ProcRoot: root, HostNetns: "/proc/self/ns/net"}, Probes()...)
 	v := p.Sample()
 	if len(v[nsnet.Host]) != 11 {
 		t.Errorf("%d metrics, want 11: %v", len(v[nsnet.Host]), v)

@@ -129,6 +129,8 @@ type cgroups struct {
 	paths []string
 	// id is the number of its v2 control group, 0 if it has none of its own.
 	id uint64
+	// hidden: it has paths, and none of them is below a mount.
+	hidden bool
 }
 
 // v1 trees in the order in which they are asked for processes. Runtimes join
@@ -136,9 +138,11 @@ type cgroups struct {
 var preferred = []string{"pids", "memory", "name=systemd", "cpu", "devices", "freezer"}
 
 // findCgroups tells the control groups of a container by /proc/PID/cgroup of
-// its first process. One whose name has the container's ID is its own; else
-// one that its shim, whose file is outer, is not in.
-func findCgroups(trees []hierarchy, file, outer []byte, id string) cgroups {
+// its first process, which may have moved into a group below: systemd does, and
+// docker in a pod. The container's own is the one that its record names, as groups;
+// else the one whose name has the container's ID; else one that its shim, whose
+// file is outer, is not in.
+func findCgroups(trees []hierarchy, file, outer []byte, id string, groups ...string) cgroups {
 	type own struct {
 		controllers, path string
 		named             bool
@@ -150,7 +154,9 @@ func findCgroups(trees []hierarchy, file, outer []byte, id string) cgroups {
 	}
 	for c, p, rest, ok := nextCgroup(file); ok; c, p, rest, ok = nextCgroup(rest) {
 		o := own{controllers: string(c), path: string(p)}
-		o.named = strings.Contains(o.path[strings.LastIndexByte(o.path, '/')+1:], id)
+		if end := ownGroup(o.path, id, groups); end > 0 {
+			o.path, o.named = o.path[:end], true
+		}
 		if o.named || o.path != "/" && len(outer) > 0 && outside[o.controllers] != o.path {
 			owns = append(owns, o)
 		}
@@ -160,6 +166,7 @@ func findCgroups(trees []hierarchy, file, outer []byte, id string) cgroups {
 	}
 	var found cgroups
 	best := len(preferred) + 1
+	found.hidden = len(owns) > 0
 	for _, o := range owns {
 		if !slices.Contains(found.paths, o.path) {
 			found.paths = append(found.paths, o.path)
@@ -174,6 +181,7 @@ func findCgroups(trees []hierarchy, file, outer []byte, id string) cgroups {
 			if !ok {
 				continue
 			}
+			found.hidden = false
 			var st unix.Stat_t
 			if unix.Stat(dir, &st) != nil {
 				continue
@@ -191,6 +199,112 @@ func findCgroups(trees []hierarchy, file, outer []byte, id string) cgroups {
 		}
 	}
 	return found
+}
+
+// ownGroup returns where in path the container's own control group ends, 0 if it
+// cannot be told: after the outermost of groups, wherever that begins, or after the
+// name that has the container's ID.
+func ownGroup(path, id string, groups []string) int {
+	end := 0
+	for _, g := range groups {
+		for from := 0; ; {
+			i := strings.Index(path[from:], g)
+			if i < 0 {
+				break
+			}
+			from += i + len(g)
+			if from == len(path) || path[from] == '/' {
+				if end == 0 || from < end {
+					end = from
+				}
+				break
+			}
+		}
+	}
+	if end > 0 {
+		return end
+	}
+	long := string(containerID([]byte(id))) == id
+	for from := 1; from <= len(path); {
+		to := len(path)
+		if i := strings.IndexByte(path[from:], '/'); i >= 0 {
+			to = from + i
+		}
+		switch name := path[from:to]; {
+		case long && string(containerID([]byte(name))) == id:
+			return to
+		case !long && id != "" && (name == id || strings.HasSuffix(name, ":"+id) || strings.HasSuffix(name, "-"+id+".scope")):
+			// A group above may well be called like that: containerd's namespace.
+			end = to
+		}
+		from = to + 1
+	}
+	return end
+}
+
+// specGroups returns the control group that a container's OCI specification asks
+// for (linux.cgroupsPath), in the forms that runc makes of it: a path, or a unit of
+// systemd. They are below the root of the tree that runc sees.
+func specGroups(path string) []string {
+	if path == "" || strings.Contains(path+"/", "/../") || strings.HasPrefix(path, "../") {
+		return nil
+	}
+	var groups []string
+	if slice, rest, ok := strings.Cut(path, ":"); ok && !strings.Contains(slice, "/") {
+		if prefix, name, ok := strings.Cut(rest, ":"); ok && name != "" && !strings.Contains(rest, "/") {
+			if slice == "" {
+				slice = "system.slice"
+			}
+			switch {
+			case strings.HasSuffix(name, ".slice"):
+			case prefix == "":
+				name += ".scope"
+			default:
+				name = prefix + "-" + name + ".scope"
+			}
+			if dir, ok := expandSlice(slice); ok {
+				groups = append(groups, dir+"/"+name)
+			}
+		}
+	}
+	if path = "/" + strings.Trim(path, "/"); path != "/" {
+		groups = append(groups, path)
+	}
+	return groups
+}
+
+// expandSlice returns the path of a slice: a-b.slice is in a.slice
+// (systemd.slice(5)).
+func expandSlice(slice string) (string, bool) {
+	name, ok := strings.CutSuffix(slice, ".slice")
+	if !ok || name == "" {
+		return "", false
+	}
+	if name == "-" {
+		return "", true
+	}
+	var path string
+	for i := range len(name) {
+		if name[i] == '-' {
+			path += "/" + name[:i] + ".slice"
+		}
+	}
+	return path + "/" + slice, true
+}
+
+// podGroup returns the control group above a container's that is its pod's, by the
+// pod's UID in its name; "" if there is none.
+func podGroup(path, uid string) string {
+	i := strings.LastIndexByte(path, '/')
+	if i <= 0 || uid == "" {
+		return ""
+	}
+	path = path[:i]
+	var buf [64]byte
+	if string(podUID(buf[:0], []byte(path[strings.LastIndexByte(path, '/')+1:]))) != uid {
+		return ""
+	}
+	return path
 }
 
 // containerID finds a container's ID in the name of its control group: the
@@ -240,9 +354,6 @@ func podUID(buf, name []byte) []byte {
 	return buf
 }
 
-// Control groups may be nested without limit but for cgroup.max.depth.
-const maxDepth = 64
-
 var procsBuffers = sync.Pool{New: func() any { b := make([]byte, 4096); return &b }}
 
 // appendProcesses appends the processes of a control group and of those below
@@ -256,7 +367,7 @@ func appendProcesses(dir string, pids []int) ([]int, error) {
 		return pids, &fs.PathError{Op: "open the control group", Path: dir, Err: err}
 	}
 	buf := procsBuffers.Get().(*[]byte)
-	pids, err = appendProcs(fd, pids, buf, 0)
+	pids, err = appendProcs(fd, pids, buf)
 	procsBuffers.Put(buf)
 	if err != nil {
 		return pids, fmt.Errorf("list the processes of control group %s: %w", dir, err)
@@ -264,8 +375,9 @@ func appendProcesses(dir string, pids []int) ([]int, error) {
 	return pids, nil
 }
 
-// appendProcs closes fd.
-func appendProcs(fd int, pids []int, buf *[]byte, depth int) ([]int, error) {
+// appendProcs closes fd. Groups may be nested without limit but for
+// cgroup.max.depth, and so may the calls.
+func appendProcs(fd int, pids []int, buf *[]byte) ([]int, error) {
 	defer unix.Close(fd)
 	data, err := readAt(fd, "cgroup.procs", (*buf)[:0])
 	*buf = data[:cap(data)]
@@ -283,7 +395,7 @@ func appendProcs(fd int, pids []int, buf *[]byte, depth int) ([]int, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return pids, err
 	}
-	if st.Nlink == 2 || depth == maxDepth {
+	if st.Nlink == 2 {
 		return pids, nil // kernfs counts the groups below, and there is none
 	}
 	names, err := subdirectories(fd)
@@ -298,7 +410,7 @@ func appendProcs(fd int, pids []int, buf *[]byte, depth int) ([]int, error) {
 		if err != nil {
 			return pids, fmt.Errorf("open %s: %w", name, err)
 		}
-		if pids, err = appendProcs(sub, pids, buf, depth+1); err != nil {
+		if pids, err = appendProcs(sub, pids, buf); err != nil {
 			return pids, fmt.Errorf("%s: %w", name, err)
 		}
 	}

@@ -167,6 +167,9 @@ func TestFindCgroups(t *testing.T) {
 			if test.dir != "" {
 				dir = filepath.Join(filepath.Dir(trees[0].mount), test.dir)
 			}
+			if hidden := dir == "" && len(test.paths) > 0; got.hidden != hidden {
+				t.Errorf("hidden: %v, want %v", got.hidden, hidden)
+			}
 			if got.dir != dir || !slices.Equal(got.paths, test.paths) || (got.id != 0) != test.v2 {
 				t.Errorf("got %+v, want directory %s, paths %q, v2 %v", got, dir, test.paths, test.v2)
 			}
@@ -178,44 +181,62 @@ func TestFindCgroups(t *testing.T) {
 }
 
 // TestOwner finds whose control groups are in /proc/PID/cgroup, with only what
-// containerd tells known.
+// containerd tells known: whole paths, and no name anywhere else.
 func TestOwner(t *testing.T) {
 	x := newIndex("/proc")
-	put := func(name string, tr traces) {
+	underscored := strings.ReplaceAll(uid1, "-", "_")
+	slice := "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod" + underscored + ".slice"
+	static := "/kubepods/pod86f3b7b7a1c1c1c1c1c1c1c1c1c1c1c1"
+	put := func(name, uid string, paths ...string) {
+		var tr traces
+		for _, p := range paths {
+			tr.addPath(p, uid)
+		}
 		x.put(key{"k8s.io", name}, &collect.Pod{ID: name, Name: name}, running, tr, now)
 	}
-	put("pod", traces{uid: []string{uid1}, ids: []string{id1}})
-	put("static", traces{uid: []string{"86f3b7b7a1c1c1c1c1c1c1c1c1c1c1c1"}})
-	put("plain", traces{paths: []string{"/default/web"}})
-	put("inner", traces{ids: []string{id2}})
-	underscored := strings.ReplaceAll(uid1, "-", "_")
+	put("pod", uid1, "/kubepods/besteffort/pod"+uid1+"/"+id1, slice+"/cri-containerd-"+id1+".scope", "/a/kubepods-pod"+underscored+".slice:cri-containerd:"+id1)
+	put("static", "86f3b7b7a1c1c1c1c1c1c1c1c1c1c1c1", static+"/"+strings.Repeat("b", 64))
+	put("plain", "", "/default/web")
+	put("inner", "", "/kubepods/besteffort/pod"+uid1+"/"+id1+"/docker/"+id2)
+	user := "/user.slice/user-1000.slice/user@1000.service"
 	for file, want := range map[string]string{
-		"0::/kubepods/besteffort/pod" + uid1 + "/" + id1:                                                           "pod",
-		"0::/kubepods/besteffort/pod" + uid1:                                                                       "pod",
-		"0::/kubepods/burstable/pod" + uid1 + "/unknown/deeper":                                                    "pod",
-		"0::/kubepods.slice/kubepods-pod" + underscored + ".slice/cri-containerd-" + id1 + ".scope":                "pod",
-		"0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + underscored + ".slice":              "pod",
-		"0::/kubepods.slice/kubepods-burstable-pod" + underscored + ".slice/cri-containerd-" + id2[1:] + "0.scope": "pod",
-		"0::/a/kubepods-pod" + underscored + ".slice:cri-containerd:" + id1:                                        "pod",
-		"0::/a/kubepods-pod" + underscored + ".slice:cri-containerd:" + id1 + "/init.scope":                        "pod",
-		"0::/x/" + id1 + "/docker/" + strings.Repeat("a", 64):                                                      "pod",
-		"0::/x/" + id1 + "/docker/" + id2:                                                                          "inner",
-		"12:pids:/\n4:memory:/kubepods/pod" + uid1 + "/" + id1 + "\n0::/":                                          "pod",
-		"0::/kubepods/pod86f3b7b7a1c1c1c1c1c1c1c1c1c1c1c1/" + strings.Repeat("b", 64):                              "static",
-		"0::/kubepods.slice/kubepods-pod86f3b7b7a1c1c1c1c1c1c1c1c1c1c1c1.slice":                                    "static",
-		"0::/default/web":                       "plain",
-		"0::/default/web/below/it":              "plain",
-		"0::/default/web (deleted)":             "plain",
-		"0::/default/webs":                      "",
-		"0::/default":                           "",
-		"0::/":                                  "",
-		"0::/kubepods/besteffort":               "",
-		"0::/kubepods/besteffort/pod":           "",
-		"0::/kubepods.slice/kubepods-pod.slice": "",
-		"0::/system.slice/podman.service":       "",
-		"0::/" + id1 + "0":                      "",
-		"":                                      "",
-		"0::":                                   "",
+		"0::/kubepods/besteffort/pod" + uid1 + "/" + id1:         "pod",
+		"0::/kubepods/besteffort/pod" + uid1:                     "pod",
+		"0::/kubepods/besteffort/pod" + uid1 + "/unknown/deeper": "pod",
+		"0::" + slice + "/cri-containerd-" + id1 + ".scope":      "pod",
+		"0::" + slice: "pod",
+		"0::" + slice + "/cri-containerd-" + id2 + ".scope":                                     "pod",
+		"0::/a/kubepods-pod" + underscored + ".slice:cri-containerd:" + id1:                     "pod",
+		"0::/a/kubepods-pod" + underscored + ".slice:cri-containerd:" + id1 + "/init.scope":     "pod",
+		"0::/kubepods/besteffort/pod" + uid1 + "/" + id1 + "/docker/" + strings.Repeat("a", 64): "pod",
+		"0::/kubepods/besteffort/pod" + uid1 + "/" + id1 + "/docker/" + id2:                     "inner",
+		"12:pids:/\n4:memory:/kubepods/besteffort/pod" + uid1 + "/" + id1 + "\n0::/":            "pod",
+		"0::" + static + "/" + strings.Repeat("c", 64):                                          "static",
+		"0::" + static:              "static",
+		"0::/default/web":           "plain",
+		"0::/default/web/below/it":  "plain",
+		"0::/default/web (deleted)": "plain",
+		// Who may make groups somewhere may call them as they like.
+		"0::" + user + "/pod" + uid1:                                 "",
+		"0::" + user + "/" + id1:                                     "",
+		"0::" + user + "/cri-containerd-" + id1 + ".scope":           "",
+		"0::" + user + slice + "/cri-containerd-" + id1 + ".scope":   "",
+		"0::" + user + "/kubepods/besteffort/pod" + uid1 + "/" + id1: "",
+		"0::" + user + "/default/web":                                "",
+		"0::/default/web2/" + id1:                                    "",
+		static + "/x/pod" + uid1 + "/" + id1:                         "",
+		"0::" + static + "/x/pod" + uid1 + "/" + id1:                 "static",
+		"0::/kubepods/burstable/pod" + uid1:                          "",
+		"0::/default/webs":                                           "",
+		"0::/default":                                                "",
+		"0::/":                                                       "",
+		"0::/kubepods/besteffort":                                    "",
+		"0::/kubepods/besteffort/pod":                                "",
+		"0::/kubepods.slice/kubepods-pod.slice":                      "",
+		"0::/system.slice/podman.service":                            "",
+		"0::/" + id1 + "0":                                           "",
+		"":                                                           "",
+		"0::":                                                        "",
 	} {
 		got := ""
 		if r := x.ownerOf([]byte(file + "\n")); r != nil {
@@ -223,6 +244,102 @@ func TestOwner(t *testing.T) {
 		}
 		if got != want {
 			t.Errorf("%s is %q, want %q", file, got, want)
+		}
+	}
+}
+
+// TestMovedBelow: the first process of a container has moved into a group of its
+// own making. The container's is the outermost that has its name, in each layout and
+// for containers in containers.
+func TestMovedBelow(t *testing.T) {
+	underscored := strings.ReplaceAll(uid1, "-", "_")
+	scope := "/kubepods.slice/kubepods-pod" + underscored + ".slice/cri-containerd-" + id1 + ".scope"
+	fs := "/kubepods/besteffort/pod" + uid1 + "/" + id1
+	colons := "/system.slice/kubepods-pod" + underscored + ".slice:cri-containerd:" + id1
+	inner := fs + "/docker/" + id2
+	dirs := []string{"/init.scope", "/system.slice/a.service", "/docker/" + id2, "/" + id1, "/a/" + id1 + "/b"}
+	shim := "0::/system.slice/containerd.service\n"
+	v2 := map[string]hierarchy{"cg": {v2: true, options: "rw,nsdelegate"}}
+	hybrid := map[string]hierarchy{
+		"hybrid": {v2: true, options: "rw"}, "memory": {options: "rw,memory"}, "pids": {options: "rw,pids"}, "systemd": {options: "rw,xattr,name=systemd"},
+	}
+	for _, test := range []struct {
+		name   string
+		mounts map[string]hierarchy
+		file   string // with @ for the container's own
+		own    string
+		id     string
+		groups []string
+	}{
+		{"systemd, v2", v2, "0::@/init.scope\n", scope, id1, nil},
+		{"systemd, v2, by the record", v2, "0::@/init.scope\n", scope, id1, specGroups("kubepods-pod" + underscored + ".slice:cri-containerd:" + id1)},
+		{"a service, v2 cgroupfs", v2, "0::@/system.slice/a.service\n", fs, id1, nil},
+		{"colons", v2, "0::@/init.scope\n", colons, id1, nil},
+		{"docker in a pod", v2, "0::@/docker/" + id2 + "\n", fs, id1, nil},
+		{"a container that docker runs in a pod", v2, "0::@/init.scope\n", inner, id2, nil},
+		{"by the record, in a pod", v2, "0::@/init.scope\n", inner, id2, specGroups("/docker/" + id2)},
+		{"a group with its own ID", v2, "0::@/" + id1 + "\n", fs, id1, nil},
+		{"and one more", v2, "0::@/a/" + id1 + "/b\n", scope, id1, nil},
+		{"not moved", v2, "0::@\n", scope, id1, nil},
+		{"v1, systemd's tree only", hybrid, "9:name=systemd:@/init.scope\n4:pids:@\n3:memory:@\n0::/system.slice/containerd.service\n", fs, id1, nil},
+		{"v1, all trees", hybrid, "9:name=systemd:@/init.scope\n4:pids:@/init.scope\n3:memory:@/a/" + id1 + "/b\n", fs, id1, nil},
+		{"hybrid", hybrid, "9:name=systemd:@/init.scope\n4:pids:@\n0::@/init.scope\n", scope, id1, nil},
+		{"a plain container", v2, "0::@/init.scope\n", "/default/web", "web", specGroups("/default/web")},
+		{"a plain container and its namespace have one name", v2, "0::@/init.scope\n", "/web/web", "web", specGroups("/web/web")},
+		{"without a record", v2, "0::@/init.scope\n", "/web/web", "web", nil},
+		{"a custom group", v2, "0::@/init.scope\n", "/my/own", "web", specGroups("/my/own")},
+		{"a unit of ctr", v2, "0::@/init.scope\n", "/a.slice/a-b.slice/nerdctl-web.scope", "web", specGroups("a-b.slice:nerdctl:web")},
+		{"in a machine of its own", v2, "0::@/init.scope\n", "/docker/" + id2 + fs, id1, specGroups(fs)},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			groups := []string{"/system.slice/containerd.service"}
+			for _, d := range append([]string{""}, dirs...) {
+				groups = append(groups, test.own+d)
+			}
+			trees := layout(t, test.mounts, groups...)
+			found := findCgroups(trees, []byte(strings.ReplaceAll(test.file, "@", test.own)), []byte(shim), test.id, test.groups...)
+			if !slices.Equal(found.paths, []string{test.own}) || !strings.HasSuffix(found.dir, test.own) {
+				t.Fatalf("%+v, want %s", found, test.own)
+			}
+			// All that is below is the container's.
+			for _, d := range []string{"/docker", "/system.slice", "/a", "/a/" + id1} {
+				if err := os.WriteFile(found.dir+d+"/cgroup.procs", nil, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i, d := range append([]string{""}, dirs...) {
+				if err := os.WriteFile(found.dir+d+"/cgroup.procs", fmt.Appendf(nil, "%d\n", 100+i), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			got, err := appendProcesses(found.dir, nil)
+			if slices.Sort(got); err != nil || !slices.Equal(got, []int{100, 101, 102, 103, 104, 105}) {
+				t.Errorf("processes %v, %v", got, err)
+			}
+		})
+	}
+}
+
+func TestSpecGroups(t *testing.T) {
+	for path, want := range map[string][]string{
+		"":                             nil,
+		"/":                            nil,
+		"/default/web":                 {"/default/web"},
+		"/default/web/":                {"/default/web"},
+		"relative":                     {"/relative"},
+		"/a/../b":                      nil,
+		"../b":                         nil,
+		"kubepods-podx.slice:cri:1":    {"/kubepods.slice/kubepods-podx.slice/cri-1.scope", "/kubepods-podx.slice:cri:1"},
+		"a-b-c.slice::x":               {"/a.slice/a-b.slice/a-b-c.slice/x.scope", "/a-b-c.slice::x"},
+		":runc:x":                      {"/system.slice/runc-x.scope", "/:runc:x"},
+		"-.slice:p:n":                  {"/p-n.scope", "/-.slice:p:n"},
+		"a.slice:p:b.slice":            {"/a.slice/b.slice", "/a.slice:p:b.slice"},
+		"no:three":                     {"/no:three"},
+		"nota:p:n":                     {"/nota:p:n"},
+		"/kubepods/pod1.slice:cri:1/x": {"/kubepods/pod1.slice:cri:1/x"},
+	} {
+		if got := specGroups(path); !slices.Equal(got, want) {
+			t.Errorf("%q: %q, want %q", path, got, want)
 		}
 	}
 }
@@ -358,13 +475,13 @@ func FuzzCgroup(f *testing.F) {
 	f.Add([]byte("::::\n\n:"), []byte("0"), "")
 	trees := []hierarchy{{v2: true, root: "/", mount: "/nonexistent"}, {options: "rw,pids", root: "/x", mount: "/nonexistent"}}
 	f.Fuzz(func(t *testing.T, file, outer []byte, id string) {
-		for _, p := range findCgroups(trees, file, outer, id).paths {
+		for _, p := range findCgroups(trees, file, outer, id, specGroups(string(outer))...).paths {
 			if p[0] != '/' || strings.ContainsRune(p, '\n') {
 				t.Errorf("path %q", p)
 			}
 		}
 		x := newIndex("/proc")
-		x.put(key{"a", "b"}, &collect.Pod{}, running, traces{ids: []string{id1}, uid: []string{uid1}}, now)
+		x.put(key{"a", "b"}, &collect.Pod{}, running, traces{paths: []string{"/a/" + id1}}, now)
 		x.ownerOf(file)
 		if got := containerID(file); got != nil && len(got) != 64 {
 			t.Errorf("container ID %q", got)

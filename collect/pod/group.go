@@ -2,12 +2,17 @@ package pod
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect"
 )
@@ -22,14 +27,18 @@ type container struct {
 	task    process
 	unknown bool // its shim did not say whether it runs
 	cgroups cgroups
-	touched uint64 // the event that told of it last
+	// unlisted says why cgroups is not known.
+	unlisted error
+	shim     collect.Process // PID 0: not known, or none that serves it alone
+	touched  uint64          // the event that told of it last
 }
 
 // process is a container's first; pid is 0 if it has none.
 type process struct {
-	pid   int
-	start uint64
-	netns uint64
+	pid    int
+	start  uint64
+	netns  uint64
+	unread bool // start and netns could not be read, though it may run
 }
 
 // past is a task that has ended in a pod that goes on.
@@ -48,7 +57,14 @@ type group struct {
 	members []*container // the sandbox's own first
 	past    []past
 
+	// label is the name under which the group is registered in watcher.names.
+	label podName
+	// renamed: something else has that name. It stays so, lest series change
+	// their labels again and again.
+	renamed bool
+
 	netns   uint64 // of the last evaluation
+	file    string // that was it, "" if none
 	host    bool
 	owner   bool // of the namespace
 	running bool
@@ -119,31 +135,62 @@ func (w *watcher) drop(c *container, now time.Time) {
 
 // setTask sets a container's first process, 0 for none.
 func (w *watcher) setTask(c *container, pid int, now time.Time) {
-	if pid == c.task.pid && (pid == 0 || c.task.netns != 0 && len(c.cgroups.paths) > 0) {
+	if pid == c.task.pid && (pid == 0 || !c.task.unread && c.task.netns != 0 && len(c.cgroups.paths) > 0) {
 		return
 	}
 	g := w.groupOf(c)
 	if c.task.pid != 0 && pid != c.task.pid {
 		g.past = append(g.past, past{c.task, c.cgroups, now})
-		c.task, c.cgroups = process{}, cgroups{}
+		c.task, c.cgroups, c.shim = process{}, cgroups{}, collect.Process{}
 	}
+	c.unlisted = nil
 	if pid == 0 {
 		return
 	}
 	c.task = process{pid: pid}
 	s, err := readStat(w.opt.ProcRoot, pid)
 	if err != nil {
-		return // it has ended already: it can be named all the same
+		// One that has ended already can be named all the same.
+		if c.task.unread = !isGone(err); c.task.unread {
+			c.unlisted = fmt.Errorf("find the control group of process %d: %w", pid, err)
+		}
+		return
 	}
 	c.task.start = s.start
-	if c.task.netns, err = netnsInode(w.procFile(pid, "ns/net")); errors.Is(err, fs.ErrPermission) && !w.denied {
+	dir := collect.ProcessDir(w.opt.ProcRoot, pid)
+	if c.task.netns, err = netnsInode(dir + "/ns/net"); errors.Is(err, fs.ErrPermission) && !w.denied {
 		w.denied = true
 		w.opt.Log.Warn("cannot tell the network namespaces of containers' processes; only those that containerd names are known", "error", err, "hint", "needs CAP_SYS_PTRACE")
 	}
 	var a, b [2048]byte
-	file, _ := readProc(w.opt.ProcRoot, pid, "cgroup", a[:0])
+	file, err := readAt(unix.AT_FDCWD, dir+"/cgroup", a[:0])
+	if err != nil && !isGone(err) {
+		c.unlisted = fmt.Errorf("find the control group of process %d: %w", pid, err)
+	}
 	outer, _ := readProc(w.opt.ProcRoot, s.ppid, "cgroup", b[:0])
-	c.cgroups = findCgroups(w.trees, file, outer, c.id)
+	c.cgroups = findCgroups(w.trees, file, outer, c.id, c.groups...)
+	if c.unlisted == nil && c.cgroups.hidden {
+		c.unlisted = fmt.Errorf("list the processes of control group %s: it is below no mount of this process's (in a container, run it in the host's cgroup namespace and mount its /sys/fs/cgroup)", c.cgroups.paths[0])
+	}
+	c.shim = w.shimOf(s.ppid)
+}
+
+// shimOf returns the process that started a container's first process, if that is
+// containerd's shim. Once a shim has ended, its children are another's, who may serve
+// the whole machine.
+func (w *watcher) shimOf(pid int) collect.Process {
+	if pid <= 1 || w.sharedShims[pid] {
+		return collect.Process{}
+	}
+	exe, err := os.Readlink(w.procFile(pid, "exe"))
+	if err != nil || !strings.HasPrefix(filepath.Base(exe), "containerd-shim") {
+		return collect.Process{}
+	}
+	s, err := readStat(w.opt.ProcRoot, pid)
+	if err != nil {
+		return collect.Process{}
+	}
+	return collect.Process{PID: pid, Start: s.start}
 }
 
 func (w *watcher) procFile(pid int, name string) string {
@@ -160,9 +207,11 @@ func (w *watcher) evaluate(g *group, now time.Time, readAddrs bool) {
 	if a != nil {
 		path = w.locate(g, a)
 	}
+	g.file = path
 	switch {
 	case a == nil:
 		delete(w.groups, g.key)
+		w.register(g, podName{})
 		w.x.end(g.key, ended, now)
 	case g.running:
 		if g.first.IsZero() {
@@ -241,7 +290,7 @@ func (w *watcher) namespaceFile(path string) (uint64, string) {
 	if w.cl == nil || w.cl.peer.Load() == 0 {
 		return 0, ""
 	}
-	root := w.procFile(int(w.cl.peer.Load()), "root")
+	root := collect.ProcessDir(w.opt.ProcRoot, int(w.cl.peer.Load())) + "/root"
 	if inode, err := netnsInode(root + path); err == nil {
 		return inode, root + path
 	}
@@ -262,7 +311,7 @@ func (w *watcher) owns(g *group, now time.Time) bool {
 			continue
 		}
 		// The number may be in use again: then what had it has ended.
-		stale := false
+		stale := w.isStale(o)
 		for _, c := range o.members {
 			if c.task.pid != 0 && !w.alive(c.task) {
 				w.setTask(c, 0, now)
@@ -286,6 +335,30 @@ func (w *watcher) owns(g *group, now time.Time) bool {
 	return true
 }
 
+// isStale reports whether a sandbox that has no process of its own, and runs as long
+// as its network namespace is there, has lost it.
+func (w *watcher) isStale(g *group) bool {
+	a := g.about()
+	if a == nil || a != g.stored || g.netns == 0 || g.host {
+		return false
+	}
+	if w.cl == nil && g.file != a.netnsPath {
+		return false // only containerd's own mount namespace has the file
+	}
+	inode, _ := w.namespaceFile(a.netnsPath)
+	return inode != g.netns
+}
+
+// checkStored ends the sandboxes of which only the network namespace shows that they
+// run, and gives up its number and its addresses: no event tells of their end.
+func (w *watcher) checkStored(now time.Time) {
+	for _, g := range w.groups {
+		if w.isStale(g) {
+			w.evaluate(g, now, false)
+		}
+	}
+}
+
 func (g *group) before(o *group) bool {
 	a, b := g.about(), o.about()
 	if a == nil || b == nil {
@@ -305,7 +378,7 @@ func (w *watcher) readAddrs(g *group, path string, now time.Time) {
 	if path == "" {
 		for _, c := range g.members {
 			if c.task.pid != 0 && c.task.netns == g.netns {
-				path = w.procFile(c.task.pid, "ns/net")
+				path = collect.ProcessDir(w.opt.ProcRoot, c.task.pid) + "/ns/net"
 				break
 			}
 		}
@@ -324,16 +397,13 @@ func (w *watcher) readAddrs(g *group, path string, now time.Time) {
 // publish makes the group's Pod and puts it into the index.
 func (w *watcher) publish(g *group, a *about, path string, to rank, now time.Time) {
 	p := &collect.Pod{
-		ID: g.id, Namespace: a.namespace, Name: a.name, UID: a.uid, Labels: a.labels,
+		ID: g.id, Namespace: a.namespace, Name: w.nameOf(g, a, now), UID: a.uid, Labels: a.labels,
 		HostNetwork: g.host, Started: a.created,
 	}
 	if p.Started.Unix() <= 0 {
 		p.Started = g.first
 	}
 	var t traces
-	if a.uid != "" {
-		t.uid = []string{a.uid}
-	}
 	if !g.host && (g.owner || to == waiting) {
 		p.Netns, p.NetnsPath = g.netns, path
 		t.netns = []uint64{g.netns}
@@ -348,33 +418,147 @@ func (w *watcher) publish(g *group, a *about, path string, to rank, now time.Tim
 		t.addrs = p.Addrs
 	}
 	for _, c := range g.members {
-		if c.id == string(containerID([]byte(c.id))) {
-			t.ids = append(t.ids, c.id)
-		}
+		w.expectGroups(&t, c, a.uid)
 		if c.task.pid == 0 {
 			continue
 		}
 		p.PIDs = append(p.PIDs, c.task.pid)
-		if d := c.cgroups.dir; d != "" && !slices.Contains(p.Cgroups, d) {
+		switch d := c.cgroups.dir; {
+		case d == "":
+			p.Alone = append(p.Alone, c.task.pid)
+		case !slices.Contains(p.Cgroups, d):
 			p.Cgroups = append(p.Cgroups, d)
 		}
-		t.add(c.task, &c.cgroups)
+		if p.ProcessesErr == nil {
+			p.ProcessesErr = c.unlisted
+		}
+		if c.shim.PID != 0 && !slices.Contains(p.Reapers, c.shim) && w.alone(g, c.shim.PID, now) {
+			p.Reapers = append(p.Reapers, c.shim)
+		}
+		t.add(c.task, &c.cgroups, a.uid)
 	}
 	g.past = slices.DeleteFunc(g.past, func(o past) bool { return now.Sub(o.at) >= keepEnded })
 	if n := len(g.past) - maxPast; n > 0 {
 		g.past = slices.Delete(g.past, 0, n)
 	}
 	for i := range g.past {
-		t.add(g.past[i].process, &g.past[i].cgroups)
+		t.add(g.past[i].process, &g.past[i].cgroups, a.uid)
 	}
 	w.x.put(g.key, p, to, t, now)
 }
 
+// alone reports whether a shim serves this group only. One that was seen to serve two
+// is nobody's from then on.
+func (w *watcher) alone(g *group, shim int, now time.Time) bool {
+	var others []*group
+	for _, o := range w.groups {
+		if o != g && slices.ContainsFunc(o.members, func(c *container) bool { return c.task.pid != 0 && c.shim.PID == shim }) {
+			others = append(others, o)
+		}
+	}
+	if len(others) == 0 {
+		return true
+	}
+	w.sharedShims[shim] = true
+	for _, o := range append(others, g) {
+		for _, c := range o.members {
+			if c.shim.PID == shim {
+				c.shim = collect.Process{}
+			}
+		}
+	}
+	for _, o := range others {
+		w.evaluate(o, now, false)
+	}
+	return false
+}
+
+// expectGroups adds the control groups that containerd asked for by a container's
+// record, so that its processes are known before, and without, its first process.
+func (w *watcher) expectGroups(t *traces, c *container, uid string) {
+	for _, path := range c.groups {
+		if ownGroup(path, c.id, nil) != len(path) {
+			continue // not the container's alone, by its name
+		}
+		for _, root := range w.roots {
+			t.addPath(root+path, uid)
+		}
+	}
+}
+
 // add adds what leads to a task.
-func (t *traces) add(k process, c *cgroups) {
+func (t *traces) add(k process, c *cgroups, uid string) {
 	t.pids, t.starts = append(t.pids, k.pid), append(t.starts, k.start)
 	if c.id != 0 {
 		t.groups = append(t.groups, c.id)
 	}
-	t.paths = append(t.paths, c.paths...)
+	for _, path := range c.paths {
+		t.addPath(path, uid)
+	}
+}
+
+// addPath adds a container's control group, and with it the pod's.
+func (t *traces) addPath(path, uid string) {
+	if !slices.Contains(t.paths, path) {
+		t.paths = append(t.paths, path)
+	}
+	if path = podGroup(path, uid); path != "" && !slices.Contains(t.paths, path) {
+		t.paths = append(t.paths, path)
+	}
+}
+
+// podName is what a pod is called in labels.
+type podName struct{ namespace, name string }
+
+// nameOf returns the name that the group has in labels. No two that are not one pod
+// share theirs: a container outside pods whose name is a pod's or another container's
+// is called by its ID, in a form that no name has.
+func (w *watcher) nameOf(g *group, a *about, now time.Time) string {
+	base := podName{a.namespace, a.name}
+	reserved := slices.Contains(w.opt.Reserved, base.name) && base.namespace == base.name
+	if a.kind != plain {
+		w.register(g, base)
+		if reserved {
+			return "pod:" + base.name
+		}
+		for _, o := range slices.Clone(w.names[base]) {
+			if oa := o.about(); oa != nil && oa.kind == plain && !o.renamed {
+				w.evaluate(o, now, false)
+			}
+		}
+		return base.name
+	}
+	if !g.renamed {
+		g.renamed = reserved || slices.ContainsFunc(w.names[base], func(o *group) bool {
+			oa := o.about()
+			return o != g && oa != nil && (oa.kind != plain || !o.renamed)
+		})
+		if g.renamed {
+			w.opt.Log.Warn("a container outside pods has the name of something else and is called by its ID", "namespace", base.namespace, "name", base.name, "label", "containerd:"+g.id)
+		}
+	}
+	w.register(g, base)
+	if g.renamed {
+		return "containerd:" + g.id
+	}
+	return base.name
+}
+
+// register notes which groups have a name; the empty one is none.
+func (w *watcher) register(g *group, n podName) {
+	if g.label == n {
+		return
+	}
+	if g.label != (podName{}) {
+		rest := slices.DeleteFunc(w.names[g.label], func(o *group) bool { return o == g })
+		if len(rest) == 0 {
+			delete(w.names, g.label)
+		} else {
+			w.names[g.label] = rest
+		}
+	}
+	g.label = n
+	if n != (podName{}) {
+		w.names[n] = append(w.names[n], g)
+	}
 }

@@ -25,6 +25,9 @@ import (
 const (
 	keepEnded = 60 * time.Second
 	maxEnded  = 1024
+	// The number of its network namespace is given up sooner: the next namespace
+	// that anybody makes may have it. Events come within a second or two.
+	keepNetns = 5 * time.Second
 )
 
 // rank says which of two pods an inode number or an address stands for.
@@ -51,9 +54,7 @@ type traces struct {
 	groups []uint64 // v2 control groups
 	pids   []int
 	starts []uint64 // of pids
-	ids    []string // of its containers
-	paths  []string // of their control groups
-	uid    []string
+	paths  []string // of its containers' control groups, and its own
 }
 
 // beats reports whether a rather than b is found by what they have in common.
@@ -113,9 +114,7 @@ type Index struct {
 	addrs   lookup[netip.Addr]
 	groups  lookup[uint64]
 	pids    lookup[int]
-	ids     lookup[string]
 	paths   lookup[string]
-	uids    lookup[string]
 
 	list      atomic.Pointer[[]*collect.Pod] // nil: to be made anew
 	unified   atomic.Pointer[hierarchy]      // the v2 tree, if there is one
@@ -140,9 +139,7 @@ func newIndex(procRoot string) *Index {
 		addrs:    newLookup(func(r *record) []netip.Addr { return r.addrs }),
 		groups:   newLookup(func(r *record) []uint64 { return r.groups }),
 		pids:     newLookup(func(r *record) []int { return r.pids }),
-		ids:      newLookup(func(r *record) []string { return r.ids }),
 		paths:    newLookup(func(r *record) []string { return r.paths }),
-		uids:     newLookup(func(r *record) []string { return r.uid }),
 		first:    make(chan struct{}),
 		tried:    make(chan struct{}),
 		done:     make(chan struct{}),
@@ -156,9 +153,7 @@ func (x *Index) update(r, had *record, lowered bool) {
 	x.addrs.update(r, had, lowered, x.records)
 	x.groups.update(r, had, lowered, x.records)
 	x.pids.update(r, had, lowered, x.records)
-	x.ids.update(r, had, lowered, x.records)
 	x.paths.update(r, had, lowered, x.records)
-	x.uids.update(r, had, lowered, x.records)
 }
 
 // put sets what is known of a pod. Where that is what was known already,
@@ -211,6 +206,11 @@ func (x *Index) prune(now time.Time) {
 	for k, r := range x.records {
 		if r.rank == ended {
 			old = append(old, k)
+			if len(r.netns) > 0 && now.Sub(r.since) >= keepNetns {
+				had := *r
+				r.netns = nil
+				x.update(r, &had, true)
+			}
 		}
 	}
 	slices.SortFunc(old, func(a, b key) int { return x.records[a].since.Compare(x.records[b].since) })
@@ -230,12 +230,13 @@ func same(a, b *collect.Pod) bool {
 	return a.ID == b.ID && a.Namespace == b.Namespace && a.Name == b.Name && a.UID == b.UID &&
 		a.HostNetwork == b.HostNetwork && a.Netns == b.Netns && a.NetnsPath == b.NetnsPath &&
 		a.Started.Equal(b.Started) && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.PIDs, b.PIDs) &&
-		slices.Equal(a.Cgroups, b.Cgroups) && maps.Equal(a.Labels, b.Labels)
+		slices.Equal(a.Cgroups, b.Cgroups) && slices.Equal(a.Alone, b.Alone) && slices.Equal(a.Reapers, b.Reapers) &&
+		(a.ProcessesErr == nil) == (b.ProcessesErr == nil) && maps.Equal(a.Labels, b.Labels)
 }
 
 func (t *traces) equal(o *traces) bool {
 	return slices.Equal(t.netns, o.netns) && slices.Equal(t.addrs, o.addrs) && slices.Equal(t.groups, o.groups) &&
-		slices.Equal(t.pids, o.pids) && slices.Equal(t.starts, o.starts) && slices.Equal(t.ids, o.ids) && slices.Equal(t.paths, o.paths) && slices.Equal(t.uid, o.uid)
+		slices.Equal(t.pids, o.pids) && slices.Equal(t.starts, o.starts) && slices.Equal(t.paths, o.paths)
 }
 
 // Running returns the pods with a process, sorted by namespace, name and
@@ -293,6 +294,12 @@ func (x *Index) ByPID(pid int) *collect.Pod {
 	}
 	var buf [2048]byte
 	data, err := readProc(x.procRoot, pid, "cgroup", buf[:0])
+	if err == nil && inRoots(data) {
+		// In cgroup v1 so is a process whose first thread has ended.
+		if dir := collect.ProcessDir(x.procRoot, pid); strings.Contains(dir, "/task/") {
+			data, err = readAt(unix.AT_FDCWD, dir+"/cgroup", data[:0])
+		}
+	}
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	if r := x.ownerOf(data); r != nil {
@@ -323,27 +330,29 @@ func (x *Index) ownerOf(data []byte) *record {
 	return nil
 }
 
-// owner finds whose control group a path is in, from the innermost name
-// outwards: containers may be nested.
+// inRoots reports whether a /proc/PID/cgroup shows the root of each v1 tree.
+func inRoots(data []byte) bool {
+	v1 := false
+	for c, path, rest, ok := nextCgroup(data); ok; c, path, rest, ok = nextCgroup(rest) {
+		if len(c) == 0 {
+			continue
+		}
+		if v1 = true; len(path) > 1 {
+			return false
+		}
+	}
+	return v1
+}
+
+// owner finds whose control group a path is in, from the innermost outwards:
+// containers may be nested. It goes by whole paths, which containerd has given. A
+// group of that name may be anywhere else, where a user may make groups.
 func (x *Index) owner(path []byte) *record {
 	for len(path) > 1 {
 		if r := x.paths.m[string(path)]; r != nil {
 			return r
 		}
-		i := max(0, bytes.LastIndexByte(path, '/'))
-		name := bytes.TrimPrefix(path[i:], []byte{'/'})
-		if id := containerID(name); id != nil {
-			if r := x.ids.m[string(id)]; r != nil {
-				return r
-			}
-		}
-		var buf [64]byte
-		if uid := podUID(buf[:0], name); uid != nil {
-			if r := x.uids.m[string(uid)]; r != nil {
-				return r
-			}
-		}
-		path = path[:i]
+		path = path[:max(0, bytes.LastIndexByte(path, '/'))]
 	}
 	return nil
 }
@@ -374,13 +383,15 @@ func (x *Index) ByCgroup(id uint64) *collect.Pod {
 
 // Processes appends to buf the processes in the control groups of p's
 // containers and below, without duplicates and in order. Where p has no
-// control group of its own, they are the first processes of its containers.
+// control group of its own, they are the first processes of its containers. After an
+// error some may be missing.
 func (x *Index) Processes(p *collect.Pod, buf []int) ([]int, error) {
 	if len(p.Cgroups) == 0 {
-		return append(buf, p.PIDs...), nil
+		return append(buf, p.PIDs...), p.ProcessesErr
 	}
 	start := len(buf)
-	var firstErr error
+	firstErr := p.ProcessesErr
+	buf = append(buf, p.Alone...)
 	for _, dir := range p.Cgroups {
 		var err error
 		if buf, err = appendProcesses(dir, buf); err != nil && firstErr == nil {

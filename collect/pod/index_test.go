@@ -23,13 +23,20 @@ func TestReuse(t *testing.T) {
 		x.put(key{"k8s.io", name}, &collect.Pod{ID: name, Name: name, Netns: 42, Started: at(started)}, to,
 			traces{netns: []uint64{42}, addrs: []netip.Addr{addr}}, at(started))
 	}
-	check := func(want string) {
+	check := func(want string, number ...string) {
 		t.Helper()
-		for what, p := range map[string]*collect.Pod{
+		found := map[string]*collect.Pod{
 			"namespace":      x.ByNetns(42),
 			"address":        x.ByAddr(addr),
 			"mapped address": x.ByAddr(netip.MustParseAddr("::ffff:10.0.0.7")),
-		} {
+		}
+		if len(number) > 0 {
+			delete(found, "namespace")
+			if p := x.ByNetns(42); p != nil {
+				t.Errorf("the namespace is still %q's", p.Name)
+			}
+		}
+		for what, p := range found {
 			got := ""
 			if p != nil {
 				got = p.Name
@@ -58,8 +65,12 @@ func TestReuse(t *testing.T) {
 	check("d")
 	x.end(key{"k8s.io", "d"}, ended, at(31))
 	x.end(key{"k8s.io", "c"}, ended, at(31))
+	x.prune(at(35)) // a and b have given up the number
+	if p := x.ByNetns(42); p == nil || p.Name != "c" {
+		t.Errorf("the namespace is not c's: %+v", p)
+	}
 	x.prune(at(81))
-	check("c") // a and b are forgotten
+	check("c", "given up") // a and b are forgotten, and so is the number
 	if len(x.records) != 2 {
 		t.Errorf("%d records", len(x.records))
 	}
@@ -173,7 +184,7 @@ func BenchmarkPut(b *testing.B) {
 				a := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
 				x.put(k, &collect.Pod{ID: k.id, PIDs: []int{i, version}}, running, traces{
 					netns: []uint64{uint64(i)}, addrs: []netip.Addr{a}, groups: []uint64{uint64(2 * i), uint64(2*i + 1)},
-					pids: []int{2 * i, 2*i + 1}, starts: []uint64{1, uint64(version)}, ids: []string{k.id}, paths: []string{"/a/" + k.id, "/b/" + k.id}, uid: []string{k.id},
+					pids: []int{2 * i, 2*i + 1}, starts: []uint64{1, uint64(version)}, paths: []string{"/a/" + k.id, "/b/" + k.id},
 				}, now)
 			}
 			for i := range n {

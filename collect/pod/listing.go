@@ -2,13 +2,17 @@ package pod
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	containers "github.com/containerd/containerd/api/services/containers/v1"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"nodeskoop/collect"
 )
 
 // listing is what containerd has at one time.
@@ -37,10 +41,26 @@ func (w *watcher) known() map[key]knownState {
 	return m
 }
 
-// alive reports whether a task's process runs.
+// alive reports whether a task's process runs: any of its threads. One that cannot
+// be asked about has not ended by that.
 func (w *watcher) alive(t process) bool {
 	s, err := readStat(w.opt.ProcRoot, t.pid)
-	return err == nil && s.start == t.start && s.state != 'Z' && s.state != 'X'
+	if err != nil {
+		return !isGone(err)
+	}
+	if s.start != t.start && !t.unread {
+		return false
+	}
+	if s.state == 'Z' || s.state == 'X' {
+		_, err := collect.LiveThread(w.opt.ProcRoot, t.pid)
+		return !isGone(err)
+	}
+	return true
+}
+
+// isGone reports whether an error says that a process has ended.
+func isGone(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.Is(err, collect.ErrGone)
 }
 
 func (l *listing) run(ctx context.Context, cl *client, follow []string) {

@@ -46,9 +46,11 @@ type about struct {
 	hostNetwork bool
 	netnsPath   string
 	addrs       []netip.Addr
+	groups      []string // see specGroups
 }
 
-// aboutContainer reads a record of the containers service.
+// aboutContainer reads a record of the containers service. A label may be an
+// image's: what is a pod's is told by what the CRI plugin itself keeps with it.
 func aboutContainer(namespace string, c *containers.Container) *about {
 	a := &about{
 		sandbox: c.GetID(),
@@ -57,12 +59,13 @@ func aboutContainer(namespace string, c *containers.Container) *about {
 	}
 	l := c.GetLabels()
 	a.namespace, a.name, a.uid = l[labelNamespace], l[labelPodName], l[labelUID]
-	switch l[labelKind] {
-	case "sandbox":
+	ext := c.GetExtensions()
+	switch {
+	case l[labelKind] == "sandbox" && ext[extSandbox] != nil:
 		a.kind = sandbox
 		a.labels = podLabels(l)
-		a.readSandbox(c.GetExtensions()[extSandbox])
-	case "container":
+		a.readSandbox(ext[extSandbox])
+	case l[labelKind] == "container" && (ext[extContainer] != nil || c.GetSandbox() != ""):
 		a.kind = member
 		a.sandbox = c.GetSandbox()
 		if a.sandbox == "" {
@@ -79,6 +82,14 @@ func aboutContainer(namespace string, c *containers.Container) *about {
 	}
 	if a.name == "" {
 		a.namespace, a.name = namespace, plainName(a.sandbox, l)
+	}
+	var spec struct {
+		Linux struct {
+			CgroupsPath string `json:"cgroupsPath"`
+		} `json:"linux"`
+	}
+	if readJSON(c.GetSpec(), &spec) {
+		a.groups = specGroups(spec.Linux.CgroupsPath)
 	}
 	return a
 }

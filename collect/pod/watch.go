@@ -13,6 +13,8 @@ import (
 
 	"github.com/containerd/containerd/api/types"
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect"
 )
 
 // DefaultSockets are where containerd listens: its own package's, that of k3s
@@ -37,7 +39,10 @@ type Options struct {
 	// HostNetns is a file that is the host's network namespace; "" means
 	// that of process 1.
 	HostNetns string
-	Log       *slog.Logger
+	// Reserved are values that, in both labels of a pod, stand for something
+	// else: the host, for one. UnknownLabel is one always.
+	Reserved []string
+	Log      *slog.Logger
 }
 
 const (
@@ -46,10 +51,12 @@ const (
 	resyncSoon = time.Second      // after the first listing, and after events were lost
 	resyncHung = 10 * time.Second // while a shim does not answer
 	pruneEvery = 5 * time.Second
-	addrsEvery = 2 * time.Minute
-	maxEvents  = 4096 // waiting to be handled
-	maxAsking  = 8    // tasks asked for at the same time
-	maxPast    = 64   // ended containers of a pod that goes on
+	// storedEvery is how often sandboxes without processes are looked at.
+	storedEvery = time.Second
+	addrsEvery  = 2 * time.Minute
+	maxEvents   = 4096 // waiting to be handled
+	maxAsking   = 8    // tasks asked for at the same time
+	maxPast     = 64   // ended containers of a pod that goes on
 )
 
 // intervals are those that tests shorten.
@@ -77,6 +84,7 @@ func watch(ctx context.Context, opt Options, every intervals) *Index {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
+	opt.Reserved = append(slices.Clip(opt.Reserved), collect.UnknownLabel)
 	w := &watcher{
 		opt:        opt,
 		named:      named,
@@ -86,6 +94,9 @@ func watch(ctx context.Context, opt Options, every intervals) *Index {
 		host:       hostNetns(opt),
 		containers: map[key]*container{},
 		groups:     map[key]*group{},
+
+		names:       map[podName][]*group{},
+		sharedShims: map[int]bool{},
 	}
 	go w.run(ctx)
 	return w.x
@@ -132,10 +143,14 @@ type watcher struct {
 	follow []string
 	host   uint64
 	trees  []hierarchy
+	roots  []string // of the control groups' trees as containerd sees them, "" for /
 
 	containers map[key]*container
 	groups     map[key]*group
-	cl         *client // nil while there is no connection
+	names      map[podName][]*group
+	// sharedShims serve several pods.
+	sharedShims map[int]bool
+	cl          *client // nil while there is no connection
 
 	seq     uint64
 	deleted map[key]bool // while a listing is under way
@@ -168,6 +183,7 @@ func (w *watcher) run(ctx context.Context) {
 		}
 		retry = min(2*retry, maxRetry)
 		w.checkTasks()
+		w.checkStored(time.Now())
 		w.x.prune(time.Now())
 	}
 	w.x.setStatus(Status{Err: context.Cause(ctx)})
@@ -255,6 +271,7 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 		w.opt.Log.Warn("cannot find the control groups' file systems", "error", fmt.Errorf("read %s/self/mountinfo: %w", w.opt.ProcRoot, err))
 	}
 	w.trees = parseMountinfo(mountinfo)
+	w.roots = w.findRoots()
 	if i := slices.IndexFunc(w.trees, func(h hierarchy) bool { return h.v2 }); i >= 0 {
 		tree := w.trees[i]
 		w.x.unified.Store(&tree)
@@ -309,6 +326,8 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 	defer ping.Stop()
 	prune := time.NewTicker(pruneEvery)
 	defer prune.Stop()
+	stored := time.NewTicker(storedEvery)
+	defer stored.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -358,10 +377,30 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 			if err != nil {
 				return answered, fmt.Errorf("ask containerd behind %s for its version: %w", socket, plainError(err))
 			}
+		case now := <-stored.C:
+			w.checkStored(now)
 		case now := <-prune.C:
 			w.x.prune(now)
 		}
 	}
+}
+
+// findRoots returns the parts of the control groups' trees that are mounted where
+// containerd is. A path that it gives a container is below one of them.
+func (w *watcher) findRoots() []string {
+	trees := w.trees
+	if peer := int(w.cl.peer.Load()); peer != 0 {
+		if b, err := readAt(unix.AT_FDCWD, collect.ProcessDir(w.opt.ProcRoot, peer)+"/mountinfo", nil); err == nil {
+			trees = parseMountinfo(b)
+		}
+	}
+	var roots []string
+	for i := range trees {
+		if root := strings.TrimSuffix(trees[i].root, "/"); !slices.Contains(roots, root) {
+			roots = append(roots, root)
+		}
+	}
+	return roots
 }
 
 // samePIDs fails if containerd numbers processes otherwise than this process.

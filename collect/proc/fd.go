@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"unsafe"
 
@@ -58,8 +59,9 @@ func (p *fd) count(v *collect.View) (sum bpf.FileCount, unknown []int, err error
 		}
 		for _, pid := range v.PIDs() {
 			c, ok := p.all.of[uint32(pid)]
-			if !ok {
+			if !ok || c.Open == 0 && manyThreads(p.root, pid) {
 				unknown = append(unknown, pid)
+				continue
 			}
 			sum.Open += c.Open
 			sum.Sockets += c.Sockets
@@ -104,9 +106,46 @@ func (p *fd) Sample(v *collect.View) error {
 	return failed.err()
 }
 
-// countFDs counts the descriptors of a process, using buf.
+// manyThreads reports whether a process has more than one thread: it has them as
+// directories (fs/proc/base.c, proc_task_getattr).
+func manyThreads(root string, pid int) bool {
+	var buf [256]byte
+	path := append(buf[:0], root...)
+	path = append(path, '/')
+	path = strconv.AppendInt(path, int64(pid), 10)
+	path = append(path, "/task\x00"...)
+	var st unix.Statx_t
+	const itself = 3 // the directory, its name in the one above, and the first thread
+	cwd := unix.AT_FDCWD
+	// It is unix.Statx without the copy of the path.
+	_, _, e := unix.Syscall6(unix.SYS_STATX, uintptr(cwd), uintptr(unsafe.Pointer(unsafe.SliceData(path))),
+		0, unix.STATX_NLINK, uintptr(unsafe.Pointer(&st)), 0)
+	return e == 0 && st.Nlink > itself
+}
+
+// countFDs counts the descriptors of a process, using buf. They are the first
+// thread's; where that one has ended and the process has not, another's.
 func countFDs(root string, pid int, buf []byte) (open, socket int, err error) {
-	dir, err := openProc(root, pid, "/fd", unix.O_DIRECTORY)
+	open, socket, err = countIn(root, pid, "/fd", buf)
+	if err != nil || open > 0 || !manyThreads(root, pid) {
+		return open, socket, err
+	}
+	tid, err := collect.LiveThread(root, pid)
+	if err != nil {
+		if isGone(err) {
+			err = nil
+		}
+		return 0, 0, err
+	}
+	if tid == pid {
+		return 0, 0, nil
+	}
+	return countIn(root, pid, "/task/"+strconv.Itoa(tid)+"/fd", buf)
+}
+
+// countIn counts the entries of /proc/PID and name.
+func countIn(root string, pid int, name string, buf []byte) (open, socket int, err error) {
+	dir, err := openProc(root, pid, name, unix.O_DIRECTORY)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -117,26 +156,26 @@ func countFDs(root string, pid int, buf []byte) (open, socket int, err error) {
 			continue
 		}
 		if err != nil {
-			return 0, 0, wrapProc("list", root, pid, "/fd", err)
+			return 0, 0, wrapProc("list", root, pid, name, err)
 		}
 		if n <= 0 {
 			return open, socket, nil
 		}
 		for b := buf[:n]; len(b) > 0; {
-			name, rest, ok := nextDirent(b)
+			entry, rest, ok := nextDirent(b)
 			if !ok {
-				return 0, 0, fmt.Errorf("list %s/%d/fd: %w", root, pid, errDirent)
+				return 0, 0, fmt.Errorf("list %s/%d%s: %w", root, pid, name, errDirent)
 			}
 			b = rest
-			if name[0] < '0' || name[0] > '9' {
+			if entry[0] < '0' || entry[0] > '9' {
 				continue // . and ..
 			}
-			isSocket, err := linksToSocket(dir, name)
+			isSocket, err := linksToSocket(dir, entry)
 			if errors.Is(err, unix.ENOENT) {
 				continue // closed since it was listed
 			}
 			if err != nil {
-				return 0, 0, wrapProc("read the links in", root, pid, "/fd", err)
+				return 0, 0, wrapProc("read the links in", root, pid, name, err)
 			}
 			open++
 			if isSocket {

@@ -35,6 +35,11 @@ import (
 // A process is counted where it is: one that moves to another control group
 // leaves behind what it had counted.
 //
+// What starts and ends between two samples, such as an exec probe, is never read.
+// Its counts are those of the pod's shim, which reaps it: what the shim's counts
+// grew by beyond its own calls, which its threads' files show, is the pod's. Its own
+// calls are the host's.
+//
 // Where the kernel lets it, an iterator tells once in a cycle which processes
 // have not run. They have counted nothing, and are not read again.
 type ioProbe struct {
@@ -49,6 +54,9 @@ type ioProbe struct {
 	clock uint64     // numbers the readings
 	cycle uint64     // counts the samples of the host, the last target of each cycle
 	gone  []*process // ended, and their counts not found yet
+
+	own   ioCounts    // calls of shims, which the host's next sample takes in
+	shims map[int]int // their indices in View.Reapers, for the host's sample
 }
 
 // The values of /proc/PID/io that are summed.
@@ -91,11 +99,13 @@ type reading struct {
 	pid    int
 	start  uint64 // when it started, in clock ticks: with the pid, its identity
 	parent int
-	ending bool   // it exits, or is a zombie
+	ending bool   // it exits, or is a zombie, with all its threads
 	dead   bool   // its parent gets its counts just now, or nobody does
 	faults uint64 // minor page faults, its own and its reaped children's
 	reaped uint64 // those of its reaped children
 	io     ioCounts
+
+	threads uint64
 }
 
 // process is a process that has been counted.
@@ -115,6 +125,7 @@ type process struct {
 
 	gone  bool
 	cycle uint64    // gone: since when
+	shim  *shim     // it is a pod's shim
 	wait  *ioTotals // gone: its counts are in a process of this target
 	hops  int       // gone: ended processes between it and its first live ancestor
 }
@@ -185,8 +196,8 @@ func (p *ioProbe) idle(s *ioTotals, pid int) bool {
 const procFileSize = 4096
 
 func (p *ioProbe) Sample(v *collect.View) error {
-	if cap(v.Scratch) < procFileSize {
-		v.Scratch = make([]byte, procFileSize)
+	if cap(v.Scratch) < 2*procFileSize {
+		v.Scratch = make([]byte, 2*procFileSize)
 	}
 	if err := p.lookAround(v); err != nil {
 		return err
@@ -194,10 +205,20 @@ func (p *ioProbe) Sample(v *collect.View) error {
 	s := collect.State[ioTotals](v)
 	s.samples++
 	host := v.Pod() == nil
+	if host {
+		p.begin(v, s)
+	}
 	var failed unreadable
 	for _, pid := range v.PIDs() {
 		if p.idle(s, pid) {
 			continue
+		}
+		if host {
+			if is, err := p.isShim(v, pid); err != nil {
+				return err
+			} else if is {
+				continue
+			}
 		}
 		r, err := p.read(v, pid)
 		switch {
@@ -211,7 +232,12 @@ func (p *ioProbe) Sample(v *collect.View) error {
 			return err
 		}
 	}
-	if err := p.settle(v, s, host); err != nil {
+	if !host {
+		if err := p.readShims(v, s, &failed); err != nil {
+			return err
+		}
+	}
+	if err := p.settle(v, s, host, &failed); err != nil {
 		return err
 	}
 	for i, m := range p.metrics {
@@ -316,7 +342,7 @@ func (p *ioProbe) bury(x *process) {
 const settleRounds = 30
 
 // settle finds out which processes have ended, and where their counts are.
-func (p *ioProbe) settle(v *collect.View, s *ioTotals, host bool) error {
+func (p *ioProbe) settle(v *collect.View, s *ioTotals, host bool, failed *unreadable) error {
 	suspects := p.missing(s, host)
 	for range settleRounds {
 		if err := p.check(v, suspects); err != nil {
@@ -327,6 +353,11 @@ func (p *ioProbe) settle(v *collect.View, s *ioTotals, host bool) error {
 		}
 		if suspects = p.suspects(s); len(suspects) == 0 && !p.pending(s) {
 			break
+		}
+	}
+	if !host {
+		if err := p.split(v, s, failed); err != nil {
+			return err
 		}
 	}
 	p.finish(s, host)
@@ -606,14 +637,28 @@ func readProcess(root string, pid int, reaped uint64, buf []byte) (r reading, er
 			// the parent has its counts.
 			time.Sleep(100 * time.Microsecond)
 		case r.reaped == reaped:
-			return r, nil
+			return r, r.askThreads(root)
 		}
 		reaped = r.reaped
 	}
 	if r.dead {
 		return r, errGone
 	}
-	return r, nil
+	return r, r.askThreads(root)
+}
+
+// askThreads finds out whether a process whose first thread ends, or has ended,
+// goes on with another.
+func (r *reading) askThreads(root string) error {
+	if !r.ending || r.threads < 2 {
+		return nil
+	}
+	_, err := collect.LiveThread(root, r.pid)
+	r.ending = err != nil
+	if err != nil && !isGone(err) {
+		return err
+	}
+	return nil
 }
 
 // readFiles reads /proc/PID/io and then stat.
@@ -675,6 +720,8 @@ func (r *reading) parseStat(b []byte) error {
 			own = x
 		case 11:
 			r.reaped = x
+		case 20:
+			r.threads = x
 		case 22:
 			r.start = x
 		}

@@ -35,6 +35,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv("NODESKOOP_TEST_ONE_THREAD") != "" {
 		oneThread()
 	}
+	if os.Getenv(endLeaderEnv) != "" {
+		endLeader()
+	}
 	releaseTypes = func() {} // a VM is slow to read them
 	os.Exit(m.Run())
 }
@@ -221,6 +224,8 @@ type ioPods struct {
 	pods *nsnet.Pods
 	pids map[string]func() []int
 	last nsnet.Values
+
+	probe *ioProbe
 }
 
 func newIOPods(t *testing.T) *ioPods {
@@ -229,7 +234,13 @@ func newIOPods(t *testing.T) *ioPods {
 	need.Program(t, "dd", "sh", "unshare")
 	s := &ioPods{t: t, pods: &nsnet.Pods{}, pids: map[string]func() []int{}}
 	s.pods.Children = func(p *collect.Pod) []int { return s.pids[p.Name]() }
-	s.Sampler = nsnet.NewSampler(t, collect.Options{Enabled: []string{"io"}, Pods: s.pods}, collect.Factory{Name: "io", New: ioFactory})
+	s.Sampler = nsnet.NewSampler(t, collect.Options{Enabled: []string{"io"}, Pods: s.pods}, collect.Factory{Name: "io", New: func(env collect.Env) (collect.Probe, error) {
+		p, err := ioFactory(env)
+		if err == nil {
+			s.probe = p.(*ioProbe)
+		}
+		return p, err
+	}})
 	return s
 }
 
@@ -250,6 +261,7 @@ func TestIOEachRead(t *testing.T) {
 	t.Run("reaped", TestIOReaped)
 	t.Run("ignored", TestIOIgnored)
 	t.Run("two pods", TestIOTwoPods)
+	t.Run("shim", TestIOShim)
 }
 
 // add makes a pod whose processes pids lists.

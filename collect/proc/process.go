@@ -119,9 +119,18 @@ func (u *unreadable) err() error {
 	return part
 }
 
+// firstUserNamespace is the inode number of the kernel's first user namespace
+// (PROC_USER_INIT_INO of include/linux/proc_ns.h).
+const firstUserNamespace = 0xEFFFFFFD
+
 // mayTrace reports whether this process has the capabilities that reading
-// other users' processes takes.
+// other users' processes takes. In a user namespace of its own it has them for what
+// belongs to that one only.
 var mayTrace = sync.OnceValue(func() bool {
+	var st unix.Stat_t
+	if unix.Stat("/proc/self/ns/user", &st) != nil || st.Ino != firstUserNamespace {
+		return false
+	}
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if unix.Capget(&head, &data[0]) != nil {

@@ -2,6 +2,8 @@ package trace
 
 import (
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -133,7 +135,14 @@ func liveNetns(procRoot string) map[uint64]bool {
 		paths, _ := filepath.Glob(glob)
 		for _, path := range paths {
 			var st unix.Stat_t
-			if unix.Stat(path, &st) == nil {
+			err := unix.Stat(path, &st)
+			if dir, ok := strings.CutSuffix(path, "/ns/net"); ok && err == unix.ENOENT {
+				// Perhaps only the first thread of the process has ended.
+				if pid, e := strconv.Atoi(filepath.Base(dir)); e == nil {
+					err = unix.Stat(collect.ProcessDir(procRoot, pid)+"/ns/net", &st)
+				}
+			}
+			if err == nil {
 				alive[st.Ino] = true
 			}
 		}

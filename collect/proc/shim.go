@@ -1,0 +1,222 @@
+package proc
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+	"nodeskoop/collect"
+)
+
+// shim is what io remembers of a process that serves a pod and reaps what ends in
+// it.
+type shim struct {
+	threads map[int]*threadCounts
+	ended   ioCounts // of its threads that have ended, as they were read last
+	told    ioCounts // its own calls that were given to the host
+	reaped  uint64   // cminflt of the last split
+	begun   bool
+	// taken over from the host, which had counted it: which of its counts are
+	// its own cannot be told of what came before.
+	moved bool
+}
+
+type threadCounts struct {
+	ioCounts
+	cycle uint64
+}
+
+// begin takes in what pods' samples found to be their shims' own calls.
+func (p *ioProbe) begin(v *collect.View, s *ioTotals) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.sum.add(&p.own)
+	p.own = ioCounts{}
+	if p.shims == nil {
+		p.shims = map[int]int{}
+	}
+	clear(p.shims)
+	for i, x := range v.Reapers() {
+		p.shims[x.PID] = i
+	}
+}
+
+// isShim reports whether a process is one that a pod's sample counts.
+func (p *ioProbe) isShim(v *collect.View, pid int) (bool, error) {
+	p.mu.Lock()
+	i, ok := p.shims[pid]
+	x := p.procs[pid]
+	p.mu.Unlock()
+	if !ok {
+		return false, nil
+	}
+	want := v.Reapers()[i].Start
+	if x != nil && !x.gone && x.start == want {
+		return true, nil
+	}
+	// Its pod has not been sampled, or its number is another's by now.
+	r, err := p.read(v, pid)
+	if err != nil && !isGone(err) && !partial(err) {
+		return false, err
+	}
+	return err == nil && r.start == want, nil
+}
+
+// readShims counts the processes that serve a pod among the pod's.
+func (p *ioProbe) readShims(v *collect.View, s *ioTotals, failed *unreadable) error {
+	for _, x := range v.Reapers() {
+		if p.idle(s, x.PID) {
+			continue
+		}
+		r, err := p.read(v, x.PID)
+		switch {
+		case err == nil && r.start == x.Start:
+			p.takeShim(s, &r)
+		case err == nil || isGone(err):
+		case partial(err):
+			failed.add(x.PID, err)
+			p.hold(s, x.PID)
+		default:
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *ioProbe) takeShim(s *ioTotals, r *reading) {
+	p.mu.Lock()
+	x := p.procs[r.pid]
+	moved := x != nil && x.start == r.start && !x.gone && x.owner != s
+	p.mu.Unlock()
+	p.take(s, r, false)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if x = p.procs[r.pid]; x == nil || x.owner != s {
+		return
+	}
+	if x.shim == nil || moved {
+		x.shim = &shim{threads: map[int]*threadCounts{}, moved: moved}
+	}
+}
+
+// split gives what shims counted themselves to the host. It comes last: by now
+// nothing is left in a shim's growth of children that were counted before they
+// ended.
+func (p *ioProbe) split(v *collect.View, s *ioTotals, failed *unreadable) error {
+	for _, id := range v.Reapers() {
+		p.mu.Lock()
+		x := p.procs[id.PID]
+		if x == nil || x.shim == nil || x.gone || x.owner != s || x.start != id.Start || x.grown == (ioCounts{}) {
+			p.mu.Unlock()
+			continue
+		}
+		h := x.shim
+		own := x.grown // if nothing was reaped
+		ask := !h.begun || h.reaped != x.reaped
+		h.reaped = x.reaped
+		p.mu.Unlock()
+		if ask {
+			// The threads are read after the process: what they did meanwhile is
+			// taken from the next growth.
+			var sum ioCounts
+			err := v.Do(x.pid, "io of threads", func() (err error) {
+				sum, err = h.read(p.root, x.pid, v.Cycle(), v.Scratch[:cap(v.Scratch)])
+				return err
+			})
+			switch {
+			case err == nil:
+			case isGone(err):
+				continue
+			case partial(err):
+				failed.add(x.pid, err)
+				continue
+			default:
+				return err
+			}
+			if h.moved {
+				h.told = sum
+			} else {
+				for i := range own {
+					own[i] = min(own[i], max(sum[i], h.told[i])-h.told[i])
+				}
+				h.told.add(&own)
+			}
+		} else {
+			h.told.add(&own)
+		}
+		p.mu.Lock()
+		h.begun, h.moved = true, false
+		x.grown.sub(&own)
+		s.sum.sub(&own)
+		p.own.add(&own)
+		p.mu.Unlock()
+	}
+	return nil
+}
+
+// read adds up what the threads of the shim have counted themselves
+// (fs/proc/base.c, proc_tid_io_accounting), using buf. What a thread counted that
+// has ended is among what the process has of its children, and known from the last
+// reading.
+func (h *shim) read(root string, pid int, cycle uint64, buf []byte) (sum ioCounts, err error) {
+	dir, err := openProc(root, pid, "/task", unix.O_DIRECTORY)
+	if err != nil {
+		return sum, err
+	}
+	defer unix.Close(dir)
+	names, file := buf[:len(buf)/2], buf[len(buf)/2:]
+	for {
+		n, err := unix.Getdents(dir, names)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return sum, wrapProc("list", root, pid, "/task", err)
+		}
+		if n <= 0 {
+			break
+		}
+		for b := names[:n]; len(b) > 0; {
+			entry, rest, ok := nextDirent(b)
+			if !ok {
+				return sum, fmt.Errorf("list %s/%d/task: %w", root, pid, errDirent)
+			}
+			b = rest
+			tid, e := strconv.Atoi(string(entry[:len(entry)-1]))
+			if e != nil {
+				continue // . and ..
+			}
+			var path [32]byte
+			data, err := readAt(dir, append(append(path[:0], entry[:len(entry)-1]...), "/io\x00"...), file)
+			if err != nil {
+				if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
+					continue
+				}
+				return sum, wrapProc("read", root, pid, "/task/"+strconv.Itoa(tid)+"/io", err)
+			}
+			c, err := parseIO(data)
+			if err != nil {
+				return sum, fmt.Errorf("%s/%d/task/%d/%w", root, pid, tid, err)
+			}
+			t := h.threads[tid]
+			if t == nil {
+				t = &threadCounts{}
+				h.threads[tid] = t
+			} else if !c.covers(&t.ioCounts) {
+				h.ended.add(&t.ioCounts) // another with its number
+			}
+			t.ioCounts, t.cycle = c, cycle
+		}
+	}
+	for tid, t := range h.threads {
+		if t.cycle != cycle {
+			h.ended.add(&t.ioCounts)
+			delete(h.threads, tid)
+			continue
+		}
+		sum.add(&t.ioCounts)
+	}
+	sum.add(&h.ended)
+	return sum, nil
+}
