@@ -236,6 +236,9 @@ func (v *View) AddNetns(inode uint64, m *Metric, value float64, labels ...string
 // Node returns the node's name, the value of k8s_node.
 func (v *View) Node() string { return v.w.node }
 
+// ProcRoot is where procfs is mounted.
+func (v *View) ProcRoot() string { return v.w.root }
+
 // Cycle numbers the cycles of the Runner: a probe may read once in a cycle what
 // holds for several targets.
 func (v *View) Cycle() uint64 { return v.w.cycle }
