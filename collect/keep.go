@@ -41,6 +41,10 @@ const (
 	keepFor = time.Minute
 )
 
+// keepUnused is how long what nobody asks for is kept: of probes that are not
+// enabled, in a sample of a single probe by hand for one.
+const keepUnused = 24 * time.Hour
+
 // ErrOtherMachine says that what was kept is of another boot, or of another PID
 // or time namespace: its process numbers and times mean nothing here.
 var ErrOtherMachine = errors.New("it is of another boot or container")
@@ -156,8 +160,12 @@ func (r *Runner) keepAll() {
 	connected := r.opt.Pods.Connected()
 	k.mu.Lock()
 	for key, p := range k.past {
+		if r.targets[key.target] != nil {
+			p.seen = now // only the probe is not there, or does not work
+			k.past[key] = p
+		}
 		// Without containerd nobody knows which pods there are.
-		if connected && now-p.seen > keepFor {
+		if age := now - p.seen; age > keepFor && connected && r.enabled(key.probe) || age > keepUnused {
 			delete(k.past, key)
 			continue
 		}
@@ -169,6 +177,15 @@ func (r *Runner) keepAll() {
 	b = binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
 	// Targets point into buf until the next state is made in spare.
 	k.buf, k.spare = b, k.buf
+}
+
+func (r *Runner) enabled(probe string) bool {
+	for _, in := range r.instances {
+		if in.info.Name == probe {
+			return true
+		}
+	}
+	return false
 }
 
 // Keep makes each cycle encode what the probes remember, for Kept.
