@@ -361,8 +361,7 @@ func (r *Runner) cookieOf(path string, inode uint64) uint64 {
 	done := make(chan uint64)
 	go func() {
 		var cookie uint64
-		w := &worker{r: r}
-		_ = w.inNetns(unix.AT_FDCWD, path, inode, func() error {
+		_ = inNetnsOf(path, func() error {
 			cookie = netnsCookie()
 			return nil
 		})
