@@ -174,7 +174,7 @@ func (r *Runner) keepAll() {
 		whole(from)
 	}
 	k.mu.Unlock()
-	b = binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
+	b = seal(b)
 	// Targets point into buf until the next state is made in spare.
 	k.buf, k.spare = b, k.buf
 }
@@ -248,6 +248,9 @@ func parseState(data []byte) (machine string, all map[pastKey]past, err error) {
 	}
 	return machine, all, d.Err()
 }
+
+// seal appends the checksum.
+func seal(b []byte) []byte { return binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b)) }
 
 func appendEntry(b []byte, target, probe string, seen time.Duration, data func([]byte) []byte) []byte {
 	from := len(b)

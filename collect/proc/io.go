@@ -184,6 +184,11 @@ func (p *ioProbe) recall(s *ioTotals) {
 			x = &process{reading: r, owner: s}
 			p.procs[r.pid] = x
 		case x.start == r.start && !x.gone && x.owner.samples == 0:
+			for _, y := range p.gone {
+				if y.wait == x.owner {
+					y.wait = s
+				}
+			}
 			x.owner = s
 		default:
 			continue

@@ -272,3 +272,30 @@ func TestNetdevEachCounterFalls(t *testing.T) {
 		}
 	}
 }
+
+// TestSoftnetIsRecalled: counters of 32 bits that have wrapped, and CPUs that
+// are offline by now, go on.
+func TestSoftnetIsRecalled(t *testing.T) {
+	line := func(processed, cpu uint32) string {
+		return fmt.Sprintf("%08x 00000001 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 %08x\n", processed, cpu)
+	}
+	var s softnetState
+	if b := s.Keep(nil); len(b) != 0 {
+		t.Errorf("nothing is kept as %q", b)
+	}
+	for _, file := range []string{line(0xFFFFFFF0, 0) + line(50, 1), line(0x10, 0) + line(60, 1)} {
+		if err := s.parse([]byte(file)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var again softnetState
+	if err := again.Recall(s.Keep(nil)); err != nil {
+		t.Fatal(err)
+	}
+	if err := again.parse([]byte(line(0x20, 0))); err != nil {
+		t.Fatal(err)
+	}
+	if want := uint64(0x100000020 + 60); again.processed != want || again.dropped != 2 {
+		t.Errorf("%d processed, %d dropped, want %d and 2", again.processed, again.dropped, want)
+	}
+}
