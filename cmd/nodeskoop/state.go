@@ -3,9 +3,13 @@ package main
 import (
 	"cmp"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect"
 	"nodeskoop/output"
@@ -127,4 +131,34 @@ func (k *counters) close() {
 	if k.file != nil {
 		k.file.Close()
 	}
+}
+
+// state is where the counters are kept.
+func (k *checker) state() finding {
+	const name = "state folder"
+	if !k.cfg.flag("state.counters") {
+		return finding{name, good, "counters are not kept over restarts (state.counters = false)", ""}
+	}
+	dir := k.path(k.cfg.stateDir())
+	do := "run it as root, or set state.dir to a folder that this user may write"
+	fi, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		parent := filepath.Dir(dir)
+		if err := unix.Access(parent, unix.W_OK|unix.X_OK); err != nil {
+			return finding{name, warning, dir + " is not there, and cannot be made: " + err.Error() + "; counters fall at a restart", do}
+		}
+		return finding{name, good, dir + " is not there yet", ""}
+	case err != nil:
+		return finding{name, warning, err.Error() + "; counters fall at a restart", do}
+	case !fi.IsDir():
+		return finding{name, warning, dir + " is not a folder; counters fall at a restart", "set state.dir to a folder"}
+	}
+	if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
+		if errors.Is(err, unix.EROFS) {
+			do = "mount it writable; in a unit StateDirectory=nodeskoop (systemctl edit nodeskoop)"
+		}
+		return finding{name, warning, "cannot write in " + dir + ": " + err.Error() + "; counters fall at a restart", do}
+	}
+	return finding{name, good, dir + " can be written", ""}
 }
