@@ -104,7 +104,7 @@ const (
 type Event struct {
 	Type  EventType
 	Time  time.Time     // when the kernel saw it
-	Clock time.Duration // the same on CLOCK_MONOTONIC
+	Clock time.Duration // the same on the kernel's CLOCK_MONOTONIC, outside time namespaces
 
 	Netns    uint64 // inode of the network namespace, 0 if none is known
 	CPU      uint32

@@ -207,3 +207,22 @@ func BenchmarkDecode(b *testing.B) {
 		}
 	}
 }
+
+// TestMonotonicOffset: as proc_timens_show_offsets of Linux 5.6 and of newer
+// ones prints it; what is nothing of the kind is no offset.
+func TestMonotonicOffset(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"monotonic           0         0\nboottime            0         0\n": 0,
+		"monotonic      864000         5\nboottime       777000         7\n": 864000*time.Second + 5,
+		"monotonic         -61 500000000\nboottime            0         0\n": -60*time.Second - 500*time.Millisecond,
+		"1 10 3\n7 20 0\n": 10*time.Second + 3,
+		"7 20 0\n":         0,
+		"monotonic x y\n":  0,
+		"monotonic 1\n":    0,
+		"":                 0,
+	} {
+		if got := monotonicOffset(text); got != want {
+			t.Errorf("%q: %v, want %v", text, got, want)
+		}
+	}
+}

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -46,9 +49,9 @@ func (l *Loader) Events(ctx context.Context, f func(*Event)) error {
 	}
 }
 
-// bootClock gives the time of day at which CLOCK_MONOTONIC was zero. The two
-// drift apart while the machine sleeps or its clock is set, so it looks again
-// now and then.
+// bootClock gives the time of day at which the kernel's monotonic clock was
+// zero. The two drift apart while the machine sleeps or its clock is set, so it
+// looks again now and then.
 type bootClock struct {
 	at   time.Time
 	read time.Time
@@ -60,10 +63,45 @@ func (c *bootClock) boot() time.Time {
 		var ts unix.Timespec
 		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err == nil {
 			now = time.Now()
-			c.at, c.read = now.Round(0).Add(-time.Duration(ts.Nano())), now
+			c.at, c.read = now.Round(0).Add(clockOffset()-time.Duration(ts.Nano())), now
 		}
 	}
 	return c.at
+}
+
+// clockOffset is how far CLOCK_MONOTONIC, as this process sees it, is ahead of
+// the kernel's own clock, by which programs stamp events. They differ in a time
+// namespace; a process stays in its own.
+var clockOffset = sync.OnceValue(func() time.Duration {
+	text, err := os.ReadFile("/proc/self/timens_offsets")
+	if err != nil {
+		return 0 // before Linux 5.6 there are none
+	}
+	// The file tells of the namespace of children, which is this process's own
+	// too unless it has just asked for another.
+	own, err1 := os.Readlink("/proc/self/ns/time")
+	children, err2 := os.Readlink("/proc/self/ns/time_for_children")
+	if err1 != nil || err2 != nil || own != children {
+		return 0
+	}
+	return monotonicOffset(string(text))
+})
+
+// monotonicOffset reads a line such as "monotonic 86400 0", in seconds and
+// nanoseconds; before Linux 5.7 clocks were numbers.
+func monotonicOffset(text string) time.Duration {
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		if len(f) != 3 || f[0] != "monotonic" && f[0] != "1" {
+			continue
+		}
+		s, err1 := strconv.ParseInt(f[1], 10, 64)
+		ns, err2 := strconv.ParseInt(f[2], 10, 64)
+		if err1 == nil && err2 == nil {
+			return time.Duration(s)*time.Second + time.Duration(ns)
+		}
+	}
+	return 0
 }
 
 // SetEventLimit sets how many events of a type the kernel lets through for

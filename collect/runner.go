@@ -80,6 +80,7 @@ type Runner struct {
 	factories map[string]Factory
 
 	selfNetns, hostNetns uint64
+	hostKey              string // identifies the host's namespace
 	selfNetnsFD          int
 	hostPIDs             []int
 	hostPath             string
@@ -94,6 +95,7 @@ type Runner struct {
 	fam       families
 	missed    uint64
 	told      map[string]bool // pods that are left out because of their labels, by ID
+	keeper    *keeper
 
 	cycles uint64 // begun so far
 	born   time.Time
@@ -137,7 +139,8 @@ const (
 
 // NewRunner builds a Runner from the probes that the program contains.
 func NewRunner(opt Options, factories ...Factory) (*Runner, error) {
-	r := &Runner{factories: map[string]Factory{}, targets: map[string]*target{}, born: time.Now()}
+	r := &Runner{factories: map[string]Factory{}, targets: map[string]*target{}, keeper: newKeeper(), born: time.Now()}
+	r.unknown = &target{key: "unknown", over: EachNetns, unknown: true}
 	for _, f := range factories {
 		r.factories[f.Name] = f
 	}
@@ -199,8 +202,9 @@ func (r *Runner) Apply(opt Options) error {
 	slices.SortFunc(next, func(a, b *instance) int { return strings.Compare(a.info.Name, b.info.Name) })
 	next = slices.CompactFunc(next, func(a, b *instance) bool { return a.info == b.info })
 
-	sameHost := r.hostNetns == host && r.opt.ProcRoot == opt.ProcRoot
-	r.opt, r.hostNetns, r.hostPath, r.hostPIDs = opt, host, hostPath, pids
+	hostKey := fmt.Sprintf("host %d %x", host, r.cookieOf(hostPath, host))
+	sameHost := r.hostKey == hostKey && r.opt.ProcRoot == opt.ProcRoot
+	r.opt, r.hostNetns, r.hostKey, r.hostPath, r.hostPIDs = opt, host, hostKey, hostPath, pids
 	kept := map[*instance]bool{}
 	for i, n := range next {
 		for _, old := range r.instances {
@@ -242,11 +246,21 @@ func (r *Runner) drop(in *instance) {
 		in.probe = nil
 	}
 	for _, t := range r.targets {
-		t.mu.Lock()
-		delete(t.state, in.info.Name)
-		delete(t.hung, in)
-		t.mu.Unlock()
+		r.forget(t, in)
 	}
+	r.forget(r.unknown, in)
+}
+
+// forget ends what an instance remembers of a target. What is to be kept goes
+// to the keeper: the next instance goes on from it.
+func (r *Runner) forget(t *target, in *instance) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s, ok := t.state[in.info.Name].(Kept); ok && len(t.stuck) == 0 && !t.hung[in] {
+		r.keeper.put(t.key, in.info.Name, s)
+	}
+	delete(t.state, in.info.Name)
+	delete(t.hung, in)
 }
 
 // Close closes all probes.
@@ -322,6 +336,7 @@ func (r *Runner) Cycle() []*dto.MetricFamily {
 	r.rows = r.runJobs(jobs, r.rows[:0])
 	r.beat(0)
 	r.judge()
+	r.keepAll()
 	return r.fam.build(r, start)
 }
 
@@ -368,7 +383,7 @@ func (r *Runner) plan() []*job {
 	add := func(key string, over Over, pod *Pod, inode uint64, pids []int, path string) *target {
 		t := r.targets[key]
 		if t == nil {
-			t = &target{over: over, inode: inode}
+			t = &target{key: key, over: over, inode: inode}
 			r.targets[key] = t
 		}
 		if t.pod != pod || t.labels.pairs == nil {
@@ -392,10 +407,10 @@ func (r *Runner) plan() []*job {
 		return t
 	}
 	add("node", Node, nil, 0, nil, "")
-	r.host = add("host", EachNetns, nil, r.hostNetns, r.hostPIDs, r.hostPath)
+	r.host = add(r.hostKey, EachNetns, nil, r.hostNetns, r.hostPIDs, r.hostPath)
 	r.netns = map[uint64]*target{r.hostNetns: r.host}
-	// Nothing is sampled there: it has labels only.
-	r.unknown = &target{over: EachNetns, unknown: true, labels: newLabelSet(r.opt.Node, UnknownLabel, UnknownLabel, nil, r.opt.Labels)}
+	// Nothing is sampled there: it has labels, and what probes over Node keep.
+	r.unknown.labels = newLabelSet(r.opt.Node, UnknownLabel, UnknownLabel, nil, r.opt.Labels)
 
 	var wantPIDs bool
 	for _, in := range r.instances {
@@ -426,6 +441,9 @@ func (r *Runner) plan() []*job {
 	}
 	for key, t := range r.targets {
 		if !t.live {
+			for _, in := range r.instances {
+				r.forget(t, in)
+			}
 			delete(r.targets, key)
 		}
 	}

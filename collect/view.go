@@ -95,6 +95,7 @@ type op struct {
 // target is what one job of a cycle samples. It lives as long as the pod or
 // namespace does, and so does what probes remember of it.
 type target struct {
+	key   string // identifies it over restarts, too
 	over  Over
 	pod   *Pod // nil: the host
 	inode uint64
@@ -109,6 +110,7 @@ type target struct {
 
 	mu      sync.Mutex
 	state   map[string]any
+	kept    []byte             // state as it was encoded last, see keepAll
 	stuck   map[op]int         // calls that hang, and how many workers hang in them
 	hung    map[*instance]bool // probes whose code hangs outside the kernel
 	nonzero []uint64           // bit set of counters that were ever above 0
@@ -130,19 +132,47 @@ func (t *target) String() string {
 }
 
 // State returns what the running probe remembers of the target between
-// cycles, zero at first.
-func State[T any](v *View) *T {
-	v.t.mu.Lock()
-	defer v.t.mu.Unlock()
-	if s, ok := v.t.state[v.inst.info.Name].(*T); ok {
+// cycles, zero at first. If *T is a Kept, it goes on from what was kept of it.
+func State[T any](v *View) *T { return stateOf[T](v, v.t) }
+
+// NetnsState is State of the network namespace with that inode number, for a
+// probe over Node; number 0 is as in AddNetns. It is nil if the namespace is
+// none of the cycle's.
+func NetnsState[T any](v *View, inode uint64) *T {
+	t := v.netns(inode)
+	if t == nil {
+		return nil
+	}
+	return stateOf[T](v, t)
+}
+
+func stateOf[T any](v *View, t *target) *T {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	probe := v.inst.info.Name
+	if s, ok := t.state[probe].(*T); ok {
 		return s
 	}
 	s := new(T)
-	if v.t.state == nil {
-		v.t.state = map[string]any{}
+	if k, ok := any(s).(Kept); ok {
+		if err := v.w.r.keeper.recall(t.key, probe, k); err != nil {
+			v.w.r.opt.Log.Warn("what was kept of a probe's counters cannot be used; they start anew", "probe", probe, "target", t.String(), "error", err)
+			s = new(T)
+		}
 	}
-	v.t.state[v.inst.info.Name] = s
+	if t.state == nil {
+		t.state = map[string]any{}
+	}
+	t.state[probe] = s
 	return s
+}
+
+// netns is the target of a namespace, as AddNetns takes it.
+func (v *View) netns(inode uint64) *target {
+	if inode == 0 {
+		return v.w.unknown
+	}
+	return v.w.netns[inode]
 }
 
 // Row is one value of one series.
@@ -199,10 +229,7 @@ func (v *View) Netns() iter.Seq2[uint64, *Pod] {
 // Number 0 stands for what the kernel left no way to know the namespace of; its
 // series have UnknownLabel.
 func (v *View) AddNetns(inode uint64, m *Metric, value float64, labels ...string) bool {
-	t := v.w.netns[inode]
-	if inode == 0 {
-		t = v.w.unknown
-	}
+	t := v.netns(inode)
 	if t == nil {
 		return false
 	}
@@ -212,6 +239,9 @@ func (v *View) AddNetns(inode uint64, m *Metric, value float64, labels ...string
 
 // Node returns the node's name, the value of k8s_node.
 func (v *View) Node() string { return v.w.node }
+
+// ProcRoot is where procfs is mounted.
+func (v *View) ProcRoot() string { return v.w.root }
 
 // Cycle numbers the cycles of the Runner: a probe may read once in a cycle what
 // holds for several targets.

@@ -218,7 +218,7 @@ func runChecks(c *cli.Context) ([]finding, error) {
 	out = append(out, k.userNamespace(), checkHostNetns(s), k.btf(), k.lockdown(), k.kprobes(), k.symbols())
 	out = append(out, k.memlock()...)
 	out = append(out, k.probes(s)...)
-	out = append(out, k.folder(), k.file())
+	out = append(out, k.folder(), k.file(), k.state())
 	out = append(out, k.otherWriters()...)
 	out = append(out, k.exporters(), k.modes())
 	out = append(out, k.daemonRights()...)

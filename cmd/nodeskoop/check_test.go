@@ -130,6 +130,12 @@ func TestCheckFindings(t *testing.T) {
 		{"first user namespace", "", map[string]string{"/proc/self/uid_map": "         0          0 4294967295\n"}, (*checker).userNamespace, good, "first", ""},
 		{"another", "", map[string]string{"/proc/self/uid_map": "         0     100000      65536\n"}, (*checker).userNamespace, bad, "not the first", "PrivateUsers=no"},
 
+		{"state", "[state]\ndir = \"/s\"", map[string]string{"/s/": ""}, (*checker).state, good, "can be written", ""},
+		{"no state yet", "[state]\ndir = \"/s\"", nil, (*checker).state, good, "not there yet", ""},
+		{"no place for the state", "[state]\ndir = \"/no/such/s\"", nil, (*checker).state, warning, "cannot be made", "state.dir"},
+		{"state is a file", "[state]\ndir = \"/s\"", map[string]string{"/s": "x"}, (*checker).state, warning, "not a folder", "state.dir"},
+		{"state is not wanted", "[state]\ncounters = false", nil, (*checker).state, good, "not kept", ""},
+
 		{"no folder", "", nil, (*checker).folder, bad, "does not exist", "mkdir -p"},
 		{"folder is a file", "", map[string]string{strings.TrimSuffix(textfileDir, "/"): ""}, (*checker).folder, bad, "not a folder", "textfile.dir"},
 		{"folder", "", map[string]string{textfileDir: ""}, (*checker).folder, good, "can be written", ""},

@@ -63,6 +63,8 @@ func collectOnce(c *cli.Context) error {
 		return err
 	}
 	defer r.Close()
+	kept := s.keepCounters(r, true)
+	defer kept.close()
 	if ev.hub != nil {
 		r.Self(ev.self(r))
 	}
@@ -75,6 +77,7 @@ func collectOnce(c *cli.Context) error {
 		}
 	}
 	fams := r.Cycle()
+	kept.keep(r)
 	if file != nil {
 		err = file.Write(fams)
 	} else {

@@ -81,6 +81,14 @@ func declareSettings() []setting {
 		{"textfile.keep", false, "Leave the file in place on a clean stop. node_exporter then goes on serving its last values.", nil},
 		{"textfile.max_series", int64(50000), "Most series of one file; what is left out is counted in nodeskoop_series_left_out. 0: no limit.", intIn(0, 10_000_000)},
 
+		{"state.dir", "", "The folder of what the next start goes on from. Empty: $STATE_DIRECTORY, which systemd sets, else " + defaultStateDir + ".", func(v any) error {
+			if d := v.(string); d != "" && !filepath.IsAbs(d) {
+				return fmt.Errorf("%q is not an absolute path", d)
+			}
+			return nil
+		}},
+		{"state.counters", true, "Keep what deleted interfaces, ended processes and the BPF programs had counted, so that no counter falls when the daemon restarts, nor between two samples of `nodeskoop collect`.", nil},
+
 		{"metrics.exclude", []string{}, "Names of metrics to leave out; * and ? match as in a shell.", globs},
 		{"metrics.skip_zero", false, "Leave out counters of a pod that have been 0 since the start.", nil},
 

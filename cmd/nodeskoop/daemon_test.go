@@ -42,7 +42,14 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(profileEnv); dir != "" {
 		os.Exit(profiled(dir))
 	}
+	// No program that is started here leaves anything on this machine.
+	state, err := os.MkdirTemp("", "nodeskoop-state-")
+	if err != nil {
+		panic(err)
+	}
+	_ = os.Setenv("STATE_DIRECTORY", state)
 	code := m.Run()
+	_ = os.RemoveAll(state)
 	if buildDir != "" {
 		_ = os.RemoveAll(buildDir)
 	}

@@ -42,6 +42,7 @@ type daemon struct {
 	stopPods context.CancelFunc
 	events   *events
 	runner   *collect.Runner
+	counters *counters
 	ready    atomic.Bool // the first textfile was written
 	failing  atomic.Bool // the last write of the textfile failed
 	refused  error       // why the configuration in effect is not the file's
@@ -80,6 +81,8 @@ func runDaemon(c *cli.Context) error {
 	}
 	defer r.Close()
 	d.runner = r
+	d.counters = s.keepCounters(r, false)
+	defer func() { d.counters.close() }()
 	r.Self(d.events.self(r))
 	r.Self(func(add func(string, float64, ...string)) {
 		st := d.file.Stats()
@@ -183,6 +186,7 @@ func (d *daemon) watchdog(ctx context.Context) {
 
 // write is the Runner's sink.
 func (d *daemon) write(fams []*dto.MetricFamily) {
+	d.counters.keep(d.runner)
 	err := d.file.Write(fams)
 	failed := d.failing.Swap(err != nil)
 	switch {
@@ -283,6 +287,10 @@ func (d *daemon) tryReload(ctx context.Context, r *collect.Runner) error {
 		d.stopPods()
 	}
 	d.pods, d.stopPods = pods, stop
+	if cfg.stateDir() != d.cfg.stateDir() || cfg.flag("state.counters") != d.cfg.flag("state.counters") {
+		d.counters.close()
+		d.counters = d.newCounters(r, cfg)
+	}
 	d.use(cfg)
 	d.events.hub.Apply(d.hubOptions(pods, nil))
 	if err := d.events.plane.SetLimits(d.eventLimits()); err != nil {

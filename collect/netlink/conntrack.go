@@ -75,6 +75,40 @@ type ctCPU struct {
 	last ctCounts
 }
 
+// Keep appends the sums and what each CPU had counted.
+func (s *ctState) Keep(b []byte) []byte {
+	if len(s.cpus) == 0 {
+		return b
+	}
+	b = collect.AppendUints(b, s.sum[:]...)
+	for i := range s.cpus {
+		c := &s.cpus[i]
+		seen := uint64(0)
+		if c.seen {
+			seen = 1
+		}
+		b = collect.AppendUints(b, seen)
+		for _, n := range c.last {
+			b = collect.AppendUints(b, uint64(n))
+		}
+	}
+	return b
+}
+
+// Recall restores what Keep appended.
+func (s *ctState) Recall(b []byte) error {
+	d := collect.NewDecoder(b)
+	d.Uints(s.sum[:])
+	for d.More() {
+		c := ctCPU{seen: d.Uint() == 1}
+		for i := range c.last {
+			c.last[i] = uint32(d.Uint())
+		}
+		s.cpus = append(s.cpus, c)
+	}
+	return d.Err()
+}
+
 // add takes in the counters of one CPU. A CPU that is away keeps what it had.
 func (s *ctState) add(cpu int, now *ctCounts) {
 	for cpu >= len(s.cpus) {

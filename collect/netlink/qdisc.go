@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
 
 	"golang.org/x/sys/unix"
 	"nodeskoop/collect"
@@ -11,12 +14,27 @@ import (
 
 // qdisc sums the root queueing disciplines of every interface but lo. It
 // follows tc_fill_qdisc in net/sched/sch_api.c and net/core/gen_stats.c.
+//
+// The sums count what root qdiscs have counted since the namespace is followed,
+// and all that those showed which were there first. A qdisc has no identity
+// that the kernel prints: one that is deleted and made anew with its handle
+// shows as counters that fell, or not at all where the new one has counted
+// more. In the host's namespace the kernel tells of each that comes and goes.
 type qdisc struct {
+	log                                              *slog.Logger
+	once                                             bool
 	bytes, packets, drops, qlen, backlog, overlimits *collect.Metric
+
+	mu     sync.Mutex
+	host   *Listener // hears of the host's qdiscs
+	hostOf *qdiscs   // the memory that goes with it
+	deaf   bool      // it could not be opened, which was said
 }
 
-func newQdisc(collect.Env) (collect.Probe, error) {
+func newQdisc(env collect.Env) (collect.Probe, error) {
 	return &qdisc{
+		log:        env.Log,
+		once:       env.Once,
 		bytes:      collect.MustMetric("kubeskoop_qdisc_bytes"),
 		packets:    collect.MustMetric("kubeskoop_qdisc_packets"),
 		drops:      collect.MustMetric("kubeskoop_qdisc_drops"),
@@ -28,11 +46,26 @@ func newQdisc(collect.Env) (collect.Probe, error) {
 
 func (*qdisc) Over() collect.Over { return collect.EachNetns }
 
-func (*qdisc) Close() error { return nil }
+func (p *qdisc) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.host == nil {
+		return nil
+	}
+	err := p.host.Close()
+	p.host, p.hostOf = nil, nil
+	return err
+}
 
 func (p *qdisc) Sample(v *collect.View) error {
 	s := collect.State[qdiscs](v)
-	if err := v.Enter("list queueing disciplines", func() error { return s.read(v) }); err != nil {
+	host := v.Pod() == nil && !p.once
+	if err := v.Enter("list queueing disciplines", func() error {
+		if host {
+			p.listen(s)
+		}
+		return s.read(v, p.hear)
+	}); err != nil {
 		return err
 	}
 	t := s.sum()
@@ -43,6 +76,68 @@ func (p *qdisc) Sample(v *collect.View) error {
 	v.Add(p.backlog, float64(t.backlog))
 	v.Add(p.overlimits, float64(t.overlimits))
 	return nil
+}
+
+// listen opens the Listener of the thread's namespace, which is the host's,
+// once for each memory of it.
+func (p *qdisc) listen(s *qdiscs) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.hostOf == s || p.deaf {
+		return
+	}
+	l, err := listenQdiscs()
+	if err != nil {
+		p.deaf = true
+		p.log.Warn("cannot listen for queueing disciplines that come and go; what one that is made anew had counted may be missing", "error", err)
+		return
+	}
+	if p.host != nil {
+		_ = p.host.Close()
+	}
+	p.host, p.hostOf = l, s
+}
+
+// hear takes in what the kernel said of the namespace of s, and reports whether
+// that was anything.
+func (p *qdisc) hear(s *qdiscs) (heard bool, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.host == nil || p.hostOf != s {
+		return false, nil
+	}
+	lost, err := p.host.Drain(func(typ uint16, msg []byte) error {
+		switch typ {
+		case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+			m, err := ParseLink(msg)
+			if err == nil {
+				heard = true
+				s.drop(m.Index)
+			}
+			return err
+		case unix.RTM_NEWQDISC, unix.RTM_DELQDISC:
+			var q rootQdisc
+			root, err := q.parse(msg)
+			if err == nil && !root && typ == unix.RTM_DELQDISC {
+				err = q.parseCounters(msg)
+			}
+			if err != nil || q.ifindex == s.lo {
+				return err
+			}
+			heard = true
+			switch {
+			case root:
+				s.hear(typ == unix.RTM_NEWQDISC, &q)
+			case typ == unix.RTM_DELQDISC:
+				s.hearChild(parentOf(msg), &q)
+			}
+		}
+		return nil
+	})
+	if lost {
+		p.log.Warn("the kernel had more to say of queueing disciplines that came and went than there was room for; what they counted at last may be missing")
+	}
+	return heard || lost, err
 }
 
 // rootQdisc is what one message says of a root qdisc. The kernel keeps drops
@@ -66,14 +161,38 @@ type qdiscSum struct{ bytes, packets, drops, overlimits, qlen, backlog uint64 }
 type qdiscs struct {
 	known []knownQdisc
 	gone  qdiscSum
+	began bool  // a sample was taken: what comes is new
 	lo    int32 // index of the loopback interface, 0: not asked yet
 	next  int   // where in known the next interface probably is
+	found []rootQdisc
 }
 
 type knownQdisc struct {
 	rootQdisc
 	sum  qdiscSum // its counters in 64 bits; its gauges
+	away qdiscSum // what its counters lack of children that went, already added to rootQdisc
 	seen bool     // in this sample
+}
+
+// plus adds what a root's counters lack.
+func (q *rootQdisc) plus(t *qdiscSum) {
+	q.bytes += t.bytes
+	q.packets += t.packets
+	q.packets32 += uint32(t.packets)
+	q.drops += uint32(t.drops)
+	q.overlimits += uint32(t.overlimits)
+}
+
+func (q *rootQdisc) minus(t *qdiscSum) {
+	q.plus(&qdiscSum{bytes: -t.bytes, packets: -t.packets, drops: -t.drops, overlimits: -t.overlimits})
+}
+
+// count is the number of packets.
+func (q *rootQdisc) count() uint64 {
+	if q.wide {
+		return q.packets
+	}
+	return uint64(q.packets32)
 }
 
 const (
@@ -85,8 +204,9 @@ const (
 	sizeofTcStats = 36 // struct tc_stats without its padding
 )
 
-// read asks for the qdiscs of the namespace that the thread is in.
-func (s *qdiscs) read(v *collect.View) error {
+// read asks for the qdiscs of the namespace that the thread is in. hear takes in
+// what came and went before.
+func (s *qdiscs) read(v *collect.View, hear func(*qdiscs) (bool, error)) error {
 	c, err := dial(unix.NETLINK_ROUTE, "queueing disciplines", v.Scratch)
 	if err != nil {
 		return err
@@ -101,7 +221,7 @@ func (s *qdiscs) read(v *collect.View) error {
 	var req [unix.SizeofNlMsghdr + sizeofTcMsg]byte
 	putHeader(req[:], unix.RTM_GETQDISC, unix.NLM_F_DUMP)
 	for try := 0; ; try++ {
-		s.begin()
+		s.found = s.found[:0]
 		interrupted, err := c.ask(req[:], func(typ uint16, msg []byte) error {
 			if typ != unix.RTM_NEWQDISC {
 				return nil
@@ -111,19 +231,120 @@ func (s *qdiscs) read(v *collect.View) error {
 			if err != nil || !root || q.ifindex == s.lo {
 				return err
 			}
-			s.add(&q)
+			s.found = append(s.found, q)
 			return nil
 		})
 		if err != nil {
 			return err
 		}
+		// What came and went until now may be in the answer or not.
+		heard, err := hear(s)
+		if err != nil {
+			return err
+		}
 		// An interrupted dump may lack interfaces, which would count as gone.
-		if interrupted && try < 3 {
+		if (interrupted || heard) && try < 3 {
 			continue
 		}
+		s.begin()
+		for i := range s.found {
+			s.add(&s.found[i])
+		}
 		s.end(!interrupted)
+		s.began = true
 		return nil
 	}
+}
+
+// hear takes in that a root qdisc came or went, and with which counters.
+func (s *qdiscs) hear(came bool, q *rootQdisc) {
+	if !s.began {
+		return // the first sample has it, if it is there
+	}
+	s.next = 0
+	k := s.find(q.ifindex)
+	same := k != nil && k.handle == q.handle && k.kind == q.kind
+	switch {
+	case same:
+		s.add(q) // it was changed, or goes
+		if !came {
+			s.drop(q.ifindex)
+		}
+	case came:
+		s.drop(q.ifindex)
+		s.add(q)
+	}
+}
+
+// hearChild takes in that a qdisc below a root went. Where the root shows the
+// sum of its children it shows that much less from now on.
+func (s *qdiscs) hearChild(parent uint32, q *rootQdisc) {
+	s.next = 0
+	k := s.find(q.ifindex)
+	if !s.began || k == nil || !k.sumsChildren() || parent>>16 != k.handle>>16 {
+		return
+	}
+	k.away.bytes += q.bytes
+	k.away.packets += q.count()
+	k.away.drops += uint64(q.drops)
+	k.away.overlimits += uint64(q.overlimits)
+}
+
+// drop ends an interface's root qdisc. What it had counted stays.
+func (s *qdiscs) drop(ifindex int32) {
+	for i := range s.known {
+		if s.known[i].ifindex == ifindex {
+			s.gone.keep(&s.known[i].sum)
+			s.known = slices.Delete(s.known, i, i+1)
+			return
+		}
+	}
+}
+
+// Keep appends the sums and the qdiscs that they have come from.
+func (s *qdiscs) Keep(b []byte) []byte {
+	if !s.began {
+		return b
+	}
+	b = s.gone.keepIn(b)
+	for i := range s.known {
+		k := &s.known[i]
+		wide, raw := uint64(0), k.rootQdisc
+		if k.wide {
+			wide = 1
+		}
+		raw.minus(&k.away)
+		b = collect.AppendUints(b, uint64(uint32(k.ifindex)), uint64(k.handle), uint64(len(k.kind)))
+		b = append(b, k.kind[:]...)
+		b = collect.AppendUints(b, raw.bytes, raw.packets, wide, uint64(raw.packets32), uint64(raw.drops), uint64(raw.overlimits))
+		b = k.sum.keepIn(b)
+	}
+	return b
+}
+
+func (t *qdiscSum) keepIn(b []byte) []byte {
+	return collect.AppendUints(b, t.bytes, t.packets, t.drops, t.overlimits)
+}
+
+func (t *qdiscSum) recall(d *collect.Decoder) {
+	t.bytes, t.packets, t.drops, t.overlimits = d.Uint(), d.Uint(), d.Uint(), d.Uint()
+}
+
+// Recall restores what Keep appended.
+func (s *qdiscs) Recall(b []byte) error {
+	d := collect.NewDecoder(b)
+	s.gone.recall(d)
+	for d.More() {
+		k := knownQdisc{}
+		k.ifindex, k.handle = int32(d.Uint()), uint32(d.Uint())
+		copy(k.kind[:], d.Bytes())
+		k.bytes, k.packets, k.wide = d.Uint(), d.Uint(), d.Uint() == 1
+		k.packets32, k.drops, k.overlimits = uint32(d.Uint()), uint32(d.Uint()), uint32(d.Uint())
+		k.sum.recall(d)
+		s.known = append(s.known, k)
+	}
+	s.began = true
+	return d.Err()
 }
 
 // loopbackIndex is the index of lo in every namespace since Linux 3.7
@@ -171,15 +392,23 @@ func (q *rootQdisc) parse(msg []byte) (root bool, err error) {
 		ifindex: int32(binary.NativeEndian.Uint32(msg[4:])),
 		handle:  binary.NativeEndian.Uint32(msg[8:]),
 	}
-	if binary.NativeEndian.Uint32(msg[12:]) != parentRoot {
+	if parentOf(msg) != parentRoot {
 		return false, nil
 	}
+	return true, q.parseCounters(msg)
+}
+
+// parentOf is tcm_parent of a message.
+func parentOf(msg []byte) uint32 { return binary.NativeEndian.Uint32(msg[12:]) }
+
+// parseCounters reads the kind and the counters of a message.
+func (q *rootQdisc) parseCounters(msg []byte) error {
 	var old []byte
 	nested := false
 	for b := msg[sizeofTcMsg:]; len(b) > 0; {
 		typ, value, rest, err := nextAttr(b)
 		if err != nil {
-			return false, err
+			return err
 		}
 		b = rest
 		switch typ {
@@ -190,15 +419,15 @@ func (q *rootQdisc) parse(msg []byte) (root bool, err error) {
 		case unix.TCA_STATS2:
 			nested = true
 			if err := q.parseStats2(value); err != nil {
-				return false, err
+				return err
 			}
 		}
 	}
 	if nested {
-		return true, nil
+		return nil
 	}
 	if len(old) < sizeofTcStats {
-		return false, fmt.Errorf("%w: the qdisc %x: of interface %d without its counters", errMalformed, q.handle>>16, q.ifindex)
+		return fmt.Errorf("%w: the qdisc %x: of interface %d without its counters", errMalformed, q.handle>>16, q.ifindex)
 	}
 	q.bytes = binary.NativeEndian.Uint64(old)
 	q.packets32 = binary.NativeEndian.Uint32(old[8:])
@@ -206,7 +435,7 @@ func (q *rootQdisc) parse(msg []byte) (root bool, err error) {
 	q.overlimits = binary.NativeEndian.Uint32(old[16:])
 	q.qlen = binary.NativeEndian.Uint32(old[28:])
 	q.queue = binary.NativeEndian.Uint32(old[32:])
-	return true, nil
+	return nil
 }
 
 func (q *rootQdisc) parseStats2(b []byte) error {
@@ -258,6 +487,11 @@ func (s *qdiscs) begin() {
 // add takes in what a sample found of one root qdisc.
 func (s *qdiscs) add(q *rootQdisc) {
 	k := s.find(q.ifindex)
+	if k != nil && k.away != (qdiscSum{}) && q.handle == k.handle && q.kind == k.kind {
+		x := *q
+		x.plus(&k.away)
+		q = &x
+	}
 	switch {
 	case k == nil:
 		s.known = append(s.known, knownQdisc{})
@@ -297,11 +531,8 @@ func (s *qdiscs) find(ifindex int32) *knownQdisc {
 
 // start begins to count a qdisc with all that it has counted so far.
 func (k *knownQdisc) start(q *rootQdisc) {
-	packets := q.packets
-	if !q.wide {
-		packets = uint64(q.packets32)
-	}
-	k.sum = qdiscSum{bytes: q.bytes, packets: packets, drops: uint64(q.drops), overlimits: uint64(q.overlimits)}
+	k.away = qdiscSum{}
+	k.sum = qdiscSum{bytes: q.bytes, packets: q.count(), drops: uint64(q.drops), overlimits: uint64(q.overlimits)}
 	k.update(q)
 }
 

@@ -50,6 +50,7 @@ type ioProbe struct {
 	activity snapshot[bpf.Activity]
 	lookedAt uint64 // when activity was asked for, or before
 
+	began bool // a target was sampled
 	procs map[int]*process
 	clock uint64     // numbers the readings
 	cycle uint64     // counts the samples of the host, the last target of each cycle
@@ -141,6 +142,105 @@ type ioTotals struct {
 	members []*process
 	samples uint64
 	cycle   uint64
+	at      uint64 // when the last sample began, in clock ticks since the boot
+
+	// What was recalled of an earlier run, until the first sample.
+	recalled []reading
+	// From when on processes that are not known have counted all that they
+	// show; 0: all have.
+	since uint64
+}
+
+// maxKept bounds the processes of one target that are kept. Of those beyond
+// nothing counts that they had counted before a restart.
+const maxKept = 20000
+
+// Keep appends the sums and the processes that they have come from.
+func (s *ioTotals) Keep(b []byte) []byte {
+	if s.samples == 0 {
+		return b
+	}
+	b = collect.AppendUints(b, s.at)
+	b = collect.AppendUints(b, s.sum[:]...)
+	for i, x := range s.members {
+		if i == maxKept {
+			break
+		}
+		b = collect.AppendUints(b, uint64(x.pid), x.start, uint64(x.parent), x.faults, x.reaped)
+		b = collect.AppendUints(b, x.io[:]...)
+	}
+	return b
+}
+
+// Recall restores what Keep appended.
+func (s *ioTotals) Recall(b []byte) error {
+	d := collect.NewDecoder(b)
+	s.since = d.Uint()
+	d.Uints(s.sum[:])
+	for d.More() {
+		r := reading{pid: int(int32(d.Uint())), start: d.Uint(), parent: int(int32(d.Uint())), faults: d.Uint(), reaped: d.Uint()}
+		d.Uints(r.io[:])
+		s.recalled = append(s.recalled, r)
+	}
+	return d.Err()
+}
+
+// recall makes known what was recalled of s. A process may be known as one of a
+// target that is not there.
+func (p *ioProbe) recall(s *ioTotals) {
+	for _, r := range s.recalled {
+		x := p.procs[r.pid]
+		switch {
+		case x == nil:
+			x = &process{reading: r, owner: s}
+			p.procs[r.pid] = x
+		case x.start == r.start && !x.gone && x.owner.samples == 0:
+			for _, y := range p.gone {
+				if y.wait == x.owner {
+					y.wait = s
+				}
+			}
+			x.owner = s
+		default:
+			continue
+		}
+		s.members = append(s.members, x)
+	}
+	s.recalled = nil
+}
+
+// begin opens a sample. Before the first, the processes of targets that are
+// gone since an earlier run become known: what they had counted may come back
+// in the counts of a process of the host's.
+func (p *ioProbe) begin(v *collect.View, s *ioTotals) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.began {
+		p.began = true
+		v.Past(func(data []byte) {
+			gone := new(ioTotals)
+			if gone.Recall(data) == nil {
+				p.recall(gone)
+				gone.cycle = p.cycle - 1
+			}
+		})
+	}
+	p.recall(s)
+	s.samples++
+	s.at = clockTicks() - ticksPerSecond
+}
+
+// ticksPerSecond is USER_HZ, in which procfs counts on all architectures that
+// Go knows.
+const ticksPerSecond = 100
+
+// clockTicks is the time since the boot as /proc/PID/stat has it.
+func clockTicks() uint64 {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+		return ticksPerSecond
+	}
+	return uint64(ts.Nano() / (1e9 / ticksPerSecond))
 }
 
 func newIO(env collect.Env) (collect.Probe, error) {
@@ -203,10 +303,10 @@ func (p *ioProbe) Sample(v *collect.View) error {
 		return err
 	}
 	s := collect.State[ioTotals](v)
-	s.samples++
+	p.begin(v, s)
 	host := v.Pod() == nil
 	if host {
-		p.begin(v, s)
+		p.beginShims(v, s)
 	}
 	var failed unreadable
 	for _, pid := range v.PIDs() {
@@ -281,6 +381,11 @@ func (p *ioProbe) take(s *ioTotals, r *reading, host bool) {
 	}
 	if x == nil {
 		x = &process{reading: reading{pid: r.pid, start: r.start}, born: s.samples}
+		if r.start < s.since {
+			// It was there at the last sample of an earlier run, and was not
+			// kept: nobody could read it, or there were too many.
+			x.reading = *r
+		}
 		p.procs[r.pid] = x
 	}
 	if x.owner != s {

@@ -2,21 +2,55 @@ package proc
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
+	"fmt"
+	"log/slog"
+	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 	"nodeskoop/collect"
+	"nodeskoop/collect/netlink"
 )
 
 // netdev sums /proc/PID/net/dev over every interface but lo
 // (net/core/net-procfs.c, dev_seq_printf_stats).
+//
+// The sums count what interfaces have counted while they were in the
+// namespace. The file has names, and a name is nobody's for long: interfaces
+// are told apart by their indexes, which a namespace gives to new ones in
+// rising order. What an interface shows that is new to a namespace which is
+// being followed counts only if it was created there since. In the host's
+// namespace the kernel tells of each that comes, with what its counters were;
+// in pods' one with a higher index than any before is a new one, because a
+// socket that listens would keep the namespace of an ended pod alive.
 type netdev struct {
+	log     *slog.Logger
+	root    string
+	once    bool
 	metrics []*collect.Metric
 	fields  []string // "rx.bytes", of each metric
 	layout  atomic.Pointer[netdevLayout]
+
+	mu sync.Mutex
+	// host hears of the host's interfaces; hostOf is the memory that goes
+	// with it.
+	host     *netlink.Listener
+	hostOf   *interfaces
+	deaf     bool        // it could not be opened, which was said
+	departed []departure // in this cycle and the one before
+}
+
+// departure is an interface that moved from the host's namespace to another.
+type departure struct {
+	index  int32 // there
+	values [netdevFields]uint64
+	cycle  uint64
 }
 
 // netdevFields is how many values are taken of an interface.
@@ -29,8 +63,8 @@ type netdevLayout struct {
 	column []int8
 }
 
-func newNetdev(collect.Env) (collect.Probe, error) {
-	p := &netdev{metrics: metricsOf("netdev")}
+func newNetdev(env collect.Env) (collect.Probe, error) {
+	p := &netdev{log: env.Log, root: env.ProcRoot, once: env.Once, metrics: metricsOf("netdev")}
 	for _, m := range p.metrics {
 		p.fields = append(p.fields, m.Field)
 	}
@@ -42,22 +76,35 @@ func newNetdev(collect.Env) (collect.Probe, error) {
 
 func (*netdev) Over() collect.Over { return collect.EachNetns }
 
-func (*netdev) Close() error { return nil }
+func (p *netdev) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.host == nil {
+		return nil
+	}
+	err := p.host.Close()
+	p.host, p.hostOf = nil, nil
+	return err
+}
 
 func (p *netdev) Sample(v *collect.View) error {
+	s := collect.State[interfaces](v)
+	if v.Pod() == nil && !p.once {
+		if err := p.listen(v, s); err != nil {
+			return err
+		}
+	}
 	b, err := v.ReadNet("dev")
 	if err != nil {
 		return err
 	}
-	s := collect.State[interfaces](v)
-	if err := p.parse(b, s); err != nil {
+	if err := p.read(b, s); err != nil {
 		return err
 	}
-	if s.hasNew {
-		if err := s.findIndexes(v); err != nil {
-			return err
-		}
+	if err := p.identify(v, s); err != nil {
+		return err
 	}
+	s.update(p.departures(v))
 	sum := s.sum()
 	for i, m := range p.metrics {
 		v.Add(m, float64(sum[i]))
@@ -65,32 +112,283 @@ func (p *netdev) Sample(v *collect.View) error {
 	return nil
 }
 
-// interfaces is what is remembered of one namespace: the interfaces of the
-// last sample, and what those that are gone had counted.
+// listen opens the Listener of the host's namespace, once for each memory of
+// it. Without one, interfaces are told apart as in a pod's.
+func (p *netdev) listen(v *collect.View, s *interfaces) error {
+	p.mu.Lock()
+	open := p.hostOf == s || p.deaf
+	p.mu.Unlock()
+	if open {
+		return nil
+	}
+	err := v.Enter("listen for interfaces", func() error {
+		l, err := netlink.ListenLinks()
+		if err != nil {
+			return err
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.host != nil {
+			_ = p.host.Close()
+		}
+		p.host, p.hostOf = l, s
+		return nil
+	})
+	if err != nil && !partial(err) {
+		return err
+	}
+	if err != nil {
+		p.mu.Lock()
+		p.deaf = true
+		p.mu.Unlock()
+		p.log.Warn("cannot listen for interfaces that come and go; one that moves into the host's network namespace may count what it counted elsewhere", "error", err)
+	}
+	return nil
+}
+
+// departures returns those of this cycle and the one before, and is nil for
+// the host.
+func (p *netdev) departures(v *collect.View) []departure {
+	if v.Pod() == nil {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.departed = slices.DeleteFunc(p.departed, func(d departure) bool { return d.cycle+1 < v.Cycle() })
+	return slices.Clone(p.departed)
+}
+
+// hear takes in what the kernel said of the namespace of s, and reports whether
+// that was anything.
+func (p *netdev) hear(v *collect.View, s *interfaces) (bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.host == nil || p.hostOf != s {
+		return false, nil
+	}
+	heard := false
+	lost, err := p.host.Drain(func(typ uint16, msg []byte) error {
+		m, err := netlink.ParseLink(msg)
+		if err != nil || m.Loopback || m.Stats == nil {
+			return err
+		}
+		var x ifaceLine
+		x.index = m.Index
+		copy(x.name[:], m.Name)
+		if err := p.stats(m.Stats, &x.values); err != nil {
+			return err
+		}
+		heard = true
+		if s.hear(typ == unix.RTM_NEWLINK, &x) && m.NewIndex != 0 {
+			p.departed = append(p.departed, departure{m.NewIndex, x.values, v.Cycle()})
+		}
+		return nil
+	})
+	if lost {
+		p.log.Warn("the kernel had more to say of interfaces that came and went than there was room for; what those counted whose beginning was missed may be wrong by it")
+	}
+	return heard || lost, err
+}
+
+// statsAt says where struct rtnl_link_stats64 has the values that are summed
+// up to that of the file (dev_seq_printf_stats).
+var statsAt = map[string][]int{
+	"rx.bytes": {2}, "rx.packets": {0}, "rx.errs": {4}, "rx.drop": {6, 15},
+	"tx.bytes": {3}, "tx.packets": {1}, "tx.errs": {5}, "tx.drop": {7},
+}
+
+func (p *netdev) stats(b []byte, values *[netdevFields]uint64) error {
+	if len(b) < 16*8 {
+		return fmt.Errorf("an interface's counters in %d bytes", len(b))
+	}
+	for i, name := range p.fields {
+		for _, n := range statsAt[name] {
+			values[i] += binary.NativeEndian.Uint64(b[8*n:])
+		}
+	}
+	return nil
+}
+
+// identify finds the indexes of the interfaces that were read. Where they are
+// not what they were, the file is read again until indexes and names are the
+// same before and after. What cannot be asked stays unknown, and then the name
+// has to do.
+func (p *netdev) identify(v *collect.View, s *interfaces) error {
+	err := v.Enter("find the indexes of interfaces", func() error {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		same := s.ask(fd)
+		const tries = 5
+		for range tries {
+			heard, err := p.hear(v, s)
+			if err != nil {
+				return err
+			}
+			if same && !heard {
+				break
+			}
+			// In this namespace, but not through the process that the file was
+			// read through before: whatever it is in by now.
+			b, err := os.ReadFile(p.root + "/thread-self/net/dev")
+			if err != nil {
+				break
+			}
+			before := slices.Clone(s.read)
+			if err := p.read(b, s); err != nil {
+				return err
+			}
+			s.ask(fd)
+			same = slices.EqualFunc(before, s.read, func(a, b ifaceLine) bool { return a.index == b.index && a.name == b.name })
+		}
+		s.look(fd)
+		return nil
+	})
+	if err != nil && !partial(err) {
+		return err
+	}
+	return nil
+}
+
+// interfaces is what is remembered of one namespace.
 type interfaces struct {
-	list   []iface
-	gone   [netdevFields]uint64
-	next   int // where in list the next interface probably is
-	read   []ifaceLine
-	hasNew bool // an interface is there whose index is not known
+	total [netdevFields]uint64
+	list  []iface // the interfaces of the last sample
+	top   int32   // the highest index that there was
+	began bool    // a sample was taken: what comes is new
+	next  int     // where in list, or read, the next interface probably is
+	read  []ifaceLine
+	req   ifreq
+	// looked: the kernel was asked about those that were not read.
+	looked bool
 }
 
 type iface struct {
 	name   [unix.IFNAMSIZ]byte
 	index  int32 // 0: not known
-	asked  bool  // whether the index was asked for
 	values [netdevFields]uint64
 	missed uint8 // samples in a row that did not see it
-	fresh  bool  // seen for the first time in this sample
+	gone   bool  // the kernel has it no more
 }
 
 type ifaceLine struct {
 	name   [unix.IFNAMSIZ]byte
+	index  int32
 	values [netdevFields]uint64
 }
 
-// parse takes in the whole file or nothing of it.
+// ifreq is struct ifreq with a number in it.
+type ifreq struct {
+	name   [unix.IFNAMSIZ]byte
+	number int32
+	_      [20]byte
+}
+
+// Keep appends the sums and the interfaces that they have come from.
+func (s *interfaces) Keep(b []byte) []byte {
+	if !s.began {
+		return b
+	}
+	b = collect.AppendUints(b, s.total[:]...)
+	b = collect.AppendUints(b, uint64(uint32(s.top)))
+	for i := range s.list {
+		f := &s.list[i]
+		b = collect.AppendUints(b, uint64(uint32(f.index)))
+		if f.index == 0 {
+			b = collect.AppendUints(b, unix.IFNAMSIZ)
+			b = append(b, f.name[:]...)
+		}
+		b = collect.AppendUints(b, f.values[:]...)
+	}
+	return b
+}
+
+// Recall restores what Keep appended.
+func (s *interfaces) Recall(b []byte) error {
+	d := collect.NewDecoder(b)
+	d.Uints(s.total[:])
+	s.top = int32(d.Uint())
+	for d.More() {
+		f := iface{index: int32(d.Uint())}
+		if f.index == 0 {
+			copy(f.name[:], d.Bytes())
+		}
+		d.Uints(f.values[:])
+		s.list = append(s.list, f)
+	}
+	s.began = true
+	return d.Err()
+}
+
+// ask asks for the indexes of the interfaces that were read, and reports
+// whether each is that of the interface that had the name before.
+func (s *interfaces) ask(fd int) (same bool) {
+	same = s.began
+	s.next = 0
+	for i := range s.read {
+		x := &s.read[i]
+		s.req.name, s.req.number = x.name, 0
+		if s.ioctl(fd, unix.SIOCGIFINDEX) == 0 {
+			x.index = s.req.number
+		}
+		if f := s.named(&x.name); f == nil || f.index != x.index {
+			same = false
+		}
+	}
+	return same
+}
+
+// look finds out which of the interfaces that were not read are gone. The file
+// may lack one that is there: it is longer than a page, and older kernels lose
+// their place in it when an interface goes away.
+func (s *interfaces) look(fd int) {
+	s.next, s.looked = 0, true
+	for i := range s.list {
+		f := &s.list[i]
+		if f.index == 0 || s.wasRead(f.index) {
+			continue
+		}
+		s.req.name, s.req.number = [unix.IFNAMSIZ]byte{}, f.index
+		if e := s.ioctl(fd, unix.SIOCGIFNAME); e == unix.ENODEV || e == unix.ENXIO {
+			f.gone = true
+		}
+	}
+}
+
+func (s *interfaces) wasRead(index int32) bool {
+	n := len(s.read)
+	for i := range n {
+		j := s.next + i
+		if j >= n {
+			j -= n
+		}
+		if s.read[j].index == index {
+			s.next = j + 1
+			return true
+		}
+	}
+	return false
+}
+
+func (s *interfaces) ioctl(fd int, request uintptr) unix.Errno {
+	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(unsafe.Pointer(&s.req)))
+	return e
+}
+
+// parse takes in the whole file or nothing of it, and tells interfaces apart
+// by their names.
 func (p *netdev) parse(b []byte, s *interfaces) error {
+	if err := p.read(b, s); err != nil {
+		return err
+	}
+	s.update(nil)
+	return nil
+}
+
+// read reads the lines of the whole file, or nothing of it.
+func (p *netdev) read(b []byte, s *interfaces) error {
 	l := lines{file: "net/dev", rest: b}
 	if _, ok, err := l.next(); err != nil || !ok {
 		return orMissing(err, &l, "the two lines of names are missing")
@@ -123,7 +421,6 @@ func (p *netdev) parse(b []byte, s *interfaces) error {
 			s.read = append(s.read, x)
 		}
 	}
-	s.update()
 	return nil
 }
 
@@ -184,36 +481,31 @@ func (x *ifaceLine) parse(l *lines, layout *netdevLayout, line []byte) error {
 	return nil
 }
 
-// update takes in the lines of one sample.
-func (s *interfaces) update() {
+// update takes in the lines of one sample. departed are interfaces that may
+// have moved in.
+func (s *interfaces) update(departed []departure) {
 	for i := range s.list {
 		s.list[i].missed++
 	}
 	s.next = 0
 	for i := range s.read {
 		x := &s.read[i]
-		f := s.find(&x.name)
-		switch {
-		case f == nil:
-			s.list = append(s.list, iface{name: x.name, values: x.values, fresh: true})
-			s.hasNew = true
-			continue
-		case fell(&x.values, &f.values):
-			// Another interface has taken the name.
-			s.keep(&f.values)
-			f.index, f.asked = 0, false
-			s.hasNew = true
+		f := s.find(x)
+		if f == nil {
+			s.list = append(s.list, iface{name: x.name, index: x.index})
+			f = &s.list[len(s.list)-1]
+			if !s.new(x, departed) {
+				f.values = x.values
+			}
 		}
-		f.values, f.missed = x.values, 0
+		s.grow(f, x)
 	}
 	n := 0
 	for i := range s.list {
 		f := &s.list[i]
-		// A list longer than a page is read in several goes, and older
-		// kernels can leave out an interface when another goes away in
-		// between. So one has to be missed twice.
-		if f.missed > 1 {
-			s.keep(&f.values)
+		// Where the kernel cannot be asked about an interface, it has to be
+		// missed twice.
+		if f.gone || f.missed > 1 && (f.index == 0 || !s.looked) {
 			continue
 		}
 		if n != i {
@@ -222,19 +514,96 @@ func (s *interfaces) update() {
 		n++
 	}
 	s.list = s.list[:n]
+	s.began, s.looked = true, false
 }
 
-// fell reports whether any value is below what it was.
-func fell(now, before *[netdevFields]uint64) bool {
-	for i := range now {
-		if now[i] < before[i] {
+// hear takes in that an interface came or went, and with which counters. It
+// reports whether an interface went that was known.
+func (s *interfaces) hear(came bool, x *ifaceLine) (went bool) {
+	i := slices.IndexFunc(s.list, func(f iface) bool { return f.index == x.index })
+	switch {
+	case !s.began:
+		// The first sample has it, if it is there.
+	case i >= 0:
+		s.grow(&s.list[i], x)
+		if !came {
+			s.list = slices.Delete(s.list, i, i+1)
 			return true
 		}
+	case came:
+		s.list = append(s.list, iface{name: x.name, index: x.index, values: x.values})
+		s.top = max(s.top, x.index)
 	}
 	return false
 }
 
-func (s *interfaces) find(name *[unix.IFNAMSIZ]byte) *iface {
+// new reports whether an interface that was not there before counts with all
+// that it shows.
+func (s *interfaces) new(x *ifaceLine, departed []departure) bool {
+	switch {
+	case !s.began:
+		return true // the kernel's counters as they are
+	case x.index == 0:
+		return true // it is not known
+	case x.index <= s.top:
+		return false // new ones get higher indexes
+	}
+	return !slices.ContainsFunc(departed, func(d departure) bool {
+		if d.index != x.index {
+			return false
+		}
+		for i := range d.values {
+			if x.values[i] < d.values[i] {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// grow adds what an interface has counted since it was read last.
+func (s *interfaces) grow(f *iface, x *ifaceLine) {
+	for i, now := range x.values {
+		switch before := f.values[i]; {
+		case now >= before:
+			s.total[i] += now - before
+		case before-now <= before/16:
+			// A correction, or two readings that overtook each other: what is
+			// above has been counted, and counts once.
+			continue
+		default:
+			// This counter was set to 0, and no other was by that.
+			s.total[i] += now
+		}
+		f.values[i] = now
+	}
+	f.name, f.missed = x.name, 0
+	if x.index != 0 {
+		f.index = x.index
+		s.top = max(s.top, x.index)
+	}
+}
+
+// find returns the interface of a line: by its index, or where that is not
+// known by its name.
+func (s *interfaces) find(x *ifaceLine) *iface {
+	n := len(s.list)
+	for i := range n {
+		j := s.next + i
+		if j >= n {
+			j -= n
+		}
+		f := &s.list[j]
+		if f.index == x.index && x.index != 0 || f.name == x.name && (x.index == 0 || f.index == 0) {
+			s.next = j + 1
+			return f
+		}
+	}
+	return nil
+}
+
+// named returns the interface that had a name.
+func (s *interfaces) named(name *[unix.IFNAMSIZ]byte) *iface {
 	n := len(s.list)
 	for i := range n {
 		j := s.next + i
@@ -249,68 +618,4 @@ func (s *interfaces) find(name *[unix.IFNAMSIZ]byte) *iface {
 	return nil
 }
 
-func (s *interfaces) keep(values *[netdevFields]uint64) {
-	for i := range values {
-		s.gone[i] += values[i]
-	}
-}
-
-func (s *interfaces) sum() [netdevFields]uint64 {
-	t := s.gone
-	for i := range s.list {
-		for j, x := range s.list[i].values {
-			t[j] += x
-		}
-	}
-	return t
-}
-
-// findIndexes asks for the indexes of new interfaces, by which one that was
-// renamed is known again: it goes on counting, and must not count twice. What
-// cannot be asked stays unknown, which costs only that.
-func (s *interfaces) findIndexes(v *collect.View) error {
-	err := v.Enter("find the indexes of interfaces", func() error {
-		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		for i := range s.list {
-			f := &s.list[i]
-			if f.asked {
-				continue
-			}
-			f.asked = true
-			r, err := unix.NewIfreq(string(bytes.TrimRight(f.name[:], "\x00")))
-			if err != nil {
-				continue
-			}
-			if unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, r) == nil {
-				f.index = int32(r.Uint32())
-			}
-		}
-		return nil
-	})
-	if err != nil && !partial(err) {
-		return err
-	}
-	s.hasNew = false
-	s.joinRenamed()
-	return nil
-}
-
-// joinRenamed drops the old entry of an interface that is there under a new name.
-func (s *interfaces) joinRenamed() {
-	for i := len(s.list) - 1; i >= 0; i-- {
-		old := &s.list[i]
-		renamed := old.missed > 0 && old.index != 0 && slices.ContainsFunc(s.list, func(f iface) bool {
-			return f.fresh && f.index == old.index && !fell(&f.values, &old.values)
-		})
-		if renamed {
-			s.list = slices.Delete(s.list, i, i+1)
-		}
-	}
-	for i := range s.list {
-		s.list[i].fresh = false
-	}
-}
+func (s *interfaces) sum() [netdevFields]uint64 { return s.total }

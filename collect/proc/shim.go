@@ -20,6 +20,9 @@ type shim struct {
 	// taken over from the host, which had counted it: which of its counts are
 	// its own cannot be told of what came before.
 	moved bool
+	// recalled of an earlier run: what it has counted since then is its pod's,
+	// for its own calls in that time are few, and not told apart.
+	recalled bool
 }
 
 type threadCounts struct {
@@ -27,8 +30,8 @@ type threadCounts struct {
 	cycle uint64
 }
 
-// begin takes in what pods' samples found to be their shims' own calls.
-func (p *ioProbe) begin(v *collect.View, s *ioTotals) {
+// beginShims takes in what pods' samples found to be their shims' own calls.
+func (p *ioProbe) beginShims(v *collect.View, s *ioTotals) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s.sum.add(&p.own)
@@ -87,7 +90,8 @@ func (p *ioProbe) readShims(v *collect.View, s *ioTotals, failed *unreadable) er
 func (p *ioProbe) takeShim(s *ioTotals, r *reading) {
 	p.mu.Lock()
 	x := p.procs[r.pid]
-	moved := x != nil && x.start == r.start && !x.gone && x.owner != s
+	known := x != nil && x.start == r.start && !x.gone
+	moved := known && x.owner != s
 	p.mu.Unlock()
 	p.take(s, r, false)
 	p.mu.Lock()
@@ -96,7 +100,7 @@ func (p *ioProbe) takeShim(s *ioTotals, r *reading) {
 		return
 	}
 	if x.shim == nil || moved {
-		x.shim = &shim{threads: map[int]*threadCounts{}, moved: moved}
+		x.shim = &shim{threads: map[int]*threadCounts{}, moved: moved, recalled: known && !moved}
 	}
 }
 
@@ -134,7 +138,9 @@ func (p *ioProbe) split(v *collect.View, s *ioTotals, failed *unreadable) error 
 			default:
 				return err
 			}
-			if h.moved {
+			if h.recalled {
+				h.told, own = sum, ioCounts{}
+			} else if h.moved {
 				h.told = sum
 			} else {
 				for i := range own {
@@ -146,7 +152,7 @@ func (p *ioProbe) split(v *collect.View, s *ioTotals, failed *unreadable) error 
 			h.told.add(&own)
 		}
 		p.mu.Lock()
-		h.begun, h.moved = true, false
+		h.begun, h.moved, h.recalled = true, false, false
 		x.grown.sub(&own)
 		s.sum.sub(&own)
 		p.own.add(&own)

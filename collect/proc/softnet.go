@@ -54,6 +54,35 @@ type softnetState struct {
 	row                []softnetRow // memory for parse
 }
 
+// Keep appends the sums and what each CPU had counted.
+func (s *softnetState) Keep(b []byte) []byte {
+	if s.rows == 0 {
+		return b
+	}
+	b = collect.AppendUints(b, s.processed, s.dropped, uint64(s.rows), flag(s.numbered))
+	for _, c := range s.cpus {
+		b = collect.AppendUints(b, flag(c.seen), uint64(c.processed), uint64(c.dropped))
+	}
+	return b
+}
+
+// Recall restores what Keep appended.
+func (s *softnetState) Recall(b []byte) error {
+	d := collect.NewDecoder(b)
+	s.processed, s.dropped, s.rows, s.numbered = d.Uint(), d.Uint(), int(d.Uint()), d.Uint() == 1
+	for d.More() && len(s.cpus) < maxCPU {
+		s.cpus = append(s.cpus, softnetCPU{d.Uint() == 1, uint32(d.Uint()), uint32(d.Uint())})
+	}
+	return d.Err()
+}
+
+func flag(b bool) uint64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
 type softnetCPU struct {
 	seen               bool
 	processed, dropped uint32

@@ -1,7 +1,7 @@
 package trace
 
 import (
-	"net"
+	"fmt"
 	"net/netip"
 	"strconv"
 
@@ -111,17 +111,15 @@ func vectorName(n uint32) string {
 	return strconv.Itoa(int(n))
 }
 
-// ownAddrs lists the addresses of this process's network namespace.
-func ownAddrs() map[netip.Addr]bool {
-	own := map[netip.Addr]bool{}
-	addrs, err := net.InterfaceAddrs()
+// nodeAddrs lists the addresses of the host's network namespace, which a file is.
+func nodeAddrs(netns string) (map[netip.Addr]bool, error) {
+	list, err := collect.NetnsAddrs(netns)
 	if err != nil {
-		return own
+		return nil, fmt.Errorf("list the node's addresses: %w", err)
 	}
-	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			own[p.Addr().Unmap()] = true
-		}
+	own := make(map[netip.Addr]bool, len(list))
+	for _, a := range list {
+		own[a] = true
 	}
-	return own
+	return own, nil
 }

@@ -1,9 +1,11 @@
 package trace
 
 import (
+	"maps"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -17,16 +19,19 @@ const maxSlots = 5
 // a probe follows before it looks which of them are gone.
 const maxStrangers = 64
 
-// counts follows the kernel's counters of one probe by network namespace. An
-// inode number is given to another namespace once its own is gone, and the
-// kernel's counter under that number goes on: what an earlier pod counted is
-// taken off.
+// counts follows the kernel's counters of one probe by network namespace. The
+// kernel's keys are inode numbers, and a number is given to another namespace
+// once its own is gone, while the counter under it goes on. So each reading
+// counts for whoever has the number then, and what an earlier owner of it had
+// counted does not.
 type counts struct {
 	cycle uint64
 	known map[uint64]*count
 	// unattributed is what the kernel left no way to know the namespace of. It
 	// is a series of its own, so that it is nobody's and no total lacks it.
-	unattributed [maxSlots]uint64
+	unattributed count
+	// The times of the last reading and the one before it.
+	read, readBefore time.Time
 	// most is how many strangers there may be until the next look at them.
 	most int
 }
@@ -34,27 +39,128 @@ type counts struct {
 type count struct {
 	pod    string           // the ID of the pod whose namespace it was last
 	cycle  uint64           // when it was last a pod's or the host's
+	first  time.Time        // the reading that found it
 	values [maxSlots]uint64 // as the kernel has them
-	base   [maxSlots]uint64 // what an earlier owner of the number had counted
+	tally
+	// before is the tally of the reading before the last, while it is
+	// nobody's.
+	before tally
 }
 
-// begin starts a cycle: each of its namespaces has counters, 0 at first.
+// tally is what one owner of a number has counted.
+type tally struct {
+	slots   [maxSlots]uint64
+	reasons map[uint32]uint64 // packetloss: the same, by the kernel's reason
+}
+
+func (t *tally) sub(d *tally) {
+	for i := range t.slots {
+		t.slots[i] -= d.slots[i]
+	}
+	for r, n := range d.reasons {
+		t.reasons[r] -= n
+	}
+}
+
+// carried is what is shown of one namespace (or, of counters that are the
+// node's, of all): what earlier runs of the program or the probe had counted,
+// and what the kernel has since. The kernel's part begins at 0 with each load.
+type carried struct{ before, shown tally }
+
+// Keep appends what is shown, or nothing if that is 0.
+func (c *carried) Keep(b []byte) []byte {
+	if c.shown.slots == ([maxSlots]uint64{}) && len(c.shown.reasons) == 0 {
+		return b
+	}
+	b = collect.AppendUints(b, c.shown.slots[:]...)
+	for r, n := range c.shown.reasons {
+		b = collect.AppendUints(b, uint64(r), n)
+	}
+	return b
+}
+
+// Recall restores what Keep appended.
+func (c *carried) Recall(b []byte) error {
+	d := collect.NewDecoder(b)
+	d.Uints(c.before.slots[:])
+	for d.More() {
+		if c.before.reasons == nil {
+			c.before.reasons = map[uint32]uint64{}
+		}
+		c.before.reasons[uint32(d.Uint())] = d.Uint()
+	}
+	c.show(&tally{})
+	return d.Err()
+}
+
+// show makes now the kernel's part.
+func (c *carried) show(now *tally) *tally {
+	for i, n := range now.slots {
+		c.shown.slots[i] = c.before.slots[i] + n
+	}
+	if len(c.before.reasons) > 0 || len(now.reasons) > 0 {
+		if c.shown.reasons == nil {
+			c.shown.reasons = map[uint32]uint64{}
+		}
+		for r, n := range c.before.reasons {
+			c.shown.reasons[r] = n + now.reasons[r]
+		}
+		for r, n := range now.reasons {
+			c.shown.reasons[r] = n + c.before.reasons[r]
+		}
+	}
+	return &c.shown
+}
+
+// begin starts a reading: each namespace of the cycle has counters, 0 at first.
 func (c *counts) begin(v *collect.View) {
 	if c.known == nil {
 		c.known = map[uint64]*count{}
 	}
 	c.cycle++
 	for inode, pod := range v.Netns() {
-		id := ""
-		if pod != nil {
-			id = pod.ID
-		}
-		n := c.at(inode)
-		if n.cycle != 0 && n.pod != id {
-			n.base = n.values
-		}
-		n.pod, n.cycle = id, c.cycle
+		c.own(inode, pod, v.ProcRoot())
 	}
+	c.readBefore, c.read = c.read, time.Now()
+	for _, n := range c.known {
+		if n.cycle == 0 {
+			n.before = tally{n.slots, maps.Clone(n.reasons)}
+		}
+	}
+}
+
+// own notes whose a namespace is.
+func (c *counts) own(inode uint64, pod *collect.Pod, root string) {
+	id := ""
+	if pod != nil {
+		id = pod.ID
+	}
+	n := c.at(inode)
+	switch {
+	case n.cycle == 0 && pod != nil && !n.first.IsZero():
+		// What was nobody's may have been this pod's before the pod was known,
+		// or that of a namespace that is gone.
+		switch born := bornAt(pod, root); {
+		case born.After(c.read) || born.After(n.first) && !born.After(c.readBefore):
+			n.tally = tally{}
+		case born.After(c.readBefore) && born.After(n.first):
+			n.sub(&n.before)
+		}
+		n.before = tally{}
+	case n.cycle != 0 && n.pod != id:
+		n.tally = tally{}
+	}
+	n.pod, n.cycle = id, c.cycle
+}
+
+// bornAt is when a pod's network namespace was made, or a little later. A file
+// that is the namespace, as CNI has it, is as old as the namespace is.
+func bornAt(pod *collect.Pod, root string) time.Time {
+	var st unix.Stat_t
+	if p := pod.NetnsPath; p != "" && !strings.HasPrefix(p, root+"/") && unix.Stat(p, &st) == nil && st.Ino == pod.Netns {
+		return time.Unix(st.Ctim.Unix())
+	}
+	return pod.Started
 }
 
 func (c *counts) at(netns uint64) *count {
@@ -66,34 +172,41 @@ func (c *counts) at(netns uint64) *count {
 	return n
 }
 
-// add takes one counter of the kernel.
-func (c *counts) add(netns uint64, slot int, value uint64) {
+// found is at for what the kernel has counted.
+func (c *counts) found(netns uint64) *count {
 	if netns == 0 {
-		c.unattributed[slot] = value
-		return
+		return &c.unattributed
 	}
 	n := c.at(netns)
-	if value < n.values[slot] {
-		n.base[slot] = 0 // the kernel's entry was deleted and made anew
+	if n.first.IsZero() {
+		n.first = c.read
 	}
+	return n
+}
+
+// add takes one counter of the kernel.
+func (c *counts) add(netns uint64, slot int, value uint64) {
+	n := c.found(netns)
+	was := n.values[slot]
+	if value < was {
+		was = 0 // the kernel's entry was deleted and made anew
+	}
+	n.slots[slot] += value - was
 	n.values[slot] = value
 }
 
 // each calls f with the counters of each namespace of the cycle, and with those
 // of none as namespace 0.
-func (c *counts) each(f func(netns uint64, values *[maxSlots]uint64)) {
+func (c *counts) each(v *collect.View, f func(netns uint64, shown *tally)) {
 	for inode, n := range c.known {
 		if n.cycle != c.cycle {
 			continue
 		}
-		v := n.values
-		for i := range v {
-			v[i] -= n.base[i]
+		if k := collect.NetnsState[carried](v, inode); k != nil {
+			f(inode, k.show(&n.tally))
 		}
-		f(inode, &v)
 	}
-	v := c.unattributed
-	f(0, &v)
+	f(0, collect.NetnsState[carried](v, 0).show(&c.unattributed.tally))
 }
 
 // sweep returns the namespaces that are gone, and forgets them: pods' that

@@ -25,7 +25,7 @@ const idleCycles = 20
 // flowKind labels what the node's sockets or the host's devices sent, by
 // connection.
 var flowKind = kind{name: "flow", begin: func(p *probe, env collect.Env) func(*collect.View) error {
-	f := &flows{probe: p, pods: env.Pods, known: map[flowKey]*flow{}, entry: map[flowKey]sums{}, spare: map[flowKey]sums{}, most: 1000}
+	f := &flows{probe: p, pods: env.Pods, host: env.HostNetns, known: map[flowKey]*flow{}, entry: map[flowKey]sums{}, spare: map[flowKey]sums{}, most: 1000}
 	devices, _ := env.Options["devices"].([]string)
 	f.devices = len(devices) > 0
 	if n, ok := env.Options["max_series"].(int64); ok {
@@ -54,7 +54,9 @@ type sums struct{ bytes, packets uint64 }
 type flows struct {
 	*probe
 	pods    collect.Pods
-	devices bool // counted is what devices transmit
+	host    string              // a file that is the host's network namespace
+	own     map[netip.Addr]bool // the node's addresses in this cycle
+	devices bool                // counted is what devices transmit
 	most    int
 	cycle   uint64
 	known   map[flowKey]*flow
@@ -63,12 +65,17 @@ type flows struct {
 }
 
 func (f *flows) sample(v *collect.View) error {
+	own, err := nodeAddrs(f.host)
+	if err != nil {
+		return err
+	}
+	f.own = own
 	f.cycle++
 	f.bpf.Rescan()
 	f.counts.begin(v)
 	entries := f.spare
 	clear(entries)
-	err := f.bpf.SweepFlows(func(k bpf.Flow) (keep bool) {
+	err = f.bpf.SweepFlows(func(k bpf.Flow) (keep bool) {
 		key := flowKey{k.Netns, k.Protocol, k.Source, k.Destination}
 		if f.devices {
 			key.netns = 0 // the host's, whose devices they are
@@ -178,7 +185,7 @@ type ends struct {
 }
 
 func (f *flows) ends(v *collect.View) ends {
-	e := ends{pods: f.pods, node: v.Node(), own: ownAddrs(), netns: map[uint64]*collect.Pod{}}
+	e := ends{pods: f.pods, node: v.Node(), own: f.own, netns: map[uint64]*collect.Pod{}}
 	for inode, pod := range v.Netns() {
 		e.netns[inode] = pod
 	}

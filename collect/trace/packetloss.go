@@ -24,107 +24,89 @@ var (
 // packetlossKind has the five classes, their sum, the reasons, and what was no
 // loss.
 var packetlossKind = kind{name: "packetloss", begin: func(p *probe, _ collect.Env) func(*collect.View) error {
-	loss := &losses{probe: p, reasons: map[uint64]*reasonCount{}}
+	loss := &losses{probe: p, last: map[lossKey]uint64{}, spare: map[lossKey]uint64{}}
 	return loss.sample
 }}
 
 type losses struct {
 	*probe
-	reasons map[uint64]*reasonCount // by namespace
+	last, spare map[lossKey]uint64 // the kernel's entries of the last reading; memory for the next
 }
 
-// reasonCount holds a namespace's drops by reason, as counts does by class.
-type reasonCount struct {
-	pod          string
-	values, base map[uint32]uint64
+// lossKey is one of the kernel's entries.
+type lossKey struct {
+	netns    uint64
+	reason   uint32
+	location uint64
 }
 
 func (l *losses) sample(v *collect.View) error {
-	// The classes are sums over the same entries, read at the same moment, so
-	// that they and the reasons add up to one total.
+	// Classes and reasons are sums over how much each entry has grown since the
+	// last reading, so they add up to one total, whatever becomes of an entry,
+	// of a namespace's number and of what a place in the kernel is known as.
 	l.counts.begin(v)
-	sums := map[uint64]*[maxSlots]uint64{}
-	for _, r := range l.reasons {
-		clear(r.values)
-	}
+	entries := l.spare
+	clear(entries)
 	err := l.bpf.Drops(func(d bpf.Drop) {
-		s := sums[d.Netns]
-		if s == nil {
-			s = new([maxSlots]uint64)
-			sums[d.Netns] = s
-		}
-		s[d.Class] += d.Count
-		l.at(d.Netns).values[d.Reason] += d.Count
+		l.take(entries, lossKey{d.Netns, d.Reason, d.Location}, d.Class, d.Count)
 	})
 	if err != nil {
+		maps.Copy(l.last, entries) // what was read has been counted
 		return err
 	}
-	for netns, s := range sums {
-		for slot, n := range s {
-			l.counts.add(netns, slot, n)
-		}
-	}
+	l.last, l.spare = entries, l.last
 	names, err := l.plane.reasons()
 	if err != nil {
 		return err
 	}
-	l.counts.each(func(netns uint64, values *[maxSlots]uint64) {
+	l.counts.each(v, func(netns uint64, shown *tally) {
 		var total uint64
 		for class, m := range lossByClass {
-			v.AddNetns(netns, m, float64(values[class]))
-			total += values[class]
+			v.AddNetns(netns, m, float64(shown.slots[class]))
+			total += shown.slots[class]
 		}
 		v.AddNetns(netns, lossTotal, float64(total))
-		l.addReasons(v, netns, names)
+		byName := map[string]uint64{}
+		for reason, n := range shown.reasons {
+			byName[names.Drop(reason)] += n
+		}
+		for _, name := range slices.Sorted(maps.Keys(byName)) {
+			v.AddNetns(netns, lossReason, float64(byName[name]), name)
+		}
 	})
 	ignored, err := l.bpf.Ignored()
 	if err != nil {
 		return err
 	}
+	var now tally
 	for _, why := range bpf.WhyIgnored() {
-		v.Add(lossIgnored, float64(ignored[why]), why.String())
+		now.slots[why] = ignored[why]
 	}
-	gone := l.counts.sweep(l.root)
-	for _, netns := range gone {
-		delete(l.reasons, netns)
+	shown := collect.State[carried](v).show(&now)
+	for _, why := range bpf.WhyIgnored() {
+		v.Add(lossIgnored, float64(shown.slots[why]), why.String())
 	}
-	l.forget(gone)
+	l.forget(l.counts.sweep(l.root))
 	return nil
 }
 
-func (l *losses) at(netns uint64) *reasonCount {
-	r := l.reasons[netns]
-	if r == nil {
-		r = &reasonCount{values: map[uint32]uint64{}, base: map[uint32]uint64{}}
-		l.reasons[netns] = r
+// take counts how much one of the kernel's entries has grown.
+func (l *losses) take(entries map[lossKey]uint64, k lossKey, class bpf.DropClass, value uint64) {
+	was, twice := entries[k]
+	if !twice {
+		was = l.last[k]
 	}
-	return r
-}
-
-// addReasons adds the losses of one namespace by reason.
-func (l *losses) addReasons(v *collect.View, netns uint64, names *bpf.Reasons) {
-	r := l.at(netns)
-	pod := ""
-	if n := l.counts.known[netns]; n != nil {
-		pod = n.pod
+	if value < was {
+		was = 0 // it was deleted and made anew
 	}
-	if pod != r.pod {
-		if r.pod != "" {
-			clear(r.base)
-			for reason, n := range r.values {
-				r.base[reason] = n
-			}
-		}
-		r.pod = pod
+	entries[k] = value
+	if value == was {
+		return
 	}
-	byName := map[string]uint64{}
-	for reason, n := range r.values {
-		if n < r.base[reason] {
-			delete(r.base, reason)
-		}
-		byName[names.Drop(reason)] += n - r.base[reason]
+	n := l.counts.found(k.netns)
+	if n.reasons == nil {
+		n.reasons = map[uint32]uint64{}
 	}
-	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		v.AddNetns(netns, lossReason, float64(byName[name]), name)
-	}
+	n.slots[class] += value - was
+	n.reasons[k.reason] += value - was
 }

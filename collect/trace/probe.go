@@ -71,17 +71,23 @@ func (p *probe) Sample(v *collect.View) error {
 // metrics counts all the same, and has to forget what is gone.
 func (p *probe) sampleSlots(v *collect.View) error {
 	if len(p.kind.slots) > 0 && p.kind.slots[0].Scope == collect.PerHost {
-		return p.bpf.Counters(func(_ uint64, slot int, value uint64) {
-			v.Add(p.kind.slots[slot], float64(value))
-		})
+		var now tally
+		if err := p.bpf.Counters(func(_ uint64, slot int, value uint64) { now.slots[slot] = value }); err != nil {
+			return err
+		}
+		shown := collect.State[carried](v).show(&now)
+		for slot, m := range p.kind.slots {
+			v.Add(m, float64(shown.slots[slot]))
+		}
+		return nil
 	}
 	p.counts.begin(v)
 	if err := p.bpf.Counters(p.counts.add); err != nil {
 		return err
 	}
-	p.counts.each(func(netns uint64, values *[maxSlots]uint64) {
+	p.counts.each(v, func(netns uint64, shown *tally) {
 		for slot, m := range p.kind.slots {
-			v.AddNetns(netns, m, float64(values[slot]))
+			v.AddNetns(netns, m, float64(shown.slots[slot]))
 		}
 	})
 	p.forget(p.counts.sweep(p.root))

@@ -21,9 +21,9 @@ var tcpresetKind = kind{name: "tcpreset", begin: func(p *probe, _ collect.Env) f
 		if err := p.bpf.Counters(p.counts.add); err != nil {
 			return err
 		}
-		p.counts.each(func(netns uint64, values *[maxSlots]uint64) {
+		p.counts.each(v, func(netns uint64, shown *tally) {
 			for slot, kind := range resetKinds {
-				v.AddNetns(netns, resetTotal, float64(values[slot]), kind)
+				v.AddNetns(netns, resetTotal, float64(shown.slots[slot]), kind)
 			}
 		})
 		p.forget(p.counts.sweep(p.root))

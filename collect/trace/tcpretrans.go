@@ -14,8 +14,8 @@ var tcpretransKind = kind{name: "tcpretrans", begin: func(p *probe, _ collect.En
 		if err := p.bpf.Counters(p.counts.add); err != nil {
 			return err
 		}
-		p.counts.each(func(netns uint64, values *[maxSlots]uint64) {
-			v.AddNetns(netns, retransTotal, float64(values[bpf.RetransSegments]+values[bpf.RetransSynAcks]))
+		p.counts.each(v, func(netns uint64, shown *tally) {
+			v.AddNetns(netns, retransTotal, float64(shown.slots[bpf.RetransSegments]+shown.slots[bpf.RetransSynAcks]))
 		})
 		p.forget(p.counts.sweep(p.root))
 		return nil

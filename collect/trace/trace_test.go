@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -357,36 +358,100 @@ func TestResetsOfAPod(t *testing.T) {
 }
 
 // A number that the kernel gives to another namespace brings nothing of what
-// the namespace before had counted.
+// the namespace before had counted, by class, by reason or as a whole.
 func TestReusedNamespaceNumber(t *testing.T) {
-	c := counts{known: map[uint64]*count{}}
-	step := func(pod string, kernel uint64) uint64 {
-		c.cycle++
-		n := c.at(7)
-		if n.cycle != 0 && n.pod != pod {
-			n.base = n.values
-		}
-		n.pod, n.cycle = pod, c.cycle
-		c.add(7, 0, kernel)
-		var got uint64
-		c.each(func(netns uint64, v *[maxSlots]uint64) {
-			if netns == 7 {
-				got = v[0]
+	at := func(cycle int) time.Time { return time.Unix(1000+10*int64(cycle), 0) }
+	type step struct {
+		pod          string // "" : nobody's
+		born         int    // seconds before the step's reading
+		kernel, want uint64
+	}
+	for name, steps := range map[string][]step{
+		"one pod after another":                           {{"a", 99, 5, 5}, {"a", 99, 9, 9}, {"b", 5, 9, 0}, {"b", 99, 12, 3}, {"b", 99, 1, 4}, {"b", 99, 4, 7}},
+		"a pod that is known late keeps what it counted":  {{"", 0, 5, 0}, {"a", 15, 7, 7}, {"a", 99, 8, 8}},
+		"nobody's namespace ended before the pod's began": {{"", 0, 5, 0}, {"", 0, 6, 0}, {"a", 5, 8, 2}, {"a", 99, 9, 3}},
+		"and the pod was not known at once":               {{"", 0, 5, 0}, {"", 0, 8, 0}, {"a", 15, 9, 4}},
+		"nor for long":                                    {{"", 0, 5, 0}, {"", 0, 6, 0}, {"", 0, 8, 0}, {"a", 25, 9, 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := losses{probe: &probe{}, last: map[lossKey]uint64{}}
+			c := &l.counts
+			c.known = map[uint64]*count{}
+			for i, s := range steps {
+				c.cycle++
+				if s.pod != "" {
+					c.own(7, &collect.Pod{ID: s.pod, Started: at(i).Add(-time.Duration(s.born) * time.Second)}, "/proc")
+				}
+				c.readBefore, c.read = c.read, at(i)
+				for _, n := range c.known {
+					if n.cycle == 0 {
+						n.before = tally{n.slots, maps.Clone(n.reasons)}
+					}
+				}
+				entries := map[lossKey]uint64{}
+				l.take(entries, lossKey{7, 3, 0x10}, bpf.DropTCPRcv, s.kernel)
+				l.last = entries
+				c.add(7, int(bpf.DropAbnormal), s.kernel)
+				n := c.known[7]
+				if s.pod == "" {
+					continue
+				}
+				if n.slots[bpf.DropTCPRcv] != s.want || n.reasons[3] != s.want || n.slots[bpf.DropAbnormal] != s.want {
+					t.Errorf("step %d: %v by class, %v by reason, want %d", i, n.slots, n.reasons, s.want)
+				}
+			}
+			c.cycle++
+			if c.known[7].cycle == 0 {
+				return
+			}
+			if gone := c.sweep("/proc"); !slices.Equal(gone, []uint64{7}) || len(c.known) != 0 {
+				t.Errorf("gone %v, known %v", gone, c.known)
 			}
 		})
-		return got
 	}
-	for i, s := range []struct {
-		pod          string
-		kernel, want uint64
-	}{{"a", 5, 5}, {"a", 9, 9}, {"b", 9, 0}, {"b", 12, 3}, {"b", 1, 1}, {"b", 4, 4}} {
-		if got := step(s.pod, s.kernel); got != s.want {
-			t.Errorf("step %d: %d, want %d", i, got, s.want)
-		}
+}
+
+// A place in the kernel whose name comes to be known later, as a module's does,
+// takes nothing from the class that it counted as before.
+func TestLossClassesNeverFall(t *testing.T) {
+	l := losses{probe: &probe{}, last: map[lossKey]uint64{}}
+	l.counts.known = map[uint64]*count{}
+	read := func(class bpf.DropClass, value uint64) {
+		entries := map[lossKey]uint64{}
+		l.take(entries, lossKey{7, 3, 0x10}, class, value)
+		l.take(entries, lossKey{7, 3, 0x10}, class, value) // a walk through a map may see one twice
+		l.last = entries
 	}
-	c.cycle++
-	if gone := c.sweep("/proc"); !slices.Equal(gone, []uint64{7}) || len(c.known) != 0 {
-		t.Errorf("gone %v, known %v", gone, c.known)
+	read(bpf.DropAbnormal, 5)
+	read(bpf.DropNetfilter, 7)
+	n := l.counts.known[7]
+	if n.slots[bpf.DropAbnormal] != 5 || n.slots[bpf.DropNetfilter] != 2 || n.reasons[3] != 7 {
+		t.Errorf("%v, %v", n.slots, n.reasons)
+	}
+	read(bpf.DropNetfilter, 1) // the entry was deleted and made anew
+	if n.slots[bpf.DropNetfilter] != 3 || n.reasons[3] != 8 {
+		t.Errorf("%v, %v", n.slots, n.reasons)
+	}
+}
+
+// What earlier runs had counted comes first, and what the kernel has since on top.
+func TestCountersAreCarried(t *testing.T) {
+	var first carried
+	first.show(&tally{slots: [maxSlots]uint64{3, 0, 5}, reasons: map[uint32]uint64{2: 3, 70: 5}})
+	var second carried
+	if err := second.Recall(first.Keep(nil)); err != nil {
+		t.Fatal(err)
+	}
+	if second.shown.slots != first.shown.slots || !maps.Equal(second.shown.reasons, first.shown.reasons) {
+		t.Errorf("%v, want %v", second.shown, first.shown)
+	}
+	second.show(&tally{slots: [maxSlots]uint64{1, 1}, reasons: map[uint32]uint64{2: 1, 9: 4}})
+	second.show(&tally{slots: [maxSlots]uint64{2, 1}, reasons: map[uint32]uint64{2: 1, 9: 4}})
+	if want := ([maxSlots]uint64{5, 1, 5}); second.shown.slots != want || !maps.Equal(second.shown.reasons, map[uint32]uint64{2: 4, 70: 5, 9: 4}) {
+		t.Errorf("%v", second.shown)
+	}
+	if b := new(carried).Keep(nil); len(b) != 0 {
+		t.Errorf("nothing is kept as %q", b)
 	}
 }
 

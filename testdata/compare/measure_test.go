@@ -168,7 +168,14 @@ var nodeskoop = sync.OnceValues(func() (string, error) {
 
 // TestMain removes the program.
 func TestMain(m *testing.M) {
+	// No daemon that is started here leaves anything on this machine.
+	state, err := os.MkdirTemp("", "nodeskoop-state-")
+	if err != nil {
+		panic(err)
+	}
+	_ = os.Setenv("STATE_DIRECTORY", state)
 	code := m.Run()
+	_ = os.RemoveAll(state)
 	if built != "" {
 		_ = os.RemoveAll(built)
 	}

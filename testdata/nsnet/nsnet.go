@@ -294,8 +294,10 @@ type Values map[string]map[string]float64
 
 // Sampler samples probes through a Runner.
 type Sampler struct {
-	t testing.TB
-	r *collect.Runner
+	t         testing.TB
+	r         *collect.Runner
+	opt       collect.Options
+	factories []collect.Factory
 }
 
 // NewSampler makes a Sampler of the probes that opt enables. The host's
@@ -311,7 +313,26 @@ func NewSampler(t testing.TB, opt collect.Options, factories ...collect.Factory)
 		t.Fatal(err)
 	}
 	t.Cleanup(r.Close)
-	return &Sampler{t, r}
+	if err := r.Keep(); err != nil {
+		t.Fatal(err)
+	}
+	return &Sampler{t, r, opt, factories}
+}
+
+// Again is the Sampler of a later run, which goes on from what the last cycle
+// of this one left. This one is as one that was killed.
+func (s *Sampler) Again() *Sampler {
+	s.t.Helper()
+	kept, cut := s.r.Kept()
+	if cut > 0 {
+		s.t.Errorf("no room for %d targets", cut)
+	}
+	kept = slices.Clone(kept)
+	next := NewSampler(s.t, s.opt, s.factories...)
+	if err := next.r.Recall(kept); err != nil {
+		s.t.Fatal(err)
+	}
+	return next
 }
 
 // Sample runs one cycle. A probe that fails fails the test, unless it failed on

@@ -71,6 +71,75 @@ func TestSoak(t *testing.T) {
 	}
 	s.report()
 	s.judge(rests)
+	s.restarts(max(length/rounds, time.Minute))
+}
+
+// restarts makes the same trouble while the daemon itself is restarted and
+// killed: no counter that a reader sees may fall by it, neither of the host nor
+// of a pod that goes on.
+func (s *soak) restarts(length time.Duration) {
+	s.lasting = s.makePod()
+	if s.lasting == nil {
+		s.t.Fatal("no pod that lasts")
+	}
+	s.killing = true
+	before := s.compared
+	s.round(length)
+	s.pauseFor(1)
+	s.t.Logf("%d restarts of the daemon; %d counters were compared with what they were", s.daemonRestarts, s.compared-before)
+	if s.daemonRestarts < 3 || s.compared-before < 1000 {
+		s.t.Errorf("too little was tried: %d restarts, %d comparisons", s.daemonRestarts, s.compared-before)
+	}
+	if log := s.daemon.log.String(); strings.Contains(log, "panic") || strings.Contains(log, "start anew") || strings.Contains(log, "cannot be kept") {
+		s.t.Errorf("the daemon's log:\n%s", log)
+	}
+	s.removePod(s.lasting)
+}
+
+// restartDaemon ends the daemon in one of two ways, and starts it again.
+func (s *soak) restartDaemon() {
+	s.running.Lock()
+	defer s.running.Unlock()
+	s.daemonRestarts++
+	signal := syscall.SIGKILL
+	if s.daemonRestarts%2 == 0 {
+		signal = syscall.SIGTERM
+	}
+	_ = s.daemon.cmd.Process.Signal(signal)
+	select {
+	case <-s.daemon.done:
+	case <-time.After(20 * time.Second):
+		s.t.Errorf("%v did not end the daemon", signal)
+		return
+	}
+	s.daemon = s.start(fmt.Sprintf("restart-%d", s.daemonRestarts))
+}
+
+// monotonic demands that no counter is below what the scrape before saw. Pods
+// have names of their own here, so a series is never another's. flow's begin
+// anew with each run, and so do those of the tool about itself.
+func (s *soak) monotonic(fams map[string]*dto.MetricFamily) {
+	now := map[string]float64{}
+	for name, f := range fams {
+		if f.GetType() != dto.MetricType_COUNTER || !strings.HasPrefix(name, "kubeskoop_") || strings.HasPrefix(name, "kubeskoop_flow_") {
+			continue
+		}
+		for _, m := range f.Metric {
+			key := name
+			for _, l := range m.Label {
+				key += "," + l.GetValue()
+			}
+			v := m.GetCounter().GetValue()
+			if was, ok := s.counters[key]; ok {
+				s.compared++
+				if v < was {
+					s.t.Errorf("%s fell from %v to %v", key, was, v)
+				}
+			}
+			now[key] = v
+		}
+	}
+	s.counters = now
 }
 
 // soak is one run.
@@ -87,6 +156,14 @@ type soak struct {
 	made, failed, foreign, datagrams, scrapes, badScrape atomic.Uint64
 	ctdRestarts, journaldRestarts, exporterRestarts      int
 	peak                                                 state
+
+	// Whoever looks at the daemon holds it for reading, who restarts it for writing.
+	running        sync.RWMutex
+	killing        bool // it is restarted
+	daemonRestarts int
+	lasting        *pods.Pod
+	counters       map[string]float64 // of the last scrape
+	compared       int
 }
 
 // round makes all the trouble there is for a while.
@@ -105,6 +182,9 @@ func (s *soak) round(length time.Duration) {
 	wg.Go(func() { every(ctx, min(45*time.Second, length/2), s.restartContainerd) })
 	wg.Go(func() { every(ctx, min(35*time.Second, length/3), s.restartJournald) })
 	wg.Go(func() { every(ctx, 5*time.Second, s.look) })
+	if s.killing {
+		wg.Go(func() { every(ctx, 15*time.Second, s.restartDaemon) })
+	}
 	wg.Wait()
 }
 
@@ -276,6 +356,8 @@ func (s *soak) restartJournald() {
 // scrape asks node_exporter again and again, and restarts it now and then.
 func (s *soak) scrape(ctx context.Context) {
 	every(ctx, 3*time.Second, func() {
+		s.running.RLock()
+		defer s.running.RUnlock()
 		if n := s.scrapes.Add(1); n%10 == 0 {
 			s.exporter.stop()
 			s.exporter = s.startExporter()
@@ -288,6 +370,8 @@ func (s *soak) scrape(ctx context.Context) {
 			err = errors.New("node_textfile_scrape_error is not 0")
 		case fams["nodeskoop_build_info"] == nil:
 			err = errors.New("nothing of the daemon is in it")
+		default:
+			s.monotonic(fams)
 		}
 		if err != nil {
 			s.badScrape.Add(1)
@@ -298,6 +382,8 @@ func (s *soak) scrape(ctx context.Context) {
 
 // look keeps the worst of what is seen under load.
 func (s *soak) look() {
+	s.running.RLock()
+	defer s.running.RUnlock()
 	now, err := s.daemon.state()
 	if err != nil {
 		s.t.Errorf("look at the daemon: %v", err)
@@ -319,13 +405,19 @@ func (s *soak) look() {
 // pause waits until everything that was made is gone, and the daemon knows.
 func (s *soak) pause() state {
 	s.t.Helper()
+	return s.pauseFor(0)
+}
+
+// pauseFor is pause where some pods stay.
+func (s *soak) pauseFor(pods float64) state {
+	s.t.Helper()
 	var last state
 	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(cycle) {
 		now, err := s.daemon.state()
 		if err != nil {
 			s.t.Fatalf("look at the daemon: %v", err)
 		}
-		if now.pods == 0 && now.connected && now.alike(last) {
+		if now.pods == pods && now.connected && now.alike(last) {
 			// Memory that is free goes back to the machine a while later.
 			seen := now.accounts
 			time.Sleep(3 * cycle)
@@ -466,7 +558,7 @@ func (s *soak) start(name string) *daemon {
 		s.t.Fatal(err)
 	}
 	config := filepath.Join(s.dir, name+".toml")
-	text := fmt.Sprintf("node_name = 'soak'\ninterval = '%s'\n[probes]\nenabled = ['all', '-virtcmdlatency']\n[textfile]\ndir = '%s'\n[pods]\nsockets = ['%s']\n", cycle, dir, s.ctd.Socket)
+	text := fmt.Sprintf("node_name = 'soak'\ninterval = '%s'\n[probes]\nenabled = ['all', '-virtcmdlatency']\n[textfile]\ndir = '%s'\n[state]\ndir = '%s'\n[pods]\nsockets = ['%s']\n", cycle, dir, filepath.Join(s.dir, "state"), s.ctd.Socket)
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		s.t.Fatal(err)
 	}

@@ -118,7 +118,15 @@ const serve = "serve-datagrams"
 
 func TestMain(m *testing.M) {
 	if len(os.Args) != 3 || os.Args[1] != serve {
-		os.Exit(m.Run())
+		// No program that is started here leaves anything on this machine.
+		state, err := os.MkdirTemp("", "nodeskoop-state-")
+		if err != nil {
+			panic(err)
+		}
+		_ = os.Setenv("STATE_DIRECTORY", state)
+		code := m.Run()
+		_ = os.RemoveAll(state)
+		os.Exit(code)
 	}
 	c, err := net.ListenPacket("udp4", ":"+os.Args[2])
 	for b := make([]byte, 2048); err == nil; {

@@ -1,0 +1,390 @@
+package collect
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"math"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Kept is what a probe remembers of a target (see State) where its counters
+// must go on from there after a restart of the program or of the probe, and
+// after the target was away for a while. The kernel forgets what a deleted
+// interface or an ended process had counted; a sum that had it would fall.
+type Kept interface {
+	// Keep appends what has to be known to go on, or nothing where a zero
+	// value is as good. It is called between two cycles.
+	Keep(b []byte) []byte
+	// Recall restores a zero value from what Keep appended, perhaps an hour
+	// and a restart ago. After an error the value is thrown away.
+	Recall(b []byte) error
+}
+
+const (
+	stateMagic   = "nodeskoop counters\n"
+	stateVersion = 1
+
+	// MaxState bounds what is kept, in bytes. A node with 110 pods and 1,000
+	// processes has about 80 KiB.
+	MaxState = 8 << 20
+
+	// keepFor is how long a target is remembered that is not there: a pod
+	// that containerd does not list for a moment goes on counting.
+	keepFor = time.Minute
+)
+
+// keepUnused is how long what nobody asks for is kept: of probes that are not
+// enabled, in a sample of a single probe by hand for one.
+const keepUnused = 24 * time.Hour
+
+// ErrOtherMachine says that what was kept is of another boot, or of another PID
+// or time namespace: its process numbers and times mean nothing here.
+var ErrOtherMachine = errors.New("it is of another boot or container")
+
+// keeper holds what was kept of targets that are not there (any more, or yet).
+type keeper struct {
+	mu   sync.Mutex
+	past map[pastKey]past
+
+	machine    string // identifies the boot and the namespaces that numbers are of
+	buf, spare []byte
+	cut        int // targets that the last state had no room for
+	now        func() time.Duration
+}
+
+type pastKey struct{ target, probe string }
+
+type past struct {
+	data []byte
+	seen time.Duration // since the boot, when the target was last there
+}
+
+func newKeeper() *keeper { return &keeper{past: map[pastKey]past{}, now: sinceBoot} }
+
+// sinceBoot is CLOCK_BOOTTIME: it goes on over restarts of the program, and
+// nobody sets it.
+func sinceBoot() time.Duration {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
+
+// recall restores s, if something of that target and probe was kept.
+func (k *keeper) recall(target, probe string, s Kept) error {
+	k.mu.Lock()
+	p, ok := k.past[pastKey{target, probe}]
+	delete(k.past, pastKey{target, probe})
+	k.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	return s.Recall(p.data)
+}
+
+// put keeps what a probe remembers of a target that goes away.
+func (k *keeper) put(target, probe string, s Kept) {
+	data := s.Keep(nil)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(data) == 0 {
+		delete(k.past, pastKey{target, probe})
+		return
+	}
+	k.past[pastKey{target, probe}] = past{data, k.now()}
+}
+
+// Past calls f with what was kept of each target of the running probe that is
+// not there. The bytes are those of Kept.
+func (v *View) Past(f func(data []byte)) {
+	k := v.w.r.keeper
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for key, p := range k.past {
+		if key.probe == v.inst.info.Name {
+			f(p.data)
+		}
+	}
+}
+
+// keepAll encodes what all probes remember. What a call that hangs may still
+// change is taken from the last state.
+func (r *Runner) keepAll() {
+	k := r.keeper
+	if k.machine == "" {
+		return // nobody wants it
+	}
+	now := k.now()
+	b := append(k.spare[:0], stateMagic...)
+	b = append(b, stateVersion)
+	b = appendString(b, k.machine)
+	k.cut = 0
+	whole := func(from int) bool {
+		if len(b) > MaxState-crc32.Size {
+			b = b[:from]
+			k.cut++
+			return false
+		}
+		return true
+	}
+	keep := func(t *target) {
+		from := len(b)
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if len(t.stuck) > 0 || len(t.hung) > 0 {
+			b = append(b, t.kept...)
+		} else {
+			for probe, s := range t.state {
+				if s, ok := s.(Kept); ok {
+					b = appendEntry(b, t.key, probe, now, s.Keep)
+				}
+			}
+		}
+		if whole(from) {
+			t.kept = b[from:]
+		}
+	}
+	for _, t := range r.ordered {
+		keep(t)
+	}
+	keep(r.unknown)
+	connected := r.opt.Pods.Connected()
+	k.mu.Lock()
+	for key, p := range k.past {
+		if r.targets[key.target] != nil {
+			p.seen = now // only the probe is not there, or does not work
+			k.past[key] = p
+		}
+		// Without containerd nobody knows which pods there are.
+		if age := now - p.seen; age > keepFor && connected && r.enabled(key.probe) || age > keepUnused {
+			delete(k.past, key)
+			continue
+		}
+		from := len(b)
+		b = appendEntry(b, key.target, key.probe, p.seen, func(b []byte) []byte { return append(b, p.data...) })
+		whole(from)
+	}
+	k.mu.Unlock()
+	b = seal(b)
+	// Targets point into buf until the next state is made in spare.
+	k.buf, k.spare = b, k.buf
+}
+
+func (r *Runner) enabled(probe string) bool {
+	for _, in := range r.instances {
+		if in.info.Name == probe {
+			return true
+		}
+	}
+	return false
+}
+
+// Keep makes each cycle encode what the probes remember, for Kept.
+func (r *Runner) Keep() error {
+	machine, err := machineID(r.opt.ProcRoot)
+	if err != nil {
+		return err
+	}
+	r.keeper.machine = machine
+	return nil
+}
+
+// Kept returns what the probes remember after the last cycle, and how many
+// targets it had no room for. The bytes are valid until the next cycle but one.
+func (r *Runner) Kept() (data []byte, cut int) { return r.keeper.buf, r.keeper.cut }
+
+// Recall lets the counters go on from what Kept returned in an earlier run. It
+// takes all of it or nothing. It is called after Keep, before the first cycle.
+func (r *Runner) Recall(data []byte) error {
+	k := r.keeper
+	machine, all, err := parseState(data)
+	if err != nil {
+		return err
+	}
+	if machine != k.machine {
+		return ErrOtherMachine
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.past = all
+	return nil
+}
+
+var errState = errors.New("it is damaged")
+
+func parseState(data []byte) (machine string, all map[pastKey]past, err error) {
+	rest, ok := bytes.CutPrefix(data, []byte(stateMagic))
+	switch {
+	case !ok || len(rest) < 1+crc32.Size:
+		return "", nil, errors.New("it is no state of nodeskoop's")
+	case len(data) > MaxState:
+		return "", nil, fmt.Errorf("it has %d bytes, more than %d", len(data), MaxState)
+	case rest[0] != stateVersion:
+		return "", nil, fmt.Errorf("it is of version %d, and this program knows %d", rest[0], stateVersion)
+	}
+	body := data[:len(data)-crc32.Size]
+	if crc32.ChecksumIEEE(body) != binary.BigEndian.Uint32(data[len(body):]) {
+		return "", nil, errState
+	}
+	d := Decoder{rest: body[len(stateMagic)+1:]}
+	machine = string(d.Bytes())
+	all = map[pastKey]past{}
+	for d.More() {
+		key := pastKey{string(d.Bytes()), string(d.Bytes())}
+		seen := d.Uint()
+		if seen > math.MaxInt64 {
+			return "", nil, errState
+		}
+		all[key] = past{bytes.Clone(d.Bytes()), time.Duration(seen)}
+	}
+	return machine, all, d.Err()
+}
+
+// seal appends the checksum.
+func seal(b []byte) []byte { return binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b)) }
+
+func appendEntry(b []byte, target, probe string, seen time.Duration, data func([]byte) []byte) []byte {
+	from := len(b)
+	b = appendString(b, target)
+	b = appendString(b, probe)
+	b = binary.AppendUvarint(b, uint64(seen))
+	// The length is not known yet: it gets four bytes, as a uvarint may have.
+	at := len(b)
+	b = data(append(b, 0, 0, 0, 0))
+	n := len(b) - at - 4
+	if n == 0 {
+		return b[:from]
+	}
+	for i := range 4 {
+		b[at+i] = byte(n>>(7*i))&0x7F | 0x80
+	}
+	b[at+3] &= 0x7F
+	return b
+}
+
+func appendString(b []byte, x string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(x))), x...)
+}
+
+// Decoder reads what Kept.Keep appended with binary.AppendUvarint. After a
+// mistake it yields zeros, and Err says so.
+type Decoder struct {
+	rest []byte
+	bad  bool
+}
+
+// NewDecoder returns a Decoder of b.
+func NewDecoder(b []byte) *Decoder { return &Decoder{rest: b} }
+
+// Uint reads a number.
+func (d *Decoder) Uint() uint64 {
+	x, n := binary.Uvarint(d.rest)
+	if n <= 0 {
+		d.bad, d.rest = true, nil
+		return 0
+	}
+	d.rest = d.rest[n:]
+	return x
+}
+
+// Uints reads numbers into all of x.
+func (d *Decoder) Uints(x []uint64) {
+	for i := range x {
+		x[i] = d.Uint()
+	}
+}
+
+// Bytes reads a number and as many bytes. They belong to the Decoder's.
+func (d *Decoder) Bytes() []byte {
+	n := d.Uint()
+	if n > uint64(len(d.rest)) {
+		d.bad, d.rest = true, nil
+		return nil
+	}
+	x := d.rest[:n]
+	d.rest = d.rest[n:]
+	return x
+}
+
+// More reports whether anything is left.
+func (d *Decoder) More() bool { return len(d.rest) > 0 }
+
+// Err returns nil, or that something was cut or is no number.
+func (d *Decoder) Err() error {
+	if d.bad {
+		return errState
+	}
+	return nil
+}
+
+// AppendUints appends numbers as Decoder.Uints reads them.
+func AppendUints(b []byte, x ...uint64) []byte {
+	for _, n := range x {
+		b = binary.AppendUvarint(b, n)
+	}
+	return b
+}
+
+// machineID is what numbers of namespaces and processes, and times since the
+// boot, hold in: the boot, and the PID and time namespaces.
+func machineID(root string) (string, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("find out which boot this is: %w", err)
+	}
+	id := []string{strings.TrimSpace(string(boot))}
+	// Linux before 5.6 has no time namespaces; process 1 may be hidden.
+	for _, ns := range [][]string{{root + "/1/ns/pid", root + "/self/ns/pid"}, {"/proc/self/ns/time"}} {
+		var ino uint64
+		for _, path := range ns {
+			if ino, err = NetnsInode(path); err == nil {
+				break
+			}
+		}
+		id = append(id, fmt.Sprint(ino))
+	}
+	return strings.Join(id, " "), nil
+}
+
+// cookieOf is netnsCookie of the namespace that a file is; 0 where the thread
+// cannot go there.
+func (r *Runner) cookieOf(path string, inode uint64) uint64 {
+	if inode == r.selfNetns {
+		return netnsCookie()
+	}
+	done := make(chan uint64)
+	go func() {
+		var cookie uint64
+		_ = inNetnsOf(path, func() error {
+			cookie = netnsCookie()
+			return nil
+		})
+		done <- cookie
+	}()
+	return <-done
+}
+
+// netnsCookie tells network namespaces of one boot apart whose inode numbers
+// are the same, one after the other; 0 before Linux 5.14. It asks about the
+// namespace that the thread is in.
+func netnsCookie() uint64 {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0
+	}
+	return cookie
+}

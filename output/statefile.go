@@ -1,0 +1,189 @@
+package output
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrStateInUse says that another process keeps its state in the folder.
+var ErrStateInUse = errors.New("another process keeps its state there")
+
+const (
+	stateName = "counters"
+	stateTemp = "counters.tmp"
+	stateLock = "lock"
+
+	// stateWait is how long a Write waits for the disk.
+	stateWait = time.Second
+)
+
+// StateFile is what the program tells its next run: one small file in a folder
+// of its own, replaced whole or not at all.
+//
+// Nothing is synced to disk. A killed program loses nothing by that, and after
+// a crash of the machine the file is of another boot, and means nothing.
+//
+// One process writes it: the one that locked the file beside it. Others may
+// read. All methods may be called from any goroutine.
+type StateFile struct {
+	dir string
+
+	mu   sync.Mutex
+	lock *os.File   // held
+	busy chan error // of a write that is under way
+	buf  []byte
+}
+
+// NewStateFile returns the StateFile of a folder, which is made when it is
+// needed.
+func NewStateFile(dir string) (*StateFile, error) {
+	if !filepath.IsAbs(dir) {
+		return nil, fmt.Errorf("the folder %q for the state: want an absolute path", dir)
+	}
+	return &StateFile{dir: filepath.Clean(dir)}, nil
+}
+
+// Path is the file's.
+func (s *StateFile) Path() string { return filepath.Join(s.dir, stateName) }
+
+// Lock makes this process the one that writes. If another one does that is
+// ErrStateInUse, and Read works all the same.
+func (s *StateFile) Lock() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.claim()
+}
+
+func (s *StateFile) claim() error {
+	if s.lock != nil {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(s.dir), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(s.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(s.dir, stateLock), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	if err != nil {
+		return err
+	}
+	lock := unix.Flock_t{Type: unix.F_WRLCK}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+		_ = f.Close()
+		if err == unix.EAGAIN || err == unix.EACCES {
+			return fmt.Errorf("%s: %w", s.dir, ErrStateInUse)
+		}
+		return fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	s.lock = f
+	return nil
+}
+
+// Read returns the file of an earlier run, nil if there is none. It takes no
+// more than limit bytes, and nothing that another user could have written.
+func (s *StateFile) Read(limit int) ([]byte, error) {
+	f, err := os.OpenFile(s.Path(), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, fmt.Errorf("stat %s: %w", s.Path(), err)
+	}
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return nil, fmt.Errorf("%s is no regular file", s.Path())
+	case st.Uid != uint32(os.Geteuid()) || st.Mode&0o022 != 0:
+		return nil, fmt.Errorf("%s belongs to user %d and has mode %#o: only this program's user may write it", s.Path(), st.Uid, st.Mode&0o777)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, int64(limit)+1))
+	if err == nil && len(b) > limit {
+		err = fmt.Errorf("%s has more than %d bytes", s.Path(), limit)
+	}
+	return b, err
+}
+
+// Write replaces the file. A disk that does not answer within a second is an
+// error; until it does, later calls fail at once.
+func (s *StateFile) Write(data []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.busy != nil {
+		select {
+		case <-s.busy: // it has ended since
+			s.busy = nil
+		default:
+			return fmt.Errorf("write %s: an earlier write has not ended yet", s.Path())
+		}
+	}
+	s.buf = append(s.buf[:0], data...)
+	done := make(chan error, 1)
+	lock, buf := s.lock, s.buf
+	go func() { done <- s.replace(lock, buf) }()
+	timer := time.NewTimer(stateWait)
+	defer timer.Stop()
+	select {
+	case err := <-done:
+		if err != nil {
+			return fmt.Errorf("write %s: %w", s.Path(), err)
+		}
+		return nil
+	case <-timer.C:
+		s.busy = done
+		return fmt.Errorf("write %s: the disk did not answer within %v", s.Path(), stateWait)
+	}
+}
+
+func (s *StateFile) replace(lock *os.File, data []byte) error {
+	if lock == nil {
+		return ErrStateInUse
+	}
+	// Who replaced the folder meanwhile has another lock.
+	root, err := os.OpenRoot(s.dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	// The lock says that nobody else is at it: this is a leftover.
+	if err := root.Remove(stateTemp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := root.OpenFile(stateTemp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err == nil {
+		err = root.Rename(stateTemp, stateName)
+	}
+	if err != nil {
+		_ = root.Remove(stateTemp)
+	}
+	return err
+}
+
+// Close lets another process write.
+func (s *StateFile) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lock != nil {
+		_ = s.lock.Close()
+		s.lock = nil
+	}
+}
