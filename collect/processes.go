@@ -85,6 +85,7 @@ type processLists struct {
 // processes of a pod that are not known as such would pass for the host's.
 func listProcesses(root string, who Pods, pods []*Pod) processLists {
 	l := processLists{pods: make(map[podKey]*processList, len(pods))}
+	all := make([]processList, 0, len(pods))
 	// All processes are listed before the pods', so that one that a pod starts in
 	// between is in neither list, not in the host's.
 	l.host.pids, l.host.err = listPIDs(root)
@@ -92,7 +93,8 @@ func listProcesses(root string, who Pods, pods []*Pod) processLists {
 	for _, p := range pods {
 		of := l.pods[keyOf(p)]
 		if of == nil {
-			of = &processList{}
+			all = append(all, processList{}) // never beyond its capacity
+			of = &all[len(all)-1]
 			l.pods[keyOf(p)] = of
 		}
 		before := len(of.pids)

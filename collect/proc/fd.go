@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"sync"
 	"unsafe"
@@ -24,8 +25,35 @@ type fd struct {
 	root         string
 	open, socket *collect.Metric
 
-	mu  sync.Mutex
-	all snapshot[bpf.FileCount]
+	mu    sync.Mutex
+	all   snapshot[bpf.FileCount]
+	empty map[int]emptyProcess
+}
+
+// emptyProcess is a process of one thread without descriptors: kernel threads are
+// such. It is looked at again after a while, and at once if it was away: its number
+// may be another's by now.
+type emptyProcess struct{ seen, checked uint64 } // cycles
+
+const emptyFor = 16 // cycles
+
+// isEmpty reports whether a process of which the iterator saw no descriptor has none.
+// The iterator asks the first thread, which has none once it has ended.
+func (p *fd) isEmpty(pid int, cycle uint64) bool {
+	e, ok := p.empty[pid]
+	if !ok || cycle-e.seen > 1 || cycle-e.checked >= emptyFor {
+		if manyThreads(p.root, pid) {
+			delete(p.empty, pid)
+			return false
+		}
+		e.checked = cycle
+	}
+	e.seen = cycle
+	if p.empty == nil {
+		p.empty = map[int]emptyProcess{}
+	}
+	p.empty[pid] = e
+	return true
 }
 
 func newFD(env collect.Env) (collect.Probe, error) {
@@ -57,9 +85,12 @@ func (p *fd) count(v *collect.View) (sum bpf.FileCount, unknown []int, err error
 			unknown = v.PIDs()
 			return nil
 		}
+		if v.Pod() == nil && v.Cycle()%emptyFor == 0 {
+			maps.DeleteFunc(p.empty, func(_ int, e emptyProcess) bool { return v.Cycle()-e.seen > 1 })
+		}
 		for _, pid := range v.PIDs() {
 			c, ok := p.all.of[uint32(pid)]
-			if !ok || c.Open == 0 && manyThreads(p.root, pid) {
+			if !ok || c.Open == 0 && !p.isEmpty(pid, v.Cycle()) {
 				unknown = append(unknown, pid)
 				continue
 			}

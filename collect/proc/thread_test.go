@@ -169,6 +169,45 @@ func TestFirstThreadEnded(t *testing.T) {
 	}
 }
 
+// TestEmptyProcesses: one without descriptors is not asked about its threads in each
+// cycle, but at once when it may be another.
+func TestEmptyProcesses(t *testing.T) {
+	root := tree(t, nil)
+	p := &fd{root: root}
+	threads := func(n int) {
+		t.Helper()
+		dir := filepath.Join(root, "7/task")
+		_ = os.RemoveAll(dir)
+		for i := range n {
+			if err := os.MkdirAll(filepath.Join(dir, strconv.Itoa(7+i)), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	check := func(cycle uint64, want bool) {
+		t.Helper()
+		if got := p.isEmpty(7, cycle); got != want {
+			t.Errorf("cycle %d: %v, want %v", cycle, got, want)
+		}
+	}
+	threads(1)
+	check(1, true)
+	threads(2)
+	check(2, true) // not asked
+	for c := uint64(3); c < 1+emptyFor; c++ {
+		check(c, true)
+	}
+	check(1+emptyFor, false)
+	threads(1)
+	check(2+emptyFor, true)
+	threads(2)
+	check(4+emptyFor, false) // it was away
+	check(5+emptyFor, false)
+	if len(p.empty) != 0 {
+		t.Errorf("%v", p.empty)
+	}
+}
+
 // TestFirstThreadEndedNetns: a pod whose only process has no first thread any more
 // has the counters of its network namespace all the same.
 func TestFirstThreadEndedNetns(t *testing.T) {
