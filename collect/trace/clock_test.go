@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"testing"
 	"time"
 
@@ -20,7 +21,9 @@ func TestEventTime(t *testing.T) {
 	l.flood(l.a, "10.0.0.2:9", 1) // nothing listens
 	l.settled("PacketLoss", 1)
 	after := time.Now()
-	events := l.sink.of("PacketLoss")
+	events := slices.DeleteFunc(l.sink.of("PacketLoss"), func(e *collect.Event) bool {
+		return e.Dst.Port != 9 || e.Pod == nil || e.Pod.Name != "db-0" // of others on this machine
+	})
 	if len(events) == 0 {
 		t.Fatal("no event")
 	}

@@ -78,6 +78,8 @@ func TestSoak(t *testing.T) {
 // killed: no counter that a reader sees may fall by it, neither of the host nor
 // of a pod that goes on.
 func (s *soak) restarts(length time.Duration) {
+	<-s.daemon.done // it was made to show its goroutines
+	s.daemon = s.start("third")
 	s.lasting = s.makePod()
 	if s.lasting == nil {
 		s.t.Fatal("no pod that lasts")
