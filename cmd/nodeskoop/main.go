@@ -190,11 +190,11 @@ func newSetupLogging(c *cli.Context, log io.Writer) (*setup, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.log = slog.New(newHandler(log, cfg.text("log.format"), s.level))
 	s.use(cfg)
 	if _, asked := common(c, "log-level"); !asked && !slices.Contains([]string{"run", "events"}, c.Command.Name) && s.level.Level() == slog.LevelInfo {
 		s.level.Set(slog.LevelWarn) // what is as it should be is not worth a line of cron's mail
 	}
-	s.log = slog.New(newHandler(log, cfg.text("log.format"), s.level))
 	if h := cfg.text("host_netns"); h != "" {
 		var st unix.Statfs_t
 		switch err := unix.Statfs(h, &st); {

@@ -131,3 +131,13 @@ func TestExporterCommandLine(t *testing.T) {
 		}
 	}
 }
+
+// A key that has no effect any more is said at the start, which goes on.
+func TestObsoleteKeyIsSaid(t *testing.T) {
+	need.Root(t)
+	file := conf(t, t.TempDir(), "[probes.packetloss]\nmulticast = true\n")
+	code, _, errs := call(t, "collect", "--config", file, "--probe", "tcp")
+	if code != 0 || !strings.Contains(errs, "multicast has no effect any more") {
+		t.Errorf("exit %d, %q", code, errs)
+	}
+}
