@@ -34,6 +34,8 @@ type endpoint struct {
 	mu   *sync.Mutex
 	sent *[]wroteAt // by the other end too: what both know of the data
 	read int        // bytes, or datagrams, that this end has read
+
+	short uint64 // calls that wrote less than they were given, as a signal came in between
 }
 
 // wroteAt is one call that wrote: up to which byte, or which datagram.
@@ -114,7 +116,9 @@ func (e *endpoint) write(size int) {
 		}
 		end += n
 		*e.sent = append(*e.sent, wroteAt{end, at})
-		buffer = buffer[n:]
+		if buffer = buffer[n:]; len(buffer) > 0 {
+			e.short++
+		}
 	}
 }
 
@@ -411,16 +415,39 @@ func among(waits []time.Duration, threshold time.Duration) (n uint64) {
 // be: it also measures the way to the socket and back. So many may be lost.
 func (l *testLoader) within(what string, waits []time.Duration, threshold, margin time.Duration, lose, counted uint64) {
 	l.t.Helper()
-	least, most := among(waits, threshold+margin), among(waits, threshold)
-	// Where there are more arrivals, or writes, than marks, some marks are of
-	// several that are taken to be evenly spread.
-	slack := uint64(len(waits) / 100)
-	least, most = least-min(least, slack+lose), most+slack
+	least, most := bounds(waits, threshold, margin, lose)
 	if counted < least || counted > most {
 		l.t.Errorf("%s: counted %d, the application measured %d to %d of %d", what, counted, least, most, len(waits))
 		return
 	}
 	l.t.Logf("%s: counted %d, the application measured %d to %d of %d", what, counted, least, most, len(waits))
+}
+
+// bounds are between which numbers a count has to be.
+func bounds(waits []time.Duration, threshold, margin time.Duration, lose uint64) (least, most uint64) {
+	least, most = among(waits, threshold+margin), among(waits, threshold)
+	// Where there are more arrivals, or writes, than marks, some marks are of
+	// several that are taken to be evenly spread.
+	slack := uint64(len(waits) / 100)
+	return least - min(least, slack+lose), most + slack
+}
+
+// repeated reports whether a measurement is to be made once more: outside VMs,
+// and twice at most. On one machine (Linux 6.18.44, itself a guest) tracepoints
+// now and then run none of their programs, a witness's neither, see
+// TestTCPRetransKinds. What is wrong with a probe is so each time.
+func (l *testLoader) repeated(attempt int, counted [2]uint64, waits []time.Duration, margin time.Duration, lose uint64) bool {
+	l.t.Helper()
+	if need.InVM() || attempt > 2 {
+		return false
+	}
+	for i, threshold := range []time.Duration{ms, 100 * ms} {
+		if least, most := bounds(waits, threshold, margin, lose); counted[i] < least || counted[i] > most {
+			l.t.Logf("again: of %d over %v, %d were counted, and %d to %d expected", len(waits), threshold, counted[i], least, most)
+			return true
+		}
+	}
+	return false
 }
 
 // endsOfCalls: the hook for reads sees where one call ends and another begins.
@@ -455,10 +482,19 @@ func TestSocketlatencyStandingQueueRead(t *testing.T) {
 					if !endsOfCalls(reads) && s.quick {
 						continue
 					}
-					client, server := ends(t, a, b, addrs[1])
-					before := l.settled(p, b.inode)
-					waits := run(t, client, server)
-					got := l.settled(p, b.inode)
+					var client, server *endpoint
+					var before, got [8]uint64
+					var waits []time.Duration
+					for attempt := 1; ; attempt++ {
+						client, server = ends(t, a, b, addrs[1])
+						before = l.settled(p, b.inode)
+						waits = run(t, client, server)
+						got = l.settled(p, b.inode)
+						if !l.repeated(attempt, [2]uint64{got[ReadSlow] - before[ReadSlow], got[ReadSlow100] - before[ReadSlow100]}, waits, margin, s.race) {
+							break
+						}
+						unix.Close(client.fd)
+					}
 					l.within(what+": over 1 ms", waits, ms, margin, s.race, got[ReadSlow]-before[ReadSlow])
 					l.within(what+": over 100 ms", waits, 100*ms, margin, s.race, got[ReadSlow100]-before[ReadSlow100])
 					sure += among(waits, 100*ms+margin)
@@ -565,12 +601,20 @@ func TestSocketlatencyStandingQueueWrite(t *testing.T) {
 		}
 		for family, addrs := range families(a, b) {
 			for _, size := range []int{1000, 100, 30000} {
-				before := l.settled(p, a.inode)
-				waits := standingWrites(t, a, b, addrs[1], size)
-				got := l.settled(p, a.inode)
-				what := fmt.Sprintf("%s, writes of %d bytes", family, size)
-				l.within(what+": over 1 ms", waits, ms, 10*ms, 0, got[WriteSlow]-before[WriteSlow])
-				l.within(what+": over 100 ms", waits, 100*ms, 10*ms, 0, got[WriteSlow100]-before[WriteSlow100])
+				var before, got [8]uint64
+				var waits []time.Duration
+				var short uint64 // a write that ended short is counted with the next one
+				for attempt := 1; ; attempt++ {
+					before = l.settled(p, a.inode)
+					waits, short = standingWrites(t, a, b, addrs[1], size)
+					got = l.settled(p, a.inode)
+					if !l.repeated(attempt, [2]uint64{got[WriteSlow] - before[WriteSlow], got[WriteSlow100] - before[WriteSlow100]}, waits, 10*ms, short) {
+						break
+					}
+				}
+				what := fmt.Sprintf("%s, writes of %d bytes, %d of them cut short", family, size, short)
+				l.within(what+": over 1 ms", waits, ms, 10*ms, short, got[WriteSlow]-before[WriteSlow])
+				l.within(what+": over 100 ms", waits, 100*ms, 10*ms, short, got[WriteSlow100]-before[WriteSlow100])
 			}
 		}
 		for _, e := range l.taken(SocklatSendSlow, a.inode, 1) {
@@ -583,8 +627,9 @@ func TestSocketlatencyStandingQueueWrite(t *testing.T) {
 }
 
 // standingWrites writes for a second, which TCP sends at a megabyte per second,
-// and tells how long each write took until its last byte was sent.
-func standingWrites(t *testing.T, a, b *namespace, addr netip.Addr, size int) (waits []time.Duration) {
+// and tells how long each write took until its last byte was sent, and how many
+// of them ended short.
+func standingWrites(t *testing.T, a, b *namespace, addr netip.Addr, size int) (waits []time.Duration, short uint64) {
 	client, server := tcpEnds(t, a, b, addr)
 	if err := errors.Join(unix.SetsockoptInt(client.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 200000),
 		unix.SetsockoptInt(client.fd, unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE, 1000000)); err != nil {
@@ -633,5 +678,5 @@ func standingWrites(t *testing.T, a, b *namespace, addr netip.Addr, size int) (w
 		i := sort.Search(len(high), func(i int) bool { return int(high[i].end-first) >= w.end })
 		waits = append(waits, high[i].at-w.at)
 	}
-	return waits
+	return waits, client.short
 }
