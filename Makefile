@@ -3,7 +3,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 export PATH := $(CURDIR)/.cache/tools/usr/bin:$(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 export CGO_ENABLED ?= 0
-SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=PATH,CGO_ENABLED,GOPATH,GOCACHE,GOPROXY,GOFLAGS)
+# What runs here keeps its counters here.
+export STATE_DIRECTORY := $(CURDIR)/build/state
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=PATH,CGO_ENABLED,STATE_DIRECTORY,GOPATH,GOCACHE,GOPROXY,GOFLAGS)
 GO ?= go
 VERSION ?= $(shell packaging/version)
 LDFLAGS := -s -w -X main.version=$(VERSION)

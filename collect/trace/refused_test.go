@@ -50,6 +50,7 @@ func command(t *testing.T, hidden bool, args ...string) ([]byte, int) {
 		cmd.SysProcAttr = &unix.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
 	}
 	cmd.Dir = t.TempDir()
+	cmd.Env = append(os.Environ(), "STATE_DIRECTORY="+cmd.Dir)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
