@@ -27,8 +27,17 @@ struct issued {
 	char comm[16];
 };
 
+/* When the request was allocated, by the clock of bpf_ktime_get_ns(); 0 where
+ * neither statistics nor a scheduler want to know. A request that another was
+ * merged into has the earlier time of the two. */
+struct request___times {
+	__u64 start_time_ns;
+} __attribute__((preserve_access_index));
+
 /* A device has a fixed number of requests, whose structures it uses again and
- * again, so the map stays small; what it evicts is a request that never ended. */
+ * again, so the map stays small. A request may end without block_rq_complete:
+ * it is merged into another in the scheduler's queue, or given back before it
+ * was issued. Its entry is that of an earlier use of the structure then. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
@@ -36,12 +45,25 @@ struct {
 	__type(value, struct issued);
 } requests SEC(".maps");
 
+/* The two clocks may differ by nanoseconds, and an entry that is stale by less
+ * than a millisecond does no harm. */
+static __always_inline bool is_stale(const struct request *rq, const struct issued *i)
+{
+	return i->time_ns + 1000000 < BPF_CORE_READ((const struct request___times *)rq, start_time_ns);
+}
+
 /* `again`: the request may have been seen earlier on its way. */
 static __always_inline int started(const struct request *rq, bool again)
 {
 	struct issued i = { .time_ns = bpf_ktime_get_ns() };
 	__u64 key = (__u64)rq;
+	struct issued *before;
 
+	if (again) {
+		before = bpf_map_lookup_elem(&requests, &key);
+		if (before && is_stale(rq, before))
+			again = false;
+	}
 	i.pid = bpf_get_current_pid_tgid() >> 32;
 	bpf_get_current_comm(i.comm, sizeof(i.comm));
 	bpf_map_update_elem(&requests, &key, &i, again ? BPF_NOEXIST : BPF_ANY);

@@ -1,0 +1,265 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/testdata/need"
+)
+
+// issuedRequest is the value of the map requests.
+type issuedRequest struct {
+	Time uint64
+	PID  uint32
+	Comm [16]byte
+	_    uint32
+}
+
+// A request that never completed leaves its entry behind. The structure's next
+// use, which may reach the device without passing a scheduler's queue, starts
+// from its own time.
+func TestBiolatencyForgetsWhatNeverEnded(t *testing.T) {
+	eachRung(t, "biolatency", func(t *testing.T, rung Kind) {
+		needRoot(t)
+		device := loopDevice(t)
+		// Through a scheduler each request would be seen when it is inserted.
+		scheduler := "/sys/block/" + filepath.Base(device) + "/queue/scheduler"
+		if was, err := os.ReadFile(scheduler); err == nil {
+			_, rest, _ := strings.Cut(string(was), "[")
+			now, _, _ := strings.Cut(rest, "]")
+			if err := os.WriteFile(scheduler, []byte("none"), 0); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = os.WriteFile(scheduler, []byte(now), 0) })
+		}
+		f, err := os.OpenFile(device, os.O_RDWR|unix.O_DIRECT, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		l := newTestLoader(t, Options{Hooks: rung, EventRate: 1e6, EventBurst: 1e6})
+		p := l.load("biolatency", Config{Slow: Zero, Slow100: time.Hour})
+		requests := p.maps["requests"]
+
+		// The structures that this device's requests use, seen while they run.
+		known := map[uint64]bool{}
+		var stop atomic.Bool
+		var reading sync.WaitGroup
+		reading.Go(func() {
+			buffer := aligned(1 << 20)
+			for !stop.Load() {
+				if _, err := f.ReadAt(buffer, 0); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+		l.eventually("requests to be seen", func() bool {
+			var key uint64
+			var value issuedRequest
+			for i := requests.Iterate(); i.Next(&key, &value); {
+				known[key] = true
+			}
+			return len(known) >= 4
+		})
+		stop.Store(true)
+		reading.Wait()
+
+		const n, ago = 600, 10 * time.Second
+		injected := 0
+		buffer := aligned(4096)
+		for i := range n {
+			var now unix.Timespec
+			if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+				t.Fatal(err)
+			}
+			for key := range known {
+				switch err := requests.Update(key, issuedRequest{Time: uint64(now.Nano()) - uint64(ago)}, ebpf.UpdateNoExist); {
+				case err == nil:
+					injected++
+				case !errors.Is(err, ebpf.ErrKeyExist):
+					t.Fatal(err)
+				}
+			}
+			if _, err := f.ReadAt(buffer, int64(i)*4096); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// An entry is made anew once a request has used up the one before.
+		if used := injected - len(known); used < 5 {
+			t.Errorf("only %d entries were met", used)
+		}
+		var seen, others int
+		var longest time.Duration
+		l.eventually("the events", func() bool {
+			seen, others = 0, 0
+			for _, e := range l.taken(Biolat10ms, 0, 0) {
+				if e.Device() == filepath.Base(device) && e.Detail == 0 {
+					seen++
+					longest = max(longest, e.Latency)
+					if int(e.PID) != os.Getpid() {
+						others++
+					}
+				}
+			}
+			return seen >= n
+		})
+		if longest >= ago || others > 0 {
+			t.Errorf("a read took %v, and %d reads were another's, by entries of earlier uses", longest, others)
+		}
+		t.Logf("%d structures, %d entries left behind, %d reads, the longest %v", len(known), injected, seen, longest)
+	})
+}
+
+// slowNull makes a null_blk that takes one request at a time, for as long as
+// delay, so that the others stay in the queue of mq-deadline, where they are
+// merged. It has a write cache and takes FUA, whose writes pass that queue by.
+func slowNull(t *testing.T, delay time.Duration) (name string) {
+	t.Helper()
+	const configfs = "/sys/kernel/config"
+	if _, err := os.Stat(configfs + "/nullb"); err != nil {
+		if err := unix.Mount("configfs", configfs, "configfs", 0, ""); err == nil {
+			t.Cleanup(func() { _ = unix.Unmount(configfs, unix.MNT_DETACH) })
+		}
+	}
+	_, err := os.Stat(configfs + "/nullb")
+	need.VM(t, err == nil, "no null_blk with configfs")
+	disks := func() (names []string) {
+		found, err := filepath.Glob("/sys/block/*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range found {
+			names = append(names, filepath.Base(f))
+		}
+		return names
+	}
+	before := disks()
+	dir := configfs + "/nullb/nsmerge"
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write := func(path, value string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(value), 0); err != nil {
+			t.Fatalf("write %q to %s: %v", value, path, err)
+		}
+	}
+	t.Cleanup(func() {
+		_ = os.WriteFile(dir+"/power", []byte("0"), 0)
+		if err := os.Remove(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, a := range [][2]string{{"size", "64"}, {"memory_backed", "1"}, {"cache_size", "8"}, {"queue_mode", "2"}, {"submit_queues", "1"}, {"hw_queue_depth", "1"},
+		{"irqmode", "2"}, {"completion_nsec", strconv.Itoa(int(delay))}, {"blocksize", "4096"}, {"power", "1"}} {
+		write(dir+"/"+a[0], a[1])
+	}
+	for _, d := range disks() {
+		if !slices.Contains(before, d) {
+			name = d
+		}
+	}
+	if name == "" {
+		t.Fatal("null_blk made no disk")
+	}
+	queue := "/sys/block/" + name + "/queue/"
+	schedulers, err := os.ReadFile(queue + "scheduler")
+	need.VM(t, err == nil && strings.Contains(string(schedulers), "mq-deadline"), fmt.Sprintf("no mq-deadline for null_blk: %s, %v", schedulers, err))
+	write(queue+"scheduler", "mq-deadline")
+	write(queue+"nr_requests", "8")
+	return name
+}
+
+// TestBiolatencyMerged merges two requests that wait in the queue of
+// mq-deadline: one of them is given back without an end. Writes with FUA use
+// its structure later, and go to the device without passing that queue.
+func TestBiolatencyMerged(t *testing.T) {
+	eachRung(t, "biolatency", func(t *testing.T, rung Kind) {
+		needRoot(t)
+		const delay, pause = 100 * time.Millisecond, 3 * time.Second
+		name := slowNull(t, delay)
+		open := func(flags int) *os.File {
+			t.Helper()
+			f, err := os.OpenFile("/dev/"+name, os.O_WRONLY|unix.O_DIRECT|flags, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { f.Close() })
+			return f
+		}
+		plain, fua := open(0), open(unix.O_DSYNC)
+		l := newTestLoader(t, Options{Hooks: rung, EventRate: 1e6, EventBurst: 1e6})
+		p := l.load("biolatency", Config{Slow: Zero, Slow100: time.Hour})
+
+		merged := func() uint64 {
+			text, err := os.ReadFile("/sys/block/" + name + "/stat")
+			fields := strings.Fields(string(text))
+			if err != nil || len(fields) < 6 {
+				t.Fatalf("%q, %v", text, err)
+			}
+			n, _ := strconv.ParseUint(fields[5], 10, 64)
+			return n
+		}
+		const block = 4096
+		const most = 30
+		rounds := 0
+		for before := merged(); merged() < before+2; rounds++ {
+			if rounds == most {
+				t.Fatalf("no two requests were merged in %d attempts", most)
+			}
+			// One that keeps the device busy, two with a gap between, and what fills
+			// the gap.
+			var writing sync.WaitGroup
+			for _, at := range []int64{1000, 0, 2, 1} {
+				writing.Go(func() {
+					if _, err := plain.WriteAt(aligned(block), at*block); err != nil {
+						t.Error(err)
+					}
+				})
+				time.Sleep(delay / 8)
+			}
+			writing.Wait()
+		}
+		time.Sleep(pause)
+		// More than there are structures.
+		const n = 20
+		longest := time.Duration(0)
+		for i := range n {
+			start := time.Now()
+			if _, err := fua.WriteAt(aligned(block), (2000+int64(i)*10)*block); err != nil {
+				t.Fatal(err)
+			}
+			longest = max(longest, time.Since(start))
+		}
+		var worst time.Duration
+		var seen int
+		l.eventually("the events", func() bool {
+			seen, worst = 0, 0
+			for _, e := range l.taken(Biolat10ms, 0, 0) {
+				if e.Device() == name {
+					seen++
+					worst = max(worst, e.Latency)
+				}
+			}
+			return seen >= n
+		})
+		l.count(p, "latencies beyond a pause after requests were merged", 0, uint64(max(0, worst/pause)))
+		if worst >= pause {
+			t.Errorf("an event says %v; the longest call took %v", worst, longest)
+		}
+		t.Logf("%d rounds, %d merges, %d events, the worst %v, the longest call %v", rounds, merged(), seen, worst, longest)
+	})
+}
