@@ -19,7 +19,7 @@ import (
 // `ip`, `tc` and `nft` would otherwise have the kernel load by itself.
 var modules = []string{
 	"virtio_pci", "virtio_console", "virtio_net", "virtio_blk", "net_failover", "failover",
-	"veth", "dummy", "macvlan", "ipvlan", "8021q", "bonding", "bridge", "vxlan", "tun", "ifb", "loop", "null_blk",
+	"veth", "dummy", "macvlan", "ipvlan", "8021q", "bonding", "bridge", "vxlan", "tun", "ifb", "loop", "null_blk", "mq-deadline",
 	"sch_ingress", "sch_tbf", "sch_netem", "sch_htb", "sch_fq_codel", "sch_fq", "sch_prio", "sch_mqprio", "sch_multiq", "sch_sfq",
 	"cls_bpf", "cls_u32", "cls_matchall", "act_bpf", "act_gact", "act_mirred", "act_police",
 	"nf_conntrack", "nf_conntrack_netlink", "nf_nat", "nf_tables", "nft_ct", "nft_counter", "nft_compat", "nft_chain_nat", "nft_nat", "nft_masq",
