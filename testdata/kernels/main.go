@@ -92,7 +92,7 @@ func main() {
 	flag.IntVar(&o.jobs, "j", runtime.NumCPU()*5/2, "VMs at a time, of 1.5 GiB each")
 	flag.StringVar(&o.accel, "accel", "tcg,thread=single", "QEMU's accelerator; kvm where there is one")
 	flag.StringVar(&o.icount, "icount", "shift=1,sleep=on", "QEMU's -icount, which ties the VM's time to the instructions that it runs; empty: real time")
-	flag.DurationVar(&o.timeout, "timeout", 45*time.Minute, "time that one VM may take; its tests get as much by its own clock")
+	flag.DurationVar(&o.timeout, "timeout", 80*time.Minute, "time that one VM may take; its tests get as much by its own clock")
 	flag.StringVar(&o.cache, "cache", "", "folder for kernels and programs; default $NODESKOOP_CACHE, else nodeskoop in the user's cache folder")
 	flag.BoolVar(&o.refresh, "refresh", false, "look for newer kernels than the cached ones")
 	flag.BoolVar(&o.update, "update", false, "write what was found to support.tsv")
