@@ -297,7 +297,7 @@ func (s *suite) install() {
 	s.run("systemctl", "restart", "prometheus-node-exporter")
 	s.until("nodeskoop check sees that node_exporter reads another folder", 10*time.Second, func() error {
 		out, err := s.try("nodeskoop", "check")
-		if err == nil || !strings.Contains(out, `textfile.dir = "/srv/elsewhere"`) {
+		if err == nil || !strings.Contains(out, "reads /srv/elsewhere, not /var/lib/prometheus/node-exporter") {
 			return fmt.Errorf("%w\n%s", err, out)
 		}
 		return nil
