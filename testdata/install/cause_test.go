@@ -299,27 +299,21 @@ func causeLateReads(count int) error {
 	return nil
 }
 
-// causeLateSends writes more than the peer takes, so that its window is closed
-// for a while.
+// causeLateSends writes more than the peer takes, in one call, so that its
+// window is closed for a while.
 func causeLateSends() error {
 	for _, at := range loopbacks {
 		client, server, err := pair(at[0], at[1])
 		if err != nil {
 			return err
 		}
-		if err := server.SetReadBuffer(16 << 10); err != nil {
+		// The socket takes all of it at once: two calls would be two writes.
+		if err := errors.Join(server.SetReadBuffer(16<<10), client.SetWriteBuffer(1<<20)); err != nil {
 			return err
 		}
-		if err := client.SetWriteDeadline(time.Now().Add(hold)); err != nil {
+		written, err := client.Write(make([]byte, 160<<10))
+		if err != nil {
 			return err
-		}
-		written := 0
-		for {
-			n, err := client.Write(make([]byte, 64<<10))
-			written += n
-			if err != nil {
-				break
-			}
 		}
 		time.Sleep(hold)
 		if err := server.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
