@@ -172,7 +172,12 @@ var socketsAreNoted = sync.OnceValue(func() bool {
 // not take is recorded and skipped by load.
 func eachRung(t *testing.T, probe string, f func(t *testing.T, rung Kind)) {
 	t.Helper()
-	for _, rung := range rungsOf(probe) {
+	runRungs(t, rungsOf(probe), f)
+}
+
+func runRungs(t *testing.T, rungs []Kind, f func(t *testing.T, rung Kind)) {
+	t.Helper()
+	for _, rung := range rungs {
 		t.Run("hooks="+string(rung), func(t *testing.T) { f(t, rung) })
 	}
 }
@@ -182,13 +187,15 @@ func eachRung(t *testing.T, probe string, f func(t *testing.T, rung Kind)) {
 // kernels with different turns take all.
 func rungsInTurn(t *testing.T, probe string, f func(t *testing.T, rung Kind)) {
 	t.Helper()
-	turn, err := strconv.Atoi(os.Getenv("NODESKOOP_TEST_TURN"))
-	for i, rung := range rungsOf(probe) {
-		if err == nil && i%2 != turn%2 {
-			continue
+	rungs := rungsOf(probe)
+	if turn, err := strconv.Atoi(os.Getenv("NODESKOOP_TEST_TURN")); err == nil {
+		var ours []Kind
+		for i := turn % 2; i < len(rungs); i += 2 {
+			ours = append(ours, rungs[i])
 		}
-		t.Run("hooks="+string(rung), func(t *testing.T) { f(t, rung) })
+		rungs = ours
 	}
+	runRungs(t, rungs, f)
 }
 
 // force gives the kind of a rung as the loader knows it. For a rung with a

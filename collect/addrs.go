@@ -21,7 +21,7 @@ func NetnsAddrs(path string) ([]netip.Addr, error) {
 		return nil, err
 	}
 	if self == other {
-		return interfaceAddrsHere()
+		return interfaceAddrs()
 	}
 	type answer struct {
 		addrs []netip.Addr
@@ -31,7 +31,7 @@ func NetnsAddrs(path string) ([]netip.Addr, error) {
 	go func() {
 		var a answer
 		a.err = inNetnsOf(path, func() (err error) {
-			a.addrs, err = interfaceAddrsHere()
+			a.addrs, err = interfaceAddrs()
 			return err
 		})
 		done <- a
@@ -68,7 +68,9 @@ func inNetnsOf(path string, f func() error) error {
 	return err
 }
 
-func interfaceAddrsHere() ([]netip.Addr, error) {
+// interfaceAddrs lists those of the thread's namespace, unmapped and without
+// zone.
+func interfaceAddrs() ([]netip.Addr, error) {
 	list, err := net.InterfaceAddrs()
 	if err != nil {
 		return nil, err

@@ -3,7 +3,6 @@ package collect
 import (
 	"context"
 	"errors"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -686,22 +685,6 @@ func (l *localAddrs) refresh(read func() ([]netip.Addr, error)) {
 		l.addrs.Store(&m)
 		l.known.Store(at)
 	}()
-}
-
-func interfaceAddrs() ([]netip.Addr, error) {
-	list, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil, err
-	}
-	addrs := make([]netip.Addr, 0, len(list))
-	for _, a := range list {
-		if n, ok := a.(*net.IPNet); ok {
-			if addr, ok := netip.AddrFromSlice(n.IP); ok {
-				addrs = append(addrs, addr)
-			}
-		}
-	}
-	return addrs, nil
 }
 
 // limiter holds a token bucket per event type and pod, and one over all.

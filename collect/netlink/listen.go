@@ -120,6 +120,45 @@ func (l *Listener) Close() error {
 	return nil
 }
 
+// HostListener is the Listener of the host's namespace, and the memory of that
+// namespace which takes in what it hears. Its zero value has none. It is not
+// safe for use by several goroutines.
+type HostListener[T any] struct {
+	l    *Listener
+	of   *T
+	deaf bool // none could be opened, which is said once
+}
+
+// Wanted reports whether a memory has no Listener yet, and may have one.
+func (h *HostListener[T]) Wanted(memory *T) bool { return h.of != memory && !h.deaf }
+
+// Set takes the Listener of a memory, in place of another's.
+func (h *HostListener[T]) Set(l *Listener, memory *T) {
+	_ = h.Close()
+	h.l, h.of = l, memory
+}
+
+// Deaf notes that none could be opened.
+func (h *HostListener[T]) Deaf() { h.deaf = true }
+
+// Of gives the Listener of a memory, nil if it has none.
+func (h *HostListener[T]) Of(memory *T) *Listener {
+	if h.of != memory {
+		return nil
+	}
+	return h.l
+}
+
+// Close ends listening.
+func (h *HostListener[T]) Close() error {
+	if h.l == nil {
+		return nil
+	}
+	err := h.l.Close()
+	h.l, h.of = nil, nil
+	return err
+}
+
 // LinkMessage is what RTM_NEWLINK and RTM_DELLINK say of an interface.
 type LinkMessage struct {
 	Index    int32

@@ -25,10 +25,8 @@ type qdisc struct {
 	once                                             bool
 	bytes, packets, drops, qlen, backlog, overlimits *collect.Metric
 
-	mu     sync.Mutex
-	host   *Listener // hears of the host's qdiscs
-	hostOf *qdiscs   // the memory that goes with it
-	deaf   bool      // it could not be opened, which was said
+	mu   sync.Mutex
+	host HostListener[qdiscs]
 }
 
 func newQdisc(env collect.Env) (collect.Probe, error) {
@@ -49,12 +47,7 @@ func (*qdisc) Over() collect.Over { return collect.EachNetns }
 func (p *qdisc) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.host == nil {
-		return nil
-	}
-	err := p.host.Close()
-	p.host, p.hostOf = nil, nil
-	return err
+	return p.host.Close()
 }
 
 func (p *qdisc) Sample(v *collect.View) error {
@@ -83,19 +76,16 @@ func (p *qdisc) Sample(v *collect.View) error {
 func (p *qdisc) listen(s *qdiscs) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.hostOf == s || p.deaf {
+	if !p.host.Wanted(s) {
 		return
 	}
 	l, err := listenQdiscs()
 	if err != nil {
-		p.deaf = true
+		p.host.Deaf()
 		p.log.Warn("cannot listen for queueing disciplines that come and go; what one that is made anew had counted may be missing", "error", err)
 		return
 	}
-	if p.host != nil {
-		_ = p.host.Close()
-	}
-	p.host, p.hostOf = l, s
+	p.host.Set(l, s)
 }
 
 // hear takes in what the kernel said of the namespace of s, and reports whether
@@ -103,10 +93,11 @@ func (p *qdisc) listen(s *qdiscs) {
 func (p *qdisc) hear(s *qdiscs) (heard bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.host == nil || p.hostOf != s {
+	l := p.host.Of(s)
+	if l == nil {
 		return false, nil
 	}
-	lost, err := p.host.Drain(func(typ uint16, msg []byte) error {
+	lost, err := l.Drain(func(typ uint16, msg []byte) error {
 		switch typ {
 		case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 			m, err := ParseLink(msg)

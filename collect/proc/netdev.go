@@ -37,12 +37,8 @@ type netdev struct {
 	fields  []string // "rx.bytes", of each metric
 	layout  atomic.Pointer[netdevLayout]
 
-	mu sync.Mutex
-	// host hears of the host's interfaces; hostOf is the memory that goes
-	// with it.
-	host     *netlink.Listener
-	hostOf   *interfaces
-	deaf     bool        // it could not be opened, which was said
+	mu       sync.Mutex
+	host     netlink.HostListener[interfaces]
 	departed []departure // in this cycle and the one before
 }
 
@@ -79,12 +75,7 @@ func (*netdev) Over() collect.Over { return collect.EachNetns }
 func (p *netdev) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.host == nil {
-		return nil
-	}
-	err := p.host.Close()
-	p.host, p.hostOf = nil, nil
-	return err
+	return p.host.Close()
 }
 
 func (p *netdev) Sample(v *collect.View) error {
@@ -116,9 +107,9 @@ func (p *netdev) Sample(v *collect.View) error {
 // it. Without one, interfaces are told apart as in a pod's.
 func (p *netdev) listen(v *collect.View, s *interfaces) error {
 	p.mu.Lock()
-	open := p.hostOf == s || p.deaf
+	wanted := p.host.Wanted(s)
 	p.mu.Unlock()
-	if open {
+	if !wanted {
 		return nil
 	}
 	err := v.Enter("listen for interfaces", func() error {
@@ -128,10 +119,7 @@ func (p *netdev) listen(v *collect.View, s *interfaces) error {
 		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if p.host != nil {
-			_ = p.host.Close()
-		}
-		p.host, p.hostOf = l, s
+		p.host.Set(l, s)
 		return nil
 	})
 	if err != nil && !partial(err) {
@@ -139,7 +127,7 @@ func (p *netdev) listen(v *collect.View, s *interfaces) error {
 	}
 	if err != nil {
 		p.mu.Lock()
-		p.deaf = true
+		p.host.Deaf()
 		p.mu.Unlock()
 		p.log.Warn("cannot listen for interfaces that come and go; one that moves into the host's network namespace may count what it counted elsewhere", "error", err)
 	}
@@ -163,11 +151,12 @@ func (p *netdev) departures(v *collect.View) []departure {
 func (p *netdev) hear(v *collect.View, s *interfaces) (bool, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.host == nil || p.hostOf != s {
+	l := p.host.Of(s)
+	if l == nil {
 		return false, nil
 	}
 	heard := false
-	lost, err := p.host.Drain(func(typ uint16, msg []byte) error {
+	lost, err := l.Drain(func(typ uint16, msg []byte) error {
 		m, err := netlink.ParseLink(msg)
 		if err != nil || m.Loopback || m.Stats == nil {
 			return err
