@@ -234,7 +234,7 @@ func TestLossAccount(t *testing.T) {
 }
 
 // countPasses counts the passes of a tracepoint by a program of the test's own.
-func countPasses(t *testing.T, tracepoint string) func() uint64 {
+func countPasses(t testing.TB, tracepoint string) func() uint64 {
 	t.Helper()
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
 	if err != nil {

@@ -39,7 +39,7 @@ func newRetransCheck(t *testing.T, l *testLoader, p *Probe, ns *namespace) *retr
 		c.before[name] = ns.counter(t, name)
 	}
 	if !need.InVM() {
-		segments, synacks := countPasses(t, "tcp_retransmit_skb"), countPasses(t, "tcp_retransmit_synack")
+		segments, synacks := l.passes("tcp_retransmit_skb"), l.passes("tcp_retransmit_synack")
 		c.passes = func() uint64 { return segments() + synacks() }
 		c.behind = c.calls(t) - c.passes()
 	}
