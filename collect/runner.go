@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"os"
 	"path"
 	"reflect"
@@ -52,8 +53,11 @@ type Options struct {
 	// HostNetns is a file that is the host's network namespace; "" means
 	// that of process 1, which takes CAP_SYS_PTRACE to find.
 	HostNetns string
-	Pods      Pods
-	Log       *slog.Logger
+	// Refused says why a probe may not run, by name: what it would give is not
+	// the host's.
+	Refused map[string]error
+	Pods    Pods
+	Log     *slog.Logger
 }
 
 // ProbeStatus tells how one probe did in the last cycle.
@@ -94,6 +98,18 @@ type Runner struct {
 	fam       families
 	missed    uint64
 	unlisted  bool // the last listing of processes failed
+	mute      bool // the last askSelf failed
+	ran       []*Pod
+	blind     bool // the last call for the pods failed
+
+	// Calls that may hang, made beside the loop; nil: none is under way.
+	listing *begun[processLists]
+	asking  *begun[[]selfValue]
+	handing *begun[struct{}] // of the families to the sink
+	addrs   nodeAddrs
+	pods    currentPods
+
+	loadWait, closeWait time.Duration // those that tests shorten
 
 	cycles uint64 // begun so far
 	born   time.Time
@@ -110,12 +126,18 @@ type instance struct {
 	probe Probe // nil: could not be built yet
 	err   error // why not
 	opts  map[string]any
-	retry time.Time
-	delay time.Duration
+	// refused says why it may not run.
+	refused error
+	retry   time.Time
+	delay   time.Duration
+	// loading is the call that makes the probe; nil: none is under way.
+	loading *begun[Probe]
 
-	lacks  string // what it does not see, as logged last
-	logged string // the failure that was logged last, "" while up
-	downs  int    // cycles since then
+	hook   string   // the ways in which it is attached, as it said last
+	blind  []string // what it cannot see by them
+	lacks  string   // what it does not see, as logged last
+	logged string   // the failure that was logged last, "" while up
+	downs  int      // cycles since then
 
 	// of the cycle
 	failed   int
@@ -133,11 +155,20 @@ const (
 	maxRetry    = 5 * time.Minute
 	maxOrphans  = 4 // workers that may hang on one target at a time
 	pollOrphans = 20 * time.Millisecond
+
+	// loadWait is how long a cycle waits for one probe to be made before it
+	// goes on without: the kernel's verifier may take seconds on a slow
+	// machine. One that is not ready by then is taken up when it is.
+	loadWait = 20 * time.Second
+	// closeWait is how long detaching probes may hold up a reload or the end:
+	// the kernel's grace periods are short, only a lock that another program
+	// holds is not.
+	closeWait = 5 * time.Second
 )
 
 // NewRunner builds a Runner from the probes that the program contains.
 func NewRunner(opt Options, factories ...Factory) (*Runner, error) {
-	r := &Runner{factories: map[string]Factory{}, targets: map[string]*target{}, born: time.Now()}
+	r := &Runner{factories: map[string]Factory{}, targets: map[string]*target{}, born: time.Now(), loadWait: loadWait, closeWait: closeWait}
 	for _, f := range factories {
 		r.factories[f.Name] = f
 	}
@@ -159,6 +190,18 @@ func NewRunner(opt Options, factories ...Factory) (*Runner, error) {
 // Apply changes the options between two cycles. Probes whose own options stay
 // as they were keep what they remember. On an error nothing is changed.
 func (r *Runner) Apply(opt Options) error {
+	commit, err := r.Prepare(opt)
+	if err != nil {
+		return err
+	}
+	commit()
+	return nil
+}
+
+// Prepare is the part of Apply that can fail, and that may take time: it may be
+// called from any goroutine. What it returns cannot fail, and must be called
+// between two cycles.
+func (r *Runner) Prepare(opt Options) (commit func(), err error) {
 	if opt.ProcRoot == "" {
 		opt.ProcRoot = "/proc"
 	}
@@ -173,7 +216,7 @@ func (r *Runner) Apply(opt Options) error {
 	}
 	for _, g := range opt.Exclude {
 		if _, err := path.Match(g, ""); err != nil {
-			return fmt.Errorf("metrics to exclude: %q is not a glob: %w", g, err)
+			return nil, fmt.Errorf("metrics to exclude: %q is not a glob: %w", g, err)
 		}
 	}
 	hostPath, pids := opt.HostNetns, []int(nil)
@@ -182,7 +225,7 @@ func (r *Runner) Apply(opt Options) error {
 	}
 	host, err := NetnsInode(hostPath)
 	if err != nil {
-		return fmt.Errorf("find the host's network namespace: %w (it needs CAP_SYS_PTRACE)", err)
+		return nil, fmt.Errorf("find the host's network namespace: %w (it needs CAP_SYS_PTRACE)", err)
 	}
 	if host == r.selfNetns {
 		pids = append([]int{os.Getpid()}, pids...)
@@ -192,34 +235,40 @@ func (r *Runner) Apply(opt Options) error {
 	for _, name := range opt.Enabled {
 		info := ProbeByName(name)
 		if info == nil {
-			return fmt.Errorf("unknown probe %q", name)
+			return nil, fmt.Errorf("unknown probe %q", name)
 		}
-		next = append(next, &instance{info: info, opts: probeOptions(info, opt.Probes[info.Name])})
+		next = append(next, &instance{info: info, opts: probeOptions(info, opt.Probes[info.Name]), refused: opt.Refused[info.Name]})
 	}
 	slices.SortFunc(next, func(a, b *instance) int { return strings.Compare(a.info.Name, b.info.Name) })
 	next = slices.CompactFunc(next, func(a, b *instance) bool { return a.info == b.info })
 
+	return func() { r.commit(opt, host, hostPath, pids, next) }, nil
+}
+
+func (r *Runner) commit(opt Options, host uint64, hostPath string, pids []int, next []*instance) {
 	sameHost := r.hostNetns == host && r.opt.ProcRoot == opt.ProcRoot
 	r.opt, r.hostNetns, r.hostPath, r.hostPIDs = opt, host, hostPath, pids
+	r.pods.set(opt.Pods)
 	kept := map[*instance]bool{}
 	for i, n := range next {
 		for _, old := range r.instances {
-			if sameHost && old.info == n.info && reflect.DeepEqual(old.opts, n.opts) {
+			if sameHost && old.info == n.info && reflect.DeepEqual(old.opts, n.opts) && sameError(opt.Refused[n.info.Name], old.refused) {
 				next[i], kept[old] = old, true
 			}
 		}
 	}
+	var dropped []*instance
 	for _, old := range r.instances {
 		if !kept[old] {
-			r.drop(old)
+			dropped = append(dropped, old)
 		}
 	}
+	r.drop(dropped)
 	r.instances = next
 	for _, t := range r.targets {
 		t.labels = labelSet{} // made anew from the new templates
 	}
 	r.fam.apply(opt)
-	return nil
 }
 
 func probeOptions(info *ProbeInfo, given map[string]any) map[string]any {
@@ -233,27 +282,50 @@ func probeOptions(info *ProbeInfo, given map[string]any) map[string]any {
 	return o
 }
 
-// drop closes an instance and forgets what it remembered.
-func (r *Runner) drop(in *instance) {
-	if in.probe != nil {
-		if err := in.probe.Close(); err != nil {
-			r.opt.Log.Warn("closing a probe failed", "probe", in.info.Name, "error", err)
-		}
-		in.probe = nil
-	}
-	for _, t := range r.targets {
-		t.mu.Lock()
-		delete(t.state, in.info.Name)
-		delete(t.hung, in)
-		t.mu.Unlock()
-	}
+func sameError(a, b error) bool {
+	return (a == nil) == (b == nil) && (a == nil || a.Error() == b.Error())
 }
 
-// Close closes all probes.
-func (r *Runner) Close() {
-	for _, in := range r.instances {
-		r.drop(in)
+// drop closes instances, side by side, and forgets what they remembered. One
+// that hangs goes on to be closed when the kernel lets it.
+func (r *Runner) drop(list []*instance) {
+	closings := map[*instance]*begun[struct{}]{}
+	for _, in := range list {
+		if probe, loading := in.probe, in.loading; probe != nil || loading != nil {
+			closings[in] = begin(func() (none struct{}, err error) {
+				if loading != nil {
+					<-loading.done
+					probe = loading.value
+				}
+				if probe != nil {
+					err = probe.Close()
+				}
+				return none, err
+			})
+		}
+		in.probe, in.loading = nil, nil
+		for _, t := range r.targets {
+			t.mu.Lock()
+			delete(t.state, in.info.Name)
+			delete(t.hung, in)
+			t.mu.Unlock()
+		}
 	}
+	deadline := time.Now().Add(r.closeWait)
+	r.beat(r.closeWait)
+	for in, c := range closings {
+		if !c.over(time.Until(deadline)) {
+			r.opt.Log.Warn("closing a probe hangs in the kernel; it goes on beside", "probe", in.info.Name, "error", c.hangs("closing it"))
+		} else if c.err != nil {
+			r.opt.Log.Warn("closing a probe failed", "probe", in.info.Name, "error", c.err)
+		}
+	}
+	r.beat(0)
+}
+
+// Close closes all probes. It waits for a few seconds at most.
+func (r *Runner) Close() {
+	r.drop(r.instances)
 	r.instances = nil
 	_ = unix.Close(r.selfNetnsFD)
 }
@@ -278,7 +350,7 @@ func (r *Runner) Status() []ProbeStatus {
 func (r *Runner) Run(ctx context.Context, sink func([]*dto.MetricFamily), between <-chan func()) {
 	next := time.Now()
 	for ctx.Err() == nil {
-		sink(r.Cycle())
+		r.hand(sink, r.Cycle())
 		r.beat(0)
 		next = next.Add(r.opt.Interval)
 		if late := time.Since(next); late >= 0 {
@@ -298,6 +370,37 @@ func (r *Runner) Run(ctx context.Context, sink func([]*dto.MetricFamily), betwee
 		}
 		timer.Stop()
 	}
+}
+
+// hand gives the families of a cycle to the sink. One that hangs, on a file
+// system that does not answer for one, keeps these families and gets no others
+// until it has returned; sampling goes on.
+func (r *Runner) hand(sink func([]*dto.MetricFamily), fams []*dto.MetricFamily) {
+	if r.handing != nil {
+		if !r.handing.over(0) {
+			r.missed++
+			return
+		}
+		r.opt.Log.Info("handing over the values works again", "after", time.Since(r.handing.since).Round(time.Millisecond))
+		r.handed()
+	}
+	r.handing = begin(func() (none struct{}, err error) { sink(fams); return none, nil })
+	wait := 2 * r.opt.Timeout
+	r.beat(wait)
+	if r.handing.over(wait) {
+		r.handed()
+		return
+	}
+	r.opt.Log.Error("handing over the values hangs; sampling goes on, and what it samples is lost until then", "error", r.handing.hangs("writing them"))
+	r.fam = families{} // those are the sink's now
+	r.fam.apply(r.opt)
+}
+
+func (r *Runner) handed() {
+	if r.handing.err != nil {
+		r.opt.Log.Error("handing over the values failed", "error", r.handing.err)
+	}
+	r.handing = nil
 }
 
 // beat notes that the loop gets on, and will do so again after wait.
@@ -322,7 +425,9 @@ func (r *Runner) Cycle() []*dto.MetricFamily {
 	r.rows = r.runJobs(jobs, r.rows[:0])
 	r.beat(0)
 	r.judge()
-	return r.fam.build(r, start)
+	values := r.askSelf()
+	r.beat(0)
+	return r.fam.build(r, start, values)
 }
 
 // build makes the probes that could not be made so far.
@@ -330,29 +435,45 @@ func (r *Runner) build(now time.Time) {
 	for _, in := range r.instances {
 		in.failed, in.failedOn, in.firstErr, in.took = 0, nil, nil, 0
 		in.protected, in.protectedErr = 0, nil
-		if in.probe != nil || now.Before(in.retry) {
+		if in.probe != nil || in.loading == nil && now.Before(in.retry) {
 			continue
 		}
-		in.probe, in.err = r.create(in)
+		wait := time.Duration(0)
+		if in.loading == nil {
+			wait = r.loadWait
+			in.loading = r.create(in)
+		}
+		r.beat(wait)
+		if !in.loading.over(wait) {
+			in.err = in.loading.hangs("loading it")
+			continue
+		}
+		in.probe, in.err = in.loading.value, in.loading.err
+		in.loading = nil
 		r.beat(0)
 		if in.err != nil {
+			in.probe = nil
 			in.delay = min(max(2*in.delay, minRetry), maxRetry)
 			in.retry = now.Add(in.delay)
 		}
 	}
 }
 
-func (r *Runner) create(in *instance) (p Probe, err error) {
+// create begins to make a probe.
+func (r *Runner) create(in *instance) *begun[Probe] {
 	f, ok := r.factories[in.info.Name]
-	if !ok {
-		return nil, ErrNotBuilt
-	}
-	defer func() {
-		if v := recover(); v != nil {
-			p, err = nil, panicError(v)
+	host := r.hostPath
+	env := Env{Options: in.opts, ProcRoot: r.opt.ProcRoot, HostNetns: host, Once: r.opt.Once, Pods: &r.pods, Log: r.opt.Log.With("probe", in.info.Name)}
+	env.NodeAddrs = func() (map[netip.Addr]struct{}, error) { return r.addrs.list(host) }
+	return begin(func() (Probe, error) {
+		switch {
+		case !ok:
+			return nil, ErrNotBuilt
+		case in.refused != nil:
+			return nil, in.refused
 		}
-	}()
-	return f.New(Env{Options: in.opts, ProcRoot: r.opt.ProcRoot, HostNetns: r.hostPath, Once: r.opt.Once, Pods: r.opt.Pods, Log: r.opt.Log.With("probe", in.info.Name)})
+		return f.New(env)
+	})
 }
 
 // ErrNotBuilt says that the program does not contain a probe.
@@ -392,7 +513,7 @@ func (r *Runner) plan() []*job {
 		return t
 	}
 	add("node", Node, nil, 0, nil, "")
-	r.host = add("host", EachNetns, nil, r.hostNetns, r.hostPIDs, r.hostPath)
+	r.host = add("host "+strconv.FormatUint(r.hostNetns, 10), EachNetns, nil, r.hostNetns, r.hostPIDs, r.hostPath)
 	r.netns = map[uint64]*target{r.hostNetns: r.host}
 	// Nothing is sampled there: it has labels only.
 	r.unknown = &target{over: EachNetns, unknown: true, labels: newLabelSet(r.opt.Node, UnknownLabel, UnknownLabel, nil, r.opt.Labels)}
@@ -401,20 +522,32 @@ func (r *Runner) plan() []*job {
 	for _, in := range r.instances {
 		wantPIDs = wantPIDs || in.probe != nil && in.probe.Over() == EachPod
 	}
-	var others []int
+	pods := r.running()
+	var lists processLists
 	if wantPIDs {
-		// All processes are listed before the pods', so that one that a pod
-		// starts in between is in neither list, not in the host's.
 		var err error
-		others, err = listPIDs(r.opt.ProcRoot)
+		lists, err = r.listProcesses(pods)
 		if err != nil && !r.unlisted {
 			r.opt.Log.Error("listing processes failed; it is tried again each cycle", "error", err)
 		}
 		r.unlisted = err != nil
+		if err != nil && lists.pods == nil {
+			// Nothing is known of any process: what is sampled of processes is
+			// missing, and what was remembered of them stays.
+			wantPIDs = false
+			for _, in := range r.instances {
+				if in.probe != nil && in.probe.Over() == EachPod {
+					in.fail(&target{over: EachPod}, err)
+				}
+			}
+			for _, t := range r.targets {
+				t.live = t.live || t.over == EachPod
+			}
+		}
 	}
+	others := lists.others
 	// The newest sandbox of a pod speaks for it: two with one name are an old
 	// one that is going and its successor, and would be the same series.
-	pods := r.opt.Pods.Running()
 	newest := make(map[[2]string]*Pod, len(pods))
 	for _, p := range pods {
 		k := [2]string{p.Namespace, p.Name}
@@ -426,9 +559,9 @@ func (r *Runner) plan() []*job {
 	for _, p := range pods {
 		var pids []int
 		if wantPIDs {
-			var err error
-			if pids, err = r.opt.Pods.Processes(p, nil); err != nil {
-				r.opt.Log.Debug("listing a pod's processes failed", "namespace", p.Namespace, "pod", p.Name, "error", err)
+			l := lists.pods[p]
+			if pids = l.pids; l.err != nil {
+				r.opt.Log.Debug("listing a pod's processes failed", "namespace", p.Namespace, "pod", p.Name, "error", l.err)
 			}
 			for _, pid := range pids {
 				taken[pid] = true
@@ -462,6 +595,60 @@ func (r *Runner) labelsOf(p *Pod) labelSet {
 		ns, name = p.Namespace, p.Name
 	}
 	return newLabelSet(r.opt.Node, ns, name, p, r.opt.Labels)
+}
+
+// running returns the pods that run. Where the resolver fails, they are those
+// of before.
+func (r *Runner) running() []*Pod {
+	err := Guard(func() { r.ran = r.opt.Pods.Running() })
+	if err != nil && !r.blind {
+		r.opt.Log.Error("asking for the pods failed; those of before stand in", "error", err)
+	}
+	r.blind = err != nil
+	return r.ran
+}
+
+// processLists are the processes at one moment: all, and those of each pod.
+type processLists struct {
+	others []int // all at first; plan takes those of pods out
+	pods   map[*Pod]processList
+}
+
+type processList struct {
+	pids []int
+	err  error
+}
+
+// listProcesses asks for all processes, beside the loop: the kernel may be slow
+// to answer. The lists are without pods where nothing is known.
+func (r *Runner) listProcesses(pods []*Pod) (processLists, error) {
+	wait := time.Duration(0)
+	if r.listing != nil && r.listing.over(0) {
+		r.listing = nil // too late to be of use
+	}
+	if r.listing == nil {
+		root, resolver := r.opt.ProcRoot, r.opt.Pods
+		wait = r.opt.Timeout
+		r.listing = begin(func() (processLists, error) {
+			// All processes are listed before the pods', so that one that a pod
+			// starts in between is in neither list, not in the host's.
+			others, err := listPIDs(root)
+			l := processLists{others: others, pods: make(map[*Pod]processList, len(pods))}
+			for _, p := range pods {
+				pids, err := resolver.Processes(p, nil)
+				l.pods[p] = processList{pids, err}
+			}
+			return l, err
+		})
+	}
+	r.beat(wait)
+	if !r.listing.over(wait) {
+		return processLists{}, r.listing.hangs("listing the processes")
+	}
+	lists, err := r.listing.value, r.listing.err
+	r.listing = nil
+	r.beat(0)
+	return lists, err
 }
 
 // listPIDs lists the processes under procfs.
@@ -501,8 +688,8 @@ func (r *Runner) judge() {
 			s.Err = in.err
 		}
 		s.Up = s.Err == nil
-		if h, ok := in.probe.(Hooked); ok {
-			s.Hook, s.Lacks = h.Hook()
+		if in.probe != nil {
+			s.Hook, s.Lacks = in.hook, slices.Clone(in.blind)
 		}
 		if l := strings.Join(s.Lacks, "; "); l != in.lacks {
 			if in.lacks = l; l != "" {
@@ -544,12 +731,62 @@ func (r *Runner) judge() {
 	r.mu.Unlock()
 }
 
+// selfValue is one value of the tool about itself.
+type selfValue struct {
+	metric string
+	value  float64
+	labels []string
+}
+
+// askSelf asks those who registered with Self for their values, beside the
+// loop. Those that are not there in time are missing.
+func (r *Runner) askSelf() []selfValue {
+	if len(r.self) == 0 {
+		return nil
+	}
+	if r.asking != nil && r.asking.over(0) {
+		r.asking = nil
+	}
+	wait := time.Duration(0)
+	if r.asking == nil {
+		wait = r.opt.Timeout
+		r.asking = begin(func() (list []selfValue, err error) {
+			for _, f := range r.self {
+				f(func(metric string, value float64, labels ...string) {
+					list = append(list, selfValue{metric, value, labels})
+				})
+			}
+			return list, nil
+		})
+	}
+	r.beat(wait)
+	if !r.asking.over(wait) {
+		r.sayMute(r.asking.hangs("counting what the tool does itself"))
+		return nil
+	}
+	list, err := r.asking.value, r.asking.err
+	r.asking = nil
+	r.sayMute(err)
+	if err != nil {
+		return nil
+	}
+	return list
+}
+
+// sayMute logs once that askSelf fails.
+func (r *Runner) sayMute(err error) {
+	if err != nil && !r.mute {
+		r.opt.Log.Error("some values of nodeskoop about itself are missing", "error", err)
+	}
+	r.mute = err != nil
+}
+
 // selfValues adds the values of the tool about itself.
-func (r *Runner) selfValues(start time.Time, add func(string, float64, ...string)) {
+func (r *Runner) selfValues(start time.Time, others []selfValue, add func(string, float64, ...string)) {
 	add("nodeskoop_build_info", 1, r.opt.Version, runtime.Version())
 	add("nodeskoop_last_cycle_timestamp_seconds", float64(start.UnixMilli())/1000)
 	add("nodeskoop_cycles_missed_total", float64(r.missed))
-	add("nodeskoop_pods", float64(len(r.opt.Pods.Running())))
+	add("nodeskoop_pods", float64(len(r.ran)))
 	add("nodeskoop_containerd_up", boolValue(r.opt.Pods.Connected()))
 	for _, s := range r.Status() {
 		add("nodeskoop_probe_up", boolValue(s.Up), s.Name)
@@ -562,8 +799,8 @@ func (r *Runner) selfValues(start time.Time, add func(string, float64, ...string
 			add("nodeskoop_probe_hook", 1, s.Name, s.Hook)
 		}
 	}
-	for _, f := range r.self {
-		f(add)
+	for _, v := range others {
+		add(v.metric, v.value, v.labels...)
 	}
 	add("nodeskoop_last_cycle_duration_seconds", time.Since(start).Seconds())
 }

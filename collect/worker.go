@@ -42,6 +42,11 @@ type worker struct {
 	jobMark  int // rows of the jobs before this one
 	rows     []Row
 
+	// What the probe says of its hooks, if it is Hooked.
+	hooked bool
+	hook   string
+	blind  []string
+
 	poisoned bool // the thread could not be brought back to its namespace
 }
 
@@ -173,7 +178,12 @@ func (w *worker) one(v *View, in *instance, probe Probe) (err error) {
 			err = panicError(p)
 		}
 	}()
-	return probe.Sample(v)
+	err = probe.Sample(v)
+	if h, ok := probe.(Hooked); ok {
+		w.hook, w.blind = h.Hook()
+		w.hooked = true
+	}
+	return err
 }
 
 // finish takes down the outcome and reports whether the worker must stop.
@@ -193,6 +203,9 @@ func (w *worker) finish(v *View, job *job, in *instance, err error) bool {
 		return true
 	}
 	in.took += time.Since(w.started)
+	if w.hooked {
+		in.hook, in.blind, w.hooked = w.hook, w.blind, false
+	}
 	switch {
 	case err == nil:
 		w.rows = v.rows

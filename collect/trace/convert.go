@@ -1,8 +1,6 @@
 package trace
 
 import (
-	"net"
-	"net/netip"
 	"strconv"
 
 	"nodeskoop/bpf"
@@ -109,19 +107,4 @@ func vectorName(n uint32) string {
 		return "NET_RX"
 	}
 	return strconv.Itoa(int(n))
-}
-
-// ownAddrs lists the addresses of this process's network namespace.
-func ownAddrs() map[netip.Addr]bool {
-	own := map[netip.Addr]bool{}
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return own
-	}
-	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			own[p.Addr().Unmap()] = true
-		}
-	}
-	return own
 }
