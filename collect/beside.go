@@ -1,6 +1,7 @@
 package collect
 
 import (
+	"errors"
 	"fmt"
 	"time"
 )
@@ -56,14 +57,17 @@ func (b *begun[T]) hangs(what string) error {
 		what, time.Since(b.since).Round(100*time.Millisecond))
 }
 
+// ErrNoAnswer is wrapped by what Within returns for a call that hangs.
+var ErrNoAnswer = errors.New("no answer")
+
 // Within runs f, which may hang in the kernel or in another program, and waits
-// up to d for it. A panic in f is an error. What f returns after d is lost, and
-// must not matter.
-func Within[T any](d time.Duration, what string, f func() (T, error)) (T, error) {
+// up to d for it: beyond that the error is ErrNoAnswer. A panic in f is an
+// error. What f returns after d is lost.
+func Within[T any](d time.Duration, f func() (T, error)) (T, error) {
 	b := begin(f)
 	if !b.over(d) {
 		var zero T
-		return zero, fmt.Errorf("%s: no answer within %v", what, d)
+		return zero, fmt.Errorf("%w within %v", ErrNoAnswer, d)
 	}
 	return b.value, b.err
 }
