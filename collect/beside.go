@@ -31,8 +31,9 @@ func begin[T any](f func() (T, error)) *begun[T] {
 	return b
 }
 
-// over reports whether the call has returned, and waits up to d for it.
-func (b *begun[T]) over(d time.Duration) bool {
+// over reports whether the call has returned, and waits up to d for it, or
+// until stop, unless it is nil, is closed.
+func (b *begun[T]) over(d time.Duration, stop <-chan struct{}) bool {
 	select {
 	case <-b.done:
 		return true
@@ -46,9 +47,10 @@ func (b *begun[T]) over(d time.Duration) bool {
 	select {
 	case <-b.done:
 		return true
+	case <-stop:
 	case <-t.C:
-		return false
 	}
+	return false
 }
 
 // hangs words that the call has not returned yet.
@@ -65,7 +67,7 @@ var ErrNoAnswer = errors.New("no answer")
 // error. What f returns after d is lost.
 func Within[T any](d time.Duration, f func() (T, error)) (T, error) {
 	b := begin(f)
-	if !b.over(d) {
+	if !b.over(d, nil) {
 		var zero T
 		return zero, fmt.Errorf("%w within %v", ErrNoAnswer, d)
 	}

@@ -119,7 +119,7 @@ func (n *nodeAddrs) list(path string) (map[netip.Addr]struct{}, error) {
 	if n.listing == nil {
 		n.listing, wait = begin(func() ([]netip.Addr, error) { return AddrsOf(path) }), nodeAddrsWait
 	}
-	if !n.listing.over(wait) {
+	if !n.listing.over(wait, nil) {
 		if n.known == nil {
 			return nil, n.listing.hangs("listing the node's addresses")
 		}

@@ -111,6 +111,8 @@ type Runner struct {
 
 	loadWait, closeWait time.Duration // those that tests shorten
 
+	stop <-chan struct{} // closed when Run is to end; nil outside of Run
+
 	cycles uint64 // begun so far
 	born   time.Time
 	due    atomic.Int64 // when the loop must have shown that it gets on, since born
@@ -160,6 +162,8 @@ const (
 	// goes on without: the kernel's verifier may take seconds on a slow
 	// machine. One that is not ready by then is taken up when it is.
 	loadWait = 20 * time.Second
+	// handWait is how long a cycle waits for the sink.
+	handWait = 4 * time.Second
 	// closeWait is how long detaching probes may hold up a reload or the end:
 	// the kernel's grace periods are short, only a lock that another program
 	// holds is not.
@@ -228,7 +232,7 @@ func (r *Runner) Prepare(opt Options) (commit func(), err error) {
 		return nil, fmt.Errorf("find the host's network namespace: %w (it needs CAP_SYS_PTRACE)", err)
 	}
 	if host == r.selfNetns {
-		pids = append([]int{os.Getpid()}, pids...)
+		pids = append([]int{ownPID(opt.ProcRoot)}, pids...)
 	}
 
 	var next []*instance
@@ -282,6 +286,17 @@ func probeOptions(info *ProbeInfo, given map[string]any) map[string]any {
 	return o
 }
 
+// ownPID is this process's number under procfs, which may be of another PID
+// namespace than the process is in.
+func ownPID(root string) int {
+	if name, err := os.Readlink(root + "/self"); err == nil {
+		if pid, err := strconv.Atoi(name); err == nil {
+			return pid
+		}
+	}
+	return os.Getpid()
+}
+
 func sameError(a, b error) bool {
 	return (a == nil) == (b == nil) && (a == nil || a.Error() == b.Error())
 }
@@ -314,7 +329,7 @@ func (r *Runner) drop(list []*instance) {
 	deadline := time.Now().Add(r.closeWait)
 	r.beat(r.closeWait)
 	for in, c := range closings {
-		if !c.over(time.Until(deadline)) {
+		if !c.over(time.Until(deadline), nil) {
 			r.opt.Log.Warn("closing a probe hangs in the kernel; it goes on beside", "probe", in.info.Name, "error", c.hangs("closing it"))
 		} else if c.err != nil {
 			r.opt.Log.Warn("closing a probe failed", "probe", in.info.Name, "error", c.err)
@@ -349,8 +364,13 @@ func (r *Runner) Status() []ProbeStatus {
 // delivers is called between two cycles, and may Apply; a cycle follows at once.
 func (r *Runner) Run(ctx context.Context, sink func([]*dto.MetricFamily), between <-chan func()) {
 	next := time.Now()
+	r.stop = ctx.Done()
 	for ctx.Err() == nil {
-		r.hand(sink, r.Cycle())
+		fams := r.Cycle()
+		if ctx.Err() != nil {
+			break // it may have been cut short
+		}
+		r.hand(sink, fams)
 		r.beat(0)
 		next = next.Add(r.opt.Interval)
 		if late := time.Since(next); late >= 0 {
@@ -377,7 +397,7 @@ func (r *Runner) Run(ctx context.Context, sink func([]*dto.MetricFamily), betwee
 // until it has returned; sampling goes on.
 func (r *Runner) hand(sink func([]*dto.MetricFamily), fams []*dto.MetricFamily) {
 	if r.handing != nil {
-		if !r.handing.over(0) {
+		if !r.handing.over(0, nil) {
 			r.missed++
 			return
 		}
@@ -385,9 +405,9 @@ func (r *Runner) hand(sink func([]*dto.MetricFamily), fams []*dto.MetricFamily) 
 		r.handed()
 	}
 	r.handing = begin(func() (none struct{}, err error) { sink(fams); return none, nil })
-	wait := 2 * r.opt.Timeout
-	r.beat(wait)
-	if r.handing.over(wait) {
+	r.beat(handWait)
+	// At the end, too, it is waited for: a whole file is about to be there.
+	if r.handing.over(handWait, nil) {
 		r.handed()
 		return
 	}
@@ -444,7 +464,7 @@ func (r *Runner) build(now time.Time) {
 			in.loading = r.create(in)
 		}
 		r.beat(wait)
-		if !in.loading.over(wait) {
+		if !in.loading.over(wait, r.stop) {
 			in.err = in.loading.hangs("loading it")
 			continue
 		}
@@ -623,7 +643,7 @@ type processList struct {
 // to answer. The lists are without pods where nothing is known.
 func (r *Runner) listProcesses(pods []*Pod) (processLists, error) {
 	wait := time.Duration(0)
-	if r.listing != nil && r.listing.over(0) {
+	if r.listing != nil && r.listing.over(0, nil) {
 		r.listing = nil // too late to be of use
 	}
 	if r.listing == nil {
@@ -642,7 +662,7 @@ func (r *Runner) listProcesses(pods []*Pod) (processLists, error) {
 		})
 	}
 	r.beat(wait)
-	if !r.listing.over(wait) {
+	if !r.listing.over(wait, r.stop) {
 		return processLists{}, r.listing.hangs("listing the processes")
 	}
 	lists, err := r.listing.value, r.listing.err
@@ -744,7 +764,7 @@ func (r *Runner) askSelf() []selfValue {
 	if len(r.self) == 0 {
 		return nil
 	}
-	if r.asking != nil && r.asking.over(0) {
+	if r.asking != nil && r.asking.over(0, nil) {
 		r.asking = nil
 	}
 	wait := time.Duration(0)
@@ -760,7 +780,7 @@ func (r *Runner) askSelf() []selfValue {
 		})
 	}
 	r.beat(wait)
-	if !r.asking.over(wait) {
+	if !r.asking.over(wait, r.stop) {
 		r.sayMute(r.asking.hangs("counting what the tool does itself"))
 		return nil
 	}

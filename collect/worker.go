@@ -68,6 +68,12 @@ func (r *Runner) runJobs(jobs []*job, rows []Row) []Row {
 			}
 			w = w.successor() // its thread was lost
 			go w.work()
+		case <-r.stop:
+			// What it samples is nobody's any more; it ends when it can.
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.disowned = true
+			return w.rows[:w.mark:w.mark]
 		case <-tick.C:
 			// Each probe's time is limited here, so the jobs end while this runs.
 			r.beat(0)

@@ -40,12 +40,12 @@ func collectOnce(c *cli.Context) error {
 	}
 	var file *output.Textfile
 	if o := c.String("output"); o != "" {
-		if file, err = s.outputFile(o); err != nil {
-			return err
+		if err := within(fileWait, func() (err error) { file, err = s.outputFile(o); return err }); err != nil {
+			return fmt.Errorf("write to %s: %w", o, err)
 		}
-		defer file.Close()
+		defer func() { _ = within(time.Second, func() error { file.Close(); return nil }) }()
 	}
-	pods := s.watchPods(c.Context, s.cfg)
+	pods := s.watchPods(c.Context, s.cfg, s.view)
 	ev := &events{plane: trace.New(trace.Options{Log: s.log})}
 	if c.Bool("events") {
 		ev = s.newEvents(pods, nil, journalSink(s.log))
@@ -69,7 +69,7 @@ func collectOnce(c *cli.Context) error {
 	}
 	fams := r.Cycle()
 	if file != nil {
-		err = file.Write(fams)
+		err = within(fileWait, func() error { return file.Write(fams) })
 	} else if err = output.EncodeTo(c.App.Writer, fams, s.log); err != nil {
 		err = fmt.Errorf("standard output: %w", err)
 	}
