@@ -109,8 +109,6 @@ type Runner struct {
 	addrs   nodeAddrs
 	pods    currentPods
 
-	loadWait, closeWait time.Duration // those that tests shorten
-
 	stop <-chan struct{} // closed when Run is to end; nil outside of Run
 
 	cycles uint64 // begun so far
@@ -158,10 +156,12 @@ const (
 	maxOrphans  = 4 // workers that may hang on one target at a time
 	pollOrphans = 20 * time.Millisecond
 
-	// loadWait is how long a cycle waits for one probe to be made before it
-	// goes on without: the kernel's verifier may take seconds on a slow
-	// machine. One that is not ready by then is taken up when it is.
-	loadWait = 20 * time.Second
+	// loadWait is for how many timeouts a cycle waits for one probe to be made
+	// before it goes on without, and minLoadWait how long at least: the kernel's
+	// verifier may take seconds on a slow machine. One that is not ready by then
+	// is taken up when it is.
+	loadWait    = 10
+	minLoadWait = time.Second
 	// handWait is how long a cycle waits for the sink.
 	handWait = 4 * time.Second
 	// closeWait is how long detaching probes may hold up a reload or the end:
@@ -172,7 +172,7 @@ const (
 
 // NewRunner builds a Runner from the probes that the program contains.
 func NewRunner(opt Options, factories ...Factory) (*Runner, error) {
-	r := &Runner{factories: map[string]Factory{}, targets: map[string]*target{}, born: time.Now(), loadWait: loadWait, closeWait: closeWait}
+	r := &Runner{factories: map[string]Factory{}, targets: map[string]*target{}, born: time.Now()}
 	for _, f := range factories {
 		r.factories[f.Name] = f
 	}
@@ -326,8 +326,8 @@ func (r *Runner) drop(list []*instance) {
 			t.mu.Unlock()
 		}
 	}
-	deadline := time.Now().Add(r.closeWait)
-	r.beat(r.closeWait)
+	deadline := time.Now().Add(closeWait)
+	r.beat(closeWait)
 	for in, c := range closings {
 		if !c.over(time.Until(deadline), nil) {
 			r.opt.Log.Warn("closing a probe hangs in the kernel; it goes on beside", "probe", in.info.Name, "error", c.hangs("closing it"))
@@ -460,7 +460,7 @@ func (r *Runner) build(now time.Time) {
 		}
 		wait := time.Duration(0)
 		if in.loading == nil {
-			wait = r.loadWait
+			wait = max(loadWait*r.opt.Timeout, minLoadWait)
 			in.loading = r.create(in)
 		}
 		r.beat(wait)
