@@ -359,12 +359,16 @@ func (r *Runner) Status() []ProbeStatus {
 	return slices.Clone(r.status)
 }
 
+// Until has a Cycle that is under way end soon once ctx does, whatever hangs.
+// What it returns then is a part.
+func (r *Runner) Until(ctx context.Context) { r.stop = ctx.Done() }
+
 // Run samples until ctx ends: at once, and then each interval. sink gets the
 // families of every cycle; they are valid until it returns. What between
 // delivers is called between two cycles, and may Apply; a cycle follows at once.
 func (r *Runner) Run(ctx context.Context, sink func([]*dto.MetricFamily), between <-chan func()) {
 	next := time.Now()
-	r.stop = ctx.Done()
+	r.Until(ctx)
 	for ctx.Err() == nil {
 		fams := r.Cycle()
 		if ctx.Err() != nil {

@@ -59,6 +59,7 @@ func collectOnce(c *cli.Context) error {
 	if ev.hub != nil {
 		r.Self(ev.self(r))
 	}
+	r.Until(c.Context)
 	if d > 0 {
 		r.Cycle() // loads the probes
 		select {
@@ -68,6 +69,9 @@ func collectOnce(c *cli.Context) error {
 		}
 	}
 	fams := r.Cycle()
+	if err := c.Context.Err(); err != nil {
+		return err // it was cut short
+	}
 	if file != nil {
 		err = within(fileWait, func() error { return file.Write(fams) })
 	} else if err = output.EncodeTo(c.App.Writer, fams, s.log); err != nil {

@@ -51,7 +51,7 @@ func declareSettings() []setting {
 		{"interval", 15 * time.Second, "Time between two samples.", durationIn(time.Second, time.Hour)},
 		{"timeout", 2 * time.Second, "Longest that one probe may take on one pod or namespace before it is given up.", durationIn(10*time.Millisecond, time.Minute)},
 		{"compat_names", true, "Also write the metric names that dashboards of the original use (kubeskoop_fd_openfd, kubeskoop_io_readbytes, ...).", nil},
-		{"host_netns", "", "A file that is the host's network namespace. Empty: that of process 1.", nil},
+		{"host_netns", "", "A file that is the host's network namespace. Empty: that of process 1, which is the host's unless this is a container with a PID namespace of its own.", nil},
 
 		{"probes.enabled", []string{"default"}, "Probes to run: names, \"default\", \"all\", and \"-NAME\" to leave one out.", func(v any) error {
 			_, err := selectProbes(v.([]string))

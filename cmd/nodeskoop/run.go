@@ -29,7 +29,7 @@ func runCommand() *cli.Command {
 		Name:  "run",
 		Usage: "sample every probe each interval and keep the textfile fresh (the daemon)",
 		Description: "SIGHUP reads the configuration again; a mistake in it keeps what was in effect.\n" +
-			"SIGTERM and SIGINT end it and remove the textfile, unless textfile.keep is set.",
+			"SIGTERM and SIGINT end it and remove the textfile, unless textfile.keep is set. A second one ends it at once.",
 		Flags:  append(commonFlags(), &cli.BoolFlag{Name: "foreground-events", Usage: "also print events, one line each", EnvVars: []string{"NODESKOOP_FOREGROUND_EVENTS"}}),
 		Action: func(c *cli.Context) error { return runDaemon(c) },
 	}

@@ -182,6 +182,7 @@ func (s *setup) newTopSampler(c *cli.Context, columns []topColumn) (sampler *top
 
 // printTop prints tables, or JSON, without using the terminal's abilities.
 func printTop(c *cli.Context, s *topSampler, args topArguments, log *slog.Logger) error {
+	s.runner.Until(c.Context)
 	first := s.sample()
 	if err := first.complain(log); err != nil {
 		return err
