@@ -172,6 +172,26 @@ func TestContainerOfItsOwn(t *testing.T) {
 		t.Errorf("check in a cgroup namespace of its own: exit %d, %s", code, list)
 	}
 
+	// A container whose process 1 is a system's manager is a machine of its own,
+	// and what is its own goes out as the host's.
+	shell := filepath.Join(dir, "systemd") // which gives the process its name
+	sh, err := exec.LookPath("sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(shell, []byte(readAll(t, sh)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	unified := filepath.Dir(group)
+	script = `echo $$ > ` + group + `/cgroup.procs && exec unshare --pid --fork --net --cgroup --mount --mount-proc ` + shell + ` -c 'mount -t tmpfs t /run && mkdir -p /run/systemd/system && umount ` + unified + ` && mount -t cgroup2 none ` + unified + ` && "$0" "$@"; exit $?' "$@"`
+	out, code = in(t, "sh", "-c", script, "sh", "NODESKOOP", "collect", "--config", cfg, "--probe", "tcp,fd,io,flow")
+	if code != 0 || !strings.Contains(out, "kubeskoop_fdopenfd") {
+		t.Errorf("in a machine of its own: exit %d, %.3000s", code, out)
+	}
+	if out, _ = in(t, "sh", "-c", script, "sh", "NODESKOOP", "check", "--config", cfg, "--probe", "tcp,fd,io,flow"); !strings.Contains(out, "has booted a system of its own") {
+		t.Errorf("check in a machine of its own: %.3000s", out)
+	}
+
 	// The host's own: all works.
 	out, code = in(t, "NODESKOOP", "collect", "--config", cfg, "--probe", "tcp,fd,io,flow")
 	if code != 0 || !strings.Contains(out, "kubeskoop_fdopenfd") {
