@@ -13,7 +13,7 @@ BENCHTIME ?= 1s
 FUZZTIME ?= 20s
 FUZZ ?= ./...
 # The go tool's ... leaves out what lies below testdata.
-PACKAGES := ./... ./testdata/need ./testdata/nsnet ./testdata/pods ./testdata/install ./testdata/proof ./testdata/terminal ./testdata/kernels ./testdata/kernels/init
+PACKAGES := ./... ./testdata/need ./testdata/hang ./testdata/nsnet ./testdata/pods ./testdata/install ./testdata/proof ./testdata/terminal ./testdata/kernels ./testdata/kernels/init
 SECONDS_TO_RUN ?=
 DURATION ?= 10m
 ARCH ?= amd64

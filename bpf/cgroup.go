@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // cgroupRoot finds where the second version of the cgroup file system is
@@ -14,11 +16,24 @@ func cgroupRoot() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("find the cgroup2 mount: %w", err)
 	}
+	first := ""
 	for line := range strings.Lines(string(data)) {
 		fields := strings.Fields(line)
-		if len(fields) >= 3 && fields[2] == "cgroup2" {
-			return strings.ReplaceAll(fields[1], `\040`, " "), nil
+		if len(fields) < 3 || fields[2] != "cgroup2" {
+			continue
 		}
+		path := strings.ReplaceAll(fields[1], `\040`, " ")
+		// Of several mounts the one of the whole tree; kernfs numbers its root 1.
+		var st unix.Stat_t
+		if unix.Stat(path, &st) == nil && st.Ino == 1 {
+			return path, nil
+		}
+		if first == "" {
+			first = path
+		}
+	}
+	if first != "" {
+		return first, nil
 	}
 	return "", errors.New("find the cgroup2 mount: there is none; mount one (mount -t cgroup2 none /sys/fs/cgroup/unified)")
 }

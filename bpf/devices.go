@@ -10,8 +10,12 @@ import (
 	"os"
 	"path"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -43,6 +47,23 @@ type devices struct {
 	packets  *ebpf.Program
 	held     map[int]*attachment // by index: names are given anew
 	lacks    []string            // of the last scan
+	closed   bool
+
+	// mu is held over all that asks the kernel about devices, which may take as
+	// long as another program holds RTNL. It guards held, lacks and closed once
+	// the probe is loaded.
+	mu    sync.Mutex
+	found atomic.Pointer[found]
+
+	scanMu   sync.Mutex
+	scanning chan struct{} // of the last scan: closed when it is over
+	since    time.Time     // when it began
+}
+
+// found is what a scan found.
+type found struct {
+	names []string
+	lacks string
 }
 
 // attachment is a program on one device.
@@ -102,6 +123,11 @@ func (d *devices) inside(f func() error) error {
 	go func() {
 		// The thread ends with this goroutine, as it stays in the namespace.
 		runtime.LockOSThread()
+		defer func() {
+			if r := recover(); r != nil {
+				done <- fmt.Errorf("in the network namespace %d: panic: %v\n%s", d.inode, r, debug.Stack())
+			}
+		}()
 		if err := unix.Setns(int(d.netns), unix.CLONE_NEWNET); err != nil {
 			done <- fmt.Errorf("enter the network namespace %d: %w (it takes CAP_SYS_ADMIN)", d.inode, err)
 			return
@@ -446,6 +472,9 @@ func (d *devices) stop() error {
 }
 
 func (d *devices) close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
 	err := d.stop()
 	if d.netlink != nil {
 		d.netlink.Close()
@@ -513,23 +542,98 @@ func (l lease) close() {
 	}
 }
 
+// rescanWait is how long a reading of the flows waits for a scan of the devices.
+const rescanWait = 300 * time.Millisecond
+
 // Rescan attaches a probe that watches devices to those that have come, and
 // lets go of those that went. State tells what it could not do. Probes that
 // watch no devices have nothing to scan.
+//
+// The kernel answers when whoever holds its lock on network devices (RTNL) lets
+// go of it. Rescan does not wait that long: the devices that are attached go on
+// to be counted, and State tells of the wait.
 func (p *Probe) Rescan() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed || p.devices == nil {
+	d := p.devices
+	if d == nil {
 		return
 	}
-	p.devices.scan() // what failed is in its lacks
+	if scan, fresh := d.rescan(); fresh {
+		t := time.NewTimer(rescanWait)
+		defer t.Stop()
+		select {
+		case <-scan:
+		case <-t.C:
+		}
+	}
 	p.showDevices()
 }
 
+// rescan begins a scan unless one is under way. The channel is closed at its
+// end.
+func (d *devices) rescan() (scan <-chan struct{}, fresh bool) {
+	d.scanMu.Lock()
+	defer d.scanMu.Unlock()
+	if d.scanning != nil {
+		select {
+		case <-d.scanning:
+		default:
+			return d.scanning, false
+		}
+	}
+	done := make(chan struct{})
+	d.scanning, d.since = done, time.Now()
+	go func() {
+		defer close(done)
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		defer d.publish()
+		defer func() {
+			if r := recover(); r != nil {
+				d.lacks = append(d.lacks, fmt.Sprintf("devices that have come since: looking for them failed: panic: %v\n%s", r, debug.Stack()))
+			}
+		}()
+		if !d.closed {
+			d.scan() // what failed is in its lacks
+		}
+	}()
+	return done, true
+}
+
+// publish makes known what a scan has found. The caller holds d.mu.
+func (d *devices) publish() {
+	d.found.Store(&found{d.names(), strings.Join(d.lacks, "; ")})
+}
+
+// shown are the devices in use and what is not seen of them, as far as is
+// known: it does not wait for a scan that is under way.
+func (d *devices) shown() (names []string, lacks string) {
+	if f := d.found.Load(); f != nil {
+		names, lacks = f.names, f.lacks
+	}
+	d.scanMu.Lock()
+	defer d.scanMu.Unlock()
+	select {
+	case <-d.scanning:
+		return names, lacks
+	default:
+	}
+	if d.scanning == nil || time.Since(d.since) < rescanWait {
+		return names, lacks
+	}
+	wait := fmt.Sprintf("devices that have come since %s: the kernel has not listed the network devices yet (another program holds its lock RTNL; see /proc/*/stack)", d.since.Format(time.TimeOnly))
+	if lacks != "" {
+		wait = lacks + "; " + wait
+	}
+	return names, wait
+}
+
 func (p *Probe) showDevices() {
+	names, lacks := p.devices.shown()
+	p.hookMu.Lock()
+	defer p.hookMu.Unlock()
 	for i := range p.hooks {
 		if h := &p.hooks[i]; h.Kind == TCX || h.Kind == Clsact {
-			h.Devices, h.Lacks = p.devices.names(), strings.Join(p.devices.lacks, "; ")
+			h.Devices, h.Lacks = names, lacks
 		}
 	}
 }

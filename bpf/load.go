@@ -218,25 +218,16 @@ func (l *Loader) Load(name string, config Config) (*Probe, error) {
 	if !ok {
 		return nil, fmt.Errorf("no probe is called %q", name)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		return nil, fmt.Errorf("load probe %s: the loader is closed", name)
-	}
-
-	types, err := l.kernelTypes()
+	types, err := l.begin()
 	if err != nil {
 		return nil, fmt.Errorf("load probe %s: %w", name, err)
-	}
-	if l.reasons == nil {
-		l.reasons = readReasons(types)
 	}
 	spec, err := d.spec()
 	if err != nil {
 		return nil, fmt.Errorf("load probe %s: %w", name, err)
 	}
 	config = config.withDefaults(d.defaults)
-	p := &Probe{name: name, definition: d, loader: l, config: config, programs: map[string]*ebpf.Program{}}
+	p := &Probe{name: name, definition: d, loader: l, types: types, config: config, programs: map[string]*ebpf.Program{}}
 	if err := d.prepare(p, spec, types); err != nil {
 		return nil, fmt.Errorf("load probe %s: %w", name, err)
 	}
@@ -260,8 +251,36 @@ func (l *Loader) Load(name string, config Config) (*Probe, error) {
 			return nil, fmt.Errorf("load probe %s: %w", name, err)
 		}
 	}
-	l.probes[p] = struct{}{}
+	p.types = nil // not to be kept alive
+	l.mu.Lock()
+	closed := l.closed
+	if !closed {
+		l.probes[p] = struct{}{}
+	}
+	l.mu.Unlock()
+	if closed {
+		p.release()
+		return nil, fmt.Errorf("load probe %s: %w", name, errClosed)
+	}
 	return p, nil
+}
+
+var errClosed = errors.New("the loader is closed")
+
+// begin gives a Load what it needs of the loader. The lock is not held while a
+// probe is loaded and attached: one that waits in the kernel, for RTNL for one,
+// must not keep others from being loaded.
+func (l *Loader) begin() (*kernelTypes, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, errClosed
+	}
+	types, err := l.kernelTypes()
+	if err == nil && l.reasons == nil {
+		l.reasons = readReasons(types)
+	}
+	return types, err
 }
 
 // createMaps creates the probe's own maps, which the programs of all its
@@ -278,7 +297,7 @@ func (p *Probe) createMaps(spec *ebpf.CollectionSpec) error {
 	}
 	coll, err := ebpf.NewCollectionWithOptions(maps, ebpf.CollectionOptions{
 		MapReplacements: p.loader.sharedOf(spec),
-		Cache:           p.loader.types.cache,
+		Cache:           p.types.cache,
 	})
 	if err != nil {
 		return fmt.Errorf("create its BPF maps: %w", explain(err))
@@ -324,6 +343,7 @@ func (p *Probe) attach(spec *ebpf.CollectionSpec, types *kernelTypes) error {
 	}
 	p.releaseUnused(spec)
 	if p.devices != nil {
+		p.devices.publish()
 		p.showDevices()
 	}
 	return nil
@@ -371,7 +391,7 @@ func (p *Probe) attachRung(spec *ebpf.CollectionSpec, r rung) (err error) {
 	}
 	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{
 		MapReplacements: p.maps,
-		Cache:           p.loader.types.cache,
+		Cache:           p.types.cache,
 	})
 	if err != nil {
 		return explain(err)

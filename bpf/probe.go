@@ -145,6 +145,7 @@ type Probe struct {
 	name       string
 	definition *definition
 	loader     *Loader
+	types      *kernelTypes // while it is being loaded
 	config     Config
 	maps       map[string]*ebpf.Map
 	variables  map[string]*ebpf.Variable
@@ -153,8 +154,10 @@ type Probe struct {
 	devices    *devices // of the probe flow, if it watches such
 	lacks      []string // what it does not see whatever its hooks are
 
+	hookMu sync.Mutex // of hooks alone: it is never held over a call into the kernel
+	hooks  []HookState
+
 	mu      sync.Mutex
-	hooks   []HookState
 	closed  bool
 	counter counterReader
 	drops   dropReader
@@ -164,10 +167,11 @@ type Probe struct {
 // Name of the probe.
 func (p *Probe) Name() string { return p.name }
 
-// Hooks tells how each hook came to be attached.
+// Hooks tells how each hook came to be attached. It does not wait for a call
+// that is under way, however long that takes.
 func (p *Probe) Hooks() []HookState {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.hookMu.Lock()
+	defer p.hookMu.Unlock()
 	return slices.Clone(p.hooks)
 }
 

@@ -48,6 +48,7 @@ type Event struct {
 
 	foreign      bool // of such a namespace
 	unattributed bool // the kernel left no way to know the namespace
+	unresolved   bool // finding out whose it is failed
 }
 
 // OfHost reports whether the event is the host's own: no pod's, and not of a

@@ -3,6 +3,7 @@ package collect
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"sync"
@@ -48,6 +49,12 @@ type HubOptions struct {
 	// NodeAddrs lists the node's own addresses, from time to time; nil lists
 	// those of the network namespace that this process is in.
 	NodeAddrs func() ([]netip.Addr, error)
+	// Log is told once if a resolver or a sink panics; nil: nobody is.
+	Log *slog.Logger
+	// ForeignPIDs says that the kernel's process numbers are not those of this
+	// process's PID namespace, so that nobody can be found by them: what has
+	// nothing but such a number is unattributed.
+	ForeignPIDs bool
 	// Filter, unless nil, says which events are wanted. The others are
 	// neither limited nor written.
 	Filter func(*Event) bool
@@ -130,6 +137,8 @@ type Hub struct {
 	timer     *time.Timer
 	timerAt   time.Time // zero: not set
 	swept     time.Time
+	settled   bool // the event that is being sent has been accounted for
+	panicked  bool // that has been logged
 }
 
 // heldEvent waits for its pod to become known, or for the node's addresses to be
@@ -389,7 +398,25 @@ func (h *Hub) take(e *Event) {
 }
 
 // attribute finds the event's pod, and reports whether it can be sure of it.
-func (h *Hub) attribute(opt *HubOptions, e *Event) bool {
+// An event on which the resolver panics is nobody's.
+func (h *Hub) attribute(opt *HubOptions, e *Event) (sure bool) {
+	err := Guard(func() { sure = h.ask(opt, e) })
+	if err != nil {
+		h.say(opt, "finding out whose an event is failed; it is sent without", err)
+		e.Pod, e.unresolved, sure = nil, true, true
+	}
+	return sure
+}
+
+// say logs the first panic.
+func (h *Hub) say(opt *HubOptions, what string, err error) {
+	if !h.panicked && opt.Log != nil {
+		h.panicked = true
+		opt.Log.Error(what, "error", err)
+	}
+}
+
+func (h *Hub) ask(opt *HubOptions, e *Event) bool {
 	if e.Pod != nil {
 		return true
 	}
@@ -399,7 +426,7 @@ func (h *Hub) attribute(opt *HubOptions, e *Event) bool {
 			return true
 		}
 	}
-	if h.process[e.Type.id] && e.PID > 0 {
+	if h.process[e.Type.id] && e.PID > 0 && !opt.ForeignPIDs {
 		// Pods in the host's network namespace are found so, too.
 		if e.Pod = opt.Pods.ByPID(e.PID); e.Pod != nil {
 			return true
@@ -536,12 +563,23 @@ func (h *Hub) retry(opt *HubOptions, now time.Time) {
 	h.held = kept
 }
 
-// send gives e its labels and sends it, unless a limit keeps it back.
+// send gives e its labels and sends it, unless a limit keeps it back. An event
+// on which that panics is lost.
 func (h *Hub) send(opt *HubOptions, e *Event, now time.Time) {
+	h.settled = false
+	if err := Guard(func() { h.sendOne(opt, e, now) }); err != nil {
+		h.say(opt, "an event is lost", err)
+		if !h.settled {
+			h.reported(e, false)
+		}
+	}
+}
+
+func (h *Hub) sendOne(opt *HubOptions, e *Event, now time.Time) {
 	e.Node = opt.Node
 	e.foreign = e.Pod == nil && e.Netns != 0 && opt.HostNetns != 0 && e.Netns != opt.HostNetns
 	// Events of packets and sockets have a namespace; others are the node's.
-	e.unattributed = e.Pod == nil && e.Netns == 0 && e.Type.has(FieldTuple)
+	e.unattributed = e.Pod == nil && (e.unresolved || e.Netns == 0 && (e.Type.has(FieldTuple) || opt.ForeignPIDs && h.process[e.Type.id]))
 	switch {
 	case e.unattributed:
 		e.HostLabel = UnknownLabel
@@ -553,6 +591,7 @@ func (h *Hub) send(opt *HubOptions, e *Event, now time.Time) {
 
 	c := &h.counts[e.Type.id]
 	if opt.Filter != nil && !opt.Filter(e) {
+		h.settled = true
 		c.filtered.Add(1)
 		c.carry.Add(e.Suppressed)
 		return
@@ -563,6 +602,7 @@ func (h *Hub) send(opt *HubOptions, e *Event, now time.Time) {
 	}
 	if !ok {
 		// Its own number of suppressed ones goes with it.
+		h.settled = true
 		b.suppressed += 1 + e.Suppressed
 		c.suppressed.Add(1)
 		return
@@ -575,13 +615,22 @@ func (h *Hub) send(opt *HubOptions, e *Event, now time.Time) {
 		e.Suppressed += c.carry.Swap(0)
 	}
 	if len(h.sinks) == 0 {
+		h.settled = true
 		h.reported(e, false)
 	}
 	for i, s := range h.sinks {
-		if i == 0 {
-			s.Send(e, h.report)
-		} else {
-			s.Send(e, nil)
+		report := h.report
+		if i > 0 {
+			report = nil
+		}
+		if err := Guard(func() { s.Send(e, report) }); err != nil {
+			h.say(opt, "a sink did not take an event", err)
+			if i == 0 {
+				h.settled = true
+				h.reported(e, false)
+			}
+		} else if i == 0 {
+			h.settled = true
 		}
 	}
 }
@@ -674,7 +723,9 @@ func (l *localAddrs) refresh(read func() ([]netip.Addr, error)) {
 	l.read.Store(at)
 	go func() {
 		defer l.reading.Store(false)
-		list, err := read()
+		var list []netip.Addr
+		err := errors.New("it panicked")
+		_ = Guard(func() { list, err = read() })
 		if err != nil {
 			return // those of before stay
 		}

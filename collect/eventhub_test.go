@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -787,4 +788,65 @@ func ExampleEvent_Message() {
 		Reason: "NETFILTER_DROP", Location: "nft_do_chain+0x12a",
 	}).Message())
 	// Output: packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a, pod default/web-0
+}
+
+// panickyPods panics whenever it is asked.
+type panickyPods struct{ NoPods }
+
+func (panickyPods) ByNetns(uint64) *Pod    { panic("boom in the resolver") }
+func (panickyPods) ByPID(int) *Pod         { panic("boom in the resolver") }
+func (panickyPods) ByAddr(netip.Addr) *Pod { panic("boom in the resolver") }
+func (panickyPods) Connected() bool        { return true }
+
+// panickySink panics whenever it gets an event.
+type panickySink struct{}
+
+func (panickySink) Send(*Event, func(*Event, bool)) { panic("boom in the sink") }
+func (panickySink) Close(context.Context) error     { return nil }
+
+// A panic in the resolver costs an event its owner, a panic in a sink costs that
+// sink the event; each is said once, and the account holds.
+func TestHubSurvivesPanics(t *testing.T) {
+	log := &safeLog{}
+	sink := &listSink{}
+	h := testHub(t, func(o *HubOptions) { o.Pods, o.Log = panickyPods{}, log.logger() }, sink, panickySink{})
+	for i := range 10 {
+		h.Offer(event(lossType, uint64(100+i)))
+		h.Offer(event(irqType, 0))
+	}
+	closeHub(t, h)
+	wantCounts(t, h, lossType, EventCounts{Offered: 10, Written: 10})
+	wantCounts(t, h, irqType, EventCounts{Offered: 10, Written: 10})
+	for _, e := range sink.events() {
+		if e.Type == lossType && (!e.Unattributed() || e.OfHost()) {
+			t.Errorf("an event that nobody could be found for is the host's: %+v", e)
+		}
+	}
+	if n := strings.Count(log.String(), "level=ERROR"); n != 1 {
+		t.Errorf("said %d times, want once:\n%s", n, log)
+	}
+
+	h = testHub(t, nil, panickySink{})
+	for range 10 {
+		h.Offer(event(lossType, hostInode))
+	}
+	closeHub(t, h)
+	wantCounts(t, h, lossType, EventCounts{Offered: 10, Lost: 10})
+}
+
+// Where the kernel's process numbers are not this process's, nobody is found by
+// them: the process that has the number here is another.
+func TestHubOfForeignPIDs(t *testing.T) {
+	pods := &podTable{pids: map[int]*Pod{42: {ID: "x", Namespace: "ns", Name: "x"}}}
+	for _, foreign := range []bool{false, true} {
+		sink := &listSink{}
+		h := testHub(t, func(o *HubOptions) { o.Pods, o.ForeignPIDs = pods, foreign }, sink)
+		e := event(bioType, 0)
+		e.PID = 42
+		h.Offer(e)
+		closeHub(t, h)
+		if got := sink.events(); len(got) != 1 || (got[0].Pod == nil) != foreign || got[0].Unattributed() != foreign || got[0].OfHost() {
+			t.Errorf("foreign %v: %+v", foreign, got)
+		}
+	}
 }

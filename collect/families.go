@@ -53,7 +53,7 @@ func (f *families) apply(opt Options) {
 
 // build returns the families of the cycle that began at start, in the
 // Catalogue's order.
-func (f *families) build(r *Runner, start time.Time) []*dto.MetricFamily {
+func (f *families) build(r *Runner, start time.Time, others []selfValue) []*dto.MetricFamily {
 	for i := range f.byID {
 		f.byID[i].dto.Metric = f.byID[i].dto.Metric[:0]
 	}
@@ -89,7 +89,7 @@ func (f *families) build(r *Runner, start time.Time) []*dto.MetricFamily {
 			self("nodeskoop_series_left_out", float64(n), m.Name)
 		}
 	}
-	r.selfValues(start, self)
+	r.selfValues(start, others, self)
 
 	f.out = f.out[:0]
 	for _, m := range catalogue.allM {

@@ -2,6 +2,7 @@ package collect
 
 import (
 	"net/netip"
+	"sync/atomic"
 	"time"
 )
 
@@ -90,3 +91,39 @@ func (NoPods) Processes(_ *Pod, buf []int) ([]int, error) { return buf, nil }
 
 // Connected returns false.
 func (NoPods) Connected() bool { return false }
+
+// currentPods are the Pods of a Runner at any time: a reload may put others in
+// their place, and probes that stay must ask those.
+type currentPods struct{ p atomic.Pointer[Pods] }
+
+var _ Pods = (*currentPods)(nil)
+
+func (c *currentPods) set(p Pods) { c.p.Store(&p) }
+
+func (c *currentPods) now() Pods {
+	if p := c.p.Load(); p != nil {
+		return *p
+	}
+	return NoPods{}
+}
+
+// Running implements Pods.
+func (c *currentPods) Running() []*Pod { return c.now().Running() }
+
+// ByNetns implements Pods.
+func (c *currentPods) ByNetns(inode uint64) *Pod { return c.now().ByNetns(inode) }
+
+// ByAddr implements Pods.
+func (c *currentPods) ByAddr(a netip.Addr) *Pod { return c.now().ByAddr(a) }
+
+// ByPID implements Pods.
+func (c *currentPods) ByPID(pid int) *Pod { return c.now().ByPID(pid) }
+
+// ByCgroup implements Pods.
+func (c *currentPods) ByCgroup(id uint64) *Pod { return c.now().ByCgroup(id) }
+
+// Processes implements Pods.
+func (c *currentPods) Processes(p *Pod, buf []int) ([]int, error) { return c.now().Processes(p, buf) }
+
+// Connected implements Pods.
+func (c *currentPods) Connected() bool { return c.now().Connected() }

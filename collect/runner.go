@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"os"
 	"path"
 	"reflect"
@@ -52,8 +53,11 @@ type Options struct {
 	// HostNetns is a file that is the host's network namespace; "" means
 	// that of process 1, which takes CAP_SYS_PTRACE to find.
 	HostNetns string
-	Pods      Pods
-	Log       *slog.Logger
+	// Refused says why a probe may not run, by name: what it would give is not
+	// the host's.
+	Refused map[string]error
+	Pods    Pods
+	Log     *slog.Logger
 }
 
 // ProbeStatus tells how one probe did in the last cycle.
@@ -96,6 +100,18 @@ type Runner struct {
 	missed    uint64
 	told      map[string]bool // pods that are left out because of their labels, by ID
 	keeper    *keeper
+	mute      bool // the last askSelf failed
+	ran       []*Pod
+	blind     bool // the last call for the pods failed
+
+	// Calls that may hang, made beside the loop; nil: none is under way.
+	listing *begun[processLists]
+	asking  *begun[[]selfValue]
+	handing *begun[struct{}] // of the families to the sink
+	addrs   nodeAddrs
+	pods    currentPods
+
+	stop <-chan struct{} // closed when Run is to end; nil outside of Run
 
 	cycles uint64 // begun so far
 	born   time.Time
@@ -112,12 +128,18 @@ type instance struct {
 	probe Probe // nil: could not be built yet
 	err   error // why not
 	opts  map[string]any
-	retry time.Time
-	delay time.Duration
+	// refused says why it may not run.
+	refused error
+	retry   time.Time
+	delay   time.Duration
+	// loading is the call that makes the probe; nil: none is under way.
+	loading *begun[Probe]
 
-	lacks  string // what it does not see, as logged last
-	logged string // the failure that was logged last, "" while up
-	downs  int    // cycles since then
+	hook   string   // the ways in which it is attached, as it said last
+	blind  []string // what it cannot see by them
+	lacks  string   // what it does not see, as logged last
+	logged string   // the failure that was logged last, "" while up
+	downs  int      // cycles since then
 
 	// of the cycle
 	failed   int
@@ -135,6 +157,19 @@ const (
 	maxRetry    = 5 * time.Minute
 	maxOrphans  = 4 // workers that may hang on one target at a time
 	pollOrphans = 20 * time.Millisecond
+
+	// loadWait is for how many timeouts a cycle waits for one probe to be made
+	// before it goes on without, and minLoadWait how long at least: the kernel's
+	// verifier may take seconds on a slow machine. One that is not ready by then
+	// is taken up when it is.
+	loadWait    = 10
+	minLoadWait = time.Second
+	// handWait is how long a cycle waits for the sink.
+	handWait = 4 * time.Second
+	// closeWait is how long detaching probes may hold up a reload or the end:
+	// the kernel's grace periods are short, only a lock that another program
+	// holds is not.
+	closeWait = 5 * time.Second
 )
 
 // NewRunner builds a Runner from the probes that the program contains.
@@ -162,6 +197,18 @@ func NewRunner(opt Options, factories ...Factory) (*Runner, error) {
 // Apply changes the options between two cycles. Probes whose own options stay
 // as they were keep what they remember. On an error nothing is changed.
 func (r *Runner) Apply(opt Options) error {
+	commit, err := r.Prepare(opt)
+	if err != nil {
+		return err
+	}
+	commit()
+	return nil
+}
+
+// Prepare is the part of Apply that can fail, and that may take time: it may be
+// called from any goroutine. What it returns cannot fail, and must be called
+// between two cycles.
+func (r *Runner) Prepare(opt Options) (commit func(), err error) {
 	if opt.ProcRoot == "" {
 		opt.ProcRoot = "/proc"
 	}
@@ -176,7 +223,7 @@ func (r *Runner) Apply(opt Options) error {
 	}
 	for _, g := range opt.Exclude {
 		if _, err := path.Match(g, ""); err != nil {
-			return fmt.Errorf("metrics to exclude: %q is not a glob: %w", g, err)
+			return nil, fmt.Errorf("metrics to exclude: %q is not a glob: %w", g, err)
 		}
 	}
 	hostPath, pids := opt.HostNetns, []int(nil)
@@ -185,45 +232,51 @@ func (r *Runner) Apply(opt Options) error {
 	}
 	host, err := NetnsInode(hostPath)
 	if err != nil {
-		return fmt.Errorf("find the host's network namespace: %w (it needs CAP_SYS_PTRACE)", err)
+		return nil, fmt.Errorf("find the host's network namespace: %w (it needs CAP_SYS_PTRACE)", err)
 	}
 	if host == r.selfNetns {
-		pids = append([]int{os.Getpid()}, pids...)
+		pids = append([]int{ownPID(opt.ProcRoot)}, pids...)
 	}
 
 	var next []*instance
 	for _, name := range opt.Enabled {
 		info := ProbeByName(name)
 		if info == nil {
-			return fmt.Errorf("unknown probe %q", name)
+			return nil, fmt.Errorf("unknown probe %q", name)
 		}
-		next = append(next, &instance{info: info, opts: probeOptions(info, opt.Probes[info.Name])})
+		next = append(next, &instance{info: info, opts: probeOptions(info, opt.Probes[info.Name]), refused: opt.Refused[info.Name]})
 	}
 	slices.SortFunc(next, func(a, b *instance) int { return strings.Compare(a.info.Name, b.info.Name) })
 	next = slices.CompactFunc(next, func(a, b *instance) bool { return a.info == b.info })
 
 	hostKey := fmt.Sprintf("host %d %x", host, r.cookieOf(hostPath, host))
+	return func() { r.commit(opt, host, hostKey, hostPath, pids, next) }, nil
+}
+
+func (r *Runner) commit(opt Options, host uint64, hostKey, hostPath string, pids []int, next []*instance) {
 	sameHost := r.hostKey == hostKey && r.opt.ProcRoot == opt.ProcRoot
 	r.opt, r.hostNetns, r.hostKey, r.hostPath, r.hostPIDs = opt, host, hostKey, hostPath, pids
+	r.pods.set(opt.Pods)
 	kept := map[*instance]bool{}
 	for i, n := range next {
 		for _, old := range r.instances {
-			if sameHost && old.info == n.info && reflect.DeepEqual(old.opts, n.opts) {
+			if sameHost && old.info == n.info && reflect.DeepEqual(old.opts, n.opts) && sameError(opt.Refused[n.info.Name], old.refused) {
 				next[i], kept[old] = old, true
 			}
 		}
 	}
+	var dropped []*instance
 	for _, old := range r.instances {
 		if !kept[old] {
-			r.drop(old)
+			dropped = append(dropped, old)
 		}
 	}
+	r.drop(dropped)
 	r.instances = next
 	for _, t := range r.targets {
 		t.labels = labelSet{} // made anew from the new templates
 	}
 	r.fam.apply(opt)
-	return nil
 }
 
 func probeOptions(info *ProbeInfo, given map[string]any) map[string]any {
@@ -237,18 +290,15 @@ func probeOptions(info *ProbeInfo, given map[string]any) map[string]any {
 	return o
 }
 
-// drop closes an instance and forgets what it remembered.
-func (r *Runner) drop(in *instance) {
-	if in.probe != nil {
-		if err := in.probe.Close(); err != nil {
-			r.opt.Log.Warn("closing a probe failed", "probe", in.info.Name, "error", err)
+// ownPID is this process's number under procfs, which may be of another PID
+// namespace than the process is in.
+func ownPID(root string) int {
+	if name, err := os.Readlink(root + "/self"); err == nil {
+		if pid, err := strconv.Atoi(name); err == nil {
+			return pid
 		}
-		in.probe = nil
 	}
-	for _, t := range r.targets {
-		r.forget(t, in)
-	}
-	r.forget(r.unknown, in)
+	return os.Getpid()
 }
 
 // forget ends what an instance remembers of a target. What is to be kept goes
@@ -263,11 +313,48 @@ func (r *Runner) forget(t *target, in *instance) {
 	delete(t.hung, in)
 }
 
-// Close closes all probes.
-func (r *Runner) Close() {
-	for _, in := range r.instances {
-		r.drop(in)
+func sameError(a, b error) bool {
+	return (a == nil) == (b == nil) && (a == nil || a.Error() == b.Error())
+}
+
+// drop closes instances, side by side, and forgets what they remembered. One
+// that hangs goes on to be closed when the kernel lets it.
+func (r *Runner) drop(list []*instance) {
+	closings := map[*instance]*begun[struct{}]{}
+	for _, in := range list {
+		if probe, loading := in.probe, in.loading; probe != nil || loading != nil {
+			closings[in] = begin(func() (none struct{}, err error) {
+				if loading != nil {
+					<-loading.done
+					probe = loading.value
+				}
+				if probe != nil {
+					err = probe.Close()
+				}
+				return none, err
+			})
+		}
+		in.probe, in.loading = nil, nil
+		for _, t := range r.targets {
+			r.forget(t, in)
+		}
+		r.forget(r.unknown, in)
 	}
+	deadline := time.Now().Add(closeWait)
+	r.beat(closeWait)
+	for in, c := range closings {
+		if !c.over(time.Until(deadline), nil) {
+			r.opt.Log.Warn("closing a probe hangs in the kernel; it goes on beside", "probe", in.info.Name, "error", c.hangs("closing it"))
+		} else if c.err != nil {
+			r.opt.Log.Warn("closing a probe failed", "probe", in.info.Name, "error", c.err)
+		}
+	}
+	r.beat(0)
+}
+
+// Close closes all probes. It waits for a few seconds at most.
+func (r *Runner) Close() {
+	r.drop(r.instances)
 	r.instances = nil
 	_ = unix.Close(r.selfNetnsFD)
 }
@@ -286,13 +373,22 @@ func (r *Runner) Status() []ProbeStatus {
 	return slices.Clone(r.status)
 }
 
+// Until has a Cycle that is under way end soon once ctx does, whatever hangs.
+// What it returns then is a part.
+func (r *Runner) Until(ctx context.Context) { r.stop = ctx.Done() }
+
 // Run samples until ctx ends: at once, and then each interval. sink gets the
 // families of every cycle; they are valid until it returns. What between
 // delivers is called between two cycles, and may Apply; a cycle follows at once.
 func (r *Runner) Run(ctx context.Context, sink func([]*dto.MetricFamily), between <-chan func()) {
 	next := time.Now()
+	r.Until(ctx)
 	for ctx.Err() == nil {
-		sink(r.Cycle())
+		fams := r.Cycle()
+		if ctx.Err() != nil {
+			break // it may have been cut short
+		}
+		r.hand(sink, fams)
 		r.beat(0)
 		next = next.Add(r.opt.Interval)
 		if late := time.Since(next); late >= 0 {
@@ -312,6 +408,37 @@ func (r *Runner) Run(ctx context.Context, sink func([]*dto.MetricFamily), betwee
 		}
 		timer.Stop()
 	}
+}
+
+// hand gives the families of a cycle to the sink. One that hangs, on a file
+// system that does not answer for one, keeps these families and gets no others
+// until it has returned; sampling goes on.
+func (r *Runner) hand(sink func([]*dto.MetricFamily), fams []*dto.MetricFamily) {
+	if r.handing != nil {
+		if !r.handing.over(0, nil) {
+			r.missed++
+			return
+		}
+		r.opt.Log.Info("handing over the values works again", "after", time.Since(r.handing.since).Round(time.Millisecond))
+		r.handed()
+	}
+	r.handing = begin(func() (none struct{}, err error) { sink(fams); return none, nil })
+	r.beat(handWait)
+	// At the end, too, it is waited for: a whole file is about to be there.
+	if r.handing.over(handWait, nil) {
+		r.handed()
+		return
+	}
+	r.opt.Log.Error("handing over the values hangs; sampling goes on, and what it samples is lost until then", "error", r.handing.hangs("writing them"))
+	r.fam = families{} // those are the sink's now
+	r.fam.apply(r.opt)
+}
+
+func (r *Runner) handed() {
+	if r.handing.err != nil {
+		r.opt.Log.Error("handing over the values failed", "error", r.handing.err)
+	}
+	r.handing = nil
 }
 
 // beat notes that the loop gets on, and will do so again after wait.
@@ -337,7 +464,9 @@ func (r *Runner) Cycle() []*dto.MetricFamily {
 	r.beat(0)
 	r.judge()
 	r.keepAll()
-	return r.fam.build(r, start)
+	values := r.askSelf()
+	r.beat(0)
+	return r.fam.build(r, start, values)
 }
 
 // build makes the probes that could not be made so far.
@@ -345,29 +474,45 @@ func (r *Runner) build(now time.Time) {
 	for _, in := range r.instances {
 		in.failed, in.failedOn, in.firstErr, in.took = 0, nil, nil, 0
 		in.protected, in.protectedErr = 0, nil
-		if in.probe != nil || now.Before(in.retry) {
+		if in.probe != nil || in.loading == nil && now.Before(in.retry) {
 			continue
 		}
-		in.probe, in.err = r.create(in)
+		wait := time.Duration(0)
+		if in.loading == nil {
+			wait = max(loadWait*r.opt.Timeout, minLoadWait)
+			in.loading = r.create(in)
+		}
+		r.beat(wait)
+		if !in.loading.over(wait, r.stop) {
+			in.err = in.loading.hangs("loading it")
+			continue
+		}
+		in.probe, in.err = in.loading.value, in.loading.err
+		in.loading = nil
 		r.beat(0)
 		if in.err != nil {
+			in.probe = nil
 			in.delay = min(max(2*in.delay, minRetry), maxRetry)
 			in.retry = now.Add(in.delay)
 		}
 	}
 }
 
-func (r *Runner) create(in *instance) (p Probe, err error) {
+// create begins to make a probe.
+func (r *Runner) create(in *instance) *begun[Probe] {
 	f, ok := r.factories[in.info.Name]
-	if !ok {
-		return nil, ErrNotBuilt
-	}
-	defer func() {
-		if v := recover(); v != nil {
-			p, err = nil, panicError(v)
+	host := r.hostPath
+	env := Env{Options: in.opts, ProcRoot: r.opt.ProcRoot, HostNetns: host, Once: r.opt.Once, Pods: &r.pods, Log: r.opt.Log.With("probe", in.info.Name)}
+	env.NodeAddrs = func() (map[netip.Addr]struct{}, error) { return r.addrs.list(host) }
+	return begin(func() (Probe, error) {
+		switch {
+		case !ok:
+			return nil, ErrNotBuilt
+		case in.refused != nil:
+			return nil, in.refused
 		}
-	}()
-	return f.New(Env{Options: in.opts, ProcRoot: r.opt.ProcRoot, HostNetns: r.hostPath, Once: r.opt.Once, Pods: r.opt.Pods, Log: r.opt.Log.With("probe", in.info.Name)})
+		return f.New(env)
+	})
 }
 
 // ErrNotBuilt says that the program does not contain a probe.
@@ -416,10 +561,23 @@ func (r *Runner) plan() []*job {
 	for _, in := range r.instances {
 		wantPIDs = wantPIDs || in.probe != nil && in.probe.Over() == EachPod
 	}
-	pods := r.opt.Pods.Running()
+	pods := r.running()
 	var lists processLists
 	if wantPIDs {
-		lists = listProcesses(r.opt.ProcRoot, r.opt.Pods, pods)
+		var err error
+		if lists, err = r.listProcesses(pods); err != nil {
+			// Nothing is known of any process: what is sampled of processes is
+			// missing, and what was remembered of them stays.
+			wantPIDs = false
+			for _, in := range r.instances {
+				if in.probe != nil && in.probe.Over() == EachPod {
+					in.fail(&target{over: EachPod}, err)
+				}
+			}
+			for _, t := range r.targets {
+				t.live = t.live || t.over == EachPod
+			}
+		}
 	}
 	speakers := r.speakers(pods)
 	for _, p := range pods {
@@ -431,6 +589,9 @@ func (r *Runner) plan() []*job {
 		}
 		if wantPIDs {
 			l := lists.pods[keyOf(p)]
+			if l == nil {
+				continue // not there yet when the processes were listed
+			}
 			t := add("pids "+p.UID+" "+p.Namespace+"/"+p.Name+"/"+plainID(p), EachPod, p, 0, l.pids, "")
 			t.err, t.reapers = l.err, l.reapers
 		}
@@ -458,6 +619,39 @@ func (r *Runner) labelsOf(p *Pod) labelSet {
 	return newLabelSet(r.opt.Node, ns, name, p, r.opt.Labels)
 }
 
+// running returns the pods that run. Where the resolver fails, they are those
+// of before.
+func (r *Runner) running() []*Pod {
+	err := Guard(func() { r.ran = r.opt.Pods.Running() })
+	if err != nil && !r.blind {
+		r.opt.Log.Error("asking for the pods failed; those of before stand in", "error", err)
+	}
+	r.blind = err != nil
+	return r.ran
+}
+
+// listProcesses asks for all processes, beside the loop: the kernel may be slow
+// to answer. The lists are without pods where nothing is known.
+func (r *Runner) listProcesses(pods []*Pod) (processLists, error) {
+	wait := time.Duration(0)
+	if r.listing != nil && r.listing.over(0, nil) {
+		r.listing = nil // too late to be of use
+	}
+	if r.listing == nil {
+		root, resolver := r.opt.ProcRoot, r.opt.Pods
+		wait = r.opt.Timeout
+		r.listing = begin(func() (processLists, error) { return listProcesses(root, resolver, pods), nil })
+	}
+	r.beat(wait)
+	if !r.listing.over(wait, r.stop) {
+		return processLists{}, r.listing.hangs("listing the processes")
+	}
+	lists, err := r.listing.value, r.listing.err
+	r.listing = nil
+	r.beat(0)
+	return lists, err
+}
+
 // judge turns the outcomes of the cycle into the probes' status, and logs
 // what has changed.
 func (r *Runner) judge() {
@@ -471,8 +665,8 @@ func (r *Runner) judge() {
 			s.Err = in.err
 		}
 		s.Up = s.Err == nil
-		if h, ok := in.probe.(Hooked); ok {
-			s.Hook, s.Lacks = h.Hook()
+		if in.probe != nil {
+			s.Hook, s.Lacks = in.hook, slices.Clone(in.blind)
 		}
 		if l := strings.Join(s.Lacks, "; "); l != in.lacks {
 			if in.lacks = l; l != "" {
@@ -514,12 +708,62 @@ func (r *Runner) judge() {
 	r.mu.Unlock()
 }
 
+// selfValue is one value of the tool about itself.
+type selfValue struct {
+	metric string
+	value  float64
+	labels []string
+}
+
+// askSelf asks those who registered with Self for their values, beside the
+// loop. Those that are not there in time are missing.
+func (r *Runner) askSelf() []selfValue {
+	if len(r.self) == 0 {
+		return nil
+	}
+	if r.asking != nil && r.asking.over(0, nil) {
+		r.asking = nil
+	}
+	wait := time.Duration(0)
+	if r.asking == nil {
+		wait = r.opt.Timeout
+		r.asking = begin(func() (list []selfValue, err error) {
+			for _, f := range r.self {
+				f(func(metric string, value float64, labels ...string) {
+					list = append(list, selfValue{metric, value, labels})
+				})
+			}
+			return list, nil
+		})
+	}
+	r.beat(wait)
+	if !r.asking.over(wait, r.stop) {
+		r.sayMute(r.asking.hangs("counting what the tool does itself"))
+		return nil
+	}
+	list, err := r.asking.value, r.asking.err
+	r.asking = nil
+	r.sayMute(err)
+	if err != nil {
+		return nil
+	}
+	return list
+}
+
+// sayMute logs once that askSelf fails.
+func (r *Runner) sayMute(err error) {
+	if err != nil && !r.mute {
+		r.opt.Log.Error("some values of nodeskoop about itself are missing", "error", err)
+	}
+	r.mute = err != nil
+}
+
 // selfValues adds the values of the tool about itself.
-func (r *Runner) selfValues(start time.Time, add func(string, float64, ...string)) {
+func (r *Runner) selfValues(start time.Time, others []selfValue, add func(string, float64, ...string)) {
 	add("nodeskoop_build_info", 1, r.opt.Version, runtime.Version())
 	add("nodeskoop_last_cycle_timestamp_seconds", float64(start.UnixMilli())/1000)
 	add("nodeskoop_cycles_missed_total", float64(r.missed))
-	add("nodeskoop_pods", float64(len(r.opt.Pods.Running())))
+	add("nodeskoop_pods", float64(len(r.ran)))
 	add("nodeskoop_containerd_up", boolValue(r.opt.Pods.Connected()))
 	for _, s := range r.Status() {
 		add("nodeskoop_probe_up", boolValue(s.Up), s.Name)
@@ -532,8 +776,8 @@ func (r *Runner) selfValues(start time.Time, add func(string, float64, ...string
 			add("nodeskoop_probe_hook", 1, s.Name, s.Hook)
 		}
 	}
-	for _, f := range r.self {
-		f(add)
+	for _, v := range others {
+		add(v.metric, v.value, v.labels...)
 	}
 	add("nodeskoop_last_cycle_duration_seconds", time.Since(start).Seconds())
 }

@@ -6,7 +6,7 @@ import (
 	"io/fs"
 	"iter"
 	"log/slog"
-	"runtime"
+	"net/netip"
 	"strconv"
 	"sync"
 
@@ -60,8 +60,14 @@ type Env struct {
 	HostNetns string
 	// Once: see Options.
 	Once bool
+	// Pods are those of the Runner at any time: after a reload the new ones.
 	Pods Pods
-	Log  *slog.Logger
+	// NodeAddrs lists the node's own addresses: those in the host's network
+	// namespace. It may be called from a worker only, and waits for the kernel
+	// no longer than nodeAddrsWait; then those of before are returned, or an
+	// error if there are none.
+	NodeAddrs func() (map[netip.Addr]struct{}, error)
+	Log       *slog.Logger
 }
 
 // Factory builds one probe of the Catalogue.
@@ -522,19 +528,11 @@ func (w *worker) inNetns(dir int, name string, inode uint64, fn func() error) er
 	if st.Ino != inode {
 		return ErrGone // the process, or the mount, is another namespace's by now
 	}
-	runtime.LockOSThread()
-	if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
-		runtime.UnlockOSThread()
-		return fmt.Errorf("enter the network namespace: %w (needs CAP_SYS_ADMIN)", err)
-	}
-	fnErr := fn()
-	if err := unix.Setns(w.r.selfNetnsFD, unix.CLONE_NEWNET); err != nil {
-		// The thread stays locked, so the runtime ends it with its goroutine.
+	lost, err := switchNetns(ns, w.r.selfNetnsFD, fn)
+	if lost {
 		w.poisoned = true
-		return fmt.Errorf("return from the network namespace: %w", err)
 	}
-	runtime.UnlockOSThread()
-	return fnErr
+	return err
 }
 
 // procError words a failed call about a process. That the process has ended

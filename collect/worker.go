@@ -42,6 +42,11 @@ type worker struct {
 	jobMark  int // rows of the jobs before this one
 	rows     []Row
 
+	// What the probe says of its hooks, if it is Hooked.
+	hooked bool
+	hook   string
+	blind  []string
+
 	poisoned bool // the thread could not be brought back to its namespace
 }
 
@@ -63,6 +68,12 @@ func (r *Runner) runJobs(jobs []*job, rows []Row) []Row {
 			}
 			w = w.successor() // its thread was lost
 			go w.work()
+		case <-r.stop:
+			// What it samples is nobody's any more; it ends when it can.
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.disowned = true
+			return w.rows[:w.mark:w.mark]
 		case <-tick.C:
 			// Each probe's time is limited here, so the jobs end while this runs.
 			r.beat(0)
@@ -176,7 +187,12 @@ func (w *worker) one(v *View, in *instance, probe Probe) (err error) {
 			err = panicError(p)
 		}
 	}()
-	return probe.Sample(v)
+	err = probe.Sample(v)
+	if h, ok := probe.(Hooked); ok {
+		w.hook, w.blind = h.Hook()
+		w.hooked = true
+	}
+	return err
 }
 
 // finish takes down the outcome and reports whether the worker must stop.
@@ -196,6 +212,9 @@ func (w *worker) finish(v *View, job *job, in *instance, err error) bool {
 		return true
 	}
 	in.took += time.Since(w.started)
+	if w.hooked {
+		in.hook, in.blind, w.hooked = w.hook, w.blind, false
+	}
 	switch {
 	case err == nil:
 		w.rows = v.rows

@@ -77,6 +77,7 @@ type Journal struct {
 	broken   time.Time // when writing stopped to work; zero while it does
 	cause    error
 	lostThen uint64
+	panicked bool // a panic has been logged
 
 	connMu sync.Mutex // Close reaches for the connection, too
 	conn   *net.UnixConn
@@ -160,7 +161,14 @@ func (j *Journal) run() {
 	defer close(j.ended)
 	defer j.hangUp()
 	for e := j.take(); e != nil; e = j.take() {
-		written := j.write(e)
+		written := false
+		if err := collect.Guard(func() { written = j.write(e) }); err != nil {
+			j.hangUp()
+			if !j.panicked {
+				j.panicked = true
+				j.log.Error("an event could not be written to the journal and is lost", "event", e.Type.Name, "error", err)
+			}
+		}
 		if j.killed() && !written {
 			return
 		}

@@ -151,7 +151,12 @@ func (t *Terminal) run() {
 	for e := t.take(); e != nil; e = t.take() {
 		t.buf, t.ends = t.buf[:0], t.ends[:0]
 		for ; e != nil; e = t.more() {
-			t.line(e)
+			start := len(t.buf)
+			if err := collect.Guard(func() { t.line(e) }); err != nil {
+				// It has happened all the same, and is counted as written.
+				t.buf = append(t.buf[:start], "an event that cannot be shown: "...)
+				t.buf = append(append(t.buf, e.Type.Name...), '\n')
+			}
 			t.ends = append(t.ends, len(t.buf))
 			if len(t.buf) >= maxBatch {
 				break

@@ -86,6 +86,8 @@ type TextfileStats struct {
 type Textfile struct {
 	log *slog.Logger
 
+	path atomic.Pointer[string] // at, for those who must not wait for a write
+
 	mu     sync.Mutex
 	at     place
 	mode   fs.FileMode
@@ -169,15 +171,13 @@ func (t *Textfile) Retarget(dir, file string, mode fs.FileMode) error {
 		t.folder, t.where = nil, ""
 	}
 	t.at, t.mode = next, mode
+	path := next.String()
+	t.path.Store(&path)
 	return nil
 }
 
-// Path returns the absolute path of the file.
-func (t *Textfile) Path() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.at.String()
-}
+// Path returns the absolute path of the file. It does not wait for a Write.
+func (t *Textfile) Path() string { return *t.path.Load() }
 
 // Stats returns the figures. It does not wait for a Write.
 func (t *Textfile) Stats() TextfileStats {

@@ -228,25 +228,23 @@ func runChecks(c *cli.Context) ([]finding, error) {
 }
 
 func checkHostNetns(s *setup) finding {
-	const name = "host's namespace"
-	if h := s.cfg.text("host_netns"); h != "" {
-		if _, err := collect.NetnsInode(h); err != nil {
-			return finding{name, bad, err.Error(), "let host_netns name a file that is a network namespace, or remove it"}
+	if s.hostErr != nil {
+		what, do, _ := strings.Cut(s.hostErr.Error(), ": start ")
+		if do != "" {
+			do = "start " + do
+		} else {
+			do = "let host_netns name a file that is a network namespace, or remove it; run it as root with CAP_SYS_PTRACE"
 		}
-		return finding{name, good, h, ""}
+		return finding{"host's namespace", bad, what, do}
 	}
-	if s.noInit != nil {
-		return finding{name, warning, fmt.Sprintf("that of process 1 cannot be told (%v): this process's own stands for it", s.noInit),
-			"nothing, if this process is in the host's network namespace; else set host_netns to a file that is it"}
-	}
-	if _, err := collect.NetnsInode("/proc/1/ns/net"); err != nil {
-		return finding{name, bad, err.Error(), "run it as root with CAP_SYS_PTRACE"}
-	}
-	return finding{name, good, "that of process 1", ""}
+	return s.view.finding(s.cfg.text("host_netns"))
 }
 
 // probes tries each probe for real.
 func (k *checker) probes(s *setup) []finding {
+	if s.hostErr != nil {
+		return []finding{{"probes", bad, "not tried: what they gave would not be the host's", "see the host's namespace above"}}
+	}
 	rows, err := s.tryProbes()
 	if err != nil {
 		return []finding{{"probes", bad, err.Error(), "run it as root"}}

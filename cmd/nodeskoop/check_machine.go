@@ -303,7 +303,7 @@ func judgeClock(now time.Time, synchronised bool, maxError time.Duration) findin
 
 func checkContainerd(c *cli.Context, s *setup) []finding {
 	const name = "containerd"
-	index := s.watchPods(c.Context, s.cfg)
+	index := s.watchPods(c.Context, s.cfg, s.view)
 	st := index.Status()
 	if !index.Connected() {
 		why := "it has not answered within " + firstPods.String()

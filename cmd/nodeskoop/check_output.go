@@ -450,7 +450,7 @@ func (k *checker) iniValue(main, key string) (value, from string) {
 		files = append(files, dropIns[b])
 	}
 	for _, f := range files {
-		b, err := os.ReadFile(k.path(f))
+		b, err := collect.ReadBounded(k.path(f), 1<<20)
 		if err != nil {
 			continue
 		}

@@ -45,14 +45,15 @@ func collectOnce(c *cli.Context) error {
 	}
 	var file *output.Textfile
 	if o := c.String("output"); o != "" && !isStandardOutput(o) {
-		if file, err = s.outputFile(o); errors.Is(err, output.ErrNotReplaced) {
+		err := within(fileWait, func() (err error) { file, err = s.outputFile(o); return err })
+		if errors.Is(err, output.ErrNotReplaced) {
 			return fmt.Errorf("%w (-o - is standard output)", err)
 		} else if err != nil {
-			return err
+			return fmt.Errorf("write to %s: %w", o, err)
 		}
-		defer file.Close()
+		defer func() { _ = within(time.Second, func() error { file.Close(); return nil }) }()
 	}
-	pods := s.watchPods(c.Context, s.cfg)
+	pods := s.watchPods(c.Context, s.cfg, s.view)
 	ev := &events{plane: trace.New(trace.Options{Log: s.log})}
 	if c.Bool("events") {
 		ev = s.newEvents(pods, nil, journalSink(s.log))
@@ -68,6 +69,7 @@ func collectOnce(c *cli.Context) error {
 	if ev.hub != nil {
 		r.Self(ev.self(r))
 	}
+	r.Until(c.Context)
 	if d > 0 {
 		r.Cycle() // loads the probes
 		select {
@@ -77,9 +79,12 @@ func collectOnce(c *cli.Context) error {
 		}
 	}
 	fams := r.Cycle()
+	if err := c.Context.Err(); err != nil {
+		return err // it was cut short
+	}
 	kept.keep(r)
 	if file != nil {
-		err = file.Write(fams)
+		err = within(fileWait, func() error { return file.Write(fams) })
 	} else {
 		err = writeMetrics(c.App.Writer, fams, s.log)
 	}

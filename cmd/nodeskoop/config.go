@@ -51,7 +51,7 @@ func declareSettings() []setting {
 		{"interval", 15 * time.Second, "Time between two samples.", durationIn(time.Second, time.Hour)},
 		{"timeout", 2 * time.Second, "Longest that one probe may take on one pod or namespace before it is given up.", durationIn(10*time.Millisecond, time.Minute)},
 		{"compat_names", true, "Also write the metric names that dashboards of the original use (kubeskoop_fd_openfd, kubeskoop_io_readbytes, ...).", nil},
-		{"host_netns", "", "A file that is the host's network namespace. Empty: that of process 1.", nil},
+		{"host_netns", "", "A file that is the host's network namespace. Empty: that of process 1, which is the host's unless this is a container with a PID namespace of its own.", nil},
 
 		{"probes.enabled", []string{"default"}, "Probes to run: names, \"default\", \"all\", and \"-NAME\" to leave one out.", func(v any) error {
 			_, err := selectProbes(v.([]string))
@@ -240,7 +240,7 @@ func defaultConfig() *Config {
 // loadConfig reads a configuration file. The default file may be absent; one
 // that was named must be there. The error names each mistake with its line.
 func loadConfig(file string, named bool) (*Config, error) {
-	text, err := os.ReadFile(file)
+	text, err := collect.ReadBounded(file, maxConfigSize)
 	if errors.Is(err, fs.ErrNotExist) && !named {
 		return defaultConfig(), nil
 	}
@@ -260,6 +260,9 @@ func loadConfig(file string, named bool) (*Config, error) {
 
 // parseConfig reads the text of a configuration file called file.
 func parseConfig(file, text string) (*Config, error) {
+	if err := checkShape(file, text); err != nil {
+		return nil, err
+	}
 	c := defaultConfig()
 	l := &loader{file: file, c: c}
 	var top map[string]toml.Primitive
@@ -283,6 +286,9 @@ func parseConfig(file, text string) (*Config, error) {
 		for i, e := range l.errs {
 			all[i] = e
 		}
+		if l.more > 0 {
+			all = append(all, fmt.Errorf("%s: %d more mistakes", file, l.more))
+		}
 		return nil, errors.Join(all...)
 	}
 	if c.probes, err = selectProbes(c.values["probes.enabled"].([]string)); err != nil {
@@ -297,6 +303,7 @@ type loader struct {
 	md   *toml.MetaData
 	c    *Config
 	errs []lineError
+	more int // mistakes that are not named
 }
 
 type lineError struct {
@@ -314,6 +321,13 @@ type nowhere struct{}
 func (*nowhere) UnmarshalTOML(any) error { return errors.New("") }
 
 func (l *loader) fail(key string, p toml.Primitive, err error) {
+	if len(l.errs) >= maxMistakes {
+		l.more++
+		return
+	}
+	if r := []rune(key); len(r) > 100 {
+		key = string(r[:99]) + "…"
+	}
 	line := 0
 	var pe toml.ParseError
 	if errors.As(l.md.PrimitiveDecode(p, &nowhere{}), &pe) {

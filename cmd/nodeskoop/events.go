@@ -1,11 +1,11 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"syscall"
@@ -31,24 +31,28 @@ type events struct {
 
 // newEvents starts the way of events to sinks.
 func (s *setup) newEvents(pods collect.Pods, filter func(*collect.Event) bool, sinks ...collect.EventSink) *events {
-	hub := collect.NewHub(s.hubOptions(pods, filter), sinks...)
-	return &events{hub: hub, plane: trace.New(trace.Options{Hub: hub, Limits: s.eventLimits(), Log: s.log})}
+	hub := collect.NewHub(s.hubOptions(s.cfg, s.view, pods, filter), sinks...)
+	return &events{hub: hub, plane: trace.New(trace.Options{Hub: hub, Limits: eventLimits(s.cfg), Log: s.log})}
 }
 
-func (s *setup) hubOptions(pods collect.Pods, filter func(*collect.Event) bool) collect.HubOptions {
-	host, err := collect.NetnsInode(cmp.Or(s.hostNetns(s.cfg), "/proc/1/ns/net"))
+func (s *setup) hubOptions(cfg *Config, view hostView, pods collect.Pods, filter func(*collect.Event) bool) collect.HubOptions {
+	file := view.netnsFile()
+	host, err := collect.NetnsInode(file)
 	if err != nil {
 		s.log.Debug("events of foreign namespaces will count as the host's", "error", err)
 	}
 	return collect.HubOptions{
-		Node: s.cfg.nodeName(), HostLabel: s.cfg.text("pods.host_label"), HostNetns: host,
-		Rate: s.cfg.number("journal.rate"), Burst: s.cfg.number("journal.burst"), TotalRate: s.cfg.number("journal.total_rate"),
-		Pods: pods, Filter: filter,
+		Node: cfg.nodeName(), HostLabel: cfg.text("pods.host_label"), HostNetns: host,
+		Rate: cfg.number("journal.rate"), Burst: cfg.number("journal.burst"), TotalRate: cfg.number("journal.total_rate"),
+		Pods: pods, Filter: filter, ForeignPIDs: view.foreignPIDs, Log: s.log,
+		// The node's addresses are those of the host's namespace, which need not
+		// be this process's.
+		NodeAddrs: func() ([]netip.Addr, error) { return collect.AddrsOf(file) },
 	}
 }
 
-func (s *setup) eventLimits() trace.EventLimits {
-	return trace.EventLimits{Rate: s.cfg.number("journal.rate"), Burst: s.cfg.number("journal.burst")}
+func eventLimits(cfg *Config) trace.EventLimits {
+	return trace.EventLimits{Rate: cfg.number("journal.rate"), Burst: cfg.number("journal.burst")}
 }
 
 // journalSink is where the daemon's events go.
@@ -172,7 +176,7 @@ func watchEvents(c *cli.Context) error {
 	if len(s.cfg.probes) == 0 {
 		return cli.Exit("none of the chosen probes has such events; see nodeskoop probes", exitUsage)
 	}
-	pods := s.watchPods(c.Context, s.cfg)
+	pods := s.watchPods(c.Context, s.cfg, s.view)
 	lines := output.NewTerminal(c.App.Writer, output.TerminalOptions{JSON: c.Bool("json")})
 	ev := s.newEvents(pods, filter.wants, lines)
 	r, err := s.newRunner(pods, ev.plane)

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -44,19 +45,57 @@ const (
 func init() { runtime.LockOSThread() }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	// A reader that goes away is an error of the write, for run to judge: it
 	// must not end a daemon that prints events, nor keep a command from
 	// cleaning up.
 	signal.Ignore(syscall.SIGPIPE)
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	go obey(signals, stop)
 	os.Exit(run(ctx, os.Args, os.Stdout, os.Stderr))
 }
 
-// run is the program: it returns the exit code.
+// endWithin is how long the end may take after a signal: less than the unit's
+// TimeoutStopSec, and more than the steps of a clean end may take together.
+const endWithin = 15 * time.Second
+
+// beforeForcedEnd restores the terminal, if a command has taken it; nil: none
+// has.
+var beforeForcedEnd atomic.Pointer[func()]
+
+// obey begins the end at the first signal. A second one ends the process
+// whatever it waits for, and so does time: standard output that nobody reads, or
+// a file system that does not answer, may make a clean end impossible.
+func obey(signals <-chan os.Signal, stop func()) {
+	<-signals
+	stop()
+	code := exitFailure
+	select {
+	case s := <-signals:
+		if n, ok := s.(syscall.Signal); ok {
+			code = 128 + int(n)
+		}
+	case <-time.After(endWithin):
+	}
+	if f := beforeForcedEnd.Load(); f != nil {
+		_, _ = collect.Within(200*time.Millisecond, func() (none struct{}, err error) { (*f)(); return none, nil })
+	}
+	os.Exit(code)
+}
+
+// flushFor is how long the end waits for standard error to take what is left
+// of the log.
+const flushFor = 2 * time.Second
+
+// run is the program: it returns the exit code. Nothing that is logged waits
+// for standard error to be read.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	log := output.NewPatient(stderr)
+	defer log.Flush(flushFor)
 	out := output.NewStandard(stdout)
-	err := newApp(out, stderr).RunContext(ctx, args)
+	err := newApp(out, log).RunContext(ctx, args)
 	wrote := out.Flush()
 	switch {
 	case errors.Is(wrote, syscall.EPIPE) && (err == nil || errors.Is(err, syscall.EPIPE)):
@@ -68,7 +107,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 	if msg := err.Error(); msg != "" {
-		fmt.Fprintf(stderr, "nodeskoop: %s\n", collect.SafeLine(msg))
+		fmt.Fprintf(log, "nodeskoop: %s\n", collect.SafeLine(msg))
 	}
 	var coder cli.ExitCoder
 	if errors.As(err, &coder) {
@@ -175,9 +214,11 @@ type setup struct {
 	cfg   *Config
 	log   *slog.Logger
 	level *slog.LevelVar
+	json  atomic.Bool // the log's format
 	c     *cli.Context
 
-	noInit error // why process 1 may not be looked at
+	view    hostView // what of the host is seen with cfg
+	hostErr error    // why nothing may be measured here; for check
 }
 
 // newSetup reads the flags and the configuration.
@@ -190,38 +231,36 @@ func newSetupLogging(c *cli.Context, log io.Writer) (*setup, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.log = slog.New(newHandler(log, cfg.text("log.format"), s.level))
+	s.log = slog.New(newHandler(log, &s.json, s.level))
 	s.use(cfg)
 	if _, asked := common(c, "log-level"); !asked && !slices.Contains([]string{"run", "events"}, c.Command.Name) && s.level.Level() == slog.LevelInfo {
 		s.level.Set(slog.LevelWarn) // what is as it should be is not worth a line of cron's mail
 	}
-	if h := cfg.text("host_netns"); h != "" {
-		var st unix.Statfs_t
-		switch err := unix.Statfs(h, &st); {
-		case err != nil:
-			return nil, fmt.Errorf("host_netns: %s: %w (it names a file that is a network namespace, such as /proc/PID/ns/net or /run/netns/NAME)", h, err)
-		case st.Type != unix.NSFS_MAGIC:
-			return nil, fmt.Errorf("host_netns: %s is not a namespace: let it name a file such as /proc/PID/ns/net or /run/netns/NAME", h)
-		}
-		return s, nil
+	if c.Command.Name == "config" {
+		return s, nil // it looks at nothing
 	}
-	if _, s.noInit = os.Stat("/proc/1/ns/net"); s.noInit != nil {
-		level, hint := slog.LevelWarn, "it needs CAP_SYS_PTRACE; in a container set host_netns"
-		if have, err := effectiveCapabilities(); err == nil && have&(1<<unix.CAP_SYS_PTRACE) != 0 {
-			level, hint = slog.LevelInfo, "this kernel hides process 1 from everyone; in a container set host_netns"
+	if s.view, s.hostErr = viewHost(cfg); s.hostErr != nil {
+		if c.Command.Name == "check" {
+			return s, nil // it says so in its place
 		}
-		s.log.Log(c.Context, level, "cannot tell the network namespace of process 1, taking this process's own for the host's", "error", s.noInit, "hint", hint)
+		return nil, s.hostErr
 	}
+	s.sayHost()
 	return s, nil
 }
 
-// hostNetns is the file that is the host's network namespace; "" stands for
-// that of process 1.
-func (s *setup) hostNetns(cfg *Config) string {
-	if h := cfg.text("host_netns"); h != "" || s.noInit == nil {
-		return h
+// sayHost logs how the host is seen, where that is not as usual.
+func (s *setup) sayHost() {
+	if s.view.machine {
+		s.log.Info("this is a container that has booted a system of its own, which stands for the host", "hint", "run nodeskoop on the host to measure that")
 	}
-	return "/proc/self/ns/net"
+	if s.view.guessed != nil {
+		level, hint := slog.LevelWarn, "it needs CAP_SYS_PTRACE, as do the network namespaces of pods"
+		if have, err := effectiveCapabilities(); err == nil && have&(1<<unix.CAP_SYS_PTRACE) != 0 {
+			level, hint = slog.LevelInfo, "this kernel hides process 1 from everyone"
+		}
+		s.log.Log(s.c.Context, level, "cannot look at process 1; this process is in the kernel's first network namespace, which is the host's", "error", s.view.guessed, "hint", hint)
+	}
 }
 
 // load reads the configuration and lays the flags over it.
@@ -252,19 +291,43 @@ func (s *setup) use(cfg *Config) {
 	if l.UnmarshalText([]byte(cfg.text("log.level"))) == nil {
 		s.level.Set(l)
 	}
+	s.json.Store(cfg.text("log.format") == "json")
 	for _, text := range cfg.obsolete {
 		s.log.Warn(text)
 	}
 }
 
-func newHandler(w io.Writer, format string, level slog.Leveler) slog.Handler {
-	switch {
-	case format == "json":
-		return slog.NewJSONHandler(output.LogWriter(w, true), &slog.HandlerOptions{Level: level})
-	case w == os.Stderr && systemd.StderrIsJournal():
-		return systemd.NewHandler(output.LogWriter(w, false), level)
+func newHandler(w io.Writer, json *atomic.Bool, level slog.Leveler) slog.Handler {
+	h := formats{json: json, lines: slog.NewTextHandler(output.LogWriter(w, false), &slog.HandlerOptions{Level: level}), objects: slog.NewJSONHandler(output.LogWriter(w, true), &slog.HandlerOptions{Level: level})}
+	if p, ok := w.(*output.Patient); ok && p.Writer() == os.Stderr && systemd.StderrIsJournal() {
+		h.lines = systemd.NewHandler(output.LogWriter(w, false), level)
 	}
-	return slog.NewTextHandler(output.LogWriter(w, false), &slog.HandlerOptions{Level: level})
+	return h
+}
+
+// formats writes lines or JSON objects: a reload may change which.
+type formats struct {
+	json           *atomic.Bool
+	lines, objects slog.Handler
+}
+
+func (f formats) now() slog.Handler {
+	if f.json.Load() {
+		return f.objects
+	}
+	return f.lines
+}
+
+func (f formats) Enabled(ctx context.Context, l slog.Level) bool { return f.now().Enabled(ctx, l) }
+
+func (f formats) Handle(ctx context.Context, r slog.Record) error { return f.now().Handle(ctx, r) }
+
+func (f formats) WithAttrs(a []slog.Attr) slog.Handler {
+	return formats{f.json, f.lines.WithAttrs(a), f.objects.WithAttrs(a)}
+}
+
+func (f formats) WithGroup(name string) slog.Handler {
+	return formats{f.json, f.lines.WithGroup(name), f.objects.WithGroup(name)}
 }
 
 // factories are the 23 probes; those that trace share a plane.
@@ -278,11 +341,11 @@ const firstPods = 2 * time.Second
 
 // watchPods starts to follow containerd, and waits until its pods are known
 // or it is clear that it does not answer.
-func (s *setup) watchPods(ctx context.Context, cfg *Config) *pod.Index {
+func (s *setup) watchPods(ctx context.Context, cfg *Config, view hostView) *pod.Index {
 	index := pod.Watch(ctx, pod.Options{
 		Sockets:   cfg.list("pods.sockets"),
 		Namespace: cfg.text("pods.namespace"),
-		HostNetns: s.hostNetns(cfg),
+		HostNetns: view.netns,
 		Reserved:  []string{cfg.text("pods.host_label")},
 		Log:       s.log,
 	})
@@ -296,7 +359,7 @@ func (s *setup) watchPods(ctx context.Context, cfg *Config) *pod.Index {
 
 // newRunner builds the Runner of one configuration.
 func (s *setup) newRunner(pods collect.Pods, plane *trace.Plane) (*collect.Runner, error) {
-	o, err := s.options(s.cfg)
+	o, err := s.options(s.cfg, s.view)
 	if err != nil {
 		return nil, err
 	}
@@ -305,8 +368,8 @@ func (s *setup) newRunner(pods collect.Pods, plane *trace.Plane) (*collect.Runne
 }
 
 // options are the Runner's for a configuration, but for the pods.
-func (s *setup) options(cfg *Config) (collect.Options, error) {
+func (s *setup) options(cfg *Config, view hostView) (collect.Options, error) {
 	o, err := cfg.options()
-	o.Log, o.HostNetns, o.Once = s.log, s.hostNetns(cfg), s.once
+	o.Log, o.HostNetns, o.Refused, o.Once = s.log, view.netns, view.refused, s.once
 	return o, err
 }

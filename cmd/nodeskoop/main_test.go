@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"nodeskoop/testdata/need"
@@ -132,12 +133,22 @@ func TestExporterCommandLine(t *testing.T) {
 	}
 }
 
-// A key that has no effect any more is said at the start, which goes on.
-func TestObsoleteKeyIsSaid(t *testing.T) {
+// A key that has no effect any more is said at the start, and the format of the
+// log is that of the configuration in effect, after a reload, too.
+func TestLogOfTheConfiguration(t *testing.T) {
 	need.Root(t)
-	file := conf(t, t.TempDir(), "[probes.packetloss]\nmulticast = true\n")
-	code, _, errs := call(t, "collect", "--config", file, "--probe", "tcp")
+	dir := t.TempDir()
+	obsolete := "[probes.packetloss]\nmulticast = true\n"
+	code, _, errs := call(t, "collect", "--config", conf(t, dir, obsolete), "--probe", "tcp")
 	if code != 0 || !strings.Contains(errs, "multicast has no effect any more") {
 		t.Errorf("exit %d, %q", code, errs)
 	}
+	p := start(t, "run", "--config", daemonConf(t, dir, ""), "--probe", "tcp")
+	eventually(t, "it has started", func() bool { return strings.Contains(p.logged(), "wrote the first textfile") })
+	if strings.Contains(p.logged(), "{") {
+		t.Error("the log is JSON before it was asked for")
+	}
+	daemonConf(t, dir, "[log]\nformat = 'json'\n")
+	p.signal(syscall.SIGHUP)
+	eventually(t, "the log is JSON", func() bool { return strings.Contains(p.logged(), `"msg":"reloaded"`) })
 }

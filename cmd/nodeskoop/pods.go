@@ -46,7 +46,7 @@ func podsCommand() *cli.Command {
 			}
 			level := s.level.Level()
 			s.level.Set(slog.LevelError) // the end says why containerd does not answer
-			index := s.watchPods(c.Context, s.cfg)
+			index := s.watchPods(c.Context, s.cfg, s.view)
 			s.level.Set(level)
 			if !index.Connected() {
 				err := cmp.Or(index.Status().Err, errors.New("no answer yet"))

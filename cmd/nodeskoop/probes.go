@@ -84,7 +84,10 @@ func probesCommand() *cli.Command {
 
 // tryProbes samples every probe once on the host, enabled or not.
 func (s *setup) tryProbes() ([]probeRow, error) {
-	o, err := s.options(s.cfg)
+	if s.hostErr != nil {
+		return nil, s.hostErr
+	}
+	o, err := s.options(s.cfg, s.view)
 	o.Log = nil // the rows tell
 	if err != nil {
 		return nil, err

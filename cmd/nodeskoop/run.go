@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -28,7 +29,7 @@ func runCommand() *cli.Command {
 		Name:  "run",
 		Usage: "sample every probe each interval and keep the textfile fresh (the daemon)",
 		Description: "SIGHUP reads the configuration again; a mistake in it keeps what was in effect.\n" +
-			"SIGTERM and SIGINT end it and remove the textfile, unless textfile.keep is set.",
+			"SIGTERM and SIGINT end it and remove the textfile, unless textfile.keep is set. A second one ends it at once.",
 		Flags:  append(commonFlags(), &cli.BoolFlag{Name: "foreground-events", Usage: "also print events, one line each", EnvVars: []string{"NODESKOOP_FOREGROUND_EVENTS"}}),
 		Action: func(c *cli.Context) error { return runDaemon(c) },
 	}
@@ -38,18 +39,24 @@ func runCommand() *cli.Command {
 type daemon struct {
 	*setup
 	file     *output.Textfile
-	pods     collect.Pods
-	stopPods context.CancelFunc
 	events   *events
 	runner   *collect.Runner
 	counters *counters
-	ready    atomic.Bool // the first textfile was written
-	failing  atomic.Bool // the last write of the textfile failed
-	refused  error       // why the configuration in effect is not the file's
+	ready    atomic.Bool  // the first textfile was written
+	failing  atomic.Bool  // the last write of the textfile failed
+	writing  atomic.Int64 // when the write that is under way began, in Unix nanoseconds; 0: none is
 	patience time.Duration
+
+	mu       sync.Mutex
+	pods     collect.Pods
+	stopPods context.CancelFunc
+	refused  error // why the configuration in effect is not the file's
 }
 
 func runDaemon(c *cli.Context) error {
+	// A reader of standard output or error that goes away must not end the
+	// daemon.
+	signal.Ignore(syscall.SIGPIPE)
 	s, err := newSetup(c)
 	if err != nil {
 		return err
@@ -65,14 +72,20 @@ func runDaemon(c *cli.Context) error {
 	debug.SetGCPercent(25)
 
 	d := &daemon{setup: s, patience: patience}
-	if d.file, err = openTextfile(s.cfg, s.log); err != nil {
-		return err
+	err = within(fileWait, func() (err error) {
+		if d.file, err = openTextfile(s.cfg, s.log); err != nil {
+			return err
+		}
+		if err := d.file.Clean(); err != nil {
+			s.log.Warn("cleaning up after an earlier writer failed", "error", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("prepare the textfile in %s: %w", s.cfg.text("textfile.dir"), err)
 	}
-	defer d.file.Close()
-	if err := d.file.Clean(); err != nil {
-		s.log.Warn("cleaning up after an earlier writer failed", "error", err)
-	}
-	d.pods, d.stopPods = d.follow(ctx, s.cfg)
+	defer func() { _ = within(endStep, func() error { d.file.Close(); return nil }) }()
+	d.pods, d.stopPods = d.follow(ctx, s.cfg, s.view)
 	d.events = s.newEvents(d.pods, nil, s.sinks(c.Bool("foreground-events"))...)
 	defer func() { d.events.close(s.log) }()
 	r, err := s.newRunner(d.pods, d.events.plane)
@@ -100,10 +113,7 @@ func runDaemon(c *cli.Context) error {
 			case <-ctx.Done():
 				return
 			case <-hup:
-			}
-			select {
-			case <-ctx.Done():
-			case between <- func() { d.reload(ctx, r) }:
+				d.reload(ctx, between)
 			}
 		}
 	}()
@@ -113,13 +123,16 @@ func runDaemon(c *cli.Context) error {
 	systemd.Stopping()
 	d.stopPods()
 	if !s.cfg.flag("textfile.keep") {
-		if err := d.file.Remove(); err != nil {
+		if err := within(endStep, d.file.Remove); err != nil {
 			s.log.Error("removing the textfile failed; node_exporter goes on serving it", "error", err)
 		}
 	}
 	s.log.Info("stopped")
 	return nil
 }
+
+// endStep is how long the textfile's file system may hold up the end.
+const endStep = 2 * time.Second
 
 func openTextfile(cfg *Config, log *slog.Logger) (*output.Textfile, error) {
 	mode, err := parseMode(cfg.text("textfile.mode"))
@@ -139,9 +152,9 @@ func retarget(file *output.Textfile, cfg *Config) error {
 }
 
 // follow starts to follow containerd as a configuration says.
-func (d *daemon) follow(ctx context.Context, cfg *Config) (collect.Pods, context.CancelFunc) {
+func (d *daemon) follow(ctx context.Context, cfg *Config, view hostView) (collect.Pods, context.CancelFunc) {
 	ctx, stop := context.WithCancel(ctx)
-	return d.watchPods(ctx, cfg), stop
+	return d.watchPods(ctx, cfg, view), stop
 }
 
 // patience is how long one step of the sampling loop may take before it counts
@@ -166,7 +179,7 @@ func (d *daemon) watchdog(ctx context.Context) {
 			hangs = true
 		case !d.ready.Load():
 			// Not while the file cannot be written: then the start fails.
-			if !d.failing.Load() {
+			if !d.failing.Load() && !d.writeHangs() {
 				systemd.Starting(d.patience + 2*max(every, d.patience/3))
 			}
 			hangs = false
@@ -184,8 +197,16 @@ func (d *daemon) watchdog(ctx context.Context) {
 	}
 }
 
-// write is the Runner's sink.
+// writeHangs reports whether a write of the textfile has not returned for long.
+func (d *daemon) writeHangs() bool {
+	since := d.writing.Load()
+	return since != 0 && time.Since(time.Unix(0, since)) > d.patience
+}
+
+// write is the Runner's sink. It may hang on a file system that does not answer.
 func (d *daemon) write(fams []*dto.MetricFamily) {
+	d.writing.Store(time.Now().UnixNano())
+	defer d.writing.Store(0)
 	d.counters.keep(d.runner)
 	err := d.file.Write(fams)
 	failed := d.failing.Swap(err != nil)
@@ -215,6 +236,9 @@ func (d *daemon) status(fams []*dto.MetricFamily) string {
 	for _, f := range fams {
 		series += len(f.Metric)
 	}
+	d.mu.Lock()
+	refused, pods := d.refused, d.pods
+	d.mu.Unlock()
 	probes := d.runner.Status()
 	var down []string
 	for _, p := range probes {
@@ -223,11 +247,11 @@ func (d *daemon) status(fams []*dto.MetricFamily) string {
 		}
 	}
 	var b strings.Builder
-	if d.refused != nil {
-		fmt.Fprintf(&b, "configuration refused, the one before is in effect: %v; ", d.refused)
+	if refused != nil {
+		fmt.Fprintf(&b, "configuration refused, the one before is in effect: %v; ", refused)
 	}
-	fmt.Fprintf(&b, "%d series, %d pods", series, len(d.pods.Running()))
-	if !d.pods.Connected() {
+	fmt.Fprintf(&b, "%d series, %d pods", series, len(pods.Running()))
+	if !pods.Connected() {
 		b.WriteString(" (containerd does not answer)")
 	}
 	fmt.Fprintf(&b, ", %d of %d probes work", len(probes)-len(down), len(probes))
@@ -238,17 +262,28 @@ func (d *daemon) status(fams []*dto.MetricFamily) string {
 }
 
 // reload reads the configuration again and puts it into effect, wholly or not
-// at all. It runs between two cycles.
-func (d *daemon) reload(ctx context.Context, r *collect.Runner) {
+// at all. All that may take time is done beside the sampling loop; between two
+// cycles only what is ready takes effect.
+func (d *daemon) reload(ctx context.Context, between chan<- func()) {
 	// Before the first textfile the start goes on: Ready would end it.
 	ready := d.ready.Load()
 	if ready {
 		systemd.Reloading()
 	}
 	status := "configuration read again"
-	if d.refused = d.tryReload(ctx, r); d.refused != nil {
-		d.log.Error("reload refused, the configuration in effect is kept", "error", d.refused)
-		status = "reload refused: " + d.refused.Error()
+	var err error
+	if panicked := collect.Guard(func() { err = d.tryReload(ctx, between) }); panicked != nil {
+		err = panicked
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	d.mu.Lock()
+	d.refused = err
+	d.mu.Unlock()
+	if err != nil {
+		d.log.Error("reload refused, the configuration in effect is kept", "error", err)
+		status = "reload refused: " + err.Error()
 	} else {
 		d.log.Info("reloaded", "config", d.cfg.File, "probes", len(d.cfg.probes), "textfile", d.file.Path())
 	}
@@ -257,44 +292,87 @@ func (d *daemon) reload(ctx context.Context, r *collect.Runner) {
 	}
 }
 
-func (d *daemon) tryReload(ctx context.Context, r *collect.Runner) error {
+func (d *daemon) tryReload(ctx context.Context, between chan<- func()) error {
 	cfg, err := d.load()
 	if err != nil {
 		return err
 	}
-	o, err := d.options(cfg)
+	view, err := viewHost(cfg)
 	if err != nil {
 		return err
 	}
-	pods, stop := d.pods, d.stopPods
-	if !slices.Equal(cfg.list("pods.sockets"), d.cfg.list("pods.sockets")) || cfg.text("pods.namespace") != d.cfg.text("pods.namespace") {
-		pods, stop = d.follow(ctx, cfg)
+	o, err := d.options(cfg, view)
+	if err != nil {
+		return err
+	}
+	pods, stop := d.pods, func() {}
+	if !slices.Equal(cfg.list("pods.sockets"), d.cfg.list("pods.sockets")) || cfg.text("pods.namespace") != d.cfg.text("pods.namespace") || view.netns != d.view.netns {
+		pods, stop = d.follow(ctx, cfg, view)
 	}
 	o.Pods = pods
-	err = retarget(d.file, cfg)
+	undo := stop
+	commit, err := d.runner.Prepare(o)
 	if err == nil {
-		if err = r.Apply(o); err != nil {
-			err = errors.Join(err, retarget(d.file, d.cfg))
-		}
+		err = d.retarget(cfg)
 	}
 	if err != nil {
-		if pods != d.pods {
-			stop()
-		}
+		undo()
 		return err
 	}
-	if pods != d.pods {
-		d.stopPods()
+	hub := d.hubOptions(cfg, view, pods, nil)
+	done := make(chan struct{})
+	apply := func() {
+		defer close(done)
+		commit()
+		if pods != d.pods {
+			d.stopPods()
+			d.mu.Lock()
+			d.pods, d.stopPods = pods, stop
+			d.mu.Unlock()
+		}
+		if cfg.stateDir() != d.cfg.stateDir() || cfg.flag("state.counters") != d.cfg.flag("state.counters") {
+			d.counters.close()
+			d.counters = d.newCounters(d.runner, cfg)
+		}
+		d.view = view
+		d.use(cfg)
+		d.events.hub.Apply(hub)
 	}
-	d.pods, d.stopPods = pods, stop
-	if cfg.stateDir() != d.cfg.stateDir() || cfg.flag("state.counters") != d.cfg.flag("state.counters") {
-		d.counters.close()
-		d.counters = d.newCounters(r, cfg)
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case between <- apply:
 	}
-	d.use(cfg)
-	d.events.hub.Apply(d.hubOptions(pods, nil))
-	if err := d.events.plane.SetLimits(d.eventLimits()); err != nil {
+	<-done
+	if err := d.events.plane.SetLimits(eventLimits(cfg)); err != nil {
 		d.log.Error("changing the limits on events failed", "error", err)
 	}
 	return nil
+}
+
+// retarget lets the textfile be the one of another configuration, if it is
+// another. A file system that does not answer keeps it where it is, also when it
+// answers later.
+func (d *daemon) retarget(cfg *Config) error {
+	same := true
+	for _, key := range []string{"textfile.dir", "textfile.file", "textfile.mode"} {
+		same = same && cfg.text(key) == d.cfg.text(key)
+	}
+	if same {
+		return nil
+	}
+	const pending, done, abandoned = 0, 1, 2
+	var state atomic.Int32
+	before := d.cfg
+	err := within(fileWait, func() error {
+		err := retarget(d.file, cfg)
+		if !state.CompareAndSwap(pending, done) && err == nil {
+			return retarget(d.file, before)
+		}
+		return err
+	})
+	if errors.Is(err, collect.ErrNoAnswer) && !state.CompareAndSwap(pending, abandoned) {
+		return nil // it has just answered
+	}
+	return err
 }

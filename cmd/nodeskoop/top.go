@@ -131,6 +131,9 @@ func runTop(c *cli.Context) error {
 		return fmt.Errorf("use the terminal (TERM=%q): %w; --count prints tables without it", os.Getenv("TERM"), err)
 	}
 	defer screen.Fini() // a panic must not leave the terminal as it is
+	fini := screen.Fini
+	beforeForcedEnd.Store(&fini)
+	defer beforeForcedEnd.Store(nil)
 	v := &topView{screen: screen, order: args.order, interval: args.interval, log: log}
 	v.run(c.Context, sampler)
 	screen.Fini()
@@ -140,7 +143,7 @@ func runTop(c *cli.Context) error {
 
 // newTopSampler makes the sampler of the chosen columns; end releases it.
 func (s *setup) newTopSampler(c *cli.Context, columns []topColumn) (sampler *topSampler, end func(), err error) {
-	o, err := s.options(s.cfg)
+	o, err := s.options(s.cfg, s.view)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -150,7 +153,7 @@ func (s *setup) newTopSampler(c *cli.Context, columns []topColumn) (sampler *top
 	}
 	// What the configuration leaves out of the textfile is not left out here.
 	o.HostLabel, o.Exclude, o.SkipZero, o.MaxSeries, o.CompatNames, o.Labels = topHost, nil, false, 0, false, nil
-	index := s.watchPods(c.Context, s.cfg)
+	index := s.watchPods(c.Context, s.cfg, s.view)
 	plane := trace.New(trace.Options{Log: s.log})
 	o.Pods = index
 	r, err := collect.NewRunner(o, factories(plane)...)
@@ -179,6 +182,7 @@ func (s *setup) newTopSampler(c *cli.Context, columns []topColumn) (sampler *top
 
 // printTop prints tables, or JSON, without using the terminal's abilities.
 func printTop(c *cli.Context, s *topSampler, args topArguments, log *slog.Logger) error {
+	s.runner.Until(c.Context)
 	first := s.sample()
 	if err := first.complain(log); err != nil {
 		return err

@@ -36,6 +36,9 @@ type topView struct {
 // run shows samples until the user or ctx ends it.
 func (v *topView) run(ctx context.Context, s *topSampler) {
 	ctx, stop := context.WithCancel(ctx)
+	if s.runner != nil {
+		s.runner.Until(ctx)
+	}
 	tables := make(chan *topTable, 1)
 	var sampling sync.WaitGroup
 	sampling.Go(func() {

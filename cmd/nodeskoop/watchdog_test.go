@@ -45,8 +45,9 @@ func (m *manager) next(within time.Duration) string {
 	return string(buf[:n])
 }
 
-// watched is a daemon with a Runner of no probes whose sink is given.
-func watched(t *testing.T, ready bool, sink func()) {
+// watched is a daemon with a Runner of no probes, and what its loop does between
+// two cycles.
+func watched(t *testing.T, ready bool, between <-chan func()) {
 	r, err := collect.NewRunner(collect.Options{Interval: time.Hour, HostNetns: "/proc/self/ns/net"})
 	if err != nil {
 		t.Fatal(err)
@@ -56,7 +57,7 @@ func watched(t *testing.T, ready bool, sink func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { d.watchdog(ctx); done <- struct{}{} }()
-	go func() { r.Run(ctx, func([]*dto.MetricFamily) { sink() }, nil); done <- struct{}{} }()
+	go func() { r.Run(ctx, func([]*dto.MetricFamily) {}, between); done <- struct{}{} }()
 	t.Cleanup(func() {
 		cancel()
 		<-done
@@ -68,7 +69,7 @@ func watched(t *testing.T, ready bool, sink func()) {
 func TestWatchdogIsFedWhileTheLoopWaits(t *testing.T) {
 	m := newManager(t)
 	t.Setenv("WATCHDOG_USEC", fmt.Sprint(200*time.Millisecond.Microseconds()))
-	watched(t, true, func() {})
+	watched(t, true, nil)
 	// Far beyond the patience, within one interval.
 	for i := range 10 {
 		if got := m.next(30 * time.Second); got != "WATCHDOG=1" {
@@ -81,7 +82,9 @@ func TestWatchdogStarvesWhenTheLoopHangs(t *testing.T) {
 	m := newManager(t)
 	t.Setenv("WATCHDOG_USEC", fmt.Sprint(200*time.Millisecond.Microseconds()))
 	entered, release := make(chan struct{}), make(chan struct{})
-	watched(t, true, func() { close(entered); <-release })
+	between := make(chan func(), 1)
+	between <- func() { close(entered); <-release }
+	watched(t, true, between)
 	<-entered
 	defer close(release)
 	// What was sent before the patience ended may still be read; then nothing
@@ -100,7 +103,7 @@ func TestWatchdogStarvesWhenTheLoopHangs(t *testing.T) {
 
 func TestStartMayTakeAsLongAsItGetsOn(t *testing.T) {
 	m := newManager(t)
-	watched(t, false, func() {})
+	watched(t, false, nil)
 	for range 3 {
 		if got := m.next(30 * time.Second); !strings.HasPrefix(got, "EXTEND_TIMEOUT_USEC=") {
 			t.Fatalf("before the first textfile it says %q", got)

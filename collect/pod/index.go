@@ -300,19 +300,32 @@ func (x *Index) ByPID(pid int) *collect.Pod {
 			data, err = readAt(unix.AT_FDCWD, dir+"/cgroup", data[:0])
 		}
 	}
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	if r := x.ownerOf(data); r != nil {
-		return r.pod
+	owner, first, start := x.ownerOrFirst(data, pid)
+	if owner != nil {
+		return owner
 	}
-	r := x.pids.m[pid]
-	if r != nil && err == nil {
-		// It must still be the process that was the container's first.
-		if s, err := readStat(x.procRoot, pid); err == nil && r.starts[slices.Index(r.pids, pid)] != s.start {
+	if first != nil && err == nil {
+		// It must still be the process that was the container's first. The
+		// lock is not held meanwhile: the kernel may be slow to answer.
+		if s, err := readStat(x.procRoot, pid); err == nil && start != s.start {
 			return nil
 		}
 	}
-	return podOf(r)
+	return first
+}
+
+// ownerOrFirst finds the pod whose /proc/PID/cgroup data is, else the one of
+// which pid was a container's first process, which started then.
+func (x *Index) ownerOrFirst(data []byte, pid int) (owner, first *collect.Pod, start uint64) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if r := x.ownerOf(data); r != nil {
+		return r.pod, nil, 0
+	}
+	if r := x.pids.m[pid]; r != nil {
+		return nil, r.pod, r.starts[slices.Index(r.pids, pid)]
+	}
+	return nil, nil, 0
 }
 
 // ownerOf finds whose /proc/PID/cgroup data is.

@@ -118,7 +118,9 @@ func (l *listing) askTasks(ctx context.Context, cl *client, ask []key) {
 	for range min(maxAsking, len(ask)) {
 		wg.Go(func() {
 			for k := range queue {
-				pid, err := cl.task(ctx, k)
+				var pid int
+				err := errPanic
+				_ = collect.Guard(func() { pid, err = cl.task(ctx, k) })
 				mu.Lock()
 				switch code := status.Code(err); code {
 				case codes.OK:

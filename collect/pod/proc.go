@@ -2,15 +2,18 @@ package pod
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
-	"runtime"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect"
 )
 
 // stat is what is needed of /proc/PID/stat.
@@ -112,63 +115,57 @@ func netnsInode(path string) (uint64, error) {
 	return st.Ino, nil
 }
 
-// Netlink answers at once; only a lock that another program holds in the
-// kernel makes it wait.
+// netlinkTimeout is how long the kernel may take to list addresses. It answers
+// at once; only a lock that another program holds (RTNL) makes it wait, and no
+// timeout of the socket ends that wait.
 const netlinkTimeout = 2 * time.Second
 
 // A network namespace may have any number of addresses. More than these are
 // left out.
 const maxAddrs = 256
 
+// maxHungLists is how many listings of addresses may hang in the kernel. Beyond
+// that the next fail at once: what makes one wait makes all of them.
+const maxHungLists = 2
+
+var hungLists atomic.Int32
+
 // addrsIn returns the addresses of global scope in the network namespace that
-// path is, if its inode number is the given one.
+// path is, if its inode number is the given one. It waits for a kernel that does
+// not answer no longer than netlinkTimeout.
 func addrsIn(path string, inode uint64) ([]netip.Addr, error) {
-	ns, err := openRetry(unix.AT_FDCWD, path, 0)
+	if n := hungLists.Load(); n >= maxHungLists {
+		return nil, fmt.Errorf("list the addresses in the network namespace %s: %d listings hang in the kernel already", path, n)
+	}
+	var hung, over atomic.Bool
+	addrs, err := collect.Within(netlinkTimeout, func() (addrs []netip.Addr, err error) {
+		defer func() {
+			// Whichever of the two comes second takes it back.
+			if over.Store(true); hung.CompareAndSwap(true, false) {
+				hungLists.Add(-1)
+			}
+		}()
+		err = collect.InNetns(path, inode, func() (err error) {
+			addrs, err = globalAddrs()
+			return err
+		})
+		return addrs, err
+	})
+	if errors.Is(err, collect.ErrNoAnswer) {
+		hungLists.Add(1)
+		if hung.Store(true); over.Load() && hung.CompareAndSwap(true, false) {
+			hungLists.Add(-1)
+		}
+	}
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
+		return nil, fmt.Errorf("list the addresses in the network namespace %s: %w", path, err)
 	}
-	defer unix.Close(ns)
-	var st unix.Stat_t
-	if err := unix.Fstat(ns, &st); err != nil {
-		return nil, fmt.Errorf("stat %s: %w", path, err)
-	}
-	if st.Ino != inode {
-		return nil, fmt.Errorf("%s is another network namespace by now", path)
-	}
-	type result struct {
-		addrs []netip.Addr
-		err   error
-	}
-	done := make(chan result)
-	go func() {
-		addrs, err := addrsOf(ns)
-		done <- result{addrs, err}
-	}()
-	r := <-done
-	if r.err != nil {
-		return nil, fmt.Errorf("list the addresses in the network namespace %s: %w", path, r.err)
-	}
-	return r.addrs, nil
+	return addrs, nil
 }
 
-// addrsOf must run in a goroutine of its own, which keeps the thread if it
-// cannot be brought back.
-func addrsOf(ns int) ([]netip.Addr, error) {
-	runtime.LockOSThread()
-	own, err := openRetry(unix.AT_FDCWD, "/proc/thread-self/ns/net", 0)
-	if err != nil {
-		runtime.UnlockOSThread()
-		return nil, err
-	}
-	defer unix.Close(own)
-	if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
-		runtime.UnlockOSThread()
-		return nil, fmt.Errorf("enter it: %w (needs CAP_SYS_ADMIN)", err)
-	}
+// globalAddrs lists the addresses in the thread's network namespace.
+func globalAddrs() ([]netip.Addr, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if backErr := unix.Setns(own, unix.CLONE_NEWNET); backErr == nil {
-		runtime.UnlockOSThread()
-	}
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/api/types"
@@ -152,12 +153,13 @@ type watcher struct {
 	sharedShims map[int]bool
 	cl          *client // nil while there is no connection
 
-	seq     uint64
-	deleted map[key]bool // while a listing is under way
-	down    bool         // there is no connection, and that has been logged
-	absent  bool         // and the reason logged was that there is no socket
-	refused int          // rounds since then in which there was one, but no answer
-	denied  bool         // processes' namespaces cannot be told, and that has been logged
+	seq      uint64
+	deleted  map[key]bool // while a listing is under way
+	down     bool         // there is no connection, and that has been logged
+	absent   bool         // and the reason logged was that there is no socket
+	panicked atomic.Bool  // a panic has been logged
+	refused  int          // rounds since then in which there was one, but no answer
+	denied   bool         // processes' namespaces cannot be told, and that has been logged
 }
 
 // run looks for a containerd that answers and follows it until it goes away.
@@ -165,7 +167,7 @@ func (w *watcher) run(ctx context.Context) {
 	defer close(w.x.done)
 	retry := minRetry
 	for ctx.Err() == nil {
-		ok, err := w.round(ctx)
+		ok, err := w.guardedRound(ctx)
 		w.x.connected.Store(false)
 		w.cl = nil
 		if ctx.Err() != nil {
@@ -182,11 +184,42 @@ func (w *watcher) run(ctx context.Context) {
 		case <-time.After(retry):
 		}
 		retry = min(2*retry, maxRetry)
-		w.checkTasks()
-		w.checkStored(time.Now())
-		w.x.prune(time.Now())
+		w.sayPanic(collect.Guard(func() {
+			w.checkTasks()
+			w.checkStored(time.Now())
+			w.x.prune(time.Now())
+		}))
 	}
 	w.x.setStatus(Status{Err: context.Cause(ctx)})
+}
+
+// guardedRound is round. A panic in it ends the round, and is logged once.
+func (w *watcher) guardedRound(ctx context.Context) (answered bool, err error) {
+	if p := collect.Guard(func() { answered, err = w.round(ctx) }); p != nil {
+		w.sayPanic(p)
+		if w.cl != nil {
+			_ = w.cl.conn.Close()
+		}
+		return answered, errPanic
+	}
+	return answered, err
+}
+
+var errPanic = errors.New("following it failed by a mistake in nodeskoop, which the log has; it is tried again")
+
+func (w *watcher) sayPanic(err error) {
+	if err != nil && w.panicked.CompareAndSwap(false, true) {
+		w.opt.Log.Error("following containerd failed; it is begun anew", "error", err)
+	}
+}
+
+// aside runs f in a goroutine of a session. A panic in it ends the session.
+func aside(wg *sync.WaitGroup, failed func(error), f func()) {
+	wg.Go(func() {
+		if err := collect.Guard(f); err != nil {
+			failed(err)
+		}
+	})
 }
 
 func isClosed(c chan struct{}) bool {
@@ -284,7 +317,15 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 	incoming := make(chan *types.Envelope, maxEvents)
 	lost := make(chan struct{}, 1)
 	ended := make(chan error, 1)
-	wg.Go(func() {
+	broken := make(chan error, 3)
+	fail := func(err error) {
+		w.sayPanic(err)
+		select {
+		case broken <- errPanic:
+		default:
+		}
+	}
+	aside(&wg, fail, func() {
 		for {
 			e, err := stream.Recv()
 			if err != nil {
@@ -312,8 +353,9 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 		listening, missed = true, false
 		w.deleted = map[key]bool{}
 		l := &listing{seq: w.seq, known: w.known()}
-		wg.Go(func() {
-			l.run(ctx, w.cl, w.follow)
+		cl := w.cl
+		aside(&wg, fail, func() {
+			l.run(ctx, cl, w.follow)
 			listings <- l
 		})
 	}
@@ -333,6 +375,8 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 		case <-ctx.Done():
 			return answered, ctx.Err()
 		case err := <-ended:
+			return answered, err
+		case err := <-broken:
 			return answered, err
 		case e := <-incoming:
 			w.seq++
@@ -367,8 +411,9 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 		case <-ping.C:
 			if !pinging {
 				pinging = true
-				wg.Go(func() {
-					_, err := w.cl.version(ctx)
+				cl := w.cl
+				aside(&wg, fail, func() {
+					_, err := cl.version(ctx)
 					pings <- err
 				})
 			}

@@ -1,8 +1,6 @@
 package trace
 
 import (
-	"fmt"
-	"net/netip"
 	"strconv"
 
 	"nodeskoop/bpf"
@@ -109,17 +107,4 @@ func vectorName(n uint32) string {
 		return "NET_RX"
 	}
 	return strconv.Itoa(int(n))
-}
-
-// nodeAddrs lists the addresses of the host's network namespace, which a file is.
-func nodeAddrs(netns string) (map[netip.Addr]bool, error) {
-	list, err := collect.NetnsAddrs(netns)
-	if err != nil {
-		return nil, fmt.Errorf("list the node's addresses: %w", err)
-	}
-	own := make(map[netip.Addr]bool, len(list))
-	for _, a := range list {
-		own[a] = true
-	}
-	return own, nil
 }

@@ -25,7 +25,7 @@ const idleCycles = 20
 // flowKind labels what the node's sockets or the host's devices sent, by
 // connection.
 var flowKind = kind{name: "flow", begin: func(p *probe, env collect.Env) func(*collect.View) error {
-	f := &flows{probe: p, pods: env.Pods, host: env.HostNetns, known: map[flowKey]*flow{}, entry: map[flowKey]sums{}, spare: map[flowKey]sums{}, most: 1000}
+	f := &flows{probe: p, pods: env.Pods, known: map[flowKey]*flow{}, entry: map[flowKey]sums{}, spare: map[flowKey]sums{}, most: 1000, nodeAddrs: env.NodeAddrs}
 	devices, _ := env.Options["devices"].([]string)
 	f.devices = len(devices) > 0
 	if n, ok := env.Options["max_series"].(int64); ok {
@@ -54,22 +54,21 @@ type sums struct{ bytes, packets uint64 }
 type flows struct {
 	*probe
 	pods    collect.Pods
-	host    string              // a file that is the host's network namespace
-	own     map[netip.Addr]bool // the node's addresses in this cycle
-	devices bool                // counted is what devices transmit
-	most    int
-	cycle   uint64
-	known   map[flowKey]*flow
-	entry   map[flowKey]sums // the kernel's entries in the last cycle
-	spare   map[flowKey]sums // the map of the cycle before, to be used again
+	devices bool // counted is what devices transmit
+	// nodeAddrs lists the node's own addresses.
+	nodeAddrs func() (map[netip.Addr]struct{}, error)
+	most      int
+	cycle     uint64
+	known     map[flowKey]*flow
+	entry     map[flowKey]sums // the kernel's entries in the last cycle
+	spare     map[flowKey]sums // the map of the cycle before, to be used again
 }
 
 func (f *flows) sample(v *collect.View) error {
-	own, err := nodeAddrs(f.host)
+	own, err := f.nodeAddrs()
 	if err != nil {
 		return err
 	}
-	f.own = own
 	f.cycle++
 	f.bpf.Rescan()
 	f.counts.begin(v)
@@ -114,7 +113,7 @@ func (f *flows) sample(v *collect.View) error {
 			delete(f.known, k)
 		}
 	}
-	f.show(v)
+	f.show(v, own)
 	gone := f.counts.sweep(f.root)
 	if len(gone) == 0 {
 		return nil
@@ -130,7 +129,7 @@ func (f *flows) sample(v *collect.View) error {
 
 // show adds the series. A flow that has one keeps it; the busiest of the
 // others take what is free, or idle.
-func (f *flows) show(v *collect.View) {
+func (f *flows) show(v *collect.View, own map[netip.Addr]struct{}) {
 	var shown, waiting []flowKey
 	for k, x := range f.known {
 		switch n := f.counts.known[k.netns]; {
@@ -158,7 +157,7 @@ func (f *flows) show(v *collect.View) {
 		shown = append(shown, k)
 	}
 	slices.SortFunc(shown, compareFlows)
-	ends := f.ends(v)
+	ends := f.ends(v, own)
 	add := func(netns uint64, m *collect.Metric, value uint64, labels []string) {
 		if f.devices {
 			v.Add(m, float64(value), labels...) // the host's
@@ -180,12 +179,12 @@ func (f *flows) show(v *collect.View) {
 type ends struct {
 	pods  collect.Pods
 	node  string
-	own   map[netip.Addr]bool // the node's addresses
+	own   map[netip.Addr]struct{} // the node's addresses
 	netns map[uint64]*collect.Pod
 }
 
-func (f *flows) ends(v *collect.View) ends {
-	e := ends{pods: f.pods, node: v.Node(), own: f.own, netns: map[uint64]*collect.Pod{}}
+func (f *flows) ends(v *collect.View, own map[netip.Addr]struct{}) ends {
+	e := ends{pods: f.pods, node: v.Node(), own: own, netns: map[uint64]*collect.Pod{}}
 	for inode, pod := range v.Netns() {
 		e.netns[inode] = pod
 	}
@@ -211,10 +210,11 @@ func (e ends) side(out []string, a netip.Addr, p *collect.Pod) []string {
 	if a.IsValid() {
 		text = a.String()
 	}
+	_, own := e.own[a]
 	switch {
 	case p != nil:
 		return append(out, text, collect.EndPod, e.node, p.Namespace, p.Name)
-	case e.own[a] || a.IsLoopback():
+	case own || a.IsLoopback():
 		return append(out, text, collect.EndNode, e.node, "", "")
 	}
 	return append(out, text, collect.EndUnknown, "", "", "")

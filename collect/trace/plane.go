@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"nodeskoop/bpf"
@@ -40,8 +41,12 @@ type Plane struct {
 	done   chan struct{}
 	fresh  bool // a probe was loaded since the type information was dropped
 	probes map[*probe]struct{}
-	told   map[bpf.EventType]bpf.EventAccount // what the Hub knows of already
-	limits EventLimits
+	// building counts the probes that are being loaded: the loader is theirs, too.
+	building int
+	told     map[bpf.EventType]bpf.EventAccount // what the Hub knows of already
+	limits   EventLimits
+
+	panicked atomic.Bool // that an event was lost to a panic has been logged
 }
 
 // New returns a Plane without probes.
@@ -82,6 +87,32 @@ func (p *Plane) Factories() []collect.Factory {
 
 // build loads one probe.
 func (p *Plane) build(k kind, env collect.Env) (collect.Probe, error) {
+	loader, err := p.enter()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		p.mu.Lock()
+		p.building--
+		p.mu.Unlock()
+	}()
+	// The lock is not held meanwhile: loading may hang in the kernel.
+	loaded, err := loader.Load(k.name, k.config(env))
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pr := &probe{plane: p, kind: k, bpf: loaded, root: env.ProcRoot}
+	if k.begin != nil {
+		pr.sample = k.begin(pr, env)
+	}
+	p.probes[pr] = struct{}{}
+	return pr, nil
+}
+
+// enter gives the loader to a build that begins.
+func (p *Plane) enter() (*bpf.Loader, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.loader == nil {
@@ -90,16 +121,8 @@ func (p *Plane) build(k kind, env collect.Env) (collect.Probe, error) {
 		}
 	}
 	p.fresh = true
-	loaded, err := p.loader.Load(k.name, k.config(env))
-	if err != nil {
-		return nil, err
-	}
-	pr := &probe{plane: p, kind: k, bpf: loaded, root: env.ProcRoot}
-	if k.begin != nil {
-		pr.sample = k.begin(pr, env)
-	}
-	p.probes[pr] = struct{}{}
-	return pr, nil
+	p.building++
+	return p.loader, nil
 }
 
 // start makes the loader and reads its ring. The caller holds the lock.
@@ -143,7 +166,7 @@ func (p *Plane) read(ctx context.Context, loader *bpf.Loader, done chan<- struct
 			if loader.Ignores(e) {
 				return
 			}
-			p.opt.Hub.Offer(c.event(e))
+			p.offer(&c, e)
 		})
 		if err == nil {
 			break
@@ -159,6 +182,19 @@ func (p *Plane) read(ctx context.Context, loader *bpf.Loader, done chan<- struct
 		}
 	}
 	<-account
+}
+
+// offer makes an event of a record. A record that makes that panic is lost, and
+// counted; the panic is logged once.
+func (p *Plane) offer(c *converter, e *bpf.Event) {
+	err := collect.Guard(func() { p.opt.Hub.Offer(c.event(e)) })
+	if err == nil {
+		return
+	}
+	p.opt.Hub.Missed(eventTypes[e.Type], 0, 1)
+	if p.panicked.CompareAndSwap(false, true) {
+		p.opt.Log.Error("an event is lost, as others like it may be from now on without a word", "event", e.Type.String(), "error", err)
+	}
 }
 
 // Account tells the Hub of the events that the kernel held back or lost since
@@ -239,7 +275,7 @@ func (p *Plane) settle() {
 func (p *Plane) closed(pr *probe) error {
 	p.mu.Lock()
 	delete(p.probes, pr)
-	last := len(p.probes) == 0
+	last := len(p.probes) == 0 && p.building == 0
 	p.mu.Unlock()
 	if last {
 		return p.Close()

@@ -1,0 +1,116 @@
+package bpf
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"nodeskoop/testdata/hang"
+)
+
+// heldFor is the longest that a test holds RTNL, which the whole machine waits
+// for.
+const heldFor = 8 * time.Second
+
+// While another program holds the kernel's lock on network devices, what is
+// attached goes on to count, and nobody who asks for the hooks waits.
+func TestFlowWhileRTNLIsHeld(t *testing.T) {
+	eachDeviceKind(t, func(t *testing.T, l *testLoader, kind Kind) {
+		r := newRouter(t)
+		p := l.load("flow", Config{Devices: []string{"right", "plug*"}, Netns: r.path})
+		s := r.b.listenUDP(t, netip.AddrPortFrom(r.b.v4, 0).Addr())
+		conn := r.a.dial(t, "udp", addrPort(s.LocalAddr()))
+		if state, lacks := p.State(); state != OK {
+			t.Fatalf("before: %s %q", state, lacks)
+		}
+		before, _ := flowSums(t, p, r.inode)
+		// A device that is new has to be attached to, which needs the lock.
+		r.run(t, "ip", "link", "add", "plug1", "type", "veth", "peer", "name", "other")
+		release := hang.RTNL(t, heldFor)
+		begin := time.Now()
+		p.Rescan()
+		p.Rescan() // while the first goes on
+		hooks := p.Hooks()
+		_, lacks := p.State()
+		if took := time.Since(begin); took > heldFor/2 {
+			t.Errorf("asking took %v", took)
+		}
+		if len(hooks) == 0 || !strings.Contains(fmt.Sprint(lacks), "RTNL") {
+			t.Errorf("while the lock is held: %+v %q", hooks, lacks)
+		}
+		send(t, conn, 100)
+		after, _ := flowSums(t, p, r.inode)
+		if after != before+100 {
+			t.Errorf("%d packets of 100 were counted while the lock was held", after-before)
+		}
+		release()
+		for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+			p.Rescan()
+			if state, _ := p.State(); state == OK {
+				break
+			}
+			if time.Now().After(end) {
+				_, lacks := p.State()
+				t.Fatalf("afterwards: %q", lacks)
+			}
+		}
+		l.hookOf(p, kind, "plug1", "right")
+	})
+}
+
+// A probe that cannot be loaded for the lock keeps no other from being loaded,
+// and nobody from the loader's accounts.
+func TestLoadWhileRTNLIsHeld(t *testing.T) {
+	l := newTestLoader(t, Options{})
+	r := newRouter(t)
+	release := hang.RTNL(t, heldFor)
+	begin := time.Now()
+	done := make(chan error, 1)
+	go func() {
+		_, err := l.Load("flow", Config{Devices: []string{"right"}, Netns: r.path})
+		done <- err
+	}()
+	time.Sleep(300 * time.Millisecond) // it is on its way, and whatever comes is right
+	if _, err := l.Load("tcpretrans", Config{}); err != nil {
+		t.Errorf("another probe: %v", err)
+	}
+	if _, err := l.Stats(); err != nil {
+		t.Errorf("the accounts: %v", err)
+	}
+	if took := time.Since(begin); took > heldFor-time.Second {
+		t.Errorf("they took %v, as long as the lock was held", took)
+	}
+	select {
+	case err := <-done:
+		t.Errorf("flow did not wait for the lock: %v", err)
+	default:
+	}
+	release()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Errorf("flow, when the lock was free: %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("flow is not loaded although the lock is free")
+	}
+}
+
+// A panic in a network namespace is an error, and leaves no thread there.
+func TestPanicInsideANamespace(t *testing.T) {
+	needRoot(t)
+	n := newNamespace(t)
+	d, err := newDevices([]string{"eth0"}, fmt.Sprintf("/proc/self/fd/%d", int(n.handle)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.close()
+	if err := d.inside(func() error { panic("boom") }); err == nil || !strings.Contains(err.Error(), "boom") {
+		t.Errorf("the panic became %v", err)
+	}
+	if err := d.inside(func() error { return nil }); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}

@@ -1,0 +1,390 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/testdata/hang"
+	"nodeskoop/testdata/need"
+)
+
+// unread makes a pipe that nobody reads, as small as the kernel allows.
+func unread(t *testing.T) (w *os.File) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, 4096); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = r.Close(), w.Close() })
+	return w
+}
+
+// begin starts the program, prepared by prepare; it is killed at the end of the
+// test. What it does not write elsewhere is in the program's log.
+func begin(t *testing.T, prepare func(*exec.Cmd), args ...string) *program {
+	t.Helper()
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &program{t: t, cmd: exec.Command(path, args...), done: make(chan struct{})}
+	p.cmd.Stderr, p.cmd.Stdout = p, outWriter{p}
+	prepare(p.cmd)
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = p.cmd.Wait(); close(p.done) }()
+	t.Cleanup(func() {
+		_ = p.cmd.Process.Kill()
+		<-p.done
+		if t.Failed() {
+			t.Logf("the log of nodeskoop %s:\n%s", strings.Join(args, " "), p.logged())
+		}
+	})
+	return p
+}
+
+// cycleTime is when the textfile says that the last cycle began; 0: it is not there.
+func cycleTime(t *testing.T, file string) float64 {
+	f := parseProm(t, file)["nodeskoop_last_cycle_timestamp_seconds"]
+	if f == nil {
+		return 0
+	}
+	return f.Metric[0].GetGauge().GetValue()
+}
+
+// goesOn waits for some more cycles.
+func goesOn(t *testing.T, file string) {
+	t.Helper()
+	for range 3 {
+		last := cycleTime(t, file)
+		eventually(t, "sampling goes on", func() bool { return cycleTime(t, file) > last })
+	}
+}
+
+func daemonConf(t *testing.T, dir, rest string) string {
+	return conf(t, dir, fmt.Sprintf("interval = '1s'\n[textfile]\ndir = '%s'\n%s%s", dir, rest, noPods))
+}
+
+// Whoever does not read what the daemon says, or does not answer it, stops
+// neither sampling nor the end.
+func TestDaemonWhomNobodyReads(t *testing.T) {
+	need.Root(t)
+	for name, prepare := range map[string]func(*testing.T, *exec.Cmd){
+		"systemd's socket": func(t *testing.T, cmd *exec.Cmd) {
+			path := filepath.Join(t.TempDir(), "notify")
+			c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = c.Close() })
+			out, err := net.DialUnix("unixgram", nil, c.LocalAddr().(*net.UnixAddr))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = out.Close() })
+			for err == nil { // until it is full
+				_ = out.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
+				_, err = out.Write([]byte("full"))
+			}
+			cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+path, "WATCHDOG_USEC=2000000")
+		},
+		"standard error": func(t *testing.T, cmd *exec.Cmd) {
+			cmd.Stderr = unread(t)
+			cmd.Args = append(cmd.Args, "--log-level", "debug")
+			_, _ = cmd.Stderr.(*os.File).Write(make([]byte, 4096)) // full
+		},
+		"standard output": func(t *testing.T, cmd *exec.Cmd) {
+			cmd.Stdout = unread(t)
+			cmd.Args = append(cmd.Args, "--foreground-events")
+			_, _ = cmd.Stdout.(*os.File).Write(make([]byte, 4096)) // full
+		},
+		"nothing": func(*testing.T, *exec.Cmd) {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			p := begin(t, func(cmd *exec.Cmd) { prepare(t, cmd) }, "run", "--config", daemonConf(t, dir, ""), "--probe", "tcp,packetloss")
+			file := filepath.Join(dir, "nodeskoop.prom")
+			eventually(t, "the textfile is there", func() bool { return cycleTime(t, file) > 0 })
+			goesOn(t, file)
+			p.signal(syscall.SIGHUP)
+			goesOn(t, file)
+			p.signal(syscall.SIGTERM)
+			if code := p.ended(); code != 0 {
+				t.Errorf("exit code %d", code)
+			}
+			if _, err := os.Stat(file); err == nil {
+				t.Error("the textfile is left behind")
+			}
+		})
+	}
+}
+
+// The reader of standard error may go away.
+func TestDaemonWhoseReaderGoes(t *testing.T) {
+	need.Root(t)
+	dir := t.TempDir()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := begin(t, func(cmd *exec.Cmd) { cmd.Stderr = w }, "run", "--config", daemonConf(t, dir, ""), "--probe", "tcp", "--log-level", "debug")
+	r.Close()
+	w.Close()
+	file := filepath.Join(dir, "nodeskoop.prom")
+	eventually(t, "the textfile is there", func() bool { return cycleTime(t, file) > 0 })
+	goesOn(t, file)
+	p.signal(syscall.SIGTERM)
+	if code := p.ended(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// A file system that does not answer costs the textfile, and nothing else: the
+// loop is alive, a signal ends the daemon, and when it answers again the file is
+// fresh.
+func TestTextfileOnAHungFileSystem(t *testing.T) {
+	need.Root(t)
+	for _, ends := range []bool{false, true} {
+		dir, etc := t.TempDir(), t.TempDir()
+		path := filepath.Join(etc, "nodeskoop.toml")
+		if err := os.Rename(daemonConf(t, dir, ""), path); err != nil {
+			t.Fatal(err)
+		}
+		p := start(t, "run", "--config", path, "--probe", "tcp")
+		file := filepath.Join(dir, "nodeskoop.prom")
+		eventually(t, "the textfile is there", func() bool { return cycleTime(t, file) > 0 })
+		last := cycleTime(t, file)
+		release := hang.Open(t, dir)
+		eventually(t, "it is said", func() bool { return strings.Contains(p.logged(), "handing over the values hangs") })
+		if ends {
+			p.signal(syscall.SIGTERM)
+			if code := p.ended(); code != 0 {
+				t.Errorf("exit code %d", code)
+			}
+			if !strings.Contains(p.logged(), "removing the textfile failed") {
+				t.Error("it is not said that the file stays")
+			}
+			release()
+			continue
+		}
+		// A reload that does not move the file needs no file system.
+		p.signal(syscall.SIGHUP)
+		eventually(t, "a reload goes on", func() bool { return strings.Contains(p.logged(), "reloaded") })
+		release()
+		eventually(t, "the file is fresh again", func() bool { return cycleTime(t, file) > last+1 })
+		goesOn(t, file)
+		if n := strings.Count(p.logged(), "handing over the values hangs"); n != 1 {
+			t.Errorf("said %d times, want once", n)
+		}
+		p.signal(syscall.SIGTERM)
+		if code := p.ended(); code != 0 {
+			t.Errorf("exit code %d", code)
+		}
+	}
+}
+
+// nested are texts of 16 kB whose nesting takes memory by the square of its depth.
+var nested = map[string]string{
+	"a dotted key":     strings.Repeat("a.", 8000) + "a = 1\n",
+	"a table's name":   "[" + strings.Repeat("a.", 8000) + "a]\n",
+	"a list's name":    "[[" + strings.Repeat("a.", 8000) + "a]]\n",
+	"quoted names":     strings.Repeat(`"a.b".`, 2600) + "a = 1\n",
+	"lists":            "a = " + strings.Repeat("[", 8000) + strings.Repeat("]", 8000) + "\n",
+	"lists over lines": "a = " + strings.Repeat("[\n", 5000) + strings.Repeat("]\n", 5000) + "\n",
+	"inline tables":    "a = " + strings.Repeat("{a=", 4000) + "1" + strings.Repeat("}", 4000) + "\n",
+	"dots and spaces":  strings.Repeat("a . ", 4000) + "a = 1\n",
+	"after a string":   "b = \"\"\"\n[[[[\\\"\"\"\"\nc = '''[['''\nd = 'x#' # [[[[[[[[[[[[\n" + strings.Repeat("a.", 8000) + "a = 1\n",
+}
+
+func TestConfigIsBounded(t *testing.T) {
+	for name, text := range nested {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := parseConfig("x.toml", text)
+		runtime.ReadMemStats(&after)
+		if err == nil || !strings.Contains(err.Error(), "x.toml:") || !strings.Contains(err.Error(), "nested more than 8 deep") {
+			t.Errorf("%s: %.200v", name, err)
+		}
+		if took := after.TotalAlloc - before.TotalAlloc; took > 4<<20 {
+			t.Errorf("%s: %d MB of memory", name, took>>20)
+		}
+	}
+	// As much as a file may have of what is wrong.
+	for name, line := range map[string]string{"keys": "k%d = 1\n", "tables": "[t%d]\n", "lists of tables": "[[l]]\nx%d = 1\n", "labels": "[pods.labels]\n", "junk": "%d\x00\xff = [[\n"} {
+		var b strings.Builder
+		for i := 0; b.Len() < maxConfigSize-100; i++ {
+			fmt.Fprintf(&b, strings.ReplaceAll(line, "%d", "%[1]d"), i)
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := parseConfig("x.toml", b.String())
+		runtime.ReadMemStats(&after)
+		if err == nil || len(err.Error()) > 64<<10 {
+			t.Errorf("%s: a message of %d bytes", name, len(fmt.Sprint(err)))
+		}
+		if took := after.TotalAlloc - before.TotalAlloc; took > 400<<20 {
+			t.Errorf("%s: %d MB of memory", name, took>>20)
+		}
+	}
+	// What looks deep and is not.
+	for _, text := range []string{
+		"node_name = \"[[[[[[[[[[[[a.b.c.d.e.f.g.h.i.j.k\"\n", "node_name = '''\n[[[[[[[[[[[[[\n'''\n", "# [[[[[[[[[[[[[[[[ a.a.a.a.a.a.a.a.a.a.a.a\n",
+		"node_name = \"\"\"a\\\"\"\"\"\"\n", "[metrics]\nexclude = ['a', \"b\", '''c''', \"\"\"d\"\"\", 'e.f.g.h.i.j.k.l.m.n.o']\n", "node_name = \"\\\\\"\n[pods]\nnamespace = 'a.b.c.d.e.f.g.h.i.j.k'\n",
+	} {
+		if _, err := parseConfig("x.toml", text); err != nil {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
+// A configuration that is no file, that never ends or that does not answer is
+// refused by each command, and keeps a daemon from nothing.
+func TestConfigThatIsNoFile(t *testing.T) {
+	need.Root(t)
+	dir := t.TempDir()
+	pipe, long := filepath.Join(dir, "pipe.toml"), filepath.Join(dir, "long.toml")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(long, []byte(strings.Repeat("# a comment\n", 100_000)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	bad := map[string]string{pipe: "a FIFO", "/dev/zero": "a device", long: "more than 262144 bytes", dir: "a folder"}
+	for _, cmd := range []string{"run", "collect", "check", "config", "probes", "pods", "events", "top"} {
+		for file, why := range bad {
+			p := start(t, cmd, "--config", file)
+			if code := p.ended(); code != exitFailure || !strings.Contains(p.logged()+p.printed(), why) || !strings.Contains(p.logged()+p.printed(), file) {
+				t.Errorf("%s --config %s: exit %d, %s%s; want %q", cmd, file, code, p.logged(), p.printed(), why)
+			}
+		}
+	}
+
+	file := filepath.Join(dir, "nodeskoop.prom")
+	cfg := daemonConf(t, dir, "")
+	text, err := os.ReadFile(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, "run", "--config", cfg, "--probe", "tcp")
+	eventually(t, "the textfile is there", func() bool { return cycleTime(t, file) > 0 })
+	for path, why := range bad {
+		if err := os.Remove(cfg); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(path, cfg); err != nil {
+			t.Fatal(err)
+		}
+		p.signal(syscall.SIGHUP)
+		eventually(t, "the reload is refused: "+why, func() bool { return strings.Contains(p.logged(), why) })
+		goesOn(t, file)
+	}
+	if err := os.Remove(cfg); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(cfg, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	release := hang.Open(t, cfg)
+	p.signal(syscall.SIGHUP)
+	eventually(t, "a file system that does not answer is said", func() bool { return strings.Contains(p.logged(), "the file system does not answer") })
+	goesOn(t, file)
+	release()
+	p.signal(syscall.SIGHUP)
+	eventually(t, "a reload goes on", func() bool { return strings.Contains(p.logged(), "reloaded") })
+	p.signal(syscall.SIGTERM)
+	if code := p.ended(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// A second signal ends each command, whatever it waits for.
+func TestSecondSignalEnds(t *testing.T) {
+	need.Root(t)
+	for _, args := range [][]string{
+		{"collect", "--probe", "tcp"},
+		{"events", "--json"},
+		{"top", "--json", "--interval", "100ms"},
+		{"probes", "--json"},
+		{"check"},
+		{"config"},
+		{"docs", "metrics"},
+		{"run"},
+	} {
+		for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+			if s == syscall.SIGINT && args[0] != "collect" && args[0] != "run" {
+				continue
+			}
+			t.Run(args[0]+" "+s.String(), func(t *testing.T) {
+				dir := t.TempDir()
+				out := unread(t)
+				_, _ = out.Write(make([]byte, 4096)) // full
+				full := args
+				if args[0] != "docs" {
+					full = append(full[:len(full):len(full)], "--config", daemonConf(t, dir, ""))
+				}
+				p := begin(t, func(cmd *exec.Cmd) { cmd.Stdout = out }, full...)
+				if args[0] == "run" {
+					eventually(t, "the textfile is there", func() bool { return cycleTime(t, filepath.Join(dir, "nodeskoop.prom")) > 0 })
+					hang.Open(t, dir)
+					time.Sleep(1500 * time.Millisecond) // the next write hangs; if not, the end is a clean one
+				} else {
+					eventually(t, "it waits for its reader", func() bool {
+						return waitsIn(p.cmd.Process.Pid, "pipe_w") || args[0] == "events" && strings.Contains(p.logged(), "watching")
+					})
+				}
+				p.signal(s)
+				// The signals must not be one.
+				time.Sleep(200 * time.Millisecond)
+				begin := time.Now()
+				if err := p.cmd.Process.Signal(s); err != nil && args[0] != "events" {
+					t.Logf("it has ended already: %v", err)
+				}
+				code := p.ended()
+				if took := time.Since(begin); took > 5*time.Second {
+					t.Errorf("it took %v", took)
+				}
+				if want := 128 + int(s); code != want && args[0] != "events" && args[0] != "run" {
+					t.Errorf("exit code %d, want %d", code, want)
+				}
+			})
+		}
+	}
+}
+
+// waitsIn reports whether a thread of a process waits in a function of the kernel.
+func waitsIn(pid int, function string) bool {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/wchan", pid))
+	for _, t := range tasks {
+		if b, _ := os.ReadFile(t); strings.Contains(string(b), function) {
+			return true
+		}
+	}
+	return false
+}
+
+// One signal ends a command that waits for a reader, too, in time.
+func TestOneSignalEndsInTime(t *testing.T) {
+	need.Root(t)
+	need.Short(t)
+	out := unread(t)
+	p := begin(t, func(cmd *exec.Cmd) { cmd.Stdout = out }, "docs", "metrics")
+	eventually(t, "it waits for its reader", func() bool { return waitsIn(p.cmd.Process.Pid, "pipe_w") })
+	p.signal(syscall.SIGTERM)
+	if code := p.ended(); code != exitFailure {
+		t.Errorf("exit code %d", code)
+	}
+}

@@ -1,0 +1,256 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect"
+)
+
+// The inode numbers of the namespaces that the kernel begins with (enum
+// init_ns_ino in include/uapi/linux/nsfs.h; fixed since Linux 3.8, 4.6 and 6.18).
+const (
+	initNetNamespace    = 0xEFFFFFF9
+	initPIDNamespace    = 0xEFFFFFFC
+	initCgroupNamespace = 0xEFFFFFFB
+	// rootCgroup is the inode number of the root of a control group file system:
+	// kernfs numbers its nodes from 1 on.
+	rootCgroup = 1
+)
+
+// facts are what can be found out about where this process runs.
+type facts struct {
+	// hostPIDs: procfs is of the PID namespace that the kernel began with.
+	hostPIDs bool
+	// booted: process 1 is systemd, in a PID namespace of its own: this is a
+	// machine of its own, as systemd-nspawn, LXC and kind make them.
+	booted bool
+	// init is why the network namespace of process 1 cannot be told, nil if it
+	// can.
+	init error
+	// ownNetns and initNetns: the network namespace of this process, and of
+	// process 1, is the one that the kernel began with.
+	ownNetns, initNetns bool
+	// cgroups: this process sees control groups from the host's (or the booted
+	// machine's) root on; unified: the one of version 2 is the kernel's own root.
+	cgroups, unified bool
+}
+
+// hostView is what of the host can be seen from here: what is not the host's
+// must not go out under its name.
+type hostView struct {
+	// netns is a file that is the host's network namespace; "" stands for that
+	// of process 1.
+	netns string
+	// refused says why probes may not run, by name.
+	refused map[string]error
+	// foreignPIDs: the kernel numbers processes otherwise than procfs does.
+	foreignPIDs bool
+	// machine: the host is a container that has booted a system of its own.
+	machine bool
+	// guessed says why this process's own network namespace stands for that of
+	// process 1.
+	guessed error
+}
+
+const (
+	pidHelp    = "start the container with --pid=host (hostPID: true in a pod)"
+	netHelp    = "--network=host (hostNetwork: true in a pod)"
+	cgroupHelp = "start the container with --cgroupns=host -v /sys/fs/cgroup:/sys/fs/cgroup:ro (in a pod: privileged, and a hostPath volume of /sys/fs/cgroup)"
+)
+
+// judgeHost says what of the host is seen, or why it cannot be told. named is
+// the option host_netns.
+func judgeHost(f facts, named string, devices bool) (hostView, error) {
+	v := hostView{netns: named, refused: map[string]error{}, foreignPIDs: !f.hostPIDs}
+	refuse := func(why error, probes ...string) {
+		for _, p := range probes {
+			if v.refused[p] == nil {
+				v.refused[p] = why
+			}
+		}
+	}
+	v.machine = !f.hostPIDs && f.booted
+	if !f.hostPIDs && !f.booted {
+		if named == "" {
+			return v, fmt.Errorf("the host cannot be seen from here: this process is in a PID namespace of its own, whose process 1 is not the host's, so its network and its processes would be taken for the host's: %s; or set host_netns to a file that is the host's network namespace, and do without the probes fd and io", pidHelp)
+		}
+		refuse(errors.New("the host's processes cannot be seen: this process is in a PID namespace of its own; "+pidHelp), "fd", "io")
+	}
+	if named == "" && f.init != nil {
+		if !f.ownNetns {
+			return v, fmt.Errorf("the host's network namespace cannot be told: that of process 1 cannot be looked at (%w), and this process is in one of its own: give it CAP_SYS_PTRACE, or start the container with %s, or set host_netns to a file that is the host's network namespace", f.init, netHelp)
+		}
+		v.netns, v.guessed = "/proc/self/ns/net", f.init
+	}
+	if !f.cgroups {
+		refuse(errors.New("the processes of pods cannot be told from the host's: this process sees a part of the control groups only; "+cgroupHelp), "fd", "io")
+	}
+	// In a machine of its own network the root of its control groups holds all
+	// that sends there.
+	if !devices && !f.unified && (!v.machine || !f.cgroups || f.initNetns) {
+		refuse(errors.New("only a part of the host's sockets would be counted: this process does not see the root of the control groups; "+cgroupHelp+"; or set probes.flow.devices"), "flow")
+	}
+	return v, nil
+}
+
+// lookAround finds the facts out.
+func lookAround() facts {
+	var f facts
+	f.hostPIDs = hostsProcfs()
+	f.booted = !f.hostPIDs && bootedSystemd()
+	_, f.init = os.Stat("/proc/1/ns/net")
+	f.ownNetns = initialNetns()
+	if f.init == nil {
+		_, _ = collect.Within(5*time.Second, func() (none struct{}, err error) {
+			return none, collect.InNetns("/proc/1/ns/net", 0, func() error {
+				f.initNetns = initialNetns()
+				return nil
+			})
+		})
+	}
+	f.cgroups, f.unified = lookAtCgroups(f.booted)
+	return f
+}
+
+func inode(path string) uint64 {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil {
+		return 0
+	}
+	return st.Ino
+}
+
+// hostsProcfs reports whether /proc is of the PID namespace that the kernel
+// began with. Where process 1 may not be looked at, it is known by the kernel's
+// own threads, which are in no other: PF_KTHREAD cannot be feigned.
+func hostsProcfs() bool {
+	if ino := inode("/proc/1/ns/pid"); ino != 0 {
+		return ino == initPIDNamespace
+	}
+	const kernelThread = 0x00200000
+	b, err := os.ReadFile("/proc/2/stat")
+	if err != nil {
+		return false
+	}
+	_, rest, _ := bytes.Cut(b, []byte(") "))
+	fields := bytes.Fields(rest)
+	if len(fields) < 7 {
+		return false
+	}
+	flags, err := strconv.ParseUint(string(fields[6]), 10, 64)
+	return err == nil && flags&kernelThread != 0
+}
+
+// bootedSystemd reports whether process 1 is systemd as a system's manager
+// (sd_booted(3)).
+func bootedSystemd() bool {
+	fi, err := os.Lstat("/run/systemd/system")
+	if err != nil || !fi.IsDir() {
+		return false
+	}
+	comm, err := os.ReadFile("/proc/1/comm")
+	return err == nil && strings.TrimSpace(string(comm)) == "systemd"
+}
+
+// initialNetns reports whether the thread is in the network namespace that the
+// kernel began with. Its number is fixed since Linux 6.18; before, it is the only
+// one that has the sysctls of the whole kernel (net_core_table in
+// net/core/sysctl_net_core.c).
+func initialNetns() bool {
+	if inode("/proc/thread-self/ns/net") == initNetNamespace {
+		return true
+	}
+	_, err := os.Stat("/proc/sys/net/core/netdev_max_backlog")
+	return err == nil
+}
+
+// lookAtCgroups reports whether control groups are seen from their root on, and
+// whether the root of version 2 is the kernel's. A machine without control
+// groups sees all there are.
+func lookAtCgroups(booted bool) (all, unified bool) {
+	own := inode("/proc/self/ns/cgroup")
+	fromRoot := own == 0 || own == initCgroupNamespace || booted && own == inode("/proc/1/ns/cgroup")
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return false, false
+	}
+	mounted, root := false, false
+	for line := range strings.Lines(string(b)) {
+		mount, super, ok := strings.Cut(line, " - ")
+		m, s := strings.Fields(mount), strings.Fields(super)
+		if !ok || len(m) < 5 || len(s) < 1 || s[0] != "cgroup" && s[0] != "cgroup2" {
+			continue
+		}
+		mounted = true
+		root = root || m[3] == "/"
+		if s[0] == "cgroup2" && inode(unmangle(m[4])) == rootCgroup {
+			unified = true
+		}
+	}
+	if !mounted {
+		return true, true // the probe flow says what it lacks
+	}
+	return fromRoot && root, unified
+}
+
+// unmangle undoes how the kernel writes blanks in paths.
+func unmangle(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+// viewHost judges what of the host is seen with a configuration.
+func viewHost(cfg *Config) (hostView, error) {
+	named := cfg.text("host_netns")
+	if named != "" {
+		_, err := collect.Within(5*time.Second, func() (none struct{}, err error) { return none, isNamespace(named) })
+		if err != nil {
+			return hostView{}, err
+		}
+	}
+	return judgeHost(lookAround(), named, len(cfg.list("probes.flow.devices")) > 0)
+}
+
+func isNamespace(file string) error {
+	var st unix.Statfs_t
+	switch err := unix.Statfs(file, &st); {
+	case err != nil:
+		return fmt.Errorf("host_netns: %s: %w (it names a file that is a network namespace, such as /proc/PID/ns/net or /run/netns/NAME)", file, err)
+	case st.Type != unix.NSFS_MAGIC:
+		return fmt.Errorf("host_netns: %s is not a namespace: let it name a file such as /proc/PID/ns/net or /run/netns/NAME", file)
+	}
+	return nil
+}
+
+// netnsFile is the file that is the host's network namespace.
+func (v hostView) netnsFile() string { return cmp.Or(v.netns, "/proc/1/ns/net") }
+
+// finding is what check says of it.
+func (v hostView) finding(named string) finding {
+	const name = "host's namespace"
+	switch {
+	case v.machine:
+		return finding{name, warning, "this is a container that has booted a system of its own: \"hostNetwork\" is what this container has, not the host around it", "nothing, if that is wanted; else run nodeskoop on the host"}
+	case len(v.refused) > 0:
+		var names []string
+		for p := range v.refused {
+			names = append(names, p)
+		}
+		slices.Sort(names)
+		return finding{name, warning, "the host's network is seen, but not all that is the host's: " + strings.Join(names, ", ") + " are refused (see below)", "the flags that the probes' lines name"}
+	case named != "":
+		return finding{name, good, named, ""}
+	case v.guessed != nil:
+		return finding{name, good, fmt.Sprintf("this process is in it; that of process 1 cannot be told (%v)", v.guessed), ""}
+	}
+	return finding{name, good, "that of process 1, which is the host's", ""}
+}

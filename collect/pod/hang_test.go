@@ -1,0 +1,41 @@
+package pod
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"nodeskoop/collect"
+	"nodeskoop/testdata/hang"
+)
+
+// A kernel that does not list addresses holds up whoever asks for seconds, once:
+// while two listings hang, the next fail at once, and all is well when they end.
+func TestAddressesThatAreNotListed(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "netns")
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	release := hang.Open(t, file)
+	for range maxHungLists {
+		begin := time.Now()
+		if _, err := addrsIn(file, 1); !errors.Is(err, collect.ErrNoAnswer) || time.Since(begin) > 5*netlinkTimeout {
+			t.Errorf("after %v: %v", time.Since(begin), err)
+		}
+	}
+	begin := time.Now()
+	if _, err := addrsIn("/proc/self/ns/net", 0); err == nil || time.Since(begin) > netlinkTimeout/2 {
+		t.Errorf("while others hang: after %v: %v", time.Since(begin), err)
+	}
+	release()
+	for end := time.Now().Add(20 * time.Second); hungLists.Load() != 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d listings count as hanging", hungLists.Load())
+		}
+	}
+	if _, err := addrsIn("/proc/self/ns/net", 0); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}

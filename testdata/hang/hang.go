@@ -1,0 +1,120 @@
+// Package hang makes calls into the kernel hang for tests, by means that make
+// them hang on a node: another program holds a lock or does not answer.
+package hang
+
+import (
+	"os"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/testdata/need"
+)
+
+// Open makes every open(2) of a file, or of a folder, hang until release is
+// called: a listener of fanotify that is asked for its permission does not
+// answer. The test's own process is stopped by it, too.
+func Open(t testing.TB, path string) (release func()) {
+	t.Helper()
+	need.Root(t)
+	fd, err := unix.FanotifyInit(unix.FAN_CLASS_CONTENT|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK, unix.O_RDONLY)
+	need.Kernel(t, err != unix.ENOSYS && err != unix.EINVAL, "it has no fanotify with permissions")
+	if err != nil {
+		t.Fatalf("fanotify_init: %v", err)
+	}
+	mask := uint64(unix.FAN_OPEN_PERM)
+	if fi, err := os.Stat(path); err == nil && fi.IsDir() {
+		mask |= unix.FAN_ONDIR
+	}
+	err = unix.FanotifyMark(fd, unix.FAN_MARK_ADD, mask, unix.AT_FDCWD, path)
+	need.Kernel(t, err != unix.EINVAL && err != unix.EOPNOTSUPP, "it has no fanotify with permissions")
+	if err != nil {
+		t.Fatalf("fanotify_mark %s: %v", path, err)
+	}
+	// The end of the listener is an answer to all: yes.
+	release = sync.OnceFunc(func() { _ = unix.Close(fd) })
+	t.Cleanup(release)
+	return release
+}
+
+// The parts of linux/userfaultfd.h and linux/ethtool.h in use.
+const (
+	uffdAPI           = 0xAA
+	uffdioAPI         = 0xc018aa3f
+	uffdioRegister    = 0xc020aa00
+	uffdioModeMissing = 1
+	ethtoolSFeatures  = 0x3b
+)
+
+// RTNL has a thread hold the kernel's lock on network devices until release is
+// called, or for the given time at most: it is a lock of the whole machine. The
+// thread asks, as ethtool does, for something of lo, and the second half of its
+// request lies on a page that nobody provides (userfaultfd): the kernel copies
+// the request with the lock held.
+func RTNL(t testing.TB, most time.Duration) (release func()) {
+	t.Helper()
+	need.Root(t)
+	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK, 0, 0)
+	need.Kernel(t, errno != unix.ENOSYS, "it has no userfaultfd")
+	if errno != 0 {
+		t.Fatalf("userfaultfd: %v", errno)
+	}
+	ufd := int(fd)
+	page := os.Getpagesize()
+	mem, err := unix.Mmap(-1, 0, 2*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	api := struct{ api, features, ioctls uint64 }{api: uffdAPI}
+	register := struct{ start, length, mode, ioctls uint64 }{uint64(uintptr(unsafe.Pointer(&mem[page]))), uint64(page), uffdioModeMissing, 0}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, uffdioAPI, uintptr(unsafe.Pointer(&api))); errno != 0 {
+		t.Fatalf("userfaultfd's handshake: %v", errno)
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, uffdioRegister, uintptr(unsafe.Pointer(&register))); errno != 0 {
+		t.Fatalf("register with userfaultfd: %v", errno)
+	}
+	request := unsafe.Pointer(&mem[page-4])
+	*(*uint32)(request) = ethtoolSFeatures
+	type ifreq struct {
+		name [unix.IFNAMSIZ]byte
+		data unsafe.Pointer
+		_    [16]byte
+	}
+	ifr := &ifreq{data: request}
+	copy(ifr.name[:], "lo")
+	sock, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(sock), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(ifr)))
+	}()
+	release = sync.OnceFunc(func() {
+		_ = unix.Close(ufd) // the kernel then provides the page itself
+		<-done
+		_ = unix.Close(sock)
+		_ = unix.Munmap(mem)
+	})
+	timer := time.AfterFunc(most, release)
+	t.Cleanup(func() { timer.Stop(); release() })
+	// The thread waits for its page once it has the lock.
+	fds := []unix.PollFd{{Fd: int32(ufd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, 10_000)
+		if err == unix.EINTR {
+			continue
+		}
+		if n != 1 {
+			t.Fatalf("nothing asks for the page, so the lock is not held: %v", err)
+		}
+		return release
+	}
+}

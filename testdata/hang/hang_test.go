@@ -1,0 +1,42 @@
+package hang_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"nodeskoop/testdata/hang"
+)
+
+// waits reports whether f is still under way after a while, and lets it end.
+func waits(t *testing.T, release func(), f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { f(); close(done) }()
+	select {
+	case <-done:
+		t.Error("it did not wait")
+	case <-time.After(300 * time.Millisecond):
+	}
+	release()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second):
+		t.Error("it goes on waiting")
+	}
+}
+
+func TestRTNLIsHeld(t *testing.T) {
+	waits(t, hang.RTNL(t, 5*time.Second), func() { _, _ = netlink.LinkByName("lo") })
+}
+
+func TestOpenHangs(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "x")
+	if err := os.WriteFile(file, []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	waits(t, hang.Open(t, file), func() { _, _ = os.ReadFile(file) })
+}
