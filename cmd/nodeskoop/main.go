@@ -251,6 +251,7 @@ func (s *setup) watchPods(ctx context.Context, cfg *Config) *pod.Index {
 		Sockets:   cfg.list("pods.sockets"),
 		Namespace: cfg.text("pods.namespace"),
 		HostNetns: s.hostNetns(cfg),
+		Labels:    podLabels(cfg),
 		Log:       s.log,
 	})
 	wait, cancel := context.WithTimeout(ctx, firstPods)
@@ -259,6 +260,15 @@ func (s *setup) watchPods(ctx context.Context, cfg *Config) *pod.Index {
 		s.log.Debug("no pods yet", "error", err)
 	}
 	return index
+}
+
+// podLabels are the labels of pods that the configuration refers to.
+func podLabels(cfg *Config) []string {
+	o, err := cfg.options()
+	if err != nil {
+		return nil
+	}
+	return collect.Keys(o.Labels)
 }
 
 // newRunner builds the Runner of one configuration.

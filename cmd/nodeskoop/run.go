@@ -283,6 +283,9 @@ func (d *daemon) tryReload(ctx context.Context, r *collect.Runner) error {
 		d.stopPods()
 	}
 	d.pods, d.stopPods = pods, stop
+	if index, ok := pods.(interface{ KeepLabels([]string) }); ok {
+		index.KeepLabels(podLabels(cfg))
+	}
 	d.use(cfg)
 	d.events.hub.Apply(d.hubOptions(pods, nil))
 	if err := d.events.plane.SetLimits(d.eventLimits()); err != nil {

@@ -120,6 +120,8 @@ type Index struct {
 	list      atomic.Pointer[[]*collect.Pod] // nil: to be made anew
 	unified   atomic.Pointer[hierarchy]      // the v2 tree, if there is one
 	connected atomic.Bool
+	labels    atomic.Pointer[[]string] // see KeepLabels
+	relabel   chan struct{}
 
 	status struct {
 		sync.Mutex
@@ -143,11 +145,32 @@ func newIndex(procRoot string) *Index {
 		ids:      newLookup(func(r *record) []string { return r.ids }),
 		paths:    newLookup(func(r *record) []string { return r.paths }),
 		uids:     newLookup(func(r *record) []string { return r.uid }),
+		relabel:  make(chan struct{}, 1),
 		first:    make(chan struct{}),
 		tried:    make(chan struct{}),
 		done:     make(chan struct{}),
 	}
 	return x
+}
+
+// KeepLabels names the labels of pods that are kept in any case, in place of
+// those of Options. Pods that were known before have them soon.
+func (x *Index) KeepLabels(names []string) {
+	if slices.Equal(names, x.keptLabels()) {
+		return
+	}
+	x.labels.Store(&names)
+	select {
+	case x.relabel <- struct{}{}:
+	default:
+	}
+}
+
+func (x *Index) keptLabels() []string {
+	if l := x.labels.Load(); l != nil {
+		return *l
+	}
+	return nil
 }
 
 // update brings all lookups up to date after r has changed.

@@ -37,7 +37,10 @@ type Options struct {
 	// HostNetns is a file that is the host's network namespace; "" means
 	// that of process 1.
 	HostNetns string
-	Log       *slog.Logger
+	// Labels are those of a pod's labels that are kept in any case; of the
+	// others only so many. See Index.KeepLabels.
+	Labels []string
+	Log    *slog.Logger
 }
 
 const (
@@ -87,6 +90,7 @@ func watch(ctx context.Context, opt Options, every intervals) *Index {
 		containers: map[key]*container{},
 		groups:     map[key]*group{},
 	}
+	w.x.labels.Store(&opt.Labels)
 	go w.run(ctx)
 	return w.x
 }
@@ -287,14 +291,20 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 	})
 
 	listings := make(chan *listing, 1)
-	listening, missed := false, false
+	listening, missed, renew := false, false, false
 	list := func() {
 		if listening {
 			return
 		}
 		listening, missed = true, false
 		w.deleted = map[key]bool{}
-		l := &listing{seq: w.seq, known: w.known()}
+		l := &listing{seq: w.seq, known: w.known(), keep: w.x.keptLabels()}
+		if renew {
+			renew = false
+			for k, s := range l.known {
+				l.known[k] = knownState{alive: s.alive} // its labels are to be read again
+			}
+		}
 		wg.Go(func() {
 			l.run(ctx, w.cl, w.follow)
 			listings <- l
@@ -325,6 +335,9 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 			}
 		case <-resync.C:
 			list()
+		case <-w.x.relabel:
+			renew = true
+			list()
 		case l := <-listings:
 			listening = false
 			if l.err != nil {
@@ -332,6 +345,9 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 			}
 			w.apply(l)
 			w.deleted = nil
+			if renew {
+				list()
+			}
 			next := w.every.resync
 			switch {
 			case !answered, missed:
