@@ -1,7 +1,8 @@
 package trace
 
 import (
-	"path/filepath"
+	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -26,7 +27,9 @@ type counts struct {
 	// is a series of its own, so that it is nobody's and no total lacks it.
 	unattributed [maxSlots]uint64
 	// most is how many strangers there may be until the next look at them.
-	most int
+	most    int
+	lacking []uint64 // namespaces whose counters are not known
+	left    int      // how many pods were left out of the cycle for that
 }
 
 type count struct {
@@ -36,12 +39,14 @@ type count struct {
 	base   [maxSlots]uint64 // what an earlier owner of the number had counted
 }
 
-// begin starts a cycle: each of its namespaces has counters, 0 at first.
-func (c *counts) begin(v *collect.View) {
+// begin starts a cycle: each of its namespaces has counters, 0 at first, but
+// for those that the kernel's table lacks.
+func (c *counts) begin(v *collect.View, lacking []uint64) {
 	if c.known == nil {
 		c.known = map[uint64]*count{}
 	}
 	c.cycle++
+	c.lacking, c.left = lacking, 0
 	for inode, pod := range v.Netns() {
 		id := ""
 		if pod != nil {
@@ -84,6 +89,10 @@ func (c *counts) each(f func(netns uint64, values *[maxSlots]uint64)) {
 		if n.cycle != c.cycle {
 			continue
 		}
+		if slices.Contains(c.lacking, inode) {
+			c.left++
+			continue
+		}
 		v := n.values
 		for i := range v {
 			v[i] -= n.base[i]
@@ -95,8 +104,9 @@ func (c *counts) each(f func(netns uint64, values *[maxSlots]uint64)) {
 }
 
 // sweep returns the namespaces that are gone, and forgets them: pods' that
-// ended, and, once there are many others, those that no process is in.
-func (c *counts) sweep(procRoot string) []uint64 {
+// ended, and, once there are many others or the kernel's table is crowded,
+// those of them that are not alive.
+func (c *counts) sweep(crowded bool, alive func() map[uint64]bool) []uint64 {
 	var gone []uint64
 	strangers := 0
 	for inode, n := range c.known {
@@ -107,8 +117,8 @@ func (c *counts) sweep(procRoot string) []uint64 {
 			gone = append(gone, inode)
 		}
 	}
-	if strangers > max(c.most, maxStrangers) {
-		alive := liveNetns(procRoot)
+	if strangers > max(c.most, maxStrangers) || crowded {
+		alive := alive()
 		for inode, n := range c.known {
 			if n.cycle == 0 && !alive[inode] {
 				gone = append(gone, inode)
@@ -129,11 +139,19 @@ func (c *counts) sweep(procRoot string) []uint64 {
 // a name below /run/netns.
 func liveNetns(procRoot string) map[uint64]bool {
 	alive := map[uint64]bool{}
-	for _, glob := range []string{procRoot + "/[0-9]*/ns/net", "/run/netns/*"} {
-		paths, _ := filepath.Glob(glob)
-		for _, path := range paths {
+	for _, in := range []struct{ dir, file string }{{procRoot, "/ns/net"}, {"/run/netns", ""}} {
+		d, err := os.Open(in.dir)
+		if err != nil {
+			continue
+		}
+		names, _ := d.Readdirnames(-1)
+		_ = d.Close()
+		for _, name := range names {
+			if in.file != "" && (name[0] < '0' || name[0] > '9') {
+				continue
+			}
 			var st unix.Stat_t
-			if unix.Stat(path, &st) == nil {
+			if unix.Stat(in.dir+"/"+name+in.file, &st) == nil {
 				alive[st.Ino] = true
 			}
 		}

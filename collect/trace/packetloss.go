@@ -42,7 +42,7 @@ type reasonCount struct {
 func (l *losses) sample(v *collect.View) error {
 	// The classes are sums over the same entries, read at the same moment, so
 	// that they and the reasons add up to one total.
-	l.counts.begin(v)
+	l.follow(v)
 	sums := map[uint64]*[maxSlots]uint64{}
 	for _, r := range l.reasons {
 		clear(r.values)
@@ -84,12 +84,11 @@ func (l *losses) sample(v *collect.View) error {
 	for _, why := range bpf.WhyIgnored() {
 		v.Add(lossIgnored, float64(ignored[why]), why.String())
 	}
-	gone := l.counts.sweep(l.root)
+	gone := l.sweep(v)
 	for _, netns := range gone {
 		delete(l.reasons, netns)
 	}
-	l.forget(gone)
-	return nil
+	return l.forget(gone)
 }
 
 func (l *losses) at(netns uint64) *reasonCount {
