@@ -92,12 +92,12 @@ static __always_inline int done(const struct request *rq)
 	now = bpf_ktime_get_ns();
 	latency = now - i->time_ns;
 	if (latency >= slow_ns) {
-		count(NETNS_NONE, SLOW);
+		count_host(SLOW);
 		if (latency >= slow100_ns) {
-			count(NETNS_NONE, SLOW100);
+			count_host(SLOW100);
 			type = EVENT_BIOLAT_100MS;
 		}
-		e = event_reserve(type, NETNS_NONE, now, sizeof(*e));
+		e = event_reserve_host(type, now, sizeof(*e));
 		if (e) {
 			e->latency_ns = latency;
 			e->detail = BPF_CORE_READ(rq, cmd_flags) & 0xff;

@@ -16,7 +16,13 @@ type counterValue = atomic.Uint64
 type eventAccount struct{ Seen, Suppressed, Lost uint64 }
 
 // counterSlots is COUNTER_SLOTS of headers/counter.h.
-const counterSlots = 4
+const counterSlots = 5
+
+// counterEntry is struct counter of headers/counter.h, on one CPU.
+type counterEntry struct {
+	Slot [counterSlots]uint64
+	Mark uint64 // the room that the entry takes; for namespace 0 what found none
+}
 
 // Slots of the counters, by probe. What is over 100 ms is in both.
 const (
@@ -69,8 +75,8 @@ const (
 // counterReader sums per-CPU values, into buffers that it keeps.
 type counterReader struct {
 	keys   []uint32
-	values [][counterSlots]uint64 // entries of one key lie side by side, one per CPU
-	single [][counterSlots]uint64
+	values []counterEntry // entries of one key lie side by side, one per CPU
+	single []counterEntry
 	noMore bool // the kernel has no batch operations
 }
 
@@ -97,34 +103,62 @@ func (p *Probe) Counters(f func(netns uint64, slot int, value uint64)) error {
 	return nil
 }
 
+// readCounters also counts the entries in use.
 func (p *Probe) readCounters(f func(netns uint64, slot int, value uint64)) error {
 	m, r := p.maps["counters"], &p.counter
-	emit := func(netns uint32, values [][counterSlots]uint64) {
-		for slot := range p.definition.slots {
-			var sum uint64
-			for cpu := range values {
-				sum += values[cpu][slot]
-			}
-			f(uint64(netns), slot, sum)
-		}
-	}
 	if m.Type() == ebpf.PerCPUArray {
 		if err := m.Lookup(uint32(0), &r.single); err != nil {
 			return err
 		}
-		emit(0, r.single)
+		for slot := range p.definition.slots {
+			f(0, slot, sumSlot(r.single, slot))
+		}
 		return nil
 	}
 
 	cpus := p.loader.cpus
 	if r.keys == nil {
 		r.keys = make([]uint32, batch)
-		r.values = make([][counterSlots]uint64, batch*cpus)
+		r.values = make([]counterEntry, batch*cpus)
 	}
-	return r.each(m, cpus, emit)
+	st, s := &p.rooms, p.rooms.shares[mapCounterShares]
+	s.begin()
+	var refused uint64
+	err := r.each(m, cpus, func(netns uint32, values []counterEntry) {
+		var mark uint64
+		for cpu := range values {
+			mark += values[cpu].Mark
+		}
+		if netns == 0 {
+			refused = mark
+		} else {
+			s.count(st, netns, uint32(mark))
+		}
+		for slot := range p.definition.slots {
+			f(uint64(netns), slot, sumSlot(values, slot))
+		}
+	})
+	if err != nil {
+		return err
+	}
+	crowded, err := s.end(st)
+	if st.calm++; refused > st.refused {
+		st.full, st.calm = true, 0
+	} else if !crowded || st.calm >= calmAfter {
+		st.full = false
+	}
+	st.refused, st.crowded = refused, crowded || refused > st.refused
+	return err
 }
 
-func (r *counterReader) each(m *ebpf.Map, cpus int, emit func(uint32, [][counterSlots]uint64)) error {
+func sumSlot(values []counterEntry, slot int) (sum uint64) {
+	for cpu := range values {
+		sum += values[cpu].Slot[slot]
+	}
+	return sum
+}
+
+func (r *counterReader) each(m *ebpf.Map, cpus int, emit func(uint32, []counterEntry)) error {
 	if !r.noMore {
 		var cursor ebpf.MapBatchCursor
 		for {
@@ -152,19 +186,41 @@ func (r *counterReader) each(m *ebpf.Map, cpus int, emit func(uint32, [][counter
 	return entries.Err()
 }
 
-// seedCounters makes the entries that take what finds a table full.
+// seedCounters makes the entry that takes what finds no room, and says how the
+// tables are shared.
 func (p *Probe) seedCounters() error {
+	p.rooms.shares = map[string]*shares{}
 	if m := p.maps["counters"]; m != nil && m.Type() == ebpf.PerCPUHash {
-		if err := m.Put(uint32(0), make([][counterSlots]uint64, p.loader.cpus)); err != nil {
+		if err := m.Put(uint32(0), make([]counterEntry, p.loader.cpus)); err != nil {
 			return fmt.Errorf("make the first counter: %w", err)
 		}
+		p.rooms.shares[mapCounterShares] = newShares(p.maps[mapCounterShares], p.loader.options.Namespaces)
+		p.rooms.shares[mapCounterShares].rooms = true
 	}
-	if m := p.maps["drops"]; m != nil {
-		if err := m.Put(&dropKey{Reason: ReasonOverflow}, make([]uint64, p.loader.cpus)); err != nil {
-			return fmt.Errorf("make the first drop counter: %w", err)
+	if m := p.maps[mapDropShares]; m != nil {
+		p.rooms.shares[mapDropShares] = newShares(m, int(p.maps["drops"].MaxEntries()))
+	}
+	if m := p.maps[mapFlowShares]; m != nil {
+		p.rooms.shares[mapFlowShares] = newShares(m, int(p.maps["flows"].MaxEntries()))
+	}
+	for _, s := range p.rooms.shares {
+		if err := s.seedRooms(); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// recount counts the entries in use anew.
+func (p *Probe) recount() error {
+	var errs []error
+	if m := p.maps["counters"]; m != nil && m.Type() == ebpf.PerCPUHash {
+		errs = append(errs, p.readCounters(func(uint64, int, uint64) {}))
+	}
+	if p.maps["drops"] != nil {
+		errs = append(errs, p.eachDrop(func(dropKey, uint64) {}))
+	}
+	return errors.Join(errs...)
 }
 
 // Forget deletes the counters of network namespaces that are gone.
@@ -197,6 +253,8 @@ func (p *Probe) Forget(netns ...uint64) error {
 	if m := p.maps["flows"]; m != nil {
 		err = errors.Join(err, p.flows.forget(m, gone))
 	}
+	// What they had is free again at once.
+	err = errors.Join(err, p.recount())
 	if err != nil {
 		return fmt.Errorf("probe %s: forget the namespaces %d: %w", p.name, netns, err)
 	}
@@ -262,21 +320,26 @@ type dropReader struct {
 	sums       []dropSum
 }
 
+// dropRoomShift is DROP_ROOM_SHIFT of packetloss.bpf.c.
+const dropRoomShift = 62
+
 type dropSum struct {
 	netns uint32
 	count [dropClasses]uint64
 }
 
 // Drops calls f for each reason and place in which a namespace lost packets.
+// Those that found no room in the table have ReasonOverflow and no place: their
+// class is known.
 func (p *Probe) Drops(f func(Drop)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed || p.maps["drops"] == nil {
 		return fmt.Errorf("read the drops of probe %s: it is closed, or has none", p.name)
 	}
-	err := p.eachLoss(func(k dropKey, n uint64) {
+	err := p.eachLoss(func(k dropKey, class DropClass, n uint64) {
 		if n > 0 {
-			f(Drop{Netns: uint64(k.Netns), Reason: k.Reason, Location: k.Location, Class: p.classOf(k), Count: n})
+			f(Drop{Netns: uint64(k.Netns), Reason: k.Reason, Location: k.Location, Class: class, Count: n})
 		}
 	})
 	if err != nil {
@@ -317,12 +380,12 @@ func (p *Probe) classOf(k dropKey) DropClass {
 func (p *Probe) dropCounters(f func(netns uint64, slot int, value uint64)) error {
 	r := &p.drops
 	r.sums = r.sums[:0]
-	err := p.eachLoss(func(k dropKey, n uint64) {
+	err := p.eachLoss(func(k dropKey, class DropClass, n uint64) {
 		i, found := slices.BinarySearchFunc(r.sums, k.Netns, func(s dropSum, netns uint32) int { return cmp.Compare(s.netns, netns) })
 		if !found {
 			r.sums = slices.Insert(r.sums, i, dropSum{netns: k.Netns})
 		}
-		r.sums[i].count[p.classOf(k)] += n
+		r.sums[i].count[class] += n
 	})
 	if err != nil {
 		return err
@@ -345,7 +408,7 @@ func (p *Probe) Ignored() (map[Why]uint64, error) {
 		return nil, fmt.Errorf("read the ignored packets of probe %s: it is closed, or has none", p.name)
 	}
 	// What was left to judge is in the other table.
-	if err := p.eachLoss(func(dropKey, uint64) {}); err != nil {
+	if err := p.eachLoss(func(dropKey, DropClass, uint64) {}); err != nil {
 		return nil, fmt.Errorf("read the ignored packets of probe %s: %w", p.name, err)
 	}
 	sums := map[Why]uint64{}
@@ -381,33 +444,52 @@ func (p *Probe) why(k dropKey) Why {
 
 // eachLoss calls emit for the counters of lost packets, and sums those of
 // others.
-func (p *Probe) eachLoss(emit func(dropKey, uint64)) error {
+func (p *Probe) eachLoss(emit func(dropKey, DropClass, uint64)) error {
 	if err := p.mapCode(false); err != nil {
 		return err
 	}
 	p.drops.ignored = p.drops.forgotten
-	return p.eachDrop(func(k dropKey, n uint64) {
+	err := p.eachDrop(func(k dropKey, n uint64) {
 		if k.Traits != 0 {
 			if why := p.why(k); why != Lost {
 				p.drops.ignored[why] += n
 				return
 			}
 		}
-		emit(k, n)
+		emit(k, p.classOf(k), n)
+	})
+	if err != nil {
+		return err
+	}
+	return p.readCounters(func(netns uint64, slot int, n uint64) {
+		emit(dropKey{Netns: uint32(netns), Reason: ReasonOverflow}, DropClass(slot), n)
 	})
 }
 
+// eachDrop also counts the entries in use.
 func (p *Probe) eachDrop(emit func(dropKey, uint64)) error {
 	m, r, cpus := p.maps["drops"], &p.drops, p.loader.cpus
 	if r.keys == nil {
 		r.keys = make([]dropKey, batch)
 		r.values = make([]uint64, batch*cpus)
 	}
-	sum := func(values []uint64) (n uint64) {
+	st, s := &p.rooms, p.rooms.shares[mapDropShares]
+	s.begin()
+	take := func(k dropKey, values []uint64) {
+		var n uint64
+		var room uint32
 		for _, v := range values {
-			n += v
+			n += v & (1<<dropRoomShift - 1)
+			room |= uint32(v >> dropRoomShift)
 		}
-		return n
+		s.count(st, k.Netns, room)
+		emit(k, n)
+	}
+	end := func() error {
+		// Strangers without room lose nothing: their classes are counted.
+		var err error
+		st.dropsCrowded, err = s.end(st)
+		return err
 	}
 	if !r.noMore {
 		var cursor ebpf.MapBatchCursor
@@ -421,19 +503,23 @@ func (p *Probe) eachDrop(emit func(dropKey, uint64)) error {
 				return err
 			}
 			for i := range n {
-				emit(r.keys[i], sum(r.values[i*cpus:(i+1)*cpus]))
+				take(r.keys[i], r.values[i*cpus:(i+1)*cpus])
 			}
 			if err != nil {
-				return nil
+				return end()
 			}
 		}
 	}
+	s.begin()
 	var key dropKey
 	entries := m.Iterate()
 	for entries.Next(&key, &r.single) {
-		emit(key, sum(r.single))
+		take(key, r.single)
 	}
-	return entries.Err()
+	if err := entries.Err(); err != nil {
+		return err
+	}
+	return end()
 }
 
 // forgetDrops deletes the entries of namespaces. They are few, so a second

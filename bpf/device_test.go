@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -471,39 +472,85 @@ func find(t testing.TB, l *testLoader, p *Probe, netns uint64, from, to netip.Ad
 	return flow
 }
 
-func TestFlowEviction(t *testing.T) {
+// TestFlowShares: a namespace with more connections than its share takes no
+// room of others, and what it has no room for is counted. Its share grows by
+// what it asks for and others do not.
+func TestFlowShares(t *testing.T) {
 	a, b := newPair(t)
 	l := newTestLoader(t, Options{})
-	p := l.load("flow", Config{Flows: 256, Ports: true})
+	p := l.load("flow", Config{Flows: 512, Ports: true})
 	before := counters(t, p, 0)
 	const n = 2000
-	a.do(t, func() error {
-		for i := range n {
-			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
-			if err != nil {
-				return err
+	connect := func(from *namespace, to netip.Addr, n int) {
+		t.Helper()
+		from.do(t, func() error {
+			for i := range n {
+				fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+				if err != nil {
+					return err
+				}
+				err = unix.Sendto(fd, []byte("x"), 0, sockaddr(netip.AddrPortFrom(to, uint16(1000+i))))
+				unix.Close(fd)
+				if err != nil && err != unix.ECONNREFUSED {
+					return err
+				}
 			}
-			err = unix.Sendto(fd, []byte("x"), 0, sockaddr(netip.AddrPortFrom(b.v4, uint16(1000+i))))
-			unix.Close(fd)
-			if err != nil && err != unix.ECONNREFUSED {
-				return err
-			}
+			return nil
+		})
+	}
+	connect(a, b.v4, n)
+	connect(b, a.v4, 10)
+	held := func() (of map[uint64]int, packets uint64) {
+		t.Helper()
+		of = map[uint64]int{}
+		if err := p.Flows(func(f Flow) {
+			of[f.Netns]++
+			packets += f.Packets
+		}); err != nil {
+			t.Fatal(err)
 		}
-		return nil
+		return of, packets
+	}
+	// Every packet is in a flow or had no room for one.
+	var of map[uint64]int
+	l.eventually("the flows and what had no room to be all packets", func() bool {
+		was := counters(t, p, 0)
+		var packets uint64
+		of, packets = held()
+		now := counters(t, p, 0)
+		return was == now && packets+now[FlowsFailed] == now[FlowPackets] && now[FlowPackets]-before[FlowPackets] >= n+10
 	})
-	after := counters(t, p, 0)
-	var held, packets uint64
-	if err := p.Flows(func(f Flow) {
-		held++
-		packets += f.Packets
-	}); err != nil {
+	if of[a.inode] == 0 || of[a.inode] > 320 || of[b.inode] < 10 {
+		t.Errorf("%d flows of the one with %d connections and %d of the one with 10, in a map of 512", of[a.inode], n, of[b.inode])
+	}
+	sweep := func() {
+		t.Helper()
+		if err := p.SweepFlows(func(FlowEntry) bool { return true }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := of[a.inode]
+	sweep()
+	if state, lacks := p.State(); state != Degraded {
+		t.Errorf("nothing is said of the connections without room: %s %v", state, lacks)
+	}
+	sweep()
+	connect(a, b.v4, n)
+	of, _ = held()
+	if of[a.inode] <= first || of[a.inode] > 320 || of[b.inode] < 10 {
+		t.Errorf("%d flows after the share has grown, %d before; %d of the other", of[a.inode], first, of[b.inode])
+	}
+	// What is taken out of the map gives its room back.
+	if err := p.SweepFlows(func(e FlowEntry) bool { return e.Key.Netns() != a.inode }); err != nil {
 		t.Fatal(err)
 	}
-	if after[FlowPackets]-before[FlowPackets] < n || after[FlowsMade]-before[FlowsMade] < n {
-		t.Errorf("%d packets and %d flows counted of %d", after[FlowPackets]-before[FlowPackets], after[FlowsMade]-before[FlowsMade], n)
+	sweep()
+	connect(a, b.v4, 50)
+	if of, _ = held(); of[a.inode] < 50 || of[b.inode] < 10 {
+		t.Errorf("%d flows of 50 when there is room again, %d of the other", of[a.inode], of[b.inode])
 	}
-	if held > 256 || packets >= after[FlowPackets] {
-		t.Errorf("%d flows of %d packets in a map of 256; %d in total", held, packets, after[FlowPackets])
+	sweep()
+	if _, lacks := p.State(); slices.Contains(lacks, lackOfFlows) {
+		t.Error("it is still said that connections have no room")
 	}
-	t.Logf("%d flows made, %d held, %d packets, %d of those held, %d without room", after[FlowsMade], held, after[FlowPackets], packets, after[FlowsFailed])
 }

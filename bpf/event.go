@@ -242,3 +242,18 @@ func decodeTuple(b []byte) (protocol uint8, source, destination netip.AddrPort) 
 	d := netip.AddrFrom16([16]byte(b[tupleDaddr : tupleDaddr+16])).Unmap()
 	return b[tupleProtocol], netip.AddrPortFrom(s, order.Uint16(b[tupleSport:])), netip.AddrPortFrom(d, order.Uint16(b[tupleDport:]))
 }
+
+// encodeTuple writes one, of valid addresses.
+func encodeTuple(b []byte, protocol uint8, source, destination netip.AddrPort) {
+	order := binary.NativeEndian
+	s, d := source.Addr().As16(), destination.Addr().As16()
+	copy(b[tupleSaddr:], s[:])
+	copy(b[tupleDaddr:], d[:])
+	order.PutUint16(b[tupleSport:], source.Port())
+	order.PutUint16(b[tupleDport:], destination.Port())
+	b[tupleProtocol] = protocol
+	b[tupleFamily] = 6
+	if source.Addr().Is4() {
+		b[tupleFamily] = 4
+	}
+}

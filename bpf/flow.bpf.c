@@ -34,6 +34,9 @@ struct flow_key {
 struct flow {
 	__u64 bytes;
 	__u64 packets;
+	__u64 made_ns; /* tells an entry from another of the same connection */
+	__u32 seen; /* the sweep before which it had its last packet */
+	__u32 room; /* that it takes, see room.h */
 };
 
 struct {
@@ -43,6 +46,11 @@ struct {
 	__type(value, struct flow);
 } flows SEC(".maps");
 
+DEFINE_SHARES(flow_shares, 1024);
+
+/* User space numbers its sweeps through the table. */
+__u32 sweep;
+
 /* The totals go on when the map evicts a flow: what is missing in the flows
  * is what it evicted. */
 DEFINE_HOST_COUNTERS();
@@ -50,12 +58,12 @@ DEFINE_HOST_COUNTERS();
 /* The context shows a socket that may be looked at only through a few fields.
  * Its address, read from memory, is a plain number, which may be looked at
  * through the kernel's type information. */
-static __always_inline __u32 netns_of_context(struct __sk_buff *skb)
+static __always_inline struct owner owner_of_context(struct __sk_buff *skb)
 {
 	__u64 shown = skb->sk, address = 0;
 
 	bpf_probe_read_kernel(&address, sizeof(address), &shown);
-	return netns_of_sock((const struct sock *)address);
+	return owner_of_sock((const struct sock *)address);
 }
 
 /* The headers of a packet in a tunnel, when the device cuts the inner one up.
@@ -147,12 +155,12 @@ static __always_inline bool tuple_direct(struct __sk_buff *skb, const __u32 offs
 }
 
 static __always_inline void account(struct __sk_buff *skb, const __u32 offset, __be16 protocol,
-				    __u32 netns)
+				    struct owner o)
 {
 	struct packet p = { .context = skb };
 	struct headers h = {};
 	struct flow_key key = {};
-	struct flow *f, zero = {};
+	struct flow *f, fresh = {};
 	struct counter *c = counter_of_host();
 	__u32 segments = skb->gso_segs, size = skb->gso_size, headers;
 	__u64 bytes, packets = 1;
@@ -174,17 +182,22 @@ static __always_inline void account(struct __sk_buff *skb, const __u32 offset, _
 	}
 	if (!with_ports)
 		key.tuple.sport = key.tuple.dport = 0;
-	key.netns = netns;
+	key.netns = o.netns;
 	__sync_fetch_and_add(&c->slot[BYTES], bytes);
 	__sync_fetch_and_add(&c->slot[PACKETS], packets);
 
 	f = bpf_map_lookup_elem(&flows, &key);
 	if (!f) {
-		if (!bpf_map_update_elem(&flows, &key, &zero, BPF_NOEXIST))
-			__sync_fetch_and_add(&c->slot[MADE], 1);
-		f = bpf_map_lookup_elem(&flows, &key);
+		fresh.room = take_room(&flow_shares, o);
+		fresh.made_ns = bpf_ktime_get_ns();
+		if (fresh.room != NO_ROOM) {
+			if (!bpf_map_update_elem(&flows, &key, &fresh, BPF_NOEXIST))
+				__sync_fetch_and_add(&c->slot[MADE], 1);
+			f = bpf_map_lookup_elem(&flows, &key);
+		}
 	}
 	if (f) {
+		f->seen = sweep;
 		__sync_fetch_and_add(&f->bytes, bytes);
 		__sync_fetch_and_add(&f->packets, packets);
 	} else {
@@ -195,7 +208,7 @@ static __always_inline void account(struct __sk_buff *skb, const __u32 offset, _
 SEC("cgroup_skb/egress")
 int cgroup_egress(struct __sk_buff *skb)
 {
-	account(skb, 0, skb->protocol, netns_of_context(skb));
+	account(skb, 0, skb->protocol, owner_of_context(skb));
 	return 1;
 }
 
@@ -204,10 +217,11 @@ int cgroup_egress(struct __sk_buff *skb)
 SEC("tc")
 int device_frames(struct __sk_buff *skb)
 {
+	struct owner o = { .netns = device_netns };
 	__be16 protocol;
 
 	if (!bpf_skb_load_bytes(skb, ETHERNET_HEADER - 2, &protocol, sizeof(protocol)))
-		account(skb, ETHERNET_HEADER, protocol, device_netns);
+		account(skb, ETHERNET_HEADER, protocol, o);
 	return TC_NEXT;
 }
 
@@ -215,6 +229,8 @@ int device_frames(struct __sk_buff *skb)
 SEC("tc")
 int device_packets(struct __sk_buff *skb)
 {
-	account(skb, 0, skb->protocol, device_netns);
+	struct owner o = { .netns = device_netns };
+
+	account(skb, 0, skb->protocol, o);
 	return TC_NEXT;
 }

@@ -17,11 +17,13 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	flowMapCounters       = "counters"
+	flowMapFlowShares     = "flow_shares"
 	flowMapFlows          = "flows"
 	flowProgCgroupEgress  = "cgroup_egress"
 	flowProgDeviceFrames  = "device_frames"
 	flowProgDevicePackets = "device_packets"
 	flowVarDeviceNetns    = "device_netns"
+	flowVarSweep          = "sweep"
 	flowVarWithPorts      = "with_ports"
 )
 
@@ -76,8 +78,9 @@ type flowProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type flowMapSpecs struct {
-	Counters *ebpf.MapSpec `ebpf:"counters"`
-	Flows    *ebpf.MapSpec `ebpf:"flows"`
+	Counters   *ebpf.MapSpec `ebpf:"counters"`
+	FlowShares *ebpf.MapSpec `ebpf:"flow_shares"`
+	Flows      *ebpf.MapSpec `ebpf:"flows"`
 }
 
 // flowVariableSpecs contains global variables before they are loaded into the kernel.
@@ -85,6 +88,7 @@ type flowMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type flowVariableSpecs struct {
 	DeviceNetns *ebpf.VariableSpec `ebpf:"device_netns"`
+	Sweep       *ebpf.VariableSpec `ebpf:"sweep"`
 	WithPorts   *ebpf.VariableSpec `ebpf:"with_ports"`
 }
 
@@ -108,13 +112,15 @@ func (o *flowObjects) Close() error {
 //
 // It can be passed to loadFlowObjects or ebpf.CollectionSpec.LoadAndAssign.
 type flowMaps struct {
-	Counters *ebpf.Map `ebpf:"counters"`
-	Flows    *ebpf.Map `ebpf:"flows"`
+	Counters   *ebpf.Map `ebpf:"counters"`
+	FlowShares *ebpf.Map `ebpf:"flow_shares"`
+	Flows      *ebpf.Map `ebpf:"flows"`
 }
 
 func (m *flowMaps) Close() error {
 	return _FlowClose(
 		m.Counters,
+		m.FlowShares,
 		m.Flows,
 	)
 }
@@ -124,6 +130,7 @@ func (m *flowMaps) Close() error {
 // It can be passed to loadFlowObjects or ebpf.CollectionSpec.LoadAndAssign.
 type flowVariables struct {
 	DeviceNetns *ebpf.Variable `ebpf:"device_netns"`
+	Sweep       *ebpf.Variable `ebpf:"sweep"`
 	WithPorts   *ebpf.Variable `ebpf:"with_ports"`
 }
 

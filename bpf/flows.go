@@ -1,6 +1,8 @@
 package bpf
 
 import (
+	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -23,47 +25,138 @@ type Flow struct {
 	Packets uint64
 }
 
+// FlowKey names a connection. It is comparable, and small for what it holds.
+type FlowKey struct {
+	tuple [40]byte
+	netns uint32
+}
+
+// NewFlowKey makes the key of a connection.
+func NewFlowKey(netns uint64, protocol uint8, source, destination netip.AddrPort) FlowKey {
+	k := FlowKey{netns: uint32(netns)}
+	encodeTuple(k.tuple[:], protocol, source, destination)
+	return k
+}
+
+// Netns is the inode number of the network namespace of the socket or the
+// devices.
+func (k *FlowKey) Netns() uint64 { return uint64(k.netns) }
+
+// Ends gives the protocol and the two ends, the sender's first.
+func (k *FlowKey) Ends() (protocol uint8, source, destination netip.AddrPort) {
+	return decodeTuple(k.tuple[:])
+}
+
+// Compare orders keys by namespace, and then in an order of no meaning.
+func (k *FlowKey) Compare(o *FlowKey) int {
+	return cmp.Or(cmp.Compare(k.netns, o.netns), bytes.Compare(k.tuple[:], o.tuple[:]))
+}
+
+// FlowEntry is one entry of the map of connections.
+type FlowEntry struct {
+	Key            FlowKey
+	Bytes, Packets uint64 // see Flow
+	// Made tells the entry from an earlier or a later one of the connection.
+	Made uint64
+	// Idle is for how many whole sweeps the connection has sent nothing.
+	Idle uint32
+}
+
 // flowKey and flowValue are struct flow_key and struct flow of flow.bpf.c.
 type flowKey struct {
 	Tuple [40]byte
 	Netns uint32
 }
 
-type flowValue struct{ Bytes, Packets uint64 }
+type flowValue struct {
+	Bytes, Packets, Made uint64
+	Seen, Room           uint32
+}
 
 type flowReader struct {
 	keys   []flowKey
 	values []flowValue
 	drop   []flowKey
+	sweeps uint32
 	noMore bool
 }
 
-// Flows calls f for each connection that the map holds. The map keeps the
-// latest ones; what it evicted is the difference between the slots FlowBytes
-// and FlowPackets of Counters, which never fall, and the sums of these.
+// mostDropped is how many entries one pass through the map takes out of it.
+const mostDropped = 8192
+
+// Flows calls f for each connection that the map holds. The map keeps those of
+// each namespace up to its share; what it has no room for, or evicted, is the
+// difference between the slots FlowBytes and FlowPackets of Counters, which
+// never fall, and the sums of these.
 func (p *Probe) Flows(f func(Flow)) error {
-	return p.SweepFlows(func(flow Flow) (keep bool) {
-		f(flow)
-		return true
+	return p.eachFlow(func(m *ebpf.Map) error {
+		return p.flows.each(m, func(k *flowKey, v *flowValue) {
+			flow := Flow{Netns: uint64(k.Netns), Bytes: v.Bytes, Packets: v.Packets}
+			flow.Protocol, flow.Source, flow.Destination = decodeTuple(k.Tuple[:])
+			f(flow)
+		})
 	})
 }
 
-// SweepFlows is Flows, and takes those connections out of the map for which f
-// says so. What one of them sends meanwhile makes it a new one, or is only in
-// Counters.
-func (p *Probe) SweepFlows(f func(Flow) (keep bool)) error {
+// EachFlow calls f for each entry, without a sweep.
+func (p *Probe) EachFlow(f func(FlowEntry)) error {
+	return p.eachFlow(func(m *ebpf.Map) error {
+		return p.flows.each(m, func(k *flowKey, v *flowValue) { f(p.flows.entry(k, v)) })
+	})
+}
+
+// SweepFlows calls f for each entry and takes those out of the map for which f
+// says so, some thousands at a time. What one of them sends meanwhile makes it a
+// new one, or is only in Counters. What is left is how much of its share each
+// namespace has used.
+func (p *Probe) SweepFlows(f func(FlowEntry) (keep bool)) error {
+	return p.eachFlow(func(m *ebpf.Map) error {
+		p.flows.sweeps++
+		if err := p.put(flowSweep, p.flows.sweeps); err != nil {
+			return err
+		}
+		st, s := &p.rooms, p.rooms.shares[mapFlowShares]
+		s.begin()
+		err := p.flows.sweep(m, func(k *flowKey, v *flowValue) bool {
+			if !f(p.flows.entry(k, v)) && len(p.flows.drop) < mostDropped {
+				return false
+			}
+			s.count(st, k.Netns, v.Room)
+			return true
+		})
+		if err != nil {
+			return err
+		}
+		refused := s.refused
+		st.crowded, err = s.end(st)
+		st.full = s.refused > refused
+		return errors.Join(err, p.readCounters(func(_ uint64, slot int, n uint64) {
+			if slot == FlowsFailed {
+				st.refused = n
+			}
+		}))
+	})
+}
+
+// flowSweep is the variable of flow.bpf.c.
+const flowSweep = "sweep"
+
+func (r *flowReader) entry(k *flowKey, v *flowValue) FlowEntry {
+	e := FlowEntry{Key: FlowKey{k.Tuple, k.Netns}, Bytes: v.Bytes, Packets: v.Packets, Made: v.Made}
+	if now := r.sweeps - 1; v.Seen < now {
+		e.Idle = now - v.Seen
+	}
+	return e
+}
+
+func (p *Probe) eachFlow(f func(*ebpf.Map) error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	m := p.maps["flows"]
 	if p.closed || m == nil {
 		return fmt.Errorf("read the flows of probe %s: it is closed, or has none", p.name)
 	}
-	err := p.flows.sweep(m, func(k *flowKey, v *flowValue) bool {
-		flow := Flow{Netns: uint64(k.Netns), Bytes: v.Bytes, Packets: v.Packets}
-		flow.Protocol, flow.Source, flow.Destination = decodeTuple(k.Tuple[:])
-		return f(flow)
-	})
-	if err != nil {
+	if err := f(m); err != nil {
 		return fmt.Errorf("read the flows of probe %s: %w", p.name, err)
 	}
 	return nil
@@ -104,13 +197,17 @@ func (r *flowReader) each(m *ebpf.Map, emit func(*flowKey, *flowValue)) error {
 
 // forget deletes the connections of namespaces.
 func (r *flowReader) forget(m *ebpf.Map, gone map[uint32]bool) error {
-	err := r.sweep(m, func(k *flowKey, _ *flowValue) bool { return !gone[k.Netns] })
-	// A map that changes meanwhile may cut the walk short; what is left is
-	// evicted in time.
-	if errors.Is(err, ebpf.ErrIterationAborted) {
-		err = nil
+	for {
+		err := r.sweep(m, func(k *flowKey, _ *flowValue) bool { return !gone[k.Netns] || len(r.drop) == mostDropped })
+		// A map that changes meanwhile may cut the walk short; what is left is
+		// evicted in time.
+		if errors.Is(err, ebpf.ErrIterationAborted) {
+			err = nil
+		}
+		if err != nil || len(r.drop) < mostDropped {
+			return err
+		}
 	}
-	return err
 }
 
 // sweep goes through the map and then deletes what is not to be kept.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"nodeskoop/testdata/need"
 	"nodeskoop/testdata/proof"
@@ -54,6 +55,7 @@ func newTestLoader(t testing.TB, options Options) *testLoader {
 		t.Fatal(err)
 	}
 	shared.lend(l)
+	following.load(t, l)
 	tl := &testLoader{Loader: l, t: t, rung: rung}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -97,6 +99,57 @@ func (l *testLoader) missed() (n uint64) {
 		n += p.Missed
 	}
 	return n
+}
+
+// following is what the loaders of tests follow: the node's own namespace and
+// those that a test made.
+var following followers
+
+type followers struct {
+	mu         sync.Mutex
+	namespaces []uint64
+	loaders    []*Loader
+}
+
+// nodeNetns is the node's own namespace. The main thread may be in another later.
+var nodeNetns = func() uint64 {
+	var st unix.Stat_t
+	_ = unix.Stat("/proc/self/ns/net", &st)
+	return st.Ino
+}()
+
+// add follows a namespace until the end of the test.
+func (f *followers) add(t testing.TB, netns uint64) {
+	t.Helper()
+	f.change(t, func() { f.namespaces = append(f.namespaces, netns) })
+	t.Cleanup(func() {
+		f.change(t, func() {
+			f.namespaces = slices.DeleteFunc(f.namespaces, func(n uint64) bool { return n == netns })
+		})
+	})
+}
+
+// load lets a loader follow them until the end of the test.
+func (f *followers) load(t testing.TB, l *Loader) {
+	t.Helper()
+	f.change(t, func() { f.loaders = append(f.loaders, l) })
+	t.Cleanup(func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.loaders = slices.DeleteFunc(f.loaders, func(x *Loader) bool { return x == l })
+	})
+}
+
+func (f *followers) change(t testing.TB, how func()) {
+	t.Helper()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	how()
+	for _, l := range f.loaders {
+		if err := l.Own(nodeNetns, f.namespaces); err != nil && !errors.Is(err, ErrNoRoom) {
+			t.Fatal(err)
+		}
+	}
 }
 
 // shared is what each loader would read from the kernel anew. In an emulated

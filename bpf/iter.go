@@ -6,10 +6,12 @@ import (
 	"io"
 	"runtime/debug"
 	"sync"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
 )
 
 // KernelTypes is the kernel's type information, which takes time to read and is
@@ -90,14 +92,20 @@ func (it *iterators[V]) Close() error {
 	return errors.Join(errs...)
 }
 
+// maxIteration is how long a reading of all processes may take. An iterator goes
+// through about ten million descriptors in a second, and whoever waits for it
+// gives up after two.
+const maxIteration = time.Second
+
 // each runs the programs and hands each process to see.
 func (it *iterators[V]) each(see func(pid uint32, v *V)) error {
+	deadline := time.Now().Add(maxIteration)
 	it.generation++
 	if err := it.coll.Variables["generation"].Set(it.generation); err != nil {
 		return fmt.Errorf("begin to iterate over processes: %w", err)
 	}
 	for _, l := range it.links {
-		if err := iterate(l); err != nil {
+		if err := iterate(l, deadline); err != nil {
 			return fmt.Errorf("iterate over processes: %w", err)
 		}
 	}
@@ -125,8 +133,10 @@ func (it *iterators[V]) each(see func(pid uint32, v *V)) error {
 	return nil
 }
 
-// iterate runs a program over everything. It prints nothing.
-func iterate(l *link.Iter) error {
+// iterate runs a program over everything. It prints nothing, so the kernel
+// interrupts it after each million objects with EAGAIN, to go on with the next
+// call (kernel/bpf/bpf_iter.c, bpf_seq_read).
+func iterate(l *link.Iter, deadline time.Time) error {
 	r, err := l.Open()
 	if err != nil {
 		return err
@@ -137,8 +147,10 @@ func iterate(l *link.Iter) error {
 		switch _, err := r.Read(b[:]); {
 		case errors.Is(err, io.EOF):
 			return nil
-		case err != nil:
+		case err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR):
 			return err
+		case time.Now().After(deadline):
+			return fmt.Errorf("it was not done after %v", maxIteration)
 		}
 	}
 }

@@ -37,17 +37,17 @@ struct points {
 };
 
 static __always_inline void slow(const struct sk_buff *skb, const struct net_device *dev,
-				 __u32 netns, __u32 slot, __u64 now, __u64 latency,
+				 struct owner o, __u32 slot, __u64 now, __u64 latency,
 				 const struct points *p)
 {
 	struct event *e;
 
-	count(netns, slot);
+	count(o, slot);
 	if (latency >= slow100_ns)
-		count(netns, slot + 1);
+		count(o, slot + 1);
 	if (latency < event_ns)
 		return;
-	e = event_reserve(slot == RX ? EVENT_RXKERNEL_SLOW : EVENT_TXKERNEL_SLOW, netns, now,
+	e = event_reserve(slot == RX ? EVENT_RXKERNEL_SLOW : EVENT_TXKERNEL_SLOW, o, now,
 			  sizeof(*e));
 	if (!e)
 		return;
@@ -80,7 +80,7 @@ static __always_inline int reached_socket(const struct sk_buff *skb, const struc
 	now = bpf_ktime_get_ns();
 	latency = now - since;
 	if (latency >= slow_ns)
-		slow(skb, NULL, netns_of_sock(sk), RX, now, latency, NULL);
+		slow(skb, NULL, owner_of_sock(sk), RX, now, latency, NULL);
 	return 0;
 }
 
@@ -190,7 +190,7 @@ static __always_inline int left_stack(const struct sk_buff *skb, const struct so
 	first = BPF_CORE_READ(sk, sk_dst_cache, dev);
 	if (first && first != dev)
 		return 0;
-	slow(skb, dev, netns_of_sock(sk), TX, now, latency, NULL);
+	slow(skb, dev, owner_of_sock(sk), TX, now, latency, NULL);
 	return 0;
 }
 
@@ -285,7 +285,7 @@ static __always_inline int rx_done(const struct sk_buff *skb)
 		p.at[1] = now - between;
 	}
 	dev = BPF_CORE_READ(skb, dev);
-	slow(skb, dev, netns_of_skb(skb), RX, now, latency, &p);
+	slow(skb, dev, owner_of_skb(skb), RX, now, latency, &p);
 	return 0;
 }
 
@@ -306,7 +306,7 @@ static __always_inline int tx_done(const struct sk_buff *skb)
 	__u64 through = stamp_take(&output, BUCKETS, key, sk), since = start ? start : out, now, latency;
 	const struct net_device *dev;
 	struct points p = {};
-	__u32 netns;
+	struct owner o;
 
 	if (!since)
 		return 0;
@@ -320,9 +320,11 @@ static __always_inline int tx_done(const struct sk_buff *skb)
 		p.at[1] = through - (out > since ? out : since);
 		p.at[2] = now - through;
 	}
-	netns = netns_of_sock((const struct sock *)sk);
+	o = owner_of_sock((const struct sock *)sk);
+	if (!o.netns)
+		o = owner_of_skb(skb);
 	dev = BPF_CORE_READ(skb, dev);
-	slow(skb, dev, netns ? netns : netns_of_skb(skb), TX, now, latency, &p);
+	slow(skb, dev, o, TX, now, latency, &p);
 	return 0;
 }
 

@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	kernellatencyMapCounterShares   = "counter_shares"
 	kernellatencyMapCounters        = "counters"
 	kernellatencyMapDelivered       = "delivered"
 	kernellatencyMapEventAccounts   = "event_accounts"
@@ -148,6 +149,7 @@ type kernellatencyProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kernellatencyMapSpecs struct {
+	CounterShares *ebpf.MapSpec `ebpf:"counter_shares"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	Delivered     *ebpf.MapSpec `ebpf:"delivered"`
 	EventAccounts *ebpf.MapSpec `ebpf:"event_accounts"`
@@ -192,6 +194,7 @@ func (o *kernellatencyObjects) Close() error {
 //
 // It can be passed to loadKernellatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kernellatencyMaps struct {
+	CounterShares *ebpf.Map `ebpf:"counter_shares"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	Delivered     *ebpf.Map `ebpf:"delivered"`
 	EventAccounts *ebpf.Map `ebpf:"event_accounts"`
@@ -208,6 +211,7 @@ type kernellatencyMaps struct {
 
 func (m *kernellatencyMaps) Close() error {
 	return _KernellatencyClose(
+		m.CounterShares,
 		m.Counters,
 		m.Delivered,
 		m.EventAccounts,

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -26,8 +27,13 @@ type Options struct {
 	// rounded up to a power of two of pages; default 1 MiB.
 	RingSize int
 	// Namespaces is for how many network namespaces a probe keeps counters
-	// of their own, default 1024. What comes beyond is counted for namespace 0.
+	// of their own, default 1024: three in eight are for those that Own does
+	// not name. What finds no room is counted for namespace 0.
 	Namespaces int
+	// Drops is for how many namespaces, reasons and places together the probe
+	// packetloss keeps counters, default 8192, shared as Namespaces are. What
+	// finds no room is counted by class.
+	Drops int
 	// EventRate is how many events of one type and namespace the kernel lets
 	// through per second in the long run, default 20; EventBurst how many at
 	// once, default 100.
@@ -35,6 +41,8 @@ type Options struct {
 	EventBurst int
 	// NoEvents starts with all types of events off, for who only counts.
 	NoEvents bool
+	// Warn is told what failed without being the failure of a call; nil: nobody.
+	Warn func(what, probe string, err error)
 	// Hooks restricts the rungs, see HooksVariable, which is its default.
 	Hooks Kind
 }
@@ -52,6 +60,10 @@ type Loader struct {
 	reasons *Reasons
 	probes  map[*Probe]struct{}
 	closed  bool
+	node    uint32               // see Own
+	owned   []uint32             // sorted
+	former  map[uint32]time.Time // what was owned until then, and is not forgotten yet
+	lacking bool                 // not all of owned found room
 
 	account accountReader
 }
@@ -64,6 +76,13 @@ const (
 	mapBuckets  = "event_buckets"
 )
 
+// The maps that say how a probe's tables are shared.
+const (
+	mapCounterShares = "counter_shares"
+	mapDropShares    = "drop_shares"
+	mapFlowShares    = "flow_shares"
+)
+
 // New creates the event ring. It fails where the kernel or the process's
 // rights allow no eBPF at all, and then says which; probes are loaded one by
 // one afterwards, and the failure of one is not the failure of another.
@@ -74,11 +93,17 @@ func New(options Options) (*Loader, error) {
 	if options.Namespaces <= 0 {
 		options.Namespaces = 1024
 	}
+	if options.Drops <= 0 {
+		options.Drops = 8192
+	}
 	if options.EventRate <= 0 {
 		options.EventRate = 20
 	}
 	if options.EventBurst <= 0 {
 		options.EventBurst = 100
+	}
+	if options.Warn == nil {
+		options.Warn = func(string, string, error) {}
 	}
 	if options.Hooks == "" {
 		options.Hooks = Kind(os.Getenv(HooksVariable))
@@ -104,12 +129,14 @@ func New(options Options) (*Loader, error) {
 		shared:  map[string]*ebpf.Map{},
 		symbols: NewSymbols(),
 		probes:  map[*Probe]struct{}{},
+		former:  map[uint32]time.Time{},
 	}
 	spec, err := loadPacketloss()
 	if err != nil {
 		return nil, err
 	}
 	spec.Maps[mapEvents].MaxEntries = ringSize(options.RingSize)
+	spec.Maps[mapBuckets].MaxEntries = l.tableSize() + roomsEnd
 	for _, name := range []string{mapEvents, mapLimits, mapAccounts, mapBuckets} {
 		m, err := ebpf.NewMap(spec.Maps[name])
 		if err != nil {
@@ -117,6 +144,10 @@ func New(options Options) (*Loader, error) {
 			return nil, fmt.Errorf("create the BPF map %s: %w", name, explain(err))
 		}
 		l.shared[name] = m
+	}
+	if err := l.seedBuckets(); err != nil {
+		l.Close()
+		return nil, err
 	}
 	for t := EventType(1); t < eventTypes && !options.NoEvents; t++ {
 		if err := l.SetEventLimit(t, options.EventRate, options.EventBurst); err != nil {
@@ -256,6 +287,7 @@ func (l *Loader) Load(name string, config Config) (*Probe, error) {
 	closed := l.closed
 	if !closed {
 		l.probes[p] = struct{}{}
+		p.follow(l.node, l.owned) // what Own has named since its maps were made
 	}
 	l.mu.Unlock()
 	if closed {
@@ -287,7 +319,15 @@ func (l *Loader) begin() (*kernelTypes, error) {
 // rungs then use, whichever of them come to be loaded.
 func (p *Probe) createMaps(spec *ebpf.CollectionSpec) error {
 	if m, ok := spec.Maps["counters"]; ok && m.Type == ebpf.PerCPUHash {
-		m.MaxEntries = uint32(p.loader.options.Namespaces)
+		m.MaxEntries = p.loader.tableSize()
+	}
+	if m, ok := spec.Maps["drops"]; ok {
+		m.MaxEntries = uint32(p.loader.options.Drops)
+	}
+	for _, name := range []string{mapDropShares, mapFlowShares} {
+		if m, ok := spec.Maps[name]; ok {
+			m.MaxEntries = p.loader.tableSize() + roomsEnd
+		}
 	}
 	maps := &ebpf.CollectionSpec{Maps: spec.Maps, Variables: spec.Variables, Types: spec.Types, ByteOrder: spec.ByteOrder}
 	for name, m := range p.loader.shared {
@@ -303,7 +343,14 @@ func (p *Probe) createMaps(spec *ebpf.CollectionSpec) error {
 		return fmt.Errorf("create its BPF maps: %w", explain(err))
 	}
 	p.maps, p.variables = coll.Maps, coll.Variables
-	return p.seedCounters()
+	if err := p.seedCounters(); err != nil {
+		return err
+	}
+	p.loader.mu.Lock()
+	node, owned := p.loader.node, p.loader.owned
+	p.loader.mu.Unlock()
+	p.follow(node, owned)
+	return nil
 }
 
 // sharedOf gives those shared maps that a probe's programs use.

@@ -344,6 +344,8 @@ const (
 	atFragment  = 1 << 61
 	atReader    = 1 << 60
 	atList      = 1 << 59
+	// atClassShift is where the class of what a function loses is.
+	atClassShift = 56
 )
 
 var lossPlaces = []struct {
@@ -446,6 +448,9 @@ func makeLossMasks(rules []lossRule) *lossMasks {
 	}
 	for _, p := range lossPlaces {
 		name(p.functions, p.flag)
+	}
+	for function, class := range dropFunctions {
+		name([]string{function}, uint64(class)<<atClassShift)
 	}
 	return m
 }

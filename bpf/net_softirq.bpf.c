@@ -44,7 +44,7 @@ static __always_inline struct softirq *softirq_of_cpu(void)
 
 static __always_inline void tell(__u32 type, __u32 vector, __u64 now, __u64 latency)
 {
-	struct event *e = event_reserve(type, NETNS_NONE, now, sizeof(*e));
+	struct event *e = event_reserve_host(type, now, sizeof(*e));
 
 	if (!e)
 		return;
@@ -59,9 +59,9 @@ static __always_inline void measured(__u32 slot, __u32 type, __u32 vector, __u64
 {
 	if (latency < slow_ns)
 		return;
-	count(NETNS_NONE, slot);
+	count_host(slot);
 	if (latency >= slow100_ns) {
-		count(NETNS_NONE, slot + 1);
+		count_host(slot + 1);
 		type++;
 	}
 	tell(type, vector, now, latency);

@@ -44,7 +44,16 @@ type namespace struct {
 	v4, v6 netip.Addr
 }
 
+// newNamespace makes one that all loaders of the test follow.
 func newNamespace(t testing.TB) *namespace {
+	t.Helper()
+	n := newStranger(t)
+	following.add(t, n.inode)
+	return n
+}
+
+// newStranger makes one that no loader is told of.
+func newStranger(t testing.TB) *namespace {
 	t.Helper()
 	n := &namespace{}
 	done := make(chan error)

@@ -71,11 +71,11 @@ static __always_inline __u64 identity_of(__u32 tail, __u32 data_len, __u16 netwo
 static __always_inline struct event *slow(const struct net_device *dev, __u32 slot, __u64 now,
 					  __u64 since)
 {
-	__u32 netns = netns_of_dev(dev);
+	struct owner o = owner_of_dev(dev);
 	struct event *e;
 
-	count(netns, slot);
-	e = event_reserve(EVENT_TXLAT_QDISC_100MS + slot, netns, now, sizeof(*e));
+	count(o, slot);
+	e = event_reserve(EVENT_TXLAT_QDISC_100MS + slot, o, now, sizeof(*e));
 	if (!e)
 		return NULL;
 	e->latency_ns = now - since;

@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	netiftxlatencyMapCounterShares = "counter_shares"
 	netiftxlatencyMapCounters      = "counters"
 	netiftxlatencyMapCutDevices    = "cut_devices"
 	netiftxlatencyMapCuts          = "cuts"
@@ -89,6 +90,7 @@ type netiftxlatencyProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type netiftxlatencyMapSpecs struct {
+	CounterShares *ebpf.MapSpec `ebpf:"counter_shares"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	CutDevices    *ebpf.MapSpec `ebpf:"cut_devices"`
 	Cuts          *ebpf.MapSpec `ebpf:"cuts"`
@@ -128,6 +130,7 @@ func (o *netiftxlatencyObjects) Close() error {
 //
 // It can be passed to loadNetiftxlatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type netiftxlatencyMaps struct {
+	CounterShares *ebpf.Map `ebpf:"counter_shares"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	CutDevices    *ebpf.Map `ebpf:"cut_devices"`
 	Cuts          *ebpf.Map `ebpf:"cuts"`
@@ -141,6 +144,7 @@ type netiftxlatencyMaps struct {
 
 func (m *netiftxlatencyMaps) Close() error {
 	return _NetiftxlatencyClose(
+		m.CounterShares,
 		m.Counters,
 		m.CutDevices,
 		m.Cuts,

@@ -29,6 +29,10 @@ int each_process(struct bpf_iter__task *ctx)
 
 	if (!task || task->pid != task->tgid)
 		return 0;
+	/* Where the first thread has ended and others run, those have the
+	 * descriptors, and each_file does not count them. */
+	if (task->exit_state && task->signal->live.counter > 0)
+		return 0;
 	pid = task->tgid;
 	bpf_map_update_elem(&processes, &pid, &none, BPF_ANY);
 	return 0;

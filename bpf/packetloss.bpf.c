@@ -13,6 +13,7 @@
  * that no rule names is lost. */
 
 #include "headers/kernel.h"
+#include "headers/counter.h"
 #include "headers/event.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -25,10 +26,12 @@ struct drop_key {
 	__u32 unused;
 };
 
-/* What user space finds where the kernel gives no reasons (before 5.17), and
- * for what found the table full: that entry is made before attaching. */
+/* What user space finds where the kernel gives no reasons (before 5.17). */
 #define REASON_NONE 0xffffffffu
-#define REASON_OVERFLOW 0xfffffffeu
+
+/* The value is a count; its upper bits are, on the CPU that made the entry, the
+ * room that it takes. */
+#define DROP_ROOM_SHIFT 62
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
@@ -36,6 +39,14 @@ struct {
 	__type(key, struct drop_key);
 	__type(value, __u64);
 } drops SEC(".maps");
+
+DEFINE_SHARES(drop_shares, 1024);
+
+/* By class, what has no room in the table of drops. */
+DEFINE_COUNTERS();
+
+/* Classes of lost packets; the order is counters.go's. */
+enum class { ABNORMAL, TCP_HANDLE, TCP_RCV, TCP_STATM, NETFILTER };
 
 /* Why a packet is no loss; the order is losses.go's. */
 enum why { LOST, DELIVERED, UNWANTED, CLOSING, NOT_A_PACKET, WHYS };
@@ -128,6 +139,7 @@ struct {
 #define AT_FRAGMENT (1ull << 61) /* frees the fragment at hand */
 #define AT_READER (1ull << 60) /* runs in the process that reads */
 #define AT_LIST (1ull << 59) /* frees the parts of a packet */
+#define AT_CLASS_SHIFT 56 /* three bits: the class of what is lost there */
 
 struct step {
 	__u64 start;
@@ -173,13 +185,12 @@ struct notes {
 	__u64 segment;
 	__u64 state; /* that the socket is in, or 0: one of a connection */
 	__u64 part; /* the next part of a lost packet, freed after it */
-	__u64 part_location; /* where, why and whose that was lost */
+	__u64 part_location; /* where, whose and why that was lost */
+	struct owner part_owner;
+	struct owner fragment_owner; /* of the fragment that was freed last */
+	struct owner expiry_owner; /* of the queue of fragments whose timer runs */
 	__u32 part_reason;
-	__u32 part_netns;
-	__u32 fragment_netns; /* of the fragment that was freed last */
-	__u32 expiry_netns; /* of the queue of fragments whose timer runs */
 	__u32 nested; /* how many packets are being judged on this CPU */
-	__u32 unused;
 	/* The packets that are being judged: copied once, their fields cost a
 	 * load each in place of a call. An interrupt may free a packet meanwhile. */
 	struct {
@@ -492,26 +503,37 @@ VERIFIED_ONCE __u32 judge(__u64 candidates, __u32 traits)
 	return LOST;
 }
 
-static __always_inline void count_drop(__u32 netns, __u32 reason, __u64 location, __u32 traits)
+/* Rules of filters have a reason of their own; the others go by the function. */
+static __always_inline __u32 class_of(__u32 reason, __u64 at)
+{
+	if (bpf_core_type_exists(enum skb_drop_reason) &&
+	    bpf_core_enum_value_exists(enum skb_drop_reason, SKB_DROP_REASON_NETFILTER_DROP) &&
+	    reason == bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_NETFILTER_DROP))
+		return NETFILTER;
+	return at >> AT_CLASS_SHIFT & 7;
+}
+
+static __always_inline void count_drop(struct owner o, __u32 reason, __u64 location, __u32 traits,
+				       __u64 at)
 {
 	struct drop_key key = {
-		.netns = netns, .reason = reason, .location = location, .traits = traits
+		.netns = o.netns, .reason = reason, .location = location, .traits = traits
 	};
-	__u64 *n = bpf_map_lookup_elem(&drops, &key), zero = 0;
+	__u64 *n = bpf_map_lookup_elem(&drops, &key), fresh;
+	__u32 room;
 
 	if (!n) {
-		bpf_map_update_elem(&drops, &key, &zero, BPF_NOEXIST);
-		n = bpf_map_lookup_elem(&drops, &key);
-	}
-	if (!n) {
-		key.netns = 0;
-		key.reason = REASON_OVERFLOW;
-		key.location = 0;
-		key.traits = 0;
-		n = bpf_map_lookup_elem(&drops, &key);
+		room = take_room(&drop_shares, o);
+		if (room != NO_ROOM) {
+			fresh = (__u64)room << DROP_ROOM_SHIFT;
+			bpf_map_update_elem(&drops, &key, &fresh, BPF_NOEXIST);
+			n = bpf_map_lookup_elem(&drops, &key);
+		}
 	}
 	if (n)
 		__sync_fetch_and_add(n, 1);
+	else
+		count(o, class_of(reason, at));
 }
 
 static __always_inline int ignore(__u32 why)
@@ -533,14 +555,14 @@ static __always_inline void fill(struct event *e, const struct sk_buff *skb, __u
 	tuple_from_skb(skb, &e->tuple);
 }
 
-static __always_inline void tell(void *ctx, const struct sk_buff *skb, __u32 netns, __u32 reason,
+static __always_inline void tell(void *ctx, const struct sk_buff *skb, struct owner o, __u32 reason,
 				 __u64 location, __u32 traits)
 {
 	__u64 now = bpf_ktime_get_ns();
 
 	if (with_stack) {
 		struct event_stack *es =
-			event_reserve(EVENT_PACKETLOSS, netns, now, sizeof(struct event_stack));
+			event_reserve(EVENT_PACKETLOSS, o, now, sizeof(struct event_stack));
 
 		if (!es)
 			return;
@@ -548,7 +570,7 @@ static __always_inline void tell(void *ctx, const struct sk_buff *skb, __u32 net
 		event_set_stack(ctx, es);
 		event_submit(es);
 	} else {
-		struct event *e = event_reserve(EVENT_PACKETLOSS, netns, now, sizeof(struct event));
+		struct event *e = event_reserve(EVENT_PACKETLOSS, o, now, sizeof(struct event));
 
 		if (!e)
 			return;
@@ -559,28 +581,26 @@ static __always_inline void tell(void *ctx, const struct sk_buff *skb, __u32 net
 
 /* Whose a lost packet was. What waited in a socket's queue has its device
  * pointer overwritten by the queue's links, so the socket comes first. */
-static __always_inline __u32 owner_of(const struct sk_buff *skb, const struct sock *sk, __u64 at,
-				      const struct notes *n, __u32 dev_netns)
+static __always_inline struct owner owner_of(const struct sk_buff *skb, const struct sock *sk,
+					     __u64 at, const struct notes *n, struct owner dev)
 {
-	__u32 netns = netns_of_sock(sk);
+	struct owner o = owner_of_sock(sk);
 	struct task_struct *task;
 
 	/* The rest of a queue of fragments is freed when its timer has run
 	 * out, or right after the fragment that was too much. The links of the
 	 * queue lie where a fragment's device was. */
-	if (!netns && at & AT_FRAGMENTS)
-		netns = n->expiry_netns ? n->expiry_netns : n->fragment_netns;
-	if (!netns)
-		netns = dev_netns;
-	if (!netns)
-		netns = netns_of_skb(skb);
-	if (netns)
-		return netns;
-	if (at & AT_READER) {
+	if (!o.netns && at & AT_FRAGMENTS)
+		o = n->expiry_owner.netns ? n->expiry_owner : n->fragment_owner;
+	if (!o.netns)
+		o = dev;
+	if (!o.netns)
+		o = owner_of_skb(skb);
+	if (!o.netns && at & AT_READER) {
 		task = (struct task_struct *)bpf_get_current_task();
-		return netns_of_net(BPF_CORE_READ(task, nsproxy, net_ns));
+		o = owner_of_net(BPF_CORE_READ(task, nsproxy, net_ns));
 	}
-	return 0;
+	return o;
 }
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -640,7 +660,8 @@ static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 loc
 {
 	const struct sock *sk = rx_sk;
 	struct notes *n = notes_here();
-	__u32 dev_netns, netns, traits, nested, why = LOST, undecided = 0;
+	__u32 traits, nested, why = LOST, undecided = 0;
+	struct owner dev, o, nobody = {};
 	const struct sk_buff *copy;
 	bool part;
 	__u64 at;
@@ -660,8 +681,8 @@ static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 loc
 	copy_skb((void *)copy, skb);
 	at = code_at(n, location);
 	part = at & AT_LIST && n->part == (__u64)skb;
-	dev_netns = netns_of_dev(copy->dev);
-	traits = kind_of(nested, dev_netns);
+	dev = owner_of_dev(copy->dev);
+	traits = kind_of(nested, dev.netns);
 
 	/* A part of a lost packet is lost with it. */
 	if (!part) {
@@ -686,20 +707,20 @@ static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 loc
 	}
 	if (part) {
 		n->part = (__u64)copy->next;
-		netns = n->part_netns;
+		o = n->part_owner;
 		reason = n->part_reason;
 		location = n->part_location;
 	} else {
-		netns = owner_of(skb, sk, at, n, dev_netns);
+		o = owner_of(skb, sk, at, n, dev);
 		n->part = parts_of(copy);
-		n->part_netns = netns;
+		n->part_owner = o;
 		n->part_reason = reason;
 		n->part_location = location;
 	}
 	if (!(at & AT_FRAGMENTS))
-		n->fragment_netns = at & AT_FRAGMENT ? netns : 0;
-	count_drop(netns, reason, location, undecided);
-	tell(ctx, skb, netns, reason, location, undecided);
+		n->fragment_owner = at & AT_FRAGMENT ? o : nobody;
+	count_drop(o, reason, location, undecided, at);
+	tell(ctx, skb, o, reason, location, undecided);
 	return 0;
 }
 
@@ -767,7 +788,7 @@ int raw_timer(struct bpf_raw_tracepoint_args *ctx)
 	if (!n || !function)
 		return 0;
 	queue = (void *)timer - bpf_core_field_offset(struct inet_frag_queue, timer);
-	n->expiry_netns = netns_of_net(BPF_CORE_READ(queue, fqdir, net));
+	n->expiry_owner = owner_of_net(BPF_CORE_READ(queue, fqdir, net));
 	return 0;
 }
 
@@ -775,9 +796,10 @@ SEC("raw_tp/timer_expire_exit")
 int raw_timer_end(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct notes *n = notes_here();
+	struct owner nobody = {};
 
 	if (n)
-		n->expiry_netns = 0;
+		n->expiry_owner = nobody;
 	return 0;
 }
 

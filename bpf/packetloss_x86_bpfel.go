@@ -17,6 +17,9 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	packetlossMapCode            = "code"
+	packetlossMapCounterShares   = "counter_shares"
+	packetlossMapCounters        = "counters"
+	packetlossMapDropShares      = "drop_shares"
 	packetlossMapDrops           = "drops"
 	packetlossMapEventAccounts   = "event_accounts"
 	packetlossMapEventBuckets    = "event_buckets"
@@ -114,6 +117,9 @@ type packetlossProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type packetlossMapSpecs struct {
 	Code          *ebpf.MapSpec `ebpf:"code"`
+	CounterShares *ebpf.MapSpec `ebpf:"counter_shares"`
+	Counters      *ebpf.MapSpec `ebpf:"counters"`
+	DropShares    *ebpf.MapSpec `ebpf:"drop_shares"`
 	Drops         *ebpf.MapSpec `ebpf:"drops"`
 	EventAccounts *ebpf.MapSpec `ebpf:"event_accounts"`
 	EventBuckets  *ebpf.MapSpec `ebpf:"event_buckets"`
@@ -167,6 +173,9 @@ func (o *packetlossObjects) Close() error {
 // It can be passed to loadPacketlossObjects or ebpf.CollectionSpec.LoadAndAssign.
 type packetlossMaps struct {
 	Code          *ebpf.Map `ebpf:"code"`
+	CounterShares *ebpf.Map `ebpf:"counter_shares"`
+	Counters      *ebpf.Map `ebpf:"counters"`
+	DropShares    *ebpf.Map `ebpf:"drop_shares"`
 	Drops         *ebpf.Map `ebpf:"drops"`
 	EventAccounts *ebpf.Map `ebpf:"event_accounts"`
 	EventBuckets  *ebpf.Map `ebpf:"event_buckets"`
@@ -180,6 +189,9 @@ type packetlossMaps struct {
 func (m *packetlossMaps) Close() error {
 	return _PacketlossClose(
 		m.Code,
+		m.CounterShares,
+		m.Counters,
+		m.DropShares,
 		m.Drops,
 		m.EventAccounts,
 		m.EventBuckets,

@@ -162,6 +162,7 @@ type Probe struct {
 	counter counterReader
 	drops   dropReader
 	flows   flowReader
+	rooms   roomState
 }
 
 // Name of the probe.
@@ -186,6 +187,13 @@ func (p *Probe) State() (State, []string) {
 	if p.name == "packetloss" {
 		if err := p.loader.symbols.Err(); err != nil {
 			lacks = append(lacks, "in which function a packet was dropped, so that the classes tcphandle, tcprcv and tcpstatm stay 0, and locations and stacks are addresses: "+err.Error())
+		}
+	}
+	if _, full, _ := p.Room(); full {
+		if p.name == "flow" {
+			lacks = append(lacks, lackOfFlows)
+		} else {
+			lacks = append(lacks, lackOfRoom)
 		}
 	}
 	if len(lacks) > 0 {

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 )
@@ -203,9 +203,13 @@ func (l *Loader) Stats() (Stats, error) {
 }
 
 // Forget deletes what all probes keep about a network namespace that is gone.
-// Its number will be given to another one.
+// Its number will be given to another one. One that Own named is not followed
+// any more.
 func (l *Loader) Forget(netns uint64) error {
 	l.mu.Lock()
+	if i := slices.Index(l.owned, uint32(netns)); i >= 0 && netns < 1<<32 {
+		l.follow(l.node, slices.Delete(slices.Clone(l.owned), i, i+1), time.Now())
+	}
 	probes := make([]*Probe, 0, len(l.probes))
 	for p := range l.probes {
 		probes = append(probes, p)
@@ -214,12 +218,6 @@ func (l *Loader) Forget(netns uint64) error {
 	var errs []error
 	for _, p := range probes {
 		errs = append(errs, p.Forget(netns))
-	}
-	for t := EventType(1); t < eventTypes && netns < 1<<32; t++ {
-		err := l.shared[mapBuckets].Delete(uint64(t)<<32 | netns)
-		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			errs = append(errs, fmt.Errorf("forget namespace %d: %w", netns, err))
-		}
 	}
 	return errors.Join(errs...)
 }

@@ -382,9 +382,9 @@ static __always_inline __u64 queue_take(struct queue *q, __u32 from, __u32 to, _
 
 /* Reports */
 
-static __always_inline void count_many(__u32 netns, __u32 slot, __u32 n)
+static __always_inline void count_many(struct owner o, __u32 slot, __u32 n)
 {
-	struct counter *c = n ? counter_of(netns) : NULL;
+	struct counter *c = n ? counter_of(o) : NULL;
 
 	if (c && slot < COUNTER_SLOTS)
 		__sync_fetch_and_add(&c->slot[slot], n);
@@ -397,7 +397,7 @@ static __noinline int report(const struct sock *sk, __u32 protocol_slot, __u64 n
 	struct event *e;
 
 	e = event_reserve(slot == READ ? EVENT_SOCKETLAT_READSLOW : EVENT_SOCKETLAT_SENDSLOW,
-			  netns_of_sock(sk), now, sizeof(*e));
+			  owner_of_sock(sk), now, sizeof(*e));
 	if (!e)
 		return 0;
 	e->latency_ns = wait;
@@ -420,17 +420,17 @@ static __noinline int report(const struct sock *sk, __u32 protocol_slot, __u64 n
 static __always_inline void read_measured(const struct sock *sk, __u8 protocol, __u64 now,
 					  __u64 before, __u64 wait)
 {
-	__u32 netns;
+	struct owner o;
 
 	if (wait < slow_ns)
 		return;
-	netns = netns_of_sock(sk);
+	o = owner_of_sock(sk);
 	if (before < slow_ns)
-		count_many(netns, READ, 1);
+		count_many(o, READ, 1);
 	if (wait < slow100_ns && wait < event_ns)
 		return;
 	if (before < slow100_ns && wait >= slow100_ns)
-		count_many(netns, READ100, 1);
+		count_many(o, READ100, 1);
 	if (before < event_ns && wait >= event_ns)
 		report(sk, protocol << 8 | READ, now, wait, NULL);
 }
@@ -959,16 +959,17 @@ static __noinline int written_out(const struct sock *sk, const struct waiting *w
 {
 	__u64 wait, span;
 	struct event_account *account;
-	__u32 netns, type, many, n;
+	__u32 type, many, n;
+	struct owner o;
 
 	if (!sk || !w || !m)
 		return 0;
 	many = many_of(m);
 	wait = elapsed_ns(m->first, ticks_of(now));
 	span = (__u64)(m->last - m->first) << TICK_SHIFT;
-	netns = netns_of_sock(sk);
-	count_many(netns, WRITE, over(slow_ns, wait, span, many));
-	count_many(netns, WRITE100, over(slow100_ns, wait, span, many));
+	o = owner_of_sock(sk);
+	count_many(o, WRITE, over(slow_ns, wait, span, many));
+	count_many(o, WRITE100, over(slow100_ns, wait, span, many));
 	n = over(event_ns, wait, span, many);
 	if (!n)
 		return 0;

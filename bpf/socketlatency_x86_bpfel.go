@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	socketlatencyMapCounterShares    = "counter_shares"
 	socketlatencyMapCounters         = "counters"
 	socketlatencyMapEventAccounts    = "event_accounts"
 	socketlatencyMapEventBuckets     = "event_buckets"
@@ -123,6 +124,7 @@ type socketlatencyProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type socketlatencyMapSpecs struct {
+	CounterShares    *ebpf.MapSpec `ebpf:"counter_shares"`
 	Counters         *ebpf.MapSpec `ebpf:"counters"`
 	EventAccounts    *ebpf.MapSpec `ebpf:"event_accounts"`
 	EventBuckets     *ebpf.MapSpec `ebpf:"event_buckets"`
@@ -164,6 +166,7 @@ func (o *socketlatencyObjects) Close() error {
 //
 // It can be passed to loadSocketlatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type socketlatencyMaps struct {
+	CounterShares    *ebpf.Map `ebpf:"counter_shares"`
 	Counters         *ebpf.Map `ebpf:"counters"`
 	EventAccounts    *ebpf.Map `ebpf:"event_accounts"`
 	EventBuckets     *ebpf.Map `ebpf:"event_buckets"`
@@ -175,6 +178,7 @@ type socketlatencyMaps struct {
 
 func (m *socketlatencyMaps) Close() error {
 	return _SocketlatencyClose(
+		m.CounterShares,
 		m.Counters,
 		m.EventAccounts,
 		m.EventBuckets,

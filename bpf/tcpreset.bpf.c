@@ -79,11 +79,11 @@ static __always_inline int reset_sent(const struct sock *sk, const struct sk_buf
 				      __u32 reason)
 {
 	__u32 slot = !sk ? NOSOCK : !skb ? ACTIVE : PROCESS;
-	__u32 netns = sk ? netns_of_sock(sk) : netns_of_skb(skb);
+	struct owner o = sk ? owner_of_sock(sk) : owner_of_skb(skb);
 	struct event *e;
 
-	count(netns, slot);
-	e = event_reserve(EVENT_TCPRESET_NOSOCK + slot, netns, bpf_ktime_get_ns(), sizeof(*e));
+	count(o, slot);
+	e = event_reserve(EVENT_TCPRESET_NOSOCK + slot, o, bpf_ktime_get_ns(), sizeof(*e));
 	if (!e)
 		return 0;
 	e->reason = reason;
@@ -127,13 +127,13 @@ static __always_inline bool data_after_close(void *ctx, __u8 state)
 static __always_inline int reset_received(void *ctx, const struct sock *sk)
 {
 	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	__u32 netns = netns_of_sock(sk);
+	struct owner o = owner_of_sock(sk);
 	struct event *e;
 
 	if (data_after_close(ctx, state))
 		return 0;
-	count(netns, RECEIVE);
-	e = event_reserve(EVENT_TCPRESET_RECEIVE, netns, bpf_ktime_get_ns(), sizeof(*e));
+	count(o, RECEIVE);
+	e = event_reserve(EVENT_TCPRESET_RECEIVE, o, bpf_ktime_get_ns(), sizeof(*e));
 	if (!e)
 		return 0;
 	e->reason = REASON_NONE;
@@ -247,11 +247,11 @@ int BPF_KPROBE(kp_receive, struct sock *sk)
 static __always_inline int reset_received_small(const struct sock *sk, const struct sk_buff *skb,
 						__u8 state)
 {
-	__u32 netns = netns_of_sock(sk);
+	struct owner o = owner_of_sock(sk);
 	struct event *e;
 
-	count(netns, RECEIVE);
-	e = event_reserve(EVENT_TCPRESET_RECEIVE, netns, bpf_ktime_get_ns(), sizeof(*e));
+	count(o, RECEIVE);
+	e = event_reserve(EVENT_TCPRESET_RECEIVE, o, bpf_ktime_get_ns(), sizeof(*e));
 	if (!e)
 		return 0;
 	e->reason = REASON_NONE;

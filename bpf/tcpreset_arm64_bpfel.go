@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	tcpresetMapCalls               = "calls"
+	tcpresetMapCounterShares       = "counter_shares"
 	tcpresetMapCounters            = "counters"
 	tcpresetMapEventAccounts       = "event_accounts"
 	tcpresetMapEventBuckets        = "event_buckets"
@@ -122,6 +123,7 @@ type tcpresetProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcpresetMapSpecs struct {
 	Calls         *ebpf.MapSpec `ebpf:"calls"`
+	CounterShares *ebpf.MapSpec `ebpf:"counter_shares"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	EventAccounts *ebpf.MapSpec `ebpf:"event_accounts"`
 	EventBuckets  *ebpf.MapSpec `ebpf:"event_buckets"`
@@ -159,6 +161,7 @@ func (o *tcpresetObjects) Close() error {
 // It can be passed to loadTcpresetObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcpresetMaps struct {
 	Calls         *ebpf.Map `ebpf:"calls"`
+	CounterShares *ebpf.Map `ebpf:"counter_shares"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	EventAccounts *ebpf.Map `ebpf:"event_accounts"`
 	EventBuckets  *ebpf.Map `ebpf:"event_buckets"`
@@ -169,6 +172,7 @@ type tcpresetMaps struct {
 func (m *tcpresetMaps) Close() error {
 	return _TcpresetClose(
 		m.Calls,
+		m.CounterShares,
 		m.Counters,
 		m.EventAccounts,
 		m.EventBuckets,

@@ -31,13 +31,13 @@ static __always_inline void fill(struct event *e, const struct sock *sk, __u32 k
 	tuple_from_common(&sk->__sk_common, IPPROTO_TCP, &e->tuple);
 }
 
-static __always_inline void tell(void *ctx, const struct sock *sk, __u32 netns, __u32 kind)
+static __always_inline void tell(void *ctx, const struct sock *sk, struct owner o, __u32 kind)
 {
 	__u64 now = bpf_ktime_get_ns();
 
 	if (with_stack) {
 		struct event_stack *es =
-			event_reserve(EVENT_TCPRETRANS, netns, now, sizeof(struct event_stack));
+			event_reserve(EVENT_TCPRETRANS, o, now, sizeof(struct event_stack));
 
 		if (!es)
 			return;
@@ -45,7 +45,7 @@ static __always_inline void tell(void *ctx, const struct sock *sk, __u32 netns, 
 		event_set_stack(ctx, es);
 		event_submit(es);
 	} else {
-		struct event *e = event_reserve(EVENT_TCPRETRANS, netns, now, sizeof(struct event));
+		struct event *e = event_reserve(EVENT_TCPRETRANS, o, now, sizeof(struct event));
 
 		if (!e)
 			return;
@@ -58,8 +58,8 @@ static __always_inline int retransmitted(void *ctx, const struct sock *sk,
 					 const struct sk_buff *skb)
 {
 	const struct tcp_skb_cb *cb = (const struct tcp_skb_cb *)&skb->cb[0];
-	__u32 netns = netns_of_sock(sk);
-	struct counter *c = counter_of(netns);
+	struct owner o = owner_of_sock(sk);
+	struct counter *c = counter_of(o);
 	__u64 segments = BPF_CORE_READ(cb, tcp_gso_segs);
 
 	if (c) {
@@ -69,7 +69,7 @@ static __always_inline int retransmitted(void *ctx, const struct sock *sk,
 		__sync_fetch_and_add(&c->slot[SEGMENTS], segments ? segments : 1);
 		__sync_fetch_and_add(&c->slot[CALLS], 1);
 	}
-	tell(ctx, sk, netns, KIND_SEGMENT);
+	tell(ctx, sk, o, KIND_SEGMENT);
 	return 0;
 }
 
@@ -77,10 +77,10 @@ static __always_inline int synack_retransmitted(void *ctx, const struct request_
 {
 	/* A request begins as every socket does. */
 	const struct sock *sk = (const struct sock *)req;
-	__u32 netns = netns_of_sock(sk);
+	struct owner o = owner_of_sock(sk);
 
-	count(netns, SYNACKS);
-	tell(ctx, sk, netns, KIND_SYNACK);
+	count(o, SYNACKS);
+	tell(ctx, sk, o, KIND_SYNACK);
 	return 0;
 }
 

@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	tcpretransMapCounterShares           = "counter_shares"
 	tcpretransMapCounters                = "counters"
 	tcpretransMapEventAccounts           = "event_accounts"
 	tcpretransMapEventBuckets            = "event_buckets"
@@ -82,6 +83,7 @@ type tcpretransProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcpretransMapSpecs struct {
+	CounterShares *ebpf.MapSpec `ebpf:"counter_shares"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	EventAccounts *ebpf.MapSpec `ebpf:"event_accounts"`
 	EventBuckets  *ebpf.MapSpec `ebpf:"event_buckets"`
@@ -118,6 +120,7 @@ func (o *tcpretransObjects) Close() error {
 //
 // It can be passed to loadTcpretransObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcpretransMaps struct {
+	CounterShares *ebpf.Map `ebpf:"counter_shares"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	EventAccounts *ebpf.Map `ebpf:"event_accounts"`
 	EventBuckets  *ebpf.Map `ebpf:"event_buckets"`
@@ -127,6 +130,7 @@ type tcpretransMaps struct {
 
 func (m *tcpretransMaps) Close() error {
 	return _TcpretransClose(
+		m.CounterShares,
 		m.Counters,
 		m.EventAccounts,
 		m.EventBuckets,

@@ -47,10 +47,10 @@ static __always_inline int returned(void)
 	bpf_map_delete_elem(&calls, &thread);
 	if (latency < slow_ns)
 		return 0;
-	count(NETNS_NONE, SLOW);
+	count_host(SLOW);
 	if (latency >= slow100_ns)
-		count(NETNS_NONE, SLOW100);
-	e = event_reserve(EVENT_VIRTCMDEXCUTE, NETNS_NONE, now, sizeof(*e));
+		count_host(SLOW100);
+	e = event_reserve_host(EVENT_VIRTCMDEXCUTE, now, sizeof(*e));
 	if (!e)
 		return 0;
 	e->latency_ns = latency;

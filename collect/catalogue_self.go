@@ -22,6 +22,8 @@ var selfMetrics = []Metric{
 		Help: "Processes that the probe left out because the kernel shows them to nobody, whatever the capabilities."},
 	{Name: "nodeskoop_probe_hook", Type: Gauge, Scope: PerHost, Labels: []string{"probe", "hook"}, Extra: true,
 		Help: "Always 1; the label says by which kind of kernel hook the probe is attached."},
+	{Name: "nodeskoop_probe_no_room_total", Type: Counter, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
+		Help: "What the probe counted as unknown because network namespaces that are no pod's have used up their room in the kernel's table; of flow, packets whose connection found no room and that are in no flow."},
 	{Name: "nodeskoop_events_seen_total", Type: Counter, Scope: PerHost, Labels: []string{"event"}, Extra: true,
 		Help: "Events that occurred: written, suppressed and lost ones together, and those on the way."},
 	{Name: "nodeskoop_events_written_total", Type: Counter, Scope: PerHost, Labels: []string{"event"}, Extra: true,

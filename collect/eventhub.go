@@ -39,8 +39,11 @@ type HubOptions struct {
 	// 0, every namespace that is no pod's counts as the host's.
 	HostNetns uint64
 	// Rate is how many events a second of one type and pod are let through,
-	// Burst how many at once, TotalRate how many a second over all; 0 is no
-	// limit.
+	// Burst how many at once; 0 is no limit. The host, what belongs to no known
+	// namespace, and all namespaces that are no pod's together count as one pod
+	// each. TotalRate is how many a second are let through over all: it holds
+	// for those that have more to say than Rate and Burst let them. Who keeps
+	// below its own limit is heard whatever the others do.
 	Rate, Burst, TotalRate int
 	// Hold is how long an event waits for its pod to become known; 0 means
 	// one second, below 0 not at all.
@@ -67,6 +70,7 @@ const (
 
 	defaultHold  = time.Second
 	maxHeld      = 1024
+	maxHeldOf    = 64 // of one namespace
 	retryHeld    = 50 * time.Millisecond
 	maxStrangers = 4096
 	strangerFor  = time.Minute
@@ -201,6 +205,9 @@ func (h *Hub) Apply(opt HubOptions) {
 	h.opt.Store(&opt)
 	h.local.refresh(opt.NodeAddrs)
 }
+
+// Pods returns the pods that events are attributed to now.
+func (h *Hub) Pods() Pods { return h.opt.Load().Pods }
 
 // known returns the type's counters, nil for a type that is not the
 // Catalogue's.
@@ -445,7 +452,7 @@ func strangerOf(e *Event) stranger {
 
 // hold keeps e until its pod is known, and reports whether it does.
 func (h *Hub) hold(opt *HubOptions, e *Event, now time.Time) bool {
-	if opt.Hold < 0 || len(h.held) >= maxHeld || !opt.Pods.Connected() {
+	if opt.Hold < 0 || !opt.Pods.Connected() {
 		return false
 	}
 	if since, ok := h.strangers[strangerOf(e)]; ok && now.Sub(since) < strangerFor {
@@ -458,6 +465,13 @@ func (h *Hub) hold(opt *HubOptions, e *Event, now time.Time) bool {
 	if e.Netns == 0 {
 		// Asking about a process costs system calls.
 		x.retry = now.Add(opt.Hold / 2)
+	}
+	// Who came first has waited longest; one namespace does not take the room
+	// of others.
+	if h.heldNetns[e.Netns] >= maxHeldOf {
+		h.release(opt, slices.IndexFunc(h.held, func(y heldEvent) bool { return y.e.Netns == e.Netns }), now)
+	} else if len(h.held) >= maxHeld {
+		h.release(opt, 0, now)
 	}
 	h.held = append(h.held, x)
 	h.heldNetns[e.Netns]++
@@ -517,6 +531,23 @@ func (h *Hub) mayBeNode(opt *HubOptions, x *heldEvent, now time.Time) bool {
 	return false
 }
 
+// release sends a held event before its time.
+func (h *Hub) release(opt *HubOptions, i int, now time.Time) {
+	x := h.held[i]
+	h.held = slices.Delete(h.held, i, i+1)
+	h.noLongerHeld(x.e.Netns)
+	h.attribute(opt, x.e)
+	h.send(opt, x.e, now)
+}
+
+func (h *Hub) noLongerHeld(netns uint64) {
+	if n := h.heldNetns[netns]; n > 1 {
+		h.heldNetns[netns] = n - 1
+	} else {
+		delete(h.heldNetns, netns)
+	}
+}
+
 // retry sends the held events whose pod is known by now, and those that have
 // been held for long enough.
 func (h *Hub) retry(opt *HubOptions, now time.Time) {
@@ -537,10 +568,14 @@ func (h *Hub) retry(opt *HubOptions, now time.Time) {
 			continue
 		case x.addr:
 		case late:
-			if len(h.strangers) < maxStrangers {
-				h.strangers[strangerOf(x.e)] = now
-				h.wake(h.swept.Add(sweepEvery))
+			if len(h.strangers) >= maxStrangers {
+				for s := range h.strangers { // any: its next event is held once more
+					delete(h.strangers, s)
+					break
+				}
 			}
+			h.strangers[strangerOf(x.e)] = now
+			h.wake(h.swept.Add(sweepEvery))
 		default:
 			x.retry = now.Add(retryHeld)
 			if x.e.Netns == 0 {
@@ -549,11 +584,7 @@ func (h *Hub) retry(opt *HubOptions, now time.Time) {
 			kept = append(kept, x)
 			continue
 		}
-		if n := h.heldNetns[x.e.Netns]; n > 1 {
-			h.heldNetns[x.e.Netns] = n - 1
-		} else {
-			delete(h.heldNetns, x.e.Netns)
-		}
+		h.noLongerHeld(x.e.Netns)
 		if x.addr {
 			h.heldAddrs--
 		}
@@ -745,12 +776,12 @@ type limiter struct {
 	total   bucket
 }
 
-// bucketKey names a type's events of one pod; of a namespace that is no
+// bucketKey names a type's events of one pod; of all namespaces that are no
 // pod's; or, with neither, of the host.
 type bucketKey struct {
-	typ   int
-	pod   string
-	netns uint64
+	typ     int
+	pod     string
+	foreign bool
 	// unattributed is what belongs to no known namespace.
 	unattributed bool
 	rest         bool // of all for which there was no room
@@ -760,6 +791,7 @@ type bucket struct {
 	tokens     float64
 	last       time.Duration // since limiter.start
 	used       bool
+	loud       bool   // it was empty, and has not been full since
 	suppressed uint64 // since the last one that was let through
 }
 
@@ -774,7 +806,9 @@ func (b *bucket) fill(now time.Duration, rate, burst float64) {
 }
 
 // allow reports whether e is within the limits. It returns the bucket of e's
-// type and pod, nil if nothing is limited.
+// type and pod, nil if nothing is limited. Who keeps below its own limit takes
+// from what there is for all without asking for it; what then is left, also the
+// debt, is shared by those that do not.
 func (l *limiter) allow(opt *HubOptions, e *Event, at time.Time) (*bucket, bool) {
 	if opt.Rate <= 0 && opt.TotalRate <= 0 {
 		return nil, true
@@ -788,7 +822,7 @@ func (l *limiter) allow(opt *HubOptions, e *Event, at time.Time) (*bucket, bool)
 			key.pod = e.Pod.ID
 		}
 	case e.foreign:
-		key.netns = e.Netns
+		key.foreign = true
 	case e.unattributed:
 		key.unattributed = true
 	}
@@ -802,20 +836,22 @@ func (l *limiter) allow(opt *HubOptions, e *Event, at time.Time) (*bucket, bool)
 		l.buckets[key] = b
 	}
 	if opt.Rate > 0 {
-		if b.fill(now, float64(opt.Rate), burst(opt)); b.tokens < 1 {
+		b.fill(now, float64(opt.Rate), burst(opt))
+		if b.loud = b.loud && b.tokens < burst(opt); b.tokens < 1 {
+			b.loud = true
 			return b, false
 		}
+		b.tokens-- // also for one that is held back below: it is what e's owner had to say
 	} else {
-		b.last = now
+		b.last, b.loud = now, true // there is no limit to keep below
 	}
 	if opt.TotalRate > 0 {
 		rate := float64(opt.TotalRate)
-		if l.total.fill(now, rate, max(rate, burst(opt))); l.total.tokens < 1 {
+		if l.total.fill(now, rate, max(rate, burst(opt))); b.loud && l.total.tokens < 1 {
 			return b, false
 		}
-		l.total.tokens--
+		l.total.tokens = max(l.total.tokens-1, -rate)
 	}
-	b.tokens--
 	return b, true
 }
 

@@ -515,21 +515,38 @@ func TestHubLimits(t *testing.T) {
 	})
 }
 
+// manyPods are pods with the namespaces from first on.
+func manyPods(first uint64, n int) *podTable {
+	p := &podTable{}
+	for i := range n {
+		p.start(first+uint64(i), &Pod{ID: fmt.Sprint("pod-", i), Namespace: "prod", Name: fmt.Sprint("pod-", i)})
+	}
+	return p
+}
+
+// What is let through of those that have more to say than their own limit lets
+// them is limited over all of them.
 func TestHubLimitsTheTotal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sink := &listSink{}
-		h := testHub(t, func(o *HubOptions) { o.Hold, o.Rate, o.Burst, o.TotalRate = -1, 20, 10, 50 }, sink)
-		for i := range 100 {
-			h.Offer(event(lossType, uint64(100+i)))
+		h := testHub(t, func(o *HubOptions) { o.Pods, o.Rate, o.Burst, o.TotalRate = manyPods(100, 100), 20, 10, 50 }, sink)
+		flood := func() {
+			for i := range 100 {
+				for range 20 {
+					h.Offer(event(lossType, uint64(100+i)))
+				}
+				synctest.Wait()
+			}
 		}
-		synctest.Wait()
-		wantCounts(t, h, lossType, EventCounts{Offered: 100, Written: 50, Suppressed: 50})
-		time.Sleep(500 * time.Millisecond)
-		for i := range 100 {
-			h.Offer(event(lossType, uint64(100+i)))
+		flood() // each has its burst
+		wantCounts(t, h, lossType, EventCounts{Offered: 2000, Written: 1000, Suppressed: 1000})
+		// That left a debt of a second's worth. They go on for as long as that and
+		// half a second more, all of them too often.
+		for range 5 {
+			time.Sleep(300 * time.Millisecond)
+			flood()
 		}
-		synctest.Wait()
-		wantCounts(t, h, lossType, EventCounts{Offered: 200, Written: 75, Suppressed: 125})
+		wantCounts(t, h, lossType, EventCounts{Offered: 12000, Written: 1025, Suppressed: 10975})
 		// Without limits from now on.
 		opt := *h.opt.Load()
 		opt.Rate, opt.TotalRate = 0, 0
@@ -538,15 +555,116 @@ func TestHubLimitsTheTotal(t *testing.T) {
 			h.Offer(event(lossType, 100))
 		}
 		synctest.Wait()
-		wantCounts(t, h, lossType, EventCounts{Offered: 1200, Written: 1075, Suppressed: 125})
+		wantCounts(t, h, lossType, EventCounts{Offered: 13000, Written: 2025, Suppressed: 10975})
+	})
+}
+
+// A pod that keeps below its own limit is heard whatever the others do, be they
+// pods, namespaces that are none, the host or unknown; and all that occurred is
+// accounted for.
+func TestHubIsFair(t *testing.T) {
+	for name, noise := range map[string]func(i int) uint64{
+		"pods":       func(i int) uint64 { return uint64(100 + i%60) },
+		"strangers":  func(i int) uint64 { return uint64(1000 + i%60) },
+		"thousands":  func(i int) uint64 { return uint64(10000 + i) },
+		"the host":   func(int) uint64 { return hostInode },
+		"nobody":     func(int) uint64 { return 0 },
+		"everything": func(i int) uint64 { return []uint64{uint64(100 + i%60), uint64(1000 + i%60), hostInode, 0}[i%4] },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sink := &listSink{}
+				pods := manyPods(100, 61)
+				h := testHub(t, func(o *HubOptions) { o.Pods, o.Rate, o.Burst, o.TotalRate = pods, 20, 100, 200 }, sink)
+				const quiet = 160
+				var offered uint64
+				for tick := range 80 { // four seconds
+					for i := range 300 {
+						h.Offer(event(lossType, noise(tick*300+i)))
+						offered++
+					}
+					h.Offer(event(lossType, quiet)) // 20 a second
+					offered++
+					synctest.Wait()
+					time.Sleep(50 * time.Millisecond)
+				}
+				time.Sleep(2 * time.Second)
+				synctest.Wait()
+				heard := 0
+				for _, e := range sink.events() {
+					if e.Netns == quiet {
+						heard++
+					}
+				}
+				if heard != 80 {
+					t.Errorf("%d of the quiet pod's 80 events were heard", heard)
+				}
+				c := h.Counts(lossType)
+				if c.Offered != offered || c.Written+c.Suppressed+c.Lost != offered || c.Lost != 0 || c.Pending != 0 {
+					t.Errorf("%d offered, %+v", offered, c)
+				}
+				// The others had their bursts, which at five times the rate last for
+				// a second and a quarter, and after that what is left over all: else
+				// it would be 60 * (100 + 4*20).
+				if c.Written > 60*125+4*200+80 {
+					t.Errorf("nothing limits the others: %+v", c)
+				}
+			})
+		})
+	}
+}
+
+// Namespaces that are no pod's share one limit for each type.
+func TestHubStrangersShare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := &listSink{}
+		h := testHub(t, func(o *HubOptions) { o.Hold, o.Rate, o.Burst = -1, 20, 100 }, sink)
+		for i := range 500 {
+			h.Offer(event(lossType, uint64(100+i)))
+			h.Offer(event(resetType, uint64(100+i)))
+			h.Offer(event(lossType, hostInode))
+			h.Offer(event(lossType, 0))
+		}
+		synctest.Wait()
+		wantCounts(t, h, lossType, EventCounts{Offered: 1500, Written: 300, Suppressed: 1200})
+		wantCounts(t, h, resetType, EventCounts{Offered: 500, Written: 100, Suppressed: 400})
+	})
+}
+
+// Thousands of namespaces that are no pod's do not keep a new pod's events from
+// being held until it is known.
+func TestHubHoldsDespiteStrangers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pods, sink := &podTable{}, &listSink{}
+		h := testHub(t, func(o *HubOptions) { o.Pods = pods }, sink)
+		for i := range 3 * maxHeld {
+			h.Offer(event(lossType, uint64(1000+i)))
+		}
+		synctest.Wait()
+		for range 2 * maxHeld {
+			h.Offer(event(lossType, 99))
+		}
+		synctest.Wait()
+		h.Offer(event(lossType, 77))
+		synctest.Wait()
+		time.Sleep(300 * time.Millisecond)
+		pods.start(77, webPod)
+		time.Sleep(time.Second)
+		for _, e := range sink.events() {
+			if e.Netns == 77 && e.Pod != webPod {
+				t.Errorf("the pod's event became another's: %s", e.Message())
+			}
+		}
+		const n = 5*maxHeld + 1
+		wantCounts(t, h, lossType, EventCounts{Offered: n, Written: n})
 	})
 }
 
 func TestHubLimiterIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sink := &listSink{}
-		h := testHub(t, func(o *HubOptions) { o.Hold, o.Rate, o.Burst = -1, 1, 2 }, sink)
 		const n = maxBuckets + 500
+		h := testHub(t, func(o *HubOptions) { o.Pods, o.Rate, o.Burst = manyPods(100, n), 1, 2 }, sink)
 		for i := range n {
 			h.Offer(event(lossType, uint64(100+i)))
 			if i%1000 == 0 {

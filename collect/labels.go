@@ -3,6 +3,7 @@ package collect
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	dto "github.com/prometheus/client_model/go"
@@ -71,6 +72,20 @@ func ParseLabelTemplate(name, text string) (LabelTemplate, error) {
 		t.parts = append(t.parts, labelPart{text: text})
 	}
 	return t, nil
+}
+
+// Keys returns the pod labels that the templates refer to, sorted.
+func Keys(templates []LabelTemplate) []string {
+	var keys []string
+	for _, t := range templates {
+		for _, p := range t.parts {
+			if p.key != "" {
+				keys = append(keys, p.key)
+			}
+		}
+	}
+	slices.Sort(keys)
+	return slices.Compact(keys)
 }
 
 // Value returns the label's value for a pod; the host's references are empty.

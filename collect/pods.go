@@ -14,8 +14,10 @@ type Pod struct {
 	ID string
 	// Namespace, Name and UID are Kubernetes' own; UID is empty outside pods.
 	Namespace, Name, UID string
-	// Labels are the pod's labels.
-	Labels map[string]string
+	// Labels are the pod's labels, LabelsLeftOut counts those that it has beyond
+	// them: a pod may have more than are worth keeping.
+	Labels        map[string]string
+	LabelsLeftOut int
 	// HostNetwork says that the pod shares the host's network namespace.
 	HostNetwork bool
 	// Netns is the inode number of the pod's network namespace; 0 if it

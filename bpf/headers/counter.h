@@ -10,17 +10,21 @@
 #define NODESKOOP_COUNTER_H
 
 #include "kernel.h"
+#include "room.h"
 
-/* The namespace that takes what belongs to no known one, and what found the
- * table full: the loader makes its entry before anything is attached, so that
- * no occurrence goes uncounted. */
+/* The namespace that takes what belongs to no known one, and what found no
+ * room: the loader makes its entry before anything is attached, so that no
+ * occurrence goes uncounted. */
 #define NETNS_NONE 0
 
-#define COUNTER_SLOTS 4
+#define COUNTER_SLOTS 5
 
 /* One size for all probes, so that one reader serves them all. */
 struct counter {
 	__u64 slot[COUNTER_SLOTS];
+	/* On the CPU that made the entry the room that it takes, else 0; in the
+	 * entry of NETNS_NONE how much was counted there for want of room. */
+	__u64 mark;
 };
 
 #define DEFINE_COUNTERS()                                                                          \
@@ -31,23 +35,33 @@ struct counter {
 		__type(value, struct counter);                                                     \
 	} counters SEC(".maps");                                                                   \
                                                                                                    \
-	static __always_inline __attribute__((unused)) struct counter *counter_of(__u32 netns)                             \
+	DEFINE_SHARES(counter_shares, ROOMS);                                                      \
+                                                                                                   \
+	static __always_inline __attribute__((unused)) struct counter *counter_of(struct owner o)  \
 	{                                                                                          \
-		struct counter *c = bpf_map_lookup_elem(&counters, &netns), zero = {};             \
+		struct counter *c = bpf_map_lookup_elem(&counters, &o.netns), fresh = {};          \
 		__u32 none = NETNS_NONE;                                                           \
                                                                                                    \
 		if (c)                                                                             \
 			return c;                                                                  \
-		bpf_map_update_elem(&counters, &netns, &zero, BPF_NOEXIST);                        \
-		c = bpf_map_lookup_elem(&counters, &netns);                                        \
-		return c ? c : bpf_map_lookup_elem(&counters, &none);                              \
+		fresh.mark = take_room(&counter_shares, o);                                        \
+		if (fresh.mark != NO_ROOM) {                                                       \
+			bpf_map_update_elem(&counters, &o.netns, &fresh, BPF_NOEXIST);             \
+			c = bpf_map_lookup_elem(&counters, &o.netns);                              \
+			if (c)                                                                     \
+				return c;                                                          \
+		}                                                                                  \
+		c = bpf_map_lookup_elem(&counters, &none);                                         \
+		if (c)                                                                             \
+			__sync_fetch_and_add(&c->mark, 1);                                         \
+		return c;                                                                          \
 	}                                                                                          \
                                                                                                    \
-	static __always_inline __attribute__((unused)) void count(__u32 netns, __u32 slot)                                 \
+	static __always_inline __attribute__((unused)) void count(struct owner o, __u32 slot)      \
 	{                                                                                          \
-		struct counter *c = counter_of(netns);                                             \
+		struct counter *c = counter_of(o);                                                 \
                                                                                                    \
-		if (c && slot < COUNTER_SLOTS)                                                       \
+		if (c && slot < COUNTER_SLOTS)                                                     \
 			__sync_fetch_and_add(&c->slot[slot], 1);                                   \
 	}
 
@@ -67,11 +81,10 @@ struct counter {
 		return bpf_map_lookup_elem(&counters, &zero);                                      \
 	}                                                                                          \
                                                                                                    \
-	static __always_inline __attribute__((unused)) void count(__u32 netns, __u32 slot)                                 \
+	static __always_inline __attribute__((unused)) void count_host(__u32 slot)               \
 	{                                                                                          \
 		struct counter *c = counter_of_host();                                             \
                                                                                                    \
-		(void)netns;                                                                       \
 		if (c && slot < COUNTER_SLOTS)                                                       \
 			__sync_fetch_and_add(&c->slot[slot], 1);                                   \
 	}

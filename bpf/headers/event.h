@@ -4,13 +4,16 @@
  *
  * All probes share one ring. Before an occurrence takes room in it, a token
  * bucket of its type and namespace is asked, so that a flood of one kind
- * leaves room for the others. Each outcome is counted per CPU and type:
- * seen = written to the ring + suppressed + lost, whatever happens. */
+ * leaves room for the others. The namespaces that user space follows have
+ * buckets of their own; the others share some, see room.h. Each outcome is
+ * counted per CPU and type: seen = written to the ring + suppressed + lost,
+ * whatever happens. */
 
 #ifndef NODESKOOP_EVENT_H
 #define NODESKOOP_EVENT_H
 
 #include "kernel.h"
+#include "room.h"
 #include "tuple.h"
 
 /* The order is the loader's as well: it checks the names against its own. */
@@ -101,54 +104,66 @@ struct {
 	__type(value, struct event_account);
 } event_accounts SEC(".maps");
 
-/* Per type and namespace: when its bucket will be full again. An entry that
- * the map evicts is a full bucket. */
+/* By type: when the bucket will be full again. */
+struct event_bucket {
+	__u64 full[EVENT_TYPES];
+};
+
+/* By namespace, or by room. User space alone makes entries, those of the rooms
+ * before anything is attached. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
-	__type(key, __u64);
-	__type(value, __u64);
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, struct event_bucket);
 } event_buckets SEC(".maps");
 
-static __always_inline bool event_allowed(__u32 type, __u32 netns, const struct event_limit *limit,
-					  __u64 now)
-{
-	__u64 key = (__u64)type << 32 | netns, *full, first;
+enum event_verdict { EVENT_HELD, EVENT_ALLOWED, EVENT_BUSY };
 
-	full = bpf_map_lookup_elem(&event_buckets, &key);
-	if (!full) {
-		first = now + limit->interval_ns;
-		/* Should the insertion fail, this event is still the first of
-		 * its bucket. */
-		bpf_map_update_elem(&event_buckets, &key, &first, BPF_ANY);
-		return true;
+/* EVENT_BUSY: allowed, with more than half of the bucket spent. */
+static __always_inline enum event_verdict event_allowed(__u32 type, struct owner o,
+							const struct event_limit *limit, __u64 now)
+{
+	struct event_bucket *b = bpf_map_lookup_elem(&event_buckets, &o.netns);
+	__u64 *full;
+	__u32 room;
+
+	if (!b) {
+		room = room_of(o.net);
+		b = bpf_map_lookup_elem(&event_buckets, &room);
 	}
+	if (!b || type >= EVENT_TYPES)
+		return EVENT_HELD; /* cannot be: the rooms have theirs */
+	full = &b->full[type];
 	/* CPUs that race here let at most one event each pass beyond the
 	 * rate; the accounts stay exact. */
 	if (*full < now) {
 		*full = now + limit->interval_ns;
-		return true;
+		return EVENT_ALLOWED;
 	}
 	if (*full - now > limit->tolerance_ns) {
 		/* A bucket that was emptied under another limit is not to stay
 		 * closed for longer than this one could close it. */
 		if (*full - now > limit->tolerance_ns + limit->interval_ns)
 			*full = now + limit->tolerance_ns + limit->interval_ns;
-		return false;
+		return EVENT_HELD;
 	}
 	__sync_fetch_and_add(full, limit->interval_ns);
-	return true;
+	return *full - now > limit->tolerance_ns / 2 ? EVENT_BUSY : EVENT_ALLOWED;
 }
 
 /* event_reserve gives a zeroed event with type, namespace, time and CPU set,
- * or NULL: the type is off, its bucket is empty, or the ring is full. `size`
- * is a constant, of struct event or struct event_stack. The caller fills and
- * submits, with nothing between that can fail. */
-static __always_inline void *event_reserve(__u32 type, __u32 netns, __u64 now, const __u64 size)
+ * or NULL: the type is off, its bucket is empty, or the ring is full. For
+ * namespaces that have much to say it is full when it is half full: so those
+ * that say little are heard. `size` is a constant, of struct event or struct
+ * event_stack. The caller fills and submits, with nothing between that can
+ * fail. */
+static __always_inline void *event_reserve(__u32 type, struct owner o, __u64 now, const __u64 size)
 {
 	struct event_limit *limit = bpf_map_lookup_elem(&event_limits, &type);
 	struct event_account *account;
-	struct event *e;
+	enum event_verdict verdict;
+	struct event *e = NULL;
 
 	if (!limit || !limit->interval_ns)
 		return NULL;
@@ -156,11 +171,15 @@ static __always_inline void *event_reserve(__u32 type, __u32 netns, __u64 now, c
 	if (!account)
 		return NULL;
 	__sync_fetch_and_add(&account->seen, 1);
-	if (!event_allowed(type, netns, limit, now)) {
+	verdict = event_allowed(type, o, limit, now);
+	if (verdict == EVENT_HELD) {
 		__sync_fetch_and_add(&account->suppressed, 1);
 		return NULL;
 	}
-	e = bpf_ringbuf_reserve(&events, size, 0);
+	if (verdict == EVENT_ALLOWED ||
+	    bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) <
+		    bpf_ringbuf_query(&events, BPF_RB_RING_SIZE) / 2)
+		e = bpf_ringbuf_reserve(&events, size, 0);
 	if (!e) {
 		__sync_fetch_and_add(&account->lost, 1);
 		return NULL;
@@ -168,9 +187,18 @@ static __always_inline void *event_reserve(__u32 type, __u32 netns, __u64 now, c
 	__builtin_memset(e, 0, sizeof(*e));
 	e->time_ns = now;
 	e->type = type;
-	e->netns = netns;
+	e->netns = o.netns;
 	e->cpu = bpf_get_smp_processor_id();
 	return e;
+}
+
+/* For what concerns the whole node. */
+static __always_inline __attribute__((unused)) void *event_reserve_host(__u32 type, __u64 now,
+									const __u64 size)
+{
+	struct owner nobody = {};
+
+	return event_reserve(type, nobody, now, size);
 }
 
 static __always_inline void event_set_process(struct event *e)

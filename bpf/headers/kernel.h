@@ -45,6 +45,8 @@ enum {
 	BPF_NOEXIST = 1,
 	BPF_F_NO_PREALLOC = 1,
 	BPF_SK_STORAGE_GET_F_CREATE = 1,
+	BPF_RB_AVAIL_DATA = 0,
+	BPF_RB_RING_SIZE = 1,
 };
 
 /* Contexts: their layout is part of the BPF interface. */
@@ -133,8 +135,19 @@ struct ns_common {
 	unsigned int inum;
 };
 
+/* Who made a namespace, as the initial user namespace counts users. */
+typedef struct {
+	unsigned int val;
+} kuid_t;
+
+struct user_namespace {
+	int level; /* 0: the initial one */
+	kuid_t owner;
+};
+
 struct net {
 	struct ns_common ns;
+	struct user_namespace *user_ns;
 };
 
 typedef struct {
@@ -262,6 +275,7 @@ struct tcp_skb_cb {
 enum skb_drop_reason {
 	SKB_NOT_DROPPED_YET,
 	SKB_CONSUMED,
+	SKB_DROP_REASON_NETFILTER_DROP,
 };
 
 /* Timers, and the queues of fragments that end by one */
@@ -285,7 +299,12 @@ struct nsproxy {
 	struct net *net_ns;
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
 struct signal_struct {
+	atomic_t live; /* threads that have not ended */
 	unsigned long nvcsw; /* those of threads that have ended */
 	unsigned long nivcsw;
 };
@@ -417,37 +436,47 @@ static __always_inline __u32 netns_checked(__u32 inum)
 	return inum >= NETNS_INUM_MIN ? inum : 0;
 }
 
-static __always_inline __u32 netns_of_net(const struct net *net)
+/* Whose an occurrence is. */
+struct owner {
+	__u32 netns; /* 0: not known */
+	const struct net *net; /* the same, to be asked who made it; or NULL */
+};
+
+static __always_inline struct owner owner_of_net(const struct net *net)
 {
-	return net ? netns_checked(BPF_CORE_READ(net, ns.inum)) : 0;
+	struct owner o = {};
+
+	if (net) {
+		o.netns = netns_checked(BPF_CORE_READ(net, ns.inum));
+		o.net = net;
+	}
+	return o;
 }
 
-static __always_inline __u32 netns_of_dev(const struct net_device *dev)
+static __always_inline struct owner owner_of_dev(const struct net_device *dev)
 {
-	return dev ? netns_of_net(BPF_CORE_READ(dev, nd_net.net)) : 0;
+	return owner_of_net(dev ? BPF_CORE_READ(dev, nd_net.net) : NULL);
 }
 
 /* Full, request and time-wait sockets all begin with sock_common. */
-static __always_inline __u32 netns_of_sock(const struct sock *sk)
+static __always_inline struct owner owner_of_sock(const struct sock *sk)
 {
-	return sk ? netns_of_net(BPF_CORE_READ(sk, __sk_common.skc_net.net)) : 0;
+	return owner_of_net(sk ? BPF_CORE_READ(sk, __sk_common.skc_net.net) : NULL);
 }
 
-static __always_inline __u32 netns_of_skb(const struct sk_buff *skb)
+static __always_inline struct owner owner_of_skb(const struct sk_buff *skb)
 {
-	__u32 netns = netns_of_dev(BPF_CORE_READ(skb, dev));
+	struct owner o = owner_of_dev(BPF_CORE_READ(skb, dev));
 	unsigned long dst;
 
-	if (netns)
-		return netns;
-	netns = netns_of_sock(BPF_CORE_READ(skb, sk));
-	if (netns)
-		return netns;
+	if (o.netns)
+		return o;
+	o = owner_of_sock(BPF_CORE_READ(skb, sk));
+	if (o.netns)
+		return o;
 	/* The lowest bit says whether the route is referenced. */
 	dst = BPF_CORE_READ(skb, _skb_refdst) & ~1ul;
-	if (dst)
-		return netns_of_dev(BPF_CORE_READ((struct dst_entry *)dst, dev));
-	return 0;
+	return owner_of_dev(dst ? BPF_CORE_READ((struct dst_entry *)dst, dev) : NULL);
 }
 
 #endif

@@ -94,7 +94,7 @@ func declareSettings() []setting {
 
 		{"journal.rate", int64(20), "Events a second that one event type and pod may send to the journal.", intIn(1, 100_000)},
 		{"journal.burst", int64(100), "Events that one event type and pod may send at once.", intIn(1, 100_000)},
-		{"journal.total_rate", int64(200), "Events a second over all types and pods.", intIn(1, 100_000)},
+		{"journal.total_rate", int64(200), "Events a second over all types and pods, for those that have more to say than the limits above let them: who keeps below them is heard whatever the others do.", intIn(1, 100_000)},
 
 		{"pods.sockets", []string{}, "Sockets of containerd to try, in this order. Empty: the usual ones, those of k3s, rke2, k0s and microk8s included.", func(v any) error {
 			for _, s := range v.([]string) {

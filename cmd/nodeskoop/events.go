@@ -119,6 +119,12 @@ func (e *events) self(r *collect.Runner) func(add func(string, float64, ...strin
 			add("nodeskoop_events_suppressed_total", float64(n.Suppressed), t.Name)
 			add("nodeskoop_events_lost_total", float64(n.Lost), t.Name)
 		}
+		unroomed := e.plane.Unroomed()
+		for _, p := range collect.Probes() {
+			if n, ok := unroomed[p.Name]; ok {
+				add("nodeskoop_probe_no_room_total", float64(n), p.Name)
+			}
+		}
 		type cost struct {
 			time         float64
 			runs, missed uint64

@@ -347,6 +347,7 @@ func (s *setup) watchPods(ctx context.Context, cfg *Config, view hostView) *pod.
 		Namespace: cfg.text("pods.namespace"),
 		HostNetns: view.netns,
 		Reserved:  []string{cfg.text("pods.host_label")},
+		Labels:    podLabels(cfg),
 		Log:       s.log,
 	})
 	wait, cancel := context.WithTimeout(ctx, firstPods)
@@ -355,6 +356,15 @@ func (s *setup) watchPods(ctx context.Context, cfg *Config, view hostView) *pod.
 		s.log.Debug("no pods yet", "error", err)
 	}
 	return index
+}
+
+// podLabels are the labels of pods that the configuration refers to.
+func podLabels(cfg *Config) []string {
+	o, err := cfg.options()
+	if err != nil {
+		return nil
+	}
+	return collect.Keys(o.Labels)
 }
 
 // newRunner builds the Runner of one configuration.

@@ -31,7 +31,9 @@ type podRow struct {
 	Addresses   []netip.Addr      `json:"addresses"`
 	Processes   []int             `json:"processes"`
 	Labels      map[string]string `json:"labels,omitempty"`
-	Started     time.Time         `json:"started"`
+	// LabelsLeftOut counts further labels, of a pod that has very many.
+	LabelsLeftOut int       `json:"labels_left_out,omitempty"`
+	Started       time.Time `json:"started"`
 }
 
 func podsCommand() *cli.Command {
@@ -59,7 +61,7 @@ func podsCommand() *cli.Command {
 					s.log.Warn("listing processes failed", "namespace", p.Namespace, "pod", p.Name, "error", err)
 				}
 				slices.Sort(pids)
-				rows = append(rows, podRow{p.Namespace, p.Name, p.UID, p.ID, p.HostNetwork, p.Netns, append([]netip.Addr{}, p.Addrs...), append([]int{}, pids...), p.Labels, p.Started})
+				rows = append(rows, podRow{p.Namespace, p.Name, p.UID, p.ID, p.HostNetwork, p.Netns, append([]netip.Addr{}, p.Addrs...), append([]int{}, pids...), p.Labels, p.LabelsLeftOut, p.Started})
 			}
 			if c.Bool("json") {
 				return writeJSON(c, rows)

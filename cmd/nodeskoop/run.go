@@ -344,6 +344,9 @@ func (d *daemon) tryReload(ctx context.Context, between chan<- func()) error {
 	case between <- apply:
 	}
 	<-done
+	if index, ok := pods.(interface{ KeepLabels([]string) }); ok {
+		index.KeepLabels(podLabels(cfg))
+	}
 	if err := d.events.plane.SetLimits(eventLimits(cfg)); err != nil {
 		d.log.Error("changing the limits on events failed", "error", err)
 	}

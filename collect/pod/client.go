@@ -163,6 +163,23 @@ func (c *client) sandboxes(ctx context.Context, namespace string) ([]*types.Sand
 	return r.GetList(), err
 }
 
+// eachSandbox asks for some sandboxes of the store, one by one. Those that it
+// does not have, or that are too large for a message, are left out.
+func (c *client) eachSandbox(ctx context.Context, namespace string, ids map[string]bool) ([]*types.Sandbox, error) {
+	var list []*types.Sandbox
+	for id := range ids {
+		s, err := c.sandbox(ctx, key{namespace, id})
+		switch status.Code(err) {
+		case codes.OK:
+			list = append(list, s)
+		case codes.NotFound, codes.ResourceExhausted:
+		default:
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
 func (c *client) sandbox(ctx context.Context, k key) (*types.Sandbox, error) {
 	ctx, cancel := context.WithTimeout(in(ctx, k.ns), answerTimeout)
 	defer cancel()

@@ -93,7 +93,9 @@ func (w *watcher) fetch(ctx context.Context, k key, now time.Time) *container {
 		w.opt.Log.Debug("a container that an event told of is not found", "namespace", k.ns, "container", k.id, "error", plainError(err))
 		return nil
 	}
-	c := w.set(k, aboutContainer(k.ns, r))
+	a := aboutContainer(k.ns, r)
+	a.bound(w.x.keptLabels())
+	c := w.set(k, a)
 	c.touched = w.seq
 	if w.deleted != nil {
 		delete(w.deleted, k)
@@ -112,6 +114,7 @@ func (w *watcher) fetchSandbox(ctx context.Context, k key, now time.Time) {
 		return // not kept in the store
 	}
 	if a := aboutSandbox(r); a != nil {
+		a.bound(w.x.keptLabels())
 		g := w.group(k)
 		g.stored, g.touched = a, w.seq
 		w.evaluate(g, now, true)

@@ -397,7 +397,7 @@ func (w *watcher) readAddrs(g *group, path string, now time.Time) {
 // publish makes the group's Pod and puts it into the index.
 func (w *watcher) publish(g *group, a *about, path string, to rank, now time.Time) {
 	p := &collect.Pod{
-		ID: g.id, Namespace: a.namespace, Name: w.nameOf(g, a, now), UID: a.uid, Labels: a.labels,
+		ID: g.id, Namespace: a.namespace, Name: w.nameOf(g, a, now), UID: a.uid, Labels: a.labels, LabelsLeftOut: a.labelsLeftOut,
 		HostNetwork: g.host, Started: a.created,
 	}
 	if p.Started.Unix() <= 0 {

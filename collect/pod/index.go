@@ -119,6 +119,8 @@ type Index struct {
 	list      atomic.Pointer[[]*collect.Pod] // nil: to be made anew
 	unified   atomic.Pointer[hierarchy]      // the v2 tree, if there is one
 	connected atomic.Bool
+	labels    atomic.Pointer[[]string] // see KeepLabels
+	relabel   chan struct{}
 
 	status struct {
 		sync.Mutex
@@ -140,11 +142,32 @@ func newIndex(procRoot string) *Index {
 		groups:   newLookup(func(r *record) []uint64 { return r.groups }),
 		pids:     newLookup(func(r *record) []int { return r.pids }),
 		paths:    newLookup(func(r *record) []string { return r.paths }),
+		relabel:  make(chan struct{}, 1),
 		first:    make(chan struct{}),
 		tried:    make(chan struct{}),
 		done:     make(chan struct{}),
 	}
 	return x
+}
+
+// KeepLabels names the labels of pods that are kept in any case, in place of
+// those of Options. Pods that were known before have them soon.
+func (x *Index) KeepLabels(names []string) {
+	if slices.Equal(names, x.keptLabels()) {
+		return
+	}
+	x.labels.Store(&names)
+	select {
+	case x.relabel <- struct{}{}:
+	default:
+	}
+}
+
+func (x *Index) keptLabels() []string {
+	if l := x.labels.Load(); l != nil {
+		return *l
+	}
+	return nil
 }
 
 // update brings all lookups up to date after r has changed.

@@ -19,6 +19,7 @@ import (
 type listing struct {
 	seq   uint64             // of the last event before
 	known map[key]knownState // what need not be asked again
+	keep  []string           // the labels that are kept whatever else there is
 
 	containers map[key]*about // nil: as it was known
 	sandboxes  map[key]*about
@@ -76,6 +77,7 @@ func (l *listing) run(ctx context.Context, cl *client, follow []string) {
 	l.tasks, l.unknown = map[key]int{}, map[key]bool{}
 	var ask []key
 	for _, n := range namespaces {
+		members := map[string]bool{} // the sandboxes that containers are in
 		err := cl.containers(ctx, n, func(c *containers.Container) {
 			k := key{n, c.GetID()}
 			known, ok := l.known[k]
@@ -83,6 +85,10 @@ func (l *listing) run(ctx context.Context, cl *client, follow []string) {
 				l.containers[k] = nil
 			} else {
 				l.containers[k] = aboutContainer(n, c)
+				l.containers[k].bound(l.keep)
+			}
+			if s := c.GetSandbox(); s != "" {
+				members[s] = true
 			}
 			if !known.alive {
 				ask = append(ask, k)
@@ -93,6 +99,13 @@ func (l *listing) run(ctx context.Context, cl *client, follow []string) {
 			return
 		}
 		stored, err := cl.sandboxes(ctx, n)
+		if status.Code(err) == codes.ResourceExhausted {
+			// All in one message are too much for one.
+			for k := range l.containers {
+				delete(members, k.id)
+			}
+			stored, err = cl.eachSandbox(ctx, n, members)
+		}
 		if err != nil {
 			l.err = fmt.Errorf("list the sandboxes of containerd namespace %s: %w", n, plainError(err))
 			return
@@ -102,6 +115,7 @@ func (l *listing) run(ctx context.Context, cl *client, follow []string) {
 				continue // it has a pause container, which tells as much
 			}
 			if a := aboutSandbox(s); a != nil {
+				a.bound(l.keep)
 				l.sandboxes[key{n, s.GetSandboxID()}] = a
 			}
 		}

@@ -41,6 +41,7 @@ type about struct {
 	sandbox              string
 	namespace, name, uid string
 	labels               map[string]string
+	labelsLeftOut        int // how many more there are
 	created, updated     time.Time
 
 	hostNetwork bool

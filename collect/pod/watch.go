@@ -43,7 +43,10 @@ type Options struct {
 	// Reserved are values that, in both labels of a pod, stand for something
 	// else: the host, for one. UnknownLabel is one always.
 	Reserved []string
-	Log      *slog.Logger
+	// Labels are those of a pod's labels that are kept in any case; of the
+	// others only so many. See Index.KeepLabels.
+	Labels []string
+	Log    *slog.Logger
 }
 
 const (
@@ -99,6 +102,7 @@ func watch(ctx context.Context, opt Options, every intervals) *Index {
 		names:       map[podName][]*group{},
 		sharedShims: map[int]bool{},
 	}
+	w.x.labels.Store(&opt.Labels)
 	go w.run(ctx)
 	return w.x
 }
@@ -345,14 +349,20 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 	})
 
 	listings := make(chan *listing, 1)
-	listening, missed := false, false
+	listening, missed, renew := false, false, false
 	list := func() {
 		if listening {
 			return
 		}
 		listening, missed = true, false
 		w.deleted = map[key]bool{}
-		l := &listing{seq: w.seq, known: w.known()}
+		l := &listing{seq: w.seq, known: w.known(), keep: w.x.keptLabels()}
+		if renew {
+			renew = false
+			for k, s := range l.known {
+				l.known[k] = knownState{alive: s.alive} // its labels are to be read again
+			}
+		}
 		cl := w.cl
 		aside(&wg, fail, func() {
 			l.run(ctx, cl, w.follow)
@@ -388,6 +398,9 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 			}
 		case <-resync.C:
 			list()
+		case <-w.x.relabel:
+			renew = true
+			list()
 		case l := <-listings:
 			listening = false
 			if l.err != nil {
@@ -395,6 +408,9 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 			}
 			w.apply(l)
 			w.deleted = nil
+			if renew {
+				list()
+			}
 			next := w.every.resync
 			switch {
 			case !answered, missed:

@@ -81,7 +81,7 @@ func (p *fd) count(v *collect.View) (sum bpf.FileCount, unknown []int, err error
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.all.refresh(v)
-		if p.all.iterator == nil {
+		if p.all.of == nil {
 			unknown = v.PIDs()
 			return nil
 		}

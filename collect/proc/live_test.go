@@ -1,13 +1,17 @@
 package proc
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -676,5 +680,110 @@ func TestFDComesAndGoes(t *testing.T) {
 		if c, ok := all[uint32(cmd.Process.Pid)]; ok {
 			t.Errorf("process %d has ended, and has %+v", cmd.Process.Pid, c)
 		}
+	}
+}
+
+// TestMillionDescriptors: the kernel interrupts an iterator after each million
+// objects, and goes on with the next call.
+func TestMillionDescriptors(t *testing.T) {
+	need.Root(t)
+	need.Short(t)
+	files, err := bpf.NewOpenFiles(&kernelTypes)
+	if err != nil {
+		need.Kernel(t, false, err.Error())
+	}
+	defer files.Close()
+	need.Program(t, "python3")
+	// As many processes as it takes by this machine's limit for each.
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	each := int(min(limit.Max, 500_000)) - 100
+	need.Kernel(t, each > 5000, fmt.Sprintf("a process may open %d files only", limit.Max))
+	many := 1_050_000/each + 1
+	cmd := exec.Command("python3", "-c", `import os, resource, socket, sys
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+s = socket.socket()
+while os.dup(s.fileno()) < int(sys.argv[1]) - 1: pass
+sockets = sum(os.readlink("/proc/self/fd/%d" % i).startswith("socket:") for i in range(int(sys.argv[1])))
+for _ in range(int(sys.argv[2]) - 1):
+    if not os.fork(): break
+os.write(1, b"%8d%8d" % (os.getpid(), sockets))
+os.read(0, 1)`, strconv.Itoa(each), strconv.Itoa(many))
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = stdin.Close()
+		_ = cmd.Wait()
+	}()
+	sockets := map[uint32]int{} // by process
+	for range many {
+		var line [16]byte
+		if _, err := io.ReadFull(stdout, line[:]); err != nil {
+			t.Fatalf("open %d descriptors in each of %d processes: %v", each, many, err)
+		}
+		var pid uint32
+		var n int
+		if _, err := fmt.Sscan(string(line[:]), &pid, &n); err != nil {
+			t.Fatal(err)
+		}
+		sockets[pid] = n
+	}
+	start := time.Now()
+	all, err := files.Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d descriptors and more, read in %v", each*many, time.Since(start))
+	for pid, n := range sockets {
+		if c := all[pid]; c.Open != each || c.Sockets != n {
+			t.Errorf("process %d has %+v, want %d open, %d of them sockets", pid, c, each, n)
+		}
+	}
+}
+
+// failing is an iterator that fails for some readings.
+type failing struct{ fail, reads int }
+
+func (f *failing) Read() (map[uint32]int, error) {
+	f.reads++
+	if f.fail > 0 {
+		f.fail--
+		return nil, errors.New("no")
+	}
+	return map[uint32]int{1: f.reads}, nil
+}
+
+func (*failing) Close() error { return nil }
+
+// TestFailedIteratorIsTriedAgain: it costs the cycle in which it fails and some
+// after that, not all to come, and is logged once.
+func TestFailedIteratorIsTriedAgain(t *testing.T) {
+	var log bytes.Buffer
+	f := &failing{fail: 2}
+	s := snapshot[int]{log: slog.New(slog.NewTextHandler(&log, nil)), instead: "one by one", iterator: f}
+	var known []uint64
+	for cycle := uint64(1); cycle <= 20; cycle++ {
+		if s.refreshIn(cycle); s.of != nil {
+			known = append(known, cycle)
+		}
+	}
+	// It failed in 1 and, two cycles later, in 3; four later it works again.
+	if want := []uint64{7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20}; !slices.Equal(known, want) {
+		t.Errorf("known in the cycles %v, want %v", known, want)
+	}
+	if f.reads != 16 || strings.Count(log.String(), "level=WARN") != 1 || strings.Count(log.String(), "level=INFO") != 1 {
+		t.Errorf("%d readings\n%s", f.reads, log.String())
 	}
 }

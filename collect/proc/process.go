@@ -155,11 +155,16 @@ const firstPIDNamespace = 0xEFFFFFFC
 // in a cycle. It is not safe for use by several goroutines.
 type snapshot[V any] struct {
 	log      *slog.Logger
-	instead  string      // what is done where there is no iterator
-	iterator iterator[V] // nil: there is none
-	cycle    uint64      // in which it was asked last
-	of       map[uint32]V
+	instead  string       // what is done where there is no iterator
+	iterator iterator[V]  // nil: there is none
+	cycle    uint64       // in which it was asked last
+	of       map[uint32]V // nil: it was not asked, or failed
+	retry    uint64       // the cycle from which on one that failed is asked again
+	failures uint64       // one after another
 }
+
+// maxRetry is for how many cycles an iterator that failed is not asked.
+const maxRetry = 16
 
 type iterator[V any] interface {
 	Read() (map[uint32]V, error)
@@ -183,21 +188,31 @@ func newSnapshot[V any, I iterator[V]](env collect.Env, instead string, load fun
 }
 
 // refresh asks the iterator, if that was not done in this cycle. One that fails
-// is given up.
-func (s *snapshot[V]) refresh(v *collect.View) {
-	if s.cycle == v.Cycle() {
+// is asked again some cycles later.
+func (s *snapshot[V]) refresh(v *collect.View) { s.refreshIn(v.Cycle()) }
+
+func (s *snapshot[V]) refreshIn(cycle uint64) {
+	if s.cycle == cycle {
 		return
 	}
-	s.cycle = v.Cycle()
+	s.cycle = cycle
 	releaseTypes()
-	if s.iterator == nil {
+	if s.iterator == nil || s.cycle < s.retry {
 		return
 	}
-	var err error
-	if s.of, err = s.iterator.Read(); err != nil {
-		s.log.Warn(s.instead+" from now on", "reason", err)
-		_ = s.drop()
+	of, err := s.iterator.Read()
+	if s.of = of; err == nil {
+		if s.failures > 0 {
+			s.failures = 0
+			s.log.Info("an iterator over all processes works again")
+		}
+		return
 	}
+	s.of = nil
+	if s.failures++; s.failures == 1 {
+		s.log.Warn(s.instead+" until it works again", "reason", err)
+	}
+	s.retry = s.cycle + min(uint64(1)<<min(s.failures, 8), maxRetry)
 }
 
 // drop goes on without the iterator.

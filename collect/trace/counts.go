@@ -2,7 +2,8 @@ package trace
 
 import (
 	"maps"
-	"path/filepath"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -33,7 +34,9 @@ type counts struct {
 	// The times of the last reading and the one before it.
 	read, readBefore time.Time
 	// most is how many strangers there may be until the next look at them.
-	most int
+	most    int
+	lacking []uint64 // namespaces whose counters are not known
+	left    int      // how many pods were left out of the cycle for that
 }
 
 type count struct {
@@ -112,12 +115,14 @@ func (c *carried) show(now *tally) *tally {
 	return &c.shown
 }
 
-// begin starts a reading: each namespace of the cycle has counters, 0 at first.
-func (c *counts) begin(v *collect.View) {
+// begin starts a reading: each namespace of the cycle has counters, 0 at first, but
+// for those that the kernel's table lacks.
+func (c *counts) begin(v *collect.View, lacking []uint64) {
 	if c.known == nil {
 		c.known = map[uint64]*count{}
 	}
 	c.cycle++
+	c.lacking, c.left = lacking, 0
 	for inode, pod := range v.Netns() {
 		c.own(inode, pod, v.ProcRoot())
 	}
@@ -202,6 +207,10 @@ func (c *counts) each(v *collect.View, f func(netns uint64, shown *tally)) {
 		if n.cycle != c.cycle {
 			continue
 		}
+		if slices.Contains(c.lacking, inode) {
+			c.left++
+			continue
+		}
 		if k := collect.NetnsState[carried](v, inode); k != nil {
 			f(inode, k.show(&n.tally))
 		}
@@ -210,8 +219,9 @@ func (c *counts) each(v *collect.View, f func(netns uint64, shown *tally)) {
 }
 
 // sweep returns the namespaces that are gone, and forgets them: pods' that
-// ended, and, once there are many others, those that no process is in.
-func (c *counts) sweep(procRoot string) []uint64 {
+// ended, and, once there are many others or the kernel's table is crowded,
+// those of them that are not alive.
+func (c *counts) sweep(crowded bool, alive func() map[uint64]bool) []uint64 {
 	var gone []uint64
 	strangers := 0
 	for inode, n := range c.known {
@@ -222,8 +232,8 @@ func (c *counts) sweep(procRoot string) []uint64 {
 			gone = append(gone, inode)
 		}
 	}
-	if strangers > max(c.most, maxStrangers) {
-		alive := liveNetns(procRoot)
+	if strangers > max(c.most, maxStrangers) || crowded {
+		alive := alive()
 		for inode, n := range c.known {
 			if n.cycle == 0 && !alive[inode] {
 				gone = append(gone, inode)
@@ -244,15 +254,23 @@ func (c *counts) sweep(procRoot string) []uint64 {
 // a name below /run/netns.
 func liveNetns(procRoot string) map[uint64]bool {
 	alive := map[uint64]bool{}
-	for _, glob := range []string{procRoot + "/[0-9]*/ns/net", "/run/netns/*"} {
-		paths, _ := filepath.Glob(glob)
-		for _, path := range paths {
+	for _, in := range []struct{ dir, file string }{{procRoot, "/ns/net"}, {"/run/netns", ""}} {
+		d, err := os.Open(in.dir)
+		if err != nil {
+			continue
+		}
+		names, _ := d.Readdirnames(-1)
+		_ = d.Close()
+		for _, name := range names {
+			if in.file != "" && (name[0] < '0' || name[0] > '9') {
+				continue
+			}
 			var st unix.Stat_t
-			err := unix.Stat(path, &st)
-			if dir, ok := strings.CutSuffix(path, "/ns/net"); ok && err == unix.ENOENT {
+			err := unix.Stat(in.dir+"/"+name+in.file, &st)
+			if in.file != "" && err == unix.ENOENT {
 				// Perhaps only the first thread of the process has ended.
-				if pid, e := strconv.Atoi(filepath.Base(dir)); e == nil {
-					err = unix.Stat(collect.ProcessDir(procRoot, pid)+"/ns/net", &st)
+				if pid, e := strconv.Atoi(name); e == nil {
+					err = unix.Stat(collect.ProcessDir(procRoot, pid)+in.file, &st)
 				}
 			}
 			if err == nil {

@@ -44,7 +44,7 @@ func (l *losses) sample(v *collect.View) error {
 	// Classes and reasons are sums over how much each entry has grown since the
 	// last reading, so they add up to one total, whatever becomes of an entry,
 	// of a namespace's number and of what a place in the kernel is known as.
-	l.counts.begin(v)
+	l.follow(v)
 	entries := l.spare
 	clear(entries)
 	err := l.bpf.Drops(func(d bpf.Drop) {
@@ -86,8 +86,7 @@ func (l *losses) sample(v *collect.View) error {
 	for _, why := range bpf.WhyIgnored() {
 		v.Add(lossIgnored, float64(shown.slots[why]), why.String())
 	}
-	l.forget(l.counts.sweep(l.root))
-	return nil
+	return l.forget(l.sweep(v))
 }
 
 // take counts how much one of the kernel's entries has grown.

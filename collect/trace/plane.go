@@ -27,6 +27,8 @@ type Options struct {
 	Hub    *collect.Hub
 	Limits EventLimits
 	Log    *slog.Logger
+
+	tables bpf.Options // for tests: how large the tables are
 }
 
 // Plane is what the ten probes share: one loader, one ring of events and its
@@ -46,8 +48,22 @@ type Plane struct {
 	told     map[bpf.EventType]bpf.EventAccount // what the Hub knows of already
 	limits   EventLimits
 
+	pods      collect.Pods // where the Hub does not know them
+	hostNetns uint64
+
+	living struct { // the namespaces with a process or a name, read once a cycle
+		sync.Mutex
+		cycle uint64
+		netns map[uint64]bool
+	}
+
 	panicked atomic.Bool // that an event was lost to a panic has been logged
 }
+
+// followEvery is how often the plane looks for new pods. Their namespaces have
+// room of their own in the kernel's tables from then on; what they counted
+// before, they have in the room of others.
+const followEvery = 200 * time.Millisecond
 
 // New returns a Plane without probes.
 func New(opt Options) *Plane {
@@ -87,7 +103,7 @@ func (p *Plane) Factories() []collect.Factory {
 
 // build loads one probe.
 func (p *Plane) build(k kind, env collect.Env) (collect.Probe, error) {
-	loader, err := p.enter()
+	loader, err := p.enter(env)
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +128,7 @@ func (p *Plane) build(k kind, env collect.Env) (collect.Probe, error) {
 }
 
 // enter gives the loader to a build that begins.
-func (p *Plane) enter() (*bpf.Loader, error) {
+func (p *Plane) enter(env collect.Env) (*bpf.Loader, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.loader == nil {
@@ -122,29 +138,113 @@ func (p *Plane) enter() (*bpf.Loader, error) {
 	}
 	p.fresh = true
 	p.building++
+	p.pods = env.Pods
+	if host, err := collect.NetnsInode(env.HostNetns); err == nil {
+		p.hostNetns = host
+	}
+	p.own()
 	return p.loader, nil
 }
 
 // start makes the loader and reads its ring. The caller holds the lock.
 func (p *Plane) start() error {
-	loader, err := bpf.New(bpf.Options{EventRate: float64(p.limits.Rate), EventBurst: p.limits.Burst, NoEvents: p.opt.Hub == nil})
+	opt := p.opt.tables
+	opt.EventRate, opt.EventBurst, opt.NoEvents = float64(p.limits.Rate), p.limits.Burst, p.opt.Hub == nil
+	opt.Warn = func(what, probe string, err error) { p.opt.Log.Warn(what, "probe", probe, "error", err) }
+	loader, err := bpf.New(opt)
 	if err != nil {
 		return fmt.Errorf("start eBPF: %w", err)
 	}
-	if p.opt.Hub == nil {
-		p.loader = loader
-		return nil
-	}
 	ctx, stop := context.WithCancel(context.Background())
 	p.loader, p.stop, p.done = loader, stop, make(chan struct{})
-	go p.read(ctx, loader, p.done)
+	go func(done chan<- struct{}) {
+		defer close(done)
+		var wg sync.WaitGroup
+		wg.Go(func() { p.followPods(ctx) })
+		if p.opt.Hub != nil {
+			p.read(ctx, loader)
+		}
+		wg.Wait()
+	}(p.done)
 	return nil
+}
+
+// followPods gives the namespaces of new pods their room, soon after they came,
+// until ctx ends.
+func (p *Plane) followPods(ctx context.Context) {
+	tick := time.NewTicker(followEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			p.follow()
+		}
+	}
+}
+
+// follow gives the namespaces of new pods their room. While a probe is being
+// loaded, which takes long, that waits for the next time.
+func (p *Plane) follow() {
+	if p.mu.TryLock() {
+		defer p.mu.Unlock()
+		p.own()
+	}
+}
+
+// own names the namespaces of the host and of the pods to the loader. The caller
+// holds the lock.
+func (p *Plane) own() {
+	if p.loader == nil {
+		return
+	}
+	pods := p.pods
+	if p.opt.Hub != nil {
+		pods = p.opt.Hub.Pods() // a reload may have brought others
+	}
+	if pods == nil {
+		return
+	}
+	var netns []uint64
+	for _, pod := range pods.Running() {
+		if pod.Netns != 0 && !pod.HostNetwork {
+			netns = append(netns, pod.Netns)
+		}
+	}
+	// Probes say what lacks room.
+	_ = p.loader.Own(p.hostNetns, netns)
+}
+
+// alive lists the network namespaces that are there, as they were when it was
+// asked first in a cycle.
+func (p *Plane) alive(cycle uint64, procRoot string) map[uint64]bool {
+	p.living.Lock()
+	defer p.living.Unlock()
+	if p.living.netns == nil || p.living.cycle != cycle {
+		p.living.netns, p.living.cycle = liveNetns(procRoot), cycle
+	}
+	return p.living.netns
+}
+
+// Unroomed tells how much each probe counted as unknown because a network
+// namespace that is no pod's found no room for counters of its own; of flow, how
+// many packets are in no flow.
+func (p *Plane) Unroomed() map[string]uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := map[string]uint64{}
+	for pr := range p.probes {
+		if pr.kind.name == flowName || !pr.perHost() {
+			n[pr.kind.name], _, _ = pr.bpf.Room()
+		}
+	}
+	return n
 }
 
 // read takes events out of the ring and offers them to the Hub until ctx ends,
 // and each second tells it of those that the kernel held back.
-func (p *Plane) read(ctx context.Context, loader *bpf.Loader, done chan<- struct{}) {
-	defer close(done)
+func (p *Plane) read(ctx context.Context, loader *bpf.Loader) {
 	account := make(chan struct{})
 	go func() {
 		defer close(account)

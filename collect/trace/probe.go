@@ -1,6 +1,7 @@
 package trace
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +17,8 @@ type kind struct {
 	slots []*collect.Metric
 	// begin, where set, makes what samples the probe; else its slots are.
 	begin func(*probe, collect.Env) func(*collect.View) error
+	// whole says that what begin makes calls the kernel through the View.
+	whole bool
 }
 
 var kinds = []kind{
@@ -44,6 +47,9 @@ func (k kind) config(env collect.Env) bpf.Config {
 	return c
 }
 
+// flowName is the probe that counts connections.
+const flowName = "flow"
+
 // probe is one loaded probe.
 type probe struct {
 	plane  *Plane
@@ -52,6 +58,7 @@ type probe struct {
 	sample func(*collect.View) error
 	root   string // where procfs is
 	counts counts
+	full   bool // namespaces found no room, and that has been logged
 }
 
 // Over returns collect.Node: one reading of a map serves all namespaces.
@@ -60,17 +67,25 @@ func (p *probe) Over() collect.Over { return collect.Node }
 // Sample reads the probe's counters.
 func (p *probe) Sample(v *collect.View) error {
 	p.plane.settle()
+	if p.kind.whole {
+		return p.sample(v)
+	}
 	if p.sample != nil {
 		return v.Do(0, "counters of "+p.kind.name, func() error { return p.sample(v) })
 	}
 	return v.Do(0, "counters of "+p.kind.name, func() error { return p.sampleSlots(v) })
 }
 
+// perHost reports whether the counters are the whole node's.
+func (p *probe) perHost() bool {
+	return len(p.kind.slots) > 0 && p.kind.slots[0].Scope == collect.PerHost
+}
+
 // sampleSlots adds the metric of each slot: for each namespace of the cycle,
 // those without a count included, or once for the node. A probe without
 // metrics counts all the same, and has to forget what is gone.
 func (p *probe) sampleSlots(v *collect.View) error {
-	if len(p.kind.slots) > 0 && p.kind.slots[0].Scope == collect.PerHost {
+	if p.perHost() {
 		var now tally
 		if err := p.bpf.Counters(func(_ uint64, slot int, value uint64) { now.slots[slot] = value }); err != nil {
 			return err
@@ -81,24 +96,53 @@ func (p *probe) sampleSlots(v *collect.View) error {
 		}
 		return nil
 	}
-	p.counts.begin(v)
-	if err := p.bpf.Counters(p.counts.add); err != nil {
-		return err
-	}
-	p.counts.each(v, func(netns uint64, shown *tally) {
+	return p.byNetns(v, func(netns uint64, shown *tally) {
 		for slot, m := range p.kind.slots {
 			v.AddNetns(netns, m, float64(shown.slots[slot]))
 		}
 	})
-	p.forget(p.counts.sweep(p.root))
-	return nil
 }
 
-// forget drops what the kernel keeps of namespaces that are gone.
-func (p *probe) forget(gone []uint64) {
+// byNetns reads the kernel's counters, calls add with those of each namespace
+// of the cycle, and forgets what is gone.
+func (p *probe) byNetns(v *collect.View, add func(netns uint64, shown *tally)) error {
+	p.follow(v)
+	if err := p.bpf.Counters(p.counts.add); err != nil {
+		return err
+	}
+	p.counts.each(v, add)
+	return p.forget(p.sweep(v))
+}
+
+// follow begins a cycle. Pods that are new have room of their own in the
+// kernel's tables from then on, if they had none yet.
+func (p *probe) follow(v *collect.View) {
+	p.plane.follow()
+	p.counts.begin(v, p.bpf.Lacking())
+}
+
+// sweep lists the namespaces that are gone.
+func (p *probe) sweep(v *collect.View) []uint64 {
+	_, _, crowded := p.bpf.Room()
+	return p.counts.sweep(crowded, func() map[uint64]bool { return p.plane.alive(v.Cycle(), p.root) })
+}
+
+// forget drops what the kernel keeps of namespaces that are gone, and says what
+// there was no room for.
+func (p *probe) forget(gone []uint64) error {
 	if err := p.bpf.Forget(gone...); err != nil {
 		p.plane.opt.Log.Debug("forgetting network namespaces failed", "probe", p.kind.name, "error", err)
 	}
+	_, full, _ := p.bpf.Room()
+	if full && !p.full && p.kind.name != flowName {
+		p.plane.opt.Log.Warn("network namespaces that are no pod's have used up their room in a table; what finds none counts as unknown, pods and the host have room of their own",
+			"probe", p.kind.name, "hint", "ls -l /proc/[0-9]*/ns/net shows who made so many; their entries are dropped when they are gone")
+	}
+	p.full = full
+	if n := p.counts.left; n > 0 {
+		return &collect.PartialError{Err: fmt.Errorf("counters of %d pods are left out: %w", n, bpf.ErrNoRoom)}
+	}
+	return nil
 }
 
 // Hook names the kinds of hooks in use, and what they cannot see.

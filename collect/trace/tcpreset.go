@@ -17,17 +17,11 @@ var resetKinds = [...]string{bpf.ResetNosock: "nosock", bpf.ResetActive: "active
 // resets are not.
 var tcpresetKind = kind{name: "tcpreset", begin: func(p *probe, _ collect.Env) func(*collect.View) error {
 	return func(v *collect.View) error {
-		p.counts.begin(v)
-		if err := p.bpf.Counters(p.counts.add); err != nil {
-			return err
-		}
-		p.counts.each(v, func(netns uint64, shown *tally) {
+		return p.byNetns(v, func(netns uint64, shown *tally) {
 			for slot, kind := range resetKinds {
 				v.AddNetns(netns, resetTotal, float64(shown.slots[slot]), kind)
 			}
 		})
-		p.forget(p.counts.sweep(p.root))
-		return nil
 	}
 }}
 

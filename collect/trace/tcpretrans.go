@@ -10,14 +10,8 @@ var retransTotal = collect.MustMetric("kubeskoop_tcpretrans_total")
 // tcpretransKind counts segments and SYN-ACKs, as the MIB's RetransSegs does.
 var tcpretransKind = kind{name: "tcpretrans", begin: func(p *probe, _ collect.Env) func(*collect.View) error {
 	return func(v *collect.View) error {
-		p.counts.begin(v)
-		if err := p.bpf.Counters(p.counts.add); err != nil {
-			return err
-		}
-		p.counts.each(v, func(netns uint64, shown *tally) {
+		return p.byNetns(v, func(netns uint64, shown *tally) {
 			v.AddNetns(netns, retransTotal, float64(shown.slots[bpf.RetransSegments]+shown.slots[bpf.RetransSynAcks]))
 		})
-		p.forget(p.counts.sweep(p.root))
-		return nil
 	}
 }}

@@ -1,0 +1,317 @@
+package bpf
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"testing"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/testdata/need"
+)
+
+// newUsers makes a namespace as a user without privileges does. Root makes one
+// in a user namespace of its own, as a pod may, where uid is 0.
+func newUsers(t testing.TB, uid int) *namespace {
+	t.Helper()
+	needRoot(t)
+	need.Program(t, "setpriv", "unshare", "cat")
+	user := fmt.Sprint(uid)
+	cmd := exec.Command("setpriv", "--reuid="+user, "--regid="+user, "--clear-groups",
+		"unshare", "--user", "--map-root-user", "--net", "sh", "-c", "echo; exec cat")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	n := &namespace{handle: netns.None()}
+	t.Cleanup(func() {
+		if n.handle.IsOpen() {
+			n.handle.Close()
+		}
+		stdin.Close()
+		cmd.Wait()
+	})
+	if _, err := io.ReadFull(stdout, make([]byte, 1)); err != nil {
+		need.Kernel(t, false, "users may make no namespaces")
+	}
+	fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.handle = netns.NsHandle(fd)
+	var stat unix.Stat_t
+	if err := unix.Fstat(fd, &stat); err != nil {
+		t.Fatal(err)
+	}
+	n.inode = stat.Ino
+	n.run(t, "ip", "link", "set", "lo", "up")
+	return n
+}
+
+var loopback = netip.MustParseAddr("127.0.0.1")
+
+// refuse loses n datagrams over lo, and has n connections reset.
+func (n *namespace) refuse(t testing.TB, times int) {
+	t.Helper()
+	n.do(t, func() error {
+		for range times {
+			for _, kind := range []int{unix.SOCK_DGRAM, unix.SOCK_STREAM} {
+				fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
+				if err != nil {
+					return err
+				}
+				if to := sockaddr(netip.AddrPortFrom(loopback, 9)); kind == unix.SOCK_DGRAM {
+					err = unix.Sendto(fd, []byte("x"), 0, to)
+				} else if err = unix.Connect(fd, to); err == unix.ECONNREFUSED {
+					err = nil
+				}
+				unix.Close(fd)
+				if err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// exact demands that all n of refuse are counted for the namespace.
+func (l *testLoader) exact(loss, reset *Probe, what string, n *namespace, times uint64) {
+	l.t.Helper()
+	l.settled(reset, n.inode)
+	l.settled(loss, n.inode)
+	_, byClass, total := drops(l, loss, n.inode)
+	resets := counters(l.t, reset, n.inode)
+	if byClass[DropAbnormal] != times || byClass[DropTCPRcv] != times || total != 2*times {
+		l.t.Errorf("%s: %d datagrams and %d segments lost, %d in all; want %d of each", what, byClass[DropAbnormal], byClass[DropTCPRcv], total, times)
+	}
+	if resets[ResetNosock] != times || resets[ResetReceive] != times {
+		l.t.Errorf("%s: resets %v, want %d sent and %d received", what, resets[:4], times, times)
+	}
+}
+
+// TestRoom fills the tables with namespaces that are not followed, made in each
+// of the ways that there are, and holds the counts of those that are followed to
+// what was caused: of one known before, of one that comes while the tables are
+// full, and of one whose first packets come before it is known.
+func TestRoom(t *testing.T) {
+	for name, make := range map[string]func(testing.TB) *namespace{
+		"node":  newStranger,
+		"root":  func(t testing.TB) *namespace { return newUsers(t, 0) },
+		"users": func(t testing.TB) *namespace { return newUsers(t, 65534) },
+	} {
+		t.Run(name, func(t *testing.T) { testRoom(t, name, make) })
+	}
+}
+
+func testRoom(t *testing.T, name string, make func(testing.TB) *namespace) {
+	early := newNamespace(t)
+	l := newTestLoader(t, Options{Namespaces: 64, Drops: 64})
+	loss, reset := l.load("packetloss", Config{}), l.load("tcpreset", Config{})
+	early.refuse(t, 3)
+	l.exact(loss, reset, "before", early, 3)
+
+	var gone []uint64
+	t.Run("full", func(t *testing.T) {
+		strangers := 25 // more than there is room for
+		for range strangers {
+			s := make(t)
+			s.refuse(t, 2)
+			gone = append(gone, s.inode)
+		}
+		l.t = t
+		unknown := counters(t, reset, 0)
+		if unknown[ResetNosock] == 0 {
+			t.Error("the room is not full")
+		}
+		var all uint64 // of the strangers and of what has no room
+		if err := reset.Counters(func(netns uint64, slot int, n uint64) {
+			if slot == ResetNosock && (netns == 0 || slices.Contains(gone, netns)) {
+				all += n
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if all < uint64(2*strangers) {
+			t.Errorf("%d resets are counted of %d", all, 2*strangers)
+		}
+		if refused, full, crowded := reset.Room(); refused == 0 || !full || !crowded {
+			t.Errorf("nothing is said of the full table: refused %d, full %v, crowded %v", refused, full, crowded)
+		}
+		if state, lacks := reset.State(); state != Degraded || !slices.Contains(lacks, lackOfRoom) {
+			t.Errorf("the state is %s: %v", state, lacks)
+		}
+
+		early.refuse(t, 4)
+		l.exact(loss, reset, "known before", early, 7)
+		// It comes while the tables are full.
+		late := newNamespace(t)
+		late.refuse(t, 500)
+		l.exact(loss, reset, "while full", late, 500)
+		if name == "node" {
+			return // who is not known then shares with those that fill it
+		}
+		// Its packets come first.
+		unseen := newStranger(t)
+		unseen.refuse(t, 5)
+		l.exact(loss, reset, "not known", unseen, 5)
+		following.add(t, unseen.inode)
+		unseen.refuse(t, 6)
+		l.exact(loss, reset, "known late", unseen, 11)
+	})
+	l.t = t
+
+	// They are gone: there is room again, and it is not said any more.
+	for _, p := range []*Probe{loss, reset} {
+		if err := p.Forget(gone...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range calmAfter + 1 {
+		counters(t, reset, 0)
+	}
+	if _, full, _ := reset.Room(); full && name != "node" { // other programs of the machine have such
+		t.Error("it is still said that the table is full")
+	}
+	one := make(t)
+	one.refuse(t, 8)
+	l.exact(loss, reset, "afterwards", one, 8)
+	early.refuse(t, 1)
+	l.exact(loss, reset, "at the end", early, 8)
+}
+
+// TestDropsWithoutRoom: what has no room in the table of reasons and places is
+// counted by class, the same as it would be there.
+func TestDropsWithoutRoom(t *testing.T) {
+	a, b := newPair(t)
+	l := newTestLoader(t, Options{Drops: 16})
+	p := l.load("packetloss", Config{})
+	b.run(t, "nft", "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in udp dport 7 counter drop")
+	const n = 40
+	for _, addrs := range families(a, b) {
+		send(t, a.dial(t, "udp", netip.AddrPortFrom(addrs[1], 7)), n) // netfilter
+		send(t, a.dial(t, "udp", netip.AddrPortFrom(addrs[1], 9)), n) // a closed port
+	}
+	b.refuse(t, n) // over lo: a closed port, and a TCP segment for one
+	l.settled(p, b.inode)
+	byReason, byClass, total := drops(l, p, b.inode)
+	want := [dropClasses]uint64{DropNetfilter: 2 * n, DropAbnormal: 3 * n, DropTCPRcv: n}
+	if byClass != want || total != 6*n {
+		t.Errorf("classes %v, %d in all, want %v", byClass, total, want)
+	}
+	var sum uint64
+	for _, count := range byReason {
+		sum += count
+	}
+	if byReason["OVERFLOW"] == 0 || sum != 6*n {
+		t.Errorf("by reason: %v", byReason)
+	}
+	if state, lacks := p.State(); slices.Contains(lacks, lackOfRoom) {
+		t.Errorf("its namespace has room, but the state is %s: %v", state, lacks)
+	}
+}
+
+// TestRoomForFollowed: more namespaces than the tables have room for is an
+// error that is said, and says of which the counters are not known.
+func TestRoomForFollowed(t *testing.T) {
+	a := newNamespace(t)
+	l := newTestLoader(t, Options{Namespaces: 16})
+	p := l.load("tcpreset", Config{})
+	others := []uint64{a.inode}
+	for i := range 40 {
+		others = append(others, 0xf8000000+uint64(i))
+	}
+	if err := l.Own(1, others[:5]); err != nil || len(p.Lacking()) != 0 {
+		t.Errorf("%v, lacking %v", err, p.Lacking())
+	}
+	err := l.Own(1, others)
+	if lacking := p.Lacking(); err == nil || len(lacking) == 0 || len(lacking) > 30 || slices.Contains(lacking, a.inode) {
+		t.Errorf("%v, lacking %v", err, lacking)
+	}
+	a.refuse(t, 3)
+	if got := l.settled(p, a.inode); got[ResetNosock] != 3 {
+		t.Errorf("%v", got)
+	}
+	// When some go there is room.
+	for _, n := range others[5:] {
+		if err := p.Forget(n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Own(1, others[:8]); err != nil || len(p.Lacking()) != 0 {
+		t.Errorf("%v, lacking %v", err, p.Lacking())
+	}
+}
+
+// TestShares divides a table.
+func TestShares(t *testing.T) {
+	owned := func(n int) (list []uint32) {
+		for i := range n {
+			list = append(list, uint32(100+i))
+		}
+		return list
+	}
+	for _, c := range []struct {
+		n      int
+		demand map[uint32]int
+	}{{1, nil}, {3, nil}, {110, nil}, {110, map[uint32]int{100: 1 << 20}}, {110, map[uint32]int{100: 5000, 101: 1 << 20, 102: 200}}, {5000, nil}} {
+		s := newShares(nil, 8192)
+		s.demand = c.demand
+		got := s.allot(owned(c.n))
+		var sum, least uint32 = 0, 1 << 31
+		for _, most := range got {
+			sum += most
+			least = min(least, most)
+		}
+		total := uint32(followed(8192))
+		if int(sum) > max(int(total), c.n) || least < 1 || int(least) < int(total)/2/c.n {
+			t.Errorf("%d namespaces asking for %v: %d of %d in all, %d at the least", c.n, c.demand, sum, total, least)
+		}
+		if c.n == 110 && c.demand != nil && got[100] < total/5 {
+			t.Errorf("who asks for much gets %d, %d", got[100], got[101])
+		}
+	}
+}
+
+// TestEventRoom: the namespaces that are not followed share one limit for each
+// type, and one that is followed and keeps below its own is heard.
+func TestEventRoom(t *testing.T) {
+	a := newNamespace(t)
+	l := newTestLoader(t, Options{EventRate: 0.001, EventBurst: 10})
+	l.load("tcpreset", Config{})
+	var strangers []uint64
+	for range 30 {
+		s := newUsers(t, 65534)
+		s.refuse(t, 5)
+		strangers = append(strangers, s.inode)
+	}
+	a.refuse(t, 10)
+	heard := l.taken(TCPResetNosock, a.inode, 10)
+	if len(heard) != 10 {
+		t.Errorf("%d of 10 events of the quiet namespace", len(heard))
+	}
+	n := 0
+	for _, e := range l.taken(TCPResetNosock, 0, 10) {
+		if slices.Contains(strangers, e.Netns) {
+			n++
+		}
+	}
+	if n > 10 {
+		t.Errorf("%d events of namespaces that share a limit of 10", n)
+	}
+	account := l.account(TCPResetNosock)
+	if account.Suppressed < 140 || account.Seen != account.Written+account.Suppressed+account.Lost {
+		t.Errorf("%+v", account)
+	}
+}
