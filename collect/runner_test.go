@@ -309,6 +309,21 @@ func TestPartialResultIsLeftOut(t *testing.T) {
 	want(t, got, "nodeskoop_probe_failed_targets{node1,hostNetwork,hostNetwork,tcp}", 1)
 }
 
+// Namespaces without values take nothing from the others.
+func TestMissingNamespaces(t *testing.T) {
+	root, _ := fakeProc(t)
+	r := newRunner(t, Options{ProcRoot: root}, probe("tcp", Node, func(v *View) error {
+		for inode := range v.Netns() {
+			v.AddNetns(inode, mInsegs, 5)
+		}
+		return &MissingError{errors.New("there is no room for others")}
+	}))
+	got := values(r.Cycle())
+	want(t, got, "kubeskoop_tcp_insegs{node1,hostNetwork,hostNetwork}", 5)
+	want(t, got, "nodeskoop_probe_up{node1,hostNetwork,hostNetwork,tcp}", 0)
+	want(t, got, "nodeskoop_probe_failed_targets{node1,hostNetwork,hostNetwork,tcp}", 1)
+}
+
 // Processes that nobody may look at are told of, and are no failure.
 func TestProtectedProcesses(t *testing.T) {
 	root, _ := fakeProc(t)

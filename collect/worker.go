@@ -226,11 +226,16 @@ func (w *worker) finish(v *View, job *job, in *instance, err error) bool {
 		// A sum that lacks what could not be read is no value. What the kernel
 		// shows to nobody is no part of it.
 		var part *PartialError
-		if errors.As(err, &part) && part.Protected > 0 {
+		var missing *MissingError
+		switch {
+		case errors.As(err, &part) && part.Protected > 0:
 			w.rows = v.rows
 			in.protected += part.Protected
 			in.protectedErr = fmt.Errorf("%s: %w", job.t, err)
-		} else {
+		case errors.As(err, &missing):
+			w.rows = v.rows
+			in.fail(job.t, err)
+		default:
 			in.fail(job.t, err)
 		}
 	}
@@ -259,6 +264,15 @@ func (e *PartialError) Error() string { return e.Err.Error() }
 
 // Unwrap returns the failure of the part.
 func (e *PartialError) Unwrap() error { return e.Err }
+
+// MissingError says that a probe over Node has no values of some namespaces. Those
+// of the others are whole, and are written; the probe counts as failed.
+type MissingError struct{ Err error }
+
+func (e *MissingError) Error() string { return e.Err.Error() }
+
+// Unwrap returns why they are missing.
+func (e *MissingError) Unwrap() error { return e.Err }
 
 // fail takes down that the probe gave no whole values for t.
 func (in *instance) fail(t *target, err error) {

@@ -140,7 +140,7 @@ func (p *probe) forget(gone []uint64) error {
 	}
 	p.full = full
 	if n := p.counts.left; n > 0 {
-		return &collect.PartialError{Err: fmt.Errorf("counters of %d pods are left out: %w", n, bpf.ErrNoRoom)}
+		return &collect.MissingError{Err: fmt.Errorf("counters of %d pods are left out: %w", n, bpf.ErrNoRoom)}
 	}
 	return nil
 }

@@ -69,6 +69,13 @@ func newLab(t *testing.T, limits EventLimits, opts map[string]map[string]any, pr
 // newLabOf is newLab with more options for the plane.
 func newLabOf(t *testing.T, opt Options, opts map[string]map[string]any, probes ...string) *lab {
 	t.Helper()
+	return newLabIn(t, "/proc/self/ns/net", opt, opts, probes...)
+}
+
+// newLabIn is newLabOf where another namespace is the node's own: one in which
+// the machine's connections are not.
+func newLabIn(t *testing.T, hostNetns string, opt Options, opts map[string]map[string]any, probes ...string) *lab {
+	t.Helper()
 	need.Root(t)
 	need.Program(t, "ip", "nft")
 	l := &lab{t: t, a: nsnet.New(t), b: nsnet.New(t), sink: &sink{}}
@@ -112,7 +119,7 @@ func newLabOf(t *testing.T, opt Options, opts map[string]map[string]any, probes 
 	l.plane = New(opt)
 	t.Cleanup(func() { _ = l.plane.Close() })
 	r, err := collect.NewRunner(collect.Options{
-		Node: "n1", HostLabel: "hostNetwork", HostNetns: "/proc/self/ns/net", Interval: time.Hour, Timeout: 10 * time.Second,
+		Node: "n1", HostLabel: "hostNetwork", HostNetns: hostNetns, Interval: time.Hour, Timeout: 10 * time.Second,
 		Enabled: probes, Probes: opts, Pods: l.pods,
 	}, l.plane.Factories()...)
 	if err != nil {
