@@ -635,10 +635,13 @@ func tunnel(format string) func(*testing.T, *healthy) {
 				t.Skipf("this kernel: no such tunnel: %v", err)
 			}
 			t.Cleanup(func() { n.ip(t, "link del tunnel0") })
+			n.sysctl(t, "ipv6/conf/tunnel0/disable_ipv6", "1")
 			n.ip(t, "link set tunnel0 mtu 1300 up")
 		}
-		// Addresses come when both ends are there: they are announced.
+		// Addresses come when both ends are there, the kernel's own too: they are
+		// announced.
 		for i, n := range inner {
+			n.sysctl(t, "ipv6/conf/tunnel0/disable_ipv6", "0")
 			n.device, n.v4, n.v6 = "tunnel0", netip.AddrFrom4([4]byte{10, 92, 0, byte(i + 1)}), netip.MustParseAddr(fmt.Sprintf("fd92::%d", i+1))
 			n.ip(t, "addr add "+n.v4.String()+"/24 dev tunnel0")
 			if !strings.HasPrefix(format, "ipip") { // which has no IPv6 in it
