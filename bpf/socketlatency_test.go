@@ -271,7 +271,7 @@ func TestSocketlatencyBeforeAccept(t *testing.T) {
 // TestSocketlatencyWriter: an event names the thread whose bytes waited, not
 // the one that wrote last.
 func TestSocketlatencyWriter(t *testing.T) {
-	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		l := newTestLoader(t, Options{Hooks: rung, EventRate: 1e6, EventBurst: 1e6})
 		p := l.load("socketlatency", Config{})

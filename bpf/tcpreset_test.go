@@ -157,7 +157,7 @@ func (n *namespace) swallowed(t testing.TB) (packets int) {
 
 // TestTCPResetReceived: a RST in each state of the receiver counts once, and a
 // RST that TCP does not obey counts never.
-func TestTCPResetReceived(t *testing.T) { eachRung(t, "tcpreset", testTCPResetReceived) }
+func TestTCPResetReceived(t *testing.T) { rungsInTurn(t, "tcpreset", testTCPResetReceived) }
 
 func testTCPResetReceived(t *testing.T, rung Kind) {
 	a, b := newPair(t)
