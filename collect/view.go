@@ -162,7 +162,7 @@ func stateOf[T any](v *View, t *target) *T {
 	s := new(T)
 	if k, ok := any(s).(Kept); ok {
 		if err := v.w.r.keeper.recall(t.key, probe, k); err != nil {
-			v.w.r.opt.Log.Warn("what was kept of a probe's counters cannot be used; they start anew", "probe", probe, "target", t.String(), "error", err)
+			v.w.r.opt.Log.Warn("what was kept of a probe's counters cannot be used; they are reset", "probe", probe, "target", t.String(), "error", err)
 			s = new(T)
 		}
 	}

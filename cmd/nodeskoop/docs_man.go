@@ -224,7 +224,7 @@ func docMan(w io.Writer) error {
 	r.item(defaultConfigFile, "The configuration; see nodeskoop.toml(5). If it is absent the defaults apply.")
 	def := defaultConfig()
 	r.item(def.text("textfile.dir")+"/"+def.text("textfile.file"), "The textfile.")
-	r.item(defaultStateDir+"/counters", "What the next start, or the next `collect`, goes on from: what deleted interfaces and ended processes had counted, and the counters of the BPF programs. It is replaced each cycle before the textfile, so that no reader has seen more than a start after a kill begins with. It belongs to one boot; one that is damaged, another user's or of another boot is not used, which is logged, and counters start anew. The daemon holds "+defaultStateDir+"/lock meanwhile; a `collect` beside it goes on from the file and leaves it as it is. See `[state]` in nodeskoop.toml(5).")
+	r.item(defaultStateDir+"/counters", "What the next start, or the next `collect`, goes on from: what deleted interfaces and ended processes had counted, and the counters of the BPF programs. It is replaced each cycle before the textfile, so that no reader has seen more than a start after a kill begins with. It belongs to one boot; one that is damaged, another user's or of another boot is not used, which is logged, and counters are reset. The daemon holds "+defaultStateDir+"/lock meanwhile; a `collect` beside it goes on from the file and leaves it as it is. See `[state]` in nodeskoop.toml(5).")
 	r.section("SEE ALSO")
 	r.text("nodeskoop.toml(5), prometheus-node-exporter(1), journalctl(1), systemctl(1)")
 	_, err := w.Write(r.b.Bytes())

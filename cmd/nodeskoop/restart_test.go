@@ -190,7 +190,7 @@ func TestNoCounterFallsAtARestart(t *testing.T) {
 			t.Errorf("%s is 0: nothing was tried", name)
 		}
 	}
-	if s := p.logged(); strings.Contains(s, "start anew") || strings.Contains(s, "cannot be kept") {
+	if s := p.logged(); strings.Contains(s, "are reset") || strings.Contains(s, "cannot be kept") {
 		t.Errorf("the log:\n%s", s)
 	}
 	p.signal(syscall.SIGTERM)
@@ -304,7 +304,7 @@ func TestStateThatCannotBeUsed(t *testing.T) {
 			p.ended()
 			said := 0
 			for line := range strings.Lines(p.logged()) {
-				if strings.Contains(line, "start anew") && strings.Contains(line, x.says) && strings.Contains(line, "level="+x.level) {
+				if strings.Contains(line, "are reset") && strings.Contains(line, x.says) && strings.Contains(line, "level="+x.level) {
 					said++
 				}
 			}
@@ -314,7 +314,7 @@ func TestStateThatCannotBeUsed(t *testing.T) {
 			// The next run has what this one kept.
 			p = start(t, "run", "--config", n.cfg)
 			n.seen("the next run", n.cycles(1))
-			if strings.Contains(p.logged(), "start anew") {
+			if strings.Contains(p.logged(), "are reset") {
 				t.Errorf("the next run:\n%s", p.logged())
 			}
 		})

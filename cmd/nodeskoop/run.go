@@ -306,7 +306,7 @@ func (d *daemon) tryReload(ctx context.Context, between chan<- func()) error {
 		return err
 	}
 	pods, stop := d.pods, func() {}
-	if !slices.Equal(cfg.list("pods.sockets"), d.cfg.list("pods.sockets")) || cfg.text("pods.namespace") != d.cfg.text("pods.namespace") || view.netns != d.view.netns {
+	if !slices.Equal(cfg.list("pods.sockets"), d.cfg.list("pods.sockets")) || cfg.text("pods.namespace") != d.cfg.text("pods.namespace") || cfg.text("pods.host_label") != d.cfg.text("pods.host_label") || view.netns != d.view.netns {
 		pods, stop = d.follow(ctx, cfg, view)
 	}
 	o.Pods = pods

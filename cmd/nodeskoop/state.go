@@ -53,9 +53,9 @@ func (s *setup) keepCounters(r *collect.Runner, beside bool) *counters {
 	}
 	switch {
 	case errors.Is(err, collect.ErrOtherMachine):
-		s.log.Info("counters start anew: those that were kept are of another boot or container", "state", file.Path())
+		s.log.Info("counters are reset: those that were kept are of another boot or container", "state", file.Path())
 	case err != nil:
-		s.log.Warn("counters start anew: those that were kept cannot be used", "state", file.Path(), "error", err)
+		s.log.Warn("counters are reset: those that were kept cannot be used", "state", file.Path(), "error", err)
 	}
 	return k
 }

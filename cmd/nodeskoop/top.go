@@ -31,7 +31,7 @@ func topCommand() *cli.Command {
 		Name:  "top",
 		Usage: "show what the network does to each pod now, in a live table",
 		Description: "One row per pod with a network namespace of its own, and one for the host. Rates are of the last\n" +
-			"interval; \"-\" is what is not known: before the second sample, or because a counter began anew.\n" +
+			"interval; \"-\" is what is not known: before the second sample, or because a counter was reset.\n" +
 			"It enables just the probes of its columns (" + strings.Join(topProbes(), ", ") + "), beside a daemon\n" +
 			"that may run, and ends them with it. Keys: ? lists them.\n" +
 			"Where standard output is no terminal, and with --count, it prints one table after each interval.",

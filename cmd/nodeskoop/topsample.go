@@ -54,7 +54,7 @@ func topProbes() []string {
 }
 
 // topCell is one number of one pod. A counter's is there only if it was sampled
-// twice of the same pod and has not begun anew in between.
+// twice of the same pod and was not reset in between.
 type topCell struct {
 	known  bool
 	count  float64 // what a counter rose by in the interval, or a gauge's value

@@ -366,7 +366,7 @@ func (v *topView) drawHelp(width, height int) {
 		"q            end",
 		"",
 		"Rates are of the last interval. - is not known: before the second",
-		"sample, or because a counter began anew. k, M, G are 1000 each.",
+		"sample, or because a counter was reset. k, M, G are 1000 each.",
 	)
 	y := max(0, (height-len(lines)-2)/2)
 	for i := -1; i <= len(lines); i++ {

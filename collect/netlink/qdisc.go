@@ -82,7 +82,7 @@ func (p *qdisc) listen(s *qdiscs) {
 	l, err := listenQdiscs()
 	if err != nil {
 		p.host.Deaf()
-		p.log.Warn("cannot listen for queueing disciplines that come and go; what one that is made anew had counted may be missing", "error", err)
+		p.log.Warn("cannot listen for queueing disciplines that come and go; what one that is replaced had counted may be missing", "error", err)
 		return
 	}
 	p.host.Set(l, s)
@@ -549,7 +549,7 @@ func (k *knownQdisc) newPackets(q *rootQdisc) uint64 {
 // reading of the bytes and of the packets, which no lock holds together.
 const tornRead = 1 << 24
 
-// wentDown reports whether q's counters have begun anew since k. Bytes have 64
+// wentDown reports whether q's counters were reset since k. Bytes have 64
 // bits and only go up, and no packet is empty, which tells a count of packets
 // that wrapped from one that fell.
 func (k *knownQdisc) wentDown(q *rootQdisc) bool {

@@ -213,7 +213,7 @@ var errPanic = errors.New("following it failed by a mistake in nodeskoop, which 
 
 func (w *watcher) sayPanic(err error) {
 	if err != nil && w.panicked.CompareAndSwap(false, true) {
-		w.opt.Log.Error("following containerd failed; it is begun anew", "error", err)
+		w.opt.Log.Error("following containerd failed; it is tried again", "error", err)
 	}
 }
 

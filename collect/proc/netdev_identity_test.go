@@ -13,7 +13,7 @@ import (
 // and sends packets; what txpackets has grown by must be what was sent in the
 // namespace, and nothing that an interface counted elsewhere. It is the same
 // for the host, whose comings and goings the kernel tells, for a pod, and for
-// either where the program starts anew between the step and the sample.
+// either where the program restarts between the step and the sample.
 
 // street is a namespace that is sampled, with one that is not beside it.
 type street struct {
