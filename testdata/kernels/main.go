@@ -40,11 +40,11 @@ var seldom = []struct {
 	// The loader's own tables and limits, and parsers that are fed with files:
 	// the machine that runs make test does these, on whichever kernel it has.
 	{"TestObjectsOfBothArchitectures|TestLeaks|TestMemory|TestRingFull|TestForget|TestEventsOff|TestManyNamespaces|TestStrangersLeaveTheMaps", nil},
-	{"TestSymbolsRefreshRarely|TestShares|TestManyFlows|TestFlowSeriesAreShared|TestRoomIsSaid|TestMillionDescriptors", nil},
+	{"TestSymbolsRefreshRarely|TestShares|TestManyFlows|TestFlowSeriesAreShared|TestRoomIsSaid|TestMillionDescriptors|TestLoopWhileRTNLIsHeld", nil},
 	// Who made a namespace is read from the kernel; how its tables fill is not.
 	{"TestRoom|TestEventRoom|TestDropsWithoutRoom|TestRoomForFollowed|TestRoomForPods", []string{"5.10", newest}},
 	// RTNL is held in the same way by all.
-	{"TestFlowWhileRTNLIsHeld|TestLoadWhileRTNLIsHeld|TestLoopWhileRTNLIsHeld", []string{"6.12"}},
+	{"TestFlowWhileRTNLIsHeld|TestLoadWhileRTNLIsHeld", []string{"6.12"}},
 	{"TestDamaged|TestTruncated|TestTCPSummaryText|TestTCPSummaryMany|TestTCPSummaryFollows", nil},
 	// Which of its addresses a service's connection is shown by.
 	{"TestServiceAddress", []string{"5.10", "6.12"}},
@@ -54,7 +54,7 @@ var seldom = []struct {
 	// With a containerd, which the VMs have not.
 	{"TestExecBetweenSamples", nil},
 	// Many processes in turn.
-	{"TestIOReaped|TestIOEachRead", nil},
+	{"TestIOReaped|TestIOEachRead|TestIORestarted", nil},
 	{"TestFDComesAndGoes", []string{"6.12"}},
 	// What goes on beside the probe flow on a device. This kernel attaches by
 	// clsact, and lets a packet be cut up as older ones do; the machine that
