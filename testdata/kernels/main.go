@@ -43,6 +43,8 @@ var seldom = []struct {
 	{"TestSymbolsRefreshRarely|TestShares|TestManyFlows|TestFlowSeriesAreShared|TestRoomIsSaid|TestMillionDescriptors|TestLoopWhileRTNLIsHeld", nil},
 	// Who made a namespace is read from the kernel; how its tables fill is not.
 	{"TestRoom|TestEventRoom|TestDropsWithoutRoom|TestRoomForFollowed|TestRoomForPods", []string{"5.10", newest}},
+	// Hundreds of commands.
+	{"TestInterfacesByIdentity", []string{"5.10"}},
 	// RTNL is held in the same way by all.
 	{"TestFlowWhileRTNLIsHeld|TestLoadWhileRTNLIsHeld", []string{"6.12"}},
 	{"TestDamaged|TestTruncated|TestTCPSummaryText|TestTCPSummaryMany|TestTCPSummaryFollows", nil},
