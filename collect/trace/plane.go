@@ -174,12 +174,16 @@ func (p *Plane) start() error {
 func (p *Plane) followPods(ctx context.Context) {
 	tick := time.NewTicker(followEvery)
 	defer tick.Stop()
+	said := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			p.follow()
+			if err := collect.Guard(p.follow); err != nil && !said {
+				said = true
+				p.opt.Log.Error("giving new pods their room in the kernel's tables failed; each cycle does it too", "error", err)
+			}
 		}
 	}
 }
