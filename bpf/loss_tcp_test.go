@@ -25,6 +25,9 @@ func TestLossTCP(t *testing.T) {
 	// mute keeps what the receiver answers from the sender, whose answers would
 	// be losses of their own.
 	mute := func(t *testing.T) { x.r.steal(t, "right", false) }
+	// What tcp_rcv_established loses at its end is lost in tcp_v4_do_rcv where the
+	// compiler made that a jump, which leaves no address behind, and else in place.
+	inPlace := []DropClass{DropAbnormal}
 	x.each(t, func(t *testing.T, family string, from, to netip.Addr) {
 		established := func(t *testing.T) (client, server *net.TCPConn, src, dst netip.AddrPort) {
 			client, server = connect(t, x.a, b, to)
@@ -63,12 +66,12 @@ func TestLossTCP(t *testing.T) {
 			})
 			x.toReceiver(t, timesOf(losses, tcpSegment{seq: next, ack: mine, flags: tcpACK | tcpPSH, options: timestamps(uint32(now)-1_000_000, 0), payload: []byte("data")}.packet(src, dst))...)
 		})
-		x.lose(t, family+" data that acknowledges what was not sent", loss{in: b, ownerless: true, withReasons: true, n: losses, class: DropTCPHandle, reasons: "TCP_INVALID_ACK_SEQUENCE TCP_ACK_UNSENT_DATA", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+		x.lose(t, family+" data that acknowledges what was not sent", loss{in: b, ownerless: true, withReasons: true, n: losses, class: DropTCPHandle, also: inPlace, reasons: "TCP_INVALID_ACK_SEQUENCE TCP_ACK_UNSENT_DATA", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 			_, server, src, dst := established(t)
 			mine, next := sequenceOf(t, server)
 			x.toReceiver(t, timesOf(losses, tcpSegment{seq: next, ack: mine + 1_000_000, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
 		})
-		x.lose(t, family+" data without ACK", loss{in: b, ownerless: true, withReasons: true, n: losses, class: DropTCPHandle, reasons: "TCP_FLAGS", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
+		x.lose(t, family+" data without ACK", loss{in: b, ownerless: true, withReasons: true, n: losses, class: DropTCPHandle, also: inPlace, reasons: "TCP_FLAGS", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 			_, server, src, dst := established(t)
 			_, next := sequenceOf(t, server)
 			x.toReceiver(t, timesOf(losses, tcpSegment{seq: next, payload: []byte("data")}.packet(src, dst))...)

@@ -344,6 +344,7 @@ const (
 	atFragment  = 1 << 61
 	atReader    = 1 << 60
 	atList      = 1 << 59
+	atHelper    = 1 << 55
 	// atClassShift is where the class of what a function loses is.
 	atClassShift = 56
 )
@@ -358,6 +359,7 @@ var lossPlaces = []struct {
 		"ip6_frag_expire", "ip6frag_expire_frag_queue", "nf_ct_frag6_*",
 	}},
 	{atReader, []string{"udp_recvmsg", "udpv6_recvmsg", "first_packet_length", "__first_packet_length", "udp_poll", "udp_ioctl", "udp_read_skb", "__skb_recv_udp"}},
+	{atHelper, []string{"tcp_drop", "tcp_drop_reason"}},
 	{atList, []string{"kfree_skb_list", "kfree_skb_list_reason", "skb_release_data"}},
 }
 

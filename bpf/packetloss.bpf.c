@@ -139,6 +139,7 @@ struct {
 #define AT_FRAGMENT (1ull << 61) /* frees the fragment at hand */
 #define AT_READER (1ull << 60) /* runs in the process that reads */
 #define AT_LIST (1ull << 59) /* frees the parts of a packet */
+#define AT_HELPER (1ull << 55) /* loses what its caller loses */
 #define AT_CLASS_SHIFT 56 /* three bits: the class of what is lost there */
 
 struct step {
@@ -634,6 +635,24 @@ static __always_inline void copy_skb(void *copy, const struct sk_buff *skb)
 	}
 }
 
+/* The way to the tracepoint from a helper of the kernel: what the helper was
+ * called by is what lost the packet. Some compilers give such a helper's code to
+ * its callers, and then no frame is its own. */
+#define FRAMES 12
+
+static __noinline __u64 caller_of(void *ctx, __u64 location)
+{
+	__u64 frame[FRAMES] = {};
+	long bytes = bpf_get_stack(ctx, frame, sizeof(frame), 0);
+
+#pragma unroll
+	for (int i = 0; i < FRAMES - 1; i++) {
+		if ((i + 2) * (long)sizeof(frame[0]) <= bytes && frame[i] == location)
+			return frame[i + 1];
+	}
+	return location;
+}
+
 /* Ports and sequence number: another packet at the same address has others. */
 static __always_inline __u64 segment_of(const struct sk_buff *skb)
 {
@@ -712,6 +731,10 @@ static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 loc
 		location = n->part_location;
 	} else {
 		o = owner_of(skb, sk, at, n, dev);
+		if (at & AT_HELPER) {
+			location = caller_of(ctx, location);
+			at = code_at(n, location);
+		}
 		n->part = parts_of(copy);
 		n->part_owner = o;
 		n->part_reason = reason;

@@ -161,7 +161,7 @@ func TestTCPResetReceived(t *testing.T) { rungsInTurn(t, "tcpreset", testTCPRese
 
 func testTCPResetReceived(t *testing.T, rung Kind) {
 	a, b := newPair(t)
-	l := newTestLoader(t, Options{Hooks: rung})
+	l := newTestLoader(t, Options{Hooks: rung, EventRate: 1e6, EventBurst: 1e6})
 	p := l.load("tcpreset", Config{})
 	small := p.Hooks()[len(p.Hooks())-1].Kind // by which SYN_RECV and TIME_WAIT are seen
 	const n = 5
