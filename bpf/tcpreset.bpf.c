@@ -104,33 +104,41 @@ static __always_inline int reset_sent(const struct sock *sk, const struct sk_buf
 /* tcp_reset() also ends a connection that gets data after its application has
  * closed it. No RST was received then: one is sent. Only the caller tells the
  * two apart, and only in these states does the latter happen. */
-static __always_inline bool data_after_close(void *ctx, __u8 state)
+static __always_inline bool in_validate(__u64 address)
+{
+	for (int i = 0; i < PARTS; i++) {
+		if (address > validate[i].start && address <= validate[i].end)
+			return true;
+	}
+	return false;
+}
+
+static __always_inline bool data_after_close(void *ctx, __u64 caller, __u8 state)
 {
 	__u64 frames[FRAMES] = {};
 
 	if (state != FIN_WAIT1 && state != FIN_WAIT2 && state != CLOSE_WAIT && state != LAST_ACK &&
 	    state != CLOSING)
 		return false;
-	if (!validate[0].start)
+	if (!validate[0].start || in_validate(caller))
 		return false;
 	if (bpf_get_stack(ctx, frames, sizeof(frames), 0) <= 0)
 		return false;
 	for (int i = 0; i < FRAMES; i++) {
-		for (int j = 0; j < PARTS; j++) {
-			if (frames[i] > validate[j].start && frames[i] <= validate[j].end)
-				return false;
-		}
+		if (in_validate(frames[i]))
+			return false;
 	}
 	return true;
 }
 
-static __always_inline int reset_received(void *ctx, const struct sock *sk)
+/* The caller is 0 where the stack has it. */
+static __always_inline int reset_received(void *ctx, const struct sock *sk, __u64 caller)
 {
 	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	struct owner o = owner_of_sock(sk);
 	struct event *e;
 
-	if (data_after_close(ctx, state))
+	if (data_after_close(ctx, caller, state))
 		return 0;
 	count(o, RECEIVE);
 	e = event_reserve(EVENT_TCPRESET_RECEIVE, o, bpf_ktime_get_ns(), sizeof(*e));
@@ -153,13 +161,13 @@ int raw_tcp_send_reset(struct bpf_raw_tracepoint_args *ctx)
 SEC("raw_tp/tcp_receive_reset")
 int raw_tcp_receive_reset(struct bpf_raw_tracepoint_args *ctx)
 {
-	return reset_received(ctx, (struct sock *)ctx->args[0]);
+	return reset_received(ctx, (struct sock *)ctx->args[0], 0);
 }
 
 SEC("tp_btf/tcp_receive_reset")
 int btf_tcp_receive_reset(__u64 *ctx)
 {
-	return reset_received(ctx, (struct sock *)ctx[0]);
+	return reset_received(ctx, (struct sock *)ctx[0], 0);
 }
 
 static __always_inline bool is_reset(const struct sk_buff *skb)
@@ -232,13 +240,27 @@ int BPF_KPROBE(kp_active, struct sock *sk)
 SEC("fentry/tcp_reset")
 int BPF_PROG(fen_receive, struct sock *sk)
 {
-	return reset_received(ctx, sk);
+	return reset_received(ctx, sk, 0);
+}
+
+/* A function that has not made its frame yet is not on the way that frame
+ * pointers show, and so its caller is not either. */
+static __always_inline __u64 return_address(struct pt_regs *regs)
+{
+#ifdef __TARGET_ARCH_x86
+	__u64 address = 0;
+
+	bpf_probe_read_kernel(&address, sizeof(address), (void *)PT_REGS_SP(regs));
+	return address;
+#else
+	return PT_REGS_RET(regs);
+#endif
 }
 
 SEC("kprobe/tcp_reset")
 int BPF_KPROBE(kp_receive, struct sock *sk)
 {
-	return reset_received(ctx, sk);
+	return reset_received(ctx, sk, return_address(ctx));
 }
 
 /* A RST that ended a request or a socket in TIME_WAIT. The socket may be free
