@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -281,19 +282,39 @@ func TestNoLossOfAPod(t *testing.T) {
 		}
 	}
 	const n = 25
-	for _, to := range []string{"10.0.0.2:0", "[fd00::2]:0"} {
-		c := l.b.Packets("udp", to)
-		l.flood(l.a, c.LocalAddr().String(), n)
-		if err := c.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
 	var got map[string]float64
 	closing := "nodeskoop_packetloss_ignored_total{hostNetwork,closing}"
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if got = l.values(); got[closing] >= zero[closing]+2*n {
-			break // sockets give back what they hold a grace period later
+	unread := func() {
+		for _, to := range []string{"10.0.0.2:0", "[fd00::2]:0"} {
+			c := l.b.Packets("udp", to)
+			// Once the next hop is known nothing waits for it, to come when the
+			// socket is gone.
+			l.flood(l.a, c.LocalAddr().String(), 1)
+			_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+			if _, _, err := c.ReadFrom(make([]byte, 2000)); err != nil {
+				t.Fatal(err)
+			}
+			l.flood(l.a, c.LocalAddr().String(), n)
+			l.queued(n)
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
 		}
+	}
+	// Outside VMs, twice again at most: on one machine (Linux 6.18.44, itself a
+	// guest) tracepoints now and then run none of their programs.
+	for attempt := 1; ; attempt++ {
+		unread()
+		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			if got = l.values(); got[closing] >= zero[closing]+2*n {
+				break // sockets give back what they hold a grace period later
+			}
+		}
+		if got[closing] >= zero[closing]+2*n || need.InVM() || attempt > 2 {
+			break
+		}
+		t.Logf("again: %v packets of closing sockets, want %d more than %v", got[closing], 2*n, zero[closing])
+		zero = got
 	}
 	if got[closing] < zero[closing]+2*n {
 		t.Errorf("%v packets of closing sockets, want %d more than %v", got[closing], 2*n, zero[closing])
@@ -306,6 +327,29 @@ func TestNoLossOfAPod(t *testing.T) {
 			t.Error(e.Message())
 		}
 	}
+}
+
+// queued waits until b's UDP sockets hold n datagrams. Each takes a few hundred
+// bytes of the socket's memory at least (skb->truesize).
+func (l *lab) queued(n uint64) {
+	l.t.Helper()
+	var held uint64
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		held = 0
+		for _, file := range []string{"/proc/net/udp", "/proc/net/udp6"} {
+			for line := range strings.Lines(l.b.File(file)) {
+				if f := strings.Fields(line); len(f) > 4 {
+					_, rx, _ := strings.Cut(f[4], ":")
+					bytes, _ := strconv.ParseUint(rx, 16, 64)
+					held += bytes
+				}
+			}
+		}
+		if held >= n*256 {
+			return
+		}
+	}
+	l.t.Fatalf("the sockets hold %d bytes, and %d datagrams were sent", held, n)
 }
 
 // dropReason is the reason as this kernel gives it: before 5.17 it gave none.
