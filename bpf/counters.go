@@ -211,7 +211,7 @@ func (p *Probe) seedCounters() error {
 	return nil
 }
 
-// recount counts the entries in use anew.
+// recount counts the entries in use again.
 func (p *Probe) recount() error {
 	var errs []error
 	if m := p.maps["counters"]; m != nil && m.Type() == ebpf.PerCPUHash {

@@ -23,7 +23,7 @@
 struct counter {
 	__u64 slot[COUNTER_SLOTS];
 	/* On the CPU that made the entry the room that it takes, else 0; in the
-	 * entry of NETNS_NONE how much was counted there for want of room. */
+	 * entry of NETNS_NONE how much was counted there without room. */
 	__u64 mark;
 };
 

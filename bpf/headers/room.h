@@ -7,7 +7,7 @@
  * made the namespace, since anybody may make thousands. What finds its share
  * used up gets no entry, and is counted where it cannot be taken for another's.
  *
- * Entries in use are counted up here, and anew by user space whenever it has
+ * Entries in use are counted up here, and again by user space whenever it has
  * read the table: what it deleted, and what two CPUs counted twice, is free
  * again then. */
 

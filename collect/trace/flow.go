@@ -55,7 +55,7 @@ func (x *series) add(e *bpf.FlowEntry, cycle uint64) {
 	x.held = cycle
 	now := sums{e.Bytes, e.Packets}
 	if e.Made != x.made || now.bytes < x.entry.bytes || now.packets < x.entry.packets {
-		x.made, x.entry = e.Made, sums{} // evicted, and made anew
+		x.made, x.entry = e.Made, sums{} // evicted, and made again
 	}
 	if now != x.entry {
 		x.moved = cycle

@@ -188,8 +188,8 @@ func (p *Plane) followPods(ctx context.Context) {
 	}
 }
 
-// follow gives the namespaces of new pods their room. While a probe is being
-// loaded, which takes long, that waits for the next time.
+// follow gives the namespaces of new pods their room. While another holds the
+// plane, that waits for the next time.
 func (p *Plane) follow() {
 	if p.mu.TryLock() {
 		defer p.mu.Unlock()
