@@ -21,12 +21,9 @@ func begin[T any](f func() (T, error)) *begun[T] {
 	b := &begun[T]{since: time.Now(), done: make(chan struct{})}
 	go func() {
 		defer close(b.done)
-		defer func() {
-			if p := recover(); p != nil {
-				b.err = panicError(p)
-			}
-		}()
-		b.value, b.err = f()
+		if err := Guard(func() { b.value, b.err = f() }); err != nil {
+			b.err = err
+		}
 	}()
 	return b
 }
