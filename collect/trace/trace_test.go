@@ -320,6 +320,11 @@ func TestNoLossOfAPod(t *testing.T) {
 		t.Errorf("%v packets of closing sockets, want %d more than %v", got[closing], 2*n, zero[closing])
 	}
 	l.want(got, map[string]float64{"kubeskoop_packetloss_total{web-0}": 0, "kubeskoop_packetloss_total{db-0}": 0})
+	for probe, n := range l.plane.Unroomed() {
+		if n != 0 {
+			t.Errorf("%s: %d found no room", probe, n)
+		}
+	}
 	l.flood(l.a, "10.0.0.2:9", 1) // one that is lost, behind all that is not
 	l.settled("PacketLoss", 1)
 	for _, e := range l.sink.of("PacketLoss") {
