@@ -494,6 +494,11 @@ static __always_inline __u32 rcv_nxt_of(const struct sock *sk)
 	return BPF_CORE_READ((const struct tcp_sock *)sk, rcv_nxt);
 }
 
+static __always_inline __u32 snd_nxt_of(const struct sock *sk)
+{
+	return BPF_CORE_READ((const struct tcp_sock *)sk, snd_nxt);
+}
+
 /* A reader moves the whole queue to one of its own first. So that no datagram
  * is counted in both, who adds looks at the reader's queue first; so that none
  * is missed, who takes looks at it last. */
@@ -985,9 +990,10 @@ static __noinline int written_out(const struct sock *sk, const struct waiting *w
 	return 0;
 }
 
-/* Everything up to end_seq has left TCP. */
-static __always_inline void went_out(const struct sock *sk, struct waiting *w, __u32 end_seq,
-				     __u64 now)
+/* Everything up to end_seq has left TCP, and what is up to `unseen` did so at a
+ * time that is not known. */
+static __always_inline void went_out(const struct sock *sk, struct waiting *w, __u32 unseen,
+				     __u32 end_seq, __u64 now)
 {
 	struct queue *q = &w->out;
 	__u32 tail = q->tail, head = q->head, base = q->base, len, many, done;
@@ -997,7 +1003,7 @@ static __always_inline void went_out(const struct sock *sk, struct waiting *w, _
 		m = mark_at(q, tail);
 		if (after(m->end, end_seq))
 			break;
-		if (elapsed_ns(m->first, ticks_of(now)) >= slow_ns)
+		if (after(m->end, unseen) && elapsed_ns(m->first, ticks_of(now)) >= slow_ns)
 			written_out(sk, w, m, now);
 		base = m->end;
 		tail++;
@@ -1022,17 +1028,21 @@ static __always_inline void went_out(const struct sock *sk, struct waiting *w, _
 	m->first += (__u64)(m->last - m->first) * done / (many - 1);
 	m->many = (many - done) << 2 | (m->many & 3);
 	q->base = part.end;
-	if (elapsed_ns(part.first, ticks_of(now)) >= slow_ns)
+	if (after(part.end, unseen) && elapsed_ns(part.first, ticks_of(now)) >= slow_ns)
 		written_out(sk, w, &part, now);
 }
 
-/* A segment of data up to end_seq leaves TCP. */
+/* A segment of data up to end_seq leaves TCP. What is before snd_nxt left
+ * earlier, by a way that no program here sees: it waits for its neighbour's
+ * address, or was taken by a filter or encrypted before it came to a device. It
+ * did not wait in TCP, whenever this one passes (tcp_event_new_data_sent moves
+ * snd_nxt when a segment has left). */
 static __always_inline int segment_out(const struct sock *sk, struct waiting *w, __u32 end_seq,
 				       __u64 now)
 {
 	w->sent = end_seq;
 	w->sent_at = ticks_of(now);
-	went_out(sk, w, end_seq, now);
+	went_out(sk, w, snd_nxt_of(sk), end_seq, now);
 	return 0;
 }
 
@@ -1088,7 +1098,7 @@ static __always_inline void settle(const struct sock *sk, struct waiting *w, __u
 		/* What it put in has been sent some time ago. */
 		__u64 ago = (__u64)(ticks_of(now) - w->sent_at) << TICK_SHIFT;
 
-		went_out(sk, w, write_seq, now - ago);
+		went_out(sk, w, q->base, write_seq, now - ago);
 	}
 }
 

@@ -420,6 +420,49 @@ func TestSocketlatencySendSlow(t *testing.T) {
 	})
 }
 
+// TestSocketlatencySendUnseen: what waits below TCP, here for the neighbour's
+// address, did not wait in its socket, though it is late to pass the device.
+func TestSocketlatencySendUnseen(t *testing.T) {
+	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
+		a, b := newPair(t)
+		l := newTestLoader(t, Options{Hooks: rung, EventRate: 1e6, EventBurst: 1e6})
+		p := l.load("socketlatency", Config{})
+		if writes := p.Hooks()[1]; writes.Kind == "" {
+			t.Skipf("this kernel: %+v", writes.Refused)
+		}
+		for family, addrs := range families(a, b) {
+			client, server := tcpEnds(t, a, b, addrs[1])
+			pass := func(n int) {
+				for n > 0 {
+					got, err := again(func() (int, error) { return unix.Read(server.fd, make([]byte, n)) })
+					if err != nil || got == 0 {
+						t.Fatal(family, got, err)
+					}
+					n -= got
+				}
+			}
+			client.write(100)
+			pass(100)
+			resolve := forgetNeighbour(t, a, b, addrs[1])
+			client.write(100)
+			time.Sleep(hold)
+			if n := unsent(t, client.fd); n != 0 {
+				t.Fatalf("%s: TCP holds %d bytes", family, n)
+			}
+			resolve()
+			pass(100)
+			client.write(100)
+			pass(100)
+			if got := l.settled(p, a.inode); got[WriteSlow] != 0 || got[WriteSlow100] != 0 {
+				t.Errorf("%s: %v, want no slow writes", family, got[:4])
+			}
+		}
+		if events := l.taken(SocklatSendSlow, a.inode, 0); len(events) > 0 {
+			t.Errorf("%+v", events)
+		}
+	})
+}
+
 func portOfAddress(sa unix.Sockaddr) int {
 	switch sa := sa.(type) {
 	case *unix.SockaddrInet4:
