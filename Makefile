@@ -12,8 +12,6 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 BENCHTIME ?= 1s
 FUZZTIME ?= 20s
 FUZZ ?= ./...
-# The go tool's ... leaves out what lies below testdata.
-PACKAGES := ./... ./testdata/need ./testdata/hang ./testdata/nsnet ./testdata/pods ./testdata/install ./testdata/proof ./testdata/terminal ./testdata/kernels ./testdata/kernels/init
 SECONDS_TO_RUN ?=
 DURATION ?= 10m
 ARCH ?= amd64
@@ -42,8 +40,8 @@ deps: ## install what the tests need (apt), unpack what would be a service (belo
 # another would see.
 test: deps ## run all tests, as root; fails on a test skipped without need
 	@mkdir -p build
-	$(GO) test -run '^$$' $(PACKAGES) > /dev/null # builds them side by side
-	$(SUDO) env NODESKOOP_TEST_STRICT=1 $(GO) test -p 1 -count=1 -v -timeout 20m $(PACKAGES) > build/test.log 2>&1 \
+	$(GO) test -run '^$$' ./... > /dev/null # builds them side by side
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 $(GO) test -p 1 -count=1 -v -timeout 20m ./... > build/test.log 2>&1 \
 	  || { .ci/report-failures build/test.log; echo 'the whole output is in build/test.log'; exit 1; }
 	@grep -E '^(ok|\?|---) ' build/test.log | grep -v '^--- PASS'
 	@.ci/report-skips build/test.log
@@ -53,21 +51,21 @@ test-install: deps packages ## install the packages on a Debian machine with nod
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 \
 	  NODESKOOP_INSTALL_DEB="$$(ls $(CURDIR)/build/packages/*_$$(dpkg --print-architecture).deb)" \
 	  NODESKOOP_INSTALL_RPM="$$(ls $(CURDIR)/build/packages/*.$$(uname -m).rpm)" \
-	  $(GO) test -count=1 -v -timeout 15m ./testdata/install
+	  $(GO) test -count=1 -v -timeout 15m ./internal/e2e/install
 
 test-kernels: deps ## run the tests that depend on the kernel in VMs, on all kernels that Debian has (ARCH=arm64 for those)
 	@mkdir -p build
-	$(SUDO) $(GO) run ./testdata/kernels -arch $(ARCH) $(KERNELS_FLAGS)
+	$(SUDO) $(GO) run ./internal/e2e/kernels -arch $(ARCH) $(KERNELS_FLAGS)
 
 race: deps ## run the tests under the race detector (needs a C compiler)
 	$(SUDO) env CGO_ENABLED=1 $(GO) test -p 1 -race -short -timeout 20m ./...
 
 lint: ## go vet, staticcheck, shellcheck
-	$(GO) vet $(PACKAGES) ./testdata/compare ./testdata/soak ./testdata/transcripts
-	$(GO) tool -modfile=packaging/tools/go.mod staticcheck $(PACKAGES) ./testdata/compare ./testdata/soak ./testdata/transcripts
+	$(GO) vet ./...
+	$(GO) tool -modfile=packaging/tools/go.mod staticcheck ./...
 	shellcheck .ci/run .ci/deps .ci/report-failures .ci/report-skips .ci/check-bpf packaging/run-here packaging/update-readme packaging/demo \
 	  packaging/version packaging/copyright packaging/build-packages packaging/check-packages packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm
-	shellcheck -s sh packaging/rpm/post packaging/rpm/preun packaging/rpm/postun testdata/install/make-root testdata/compare/tools
+	shellcheck -s sh packaging/rpm/post packaging/rpm/preun packaging/rpm/postun internal/e2e/install/make-root internal/e2e/compare/tools
 
 generate: build ## make the shipped configuration, the reference in docs/, the README's table and the dashboards (BPF: go generate ./bpf)
 	build/nodeskoop config --default > packaging/nodeskoop.toml
@@ -82,7 +80,7 @@ check-metrics: build deps ## sample this machine and hold the result against pro
 	@echo "$$(grep -vc '^#' build/collect.prom) series, no remark but on _total"
 
 transcripts: build deps ## cause the troubles of docs/troubleshooting.md in pods and write what the tools print into it
-	$(SUDO) $(GO) test ./testdata/transcripts -count=1 -timeout 15m
+	$(SUDO) env NODESKOOP_TRANSCRIPTS=1 $(GO) test ./internal/e2e/transcripts -count=1 -timeout 15m
 
 check-rules: deps ## check and test the alert and recording rules with promtool
 	promtool check rules packaging/prometheus/nodeskoop.rules.yml
@@ -106,20 +104,20 @@ bench-bpf: deps ## measure what the BPF programs cost: a run of each, and traffi
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 $(GO) test -run '^$$' -bench 'Cost|Programs' -benchtime 1x -timeout 30m ./bpf
 
 bench-compare: deps ## set the daemon beside node_exporter, bpftrace, libbpf-tools and nothing, in one run (minutes)
-	$(SUDO) testdata/compare/tools
-	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_COMPARE=6 $(GO) test -count=1 -v -run TestCompare -timeout 60m ./testdata/compare
+	$(SUDO) internal/e2e/compare/tools
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_COMPARE=6 $(GO) test -count=1 -v -run TestCompare -timeout 60m ./internal/e2e/compare
 
 bench-curves: deps ## show how the cost of a cycle grows, up to 1,000 namespaces and 100,000 sockets (minutes)
-	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_CURVES=1 $(GO) test -count=1 -v -run TestCurves -timeout 30m ./testdata/compare
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_CURVES=1 $(GO) test -count=1 -v -run TestCurves -timeout 30m ./internal/e2e/compare
 
 bench-pods: deps ## run the daemon beside 0, 110 and 500 real pods: its CPU, memory and BPF programs, with profiles in build/profiles (20 minutes)
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_PROFILES=$(CURDIR)/build/profiles $(GO) test -run '^$$' -bench '^BenchmarkDaemon$$' -benchtime 1x -timeout 60m ./cmd/nodeskoop
 
-bench-gate: deps ## hold ratios to baselines of the same run against testdata/compare/budgets.tsv
-	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_GATE=1 $(GO) test -count=1 -v -run TestGate -timeout 10m ./testdata/compare
+bench-gate: deps ## hold ratios to baselines of the same run against testdata/budgets.tsv
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_GATE=1 $(GO) test -count=1 -v -run TestGate -timeout 10m ./internal/e2e/compare
 
 soak: deps ## run the daemon among restarting neighbours for DURATION: nothing may pile up
-	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_SOAK=$(DURATION) $(GO) test -count=1 -v -run TestSoak -timeout 0 ./testdata/soak
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_SOAK=$(DURATION) $(GO) test -count=1 -v -run TestSoak -timeout 0 ./internal/e2e/soak
 
 packages: ## build the deb and rpm packages for amd64 and arm64 into build/packages
 	VERSION='$(VERSION)' packaging/build-packages

@@ -19,7 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/testdata/proof"
+	"nodeskoop/internal/testkit/proof"
 )
 
 // router is a namespace that forwards between two others. Its devices are

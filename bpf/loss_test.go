@@ -19,8 +19,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/proof"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/proof"
 )
 
 // TestLoss* cause a known number of losses, one kind per case, and demand that

@@ -11,7 +11,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/testdata/need"
+	"nodeskoop/internal/testkit/need"
 )
 
 // newUsers makes a namespace as a user without privileges does. Root makes one

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"nodeskoop/testdata/hang"
+	"nodeskoop/internal/testkit/hang"
 )
 
 // heldFor is the longest that a test holds RTNL, which the whole machine waits

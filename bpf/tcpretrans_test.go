@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/testdata/need"
+	"nodeskoop/internal/testkit/need"
 )
 
 // retransCheck compares what the probe counts of one namespace with the

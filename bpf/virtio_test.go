@@ -16,11 +16,11 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/testdata/need"
+	"nodeskoop/internal/testkit/need"
 )
 
 // The devices of the test VMs, which are known by these addresses and serial
-// numbers (testdata/kernels). A machine of someone's own may have the same
+// numbers (internal/e2e/kernels). A machine of someone's own may have the same
 // addresses: nothing is taken outside such a VM.
 const (
 	nicOnHub1   = "52:54:00:00:00:01" // two on one hub: each hears the other

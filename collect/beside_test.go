@@ -17,7 +17,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/testdata/hang"
+	"nodeskoop/internal/testkit/hang"
 )
 
 // safeLog is a log that may be read while it is written.

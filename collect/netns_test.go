@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/nsnet"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/nsnet"
 )
 
 func threadNetns() (inode uint64) {

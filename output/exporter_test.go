@@ -16,7 +16,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
+	"nodeskoop/internal/testkit/need"
 )
 
 // awkward is a whole exposition with label values and numbers of all kinds.

@@ -26,8 +26,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect"
+	"nodeskoop/internal/testkit/need"
 	"nodeskoop/systemd"
-	"nodeskoop/testdata/need"
 )
 
 const journaldProgram = "/lib/systemd/systemd-journald"

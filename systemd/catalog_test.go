@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
+	"nodeskoop/internal/testkit/need"
 )
 
 func TestCatalogIsFresh(t *testing.T) {

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"nodeskoop/testdata/need"
+	"nodeskoop/internal/testkit/need"
 )
 
 // unitCapabilities are those that the unit grants, without CAP_, in small

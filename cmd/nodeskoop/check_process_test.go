@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
+	"nodeskoop/internal/testkit/need"
 )
 
 // pretender starts a shell that is called name, is owner's file and runs as

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/terminal"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/terminal"
 )
 
 // tree makes a machine's files: their contents by path; a path that ends in /

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
+	"nodeskoop/internal/testkit/need"
 )
 
 // page is what `nodeskoop docs NAME` prints, in a file.

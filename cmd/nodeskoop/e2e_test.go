@@ -20,8 +20,8 @@ import (
 	"github.com/prometheus/common/model"
 
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/pods"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/pods"
 )
 
 // exporter starts a node_exporter that serves the textfiles of dir, and

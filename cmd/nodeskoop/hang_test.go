@@ -14,8 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/testdata/hang"
-	"nodeskoop/testdata/need"
+	"nodeskoop/internal/testkit/hang"
+	"nodeskoop/internal/testkit/need"
 )
 
 // unread makes a pipe that nobody reads, as small as the kernel allows.

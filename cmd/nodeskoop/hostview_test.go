@@ -12,8 +12,8 @@ import (
 	"strings"
 	"testing"
 
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/nsnet"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/nsnet"
 )
 
 func TestJudgeHost(t *testing.T) {

@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"testing"
 
-	"nodeskoop/testdata/need"
+	"nodeskoop/internal/testkit/need"
 )
 
 // call runs the program in this process.

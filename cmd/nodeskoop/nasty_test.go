@@ -14,9 +14,9 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/pods"
-	"nodeskoop/testdata/terminal"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/pods"
+	"nodeskoop/internal/testkit/terminal"
 )
 
 // nastyNames are what somebody may call a pod, a process, a file or a device.

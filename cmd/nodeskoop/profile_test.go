@@ -21,8 +21,8 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/pods"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/pods"
 )
 
 const (

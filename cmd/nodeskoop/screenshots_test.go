@@ -11,9 +11,9 @@ import (
 	"testing"
 	"time"
 
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/pods"
-	"nodeskoop/testdata/terminal"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/pods"
+	"nodeskoop/internal/testkit/terminal"
 )
 
 // inDocs runs nodeskoop as on a node: containerd's socket, the configuration

@@ -11,8 +11,8 @@ import (
 	"strings"
 	"testing"
 
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/nsnet"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/nsnet"
 )
 
 // printers are commands that print, each once, without anything to find.

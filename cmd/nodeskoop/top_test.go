@@ -15,9 +15,9 @@ import (
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/trace"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/nsnet"
-	"nodeskoop/testdata/terminal"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/nsnet"
+	"nodeskoop/internal/testkit/terminal"
 )
 
 func TestShortNumbers(t *testing.T) {

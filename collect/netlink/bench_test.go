@@ -4,7 +4,7 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-	"nodeskoop/testdata/nsnet"
+	"nodeskoop/internal/testkit/nsnet"
 )
 
 // BenchmarkDump compares the one request for IPv4 and IPv6 sockets with one

@@ -6,8 +6,8 @@ import (
 	"time"
 
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/nsnet"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/nsnet"
 )
 
 // qdiscHost is a host with an interface of two queues, sampled.

@@ -17,8 +17,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/nsnet"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/nsnet"
 )
 
 func sampler(t *testing.T, opt collect.Options, spaces map[string]*nsnet.Space) *nsnet.Sampler {

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"nodeskoop/collect"
-	"nodeskoop/testdata/hang"
+	"nodeskoop/internal/testkit/hang"
 )
 
 // A kernel that does not list addresses holds up whoever asks for seconds, once:

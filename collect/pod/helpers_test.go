@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect"
-	"nodeskoop/testdata/pods"
+	"nodeskoop/internal/testkit/pods"
 )
 
 // patience is how long a test waits for what comes by itself.

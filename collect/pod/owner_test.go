@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/pods"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/pods"
 )
 
 const endLeaderEnv = "NODESKOOP_TEST_END_LEADER"

@@ -29,8 +29,8 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/pods"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/pods"
 )
 
 // TestPods names one of everything, by all that leads to it.

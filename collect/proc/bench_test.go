@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 	"nodeskoop/collect"
 	"nodeskoop/collect/netlink"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/nsnet"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/nsnet"
 )
 
 // all are the 13 probes that need no eBPF.

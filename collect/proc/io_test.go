@@ -19,9 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/nsnet"
-	"nodeskoop/testdata/proof"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/nsnet"
+	"nodeskoop/internal/testkit/proof"
 )
 
 // TestMain lets the test binary serve as a process to look at.

@@ -11,9 +11,9 @@ import (
 	"time"
 
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/nsnet"
-	"nodeskoop/testdata/proof"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/nsnet"
+	"nodeskoop/internal/testkit/proof"
 )
 
 // ipvsFields are the metrics in the order in which ipvsadm prints them.

@@ -20,9 +20,9 @@ import (
 	"golang.org/x/sys/unix"
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/nsnet"
-	"nodeskoop/testdata/proof"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/nsnet"
+	"nodeskoop/internal/testkit/proof"
 )
 
 // pair is two namespaces joined by a veth, and a Sampler over both.

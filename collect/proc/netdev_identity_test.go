@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"nodeskoop/collect"
-	"nodeskoop/testdata/nsnet"
+	"nodeskoop/internal/testkit/nsnet"
 )
 
 // Interfaces are told apart by what they are. Each step below changes something

@@ -13,10 +13,10 @@ import (
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/pod"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/nsnet"
-	"nodeskoop/testdata/pods"
-	"nodeskoop/testdata/proof"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/nsnet"
+	"nodeskoop/internal/testkit/pods"
+	"nodeskoop/internal/testkit/proof"
 )
 
 // startOf is field 22 of /proc/PID/stat.

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 	"nodeskoop/collect"
 	"nodeskoop/collect/netlink"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/nsnet"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/nsnet"
 )
 
 // ssStates are the states of the metrics as ss spells them.

@@ -12,8 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/nsnet"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/nsnet"
 )
 
 const endLeaderEnv = "NODESKOOP_TEST_END_LEADER"

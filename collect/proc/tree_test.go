@@ -8,8 +8,8 @@ import (
 	"testing"
 
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/nsnet"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/nsnet"
 )
 
 // tree makes a procfs out of files. It knows this process, so that the host's

@@ -10,8 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/nsnet"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/nsnet"
 )
 
 const badPlaceEnv = "NODESKOOP_TEST_BAD_PLACE"

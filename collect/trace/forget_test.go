@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/bpf"
-	"nodeskoop/testdata/nsnet"
+	"nodeskoop/internal/testkit/nsnet"
 )
 
 // TestStrangersLeaveTheMaps: namespaces outside pods that come and go, as

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"nodeskoop/collect"
-	"nodeskoop/testdata/nsnet"
+	"nodeskoop/internal/testkit/nsnet"
 )
 
 // Where host_netns names another namespace than this process's, the node's own

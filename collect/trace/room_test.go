@@ -15,8 +15,8 @@ import (
 
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/nsnet"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/nsnet"
 )
 
 // logged is a log that a test reads while others write it.

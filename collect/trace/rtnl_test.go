@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"nodeskoop/collect"
-	"nodeskoop/testdata/hang"
-	"nodeskoop/testdata/need"
+	"nodeskoop/internal/testkit/hang"
+	"nodeskoop/internal/testkit/need"
 )
 
 // A lock of the kernel that another program holds costs flow its values, and

@@ -19,8 +19,8 @@ import (
 
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/nsnet"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/nsnet"
 )
 
 // sink keeps the events that it gets.

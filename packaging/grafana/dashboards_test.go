@@ -13,7 +13,7 @@ import (
 	"testing"
 
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
+	"nodeskoop/internal/testkit/need"
 )
 
 // file is what these tests look at in a dashboard.

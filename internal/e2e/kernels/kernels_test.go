@@ -230,7 +230,7 @@ func TestCompare(t *testing.T) {
 
 // TestSupportTable: the committed table is as the program would write it.
 func TestSupportTable(t *testing.T) {
-	data, err := os.ReadFile("support.tsv")
+	data, err := os.ReadFile("../../../testdata/support.tsv")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,15 +12,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/testdata/need"
+	"nodeskoop/internal/testkit/need"
 )
 
 // TestCompare prints the tables of `make bench-compare`.
 func TestCompare(t *testing.T) {
 	n, err := strconv.Atoi(os.Getenv("NODESKOOP_COMPARE"))
-	if err != nil || n < 1 {
-		t.Skip("runs by `make bench-compare`, not by itself")
-	}
+	need.Target(t, "bench-compare", err == nil && n > 0)
 	need.Root(t)
 	need.Program(t, "bpftrace", "iperf3")
 	var u unix.Utsname

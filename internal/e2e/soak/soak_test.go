@@ -28,8 +28,8 @@ import (
 	"github.com/prometheus/common/model"
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/pods"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/pods"
 )
 
 const (
@@ -44,9 +44,7 @@ const (
 // then the daemon has to be what it was in the first pause.
 func TestSoak(t *testing.T) {
 	length, err := time.ParseDuration(os.Getenv("NODESKOOP_SOAK"))
-	if err != nil {
-		t.Skip("runs by `make soak DURATION=1h`, not by itself")
-	}
+	need.Target(t, "soak", err == nil)
 	need.Root(t)
 	need.Program(t, "prometheus-node-exporter", journaldProgram, "unshare", "mount")
 	s := &soak{t: t, dir: t.TempDir()}

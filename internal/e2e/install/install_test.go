@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"nodeskoop/testdata/pods"
+	"nodeskoop/internal/testkit/pods"
 )
 
 func TestMain(m *testing.M) {

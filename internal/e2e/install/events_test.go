@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/testdata/pods"
+	"nodeskoop/internal/testkit/pods"
 )
 
 // entry is one entry of the journal.

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/testdata/need"
+	"nodeskoop/internal/testkit/need"
 )
 
 func inode(t *testing.T, path string) uint64 {

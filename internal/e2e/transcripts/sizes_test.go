@@ -6,10 +6,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"nodeskoop/internal/testkit/need"
 )
 
 // TestSizes measures what docs/fleet.md says of a pod's series.
 func TestSizes(t *testing.T) {
+	need.Target(t, "transcripts", os.Getenv("NODESKOOP_TRANSCRIPTS") != "")
 	n := newNode(t)
 	const pods = 10
 	for i := range pods {

@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	"nodeskoop/testdata/proof"
+	"nodeskoop/internal/testkit/proof"
 )
 
 // byDefault is the rung that stands for what a probe uses by itself.

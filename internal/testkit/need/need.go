@@ -30,6 +30,15 @@ func Program(t testing.TB, names ...string) {
 	}
 }
 
+// Target skips a test that a target of the Makefile of its own runs, since it
+// takes long or writes into the tree.
+func Target(t testing.TB, target string, asked bool) {
+	t.Helper()
+	if !asked {
+		t.Skip("runs by make " + target)
+	}
+}
+
 // Kernel skips the test if this machine's kernel cannot do it: the one thing
 // that no set-up can mend.
 func Kernel(t testing.TB, ok bool, reason string) {

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"nodeskoop/testdata/pods"
+	"nodeskoop/internal/testkit/pods"
 )
 
 // filtered are losses that a rule of netfilter caused, and no others.

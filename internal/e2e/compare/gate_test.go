@@ -2,7 +2,6 @@ package compare
 
 import (
 	"bufio"
-	_ "embed"
 	"fmt"
 	"io"
 	"math"
@@ -21,13 +20,13 @@ import (
 	"nodeskoop/collect"
 	"nodeskoop/collect/netlink"
 	"nodeskoop/collect/proc"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/nsnet"
 	"nodeskoop/output"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/nsnet"
 )
 
-//go:embed budgets.tsv
-var budgetsFile string
+// budgetsFile holds the most that each ratio may be, and what was measured.
+const budgetsFile = "../../../testdata/budgets.tsv"
 
 // budget is the most that a ratio may be.
 type budget struct {
@@ -36,8 +35,12 @@ type budget struct {
 
 func budgets(t testing.TB) map[string]*budget {
 	t.Helper()
+	text, err := os.ReadFile(budgetsFile)
+	if err != nil {
+		t.Fatal(err)
+	}
 	all := map[string]*budget{}
-	for i, line := range strings.Split(budgetsFile, "\n") {
+	for i, line := range strings.Split(string(text), "\n") {
 		if line == "" || line[0] == '#' {
 			continue
 		}
@@ -59,9 +62,7 @@ func budgets(t testing.TB) map[string]*budget {
 // One that is over is measured once more: a neighbour on the machine may have
 // had a bad moment, a change for the worse stays.
 func TestGate(t *testing.T) {
-	if os.Getenv("NODESKOOP_GATE") == "" {
-		t.Skip("runs by `make bench-gate`, not by itself")
-	}
+	need.Target(t, "bench-gate", os.Getenv("NODESKOOP_GATE") != "")
 	need.Root(t)
 	all := budgets(t)
 	hold := func(t *testing.T, measure func(testing.TB) map[string]float64) {

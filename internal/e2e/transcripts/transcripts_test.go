@@ -21,11 +21,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/pods"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/pods"
 )
 
-const page = "../../docs/troubleshooting.md"
+const page = "../../../docs/troubleshooting.md"
 
 // node is the machine of the transcripts: a containerd with pods, in a network
 // namespace that stands for the host's.
@@ -273,7 +273,10 @@ func signal(t *testing.T, k *pods.Container, sig syscall.Signal) {
 	}
 }
 
+// TestTranscripts causes the troubles of docs/troubleshooting.md and writes what
+// the tools print into it.
 func TestTranscripts(t *testing.T) {
+	need.Target(t, "transcripts", os.Getenv("NODESKOOP_TRANSCRIPTS") != "")
 	n := newNode(t)
 	client := n.pod("client-0")
 	exec := client.Container("main").Exec
@@ -538,5 +541,5 @@ func binDir() string {
 	if d := os.Getenv("NODESKOOP_BIN"); d != "" {
 		return d
 	}
-	return "../../build"
+	return "../../../build"
 }

@@ -11,17 +11,15 @@ import (
 	"time"
 
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/nsnet"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/nsnet"
 )
 
 // TestCurves prints how the cost of a cycle of the 13 probes grows: with
 // namespaces, idle sockets and processes, and what each probe has of it. It
 // takes no measure of growth for good or bad; the gate holds the slope.
 func TestCurves(t *testing.T) {
-	if os.Getenv("NODESKOOP_CURVES") == "" {
-		t.Skip("runs by `make bench-curves`, not by itself")
-	}
+	need.Target(t, "bench-curves", os.Getenv("NODESKOOP_CURVES") != "")
 	need.Root(t)
 	need.Program(t, "ip", "sleep")
 	nsnet.MoreFiles()

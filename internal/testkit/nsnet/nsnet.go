@@ -18,8 +18,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"nodeskoop/collect"
-	"nodeskoop/testdata/need"
-	"nodeskoop/testdata/proof"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/proof"
 )
 
 // Space is a network namespace with lo up and one process in it. It ends with

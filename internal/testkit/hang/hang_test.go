@@ -8,7 +8,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"nodeskoop/testdata/hang"
+	"nodeskoop/internal/testkit/hang"
 )
 
 // waits reports whether f is still under way after a while, and lets it end.

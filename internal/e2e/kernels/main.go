@@ -350,7 +350,7 @@ func build(ctx context.Context, root, dir string, o *options) (tree, error) {
 	if err := t.addAll(root, "testdata/spec", "t"); err != nil {
 		return nil, err
 	}
-	for name, p := range map[string]string{"usr/bin/nodeskoop": "./cmd/nodeskoop", "init": "./testdata/kernels/init"} {
+	for name, p := range map[string]string{"usr/bin/nodeskoop": "./cmd/nodeskoop", "init": "./internal/e2e/kernels/init"} {
 		file := filepath.Join(dir, filepath.Base(name))
 		if err := run("build", "-trimpath", "-ldflags=-s -w", "-o", file, p); err != nil {
 			return nil, err
@@ -404,7 +404,7 @@ func (r *report) check() {
 
 // conclude prints all that was found, and tells whether it is as it should be.
 func (o *options) conclude(root string, reports []*report, wanted, missing []string) (ok bool, err error) {
-	file := filepath.Join(root, "testdata", "kernels", "support.tsv")
+	file := filepath.Join(root, "testdata", "support.tsv")
 	expected, err := readSupport(file)
 	if err != nil {
 		return false, err
