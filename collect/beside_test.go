@@ -1,11 +1,9 @@
 package collect
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,28 +15,11 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/bounded"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/hang"
 )
-
-// safeLog is a log that may be read while it is written.
-type safeLog struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *safeLog) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(b)
-}
-
-func (l *safeLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
-}
-
-func (l *safeLog) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 
 // fifo makes a FIFO: whoever opens it for reading waits for release.
 func fifo(t *testing.T) (path string, release func()) {
@@ -83,7 +64,7 @@ func up(name string) string { return "nodeskoop_probe_up{node1,hostNetwork,hostN
 // missing, what was remembered of them stays, and nothing else is harmed.
 func TestHungListing(t *testing.T) {
 	root, ns := fakeProc(t, 20)
-	pods := &somePods{running: []*Pod{pod("a", ns[1], 20)}, pids: map[string][]int{"a": {20}}}
+	pods := &somePods{running: []*owner.Pod{pod("a", ns[1], 20)}, pids: map[string][]int{"a": {20}}}
 	r := newRunner(t, Options{ProcRoot: root, Pods: pods},
 		probe("tcp", EachNetns, readValue(mInsegs)),
 		probe("fd", EachPod, func(v *View) error {
@@ -209,9 +190,9 @@ func TestHookThatHangsOrPanics(t *testing.T) {
 func TestHungSink(t *testing.T) {
 	root, _ := fakeProc(t)
 	path, release := fifo(t)
-	log := &safeLog{}
+	log := &testkit.Log{}
 	var cycles, sunk atomic.Int32
-	r := newRunner(t, Options{ProcRoot: root, Log: log.logger()}, probe("softnet", Node, func(v *View) error {
+	r := newRunner(t, Options{ProcRoot: root, Log: log.Logger()}, probe("softnet", Node, func(v *View) error {
 		v.Add(mSoft, float64(cycles.Add(1)))
 		return nil
 	}))
@@ -282,14 +263,14 @@ type panicking struct {
 	now atomic.Bool
 }
 
-func (p *panicking) Running() []*Pod {
+func (p *panicking) Running() []*owner.Pod {
 	if p.now.Load() {
 		panic("boom in the resolver")
 	}
 	return p.somePods.Running()
 }
 
-func (p *panicking) ByNetns(uint64) *Pod {
+func (p *panicking) ByNetns(uint64) *owner.Pod {
 	if p.now.Load() {
 		panic("boom in the resolver")
 	}
@@ -300,9 +281,9 @@ func (p *panicking) ByNetns(uint64) *Pod {
 // said once, and the values of the probes are there.
 func TestPanicsBesideTheLoop(t *testing.T) {
 	root, ns := fakeProc(t, 20)
-	log := &safeLog{}
-	pods := &panicking{somePods: somePods{running: []*Pod{pod("a", ns[1], 20)}}}
-	r := newRunner(t, Options{ProcRoot: root, Pods: pods, Log: log.logger()}, probe("tcp", EachNetns, readValue(mInsegs)))
+	log := &testkit.Log{}
+	pods := &panicking{somePods: somePods{running: []*owner.Pod{pod("a", ns[1], 20)}}}
+	r := newRunner(t, Options{ProcRoot: root, Pods: pods, Log: log.Logger()}, probe("tcp", EachNetns, readValue(mInsegs)))
 	r.Self(func(func(string, float64, ...string)) {
 		if pods.now.Load() {
 			panic("boom in an account")
@@ -332,7 +313,7 @@ func TestPanicsBesideTheLoop(t *testing.T) {
 // What a reload changes reaches the probes that stay.
 func TestReloadReachesProbesThatStay(t *testing.T) {
 	root, ns := fakeProc(t, 20, 30)
-	first, second := &somePods{running: []*Pod{pod("a", ns[1], 20)}}, &somePods{running: []*Pod{pod("b", ns[2], 30)}}
+	first, second := &somePods{running: []*owner.Pod{pod("a", ns[1], 20)}}, &somePods{running: []*owner.Pod{pod("b", ns[2], 30)}}
 	built := 0
 	var env Env
 	r := newRunner(t, Options{ProcRoot: root, Pods: first}, Factory{"softnet", func(e Env) (Probe, error) {
@@ -384,14 +365,14 @@ func TestRefusedProbe(t *testing.T) {
 }
 
 func TestWithin(t *testing.T) {
-	if v, err := Within(time.Minute, func() (int, error) { return 7, nil }); v != 7 || err != nil {
+	if v, err := bounded.Within(time.Minute, func() (int, error) { return 7, nil }); v != 7 || err != nil {
 		t.Errorf("%v %v", v, err)
 	}
-	if _, err := Within(time.Minute, func() (int, error) { panic("boom") }); err == nil || !strings.Contains(err.Error(), "boom") {
+	if _, err := bounded.Within(time.Minute, func() (int, error) { panic("boom") }); err == nil || !strings.Contains(err.Error(), "boom") {
 		t.Errorf("%v", err)
 	}
 	path, release := fifo(t)
-	if _, err := Within(50*time.Millisecond, func() (int, error) { open(path); return 7, nil }); !errors.Is(err, ErrNoAnswer) {
+	if _, err := bounded.Within(50*time.Millisecond, func() (int, error) { open(path); return 7, nil }); !errors.Is(err, bounded.ErrNoAnswer) {
 		t.Errorf("%v", err)
 	}
 	release()
@@ -415,7 +396,7 @@ func TestReadBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, text := range map[string]string{file("empty", ""): "", file("full", "12345678"): "12345678", link: "abc", os.DevNull: ""} {
-		if b, err := ReadBounded(path, 8); err != nil || string(b) != text {
+		if b, err := bounded.ReadFile(path, 8); err != nil || string(b) != text {
 			t.Errorf("%s: %q, %v", path, b, err)
 		}
 	}
@@ -423,7 +404,7 @@ func TestReadBounded(t *testing.T) {
 		pipe: "a FIFO", dir: "a folder", "/dev/zero": "a device", "/dev/full": "a device", file("long", "123456789"): "more than 8 bytes",
 		filepath.Join(dir, "none"): "no such file", "/proc/self/status": "more than 8 bytes",
 	} {
-		if _, err := ReadBounded(path, 8); err == nil || !strings.Contains(err.Error(), why) || !strings.Contains(err.Error(), path) {
+		if _, err := bounded.ReadFile(path, 8); err == nil || !strings.Contains(err.Error(), why) || !strings.Contains(err.Error(), path) {
 			t.Errorf("%s: %v, want %q", path, err, why)
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
+
+	"nodeskoop/collect/catalog"
 )
 
 // families turns rows into metric families. It keeps the memory of the last
@@ -15,7 +17,7 @@ import (
 type families struct {
 	excluded []bool // by metric ID
 	aliased  []bool // another name of it is written, whether or not its own is
-	aliases  []*Metric
+	aliases  []*catalog.Metric
 	order    []capKey
 	byID     []family
 	out      []*dto.MetricFamily
@@ -29,24 +31,24 @@ type family struct {
 }
 
 func (f *families) apply(opt Options) {
-	f.excluded = make([]bool, len(catalogue.allM))
-	f.aliased = make([]bool, len(catalogue.allM))
-	f.byID = make([]family, len(catalogue.allM))
+	f.excluded = make([]bool, len(catalog.Metrics()))
+	f.aliased = make([]bool, len(catalog.Metrics()))
+	f.byID = make([]family, len(catalog.Metrics()))
 	f.aliases = f.aliases[:0]
-	for _, m := range catalogue.allM {
+	for _, m := range catalog.Metrics() {
 		for _, g := range opt.Exclude {
 			if ok, _ := path.Match(g, m.Name); ok {
-				f.excluded[m.id] = true
+				f.excluded[m.ID()] = true
 			}
 		}
 		typ := dto.MetricType_GAUGE
-		if m.Type == Counter {
+		if m.Type == catalog.Counter {
 			typ = dto.MetricType_COUNTER
 		}
-		f.byID[m.id].dto = &dto.MetricFamily{Name: &m.Name, Help: &m.Help, Type: &typ}
-		if m.Alias != "" && opt.CompatNames && !f.excluded[m.id] {
+		f.byID[m.ID()].dto = &dto.MetricFamily{Name: &m.Name, Help: &m.Help, Type: &typ}
+		if m.Alias != "" && opt.CompatNames && !f.excluded[m.ID()] {
 			f.aliases = append(f.aliases, m)
-			f.aliased[MustMetric(m.Alias).id] = true
+			f.aliased[catalog.MustMetric(m.Alias).ID()] = true
 		}
 	}
 }
@@ -69,31 +71,31 @@ func (f *families) build(r *Runner, start time.Time, others []selfValue) []*dto.
 		}
 	}
 	for _, m := range f.aliases {
-		src := f.byID[MustMetric(m.Alias).id].dto.Metric
+		src := f.byID[catalog.MustMetric(m.Alias).ID()].dto.Metric
 		if r.opt.MaxSeries > 0 && f.total+len(src) > r.opt.MaxSeries {
-			f.leftOut[m.id] += len(src)
+			f.leftOut[m.ID()] += len(src)
 			continue
 		}
 		f.total += len(src)
-		f.byID[m.id].dto.Metric = append(f.byID[m.id].dto.Metric, src...)
+		f.byID[m.ID()].dto.Metric = append(f.byID[m.ID()].dto.Metric, src...)
 	}
 	self := func(name string, value float64, labels ...string) {
-		m := MustMetric(name)
-		if !f.excluded[m.id] {
+		m := catalog.MustMetric(name)
+		if !f.excluded[m.ID()] {
 			f.append(m, r.host.labels.pairs, value, labels)
 		}
 	}
 	self("nodeskoop_series", float64(f.total))
-	for _, m := range catalogue.allM {
-		if n := f.leftOut[m.id]; n > 0 {
+	for _, m := range catalog.Metrics() {
+		if n := f.leftOut[m.ID()]; n > 0 {
 			self("nodeskoop_series_left_out", float64(n), m.Name)
 		}
 	}
 	r.selfValues(start, others, self)
 
 	f.out = f.out[:0]
-	for _, m := range catalogue.allM {
-		if fam := f.byID[m.id].dto; len(fam.Metric) > 0 && !f.excluded[m.id] {
+	for _, m := range catalog.Metrics() {
+		if fam := f.byID[m.ID()].dto; len(fam.Metric) > 0 && !f.excluded[m.ID()] {
 			f.out = append(f.out, fam)
 		}
 	}
@@ -120,7 +122,7 @@ const (
 
 func rankOf(r *Row) int8 {
 	switch {
-	case r.Metric.Scope == PerFlow:
+	case r.Metric.Scope == catalog.PerFlow:
 		return rankFlow
 	case r.t.pod == nil:
 		return rankHost
@@ -140,7 +142,7 @@ func (f *families) capOrder(rows []Row) []capKey {
 	slices.SortFunc(f.order, func(a, b capKey) int {
 		x, y := &rows[a.row], &rows[b.row]
 		return cmp.Or(cmp.Compare(a.rank, b.rank), compareOwners(x.t, y.t), slices.Compare(x.Labels, y.Labels),
-			cmp.Compare(x.Metric.id, y.Metric.id), cmp.Compare(a.row, b.row))
+			cmp.Compare(x.Metric.ID(), y.Metric.ID()), cmp.Compare(a.row, b.row))
 	})
 	for i := range f.order[:max(0, len(f.order)-1)] {
 		a, b := f.order[i], &f.order[i+1]
@@ -169,24 +171,24 @@ func compareOwners(a, b *target) int {
 
 func (f *families) add(r *Runner, row Row) {
 	m := row.Metric
-	hidden := f.excluded[m.id] // only its other name is written
+	hidden := f.excluded[m.ID()] // only its other name is written
 	switch {
 	case row.leftOut > 0:
-		f.leftOut[m.id] += row.leftOut
+		f.leftOut[m.ID()] += row.leftOut
 		return
-	case hidden && !f.aliased[m.id]:
+	case hidden && !f.aliased[m.ID()]:
 		return
 	}
-	if r.opt.SkipZero && m.Type == Counter && row.t.pod != nil && len(m.Labels) == 0 {
+	if r.opt.SkipZero && m.Type == catalog.Counter && row.t.pod != nil && len(m.Labels) == 0 {
 		if row.Value > 0 {
-			row.t.setNonzero(m.id)
-		} else if !row.t.wasNonzero(m.id) {
+			row.t.setNonzero(m.ID())
+		} else if !row.t.wasNonzero(m.ID()) {
 			return
 		}
 	}
 	if !hidden {
 		if r.opt.MaxSeries > 0 && f.total >= r.opt.MaxSeries {
-			f.leftOut[m.id]++
+			f.leftOut[m.ID()]++
 			return
 		}
 		f.total++
@@ -194,12 +196,12 @@ func (f *families) add(r *Runner, row Row) {
 	f.append(m, row.t.labels.pairs, row.Value, row.Labels)
 }
 
-func (f *families) append(m *Metric, pairs []*dto.LabelPair, value float64, labels []string) {
-	fam := &f.byID[m.id]
+func (f *families) append(m *catalog.Metric, pairs []*dto.LabelPair, value float64, labels []string) {
+	fam := &f.byID[m.ID()]
 	n := len(fam.dto.Metric)
 	if n == len(fam.pool) {
 		x := &dto.Metric{}
-		if m.Type == Counter {
+		if m.Type == catalog.Counter {
 			x.Counter = &dto.Counter{Value: new(float64)}
 		} else {
 			x.Gauge = &dto.Gauge{Value: new(float64)}
@@ -207,7 +209,7 @@ func (f *families) append(m *Metric, pairs []*dto.LabelPair, value float64, labe
 		fam.pool = append(fam.pool, x)
 	}
 	x := fam.pool[n]
-	if m.Type == Counter {
+	if m.Type == catalog.Counter {
 		*x.Counter.Value = value
 	} else {
 		*x.Gauge.Value = value
@@ -217,7 +219,7 @@ func (f *families) append(m *Metric, pairs []*dto.LabelPair, value float64, labe
 	} else {
 		x.Label = slices.Clone(pairs)
 		for i, name := range m.Labels {
-			x.Label = append(x.Label, labelPair(name, valid(labels[i])))
+			x.Label = append(x.Label, labelPair(name, validUTF8(labels[i])))
 		}
 	}
 	fam.dto.Metric = append(fam.dto.Metric, x)

@@ -7,6 +7,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/owner"
 )
 
 // series are the names of the series in a cycle that are not the tool's own.
@@ -24,8 +27,8 @@ func series(got map[string]float64) []string {
 // A metric and its other name are left out each for itself.
 func TestExcludeANameAndItsAlias(t *testing.T) {
 	root, ns := fakeProc(t, 20)
-	pods := &somePods{running: []*Pod{pod("a", ns[1], 20)}}
-	m := MustMetric("kubeskoop_fdopenfd")
+	pods := &somePods{running: []*owner.Pod{pod("a", ns[1], 20)}}
+	m := catalog.MustMetric("kubeskoop_fdopenfd")
 	const name, alias, pod = "kubeskoop_fdopenfd", "kubeskoop_fd_openfd", "{node1,ns,a}"
 	for _, c := range []struct {
 		exclude     []string
@@ -69,17 +72,17 @@ func TestExcludeANameAndItsAlias(t *testing.T) {
 // values, and no owner's many series keep out those of another.
 func TestMaxSeriesIsDeterministicAndFair(t *testing.T) {
 	root, ns := fakeProc(t, 20, 30, 40)
-	pods := &somePods{running: []*Pod{pod("old", ns[1], 20), pod("mid", ns[2], 30), pod("new", ns[3], 40)}}
+	pods := &somePods{running: []*owner.Pod{pod("old", ns[1], 20), pod("mid", ns[2], 30), pod("new", ns[3], 40)}}
 	for i, p := range pods.running {
 		p.Started = time.Unix(int64(i), 0)
 	}
 	pods.running[1].Started, pods.running[2].Started = time.Unix(9, 0), time.Unix(9, 0) // started together
-	reason, fixed := MustMetric("kubeskoop_packetloss_reason"), MustMetric("kubeskoop_packetloss_total")
-	bytes := MustMetric("kubeskoop_flow_bytes")
+	reason, fixed := catalog.MustMetric("kubeskoop_packetloss_reason"), catalog.MustMetric("kubeskoop_packetloss_total")
+	bytes := catalog.MustMetric("kubeskoop_flow_bytes")
 	// The host 2 reasons; old 1 and 20 flows, mid 200 and 2, new 3 and 2.
 	type row struct {
 		netns  uint64
-		m      *Metric
+		m      *catalog.Metric
 		labels []string
 	}
 	var rows []row
@@ -118,7 +121,7 @@ func TestMaxSeriesIsDeterministicAndFair(t *testing.T) {
 		for _, owner := range []string{"hostNetwork", "old", "mid", "new"} {
 			var n [3]int
 			for name := range got {
-				for i, m := range []*Metric{fixed, reason, bytes} {
+				for i, m := range []*catalog.Metric{fixed, reason, bytes} {
 					if strings.HasPrefix(name, m.Name+"{node1,") && strings.Split(strings.Trim(name, "}"), ",")[2] == owner {
 						n[i]++
 					}

@@ -7,12 +7,10 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math"
-	"os"
-	"strings"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"nodeskoop/internal/kernel"
 )
 
 // Kept is what a probe remembers of a target (see State) where its counters
@@ -67,17 +65,7 @@ type past struct {
 	seen time.Duration // since the boot, when the target was last there
 }
 
-func newKeeper() *keeper { return &keeper{past: map[pastKey]past{}, now: sinceBoot} }
-
-// sinceBoot is CLOCK_BOOTTIME: it goes on over restarts of the program, and
-// nobody sets it.
-func sinceBoot() time.Duration {
-	var ts unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
-		return 0
-	}
-	return time.Duration(ts.Nano())
-}
+func newKeeper() *keeper { return &keeper{past: map[pastKey]past{}, now: kernel.SinceBoot} }
 
 // recall restores s, if something of that target and probe was kept.
 func (k *keeper) recall(target, probe string, s Kept) error {
@@ -190,7 +178,7 @@ func (r *Runner) enabled(probe string) bool {
 
 // Keep makes each cycle encode what the probes remember, for Kept.
 func (r *Runner) Keep() error {
-	machine, err := machineID(r.opt.ProcRoot)
+	machine, err := kernel.MachineID(r.opt.ProcRoot)
 	if err != nil {
 		return err
 	}
@@ -334,57 +322,20 @@ func AppendUints(b []byte, x ...uint64) []byte {
 	return b
 }
 
-// machineID is what numbers of namespaces and processes, and times since the
-// boot, hold in: the boot, and the PID and time namespaces.
-func machineID(root string) (string, error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return "", fmt.Errorf("find out which boot this is: %w", err)
-	}
-	id := []string{strings.TrimSpace(string(boot))}
-	// Linux before 5.6 has no time namespaces; process 1 may be hidden.
-	for _, ns := range [][]string{{root + "/1/ns/pid", root + "/self/ns/pid"}, {"/proc/self/ns/time"}} {
-		var ino uint64
-		for _, path := range ns {
-			if ino, err = NetnsInode(path); err == nil {
-				break
-			}
-		}
-		id = append(id, fmt.Sprint(ino))
-	}
-	return strings.Join(id, " "), nil
-}
-
 // cookieOf is netnsCookie of the namespace that a file is; 0 where the thread
 // cannot go there.
 func (r *Runner) cookieOf(path string, inode uint64) uint64 {
 	if inode == r.selfNetns {
-		return netnsCookie()
+		return kernel.NetnsCookie()
 	}
 	done := make(chan uint64)
 	go func() {
 		var cookie uint64
-		_ = inNetnsOf(path, func() error {
-			cookie = netnsCookie()
+		_ = kernel.InNetnsOf(path, func() error {
+			cookie = kernel.NetnsCookie()
 			return nil
 		})
 		done <- cookie
 	}()
 	return <-done
-}
-
-// netnsCookie tells network namespaces of one boot apart whose inode numbers
-// are the same, one after the other; 0 before Linux 5.14. It asks about the
-// namespace that the thread is in.
-func netnsCookie() uint64 {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0
-	}
-	defer unix.Close(fd)
-	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
-	if err != nil {
-		return 0
-	}
-	return cookie
 }

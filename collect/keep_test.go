@@ -8,6 +8,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/kernel"
 )
 
 // keptSum is a probe's memory that outlives it: a sum.
@@ -28,7 +32,7 @@ func (s *keptSum) Recall(b []byte) error {
 
 // counting is a probe that adds 10 to a sum of each target in each cycle.
 func counting(name, metric string, over Over) Factory {
-	m := MustMetric(metric)
+	m := catalog.MustMetric(metric)
 	return probe(name, over, func(v *View) error {
 		s := State[keptSum](v)
 		s.n += 10
@@ -63,9 +67,9 @@ const txBytes, ctFound = "kubeskoop_netdev_txbytes", "kubeskoop_conntrack_found"
 // containerd's list; not the pod itself.
 func TestCountersOutlive(t *testing.T) {
 	root, netns := fakeProc(t, 7, 8)
-	a := &Pod{ID: "a", Namespace: "n", Name: "a", Netns: netns[1], PIDs: []int{7}}
-	b := &Pod{ID: "b", Namespace: "n", Name: "b", Netns: netns[2], PIDs: []int{8}}
-	pods := &somePods{running: []*Pod{a, b}}
+	a := &owner.Pod{ID: "a", Namespace: "n", Name: "a", Netns: netns[1], PIDs: []int{7}}
+	b := &owner.Pod{ID: "b", Namespace: "n", Name: "b", Netns: netns[2], PIDs: []int{8}}
+	pods := &somePods{running: []*owner.Pod{a, b}}
 	o := Options{ProcRoot: root, Pods: pods, Probes: map[string]map[string]any{}}
 	probes := []Factory{counting("netdev", txBytes, EachNetns), counting("conntrack", ctFound, HostNetns)}
 	r := keeping(t, o, nil, probes...)
@@ -95,22 +99,22 @@ func TestCountersOutlive(t *testing.T) {
 
 	o.Probes = map[string]map[string]any{"conntrack": {"pods": true}}
 	o.Enabled = []string{"netdev", "conntrack"}
-	o.HostLabel, o.Node, o.Timeout = DefaultHostLabel, "node1", time.Second
+	o.HostLabel, o.Node, o.Timeout = owner.DefaultHostLabel, "node1", time.Second
 	if err := r.Apply(o); err != nil {
 		t.Fatal(err)
 	}
 	want("a reload that makes conntrack anew", 40, 40, 40, 40)
 
-	pods.running = []*Pod{a}
+	pods.running = []*owner.Pod{a}
 	want("b is away", 50, 50, 0, 50)
 	restart("netdev", "conntrack")
-	pods.running = []*Pod{a, b}
+	pods.running = []*owner.Pod{a, b}
 	want("b is there again, after a restart", 60, 60, 50, 60)
-	pods.running = []*Pod{a}
+	pods.running = []*owner.Pod{a}
 	want("b is away", 70, 70, 0, 70)
 	now += keepFor + time.Second
 	want("for long", 80, 80, 0, 80)
-	pods.running = []*Pod{a, b}
+	pods.running = []*owner.Pod{a, b}
 	want("and forgotten", 90, 90, 10, 90)
 
 	// A sample of one probe by hand leaves what the others have.
@@ -124,29 +128,29 @@ func TestCountersOutlive(t *testing.T) {
 	// Another pod of the name, and one whose namespace has another number, are others.
 	c := *a
 	c.ID = "c"
-	pods.running = []*Pod{&c, b}
+	pods.running = []*owner.Pod{&c, b}
 	want("another a", 130, 10, 50, 110)
 	d := *b
 	d.Netns = netns[1]
-	pods.running = []*Pod{&d}
+	pods.running = []*owner.Pod{&d}
 	restart("netdev", "conntrack")
 	want("b elsewhere", 140, 0, 10, 120)
 }
 
 // notConnected is a containerd that does not answer.
-type notConnected struct{ NoPods }
+type notConnected struct{ owner.NoPods }
 
 // TestPodsAreKeptWithoutContainerd: while it does not answer, nobody knows that
 // a pod is gone.
 func TestPodsAreKeptWithoutContainerd(t *testing.T) {
 	root, netns := fakeProc(t, 7)
-	pods := &somePods{running: []*Pod{{ID: "a", Namespace: "n", Name: "a", Netns: netns[1], PIDs: []int{7}}}}
+	pods := &somePods{running: []*owner.Pod{{ID: "a", Namespace: "n", Name: "a", Netns: netns[1], PIDs: []int{7}}}}
 	f := counting("netdev", txBytes, EachNetns)
 	r := keeping(t, Options{ProcRoot: root, Pods: pods}, nil, f)
 	r.Cycle()
 	r2 := keeping(t, Options{ProcRoot: root, Pods: notConnected{}}, kept(r), f)
 	r2.Cycle()
-	r2.keeper.now = func() time.Duration { return sinceBoot() + time.Hour }
+	r2.keeper.now = func() time.Duration { return kernel.SinceBoot() + time.Hour }
 	r2.Cycle()
 	r3 := keeping(t, Options{ProcRoot: root, Pods: pods}, kept(r2), f)
 	if v := values(r3.Cycle()); v[txBytes+"{node1,n,a}"] != 20 || v[txBytes+"{node1,hostNetwork,hostNetwork}"] != 40 {
@@ -241,7 +245,7 @@ func (*unreadable) Recall([]byte) error  { return errors.New("not mine") }
 // node's and the host's own comes first.
 func TestStateIsBounded(t *testing.T) {
 	root, netns := fakeProc(t, 7)
-	pods := &somePods{running: []*Pod{{ID: "a", Namespace: "n", Name: "a", Netns: netns[1], PIDs: []int{7}}}}
+	pods := &somePods{running: []*owner.Pod{{ID: "a", Namespace: "n", Name: "a", Netns: netns[1], PIDs: []int{7}}}}
 	big := probe("conntrack", EachNetns, func(v *View) error { State[large](v).n = MaxState * 2 / 3; return nil })
 	r := keeping(t, Options{ProcRoot: root, Pods: pods}, nil, big)
 	r.Cycle()
@@ -271,7 +275,7 @@ func TestStateOfWhatHangs(t *testing.T) {
 	root, _ := fakeProc(t)
 	hang, back := make(chan struct{}), make(chan struct{})
 	hangs := false
-	m := MustMetric(txBytes)
+	m := catalog.MustMetric(txBytes)
 	f := probe("netdev", EachNetns, func(v *View) error {
 		s := State[keptSum](v)
 		s.n += 10

@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 )
@@ -70,7 +72,7 @@ func TestPanicInAPodsNamespace(t *testing.T) {
 			}
 			s := nsnet.NewSampler(t, collect.Options{
 				Enabled: []string{"qdisc", "tcpsummary"},
-				Pods:    &nsnet.Pods{List: []*collect.Pod{pods[0].Pod("a"), pods[1].Pod("b")}},
+				Pods:    &nsnet.Pods{List: []*owner.Pod{pods[0].Pod("a"), pods[1].Pod("b")}},
 			}, make("qdisc", bad), make("tcpsummary", good))
 			const cycles = 5
 			for range cycles {
@@ -97,16 +99,16 @@ func TestInNetns(t *testing.T) {
 	s := nsnet.New(t)
 	var at uint64
 	self := threadNetns()
-	if err := collect.InNetns(s.Path, s.Inode, func() error { at = threadNetns(); return nil }); err != nil || at != s.Inode {
+	if err := kernel.InNetns(s.Path, s.Inode, func() error { at = threadNetns(); return nil }); err != nil || at != s.Inode {
 		t.Errorf("ran in %d, want %d: %v", at, s.Inode, err)
 	}
-	if err := collect.InNetns(s.Path, 0, func() error { panic("boom") }); err == nil || !strings.Contains(err.Error(), "boom") {
+	if err := kernel.InNetns(s.Path, 0, func() error { panic("boom") }); err == nil || !strings.Contains(err.Error(), "boom") {
 		t.Errorf("the panic became %v", err)
 	}
-	if err := collect.InNetns(s.Path, self, func() error { t.Error("it ran in another namespace than was wanted"); return nil }); err == nil {
+	if err := kernel.InNetns(s.Path, self, func() error { t.Error("it ran in another namespace than was wanted"); return nil }); err == nil {
 		t.Error("another namespace was taken for the wanted one")
 	}
-	if err := collect.InNetns("/etc/passwd", 0, func() error { t.Error("it ran in no namespace"); return nil }); err == nil {
+	if err := kernel.InNetns("/etc/passwd", 0, func() error { t.Error("it ran in no namespace"); return nil }); err == nil {
 		t.Error("a file was taken for a namespace")
 	}
 	// No thread of the process stays there.
@@ -128,7 +130,7 @@ func TestAddrsOf(t *testing.T) {
 	own := netip.MustParseAddr("192.0.2.77")
 	s.Run("ip", "addr", "add", "192.0.2.77/32", "dev", "lo")
 	has := func(path string) (n int) {
-		addrs, err := collect.AddrsOf(path)
+		addrs, err := kernel.AddrsOf(path)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -4,18 +4,19 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
-	"strings"
+
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/kernel"
 )
 
 // podKey names a pod over restarts of its sandbox, and a container outside pods.
 type podKey struct{ namespace, name, uid, plain string }
 
-func keyOf(p *Pod) podKey { return podKey{p.Namespace, p.Name, p.UID, plainID(p)} }
+func keyOf(p *owner.Pod) podKey { return podKey{p.Namespace, p.Name, p.UID, plainID(p)} }
 
 // plainID is the ID of a container outside pods, "" for a pod: its UID stays when
 // its sandbox is made anew.
-func plainID(p *Pod) string {
+func plainID(p *owner.Pod) string {
 	if p.UID != "" {
 		return ""
 	}
@@ -27,9 +28,9 @@ func plainID(p *Pod) string {
 // follows another of its name, too: that one is going. Any other two with the
 // labels of one are left out but for one, and so is what has the host's labels; that
 // is said.
-func (r *Runner) speakers(pods []*Pod) map[[2]string]*Pod {
-	m := make(map[[2]string]*Pod, len(pods))
-	leaveOut := func(p *Pod, other string) {
+func (r *Runner) speakers(pods []*owner.Pod) map[[2]string]*owner.Pod {
+	m := make(map[[2]string]*owner.Pod, len(pods))
+	leaveOut := func(p *owner.Pod, other string) {
 		if r.told == nil {
 			r.told = map[string]bool{}
 		}
@@ -40,7 +41,7 @@ func (r *Runner) speakers(pods []*Pod) map[[2]string]*Pod {
 	}
 	for _, p := range pods {
 		k := [2]string{p.Namespace, p.Name}
-		if p.Namespace == p.Name && (p.Name == r.opt.HostLabel || p.Name == UnknownLabel) {
+		if p.Namespace == p.Name && (p.Name == r.opt.HostLabel || p.Name == owner.UnknownLabel) {
 			leaveOut(p, "what stands for the host, or for an unknown namespace")
 			continue
 		}
@@ -60,7 +61,7 @@ func (r *Runner) speakers(pods []*Pod) map[[2]string]*Pod {
 	}
 	if len(r.told) > len(pods) {
 		for id := range r.told {
-			if !slices.ContainsFunc(pods, func(p *Pod) bool { return p.ID == id }) {
+			if !slices.ContainsFunc(pods, func(p *owner.Pod) bool { return p.ID == id }) {
 				delete(r.told, id)
 			}
 		}
@@ -72,7 +73,7 @@ func (r *Runner) speakers(pods []*Pod) map[[2]string]*Pod {
 // it is not known.
 type processList struct {
 	pids    []int
-	reapers []Process
+	reapers []owner.Process
 	err     error
 }
 
@@ -83,12 +84,12 @@ type processLists struct {
 
 // listProcesses tells whose each process is. What cannot be listed is nobody's: the
 // processes of a pod that are not known as such would pass for the host's.
-func listProcesses(root string, who Pods, pods []*Pod) processLists {
+func listProcesses(root string, who owner.Pods, pods []*owner.Pod) processLists {
 	l := processLists{pods: make(map[podKey]*processList, len(pods))}
 	all := make([]processList, 0, len(pods))
 	// All processes are listed before the pods', so that one that a pod starts in
 	// between is in neither list, not in the host's.
-	l.host.pids, l.host.err = listPIDs(root)
+	l.host.pids, l.host.err = kernel.PIDs(root)
 	taken := map[int]bool{}
 	for _, p := range pods {
 		of := l.pods[keyOf(p)]
@@ -113,27 +114,4 @@ func listProcesses(root string, who Pods, pods []*Pod) processLists {
 	}
 	l.host.pids = slices.DeleteFunc(l.host.pids, func(pid int) bool { return taken[pid] })
 	return l
-}
-
-// listPIDs lists the processes under procfs.
-func listPIDs(root string) ([]int, error) {
-	names, err := readNames(root)
-	if err != nil {
-		return nil, fmt.Errorf("list the processes in %s: %w", root, err)
-	}
-	pids := make([]int, 0, len(names))
-	for _, n := range names {
-		if strings.Trim(n, "0123456789") != "" {
-			continue
-		}
-		if pid, err := strconv.Atoi(n); err == nil && pid > 0 {
-			pids = append(pids, pid)
-		}
-	}
-	slices.Sort(pids)
-	// There is always a process 1 (fs/proc/base.c, proc_pid_readdir).
-	if len(pids) == 0 || pids[0] != 1 {
-		return nil, fmt.Errorf("list the processes in %s: other users' are hidden (mount option hidepid; needs CAP_SYS_PTRACE)", root)
-	}
-	return pids, nil
 }

@@ -12,6 +12,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/kernel"
 )
 
 // failingPods cannot list the processes of some pods.
@@ -20,13 +24,13 @@ type failingPods struct {
 	fail map[string]error
 }
 
-func (s *failingPods) Processes(p *Pod, buf []int) ([]int, error) {
+func (s *failingPods) Processes(p *owner.Pod, buf []int) ([]int, error) {
 	buf, _ = s.somePods.Processes(p, buf)
 	return buf, s.fail[p.ID]
 }
 
 // count is a probe that tells how many processes a target has.
-func count(name string, m *Metric) Factory {
+func count(name string, m *catalog.Metric) Factory {
 	return probe(name, EachPod, func(v *View) error { v.Add(m, float64(len(v.PIDs()))); return nil })
 }
 
@@ -34,7 +38,7 @@ func count(name string, m *Metric) Factory {
 func TestProcessesThatCannotBeListed(t *testing.T) {
 	root, _ := fakeProc(t, 20, 21, 30)
 	a, b := pod("a", 0, 20), pod("b", 0, 30)
-	pods := &failingPods{somePods{running: []*Pod{a, b}, pids: map[string][]int{"a": {20}, "b": {30}}}, map[string]error{}}
+	pods := &failingPods{somePods{running: []*owner.Pod{a, b}, pids: map[string][]int{"a": {20}, "b": {30}}}, map[string]error{}}
 	var log bytes.Buffer
 	r := newRunner(t, Options{ProcRoot: root, Pods: pods, Log: slog.New(slog.NewTextHandler(&log, nil))}, count("fd", mFD), probe("softnet", Node, func(v *View) error { v.Add(mSoft, 7); return nil }))
 	check := func(what string, pod, host bool) {
@@ -94,10 +98,10 @@ func TestListPIDs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got, err := listPIDs(root); err != nil || fmt.Sprint(got) != "[1 3 7 20]" {
+	if got, err := kernel.PIDs(root); err != nil || fmt.Sprint(got) != "[1 3 7 20]" {
 		t.Errorf("%v, %v", got, err)
 	}
-	if got, err := listPIDs(root + "/nowhere"); err == nil || !errors.Is(err, unix.ENOENT) {
+	if got, err := kernel.PIDs(root + "/nowhere"); err == nil || !errors.Is(err, unix.ENOENT) {
 		t.Errorf("%v, %v", got, err)
 	}
 }
@@ -109,19 +113,19 @@ func TestTwoSandboxesOfOnePod(t *testing.T) {
 	a, b := pod("old", ns[1], 20), pod("new", ns[2], 30)
 	a.Name, b.Name = "web", "web"
 	a.UID, b.UID = "u", "u"
-	pods := &somePods{running: []*Pod{a}, pids: map[string][]int{"old": {20}, "new": {30}}}
+	pods := &somePods{running: []*owner.Pod{a}, pids: map[string][]int{"old": {20}, "new": {30}}}
 	r := newRunner(t, Options{ProcRoot: root, Pods: pods},
 		probe("tcp", EachNetns, readValue(mInsegs)), count("fd", mFD),
 		probe("io", EachPod, func(v *View) error {
 			n := State[float64](v) // a counter goes on
 			*n += float64(len(v.PIDs()))
-			v.Add(MustMetric("kubeskoop_io_ioreadsyscall"), *n)
+			v.Add(catalog.MustMetric("kubeskoop_io_ioreadsyscall"), *n)
 			return nil
 		}))
 	for _, step := range []struct {
-		running        []*Pod
+		running        []*owner.Pod
 		tcp, fd, count float64
-	}{{[]*Pod{a}, 20, 1, 1}, {[]*Pod{a, b}, 30, 2, 3}, {[]*Pod{b}, 30, 1, 4}} {
+	}{{[]*owner.Pod{a}, 20, 1, 1}, {[]*owner.Pod{a, b}, 30, 2, 3}, {[]*owner.Pod{b}, 30, 1, 4}} {
 		pods.running = step.running
 		got := values(r.Cycle())
 		want(t, got, "kubeskoop_tcp_insegs{node1,ns,web}", step.tcp)
@@ -131,7 +135,7 @@ func TestTwoSandboxesOfOnePod(t *testing.T) {
 	// Another pod of that name is another: it begins anew, and has only its own.
 	c := pod("next", ns[1], 20)
 	c.Name, c.UID, c.Started = "web", "v", time.Unix(1000, 0)
-	pods.running, pods.pids["next"] = []*Pod{b, c}, []int{20}
+	pods.running, pods.pids["next"] = []*owner.Pod{b, c}, []int{20}
 	got := values(r.Cycle())
 	want(t, got, "kubeskoop_tcp_insegs{node1,ns,web}", 20)
 	want(t, got, "kubeskoop_fdopenfd{node1,ns,web}", 1)
@@ -146,8 +150,8 @@ func TestLabelsOfSomethingElse(t *testing.T) {
 	web.UID, unknown.UID = "u", "v"
 	plain.Name = "web" // and younger
 	unknown.Namespace = "unknown"
-	host.Namespace, host.Name = DefaultHostLabel, DefaultHostLabel
-	for i, running := range [][]*Pod{{web, plain, unknown, host}, {plain, web, host, unknown}} {
+	host.Namespace, host.Name = owner.DefaultHostLabel, owner.DefaultHostLabel
+	for i, running := range [][]*owner.Pod{{web, plain, unknown, host}, {plain, web, host, unknown}} {
 		var log bytes.Buffer
 		r := newRunner(t, Options{ProcRoot: root, Pods: &somePods{running: running}, Log: slog.New(slog.NewTextHandler(&log, nil))}, probe("tcp", EachNetns, readValue(mInsegs)), count("fd", mFD))
 		for range 3 {

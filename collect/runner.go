@@ -1,3 +1,7 @@
+// Package collect is the sampling engine: the View through which a probe reads the
+// kernel, the rows that it yields, and the Runner that samples all probes each
+// interval, keeps them from harming one another, and makes the rows metric
+// families.
 package collect
 
 import (
@@ -20,6 +24,11 @@ import (
 
 	dto "github.com/prometheus/client_model/go"
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/bounded"
+	"nodeskoop/internal/kernel"
 )
 
 // Options say what a Runner samples and how it labels it.
@@ -39,7 +48,7 @@ type Options struct {
 	Enabled []string
 	Probes  map[string]map[string]any
 	// Labels are the user's own labels.
-	Labels []LabelTemplate
+	Labels []owner.LabelTemplate
 	// CompatNames adds the metrics that have an Alias.
 	CompatNames bool
 	// Exclude holds globs (path.Match) of metric names to leave out.
@@ -56,7 +65,7 @@ type Options struct {
 	// Refused says why a probe may not run, by name: what it would give is not
 	// the host's.
 	Refused map[string]error
-	Pods    Pods
+	Pods    owner.Pods
 	Log     *slog.Logger
 }
 
@@ -101,13 +110,13 @@ type Runner struct {
 	told      map[string]bool // pods that are left out because of their labels, by ID
 	keeper    *keeper
 	mute      bool // the last askSelf failed
-	ran       []*Pod
+	ran       []*owner.Pod
 	blind     bool // the last call for the pods failed
 
 	// Calls that may hang, made beside the loop; nil: none is under way.
-	listing *begun[processLists]
-	asking  *begun[[]selfValue]
-	handing *begun[struct{}] // of the families to the sink
+	listing *bounded.Call[processLists]
+	asking  *bounded.Call[[]selfValue]
+	handing *bounded.Call[struct{}] // of the families to the sink
 	addrs   nodeAddrs
 	pods    currentPods
 
@@ -124,7 +133,7 @@ type Runner struct {
 
 // instance is one enabled probe.
 type instance struct {
-	info  *ProbeInfo
+	info  *catalog.Probe
 	probe Probe // nil: could not be built yet
 	err   error // why not
 	opts  map[string]any
@@ -133,7 +142,7 @@ type instance struct {
 	retry   time.Time
 	delay   time.Duration
 	// loading is the call that makes the probe; nil: none is under way.
-	loading *begun[Probe]
+	loading *bounded.Call[Probe]
 
 	hook   string   // the ways in which it is attached, as it said last
 	blind  []string // what it cannot see by them
@@ -184,7 +193,7 @@ func NewRunner(opt Options, factories ...Factory) (*Runner, error) {
 		return nil, fmt.Errorf("open this process's network namespace /proc/thread-self/ns/net: %w (is procfs mounted on /proc?)", err)
 	}
 	r.selfNetnsFD = fd
-	if r.selfNetns, err = NetnsInode("/proc/thread-self/ns/net"); err != nil {
+	if r.selfNetns, err = kernel.NetnsInode("/proc/thread-self/ns/net"); err != nil {
 		return nil, fmt.Errorf("find this process's network namespace: %w", err)
 	}
 	if err := r.Apply(opt); err != nil {
@@ -213,7 +222,7 @@ func (r *Runner) Prepare(opt Options) (commit func(), err error) {
 		opt.ProcRoot = "/proc"
 	}
 	if opt.Pods == nil {
-		opt.Pods = NoPods{}
+		opt.Pods = owner.NoPods{}
 	}
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
@@ -230,7 +239,7 @@ func (r *Runner) Prepare(opt Options) (commit func(), err error) {
 	if hostPath == "" {
 		hostPath, pids = opt.ProcRoot+"/1/ns/net", []int{1}
 	}
-	host, err := NetnsInode(hostPath)
+	host, err := kernel.NetnsInode(hostPath)
 	if err != nil {
 		return nil, fmt.Errorf("find the host's network namespace: %w (it needs CAP_SYS_PTRACE)", err)
 	}
@@ -240,7 +249,7 @@ func (r *Runner) Prepare(opt Options) (commit func(), err error) {
 
 	var next []*instance
 	for _, name := range opt.Enabled {
-		info := ProbeByName(name)
+		info := catalog.ProbeByName(name)
 		if info == nil {
 			return nil, fmt.Errorf("unknown probe %q", name)
 		}
@@ -279,7 +288,7 @@ func (r *Runner) commit(opt Options, host uint64, hostKey, hostPath string, pids
 	r.fam.apply(opt)
 }
 
-func probeOptions(info *ProbeInfo, given map[string]any) map[string]any {
+func probeOptions(info *catalog.Probe, given map[string]any) map[string]any {
 	o := make(map[string]any, len(info.Options))
 	for _, d := range info.Options {
 		if d.Obsolete == "" {
@@ -320,13 +329,13 @@ func sameError(a, b error) bool {
 // drop closes instances, side by side, and forgets what they remembered. One
 // that hangs goes on to be closed when the kernel lets it.
 func (r *Runner) drop(list []*instance) {
-	closings := map[*instance]*begun[struct{}]{}
+	closings := map[*instance]*bounded.Call[struct{}]{}
 	for _, in := range list {
 		if probe, loading := in.probe, in.loading; probe != nil || loading != nil {
-			closings[in] = begin(func() (none struct{}, err error) {
+			closings[in] = bounded.Begin(func() (none struct{}, err error) {
 				if loading != nil {
-					<-loading.done
-					probe = loading.value
+					<-loading.Done
+					probe = loading.Value
 				}
 				if probe != nil {
 					err = probe.Close()
@@ -343,10 +352,10 @@ func (r *Runner) drop(list []*instance) {
 	deadline := time.Now().Add(closeWait)
 	r.beat(closeWait)
 	for in, c := range closings {
-		if !c.over(time.Until(deadline), nil) {
-			r.opt.Log.Warn("closing a probe hangs in the kernel; it goes on beside", "probe", in.info.Name, "error", c.hangs("closing it"))
-		} else if c.err != nil {
-			r.opt.Log.Warn("closing a probe failed", "probe", in.info.Name, "error", c.err)
+		if !c.Over(time.Until(deadline), nil) {
+			r.opt.Log.Warn("closing a probe hangs in the kernel; it goes on beside", "probe", in.info.Name, "error", c.Hangs("closing it"))
+		} else if c.Err != nil {
+			r.opt.Log.Warn("closing a probe failed", "probe", in.info.Name, "error", c.Err)
 		}
 	}
 	r.beat(0)
@@ -415,28 +424,28 @@ func (r *Runner) Run(ctx context.Context, sink func([]*dto.MetricFamily), betwee
 // until it has returned; sampling goes on.
 func (r *Runner) hand(sink func([]*dto.MetricFamily), fams []*dto.MetricFamily) {
 	if r.handing != nil {
-		if !r.handing.over(0, nil) {
+		if !r.handing.Over(0, nil) {
 			r.missed++
 			return
 		}
-		r.opt.Log.Info("handing over the values works again", "after", time.Since(r.handing.since).Round(time.Millisecond))
+		r.opt.Log.Info("handing over the values works again", "after", time.Since(r.handing.Since).Round(time.Millisecond))
 		r.handed()
 	}
-	r.handing = begin(func() (none struct{}, err error) { sink(fams); return none, nil })
+	r.handing = bounded.Begin(func() (none struct{}, err error) { sink(fams); return none, nil })
 	r.beat(handWait)
 	// At the end, too, it is waited for: a whole file is about to be there.
-	if r.handing.over(handWait, nil) {
+	if r.handing.Over(handWait, nil) {
 		r.handed()
 		return
 	}
-	r.opt.Log.Error("handing over the values hangs; sampling goes on, and what it samples is lost until then", "error", r.handing.hangs("writing them"))
+	r.opt.Log.Error("handing over the values hangs; sampling goes on, and what it samples is lost until then", "error", r.handing.Hangs("writing them"))
 	r.fam = families{} // those are the sink's now
 	r.fam.apply(r.opt)
 }
 
 func (r *Runner) handed() {
-	if r.handing.err != nil {
-		r.opt.Log.Error("handing over the values failed", "error", r.handing.err)
+	if r.handing.Err != nil {
+		r.opt.Log.Error("handing over the values failed", "error", r.handing.Err)
 	}
 	r.handing = nil
 }
@@ -483,11 +492,11 @@ func (r *Runner) build(now time.Time) {
 			in.loading = r.create(in)
 		}
 		r.beat(wait)
-		if !in.loading.over(wait, r.stop) {
-			in.err = in.loading.hangs("loading it")
+		if !in.loading.Over(wait, r.stop) {
+			in.err = in.loading.Hangs("loading it")
 			continue
 		}
-		in.probe, in.err = in.loading.value, in.loading.err
+		in.probe, in.err = in.loading.Value, in.loading.Err
 		in.loading = nil
 		r.beat(0)
 		if in.err != nil {
@@ -499,12 +508,12 @@ func (r *Runner) build(now time.Time) {
 }
 
 // create begins to make a probe.
-func (r *Runner) create(in *instance) *begun[Probe] {
+func (r *Runner) create(in *instance) *bounded.Call[Probe] {
 	f, ok := r.factories[in.info.Name]
 	host := r.hostPath
 	env := Env{Options: in.opts, ProcRoot: r.opt.ProcRoot, HostNetns: host, Once: r.opt.Once, Pods: &r.pods, Log: r.opt.Log.With("probe", in.info.Name)}
 	env.NodeAddrs = func() (map[netip.Addr]struct{}, error) { return r.addrs.list(host) }
-	return begin(func() (Probe, error) {
+	return bounded.Begin(func() (Probe, error) {
 		switch {
 		case !ok:
 			return nil, ErrNotBuilt
@@ -525,7 +534,7 @@ func (r *Runner) plan() []*job {
 	}
 	r.ordered = r.ordered[:0]
 	var jobs []*job
-	add := func(key string, over Over, pod *Pod, inode uint64, pids []int, path string) *target {
+	add := func(key string, over Over, pod *owner.Pod, inode uint64, pids []int, path string) *target {
 		t := r.targets[key]
 		if t == nil {
 			t = &target{key: key, over: over, inode: inode}
@@ -555,7 +564,7 @@ func (r *Runner) plan() []*job {
 	r.host = add(r.hostKey, EachNetns, nil, r.hostNetns, r.hostPIDs, r.hostPath)
 	r.netns = map[uint64]*target{r.hostNetns: r.host}
 	// Nothing is sampled there: it has labels, and what probes over Node keep.
-	r.unknown.labels = newLabelSet(r.opt.Node, UnknownLabel, UnknownLabel, nil, r.opt.Labels)
+	r.unknown.labels = newLabelSet(r.opt.Node, owner.UnknownLabel, owner.UnknownLabel, nil, r.opt.Labels)
 
 	var wantPIDs bool
 	for _, in := range r.instances {
@@ -611,7 +620,7 @@ func (r *Runner) plan() []*job {
 	return jobs
 }
 
-func (r *Runner) labelsOf(p *Pod) labelSet {
+func (r *Runner) labelsOf(p *owner.Pod) labelSet {
 	ns, name := r.opt.HostLabel, r.opt.HostLabel
 	if p != nil {
 		ns, name = p.Namespace, p.Name
@@ -621,8 +630,8 @@ func (r *Runner) labelsOf(p *Pod) labelSet {
 
 // running returns the pods that run. Where the resolver fails, they are those
 // of before.
-func (r *Runner) running() []*Pod {
-	err := Guard(func() { r.ran = r.opt.Pods.Running() })
+func (r *Runner) running() []*owner.Pod {
+	err := bounded.Guard(func() { r.ran = r.opt.Pods.Running() })
 	if err != nil && !r.blind {
 		r.opt.Log.Error("asking for the pods failed; those of before stand in", "error", err)
 	}
@@ -632,21 +641,21 @@ func (r *Runner) running() []*Pod {
 
 // listProcesses asks for all processes, beside the loop: the kernel may be slow
 // to answer. The lists are without pods where nothing is known.
-func (r *Runner) listProcesses(pods []*Pod) (processLists, error) {
+func (r *Runner) listProcesses(pods []*owner.Pod) (processLists, error) {
 	wait := time.Duration(0)
-	if r.listing != nil && r.listing.over(0, nil) {
+	if r.listing != nil && r.listing.Over(0, nil) {
 		r.listing = nil // too late to be of use
 	}
 	if r.listing == nil {
 		root, resolver := r.opt.ProcRoot, r.opt.Pods
 		wait = r.opt.Timeout
-		r.listing = begin(func() (processLists, error) { return listProcesses(root, resolver, pods), nil })
+		r.listing = bounded.Begin(func() (processLists, error) { return listProcesses(root, resolver, pods), nil })
 	}
 	r.beat(wait)
-	if !r.listing.over(wait, r.stop) {
-		return processLists{}, r.listing.hangs("listing the processes")
+	if !r.listing.Over(wait, r.stop) {
+		return processLists{}, r.listing.Hangs("listing the processes")
 	}
-	lists, err := r.listing.value, r.listing.err
+	lists, err := r.listing.Value, r.listing.Err
 	r.listing = nil
 	r.beat(0)
 	return lists, err
@@ -721,13 +730,13 @@ func (r *Runner) askSelf() []selfValue {
 	if len(r.self) == 0 {
 		return nil
 	}
-	if r.asking != nil && r.asking.over(0, nil) {
+	if r.asking != nil && r.asking.Over(0, nil) {
 		r.asking = nil
 	}
 	wait := time.Duration(0)
 	if r.asking == nil {
 		wait = r.opt.Timeout
-		r.asking = begin(func() (list []selfValue, err error) {
+		r.asking = bounded.Begin(func() (list []selfValue, err error) {
 			for _, f := range r.self {
 				f(func(metric string, value float64, labels ...string) {
 					list = append(list, selfValue{metric, value, labels})
@@ -737,11 +746,11 @@ func (r *Runner) askSelf() []selfValue {
 		})
 	}
 	r.beat(wait)
-	if !r.asking.over(wait, r.stop) {
-		r.sayMute(r.asking.hangs("counting what the tool does itself"))
+	if !r.asking.Over(wait, r.stop) {
+		r.sayMute(r.asking.Hangs("counting what the tool does itself"))
 		return nil
 	}
-	list, err := r.asking.value, r.asking.err
+	list, err := r.asking.Value, r.asking.Err
 	r.asking = nil
 	r.sayMute(err)
 	if err != nil {
@@ -769,7 +778,7 @@ func (r *Runner) selfValues(start time.Time, others []selfValue, add func(string
 		add("nodeskoop_probe_up", boolValue(s.Up), s.Name)
 		add("nodeskoop_probe_duration_seconds", s.Duration.Seconds(), s.Name)
 		add("nodeskoop_probe_failed_targets", float64(s.Failed), s.Name)
-		if in := ProbeByName(s.Name); slices.ContainsFunc(in.Metrics, func(m Metric) bool { return m.Scope == PerPod }) {
+		if in := catalog.ProbeByName(s.Name); slices.ContainsFunc(in.Metrics, func(m catalog.Metric) bool { return m.Scope == catalog.PerPod }) {
 			add("nodeskoop_probe_protected_processes", float64(s.Protected), s.Name)
 		}
 		if s.Hook != "" {

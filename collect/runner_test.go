@@ -15,21 +15,25 @@ import (
 
 	dto "github.com/prometheus/client_model/go"
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/kernel"
 )
 
 // somePods is a Pods of fixed answers.
 type somePods struct {
-	NoPods
-	running []*Pod
+	owner.NoPods
+	running []*owner.Pod
 	pids    map[string][]int
 }
 
-func (s *somePods) Running() []*Pod { return s.running }
-func (s *somePods) Processes(p *Pod, buf []int) ([]int, error) {
+func (s *somePods) Running() []*owner.Pod { return s.running }
+func (s *somePods) Processes(p *owner.Pod, buf []int) ([]int, error) {
 	return append(buf, s.pids[p.ID]...), nil
 }
-func (s *somePods) Connected() bool        { return true }
-func (s *somePods) ByAddr(netip.Addr) *Pod { return nil }
+func (s *somePods) Connected() bool              { return true }
+func (s *somePods) ByAddr(netip.Addr) *owner.Pod { return nil }
 
 // fnProbe samples with a function.
 type fnProbe struct {
@@ -65,7 +69,7 @@ func fakeProc(t *testing.T, pids ...int) (root string, netns []uint64) {
 		}
 		write(t, filepath.Join(dir, "ns/net"), "")
 		write(t, filepath.Join(dir, "net/value"), fmt.Sprint(pid))
-		ino, err := NetnsInode(filepath.Join(dir, "ns/net"))
+		ino, err := kernel.NetnsInode(filepath.Join(dir, "ns/net"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -89,7 +93,7 @@ func newRunner(t *testing.T, o Options, f ...Factory) *Runner {
 		}
 	}
 	if o.HostLabel == "" {
-		o.HostLabel = DefaultHostLabel
+		o.HostLabel = owner.DefaultHostLabel
 	}
 	if o.Timeout == 0 {
 		o.Timeout = 100 * time.Millisecond
@@ -127,14 +131,14 @@ func values(fams []*dto.MetricFamily) map[string]float64 {
 }
 
 var (
-	mInsegs = MustMetric("kubeskoop_tcp_insegs")
-	mDgrams = MustMetric("kubeskoop_udp_indatagrams")
-	mFD     = MustMetric("kubeskoop_fdopenfd")
-	mSoft   = MustMetric("kubeskoop_softnet_processed")
+	mInsegs = catalog.MustMetric("kubeskoop_tcp_insegs")
+	mDgrams = catalog.MustMetric("kubeskoop_udp_indatagrams")
+	mFD     = catalog.MustMetric("kubeskoop_fdopenfd")
+	mSoft   = catalog.MustMetric("kubeskoop_softnet_processed")
 )
 
 // readValue is the probe that reads net/value.
-func readValue(m *Metric) func(*View) error {
+func readValue(m *catalog.Metric) func(*View) error {
 	return func(v *View) error {
 		b, err := v.ReadNet("value")
 		if err != nil {
@@ -149,8 +153,8 @@ func readValue(m *Metric) func(*View) error {
 	}
 }
 
-func pod(id string, inode uint64, pid int) *Pod {
-	return &Pod{ID: id, Namespace: "ns", Name: id, Netns: inode, PIDs: []int{pid},
+func pod(id string, inode uint64, pid int) *owner.Pod {
+	return &owner.Pod{ID: id, Namespace: "ns", Name: id, Netns: inode, PIDs: []int{pid},
 		Started: time.Unix(int64(pid), 0), Labels: map[string]string{"app": "a-" + id}}
 }
 
@@ -170,12 +174,12 @@ func absent(t *testing.T, got map[string]float64, key string) {
 
 func TestCycleLabelsEachTarget(t *testing.T) {
 	root, ns := fakeProc(t, 20, 30)
-	tmpl, err := ParseLabelTemplate("app", "${labels:app}!")
+	tmpl, err := owner.ParseLabelTemplate("app", "${labels:app}!")
 	if err != nil {
 		t.Fatal(err)
 	}
-	pods := &somePods{running: []*Pod{pod("a", ns[1], 20), pod("b", ns[2], 30)}, pids: map[string][]int{"a": {20}}}
-	r := newRunner(t, Options{ProcRoot: root, Pods: pods, Labels: []LabelTemplate{tmpl}, CompatNames: true},
+	pods := &somePods{running: []*owner.Pod{pod("a", ns[1], 20), pod("b", ns[2], 30)}, pids: map[string][]int{"a": {20}}}
+	r := newRunner(t, Options{ProcRoot: root, Pods: pods, Labels: []owner.LabelTemplate{tmpl}, CompatNames: true},
 		probe("tcp", EachNetns, readValue(mInsegs)),
 		probe("udp", HostNetns, readValue(mDgrams)),
 		probe("softnet", Node, func(v *View) error { v.Add(mSoft, 7); return nil }),
@@ -202,7 +206,7 @@ func TestHostLabelAndHostNetworkPods(t *testing.T) {
 	h := pod("h", ns[0], 20)
 	h.HostNetwork = true
 	shared := pod("s", ns[0], 20) // a plain container in the host's namespace
-	r := newRunner(t, Options{ProcRoot: root, Pods: &somePods{running: []*Pod{h, shared}}},
+	r := newRunner(t, Options{ProcRoot: root, Pods: &somePods{running: []*owner.Pod{h, shared}}},
 		probe("tcp", EachNetns, readValue(mInsegs)))
 	o := r.opt
 	o.HostLabel = ""
@@ -221,7 +225,7 @@ func TestNewestSandboxSpeaksForPod(t *testing.T) {
 	root, ns := fakeProc(t, 20, 30)
 	a, b := pod("old", ns[1], 20), pod("new", ns[2], 30)
 	a.Name, b.Name = "web", "web"
-	r := newRunner(t, Options{ProcRoot: root, Pods: &somePods{running: []*Pod{a, b}}},
+	r := newRunner(t, Options{ProcRoot: root, Pods: &somePods{running: []*owner.Pod{a, b}}},
 		probe("tcp", EachNetns, readValue(mInsegs)))
 	want(t, values(r.Cycle()), "kubeskoop_tcp_insegs{node1,ns,web}", 30)
 }
@@ -233,7 +237,7 @@ func TestReusedProcessNumber(t *testing.T) {
 	stale := pod("a", ns[1], 30)
 	both := pod("b", ns[2], 20)
 	both.PIDs = []int{999, 20, 30} // gone, another's, its own
-	r := newRunner(t, Options{ProcRoot: root, Pods: &somePods{running: []*Pod{stale, both}}},
+	r := newRunner(t, Options{ProcRoot: root, Pods: &somePods{running: []*owner.Pod{stale, both}}},
 		probe("tcp", EachNetns, readValue(mInsegs)))
 	got := values(r.Cycle())
 	absent(t, got, "kubeskoop_tcp_insegs{node1,ns,a}")
@@ -243,11 +247,11 @@ func TestReusedProcessNumber(t *testing.T) {
 
 func TestPodThatEndsMidwayHasNoSeries(t *testing.T) {
 	root, ns := fakeProc(t, 20)
-	r := newRunner(t, Options{ProcRoot: root, Pods: &somePods{running: []*Pod{pod("a", ns[1], 20)}}},
+	r := newRunner(t, Options{ProcRoot: root, Pods: &somePods{running: []*owner.Pod{pod("a", ns[1], 20)}}},
 		probe("tcp", EachNetns, readValue(mInsegs)),
 		probe("udp", EachNetns, func(v *View) error {
 			if v.Pod() != nil {
-				return fmt.Errorf("read something: %w", ErrGone)
+				return fmt.Errorf("read something: %w", kernel.ErrGone)
 			}
 			v.Add(mDgrams, 1)
 			return nil
@@ -266,7 +270,7 @@ func TestErrorsAndPanicsStayWithTheirProbe(t *testing.T) {
 		probe("ip", EachNetns, func(*View) error { panic("boom") }),
 		probe("sock", EachNetns, func(v *View) error {
 			if n++; n <= 2 {
-				v.Add(MustMetric("kubeskoop_sock_tw"), 1) // half a result
+				v.Add(catalog.MustMetric("kubeskoop_sock_tw"), 1) // half a result
 				return errors.New("no luck")
 			}
 			return nil
@@ -354,7 +358,7 @@ func TestHungReadOfOnePod(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(root, "20/net/other"), "5")
-	r := newRunner(t, Options{ProcRoot: root, Pods: &somePods{running: []*Pod{pod("a", ns[1], 20), pod("b", ns[2], 30)}}},
+	r := newRunner(t, Options{ProcRoot: root, Pods: &somePods{running: []*owner.Pod{pod("a", ns[1], 20), pod("b", ns[2], 30)}}},
 		probe("tcp", EachNetns, readValue(mInsegs)),
 		probe("udp", EachNetns, func(v *View) error { v.Add(mDgrams, 3); return nil }))
 	got := values(r.Cycle())
@@ -476,7 +480,7 @@ func TestProbeThatCannotBeBuiltIsRetried(t *testing.T) {
 func TestApplyKeepsWhatDidNotChange(t *testing.T) {
 	root, _ := fakeProc(t)
 	built, closed := map[string]int{}, 0
-	counting := func(name string, over Over, m *Metric) Factory {
+	counting := func(name string, over Over, m *catalog.Metric) Factory {
 		return Factory{name, func(Env) (Probe, error) {
 			built[name]++
 			return fnProbe{over, func(v *View) error {
@@ -488,7 +492,7 @@ func TestApplyKeepsWhatDidNotChange(t *testing.T) {
 		}}
 	}
 	r := newRunner(t, Options{ProcRoot: root},
-		counting("tcp", EachNetns, mInsegs), counting("ipvs", HostNetns, MustMetric("kubeskoop_ipvs_connections")))
+		counting("tcp", EachNetns, mInsegs), counting("ipvs", HostNetns, catalog.MustMetric("kubeskoop_ipvs_connections")))
 	r.Cycle()
 	o := r.opt
 	o.Probes = map[string]map[string]any{"ipvs": {"pods": true}}
@@ -517,13 +521,13 @@ func TestApplyKeepsWhatDidNotChange(t *testing.T) {
 func TestWhatIsLeftOut(t *testing.T) {
 	root, ns := fakeProc(t, 20, 30)
 	count := 0.0
-	pods := &somePods{running: []*Pod{pod("a", ns[1], 20), pod("b", ns[2], 30)}}
+	pods := &somePods{running: []*owner.Pod{pod("a", ns[1], 20), pod("b", ns[2], 30)}}
 	pods.running[0].Started = time.Unix(99, 0) // the younger one
 	r := newRunner(t, Options{ProcRoot: root, Pods: pods, SkipZero: true, Exclude: []string{"kubeskoop_tcp_out*"}},
 		probe("tcp", EachNetns, func(v *View) error {
 			v.Add(mInsegs, count)
-			v.Add(MustMetric("kubeskoop_tcp_outsegs"), 1)
-			v.Add(MustMetric("kubeskoop_tcp_currestab"), 0)
+			v.Add(catalog.MustMetric("kubeskoop_tcp_outsegs"), 1)
+			v.Add(catalog.MustMetric("kubeskoop_tcp_currestab"), 0)
 			return nil
 		}))
 	got := values(r.Cycle())
@@ -551,7 +555,7 @@ func TestWhatIsLeftOut(t *testing.T) {
 }
 
 func TestLabelTemplates(t *testing.T) {
-	p := &Pod{Labels: map[string]string{"app": "web", "a/b": "\xff\"\n"}}
+	p := &owner.Pod{Labels: map[string]string{"app": "web", "a/b": "\xff\"\n"}}
 	for _, c := range []struct{ name, text, want, err string }{
 		{"x", "", "", ""},
 		{"x", "lit", "lit", ""},
@@ -565,7 +569,7 @@ func TestLabelTemplates(t *testing.T) {
 		{"k8s_pod", "v", "", "sets itself"},
 		{"sport", "v", "", "sets itself"},
 	} {
-		tm, err := ParseLabelTemplate(c.name, c.text)
+		tm, err := owner.ParseLabelTemplate(c.name, c.text)
 		if c.err != "" {
 			if err == nil || !strings.Contains(err.Error(), c.err) {
 				t.Errorf("%q=%q: error %v, want %q", c.name, c.text, err, c.err)

@@ -11,6 +11,10 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/kernel"
 )
 
 // Over says on what a probe is sampled.
@@ -61,7 +65,7 @@ type Env struct {
 	// Once: see Options.
 	Once bool
 	// Pods are those of the Runner at any time: after a reload the new ones.
-	Pods Pods
+	Pods owner.Pods
 	// NodeAddrs lists the node's own addresses: those in the host's network
 	// namespace. It may be called from a worker only, and waits for the kernel
 	// no longer than nodeAddrsWait; then those of before are returned, or an
@@ -75,9 +79,6 @@ type Factory struct {
 	Name string
 	New  func(Env) (Probe, error)
 }
-
-// ErrGone says that what was to be sampled has ended: not a failure.
-var ErrGone = errors.New("it has ended")
 
 // errDisowned stops a worker that was given up while it hung.
 var errDisowned = errors.New("given up after a timeout")
@@ -103,7 +104,7 @@ type op struct {
 type target struct {
 	key   string // identifies it over restarts, too
 	over  Over
-	pod   *Pod // nil: the host
+	pod   *owner.Pod // nil: the host
 	inode uint64
 	pids  []int // processes through which to reach the namespace; for EachPod, those to sample
 	path  string
@@ -112,7 +113,7 @@ type target struct {
 	unknown bool
 	// err, for EachPod, says why the processes cannot be told: nothing is sampled.
 	err     error
-	reapers []Process
+	reapers []owner.Process
 
 	mu      sync.Mutex
 	state   map[string]any
@@ -184,7 +185,7 @@ func (v *View) netns(inode uint64) *target {
 // Row is one value of one series.
 type Row struct {
 	t      *target
-	Metric *Metric
+	Metric *catalog.Metric
 	Value  float64
 	// Labels are the values of Metric.Labels.
 	Labels []string
@@ -214,14 +215,14 @@ type netFile struct {
 }
 
 // Add appends one value; labels are those of Metric.Labels.
-func (v *View) Add(m *Metric, value float64, labels ...string) {
+func (v *View) Add(m *catalog.Metric, value float64, labels ...string) {
 	v.rows = append(v.rows, Row{t: v.t, Metric: m, Value: value, Labels: labels})
 }
 
 // Netns lists the network namespaces of the cycle by inode number, each with
 // its pod; nil stands for the host.
-func (v *View) Netns() iter.Seq2[uint64, *Pod] {
-	return func(yield func(uint64, *Pod) bool) {
+func (v *View) Netns() iter.Seq2[uint64, *owner.Pod] {
+	return func(yield func(uint64, *owner.Pod) bool) {
 		for inode, t := range v.w.netns {
 			if !yield(inode, t.pod) {
 				return
@@ -234,7 +235,7 @@ func (v *View) Netns() iter.Seq2[uint64, *Pod] {
 // probe over Node, and reports whether the namespace is one of the cycle's.
 // Number 0 stands for what the kernel left no way to know the namespace of; its
 // series have UnknownLabel.
-func (v *View) AddNetns(inode uint64, m *Metric, value float64, labels ...string) bool {
+func (v *View) AddNetns(inode uint64, m *catalog.Metric, value float64, labels ...string) bool {
 	t := v.netns(inode)
 	if t == nil {
 		return false
@@ -254,21 +255,21 @@ func (v *View) ProcRoot() string { return v.w.root }
 func (v *View) Cycle() uint64 { return v.w.cycle }
 
 // LeaveOut counts series that the probe's own cap keeps out of the cycle.
-func (v *View) LeaveOut(m *Metric, n int) {
+func (v *View) LeaveOut(m *catalog.Metric, n int) {
 	if n > 0 {
 		v.rows = append(v.rows, Row{t: v.t, Metric: m, leftOut: n})
 	}
 }
 
 // Pod returns the pod that is sampled, nil for the host.
-func (v *View) Pod() *Pod { return v.t.pod }
+func (v *View) Pod() *owner.Pod { return v.t.pod }
 
 // PIDs returns the processes to sample, for a probe over EachPod.
 func (v *View) PIDs() []int { return v.t.pids }
 
 // Reapers returns the processes outside the pod that serve it alone; for the host,
 // those of all pods. See Pod.Reapers.
-func (v *View) Reapers() []Process { return v.t.reapers }
+func (v *View) Reapers() []owner.Process { return v.t.reapers }
 
 // Do runs fn, which calls into the kernel about process pid (0 for none).
 // If fn does not return in time the worker is given up and fn's result is
@@ -318,13 +319,13 @@ func (v *View) openNetns() error {
 	if v.dir >= 0 {
 		return nil
 	}
-	result := ErrGone
+	result := kernel.ErrGone
 	for _, pid := range v.t.pids {
 		err := v.openNetnsOf(pid)
 		switch {
 		case err == nil, err == errDisowned:
 			return err
-		case !errors.Is(err, ErrGone):
+		case !errors.Is(err, kernel.ErrGone):
 			result = err // another process may do
 		}
 	}
@@ -338,7 +339,7 @@ func (v *View) openNetnsOf(pid int) error {
 	}
 	if v.t.inode != 0 {
 		ino, err := v.netnsOf(dir, pid)
-		if errors.Is(err, ErrGone) {
+		if errors.Is(err, kernel.ErrGone) {
 			// Perhaps only its first thread has ended.
 			if live, e := v.openThread(pid); e == nil {
 				_ = unix.Close(dir)
@@ -349,7 +350,7 @@ func (v *View) openNetnsOf(pid int) error {
 			}
 		}
 		if err == nil && ino != v.t.inode {
-			err = ErrGone // it is in another namespace by now
+			err = kernel.ErrGone // it is in another namespace by now
 		}
 		if err != nil {
 			_ = unix.Close(dir)
@@ -372,7 +373,7 @@ func (v *View) readNet(name string, buf []byte) ([]byte, error) {
 	}
 	err = v.Do(0, v.t.path+" net/"+name, func() error {
 		return v.w.inNetns(unix.AT_FDCWD, v.t.path, v.t.inode, func() (err error) {
-			buf, err = readFile(unix.AT_FDCWD, v.w.root+"/thread-self/net/"+name, buf)
+			buf, err = kernel.ReadFile(unix.AT_FDCWD, v.w.root+"/thread-self/net/"+name, buf)
 			return err
 		})
 	})
@@ -398,7 +399,7 @@ func (v *View) netnsOf(dir, pid int) (uint64, error) {
 func (v *View) OpenProc(pid int) (dir int, err error) {
 	dir = -1
 	err = v.Do(pid, "open", func() (err error) {
-		dir, err = openRetry(unix.AT_FDCWD, v.w.root+"/"+strconv.Itoa(pid), unix.O_DIRECTORY|unix.O_PATH)
+		dir, err = kernel.Open(unix.AT_FDCWD, v.w.root+"/"+strconv.Itoa(pid), unix.O_DIRECTORY|unix.O_PATH)
 		return err
 	})
 	if err != nil {
@@ -415,9 +416,9 @@ func (v *View) OpenProc(pid int) (dir int, err error) {
 func (v *View) openThread(pid int) (dir int, err error) {
 	dir = -1
 	err = v.Do(pid, "open task", func() error {
-		tid, err := LiveThread(v.w.root, pid)
+		tid, err := kernel.LiveThread(v.w.root, pid)
 		if err == nil {
-			dir, err = openRetry(unix.AT_FDCWD, v.w.root+"/"+strconv.Itoa(pid)+"/task/"+strconv.Itoa(tid), unix.O_DIRECTORY|unix.O_PATH)
+			dir, err = kernel.Open(unix.AT_FDCWD, v.w.root+"/"+strconv.Itoa(pid)+"/task/"+strconv.Itoa(tid), unix.O_DIRECTORY|unix.O_PATH)
 		}
 		return err
 	})
@@ -434,7 +435,7 @@ func (v *View) openThread(pid int) (dir int, err error) {
 // which it grows as needed.
 func (v *View) ReadAt(dir, pid int, name string, buf []byte) ([]byte, error) {
 	err := v.Do(pid, name, func() (err error) {
-		buf, err = readFile(dir, name, buf)
+		buf, err = kernel.ReadFile(dir, name, buf)
 		return err
 	})
 	if err != nil {
@@ -461,7 +462,7 @@ func (v *View) ReadNet(name string) ([]byte, error) {
 	if err == errDisowned {
 		return nil, err
 	}
-	if errors.Is(err, ErrGone) && v.dir >= 0 {
+	if errors.Is(err, kernel.ErrGone) && v.dir >= 0 {
 		// The process is there or it is not; a live one without the file
 		// means that the kernel lacks it.
 		if _, e := v.netnsOf(v.dir, v.pid); e == nil {
@@ -482,7 +483,7 @@ func (v *View) ReadHost(name string) ([]byte, error) {
 	path := v.w.root + "/" + name
 	buf := v.Scratch
 	err := v.Do(0, path, func() (err error) {
-		buf, err = readFile(unix.AT_FDCWD, path, buf)
+		buf, err = kernel.ReadFile(unix.AT_FDCWD, path, buf)
 		return err
 	})
 	if err != nil {
@@ -513,10 +514,10 @@ func (v *View) Enter(what string, fn func() error) error {
 // inNetns switches the thread to the namespace that the file name below dir
 // is, runs fn, and switches back.
 func (w *worker) inNetns(dir int, name string, inode uint64, fn func() error) error {
-	ns, err := openRetry(dir, name, 0)
+	ns, err := kernel.Open(dir, name, 0)
 	if err != nil {
 		if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
-			return ErrGone
+			return kernel.ErrGone
 		}
 		return fmt.Errorf("open the network namespace: %w (needs CAP_SYS_PTRACE)", err)
 	}
@@ -526,9 +527,9 @@ func (w *worker) inNetns(dir int, name string, inode uint64, fn func() error) er
 		return fmt.Errorf("stat the network namespace: %w", err)
 	}
 	if st.Ino != inode {
-		return ErrGone // the process, or the mount, is another namespace's by now
+		return kernel.ErrGone // the process, or the mount, is another namespace's by now
 	}
-	lost, err := switchNetns(ns, w.r.selfNetnsFD, fn)
+	lost, err := kernel.SwitchNetns(ns, w.r.selfNetnsFD, fn)
 	if lost {
 		w.poisoned = true
 	}
@@ -546,7 +547,7 @@ func (v *View) procError(verb string, pid int, name string, err error) error {
 		return err
 	}
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("%s %s/%d/%s: %w", verb, v.w.root, pid, name, ErrGone)
+		return fmt.Errorf("%s %s/%d/%s: %w", verb, v.w.root, pid, name, kernel.ErrGone)
 	}
 	hint := ""
 	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
@@ -561,45 +562,4 @@ func (v *View) reset(t *target) {
 		_ = unix.Close(v.dir)
 	}
 	v.t, v.dir, v.pid, v.nfile = t, -1, 0, 0
-}
-
-// readFile reads a whole file into buf, which it grows as needed.
-func readFile(dir int, name string, buf []byte) ([]byte, error) {
-	fd, err := openRetry(dir, name, 0)
-	if err != nil {
-		return buf, err
-	}
-	defer unix.Close(fd)
-	buf = buf[:0]
-	for {
-		if len(buf) == cap(buf) {
-			buf = append(buf, make([]byte, max(4096, cap(buf)))...)[:len(buf)]
-		}
-		n, err := unix.Read(fd, buf[len(buf):cap(buf)])
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil || n == 0 {
-			return buf, err
-		}
-		buf = buf[:len(buf)+n]
-	}
-}
-
-func openRetry(dir int, name string, flags int) (int, error) {
-	for {
-		fd, err := unix.Openat(dir, name, flags|unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != unix.EINTR {
-			return fd, err
-		}
-	}
-}
-
-// NetnsInode returns the inode number of the network namespace that path is.
-func NetnsInode(path string) (uint64, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return 0, &fs.PathError{Op: "stat", Path: path, Err: err}
-	}
-	return st.Ino, nil
 }

@@ -3,9 +3,11 @@ package collect
 import (
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"sync"
 	"time"
+
+	"nodeskoop/internal/bounded"
+	"nodeskoop/internal/kernel"
 )
 
 // job is the work of one cycle on one target.
@@ -184,7 +186,7 @@ func (w *worker) one(v *View, in *instance, probe Probe) (err error) {
 	}
 	defer func() {
 		if p := recover(); p != nil {
-			err = panicError(p)
+			err = bounded.PanicError(p)
 		}
 	}()
 	err = probe.Sample(v)
@@ -218,7 +220,7 @@ func (w *worker) finish(v *View, job *job, in *instance, err error) bool {
 	switch {
 	case err == nil:
 		w.rows = v.rows
-	case errors.Is(err, ErrGone) && job.t.pod != nil:
+	case errors.Is(err, kernel.ErrGone) && job.t.pod != nil:
 		// A pod that ends while it is sampled has no values in this cycle.
 		w.rows = w.rows[:w.jobMark]
 		w.i = len(job.run)
@@ -283,8 +285,4 @@ func (in *instance) fail(t *target, err error) {
 		in.failedOn = t
 		in.failed++
 	}
-}
-
-func panicError(p any) error {
-	return fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 }

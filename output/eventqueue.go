@@ -7,13 +7,14 @@ import (
 	"sync/atomic"
 	"time"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/event"
 )
 
 // queued is an event that waits to be written.
 type queued struct {
-	e    *collect.Event
-	done func(e *collect.Event, written bool)
+	e    *event.Event
+	done func(e *event.Event, written bool)
 }
 
 // eventQueue stands between the Hub and the one goroutine of a sink, whose
@@ -38,11 +39,11 @@ type eventCount struct{ written, lost atomic.Uint64 }
 func (q *eventQueue) init(size int) {
 	q.waiting = make(chan queued, size)
 	q.stop, q.kill, q.ended = make(chan struct{}), make(chan struct{}), make(chan struct{})
-	q.counts = make([]eventCount, len(collect.Events()))
+	q.counts = make([]eventCount, len(catalog.Events()))
 }
 
 // Send implements collect.EventSink.
-func (q *eventQueue) Send(e *collect.Event, done func(*collect.Event, bool)) {
+func (q *eventQueue) Send(e *event.Event, done func(*event.Event, bool)) {
 	x := queued{e, done}
 	q.mu.Lock()
 	if !q.closed {
@@ -58,7 +59,7 @@ func (q *eventQueue) Send(e *collect.Event, done func(*collect.Event, bool)) {
 }
 
 // Counts tells how many events of a type were written and how many were lost.
-func (q *eventQueue) Counts(t *collect.EventType) (written, lost uint64) {
+func (q *eventQueue) Counts(t *catalog.EventType) (written, lost uint64) {
 	c := &q.counts[t.ID()]
 	return c.written.Load(), c.lost.Load()
 }
@@ -76,7 +77,7 @@ func (q *eventQueue) tell(x queued, written bool) {
 }
 
 // take waits for the next event; nil says that there will be none.
-func (q *eventQueue) take() *collect.Event {
+func (q *eventQueue) take() *event.Event {
 	var x queued
 	select {
 	case x = <-q.waiting:
@@ -91,7 +92,7 @@ func (q *eventQueue) take() *collect.Event {
 }
 
 // more returns the next event if there is one already.
-func (q *eventQueue) more() *collect.Event {
+func (q *eventQueue) more() *event.Event {
 	select {
 	case x := <-q.waiting:
 		return q.taken(x)
@@ -100,7 +101,7 @@ func (q *eventQueue) more() *collect.Event {
 	}
 }
 
-func (q *eventQueue) taken(x queued) *collect.Event {
+func (q *eventQueue) taken(x queued) *event.Event {
 	q.mu.Lock()
 	dead := q.dead
 	if !dead {

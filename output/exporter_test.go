@@ -15,7 +15,7 @@ import (
 
 	dto "github.com/prometheus/client_model/go"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -37,12 +37,12 @@ func awkward() []*dto.MetricFamily {
 // The remarks that promtool makes about the contract's names, and no others.
 func remarks() map[string]bool {
 	want := map[string]bool{}
-	for _, m := range collect.Metrics() {
+	for _, m := range catalog.Metrics() {
 		total := strings.HasSuffix(m.Name, "_total")
 		switch {
-		case m.Type == collect.Counter && !total:
+		case m.Type == catalog.Counter && !total:
 			want[m.Name+` counter metrics should have "_total" suffix`] = true
-		case m.Type != collect.Counter && total:
+		case m.Type != catalog.Counter && total:
 			want[m.Name+` non-counter metrics should not have "_total" suffix`] = true
 		}
 	}

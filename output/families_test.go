@@ -10,7 +10,7 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 )
 
 // pairs makes labels from names and values in turn.
@@ -47,13 +47,13 @@ func catalogueFamilies(pods int, value func(family, series int) float64) []*dto.
 
 func familiesOver(sets [][]*dto.LabelPair, value func(family, series int) float64) []*dto.MetricFamily {
 	var fams []*dto.MetricFamily
-	for i, m := range collect.Metrics() {
+	for i, m := range catalog.Metrics() {
 		f := family(m.Name, m.Help, dto.MetricType_GAUGE)
-		if m.Type == collect.Counter {
+		if m.Type == catalog.Counter {
 			*f.Type = dto.MetricType_COUNTER
 		}
 		over := sets
-		if m.Scope == collect.PerHost {
+		if m.Scope == catalog.PerHost {
 			over = sets[:1]
 		}
 		for j, set := range over {
@@ -64,7 +64,7 @@ func familiesOver(sets [][]*dto.LabelPair, value func(family, series int) float6
 				}
 			}
 			s := gauge(value(i, j), set...)
-			if m.Type == collect.Counter {
+			if m.Type == catalog.Counter {
 				s = counter(value(i, j), set...)
 			}
 			s.Label = set // shared, not a copy

@@ -14,7 +14,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/event"
+	"nodeskoop/internal/bounded"
+	"nodeskoop/internal/quote"
 )
 
 // DefaultJournalSocket is where journald listens for entries.
@@ -83,7 +85,7 @@ type Journal struct {
 	conn   *net.UnixConn
 }
 
-var _ collect.EventSink = (*Journal)(nil)
+var _ event.Sink = (*Journal)(nil)
 
 // NewJournal starts a Journal. That journald is not there is no error: it is
 // waited for.
@@ -162,7 +164,7 @@ func (j *Journal) run() {
 	defer j.hangUp()
 	for e := j.take(); e != nil; e = j.take() {
 		written := false
-		if err := collect.Guard(func() { written = j.write(e) }); err != nil {
+		if err := bounded.Guard(func() { written = j.write(e) }); err != nil {
 			j.hangUp()
 			if !j.panicked {
 				j.panicked = true
@@ -183,7 +185,7 @@ func (j *Journal) run() {
 
 // write writes one event, however long it takes. It returns false if the event
 // cannot be written, or if the Journal is killed.
-func (j *Journal) write(e *collect.Event) bool {
+func (j *Journal) write(e *event.Event) bool {
 	j.enc.encode(e, false)
 	short, file := false, false
 	for attempt := 0; !j.killed(); {
@@ -403,7 +405,7 @@ func (c *journalEncoder) shrink() {
 }
 
 // encode makes e's entry in c.buf. A short one has less of the stack.
-func (c *journalEncoder) encode(e *collect.Event, short bool) {
+func (c *journalEncoder) encode(e *event.Event, short bool) {
 	c.buf, c.short = c.buf[:0], short
 	c.scratch = e.Fields(c.scratch, c.put)
 }
@@ -447,7 +449,7 @@ func (c *journalEncoder) lines(name string, value []byte) {
 func appendSafe(b, value []byte) []byte {
 	for _, c := range value {
 		if c < ' ' || c >= 0x7f {
-			return collect.AppendSafe(b, string(value))
+			return quote.AppendSafe(b, string(value))
 		}
 	}
 	return append(b, value...)

@@ -25,7 +25,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/event"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/quote"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/systemd"
 )
@@ -199,72 +202,72 @@ func decodeExport(b []byte) ([]map[string]string, error) {
 
 // journalFields are eventFields as the journal keeps them: each a line, but the
 // stack.
-func journalFields(e *collect.Event) map[string]string {
+func journalFields(e *event.Event) map[string]string {
 	m := eventFields(e)
 	for name, value := range m {
 		if name != "KUBESKOOP_STACK" {
-			m[name] = collect.Safe(value)
+			m[name] = quote.Safe(value)
 			continue
 		}
 		lines := strings.Split(value, "\n")
 		for i, l := range lines {
-			lines[i] = collect.Safe(l)
+			lines[i] = quote.Safe(l)
 		}
 		m[name] = strings.Join(lines, "\n")
 	}
 	return m
 }
 
-func eventFields(e *collect.Event) map[string]string {
+func eventFields(e *event.Event) map[string]string {
 	m := map[string]string{}
 	e.Fields(nil, func(name string, value []byte) { m[name] = string(value) })
 	return m
 }
 
 // eventOf makes an event of any type, with everything in it.
-func eventOf(typ *collect.EventType) *collect.Event {
-	web := &collect.Pod{ID: "web", Namespace: "default", Name: "web-0"}
-	e := &collect.Event{
+func eventOf(typ *catalog.EventType) *event.Event {
+	web := &owner.Pod{ID: "web", Namespace: "default", Name: "web-0"}
+	e := &event.Event{
 		Type: typ, Time: time.UnixMicro(1_700_000_000_123_456), Netns: 4026532001, Pod: web, Node: "node-1", HostLabel: "hostNetwork",
 		Protocol: "TCP",
-		Src:      collect.Endpoint{Addr: netip.MustParseAddr("10.0.0.5"), Port: 443, Kind: collect.EndPod, Pod: web, Node: "node-1"},
-		Dst:      collect.Endpoint{Addr: netip.MustParseAddr("10.0.0.9"), Port: 51234},
+		Src:      event.Endpoint{Addr: netip.MustParseAddr("10.0.0.5"), Port: 443, Kind: event.EndPod, Pod: web, Node: "node-1"},
+		Dst:      event.Endpoint{Addr: netip.MustParseAddr("10.0.0.9"), Port: 51234},
 		Latency:  123456 * time.Microsecond, Comm: "nginx", PID: 812, CPU: 3,
 		Ifname: "eth0", Disk: "sda", Vector: "NET_RX", Location: "nft_do_chain+0x12a", Reason: "NETFILTER_DROP", TCPState: "ESTABLISHED",
 		Stack: []string{"nft_do_chain+0x12a", "nft_do_chain_ipv4+0x5c", "nf_hook_slow+0x3f", "ip_local_deliver+0x9a", "ip_rcv+0x51",
 			"__netif_receive_skb_one_core+0x86", "process_backlog+0x8e", "__napi_poll+0x2b", "net_rx_action+0x2f1"},
 	}
 	for i, p := range typ.Points {
-		e.Points = append(e.Points, collect.Point{Name: p, Latency: time.Duration(i+1) * 1500 * time.Microsecond})
+		e.Points = append(e.Points, event.Point{Name: p, Latency: time.Duration(i+1) * 1500 * time.Microsecond})
 	}
 	return e
 }
 
 // variants are what an event of any type may hold besides the usual.
-var variants = map[string]func(*collect.Event){
-	"IPv4": func(*collect.Event) {},
-	"IPv6": func(e *collect.Event) {
+var variants = map[string]func(*event.Event){
+	"IPv4": func(*event.Event) {},
+	"IPv6": func(e *event.Event) {
 		e.Src.Addr, e.Dst.Addr = netip.MustParseAddr("2001:db8::5"), netip.MustParseAddr("fe80::1")
-		e.Dst.Kind, e.Dst.Node = collect.EndNode, "node-1"
+		e.Dst.Kind, e.Dst.Node = event.EndNode, "node-1"
 	},
-	"mapped": func(e *collect.Event) {
+	"mapped": func(e *event.Event) {
 		e.Src.Addr, e.Dst.Addr = netip.MustParseAddr("::ffff:10.0.0.5"), netip.MustParseAddr("::ffff:10.0.0.9")
-		e.Dst.Kind, e.Dst.Pod = collect.EndPod, &collect.Pod{ID: "db", Namespace: "prod", Name: "db-0"}
+		e.Dst.Kind, e.Dst.Pod = event.EndPod, &owner.Pod{ID: "db", Namespace: "prod", Name: "db-0"}
 	},
-	"newline": func(e *collect.Event) {
+	"newline": func(e *event.Event) {
 		e.Comm, e.Ifname, e.Disk, e.Reason = "a\nb", "\n", "sda\n", "\n\nx"
 		e.Vector, e.Location, e.TCPState, e.Protocol = "v\n", "l\n=", "s\nt", "P\n"
 	},
-	"binary": func(e *collect.Event) {
+	"binary": func(e *event.Event) {
 		e.Comm, e.Ifname, e.Disk, e.Reason = "\x00\xff\x1b[2J", "=\x01", "\xc3\x28", "a\x00\nb\xff"
 		e.Vector, e.Location, e.TCPState, e.Protocol = "\t", "\x7f", "\u202e", "\u0085"
 	},
-	"empty": func(e *collect.Event) {
+	"empty": func(e *event.Event) {
 		e.Pod, e.HostLabel, e.Node = nil, "", ""
-		*e = collect.Event{Type: e.Type, Time: e.Time, PID: -1, CPU: -1}
+		*e = event.Event{Type: e.Type, Time: e.Time, PID: -1, CPU: -1}
 	},
-	"suppressed": func(e *collect.Event) { e.Suppressed = 1<<64 - 1; e.PID, e.CPU = 0, 0; e.Stack = e.Stack[:1] },
-	"long":       func(e *collect.Event) { e.Reason = strings.Repeat("x", 60_000); e.Comm = strings.Repeat("y\n", 10_000) },
+	"suppressed": func(e *event.Event) { e.Suppressed = 1<<64 - 1; e.PID, e.CPU = 0, 0; e.Stack = e.Stack[:1] },
+	"long":       func(e *event.Event) { e.Reason = strings.Repeat("x", 60_000); e.Comm = strings.Repeat("y\n", 10_000) },
 }
 
 func closeSink(t testing.TB, s interface{ Close(context.Context) error }, limit time.Duration) {
@@ -278,15 +281,15 @@ func closeSink(t testing.TB, s interface{ Close(context.Context) error }, limit 
 
 // pacer is an EventSink's caller that does not overrun the queue.
 type pacer struct {
-	s             collect.EventSink
+	s             event.Sink
 	sent          uint64
 	written, lost atomic.Uint64
-	report        func(*collect.Event, bool)
+	report        func(*event.Event, bool)
 }
 
-func newPacer(s collect.EventSink) *pacer {
+func newPacer(s event.Sink) *pacer {
 	p := &pacer{s: s}
-	p.report = func(_ *collect.Event, ok bool) {
+	p.report = func(_ *event.Event, ok bool) {
 		if ok {
 			p.written.Add(1)
 		} else {
@@ -296,7 +299,7 @@ func newPacer(s collect.EventSink) *pacer {
 	return p
 }
 
-func (p *pacer) send(e *collect.Event, room uint64) {
+func (p *pacer) send(e *event.Event, room uint64) {
 	for p.sent-p.written.Load()-p.lost.Load() >= room {
 		time.Sleep(20 * time.Microsecond)
 	}
@@ -316,7 +319,7 @@ func TestJournaldHasEveryFieldOfEveryType(t *testing.T) {
 	j := NewJournal(JournalOptions{Path: d.socket})
 	p := newPacer(j)
 	want := map[string]map[string]string{}
-	for _, typ := range collect.Events() {
+	for _, typ := range catalog.Events() {
 		for name, change := range variants {
 			e := eventOf(typ)
 			change(e)
@@ -344,7 +347,7 @@ func TestJournaldHasEveryFieldOfEveryType(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", m["KUBESKOOP_EVENT"], diff)
 		}
 	}
-	for _, typ := range collect.Events() {
+	for _, typ := range catalog.Events() {
 		if w, l := j.Counts(typ); w != uint64(len(variants)) || l != 0 {
 			t.Errorf("%s: %d written, %d lost", typ.Name, w, l)
 		}
@@ -391,7 +394,7 @@ func TestJournaldTakesWhatIsTooLargeForTheSocket(t *testing.T) {
 	d := newJournald(t)
 	j := NewJournal(JournalOptions{Path: d.socket, SendBuffer: 16 << 10})
 	p := newPacer(j)
-	typ := collect.EventByName("PacketLoss")
+	typ := catalog.EventByName("PacketLoss")
 	stack, huge, whole := eventOf(typ), eventOf(typ), eventOf(typ)
 	for i := range 4000 {
 		stack.Stack = append(stack.Stack, fmt.Sprintf("function_%d+0x10", i))
@@ -424,7 +427,7 @@ func TestJournaldRestarts(t *testing.T) {
 	var log lockedBuffer
 	j := NewJournal(JournalOptions{Path: d.socket, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	p := newPacer(j)
-	e := eventOf(collect.EventByName("TCPRetrans"))
+	e := eventOf(catalog.EventByName("TCPRetrans"))
 	for i := range uint64(3) {
 		for range 100 {
 			p.send(e, 1000)
@@ -481,9 +484,9 @@ func TestJournaldFrozen(t *testing.T) {
 	need.Short(t)
 	d := newJournald(t)
 	j := NewJournal(JournalOptions{Path: d.socket})
-	h := collect.NewHub(collect.HubOptions{Node: "node-1", HostLabel: "hostNetwork", HostNetns: 1}, j)
+	h := event.NewHub(event.HubOptions{Node: "node-1", HostLabel: "hostNetwork", HostNetns: 1}, j)
 	defer h.Close(context.Background())
-	types := collect.Events()
+	types := catalog.Events()
 	var offered uint64
 	flood := func(n int) time.Duration {
 		var longest time.Duration
@@ -498,7 +501,7 @@ func TestJournaldFrozen(t *testing.T) {
 		}
 		return longest
 	}
-	total := func() (c collect.EventCounts) {
+	total := func() (c event.Counts) {
 		for _, typ := range types {
 			n := h.Counts(typ)
 			c.Offered += n.Offered
@@ -549,10 +552,10 @@ func TestJournaldFrozen(t *testing.T) {
 // journal how many events they kept back.
 func TestJournaldUnderAFlood(t *testing.T) {
 	d := newJournald(t)
-	h := collect.NewHub(collect.HubOptions{Node: "node-1", HostLabel: "hostNetwork", HostNetns: 1, Rate: collect.DefaultEventRate,
-		Burst: collect.DefaultEventBurst, TotalRate: collect.DefaultTotalRate}, NewJournal(JournalOptions{Path: d.socket}))
+	h := event.NewHub(event.HubOptions{Node: "node-1", HostLabel: "hostNetwork", HostNetns: 1, Rate: event.DefaultEventRate,
+		Burst: event.DefaultEventBurst, TotalRate: event.DefaultTotalRate}, NewJournal(JournalOptions{Path: d.socket}))
 	defer h.Close(context.Background())
-	types := collect.Events()
+	types := catalog.Events()
 	const n = 20_000
 	for i := range n {
 		h.Offer(eventOf(types[i%len(types)]))
@@ -580,7 +583,7 @@ func TestJournaldUnderAFlood(t *testing.T) {
 			told[m["KUBESKOOP_EVENT"]] += k
 		}
 	}
-	var total collect.EventCounts
+	var total event.Counts
 	for _, typ := range types {
 		c := h.Counts(typ)
 		if c.Written != entries[typ.Name] || c.Suppressed != told[typ.Name] || c.Offered != c.Written+c.Suppressed+c.Lost || c.Lost+c.Pending != 0 {
@@ -597,8 +600,8 @@ func TestJournaldUnderAFlood(t *testing.T) {
 }
 
 // pending is how many events are on the way.
-func pending(h *collect.Hub) (n uint64) {
-	for _, typ := range collect.Events() {
+func pending(h *event.Hub) (n uint64) {
+	for _, typ := range catalog.Events() {
 		n += h.Counts(typ).Pending
 	}
 	return n
@@ -667,7 +670,7 @@ func TestJournalFindsAReplacedSocket(t *testing.T) {
 	listenAt(t, path)
 	j := NewJournal(JournalOptions{Path: path})
 	p := newPacer(j)
-	e := eventOf(collect.EventByName("PacketLoss"))
+	e := eventOf(catalog.EventByName("PacketLoss"))
 	const n = 1000
 	for range n {
 		p.send(e, defaultQueue)
@@ -690,7 +693,7 @@ func TestJournalWithoutASocket(t *testing.T) {
 	path := socketPath(t)
 	j := NewJournal(JournalOptions{Path: path, Queue: 16})
 	p := newPacer(j)
-	types := collect.Events()
+	types := catalog.Events()
 	for i := range 100 * len(types) {
 		p.send(eventOf(types[i%len(types)]), 1<<40)
 	}
@@ -729,7 +732,7 @@ func TestJournalCloseInTheMiddle(t *testing.T) {
 	c := listenAt(t, path)
 	j := NewJournal(JournalOptions{Path: path})
 	p := newPacer(j)
-	e := eventOf(collect.EventByName("PacketLoss"))
+	e := eventOf(catalog.EventByName("PacketLoss"))
 	const n = 2000
 	for range n {
 		p.send(e, defaultQueue)
@@ -767,7 +770,7 @@ func TestJournalGivesUpWhatCannotBeSent(t *testing.T) {
 	}
 	j := NewJournal(JournalOptions{Path: path})
 	p := newPacer(j)
-	p.send(eventOf(collect.Events()[0]), 10)
+	p.send(eventOf(catalog.Events()[0]), 10)
 	eventually(t, 10*time.Second, func() bool { return p.lost.Load() == 1 }, func() string { return "it is tried for ever" })
 	closeSink(t, j, time.Second)
 }
@@ -810,7 +813,7 @@ func TestJournalKeepsNoDescriptor(t *testing.T) {
 	c := listenAt(t, path)
 	run := func() {
 		j := NewJournal(JournalOptions{Path: path, SendBuffer: 4096})
-		big := eventOf(collect.EventByName("PacketLoss"))
+		big := eventOf(catalog.EventByName("PacketLoss"))
 		big.Reason = strings.Repeat("x", 100_000)
 		go j.Send(big, nil)
 		buf, oob := make([]byte, 1<<16), make([]byte, 1024)
@@ -859,9 +862,9 @@ func TestFieldNames(t *testing.T) {
 	if len(c.buf) != 0 {
 		t.Errorf("encoded: %q", c.buf)
 	}
-	typ := collect.EventByName("RXKERNEL_SLOW")
+	typ := catalog.EventByName("RXKERNEL_SLOW")
 	e := eventOf(typ)
-	e.Points = []collect.Point{{Name: strings.Repeat("x", 100), Latency: 1}, {Name: "a=b\nC", Latency: 2}}
+	e.Points = []event.Point{{Name: strings.Repeat("x", 100), Latency: 1}, {Name: "a=b\nC", Latency: 2}}
 	c.init()
 	c.encode(e, false)
 	list, err := decodeExport(c.buf)
@@ -890,12 +893,12 @@ func FuzzJournalEncode(f *testing.F) {
 	var c journalEncoder
 	c.init()
 	f.Fuzz(func(t *testing.T, a, b, point string, n uint8, short bool) {
-		types := collect.Events()
+		types := catalog.Events()
 		e := eventOf(types[int(n)%len(types)])
 		e.Comm, e.Reason, e.Location, e.Ifname, e.TCPState, e.Protocol = a, b, a, b, a, b
 		e.Disk, e.Vector, e.Stack, e.Node = b, a, append(strings.Split(b, "\x00"), a), b
-		e.Pod = &collect.Pod{Namespace: a, Name: b}
-		e.Points = []collect.Point{{Name: point, Latency: time.Duration(n)}}
+		e.Pod = &owner.Pod{Namespace: a, Name: b}
+		e.Points = []event.Point{{Name: point, Latency: time.Duration(n)}}
 		c.encode(e, short)
 		list, err := decodeExport(c.buf)
 		if err != nil || len(list) != 1 {
@@ -922,7 +925,7 @@ func BenchmarkJournalEncode(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			var c journalEncoder
 			c.init()
-			e := eventOf(collect.EventByName(name))
+			e := eventOf(catalog.EventByName(name))
 			b.ReportAllocs()
 			for b.Loop() {
 				c.encode(e, false)
@@ -938,7 +941,7 @@ func BenchmarkJournalSend(b *testing.B) {
 	run := func(b *testing.B, path string) {
 		j := NewJournal(JournalOptions{Path: path})
 		p := newPacer(j)
-		e := eventOf(collect.EventByName("PacketLoss"))
+		e := eventOf(catalog.EventByName("PacketLoss"))
 		cpu := cpuTime(b)
 		b.ReportAllocs()
 		for b.Loop() {
@@ -975,11 +978,11 @@ func TestJournalIsSafeToRead(t *testing.T) {
 	j := NewJournal(JournalOptions{Path: d.socket})
 	p := newPacer(j)
 	const command = "$(touch pwned)"
-	for _, typ := range collect.Events() {
+	for _, typ := range catalog.Events() {
 		for _, name := range append([]string{command, "`id`", "-rf"}, nasty...) {
 			e := eventOf(typ)
 			e.Comm, e.Ifname, e.Disk, e.Reason, e.Location, e.TCPState, e.Vector = name, name, name, name, name, name, name
-			e.Pod = &collect.Pod{Namespace: name, Name: name}
+			e.Pod = &owner.Pod{Namespace: name, Name: name}
 			e.Src.Pod, e.Node = e.Pod, name
 			p.send(e, 100)
 		}
@@ -993,7 +996,7 @@ func TestJournalIsSafeToRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	for _, typ := range collect.Events() {
+	for _, typ := range catalog.Events() {
 		entry := "MESSAGE=it is a trap\nMESSAGE_ID=" + typ.MessageID + "\nSYSLOG_IDENTIFIER=nodeskoop\n"
 		for _, name := range []string{"KUBESKOOP_DADDR", "KUBESKOOP_SADDR", "KUBESKOOP_IFNAME", "KUBESKOOP_DISK", "KUBESKOOP_PID", "KUBESKOOP_CPU", "KUBESKOOP_COMM", "KUBESKOOP_NETNS"} {
 			entry += name + "=\x1b[31m" + command + "\n"
@@ -1010,11 +1013,11 @@ func TestJournalIsSafeToRead(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	var catalog bytes.Buffer
-	if err := systemd.WriteCatalog(&catalog); err != nil {
+	var shipped bytes.Buffer
+	if err := systemd.WriteCatalog(&shipped); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(root, "usr/lib/systemd/catalog/nodeskoop.catalog"), catalog.Bytes(), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(root, "usr/lib/systemd/catalog/nodeskoop.catalog"), shipped.Bytes(), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := exec.Command("journalctl", "--root="+root, "--update-catalog").CombinedOutput(); err != nil {
@@ -1040,7 +1043,7 @@ func TestJournalIsSafeToRead(t *testing.T) {
 		}
 	}
 	explained := read("-x", "-t", "nodeskoop")
-	if !strings.Contains(explained, "tc -s qdisc show") || strings.Count(explained, "it is a trap") != len(collect.Events()) {
+	if !strings.Contains(explained, "tc -s qdisc show") || strings.Count(explained, "it is a trap") != len(catalog.Events()) {
 		t.Errorf("the catalog was not used, or an entry is missing:\n%.2000s", explained)
 	}
 	for line := range strings.Lines(explained) {
@@ -1051,7 +1054,7 @@ func TestJournalIsSafeToRead(t *testing.T) {
 	// These print a field as it is stored.
 	for _, args := range [][]string{{"-o", "cat", "--output-fields=KUBESKOOP_COMM,KUBESKOOP_IFNAME,K8S_POD", "KUBESKOOP_PROTOCOL=TCP"}, {"-o", "cat", "--output-fields=KUBESKOOP_STACK,KUBESKOOP_LOCATION", "KUBESKOOP_PROTOCOL=TCP"}} {
 		for line := range strings.Lines(read(args...)) {
-			if line = strings.TrimSuffix(line, "\n"); collect.Safe(line) != line {
+			if line = strings.TrimSuffix(line, "\n"); quote.Safe(line) != line {
 				t.Fatalf("journalctl %v prints %q", args, line)
 			}
 		}

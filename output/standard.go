@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/internal/quote"
 )
 
 // Standard is standard output for a command. It remembers the first write that
@@ -111,9 +111,9 @@ func (l logWriter) Write(b []byte) (int, error) {
 	}
 	var safe []byte
 	if l.isJSON {
-		safe = collect.AppendSafeJSON(nil, line)
+		safe = quote.AppendSafeJSON(nil, line)
 	} else {
-		safe = collect.AppendSafe(nil, string(line))
+		safe = quote.AppendSafe(nil, string(line))
 	}
 	if newline {
 		safe = append(safe, '\n')

@@ -14,7 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/owner"
 )
 
 // fullDisk takes a number of bytes, and then has no room.
@@ -130,7 +131,7 @@ func TestLineWriter(t *testing.T) {
 // Whoever waits for events is told that they do not arrive, and how many; what
 // fits later is written.
 func TestTerminalTellsOfAFailedWrite(t *testing.T) {
-	typ := collect.EventByName("PacketLoss")
+	typ := catalog.EventByName("PacketLoss")
 	line := printed(t, TerminalOptions{}, eventOf(typ))
 	d := &fullDisk{room: len(line) + 3}
 	s := NewTerminal(d, TerminalOptions{})
@@ -161,10 +162,10 @@ func TestTerminalTellsOfAFailedWrite(t *testing.T) {
 
 // A text that is wider than its column keeps its distance from the next one.
 func TestColumnsDoNotTouch(t *testing.T) {
-	typ := collect.EventByName("PacketLoss")
+	typ := catalog.EventByName("PacketLoss")
 	for _, name := range []string{strings.Repeat("x", 47), strings.Repeat("x", 48), strings.Repeat("x", 49), strings.Repeat("x", 253), strings.Repeat("世", 30), "e\u0301"} {
 		e := eventOf(typ)
-		e.Pod = &collect.Pod{Namespace: "n", Name: name}
+		e.Pod = &owner.Pod{Namespace: "n", Name: name}
 		line := printed(t, TerminalOptions{}, e, eventOf(typ))
 		if !strings.Contains(line, name+"  ") || strings.Contains(line, name+"10.") {
 			t.Errorf("%q", line)

@@ -10,10 +10,12 @@ import (
 	"time"
 
 	"github.com/clipperhouse/displaywidth"
-
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/event"
+	"nodeskoop/internal/bounded"
+	"nodeskoop/internal/quote"
 )
 
 // Color says whether a Terminal colours its lines.
@@ -61,7 +63,7 @@ type Terminal struct {
 	err    error         // why
 }
 
-var _ collect.EventSink = (*Terminal)(nil)
+var _ event.Sink = (*Terminal)(nil)
 
 // NewTerminal starts a Terminal that writes to w.
 func NewTerminal(w io.Writer, opt TerminalOptions) *Terminal {
@@ -152,7 +154,7 @@ func (t *Terminal) run() {
 		t.buf, t.ends = t.buf[:0], t.ends[:0]
 		for ; e != nil; e = t.more() {
 			start := len(t.buf)
-			if err := collect.Guard(func() { t.line(e) }); err != nil {
+			if err := bounded.Guard(func() { t.line(e) }); err != nil {
 				// It has happened all the same, and is counted as written.
 				t.buf = append(t.buf[:start], "an event that cannot be shown: "...)
 				t.buf = append(append(t.buf, e.Type.Name...), '\n')
@@ -197,7 +199,7 @@ const (
 
 // eventWidth is that of the longest name of an event.
 var eventWidth = func() (n int) {
-	for _, t := range collect.Events() {
+	for _, t := range catalog.Events() {
 		n = max(n, len(t.Name))
 	}
 	return n
@@ -205,7 +207,7 @@ var eventWidth = func() (n int) {
 
 // line appends one event to t.buf: time, event, pod, connection, latency and
 // what else there is.
-func (t *Terminal) line(e *collect.Event) {
+func (t *Terminal) line(e *event.Event) {
 	if t.json {
 		t.buf, t.scratch = e.AppendJSON(t.buf, t.scratch)
 		t.buf = append(t.buf, '\n')
@@ -222,7 +224,7 @@ func (t *Terminal) line(e *collect.Event) {
 	paint(sgrReset)
 	t.buf = append(t.buf, "  "...)
 
-	if e.Type.Priority <= collect.PriWarning {
+	if e.Type.Priority <= catalog.PriWarning {
 		paint(sgrWarn)
 	} else {
 		paint(sgrNotice)
@@ -231,11 +233,11 @@ func (t *Terminal) line(e *collect.Event) {
 	paint(sgrReset)
 
 	namespace, name := e.PodLabels()
-	t.scratch = collect.AppendSafe(t.scratch[:0], namespace)
+	t.scratch = quote.AppendSafe(t.scratch[:0], namespace)
 	switch {
 	case e.Pod != nil:
 		t.scratch = append(t.scratch, '/')
-		t.scratch = collect.AppendSafe(t.scratch, name)
+		t.scratch = quote.AppendSafe(t.scratch, name)
 	case namespace == "" && e.Netns != 0:
 		t.scratch = append(t.scratch, "netns "...)
 		t.scratch = strconv.AppendUint(t.scratch, e.Netns, 10)
@@ -246,7 +248,7 @@ func (t *Terminal) line(e *collect.Event) {
 
 	t.scratch = t.scratch[:0]
 	for _, g := range e.Type.Fields {
-		if g == collect.FieldTuple {
+		if g == catalog.FieldTuple {
 			t.scratch = e.AppendTuple(t.scratch)
 		}
 	}
@@ -254,8 +256,8 @@ func (t *Terminal) line(e *collect.Event) {
 
 	before := len(t.buf)
 	for _, g := range e.Type.Fields {
-		if g == collect.FieldLatency {
-			t.buf = collect.AppendLatency(t.buf, e.Latency)
+		if g == catalog.FieldLatency {
+			t.buf = event.AppendLatency(t.buf, e.Latency)
 		}
 	}
 	t.scratch = e.AppendDetails(t.scratch[:0])

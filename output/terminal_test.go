@@ -19,11 +19,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/event"
+	"nodeskoop/collect/owner"
 )
 
 // printed returns what a Terminal writes for events.
-func printed(t *testing.T, opt TerminalOptions, events ...*collect.Event) string {
+func printed(t *testing.T, opt TerminalOptions, events ...*event.Event) string {
 	t.Helper()
 	var b lockedBuffer
 	opt.Location = time.UTC
@@ -38,24 +40,24 @@ func printed(t *testing.T, opt TerminalOptions, events ...*collect.Event) string
 }
 
 func TestTerminalLines(t *testing.T) {
-	var events []*collect.Event
-	add := func(typ string, change func(*collect.Event)) {
-		e := eventOf(collect.EventByName(typ))
+	var events []*event.Event
+	add := func(typ string, change func(*event.Event)) {
+		e := eventOf(catalog.EventByName(typ))
 		change(e)
 		events = append(events, e)
 	}
-	add("PacketLoss", func(*collect.Event) {})
-	add("TCPRetrans", func(e *collect.Event) { e.Time = e.Time.Add(time.Second); e.Suppressed = 37 })
-	add("BIOLAT_10MS", func(e *collect.Event) { e.Pod = nil })
-	add("RXKERNEL_SLOW", func(e *collect.Event) {
-		e.Pod = &collect.Pod{Namespace: "kube-system", Name: "coredns-7d764666f9-x2b7k"}
+	add("PacketLoss", func(*event.Event) {})
+	add("TCPRetrans", func(e *event.Event) { e.Time = e.Time.Add(time.Second); e.Suppressed = 37 })
+	add("BIOLAT_10MS", func(e *event.Event) { e.Pod = nil })
+	add("RXKERNEL_SLOW", func(e *event.Event) {
+		e.Pod = &owner.Pod{Namespace: "kube-system", Name: "coredns-7d764666f9-x2b7k"}
 	})
-	add("SOCKETLAT_READSLOW", func(e *collect.Event) {
+	add("SOCKETLAT_READSLOW", func(e *event.Event) {
 		e.Src.Addr, e.Dst.Addr = netip.MustParseAddr("2001:db8:aaaa:bbbb:cccc:dddd:eeee:1"), netip.MustParseAddr("fe80::1")
 	})
-	add("NETSOFTIRQ_EXCUTE_100MS", func(e *collect.Event) { e.Pod, e.HostLabel, e.Netns, e.PID = nil, "", 0, -1 })
-	add("TCPRESET_RECEIVE", func(e *collect.Event) { e.Pod, e.HostLabel, e.Src.Pod, e.TCPState = nil, "", nil, "" })
-	add("VIRTCMDEXCUTE", func(e *collect.Event) { e.Comm = "not its field" })
+	add("NETSOFTIRQ_EXCUTE_100MS", func(e *event.Event) { e.Pod, e.HostLabel, e.Netns, e.PID = nil, "", 0, -1 })
+	add("TCPRESET_RECEIVE", func(e *event.Event) { e.Pod, e.HostLabel, e.Src.Pod, e.TCPState = nil, "", nil, "" })
+	add("VIRTCMDEXCUTE", func(e *event.Event) { e.Comm = "not its field" })
 	want := `
 22:13:20.123  PacketLoss               default/web-0         10.0.0.5:443 -> 10.0.0.9:51234 TCP            NETFILTER_DROP at nft_do_chain+0x12a
 22:13:21.123  TCPRetrans               default/web-0         10.0.0.5:443 -> 10.0.0.9:51234 TCP            state ESTABLISHED (+37 suppressed)
@@ -74,8 +76,8 @@ func TestTerminalLines(t *testing.T) {
 var sgr = regexp.MustCompile("\x1b\\[[0-9;]*m")
 
 func TestTerminalColour(t *testing.T) {
-	var events []*collect.Event
-	for _, typ := range collect.Events() {
+	var events []*event.Event
+	for _, typ := range catalog.Events() {
 		e := eventOf(typ)
 		e.Suppressed = 1
 		events = append(events, e)
@@ -96,8 +98,8 @@ func TestTerminalColour(t *testing.T) {
 }
 
 func TestTerminalJSON(t *testing.T) {
-	var events []*collect.Event
-	for _, typ := range collect.Events() {
+	var events []*event.Event
+	for _, typ := range catalog.Events() {
 		for _, change := range variants {
 			e := eventOf(typ)
 			change(e)
@@ -125,12 +127,12 @@ func TestTerminalJSON(t *testing.T) {
 
 func TestTerminalIsSafe(t *testing.T) {
 	nasty := "\x1b]0;pwned\x07\n\r\u202e\x9b2J\xff"
-	for _, typ := range collect.Events() {
+	for _, typ := range catalog.Events() {
 		e := eventOf(typ)
 		e.Comm, e.Reason, e.Location, e.Ifname, e.TCPState, e.Protocol = nasty, nasty, nasty, nasty, nasty, nasty
 		e.Disk, e.Vector = nasty, nasty
-		e.Pod = &collect.Pod{Namespace: nasty, Name: nasty}
-		e.Src.Pod = &collect.Pod{Namespace: nasty, Name: nasty}
+		e.Pod = &owner.Pod{Namespace: nasty, Name: nasty}
+		e.Src.Pod = &owner.Pod{Namespace: nasty, Name: nasty}
 		for _, opt := range []TerminalOptions{{}, {JSON: true}} {
 			line := strings.TrimSuffix(printed(t, opt, e), "\n")
 			for _, r := range line {
@@ -212,7 +214,7 @@ func TestTerminalWithASlowReader(t *testing.T) {
 	defer w.Close()
 	s := NewTerminal(w, TerminalOptions{JSON: true, Queue: 100})
 	p := newPacer(s)
-	e := eventOf(collect.EventByName("PacketLoss"))
+	e := eventOf(catalog.EventByName("PacketLoss"))
 	const n = 10_000
 	for range n {
 		p.send(e, 1<<40)
@@ -268,7 +270,7 @@ func TestTerminalThatIsStopped(t *testing.T) {
 	w := &stoppedWriter{make(chan struct{}, 100), make(chan struct{})}
 	s := NewTerminal(w, TerminalOptions{})
 	p := newPacer(s)
-	e := eventOf(collect.EventByName("PacketLoss"))
+	e := eventOf(catalog.EventByName("PacketLoss"))
 	p.send(e, 10)
 	<-w.entered
 	for range 99 {
@@ -286,7 +288,7 @@ func TestTerminalThatIsStopped(t *testing.T) {
 }
 
 func TestTerminalCountsWholeLines(t *testing.T) {
-	e := eventOf(collect.EventByName("PacketLoss"))
+	e := eventOf(catalog.EventByName("PacketLoss"))
 	line := len(printed(t, TerminalOptions{}, e))
 	for room, want := range map[int]uint64{0: 0, line - 1: 0, line: 1, 3*line + line/2: 3, 100 * line: 10} {
 		w := &failingWriter{room: room}
@@ -304,7 +306,7 @@ func BenchmarkTerminalLine(b *testing.B) {
 	for _, json := range []bool{false, true} {
 		b.Run(fmt.Sprintf("json=%v", json), func(b *testing.B) {
 			s := &Terminal{json: json, location: time.UTC}
-			e := eventOf(collect.EventByName("PacketLoss"))
+			e := eventOf(catalog.EventByName("PacketLoss"))
 			b.ReportAllocs()
 			for b.Loop() {
 				s.buf = s.buf[:0]

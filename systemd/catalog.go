@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 )
 
 // catalogWidth is the longest line of a catalog entry: journalctl -x puts
@@ -19,13 +19,13 @@ const catalogWidth = 76
 func WriteCatalog(w io.Writer) error {
 	b := bufio.NewWriter(w)
 	fmt.Fprint(b, "# The events of nodeskoop, for journalctl -x.\n# Made by `nodeskoop docs catalog`. Do not edit.\n")
-	for _, e := range collect.Events() {
+	for _, e := range catalog.Events() {
 		fmt.Fprintf(b, "\n-- %s\nSubject: %s\nDefined-By: nodeskoop\nDocumentation: man:nodeskoop(8)\n", e.MessageID, e.Summary)
 		for _, p := range strings.Split(e.Explain, "\n\n") {
 			b.WriteByte('\n')
 			wrap(b, p, "")
 		}
-		steps := append(e.Next[:len(e.Next):len(e.Next)], collect.Step{
+		steps := append(e.Next[:len(e.Next):len(e.Next)], catalog.Step{
 			Command: "journalctl -t nodeskoop KUBESKOOP_EVENT=" + e.Name,
 			Shows:   "how often it happened, since when, and to whom; K8S_POD=NAME leaves one pod",
 		})
@@ -41,10 +41,10 @@ func WriteCatalog(w io.Writer) error {
 }
 
 // lookNext introduces steps, and says what the words in capitals stand for.
-func lookNext(steps []collect.Step) string {
+func lookNext(steps []catalog.Step) string {
 	var means []string
-	for _, p := range collect.Placeholders {
-		if slices.ContainsFunc(steps, func(s collect.Step) bool { return s.Placeholder() == p.Word }) {
+	for _, p := range catalog.Placeholders {
+		if slices.ContainsFunc(steps, func(s catalog.Step) bool { return s.Placeholder() == p.Word }) {
 			means = append(means, p.Word+" is "+p.Means)
 		}
 	}

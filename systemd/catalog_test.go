@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -46,7 +46,7 @@ func TestCatalogIsCompiled(t *testing.T) {
 	if out, err := exec.Command("journalctl", "--root="+root, "--update-catalog").CombinedOutput(); err != nil || len(out) > 0 {
 		t.Fatalf("journalctl --update-catalog: %v\n%s", err, out)
 	}
-	for _, e := range collect.Events() {
+	for _, e := range catalog.Events() {
 		out, err := exec.Command("journalctl", "--root="+root, "--dump-catalog", e.MessageID).CombinedOutput()
 		if err != nil {
 			t.Errorf("%s: %v\n%s", e.Name, err, out)

@@ -14,7 +14,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/internal/quote"
 )
 
 // Ready tells the service manager that the service works, and a line of
@@ -62,7 +62,7 @@ func Alive() { notify(alive, daemon.SdNotifyWatchdog) }
 
 // oneLine keeps a status one line, as the next would be another message, and
 // safe to print: `systemctl status` shows it as it is.
-func oneLine(s string) string { return collect.SafeLine(s) }
+func oneLine(s string) string { return quote.SafeLine(s) }
 
 // A manager that does not read its socket must hold nothing up, the less so as
 // it is the one whose watchdog ends a daemon that stands still. So one goroutine

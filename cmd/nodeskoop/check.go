@@ -16,7 +16,8 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/internal/quote"
 	"nodeskoop/output"
 )
 
@@ -100,10 +101,10 @@ func writeFindings(w io.Writer, findings []finding, width int, color bool) error
 	for _, f := range findings {
 		b.WriteString(paint(f.Verdict, pad(string(f.Verdict), len(bad), true)))
 		b.WriteString("  " + pad(f.Check, name, true) + "  ")
-		put("", collect.SafeLine(f.Found))
+		put("", quote.SafeLine(f.Found))
 		if f.Do != "" {
 			b.WriteString(strings.Repeat(" ", indent))
-			put("-> ", collect.SafeLine(f.Do))
+			put("-> ", quote.SafeLine(f.Do))
 		}
 	}
 	fmt.Fprintf(&b, "\n%d checks: %s", len(findings), paint(good, fmt.Sprintf("%d ok", count[good])))
@@ -185,12 +186,12 @@ type checker struct {
 func (k *checker) path(name string) string { return k.root + name }
 
 // traces reports whether any of the probes that are enabled is eBPF's.
-func (k *checker) traces() bool { return len(k.enabled(collect.EBPF)) > 0 }
+func (k *checker) traces() bool { return len(k.enabled(catalog.EBPF)) > 0 }
 
 // enabled are the probes that are, of some sources.
-func (k *checker) enabled(sources ...collect.Source) []string {
+func (k *checker) enabled(sources ...catalog.Source) []string {
 	return slices.DeleteFunc(slices.Clone(k.cfg.probes), func(name string) bool {
-		return !slices.Contains(sources, collect.ProbeByName(name).Source)
+		return !slices.Contains(sources, catalog.ProbeByName(name).Source)
 	})
 }
 

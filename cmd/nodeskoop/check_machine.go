@@ -14,7 +14,8 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/owner"
 )
 
 func (k *checker) kernel() finding {
@@ -30,7 +31,7 @@ func (k *checker) kernel() finding {
 		return finding{"kernel", bad, found + "; procfs: " + err.Error(), "mount -t proc proc /proc"}
 	}
 	if k.before(5, 8) && k.traces() {
-		return finding{"kernel", bad, found + ": the eBPF probes need the ring buffer of Linux 5.8", "boot a newer kernel, or leave out " + strings.Join(k.enabled(collect.EBPF), ", ")}
+		return finding{"kernel", bad, found + ": the eBPF probes need the ring buffer of Linux 5.8", "boot a newer kernel, or leave out " + strings.Join(k.enabled(catalog.EBPF), ", ")}
 	}
 	return finding{"kernel", good, found, ""}
 }
@@ -44,54 +45,36 @@ func (k *checker) before(major, minor int) bool {
 	return a < major || a == major && b < minor
 }
 
-// capability is one that probes need, and what for.
-type capability struct {
-	bit  int
-	name string
-	// probes that need it; nil: those of eBPF.
-	probes []string
-	why    string
-	// mild: without it something is missing, but no probe fails.
-	mild bool
-}
-
-var capabilities = []capability{
-	{unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE", []string{"all"}, "to tell the network namespaces of processes apart", false},
-	{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", []string{"conntrack", "qdisc", "tcpsummary"}, "to enter the network namespaces of pods", false},
-	{unix.CAP_DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH", []string{"fd"}, "to list the descriptors of other users' processes", false},
-	{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", []string{"conntrack", "flow"}, "to read statistics, and to count what devices and cgroups send", false},
-	{unix.CAP_BPF, "CAP_BPF", nil, "to load BPF programs", false},
-	{unix.CAP_PERFMON, "CAP_PERFMON", nil, "to attach BPF programs to the kernel's hooks", false},
-	{unix.CAP_SYSLOG, "CAP_SYSLOG", []string{"packetloss", "tcpretrans"}, "to name the kernel functions in events", true},
-}
-
 // capabilityLines is one line for each capability that an enabled probe needs.
 func (k *checker) capabilityLines() []finding {
-	has := func(bit int) bool { return k.capabilities&(1<<bit) != 0 }
+	bits := map[string]int{
+		"CAP_SYS_PTRACE": unix.CAP_SYS_PTRACE, "CAP_SYS_ADMIN": unix.CAP_SYS_ADMIN, "CAP_DAC_READ_SEARCH": unix.CAP_DAC_READ_SEARCH,
+		"CAP_NET_ADMIN": unix.CAP_NET_ADMIN, "CAP_BPF": unix.CAP_BPF, "CAP_PERFMON": unix.CAP_PERFMON, "CAP_SYSLOG": unix.CAP_SYSLOG,
+	}
+	has := func(c catalog.Capability) bool { return k.capabilities&(1<<bits[c.Name]) != 0 }
 	var out []finding
-	for _, n := range capabilities {
-		probes := n.probes
+	for _, c := range catalog.Capabilities() {
+		who := "all probes"
+		if c != catalog.CapSysPtrace {
+			var probes []string
+			for _, p := range catalog.Probes() {
+				if slices.Contains(p.Capabilities, c) && slices.Contains(k.cfg.probes, p.Name) {
+					probes = append(probes, p.Name)
+				}
+			}
+			if len(probes) == 0 {
+				continue
+			}
+			who = strings.Join(probes, ", ")
+		}
 		switch {
-		case probes == nil:
-			probes = k.enabled(collect.EBPF)
-		case probes[0] != "all":
-			probes = slices.DeleteFunc(slices.Clone(probes), func(p string) bool { return !slices.Contains(k.cfg.probes, p) })
-		}
-		if len(probes) == 0 {
-			continue
-		}
-		who := strings.Join(probes, ", ")
-		if who == "all" {
-			who = "all probes"
-		}
-		switch {
-		case has(n.bit):
-			out = append(out, finding{n.name, good, "there (" + who + ", " + n.why + ")", ""})
-		case n.probes == nil && has(unix.CAP_SYS_ADMIN):
-			out = append(out, finding{n.name, good, "not there, but CAP_SYS_ADMIN stands for it (" + who + ")", ""})
+		case has(c):
+			out = append(out, finding{c.Name, good, "there (" + who + ", " + c.Why + ")", ""})
+		case (c == catalog.CapBPF || c == catalog.CapPerfmon) && has(catalog.CapSysAdmin):
+			out = append(out, finding{c.Name, good, "not there, but CAP_SYS_ADMIN stands for it (" + who + ")", ""})
 		default:
-			f := finding{n.name, bad, "missing (" + who + ", " + n.why + ")", howToGet(n.name)}
-			if n.mild {
+			f := finding{c.Name, bad, "missing (" + who + ", " + c.Why + ")", howToGet(c.Name)}
+			if c.Mild {
 				f.Verdict = warning
 			}
 			out = append(out, f)
@@ -197,7 +180,7 @@ func (k *checker) lockdown() finding {
 	}
 	if mode == "confidentiality" && k.traces() {
 		return finding{name, bad, "confidentiality: BPF programs may not read the kernel's memory, so hardly an eBPF probe works",
-			"boot with lockdown=integrity, or leave out " + strings.Join(k.enabled(collect.EBPF), ", ")}
+			"boot with lockdown=integrity, or leave out " + strings.Join(k.enabled(catalog.EBPF), ", ")}
 	}
 	return finding{name, good, mode + ": allows what the probes do", ""}
 }
@@ -322,7 +305,7 @@ func checkContainerd(c *cli.Context, s *setup) []finding {
 }
 
 // judgePods is how many of the pods can be measured.
-func judgePods(pods []*collect.Pod) finding {
+func judgePods(pods []*owner.Pod) finding {
 	var host int
 	var without []string
 	for _, p := range pods {

@@ -16,7 +16,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/internal/bounded"
+	"nodeskoop/internal/quote"
 	"nodeskoop/output"
 )
 
@@ -24,7 +26,7 @@ import (
 func (k *checker) folder() finding {
 	const name = "textfile folder"
 	dir := k.path(k.cfg.text("textfile.dir"))
-	word := collect.ShellQuote(dir)
+	word := quote.Shell(dir)
 	fi, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -69,7 +71,7 @@ func (k *checker) folder() finding {
 func (k *checker) file() finding {
 	const name = "textfile"
 	path := k.path(filepath.Join(k.cfg.text("textfile.dir"), k.cfg.text("textfile.file")))
-	word := collect.ShellQuote(path)
+	word := quote.Shell(path)
 	fi, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -120,11 +122,11 @@ func (k *checker) otherWriters() []finding {
 			continue
 		}
 		if looked == maxOtherFiles || room <= 0 {
-			out = append(out, finding{name, warning, fmt.Sprintf("only the first %d other .prom files were looked at", looked), "ls " + collect.ShellQuote(dir)})
+			out = append(out, finding{name, warning, fmt.Sprintf("only the first %d other .prom files were looked at", looked), "ls " + quote.Shell(dir)})
 			break
 		}
 		looked++
-		word := collect.ShellQuote(path)
+		word := quote.Shell(path)
 		families, read, err := familiesIn(path, min(maxTextfile, room))
 		room -= read
 		if errors.Is(err, errLink) {
@@ -137,7 +139,7 @@ func (k *checker) otherWriters() []finding {
 		}
 		var ours []string
 		for _, f := range families {
-			if collect.MetricByName(f) != nil {
+			if catalog.MetricByName(f) != nil {
 				ours = append(ours, f)
 			}
 		}
@@ -264,7 +266,7 @@ func (k *checker) exporters() finding { return k.judgeExporters(k.exporterProces
 func (k *checker) judgeExporters(all []runningExporter) finding {
 	const name = "node_exporter"
 	dir := k.cfg.text("textfile.dir")
-	flag := "--collector.textfile.directory=" + collect.ShellQuote(dir)
+	flag := "--collector.textfile.directory=" + quote.Shell(dir)
 	var doubted []string
 	var worst finding
 	note := func(v verdict, found, do string) {
@@ -282,7 +284,7 @@ func (k *checker) judgeExporters(all []runningExporter) finding {
 		severity, restart := bad, "start it with "+flag
 		if !k.sameRoot(e.pid) {
 			severity, who = warning, who+", which has a root folder of its own,"
-			restart = "if it is to read this node's textfiles: mount " + collect.ShellQuote(dir) + " there, and start it with --collector.textfile.directory= that folder"
+			restart = "if it is to read this node's textfiles: mount " + quote.Shell(dir) + " there, and start it with --collector.textfile.directory= that folder"
 		}
 		if e.without {
 			note(severity, who+" has its textfile collector switched off", strings.Replace(restart, "start it with ", "start it with --collector.textfile ", 1))
@@ -305,7 +307,7 @@ func (k *checker) judgeExporters(all []runningExporter) finding {
 		}
 	}
 	if worst.Check == "" {
-		worst = finding{name, warning, "none runs here that this process can see", "apt install prometheus-node-exporter; in a container it must mount " + collect.ShellQuote(dir)}
+		worst = finding{name, warning, "none runs here that this process can see", "apt install prometheus-node-exporter; in a container it must mount " + quote.Shell(dir)}
 	}
 	if len(doubted) > 0 {
 		const most = 3
@@ -450,7 +452,7 @@ func (k *checker) iniValue(main, key string) (value, from string) {
 		files = append(files, dropIns[b])
 	}
 	for _, f := range files {
-		b, err := collect.ReadBounded(k.path(f), 1<<20)
+		b, err := bounded.ReadFile(k.path(f), 1<<20)
 		if err != nil {
 			continue
 		}

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/internal/quote"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -90,7 +90,7 @@ func TestCheckDoubtsPretenders(t *testing.T) {
 			if f.Verdict != c.want || !strings.Contains(f.Found, c.found) || !strings.Contains(f.Found, "process "+pid+" ") {
 				t.Errorf("%+v, want %s, %q", f, c.want, c.found)
 			}
-			if strings.Contains(f.Do, "pwned") || strings.ContainsAny(collect.SafeLine(f.Found), "\x1b") {
+			if strings.Contains(f.Do, "pwned") || strings.ContainsAny(quote.SafeLine(f.Found), "\x1b") {
 				t.Errorf("%+v", f)
 			}
 			if took > 2*maxPatternTime+5*time.Second {

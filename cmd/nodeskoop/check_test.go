@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/terminal"
 )
@@ -305,8 +305,8 @@ func TestJudgeClockAndPods(t *testing.T) {
 		{judgeClock(now, true, 2*time.Second), warning},
 		{judgeClock(time.Unix(1000, 0), true, 0), bad},
 		{judgePods(nil), good},
-		{judgePods([]*collect.Pod{{Name: "a", Netns: 7}, {Name: "b", HostNetwork: true}}), good},
-		{judgePods([]*collect.Pod{{Name: "a", Netns: 7}, {Name: "c"}}), warning},
+		{judgePods([]*owner.Pod{{Name: "a", Netns: 7}, {Name: "b", HostNetwork: true}}), good},
+		{judgePods([]*owner.Pod{{Name: "a", Netns: 7}, {Name: "c"}}), warning},
 	} {
 		if c.got.Verdict != c.want || c.got.Verdict != good && c.got.Do == "" {
 			t.Errorf("%+v, want %s", c.got, c.want)

@@ -19,6 +19,9 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/bounded"
 )
 
 // defaultConfigFile is read where no other is named; it may be absent.
@@ -58,7 +61,7 @@ func declareSettings() []setting {
 			return err
 		}},
 	}
-	for _, p := range collect.Probes() {
+	for _, p := range catalog.Probes() {
 		for _, o := range p.Options {
 			if o.Obsolete != "" {
 				continue
@@ -105,7 +108,7 @@ func declareSettings() []setting {
 			return nil
 		}},
 		{"pods.namespace", "*", "Namespaces of containerd to follow, separated by commas; \"*\": all. Kubernetes' pods are in k8s.io.", notEmpty},
-		{"pods.host_label", collect.DefaultHostLabel, "The value of k8s_namespace and k8s_pod for the host's own series; \"\" suits dashboards made for the original.", nil},
+		{"pods.host_label", owner.DefaultHostLabel, "The value of k8s_namespace and k8s_pod for the host's own series; \"\" suits dashboards made for the original.", nil},
 
 		{"log.level", "info", "debug, info, warn or error.", func(v any) error {
 			var l slog.Level
@@ -125,7 +128,7 @@ func declareSettings() []setting {
 
 func upperFirst(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
 
-func checkOption(o collect.Option) func(any) error {
+func checkOption(o catalog.Option) func(any) error {
 	switch o.Default.(type) {
 	case time.Duration:
 		return durationIn(time.Microsecond, time.Hour)
@@ -185,22 +188,22 @@ func parseMode(s string) (fs.FileMode, error) {
 // from the default.
 func selectProbes(selection []string) ([]string, error) {
 	chosen := map[string]bool{}
-	set := func(on bool, match func(*collect.ProbeInfo) bool) {
-		for _, p := range collect.Probes() {
+	set := func(on bool, match func(*catalog.Probe) bool) {
+		for _, p := range catalog.Probes() {
 			if match(p) {
 				chosen[p.Name] = on
 			}
 		}
 	}
-	isDefault := func(p *collect.ProbeInfo) bool { return p.Default }
+	isDefault := func(p *catalog.Probe) bool { return p.Default }
 	if len(selection) > 0 && strings.HasPrefix(selection[0], "-") {
 		set(true, isDefault)
 	}
 	for _, s := range selection {
 		name, out := strings.CutPrefix(s, "-")
-		switch p := collect.ProbeByName(name); {
+		switch p := catalog.ProbeByName(name); {
 		case name == "all":
-			set(!out, func(*collect.ProbeInfo) bool { return true })
+			set(!out, func(*catalog.Probe) bool { return true })
 		case name == "default":
 			set(!out, isDefault)
 		case p != nil:
@@ -221,7 +224,7 @@ func selectProbes(selection []string) ([]string, error) {
 
 func probeNames() string {
 	var names []string
-	for _, p := range collect.Probes() {
+	for _, p := range catalog.Probes() {
 		names = append(names, p.Name)
 	}
 	return strings.Join(names, ", ")
@@ -240,7 +243,7 @@ func defaultConfig() *Config {
 // loadConfig reads a configuration file. The default file may be absent; one
 // that was named must be there. The error names each mistake with its line.
 func loadConfig(file string, named bool) (*Config, error) {
-	text, err := collect.ReadBounded(file, maxConfigSize)
+	text, err := bounded.ReadFile(file, maxConfigSize)
 	if errors.Is(err, fs.ErrNotExist) && !named {
 		return defaultConfig(), nil
 	}
@@ -381,7 +384,7 @@ func (l *loader) userLabels(values map[string]toml.Primitive) {
 		p := values[name]
 		v, err := decode(l.md, p, "")
 		if err == nil {
-			_, err = collect.ParseLabelTemplate(name, v.(string))
+			_, err = owner.ParseLabelTemplate(name, v.(string))
 		}
 		if err != nil {
 			l.fail("pods.labels."+name, p, err)
@@ -435,7 +438,7 @@ func decode(md *toml.MetaData, p toml.Primitive, def any) (any, error) {
 func settingFor(key string) *setting {
 	// Options of a probe may also be given under one of its aliases.
 	if parts := strings.SplitN(key, ".", 3); len(parts) == 3 && parts[0] == "probes" {
-		if p := collect.ProbeByName(parts[1]); p != nil {
+		if p := catalog.ProbeByName(parts[1]); p != nil {
 			key = "probes." + p.Name + "." + parts[2]
 		}
 	}
@@ -454,7 +457,7 @@ func obsolete(key string) string {
 	if len(parts) != 3 || parts[0] != "probes" {
 		return ""
 	}
-	if p := collect.ProbeByName(parts[1]); p != nil {
+	if p := catalog.ProbeByName(parts[1]); p != nil {
 		for _, o := range p.Options {
 			if o.Key == parts[2] {
 				return o.Obsolete
@@ -468,7 +471,7 @@ func isTable(key string) bool {
 	if key == "pods.labels" {
 		return true
 	}
-	if name, ok := strings.CutPrefix(key, "probes."); ok && collect.ProbeByName(name) != nil {
+	if name, ok := strings.CutPrefix(key, "probes."); ok && catalog.ProbeByName(name) != nil {
 		return true
 	}
 	for _, s := range settings {
@@ -490,7 +493,7 @@ func allowed(prefix string) string {
 		}
 	}
 	if name, ok := strings.CutPrefix(prefix, "probes."); ok {
-		if p := collect.ProbeByName(strings.TrimSuffix(name, ".")); p != nil {
+		if p := catalog.ProbeByName(strings.TrimSuffix(name, ".")); p != nil {
 			prefix = "probes." + p.Name + "."
 		}
 	}
@@ -537,7 +540,7 @@ func (c *Config) options() (collect.Options, error) {
 		CompatNames: c.flag("compat_names"), Exclude: c.list("metrics.exclude"),
 		SkipZero: c.flag("metrics.skip_zero"), MaxSeries: c.number("textfile.max_series"),
 	}
-	for _, p := range collect.Probes() {
+	for _, p := range catalog.Probes() {
 		o.Probes[p.Name] = map[string]any{}
 		for _, opt := range p.Options {
 			if opt.Obsolete != "" {
@@ -547,7 +550,7 @@ func (c *Config) options() (collect.Options, error) {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.labels)) {
-		t, err := collect.ParseLabelTemplate(name, c.labels[name])
+		t, err := owner.ParseLabelTemplate(name, c.labels[name])
 		if err != nil {
 			return o, err
 		}

@@ -7,7 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 )
 
 // The completions are made from the command line that the program really
@@ -20,11 +20,11 @@ func valuesOf(flag string) (words []string, files bool) {
 	switch flag {
 	case "probe":
 		words = append(words, "all", "default")
-		for _, p := range collect.Probes() {
+		for _, p := range catalog.Probes() {
 			words = append(words, p.Name)
 		}
 	case "event":
-		for _, e := range collect.Events() {
+		for _, e := range catalog.Events() {
 			words = append(words, e.Name)
 		}
 	case "log-level":

@@ -11,7 +11,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 )
 
 // roff writes a manual page. Its text methods escape what roff would read as
@@ -173,7 +173,7 @@ func docMan(w io.Writer) error {
 	r.section("SYNOPSIS")
 	r.b.WriteString("\\fBnodeskoop\\fR [\\fIoption\\fR...] \\fIcommand\\fR [\\fIoption\\fR...]\n")
 	r.section("DESCRIPTION")
-	r.text("nodeskoop runs 23 network probes on one Linux host. It writes their metrics as a textfile that node_exporter serves, writes events to the systemd journal, and names the pods by asking containerd. It opens no port and asks no API server.")
+	r.text("nodeskoop runs network probes on one Linux host. It writes their metrics as a textfile that node_exporter serves, writes events to the systemd journal, and names the pods by asking containerd. It opens no port and asks no API server.")
 	r.para("The service `nodeskoop.service` runs `nodeskoop run`. Script mode, for those who want no daemon, is `nodeskoop-collect.timer`. systemctl refuses to enable both.")
 	r.section("COMMANDS")
 	for _, cmd := range app.Commands {
@@ -204,7 +204,7 @@ func docMan(w io.Writer) error {
 	r.item("SIGHUP", "`run` reads the configuration again. A mistake in it is logged, and what was in effect is kept.")
 	r.item("SIGTERM, SIGINT", "`run` ends, and removes the textfile unless textfile.keep is set.")
 	r.section("PROBES")
-	for _, p := range collect.Probes() {
+	for _, p := range catalog.Probes() {
 		on := ""
 		if !p.Default {
 			on = " Off unless enabled."
@@ -214,7 +214,7 @@ func docMan(w io.Writer) error {
 	r.section("EVENTS")
 	r.text("Events are in the journal under the identifier nodeskoop. With `journalctl -x` each comes with what it usually means and what to look at next.")
 	r.example("journalctl -t nodeskoop -x", "journalctl KUBESKOOP_EVENT=PacketLoss K8S_POD=web-0 -o json")
-	for _, e := range collect.Events() {
+	for _, e := range catalog.Events() {
 		r.item(e.Name, e.Summary+" (probe "+e.Probe()+").")
 	}
 	r.section("METRICS")

@@ -6,47 +6,18 @@ import (
 	"strings"
 	"time"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/owner"
 )
 
 // generatedMark tells who opens a page in an editor where it comes from.
 const generatedMark = "<!-- Made from the catalogue by `make generate`. Do not edit. -->\n"
 
-// costs says what each eBPF probe adds to the kernel's work, measured by `make
-// bench-bpf` on Linux 6.18, net of an empty program at the same place.
-var costs = map[string]string{
-	"packetloss":     "Runs for dropped packets alone: 210 ns each.",
-	"tcpreset":       "Runs for resets, well under a microsecond each. Those of SYN_RECV and TIME_WAIT take a program that runs for each connection that is accepted, or, where functions cannot be hooked, for each dropped packet: 23 ns. Traffic without any of these pays nothing that can be measured.",
-	"tcpretrans":     "Runs for retransmissions alone, about 200 ns each: traffic without them pays nothing that can be measured.",
-	"biolatency":     "Runs at the start and the end of each block I/O, 1 to 2 us each.",
-	"net_softirq":    "Runs three times for each network softirq, 40 ns each.",
-	"netiftxlatency": "Runs for each packet sent: 52 and 50 ns at the driver, and at the queue 10 ns where the device has none.",
-	"kernellatency":  "Runs for each packet: 41 and 42 ns when it is received, 26 ns when it is sent.",
-	"flow":           "Runs for each packet sent: 162 ns.",
-	"socketlatency":  "Runs for each read and write of a socket: 62 and 118 ns for TCP's reads, 139 and 45 ns for its writes; a socket that has had data takes 0.8 KB.",
-	"virtcmdlatency": "Runs per control command alone, of which a running machine sends hardly any.",
-}
-
-// costOf says what a probe costs, and whom.
-func costOf(p *collect.ProbeInfo) string {
-	if c := costs[p.Name]; c != "" {
-		return c
-	}
-	c := "Reads the kernel's own counters once a cycle; nothing on the way of packets."
-	switch p.Name {
-	case "fd", "io":
-		c = "Reads /proc once a cycle for every process: with tcpsummary the dearest of this kind, and nothing on the way of packets."
-	case "tcpsummary":
-		c = "Walks the connections once a cycle: it grows with their number; nothing on the way of packets."
-	}
-	return c
-}
-
 // docProbes writes the table of probes for the README.
 func docProbes(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString("| probe | looks at | from | on by default | events |\n|---|---|---|---|---|\n")
-	for _, p := range collect.Probes() {
+	for _, p := range catalog.Probes() {
 		var events []string
 		for i := range p.Events {
 			events = append(events, "`"+p.Events[i].Name+"`")
@@ -62,7 +33,7 @@ func docMetrics(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString(generatedMark + `# Metrics
 
-Every series carries ` + "`k8s_node`, `k8s_namespace` and `k8s_pod`" + `. For the host's own network namespace, and for what the kernel counts for the whole node, both pod labels are ` + "`" + collect.DefaultHostLabel + "`" + ` (or ` + "`pods.host_label`" + `).
+Every series carries ` + "`k8s_node`, `k8s_namespace` and `k8s_pod`" + `. For the host's own network namespace, and for what the kernel counts for the whole node, both pod labels are ` + "`" + owner.DefaultHostLabel + "`" + ` (or ` + "`pods.host_label`" + `).
 
 How to read the tables:
 
@@ -79,17 +50,17 @@ How to read the tables:
 - Functions are named as in Linux 6.x. A metric whose kernel counter does not exist on a machine has no series there.
 
 `)
-	for _, p := range collect.Probes() {
+	for _, p := range catalog.Probes() {
 		if len(p.Metrics) > 0 {
 			fmt.Fprintf(&b, "[%s](#%s) ", p.Name, p.Name)
 		}
 	}
 	b.WriteString("[nodeskoop itself](#nodeskoop-itself)\n")
-	for _, p := range collect.Probes() {
+	for _, p := range catalog.Probes() {
 		if len(p.Metrics) == 0 {
 			continue
 		}
-		fmt.Fprintf(&b, "\n## %s\n\n%s. From %s; on by default: %s. %s\n", p.Name, upperFirst(p.Title), p.Source, yesNo(p.Default), costOf(p))
+		fmt.Fprintf(&b, "\n## %s\n\n%s. From %s; on by default: %s. %s\n", p.Name, upperFirst(p.Title), p.Source, yesNo(p.Default), p.Cost)
 		b.WriteString("\n| metric | meaning | what moves it | in the kernel |\n|---|---|---|---|\n")
 		var same []string
 		for i := range p.Metrics {
@@ -105,10 +76,10 @@ How to read the tables:
 		}
 	}
 	b.WriteString("\n## nodeskoop itself\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n")
-	for _, m := range collect.Metrics() {
+	for _, m := range catalog.Metrics() {
 		if m.Probe() == "" {
 			typ, meaning := m.Type.String(), m.Help
-			if m.Scope != collect.PerHost {
+			if m.Scope != catalog.PerHost {
 				typ += " per " + scopeWords(m)
 			}
 			if m.Rises != "" {
@@ -122,35 +93,35 @@ How to read the tables:
 }
 
 // scopeWords says what one series of a metric stands for.
-func scopeWords(m *collect.Metric) string {
-	s := map[collect.Scope]string{
-		collect.PerNetns: "network namespace", collect.PerPod: "pod",
-		collect.PerHost: "node", collect.PerFlow: "connection",
+func scopeWords(m *catalog.Metric) string {
+	s := map[catalog.Scope]string{
+		catalog.PerNetns: "network namespace", catalog.PerPod: "pod",
+		catalog.PerHost: "node", catalog.PerFlow: "connection",
 	}[m.Scope]
-	if len(m.Labels) > 0 && m.Scope != collect.PerFlow {
+	if len(m.Labels) > 0 && m.Scope != catalog.PerFlow {
 		s += " and " + strings.Join(m.Labels, ", ")
 	}
-	if m.Scope == collect.PerFlow {
+	if m.Scope == catalog.PerFlow {
 		s += "; labels " + strings.Join(m.Labels, ", ")
 	}
 	return s
 }
 
 // groupFields are the journal fields of each group.
-var groupFields = map[collect.FieldGroup]string{
-	collect.FieldTuple: "`KUBESKOOP_PROTOCOL`, `KUBESKOOP_SADDR`, `_SPORT`, `_DADDR`, `_DPORT`, and whose the two ends are: " +
+var groupFields = map[catalog.FieldGroup]string{
+	catalog.FieldTuple: "`KUBESKOOP_PROTOCOL`, `KUBESKOOP_SADDR`, `_SPORT`, `_DADDR`, `_DPORT`, and whose the two ends are: " +
 		"`KUBESKOOP_SRC_TYPE`, `_SRC_NAMESPACE`, `_SRC_POD`, `_SRC_NODE`, `KUBESKOOP_DST_TYPE`, `_DST_NAMESPACE`, `_DST_POD`, `_DST_NODE`",
-	collect.FieldLatency:  "`KUBESKOOP_LATENCY_NS`",
-	collect.FieldProcess:  "`KUBESKOOP_COMM`, `KUBESKOOP_PID`",
-	collect.FieldCPU:      "`KUBESKOOP_CPU`",
-	collect.FieldPID:      "`KUBESKOOP_PID`",
-	collect.FieldIfname:   "`KUBESKOOP_IFNAME`",
-	collect.FieldDisk:     "`KUBESKOOP_DISK`",
-	collect.FieldVector:   "`KUBESKOOP_VECTOR`",
-	collect.FieldLocation: "`KUBESKOOP_LOCATION`",
-	collect.FieldReason:   "`KUBESKOOP_REASON`",
-	collect.FieldTCPState: "`KUBESKOOP_TCP_STATE`",
-	collect.FieldStack:    "`KUBESKOOP_STACK`",
+	catalog.FieldLatency:  "`KUBESKOOP_LATENCY_NS`",
+	catalog.FieldProcess:  "`KUBESKOOP_COMM`, `KUBESKOOP_PID`",
+	catalog.FieldCPU:      "`KUBESKOOP_CPU`",
+	catalog.FieldPID:      "`KUBESKOOP_PID`",
+	catalog.FieldIfname:   "`KUBESKOOP_IFNAME`",
+	catalog.FieldDisk:     "`KUBESKOOP_DISK`",
+	catalog.FieldVector:   "`KUBESKOOP_VECTOR`",
+	catalog.FieldLocation: "`KUBESKOOP_LOCATION`",
+	catalog.FieldReason:   "`KUBESKOOP_REASON`",
+	catalog.FieldTCPState: "`KUBESKOOP_TCP_STATE`",
+	catalog.FieldStack:    "`KUBESKOOP_STACK`",
 }
 
 // docEvents writes the reference of the events, docs/EVENTS.md.
@@ -176,11 +147,11 @@ Commands to look at next have words in capitals that you fill in: ` + placeholde
 | event | probe | when | priority | what happened |
 |---|---|---|---|---|
 `)
-	for _, e := range collect.Events() {
+	for _, e := range catalog.Events() {
 		fmt.Fprintf(&b, "| [`%s`](#%s) | %s | %s | %s | %s |\n", e.Name, strings.ToLower(e.Name), e.Probe(), when(e), e.Priority, cell(e.Summary))
 	}
-	for _, e := range collect.Events() {
-		p := collect.ProbeByName(e.Probe())
+	for _, e := range catalog.Events() {
+		p := catalog.ProbeByName(e.Probe())
 		fmt.Fprintf(&b, "\n## %s\n\n%s. %s\n", e.Name, e.Summary, e.Explain)
 		if len(e.Next) > 0 {
 			b.WriteString("\n| look next | it shows |\n|---|---|\n")
@@ -192,7 +163,7 @@ Commands to look at next have words in capitals that you fill in: ` + placeholde
 		fields := make([]string, len(e.Fields))
 		for i, f := range e.Fields {
 			fields[i] = groupFields[f]
-			if f == collect.FieldPoints {
+			if f == catalog.FieldPoints {
 				var points []string
 				for _, at := range e.Points {
 					points = append(points, "`KUBESKOOP_LATENCY_"+strings.ToUpper(at)+"_NS`")
@@ -201,7 +172,7 @@ Commands to look at next have words in capitals that you fill in: ` + placeholde
 			}
 		}
 		fmt.Fprintf(&b, "- Probe `%s`, on by default: %s. %s\n- In the kernel: %s; %s; priority %s.\n- Fields: %s.\n- `MESSAGE_ID=%s`\n",
-			p.Name, yesNo(p.Default), costOf(p), e.Path, when(e), e.Priority, strings.Join(fields, "; "), e.MessageID)
+			p.Name, yesNo(p.Default), p.Cost, e.Path, when(e), e.Priority, strings.Join(fields, "; "), e.MessageID)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
@@ -210,14 +181,14 @@ Commands to look at next have words in capitals that you fill in: ` + placeholde
 // placeholders says what the words stand for that the reader fills in.
 func placeholders() string {
 	var means []string
-	for _, p := range collect.Placeholders {
+	for _, p := range catalog.Placeholders {
 		means = append(means, "`"+p.Word+"` is "+p.Means)
 	}
 	return strings.Join(means, "; ")
 }
 
 // when says which occurrences are events.
-func when(e *collect.EventType) string {
+func when(e *catalog.EventType) string {
 	switch {
 	case e.Below != 0:
 		return fmt.Sprintf("%v to %v", spell(e.Threshold), spell(e.Below))

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 )
 
 // pages are the project's pages for users.
@@ -39,12 +39,12 @@ func TestPagesNameWhatExists(t *testing.T) {
 			if strings.HasSuffix(n, "*") || strings.HasSuffix(n, ".") || strings.HasSuffix(base, "_") || strings.Contains(text, ":"+base+":") {
 				continue
 			}
-			if collect.MetricByName(base) == nil {
+			if catalog.MetricByName(base) == nil {
 				t.Errorf("%s: there is no metric %s", file, base)
 			}
 		}
 		for _, n := range events.FindAllString(text, -1) {
-			if collect.EventByName(n) == nil {
+			if catalog.EventByName(n) == nil {
 				t.Errorf("%s: there is no event %s", file, n)
 			}
 		}
@@ -142,17 +142,9 @@ func TestEachAlertIsListed(t *testing.T) {
 			continue
 		}
 		for _, n := range name.FindAllString(line, -1) {
-			if !strings.Contains(string(rules), "record: k8s_node:"+n+":") && collect.MetricByName(n) == nil {
+			if !strings.Contains(string(rules), "record: k8s_node:"+n+":") && catalog.MetricByName(n) == nil {
 				t.Errorf("the rules ask for %s, which is no metric: %s", n, line)
 			}
-		}
-	}
-}
-
-func TestEveryTracingProbesCostIsTold(t *testing.T) {
-	for _, p := range collect.Probes() {
-		if (p.Source == collect.EBPF) != (costs[p.Name] != "") {
-			t.Errorf("%s is from %v, its cost %q", p.Name, p.Source, costs[p.Name])
 		}
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -40,7 +40,7 @@ func TestManPagesAreCleanAndWhole(t *testing.T) {
 			commands = append(commands, "--"+f.Names()[0])
 		}
 	}
-	for _, e := range collect.Events() {
+	for _, e := range catalog.Events() {
 		commands = append(commands, e.Name)
 	}
 	for _, s := range settings {

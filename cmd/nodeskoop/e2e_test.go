@@ -19,7 +19,7 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/pods"
 )
@@ -143,11 +143,11 @@ app = "${labels:app}"
 		t.Errorf("node_textfile_scrape_error %v", v)
 	}
 	enabled, _ := selectProbes([]string{"default", "packetloss", "tcpreset", "tcpretrans"})
-	for _, m := range collect.Metrics() {
+	for _, m := range catalog.Metrics() {
 		if m.Probe() == "" || !slices.Contains(enabled, m.Probe()) || len(m.Labels) > 0 {
 			continue
 		}
-		host, pod, hostPod := "hostNetwork", m.Scope == collect.PerNetns || m.Scope == collect.PerPod, m.Scope == collect.PerPod
+		host, pod, hostPod := "hostNetwork", m.Scope == catalog.PerNetns || m.Scope == catalog.PerPod, m.Scope == catalog.PerPod
 		if _, ok := value(fams, m.Name, host, host); !ok {
 			t.Errorf("%s has no series of the host", m.Name)
 		}
@@ -160,7 +160,7 @@ app = "${labels:app}"
 			}
 		}
 		if f := fams[m.Name]; f != nil {
-			typ := map[collect.Type]dto.MetricType{collect.Counter: dto.MetricType_COUNTER, collect.Gauge: dto.MetricType_GAUGE}[m.Type]
+			typ := map[catalog.Type]dto.MetricType{catalog.Counter: dto.MetricType_COUNTER, catalog.Gauge: dto.MetricType_GAUGE}[m.Type]
 			if f.GetType() != typ || f.GetHelp() != m.Help {
 				t.Errorf("%s: type %v, help %q", m.Name, f.GetType(), f.GetHelp())
 			}

@@ -15,7 +15,11 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/event"
+	"nodeskoop/collect/owner"
 	"nodeskoop/collect/trace"
+	"nodeskoop/internal/kernel"
 	"nodeskoop/output"
 )
 
@@ -26,28 +30,28 @@ const drainFor = 2 * time.Second
 // the sinks.
 type events struct {
 	plane *trace.Plane
-	hub   *collect.Hub
+	hub   *event.Hub
 }
 
 // newEvents starts the way of events to sinks.
-func (s *setup) newEvents(pods collect.Pods, filter func(*collect.Event) bool, sinks ...collect.EventSink) *events {
-	hub := collect.NewHub(s.hubOptions(s.cfg, s.view, pods, filter), sinks...)
+func (s *setup) newEvents(pods owner.Pods, filter func(*event.Event) bool, sinks ...event.Sink) *events {
+	hub := event.NewHub(s.hubOptions(s.cfg, s.view, pods, filter), sinks...)
 	return &events{hub: hub, plane: trace.New(trace.Options{Hub: hub, Limits: eventLimits(s.cfg), Log: s.log})}
 }
 
-func (s *setup) hubOptions(cfg *Config, view hostView, pods collect.Pods, filter func(*collect.Event) bool) collect.HubOptions {
+func (s *setup) hubOptions(cfg *Config, view hostView, pods owner.Pods, filter func(*event.Event) bool) event.HubOptions {
 	file := view.netnsFile()
-	host, err := collect.NetnsInode(file)
+	host, err := kernel.NetnsInode(file)
 	if err != nil {
 		s.log.Debug("events of foreign namespaces will count as the host's", "error", err)
 	}
-	return collect.HubOptions{
+	return event.HubOptions{
 		Node: cfg.nodeName(), HostLabel: cfg.text("pods.host_label"), HostNetns: host,
 		Rate: cfg.number("journal.rate"), Burst: cfg.number("journal.burst"), TotalRate: cfg.number("journal.total_rate"),
 		Pods: pods, Filter: filter, ForeignPIDs: view.foreignPIDs, Log: s.log,
 		// The node's addresses are those of the host's namespace, which need not
 		// be this process's.
-		NodeAddrs: func() ([]netip.Addr, error) { return collect.AddrsOf(file) },
+		NodeAddrs: func() ([]netip.Addr, error) { return kernel.AddrsOf(file) },
 	}
 }
 
@@ -56,7 +60,7 @@ func eventLimits(cfg *Config) trace.EventLimits {
 }
 
 // journalSink is where the daemon's events go.
-func journalSink(log *slog.Logger) collect.EventSink {
+func journalSink(log *slog.Logger) event.Sink {
 	if err := output.JournalAvailable(""); err != nil {
 		log.Warn("there is no journald: events go to standard error as JSON", "error", err)
 		return output.NewStderrJSON()
@@ -66,9 +70,9 @@ func journalSink(log *slog.Logger) collect.EventSink {
 
 // sinks are where the daemon's events go. Without journald, the lines that
 // were asked for stand in for it.
-func (s *setup) sinks(foreground bool) []collect.EventSink {
+func (s *setup) sinks(foreground bool) []event.Sink {
 	if !foreground {
-		return []collect.EventSink{journalSink(s.log)}
+		return []event.Sink{journalSink(s.log)}
 	}
 	lines := output.NewTerminal(s.c.App.Writer, output.TerminalOptions{})
 	go func() {
@@ -80,9 +84,9 @@ func (s *setup) sinks(foreground bool) []collect.EventSink {
 	}()
 	if err := output.JournalAvailable(""); err != nil {
 		s.log.Warn("there is no journald: events are only printed", "error", err)
-		return []collect.EventSink{lines}
+		return []event.Sink{lines}
 	}
-	return []collect.EventSink{journalSink(s.log), lines}
+	return []event.Sink{journalSink(s.log), lines}
 }
 
 // close ends the way of events. The probes must have been closed before.
@@ -109,7 +113,7 @@ func (e *events) self(r *collect.Runner) func(add func(string, float64, ...strin
 		for _, s := range r.Status() {
 			up[s.Name] = s.Up
 		}
-		for _, t := range collect.Events() {
+		for _, t := range catalog.Events() {
 			if !up[t.Probe()] {
 				continue
 			}
@@ -120,7 +124,7 @@ func (e *events) self(r *collect.Runner) func(add func(string, float64, ...strin
 			add("nodeskoop_events_lost_total", float64(n.Lost), t.Name)
 		}
 		unroomed := e.plane.Unroomed()
-		for _, p := range collect.Probes() {
+		for _, p := range catalog.Probes() {
 			if n, ok := unroomed[p.Name]; ok {
 				add("nodeskoop_probe_no_room_total", float64(n), p.Name)
 			}
@@ -134,7 +138,7 @@ func (e *events) self(r *collect.Runner) func(add func(string, float64, ...strin
 			c := costs[p.Probe]
 			costs[p.Probe] = cost{c.time + p.RunTime.Seconds(), c.runs + p.Runs, c.missed + p.Missed}
 		}
-		for _, p := range collect.Probes() {
+		for _, p := range catalog.Probes() {
 			c, loaded := costs[p.Name]
 			if loaded {
 				add("nodeskoop_bpf_missed_total", float64(c.missed), p.Name)
@@ -176,7 +180,7 @@ func watchEvents(c *cli.Context) error {
 		s.cfg.probes, _ = selectProbes([]string{"all"})
 	}
 	s.cfg.probes = slices.DeleteFunc(s.cfg.probes, func(name string) bool {
-		p := collect.ProbeByName(name)
+		p := catalog.ProbeByName(name)
 		return len(p.Events) == 0 || !filter.wantsProbe(p)
 	})
 	if len(s.cfg.probes) == 0 {
@@ -218,7 +222,7 @@ func watchEvents(c *cli.Context) error {
 	r.Close()
 	ev.close(s.log)
 	var lost uint64
-	for _, t := range collect.Events() {
+	for _, t := range catalog.Events() {
 		_, n := lines.Counts(t)
 		lost += n
 	}
@@ -254,24 +258,24 @@ func eventFilter(pods, types []string) (wanted, error) {
 		w.pods = append(w.pods, [2]string{namespace, name})
 	}
 	for _, t := range types {
-		i := slices.IndexFunc(collect.Events(), func(e *collect.EventType) bool { return strings.EqualFold(e.Name, t) })
+		i := slices.IndexFunc(catalog.Events(), func(e *catalog.EventType) bool { return strings.EqualFold(e.Name, t) })
 		if i < 0 {
 			var names []string
-			for _, e := range collect.Events() {
+			for _, e := range catalog.Events() {
 				names = append(names, e.Name)
 			}
 			return w, fmt.Errorf("--event: no event %q: the events are %s", t, strings.Join(names, ", "))
 		}
-		w.types[collect.Events()[i].Name] = true
+		w.types[catalog.Events()[i].Name] = true
 	}
 	return w, nil
 }
 
-func (w wanted) wantsProbe(p *collect.ProbeInfo) bool {
-	return len(w.types) == 0 || slices.ContainsFunc(p.Events, func(e collect.EventType) bool { return w.types[e.Name] })
+func (w wanted) wantsProbe(p *catalog.Probe) bool {
+	return len(w.types) == 0 || slices.ContainsFunc(p.Events, func(e catalog.EventType) bool { return w.types[e.Name] })
 }
 
-func (w wanted) wants(e *collect.Event) bool {
+func (w wanted) wants(e *event.Event) bool {
 	if len(w.types) > 0 && !w.types[e.Type.Name] {
 		return false
 	}
@@ -280,12 +284,12 @@ func (w wanted) wants(e *collect.Event) bool {
 	}
 	return slices.ContainsFunc(w.pods, func(want [2]string) bool {
 		switch want {
-		case [2]string{"", "host"}, [2]string{collect.DefaultHostLabel, collect.DefaultHostLabel}:
+		case [2]string{"", "host"}, [2]string{owner.DefaultHostLabel, owner.DefaultHostLabel}:
 			return e.OfHost()
-		case [2]string{"", collect.UnknownLabel}, [2]string{collect.UnknownLabel, collect.UnknownLabel}:
+		case [2]string{"", owner.UnknownLabel}, [2]string{owner.UnknownLabel, owner.UnknownLabel}:
 			return e.Unattributed()
 		}
-		return slices.ContainsFunc([]*collect.Pod{e.Pod, e.Src.Pod, e.Dst.Pod}, func(p *collect.Pod) bool {
+		return slices.ContainsFunc([]*owner.Pod{e.Pod, e.Src.Pod, e.Dst.Pod}, func(p *owner.Pod) bool {
 			return p != nil && p.Name == want[1] && (want[0] == "" || p.Namespace == want[0])
 		})
 	})

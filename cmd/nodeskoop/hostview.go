@@ -13,7 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/internal/bounded"
+	"nodeskoop/internal/kernel"
 )
 
 // The inode numbers of the namespaces that the kernel begins with (enum
@@ -111,8 +112,8 @@ func lookAround() facts {
 	_, f.init = os.Stat("/proc/1/ns/net")
 	f.ownNetns = initialNetns()
 	if f.init == nil {
-		_, _ = collect.Within(5*time.Second, func() (none struct{}, err error) {
-			return none, collect.InNetns("/proc/1/ns/net", 0, func() error {
+		_, _ = bounded.Within(5*time.Second, func() (none struct{}, err error) {
+			return none, kernel.InNetns("/proc/1/ns/net", 0, func() error {
 				f.initNetns = initialNetns()
 				return nil
 			})
@@ -212,7 +213,7 @@ func unmangle(s string) string {
 func viewHost(cfg *Config) (hostView, error) {
 	named := cfg.text("host_netns")
 	if named != "" {
-		_, err := collect.Within(5*time.Second, func() (none struct{}, err error) { return none, isNamespace(named) })
+		_, err := bounded.Within(5*time.Second, func() (none struct{}, err error) { return none, isNamespace(named) })
 		if err != nil {
 			return hostView{}, err
 		}

@@ -23,9 +23,12 @@ import (
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/netlink"
+	"nodeskoop/collect/owner"
 	"nodeskoop/collect/pod"
 	"nodeskoop/collect/proc"
 	"nodeskoop/collect/trace"
+	"nodeskoop/internal/bounded"
+	"nodeskoop/internal/quote"
 	"nodeskoop/output"
 	"nodeskoop/systemd"
 )
@@ -80,7 +83,7 @@ func obey(signals <-chan os.Signal, stop func()) {
 	case <-time.After(endWithin):
 	}
 	if f := beforeForcedEnd.Load(); f != nil {
-		_, _ = collect.Within(200*time.Millisecond, func() (none struct{}, err error) { (*f)(); return none, nil })
+		_, _ = bounded.Within(200*time.Millisecond, func() (none struct{}, err error) { (*f)(); return none, nil })
 	}
 	os.Exit(code)
 }
@@ -107,7 +110,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 	if msg := err.Error(); msg != "" {
-		fmt.Fprintf(log, "nodeskoop: %s\n", collect.SafeLine(msg))
+		fmt.Fprintf(log, "nodeskoop: %s\n", quote.SafeLine(msg))
 	}
 	var coder cli.ExitCoder
 	if errors.As(err, &coder) {
@@ -330,7 +333,7 @@ func (f formats) WithGroup(name string) slog.Handler {
 	return formats{f.json, f.lines.WithGroup(name), f.objects.WithGroup(name)}
 }
 
-// factories are the 23 probes; those that trace share a plane.
+// factories are the probes; those that trace share a plane.
 func factories(plane *trace.Plane) []collect.Factory {
 	return slices.Concat(proc.Probes(), netlink.Probes(), plane.Factories())
 }
@@ -364,11 +367,11 @@ func podLabels(cfg *Config) []string {
 	if err != nil {
 		return nil
 	}
-	return collect.Keys(o.Labels)
+	return owner.Keys(o.Labels)
 }
 
 // newRunner builds the Runner of one configuration.
-func (s *setup) newRunner(pods collect.Pods, plane *trace.Plane) (*collect.Runner, error) {
+func (s *setup) newRunner(pods owner.Pods, plane *trace.Plane) (*collect.Runner, error) {
 	o, err := s.options(s.cfg, s.view)
 	if err != nil {
 		return nil, err

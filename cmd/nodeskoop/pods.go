@@ -17,7 +17,7 @@ import (
 	"github.com/clipperhouse/displaywidth"
 	"github.com/urfave/cli/v2"
 
-	"nodeskoop/collect"
+	"nodeskoop/internal/quote"
 )
 
 // podRow is one pod as `nodeskoop pods` prints it.
@@ -87,7 +87,7 @@ func writeColumns(w io.Writer, rows [][]string) error {
 	widths := make([]int, len(rows[0]))
 	for _, r := range rows {
 		for i, text := range r {
-			r[i] = collect.Safe(text)
+			r[i] = quote.Safe(text)
 			widths[i] = max(widths[i], displaywidth.String(r[i]))
 		}
 	}
@@ -110,7 +110,7 @@ func writeJSON(c *cli.Context, v any) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.App.Writer.Write(append(collect.AppendSafeJSON(nil, text), '\n'))
+	_, err = c.App.Writer.Write(append(quote.AppendSafeJSON(nil, text), '\n'))
 	return err
 }
 

@@ -9,7 +9,9 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/trace"
+	"nodeskoop/internal/quote"
 )
 
 // probeRow is one probe as `nodeskoop probes` prints it.
@@ -36,7 +38,7 @@ type probeRow struct {
 func probesCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "probes",
-		Usage: "print the 23 probes, whether they are enabled, and whether they work here or why not",
+		Usage: "print the probes, whether they are enabled, and whether they work here or why not",
 		Flags: append(commonFlags(), jsonFlag("print JSON")),
 		Action: func(c *cli.Context) error {
 			s, err := newSetup(c)
@@ -65,15 +67,15 @@ func probesCommand() *cli.Command {
 			}
 			for _, r := range rows {
 				if !r.Works {
-					fmt.Fprintf(c.App.Writer, "\n%s does not work: %s\n", r.Probe, collect.Safe(strings.TrimPrefix(firstLine(r.Reason), "probe "+r.Probe+" ")))
+					fmt.Fprintf(c.App.Writer, "\n%s does not work: %s\n", r.Probe, quote.Safe(strings.TrimPrefix(firstLine(r.Reason), "probe "+r.Probe+" ")))
 				}
 				if len(r.Devices) > 0 {
-					fmt.Fprintf(c.App.Writer, "\n%s watches the devices %s\n", r.Probe, collect.Safe(strings.Join(r.Devices, ", ")))
+					fmt.Fprintf(c.App.Writer, "\n%s watches the devices %s\n", r.Probe, quote.Safe(strings.Join(r.Devices, ", ")))
 				}
 				if len(r.Lacks) > 0 {
 					fmt.Fprintf(c.App.Writer, "\n%s does not see:\n", r.Probe)
 					for _, l := range r.Lacks {
-						fmt.Fprintf(c.App.Writer, "  - %s\n", collect.SafeLine(l))
+						fmt.Fprintf(c.App.Writer, "  - %s\n", quote.SafeLine(l))
 					}
 				}
 			}
@@ -104,7 +106,7 @@ func (s *setup) tryProbes() ([]probeRow, error) {
 	r.Cycle()
 	var rows []probeRow
 	for _, st := range r.Status() {
-		p := collect.ProbeByName(st.Name)
+		p := catalog.ProbeByName(st.Name)
 		row := probeRow{Probe: p.Name, Title: p.Title, Kinds: p.Kinds(), Source: p.Source.String(), Overhead: p.Overhead,
 			Enabled: slices.Contains(s.cfg.probes, p.Name), Works: st.Up, Hook: st.Hook, Devices: plane.Devices(p.Name), Lacks: st.Lacks, Refused: plane.Refusals(p.Name), Metrics: len(p.Metrics), Events: len(p.Events)}
 		if errors.Is(st.Err, collect.ErrNotBuilt) {

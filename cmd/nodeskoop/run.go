@@ -20,6 +20,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/bounded"
 	"nodeskoop/output"
 	"nodeskoop/systemd"
 )
@@ -48,7 +50,7 @@ type daemon struct {
 	patience time.Duration
 
 	mu       sync.Mutex
-	pods     collect.Pods
+	pods     owner.Pods
 	stopPods context.CancelFunc
 	refused  error // why the configuration in effect is not the file's
 }
@@ -152,7 +154,7 @@ func retarget(file *output.Textfile, cfg *Config) error {
 }
 
 // follow starts to follow containerd as a configuration says.
-func (d *daemon) follow(ctx context.Context, cfg *Config, view hostView) (collect.Pods, context.CancelFunc) {
+func (d *daemon) follow(ctx context.Context, cfg *Config, view hostView) (owner.Pods, context.CancelFunc) {
 	ctx, stop := context.WithCancel(ctx)
 	return d.watchPods(ctx, cfg, view), stop
 }
@@ -272,7 +274,7 @@ func (d *daemon) reload(ctx context.Context, between chan<- func()) {
 	}
 	status := "configuration read again"
 	var err error
-	if panicked := collect.Guard(func() { err = d.tryReload(ctx, between) }); panicked != nil {
+	if panicked := bounded.Guard(func() { err = d.tryReload(ctx, between) }); panicked != nil {
 		err = panicked
 	}
 	if ctx.Err() != nil {
@@ -374,7 +376,7 @@ func (d *daemon) retarget(cfg *Config) error {
 		}
 		return err
 	})
-	if errors.Is(err, collect.ErrNoAnswer) && !state.CompareAndSwap(pending, abandoned) {
+	if errors.Is(err, bounded.ErrNoAnswer) && !state.CompareAndSwap(pending, abandoned) {
 		return nil // it has just answered
 	}
 	return err

@@ -19,6 +19,8 @@ import (
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/trace"
+	"nodeskoop/internal/kernel"
+	"nodeskoop/internal/quote"
 	"nodeskoop/output"
 )
 
@@ -166,7 +168,7 @@ func (s *setup) newTopSampler(c *cli.Context, columns []topColumn) (sampler *top
 			s.log.Warn("detaching from the kernel failed", "error", err)
 		}
 	}
-	host, err := collect.NetnsInode(cmp.Or(o.HostNetns, "/proc/1/ns/net"))
+	host, err := kernel.NetnsInode(cmp.Or(o.HostNetns, "/proc/1/ns/net"))
 	if err != nil {
 		end()
 		return nil, nil, fmt.Errorf("find the host's network namespace: %w", err)
@@ -238,10 +240,10 @@ func (t *topTable) titles() []string {
 
 // texts are the cells of one row, as titles has them.
 func (t *topTable) texts(r *topRow) []string {
-	out := []string{collect.Safe(r.name())}
+	out := []string{quote.Safe(r.name())}
 	for i, c := range t.columns {
 		if out = append(out, r.cells[i].text(c)); c.name == "drops" {
-			out = append(out, collect.Safe(dash(r.reason)))
+			out = append(out, quote.Safe(dash(r.reason)))
 		}
 	}
 	return out
@@ -329,7 +331,7 @@ func (t *topTable) writeJSON(w io.Writer, order topOrder) error {
 		if err != nil {
 			return err
 		}
-		b.Write(collect.AppendSafeJSON(nil, line))
+		b.Write(quote.AppendSafeJSON(nil, line))
 		b.WriteByte('\n')
 	}
 	_, err := w.Write(b.Bytes())

@@ -14,7 +14,10 @@ import (
 	"github.com/gdamore/tcell/v3/vt"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/owner"
 	"nodeskoop/collect/trace"
+	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 	"nodeskoop/internal/testkit/terminal"
@@ -53,8 +56,8 @@ func TestTopColumnsAreTheCatalogues(t *testing.T) {
 			if name == topResets {
 				continue
 			}
-			m := collect.MetricByName(name)
-			if m == nil || m.Probe() != c.probe || m.Scope != collect.PerNetns || (m.Type == collect.Gauge) != c.gauge {
+			m := catalog.MetricByName(name)
+			if m == nil || m.Probe() != c.probe || m.Scope != catalog.PerNetns || (m.Type == catalog.Gauge) != c.gauge {
 				t.Errorf("%s: the metric %s is %+v", c.name, name, m)
 			}
 		}
@@ -221,9 +224,9 @@ func TestTopCountsWhatWasCaused(t *testing.T) {
 	a, b := nsnet.New(t), nsnet.New(t)
 	nsnet.Connect(a, b)
 	b.Run("nft", "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in udp dport 9 drop")
-	pods := &nsnet.Pods{List: []*collect.Pod{a.Pod("a"), b.Pod("b")}}
+	pods := &nsnet.Pods{List: []*owner.Pod{a.Pod("a"), b.Pod("b")}}
 	plane := trace.New(trace.Options{})
-	host, err := collect.NetnsInode("/proc/self/ns/net")
+	host, err := kernel.NetnsInode("/proc/self/ns/net")
 	if err != nil {
 		t.Fatal(err)
 	}

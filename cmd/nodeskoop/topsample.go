@@ -11,6 +11,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
 	"nodeskoop/collect/trace"
 )
 
@@ -101,7 +102,7 @@ type topTrouble struct {
 type topSampler struct {
 	runner  *collect.Runner
 	plane   *trace.Plane
-	pods    collect.Pods
+	pods    owner.Pods
 	status  func() error // of containerd
 	host    uint64       // network namespace
 	columns []topColumn
@@ -239,15 +240,15 @@ func (s *topSampler) counters(fams []*dto.MetricFamily) map[podName]topCounters 
 			reason := ""
 			for _, l := range m.GetLabel() {
 				switch l.GetName() {
-				case collect.LabelNamespace:
+				case owner.LabelNamespace:
 					k.namespace = l.GetValue()
-				case collect.LabelPod:
+				case owner.LabelPod:
 					k.pod = l.GetValue()
 				case "reason":
 					reason = l.GetValue()
 				}
 			}
-			if k == (podName{collect.UnknownLabel, collect.UnknownLabel}) {
+			if k == (podName{owner.UnknownLabel, owner.UnknownLabel}) {
 				continue // no pod's and not the host's: a row has an owner
 			}
 			c, ok := out[k]

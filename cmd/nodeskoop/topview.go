@@ -14,7 +14,7 @@ import (
 	"github.com/gdamore/tcell/v3"
 	"github.com/gdamore/tcell/v3/color"
 
-	"nodeskoop/collect"
+	"nodeskoop/internal/quote"
 )
 
 // topView shows the samples on a terminal, and takes its keys.
@@ -224,7 +224,7 @@ func (v *topView) drawHead(width, shown int) {
 	if v.paused {
 		head += "  PAUSED"
 	}
-	v.screen.PutStrStyled(0, 0, pad(collect.Safe(head), width, true), styleBold)
+	v.screen.PutStrStyled(0, 0, pad(quote.Safe(head), width, true), styleBold)
 }
 
 // columnGap is the space between two columns.
@@ -316,7 +316,7 @@ type footLine struct {
 func (v *topView) footer(width int) []footLine {
 	var lines []footLine
 	add := func(style tcell.Style, text string) {
-		text = collect.SafeLine(text)
+		text = quote.SafeLine(text)
 		lines = append(lines, footLine{pad(text, min(width, displaywidth.String(text)), true), style})
 	}
 	if v.table.containerd != nil {
@@ -347,7 +347,7 @@ func (v *topView) footer(width int) []footLine {
 	if v.typing {
 		keys = "filter: " + v.order.filter + "_   (Enter keeps it, Esc takes it back)"
 	}
-	return append(lines, footLine{pad(collect.Safe(keys), width, true), styleReverse})
+	return append(lines, footLine{pad(quote.Safe(keys), width, true), styleReverse})
 }
 
 func (v *topView) drawHelp(width, height int) {

@@ -14,6 +14,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
 	"nodeskoop/systemd"
 )
 
@@ -161,7 +162,7 @@ func TestStatusIsOneLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	d := &daemon{setup: &setup{log: slog.New(slog.DiscardHandler)}, runner: r, pods: collect.NoPods{}, refused: fmt.Errorf("a.toml:1: bad\na.toml:2: worse")}
+	d := &daemon{setup: &setup{log: slog.New(slog.DiscardHandler)}, runner: r, pods: owner.NoPods{}, refused: fmt.Errorf("a.toml:1: bad\na.toml:2: worse")}
 	name, value := "n", 1.0
 	fams := []*dto.MetricFamily{{Name: &name, Metric: []*dto.Metric{{Gauge: &dto.Gauge{Value: &value}}, {Gauge: &dto.Gauge{Value: &value}}}}}
 	if got, want := d.status(fams), "configuration refused, the one before is in effect: a.toml:1: bad\na.toml:2: worse; 2 series, 0 pods (containerd does not answer), 0 of 0 probes work"; got != want {

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
 	"nodeskoop/internal/testkit/nsnet"
 )
 

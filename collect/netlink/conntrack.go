@@ -11,7 +11,9 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 )
 
 // The counters that the conntrack probe writes, in the order of ctCounts.
@@ -38,23 +40,23 @@ type ctCounts [ctCounters]uint32
 type conntrack struct {
 	over     collect.Over
 	root     string // where procfs is
-	counters [ctCounters]*collect.Metric
-	entries  *collect.Metric
-	max      *collect.Metric
+	counters [ctCounters]*catalog.Metric
+	entries  *catalog.Metric
+	max      *catalog.Metric
 	loaded   atomic.Bool // ctnetlink is there: asking does not load it
 }
 
 func newConntrack(env collect.Env) (collect.Probe, error) {
 	p := &conntrack{over: collect.HostNetns, root: env.ProcRoot,
-		entries: collect.MustMetric("kubeskoop_conntrack_entries"),
-		max:     collect.MustMetric("kubeskoop_conntrack_maxentries"),
+		entries: catalog.MustMetric("kubeskoop_conntrack_entries"),
+		max:     catalog.MustMetric("kubeskoop_conntrack_maxentries"),
 	}
 	if pods, _ := env.Options["pods"].(bool); pods {
 		p.over = collect.EachNetns
 	}
 	for i, name := range [ctCounters]string{ctFound: "found", ctInvalid: "invalid", ctIgnore: "ignore", ctInsert: "insert",
 		ctInsertFailed: "insertfailed", ctDrop: "drop", ctEarlyDrop: "earlydrop", ctError: "error", ctSearchRestart: "searchrestart"} {
-		p.counters[i] = collect.MustMetric("kubeskoop_conntrack_" + name)
+		p.counters[i] = catalog.MustMetric("kubeskoop_conntrack_" + name)
 	}
 	return p, nil
 }

@@ -9,7 +9,9 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 )
 
 // qdisc sums the root queueing disciplines of every interface but lo. It
@@ -23,7 +25,7 @@ import (
 type qdisc struct {
 	log                                              *slog.Logger
 	once                                             bool
-	bytes, packets, drops, qlen, backlog, overlimits *collect.Metric
+	bytes, packets, drops, qlen, backlog, overlimits *catalog.Metric
 
 	mu   sync.Mutex
 	host HostListener[qdiscs]
@@ -33,12 +35,12 @@ func newQdisc(env collect.Env) (collect.Probe, error) {
 	return &qdisc{
 		log:        env.Log,
 		once:       env.Once,
-		bytes:      collect.MustMetric("kubeskoop_qdisc_bytes"),
-		packets:    collect.MustMetric("kubeskoop_qdisc_packets"),
-		drops:      collect.MustMetric("kubeskoop_qdisc_drops"),
-		qlen:       collect.MustMetric("kubeskoop_qdisc_qlen"),
-		backlog:    collect.MustMetric("kubeskoop_qdisc_backlog"),
-		overlimits: collect.MustMetric("kubeskoop_qdisc_overlimits"),
+		bytes:      catalog.MustMetric("kubeskoop_qdisc_bytes"),
+		packets:    catalog.MustMetric("kubeskoop_qdisc_packets"),
+		drops:      catalog.MustMetric("kubeskoop_qdisc_drops"),
+		qlen:       catalog.MustMetric("kubeskoop_qdisc_qlen"),
+		backlog:    catalog.MustMetric("kubeskoop_qdisc_backlog"),
+		overlimits: catalog.MustMetric("kubeskoop_qdisc_overlimits"),
 	}, nil
 }
 

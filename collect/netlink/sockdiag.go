@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
 	"nodeskoop/collect"
 )
 

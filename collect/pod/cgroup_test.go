@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -192,7 +192,7 @@ func TestOwner(t *testing.T) {
 		for _, p := range paths {
 			tr.addPath(p, uid)
 		}
-		x.put(key{"k8s.io", name}, &collect.Pod{ID: name, Name: name}, running, tr, now)
+		x.put(key{"k8s.io", name}, &owner.Pod{ID: name, Name: name}, running, tr, now)
 	}
 	put("pod", uid1, "/kubepods/besteffort/pod"+uid1+"/"+id1, slice+"/cri-containerd-"+id1+".scope", "/a/kubepods-pod"+underscored+".slice:cri-containerd:"+id1)
 	put("static", "86f3b7b7a1c1c1c1c1c1c1c1c1c1c1c1", static+"/"+strings.Repeat("b", 64))
@@ -368,13 +368,13 @@ func TestAppendProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	x := newIndex("/proc")
-	p := &collect.Pod{Cgroups: []string{root + "/c", root + "/d", root + "/vanished", root + "/c/a"}}
+	p := &owner.Pod{Cgroups: []string{root + "/c", root + "/d", root + "/vanished", root + "/c/a"}}
 	got, err := x.Processes(p, []int{99})
 	if err != nil || len(got) != 1+5+5000-1 || !slices.Equal(got[:5], []int{99, 1, 3, 5, 7}) || !slices.IsSorted(got[1:]) {
 		t.Errorf("%d processes, %v: %v", len(got), err, got[:min(8, len(got))])
 	}
 	// Where there is no control group, the first processes are all that is known.
-	if got, err := x.Processes(&collect.Pod{PIDs: []int{4, 2}}, nil); err != nil || !slices.Equal(got, []int{4, 2}) {
+	if got, err := x.Processes(&owner.Pod{PIDs: []int{4, 2}}, nil); err != nil || !slices.Equal(got, []int{4, 2}) {
 		t.Errorf("without control groups: %v, %v", got, err)
 	}
 	// One that cannot be read does not cost the others.
@@ -384,7 +384,7 @@ func TestAppendProcesses(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(root, "d", "cgroup.procs"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	got, err = x.Processes(&collect.Pod{Cgroups: []string{root + "/d", root + "/c/a"}}, nil)
+	got, err = x.Processes(&owner.Pod{Cgroups: []string{root + "/d", root + "/c/a"}}, nil)
 	if !errors.Is(err, unix.EISDIR) || !strings.Contains(err.Error(), root+"/d") || !slices.Equal(got, []int{5, 7}) {
 		t.Errorf("with one that cannot be read: %v, %v", got, err)
 	}
@@ -434,7 +434,7 @@ func TestUnified(t *testing.T) {
 			break
 		}
 	}
-	pod := &collect.Pod{ID: "p", Cgroups: []string{found.dir}}
+	pod := &owner.Pod{ID: "p", Cgroups: []string{found.dir}}
 	x.put(key{"k8s.io", "p"}, pod, running, traces{groups: []uint64{found.id}, paths: found.paths}, now)
 	check := func(want ...int) {
 		t.Helper()
@@ -481,7 +481,7 @@ func FuzzCgroup(f *testing.F) {
 			}
 		}
 		x := newIndex("/proc")
-		x.put(key{"a", "b"}, &collect.Pod{}, running, traces{paths: []string{"/a/" + id1}}, now)
+		x.put(key{"a", "b"}, &owner.Pod{}, running, traces{paths: []string{"/a/" + id1}}, now)
 		x.ownerOf(file)
 		if got := containerID(file); got != nil && len(got) != 64 {
 			t.Errorf("container ID %q", got)

@@ -14,7 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/kernel"
 )
 
 // key names a container, or a sandbox, over all of containerd.
@@ -29,8 +30,8 @@ type container struct {
 	cgroups cgroups
 	// unlisted says why cgroups is not known.
 	unlisted error
-	shim     collect.Process // PID 0: not known, or none that serves it alone
-	touched  uint64          // the event that told of it last
+	shim     owner.Process // PID 0: not known, or none that serves it alone
+	touched  uint64        // the event that told of it last
 }
 
 // process is a container's first; pid is 0 if it has none.
@@ -141,7 +142,7 @@ func (w *watcher) setTask(c *container, pid int, now time.Time) {
 	g := w.groupOf(c)
 	if c.task.pid != 0 && pid != c.task.pid {
 		g.past = append(g.past, past{c.task, c.cgroups, now})
-		c.task, c.cgroups, c.shim = process{}, cgroups{}, collect.Process{}
+		c.task, c.cgroups, c.shim = process{}, cgroups{}, owner.Process{}
 	}
 	c.unlisted = nil
 	if pid == 0 {
@@ -157,7 +158,7 @@ func (w *watcher) setTask(c *container, pid int, now time.Time) {
 		return
 	}
 	c.task.start = s.start
-	dir := collect.ProcessDir(w.opt.ProcRoot, pid)
+	dir := kernel.ProcessDir(w.opt.ProcRoot, pid)
 	if c.task.netns, err = netnsInode(dir + "/ns/net"); errors.Is(err, fs.ErrPermission) && !w.denied {
 		w.denied = true
 		w.opt.Log.Warn("cannot tell the network namespaces of containers' processes; only those that containerd names are known", "error", err, "hint", "needs CAP_SYS_PTRACE")
@@ -178,19 +179,19 @@ func (w *watcher) setTask(c *container, pid int, now time.Time) {
 // shimOf returns the process that started a container's first process, if that is
 // containerd's shim. Once a shim has ended, its children are another's, who may serve
 // the whole machine.
-func (w *watcher) shimOf(pid int) collect.Process {
+func (w *watcher) shimOf(pid int) owner.Process {
 	if pid <= 1 || w.sharedShims[pid] {
-		return collect.Process{}
+		return owner.Process{}
 	}
 	exe, err := os.Readlink(w.procFile(pid, "exe"))
 	if err != nil || !strings.HasPrefix(filepath.Base(exe), "containerd-shim") {
-		return collect.Process{}
+		return owner.Process{}
 	}
 	s, err := readStat(w.opt.ProcRoot, pid)
 	if err != nil {
-		return collect.Process{}
+		return owner.Process{}
 	}
-	return collect.Process{PID: pid, Start: s.start}
+	return owner.Process{PID: pid, Start: s.start}
 }
 
 func (w *watcher) procFile(pid int, name string) string {
@@ -290,7 +291,7 @@ func (w *watcher) namespaceFile(path string) (uint64, string) {
 	if w.cl == nil || w.cl.peer.Load() == 0 {
 		return 0, ""
 	}
-	root := collect.ProcessDir(w.opt.ProcRoot, int(w.cl.peer.Load())) + "/root"
+	root := kernel.ProcessDir(w.opt.ProcRoot, int(w.cl.peer.Load())) + "/root"
 	if inode, err := netnsInode(root + path); err == nil {
 		return inode, root + path
 	}
@@ -378,7 +379,7 @@ func (w *watcher) readAddrs(g *group, path string, now time.Time) {
 	if path == "" {
 		for _, c := range g.members {
 			if c.task.pid != 0 && c.task.netns == g.netns {
-				path = collect.ProcessDir(w.opt.ProcRoot, c.task.pid) + "/ns/net"
+				path = kernel.ProcessDir(w.opt.ProcRoot, c.task.pid) + "/ns/net"
 				break
 			}
 		}
@@ -396,7 +397,7 @@ func (w *watcher) readAddrs(g *group, path string, now time.Time) {
 
 // publish makes the group's Pod and puts it into the index.
 func (w *watcher) publish(g *group, a *about, path string, to rank, now time.Time) {
-	p := &collect.Pod{
+	p := &owner.Pod{
 		ID: g.id, Namespace: a.namespace, Name: w.nameOf(g, a, now), UID: a.uid, Labels: a.labels, LabelsLeftOut: a.labelsLeftOut,
 		HostNetwork: g.host, Started: a.created,
 	}
@@ -463,7 +464,7 @@ func (w *watcher) alone(g *group, shim int, now time.Time) bool {
 	for _, o := range append(others, g) {
 		for _, c := range o.members {
 			if c.shim.PID == shim {
-				c.shim = collect.Process{}
+				c.shim = owner.Process{}
 			}
 		}
 	}

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"nodeskoop/collect"
+	"nodeskoop/internal/bounded"
 	"nodeskoop/internal/testkit/hang"
 )
 
@@ -21,7 +21,7 @@ func TestAddressesThatAreNotListed(t *testing.T) {
 	release := hang.Open(t, file)
 	for range maxHungLists {
 		begin := time.Now()
-		if _, err := addrsIn(file, 1); !errors.Is(err, collect.ErrNoAnswer) || time.Since(begin) > 5*netlinkTimeout {
+		if _, err := addrsIn(file, 1); !errors.Is(err, bounded.ErrNoAnswer) || time.Since(begin) > 5*netlinkTimeout {
 			t.Errorf("after %v: %v", time.Since(begin), err)
 		}
 	}

@@ -1,19 +1,18 @@
 package pod
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/pods"
 )
 
@@ -21,21 +20,10 @@ import (
 const patience = 20 * time.Second
 
 // logbook keeps what is logged.
-type logbook struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logbook) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
+type logbook struct{ testkit.Log }
 
 func (l *logbook) lines() []string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Split(strings.TrimSpace(l.buf.String()), "\n")
+	return strings.Split(strings.TrimSpace(l.String()), "\n")
 }
 
 func (l *logbook) count(text string) int {
@@ -93,7 +81,7 @@ func soon(t testing.TB, f func() error) {
 	}
 }
 
-func find(x *Index, namespace, name string) *collect.Pod {
+func find(x *Index, namespace, name string) *owner.Pod {
 	for _, p := range x.Running() {
 		if p.Namespace == namespace && p.Name == name {
 			return p
@@ -103,9 +91,9 @@ func find(x *Index, namespace, name string) *collect.Pod {
 }
 
 // awaitPod waits for a pod to run with that number of processes.
-func awaitPod(t testing.TB, x *Index, namespace, name string, processes int) *collect.Pod {
+func awaitPod(t testing.TB, x *Index, namespace, name string, processes int) *owner.Pod {
 	t.Helper()
-	var p *collect.Pod
+	var p *owner.Pod
 	soon(t, func() error {
 		if p = find(x, namespace, name); p == nil {
 			return fmt.Errorf("pod %s/%s is not known", namespace, name)
@@ -150,7 +138,7 @@ func netnsOf(t testing.TB, pid int) uint64 {
 	return inodeOf(t, fmt.Sprintf("/proc/%d/ns/net", pid))
 }
 
-func label(p *collect.Pod) string {
+func label(p *owner.Pod) string {
 	if p == nil {
 		return "nobody"
 	}
@@ -158,7 +146,7 @@ func label(p *collect.Pod) string {
 }
 
 // named fails unless p is the pod of that ID.
-func named(t testing.TB, what string, p *collect.Pod, id string) {
+func named(t testing.TB, what string, p *owner.Pod, id string) {
 	t.Helper()
 	if p == nil || p.ID != id {
 		t.Errorf("%s is %s, want pod %s", what, label(p), id)

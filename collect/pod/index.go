@@ -17,7 +17,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/kernel"
 )
 
 // A pod that has ended can be found for this long, if no more than this many
@@ -41,7 +42,7 @@ const (
 
 // record is what the Index has of one pod.
 type record struct {
-	pod   *collect.Pod
+	pod   *owner.Pod
 	rank  rank
 	since time.Time // of its rank
 	traces
@@ -116,8 +117,8 @@ type Index struct {
 	pids    lookup[int]
 	paths   lookup[string]
 
-	list      atomic.Pointer[[]*collect.Pod] // nil: to be made anew
-	unified   atomic.Pointer[hierarchy]      // the v2 tree, if there is one
+	list      atomic.Pointer[[]*owner.Pod] // nil: to be made anew
+	unified   atomic.Pointer[hierarchy]    // the v2 tree, if there is one
 	connected atomic.Bool
 	labels    atomic.Pointer[[]string] // see KeepLabels
 	relabel   chan struct{}
@@ -131,7 +132,7 @@ type Index struct {
 	done  chan struct{} // closed at the end
 }
 
-var _ collect.Pods = (*Index)(nil)
+var _ owner.Pods = (*Index)(nil)
 
 func newIndex(procRoot string) *Index {
 	x := &Index{
@@ -181,7 +182,7 @@ func (x *Index) update(r, had *record, lowered bool) {
 
 // put sets what is known of a pod. Where that is what was known already,
 // the Pod that was handed out stays.
-func (x *Index) put(k key, p *collect.Pod, to rank, t traces, now time.Time) {
+func (x *Index) put(k key, p *owner.Pod, to rank, t traces, now time.Time) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	r := x.records[k]
@@ -249,7 +250,7 @@ func (x *Index) prune(now time.Time) {
 	}
 }
 
-func same(a, b *collect.Pod) bool {
+func same(a, b *owner.Pod) bool {
 	return a.ID == b.ID && a.Namespace == b.Namespace && a.Name == b.Name && a.UID == b.UID &&
 		a.HostNetwork == b.HostNetwork && a.Netns == b.Netns && a.NetnsPath == b.NetnsPath &&
 		a.Started.Equal(b.Started) && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.PIDs, b.PIDs) &&
@@ -265,19 +266,19 @@ func (t *traces) equal(o *traces) bool {
 // Running returns the pods with a process, sorted by namespace, name and
 // start. The slice is the same until something changes, and is not to be
 // written to.
-func (x *Index) Running() []*collect.Pod {
+func (x *Index) Running() []*owner.Pod {
 	if l := x.list.Load(); l != nil {
 		return *l
 	}
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	list := make([]*collect.Pod, 0, len(x.records))
+	list := make([]*owner.Pod, 0, len(x.records))
 	for _, r := range x.records {
 		if r.rank == running {
 			list = append(list, r.pod)
 		}
 	}
-	slices.SortFunc(list, func(a, b *collect.Pod) int {
+	slices.SortFunc(list, func(a, b *owner.Pod) int {
 		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name),
 			a.Started.Compare(b.Started), strings.Compare(a.ID, b.ID))
 	})
@@ -285,7 +286,7 @@ func (x *Index) Running() []*collect.Pod {
 	return list
 }
 
-func podOf(r *record) *collect.Pod {
+func podOf(r *record) *owner.Pod {
 	if r == nil {
 		return nil
 	}
@@ -295,14 +296,14 @@ func podOf(r *record) *collect.Pod {
 // ByNetns returns the pod whose network namespace has that inode number: for
 // one that several containers share, the sandbox's or that of the first.
 // The host's is nobody's.
-func (x *Index) ByNetns(inode uint64) *collect.Pod {
+func (x *Index) ByNetns(inode uint64) *owner.Pod {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return podOf(x.netns.m[inode])
 }
 
 // ByAddr returns the pod that has the address, mapped or not.
-func (x *Index) ByAddr(a netip.Addr) *collect.Pod {
+func (x *Index) ByAddr(a netip.Addr) *owner.Pod {
 	a = a.WithZone("").Unmap()
 	x.mu.RLock()
 	defer x.mu.RUnlock()
@@ -311,7 +312,7 @@ func (x *Index) ByAddr(a netip.Addr) *collect.Pod {
 
 // ByPID returns the pod that a process, or a thread, is in, by its control
 // groups. A process that has ended is found if it was the first of a container.
-func (x *Index) ByPID(pid int) *collect.Pod {
+func (x *Index) ByPID(pid int) *owner.Pod {
 	if pid <= 0 {
 		return nil
 	}
@@ -319,7 +320,7 @@ func (x *Index) ByPID(pid int) *collect.Pod {
 	data, err := readProc(x.procRoot, pid, "cgroup", buf[:0])
 	if err == nil && inRoots(data) {
 		// In cgroup v1 so is a process whose first thread has ended.
-		if dir := collect.ProcessDir(x.procRoot, pid); strings.Contains(dir, "/task/") {
+		if dir := kernel.ProcessDir(x.procRoot, pid); strings.Contains(dir, "/task/") {
 			data, err = readAt(unix.AT_FDCWD, dir+"/cgroup", data[:0])
 		}
 	}
@@ -339,7 +340,7 @@ func (x *Index) ByPID(pid int) *collect.Pod {
 
 // ownerOrFirst finds the pod whose /proc/PID/cgroup data is, else the one of
 // which pid was a container's first process, which started then.
-func (x *Index) ownerOrFirst(data []byte, pid int) (owner, first *collect.Pod, start uint64) {
+func (x *Index) ownerOrFirst(data []byte, pid int) (owner, first *owner.Pod, start uint64) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	if r := x.ownerOf(data); r != nil {
@@ -396,7 +397,7 @@ func (x *Index) owner(path []byte) *record {
 // ByCgroup returns the pod that a v2 control group, or one above it, belongs
 // to. id is the inode number of its directory, which is what
 // bpf_get_current_cgroup_id gives.
-func (x *Index) ByCgroup(id uint64) *collect.Pod {
+func (x *Index) ByCgroup(id uint64) *owner.Pod {
 	x.mu.RLock()
 	p := podOf(x.groups.m[id])
 	x.mu.RUnlock()
@@ -421,7 +422,7 @@ func (x *Index) ByCgroup(id uint64) *collect.Pod {
 // containers and below, without duplicates and in order. Where p has no
 // control group of its own, they are the first processes of its containers. After an
 // error some may be missing.
-func (x *Index) Processes(p *collect.Pod, buf []int) ([]int, error) {
+func (x *Index) Processes(p *owner.Pod, buf []int) ([]int, error) {
 	if len(p.Cgroups) == 0 {
 		return append(buf, p.PIDs...), p.ProcessesErr
 	}

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
 )
 
 var now = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -20,12 +20,12 @@ func TestReuse(t *testing.T) {
 	x := newIndex("/proc")
 	addr := netip.MustParseAddr("10.0.0.7")
 	put := func(name string, started int, to rank) {
-		x.put(key{"k8s.io", name}, &collect.Pod{ID: name, Name: name, Netns: 42, Started: at(started)}, to,
+		x.put(key{"k8s.io", name}, &owner.Pod{ID: name, Name: name, Netns: 42, Started: at(started)}, to,
 			traces{netns: []uint64{42}, addrs: []netip.Addr{addr}}, at(started))
 	}
 	check := func(want string, number ...string) {
 		t.Helper()
-		found := map[string]*collect.Pod{
+		found := map[string]*owner.Pod{
 			"namespace":      x.ByNetns(42),
 			"address":        x.ByAddr(addr),
 			"mapped address": x.ByAddr(netip.MustParseAddr("::ffff:10.0.0.7")),
@@ -87,10 +87,10 @@ func TestEndedBound(t *testing.T) {
 	const n = maxEnded + 100
 	for i := range n {
 		k := key{"k8s.io", fmt.Sprint(i)}
-		x.put(k, &collect.Pod{ID: k.id, Started: at(i)}, running, traces{netns: []uint64{uint64(i + 1)}}, now)
+		x.put(k, &owner.Pod{ID: k.id, Started: at(i)}, running, traces{netns: []uint64{uint64(i + 1)}}, now)
 		x.end(k, ended, now.Add(time.Duration(i)*time.Millisecond))
 	}
-	x.put(key{"k8s.io", "runs"}, &collect.Pod{ID: "runs"}, running, traces{netns: []uint64{n + 1}}, now)
+	x.put(key{"k8s.io", "runs"}, &owner.Pod{ID: "runs"}, running, traces{netns: []uint64{n + 1}}, now)
 	x.prune(at(2))
 	if len(x.records) != maxEnded+1 || x.ByNetns(100) != nil || x.ByNetns(101) == nil || x.ByNetns(n+1) == nil {
 		t.Errorf("%d records are kept", len(x.records))
@@ -99,7 +99,7 @@ func TestEndedBound(t *testing.T) {
 
 func TestRunning(t *testing.T) {
 	x := newIndex("/proc")
-	for i, p := range []*collect.Pod{
+	for i, p := range []*owner.Pod{
 		{ID: "1", Namespace: "b", Name: "x", Started: at(2)},
 		{ID: "2", Namespace: "a", Name: "z", Started: at(1)},
 		{ID: "3", Namespace: "b", Name: "x", Started: at(1)},
@@ -107,7 +107,7 @@ func TestRunning(t *testing.T) {
 	} {
 		x.put(key{"k8s.io", fmt.Sprint(i)}, p, running, traces{}, now)
 	}
-	x.put(key{"k8s.io", "w"}, &collect.Pod{ID: "w"}, waiting, traces{}, now)
+	x.put(key{"k8s.io", "w"}, &owner.Pod{ID: "w"}, waiting, traces{}, now)
 	ids := func() (s string) {
 		for _, p := range x.Running() {
 			s += p.ID
@@ -118,7 +118,7 @@ func TestRunning(t *testing.T) {
 		t.Errorf("order %s", got)
 	}
 	before := x.Running()
-	x.put(key{"k8s.io", "3"}, &collect.Pod{ID: "4", Namespace: "a", Name: "y", Started: at(9)}, running, traces{}, now)
+	x.put(key{"k8s.io", "3"}, &owner.Pod{ID: "4", Namespace: "a", Name: "y", Started: at(9)}, running, traces{}, now)
 	if after := x.Running(); &after[0] != &before[0] || after[0] != before[0] {
 		t.Error("what is the same as before is a new Pod or a new list")
 	}
@@ -155,7 +155,7 @@ func TestLookupsAgainstScan(t *testing.T) {
 			x.prune(when)
 		default:
 			// Starts differ, so that there is one best.
-			p := &collect.Pod{ID: k.id, Started: now.Add(time.Duration(step) * time.Millisecond)}
+			p := &owner.Pod{ID: k.id, Started: now.Add(time.Duration(step) * time.Millisecond)}
 			x.put(k, p, rank(1+rnd.IntN(2)), traces{netns: pick(8), groups: pick(8)}, when)
 		}
 		for n := uint64(1); n <= 8; n++ {
@@ -182,7 +182,7 @@ func BenchmarkPut(b *testing.B) {
 			put := func(i, version int) {
 				k := key{"k8s.io", fmt.Sprintf("%064x", i)}
 				a := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
-				x.put(k, &collect.Pod{ID: k.id, PIDs: []int{i, version}}, running, traces{
+				x.put(k, &owner.Pod{ID: k.id, PIDs: []int{i, version}}, running, traces{
 					netns: []uint64{uint64(i)}, addrs: []netip.Addr{a}, groups: []uint64{uint64(2 * i), uint64(2*i + 1)},
 					pids: []int{2 * i, 2*i + 1}, starts: []uint64{1, uint64(version)}, paths: []string{"/a/" + k.id, "/b/" + k.id},
 				}, now)

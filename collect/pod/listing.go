@@ -12,7 +12,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"nodeskoop/collect"
+	"nodeskoop/internal/bounded"
+	"nodeskoop/internal/kernel"
 )
 
 // listing is what containerd has at one time.
@@ -53,7 +54,7 @@ func (w *watcher) alive(t process) bool {
 		return false
 	}
 	if s.state == 'Z' || s.state == 'X' {
-		_, err := collect.LiveThread(w.opt.ProcRoot, t.pid)
+		_, err := kernel.LiveThread(w.opt.ProcRoot, t.pid)
 		return !isGone(err)
 	}
 	return true
@@ -61,7 +62,7 @@ func (w *watcher) alive(t process) bool {
 
 // isGone reports whether an error says that a process has ended.
 func isGone(err error) bool {
-	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.Is(err, collect.ErrGone)
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.Is(err, kernel.ErrGone)
 }
 
 func (l *listing) run(ctx context.Context, cl *client, follow []string) {
@@ -134,7 +135,7 @@ func (l *listing) askTasks(ctx context.Context, cl *client, ask []key) {
 			for k := range queue {
 				var pid int
 				err := errPanic
-				_ = collect.Guard(func() { pid, err = cl.task(ctx, k) })
+				_ = bounded.Guard(func() { pid, err = cl.task(ctx, k) })
 				mu.Lock()
 				switch code := status.Code(err); code {
 				case codes.OK:

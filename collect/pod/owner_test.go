@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/pods"
 )
@@ -388,7 +388,7 @@ func TestUnlisted(t *testing.T) {
 	if err := os.WriteFile(dir+"/cgroup.procs", []byte("5\n6\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	q := &collect.Pod{PIDs: []int{5, 12}, Cgroups: []string{dir}, Alone: []int{12}}
+	q := &owner.Pod{PIDs: []int{5, 12}, Cgroups: []string{dir}, Alone: []int{12}}
 	if got, err := w.x.Processes(q, nil); err != nil || !slices.Equal(got, []int{5, 6, 12}) {
 		t.Errorf("processes %v, %v", got, err)
 	}
@@ -397,7 +397,7 @@ func TestUnlisted(t *testing.T) {
 // testWatcher is a watcher without a containerd.
 func testWatcher(root string) *watcher {
 	return &watcher{
-		opt: Options{ProcRoot: root, Log: slog.New(slog.DiscardHandler), Reserved: []string{collect.UnknownLabel}}, x: newIndex(root),
+		opt: Options{ProcRoot: root, Log: slog.New(slog.DiscardHandler), Reserved: []string{owner.UnknownLabel}}, x: newIndex(root),
 		containers: map[key]*container{}, groups: map[key]*group{}, names: map[podName][]*group{}, sharedShims: map[int]bool{},
 	}
 }
@@ -408,7 +408,7 @@ func TestSharedShim(t *testing.T) {
 	put := func(id string, shim int) {
 		c := w.set(key{"ns", id}, &about{kind: plain, sandbox: id, namespace: "ns", name: id, created: now})
 		c.task = process{pid: os.Getpid(), start: 1}
-		c.shim = collect.Process{PID: shim, Start: 7}
+		c.shim = owner.Process{PID: shim, Start: 7}
 		w.evaluate(w.groupOf(c), now, false)
 	}
 	check := func(id string, want int) {

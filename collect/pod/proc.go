@@ -13,7 +13,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/internal/bounded"
+	"nodeskoop/internal/kernel"
 )
 
 // stat is what is needed of /proc/PID/stat.
@@ -138,20 +139,20 @@ func addrsIn(path string, inode uint64) ([]netip.Addr, error) {
 		return nil, fmt.Errorf("list the addresses in the network namespace %s: %d listings hang in the kernel already", path, n)
 	}
 	var hung, over atomic.Bool
-	addrs, err := collect.Within(netlinkTimeout, func() (addrs []netip.Addr, err error) {
+	addrs, err := bounded.Within(netlinkTimeout, func() (addrs []netip.Addr, err error) {
 		defer func() {
 			// Whichever of the two comes second takes it back.
 			if over.Store(true); hung.CompareAndSwap(true, false) {
 				hungLists.Add(-1)
 			}
 		}()
-		err = collect.InNetns(path, inode, func() (err error) {
+		err = kernel.InNetns(path, inode, func() (err error) {
 			addrs, err = globalAddrs()
 			return err
 		})
 		return addrs, err
 	})
-	if errors.Is(err, collect.ErrNoAnswer) {
+	if errors.Is(err, bounded.ErrNoAnswer) {
 		hungLists.Add(1)
 		if hung.Store(true); over.Load() && hung.CompareAndSwap(true, false) {
 			hungLists.Add(-1)

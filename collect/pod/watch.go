@@ -15,7 +15,9 @@ import (
 	"github.com/containerd/containerd/api/types"
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/bounded"
+	"nodeskoop/internal/kernel"
 )
 
 // DefaultSockets are where containerd listens: its own package's, that of k3s
@@ -88,7 +90,7 @@ func watch(ctx context.Context, opt Options, every intervals) *Index {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
-	opt.Reserved = append(slices.Clip(opt.Reserved), collect.UnknownLabel)
+	opt.Reserved = append(slices.Clip(opt.Reserved), owner.UnknownLabel)
 	w := &watcher{
 		opt:        opt,
 		named:      named,
@@ -188,7 +190,7 @@ func (w *watcher) run(ctx context.Context) {
 		case <-time.After(retry):
 		}
 		retry = min(2*retry, maxRetry)
-		w.sayPanic(collect.Guard(func() {
+		w.sayPanic(bounded.Guard(func() {
 			w.checkTasks()
 			w.checkStored(time.Now())
 			w.x.prune(time.Now())
@@ -199,7 +201,7 @@ func (w *watcher) run(ctx context.Context) {
 
 // guardedRound is round. A panic in it ends the round, and is logged once.
 func (w *watcher) guardedRound(ctx context.Context) (answered bool, err error) {
-	if p := collect.Guard(func() { answered, err = w.round(ctx) }); p != nil {
+	if p := bounded.Guard(func() { answered, err = w.round(ctx) }); p != nil {
 		w.sayPanic(p)
 		if w.cl != nil {
 			_ = w.cl.conn.Close()
@@ -220,7 +222,7 @@ func (w *watcher) sayPanic(err error) {
 // aside runs f in a goroutine of a session. A panic in it ends the session.
 func aside(wg *sync.WaitGroup, failed func(error), f func()) {
 	wg.Go(func() {
-		if err := collect.Guard(f); err != nil {
+		if err := bounded.Guard(f); err != nil {
 			failed(err)
 		}
 	})
@@ -451,7 +453,7 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 func (w *watcher) findRoots() []string {
 	trees := w.trees
 	if peer := int(w.cl.peer.Load()); peer != 0 {
-		if b, err := readAt(unix.AT_FDCWD, collect.ProcessDir(w.opt.ProcRoot, peer)+"/mountinfo", nil); err == nil {
+		if b, err := readAt(unix.AT_FDCWD, kernel.ProcessDir(w.opt.ProcRoot, peer)+"/mountinfo", nil); err == nil {
 			trees = parseMountinfo(b)
 		}
 	}

@@ -28,7 +28,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/pods"
 )
@@ -138,7 +138,7 @@ func TestPods(t *testing.T) {
 		t.Errorf("plain container: %+v", p)
 	}
 	// What is nobody's.
-	for what, p := range map[string]*collect.Pod{
+	for what, p := range map[string]*owner.Pod{
 		"this process":     x.ByPID(os.Getpid()),
 		"the shim":         x.ByPID(c.ShimPID(early.PID)),
 		"containerd":       x.ByPID(c.PID()),

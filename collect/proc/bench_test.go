@@ -6,8 +6,10 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
 	"nodeskoop/collect"
 	"nodeskoop/collect/netlink"
+	"nodeskoop/collect/owner"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 )
@@ -157,7 +159,7 @@ func BenchmarkTCP50000(b *testing.B) {
 	const sockets = 50000
 	s := nsnet.New(b)
 	s.Sockets(sockets)
-	pods := &nsnet.Pods{List: []*collect.Pod{s.Pod("a")}}
+	pods := &nsnet.Pods{List: []*owner.Pod{s.Pod("a")}}
 	var got netlink.TCPTable
 	sampler := func(read func(*collect.View, *netlink.TCPTable) error) *nsnet.Sampler {
 		return nsnet.NewSampler(b, collect.Options{Enabled: []string{"tcpsummary"}, Pods: pods},

@@ -10,8 +10,11 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/internal/kernel"
 )
 
 // fd counts the open descriptors of processes, and those of them that are
@@ -23,7 +26,7 @@ import (
 // it has not seen, such as have just started, are read one by one.
 type fd struct {
 	root         string
-	open, socket *collect.Metric
+	open, socket *catalog.Metric
 
 	mu    sync.Mutex
 	all   snapshot[bpf.FileCount]
@@ -59,8 +62,8 @@ func (p *fd) isEmpty(pid int, cycle uint64) bool {
 func newFD(env collect.Env) (collect.Probe, error) {
 	return &fd{
 		root:   env.ProcRoot,
-		open:   collect.MustMetric("kubeskoop_fdopenfd"),
-		socket: collect.MustMetric("kubeskoop_fd_opensocket"),
+		open:   catalog.MustMetric("kubeskoop_fdopenfd"),
+		socket: catalog.MustMetric("kubeskoop_fd_opensocket"),
 		all:    newSnapshot[bpf.FileCount](env, "open files are counted by reading each link of each process", bpf.NewOpenFiles),
 	}, nil
 }
@@ -161,7 +164,7 @@ func countFDs(root string, pid int, buf []byte) (open, socket int, err error) {
 	if err != nil || open > 0 || !manyThreads(root, pid) {
 		return open, socket, err
 	}
-	tid, err := collect.LiveThread(root, pid)
+	tid, err := kernel.LiveThread(root, pid)
 	if err != nil {
 		if isGone(err) {
 			err = nil

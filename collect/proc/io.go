@@ -10,8 +10,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/internal/kernel"
 )
 
 // ioProbe adds up /proc/PID/io over the processes of each pod, and over all
@@ -44,7 +47,7 @@ import (
 // have not run. They have counted nothing, and are not read again.
 type ioProbe struct {
 	root    string
-	metrics [ioFields]*collect.Metric
+	metrics [ioFields]*catalog.Metric
 
 	mu       sync.Mutex
 	activity snapshot[bpf.Activity]
@@ -758,7 +761,7 @@ func (r *reading) askThreads(root string) error {
 	if !r.ending || r.threads < 2 {
 		return nil
 	}
-	_, err := collect.LiveThread(root, r.pid)
+	_, err := kernel.LiveThread(root, r.pid)
 	r.ending = err != nil
 	if err != nil && !isGone(err) {
 		return err

@@ -17,8 +17,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 	"nodeskoop/internal/testkit/proof"
@@ -233,7 +235,7 @@ func newIOPods(t *testing.T) *ioPods {
 	need.Root(t)
 	need.Program(t, "dd", "sh", "unshare")
 	s := &ioPods{t: t, pods: &nsnet.Pods{}, pids: map[string]func() []int{}}
-	s.pods.Children = func(p *collect.Pod) []int { return s.pids[p.Name]() }
+	s.pods.Children = func(p *owner.Pod) []int { return s.pids[p.Name]() }
 	s.Sampler = nsnet.NewSampler(t, collect.Options{Enabled: []string{"io"}, Pods: s.pods}, collect.Factory{Name: "io", New: func(env collect.Env) (collect.Probe, error) {
 		p, err := ioFactory(env)
 		if err == nil {
@@ -314,7 +316,7 @@ func TestIOKept(t *testing.T) {
 
 // add makes a pod whose processes pids lists.
 func (s *ioPods) add(name string, first int, pids func() []int) {
-	s.pods.List = append(s.pods.List, &collect.Pod{ID: name, Namespace: "test", Name: name, PIDs: []int{first}})
+	s.pods.List = append(s.pods.List, &owner.Pod{ID: name, Namespace: "test", Name: name, PIDs: []int{first}})
 	s.pids[name] = pids
 }
 
@@ -692,7 +694,7 @@ func TestIOIdle(t *testing.T) {
 	proof.Take(t, "io", "iter", nil)
 	var all []int
 	var p *ioProbe
-	pods := &nsnet.Pods{List: []*collect.Pod{{ID: "a", Namespace: "test", Name: "a"}}, Children: func(*collect.Pod) []int { return all }}
+	pods := &nsnet.Pods{List: []*owner.Pod{{ID: "a", Namespace: "test", Name: "a"}}, Children: func(*owner.Pod) []int { return all }}
 	v := nsnet.NewSampler(t, collect.Options{Enabled: []string{"io"}, Pods: pods}, collect.Factory{Name: "io", New: func(env collect.Env) (collect.Probe, error) {
 		made, err := newIO(env)
 		if err == nil {

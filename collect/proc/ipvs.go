@@ -4,6 +4,7 @@ import (
 	"bytes"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 )
 
 // ipvs samples the totals of /proc/PID/net/ip_vs_stats, which are hexadecimal
@@ -11,7 +12,7 @@ import (
 // is no file, and all is 0.
 type ipvs struct {
 	over    collect.Over
-	metrics [ipvsColumns]*collect.Metric
+	metrics [ipvsColumns]*catalog.Metric
 }
 
 // The columns of the file. Packets come before bytes, incoming before outgoing.
@@ -31,7 +32,7 @@ func newIPVS(env collect.Env) (collect.Probe, error) {
 	}
 	for i, name := range [ipvsColumns]string{ipvsConnections: "connections", ipvsInPackets: "incomingpackets",
 		ipvsOutPackets: "outgoingpackets", ipvsInBytes: "incomingbytes", ipvsOutBytes: "outgoingbytes"} {
-		p.metrics[i] = collect.MustMetric("kubeskoop_ipvs_" + name)
+		p.metrics[i] = catalog.MustMetric("kubeskoop_ipvs_" + name)
 	}
 	return p, nil
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 	"nodeskoop/internal/testkit/proof"
@@ -186,7 +187,7 @@ func TestIPVSAgainstIPVSAdm(t *testing.T) {
 	own := d.counted(t)
 	own[ipvsConnections] = 2 * (connections + flows)
 	asPod := nsnet.NewSampler(t, collect.Options{Enabled: []string{"ipvs"}, Probes: map[string]map[string]any{"ipvs": {"pods": true}},
-		Pods: &nsnet.Pods{List: []*collect.Pod{d.Pod("director"), d.client.Pod("client")}}}, Probes()...)
+		Pods: &nsnet.Pods{List: []*owner.Pod{d.Pod("director"), d.client.Pod("client")}}}, Probes()...)
 	asHost := nsnet.NewSampler(t, collect.Options{Enabled: []string{"ipvs"}, HostNetns: d.Path}, Probes()...)
 	// The kernel adds up what its CPUs have counted every two seconds, for each
 	// service and for the totals at different times.

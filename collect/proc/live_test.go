@@ -18,8 +18,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 	"nodeskoop/internal/testkit/proof"
@@ -40,7 +42,7 @@ func newPair(t *testing.T, probes ...string) *pair {
 	}
 	nsnet.Connect(p.a, p.b)
 	p.Sampler = nsnet.NewSampler(t, collect.Options{Enabled: probes,
-		Pods: &nsnet.Pods{List: []*collect.Pod{p.a.Pod("a"), p.b.Pod("b")}}}, Probes()...)
+		Pods: &nsnet.Pods{List: []*owner.Pod{p.a.Pod("a"), p.b.Pod("b")}}}, Probes()...)
 	return p
 }
 
@@ -389,7 +391,7 @@ func TestNetdevAgainstIPLink(t *testing.T) {
 func TestNetdevGone(t *testing.T) {
 	p := &pair{a: nsnet.New(t)}
 	p.Sampler = nsnet.NewSampler(t, collect.Options{Enabled: []string{"netdev"},
-		Pods: &nsnet.Pods{List: []*collect.Pod{p.a.Pod("a")}}}, Probes()...)
+		Pods: &nsnet.Pods{List: []*owner.Pod{p.a.Pod("a")}}}, Probes()...)
 	// IPv6 sends packets of its own when an interface comes up.
 	p.a.Sysctl("net/ipv6/conf/all/disable_ipv6", "1")
 	add := func() {
@@ -575,7 +577,7 @@ func TestFDAgainstLs(t *testing.T) {
 	want := map[string]float64{"kubeskoop_fdopenfd": open, "kubeskoop_fd_openfd": open, "kubeskoop_fd_opensocket": sockets}
 	sample := func(change func(p *fd)) (v nsnet.Values, iterates bool) {
 		var p *fd
-		v = nsnet.NewSampler(t, collect.Options{Enabled: []string{"fd"}, CompatNames: true, Pods: &nsnet.Pods{List: []*collect.Pod{pod}}},
+		v = nsnet.NewSampler(t, collect.Options{Enabled: []string{"fd"}, CompatNames: true, Pods: &nsnet.Pods{List: []*owner.Pod{pod}}},
 			collect.Factory{Name: "fd", New: func(env collect.Env) (collect.Probe, error) {
 				made, err := newFD(env)
 				if err != nil {

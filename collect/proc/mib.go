@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 )
 
 // mib samples metrics of one section of /proc/PID/net/snmp or netstat. There a
@@ -21,7 +22,7 @@ type mib struct {
 	file    string // below /proc/PID/net
 	path    string // for errors: "net/snmp"
 	section string
-	metrics []*collect.Metric
+	metrics []*catalog.Metric
 	names   []string // of the value of each metric
 	layout  atomic.Pointer[mibLayout]
 }
@@ -132,7 +133,7 @@ func (p *mib) values(l *lines, layout *mibLayout, line []byte, values *[maxMIB]u
 		n++
 		// Some values are signed, such as the "no limit" -1 of Tcp.MaxConn.
 		x, ok := parseGauge(f)
-		if i >= 0 && p.metrics[i].Type == collect.Counter {
+		if i >= 0 && p.metrics[i].Type == catalog.Counter {
 			x, ok = parseUint(f)
 		}
 		if !ok {

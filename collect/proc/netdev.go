@@ -14,7 +14,9 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/netlink"
 )
 
@@ -33,7 +35,7 @@ type netdev struct {
 	log     *slog.Logger
 	root    string
 	once    bool
-	metrics []*collect.Metric
+	metrics []*catalog.Metric
 	fields  []string // "rx.bytes", of each metric
 	layout  atomic.Pointer[netdevLayout]
 

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
 	"nodeskoop/internal/testkit/nsnet"
 )
 
@@ -34,7 +35,7 @@ func newStreet(t *testing.T, host, again bool) *street {
 	if host {
 		opt.HostNetns = s.here.Path
 	} else {
-		s.name, opt.Pods = "a", &nsnet.Pods{List: []*collect.Pod{s.here.Pod("a")}}
+		s.name, opt.Pods = "a", &nsnet.Pods{List: []*owner.Pod{s.here.Pod("a")}}
 	}
 	for _, x := range []*nsnet.Space{s.here, s.away, s.far} {
 		x.Sysctl("net/ipv6/conf/all/disable_ipv6", "1")
@@ -195,7 +196,7 @@ func TestInterfacesOfTheHost(t *testing.T) {
 func TestInterfaceGoesToAPod(t *testing.T) {
 	s := newStreet(t, true, false)
 	s.sampler = nsnet.NewSampler(t, collect.Options{Enabled: []string{"netdev"}, HostNetns: s.here.Path,
-		Pods: &nsnet.Pods{List: []*collect.Pod{s.away.Pod("a")}}}, Probes()...)
+		Pods: &nsnet.Pods{List: []*owner.Pod{s.away.Pod("a")}}}, Probes()...)
 	s.add(s.here, "hot", "index", "55")
 	s.send(s.here, 40)
 	s.sampler.Sample()

@@ -10,8 +10,10 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
+	"nodeskoop/internal/kernel"
 )
 
 // openProc opens ROOT/PID and what follows it.
@@ -83,7 +85,7 @@ func wrapProc(verb, root string, pid int, name string, err error) error {
 // process less is not the end of the pod, which collect.ErrGone would say.
 var errGone = errors.New("the process has ended")
 
-func isGone(err error) bool { return errors.Is(err, errGone) || errors.Is(err, collect.ErrGone) }
+func isGone(err error) bool { return errors.Is(err, errGone) || errors.Is(err, kernel.ErrGone) }
 
 // unreadable collects what went wrong with single processes.
 type unreadable struct {

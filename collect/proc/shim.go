@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
 	"nodeskoop/collect"
 )
 

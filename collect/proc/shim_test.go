@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
 	"nodeskoop/collect/pod"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
@@ -73,7 +74,7 @@ func TestIOShim(t *testing.T) {
 	pid := shim.cmd.Process.Pid
 	var members []int
 	s.add("a", 1<<22-1, func() []int { return members })
-	s.pods.List[0].Reapers = []collect.Process{{PID: pid, Start: startOf(t, pid)}}
+	s.pods.List[0].Reapers = []owner.Process{{PID: pid, Start: startOf(t, pid)}}
 	s.pods.List[0].PIDs = nil
 	do := func(what string) {
 		t.Helper()
@@ -166,7 +167,7 @@ func TestIOShimOfHost(t *testing.T) {
 	shim := startJob(t, nil, "sh", "-c", rw+`while read what; do case $what in own) for i in $(seq 3000); do echo x; done > /dev/null;; short) for i in 1 2 3 4 5 6 7 8; do w; done;; esac; echo done; done`)
 	pid := shim.cmd.Process.Pid
 	s.add("a", 1<<22-1, func() []int { return nil })
-	s.pods.List[0].Reapers = []collect.Process{{PID: pid, Start: startOf(t, pid)}}
+	s.pods.List[0].Reapers = []owner.Process{{PID: pid, Start: startOf(t, pid)}}
 	s.sample()
 	host := func() ioCounts { return s.sums(nsnet.Host) }
 	before := host()
@@ -218,9 +219,9 @@ func TestExecBetweenSamples(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, q := range x.Running() {
-		want := []collect.Process{{PID: c.ShimPID(p.PID), Start: startOf(t, c.ShimPID(p.PID))}}
+		want := []owner.Process{{PID: c.ShimPID(p.PID), Start: startOf(t, c.ShimPID(p.PID))}}
 		if q.Name == "quiet" {
-			want = []collect.Process{{PID: c.ShimPID(quiet.PID), Start: startOf(t, c.ShimPID(quiet.PID))}}
+			want = []owner.Process{{PID: c.ShimPID(quiet.PID), Start: startOf(t, c.ShimPID(quiet.PID))}}
 		}
 		if len(q.Reapers) != 1 || q.Reapers[0] != want[0] {
 			t.Fatalf("pod %s has the shims %v, want %v", q.Name, q.Reapers, want)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 )
 
 // sock samples the TCP line of /proc/PID/net/sockstat and the TCP6 line of
@@ -11,7 +12,7 @@ import (
 // sockstat6_seq_show). IPv6 sockets in use are in the second file only; all
 // else in the first is of both.
 type sock struct {
-	metrics []*collect.Metric
+	metrics []*catalog.Metric
 	at      []int // the index of each metric's value in sockstat
 }
 

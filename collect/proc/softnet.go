@@ -5,19 +5,20 @@ import (
 	"io/fs"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 )
 
 // softnet samples the first two columns of /proc/net/softnet_stat over all
 // CPUs (net/core/net-procfs.c, softnet_seq_show). The file is the same in
 // every network namespace. Its numbers are hexadecimal and have 32 bits.
 type softnet struct {
-	processed, dropped *collect.Metric
+	processed, dropped *catalog.Metric
 }
 
 func newSoftnet(collect.Env) (collect.Probe, error) {
 	return &softnet{
-		processed: collect.MustMetric("kubeskoop_softnet_processed"),
-		dropped:   collect.MustMetric("kubeskoop_softnet_dropped"),
+		processed: catalog.MustMetric("kubeskoop_softnet_processed"),
+		dropped:   catalog.MustMetric("kubeskoop_softnet_dropped"),
 	}, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/netlink"
 )
 
@@ -16,11 +17,11 @@ import (
 // /proc/PID/net/tcp and tcp6 (net/ipv4/tcp_ipv4.c, tcp4_seq_show).
 type tcpsummary struct {
 	log              *slog.Logger
-	established      *collect.Metric
-	timeWait         *collect.Metric
-	closeWait        *collect.Metric
-	synSent, synRecv *collect.Metric
-	txQueue, rxQueue *collect.Metric
+	established      *catalog.Metric
+	timeWait         *catalog.Metric
+	closeWait        *catalog.Metric
+	synSent, synRecv *catalog.Metric
+	txQueue, rxQueue *catalog.Metric
 
 	counters *mib        // of TCP
 	textOnly atomic.Bool // this kernel has no sock_diag
@@ -46,13 +47,13 @@ func newTCPSummary(env collect.Env) (collect.Probe, error) {
 	return &tcpsummary{
 		log:         env.Log,
 		counters:    counters,
-		established: collect.MustMetric("kubeskoop_tcpsummary_tcpestablishedconn"),
-		timeWait:    collect.MustMetric("kubeskoop_tcpsummary_tcptimewaitconn"),
-		closeWait:   collect.MustMetric("kubeskoop_tcpsummary_tcpclosewaitconn"),
-		synSent:     collect.MustMetric("kubeskoop_tcpsummary_tcpsynsentconn"),
-		synRecv:     collect.MustMetric("kubeskoop_tcpsummary_tcpsynrecvconn"),
-		txQueue:     collect.MustMetric("kubeskoop_tcpsummary_tcptxqueue"),
-		rxQueue:     collect.MustMetric("kubeskoop_tcpsummary_tcprxqueue"),
+		established: catalog.MustMetric("kubeskoop_tcpsummary_tcpestablishedconn"),
+		timeWait:    catalog.MustMetric("kubeskoop_tcpsummary_tcptimewaitconn"),
+		closeWait:   catalog.MustMetric("kubeskoop_tcpsummary_tcpclosewaitconn"),
+		synSent:     catalog.MustMetric("kubeskoop_tcpsummary_tcpsynsentconn"),
+		synRecv:     catalog.MustMetric("kubeskoop_tcpsummary_tcpsynrecvconn"),
+		txQueue:     catalog.MustMetric("kubeskoop_tcpsummary_tcptxqueue"),
+		rxQueue:     catalog.MustMetric("kubeskoop_tcpsummary_tcprxqueue"),
 	}, nil
 }
 

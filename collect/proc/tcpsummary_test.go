@@ -9,8 +9,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
 	"nodeskoop/collect"
 	"nodeskoop/collect/netlink"
+	"nodeskoop/collect/owner"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 )
@@ -153,7 +155,7 @@ func TestTCPTextEqualsSockDiag(t *testing.T) {
 	everyState(t, p.a, p.b)
 	var diag, text netlink.TCPTable
 	s := nsnet.NewSampler(t, collect.Options{Enabled: []string{"tcpsummary"},
-		Pods: &nsnet.Pods{List: []*collect.Pod{p.a.Pod("a")}}},
+		Pods: &nsnet.Pods{List: []*owner.Pod{p.a.Pod("a")}}},
 		collect.Factory{Name: "tcpsummary", New: func(collect.Env) (collect.Probe, error) {
 			return sampleFunc(func(v *collect.View) error {
 				if v.Pod() == nil {
@@ -187,7 +189,7 @@ func TestTCPSummaryText(t *testing.T) {
 	p := newPair(t)
 	everyState(t, p.a, p.b)
 	p.Sampler = nsnet.NewSampler(t, collect.Options{Enabled: []string{"tcpsummary"},
-		Pods: &nsnet.Pods{List: []*collect.Pod{p.a.Pod("a")}}},
+		Pods: &nsnet.Pods{List: []*owner.Pod{p.a.Pod("a")}}},
 		collect.Factory{Name: "tcpsummary", New: func(e collect.Env) (collect.Probe, error) {
 			x, err := newTCPSummary(e)
 			x.(*tcpsummary).textOnly.Store(true)

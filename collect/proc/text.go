@@ -11,7 +11,9 @@ import (
 	"math"
 
 	"golang.org/x/sys/unix"
+
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 )
 
 // Probes returns the probes of this package.
@@ -33,9 +35,9 @@ func Probes() []collect.Factory {
 
 // metricsOf returns the metrics that a probe has to yield: all of its metrics
 // but those that repeat another under a second name, which the Runner writes.
-func metricsOf(probe string) []*collect.Metric {
-	info := collect.ProbeByName(probe)
-	var out []*collect.Metric
+func metricsOf(probe string) []*catalog.Metric {
+	info := catalog.ProbeByName(probe)
+	var out []*catalog.Metric
 	for i := range info.Metrics {
 		if m := &info.Metrics[i]; m.Alias == "" {
 			out = append(out, m)

@@ -11,7 +11,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
 	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 )
@@ -95,7 +98,7 @@ func TestFirstThreadEnded(t *testing.T) {
 			sockets++
 		}
 	}
-	if tid, err := collect.LiveThread("/proc", pid); err != nil || tid == pid {
+	if tid, err := kernel.LiveThread("/proc", pid); err != nil || tid == pid {
 		t.Errorf("thread %d, %v", tid, err)
 	}
 	for _, each := range []bool{false, true} {
@@ -105,7 +108,7 @@ func TestFirstThreadEnded(t *testing.T) {
 				env.Once = each
 				return newFD(env)
 			}
-			pods := &nsnet.Pods{List: []*collect.Pod{{ID: "a", Namespace: "test", Name: "a", PIDs: []int{pid}}}}
+			pods := &nsnet.Pods{List: []*owner.Pod{{ID: "a", Namespace: "test", Name: "a", PIDs: []int{pid}}}}
 			s := nsnet.NewSampler(t, collect.Options{Enabled: []string{"fd"}, Pods: pods}, collect.Factory{Name: "fd", New: newOne})
 			for range 2 {
 				s.Sample().Want(t, "a", map[string]float64{"kubeskoop_fdopenfd": float64(len(links)), "kubeskoop_fd_opensocket": float64(sockets)})
@@ -128,7 +131,7 @@ func TestFirstThreadEnded(t *testing.T) {
 			target := nsnet.Host
 			if !host {
 				target = "a"
-				pods.List = append(pods.List, &collect.Pod{ID: "a", Namespace: "test", Name: "a", PIDs: []int{pid}})
+				pods.List = append(pods.List, &owner.Pod{ID: "a", Namespace: "test", Name: "a", PIDs: []int{pid}})
 			}
 			var p *ioProbe
 			s := nsnet.NewSampler(t, collect.Options{Enabled: []string{"io"}, Pods: pods}, collect.Factory{Name: "io", New: func(env collect.Env) (collect.Probe, error) {
@@ -164,7 +167,7 @@ func TestFirstThreadEnded(t *testing.T) {
 	})
 	// Once all threads end it is no process any more.
 	j.stop()
-	if tid, err := collect.LiveThread("/proc", pid); err == nil {
+	if tid, err := kernel.LiveThread("/proc", pid); err == nil {
 		t.Errorf("thread %d of a process that has ended", tid)
 	}
 }
@@ -226,6 +229,6 @@ func TestFirstThreadEndedNetns(t *testing.T) {
 	}
 	pod := space.Pod("a")
 	pod.PIDs = []int{j.cmd.Process.Pid}
-	s := nsnet.NewSampler(t, collect.Options{Enabled: []string{"udp", "tcpsummary"}, Pods: &nsnet.Pods{List: []*collect.Pod{pod}}}, Probes()...)
+	s := nsnet.NewSampler(t, collect.Options{Enabled: []string{"udp", "tcpsummary"}, Pods: &nsnet.Pods{List: []*owner.Pod{pod}}}, Probes()...)
 	s.Sample().Want(t, "a", map[string]float64{"kubeskoop_udp_noports": 3, "kubeskoop_tcpsummary_tcpestablishedconn": 0})
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 )
@@ -71,8 +72,8 @@ func TestProcessesUnreadable(t *testing.T) {
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			root := tree(t, x.files)
-			pod := &collect.Pod{ID: "a", Namespace: "test", Name: "a", PIDs: []int{7, 8, 9}}
-			s := nsnet.NewSampler(t, collect.Options{Enabled: []string{x.probe}, CompatNames: true, ProcRoot: root, Pods: &nsnet.Pods{List: []*collect.Pod{pod}}}, Probes()...)
+			pod := &owner.Pod{ID: "a", Namespace: "test", Name: "a", PIDs: []int{7, 8, 9}}
+			s := nsnet.NewSampler(t, collect.Options{Enabled: []string{x.probe}, CompatNames: true, ProcRoot: root, Pods: &nsnet.Pods{List: []*owner.Pod{pod}}}, Probes()...)
 			v, errs := s.Try()
 			v.Want(t, "a", x.want)
 			if x.want == nil && len(v["a"]) > 0 {
@@ -130,7 +131,7 @@ func TestNetFiles(t *testing.T) {
 func TestIPVSPods(t *testing.T) {
 	need.Root(t)
 	a := nsnet.New(t)
-	pods := &nsnet.Pods{List: []*collect.Pod{a.Pod("a")}}
+	pods := &nsnet.Pods{List: []*owner.Pod{a.Pod("a")}}
 	v := nsnet.NewSampler(t, collect.Options{Enabled: []string{"ipvs"}, Pods: pods,
 		Probes: map[string]map[string]any{"ipvs": {"pods": true}}}, Probes()...).Sample()
 	if len(v["a"]) != 5 || len(v[nsnet.Host]) != 5 {

@@ -9,7 +9,9 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
 	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 )
@@ -70,7 +72,7 @@ func TestNoDescriptorsLeft(t *testing.T) {
 	if !again(t, nil) {
 		return
 	}
-	pods := &nsnet.Pods{List: []*collect.Pod{{ID: "a", Namespace: "test", Name: "a", PIDs: []int{os.Getppid()}}}}
+	pods := &nsnet.Pods{List: []*owner.Pod{{ID: "a", Namespace: "test", Name: "a", PIDs: []int{os.Getppid()}}}}
 	s := nsnet.NewSampler(t, collect.Options{Enabled: []string{"fd", "io"}, Pods: pods}, Probes()...)
 	good, errs := s.Try()
 	if len(errs) > 0 || len(good[nsnet.Host]) != 6 || len(good["a"]) != 6 {

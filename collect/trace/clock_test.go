@@ -13,6 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/event"
+	"nodeskoop/collect/owner"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 )
@@ -24,7 +26,7 @@ func TestEventTime(t *testing.T) {
 	l.flood(l.a, "10.0.0.2:9", 1) // nothing listens
 	l.settled("PacketLoss", 1)
 	after := time.Now()
-	events := slices.DeleteFunc(l.sink.of("PacketLoss"), func(e *collect.Event) bool {
+	events := slices.DeleteFunc(l.sink.of("PacketLoss"), func(e *event.Event) bool {
 		return e.Dst.Port != 9 || e.Pod == nil || e.Pod.Name != "db-0" // of others on this machine
 	})
 	if len(events) == 0 {
@@ -69,7 +71,7 @@ func TestFlowsOfAnotherHost(t *testing.T) {
 	t.Cleanup(func() { _ = plane.Close() })
 	r, err := collect.NewRunner(collect.Options{
 		Node: "n1", HostLabel: "hostNetwork", HostNetns: host.Path, Interval: time.Hour, Timeout: 10 * time.Second,
-		Enabled: []string{"flow"}, Pods: &nsnet.Pods{List: []*collect.Pod{p}},
+		Enabled: []string{"flow"}, Pods: &nsnet.Pods{List: []*owner.Pod{p}},
 	}, plane.Factories()...)
 	if err != nil {
 		t.Fatal(err)

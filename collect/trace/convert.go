@@ -4,7 +4,8 @@ import (
 	"strconv"
 
 	"nodeskoop/bpf"
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/event"
 )
 
 // converter turns records of the kernel into events. It belongs to the
@@ -15,40 +16,40 @@ type converter struct {
 }
 
 // event makes an event of a record, and copies what the record only lends.
-func (c *converter) event(e *bpf.Event) *collect.Event {
+func (c *converter) event(e *bpf.Event) *event.Event {
 	t := eventTypes[e.Type]
-	out := &collect.Event{Type: t, Time: e.Time, Netns: e.Netns, Latency: e.Latency, PID: -1, CPU: -1}
+	out := &event.Event{Type: t, Time: e.Time, Netns: e.Netns, Latency: e.Latency, PID: -1, CPU: -1}
 	for _, g := range t.Fields {
 		switch g {
-		case collect.FieldTuple:
+		case catalog.FieldTuple:
 			out.Protocol = protocolName(e.Protocol)
-			out.Src = collect.Endpoint{Addr: e.Source.Addr(), Port: e.Source.Port()}
-			out.Dst = collect.Endpoint{Addr: e.Destination.Addr(), Port: e.Destination.Port()}
-		case collect.FieldPoints:
+			out.Src = event.Endpoint{Addr: e.Source.Addr(), Port: e.Source.Port()}
+			out.Dst = event.Endpoint{Addr: e.Destination.Addr(), Port: e.Destination.Port()}
+		case catalog.FieldPoints:
 			for i, name := range t.Points {
 				if i < len(e.Points) && e.Points[i] > 0 {
-					out.Points = append(out.Points, collect.Point{Name: name, Latency: e.Points[i]})
+					out.Points = append(out.Points, event.Point{Name: name, Latency: e.Points[i]})
 				}
 			}
-		case collect.FieldProcess:
+		case catalog.FieldProcess:
 			out.Comm, out.PID = e.Comm(), int(e.PID)
-		case collect.FieldCPU:
+		case catalog.FieldCPU:
 			out.CPU = int(e.CPU)
-		case collect.FieldPID:
+		case catalog.FieldPID:
 			out.PID = int(e.PID)
-		case collect.FieldIfname:
+		case catalog.FieldIfname:
 			out.Ifname = e.Device()
-		case collect.FieldDisk:
+		case catalog.FieldDisk:
 			out.Disk = e.Device()
-		case collect.FieldVector:
+		case catalog.FieldVector:
 			out.Vector = vectorName(e.Detail)
-		case collect.FieldLocation:
+		case catalog.FieldLocation:
 			out.Location = c.loader.Symbols().Location(e.Location)
-		case collect.FieldReason:
+		case catalog.FieldReason:
 			out.Reason = c.reason(e)
-		case collect.FieldTCPState:
+		case catalog.FieldTCPState:
 			out.TCPState = bpf.TCPStateName(e.TCPState)
-		case collect.FieldStack:
+		case catalog.FieldStack:
 			out.Stack = c.loader.Symbols().Stack(e.Stack())
 		}
 	}

@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/kernel"
 )
 
 // maxSlots is the most counters that a probe has for one namespace.
@@ -135,7 +137,7 @@ func (c *counts) begin(v *collect.View, lacking []uint64) {
 }
 
 // own notes whose a namespace is.
-func (c *counts) own(inode uint64, pod *collect.Pod, root string) {
+func (c *counts) own(inode uint64, pod *owner.Pod, root string) {
 	id := ""
 	if pod != nil {
 		id = pod.ID
@@ -160,7 +162,7 @@ func (c *counts) own(inode uint64, pod *collect.Pod, root string) {
 
 // bornAt is when a pod's network namespace was made, or a little later. A file
 // that is the namespace, as CNI has it, is as old as the namespace is.
-func bornAt(pod *collect.Pod, root string) time.Time {
+func bornAt(pod *owner.Pod, root string) time.Time {
 	var st unix.Stat_t
 	if p := pod.NetnsPath; p != "" && !strings.HasPrefix(p, root+"/") && unix.Stat(p, &st) == nil && st.Ino == pod.Netns {
 		return time.Unix(st.Ctim.Unix())
@@ -270,7 +272,7 @@ func liveNetns(procRoot string) map[uint64]bool {
 			if in.file != "" && err == unix.ENOENT {
 				// Perhaps only the first thread of the process has ended.
 				if pid, e := strconv.Atoi(name); e == nil {
-					err = unix.Stat(collect.ProcessDir(procRoot, pid)+in.file, &st)
+					err = unix.Stat(kernel.ProcessDir(procRoot, pid)+in.file, &st)
 				}
 			}
 			if err == nil {

@@ -8,11 +8,14 @@ import (
 
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/event"
+	"nodeskoop/collect/owner"
 )
 
 var (
-	flowBytes   = collect.MustMetric("kubeskoop_flow_bytes")
-	flowPackets = collect.MustMetric("kubeskoop_flow_packets")
+	flowBytes   = catalog.MustMetric("kubeskoop_flow_bytes")
+	flowPackets = catalog.MustMetric("kubeskoop_flow_packets")
 )
 
 // idleCycles is for how many cycles a flow that sends nothing keeps its
@@ -118,7 +121,7 @@ func (s *space) offer(c candidate, n int) {
 // knowing of a connection, the map's entry knows itself.
 type flows struct {
 	*probe
-	pods    collect.Pods
+	pods    owner.Pods
 	devices bool // counted is what devices transmit
 	// nodeAddrs lists the node's own addresses.
 	nodeAddrs func() (map[netip.Addr]struct{}, error)
@@ -321,7 +324,7 @@ func (f *flows) show(v *collect.View, ends ends, all int) {
 		keys = append(keys, k)
 	}
 	slices.SortFunc(keys, func(a, b bpf.FlowKey) int { return a.Compare(&b) })
-	add := func(netns uint64, m *collect.Metric, value uint64, labels []string) {
+	add := func(netns uint64, m *catalog.Metric, value uint64, labels []string) {
 		if f.devices {
 			v.Add(m, float64(value), labels...) // the host's
 		} else {
@@ -340,14 +343,14 @@ func (f *flows) show(v *collect.View, ends ends, all int) {
 
 // ends names the two sides of flows in one cycle.
 type ends struct {
-	pods  collect.Pods
+	pods  owner.Pods
 	node  string
 	own   map[netip.Addr]struct{} // the node's addresses
-	netns map[uint64]*collect.Pod
+	netns map[uint64]*owner.Pod
 }
 
 func (f *flows) ends(v *collect.View, own map[netip.Addr]struct{}) ends {
-	e := ends{pods: f.pods, node: v.Node(), own: own, netns: map[uint64]*collect.Pod{}}
+	e := ends{pods: f.pods, node: v.Node(), own: own, netns: map[uint64]*owner.Pod{}}
 	for inode, pod := range v.Netns() {
 		e.netns[inode] = pod
 	}
@@ -369,7 +372,7 @@ func (e ends) labels(netns uint64, k *bpf.FlowKey) []string {
 }
 
 // side appends address, type, node, namespace and pod of one end.
-func (e ends) side(out []string, a netip.Addr, p *collect.Pod) []string {
+func (e ends) side(out []string, a netip.Addr, p *owner.Pod) []string {
 	_, own := e.own[a]
 	text := ""
 	if a.IsValid() {
@@ -377,9 +380,9 @@ func (e ends) side(out []string, a netip.Addr, p *collect.Pod) []string {
 	}
 	switch {
 	case p != nil:
-		return append(out, text, collect.EndPod, e.node, p.Namespace, p.Name)
+		return append(out, text, event.EndPod, e.node, p.Namespace, p.Name)
 	case own || a.IsLoopback():
-		return append(out, text, collect.EndNode, e.node, "", "")
+		return append(out, text, event.EndNode, e.node, "", "")
 	}
-	return append(out, text, collect.EndUnknown, "", "", "")
+	return append(out, text, event.EndUnknown, "", "", "")
 }

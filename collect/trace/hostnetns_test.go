@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/event"
 	"nodeskoop/internal/testkit/nsnet"
 )
 
@@ -50,7 +51,7 @@ func TestFlowsOfANamedHost(t *testing.T) {
 			if l["src"] != own {
 				continue
 			}
-			if l["src_type"] == collect.EndNode && l["dst_type"] == collect.EndNode && l["src_node"] == "n1" {
+			if l["src_type"] == event.EndNode && l["dst_type"] == event.EndNode && l["src_node"] == "n1" {
 				packets += m.GetCounter().GetValue()
 			} else {
 				others++

@@ -2,12 +2,12 @@ package trace
 
 import (
 	"nodeskoop/bpf"
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 )
 
-var kernellatencyKind = kind{name: "kernellatency", slots: []*collect.Metric{
-	bpf.RxSlow:    collect.MustMetric("kubeskoop_kernellatency_rxslow"),
-	bpf.RxSlow100: collect.MustMetric("kubeskoop_kernellatency_rxslow100ms"),
-	bpf.TxSlow:    collect.MustMetric("kubeskoop_kernellatency_txslow"),
-	bpf.TxSlow100: collect.MustMetric("kubeskoop_kernellatency_txslow100ms"),
+var kernellatencyKind = kind{name: "kernellatency", slots: []*catalog.Metric{
+	bpf.RxSlow:    catalog.MustMetric("kubeskoop_kernellatency_rxslow"),
+	bpf.RxSlow100: catalog.MustMetric("kubeskoop_kernellatency_rxslow100ms"),
+	bpf.TxSlow:    catalog.MustMetric("kubeskoop_kernellatency_txslow"),
+	bpf.TxSlow100: catalog.MustMetric("kubeskoop_kernellatency_txslow100ms"),
 }}

@@ -5,7 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"nodeskoop/collect"
+	"nodeskoop/internal/kernel"
 )
 
 // TestLiveNetns: a namespace is in use by a process whose first thread has ended, if
@@ -40,7 +40,7 @@ func TestLiveNetns(t *testing.T) {
 	}
 	alive := liveNetns(root)
 	for name, want := range map[string]bool{"7/ns/net": true, "8/task/9/ns/net": true, "10/task/10/ns/some": false} {
-		inode, err := collect.NetnsInode(filepath.Join(root, name))
+		inode, err := kernel.NetnsInode(filepath.Join(root, name))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -2,10 +2,10 @@ package trace
 
 import (
 	"nodeskoop/bpf"
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 )
 
-var netiftxlatencyKind = kind{name: "netiftxlatency", slots: []*collect.Metric{
-	bpf.QdiscSlow:  collect.MustMetric("kubeskoop_netiftxlat_qdiscslow100ms"),
-	bpf.NetdevSlow: collect.MustMetric("kubeskoop_netiftxlat_netdevslow100ms"),
+var netiftxlatencyKind = kind{name: "netiftxlatency", slots: []*catalog.Metric{
+	bpf.QdiscSlow:  catalog.MustMetric("kubeskoop_netiftxlat_qdiscslow100ms"),
+	bpf.NetdevSlow: catalog.MustMetric("kubeskoop_netiftxlat_netdevslow100ms"),
 }}

@@ -6,18 +6,19 @@ import (
 
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 )
 
 var (
-	lossTotal   = collect.MustMetric("kubeskoop_packetloss_total")
-	lossReason  = collect.MustMetric("kubeskoop_packetloss_reason")
-	lossIgnored = collect.MustMetric("nodeskoop_packetloss_ignored_total")
-	lossByClass = map[bpf.DropClass]*collect.Metric{
-		bpf.DropAbnormal:  collect.MustMetric("kubeskoop_packetloss_abnormal"),
-		bpf.DropTCPHandle: collect.MustMetric("kubeskoop_packetloss_tcphandle"),
-		bpf.DropTCPRcv:    collect.MustMetric("kubeskoop_packetloss_tcprcv"),
-		bpf.DropTCPStatM:  collect.MustMetric("kubeskoop_packetloss_tcpstatm"),
-		bpf.DropNetfilter: collect.MustMetric("kubeskoop_packetloss_netfilter"),
+	lossTotal   = catalog.MustMetric("kubeskoop_packetloss_total")
+	lossReason  = catalog.MustMetric("kubeskoop_packetloss_reason")
+	lossIgnored = catalog.MustMetric("nodeskoop_packetloss_ignored_total")
+	lossByClass = map[bpf.DropClass]*catalog.Metric{
+		bpf.DropAbnormal:  catalog.MustMetric("kubeskoop_packetloss_abnormal"),
+		bpf.DropTCPHandle: catalog.MustMetric("kubeskoop_packetloss_tcphandle"),
+		bpf.DropTCPRcv:    catalog.MustMetric("kubeskoop_packetloss_tcprcv"),
+		bpf.DropTCPStatM:  catalog.MustMetric("kubeskoop_packetloss_tcpstatm"),
+		bpf.DropNetfilter: catalog.MustMetric("kubeskoop_packetloss_netfilter"),
 	}
 )
 

@@ -1,4 +1,4 @@
-// Package trace holds the ten probes that watch the kernel with eBPF. What
+// Package trace holds the probes that watch the kernel with eBPF. What
 // they count is counted in the kernel; here counters get their metrics' names,
 // and records of the kernel become events.
 package trace
@@ -15,6 +15,11 @@ import (
 
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/event"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/bounded"
+	"nodeskoop/internal/kernel"
 )
 
 // EventLimits are how many events of one type and network namespace the
@@ -24,14 +29,14 @@ type EventLimits struct{ Rate, Burst int }
 // Options say what a Plane does with events.
 type Options struct {
 	// Hub takes the events; nil: the kernel sends none, and only counts.
-	Hub    *collect.Hub
+	Hub    *event.Hub
 	Limits EventLimits
 	Log    *slog.Logger
 
 	tables bpf.Options // for tests: how large the tables are
 }
 
-// Plane is what the ten probes share: one loader, one ring of events and its
+// Plane is what these probes share: one loader, one ring of events and its
 // reader. It touches the kernel when the first probe is built, so a machine
 // without eBPF runs the other probes all the same.
 type Plane struct {
@@ -48,7 +53,7 @@ type Plane struct {
 	told     map[bpf.EventType]bpf.EventAccount // what the Hub knows of already
 	limits   EventLimits
 
-	pods      collect.Pods // where the Hub does not know them
+	pods      owner.Pods // where the Hub does not know them
 	hostNetns uint64
 
 	living struct { // the namespaces with a process or a name, read once a cycle
@@ -74,12 +79,12 @@ func New(opt Options) *Plane {
 }
 
 // eventTypes says which of the Catalogue's types each of the kernel's is.
-var eventTypes = func() map[bpf.EventType]*collect.EventType {
-	byName := map[string]*collect.EventType{}
-	for _, e := range collect.Events() {
+var eventTypes = func() map[bpf.EventType]*catalog.EventType {
+	byName := map[string]*catalog.EventType{}
+	for _, e := range catalog.Events() {
 		byName[strings.ToUpper(e.Name)] = e
 	}
-	m := map[bpf.EventType]*collect.EventType{}
+	m := map[bpf.EventType]*catalog.EventType{}
 	for _, t := range bpf.EventTypes() {
 		e := byName[t.String()]
 		if e == nil {
@@ -90,7 +95,7 @@ var eventTypes = func() map[bpf.EventType]*collect.EventType {
 	return m
 }()
 
-// Factories are the ten probes.
+// Factories are the probes that trace.
 func (p *Plane) Factories() []collect.Factory {
 	var out []collect.Factory
 	for _, k := range kinds {
@@ -139,7 +144,7 @@ func (p *Plane) enter(env collect.Env) (*bpf.Loader, error) {
 	p.fresh = true
 	p.building++
 	p.pods = env.Pods
-	if host, err := collect.NetnsInode(env.HostNetns); err == nil {
+	if host, err := kernel.NetnsInode(env.HostNetns); err == nil {
 		p.hostNetns = host
 	}
 	p.own()
@@ -180,7 +185,7 @@ func (p *Plane) followPods(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if err := collect.Guard(p.follow); err != nil && !said {
+			if err := bounded.Guard(p.follow); err != nil && !said {
 				said = true
 				p.opt.Log.Error("giving new pods their room in the kernel's tables failed; each cycle does it too", "error", err)
 			}
@@ -291,7 +296,7 @@ func (p *Plane) read(ctx context.Context, loader *bpf.Loader) {
 // offer makes an event of a record. A record that makes that panic is lost, and
 // counted; the panic is logged once.
 func (p *Plane) offer(c *converter, e *bpf.Event) {
-	err := collect.Guard(func() { p.opt.Hub.Offer(c.event(e)) })
+	err := bounded.Guard(func() { p.opt.Hub.Offer(c.event(e)) })
 	if err == nil {
 		return
 	}

@@ -8,13 +8,14 @@ import (
 
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 )
 
-// kind is how one of the ten probes differs from the others.
+// kind is how one of the probes differs from the others.
 type kind struct {
 	name string
 	// slots are the metrics of the kernel's counters, by slot.
-	slots []*collect.Metric
+	slots []*catalog.Metric
 	// begin, where set, makes what samples the probe; else its slots are.
 	begin func(*probe, collect.Env) func(*collect.View) error
 	// whole says that what begin makes calls the kernel through the View.
@@ -78,7 +79,7 @@ func (p *probe) Sample(v *collect.View) error {
 
 // perHost reports whether the counters are the whole node's.
 func (p *probe) perHost() bool {
-	return len(p.kind.slots) > 0 && p.kind.slots[0].Scope == collect.PerHost
+	return len(p.kind.slots) > 0 && p.kind.slots[0].Scope == catalog.PerHost
 }
 
 // sampleSlots adds the metric of each slot: for each namespace of the cycle,

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -80,8 +80,8 @@ func refused(t *testing.T, hidden bool, reason string) (working []string) {
 	}
 	tracing := 0
 	for _, r := range rows {
-		info := collect.ProbeByName(r.Probe)
-		if info.Source != collect.EBPF {
+		info := catalog.ProbeByName(r.Probe)
+		if info.Source != catalog.EBPF {
 			// Processes that the kernel hides from everyone are not the matter here.
 			if !r.Works {
 				t.Errorf("%s does not work: %s", r.Probe, r.Reason)
@@ -117,8 +117,8 @@ func refused(t *testing.T, hidden bool, reason string) (working []string) {
 		t.Errorf("collect: exit code %d, want %d", code, want)
 	}
 	series := 0
-	for _, p := range collect.Probes() {
-		works := p.Source != collect.EBPF || slices.Contains(working, p.Name)
+	for _, p := range catalog.Probes() {
+		works := p.Source != catalog.EBPF || slices.Contains(working, p.Name)
 		for _, m := range p.Metrics {
 			has := bytes.Contains(out, []byte("\n# TYPE "+m.Name+" ")) || bytes.HasPrefix(out, []byte("# TYPE "+m.Name+" "))
 			if works && len(m.Labels) == 0 && !has {

@@ -1,7 +1,6 @@
 package trace
 
 import (
-	"bytes"
 	"fmt"
 	"log/slog"
 	"net"
@@ -9,33 +8,15 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"nodeskoop/bpf"
-	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 )
-
-// logged is a log that a test reads while others write it.
-type logged struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logged) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(b)
-}
-
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
-}
 
 // refuse loses n datagrams of a namespace over lo, and has n connections reset:
 // as many packets again are lost.
@@ -57,12 +38,12 @@ func refuse(s *nsnet.Space, n int) error {
 // unknown's, never the host's, and is said; and when the others are gone, so is
 // what was said of them.
 func TestRoomForPods(t *testing.T) {
-	var log logged
+	var log testkit.Log
 	l := newLabOf(t, Options{Limits: EventLimits{20, 100}, Log: slog.New(slog.NewTextHandler(&log, nil)), tables: bpf.Options{Namespaces: 64, Drops: 64}},
 		nil, "packetloss", "tcpreset")
 	before := l.values()
 	added := 0
-	add := func(name string) (*nsnet.Space, *collect.Pod) {
+	add := func(name string) (*nsnet.Space, *owner.Pod) {
 		s := nsnet.New(t)
 		added++
 		return s, s.Pod(name)
@@ -164,7 +145,7 @@ func TestRoomForPods(t *testing.T) {
 // TestRoomIsSaid: where nobody takes the room, nothing is said of it. More pods
 // than there is room for are left out, and the probe is not up.
 func TestRoomIsSaid(t *testing.T) {
-	var log logged
+	var log testkit.Log
 	l := newLabOf(t, Options{Log: slog.New(slog.NewTextHandler(&log, nil)), tables: bpf.Options{Namespaces: 48}}, nil, "tcpreset")
 	if err := refuse(l.a, 1); err != nil {
 		t.Fatal(err)
@@ -173,7 +154,7 @@ func TestRoomIsSaid(t *testing.T) {
 	l.want(got, map[string]float64{"nodeskoop_tcpreset_total{web-0,nosock}": 1, "nodeskoop_tcpreset_total{db-0,nosock}": 0})
 	real := slices.Clone(l.pods.List)
 	for i := range 60 {
-		l.pods.List = append(l.pods.List, &collect.Pod{ID: fmt.Sprint(i), Namespace: "many", Name: fmt.Sprint("p-", i), Netns: 0xf8000000 + uint64(i)})
+		l.pods.List = append(l.pods.List, &owner.Pod{ID: fmt.Sprint(i), Namespace: "many", Name: fmt.Sprint("p-", i), Netns: 0xf8000000 + uint64(i)})
 	}
 	fams := l.r.Cycle()
 	series := 0

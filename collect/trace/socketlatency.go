@@ -2,12 +2,12 @@ package trace
 
 import (
 	"nodeskoop/bpf"
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 )
 
-var socketlatencyKind = kind{name: "socketlatency", slots: []*collect.Metric{
-	bpf.ReadSlow:     collect.MustMetric("kubeskoop_socketlatency_read1ms"),
-	bpf.ReadSlow100:  collect.MustMetric("kubeskoop_socketlatency_read100ms"),
-	bpf.WriteSlow:    collect.MustMetric("kubeskoop_socketlatency_write1ms"),
-	bpf.WriteSlow100: collect.MustMetric("kubeskoop_socketlatency_write100ms"),
+var socketlatencyKind = kind{name: "socketlatency", slots: []*catalog.Metric{
+	bpf.ReadSlow:     catalog.MustMetric("kubeskoop_socketlatency_read1ms"),
+	bpf.ReadSlow100:  catalog.MustMetric("kubeskoop_socketlatency_read100ms"),
+	bpf.WriteSlow:    catalog.MustMetric("kubeskoop_socketlatency_write1ms"),
+	bpf.WriteSlow100: catalog.MustMetric("kubeskoop_socketlatency_write100ms"),
 }}

@@ -5,9 +5,10 @@ import (
 
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 )
 
-var resetTotal = collect.MustMetric("nodeskoop_tcpreset_total")
+var resetTotal = catalog.MustMetric("nodeskoop_tcpreset_total")
 
 // resetKinds are the values of the label kind, by slot: the ends of the events'
 // names.

@@ -3,9 +3,10 @@ package trace
 import (
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 )
 
-var retransTotal = collect.MustMetric("kubeskoop_tcpretrans_total")
+var retransTotal = catalog.MustMetric("kubeskoop_tcpretrans_total")
 
 // tcpretransKind counts segments and SYN-ACKs, as the MIB's RetransSegs does.
 var tcpretransKind = kind{name: "tcpretrans", begin: func(p *probe, _ collect.Env) func(*collect.View) error {

@@ -19,6 +19,9 @@ import (
 
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/event"
+	"nodeskoop/collect/owner"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 )
@@ -26,10 +29,10 @@ import (
 // sink keeps the events that it gets.
 type sink struct {
 	mu     sync.Mutex
-	events []*collect.Event
+	events []*event.Event
 }
 
-func (s *sink) Send(e *collect.Event, done func(*collect.Event, bool)) {
+func (s *sink) Send(e *event.Event, done func(*event.Event, bool)) {
 	s.mu.Lock()
 	s.events = append(s.events, e)
 	s.mu.Unlock()
@@ -40,7 +43,7 @@ func (s *sink) Send(e *collect.Event, done func(*collect.Event, bool)) {
 
 func (s *sink) Close(context.Context) error { return nil }
 
-func (s *sink) of(event string) (out []*collect.Event) {
+func (s *sink) of(event string) (out []*event.Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range s.events {
@@ -57,7 +60,7 @@ type lab struct {
 	a, b  *nsnet.Space
 	pods  *nsnet.Pods
 	plane *Plane
-	hub   *collect.Hub
+	hub   *event.Hub
 	sink  *sink
 	r     *collect.Runner
 }
@@ -113,8 +116,8 @@ func newLabIn(t *testing.T, hostNetns string, opt Options, opts map[string]map[s
 	a, b := l.a.Pod("web-0"), l.b.Pod("db-0")
 	a.Addrs = []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}
 	b.Addrs = []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")}
-	l.pods = &nsnet.Pods{List: []*collect.Pod{a, b}}
-	l.hub = collect.NewHub(collect.HubOptions{Node: "n1", HostLabel: "hostNetwork", Pods: l.pods}, l.sink)
+	l.pods = &nsnet.Pods{List: []*owner.Pod{a, b}}
+	l.hub = event.NewHub(event.HubOptions{Node: "n1", HostLabel: "hostNetwork", Pods: l.pods}, l.sink)
 	t.Cleanup(func() { _ = l.hub.Close(context.Background()) })
 	opt.Hub = l.hub
 	l.plane = New(opt)
@@ -173,18 +176,18 @@ func (l *lab) want(got map[string]float64, want map[string]float64) {
 
 // settled waits until nothing is on the way, and returns the account. Other
 // namespaces of the machine may add to it.
-func (l *lab) settled(event string, atLeast uint64) collect.EventCounts {
+func (l *lab) settled(name string, atLeast uint64) event.Counts {
 	l.t.Helper()
-	var n collect.EventCounts
+	var n event.Counts
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		l.plane.Account()
-		n = l.hub.Counts(collect.EventByName(event))
+		n = l.hub.Counts(catalog.EventByName(name))
 		if n.Pending == 0 && n.Offered >= atLeast {
 			break
 		}
 	}
 	if n.Offered < atLeast || n.Written+n.Suppressed+n.Lost+n.Pending != n.Offered {
-		l.t.Errorf("%s: %+v, want %d or more in all", event, n, atLeast)
+		l.t.Errorf("%s: %+v, want %d or more in all", name, n, atLeast)
 	}
 	return n
 }
@@ -398,7 +401,7 @@ func TestResetsOfAPod(t *testing.T) {
 	}
 	l.settled("TCPRESET_NOSOCK", 10)
 	l.settled("TCPRESET_RECEIVE", 10)
-	elsewhere := func(e *collect.Event) bool { return e.Netns != l.a.Inode && e.Netns != l.b.Inode }
+	elsewhere := func(e *event.Event) bool { return e.Netns != l.a.Inode && e.Netns != l.b.Inode }
 	sent := slices.DeleteFunc(l.sink.of("TCPRESET_NOSOCK"), elsewhere)
 	received := slices.DeleteFunc(l.sink.of("TCPRESET_RECEIVE"), elsewhere)
 	if len(sent) != 10 || len(received) != 10 {
@@ -443,7 +446,7 @@ func TestReusedNamespaceNumber(t *testing.T) {
 			for i, s := range steps {
 				c.cycle++
 				if s.pod != "" {
-					c.own(7, &collect.Pod{ID: s.pod, Started: at(i).Add(-time.Duration(s.born) * time.Second)}, "/proc")
+					c.own(7, &owner.Pod{ID: s.pod, Started: at(i).Add(-time.Duration(s.born) * time.Second)}, "/proc")
 				}
 				c.readBefore, c.read = c.read, at(i)
 				for _, n := range c.known {
@@ -630,7 +633,7 @@ func TestEveryProbeLoadsOrSaysWhy(t *testing.T) {
 		if s.Hook == "" {
 			t.Errorf("%s does not say its hook", s.Name)
 		}
-		for _, m := range collect.ProbeByName(s.Name).Metrics {
+		for _, m := range catalog.ProbeByName(s.Name).Metrics {
 			if len(m.Labels) == 0 && !have[m.Name] {
 				t.Errorf("%s is missing from the first sample", m.Name)
 			}
@@ -639,8 +642,8 @@ func TestEveryProbeLoadsOrSaysWhy(t *testing.T) {
 }
 
 func TestEventTypesMatch(t *testing.T) {
-	if len(eventTypes) != len(collect.Events()) || len(eventTypes) != len(bpf.EventTypes()) {
-		t.Errorf("%d of %d types", len(eventTypes), len(collect.Events()))
+	if len(eventTypes) != len(catalog.Events()) || len(eventTypes) != len(bpf.EventTypes()) {
+		t.Errorf("%d of %d types", len(eventTypes), len(catalog.Events()))
 	}
 }
 

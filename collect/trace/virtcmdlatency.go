@@ -2,10 +2,10 @@ package trace
 
 import (
 	"nodeskoop/bpf"
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 )
 
-var virtcmdlatencyKind = kind{name: "virtcmdlatency", slots: []*collect.Metric{
-	bpf.Slow:    collect.MustMetric("kubeskoop_virtcmdlatency_latency"),
-	bpf.Slow100: collect.MustMetric("kubeskoop_virtcmdlatency_latency100ms"),
+var virtcmdlatencyKind = kind{name: "virtcmdlatency", slots: []*catalog.Metric{
+	bpf.Slow:    catalog.MustMetric("kubeskoop_virtcmdlatency_latency"),
+	bpf.Slow100: catalog.MustMetric("kubeskoop_virtcmdlatency_latency100ms"),
 }}

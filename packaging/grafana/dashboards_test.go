@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -100,7 +100,7 @@ func TestPanelsAskForWhatExists(t *testing.T) {
 			}
 			labels := []string{"k8s_node", "k8s_namespace", "k8s_pod"}
 			for _, n := range names {
-				m := collect.MetricByName(n)
+				m := catalog.MetricByName(n)
 				if m == nil {
 					t.Errorf("%s: there is no metric %s", where, n)
 					continue
@@ -111,7 +111,7 @@ func TestPanelsAskForWhatExists(t *testing.T) {
 				shown[n] = true
 				labels = append(labels, m.Labels...)
 				isRate := strings.Contains(expr, "rate("+n) || strings.Contains(expr, "increase("+n)
-				if isRate != (m.Type == collect.Counter) && !strings.HasPrefix(expr, "label_values") {
+				if isRate != (m.Type == catalog.Counter) && !strings.HasPrefix(expr, "label_values") {
 					t.Errorf("%s: %s is a %v: %s", where, n, m.Type, expr)
 				}
 			}
@@ -161,7 +161,7 @@ func TestPanelsAskForWhatExists(t *testing.T) {
 		}
 	}
 	// Whoever opens the dashboards sees the whole contract.
-	for _, m := range collect.Metrics() {
+	for _, m := range catalog.Metrics() {
 		if m.Alias == "" && m.Probe() != "" && !shown[m.Name] {
 			t.Errorf("on no dashboard: %s", m.Name)
 		}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 )
@@ -98,7 +99,7 @@ func curveSockets(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.Sockets(n)
-		r := newRunner(t, &nsnet.Pods{List: []*collect.Pod{s.Pod("a")}}, names, factories)
+		r := newRunner(t, &nsnet.Pods{List: []*owner.Pod{s.Pod("a")}}, names, factories)
 		idle := cycles(r, 7, nil)
 		used := cycles(r, 5, func() { say(t, c, d) })
 		t.Logf("%10d %22.0f %22.0f", n, idle, used)

@@ -19,6 +19,7 @@ import (
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/netlink"
+	"nodeskoop/collect/owner"
 	"nodeskoop/collect/proc"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
@@ -171,7 +172,7 @@ func procfsProbes() ([]string, []collect.Factory) {
 }
 
 // newRunner is the daemon's own, over the namespaces of a test.
-func newRunner(t testing.TB, pods collect.Pods, names []string, factories []collect.Factory) *collect.Runner {
+func newRunner(t testing.TB, pods owner.Pods, names []string, factories []collect.Factory) *collect.Runner {
 	t.Helper()
 	r, err := collect.NewRunner(collect.Options{Node: "node", HostLabel: "host", HostNetns: "/proc/self/ns/net", Enabled: names, Pods: pods}, factories...)
 	if err != nil {
@@ -235,8 +236,8 @@ func gateCycle(t testing.TB) map[string]float64 {
 	// Sockets through which nothing goes may be as many as they like.
 	crowd, quiet := nsnet.New(t), nsnet.New(t)
 	crowd.Sockets(10000)
-	many := newRunner(t, &nsnet.Pods{List: []*collect.Pod{crowd.Pod("crowd")}}, names, factories)
-	few := newRunner(t, &nsnet.Pods{List: []*collect.Pod{quiet.Pod("quiet")}}, names, factories)
+	many := newRunner(t, &nsnet.Pods{List: []*owner.Pod{crowd.Pod("crowd")}}, names, factories)
+	few := newRunner(t, &nsnet.Pods{List: []*owner.Pod{quiet.Pod("quiet")}}, names, factories)
 	got["cycle with 10,000 idle sockets / with none"] = ratioOf(pairs(9, func() float64 { return cycleCPU(many) }, func() float64 { return cycleCPU(few) })).mid
 	return got
 }

@@ -17,7 +17,9 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
 	"nodeskoop/collect"
+	"nodeskoop/collect/owner"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/proof"
 )
@@ -233,22 +235,22 @@ func Connect(a, b *Space, options ...string) {
 }
 
 // Pod returns a pod that consists of the namespace and its process.
-func (s *Space) Pod(name string) *collect.Pod {
-	return &collect.Pod{ID: name, Namespace: "test", Name: name, Netns: s.Inode, PIDs: []int{s.PID}}
+func (s *Space) Pod(name string) *owner.Pod {
+	return &owner.Pod{ID: name, Namespace: "test", Name: name, Netns: s.Inode, PIDs: []int{s.PID}}
 }
 
 // Pods is a collect.Pods of pods that a test has made. A pod's processes are
 // its PIDs and what Children adds.
 type Pods struct {
-	List     []*collect.Pod
-	Children func(*collect.Pod) []int
+	List     []*owner.Pod
+	Children func(*owner.Pod) []int
 }
 
 // Running returns List.
-func (p *Pods) Running() []*collect.Pod { return p.List }
+func (p *Pods) Running() []*owner.Pod { return p.List }
 
 // ByNetns finds a pod by its network namespace.
-func (p *Pods) ByNetns(inode uint64) *collect.Pod {
+func (p *Pods) ByNetns(inode uint64) *owner.Pod {
 	for _, x := range p.List {
 		if x.Netns == inode {
 			return x
@@ -258,7 +260,7 @@ func (p *Pods) ByNetns(inode uint64) *collect.Pod {
 }
 
 // ByAddr finds a pod by an address.
-func (p *Pods) ByAddr(a netip.Addr) *collect.Pod {
+func (p *Pods) ByAddr(a netip.Addr) *owner.Pod {
 	for _, x := range p.List {
 		for _, b := range x.Addrs {
 			if a == b {
@@ -270,13 +272,13 @@ func (p *Pods) ByAddr(a netip.Addr) *collect.Pod {
 }
 
 // ByPID returns nil.
-func (*Pods) ByPID(int) *collect.Pod { return nil }
+func (*Pods) ByPID(int) *owner.Pod { return nil }
 
 // ByCgroup returns nil.
-func (*Pods) ByCgroup(uint64) *collect.Pod { return nil }
+func (*Pods) ByCgroup(uint64) *owner.Pod { return nil }
 
 // Processes appends the pod's processes.
-func (p *Pods) Processes(x *collect.Pod, buf []int) ([]int, error) {
+func (p *Pods) Processes(x *owner.Pod, buf []int) ([]int, error) {
 	if buf = append(buf, x.PIDs...); p.Children != nil {
 		buf = append(buf, p.Children(x)...)
 	}
@@ -359,7 +361,7 @@ func (s *Sampler) Try() (Values, map[string]error) {
 			}
 			pod := ""
 			for _, l := range m.GetLabel() {
-				if l.GetName() == collect.LabelPod {
+				if l.GetName() == owner.LabelPod {
 					pod = l.GetValue()
 				}
 			}

@@ -1,4 +1,4 @@
-package collect
+package kernel
 
 import (
 	"fmt"
@@ -21,7 +21,7 @@ func NetnsAddrs(path string) ([]netip.Addr, error) {
 		return nil, err
 	}
 	if self == other {
-		return interfaceAddrs()
+		return InterfaceAddrs()
 	}
 	type answer struct {
 		addrs []netip.Addr
@@ -30,8 +30,8 @@ func NetnsAddrs(path string) ([]netip.Addr, error) {
 	done := make(chan answer)
 	go func() {
 		var a answer
-		a.err = inNetnsOf(path, func() (err error) {
-			a.addrs, err = interfaceAddrs()
+		a.err = InNetnsOf(path, func() (err error) {
+			a.addrs, err = InterfaceAddrs()
 			return err
 		})
 		done <- a
@@ -42,15 +42,15 @@ func NetnsAddrs(path string) ([]netip.Addr, error) {
 
 // inNetnsOf runs f in the namespace that a file is. The goroutine must end
 // after an error: its thread may not have come back, and ends with it.
-func inNetnsOf(path string, f func() error) error {
+func InNetnsOf(path string, f func() error) error {
 	runtime.LockOSThread()
-	back, err := openRetry(unix.AT_FDCWD, "/proc/thread-self/ns/net", 0)
+	back, err := Open(unix.AT_FDCWD, "/proc/thread-self/ns/net", 0)
 	if err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("open this thread's network namespace: %w", err)
 	}
 	defer unix.Close(back)
-	ns, err := openRetry(unix.AT_FDCWD, path, 0)
+	ns, err := Open(unix.AT_FDCWD, path, 0)
 	if err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("open the network namespace %s: %w", path, err)
@@ -70,7 +70,7 @@ func inNetnsOf(path string, f func() error) error {
 
 // interfaceAddrs lists those of the thread's namespace, unmapped and without
 // zone.
-func interfaceAddrs() ([]netip.Addr, error) {
+func InterfaceAddrs() ([]netip.Addr, error) {
 	list, err := net.InterfaceAddrs()
 	if err != nil {
 		return nil, err

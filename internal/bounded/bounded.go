@@ -1,28 +1,31 @@
-package collect
+// Package bounded runs calls that may hang, panic or never end, so that who makes
+// them goes on: with a deadline, a guard and a limit of size.
+package bounded
 
 import (
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"time"
 )
 
 // begun is a call that may hang in the kernel or in another program. It runs
 // in a goroutine of its own, which is abandoned if it does. A panic in it is
 // its error.
-type begun[T any] struct {
-	since time.Time
-	done  chan struct{} // closed when value and err are there
-	value T
-	err   error
+type Call[T any] struct {
+	Since time.Time
+	Done  chan struct{} // closed when value and err are there
+	Value T
+	Err   error
 }
 
 // begin starts f.
-func begin[T any](f func() (T, error)) *begun[T] {
-	b := &begun[T]{since: time.Now(), done: make(chan struct{})}
+func Begin[T any](f func() (T, error)) *Call[T] {
+	b := &Call[T]{Since: time.Now(), Done: make(chan struct{})}
 	go func() {
-		defer close(b.done)
-		if err := Guard(func() { b.value, b.err = f() }); err != nil {
-			b.err = err
+		defer close(b.Done)
+		if err := Guard(func() { b.Value, b.Err = f() }); err != nil {
+			b.Err = err
 		}
 	}()
 	return b
@@ -30,9 +33,9 @@ func begin[T any](f func() (T, error)) *begun[T] {
 
 // over reports whether the call has returned, and waits up to d for it, or
 // until stop, unless it is nil, is closed.
-func (b *begun[T]) over(d time.Duration, stop <-chan struct{}) bool {
+func (b *Call[T]) Over(d time.Duration, stop <-chan struct{}) bool {
 	select {
-	case <-b.done:
+	case <-b.Done:
 		return true
 	default:
 	}
@@ -42,7 +45,7 @@ func (b *begun[T]) over(d time.Duration, stop <-chan struct{}) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
-	case <-b.done:
+	case <-b.Done:
 		return true
 	case <-stop:
 	case <-t.C:
@@ -51,9 +54,9 @@ func (b *begun[T]) over(d time.Duration, stop <-chan struct{}) bool {
 }
 
 // hangs words that the call has not returned yet.
-func (b *begun[T]) hangs(what string) error {
+func (b *Call[T]) Hangs(what string) error {
 	return fmt.Errorf("%s has not returned for %v: it waits in the kernel or for another program, and is not tried again before it returns (the stacks in /proc/PID/task/*/stack of this process say where)",
-		what, time.Since(b.since).Round(100*time.Millisecond))
+		what, time.Since(b.Since).Round(100*time.Millisecond))
 }
 
 // ErrNoAnswer is wrapped by what Within returns for a call that hangs.
@@ -63,21 +66,25 @@ var ErrNoAnswer = errors.New("no answer")
 // up to d for it: beyond that the error is ErrNoAnswer. A panic in f is an
 // error. What f returns after d is lost.
 func Within[T any](d time.Duration, f func() (T, error)) (T, error) {
-	b := begin(f)
-	if !b.over(d, nil) {
+	b := Begin(f)
+	if !b.Over(d, nil) {
 		var zero T
 		return zero, fmt.Errorf("%w within %v", ErrNoAnswer, d)
 	}
-	return b.value, b.err
+	return b.Value, b.Err
 }
 
 // Guard runs f and turns a panic in it into an error, with its stack.
 func Guard(f func()) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = panicError(p)
+			err = PanicError(p)
 		}
 	}()
 	f()
 	return nil
+}
+
+func PanicError(p any) error {
+	return fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 }

@@ -1,4 +1,4 @@
-package collect
+package bounded
 
 import (
 	"errors"
@@ -20,7 +20,7 @@ const readWait = 10 * time.Second
 // a FIFO, a device, a socket and a folder are refused without being opened, and
 // a file system that does not answer within ten seconds is an error. The error
 // names the file.
-func ReadBounded(path string, limit int) ([]byte, error) {
+func ReadFile(path string, limit int) ([]byte, error) {
 	b, err := Within(readWait, func() ([]byte, error) { return readRegular(path, limit) })
 	if errors.Is(err, ErrNoAnswer) {
 		return nil, &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("the file system does not answer: %w", err)}

@@ -1,4 +1,4 @@
-package collect
+package event
 
 import (
 	"context"
@@ -9,10 +9,15 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/bounded"
+	"nodeskoop/internal/kernel"
 )
 
 // EventSink writes events somewhere.
-type EventSink interface {
+type Sink interface {
 	// Send takes e for writing and returns at once, however slow the reader
 	// is. done, unless it is nil, is called exactly once for e, from any
 	// goroutine, perhaps before Send returns: with true when e has been handed
@@ -48,7 +53,7 @@ type HubOptions struct {
 	// Hold is how long an event waits for its pod to become known; 0 means
 	// one second, below 0 not at all.
 	Hold time.Duration
-	Pods Pods
+	Pods owner.Pods
 	// NodeAddrs lists the node's own addresses, from time to time; nil lists
 	// those of the network namespace that this process is in.
 	NodeAddrs func() ([]netip.Addr, error)
@@ -89,7 +94,7 @@ const (
 
 // EventCounts tell what became of the events of one type:
 // Offered = Written + Suppressed + Lost + Filtered + Pending.
-type EventCounts struct {
+type Counts struct {
 	// Offered counts those that occurred: handed to the Hub, or kept back by
 	// limits in the kernel and lost on the way from there.
 	Offered uint64
@@ -118,7 +123,7 @@ type counts struct {
 // counted. All methods may be called from any goroutine.
 type Hub struct {
 	opt    atomic.Pointer[HubOptions]
-	sinks  []EventSink
+	sinks  []Sink
 	report func(e *Event, written bool) // made once: a method value is an allocation
 	counts []counts                     // by EventType.ID
 	queue  chan *Event
@@ -164,15 +169,15 @@ type stranger struct {
 
 // NewHub starts a Hub. What the first sink reports decides whether an event
 // counts as written.
-func NewHub(opt HubOptions, sinks ...EventSink) *Hub {
+func NewHub(opt HubOptions, sinks ...Sink) *Hub {
 	now := time.Now()
 	h := &Hub{
 		sinks:     sinks,
-		counts:    make([]counts, len(catalogue.allE)),
+		counts:    make([]counts, len(catalog.Events())),
 		queue:     make(chan *Event, queueSize),
 		stop:      make(chan struct{}),
 		done:      make(chan struct{}),
-		process:   make([]bool, len(catalogue.allE)),
+		process:   make([]bool, len(catalog.Events())),
 		heldNetns: map[uint64]int{},
 		strangers: map[stranger]time.Time{},
 		unknown:   map[netip.Addr]time.Time{},
@@ -181,8 +186,8 @@ func NewHub(opt HubOptions, sinks ...EventSink) *Hub {
 		local:     localAddrs{start: now},
 	}
 	h.report = h.reported
-	for i, t := range catalogue.allE {
-		h.process[i] = t.has(FieldProcess)
+	for i, t := range catalog.Events() {
+		h.process[i] = t.Has(catalog.FieldProcess)
 	}
 	h.timer = time.NewTimer(time.Hour)
 	h.timer.Stop()
@@ -194,28 +199,28 @@ func NewHub(opt HubOptions, sinks ...EventSink) *Hub {
 // Apply changes the options for the events that come from now on.
 func (h *Hub) Apply(opt HubOptions) {
 	if opt.Pods == nil {
-		opt.Pods = NoPods{}
+		opt.Pods = owner.NoPods{}
 	}
 	if opt.Hold == 0 {
 		opt.Hold = defaultHold
 	}
 	if opt.NodeAddrs == nil {
-		opt.NodeAddrs = interfaceAddrs
+		opt.NodeAddrs = kernel.InterfaceAddrs
 	}
 	h.opt.Store(&opt)
 	h.local.refresh(opt.NodeAddrs)
 }
 
 // Pods returns the pods that events are attributed to now.
-func (h *Hub) Pods() Pods { return h.opt.Load().Pods }
+func (h *Hub) Pods() owner.Pods { return h.opt.Load().Pods }
 
 // known returns the type's counters, nil for a type that is not the
 // Catalogue's.
-func (h *Hub) known(t *EventType) *counts {
-	if t == nil || t.id >= len(catalogue.allE) || catalogue.allE[t.id] != t {
+func (h *Hub) known(t *catalog.EventType) *counts {
+	if t == nil || t.ID() >= len(catalog.Events()) || catalog.Events()[t.ID()] != t {
 		return nil
 	}
-	return &h.counts[t.id]
+	return &h.counts[t.ID()]
 }
 
 // Offer hands e over to the Hub. It never waits: if the Hub is behind, e is
@@ -249,7 +254,7 @@ func (h *Hub) Offer(e *Event) {
 // Missed counts events that never became an Event: suppressed by a limit in
 // the kernel, or lost on the way from there. The next entry of the type tells
 // how many were suppressed.
-func (h *Hub) Missed(t *EventType, suppressed, lost uint64) {
+func (h *Hub) Missed(t *catalog.EventType, suppressed, lost uint64) {
 	if c := h.known(t); c != nil {
 		c.offered.Add(suppressed + lost)
 		c.suppressed.Add(suppressed)
@@ -259,14 +264,14 @@ func (h *Hub) Missed(t *EventType, suppressed, lost uint64) {
 }
 
 // Counts tells what became of the events of one type.
-func (h *Hub) Counts(t *EventType) EventCounts {
+func (h *Hub) Counts(t *catalog.EventType) Counts {
 	c := h.known(t)
 	if c == nil {
-		return EventCounts{}
+		return Counts{}
 	}
 	// An event is offered before anything else becomes of it, so Offered is
 	// read last.
-	n := EventCounts{Written: c.written.Load(), Suppressed: c.suppressed.Load(), Lost: c.lost.Load(), Filtered: c.filtered.Load()}
+	n := Counts{Written: c.written.Load(), Suppressed: c.suppressed.Load(), Lost: c.lost.Load(), Filtered: c.filtered.Load()}
 	n.Offered = c.offered.Load()
 	n.Pending = n.Offered - n.Written - n.Suppressed - n.Lost - n.Filtered
 	return n
@@ -298,7 +303,7 @@ func (h *Hub) Close(ctx context.Context) error {
 
 // reported is told what became of an event.
 func (h *Hub) reported(e *Event, written bool) {
-	c := &h.counts[e.Type.id]
+	c := &h.counts[e.Type.ID()]
 	if written {
 		c.written.Add(1)
 		return
@@ -407,7 +412,7 @@ func (h *Hub) take(e *Event) {
 // attribute finds the event's pod, and reports whether it can be sure of it.
 // An event on which the resolver panics is nobody's.
 func (h *Hub) attribute(opt *HubOptions, e *Event) (sure bool) {
-	err := Guard(func() { sure = h.ask(opt, e) })
+	err := bounded.Guard(func() { sure = h.ask(opt, e) })
 	if err != nil {
 		h.say(opt, "finding out whose an event is failed; it is sent without", err)
 		e.Pod, e.unresolved, sure = nil, true, true
@@ -433,7 +438,7 @@ func (h *Hub) ask(opt *HubOptions, e *Event) bool {
 			return true
 		}
 	}
-	if h.process[e.Type.id] && e.PID > 0 && !opt.ForeignPIDs {
+	if h.process[e.Type.ID()] && e.PID > 0 && !opt.ForeignPIDs {
 		// Pods in the host's network namespace are found so, too.
 		if e.Pod = opt.Pods.ByPID(e.PID); e.Pod != nil {
 			return true
@@ -598,7 +603,7 @@ func (h *Hub) retry(opt *HubOptions, now time.Time) {
 // on which that panics is lost.
 func (h *Hub) send(opt *HubOptions, e *Event, now time.Time) {
 	h.settled = false
-	if err := Guard(func() { h.sendOne(opt, e, now) }); err != nil {
+	if err := bounded.Guard(func() { h.sendOne(opt, e, now) }); err != nil {
 		h.say(opt, "an event is lost", err)
 		if !h.settled {
 			h.reported(e, false)
@@ -610,17 +615,17 @@ func (h *Hub) sendOne(opt *HubOptions, e *Event, now time.Time) {
 	e.Node = opt.Node
 	e.foreign = e.Pod == nil && e.Netns != 0 && opt.HostNetns != 0 && e.Netns != opt.HostNetns
 	// Events of packets and sockets have a namespace; others are the node's.
-	e.unattributed = e.Pod == nil && (e.unresolved || e.Netns == 0 && (e.Type.has(FieldTuple) || opt.ForeignPIDs && h.process[e.Type.id]))
+	e.unattributed = e.Pod == nil && (e.unresolved || e.Netns == 0 && (e.Type.Has(catalog.FieldTuple) || opt.ForeignPIDs && h.process[e.Type.ID()]))
 	switch {
 	case e.unattributed:
-		e.HostLabel = UnknownLabel
+		e.HostLabel = owner.UnknownLabel
 	case e.OfHost():
 		e.HostLabel = opt.HostLabel
 	}
 	h.endpoint(opt, e, &e.Src)
 	h.endpoint(opt, e, &e.Dst)
 
-	c := &h.counts[e.Type.id]
+	c := &h.counts[e.Type.ID()]
 	if opt.Filter != nil && !opt.Filter(e) {
 		h.settled = true
 		c.filtered.Add(1)
@@ -654,7 +659,7 @@ func (h *Hub) sendOne(opt *HubOptions, e *Event, now time.Time) {
 		if i > 0 {
 			report = nil
 		}
-		if err := Guard(func() { s.Send(e, report) }); err != nil {
+		if err := bounded.Guard(func() { s.Send(e, report) }); err != nil {
 			h.say(opt, "a sink did not take an event", err)
 			if i == 0 {
 				h.settled = true
@@ -756,7 +761,7 @@ func (l *localAddrs) refresh(read func() ([]netip.Addr, error)) {
 		defer l.reading.Store(false)
 		var list []netip.Addr
 		err := errors.New("it panicked")
-		_ = Guard(func() { list, err = read() })
+		_ = bounded.Guard(func() { list, err = read() })
 		if err != nil {
 			return // those of before stay
 		}
@@ -814,7 +819,7 @@ func (l *limiter) allow(opt *HubOptions, e *Event, at time.Time) (*bucket, bool)
 		return nil, true
 	}
 	now := at.Sub(l.start)
-	key := bucketKey{typ: e.Type.id}
+	key := bucketKey{typ: e.Type.ID()}
 	switch {
 	case e.Pod != nil:
 		// Two sandboxes of one pod are one.
@@ -828,7 +833,7 @@ func (l *limiter) allow(opt *HubOptions, e *Event, at time.Time) (*bucket, bool)
 	}
 	b := l.buckets[key]
 	if b == nil && len(l.buckets) >= maxBuckets {
-		key = bucketKey{typ: e.Type.id, rest: true}
+		key = bucketKey{typ: e.Type.ID(), rest: true}
 		b = l.buckets[key]
 	}
 	if b == nil {

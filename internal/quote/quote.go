@@ -1,4 +1,6 @@
-package collect
+// Package quote writes text that others chose (names of pods, interfaces,
+// processes) so that it harms no terminal, shell or JSON reader.
+package quote
 
 import (
 	"strconv"
@@ -97,7 +99,7 @@ func SafeLine(s string) string {
 // AppendJSONString appends s as a JSON string. It is read as s again, but for
 // bytes that are not UTF-8, which become U+FFFD. What does not show on a
 // terminal is written as \u202e: JSON is read there, too.
-func AppendJSONString(b, s []byte) []byte {
+func AppendJSON(b, s []byte) []byte {
 	b = append(b, '"')
 	for len(s) > 0 {
 		n := 0
@@ -168,7 +170,7 @@ func AppendSafeJSON(b, encoded []byte) []byte {
 // that is offered for copying. What needs no quotes has none. A name with
 // characters that do not show, or with a space, at which a printed line may be
 // broken, is written with escapes, as $'a\x20b', which bash, zsh and ksh read.
-func ShellQuote(s string) string {
+func Shell(s string) string {
 	plain, simple := s != "", true
 	for i := range len(s) {
 		switch c := s[i]; {

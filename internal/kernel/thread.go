@@ -1,4 +1,4 @@
-package collect
+package kernel
 
 import (
 	"bytes"
@@ -17,9 +17,9 @@ import (
 // /proc/PID/task/TID. A process without such a thread is ErrGone.
 func LiveThread(root string, pid int) (tid int, err error) {
 	dir := root + "/" + strconv.Itoa(pid) + "/task"
-	names, err := readNames(dir)
+	names, err := DirNames(dir)
 	if err != nil {
-		return 0, goneOr(fmt.Errorf("list the threads of process %d: %w", pid, err))
+		return 0, GoneOr(fmt.Errorf("list the threads of process %d: %w", pid, err))
 	}
 	var buf []byte
 	for _, name := range names {
@@ -27,14 +27,14 @@ func LiveThread(root string, pid int) (tid int, err error) {
 		if err != nil {
 			continue
 		}
-		buf, err = readFile(unix.AT_FDCWD, dir+"/"+name+"/stat", buf)
+		buf, err = ReadFile(unix.AT_FDCWD, dir+"/"+name+"/stat", buf)
 		if err != nil {
-			if err = goneOr(fmt.Errorf("read %s/%s/stat: %w", dir, name, err)); errors.Is(err, ErrGone) {
+			if err = GoneOr(fmt.Errorf("read %s/%s/stat: %w", dir, name, err)); errors.Is(err, ErrGone) {
 				continue
 			}
 			return 0, err
 		}
-		if !threadEnded(buf) {
+		if !ThreadEnded(buf) {
 			return tid, nil
 		}
 	}
@@ -45,8 +45,8 @@ func LiveThread(root string, pid int) (tid int, err error) {
 // /proc/PID, or that of a live thread where the first has ended.
 func ProcessDir(root string, pid int) string {
 	dir := root + "/" + strconv.Itoa(pid)
-	b, err := readFile(unix.AT_FDCWD, dir+"/stat", nil)
-	if err != nil || !threadEnded(b) {
+	b, err := ReadFile(unix.AT_FDCWD, dir+"/stat", nil)
+	if err != nil || !ThreadEnded(b) {
 		return dir
 	}
 	if tid, err := LiveThread(root, pid); err == nil {
@@ -57,7 +57,7 @@ func ProcessDir(root string, pid int) string {
 
 // threadEnded reads /proc/PID/stat (fs/proc/array.c, do_task_stat). What it does
 // not understand has not ended.
-func threadEnded(b []byte) bool {
+func ThreadEnded(b []byte) bool {
 	// The name may hold anything, parentheses too.
 	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
 	if len(f) < 7 || len(f[0]) != 1 {
@@ -68,7 +68,7 @@ func threadEnded(b []byte) bool {
 	return f[0][0] == 'Z' || f[0][0] == 'X' || flags&exiting != 0
 }
 
-func readNames(dir string) ([]string, error) {
+func DirNames(dir string) ([]string, error) {
 	d, err := os.Open(dir)
 	if err != nil {
 		return nil, err
@@ -79,9 +79,12 @@ func readNames(dir string) ([]string, error) {
 
 // goneOr makes ErrGone of the errors by which procfs says that a process or a
 // thread has ended.
-func goneOr(err error) error {
+func GoneOr(err error) error {
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("%w: %w", err, ErrGone)
 	}
 	return err
 }
+
+// ErrGone says that what was to be sampled has ended: not a failure.
+var ErrGone = errors.New("it has ended")

@@ -1,17 +1,24 @@
-package collect
+// Package event holds what a probe makes of one occurrence in the kernel, and the
+// Hub that attributes, limits and accounts for all of them on their way to the
+// sinks.
+package event
 
 import (
 	"net/netip"
 	"strconv"
 	"strings"
 	"time"
+
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/quote"
 )
 
 // Event is one occurrence of an EventType: what a probe makes of one record of
 // the kernel. The probe fills in what it knows and hands the Event to a Hub;
 // from then on only the Hub may change it, and once a sink has it, nobody.
 type Event struct {
-	Type *EventType
+	Type *catalog.EventType
 	// Time is when the kernel saw it.
 	Time time.Time
 	// Netns is the inode number of the network namespace; 0 for an event that
@@ -19,7 +26,7 @@ type Event struct {
 	Netns uint64
 	// Pod is whose event it is; nil is the host. A probe that knows it (by the
 	// control group, say) sets it, else the Hub finds it.
-	Pod *Pod
+	Pod *owner.Pod
 
 	Protocol string
 	Src, Dst Endpoint
@@ -74,7 +81,7 @@ type Endpoint struct {
 	Addr netip.Addr
 	Port uint16
 	Kind string
-	Pod  *Pod
+	Pod  *owner.Pod
 	Node string
 }
 
@@ -82,40 +89,6 @@ type Endpoint struct {
 type Point struct {
 	Name    string
 	Latency time.Duration
-}
-
-// has reports whether the event type declares a group of fields.
-func (e *EventType) has(g FieldGroup) bool {
-	for _, f := range e.Fields {
-		if f == g {
-			return true
-		}
-	}
-	return false
-}
-
-// titles say in a few words what happened; the latency, where the type has
-// one, stands between the two.
-var titles = map[string][2]string{
-	"TXLAT_QDISC_100MS":       {"packet waited ", " in the qdisc"},
-	"TXLAT_NETDEV_100MS":      {"network driver took ", " to accept a packet"},
-	"BIOLAT_10MS":             {"block I/O took ", ""},
-	"BIOLAT_100MS":            {"block I/O took ", ""},
-	"RXKERNEL_SLOW":           {"kernel took ", " to receive a packet"},
-	"TXKERNEL_SLOW":           {"kernel took ", " to send a packet"},
-	"PacketLoss":              {"packet dropped", ""},
-	"SOCKETLAT_READSLOW":      {"received data waited ", " to be read"},
-	"SOCKETLAT_SENDSLOW":      {"written data waited ", " to be sent"},
-	"TCPRESET_NOSOCK":         {"TCP reset sent, no socket for the packet", ""},
-	"TCPRESET_ACTIVE":         {"TCP reset sent, connection given up", ""},
-	"TCPRESET_PROCESS":        {"TCP reset sent, packet did not fit the connection", ""},
-	"TCPRESET_RECEIVE":        {"TCP reset received", ""},
-	"VIRTCMDEXCUTE":           {"virtio-net command took ", ""},
-	"NETSOFTIRQ_SCHED_SLOW":   {"network softirq started ", " late"},
-	"NETSOFTIRQ_SCHED_100MS":  {"network softirq started ", " late"},
-	"NETSOFTIRQ_EXCUTE_SLOW":  {"network softirq ran for ", ""},
-	"NETSOFTIRQ_EXCUTE_100MS": {"network softirq ran for ", ""},
-	"TCPRetrans":              {"TCP segment retransmitted", ""},
 }
 
 // PodLabels returns what K8S_NAMESPACE and K8S_POD are.
@@ -132,18 +105,15 @@ func (e *Event) Message() string { return string(e.AppendMessage(nil)) }
 // AppendMessage appends Message to b. Whatever names hold, it has no control
 // character and is UTF-8.
 func (e *Event) AppendMessage(b []byte) []byte {
-	title, ok := titles[e.Type.Name]
-	if !ok {
-		title[0] = e.Type.Summary
-	}
-	b = append(b, title[0]...)
-	if e.Type.has(FieldLatency) {
+	said, after, timed := strings.Cut(e.Type.Message, "{latency}")
+	b = append(b, said...)
+	if timed {
 		b = AppendLatency(b, e.Latency)
 	}
-	b = append(b, title[1]...)
+	b = append(b, after...)
 
 	start := len(b)
-	if e.Type.has(FieldTuple) {
+	if e.Type.Has(catalog.FieldTuple) {
 		b = e.AppendTuple(append(b, ": "...))
 		if len(b) == start+2 {
 			b = b[:start]
@@ -180,15 +150,15 @@ func (e *Event) appendOwner(b []byte) []byte {
 	return append(b, "host"...)
 }
 
-func appendPod(b []byte, p *Pod) []byte {
-	b = AppendSafe(b, p.Namespace)
+func appendPod(b []byte, p *owner.Pod) []byte {
+	b = quote.AppendSafe(b, p.Namespace)
 	b = append(b, '/')
-	return AppendSafe(b, p.Name)
+	return quote.AppendSafe(b, p.Name)
 }
 
 // samePod reports whether p, not nil, is q: a pod of which more has become
 // known is another Pod with the same ID.
-func samePod(p, q *Pod) bool { return p == q || q != nil && p.ID == q.ID && p.ID != "" }
+func samePod(p, q *owner.Pod) bool { return p == q || q != nil && p.ID == q.ID && p.ID != "" }
 
 // AppendTuple appends the connection, 10.0.0.5:443 -> 10.0.0.9:51234 TCP.
 // Where neither end has a port it has none, and where neither has an address
@@ -203,7 +173,7 @@ func (e *Event) AppendTuple(b []byte) []byte {
 			b = append(b, ' ')
 		}
 	}
-	return AppendSafe(b, e.Protocol)
+	return quote.AppendSafe(b, e.Protocol)
 }
 
 func appendEnd(b []byte, end *Endpoint, ports bool) []byte {
@@ -237,7 +207,7 @@ func (e *Event) AppendDetails(b []byte) []byte {
 	text := func(what, value string) {
 		if value != "" {
 			next(what)
-			b = AppendSafe(b, value)
+			b = quote.AppendSafe(b, value)
 		}
 	}
 	number := func(what string, n int) {
@@ -249,30 +219,30 @@ func (e *Event) AppendDetails(b []byte) []byte {
 	var location bool
 	for _, g := range e.Type.Fields {
 		switch g {
-		case FieldReason:
+		case catalog.FieldReason:
 			text("", e.Reason)
-			if e.Type.has(FieldLocation) && e.Location != "" {
+			if e.Type.Has(catalog.FieldLocation) && e.Location != "" {
 				location = true
 				if e.Reason != "" {
 					b = append(b, " at "...)
 				} else {
 					next("at ")
 				}
-				b = AppendSafe(b, e.Location)
+				b = quote.AppendSafe(b, e.Location)
 			}
-		case FieldLocation:
-			if !location && !e.Type.has(FieldReason) {
+		case catalog.FieldLocation:
+			if !location && !e.Type.Has(catalog.FieldReason) {
 				text("at ", e.Location)
 			}
-		case FieldVector:
+		case catalog.FieldVector:
 			text("", e.Vector)
-		case FieldTCPState:
+		case catalog.FieldTCPState:
 			text("state ", e.TCPState)
-		case FieldIfname:
+		case catalog.FieldIfname:
 			text("device ", e.Ifname)
-		case FieldDisk:
+		case catalog.FieldDisk:
 			text("disk ", e.Disk)
-		case FieldProcess:
+		case catalog.FieldProcess:
 			switch {
 			case e.Comm != "":
 				text("process ", e.Comm)
@@ -284,19 +254,19 @@ func (e *Event) AppendDetails(b []byte) []byte {
 			default:
 				number("process ", e.PID)
 			}
-		case FieldCPU:
+		case catalog.FieldCPU:
 			number("CPU ", e.CPU)
-		case FieldPID:
+		case catalog.FieldPID:
 			number("process ", e.PID)
-		case FieldPoints:
+		case catalog.FieldPoints:
 			for _, p := range e.Points {
 				if p.Latency >= 0 {
 					next("")
-					b = append(AppendSafe(b, p.Name), ' ')
+					b = append(quote.AppendSafe(b, p.Name), ' ')
 					b = AppendLatency(b, p.Latency)
 				}
 			}
-		case FieldTuple:
+		case catalog.FieldTuple:
 			if p := e.Src.Pod; p != nil && !samePod(p, e.Pod) {
 				next("from ")
 				b = appendPod(b, p)
@@ -346,7 +316,7 @@ var (
 // pointFields are the field names of the Catalogue's points.
 var pointFields = func() map[string]string {
 	m := map[string]string{}
-	for _, t := range catalogue.allE {
+	for _, t := range catalog.Events() {
 		for _, p := range t.Points {
 			m[p] = pointField(p)
 		}
@@ -429,7 +399,7 @@ func (e *Event) Fields(buf []byte, put func(name string, value []byte)) []byte {
 	w.number("PRIORITY", int64(t.Priority))
 	w.text("SYSLOG_IDENTIFIER", syslogIdentifier)
 	w.text("KUBESKOOP_EVENT", t.Name)
-	w.text("KUBESKOOP_PROBE", t.probe)
+	w.text("KUBESKOOP_PROBE", t.Probe())
 	w.text("K8S_NODE", e.Node)
 	namespace, name := e.PodLabels()
 	w.text("K8S_NAMESPACE", namespace)
@@ -440,14 +410,14 @@ func (e *Event) Fields(buf []byte, put func(name string, value []byte)) []byte {
 	w.number("KUBESKOOP_TIMESTAMP_US", e.Time.UnixMicro())
 	for _, g := range t.Fields {
 		switch g {
-		case FieldTuple:
+		case catalog.FieldTuple:
 			w.given("KUBESKOOP_PROTOCOL", e.Protocol)
 			ports := e.Src.Port != 0 || e.Dst.Port != 0
 			w.end(&srcFields, &e.Src, ports)
 			w.end(&dstFields, &e.Dst, ports)
-		case FieldLatency:
+		case catalog.FieldLatency:
 			w.number("KUBESKOOP_LATENCY_NS", int64(e.Latency))
-		case FieldPoints:
+		case catalog.FieldPoints:
 			for _, p := range e.Points {
 				if p.Latency < 0 {
 					continue
@@ -458,32 +428,32 @@ func (e *Event) Fields(buf []byte, put func(name string, value []byte)) []byte {
 				}
 				w.number(name, int64(p.Latency))
 			}
-		case FieldProcess:
+		case catalog.FieldProcess:
 			w.given("KUBESKOOP_COMM", e.Comm)
 			if e.PID >= 0 {
 				w.number("KUBESKOOP_PID", int64(e.PID))
 			}
-		case FieldCPU:
+		case catalog.FieldCPU:
 			if e.CPU >= 0 {
 				w.number("KUBESKOOP_CPU", int64(e.CPU))
 			}
-		case FieldPID:
+		case catalog.FieldPID:
 			if e.PID >= 0 {
 				w.number("KUBESKOOP_PID", int64(e.PID))
 			}
-		case FieldIfname:
+		case catalog.FieldIfname:
 			w.given("KUBESKOOP_IFNAME", e.Ifname)
-		case FieldDisk:
+		case catalog.FieldDisk:
 			w.given("KUBESKOOP_DISK", e.Disk)
-		case FieldVector:
+		case catalog.FieldVector:
 			w.given("KUBESKOOP_VECTOR", e.Vector)
-		case FieldLocation:
+		case catalog.FieldLocation:
 			w.given("KUBESKOOP_LOCATION", e.Location)
-		case FieldReason:
+		case catalog.FieldReason:
 			w.given("KUBESKOOP_REASON", e.Reason)
-		case FieldTCPState:
+		case catalog.FieldTCPState:
 			w.given("KUBESKOOP_TCP_STATE", e.TCPState)
-		case FieldStack:
+		case catalog.FieldStack:
 			if len(e.Stack) > 0 {
 				w.buf = w.buf[:0]
 				for i, s := range e.Stack {
@@ -516,7 +486,7 @@ func (e *Event) AppendJSON(b, buf []byte) (line, scratch []byte) {
 		b = append(b, '"')
 		b = append(b, name...) // letters, digits and underscores
 		b = append(b, '"', ':')
-		b = AppendJSONString(b, value)
+		b = quote.AppendJSON(b, value)
 	})
 	return append(b, '}'), buf
 }

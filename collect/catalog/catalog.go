@@ -1,8 +1,9 @@
-// Package collect is the contract between the parts of nodeskoop: the
-// Catalogue of every probe, metric and event; the View through which a probe
-// reads the kernel; the Batch of values that it yields; and the Runner that
-// samples all probes each interval and keeps them from harming one another.
-package collect
+// Package catalog declares every probe, metric and event: what it is called,
+// what it means, what moves it, what to do about it, and what it costs. Each
+// probe has a file of its own; lists, documentation, the shipped configuration,
+// the journal's message catalog and the dashboards follow from it. It is data
+// alone, and imports nothing of this project.
+package catalog
 
 import (
 	"fmt"
@@ -10,6 +11,28 @@ import (
 	"strings"
 	"time"
 )
+
+// probes lists the probes. The order decides that of the families in the
+// textfile.
+var probes = []*Probe{
+	&tcp, &udp, &ip, &tcpext, &sock, &softnet, &netdev, &ipvs, &io, &fd, &tcpsummary, &qdisc, &conntrack,
+	&packetloss, &tcpreset, &tcpretrans, &netiftxlatency, &netSoftirq,
+	&kernellatency, &socketlatency, &virtcmdlatency, &biolatency, &flow,
+}
+
+// Options that several probes have.
+var (
+	podsOption = Option{Key: "pods", Default: false,
+		Help: "also sample the network namespaces of pods; otherwise the host's alone"}
+	slowOption = Option{Key: "slow", Default: 10 * time.Millisecond,
+		Help: "the latency above which the slow counter counts (the name of the 100ms counter says its own)"}
+	eventOption = Option{Key: "event", Default: 100 * time.Millisecond,
+		Help: "the latency above which there is an event"}
+	stackOption = Option{Key: "stack", Default: true,
+		Help: "events carry the kernel's stack"}
+)
+
+const nodeWide = " The kernel counts this for the whole node, so every namespace shows the host's figure."
 
 // Type is the Prometheus type of a metric.
 type Type uint8
@@ -172,6 +195,9 @@ type EventType struct {
 	MessageID string
 	// Summary says in one sentence what happened.
 	Summary string
+	// Message says the same in a few words, as one line of a log does.
+	// {latency} stands for the latency.
+	Message string
 	// Explain says what that means and what it usually comes from, in
 	// paragraphs separated by an empty line.
 	Explain string
@@ -188,8 +214,8 @@ func (e *EventType) Probe() string { return e.probe }
 // ID returns the event type's index in Events.
 func (e *EventType) ID() int { return e.id }
 
-// ProbeInfo declares one probe.
-type ProbeInfo struct {
+// Probe declares one probe.
+type Probe struct {
 	Name string
 	// Aliases are other names that the command line and configuration accept.
 	Aliases []string
@@ -203,6 +229,36 @@ type ProbeInfo struct {
 	Events  []EventType
 	// Options are the keys of the probe's configuration table.
 	Options []Option
+	// Capabilities are those that the probe needs beside CapSysPtrace, which all
+	// need.
+	Capabilities []Capability
+	// Cost says in a sentence what the probe adds to the node's work. The times
+	// are those of make bench-bpf, net of an empty program at the same place.
+	Cost string
+}
+
+// Capability is one of capabilities(7) that probes need.
+type Capability struct {
+	Name string
+	Why  string
+	// Mild says that without it something is missing, but no probe fails.
+	Mild bool
+}
+
+// The capabilities that probes need.
+var (
+	CapSysPtrace     = Capability{Name: "CAP_SYS_PTRACE", Why: "to tell the network namespaces of processes apart"}
+	CapSysAdmin      = Capability{Name: "CAP_SYS_ADMIN", Why: "to enter the network namespaces of pods"}
+	CapDACReadSearch = Capability{Name: "CAP_DAC_READ_SEARCH", Why: "to list the descriptors of other users' processes"}
+	CapNetAdmin      = Capability{Name: "CAP_NET_ADMIN", Why: "to read statistics, and to count what devices and cgroups send"}
+	CapBPF           = Capability{Name: "CAP_BPF", Why: "to load BPF programs"}
+	CapPerfmon       = Capability{Name: "CAP_PERFMON", Why: "to attach BPF programs to the kernel's hooks"}
+	CapSyslog        = Capability{Name: "CAP_SYSLOG", Why: "to name the kernel functions in events", Mild: true}
+)
+
+// Capabilities lists them in the order in which they are reported.
+func Capabilities() []Capability {
+	return []Capability{CapSysPtrace, CapSysAdmin, CapDACReadSearch, CapNetAdmin, CapBPF, CapPerfmon, CapSyslog}
 }
 
 // Option declares one key of a probe's configuration table, [probes.NAME].
@@ -217,7 +273,7 @@ type Option struct {
 
 // Kinds returns "metrics", "events" or "metrics,events", as the contract's
 // table spells it.
-func (p *ProbeInfo) Kinds() string {
+func (p *Probe) Kinds() string {
 	var k []string
 	if p.HasMetrics() {
 		k = append(k, "metrics")
@@ -229,35 +285,33 @@ func (p *ProbeInfo) Kinds() string {
 }
 
 // HasMetrics reports whether the probe yields metrics.
-func (p *ProbeInfo) HasMetrics() bool { return len(p.Metrics) > 0 }
+func (p *Probe) HasMetrics() bool { return len(p.Metrics) > 0 }
 
-// index is the Catalogue by name and by ID.
+// index finds what is declared by name and by ID.
 type index struct {
-	probes  map[string]*ProbeInfo // aliases too
+	probes  map[string]*Probe // aliases too
 	metrics map[string]*Metric
 	events  map[string]*EventType
 	allM    []*Metric
 	allE    []*EventType
 }
 
-var catalogue = newIndex()
+var declared = newIndex()
 
 func newIndex() *index {
-	x := &index{probes: map[string]*ProbeInfo{}, metrics: map[string]*Metric{}, events: map[string]*EventType{}}
+	x := &index{probes: map[string]*Probe{}, metrics: map[string]*Metric{}, events: map[string]*EventType{}}
 	register := func(m *Metric, probe string) {
 		if x.metrics[m.Name] != nil {
-			panic("collect: metric declared twice: " + m.Name)
+			panic("catalog: metric declared twice: " + m.Name)
 		}
 		m.probe, m.id = probe, len(x.allM)
-		m.Kernel, m.Rises = metricNotes[m.Name].kernel, metricNotes[m.Name].rises
 		x.allM = append(x.allM, m)
 		x.metrics[m.Name] = m
 	}
-	for i := range probes {
-		p := &probes[i]
+	for _, p := range probes {
 		for _, n := range append([]string{p.Name}, p.Aliases...) {
 			if x.probes[n] != nil {
-				panic("collect: probe declared twice: " + n)
+				panic("catalog: probe declared twice: " + n)
 			}
 			x.probes[n] = p
 		}
@@ -267,7 +321,6 @@ func newIndex() *index {
 		for j := range p.Events {
 			e := &p.Events[j]
 			e.probe, e.id = p.Name, len(x.allE)
-			e.Explain, e.Next = explanations[e.Name].text, explanations[e.Name].steps
 			x.allE = append(x.allE, e)
 			x.events[e.Name] = e
 		}
@@ -278,38 +331,45 @@ func newIndex() *index {
 	return x
 }
 
-// Probes returns the 23 probes in the order of their names.
-func Probes() []*ProbeInfo {
-	out := make([]*ProbeInfo, len(probes))
-	for i := range probes {
-		out[i] = &probes[i]
-	}
-	slices.SortFunc(out, func(a, b *ProbeInfo) int { return strings.Compare(a.Name, b.Name) })
+// Probes returns the probes in the order of their names.
+func Probes() []*Probe {
+	out := slices.Clone(probes)
+	slices.SortFunc(out, func(a, b *Probe) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
 
 // Metrics returns every metric, by ID: the contract's, the extras, and those
 // of the tool about itself.
-func Metrics() []*Metric { return catalogue.allM }
+func Metrics() []*Metric { return declared.allM }
 
 // Events returns every event type, by ID.
-func Events() []*EventType { return catalogue.allE }
+func Events() []*EventType { return declared.allE }
 
 // ProbeByName finds a probe by its name or an alias; nil if there is none.
-func ProbeByName(name string) *ProbeInfo { return catalogue.probes[name] }
+func ProbeByName(name string) *Probe { return declared.probes[name] }
 
 // MetricByName finds a metric; nil if there is none.
-func MetricByName(name string) *Metric { return catalogue.metrics[name] }
+func MetricByName(name string) *Metric { return declared.metrics[name] }
 
 // EventByName finds an event type; nil if there is none.
-func EventByName(name string) *EventType { return catalogue.events[name] }
+func EventByName(name string) *EventType { return declared.events[name] }
 
 // MustMetric is MetricByName for names that the program itself spells: an
 // unknown one is a mistake in the code, and panics.
 func MustMetric(name string) *Metric {
-	m := catalogue.metrics[name]
+	m := declared.metrics[name]
 	if m == nil {
-		panic("collect: no metric " + name)
+		panic("catalog: no metric " + name)
 	}
 	return m
+}
+
+// has reports whether the event type declares a group of fields.
+func (e *EventType) Has(g FieldGroup) bool {
+	for _, f := range e.Fields {
+		if f == g {
+			return true
+		}
+	}
+	return false
 }

@@ -1,9 +1,10 @@
-package collect
+package event
 
 import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -12,14 +13,17 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/owner"
 )
 
-var webPod = &Pod{ID: "web", Namespace: "default", Name: "web-0", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.5")}}
+var webPod = &owner.Pod{ID: "web", Namespace: "default", Name: "web-0", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.5")}}
 
 // fullEvent is an event of a pod with everything that any type may declare.
-func fullEvent(t *EventType) *Event {
+func fullEvent(t *catalog.EventType) *Event {
 	e := &Event{
-		Type: t, Time: time.UnixMicro(1_700_000_000_123_456), Netns: 4026532001, Pod: webPod, Node: "node-1", HostLabel: DefaultHostLabel,
+		Type: t, Time: time.UnixMicro(1_700_000_000_123_456), Netns: 4026532001, Pod: webPod, Node: "node-1", HostLabel: owner.DefaultHostLabel,
 		Protocol: "TCP",
 		Src:      Endpoint{Addr: netip.MustParseAddr("10.0.0.5"), Port: 443, Kind: EndPod, Pod: webPod, Node: "node-1"},
 		Dst:      Endpoint{Addr: netip.MustParseAddr("10.0.0.9"), Port: 51234, Kind: EndUnknown},
@@ -55,7 +59,7 @@ func TestMessages(t *testing.T) {
 		"NETSOFTIRQ_EXCUTE_100MS": "network softirq ran for 123ms: CPU 3, process 812, NET_RX, pod default/web-0",
 		"TCPRetrans":              "TCP segment retransmitted: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, pod default/web-0",
 	} {
-		typ := EventByName(name)
+		typ := catalog.EventByName(name)
 		if typ == nil {
 			t.Errorf("no event type %s", name)
 			continue
@@ -64,9 +68,9 @@ func TestMessages(t *testing.T) {
 			t.Errorf("%s:\n got %s\nwant %s", name, got, want)
 		}
 	}
-	for _, typ := range Events() {
-		if _, ok := titles[typ.Name]; !ok {
-			t.Errorf("%s has no title", typ.Name)
+	for _, typ := range catalog.Events() {
+		if typ.Message == "" || typ.Has(catalog.FieldLatency) != strings.Contains(typ.Message, "{latency}") {
+			t.Errorf("%s says %q", typ.Name, typ.Message)
 		}
 	}
 }
@@ -103,11 +107,11 @@ func TestMessageOfUnusualEvents(t *testing.T) {
 		"point not measured": {"RXKERNEL_SLOW", func(e *Event) { e.Points[0].Latency = -1 },
 			"kernel took 123ms to receive a packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, local_in 3.0ms, pod default/web-0"},
 		"between pods, seen by the host": {"PacketLoss", func(e *Event) {
-			e.Pod, e.Dst.Pod = nil, &Pod{ID: "db", Namespace: "prod", Name: "db-0"}
+			e.Pod, e.Dst.Pod = nil, &owner.Pod{ID: "db", Namespace: "prod", Name: "db-0"}
 		}, "packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, from default/web-0, to prod/db-0, NETFILTER_DROP at nft_do_chain+0x12a, host"},
 		"to another pod": {"PacketLoss", func(e *Event) {
 			same := *webPod
-			e.Src.Pod, e.Dst.Pod = &same, &Pod{ID: "db", Namespace: "prod", Name: "db-0"}
+			e.Src.Pod, e.Dst.Pod = &same, &owner.Pod{ID: "db", Namespace: "prod", Name: "db-0"}
 		}, "packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, to prod/db-0, NETFILTER_DROP at nft_do_chain+0x12a, pod default/web-0"},
 		"nobody's namespace": {"TCPRESET_RECEIVE", func(e *Event) { e.Pod, e.foreign = nil, true },
 			"TCP reset received: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, from default/web-0, netns 4026532001"},
@@ -115,10 +119,10 @@ func TestMessageOfUnusualEvents(t *testing.T) {
 			"TCP reset received: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, pod default/web-0 (+37 suppressed)"},
 		"malicious names": {"BIOLAT_10MS", func(e *Event) {
 			e.Comm, e.Disk = "a\n\x1b[2Jb", "sd\xffa\u202e\u0085\U000e0001é"
-			e.Pod = &Pod{Namespace: "a\tb", Name: "\x00"}
+			e.Pod = &owner.Pod{Namespace: "a\tb", Name: "\x00"}
 		}, `block I/O took 123ms: process a\x0a\x1b[2Jb[812], disk sd` + "\uFFFD" + `a\u202e\x85\U000e0001é, pod a\x09b/\x00`},
 	} {
-		e := fullEvent(EventByName(c.typ))
+		e := fullEvent(catalog.EventByName(c.typ))
 		c.change(e)
 		got := e.Message()
 		// The order of what the type declares does not matter here.
@@ -141,21 +145,21 @@ func TestLatencies(t *testing.T) {
 }
 
 // groupFields is the specification's table of fields by group.
-var groupFields = map[FieldGroup][]string{
-	FieldTuple: {"KUBESKOOP_PROTOCOL", "KUBESKOOP_SADDR", "KUBESKOOP_SPORT", "KUBESKOOP_DADDR", "KUBESKOOP_DPORT",
+var groupFields = map[catalog.FieldGroup][]string{
+	catalog.FieldTuple: {"KUBESKOOP_PROTOCOL", "KUBESKOOP_SADDR", "KUBESKOOP_SPORT", "KUBESKOOP_DADDR", "KUBESKOOP_DPORT",
 		"KUBESKOOP_SRC_TYPE", "KUBESKOOP_SRC_NAMESPACE", "KUBESKOOP_SRC_POD", "KUBESKOOP_SRC_NODE",
 		"KUBESKOOP_DST_TYPE", "KUBESKOOP_DST_NAMESPACE", "KUBESKOOP_DST_POD", "KUBESKOOP_DST_NODE"},
-	FieldLatency:  {"KUBESKOOP_LATENCY_NS"},
-	FieldProcess:  {"KUBESKOOP_COMM", "KUBESKOOP_PID"},
-	FieldCPU:      {"KUBESKOOP_CPU"},
-	FieldPID:      {"KUBESKOOP_PID"},
-	FieldIfname:   {"KUBESKOOP_IFNAME"},
-	FieldDisk:     {"KUBESKOOP_DISK"},
-	FieldVector:   {"KUBESKOOP_VECTOR"},
-	FieldLocation: {"KUBESKOOP_LOCATION"},
-	FieldReason:   {"KUBESKOOP_REASON"},
-	FieldTCPState: {"KUBESKOOP_TCP_STATE"},
-	FieldStack:    {"KUBESKOOP_STACK"},
+	catalog.FieldLatency:  {"KUBESKOOP_LATENCY_NS"},
+	catalog.FieldProcess:  {"KUBESKOOP_COMM", "KUBESKOOP_PID"},
+	catalog.FieldCPU:      {"KUBESKOOP_CPU"},
+	catalog.FieldPID:      {"KUBESKOOP_PID"},
+	catalog.FieldIfname:   {"KUBESKOOP_IFNAME"},
+	catalog.FieldDisk:     {"KUBESKOOP_DISK"},
+	catalog.FieldVector:   {"KUBESKOOP_VECTOR"},
+	catalog.FieldLocation: {"KUBESKOOP_LOCATION"},
+	catalog.FieldReason:   {"KUBESKOOP_REASON"},
+	catalog.FieldTCPState: {"KUBESKOOP_TCP_STATE"},
+	catalog.FieldStack:    {"KUBESKOOP_STACK"},
 }
 
 var fixedFields = []string{"MESSAGE", "MESSAGE_ID", "PRIORITY", "SYSLOG_IDENTIFIER", "KUBESKOOP_EVENT", "KUBESKOOP_PROBE",
@@ -171,9 +175,9 @@ func fieldsOf(e *Event) (names []string, values map[string]string) {
 }
 
 func TestFieldsOfEachType(t *testing.T) {
-	for _, typ := range Events() {
+	for _, typ := range catalog.Events() {
 		e := fullEvent(typ)
-		e.Dst = Endpoint{Addr: netip.MustParseAddr("::ffff:10.0.0.9"), Port: 51234, Kind: EndPod, Pod: &Pod{Namespace: "prod", Name: "db-0"}, Node: "node-1"}
+		e.Dst = Endpoint{Addr: netip.MustParseAddr("::ffff:10.0.0.9"), Port: 51234, Kind: EndPod, Pod: &owner.Pod{Namespace: "prod", Name: "db-0"}, Node: "node-1"}
 		e.Suppressed = 7
 		want := slices.Clone(fixedFields)
 		for _, g := range typ.Fields {
@@ -213,7 +217,7 @@ func TestFieldsOfEachType(t *testing.T) {
 }
 
 func TestFieldsOfWhatIsNotKnown(t *testing.T) {
-	for _, typ := range Events() {
+	for _, typ := range catalog.Events() {
 		e := &Event{Type: typ, Time: time.UnixMicro(1), PID: -1, CPU: -1}
 		for _, p := range typ.Points {
 			e.Points = append(e.Points, Point{p, -1})
@@ -231,12 +235,12 @@ func TestFieldsOfWhatIsNotKnown(t *testing.T) {
 			t.Errorf("%s has a namespace of 0", typ.Name)
 		}
 	}
-	e := fullEvent(EventByName("PacketLoss"))
+	e := fullEvent(catalog.EventByName("PacketLoss"))
 	e.Src.Kind, e.Pod = "", nil
 	if _, v := fieldsOf(e); v["KUBESKOOP_SRC_TYPE"] != "unknown" || v["K8S_NAMESPACE"] != "hostNetwork" || v["K8S_POD"] != "hostNetwork" {
 		t.Errorf("got %q", v)
 	}
-	e.Type = EventByName("RXKERNEL_SLOW")
+	e.Type = catalog.EventByName("RXKERNEL_SLOW")
 	e.Points = []Point{{"no such-point", 5}}
 	if _, v := fieldsOf(e); v["KUBESKOOP_LATENCY_NO_SUCH_POINT_NS"] != "5" {
 		t.Errorf("got %q", v)
@@ -246,7 +250,7 @@ func TestFieldsOfWhatIsNotKnown(t *testing.T) {
 func TestFieldsAllocateNothing(t *testing.T) {
 	var buf []byte
 	n := 0
-	for _, typ := range Events() {
+	for _, typ := range catalog.Events() {
 		e := fullEvent(typ)
 		put := func(_ string, value []byte) { n += len(value) }
 		buf = e.Fields(buf, put)
@@ -257,7 +261,7 @@ func TestFieldsAllocateNothing(t *testing.T) {
 }
 
 func TestJSON(t *testing.T) {
-	for _, typ := range Events() {
+	for _, typ := range catalog.Events() {
 		e := fullEvent(typ)
 		line, _ := e.AppendJSON(nil, nil)
 		var got map[string]string
@@ -277,11 +281,11 @@ func FuzzEventText(f *testing.F) {
 		f.Add(s, s, uint16(len(s)))
 	}
 	f.Fuzz(func(t *testing.T, a, b string, n uint16) {
-		for _, typ := range Events() {
+		for _, typ := range catalog.Events() {
 			e := fullEvent(typ)
 			e.Comm, e.Reason, e.Location, e.Ifname, e.TCPState, e.Protocol = a, b, a, b, a, b
 			e.Disk, e.Vector, e.Stack = b, a, []string{a, b}
-			e.Pod, e.Src.Port, e.Suppressed = &Pod{Namespace: a, Name: b}, n, uint64(n)
+			e.Pod, e.Src.Port, e.Suppressed = &owner.Pod{Namespace: a, Name: b}, n, uint64(n)
 			m := e.Message()
 			if !utf8.ValidString(m) {
 				t.Fatalf("%s: not UTF-8: %q", typ.Name, m)
@@ -308,4 +312,47 @@ func FuzzEventText(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestCatalogueExplainsEachEvent(t *testing.T) {
+	placeholder := regexp.MustCompile(`@([^@]*)@`)
+	replaced := regexp.MustCompile(`^[A-Z_]+$`) // journalctl replaces no name with a digit
+	for _, e := range catalog.Events() {
+		fields := eventFields(e)
+		if len(e.Explain) < 200 || len(e.Next) < 2 || !strings.HasSuffix(e.Explain, ".") {
+			t.Errorf("%s: %d bytes of explanation, %d steps", e.Name, len(e.Explain), len(e.Next))
+		}
+		if strings.Contains(e.Explain, "@") {
+			t.Errorf("%s: a placeholder in the explanation, which is shown without an event, too", e.Name)
+		}
+		for _, f := range regexp.MustCompile(`\bKUBESKOOP_[A-Z_]+\b`).FindAllString(e.Explain, -1) {
+			if !fields[f] {
+				t.Errorf("%s explains %s, which it does not carry", e.Name, f)
+			}
+		}
+		for _, s := range e.Next {
+			if s.Command == "" || s.Shows == "" || strings.Contains(s.Command+s.Shows, "\n") {
+				t.Errorf("%s: step %+v", e.Name, s)
+			}
+			for _, m := range placeholder.FindAllStringSubmatch(s.Command, -1) {
+				if !fields[m[1]] || !replaced.MatchString(m[1]) {
+					t.Errorf("%s: the command %q needs %s, which the event does not carry", e.Name, s.Command, m[1])
+				}
+			}
+		}
+	}
+}
+
+// eventFields are the journal fields that an event of the type may carry.
+func eventFields(t *catalog.EventType) map[string]bool {
+	e := Event{Type: t, Latency: time.Second, Protocol: "TCP", Comm: "c", PID: 1, CPU: 1, Ifname: "i", Disk: "d", Vector: "v",
+		Location: "l", Reason: "r", TCPState: "s", Stack: []string{"f"}, Netns: 1}
+	addr := netip.MustParseAddr("192.0.2.1")
+	e.Src, e.Dst = Endpoint{Addr: addr, Port: 1}, Endpoint{Addr: addr, Port: 2}
+	for _, p := range t.Points {
+		e.Points = append(e.Points, Point{Name: p, Latency: 1})
+	}
+	fields := map[string]bool{}
+	e.Fields(nil, func(name string, _ []byte) { fields[name] = true })
+	return fields
 }

@@ -1,9 +1,9 @@
-package collect
+package catalog
 
 import (
-	"net/netip"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -12,7 +12,7 @@ import (
 // table reads one of the contract's tables: rows by column name.
 func table(t *testing.T, name string) []map[string]string {
 	t.Helper()
-	b, err := os.ReadFile("../testdata/spec/" + name)
+	b, err := os.ReadFile("../../testdata/spec/" + name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,12 +146,10 @@ func TestCatalogueHoldsTheContractsEvents(t *testing.T) {
 }
 
 func TestCatalogueSaysWhatMovesEachMetric(t *testing.T) {
-	for name := range metricNotes {
-		if m := MetricByName(name); m == nil || m.Alias != "" {
-			t.Errorf("a reference about %s, which is no metric of its own", name)
-		}
-	}
 	for _, m := range Metrics() {
+		if m.Alias != "" && m.Kernel+m.Rises != "" {
+			t.Errorf("%s repeats %s, and has a reference of its own", m.Name, m.Alias)
+		}
 		if m.Probe() == "" || m.Alias != "" {
 			continue
 		}
@@ -164,48 +162,15 @@ func TestCatalogueSaysWhatMovesEachMetric(t *testing.T) {
 	}
 }
 
-func TestCatalogueExplainsEachEvent(t *testing.T) {
-	if len(explanations) != len(Events()) {
-		t.Errorf("%d explanations of %d events", len(explanations), len(Events()))
-	}
-	placeholder := regexp.MustCompile(`@([^@]*)@`)
-	replaced := regexp.MustCompile(`^[A-Z_]+$`) // journalctl replaces no name with a digit
-	for _, e := range Events() {
-		fields := eventFields(e)
-		if len(e.Explain) < 200 || len(e.Next) < 2 || !strings.HasSuffix(e.Explain, ".") {
-			t.Errorf("%s: %d bytes of explanation, %d steps", e.Name, len(e.Explain), len(e.Next))
+// TestProbesHaveAFile: who looks for a probe finds it by its name.
+func TestProbesHaveAFile(t *testing.T) {
+	for _, p := range Probes() {
+		b, err := os.ReadFile(p.Name + ".go")
+		if err != nil || !strings.Contains(string(b), "Name:") || !strings.Contains(string(b), strconv.Quote(p.Name)) {
+			t.Errorf("%s is not declared in collect/catalog/%s.go: %v", p.Name, p.Name, err)
 		}
-		if strings.Contains(e.Explain, "@") {
-			t.Errorf("%s: a placeholder in the explanation, which is shown without an event, too", e.Name)
-		}
-		for _, f := range regexp.MustCompile(`\bKUBESKOOP_[A-Z_]+\b`).FindAllString(e.Explain, -1) {
-			if !fields[f] {
-				t.Errorf("%s explains %s, which it does not carry", e.Name, f)
-			}
-		}
-		for _, s := range e.Next {
-			if s.Command == "" || s.Shows == "" || strings.Contains(s.Command+s.Shows, "\n") {
-				t.Errorf("%s: step %+v", e.Name, s)
-			}
-			for _, m := range placeholder.FindAllStringSubmatch(s.Command, -1) {
-				if !fields[m[1]] || !replaced.MatchString(m[1]) {
-					t.Errorf("%s: the command %q needs %s, which the event does not carry", e.Name, s.Command, m[1])
-				}
-			}
+		if !strings.HasSuffix(p.Cost, ".") || p.Title == "" {
+			t.Errorf("%s: title %q, cost %q", p.Name, p.Title, p.Cost)
 		}
 	}
-}
-
-// eventFields are the journal fields that an event of the type may carry.
-func eventFields(t *EventType) map[string]bool {
-	e := Event{Type: t, Latency: time.Second, Protocol: "TCP", Comm: "c", PID: 1, CPU: 1, Ifname: "i", Disk: "d", Vector: "v",
-		Location: "l", Reason: "r", TCPState: "s", Stack: []string{"f"}, Netns: 1}
-	addr := netip.MustParseAddr("192.0.2.1")
-	e.Src, e.Dst = Endpoint{Addr: addr, Port: 1}, Endpoint{Addr: addr, Port: 2}
-	for _, p := range t.Points {
-		e.Points = append(e.Points, Point{Name: p, Latency: 1})
-	}
-	fields := map[string]bool{}
-	e.Fields(nil, func(name string, _ []byte) { fields[name] = true })
-	return fields
 }

@@ -1,4 +1,4 @@
-package collect
+package event
 
 import (
 	"context"
@@ -14,45 +14,49 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/testkit"
 )
 
 // podTable is a Pods that a test fills.
 type podTable struct {
-	NoPods
+	owner.NoPods
 	mu     sync.Mutex
-	netns  map[uint64]*Pod
-	addrs  map[netip.Addr]*Pod
-	pids   map[int]*Pod
+	netns  map[uint64]*owner.Pod
+	addrs  map[netip.Addr]*owner.Pod
+	pids   map[int]*owner.Pod
 	asked  int // by process
 	absent bool
 }
 
 func (p *podTable) Connected() bool { return !p.absent }
 
-func (p *podTable) ByNetns(inode uint64) *Pod {
+func (p *podTable) ByNetns(inode uint64) *owner.Pod {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.netns[inode]
 }
 
-func (p *podTable) ByAddr(a netip.Addr) *Pod {
+func (p *podTable) ByAddr(a netip.Addr) *owner.Pod {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.addrs[a]
 }
 
-func (p *podTable) ByPID(pid int) *Pod {
+func (p *podTable) ByPID(pid int) *owner.Pod {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.asked++
 	return p.pids[pid]
 }
 
-func (p *podTable) start(netns uint64, q *Pod) {
+func (p *podTable) start(netns uint64, q *owner.Pod) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.netns == nil {
-		p.netns = map[uint64]*Pod{}
+		p.netns = map[uint64]*owner.Pod{}
 	}
 	p.netns[netns] = q
 }
@@ -89,8 +93,8 @@ func (s *listSink) events() []*Event {
 const hostInode = 4026531840
 
 // testHub is a Hub without limits of which HostNetns is hostInode.
-func testHub(t *testing.T, change func(*HubOptions), sinks ...EventSink) *Hub {
-	opt := HubOptions{Node: "node-1", HostLabel: DefaultHostLabel, HostNetns: hostInode,
+func testHub(t *testing.T, change func(*HubOptions), sinks ...Sink) *Hub {
+	opt := HubOptions{Node: "node-1", HostLabel: owner.DefaultHostLabel, HostNetns: hostInode,
 		NodeAddrs: func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.0.2.1")}, nil }}
 	if change != nil {
 		change(&opt)
@@ -109,7 +113,7 @@ func closeHub(t *testing.T, h *Hub) {
 	}
 }
 
-func wantCounts(t *testing.T, h *Hub, typ *EventType, want EventCounts) {
+func wantCounts(t *testing.T, h *Hub, typ *catalog.EventType, want Counts) {
 	t.Helper()
 	if d := cmp.Diff(want, h.Counts(typ)); d != "" {
 		t.Errorf("%s: counts (-want +got):\n%s", typ.Name, d)
@@ -117,40 +121,40 @@ func wantCounts(t *testing.T, h *Hub, typ *EventType, want EventCounts) {
 }
 
 var (
-	lossType  = EventByName("PacketLoss")
-	resetType = EventByName("TCPRESET_RECEIVE")
-	bioType   = EventByName("BIOLAT_10MS")
-	readType  = EventByName("SOCKETLAT_READSLOW")
-	irqType   = EventByName("NETSOFTIRQ_SCHED_SLOW")
+	lossType  = catalog.EventByName("PacketLoss")
+	resetType = catalog.EventByName("TCPRESET_RECEIVE")
+	bioType   = catalog.EventByName("BIOLAT_10MS")
+	readType  = catalog.EventByName("SOCKETLAT_READSLOW")
+	irqType   = catalog.EventByName("NETSOFTIRQ_SCHED_SLOW")
 )
 
-func event(typ *EventType, netns uint64) *Event {
+func event(typ *catalog.EventType, netns uint64) *Event {
 	return &Event{Type: typ, Netns: netns, PID: -1, CPU: -1}
 }
 
 func TestHubAttributesEvents(t *testing.T) {
 	addr := netip.MustParseAddr
-	web := &Pod{ID: "web", Namespace: "default", Name: "web-0", Addrs: []netip.Addr{addr("10.0.0.5"), addr("10.0.0.66")}}
-	db := &Pod{ID: "db", Namespace: "prod", Name: "db-0", Addrs: []netip.Addr{addr("10.0.0.9"), addr("2001:db8::9")}}
-	proxy := &Pod{ID: "proxy", Namespace: "kube-system", Name: "proxy-x", HostNetwork: true, Addrs: []netip.Addr{addr("192.0.2.1")}}
+	web := &owner.Pod{ID: "web", Namespace: "default", Name: "web-0", Addrs: []netip.Addr{addr("10.0.0.5"), addr("10.0.0.66")}}
+	db := &owner.Pod{ID: "db", Namespace: "prod", Name: "db-0", Addrs: []netip.Addr{addr("10.0.0.9"), addr("2001:db8::9")}}
+	proxy := &owner.Pod{ID: "proxy", Namespace: "kube-system", Name: "proxy-x", HostNetwork: true, Addrs: []netip.Addr{addr("192.0.2.1")}}
 	pods := &podTable{
-		netns: map[uint64]*Pod{77: web},
-		addrs: map[netip.Addr]*Pod{addr("10.0.0.5"): web, addr("10.0.0.9"): db, addr("2001:db8::9"): db, addr("10.0.0.66"): db, addr("192.0.2.1"): proxy},
-		pids:  map[int]*Pod{812: web, 900: proxy},
+		netns: map[uint64]*owner.Pod{77: web},
+		addrs: map[netip.Addr]*owner.Pod{addr("10.0.0.5"): web, addr("10.0.0.9"): db, addr("2001:db8::9"): db, addr("10.0.0.66"): db, addr("192.0.2.1"): proxy},
+		pids:  map[int]*owner.Pod{812: web, 900: proxy},
 	}
 	end := func(s string) Endpoint {
 		ap := netip.MustParseAddrPort(s)
 		return Endpoint{Addr: ap.Addr(), Port: ap.Port()}
 	}
 	for name, c := range map[string]struct {
-		typ      *EventType
+		typ      *catalog.EventType
 		netns    uint64
 		pid      int
 		src, dst string
 
-		pod, node        *Pod
+		pod, node        *owner.Pod
 		label            string
-		srcPod, dstPod   *Pod
+		srcPod, dstPod   *owner.Pod
 		srcKind, dstKind string
 	}{
 		"by namespace":                 {typ: lossType, netns: 77, src: "10.0.0.5:1", dst: "203.0.113.7:2", pod: web, srcPod: web, srcKind: "pod", dstKind: "unknown"},
@@ -186,7 +190,7 @@ func TestHubAttributesEvents(t *testing.T) {
 				}
 				for i, x := range []struct {
 					got  Endpoint
-					pod  *Pod
+					pod  *owner.Pod
 					kind string
 				}{{e.Src, c.srcPod, c.srcKind}, {e.Dst, c.dstPod, c.dstKind}} {
 					node := "node-1"
@@ -197,7 +201,7 @@ func TestHubAttributesEvents(t *testing.T) {
 						t.Errorf("end %d is %+v", i, x.got)
 					}
 				}
-				wantCounts(t, h, c.typ, EventCounts{Offered: 1, Written: 1})
+				wantCounts(t, h, c.typ, Counts{Offered: 1, Written: 1})
 			})
 		})
 	}
@@ -219,7 +223,7 @@ func TestHubHoldsEventsOfNewAddrs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		addrs, err, readings, wait := []netip.Addr(nil), error(nil), 0, time.Duration(0)
-		sink, pods := &listSink{}, &podTable{addrs: map[netip.Addr]*Pod{}}
+		sink, pods := &listSink{}, &podTable{addrs: map[netip.Addr]*owner.Pod{}}
 		h := testHub(t, func(o *HubOptions) {
 			o.Pods = pods
 			o.NodeAddrs = func() ([]netip.Addr, error) {
@@ -337,7 +341,7 @@ func TestHubHoldsEventsUntilTheirPodIsKnown(t *testing.T) {
 		}
 		h.Offer(event(lossType, 78))
 		synctest.Wait()
-		wantCounts(t, h, lossType, EventCounts{Offered: 4, Pending: 4})
+		wantCounts(t, h, lossType, Counts{Offered: 4, Pending: 4})
 		time.Sleep(400 * time.Millisecond)
 		pods.start(77, webPod)
 		time.Sleep(100 * time.Millisecond)
@@ -393,7 +397,7 @@ func TestHubKeepsTheOrderOfANamespace(t *testing.T) {
 
 func TestHubHoldsProcesses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		pods, sink := &podTable{pids: map[int]*Pod{}}, &listSink{}
+		pods, sink := &podTable{pids: map[int]*owner.Pod{}}, &listSink{}
 		h := testHub(t, func(o *HubOptions) { o.Pods = pods }, sink)
 		bio := func(pid int) *Event {
 			e := event(bioType, 0)
@@ -443,7 +447,7 @@ func TestHubHoldsABoundedNumber(t *testing.T) {
 			t.Errorf("%d were sent at once, want 10", n)
 		}
 		time.Sleep(1100 * time.Millisecond)
-		wantCounts(t, h, lossType, EventCounts{Offered: maxHeld + 10, Written: maxHeld + 10})
+		wantCounts(t, h, lossType, Counts{Offered: maxHeld + 10, Written: maxHeld + 10})
 	})
 }
 
@@ -469,22 +473,22 @@ func TestHubDoesNotHoldInVain(t *testing.T) {
 
 func TestHubLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		pods := &podTable{netns: map[uint64]*Pod{77: webPod, 78: {ID: "db", Namespace: "prod", Name: "db-0"}}}
+		pods := &podTable{netns: map[uint64]*owner.Pod{77: webPod, 78: {ID: "db", Namespace: "prod", Name: "db-0"}}}
 		sink := &listSink{}
 		h := testHub(t, func(o *HubOptions) { o.Pods, o.Rate, o.Burst, o.TotalRate = pods, 20, 100, 1000 }, sink)
-		flood := func(typ *EventType, netns uint64, n int) {
+		flood := func(typ *catalog.EventType, netns uint64, n int) {
 			for range n {
 				h.Offer(event(typ, netns))
 			}
 			synctest.Wait()
 		}
 		flood(lossType, 77, 1000)
-		wantCounts(t, h, lossType, EventCounts{Offered: 1000, Written: 100, Suppressed: 900})
+		wantCounts(t, h, lossType, Counts{Offered: 1000, Written: 100, Suppressed: 900})
 		// Neither another pod nor another type suffers.
 		flood(lossType, 78, 100)
 		flood(resetType, 77, 100)
-		wantCounts(t, h, lossType, EventCounts{Offered: 1100, Written: 200, Suppressed: 900})
-		wantCounts(t, h, resetType, EventCounts{Offered: 100, Written: 100})
+		wantCounts(t, h, lossType, Counts{Offered: 1100, Written: 200, Suppressed: 900})
+		wantCounts(t, h, resetType, Counts{Offered: 100, Written: 100})
 
 		time.Sleep(time.Second)
 		flood(lossType, 78, 1)
@@ -492,7 +496,7 @@ func TestHubLimits(t *testing.T) {
 			t.Errorf("the other pod's entry tells of %d", e.Suppressed)
 		}
 		flood(lossType, 77, 50)
-		wantCounts(t, h, lossType, EventCounts{Offered: 1151, Written: 221, Suppressed: 930})
+		wantCounts(t, h, lossType, Counts{Offered: 1151, Written: 221, Suppressed: 930})
 		got := sink.events()
 		if e := got[301]; e.Suppressed != 900 || e.Pod != webPod {
 			t.Errorf("the next entry tells of %d", e.Suppressed)
@@ -519,7 +523,7 @@ func TestHubLimits(t *testing.T) {
 func manyPods(first uint64, n int) *podTable {
 	p := &podTable{}
 	for i := range n {
-		p.start(first+uint64(i), &Pod{ID: fmt.Sprint("pod-", i), Namespace: "prod", Name: fmt.Sprint("pod-", i)})
+		p.start(first+uint64(i), &owner.Pod{ID: fmt.Sprint("pod-", i), Namespace: "prod", Name: fmt.Sprint("pod-", i)})
 	}
 	return p
 }
@@ -539,14 +543,14 @@ func TestHubLimitsTheTotal(t *testing.T) {
 			}
 		}
 		flood() // each has its burst
-		wantCounts(t, h, lossType, EventCounts{Offered: 2000, Written: 1000, Suppressed: 1000})
+		wantCounts(t, h, lossType, Counts{Offered: 2000, Written: 1000, Suppressed: 1000})
 		// That left a debt of a second's worth. They go on for as long as that and
 		// half a second more, all of them too often.
 		for range 5 {
 			time.Sleep(300 * time.Millisecond)
 			flood()
 		}
-		wantCounts(t, h, lossType, EventCounts{Offered: 12000, Written: 1025, Suppressed: 10975})
+		wantCounts(t, h, lossType, Counts{Offered: 12000, Written: 1025, Suppressed: 10975})
 		// Without limits from now on.
 		opt := *h.opt.Load()
 		opt.Rate, opt.TotalRate = 0, 0
@@ -555,7 +559,7 @@ func TestHubLimitsTheTotal(t *testing.T) {
 			h.Offer(event(lossType, 100))
 		}
 		synctest.Wait()
-		wantCounts(t, h, lossType, EventCounts{Offered: 13000, Written: 2025, Suppressed: 10975})
+		wantCounts(t, h, lossType, Counts{Offered: 13000, Written: 2025, Suppressed: 10975})
 	})
 }
 
@@ -626,8 +630,8 @@ func TestHubStrangersShare(t *testing.T) {
 			h.Offer(event(lossType, 0))
 		}
 		synctest.Wait()
-		wantCounts(t, h, lossType, EventCounts{Offered: 1500, Written: 300, Suppressed: 1200})
-		wantCounts(t, h, resetType, EventCounts{Offered: 500, Written: 100, Suppressed: 400})
+		wantCounts(t, h, lossType, Counts{Offered: 1500, Written: 300, Suppressed: 1200})
+		wantCounts(t, h, resetType, Counts{Offered: 500, Written: 100, Suppressed: 400})
 	})
 }
 
@@ -656,7 +660,7 @@ func TestHubHoldsDespiteStrangers(t *testing.T) {
 			}
 		}
 		const n = 5*maxHeld + 1
-		wantCounts(t, h, lossType, EventCounts{Offered: n, Written: n})
+		wantCounts(t, h, lossType, Counts{Offered: n, Written: n})
 	})
 }
 
@@ -672,10 +676,10 @@ func TestHubLimiterIsBounded(t *testing.T) {
 			}
 		}
 		synctest.Wait()
-		if len(h.limits.buckets) > maxBuckets+len(Events()) {
+		if len(h.limits.buckets) > maxBuckets+len(catalog.Events()) {
 			t.Errorf("%d buckets", len(h.limits.buckets))
 		}
-		wantCounts(t, h, lossType, EventCounts{Offered: n, Written: maxBuckets + 2, Suppressed: n - maxBuckets - 2})
+		wantCounts(t, h, lossType, Counts{Offered: n, Written: maxBuckets + 2, Suppressed: n - maxBuckets - 2})
 	})
 }
 
@@ -686,13 +690,13 @@ func TestHubTellsOfWhatTheKernelSuppressed(t *testing.T) {
 		sink.write = func(*Event) bool { return !fail }
 		h := testHub(t, nil, sink)
 		h.Missed(lossType, 40, 2)
-		wantCounts(t, h, lossType, EventCounts{Offered: 42, Suppressed: 40, Lost: 2})
+		wantCounts(t, h, lossType, Counts{Offered: 42, Suppressed: 40, Lost: 2})
 		fail = true
 		e := event(lossType, hostInode)
 		e.Suppressed = 5 // as the kernel's record said
 		h.Offer(e)
 		synctest.Wait()
-		wantCounts(t, h, lossType, EventCounts{Offered: 48, Suppressed: 45, Lost: 3})
+		wantCounts(t, h, lossType, Counts{Offered: 48, Suppressed: 45, Lost: 3})
 		// That entry was lost, so the next one tells.
 		fail = false
 		h.Offer(event(lossType, hostInode))
@@ -700,7 +704,7 @@ func TestHubTellsOfWhatTheKernelSuppressed(t *testing.T) {
 		if got := sink.events(); got[0].Suppressed != 45 || got[1].Suppressed != 45 {
 			t.Errorf("told: %d, %d", got[0].Suppressed, got[1].Suppressed)
 		}
-		wantCounts(t, h, lossType, EventCounts{Offered: 49, Written: 1, Suppressed: 45, Lost: 3})
+		wantCounts(t, h, lossType, Counts{Offered: 49, Written: 1, Suppressed: 45, Lost: 3})
 	})
 }
 
@@ -717,7 +721,7 @@ func TestHubFilter(t *testing.T) {
 			h.Offer(e)
 		}
 		synctest.Wait()
-		wantCounts(t, h, irqType, EventCounts{Offered: 100, Written: 1, Filtered: 99})
+		wantCounts(t, h, irqType, Counts{Offered: 100, Written: 1, Filtered: 99})
 	})
 }
 
@@ -730,28 +734,28 @@ func TestHubSinks(t *testing.T) {
 	if len(first.got) != 1 || len(second.got) != 1 || first.closed != 1 || second.closed != 1 {
 		t.Errorf("got %d and %d, closed %d and %d times", len(first.got), len(second.got), first.closed, second.closed)
 	}
-	wantCounts(t, h, lossType, EventCounts{Offered: 1, Lost: 1})
+	wantCounts(t, h, lossType, Counts{Offered: 1, Lost: 1})
 	h.Offer(event(lossType, hostInode)) // after Close
-	wantCounts(t, h, lossType, EventCounts{Offered: 2, Lost: 2})
+	wantCounts(t, h, lossType, Counts{Offered: 2, Lost: 2})
 
 	none := testHub(t, nil)
 	none.Offer(event(lossType, hostInode))
 	closeHub(t, none)
-	wantCounts(t, none, lossType, EventCounts{Offered: 1, Lost: 1})
+	wantCounts(t, none, lossType, Counts{Offered: 1, Lost: 1})
 }
 
 func TestHubIgnoresWhatIsNoEvent(t *testing.T) {
 	h := testHub(t, nil, &listSink{})
 	h.Offer(nil)
 	h.Offer(&Event{})
-	h.Offer(&Event{Type: &EventType{Name: "Made up"}})
+	h.Offer(&Event{Type: &catalog.EventType{Name: "Made up"}})
 	h.Missed(nil, 1, 1)
-	if c := h.Counts(&EventType{}); c != (EventCounts{}) {
+	if c := h.Counts(&catalog.EventType{}); c != (Counts{}) {
 		t.Errorf("counted: %+v", c)
 	}
-	h.Offer(&Event{Type: Events()[0]}) // with nothing in it
+	h.Offer(&Event{Type: catalog.Events()[0]}) // with nothing in it
 	closeHub(t, h)
-	wantCounts(t, h, Events()[0], EventCounts{Offered: 1, Written: 1})
+	wantCounts(t, h, catalog.Events()[0], Counts{Offered: 1, Written: 1})
 }
 
 // gateSink holds up its Send until it is opened, which a sink must not do: it
@@ -780,7 +784,7 @@ func TestOfferNeverWaits(t *testing.T) {
 	close(sink.gate)
 	closeHub(t, h)
 	lost := c.Lost
-	wantCounts(t, h, lossType, EventCounts{Offered: n, Written: n - lost, Lost: lost})
+	wantCounts(t, h, lossType, Counts{Offered: n, Written: n - lost, Lost: lost})
 }
 
 // asyncSink reports later, from another goroutine, and loses some.
@@ -799,11 +803,11 @@ func (s *asyncSink) Close(context.Context) error {
 // TestHubAccountIsExact offers from many goroutines, while options change and
 // until long after the Hub is closed, and adds up.
 func TestHubAccountIsExact(t *testing.T) {
-	pods := &podTable{netns: map[uint64]*Pod{77: webPod}}
+	pods := &podTable{netns: map[uint64]*owner.Pod{77: webPod}}
 	h := testHub(t, func(o *HubOptions) {
 		o.Pods, o.Hold, o.Rate, o.Burst, o.TotalRate = pods, 20*time.Millisecond, 50, 50, 5000
 	}, &asyncSink{})
-	types := Events()
+	types := catalog.Events()
 	const goroutines, each = 8, 4000
 	offered := make([][]uint64, goroutines)
 	var wg sync.WaitGroup
@@ -860,7 +864,7 @@ func (nullSink) Send(e *Event, done func(*Event, bool)) { done(e, true) }
 func (nullSink) Close(context.Context) error            { return nil }
 
 func BenchmarkOffer(b *testing.B) {
-	pods := &podTable{netns: map[uint64]*Pod{77: webPod}, addrs: map[netip.Addr]*Pod{webPod.Addrs[0]: webPod}}
+	pods := &podTable{netns: map[uint64]*owner.Pod{77: webPod}, addrs: map[netip.Addr]*owner.Pod{webPod.Addrs[0]: webPod}}
 	for name, rate := range map[string]int{"written": 0, "suppressed": 20} {
 		b.Run(name, func(b *testing.B) {
 			h := NewHub(HubOptions{Pods: pods, HostNetns: hostInode, Rate: rate, Burst: 100, TotalRate: 10 * rate}, nullSink{})
@@ -888,7 +892,7 @@ func BenchmarkOffer(b *testing.B) {
 func BenchmarkMessage(b *testing.B) {
 	for _, name := range []string{"PacketLoss", "BIOLAT_10MS"} {
 		b.Run(name, func(b *testing.B) {
-			e := fullEvent(EventByName(name))
+			e := fullEvent(catalog.EventByName(name))
 			b.ReportAllocs()
 			var buf []byte
 			for b.Loop() {
@@ -900,7 +904,7 @@ func BenchmarkMessage(b *testing.B) {
 
 func ExampleEvent_Message() {
 	fmt.Println((&Event{
-		Type: EventByName("PacketLoss"), Netns: 4026532001, Protocol: "TCP", Pod: &Pod{Namespace: "default", Name: "web-0"},
+		Type: catalog.EventByName("PacketLoss"), Netns: 4026532001, Protocol: "TCP", Pod: &owner.Pod{Namespace: "default", Name: "web-0"},
 		Src:    Endpoint{Addr: netip.MustParseAddr("10.0.0.5"), Port: 443},
 		Dst:    Endpoint{Addr: netip.MustParseAddr("10.0.0.9"), Port: 51234},
 		Reason: "NETFILTER_DROP", Location: "nft_do_chain+0x12a",
@@ -909,12 +913,12 @@ func ExampleEvent_Message() {
 }
 
 // panickyPods panics whenever it is asked.
-type panickyPods struct{ NoPods }
+type panickyPods struct{ owner.NoPods }
 
-func (panickyPods) ByNetns(uint64) *Pod    { panic("boom in the resolver") }
-func (panickyPods) ByPID(int) *Pod         { panic("boom in the resolver") }
-func (panickyPods) ByAddr(netip.Addr) *Pod { panic("boom in the resolver") }
-func (panickyPods) Connected() bool        { return true }
+func (panickyPods) ByNetns(uint64) *owner.Pod    { panic("boom in the resolver") }
+func (panickyPods) ByPID(int) *owner.Pod         { panic("boom in the resolver") }
+func (panickyPods) ByAddr(netip.Addr) *owner.Pod { panic("boom in the resolver") }
+func (panickyPods) Connected() bool              { return true }
 
 // panickySink panics whenever it gets an event.
 type panickySink struct{}
@@ -925,16 +929,16 @@ func (panickySink) Close(context.Context) error     { return nil }
 // A panic in the resolver costs an event its owner, a panic in a sink costs that
 // sink the event; each is said once, and the account holds.
 func TestHubSurvivesPanics(t *testing.T) {
-	log := &safeLog{}
+	log := &testkit.Log{}
 	sink := &listSink{}
-	h := testHub(t, func(o *HubOptions) { o.Pods, o.Log = panickyPods{}, log.logger() }, sink, panickySink{})
+	h := testHub(t, func(o *HubOptions) { o.Pods, o.Log = panickyPods{}, log.Logger() }, sink, panickySink{})
 	for i := range 10 {
 		h.Offer(event(lossType, uint64(100+i)))
 		h.Offer(event(irqType, 0))
 	}
 	closeHub(t, h)
-	wantCounts(t, h, lossType, EventCounts{Offered: 10, Written: 10})
-	wantCounts(t, h, irqType, EventCounts{Offered: 10, Written: 10})
+	wantCounts(t, h, lossType, Counts{Offered: 10, Written: 10})
+	wantCounts(t, h, irqType, Counts{Offered: 10, Written: 10})
 	for _, e := range sink.events() {
 		if e.Type == lossType && (!e.Unattributed() || e.OfHost()) {
 			t.Errorf("an event that nobody could be found for is the host's: %+v", e)
@@ -949,13 +953,13 @@ func TestHubSurvivesPanics(t *testing.T) {
 		h.Offer(event(lossType, hostInode))
 	}
 	closeHub(t, h)
-	wantCounts(t, h, lossType, EventCounts{Offered: 10, Lost: 10})
+	wantCounts(t, h, lossType, Counts{Offered: 10, Lost: 10})
 }
 
 // Where the kernel's process numbers are not this process's, nobody is found by
 // them: the process that has the number here is another.
 func TestHubOfForeignPIDs(t *testing.T) {
-	pods := &podTable{pids: map[int]*Pod{42: {ID: "x", Namespace: "ns", Name: "x"}}}
+	pods := &podTable{pids: map[int]*owner.Pod{42: {ID: "x", Namespace: "ns", Name: "x"}}}
 	for _, foreign := range []bool{false, true} {
 		sink := &listSink{}
 		h := testHub(t, func(o *HubOptions) { o.Pods, o.ForeignPIDs = pods, foreign }, sink)

@@ -1,4 +1,4 @@
-package collect
+package quote
 
 import (
 	"encoding/json"
@@ -94,7 +94,7 @@ func FuzzJSONText(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, line := range [][]byte{AppendJSONString(nil, []byte(s)), AppendSafeJSON(nil, encoded)} {
+		for _, line := range [][]byte{AppendJSON(nil, []byte(s)), AppendSafeJSON(nil, encoded)} {
 			for _, r := range string(line) {
 				if !shows(r) {
 					t.Fatalf("%q became %q", s, line)
@@ -102,7 +102,7 @@ func FuzzJSONText(f *testing.F) {
 			}
 		}
 		var got string
-		if err := json.Unmarshal(AppendJSONString(nil, []byte(s)), &got); err != nil || got != want {
+		if err := json.Unmarshal(AppendJSON(nil, []byte(s)), &got); err != nil || got != want {
 			t.Fatalf("%q is read as %q, %v", s, got, err)
 		}
 		var object map[string]any
@@ -127,7 +127,7 @@ func TestShellQuote(t *testing.T) {
 		"/var/lib/x-1.prom": "/var/lib/x-1.prom", "": `''`, "a b": `$'a\x20b'`, "$(id)": `'$(id)'`, "a'b": `$'a\'b'`, "a\x1bb": `$'a\x1bb'`,
 		"-rf": `'-rf'`, "a\nb": `$'a\x0ab'`, "é": `$'\xc3\xa9'`,
 	} {
-		if got := ShellQuote(s); got != want {
+		if got := Shell(s); got != want {
 			t.Errorf("%q became %s, want %s", s, got, want)
 		}
 	}
@@ -143,7 +143,7 @@ func FuzzShellQuote(f *testing.F) {
 		if strings.Contains(s, "\x00") {
 			return // no argument of a program has it
 		}
-		word := ShellQuote(s)
+		word := Shell(s)
 		if Safe(word) != word || strings.Contains(word, " ") {
 			t.Fatalf("%q became %q", s, word)
 		}

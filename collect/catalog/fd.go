@@ -1,0 +1,23 @@
+package catalog
+
+var fd = Probe{
+	Name:   "fd",
+	Title:  "open file and socket descriptors of processes",
+	Source: Procfs, Overhead: "medium", Default: true,
+	Cost:         "Reads /proc once a cycle for every process: with tcpsummary the dearest of this kind, and nothing on the way of packets.",
+	Capabilities: []Capability{CapDACReadSearch},
+	Metrics: []Metric{{
+		Name: "kubeskoop_fdopenfd", Type: Gauge, Scope: PerPod,
+		Help:   "Open file descriptors of all processes.",
+		Kernel: "the entries of /proc/PID/fd",
+		Rises:  "Follows open files, sockets, pipes. A steady climb is a leak; the limit is RLIMIT_NOFILE of each process.",
+	}, {
+		Name: "kubeskoop_fd_opensocket", Type: Gauge, Scope: PerPod,
+		Help:   "Open file descriptors of all processes that are sockets.",
+		Kernel: "the entries of /proc/PID/fd that are sockets",
+		Rises:  "Follows open sockets, those in CLOSE_WAIT that the application forgot included.",
+	}, {
+		Name: "kubeskoop_fd_openfd", Type: Gauge, Scope: PerPod, Alias: "kubeskoop_fdopenfd", Extra: true,
+		Help: "Open file descriptors of all processes. The same series as kubeskoop_fdopenfd, under the name that dashboards use.",
+	}},
+}

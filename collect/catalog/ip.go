@@ -1,0 +1,19 @@
+package catalog
+
+var ip = Probe{
+	Name:   "ip",
+	Title:  "IP counters of the extended MIB",
+	Source: Procfs, Overhead: "low", Default: true,
+	Cost: "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
+	Metrics: []Metric{{
+		Name: "kubeskoop_ip_innoroutes", Type: Counter, Scope: PerNetns, Field: "IpExt.InNoRoutes",
+		Help:   "IPv4 packets received for which no route was found.",
+		Kernel: "netstat IpExt InNoRoutes; ip_error()",
+		Rises:  "A packet arrives whose destination the routing table does not know (network unreachable). IPv4.",
+	}, {
+		Name: "kubeskoop_ip_intruncatedpkts", Type: Counter, Scope: PerNetns, Field: "IpExt.InTruncatedPkts",
+		Help:   "IPv4 packets received that were shorter than their header said.",
+		Kernel: "netstat IpExt InTruncatedPkts; ip_rcv_core()",
+		Rises:  "A frame is shorter than the length in its IP header: a broken sender, driver or tunnel. IPv4.",
+	}},
+}

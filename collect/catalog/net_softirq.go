@@ -1,0 +1,87 @@
+package catalog
+
+import "time"
+
+var netSoftirq = Probe{
+	Name: "net_softirq", Aliases: []string{"softirq"},
+	Title:  "delay and run time of the network softirqs",
+	Source: EBPF, Overhead: "high",
+	Cost:         "Runs three times for each network softirq, 40 ns each.",
+	Capabilities: []Capability{CapBPF, CapPerfmon},
+	Options:      []Option{slowOption},
+	Metrics: []Metric{{
+		Name: "kubeskoop_softirq_schedslow", Type: Counter, Scope: PerHost,
+		Help:   "Network softirqs that started over 10 ms after they were raised, those over 100 ms included.",
+		Kernel: "irq:softirq_raise to irq:softirq_entry, NET_RX and NET_TX",
+		Rises:  "Something keeps the CPU from its softirqs for over 10 ms: code with them switched off, other softirqs, a realtime task ahead of ksoftirqd, a hypervisor.",
+	}, {
+		Name: "kubeskoop_softirq_schedslow100ms", Type: Counter, Scope: PerHost,
+		Help:   "Network softirqs that started over 100 ms after they were raised.",
+		Kernel: "irq:softirq_raise to irq:softirq_entry, NET_RX and NET_TX",
+		Rises:  "The same for over 100 ms.",
+	}, {
+		Name: "kubeskoop_softirq_excuteslow", Type: Counter, Scope: PerHost,
+		Help:   "Network softirqs that ran for over 10 ms, those over 100 ms included.",
+		Kernel: "irq:softirq_entry to irq:softirq_exit, NET_RX and NET_TX",
+		Rises:  "One round of network work takes over 10 ms: heavy rule sets, a slow driver, or a CPU that was taken away meanwhile.",
+	}, {
+		Name: "kubeskoop_softirq_excuteslow100ms", Type: Counter, Scope: PerHost,
+		Help:   "Network softirqs that ran for over 100 ms.",
+		Kernel: "irq:softirq_entry to irq:softirq_exit, NET_RX and NET_TX",
+		Rises:  "The same for over 100 ms.",
+	}},
+	Events: []EventType{{
+		Name: "NETSOFTIRQ_SCHED_SLOW", Path: "softirq_raise -> softirq_entry (NET_RX, NET_TX)", Threshold: 10 * time.Millisecond, Below: 100 * time.Millisecond, Priority: PriNotice,
+		Fields:    []FieldGroup{FieldCPU, FieldPID, FieldLatency, FieldVector},
+		MessageID: "c498b6e73648245edafa3a387f006745",
+		Summary:   "A network softirq was scheduled late",
+		Message:   "network softirq started {latency} late",
+		Explain: "The kernel asked for its network work (KUBESKOOP_VECTOR) on CPU KUBESKOOP_CPU, and over 10 ms passed until it began. Packets on that CPU waited as long.\n\n" +
+			"Something held the CPU: code of the kernel that had interrupts or softirqs switched off, a process of realtime priority ahead of ksoftirqd, other softirqs, or a hypervisor that did not run the CPU. KUBESKOOP_PID is the process that was on the CPU when the work began.",
+		Next: []Step{
+			stepSteal,
+			stepSoftnet,
+			{"ps -eLo pid,tid,class,rtprio,psr,comm --sort=psr", "processes of realtime priority (FF, RR) on that CPU"},
+		},
+	}, {
+		Name: "NETSOFTIRQ_SCHED_100MS", Path: "softirq_raise -> softirq_entry", Threshold: 100 * time.Millisecond, Priority: PriWarning,
+		Fields:    []FieldGroup{FieldCPU, FieldPID, FieldLatency, FieldVector},
+		MessageID: "ab57f9854332c3da675a2e199b58ba8d",
+		Summary:   "A network softirq was scheduled over 100 ms late",
+		Message:   "network softirq started {latency} late",
+		Explain: "The kernel asked for its network work (KUBESKOOP_VECTOR) on CPU KUBESKOOP_CPU, and over 100 ms passed until it began. Every connection whose packets that CPU handles stood still meanwhile, and health checks with short timeouts fail.\n\n" +
+			"A delay of this size is mostly a hypervisor that took the CPU away, a soft lockup, a realtime process that never sleeps, or a long walk of the kernel with softirqs switched off (large tables of conntrack, ipvs or cgroups).",
+		Next: []Step{
+			stepSteal,
+			stepKernel,
+			stepSoftnet,
+		},
+	}, {
+		Name: "NETSOFTIRQ_EXCUTE_SLOW", Path: "softirq_entry -> softirq_exit", Threshold: 10 * time.Millisecond, Below: 100 * time.Millisecond, Priority: PriNotice,
+		Fields:    []FieldGroup{FieldCPU, FieldPID, FieldLatency, FieldVector},
+		MessageID: "c1b87f1a7323691b19f9cbef0f69a4d0",
+		Summary:   "A network softirq ran for long",
+		Message:   "network softirq ran for {latency}",
+		Explain: "One round of network work (KUBESKOOP_VECTOR) on CPU KUBESKOOP_CPU ran for over 10 ms. Processes on that CPU did not run meanwhile.\n\n" +
+			"Usually packets arrive faster than the CPU handles them, long chains of rules (iptables, ipvs, network policies) are walked for each packet, or all traffic goes to one CPU because the card has one queue.",
+		Next: []Step{
+			stepSoftnet,
+			stepIRQ,
+			{"iptables-save | wc -l; nft list ruleset | wc -l", "how many rules each packet may have to pass"},
+		},
+	}, {
+		Name: "NETSOFTIRQ_EXCUTE_100MS", Path: "softirq_entry -> softirq_exit", Threshold: 100 * time.Millisecond, Priority: PriWarning,
+		Fields:    []FieldGroup{FieldCPU, FieldPID, FieldLatency, FieldVector},
+		MessageID: "2eb737282fea875e75365e1458294a90",
+		Summary:   "A network softirq ran for over 100 ms",
+		Message:   "network softirq ran for {latency}",
+		Explain: "One round of network work (KUBESKOOP_VECTOR) on CPU KUBESKOOP_CPU ran for over 100 ms, far beyond the kernel's own limit for a round. One piece of it did not return in time.\n\n" +
+			"Usually very long chains of rules, a slow driver, a BPF program or a lock for which many CPUs wait; or the hypervisor took the CPU away in the middle.",
+		Next: []Step{
+			stepSteal,
+			stepSoftnet,
+			{"perf record -a -g -C CPU -- sleep 10; perf report", "what the CPU does"},
+			stepKernel,
+		},
+	}},
+}

@@ -1,0 +1,49 @@
+package catalog
+
+var netdev = Probe{
+	Name:   "netdev",
+	Title:  "interface counters",
+	Source: Procfs, Overhead: "low", Default: true,
+	Cost: "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
+	Metrics: []Metric{{
+		Name: "kubeskoop_netdev_rxbytes", Type: Counter, Scope: PerNetns, Field: "rx.bytes",
+		Help:   "Bytes received, every interface but lo; what removed interfaces had counted is kept.",
+		Kernel: "net/dev receive bytes; dev_get_stats()",
+		Rises:  "Frames are received, link header included on most devices.",
+	}, {
+		Name: "kubeskoop_netdev_rxerrors", Type: Counter, Scope: PerNetns, Field: "rx.errs",
+		Help:   "Packets received in error, every interface but lo; what removed interfaces had counted is kept.",
+		Kernel: "net/dev receive errs; rx_errors",
+		Rises:  "The device got damaged frames: cable, optics, duplex, a broken peer.",
+	}, {
+		Name: "kubeskoop_netdev_txbytes", Type: Counter, Scope: PerNetns, Field: "tx.bytes",
+		Help:   "Bytes sent, every interface but lo; what removed interfaces had counted is kept.",
+		Kernel: "net/dev transmit bytes; dev_get_stats()",
+		Rises:  "Frames are sent, link header included on most devices.",
+	}, {
+		Name: "kubeskoop_netdev_txerrors", Type: Counter, Scope: PerNetns, Field: "tx.errs",
+		Help:   "Packets that could not be sent for an error, every interface but lo; what removed interfaces had counted is kept.",
+		Kernel: "net/dev transmit errs; tx_errors",
+		Rises:  "The device could not send: carrier lost, a tunnel without a route, a ring that stalled.",
+	}, {
+		Name: "kubeskoop_netdev_rxpackets", Type: Counter, Scope: PerNetns, Field: "rx.packets",
+		Help:   "Packets received, every interface but lo; what removed interfaces had counted is kept.",
+		Kernel: "net/dev receive packets; dev_get_stats()",
+		Rises:  "Frames are received on any interface.",
+	}, {
+		Name: "kubeskoop_netdev_rxdropped", Type: Counter, Scope: PerNetns, Field: "rx.drop",
+		Help:   "Received packets dropped or missed by the device, every interface but lo; what removed interfaces had counted is kept.",
+		Kernel: "net/dev receive drop; rx_dropped + rx_missed_errors",
+		Rises:  "The device's ring was full (missed), or the stack had no use for the frame: no protocol for it, a VLAN that is not set up, a full backlog of a CPU.",
+	}, {
+		Name: "kubeskoop_netdev_txpackets", Type: Counter, Scope: PerNetns, Field: "tx.packets",
+		Help:   "Packets sent, every interface but lo; what removed interfaces had counted is kept.",
+		Kernel: "net/dev transmit packets; dev_get_stats()",
+		Rises:  "Frames are sent on any interface.",
+	}, {
+		Name: "kubeskoop_netdev_txdropped", Type: Counter, Scope: PerNetns, Field: "tx.drop",
+		Help:   "Packets dropped on the way out, every interface but lo; what removed interfaces had counted is kept.",
+		Kernel: "net/dev transmit drop; tx_dropped",
+		Rises:  "The driver gave the frame up. Drops of the queue before it count in qdisc_drops.",
+	}},
+}

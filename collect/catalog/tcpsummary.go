@@ -1,0 +1,45 @@
+package catalog
+
+var tcpsummary = Probe{
+	Name:   "tcpsummary",
+	Title:  "TCP connections by state, and their queues",
+	Source: Procfs, Overhead: "medium", Default: true,
+	Cost:         "Walks the connections once a cycle: it grows with their number; nothing on the way of packets.",
+	Capabilities: []Capability{CapSysAdmin},
+	Metrics: []Metric{{
+		Name: "kubeskoop_tcpsummary_tcpestablishedconn", Type: Gauge, Scope: PerNetns, Field: "ESTABLISHED",
+		Help:   "TCP connections in ESTABLISHED, IPv4 and IPv6.",
+		Kernel: "sock_diag, state ESTABLISHED",
+		Rises:  "Follows the open connections.",
+	}, {
+		Name: "kubeskoop_tcpsummary_tcptimewaitconn", Type: Gauge, Scope: PerNetns, Field: "TIME_WAIT",
+		Help:   "TCP connections in TIME_WAIT, IPv4 and IPv6.",
+		Kernel: "sock_diag, state TIME_WAIT",
+		Rises:  "This end closed first: one for each connection of the last 60 s. At net.ipv4.tcp_max_tw_buckets they are cut short.",
+	}, {
+		Name: "kubeskoop_tcpsummary_tcptxqueue", Type: Gauge, Scope: PerNetns,
+		Help:   "Bytes written that the peer has not acknowledged, over all TCP connections.",
+		Kernel: "sock_diag idiag_wqueue; write_seq - snd_una",
+		Rises:  "The peer, or the way to it, takes data more slowly than the application writes.",
+	}, {
+		Name: "kubeskoop_tcpsummary_tcprxqueue", Type: Gauge, Scope: PerNetns,
+		Help:   "Bytes received that the application has not read, over all TCP connections.",
+		Kernel: "sock_diag idiag_rqueue; rcv_nxt - copied_seq",
+		Rises:  "The application reads more slowly than data arrive. Listening sockets are not in it.",
+	}, {
+		Name: "kubeskoop_tcpsummary_tcpclosewaitconn", Type: Gauge, Scope: PerNetns, Field: "CLOSE_WAIT", Extra: true,
+		Help:   "TCP connections in CLOSE_WAIT, IPv4 and IPv6: the peer closed, the application has not.",
+		Kernel: "sock_diag, state CLOSE_WAIT",
+		Rises:  "The peer closed and the application did not: a steady climb is a leak of sockets.",
+	}, {
+		Name: "kubeskoop_tcpsummary_tcpsynsentconn", Type: Gauge, Scope: PerNetns, Field: "SYN_SENT", Extra: true,
+		Help:   "TCP connections in SYN_SENT, IPv4 and IPv6.",
+		Kernel: "sock_diag, state SYN_SENT",
+		Rises:  "Connections wait for an answer to their SYN: the peer is down, or something on the way drops.",
+	}, {
+		Name: "kubeskoop_tcpsummary_tcpsynrecvconn", Type: Gauge, Scope: PerNetns, Field: "SYN_RECV", Extra: true,
+		Help:   "TCP connections in SYN_RECV, IPv4 and IPv6.",
+		Kernel: "sock_diag, state SYN_RECV",
+		Rises:  "Handshakes wait for the client's ACK: slow clients, a lossy way back, or a SYN flood.",
+	}},
+}

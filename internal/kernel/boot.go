@@ -1,0 +1,41 @@
+package kernel
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// sinceBoot is CLOCK_BOOTTIME: it goes on over restarts of the program, and
+// nobody sets it.
+func SinceBoot() time.Duration {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
+
+// machineID is what numbers of namespaces and processes, and times since the
+// boot, hold in: the boot, and the PID and time namespaces.
+func MachineID(root string) (string, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("find out which boot this is: %w", err)
+	}
+	id := []string{strings.TrimSpace(string(boot))}
+	// Linux before 5.6 has no time namespaces; process 1 may be hidden.
+	for _, ns := range [][]string{{root + "/1/ns/pid", root + "/self/ns/pid"}, {"/proc/self/ns/time"}} {
+		var ino uint64
+		for _, path := range ns {
+			if ino, err = NetnsInode(path); err == nil {
+				break
+			}
+		}
+		id = append(id, fmt.Sprint(ino))
+	}
+	return strings.Join(id, " "), nil
+}
