@@ -67,7 +67,9 @@ lint: ## go vet, staticcheck, shellcheck
 	  packaging/version packaging/copyright packaging/build-packages packaging/check-packages packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm
 	shellcheck -s sh packaging/rpm/post packaging/rpm/preun packaging/rpm/postun internal/e2e/install/make-root internal/e2e/compare/tools
 
-generate: build ## make the shipped configuration, the reference in docs/, the README's table and the dashboards (BPF: go generate ./bpf)
+generate: ## make the lists of probes, the shipped configuration, the reference in docs/, the README's tables and the dashboards (BPF: go generate ./bpf)
+	$(GO) run ./internal/lists
+	@$(MAKE) --no-print-directory build
 	build/nodeskoop config --default > packaging/nodeskoop.toml
 	build/nodeskoop docs catalog > systemd/nodeskoop.catalog
 	packaging/update-readme

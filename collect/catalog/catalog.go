@@ -12,14 +12,6 @@ import (
 	"time"
 )
 
-// probes lists the probes. The order decides that of the families in the
-// textfile.
-var probes = []*Probe{
-	&tcp, &udp, &ip, &tcpext, &sock, &softnet, &netdev, &ipvs, &io, &fd, &tcpsummary, &qdisc, &conntrack,
-	&packetloss, &tcpreset, &tcpretrans, &netiftxlatency, &netSoftirq,
-	&kernellatency, &socketlatency, &virtcmdlatency, &biolatency, &flow,
-}
-
 // Options that several probes have.
 var (
 	podsOption = Option{Key: "pods", Default: false,
@@ -308,7 +300,10 @@ func newIndex() *index {
 		x.allM = append(x.allM, m)
 		x.metrics[m.Name] = m
 	}
-	for _, p := range probes {
+	// The order decides that of the families in the textfile: what is read
+	// comes before what is traced.
+	ordered := slices.SortedStableFunc(slices.Values(probes), func(a, b *Probe) int { return int(a.Source) - int(b.Source) })
+	for _, p := range ordered {
 		for _, n := range append([]string{p.Name}, p.Aliases...) {
 			if x.probes[n] != nil {
 				panic("catalog: probe declared twice: " + n)

@@ -13,17 +13,7 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"nodeskoop/collect"
 )
-
-// Probes returns the probes of this package.
-func Probes() []collect.Factory {
-	return []collect.Factory{
-		{Name: "qdisc", New: newQdisc},
-		{Name: "conntrack", New: newConntrack},
-	}
-}
 
 // refusal is the answer of a kernel that does not do what it was asked.
 type refusal struct {

@@ -16,23 +16,6 @@ import (
 	"nodeskoop/collect/catalog"
 )
 
-// Probes returns the probes of this package.
-func Probes() []collect.Factory {
-	return []collect.Factory{
-		{Name: "tcp", New: newTCP},
-		{Name: "udp", New: newUDP},
-		{Name: "ip", New: newIP},
-		{Name: "tcpext", New: newTCPExt},
-		{Name: "sock", New: newSock},
-		{Name: "softnet", New: newSoftnet},
-		{Name: "netdev", New: newNetdev},
-		{Name: "ipvs", New: newIPVS},
-		{Name: "io", New: newIO},
-		{Name: "fd", New: newFD},
-		{Name: "tcpsummary", New: newTCPSummary},
-	}
-}
-
 // metricsOf returns the metrics that a probe has to yield: all of its metrics
 // but those that repeat another under a second name, which the Runner writes.
 func metricsOf(probe string) []*catalog.Metric {

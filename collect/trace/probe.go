@@ -22,11 +22,6 @@ type kind struct {
 	whole bool
 }
 
-var kinds = []kind{
-	packetlossKind, tcpresetKind, tcpretransKind, netiftxlatencyKind, netSoftirqKind,
-	kernellatencyKind, socketlatencyKind, virtcmdlatencyKind, biolatencyKind, flowKind,
-}
-
 // config turns the options of the configuration file into the loader's.
 func (k kind) config(env collect.Env) bpf.Config {
 	o := env.Options
