@@ -217,6 +217,9 @@ type Probe struct {
 	Overhead string // the specification's word: low, medium or high
 	// Default says whether the probe runs when the configuration names none.
 	Default bool
+	// Extra marks a probe beyond the contract's table, with all its metrics and
+	// events.
+	Extra   bool
 	Metrics []Metric
 	Events  []EventType
 	// Options are the keys of the probe's configuration table.

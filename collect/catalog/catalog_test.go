@@ -3,6 +3,7 @@ package catalog
 import (
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -31,8 +32,9 @@ func table(t *testing.T, name string) []map[string]string {
 
 func TestCatalogueHoldsTheContractsProbes(t *testing.T) {
 	rows := table(t, "probes.tsv")
-	if len(rows) != 23 || len(Probes()) != 23 {
-		t.Errorf("%d probes in the table, %d in the Catalogue, want 23", len(rows), len(Probes()))
+	ours := slices.DeleteFunc(Probes(), func(p *Probe) bool { return p.Extra })
+	if len(rows) == 0 || len(rows) != len(ours) {
+		t.Errorf("%d probes in the table, %d in the catalogue", len(rows), len(ours))
 	}
 	for _, row := range rows {
 		p := ProbeByName(row["probe"])
@@ -55,8 +57,8 @@ func TestCatalogueHoldsTheContractsProbes(t *testing.T) {
 
 func TestCatalogueHoldsTheContractsMetrics(t *testing.T) {
 	rows := table(t, "metrics.tsv")
-	if len(rows) != 123 {
-		t.Errorf("%d metrics in the table, want 123", len(rows))
+	if len(rows) == 0 {
+		t.Error("the table lists no metrics")
 	}
 	contract := map[string]bool{}
 	for _, row := range rows {
@@ -80,7 +82,7 @@ func TestCatalogueHoldsTheContractsMetrics(t *testing.T) {
 		if m.ID() != i || MustMetric(m.Name) != m {
 			t.Errorf("%s: ID %d at %d", m.Name, m.ID(), i)
 		}
-		if !contract[m.Name] && !m.Extra {
+		if !contract[m.Name] && !m.Extra && !(m.Probe() != "" && ProbeByName(m.Probe()).Extra) {
 			t.Errorf("%s is neither in the table nor marked as extra", m.Name)
 		}
 		if m.Help == "" || !strings.HasSuffix(m.Help, ".") || strings.Contains(m.Help, "\n") {
@@ -108,8 +110,9 @@ func TestCatalogueHoldsTheContractsMetrics(t *testing.T) {
 
 func TestCatalogueHoldsTheContractsEvents(t *testing.T) {
 	rows := table(t, "events.tsv")
-	if len(rows) != 19 || len(Events()) != 19 {
-		t.Errorf("%d events in the table, %d in the Catalogue, want 19", len(rows), len(Events()))
+	ours := slices.DeleteFunc(slices.Clone(Events()), func(e *EventType) bool { return ProbeByName(e.Probe()).Extra })
+	if len(rows) == 0 || len(rows) != len(ours) {
+		t.Errorf("%d events in the table, %d in the catalogue", len(rows), len(ours))
 	}
 	ids := map[string]bool{}
 	threshold := regexp.MustCompile(`^(\d+ms)(?: \(up to (\d+ms)\))?$`)
