@@ -8,66 +8,67 @@ import (
 	"sync/atomic"
 
 	"github.com/cilium/ebpf"
+
+	"nodeskoop/bpf/internal/objects"
 )
 
 type counterValue = atomic.Uint64
 
-// eventAccount is struct event_account of headers/event.h.
-type eventAccount struct{ Seen, Suppressed, Lost uint64 }
+// MaxSlots is the most counters that a probe has for one namespace.
+const MaxSlots = len(objects.SharedCounter{}.Slot)
 
-// counterSlots is COUNTER_SLOTS of headers/counter.h.
-const counterSlots = 5
-
-// counterEntry is struct counter of headers/counter.h, on one CPU.
-type counterEntry struct {
-	Slot [counterSlots]uint64
-	Mark uint64 // the room that the entry takes; for namespace 0 what found none
-}
+// counterEntry is a namespace's counters, on one CPU. Its mark is the room that
+// the entry takes; for namespace 0 what found none.
+type counterEntry = objects.SharedCounter
 
 // Slots of the counters, by probe. What is over 100 ms is in both.
 const (
 	// netiftxlatency
-	QdiscSlow  = 0 // over Config.Slow100 in the queueing discipline
-	NetdevSlow = 1 // over Config.Slow100 in the driver
+	QdiscSlow  = int(objects.NetiftxlatencySlotQDISC)  // over Config.Slow100 in the queueing discipline
+	NetdevSlow = int(objects.NetiftxlatencySlotNETDEV) // over Config.Slow100 in the driver
 
 	// kernellatency
-	RxSlow    = 0
-	RxSlow100 = 1
-	TxSlow    = 2
-	TxSlow100 = 3
+	RxSlow    = int(objects.KernellatencySlotRX)
+	RxSlow100 = int(objects.KernellatencySlotRX100)
+	TxSlow    = int(objects.KernellatencySlotTX)
+	TxSlow100 = int(objects.KernellatencySlotTX100)
 
 	// socketlatency
-	ReadSlow     = 0
-	ReadSlow100  = 1
-	WriteSlow    = 2
-	WriteSlow100 = 3
+	ReadSlow     = int(objects.SocketlatencySlotREAD)
+	ReadSlow100  = int(objects.SocketlatencySlotREAD100)
+	WriteSlow    = int(objects.SocketlatencySlotWRITE)
+	WriteSlow100 = int(objects.SocketlatencySlotWRITE100)
 
 	// net_softirq
-	SchedSlow     = 0
-	SchedSlow100  = 1
-	ExcuteSlow    = 2
-	ExcuteSlow100 = 3
+	SchedSlow     = int(objects.NetSoftirqSlotSCHED)
+	SchedSlow100  = int(objects.NetSoftirqSlotSCHED100)
+	ExcuteSlow    = int(objects.NetSoftirqSlotEXCUTE)
+	ExcuteSlow100 = int(objects.NetSoftirqSlotEXCUTE100)
 
-	// virtcmdlatency and biolatency
-	Slow    = 0
-	Slow100 = 1
+	// virtcmdlatency
+	CommandSlow    = int(objects.VirtcmdlatencySlotSLOW)
+	CommandSlow100 = int(objects.VirtcmdlatencySlotSLOW100)
+
+	// biolatency
+	DiskSlow    = int(objects.BiolatencySlotSLOW)
+	DiskSlow100 = int(objects.BiolatencySlotSLOW100)
 
 	// tcpreset
-	ResetNosock  = 0
-	ResetActive  = 1
-	ResetProcess = 2
-	ResetReceive = 3
+	ResetNosock  = int(objects.TcpresetSlotNOSOCK)
+	ResetActive  = int(objects.TcpresetSlotACTIVE)
+	ResetProcess = int(objects.TcpresetSlotPROCESS)
+	ResetReceive = int(objects.TcpresetSlotRECEIVE)
 
 	// tcpretrans
-	RetransSegments = 0 // segments of connections, as nstat counts them
-	RetransSynAcks  = 1
-	RetransCalls    = 2 // times that the kernel sent one or several of them at once
+	RetransSegments = int(objects.TcpretransSlotSEGMENTS) // segments of connections, as nstat counts them
+	RetransSynAcks  = int(objects.TcpretransSlotSYNACKS)
+	RetransCalls    = int(objects.TcpretransSlotCALLS) // times that the kernel sent one or several of them at once
 
 	// flow
-	FlowBytes   = 0
-	FlowPackets = 1
-	FlowsMade   = 2 // connections that got an entry
-	FlowsFailed = 3 // packets whose connection found no room for one
+	FlowBytes   = int(objects.FlowSlotBYTES)
+	FlowPackets = int(objects.FlowSlotPACKETS)
+	FlowsMade   = int(objects.FlowSlotMADE)   // connections that got an entry
+	FlowsFailed = int(objects.FlowSlotFAILED) // packets whose connection found no room for one
 
 	// packetloss: one slot per class, see DropClass
 )
@@ -267,12 +268,12 @@ type DropClass int
 // The classes of drops, which are the slots of packetloss's counters. Each
 // drop has exactly one, so that their sum is the total at any time.
 const (
-	DropAbnormal  DropClass = iota // any other function
-	DropTCPHandle                  // tcp_v4_do_rcv, tcp_v6_do_rcv
-	DropTCPRcv                     // tcp_v4_rcv, tcp_v6_rcv
-	DropTCPStatM                   // tcp_rcv_state_process
-	DropNetfilter                  // reason NETFILTER_DROP, or in the rule engines
-	dropClasses
+	DropAbnormal  = DropClass(objects.PacketlossSlotABNORMAL)   // any other function
+	DropTCPHandle = DropClass(objects.PacketlossSlotTCP_HANDLE) // tcp_v4_do_rcv, tcp_v6_do_rcv
+	DropTCPRcv    = DropClass(objects.PacketlossSlotTCP_RCV)    // tcp_v4_rcv, tcp_v6_rcv
+	DropTCPStatM  = DropClass(objects.PacketlossSlotTCP_STATM)  // tcp_rcv_state_process
+	DropNetfilter = DropClass(objects.PacketlossSlotNETFILTER)  // reason NETFILTER_DROP, or in the rule engines
+	dropClasses   = DropClass(objects.PacketlossSlotSLOTS)
 )
 
 // dropFunctions says which class a function belongs to. Drops of the rule
@@ -298,14 +299,9 @@ type Drop struct {
 	Count    uint64
 }
 
-// dropKey is struct drop_key of packetloss.bpf.c.
-type dropKey struct {
-	Netns    uint32
-	Reason   uint32
-	Location uint64
-	Traits   uint32 // of a packet that is left to judge here, else 0
-	Unused   uint32
-}
+// dropKey is the key of the table of drops. It has traits where the packet is
+// left to judge here.
+type dropKey = objects.PacketlossDropKey
 
 type dropReader struct {
 	keys       []dropKey
@@ -319,9 +315,6 @@ type dropReader struct {
 	forgotten  [whys]uint64         // of that, in namespaces that are gone
 	sums       []dropSum
 }
-
-// dropRoomShift is DROP_ROOM_SHIFT of packetloss.bpf.c.
-const dropRoomShift = 62
 
 type dropSum struct {
 	netns uint32
@@ -479,8 +472,8 @@ func (p *Probe) eachDrop(emit func(dropKey, uint64)) error {
 		var n uint64
 		var room uint32
 		for _, v := range values {
-			n += v & (1<<dropRoomShift - 1)
-			room |= uint32(v >> dropRoomShift)
+			n += v & (1<<objects.PacketlossDropDROP_ROOM_SHIFT - 1)
+			room |= uint32(v >> objects.PacketlossDropDROP_ROOM_SHIFT)
 		}
 		s.count(st, k.Netns, room)
 		emit(k, n)

@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
+
+	"nodeskoop/bpf/internal/objects"
 )
 
 // Flow is what this node's sockets, or its devices (see Config.Devices), sent
@@ -26,30 +29,35 @@ type Flow struct {
 }
 
 // FlowKey names a connection. It is comparable, and small for what it holds.
-type FlowKey struct {
-	tuple [40]byte
-	netns uint32
-}
+type FlowKey struct{ key objects.FlowFlowKey }
 
 // NewFlowKey makes the key of a connection.
 func NewFlowKey(netns uint64, protocol uint8, source, destination netip.AddrPort) FlowKey {
-	k := FlowKey{netns: uint32(netns)}
-	encodeTuple(k.tuple[:], protocol, source, destination)
-	return k
+	return FlowKey{objects.FlowFlowKey{Tuple: tupleOf(protocol, source, destination), Netns: uint32(netns)}}
 }
 
 // Netns is the inode number of the network namespace of the socket or the
 // devices.
-func (k *FlowKey) Netns() uint64 { return uint64(k.netns) }
+func (k *FlowKey) Netns() uint64 { return uint64(k.key.Netns) }
 
 // Ends gives the protocol and the two ends, the sender's first.
 func (k *FlowKey) Ends() (protocol uint8, source, destination netip.AddrPort) {
-	return decodeTuple(k.tuple[:])
+	t := (*objects.SharedTuple)(&k.key.Tuple)
+	source, destination = ends(t)
+	return t.Protocol, source, destination
 }
 
 // Compare orders keys by namespace, and then in an order of no meaning.
 func (k *FlowKey) Compare(o *FlowKey) int {
-	return cmp.Or(cmp.Compare(k.netns, o.netns), bytes.Compare(k.tuple[:], o.tuple[:]))
+	if c := cmp.Compare(k.key.Netns, o.key.Netns); c != 0 {
+		return c
+	}
+	return bytes.Compare(memoryOf(&k.key), memoryOf(&o.key))
+}
+
+// memoryOf is the memory of a key, which has no padding.
+func memoryOf(k *objects.FlowFlowKey) []byte {
+	return (*[unsafe.Sizeof(*k)]byte)(unsafe.Pointer(k))[:]
 }
 
 // FlowEntry is one entry of the map of connections.
@@ -62,16 +70,10 @@ type FlowEntry struct {
 	Idle uint32
 }
 
-// flowKey and flowValue are struct flow_key and struct flow of flow.bpf.c.
-type flowKey struct {
-	Tuple [40]byte
-	Netns uint32
-}
-
-type flowValue struct {
-	Bytes, Packets, Made uint64
-	Seen, Room           uint32
-}
+type (
+	flowKey   = objects.FlowFlowKey
+	flowValue = objects.FlowFlow
+)
 
 type flowReader struct {
 	keys   []flowKey
@@ -91,8 +93,8 @@ const mostDropped = 8192
 func (p *Probe) Flows(f func(Flow)) error {
 	return p.eachFlow(func(m *ebpf.Map) error {
 		return p.flows.each(m, func(k *flowKey, v *flowValue) {
-			flow := Flow{Netns: uint64(k.Netns), Bytes: v.Bytes, Packets: v.Packets}
-			flow.Protocol, flow.Source, flow.Destination = decodeTuple(k.Tuple[:])
+			flow := Flow{Netns: uint64(k.Netns), Protocol: k.Tuple.Protocol, Bytes: v.Bytes, Packets: v.Packets}
+			flow.Source, flow.Destination = ends((*objects.SharedTuple)(&k.Tuple))
 			f(flow)
 		})
 	})
@@ -112,7 +114,7 @@ func (p *Probe) EachFlow(f func(FlowEntry)) error {
 func (p *Probe) SweepFlows(f func(FlowEntry) (keep bool)) error {
 	return p.eachFlow(func(m *ebpf.Map) error {
 		p.flows.sweeps++
-		if err := p.put(flowSweep, p.flows.sweeps); err != nil {
+		if err := p.put(objects.FlowVarSweep, p.flows.sweeps); err != nil {
 			return err
 		}
 		st, s := &p.rooms, p.rooms.shares[mapFlowShares]
@@ -138,11 +140,8 @@ func (p *Probe) SweepFlows(f func(FlowEntry) (keep bool)) error {
 	})
 }
 
-// flowSweep is the variable of flow.bpf.c.
-const flowSweep = "sweep"
-
 func (r *flowReader) entry(k *flowKey, v *flowValue) FlowEntry {
-	e := FlowEntry{Key: FlowKey{k.Tuple, k.Netns}, Bytes: v.Bytes, Packets: v.Packets, Made: v.Made}
+	e := FlowEntry{Key: FlowKey{*k}, Bytes: v.Bytes, Packets: v.Packets, Made: v.MadeNs}
 	if now := r.sweeps - 1; v.Seen < now {
 		e.Idle = now - v.Seen
 	}

@@ -12,6 +12,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/bpf/internal/objects"
 )
 
 // KernelTypes is the kernel's type information, which takes time to read and is
@@ -49,10 +51,11 @@ func (k *KernelTypes) Release() {
 // iterators are programs that the kernel runs over all processes when it is
 // asked (kernel/bpf/task_iter.c, since 5.8), and the map "processes" into which
 // they write a V for each. Nothing of them runs between two readings.
-type iterators[V interface{ of() (generation uint32) }] struct {
+type iterators[V any] struct {
 	coll       *ebpf.Collection
 	links      []*link.Iter
-	generation uint32
+	generation uint32          // of the readings
+	of         func(*V) uint32 // the reading that wrote a value
 	keys       []uint32
 	values     []V
 	stale      []uint32
@@ -60,7 +63,8 @@ type iterators[V interface{ of() (generation uint32) }] struct {
 
 // load loads and attaches the programs, which are run in that order. The error
 // says why the kernel or the process's rights do not allow it.
-func (it *iterators[V]) load(types *KernelTypes, spec *ebpf.CollectionSpec, programs ...string) error {
+func (it *iterators[V]) load(types *KernelTypes, spec *ebpf.CollectionSpec, of func(*V) uint32, programs ...string) error {
+	it.of = of
 	_ = rlimit.RemoveMemlock() // see New
 	if err := types.use(func(t *kernelTypes) (err error) {
 		if it.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: t.cache}); err != nil {
@@ -118,7 +122,7 @@ func (it *iterators[V]) each(see func(pid uint32, v *V)) error {
 			return fmt.Errorf("read what iterators saw of processes: %w", err)
 		}
 		for i, pid := range it.keys[:n] {
-			if v := &it.values[i]; (*v).of() == it.generation {
+			if v := &it.values[i]; it.of(v) == it.generation {
 				see(pid, v)
 			} else {
 				it.stale = append(it.stale, pid)
@@ -158,7 +162,7 @@ func iterate(l *link.Iter, deadline time.Time) error {
 // OpenFiles counts the descriptors of all processes at once. It is not safe for
 // use by several goroutines.
 type OpenFiles struct {
-	iterators[openFiles]
+	iterators[objects.OpenFilesProcess]
 	counts map[uint32]FileCount
 }
 
@@ -168,20 +172,15 @@ type FileCount struct {
 	Sockets int // those that link to socket:[inode]
 }
 
-// openFiles is struct process of openfiles.bpf.c.
-type openFiles struct{ Generation, Open, Sockets uint32 }
-
-func (o openFiles) of() uint32 { return o.Generation }
-
 // NewOpenFiles loads the iterators. Where the error says that the kernel or the
 // process's rights do not allow it, /proc/PID/fd tells the same, but slowly.
 func NewOpenFiles(types *KernelTypes) (*OpenFiles, error) {
 	f := &OpenFiles{counts: map[uint32]FileCount{}}
-	spec, err := loadOpenFiles()
+	spec, err := objects.LoadOpenFiles()
 	if err != nil {
 		return nil, err
 	}
-	if err := f.load(types, spec, "each_process", "each_file"); err != nil {
+	if err := f.load(types, spec, func(p *objects.OpenFilesProcess) uint32 { return p.Generation }, objects.OpenFilesProgEachProcess, objects.OpenFilesProgEachFile); err != nil {
 		return nil, err
 	}
 	return f, nil
@@ -192,7 +191,7 @@ func NewOpenFiles(types *KernelTypes) (*OpenFiles, error) {
 // caller's until the next call.
 func (f *OpenFiles) Read() (map[uint32]FileCount, error) {
 	clear(f.counts)
-	err := f.each(func(pid uint32, o *openFiles) { f.counts[pid] = FileCount{int(o.Open), int(o.Sockets)} })
+	err := f.each(func(pid uint32, o *objects.OpenFilesProcess) { f.counts[pid] = FileCount{int(o.Open), int(o.Sockets)} })
 	if err != nil {
 		return nil, err
 	}
@@ -202,7 +201,7 @@ func (f *OpenFiles) Read() (map[uint32]FileCount, error) {
 // Activities tells of all processes at once whether they have run. It is not
 // safe for use by several goroutines.
 type Activities struct {
-	iterators[activity]
+	iterators[objects.ActivityProcess]
 	all map[uint32]Activity
 }
 
@@ -218,23 +217,14 @@ type Activity struct {
 // and then b was read.
 func (a Activity) Idle(b Activity) bool { return a == b && a != Activity{} }
 
-// activity is struct process of activity.bpf.c.
-type activity struct {
-	Generation, Threads uint32
-	Switches, Start     uint64
-	Parent, State       uint32
-}
-
-func (a activity) of() uint32 { return a.Generation }
-
 // NewActivities loads the iterator.
 func NewActivities(types *KernelTypes) (*Activities, error) {
 	a := &Activities{all: map[uint32]Activity{}}
-	spec, err := loadActivity()
+	spec, err := objects.LoadActivity()
 	if err != nil {
 		return nil, err
 	}
-	if err := a.load(types, spec, "each_thread"); err != nil {
+	if err := a.load(types, spec, func(p *objects.ActivityProcess) uint32 { return p.Generation }, objects.ActivityProgEachThread); err != nil {
 		return nil, err
 	}
 	return a, nil
@@ -245,10 +235,9 @@ func NewActivities(types *KernelTypes) (*Activities, error) {
 // caller's until the next call.
 func (a *Activities) Read() (map[uint32]Activity, error) {
 	clear(a.all)
-	err := a.each(func(pid uint32, x *activity) {
-		const runs = 1 << 31
-		if x.State&runs == 0 {
-			a.all[pid] = Activity{x.Threads, x.Parent, x.State, x.Switches, x.Start}
+	err := a.each(func(pid uint32, x *objects.ActivityProcess) {
+		if x.State&objects.ActivityStateRUNS == 0 {
+			a.all[pid] = Activity{x.Threads, x.Parent, uint32(x.State), x.Switches, x.Start}
 		}
 	})
 	if err != nil {

@@ -14,6 +14,8 @@ import (
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
+
+	"nodeskoop/bpf/internal/objects"
 )
 
 // HooksVariable names the environment variable that restricts every hook which
@@ -70,17 +72,17 @@ type Loader struct {
 
 // The maps of headers/event.h, created once for all probes.
 const (
-	mapEvents   = "events"
-	mapLimits   = "event_limits"
-	mapAccounts = "event_accounts"
-	mapBuckets  = "event_buckets"
+	mapEvents   = objects.SharedMapEvents
+	mapLimits   = objects.SharedMapEventLimits
+	mapAccounts = objects.SharedMapEventAccounts
+	mapBuckets  = objects.SharedMapEventBuckets
 )
 
 // The maps that say how a probe's tables are shared.
 const (
-	mapCounterShares = "counter_shares"
-	mapDropShares    = "drop_shares"
-	mapFlowShares    = "flow_shares"
+	mapCounterShares = objects.PacketlossMapCounterShares
+	mapDropShares    = objects.PacketlossMapDropShares
+	mapFlowShares    = objects.FlowMapFlowShares
 )
 
 // New creates the event ring. It fails where the kernel or the process's
@@ -131,7 +133,7 @@ func New(options Options) (*Loader, error) {
 		probes:  map[*Probe]struct{}{},
 		former:  map[uint32]time.Time{},
 	}
-	spec, err := loadPacketloss()
+	spec, err := objects.LoadShared()
 	if err != nil {
 		return nil, err
 	}

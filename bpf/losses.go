@@ -7,29 +7,32 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+
+	"nodeskoop/bpf/internal/objects"
 )
 
 // Why says why a packet that the kernel freed as dropped is no loss.
 type Why uint32
 
-// Why packets are ignored. The order is that of enum why in packetloss.bpf.c.
+// Why packets are ignored.
 const (
 	// Lost is a packet that somebody should have got and did not.
-	Lost Why = iota
+	Lost = Why(objects.PacketlossWhyLOST)
 	// Delivered is a packet whose content or answer has reached its socket.
-	Delivered
+	Delivered = Why(objects.PacketlossWhyDELIVERED)
 	// Unwanted is a packet to a group, to everybody or to another host that
 	// nobody on this node asked for.
-	Unwanted
+	Unwanted = Why(objects.PacketlossWhyUNWANTED)
 	// Closing is what a socket held, or was still sent, when it was closed.
-	Closing
+	Closing = Why(objects.PacketlossWhyCLOSING)
 	// NotAPacket is a message of netlink or of a local socket, which the
 	// kernel keeps in the same structure as packets.
-	NotAPacket
-	whys
+	NotAPacket = Why(objects.PacketlossWhyNOT_A_PACKET)
+
+	whys = Why(objects.PacketlossWhyWHYS)
 )
 
-var whyNames = [whys]string{"lost", "delivered", "unwanted", "closing", "not_a_packet"}
+var whyNames = [whys]string{Lost: "lost", Delivered: "delivered", Unwanted: "unwanted", Closing: "closing", NotAPacket: "not_a_packet"}
 
 // String is the value of the label why.
 func (w Why) String() string {
@@ -42,36 +45,33 @@ func (w Why) String() string {
 // WhyIgnored lists the reasons for which packets are ignored.
 func WhyIgnored() []Why { return []Why{Delivered, Unwanted, Closing, NotAPacket} }
 
-// traits of a packet, as the rules name them. They are enum trait of
-// packetloss.bpf.c, which explains them.
+// traits of a packet, as the rules name them: enum trait of packetloss.bpf.c,
+// which explains them.
 type traits uint32
 
 const (
-	traitNoPacket traits = 1 << iota
-	traitDevice
-	traitGroup
-	traitOtherHost
-	traitPulled
-	traitOutgoing
-	traitCopied
-	traitACK
-	traitFIN
-	traitRST
-	traitSYN
-	traitByte
-	traitEchoReply
-	traitICMPv6
-	traitChecksum
-	traitDHCPReply
-	traitControl
-	traitOld
-	traitListener
-	traitDeferred
-	traitInformed
-
-	// traitUndecided marks the traits of a packet that the kernel leaves to
-	// user space to judge.
-	traitUndecided traits = 1 << 31
+	traitNoPacket  = traits(objects.PacketlossTraitNO_PACKET)
+	traitDevice    = traits(objects.PacketlossTraitDEVICE)
+	traitGroup     = traits(objects.PacketlossTraitGROUP)
+	traitOtherHost = traits(objects.PacketlossTraitOTHERHOST)
+	traitPulled    = traits(objects.PacketlossTraitPULLED)
+	traitOutgoing  = traits(objects.PacketlossTraitOUTGOING)
+	traitCopied    = traits(objects.PacketlossTraitCOPIED)
+	traitACK       = traits(objects.PacketlossTraitBARE)
+	traitFIN       = traits(objects.PacketlossTraitFIN)
+	traitRST       = traits(objects.PacketlossTraitRST)
+	traitSYN       = traits(objects.PacketlossTraitSYN)
+	traitByte      = traits(objects.PacketlossTraitBYTE)
+	traitEchoReply = traits(objects.PacketlossTraitECHO_REPLY)
+	traitICMPv6    = traits(objects.PacketlossTraitICMPV6)
+	traitChecksum  = traits(objects.PacketlossTraitCHECKSUM)
+	traitDHCPReply = traits(objects.PacketlossTraitDHCP_REPLY)
+	traitControl   = traits(objects.PacketlossTraitCONTROL)
+	traitOld       = traits(objects.PacketlossTraitOLD)
+	traitListener  = traits(objects.PacketlossTraitLISTENER)
+	traitDeferred  = traits(objects.PacketlossTraitDEFERRED)
+	traitInformed  = traits(objects.PacketlossTraitINFORMED)
+	traitUndecided = traits(objects.PacketlossTraitUNDECIDED)
 )
 
 // A lossRule names packets that are no losses, although the kernel frees them
@@ -336,17 +336,15 @@ var lossRules = []lossRule{
 	},
 }
 
-// What the programs need to know of functions besides the rules: AT_MODULE
-// and so on in packetloss.bpf.c.
+// What the programs need to know of functions besides the rules.
 const (
-	atModule    = 1 << 63
-	atFragments = 1 << 62
-	atFragment  = 1 << 61
-	atReader    = 1 << 60
-	atList      = 1 << 59
-	atHelper    = 1 << 55
-	// atClassShift is where the class of what a function loses is.
-	atClassShift = 56
+	atModule     = uint64(1) << objects.PacketlossCodeBitMODULE
+	atFragments  = uint64(1) << objects.PacketlossCodeBitFRAGMENTS
+	atFragment   = uint64(1) << objects.PacketlossCodeBitFRAGMENT
+	atReader     = uint64(1) << objects.PacketlossCodeBitREADER
+	atList       = uint64(1) << objects.PacketlossCodeBitLIST
+	atHelper     = uint64(1) << objects.PacketlossCodeBitHELPER
+	atClassShift = objects.PacketlossCodeBitCLASS
 )
 
 var lossPlaces = []struct {
@@ -363,33 +361,20 @@ var lossPlaces = []struct {
 	{atList, []string{"kfree_skb_list", "kfree_skb_list_reason", "skb_release_data"}},
 }
 
-// lossSteps and lossReasons are STEPS and REASONS of packetloss.bpf.c.
 const (
-	lossSteps   = 2048
-	lossReasons = 256
+	lossSteps   = int(objects.PacketlossSizeSTEPS)
+	lossReasons = uint32(objects.PacketlossSizeREASONS)
 )
 
 // lossExpiries are what the timers of queues of fragments call; the programs
 // have room for EXPIRIES of them.
 var lossExpiries = []string{"ip_expire", "ip6_frag_expire", "nf_ct_frag6_expire"}
 
-// The variables of packetloss.bpf.c.
-const (
-	tableInUse    = "table_in_use"
-	modulesLoaded = "modules_loaded"
-	modulesKnown  = "modules_known"
-	socketsNoted  = "sockets_noted"
-	expiries      = "expiries"
-)
-
-// lossRuleC is struct rule of packetloss.bpf.c, lossStep its struct step.
-type lossRuleC struct{ Need, Deny, Why, Unused uint32 }
-
-type lossStep struct{ Start, Mask uint64 }
+type lossStep = objects.PacketlossStep
 
 // lossMasks is the table of rules, as the programs search it.
 type lossMasks struct {
-	rules      [40]lossRuleC
+	rules      [objects.PacketlossSizeRULES]objects.PacketlossRule
 	anywhere   uint64 // rules that name no function
 	anyReason  uint64 // rules that name no reason
 	noReasons  uint64 // rules that hold where the kernel gives none
@@ -421,7 +406,7 @@ func makeLossMasks(rules []lossRule) *lossMasks {
 	}
 	for i, r := range rules {
 		bit := uint64(1) << i
-		m.rules[i] = lossRuleC{Need: uint32(r.need), Deny: uint32(r.deny), Why: uint32(r.why)}
+		m.rules[i] = objects.PacketlossRule{Need: uint32(r.need), Deny: uint32(r.deny), Why: uint32(r.why)}
 		if len(r.functions) == 0 {
 			m.anywhere |= bit
 		}
@@ -494,14 +479,14 @@ func prepareLosses(spec *ebpf.CollectionSpec) error {
 		return fmt.Errorf("%d rules of losses, the programs have room for %d", len(lossRules), len(m.rules))
 	}
 	return errors.Join(
-		set(spec, "rules", m.rules),
-		set(spec, "rules_anywhere", m.anywhere),
-		set(spec, "rules_any_reason", m.anyReason),
-		set(spec, "rules_no_reasons", m.noReasons),
-		set(spec, "rules_of_headers", m.ofHeaders),
-		set(spec, "rules_of_messages", m.ofMessages),
-		set(spec, "rules_of_groups", m.ofGroups),
-		set(spec, "rules_of_others", m.ofOthers),
+		set(spec, objects.PacketlossVarRules, m.rules),
+		set(spec, objects.PacketlossVarRulesAnywhere, m.anywhere),
+		set(spec, objects.PacketlossVarRulesAnyReason, m.anyReason),
+		set(spec, objects.PacketlossVarRulesNoReasons, m.noReasons),
+		set(spec, objects.PacketlossVarRulesOfHeaders, m.ofHeaders),
+		set(spec, objects.PacketlossVarRulesOfMessages, m.ofMessages),
+		set(spec, objects.PacketlossVarRulesOfGroups, m.ofGroups),
+		set(spec, objects.PacketlossVarRulesOfOthers, m.ofOthers),
 	)
 }
 
@@ -509,8 +494,8 @@ func prepareLosses(spec *ebpf.CollectionSpec) error {
 // that read them are attached.
 func beginLosses(p *Probe) error {
 	m, reasons := lossTable, p.loader.reasons
-	for n := range uint32(lossReasons) {
-		if err := p.maps["rules_by_reason"].Put(n, m.because(reasons, n)); err != nil {
+	for n := range lossReasons {
+		if err := p.maps[objects.PacketlossMapRulesByReason].Put(n, m.because(reasons, n)); err != nil {
 			return fmt.Errorf("write the rules of drop reason %d: %w", n, err)
 		}
 	}
@@ -522,7 +507,7 @@ func beginLosses(p *Probe) error {
 func (p *Probe) mapCode(must bool) error {
 	var loaded, known uint64
 	var table uint32
-	if err := errors.Join(p.get(modulesLoaded, &loaded), p.get(modulesKnown, &known), p.get(tableInUse, &table)); err != nil {
+	if err := errors.Join(p.get(objects.PacketlossVarModulesLoaded, &loaded), p.get(objects.PacketlossVarModulesKnown, &known), p.get(objects.PacketlossVarTableInUse, &table)); err != nil {
 		return fmt.Errorf("read the state of the code table: %w", err)
 	}
 	if loaded == known && !must {
@@ -535,19 +520,19 @@ func (p *Probe) mapCode(must bool) error {
 			return err
 		}
 		table ^= 1
-		if err := p.maps["code"].Put(table, steps); err != nil {
+		if err := p.maps[objects.PacketlossMapCode].Put(table, steps); err != nil {
 			return fmt.Errorf("write the code table: %w", err)
 		}
-		if err := p.put(tableInUse, table); err != nil {
+		if err := p.put(objects.PacketlossVarTableInUse, table); err != nil {
 			return fmt.Errorf("switch the code table: %w", err)
 		}
-		var starts [4]uint64
+		var starts [objects.PacketlossSizeEXPIRIES]uint64
 		copy(starts[:], p.loader.symbols.starts(lossExpiries))
-		if err := p.put(expiries, starts); err != nil {
+		if err := p.put(objects.PacketlossVarExpiries, starts); err != nil {
 			return fmt.Errorf("write what the timers of fragments call: %w", err)
 		}
 	}
-	if err := p.put(modulesKnown, loaded); err != nil {
+	if err := p.put(objects.PacketlossVarModulesKnown, loaded); err != nil {
 		return fmt.Errorf("say which modules the code table knows: %w", err)
 	}
 	return nil
@@ -559,12 +544,12 @@ func startedLosses(p *Probe) error {
 		switch {
 		case h.Kind == "":
 		case h.Name == lossSockets:
-			if err := p.put(socketsNoted, uint32(1)); err != nil {
+			if err := p.put(objects.PacketlossVarSocketsNoted, uint32(1)); err != nil {
 				return fmt.Errorf("say that sockets are noted: %w", err)
 			}
 		case h.Name == lossModules:
 			p.loader.symbols.follow(func() (n uint64, ok bool) {
-				return n, p.get(modulesLoaded, &n) == nil
+				return n, p.get(objects.PacketlossVarModulesLoaded, &n) == nil
 			})
 		}
 	}
@@ -600,7 +585,7 @@ func hasReceiver(types *kernelTypes) bool {
 }
 
 // steps makes the table of code addresses, in the order of the addresses.
-func (s *Symbols) steps(m *lossMasks) (*[lossSteps]lossStep, error) {
+func (s *Symbols) steps(m *lossMasks) (*objects.PacketlossSteps, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	const first = uint64(1) << 63 // all code lies above
@@ -609,7 +594,7 @@ func (s *Symbols) steps(m *lossMasks) (*[lossSteps]lossStep, error) {
 		if n := len(steps); n > 0 && steps[n-1].Start == start {
 			steps[n-1].Mask = mask
 		} else if n == 0 || steps[n-1].Mask != mask {
-			steps = append(steps, lossStep{start, mask})
+			steps = append(steps, lossStep{Start: start, Mask: mask})
 		}
 	}
 	add(first, m.anywhere|atModule)
@@ -628,10 +613,10 @@ func (s *Symbols) steps(m *lossMasks) (*[lossSteps]lossStep, error) {
 	if len(steps) > lossSteps {
 		return nil, fmt.Errorf("%d code addresses at which the rules of losses change, the programs have room for %d", len(steps), lossSteps)
 	}
-	var table [lossSteps]lossStep
-	for i := range table {
-		table[i].Start = 1<<64 - 1
+	var table objects.PacketlossSteps
+	for i := range table.Step {
+		table.Step[i].Start = 1<<64 - 1
 	}
-	copy(table[:], steps)
+	copy(table.Step[:], steps)
 	return &table, nil
 }

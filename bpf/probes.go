@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+
+	"nodeskoop/bpf/internal/objects"
 )
 
 // A rung is one way to hook in: programs that are attached together or not at
@@ -58,7 +60,7 @@ func thresholds(p *Probe, spec *ebpf.CollectionSpec, _ *kernelTypes) error {
 
 var definitions = map[string]*definition{
 	"packetloss": {
-		spec:    loadPacketloss,
+		spec:    objects.LoadPacketloss,
 		prepare: preparePacketloss,
 		begin:   beginLosses,
 		started: startedLosses,
@@ -101,7 +103,7 @@ var definitions = map[string]*definition{
 		slots:  int(dropClasses),
 	},
 	"tcpreset": {
-		spec:    loadTcpreset,
+		spec:    objects.LoadTcpreset,
 		prepare: prepareTCPReset,
 		hooks: []hook{
 			{
@@ -145,10 +147,10 @@ var definitions = map[string]*definition{
 			},
 		},
 		events: []EventType{TCPResetNosock, TCPResetActive, TCPResetProcess, TCPResetReceive},
-		slots:  4,
+		slots:  int(objects.TcpresetSlotSLOTS),
 	},
 	"tcpretrans": {
-		spec:    loadTcpretrans,
+		spec:    objects.LoadTcpretrans,
 		prepare: prepareTCPRetrans,
 		hooks: []hook{
 			{
@@ -169,10 +171,10 @@ var definitions = map[string]*definition{
 			},
 		},
 		events: []EventType{TCPRetrans},
-		slots:  3,
+		slots:  int(objects.TcpretransSlotSLOTS),
 	},
 	"netiftxlatency": {
-		spec:    loadNetiftxlatency,
+		spec:    objects.LoadNetiftxlatency,
 		prepare: thresholds,
 		hooks: []hook{{
 			name: "packets sent (net_dev_queue, net_dev_start_xmit, net_dev_xmit)",
@@ -183,11 +185,11 @@ var definitions = map[string]*definition{
 			},
 		}},
 		events:   []EventType{TxlatQdisc100ms, TxlatNetdev100ms},
-		slots:    2,
+		slots:    int(objects.NetiftxlatencySlotSLOTS),
 		defaults: Config{Slow100: 100 * time.Millisecond},
 	},
 	"net_softirq": {
-		spec:    loadNetSoftirq,
+		spec:    objects.LoadNetSoftirq,
 		prepare: thresholds,
 		hooks: []hook{{
 			name: "network softirqs (softirq_raise, softirq_entry, softirq_exit)",
@@ -197,11 +199,11 @@ var definitions = map[string]*definition{
 			},
 		}},
 		events:   []EventType{NetsoftirqSchedSlow, NetsoftirqSched100ms, NetsoftirqExcuteSlow, NetsoftirqExcute100ms},
-		slots:    4,
+		slots:    int(objects.NetSoftirqSlotSLOTS),
 		defaults: Config{Slow: 10 * time.Millisecond, Slow100: 100 * time.Millisecond},
 	},
 	"kernellatency": {
-		spec:    loadKernellatency,
+		spec:    objects.LoadKernellatency,
 		prepare: thresholds,
 		hooks: []hook{
 			{
@@ -240,11 +242,11 @@ var definitions = map[string]*definition{
 			},
 		},
 		events:   []EventType{RxKernelSlow, TxKernelSlow},
-		slots:    4,
+		slots:    int(objects.KernellatencySlotSLOTS),
 		defaults: Config{Slow: 10 * time.Millisecond, Slow100: 100 * time.Millisecond, Event: 100 * time.Millisecond},
 	},
 	"socketlatency": {
-		spec:    loadSocketlatency,
+		spec:    objects.LoadSocketlatency,
 		prepare: thresholds,
 		hooks: []hook{
 			{
@@ -274,11 +276,11 @@ var definitions = map[string]*definition{
 			},
 		},
 		events:   []EventType{SocklatReadSlow, SocklatSendSlow},
-		slots:    4,
+		slots:    int(objects.SocketlatencySlotSLOTS),
 		defaults: Config{Slow: time.Millisecond, Slow100: 100 * time.Millisecond, Event: 100 * time.Millisecond},
 	},
 	"virtcmdlatency": {
-		spec:    loadVirtcmdlatency,
+		spec:    objects.LoadVirtcmdlatency,
 		prepare: thresholds,
 		hooks: []hook{{
 			name: "virtio-net control commands (virtnet_send_command)",
@@ -290,12 +292,12 @@ var definitions = map[string]*definition{
 			},
 		}},
 		events:   []EventType{VirtcmdExcute},
-		slots:    2,
+		slots:    int(objects.VirtcmdlatencySlotSLOTS),
 		defaults: Config{Slow: 10 * time.Millisecond, Slow100: 100 * time.Millisecond},
 		note:     "no tracepoint tells of these commands, so it takes a kernel with fentry or kprobes and the driver virtio_net loaded",
 	},
 	"biolatency": {
-		spec:    loadBiolatency,
+		spec:    objects.LoadBiolatency,
 		prepare: prepareBiolatency,
 		hooks: []hook{{
 			name: "block I/O (block_io_start, block_io_done)",
@@ -305,11 +307,11 @@ var definitions = map[string]*definition{
 			},
 		}},
 		events:   []EventType{Biolat10ms, Biolat100ms},
-		slots:    2,
+		slots:    int(objects.BiolatencySlotSLOTS),
 		defaults: Config{Slow: 10 * time.Millisecond, Slow100: 100 * time.Millisecond},
 	},
 	"flow": {
-		spec:    loadFlow,
+		spec:    objects.LoadFlow,
 		prepare: prepareFlow,
 		hooks: []hook{
 			{
@@ -328,7 +330,7 @@ var definitions = map[string]*definition{
 				needed: func(p *Probe, _ *kernelTypes) bool { return p.devices != nil },
 			},
 		},
-		slots:    4,
+		slots:    int(objects.FlowSlotSLOTS),
 		defaults: Config{Flows: 65536},
 	},
 }
@@ -359,7 +361,7 @@ func resetsNeedFunctions(p *Probe, types *kernelTypes) bool {
 func prepareTCPReset(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) error {
 	// Without symbols, or where the function has none, data that come after
 	// close() count as a reset received, too.
-	var validate [2]struct{ Start, End uint64 }
+	var validate [objects.TcpresetSizePARTS]objects.TcpresetPart
 	if parts := p.loader.symbols.ranges([]string{"tcp_validate_incoming"}); len(parts) > 0 && len(parts) <= len(validate) {
 		for i, part := range parts {
 			validate[i].Start, validate[i].End = part[0], part[1]

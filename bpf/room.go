@@ -7,19 +7,20 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+
+	"nodeskoop/bpf/internal/objects"
 )
 
 // The rooms in a table of network namespaces that the caller does not follow,
 // by who made them: enum room of headers/room.h, which explains them.
 const (
-	roomNode = 1 + iota
-	roomRoot
-	roomUsers
-	roomsEnd
+	roomNode  = uint32(objects.SharedRoomROOM_NODE)
+	roomRoot  = uint32(objects.SharedRoomROOM_ROOT)
+	roomUsers = uint32(objects.SharedRoomROOM_USERS)
+	roomsEnd  = uint32(objects.SharedRoomROOMS)
 )
 
-// share is struct share of headers/room.h.
-type share struct{ Used, Most, Refused, Unused uint32 }
+type share = objects.SharedShare
 
 // roomsOf says how much of a table of n entries each room has. The rest is for
 // namespaces that are followed.
@@ -109,7 +110,7 @@ func (l *Loader) follow(node uint32, set []uint32, now time.Time) {
 			delete(l.former, n)
 		}
 		// Without an entry it shares the bucket of a room.
-		_ = buckets.Update(n, &eventBucket{}, ebpf.UpdateNoExist)
+		_ = buckets.Update(n, &objects.SharedEventBucket{}, ebpf.UpdateNoExist)
 	}
 	l.node, l.owned = node, set
 	for p := range l.probes {
@@ -117,14 +118,11 @@ func (l *Loader) follow(node uint32, set []uint32, now time.Time) {
 	}
 }
 
-// eventBucket is struct event_bucket of headers/event.h.
-type eventBucket [eventTypes]uint64
-
 // seedBuckets makes the buckets of the rooms, and of what belongs to no known
 // namespace.
 func (l *Loader) seedBuckets() error {
-	for room := range uint32(roomsEnd) {
-		if err := l.shared[mapBuckets].Put(room, &eventBucket{}); err != nil {
+	for room := range roomsEnd {
+		if err := l.shared[mapBuckets].Put(room, &objects.SharedEventBucket{}); err != nil {
 			return fmt.Errorf("make the first buckets of events: %w", err)
 		}
 	}
