@@ -73,15 +73,11 @@ const (
 	// packetloss: one slot per class, see DropClass
 )
 
-// counterReader sums per-CPU values, into buffers that it keeps.
+// counterReader sums per-CPU values.
 type counterReader struct {
-	keys   []uint32
-	values []counterEntry // entries of one key lie side by side, one per CPU
+	walker[uint32, counterEntry]
 	single []counterEntry
-	noMore bool // the kernel has no batch operations
 }
-
-const batch = 256
 
 // Counters calls f for each namespace that has counters and each slot in use,
 // with the sum over the CPUs. Probes of the whole node answer for namespace 0,
@@ -117,15 +113,11 @@ func (p *Probe) readCounters(f func(netns uint64, slot int, value uint64)) error
 		return nil
 	}
 
-	cpus := p.loader.cpus
-	if r.keys == nil {
-		r.keys = make([]uint32, batch)
-		r.values = make([]counterEntry, batch*cpus)
-	}
 	st, s := &p.rooms, p.rooms.shares[mapCounterShares]
 	s.begin()
 	var refused uint64
-	err := r.each(m, cpus, func(netns uint32, values []counterEntry) {
+	err := r.each(m, p.loader.cpus, func(key *uint32, values []counterEntry) {
+		netns := *key
 		var mark uint64
 		for cpu := range values {
 			mark += values[cpu].Mark
@@ -157,34 +149,6 @@ func sumSlot(values []counterEntry, slot int) (sum uint64) {
 		sum += values[cpu].Slot[slot]
 	}
 	return sum
-}
-
-func (r *counterReader) each(m *ebpf.Map, cpus int, emit func(uint32, []counterEntry)) error {
-	if !r.noMore {
-		var cursor ebpf.MapBatchCursor
-		for {
-			n, err := m.BatchLookup(&cursor, r.keys, r.values, nil)
-			if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-				if errors.Is(err, ebpf.ErrNotSupported) {
-					r.noMore = true
-					break
-				}
-				return err
-			}
-			for i := range n {
-				emit(r.keys[i], r.values[i*cpus:(i+1)*cpus])
-			}
-			if err != nil {
-				return nil
-			}
-		}
-	}
-	var key uint32
-	entries := m.Iterate()
-	for entries.Next(&key, &r.single) {
-		emit(key, r.single)
-	}
-	return entries.Err()
 }
 
 // seedCounters makes the entry that takes what finds no room, and says how the
@@ -304,10 +268,7 @@ type Drop struct {
 type dropKey = objects.PacketlossDropKey
 
 type dropReader struct {
-	keys       []dropKey
-	values     []uint64
-	single     []uint64
-	noMore     bool
+	walker[dropKey, uint64]
 	generation int                  // of the symbols that the classes are by
 	classes    map[uint64]DropClass // of the locations seen, by address
 	verdicts   map[dropKey]Why      // of what was left to judge here
@@ -461,14 +422,9 @@ func (p *Probe) eachLoss(emit func(dropKey, DropClass, uint64)) error {
 
 // eachDrop also counts the entries in use.
 func (p *Probe) eachDrop(emit func(dropKey, uint64)) error {
-	m, r, cpus := p.maps["drops"], &p.drops, p.loader.cpus
-	if r.keys == nil {
-		r.keys = make([]dropKey, batch)
-		r.values = make([]uint64, batch*cpus)
-	}
 	st, s := &p.rooms, p.rooms.shares[mapDropShares]
 	s.begin()
-	take := func(k dropKey, values []uint64) {
+	err := p.drops.each(p.maps["drops"], p.loader.cpus, func(k *dropKey, values []uint64) {
 		var n uint64
 		var room uint32
 		for _, v := range values {
@@ -476,43 +432,14 @@ func (p *Probe) eachDrop(emit func(dropKey, uint64)) error {
 			room |= uint32(v >> objects.PacketlossDropDROP_ROOM_SHIFT)
 		}
 		s.count(st, k.Netns, room)
-		emit(k, n)
-	}
-	end := func() error {
-		// Strangers without room lose nothing: their classes are counted.
-		var err error
-		st.dropsCrowded, err = s.end(st)
+		emit(*k, n)
+	})
+	if err != nil {
 		return err
 	}
-	if !r.noMore {
-		var cursor ebpf.MapBatchCursor
-		for {
-			n, err := m.BatchLookup(&cursor, r.keys, r.values, nil)
-			if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-				if errors.Is(err, ebpf.ErrNotSupported) {
-					r.noMore = true
-					break
-				}
-				return err
-			}
-			for i := range n {
-				take(r.keys[i], r.values[i*cpus:(i+1)*cpus])
-			}
-			if err != nil {
-				return end()
-			}
-		}
-	}
-	s.begin()
-	var key dropKey
-	entries := m.Iterate()
-	for entries.Next(&key, &r.single) {
-		take(key, r.single)
-	}
-	if err := entries.Err(); err != nil {
-		return err
-	}
-	return end()
+	// Strangers without room lose nothing: their classes are counted.
+	st.dropsCrowded, err = s.end(st)
+	return err
 }
 
 // forgetDrops deletes the entries of namespaces. They are few, so a second
@@ -530,10 +457,5 @@ func (p *Probe) forgetDrops(gone map[uint32]bool) error {
 			}
 		}
 	})
-	for i := range keys {
-		if e := p.maps["drops"].Delete(&keys[i]); e != nil && !errors.Is(e, ebpf.ErrKeyNotExist) {
-			err = errors.Join(err, e)
-		}
-	}
-	return err
+	return errors.Join(err, remove(p.maps["drops"], keys))
 }

@@ -76,11 +76,9 @@ type (
 )
 
 type flowReader struct {
-	keys   []flowKey
-	values []flowValue
+	walker[flowKey, flowValue]
 	drop   []flowKey
 	sweeps uint32
-	noMore bool
 }
 
 // mostDropped is how many entries one pass through the map takes out of it.
@@ -92,7 +90,8 @@ const mostDropped = 8192
 // never fall, and the sums of these.
 func (p *Probe) Flows(f func(Flow)) error {
 	return p.eachFlow(func(m *ebpf.Map) error {
-		return p.flows.each(m, func(k *flowKey, v *flowValue) {
+		return p.flows.each(m, 1, func(k *flowKey, values []flowValue) {
+			v := &values[0]
 			flow := Flow{Netns: uint64(k.Netns), Protocol: k.Tuple.Protocol, Bytes: v.Bytes, Packets: v.Packets}
 			flow.Source, flow.Destination = ends((*objects.SharedTuple)(&k.Tuple))
 			f(flow)
@@ -103,7 +102,7 @@ func (p *Probe) Flows(f func(Flow)) error {
 // EachFlow calls f for each entry, without a sweep.
 func (p *Probe) EachFlow(f func(FlowEntry)) error {
 	return p.eachFlow(func(m *ebpf.Map) error {
-		return p.flows.each(m, func(k *flowKey, v *flowValue) { f(p.flows.entry(k, v)) })
+		return p.flows.each(m, 1, func(k *flowKey, v []flowValue) { f(p.flows.entry(k, &v[0])) })
 	})
 }
 
@@ -161,48 +160,10 @@ func (p *Probe) eachFlow(f func(*ebpf.Map) error) error {
 	return nil
 }
 
-func (r *flowReader) each(m *ebpf.Map, emit func(*flowKey, *flowValue)) error {
-	if r.keys == nil {
-		r.keys = make([]flowKey, 4*batch)
-		r.values = make([]flowValue, 4*batch)
-	}
-	if !r.noMore {
-		var cursor ebpf.MapBatchCursor
-		for {
-			n, err := m.BatchLookup(&cursor, r.keys, r.values, nil)
-			if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-				if errors.Is(err, ebpf.ErrNotSupported) {
-					r.noMore = true
-					break
-				}
-				return err
-			}
-			for i := range n {
-				emit(&r.keys[i], &r.values[i])
-			}
-			if err != nil {
-				return nil
-			}
-		}
-	}
-	var key flowKey
-	var value flowValue
-	entries := m.Iterate()
-	for entries.Next(&key, &value) {
-		emit(&key, &value)
-	}
-	return entries.Err()
-}
-
 // forget deletes the connections of namespaces.
 func (r *flowReader) forget(m *ebpf.Map, gone map[uint32]bool) error {
 	for {
 		err := r.sweep(m, func(k *flowKey, _ *flowValue) bool { return !gone[k.Netns] || len(r.drop) == mostDropped })
-		// A map that changes meanwhile may cut the walk short; what is left is
-		// evicted in time.
-		if errors.Is(err, ebpf.ErrIterationAborted) {
-			err = nil
-		}
 		if err != nil || len(r.drop) < mostDropped {
 			return err
 		}
@@ -212,15 +173,10 @@ func (r *flowReader) forget(m *ebpf.Map, gone map[uint32]bool) error {
 // sweep goes through the map and then deletes what is not to be kept.
 func (r *flowReader) sweep(m *ebpf.Map, keep func(*flowKey, *flowValue) bool) error {
 	r.drop = r.drop[:0]
-	err := r.each(m, func(k *flowKey, v *flowValue) {
-		if !keep(k, v) {
+	err := r.each(m, 1, func(k *flowKey, v []flowValue) {
+		if !keep(k, &v[0]) {
 			r.drop = append(r.drop, *k)
 		}
 	})
-	for i := range r.drop {
-		if e := m.Delete(&r.drop[i]); e != nil && !errors.Is(e, ebpf.ErrKeyNotExist) {
-			err = errors.Join(err, e)
-		}
-	}
-	return err
+	return errors.Join(err, remove(m, r.drop))
 }

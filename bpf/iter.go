@@ -56,9 +56,8 @@ type iterators[V any] struct {
 	links      []*link.Iter
 	generation uint32          // of the readings
 	of         func(*V) uint32 // the reading that wrote a value
-	keys       []uint32
-	values     []V
 	stale      []uint32
+	walker     walker[uint32, V]
 }
 
 // load loads and attaches the programs, which are run in that order. The error
@@ -81,8 +80,6 @@ func (it *iterators[V]) load(types *KernelTypes, spec *ebpf.CollectionSpec, of f
 		}
 		it.links = append(it.links, l)
 	}
-	const batch = 512
-	it.keys, it.values = make([]uint32, batch), make([]V, batch)
 	return nil
 }
 
@@ -115,19 +112,15 @@ func (it *iterators[V]) each(see func(pid uint32, v *V)) error {
 	}
 	it.stale = it.stale[:0]
 	m := it.coll.Maps["processes"]
-	var cursor ebpf.MapBatchCursor
-	for last := false; !last; {
-		n, err := m.BatchLookup(&cursor, it.keys, it.values, nil)
-		if last = errors.Is(err, ebpf.ErrKeyNotExist); err != nil && !last {
-			return fmt.Errorf("read what iterators saw of processes: %w", err)
+	err := it.walker.each(m, 1, func(pid *uint32, values []V) {
+		if v := &values[0]; it.of(v) == it.generation {
+			see(*pid, v)
+		} else {
+			it.stale = append(it.stale, *pid)
 		}
-		for i, pid := range it.keys[:n] {
-			if v := &it.values[i]; it.of(v) == it.generation {
-				see(pid, v)
-			} else {
-				it.stale = append(it.stale, pid)
-			}
-		}
+	})
+	if err != nil {
+		return fmt.Errorf("read what iterators saw of processes: %w", err)
 	}
 	for _, pid := range it.stale {
 		if err := m.Delete(pid); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
