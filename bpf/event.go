@@ -78,30 +78,6 @@ func EventTypes() []EventType {
 	return types
 }
 
-// What Event.Detail says of a TCPRetrans event: a segment that was sent
-// before, or the second packet of a handshake.
-const (
-	RetransSegment = uint32(objects.TcpretransKindKIND_SEGMENT)
-	RetransSynAck  = uint32(objects.TcpretransKindKIND_SYNACK)
-)
-
-// What Event.Detail says of an event of net_softirq: the softirq.
-const (
-	SoftirqNetTX = uint32(objects.NetSoftirqVectorNET_TX_SOFTIRQ)
-	SoftirqNetRX = uint32(objects.NetSoftirqVectorNET_RX_SOFTIRQ)
-)
-
-// Indexes into Event.Points. A receive event has the first two, a transmit
-// event the other three; a point that the hooks in use do not see is zero.
-const (
-	PointIP      = int(objects.KernellatencyPointPOINT_IP)       // entry into the stack -> local delivery decided
-	PointLocalIn = int(objects.KernellatencyPointPOINT_LOCAL_IN) // local delivery decided -> transport protocol
-
-	PointRoute       = int(objects.KernellatencyPointPOINT_ROUTE)       // socket -> packet has its route and header
-	PointLocalOut    = int(objects.KernellatencyPointPOINT_LOCAL_OUT)   // -> past the LOCAL_OUT hooks
-	PointPostrouting = int(objects.KernellatencyPointPOINT_POSTROUTING) // -> past the POSTROUTING hooks
-)
-
 // Event is one occurrence. Which fields are set depends on the type; those
 // without meaning are zero.
 type Event struct {

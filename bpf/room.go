@@ -118,17 +118,6 @@ func (l *Loader) follow(node uint32, set []uint32, now time.Time) {
 	}
 }
 
-// seedBuckets makes the buckets of the rooms, and of what belongs to no known
-// namespace.
-func (l *Loader) seedBuckets() error {
-	for room := range roomsEnd {
-		if err := l.shared[mapBuckets].Put(room, &objects.SharedEventBucket{}); err != nil {
-			return fmt.Errorf("make the first buckets of events: %w", err)
-		}
-	}
-	return nil
-}
-
 // roomState is what a probe knows of the namespaces in its tables. Probe.mu
 // guards it.
 type roomState struct {
@@ -303,7 +292,7 @@ func (p *Probe) follow(node uint32, set []uint32) {
 	st := &p.rooms
 	st.owned = set
 	st.lacking = st.lacking[:0]
-	if m := p.maps["counters"]; m != nil && m.Type() == ebpf.PerCPUHash {
+	if m := p.maps[mapCounters]; m != nil && m.Type() == ebpf.PerCPUHash {
 		none := make([]counterEntry, p.loader.cpus)
 		for _, n := range set {
 			if err := m.Update(n, none, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
@@ -346,6 +335,3 @@ func (p *Probe) Room() (refused uint64, full, crowded bool) {
 
 // lackOfRoom is what State says while strangers' counters find no room.
 const lackOfRoom = "in which namespaces outside pods something happened: such namespaces have used up their room in the table, and what finds none counts as unknown; pods and the host have room of their own"
-
-// lackOfFlows is the same for connections.
-const lackOfFlows = "some connections of network namespaces that have more than their share of the table holds"

@@ -13,6 +13,69 @@ import (
 	"nodeskoop/bpf/internal/objects"
 )
 
+//go:generate internal/objects/bpf2go -type flow -type flow_key -type slot Flow flow.bpf.c
+
+var flow = definition{
+	spec:    objects.LoadFlow,
+	prepare: prepareFlow,
+	hooks: []hook{
+		{
+			name: "packets that sockets send (cgroup egress)",
+			rungs: []rung{
+				{kind: Cgroup, programs: []string{"cgroup_egress"}},
+			},
+			needed: func(p *Probe, _ *kernelTypes) bool { return p.devices == nil },
+		},
+		{
+			name: "packets that devices transmit (egress)",
+			rungs: []rung{
+				{kind: TCX, programs: []string{"device_frames", "device_packets"}},
+				{kind: Clsact, programs: []string{"device_frames", "device_packets"}},
+			},
+			needed: func(p *Probe, _ *kernelTypes) bool { return p.devices != nil },
+		},
+	},
+	slots:    int(objects.FlowSlotSLOTS),
+	defaults: Config{Flows: 65536},
+	table:    objects.FlowMapFlows,
+	shares:   mapFlowShares,
+	forget:   func(p *Probe, gone map[uint32]bool) error { return p.flows.forget(p.maps[objects.FlowMapFlows], gone) },
+	full:     lackOfFlows,
+}
+
+// lackOfFlows is what State says while connections find no room.
+const lackOfFlows = "some connections of network namespaces that have more than their share of the table holds"
+
+const mapFlowShares = objects.FlowMapFlowShares
+
+func prepareFlow(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) error {
+	spec.Maps[objects.FlowMapFlows].MaxEntries = uint32(p.config.Flows)
+	if err := set(spec, objects.FlowVarWithPorts, p.config.Ports); err != nil {
+		return err
+	}
+	if len(p.config.Devices) == 0 {
+		return nil
+	}
+	d, err := newDevices(p.config.Devices, p.config.Netns)
+	if err != nil {
+		return err
+	}
+	if err := set(spec, objects.FlowVarDeviceNetns, uint32(d.inode)); err != nil {
+		d.close()
+		return err
+	}
+	p.devices = d
+	return nil
+}
+
+// Slots of the counters of flow.
+const (
+	FlowBytes   = int(objects.FlowSlotBYTES)
+	FlowPackets = int(objects.FlowSlotPACKETS)
+	FlowsMade   = int(objects.FlowSlotMADE)   // connections that got an entry
+	FlowsFailed = int(objects.FlowSlotFAILED) // packets whose connection found no room for one
+)
+
 // Flow is what this node's sockets, or its devices (see Config.Devices), sent
 // on one connection since the map got its entry. Without Config.Ports, it is
 // all connections of two addresses.
@@ -150,7 +213,7 @@ func (r *flowReader) entry(k *flowKey, v *flowValue) FlowEntry {
 func (p *Probe) eachFlow(f func(*ebpf.Map) error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	m := p.maps["flows"]
+	m := p.maps[objects.FlowMapFlows]
 	if p.closed || m == nil {
 		return fmt.Errorf("read the flows of probe %s: it is closed, or has none", p.name)
 	}

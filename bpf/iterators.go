@@ -12,8 +12,6 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
-
-	"nodeskoop/bpf/internal/objects"
 )
 
 // KernelTypes is the kernel's type information, which takes time to read and is
@@ -150,91 +148,4 @@ func iterate(l *link.Iter, deadline time.Time) error {
 			return fmt.Errorf("it was not done after %v", maxIteration)
 		}
 	}
-}
-
-// OpenFiles counts the descriptors of all processes at once. It is not safe for
-// use by several goroutines.
-type OpenFiles struct {
-	iterators[objects.OpenFilesProcess]
-	counts map[uint32]FileCount
-}
-
-// FileCount is what one process has open.
-type FileCount struct {
-	Open    int // entries of /proc/PID/fd
-	Sockets int // those that link to socket:[inode]
-}
-
-// NewOpenFiles loads the iterators. Where the error says that the kernel or the
-// process's rights do not allow it, /proc/PID/fd tells the same, but slowly.
-func NewOpenFiles(types *KernelTypes) (*OpenFiles, error) {
-	f := &OpenFiles{counts: map[uint32]FileCount{}}
-	spec, err := objects.LoadOpenFiles()
-	if err != nil {
-		return nil, err
-	}
-	if err := f.load(types, spec, func(p *objects.OpenFilesProcess) uint32 { return p.Generation }, objects.OpenFilesProgEachProcess, objects.OpenFilesProgEachFile); err != nil {
-		return nil, err
-	}
-	return f, nil
-}
-
-// Read counts anew. The map has every process that ran when the call began, by
-// its number in the first PID namespace, but for those beyond 16,384. It is the
-// caller's until the next call.
-func (f *OpenFiles) Read() (map[uint32]FileCount, error) {
-	clear(f.counts)
-	err := f.each(func(pid uint32, o *objects.OpenFilesProcess) { f.counts[pid] = FileCount{int(o.Open), int(o.Sockets)} })
-	if err != nil {
-		return nil, err
-	}
-	return f.counts, nil
-}
-
-// Activities tells of all processes at once whether they have run. It is not
-// safe for use by several goroutines.
-type Activities struct {
-	iterators[objects.ActivityProcess]
-	all map[uint32]Activity
-}
-
-// Activity is different after a process has run: has been on a CPU, with any of
-// its threads, has begun to end, or got another parent. The zero Activity is
-// that of a process that runs, or of which nothing is known.
-type Activity struct {
-	threads, parent, exitState uint32
-	switches, start            uint64
-}
-
-// Idle reports whether the process has not run between the moments at which a
-// and then b was read.
-func (a Activity) Idle(b Activity) bool { return a == b && a != Activity{} }
-
-// NewActivities loads the iterator.
-func NewActivities(types *KernelTypes) (*Activities, error) {
-	a := &Activities{all: map[uint32]Activity{}}
-	spec, err := objects.LoadActivity()
-	if err != nil {
-		return nil, err
-	}
-	if err := a.load(types, spec, func(p *objects.ActivityProcess) uint32 { return p.Generation }, objects.ActivityProgEachThread); err != nil {
-		return nil, err
-	}
-	return a, nil
-}
-
-// Read looks anew. The map has the processes that are not on a CPU, by their
-// number in the first PID namespace, but for those beyond 16,384. It is the
-// caller's until the next call.
-func (a *Activities) Read() (map[uint32]Activity, error) {
-	clear(a.all)
-	err := a.each(func(pid uint32, x *objects.ActivityProcess) {
-		if x.State&objects.ActivityStateRUNS == 0 {
-			a.all[pid] = Activity{x.Threads, x.Parent, uint32(x.State), x.Switches, x.Start}
-		}
-	})
-	if err != nil {
-		return nil, err
-	}
-	return a.all, nil
 }
