@@ -3,14 +3,11 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 
 	"nodeskoop/bpf/internal/objects"
 )
-
-type counterValue = atomic.Uint64
 
 // MaxSlots is the most counters that a probe has for one namespace.
 const MaxSlots = len(objects.SharedCounter{}.Slot)

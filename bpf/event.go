@@ -193,16 +193,3 @@ func ends(t *objects.SharedTuple) (source, destination netip.AddrPort) {
 	}
 	return netip.AddrPortFrom(netip.AddrFrom16(t.Saddr).Unmap(), t.Sport), netip.AddrPortFrom(netip.AddrFrom16(t.Daddr).Unmap(), t.Dport)
 }
-
-// tupleOf makes a tuple, of valid addresses.
-func tupleOf(protocol uint8, source, destination netip.AddrPort) objects.SharedTuple {
-	t := objects.SharedTuple{
-		Saddr: source.Addr().As16(), Daddr: destination.Addr().As16(),
-		Sport: source.Port(), Dport: destination.Port(),
-		Protocol: protocol, Family: 6,
-	}
-	if source.Addr().Is4() {
-		t.Family = 4
-	}
-	return t
-}

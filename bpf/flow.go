@@ -76,27 +76,20 @@ const (
 	FlowsFailed = int(objects.FlowSlotFAILED) // packets whose connection found no room for one
 )
 
-// Flow is what this node's sockets, or its devices (see Config.Devices), sent
-// on one connection since the map got its entry. Without Config.Ports, it is
-// all connections of two addresses.
-type Flow struct {
-	Netns    uint64 // of the socket or the devices
-	Protocol uint8
-	// Source is the sender's end. Ports are 0 without Config.Ports.
-	Source, Destination netip.AddrPort
-	// Bytes are those of IP packets as they leave the node: one packet that
-	// the device cuts up counts as what it is cut into, headers and all.
-	Bytes uint64
-	// Packets are counted likewise.
-	Packets uint64
-}
-
 // FlowKey names a connection. It is comparable, and small for what it holds.
 type FlowKey struct{ key objects.FlowFlowKey }
 
-// NewFlowKey makes the key of a connection.
+// NewFlowKey makes the key of a connection, of valid addresses.
 func NewFlowKey(netns uint64, protocol uint8, source, destination netip.AddrPort) FlowKey {
-	return FlowKey{objects.FlowFlowKey{Tuple: tupleOf(protocol, source, destination), Netns: uint32(netns)}}
+	t := objects.SharedTuple{
+		Saddr: source.Addr().As16(), Daddr: destination.Addr().As16(),
+		Sport: source.Port(), Dport: destination.Port(),
+		Protocol: protocol, Family: 6,
+	}
+	if source.Addr().Is4() {
+		t.Family = 4
+	}
+	return FlowKey{objects.FlowFlowKey{Tuple: t, Netns: uint32(netns)}}
 }
 
 // Netns is the inode number of the network namespace of the socket or the
@@ -123,16 +116,23 @@ func memoryOf(k *objects.FlowFlowKey) []byte {
 	return (*[unsafe.Sizeof(*k)]byte)(unsafe.Pointer(k))[:]
 }
 
-// FlowEntry is one entry of the map of connections.
+// FlowEntry is one entry of the map of connections: what this node's sockets, or
+// its devices (see Config.Devices), sent on one connection since the map got the
+// entry. Without Config.Ports, it is all connections of two addresses, and ports
+// are 0.
 type FlowEntry struct {
-	Key            FlowKey
-	Bytes, Packets uint64 // see Flow
+	Key FlowKey
+	// Bytes are those of IP packets as they leave the node: one packet that
+	// the device cuts up counts as what it is cut into, headers and all.
+	// Packets are counted likewise.
+	Bytes, Packets uint64
 	// Made tells the entry from an earlier or a later one of the connection.
 	Made uint64
 	// Idle is for how many whole sweeps the connection has sent nothing.
 	Idle uint32
 }
 
+// flowKey and flowValue are what the map has.
 type (
 	flowKey   = objects.FlowFlowKey
 	flowValue = objects.FlowFlow
@@ -147,22 +147,10 @@ type flowReader struct {
 // mostDropped is how many entries one pass through the map takes out of it.
 const mostDropped = 8192
 
-// Flows calls f for each connection that the map holds. The map keeps those of
-// each namespace up to its share; what it has no room for, or evicted, is the
+// EachFlow calls f for each entry, without a sweep. The map keeps the connections
+// of each namespace up to its share; what it has no room for, or evicted, is the
 // difference between the slots FlowBytes and FlowPackets of Counters, which
 // never fall, and the sums of these.
-func (p *Probe) Flows(f func(Flow)) error {
-	return p.eachFlow(func(m *ebpf.Map) error {
-		return p.flows.each(m, 1, func(k *flowKey, values []flowValue) {
-			v := &values[0]
-			flow := Flow{Netns: uint64(k.Netns), Protocol: k.Tuple.Protocol, Bytes: v.Bytes, Packets: v.Packets}
-			flow.Source, flow.Destination = ends((*objects.SharedTuple)(&k.Tuple))
-			f(flow)
-		})
-	})
-}
-
-// EachFlow calls f for each entry, without a sweep.
 func (p *Probe) EachFlow(f func(FlowEntry)) error {
 	return p.eachFlow(func(m *ebpf.Map) error {
 		return p.flows.each(m, 1, func(k *flowKey, v []flowValue) { f(p.flows.entry(k, &v[0])) })

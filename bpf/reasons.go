@@ -55,16 +55,6 @@ func (r *Reasons) Reset(n uint32) string {
 	return "REASON_" + strconv.FormatUint(uint64(n), 10)
 }
 
-// dropNumber finds a drop reason's number by its name.
-func (r *Reasons) dropNumber(name string) (uint32, bool) {
-	for n, s := range r.drop {
-		if s == name {
-			return n, true
-		}
-	}
-	return 0, false
-}
-
 // reasonModules define drop reasons of their own.
 var reasonModules = []string{"openvswitch", "mac80211"}
 

@@ -18,6 +18,7 @@ import (
 
 // Probes returns the probes of this package.
 func Probes() []collect.Factory {
+	t := newTypeInfo()
 	return []collect.Factory{
 		{Name: "tcp", New: newTCP},
 		{Name: "udp", New: newUDP},
@@ -27,8 +28,8 @@ func Probes() []collect.Factory {
 		{Name: "softnet", New: newSoftnet},
 		{Name: "netdev", New: newNetdev},
 		{Name: "ipvs", New: newIPVS},
-		{Name: "io", New: newIO},
-		{Name: "fd", New: newFD},
+		{Name: "io", New: t.newIO},
+		{Name: "fd", New: t.newFD},
 		{Name: "tcpsummary", New: newTCPSummary},
 	}
 }
