@@ -2,7 +2,9 @@ package bpf
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -40,6 +42,14 @@ func TestObjectsOfBothArchitectures(t *testing.T) {
 	sources, _ := filepath.Glob("*.bpf.c")
 	if len(files) == 0 || len(files) != len(sources) {
 		t.Fatalf("%d objects of %d sources: %v", len(files), len(sources), files)
+	}
+	for _, source := range sources {
+		file := strings.TrimSuffix(source, ".bpf.c") + ".go"
+		if text, err := os.ReadFile(file); err != nil {
+			t.Error(err)
+		} else if !regexp.MustCompile(`(?m)^//go:generate internal/objects/bpf2go .* ` + regexp.QuoteMeta(source) + `$`).Match(text) {
+			t.Errorf("%s: nothing there makes the object of %s", file, source)
+		}
 	}
 	read := 0
 	for _, file := range files {
