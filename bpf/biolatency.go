@@ -25,6 +25,12 @@ var biolatency = definition{
 	defaults: Config{Slow: 10 * time.Millisecond, Slow100: 100 * time.Millisecond},
 }
 
+// The types of its events.
+const (
+	Biolat10ms  = EventType(objects.SharedEventTypeEVENT_BIOLAT_10MS)
+	Biolat100ms = EventType(objects.SharedEventTypeEVENT_BIOLAT_100MS)
+)
+
 func prepareBiolatency(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) error {
 	// The queue was dropped in 5.11, and in stable kernels before it.
 	params, ok := types.tracepoint("block_rq_issue")

@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 	"unsafe"
+
+	"github.com/cilium/ebpf/btf"
 
 	"nodeskoop/bpf/internal/objects"
 )
@@ -14,51 +17,28 @@ import (
 // EventType is a kind of occurrence that a probe tells of.
 type EventType uint16
 
-// The types of events: enum event_type of headers/event.h.
-const (
-	TxlatQdisc100ms       = EventType(objects.SharedEventTypeEVENT_TXLAT_QDISC_100MS)
-	TxlatNetdev100ms      = EventType(objects.SharedEventTypeEVENT_TXLAT_NETDEV_100MS)
-	Biolat10ms            = EventType(objects.SharedEventTypeEVENT_BIOLAT_10MS)
-	Biolat100ms           = EventType(objects.SharedEventTypeEVENT_BIOLAT_100MS)
-	RxKernelSlow          = EventType(objects.SharedEventTypeEVENT_RXKERNEL_SLOW)
-	TxKernelSlow          = EventType(objects.SharedEventTypeEVENT_TXKERNEL_SLOW)
-	PacketLoss            = EventType(objects.SharedEventTypeEVENT_PACKETLOSS)
-	SocklatReadSlow       = EventType(objects.SharedEventTypeEVENT_SOCKETLAT_READSLOW)
-	SocklatSendSlow       = EventType(objects.SharedEventTypeEVENT_SOCKETLAT_SENDSLOW)
-	TCPResetNosock        = EventType(objects.SharedEventTypeEVENT_TCPRESET_NOSOCK)
-	TCPResetActive        = EventType(objects.SharedEventTypeEVENT_TCPRESET_ACTIVE)
-	TCPResetProcess       = EventType(objects.SharedEventTypeEVENT_TCPRESET_PROCESS)
-	TCPResetReceive       = EventType(objects.SharedEventTypeEVENT_TCPRESET_RECEIVE)
-	VirtcmdExcute         = EventType(objects.SharedEventTypeEVENT_VIRTCMDEXCUTE)
-	NetsoftirqSchedSlow   = EventType(objects.SharedEventTypeEVENT_NETSOFTIRQ_SCHED_SLOW)
-	NetsoftirqSched100ms  = EventType(objects.SharedEventTypeEVENT_NETSOFTIRQ_SCHED_100MS)
-	NetsoftirqExcuteSlow  = EventType(objects.SharedEventTypeEVENT_NETSOFTIRQ_EXCUTE_SLOW)
-	NetsoftirqExcute100ms = EventType(objects.SharedEventTypeEVENT_NETSOFTIRQ_EXCUTE_100MS)
-	TCPRetrans            = EventType(objects.SharedEventTypeEVENT_TCPRETRANS)
-	eventTypes            = EventType(objects.SharedEventTypeEVENT_TYPES)
-)
+// eventTypes ends the types of events: enum event_type of headers/event.h. Those
+// of a probe are in its file.
+const eventTypes = EventType(objects.SharedEventTypeEVENT_TYPES)
 
-var eventNames = [eventTypes]string{
-	TxlatQdisc100ms:       "TXLAT_QDISC_100MS",
-	TxlatNetdev100ms:      "TXLAT_NETDEV_100MS",
-	Biolat10ms:            "BIOLAT_10MS",
-	Biolat100ms:           "BIOLAT_100MS",
-	RxKernelSlow:          "RXKERNEL_SLOW",
-	TxKernelSlow:          "TXKERNEL_SLOW",
-	PacketLoss:            "PACKETLOSS",
-	SocklatReadSlow:       "SOCKETLAT_READSLOW",
-	SocklatSendSlow:       "SOCKETLAT_SENDSLOW",
-	TCPResetNosock:        "TCPRESET_NOSOCK",
-	TCPResetActive:        "TCPRESET_ACTIVE",
-	TCPResetProcess:       "TCPRESET_PROCESS",
-	TCPResetReceive:       "TCPRESET_RECEIVE",
-	VirtcmdExcute:         "VIRTCMDEXCUTE",
-	NetsoftirqSchedSlow:   "NETSOFTIRQ_SCHED_SLOW",
-	NetsoftirqSched100ms:  "NETSOFTIRQ_SCHED_100MS",
-	NetsoftirqExcuteSlow:  "NETSOFTIRQ_EXCUTE_SLOW",
-	NetsoftirqExcute100ms: "NETSOFTIRQ_EXCUTE_100MS",
-	TCPRetrans:            "TCPRETRANS",
-}
+// eventNames are the names in C, without their prefix.
+var eventNames = sync.OnceValue(func() []string {
+	spec, err := objects.LoadShared()
+	var types *btf.Enum
+	if err == nil {
+		err = spec.Types.TypeByName("event_type", &types)
+	}
+	if err != nil {
+		panic(fmt.Sprintf("bpf: the names of the event types: %v", err)) // the object is part of the program
+	}
+	names := make([]string, eventTypes)
+	for _, v := range types.Values {
+		if v.Value < uint64(eventTypes) {
+			names[v.Value] = strings.TrimPrefix(v.Name, "EVENT_")
+		}
+	}
+	return names
+})
 
 // String is the type's name in the BPF objects. What users see it called is
 // the catalogue's to say.
@@ -66,7 +46,7 @@ func (t EventType) String() string {
 	if t == 0 || t >= eventTypes {
 		return fmt.Sprintf("EventType(%d)", uint16(t))
 	}
-	return eventNames[t]
+	return eventNames()[t]
 }
 
 // EventTypes are all types there are.

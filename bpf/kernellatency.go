@@ -52,6 +52,12 @@ var kernellatency = definition{
 	defaults: Config{Slow: 10 * time.Millisecond, Slow100: 100 * time.Millisecond, Event: 100 * time.Millisecond},
 }
 
+// The types of its events.
+const (
+	RxKernelSlow = EventType(objects.SharedEventTypeEVENT_RXKERNEL_SLOW)
+	TxKernelSlow = EventType(objects.SharedEventTypeEVENT_TXKERNEL_SLOW)
+)
+
 // Slots of the counters of kernellatency. What is over 100 ms is in both.
 const (
 	RxSlow    = int(objects.KernellatencySlotRX)

@@ -23,6 +23,14 @@ var netSoftirq = definition{
 	defaults: Config{Slow: 10 * time.Millisecond, Slow100: 100 * time.Millisecond},
 }
 
+// The types of its events.
+const (
+	NetsoftirqSchedSlow   = EventType(objects.SharedEventTypeEVENT_NETSOFTIRQ_SCHED_SLOW)
+	NetsoftirqSched100ms  = EventType(objects.SharedEventTypeEVENT_NETSOFTIRQ_SCHED_100MS)
+	NetsoftirqExcuteSlow  = EventType(objects.SharedEventTypeEVENT_NETSOFTIRQ_EXCUTE_SLOW)
+	NetsoftirqExcute100ms = EventType(objects.SharedEventTypeEVENT_NETSOFTIRQ_EXCUTE_100MS)
+)
+
 // Slots of the counters of net_softirq. What is over 100 ms is in both.
 const (
 	SchedSlow     = int(objects.NetSoftirqSlotSCHED)

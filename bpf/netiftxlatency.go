@@ -24,6 +24,12 @@ var netiftxlatency = definition{
 	defaults: Config{Slow100: 100 * time.Millisecond},
 }
 
+// The types of its events.
+const (
+	TxlatQdisc100ms  = EventType(objects.SharedEventTypeEVENT_TXLAT_QDISC_100MS)
+	TxlatNetdev100ms = EventType(objects.SharedEventTypeEVENT_TXLAT_NETDEV_100MS)
+)
+
 // Slots of the counters of netiftxlatency.
 const (
 	QdiscSlow  = int(objects.NetiftxlatencySlotQDISC)  // over Config.Slow100 in the queueing discipline

@@ -74,6 +74,9 @@ var packetloss = definition{
 	},
 }
 
+// PacketLoss is the type of its events.
+const PacketLoss = EventType(objects.SharedEventTypeEVENT_PACKETLOSS)
+
 const mapDropShares = objects.PacketlossMapDropShares
 
 func preparePacketloss(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) error {

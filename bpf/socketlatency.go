@@ -43,6 +43,12 @@ var socketlatency = definition{
 	defaults: Config{Slow: time.Millisecond, Slow100: 100 * time.Millisecond, Event: 100 * time.Millisecond},
 }
 
+// The types of its events.
+const (
+	SocklatReadSlow = EventType(objects.SharedEventTypeEVENT_SOCKETLAT_READSLOW)
+	SocklatSendSlow = EventType(objects.SharedEventTypeEVENT_SOCKETLAT_SENDSLOW)
+)
+
 // Slots of the counters of socketlatency. What is over 100 ms is in both.
 const (
 	ReadSlow     = int(objects.SocketlatencySlotREAD)

@@ -56,6 +56,14 @@ var tcpreset = definition{
 	slots:  int(objects.TcpresetSlotSLOTS),
 }
 
+// The types of its events.
+const (
+	TCPResetNosock  = EventType(objects.SharedEventTypeEVENT_TCPRESET_NOSOCK)
+	TCPResetActive  = EventType(objects.SharedEventTypeEVENT_TCPRESET_ACTIVE)
+	TCPResetProcess = EventType(objects.SharedEventTypeEVENT_TCPRESET_PROCESS)
+	TCPResetReceive = EventType(objects.SharedEventTypeEVENT_TCPRESET_RECEIVE)
+)
+
 func prepareTCPReset(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) error {
 	// Without symbols, or where the function has none, data that come after
 	// close() count as a reset received, too.

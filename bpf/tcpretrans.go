@@ -33,6 +33,9 @@ var tcpretrans = definition{
 	slots:  int(objects.TcpretransSlotSLOTS),
 }
 
+// TCPRetrans is the type of its events.
+const TCPRetrans = EventType(objects.SharedEventTypeEVENT_TCPRETRANS)
+
 func prepareTCPRetrans(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) error {
 	if err := set(spec, objects.TcpretransVarWithStack, !p.config.NoStack); err != nil {
 		return err

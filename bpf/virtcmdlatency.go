@@ -26,6 +26,9 @@ var virtcmdlatency = definition{
 	note:     "no tracepoint tells of these commands, so it takes a kernel with fentry or kprobes and the driver virtio_net loaded",
 }
 
+// VirtcmdExcute is the type of its events.
+const VirtcmdExcute = EventType(objects.SharedEventTypeEVENT_VIRTCMDEXCUTE)
+
 // Slots of the counters of virtcmdlatency. What is over 100 ms is in both.
 const (
 	CommandSlow    = int(objects.VirtcmdlatencySlotSLOW)
