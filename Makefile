@@ -63,7 +63,7 @@ race: deps ## run the tests under the race detector (needs a C compiler)
 lint: ## go vet, staticcheck, shellcheck
 	$(GO) vet ./...
 	$(GO) tool -modfile=packaging/tools/go.mod staticcheck ./...
-	shellcheck .ci/run .ci/deps .ci/report-failures .ci/report-skips .ci/check-bpf packaging/run-here packaging/update-readme packaging/demo \
+	shellcheck .ci/run .ci/deps .ci/report-failures .ci/report-skips .ci/check-bpf bpf/internal/objects/bpf2go packaging/run-here packaging/update-readme packaging/demo \
 	  packaging/version packaging/copyright packaging/build-packages packaging/check-packages packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm
 	shellcheck -s sh packaging/rpm/post packaging/rpm/preun packaging/rpm/postun internal/e2e/install/make-root internal/e2e/compare/tools
 

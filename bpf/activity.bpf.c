@@ -10,7 +10,7 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-#define RUNS 0x80000000u
+enum state { RUNS = 0x80000000 };
 
 struct process {
 	__u32 generation;
@@ -18,7 +18,7 @@ struct process {
 	__u64 switches;
 	__u64 start;
 	__u32 parent;
-	__u32 state; /* exit_state, and RUNS if a thread is on a CPU */
+	enum state state; /* exit_state, and RUNS if a thread is on a CPU */
 };
 
 DEFINE_PROCESSES();

@@ -2,7 +2,9 @@ package bpf
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -33,17 +35,25 @@ var registers = map[int16]struct {
 // constants, and the same instructions with the same relocations, but for the
 // registers that a kprobe reads, and those the right ones.
 func TestObjectsOfBothArchitectures(t *testing.T) {
-	files, err := filepath.Glob("*_x86_bpfel.o")
+	files, err := filepath.Glob("internal/objects/*_x86_bpfel.o")
 	if err != nil {
 		t.Fatal(err)
 	}
-	const iterators = 2
-	if len(files) != len(Probes())+iterators {
-		t.Fatalf("%d objects for %d probes and %d iterators: %v", len(files), len(Probes()), iterators, files)
+	sources, _ := filepath.Glob("*.bpf.c")
+	if len(files) == 0 || len(files) != len(sources) {
+		t.Fatalf("%d objects of %d sources: %v", len(files), len(sources), files)
+	}
+	for _, source := range sources {
+		file := strings.TrimSuffix(source, ".bpf.c") + ".go"
+		if text, err := os.ReadFile(file); err != nil {
+			t.Error(err)
+		} else if !regexp.MustCompile(`(?m)^//go:generate internal/objects/bpf2go .* ` + regexp.QuoteMeta(source) + `$`).Match(text) {
+			t.Errorf("%s: nothing there makes the object of %s", file, source)
+		}
 	}
 	read := 0
 	for _, file := range files {
-		t.Run(strings.TrimSuffix(file, "_x86_bpfel.o"), func(t *testing.T) {
+		t.Run(strings.TrimSuffix(filepath.Base(file), "_x86_bpfel.o"), func(t *testing.T) {
 			x86, err := ebpf.LoadCollectionSpec(file)
 			if err != nil {
 				t.Fatal(err)

@@ -10,7 +10,9 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-enum slot { SLOW, SLOW100 };
+enum slot { SLOW, SLOW100, SLOTS };
+
+GO_TYPES(enum slot slot;);
 
 const volatile __u64 slow_ns = 10000000;
 const volatile __u64 slow100_ns = 100000000;
@@ -24,7 +26,7 @@ DEFINE_HOST_COUNTERS();
 struct issued {
 	__u64 time_ns;
 	__u32 pid;
-	char comm[16];
+	__u8 comm[16];
 };
 
 /* When the request was allocated, by the clock of bpf_ktime_get_ns(); 0 where

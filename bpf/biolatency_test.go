@@ -16,16 +16,9 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/bpf/internal/objects"
 	"nodeskoop/internal/testkit/need"
 )
-
-// issuedRequest is the value of the map requests.
-type issuedRequest struct {
-	Time uint64
-	PID  uint32
-	Comm [16]byte
-	_    uint32
-}
 
 // A request that never completed leaves its entry behind. The structure's next
 // use, which may reach the device without passing a scheduler's queue, starts
@@ -68,7 +61,7 @@ func TestBiolatencyForgetsWhatNeverEnded(t *testing.T) {
 		})
 		l.eventually("requests to be seen", func() bool {
 			var key uint64
-			var value issuedRequest
+			var value objects.BiolatencyIssued
 			for i := requests.Iterate(); i.Next(&key, &value); {
 				known[key] = true
 			}
@@ -85,7 +78,7 @@ func TestBiolatencyForgetsWhatNeverEnded(t *testing.T) {
 		for i := range n {
 			earlier := uint64(now() - ago)
 			for key := range known {
-				switch err := requests.Update(key, issuedRequest{Time: earlier}, ebpf.UpdateNoExist); {
+				switch err := requests.Update(key, objects.BiolatencyIssued{TimeNs: earlier}, ebpf.UpdateNoExist); {
 				case err == nil:
 					injected++
 				case !errors.Is(err, ebpf.ErrKeyExist):

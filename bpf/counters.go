@@ -1,86 +1,26 @@
 package bpf
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
-	"slices"
-	"sync/atomic"
 
 	"github.com/cilium/ebpf"
+
+	"nodeskoop/bpf/internal/objects"
 )
 
-type counterValue = atomic.Uint64
+// MaxSlots is the most counters that a probe has for one namespace.
+const MaxSlots = len(objects.SharedCounter{}.Slot)
 
-// eventAccount is struct event_account of headers/event.h.
-type eventAccount struct{ Seen, Suppressed, Lost uint64 }
+// counterEntry is a namespace's counters, on one CPU. Its mark is the room that
+// the entry takes; for namespace 0 what found none.
+type counterEntry = objects.SharedCounter
 
-// counterSlots is COUNTER_SLOTS of headers/counter.h.
-const counterSlots = 5
-
-// counterEntry is struct counter of headers/counter.h, on one CPU.
-type counterEntry struct {
-	Slot [counterSlots]uint64
-	Mark uint64 // the room that the entry takes; for namespace 0 what found none
-}
-
-// Slots of the counters, by probe. What is over 100 ms is in both.
-const (
-	// netiftxlatency
-	QdiscSlow  = 0 // over Config.Slow100 in the queueing discipline
-	NetdevSlow = 1 // over Config.Slow100 in the driver
-
-	// kernellatency
-	RxSlow    = 0
-	RxSlow100 = 1
-	TxSlow    = 2
-	TxSlow100 = 3
-
-	// socketlatency
-	ReadSlow     = 0
-	ReadSlow100  = 1
-	WriteSlow    = 2
-	WriteSlow100 = 3
-
-	// net_softirq
-	SchedSlow     = 0
-	SchedSlow100  = 1
-	ExcuteSlow    = 2
-	ExcuteSlow100 = 3
-
-	// virtcmdlatency and biolatency
-	Slow    = 0
-	Slow100 = 1
-
-	// tcpreset
-	ResetNosock  = 0
-	ResetActive  = 1
-	ResetProcess = 2
-	ResetReceive = 3
-
-	// tcpretrans
-	RetransSegments = 0 // segments of connections, as nstat counts them
-	RetransSynAcks  = 1
-	RetransCalls    = 2 // times that the kernel sent one or several of them at once
-
-	// flow
-	FlowBytes   = 0
-	FlowPackets = 1
-	FlowsMade   = 2 // connections that got an entry
-	FlowsFailed = 3 // packets whose connection found no room for one
-
-	// packetloss: one slot per class, see DropClass
-)
-
-// counterReader sums per-CPU values, into buffers that it keeps.
+// counterReader sums per-CPU values.
 type counterReader struct {
-	keys   []uint32
-	values []counterEntry // entries of one key lie side by side, one per CPU
+	walker[uint32, counterEntry]
 	single []counterEntry
-	noMore bool // the kernel has no batch operations
 }
-
-const batch = 256
 
 // Counters calls f for each namespace that has counters and each slot in use,
 // with the sum over the CPUs. Probes of the whole node answer for namespace 0,
@@ -91,13 +31,11 @@ func (p *Probe) Counters(f func(netns uint64, slot int, value uint64)) error {
 	if p.closed {
 		return fmt.Errorf("read the counters of probe %s: it is closed", p.name)
 	}
-	var err error
-	if p.maps["drops"] != nil {
-		err = p.dropCounters(f)
-	} else {
-		err = p.readCounters(f)
+	read := p.definition.counters
+	if read == nil {
+		read = (*Probe).readCounters
 	}
-	if err != nil {
+	if err := read(p, f); err != nil {
 		return fmt.Errorf("read the counters of probe %s: %w", p.name, err)
 	}
 	return nil
@@ -105,7 +43,7 @@ func (p *Probe) Counters(f func(netns uint64, slot int, value uint64)) error {
 
 // readCounters also counts the entries in use.
 func (p *Probe) readCounters(f func(netns uint64, slot int, value uint64)) error {
-	m, r := p.maps["counters"], &p.counter
+	m, r := p.maps[mapCounters], &p.counter
 	if m.Type() == ebpf.PerCPUArray {
 		if err := m.Lookup(uint32(0), &r.single); err != nil {
 			return err
@@ -116,15 +54,11 @@ func (p *Probe) readCounters(f func(netns uint64, slot int, value uint64)) error
 		return nil
 	}
 
-	cpus := p.loader.cpus
-	if r.keys == nil {
-		r.keys = make([]uint32, batch)
-		r.values = make([]counterEntry, batch*cpus)
-	}
 	st, s := &p.rooms, p.rooms.shares[mapCounterShares]
 	s.begin()
 	var refused uint64
-	err := r.each(m, cpus, func(netns uint32, values []counterEntry) {
+	err := r.each(m, p.loader.cpus, func(key *uint32, values []counterEntry) {
+		netns := *key
 		var mark uint64
 		for cpu := range values {
 			mark += values[cpu].Mark
@@ -158,50 +92,19 @@ func sumSlot(values []counterEntry, slot int) (sum uint64) {
 	return sum
 }
 
-func (r *counterReader) each(m *ebpf.Map, cpus int, emit func(uint32, []counterEntry)) error {
-	if !r.noMore {
-		var cursor ebpf.MapBatchCursor
-		for {
-			n, err := m.BatchLookup(&cursor, r.keys, r.values, nil)
-			if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-				if errors.Is(err, ebpf.ErrNotSupported) {
-					r.noMore = true
-					break
-				}
-				return err
-			}
-			for i := range n {
-				emit(r.keys[i], r.values[i*cpus:(i+1)*cpus])
-			}
-			if err != nil {
-				return nil
-			}
-		}
-	}
-	var key uint32
-	entries := m.Iterate()
-	for entries.Next(&key, &r.single) {
-		emit(key, r.single)
-	}
-	return entries.Err()
-}
-
 // seedCounters makes the entry that takes what finds no room, and says how the
 // tables are shared.
 func (p *Probe) seedCounters() error {
 	p.rooms.shares = map[string]*shares{}
-	if m := p.maps["counters"]; m != nil && m.Type() == ebpf.PerCPUHash {
+	if m := p.maps[mapCounters]; m != nil && m.Type() == ebpf.PerCPUHash {
 		if err := m.Put(uint32(0), make([]counterEntry, p.loader.cpus)); err != nil {
 			return fmt.Errorf("make the first counter: %w", err)
 		}
 		p.rooms.shares[mapCounterShares] = newShares(p.maps[mapCounterShares], p.loader.options.Namespaces)
 		p.rooms.shares[mapCounterShares].rooms = true
 	}
-	if m := p.maps[mapDropShares]; m != nil {
-		p.rooms.shares[mapDropShares] = newShares(m, int(p.maps["drops"].MaxEntries()))
-	}
-	if m := p.maps[mapFlowShares]; m != nil {
-		p.rooms.shares[mapFlowShares] = newShares(m, int(p.maps["flows"].MaxEntries()))
+	if d := p.definition; d.table != "" {
+		p.rooms.shares[d.shares] = newShares(p.maps[d.shares], int(p.maps[d.table].MaxEntries()))
 	}
 	for _, s := range p.rooms.shares {
 		if err := s.seedRooms(); err != nil {
@@ -214,11 +117,11 @@ func (p *Probe) seedCounters() error {
 // recount counts the entries in use again.
 func (p *Probe) recount() error {
 	var errs []error
-	if m := p.maps["counters"]; m != nil && m.Type() == ebpf.PerCPUHash {
+	if m := p.maps[mapCounters]; m != nil && m.Type() == ebpf.PerCPUHash {
 		errs = append(errs, p.readCounters(func(uint64, int, uint64) {}))
 	}
-	if p.maps["drops"] != nil {
-		errs = append(errs, p.eachDrop(func(dropKey, uint64) {}))
+	if p.definition.recount != nil {
+		errs = append(errs, p.definition.recount(p))
 	}
 	return errors.Join(errs...)
 }
@@ -240,18 +143,15 @@ func (p *Probe) Forget(netns ...uint64) error {
 		return nil
 	}
 	var err error
-	if m := p.maps["counters"]; m != nil && m.Type() == ebpf.PerCPUHash {
+	if m := p.maps[mapCounters]; m != nil && m.Type() == ebpf.PerCPUHash {
 		for n := range gone {
 			if e := m.Delete(n); e != nil && !errors.Is(e, ebpf.ErrKeyNotExist) {
 				err = errors.Join(err, e)
 			}
 		}
 	}
-	if p.maps["drops"] != nil {
-		err = errors.Join(err, p.forgetDrops(gone))
-	}
-	if m := p.maps["flows"]; m != nil {
-		err = errors.Join(err, p.flows.forget(m, gone))
+	if p.definition.forget != nil {
+		err = errors.Join(err, p.definition.forget(p, gone))
 	}
 	// What they had is free again at once.
 	err = errors.Join(err, p.recount())
@@ -259,288 +159,4 @@ func (p *Probe) Forget(netns ...uint64) error {
 		return fmt.Errorf("probe %s: forget the namespaces %d: %w", p.name, netns, err)
 	}
 	return nil
-}
-
-// DropClass is the part of the kernel in which a packet was lost.
-type DropClass int
-
-// The classes of drops, which are the slots of packetloss's counters. Each
-// drop has exactly one, so that their sum is the total at any time.
-const (
-	DropAbnormal  DropClass = iota // any other function
-	DropTCPHandle                  // tcp_v4_do_rcv, tcp_v6_do_rcv
-	DropTCPRcv                     // tcp_v4_rcv, tcp_v6_rcv
-	DropTCPStatM                   // tcp_rcv_state_process
-	DropNetfilter                  // reason NETFILTER_DROP, or in the rule engines
-	dropClasses
-)
-
-// dropFunctions says which class a function belongs to. Drops of the rule
-// engines are there for kernels that give no reasons.
-var dropFunctions = map[string]DropClass{
-	"tcp_v4_do_rcv":         DropTCPHandle,
-	"tcp_v6_do_rcv":         DropTCPHandle,
-	"tcp_v4_rcv":            DropTCPRcv,
-	"tcp_v6_rcv":            DropTCPRcv,
-	"tcp_rcv_state_process": DropTCPStatM,
-	"nf_hook_slow":          DropNetfilter,
-	"nft_do_chain":          DropNetfilter,
-	"ipt_do_table":          DropNetfilter,
-	"ip6t_do_table":         DropNetfilter,
-}
-
-// Drop is one counter of packetloss.
-type Drop struct {
-	Netns    uint64
-	Reason   uint32
-	Location uint64
-	Class    DropClass
-	Count    uint64
-}
-
-// dropKey is struct drop_key of packetloss.bpf.c.
-type dropKey struct {
-	Netns    uint32
-	Reason   uint32
-	Location uint64
-	Traits   uint32 // of a packet that is left to judge here, else 0
-	Unused   uint32
-}
-
-type dropReader struct {
-	keys       []dropKey
-	values     []uint64
-	single     []uint64
-	noMore     bool
-	generation int                  // of the symbols that the classes are by
-	classes    map[uint64]DropClass // of the locations seen, by address
-	verdicts   map[dropKey]Why      // of what was left to judge here
-	ignored    [whys]uint64         // of that
-	forgotten  [whys]uint64         // of that, in namespaces that are gone
-	sums       []dropSum
-}
-
-// dropRoomShift is DROP_ROOM_SHIFT of packetloss.bpf.c.
-const dropRoomShift = 62
-
-type dropSum struct {
-	netns uint32
-	count [dropClasses]uint64
-}
-
-// Drops calls f for each reason and place in which a namespace lost packets.
-// Those that found no room in the table have ReasonOverflow and no place: their
-// class is known.
-func (p *Probe) Drops(f func(Drop)) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed || p.maps["drops"] == nil {
-		return fmt.Errorf("read the drops of probe %s: it is closed, or has none", p.name)
-	}
-	err := p.eachLoss(func(k dropKey, class DropClass, n uint64) {
-		if n > 0 {
-			f(Drop{Netns: uint64(k.Netns), Reason: k.Reason, Location: k.Location, Class: class, Count: n})
-		}
-	})
-	if err != nil {
-		return fmt.Errorf("read the drops of probe %s: %w", p.name, err)
-	}
-	return nil
-}
-
-func (p *Probe) classOf(k dropKey) DropClass {
-	if p.loader.reasons.drop[k.Reason] == "NETFILTER_DROP" {
-		return DropNetfilter
-	}
-	r := &p.drops
-	if g := p.loader.symbols.Generation(); g != r.generation {
-		// Another module may be where one was.
-		r.generation = g
-		clear(r.classes)
-	}
-	if class, ok := r.classes[k.Location]; ok {
-		return class
-	}
-	class := DropAbnormal
-	name := p.loader.symbols.Function(k.Location)
-	if c, ok := dropFunctions[name]; ok {
-		class = c
-	}
-	// Without a name the class may come to be known with the next reading.
-	// Modules come and go, so the memory of places is bounded.
-	if name != "" {
-		if r.classes == nil || len(r.classes) > 4096 {
-			r.classes = map[uint64]DropClass{}
-		}
-		r.classes[k.Location] = class
-	}
-	return class
-}
-
-func (p *Probe) dropCounters(f func(netns uint64, slot int, value uint64)) error {
-	r := &p.drops
-	r.sums = r.sums[:0]
-	err := p.eachLoss(func(k dropKey, class DropClass, n uint64) {
-		i, found := slices.BinarySearchFunc(r.sums, k.Netns, func(s dropSum, netns uint32) int { return cmp.Compare(s.netns, netns) })
-		if !found {
-			r.sums = slices.Insert(r.sums, i, dropSum{netns: k.Netns})
-		}
-		r.sums[i].count[class] += n
-	})
-	if err != nil {
-		return err
-	}
-	for _, s := range r.sums {
-		for class, n := range s.count {
-			f(uint64(s.netns), class, n)
-		}
-	}
-	return nil
-}
-
-// Ignored tells how many packets the kernel freed as dropped that were no
-// losses, by why. With what Drops tells, they are all that it freed so.
-func (p *Probe) Ignored() (map[Why]uint64, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	m := p.maps["ignored"]
-	if p.closed || m == nil {
-		return nil, fmt.Errorf("read the ignored packets of probe %s: it is closed, or has none", p.name)
-	}
-	// What was left to judge is in the other table.
-	if err := p.eachLoss(func(dropKey, DropClass, uint64) {}); err != nil {
-		return nil, fmt.Errorf("read the ignored packets of probe %s: %w", p.name, err)
-	}
-	sums := map[Why]uint64{}
-	for _, why := range WhyIgnored() {
-		var values []uint64
-		if err := m.Lookup(uint32(why), &values); err != nil {
-			return nil, fmt.Errorf("read the ignored packets of probe %s: %w", p.name, err)
-		}
-		for _, n := range values {
-			sums[why] += n
-		}
-		sums[why] += p.drops.ignored[why]
-	}
-	return sums, nil
-}
-
-// why judges a lost packet that the kernel left to judge here: one that was
-// freed by a module whose functions were not known yet.
-func (p *Probe) why(k dropKey) Why {
-	r := &p.drops
-	k.Netns = 0
-	if why, ok := r.verdicts[k]; ok {
-		return why
-	}
-	function := p.loader.symbols.Function(k.Location)
-	why := lossTable.judge(function, p.loader.reasons, k.Reason, traits(k.Traits)&^traitUndecided)
-	if r.verdicts == nil || len(r.verdicts) > 4096 {
-		r.verdicts = map[dropKey]Why{}
-	}
-	r.verdicts[k] = why
-	return why
-}
-
-// eachLoss calls emit for the counters of lost packets, and sums those of
-// others.
-func (p *Probe) eachLoss(emit func(dropKey, DropClass, uint64)) error {
-	if err := p.mapCode(false); err != nil {
-		return err
-	}
-	p.drops.ignored = p.drops.forgotten
-	err := p.eachDrop(func(k dropKey, n uint64) {
-		if k.Traits != 0 {
-			if why := p.why(k); why != Lost {
-				p.drops.ignored[why] += n
-				return
-			}
-		}
-		emit(k, p.classOf(k), n)
-	})
-	if err != nil {
-		return err
-	}
-	return p.readCounters(func(netns uint64, slot int, n uint64) {
-		emit(dropKey{Netns: uint32(netns), Reason: ReasonOverflow}, DropClass(slot), n)
-	})
-}
-
-// eachDrop also counts the entries in use.
-func (p *Probe) eachDrop(emit func(dropKey, uint64)) error {
-	m, r, cpus := p.maps["drops"], &p.drops, p.loader.cpus
-	if r.keys == nil {
-		r.keys = make([]dropKey, batch)
-		r.values = make([]uint64, batch*cpus)
-	}
-	st, s := &p.rooms, p.rooms.shares[mapDropShares]
-	s.begin()
-	take := func(k dropKey, values []uint64) {
-		var n uint64
-		var room uint32
-		for _, v := range values {
-			n += v & (1<<dropRoomShift - 1)
-			room |= uint32(v >> dropRoomShift)
-		}
-		s.count(st, k.Netns, room)
-		emit(k, n)
-	}
-	end := func() error {
-		// Strangers without room lose nothing: their classes are counted.
-		var err error
-		st.dropsCrowded, err = s.end(st)
-		return err
-	}
-	if !r.noMore {
-		var cursor ebpf.MapBatchCursor
-		for {
-			n, err := m.BatchLookup(&cursor, r.keys, r.values, nil)
-			if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-				if errors.Is(err, ebpf.ErrNotSupported) {
-					r.noMore = true
-					break
-				}
-				return err
-			}
-			for i := range n {
-				take(r.keys[i], r.values[i*cpus:(i+1)*cpus])
-			}
-			if err != nil {
-				return end()
-			}
-		}
-	}
-	s.begin()
-	var key dropKey
-	entries := m.Iterate()
-	for entries.Next(&key, &r.single) {
-		take(key, r.single)
-	}
-	if err := entries.Err(); err != nil {
-		return err
-	}
-	return end()
-}
-
-// forgetDrops deletes the entries of namespaces. They are few, so a second
-// pass over the keys costs less than an index kept all the time.
-func (p *Probe) forgetDrops(gone map[uint32]bool) error {
-	var keys []dropKey
-	err := p.eachDrop(func(k dropKey, n uint64) {
-		if !gone[k.Netns] {
-			return
-		}
-		keys = append(keys, k)
-		if k.Traits != 0 {
-			if why := p.why(k); why != Lost {
-				p.drops.forgotten[why] += n
-			}
-		}
-	})
-	for i := range keys {
-		if e := p.maps["drops"].Delete(&keys[i]); e != nil && !errors.Is(e, ebpf.ErrKeyNotExist) {
-			err = errors.Join(err, e)
-		}
-	}
-	return err
 }

@@ -272,7 +272,7 @@ func testBiolatency(t *testing.T, rung Kind) {
 	const n = 50
 	buffer := aligned(4096)
 	var longest [2]time.Duration
-	before := counters(t, p, 0)[Slow]
+	before := counters(t, p, 0)[DiskSlow]
 	for i := range n {
 		for op, do := range []func([]byte, int64) (int, error){f.ReadAt, f.WriteAt} {
 			start := time.Now()
@@ -298,7 +298,7 @@ func testBiolatency(t *testing.T, rung Kind) {
 	})
 	l.count(p, "reads of a loop device", n, uint64(seen[0]))
 	l.count(p, "writes of a loop device", n, uint64(seen[1]))
-	if got := counters(t, p, 0); got[Slow]-before < 2*n || got[Slow100] != 0 {
+	if got := counters(t, p, 0); got[DiskSlow]-before < 2*n || got[DiskSlow100] != 0 {
 		t.Errorf("counters %v", got[:2])
 	}
 }
@@ -360,14 +360,14 @@ func testBiolatencySlow(t *testing.T, rung Kind) {
 	})
 	got := counters(t, p, 0)
 	l.count(p, "reads over 100 ms of a slowed loop device", uint64(slow), uint64(mine))
-	if got[Slow100] < uint64(slow) || got[Slow] < got[Slow100] {
+	if got[DiskSlow100] < uint64(slow) || got[DiskSlow] < got[DiskSlow100] {
 		t.Errorf("counters %v for %d slow reads", got[:2], slow)
 	}
 	// Each I/O is one event: the two types together are the lower counter.
-	l.balanced(Biolat100ms, p, Slow100)
+	l.balanced(Biolat100ms, p, DiskSlow100)
 	l.eventually("the accounts to agree", func() bool {
 		c := counters(t, p, 0)
-		return l.account(Biolat10ms).Seen+l.account(Biolat100ms).Seen == c[Slow]
+		return l.account(Biolat10ms).Seen+l.account(Biolat100ms).Seen == c[DiskSlow]
 	})
 	t.Logf("%d slow reads, counters %v", slow, got[:2])
 }

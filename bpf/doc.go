@@ -11,4 +11,9 @@
 // bucket in the kernel and then one ring buffer that all probes share; what
 // the bucket or a full ring held back is counted by type, so that
 // seen = written + suppressed + lost at any time.
+//
+// Beside each NAME.bpf.c lies NAME.go, which has what belongs to that probe
+// alone: its hooks, best to worst, its constants, and how it is compiled. The
+// types that both languages share are declared in C; go generate makes Go's of
+// them, in internal/objects. The list of probes is in probes.go.
 package bpf

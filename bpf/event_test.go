@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -11,51 +12,40 @@ import (
 
 	"github.com/cilium/ebpf/btf"
 	"github.com/google/go-cmp/cmp"
+
+	"nodeskoop/bpf/internal/objects"
 )
 
-// TestEventLayout holds the decoder against the type information that the
-// compiler left in the objects.
-func TestEventLayout(t *testing.T) {
+// TestLayouts holds the types that Go decodes by, which are those of
+// shared.bpf.c, against the type information of each probe's object.
+func TestLayouts(t *testing.T) {
 	for name, d := range definitions {
 		spec, err := d.spec()
 		if err != nil {
 			t.Fatal(err)
 		}
+		layouts := map[string]any{"counter": objects.SharedCounter{}}
+		if spec.Maps[mapCounterShares] != nil {
+			layouts["share"] = objects.SharedShare{}
+		}
+		if len(d.events) > 0 {
+			maps.Copy(layouts, map[string]any{
+				"event": objects.SharedEvent{}, "event_stack": objects.SharedEventStack{}, "tuple": objects.SharedTuple{},
+				"event_account": objects.SharedEventAccount{}, "event_bucket": objects.SharedEventBucket{}, "event_limit": objects.SharedEventLimit{},
+			})
+		}
+		for c, v := range layouts {
+			var got *btf.Struct
+			if err := spec.Types.TypeByName(c, &got); err != nil {
+				t.Errorf("%s: %v", name, err)
+				continue
+			}
+			if diff := cmp.Diff(layoutOf(reflect.TypeOf(v)), layoutOfC(t, got)); diff != "" {
+				t.Errorf("%s: struct %s is another in Go:\n%s", name, c, diff)
+			}
+		}
 		if len(d.events) == 0 {
 			continue
-		}
-		var event, stack, tuple *btf.Struct
-		if err := spec.Types.TypeByName("event_account", new(*btf.Struct)); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-		if err := spec.Types.TypeByName("event", &event); err != nil {
-			t.Errorf("%s: %v", name, err)
-			continue
-		}
-		if err := spec.Types.TypeByName("tuple", &tuple); err != nil {
-			t.Errorf("%s: %v", name, err)
-			continue
-		}
-		got := map[string]int{"": int(event.Size)}
-		for _, m := range event.Members {
-			got[m.Name] = int(m.Offset.Bytes())
-		}
-		for _, m := range tuple.Members {
-			got["tuple."+m.Name] = int(m.Offset.Bytes())
-		}
-		want := map[string]int{
-			"": sizeEvent, "time_ns": offTime, "latency_ns": offLatency, "points_ns": offPoints, "location": offLocation,
-			"tuple": offTuple, "netns": offNetns, "reason": offReason, "pid": offPID, "cpu": offCPU, "detail": offDetail,
-			"ifindex": offIfindex, "type": offType, "tcp_state": offTCPState, "stack_depth": offDepth, "unused": 116,
-			"comm": offComm, "name": offName,
-			"tuple.saddr": tupleSaddr, "tuple.daddr": tupleDaddr, "tuple.sport": tupleSport, "tuple.dport": tupleDport,
-			"tuple.protocol": tupleProtocol, "tuple.family": tupleFamily, "tuple.unused": 38,
-		}
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("%s: struct event and its decoder differ:\n%s", name, diff)
-		}
-		if spec.Types.TypeByName("event_stack", &stack) == nil && stack.Size != sizeEventStack {
-			t.Errorf("%s: struct event_stack has %d bytes, the decoder expects %d", name, stack.Size, sizeEventStack)
 		}
 		var types *btf.Enum
 		if err := spec.Types.TypeByName("event_type", &types); err != nil {
@@ -75,6 +65,32 @@ func TestEventLayout(t *testing.T) {
 			t.Errorf("%s: %d types in C, %d in Go", name, numbers["EVENT_TYPES"], eventTypes)
 		}
 	}
+}
+
+// A field is a member of a struct, by its place and size in bytes.
+type field struct {
+	Name       string
+	Offset, Of int
+}
+
+func layoutOf(s reflect.Type) (fields []field) {
+	for f := range s.Fields() {
+		if f.Name != "_" {
+			fields = append(fields, field{strings.ToLower(f.Name), int(f.Offset), int(f.Type.Size())})
+		}
+	}
+	return append(fields, field{"", 0, int(s.Size())})
+}
+
+func layoutOfC(t *testing.T, s *btf.Struct) (fields []field) {
+	for _, m := range s.Members {
+		size, err := btf.Sizeof(m.Type)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fields = append(fields, field{strings.ReplaceAll(m.Name, "_", ""), int(m.Offset.Bytes()), size})
+	}
+	return append(fields, field{"", 0, int(s.Size)})
 }
 
 // TestDefinitions: every program is in a ladder, and every ladder's program in
@@ -114,29 +130,25 @@ func TestDefinitions(t *testing.T) {
 }
 
 func record(typ EventType, depth int) []byte {
-	b := make([]byte, sizeEvent)
-	if depth > 0 {
-		b = make([]byte, max(sizeEventStack, sizeEvent+8*depth))
+	r := objects.SharedEventStack{Event: objects.SharedEvent{
+		TimeNs: 5e9, LatencyNs: 7, PointsNs: [3]uint64{1: 3},
+		Netns: 0xf0000001, Pid: 42, Type: uint16(typ), StackDepth: uint8(depth),
+		Tuple: objects.SharedTuple{
+			Saddr: netip.MustParseAddr("::ffff:10.0.0.1").As16(), Daddr: netip.MustParseAddr("fd00::2").As16(),
+			Sport: 443, Protocol: 6, Family: 6,
+		},
+	}}
+	copy(r.Event.Comm[:], "comm\x00old")
+	copy(r.Event.Name[:], strings.Repeat("n", 40))
+	for i := range r.Stack {
+		r.Stack[i] = uint64(i)
 	}
-	o := binary.NativeEndian
-	o.PutUint64(b[offTime:], 5e9)
-	o.PutUint64(b[offLatency:], 7)
-	o.PutUint64(b[offPoints+8:], 3)
-	o.PutUint32(b[offNetns:], 0xf0000001)
-	o.PutUint32(b[offPID:], 42)
-	o.PutUint16(b[offType:], uint16(typ))
-	b[offDepth] = uint8(depth)
-	source := netip.MustParseAddr("::ffff:10.0.0.1").As16()
-	destination := netip.MustParseAddr("fd00::2").As16()
-	copy(b[offTuple+tupleSaddr:], source[:])
-	copy(b[offTuple+tupleDaddr:], destination[:])
-	o.PutUint16(b[offTuple+tupleSport:], 443)
-	b[offTuple+tupleProtocol] = 6
-	b[offTuple+tupleFamily] = 6
-	copy(b[offComm:], "comm\x00old")
-	copy(b[offName:], strings.Repeat("n", 40))
-	for i := range depth {
-		o.PutUint64(b[sizeEvent+8*i:], uint64(i))
+	b, err := binary.Append(nil, binary.NativeEndian, r)
+	if err != nil {
+		panic(err)
+	}
+	if depth == 0 {
+		b = b[:sizeEvent:sizeEvent]
 	}
 	return b
 }
@@ -164,20 +176,13 @@ func TestDecode(t *testing.T) {
 		"long":          append(record(PacketLoss, 0), 0),
 		"no type":       record(0, 0),
 		"unknown type":  record(eventTypes, 0),
-		"stack too big": record(PacketLoss, eventStack+1),
+		"stack too big": record(PacketLoss, len(e.stack)+1),
+		// A depth of one, but no stack.
+		"stack without room": record(PacketLoss, 1)[:sizeEvent],
 	} {
-		if name == "stack too big" {
-			b[offDepth] = eventStack + 1
-			b = b[:sizeEventStack]
-		}
 		if err := e.decode(b, boot); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
-	}
-	short := record(PacketLoss, 0)
-	short[offDepth] = 1
-	if err := e.decode(short, boot); err == nil {
-		t.Error("a stack without room: accepted")
 	}
 }
 
@@ -191,7 +196,7 @@ func FuzzDecode(f *testing.F) {
 			return
 		}
 		_, _, _ = e.Type.String(), e.Comm(), e.Device()
-		if len(e.Stack()) > eventStack || e.Type >= eventTypes {
+		if len(e.Stack()) > len(e.stack) || e.Type >= eventTypes {
 			t.Fatalf("%+v", e)
 		}
 	})
@@ -199,7 +204,7 @@ func FuzzDecode(f *testing.F) {
 
 func BenchmarkDecode(b *testing.B) {
 	var e Event
-	r := record(PacketLoss, eventStack-1)
+	r := record(PacketLoss, len(e.stack)-1)
 	b.ReportAllocs()
 	for b.Loop() {
 		if err := e.decode(r, time.Time{}); err != nil {

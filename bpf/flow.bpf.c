@@ -15,7 +15,9 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-enum slot { BYTES, PACKETS, MADE, FAILED };
+enum slot { BYTES, PACKETS, MADE, FAILED, SLOTS };
+
+GO_TYPES(enum slot slot;);
 
 /* Without ports, all connections of two addresses share an entry. */
 const volatile bool with_ports = false;

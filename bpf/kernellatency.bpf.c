@@ -15,7 +15,12 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-enum slot { RX, RX100, TX, TX100 };
+enum slot { RX, RX100, TX, TX100, SLOTS };
+
+/* Stages: a packet that is received has the first two, one that is sent the others. */
+enum point { POINT_IP, POINT_LOCAL_IN, POINT_ROUTE = 0, POINT_LOCAL_OUT, POINT_POSTROUTING };
+
+GO_TYPES(enum slot slot; enum point point;);
 
 const volatile __u64 slow_ns = 10000000;
 const volatile __u64 slow100_ns = 100000000;
@@ -281,8 +286,8 @@ static __always_inline int rx_done(const struct sk_buff *skb)
 	if (latency < slow_ns)
 		return 0;
 	if (between > since) {
-		p.at[0] = between - since;
-		p.at[1] = now - between;
+		p.at[POINT_IP] = between - since;
+		p.at[POINT_LOCAL_IN] = now - between;
 	}
 	dev = BPF_CORE_READ(skb, dev);
 	slow(skb, dev, owner_of_skb(skb), RX, now, latency, &p);
@@ -315,10 +320,10 @@ static __always_inline int tx_done(const struct sk_buff *skb)
 	if (latency < slow_ns)
 		return 0;
 	if (start && out > start)
-		p.at[0] = out - start;
+		p.at[POINT_ROUTE] = out - start;
 	if (through > since) {
-		p.at[1] = through - (out > since ? out : since);
-		p.at[2] = now - through;
+		p.at[POINT_LOCAL_OUT] = through - (out > since ? out : since);
+		p.at[POINT_POSTROUTING] = now - through;
 	}
 	o = owner_of_sock((const struct sock *)sk);
 	if (!o.netns)

@@ -608,11 +608,11 @@ func TestVirtcmdlatency(t *testing.T) {
 				}
 			}
 			got := l.settled(p, 0)
-			l.count(p, "commands that set a device's address", n, got[Slow])
-			if got[Slow100] != 0 {
-				t.Errorf("%d commands took an hour", got[Slow100])
+			l.count(p, "commands that set a device's address", n, got[CommandSlow])
+			if got[CommandSlow100] != 0 {
+				t.Errorf("%d commands took an hour", got[CommandSlow100])
 			}
-			l.balanced(VirtcmdExcute, p, Slow)
+			l.balanced(VirtcmdExcute, p, CommandSlow)
 			for _, e := range l.taken(VirtcmdExcute, 0, n) {
 				if int(e.PID) != os.Getpid() || e.Comm() == "" || e.Latency <= 0 {
 					t.Errorf("%+v by %q", e, e.Comm())

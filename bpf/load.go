@@ -68,21 +68,6 @@ type Loader struct {
 	account accountReader
 }
 
-// The maps of headers/event.h, created once for all probes.
-const (
-	mapEvents   = "events"
-	mapLimits   = "event_limits"
-	mapAccounts = "event_accounts"
-	mapBuckets  = "event_buckets"
-)
-
-// The maps that say how a probe's tables are shared.
-const (
-	mapCounterShares = "counter_shares"
-	mapDropShares    = "drop_shares"
-	mapFlowShares    = "flow_shares"
-)
-
 // New creates the event ring. It fails where the kernel or the process's
 // rights allow no eBPF at all, and then says which; probes are loaded one by
 // one afterwards, and the failure of one is not the failure of another.
@@ -131,41 +116,11 @@ func New(options Options) (*Loader, error) {
 		probes:  map[*Probe]struct{}{},
 		former:  map[uint32]time.Time{},
 	}
-	spec, err := loadPacketloss()
-	if err != nil {
-		return nil, err
-	}
-	spec.Maps[mapEvents].MaxEntries = ringSize(options.RingSize)
-	spec.Maps[mapBuckets].MaxEntries = l.tableSize() + roomsEnd
-	for _, name := range []string{mapEvents, mapLimits, mapAccounts, mapBuckets} {
-		m, err := ebpf.NewMap(spec.Maps[name])
-		if err != nil {
-			l.Close()
-			return nil, fmt.Errorf("create the BPF map %s: %w", name, explain(err))
-		}
-		l.shared[name] = m
-	}
-	if err := l.seedBuckets(); err != nil {
+	if err := l.createShared(); err != nil {
 		l.Close()
 		return nil, err
 	}
-	for t := EventType(1); t < eventTypes && !options.NoEvents; t++ {
-		if err := l.SetEventLimit(t, options.EventRate, options.EventBurst); err != nil {
-			l.Close()
-			return nil, err
-		}
-	}
 	return l, nil
-}
-
-// ringSize rounds up to what the kernel accepts for a ring: a power of two,
-// and a multiple of the page size, which is not 4 KiB everywhere.
-func ringSize(n int) uint32 {
-	size := os.Getpagesize()
-	for size < n && size < 1<<30 {
-		size *= 2
-	}
-	return uint32(size)
 }
 
 // Close detaches every probe and frees what they shared.
@@ -318,16 +273,11 @@ func (l *Loader) begin() (*kernelTypes, error) {
 // createMaps creates the probe's own maps, which the programs of all its
 // rungs then use, whichever of them come to be loaded.
 func (p *Probe) createMaps(spec *ebpf.CollectionSpec) error {
-	if m, ok := spec.Maps["counters"]; ok && m.Type == ebpf.PerCPUHash {
+	if m, ok := spec.Maps[mapCounters]; ok && m.Type == ebpf.PerCPUHash {
 		m.MaxEntries = p.loader.tableSize()
 	}
-	if m, ok := spec.Maps["drops"]; ok {
-		m.MaxEntries = uint32(p.loader.options.Drops)
-	}
-	for _, name := range []string{mapDropShares, mapFlowShares} {
-		if m, ok := spec.Maps[name]; ok {
-			m.MaxEntries = p.loader.tableSize() + roomsEnd
-		}
+	if m, ok := spec.Maps[p.definition.shares]; ok {
+		m.MaxEntries = p.loader.tableSize() + roomsEnd
 	}
 	maps := &ebpf.CollectionSpec{Maps: spec.Maps, Variables: spec.Variables, Types: spec.Types, ByteOrder: spec.ByteOrder}
 	for name, m := range p.loader.shared {
@@ -351,17 +301,6 @@ func (p *Probe) createMaps(spec *ebpf.CollectionSpec) error {
 	p.loader.mu.Unlock()
 	p.follow(node, owned)
 	return nil
-}
-
-// sharedOf gives those shared maps that a probe's programs use.
-func (l *Loader) sharedOf(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
-	shared := map[string]*ebpf.Map{}
-	for name, m := range l.shared {
-		if _, ok := spec.Maps[name]; ok {
-			shared[name] = m
-		}
-	}
-	return shared
 }
 
 // attach climbs down the ladder of each hook.

@@ -12,6 +12,8 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/bpf/internal/objects"
 )
 
 // TestLossRules holds the table of rules against what it promises.
@@ -117,11 +119,11 @@ func TestLossSteps(t *testing.T) {
 	at := func(address uint64) uint64 {
 		low := 0
 		for half := lossSteps / 2; half > 0; half /= 2 {
-			if steps[low|half].Start < address {
+			if steps.Step[low|half].Start < address {
 				low |= half
 			}
 		}
-		return steps[low].Mask
+		return steps.Step[low].Mask
 	}
 	for _, c := range []struct {
 		address  uint64
@@ -280,11 +282,11 @@ func TestLossUndecided(t *testing.T) {
 	p := l.load("packetloss", Config{})
 	b.run(t, "nft", "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in udp dport 7 counter drop")
 	var known uint64
-	if err := p.get(modulesKnown, &known); err != nil {
+	if err := p.get(objects.PacketlossVarModulesKnown, &known); err != nil {
 		t.Fatal(err)
 	}
 	old := func() {
-		if err := p.put(modulesLoaded, known+1); err != nil {
+		if err := p.put(objects.PacketlossVarModulesLoaded, known+1); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -305,10 +307,10 @@ func TestLossUndecided(t *testing.T) {
 	}
 	// Reading has brought the table up to date.
 	var loaded uint64
-	if err := p.get(modulesLoaded, &loaded); err != nil {
+	if err := p.get(objects.PacketlossVarModulesLoaded, &loaded); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.get(modulesKnown, &known); err != nil {
+	if err := p.get(objects.PacketlossVarModulesKnown, &known); err != nil {
 		t.Fatal(err)
 	}
 	if loaded != known {

@@ -10,14 +10,16 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-enum slot { SCHED, SCHED100, EXCUTE, EXCUTE100 };
+enum slot { SCHED, SCHED100, EXCUTE, EXCUTE100, SLOTS };
 
 const volatile __u64 slow_ns = 10000000;
 const volatile __u64 slow100_ns = 100000000;
 
-#define NET_TX_SOFTIRQ 2
-#define NET_RX_SOFTIRQ 3
+enum vector { NET_TX_SOFTIRQ = 2, NET_RX_SOFTIRQ };
+
 #define VECTORS 2
+
+GO_TYPES(enum slot slot; enum vector vector;);
 
 struct softirq {
 	__u64 raised_ns[VECTORS];

@@ -17,7 +17,9 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-enum slot { QDISC, NETDEV };
+enum slot { QDISC, NETDEV, SLOTS };
+
+GO_TYPES(enum slot slot;);
 
 const volatile __u64 slow100_ns = 100000000;
 

@@ -6,7 +6,7 @@
  * reason and place.
  *
  * The kernel frees packets by kfree_skb() also where nothing is lost. What is
- * ignored, and why, is the table of rules in losses.go: a rule names
+ * ignored, and why, is the table of rules in packetloss_rules.go: a rule names
  * functions, reasons and traits of the packet. The programs here find the
  * rules of the function (a search in a table of code addresses), those of the
  * reason (an index), and ask the traits of what both have in common. A packet
@@ -26,12 +26,9 @@ struct drop_key {
 	__u32 unused;
 };
 
-/* What user space finds where the kernel gives no reasons (before 5.17). */
-#define REASON_NONE 0xffffffffu
-
 /* The value is a count; its upper bits are, on the CPU that made the entry, the
  * room that it takes. */
-#define DROP_ROOM_SHIFT 62
+enum drop { DROP_ROOM_SHIFT = 62 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
@@ -45,10 +42,10 @@ DEFINE_SHARES(drop_shares, 1024);
 /* By class, what has no room in the table of drops. */
 DEFINE_COUNTERS();
 
-/* Classes of lost packets; the order is counters.go's. */
-enum class { ABNORMAL, TCP_HANDLE, TCP_RCV, TCP_STATM, NETFILTER };
+/* Classes of lost packets. */
+enum slot { ABNORMAL, TCP_HANDLE, TCP_RCV, TCP_STATM, NETFILTER, SLOTS };
 
-/* Why a packet is no loss; the order is losses.go's. */
+/* Why a packet is no loss. */
 enum why { LOST, DELIVERED, UNWANTED, CLOSING, NOT_A_PACKET, WHYS };
 
 struct {
@@ -62,7 +59,7 @@ struct {
 const volatile bool has_rx_sk = false;
 const volatile bool with_stack = true;
 
-/* Traits of a packet, as the rules name them; the order is losses.go's. */
+/* Traits of a packet, as the rules name them. */
 enum trait {
 	/* What the structure is. */
 	NO_PACKET = 1 << 0, /* a message of netlink, of a local socket, ... */
@@ -88,11 +85,19 @@ enum trait {
 	LISTENER = 1 << 18, /* TCP: a socket that listens */
 	DEFERRED = 1 << 19, /* TCP: one with TCP_DEFER_ACCEPT */
 	INFORMED = 1 << 20, /* the socket would be known, were there one */
+	/* The kernel leaves the packet to user space to judge. */
+	UNDECIDED = 1u << 31,
+};
+
+enum size {
+	RULES = 40,
+	REASONS = 256, /* with rules of their own */
+	STEPS = 2048,
+	EXPIRIES = 4,
 };
 
 /* The rules, in the order in which they are asked; bit n of a mask stands for
  * rule n. */
-#define RULES 40
 
 struct rule {
 	__u32 need; /* traits that the packet has */
@@ -122,8 +127,6 @@ const volatile __u64 rules_of_messages = 0;
 const volatile __u64 rules_of_groups = 0;
 const volatile __u64 rules_of_others = 0;
 
-#define REASONS 256
-
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, REASONS);
@@ -133,14 +136,17 @@ struct {
 
 /* Code addresses: a step is where the rules change. The upper bits of its mask
  * say more of the code from there on. */
-#define STEPS 2048
-#define AT_MODULE (1ull << 63) /* beyond the kernel's own code */
-#define AT_FRAGMENTS (1ull << 62) /* frees a queue of fragments */
-#define AT_FRAGMENT (1ull << 61) /* frees the fragment at hand */
-#define AT_READER (1ull << 60) /* runs in the process that reads */
-#define AT_LIST (1ull << 59) /* frees the parts of a packet */
-#define AT_HELPER (1ull << 55) /* loses what its caller loses */
-#define AT_CLASS_SHIFT 56 /* three bits: the class of what is lost there */
+enum code_bit {
+	HELPER = 55, /* loses what its caller loses */
+	CLASS = 56, /* three bits: the class of what is lost there */
+	LIST = 59, /* frees the parts of a packet */
+	READER = 60, /* runs in the process that reads */
+	FRAGMENT = 61, /* frees the fragment at hand */
+	FRAGMENTS = 62, /* frees a queue of fragments */
+	MODULE = 63, /* beyond the kernel's own code */
+};
+
+#define AT(bit) (1ull << (bit))
 
 struct step {
 	__u64 start;
@@ -169,9 +175,9 @@ __u64 modules_known;
 __u32 sockets_noted;
 
 /* The functions that timers of queues of fragments call; 0: none. */
-#define EXPIRIES 4
-
 __u64 expiries[EXPIRIES];
+
+GO_TYPES(enum slot slot; enum drop drop; enum trait trait; enum size size; enum code_bit code_bit;);
 
 /* A struct sk_buff fits, on each kernel; a smaller one ends in another of its
  * slab. */
@@ -511,7 +517,7 @@ static __always_inline __u32 class_of(__u32 reason, __u64 at)
 	    bpf_core_enum_value_exists(enum skb_drop_reason, SKB_DROP_REASON_NETFILTER_DROP) &&
 	    reason == bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_NETFILTER_DROP))
 		return NETFILTER;
-	return at >> AT_CLASS_SHIFT & 7;
+	return at >> CLASS & 7;
 }
 
 static __always_inline void count_drop(struct owner o, __u32 reason, __u64 location, __u32 traits,
@@ -591,13 +597,13 @@ static __always_inline struct owner owner_of(const struct sk_buff *skb, const st
 	/* The rest of a queue of fragments is freed when its timer has run
 	 * out, or right after the fragment that was too much. The links of the
 	 * queue lie where a fragment's device was. */
-	if (!o.netns && at & AT_FRAGMENTS)
+	if (!o.netns && at & AT(FRAGMENTS))
 		o = n->expiry_owner.netns ? n->expiry_owner : n->fragment_owner;
 	if (!o.netns)
 		o = dev;
 	if (!o.netns)
 		o = owner_of_skb(skb);
-	if (!o.netns && at & AT_READER) {
+	if (!o.netns && at & AT(READER)) {
 		task = (struct task_struct *)bpf_get_current_task();
 		o = owner_of_net(BPF_CORE_READ(task, nsproxy, net_ns));
 	}
@@ -699,14 +705,14 @@ static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 loc
 	copy = copy_of(n, nested);
 	copy_skb((void *)copy, skb);
 	at = code_at(n, location);
-	part = at & AT_LIST && n->part == (__u64)skb;
+	part = at & AT(LIST) && n->part == (__u64)skb;
 	dev = owner_of_dev(copy->dev);
 	traits = kind_of(nested, dev.netns);
 
 	/* A part of a lost packet is lost with it. */
 	if (!part) {
 		__u64 candidates = at & rules_for(reason) & RULE_MASK & rules_that_need(traits);
-		bool pending = at & AT_MODULE && modules_loaded != modules_known;
+		bool pending = at & AT(MODULE) && modules_loaded != modules_known;
 
 		if ((candidates & rules_of_headers || pending) && !(traits & NO_PACKET)) {
 			traits |= traits_of_headers(nested, (__u64)sk);
@@ -717,7 +723,7 @@ static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 loc
 		/* Code of a module that user space does not know yet: it
 		 * judges, by the same rules. */
 		if (why == LOST && pending)
-			undecided = traits | 1u << 31;
+			undecided = traits | UNDECIDED;
 	}
 	n->nested--;
 	if (why != LOST) {
@@ -731,7 +737,7 @@ static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 loc
 		location = n->part_location;
 	} else {
 		o = owner_of(skb, sk, at, n, dev);
-		if (at & AT_HELPER) {
+		if (at & AT(HELPER)) {
 			location = caller_of(ctx, location);
 			at = code_at(n, location);
 		}
@@ -740,8 +746,8 @@ static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 loc
 		n->part_reason = reason;
 		n->part_location = location;
 	}
-	if (!(at & AT_FRAGMENTS))
-		n->fragment_owner = at & AT_FRAGMENT ? o : nobody;
+	if (!(at & AT(FRAGMENTS)))
+		n->fragment_owner = at & AT(FRAGMENT) ? o : nobody;
 	count_drop(o, reason, location, undecided, at);
 	tell(ctx, skb, o, reason, location, undecided);
 	return 0;

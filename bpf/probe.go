@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -184,17 +185,11 @@ func (p *Probe) State() (State, []string) {
 			lacks = append(lacks, h.Lacks)
 		}
 	}
-	if p.name == "packetloss" {
-		if err := p.loader.symbols.Err(); err != nil {
-			lacks = append(lacks, "in which function a packet was dropped, so that the classes tcphandle, tcprcv and tcpstatm stay 0, and locations and stacks are addresses: "+err.Error())
-		}
+	if p.definition.lacks != nil {
+		lacks = append(lacks, p.definition.lacks(p)...)
 	}
 	if _, full, _ := p.Room(); full {
-		if p.name == "flow" {
-			lacks = append(lacks, lackOfFlows)
-		} else {
-			lacks = append(lacks, lackOfRoom)
-		}
+		lacks = append(lacks, cmp.Or(p.definition.full, lackOfRoom))
 	}
 	if len(lacks) > 0 {
 		return Degraded, lacks

@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf/btf"
+
+	"nodeskoop/bpf/internal/objects"
 )
 
 // Reasons of the kernel for drops and resets, by number. The numbers change
@@ -15,12 +17,12 @@ type Reasons struct {
 	reset  map[uint32]string
 }
 
-// Numbers that no kernel gives: see packetloss.bpf.c and tcpreset.bpf.c.
+// Numbers that no kernel gives.
 const (
-	// ReasonNone stands where the kernel gives no reasons.
-	ReasonNone uint32 = 0xffffffff
+	// ReasonNone stands where the kernel gives no reasons (before 5.17).
+	ReasonNone = uint32(objects.SharedReasonREASON_NONE)
 	// ReasonOverflow stands for drops that found the table full.
-	ReasonOverflow uint32 = 0xfffffffe
+	ReasonOverflow = uint32(objects.SharedReasonREASON_OVERFLOW)
 )
 
 // Drop names a drop reason, as "NETFILTER_DROP".
@@ -51,16 +53,6 @@ func (r *Reasons) Reset(n uint32) string {
 		return name
 	}
 	return "REASON_" + strconv.FormatUint(uint64(n), 10)
-}
-
-// dropNumber finds a drop reason's number by its name.
-func (r *Reasons) dropNumber(name string) (uint32, bool) {
-	for n, s := range r.drop {
-		if s == name {
-			return n, true
-		}
-	}
-	return 0, false
 }
 
 // reasonModules define drop reasons of their own.

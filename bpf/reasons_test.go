@@ -100,3 +100,13 @@ func TestExplain(t *testing.T) {
 		t.Error("an error lost")
 	}
 }
+
+// dropNumber finds a drop reason's number by its name.
+func (r *Reasons) dropNumber(name string) (uint32, bool) {
+	for n, s := range r.drop {
+		if s == name {
+			return n, true
+		}
+	}
+	return 0, false
+}

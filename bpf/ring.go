@@ -9,10 +9,13 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/bpf/internal/objects"
 )
 
 // Events reads the ring and calls f for each event, in the order in which they
@@ -112,7 +115,7 @@ func (l *Loader) SetEventLimit(t EventType, perSecond float64, burst int) error 
 	if t == 0 || t >= eventTypes {
 		return fmt.Errorf("set the limit of %s: no such type", t)
 	}
-	var limit struct{ IntervalNs, ToleranceNs uint64 }
+	var limit objects.SharedEventLimit
 	if perSecond > 0 {
 		limit.IntervalNs = max(1, uint64(float64(time.Second)/perSecond))
 		limit.ToleranceNs = limit.IntervalNs * uint64(max(burst, 1)-1)
@@ -157,9 +160,9 @@ type Stats struct {
 
 type accountReader struct {
 	mu        sync.Mutex
-	perCPU    []eventAccount
-	malformed counterValue
-	read      [eventTypes]counterValue
+	perCPU    []objects.SharedEventAccount
+	malformed atomic.Uint64
+	read      [eventTypes]atomic.Uint64
 }
 
 // Stats reads the accounts of all types and the cost of all programs.

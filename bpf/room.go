@@ -7,19 +7,20 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+
+	"nodeskoop/bpf/internal/objects"
 )
 
 // The rooms in a table of network namespaces that the caller does not follow,
 // by who made them: enum room of headers/room.h, which explains them.
 const (
-	roomNode = 1 + iota
-	roomRoot
-	roomUsers
-	roomsEnd
+	roomNode  = uint32(objects.SharedRoomROOM_NODE)
+	roomRoot  = uint32(objects.SharedRoomROOM_ROOT)
+	roomUsers = uint32(objects.SharedRoomROOM_USERS)
+	roomsEnd  = uint32(objects.SharedRoomROOMS)
 )
 
-// share is struct share of headers/room.h.
-type share struct{ Used, Most, Refused, Unused uint32 }
+type share = objects.SharedShare
 
 // roomsOf says how much of a table of n entries each room has. The rest is for
 // namespaces that are followed.
@@ -109,26 +110,12 @@ func (l *Loader) follow(node uint32, set []uint32, now time.Time) {
 			delete(l.former, n)
 		}
 		// Without an entry it shares the bucket of a room.
-		_ = buckets.Update(n, &eventBucket{}, ebpf.UpdateNoExist)
+		_ = buckets.Update(n, &objects.SharedEventBucket{}, ebpf.UpdateNoExist)
 	}
 	l.node, l.owned = node, set
 	for p := range l.probes {
 		p.follow(node, set)
 	}
-}
-
-// eventBucket is struct event_bucket of headers/event.h.
-type eventBucket [eventTypes]uint64
-
-// seedBuckets makes the buckets of the rooms, and of what belongs to no known
-// namespace.
-func (l *Loader) seedBuckets() error {
-	for room := range uint32(roomsEnd) {
-		if err := l.shared[mapBuckets].Put(room, &eventBucket{}); err != nil {
-			return fmt.Errorf("make the first buckets of events: %w", err)
-		}
-	}
-	return nil
 }
 
 // roomState is what a probe knows of the namespaces in its tables. Probe.mu
@@ -305,7 +292,7 @@ func (p *Probe) follow(node uint32, set []uint32) {
 	st := &p.rooms
 	st.owned = set
 	st.lacking = st.lacking[:0]
-	if m := p.maps["counters"]; m != nil && m.Type() == ebpf.PerCPUHash {
+	if m := p.maps[mapCounters]; m != nil && m.Type() == ebpf.PerCPUHash {
 		none := make([]counterEntry, p.loader.cpus)
 		for _, n := range set {
 			if err := m.Update(n, none, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
@@ -348,6 +335,3 @@ func (p *Probe) Room() (refused uint64, full, crowded bool) {
 
 // lackOfRoom is what State says while strangers' counters find no room.
 const lackOfRoom = "in which namespaces outside pods something happened: such namespaces have used up their room in the table, and what finds none counts as unknown; pods and the host have room of their own"
-
-// lackOfFlows is the same for connections.
-const lackOfFlows = "some connections of network namespaces that have more than their share of the table holds"

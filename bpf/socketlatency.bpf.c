@@ -25,7 +25,9 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-enum slot { READ, READ100, WRITE, WRITE100 };
+enum slot { READ, READ100, WRITE, WRITE100, SLOTS };
+
+GO_TYPES(enum slot slot;);
 
 enum { MSG_DONTWAIT = 0x40, MSG_ERRQUEUE = 0x2000 };
 

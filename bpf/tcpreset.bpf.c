@@ -18,15 +18,13 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-enum slot { NOSOCK, ACTIVE, PROCESS, RECEIVE };
-
-#define REASON_NONE 0xffffffffu
+enum slot { NOSOCK, ACTIVE, PROCESS, RECEIVE, SLOTS };
 
 /* Where the tracepoint has the reason; 0: it has none. */
 const volatile __u32 reason_arg = 0;
 
 /* The code of tcp_validate_incoming(), which hands a RST to tcp_reset(). */
-#define PARTS 2
+enum size { PARTS = 2 };
 
 struct part {
 	__u64 start;
@@ -34,6 +32,8 @@ struct part {
 };
 
 const volatile struct part validate[PARTS] = {};
+
+GO_TYPES(enum slot slot; enum size size;);
 
 #define FRAMES 8
 

@@ -10,11 +10,12 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-enum slot { SEGMENTS, SYNACKS, CALLS };
+enum slot { SEGMENTS, SYNACKS, CALLS, SLOTS };
 
 /* Event.detail */
-#define KIND_SEGMENT 0
-#define KIND_SYNACK 1
+enum kind { KIND_SEGMENT, KIND_SYNACK };
+
+GO_TYPES(enum slot slot; enum kind kind;);
 
 /* Newer kernels also report attempts that failed: where they say so; 0: this
  * kernel reports those that succeeded only. */

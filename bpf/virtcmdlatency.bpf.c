@@ -11,7 +11,9 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-enum slot { SLOW, SLOW100 };
+enum slot { SLOW, SLOW100, SLOTS };
+
+GO_TYPES(enum slot slot;);
 
 const volatile __u64 slow_ns = 10000000;
 const volatile __u64 slow100_ns = 100000000;

@@ -148,7 +148,7 @@ func TestVirtcmdlatencyOfADevice(t *testing.T) {
 		p := l.load("virtcmdlatency", Config{Slow: Zero, Slow100: time.Hour})
 		sent := commands(t)
 		l.settled(p, 0)
-		start, before := sent(), counters(t, p, 0)[Slow]
+		start, before := sent(), counters(t, p, 0)[CommandSlow]
 		const times = 6
 		for i := range times {
 			was := sent()
@@ -161,13 +161,13 @@ func TestVirtcmdlatencyOfADevice(t *testing.T) {
 		if modes < 2*times {
 			t.Errorf("%d commands for %d changes of mode", modes, times)
 		}
-		l.count(p, "commands for promiscuous mode on and off, by the kernel's own kprobe", modes, l.settled(p, 0)[Slow]-before)
+		l.count(p, "commands for promiscuous mode on and off, by the kernel's own kprobe", modes, l.settled(p, 0)[CommandSlow]-before)
 
 		// This changes nothing where it is 1 already, and then is an error of
 		// some versions.
 		_ = n.try(func() error { return exec.Command("ethtool", "-L", n.device, "combined", "1").Run() })
 		l.settled(p, 0)
-		start, before = sent(), counters(t, p, 0)[Slow]
+		start, before = sent(), counters(t, p, 0)[CommandSlow]
 		for i := range times {
 			n.run(t, "ethtool", "-L", n.device, "combined", strconv.Itoa(2-i%2))
 		}
@@ -175,11 +175,11 @@ func TestVirtcmdlatencyOfADevice(t *testing.T) {
 		if queues := sent() - start; queues != times {
 			t.Errorf("the kernel's own kprobe saw %d commands, want %d", queues, times)
 		}
-		l.count(p, "commands for ethtool -L", times, got[Slow]-before)
-		if got[Slow100] != 0 {
-			t.Errorf("%d commands took an hour", got[Slow100])
+		l.count(p, "commands for ethtool -L", times, got[CommandSlow]-before)
+		if got[CommandSlow100] != 0 {
+			t.Errorf("%d commands took an hour", got[CommandSlow100])
 		}
-		l.balanced(VirtcmdExcute, p, Slow)
+		l.balanced(VirtcmdExcute, p, CommandSlow)
 		byEthtool := 0
 		for _, e := range l.taken(VirtcmdExcute, 0, times) {
 			if e.Latency <= 0 || e.Comm() == "" {
@@ -306,8 +306,8 @@ func testSlowDisk(t *testing.T, rung Kind, disk, takes string) {
 			t.Errorf("%s did %d reads and %d writes, want %d each", disk, reads1-reads, writes1-writes, n)
 		}
 		after := counters(t, p, 0)
-		l.count(p, "I/Os over 10 ms of a disk that takes "+takes+" ms", slow, after[Slow]-before[Slow])
-		l.count(p, "I/Os over 100 ms of a disk that takes "+takes+" ms", slow100, after[Slow100]-before[Slow100])
+		l.count(p, "I/Os over 10 ms of a disk that takes "+takes+" ms", slow, after[DiskSlow]-before[DiskSlow])
+		l.count(p, "I/Os over 100 ms of a disk that takes "+takes+" ms", slow100, after[DiskSlow100]-before[DiskSlow100])
 		for _, w := range []struct {
 			typ    EventType
 			want   uint64
@@ -318,7 +318,7 @@ func testSlowDisk(t *testing.T, rung Kind, disk, takes string) {
 				t.Errorf("%s: %v events %v, before %v, want %d", disk, w.typ, ops, w.before, w.want)
 			}
 		}
-		l.balanced(Biolat100ms, p, Slow100)
+		l.balanced(Biolat100ms, p, DiskSlow100)
 		return
 	}
 	t.Fatalf("%s is not as slow as it should be", disk)

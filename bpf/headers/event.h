@@ -16,7 +16,6 @@
 #include "room.h"
 #include "tuple.h"
 
-/* The order is the loader's as well: it checks the names against its own. */
 enum event_type {
 	EVENT_NONE,
 	EVENT_TXLAT_QDISC_100MS,
@@ -60,8 +59,14 @@ struct event {
 	__u8 tcp_state;
 	__u8 stack_depth; /* how many addresses follow, see struct event_stack */
 	__u32 unused;
-	char comm[16];
-	char name[32]; /* of the device or the disk */
+	__u8 comm[16];
+	__u8 name[32]; /* of the device or the disk */
+};
+
+/* Reasons that no kernel gives. */
+enum reason {
+	REASON_NONE = 0xffffffff, /* the kernel has none */
+	REASON_OVERFLOW = 0xfffffffe, /* found no room; user space adds it */
 };
 
 /* For the types that show where in the kernel they happened. */
@@ -71,7 +76,7 @@ struct event_stack {
 };
 
 /* Nothing else brings the types of what is in the ring into the object, where
- * a test compares them with the decoder. */
+ * a test compares them with those of shared.bpf.c, which Go decodes by. */
 struct event_stack *const event_layout = NULL;
 
 struct event_limit {

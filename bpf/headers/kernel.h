@@ -425,6 +425,13 @@ enum {
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_tracing.h>
 
+/* Names types that bpf2go gives to Go (its option -type), as the members of a
+ * struct: an object lacks the types that none of its variables has. */
+#define GO_TYPES(...)                                                                              \
+	struct {                                                                                   \
+		__VA_ARGS__                                                                        \
+	} *const go_types = NULL
+
 /* Namespace inodes come from the kernel's range for such numbers, the initial
  * one's from just below it. Anything else was not read from a namespace: a
  * packet's device pointer shares its place with a queue's links and a

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 
-/* What iterators write of each process, for iter.go to read. */
+/* What iterators write of each process, for iterators.go to read. */
 
 #ifndef NODESKOOP_PROCESSES_H
 #define NODESKOOP_PROCESSES_H

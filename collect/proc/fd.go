@@ -59,12 +59,12 @@ func (p *fd) isEmpty(pid int, cycle uint64) bool {
 	return true
 }
 
-func newFD(env collect.Env) (collect.Probe, error) {
+func (t typeInfo) newFD(env collect.Env) (collect.Probe, error) {
 	return &fd{
 		root:   env.ProcRoot,
 		open:   catalog.MustMetric("kubeskoop_fdopenfd"),
 		socket: catalog.MustMetric("kubeskoop_fd_opensocket"),
-		all:    newSnapshot[bpf.FileCount](env, "open files are counted by reading each link of each process", bpf.NewOpenFiles),
+		all:    newSnapshot[bpf.FileCount](env, t, "open files are counted by reading each link of each process", bpf.NewOpenFiles),
 	}, nil
 }
 

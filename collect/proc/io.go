@@ -246,7 +246,7 @@ func clockTicks() uint64 {
 	return uint64(ts.Nano() / (1e9 / ticksPerSecond))
 }
 
-func newIO(env collect.Env) (collect.Probe, error) {
+func (t typeInfo) newIO(env collect.Env) (collect.Probe, error) {
 	p := &ioProbe{root: env.ProcRoot, procs: map[int]*process{}}
 	for _, m := range metricsOf("io") {
 		i := slices.Index(ioNames[:], m.Field)
@@ -255,7 +255,7 @@ func newIO(env collect.Env) (collect.Probe, error) {
 		}
 		p.metrics[i] = m
 	}
-	p.activity = newSnapshot[bpf.Activity](env, "each process is read in each cycle", bpf.NewActivities)
+	p.activity = newSnapshot[bpf.Activity](env, t, "each process is read in each cycle", bpf.NewActivities)
 	return p, nil
 }
 

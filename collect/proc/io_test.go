@@ -27,6 +27,9 @@ import (
 )
 
 // TestMain lets the test binary serve as a process to look at.
+// keptTypes is not released: a VM is slow to read it.
+var keptTypes = typeInfo{new(bpf.KernelTypes), func() {}}
+
 func TestMain(m *testing.M) {
 	if script := os.Getenv("NODESKOOP_TEST_IGNORE_CHILDREN"); script != "" {
 		ignoreChildren(script)
@@ -40,7 +43,6 @@ func TestMain(m *testing.M) {
 	if os.Getenv(endLeaderEnv) != "" {
 		endLeader()
 	}
-	releaseTypes = func() {} // a VM is slow to read them
 	os.Exit(m.Run())
 }
 
@@ -247,19 +249,19 @@ func newIOPods(t *testing.T) *ioPods {
 }
 
 // ioFactory is what newIOPods makes the probe with.
-var ioFactory = newIO
+var ioFactory = keptTypes.newIO
 
 // TestIOEachRead repeats tests of processes that end as on a kernel that does
 // not tell which have run.
 func TestIOEachRead(t *testing.T) {
 	ioFactory = func(env collect.Env) (collect.Probe, error) {
-		p, err := newIO(env)
+		p, err := keptTypes.newIO(env)
 		if err == nil {
 			err = p.(*ioProbe).activity.drop()
 		}
 		return p, err
 	}
-	defer func() { ioFactory = newIO }()
+	defer func() { ioFactory = keptTypes.newIO }()
 	t.Run("reaped", TestIOReaped)
 	t.Run("ignored", TestIOIgnored)
 	t.Run("two pods", TestIOTwoPods)
@@ -685,7 +687,7 @@ func TestIOZombie(t *testing.T) {
 // with whichever thread, shows what it counted in the next sample.
 func TestIOIdle(t *testing.T) {
 	need.Root(t)
-	if look, err := bpf.NewActivities(&kernelTypes); err != nil {
+	if look, err := bpf.NewActivities(keptTypes.types); err != nil {
 		proof.Refuse(t, "io", "iter", err.Error())
 		need.Kernel(t, false, err.Error())
 	} else {
@@ -696,7 +698,7 @@ func TestIOIdle(t *testing.T) {
 	var p *ioProbe
 	pods := &nsnet.Pods{List: []*owner.Pod{{ID: "a", Namespace: "test", Name: "a"}}, Children: func(*owner.Pod) []int { return all }}
 	v := nsnet.NewSampler(t, collect.Options{Enabled: []string{"io"}, Pods: pods}, collect.Factory{Name: "io", New: func(env collect.Env) (collect.Probe, error) {
-		made, err := newIO(env)
+		made, err := keptTypes.newIO(env)
 		if err == nil {
 			p = made.(*ioProbe)
 		}

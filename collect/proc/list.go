@@ -7,8 +7,6 @@ import "nodeskoop/collect"
 // Probes returns the probes of this package.
 func Probes() []collect.Factory {
 	return []collect.Factory{
-		{Name: "fd", New: newFD},
-		{Name: "io", New: newIO},
 		{Name: "ip", New: newIP},
 		{Name: "ipvs", New: newIPVS},
 		{Name: "netdev", New: newNetdev},

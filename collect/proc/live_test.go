@@ -579,7 +579,7 @@ func TestFDAgainstLs(t *testing.T) {
 		var p *fd
 		v = nsnet.NewSampler(t, collect.Options{Enabled: []string{"fd"}, CompatNames: true, Pods: &nsnet.Pods{List: []*owner.Pod{pod}}},
 			collect.Factory{Name: "fd", New: func(env collect.Env) (collect.Probe, error) {
-				made, err := newFD(env)
+				made, err := keptTypes.newFD(env)
 				if err != nil {
 					return nil, err
 				}
@@ -601,7 +601,7 @@ func TestFDAgainstLs(t *testing.T) {
 	t.Run("iter", func(t *testing.T) {
 		v, iterates := sample(func(*fd) {})
 		if !iterates {
-			_, err := bpf.NewOpenFiles(&kernelTypes)
+			_, err := bpf.NewOpenFiles(keptTypes.types)
 			proof.Refuse(t, "fd", "iter", err.Error())
 			need.Kernel(t, false, err.Error())
 		}
@@ -628,7 +628,7 @@ func TestFDAgainstLs(t *testing.T) {
 // opens and closes, and forgets processes that have ended.
 func TestFDComesAndGoes(t *testing.T) {
 	need.Root(t)
-	files, err := bpf.NewOpenFiles(&kernelTypes)
+	files, err := bpf.NewOpenFiles(keptTypes.types)
 	if err != nil {
 		need.Kernel(t, false, err.Error())
 	}
@@ -690,7 +690,7 @@ func TestFDComesAndGoes(t *testing.T) {
 func TestMillionDescriptors(t *testing.T) {
 	need.Root(t)
 	need.Short(t)
-	files, err := bpf.NewOpenFiles(&kernelTypes)
+	files, err := bpf.NewOpenFiles(keptTypes.types)
 	if err != nil {
 		need.Kernel(t, false, err.Error())
 	}
@@ -774,7 +774,7 @@ func (*failing) Close() error { return nil }
 func TestFailedIteratorIsTriedAgain(t *testing.T) {
 	var log bytes.Buffer
 	f := &failing{fail: 2}
-	s := snapshot[int]{log: slog.New(slog.NewTextHandler(&log, nil)), instead: "one by one", iterator: f}
+	s := snapshot[int]{release: keptTypes.release, log: slog.New(slog.NewTextHandler(&log, nil)), instead: "one by one", iterator: f}
 	var known []uint64
 	for cycle := uint64(1); cycle <= 20; cycle++ {
 		if s.refreshIn(cycle); s.of != nil {

@@ -142,12 +142,17 @@ var mayTrace = sync.OnceValue(func() bool {
 	return data[0].Effective&need == need
 })
 
-// kernelTypes are for the probes of a Runner, which are made one after another
-// and then sampled: by then they are no longer needed.
-var (
-	kernelTypes  bpf.KernelTypes
-	releaseTypes = kernelTypes.Release
-)
+// typeInfo is the kernel's type information for the probes of one Runner, which
+// are made one after another and then sampled: by then it is released.
+type typeInfo struct {
+	types   *bpf.KernelTypes
+	release func()
+}
+
+func newTypeInfo() typeInfo {
+	types := new(bpf.KernelTypes)
+	return typeInfo{types, types.Release}
+}
 
 // firstPIDNamespace is the inode number of the kernel's first PID namespace
 // (PROC_PID_INIT_INO of include/linux/proc_ns.h).
@@ -157,6 +162,7 @@ const firstPIDNamespace = 0xEFFFFFFC
 // in a cycle. It is not safe for use by several goroutines.
 type snapshot[V any] struct {
 	log      *slog.Logger
+	release  func()       // of the type information that the iterator was loaded by
 	instead  string       // what is done where there is no iterator
 	iterator iterator[V]  // nil: there is none
 	cycle    uint64       // in which it was asked last
@@ -174,12 +180,12 @@ type iterator[V any] interface {
 }
 
 // newSnapshot makes the iterator, if that can be.
-func newSnapshot[V any, I iterator[V]](env collect.Env, instead string, load func(*bpf.KernelTypes) (I, error)) snapshot[V] {
-	s := snapshot[V]{log: env.Log, instead: instead}
+func newSnapshot[V any, I iterator[V]](env collect.Env, t typeInfo, instead string, load func(*bpf.KernelTypes) (I, error)) snapshot[V] {
+	s := snapshot[V]{log: env.Log, release: t.release, instead: instead}
 	err := mayIterate(env)
 	if err == nil {
 		var i I
-		if i, err = load(&kernelTypes); err == nil {
+		if i, err = load(t.types); err == nil {
 			s.iterator = i
 		}
 	}
@@ -198,7 +204,7 @@ func (s *snapshot[V]) refreshIn(cycle uint64) {
 		return
 	}
 	s.cycle = cycle
-	releaseTypes()
+	s.release()
 	if s.iterator == nil || s.cycle < s.retry {
 		return
 	}

@@ -227,7 +227,7 @@ func TestExecBetweenSamples(t *testing.T) {
 			t.Fatalf("pod %s has the shims %v, want %v", q.Name, q.Reapers, want)
 		}
 	}
-	s := nsnet.NewSampler(t, collect.Options{Enabled: []string{"io"}, Pods: x, HostNetns: c.Netns}, collect.Factory{Name: "io", New: newIO})
+	s := nsnet.NewSampler(t, collect.Options{Enabled: []string{"io"}, Pods: x, HostNetns: c.Netns}, collect.Factory{Name: "io", New: keptTypes.newIO})
 	const writes = "kubeskoop_io_iowritesyscall"
 	first := s.Sample()
 	const execs, each = 15, 100

@@ -106,7 +106,7 @@ func TestFirstThreadEnded(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			newOne := func(env collect.Env) (collect.Probe, error) {
 				env.Once = each
-				return newFD(env)
+				return keptTypes.newFD(env)
 			}
 			pods := &nsnet.Pods{List: []*owner.Pod{{ID: "a", Namespace: "test", Name: "a", PIDs: []int{pid}}}}
 			s := nsnet.NewSampler(t, collect.Options{Enabled: []string{"fd"}, Pods: pods}, collect.Factory{Name: "fd", New: newOne})
@@ -135,7 +135,7 @@ func TestFirstThreadEnded(t *testing.T) {
 			}
 			var p *ioProbe
 			s := nsnet.NewSampler(t, collect.Options{Enabled: []string{"io"}, Pods: pods}, collect.Factory{Name: "io", New: func(env collect.Env) (collect.Probe, error) {
-				made, err := newIO(env)
+				made, err := keptTypes.newIO(env)
 				if err == nil {
 					p = made.(*ioProbe)
 				}

@@ -99,12 +99,12 @@ func protocolName(n uint8) string {
 	return strconv.Itoa(int(n))
 }
 
-// vectorName names a softirq (include/linux/interrupt.h).
+// vectorName names a softirq.
 func vectorName(n uint32) string {
 	switch n {
-	case 2:
+	case bpf.SoftirqNetTX:
 		return "NET_TX"
-	case 3:
+	case bpf.SoftirqNetRX:
 		return "NET_RX"
 	}
 	return strconv.Itoa(int(n))

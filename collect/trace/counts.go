@@ -10,13 +10,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/bpf"
 	"nodeskoop/collect"
 	"nodeskoop/collect/owner"
 	"nodeskoop/internal/kernel"
 )
-
-// maxSlots is the most counters that a probe has for one namespace.
-const maxSlots = 5
 
 // maxStrangers is how many namespaces that are neither the host's nor a pod's
 // a probe follows before it looks which of them are gone.
@@ -42,10 +40,10 @@ type counts struct {
 }
 
 type count struct {
-	pod    string           // the ID of the pod whose namespace it was last
-	cycle  uint64           // when it was last a pod's or the host's
-	first  time.Time        // the reading that found it
-	values [maxSlots]uint64 // as the kernel has them
+	pod    string               // the ID of the pod whose namespace it was last
+	cycle  uint64               // when it was last a pod's or the host's
+	first  time.Time            // the reading that found it
+	values [bpf.MaxSlots]uint64 // as the kernel has them
 	tally
 	// before is the tally of the reading before the last, while it is
 	// nobody's.
@@ -54,7 +52,7 @@ type count struct {
 
 // tally is what one owner of a number has counted.
 type tally struct {
-	slots   [maxSlots]uint64
+	slots   [bpf.MaxSlots]uint64
 	reasons map[uint32]uint64 // packetloss: the same, by the kernel's reason
 }
 
@@ -74,7 +72,7 @@ type carried struct{ before, shown tally }
 
 // Keep appends what is shown, or nothing if that is 0.
 func (c *carried) Keep(b []byte) []byte {
-	if c.shown.slots == ([maxSlots]uint64{}) && len(c.shown.reasons) == 0 {
+	if c.shown.slots == ([bpf.MaxSlots]uint64{}) && len(c.shown.reasons) == 0 {
 		return b
 	}
 	b = collect.AppendUints(b, c.shown.slots[:]...)

@@ -45,7 +45,7 @@ func TestStrangersLeaveTheMaps(t *testing.T) {
 				t.Fatal(err)
 			}
 			if p.kind.name == flowKind.name {
-				if err := p.bpf.Flows(func(f bpf.Flow) { note(f.Netns) }); err != nil {
+				if err := p.bpf.EachFlow(func(e bpf.FlowEntry) { note(e.Key.Netns()) }); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -106,9 +106,9 @@ func TestIdleFlowsLeaveTheMap(t *testing.T) {
 	held := func() (ports []int) {
 		t.Helper()
 		for p := range l.plane.probes {
-			if err := p.bpf.Flows(func(f bpf.Flow) {
-				if f.Netns == l.a.Inode && f.Destination.Port() == 9 {
-					ports = append(ports, int(f.Source.Port()))
+			if err := p.bpf.EachFlow(func(e bpf.FlowEntry) {
+				if _, from, to := e.Key.Ends(); e.Key.Netns() == l.a.Inode && to.Port() == 9 {
+					ports = append(ports, int(from.Port()))
 				}
 			}); err != nil {
 				t.Fatal(err)

@@ -503,7 +503,7 @@ func TestLossClassesNeverFall(t *testing.T) {
 // What earlier runs had counted comes first, and what the kernel has since on top.
 func TestCountersAreCarried(t *testing.T) {
 	var first carried
-	first.show(&tally{slots: [maxSlots]uint64{3, 0, 5}, reasons: map[uint32]uint64{2: 3, 70: 5}})
+	first.show(&tally{slots: [bpf.MaxSlots]uint64{3, 0, 5}, reasons: map[uint32]uint64{2: 3, 70: 5}})
 	var second carried
 	if err := second.Recall(first.Keep(nil)); err != nil {
 		t.Fatal(err)
@@ -511,9 +511,9 @@ func TestCountersAreCarried(t *testing.T) {
 	if second.shown.slots != first.shown.slots || !maps.Equal(second.shown.reasons, first.shown.reasons) {
 		t.Errorf("%v, want %v", second.shown, first.shown)
 	}
-	second.show(&tally{slots: [maxSlots]uint64{1, 1}, reasons: map[uint32]uint64{2: 1, 9: 4}})
-	second.show(&tally{slots: [maxSlots]uint64{2, 1}, reasons: map[uint32]uint64{2: 1, 9: 4}})
-	if want := ([maxSlots]uint64{5, 1, 5}); second.shown.slots != want || !maps.Equal(second.shown.reasons, map[uint32]uint64{2: 4, 70: 5, 9: 4}) {
+	second.show(&tally{slots: [bpf.MaxSlots]uint64{1, 1}, reasons: map[uint32]uint64{2: 1, 9: 4}})
+	second.show(&tally{slots: [bpf.MaxSlots]uint64{2, 1}, reasons: map[uint32]uint64{2: 1, 9: 4}})
+	if want := ([bpf.MaxSlots]uint64{5, 1, 5}); second.shown.slots != want || !maps.Equal(second.shown.reasons, map[uint32]uint64{2: 4, 70: 5, 9: 4}) {
 		t.Errorf("%v", second.shown)
 	}
 	if b := new(carried).Keep(nil); len(b) != 0 {

@@ -6,6 +6,6 @@ import (
 )
 
 var virtcmdlatencyKind = kind{name: "virtcmdlatency", slots: []*catalog.Metric{
-	bpf.Slow:    catalog.MustMetric("kubeskoop_virtcmdlatency_latency"),
-	bpf.Slow100: catalog.MustMetric("kubeskoop_virtcmdlatency_latency100ms"),
+	bpf.CommandSlow:    catalog.MustMetric("kubeskoop_virtcmdlatency_latency"),
+	bpf.CommandSlow100: catalog.MustMetric("kubeskoop_virtcmdlatency_latency100ms"),
 }}

@@ -6,7 +6,8 @@
 // still missing, or names a probe that is gone, can be brought up to date:
 //
 //	collect/catalog/NAME.go            var x = Probe{...}
-//	collect/{proc,netlink}/NAME.go     func newX(collect.Env) (collect.Probe, error)
+//	collect/{proc,netlink}/NAME.go     func newX(collect.Env) (collect.Probe, error),
+//	                                   or that as a method of what Probes shares (newTypeInfo)
 //	collect/trace/NAME.go              var x = kind{...}
 package main
 
@@ -19,6 +20,7 @@ import (
 	"go/token"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -124,7 +126,7 @@ func variable(d ast.Decl, typ string) string {
 // collect.Factory has it.
 func constructor(d ast.Decl) string {
 	f, ok := d.(*ast.FuncDecl)
-	if !ok || f.Recv != nil || !strings.HasPrefix(f.Name.Name, "new") || f.Type.TypeParams != nil {
+	if !ok || !strings.HasPrefix(f.Name.Name, "new") || f.Type.TypeParams != nil {
 		return ""
 	}
 	of := func(list *ast.FieldList, i int) string {
@@ -144,7 +146,15 @@ func constructor(d ast.Decl) string {
 	if f.Type.Params.NumFields() != 1 || of(f.Type.Params, 0) != "collect.Env" || f.Type.Results.NumFields() != 2 || of(f.Type.Results, 0) != "collect.Probe" {
 		return ""
 	}
-	return f.Name.Name
+	if f.Recv == nil {
+		return f.Name.Name
+	}
+	if r, ok := f.Recv.List[0].Type.(*ast.StarExpr); ok {
+		if t, ok := r.X.(*ast.Ident); ok && t.Name == "typeInfo" {
+			return "t." + f.Name.Name
+		}
+	}
+	return ""
 }
 
 func catalogList(found []declared) string {
@@ -159,7 +169,11 @@ func catalogList(found []declared) string {
 
 func factoryList(found []declared) string {
 	var b strings.Builder
-	b.WriteString("import \"nodeskoop/collect\"\n\n// Probes returns the probes of this package.\nfunc Probes() []collect.Factory {\nreturn []collect.Factory{\n")
+	b.WriteString("import \"nodeskoop/collect\"\n\n// Probes returns the probes of this package.\nfunc Probes() []collect.Factory {\n")
+	if slices.ContainsFunc(found, func(d declared) bool { return strings.HasPrefix(d.name, "t.") }) {
+		b.WriteString("t := newTypeInfo() // the probes of one Runner share it\n")
+	}
+	b.WriteString("return []collect.Factory{\n")
 	for _, d := range found {
 		fmt.Fprintf(&b, "{Name: %q, New: %s},\n", d.probe, d.name)
 	}

@@ -1,0 +1,151 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+)
+
+// KernelTypes is the kernel's type information, which takes time to read and is
+// large: for several loads, one after another, and then to be released. The zero
+// value is read when it is needed.
+type KernelTypes struct {
+	mu    sync.Mutex
+	types *kernelTypes
+}
+
+func (k *KernelTypes) use(f func(*kernelTypes) error) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.types == nil {
+		types, err := newKernelTypes()
+		if err != nil {
+			return err
+		}
+		k.types = types
+	}
+	return f(k.types)
+}
+
+// Release returns the memory to the system, if there is any.
+func (k *KernelTypes) Release() {
+	k.mu.Lock()
+	held := k.types != nil
+	k.types = nil
+	k.mu.Unlock()
+	if held {
+		debug.FreeOSMemory()
+	}
+}
+
+// iterators are programs that the kernel runs over all processes when it is
+// asked (kernel/bpf/task_iter.c, since 5.8), and the map "processes" into which
+// they write a V for each. Nothing of them runs between two readings.
+type iterators[V any] struct {
+	coll       *ebpf.Collection
+	links      []*link.Iter
+	generation uint32          // of the readings
+	of         func(*V) uint32 // the reading that wrote a value
+	stale      []uint32
+	walker     walker[uint32, V]
+}
+
+// load loads and attaches the programs, which are run in that order. The error
+// says why the kernel or the process's rights do not allow it.
+func (it *iterators[V]) load(types *KernelTypes, spec *ebpf.CollectionSpec, of func(*V) uint32, programs ...string) error {
+	it.of = of
+	_ = rlimit.RemoveMemlock() // see New
+	if err := types.use(func(t *kernelTypes) (err error) {
+		if it.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: t.cache}); err != nil {
+			return fmt.Errorf("load iterators over processes: %w", explain(err))
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	for _, name := range programs {
+		l, err := link.AttachIter(link.IterOptions{Program: it.coll.Programs[name]})
+		if err != nil {
+			return errors.Join(fmt.Errorf("attach the iterator %s: %w", name, explain(err)), it.Close())
+		}
+		it.links = append(it.links, l)
+	}
+	return nil
+}
+
+// Close frees the programs.
+func (it *iterators[V]) Close() error {
+	var errs []error
+	for _, l := range it.links {
+		errs = append(errs, l.Close())
+	}
+	it.coll.Close()
+	return errors.Join(errs...)
+}
+
+// maxIteration is how long a reading of all processes may take. An iterator goes
+// through about ten million descriptors in a second, and whoever waits for it
+// gives up after two.
+const maxIteration = time.Second
+
+// each runs the programs and hands each process to see.
+func (it *iterators[V]) each(see func(pid uint32, v *V)) error {
+	deadline := time.Now().Add(maxIteration)
+	it.generation++
+	if err := it.coll.Variables["generation"].Set(it.generation); err != nil {
+		return fmt.Errorf("begin to iterate over processes: %w", err)
+	}
+	for _, l := range it.links {
+		if err := iterate(l, deadline); err != nil {
+			return fmt.Errorf("iterate over processes: %w", err)
+		}
+	}
+	it.stale = it.stale[:0]
+	m := it.coll.Maps["processes"]
+	err := it.walker.each(m, 1, func(pid *uint32, values []V) {
+		if v := &values[0]; it.of(v) == it.generation {
+			see(*pid, v)
+		} else {
+			it.stale = append(it.stale, *pid)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("read what iterators saw of processes: %w", err)
+	}
+	for _, pid := range it.stale {
+		if err := m.Delete(pid); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("forget process %d: %w", pid, err)
+		}
+	}
+	return nil
+}
+
+// iterate runs a program over everything. It prints nothing, so the kernel
+// interrupts it after each million objects with EAGAIN, to go on with the next
+// call (kernel/bpf/bpf_iter.c, bpf_seq_read).
+func iterate(l *link.Iter, deadline time.Time) error {
+	r, err := l.Open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	var b [64]byte
+	for {
+		switch _, err := r.Read(b[:]); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR):
+			return err
+		case time.Now().After(deadline):
+			return fmt.Errorf("it was not done after %v", maxIteration)
+		}
+	}
+}

@@ -1,0 +1,411 @@
+package bpf
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/cilium/ebpf"
+
+	"nodeskoop/bpf/internal/objects"
+)
+
+//go:generate internal/objects/bpf2go -type code_bit -type drop -type drop_key -type rule -type size -type slot -type step -type steps -type trait -type why Packetloss packetloss.bpf.c
+
+// The names of hooks whose state the programs or the symbols are told.
+const (
+	lossModules = "modules that are loaded (module_load)"
+	lossSockets = "TCP's sockets of freed packets (tcp_check_req, tcp_timewait_state_process, tcp_oow_rate_limited)"
+)
+
+var packetloss = definition{
+	spec:    objects.LoadPacketloss,
+	prepare: preparePacketloss,
+	begin:   beginLosses,
+	started: startedLosses,
+	hooks: []hook{
+		{
+			name:     lossModules,
+			rungs:    []rung{{kind: RawTracepoint, programs: []string{"raw_module_load"}}},
+			optional: true,
+			without:  "which function of a module loaded later freed a packet, for up to an interval",
+			needed: func(_ *Probe, types *kernelTypes) bool {
+				_, ok := types.tracepoint("module_load") // a kernel without modules has none
+				return ok
+			},
+		},
+		{
+			name:     "fragments that waited for too long (timer_expire_entry)",
+			rungs:    []rung{{kind: RawTracepoint, programs: []string{"raw_timer_end", "raw_timer"}}},
+			optional: true,
+			without:  "whose the fragments are that wait for others in vain: they are unattributed",
+		},
+		{
+			name: lossSockets,
+			rungs: []rung{
+				{kind: Fentry, programs: []string{"fen_check_req", "fen_timewait", "fen_out_of_window"}},
+				{kind: Kprobe, programs: []string{"kp_check_req", "kp_timewait", "kp_out_of_window"}},
+			},
+			optional: true,
+			without:  "which acknowledgements of handshakes and which segments out of order were no loss: all count as lost; the kernel tells from 6.11 on",
+			needed:   func(_ *Probe, types *kernelTypes) bool { return !hasReceiver(types) },
+		},
+		{
+			name: "dropped packets (kfree_skb)",
+			rungs: []rung{
+				{kind: RawTracepoint, programs: []string{"raw_kfree_skb"}},
+				{kind: BTFTracepoint, programs: []string{"btf_kfree_skb"}},
+			},
+		},
+	},
+	events:   []EventType{PacketLoss},
+	slots:    int(dropClasses),
+	table:    objects.PacketlossMapDrops,
+	shares:   mapDropShares,
+	counters: (*Probe).dropCounters,
+	recount:  func(p *Probe) error { return p.eachDrop(func(dropKey, uint64) {}) },
+	forget:   (*Probe).forgetDrops,
+	lacks: func(p *Probe) []string {
+		if err := p.loader.symbols.Err(); err != nil {
+			return []string{"in which function a packet was dropped, so that the classes tcphandle, tcprcv and tcpstatm stay 0, and locations and stacks are addresses: " + err.Error()}
+		}
+		return nil
+	},
+}
+
+// PacketLoss is the type of its events.
+const PacketLoss = EventType(objects.SharedEventTypeEVENT_PACKETLOSS)
+
+const mapDropShares = objects.PacketlossMapDropShares
+
+func preparePacketloss(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) error {
+	spec.Maps[objects.PacketlossMapDrops].MaxEntries = uint32(p.loader.options.Drops)
+	return errors.Join(
+		prepareLosses(spec),
+		set(spec, objects.PacketlossVarWithStack, !p.config.NoStack),
+		set(spec, objects.PacketlossVarHasRxSk, hasReceiver(types)),
+	)
+}
+
+// hasReceiver: the tracepoint kfree_skb passes the socket that the packet was
+// for, which it does from 6.11 on.
+func hasReceiver(types *kernelTypes) bool {
+	params, _ := types.tracepoint("kfree_skb")
+	return len(params) >= 4
+}
+
+// beginLosses fills the tables of reasons and of code, before the programs
+// that read them are attached.
+func beginLosses(p *Probe) error {
+	m, reasons := lossTable, p.loader.reasons
+	for n := range lossReasons {
+		if err := p.maps[objects.PacketlossMapRulesByReason].Put(n, m.because(reasons, n)); err != nil {
+			return fmt.Errorf("write the rules of drop reason %d: %w", n, err)
+		}
+	}
+	return p.mapCode(true)
+}
+
+// mapCode writes which rules apply at which code address, again if modules
+// have been loaded since or if it must.
+func (p *Probe) mapCode(must bool) error {
+	var loaded, known uint64
+	var table uint32
+	if err := errors.Join(p.get(objects.PacketlossVarModulesLoaded, &loaded), p.get(objects.PacketlossVarModulesKnown, &known), p.get(objects.PacketlossVarTableInUse, &table)); err != nil {
+		return fmt.Errorf("read the state of the code table: %w", err)
+	}
+	if loaded == known && !must {
+		return nil
+	}
+	// Without symbols the rules that name functions do not hold: State says so.
+	if p.loader.symbols.Refresh() == nil {
+		steps, err := p.loader.symbols.steps(lossTable)
+		if err != nil {
+			return err
+		}
+		table ^= 1
+		if err := p.maps[objects.PacketlossMapCode].Put(table, steps); err != nil {
+			return fmt.Errorf("write the code table: %w", err)
+		}
+		if err := p.put(objects.PacketlossVarTableInUse, table); err != nil {
+			return fmt.Errorf("switch the code table: %w", err)
+		}
+		var starts [objects.PacketlossSizeEXPIRIES]uint64
+		copy(starts[:], p.loader.symbols.starts(lossExpiries))
+		if err := p.put(objects.PacketlossVarExpiries, starts); err != nil {
+			return fmt.Errorf("write what the timers of fragments call: %w", err)
+		}
+	}
+	if err := p.put(objects.PacketlossVarModulesKnown, loaded); err != nil {
+		return fmt.Errorf("say which modules the code table knows: %w", err)
+	}
+	return nil
+}
+
+// startedLosses tells the programs what could be attached.
+func startedLosses(p *Probe) error {
+	for _, h := range p.hooks {
+		switch {
+		case h.Kind == "":
+		case h.Name == lossSockets:
+			if err := p.put(objects.PacketlossVarSocketsNoted, uint32(1)); err != nil {
+				return fmt.Errorf("say that sockets are noted: %w", err)
+			}
+		case h.Name == lossModules:
+			p.loader.symbols.follow(func() (n uint64, ok bool) {
+				return n, p.get(objects.PacketlossVarModulesLoaded, &n) == nil
+			})
+		}
+	}
+	// A module may have been loaded before the program that waits for it was.
+	return p.mapCode(p.loader.symbols.Stale())
+}
+
+// DropClass is the part of the kernel in which a packet was lost.
+type DropClass int
+
+// The classes of drops, which are the slots of packetloss's counters. Each
+// drop has exactly one, so that their sum is the total at any time.
+const (
+	DropAbnormal  = DropClass(objects.PacketlossSlotABNORMAL)   // any other function
+	DropTCPHandle = DropClass(objects.PacketlossSlotTCP_HANDLE) // tcp_v4_do_rcv, tcp_v6_do_rcv
+	DropTCPRcv    = DropClass(objects.PacketlossSlotTCP_RCV)    // tcp_v4_rcv, tcp_v6_rcv
+	DropTCPStatM  = DropClass(objects.PacketlossSlotTCP_STATM)  // tcp_rcv_state_process
+	DropNetfilter = DropClass(objects.PacketlossSlotNETFILTER)  // reason NETFILTER_DROP, or in the rule engines
+	dropClasses   = DropClass(objects.PacketlossSlotSLOTS)
+)
+
+// dropFunctions says which class a function belongs to. Drops of the rule
+// engines are there for kernels that give no reasons.
+var dropFunctions = map[string]DropClass{
+	"tcp_v4_do_rcv":         DropTCPHandle,
+	"tcp_v6_do_rcv":         DropTCPHandle,
+	"tcp_v4_rcv":            DropTCPRcv,
+	"tcp_v6_rcv":            DropTCPRcv,
+	"tcp_rcv_state_process": DropTCPStatM,
+	"nf_hook_slow":          DropNetfilter,
+	"nft_do_chain":          DropNetfilter,
+	"ipt_do_table":          DropNetfilter,
+	"ip6t_do_table":         DropNetfilter,
+}
+
+// Drop is one counter of packetloss.
+type Drop struct {
+	Netns    uint64
+	Reason   uint32
+	Location uint64
+	Class    DropClass
+	Count    uint64
+}
+
+// dropKey is the key of the table of drops. It has traits where the packet is
+// left to judge here.
+type dropKey = objects.PacketlossDropKey
+
+type dropReader struct {
+	walker[dropKey, uint64]
+	generation int                  // of the symbols that the classes are by
+	classes    map[uint64]DropClass // of the locations seen, by address
+	verdicts   map[dropKey]Why      // of what was left to judge here
+	ignored    [whys]uint64         // of that
+	forgotten  [whys]uint64         // of that, in namespaces that are gone
+	sums       []dropSum
+}
+
+type dropSum struct {
+	netns uint32
+	count [dropClasses]uint64
+}
+
+// Drops calls f for each reason and place in which a namespace lost packets.
+// Those that found no room in the table have ReasonOverflow and no place: their
+// class is known.
+func (p *Probe) Drops(f func(Drop)) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || p.maps[objects.PacketlossMapDrops] == nil {
+		return fmt.Errorf("read the drops of probe %s: it is closed, or has none", p.name)
+	}
+	err := p.eachLoss(func(k dropKey, class DropClass, n uint64) {
+		if n > 0 {
+			f(Drop{Netns: uint64(k.Netns), Reason: k.Reason, Location: k.Location, Class: class, Count: n})
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("read the drops of probe %s: %w", p.name, err)
+	}
+	return nil
+}
+
+func (p *Probe) classOf(k dropKey) DropClass {
+	if p.loader.reasons.drop[k.Reason] == "NETFILTER_DROP" {
+		return DropNetfilter
+	}
+	r := &p.drops
+	if g := p.loader.symbols.Generation(); g != r.generation {
+		// Another module may be where one was.
+		r.generation = g
+		clear(r.classes)
+	}
+	if class, ok := r.classes[k.Location]; ok {
+		return class
+	}
+	class := DropAbnormal
+	name := p.loader.symbols.Function(k.Location)
+	if c, ok := dropFunctions[name]; ok {
+		class = c
+	}
+	// Without a name the class may come to be known with the next reading.
+	// Modules come and go, so the memory of places is bounded.
+	if name != "" {
+		if r.classes == nil || len(r.classes) > 4096 {
+			r.classes = map[uint64]DropClass{}
+		}
+		r.classes[k.Location] = class
+	}
+	return class
+}
+
+func (p *Probe) dropCounters(f func(netns uint64, slot int, value uint64)) error {
+	r := &p.drops
+	r.sums = r.sums[:0]
+	err := p.eachLoss(func(k dropKey, class DropClass, n uint64) {
+		i, found := slices.BinarySearchFunc(r.sums, k.Netns, func(s dropSum, netns uint32) int { return cmp.Compare(s.netns, netns) })
+		if !found {
+			r.sums = slices.Insert(r.sums, i, dropSum{netns: k.Netns})
+		}
+		r.sums[i].count[class] += n
+	})
+	if err != nil {
+		return err
+	}
+	for _, s := range r.sums {
+		for class, n := range s.count {
+			f(uint64(s.netns), class, n)
+		}
+	}
+	return nil
+}
+
+// Ignored tells how many packets the kernel freed as dropped that were no
+// losses, by why. With what Drops tells, they are all that it freed so.
+func (p *Probe) Ignored() (map[Why]uint64, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m := p.maps[objects.PacketlossMapIgnored]
+	if p.closed || m == nil {
+		return nil, fmt.Errorf("read the ignored packets of probe %s: it is closed, or has none", p.name)
+	}
+	// What was left to judge is in the other table.
+	if err := p.eachLoss(func(dropKey, DropClass, uint64) {}); err != nil {
+		return nil, fmt.Errorf("read the ignored packets of probe %s: %w", p.name, err)
+	}
+	sums := map[Why]uint64{}
+	for _, why := range WhyIgnored() {
+		var values []uint64
+		if err := m.Lookup(uint32(why), &values); err != nil {
+			return nil, fmt.Errorf("read the ignored packets of probe %s: %w", p.name, err)
+		}
+		for _, n := range values {
+			sums[why] += n
+		}
+		sums[why] += p.drops.ignored[why]
+	}
+	return sums, nil
+}
+
+// why judges a lost packet that the kernel left to judge here: one that was
+// freed by a module whose functions were not known yet.
+func (p *Probe) why(k dropKey) Why {
+	r := &p.drops
+	k.Netns = 0
+	if why, ok := r.verdicts[k]; ok {
+		return why
+	}
+	function := p.loader.symbols.Function(k.Location)
+	why := lossTable.judge(function, p.loader.reasons, k.Reason, traits(k.Traits)&^traitUndecided)
+	if r.verdicts == nil || len(r.verdicts) > 4096 {
+		r.verdicts = map[dropKey]Why{}
+	}
+	r.verdicts[k] = why
+	return why
+}
+
+// eachLoss calls emit for the counters of lost packets, and sums those of
+// others.
+func (p *Probe) eachLoss(emit func(dropKey, DropClass, uint64)) error {
+	if err := p.mapCode(false); err != nil {
+		return err
+	}
+	p.drops.ignored = p.drops.forgotten
+	err := p.eachDrop(func(k dropKey, n uint64) {
+		if k.Traits != 0 {
+			if why := p.why(k); why != Lost {
+				p.drops.ignored[why] += n
+				return
+			}
+		}
+		emit(k, p.classOf(k), n)
+	})
+	if err != nil {
+		return err
+	}
+	return p.readCounters(func(netns uint64, slot int, n uint64) {
+		emit(dropKey{Netns: uint32(netns), Reason: ReasonOverflow}, DropClass(slot), n)
+	})
+}
+
+// eachDrop also counts the entries in use.
+func (p *Probe) eachDrop(emit func(dropKey, uint64)) error {
+	st, s := &p.rooms, p.rooms.shares[mapDropShares]
+	s.begin()
+	err := p.drops.each(p.maps[objects.PacketlossMapDrops], p.loader.cpus, func(k *dropKey, values []uint64) {
+		var n uint64
+		var room uint32
+		for _, v := range values {
+			n += v & (1<<objects.PacketlossDropDROP_ROOM_SHIFT - 1)
+			room |= uint32(v >> objects.PacketlossDropDROP_ROOM_SHIFT)
+		}
+		s.count(st, k.Netns, room)
+		emit(*k, n)
+	})
+	if err != nil {
+		return err
+	}
+	// Strangers without room lose nothing: their classes are counted.
+	st.dropsCrowded, err = s.end(st)
+	return err
+}
+
+// forgetDrops deletes the entries of namespaces. They are few, so a second
+// pass over the keys costs less than an index kept all the time.
+func (p *Probe) forgetDrops(gone map[uint32]bool) error {
+	var keys []dropKey
+	err := p.eachDrop(func(k dropKey, n uint64) {
+		if !gone[k.Netns] {
+			return
+		}
+		keys = append(keys, k)
+		if k.Traits != 0 {
+			if why := p.why(k); why != Lost {
+				p.drops.forgotten[why] += n
+			}
+		}
+	})
+	return errors.Join(err, remove(p.maps[objects.PacketlossMapDrops], keys))
+}
+
+// Ignores reports whether an event of a lost packet is of none: one that was
+// freed by a module whose functions the kernel's tables did not have yet.
+func (l *Loader) Ignores(e *Event) bool {
+	t := traits(e.Detail)
+	if e.Type != PacketLoss || t&traitUndecided == 0 {
+		return false
+	}
+	reasons, err := l.Reasons()
+	if err != nil {
+		return false
+	}
+	return lossTable.judge(l.symbols.Function(e.Location), reasons, e.Reason, t&^traitUndecided) != Lost
+}

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+//go:build ignore
+
+/* shared: the maps that all probes share, and the types of what they have in
+ * common. It has no program. */
+
+#include "headers/kernel.h"
+#include "headers/counter.h"
+#include "headers/event.h"
+
+GO_TYPES(struct counter counter; struct share share; enum room room; enum reason reason;);
