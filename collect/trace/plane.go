@@ -143,7 +143,7 @@ func (p *Plane) enter(env collect.Env) (*bpf.Loader, error) {
 	}
 	p.fresh = true
 	p.building++
-	p.pods = env.Pods
+	p.pods = env.Who
 	if host, err := kernel.NetnsInode(env.HostNetns); err == nil {
 		p.hostNetns = host
 	}

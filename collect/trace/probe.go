@@ -63,7 +63,7 @@ type probe struct {
 }
 
 // Over returns collect.Node: one reading of a map serves all namespaces.
-func (p *probe) Over() collect.Over { return collect.Node }
+func (p *probe) Granularity() collect.Granularity { return collect.Node }
 
 // Sample reads the probe's counters.
 func (p *probe) Sample(v *collect.View) error {
