@@ -84,9 +84,6 @@ func (r *Resolver) Unowned(netns uint64) bool {
 	return netns != 0 && host != 0 && netns != host
 }
 
-// ForeignPIDs: see Sources.
-func (r *Resolver) ForeignPIDs() bool { return r.from.Load().ForeignPIDs }
-
 // End tells whose the address of one end of a connection is: the kind, and for
 // EndPod the pod. where is the pod in whose network namespace the address was
 // seen; nil is the host's, or, with unowned, that of neither.

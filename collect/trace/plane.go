@@ -210,7 +210,7 @@ func (p *Plane) own() {
 	}
 	pods := p.pods
 	if p.opt.Hub != nil {
-		pods = p.opt.Hub.Pods() // a reload may have brought others
+		pods = p.opt.Hub.Resolver() // a reload may have brought others
 	}
 	if pods == nil {
 		return
@@ -300,7 +300,7 @@ func (p *Plane) offer(c *converter, e *bpf.Event) {
 	if err == nil {
 		return
 	}
-	p.opt.Hub.Missed(eventTypes[e.Type], 0, 1)
+	p.opt.Hub.CountOnly(eventTypes[e.Type], 0, 1)
 	if p.panicked.CompareAndSwap(false, true) {
 		p.opt.Log.Error("an event is lost, as others like it may be from now on without a word", "event", e.Type.String(), "error", err)
 	}
@@ -321,7 +321,7 @@ func (p *Plane) Account() {
 	for _, a := range stats.Events {
 		was := p.told[a.Type]
 		if s, l := a.Suppressed-was.Suppressed, a.Lost-was.Lost; s > 0 || l > 0 {
-			p.opt.Hub.Missed(eventTypes[a.Type], s, l)
+			p.opt.Hub.CountOnly(eventTypes[a.Type], s, l)
 		}
 		p.told[a.Type] = a
 	}
