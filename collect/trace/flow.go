@@ -24,14 +24,14 @@ var (
 // announced, for one.
 const idleCycles = 20
 
-// idleStrangers is the same for namespaces that are neither the host's nor a
-// pod's: their flows are kept only in case they become a pod's.
-const idleStrangers = 4
+// idleUnowned is the same for unowned namespaces: their flows are kept only in case
+// they become a pod's.
+const idleUnowned = 4
 
 // flowKind labels what the node's sockets or the host's devices sent, by
 // connection.
 var flowKind = kind{name: "flow", whole: true, begin: func(p *probe, env collect.Env) func(*collect.View) error {
-	f := &flows{probe: p, who: env.Who, shown: map[bpf.FlowKey]*series{}, spaces: map[uint64]*space{}, most: 1000}
+	f := &flows{probe: p, who: p.tracer.who, shown: map[bpf.FlowKey]*series{}, spaces: map[uint64]*space{}, most: 1000}
 	devices, _ := env.Options["devices"].([]string)
 	f.devices = len(devices) > 0
 	if n, ok := env.Options["max_series"].(int64); ok {
@@ -194,7 +194,7 @@ func (f *flows) read() error {
 		s := f.spaces[netns]
 		if s == nil {
 			f.counts.at(netns) // has to be forgotten, too
-			return e.Idle <= idleStrangers
+			return e.Idle <= idleUnowned
 		}
 		if x := f.shown[e.Key]; x != nil {
 			x.add(&e, f.cycle)
