@@ -935,9 +935,13 @@ func TestHubSurvivesPanics(t *testing.T) {
 	for i := range 10 {
 		h.Offer(event(lossType, uint64(100+i)))
 		h.Offer(event(irqType, 0))
+		e := event(resetType, hostInode) // of an end whose address is asked for
+		e.Src.Addr = netip.MustParseAddr("203.0.113.1")
+		h.Offer(e)
 	}
 	closeHub(t, h)
 	wantCounts(t, h, lossType, Counts{Offered: 10, Written: 10})
+	wantCounts(t, h, resetType, Counts{Offered: 10, Lost: 10})
 	wantCounts(t, h, irqType, Counts{Offered: 10, Written: 10})
 	for _, e := range sink.events() {
 		if e.Type == lossType && (!e.Unattributed() || e.OfHost()) {
