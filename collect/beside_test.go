@@ -102,7 +102,7 @@ func TestHungLoading(t *testing.T) {
 	slow := Factory{"ip", func(Env) (Probe, error) {
 		made.Add(1)
 		open(path)
-		return closing{fnProbe{over: Node, sample: func(v *View) error { return nil }}, &closed}, nil
+		return closing{fnProbe{granularity: Node, sample: func(v *View) error { return nil }}, &closed}, nil
 	}}
 	r := newRunner(t, Options{ProcRoot: root}, slow, probe("tcp", EachNetns, readValue(mInsegs)))
 	for range 3 {
@@ -133,7 +133,7 @@ func TestLoadingThatIsNotWantedAnyMore(t *testing.T) {
 	var closed atomic.Int32
 	r := newRunner(t, Options{ProcRoot: root}, Factory{"ip", func(Env) (Probe, error) {
 		open(path)
-		return closing{fnProbe{over: Node, sample: func(v *View) error { return nil }}, &closed}, nil
+		return closing{fnProbe{granularity: Node, sample: func(v *View) error { return nil }}, &closed}, nil
 	}}, probe("tcp", EachNetns, readValue(mInsegs)))
 	r.Cycle()
 	o := r.opt
@@ -167,7 +167,7 @@ func TestHookThatHangsOrPanics(t *testing.T) {
 	path, release := fifo(t)
 	make := func(name string, hook func() (string, []string)) Factory {
 		return Factory{name, func(Env) (Probe, error) {
-			return hooked{fnProbe{over: Node, sample: func(v *View) error { return nil }}, hook}, nil
+			return hooked{fnProbe{granularity: Node, sample: func(v *View) error { return nil }}, hook}, nil
 		}}
 	}
 	r := newRunner(t, Options{ProcRoot: root},
@@ -319,8 +319,8 @@ func TestReloadReachesProbesThatStay(t *testing.T) {
 	r := newRunner(t, Options{ProcRoot: root, Pods: first}, Factory{"softnet", func(e Env) (Probe, error) {
 		built++
 		env = e
-		return fnProbe{over: Node, sample: func(v *View) error {
-			v.Add(mSoft, float64(e.Pods.Running()[0].PIDs[0]))
+		return fnProbe{granularity: Node, sample: func(v *View) error {
+			v.Add(mSoft, float64(e.Who.Running()[0].PIDs[0]))
 			return nil
 		}}, nil
 	}})
@@ -332,7 +332,7 @@ func TestReloadReachesProbesThatStay(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(t, values(r.Cycle()), "kubeskoop_softnet_processed"+name, 30)
-	if built != 1 || len(env.Pods.Running()) != 1 {
+	if built != 1 || len(env.Who.Running()) != 1 {
 		t.Errorf("the probe was built %d times", built)
 	}
 	// Another namespace that is the host's: nothing of the one before is left.
@@ -341,8 +341,8 @@ func TestReloadReachesProbesThatStay(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Cycle()
-	if r.host.inode != ns[1] || built != 2 {
-		t.Errorf("the host is namespace %d, want %d; built %d times", r.host.inode, ns[1], built)
+	if r.plan.host.inode != ns[1] || built != 2 {
+		t.Errorf("the host is namespace %d, want %d; built %d times", r.plan.host.inode, ns[1], built)
 	}
 }
 

@@ -5,16 +5,24 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"time"
 
 	dto "github.com/prometheus/client_model/go"
 
 	"nodeskoop/collect/catalog"
 )
 
-// families turns rows into metric families. It keeps the memory of the last
-// cycle's for the next one.
+// selection says which series are written.
+type selection struct {
+	exclude     []string // globs of names
+	compatNames bool     // metrics that have an Alias, too
+	skipZero    bool     // no counters of a pod that have been 0 since the start
+	maxSeries   int      // 0: no limit
+}
+
+// families turns rows into metric families: fill, add, list, in each cycle. It
+// keeps the memory of the last cycle's for the next one.
 type families struct {
+	selection
 	excluded []bool // by metric ID
 	aliased  []bool // another name of it is written, whether or not its own is
 	aliases  []*catalog.Metric
@@ -30,13 +38,11 @@ type family struct {
 	pool []*dto.Metric // all that were ever made; the first are in use
 }
 
-func (f *families) apply(opt Options) {
-	f.excluded = make([]bool, len(catalog.Metrics()))
-	f.aliased = make([]bool, len(catalog.Metrics()))
-	f.byID = make([]family, len(catalog.Metrics()))
-	f.aliases = f.aliases[:0]
+func newFamilies(which selection) *families {
+	n := len(catalog.Metrics())
+	f := &families{selection: which, excluded: make([]bool, n), aliased: make([]bool, n), byID: make([]family, n), leftOut: map[int]int{}}
 	for _, m := range catalog.Metrics() {
-		for _, g := range opt.Exclude {
+		for _, g := range which.exclude {
 			if ok, _ := path.Match(g, m.Name); ok {
 				f.excluded[m.ID()] = true
 			}
@@ -46,53 +52,59 @@ func (f *families) apply(opt Options) {
 			typ = dto.MetricType_COUNTER
 		}
 		f.byID[m.ID()].dto = &dto.MetricFamily{Name: &m.Name, Help: &m.Help, Type: &typ}
-		if m.Alias != "" && opt.CompatNames && !f.excluded[m.ID()] {
+		if m.Alias != "" && which.compatNames && !f.excluded[m.ID()] {
 			f.aliases = append(f.aliases, m)
 			f.aliased[catalog.MustMetric(m.Alias).ID()] = true
 		}
 	}
+	return f
 }
 
-// build returns the families of the cycle that began at start, in the
-// Catalogue's order.
-func (f *families) build(r *Runner, start time.Time, others []selfValue) []*dto.MetricFamily {
+// fill begins the families of a cycle with its rows. About the series themselves it
+// adds metrics of the tool's own, with the labels of host.
+func (f *families) fill(rows []row, host *labelSet) {
 	for i := range f.byID {
 		f.byID[i].dto.Metric = f.byID[i].dto.Metric[:0]
 	}
-	f.total, f.leftOut = 0, map[int]int{}
+	f.total = 0
+	clear(f.leftOut)
 
-	if r.opt.MaxSeries > 0 && len(r.rows) > r.opt.MaxSeries {
-		for _, k := range f.capOrder(r.rows) {
-			f.add(r, r.rows[k.row])
+	if f.maxSeries > 0 && len(rows) > f.maxSeries {
+		for _, k := range f.capOrder(rows) {
+			f.take(&rows[k.row])
 		}
 	} else {
-		for _, row := range r.rows {
-			f.add(r, row)
+		for i := range rows {
+			f.take(&rows[i])
 		}
 	}
 	for _, m := range f.aliases {
 		src := f.byID[catalog.MustMetric(m.Alias).ID()].dto.Metric
-		if r.opt.MaxSeries > 0 && f.total+len(src) > r.opt.MaxSeries {
+		if f.maxSeries > 0 && f.total+len(src) > f.maxSeries {
 			f.leftOut[m.ID()] += len(src)
 			continue
 		}
 		f.total += len(src)
 		f.byID[m.ID()].dto.Metric = append(f.byID[m.ID()].dto.Metric, src...)
 	}
-	self := func(name string, value float64, labels ...string) {
-		m := catalog.MustMetric(name)
-		if !f.excluded[m.ID()] {
-			f.append(m, r.host.labels.pairs, value, labels)
-		}
-	}
-	self("nodeskoop_series", float64(f.total))
+	f.add(host, "nodeskoop_series", float64(f.total))
 	for _, m := range catalog.Metrics() {
 		if n := f.leftOut[m.ID()]; n > 0 {
-			self("nodeskoop_series_left_out", float64(n), m.Name)
+			f.add(host, "nodeskoop_series_left_out", float64(n), m.Name)
 		}
 	}
-	r.selfValues(start, others, self)
+}
 
+// add adds one value of the tool's own metrics, for which there is no cap.
+func (f *families) add(of *labelSet, metric string, value float64, labels ...string) {
+	if m := catalog.MustMetric(metric); !f.excluded[m.ID()] {
+		f.append(m, of.pairs, value, labels)
+	}
+}
+
+// list returns the families that have series, in the Catalogue's order. They are
+// valid until the next fill.
+func (f *families) list() []*dto.MetricFamily {
 	f.out = f.out[:0]
 	for _, m := range catalog.Metrics() {
 		if fam := f.byID[m.ID()].dto; len(fam.Metric) > 0 && !f.excluded[m.ID()] {
@@ -120,13 +132,13 @@ const (
 	rankFlow
 )
 
-func rankOf(r *Row) int8 {
+func rankOf(r *row) int8 {
 	switch {
-	case r.Metric.Scope == catalog.PerFlow:
+	case r.metric.Scope == catalog.PerFlow:
 		return rankFlow
-	case r.t.pod == nil:
+	case r.of.pod == nil:
 		return rankHost
-	case len(r.Labels) > 0:
+	case len(r.labels) > 0:
 		return rankLabelled
 	}
 	return rankPod
@@ -134,19 +146,19 @@ func rankOf(r *Row) int8 {
 
 // capOrder orders rows for a cap. It is the same in every cycle, whatever else
 // comes and goes, and in whatever order the probes gave them.
-func (f *families) capOrder(rows []Row) []capKey {
+func (f *families) capOrder(rows []row) []capKey {
 	f.order = f.order[:0]
 	for i := range rows {
 		f.order = append(f.order, capKey{rank: rankOf(&rows[i]), row: int32(i)})
 	}
 	slices.SortFunc(f.order, func(a, b capKey) int {
 		x, y := &rows[a.row], &rows[b.row]
-		return cmp.Or(cmp.Compare(a.rank, b.rank), compareOwners(x.t, y.t), slices.Compare(x.Labels, y.Labels),
-			cmp.Compare(x.Metric.ID(), y.Metric.ID()), cmp.Compare(a.row, b.row))
+		return cmp.Or(cmp.Compare(a.rank, b.rank), compareOwners(x.of, y.of), slices.Compare(x.labels, y.labels),
+			cmp.Compare(x.metric.ID(), y.metric.ID()), cmp.Compare(a.row, b.row))
 	})
 	for i := range f.order[:max(0, len(f.order)-1)] {
 		a, b := f.order[i], &f.order[i+1]
-		if b.rank >= rankLabelled && b.rank == a.rank && compareOwners(rows[a.row].t, rows[b.row].t) == 0 {
+		if b.rank >= rankLabelled && b.rank == a.rank && compareOwners(rows[a.row].of, rows[b.row].of) == 0 {
 			b.turn = a.turn + 1
 		}
 	}
@@ -156,9 +168,9 @@ func (f *families) capOrder(rows []Row) []capKey {
 	return f.order
 }
 
-// compareOwners orders targets by whose series they make: the host's, what is
+// compareOwners orders label sets by whose they are: the host's, what is
 // unattributed, and the pods' from the oldest on. Two of one pod are equal.
-func compareOwners(a, b *target) int {
+func compareOwners(a, b *labelSet) int {
 	switch {
 	case a == b:
 		return 0
@@ -169,31 +181,32 @@ func compareOwners(a, b *target) int {
 		strings.Compare(a.pod.Name, b.pod.Name), strings.Compare(a.pod.ID, b.pod.ID))
 }
 
-func (f *families) add(r *Runner, row Row) {
-	m := row.Metric
+// take adds the series of a row, unless it is to be left out.
+func (f *families) take(r *row) {
+	m := r.metric
 	hidden := f.excluded[m.ID()] // only its other name is written
 	switch {
-	case row.leftOut > 0:
-		f.leftOut[m.ID()] += row.leftOut
+	case r.leftOut > 0:
+		f.leftOut[m.ID()] += r.leftOut
 		return
 	case hidden && !f.aliased[m.ID()]:
 		return
 	}
-	if r.opt.SkipZero && m.Type == catalog.Counter && row.t.pod != nil && len(m.Labels) == 0 {
-		if row.Value > 0 {
-			row.t.setNonzero(m.ID())
-		} else if !row.t.wasNonzero(m.ID()) {
+	if f.skipZero && m.Type == catalog.Counter && r.of.pod != nil && len(m.Labels) == 0 {
+		if r.value > 0 {
+			r.of.setNonzero(m.ID())
+		} else if !r.of.wasNonzero(m.ID()) {
 			return
 		}
 	}
 	if !hidden {
-		if r.opt.MaxSeries > 0 && f.total >= r.opt.MaxSeries {
+		if f.maxSeries > 0 && f.total >= f.maxSeries {
 			f.leftOut[m.ID()]++
 			return
 		}
 		f.total++
 	}
-	f.append(m, row.t.labels.pairs, row.Value, row.Labels)
+	f.append(m, r.of.pairs, r.value, r.labels)
 }
 
 func (f *families) append(m *catalog.Metric, pairs []*dto.LabelPair, value float64, labels []string) {
@@ -223,15 +236,4 @@ func (f *families) append(m *catalog.Metric, pairs []*dto.LabelPair, value float
 		}
 	}
 	fam.dto.Metric = append(fam.dto.Metric, x)
-}
-
-func (t *target) setNonzero(id int) {
-	for len(t.nonzero) <= id/64 {
-		t.nonzero = append(t.nonzero, 0)
-	}
-	t.nonzero[id/64] |= 1 << (id % 64)
-}
-
-func (t *target) wasNonzero(id int) bool {
-	return id/64 < len(t.nonzero) && t.nonzero[id/64]&(1<<(id%64)) != 0
 }

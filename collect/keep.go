@@ -91,23 +91,35 @@ func (k *keeper) put(target, probe string, s Kept) {
 	k.past[pastKey{target, probe}] = past{data, k.now()}
 }
 
-// Past calls f with what was kept of each target of the running probe that is
-// not there. The bytes are those of Kept.
-func (v *View) Past(f func(data []byte)) {
-	k := v.w.r.keeper
+// each calls f with what was kept of each target of a probe.
+func (k *keeper) each(probe string, f func(data []byte)) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for key, p := range k.past {
-		if key.probe == v.inst.info.Name {
+		if key.probe == probe {
 			f(p.data)
 		}
 	}
 }
 
-// keepAll encodes what all probes remember. What a call that hangs may still
+// appendKept encodes what all probes remember. What a call that hangs may still
 // change is taken from the last state.
-func (r *Runner) keepAll() {
-	k := r.keeper
+func (m *memory) appendKept(b []byte, now time.Duration) []byte {
+	if len(m.stuck) > 0 || len(m.hung) > 0 {
+		return append(b, m.kept...)
+	}
+	for probe, s := range m.state {
+		if s, ok := s.(Kept); ok {
+			b = appendEntry(b, m.key, probe, now, s.Keep)
+		}
+	}
+	return b
+}
+
+// encode makes the state: of the targets of a plan first, and then of those that
+// are not there. there and enabled tell which targets and probes are, connected
+// whether it is known which pods there are.
+func (k *keeper) encode(p *plan, there, enabled func(string) bool, connected bool) {
 	if k.machine == "" {
 		return // nobody wants it
 	}
@@ -124,36 +136,25 @@ func (r *Runner) keepAll() {
 		}
 		return true
 	}
-	keep := func(t *target) {
+	keep := func(m *memory) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
 		from := len(b)
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		if len(t.stuck) > 0 || len(t.hung) > 0 {
-			b = append(b, t.kept...)
-		} else {
-			for probe, s := range t.state {
-				if s, ok := s.(Kept); ok {
-					b = appendEntry(b, t.key, probe, now, s.Keep)
-				}
-			}
-		}
-		if whole(from) {
-			t.kept = b[from:]
+		if b = m.appendKept(b, now); whole(from) {
+			m.kept = b[from:]
 		}
 	}
-	for _, t := range r.ordered {
-		keep(t)
+	for _, t := range p.targets {
+		keep(t.memory)
 	}
-	keep(r.unknown)
-	connected := r.opt.Pods.Connected()
+	keep(p.unknown.memory)
 	k.mu.Lock()
 	for key, p := range k.past {
-		if r.targets[key.target] != nil {
+		if there(key.target) {
 			p.seen = now // only the probe is not there, or does not work
 			k.past[key] = p
 		}
-		// Without containerd nobody knows which pods there are.
-		if age := now - p.seen; age > keepFor && connected && r.enabled(key.probe) || age > keepUnused {
+		if age := now - p.seen; age > keepFor && connected && enabled(key.probe) || age > keepUnused {
 			delete(k.past, key)
 			continue
 		}
@@ -163,37 +164,12 @@ func (r *Runner) keepAll() {
 	}
 	k.mu.Unlock()
 	b = seal(b)
-	// Targets point into buf until the next state is made in spare.
+	// Memories point into buf until the next state is made in spare.
 	k.buf, k.spare = b, k.buf
 }
 
-func (r *Runner) enabled(probe string) bool {
-	for _, in := range r.instances {
-		if in.info.Name == probe {
-			return true
-		}
-	}
-	return false
-}
-
-// Keep makes each cycle encode what the probes remember, for Kept.
-func (r *Runner) Keep() error {
-	machine, err := kernel.MachineID(r.opt.ProcRoot)
-	if err != nil {
-		return err
-	}
-	r.keeper.machine = machine
-	return nil
-}
-
-// Kept returns what the probes remember after the last cycle, and how many
-// targets it had no room for. The bytes are valid until the next cycle but one.
-func (r *Runner) Kept() (data []byte, cut int) { return r.keeper.buf, r.keeper.cut }
-
-// Recall lets the counters go on from what Kept returned in an earlier run. It
-// takes all of it or nothing. It is called after Keep, before the first cycle.
-func (r *Runner) Recall(data []byte) error {
-	k := r.keeper
+// use takes a state that was encoded earlier, all of it or nothing.
+func (k *keeper) use(data []byte) error {
 	machine, all, err := parseState(data)
 	if err != nil {
 		return err
@@ -320,22 +296,4 @@ func AppendUints(b []byte, x ...uint64) []byte {
 		b = binary.AppendUvarint(b, n)
 	}
 	return b
-}
-
-// cookieOf is netnsCookie of the namespace that a file is; 0 where the thread
-// cannot go there.
-func (r *Runner) cookieOf(path string, inode uint64) uint64 {
-	if inode == r.selfNetns {
-		return kernel.NetnsCookie()
-	}
-	done := make(chan uint64)
-	go func() {
-		var cookie uint64
-		_ = kernel.InNetnsOf(path, func() error {
-			cookie = kernel.NetnsCookie()
-			return nil
-		})
-		done <- cookie
-	}()
-	return <-done
 }

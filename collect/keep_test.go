@@ -31,9 +31,9 @@ func (s *keptSum) Recall(b []byte) error {
 }
 
 // counting is a probe that adds 10 to a sum of each target in each cycle.
-func counting(name, metric string, over Over) Factory {
+func counting(name, metric string, granularity Granularity) Factory {
 	m := catalog.MustMetric(metric)
-	return probe(name, over, func(v *View) error {
+	return probe(name, granularity, func(v *View) error {
 		s := State[keptSum](v)
 		s.n += 10
 		v.Add(m, float64(s.n))

@@ -35,8 +35,8 @@ type enterer struct {
 	f    func() error
 }
 
-func (enterer) Over() collect.Over { return collect.EachNetns }
-func (enterer) Close() error       { return nil }
+func (enterer) Granularity() collect.Granularity { return collect.EachNetns }
+func (enterer) Close() error                     { return nil }
 func (p enterer) Sample(v *collect.View) error {
 	if at := threadNetns(); at != p.self {
 		p.t.Errorf("the thread is in namespace %d before the probe, want %d", at, p.self)

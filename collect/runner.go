@@ -1,20 +1,16 @@
-// Package collect is the sampling engine: the View through which a probe reads the
-// kernel, the rows that it yields, and the Runner that samples all probes each
-// interval, keeps them from harming one another, and makes the rows metric
-// families.
+// Package collect is the sampling engine. In each cycle the Runner makes a plan,
+// workers sample the probes of its jobs through a View, and the rows that those
+// yield become metric families. None of these knows the one before it.
 package collect
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"os"
 	"path"
 	"reflect"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,7 +35,7 @@ type Options struct {
 	// Version is this build's, for nodeskoop_build_info.
 	Version string
 	// Interval is the time between two cycles, Timeout the longest that one
-	// probe may take on one target before it is given up.
+	// probe may take on one target before its worker is abandoned.
 	Interval, Timeout time.Duration
 	// Once says that there will be no more than a cycle or two: what takes time
 	// to set up, to save more in each cycle, is not worth it.
@@ -69,56 +65,31 @@ type Options struct {
 	Log     *slog.Logger
 }
 
-// ProbeStatus tells how one probe did in the last cycle.
-type ProbeStatus struct {
-	Name string
-	Up   bool
-	// Err is the first failure of the cycle, nil if Up.
-	Err error
-	// Failed counts the targets that lack values.
-	Failed   int
-	Duration time.Duration
-	// Protected counts the processes that the kernel shows to nobody.
-	Protected int
-	// Hook names the ways in which a probe is attached to the kernel, Lacks
-	// says what the probe cannot see.
-	Hook  string
-	Lacks []string
-}
-
 // Runner samples the probes of the Catalogue, each interval or once, and
 // turns their values into metric families.
 type Runner struct {
 	opt       Options
 	factories map[string]Factory
 
-	selfNetns, hostNetns uint64
-	hostKey              string // identifies the host's namespace
-	selfNetnsFD          int
-	hostPIDs             []int
-	hostPath             string
+	self selfNetns
+	host hostNetns
 
 	instances []*instance
-	targets   map[string]*target
-	host      *target
-	unknown   *target            // what belongs to no known namespace
-	netns     map[uint64]*target // this cycle's, never changed once made
-	ordered   []*target          // this cycle's, in order of output
-	rows      []Row
-	fam       families
+	planner   *planner
+	plan      *plan // of the last cycle
+	rows      []row
+	fam       *families
 	missed    uint64
-	told      map[string]bool // pods that are left out because of their labels, by ID
 	keeper    *keeper
 	mute      bool // the last askSelf failed
 	ran       []*owner.Pod
 	blind     bool // the last call for the pods failed
+	who       *owner.Resolver
 
 	// Calls that may hang, made beside the loop; nil: none is under way.
 	listing *bounded.Call[processLists]
 	asking  *bounded.Call[[]selfValue]
 	handing *bounded.Call[struct{}] // of the families to the sink
-	addrs   nodeAddrs
-	pods    currentPods
 
 	stop <-chan struct{} // closed when Run is to end; nil outside of Run
 
@@ -128,51 +99,10 @@ type Runner struct {
 
 	mu     sync.Mutex
 	status []ProbeStatus
-	self   []func(add func(m string, value float64, labels ...string))
-}
-
-// instance is one enabled probe.
-type instance struct {
-	info  *catalog.Probe
-	probe Probe // nil: could not be built yet
-	err   error // why not
-	opts  map[string]any
-	// refused says why it may not run.
-	refused error
-	retry   time.Time
-	delay   time.Duration
-	// loading is the call that makes the probe; nil: none is under way.
-	loading *bounded.Call[Probe]
-
-	hook   string   // the ways in which it is attached, as it said last
-	blind  []string // what it cannot see by them
-	lacks  string   // what it does not see, as logged last
-	logged string   // the failure that was logged last, "" while up
-	downs  int      // cycles since then
-
-	// of the cycle
-	failed   int
-	failedOn *target
-	firstErr error
-
-	protected    int
-	protectedErr error
-	told         bool // of protected processes
-	took         time.Duration
+	selves []func(add func(m string, value float64, labels ...string))
 }
 
 const (
-	minRetry    = 5 * time.Second
-	maxRetry    = 5 * time.Minute
-	maxOrphans  = 4 // workers that may hang on one target at a time
-	pollOrphans = 20 * time.Millisecond
-
-	// loadWait is for how many timeouts a cycle waits for one probe to be made
-	// before it goes on without, and minLoadWait how long at least: the kernel's
-	// verifier may take seconds on a slow machine. One that is not ready by then
-	// is taken up when it is.
-	loadWait    = 10
-	minLoadWait = time.Second
 	// handWait is how long a cycle waits for the sink.
 	handWait = 4 * time.Second
 	// closeWait is how long detaching probes may hold up a reload or the end:
@@ -183,8 +113,7 @@ const (
 
 // NewRunner builds a Runner from the probes that the program contains.
 func NewRunner(opt Options, factories ...Factory) (*Runner, error) {
-	r := &Runner{factories: map[string]Factory{}, targets: map[string]*target{}, keeper: newKeeper(), born: time.Now()}
-	r.unknown = &target{key: "unknown", over: EachNetns, unknown: true}
+	r := &Runner{factories: map[string]Factory{}, planner: newPlanner(), keeper: newKeeper(), who: owner.NewResolver(owner.Sources{}), born: time.Now()}
 	for _, f := range factories {
 		r.factories[f.Name] = f
 	}
@@ -192,8 +121,8 @@ func NewRunner(opt Options, factories ...Factory) (*Runner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open this process's network namespace /proc/thread-self/ns/net: %w (is procfs mounted on /proc?)", err)
 	}
-	r.selfNetnsFD = fd
-	if r.selfNetns, err = kernel.NetnsInode("/proc/thread-self/ns/net"); err != nil {
+	r.self.fd = fd
+	if r.self.inode, err = kernel.NetnsInode("/proc/thread-self/ns/net"); err != nil {
 		return nil, fmt.Errorf("find this process's network namespace: %w", err)
 	}
 	if err := r.Apply(opt); err != nil {
@@ -235,17 +164,17 @@ func (r *Runner) Prepare(opt Options) (commit func(), err error) {
 			return nil, fmt.Errorf("metrics to exclude: %q is not a glob: %w", g, err)
 		}
 	}
-	hostPath, pids := opt.HostNetns, []int(nil)
-	if hostPath == "" {
-		hostPath, pids = opt.ProcRoot+"/1/ns/net", []int{1}
+	host := hostNetns{path: opt.HostNetns}
+	if host.path == "" {
+		host.path, host.pids = opt.ProcRoot+"/1/ns/net", []int{1}
 	}
-	host, err := kernel.NetnsInode(hostPath)
-	if err != nil {
+	if host.inode, err = kernel.NetnsInode(host.path); err != nil {
 		return nil, fmt.Errorf("find the host's network namespace: %w (it needs CAP_SYS_PTRACE)", err)
 	}
-	if host == r.selfNetns {
-		pids = append([]int{ownPID(opt.ProcRoot)}, pids...)
+	if host.inode == r.self.inode {
+		host.pids = append([]int{ownPID(opt.ProcRoot)}, host.pids...)
 	}
+	host.key = fmt.Sprintf("host %d %x", host.inode, r.cookieOf(host.path, host.inode))
 
 	var next []*instance
 	for _, name := range opt.Enabled {
@@ -258,14 +187,13 @@ func (r *Runner) Prepare(opt Options) (commit func(), err error) {
 	slices.SortFunc(next, func(a, b *instance) int { return strings.Compare(a.info.Name, b.info.Name) })
 	next = slices.CompactFunc(next, func(a, b *instance) bool { return a.info == b.info })
 
-	hostKey := fmt.Sprintf("host %d %x", host, r.cookieOf(hostPath, host))
-	return func() { r.commit(opt, host, hostKey, hostPath, pids, next) }, nil
+	return func() { r.commit(opt, host, next) }, nil
 }
 
-func (r *Runner) commit(opt Options, host uint64, hostKey, hostPath string, pids []int, next []*instance) {
-	sameHost := r.hostKey == hostKey && r.opt.ProcRoot == opt.ProcRoot
-	r.opt, r.hostNetns, r.hostKey, r.hostPath, r.hostPIDs = opt, host, hostKey, hostPath, pids
-	r.pods.set(opt.Pods)
+func (r *Runner) commit(opt Options, host hostNetns, next []*instance) {
+	sameHost := r.host.key == host.key && r.opt.ProcRoot == opt.ProcRoot
+	r.opt, r.host = opt, host
+	r.who.Apply(owner.Sources{Pods: opt.Pods, HostNetns: host.inode, NodeAddrs: func() ([]netip.Addr, error) { return kernel.AddrsOf(host.path) }})
 	kept := map[*instance]bool{}
 	for i, n := range next {
 		for _, old := range r.instances {
@@ -282,21 +210,12 @@ func (r *Runner) commit(opt Options, host uint64, hostKey, hostPath string, pids
 	}
 	r.drop(dropped)
 	r.instances = next
-	for _, t := range r.targets {
-		t.labels = labelSet{} // made anew from the new templates
-	}
-	r.fam.apply(opt)
+	r.planner.each(func(m *memory) { m.labels.pairs = nil }) // made anew from the new templates
+	r.newFamilies()
 }
 
-func probeOptions(info *catalog.Probe, given map[string]any) map[string]any {
-	o := make(map[string]any, len(info.Options))
-	for _, d := range info.Options {
-		if d.Obsolete == "" {
-			o[d.Key] = d.Default
-		}
-	}
-	maps.Copy(o, given)
-	return o
+func (r *Runner) newFamilies() {
+	r.fam = newFamilies(selection{r.opt.Exclude, r.opt.CompatNames, r.opt.SkipZero, r.opt.MaxSeries})
 }
 
 // ownPID is this process's number under procfs, which may be of another PID
@@ -310,68 +229,11 @@ func ownPID(root string) int {
 	return os.Getpid()
 }
 
-// forget ends what an instance remembers of a target. What is to be kept goes
-// to the keeper: the next instance goes on from it.
-func (r *Runner) forget(t *target, in *instance) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if s, ok := t.state[in.info.Name].(Kept); ok && len(t.stuck) == 0 && !t.hung[in] {
-		r.keeper.put(t.key, in.info.Name, s)
-	}
-	delete(t.state, in.info.Name)
-	delete(t.hung, in)
-}
-
-func sameError(a, b error) bool {
-	return (a == nil) == (b == nil) && (a == nil || a.Error() == b.Error())
-}
-
-// drop closes instances, side by side, and forgets what they remembered. One
-// that hangs goes on to be closed when the kernel lets it.
-func (r *Runner) drop(list []*instance) {
-	closings := map[*instance]*bounded.Call[struct{}]{}
-	for _, in := range list {
-		if probe, loading := in.probe, in.loading; probe != nil || loading != nil {
-			closings[in] = bounded.Begin(func() (none struct{}, err error) {
-				if loading != nil {
-					<-loading.Done
-					probe = loading.Value
-				}
-				if probe != nil {
-					err = probe.Close()
-				}
-				return none, err
-			})
-		}
-		in.probe, in.loading = nil, nil
-		for _, t := range r.targets {
-			r.forget(t, in)
-		}
-		r.forget(r.unknown, in)
-	}
-	deadline := time.Now().Add(closeWait)
-	r.beat(closeWait)
-	for in, c := range closings {
-		if !c.Over(time.Until(deadline), nil) {
-			r.opt.Log.Warn("closing a probe hangs in the kernel; it goes on beside", "probe", in.info.Name, "error", c.Hangs("closing it"))
-		} else if c.Err != nil {
-			r.opt.Log.Warn("closing a probe failed", "probe", in.info.Name, "error", c.Err)
-		}
-	}
-	r.beat(0)
-}
-
 // Close closes all probes. It waits for a few seconds at most.
 func (r *Runner) Close() {
 	r.drop(r.instances)
 	r.instances = nil
-	_ = unix.Close(r.selfNetnsFD)
-}
-
-// Self registers a function that adds values of the tool's metrics about
-// itself to each cycle.
-func (r *Runner) Self(f func(add func(metric string, value float64, labels ...string))) {
-	r.self = append(r.self, f)
+	_ = unix.Close(r.self.fd)
 }
 
 // Status tells how the probes did in the last cycle, by name. It may be
@@ -439,8 +301,7 @@ func (r *Runner) hand(sink func([]*dto.MetricFamily), fams []*dto.MetricFamily) 
 		return
 	}
 	r.opt.Log.Error("handing over the values hangs; sampling goes on, and what it samples is lost until then", "error", r.handing.Hangs("writing them"))
-	r.fam = families{} // those are the sink's now
-	r.fam.apply(r.opt)
+	r.newFamilies() // those of before are the sink's now
 }
 
 func (r *Runner) handed() {
@@ -467,165 +328,50 @@ func (r *Runner) Cycle() []*dto.MetricFamily {
 	r.beat(0)
 	r.cycles++
 	r.build(start)
-	jobs := r.plan()
+	r.plan = r.makePlan()
 	r.beat(0)
-	r.rows = r.runJobs(jobs, r.rows[:0])
+	r.rows = sample(r.plan, r.rows[:0], r.stop, func() { r.beat(0) })
 	r.beat(0)
 	r.judge()
 	r.keepAll()
 	values := r.askSelf()
 	r.beat(0)
-	return r.fam.build(r, start, values)
+	host := &r.plan.host.labels
+	r.fam.fill(r.rows, host)
+	r.selfValues(start, values, func(metric string, value float64, labels ...string) { r.fam.add(host, metric, value, labels...) })
+	return r.fam.list()
 }
 
-// build makes the probes that could not be made so far.
-func (r *Runner) build(now time.Time) {
+// makePlan plans a cycle.
+func (r *Runner) makePlan() *plan {
+	from := inventory{node: r.opt.Node, hostLabel: r.opt.HostLabel, templates: r.opt.Labels, host: r.host, log: r.opt.Log}
 	for _, in := range r.instances {
-		in.failed, in.failedOn, in.firstErr, in.took = 0, nil, nil, 0
-		in.protected, in.protectedErr = 0, nil
-		if in.probe != nil || in.loading == nil && now.Before(in.retry) {
-			continue
-		}
-		wait := time.Duration(0)
-		if in.loading == nil {
-			wait = max(loadWait*r.opt.Timeout, minLoadWait)
-			in.loading = r.create(in)
-		}
-		r.beat(wait)
-		if !in.loading.Over(wait, r.stop) {
-			in.err = in.loading.Hangs("loading it")
-			continue
-		}
-		in.probe, in.err = in.loading.Value, in.loading.Err
-		in.loading = nil
-		r.beat(0)
-		if in.err != nil {
-			in.probe = nil
-			in.delay = min(max(2*in.delay, minRetry), maxRetry)
-			in.retry = now.Add(in.delay)
+		if in.source != nil {
+			from.sources = append(from.sources, in.source)
 		}
 	}
-}
-
-// create begins to make a probe.
-func (r *Runner) create(in *instance) *bounded.Call[Probe] {
-	f, ok := r.factories[in.info.Name]
-	host := r.hostPath
-	env := Env{Options: in.opts, ProcRoot: r.opt.ProcRoot, HostNetns: host, Once: r.opt.Once, Pods: &r.pods, Log: r.opt.Log.With("probe", in.info.Name)}
-	env.NodeAddrs = func() (map[netip.Addr]struct{}, error) { return r.addrs.list(host) }
-	return bounded.Begin(func() (Probe, error) {
-		switch {
-		case !ok:
-			return nil, ErrNotBuilt
-		case in.refused != nil:
-			return nil, in.refused
+	from.pods = r.running()
+	if ofPods := sourcesOf(from.sources, EachPod); len(ofPods) > 0 {
+		lists, err := r.listProcesses(from.pods)
+		if err == nil {
+			from.processes = &lists
+		} else {
+			from.processesUnknown = true
+			t := &target{granularity: EachPod}
+			for _, s := range ofPods {
+				s.fail(t, err)
+			}
 		}
-		return f.New(env)
-	})
-}
-
-// ErrNotBuilt says that the program does not contain a probe.
-var ErrNotBuilt = errors.New("this program does not contain it")
-
-// plan brings the targets up to date and lists the jobs of the cycle.
-func (r *Runner) plan() []*job {
-	for _, t := range r.targets {
-		t.live = false
 	}
-	r.ordered = r.ordered[:0]
-	var jobs []*job
-	add := func(key string, over Over, pod *owner.Pod, inode uint64, pids []int, path string) *target {
-		t := r.targets[key]
-		if t == nil {
-			t = &target{key: key, over: over, inode: inode}
-			r.targets[key] = t
-		}
-		if t.pod != pod || t.labels.pairs == nil {
-			t.pod, t.labels = pod, r.labelsOf(pod)
-		}
-		t.pids, t.path, t.live = pids, path, true
-		r.ordered = append(r.ordered, t)
-		j := &job{t: t}
+	p := r.planner.plan(&from)
+	p.cycle, p.node, p.procRoot, p.timeout = r.cycles, r.opt.Node, r.opt.ProcRoot, r.opt.Timeout
+	p.self, p.keeper = r.self, r.keeper
+	for _, m := range p.gone {
 		for _, in := range r.instances {
-			if in.probe == nil {
-				continue
-			}
-			o := in.probe.Over()
-			if o == over || over == EachNetns && pod == nil && o == HostNetns {
-				j.run = append(j.run, in)
-			}
-		}
-		if len(j.run) > 0 {
-			jobs = append(jobs, j)
-		}
-		return t
-	}
-	add("node", Node, nil, 0, nil, "")
-	r.host = add(r.hostKey, EachNetns, nil, r.hostNetns, r.hostPIDs, r.hostPath)
-	r.netns = map[uint64]*target{r.hostNetns: r.host}
-	// Nothing is sampled there: it has labels, and what probes over Node keep.
-	r.unknown.labels = newLabelSet(r.opt.Node, owner.UnknownLabel, owner.UnknownLabel, nil, r.opt.Labels)
-
-	var wantPIDs bool
-	for _, in := range r.instances {
-		wantPIDs = wantPIDs || in.probe != nil && in.probe.Over() == EachPod
-	}
-	pods := r.running()
-	var lists processLists
-	if wantPIDs {
-		var err error
-		if lists, err = r.listProcesses(pods); err != nil {
-			// Nothing is known of any process: what is sampled of processes is
-			// missing, and what was remembered of them stays.
-			wantPIDs = false
-			for _, in := range r.instances {
-				if in.probe != nil && in.probe.Over() == EachPod {
-					in.fail(&target{over: EachPod}, err)
-				}
-			}
-			for _, t := range r.targets {
-				t.live = t.live || t.over == EachPod
-			}
+			m.forget(in.info.Name, r.keeper)
 		}
 	}
-	speakers := r.speakers(pods)
-	for _, p := range pods {
-		if speakers[[2]string{p.Namespace, p.Name}] != p {
-			continue
-		}
-		if p.Netns != 0 && !p.HostNetwork && r.netns[p.Netns] == nil {
-			r.netns[p.Netns] = add("netns "+p.ID+" "+strconv.FormatUint(p.Netns, 10), EachNetns, p, p.Netns, p.PIDs, p.NetnsPath)
-		}
-		if wantPIDs {
-			l := lists.pods[keyOf(p)]
-			if l == nil {
-				continue // not there yet when the processes were listed
-			}
-			t := add("pids "+p.UID+" "+p.Namespace+"/"+p.Name+"/"+plainID(p), EachPod, p, 0, l.pids, "")
-			t.err, t.reapers = l.err, l.reapers
-		}
-	}
-	if wantPIDs {
-		t := add("pids", EachPod, nil, 0, lists.host.pids, "")
-		t.err, t.reapers = lists.host.err, lists.host.reapers
-	}
-	for key, t := range r.targets {
-		if !t.live {
-			for _, in := range r.instances {
-				r.forget(t, in)
-			}
-			delete(r.targets, key)
-		}
-	}
-	return jobs
-}
-
-func (r *Runner) labelsOf(p *owner.Pod) labelSet {
-	ns, name := r.opt.HostLabel, r.opt.HostLabel
-	if p != nil {
-		ns, name = p.Namespace, p.Name
-	}
-	return newLabelSet(r.opt.Node, ns, name, p, r.opt.Labels)
+	return p
 }
 
 // running returns the pods that run. Where the resolver fails, they are those
@@ -661,139 +407,48 @@ func (r *Runner) listProcesses(pods []*owner.Pod) (processLists, error) {
 	return lists, err
 }
 
-// judge turns the outcomes of the cycle into the probes' status, and logs
-// what has changed.
-func (r *Runner) judge() {
-	status := make([]ProbeStatus, 0, len(r.instances))
-	// What fails several probes at once is one line.
-	failures := map[string][]string{}
-	var order []string
-	for _, in := range r.instances {
-		s := ProbeStatus{Name: in.info.Name, Failed: in.failed, Duration: in.took, Err: in.firstErr}
-		if in.probe == nil {
-			s.Err = in.err
-		}
-		s.Up = s.Err == nil
-		if in.probe != nil {
-			s.Hook, s.Lacks = in.hook, slices.Clone(in.blind)
-		}
-		if l := strings.Join(s.Lacks, "; "); l != in.lacks {
-			if in.lacks = l; l != "" {
-				r.opt.Log.Info("probe works in part", "probe", s.Name, "does not see", l)
-			}
-		}
-		if s.Protected = in.protected; in.protected > 0 {
-			s.Lacks = append(s.Lacks, in.protectedErr.Error())
-			if !in.told {
-				in.told = true
-				r.opt.Log.Info("some processes are shown to nobody, and are left out", "probe", s.Name, "processes", in.protected, "error", in.protectedErr)
-			}
-		}
-		status = append(status, s)
-		switch {
-		case !s.Up && in.logged == "":
-			in.logged, in.downs = s.Err.Error(), 1
-			if failures[in.logged] == nil {
-				order = append(order, in.logged)
-			}
-			name := s.Name
-			if s.Failed > 1 {
-				name = fmt.Sprintf("%s (%d targets)", s.Name, s.Failed)
-			}
-			failures[in.logged] = append(failures[in.logged], name)
-		case !s.Up:
-			in.downs++
-		case in.logged != "":
-			in.logged = ""
-			r.opt.Log.Info("probe works again", "probe", s.Name, "cycles", in.downs)
-		}
-	}
-	for _, err := range order {
-		r.opt.Log.Error("probe failed; it is tried again", "probe", strings.Join(failures[err], ", "), "error", err,
-			"hint", "nodeskoop check says what to do")
-	}
-	r.mu.Lock()
-	r.status = status
-	r.mu.Unlock()
+// keepAll encodes what the probes remember.
+func (r *Runner) keepAll() {
+	// Without containerd nobody knows which pods there are.
+	r.keeper.encode(r.plan, func(key string) bool { return r.planner.memories[key] != nil }, r.enabled, r.opt.Pods.Connected())
 }
 
-// selfValue is one value of the tool about itself.
-type selfValue struct {
-	metric string
-	value  float64
-	labels []string
+func (r *Runner) enabled(probe string) bool {
+	return slices.ContainsFunc(r.instances, func(in *instance) bool { return in.info.Name == probe })
 }
 
-// askSelf asks those who registered with Self for their values, beside the
-// loop. Those that are not there in time are missing.
-func (r *Runner) askSelf() []selfValue {
-	if len(r.self) == 0 {
-		return nil
-	}
-	if r.asking != nil && r.asking.Over(0, nil) {
-		r.asking = nil
-	}
-	wait := time.Duration(0)
-	if r.asking == nil {
-		wait = r.opt.Timeout
-		r.asking = bounded.Begin(func() (list []selfValue, err error) {
-			for _, f := range r.self {
-				f(func(metric string, value float64, labels ...string) {
-					list = append(list, selfValue{metric, value, labels})
-				})
-			}
-			return list, nil
-		})
-	}
-	r.beat(wait)
-	if !r.asking.Over(wait, r.stop) {
-		r.sayMute(r.asking.Hangs("counting what the tool does itself"))
-		return nil
-	}
-	list, err := r.asking.Value, r.asking.Err
-	r.asking = nil
-	r.sayMute(err)
+// Keep makes each cycle encode what the probes remember, for Kept.
+func (r *Runner) Keep() error {
+	machine, err := kernel.MachineID(r.opt.ProcRoot)
 	if err != nil {
-		return nil
+		return err
 	}
-	return list
+	r.keeper.machine = machine
+	return nil
 }
 
-// sayMute logs once that askSelf fails.
-func (r *Runner) sayMute(err error) {
-	if err != nil && !r.mute {
-		r.opt.Log.Error("some values of nodeskoop about itself are missing", "error", err)
-	}
-	r.mute = err != nil
-}
+// Kept returns what the probes remember after the last cycle, and how many
+// targets it had no room for. The bytes are valid until the next cycle but one.
+func (r *Runner) Kept() (data []byte, cut int) { return r.keeper.buf, r.keeper.cut }
 
-// selfValues adds the values of the tool about itself.
-func (r *Runner) selfValues(start time.Time, others []selfValue, add func(string, float64, ...string)) {
-	add("nodeskoop_build_info", 1, r.opt.Version, runtime.Version())
-	add("nodeskoop_last_cycle_timestamp_seconds", float64(start.UnixMilli())/1000)
-	add("nodeskoop_cycles_missed_total", float64(r.missed))
-	add("nodeskoop_pods", float64(len(r.ran)))
-	add("nodeskoop_containerd_up", boolValue(r.opt.Pods.Connected()))
-	for _, s := range r.Status() {
-		add("nodeskoop_probe_up", boolValue(s.Up), s.Name)
-		add("nodeskoop_probe_duration_seconds", s.Duration.Seconds(), s.Name)
-		add("nodeskoop_probe_failed_targets", float64(s.Failed), s.Name)
-		if in := catalog.ProbeByName(s.Name); slices.ContainsFunc(in.Metrics, func(m catalog.Metric) bool { return m.Scope == catalog.PerPod }) {
-			add("nodeskoop_probe_protected_processes", float64(s.Protected), s.Name)
-		}
-		if s.Hook != "" {
-			add("nodeskoop_probe_hook", 1, s.Name, s.Hook)
-		}
-	}
-	for _, v := range others {
-		add(v.metric, v.value, v.labels...)
-	}
-	add("nodeskoop_last_cycle_duration_seconds", time.Since(start).Seconds())
-}
+// Recall lets the counters go on from what Kept returned in an earlier run. It
+// takes all of it or nothing. It is called after Keep, before the first cycle.
+func (r *Runner) Recall(data []byte) error { return r.keeper.use(data) }
 
-func boolValue(b bool) float64 {
-	if b {
-		return 1
+// cookieOf is netnsCookie of the namespace that a file is; 0 where the thread
+// cannot go there.
+func (r *Runner) cookieOf(path string, inode uint64) uint64 {
+	if inode == r.self.inode {
+		return kernel.NetnsCookie()
 	}
-	return 0
+	done := make(chan uint64)
+	go func() {
+		var cookie uint64
+		_ = kernel.InNetnsOf(path, func() error {
+			cookie = kernel.NetnsCookie()
+			return nil
+		})
+		done <- cookie
+	}()
+	return <-done
 }

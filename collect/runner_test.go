@@ -37,13 +37,13 @@ func (s *somePods) ByAddr(netip.Addr) *owner.Pod { return nil }
 
 // fnProbe samples with a function.
 type fnProbe struct {
-	over   Over
-	sample func(*View) error
-	closed *int
+	granularity Granularity
+	sample      func(*View) error
+	closed      *int
 }
 
-func (p fnProbe) Over() Over           { return p.over }
-func (p fnProbe) Sample(v *View) error { return p.sample(v) }
+func (p fnProbe) Granularity() Granularity { return p.granularity }
+func (p fnProbe) Sample(v *View) error     { return p.sample(v) }
 func (p fnProbe) Close() error {
 	if p.closed != nil {
 		*p.closed++
@@ -51,8 +51,8 @@ func (p fnProbe) Close() error {
 	return nil
 }
 
-func probe(name string, over Over, sample func(*View) error) Factory {
-	return Factory{name, func(Env) (Probe, error) { return fnProbe{over: over, sample: sample}, nil }}
+func probe(name string, granularity Granularity, sample func(*View) error) Factory {
+	return Factory{name, func(Env) (Probe, error) { return fnProbe{granularity: granularity, sample: sample}, nil }}
 }
 
 // fakeProc makes a procfs tree with processes, each in a "namespace" that is a
@@ -455,7 +455,7 @@ func TestProbeThatCannotBeBuiltIsRetried(t *testing.T) {
 			if n++; n == 1 {
 				panic("not today")
 			}
-			return fnProbe{over: EachNetns, sample: readValue(mDgrams)}, nil
+			return fnProbe{granularity: EachNetns, sample: readValue(mDgrams)}, nil
 		}},
 		probe("tcp", EachNetns, readValue(mInsegs)))
 	got := values(r.Cycle())
@@ -480,10 +480,10 @@ func TestProbeThatCannotBeBuiltIsRetried(t *testing.T) {
 func TestApplyKeepsWhatDidNotChange(t *testing.T) {
 	root, _ := fakeProc(t)
 	built, closed := map[string]int{}, 0
-	counting := func(name string, over Over, m *catalog.Metric) Factory {
+	counting := func(name string, granularity Granularity, m *catalog.Metric) Factory {
 		return Factory{name, func(Env) (Probe, error) {
 			built[name]++
-			return fnProbe{over, func(v *View) error {
+			return fnProbe{granularity, func(v *View) error {
 				n := State[float64](v)
 				*n++
 				v.Add(m, *n)
@@ -582,7 +582,8 @@ func TestLabelTemplates(t *testing.T) {
 			t.Errorf("%q: %q, want %q", c.text, got, c.want)
 		}
 	}
-	s := newLabelSet("n", "a\xffb", "c", p, nil)
+	var s labelSet
+	s.set("n", "a\xffb", "c", p, nil)
 	if v := s.pairs[1].GetValue(); v != "a\uFFFDb" {
 		t.Errorf("invalid UTF-8 became %q", v)
 	}

@@ -5,10 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
-	"log/slog"
-	"net/netip"
 	"strconv"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -17,133 +14,12 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// Over says on what a probe is sampled.
-type Over uint8
-
-// What a probe may be sampled on.
-const (
-	// EachNetns: once for the host's network namespace and once for each pod's.
-	EachNetns Over = iota + 1
-	// HostNetns: once, for the host's network namespace.
-	HostNetns
-	// EachPod: once for the processes of each pod, and once for those outside pods.
-	EachPod
-	// Node: once.
-	Node
-)
-
-// Probe samples one kind of kernel counter.
-//
-// Sample appends its values with v.Add. It must reach the kernel only through
-// v (Read, Do, Enter), so that a call that hangs can be given up, and must
-// return at once when one of these fails. What it wants to remember of a
-// target between cycles it keeps in State, what it needs as scratch in v.
-// Sample is never called twice at the same time for one target, but may be
-// for two targets after one of them hung.
-type Probe interface {
-	Over() Over
-	Sample(v *View) error
-	Close() error
-}
-
-// Hooked is a Probe that can attach to the kernel in several ways.
-type Hooked interface {
-	// Hook names the kinds of the ways in use, which become a label: nothing in
-	// it may change with pods. lacks says what the probe cannot see by them.
-	Hook() (hook string, lacks []string)
-}
-
-// Env is what a Factory gets to build its probe from.
-type Env struct {
-	// Options are the values of the probe's configuration table, defaults
-	// included, as the Catalogue's Option declares them.
-	Options map[string]any
-	// ProcRoot is where procfs is mounted, /proc but for tests.
-	ProcRoot string
-	// HostNetns is a file that is the host's network namespace.
-	HostNetns string
-	// Once: see Options.
-	Once bool
-	// Pods are those of the Runner at any time: after a reload the new ones.
-	Pods owner.Pods
-	// NodeAddrs lists the node's own addresses: those in the host's network
-	// namespace. It may be called from a worker only, and waits for the kernel
-	// no longer than nodeAddrsWait; then those of before are returned, or an
-	// error if there are none.
-	NodeAddrs func() (map[netip.Addr]struct{}, error)
-	Log       *slog.Logger
-}
-
-// Factory builds one probe of the Catalogue.
-type Factory struct {
-	Name string
-	New  func(Env) (Probe, error)
-}
-
-// errDisowned stops a worker that was given up while it hung.
-var errDisowned = errors.New("given up after a timeout")
-
-// StuckError says that a kernel call made earlier has not returned yet.
-type StuckError struct {
-	PID  int
-	What string
-}
-
-func (e *StuckError) Error() string {
-	return fmt.Sprintf("%s of process %d: the call made in an earlier cycle still hangs in the kernel (see /proc/%d/stack)", e.What, e.PID, e.PID)
-}
-
-// op names one call into the kernel.
-type op struct {
-	pid  int
-	what string
-}
-
-// target is what one job of a cycle samples. It lives as long as the pod or
-// namespace does, and so does what probes remember of it.
-type target struct {
-	key   string // identifies it over restarts, too
-	over  Over
-	pod   *owner.Pod // nil: the host
-	inode uint64
-	pids  []int // processes through which to reach the namespace; for EachPod, those to sample
-	path  string
-	live  bool // seen in this cycle
-	// unknown: it has the labels of what belongs to no known namespace.
-	unknown bool
-	// err, for EachPod, says why the processes cannot be told: nothing is sampled.
-	err     error
-	reapers []owner.Process
-
-	mu      sync.Mutex
-	state   map[string]any
-	kept    []byte             // state as it was encoded last, see keepAll
-	stuck   map[op]int         // calls that hang, and how many workers hang in them
-	hung    map[*instance]bool // probes whose code hangs outside the kernel
-	nonzero []uint64           // bit set of counters that were ever above 0
-	labels  labelSet
-}
-
-func (t *target) String() string {
-	switch {
-	case t.over == Node:
-		return "the node"
-	case t.pod == nil && t.over == EachPod:
-		return "processes outside pods"
-	case t.unknown:
-		return "unattributed"
-	case t.pod == nil:
-		return "the host's network namespace"
-	}
-	return "pod " + t.pod.Namespace + "/" + t.pod.Name
-}
-
 // State returns what the running probe remembers of the target between
 // cycles, zero at first. If *T is a Kept, it goes on from what was kept of it.
 func State[T any](v *View) *T { return stateOf[T](v, v.t) }
 
 // NetnsState is State of the network namespace with that inode number, for a
-// probe over Node; number 0 is as in AddNetns. It is nil if the namespace is
+// probe of the granularity Node; number 0 is as in AddNetns. It is nil if the namespace is
 // none of the cycle's.
 func NetnsState[T any](v *View, inode uint64) *T {
 	t := v.netns(inode)
@@ -156,14 +32,14 @@ func NetnsState[T any](v *View, inode uint64) *T {
 func stateOf[T any](v *View, t *target) *T {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	probe := v.inst.info.Name
+	probe := v.source.name
 	if s, ok := t.state[probe].(*T); ok {
 		return s
 	}
 	s := new(T)
 	if k, ok := any(s).(Kept); ok {
-		if err := v.w.r.keeper.recall(t.key, probe, k); err != nil {
-			v.w.r.opt.Log.Warn("what was kept of a probe's counters cannot be used; they are reset", "probe", probe, "target", t.String(), "error", err)
+		if err := v.plan.keeper.recall(t.key, probe, k); err != nil {
+			v.plan.log.Warn("what was kept of a probe's counters cannot be used; they are reset", "probe", probe, "target", t.String(), "error", err)
 			s = new(T)
 		}
 	}
@@ -177,32 +53,22 @@ func stateOf[T any](v *View, t *target) *T {
 // netns is the target of a namespace, as AddNetns takes it.
 func (v *View) netns(inode uint64) *target {
 	if inode == 0 {
-		return v.w.unknown
+		return v.plan.unknown
 	}
-	return v.w.netns[inode]
-}
-
-// Row is one value of one series.
-type Row struct {
-	t      *target
-	Metric *catalog.Metric
-	Value  float64
-	// Labels are the values of Metric.Labels.
-	Labels []string
-
-	leftOut int // not a value, but how many are missing
+	return v.plan.netns[inode]
 }
 
 // View is a probe's window on one target in one cycle.
 type View struct {
-	w     *worker
-	t     *target
-	inst  *instance
-	dir   int // /proc/PID of a process in the namespace; -1: not open
-	pid   int
-	files []netFile // what was read under /proc/PID/net in this cycle
-	nfile int
-	rows  []Row
+	plan   *plan
+	calls  *calls
+	t      *target
+	source *source
+	dir    int // /proc/PID of a process in the namespace; -1: not open
+	pid    int
+	files  []netFile // what was read under /proc/PID/net in this cycle
+	nfile  int
+	rows   []row
 
 	// Scratch is memory that a probe may use freely during one Sample.
 	Scratch []byte
@@ -216,14 +82,14 @@ type netFile struct {
 
 // Add appends one value; labels are those of Metric.Labels.
 func (v *View) Add(m *catalog.Metric, value float64, labels ...string) {
-	v.rows = append(v.rows, Row{t: v.t, Metric: m, Value: value, Labels: labels})
+	v.rows = append(v.rows, row{of: &v.t.labels, metric: m, value: value, labels: labels})
 }
 
 // Netns lists the network namespaces of the cycle by inode number, each with
 // its pod; nil stands for the host.
 func (v *View) Netns() iter.Seq2[uint64, *owner.Pod] {
 	return func(yield func(uint64, *owner.Pod) bool) {
-		for inode, t := range v.w.netns {
+		for inode, t := range v.plan.netns {
 			if !yield(inode, t.pod) {
 				return
 			}
@@ -232,7 +98,7 @@ func (v *View) Netns() iter.Seq2[uint64, *owner.Pod] {
 }
 
 // AddNetns appends one value of the namespace with that inode number, for a
-// probe over Node, and reports whether the namespace is one of the cycle's.
+// probe of the granularity Node, and reports whether the namespace is one of the cycle's.
 // Number 0 stands for what the kernel left no way to know the namespace of; its
 // series have UnknownLabel.
 func (v *View) AddNetns(inode uint64, m *catalog.Metric, value float64, labels ...string) bool {
@@ -240,76 +106,57 @@ func (v *View) AddNetns(inode uint64, m *catalog.Metric, value float64, labels .
 	if t == nil {
 		return false
 	}
-	v.rows = append(v.rows, Row{t: t, Metric: m, Value: value, Labels: labels})
+	v.rows = append(v.rows, row{of: &t.labels, metric: m, value: value, labels: labels})
 	return true
 }
 
 // Node returns the node's name, the value of k8s_node.
-func (v *View) Node() string { return v.w.node }
+func (v *View) Node() string { return v.plan.node }
 
 // ProcRoot is where procfs is mounted.
-func (v *View) ProcRoot() string { return v.w.root }
+func (v *View) ProcRoot() string { return v.plan.procRoot }
 
 // Cycle numbers the cycles of the Runner: a probe may read once in a cycle what
 // holds for several targets.
-func (v *View) Cycle() uint64 { return v.w.cycle }
+func (v *View) Cycle() uint64 { return v.plan.cycle }
 
 // LeaveOut counts series that the probe's own cap keeps out of the cycle.
 func (v *View) LeaveOut(m *catalog.Metric, n int) {
 	if n > 0 {
-		v.rows = append(v.rows, Row{t: v.t, Metric: m, leftOut: n})
+		v.rows = append(v.rows, row{of: &v.t.labels, metric: m, leftOut: n})
 	}
 }
 
 // Pod returns the pod that is sampled, nil for the host.
 func (v *View) Pod() *owner.Pod { return v.t.pod }
 
-// PIDs returns the processes to sample, for a probe over EachPod.
+// PIDs returns the processes to sample, for one of the granularity EachPod.
 func (v *View) PIDs() []int { return v.t.pids }
 
 // Reapers returns the processes outside the pod that serve it alone; for the host,
 // those of all pods. See Pod.Reapers.
 func (v *View) Reapers() []owner.Process { return v.t.reapers }
 
+// Past calls f with what was kept of each target of the running probe that is
+// not there. The bytes are those of Kept.
+func (v *View) Past(f func(data []byte)) { v.plan.keeper.each(v.source.name, f) }
+
 // Do runs fn, which calls into the kernel about process pid (0 for none).
-// If fn does not return in time the worker is given up and fn's result is
+// If fn does not return in time the worker is abandoned and fn's result is
 // never used; until it returns, Do with the same pid and name fails at once.
 func (v *View) Do(pid int, what string, fn func() error) error {
 	o := op{pid, what}
-	if err := v.enterOp(o); err != nil {
+	if v.t.isStuck(o) {
+		return &StuckError{pid, what}
+	}
+	if err := v.calls.enter(o); err != nil {
 		return err
 	}
 	err := fn()
-	if !v.leaveOp() {
-		return errDisowned
+	if !v.calls.leave() {
+		return errAbandoned
 	}
 	return err
-}
-
-func (v *View) enterOp(o op) error {
-	v.t.mu.Lock()
-	stuck := v.t.stuck[o] > 0
-	v.t.mu.Unlock()
-	if stuck {
-		return &StuckError{o.pid, o.what}
-	}
-	w := v.w
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.disowned {
-		return errDisowned
-	}
-	w.op, w.inOp = o, true
-	return nil
-}
-
-// leaveOp reports whether the worker still owns its job.
-func (v *View) leaveOp() bool {
-	w := v.w
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.inOp = false
-	return !w.disowned
 }
 
 // openNetns makes /proc/PID of a process in the target's namespace available.
@@ -323,7 +170,7 @@ func (v *View) openNetns() error {
 	for _, pid := range v.t.pids {
 		err := v.openNetnsOf(pid)
 		switch {
-		case err == nil, err == errDisowned:
+		case err == nil, err == errAbandoned:
 			return err
 		case !errors.Is(err, kernel.ErrGone):
 			result = err // another process may do
@@ -345,7 +192,7 @@ func (v *View) openNetnsOf(pid int) error {
 				_ = unix.Close(dir)
 				dir = live
 				ino, err = v.netnsOf(dir, pid)
-			} else if e == errDisowned {
+			} else if e == errAbandoned {
 				err = e
 			}
 		}
@@ -368,16 +215,16 @@ func (v *View) readNet(name string, buf []byte) ([]byte, error) {
 	if err == nil {
 		return v.ReadAt(v.dir, v.pid, "net/"+name, buf)
 	}
-	if err == errDisowned || v.t.path == "" {
+	if err == errAbandoned || v.t.path == "" {
 		return nil, err
 	}
 	err = v.Do(0, v.t.path+" net/"+name, func() error {
-		return v.w.inNetns(unix.AT_FDCWD, v.t.path, v.t.inode, func() (err error) {
-			buf, err = kernel.ReadFile(unix.AT_FDCWD, v.w.root+"/thread-self/net/"+name, buf)
+		return v.inNetns(unix.AT_FDCWD, v.t.path, v.t.inode, func() (err error) {
+			buf, err = kernel.ReadFile(unix.AT_FDCWD, v.plan.procRoot+"/thread-self/net/"+name, buf)
 			return err
 		})
 	})
-	if err != nil && err != errDisowned {
+	if err != nil && err != errAbandoned {
 		return nil, fmt.Errorf("read net/%s in the network namespace %s: %w", name, v.t.path, err)
 	}
 	return buf, err
@@ -399,11 +246,11 @@ func (v *View) netnsOf(dir, pid int) (uint64, error) {
 func (v *View) OpenProc(pid int) (dir int, err error) {
 	dir = -1
 	err = v.Do(pid, "open", func() (err error) {
-		dir, err = kernel.Open(unix.AT_FDCWD, v.w.root+"/"+strconv.Itoa(pid), unix.O_DIRECTORY|unix.O_PATH)
+		dir, err = kernel.Open(unix.AT_FDCWD, v.plan.procRoot+"/"+strconv.Itoa(pid), unix.O_DIRECTORY|unix.O_PATH)
 		return err
 	})
 	if err != nil {
-		if err == errDisowned && dir >= 0 {
+		if err == errAbandoned && dir >= 0 {
 			_ = unix.Close(dir)
 		}
 		return -1, v.procError("open", pid, "", err)
@@ -416,14 +263,14 @@ func (v *View) OpenProc(pid int) (dir int, err error) {
 func (v *View) openThread(pid int) (dir int, err error) {
 	dir = -1
 	err = v.Do(pid, "open task", func() error {
-		tid, err := kernel.LiveThread(v.w.root, pid)
+		tid, err := kernel.LiveThread(v.plan.procRoot, pid)
 		if err == nil {
-			dir, err = kernel.Open(unix.AT_FDCWD, v.w.root+"/"+strconv.Itoa(pid)+"/task/"+strconv.Itoa(tid), unix.O_DIRECTORY|unix.O_PATH)
+			dir, err = kernel.Open(unix.AT_FDCWD, v.plan.procRoot+"/"+strconv.Itoa(pid)+"/task/"+strconv.Itoa(tid), unix.O_DIRECTORY|unix.O_PATH)
 		}
 		return err
 	})
 	if err != nil {
-		if err == errDisowned && dir >= 0 {
+		if err == errAbandoned && dir >= 0 {
 			_ = unix.Close(dir)
 		}
 		return -1, v.procError("open", pid, "task", err)
@@ -459,14 +306,14 @@ func (v *View) ReadNet(name string) ([]byte, error) {
 	f := &v.files[v.nfile]
 	f.name = name
 	buf, err := v.readNet(name, f.buf)
-	if err == errDisowned {
+	if err == errAbandoned {
 		return nil, err
 	}
 	if errors.Is(err, kernel.ErrGone) && v.dir >= 0 {
 		// The process is there or it is not; a live one without the file
 		// means that the kernel lacks it.
 		if _, e := v.netnsOf(v.dir, v.pid); e == nil {
-			err = fmt.Errorf("read %s/%d/net/%s: %w", v.w.root, v.pid, name, fs.ErrNotExist)
+			err = fmt.Errorf("read %s/%d/net/%s: %w", v.plan.procRoot, v.pid, name, fs.ErrNotExist)
 		}
 	}
 	if buf != nil {
@@ -480,7 +327,7 @@ func (v *View) ReadNet(name string) ([]byte, error) {
 // ReadHost reads a file of procfs that does not belong to one process. The
 // bytes are in v.Scratch.
 func (v *View) ReadHost(name string) ([]byte, error) {
-	path := v.w.root + "/" + name
+	path := v.plan.procRoot + "/" + name
 	buf := v.Scratch
 	err := v.Do(0, path, func() (err error) {
 		buf, err = kernel.ReadFile(unix.AT_FDCWD, path, buf)
@@ -497,23 +344,23 @@ func (v *View) ReadHost(name string) ([]byte, error) {
 // fn opens there (a netlink socket) belongs to that namespace and must be
 // closed before Sample returns: a socket keeps a dead pod's namespace alive.
 func (v *View) Enter(what string, fn func() error) error {
-	if v.t.inode == v.w.r.selfNetns {
+	if v.t.inode == v.plan.self.inode {
 		return v.Do(v.pid, what, fn)
 	}
 	dir, name := v.dir, "ns/net"
 	if err := v.openNetns(); err == nil {
 		dir = v.dir
-	} else if err == errDisowned || v.t.path == "" {
+	} else if err == errAbandoned || v.t.path == "" {
 		return err
 	} else {
 		dir, name = unix.AT_FDCWD, v.t.path
 	}
-	return v.Do(v.pid, what, func() error { return v.w.inNetns(dir, name, v.t.inode, fn) })
+	return v.Do(v.pid, what, func() error { return v.inNetns(dir, name, v.t.inode, fn) })
 }
 
 // inNetns switches the thread to the namespace that the file name below dir
 // is, runs fn, and switches back.
-func (w *worker) inNetns(dir int, name string, inode uint64, fn func() error) error {
+func (v *View) inNetns(dir int, name string, inode uint64, fn func() error) error {
 	ns, err := kernel.Open(dir, name, 0)
 	if err != nil {
 		if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
@@ -529,9 +376,9 @@ func (w *worker) inNetns(dir int, name string, inode uint64, fn func() error) er
 	if st.Ino != inode {
 		return kernel.ErrGone // the process, or the mount, is another namespace's by now
 	}
-	lost, err := kernel.SwitchNetns(ns, w.r.selfNetnsFD, fn)
+	lost, err := kernel.SwitchNetns(ns, v.plan.self.fd, fn)
 	if lost {
-		w.poisoned = true
+		v.calls.threadLost = true
 	}
 	return err
 }
@@ -539,7 +386,7 @@ func (w *worker) inNetns(dir int, name string, inode uint64, fn func() error) er
 // procError words a failed call about a process. That the process has ended
 // is ErrGone.
 func (v *View) procError(verb string, pid int, name string, err error) error {
-	if err == errDisowned {
+	if err == errAbandoned {
 		return err
 	}
 	var stuck *StuckError
@@ -547,13 +394,13 @@ func (v *View) procError(verb string, pid int, name string, err error) error {
 		return err
 	}
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("%s %s/%d/%s: %w", verb, v.w.root, pid, name, kernel.ErrGone)
+		return fmt.Errorf("%s %s/%d/%s: %w", verb, v.plan.procRoot, pid, name, kernel.ErrGone)
 	}
 	hint := ""
 	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
 		hint = " (needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH)"
 	}
-	return fmt.Errorf("%s %s/%d/%s: %w%s", verb, v.w.root, pid, name, err, hint)
+	return fmt.Errorf("%s %s/%d/%s: %w%s", verb, v.plan.procRoot, pid, name, err, hint)
 }
 
 // reset makes the View ready for another target.

@@ -10,76 +10,91 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// job is the work of one cycle on one target.
-type job struct {
-	t   *target
-	run []*instance
+const (
+	maxOrphans  = 4 // workers that may hang on one target at a time
+	pollOrphans = 20 * time.Millisecond
+)
+
+// errAbandoned stops a worker that was abandoned while it hung.
+var errAbandoned = errors.New("abandoned after a timeout")
+
+// calls is what a worker shares with the loop that watches it.
+type calls struct {
+	mu        sync.Mutex
+	abandoned bool // nobody wants what the worker does from now on
+	op        op   // the call into the kernel that is under way, if inOp
+	inOp      bool
+
+	threadLost bool // the thread could not be brought back to its namespace; the worker's own
 }
 
-// worker runs the jobs of a cycle one after another. When a probe hangs, the
-// worker is disowned: it ends by itself as soon as the kernel lets it, what it
+// enter notes that a call begins.
+func (c *calls) enter(o op) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.abandoned {
+		return errAbandoned
+	}
+	c.op, c.inOp = o, true
+	return nil
+}
+
+// leave notes that the call has returned, and reports whether the worker still
+// owns its job.
+func (c *calls) leave() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.inOp = false
+	return !c.abandoned
+}
+
+// worker runs the jobs of a plan one after another. When a probe hangs, the
+// worker is abandoned: it ends by itself as soon as the kernel lets it, what it
 // did meanwhile is thrown away, and another worker goes on behind it.
 type worker struct {
-	r    *Runner
-	jobs []*job
-	root string // where procfs is: r.opt may change while a worker hangs
-	node string
-
-	cycle uint64
-	// unknown stands for what belongs to no known namespace.
-	unknown *target
-	netns   map[uint64]*target // of the cycle
-
+	plan *plan
 	view View
-	done chan *worker // told when the worker has stopped at the end, or must be replaced
+	done chan<- *worker // told when the worker has stopped at the end, or must be replaced
 
-	mu       sync.Mutex
-	disowned bool
-	byOp     bool // for what a call did, not the probe
-	j, i     int  // the position: jobs[j].run[i]
-	started  time.Time
-	op       op
-	inOp     bool
-	mark     int // rows up to here are whole
-	jobMark  int // rows of the jobs before this one
-	rows     []Row
-
-	// What the probe says of its hooks, if it is Hooked.
-	hooked bool
-	hook   string
-	blind  []string
-
-	poisoned bool // the thread could not be brought back to its namespace
+	calls
+	// The rest is behind the lock of calls, too.
+	byOp    bool // the worker was abandoned for what a call did, not the probe
+	j, i    int  // the position: jobs[j].run[i]
+	started time.Time
+	mark    int // rows up to here are whole
+	jobMark int // rows of the jobs before this one
+	rows    []row
 }
 
-// runJobs runs all jobs and returns their rows, appended to rows.
-func (r *Runner) runJobs(jobs []*job, rows []Row) []Row {
-	if len(jobs) == 0 {
+// sample runs all jobs of a plan and returns their rows, appended to rows, or once
+// stop is closed those that are there. It calls beat from time to time: each
+// probe's time is limited, so the jobs end.
+func sample(p *plan, rows []row, stop <-chan struct{}, beat func()) []row {
+	if len(p.jobs) == 0 {
 		return rows
 	}
 	done := make(chan *worker, 1)
-	w := &worker{r: r, jobs: jobs, root: r.opt.ProcRoot, node: r.opt.Node, cycle: r.cycles, unknown: r.unknown, netns: r.netns, done: done, rows: rows, mark: len(rows), jobMark: len(rows), started: time.Now()}
+	w := &worker{plan: p, done: done, rows: rows, mark: len(rows), jobMark: len(rows), started: time.Now()}
 	go w.work()
 	tick := time.NewTicker(pollOrphans)
 	defer tick.Stop()
 	for {
 		select {
 		case w = <-done:
-			if w.j >= len(jobs) {
+			if w.j >= len(p.jobs) {
 				return w.rows
 			}
 			w = w.successor() // its thread was lost
 			go w.work()
-		case <-r.stop:
+		case <-stop:
 			// What it samples is nobody's any more; it ends when it can.
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			w.disowned = true
+			w.abandoned = true
 			return w.rows[:w.mark:w.mark]
 		case <-tick.C:
-			// Each probe's time is limited here, so the jobs end while this runs.
-			r.beat(0)
-			if w.takeOver() {
+			beat()
+			if w.overtime() {
 				w = w.successor()
 				go w.work()
 			}
@@ -92,197 +107,151 @@ func (r *Runner) runJobs(jobs []*job, rows []Row) []Row {
 func (w *worker) successor() *worker {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return &worker{r: w.r, jobs: w.jobs, root: w.root, node: w.node, cycle: w.cycle, unknown: w.unknown, netns: w.netns, done: w.done, j: w.j, i: w.i, started: time.Now(),
+	return &worker{plan: w.plan, done: w.done, j: w.j, i: w.i, started: time.Now(),
 		rows: w.rows[:w.mark:w.mark], mark: w.mark, jobMark: w.jobMark}
 }
 
-// takeOver disowns the worker if its probe has run for too long, and reports
+// overtime abandons the worker if its probe has run for too long, and reports
 // whether it did.
-func (w *worker) takeOver() bool {
+func (w *worker) overtime() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.j >= len(w.jobs) || time.Since(w.started) < w.r.opt.Timeout {
+	if w.j >= len(w.plan.jobs) || time.Since(w.started) < w.plan.timeout {
 		return false
 	}
-	job := w.jobs[w.j]
-	in := job.run[w.i]
-	t := job.t
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var err error
+	job := &w.plan.jobs[w.j]
+	probe := job.run[w.i]
+	err := fmt.Errorf("it did not return within %v", w.plan.timeout)
+	stuck := job.hang(w.op, w.inOp, probe)
+	// A call that hangs is remembered, so that the same probe can be tried again
+	// on what else the target has.
 	if w.inOp {
-		// The call is remembered, so that the same probe can be tried again
-		// on what else the target has.
-		if t.stuck == nil {
-			t.stuck = map[op]int{}
-		}
-		t.stuck[w.op]++
-		w.byOp = true
 		err = &StuckError{w.op.pid, w.op.what}
-		if len(t.stuck) >= maxOrphans {
-			w.i++
-		}
-	} else {
-		if t.hung == nil {
-			t.hung = map[*instance]bool{}
-		}
-		t.hung[in] = true
-		err = fmt.Errorf("it did not return within %v", w.r.opt.Timeout)
-		w.i++
 	}
-	in.fail(t, err)
-	in.took += time.Since(w.started)
-	if w.i >= len(job.run) {
-		w.i, w.j = 0, w.j+1
-		w.jobMark = w.mark
+	probe.fail(job.target, err)
+	probe.took += time.Since(w.started)
+	if !w.inOp || stuck >= maxOrphans {
+		w.next(job)
 	}
-	w.disowned = true
+	w.abandoned, w.byOp = true, w.inOp
 	return true
 }
 
-func (w *worker) work() {
-	w.view = View{w: w, dir: -1, Scratch: w.view.Scratch}
-	v := &w.view
-	defer func() { v.reset(nil) }()
-	var cur *job
-	for {
-		w.mu.Lock()
-		if w.j >= len(w.jobs) {
-			w.mu.Unlock()
-			w.done <- w
-			return
-		}
-		job := w.jobs[w.j]
-		in := job.run[w.i]
-		probe := in.probe // it may be dropped while it hangs
-		w.started, w.inOp = time.Now(), false
-		v.rows = w.rows
-		w.mu.Unlock()
-		if job != cur {
-			v.reset(job.t)
-			cur = job
-		}
-		v.inst = in
-		err := w.one(v, in, probe)
-		if w.finish(v, job, in, err) {
-			return
-		}
-	}
-}
-
-// one runs one probe on one target.
-func (w *worker) one(v *View, in *instance, probe Probe) (err error) {
-	v.t.mu.Lock()
-	hung, stuck := v.t.hung[in], len(v.t.stuck)
-	v.t.mu.Unlock()
-	if v.t.err != nil {
-		return v.t.err
-	}
-	if hung {
-		return errors.New("the call made in an earlier cycle has not returned yet")
-	}
-	if stuck >= maxOrphans {
-		return fmt.Errorf("%d calls hang in the kernel already", stuck)
-	}
-	defer func() {
-		if p := recover(); p != nil {
-			err = bounded.PanicError(p)
-		}
-	}()
-	err = probe.Sample(v)
-	if h, ok := probe.(Hooked); ok {
-		w.hook, w.blind = h.Hook()
-		w.hooked = true
-	}
-	return err
-}
-
-// finish takes down the outcome and reports whether the worker must stop.
-func (w *worker) finish(v *View, job *job, in *instance, err error) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.disowned {
-		// What hung has come back.
-		t := v.t
-		t.mu.Lock()
-		if !w.byOp {
-			delete(t.hung, in) // gone already if the probe was dropped meanwhile
-		} else if t.stuck[w.op]--; t.stuck[w.op] <= 0 {
-			delete(t.stuck, w.op)
-		}
-		t.mu.Unlock()
-		return true
-	}
-	in.took += time.Since(w.started)
-	if w.hooked {
-		in.hook, in.blind, w.hooked = w.hook, w.blind, false
-	}
-	switch {
-	case err == nil:
-		w.rows = v.rows
-	case errors.Is(err, kernel.ErrGone) && job.t.pod != nil:
-		// A pod that ends while it is sampled has no values in this cycle.
-		w.rows = w.rows[:w.jobMark]
-		w.i = len(job.run)
-	default:
-		// A sum that lacks what could not be read is no value. What the kernel
-		// shows to nobody is no part of it.
-		var part *PartialError
-		var missing *MissingError
-		switch {
-		case errors.As(err, &part) && part.Protected > 0:
-			w.rows = v.rows
-			in.protected += part.Protected
-			in.protectedErr = fmt.Errorf("%s: %w", job.t, err)
-		case errors.As(err, &missing):
-			w.rows = v.rows
-			in.fail(job.t, err)
-		default:
-			in.fail(job.t, err)
-		}
-	}
-	w.mark = len(w.rows)
+// next goes on to the next probe, or to the first of the next job.
+func (w *worker) next(job *job) {
 	if w.i++; w.i >= len(job.run) {
 		w.i, w.j = 0, w.j+1
 		w.jobMark = w.mark
 	}
-	if w.poisoned {
+}
+
+func (w *worker) work() {
+	w.view = View{plan: w.plan, calls: &w.calls, dir: -1}
+	v := &w.view
+	defer func() { v.reset(nil) }()
+	var cur *target
+	for {
+		w.mu.Lock()
+		if w.abandoned {
+			w.mu.Unlock()
+			return
+		}
+		if w.j >= len(w.plan.jobs) {
+			w.mu.Unlock()
+			w.done <- w
+			return
+		}
+		job := &w.plan.jobs[w.j]
+		probe := job.run[w.i]
+		w.started, w.inOp = time.Now(), false
+		v.rows = w.rows
+		w.mu.Unlock()
+		if job.target != cur {
+			v.reset(job.target)
+			cur = job.target
+		}
+		v.source = probe
+		if w.finish(job, probe, w.one(job, probe)) {
+			return
+		}
+	}
+}
+
+// report is what one Sample call gave beside its rows.
+type report struct {
+	err         error
+	hooked      bool // the probe is Hooked, and said:
+	hook        string
+	limitations []string
+}
+
+// one runs one probe on one target.
+func (w *worker) one(job *job, probe *source) (r report) {
+	if job.err != nil {
+		return report{err: job.err}
+	}
+	switch hung, stuck := job.hanging(probe); {
+	case hung:
+		return report{err: errors.New("the call made in an earlier cycle has not returned yet")}
+	case stuck >= maxOrphans:
+		return report{err: fmt.Errorf("%d calls hang in the kernel already", stuck)}
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			r.err = bounded.PanicError(p)
+		}
+	}()
+	r.err = probe.probe.Sample(&w.view)
+	if h, ok := probe.probe.(Hooked); ok {
+		r.hook, r.limitations = h.Hook()
+		r.hooked = true
+	}
+	return r
+}
+
+// finish takes down the outcome and reports whether the worker must stop.
+func (w *worker) finish(job *job, probe *source, r report) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.abandoned {
+		job.returned(w.op, w.byOp, probe) // what hung has come back
+		return true
+	}
+	probe.took += time.Since(w.started)
+	if r.hooked {
+		probe.hook, probe.limitations = r.hook, r.limitations
+	}
+	w.take(job, probe, r.err)
+	if w.threadLost {
 		w.done <- w
 		return true
 	}
 	return false
 }
 
-// PartialError says that a probe's values lack some processes.
-type PartialError struct {
-	Err error
-	// Protected counts processes that the kernel shows to nobody, whatever the
-	// capabilities. If it is not 0 nothing else is missing: the values are written,
-	// and the probe counts as working. Else the values are left out.
-	Protected int
-}
-
-func (e *PartialError) Error() string { return e.Err.Error() }
-
-// Unwrap returns the failure of the part.
-func (e *PartialError) Unwrap() error { return e.Err }
-
-// MissingError says that a probe over Node has no values of some namespaces. Those
-// of the others are whole, and are written; the probe counts as failed.
-type MissingError struct{ Err error }
-
-func (e *MissingError) Error() string { return e.Err.Error() }
-
-// Unwrap returns why they are missing.
-func (e *MissingError) Unwrap() error { return e.Err }
-
-// fail takes down that the probe gave no whole values for t.
-func (in *instance) fail(t *target, err error) {
-	if in.firstErr == nil {
-		in.firstErr = fmt.Errorf("%s: %w", t, err)
+// take keeps the rows of a probe that are whole, and goes on to the next.
+func (w *worker) take(job *job, probe *source, err error) {
+	var part *PartialError
+	var missing *MissingError
+	switch {
+	case err == nil:
+		w.rows = w.view.rows
+	case errors.Is(err, kernel.ErrGone) && job.pod != nil:
+		// A pod that ends while it is sampled has no values in this cycle.
+		w.rows = w.rows[:w.jobMark]
+		w.i = len(job.run)
+	case errors.As(err, &part) && part.Protected > 0:
+		// What the kernel shows to nobody is no part of the sum.
+		w.rows = w.view.rows
+		probe.protected += part.Protected
+		probe.protectedErr = fmt.Errorf("%s: %w", job.target, err)
+	case errors.As(err, &missing):
+		w.rows = w.view.rows
+		probe.fail(job.target, err)
+	default:
+		// A sum that lacks what could not be read is no value.
+		probe.fail(job.target, err)
 	}
-	if in.failedOn != t {
-		in.failedOn = t
-		in.failed++
-	}
+	w.mark = len(w.rows)
+	w.next(job)
 }

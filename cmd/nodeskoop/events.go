@@ -29,7 +29,7 @@ const drainFor = 2 * time.Second
 // events is the way of an event: from the tracing probes through the hub to
 // the sinks.
 type events struct {
-	plane *trace.Plane
+	plane *trace.Tracer
 	hub   *event.Hub
 }
 

@@ -334,7 +334,7 @@ func (f formats) WithGroup(name string) slog.Handler {
 }
 
 // factories are the probes; those that trace share a plane.
-func factories(plane *trace.Plane) []collect.Factory {
+func factories(plane *trace.Tracer) []collect.Factory {
 	return slices.Concat(proc.Probes(), netlink.Probes(), plane.Factories())
 }
 
@@ -371,7 +371,7 @@ func podLabels(cfg *Config) []string {
 }
 
 // newRunner builds the Runner of one configuration.
-func (s *setup) newRunner(pods owner.Pods, plane *trace.Plane) (*collect.Runner, error) {
+func (s *setup) newRunner(pods owner.Pods, plane *trace.Tracer) (*collect.Runner, error) {
 	o, err := s.options(s.cfg, s.view)
 	if err != nil {
 		return nil, err

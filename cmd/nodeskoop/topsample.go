@@ -101,7 +101,7 @@ type topTrouble struct {
 // topSampler takes the samples, with the Runner that the daemon uses.
 type topSampler struct {
 	runner  *collect.Runner
-	plane   *trace.Plane
+	plane   *trace.Tracer
 	pods    owner.Pods
 	status  func() error // of containerd
 	host    uint64       // network namespace

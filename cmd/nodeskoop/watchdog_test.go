@@ -151,9 +151,9 @@ func TestProbesDoNotHoldTheWatchdogUp(t *testing.T) {
 // hanging is a probe that does not return.
 type hanging struct{ release chan struct{} }
 
-func (h hanging) Over() collect.Over         { return collect.EachNetns }
-func (h hanging) Sample(*collect.View) error { <-h.release; return nil }
-func (h hanging) Close() error               { return nil }
+func (h hanging) Granularity() collect.Granularity { return collect.EachNetns }
+func (h hanging) Sample(*collect.View) error       { <-h.release; return nil }
+func (h hanging) Close() error                     { return nil }
 
 func TestStatusIsOneLine(t *testing.T) {
 	m := newManager(t)

@@ -53,7 +53,7 @@ type Event struct {
 	// pod's, and makes it UnknownLabel for one that is not known.
 	Node, HostLabel string
 
-	foreign      bool // of such a namespace
+	unowned      bool // of such a namespace
 	unattributed bool // the kernel left no way to know the namespace
 	unresolved   bool // finding out whose it is failed
 }
@@ -61,7 +61,7 @@ type Event struct {
 // OfHost reports whether the event is the host's own: no pod's, and not of a
 // network namespace that is unknown or neither the host's nor a pod's. It is
 // known once the Hub has the event.
-func (e *Event) OfHost() bool { return e.Pod == nil && !e.foreign && !e.unattributed }
+func (e *Event) OfHost() bool { return e.Pod == nil && !e.unowned && !e.unattributed }
 
 // Unattributed reports whether the event is of a packet or socket whose
 // network namespace the kernel left no way to know. It is known once the Hub
@@ -70,9 +70,9 @@ func (e *Event) Unattributed() bool { return e.unattributed }
 
 // The kinds of an Endpoint. The empty string means EndUnknown.
 const (
-	EndPod     = "pod"
-	EndNode    = "node"
-	EndUnknown = "unknown"
+	EndPod     = owner.EndPod
+	EndNode    = owner.EndNode
+	EndUnknown = owner.EndUnknown
 )
 
 // Endpoint is one end of a connection. A probe sets the address, unmapped, and
@@ -144,7 +144,7 @@ func (e *Event) appendOwner(b []byte) []byte {
 	switch {
 	case e.Pod != nil:
 		return appendPod(append(b, "pod "...), e.Pod)
-	case e.foreign:
+	case e.unowned:
 		return strconv.AppendUint(append(b, "netns "...), e.Netns, 10)
 	}
 	return append(b, "host"...)

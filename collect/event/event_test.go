@@ -113,7 +113,7 @@ func TestMessageOfUnusualEvents(t *testing.T) {
 			same := *webPod
 			e.Src.Pod, e.Dst.Pod = &same, &owner.Pod{ID: "db", Namespace: "prod", Name: "db-0"}
 		}, "packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, to prod/db-0, NETFILTER_DROP at nft_do_chain+0x12a, pod default/web-0"},
-		"nobody's namespace": {"TCPRESET_RECEIVE", func(e *Event) { e.Pod, e.foreign = nil, true },
+		"nobody's namespace": {"TCPRESET_RECEIVE", func(e *Event) { e.Pod, e.unowned = nil, true },
 			"TCP reset received: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, from default/web-0, netns 4026532001"},
 		"suppressed": {"TCPRESET_RECEIVE", func(e *Event) { e.Suppressed = 37 },
 			"TCP reset received: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, pod default/web-0 (+37 suppressed)"},

@@ -255,7 +255,7 @@ func TestHubHoldsEventsOfNewAddrs(t *testing.T) {
 			}
 		}
 		time.Sleep(time.Minute)
-		const hold = nodeAddrPause + 2*retryHeld
+		const hold = 200*time.Millisecond + 2*retryHeld // the Resolver reads no more often
 		// A bridge has come with the first pod, and the first event is of it.
 		addrs = []netip.Addr{netip.MustParseAddr("::ffff:198.51.100.1")}
 		sent(offer("198.51.100.1", hostInode), EndNode, hold)
@@ -263,8 +263,8 @@ func TestHubHoldsEventsOfNewAddrs(t *testing.T) {
 		// One of far away waits once, and then no more.
 		for i, within := range []time.Duration{hold, 0, 0} {
 			sent(offer("203.0.113.9", hostInode), EndUnknown, within)
-			if i == 0 && len(h.unknown) != 1 {
-				t.Errorf("%v", h.unknown)
+			if i == 0 && len(h.held.unknown) != 1 {
+				t.Errorf("%v", h.held.unknown)
 			}
 		}
 		// It may have become the node's.
@@ -302,7 +302,7 @@ func TestHubHoldsEventsOfNewAddrs(t *testing.T) {
 		wait = 0
 		time.Sleep(2 * time.Hour)
 		synctest.Wait()
-		if n := len(h.unknown) + len(h.held) + h.heldAddrs + len(h.heldNetns); n != 0 {
+		if n := len(h.held.unknown) + len(h.held.waiting) + h.held.forAddr + len(h.held.ofNetns); n != 0 {
 			t.Errorf("%d things kept", n)
 		}
 		// Many addresses, as of an attacker, cost few readings and no event.
@@ -350,7 +350,7 @@ func TestHubHoldsEventsUntilTheirPodIsKnown(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		got := sink.events()
-		if len(got) != 4 || got[3].Pod != nil || got[3].HostLabel != "" || !got[3].foreign || got[3].OfHost() {
+		if len(got) != 4 || got[3].Pod != nil || got[3].HostLabel != "" || !got[3].unowned || got[3].OfHost() {
 			t.Fatalf("%d events, the last %+v", len(got), got[len(got)-1])
 		}
 		if d := sink.at[3].Sub(start); d < time.Second || d > 1100*time.Millisecond {
@@ -372,7 +372,7 @@ func TestHubHoldsEventsUntilTheirPodIsKnown(t *testing.T) {
 		}
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		if n := len(h.strangers) + len(h.held) + len(h.heldNetns); n != 0 {
+		if n := len(h.held.unowned) + len(h.held.waiting) + len(h.held.ofNetns); n != 0 {
 			t.Errorf("%d things kept", n)
 		}
 	})
@@ -569,7 +569,7 @@ func TestHubLimitsTheTotal(t *testing.T) {
 func TestHubIsFair(t *testing.T) {
 	for name, noise := range map[string]func(i int) uint64{
 		"pods":       func(i int) uint64 { return uint64(100 + i%60) },
-		"strangers":  func(i int) uint64 { return uint64(1000 + i%60) },
+		"unowned":    func(i int) uint64 { return uint64(1000 + i%60) },
 		"thousands":  func(i int) uint64 { return uint64(10000 + i) },
 		"the host":   func(int) uint64 { return hostInode },
 		"nobody":     func(int) uint64 { return 0 },
@@ -619,7 +619,7 @@ func TestHubIsFair(t *testing.T) {
 }
 
 // Namespaces that are no pod's share one limit for each type.
-func TestHubStrangersShare(t *testing.T) {
+func TestHubUnownedShare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sink := &listSink{}
 		h := testHub(t, func(o *HubOptions) { o.Hold, o.Rate, o.Burst = -1, 20, 100 }, sink)
@@ -637,7 +637,7 @@ func TestHubStrangersShare(t *testing.T) {
 
 // Thousands of namespaces that are no pod's do not keep a new pod's events from
 // being held until it is known.
-func TestHubHoldsDespiteStrangers(t *testing.T) {
+func TestHubHoldsDespiteUnowned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pods, sink := &podTable{}, &listSink{}
 		h := testHub(t, func(o *HubOptions) { o.Pods = pods }, sink)
@@ -689,7 +689,7 @@ func TestHubTellsOfWhatTheKernelSuppressed(t *testing.T) {
 		fail := false
 		sink.write = func(*Event) bool { return !fail }
 		h := testHub(t, nil, sink)
-		h.Missed(lossType, 40, 2)
+		h.CountOnly(lossType, 40, 2)
 		wantCounts(t, h, lossType, Counts{Offered: 42, Suppressed: 40, Lost: 2})
 		fail = true
 		e := event(lossType, hostInode)
@@ -721,7 +721,7 @@ func TestHubFilter(t *testing.T) {
 			h.Offer(e)
 		}
 		synctest.Wait()
-		wantCounts(t, h, irqType, Counts{Offered: 100, Written: 1, Filtered: 99})
+		wantCounts(t, h, irqType, Counts{Offered: 100, Written: 1, Ignored: 99})
 	})
 }
 
@@ -749,7 +749,7 @@ func TestHubIgnoresWhatIsNoEvent(t *testing.T) {
 	h.Offer(nil)
 	h.Offer(&Event{})
 	h.Offer(&Event{Type: &catalog.EventType{Name: "Made up"}})
-	h.Missed(nil, 1, 1)
+	h.CountOnly(nil, 1, 1)
 	if c := h.Counts(&catalog.EventType{}); c != (Counts{}) {
 		t.Errorf("counted: %+v", c)
 	}
@@ -818,7 +818,7 @@ func TestHubAccountIsExact(t *testing.T) {
 				typ := types[rand.IntN(len(types))]
 				switch {
 				case i%50 == 0:
-					h.Missed(typ, 2, 1)
+					h.CountOnly(typ, 2, 1)
 					offered[g][typ.ID()] += 3
 				default:
 					e := event(typ, []uint64{0, 77, hostInode, uint64(1000 + rand.IntN(50))}[rand.IntN(4)])
@@ -935,9 +935,13 @@ func TestHubSurvivesPanics(t *testing.T) {
 	for i := range 10 {
 		h.Offer(event(lossType, uint64(100+i)))
 		h.Offer(event(irqType, 0))
+		e := event(resetType, hostInode) // of an end whose address is asked for
+		e.Src.Addr = netip.MustParseAddr("203.0.113.1")
+		h.Offer(e)
 	}
 	closeHub(t, h)
 	wantCounts(t, h, lossType, Counts{Offered: 10, Written: 10})
+	wantCounts(t, h, resetType, Counts{Offered: 10, Lost: 10})
 	wantCounts(t, h, irqType, Counts{Offered: 10, Written: 10})
 	for _, e := range sink.events() {
 		if e.Type == lossType && (!e.Unattributed() || e.OfHost()) {

@@ -38,21 +38,21 @@ type ctCounts [ctCounters]uint32
 // net/netfilter/nf_conntrack_netlink.c, and ct_cpu_seq_show in
 // net/netfilter/nf_conntrack_standalone.c.
 type conntrack struct {
-	over     collect.Over
-	root     string // where procfs is
-	counters [ctCounters]*catalog.Metric
-	entries  *catalog.Metric
-	max      *catalog.Metric
-	loaded   atomic.Bool // ctnetlink is there: asking does not load it
+	granularity collect.Granularity
+	root        string // where procfs is
+	counters    [ctCounters]*catalog.Metric
+	entries     *catalog.Metric
+	max         *catalog.Metric
+	loaded      atomic.Bool // ctnetlink is there: asking does not load it
 }
 
 func newConntrack(env collect.Env) (collect.Probe, error) {
-	p := &conntrack{over: collect.HostNetns, root: env.ProcRoot,
+	p := &conntrack{granularity: collect.HostNetns, root: env.ProcRoot,
 		entries: catalog.MustMetric("kubeskoop_conntrack_entries"),
 		max:     catalog.MustMetric("kubeskoop_conntrack_maxentries"),
 	}
 	if pods, _ := env.Options["pods"].(bool); pods {
-		p.over = collect.EachNetns
+		p.granularity = collect.EachNetns
 	}
 	for i, name := range [ctCounters]string{ctFound: "found", ctInvalid: "invalid", ctIgnore: "ignore", ctInsert: "insert",
 		ctInsertFailed: "insertfailed", ctDrop: "drop", ctEarlyDrop: "earlydrop", ctError: "error", ctSearchRestart: "searchrestart"} {
@@ -61,7 +61,7 @@ func newConntrack(env collect.Env) (collect.Probe, error) {
 	return p, nil
 }
 
-func (p *conntrack) Over() collect.Over { return p.over }
+func (p *conntrack) Granularity() collect.Granularity { return p.granularity }
 
 func (*conntrack) Close() error { return nil }
 

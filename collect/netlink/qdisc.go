@@ -44,7 +44,7 @@ func newQdisc(env collect.Env) (collect.Probe, error) {
 	}, nil
 }
 
-func (*qdisc) Over() collect.Over { return collect.EachNetns }
+func (*qdisc) Granularity() collect.Granularity { return collect.EachNetns }
 
 func (p *qdisc) Close() error {
 	p.mu.Lock()

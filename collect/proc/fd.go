@@ -68,7 +68,7 @@ func (t typeInfo) newFD(env collect.Env) (collect.Probe, error) {
 	}, nil
 }
 
-func (*fd) Over() collect.Over { return collect.EachPod }
+func (*fd) Granularity() collect.Granularity { return collect.EachPod }
 
 func (p *fd) Close() error {
 	p.mu.Lock()

@@ -259,7 +259,7 @@ func (t typeInfo) newIO(env collect.Env) (collect.Probe, error) {
 	return p, nil
 }
 
-func (*ioProbe) Over() collect.Over { return collect.EachPod }
+func (*ioProbe) Granularity() collect.Granularity { return collect.EachPod }
 
 func (p *ioProbe) Close() error {
 	p.mu.Lock()

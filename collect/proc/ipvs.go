@@ -11,8 +11,8 @@ import (
 // (net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_stats_show). Without the module there
 // is no file, and all is 0.
 type ipvs struct {
-	over    collect.Over
-	metrics [ipvsColumns]*catalog.Metric
+	granularity collect.Granularity
+	metrics     [ipvsColumns]*catalog.Metric
 }
 
 // The columns of the file. Packets come before bytes, incoming before outgoing.
@@ -26,9 +26,9 @@ const (
 )
 
 func newIPVS(env collect.Env) (collect.Probe, error) {
-	p := &ipvs{over: collect.HostNetns}
+	p := &ipvs{granularity: collect.HostNetns}
 	if pods, _ := env.Options["pods"].(bool); pods {
-		p.over = collect.EachNetns
+		p.granularity = collect.EachNetns
 	}
 	for i, name := range [ipvsColumns]string{ipvsConnections: "connections", ipvsInPackets: "incomingpackets",
 		ipvsOutPackets: "outgoingpackets", ipvsInBytes: "incomingbytes", ipvsOutBytes: "outgoingbytes"} {
@@ -37,7 +37,7 @@ func newIPVS(env collect.Env) (collect.Probe, error) {
 	return p, nil
 }
 
-func (p *ipvs) Over() collect.Over { return p.over }
+func (p *ipvs) Granularity() collect.Granularity { return p.granularity }
 
 func (*ipvs) Close() error { return nil }
 

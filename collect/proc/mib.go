@@ -52,7 +52,7 @@ func newMIB(probe, file string) (*mib, error) {
 	return p, nil
 }
 
-func (*mib) Over() collect.Over { return collect.EachNetns }
+func (*mib) Granularity() collect.Granularity { return collect.EachNetns }
 
 func (*mib) Close() error { return nil }
 

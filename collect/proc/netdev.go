@@ -72,7 +72,7 @@ func newNetdev(env collect.Env) (collect.Probe, error) {
 	return p, nil
 }
 
-func (*netdev) Over() collect.Over { return collect.EachNetns }
+func (*netdev) Granularity() collect.Granularity { return collect.EachNetns }
 
 func (p *netdev) Close() error {
 	p.mu.Lock()

@@ -38,7 +38,7 @@ func newSock(collect.Env) (collect.Probe, error) {
 	return p, nil
 }
 
-func (*sock) Over() collect.Over { return collect.EachNetns }
+func (*sock) Granularity() collect.Granularity { return collect.EachNetns }
 
 func (*sock) Close() error { return nil }
 

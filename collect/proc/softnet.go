@@ -22,7 +22,7 @@ func newSoftnet(collect.Env) (collect.Probe, error) {
 	}, nil
 }
 
-func (*softnet) Over() collect.Over { return collect.Node }
+func (*softnet) Granularity() collect.Granularity { return collect.Node }
 
 func (*softnet) Close() error { return nil }
 

@@ -57,7 +57,7 @@ func newTCPSummary(env collect.Env) (collect.Probe, error) {
 	}, nil
 }
 
-func (*tcpsummary) Over() collect.Over { return collect.EachNetns }
+func (*tcpsummary) Granularity() collect.Granularity { return collect.EachNetns }
 
 func (*tcpsummary) Close() error { return nil }
 

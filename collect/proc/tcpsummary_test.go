@@ -403,6 +403,6 @@ func TestKnownStill(t *testing.T) {
 // sampleFunc is a probe over each network namespace.
 type sampleFunc func(*collect.View) error
 
-func (sampleFunc) Over() collect.Over             { return collect.EachNetns }
-func (f sampleFunc) Sample(v *collect.View) error { return f(v) }
-func (sampleFunc) Close() error                   { return nil }
+func (sampleFunc) Granularity() collect.Granularity { return collect.EachNetns }
+func (f sampleFunc) Sample(v *collect.View) error   { return f(v) }
+func (sampleFunc) Close() error                     { return nil }

@@ -67,12 +67,12 @@ func TestFlowsOfAnotherHost(t *testing.T) {
 	host, peer := nsnet.New(t), nsnet.New(t)
 	nsnet.Connect(host, peer)
 	p := peer.Pod("db-0")
-	plane := New(Options{})
-	t.Cleanup(func() { _ = plane.Close() })
+	tracer := New(Options{})
+	t.Cleanup(func() { _ = tracer.Close() })
 	r, err := collect.NewRunner(collect.Options{
 		Node: "n1", HostLabel: "hostNetwork", HostNetns: host.Path, Interval: time.Hour, Timeout: 10 * time.Second,
 		Enabled: []string{"flow"}, Pods: &nsnet.Pods{List: []*owner.Pod{p}},
-	}, plane.Factories()...)
+	}, tracer.Factories()...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,9 +16,9 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// maxStrangers is how many namespaces that are neither the host's nor a pod's
-// a probe follows before it looks which of them are gone.
-const maxStrangers = 64
+// maxUnowned is how many unowned namespaces (neither the host's nor a pod's) a
+// probe follows before it looks which of them are gone.
+const maxUnowned = 64
 
 // counts follows the kernel's counters of one probe by network namespace. The
 // kernel's keys are inode numbers, and a number is given to another namespace
@@ -33,10 +33,10 @@ type counts struct {
 	unattributed count
 	// The times of the last reading and the one before it.
 	read, readBefore time.Time
-	// most is how many strangers there may be until the next look at them.
-	most    int
-	lacking []uint64 // namespaces whose counters are not known
-	left    int      // how many pods were left out of the cycle for that
+	// most is how many unowned namespaces there may be until the next look at them.
+	most     int
+	roomless []uint64 // namespaces that the kernel's table has no room for
+	left     int      // how many pods were left out of the cycle for that
 }
 
 type count struct {
@@ -116,13 +116,13 @@ func (c *carried) show(now *tally) *tally {
 }
 
 // begin starts a reading: each namespace of the cycle has counters, 0 at first, but
-// for those that the kernel's table lacks.
-func (c *counts) begin(v *collect.View, lacking []uint64) {
+// for those that the kernel's table has no room for.
+func (c *counts) begin(v *collect.View, roomless []uint64) {
 	if c.known == nil {
 		c.known = map[uint64]*count{}
 	}
 	c.cycle++
-	c.lacking, c.left = lacking, 0
+	c.roomless, c.left = roomless, 0
 	for inode, pod := range v.Netns() {
 		c.own(inode, pod, v.ProcRoot())
 	}
@@ -207,7 +207,7 @@ func (c *counts) each(v *collect.View, f func(netns uint64, shown *tally)) {
 		if n.cycle != c.cycle {
 			continue
 		}
-		if slices.Contains(c.lacking, inode) {
+		if slices.Contains(c.roomless, inode) {
 			c.left++
 			continue
 		}
@@ -223,26 +223,26 @@ func (c *counts) each(v *collect.View, f func(netns uint64, shown *tally)) {
 // those of them that are not alive.
 func (c *counts) sweep(crowded bool, alive func() map[uint64]bool) []uint64 {
 	var gone []uint64
-	strangers := 0
+	unowned := 0
 	for inode, n := range c.known {
 		switch {
 		case n.cycle == 0:
-			strangers++
+			unowned++
 		case n.cycle < c.cycle:
 			gone = append(gone, inode)
 		}
 	}
-	if strangers > max(c.most, maxStrangers) || crowded {
+	if unowned > max(c.most, maxUnowned) || crowded {
 		alive := alive()
 		for inode, n := range c.known {
 			if n.cycle == 0 && !alive[inode] {
 				gone = append(gone, inode)
-				strangers--
+				unowned--
 			}
 		}
 		// Where many of them stay, not each cycle has to go through all
 		// processes, as long as the kernel's table has room.
-		c.most = min(2*strangers, 8*maxStrangers)
+		c.most = min(2*unowned, 8*maxUnowned)
 	}
 	for _, inode := range gone {
 		delete(c.known, inode)

@@ -9,7 +9,6 @@ import (
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
 	"nodeskoop/collect/catalog"
-	"nodeskoop/collect/event"
 	"nodeskoop/collect/owner"
 )
 
@@ -25,14 +24,14 @@ var (
 // announced, for one.
 const idleCycles = 20
 
-// idleStrangers is the same for namespaces that are neither the host's nor a
-// pod's: their flows are kept only in case they become a pod's.
-const idleStrangers = 4
+// idleUnowned is the same for unowned namespaces: their flows are kept only in case
+// they become a pod's.
+const idleUnowned = 4
 
 // flowKind labels what the node's sockets or the host's devices sent, by
 // connection.
 var flowKind = kind{name: "flow", whole: true, begin: func(p *probe, env collect.Env) func(*collect.View) error {
-	f := &flows{probe: p, pods: env.Pods, shown: map[bpf.FlowKey]*series{}, spaces: map[uint64]*space{}, most: 1000, nodeAddrs: env.NodeAddrs}
+	f := &flows{probe: p, who: p.tracer.who, shown: map[bpf.FlowKey]*series{}, spaces: map[uint64]*space{}, most: 1000}
 	devices, _ := env.Options["devices"].([]string)
 	f.devices = len(devices) > 0
 	if n, ok := env.Options["max_series"].(int64); ok {
@@ -121,14 +120,12 @@ func (s *space) offer(c candidate, n int) {
 // knowing of a connection, the map's entry knows itself.
 type flows struct {
 	*probe
-	pods    owner.Pods
+	who     *owner.Resolver
 	devices bool // counted is what devices transmit
-	// nodeAddrs lists the node's own addresses.
-	nodeAddrs func() (map[netip.Addr]struct{}, error)
-	most      int
-	cycle     uint64
-	shown     map[bpf.FlowKey]*series
-	spaces    map[uint64]*space
+	most    int
+	cycle   uint64
+	shown   map[bpf.FlowKey]*series
+	spaces  map[uint64]*space
 }
 
 // netns is the namespace that a flow's series are of: those of devices are the
@@ -146,13 +143,12 @@ func (f *flows) sample(v *collect.View) error {
 	var gone []uint64
 	var ends ends
 	err := v.Do(0, "flows", func() error {
-		own, err := f.nodeAddrs()
-		if err != nil {
+		if err := f.who.ReadAddrs(); err != nil {
 			return err
 		}
 		f.bpf.Rescan()
 		f.begin(v)
-		ends = f.ends(v, own)
+		ends = f.ends(v)
 		return f.read()
 	})
 	if err != nil {
@@ -198,7 +194,7 @@ func (f *flows) read() error {
 		s := f.spaces[netns]
 		if s == nil {
 			f.counts.at(netns) // has to be forgotten, too
-			return e.Idle <= idleStrangers
+			return e.Idle <= idleUnowned
 		}
 		if x := f.shown[e.Key]; x != nil {
 			x.add(&e, f.cycle)
@@ -341,48 +337,48 @@ func (f *flows) show(v *collect.View, ends ends, all int) {
 	v.LeaveOut(flowPackets, max(0, all-len(keys)))
 }
 
-// ends names the two sides of flows in one cycle.
+// ends names the two ends of flows in one cycle.
 type ends struct {
-	pods  owner.Pods
+	who   *owner.Resolver
 	node  string
-	own   map[netip.Addr]struct{} // the node's addresses
 	netns map[uint64]*owner.Pod
 }
 
-func (f *flows) ends(v *collect.View, own map[netip.Addr]struct{}) ends {
-	e := ends{pods: f.pods, node: v.Node(), own: own, netns: map[uint64]*owner.Pod{}}
+func (f *flows) ends(v *collect.View) ends {
+	e := ends{who: f.who, node: v.Node(), netns: map[uint64]*owner.Pod{}}
 	for inode, pod := range v.Netns() {
 		e.netns[inode] = pod
 	}
 	return e
 }
 
-// labels are the values of the metrics' labels, in the Catalogue's order.
+// labels are the values of the metrics' labels, in the Catalogue's order. The
+// source is the pod whose namespace sends, whatever address it has.
 func (e ends) labels(netns uint64, k *bpf.FlowKey) []string {
 	protocol, from, to := k.Ends()
 	out := make([]string, 0, 13)
 	out = append(out, protocolName(protocol))
-	src := e.netns[netns]
-	if src == nil {
-		src = e.pods.ByAddr(from.Addr())
-	}
-	out = e.side(out, from.Addr(), src)
-	out = e.side(out, to.Addr(), e.pods.ByAddr(to.Addr()))
+	out = e.end(out, from.Addr(), e.netns[netns])
+	out = e.end(out, to.Addr(), nil)
 	return append(out, strconv.Itoa(int(from.Port())), strconv.Itoa(int(to.Port())))
 }
 
-// side appends address, type, node, namespace and pod of one end.
-func (e ends) side(out []string, a netip.Addr, p *owner.Pod) []string {
-	_, own := e.own[a]
-	text := ""
+// end appends address, type, node, namespace and pod of one end; p, if it is known,
+// is its pod.
+func (e ends) end(out []string, a netip.Addr, p *owner.Pod) []string {
+	kind, text, node := owner.EndPod, "", e.node
 	if a.IsValid() {
 		text = a.String()
 	}
-	switch {
-	case p != nil:
-		return append(out, text, event.EndPod, e.node, p.Namespace, p.Name)
-	case own || a.IsLoopback():
-		return append(out, text, event.EndNode, e.node, "", "")
+	if p == nil {
+		kind, p = e.who.End(a, nil, false)
 	}
-	return append(out, text, event.EndUnknown, "", "", "")
+	if kind == owner.EndUnknown {
+		node = ""
+	}
+	namespace, name := "", ""
+	if p != nil {
+		namespace, name = p.Namespace, p.Name
+	}
+	return append(out, text, kind, node, namespace, name)
 }

@@ -13,17 +13,17 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// TestStrangersLeaveTheMaps: namespaces outside pods that come and go, as
+// TestUnownedLeaveTheMaps: namespaces outside pods that come and go, as
 // those of services with a private network do, leave nothing behind in any
 // probe, whether it has metrics by namespace or not.
-func TestStrangersLeaveTheMaps(t *testing.T) {
+func TestUnownedLeaveTheMaps(t *testing.T) {
 	l := newLab(t, EventLimits{}, nil, "flow", "packetloss", "tcpreset", "tcpretrans")
 	l.values()
-	strangers := map[uint64]bool{}
+	unowned := map[uint64]bool{}
 	t.Run("come and go", func(t *testing.T) {
-		for range maxStrangers + 10 {
+		for range maxUnowned + 10 {
 			s := nsnet.Make(t)
-			strangers[s.Inode] = true
+			unowned[s.Inode] = true
 			var err error
 			s.Do(func() { err = refusedConnection() })
 			if err != nil {
@@ -33,10 +33,10 @@ func TestStrangersLeaveTheMaps(t *testing.T) {
 	})
 	held := func() map[string]int {
 		n := map[string]int{}
-		for p := range l.plane.probes {
+		for p := range l.tracer.probes {
 			seen := map[uint64]bool{}
 			note := func(netns uint64) {
-				if strangers[netns] && !seen[netns] {
+				if unowned[netns] && !seen[netns] {
 					seen[netns] = true
 					n[p.kind.name]++
 				}
@@ -54,8 +54,8 @@ func TestStrangersLeaveTheMaps(t *testing.T) {
 	}
 	before := held()
 	for _, name := range []string{"flow", "packetloss", "tcpreset"} {
-		if before[name] != len(strangers) {
-			t.Errorf("%s holds something of %d namespaces, want %d", name, before[name], len(strangers))
+		if before[name] != len(unowned) {
+			t.Errorf("%s holds something of %d namespaces, want %d", name, before[name], len(unowned))
 		}
 	}
 	// A thread that was in one may take its time to end.
@@ -105,7 +105,7 @@ func TestIdleFlowsLeaveTheMap(t *testing.T) {
 	send(1, 103, 104, 105, 106, 107, 108, 109, 110)
 	held := func() (ports []int) {
 		t.Helper()
-		for p := range l.plane.probes {
+		for p := range l.tracer.probes {
 			if err := p.bpf.EachFlow(func(e bpf.FlowEntry) {
 				if _, from, to := e.Key.Ends(); e.Key.Netns() == l.a.Inode && to.Port() == 9 {
 					ports = append(ports, int(from.Port()))

@@ -16,8 +16,8 @@ import (
 func TestFlowsOfANamedHost(t *testing.T) {
 	host := nsnet.New(t)
 	host.Run("ip", "addr", "add", "192.0.2.77/32", "dev", "lo")
-	plane := New(Options{})
-	r, err := collect.NewRunner(collect.Options{Node: "n1", HostLabel: "host", Interval: time.Hour, HostNetns: host.Path, Enabled: []string{"flow"}}, plane.Factories()...)
+	tracer := New(Options{})
+	r, err := collect.NewRunner(collect.Options{Node: "n1", HostLabel: "host", Interval: time.Hour, HostNetns: host.Path, Enabled: []string{"flow"}}, tracer.Factories()...)
 	if err != nil {
 		t.Fatal(err)
 	}

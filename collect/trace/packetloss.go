@@ -56,7 +56,7 @@ func (l *losses) sample(v *collect.View) error {
 		return err
 	}
 	l.last, l.spare = entries, l.last
-	names, err := l.plane.reasons()
+	names, err := l.tracer.reasons()
 	if err != nil {
 		return err
 	}

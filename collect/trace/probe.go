@@ -48,7 +48,7 @@ const flowName = "flow"
 
 // probe is one loaded probe.
 type probe struct {
-	plane  *Plane
+	tracer *Tracer
 	kind   kind
 	bpf    *bpf.Probe
 	sample func(*collect.View) error
@@ -58,11 +58,11 @@ type probe struct {
 }
 
 // Over returns collect.Node: one reading of a map serves all namespaces.
-func (p *probe) Over() collect.Over { return collect.Node }
+func (p *probe) Granularity() collect.Granularity { return collect.Node }
 
 // Sample reads the probe's counters.
 func (p *probe) Sample(v *collect.View) error {
-	p.plane.settle()
+	p.tracer.settle()
 	if p.kind.whole {
 		return p.sample(v)
 	}
@@ -113,25 +113,25 @@ func (p *probe) byNetns(v *collect.View, add func(netns uint64, shown *tally)) e
 // follow begins a cycle. Pods that are new have room of their own in the
 // kernel's tables from then on, if they had none yet.
 func (p *probe) follow(v *collect.View) {
-	p.plane.follow()
+	p.tracer.follow()
 	p.counts.begin(v, p.bpf.Lacking())
 }
 
 // sweep lists the namespaces that are gone.
 func (p *probe) sweep(v *collect.View) []uint64 {
 	_, _, crowded := p.bpf.Room()
-	return p.counts.sweep(crowded, func() map[uint64]bool { return p.plane.alive(v.Cycle(), p.root) })
+	return p.counts.sweep(crowded, func() map[uint64]bool { return p.tracer.alive(v.Cycle(), p.root) })
 }
 
 // forget drops what the kernel keeps of namespaces that are gone, and says what
 // there was no room for.
 func (p *probe) forget(gone []uint64) error {
 	if err := p.bpf.Forget(gone...); err != nil {
-		p.plane.opt.Log.Debug("forgetting network namespaces failed", "probe", p.kind.name, "error", err)
+		p.tracer.opt.Log.Debug("forgetting network namespaces failed", "probe", p.kind.name, "error", err)
 	}
 	_, full, _ := p.bpf.Room()
 	if full && !p.full && p.kind.name != flowName {
-		p.plane.opt.Log.Warn("network namespaces that are no pod's have used up their room in a table; what finds none counts as unknown, pods and the host have room of their own",
+		p.tracer.opt.Log.Warn("network namespaces that are no pod's have used up their room in a table; what finds none counts as unknown, pods and the host have room of their own",
 			"probe", p.kind.name, "hint", "ls -l /proc/[0-9]*/ns/net shows who made so many; their entries are dropped when they are gone")
 	}
 	p.full = full
@@ -152,14 +152,14 @@ func (p *probe) Hook() (string, []string) {
 			hooks = append(hooks, k)
 		}
 	}
-	_, lacks := p.bpf.State()
-	return strings.Join(hooks, "+"), lacks
+	_, limitations := p.bpf.State()
+	return strings.Join(hooks, "+"), limitations
 }
 
 // Close detaches the probe.
 func (p *probe) Close() error {
 	err := p.bpf.Close()
-	if e := p.plane.closed(p); err == nil {
+	if e := p.tracer.closed(p); err == nil {
 		err = e
 	}
 	return err

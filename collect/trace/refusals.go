@@ -8,15 +8,15 @@ import (
 
 // Refusals says which ways to attach a loaded probe the kernel did not take,
 // and what it answered, before it took the one in use.
-func (p *Plane) Refusals(name string) []string {
+func (t *Tracer) Refusals(name string) []string {
 	var hooks []bpf.HookState
-	p.mu.Lock()
-	for pr := range p.probes {
+	t.mu.Lock()
+	for pr := range t.probes {
 		if pr.kind.name == name {
 			hooks = append(hooks, pr.bpf.Hooks()...)
 		}
 	}
-	p.mu.Unlock()
+	t.mu.Unlock()
 	var out []string
 	for _, h := range hooks {
 		for _, r := range h.Refused {
@@ -30,11 +30,11 @@ func (p *Plane) Refusals(name string) []string {
 
 // Devices names the network devices that a probe is attached to; none where it
 // watches no devices, or is not loaded.
-func (p *Plane) Devices(name string) []string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+func (t *Tracer) Devices(name string) []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	var names []string
-	for pr := range p.probes {
+	for pr := range t.probes {
 		if pr.kind.name != name {
 			continue
 		}

@@ -80,18 +80,18 @@ func TestRoomForPods(t *testing.T) {
 	}
 	exact("early", "early", 3)
 	t.Run("full", func(t *testing.T) {
-		const strangers = 40
-		for range strangers {
+		const unowned = 40
+		for range unowned {
 			if err := refuse(nsnet.Make(t), 2); err != nil {
 				t.Fatal(err)
 			}
 		}
 		got := l.values()
 		unknown := "nodeskoop_tcpreset_total{unknown,nosock}"
-		if got[unknown]-before[unknown] < 2*(strangers-16) {
-			t.Errorf("%v resets of the unknown, want %d or more", got[unknown]-before[unknown], 2*(strangers-16))
+		if got[unknown]-before[unknown] < 2*(unowned-16) {
+			t.Errorf("%v resets of the unknown, want %d or more", got[unknown]-before[unknown], 2*(unowned-16))
 		}
-		if n := l.plane.Unroomed(); n["tcpreset"] == 0 || n["packetloss"] == 0 {
+		if n := l.tracer.Unroomed(); n["tcpreset"] == 0 || n["packetloss"] == 0 {
 			t.Errorf("without room: %v", n)
 		}
 		if s := log.String(); strings.Count(s, "used up their room") != 2 {
@@ -115,11 +115,11 @@ func TestRoomForPods(t *testing.T) {
 		}
 		exact("while full", "late", 500)
 	})
-	// The strangers are gone. What they had is free again.
+	// The unowned namespaces are gone. What they had is free again.
 	for range 2 {
 		l.values()
 	}
-	for p := range l.plane.probes {
+	for p := range l.tracer.probes {
 		if _, full, crowded := p.bpf.Room(); full && !crowded {
 			t.Errorf("%s is still full", p.kind.name)
 		}
@@ -245,7 +245,7 @@ func TestManyFlows(t *testing.T) {
 	if grown > 8<<20 {
 		t.Errorf("the heap grew by %d kB", grown>>10)
 	}
-	if n := l.plane.Unroomed()[flowName]; n == 0 {
+	if n := l.tracer.Unroomed()[flowName]; n == 0 {
 		t.Error("no packet is said to be in no flow")
 	}
 }

@@ -18,12 +18,12 @@ import (
 func TestLoopWhileRTNLIsHeld(t *testing.T) {
 	need.Root(t)
 	var log bytes.Buffer
-	plane := New(Options{})
+	tracer := New(Options{})
 	r, err := collect.NewRunner(collect.Options{
 		Node: "n1", HostLabel: "host", Interval: time.Hour, Timeout: 200 * time.Millisecond, HostNetns: "/proc/self/ns/net",
 		Enabled: []string{"biolatency", "flow", "tcpretrans"}, Probes: map[string]map[string]any{"flow": {"devices": []string{"lo"}}},
 		Log: slog.New(slog.NewTextHandler(&log, nil)),
-	}, plane.Factories()...)
+	}, tracer.Factories()...)
 	if err != nil {
 		t.Fatal(err)
 	}

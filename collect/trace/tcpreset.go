@@ -29,15 +29,15 @@ var tcpresetKind = kind{name: "tcpreset", begin: func(p *probe, _ collect.Env) f
 // Resets gives how many RST the kernel has sent and received in each network
 // namespace since the probe tcpreset was loaded. It gives none, and false,
 // while the probe is not loaded.
-func (p *Plane) Resets() (map[uint64]uint64, bool, error) {
+func (t *Tracer) Resets() (map[uint64]uint64, bool, error) {
 	var reset *probe
-	p.mu.Lock()
-	for pr := range p.probes {
+	t.mu.Lock()
+	for pr := range t.probes {
 		if pr.kind.name == tcpresetKind.name {
 			reset = pr
 		}
 	}
-	p.mu.Unlock()
+	t.mu.Unlock()
 	if reset == nil {
 		return nil, false, nil
 	}

@@ -56,13 +56,13 @@ func (s *sink) of(event string) (out []*event.Event) {
 
 // lab is two pods joined by a veth, with probes that watch them.
 type lab struct {
-	t     *testing.T
-	a, b  *nsnet.Space
-	pods  *nsnet.Pods
-	plane *Plane
-	hub   *event.Hub
-	sink  *sink
-	r     *collect.Runner
+	t      *testing.T
+	a, b   *nsnet.Space
+	pods   *nsnet.Pods
+	tracer *Tracer
+	hub    *event.Hub
+	sink   *sink
+	r      *collect.Runner
 }
 
 func newLab(t *testing.T, limits EventLimits, opts map[string]map[string]any, probes ...string) *lab {
@@ -70,7 +70,7 @@ func newLab(t *testing.T, limits EventLimits, opts map[string]map[string]any, pr
 	return newLabOf(t, Options{Limits: limits}, opts, probes...)
 }
 
-// newLabOf is newLab with more options for the plane.
+// newLabOf is newLab with more options for the tracer.
 func newLabOf(t *testing.T, opt Options, opts map[string]map[string]any, probes ...string) *lab {
 	t.Helper()
 	return newLabIn(t, "/proc/self/ns/net", opt, opts, probes...)
@@ -120,12 +120,12 @@ func newLabIn(t *testing.T, hostNetns string, opt Options, opts map[string]map[s
 	l.hub = event.NewHub(event.HubOptions{Node: "n1", HostLabel: "hostNetwork", Pods: l.pods}, l.sink)
 	t.Cleanup(func() { _ = l.hub.Close(context.Background()) })
 	opt.Hub = l.hub
-	l.plane = New(opt)
-	t.Cleanup(func() { _ = l.plane.Close() })
+	l.tracer = New(opt)
+	t.Cleanup(func() { _ = l.tracer.Close() })
 	r, err := collect.NewRunner(collect.Options{
 		Node: "n1", HostLabel: "hostNetwork", HostNetns: hostNetns, Interval: time.Hour, Timeout: 10 * time.Second,
 		Enabled: probes, Probes: opts, Pods: l.pods,
-	}, l.plane.Factories()...)
+	}, l.tracer.Factories()...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +180,7 @@ func (l *lab) settled(name string, atLeast uint64) event.Counts {
 	l.t.Helper()
 	var n event.Counts
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		l.plane.Account()
+		l.tracer.Account()
 		n = l.hub.Counts(catalog.EventByName(name))
 		if n.Pending == 0 && n.Offered >= atLeast {
 			break
@@ -323,7 +323,7 @@ func TestNoLossOfAPod(t *testing.T) {
 		t.Errorf("%v packets of closing sockets, want %d more than %v", got[closing], 2*n, zero[closing])
 	}
 	l.want(got, map[string]float64{"kubeskoop_packetloss_total{web-0}": 0, "kubeskoop_packetloss_total{db-0}": 0})
-	for probe, n := range l.plane.Unroomed() {
+	for probe, n := range l.tracer.Unroomed() {
 		if n != 0 {
 			t.Errorf("%s: %d found no room", probe, n)
 		}
@@ -534,7 +534,7 @@ func TestEndedPodLeavesTheMaps(t *testing.T) {
 	if v, ok := got["kubeskoop_packetloss_total{db-0}"]; ok {
 		t.Errorf("the pod that has ended has a series: %v", v)
 	}
-	for pr := range l.plane.probes {
+	for pr := range l.tracer.probes {
 		err := pr.bpf.Counters(func(netns uint64, slot int, value uint64) {
 			if netns == gone && value > 0 {
 				t.Errorf("the kernel still counts namespace %d: slot %d is %d", netns, slot, value)

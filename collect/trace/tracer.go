@@ -26,7 +26,7 @@ import (
 // kernel lets through: so many a second in the long run, so many at once.
 type EventLimits struct{ Rate, Burst int }
 
-// Options say what a Plane does with events.
+// Options say what a Tracer does with events.
 type Options struct {
 	// Hub takes the events; nil: the kernel sends none, and only counts.
 	Hub    *event.Hub
@@ -36,10 +36,10 @@ type Options struct {
 	tables bpf.Options // for tests: how large the tables are
 }
 
-// Plane is what these probes share: one loader, one ring of events and its
+// Tracer is what these probes share: one loader, one ring of events and its
 // reader. It touches the kernel when the first probe is built, so a machine
 // without eBPF runs the other probes all the same.
-type Plane struct {
+type Tracer struct {
 	opt Options
 
 	mu     sync.Mutex
@@ -53,7 +53,7 @@ type Plane struct {
 	told     map[bpf.EventType]bpf.EventAccount // what the Hub knows of already
 	limits   EventLimits
 
-	pods      owner.Pods // where the Hub does not know them
+	who       *owner.Resolver // the Hub's; without one the Runner's, nil before the first probe
 	hostNetns uint64
 
 	living struct { // the namespaces with a process or a name, read once a cycle
@@ -65,17 +65,21 @@ type Plane struct {
 	panicked atomic.Bool // that an event was lost to a panic has been logged
 }
 
-// followEvery is how often the plane looks for new pods. Their namespaces have
+// followEvery is how often the tracer looks for new pods. Their namespaces have
 // room of their own in the kernel's tables from then on; what they counted
 // before, they have in the room of others.
 const followEvery = 200 * time.Millisecond
 
-// New returns a Plane without probes.
-func New(opt Options) *Plane {
+// New returns a Tracer without probes.
+func New(opt Options) *Tracer {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Plane{opt: opt, limits: opt.Limits, probes: map[*probe]struct{}{}, told: map[bpf.EventType]bpf.EventAccount{}}
+	t := &Tracer{opt: opt, limits: opt.Limits, probes: map[*probe]struct{}{}, told: map[bpf.EventType]bpf.EventAccount{}}
+	if opt.Hub != nil {
+		t.who = opt.Hub.Resolver()
+	}
+	return t
 }
 
 // eventTypes says which of the Catalogue's types each of the kernel's is.
@@ -96,87 +100,89 @@ var eventTypes = func() map[bpf.EventType]*catalog.EventType {
 }()
 
 // Factories are the probes that trace.
-func (p *Plane) Factories() []collect.Factory {
+func (t *Tracer) Factories() []collect.Factory {
 	var out []collect.Factory
 	for _, k := range kinds {
 		out = append(out, collect.Factory{Name: k.name, New: func(env collect.Env) (collect.Probe, error) {
-			return p.build(k, env)
+			return t.build(k, env)
 		}})
 	}
 	return out
 }
 
 // build loads one probe.
-func (p *Plane) build(k kind, env collect.Env) (collect.Probe, error) {
-	loader, err := p.enter(env)
+func (t *Tracer) build(k kind, env collect.Env) (collect.Probe, error) {
+	loader, err := t.enter(env)
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
-		p.mu.Lock()
-		p.building--
-		p.mu.Unlock()
+		t.mu.Lock()
+		t.building--
+		t.mu.Unlock()
 	}()
 	// The lock is not held meanwhile: loading may hang in the kernel.
 	loaded, err := loader.Load(k.name, k.config(env))
 	if err != nil {
 		return nil, err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	pr := &probe{plane: p, kind: k, bpf: loaded, root: env.ProcRoot}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	pr := &probe{tracer: t, kind: k, bpf: loaded, root: env.ProcRoot}
 	if k.begin != nil {
 		pr.sample = k.begin(pr, env)
 	}
-	p.probes[pr] = struct{}{}
+	t.probes[pr] = struct{}{}
 	return pr, nil
 }
 
 // enter gives the loader to a build that begins.
-func (p *Plane) enter(env collect.Env) (*bpf.Loader, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.loader == nil {
-		if err := p.start(); err != nil {
+func (t *Tracer) enter(env collect.Env) (*bpf.Loader, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.loader == nil {
+		if err := t.start(); err != nil {
 			return nil, err
 		}
 	}
-	p.fresh = true
-	p.building++
-	p.pods = env.Pods
-	if host, err := kernel.NetnsInode(env.HostNetns); err == nil {
-		p.hostNetns = host
+	t.fresh = true
+	t.building++
+	if t.opt.Hub == nil {
+		t.who = env.Who
 	}
-	p.own()
-	return p.loader, nil
+	if host, err := kernel.NetnsInode(env.HostNetns); err == nil {
+		t.hostNetns = host
+	}
+	t.own()
+	return t.loader, nil
 }
 
 // start makes the loader and reads its ring. The caller holds the lock.
-func (p *Plane) start() error {
-	opt := p.opt.tables
-	opt.EventRate, opt.EventBurst, opt.NoEvents = float64(p.limits.Rate), p.limits.Burst, p.opt.Hub == nil
-	opt.Warn = func(what, probe string, err error) { p.opt.Log.Warn(what, "probe", probe, "error", err) }
+func (t *Tracer) start() error {
+	opt := t.opt.tables
+	opt.EventRate, opt.EventBurst, opt.NoEvents = float64(t.limits.Rate), t.limits.Burst, t.opt.Hub == nil
+	opt.Warn = func(what, probe string, err error) { t.opt.Log.Warn(what, "probe", probe, "error", err) }
 	loader, err := bpf.New(opt)
 	if err != nil {
 		return fmt.Errorf("start eBPF: %w", err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	p.loader, p.stop, p.done = loader, stop, make(chan struct{})
+	t.loader, t.stop, t.done = loader, stop, make(chan struct{})
 	go func(done chan<- struct{}) {
 		defer close(done)
 		var wg sync.WaitGroup
-		wg.Go(func() { p.followPods(ctx) })
-		if p.opt.Hub != nil {
-			p.read(ctx, loader)
+		wg.Go(func() { t.followPods(ctx) })
+		if t.opt.Hub != nil {
+			t.read(ctx, loader)
 		}
 		wg.Wait()
-	}(p.done)
+	}(t.done)
 	return nil
 }
 
 // followPods gives the namespaces of new pods their room, soon after they came,
 // until ctx ends.
-func (p *Plane) followPods(ctx context.Context) {
+func (t *Tracer) followPods(ctx context.Context) {
 	tick := time.NewTicker(followEvery)
 	defer tick.Stop()
 	said := false
@@ -185,65 +191,58 @@ func (p *Plane) followPods(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if err := bounded.Guard(p.follow); err != nil && !said {
+			if err := bounded.Guard(t.follow); err != nil && !said {
 				said = true
-				p.opt.Log.Error("giving new pods their room in the kernel's tables failed; each cycle does it too", "error", err)
+				t.opt.Log.Error("giving new pods their room in the kernel's tables failed; each cycle does it too", "error", err)
 			}
 		}
 	}
 }
 
 // follow gives the namespaces of new pods their room. While another holds the
-// plane, that waits for the next time.
-func (p *Plane) follow() {
-	if p.mu.TryLock() {
-		defer p.mu.Unlock()
-		p.own()
+// tracer, that waits for the next time.
+func (t *Tracer) follow() {
+	if t.mu.TryLock() {
+		defer t.mu.Unlock()
+		t.own()
 	}
 }
 
 // own names the namespaces of the host and of the pods to the loader. The caller
 // holds the lock.
-func (p *Plane) own() {
-	if p.loader == nil {
-		return
-	}
-	pods := p.pods
-	if p.opt.Hub != nil {
-		pods = p.opt.Hub.Pods() // a reload may have brought others
-	}
-	if pods == nil {
+func (t *Tracer) own() {
+	if t.loader == nil || t.who == nil {
 		return
 	}
 	var netns []uint64
-	for _, pod := range pods.Running() {
+	for _, pod := range t.who.Running() {
 		if pod.Netns != 0 && !pod.HostNetwork {
 			netns = append(netns, pod.Netns)
 		}
 	}
 	// Probes say what lacks room.
-	_ = p.loader.Own(p.hostNetns, netns)
+	_ = t.loader.Own(t.hostNetns, netns)
 }
 
 // alive lists the network namespaces that are there, as they were when it was
 // asked first in a cycle.
-func (p *Plane) alive(cycle uint64, procRoot string) map[uint64]bool {
-	p.living.Lock()
-	defer p.living.Unlock()
-	if p.living.netns == nil || p.living.cycle != cycle {
-		p.living.netns, p.living.cycle = liveNetns(procRoot), cycle
+func (t *Tracer) alive(cycle uint64, procRoot string) map[uint64]bool {
+	t.living.Lock()
+	defer t.living.Unlock()
+	if t.living.netns == nil || t.living.cycle != cycle {
+		t.living.netns, t.living.cycle = liveNetns(procRoot), cycle
 	}
-	return p.living.netns
+	return t.living.netns
 }
 
 // Unroomed tells how much each probe counted as unknown because a network
 // namespace that is no pod's found no room for counters of its own; of flow, how
 // many packets are in no flow.
-func (p *Plane) Unroomed() map[string]uint64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+func (t *Tracer) Unroomed() map[string]uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	n := map[string]uint64{}
-	for pr := range p.probes {
+	for pr := range t.probes {
 		if pr.kind.name == flowName || !pr.perHost() {
 			n[pr.kind.name], _, _ = pr.bpf.Room()
 		}
@@ -253,7 +252,7 @@ func (p *Plane) Unroomed() map[string]uint64 {
 
 // read takes events out of the ring and offers them to the Hub until ctx ends,
 // and each second tells it of those that the kernel held back.
-func (p *Plane) read(ctx context.Context, loader *bpf.Loader) {
+func (t *Tracer) read(ctx context.Context, loader *bpf.Loader) {
 	account := make(chan struct{})
 	go func() {
 		defer close(account)
@@ -264,7 +263,7 @@ func (p *Plane) read(ctx context.Context, loader *bpf.Loader) {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				p.Account()
+				t.Account()
 			}
 		}
 	}()
@@ -275,7 +274,7 @@ func (p *Plane) read(ctx context.Context, loader *bpf.Loader) {
 			if loader.Ignores(e) {
 				return
 			}
-			p.offer(&c, e)
+			t.offer(&c, e)
 		})
 		if err == nil {
 			break
@@ -283,7 +282,7 @@ func (p *Plane) read(ctx context.Context, loader *bpf.Loader) {
 		// Counting goes on; only events are missing meanwhile.
 		if err.Error() != said {
 			said = err.Error()
-			p.opt.Log.Error("reading events from the kernel failed; it is tried again", "error", err)
+			t.opt.Log.Error("reading events from the kernel failed; it is tried again", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -295,47 +294,47 @@ func (p *Plane) read(ctx context.Context, loader *bpf.Loader) {
 
 // offer makes an event of a record. A record that makes that panic is lost, and
 // counted; the panic is logged once.
-func (p *Plane) offer(c *converter, e *bpf.Event) {
-	err := bounded.Guard(func() { p.opt.Hub.Offer(c.event(e)) })
+func (t *Tracer) offer(c *converter, e *bpf.Event) {
+	err := bounded.Guard(func() { t.opt.Hub.Offer(c.event(e)) })
 	if err == nil {
 		return
 	}
-	p.opt.Hub.Missed(eventTypes[e.Type], 0, 1)
-	if p.panicked.CompareAndSwap(false, true) {
-		p.opt.Log.Error("an event is lost, as others like it may be from now on without a word", "event", e.Type.String(), "error", err)
+	t.opt.Hub.CountOnly(eventTypes[e.Type], 0, 1)
+	if t.panicked.CompareAndSwap(false, true) {
+		t.opt.Log.Error("an event is lost, as others like it may be from now on without a word", "event", e.Type.String(), "error", err)
 	}
 }
 
 // Account tells the Hub of the events that the kernel held back or lost since
 // the last call.
-func (p *Plane) Account() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.loader == nil || p.opt.Hub == nil {
+func (t *Tracer) Account() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.loader == nil || t.opt.Hub == nil {
 		return
 	}
-	stats, err := p.loader.Stats()
+	stats, err := t.loader.Stats()
 	if err != nil {
 		return // the next call tells
 	}
 	for _, a := range stats.Events {
-		was := p.told[a.Type]
+		was := t.told[a.Type]
 		if s, l := a.Suppressed-was.Suppressed, a.Lost-was.Lost; s > 0 || l > 0 {
-			p.opt.Hub.Missed(eventTypes[a.Type], s, l)
+			t.opt.Hub.CountOnly(eventTypes[a.Type], s, l)
 		}
-		p.told[a.Type] = a
+		t.told[a.Type] = a
 	}
 }
 
 // Programs tells what the programs of all probes cost, for the metrics about
 // the tool itself; all zero unless the kernel's BPF statistics are on.
-func (p *Plane) Programs() []bpf.ProgramStats {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.loader == nil {
+func (t *Tracer) Programs() []bpf.ProgramStats {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.loader == nil {
 		return nil
 	}
-	stats, err := p.loader.Stats()
+	stats, err := t.loader.Stats()
 	if err != nil {
 		return nil
 	}
@@ -343,25 +342,25 @@ func (p *Plane) Programs() []bpf.ProgramStats {
 }
 
 // SetLimits changes the limits on events.
-func (p *Plane) SetLimits(l EventLimits) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.limits = l
-	if p.loader == nil || p.opt.Hub == nil {
+func (t *Tracer) SetLimits(l EventLimits) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.limits = l
+	if t.loader == nil || t.opt.Hub == nil {
 		return nil
 	}
 	var errs []error
-	for _, t := range bpf.EventTypes() {
-		errs = append(errs, p.loader.SetEventLimit(t, float64(l.Rate), l.Burst))
+	for _, e := range bpf.EventTypes() {
+		errs = append(errs, t.loader.SetEventLimit(e, float64(l.Rate), l.Burst))
 	}
 	return errors.Join(errs...)
 }
 
 // reasons names drop and reset reasons.
-func (p *Plane) reasons() (*bpf.Reasons, error) {
-	p.mu.Lock()
-	loader := p.loader
-	p.mu.Unlock()
+func (t *Tracer) reasons() (*bpf.Reasons, error) {
+	t.mu.Lock()
+	loader := t.loader
+	t.mu.Unlock()
 	if loader == nil {
 		return nil, errors.New("name the drop reasons: the loader is closed")
 	}
@@ -369,38 +368,38 @@ func (p *Plane) reasons() (*bpf.Reasons, error) {
 }
 
 // settle gives back the memory that loading took, once all probes are loaded.
-func (p *Plane) settle() {
-	p.mu.Lock()
-	fresh, loader := p.fresh, p.loader
-	p.fresh = false
-	p.mu.Unlock()
+func (t *Tracer) settle() {
+	t.mu.Lock()
+	fresh, loader := t.fresh, t.loader
+	t.fresh = false
+	t.mu.Unlock()
 	if fresh && loader != nil {
 		loader.ReleaseBTF()
 	}
 }
 
-// closed is told that a probe was closed. The last one ends the plane's own
+// closed is told that a probe was closed. The last one ends the tracer's own
 // work.
-func (p *Plane) closed(pr *probe) error {
-	p.mu.Lock()
-	delete(p.probes, pr)
-	last := len(p.probes) == 0 && p.building == 0
-	p.mu.Unlock()
+func (t *Tracer) closed(pr *probe) error {
+	t.mu.Lock()
+	delete(t.probes, pr)
+	last := len(t.probes) == 0 && t.building == 0
+	t.mu.Unlock()
 	if last {
-		return p.Close()
+		return t.Close()
 	}
 	return nil
 }
 
 // Close detaches all probes and ends the reading of events. What was written
 // to the ring before has been offered to the Hub.
-func (p *Plane) Close() error {
-	p.Account()
-	p.mu.Lock()
-	loader, stop, done := p.loader, p.stop, p.done
-	p.loader, p.stop, p.done = nil, nil, nil
-	p.told = map[bpf.EventType]bpf.EventAccount{}
-	p.mu.Unlock()
+func (t *Tracer) Close() error {
+	t.Account()
+	t.mu.Lock()
+	loader, stop, done := t.loader, t.stop, t.done
+	t.loader, t.stop, t.done = nil, nil, nil
+	t.told = map[bpf.EventType]bpf.EventAccount{}
+	t.mu.Unlock()
 	if loader == nil {
 		return nil
 	}

@@ -1,0 +1,201 @@
+package collect
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/common/expfmt"
+
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/kernel"
+)
+
+var update = flag.Bool("update", false, "write what is there now into testdata")
+
+// golden compares got with a file below testdata.
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), string(got)); d != "" {
+		t.Errorf("%s (-want +got; go test -run %s -update writes it):\n%s", path, t.Name(), d)
+	}
+}
+
+// changing is what no two runs have in common.
+var changing = regexp.MustCompile(`(?m)^(nodeskoop_(?:last_cycle_\w+|probe_duration_seconds)\{[^}]*\}) .*$|goversion="[^"]*"`)
+
+// exposition is the text that a scrape of a cycle is.
+func exposition(t *testing.T, r *Runner) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	for _, f := range r.Cycle() {
+		if _, err := expfmt.MetricFamilyToText(&b, f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return changing.ReplaceAllFunc(b.Bytes(), func(m []byte) []byte {
+		if x := changing.FindSubmatch(m)[1]; x != nil {
+			return append(x, " ..."...)
+		}
+		return []byte(`goversion="..."`)
+	})
+}
+
+// machine is a node with three pods, of which one shares the host's namespace and
+// one is going, and with a container outside pods that has the name of a pod.
+func machine(t *testing.T) Options {
+	root, ns := fakeProc(t, 20, 30, 40)
+	web, db, host, plain := pod("web", ns[1], 20), pod("db", ns[2], 30), pod("proxy", ns[0], 40), pod("x", ns[3], 40)
+	web.UID, db.UID, host.UID = "u-web", "u-db", "u-proxy"
+	web.Labels = map[string]string{"app": "a\"\n\xff"}
+	host.HostNetwork = true
+	plain.Name = "web"
+	app, err := owner.ParseLabelTemplate("app", "<${labels:app}>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Options{
+		ProcRoot: root, Version: "test", Labels: []owner.LabelTemplate{app},
+		Pods: &failingPods{
+			somePods: somePods{running: []*owner.Pod{db, host, plain, web}, pids: map[string][]int{"web": {20}, "proxy": {40}}},
+			fail:     map[string]error{},
+		},
+		Refused: map[string]error{"ipvs": errors.New("not the host's")},
+	}
+}
+
+// probes yield something of every kind that a probe may: values of each granularity,
+// of namespaces, of flows, of nobody; parts; errors, a panic, limitations.
+func probes(cycle *int) []Factory {
+	n := func() float64 { return float64(*cycle) }
+	reason := catalog.MustMetric("kubeskoop_packetloss_reason")
+	bytes := catalog.MustMetric("kubeskoop_flow_bytes")
+	return []Factory{
+		probe("tcp", EachNetns, readValue(mInsegs)),
+		probe("udp", HostNetns, func(v *View) error { v.Add(mDgrams, 10*n()); return nil }),
+		probe("softnet", Node, func(v *View) error {
+			s := State[keptSum](v)
+			s.n++
+			v.Add(mSoft, float64(s.n))
+			return nil
+		}),
+		probe("fd", EachPod, func(v *View) error {
+			v.Add(mFD, float64(len(v.PIDs())))
+			if v.Pod() == nil {
+				return &PartialError{Err: errors.New("process 1 is protected"), Protected: 1}
+			}
+			return nil
+		}),
+		probe("io", EachPod, func(v *View) error {
+			v.Add(catalog.MustMetric("kubeskoop_io_ioreadsyscall"), 1)
+			return &PartialError{Err: errors.New("a part is missing")}
+		}),
+		// A counter that is 0 in the first cycle and in the third.
+		probe("netdev", EachNetns, func(v *View) error {
+			v.Add(catalog.MustMetric("kubeskoop_netdev_rxbytes"), float64((*cycle+1)%2))
+			return nil
+		}),
+		{"packetloss", func(Env) (Probe, error) {
+			return hooked{fnProbe{granularity: Node, sample: func(v *View) error {
+				netns := map[string]uint64{}
+				for inode, pod := range v.Netns() {
+					if pod != nil {
+						netns[pod.Name] = inode
+					}
+				}
+				for _, name := range slices.Sorted(maps.Keys(netns)) {
+					v.AddNetns(netns[name], reason, float64(len(name)), "NO_SOCKET")
+					v.AddNetns(netns[name], reason, 1, "OTHER \xff")
+				}
+				v.AddNetns(0, reason, 3*n(), "NO_SOCKET")
+				if v.AddNetns(1, reason, 1, "of a namespace that is none of the cycle's") {
+					panic("it is")
+				}
+				return &MissingError{errors.New("one namespace is missing")}
+			}}, func() (string, []string) { return "fentry+kprobe", []string{"what is fragmented"} }}, nil
+		}},
+		probe("flow", Node, func(v *View) error {
+			v.Add(bytes, 100*n(), "TCP", "192.0.2.1", "node", "node1", "", "", "203.0.113.1", "unknown", "", "", "", "1", "2")
+			v.LeaveOut(bytes, 7)
+			return nil
+		}),
+		probe("ip", EachNetns, func(*View) error { panic("boom") }),
+		probe("tcpext", EachNetns, func(v *View) error {
+			if v.Pod() == nil {
+				return errors.New("no luck")
+			}
+			v.Add(catalog.MustMetric("kubeskoop_tcpext_listendrops"), 1)
+			if v.Pod().Name == "db" {
+				return fmt.Errorf("read something: %w", kernel.ErrGone)
+			}
+			return nil
+		}),
+		probe("ipvs", HostNetns, func(*View) error { panic("it may not run") }),
+		{"conntrack", func(Env) (Probe, error) { return nil, errors.New("no such module") }},
+	}
+}
+
+// TestGoldenCycles holds the text of whole cycles, and what they log.
+func TestGoldenCycles(t *testing.T) {
+	for name, change := range map[string]func(*Options){
+		"default": func(*Options) {},
+		"compat":  func(o *Options) { o.CompatNames = true; o.HostLabel = "the-host" },
+		"exclude": func(o *Options) {
+			o.Exclude = []string{"kubeskoop_tcp*", "kubeskoop_fdopenfd", "nodeskoop_probe_*"}
+			o.CompatNames = true
+		},
+		"skip-zero":  func(o *Options) { o.SkipZero = true; o.Enabled = []string{"netdev", "tcp", "softnet"} },
+		"max-series": func(o *Options) { o.MaxSeries = 12 },
+		"few":        func(o *Options) { o.Enabled = []string{"tcp", "qdisc"}; o.Labels = nil },
+		"unlisted": func(o *Options) {
+			o.Pods.(*failingPods).fail["web"] = errors.New("read cgroup.procs: no luck")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var out, log bytes.Buffer
+			o := machine(t)
+			o.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+				if a.Key == slog.TimeKey {
+					return slog.Attr{}
+				}
+				return a
+			}}))
+			change(&o)
+			cycle, last := 1, 1
+			if o.SkipZero {
+				last = 3
+			}
+			for r := newRunner(t, o, probes(&cycle)...); cycle <= last; cycle++ {
+				fmt.Fprintf(&out, "# cycle %d\n%s", cycle, exposition(t, r))
+			}
+			// Stacks of panics are those of the machine.
+			lines := regexp.MustCompile(`(panic: \w+)\\n.*?" hint`).ReplaceAll(log.Bytes(), []byte(`$1" hint`))
+			lines = bytes.ReplaceAll(lines, []byte(o.ProcRoot), []byte("/proc"))
+			fmt.Fprintf(&out, "# log\n%s", lines)
+			golden(t, "cycle/"+name+".prom", out.Bytes())
+		})
+	}
+}

@@ -1,0 +1,259 @@
+package collect
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strconv"
+	"time"
+
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/kernel"
+)
+
+// plan is what one cycle samples, and all that workers know: targets and jobs, in
+// the order of the output. It is never changed once made.
+type plan struct {
+	cycle    uint64 // its number
+	node     string
+	procRoot string
+	timeout  time.Duration // for one probe on one target
+	self     selfNetns
+	keeper   *keeper
+	log      *slog.Logger
+
+	jobs    []job
+	targets []*target
+	host    *target
+	unknown *target            // what belongs to no known namespace; nothing is sampled there
+	netns   map[uint64]*target // by inode number
+	gone    []*memory          // of targets that are not there any more
+}
+
+// job is the work of one cycle on one target.
+type job struct {
+	*target
+	run []*source
+}
+
+// selfNetns is the network namespace of this process.
+type selfNetns struct {
+	inode uint64
+	fd    int
+}
+
+// inventory is what a plan is made of.
+type inventory struct {
+	node, hostLabel string
+	templates       []owner.LabelTemplate
+	host            hostNetns
+	pods            []*owner.Pod
+	// processes are those of pods and of the host; nil: no probe wants them, or,
+	// with processesUnknown, nothing is known of them.
+	processes        *processLists
+	processesUnknown bool
+	sources          []*source
+	log              *slog.Logger
+}
+
+// hostNetns is the host's network namespace.
+type hostNetns struct {
+	key   string // identifies it over restarts
+	inode uint64
+	path  string
+	pids  []int
+}
+
+// planner makes plans, and has what is remembered of targets between them.
+type planner struct {
+	memories map[string]*memory
+	unknown  *target
+	told     map[string]bool // pods that are left out because of their labels, by ID
+}
+
+func newPlanner() *planner {
+	m := &memory{key: "unknown", granularity: EachNetns, labels: labelSet{unknown: true}}
+	return &planner{memories: map[string]*memory{}, told: map[string]bool{}, unknown: &target{memory: m, granularity: EachNetns, unknown: true}}
+}
+
+// each calls f for the memory of every target, the unknown included.
+func (p *planner) each(f func(*memory)) {
+	for _, m := range p.memories {
+		f(m)
+	}
+	f(p.unknown.memory)
+}
+
+// plan brings the targets up to date and lists the jobs of a cycle.
+func (p *planner) plan(from *inventory) *plan {
+	for _, m := range p.memories {
+		// Of what nothing is known, what was remembered stays.
+		m.live = from.processesUnknown && m.granularity == EachPod
+	}
+	onHost, onNetns, onPod := sourcesOf(from.sources, EachNetns, HostNetns), sourcesOf(from.sources, EachNetns), sourcesOf(from.sources, EachPod)
+	n := 3 + 2*len(from.pods)
+	out := &plan{log: from.log, unknown: p.unknown, jobs: make([]job, 0, n), targets: make([]*target, 0, n)}
+	add := func(key string, t *target, run []*source) *target {
+		m := p.memories[key]
+		if m == nil {
+			m = &memory{key: key, granularity: t.granularity}
+			p.memories[key] = m
+		}
+		if m.labels.pod != t.pod || m.labels.pairs == nil {
+			namespace, name := from.hostLabel, from.hostLabel
+			if t.pod != nil {
+				namespace, name = t.pod.Namespace, t.pod.Name
+			}
+			m.labels.set(from.node, namespace, name, t.pod, from.templates)
+		}
+		m.live, t.memory = true, m
+		out.targets = append(out.targets, t)
+		if len(run) > 0 {
+			out.jobs = append(out.jobs, job{t, run})
+		}
+		return t
+	}
+	add("node", &target{granularity: Node}, sourcesOf(from.sources, Node))
+	h := &from.host
+	out.host = add(h.key, &target{granularity: EachNetns, inode: h.inode, pids: h.pids, path: h.path}, onHost)
+	out.netns = map[uint64]*target{h.inode: out.host}
+	if l := &p.unknown.labels; l.pairs == nil {
+		l.set(from.node, owner.UnknownLabel, owner.UnknownLabel, nil, from.templates)
+	}
+
+	speakers := p.speakers(from)
+	for _, pod := range from.pods {
+		if speakers[[2]string{pod.Namespace, pod.Name}] != pod {
+			continue
+		}
+		if pod.Netns != 0 && !pod.HostNetwork && out.netns[pod.Netns] == nil {
+			out.netns[pod.Netns] = add("netns "+pod.ID+" "+strconv.FormatUint(pod.Netns, 10),
+				&target{granularity: EachNetns, pod: pod, inode: pod.Netns, pids: pod.PIDs, path: pod.NetnsPath}, onNetns)
+		}
+		if from.processes != nil {
+			l := from.processes.pods[keyOf(pod)]
+			if l == nil {
+				continue // not there yet when the processes were listed
+			}
+			add("pids "+pod.UID+" "+pod.Namespace+"/"+pod.Name+"/"+plainID(pod),
+				&target{granularity: EachPod, pod: pod, pids: l.pids, err: l.err, reapers: l.reapers}, onPod)
+		}
+	}
+	if from.processes != nil {
+		l := &from.processes.host
+		add("pids", &target{granularity: EachPod, pids: l.pids, err: l.err, reapers: l.reapers}, onPod)
+	}
+	for key, m := range p.memories {
+		if !m.live {
+			out.gone = append(out.gone, m)
+			delete(p.memories, key)
+		}
+	}
+	return out
+}
+
+// podKey names a pod over restarts of its sandbox, and a container outside pods.
+type podKey struct{ namespace, name, uid, plain string }
+
+func keyOf(p *owner.Pod) podKey { return podKey{p.Namespace, p.Name, p.UID, plainID(p)} }
+
+// plainID is the ID of a container outside pods, "" for a pod: its UID stays when
+// its sandbox is made anew.
+func plainID(p *owner.Pod) string {
+	if p.UID != "" {
+		return ""
+	}
+	return p.ID
+}
+
+// speakers finds, for each pair of labels, the one pod that has series with them.
+// Two sandboxes of one pod are that pod, and the newer one is what it is now. A pod
+// follows another of its name, too: that one is going. Any other two with the
+// labels of one are left out but for one, and so is what has the host's labels; that
+// is said.
+func (p *planner) speakers(from *inventory) map[[2]string]*owner.Pod {
+	pods := from.pods
+	m := make(map[[2]string]*owner.Pod, len(pods))
+	leaveOut := func(pod *owner.Pod, other string) {
+		if !p.told[pod.ID] {
+			p.told[pod.ID] = true
+			from.log.Warn("a pod has the labels of something else and is left out of the metrics", "namespace", pod.Namespace, "pod", pod.Name, "id", pod.ID, "other", other)
+		}
+	}
+	for _, a := range pods {
+		k := [2]string{a.Namespace, a.Name}
+		if a.Namespace == a.Name && (a.Name == from.hostLabel || a.Name == owner.UnknownLabel) {
+			leaveOut(a, "what stands for the host, or for an unknown namespace")
+			continue
+		}
+		b := m[k]
+		if b == nil {
+			m[k] = a
+			continue
+		}
+		// What is outside pods gives way to a pod.
+		if a.UID != "" && b.UID == "" || (a.UID != "") == (b.UID != "") && (a.Started.After(b.Started) || a.Started.Equal(b.Started) && a.ID > b.ID) {
+			m[k] = a
+			a, b = b, a
+		}
+		if a.UID == "" {
+			leaveOut(a, b.ID)
+		}
+	}
+	if len(p.told) > len(pods) {
+		for id := range p.told {
+			if !slices.ContainsFunc(pods, func(pod *owner.Pod) bool { return pod.ID == id }) {
+				delete(p.told, id)
+			}
+		}
+	}
+	return m
+}
+
+// processList is what a probe samples with EachPod for one target. With an error,
+// it is not known.
+type processList struct {
+	pids    []int
+	reapers []owner.Process
+	err     error
+}
+
+type processLists struct {
+	pods map[podKey]*processList
+	host processList // all that is no pod's
+}
+
+// listProcesses tells whose each process is. What cannot be listed is nobody's: the
+// processes of a pod that are not known as such would pass for the host's.
+func listProcesses(root string, who owner.Pods, pods []*owner.Pod) processLists {
+	l := processLists{pods: make(map[podKey]*processList, len(pods))}
+	all := make([]processList, 0, len(pods))
+	// All processes are listed before the pods', so that one that a pod starts in
+	// between is in neither list, not in the host's.
+	l.host.pids, l.host.err = kernel.PIDs(root)
+	taken := map[int]bool{}
+	for _, p := range pods {
+		of := l.pods[keyOf(p)]
+		if of == nil {
+			all = append(all, processList{}) // never beyond its capacity
+			of = &all[len(all)-1]
+			l.pods[keyOf(p)] = of
+		}
+		before := len(of.pids)
+		var err error
+		if of.pids, err = who.Processes(p, of.pids); err != nil {
+			of.err = errors.Join(of.err, err)
+			if l.host.err == nil {
+				l.host.err = fmt.Errorf("the processes of pod %s/%s cannot be told from the others: %w", p.Namespace, p.Name, err)
+			}
+		}
+		for _, pid := range of.pids[before:] {
+			taken[pid] = true
+		}
+		of.reapers = append(of.reapers, p.Reapers...)
+		l.host.reapers = append(l.host.reapers, p.Reapers...)
+	}
+	l.host.pids = slices.DeleteFunc(l.host.pids, func(pid int) bool { return taken[pid] })
+	return l
+}
