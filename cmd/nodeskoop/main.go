@@ -137,16 +137,15 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		return cli.Exit(err.Error()+"; see nodeskoop --help", exitUsage)
 	}
 	app := &cli.App{
-		Name:                 "nodeskoop",
-		Usage:                "network probes of a node and its pods, for node_exporter and the journal",
-		Version:              version,
-		HideHelpCommand:      true,
-		EnableBashCompletion: true,
-		Writer:               stdout,
-		ErrWriter:            stderr,
-		ExitErrHandler:       func(*cli.Context, error) {}, // run says it
-		OnUsageError:         usageError,
-		Flags:                commonFlags(),
+		Name:            "nodeskoop",
+		Usage:           "network probes of a node and its pods, for node_exporter and the journal",
+		Version:         version,
+		HideHelpCommand: true,
+		Writer:          stdout,
+		ErrWriter:       stderr,
+		ExitErrHandler:  func(*cli.Context, error) {}, // run says it
+		OnUsageError:    usageError,
+		Flags:           commonFlags(),
 		Commands: []*cli.Command{
 			runCommand(), collectCommand(), eventsCommand(), topCommand(), probesCommand(), podsCommand(),
 			checkCommand(), configCommand(), docsCommand(),
