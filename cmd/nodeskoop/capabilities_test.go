@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"nodeskoop/cmd/nodeskoop/internal/config"
+	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -33,7 +35,7 @@ func unitCapabilities(t *testing.T) []string {
 }
 
 // probesWith runs `nodeskoop probes` with these capabilities and no others.
-func probesWith(t *testing.T, caps []string, config string) map[string]probeRow {
+func probesWith(t *testing.T, caps []string, config string) map[string]session.Probe {
 	t.Helper()
 	path, err := binary()
 	if err != nil {
@@ -51,11 +53,11 @@ func probesWith(t *testing.T, caps []string, config string) map[string]probeRow 
 	} else if err != nil {
 		t.Fatal(err)
 	}
-	var rows []probeRow
+	var rows []session.Probe
 	if err := json.Unmarshal(out, &rows); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	byName := map[string]probeRow{}
+	byName := map[string]session.Probe{}
 	for _, r := range rows {
 		byName[r.Probe] = r
 	}
@@ -91,7 +93,7 @@ func TestProbesNameTheCapabilityTheyLack(t *testing.T) {
 	host := filepath.Join(t.TempDir(), "host.toml")
 	away := filepath.Join(t.TempDir(), "away.toml")
 	for file, ns := range map[string]string{host: "/proc/self/ns/net", away: netns} {
-		if err := os.WriteFile(file, []byte("host_netns = "+tomlString(ns)+"\n"), 0o644); err != nil {
+		if err := os.WriteFile(file, []byte("host_netns = "+config.Literal(ns)+"\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,6 +13,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/urfave/cli/v2"
 
+	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/collect/trace"
 	"nodeskoop/output"
 )
@@ -34,40 +34,40 @@ func collectCommand() *cli.Command {
 }
 
 func collectOnce(c *cli.Context) error {
-	s, err := newSetup(c)
+	s, err := newSession(c, c.App.ErrWriter)
 	if err != nil {
 		return err
 	}
-	s.once = true
+	s.Once = true
 	d := c.Duration("duration")
 	if d < 0 || d > 24*time.Hour {
 		return cli.Exit(fmt.Sprintf("--duration: %v is out of range: use 0 to 24h", d), exitUsage)
 	}
 	var file *output.Textfile
 	if o := c.String("output"); o != "" && !isStandardOutput(o) {
-		err := within(fileWait, func() (err error) { file, err = s.outputFile(o); return err })
+		err := session.Within(session.FileWait, func() (err error) { file, err = s.OutputFile(o); return err })
 		if errors.Is(err, output.ErrNotReplaced) {
 			return fmt.Errorf("%w (-o - is standard output)", err)
 		} else if err != nil {
 			return fmt.Errorf("write to %s: %w", o, err)
 		}
-		defer func() { _ = within(time.Second, func() error { file.Close(); return nil }) }()
+		defer func() { _ = session.Within(time.Second, func() error { file.Close(); return nil }) }()
 	}
-	pods := s.watchPods(c.Context, s.cfg, s.view)
-	ev := &events{plane: trace.New(trace.Options{Log: s.log})}
+	pods := s.WatchPods(c.Context, s.Config, s.Host)
+	ev := &session.Events{Plane: trace.New(trace.Options{Log: s.Log})}
 	if c.Bool("events") {
-		ev = s.newEvents(pods, nil, journalSink(s.log))
+		ev = s.NewEvents(pods, nil, session.JournalSink(s.Log))
 	}
-	defer ev.close(s.log)
-	r, err := s.newRunner(pods, ev.plane)
+	defer ev.Close(s.Log)
+	r, err := s.NewRunner(pods, ev.Plane)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	kept := s.keepCounters(r, true)
-	defer kept.close()
-	if ev.hub != nil {
-		r.Self(ev.self(r))
+	kept := s.KeepCounters(r, true)
+	defer kept.Close()
+	if ev.Hub != nil {
+		r.Self(ev.Self(r))
 	}
 	r.Until(c.Context)
 	if d > 0 {
@@ -82,11 +82,11 @@ func collectOnce(c *cli.Context) error {
 	if err := c.Context.Err(); err != nil {
 		return err // it was cut short
 	}
-	kept.keep(r)
+	kept.Keep(r)
 	if file != nil {
-		err = within(fileWait, func() error { return file.Write(fams) })
+		err = session.Within(session.FileWait, func() error { return file.Write(fams) })
 	} else {
-		err = writeMetrics(c.App.Writer, fams, s.log)
+		err = writeMetrics(c.App.Writer, fams, s.Log)
 	}
 	if err != nil {
 		return err
@@ -131,22 +131,4 @@ func isStandardOutput(o string) bool {
 	}
 	abs, err := filepath.Abs(o)
 	return err == nil && slices.Contains([]string{"/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"}, abs)
-}
-
-// outputFile is the file that -o names.
-func (s *setup) outputFile(o string) (*output.Textfile, error) {
-	dir, name := filepath.Split(o)
-	if name == "" {
-		name = s.cfg.text("textfile.file")
-	} else if fi, err := os.Stat(o); err == nil && fi.IsDir() {
-		dir, name = o, s.cfg.text("textfile.file")
-	}
-	if dir == "" {
-		dir = "."
-	}
-	mode, err := parseMode(s.cfg.text("textfile.mode"))
-	if err != nil {
-		return nil, err
-	}
-	return output.NewTextfile(dir, name, mode, s.log)
 }

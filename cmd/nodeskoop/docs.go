@@ -5,6 +5,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"nodeskoop/cmd/nodeskoop/internal/docs"
 	"nodeskoop/systemd"
 )
 
@@ -12,18 +13,23 @@ func docsCommand() *cli.Command {
 	page := func(name, usage string, f func(io.Writer) error) *cli.Command {
 		return &cli.Command{Name: name, Usage: usage, Action: func(c *cli.Context) error { return f(c.App.Writer) }}
 	}
+	// Some pages are about the command line: that of a program of its own, to
+	// which no command has been given.
+	ofApp := func(name, usage string, f func(io.Writer, *cli.App) error) *cli.Command {
+		return page(name, usage, func(w io.Writer) error { return f(w, newApp(io.Discard, io.Discard)) })
+	}
 	return &cli.Command{
 		Name:  "docs",
 		Usage: "print reference pages made from the catalogue",
 		Subcommands: []*cli.Command{
-			page("metrics", "print the reference of the metrics, in Markdown", docMetrics),
-			page("events", "print the reference of the events, in Markdown", docEvents),
-			page("probes", "print the table of probes, in Markdown", docProbes),
-			page("man", "print the manual page nodeskoop(8)", docMan),
-			page("man-config", "print the manual page nodeskoop.toml(5)", docManConfig),
-			page("bash", "print the completion for bash", docBash),
-			page("zsh", "print the completion for zsh", docZsh),
-			page("fish", "print the completion for fish", docFish),
+			page("metrics", "print the reference of the metrics, in Markdown", docs.Metrics),
+			page("events", "print the reference of the events, in Markdown", docs.Events),
+			page("probes", "print the table of probes, in Markdown", docs.Probes),
+			ofApp("man", "print the manual page nodeskoop(8)", docs.Man),
+			ofApp("man-config", "print the manual page nodeskoop.toml(5)", docs.ManConfig),
+			ofApp("bash", "print the completion for bash", docs.Bash),
+			ofApp("zsh", "print the completion for zsh", docs.Zsh),
+			ofApp("fish", "print the completion for fish", docs.Fish),
 			page("catalog", "print the journal's message catalog", systemd.WriteCatalog),
 		},
 	}

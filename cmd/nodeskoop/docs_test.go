@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"nodeskoop/cmd/nodeskoop/internal/config"
 	"nodeskoop/collect/catalog"
 	"nodeskoop/internal/testkit/need"
 )
@@ -36,15 +37,15 @@ func TestManPagesAreCleanAndWhole(t *testing.T) {
 	var commands, keys []string
 	for _, c := range app.Commands {
 		commands = append(commands, "nodeskoop "+c.Name)
-		for _, f := range ownFlags(c) {
+		for _, f := range c.VisibleFlags() {
 			commands = append(commands, "--"+f.Names()[0])
 		}
 	}
 	for _, e := range catalog.Events() {
 		commands = append(commands, e.Name)
 	}
-	for _, s := range settings {
-		keys = append(keys, s.key[strings.LastIndexByte(s.key, '.')+1:]+" = "+literal(s.def))
+	for _, s := range config.Settings() {
+		keys = append(keys, s.Key[strings.LastIndexByte(s.Key, '.')+1:]+" = "+config.Literal(s.Default))
 	}
 	for _, test := range []struct {
 		page, file string

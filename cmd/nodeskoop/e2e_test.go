@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
+	"nodeskoop/cmd/nodeskoop/internal/config"
 	"nodeskoop/collect/catalog"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/pods"
@@ -142,7 +143,7 @@ app = "${labels:app}"
 	if v := fams["node_textfile_scrape_error"].Metric[0].GetGauge().GetValue(); v != 0 {
 		t.Errorf("node_textfile_scrape_error %v", v)
 	}
-	enabled, _ := selectProbes([]string{"default", "packetloss", "tcpreset", "tcpretrans"})
+	enabled, _ := config.SelectProbes([]string{"default", "packetloss", "tcpreset", "tcpretrans"})
 	for _, m := range catalog.Metrics() {
 		if m.Probe() == "" || !slices.Contains(enabled, m.Probe()) || len(m.Labels) > 0 {
 			continue

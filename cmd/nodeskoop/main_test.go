@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"testing"
 
+	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -108,27 +109,13 @@ func TestHelpAndDocs(t *testing.T) {
 
 func TestProbesListsAll(t *testing.T) {
 	code, out, errs := call(t, "probes", "--json", "--config", "/dev/null")
-	var rows []probeRow
+	var rows []session.Probe
 	if err := json.Unmarshal([]byte(out), &rows); err != nil || code != 0 || len(rows) != 23 {
 		t.Fatalf("exit %d, %v, %d rows, %s", code, err, len(rows), errs)
 	}
 	for _, r := range rows {
 		if !r.Works && r.Reason == "" {
 			t.Errorf("%s does not work and does not say why", r.Probe)
-		}
-	}
-}
-
-func TestExporterCommandLine(t *testing.T) {
-	for line, want := range map[string]string{
-		"--collector.textfile.directory=/a":                                      "/a",
-		"--web.listen-address=:1 --collector.textfile.directory /a":              "/a",
-		"-collector.textfile.directory=/a --collector.textfile.directory=/b/*/c": "/a /b/*/c",
-		"--collector.textfile":                                                   "",
-		"":                                                                       "",
-	} {
-		if got := strings.Join(textfileDirs(strings.Fields(line)), " "); got != want {
-			t.Errorf("%q: %q, want %q", line, got, want)
 		}
 	}
 }

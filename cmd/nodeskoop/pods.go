@@ -1,12 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -14,9 +12,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/clipperhouse/displaywidth"
 	"github.com/urfave/cli/v2"
 
+	"nodeskoop/cmd/nodeskoop/internal/column"
 	"nodeskoop/internal/quote"
 )
 
@@ -42,14 +40,14 @@ func podsCommand() *cli.Command {
 		Usage: "print the pods that containerd runs here, with their namespaces, addresses and processes",
 		Flags: append(commonFlags(), jsonFlag("print JSON")),
 		Action: func(c *cli.Context) error {
-			s, err := newSetup(c)
+			s, err := newSession(c, c.App.ErrWriter)
 			if err != nil {
 				return err
 			}
-			level := s.level.Level()
-			s.level.Set(slog.LevelError) // the end says why containerd does not answer
-			index := s.watchPods(c.Context, s.cfg, s.view)
-			s.level.Set(level)
+			level := s.Level.Level()
+			s.Level.Set(slog.LevelError) // the end says why containerd does not answer
+			index := s.WatchPods(c.Context, s.Config, s.Host)
+			s.Level.Set(level)
 			if !index.Connected() {
 				err := cmp.Or(index.Status().Err, errors.New("no answer yet"))
 				return fmt.Errorf("list the pods: %w; is containerd running, and may this user open its socket? (pods.sockets names others)", err)
@@ -58,7 +56,7 @@ func podsCommand() *cli.Command {
 			for _, p := range index.Running() {
 				pids, err := index.Processes(p, nil)
 				if err != nil {
-					s.log.Warn("listing processes failed", "namespace", p.Namespace, "pod", p.Name, "error", err)
+					s.Log.Warn("listing processes failed", "namespace", p.Namespace, "pod", p.Name, "error", err)
 				}
 				slices.Sort(pids)
 				rows = append(rows, podRow{p.Namespace, p.Name, p.UID, p.ID, p.HostNetwork, p.Netns, append([]netip.Addr{}, p.Addrs...), append([]int{}, pids...), p.Labels, p.LabelsLeftOut, p.Started})
@@ -74,35 +72,11 @@ func podsCommand() *cli.Command {
 				} else if r.Netns == 0 {
 					netns = "-"
 				}
-				lines = append(lines, []string{r.Namespace, r.Pod, netns, dash(join(r.Addresses)), dash(shorten(join(r.Processes)))})
+				lines = append(lines, []string{r.Namespace, r.Pod, netns, column.Dash(join(r.Addresses)), column.Dash(shorten(join(r.Processes)))})
 			}
-			return writeColumns(c.App.Writer, lines)
+			return column.Write(c.App.Writer, lines)
 		},
 	}
-}
-
-// writeColumns writes rows of cells, each as collect.Safe writes it, in columns
-// that are as wide as they need to be.
-func writeColumns(w io.Writer, rows [][]string) error {
-	widths := make([]int, len(rows[0]))
-	for _, r := range rows {
-		for i, text := range r {
-			r[i] = quote.Safe(text)
-			widths[i] = max(widths[i], displaywidth.String(r[i]))
-		}
-	}
-	var b bytes.Buffer
-	for _, r := range rows {
-		for i, text := range r {
-			b.WriteString(text)
-			if i < len(r)-1 {
-				b.WriteString(strings.Repeat(" ", widths[i]+2-displaywidth.String(text)))
-			}
-		}
-		b.WriteByte('\n')
-	}
-	_, err := w.Write(b.Bytes())
-	return err
 }
 
 func writeJSON(c *cli.Context, v any) error {
@@ -120,13 +94,6 @@ func join[T any](list []T) string {
 		s[i] = fmt.Sprint(v)
 	}
 	return strings.Join(s, ",")
-}
-
-func dash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
 }
 
 // shorten keeps a column readable where a pod has many processes.

@@ -1,4 +1,4 @@
-package main
+package check
 
 import (
 	"bufio"
@@ -16,6 +16,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/cmd/nodeskoop/internal/config"
+	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/collect/catalog"
 	"nodeskoop/internal/bounded"
 	"nodeskoop/internal/quote"
@@ -23,18 +25,18 @@ import (
 )
 
 // folder is where the textfile goes.
-func (k *checker) folder() finding {
+func (k *checker) folder() Finding {
 	const name = "textfile folder"
-	dir := k.path(k.cfg.text("textfile.dir"))
+	dir := k.path(k.cfg.Textfile.Dir)
 	word := quote.Shell(dir)
 	fi, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return finding{name, bad, dir + " does not exist", "apt install prometheus-node-exporter, or mkdir -p " + word + ", or set textfile.dir"}
+		return Finding{name, Bad, dir + " does not exist", "apt install prometheus-node-exporter, or mkdir -p " + word + ", or set textfile.dir"}
 	case err != nil:
-		return finding{name, bad, err.Error(), "run it as root"}
+		return Finding{name, Bad, err.Error(), "run it as root"}
 	case !fi.IsDir():
-		return finding{name, bad, dir + " is not a folder", "set textfile.dir to the folder that node_exporter reads"}
+		return Finding{name, Bad, dir + " is not a folder", "set textfile.dir to the folder that node_exporter reads"}
 	}
 	f, err := os.CreateTemp(dir, ".nodeskoop-check-*.tmp")
 	if err != nil {
@@ -47,55 +49,85 @@ func (k *checker) folder() finding {
 		case k.uid == 0:
 			do = "the folder is another user's: give the daemon CAP_DAC_OVERRIDE, or chown root " + word
 		}
-		return finding{name, bad, "cannot write there: " + err.Error(), do}
+		return Finding{name, Bad, "cannot write there: " + err.Error(), do}
 	}
 	defer os.Remove(f.Name())
 	// A full disk lets an empty file be made.
 	_, err = f.Write(make([]byte, 64<<10))
 	if err = errors.Join(err, f.Close()); err != nil {
-		return finding{name, bad, "cannot write there: " + err.Error(), "make room there: df -h " + word}
+		return Finding{name, Bad, "cannot write there: " + err.Error(), "make room there: df -h " + word}
 	}
 	if fi.Mode().Perm()&0o005 != 0o005 {
-		return finding{name, warning, fmt.Sprintf("%s can be written, but its mode %#o keeps node_exporter's user out", dir, fi.Mode().Perm()), "chmod 0755 " + word}
+		return Finding{name, Warning, fmt.Sprintf("%s can be written, but its mode %#o keeps node_exporter's user out", dir, fi.Mode().Perm()), "chmod 0755 " + word}
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err == nil {
 		if free := st.Bavail * uint64(st.Bsize); free < 64<<20 {
-			return finding{name, warning, fmt.Sprintf("%s has %d MiB left; a full node's file takes about 5 MiB, twice while it is replaced", dir, free>>20), "make room there: df -h " + word}
+			return Finding{name, Warning, fmt.Sprintf("%s has %d MiB left; a full node's file takes about 5 MiB, twice while it is replaced", dir, free>>20), "make room there: df -h " + word}
 		}
 	}
-	return finding{name, good, dir + " can be written", ""}
+	return Finding{name, Good, dir + " can be written", ""}
 }
 
 // file is the textfile that is there now.
-func (k *checker) file() finding {
+func (k *checker) file() Finding {
 	const name = "textfile"
-	path := k.path(filepath.Join(k.cfg.text("textfile.dir"), k.cfg.text("textfile.file")))
+	path := k.path(filepath.Join(k.cfg.Textfile.Dir, k.cfg.Textfile.File))
 	word := quote.Shell(path)
 	fi, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if k.daemon() != 0 {
-			return finding{name, warning, path + " is not there, although the daemon runs", "journalctl -u nodeskoop -p err"}
+			return Finding{name, Warning, path + " is not there, although the daemon runs", "journalctl -u nodeskoop -p err"}
 		}
-		return finding{name, good, path + " is not there yet", ""}
+		return Finding{name, Good, path + " is not there yet", ""}
 	case err != nil:
-		return finding{name, bad, err.Error(), "run it as root"}
+		return Finding{name, Bad, err.Error(), "run it as root"}
 	case !fi.Mode().IsRegular():
-		return finding{name, bad, path + " is not a regular file, and is not replaced", "look at it (ls -ld " + word + "), and set another textfile.file"}
+		return Finding{name, Bad, path + " is not a regular file, and is not replaced", "look at it (ls -ld " + word + "), and set another textfile.file"}
 	case fi.Mode().Perm()&0o004 == 0:
-		return finding{name, warning, fmt.Sprintf("%s has mode %#o: node_exporter's user cannot read it", path, fi.Mode().Perm()), `textfile.mode = "0644"; chmod 0644 ` + word}
+		return Finding{name, Warning, fmt.Sprintf("%s has mode %#o: node_exporter's user cannot read it", path, fi.Mode().Perm()), `textfile.mode = "0644"; chmod 0644 ` + word}
 	}
 	age := k.now.Sub(fi.ModTime()).Round(time.Second)
 	found := fmt.Sprintf("%s, %d bytes, mode %#o, %v old", path, fi.Size(), fi.Mode().Perm(), age)
 	if age < -time.Second {
-		return finding{name, warning, found + ": written in the future", "look at the clock below"}
+		return Finding{name, Warning, found + ": written in the future", "look at the clock below"}
 	}
 	// The timer's period is a minute.
-	if limit := max(3*k.cfg.duration("interval"), 3*time.Minute); age > limit {
-		return finding{name, warning, found + ": nobody refreshes it, and node_exporter goes on serving it", "systemctl restart nodeskoop, or rm " + word}
+	if limit := max(3*k.cfg.Interval, 3*time.Minute); age > limit {
+		return Finding{name, Warning, found + ": nobody refreshes it, and node_exporter goes on serving it", "systemctl restart nodeskoop, or rm " + word}
 	}
-	return finding{name, good, found, ""}
+	return Finding{name, Good, found, ""}
+}
+
+// state is where the counters are kept.
+func (k *checker) state() Finding {
+	const name = "state folder"
+	if !k.cfg.State.Counters {
+		return Finding{name, Good, "counters are not kept over restarts (state.counters = false)", ""}
+	}
+	dir := k.path(k.cfg.StateDir())
+	do := "run it as root, or set state.dir to a folder that this user may write"
+	fi, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		parent := filepath.Dir(dir)
+		if err := unix.Access(parent, unix.W_OK|unix.X_OK); err != nil {
+			return Finding{name, Warning, dir + " is not there, and cannot be made: " + err.Error() + "; counters fall at a restart", do}
+		}
+		return Finding{name, Good, dir + " is not there yet", ""}
+	case err != nil:
+		return Finding{name, Warning, err.Error() + "; counters fall at a restart", do}
+	case !fi.IsDir():
+		return Finding{name, Warning, dir + " is not a folder; counters fall at a restart", "set state.dir to a folder"}
+	}
+	if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
+		if errors.Is(err, unix.EROFS) {
+			do = "mount it writable; in a unit StateDirectory=nodeskoop (systemctl edit nodeskoop)"
+		}
+		return Finding{name, Warning, "cannot write in " + dir + ": " + err.Error() + "; counters fall at a restart", do}
+	}
+	return Finding{name, Good, dir + " can be written", ""}
 }
 
 // maxTextfile is how much of another writer's file is looked at, maxTextfiles
@@ -107,22 +139,22 @@ const (
 )
 
 // otherWriters looks for metrics of ours in the folder's other files.
-func (k *checker) otherWriters() []finding {
+func (k *checker) otherWriters() []Finding {
 	const name = "other writers"
-	dir := k.path(k.cfg.text("textfile.dir"))
+	dir := k.path(k.cfg.Textfile.Dir)
 	names, err := filepath.Glob(filepath.Join(globEscape(dir), "*.prom"))
 	hidden, _ := filepath.Glob(filepath.Join(globEscape(dir), ".*.prom")) // node_exporter reads those, too
 	if err != nil {
 		return nil
 	}
-	var out []finding
+	var out []Finding
 	looked, room := 0, int64(maxTextfiles)
 	for _, path := range append(names, hidden...) {
-		if filepath.Base(path) == k.cfg.text("textfile.file") {
+		if filepath.Base(path) == k.cfg.Textfile.File {
 			continue
 		}
 		if looked == maxOtherFiles || room <= 0 {
-			out = append(out, finding{name, warning, fmt.Sprintf("only the first %d other .prom files were looked at", looked), "ls " + quote.Shell(dir)})
+			out = append(out, Finding{name, Warning, fmt.Sprintf("only the first %d other .prom files were looked at", looked), "ls " + quote.Shell(dir)})
 			break
 		}
 		looked++
@@ -130,11 +162,11 @@ func (k *checker) otherWriters() []finding {
 		families, read, err := familiesIn(path, min(maxTextfile, room))
 		room -= read
 		if errors.Is(err, errLink) {
-			out = append(out, finding{name, warning, path + " is a symbolic link: what it leads to was not looked at, and node_exporter reads it", "ls -l " + word})
+			out = append(out, Finding{name, Warning, path + " is a symbolic link: what it leads to was not looked at, and node_exporter reads it", "ls -l " + word})
 			continue
 		}
 		if err != nil {
-			out = append(out, finding{name, bad, err.Error(), "mv " + word + " away: node_exporter cannot use it either"})
+			out = append(out, Finding{name, Bad, err.Error(), "mv " + word + " away: node_exporter cannot use it either"})
 			continue
 		}
 		var ours []string
@@ -155,14 +187,14 @@ func (k *checker) otherWriters() []finding {
 			more = fmt.Sprintf(" and %d more", len(ours)-3)
 			ours = ours[:3]
 		}
-		out = append(out, finding{name, bad, fmt.Sprintf("%s, by %s, has metrics of this tool: %s%s. node_exporter shows the first of two equal series, whichever that is", path, who, strings.Join(ours, ", "), more),
+		out = append(out, Finding{name, Bad, fmt.Sprintf("%s, by %s, has metrics of this tool: %s%s. node_exporter shows the first of two equal series, whichever that is", path, who, strings.Join(ours, ", "), more),
 			"stop that writer (systemctl disable --now nodeskoop-collect.timer, or its cron job) and rm " + word})
 	}
 	if looked == 0 {
-		return []finding{{name, good, "there is no other .prom file in the folder", ""}}
+		return []Finding{{name, Good, "there is no other .prom file in the folder", ""}}
 	}
 	if len(out) == 0 {
-		return []finding{{name, good, fmt.Sprintf("none of the %d other .prom files in the folder has metrics of this tool", looked), ""}}
+		return []Finding{{name, Good, fmt.Sprintf("none of the %d other .prom files in the folder has metrics of this tool", looked), ""}}
 	}
 	return out
 }
@@ -258,20 +290,20 @@ func (k *checker) exporterProcesses() []runningExporter {
 }
 
 // exporters looks at the node_exporters that run here, if any.
-func (k *checker) exporters() finding { return k.judgeExporters(k.exporterProcesses()) }
+func (k *checker) exporters() Finding { return k.judgeExporters(k.exporterProcesses()) }
 
 // judgeExporters: it takes one that reads the folder. What a process says of
 // itself is in what was found, never in what is to be done: that is root's to
 // type.
-func (k *checker) judgeExporters(all []runningExporter) finding {
+func (k *checker) judgeExporters(all []runningExporter) Finding {
 	const name = "node_exporter"
-	dir := k.cfg.text("textfile.dir")
+	dir := k.cfg.Textfile.Dir
 	flag := "--collector.textfile.directory=" + quote.Shell(dir)
 	var doubted []string
-	var worst finding
-	note := func(v verdict, found, do string) {
-		if worst.Verdict != bad {
-			worst = finding{name, v, found, do}
+	var worst Finding
+	note := func(v Verdict, found, do string) {
+		if worst.Verdict != Bad {
+			worst = Finding{name, v, found, do}
 		}
 	}
 	for _, e := range all {
@@ -281,9 +313,9 @@ func (k *checker) judgeExporters(all []runningExporter) finding {
 			continue
 		}
 		// One in a container is not this machine's to restart.
-		severity, restart := bad, "start it with "+flag
+		severity, restart := Bad, "start it with "+flag
 		if !k.sameRoot(e.pid) {
-			severity, who = warning, who+", which has a root folder of its own,"
+			severity, who = Warning, who+", which has a root folder of its own,"
 			restart = "if it is to read this node's textfiles: mount " + quote.Shell(dir) + " there, and start it with --collector.textfile.directory= that folder"
 		}
 		if e.without {
@@ -297,17 +329,17 @@ func (k *checker) judgeExporters(all []runningExporter) finding {
 			if filepath.Clean(d) != filepath.Clean(dir) {
 				found += ", which is " + dir
 			}
-			return finding{name, good, found, ""}
+			return Finding{name, Good, found, ""}
 		case len(e.dirs) == 0:
 			note(severity, who+" reads no textfiles", restart)
 		case err != nil:
-			note(warning, fmt.Sprintf("whether %s reads %s cannot be told: %v", who, dir, err), restart)
+			note(Warning, fmt.Sprintf("whether %s reads %s cannot be told: %v", who, dir, err), restart)
 		default:
 			note(severity, who+" reads "+strings.Join(e.dirs, ", ")+", not "+dir, restart+"; or set textfile.dir to a folder that it reads")
 		}
 	}
 	if worst.Check == "" {
-		worst = finding{name, warning, "none runs here that this process can see", "apt install prometheus-node-exporter; in a container it must mount " + quote.Shell(dir)}
+		worst = Finding{name, Warning, "none runs here that this process can see", "apt install prometheus-node-exporter; in a container it must mount " + quote.Shell(dir)}
 	}
 	if len(doubted) > 0 {
 		const most = 3
@@ -338,7 +370,7 @@ func textfileDirs(args []string) []string {
 // none does.
 func (k *checker) daemon() int {
 	for _, p := range k.processesNamed("nodeskoop") {
-		if p.doubt == "" && slices.Contains(p.args[1:], "run") && configOf(p.args) == cmp.Or(k.cfg.File, defaultConfigFile) {
+		if p.doubt == "" && slices.Contains(p.args[1:], "run") && configOf(p.args) == cmp.Or(k.cfg.File, config.DefaultFile) {
 			pid, _ := strconv.Atoi(p.pid)
 			return pid
 		}
@@ -348,27 +380,27 @@ func (k *checker) daemon() int {
 
 // daemonRights are the capabilities of the daemon that runs, which its unit may
 // keep smaller than those of who checks.
-func (k *checker) daemonRights() []finding {
+func (k *checker) daemonRights() []Finding {
 	pid := k.daemon()
 	if pid == 0 {
 		return nil
 	}
 	const name = "daemon's rights"
-	have, err := capabilitiesIn(k.path(fmt.Sprintf("/proc/%d/status", pid)))
+	have, err := session.Capabilities(k.path(fmt.Sprintf("/proc/%d/status", pid)))
 	if err != nil {
-		return []finding{{name, warning, err.Error(), "run it as root"}}
+		return []Finding{{name, Warning, err.Error(), "run it as root"}}
 	}
 	of := *k
 	of.capabilities = have
-	var out []finding
+	var out []Finding
 	for _, f := range of.capabilityLines() {
-		if f.Verdict != good {
-			out = append(out, finding{name, f.Verdict, fmt.Sprintf("process %d: %s %s", pid, f.Check, f.Found),
+		if f.Verdict != Good {
+			out = append(out, Finding{name, f.Verdict, fmt.Sprintf("process %d: %s %s", pid, f.Check, f.Found),
 				"systemctl edit nodeskoop: [Service] CapabilityBoundingSet=" + f.Check + "; systemctl restart nodeskoop"})
 		}
 	}
 	if len(out) == 0 {
-		return []finding{{name, good, fmt.Sprintf("process %d has the capabilities that its probes need", pid), ""}}
+		return []Finding{{name, Good, fmt.Sprintf("process %d has the capabilities that its probes need", pid), ""}}
 	}
 	return out
 }
@@ -385,11 +417,11 @@ func configOf(args []string) string {
 			}
 		}
 	}
-	return defaultConfigFile
+	return config.DefaultFile
 }
 
 // modes: the daemon and the timer must not both write.
-func (k *checker) modes() finding {
+func (k *checker) modes() Finding {
 	const name = "daemon or timer"
 	enabled := func(link string) bool {
 		_, err := os.Lstat(k.path("/etc/systemd/system/" + link))
@@ -399,26 +431,26 @@ func (k *checker) modes() finding {
 	daemon, timer := enabled("multi-user.target.wants/nodeskoop.service"), enabled("timers.target.wants/nodeskoop-collect.timer")
 	switch {
 	case timer && (daemon || pid != 0):
-		return finding{name, bad, "nodeskoop-collect.timer is enabled and the daemon is, too, or runs: both write the textfile",
+		return Finding{name, Bad, "nodeskoop-collect.timer is enabled and the daemon is, too, or runs: both write the textfile",
 			"systemctl disable --now nodeskoop-collect.timer, or systemctl disable --now nodeskoop"}
 	case pid != 0:
-		return finding{name, good, "the daemon runs, process " + strconv.Itoa(pid), ""}
+		return Finding{name, Good, "the daemon runs, process " + strconv.Itoa(pid), ""}
 	case timer:
-		return finding{name, good, "nodeskoop-collect.timer is enabled", ""}
+		return Finding{name, Good, "nodeskoop-collect.timer is enabled", ""}
 	case daemon:
-		return finding{name, warning, "nodeskoop.service is enabled, but does not run", "systemctl start nodeskoop; journalctl -u nodeskoop"}
+		return Finding{name, Warning, "nodeskoop.service is enabled, but does not run", "systemctl start nodeskoop; journalctl -u nodeskoop"}
 	}
-	return finding{name, warning, "neither is there: nobody writes the textfile", "systemctl enable --now nodeskoop, or nodeskoop run"}
+	return Finding{name, Warning, "neither is there: nobody writes the textfile", "systemctl enable --now nodeskoop, or nodeskoop run"}
 }
 
 // journal is where events go, and what it lets through.
-func (k *checker) journal() []finding {
+func (k *checker) journal() []Finding {
 	const name = "journald"
 	socket := k.path(output.DefaultJournalSocket)
 	if err := output.JournalAvailable(socket); err != nil {
-		return []finding{{name, warning, "events go to standard error as JSON lines: " + err.Error(), "systemctl start systemd-journald.socket systemd-journald; in a container mount " + filepath.Dir(output.DefaultJournalSocket)}}
+		return []Finding{{name, Warning, "events go to standard error as JSON lines: " + err.Error(), "systemctl start systemd-journald.socket systemd-journald; in a container mount " + filepath.Dir(output.DefaultJournalSocket)}}
 	}
-	out := []finding{{name, good, socket + " takes entries", ""}}
+	out := []Finding{{name, Good, socket + " takes entries", ""}}
 	return append(out, k.journalStorage(), k.journalRate())
 }
 
@@ -510,7 +542,7 @@ func parseSystemdTime(s string) (time.Duration, bool) {
 	return sum, true
 }
 
-func (k *checker) journalStorage() finding {
+func (k *checker) journalStorage() Finding {
 	const name = "journal storage"
 	storage, from := k.iniValue("journald.conf", "Storage")
 	if from != "" {
@@ -519,16 +551,16 @@ func (k *checker) journalStorage() finding {
 	_, err := os.Stat(k.path("/var/log/journal"))
 	switch {
 	case storage == "none":
-		return finding{name, warning, "none" + from + ": events are thrown away", "set Storage=persistent in /etc/systemd/journald.conf; systemctl restart systemd-journald"}
+		return Finding{name, Warning, "none" + from + ": events are thrown away", "set Storage=persistent in /etc/systemd/journald.conf; systemctl restart systemd-journald"}
 	case storage == "persistent" || storage != "volatile" && err == nil:
-		return finding{name, good, "persistent" + from, ""}
+		return Finding{name, Good, "persistent" + from, ""}
 	}
-	return finding{name, warning, "volatile" + from + ": events are lost at the next boot", "mkdir -p /var/log/journal; systemctl restart systemd-journald"}
+	return Finding{name, Warning, "volatile" + from + ": events are lost at the next boot", "mkdir -p /var/log/journal; systemctl restart systemd-journald"}
 }
 
 // journalRate compares what journald lets through with what the daemon may
 // write. Where the unit sets limits of its own, they count.
-func (k *checker) journalRate() finding {
+func (k *checker) journalRate() Finding {
 	const name = "journal rate limit"
 	interval, burst, from := 30*time.Second, 10000, "journald's default"
 	use := func(file, prefix string) {
@@ -545,15 +577,15 @@ func (k *checker) journalRate() finding {
 	}
 	use("journald.conf", "")
 	use("system/nodeskoop.service", "Log")
-	rate := k.cfg.number("journal.total_rate")
+	rate := int(k.cfg.Journal.TotalRate)
 	if interval <= 0 || burst <= 0 {
-		return finding{name, good, fmt.Sprintf("none (%s); the daemon writes at most %d events a second", from, rate), ""}
+		return Finding{name, Good, fmt.Sprintf("none (%s); the daemon writes at most %d events a second", from, rate), ""}
 	}
 	allowed := float64(burst) / interval.Seconds()
 	found := fmt.Sprintf("%d in %v (%s): %.0f a second at least; journal.total_rate is %d", burst, interval, from, allowed, rate)
 	if allowed >= float64(rate) {
-		return finding{name, good, found, ""}
+		return Finding{name, Good, found, ""}
 	}
-	return finding{name, warning, found + ". journald drops what is beyond, and nodeskoop_events_written_total counts it as written",
+	return Finding{name, Warning, found + ". journald drops what is beyond, and nodeskoop_events_written_total counts it as written",
 		fmt.Sprintf("set journal.total_rate = %d, or LogRateLimitIntervalSec=1s and LogRateLimitBurst=20000 in the unit (systemctl edit nodeskoop)", max(1, int(allowed)))}
 }

@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 
 	dto "github.com/prometheus/client_model/go"
 
+	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/collect"
 	"nodeskoop/collect/owner"
 	"nodeskoop/systemd"
@@ -53,7 +54,7 @@ func watched(t *testing.T, ready bool, between <-chan func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{setup: &setup{log: slog.New(slog.NewTextHandler(io.Discard, nil))}, runner: r, patience: 100 * time.Millisecond}
+	d := &daemon{Session: &session.Session{Log: slog.New(slog.NewTextHandler(io.Discard, nil))}, runner: r, patience: 100 * time.Millisecond}
 	d.ready.Store(ready)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -121,7 +122,7 @@ func TestProbesDoNotHoldTheWatchdogUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{setup: &setup{log: slog.New(slog.DiscardHandler)}, runner: r, patience: 100 * time.Millisecond}
+	d := &daemon{Session: &session.Session{Log: slog.New(slog.DiscardHandler)}, runner: r, patience: 100 * time.Millisecond}
 	d.ready.Store(true)
 	ctx, cancel := context.WithCancel(t.Context())
 	cycles, done := make(chan struct{}, 100), make(chan struct{})
@@ -162,7 +163,7 @@ func TestStatusIsOneLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	d := &daemon{setup: &setup{log: slog.New(slog.DiscardHandler)}, runner: r, pods: owner.NoPods{}, refused: fmt.Errorf("a.toml:1: bad\na.toml:2: worse")}
+	d := &daemon{Session: &session.Session{Log: slog.New(slog.DiscardHandler)}, runner: r, pods: owner.NoPods{}, refused: fmt.Errorf("a.toml:1: bad\na.toml:2: worse")}
 	name, value := "n", 1.0
 	fams := []*dto.MetricFamily{{Name: &name, Metric: []*dto.Metric{{Gauge: &dto.Gauge{Value: &value}}, {Gauge: &dto.Gauge{Value: &value}}}}}
 	if got, want := d.status(fams), "configuration refused, the one before is in effect: a.toml:1: bad\na.toml:2: worse; 2 series, 0 pods (containerd does not answer), 0 of 0 probes work"; got != want {

@@ -1,4 +1,4 @@
-package main
+package session
 
 import (
 	"bytes"
@@ -6,13 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/cmd/nodeskoop/internal/config"
 	"nodeskoop/internal/bounded"
 	"nodeskoop/internal/kernel"
 )
@@ -46,21 +46,21 @@ type facts struct {
 	cgroups, unified bool
 }
 
-// hostView is what of the host can be seen from here: what is not the host's
+// Host is what of the host can be seen from here: what is not the host's
 // must not go out under its name.
-type hostView struct {
-	// netns is a file that is the host's network namespace; "" stands for that
+type Host struct {
+	// Netns is a file that is the host's network namespace; "" stands for that
 	// of process 1.
-	netns string
-	// refused says why probes may not run, by name.
-	refused map[string]error
-	// foreignPIDs: the kernel numbers processes otherwise than procfs does.
-	foreignPIDs bool
-	// machine: the host is a container that has booted a system of its own.
-	machine bool
-	// guessed says why this process's own network namespace stands for that of
+	Netns string
+	// Refused says why probes may not run, by name.
+	Refused map[string]error
+	// ForeignPIDs: the kernel numbers processes otherwise than procfs does.
+	ForeignPIDs bool
+	// Machine: the host is a container that has booted a system of its own.
+	Machine bool
+	// Guessed says why this process's own network namespace stands for that of
 	// process 1.
-	guessed error
+	Guessed error
 }
 
 const (
@@ -71,16 +71,16 @@ const (
 
 // judgeHost says what of the host is seen, or why it cannot be told. named is
 // the option host_netns.
-func judgeHost(f facts, named string, devices bool) (hostView, error) {
-	v := hostView{netns: named, refused: map[string]error{}, foreignPIDs: !f.hostPIDs}
+func judgeHost(f facts, named string, devices bool) (Host, error) {
+	v := Host{Netns: named, Refused: map[string]error{}, ForeignPIDs: !f.hostPIDs}
 	refuse := func(why error, probes ...string) {
 		for _, p := range probes {
-			if v.refused[p] == nil {
-				v.refused[p] = why
+			if v.Refused[p] == nil {
+				v.Refused[p] = why
 			}
 		}
 	}
-	v.machine = !f.hostPIDs && f.booted
+	v.Machine = !f.hostPIDs && f.booted
 	if !f.hostPIDs && !f.booted {
 		if named == "" {
 			return v, fmt.Errorf("the host cannot be seen from here: this process is in a PID namespace of its own, whose process 1 is not the host's, so its network and its processes would be taken for the host's: %s; or set host_netns to a file that is the host's network namespace, and do without the probes fd and io", pidHelp)
@@ -91,14 +91,14 @@ func judgeHost(f facts, named string, devices bool) (hostView, error) {
 		if !f.ownNetns {
 			return v, fmt.Errorf("the host's network namespace cannot be told: that of process 1 cannot be looked at (%w), and this process is in one of its own: give it CAP_SYS_PTRACE, or start the container with %s, or set host_netns to a file that is the host's network namespace", f.init, netHelp)
 		}
-		v.netns, v.guessed = "/proc/self/ns/net", f.init
+		v.Netns, v.Guessed = "/proc/self/ns/net", f.init
 	}
 	if !f.cgroups {
 		refuse(errors.New("the processes of pods cannot be told from the host's: this process sees a part of the control groups only; "+cgroupHelp), "fd", "io")
 	}
 	// In a machine of its own network the root of its control groups holds all
 	// that sends there.
-	if !devices && !f.unified && (!v.machine || !f.cgroups || f.initNetns) {
+	if !devices && !f.unified && (!v.Machine || !f.cgroups || f.initNetns) {
 		refuse(errors.New("only a part of the host's sockets would be counted: this process does not see the root of the control groups; "+cgroupHelp+"; or set probes.flow.devices"), "flow")
 	}
 	return v, nil
@@ -209,16 +209,16 @@ func unmangle(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
-// viewHost judges what of the host is seen with a configuration.
-func viewHost(cfg *Config) (hostView, error) {
-	named := cfg.text("host_netns")
+// ViewHost judges what of the host is seen with a configuration.
+func ViewHost(cfg *config.Config) (Host, error) {
+	named := cfg.HostNetns
 	if named != "" {
 		_, err := bounded.Within(5*time.Second, func() (none struct{}, err error) { return none, isNamespace(named) })
 		if err != nil {
-			return hostView{}, err
+			return Host{}, err
 		}
 	}
-	return judgeHost(lookAround(), named, len(cfg.list("probes.flow.devices")) > 0)
+	return judgeHost(lookAround(), named, cfg.FlowDevices())
 }
 
 func isNamespace(file string) error {
@@ -232,26 +232,19 @@ func isNamespace(file string) error {
 	return nil
 }
 
-// netnsFile is the file that is the host's network namespace.
-func (v hostView) netnsFile() string { return cmp.Or(v.netns, "/proc/1/ns/net") }
+// NetnsFile is the file that is the host's network namespace.
+func (v Host) NetnsFile() string { return cmp.Or(v.Netns, "/proc/1/ns/net") }
 
-// finding is what check says of it.
-func (v hostView) finding(named string) finding {
-	const name = "host's namespace"
-	switch {
-	case v.machine:
-		return finding{name, warning, "this is a container that has booted a system of its own: \"hostNetwork\" is what this container has, not the host around it", "nothing, if that is wanted; else run nodeskoop on the host"}
-	case len(v.refused) > 0:
-		var names []string
-		for p := range v.refused {
-			names = append(names, p)
-		}
-		slices.Sort(names)
-		return finding{name, warning, "the host's network is seen, but not all that is the host's: " + strings.Join(names, ", ") + " are refused (see below)", "the flags that the probes' lines name"}
-	case named != "":
-		return finding{name, good, named, ""}
-	case v.guessed != nil:
-		return finding{name, good, fmt.Sprintf("this process is in it; that of process 1 cannot be told (%v)", v.guessed), ""}
+// Capabilities reads the effective set from a process's status.
+func Capabilities(status string) (uint64, error) {
+	b, err := os.ReadFile(status)
+	if err != nil {
+		return 0, fmt.Errorf("read the capabilities of a process: %w", err)
 	}
-	return finding{name, good, "that of process 1, which is the host's", ""}
+	_, rest, ok := bytes.Cut(b, []byte("CapEff:"))
+	if !ok {
+		return 0, fmt.Errorf("read the capabilities of a process: %s has no line CapEff", status)
+	}
+	line, _, _ := bytes.Cut(rest, []byte("\n"))
+	return strconv.ParseUint(strings.TrimSpace(string(line)), 16, 64)
 }

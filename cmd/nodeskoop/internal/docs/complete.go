@@ -1,4 +1,4 @@
-package main
+package docs
 
 import (
 	"fmt"
@@ -82,9 +82,8 @@ func commandNames(cmds []*cli.Command) string {
 	return strings.Join(names, " ")
 }
 
-// docBash writes the completion for bash.
-func docBash(w io.Writer) error {
-	app := newApp(io.Discard, io.Discard)
+// Bash writes the completion for bash.
+func Bash(w io.Writer, app *cli.App) error {
 	global := append(completedFlags(app.Flags), completed{names: []string{"--version", "-v"}})
 	var b strings.Builder
 	b.WriteString(`# bash completion for nodeskoop. Made by nodeskoop docs bash. Do not edit.
@@ -185,9 +184,8 @@ func zshSpec(f completed) string {
 	return "'(" + strings.Join(f.names, " ") + ")'{" + strings.Join(names, ",") + "}'[" + quote(f.usage) + "]" + action + "'"
 }
 
-// docZsh writes the completion for zsh.
-func docZsh(w io.Writer) error {
-	app := newApp(io.Discard, io.Discard)
+// Zsh writes the completion for zsh.
+func Zsh(w io.Writer, app *cli.App) error {
 	var b strings.Builder
 	b.WriteString("#compdef nodeskoop\n# zsh completion for nodeskoop. Made by nodeskoop docs zsh. Do not edit.\n\n_nodeskoop() {\n  local line state state_descr context\n  typeset -A opt_args\n  _arguments -C \\\n")
 	for _, f := range append(completedFlags(app.Flags), completed{names: []string{"--version", "-v"}, usage: "print the version"}) {
@@ -225,9 +223,9 @@ func docZsh(w io.Writer) error {
 	return err
 }
 
-// docFish writes the completion for fish.
-func docFish(w io.Writer) error {
-	s, err := newApp(io.Discard, io.Discard).ToFishCompletion()
+// Fish writes the completion for fish.
+func Fish(w io.Writer, app *cli.App) error {
+	s, err := app.ToFishCompletion()
 	if err != nil {
 		return err
 	}
@@ -235,7 +233,7 @@ func docFish(w io.Writer) error {
 	b.WriteString(s)
 	// What the flags' values may be is ours to say.
 	done := map[string]bool{}
-	for _, c := range newApp(io.Discard, io.Discard).Commands {
+	for _, c := range app.Commands {
 		for _, f := range completedFlags(c.Flags) {
 			name := strings.TrimLeft(f.names[0], "-")
 			if len(f.words) == 0 || done[name] {

@@ -1,39 +1,38 @@
-package main
+package check
 
 import (
-	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
-	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/owner"
 )
 
-func (k *checker) kernel() finding {
+func (k *checker) kernel() Finding {
 	if k.release == "" {
 		var u unix.Utsname
 		if err := unix.Uname(&u); err != nil {
-			return finding{"kernel", bad, err.Error(), ""}
+			return Finding{"kernel", Bad, err.Error(), ""}
 		}
 		k.release = unix.ByteSliceToString(u.Release[:])
 	}
 	found := "Linux " + k.release
 	if _, err := os.Stat(k.path("/proc/self/net/snmp")); err != nil {
-		return finding{"kernel", bad, found + "; procfs: " + err.Error(), "mount -t proc proc /proc"}
+		return Finding{"kernel", Bad, found + "; procfs: " + err.Error(), "mount -t proc proc /proc"}
 	}
 	if k.before(5, 8) && k.traces() {
-		return finding{"kernel", bad, found + ": the eBPF probes need the ring buffer of Linux 5.8", "boot a newer kernel, or leave out " + strings.Join(k.enabled(catalog.EBPF), ", ")}
+		return Finding{"kernel", Bad, found + ": the eBPF probes need the ring buffer of Linux 5.8", "boot a newer kernel, or leave out " + strings.Join(k.enabled(catalog.EBPF), ", ")}
 	}
-	return finding{"kernel", good, found, ""}
+	return Finding{"kernel", Good, found, ""}
 }
 
 // before reports whether the kernel is older than a version.
@@ -46,19 +45,19 @@ func (k *checker) before(major, minor int) bool {
 }
 
 // capabilityLines is one line for each capability that an enabled probe needs.
-func (k *checker) capabilityLines() []finding {
+func (k *checker) capabilityLines() []Finding {
 	bits := map[string]int{
 		"CAP_SYS_PTRACE": unix.CAP_SYS_PTRACE, "CAP_SYS_ADMIN": unix.CAP_SYS_ADMIN, "CAP_DAC_READ_SEARCH": unix.CAP_DAC_READ_SEARCH,
 		"CAP_NET_ADMIN": unix.CAP_NET_ADMIN, "CAP_BPF": unix.CAP_BPF, "CAP_PERFMON": unix.CAP_PERFMON, "CAP_SYSLOG": unix.CAP_SYSLOG,
 	}
 	has := func(c catalog.Capability) bool { return k.capabilities&(1<<bits[c.Name]) != 0 }
-	var out []finding
+	var out []Finding
 	for _, c := range catalog.Capabilities() {
 		who := "all probes"
 		if c != catalog.CapSysPtrace {
 			var probes []string
 			for _, p := range catalog.Probes() {
-				if slices.Contains(p.Capabilities, c) && slices.Contains(k.cfg.probes, p.Name) {
+				if slices.Contains(p.Capabilities, c) && slices.Contains(k.cfg.Probes, p.Name) {
 					probes = append(probes, p.Name)
 				}
 			}
@@ -69,13 +68,13 @@ func (k *checker) capabilityLines() []finding {
 		}
 		switch {
 		case has(c):
-			out = append(out, finding{c.Name, good, "there (" + who + ", " + c.Why + ")", ""})
+			out = append(out, Finding{c.Name, Good, "there (" + who + ", " + c.Why + ")", ""})
 		case (c == catalog.CapBPF || c == catalog.CapPerfmon) && has(catalog.CapSysAdmin):
-			out = append(out, finding{c.Name, good, "not there, but CAP_SYS_ADMIN stands for it (" + who + ")", ""})
+			out = append(out, Finding{c.Name, Good, "not there, but CAP_SYS_ADMIN stands for it (" + who + ")", ""})
 		default:
-			f := finding{c.Name, bad, "missing (" + who + ", " + c.Why + ")", howToGet(c.Name)}
+			f := Finding{c.Name, Bad, "missing (" + who + ", " + c.Why + ")", howToGet(c.Name)}
 			if c.Mild {
-				f.Verdict = warning
+				f.Verdict = Warning
 			}
 			out = append(out, f)
 		}
@@ -85,23 +84,6 @@ func (k *checker) capabilityLines() []finding {
 
 func howToGet(capability string) string {
 	return "run it as root (sudo nodeskoop check); in a unit add " + capability + " to CapabilityBoundingSet=; in a container --cap-add " + strings.TrimPrefix(capability, "CAP_")
-}
-
-// effectiveCapabilities reads the set of this process.
-func effectiveCapabilities() (uint64, error) { return capabilitiesIn("/proc/self/status") }
-
-// capabilitiesIn reads the effective set from a process's status.
-func capabilitiesIn(status string) (uint64, error) {
-	b, err := os.ReadFile(status)
-	if err != nil {
-		return 0, fmt.Errorf("read the capabilities of a process: %w", err)
-	}
-	_, rest, ok := bytes.Cut(b, []byte("CapEff:"))
-	if !ok {
-		return 0, fmt.Errorf("read the capabilities of a process: %s has no line CapEff", status)
-	}
-	line, _, _ := bytes.Cut(rest, []byte("\n"))
-	return strconv.ParseUint(strings.TrimSpace(string(line)), 16, 64)
 }
 
 // status is one line of this process's /proc/self/status, "" if there is none.
@@ -120,21 +102,21 @@ func (k *checker) status(name string) string {
 
 // userNamespace: capabilities of another user namespace than the first are
 // none for BPF.
-func (k *checker) userNamespace() finding {
+func (k *checker) userNamespace() Finding {
 	const name = "user namespace"
 	b, err := os.ReadFile(k.path("/proc/self/uid_map"))
 	if err != nil {
-		return finding{name, warning, err.Error(), ""}
+		return Finding{name, Warning, err.Error(), ""}
 	}
 	if f := strings.Fields(string(b)); len(f) == 3 && f[0] == "0" && f[1] == "0" && f[2] == "4294967295" {
-		return finding{name, good, "the first one", ""}
+		return Finding{name, Good, "the first one", ""}
 	}
-	return finding{name, bad, "not the first one: BPF and the namespaces of pods are refused, whatever the capabilities say",
+	return Finding{name, Bad, "not the first one: BPF and the namespaces of pods are refused, whatever the capabilities say",
 		"run it outside of the user namespace: PrivateUsers=no in a unit, no rootless container"}
 }
 
 // btf is the kernel's type information.
-func (k *checker) btf() finding {
+func (k *checker) btf() Finding {
 	const name, file = "BTF", "/sys/kernel/btf/vmlinux"
 	do := "boot a kernel with CONFIG_DEBUG_INFO_BTF (that of Debian 11, Ubuntu 20.10, RHEL 8.2 and newer), or leave the eBPF probes out: the others need none"
 	f, err := os.Open(k.path(file))
@@ -147,50 +129,50 @@ func (k *checker) btf() finding {
 	}
 	switch {
 	case err == nil:
-		return finding{name, good, file + " can be read", ""}
+		return Finding{name, Good, file + " can be read", ""}
 	case !k.traces():
-		return finding{name, good, "not there, and no enabled probe needs it", ""}
+		return Finding{name, Good, "not there, and no enabled probe needs it", ""}
 	case errors.Is(err, fs.ErrPermission):
-		return finding{name, bad, err.Error(), "run it as root; chmod 0444 " + file}
+		return Finding{name, Bad, err.Error(), "run it as root; chmod 0444 " + file}
 	case errors.Is(err, fs.ErrNotExist):
 		if _, err := os.Stat(k.path("/sys/kernel")); err != nil {
 			do = "mount -t sysfs sysfs /sys"
 		}
-		return finding{name, bad, file + " is not there: the eBPF probes need the kernel's type information", do}
+		return Finding{name, Bad, file + " is not there: the eBPF probes need the kernel's type information", do}
 	}
-	return finding{name, bad, err.Error(), do}
+	return Finding{name, Bad, err.Error(), do}
 }
 
 // lockdown is the kernel's own limit on root.
-func (k *checker) lockdown() finding {
+func (k *checker) lockdown() Finding {
 	const name, file = "lockdown", "/sys/kernel/security/lockdown"
 	b, err := os.ReadFile(k.path(file))
 	if errors.Is(err, fs.ErrNotExist) {
-		return finding{name, good, file + " is not there: no lockdown, or securityfs is not mounted; the probes below are tried for real", ""}
+		return Finding{name, Good, file + " is not there: no lockdown, or securityfs is not mounted; the probes below are tried for real", ""}
 	}
 	if err != nil {
-		return finding{name, warning, err.Error(), ""}
+		return Finding{name, Warning, err.Error(), ""}
 	}
 	mode := ""
 	if _, rest, ok := strings.Cut(string(b), "["); ok {
 		mode, _, _ = strings.Cut(rest, "]")
 	}
 	if !slices.Contains([]string{"none", "integrity", "confidentiality"}, mode) {
-		return finding{name, warning, fmt.Sprintf("%s says %q", file, strings.TrimSpace(string(b))), "nothing: the probes below are tried for real"}
+		return Finding{name, Warning, fmt.Sprintf("%s says %q", file, strings.TrimSpace(string(b))), "nothing: the probes below are tried for real"}
 	}
 	if mode == "confidentiality" && k.traces() {
-		return finding{name, bad, "confidentiality: BPF programs may not read the kernel's memory, so hardly an eBPF probe works",
+		return Finding{name, Bad, "confidentiality: BPF programs may not read the kernel's memory, so hardly an eBPF probe works",
 			"boot with lockdown=integrity, or leave out " + strings.Join(k.enabled(catalog.EBPF), ", ")}
 	}
-	return finding{name, good, mode + ": allows what the probes do", ""}
+	return Finding{name, Good, mode + ": allows what the probes do", ""}
 }
 
 // kprobes are the last rung of most hooks, and need tracefs where perf does
 // not offer them.
-func (k *checker) kprobes() finding {
+func (k *checker) kprobes() Finding {
 	const name = "kprobes, tracefs"
 	if _, err := os.Stat(k.path("/sys/bus/event_source/devices/kprobe/type")); err == nil {
-		return finding{name, good, "perf offers kprobes, so tracefs is not needed", ""}
+		return Finding{name, Good, "perf offers kprobes, so tracefs is not needed", ""}
 	}
 	mounted := ""
 	if b, err := os.ReadFile(k.path("/proc/self/mounts")); err == nil {
@@ -201,35 +183,35 @@ func (k *checker) kprobes() finding {
 		}
 	}
 	if mounted != "" {
-		return finding{name, good, "this kernel has no kprobes in perf; tracefs is at " + mounted, ""}
+		return Finding{name, Good, "this kernel has no kprobes in perf; tracefs is at " + mounted, ""}
 	}
-	return finding{name, good, "perf offers no kprobes and tracefs is not mounted: only tracepoints and fentry are used (mount -t tracefs tracefs /sys/kernel/tracing, should the kernel have kprobes)", ""}
+	return Finding{name, Good, "perf offers no kprobes and tracefs is not mounted: only tracepoints and fentry are used (mount -t tracefs tracefs /sys/kernel/tracing, should the kernel have kprobes)", ""}
 }
 
 // symbols are the names of the kernel's functions.
-func (k *checker) symbols() finding {
+func (k *checker) symbols() Finding {
 	const name = "kernel symbols"
-	needs := slices.ContainsFunc(k.cfg.probes, func(p string) bool { return p == "packetloss" || p == "tcpretrans" })
+	needs := slices.ContainsFunc(k.cfg.Probes, func(p string) bool { return p == "packetloss" || p == "tcpretrans" })
 	if !needs {
-		return finding{name, good, "no enabled probe needs them", ""}
+		return Finding{name, Good, "no enabled probe needs them", ""}
 	}
 	f, err := os.Open(k.path("/proc/kallsyms"))
 	if err != nil {
-		return finding{name, warning, err.Error() + ": events will lack the names of kernel functions", "mount all of procfs (ProcSubset=all in a unit); a kernel with CONFIG_KALLSYMS"}
+		return Finding{name, Warning, err.Error() + ": events will lack the names of kernel functions", "mount all of procfs (ProcSubset=all in a unit); a kernel with CONFIG_KALLSYMS"}
 	}
 	defer f.Close()
 	buf := make([]byte, 4096)
 	n, _ := f.Read(buf)
 	for line := range strings.SplitSeq(string(buf[:n]), "\n") {
 		if address, _, ok := strings.Cut(line, " "); ok && strings.Trim(address, "0") != "" {
-			return finding{name, good, "/proc/kallsyms shows addresses", ""}
+			return Finding{name, Good, "/proc/kallsyms shows addresses", ""}
 		}
 	}
 	do := "give it CAP_SYSLOG"
 	if k.capabilities&(1<<unix.CAP_SYSLOG) != 0 {
 		do = "sysctl -w kernel.kptr_restrict=1"
 	}
-	return finding{name, warning, fmt.Sprintf("/proc/kallsyms shows no addresses (kernel.kptr_restrict = %s): events will lack the names of kernel functions", k.sysctl("kernel/kptr_restrict")), do}
+	return Finding{name, Warning, fmt.Sprintf("/proc/kallsyms shows no addresses (kernel.kptr_restrict = %s): events will lack the names of kernel functions", k.sysctl("kernel/kptr_restrict")), do}
 }
 
 func (k *checker) sysctl(name string) string {
@@ -242,54 +224,54 @@ func (k *checker) sysctl(name string) string {
 
 // memlock matters only before 5.11: since then the kernel counts BPF maps in
 // the control group.
-func (k *checker) memlock() []finding {
+func (k *checker) memlock() []Finding {
 	if !k.before(5, 11) || !k.traces() {
 		return nil
 	}
 	const name = "locked memory"
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit); err != nil {
-		return []finding{{name, warning, err.Error(), ""}}
+		return []Finding{{name, Warning, err.Error(), ""}}
 	}
 	const enough = 64 << 20
 	if limit.Cur >= enough || k.capabilities&(1<<unix.CAP_SYS_RESOURCE) != 0 {
-		return []finding{{name, good, "enough for BPF maps", ""}}
+		return []Finding{{name, Good, "enough for BPF maps", ""}}
 	}
-	return []finding{{name, bad, fmt.Sprintf("limited to %d KiB; this kernel counts BPF maps against it", limit.Cur>>10), "ulimit -l unlimited; LimitMEMLOCK=infinity in a unit"}}
+	return []Finding{{name, Bad, fmt.Sprintf("limited to %d KiB; this kernel counts BPF maps against it", limit.Cur>>10), "ulimit -l unlimited; LimitMEMLOCK=infinity in a unit"}}
 }
 
 // Bits of struct timex.
 const clockUnsynchronised = 0x40
 
 // clock is whether timestamps mean something.
-func (k *checker) clock() finding {
+func (k *checker) clock() Finding {
 	var tx unix.Timex
 	if _, err := unix.Adjtimex(&tx); err != nil {
-		return finding{"clock", warning, fmt.Sprintf("ask the kernel whether the clock is synchronised: %v", err), ""}
+		return Finding{"clock", Warning, fmt.Sprintf("ask the kernel whether the clock is synchronised: %v", err), ""}
 	}
 	return judgeClock(k.now, tx.Status&clockUnsynchronised == 0, time.Duration(tx.Maxerror)*time.Microsecond)
 }
 
-func judgeClock(now time.Time, synchronised bool, maxError time.Duration) finding {
+func judgeClock(now time.Time, synchronised bool, maxError time.Duration) Finding {
 	const name = "clock"
 	at := now.UTC().Format(time.RFC3339)
 	switch do := "timedatectl set-ntp true, with systemd-timesyncd or chrony installed"; {
 	case now.Year() < 2024:
-		return finding{name, bad, at + " is long ago: events and nodeskoop_last_cycle_timestamp_seconds carry wrong times, and alerts on age fire", do}
+		return Finding{name, Bad, at + " is long ago: events and nodeskoop_last_cycle_timestamp_seconds carry wrong times, and alerts on age fire", do}
 	case !synchronised:
-		return finding{name, warning, at + ", and nothing keeps it right (the kernel says: not synchronised): alerts on time() - nodeskoop_last_cycle_timestamp_seconds compare it with Prometheus' clock", do}
+		return Finding{name, Warning, at + ", and nothing keeps it right (the kernel says: not synchronised): alerts on time() - nodeskoop_last_cycle_timestamp_seconds compare it with Prometheus' clock", do}
 	case maxError > time.Second:
-		return finding{name, warning, fmt.Sprintf("%s, may be wrong by %v", at, maxError.Round(time.Millisecond)), do}
+		return Finding{name, Warning, fmt.Sprintf("%s, may be wrong by %v", at, maxError.Round(time.Millisecond)), do}
 	}
-	return finding{name, good, at + ", synchronised", ""}
+	return Finding{name, Good, at + ", synchronised", ""}
 }
 
-func checkContainerd(c *cli.Context, s *setup) []finding {
+func checkContainerd(ctx context.Context, s *session.Session) []Finding {
 	const name = "containerd"
-	index := s.watchPods(c.Context, s.cfg, s.view)
+	index := s.WatchPods(ctx, s.Config, s.Host)
 	st := index.Status()
 	if !index.Connected() {
-		why := "it has not answered within " + firstPods.String()
+		why := "it has not answered within " + session.FirstPods.String()
 		if st.Err != nil {
 			why = st.Err.Error()
 		}
@@ -297,15 +279,15 @@ func checkContainerd(c *cli.Context, s *setup) []finding {
 		if errors.Is(st.Err, fs.ErrPermission) || strings.Contains(why, "permission denied") {
 			do = "run it as root: the socket is root's"
 		}
-		return []finding{{name, warning, why, do}}
+		return []Finding{{name, Warning, why, do}}
 	}
 	running := index.Running()
-	out := []finding{{name, good, fmt.Sprintf("%s answers on %s", st.Version, st.Socket), ""}}
+	out := []Finding{{name, Good, fmt.Sprintf("%s answers on %s", st.Version, st.Socket), ""}}
 	return append(out, judgePods(running))
 }
 
 // judgePods is how many of the pods can be measured.
-func judgePods(pods []*owner.Pod) finding {
+func judgePods(pods []*owner.Pod) Finding {
 	var host int
 	var without []string
 	for _, p := range pods {
@@ -322,8 +304,8 @@ func judgePods(pods []*owner.Pod) finding {
 		if len(shown) > 5 {
 			shown = shown[:5]
 		}
-		return finding{"pods", warning, fmt.Sprintf("%s; the network namespace of %d is not known, so they have no network series: %s", found, len(without), strings.Join(shown, ", ")),
+		return Finding{"pods", Warning, fmt.Sprintf("%s; the network namespace of %d is not known, so they have no network series: %s", found, len(without), strings.Join(shown, ", ")),
 			"CAP_SYS_PTRACE, and the PID namespace of the host (hostPID, --pid=host)"}
 	}
-	return finding{"pods", good, found, ""}
+	return Finding{"pods", Good, found, ""}
 }

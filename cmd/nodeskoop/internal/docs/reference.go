@@ -1,4 +1,4 @@
-package main
+package docs
 
 import (
 	"fmt"
@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"nodeskoop/cmd/nodeskoop/internal/column"
 	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/owner"
 )
@@ -13,8 +14,8 @@ import (
 // generatedMark tells who opens a page in an editor where it comes from.
 const generatedMark = "<!-- Made from the catalogue by `make generate`. Do not edit. -->\n"
 
-// docProbes writes the table of probes for the README.
-func docProbes(w io.Writer) error {
+// Probes writes the table of probes for the README.
+func Probes(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString("| probe | looks at | from | on by default | events |\n|---|---|---|---|---|\n")
 	for _, p := range catalog.Probes() {
@@ -22,14 +23,14 @@ func docProbes(w io.Writer) error {
 		for i := range p.Events {
 			events = append(events, "`"+p.Events[i].Name+"`")
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", p.Name, cell(p.Title), p.Source, yesNo(p.Default), strings.Join(events, " "))
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", p.Name, cell(p.Title), p.Source, column.YesNo(p.Default), strings.Join(events, " "))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }
 
-// docMetrics writes the reference of the metrics, docs/METRICS.md.
-func docMetrics(w io.Writer) error {
+// Metrics writes the reference of the metrics, docs/METRICS.md.
+func Metrics(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString(generatedMark + `# Metrics
 
@@ -60,7 +61,7 @@ How to read the tables:
 		if len(p.Metrics) == 0 {
 			continue
 		}
-		fmt.Fprintf(&b, "\n## %s\n\n%s. From %s; on by default: %s. %s\n", p.Name, upperFirst(p.Title), p.Source, yesNo(p.Default), p.Cost)
+		fmt.Fprintf(&b, "\n## %s\n\n%s. From %s; on by default: %s. %s\n", p.Name, upperFirst(p.Title), p.Source, column.YesNo(p.Default), p.Cost)
 		b.WriteString("\n| metric | meaning | what moves it | in the kernel |\n|---|---|---|---|\n")
 		var same []string
 		for i := range p.Metrics {
@@ -124,8 +125,8 @@ var groupFields = map[catalog.FieldGroup]string{
 	catalog.FieldStack:    "`KUBESKOOP_STACK`",
 }
 
-// docEvents writes the reference of the events, docs/EVENTS.md.
-func docEvents(w io.Writer) error {
+// Events writes the reference of the events, docs/EVENTS.md.
+func Events(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString(generatedMark + `# Events
 
@@ -172,7 +173,7 @@ Commands to look at next have words in capitals that you fill in: ` + placeholde
 			}
 		}
 		fmt.Fprintf(&b, "- Probe `%s`, on by default: %s. %s\n- In the kernel: %s; %s; priority %s.\n- Fields: %s.\n- `MESSAGE_ID=%s`\n",
-			p.Name, yesNo(p.Default), p.Cost, e.Path, when(e), e.Priority, strings.Join(fields, "; "), e.MessageID)
+			p.Name, column.YesNo(p.Default), p.Cost, e.Path, when(e), e.Priority, strings.Join(fields, "; "), e.MessageID)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

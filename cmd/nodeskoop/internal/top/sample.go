@@ -1,7 +1,11 @@
-package main
+// Package top shows what the network does to each pod: it takes samples, and
+// shows each as a table, on a screen or as JSON.
+package top
 
 import (
 	"cmp"
+	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -10,29 +14,31 @@ import (
 
 	dto "github.com/prometheus/client_model/go"
 
+	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/collect"
 	"nodeskoop/collect/owner"
 	"nodeskoop/collect/trace"
+	"nodeskoop/internal/kernel"
 )
 
-// topColumn is one number that top shows of each pod.
-type topColumn struct {
-	name  string // for --sort, and in JSON
+// Column is one number that top shows of each pod.
+type Column struct {
+	Name  string // for --sort, and in JSON
 	key   rune   // sorts by it
 	title string
 	probe string
-	// metrics are summed up. topResets stands for what no metric tells.
+	// metrics are summed up. resetsSum stands for what no metric tells.
 	metrics []string
 	gauge   bool // shown as it is, not as a rate
 }
 
-// topResets is the sum of the kernel's four counters of the probe tcpreset.
-const topResets = "resets"
+// resetsSum is the sum of the kernel's four counters of the probe tcpreset.
+const resetsSum = "resets"
 
-var topColumns = []topColumn{
+var columns = []Column{
 	{"drops", 'd', "DROPS/s", "packetloss", []string{"kubeskoop_packetloss_total"}, false},
 	{"retransmits", 't', "RETRANS/s", "tcpretrans", []string{"kubeskoop_tcpretrans_total"}, false},
-	{"resets", 'e', "RESETS/s", "tcpreset", []string{topResets}, false},
+	{"resets", 'e', "RESETS/s", "tcpreset", []string{resetsSum}, false},
 	{"socket_slow", 'o', "SOCKSLOW/s", "socketlatency", []string{"kubeskoop_socketlatency_read1ms", "kubeskoop_socketlatency_write1ms"}, false},
 	{"kernel_slow", 'k', "KERNSLOW/s", "kernellatency", []string{"kubeskoop_kernellatency_rxslow", "kubeskoop_kernellatency_txslow"}, false},
 	{"rx_bytes", 'b', "RX B/s", "netdev", []string{"kubeskoop_netdev_rxbytes"}, false},
@@ -43,10 +49,19 @@ var topColumns = []topColumn{
 	{"rx_queue", 'v', "RXQ B", "tcpsummary", []string{"kubeskoop_tcpsummary_tcprxqueue"}, true},
 }
 
-// topProbes are the probes that top has a column for.
-func topProbes() []string {
+// Names are those of all columns.
+func Names() []string {
 	var names []string
-	for _, c := range topColumns {
+	for _, c := range columns {
+		names = append(names, c.Name)
+	}
+	return names
+}
+
+// Probes are the probes that top has a column for.
+func Probes() []string {
+	var names []string
+	for _, c := range columns {
 		if !slices.Contains(names, c.probe) {
 			names = append(names, c.probe)
 		}
@@ -54,60 +69,65 @@ func topProbes() []string {
 	return names
 }
 
-// topCell is one number of one pod. A counter's is there only if it was sampled
+// Columns are those of the chosen probes.
+func Columns(probes []string) []Column {
+	return slices.DeleteFunc(slices.Clone(columns), func(c Column) bool { return !slices.Contains(probes, c.probe) })
+}
+
+// cell is one number of one pod. A counter's is there only if it was sampled
 // twice of the same pod and was not reset in between.
-type topCell struct {
+type cell struct {
 	known  bool
 	count  float64 // what a counter rose by in the interval, or a gauge's value
 	second float64 // the same per second, or a gauge's value
 }
 
-// topRow is one pod, or the host.
-type topRow struct {
+// row is one pod, or the host.
+type row struct {
 	host           bool
 	namespace, pod string
 	netns          uint64
-	cells          []topCell // by column
-	reason         string    // of most of the drops, "" if there were none
+	cells          []cell // by column
+	reason         string // of most of the drops, "" if there were none
 }
 
-func (r *topRow) name() string {
+func (r *row) name() string {
 	if r.host {
 		return "host"
 	}
 	return r.namespace + "/" + r.pod
 }
 
-// topTable is one sample.
-type topTable struct {
+// Table is one sample.
+type Table struct {
 	at       time.Time
 	interval time.Duration // since the one before; 0 for the first
-	columns  []topColumn
-	rows     []topRow
+	columns  []Column
+	rows     []row
 	took     time.Duration
 	// troubles says by probe what is not seen here.
-	troubles []topTrouble
+	troubles []trouble
 	// containerd is why pods are not named, nil while it answers.
 	containerd error
 }
 
-type topTrouble struct {
+type trouble struct {
 	probe  string
 	text   string
 	failed bool // and it failed: more may be seen later
 	whole  bool // nothing of the probe is seen
 }
 
-// topSampler takes the samples, with the Runner that the daemon uses.
-type topSampler struct {
+// Sampler takes the samples, with the Runner that the daemon uses.
+type Sampler struct {
 	runner  *collect.Runner
-	plane   *trace.Tracer
+	tracer   *trace.Tracer
 	pods    owner.Pods
 	status  func() error // of containerd
 	host    uint64       // network namespace
-	columns []topColumn
+	columns []Column
 
-	last   map[podName]topCounters
+	last   map[podName]counters
 	lastAt time.Time
 	// seen counts by column the cycles on end with a value. The first of them is
 	// not compared: the probe was loaded in that cycle, some time after it began.
@@ -116,8 +136,8 @@ type topSampler struct {
 
 type podName struct{ namespace, pod string }
 
-// topCounters are the values of one pod in one sample.
-type topCounters struct {
+// counters are the values of one pod in one sample.
+type counters struct {
 	id      string // of the pod: another of the same name counts from 0
 	netns   uint64
 	values  map[string]float64 // by metric
@@ -125,11 +145,47 @@ type topCounters struct {
 	classes map[string]float64
 }
 
-// topHost is the host's label in the families. No pod can have that name.
-const topHost = "(host)"
+// hostLabel is the host's label in the families. No pod can have that name.
+const hostLabel = "(host)"
+
+// NewSampler makes the Sampler of some columns; end releases it.
+func NewSampler(ctx context.Context, s *session.Session, columns []Column) (sampler *Sampler, end func(), err error) {
+	o := s.Options(s.Config, s.Host)
+	o.Enabled = nil
+	for _, col := range columns {
+		o.Enabled = append(o.Enabled, col.probe)
+	}
+	// What the configuration leaves out of the textfile is not left out here.
+	o.HostLabel, o.Exclude, o.SkipZero, o.MaxSeries, o.CompatNames, o.Labels = hostLabel, nil, false, 0, false, nil
+	index := s.WatchPods(ctx, s.Config, s.Host)
+	tracer := trace.New(trace.Options{Log: s.Log})
+	o.Pods = index
+	r, err := collect.NewRunner(o, session.Factories(tracer)...)
+	if err != nil {
+		return nil, nil, err
+	}
+	end = func() {
+		r.Close()
+		if err := tracer.Close(); err != nil {
+			s.Log.Warn("detaching from the kernel failed", "error", err)
+		}
+	}
+	host, err := kernel.NetnsInode(cmp.Or(o.HostNetns, "/proc/1/ns/net"))
+	if err != nil {
+		end()
+		return nil, nil, fmt.Errorf("find the host's network namespace: %w", err)
+	}
+	status := func() error {
+		if index.Connected() {
+			return nil
+		}
+		return cmp.Or(index.Status().Err, errors.New("it has not answered yet"))
+	}
+	return &Sampler{runner: r, tracer: tracer, pods: index, status: status, host: host, columns: columns}, end, nil
+}
 
 // sample takes one sample and compares it with the one before.
-func (s *topSampler) sample() *topTable {
+func (s *Sampler) sample() *Table {
 	if s.seen == nil {
 		s.seen = map[string]int{}
 		s.look(s.counters(s.runner.Cycle())) // loads the probes
@@ -137,23 +193,23 @@ func (s *topSampler) sample() *topTable {
 	before := s.identities()
 	at := time.Now()
 	fams := s.runner.Cycle()
-	resets, loaded, resetErr := s.plane.Resets()
+	resets, loaded, resetErr := s.tracer.Resets()
 	now := s.counters(fams)
 	if loaded {
 		for _, c := range now {
-			c.values[topResets] = float64(resets[c.netns])
+			c.values[resetsSum] = float64(resets[c.netns])
 			if c.netns == s.host {
-				c.values[topResets] += float64(resets[0]) // of no known namespace
+				c.values[resetsSum] += float64(resets[0]) // of no known namespace
 			}
 		}
 	}
 	for name, c := range now {
-		if name.pod != topHost && before[name].id != c.id {
+		if name.pod != hostLabel && before[name].id != c.id {
 			delete(now, name) // replaced while it was sampled: the next sample tells
 		}
 	}
 	s.look(now)
-	t := &topTable{at: at, columns: s.columns, took: time.Since(at), containerd: s.status()}
+	t := &Table{at: at, columns: s.columns, took: time.Since(at), containerd: s.status()}
 	if !s.lastAt.IsZero() {
 		t.interval = at.Sub(s.lastAt)
 	}
@@ -164,11 +220,12 @@ func (s *topSampler) sample() *topTable {
 	for _, st := range s.runner.Status() {
 		switch {
 		case st.Err != nil:
-			t.troubles = append(t.troubles, topTrouble{st.Name, firstLine(st.Err.Error()), true, !s.sees(st.Name)})
+			first, _, _ := strings.Cut(st.Err.Error(), "\n")
+			t.troubles = append(t.troubles, trouble{st.Name, first, true, !s.sees(st.Name)})
 		case st.Name == "tcpreset" && resetErr != nil:
-			t.troubles = append(t.troubles, topTrouble{st.Name, resetErr.Error(), true, true})
+			t.troubles = append(t.troubles, trouble{st.Name, resetErr.Error(), true, true})
 		case len(st.Lacks) > 0:
-			t.troubles = append(t.troubles, topTrouble{st.Name, "does not see " + strings.Join(st.Lacks, "; "), false, false})
+			t.troubles = append(t.troubles, trouble{st.Name, "does not see " + strings.Join(st.Lacks, "; "), false, false})
 		}
 	}
 	s.last, s.lastAt = now, at
@@ -176,7 +233,7 @@ func (s *topSampler) sample() *topTable {
 }
 
 // look takes down which probes gave values.
-func (s *topSampler) look(now map[podName]topCounters) {
+func (s *Sampler) look(now map[podName]counters) {
 	for _, col := range s.columns {
 		some := false
 		for _, c := range now {
@@ -185,26 +242,26 @@ func (s *topSampler) look(now map[podName]topCounters) {
 				some = some || have
 			}
 		}
-		if col.name == topResets {
-			_, some, _ = s.plane.Resets()
+		if col.Name == resetsSum {
+			_, some, _ = s.tracer.Resets()
 		}
 		if some {
-			s.seen[col.name]++
+			s.seen[col.Name]++
 		} else {
-			s.seen[col.name] = 0
+			s.seen[col.Name] = 0
 		}
 	}
 }
 
 // sees reports whether any column of a probe has values.
-func (s *topSampler) sees(probe string) bool {
-	return slices.ContainsFunc(s.columns, func(c topColumn) bool { return c.probe == probe && s.seen[c.name] > 0 })
+func (s *Sampler) sees(probe string) bool {
+	return slices.ContainsFunc(s.columns, func(c Column) bool { return c.probe == probe && s.seen[c.Name] > 0 })
 }
 
 // identities are the pods that have a network namespace of their own, as the
 // Runner names them: the newest of those with the same name.
-func (s *topSampler) identities() map[podName]topCounters {
-	ids := map[podName]topCounters{}
+func (s *Sampler) identities() map[podName]counters {
+	ids := map[podName]counters{}
 	newest := map[podName]time.Time{}
 	for _, p := range s.pods.Running() {
 		k := podName{p.Namespace, p.Name}
@@ -212,13 +269,13 @@ func (s *topSampler) identities() map[podName]topCounters {
 			continue
 		}
 		newest[k] = p.Started
-		ids[k] = topCounters{id: fmt.Sprintf("%s %d", p.ID, p.Netns), netns: p.Netns}
+		ids[k] = counters{id: fmt.Sprintf("%s %d", p.ID, p.Netns), netns: p.Netns}
 	}
 	return ids
 }
 
 // counters sorts the families' values by pod.
-func (s *topSampler) counters(fams []*dto.MetricFamily) map[podName]topCounters {
+func (s *Sampler) counters(fams []*dto.MetricFamily) map[podName]counters {
 	wanted := map[string]bool{}
 	for _, col := range s.columns {
 		for _, m := range col.metrics {
@@ -226,7 +283,7 @@ func (s *topSampler) counters(fams []*dto.MetricFamily) map[podName]topCounters 
 		}
 	}
 	ids := s.identities()
-	out := map[podName]topCounters{}
+	out := map[podName]counters{}
 	for _, f := range fams {
 		name := f.GetName()
 		class, isClass := strings.CutPrefix(name, "kubeskoop_packetloss_")
@@ -254,8 +311,8 @@ func (s *topSampler) counters(fams []*dto.MetricFamily) map[podName]topCounters 
 			c, ok := out[k]
 			if !ok {
 				c = ids[k]
-				if k.pod == topHost {
-					c = topCounters{id: topHost, netns: s.host}
+				if k.pod == hostLabel {
+					c = counters{id: hostLabel, netns: s.host}
 				}
 				c.values, c.reasons, c.classes = map[string]float64{}, map[string]float64{}, map[string]float64{}
 				out[k] = c
@@ -275,15 +332,15 @@ func (s *topSampler) counters(fams []*dto.MetricFamily) map[podName]topCounters 
 }
 
 // row compares one pod's values with those of the sample before.
-func (s *topSampler) row(name podName, now topCounters, interval time.Duration) topRow {
-	r := topRow{namespace: name.namespace, pod: name.pod, netns: now.netns, cells: make([]topCell, len(s.columns))}
-	if name.pod == topHost {
-		r = topRow{host: true, netns: now.netns, cells: r.cells}
+func (s *Sampler) row(name podName, now counters, interval time.Duration) row {
+	r := row{namespace: name.namespace, pod: name.pod, netns: now.netns, cells: make([]cell, len(s.columns))}
+	if name.pod == hostLabel {
+		r = row{host: true, netns: now.netns, cells: r.cells}
 	}
 	last, ok := s.last[name]
 	same := ok && last.id == now.id && interval > 0
 	for i, col := range s.columns {
-		c := topCell{known: true}
+		c := cell{known: true}
 		for _, m := range col.metrics {
 			v, have := now.values[m]
 			if col.gauge {
@@ -292,7 +349,7 @@ func (s *topSampler) row(name podName, now topCounters, interval time.Duration) 
 				continue
 			}
 			was, had := last.values[m]
-			c.known = c.known && same && s.seen[col.name] > 2 && have && had && v >= was
+			c.known = c.known && same && s.seen[col.Name] > 2 && have && had && v >= was
 			c.count += v - was
 		}
 		if !c.known {
@@ -303,7 +360,7 @@ func (s *topSampler) row(name podName, now topCounters, interval time.Duration) 
 		}
 		r.cells[i] = c
 	}
-	if i := slices.IndexFunc(s.columns, func(c topColumn) bool { return c.name == "drops" }); i >= 0 && r.cells[i].known && r.cells[i].count > 0 {
+	if i := slices.IndexFunc(s.columns, func(c Column) bool { return c.Name == "drops" }); i >= 0 && r.cells[i].known && r.cells[i].count > 0 {
 		r.reason = cmp.Or(leading(now.reasons, last.reasons), leading(now.classes, last.classes))
 	}
 	return r
@@ -320,7 +377,7 @@ func leading(now, last map[string]float64) string {
 	return best
 }
 
-func byName(a, b topRow) int {
+func byName(a, b row) int {
 	if a.host != b.host {
 		if a.host {
 			return -1
@@ -330,31 +387,23 @@ func byName(a, b topRow) int {
 	return cmp.Or(strings.Compare(a.namespace, b.namespace), strings.Compare(a.pod, b.pod))
 }
 
-// topOrder says which rows are shown, and in which order.
-type topOrder struct {
-	column  string // its name, or "pod"
-	reverse bool
-	filter  string // part of the name
-	pods    wanted // exact names
+// Order says which rows are shown, and in which order.
+type Order struct {
+	Column  string // its name, or "pod"
+	Reverse bool
+	Filter  string         // part of the name
+	Pods    session.Filter // exact names
 }
 
 // apply returns the rows to show: the greatest first, what is not known last.
-func (o topOrder) apply(t *topTable) []topRow {
-	rows := slices.DeleteFunc(slices.Clone(t.rows), func(r topRow) bool {
-		if o.filter != "" && !strings.Contains(strings.ToLower(r.name()), strings.ToLower(o.filter)) {
-			return true
-		}
-		return len(o.pods.pods) > 0 && !slices.ContainsFunc(o.pods.pods, func(w [2]string) bool {
-			if w == [2]string{"", "host"} {
-				return r.host
-			}
-			return !r.host && r.pod == w[1] && (w[0] == "" || w[0] == r.namespace)
-		})
+func (o Order) apply(t *Table) []row {
+	rows := slices.DeleteFunc(slices.Clone(t.rows), func(r row) bool {
+		return o.Filter != "" && !strings.Contains(strings.ToLower(r.name()), strings.ToLower(o.Filter)) || !o.Pods.WantsPod(r.host, r.namespace, r.pod)
 	})
-	i := slices.IndexFunc(t.columns, func(c topColumn) bool { return c.name == o.column })
-	slices.SortStableFunc(rows, func(a, b topRow) int {
+	i := slices.IndexFunc(t.columns, func(c Column) bool { return c.Name == o.Column })
+	slices.SortStableFunc(rows, func(a, b row) int {
 		if i < 0 {
-			if o.reverse {
+			if o.Reverse {
 				return byName(b, a)
 			}
 			return byName(a, b)
@@ -367,7 +416,7 @@ func (o topOrder) apply(t *topTable) []topRow {
 			return 1
 		}
 		d := cmp.Compare(y.second, x.second)
-		if o.reverse {
+		if o.Reverse {
 			d = -d
 		}
 		return cmp.Or(d, byName(a, b))
@@ -400,7 +449,7 @@ func short(v float64) string {
 }
 
 // text is what a table shows of the cell.
-func (c topCell) text(col topColumn) string {
+func (c cell) text(col Column) string {
 	switch {
 	case !c.known:
 		return "-"

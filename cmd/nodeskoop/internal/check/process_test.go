@@ -1,4 +1,4 @@
-package main
+package check
 
 import (
 	"errors"
@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/cmd/nodeskoop/internal/config"
 	"nodeskoop/internal/quote"
 	"nodeskoop/internal/testkit/need"
 )
@@ -51,9 +52,9 @@ func pretender(t *testing.T, name string, owner, user int, mode os.FileMode, arg
 }
 
 // verdictOn is what check says of some processes alone, and how long that took.
-func verdictOn(dir string, pids ...string) (finding, time.Duration) {
-	k := &checker{cfg: defaultConfig(), now: time.Now()}
-	k.cfg.values["textfile.dir"] = dir
+func verdictOn(dir string, pids ...string) (Finding, time.Duration) {
+	k := &checker{cfg: config.Default(), now: time.Now()}
+	k.cfg.Textfile.Dir = dir
 	start := time.Now()
 	only := slices.DeleteFunc(k.exporterProcesses(), func(e runningExporter) bool { return !slices.Contains(pids, e.pid) })
 	return k.judgeExporters(only), time.Since(start)
@@ -70,19 +71,19 @@ func TestCheckDoubtsPretenders(t *testing.T) {
 		owner, user int
 		mode        os.FileMode
 		arg         string
-		want        verdict
+		want        Verdict
 		found       string
 	}{
-		"a user's own program":               {1000, 1000, 0o755, textfiles(evil), warning, "its executable belongs to user 1000"},
-		"a user's own that says this folder": {1000, 1000, 0o755, textfiles(dir), warning, "its executable belongs to user 1000"},
-		"a user who runs the system's":       {0, 1000, 0o755, textfiles(dir), warning, "it is user 1000's"},
-		"one that anybody may change":        {0, 0, 0o777, textfiles(dir), warning, "others may write its executable"},
-		"the system's":                       {0, 65534, 0o755, textfiles(dir), good, "reads " + dir},
-		"the system's, by a pattern":         {0, 0, 0o755, textfiles(filepath.Dir(filepath.Dir(dir)) + "/*/" + filepath.Base(dir)[:2] + "*"), good, "which is " + dir},
-		"another folder":                     {0, 0, 0o755, textfiles(evil), bad, "not " + dir},
-		"a pattern without end":              {0, 0, 0o755, textfiles("/*/*/*/*/*/*/*/*/*"), warning, "too many names"},
-		"a pattern through itself":           {0, 0, 0o755, textfiles("/proc/self/root/*/self/root/*/self/root/proc/*/root/*/x"), bad, "not " + dir},
-		"a folder relative to its own":       {0, 0, 0o755, textfiles("x/*"), warning, "is relative to a folder that cannot be told"},
+		"a user's own program":               {1000, 1000, 0o755, textfiles(evil), Warning, "its executable belongs to user 1000"},
+		"a user's own that says this folder": {1000, 1000, 0o755, textfiles(dir), Warning, "its executable belongs to user 1000"},
+		"a user who runs the system's":       {0, 1000, 0o755, textfiles(dir), Warning, "it is user 1000's"},
+		"one that anybody may change":        {0, 0, 0o777, textfiles(dir), Warning, "others may write its executable"},
+		"the system's":                       {0, 65534, 0o755, textfiles(dir), Good, "reads " + dir},
+		"the system's, by a pattern":         {0, 0, 0o755, textfiles(filepath.Dir(filepath.Dir(dir)) + "/*/" + filepath.Base(dir)[:2] + "*"), Good, "which is " + dir},
+		"another folder":                     {0, 0, 0o755, textfiles(evil), Bad, "not " + dir},
+		"a pattern without end":              {0, 0, 0o755, textfiles("/*/*/*/*/*/*/*/*/*"), Warning, "too many names"},
+		"a pattern through itself":           {0, 0, 0o755, textfiles("/proc/self/root/*/self/root/*/self/root/proc/*/root/*/x"), Bad, "not " + dir},
+		"a folder relative to its own":       {0, 0, 0o755, textfiles("x/*"), Warning, "is relative to a folder that cannot be told"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			pid := pretender(t, "node_exporter", c.owner, c.user, c.mode, c.arg)
@@ -105,24 +106,28 @@ func TestCheckDoubtsPretenders(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	pid := strconv.Itoa(cmd.Process.Pid)
-	eventually(t, "the shell is the other program", func() bool {
-		b, _ := os.ReadFile("/proc/" + pid + "/cmdline")
-		return strings.HasPrefix(string(b), "node_exporter\x00")
-	})
-	if f, _ := verdictOn(dir, pid); f.Verdict != warning || !strings.Contains(f.Found, "none runs here") || !strings.Contains(f.Found, "calls itself node_exporter, but it runs /") {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if b, _ := os.ReadFile("/proc/" + pid + "/cmdline"); strings.HasPrefix(string(b), "node_exporter\x00") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the shell does not become the other program")
+		}
+	}
+	if f, _ := verdictOn(dir, pid); f.Verdict != Warning || !strings.Contains(f.Found, "none runs here") || !strings.Contains(f.Found, "calls itself node_exporter, but it runs /") {
 		t.Errorf("%+v", f)
 	}
 	// Beside a real one they change nothing.
 	real := pretender(t, "prometheus-node-exporter", 0, 0, 0o755, textfiles(dir))
 	fake := pretender(t, "node_exporter", 1000, 1000, 0o755, textfiles(evil))
-	if f, _ := verdictOn(dir, pid, fake, real); f.Verdict != good {
+	if f, _ := verdictOn(dir, pid, fake, real); f.Verdict != Good {
 		t.Errorf("%+v", f)
 	}
 }
 
 func TestCheckDoubtsDaemons(t *testing.T) {
 	need.Root(t)
-	k := &checker{cfg: defaultConfig(), now: time.Now()}
+	k := &checker{cfg: config.Default(), now: time.Now()}
 	config := filepath.Join(t.TempDir(), "x.toml")
 	k.cfg.File = config
 	for _, c := range []struct {
@@ -183,28 +188,28 @@ func TestOtherWritersOpensFilesOnly(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	k := &checker{cfg: defaultConfig(), now: time.Now(), uid: os.Geteuid()}
-	k.cfg.values["textfile.dir"] = dir
+	k := &checker{cfg: config.Default(), now: time.Now(), uid: os.Geteuid()}
+	k.cfg.Textfile.Dir = dir
 	for file, want := range map[string]struct {
-		verdict
+		Verdict
 		found string
 	}{
-		"fifo.prom": {bad, "not a regular file"}, "device.prom": {bad, "not a regular file"}, "folder.prom": {bad, "not a regular file"},
-		"link.prom": {warning, "is a symbolic link"}, "zero.prom": {warning, "is a symbolic link"}, name: {bad, "has metrics of this tool"}, "well.prom": {"", ""},
+		"fifo.prom": {Bad, "not a regular file"}, "device.prom": {Bad, "not a regular file"}, "folder.prom": {Bad, "not a regular file"},
+		"link.prom": {Warning, "is a symbolic link"}, "zero.prom": {Warning, "is a symbolic link"}, name: {Bad, "has metrics of this tool"}, "well.prom": {"", ""},
 	} {
-		var got []finding
+		var got []Finding
 		for _, f := range k.otherWriters() {
 			if strings.Contains(f.Found, filepath.Join(dir, file)) {
 				got = append(got, f)
 			}
 		}
-		if want.verdict == "" {
+		if want.Verdict == "" {
 			if len(got) > 0 {
 				t.Errorf("%s: %+v", file, got)
 			}
 			continue
 		}
-		if len(got) != 1 || got[0].Verdict != want.verdict || !strings.Contains(got[0].Found, want.found) {
+		if len(got) != 1 || got[0].Verdict != want.Verdict || !strings.Contains(got[0].Found, want.found) {
 			t.Errorf("%s: %+v, want %+v", file, got, want)
 		}
 	}
@@ -235,9 +240,23 @@ func TestOtherWritersIsBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	k := &checker{cfg: defaultConfig(), now: time.Now()}
-	k.cfg.values["textfile.dir"] = dir
-	if f := k.otherWriters(); len(f) != 1 || f[0].Verdict != warning || !strings.Contains(f[0].Found, "only the first 1000 ") {
+	k := &checker{cfg: config.Default(), now: time.Now()}
+	k.cfg.Textfile.Dir = dir
+	if f := k.otherWriters(); len(f) != 1 || f[0].Verdict != Warning || !strings.Contains(f[0].Found, "only the first 1000 ") {
 		t.Errorf("%+v", f)
+	}
+}
+
+func TestExporterCommandLine(t *testing.T) {
+	for line, want := range map[string]string{
+		"--collector.textfile.directory=/a":                                      "/a",
+		"--web.listen-address=:1 --collector.textfile.directory /a":              "/a",
+		"-collector.textfile.directory=/a --collector.textfile.directory=/b/*/c": "/a /b/*/c",
+		"--collector.textfile":                                                   "",
+		"":                                                                       "",
+	} {
+		if got := strings.Join(textfileDirs(strings.Fields(line)), " "); got != want {
+			t.Errorf("%q: %q, want %q", line, got, want)
+		}
 	}
 }

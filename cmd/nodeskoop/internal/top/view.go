@@ -1,4 +1,4 @@
-package main
+package top
 
 import (
 	"bytes"
@@ -14,17 +14,18 @@ import (
 	"github.com/gdamore/tcell/v3"
 	"github.com/gdamore/tcell/v3/color"
 
+	"nodeskoop/cmd/nodeskoop/internal/column"
 	"nodeskoop/internal/quote"
 )
 
-// topView shows the samples on a terminal, and takes its keys.
-type topView struct {
-	screen   tcell.Screen
-	order    topOrder
-	interval time.Duration
-	log      *screenLog
+// View shows the samples on a terminal, and takes its keys.
+type View struct {
+	Screen   tcell.Screen
+	Order    Order
+	Interval time.Duration
+	Log      *Log
 
-	table  *topTable
+	table  *Table
 	paused bool
 	help   bool
 	typing bool   // a filter is being written
@@ -33,16 +34,16 @@ type topView struct {
 	hidden int // columns that the screen has no room for
 }
 
-// run shows samples until the user or ctx ends it.
-func (v *topView) run(ctx context.Context, s *topSampler) {
+// Run shows samples until the user or ctx ends it.
+func (v *View) Run(ctx context.Context, s *Sampler) {
 	ctx, stop := context.WithCancel(ctx)
 	if s.runner != nil {
 		s.runner.Until(ctx)
 	}
-	tables := make(chan *topTable, 1)
+	tables := make(chan *Table, 1)
 	var sampling sync.WaitGroup
 	sampling.Go(func() {
-		tick := time.NewTicker(v.interval)
+		tick := time.NewTicker(v.Interval)
 		defer tick.Stop()
 		for ctx.Err() == nil {
 			select {
@@ -62,7 +63,7 @@ func (v *topView) run(ctx context.Context, s *topSampler) {
 }
 
 // loop draws what comes from tables, and does what the keys say.
-func (v *topView) loop(ctx context.Context, tables <-chan *topTable) {
+func (v *View) loop(ctx context.Context, tables <-chan *Table) {
 	v.draw()
 	for {
 		select {
@@ -72,13 +73,13 @@ func (v *topView) loop(ctx context.Context, tables <-chan *topTable) {
 			if !v.paused {
 				v.table = t
 			}
-		case e, ok := <-v.screen.EventQ():
+		case e, ok := <-v.Screen.EventQ():
 			if !ok {
 				return
 			}
 			switch e := e.(type) {
 			case *tcell.EventResize:
-				v.screen.Sync()
+				v.Screen.Sync()
 			case *tcell.EventKey:
 				if v.key(e) {
 					return
@@ -90,7 +91,7 @@ func (v *topView) loop(ctx context.Context, tables <-chan *topTable) {
 }
 
 // key does what a key says, and reports whether that is the end.
-func (v *topView) key(e *tcell.EventKey) (end bool) {
+func (v *View) key(e *tcell.EventKey) (end bool) {
 	if e.Key() == tcell.KeyCtrlC {
 		return true
 	}
@@ -99,24 +100,24 @@ func (v *topView) key(e *tcell.EventKey) (end bool) {
 		case tcell.KeyEnter:
 			v.typing = false
 		case tcell.KeyEscape:
-			v.typing, v.order.filter = false, v.before
+			v.typing, v.Order.Filter = false, v.before
 		case tcell.KeyBackspace, tcell.KeyDelete:
-			if f := []rune(v.order.filter); len(f) > 0 {
-				v.order.filter = string(f[:len(f)-1])
+			if f := []rune(v.Order.Filter); len(f) > 0 {
+				v.Order.Filter = string(f[:len(f)-1])
 			}
 		case tcell.KeyRune:
-			v.order.filter += e.Str()
+			v.Order.Filter += e.Str()
 		}
 		v.scroll = 0
 		return false
 	}
-	_, height := v.screen.Size()
+	_, height := v.Screen.Size()
 	switch e.Key() {
 	case tcell.KeyEscape:
 		if v.help {
 			v.help = false
 		} else {
-			v.order.filter, v.scroll = "", 0
+			v.Order.Filter, v.scroll = "", 0
 		}
 		return false
 	case tcell.KeyUp:
@@ -143,22 +144,22 @@ func (v *topView) key(e *tcell.EventKey) (end bool) {
 	case '?', 'h':
 		v.help = !v.help
 	case '/':
-		v.typing, v.before = true, v.order.filter
+		v.typing, v.before = true, v.Order.Filter
 	case '<':
 		v.step(-1)
 	case '>':
 		v.step(1)
 	case 'r':
-		v.order.reverse = !v.order.reverse
+		v.Order.Reverse = !v.Order.Reverse
 	case ' ':
 		v.paused = !v.paused
 	case 'n':
-		v.order.column = "pod"
+		v.Order.Column = "pod"
 	default:
 		if v.table != nil {
 			for _, c := range v.table.columns {
 				if c.key == r {
-					v.order.column, v.scroll = c.name, 0
+					v.Order.Column, v.scroll = c.Name, 0
 				}
 			}
 		}
@@ -167,18 +168,18 @@ func (v *topView) key(e *tcell.EventKey) (end bool) {
 }
 
 // step makes another column the one to sort by.
-func (v *topView) step(by int) {
+func (v *View) step(by int) {
 	if v.table == nil {
 		return
 	}
 	names := []string{"pod"}
 	at := 0
 	for i, c := range v.table.columns {
-		if names = append(names, c.name); c.name == v.order.column {
+		if names = append(names, c.Name); c.Name == v.Order.Column {
 			at = i + 1
 		}
 	}
-	v.order.column = names[(at+by+len(names))%len(names)]
+	v.Order.Column = names[(at+by+len(names))%len(names)]
 }
 
 // The styles. The screen honours NO_COLOR.
@@ -190,41 +191,41 @@ var (
 	styleWarn    = tcell.StyleDefault.Foreground(color.Olive)
 )
 
-func (v *topView) draw() {
-	v.screen.Clear()
-	width, height := v.screen.Size()
+func (v *View) draw() {
+	v.Screen.Clear()
+	width, height := v.Screen.Size()
 	if width < 20 || height < 5 {
-		v.screen.PutStr(0, 0, "too small")
-		v.screen.Show()
+		v.Screen.PutStr(0, 0, "too small")
+		v.Screen.Show()
 		return
 	}
 	if v.table == nil {
-		v.screen.PutStr(0, 0, "loading the probes ...")
-		v.screen.Show()
+		v.Screen.PutStr(0, 0, "loading the probes ...")
+		v.Screen.Show()
 		return
 	}
 	footer := v.footer(width)
 	shown := v.drawTable(1, width, height-1-len(footer))
 	v.drawHead(width, shown)
 	for i, line := range footer {
-		v.screen.PutStrStyled(0, height-len(footer)+i, line.text, line.style)
+		v.Screen.PutStrStyled(0, height-len(footer)+i, line.text, line.style)
 	}
 	if v.help {
 		v.drawHelp(width, height)
 	}
-	v.screen.Show()
+	v.Screen.Show()
 }
 
-func (v *topView) drawHead(width, shown int) {
+func (v *View) drawHead(width, shown int) {
 	t := v.table
-	head := fmt.Sprintf("nodeskoop top  %s  every %v  %d of %d rows", t.at.Format("15:04:05"), v.interval, shown, len(t.rows))
-	if v.order.filter != "" && !v.typing {
-		head += fmt.Sprintf("  filter %q", v.order.filter)
+	head := fmt.Sprintf("nodeskoop top  %s  every %v  %d of %d rows", t.at.Format("15:04:05"), v.Interval, shown, len(t.rows))
+	if v.Order.Filter != "" && !v.typing {
+		head += fmt.Sprintf("  filter %q", v.Order.Filter)
 	}
 	if v.paused {
 		head += "  PAUSED"
 	}
-	v.screen.PutStrStyled(0, 0, pad(quote.Safe(head), width, true), styleBold)
+	v.Screen.PutStrStyled(0, 0, column.Pad(quote.Safe(head), width, true), styleBold)
 }
 
 // columnGap is the space between two columns.
@@ -232,18 +233,18 @@ const columnGap = 2
 
 // drawTable draws the heads and as many rows as fit, and returns how many rows
 // there are.
-func (v *topView) drawTable(y, width, height int) int {
-	rows := v.order.apply(v.table)
+func (v *View) drawTable(y, width, height int) int {
+	rows := v.Order.apply(v.table)
 	lines := [][]string{v.table.titles()}
 	for _, r := range rows {
 		lines = append(lines, v.table.texts(&r))
 	}
-	widths := widthsOf(lines)
+	widths := column.Widths(lines)
 	v.fit(widths, width)
 	v.scroll = max(0, min(v.scroll, len(rows)-(height-1)))
 	sorted := "POD"
 	for _, c := range v.table.columns {
-		if c.name == v.order.column {
+		if c.Name == v.Order.Column {
 			sorted = c.title
 		}
 	}
@@ -273,7 +274,7 @@ func (v *topView) drawTable(y, width, height int) int {
 			case title == "RETRANS/s" || title == "RESETS/s" || title == "SOCKSLOW/s" || title == "KERNSLOW/s":
 				style = styleWarn
 			}
-			v.screen.PutStrStyled(x, at, pad(text, widths[j], leftAligned(lines[0][j])), style)
+			v.Screen.PutStrStyled(x, at, column.Pad(text, widths[j], leftAligned(lines[0][j])), style)
 			x += widths[j] + columnGap
 		}
 	}
@@ -282,7 +283,7 @@ func (v *topView) drawTable(y, width, height int) int {
 
 // fit narrows the name and the reason, and then leaves out the last columns,
 // until the table is as wide as the screen.
-func (v *topView) fit(widths []int, width int) {
+func (v *View) fit(widths []int, width int) {
 	total := -columnGap
 	for _, w := range widths {
 		total += w + columnGap
@@ -313,11 +314,11 @@ type footLine struct {
 }
 
 // footer names what is not seen, and the keys.
-func (v *topView) footer(width int) []footLine {
+func (v *View) footer(width int) []footLine {
 	var lines []footLine
 	add := func(style tcell.Style, text string) {
 		text = quote.SafeLine(text)
-		lines = append(lines, footLine{pad(text, min(width, displaywidth.String(text)), true), style})
+		lines = append(lines, footLine{column.Pad(text, min(width, displaywidth.String(text)), true), style})
 	}
 	if v.table.containerd != nil {
 		add(styleWarn, "pods are not shown: "+v.table.containerd.Error())
@@ -333,11 +334,11 @@ func (v *topView) footer(width int) []footLine {
 	if len(part) > 0 {
 		add(styleDim, "in part: "+strings.Join(part, ", ")+" (nodeskoop probes says what they do not see)")
 	}
-	if last := v.log.last(); last != "" {
+	if last := v.Log.last(); last != "" {
 		add(styleWarn, last)
 	}
 	// What is on the screen must not be all footer.
-	if _, height := v.screen.Size(); len(lines) > height/3 {
+	if _, height := v.Screen.Size(); len(lines) > height/3 {
 		lines = lines[:height/3]
 	}
 	keys := "q end  ? keys  / filter  < > sort  r reverse  space pause"
@@ -345,12 +346,12 @@ func (v *topView) footer(width int) []footLine {
 		keys += fmt.Sprintf("  (%d more columns in a wider window)", v.hidden)
 	}
 	if v.typing {
-		keys = "filter: " + v.order.filter + "_   (Enter keeps it, Esc takes it back)"
+		keys = "filter: " + v.Order.Filter + "_   (Enter keeps it, Esc takes it back)"
 	}
-	return append(lines, footLine{pad(quote.Safe(keys), width, true), styleReverse})
+	return append(lines, footLine{column.Pad(quote.Safe(keys), width, true), styleReverse})
 }
 
-func (v *topView) drawHelp(width, height int) {
+func (v *View) drawHelp(width, height int) {
 	lines := []string{
 		"n            sort by name",
 	}
@@ -375,13 +376,13 @@ func (v *topView) drawHelp(width, height int) {
 			text = lines[i]
 		}
 		if y+i+1 < height {
-			v.screen.PutStrStyled(2, y+i+1, pad(" "+text, min(72, width-4), true), styleReverse)
+			v.Screen.PutStrStyled(2, y+i+1, column.Pad(" "+text, min(72, width-4), true), styleReverse)
 		}
 	}
 }
 
-// screenLog keeps the log while the screen belongs to the table.
-type screenLog struct {
+// Log keeps the log while the screen belongs to the table.
+type Log struct {
 	mu    sync.Mutex
 	lines []string
 	more  int // that were not kept
@@ -389,10 +390,8 @@ type screenLog struct {
 
 const maxScreenLog = 200
 
-func newScreenLog() *screenLog { return &screenLog{} }
-
 // Write takes one record of the log.
-func (l *screenLog) Write(b []byte) (int, error) {
+func (l *Log) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.lines) == maxScreenLog {
@@ -404,7 +403,7 @@ func (l *screenLog) Write(b []byte) (int, error) {
 }
 
 // last is the newest record that is a warning or worse, without its time.
-func (l *screenLog) last() string {
+func (l *Log) last() string {
 	if l == nil {
 		return ""
 	}
@@ -421,8 +420,8 @@ func (l *screenLog) last() string {
 	return ""
 }
 
-// flush writes what was kept.
-func (l *screenLog) flush(w io.Writer) {
+// Flush writes what was kept.
+func (l *Log) Flush(w io.Writer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.more > 0 {

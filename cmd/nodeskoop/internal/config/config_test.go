@@ -1,9 +1,11 @@
-package main
+package config
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -13,20 +15,29 @@ import (
 )
 
 func TestEmptyConfigIsTheDefault(t *testing.T) {
-	c, err := parseConfig("f.toml", "")
+	c, err := Parse("f.toml", "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff(defaultConfig().values, c.values); d != "" {
+	if d := cmp.Diff(values(Default()), values(c)); d != "" {
 		t.Error(d)
-	}
-	if _, err := c.options(); err != nil {
-		t.Error(err)
 	}
 }
 
+// values are those of all keys, and the labels.
+func values(c *Config) map[string]any {
+	v := map[string]any{}
+	for _, s := range settings {
+		v[s.Key] = s.value(c)
+	}
+	for _, l := range c.Pods.Labels {
+		v["pods.labels."+l.Template.Name] = l.Text
+	}
+	return v
+}
+
 func TestConfigIsRead(t *testing.T) {
-	c, err := parseConfig("f.toml", `
+	c, err := Parse("f.toml", `
 node_name = "n1"
 interval = "1m30s"
 compat_names = false
@@ -49,10 +60,7 @@ app = "${labels:app}"
 	if err != nil {
 		t.Fatal(err)
 	}
-	o, err := c.options()
-	if err != nil {
-		t.Fatal(err)
-	}
+	o := c.Options()
 	if o.Node != "n1" || o.Interval != 90*time.Second || o.CompatNames || o.HostLabel != "" || o.MaxSeries != 7 ||
 		len(o.Enabled) != 21 || slices.Contains(o.Enabled, "flow") || slices.Contains(o.Enabled, "net_softirq") ||
 		o.Probes["conntrack"]["pods"] != true || o.Probes["ipvs"]["pods"] != false ||
@@ -103,7 +111,7 @@ func TestConfigMistakes(t *testing.T) {
 		"empty key":          {"\"\" = 1", []string{"f.toml:1: : unknown key"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := parseConfig("f.toml", c.text)
+			_, err := Parse("f.toml", c.text)
 			if err == nil {
 				t.Fatal("accepted")
 			}
@@ -117,7 +125,7 @@ func TestConfigMistakes(t *testing.T) {
 }
 
 func TestSelectProbes(t *testing.T) {
-	def, _ := selectProbes([]string{"default"})
+	def, _ := SelectProbes([]string{"default"})
 	if len(def) < 13 {
 		t.Errorf("default: %v", def)
 	}
@@ -130,15 +138,15 @@ func TestSelectProbes(t *testing.T) {
 		"default,-default,ip": "ip",
 		"":                    "",
 	} {
-		got, err := selectProbes(strings.FieldsFunc(sel, func(r rune) bool { return r == ',' }))
+		got, err := SelectProbes(strings.FieldsFunc(sel, func(r rune) bool { return r == ',' }))
 		if err != nil || strings.Join(got, " ") != want {
 			t.Errorf("%q: %v, %v, want %s", sel, got, err, want)
 		}
 	}
-	if all, _ := selectProbes([]string{"all"}); len(all) != 23 {
+	if all, _ := SelectProbes([]string{"all"}); len(all) != 23 {
 		t.Errorf("all: %d", len(all))
 	}
-	if _, err := selectProbes([]string{"-"}); err == nil {
+	if _, err := SelectProbes([]string{"-"}); err == nil {
 		t.Error("\"-\" was accepted")
 	}
 }
@@ -146,32 +154,29 @@ func TestSelectProbes(t *testing.T) {
 // What `config` prints is a configuration file with the same meaning.
 func TestConfigPrintsItself(t *testing.T) {
 	text := "node_name = \"q\\\"\\\\\\n\\u0001é\"\ninterval = '2m'\n[probes]\nenabled = ['-tcp']\n[pods]\nsockets = ['/a', '/b']\n[pods.labels]\nx = 'a\"${labels:b}'\n"
-	c, err := parseConfig("f.toml", text)
+	c, err := Parse("f.toml", text)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
-	if err := c.write(&b, false); err != nil {
+	if err := c.Write(&b, false); err != nil {
 		t.Fatal(err)
 	}
-	again, err := parseConfig("printed", b.String())
+	again, err := Parse("printed", b.String())
 	if err != nil {
 		t.Fatalf("%v\n%s", err, &b)
 	}
-	if d := cmp.Diff(c.values, again.values); d != "" {
-		t.Error(d)
-	}
-	if d := cmp.Diff(c.labels, again.labels); d != "" {
+	if d := cmp.Diff(values(c), values(again)); d != "" {
 		t.Error(d)
 	}
 
 	var shipped bytes.Buffer
-	if err := c.write(&shipped, true); err != nil {
+	if err := c.Write(&shipped, true); err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range settings {
-		if s.help == "" || !strings.Contains(shipped.String(), "# "+s.help+"\n# Default: ") {
-			t.Errorf("%s is not explained in the shipped file", s.key)
+		if s.Help == "" || !strings.Contains(shipped.String(), "# "+s.Help+"\n# Default: ") {
+			t.Errorf("%s is not explained in the shipped file", s.Key)
 		}
 	}
 }
@@ -179,11 +184,11 @@ func TestConfigPrintsItself(t *testing.T) {
 // With every # before a key removed the shipped file still is one, and means
 // the default.
 func TestShippedConfig(t *testing.T) {
-	b, err := os.ReadFile("../../packaging/nodeskoop.toml")
+	b, err := os.ReadFile("../../../../packaging/nodeskoop.toml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := parseConfig("shipped", string(b)); err != nil {
+	if _, err := Parse("shipped", string(b)); err != nil {
 		t.Error(err)
 	}
 	var lines []string
@@ -193,11 +198,11 @@ func TestShippedConfig(t *testing.T) {
 		}
 		lines = append(lines, l)
 	}
-	c, err := parseConfig("shipped, opened", strings.Join(lines, "\n"))
+	c, err := Parse("shipped, opened", strings.Join(lines, "\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff(defaultConfig().values, c.values); d != "" {
+	if d := cmp.Diff(values(Default()), values(c)); d != "" {
 		t.Error(d)
 	}
 }
@@ -205,13 +210,13 @@ func TestShippedConfig(t *testing.T) {
 func TestConfigFile(t *testing.T) {
 	dir := t.TempDir()
 	missing := filepath.Join(dir, "none.toml")
-	if _, err := loadConfig(missing, false); err != nil {
+	if _, err := Load(missing, false); err != nil {
 		t.Errorf("the default file may be absent: %v", err)
 	}
-	if _, err := loadConfig(missing, true); err == nil || !strings.Contains(err.Error(), missing) {
+	if _, err := Load(missing, true); err == nil || !strings.Contains(err.Error(), missing) {
 		t.Errorf("a file that was named must be there: %v", err)
 	}
-	if _, err := loadConfig(dir, true); err == nil {
+	if _, err := Load(dir, true); err == nil {
 		t.Error("a folder was read as a file")
 	}
 }
@@ -231,12 +236,66 @@ func TestShortDuration(t *testing.T) {
 func FuzzConfig(f *testing.F) {
 	f.Add("interval = '5s'\n[pods.labels]\na = 'b'\n[probes]\nenabled = ['-tcp']")
 	f.Fuzz(func(t *testing.T, text string) {
-		c, err := parseConfig("f", text)
+		c, err := Parse("f", text)
 		if err != nil {
 			return
 		}
-		if _, err := c.options(); err != nil {
-			t.Errorf("accepted, then refused: %v", err)
+		if o := c.Options(); len(o.Labels) != len(c.Pods.Labels) || o.Interval <= 0 || c.Textfile.Perm() == 0 {
+			t.Errorf("accepted, then not usable: %+v", o)
 		}
 	})
+}
+
+// nested are texts of 16 kB whose nesting takes memory by the square of its depth.
+var nested = map[string]string{
+	"a dotted key":     strings.Repeat("a.", 8000) + "a = 1\n",
+	"a table's name":   "[" + strings.Repeat("a.", 8000) + "a]\n",
+	"a list's name":    "[[" + strings.Repeat("a.", 8000) + "a]]\n",
+	"quoted names":     strings.Repeat(`"a.b".`, 2600) + "a = 1\n",
+	"lists":            "a = " + strings.Repeat("[", 8000) + strings.Repeat("]", 8000) + "\n",
+	"lists over lines": "a = " + strings.Repeat("[\n", 5000) + strings.Repeat("]\n", 5000) + "\n",
+	"inline tables":    "a = " + strings.Repeat("{a=", 4000) + "1" + strings.Repeat("}", 4000) + "\n",
+	"dots and spaces":  strings.Repeat("a . ", 4000) + "a = 1\n",
+	"after a string":   "b = \"\"\"\n[[[[\\\"\"\"\"\nc = '''[['''\nd = 'x#' # [[[[[[[[[[[[\n" + strings.Repeat("a.", 8000) + "a = 1\n",
+}
+
+func TestConfigIsBounded(t *testing.T) {
+	for name, text := range nested {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := Parse("x.toml", text)
+		runtime.ReadMemStats(&after)
+		if err == nil || !strings.Contains(err.Error(), "x.toml:") || !strings.Contains(err.Error(), "nested more than 8 deep") {
+			t.Errorf("%s: %.200v", name, err)
+		}
+		if took := after.TotalAlloc - before.TotalAlloc; took > 4<<20 {
+			t.Errorf("%s: %d MB of memory", name, took>>20)
+		}
+	}
+	// As much as a file may have of what is wrong.
+	for name, line := range map[string]string{"keys": "k%d = 1\n", "tables": "[t%d]\n", "lists of tables": "[[l]]\nx%d = 1\n", "labels": "[pods.labels]\n", "junk": "%d\x00\xff = [[\n"} {
+		var b strings.Builder
+		for i := 0; b.Len() < maxConfigSize-100; i++ {
+			fmt.Fprintf(&b, strings.ReplaceAll(line, "%d", "%[1]d"), i)
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := Parse("x.toml", b.String())
+		runtime.ReadMemStats(&after)
+		if err == nil || len(err.Error()) > 64<<10 {
+			t.Errorf("%s: a message of %d bytes", name, len(fmt.Sprint(err)))
+		}
+		if took := after.TotalAlloc - before.TotalAlloc; took > 400<<20 {
+			t.Errorf("%s: %d MB of memory", name, took>>20)
+		}
+	}
+	// What looks deep and is not.
+	for _, text := range []string{
+		"node_name = \"[[[[[[[[[[[[a.b.c.d.e.f.g.h.i.j.k\"\n", "node_name = '''\n[[[[[[[[[[[[[\n'''\n", "# [[[[[[[[[[[[[[[[ a.a.a.a.a.a.a.a.a.a.a.a\n",
+		"node_name = \"\"\"a\\\"\"\"\"\"\n", "[metrics]\nexclude = ['a', \"b\", '''c''', \"\"\"d\"\"\", 'e.f.g.h.i.j.k.l.m.n.o']\n", "node_name = \"\\\\\"\n[pods]\nnamespace = 'a.b.c.d.e.f.g.h.i.j.k'\n",
+	} {
+		if _, err := Parse("x.toml", text); err != nil {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
 }

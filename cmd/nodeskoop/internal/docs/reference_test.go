@@ -1,4 +1,4 @@
-package main
+package docs
 
 import (
 	"os"
@@ -8,18 +8,19 @@ import (
 	"strings"
 	"testing"
 
+	"nodeskoop/cmd/nodeskoop/internal/config"
 	"nodeskoop/collect/catalog"
 )
 
 // pages are the project's pages for users.
 func pages(t *testing.T) map[string]string {
 	t.Helper()
-	files, err := filepath.Glob("../../docs/*.md")
+	files, err := filepath.Glob("../../../../docs/*.md")
 	if err != nil || len(files) < 5 {
 		t.Fatalf("%v, %d files in docs", err, len(files))
 	}
 	out := map[string]string{}
-	for _, f := range append(files, "../../README.md") {
+	for _, f := range append(files, "../../../../README.md") {
 		b, err := os.ReadFile(f)
 		if err != nil {
 			t.Fatal(err)
@@ -55,12 +56,12 @@ func TestPagesConfigureWhatExists(t *testing.T) {
 	block := regexp.MustCompile("(?s)```toml\n(.*?)```")
 	key := regexp.MustCompile("`((?:probes\\.[a-z_]+|textfile|metrics|journal|pods|log)\\.[a-z_]+)`")
 	known := map[string]bool{"pods.labels": true}
-	for _, s := range settings {
-		known[s.key] = true
+	for _, s := range config.Settings() {
+		known[s.Key] = true
 	}
 	for file, text := range pages(t) {
 		for _, m := range block.FindAllStringSubmatch(text, -1) {
-			if _, err := parseConfig(file, m[1]); err != nil {
+			if _, err := config.Parse(file, m[1]); err != nil {
 				t.Errorf("%s: %v\n%s", file, err, m[1])
 			}
 		}
@@ -75,11 +76,11 @@ func TestPagesConfigureWhatExists(t *testing.T) {
 // What a page shows is often appended to the shipped file, which has every
 // section already.
 func TestASectionTwiceIsExplained(t *testing.T) {
-	shipped, err := os.ReadFile("../../packaging/nodeskoop.toml")
+	shipped, err := os.ReadFile("../../../../packaging/nodeskoop.toml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = parseConfig("f.toml", string(shipped)+"[pods]\nhost_label = \"\"\n")
+	_, err = config.Parse("f.toml", string(shipped)+"[pods]\nhost_label = \"\"\n")
 	if err == nil || !strings.Contains(err.Error(), "under the one that is there") {
 		t.Errorf("%v", err)
 	}
@@ -125,11 +126,11 @@ func TestPagesLink(t *testing.T) {
 }
 
 func TestEachAlertIsListed(t *testing.T) {
-	rules, err := os.ReadFile("../../packaging/prometheus/nodeskoop.rules.yml")
+	rules, err := os.ReadFile("../../../../packaging/prometheus/nodeskoop.rules.yml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	page, err := os.ReadFile("../../docs/dashboards.md")
+	page, err := os.ReadFile("../../../../docs/dashboards.md")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,321 @@
+// Package check finds out whether nodeskoop works on a machine, and what mends
+// what does not: the configuration, the kernel, the process's rights, each
+// probe, the outputs and containerd.
+package check
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/clipperhouse/displaywidth"
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/cmd/nodeskoop/internal/column"
+	"nodeskoop/cmd/nodeskoop/internal/config"
+	"nodeskoop/cmd/nodeskoop/internal/session"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/internal/quote"
+)
+
+// Verdict is how one check came out.
+type Verdict string
+
+const (
+	Good    Verdict = "ok"
+	Warning Verdict = "warn"
+	Bad     Verdict = "FAIL"
+)
+
+// Finding is one line of `nodeskoop check`.
+type Finding struct {
+	Check   string  `json:"check"`
+	Verdict Verdict `json:"verdict"`
+	Found   string  `json:"found"`
+	// Do is the command, or the change, that mends it.
+	Do string `json:"do,omitempty"`
+}
+
+// Write prints one line each, what is to be done below it, and how many
+// there were. Lines are broken at width, if it is not 0.
+func Write(w io.Writer, findings []Finding, width int, color bool) error {
+	name := 0
+	count := map[Verdict]int{}
+	for _, f := range findings {
+		name = max(name, displaywidth.String(f.Check))
+		count[f.Verdict]++
+	}
+	indent := len(Bad) + 2 + name + 2
+	paint := func(v Verdict, text string) string {
+		seq := map[Verdict]string{Good: "\x1b[32m", Warning: "\x1b[1;33m", Bad: "\x1b[1;31m"}[v]
+		if !color || seq == "" {
+			return text
+		}
+		return seq + text + "\x1b[0m"
+	}
+	var b strings.Builder
+	put := func(first, text string) {
+		for i, line := range wrap(text, width-indent-len(first)) {
+			if i > 0 {
+				b.WriteString(strings.Repeat(" ", indent+len(first)))
+			} else {
+				b.WriteString(first)
+			}
+			b.WriteString(line)
+			b.WriteByte('\n')
+		}
+	}
+	for _, f := range findings {
+		b.WriteString(paint(f.Verdict, column.Pad(string(f.Verdict), len(Bad), true)))
+		b.WriteString("  " + column.Pad(f.Check, name, true) + "  ")
+		put("", quote.SafeLine(f.Found))
+		if f.Do != "" {
+			b.WriteString(strings.Repeat(" ", indent))
+			put("-> ", quote.SafeLine(f.Do))
+		}
+	}
+	fmt.Fprintf(&b, "\n%d checks: %s", len(findings), paint(Good, fmt.Sprintf("%d ok", count[Good])))
+	for _, v := range []struct {
+		Verdict
+		one, more string
+	}{{Warning, "warning", "warnings"}, {Bad, "failure", "failures"}} {
+		word := v.more
+		if count[v.Verdict] == 1 {
+			word = v.one
+		}
+		text := fmt.Sprintf("%d %s", count[v.Verdict], word)
+		if count[v.Verdict] > 0 {
+			text = paint(v.Verdict, text)
+		}
+		b.WriteString(", " + text)
+	}
+	b.WriteByte('\n')
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// wrap breaks text at spaces into lines of at most width characters, where
+// its words allow. A width that is too small to be worth it breaks nothing.
+func wrap(text string, width int) []string {
+	if width < 24 {
+		return []string{text}
+	}
+	var lines []string
+	line := ""
+	for _, word := range strings.Fields(text) {
+		switch {
+		case line == "":
+			line = word
+		case displaywidth.String(line)+1+displaywidth.String(word) > width:
+			lines = append(lines, line)
+			line = word
+		default:
+			line += " " + word
+		}
+	}
+	return append(lines, line)
+}
+
+// Width is the number of columns that w has. It is 0 where w is no terminal.
+func Width(w io.Writer) int {
+	f, ok := w.(syscall.Conn)
+	if !ok {
+		return 0
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	width := 0
+	err = raw.Control(func(fd uintptr) {
+		if size, err := unix.IoctlGetWinsize(int(fd), unix.TIOCGWINSZ); err == nil {
+			width = int(size.Col)
+		}
+	})
+	if err != nil {
+		return 0
+	}
+	return width
+}
+
+// checker looks at one machine. Tests give it the tree of another.
+type checker struct {
+	cfg  *config.Config
+	root string // where the machine's files are, "" for this one's
+	now  time.Time
+	// capabilities of the process in question, and its user.
+	capabilities uint64
+	uid          int
+	release      string // of the kernel
+}
+
+// path is where a file of the machine is.
+func (k *checker) path(name string) string { return k.root + name }
+
+// traces reports whether any of the probes that are enabled is eBPF's.
+func (k *checker) traces() bool { return len(k.enabled(catalog.EBPF)) > 0 }
+
+// enabled are the probes that are, of some sources.
+func (k *checker) enabled(sources ...catalog.Source) []string {
+	return slices.DeleteFunc(slices.Clone(k.cfg.Probes), func(name string) bool {
+		return !slices.Contains(sources, catalog.ProbeByName(name).Source)
+	})
+}
+
+// BadConfig is all that is found where the configuration cannot be used.
+func BadConfig(err error) []Finding {
+	return []Finding{{"configuration", Bad, strings.ReplaceAll(err.Error(), "\n", "; "),
+		"mend what the message names; nodeskoop config --default prints the shipped file"}}
+}
+
+// Run looks at this machine. The session has seen the host, or has the error
+// that kept it from that.
+func Run(ctx context.Context, s *session.Session) []Finding {
+	k := &checker{cfg: s.Config, now: time.Now(), uid: os.Geteuid()}
+	out := []Finding{{"configuration", Good, cmp.Or(s.Config.File, "no "+config.DefaultFile+": the defaults"), ""}}
+	out = append(out, k.kernel())
+	var capErr error
+	if k.capabilities, capErr = session.Capabilities("/proc/self/status"); capErr != nil {
+		out = append(out, Finding{"capabilities", Bad, capErr.Error(), "mount procfs on /proc"})
+	} else {
+		out = append(out, k.capabilityLines()...)
+	}
+	out = append(out, k.userNamespace(), checkHost(s), k.btf(), k.lockdown(), k.kprobes(), k.symbols())
+	out = append(out, k.memlock()...)
+	out = append(out, k.probes(s)...)
+	out = append(out, k.folder(), k.file(), k.state())
+	out = append(out, k.otherWriters()...)
+	out = append(out, k.exporters(), k.modes())
+	out = append(out, k.daemonRights()...)
+	out = append(out, k.journal()...)
+	out = append(out, checkContainerd(ctx, s)...)
+	return append(out, k.clock())
+}
+
+func checkHost(s *session.Session) Finding {
+	if s.HostErr != nil {
+		what, do, _ := strings.Cut(s.HostErr.Error(), ": start ")
+		if do != "" {
+			do = "start " + do
+		} else {
+			do = "let host_netns name a file that is a network namespace, or remove it; run it as root with CAP_SYS_PTRACE"
+		}
+		return Finding{"host's namespace", Bad, what, do}
+	}
+	return judgeHost(s.Host, s.Config.HostNetns)
+}
+
+// judgeHost is what of the host is seen; named is the option host_netns.
+func judgeHost(v session.Host, named string) Finding {
+	const name = "host's namespace"
+	switch {
+	case v.Machine:
+		return Finding{name, Warning, "this is a container that has booted a system of its own: \"hostNetwork\" is what this container has, not the host around it", "nothing, if that is wanted; else run nodeskoop on the host"}
+	case len(v.Refused) > 0:
+		var names []string
+		for p := range v.Refused {
+			names = append(names, p)
+		}
+		slices.Sort(names)
+		return Finding{name, Warning, "the host's network is seen, but not all that is the host's: " + strings.Join(names, ", ") + " are refused (see below)", "the flags that the probes' lines name"}
+	case named != "":
+		return Finding{name, Good, named, ""}
+	case v.Guessed != nil:
+		return Finding{name, Good, fmt.Sprintf("this process is in it; that of process 1 cannot be told (%v)", v.Guessed), ""}
+	}
+	return Finding{name, Good, "that of process 1, which is the host's", ""}
+}
+
+// probes tries each probe for real.
+func (k *checker) probes(s *session.Session) []Finding {
+	if s.HostErr != nil {
+		return []Finding{{"probes", Bad, "not tried: what they gave would not be the host's", "see the host's namespace above"}}
+	}
+	rows, err := s.TryProbes()
+	if err != nil {
+		return []Finding{{"probes", Bad, err.Error(), "run it as root"}}
+	}
+	return k.probeLines(rows)
+}
+
+// probeLines are those of the probes that are enabled: the ones that read
+// procfs or ask netlink together where they work, the others one by one, and
+// those that fail for one reason together.
+func (k *checker) probeLines(rows []session.Probe) []Finding {
+	var out []Finding
+	var plain []string
+	failed := map[string][]string{}
+	var reasons []string
+	for _, r := range rows {
+		reason, _, _ := strings.Cut(r.Reason, "\n")
+		switch {
+		case !r.Enabled:
+		case !r.Works:
+			// The Runner names the target, the loader the probe: they are in
+			// the line's name already.
+			reason = strings.TrimPrefix(strings.TrimPrefix(reason, "load probe "+r.Probe+": "), "probe "+r.Probe+" ")
+			if failed[reason] == nil {
+				reasons = append(reasons, reason)
+			}
+			failed[reason] = append(failed[reason], r.Probe)
+		case r.Hook == "" && len(r.Lacks) == 0 && len(r.Refused) == 0:
+			plain = append(plain, r.Probe)
+		case len(r.Lacks) > 0 && r.Hook != "":
+			found := "works in part, by " + r.Hook + "; it does not see " + strings.Join(r.Lacks, "; nor ")
+			if len(r.Refused) > 0 {
+				found += ". The kernel refused " + strings.Join(r.Refused, "; ")
+			}
+			out = append(out, Finding{"probe " + r.Probe, Warning, found, "nothing here; a kernel that allows the refused hooks sees the rest"})
+		case len(r.Lacks) > 0:
+			out = append(out, Finding{"probe " + r.Probe, Good, "works; " + strings.Join(r.Lacks, "; "), ""})
+		default:
+			found := "attached by " + r.Hook
+			if len(r.Refused) > 0 {
+				found += "; the kernel refused " + strings.Join(r.Refused, "; ")
+			}
+			out = append(out, Finding{"probe " + r.Probe, Good, found, ""})
+		}
+	}
+	if len(plain) > 0 {
+		out = append([]Finding{{"probes", Good, fmt.Sprintf("%d work that need no hook: %s", len(plain), strings.Join(plain, ", ")), ""}}, out...)
+	}
+	for _, reason := range reasons {
+		names := failed[reason]
+		name := "probe " + names[0]
+		if len(names) > 1 {
+			name = fmt.Sprintf("%d probes", len(names))
+			reason = strings.Join(names, ", ") + ": " + reason
+		}
+		without := make([]string, len(names))
+		for i, n := range names {
+			without[i] = `"-` + n + `"`
+		}
+		do := "or leave it out: probes.enabled = [\"default\", " + strings.Join(without, ", ") + "]"
+		switch {
+		case strings.Contains(reason, "CAP_"):
+			do = "give it the capabilities (see above), " + do
+		case strings.Contains(reason, "although the process has the capabilities"):
+			do = k.refusedBPF() + "; " + do
+		case strings.Contains(reason, "type information"):
+			do = "boot a kernel with BTF (see above), " + do
+		default:
+			do = "mend the cause, " + do
+		}
+		out = append(out, Finding{name, Bad, reason, do})
+	}
+	return out
+}
+
+// refusedBPF says what may be behind a refusal that no capability explains.
+func (k *checker) refusedBPF() string {
+	if k.status("Seccomp") == "2" {
+		return "a system call filter is on this process: allow bpf and perf_event_open in it (SystemCallFilter= of the unit, --system-call-filter= of systemd-nspawn, the seccomp profile of a container)"
+	}
+	return "look at lockdown above, and for a security module in dmesg | grep -i -e lockdown -e denied"
+}

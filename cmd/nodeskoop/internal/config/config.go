@@ -1,0 +1,233 @@
+// Package config is the configuration file: what may stand in it, what it
+// means, and how it is printed.
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/owner"
+)
+
+// DefaultFile is read where no other is named; it may be absent.
+const DefaultFile = "/etc/nodeskoop/nodeskoop.toml"
+
+// DefaultStateDir is where the state is without systemd, which tells by
+// $STATE_DIRECTORY where it made the folder of StateDirectory=.
+const DefaultStateDir = "/var/lib/nodeskoop"
+
+// Config is the effective configuration.
+type Config struct {
+	File     string   // where it was read from, "" if nowhere
+	Obsolete []string // what the file says of options that have no effect any more
+
+	NodeName          string
+	Interval, Timeout time.Duration
+	CompatNames       bool
+	HostNetns         string
+	Selection         []string // probes.enabled, as it is written
+	Probes            []string // the probes to run, by name, sorted
+	Textfile          Textfile
+	State             State
+	Metrics           Metrics
+	Journal           Journal
+	Pods              Pods
+	Log               Log
+
+	// options are the values of the probes' options, each a pointer to a value
+	// of the type that the catalogue declares by its default.
+	options map[*catalog.Option]any
+}
+
+// Textfile is the section [textfile].
+type Textfile struct {
+	Dir, File string
+	Mode      string // octal
+	Keep      bool
+	MaxSeries int64
+}
+
+// State is the section [state].
+type State struct {
+	Dir      string
+	Counters bool
+}
+
+// Metrics is the section [metrics].
+type Metrics struct {
+	Exclude  []string
+	SkipZero bool
+}
+
+// Journal is the section [journal].
+type Journal struct{ Rate, Burst, TotalRate int64 }
+
+// Pods is the section [pods].
+type Pods struct {
+	Sockets   []string
+	Namespace string
+	HostLabel string
+	Labels    []Label // [pods.labels], sorted by name
+}
+
+// Label is a label of the user's own.
+type Label struct {
+	Text     string // of the template
+	Template owner.LabelTemplate
+}
+
+// Log is the section [log].
+type Log struct{ Level, Format string }
+
+// Default is the configuration of a machine without a file.
+func Default() *Config {
+	c := &Config{
+		Interval: 15 * time.Second, Timeout: 2 * time.Second, CompatNames: true,
+		Selection: []string{"default"},
+		Textfile:  Textfile{Dir: "/var/lib/prometheus/node-exporter", File: "nodeskoop.prom", Mode: "0644", MaxSeries: 50000},
+		State:     State{Counters: true},
+		Metrics:   Metrics{Exclude: []string{}},
+		Journal:   Journal{Rate: 20, Burst: 100, TotalRate: 200},
+		Pods:      Pods{Sockets: []string{}, Namespace: "*", HostLabel: owner.DefaultHostLabel},
+		Log:       Log{Level: "info", Format: "text"},
+		options:   map[*catalog.Option]any{},
+	}
+	c.Probes, _ = SelectProbes(c.Selection)
+	for _, p := range catalog.Probes() {
+		for i := range p.Options {
+			o := &p.Options[i]
+			v := reflect.New(reflect.TypeOf(o.Default))
+			v.Elem().Set(reflect.ValueOf(o.Default))
+			c.options[o] = v.Interface()
+		}
+	}
+	return c
+}
+
+// SelectProbes turns a selection (names, aliases, "default", "all", "-NAME")
+// into the names of probes, sorted. A selection that only leaves out starts
+// from the default.
+func SelectProbes(selection []string) ([]string, error) {
+	chosen := map[string]bool{}
+	set := func(on bool, match func(*catalog.Probe) bool) {
+		for _, p := range catalog.Probes() {
+			if match(p) {
+				chosen[p.Name] = on
+			}
+		}
+	}
+	isDefault := func(p *catalog.Probe) bool { return p.Default }
+	if len(selection) > 0 && strings.HasPrefix(selection[0], "-") {
+		set(true, isDefault)
+	}
+	for _, s := range selection {
+		name, out := strings.CutPrefix(s, "-")
+		switch p := catalog.ProbeByName(name); {
+		case name == "all":
+			set(!out, func(*catalog.Probe) bool { return true })
+		case name == "default":
+			set(!out, isDefault)
+		case p != nil:
+			chosen[p.Name] = !out
+		default:
+			return nil, fmt.Errorf("unknown probe %q: the probes are %s; also \"default\", \"all\", and -NAME to leave one out", name, probeNames())
+		}
+	}
+	var names []string
+	for n, on := range chosen {
+		if on {
+			names = append(names, n)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+func probeNames() string {
+	var names []string
+	for _, p := range catalog.Probes() {
+		names = append(names, p.Name)
+	}
+	return strings.Join(names, ", ")
+}
+
+// Node is the value of k8s_node.
+func (c *Config) Node() string {
+	host, _ := os.Hostname()
+	return cmp.Or(c.NodeName, os.Getenv("NODE_NAME"), host)
+}
+
+// StateDir is the folder of the state.
+func (c *Config) StateDir() string {
+	given, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":")
+	return cmp.Or(c.State.Dir, given, DefaultStateDir)
+}
+
+// Perm is the textfile's mode.
+func (t Textfile) Perm() fs.FileMode {
+	m, _ := parseMode(t.Mode) // it was checked when it was read
+	return m
+}
+
+func parseMode(s string) (fs.FileMode, error) {
+	m, err := strconv.ParseUint(s, 8, 32)
+	if err != nil || m > 0o777 || m&0o400 == 0 {
+		return 0, fmt.Errorf("%q is not a file mode: use octal digits, such as \"0644\"", s)
+	}
+	return fs.FileMode(m), nil
+}
+
+// ParseLevel reads the name of a level of the log.
+func ParseLevel(name string) (slog.Level, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(name)); err != nil {
+		return l, fmt.Errorf("%q is not a level: use debug, info, warn or error", name)
+	}
+	return l, nil
+}
+
+// Templates are the user's labels.
+func (p Pods) Templates() []owner.LabelTemplate {
+	var t []owner.LabelTemplate
+	for _, l := range p.Labels {
+		t = append(t, l.Template)
+	}
+	return t
+}
+
+// Options are what a Runner is told by the configuration.
+func (c *Config) Options() collect.Options {
+	o := collect.Options{
+		Node: c.Node(), HostLabel: c.Pods.HostLabel,
+		Interval: c.Interval, Timeout: c.Timeout,
+		Enabled: c.Probes, Probes: map[string]map[string]any{},
+		CompatNames: c.CompatNames, Exclude: c.Metrics.Exclude,
+		SkipZero: c.Metrics.SkipZero, MaxSeries: int(c.Textfile.MaxSeries),
+		Labels: c.Pods.Templates(),
+	}
+	for _, p := range catalog.Probes() {
+		o.Probes[p.Name] = map[string]any{}
+	}
+	for _, s := range settings {
+		if s.probe != nil {
+			o.Probes[s.probe.Name][s.name()] = s.value(c)
+		}
+	}
+	return o
+}
+
+// FlowDevices reports whether the probe flow counts what devices transmit.
+func (c *Config) FlowDevices() bool {
+	devices, _ := settingFor("probes.flow.devices").value(c).([]string)
+	return len(devices) > 0
+}

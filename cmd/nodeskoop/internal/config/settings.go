@@ -1,0 +1,226 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"nodeskoop/collect/catalog"
+)
+
+// Setting is one key of the configuration file.
+type Setting struct {
+	Key     string // with its tables, joined by dots
+	Default any
+	Help    string
+
+	probe *catalog.Probe // whose option it is, nil if none's
+	value func(*Config) any
+	// read puts what decode reads into a pointer of the key's type into a
+	// configuration.
+	read func(c *Config, decode func(any) error) error
+}
+
+// table and name are the two parts of a key.
+func (s *Setting) table() string { return s.Key[:max(0, strings.LastIndexByte(s.Key, '.'))] }
+func (s *Setting) name() string  { return s.Key[strings.LastIndexByte(s.Key, '.')+1:] }
+
+// field is the setting of one field of the configuration. Its default is what
+// Default has there.
+func field[T any](key, help string, at func(*Config) *T, check func(T) error) Setting {
+	return Setting{
+		Key: key, Default: *at(Default()), Help: help,
+		value: func(c *Config) any { return *at(c) },
+		read: func(c *Config, decode func(any) error) error {
+			var v T
+			if err := decode(&v); err != nil {
+				return err
+			}
+			if check != nil {
+				if err := check(v); err != nil {
+					return err
+				}
+			}
+			*at(c) = v
+			return nil
+		},
+	}
+}
+
+// option is the setting of an option of a probe.
+func option(p *catalog.Probe, o *catalog.Option) Setting {
+	key, help := "probes."+p.Name+"."+o.Key, upperFirst(o.Help)+"."
+	var s Setting
+	switch o.Default.(type) {
+	case bool:
+		s = field(key, help, optionAt[bool](o), nil)
+	case int64:
+		s = field(key, help, optionAt[int64](o), intIn(1, 1_000_000))
+	case string:
+		s = field(key, help, optionAt[string](o), nil)
+	case []string:
+		s = field(key, help, optionAt[[]string](o), globs)
+	case time.Duration:
+		s = field(key, help, optionAt[time.Duration](o), durationIn(time.Microsecond, time.Hour))
+	default:
+		panic(fmt.Sprintf("%s is of type %T", key, o.Default))
+	}
+	s.probe = p
+	return s
+}
+
+// optionAt is where a configuration has the value of an option.
+func optionAt[T any](o *catalog.Option) func(*Config) *T {
+	return func(c *Config) *T { return c.options[o].(*T) }
+}
+
+// settings are all keys but those of [pods.labels], in the file's order.
+var settings = declareSettings()
+
+// Settings are all keys of the configuration file but those of [pods.labels],
+// in the file's order. The caller must not change them.
+func Settings() []Setting { return settings }
+
+func declareSettings() []Setting {
+	s := []Setting{
+		field("node_name", "The value of the label k8s_node. Empty: $NODE_NAME, else the host's name.",
+			func(c *Config) *string { return &c.NodeName }, nil),
+		field("interval", "Time between two samples.",
+			func(c *Config) *time.Duration { return &c.Interval }, durationIn(time.Second, time.Hour)),
+		field("timeout", "Longest that one probe may take on one pod or namespace before it is given up.",
+			func(c *Config) *time.Duration { return &c.Timeout }, durationIn(10*time.Millisecond, time.Minute)),
+		field("compat_names", "Also write the metric names that dashboards of the original use (kubeskoop_fd_openfd, kubeskoop_io_readbytes, ...).",
+			func(c *Config) *bool { return &c.CompatNames }, nil),
+		field("host_netns", "A file that is the host's network namespace. Empty: that of process 1, which is the host's unless this is a container with a PID namespace of its own.",
+			func(c *Config) *string { return &c.HostNetns }, nil),
+
+		field("probes.enabled", "Probes to run: names, \"default\", \"all\", and \"-NAME\" to leave one out.",
+			func(c *Config) *[]string { return &c.Selection }, func(names []string) error {
+				_, err := SelectProbes(names)
+				return err
+			}),
+	}
+	for _, p := range catalog.Probes() {
+		for i := range p.Options {
+			if o := &p.Options[i]; o.Obsolete == "" {
+				s = append(s, option(p, o))
+			}
+		}
+	}
+	return append(s,
+		field("textfile.dir", "The folder that node_exporter reads (its flag --collector.textfile.directory).",
+			func(c *Config) *string { return &c.Textfile.Dir }, notEmpty),
+		field("textfile.file", "The file's name; it must end in .prom.",
+			func(c *Config) *string { return &c.Textfile.File }, func(s string) error {
+				if !strings.HasSuffix(s, ".prom") || s == ".prom" || strings.Contains(s, "/") {
+					return errors.New("must be a file name that ends in .prom, without a folder: node_exporter reads no other")
+				}
+				return nil
+			}),
+		field("textfile.mode", "The file's permissions, octal. node_exporter must be able to read it.",
+			func(c *Config) *string { return &c.Textfile.Mode }, func(s string) error {
+				_, err := parseMode(s)
+				return err
+			}),
+		field("textfile.keep", "Leave the file in place on a clean stop. node_exporter then goes on serving its last values.",
+			func(c *Config) *bool { return &c.Textfile.Keep }, nil),
+		field("textfile.max_series", "Most series of one file; what is left out is counted in nodeskoop_series_left_out. 0: no limit.",
+			func(c *Config) *int64 { return &c.Textfile.MaxSeries }, intIn(0, 10_000_000)),
+
+		field("state.dir", "The folder of what the next start goes on from. Empty: $STATE_DIRECTORY, which systemd sets, else "+DefaultStateDir+".",
+			func(c *Config) *string { return &c.State.Dir }, func(d string) error {
+				if d == "" {
+					return nil
+				}
+				return absolute(d)
+			}),
+		field("state.counters", "Keep what deleted interfaces, ended processes and the BPF programs had counted, so that no counter falls when the daemon restarts, nor between two samples of `nodeskoop collect`.",
+			func(c *Config) *bool { return &c.State.Counters }, nil),
+
+		field("metrics.exclude", "Names of metrics to leave out; * and ? match as in a shell.",
+			func(c *Config) *[]string { return &c.Metrics.Exclude }, globs),
+		field("metrics.skip_zero", "Leave out counters of a pod that have been 0 since the start.",
+			func(c *Config) *bool { return &c.Metrics.SkipZero }, nil),
+
+		field("journal.rate", "Events a second that one event type and pod may send to the journal.",
+			func(c *Config) *int64 { return &c.Journal.Rate }, intIn(1, 100_000)),
+		field("journal.burst", "Events that one event type and pod may send at once.",
+			func(c *Config) *int64 { return &c.Journal.Burst }, intIn(1, 100_000)),
+		field("journal.total_rate", "Events a second over all types and pods, for those that have more to say than the limits above let them: who keeps below them is heard whatever the others do.",
+			func(c *Config) *int64 { return &c.Journal.TotalRate }, intIn(1, 100_000)),
+
+		field("pods.sockets", "Sockets of containerd to try, in this order. Empty: the usual ones, those of k3s, rke2, k0s and microk8s included.",
+			func(c *Config) *[]string { return &c.Pods.Sockets }, func(sockets []string) error {
+				for _, s := range sockets {
+					if err := absolute(s); err != nil {
+						return err
+					}
+				}
+				return nil
+			}),
+		field("pods.namespace", "Namespaces of containerd to follow, separated by commas; \"*\": all. Kubernetes' pods are in k8s.io.",
+			func(c *Config) *string { return &c.Pods.Namespace }, notEmpty),
+		field("pods.host_label", "The value of k8s_namespace and k8s_pod for the host's own series; \"\" suits dashboards made for the original.",
+			func(c *Config) *string { return &c.Pods.HostLabel }, nil),
+
+		field("log.level", "debug, info, warn or error.",
+			func(c *Config) *string { return &c.Log.Level }, func(s string) error {
+				_, err := ParseLevel(s)
+				return err
+			}),
+		field("log.format", "text or json.",
+			func(c *Config) *string { return &c.Log.Format }, func(s string) error {
+				if s != "text" && s != "json" {
+					return fmt.Errorf("%q is not a format: use text or json", s)
+				}
+				return nil
+			}),
+	)
+}
+
+func upperFirst(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
+
+// globs checks patterns of the form that path.Match takes.
+func globs(patterns []string) error {
+	for _, g := range patterns {
+		if _, err := path.Match(g, ""); err != nil {
+			return fmt.Errorf("%q is not a pattern: %w", g, err)
+		}
+	}
+	return nil
+}
+
+func durationIn(lo, hi time.Duration) func(time.Duration) error {
+	return func(d time.Duration) error {
+		if d < lo || d > hi {
+			return fmt.Errorf("%v is out of range: use %v to %v", d, lo, hi)
+		}
+		return nil
+	}
+}
+
+func intIn(lo, hi int64) func(int64) error {
+	return func(n int64) error {
+		if n < lo || n > hi {
+			return fmt.Errorf("%d is out of range: use %d to %d", n, lo, hi)
+		}
+		return nil
+	}
+}
+
+func notEmpty(s string) error {
+	if s == "" {
+		return errors.New("must not be empty")
+	}
+	return nil
+}
+
+func absolute(path string) error {
+	if !filepath.IsAbs(path) {
+		return fmt.Errorf("%q is not an absolute path", path)
+	}
+	return nil
+}

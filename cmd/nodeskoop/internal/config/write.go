@@ -1,0 +1,88 @@
+package config
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+)
+
+// Write prints the configuration as commented TOML. Where shipped is set each
+// key is commented out, so that a later version's defaults apply.
+func (c *Config) Write(w io.Writer, shipped bool) error {
+	var b strings.Builder
+	b.WriteString("# Configuration of nodeskoop. `nodeskoop config` prints what is in effect,\n# `systemctl reload nodeskoop` applies a change.\n")
+	mark := ""
+	if shipped {
+		b.WriteString("# Each key below stands at its default: remove the # in front of it to change it.\n")
+		mark = "#"
+	}
+	table := ""
+	for _, s := range settings {
+		if t := s.table(); t != table {
+			if table == "pods" {
+				c.writeLabels(&b)
+			}
+			table = t
+			fmt.Fprintf(&b, "\n[%s]\n", table)
+		}
+		fmt.Fprintf(&b, "\n# %s\n# Default: %s\n%s%s = %s\n", s.Help, Literal(s.Default), mark, s.name(), Literal(s.value(c)))
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func (c *Config) writeLabels(b *strings.Builder) {
+	b.WriteString("\n[pods.labels]\n\n# Labels of your own on every series, from the labels of pods:\n#app = \"${labels:app}\"\n")
+	for _, l := range c.Pods.Labels {
+		fmt.Fprintf(b, "%s = %s\n", l.Template.Name, Literal(l.Text))
+	}
+}
+
+// Literal writes a value as TOML does.
+func Literal(v any) string {
+	switch v := v.(type) {
+	case string:
+		return tomlString(v)
+	case time.Duration:
+		return tomlString(shortDuration(v))
+	case []string:
+		q := make([]string, len(v))
+		for i, s := range v {
+			q[i] = tomlString(s)
+		}
+		return "[" + strings.Join(q, ", ") + "]"
+	}
+	return fmt.Sprint(v)
+}
+
+// tomlString quotes s as a basic string of TOML.
+func tomlString(s string) string {
+	var b strings.Builder
+	b.WriteByte('"')
+	for _, r := range s {
+		switch {
+		case r == '"' || r == '\\':
+			b.WriteByte('\\')
+			b.WriteRune(r)
+		case r < 0x20 || r == 0x7f:
+			fmt.Fprintf(&b, "\\u%04X", r)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	b.WriteByte('"')
+	return b.String()
+}
+
+// shortDuration writes 1m0s as 1m and 1h0m0s as 1h.
+func shortDuration(d time.Duration) string {
+	s := d.String()
+	if t, ok := strings.CutSuffix(s, "m0s"); ok {
+		s = t + "m"
+	}
+	if t, ok := strings.CutSuffix(s, "h0m"); ok {
+		s = t + "h"
+	}
+	return s
+}

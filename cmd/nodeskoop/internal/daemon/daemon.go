@@ -1,0 +1,354 @@
+// Package daemon is `nodeskoop run`: it samples each interval, keeps the
+// textfile fresh, sends events, reads its configuration again when it is told
+// to, and tells systemd how it does.
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+
+	"nodeskoop/cmd/nodeskoop/internal/config"
+	"nodeskoop/cmd/nodeskoop/internal/session"
+	"nodeskoop/collect"
+	"nodeskoop/collect/event"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/bounded"
+	"nodeskoop/output"
+	"nodeskoop/systemd"
+)
+
+// daemon is a running `nodeskoop run`.
+type daemon struct {
+	*session.Session
+	load     func() (*config.Config, error)
+	file     *output.Textfile
+	events   *session.Events
+	runner   *collect.Runner
+	counters *session.Counters
+	ready    atomic.Bool  // the first textfile was written
+	failing  atomic.Bool  // the last write of the textfile failed
+	writing  atomic.Int64 // when the write that is under way began, in Unix nanoseconds; 0: none is
+	patience time.Duration
+
+	mu       sync.Mutex
+	pods     owner.Pods
+	stopPods context.CancelFunc
+	refused  error // why the configuration in effect is not the file's
+}
+
+// Options are what a daemon is made of.
+type Options struct {
+	Session *session.Session
+	// Load reads the configuration again.
+	Load func() (*config.Config, error)
+	// Sinks makes those that events go to.
+	Sinks func() []event.Sink
+	// Reload is sent what asks for that.
+	Reload <-chan os.Signal
+}
+
+// Run is the daemon. It ends with ctx.
+func Run(ctx context.Context, o Options) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	s := o.Session
+
+	// A cycle allocates little, so collecting more often costs little time and
+	// keeps the daemon small.
+	debug.SetGCPercent(25)
+
+	d := &daemon{Session: s, load: o.Load, patience: patience}
+	err := session.Within(session.FileWait, func() (err error) {
+		if d.file, err = session.OpenTextfile(s.Config, s.Log); err != nil {
+			return err
+		}
+		if err := d.file.Clean(); err != nil {
+			s.Log.Warn("cleaning up after an earlier writer failed", "error", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("prepare the textfile in %s: %w", s.Config.Textfile.Dir, err)
+	}
+	defer func() { _ = session.Within(endStep, func() error { d.file.Close(); return nil }) }()
+	d.pods, d.stopPods = d.follow(ctx, s.Config, s.Host)
+	d.events = s.NewEvents(d.pods, nil, o.Sinks()...)
+	defer func() { d.events.Close(s.Log) }()
+	r, err := s.NewRunner(d.pods, d.events.Plane)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	d.runner = r
+	d.counters = s.KeepCounters(r, false)
+	defer func() { d.counters.Close() }()
+	r.Self(d.events.Self(r))
+	r.Self(func(add func(string, float64, ...string)) {
+		st := d.file.Stats()
+		add("nodeskoop_textfile_bytes", float64(st.Bytes))
+		add("nodeskoop_textfile_write_failures_total", float64(st.Failures))
+		add("nodeskoop_textfile_series_dropped_total", float64(st.Dropped))
+	})
+	s.Log.Info("started", "version", s.Version, "node", s.Config.Node(), "interval", s.Config.Interval,
+		"probes", len(s.Config.Probes), "textfile", d.file.Path(), "config", s.Config.File)
+
+	between := make(chan func())
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-o.Reload:
+				d.reload(ctx, between)
+			}
+		}
+	}()
+	go d.watchdog(ctx)
+	r.Run(ctx, d.write, between)
+
+	systemd.Stopping()
+	d.stopPods()
+	if !s.Config.Textfile.Keep {
+		if err := session.Within(endStep, d.file.Remove); err != nil {
+			s.Log.Error("removing the textfile failed; node_exporter goes on serving it", "error", err)
+		}
+	}
+	s.Log.Info("stopped")
+	return nil
+}
+
+// endStep is how long the textfile's file system may hold up the end.
+const endStep = 2 * time.Second
+
+// follow starts to follow containerd as a configuration says.
+func (d *daemon) follow(ctx context.Context, cfg *config.Config, view session.Host) (owner.Pods, context.CancelFunc) {
+	ctx, stop := context.WithCancel(ctx)
+	return d.WatchPods(ctx, cfg, view), stop
+}
+
+// patience is how long one step of the sampling loop may take before it counts
+// as hanging: the kernel's verifier on a slow machine, a disk that stalls.
+const patience = 30 * time.Second
+
+// watchdog tells systemd that the daemon is alive, at a steady rate, but only
+// while the sampling loop gets on: however long the interval is, a loop that
+// hangs is noticed. Until the first textfile is written it asks for time.
+func (d *daemon) watchdog(ctx context.Context) {
+	every := systemd.WatchdogInterval()
+	tick := time.NewTicker(cmp.Or(every, d.patience/3))
+	defer tick.Stop()
+	hangs := false
+	for {
+		overdue := d.runner.Overdue()
+		switch {
+		case overdue > d.patience:
+			if !hangs {
+				d.Log.Error("the sampling loop does not get on; systemd's watchdog will restart the daemon unless it does soon", "for", overdue.Round(time.Second))
+			}
+			hangs = true
+		case !d.ready.Load():
+			// Not while the file cannot be written: then the start fails.
+			if !d.failing.Load() && !d.writeHangs() {
+				systemd.Starting(d.patience + 2*max(every, d.patience/3))
+			}
+			hangs = false
+		default:
+			if every > 0 {
+				systemd.Alive()
+			}
+			hangs = false
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// writeHangs reports whether a write of the textfile has not returned for long.
+func (d *daemon) writeHangs() bool {
+	since := d.writing.Load()
+	return since != 0 && time.Since(time.Unix(0, since)) > d.patience
+}
+
+// write is the Runner's sink. It may hang on a file system that does not answer.
+func (d *daemon) write(fams []*dto.MetricFamily) {
+	d.writing.Store(time.Now().UnixNano())
+	defer d.writing.Store(0)
+	d.counters.Keep(d.runner)
+	err := d.file.Write(fams)
+	failed := d.failing.Swap(err != nil)
+	switch {
+	case err != nil && !failed:
+		d.Log.Error("writing the textfile failed; it is tried again each cycle", "error", err)
+	case err == nil && failed:
+		d.Log.Info("the textfile is written again", "textfile", d.file.Path())
+	}
+	if err != nil {
+		systemd.Status(err.Error())
+		return
+	}
+	status := d.status(fams)
+	d.Log.Debug("wrote the textfile", "textfile", d.file.Path(), "bytes", d.file.Stats().Bytes)
+	if !d.ready.Swap(true) {
+		d.Log.Info("wrote the first textfile", "textfile", d.file.Path(), "bytes", d.file.Stats().Bytes)
+		systemd.Ready(status)
+		return
+	}
+	systemd.Status(status)
+}
+
+// status is the line that `systemctl status` shows.
+func (d *daemon) status(fams []*dto.MetricFamily) string {
+	series := 0
+	for _, f := range fams {
+		series += len(f.Metric)
+	}
+	d.mu.Lock()
+	refused, pods := d.refused, d.pods
+	d.mu.Unlock()
+	probes := d.runner.Status()
+	var down []string
+	for _, p := range probes {
+		if !p.Up {
+			down = append(down, p.Name)
+		}
+	}
+	var b strings.Builder
+	if refused != nil {
+		fmt.Fprintf(&b, "configuration refused, the one before is in effect: %v; ", refused)
+	}
+	fmt.Fprintf(&b, "%d series, %d pods", series, len(pods.Running()))
+	if !pods.Connected() {
+		b.WriteString(" (containerd does not answer)")
+	}
+	fmt.Fprintf(&b, ", %d of %d probes work", len(probes)-len(down), len(probes))
+	if len(down) > 0 {
+		fmt.Fprintf(&b, " (not %s)", strings.Join(down, ", "))
+	}
+	return b.String()
+}
+
+// reload reads the configuration again and puts it into effect, wholly or not
+// at all. All that may take time is done beside the sampling loop; between two
+// cycles only what is ready takes effect.
+func (d *daemon) reload(ctx context.Context, between chan<- func()) {
+	// Before the first textfile the start goes on: Ready would end it.
+	ready := d.ready.Load()
+	if ready {
+		systemd.Reloading()
+	}
+	status := "configuration read again"
+	var err error
+	if panicked := bounded.Guard(func() { err = d.tryReload(ctx, between) }); panicked != nil {
+		err = panicked
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	d.mu.Lock()
+	d.refused = err
+	d.mu.Unlock()
+	if err != nil {
+		d.Log.Error("reload refused, the configuration in effect is kept", "error", err)
+		status = "reload refused: " + err.Error()
+	} else {
+		d.Log.Info("reloaded", "config", d.Config.File, "probes", len(d.Config.Probes), "textfile", d.file.Path())
+	}
+	if ready {
+		systemd.Ready(status)
+	}
+}
+
+func (d *daemon) tryReload(ctx context.Context, between chan<- func()) error {
+	cfg, err := d.load()
+	if err != nil {
+		return err
+	}
+	view, err := session.ViewHost(cfg)
+	if err != nil {
+		return err
+	}
+	o := d.Options(cfg, view)
+	pods, stop := d.pods, func() {}
+	if !slices.Equal(cfg.Pods.Sockets, d.Config.Pods.Sockets) || cfg.Pods.Namespace != d.Config.Pods.Namespace || cfg.Pods.HostLabel != d.Config.Pods.HostLabel || view.Netns != d.Host.Netns {
+		pods, stop = d.follow(ctx, cfg, view)
+	}
+	o.Pods = pods
+	undo := stop
+	commit, err := d.runner.Prepare(o)
+	if err == nil {
+		err = d.retarget(cfg)
+	}
+	if err != nil {
+		undo()
+		return err
+	}
+	hub := d.HubOptions(cfg, view, pods, nil)
+	done := make(chan struct{})
+	apply := func() {
+		defer close(done)
+		commit()
+		if pods != d.pods {
+			d.stopPods()
+			d.mu.Lock()
+			d.pods, d.stopPods = pods, stop
+			d.mu.Unlock()
+		}
+		if cfg.StateDir() != d.Config.StateDir() || cfg.State.Counters != d.Config.State.Counters {
+			d.counters.Close()
+			d.counters = d.NewCounters(d.runner, cfg)
+		}
+		d.Host = view
+		d.Use(cfg)
+		d.events.Hub.Apply(hub)
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case between <- apply:
+	}
+	<-done
+	if index, ok := pods.(interface{ KeepLabels([]string) }); ok {
+		index.KeepLabels(owner.Keys(cfg.Pods.Templates()))
+	}
+	if err := d.events.Plane.SetLimits(session.EventLimits(cfg)); err != nil {
+		d.Log.Error("changing the limits on events failed", "error", err)
+	}
+	return nil
+}
+
+// retarget lets the textfile be the one of another configuration, if it is
+// another. A file system that does not answer keeps it where it is, also when it
+// answers later.
+func (d *daemon) retarget(cfg *config.Config) error {
+	was, is := d.Config.Textfile, cfg.Textfile
+	if was.Dir == is.Dir && was.File == is.File && was.Mode == is.Mode {
+		return nil
+	}
+	const pending, done, abandoned = 0, 1, 2
+	var state atomic.Int32
+	err := session.Within(session.FileWait, func() error {
+		err := d.file.Retarget(is.Dir, is.File, is.Perm())
+		if !state.CompareAndSwap(pending, done) && err == nil {
+			return d.file.Retarget(was.Dir, was.File, was.Perm())
+		}
+		return err
+	})
+	if errors.Is(err, bounded.ErrNoAnswer) && !state.CompareAndSwap(pending, abandoned) {
+		return nil // it has just answered
+	}
+	return err
+}

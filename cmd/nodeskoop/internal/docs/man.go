@@ -1,0 +1,275 @@
+// Package docs writes the pages about the program that are made from the
+// catalogue and the command line: manual pages, references, completions.
+package docs
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cpuguy83/go-md2man/v2/md2man"
+	"github.com/urfave/cli/v2"
+
+	"nodeskoop/cmd/nodeskoop/internal/config"
+	"nodeskoop/collect/catalog"
+)
+
+// page is a manual page in Markdown. In what its methods take only backquotes
+// mean anything: what stands between them is bold.
+type page struct{ b bytes.Buffer }
+
+// newPage begins a page. Its date is that of SOURCE_DATE_EPOCH, so that two
+// builds of one commit are the same.
+func newPage(app *cli.App, name string, section int, summary string) *page {
+	date := ""
+	if epoch, err := strconv.ParseInt(os.Getenv("SOURCE_DATE_EPOCH"), 10, 64); err == nil {
+		date = time.Unix(epoch, 0).UTC().Format(time.DateOnly)
+	}
+	p := &page{}
+	fmt.Fprintf(&p.b, "# %s %d \"%s\" \"nodeskoop %s\" \"System administration\"\n", strings.ToUpper(name), section, date, app.Version)
+	p.section("NAME")
+	p.text(name + " - " + summary)
+	return p
+}
+
+func (p *page) section(title string) { p.b.WriteString("# " + markdown(title) + "\n\n") }
+func (p *page) sub(title string)     { p.b.WriteString("### " + markdown(title) + "\n\n") }
+func (p *page) text(s string)        { p.b.WriteString(markdown(s) + "\n\n") }
+func (p *page) item(term, s string) {
+	fmt.Fprintf(&p.b, "**%s**\n: %s\n\n", markdown(term), markdown(s))
+}
+
+// example writes lines as they are.
+func (p *page) example(lines ...string) {
+	p.b.WriteString("> ```\n")
+	for _, l := range lines {
+		p.b.WriteString("> " + l + "\n")
+	}
+	p.b.WriteString("> ```\n\n")
+}
+
+// flags writes the flags as items.
+func (p *page) flags(flags []cli.Flag) {
+	for _, f := range flags {
+		term, usage, env := flagWords(f)
+		if env != "" {
+			usage += " (environment variable `" + env + "`)"
+		}
+		p.item(term, upperFirst(usage)+".")
+	}
+}
+
+// markdown lets a text of one paragraph stand for itself.
+func markdown(s string) string {
+	parts := strings.Split(strings.Join(strings.Fields(s), " "), "`")
+	for i := 0; i < len(parts); i += 2 {
+		parts[i] = strings.NewReplacer("\\", "\\\\", "*", "\\*", "_", "\\_", "[", "\\[", "]", "\\]", "<", "\\<", ">", "\\>", "&", "\\&", "|", "\\|", "~", "\\~").Replace(parts[i])
+	}
+	return strings.Join(parts, "`")
+}
+
+// exact lets roff show what is to be typed as it is typed. md2man leaves these
+// characters as they are, for which roff has typographic ones.
+var exact = strings.NewReplacer("\\-", "\\-", "-", "\\-", "'", "\\(aq", "`", "\\(ga", "^", "\\(ha", "~", "\\(ti", "\"", "\\(dq")
+
+// roff writes the page for man. What md2man makes of it is cleaned of what
+// mandoc -Tlint does not like: empty lines, lines over 80 bytes, and a paragraph
+// that begins where a section does.
+func (p *page) roff(w io.Writer) error {
+	var b strings.Builder
+	b.WriteString(".\\\" Made by nodeskoop docs. Do not edit.\n")
+	example, fresh := false, false
+	for line := range strings.Lines(string(md2man.Render(p.b.Bytes()))) {
+		line = strings.TrimSuffix(line, "\n")
+		if line == ".EX" || line == ".EE" {
+			example = line == ".EX"
+		}
+		switch {
+		case line == "" && !example, line == ".PP" && fresh:
+			continue
+		case strings.HasPrefix(line, "."):
+			b.WriteString(line + "\n")
+		case example:
+			b.WriteString(exact.Replace(line) + "\n")
+		default:
+			fold(&b, exact.Replace(line))
+		}
+		fresh = strings.HasPrefix(line, ".S")
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// fold breaks a line of text between words.
+func fold(b *strings.Builder, line string) {
+	const width = 78
+	n := 0
+	for _, word := range strings.Fields(line) {
+		switch {
+		case n > 0 && n+1+len(word) <= width:
+			b.WriteByte(' ')
+			n++
+		case n > 0:
+			b.WriteByte('\n')
+			n = 0
+		}
+		if n == 0 && strings.HasPrefix(word, ".") {
+			word = "\\&" + word
+		}
+		b.WriteString(word)
+		n += len(word)
+	}
+	b.WriteByte('\n')
+}
+
+func upperFirst(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
+
+// flagWords are a flag as it is typed, what it does, and its variable.
+func flagWords(f cli.Flag) (term, usage, env string) {
+	doc, ok := f.(cli.DocGenerationFlag)
+	if !ok {
+		return "", "", ""
+	}
+	usage = doc.GetUsage()
+	value := ""
+	if doc.TakesValue() {
+		if _, rest, ok := strings.Cut(usage, "`"); ok {
+			value, _, _ = strings.Cut(rest, "`")
+		}
+		usage = strings.ReplaceAll(usage, "`", "")
+		if value == "" {
+			value = "VALUE"
+		}
+	}
+	var names []string
+	for _, n := range f.Names() {
+		if len(n) > 1 {
+			n = "-" + n
+		}
+		names = append(names, "-"+n)
+	}
+	term = strings.Join(names, ", ")
+	if value != "" {
+		term += " " + value
+	}
+	if vars := doc.GetEnvVars(); len(vars) > 0 {
+		env = vars[0]
+	}
+	return term, usage, env
+}
+
+// ownFlags are the flags of a command that are not common to all.
+func ownFlags(app *cli.App, cmd *cli.Command) []cli.Flag {
+	common := map[string]bool{}
+	for _, f := range app.Flags {
+		common[f.Names()[0]] = true
+	}
+	var own []cli.Flag
+	for _, f := range cmd.VisibleFlags() {
+		if name := f.Names()[0]; !common[name] && name != "help" {
+			own = append(own, f)
+		}
+	}
+	return own
+}
+
+// Man writes nodeskoop(8).
+func Man(w io.Writer, app *cli.App) error {
+	p := newPage(app, "nodeskoop", 8, app.Usage)
+	p.section("SYNOPSIS")
+	p.b.WriteString("**nodeskoop** [*option*...] *command* [*option*...]\n\n")
+	p.section("DESCRIPTION")
+	p.text("nodeskoop runs network probes on one Linux host. It writes their metrics as a textfile that node_exporter serves, writes events to the systemd journal, and names the pods by asking containerd. It opens no port and asks no API server.")
+	p.text("The service `nodeskoop.service` runs `nodeskoop run`. Script mode, for those who want no daemon, is `nodeskoop-collect.timer`. systemctl refuses to enable both.")
+	p.section("COMMANDS")
+	for _, cmd := range app.Commands {
+		if cmd.Hidden {
+			continue
+		}
+		p.sub("nodeskoop " + cmd.Name)
+		p.text(upperFirst(cmd.Usage) + ".")
+		if cmd.Description != "" {
+			p.text(cmd.Description)
+		}
+		p.flags(ownFlags(app, cmd))
+		for _, sub := range cmd.Subcommands {
+			p.item(sub.Name, upperFirst(sub.Usage)+".")
+		}
+	}
+	p.section("OPTIONS")
+	p.text("These are accepted before and after the command's name.")
+	p.flags(app.Flags)
+	p.item("--help, -h", "Show help.")
+	p.item("--version, -v", "Print the version.")
+	p.section("EXIT STATUS")
+	p.item("0", "Done; every requested probe gave all its values.")
+	p.item("1", "It could not be done; the message says why.")
+	p.item("2", "The command line is wrong.")
+	p.item("3", "`collect`: some probes gave no complete values, those of the others were written.")
+	p.section("SIGNALS")
+	p.item("SIGHUP", "`run` reads the configuration again. A mistake in it is logged, and what was in effect is kept.")
+	p.item("SIGTERM, SIGINT", "`run` ends, and removes the textfile unless textfile.keep is set.")
+	p.section("PROBES")
+	for _, probe := range catalog.Probes() {
+		on := ""
+		if !probe.Default {
+			on = " Off unless enabled."
+		}
+		p.item(probe.Name, fmt.Sprintf("%s, from %s.%s", upperFirst(probe.Title), probe.Source, on))
+	}
+	p.section("EVENTS")
+	p.text("Events are in the journal under the identifier nodeskoop. With `journalctl -x` each comes with what it usually means and what to look at next.")
+	p.example("journalctl -t nodeskoop -x", "journalctl KUBESKOOP_EVENT=PacketLoss K8S_POD=web-0 -o json")
+	for _, e := range catalog.Events() {
+		p.item(e.Name, e.Summary+" (probe "+e.Probe()+").")
+	}
+	p.section("METRICS")
+	p.text("`nodeskoop docs metrics` prints the table of metrics. Alert on their age, since node_exporter serves a file for ever:")
+	p.example("time() - nodeskoop_last_cycle_timestamp_seconds > 60")
+	p.section("FILES")
+	p.item(config.DefaultFile, "The configuration; see nodeskoop.toml(5). If it is absent the defaults apply.")
+	textfile := config.Default().Textfile
+	p.item(textfile.Dir+"/"+textfile.File, "The textfile.")
+	p.item(config.DefaultStateDir+"/counters", "What the next start, or the next `collect`, goes on from: what deleted interfaces and ended processes had counted, and the counters of the BPF programs. It is replaced each cycle before the textfile, so that no reader has seen more than a start after a kill begins with. It belongs to one boot; one that is damaged, another user's or of another boot is not used, which is logged, and counters are reset. The daemon holds "+config.DefaultStateDir+"/lock meanwhile; a `collect` beside it goes on from the file and leaves it as it is. See `[state]` in nodeskoop.toml(5).")
+	p.section("SEE ALSO")
+	p.text("nodeskoop.toml(5), prometheus-node-exporter(1), journalctl(1), systemctl(1)")
+	return p.roff(w)
+}
+
+// ManConfig writes nodeskoop.toml(5).
+func ManConfig(w io.Writer, app *cli.App) error {
+	p := newPage(app, "nodeskoop.toml", 5, "configuration of nodeskoop")
+	p.section("SYNOPSIS")
+	p.text("`" + config.DefaultFile + "`")
+	p.section("DESCRIPTION")
+	p.text("The file is in TOML. Every key may be left out; each stands below with its default. A mistake is refused with its file, line and key; a daemon that runs keeps what it had.")
+	p.text("`systemctl reload nodeskoop` applies a change. `nodeskoop config` prints what is in effect, `nodeskoop check` tests it.")
+	p.text("If textfile.dir is not the default, the service needs `ReadWritePaths=` for it: see `systemctl edit nodeskoop`.")
+	table := "\x00"
+	for _, s := range config.Settings() {
+		t, key := "", s.Key
+		if i := strings.LastIndexByte(s.Key, '.'); i >= 0 {
+			t, key = s.Key[:i], s.Key[i+1:]
+		}
+		if t != table {
+			if table = t; t == "" {
+				p.section("KEYS")
+			} else {
+				p.section("[" + t + "]")
+			}
+		}
+		p.item(key+" = "+config.Literal(s.Default), s.Help)
+	}
+	p.section("[pods.labels]")
+	p.text("Labels of your own for the series of pods. A key is the label's name, its value a template: ${labels:KEY} is the pod's label KEY.")
+	p.example("[pods.labels]", "app = \"${labels:app}\"")
+	p.section("EXAMPLE")
+	p.example("interval = \"30s\"", "", "[probes]", "enabled = [\"default\", \"-io\", \"socketlatency\"]", "", "[metrics]", "skip_zero = true")
+	p.section("SEE ALSO")
+	p.text("nodeskoop(8)")
+	return p.roff(w)
+}

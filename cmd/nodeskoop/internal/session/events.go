@@ -1,0 +1,124 @@
+package session
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"nodeskoop/cmd/nodeskoop/internal/config"
+	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/event"
+	"nodeskoop/collect/owner"
+	"nodeskoop/collect/trace"
+	"nodeskoop/internal/kernel"
+	"nodeskoop/output"
+)
+
+// drainFor is how long the end of the program waits for what was queued.
+const drainFor = 2 * time.Second
+
+// Events is the way of an event: from the tracing probes through the hub to
+// the sinks.
+type Events struct {
+	Plane *trace.Tracer
+	Hub   *event.Hub // nil: they go nowhere
+}
+
+// NewEvents starts the way of events to sinks.
+func (s *Session) NewEvents(pods owner.Pods, filter func(*event.Event) bool, sinks ...event.Sink) *Events {
+	hub := event.NewHub(s.HubOptions(s.Config, s.Host, pods, filter), sinks...)
+	return &Events{Hub: hub, Plane: trace.New(trace.Options{Hub: hub, Limits: EventLimits(s.Config), Log: s.Log})}
+}
+
+func (s *Session) HubOptions(cfg *config.Config, view Host, pods owner.Pods, filter func(*event.Event) bool) event.HubOptions {
+	file := view.NetnsFile()
+	host, err := kernel.NetnsInode(file)
+	if err != nil {
+		s.Log.Debug("events of foreign namespaces will count as the host's", "error", err)
+	}
+	return event.HubOptions{
+		Node: cfg.Node(), HostLabel: cfg.Pods.HostLabel, HostNetns: host,
+		Rate: int(cfg.Journal.Rate), Burst: int(cfg.Journal.Burst), TotalRate: int(cfg.Journal.TotalRate),
+		Pods: pods, Filter: filter, ForeignPIDs: view.ForeignPIDs, Log: s.Log,
+		// The node's addresses are those of the host's namespace, which need not
+		// be this process's.
+		NodeAddrs: func() ([]netip.Addr, error) { return kernel.AddrsOf(file) },
+	}
+}
+
+func EventLimits(cfg *config.Config) trace.EventLimits {
+	return trace.EventLimits{Rate: int(cfg.Journal.Rate), Burst: int(cfg.Journal.Burst)}
+}
+
+// JournalSink is where the daemon's events go.
+func JournalSink(log *slog.Logger) event.Sink {
+	if err := output.JournalAvailable(""); err != nil {
+		log.Warn("there is no journald: events go to standard error as JSON", "error", err)
+		return output.NewStderrJSON()
+	}
+	return output.NewJournal(output.JournalOptions{Log: log})
+}
+
+// Close ends the way of events. The probes must have been closed before.
+func (e *Events) Close(log *slog.Logger) {
+	if err := e.Plane.Close(); err != nil {
+		log.Warn("detaching from the kernel failed", "error", err)
+	}
+	if e.Hub == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), drainFor)
+	defer cancel()
+	if err := e.Hub.Close(ctx); err != nil {
+		log.Warn("some events were not written", "error", err)
+	}
+}
+
+// Self adds the accounts of the event types of the probes that run, and what
+// the BPF programs cost where the kernel tells.
+func (e *Events) Self(r *collect.Runner) func(add func(string, float64, ...string)) {
+	return func(add func(string, float64, ...string)) {
+		e.Plane.Account()
+		up := map[string]bool{}
+		for _, s := range r.Status() {
+			up[s.Name] = s.Up
+		}
+		for _, t := range catalog.Events() {
+			if !up[t.Probe()] {
+				continue
+			}
+			n := e.Hub.Counts(t)
+			add("nodeskoop_events_seen_total", float64(n.Offered), t.Name)
+			add("nodeskoop_events_written_total", float64(n.Written), t.Name)
+			add("nodeskoop_events_suppressed_total", float64(n.Suppressed), t.Name)
+			add("nodeskoop_events_lost_total", float64(n.Lost), t.Name)
+		}
+		unroomed := e.Plane.Unroomed()
+		for _, p := range catalog.Probes() {
+			if n, ok := unroomed[p.Name]; ok {
+				add("nodeskoop_probe_no_room_total", float64(n), p.Name)
+			}
+		}
+		type cost struct {
+			time         float64
+			runs, missed uint64
+		}
+		costs := map[string]cost{}
+		for _, p := range e.Plane.Programs() {
+			c := costs[p.Probe]
+			costs[p.Probe] = cost{c.time + p.RunTime.Seconds(), c.runs + p.Runs, c.missed + p.Missed}
+		}
+		for _, p := range catalog.Probes() {
+			c, loaded := costs[p.Name]
+			if loaded {
+				add("nodeskoop_bpf_missed_total", float64(c.missed), p.Name)
+			}
+			if c.runs > 0 {
+				add("nodeskoop_bpf_run_seconds_total", c.time, p.Name)
+				add("nodeskoop_bpf_runs_total", float64(c.runs), p.Name)
+			}
+		}
+	}
+}

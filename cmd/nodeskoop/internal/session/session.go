@@ -1,0 +1,115 @@
+// Package session is what the commands work with: a configuration in effect, a
+// log, what of the host is seen, its pods, a Runner, and the way of events.
+package session
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/cmd/nodeskoop/internal/config"
+	"nodeskoop/collect"
+	"nodeskoop/collect/netlink"
+	"nodeskoop/collect/owner"
+	"nodeskoop/collect/pod"
+	"nodeskoop/collect/proc"
+	"nodeskoop/collect/trace"
+)
+
+// Session is one run of a command.
+type Session struct {
+	Version string // of the program
+	Once    bool   // it ends after a cycle or two
+	Config  *config.Config
+	Log     *slog.Logger
+	Level   *slog.LevelVar
+	Host    Host  // what of the host is seen with Config
+	HostErr error // why nothing may be measured here
+
+	json atomic.Bool // the log's format
+}
+
+// New begins a session whose log goes to log.
+func New(version string, cfg *config.Config, log io.Writer) *Session {
+	s := &Session{Version: version, Level: new(slog.LevelVar)}
+	s.Log = slog.New(newHandler(log, &s.json, s.Level))
+	s.Use(cfg)
+	return s
+}
+
+// Use puts a configuration into effect, as far as it is about the log.
+func (s *Session) Use(cfg *config.Config) {
+	s.Config = cfg
+	if l, err := config.ParseLevel(cfg.Log.Level); err == nil {
+		s.Level.Set(l)
+	}
+	s.json.Store(cfg.Log.Format == "json")
+	for _, text := range cfg.Obsolete {
+		s.Log.Warn(text)
+	}
+}
+
+// SeeHost judges what of the host is seen, and logs what is not as usual.
+func (s *Session) SeeHost(ctx context.Context) error {
+	if s.Host, s.HostErr = ViewHost(s.Config); s.HostErr != nil {
+		return s.HostErr
+	}
+	if s.Host.Machine {
+		s.Log.Info("this is a container that has booted a system of its own, which stands for the host", "hint", "run nodeskoop on the host to measure that")
+	}
+	if s.Host.Guessed != nil {
+		level, hint := slog.LevelWarn, "it needs CAP_SYS_PTRACE, as do the network namespaces of pods"
+		if have, err := Capabilities("/proc/self/status"); err == nil && have&(1<<unix.CAP_SYS_PTRACE) != 0 {
+			level, hint = slog.LevelInfo, "this kernel hides process 1 from everyone"
+		}
+		s.Log.Log(ctx, level, "cannot look at process 1; this process is in the kernel's first network namespace, which is the host's", "error", s.Host.Guessed, "hint", hint)
+	}
+	return nil
+}
+
+// Factories are the probes; those that trace share a tracer.
+func Factories(tracer *trace.Tracer) []collect.Factory {
+	return slices.Concat(proc.Probes(), netlink.Probes(), tracer.Factories())
+}
+
+// FirstPods is how long a command waits to hear from containerd before it
+// goes on without pods.
+const FirstPods = 2 * time.Second
+
+// WatchPods starts to follow containerd, and waits until its pods are known
+// or it is clear that it does not answer.
+func (s *Session) WatchPods(ctx context.Context, cfg *config.Config, host Host) *pod.Index {
+	index := pod.Watch(ctx, pod.Options{
+		Sockets:   cfg.Pods.Sockets,
+		Namespace: cfg.Pods.Namespace,
+		HostNetns: host.Netns,
+		Reserved:  []string{cfg.Pods.HostLabel},
+		Labels:    owner.Keys(cfg.Pods.Templates()),
+		Log:       s.Log,
+	})
+	wait, cancel := context.WithTimeout(ctx, FirstPods)
+	defer cancel()
+	if err := index.Sync(wait); err != nil {
+		s.Log.Debug("no pods yet", "error", err)
+	}
+	return index
+}
+
+// NewRunner builds the Runner of the session's configuration.
+func (s *Session) NewRunner(pods owner.Pods, tracer *trace.Tracer) (*collect.Runner, error) {
+	o := s.Options(s.Config, s.Host)
+	o.Pods = pods
+	return collect.NewRunner(o, Factories(tracer)...)
+}
+
+// Options are the Runner's for a configuration, but for the pods.
+func (s *Session) Options(cfg *config.Config, host Host) collect.Options {
+	o := cfg.Options()
+	o.Version, o.Log, o.HostNetns, o.Refused, o.Once = s.Version, s.Log, host.Netns, host.Refused, s.Once
+	return o
+}
