@@ -1,7 +1,10 @@
 package proc
 
 import (
-	"bytes"
+	"errors"
+	"io/fs"
+
+	"github.com/prometheus/procfs"
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/catalog"
@@ -12,27 +15,16 @@ import (
 // is no file, and all is 0.
 type ipvs struct {
 	granularity collect.Granularity
-	metrics     [ipvsColumns]*catalog.Metric
+	metrics     []*catalog.Metric
 }
-
-// The columns of the file. Packets come before bytes, incoming before outgoing.
-const (
-	ipvsConnections = iota
-	ipvsInPackets
-	ipvsOutPackets
-	ipvsInBytes
-	ipvsOutBytes
-	ipvsColumns
-)
 
 func newIPVS(env collect.Env) (collect.Probe, error) {
 	p := &ipvs{granularity: collect.HostNetns}
 	if pods, _ := env.Options["pods"].(bool); pods {
 		p.granularity = collect.EachNetns
 	}
-	for i, name := range [ipvsColumns]string{ipvsConnections: "connections", ipvsInPackets: "incomingpackets",
-		ipvsOutPackets: "outgoingpackets", ipvsInBytes: "incomingbytes", ipvsOutBytes: "outgoingbytes"} {
-		p.metrics[i] = catalog.MustMetric("kubeskoop_ipvs_" + name)
+	for _, name := range []string{"connections", "incomingpackets", "outgoingpackets", "incomingbytes", "outgoingbytes"} {
+		p.metrics = append(p.metrics, catalog.MustMetric("kubeskoop_ipvs_"+name))
 	}
 	return p, nil
 }
@@ -42,67 +34,16 @@ func (p *ipvs) Granularity() collect.Granularity { return p.granularity }
 func (*ipvs) Close() error { return nil }
 
 func (p *ipvs) Sample(v *collect.View) error {
-	var values [ipvsColumns]uint64
-	b, err := readOptional(v, "ip_vs_stats")
-	if err == nil && b != nil {
-		values, err = parseIPVS(b)
-	}
-	if err != nil {
+	var s procfs.IPVSStats
+	err := v.NetFS("net/ip_vs_stats", func(proc procfs.FS) (err error) {
+		s, err = proc.IPVSStats()
+		return err
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	for i, m := range p.metrics {
-		v.Add(m, float64(values[i]))
+	for i, n := range []uint64{s.Connections, s.IncomingPackets, s.OutgoingPackets, s.IncomingBytes, s.OutgoingBytes} {
+		v.Add(p.metrics[i], float64(n))
 	}
 	return nil
-}
-
-// ipvsHeader is the two lines of names above the totals.
-var ipvsHeader = [2][]byte{
-	[]byte("Total Incoming Outgoing Incoming Outgoing"),
-	[]byte("Conns Packets Packets Bytes Bytes"),
-}
-
-func parseIPVS(b []byte) (values [ipvsColumns]uint64, err error) {
-	l := lines{file: "net/ip_vs_stats", rest: b}
-	for _, want := range ipvsHeader {
-		line, ok, err := l.next()
-		if err != nil || !ok {
-			return values, orMissing(err, &l, "a line of names is missing")
-		}
-		if !sameFields(line, want) {
-			return values, l.errorf("%.80q is not the names %q", line, want)
-		}
-	}
-	line, ok, err := l.next()
-	if err != nil || !ok {
-		return values, orMissing(err, &l, "the totals are missing")
-	}
-	n := 0
-	for f, rest := field(line); len(f) > 0; f, rest = field(rest) {
-		x, ok := parseHex(f)
-		if !ok || n == ipvsColumns {
-			return values, l.errorf("%.80q is not %d hexadecimal numbers", line, ipvsColumns)
-		}
-		values[n] = x
-		n++
-	}
-	if n != ipvsColumns {
-		return values, l.errorf("%.80q is not %d hexadecimal numbers", line, ipvsColumns)
-	}
-	return values, nil
-}
-
-// sameFields reports whether a and b have the same words.
-func sameFields(a, b []byte) bool {
-	for {
-		var x, y []byte
-		x, a = field(a)
-		y, b = field(b)
-		if !bytes.Equal(x, y) {
-			return false
-		}
-		if len(x) == 0 {
-			return true
-		}
-	}
 }

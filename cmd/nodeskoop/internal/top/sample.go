@@ -121,7 +121,7 @@ type trouble struct {
 // Sampler takes the samples, with the Runner that the daemon uses.
 type Sampler struct {
 	runner  *collect.Runner
-	tracer   *trace.Tracer
+	tracer  *trace.Tracer
 	pods    owner.Pods
 	status  func() error // of containerd
 	host    uint64       // network namespace
