@@ -47,20 +47,6 @@ type definition struct {
 	full          string                                                         // what State says while the table is full; "": lackOfRoom
 }
 
-// definitions are the probes.
-var definitions = map[string]*definition{
-	"biolatency":     &biolatency,
-	"flow":           &flow,
-	"kernellatency":  &kernellatency,
-	"net_softirq":    &netSoftirq,
-	"netiftxlatency": &netiftxlatency,
-	"packetloss":     &packetloss,
-	"socketlatency":  &socketlatency,
-	"tcpreset":       &tcpreset,
-	"tcpretrans":     &tcpretrans,
-	"virtcmdlatency": &virtcmdlatency,
-}
-
 // Probes are the names of all probes that Load knows.
 func Probes() []string { return slices.Sorted(maps.Keys(definitions)) }
 

@@ -37,15 +37,23 @@ func TestWrite(t *testing.T) {
 	put("collect/proc/b_test.go", "package proc\n\nfunc newFake(collect.Env) (collect.Probe, error) { return nil, nil }\n")
 	put("collect/netlink/q.go", "package netlink\n\nfunc newQ(collect.Env) (collect.Probe, error) { return nil, nil }\n")
 	put("collect/trace/t.go", "package trace\n\nvar tKind = kind{name: \"t\"}\n")
+	put("bpf/t.go", "package bpf\n\nvar t = definition{}\n")
+	put("bpf/headers/event.h", "")
 	if got := list("collect/catalog"); !strings.Contains(got, "&b,") || strings.Contains(got, "other") {
 		t.Errorf("the catalogue's list is\n%s", got)
 	}
 	if got := list("collect/proc"); !strings.Contains(got, `{Name: "b", New: newB},`) || strings.Contains(got, "newTable") || strings.Contains(got, "newFake") {
 		t.Errorf("the list of collect/proc is\n%s", got)
 	}
-	put("collect/catalog/a.go", "package catalog\n\nvar a = Probe{Name: \"a\"}\n")
+	if got := list("bpf"); !strings.Contains(got, `"t": &t,`) {
+		t.Errorf("the list of bpf is\n%s", got)
+	}
+	put("collect/catalog/a.go", "package catalog\n\nvar a = Probe{Name: \"a\", Events: []EventType{{Name: \"Late\"}, {Name: \"A_LOST\"}}}\n")
 	if got := list("collect/catalog"); strings.Index(got, "&a,") < 0 || strings.Index(got, "&a,") > strings.Index(got, "&b,") {
 		t.Errorf("a is missing, or not before b:\n%s", got)
+	}
+	if b, err := os.ReadFile(filepath.Join(root, "bpf/headers/event_types.h")); err != nil || !strings.Contains(string(b), "\tEVENT_NONE,\n\tEVENT_LATE,\n\tEVENT_A_LOST,\n\tEVENT_TYPES,\n") {
+		t.Errorf("the types of events are %v\n%s", err, b)
 	}
 	if err := os.Remove(filepath.Join(root, "collect/catalog/a.go")); err != nil {
 		t.Fatal(err)

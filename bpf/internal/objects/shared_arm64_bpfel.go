@@ -68,25 +68,25 @@ type SharedEventType uint32
 
 const (
 	SharedEventTypeEVENT_NONE                    SharedEventType = 0
-	SharedEventTypeEVENT_TXLAT_QDISC_100MS       SharedEventType = 1
-	SharedEventTypeEVENT_TXLAT_NETDEV_100MS      SharedEventType = 2
-	SharedEventTypeEVENT_BIOLAT_10MS             SharedEventType = 3
-	SharedEventTypeEVENT_BIOLAT_100MS            SharedEventType = 4
-	SharedEventTypeEVENT_RXKERNEL_SLOW           SharedEventType = 5
-	SharedEventTypeEVENT_TXKERNEL_SLOW           SharedEventType = 6
-	SharedEventTypeEVENT_PACKETLOSS              SharedEventType = 7
-	SharedEventTypeEVENT_SOCKETLAT_READSLOW      SharedEventType = 8
-	SharedEventTypeEVENT_SOCKETLAT_SENDSLOW      SharedEventType = 9
-	SharedEventTypeEVENT_TCPRESET_NOSOCK         SharedEventType = 10
-	SharedEventTypeEVENT_TCPRESET_ACTIVE         SharedEventType = 11
-	SharedEventTypeEVENT_TCPRESET_PROCESS        SharedEventType = 12
-	SharedEventTypeEVENT_TCPRESET_RECEIVE        SharedEventType = 13
-	SharedEventTypeEVENT_VIRTCMDEXCUTE           SharedEventType = 14
-	SharedEventTypeEVENT_NETSOFTIRQ_SCHED_SLOW   SharedEventType = 15
-	SharedEventTypeEVENT_NETSOFTIRQ_SCHED_100MS  SharedEventType = 16
-	SharedEventTypeEVENT_NETSOFTIRQ_EXCUTE_SLOW  SharedEventType = 17
-	SharedEventTypeEVENT_NETSOFTIRQ_EXCUTE_100MS SharedEventType = 18
-	SharedEventTypeEVENT_TCPRETRANS              SharedEventType = 19
+	SharedEventTypeEVENT_BIOLAT_10MS             SharedEventType = 1
+	SharedEventTypeEVENT_BIOLAT_100MS            SharedEventType = 2
+	SharedEventTypeEVENT_RXKERNEL_SLOW           SharedEventType = 3
+	SharedEventTypeEVENT_TXKERNEL_SLOW           SharedEventType = 4
+	SharedEventTypeEVENT_NETSOFTIRQ_SCHED_SLOW   SharedEventType = 5
+	SharedEventTypeEVENT_NETSOFTIRQ_SCHED_100MS  SharedEventType = 6
+	SharedEventTypeEVENT_NETSOFTIRQ_EXCUTE_SLOW  SharedEventType = 7
+	SharedEventTypeEVENT_NETSOFTIRQ_EXCUTE_100MS SharedEventType = 8
+	SharedEventTypeEVENT_TXLAT_QDISC_100MS       SharedEventType = 9
+	SharedEventTypeEVENT_TXLAT_NETDEV_100MS      SharedEventType = 10
+	SharedEventTypeEVENT_PACKETLOSS              SharedEventType = 11
+	SharedEventTypeEVENT_SOCKETLAT_READSLOW      SharedEventType = 12
+	SharedEventTypeEVENT_SOCKETLAT_SENDSLOW      SharedEventType = 13
+	SharedEventTypeEVENT_TCPRESET_NOSOCK         SharedEventType = 14
+	SharedEventTypeEVENT_TCPRESET_ACTIVE         SharedEventType = 15
+	SharedEventTypeEVENT_TCPRESET_PROCESS        SharedEventType = 16
+	SharedEventTypeEVENT_TCPRESET_RECEIVE        SharedEventType = 17
+	SharedEventTypeEVENT_TCPRETRANS              SharedEventType = 18
+	SharedEventTypeEVENT_VIRTCMDEXCUTE           SharedEventType = 19
 	SharedEventTypeEVENT_TYPES                   SharedEventType = 20
 )
 
