@@ -5,6 +5,7 @@ import "time"
 var biolatency = Probe{
 	Name:   "biolatency",
 	Title:  "latency of block I/O",
+	Rank:   22,
 	Source: EBPF, Overhead: "medium", Default: true,
 	Cost:         "Runs at the start and the end of each block I/O, 1 to 2 us each.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},

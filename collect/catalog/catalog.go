@@ -6,7 +6,9 @@
 package catalog
 
 import (
+	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -217,6 +219,9 @@ type Probe struct {
 	Overhead string // the specification's word: low, medium or high
 	// Default says whether the probe runs when the configuration names none.
 	Default bool
+	// Rank decides the order of the families in the textfile, and which of them
+	// max_series cuts first: the last ones. Without it a probe is behind all.
+	Rank int
 	// Extra marks a probe beyond the contract's table, with all its metrics and
 	// events.
 	Extra   bool
@@ -279,6 +284,13 @@ func (p *Probe) Kinds() string {
 	return strings.Join(k, ",")
 }
 
+func (p *Probe) rank() int {
+	if p.Rank == 0 {
+		return math.MaxInt
+	}
+	return p.Rank
+}
+
 // HasMetrics reports whether the probe yields metrics.
 func (p *Probe) HasMetrics() bool { return len(p.Metrics) > 0 }
 
@@ -303,9 +315,7 @@ func newIndex() *index {
 		x.allM = append(x.allM, m)
 		x.metrics[m.Name] = m
 	}
-	// The order decides that of the families in the textfile: what is read
-	// comes before what is traced.
-	ordered := slices.SortedStableFunc(slices.Values(probes), func(a, b *Probe) int { return int(a.Source) - int(b.Source) })
+	ordered := slices.SortedStableFunc(slices.Values(probes), func(a, b *Probe) int { return cmp.Compare(a.rank(), b.rank()) })
 	for _, p := range ordered {
 		for _, n := range append([]string{p.Name}, p.Aliases...) {
 			if x.probes[n] != nil {

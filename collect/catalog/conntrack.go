@@ -3,6 +3,7 @@ package catalog
 var conntrack = Probe{
 	Name:   "conntrack",
 	Title:  "connection tracking",
+	Rank:   13,
 	Source: Netlink, Overhead: "low", Default: true,
 	Cost:         "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Capabilities: []Capability{CapSysAdmin, CapNetAdmin},

@@ -3,6 +3,7 @@ package catalog
 var fd = Probe{
 	Name:   "fd",
 	Title:  "open file and socket descriptors of processes",
+	Rank:   10,
 	Source: Procfs, Overhead: "medium", Default: true,
 	Cost:         "Reads /proc once a cycle for every process: with tcpsummary the dearest of this kind, and nothing on the way of packets.",
 	Capabilities: []Capability{CapDACReadSearch},

@@ -9,6 +9,7 @@ var flowLabels = []string{
 var flow = Probe{
 	Name:   "flow",
 	Title:  "traffic per connection",
+	Rank:   23,
 	Source: EBPF, Overhead: "medium",
 	Cost:         "Runs for each packet sent: 162 ns.",
 	Capabilities: []Capability{CapNetAdmin, CapBPF, CapPerfmon},

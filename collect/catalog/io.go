@@ -3,6 +3,7 @@ package catalog
 var io = Probe{
 	Name:   "io",
 	Title:  "system calls and storage I/O of processes",
+	Rank:   9,
 	Source: Procfs, Overhead: "low", Default: true,
 	Cost: "Reads /proc once a cycle for every process: with tcpsummary the dearest of this kind, and nothing on the way of packets.",
 	Metrics: []Metric{{

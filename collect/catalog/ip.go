@@ -3,6 +3,7 @@ package catalog
 var ip = Probe{
 	Name:   "ip",
 	Title:  "IP counters of the extended MIB",
+	Rank:   3,
 	Source: Procfs, Overhead: "low", Default: true,
 	Cost: "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Metrics: []Metric{{

@@ -3,6 +3,7 @@ package catalog
 var ipvs = Probe{
 	Name:   "ipvs",
 	Title:  "IPVS totals",
+	Rank:   8,
 	Source: Procfs, Overhead: "low", Default: true,
 	Cost:    "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Options: []Option{podsOption},

@@ -5,6 +5,7 @@ import "time"
 var kernellatency = Probe{
 	Name:   "kernellatency",
 	Title:  "time of packets inside the IP stack",
+	Rank:   19,
 	Source: EBPF, Overhead: "high",
 	Cost:         "Runs for each packet: 41 and 42 ns when it is received, 26 ns when it is sent.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},

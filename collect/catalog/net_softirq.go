@@ -5,6 +5,7 @@ import "time"
 var netSoftirq = Probe{
 	Name: "net_softirq", Aliases: []string{"softirq"},
 	Title:  "delay and run time of the network softirqs",
+	Rank:   18,
 	Source: EBPF, Overhead: "high",
 	Cost:         "Runs three times for each network softirq, 40 ns each.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},

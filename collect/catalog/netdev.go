@@ -3,6 +3,7 @@ package catalog
 var netdev = Probe{
 	Name:   "netdev",
 	Title:  "interface counters",
+	Rank:   7,
 	Source: Procfs, Overhead: "low", Default: true,
 	Cost: "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Metrics: []Metric{{

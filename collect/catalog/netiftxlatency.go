@@ -5,6 +5,7 @@ import "time"
 var netiftxlatency = Probe{
 	Name: "netiftxlatency", Aliases: []string{"netiftxlat"},
 	Title:  "time of sent packets in the qdisc and the driver",
+	Rank:   17,
 	Source: EBPF, Overhead: "high",
 	Cost:         "Runs for each packet sent: 52 and 50 ns at the driver, and at the queue 10 ns where the device has none.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},

@@ -3,6 +3,7 @@ package catalog
 var packetloss = Probe{
 	Name:   "packetloss",
 	Title:  "packets that the kernel dropped",
+	Rank:   14,
 	Source: EBPF, Overhead: "medium", Default: true,
 	Cost:         "Runs for dropped packets alone: 210 ns each.",
 	Capabilities: []Capability{CapBPF, CapPerfmon, CapSyslog},

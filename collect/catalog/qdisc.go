@@ -3,6 +3,7 @@ package catalog
 var qdisc = Probe{
 	Name:   "qdisc",
 	Title:  "queueing disciplines at the root of interfaces",
+	Rank:   12,
 	Source: Netlink, Overhead: "low", Default: true,
 	Cost:         "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Capabilities: []Capability{CapSysAdmin},

@@ -3,6 +3,7 @@ package catalog
 var sock = Probe{
 	Name:   "sock",
 	Title:  "TCP socket and memory use",
+	Rank:   5,
 	Source: Procfs, Overhead: "low", Default: true,
 	Cost: "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Metrics: []Metric{{

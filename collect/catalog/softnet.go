@@ -3,6 +3,7 @@ package catalog
 var softnet = Probe{
 	Name:   "softnet",
 	Title:  "packets through the receive path of each CPU",
+	Rank:   6,
 	Source: Procfs, Overhead: "low", Default: true,
 	Cost: "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Metrics: []Metric{{

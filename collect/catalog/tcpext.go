@@ -3,6 +3,7 @@ package catalog
 var tcpext = Probe{
 	Name:   "tcpext",
 	Title:  "TCP counters of the Linux extended MIB",
+	Rank:   4,
 	Source: Procfs, Overhead: "low", Default: true,
 	Cost: "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Metrics: []Metric{{

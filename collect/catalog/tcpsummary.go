@@ -3,6 +3,7 @@ package catalog
 var tcpsummary = Probe{
 	Name:   "tcpsummary",
 	Title:  "TCP connections by state, and their queues",
+	Rank:   11,
 	Source: Procfs, Overhead: "medium", Default: true,
 	Cost:         "Walks the connections once a cycle: it grows with their number; nothing on the way of packets.",
 	Capabilities: []Capability{CapSysAdmin},

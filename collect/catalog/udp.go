@@ -3,6 +3,7 @@ package catalog
 var udp = Probe{
 	Name:   "udp",
 	Title:  "UDP counters of the SNMP MIB",
+	Rank:   2,
 	Source: Procfs, Overhead: "low", Default: true,
 	Cost: "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Metrics: []Metric{{

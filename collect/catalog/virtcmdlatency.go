@@ -5,6 +5,7 @@ import "time"
 var virtcmdlatency = Probe{
 	Name:   "virtcmdlatency",
 	Title:  "duration of virtio-net control commands",
+	Rank:   21,
 	Source: EBPF, Overhead: "high",
 	Cost:         "Runs per control command alone, of which a running machine sends hardly any.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
