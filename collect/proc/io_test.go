@@ -286,11 +286,11 @@ func TestIORestarted(t *testing.T) {
 // TestIOKept: processes that there was no room to keep have counted nothing
 // before the next run; those that came since have counted all that they show.
 func TestIOKept(t *testing.T) {
-	p := &ioProbe{procs: map[int]*process{}}
+	l := newLedger()
 	s := &ioTotals{samples: 1, at: 5000}
 	for pid := 1; pid <= maxKept+10; pid++ {
 		r := reading{pid: pid, start: 100, io: ioCounts{1, 2, 3, 4}}
-		p.take(s, &r, true)
+		l.observe(s, &r)
 	}
 	if want := uint64(maxKept+10) * 4; s.sum[3] != want {
 		t.Fatalf("%d, want %d", s.sum[3], want)
@@ -299,18 +299,18 @@ func TestIOKept(t *testing.T) {
 	if err := again.Recall(s.Keep(nil)); err != nil {
 		t.Fatal(err)
 	}
-	p = &ioProbe{procs: map[int]*process{}}
-	p.recall(again)
+	l = newLedger()
+	l.recall(again)
 	again.samples = 1
 	if len(again.members) != maxKept || again.sum != s.sum {
 		t.Errorf("%d processes, %v, want %d and %v", len(again.members), again.sum, maxKept, s.sum)
 	}
 	for pid := 1; pid <= maxKept+10; pid++ {
 		r := reading{pid: pid, start: 100, io: ioCounts{1, 2, 3, 5}}
-		p.take(again, &r, true)
+		l.observe(again, &r)
 	}
 	r := reading{pid: 1 << 20, start: 5001, io: ioCounts{0, 0, 0, 7}}
-	p.take(again, &r, true)
+	l.observe(again, &r)
 	if want := s.sum[3] + maxKept + 7; again.sum[3] != want {
 		t.Errorf("%d, want %d", again.sum[3], want)
 	}
@@ -716,7 +716,7 @@ func TestIOIdle(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = unix.Kill(child, unix.SIGKILL) })
 	all = []int{writer.cmd.Process.Pid, busy.cmd.Process.Pid, idle.cmd.Process.Pid, child}
-	read := func(pid int) bool { return p.procs[pid].at > p.lookedAt }
+	read := func(pid int) bool { return p.ledger.procs[pid].at > p.lookedAt }
 	v.Sample()
 	time.Sleep(200 * time.Millisecond) // all have started, and sleep
 	v.Sample()
@@ -726,7 +726,7 @@ func TestIOIdle(t *testing.T) {
 			orphan.send("end")
 			time.Sleep(100 * time.Millisecond)
 		}
-		before := p.procs[writer.cmd.Process.Pid].io
+		before := p.ledger.procs[writer.cmd.Process.Pid].io
 		writer.send("") // a newline
 		if line := writer.line(); line != "" {
 			t.Fatalf("the writer says %q", line)
@@ -738,7 +738,7 @@ func TestIOIdle(t *testing.T) {
 		// Go's runtime may interrupt a thread that waits, which then reads again.
 		least := ioFile(t, writer.cmd.Process.Pid)
 		v.Sample()
-		now, most := p.procs[writer.cmd.Process.Pid].io, ioFile(t, writer.cmd.Process.Pid)
+		now, most := p.ledger.procs[writer.cmd.Process.Pid].io, ioFile(t, writer.cmd.Process.Pid)
 		if now[ioWriteCalls] != before[ioWriteCalls]+1 || !now.covers(&least) || !most.covers(&now) {
 			t.Fatalf("sample %d: the writer has %v after %v, its file says %v and then %v", i, now, before, least, most)
 		}
@@ -747,7 +747,7 @@ func TestIOIdle(t *testing.T) {
 			_ = busy.cmd.Process.Signal(unix.SIGSTOP)
 			time.Sleep(20 * time.Millisecond)
 			v.Sample()
-			if got, want := p.procs[busy.cmd.Process.Pid].io, ioFile(t, busy.cmd.Process.Pid); got != want {
+			if got, want := p.ledger.procs[busy.cmd.Process.Pid].io, ioFile(t, busy.cmd.Process.Pid); got != want {
 				t.Fatalf("sample %d: a process that always runs has %v, its file says %v", i, got, want)
 			}
 			_ = busy.cmd.Process.Signal(unix.SIGCONT)
@@ -755,7 +755,7 @@ func TestIOIdle(t *testing.T) {
 		if !read(idle.cmd.Process.Pid) {
 			skipped++
 		}
-		if got, want := p.procs[child].parent, parentOf(t, child); got != want {
+		if got, want := p.ledger.procs[child].parent, parentOf(t, child); got != want {
 			t.Fatalf("sample %d: the parent of the orphan is said to be %d, and is %d", i, got, want)
 		}
 	}

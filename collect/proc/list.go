@@ -6,7 +6,10 @@ import "nodeskoop/collect"
 
 // Probes returns the probes of this package.
 func Probes() []collect.Factory {
+	t := newTypeInfo() // the probes of one Runner share it
 	return []collect.Factory{
+		{Name: "fd", New: t.newFD},
+		{Name: "io", New: t.newIO},
 		{Name: "ip", New: newIP},
 		{Name: "ipvs", New: newIPVS},
 		{Name: "netdev", New: newNetdev},

@@ -532,11 +532,11 @@ func TestProcessFiles(t *testing.T) {
 // TestIOFalls: counts that fall, which no kernel's do, neither underflow nor
 // count again.
 func TestIOFalls(t *testing.T) {
-	p := &ioProbe{procs: map[int]*process{}}
+	l := newLedger()
 	s := &ioTotals{}
 	for i, x := range []struct{ n, want uint64 }{{10, 10}, {4, 10}, {10, 10}, {12, 12}} {
 		r := reading{pid: 1, start: 1, io: ioCounts{x.n, x.n, x.n, x.n}}
-		p.take(s, &r, true)
+		l.observe(s, &r)
 		if s.sum != (ioCounts{x.want, x.want, x.want, x.want}) {
 			t.Errorf("step %d: %v, want %d", i, s.sum, x.want)
 		}

@@ -10,33 +10,9 @@ import (
 	"nodeskoop/collect"
 )
 
-// shim is what io remembers of a process that serves a pod and reaps what ends in
-// it.
-type shim struct {
-	threads map[int]*threadCounts
-	ended   ioCounts // of its threads that have ended, as they were read last
-	told    ioCounts // its own calls that were given to the host
-	reaped  uint64   // cminflt of the last split
-	begun   bool
-	// taken over from the host, which had counted it: which of its counts are
-	// its own cannot be told of what came before.
-	moved bool
-	// recalled of an earlier run: what it has counted since then is its pod's,
-	// for its own calls in that time are few, and not told apart.
-	recalled bool
-}
-
-type threadCounts struct {
-	ioCounts
-	cycle uint64
-}
-
-// beginShims takes in what pods' samples found to be their shims' own calls.
-func (p *ioProbe) beginShims(v *collect.View, s *ioTotals) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	s.sum.add(&p.own)
-	p.own = ioCounts{}
+// listShims notes which processes pods' samples count, for the host's. The caller
+// holds the lock.
+func (p *ioProbe) listShims(v *collect.View) {
 	if p.shims == nil {
 		p.shims = map[int]int{}
 	}
@@ -50,13 +26,13 @@ func (p *ioProbe) beginShims(v *collect.View, s *ioTotals) {
 func (p *ioProbe) isShim(v *collect.View, pid int) (bool, error) {
 	p.mu.Lock()
 	i, ok := p.shims[pid]
-	x := p.procs[pid]
+	x := p.ledger.procs[pid]
 	p.mu.Unlock()
 	if !ok {
 		return false, nil
 	}
 	want := v.Reapers()[i].Start
-	if x != nil && !x.gone && x.start == want {
+	if x != nil && !x.exited && x.start == want {
 		return true, nil
 	}
 	// Its pod has not been sampled, or its number is another's by now.
@@ -76,7 +52,7 @@ func (p *ioProbe) readShims(v *collect.View, s *ioTotals, failed *unreadable) er
 		r, err := p.read(v, x.PID)
 		switch {
 		case err == nil && r.start == x.Start:
-			p.takeShim(s, &r)
+			p.observe(s, &r, true)
 		case err == nil || isGone(err):
 		case partial(err):
 			failed.add(x.PID, err)
@@ -88,85 +64,39 @@ func (p *ioProbe) readShims(v *collect.View, s *ioTotals, failed *unreadable) er
 	return nil
 }
 
-func (p *ioProbe) takeShim(s *ioTotals, r *reading) {
-	p.mu.Lock()
-	x := p.procs[r.pid]
-	known := x != nil && x.start == r.start && !x.gone
-	moved := known && x.owner != s
-	p.mu.Unlock()
-	p.take(s, r, false)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if x = p.procs[r.pid]; x == nil || x.owner != s {
-		return
+// readThreads reads what the threads of a shim have counted themselves.
+func (p *ioProbe) readThreads(v *collect.View, pid int, threads *threadSums, failed *unreadable) (sum ioCounts, err error) {
+	// The threads are read after the process: what they did meanwhile is
+	// taken from the next growth.
+	err = v.Do(pid, "io of threads", func() (err error) {
+		sum, err = threads.read(p.root, pid, v.Cycle(), v.Scratch[:cap(v.Scratch)])
+		return err
+	})
+	if err != nil && !isGone(err) && partial(err) {
+		failed.add(pid, err)
 	}
-	if x.shim == nil || moved {
-		x.shim = &shim{threads: map[int]*threadCounts{}, moved: moved, recalled: known && !moved}
-	}
+	return sum, err
 }
 
-// split gives what shims counted themselves to the host. It comes last: by now
-// nothing is left in a shim's growth of children that were counted before they
-// ended.
-func (p *ioProbe) split(v *collect.View, s *ioTotals, failed *unreadable) error {
-	for _, id := range v.Reapers() {
-		p.mu.Lock()
-		x := p.procs[id.PID]
-		if x == nil || x.shim == nil || x.gone || x.owner != s || x.start != id.Start || x.grown == (ioCounts{}) {
-			p.mu.Unlock()
-			continue
-		}
-		h := x.shim
-		own := x.grown // if nothing was reaped
-		ask := !h.begun || h.reaped != x.reaped
-		h.reaped = x.reaped
-		p.mu.Unlock()
-		if ask {
-			// The threads are read after the process: what they did meanwhile is
-			// taken from the next growth.
-			var sum ioCounts
-			err := v.Do(x.pid, "io of threads", func() (err error) {
-				sum, err = h.read(p.root, x.pid, v.Cycle(), v.Scratch[:cap(v.Scratch)])
-				return err
-			})
-			switch {
-			case err == nil:
-			case isGone(err):
-				continue
-			case partial(err):
-				failed.add(x.pid, err)
-				continue
-			default:
-				return err
-			}
-			if h.recalled {
-				h.told, own = sum, ioCounts{}
-			} else if h.moved {
-				h.told = sum
-			} else {
-				for i := range own {
-					own[i] = min(own[i], max(sum[i], h.told[i])-h.told[i])
-				}
-				h.told.add(&own)
-			}
-		} else {
-			h.told.add(&own)
-		}
-		p.mu.Lock()
-		h.begun, h.moved, h.recalled = true, false, false
-		x.grown.sub(&own)
-		s.sum.sub(&own)
-		p.own.add(&own)
-		p.mu.Unlock()
-	}
-	return nil
+// threadSums is what is remembered of the threads of a process.
+type threadSums struct {
+	live   map[int]*threadCounts
+	exited ioCounts // of threads that have exited, as they were read last
 }
 
-// read adds up what the threads of the shim have counted themselves
+type threadCounts struct {
+	ioCounts
+	cycle uint64
+}
+
+// read adds up what the threads of a process have counted themselves
 // (fs/proc/base.c, proc_tid_io_accounting), using buf. What a thread counted that
-// has ended is among what the process has of its children, and known from the last
+// has exited is among what the process has of its children, and known from the last
 // reading.
-func (h *shim) read(root string, pid int, cycle uint64, buf []byte) (sum ioCounts, err error) {
+func (h *threadSums) read(root string, pid int, cycle uint64, buf []byte) (sum ioCounts, err error) {
+	if h.live == nil {
+		h.live = map[int]*threadCounts{}
+	}
 	dir, err := openProc(root, pid, "/task", unix.O_DIRECTORY)
 	if err != nil {
 		return sum, err
@@ -206,24 +136,24 @@ func (h *shim) read(root string, pid int, cycle uint64, buf []byte) (sum ioCount
 			if err != nil {
 				return sum, fmt.Errorf("%s/%d/task/%d/%w", root, pid, tid, err)
 			}
-			t := h.threads[tid]
+			t := h.live[tid]
 			if t == nil {
 				t = &threadCounts{}
-				h.threads[tid] = t
+				h.live[tid] = t
 			} else if !c.covers(&t.ioCounts) {
-				h.ended.add(&t.ioCounts) // another with its number
+				h.exited.add(&t.ioCounts) // another with its number
 			}
 			t.ioCounts, t.cycle = c, cycle
 		}
 	}
-	for tid, t := range h.threads {
+	for tid, t := range h.live {
 		if t.cycle != cycle {
-			h.ended.add(&t.ioCounts)
-			delete(h.threads, tid)
+			h.exited.add(&t.ioCounts)
+			delete(h.live, tid)
 			continue
 		}
 		sum.add(&t.ioCounts)
 	}
-	sum.add(&h.ended)
+	sum.add(&h.exited)
 	return sum, nil
 }

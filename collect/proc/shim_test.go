@@ -187,7 +187,7 @@ func TestIOShimOfHost(t *testing.T) {
 		t.Errorf("the pod wrote %d bytes, want %d", d, 8*256<<10)
 	}
 	// Other processes of the machine write, too; none of this is the host's.
-	if x := s.probe.procs[pid]; x == nil || x.owner.sum != s.sums("a") {
+	if x := s.probe.ledger.procs[pid]; x == nil || x.owner.sum != s.sums("a") {
 		t.Errorf("the shim is counted with %+v, not with the pod", x)
 	}
 	// The number is another process's, says the start: then it is nobody's shim.

@@ -153,7 +153,7 @@ func TestFirstThreadEnded(t *testing.T) {
 			time.Sleep(20 * time.Millisecond)
 			after := ioFile(t, pid)
 			v := s.Sample()
-			x := p.procs[pid]
+			x := p.ledger.procs[pid]
 			if x == nil || x.io != after || after[ioWriteCalls]-before[ioWriteCalls] < n {
 				t.Fatalf("host %v: the process counts %+v, its file says %v after %v", host, x, after, before)
 			}

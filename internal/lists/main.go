@@ -163,10 +163,12 @@ func constructor(d ast.Decl) string {
 	if f.Recv == nil {
 		return f.Name.Name
 	}
-	if r, ok := f.Recv.List[0].Type.(*ast.StarExpr); ok {
-		if t, ok := r.X.(*ast.Ident); ok && t.Name == "typeInfo" {
-			return "t." + f.Name.Name
-		}
+	receiver := f.Recv.List[0].Type
+	if p, ok := receiver.(*ast.StarExpr); ok {
+		receiver = p.X
+	}
+	if t, ok := receiver.(*ast.Ident); ok && t.Name == "typeInfo" {
+		return "t." + f.Name.Name
 	}
 	return ""
 }

@@ -34,6 +34,7 @@ func TestWrite(t *testing.T) {
 	}
 	put("collect/catalog/b.go", "package catalog\n\nvar b = Probe{Name: \"b\"}\n\nvar other = Metric{}\n")
 	put("collect/proc/b.go", "package proc\n\nfunc newB(env collect.Env) (collect.Probe, error) { return nil, nil }\n\nfunc newTable(name string) (*table, error) { return nil, nil }\n")
+	put("collect/proc/c.go", "package proc\n\nfunc (t typeInfo) newC(collect.Env) (collect.Probe, error) { return nil, nil }\n\nfunc (o other) newD(collect.Env) (collect.Probe, error) { return nil, nil }\n")
 	put("collect/proc/b_test.go", "package proc\n\nfunc newFake(collect.Env) (collect.Probe, error) { return nil, nil }\n")
 	put("collect/netlink/q.go", "package netlink\n\nfunc newQ(collect.Env) (collect.Probe, error) { return nil, nil }\n")
 	put("collect/trace/t.go", "package trace\n\nvar tKind = kind{name: \"t\"}\n")
@@ -42,7 +43,7 @@ func TestWrite(t *testing.T) {
 	if got := list("collect/catalog"); !strings.Contains(got, "&b,") || strings.Contains(got, "other") {
 		t.Errorf("the catalogue's list is\n%s", got)
 	}
-	if got := list("collect/proc"); !strings.Contains(got, `{Name: "b", New: newB},`) || strings.Contains(got, "newTable") || strings.Contains(got, "newFake") {
+	if got := list("collect/proc"); !strings.Contains(got, `{Name: "b", New: newB},`) || !strings.Contains(got, "t := newTypeInfo()") || !strings.Contains(got, `{Name: "c", New: t.newC},`) || strings.Contains(got, "newD") || strings.Contains(got, "newTable") || strings.Contains(got, "newFake") {
 		t.Errorf("the list of collect/proc is\n%s", got)
 	}
 	if got := list("bpf"); !strings.Contains(got, `"t": &t,`) {
