@@ -2,20 +2,17 @@ package output
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"math"
-	"net"
-	"net/http"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	dto "github.com/prometheus/client_model/go"
 
 	"nodeskoop/collect/catalog"
+	"nodeskoop/internal/testkit/exporter"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -66,60 +63,12 @@ func TestPromtoolAcceptsTheWholeCatalogue(t *testing.T) {
 	}
 }
 
-// startExporter runs node_exporter with nothing but the textfile collector
-// and returns the address of its metrics.
-func startExporter(t *testing.T, dir string) string {
-	t.Helper()
-	need.Program(t, "prometheus-node-exporter")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
-	cmd := exec.Command("prometheus-node-exporter", "--collector.disable-defaults", "--collector.textfile",
-		"--collector.textfile.directory="+dir, "--web.listen-address="+addr, "--web.disable-exporter-metrics")
-	var log strings.Builder
-	cmd.Stderr = &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	exited := make(chan struct{})
-	go func() { cmd.Wait(); close(exited) }()
-	t.Cleanup(func() {
-		select {
-		case <-exited:
-			t.Errorf("node_exporter ended by itself:\n%s", log.String())
-		default:
-			cmd.Process.Kill()
-			<-exited
-		}
-		if strings.Contains(strings.ToLower(log.String()), "level=error") {
-			t.Errorf("node_exporter complained:\n%s", log.String())
-		}
-	})
-	for range 200 {
-		if c, err := net.Dial("tcp", addr); err == nil {
-			c.Close()
-			return "http://" + addr + "/metrics"
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	t.Fatalf("node_exporter does not listen")
-	return ""
-}
-
 // scrape returns the families that node_exporter shows, its own apart.
-func scrape(t *testing.T, url string) (ours []*dto.MetricFamily, own map[string]*dto.MetricFamily) {
+func scrape(t *testing.T, e *exporter.Exporter) (ours []*dto.MetricFamily, own map[string]*dto.MetricFamily) {
 	t.Helper()
-	resp, err := http.Get(url)
+	body, err := e.Scrape()
 	if err != nil {
 		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		t.Fatalf("%s: %v\n%.2000s", resp.Status, err, body)
 	}
 	own = map[string]*dto.MetricFamily{}
 	for _, f := range parse(t, string(body)) {
@@ -134,7 +83,7 @@ func scrape(t *testing.T, url string) (ours []*dto.MetricFamily, own map[string]
 
 func TestNodeExporterShowsEveryFamilyAndSample(t *testing.T) {
 	dir := t.TempDir()
-	url := startExporter(t, dir)
+	e := exporter.Start(t, exporter.Textfile(dir)...)
 	tf, err := NewTextfile(dir, "nodeskoop.prom", 0, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -143,7 +92,7 @@ func TestNodeExporterShowsEveryFamilyAndSample(t *testing.T) {
 		if err := tf.Write(fams); err != nil {
 			t.Fatal(err)
 		}
-		ours, own := scrape(t, url)
+		ours, own := scrape(t, e)
 		if d := difference(plain(ours), plain(fams)); d != "" {
 			t.Errorf("round %d: node_exporter shows other metrics than were written:\n%s", round, d)
 		}
@@ -158,7 +107,7 @@ func TestNodeExporterShowsEveryFamilyAndSample(t *testing.T) {
 	if err := tf.Remove(); err != nil {
 		t.Fatal(err)
 	}
-	if ours, _ := scrape(t, url); len(ours) > 0 {
+	if ours, _ := scrape(t, e); len(ours) > 0 {
 		t.Errorf("after Remove node_exporter still shows %d families", len(ours))
 	}
 }
@@ -167,7 +116,7 @@ func TestNodeExporterShowsEveryFamilyAndSample(t *testing.T) {
 // file, or end it, written together with good ones.
 func TestNodeExporterOutlivesWhatTheGuardLeavesOut(t *testing.T) {
 	dir := t.TempDir()
-	url := startExporter(t, dir)
+	e := exporter.Start(t, exporter.Textfile(dir)...)
 	tf, err := NewTextfile(dir, "nodeskoop.prom", 0, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -191,7 +140,7 @@ func TestNodeExporterOutlivesWhatTheGuardLeavesOut(t *testing.T) {
 	if s := tf.Stats(); s.Dropped != uint64(bad) {
 		t.Errorf("%d series left out, want %d", s.Dropped, bad)
 	}
-	ours, own := scrape(t, url)
+	ours, own := scrape(t, e)
 	if v := own["node_textfile_scrape_error"].GetMetric()[0].GetGauge().GetValue(); v != 0 {
 		t.Errorf("node_textfile_scrape_error %v", v)
 	}

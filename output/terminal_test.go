@@ -22,12 +22,13 @@ import (
 	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/event"
 	"nodeskoop/collect/owner"
+	"nodeskoop/internal/testkit"
 )
 
 // printed returns what a Terminal writes for events.
 func printed(t *testing.T, opt TerminalOptions, events ...*event.Event) string {
 	t.Helper()
-	var b lockedBuffer
+	var b testkit.Log
 	opt.Location = time.UTC
 	s := NewTerminal(&b, opt)
 	p := newPacer(s)

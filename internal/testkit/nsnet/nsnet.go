@@ -4,7 +4,6 @@ package nsnet
 
 import (
 	"fmt"
-	"io"
 	"maps"
 	"net"
 	"net/netip"
@@ -20,6 +19,7 @@ import (
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/owner"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/proof"
 )
@@ -33,10 +33,8 @@ type Space struct {
 	// Path is a file that is the namespace.
 	Path string
 
-	t     testing.TB
-	fd    int
-	stdin io.Closer
-	cmd   *exec.Cmd
+	t  testing.TB
+	fd int
 }
 
 // New makes a namespace. It skips the test unless it runs as root.
@@ -53,35 +51,21 @@ func New(t testing.TB) *Space {
 // need hundreds.
 func Make(t testing.TB) *Space {
 	t.Helper()
-	s := &Space{t: t, cmd: exec.Command("cat")}
-	s.cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
-	// The process ends when this one does, however that happens: its input ends.
-	stdin, err := s.cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.stdin = stdin
-	if err := s.cmd.Start(); err != nil {
-		t.Fatalf("start a process in a network namespace: %v", err)
-	}
-	s.PID = s.cmd.Process.Pid
+	cmd := exec.Command("cat")
+	cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
+	s := &Space{t: t, PID: testkit.Hold(t, cmd).PID()}
 	s.Path = "/proc/" + strconv.Itoa(s.PID) + "/ns/net"
+	var err error
 	if s.fd, err = unix.Open(s.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		t.Fatalf("open %s: %v", s.Path, err)
 	}
+	t.Cleanup(func() { _ = unix.Close(s.fd) })
 	var st unix.Stat_t
 	if err := unix.Fstat(s.fd, &st); err != nil {
 		t.Fatal(err)
 	}
 	s.Inode = st.Ino
-	t.Cleanup(s.close)
 	return s
-}
-
-func (s *Space) close() {
-	_ = s.stdin.Close()
-	_ = s.cmd.Wait()
-	_ = unix.Close(s.fd)
 }
 
 // Do runs f on a thread that is in the namespace. It is not the test's: f must

@@ -9,6 +9,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/testkit"
 )
 
 // socketsPerProcess keeps a process below the limit on open files that cannot
@@ -19,11 +21,11 @@ const socketsVariable = "NODESKOOP_TEST_SOCKETS"
 
 // A process of Sockets' is the test's own program, which does nothing else.
 func init() {
-	var port, n int
-	if _, err := fmt.Sscanf(os.Getenv(socketsVariable), "%d %d", &port, &n); err != nil {
+	n, err := strconv.Atoi(os.Getenv(socketsVariable))
+	if err != nil {
 		return
 	}
-	if err := holdSockets(port, n); err != nil {
+	if err := holdSockets(n); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
@@ -36,27 +38,19 @@ func init() {
 // processes of their own. They end with the test.
 func (s *Space) Sockets(n int) {
 	s.t.Helper()
-	for i := 0; n > 0; i++ {
+	for n > 0 {
 		part := min(n, socketsPerProcess)
 		n -= part
 		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), socketsVariable+"="+strconv.Itoa(7000+i)+" "+strconv.Itoa(part))
-		stdin, err := cmd.StdinPipe()
-		if err != nil {
-			s.t.Fatal(err)
-		}
+		cmd.Env = append(os.Environ(), socketsVariable+"="+strconv.Itoa(part))
 		stdout, err := cmd.StdoutPipe()
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		s.Do(func() { err = cmd.Start() })
+		s.Do(func() { _, err = testkit.TryHold(s.t, cmd) })
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		s.t.Cleanup(func() {
-			_ = stdin.Close()
-			_ = cmd.Wait()
-		})
 		if line, _ := bufio.NewReader(stdout).ReadString('\n'); line != "ready\n" {
 			s.t.Fatalf("the process that holds sockets said %q", line)
 		}
@@ -64,17 +58,20 @@ func (s *Space) Sockets(n int) {
 }
 
 // holdSockets makes n established sockets, half of them the connecting ends.
-func holdSockets(port, n int) error {
+func holdSockets(n int) error {
 	MoreFiles()
 	l, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
 	if err != nil {
 		return err
 	}
-	to := &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}
-	if err := unix.Bind(l, to); err != nil {
+	if err := unix.Bind(l, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 		return err
 	}
 	if err := unix.Listen(l, 100); err != nil {
+		return err
+	}
+	to, err := unix.Getsockname(l)
+	if err != nil {
 		return err
 	}
 	for i := range n / 2 {
@@ -82,11 +79,8 @@ func holdSockets(port, n int) error {
 		if err != nil {
 			return fmt.Errorf("socket %d: %w", i, err)
 		}
-		if err := unix.Bind(c, &unix.SockaddrInet4{Port: 10000 + i, Addr: [4]byte{127, 0, 1, byte(port)}}); err != nil {
-			return err
-		}
 		if err := unix.Connect(c, to); err != nil {
-			return err
+			return fmt.Errorf("connect socket %d: %w", i, err)
 		}
 		if _, _, err = unix.Accept(l); err != nil {
 			return err
