@@ -978,7 +978,11 @@ func TestLedgerAtRandom(t *testing.T) {
 		{"anything", roughly, true, true, func(w *world) { w.orphans, w.drops, w.moves, w.hides = true, true, true, true }},
 	} {
 		t.Run(x.name, func(t *testing.T) {
-			for seed := range uint64(3) {
+			seeds := uint64(3)
+			if testing.Short() {
+				seeds = 1
+			}
+			for seed := range seeds {
 				w := newWorld(t, seed)
 				x.set(w)
 				steps, cycles := 0, 0
