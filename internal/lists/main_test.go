@@ -50,7 +50,7 @@ func TestWrite(t *testing.T) {
 		t.Errorf("the list of bpf is\n%s", got)
 	}
 	put("collect/catalog/a.go", "package catalog\n\nvar a = Probe{Name: \"a\", Events: []EventType{{Name: \"Late\"}, {Name: \"A_LOST\"}}}\n")
-	if got := list("collect/catalog"); strings.Index(got, "&a,") < 0 || strings.Index(got, "&a,") > strings.Index(got, "&b,") {
+	if got := list("collect/catalog"); !strings.Contains(got, "&a,") || strings.Index(got, "&a,") > strings.Index(got, "&b,") {
 		t.Errorf("a is missing, or not before b:\n%s", got)
 	}
 	if b, err := os.ReadFile(filepath.Join(root, "bpf/headers/event_types.h")); err != nil || !strings.Contains(string(b), "\tEVENT_NONE,\n\tEVENT_LATE,\n\tEVENT_A_LOST,\n\tEVENT_TYPES,\n") {
