@@ -62,7 +62,6 @@ type lossLab struct {
 	first   int               // index of the case's first event
 	// ownerless: the kernel passes no socket with a freed packet (before 6.11).
 	ownerless bool
-	unseen    func() uint64 // see newBlindness
 }
 
 func newLossLab(t *testing.T) *lossLab {
@@ -87,7 +86,7 @@ func newLossLab(t *testing.T) *lossLab {
 		r.sysctl(t, f, "1")
 	}
 	l := newTestLoader(t, Options{EventRate: 1e6, EventBurst: 1e6})
-	x := &lossLab{testLoader: l, p: l.load("packetloss", Config{NoStack: true}), r: r, a: r.a, b: r.b, ownerless: socketsAreNoted(), unseen: newBlindness(t)}
+	x := &lossLab{testLoader: l, p: l.load("packetloss", Config{NoStack: true}), r: r, a: r.a, b: r.b, ownerless: socketsAreNoted()}
 	x.quiet()
 	var host unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/net", &host); err != nil {
@@ -223,36 +222,24 @@ type loss struct {
 	prepare func(t *testing.T)
 }
 
-// lose runs cause, and compares the losses with what is wanted. Where losses
-// are missing and the kernel ran softirqs without any program meanwhile, the
-// case is tried again.
+// lose runs cause, and compares the losses with what is wanted.
 func (x *lossLab) lose(t *testing.T, name string, want loss, cause func(t *testing.T)) {
 	t.Helper()
-	const tries = 4
-	for try := 1; try <= tries; try++ {
-		unseen := false
-		t.Run(name, func(t *testing.T) {
-			outer := x.t
-			x.t = t
-			defer func() { x.t = outer }()
-			unseen = !x.loseOnce(t, want, cause, try < tries)
-		})
-		if !unseen {
-			break
-		}
-	}
+	sighted(t, name, func(t *testing.T) {
+		outer := x.t
+		x.t = t
+		defer func() { x.t = outer }()
+		x.loseOnce(t, want, cause)
+	})
 }
 
-// loseOnce reports false, and compares nothing, if mayBlind is set and losses
-// may be missing because the kernel ran no programs.
-func (x *lossLab) loseOnce(t *testing.T, want loss, cause func(t *testing.T), mayBlind bool) bool {
+func (x *lossLab) loseOnce(t *testing.T, want loss, cause func(t *testing.T)) {
 	t.Helper()
 	if want.prepare != nil {
 		want.prepare(t)
 	}
 	x.begin()
 	before := x.dropped()
-	x.unseen()
 	var source uint64
 	if want.source != nil {
 		source = want.source(t)
@@ -271,7 +258,7 @@ func (x *lossLab) loseOnce(t *testing.T, want loss, cause func(t *testing.T), ma
 			t.Errorf("the independent source counts %d, want %d", n, want.n)
 		}
 	}
-	return x.compare(t, &want, before, mayBlind)
+	x.compare(t, &want, before)
 }
 
 // begin waits until the case before has left its last losses and events.
@@ -350,8 +337,7 @@ func (w *loss) report(e *Event) bool {
 	return e.Destination.Addr().IsMulticast() && e.Destination != w.to && (e.Protocol == unix.IPPROTO_ICMPV6 || e.Protocol == unix.IPPROTO_IGMP)
 }
 
-// compare reports false as loseOnce does.
-func (x *lossLab) compare(t *testing.T, want *loss, before map[Drop]uint64, mayBlind bool) bool {
+func (x *lossLab) compare(t *testing.T, want *loss, before map[Drop]uint64) {
 	t.Helper()
 	expected := want.n
 	if want.untold || want.withReasons && len(x.reasons.drop) == 0 {
@@ -370,11 +356,8 @@ func (x *lossLab) compare(t *testing.T, want *loss, before map[Drop]uint64, mayB
 	if !want.maybe {
 		within(func() bool { return total() >= expected })
 	}
-	if n := steady(total); n < expected && !want.maybe && mayBlind {
-		if unseen := x.unseen(); unseen > 0 {
-			t.Logf("%d losses of %d: the kernel ran no program in %d softirqs; once more", n, expected, unseen)
-			return false
-		}
+	if n := steady(total); !want.maybe && excused(t, t.Name(), expected, n) {
+		return
 	}
 	within(func() bool {
 		var n uint64
@@ -424,7 +407,6 @@ func (x *lossLab) compare(t *testing.T, want *loss, before map[Drop]uint64, mayB
 	}
 	proof.Count(t, "packetloss", kindsOf(x.p), t.Name(), expected, counted)
 	x.compareEvents(t, want, events, expected)
-	return true
 }
 
 // lossNets are the lab's own addresses.
