@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"nodeskoop/internal/testkit/hang"
 )
 
@@ -25,7 +27,11 @@ func TestFlowWhileRTNLIsHeld(t *testing.T) {
 		if state, lacks := p.State(); state != OK {
 			t.Fatalf("before: %s %q", state, lacks)
 		}
-		before, _ := flowSums(t, p, r.inode)
+		datagrams := func() uint64 {
+			packets, _ := sumFlows(t, p, func(f Flow) bool { return f.Netns == r.inode && f.Protocol == unix.IPPROTO_UDP })
+			return packets
+		}
+		before := datagrams()
 		// A device that is new has to be attached to, which needs the lock.
 		r.run(t, "ip", "link", "add", "plug1", "type", "veth", "peer", "name", "other")
 		release := hang.RTNL(t, heldFor)
@@ -41,8 +47,7 @@ func TestFlowWhileRTNLIsHeld(t *testing.T) {
 			t.Errorf("while the lock is held: %+v %q", hooks, lacks)
 		}
 		send(t, conn, 100)
-		after, _ := flowSums(t, p, r.inode)
-		if after != before+100 {
+		if after := datagrams(); after != before+100 {
 			t.Errorf("%d packets of 100 were counted while the lock was held", after-before)
 		}
 		release()

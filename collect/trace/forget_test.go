@@ -74,10 +74,11 @@ func TestUnownedLeaveTheMaps(t *testing.T) {
 // TestIdleFlowsLeaveTheMap: a connection without a series that sends nothing
 // any more takes room for some cycles only, however many the map would hold.
 func TestIdleFlowsLeaveTheMap(t *testing.T) {
-	l := newLabIn(t, nsnet.New(t).Path, Options{}, map[string]map[string]any{"flow": {"ports": true, "max_series": int64(2)}}, "flow")
-	for _, s := range []*nsnet.Space{l.a, l.b} {
-		s.Sysctl("net/ipv6/conf/all/disable_ipv6", "1") // a late report of a group would be a flow, and take a series
-	}
+	l := newLabAfter(t, func(l *lab) {
+		for _, s := range []*nsnet.Space{l.a, l.b} {
+			s.Sysctl("net/ipv6/conf/all/disable_ipv6", "1") // a late report of a group would be a flow, and take a series
+		}
+	}, nsnet.New(t).Path, Options{}, map[string]map[string]any{"flow": {"ports": true, "max_series": int64(2)}}, "flow")
 	l.a.Packets("udp", "127.0.0.1:9")
 	send := func(packets int, ports ...int) {
 		t.Helper()

@@ -80,6 +80,12 @@ func newLabOf(t *testing.T, opt Options, opts map[string]map[string]any, probes 
 // the machine's connections are not.
 func newLabIn(t *testing.T, hostNetns string, opt Options, opts map[string]map[string]any, probes ...string) *lab {
 	t.Helper()
+	return newLabAfter(t, func(*lab) {}, hostNetns, opt, opts, probes...)
+}
+
+// newLabAfter calls before when both pods are connected and nothing is loaded.
+func newLabAfter(t *testing.T, before func(*lab), hostNetns string, opt Options, opts map[string]map[string]any, probes ...string) *lab {
+	t.Helper()
 	need.Root(t)
 	need.Program(t, "ip", "nft")
 	l := &lab{t: t, a: nsnet.New(t), b: nsnet.New(t), sink: &sink{}}
@@ -113,6 +119,7 @@ func newLabIn(t *testing.T, hostNetns string, opt Options, opts map[string]map[s
 			last = now
 		}
 	}
+	before(l)
 	a, b := l.a.Pod("web-0"), l.b.Pod("db-0")
 	a.Addrs = []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}
 	b.Addrs = []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")}

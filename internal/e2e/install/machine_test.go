@@ -195,7 +195,7 @@ exec systemd-nspawn "$@"`
 		return errors.New("systemd-nspawn has not started it")
 	})
 	m.root = fmt.Sprintf("/proc/%d/root", m.leader)
-	m.client = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DialContext: m.dial}}
+	m.client = &http.Client{Timeout: time.Minute, Transport: &http.Transport{DialContext: m.dial}}
 	m.until("the system has started", 60*time.Second, func() error {
 		out, err := m.try("systemctl", "is-system-running")
 		if s := strings.TrimSpace(out); s != "running" && s != "degraded" {

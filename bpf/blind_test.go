@@ -1,0 +1,186 @@
+package bpf
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+
+	"nodeskoop/internal/testkit/need"
+)
+
+// softirqs is the number of kinds of softirqs, enum in
+// include/linux/interrupt.h (NR_SOFTIRQS).
+const softirqs = 10
+
+// newBlindness returns a function that tells how many softirqs have run since
+// its last call without the BPF programs of their tracepoint. No released
+// kernel does that. One that serves as a guest exempts the threads of an agent
+// on it (Linux 6.18.44): as long as one of them is the current task, no program
+// runs, neither of ours nor of bpftrace, also in a softirq that interrupts it.
+// One softirq in fifty was measured; a timer of neighbours that expires in one
+// loses its packets unseen.
+//
+// The kernel's own count of softirqs (/proc/softirqs) is held against that of a
+// program on softirq_entry, which follows it in handle_softirqs().
+func newBlindness(t testing.TB) func() (unseen uint64) {
+	t.Helper()
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 8, MaxEntries: softirqs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.RawTracepoint, License: "GPL", Instructions: asm.Instructions{
+		asm.LoadMem(asm.R1, asm.R1, 0, asm.DWord),
+		asm.StoreMem(asm.R10, -4, asm.R1, asm.Word),
+		asm.LoadMapPtr(asm.R1, m.FD()),
+		asm.Mov.Reg(asm.R2, asm.R10),
+		asm.Add.Imm(asm.R2, -4),
+		asm.FnMapLookupElem.Call(),
+		asm.JEq.Imm(asm.R0, 0, "end"),
+		asm.LoadMem(asm.R1, asm.R0, 0, asm.DWord),
+		asm.Add.Imm(asm.R1, 1),
+		asm.StoreMem(asm.R0, 0, asm.R1, asm.DWord), // softirqs of a CPU do not nest
+		asm.Mov.Imm(asm.R0, 0).WithSymbol("end"),
+		asm.Return(),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { program.Close() })
+	attached, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: "softirq_entry", Program: program})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { attached.Close() })
+
+	var seen, ran [softirqs][]uint64
+	read := func(seenFirst bool) (s, r [softirqs][]uint64) {
+		look := func() {
+			for kind := range uint32(softirqs) {
+				if err := m.Lookup(kind, &s[kind]); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if seenFirst {
+			look()
+		}
+		r = softirqsOf(t)
+		if !seenFirst {
+			look()
+		}
+		return s, r
+	}
+	seen, ran = read(true)
+	return func() (unseen uint64) {
+		// What comes between the two readings counts as seen, not as unseen.
+		s, r := read(false)
+		for kind := range s {
+			for cpu := range min(len(s[kind]), len(r[kind])) {
+				if saw, did := s[kind][cpu]-seen[kind][cpu], r[kind][cpu]-ran[kind][cpu]; did > saw {
+					unseen += did - saw
+				}
+			}
+		}
+		seen, ran = read(true)
+		return unseen
+	}
+}
+
+// blindTries is how often a case is tried where counts may be missing because
+// the kernel ran no programs.
+const blindTries = 4
+
+// attempt is a subtest that sighted runs.
+type attempt struct {
+	unseen func() uint64
+	last   bool // that no other follows
+	blind  bool // something is missing, and the kernel ran softirqs unseen
+}
+
+// attempted is the one that runs now, if any.
+var attempted *attempt
+
+// sighted is t.Run for cases that count exactly. Where less is counted than was
+// caused and the kernel ran softirqs without any program meanwhile, the case is
+// tried again. Who counts too little each time fails.
+func sighted(t *testing.T, name string, f func(t *testing.T)) {
+	t.Helper()
+	for try := 1; try <= blindTries; try++ {
+		a := &attempt{last: try == blindTries}
+		t.Run(name, func(t *testing.T) {
+			outer := attempted
+			defer func() { attempted = outer }()
+			attempted = nil
+			if os.Geteuid() == 0 && !need.InVM() && !a.last {
+				a.unseen = newBlindness(t)
+				attempted = a
+			}
+			f(t)
+		})
+		if !a.blind {
+			break
+		}
+	}
+}
+
+// excused reports whether a count is missing because the kernel ran no
+// programs, and another attempt follows.
+func excused(t testing.TB, what string, caused, counted uint64) bool {
+	t.Helper()
+	a := attempted
+	if a == nil || a.last || counted >= caused {
+		return false
+	}
+	unseen := a.unseen()
+	if unseen == 0 && !a.blind {
+		return false
+	}
+	a.blind = true
+	t.Logf("%s: %d of %d counted; the kernel ran no program in %d softirqs; once more", what, counted, caused, unseen)
+	return true
+}
+
+// softirqsOf reads the kernel's counts, by kind and CPU.
+func softirqsOf(t testing.TB) (counts [softirqs][]uint64) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/softirqs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, lines, _ := strings.Cut(string(b), "\n")
+	kind := 0
+	for line := range strings.Lines(lines) {
+		if kind == softirqs {
+			t.Fatalf("/proc/softirqs has more than %d kinds", softirqs)
+		}
+		for _, f := range strings.Fields(line)[1:] {
+			n, err := strconv.ParseUint(f, 10, 32)
+			if err != nil {
+				t.Fatalf("/proc/softirqs: %q: %v", line, err)
+			}
+			counts[kind] = append(counts[kind], n)
+		}
+		kind++
+	}
+	return counts
+}
+
+// TestBlindness: where the kernel runs each program, nothing is unseen.
+func TestBlindness(t *testing.T) {
+	needRoot(t)
+	unseen := newBlindness(t)
+	a, b := newPair(t)
+	for _, addrs := range families(a, b) {
+		s := b.listenUDP(t, addrs[1])
+		send(t, a.dial(t, "udp", addrPort(s.LocalAddr())), 500)
+	}
+	if n := unseen(); n > 0 {
+		t.Logf("this kernel ran no program in %d softirqs", n)
+	}
+}
