@@ -55,7 +55,8 @@ test-install: deps packages ## install the packages on a Debian machine with nod
 
 test-kernels: deps ## run the tests that depend on the kernel in VMs, on all kernels that Debian has (ARCH=arm64 for those)
 	@mkdir -p build
-	$(SUDO) $(GO) run ./internal/e2e/kernels -arch $(ARCH) $(KERNELS_FLAGS)
+	$(GO) build -o build/test-kernels ./internal/e2e/kernels
+	$(SUDO) build/test-kernels -arch $(ARCH) $(KERNELS_FLAGS)
 
 race: deps ## run the tests under the race detector (needs a C compiler)
 	$(SUDO) env CGO_ENABLED=1 $(GO) test -p 1 -race -short -timeout 20m ./...

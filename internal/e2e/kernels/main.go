@@ -10,14 +10,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -114,9 +112,11 @@ func main() {
 		}
 		return
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	ok, err := kernels(ctx, &o)
+	ctx, err := untilTold()
+	ok := false
+	if err == nil {
+		ok, err = kernels(ctx, &o)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "test-kernels:", err)
 	}
