@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect/owner"
+	"nodeskoop/internal/testkit/exporter"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/terminal"
 )
@@ -500,10 +501,11 @@ func TestCheckWithoutRoot(t *testing.T) {
 
 func buildDirOf(t *testing.T) string {
 	t.Helper()
-	if _, err := binary(); err != nil {
+	path, err := binary()
+	if err != nil {
 		t.Fatal(err)
 	}
-	return buildDir
+	return filepath.Dir(path)
 }
 
 func TestCheckFoldersThatCannotBeWritten(t *testing.T) {
@@ -537,28 +539,14 @@ func TestCheckBesideNodeExporter(t *testing.T) {
 	need.Root(t)
 	need.Program(t, "prometheus-node-exporter")
 	mine, other := t.TempDir(), t.TempDir()
-	e := exec.Command("prometheus-node-exporter", "--web.listen-address=127.0.0.1:0", "--collector.textfile.directory="+other)
-	if err := e.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = e.Process.Kill(); _ = e.Wait() })
-	// It has its own command line once it is that program.
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", e.Process.Pid))
-		if err == nil && bytes.Contains(b, []byte(other)) {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("node_exporter did not start")
-		}
-	}
-	pid := fmt.Sprintf("process %d ", e.Process.Pid)
+	e := exporter.Start(t, exporter.Textfile(other)...)
+	pid := fmt.Sprintf("process %d ", e.PID())
 	verdictOf := func(dir string) finding {
 		k := &checker{cfg: defaultConfig(), now: time.Now()}
 		k.cfg.values["textfile.dir"] = dir
 		var only []runningExporter
 		for _, x := range k.exporterProcesses() {
-			if fmt.Sprint(e.Process.Pid) == x.pid {
+			if fmt.Sprint(e.PID()) == x.pid {
 				only = append(only, x)
 			}
 		}

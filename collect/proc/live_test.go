@@ -22,6 +22,7 @@ import (
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
 	"nodeskoop/collect/owner"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 	"nodeskoop/internal/testkit/proof"
@@ -714,21 +715,11 @@ for _ in range(int(sys.argv[2]) - 1):
     if not os.fork(): break
 os.write(1, b"%8d%8d" % (os.getpid(), sockets))
 os.read(0, 1)`, strconv.Itoa(each), strconv.Itoa(many))
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = stdin.Close()
-		_ = cmd.Wait()
-	}()
+	testkit.Hold(t, cmd)
 	sockets := map[uint32]int{} // by process
 	for range many {
 		var line [16]byte

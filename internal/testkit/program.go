@@ -2,6 +2,7 @@ package testkit
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +22,10 @@ func Main(m *testing.M) int {
 		panic(err)
 	}
 	defer os.RemoveAll(scratch)
+	// Any user may run the program.
+	if err := os.Chmod(scratch, 0o755); err != nil {
+		panic(err)
+	}
 	state := filepath.Join(scratch, "state")
 	if err := errors.Join(os.Mkdir(state, 0o755), os.Setenv("STATE_DIRECTORY", state)); err != nil {
 		panic(err)
@@ -28,21 +33,26 @@ func Main(m *testing.M) int {
 	return m.Run()
 }
 
-var build = sync.OnceValues(func() (out []byte, err error) {
-	return exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program(), "nodeskoop/cmd/nodeskoop").CombinedOutput()
+// Build is Nodeskoop without a test.
+var Build = sync.OnceValues(func() (path string, err error) {
+	if scratch == "" {
+		return "", errors.New("TestMain does not call testkit.Main")
+	}
+	path = filepath.Join(scratch, "nodeskoop")
+	out, err := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "nodeskoop/cmd/nodeskoop").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("build nodeskoop: %w\n%s", err, out)
+	}
+	return path, nil
 })
-
-func program() string { return filepath.Join(scratch, "nodeskoop") }
 
 // Nodeskoop is the path of the program, which is built once. The package's
 // TestMain has to call Main.
 func Nodeskoop(t testing.TB) string {
 	t.Helper()
-	if scratch == "" {
-		t.Fatal("TestMain does not call testkit.Main")
+	path, err := Build()
+	if err != nil {
+		t.Fatal(err)
 	}
-	if out, err := build(); err != nil {
-		t.Fatalf("build nodeskoop: %v\n%s", err, out)
-	}
-	return program()
+	return path
 }

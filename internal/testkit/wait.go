@@ -3,6 +3,8 @@ package testkit
 import (
 	"testing"
 	"time"
+
+	"nodeskoop/internal/testkit/need"
 )
 
 // Patience is how long a test waits for what has to come. It is no measure of
@@ -13,7 +15,11 @@ const Patience = 30 * time.Second
 // limit.
 func Within(limit time.Duration, ok func() bool) bool {
 	end := time.Now().Add(limit)
-	for pause := time.Millisecond; !ok(); pause = min(2*pause, 20*time.Millisecond) {
+	longest := 20 * time.Millisecond
+	if need.InVM() {
+		longest = 300 * time.Millisecond // to look costs much there, and to wait nothing
+	}
+	for pause := time.Millisecond; !ok(); pause = min(2*pause, longest) {
 		if time.Now().After(end) {
 			return false
 		}

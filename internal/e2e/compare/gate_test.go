@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/prometheus/common/expfmt"
-	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/netlink"
@@ -108,59 +107,10 @@ func spaces(t testing.TB, n, connections int) *nsnet.Pods {
 	pods := &nsnet.Pods{}
 	for i := range n {
 		s := nsnet.Make(t)
-		var err error
-		s.Do(func() { err = connect(t, connections) })
-		if err != nil {
-			t.Fatalf("namespace %d: %v", i, err)
-		}
+		s.Connections(connections)
 		pods.List = append(pods.List, s.Pod(fmt.Sprintf("pod-%d", i)))
 	}
 	return pods
-}
-
-func connect(t testing.TB, n int) error {
-	keep := func(fd int, err error) (int, error) {
-		if err == nil {
-			t.Cleanup(func() { _ = unix.Close(fd) })
-		}
-		return fd, err
-	}
-	l, err := keep(unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))
-	if err != nil {
-		return err
-	}
-	lo, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	lo.SetUint16(unix.IFF_UP)
-	if err := unix.IoctlIfreq(l, unix.SIOCSIFFLAGS, lo); err != nil {
-		return err
-	}
-	if err := unix.Bind(l, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
-		return err
-	}
-	if err := unix.Listen(l, n); err != nil {
-		return err
-	}
-	addr, err := unix.Getsockname(l)
-	if err != nil {
-		return err
-	}
-	for range n {
-		c, err := keep(unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))
-		if err != nil {
-			return err
-		}
-		if err := unix.Connect(c, addr); err != nil {
-			return err
-		}
-		d, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
-		if _, err = keep(d, err); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func procfsProbes() ([]string, []collect.Factory) {
