@@ -39,7 +39,7 @@ var Build = sync.OnceValues(func() (path string, err error) {
 		return "", errors.New("TestMain does not call testkit.Main")
 	}
 	path = filepath.Join(scratch, "nodeskoop")
-	out, err := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "nodeskoop/cmd/nodeskoop").CombinedOutput()
+	out, err := exec.Command("go", "build", "-ldflags", "-s -w", "-o", path, "nodeskoop/cmd/nodeskoop").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build nodeskoop: %w\n%s", err, out)
 	}
