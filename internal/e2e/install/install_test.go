@@ -1,6 +1,13 @@
-// Package install installs nodeskoop as a node's operator does: the package,
-// on a Debian system with systemd, node_exporter, Prometheus, and containerd
-// with pods, all of them real. `make test-install` runs it.
+// Package install proves that the packages do on a node what the documentation
+// says: installed with apt on a Debian system with systemd, node_exporter,
+// Prometheus, and containerd with pods, all of them real, they find what is
+// caused, outlive the restart of every neighbour, upgrade, and leave nothing
+// behind. The system is a container with systemd as its process 1.
+//
+// `make test-install` makes the packages and runs it, and passes them in
+// NODESKOOP_INSTALL_DEB and NODESKOOP_INSTALL_RPM; without these nothing runs. It
+// needs root, systemd-nspawn, nsenter and tar, and the first time mmdebstrap and a
+// Debian mirror (make-root).
 package install
 
 import (

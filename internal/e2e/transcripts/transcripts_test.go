@@ -1,6 +1,12 @@
-// Package transcripts causes the troubles that docs/troubleshooting.md is
-// about, in real pods, looks at each as the page says, and writes what the
-// tools printed into the page. `make transcripts` runs it.
+// Package transcripts proves that docs/troubleshooting.md shows what is seen: it
+// causes the troubles that the page is about, in real pods, looks at each as the
+// page says, demands what the page draws its conclusion from, and writes what the
+// tools printed into the page.
+//
+// `make transcripts` runs it, by NODESKOOP_TRANSCRIPTS=1, after make build; it is
+// no part of `make test`, as it changes the page. It needs root, containerd with
+// its tools and node_exporter (make deps), and nft, ss, nsenter, conntrack,
+// losetup and nstat.
 package transcripts
 
 import (
