@@ -18,7 +18,7 @@ ARCH ?= amd64
 KERNELS_FLAGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: help build run demo bench-bpf test test-install test-kernels race lint generate check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-gate soak deps packages check-packages clean
+.PHONY: help build run demo bench-bpf test test-unit test-install test-kernels race lint generate check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-gate soak deps packages check-packages clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ test: deps ## run all tests, as root; fails on a test skipped without need
 	@grep -E '^(ok|\?|---) ' build/test.log | grep -v '^--- PASS'
 	@.ci/report-skips build/test.log
 
+test-unit: ## run the tests that need neither root nor make deps, in seconds
+	@.ci/test-unit
+
 # The machine in it is a container with systemd as process 1.
 test-install: deps packages ## install the packages on a Debian machine with node_exporter, Prometheus and pods, and prove that all of it works
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 \
@@ -55,7 +58,8 @@ test-install: deps packages ## install the packages on a Debian machine with nod
 
 test-kernels: deps ## run the tests that depend on the kernel in VMs, on all kernels that Debian has (ARCH=arm64 for those)
 	@mkdir -p build
-	$(SUDO) $(GO) run ./internal/e2e/kernels -arch $(ARCH) $(KERNELS_FLAGS)
+	$(GO) build -o build/test-kernels ./internal/e2e/kernels
+	$(SUDO) build/test-kernels -arch $(ARCH) $(KERNELS_FLAGS)
 
 race: deps ## run the tests under the race detector (needs a C compiler)
 	$(SUDO) env CGO_ENABLED=1 $(GO) test -p 1 -race -short -timeout 20m ./...
@@ -63,7 +67,7 @@ race: deps ## run the tests under the race detector (needs a C compiler)
 lint: ## go vet, staticcheck, shellcheck
 	$(GO) vet ./...
 	$(GO) tool -modfile=packaging/tools/go.mod staticcheck ./...
-	shellcheck .ci/run .ci/deps .ci/report-failures .ci/report-skips .ci/check-bpf bpf/internal/objects/bpf2go packaging/run-here packaging/update-readme packaging/demo \
+	shellcheck .ci/run .ci/deps .ci/report-failures .ci/report-skips .ci/test-unit .ci/check-bpf bpf/internal/objects/bpf2go packaging/run-here packaging/update-readme packaging/demo \
 	  packaging/version packaging/copyright packaging/build-packages packaging/check-packages packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm
 	shellcheck -s sh packaging/rpm/post packaging/rpm/preun packaging/rpm/postun internal/e2e/install/make-root internal/e2e/compare/tools
 

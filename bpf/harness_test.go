@@ -17,6 +17,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/proof"
 )
@@ -385,19 +386,7 @@ func (l *testLoader) taken(t EventType, netns uint64, n int) []Event {
 // eventually waits for what another CPU or the kernel's softirqs still do.
 func (l *testLoader) eventually(what string, ok func() bool) {
 	l.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	// To look costs. In an emulated machine it costs much, and to wait costs
-	// nothing.
-	longest := 50 * time.Millisecond
-	if need.InVM() {
-		longest = 300 * time.Millisecond
-	}
-	for wait := 5 * time.Millisecond; !ok(); wait = min(wait*3/2, longest) {
-		if time.Now().After(deadline) {
-			l.t.Fatalf("waited 20 s for %s", what)
-		}
-		time.Sleep(wait)
-	}
+	testkit.Eventually(l.t, what, ok)
 }
 
 func counters(t testing.TB, p *Probe, netns uint64) [8]uint64 {

@@ -11,6 +11,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/testkit"
 )
 
 // flood sends datagrams to a port on which nobody listens: each is a drop.
@@ -179,13 +181,6 @@ func TestManyNamespaces(t *testing.T) {
 // TestLeaks loads and closes everything again and again.
 func TestLeaks(t *testing.T) {
 	needRoot(t)
-	descriptors := func() int {
-		entries, err := os.ReadDir("/proc/self/fd")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(entries)
-	}
 	cycle := func() {
 		l, err := New(Options{})
 		if err != nil {
@@ -206,11 +201,11 @@ func TestLeaks(t *testing.T) {
 		}
 	}
 	cycle()
-	before := descriptors()
+	before := testkit.OpenFiles(t)
 	for range 3 {
 		cycle()
 	}
-	if after := descriptors(); after > before {
+	if after := testkit.OpenFiles(t); after > before {
 		t.Errorf("%d descriptors before, %d after", before, after)
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/proof"
 )
@@ -275,9 +276,7 @@ func (x *lossLab) begin() {
 
 // within waits for a condition, a while.
 func within(ok func() bool) {
-	for deadline := time.Now().Add(3 * time.Second); !ok() && time.Now().Before(deadline); {
-		time.Sleep(5 * time.Millisecond)
-	}
+	testkit.Within(testkit.Patience, ok)
 }
 
 // steady waits until a number stands still.

@@ -55,6 +55,7 @@ func newNamespace(t testing.TB) *namespace {
 // newStranger makes one that no loader is told of.
 func newStranger(t testing.TB) *namespace {
 	t.Helper()
+	needRoot(t)
 	n := &namespace{}
 	done := make(chan error)
 	go func() {

@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -23,24 +24,16 @@ func newUsers(t testing.TB, uid int) *namespace {
 	user := fmt.Sprint(uid)
 	cmd := exec.Command("setpriv", "--reuid="+user, "--regid="+user, "--clear-groups",
 		"unshare", "--user", "--map-root-user", "--net", "sh", "-c", "echo; exec cat")
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testkit.Hold(t, cmd)
 	n := &namespace{handle: netns.None()}
 	t.Cleanup(func() {
 		if n.handle.IsOpen() {
 			n.handle.Close()
 		}
-		stdin.Close()
-		cmd.Wait()
 	})
 	if _, err := io.ReadFull(stdout, make([]byte, 1)); err != nil {
 		need.Kernel(t, false, "users may make no namespaces")

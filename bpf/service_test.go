@@ -7,9 +7,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/testkit"
 )
 
 // TestServiceAddress: which end of a connection to a service an event or a flow
@@ -195,9 +196,7 @@ func testServiceAddress(t *testing.T, place string) {
 		}
 		return true
 	}
-	for deadline := time.Now().Add(10 * time.Second); !check() && time.Now().Before(deadline); {
-		time.Sleep(50 * time.Millisecond)
-	}
+	testkit.Within(testkit.Patience, check)
 	for what, ends := range want {
 		if !slices.Equal(got[what], ends) {
 			t.Errorf("%s: %v, want %v", what, got[what], ends)

@@ -50,12 +50,7 @@ func open(path string) {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if ok() {
-			return
-		}
-	}
-	t.Fatalf("it never came true that %s", what)
+	testkit.Eventually(t, what, ok)
 }
 
 func up(name string) string { return "nodeskoop_probe_up{node1,hostNetwork,hostNetwork," + name + "}" }

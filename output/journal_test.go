@@ -752,13 +752,6 @@ func TestJournalAvailable(t *testing.T) {
 }
 
 func TestJournalKeepsNoDescriptor(t *testing.T) {
-	open := func() int {
-		list, err := os.ReadDir("/proc/self/fd")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(list)
-	}
 	path := socketPath(t)
 	c := listenAt(t, path)
 	run := func() {
@@ -787,11 +780,11 @@ func TestJournalKeepsNoDescriptor(t *testing.T) {
 		closeSink(t, j, time.Second)
 	}
 	run()
-	before := open()
+	before := testkit.OpenFiles(t)
 	for range 5 {
 		run()
 	}
-	if after := open(); after > before {
+	if after := testkit.OpenFiles(t); after > before {
 		t.Errorf("%d descriptors, %d before", after, before)
 	}
 }

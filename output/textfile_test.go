@@ -21,6 +21,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -1178,14 +1179,7 @@ func TestRetarget(t *testing.T) {
 
 func TestNoDescriptorIsLost(t *testing.T) {
 	dir := t.TempDir()
-	open := func() int {
-		es, err := os.ReadDir("/proc/self/fd")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(es)
-	}
-	before := open()
+	before := testkit.OpenFiles(t)
 	tf, _ := newTextfile(t, dir)
 	other, _ := newTextfile(t, dir)
 	for v := range 50 {
@@ -1195,7 +1189,7 @@ func TestNoDescriptorIsLost(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := open(); n != before+1 {
+	if n := testkit.OpenFiles(t); n != before+1 {
 		t.Errorf("%d descriptors open, want %d and the file in place", n, before)
 	}
 	if err := os.Mkdir(filepath.Join(dir, "folder.prom"), 0o755); err != nil {
@@ -1207,7 +1201,7 @@ func TestNoDescriptorIsLost(t *testing.T) {
 	for range 50 {
 		wantFailure(t, tf, unix.EISDIR)
 	}
-	if n := open(); n != before {
+	if n := testkit.OpenFiles(t); n != before {
 		t.Errorf("%d descriptors open after failures, want %d", n, before)
 	}
 }

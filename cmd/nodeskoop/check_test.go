@@ -125,10 +125,11 @@ func TestCheckWithoutRoot(t *testing.T) {
 
 func buildDirOf(t *testing.T) string {
 	t.Helper()
-	if _, err := binary(); err != nil {
+	path, err := binary()
+	if err != nil {
 		t.Fatal(err)
 	}
-	return buildDir
+	return filepath.Dir(path)
 }
 
 func TestCheckFoldersThatCannotBeWritten(t *testing.T) {

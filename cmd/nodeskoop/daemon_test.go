@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -19,106 +18,52 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 )
 
-var buildDir string
-
 // binary builds the program once.
-var binary = sync.OnceValues(func() (string, error) {
-	var err error
-	if buildDir, err = os.MkdirTemp("", "nodeskoop-test-"); err != nil {
-		return "", err
-	}
-	path := filepath.Join(buildDir, "nodeskoop")
-	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("go build: %w\n%s", err, out)
-	}
-	return path, nil
-})
+var binary = testkit.Build
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(profileEnv); dir != "" {
 		os.Exit(profiled(dir))
 	}
-	// No program that is started here leaves anything on this machine.
-	state, err := os.MkdirTemp("", "nodeskoop-state-")
-	if err != nil {
-		panic(err)
-	}
-	_ = os.Setenv("STATE_DIRECTORY", state)
-	code := m.Run()
-	_ = os.RemoveAll(state)
-	if buildDir != "" {
-		_ = os.RemoveAll(buildDir)
-	}
-	os.Exit(code)
+	os.Exit(testkit.Main(m))
 }
 
 // program is a running nodeskoop.
 type program struct {
-	t    *testing.T
-	cmd  *exec.Cmd
-	done chan struct{}
-	mu   sync.Mutex
-	log  bytes.Buffer
-	out  bytes.Buffer
+	*testkit.Process
+	t   *testing.T
+	out testkit.Log
 }
 
-// outWriter takes what the program writes to standard output.
-type outWriter struct{ p *program }
+func (p *program) printed() string { return p.out.String() }
 
-func (w outWriter) Write(b []byte) (int, error) {
-	w.p.mu.Lock()
-	defer w.p.mu.Unlock()
-	return w.p.out.Write(b)
-}
-
-func (p *program) printed() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.out.String()
-}
-
-func (p *program) Write(b []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.log.Write(b)
-}
-
-func (p *program) logged() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.log.String()
-}
+func (p *program) logged() string { return p.Log.String() }
 
 // start runs the program; it is killed at the end of the test.
 func start(t *testing.T, args ...string) *program {
 	t.Helper()
-	path, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &program{t: t, cmd: exec.Command(path, args...), done: make(chan struct{})}
-	p.cmd.Stderr, p.cmd.Stdout = p, outWriter{p}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { _ = p.cmd.Wait(); close(p.done) }()
-	t.Cleanup(func() {
-		_ = p.cmd.Process.Kill()
-		<-p.done
-		if t.Failed() {
-			t.Logf("the log of nodeskoop %s:\n%s", strings.Join(args, " "), p.logged())
-		}
-	})
+	return begin(t, func(*exec.Cmd) {}, args...)
+}
+
+// begin starts the program, prepared by prepare; it is killed at the end of the
+// test. What it does not write elsewhere is in the program's log.
+func begin(t *testing.T, prepare func(*exec.Cmd), args ...string) *program {
+	t.Helper()
+	p := &program{t: t}
+	cmd := exec.Command(testkit.Nodeskoop(t), args...)
+	cmd.Stdout = &p.out
+	prepare(cmd)
+	p.Process = testkit.Start(t, cmd)
 	return p
 }
 
 func (p *program) signal(s syscall.Signal) {
 	p.t.Helper()
-	if err := p.cmd.Process.Signal(s); err != nil {
+	if err := p.Process.Process.Signal(s); err != nil {
 		p.t.Fatal(err)
 	}
 }
@@ -126,24 +71,16 @@ func (p *program) signal(s syscall.Signal) {
 // ended waits for the program's end and returns its exit code.
 func (p *program) ended() int {
 	p.t.Helper()
-	select {
-	case <-p.done:
-		return p.cmd.ProcessState.ExitCode()
-	case <-time.After(20 * time.Second):
+	if !testkit.Within(testkit.Patience, p.Ended) {
 		p.t.Fatalf("it does not end:\n%s", p.logged())
-		return 0
 	}
+	return p.ProcessState.ExitCode()
 }
 
 // eventually waits for a condition.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if ok() {
-			return
-		}
-	}
-	t.Fatalf("it never came true that %s", what)
+	testkit.Eventually(t, what, ok)
 }
 
 // parseProm reads an exposition; nil if there is none.
@@ -265,7 +202,7 @@ func TestDaemonKilledAgainAndAgain(t *testing.T) {
 		p := start(t, "run", "--config", cfg)
 		time.Sleep(time.Duration(20+11*i) * time.Millisecond)
 		p.signal(syscall.SIGKILL)
-		<-p.done
+		<-p.Done()
 		parseProm(t, file)
 	}
 	p := start(t, "run", "--config", cfg)

@@ -1,12 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,64 +12,18 @@ import (
 	"testing"
 
 	dto "github.com/prometheus/client_model/go"
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
 
 	"nodeskoop/cmd/nodeskoop/internal/config"
 	"nodeskoop/collect/catalog"
+	"nodeskoop/internal/testkit/exporter"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/pods"
 )
 
-// exporter starts a node_exporter that serves the textfiles of dir, and
-// returns its address.
-func exporter(t *testing.T, dir string) string {
-	t.Helper()
-	need.Program(t, "prometheus-node-exporter")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
-	cmd := exec.Command("prometheus-node-exporter", "--collector.disable-defaults", "--collector.textfile",
-		"--collector.textfile.directory="+dir, "--web.listen-address="+addr)
-	var log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &log, &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Logf("node_exporter:\n%s", &log)
-		}
-	})
-	eventually(t, "node_exporter answers", func() bool {
-		c, err := net.Dial("tcp", addr)
-		if err == nil {
-			c.Close()
-		}
-		return err == nil
-	})
-	return addr
-}
-
 // scrape asks node_exporter for its metrics.
-func scrape(t *testing.T, addr string) map[string]*dto.MetricFamily {
+func scrape(t *testing.T, e *exporter.Exporter) map[string]*dto.MetricFamily {
 	t.Helper()
-	resp, err := http.Get("http://" + addr + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		t.Fatalf("status %d, %v", resp.StatusCode, err)
-	}
-	p := expfmt.NewTextParser(model.LegacyValidation)
-	fams, err := p.TextToMetricFamilies(bytes.NewReader(b))
+	fams, err := e.Families()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +79,7 @@ app = "${labels:app}"
 `, ctd.Netns, dir, ctd.Socket))
 	file := filepath.Join(dir, "nodeskoop.prom")
 	p := start(t, "run", "--config", cfg, "--foreground-events")
-	addr := exporter(t, dir)
+	e := exporter.Start(t, exporter.Textfile(dir)...)
 	eventually(t, "the pods have series", func() bool {
 		_, a := value(parseProm(t, file), "kubeskoop_tcp_insegs", "shop", "web-0")
 		_, b := value(parseProm(t, file), "kubeskoop_tcp_insegs", "default", "lone")
@@ -139,7 +89,7 @@ app = "${labels:app}"
 
 	// Every metric of the built probes is there for the host, and for a pod
 	// where it is one per namespace or pod; whose it is, is right.
-	fams := scrape(t, addr)
+	fams := scrape(t, e)
 	if v := fams["node_textfile_scrape_error"].Metric[0].GetGauge().GetValue(); v != 0 {
 		t.Errorf("node_textfile_scrape_error %v", v)
 	}
@@ -185,7 +135,7 @@ app = "${labels:app}"
 		t.Fatalf("the pod accepted %v connections", want)
 	}
 	eventually(t, "the pod's connections are in the scrape", func() bool {
-		v, _ := value(scrape(t, addr), "kubeskoop_tcp_passiveopens", "shop", "web-0")
+		v, _ := value(scrape(t, e), "kubeskoop_tcp_passiveopens", "shop", "web-0")
 		return v == want
 	})
 
@@ -200,7 +150,7 @@ app = "${labels:app}"
 		return false
 	})
 	eventually(t, "the loss in the pod is counted as the pod's", func() bool {
-		v, _ := value(scrape(t, addr), "kubeskoop_packetloss_total", "shop", "web-0")
+		v, _ := value(scrape(t, e), "kubeskoop_packetloss_total", "shop", "web-0")
 		return v >= 1
 	})
 

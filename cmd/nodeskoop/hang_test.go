@@ -31,31 +31,6 @@ func unread(t *testing.T) (w *os.File) {
 	return w
 }
 
-// begin starts the program, prepared by prepare; it is killed at the end of the
-// test. What it does not write elsewhere is in the program's log.
-func begin(t *testing.T, prepare func(*exec.Cmd), args ...string) *program {
-	t.Helper()
-	path, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &program{t: t, cmd: exec.Command(path, args...), done: make(chan struct{})}
-	p.cmd.Stderr, p.cmd.Stdout = p, outWriter{p}
-	prepare(p.cmd)
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { _ = p.cmd.Wait(); close(p.done) }()
-	t.Cleanup(func() {
-		_ = p.cmd.Process.Kill()
-		<-p.done
-		if t.Failed() {
-			t.Logf("the log of nodeskoop %s:\n%s", strings.Join(args, " "), p.logged())
-		}
-	})
-	return p
-}
-
 // cycleTime is when the textfile says that the last cycle began; 0: it is not there.
 func cycleTime(t *testing.T, file string) float64 {
 	f := parseProm(t, file)["nodeskoop_last_cycle_timestamp_seconds"]
@@ -288,14 +263,14 @@ func TestSecondSignalEnds(t *testing.T) {
 					time.Sleep(1500 * time.Millisecond) // the next write hangs; if not, the end is a clean one
 				} else {
 					eventually(t, "it waits for its reader", func() bool {
-						return waitsIn(p.cmd.Process.Pid, "pipe_w") || args[0] == "events" && strings.Contains(p.logged(), "watching")
+						return waitsIn(p.PID(), "pipe_w") || args[0] == "events" && strings.Contains(p.logged(), "watching")
 					})
 				}
 				p.signal(s)
 				// The signals must not be one.
 				time.Sleep(200 * time.Millisecond)
 				begin := time.Now()
-				if err := p.cmd.Process.Signal(s); err != nil && args[0] != "events" {
+				if err := p.Process.Process.Signal(s); err != nil && args[0] != "events" {
 					t.Logf("it has ended already: %v", err)
 				}
 				code := p.ended()
@@ -327,7 +302,7 @@ func TestOneSignalEndsInTime(t *testing.T) {
 	need.Short(t)
 	out := unread(t)
 	p := begin(t, func(cmd *exec.Cmd) { cmd.Stdout = out }, "docs", "metrics")
-	eventually(t, "it waits for its reader", func() bool { return waitsIn(p.cmd.Process.Pid, "pipe_w") })
+	eventually(t, "it waits for its reader", func() bool { return waitsIn(p.PID(), "pipe_w") })
 	p.signal(syscall.SIGTERM)
 	if code := p.ended(); code != exitFailure {
 		t.Errorf("exit code %d", code)

@@ -21,6 +21,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/pods"
 )
@@ -188,33 +189,21 @@ func profileDaemon(b *testing.B, ctd *pods.Containerd, dir string, n int, probes
 	time.Sleep(5 * time.Second) // buffers grow to their size
 
 	signalled(syscall.SIGUSR1, "allocs-before")
-	before, from, at := sample(), processCPU(b, cmd.Process.Pid), time.Now()
+	before, from, at := sample(), usageOf(b, cmd.Process.Pid), time.Now()
 	time.Sleep(profileTime)
-	after, to := sample(), processCPU(b, cmd.Process.Pid)
+	after, to := sample(), usageOf(b, cmd.Process.Pid)
 	took := time.Since(at)
 	signalled(syscall.SIGUSR2, "allocs-after")
 
 	grown := func(name string) float64 { return after[name] - before[name] }
 	cycles := took.Seconds() - grown("nodeskoop_cycles_missed_total") // one a second
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.ReportMetric(0, "ns/op") // says how long it was watched
-	b.ReportMetric(float64((to-from).Microseconds())/1000/cycles, "cpu-ms/cycle")
+	b.ReportMetric(0, "ns/op")                                        // says how long it was watched
+	b.ReportMetric(float64((to.CPU-from.CPU).Microseconds())/1000/cycles, "cpu-ms/cycle")
 	b.ReportMetric(100*grown("nodeskoop_bpf_run_seconds_total")/took.Seconds(), "bpf-%cpu")
 	b.ReportMetric(grown("nodeskoop_bpf_runs_total")/took.Seconds(), "bpf-runs/s")
 	b.ReportMetric(after["nodeskoop_series"], "series")
-	for line := range strings.Lines(string(status)) {
-		f := strings.Fields(line)
-		if unit := map[string]string{"VmRSS:": "resident-MiB", "RssAnon:": "anonymous-MiB"}[f[0]]; unit != "" {
-			kib, err := strconv.Atoi(f[1])
-			if err != nil {
-				b.Fatalf("%s: %v", line, err)
-			}
-			b.ReportMetric(float64(kib)/1024, unit)
-		}
-	}
+	b.ReportMetric(float64(to.Resident)/(1<<20), "resident-MiB")
+	b.ReportMetric(float64(to.Anonymous)/(1<<20), "anonymous-MiB")
 	top := func(name string, args ...string) {
 		b.Helper()
 		text, err := exec.Command("go", append([]string{"tool", "pprof", "-top", "-cum", "-show=^nodeskoop|^runtime.gcBgMarkWorker$|^runtime.mcall$", "-nodecount=32"}, args...)...).Output()
@@ -229,14 +218,13 @@ func profileDaemon(b *testing.B, ctd *pods.Containerd, dir string, n int, probes
 	top("allocs.txt", "-sample_index=alloc_space", "-base", filepath.Join(dir, "allocs-before"), filepath.Join(dir, "allocs-after"))
 }
 
-func processCPU(b *testing.B, pid int) time.Duration {
+func usageOf(b *testing.B, pid int) testkit.Usage {
 	b.Helper()
-	var ts unix.Timespec
-	const wholeProcess = 2 // CPUCLOCK_SCHED, see clock_getcpuclockid(3)
-	if err := unix.ClockGettime(int32(^pid<<3|wholeProcess), &ts); err != nil {
-		b.Fatalf("ask for the CPU time of process %d: %v", pid, err)
+	u, err := testkit.UsageOf(pid)
+	if err != nil {
+		b.Fatal(err)
 	}
-	return time.Duration(ts.Nano())
+	return u
 }
 
 // machineCPU is the time that all CPUs together were busy.

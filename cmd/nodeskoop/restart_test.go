@@ -165,7 +165,7 @@ func TestNoCounterFallsAtARestart(t *testing.T) {
 		time.Sleep(time.Duration(rand.IntN(1000)) * time.Millisecond)
 		if end == syscall.SIGKILL {
 			p.signal(end)
-			<-p.done
+			<-p.Done()
 			n.seen(what+", what it left", parseProm(t, n.file()))
 			// Nobody may take the old file for the new daemon's.
 			if err := os.Remove(n.file()); err != nil {

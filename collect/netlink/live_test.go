@@ -79,19 +79,6 @@ func quiet(s *nsnet.Space) *nsnet.Space {
 	return s
 }
 
-// awaitUp waits until the kernel lets packets through an interface that was
-// set up; before that it drops them.
-func awaitUp(t *testing.T, s *nsnet.Space, dev string) {
-	t.Helper()
-	for range 200 {
-		if strings.Contains(s.Run("ip", "-o", "link", "show", "dev", dev), " state UP ") {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	t.Fatalf("%s does not come up", dev)
-}
-
 // link makes a veth to nowhere with address 10.N.0.1 and a neighbour 10.N.0.2.
 func link(t *testing.T, s *nsnet.Space, dev string, n int, options ...string) {
 	t.Helper()
@@ -101,7 +88,7 @@ func link(t *testing.T, s *nsnet.Space, dev string, n int, options ...string) {
 	s.Run("ip", "link", "set", "dev", dev+"p", "up")
 	s.Run("ip", "link", "set", "dev", dev, "up")
 	s.Run("ip", "neigh", "add", ip("2"), "lladdr", "02:00:00:00:00:01", "dev", dev)
-	awaitUp(t, s, dev)
+	s.AwaitUp(dev)
 }
 
 func TestQdiscAgainstTC(t *testing.T) {
@@ -198,7 +185,7 @@ func TestQdiscTrees(t *testing.T) {
 	s.Run("ip", "addr", "add", "10.23.0.1/24", "dev", nic)
 	s.Run("ip", "link", "set", "dev", nic, "up")
 	s.Run("ip", "neigh", "add", "10.23.0.2", "lladdr", "02:00:00:00:00:01", "dev", nic)
-	awaitUp(t, s, nic)
+	s.AwaitUp(nic)
 	tc := func(args string) { t.Helper(); s.Run("tc", strings.Fields(args)...) }
 	tc("qdisc add dev codel root fq_codel")
 	tc("qdisc add dev tree root handle 1: htb default 10")

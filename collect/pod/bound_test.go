@@ -6,6 +6,8 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+
+	"nodeskoop/internal/testkit/need"
 )
 
 // TestBound: what is kept of a record is small whatever the record holds, has
@@ -59,6 +61,7 @@ func TestBound(t *testing.T) {
 
 // TestBoundMemory: pods with a megabyte of labels each cost little.
 func TestBoundMemory(t *testing.T) {
+	need.Short(t)
 	heap := func() int64 {
 		runtime.GC()
 		var m runtime.MemStats

@@ -68,17 +68,7 @@ func synced(t testing.TB, x *Index) {
 // soon waits until f has nothing to say against.
 func soon(t testing.TB, f func() error) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("after %v: %v", patience, err)
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
+	testkit.Await(t, f)
 }
 
 func find(x *Index, namespace, name string) *owner.Pod {

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"nodeskoop/internal/testkit"
 )
 
 // A containerd that is absent, then there but silent, is two lines however
@@ -28,19 +30,13 @@ func TestAbsentThenSilentIsLoggedOnceEach(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close() // it never accepts
-	for deadline := time.Now().Add(time.Minute); log.count("containerd does not answer") == 0; time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("its silence is not logged: %q", log.lines())
-		}
-	}
+	testkit.Eventually(t, "containerd's silence is logged", func() bool { return log.count("containerd does not answer") > 0 })
 	if log.count("it hangs, or the machine is overloaded") != 1 {
 		t.Errorf("the reason: %q", log.lines())
 	}
 	// Some more rounds.
 	was := x.Status().Err
-	for deadline := time.Now().Add(6 * time.Second); time.Now().Before(deadline) && x.Status().Err == was; {
-		time.Sleep(20 * time.Millisecond)
-	}
+	testkit.Within(6*time.Second, func() bool { return x.Status().Err != was })
 	if n := len(log.lines()); n != 2 {
 		t.Errorf("%d lines: %q", n, log.lines())
 	}

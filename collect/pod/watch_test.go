@@ -29,6 +29,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"nodeskoop/collect/owner"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/pods"
 )
@@ -842,11 +843,7 @@ func TestLeaks(t *testing.T) {
 	c.RunPod(pods.PodSpec{Namespace: "web", Name: "front", Containers: []pods.ContainerSpec{{Name: "main"}}})
 	x, _ := follow(t, c, Options{})
 	count := func() (goroutines, files int) {
-		entries, err := os.ReadDir("/proc/self/fd")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return runtime.NumGoroutine(), len(entries)
+		return runtime.NumGoroutine(), testkit.OpenFiles(t)
 	}
 	awaitPod(t, x, "web", "front", 2)
 	goroutines, files := count()

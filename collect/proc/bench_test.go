@@ -5,11 +5,10 @@ import (
 	"runtime"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"nodeskoop/collect"
 	"nodeskoop/collect/netlink"
 	"nodeskoop/collect/owner"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 )
@@ -24,15 +23,6 @@ func names(list []collect.Factory) (out []string) {
 	return out
 }
 
-// cpu returns the CPU time that this process has used, in nanoseconds.
-func cpu() float64 {
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		panic(err)
-	}
-	return float64(u.Utime.Nano() + u.Stime.Nano())
-}
-
 // measure runs f b.N times and reports the CPU time of one run beside the
 // elapsed time, and divided by n.
 func measure(b *testing.B, n int, per string, f func()) {
@@ -41,11 +31,11 @@ func measure(b *testing.B, n int, per string, f func()) {
 	runtime.GC()
 	b.ReportAllocs()
 	b.ResetTimer()
-	start := cpu()
+	start := testkit.OwnCPU()
 	for range b.N {
 		f()
 	}
-	used := (cpu() - start) / float64(b.N)
+	used := float64(testkit.OwnCPU()-start) / float64(b.N)
 	b.StopTimer()
 	b.ReportMetric(used, "cpu-ns/op")
 	if n > 0 {
@@ -61,63 +51,11 @@ func spaces(b *testing.B, n int) *nsnet.Pods {
 	pods := &nsnet.Pods{}
 	for i := range n {
 		s := nsnet.Make(b)
-		var err error
-		s.Do(func() { err = twentySockets(b) })
-		if err != nil {
-			b.Fatalf("namespace %d: %v", i, err)
-		}
+		s.Connections(9)
+		s.Packets("udp", "127.0.0.1:0")
 		pods.List = append(pods.List, s.Pod(fmt.Sprintf("pod-%d", i)))
 	}
 	return pods
-}
-
-func twentySockets(b *testing.B) error {
-	keep := func(fd int, err error) (int, error) {
-		if err == nil {
-			b.Cleanup(func() { _ = unix.Close(fd) })
-		}
-		return fd, err
-	}
-	ctl, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if _, err = keep(ctl, err); err != nil {
-		return err
-	}
-	lo, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	lo.SetUint16(unix.IFF_UP)
-	if err := unix.IoctlIfreq(ctl, unix.SIOCSIFFLAGS, lo); err != nil {
-		return err
-	}
-	l, err := keep(unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))
-	if err != nil {
-		return err
-	}
-	if err := unix.Bind(l, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
-		return err
-	}
-	if err := unix.Listen(l, 100); err != nil {
-		return err
-	}
-	addr, err := unix.Getsockname(l)
-	if err != nil {
-		return err
-	}
-	for range 9 {
-		c, err := keep(unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))
-		if err != nil {
-			return err
-		}
-		if err := unix.Connect(c, addr); err != nil {
-			return err
-		}
-		d, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
-		if _, err = keep(d, err); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // BenchmarkCycle is one cycle of all 13 probes over the host and some pods,
@@ -185,9 +123,9 @@ func BenchmarkTCP50000(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		for i, x := range []*nsnet.Sampler{diag, text} {
-			start := cpu()
+			start := testkit.OwnCPU()
 			x.Cycle()
-			used[i] += cpu() - start
+			used[i] += float64(testkit.OwnCPU() - start)
 		}
 	}
 	b.ReportMetric(used[0]/float64(b.N), "cpu-ns/sockdiag")

@@ -22,6 +22,7 @@ import (
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
 	"nodeskoop/collect/owner"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 	"nodeskoop/internal/testkit/proof"
@@ -400,7 +401,7 @@ func TestNetdevGone(t *testing.T) {
 		p.a.Run("ip", "link", "set", "v1", "up")
 		p.a.Run("ip", "link", "set", "v2", "up")
 		p.a.Run("ip", "neigh", "add", "10.9.0.2", "lladdr", "02:00:00:00:00:01", "dev", "v1")
-		awaitUp(t, p.a, "v1")
+		p.a.AwaitUp("v1")
 	}
 	send := func(n int) {
 		t.Helper()
@@ -447,7 +448,7 @@ func TestNetdevGone(t *testing.T) {
 	p.a.Run("ip", "link", "set", "v1", "down")
 	p.a.Run("ip", "link", "set", "v1", "name", "renamed") // the same interface, and counts on
 	p.a.Run("ip", "link", "set", "renamed", "up")
-	awaitUp(t, p.a, "renamed")
+	p.a.AwaitUp("renamed")
 	p.a.Run("ip", "neigh", "replace", "10.9.0.2", "lladdr", "02:00:00:00:00:01", "dev", "renamed")
 	send(4)
 	want(20)
@@ -455,19 +456,6 @@ func TestNetdevGone(t *testing.T) {
 	want(20)
 	want(20)
 	want(20)
-}
-
-// awaitUp waits until the kernel lets packets through an interface that was
-// set up; before that it drops them.
-func awaitUp(t *testing.T, s *nsnet.Space, dev string) {
-	t.Helper()
-	for range 200 {
-		if strings.Contains(s.Run("ip", "-o", "link", "show", dev), " state UP ") {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	t.Fatalf("%s does not come up", dev)
 }
 
 func TestSoftnetAgainstTheFile(t *testing.T) {
@@ -714,21 +702,11 @@ for _ in range(int(sys.argv[2]) - 1):
     if not os.fork(): break
 os.write(1, b"%8d%8d" % (os.getpid(), sockets))
 os.read(0, 1)`, strconv.Itoa(each), strconv.Itoa(many))
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = stdin.Close()
-		_ = cmd.Wait()
-	}()
+	testkit.Hold(t, cmd)
 	sockets := map[uint32]int{} // by process
 	for range many {
 		var line [16]byte

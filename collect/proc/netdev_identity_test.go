@@ -60,7 +60,7 @@ func (s *street) up(in *nsnet.Space, name string) {
 	s.n++
 	in.Run("ip", "addr", "replace", fmt.Sprintf("10.1.%d.1/24", s.n), "dev", name)
 	in.Run("ip", "link", "set", name, "up")
-	awaitUp(s.t, in, name)
+	in.AwaitUp(name)
 	in.Run("ip", "neigh", "replace", fmt.Sprintf("10.1.%d.2", s.n), "lladdr", "02:00:00:00:00:02", "dev", name)
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/owner"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 )
@@ -82,13 +83,9 @@ func TestNoDescriptorsLeft(t *testing.T) {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
 		t.Fatal(err)
 	}
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
 	// Fill what is below the highest, and allow no more.
 	var filled []int
-	for range len(entries) + 20 {
+	for range testkit.OpenFiles(t) + 20 {
 		fd, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -41,11 +42,11 @@ func compareProcfs(t *testing.T) {
 	for _, probes := range []string{"default,-packetloss,-tcpreset,-tcpretrans,-biolatency", "default", "all,-virtcmdlatency"} {
 		d, _ := daemon(t, probes, "1s")
 		for range 10 {
-			e.scrape(t)
+			scrape(t, e)
 			time.Sleep(300 * time.Millisecond)
 		}
-		t.Logf("resident memory without pods, probes %s / node_exporter's: %.2f", probes, residentOf(t, d.cmd.Process.Pid)/residentOf(t, e.cmd.Process.Pid))
-		d.stop()
+		t.Logf("resident memory without pods, probes %s / node_exporter's: %.2f", probes, residentOf(t, d)/residentOf(t, e.Process))
+		d.Stop()
 	}
 }
 
@@ -53,11 +54,11 @@ func compareProcfs(t *testing.T) {
 // hooks are in place.
 type tool struct {
 	name  string
-	start func(t testing.TB) *process // nil: it does not work on this kernel
+	start func(t testing.TB) *testkit.Process // nil: it does not work on this kernel
 }
 
 func ours(probes string) tool {
-	return tool{"nodeskoop " + probes, func(t testing.TB) *process {
+	return tool{"nodeskoop " + probes, func(t testing.TB) *testkit.Process {
 		p, _ := daemon(t, probes, "1s")
 		return p
 	}}
@@ -66,10 +67,10 @@ func ours(probes string) tool {
 // script is a program for bpftrace. All its places are tracepoints, which any
 // kernel allows.
 func script(name, text string) tool {
-	return tool{"bpftrace: " + name, func(t testing.TB) *process {
+	return tool{"bpftrace: " + name, func(t testing.TB) *testkit.Process {
 		p := runTraced(t, "bpftrace", "-e", text+` BEGIN { printf("attached\n"); }`)
-		if !p.await(t, func() bool { return strings.Contains(p.output(), "attached\n") }) {
-			t.Logf("bpftrace (%s) does not run on this kernel: %s", name, p.output())
+		if !p.Ready(t, func() bool { return strings.Contains(p.Log.String(), "attached\n") }) {
+			t.Logf("bpftrace (%s) does not run on this kernel: %s", name, p.Log)
 			return nil
 		}
 		return p
@@ -80,14 +81,14 @@ func script(name, text string) tool {
 // when it is ready: its programs are asked for.
 func packaged(path string, args ...string) tool {
 	name := strings.TrimPrefix(path, "/usr/sbin/")
-	return tool{name + " " + strings.Join(args, " "), func(t testing.TB) *process {
+	return tool{name + " " + strings.Join(args, " "), func(t testing.TB) *testkit.Process {
 		if _, err := os.Stat(path); err != nil {
 			t.Logf("%s: not installed here", name)
 			return nil
 		}
 		p := runTraced(t, path, args...)
-		if !p.await(t, func() bool { return holdsPrograms(p.cmd.Process.Pid) }) {
-			out := strings.TrimSpace(p.output())
+		if !p.Ready(t, func() bool { return holdsPrograms(p.PID()) }) {
+			out := strings.TrimSpace(p.Log.String())
 			if i := strings.LastIndexByte(out, '\n'); i >= 0 {
 				out = out[i+1:]
 			}
@@ -145,7 +146,7 @@ func compareHooks(t *testing.T, rounds int) {
 		working := []tool{}
 		for _, x := range group {
 			if p := x.start(t); p != nil {
-				p.stop()
+				p.Stop()
 				working = append(working, x)
 			}
 		}
@@ -160,7 +161,7 @@ func compareHooks(t *testing.T, rounds int) {
 				rr0, dg0, st0 := measure()
 				p := x.start(t)
 				rr, dg, st := measure()
-				p.stop()
+				p.Stop()
 				cpu[x.name] = append(cpu[x.name], rr.cpu/rr0.cpu)
 				rate[x.name] = append(rate[x.name], rr.rate/rr0.rate)
 				udp[x.name] = append(udp[x.name], dg.cpu/dg0.cpu)
@@ -189,7 +190,8 @@ func (l *link) stream(t testing.TB) float64 {
 		_ = server.Process.Kill()
 		_ = server.Wait()
 	}()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	var perCPU float64
+	testkit.Await(t, func() error {
 		out, err := l.a.Try("iperf3", "-c", "10.0.0.2", "-p", "7100", "-n", "150M", "-J")
 		var r struct {
 			End struct {
@@ -205,13 +207,13 @@ func (l *link) stream(t testing.TB) float64 {
 		}
 		if err == nil && json.Unmarshal([]byte(out), &r) == nil && r.End.Received.Bytes > 0 {
 			if cpu := (r.End.CPU.Host + r.End.CPU.Remote) / 100 * r.End.Received.Seconds; cpu > 0 {
-				return r.End.Received.Bytes / cpu
+				perCPU = r.End.Received.Bytes / cpu
+				return nil
 			}
 		}
-		if time.Now().After(end) {
-			t.Fatalf("iperf3: %v\n%s", err, out)
-		}
-	}
+		return fmt.Errorf("iperf3: %v\n%s", err, out)
+	})
+	return perCPU
 }
 
 // compareFlood: a packet is lost as often as one thread can. What of it is
@@ -231,12 +233,12 @@ func compareFlood(t *testing.T) {
 		return 0
 	}
 	base := traffic(t, length/4, l.losses)
-	flood := func(name string, p *process, counted func() float64) {
-		before, from, pid := caused(), counted(), p.cmd.Process.Pid
-		cpu := cpuOf(t, pid)
+	flood := func(name string, p *testkit.Process, counted func() float64) {
+		before, from := caused(), counted()
+		cpu := cpuOf(t, p)
 		with := traffic(t, length, l.losses)
 		n := float64(caused() - before)
-		used := float64(cpuOf(t, pid) - cpu)
+		used := float64(cpuOf(t, p) - cpu)
 		time.Sleep(2500 * time.Millisecond) // what is under way arrives
 		got := counted() - from
 		t.Logf("%s: %.0f losses in %v, of which it told or counted %.1f %%; a loss cost its sender %.2f times as much CPU, and the watcher %.0f %% of that", name, n, length, got/n*100, with.cpu/base.cpu, used/n/with.cpu*100)
@@ -244,17 +246,17 @@ func compareFlood(t *testing.T) {
 	// Losses elsewhere on the machine are not of the namespace that is watched.
 	d, file := daemon(t, "packetloss", "1s", fmt.Sprintf("host_netns = '%s'\n", l.b.Path))
 	flood("nodeskoop packetloss", d, func() float64 { return metric(t, file, "kubeskoop_packetloss_total") })
-	d.stop()
+	d.Stop()
 	for name, action := range map[string]string{
 		"a line each": `{ printf("lost %d\n", args->reason); }`,
 		"counts only": `{ @lost = count(); } interval:ms:500 { print(@lost); }`,
 	} {
 		p := runTraced(t, "bpftrace", "-e", `BEGIN { printf("attached\n"); } tracepoint:skb:kfree_skb `+action)
-		if !p.await(t, func() bool { return strings.Contains(p.output(), "attached\n") }) {
-			t.Fatalf("bpftrace: %s", p.output())
+		if !p.Ready(t, func() bool { return strings.Contains(p.Log.String(), "attached\n") }) {
+			t.Fatalf("bpftrace: %s", p.Log)
 		}
 		flood("bpftrace (the whole node), "+name, p, func() float64 {
-			out := p.output()
+			out := p.Log.String()
 			if !strings.Contains(action, "@lost") {
 				return float64(strings.Count(out, "\nlost "))
 			}
@@ -265,6 +267,6 @@ func compareFlood(t *testing.T) {
 			n, _ := strconv.ParseFloat(strings.Fields(out[at:])[1], 64)
 			return n
 		})
-		p.stop()
+		p.Stop()
 	}
 }

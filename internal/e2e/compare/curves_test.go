@@ -12,6 +12,7 @@ import (
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/owner"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 )
@@ -22,7 +23,7 @@ import (
 func TestCurves(t *testing.T) {
 	need.Target(t, "bench-curves", os.Getenv("NODESKOOP_CURVES") != "")
 	need.Root(t)
-	need.Program(t, "ip", "sleep")
+	need.Program(t, "ip", "cat")
 	nsnet.MoreFiles()
 	t.Run("namespaces", curveNamespaces)
 	t.Run("sockets", curveSockets)
@@ -92,8 +93,8 @@ func curveSockets(t *testing.T) {
 	t.Logf("%10s %22s %22s", "sockets", "idle, us", "one of them used, us")
 	for _, n := range []int{0, 1000, 10000, 50000, 100000} {
 		s := nsnet.New(t)
-		l := s.Listen("tcp", "127.0.0.1:6999")
-		c := s.Dial("tcp", "127.0.0.1:6999")
+		l := s.Listen("tcp", "127.0.0.1:0")
+		c := s.Dial("tcp", l.Addr().String())
 		d, err := l.Accept()
 		if err != nil {
 			t.Fatal(err)
@@ -127,14 +128,7 @@ func curveProcesses(t *testing.T) {
 	started := 0
 	for _, n := range []int{0, 500, 1000, 2000} {
 		for ; started < n; started++ {
-			cmd := exec.Command("sleep", "1000000")
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() {
-				_ = cmd.Process.Kill()
-				_ = cmd.Wait()
-			})
+			testkit.Hold(t, exec.Command("cat"))
 		}
 		one := func(names ...string) float64 {
 			return cycles(newRunner(t, &nsnet.Pods{}, names, factories), 7, nil)

@@ -15,12 +15,12 @@ import (
 	"time"
 
 	"github.com/prometheus/common/expfmt"
-	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/netlink"
 	"nodeskoop/collect/owner"
 	"nodeskoop/collect/proc"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 	"nodeskoop/output"
@@ -107,59 +107,10 @@ func spaces(t testing.TB, n, connections int) *nsnet.Pods {
 	pods := &nsnet.Pods{}
 	for i := range n {
 		s := nsnet.Make(t)
-		var err error
-		s.Do(func() { err = connect(t, connections) })
-		if err != nil {
-			t.Fatalf("namespace %d: %v", i, err)
-		}
+		s.Connections(connections)
 		pods.List = append(pods.List, s.Pod(fmt.Sprintf("pod-%d", i)))
 	}
 	return pods
-}
-
-func connect(t testing.TB, n int) error {
-	keep := func(fd int, err error) (int, error) {
-		if err == nil {
-			t.Cleanup(func() { _ = unix.Close(fd) })
-		}
-		return fd, err
-	}
-	l, err := keep(unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))
-	if err != nil {
-		return err
-	}
-	lo, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	lo.SetUint16(unix.IFF_UP)
-	if err := unix.IoctlIfreq(l, unix.SIOCSIFFLAGS, lo); err != nil {
-		return err
-	}
-	if err := unix.Bind(l, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
-		return err
-	}
-	if err := unix.Listen(l, n); err != nil {
-		return err
-	}
-	addr, err := unix.Getsockname(l)
-	if err != nil {
-		return err
-	}
-	for range n {
-		c, err := keep(unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))
-		if err != nil {
-			return err
-		}
-		if err := unix.Connect(c, addr); err != nil {
-			return err
-		}
-		d, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
-		if _, err = keep(d, err); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func procfsProbes() ([]string, []collect.Factory) {
@@ -210,15 +161,15 @@ func cycleRatio(t testing.TB, pods *nsnet.Pods, n int) []float64 {
 	r := newRunner(t, pods, names, factories)
 	e := startExporter(t)
 	return pairs(n, func() float64 {
-		start := ownCPU()
+		start := testkit.OwnCPU()
 		r.Cycle()
-		return float64(ownCPU()-start) / float64(len(pods.List)+1)
+		return float64(testkit.OwnCPU()-start) / float64(len(pods.List)+1)
 	}, func() float64 {
-		start := cpuOf(t, e.cmd.Process.Pid)
+		start := cpuOf(t, e.Process)
 		for range scrapes {
-			e.scrape(t)
+			scrape(t, e)
 		}
-		return float64(cpuOf(t, e.cmd.Process.Pid)-start) / scrapes
+		return float64(cpuOf(t, e.Process)-start) / scrapes
 	})
 }
 
@@ -247,15 +198,15 @@ func gateEncode(t testing.TB) map[string]float64 {
 	fams := newRunner(t, spaces(t, 20, 1), names, factories).Cycle()
 	got := map[string]float64{}
 	got["encode / expfmt alone"] = ratioOf(pairs(15, func() float64 {
-		start := ownCPU()
+		start := testkit.OwnCPU()
 		for range 20 {
 			if err := output.EncodeTo(io.Discard, fams, nil); err != nil {
 				t.Fatal(err)
 			}
 		}
-		return float64(ownCPU() - start)
+		return float64(testkit.OwnCPU() - start)
 	}, func() float64 {
-		start := ownCPU()
+		start := testkit.OwnCPU()
 		for range 20 {
 			w := bufio.NewWriterSize(io.Discard, 64<<10)
 			for _, f := range fams {
@@ -264,26 +215,26 @@ func gateEncode(t testing.TB) map[string]float64 {
 				}
 			}
 		}
-		return float64(ownCPU() - start)
+		return float64(testkit.OwnCPU() - start)
 	})).mid
 	return got
 }
 
 func cycleCPU(r *collect.Runner) float64 {
-	start := ownCPU()
+	start := testkit.OwnCPU()
 	r.Cycle()
-	return float64(ownCPU() - start)
+	return float64(testkit.OwnCPU() - start)
 }
 
 func gateResident(t testing.TB) map[string]float64 {
 	e := startExporter(t)
 	d, _ := daemon(t, "default", "1s")
 	for range 10 {
-		e.scrape(t)
+		scrape(t, e)
 		time.Sleep(500 * time.Millisecond) // the daemon's cycles
 	}
-	defer d.stop()
-	return map[string]float64{"resident memory / node_exporter's": residentOf(t, d.cmd.Process.Pid) / residentOf(t, e.cmd.Process.Pid)}
+	defer d.Stop()
+	return map[string]float64{"resident memory / node_exporter's": residentOf(t, d) / residentOf(t, e.Process)}
 }
 
 // gatePrograms reads, per BPF program, what a run costs beyond an empty

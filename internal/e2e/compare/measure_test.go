@@ -1,12 +1,8 @@
 package compare
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,12 +10,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/testkit"
+	"nodeskoop/internal/testkit/exporter"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 )
@@ -46,151 +43,48 @@ func quantile(v []float64, q float64) float64 {
 	return s[i] + (at-float64(i))*(s[i+1]-s[i])
 }
 
-// ownCPU is the CPU time of this process so far.
-func ownCPU() time.Duration {
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		panic(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
-// cpuOf is the CPU time of another process, to the nanosecond.
-func cpuOf(t testing.TB, pid int) time.Duration {
+// cpuOf is the CPU time of another process.
+func cpuOf(t testing.TB, p *testkit.Process) time.Duration {
 	t.Helper()
-	var ts unix.Timespec
-	const wholeProcess = 2 // CPUCLOCK_SCHED, see clock_getcpuclockid(3)
-	if err := unix.ClockGettime(int32(^pid<<3|wholeProcess), &ts); err != nil {
-		t.Fatalf("ask for the CPU time of process %d: %v", pid, err)
-	}
-	return time.Duration(ts.Nano())
-}
-
-// residentOf is the memory of a process in bytes.
-func residentOf(t testing.TB, pid int) float64 {
-	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	d, err := testkit.CPUOf(p.PID())
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range strings.Split(string(b), "\n") {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == "VmRSS:" {
-			n, _ := strconv.Atoi(f[1])
-			return float64(n) * 1024
-		}
-	}
-	t.Fatalf("process %d has no VmRSS", pid)
-	return 0
+	return d
 }
 
-// process is a program that runs until the test or a turn ends.
-type process struct {
-	cmd  *exec.Cmd
-	mu   sync.Mutex
-	out  bytes.Buffer
-	done chan struct{}
-}
-
-func (p *process) Write(b []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.out.Write(b)
-}
-
-func (p *process) output() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.out.String()
-}
-
-func run(t testing.TB, name string, args ...string) *process {
+// residentOf is the memory of a process in bytes.
+func residentOf(t testing.TB, p *testkit.Process) float64 {
 	t.Helper()
-	p := &process{cmd: exec.Command(name, args...), done: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = p, p
-	p.cmd.Env = append(os.Environ(), "STATE_DIRECTORY="+t.TempDir())
-	if err := p.cmd.Start(); err != nil {
-		t.Fatalf("start %s: %v", name, err)
+	u, err := testkit.UsageOf(p.PID())
+	if err != nil {
+		t.Fatal(err)
 	}
-	go func() { _ = p.cmd.Wait(); close(p.done) }()
-	t.Cleanup(p.stop)
+	return float64(u.Resident)
+}
+
+// run starts a program. Nothing of it stays on this machine.
+func run(t testing.TB, name string, args ...string) *testkit.Process {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Env = append(os.Environ(), "STATE_DIRECTORY="+t.TempDir())
+	p := testkit.Start(t, cmd)
+	t.Cleanup(p.Stop) // what holds hooks lets them go
 	return p
 }
 
 // runTraced starts a program that wants tracefs, and sees to it that it is there.
-func runTraced(t testing.TB, name string, args ...string) *process {
+func runTraced(t testing.TB, name string, args ...string) *testkit.Process {
 	t.Helper()
 	return run(t, "unshare", append([]string{"--mount", "sh", "-c", `mount -t tracefs tracefs /sys/kernel/tracing && exec "$0" "$@"`, name}, args...)...)
 }
 
-// stop ends the program as its user would, and waits.
-func (p *process) stop() {
-	_ = p.cmd.Process.Signal(unix.SIGINT)
-	select {
-	case <-p.done:
-	case <-time.After(10 * time.Second):
-		_ = p.cmd.Process.Kill()
-		<-p.done
-	}
-}
-
-// await waits until the program is ready; false: it ended before.
-func (p *process) await(t testing.TB, ready func() bool) bool {
-	t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if ready() {
-			return true
-		}
-		select {
-		case <-p.done:
-			return ready()
-		default:
-		}
-	}
-	t.Fatalf("%s is not ready after 30 seconds:\n%s", p.cmd.Path, p.output())
-	return false
-}
-
-// built is the folder of the program, if it was built.
-var built string
-
-// nodeskoop is the program, built once.
-var nodeskoop = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "compare")
-	if err != nil {
-		return "", err
-	}
-	built = dir
-	bin := filepath.Join(dir, "nodeskoop")
-	if out, err := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "nodeskoop/cmd/nodeskoop").CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build: %w\n%s", err, out)
-	}
-	return bin, nil
-})
-
-// TestMain removes the program.
-func TestMain(m *testing.M) {
-	// No daemon that is started here leaves anything on this machine.
-	state, err := os.MkdirTemp("", "nodeskoop-state-")
-	if err != nil {
-		panic(err)
-	}
-	_ = os.Setenv("STATE_DIRECTORY", state)
-	code := m.Run()
-	_ = os.RemoveAll(state)
-	if built != "" {
-		_ = os.RemoveAll(built)
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 
 // daemon starts nodeskoop with some probes, without pods, and waits until it
 // has written a file with all of them up.
-func daemon(t testing.TB, probes, interval string, more ...string) (p *process, file string) {
+func daemon(t testing.TB, probes, interval string, more ...string) (p *testkit.Process, file string) {
 	t.Helper()
-	bin, err := nodeskoop()
-	if err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
 	file = filepath.Join(dir, "nodeskoop.prom")
 	config := filepath.Join(dir, "nodeskoop.toml")
@@ -198,9 +92,9 @@ func daemon(t testing.TB, probes, interval string, more ...string) (p *process, 
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	p = run(t, bin, "run", "--config", config, "--probe", probes)
-	if !p.await(t, func() bool { b, err := os.ReadFile(file); return err == nil && len(b) > 0 }) {
-		t.Fatalf("nodeskoop ended:\n%s", p.output())
+	p = run(t, testkit.Nodeskoop(t), "run", "--config", config, "--probe", probes)
+	if !p.Ready(t, func() bool { b, err := os.ReadFile(file); return err == nil && len(b) > 0 }) {
+		t.Fatalf("nodeskoop ended:\n%s", p.Log)
 	}
 	b, err := os.ReadFile(file)
 	if err != nil {
@@ -208,7 +102,7 @@ func daemon(t testing.TB, probes, interval string, more ...string) (p *process, 
 	}
 	for _, line := range strings.Split(string(b), "\n") {
 		if strings.HasPrefix(line, "nodeskoop_probe_up{") && !strings.HasSuffix(line, " 1") {
-			t.Fatalf("a probe does not work here: %s\n%s", line, p.output())
+			t.Fatalf("a probe does not work here: %s\n%s", line, p.Log)
 		}
 	}
 	return p, file
@@ -240,49 +134,19 @@ lines:
 	return sum
 }
 
-// exporter is a node_exporter with the collectors that cover what the procfs
-// probes do, as far as they go.
-type exporter struct {
-	*process
-	url string
-}
-
-func startExporter(t testing.TB) *exporter {
+// startExporter runs node_exporter with the collectors that cover what the
+// procfs probes do, as far as they go.
+func startExporter(t testing.TB) *exporter.Exporter {
 	t.Helper()
-	need.Program(t, "prometheus-node-exporter")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	_ = l.Close()
-	e := &exporter{url: "http://" + addr + "/metrics"}
-	e.process = run(t, "prometheus-node-exporter", "--log.level=error", "--web.listen-address="+addr, "--web.disable-exporter-metrics",
-		"--collector.disable-defaults", "--collector.netstat", "--collector.netstat.fields=.*", "--collector.sockstat",
+	return exporter.Start(t, "--collector.netstat", "--collector.netstat.fields=.*", "--collector.sockstat",
 		"--collector.netdev", "--collector.softnet", "--collector.conntrack", "--collector.tcpstat")
-	e.await(t, func() bool {
-		c, err := net.Dial("tcp", addr)
-		if err == nil {
-			_ = c.Close()
-		}
-		return err == nil
-	})
-	return e
 }
 
-// scrape asks for the metrics once.
-func (e *exporter) scrape(t testing.TB) (bytes int64) {
+func scrape(t testing.TB, e *exporter.Exporter) {
 	t.Helper()
-	r, err := http.Get(e.url)
-	if err != nil {
+	if _, err := e.Scrape(); err != nil {
 		t.Fatal(err)
 	}
-	defer r.Body.Close()
-	n, err := io.Copy(io.Discard, r.Body)
-	if err != nil || r.StatusCode != http.StatusOK {
-		t.Fatalf("scrape: %s, %v", r.Status, err)
-	}
-	return n
 }
 
 // link is two namespaces with a veth between them, and sockets of each in the
@@ -350,17 +214,14 @@ func traffic(t testing.TB, length time.Duration, batch func() (int, error)) turn
 		defer close(done)
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		var from, to unix.Timespec
-		_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &from)
-		start, n := time.Now(), 0
+		from, start, n := testkit.ThreadCPU(), time.Now(), 0
 		for time.Since(start) < length && err == nil {
 			var k int
 			k, err = batch()
 			n += k
 		}
 		clock := time.Since(start)
-		_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &to)
-		result = turn{float64(to.Nano()-from.Nano()) / float64(n), float64(n) / clock.Seconds()}
+		result = turn{float64(testkit.ThreadCPU()-from) / float64(n), float64(n) / clock.Seconds()}
 	}()
 	<-done
 	if err != nil {

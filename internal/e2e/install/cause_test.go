@@ -21,9 +21,9 @@ import (
 // this name.
 const causeProgram = "/cause"
 
-// hold is how long things are kept waiting: well over the probes' 100 ms, and
-// under the 200 ms after which TCP sends again.
-const hold = 140 * time.Millisecond
+// hold is how long things are kept waiting: well over the probes' 100 ms. TCP
+// does not retransmit what waits, see patientTCP.
+const hold = 300 * time.Millisecond
 
 // cause runs one way of causing events. It prints how many it caused, unless
 // the caller knows.

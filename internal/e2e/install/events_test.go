@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/pods"
 )
 
@@ -292,6 +292,15 @@ func (s *suite) causeEvents() {
 	t.Logf("%d of 19 types of event are in the journal; not caused here: %s", len(seen), strings.Join(missing, ", "))
 }
 
+// patientTCP makes a pod's TCP wait 20 seconds for an acknowledgement of
+// another, so that a segment which is kept back is not sent again.
+func (s *suite) patientTCP(from, to *pods.Pod) {
+	s.Helper()
+	for _, a := range to.Addrs {
+		s.in(from, "ip", "route", "replace", fmt.Sprintf("%s/%d", a, a.BitLen()), "dev", "eth0", "rto_min", "20s")
+	}
+}
+
 // causeHeld keeps packets in a netfilter queue.
 func (s *suite) causeHeld() {
 	web, client := s.web, s.client
@@ -306,32 +315,25 @@ func (s *suite) causeHeld() {
 		s.Helper()
 		tables(p, "-A", chain, "-p", "tcp", "--tcp-flags", "PSH", "PSH", "-j", "NFQUEUE", "--queue-num", "1")
 		cmd := s.command("nsenter", "-t", strconv.Itoa(p.PID), "-n", "/srv"+causeProgram, "queue", "1")
-		in, err := cmd.StdinPipe()
-		if err != nil {
-			s.Fatal(err)
-		}
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			s.Fatal(err)
 		}
 		cmd.Stderr = os.Stderr
-		if err := cmd.Start(); err != nil {
-			s.Fatal(err)
-		}
+		queue := testkit.Hold(s, cmd)
 		if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 			s.Fatalf("the reader of the netfilter queue says %q: %v", line, err)
 		}
 		return func() {
 			tables(p, "-F")
-			in.Close()
-			_, _ = io.Copy(io.Discard, out)
-			_ = cmd.Wait()
+			_ = queue.End()
 		}
 	}
 	exchange := func() {
 		client.Container("main").Exec(causeProgram, "exchange", v4(web, 80), strconv.Itoa(n))
 		client.Container("main").Exec(causeProgram, "exchange", v6(web, 8080), strconv.Itoa(n))
 	}
+	s.patientTCP(client, web)
 	stop := hold(web, "PREROUTING")
 	s.expect("received segments held in a queue", exchange,
 		expectation{"RXKERNEL_SLOW", web, 2 * n, "kubeskoop_kernellatency_rxslow100ms", map[string]string{"KUBESKOOP_SRC_POD": "client-0", "KUBESKOOP_DST_POD": "web-0"}})

@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/pods"
 )
@@ -39,7 +40,7 @@ type machine struct {
 
 	nspawn *exec.Cmd
 	exited chan struct{}
-	log    bytes.Buffer
+	log    testkit.Log
 	client *http.Client
 }
 
@@ -345,17 +346,20 @@ func (m *machine) until(what string, limit time.Duration, ok func() error) {
 }
 
 func (m *machine) awaits(limit time.Duration, ok func() error) error {
-	for end := time.Now().Add(limit); ; time.Sleep(100 * time.Millisecond) {
-		err := ok()
-		if err == nil || time.Now().After(end) {
-			return err
+	var err error
+	testkit.Within(limit, func() bool {
+		if err = ok(); err == nil {
+			return true
 		}
 		select {
 		case <-m.exited:
-			return fmt.Errorf("the machine has ended (%v): %s", m.nspawn.ProcessState, tail(m.log.String()))
+			err = fmt.Errorf("the machine has ended (%v): %s", m.nspawn.ProcessState, tail(m.log.String()))
+			return true
 		default:
+			return false
 		}
-	}
+	})
+	return err
 }
 
 // property is what `systemctl show` says of a unit.

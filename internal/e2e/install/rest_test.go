@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/pods"
 )
 
@@ -101,13 +102,7 @@ func (s *suite) restarts() {
 	refusing := make(chan result)
 	caused := s.dropping(s.web, func() {
 		load := s.command("nsenter", "-t", strconv.Itoa(s.client.PID), "-n", "/srv"+causeProgram, "datagrams", v4(s.web, 9), strconv.Itoa(most), "100", strconv.Itoa(perSecond))
-		in, err := load.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := load.Start(); err != nil {
-			t.Fatal(err)
-		}
+		held := testkit.Hold(t, load)
 		go func() {
 			var r result
 			for {
@@ -134,8 +129,7 @@ func (s *suite) restarts() {
 				pid = now
 			}
 		}
-		in.Close() // the load ends with its input
-		_ = load.Wait()
+		_ = held.End()
 	})
 	close(stop)
 	rs := <-refusing

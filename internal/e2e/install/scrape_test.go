@@ -78,7 +78,7 @@ func (s *suite) podValue(name, namespace, pod string) float64 {
 // table reads one of the tables of the specification.
 func table(t *testing.T, name string) []map[string]string {
 	t.Helper()
-	f, err := os.Open("../spec/" + name)
+	f, err := os.Open("../../../testdata/spec/" + name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,6 +98,24 @@ func table(t *testing.T, name string) []map[string]string {
 		out = append(out, m)
 	}
 	return out
+}
+
+// TestTables: what the stages look up in the tables is there, before
+// any of them runs.
+func TestTables(t *testing.T) {
+	for name, columns := range map[string][]string{"metrics.tsv": {"metric", "probe", "type", "scope"}, "events.tsv": {"event", "message_id"}} {
+		rows := table(t, name)
+		if len(rows) == 0 {
+			t.Errorf("%s is empty", name)
+		}
+		for i, row := range rows {
+			for _, c := range columns {
+				if row[c] == "" {
+					t.Errorf("%s: row %d has no %s", name, i+1, c)
+				}
+			}
+		}
+	}
 }
 
 // scrapeContract holds one scrape of node_exporter against the table of all

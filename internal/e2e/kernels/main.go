@@ -1,6 +1,11 @@
-// Command kernels runs the project's tests inside VMs, one per kernel that
-// Debian ships, and holds what each probe can do there against support.tsv.
-// See README.md beside it.
+// Command kernels proves on which kernels each hook of each probe loads and counts
+// what was caused: it runs the project's tests inside VMs, one per kernel that
+// Debian ships, and holds the results against testdata/support.tsv.
+//
+// `make test-kernels` builds and runs it; README.md beside it has the flags. It
+// needs QEMU and the Debian archive's keyring (make deps), 1.5 GiB for each VM,
+// /dev/net/tun, and root or user namespaces; the first time it downloads the
+// kernels. It is no part of `make test`, whose kernel is the machine's.
 package main
 
 import (
@@ -10,14 +15,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -114,9 +117,11 @@ func main() {
 		}
 		return
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	ok, err := kernels(ctx, &o)
+	ctx, err := untilTold()
+	ok := false
+	if err == nil {
+		ok, err = kernels(ctx, &o)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "test-kernels:", err)
 	}

@@ -170,6 +170,9 @@ func (m *machine) qemu(dir, initrd, results string) []string {
 // run boots the VM and gives what the tests printed. An error is about the VM,
 // not about the tests.
 func (m *machine) run(ctx context.Context, userland string, tests tree, keep bool) (string, error) {
+	if ctx.Err() != nil {
+		return "", errors.New("stopped")
+	}
 	dir, err := os.MkdirTemp("", "nodeskoop-vm-")
 	if err != nil {
 		return "", err
@@ -202,14 +205,14 @@ func (m *machine) run(ctx context.Context, userland string, tests tree, keep boo
 	}
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = console, console
-	// A network namespace of its own, which ends with it; and it ends with us.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	// A network namespace of its own, which ends with it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	if os.Getuid() != 0 {
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
-	ended := cmd.Run()
+	ended := runChild(cmd)
 	if cmd.ProcessState != nil {
 		m.cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
 	}

@@ -5,10 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,6 +26,9 @@ import (
 	"github.com/prometheus/common/model"
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/testkit"
+	"nodeskoop/internal/testkit/exporter"
+	"nodeskoop/internal/testkit/journald"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/pods"
 )
@@ -39,6 +40,8 @@ const (
 	spaces  = 10              // network namespaces outside pods, each second
 )
 
+func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
+
 // TestSoak lets pods come and go, floods the event probes, and restarts every
 // neighbour of the daemon. Every so often all of it pauses and everything goes:
 // then the daemon has to be what it was in the first pause.
@@ -46,12 +49,15 @@ func TestSoak(t *testing.T) {
 	length, err := time.ParseDuration(os.Getenv("NODESKOOP_SOAK"))
 	need.Target(t, "soak", err == nil)
 	need.Root(t)
-	need.Program(t, "prometheus-node-exporter", journaldProgram, "unshare", "mount")
+	need.Program(t, exporter.Program, "unshare", "mount")
 	s := &soak{t: t, dir: t.TempDir()}
 	s.ctd = pods.Start(t)
-	s.journald = newJournald(t)
+	s.journald = journald.New(t, "64M")
 	s.daemon = s.start("first")
-	s.exporter = s.startExporter()
+	s.startExporter()
+	if s.exporter == nil {
+		t.FailNow()
+	}
 
 	// The first pause comes when everything has been in use once.
 	const rounds = 6
@@ -148,9 +154,9 @@ type soak struct {
 	t        *testing.T
 	dir      string
 	ctd      *pods.Containerd
-	journald *journald
+	journald *journald.Journald
 	daemon   *daemon
-	exporter *exporter
+	exporter *exporter.Exporter
 
 	// Whoever uses containerd holds it for reading, who restarts it for writing.
 	containerd                                           sync.RWMutex
@@ -343,12 +349,14 @@ func (s *soak) restartContainerd() {
 func (s *soak) restartJournald() {
 	switch s.journaldRestarts++; {
 	case s.journaldRestarts%2 == 0:
-		s.journald.freeze(2 * time.Second)
+		_ = s.journald.Signal(syscall.SIGSTOP)
+		time.Sleep(2 * time.Second)
+		_ = s.journald.Signal(syscall.SIGCONT)
 		fallthrough
 	default:
-		s.journald.kill()
+		s.journald.Kill()
 		time.Sleep(time.Duration(rand.IntN(2000)) * time.Millisecond)
-		if err := s.journald.start(); err != nil {
+		if err := s.journald.Start(); err != nil {
 			s.t.Error(err)
 		}
 	}
@@ -360,11 +368,11 @@ func (s *soak) scrape(ctx context.Context) {
 		s.running.RLock()
 		defer s.running.RUnlock()
 		if n := s.scrapes.Add(1); n%10 == 0 {
-			s.exporter.stop()
-			s.exporter = s.startExporter()
+			s.exporter.Kill()
+			s.startExporter()
 			s.exporterRestarts++
 		}
-		fams, err := s.exporter.scrape()
+		fams, err := s.exporter.Families()
 		switch {
 		case err != nil:
 		case sum(fams["node_textfile_scrape_error"]) != 0:
@@ -548,12 +556,6 @@ type daemon struct {
 // expects it.
 func (s *soak) start(name string) *daemon {
 	s.t.Helper()
-	bin := filepath.Join(s.dir, "nodeskoop")
-	if _, err := os.Stat(bin); err != nil {
-		if out, err := exec.Command("go", "build", "-o", bin, "nodeskoop/cmd/nodeskoop").CombinedOutput(); err != nil {
-			s.t.Fatalf("build: %v\n%s", err, out)
-		}
-	}
 	dir := filepath.Join(s.dir, "textfile")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		s.t.Fatal(err)
@@ -564,7 +566,7 @@ func (s *soak) start(name string) *daemon {
 		s.t.Fatal(err)
 	}
 	d := &daemon{file: filepath.Join(dir, "nodeskoop.prom"), log: &tail{}, done: make(chan struct{})}
-	d.cmd = exec.Command("sh", "-c", `mount --bind "$0" /run && exec "$@"`, filepath.Join(s.journald.dir, "run"), bin, "run", "--config", config)
+	d.cmd = exec.Command("sh", "-c", `mount --bind "$0" /run && exec "$@"`, s.journald.Run, testkit.Nodeskoop(s.t), "run", "--config", config)
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
 	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
 	if err := d.cmd.Start(); err != nil {
@@ -578,14 +580,23 @@ func (s *soak) start(name string) *daemon {
 			s.t.Logf("the end of the daemon's log:\n%s", d.log)
 		}
 	})
-	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
-		if fams, err := d.families(); err == nil && sum(fams["nodeskoop_containerd_up"]) == 1 {
-			return d
-		}
-		if time.Now().After(end) {
-			s.t.Fatalf("the daemon wrote no file in a minute; its log:\n%s", d.log)
-		}
+	if !testkit.Within(time.Minute, func() bool {
+		fams, err := d.families()
+		return err == nil && sum(fams["nodeskoop_containerd_up"]) == 1
+	}) {
+		s.t.Fatalf("the daemon wrote no file in a minute; its log:\n%s", d.log)
 	}
+	return d
+}
+
+// startExporter starts node_exporter, or leaves the one before in its place.
+func (s *soak) startExporter() {
+	e, err := exporter.TryStart(s.t, exporter.Textfile(filepath.Join(s.dir, "textfile"))...)
+	if err != nil {
+		s.t.Error(err)
+		return
+	}
+	s.exporter = e
 }
 
 func (d *daemon) families() (map[string]*dto.MetricFamily, error) {
@@ -601,25 +612,11 @@ func (d *daemon) families() (map[string]*dto.MetricFamily, error) {
 // state looks at the daemon from outside.
 func (d *daemon) state() (s state, err error) {
 	pid := strconv.Itoa(d.cmd.Process.Pid)
-	status, err := os.ReadFile("/proc/" + pid + "/status")
+	usage, err := testkit.UsageOf(d.cmd.Process.Pid)
 	if err != nil {
 		return s, err
 	}
-	for _, line := range strings.Split(string(status), "\n") {
-		f := strings.Fields(line)
-		if len(f) < 2 {
-			continue
-		}
-		n, _ := strconv.Atoi(f[1])
-		switch f[0] {
-		case "VmRSS:":
-			s.resident = n << 10
-		case "RssAnon:":
-			s.anonymous = n << 10
-		case "Threads:":
-			s.threads = n
-		}
-	}
+	s.resident, s.anonymous, s.threads = usage.Resident, usage.Anonymous, usage.Threads
 	fds, err := os.ReadDir("/proc/" + pid + "/fdinfo")
 	if err != nil {
 		return s, err
@@ -772,127 +769,4 @@ func sum(f *dto.MetricFamily) (v float64) {
 		v += m.GetGauge().GetValue() + m.GetCounter().GetValue() + m.GetUntyped().GetValue()
 	}
 	return v
-}
-
-// exporter is a real node_exporter.
-type exporter struct {
-	cmd  *exec.Cmd
-	addr string
-}
-
-func (s *soak) startExporter() *exporter {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		s.t.Error(err)
-		return s.exporter
-	}
-	e := &exporter{addr: l.Addr().String()}
-	_ = l.Close()
-	e.cmd = exec.Command("prometheus-node-exporter", "--collector.disable-defaults", "--collector.textfile",
-		"--collector.textfile.directory="+filepath.Join(s.dir, "textfile"), "--web.listen-address="+e.addr)
-	if err := e.cmd.Start(); err != nil {
-		s.t.Errorf("start node_exporter: %v", err)
-		return s.exporter
-	}
-	s.t.Cleanup(e.stop)
-	for range 500 {
-		c, err := net.Dial("tcp", e.addr)
-		if err == nil {
-			_ = c.Close()
-			return e
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	s.t.Error("node_exporter does not answer")
-	return e
-}
-
-func (e *exporter) stop() {
-	_ = e.cmd.Process.Kill()
-	_ = e.cmd.Wait()
-}
-
-func (e *exporter) scrape() (map[string]*dto.MetricFamily, error) {
-	r, err := http.Get("http://" + e.addr + "/metrics")
-	if err != nil {
-		return nil, err
-	}
-	defer r.Body.Close()
-	b, err := io.ReadAll(r.Body)
-	if err != nil {
-		return nil, err
-	}
-	if r.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("status %s", r.Status)
-	}
-	p := expfmt.NewTextParser(model.LegacyValidation)
-	return p.TextToMetricFamilies(bytes.NewReader(b))
-}
-
-const journaldProgram = "/lib/systemd/systemd-journald"
-
-// journald is a real one, in mount and network namespaces of its own. What is
-// dir/run here is /run there, and for the daemon.
-type journald struct {
-	dir    string
-	socket string
-	cmd    *exec.Cmd
-}
-
-func newJournald(t *testing.T) *journald {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "soak") // short: a socket's path has 107 bytes
-	if err != nil {
-		t.Fatal(err)
-	}
-	j := &journald{dir: dir, socket: filepath.Join(dir, "run/systemd/journal/socket")}
-	t.Cleanup(func() {
-		j.kill()
-		_ = os.RemoveAll(dir)
-	})
-	for _, sub := range []string{"run/systemd/journal", "run/systemd/journald.conf.d", "run/log/journal"} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	conf := "[Journal]\nStorage=volatile\nRuntimeMaxUse=64M\nReadKMsg=no\nAudit=no\n"
-	if err := os.WriteFile(filepath.Join(dir, "run/systemd/journald.conf.d/soak.conf"), []byte(conf), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := j.start(); err != nil {
-		t.Fatal(err)
-	}
-	return j
-}
-
-func (j *journald) start() error {
-	_ = os.Remove(j.socket)
-	j.cmd = exec.Command("sh", "-ec", `mount --bind "$0/run" /run; exec `+journaldProgram, j.dir)
-	j.cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET}
-	if err := j.cmd.Start(); err != nil {
-		return fmt.Errorf("start journald: %w", err)
-	}
-	for range 1000 {
-		c, err := net.Dial("unixgram", j.socket)
-		if err == nil {
-			return c.Close()
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	return errors.New("journald does not listen")
-}
-
-func (j *journald) kill() {
-	if j.cmd != nil {
-		_ = j.cmd.Process.Kill()
-		_ = j.cmd.Wait()
-		j.cmd = nil
-	}
-}
-
-// freeze keeps journald from reading for a while.
-func (j *journald) freeze(wait time.Duration) {
-	_ = j.cmd.Process.Signal(syscall.SIGSTOP)
-	time.Sleep(wait)
-	_ = j.cmd.Process.Signal(syscall.SIGCONT)
 }

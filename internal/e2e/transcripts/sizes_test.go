@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -39,13 +40,13 @@ func TestSizes(t *testing.T) {
 		}
 		out := filepath.Join(n.dir, "sizes.prom")
 		_ = os.Remove(out)
-		var log buffer
+		var log testkit.Log
 		daemon := n.start("exec nodeskoop run --config "+file, &log, &log)
 		written := func() []byte {
 			b, _ := os.ReadFile(filepath.Join(n.dir, "nodeskoop.prom"))
 			return b
 		}
-		n.eventually("the textfile", func() bool { return strings.Contains(string(written()), `k8s_pod="web-9"`) })
+		testkit.Eventually(t, "the textfile has the pods", func() bool { return strings.Contains(string(written()), `k8s_pod="web-9"`) })
 		b := written()
 		_ = daemon.Process.Signal(os.Interrupt)
 		_ = daemon.Wait()

@@ -1,10 +1,15 @@
-// Package transcripts causes the troubles that docs/troubleshooting.md is
-// about, in real pods, looks at each as the page says, and writes what the
-// tools printed into the page. `make transcripts` runs it.
+// Package transcripts proves that docs/troubleshooting.md shows what is seen: it
+// causes the troubles that the page is about, in real pods, looks at each as the
+// page says, demands what the page draws its conclusion from, and writes what the
+// tools printed into the page.
+//
+// `make transcripts` runs it, by NODESKOOP_TRANSCRIPTS=1, after make build; it is
+// no part of `make test`, as it changes the page. It needs root, containerd with
+// its tools and node_exporter (make deps), and nft, ss, nsenter, conntrack,
+// losetup and nstat.
 package transcripts
 
 import (
-	"bytes"
 	"fmt"
 	"net"
 	"net/netip"
@@ -14,13 +19,14 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/testkit"
+	"nodeskoop/internal/testkit/exporter"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/pods"
 )
@@ -74,7 +80,7 @@ func (n *node) pod(name string, command ...string) *pods.Pod {
 func (n *node) server(name, network string, port int, command ...string) *pods.Pod {
 	n.t.Helper()
 	p := n.pod(name, command...)
-	n.eventually(name+" to listen", func() bool {
+	testkit.Eventually(n.t, name+" listens", func() bool {
 		out, err := execIn(p.PID, fmt.Sprintf("ss -Hln --%s 'sport = :%d'", network, port))
 		return err == nil && out != ""
 	})
@@ -106,7 +112,7 @@ func (n *node) reader(name string, port int) *pods.Pod {
 	}
 	p := n.c.RunPod(pods.PodSpec{Namespace: "shop", Name: name, Containers: []pods.ContainerSpec{{
 		Name: "main", Command: []string{"/bin/dnsserver", serve, strconv.Itoa(port)}, Mounts: map[string]string{"/bin/dnsserver": program}}}})
-	n.eventually(name+" to listen", func() bool {
+	testkit.Eventually(n.t, name+" listens", func() bool {
 		out, err := execIn(p.PID, fmt.Sprintf("ss -Hln --udp 'sport = :%d'", port))
 		return err == nil && out != ""
 	})
@@ -118,15 +124,7 @@ const serve = "serve-datagrams"
 
 func TestMain(m *testing.M) {
 	if len(os.Args) != 3 || os.Args[1] != serve {
-		// No program that is started here leaves anything on this machine.
-		state, err := os.MkdirTemp("", "nodeskoop-state-")
-		if err != nil {
-			panic(err)
-		}
-		_ = os.Setenv("STATE_DIRECTORY", state)
-		code := m.Run()
-		_ = os.RemoveAll(state)
-		os.Exit(code)
+		os.Exit(testkit.Main(m))
 	}
 	c, err := net.ListenPacket("udp4", ":"+os.Args[2])
 	for b := make([]byte, 2048); err == nil; {
@@ -147,7 +145,7 @@ func v4(t *testing.T, p *pods.Pod) netip.Addr {
 }
 
 // start runs a command line on the node.
-func (n *node) start(line string, stdout, stderr *buffer) *exec.Cmd {
+func (n *node) start(line string, stdout, stderr *testkit.Log) *exec.Cmd {
 	n.t.Helper()
 	cmd := exec.Command("bash", "-c", line)
 	cmd.Env = n.env
@@ -157,34 +155,6 @@ func (n *node) start(line string, stdout, stderr *buffer) *exec.Cmd {
 		n.t.Fatalf("%s: %v", line, err)
 	}
 	return cmd
-}
-
-// buffer is a bytes.Buffer for two goroutines.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
-// eventually waits for a condition.
-func (n *node) eventually(what string, f func() bool) {
-	n.t.Helper()
-	for end := time.Now().Add(30 * time.Second); !f(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			n.t.Fatalf("waited in vain for %s", what)
-		}
-	}
 }
 
 // transcript is what the user of the node sees.
@@ -200,7 +170,7 @@ func (n *node) transcript(name string) *transcript { return &transcript{node: n,
 // run types a command and shows what it prints.
 func (x *transcript) run(line string) string {
 	x.t.Helper()
-	var out, errs buffer
+	var out, errs testkit.Log
 	typed := line
 	if x.on != "" {
 		typed = x.on + " bash -c '" + strings.ReplaceAll(line, "'", `'\''`) + "'"
@@ -217,15 +187,21 @@ func (x *transcript) run(line string) string {
 // shows the first lines.
 func (x *transcript) watch(line string, lines int, cause func()) {
 	x.t.Helper()
-	var out, errs buffer
+	var out, errs testkit.Log
 	cmd := x.start("exec "+line, &out, &errs)
-	x.eventually(line+" to watch: "+errs.String(), func() bool { return strings.Contains(errs.String(), "watching") })
-	cause()
-	for end := time.Now().Add(10 * time.Second); strings.Count(out.String(), "\n") < lines; time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			x.t.Fatalf("%s prints fewer than %d lines:\n%s%s", line, lines, out.String(), errs.String())
+	testkit.Await(x.t, func() error {
+		if !strings.Contains(errs.String(), "watching") {
+			return fmt.Errorf("%s does not watch: %s", line, &errs)
 		}
-	}
+		return nil
+	})
+	cause()
+	testkit.Await(x.t, func() error {
+		if strings.Count(out.String(), "\n") < lines {
+			return fmt.Errorf("%s prints fewer than %d lines:\n%s%s", line, lines, &out, &errs)
+		}
+		return nil
+	})
 	_ = cmd.Process.Signal(syscall.SIGINT)
 	_ = cmd.Wait()
 	shown := strings.SplitAfter(out.String(), "\n")
@@ -304,7 +280,7 @@ func TestTranscripts(t *testing.T) {
 				Command: []string{"sh", "-c", fmt.Sprintf("while sleep 0.05; do echo hello; done | nc %s 8080", v4(t, api))}})
 			defer talk.Stop()
 			var cat int
-			n.eventually("the connection's process", func() bool {
+			testkit.Eventually(n.t, "the connection has a process", func() bool {
 				cat = childOf(api.Container("main").PID)
 				return cat != 0
 			})
@@ -348,17 +324,17 @@ func TestTranscripts(t *testing.T) {
 				t.Fatal(err)
 			}
 			rules := "nft 'add table inet nat; add chain inet nat post { type nat hook postrouting priority 100; }; add rule inet nat post masquerade'; conntrack -R " + file + " >/dev/null 2>&1 || true" // the last ones may find no room
-			var out buffer
+			var out testkit.Log
 			if err := n.start(rules, &out, &out).Wait(); err != nil {
 				t.Fatalf("%v: %s", err, out.String())
 			}
 			x.watch("nodeskoop events --event PacketLoss --pod host", 2, func() {
-				var out buffer
+				var out testkit.Log
 				_ = n.start(fmt.Sprintf("for i in 1 2 3 4 5; do busybox ping -c 1 -W 1 %s; done", v4(t, client)), &out, &out).Wait()
 			})
 			x.run("nodeskoop collect --probe conntrack | grep -E 'conntrack_(entries|maxentries|drop|earlydrop)\\{'")
 			x.run("conntrack -C; sysctl net.netfilter.nf_conntrack_max")
-			var ignore buffer
+			var ignore testkit.Log
 			_ = n.start("conntrack -F; nft delete table inet nat", &ignore, &ignore).Wait()
 			x.want("nf_hook_slow", "conntrack_drop.* [1-9]")
 		}},
@@ -423,21 +399,21 @@ func TestTranscripts(t *testing.T) {
 			x.want("NETSOFTIRQ_EXCUTE_(SLOW|100MS)")
 		}},
 		{"missing", func(t *testing.T, x *transcript) {
-			need.Program(t, "prometheus-node-exporter")
+			need.Program(t, exporter.Program)
 			other := filepath.Join(n.dir, "textfiles")
 			if err := os.Mkdir(other, 0o755); err != nil {
 				t.Fatal(err)
 			}
-			var out buffer
+			var out testkit.Log
 			// Another exporter that runs on this machine is not to be seen.
-			exporter := n.start("exec unshare --pid --fork --kill-child --mount-proc prometheus-node-exporter --web.listen-address=127.0.0.1:19100 --collector.textfile.directory="+other, &out, &out)
-			defer func() { _ = exporter.Process.Kill(); _ = exporter.Wait() }()
-			n.eventually("node_exporter", func() bool { return strings.Contains(out.String(), "istening on") })
+			e := n.start("exec unshare --pid --fork --kill-child --mount-proc "+exporter.Program+" --web.listen-address=127.0.0.1:0 --collector.textfile.directory="+other, &out, &out)
+			defer func() { _ = e.Process.Kill(); _ = e.Wait() }()
+			testkit.Eventually(n.t, "node_exporter listens", func() bool { return exporter.Address(out.String()) != "" })
 			config := filepath.Join(n.dir, "here.toml")
 			if err := os.WriteFile(config, fmt.Appendf(nil, "[textfile]\ndir = %q\n", n.dir), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			x.on = fmt.Sprintf("nsenter -t %d -p -m env NODESKOOP_CONFIG=%s", childOf(exporter.Process.Pid), config)
+			x.on = fmt.Sprintf("nsenter -t %d -p -m env NODESKOOP_CONFIG=%s", childOf(e.Process.Pid), config)
 			x.run("nodeskoop check | grep -iE 'node_exporter|textfile'")
 			x.want("textfiles")
 		}},

@@ -8,14 +8,17 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/hang"
 )
 
-// waits reports whether f is still under way after a while, and lets it end.
+// waits demands that f is still under way a while after it began, and that it
+// ends after release.
 func waits(t *testing.T, release func(), f func()) {
 	t.Helper()
-	done := make(chan struct{})
-	go func() { f(); close(done) }()
+	began, done := make(chan struct{}), make(chan struct{})
+	go func() { close(began); f(); close(done) }()
+	<-began
 	select {
 	case <-done:
 		t.Error("it did not wait")
@@ -24,7 +27,7 @@ func waits(t *testing.T, release func(), f func()) {
 	release()
 	select {
 	case <-done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(testkit.Patience):
 		t.Error("it goes on waiting")
 	}
 }

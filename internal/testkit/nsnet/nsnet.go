@@ -218,6 +218,15 @@ func Connect(a, b *Space, options ...string) {
 	}
 }
 
+// AwaitUp waits until the kernel lets packets through an interface that was set
+// up; before that it drops them.
+func (s *Space) AwaitUp(dev string) {
+	s.t.Helper()
+	testkit.Eventually(s.t, dev+" is up", func() bool {
+		return strings.Contains(s.Run("ip", "-o", "link", "show", "dev", dev), " state UP ")
+	})
+}
+
 // Pod returns a pod that consists of the namespace and its process.
 func (s *Space) Pod(name string) *owner.Pod {
 	return &owner.Pod{ID: name, Namespace: "test", Name: name, Netns: s.Inode, PIDs: []int{s.PID}}

@@ -89,6 +89,65 @@ func holdSockets(n int) error {
 	return unix.Close(l)
 }
 
+// Connections makes n established TCP connections over lo, which it sets up, and
+// the socket that listens for them. All of them are this process's, until the
+// test ends.
+func (s *Space) Connections(n int) {
+	s.t.Helper()
+	var err error
+	s.Do(func() { err = s.connections(n) })
+	if err != nil {
+		s.t.Fatalf("make %d connections: %v", n, err)
+	}
+}
+
+func (s *Space) connections(n int) error {
+	keep := func(fd int, err error) (int, error) {
+		if err == nil {
+			s.t.Cleanup(func() { _ = unix.Close(fd) })
+		}
+		return fd, err
+	}
+	l, err := keep(unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))
+	if err != nil {
+		return err
+	}
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	lo.SetUint16(unix.IFF_UP)
+	if err := unix.IoctlIfreq(l, unix.SIOCSIFFLAGS, lo); err != nil {
+		return err
+	}
+	if err := unix.Bind(l, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		return err
+	}
+	if err := unix.Listen(l, max(n, 1)); err != nil {
+		return err
+	}
+	addr, err := unix.Getsockname(l)
+	if err != nil {
+		return err
+	}
+	for range n {
+		c, err := keep(unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))
+		if err != nil {
+			return err
+		}
+		if err := unix.Connect(c, addr); err != nil {
+			return err
+		}
+		if _, err := keep(first(unix.Accept4(l, unix.SOCK_CLOEXEC))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// first leaves out the peer's address.
+func first(fd int, _ unix.Sockaddr, err error) (int, error) { return fd, err }
+
 // MoreFiles raises this process's limit on open files as far as it may.
 func MoreFiles() {
 	limit := unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}

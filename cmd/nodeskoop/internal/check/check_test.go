@@ -2,9 +2,9 @@ package check
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,6 +15,7 @@ import (
 	"nodeskoop/cmd/nodeskoop/internal/config"
 	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/collect/owner"
+	"nodeskoop/internal/testkit/exporter"
 	"nodeskoop/internal/testkit/nasty"
 	"nodeskoop/internal/testkit/need"
 )
@@ -166,17 +167,6 @@ func TestCheckFindings(t *testing.T) {
 		{"switched off", "", map[string]string{"/proc/12/cmdline": "/usr/bin/prometheus-node-exporter\x00--collector.disable-defaults\x00"}, (*checker).exporters, Bad, "switched off", "--collector.textfile "},
 		{"on again", "", map[string]string{textfileDir: "", "/proc/12/cmdline": "/usr/bin/prometheus-node-exporter\x00--collector.disable-defaults\x00--collector.textfile\x00"}, (*checker).exporters, Good, "process 12", ""},
 		{"one of two", "", map[string]string{textfileDir: "", "/proc/12/cmdline": "node_exporter\x00", "/proc/13/cmdline": "node_exporter\x00--collector.textfile.directory=/var/lib/*/node-exporter\x00"}, (*checker).exporters, Good, "process 13", ""},
-		{"the folder under another name", "", map[string]string{textfileDir: "", "/proc/12/cmdline": "node_exporter\x00--collector.textfile.directory=/host\x00"}, func(k *checker) Finding {
-			other := t.TempDir()
-			_ = os.MkdirAll(other+"/host", 0o755)
-			_ = os.Remove(k.path("/proc/12/root"))
-			_ = os.Symlink(other, k.path("/proc/12/root"))
-			if err := unix.Mount(k.path(textfileDir), other+"/host", "", unix.MS_BIND, ""); err != nil {
-				t.Skip(err)
-			}
-			t.Cleanup(func() { _ = unix.Unmount(other+"/host", unix.MNT_DETACH) })
-			return k.exporters()
-		}, Good, "reads /host, which is /var/lib/prometheus/node-exporter", ""},
 		{"another folder of the same name", "", map[string]string{textfileDir: "", "/proc/12/cmdline": "/usr/bin/prometheus-node-exporter\x00", "/proc/12/root" + textfileDir: ""}, (*checker).exporters, Warning, "not /var/lib", "mount /var/lib/prometheus/node-exporter there"},
 
 		{"nobody writes", "", nil, (*checker).modes, Warning, "neither", "systemctl enable --now nodeskoop"},
@@ -218,6 +208,23 @@ func TestCheckFindings(t *testing.T) {
 				t.Errorf("%+v says too little", got)
 			}
 		})
+	}
+}
+
+// TestCheckFolderUnderAnotherName: node_exporter's container has the folder
+// mounted elsewhere.
+func TestCheckFolderUnderAnotherName(t *testing.T) {
+	need.Root(t)
+	k := checkerOf(t, "", map[string]string{textfileDir: "", "/proc/12/cmdline": "node_exporter\x00--collector.textfile.directory=/host\x00"})
+	other := t.TempDir()
+	host := filepath.Join(other, "host")
+	if err := errors.Join(os.Mkdir(host, 0o755), os.Remove(k.path("/proc/12/root")), os.Symlink(other, k.path("/proc/12/root")),
+		unix.Mount(k.path(textfileDir), host, "", unix.MS_BIND, "")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(host, unix.MNT_DETACH) })
+	if got := k.exporters(); got.Verdict != Good || !strings.Contains(got.Found, "reads /host, which is /var/lib/prometheus/node-exporter") {
+		t.Errorf("%+v", got)
 	}
 }
 
@@ -408,28 +415,14 @@ func TestBesideNodeExporter(t *testing.T) {
 	need.Root(t)
 	need.Program(t, "prometheus-node-exporter")
 	mine, other := t.TempDir(), t.TempDir()
-	e := exec.Command("prometheus-node-exporter", "--web.listen-address=127.0.0.1:0", "--collector.textfile.directory="+other)
-	if err := e.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = e.Process.Kill(); _ = e.Wait() })
-	// It has its own command line once it is that program.
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", e.Process.Pid))
-		if err == nil && bytes.Contains(b, []byte(other)) {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("node_exporter did not start")
-		}
-	}
-	pid := fmt.Sprintf("process %d ", e.Process.Pid)
+	e := exporter.Start(t, exporter.Textfile(other)...)
+	pid := fmt.Sprintf("process %d ", e.PID())
 	verdictOf := func(dir string) Finding {
 		k := &checker{cfg: config.Default(), now: time.Now()}
 		k.cfg.Textfile.Dir = dir
 		var only []runningExporter
 		for _, x := range k.exporterProcesses() {
-			if fmt.Sprint(e.Process.Pid) == x.pid {
+			if fmt.Sprint(e.PID()) == x.pid {
 				only = append(only, x)
 			}
 		}

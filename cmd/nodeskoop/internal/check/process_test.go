@@ -17,6 +17,7 @@ import (
 
 	"nodeskoop/cmd/nodeskoop/internal/config"
 	"nodeskoop/internal/quote"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -39,16 +40,8 @@ func pretender(t *testing.T, name string, owner, user int, mode os.FileMode, arg
 	}
 	cmd := exec.Command(exe, append([]string{"-s", "--"}, args...)...)
 	cmd.Dir = "/"
-	in, err := cmd.StdinPipe() // it ends when this closes
-	if err != nil {
-		t.Fatal(err)
-	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(user), Gid: uint32(user)}}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { in.Close(); _ = cmd.Wait() })
-	return strconv.Itoa(cmd.Process.Pid)
+	return strconv.Itoa(testkit.Hold(t, cmd).PID())
 }
 
 // verdictOn is what check says of some processes alone, and how long that took.

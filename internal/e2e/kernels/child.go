@@ -1,0 +1,43 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// untilTold gives a context that ends when the runner is told to end, or when
+// whoever started it has ended: make and sudo do not always pass on the signal
+// that ends them. A second signal ends the runner at once.
+func untilTold() (context.Context, error) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	context.AfterFunc(ctx, stop)
+	parent := os.Getppid()
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0); err != nil {
+		return ctx, err
+	}
+	if os.Getppid() != parent {
+		return ctx, errors.New("what started this has ended")
+	}
+	return ctx, nil
+}
+
+// runChild runs a program that ends with this one, however this one ends, and
+// with the command's context. It gets no signal of this process's group: then
+// it would look as if it had failed by itself.
+func runChild(cmd *exec.Cmd) error {
+	// The kernel sends Pdeathsig when the thread ends, so it has to last.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid, cmd.SysProcAttr.Pdeathsig = true, syscall.SIGKILL
+	return cmd.Run()
+}
