@@ -328,14 +328,10 @@ func (r *Runner) cookieOf(path string, inode uint64) uint64 {
 	if inode == r.selfNetns {
 		return kernel.NetnsCookie()
 	}
-	done := make(chan uint64)
-	go func() {
-		var cookie uint64
-		_ = kernel.InNetnsOf(path, func() error {
-			cookie = kernel.NetnsCookie()
-			return nil
-		})
-		done <- cookie
-	}()
-	return <-done
+	var cookie uint64
+	_ = kernel.InNetns(path, inode, func() error {
+		cookie = kernel.NetnsCookie()
+		return nil
+	})
+	return cookie
 }

@@ -188,12 +188,12 @@ func NewRunner(opt Options, factories ...Factory) (*Runner, error) {
 	for _, f := range factories {
 		r.factories[f.Name] = f
 	}
-	fd, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := kernel.Open(unix.AT_FDCWD, kernel.OwnNetns, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open this process's network namespace /proc/thread-self/ns/net: %w (is procfs mounted on /proc?)", err)
 	}
 	r.selfNetnsFD = fd
-	if r.selfNetns, err = kernel.NetnsInode("/proc/thread-self/ns/net"); err != nil {
+	if r.selfNetns, err = kernel.FileInode(fd); err != nil {
 		return nil, fmt.Errorf("find this process's network namespace: %w", err)
 	}
 	if err := r.Apply(opt); err != nil {
@@ -239,7 +239,7 @@ func (r *Runner) Prepare(opt Options) (commit func(), err error) {
 	if hostPath == "" {
 		hostPath, pids = opt.ProcRoot+"/1/ns/net", []int{1}
 	}
-	host, err := kernel.NetnsInode(hostPath)
+	host, err := kernel.Inode(hostPath)
 	if err != nil {
 		return nil, fmt.Errorf("find the host's network namespace: %w (it needs CAP_SYS_PTRACE)", err)
 	}

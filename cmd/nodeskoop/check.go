@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect/catalog"
+	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/quote"
 	"nodeskoop/output"
 )
@@ -211,7 +212,7 @@ func runChecks(c *cli.Context) ([]finding, error) {
 	out := []finding{{"configuration", good, cmp.Or(s.cfg.File, "no "+defaultConfigFile+": the defaults"), ""}}
 	out = append(out, k.kernel())
 	var capErr error
-	if k.capabilities, capErr = effectiveCapabilities(); capErr != nil {
+	if k.capabilities, capErr = kernel.Capabilities("/proc", 0); capErr != nil {
 		out = append(out, finding{"capabilities", bad, capErr.Error(), "mount procfs on /proc"})
 	} else {
 		out = append(out, k.capabilityLines()...)

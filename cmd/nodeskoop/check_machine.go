@@ -1,13 +1,11 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -87,24 +85,8 @@ func howToGet(capability string) string {
 	return "run it as root (sudo nodeskoop check); in a unit add " + capability + " to CapabilityBoundingSet=; in a container --cap-add " + strings.TrimPrefix(capability, "CAP_")
 }
 
-// effectiveCapabilities reads the set of this process.
-func effectiveCapabilities() (uint64, error) { return capabilitiesIn("/proc/self/status") }
-
-// capabilitiesIn reads the effective set from a process's status.
-func capabilitiesIn(status string) (uint64, error) {
-	b, err := os.ReadFile(status)
-	if err != nil {
-		return 0, fmt.Errorf("read the capabilities of a process: %w", err)
-	}
-	_, rest, ok := bytes.Cut(b, []byte("CapEff:"))
-	if !ok {
-		return 0, fmt.Errorf("read the capabilities of a process: %s has no line CapEff", status)
-	}
-	line, _, _ := bytes.Cut(rest, []byte("\n"))
-	return strconv.ParseUint(strings.TrimSpace(string(line)), 16, 64)
-}
-
-// status is one line of this process's /proc/self/status, "" if there is none.
+// status is one line of this process's /proc/self/status, "" if there is none. The
+// library that reads capabilities knows neither NoNewPrivs nor Seccomp.
 func (k *checker) status(name string) string {
 	b, err := os.ReadFile(k.path("/proc/self/status"))
 	if err != nil {

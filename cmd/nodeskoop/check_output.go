@@ -18,6 +18,7 @@ import (
 
 	"nodeskoop/collect/catalog"
 	"nodeskoop/internal/bounded"
+	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/quote"
 	"nodeskoop/output"
 )
@@ -354,7 +355,7 @@ func (k *checker) daemonRights() []finding {
 		return nil
 	}
 	const name = "daemon's rights"
-	have, err := capabilitiesIn(k.path(fmt.Sprintf("/proc/%d/status", pid)))
+	have, err := kernel.Capabilities(k.path("/proc"), pid)
 	if err != nil {
 		return []finding{{name, warning, err.Error(), "run it as root"}}
 	}

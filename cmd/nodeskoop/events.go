@@ -41,7 +41,7 @@ func (s *setup) newEvents(pods owner.Pods, filter func(*event.Event) bool, sinks
 
 func (s *setup) hubOptions(cfg *Config, view hostView, pods owner.Pods, filter func(*event.Event) bool) event.HubOptions {
 	file := view.netnsFile()
-	host, err := kernel.NetnsInode(file)
+	host, err := kernel.Inode(file)
 	if err != nil {
 		s.log.Debug("events of foreign namespaces will count as the host's", "error", err)
 	}

@@ -28,6 +28,7 @@ import (
 	"nodeskoop/collect/proc"
 	"nodeskoop/collect/trace"
 	"nodeskoop/internal/bounded"
+	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/quote"
 	"nodeskoop/output"
 	"nodeskoop/systemd"
@@ -259,7 +260,7 @@ func (s *setup) sayHost() {
 	}
 	if s.view.guessed != nil {
 		level, hint := slog.LevelWarn, "it needs CAP_SYS_PTRACE, as do the network namespaces of pods"
-		if have, err := effectiveCapabilities(); err == nil && have&(1<<unix.CAP_SYS_PTRACE) != 0 {
+		if have, err := kernel.OwnCapabilities(); err == nil && have&(1<<unix.CAP_SYS_PTRACE) != 0 {
 			level, hint = slog.LevelInfo, "this kernel hides process 1 from everyone"
 		}
 		s.log.Log(s.c.Context, level, "cannot look at process 1; this process is in the kernel's first network namespace, which is the host's", "error", s.view.guessed, "hint", hint)

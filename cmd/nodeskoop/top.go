@@ -168,7 +168,7 @@ func (s *setup) newTopSampler(c *cli.Context, columns []topColumn) (sampler *top
 			s.log.Warn("detaching from the kernel failed", "error", err)
 		}
 	}
-	host, err := kernel.NetnsInode(cmp.Or(o.HostNetns, "/proc/1/ns/net"))
+	host, err := kernel.Inode(cmp.Or(o.HostNetns, "/proc/1/ns/net"))
 	if err != nil {
 		end()
 		return nil, nil, fmt.Errorf("find the host's network namespace: %w", err)

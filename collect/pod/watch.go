@@ -305,7 +305,7 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 	if err := w.samePIDs(socket); err != nil {
 		return false, err
 	}
-	mountinfo, err := readAt(unix.AT_FDCWD, w.opt.ProcRoot+"/self/mountinfo", nil)
+	mountinfo, err := kernel.ReadFile(unix.AT_FDCWD, w.opt.ProcRoot+"/self/mountinfo", nil)
 	if err != nil {
 		w.opt.Log.Warn("cannot find the control groups' file systems", "error", fmt.Errorf("read %s/self/mountinfo: %w", w.opt.ProcRoot, err))
 	}
@@ -453,7 +453,7 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 func (w *watcher) findRoots() []string {
 	trees := w.trees
 	if peer := int(w.cl.peer.Load()); peer != 0 {
-		if b, err := readAt(unix.AT_FDCWD, kernel.ProcessDir(w.opt.ProcRoot, peer)+"/mountinfo", nil); err == nil {
+		if b, err := kernel.ReadFile(unix.AT_FDCWD, kernel.ProcessDir(w.opt.ProcRoot, peer)+"/mountinfo", nil); err == nil {
 			trees = parseMountinfo(b)
 		}
 	}

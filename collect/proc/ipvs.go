@@ -5,6 +5,7 @@ import (
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/catalog"
+	"nodeskoop/internal/kernel"
 )
 
 // ipvs samples the totals of /proc/PID/net/ip_vs_stats, which are hexadecimal
@@ -63,31 +64,31 @@ var ipvsHeader = [2][]byte{
 }
 
 func parseIPVS(b []byte) (values [ipvsColumns]uint64, err error) {
-	l := lines{file: "net/ip_vs_stats", rest: b}
+	l := kernel.Lines{File: "net/ip_vs_stats", Rest: b}
 	for _, want := range ipvsHeader {
-		line, ok, err := l.next()
+		line, ok, err := l.Next()
 		if err != nil || !ok {
-			return values, orMissing(err, &l, "a line of names is missing")
+			return values, l.OrMissing(err, "a line of names is missing")
 		}
 		if !sameFields(line, want) {
-			return values, l.errorf("%.80q is not the names %q", line, want)
+			return values, l.Errorf("%.80q is not the names %q", line, want)
 		}
 	}
-	line, ok, err := l.next()
+	line, ok, err := l.Next()
 	if err != nil || !ok {
-		return values, orMissing(err, &l, "the totals are missing")
+		return values, l.OrMissing(err, "the totals are missing")
 	}
 	n := 0
-	for f, rest := field(line); len(f) > 0; f, rest = field(rest) {
-		x, ok := parseHex(f)
+	for f, rest := kernel.Field(line); len(f) > 0; f, rest = kernel.Field(rest) {
+		x, ok := kernel.Hex(f)
 		if !ok || n == ipvsColumns {
-			return values, l.errorf("%.80q is not %d hexadecimal numbers", line, ipvsColumns)
+			return values, l.Errorf("%.80q is not %d hexadecimal numbers", line, ipvsColumns)
 		}
 		values[n] = x
 		n++
 	}
 	if n != ipvsColumns {
-		return values, l.errorf("%.80q is not %d hexadecimal numbers", line, ipvsColumns)
+		return values, l.Errorf("%.80q is not %d hexadecimal numbers", line, ipvsColumns)
 	}
 	return values, nil
 }
@@ -96,8 +97,8 @@ func parseIPVS(b []byte) (values [ipvsColumns]uint64, err error) {
 func sameFields(a, b []byte) bool {
 	for {
 		var x, y []byte
-		x, a = field(a)
-		y, b = field(b)
+		x, a = kernel.Field(a)
+		y, b = kernel.Field(b)
 		if !bytes.Equal(x, y) {
 			return false
 		}

@@ -11,6 +11,7 @@ import (
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/netlink"
+	"nodeskoop/internal/kernel"
 )
 
 // captured reads a file below testdata from every kernel that has it.
@@ -79,9 +80,8 @@ var parsers = map[string]struct {
 		return fmt.Sprint(t), err
 	}},
 	"pid stat": {"self/stat", func(b []byte) (string, error) {
-		var r reading
-		err := r.parseStat(b)
-		return fmt.Sprint(r), err
+		s, err := kernel.ParseStat(b)
+		return fmt.Sprint(s), err
 	}},
 	"pid io": {"self/io", func(b []byte) (string, error) {
 		c, err := parseIO(b)
@@ -452,30 +452,7 @@ func TestTCPText(t *testing.T) {
 	}
 }
 
-func TestProcessFiles(t *testing.T) {
-	var r reading
-	if err := r.parseStat([]byte("42 (a) b (c\n) R 7 1 1 0 -1 4194304 100 23 0 0 1 2 3 4 20 0 1 0 777 1000 5\n")); err != nil {
-		t.Fatal(err)
-	}
-	if r.parent != 7 || r.ending || r.faults != 123 || r.reaped != 23 || r.start != 777 {
-		t.Errorf("%+v", r)
-	}
-	for flags, state := range map[string]string{"4194304": "Z", "4194308": "R", "0": "X"} {
-		if err := r.parseStat([]byte("42 (a) " + state + " 7 1 1 0 -1 " + flags + " 100 23 0 0 1 2 3 4 20 0 1 0 777\n")); err != nil || !r.ending {
-			t.Errorf("%s, flags %s: %+v (%v)", state, flags, r, err)
-		}
-	}
-	for _, x := range []struct{ file, want string }{
-		{"", `stat line 1: "" is not what a kernel prints`},
-		{"42 (a) R 7", "is not what a kernel prints"},
-		{"42 (a)\n", `the state ""`},
-		{"42 (a) R\n", `stat line 1: field 4, "", is not a number`},
-		{"42 (a) R 7 1 1 0 -1 4194304 x\n", `field 10, "x", is not a number`},
-	} {
-		if err := new(reading).parseStat([]byte(x.file)); err == nil || !strings.Contains(err.Error(), x.want) {
-			t.Errorf("%q: %v, want %q", x.file, err, x.want)
-		}
-	}
+func TestProcessIO(t *testing.T) {
 	c, err := parseIO([]byte("rchar: 1\nwchar: 2\nsyscr: 3\nsyscw: 4\nread_bytes: 5\nwrite_bytes: 6\ncancelled_write_bytes: 7\n"))
 	if err != nil || c != (ioCounts{3, 4, 5, 6}) {
 		t.Errorf("%v, %v", c, err)
@@ -489,47 +466,6 @@ func TestProcessFiles(t *testing.T) {
 	} {
 		if _, err := parseIO([]byte(x.file)); err == nil || !strings.Contains(err.Error(), x.want) {
 			t.Errorf("%q: %v, want %q", x.file, err, x.want)
-		}
-	}
-}
-
-// TestIOFalls: counts that fall, which no kernel's do, neither underflow nor
-// count again.
-func TestIOFalls(t *testing.T) {
-	p := &ioProbe{procs: map[int]*process{}}
-	s := &ioTotals{}
-	for i, x := range []struct{ n, want uint64 }{{10, 10}, {4, 10}, {10, 10}, {12, 12}} {
-		r := reading{pid: 1, start: 1, io: ioCounts{x.n, x.n, x.n, x.n}}
-		p.take(s, &r, true)
-		if s.sum != (ioCounts{x.want, x.want, x.want, x.want}) {
-			t.Errorf("step %d: %v, want %d", i, s.sum, x.want)
-		}
-	}
-}
-
-func TestDirents(t *testing.T) {
-	entry := func(name string) []byte {
-		b := make([]byte, (19+len(name)+1+7)&^7)
-		b[16] = byte(len(b))
-		copy(b[19:], name)
-		return b
-	}
-	b := append(entry("0"), entry("12345")...)
-	var got []string
-	for len(b) > 0 {
-		name, rest, ok := nextDirent(b)
-		if !ok {
-			t.Fatal("not ok")
-		}
-		got = append(got, string(name))
-		b = rest
-	}
-	if strings.Join(got, ",") != "0\x00,12345\x00" {
-		t.Errorf("%q", got)
-	}
-	for _, bad := range [][]byte{nil, make([]byte, 18), make([]byte, 24), append(make([]byte, 16), 24, 0, 0, 0, 0, 0, 0, 0), append(make([]byte, 16), 255, 255, 0, '1', 0)} {
-		if name, _, ok := nextDirent(bad); ok {
-			t.Errorf("%v is taken for %q", bad, name)
 		}
 	}
 }
@@ -562,19 +498,3 @@ func FuzzTCP(f *testing.F)         { fuzz(f, "tcp text") }
 func FuzzTCP6(f *testing.F)        { fuzz(f, "tcp6 text") }
 func FuzzProcessStat(f *testing.F) { fuzz(f, "pid stat") }
 func FuzzProcessIO(f *testing.F)   { fuzz(f, "pid io") }
-
-func FuzzDirent(f *testing.F) {
-	f.Add(append(make([]byte, 16), 24, 0, 0, '1', 0, 0, 0, 0))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		for n := len(b); n > 0; {
-			name, rest, ok := nextDirent(b)
-			if !ok {
-				return
-			}
-			if len(rest) >= n || name[len(name)-1] != 0 {
-				t.Fatalf("%q, %d bytes left of %d", name, len(rest), n)
-			}
-			b, n = rest, len(rest)
-		}
-	})
-}

@@ -1,13 +1,13 @@
 package proc
 
 import (
-	"errors"
 	"fmt"
 	"strconv"
 
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect"
+	"nodeskoop/internal/kernel"
 )
 
 // shim is what io remembers of a process that serves a pod and reaps what ends in
@@ -80,7 +80,7 @@ func (p *ioProbe) readShims(v *collect.View, s *ioTotals, failed *unreadable) er
 		case err == nil || isGone(err):
 		case partial(err):
 			failed.add(x.PID, err)
-			p.hold(s, x.PID)
+			p.holdBack(s, x.PID)
 		default:
 			return err
 		}
@@ -173,48 +173,20 @@ func (h *shim) read(root string, pid int, cycle uint64, buf []byte) (sum ioCount
 	}
 	defer unix.Close(dir)
 	names, file := buf[:len(buf)/2], buf[len(buf)/2:]
-	for {
-		n, err := unix.Getdents(dir, names)
-		if err == unix.EINTR {
-			continue
-		}
+	var read error // of a thread's file
+	err = kernel.Entries(dir, names, func(name string, _ byte) error {
+		tid, err := strconv.Atoi(name)
 		if err != nil {
-			return sum, wrapProc("list", root, pid, "/task", err)
+			return nil
 		}
-		if n <= 0 {
-			break
-		}
-		for b := names[:n]; len(b) > 0; {
-			entry, rest, ok := nextDirent(b)
-			if !ok {
-				return sum, fmt.Errorf("list %s/%d/task: %w", root, pid, errDirent)
-			}
-			b = rest
-			tid, e := strconv.Atoi(string(entry[:len(entry)-1]))
-			if e != nil {
-				continue // . and ..
-			}
-			var path [32]byte
-			data, err := readAt(dir, append(append(path[:0], entry[:len(entry)-1]...), "/io\x00"...), file)
-			if err != nil {
-				if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
-					continue
-				}
-				return sum, wrapProc("read", root, pid, "/task/"+strconv.Itoa(tid)+"/io", err)
-			}
-			c, err := parseIO(data)
-			if err != nil {
-				return sum, fmt.Errorf("%s/%d/task/%d/%w", root, pid, tid, err)
-			}
-			t := h.threads[tid]
-			if t == nil {
-				t = &threadCounts{}
-				h.threads[tid] = t
-			} else if !c.covers(&t.ioCounts) {
-				h.ended.add(&t.ioCounts) // another with its number
-			}
-			t.ioCounts, t.cycle = c, cycle
-		}
+		read = h.readThread(root, pid, dir, tid, name+"/io", cycle, file)
+		return read
+	})
+	if read != nil {
+		return sum, read
+	}
+	if err != nil {
+		return sum, wrapProc("list", root, pid, "/task", err)
 	}
 	for tid, t := range h.threads {
 		if t.cycle != cycle {
@@ -226,4 +198,29 @@ func (h *shim) read(root string, pid int, cycle uint64, buf []byte) (sum ioCount
 	}
 	sum.add(&h.ended)
 	return sum, nil
+}
+
+// readThread takes in what a thread has counted: the file name below dir, read into
+// buf. A thread that has ended meanwhile is no error.
+func (h *shim) readThread(root string, pid, dir, tid int, name string, cycle uint64, buf []byte) error {
+	data, err := kernel.ReadSmall(dir, name, buf)
+	if err != nil {
+		if err = wrapProc("read", root, pid, "/task/"+name, err); isGone(err) {
+			return nil
+		}
+		return err
+	}
+	c, err := parseIO(data)
+	if err != nil {
+		return fmt.Errorf("%s/%d/task/%d/%w", root, pid, tid, err)
+	}
+	t := h.threads[tid]
+	if t == nil {
+		t = &threadCounts{}
+		h.threads[tid] = t
+	} else if !c.covers(&t.ioCounts) {
+		h.ended.add(&t.ioCounts) // another with its number
+	}
+	t.ioCounts, t.cycle = c, cycle
+	return nil
 }

@@ -6,6 +6,7 @@ import (
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/catalog"
+	"nodeskoop/internal/kernel"
 )
 
 // softnet samples the first two columns of /proc/net/softnet_stat over all
@@ -108,9 +109,9 @@ const (
 func (s *softnetState) parse(b []byte) error {
 	s.row = s.row[:0]
 	numbered := false
-	l := lines{file: "net/softnet_stat", rest: b}
+	l := kernel.Lines{File: "net/softnet_stat", Rest: b}
 	for {
-		line, ok, err := l.next()
+		line, ok, err := l.Next()
 		if err != nil {
 			return err
 		}
@@ -119,10 +120,10 @@ func (s *softnetState) parse(b []byte) error {
 		}
 		r := softnetRow{cpu: len(s.row)}
 		n := 0
-		for f, rest := field(line); len(f) > 0; f, rest = field(rest) {
-			x, ok := parseHex(f)
+		for f, rest := kernel.Field(line); len(f) > 0; f, rest = kernel.Field(rest) {
+			x, ok := kernel.Hex(f)
 			if !ok || x > 0xFFFFFFFF {
-				return l.errorf("%.30q is not a hexadecimal number of 32 bits", f)
+				return l.Errorf("%.30q is not a hexadecimal number of 32 bits", f)
 			}
 			switch n {
 			case softnetProcessed:
@@ -135,20 +136,20 @@ func (s *softnetState) parse(b []byte) error {
 			n++
 		}
 		if n < 9 { // as many as Linux 2.6 had
-			return l.errorf("%d columns, not at least 9", n)
+			return l.Errorf("%d columns, not at least 9", n)
 		}
 		if len(s.row) > 0 && numbered != (n > softnetIndex) {
-			return l.errorf("%d columns, unlike the line before", n)
+			return l.Errorf("%d columns, unlike the line before", n)
 		}
 		numbered = n > softnetIndex
 		if r.cpu >= maxCPU || len(s.row) > 0 && r.cpu <= s.row[len(s.row)-1].cpu {
-			return l.errorf("the CPU number %d is out of order", r.cpu)
+			return l.Errorf("the CPU number %d is out of order", r.cpu)
 		}
 		s.row = append(s.row, r)
 	}
 	if len(s.row) == 0 {
-		l.n++
-		return l.errorf("no line for any CPU")
+		l.N++
+		return l.Errorf("no line for any CPU")
 	}
 	// Without numbers, the lines are those of the CPUs that are online, in
 	// order. Where one more or less is, it cannot be told which, and all are
@@ -172,8 +173,8 @@ func (s *softnetState) add(r *softnetRow, moved bool) {
 	c := &s.cpus[r.cpu]
 	switch {
 	case c.seen:
-		s.processed += since32(r.processed, c.processed)
-		s.dropped += since32(r.dropped, c.dropped)
+		s.processed += kernel.Since32(r.processed, c.processed)
+		s.dropped += kernel.Since32(r.dropped, c.dropped)
 	case !moved:
 		s.processed += uint64(r.processed)
 		s.dropped += uint64(r.dropped)

@@ -1,8 +1,8 @@
 package trace
 
 import (
+	"errors"
 	"maps"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -257,26 +257,20 @@ func (c *counts) sweep(crowded bool, alive func() map[uint64]bool) []uint64 {
 func liveNetns(procRoot string) map[uint64]bool {
 	alive := map[uint64]bool{}
 	for _, in := range []struct{ dir, file string }{{procRoot, "/ns/net"}, {"/run/netns", ""}} {
-		d, err := os.Open(in.dir)
-		if err != nil {
-			continue
-		}
-		names, _ := d.Readdirnames(-1)
-		_ = d.Close()
+		names, _ := kernel.DirNames(in.dir)
 		for _, name := range names {
 			if in.file != "" && (name[0] < '0' || name[0] > '9') {
 				continue
 			}
-			var st unix.Stat_t
-			err := unix.Stat(in.dir+"/"+name+in.file, &st)
-			if in.file != "" && err == unix.ENOENT {
+			inode, err := kernel.Inode(in.dir + "/" + name + in.file)
+			if in.file != "" && errors.Is(err, unix.ENOENT) {
 				// Perhaps only the first thread of the process has ended.
 				if pid, e := strconv.Atoi(name); e == nil {
-					err = unix.Stat(kernel.ProcessDir(procRoot, pid)+in.file, &st)
+					inode, err = kernel.Inode(kernel.ProcessDir(procRoot, pid) + in.file)
 				}
 			}
 			if err == nil {
-				alive[st.Ino] = true
+				alive[inode] = true
 			}
 		}
 	}

@@ -144,7 +144,7 @@ func (p *Plane) enter(env collect.Env) (*bpf.Loader, error) {
 	p.fresh = true
 	p.building++
 	p.pods = env.Pods
-	if host, err := kernel.NetnsInode(env.HostNetns); err == nil {
+	if host, err := kernel.Inode(env.HostNetns); err == nil {
 		p.hostNetns = host
 	}
 	p.own()
