@@ -380,7 +380,8 @@ var statColumns = [ctCounters]string{ctFound: "found", ctInvalid: "invalid", ctI
 const statFile = "net/stat/nf_conntrack"
 
 // readStatFile reads /proc/PID/net/stat/nf_conntrack: a line of names, then
-// one line of hexadecimal numbers for each possible CPU.
+// one line of hexadecimal numbers for each possible CPU. The library goes by the
+// places of the columns, and has no icmp_error (see TestLibrary).
 func readStatFile(b []byte, s *ctState, size *ctSize) (err error) {
 	var column [32]int8 // the counter in each column, -1: none, -2: the entries
 	columns, cpu := 0, 0

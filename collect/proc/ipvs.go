@@ -11,6 +11,10 @@ import (
 // ipvs samples the totals of /proc/PID/net/ip_vs_stats, which are hexadecimal
 // (net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_stats_show). Without the module there
 // is no file, and all is 0.
+//
+// The library's IPVSStats would read the file of a namespace through a directory's
+// descriptor, but does not look at the names of the columns (TestLibraryLoses), and
+// a namespace that only a bind mount holds has no directory.
 type ipvs struct {
 	over    collect.Over
 	metrics [ipvsColumns]*catalog.Metric

@@ -12,6 +12,11 @@ import (
 // softnet samples the first two columns of /proc/net/softnet_stat over all
 // CPUs (net/core/net-procfs.c, softnet_seq_show). The file is the same in
 // every network namespace. Its numbers are hexadecimal and have 32 bits.
+//
+// The library's NetSoftnetStat would do for one file in a cycle, but takes what is no
+// whole file for values (TestLibraryLoses): a number that is cut, no line at all, a CPU
+// twice, and what comes before a line that is too long for it. Its errors do not name
+// the line.
 type softnet struct {
 	processed, dropped *catalog.Metric
 }

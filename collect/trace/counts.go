@@ -2,6 +2,7 @@ package trace
 
 import (
 	"errors"
+	"iter"
 	"maps"
 	"slices"
 	"strconv"
@@ -120,15 +121,21 @@ func (c *carried) show(now *tally) *tally {
 // begin starts a reading: each namespace of the cycle has counters, 0 at first, but
 // for those that the kernel's table lacks.
 func (c *counts) begin(v *collect.View, lacking []uint64) {
+	c.lacking, c.left = lacking, 0
+	c.beginAt(v.Netns(), v.ProcRoot(), time.Now())
+}
+
+// beginAt starts a reading at a moment, over the namespaces of the cycle and whose
+// each is.
+func (c *counts) beginAt(netns iter.Seq2[uint64, *owner.Pod], root string, now time.Time) {
 	if c.known == nil {
 		c.known = map[uint64]*count{}
 	}
 	c.cycle++
-	c.lacking, c.left = lacking, 0
-	for inode, pod := range v.Netns() {
-		c.own(inode, pod, v.ProcRoot())
+	for inode, pod := range netns {
+		c.own(inode, pod, root)
 	}
-	c.readBefore, c.read = c.read, time.Now()
+	c.readBefore, c.read = c.read, now
 	for _, n := range c.known {
 		if n.cycle == 0 {
 			n.before = tally{n.slots, maps.Clone(n.reasons)}
