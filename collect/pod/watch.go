@@ -469,10 +469,12 @@ func (w *watcher) findRoots() []string {
 // samePIDs fails if containerd numbers processes otherwise than this process.
 func (w *watcher) samePIDs(socket string) error {
 	peer := int(w.cl.peer.Load())
-	var own, other unix.Stat_t
-	if peer != 0 && (unix.Stat(w.opt.ProcRoot+"/self/ns/pid", &own) != nil ||
-		unix.Stat(w.procFile(peer, "ns/pid"), &other) != nil || own.Ino == other.Ino) {
-		return nil
+	if peer != 0 {
+		own, err := kernel.Inode(w.opt.ProcRoot + "/self/ns/pid")
+		other, err2 := kernel.Inode(w.procFile(peer, "ns/pid"))
+		if err != nil || err2 != nil || own == other {
+			return nil
+		}
 	}
 	return fmt.Errorf("containerd behind %s is in another PID namespace than this process, so its process numbers mean nothing here: run nodeskoop in containerd's PID namespace", socket)
 }
