@@ -386,6 +386,27 @@ func TestLedger(t *testing.T) {
 			w.end(12)
 			all(w)
 		},
+		"the number of its parent is another's": func(w *world) {
+			w.work(11, 50)
+			all(w)
+			w.end(10)
+			w.drop(11)
+			w.fork(10, 1, "pod")
+			w.fork(13, 10, "pod")
+			w.work(13, 50)
+			w.end(13)
+			all(w)
+		},
+		"new, of an unseen parent, and waited for before its ancestor is read": func(w *world) {
+			all(w)
+			w.fork(12, 10, "pod")
+			w.procs[12].hidden = true
+			w.fork(9, 12, "pod")
+			w.work(9, 70)
+			w.later = []func(){func() {}, func() { w.end(9); w.procs[12].hidden = false; w.end(12) }}
+			all(w)
+			all(w)
+		},
 		"all end while they are looked for": func(w *world) {
 			w.fork(12, 11, "pod")
 			for pid, n := range map[int]uint64{10: 3, 11: 40, 12: 500} {
