@@ -1,16 +1,16 @@
 package bpf
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/kernel"
 )
 
 // explain turns an error of a load or an attachment into one that says what to
@@ -65,7 +65,7 @@ func lastWords(log []string) string {
 
 // missingCapabilities names what the process lacks for tracing with eBPF.
 func missingCapabilities() []string {
-	effective, err := effectiveCapabilities()
+	effective, err := kernel.OwnCapabilities()
 	if err != nil {
 		return nil
 	}
@@ -88,19 +88,4 @@ func missingFrom(effective uint64) []string {
 		}
 	}
 	return missing
-}
-
-func effectiveCapabilities() (uint64, error) {
-	f, err := os.Open("/proc/self/status")
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	s := bufio.NewScanner(f)
-	for s.Scan() {
-		if value, ok := strings.CutPrefix(s.Text(), "CapEff:"); ok {
-			return strconv.ParseUint(strings.TrimSpace(value), 16, 64)
-		}
-	}
-	return 0, errors.New("/proc/self/status has no CapEff line")
 }

@@ -22,6 +22,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/kernel"
 )
 
 // filterName begins the name of each cls_bpf filter of ours. What follows is
@@ -81,19 +83,17 @@ func newDevices(patterns []string, file string) (*devices, error) {
 		}
 	}
 	if file == "" {
-		file = "/proc/thread-self/ns/net"
+		file = kernel.OwnNetns
 	}
-	fd, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := kernel.Open(unix.AT_FDCWD, file, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open the network namespace of the devices, %s: %w", file, err)
 	}
 	d := &devices{patterns: patterns, netns: netns.NsHandle(fd), held: map[int]*attachment{}, lease: lease{fd: -1}}
-	var stat unix.Stat_t
-	if err := unix.Fstat(fd, &stat); err != nil {
+	if d.inode, err = kernel.FileInode(fd); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("look at the network namespace %s: %w", file, err)
 	}
-	d.inode = stat.Ino
 	err = d.inside(func() error {
 		if d.netlink, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 			return fmt.Errorf("open a netlink socket in the network namespace %s: %w", file, err)
@@ -112,29 +112,12 @@ func newDevices(patterns []string, file string) (*devices, error) {
 // caller is there already, that needs no rights.
 func (d *devices) inside(f func() error) error {
 	runtime.LockOSThread()
-	var stat unix.Stat_t
-	err := unix.Stat("/proc/thread-self/ns/net", &stat)
-	if err == nil && stat.Ino == d.inode {
+	if inode, err := kernel.Inode(kernel.OwnNetns); err == nil && inode == d.inode {
 		defer runtime.UnlockOSThread()
 		return f()
 	}
 	runtime.UnlockOSThread()
-	done := make(chan error, 1)
-	go func() {
-		// The thread ends with this goroutine, as it stays in the namespace.
-		runtime.LockOSThread()
-		defer func() {
-			if r := recover(); r != nil {
-				done <- fmt.Errorf("in the network namespace %d: panic: %v\n%s", d.inode, r, debug.Stack())
-			}
-		}()
-		if err := unix.Setns(int(d.netns), unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("enter the network namespace %d: %w (it takes CAP_SYS_ADMIN)", d.inode, err)
-			return
-		}
-		done <- f()
-	}()
-	return <-done
+	return kernel.InNetnsFD(int(d.netns), f)
 }
 
 // start takes the programs and scans for the first time. It fails if this

@@ -15,8 +15,8 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/proof"
@@ -114,9 +114,8 @@ type followers struct {
 
 // nodeNetns is the node's own namespace. The main thread may be in another later.
 var nodeNetns = func() uint64 {
-	var st unix.Stat_t
-	_ = unix.Stat("/proc/self/ns/net", &st)
-	return st.Ino
+	inode, _ := kernel.Inode("/proc/self/ns/net")
+	return inode
 }()
 
 // add follows a namespace until the end of the test.

@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -329,11 +330,10 @@ func (h *healthy) namespace(t *testing.T) *namespace {
 		t.Fatalf("make a network namespace: %v", err)
 	}
 	h.t.Cleanup(func() { n.handle.Close() })
-	var stat unix.Stat_t
-	if err := unix.Fstat(int(n.handle), &stat); err != nil {
+	var err error
+	if n.inode, err = kernel.FileInode(int(n.handle)); err != nil {
 		t.Fatal(err)
 	}
-	n.inode = stat.Ino
 	n.ip(t, "link set lo up")
 	h.own = append(h.own, n)
 	return n

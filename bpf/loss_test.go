@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/proof"
@@ -89,12 +90,11 @@ func newLossLab(t *testing.T) *lossLab {
 	l := newTestLoader(t, Options{EventRate: 1e6, EventBurst: 1e6})
 	x := &lossLab{testLoader: l, p: l.load("packetloss", Config{NoStack: true}), r: r, a: r.a, b: r.b, ownerless: socketsAreNoted()}
 	x.quiet()
-	var host unix.Stat_t
-	if err := unix.Stat("/proc/self/ns/net", &host); err != nil {
+	host, err := kernel.Inode("/proc/self/ns/net")
+	if err != nil {
 		t.Fatal(err)
 	}
-	x.known = map[uint64]string{0: unattributed, host.Ino: hostNamespace, x.a.inode: "a", x.b.inode: "b", r.inode: "router"}
-	var err error
+	x.known = map[uint64]string{0: unattributed, host: hostNamespace, x.a.inode: "a", x.b.inode: "b", r.inode: "router"}
 	if x.reasons, err = l.Reasons(); err != nil {
 		t.Fatal(err)
 	}

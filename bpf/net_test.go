@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -70,11 +71,10 @@ func newStranger(t testing.TB) *namespace {
 		t.Fatalf("make a network namespace: %v", err)
 	}
 	t.Cleanup(func() { n.handle.Close() })
-	var stat unix.Stat_t
-	if err := unix.Fstat(int(n.handle), &stat); err != nil {
+	var err error
+	if n.inode, err = kernel.FileInode(int(n.handle)); err != nil {
 		t.Fatal(err)
 	}
-	n.inode = stat.Ino
 	n.do(t, func() error {
 		// Neighbour discovery and multicast reports would add packets that
 		// no test asked for.
@@ -101,16 +101,7 @@ func newStranger(t testing.TB) *namespace {
 
 // try runs f on a thread inside the namespace.
 func (n *namespace) try(f func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		if err := netns.Set(n.handle); err != nil {
-			done <- fmt.Errorf("enter the namespace: %w", err)
-			return
-		}
-		done <- f()
-	}()
-	return <-done
+	return kernel.InNetnsFD(int(n.handle), f)
 }
 
 func (n *namespace) do(t testing.TB, f func() error) {

@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 )
@@ -43,11 +44,9 @@ func newUsers(t testing.TB, uid int) *namespace {
 		t.Fatal(err)
 	}
 	n.handle = netns.NsHandle(fd)
-	var stat unix.Stat_t
-	if err := unix.Fstat(fd, &stat); err != nil {
+	if n.inode, err = kernel.FileInode(fd); err != nil {
 		t.Fatal(err)
 	}
-	n.inode = stat.Ino
 	n.run(t, "ip", "link", "set", "lo", "up")
 	return n
 }

@@ -18,10 +18,7 @@ import (
 )
 
 func threadNetns() (inode uint64) {
-	var st unix.Stat_t
-	if unix.Stat("/proc/thread-self/ns/net", &st) == nil {
-		inode = st.Ino
-	}
+	inode, _ = kernel.Inode(kernel.OwnNetns)
 	return inode
 }
 

@@ -117,12 +117,12 @@ func NewRunner(opt Options, factories ...Factory) (*Runner, error) {
 	for _, f := range factories {
 		r.factories[f.Name] = f
 	}
-	fd, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := kernel.Open(unix.AT_FDCWD, kernel.OwnNetns, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open this process's network namespace /proc/thread-self/ns/net: %w (is procfs mounted on /proc?)", err)
 	}
 	r.self.fd = fd
-	if r.self.inode, err = kernel.NetnsInode("/proc/thread-self/ns/net"); err != nil {
+	if r.self.inode, err = kernel.Inode("/proc/thread-self/ns/net"); err != nil {
 		return nil, fmt.Errorf("find this process's network namespace: %w", err)
 	}
 	if err := r.Apply(opt); err != nil {
@@ -168,7 +168,7 @@ func (r *Runner) Prepare(opt Options) (commit func(), err error) {
 	if host.path == "" {
 		host.path, host.pids = opt.ProcRoot+"/1/ns/net", []int{1}
 	}
-	if host.inode, err = kernel.NetnsInode(host.path); err != nil {
+	if host.inode, err = kernel.Inode(host.path); err != nil {
 		return nil, fmt.Errorf("find the host's network namespace: %w (it needs CAP_SYS_PTRACE)", err)
 	}
 	if host.inode == r.self.inode {
@@ -441,14 +441,10 @@ func (r *Runner) cookieOf(path string, inode uint64) uint64 {
 	if inode == r.self.inode {
 		return kernel.NetnsCookie()
 	}
-	done := make(chan uint64)
-	go func() {
-		var cookie uint64
-		_ = kernel.InNetnsOf(path, func() error {
-			cookie = kernel.NetnsCookie()
-			return nil
-		})
-		done <- cookie
-	}()
-	return <-done
+	var cookie uint64
+	_ = kernel.InNetns(path, inode, func() error {
+		cookie = kernel.NetnsCookie()
+		return nil
+	})
+	return cookie
 }

@@ -69,7 +69,7 @@ func fakeProc(t *testing.T, pids ...int) (root string, netns []uint64) {
 		}
 		write(t, filepath.Join(dir, "ns/net"), "")
 		write(t, filepath.Join(dir, "net/value"), fmt.Sprint(pid))
-		ino, err := kernel.NetnsInode(filepath.Join(dir, "ns/net"))
+		ino, err := kernel.Inode(filepath.Join(dir, "ns/net"))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -369,11 +369,11 @@ func (v *View) inNetns(dir int, name string, inode uint64, fn func() error) erro
 		return fmt.Errorf("open the network namespace: %w (needs CAP_SYS_PTRACE)", err)
 	}
 	defer unix.Close(ns)
-	var st unix.Stat_t
-	if err := unix.Fstat(ns, &st); err != nil {
+	is, err := kernel.FileInode(ns)
+	if err != nil {
 		return fmt.Errorf("stat the network namespace: %w", err)
 	}
-	if st.Ino != inode {
+	if is != inode {
 		return kernel.ErrGone // the process, or the mount, is another namespace's by now
 	}
 	lost, err := kernel.SwitchNetns(ns, v.plan.self.fd, fn)

@@ -14,6 +14,7 @@ import (
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/catalog"
+	"nodeskoop/internal/kernel"
 )
 
 // The counters that the conntrack probe writes, in the order of ctCounts.
@@ -119,7 +120,7 @@ func (s *ctState) add(cpu int, now *ctCounts) {
 	c := &s.cpus[cpu]
 	for i := range now {
 		if c.seen {
-			s.sum[i] += since32(now[i], c.last[i])
+			s.sum[i] += kernel.Since32(now[i], c.last[i])
 		} else {
 			s.sum[i] += uint64(now[i])
 		}
@@ -162,24 +163,21 @@ func (p *conntrack) Sample(v *collect.View) error {
 // that is mounted with subset=pid shows processes only.
 func (p *conntrack) hasSysctls(v *collect.View) error {
 	dir := p.root + "/sys/net"
-	var st, user unix.Stat_t
+	var user uint64
 	err := v.Do(0, dir, func() error {
-		_ = unix.Stat(p.root+"/self/ns/user", &user)
+		user, _ = kernel.Inode(p.root + "/self/ns/user")
+		var st unix.Stat_t
 		return unix.Stat(dir, &st)
 	})
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return fmt.Errorf("find out whether conntrack is loaded: there is no %s, where its sysctls would be (is procfs mounted with subset=pid?)", dir)
-	case err == nil && user.Ino != 0 && user.Ino != firstUserNamespace:
+	case err == nil && user != 0 && user != kernel.FirstUserNamespace:
 		// Linux before 5.13 hides them (nf_conntrack_standalone_init_sysctl).
 		return errors.New("find out whether conntrack is loaded: in a user namespace its sysctls may be hidden (run nodeskoop in the host's)")
 	}
 	return err
 }
-
-// firstUserNamespace is the inode number of the kernel's first user namespace
-// (PROC_USER_INIT_INO of include/linux/proc_ns.h).
-const firstUserNamespace = 0xEFFFFFFD
 
 // ctSize is what the kernel says of the whole table.
 type ctSize struct {
@@ -382,18 +380,21 @@ var statColumns = [ctCounters]string{ctFound: "found", ctInvalid: "invalid", ctI
 const statFile = "net/stat/nf_conntrack"
 
 // readStatFile reads /proc/PID/net/stat/nf_conntrack: a line of names, then
-// one line of hexadecimal numbers for each possible CPU.
+// one line of hexadecimal numbers for each possible CPU. The library goes by the
+// places of the columns, and has no icmp_error (see TestLibrary).
 func readStatFile(b []byte, s *ctState, size *ctSize) (err error) {
 	var column [32]int8 // the counter in each column, -1: none, -2: the entries
 	columns, cpu := 0, 0
-	for n := 1; len(b) > 0; n++ {
-		i := bytes.IndexByte(b, '\n')
-		if i < 0 {
-			return fmt.Errorf("%s line %d: the file ends within it", statFile, n)
+	l := kernel.Lines{File: statFile, Rest: b}
+	for {
+		line, ok, err := l.Next()
+		if err != nil {
+			return err
 		}
-		line := b[:i]
-		b = b[i+1:]
-		if n == 1 {
+		if !ok {
+			break
+		}
+		if l.N == 1 {
 			if columns, err = readStatHeader(line, &column); err != nil {
 				return err
 			}
@@ -402,22 +403,22 @@ func readStatFile(b []byte, s *ctState, size *ctSize) (err error) {
 		var now ctCounts
 		got := 0
 		for f := range bytes.FieldsSeq(line) {
-			x, err := strconv.ParseUint(string(f), 16, 32)
-			if err != nil {
-				return fmt.Errorf("%s line %d: %q is not a hexadecimal number of 32 bits", statFile, n, f)
+			x, ok := kernel.Hex32(f)
+			if !ok {
+				return l.Errorf("%q is not a hexadecimal number of 32 bits", f)
 			}
 			if got < columns {
 				switch c := column[got]; {
 				case c >= 0:
-					now[c] = uint32(x)
+					now[c] = x
 				case c == -2:
-					size.entries = x
+					size.entries = uint64(x)
 				}
 			}
 			got++
 		}
 		if got != columns {
-			return fmt.Errorf("%s line %d: %d numbers under %d names", statFile, n, got, columns)
+			return l.Errorf("%d numbers under %d names", got, columns)
 		}
 		s.add(cpu, &now)
 		cpu++

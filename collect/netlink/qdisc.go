@@ -12,6 +12,7 @@ import (
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/catalog"
+	"nodeskoop/internal/kernel"
 )
 
 // qdisc sums the root queueing disciplines of every interface but lo. It
@@ -499,8 +500,8 @@ func (s *qdiscs) add(q *rootQdisc) {
 	default:
 		k.sum.bytes += q.bytes - k.bytes
 		k.sum.packets += k.newPackets(q)
-		k.sum.drops += since32(q.drops, k.drops)
-		k.sum.overlimits += since32(q.overlimits, k.overlimits)
+		k.sum.drops += kernel.Since32(q.drops, k.drops)
+		k.sum.overlimits += kernel.Since32(q.overlimits, k.overlimits)
 		k.update(q)
 	}
 }
@@ -569,15 +570,6 @@ func (q *rootQdisc) sumsChildren() bool {
 		return true
 	}
 	return false
-}
-
-// since32 returns how far a counter of 32 bits has come. One that seems to
-// have come further than half way round has fallen, and is followed from there.
-func since32(now, before uint32) uint64 {
-	if d := now - before; d < 1<<31 {
-		return uint64(d)
-	}
-	return 0
 }
 
 // end closes a sample: what it did not see is gone, if it was whole.

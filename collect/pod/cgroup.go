@@ -12,6 +12,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/kernel"
 )
 
 // hierarchy is one mounted tree of control groups.
@@ -359,7 +361,7 @@ var procsBuffers = sync.Pool{New: func() any { b := make([]byte, 4096); return &
 // appendProcesses appends the processes of a control group and of those below
 // it. A group that has vanished has none.
 func appendProcesses(dir string, pids []int) ([]int, error) {
-	fd, err := openRetry(unix.AT_FDCWD, dir, unix.O_DIRECTORY)
+	fd, err := kernel.Open(unix.AT_FDCWD, dir, unix.O_DIRECTORY)
 	if err == unix.ENOENT || err == unix.ENODEV {
 		return pids, nil
 	}
@@ -379,7 +381,7 @@ func appendProcesses(dir string, pids []int) ([]int, error) {
 // cgroup.max.depth, and so may the calls.
 func appendProcs(fd int, pids []int, buf *[]byte) ([]int, error) {
 	defer unix.Close(fd)
-	data, err := readAt(fd, "cgroup.procs", (*buf)[:0])
+	data, err := kernel.ReadFile(fd, "cgroup.procs", (*buf)[:0])
 	*buf = data[:cap(data)]
 	switch err {
 	case nil:
@@ -403,7 +405,7 @@ func appendProcs(fd int, pids []int, buf *[]byte) ([]int, error) {
 		return pids, err
 	}
 	for _, name := range names {
-		sub, err := openRetry(fd, name, unix.O_DIRECTORY|unix.O_NOFOLLOW)
+		sub, err := kernel.Open(fd, name, unix.O_DIRECTORY|unix.O_NOFOLLOW)
 		if err == unix.ENOENT || err == unix.ENODEV {
 			continue
 		}
@@ -438,39 +440,21 @@ func appendNumbers(pids []int, data []byte) []int {
 	return pids
 }
 
-// direntName is where the name is in a struct linux_dirent64.
-const direntName = 19
-
 func subdirectories(fd int) ([]string, error) {
 	if _, err := unix.Seek(fd, 0, unix.SEEK_SET); err != nil {
 		return nil, err
 	}
 	var names []string
-	buf := make([]byte, 8192)
-	for {
-		n, err := unix.ReadDirent(fd, buf)
-		if err == unix.EINTR {
-			continue
+	err := kernel.Entries(fd, make([]byte, 8192), func(name string, typ byte) error {
+		if typ == unix.DT_DIR {
+			names = append(names, strings.Clone(name))
 		}
-		if err == unix.ENOENT || n <= 0 {
-			break
-		}
-		if err != nil {
-			return nil, err
-		}
-		for b := buf[:n]; len(b) >= direntName; {
-			length := int(binary.NativeEndian.Uint16(b[16:]))
-			if length < direntName || length > len(b) {
-				break
-			}
-			name, _, _ := bytes.Cut(b[direntName:length], []byte{0})
-			if b[18] == unix.DT_DIR && string(name) != "." && string(name) != ".." {
-				names = append(names, string(name))
-			}
-			b = b[length:]
-		}
+		return nil
+	})
+	if err == unix.ENOENT {
+		err = nil // the group was removed
 	}
-	return names, nil
+	return names, err
 }
 
 // fileIDKernfs is FILEID_KERNFS: a file handle that is the number of a kernfs node.
@@ -479,7 +463,7 @@ const fileIDKernfs = 0xfe
 // cgroupPath returns the path, as in /proc/PID/cgroup, of the v2 control
 // group with the number id.
 func cgroupPath(tree *hierarchy, id uint64, buf []byte) ([]byte, error) {
-	root, err := openRetry(unix.AT_FDCWD, tree.mount, unix.O_DIRECTORY)
+	root, err := kernel.Open(unix.AT_FDCWD, tree.mount, unix.O_DIRECTORY)
 	if err != nil {
 		return nil, err
 	}

@@ -149,7 +149,7 @@ func (w *watcher) setTask(c *container, pid int, now time.Time) {
 		return
 	}
 	c.task = process{pid: pid}
-	s, err := readStat(w.opt.ProcRoot, pid)
+	s, err := kernel.ReadStat(w.opt.ProcRoot, pid)
 	if err != nil {
 		// One that has ended already can be named all the same.
 		if c.task.unread = !isGone(err); c.task.unread {
@@ -157,23 +157,23 @@ func (w *watcher) setTask(c *container, pid int, now time.Time) {
 		}
 		return
 	}
-	c.task.start = s.start
+	c.task.start = s.Start
 	dir := kernel.ProcessDir(w.opt.ProcRoot, pid)
 	if c.task.netns, err = netnsInode(dir + "/ns/net"); errors.Is(err, fs.ErrPermission) && !w.denied {
 		w.denied = true
 		w.opt.Log.Warn("cannot tell the network namespaces of containers' processes; only those that containerd names are known", "error", err, "hint", "needs CAP_SYS_PTRACE")
 	}
 	var a, b [2048]byte
-	file, err := readAt(unix.AT_FDCWD, dir+"/cgroup", a[:0])
+	file, err := kernel.ReadFile(unix.AT_FDCWD, dir+"/cgroup", a[:0])
 	if err != nil && !isGone(err) {
 		c.unlisted = fmt.Errorf("find the control group of process %d: %w", pid, err)
 	}
-	outer, _ := readProc(w.opt.ProcRoot, s.ppid, "cgroup", b[:0])
+	outer, _ := readProc(w.opt.ProcRoot, s.Parent, "cgroup", b[:0])
 	c.cgroups = findCgroups(w.trees, file, outer, c.id, c.groups...)
 	if c.unlisted == nil && c.cgroups.hidden {
 		c.unlisted = fmt.Errorf("list the processes of control group %s: it is below no mount of this process's (in a container, run it in the host's cgroup namespace and mount its /sys/fs/cgroup)", c.cgroups.paths[0])
 	}
-	c.shim = w.shimOf(s.ppid)
+	c.shim = w.shimOf(s.Parent)
 }
 
 // shimOf returns the process that started a container's first process, if that is
@@ -187,11 +187,11 @@ func (w *watcher) shimOf(pid int) owner.Process {
 	if err != nil || !strings.HasPrefix(filepath.Base(exe), "containerd-shim") {
 		return owner.Process{}
 	}
-	s, err := readStat(w.opt.ProcRoot, pid)
+	s, err := kernel.ReadStat(w.opt.ProcRoot, pid)
 	if err != nil {
 		return owner.Process{}
 	}
-	return owner.Process{PID: pid, Start: s.start}
+	return owner.Process{PID: pid, Start: s.Start}
 }
 
 func (w *watcher) procFile(pid int, name string) string {

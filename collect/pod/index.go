@@ -321,7 +321,7 @@ func (x *Index) ByPID(pid int) *owner.Pod {
 	if err == nil && inRoots(data) {
 		// In cgroup v1 so is a process whose first thread has ended.
 		if dir := kernel.ProcessDir(x.procRoot, pid); strings.Contains(dir, "/task/") {
-			data, err = readAt(unix.AT_FDCWD, dir+"/cgroup", data[:0])
+			data, err = kernel.ReadFile(unix.AT_FDCWD, dir+"/cgroup", data[:0])
 		}
 	}
 	owner, first, start := x.ownerOrFirst(data, pid)
@@ -331,7 +331,7 @@ func (x *Index) ByPID(pid int) *owner.Pod {
 	if first != nil && err == nil {
 		// It must still be the process that was the container's first. The
 		// lock is not held meanwhile: the kernel may be slow to answer.
-		if s, err := readStat(x.procRoot, pid); err == nil && start != s.start {
+		if s, err := kernel.ReadStat(x.procRoot, pid); err == nil && start != s.Start {
 			return nil
 		}
 	}

@@ -46,14 +46,14 @@ func (w *watcher) known() map[key]knownState {
 // alive reports whether a task's process runs: any of its threads. One that cannot
 // be asked about has not ended by that.
 func (w *watcher) alive(t process) bool {
-	s, err := readStat(w.opt.ProcRoot, t.pid)
+	s, err := kernel.ReadStat(w.opt.ProcRoot, t.pid)
 	if err != nil {
 		return !isGone(err)
 	}
-	if s.start != t.start && !t.unread {
+	if s.Start != t.start && !t.unread {
 		return false
 	}
-	if s.state == 'Z' || s.state == 'X' {
+	if s.State == 'Z' || s.State == 'X' {
 		_, err := kernel.LiveThread(w.opt.ProcRoot, t.pid)
 		return !isGone(err)
 	}

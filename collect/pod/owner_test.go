@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect/owner"
+	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/pods"
 )
@@ -290,8 +291,8 @@ func TestFirstThreadEnded(t *testing.T) {
 		{Name: "main", Command: []string{"sh", "-c", endLeaderEnv + "=1 exec /test"}, Mounts: map[string]string{"/test": exe}}}})
 	pid := p.Container("main").PID
 	soon(t, func() error {
-		if s, err := readStat("/proc", pid); err != nil || s.state != 'Z' {
-			return fmt.Errorf("state %c, %v", s.state, err)
+		if s, err := kernel.ReadStat("/proc", pid); err != nil || s.State != 'Z' {
+			return fmt.Errorf("state %c, %v", s.State, err)
 		}
 		return nil
 	})

@@ -1,7 +1,6 @@
 package pod
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -17,87 +16,8 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// stat is what is needed of /proc/PID/stat.
-type stat struct {
-	state byte
-	ppid  int
-	start uint64 // in clock ticks since boot: with the number, it names the process
-}
-
-// readStat reads /proc/PID/stat (proc_pid_stat(5)).
-func readStat(root string, pid int) (stat, error) {
-	var buf [1024]byte
-	data, err := readProc(root, pid, "stat", buf[:0])
-	if err != nil {
-		return stat{}, err
-	}
-	s, ok := parseStat(data)
-	if !ok {
-		return stat{}, fmt.Errorf("%s/%d/stat has a form that is not known", root, pid)
-	}
-	return s, nil
-}
-
-func parseStat(data []byte) (stat, bool) {
-	// The name is in parentheses, and may have any of them itself.
-	i := bytes.LastIndexByte(data, ')')
-	if i < 0 {
-		return stat{}, false
-	}
-	var s stat
-	n := 3
-	for f := range bytes.FieldsSeq(data[i+1:]) {
-		var err error
-		switch n {
-		case 3:
-			s.state = f[0]
-		case 4:
-			s.ppid, err = strconv.Atoi(string(f))
-		case 22:
-			s.start, err = strconv.ParseUint(string(f), 10, 64)
-			return s, err == nil
-		}
-		if err != nil {
-			return stat{}, false
-		}
-		n++
-	}
-	return stat{}, false
-}
-
 func readProc(root string, pid int, name string, buf []byte) ([]byte, error) {
-	return readAt(unix.AT_FDCWD, root+"/"+strconv.Itoa(pid)+"/"+name, buf)
-}
-
-// readAt reads a whole file into buf, which it grows as needed.
-func readAt(dir int, name string, buf []byte) ([]byte, error) {
-	fd, err := openRetry(dir, name, 0)
-	if err != nil {
-		return buf, err
-	}
-	defer unix.Close(fd)
-	for {
-		if len(buf) == cap(buf) {
-			buf = slices.Grow(buf, max(512, cap(buf)))
-		}
-		n, err := unix.Read(fd, buf[len(buf):cap(buf)])
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil || n <= 0 {
-			return buf, err
-		}
-		buf = buf[:len(buf)+n]
-	}
-}
-
-func openRetry(dir int, name string, flags int) (int, error) {
-	for {
-		fd, err := unix.Openat(dir, name, flags|unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != unix.EINTR {
-			return fd, err
-		}
-	}
+	return kernel.ReadFile(unix.AT_FDCWD, root+"/"+strconv.Itoa(pid)+"/"+name, buf)
 }
 
 // netnsInode returns the inode number of the network namespace that path is.
@@ -109,11 +29,7 @@ func netnsInode(path string) (uint64, error) {
 	if fs.Type != unix.NSFS_MAGIC {
 		return 0, fmt.Errorf("%s is not a namespace", path) // what its mount leaves behind
 	}
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return 0, fmt.Errorf("stat %s: %w", path, err)
-	}
-	return st.Ino, nil
+	return kernel.Inode(path)
 }
 
 // netlinkTimeout is how long the kernel may take to list addresses. It answers

@@ -122,18 +122,6 @@ func TestAboutSandbox(t *testing.T) {
 	}
 }
 
-func TestParseStat(t *testing.T) {
-	line := "812 (a) b ) (x) S 811 812 812 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 55667788 9 10"
-	if s, ok := parseStat([]byte(line)); !ok || s != (stat{'S', 811, 55667788}) {
-		t.Errorf("%+v, %v", s, ok)
-	}
-	for _, bad := range []string{"", "1 (x", "1 (x)", "1 (x) S", "1 (x) S y", line[:60], strings.ReplaceAll(line, "55667788", "-1")} {
-		if s, ok := parseStat([]byte(bad)); ok {
-			t.Errorf("%q: %+v", bad, s)
-		}
-	}
-}
-
 func TestParseNamespaces(t *testing.T) {
 	for in, want := range map[string][]string{
 		"": nil, "*": nil, " , ": nil, "a,*": nil,
@@ -157,11 +145,6 @@ func FuzzSandbox(f *testing.F) {
 		}
 		aboutSandbox(&types.Sandbox{SandboxID: "x", Extensions: ext(extStored, string(data))})
 	})
-}
-
-func FuzzStat(f *testing.F) {
-	f.Add([]byte("812 (a) b ) (x) S 811 812 812 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 55667788 9 10"))
-	f.Fuzz(func(t *testing.T, data []byte) { parseStat(data) })
 }
 
 // BenchmarkAboutContainer reads a sandbox's record.

@@ -305,7 +305,7 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 	if err := w.samePIDs(socket); err != nil {
 		return false, err
 	}
-	mountinfo, err := readAt(unix.AT_FDCWD, w.opt.ProcRoot+"/self/mountinfo", nil)
+	mountinfo, err := kernel.ReadFile(unix.AT_FDCWD, w.opt.ProcRoot+"/self/mountinfo", nil)
 	if err != nil {
 		w.opt.Log.Warn("cannot find the control groups' file systems", "error", fmt.Errorf("read %s/self/mountinfo: %w", w.opt.ProcRoot, err))
 	}
@@ -453,7 +453,7 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 func (w *watcher) findRoots() []string {
 	trees := w.trees
 	if peer := int(w.cl.peer.Load()); peer != 0 {
-		if b, err := readAt(unix.AT_FDCWD, kernel.ProcessDir(w.opt.ProcRoot, peer)+"/mountinfo", nil); err == nil {
+		if b, err := kernel.ReadFile(unix.AT_FDCWD, kernel.ProcessDir(w.opt.ProcRoot, peer)+"/mountinfo", nil); err == nil {
 			trees = parseMountinfo(b)
 		}
 	}
@@ -469,10 +469,12 @@ func (w *watcher) findRoots() []string {
 // samePIDs fails if containerd numbers processes otherwise than this process.
 func (w *watcher) samePIDs(socket string) error {
 	peer := int(w.cl.peer.Load())
-	var own, other unix.Stat_t
-	if peer != 0 && (unix.Stat(w.opt.ProcRoot+"/self/ns/pid", &own) != nil ||
-		unix.Stat(w.procFile(peer, "ns/pid"), &other) != nil || own.Ino == other.Ino) {
-		return nil
+	if peer != 0 {
+		own, err := kernel.Inode(w.opt.ProcRoot + "/self/ns/pid")
+		other, err2 := kernel.Inode(w.procFile(peer, "ns/pid"))
+		if err != nil || err2 != nil || own == other {
+			return nil
+		}
 	}
 	return fmt.Errorf("containerd behind %s is in another PID namespace than this process, so its process numbers mean nothing here: run nodeskoop in containerd's PID namespace", socket)
 }

@@ -29,6 +29,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"nodeskoop/collect/owner"
+	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/pods"
@@ -184,21 +185,8 @@ func giveAddress(t *testing.T, x *Index, p *pods.Plain) netip.Addr {
 
 func inNetns(t *testing.T, pid int, f func() error) {
 	t.Helper()
-	err := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and the thread ends with the goroutine
-		ns, e := unix.Open(fmt.Sprintf("/proc/%d/ns/net", pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if e == nil {
-			e = unix.Setns(ns, unix.CLONE_NEWNET)
-			_ = unix.Close(ns)
-		}
-		if e == nil {
-			e = f()
-		}
-		err <- e
-	}()
-	if e := <-err; e != nil {
-		t.Fatalf("in the network namespace of process %d: %v", pid, e)
+	if err := kernel.InNetns(fmt.Sprintf("/proc/%d/ns/net", pid), 0, f); err != nil {
+		t.Fatalf("in the network namespace of process %d: %v", pid, err)
 	}
 }
 

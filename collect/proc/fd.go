@@ -1,13 +1,9 @@
 package proc
 
 import (
-	"encoding/binary"
-	"errors"
-	"fmt"
 	"maps"
 	"strconv"
 	"sync"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -45,7 +41,7 @@ const emptyFor = 16 // cycles
 func (p *fd) isEmpty(pid int, cycle uint64) bool {
 	e, ok := p.empty[pid]
 	if !ok || cycle-e.seen > 1 || cycle-e.checked >= emptyFor {
-		if manyThreads(p.root, pid) {
+		if kernel.ManyThreads(p.root, pid) {
 			delete(p.empty, pid)
 			return false
 		}
@@ -140,28 +136,11 @@ func (p *fd) Sample(v *collect.View) error {
 	return failed.err()
 }
 
-// manyThreads reports whether a process has more than one thread: it has them as
-// directories (fs/proc/base.c, proc_task_getattr).
-func manyThreads(root string, pid int) bool {
-	var buf [256]byte
-	path := append(buf[:0], root...)
-	path = append(path, '/')
-	path = strconv.AppendInt(path, int64(pid), 10)
-	path = append(path, "/task\x00"...)
-	var st unix.Statx_t
-	const itself = 3 // the directory, its name in the one above, and the first thread
-	cwd := unix.AT_FDCWD
-	// It is unix.Statx without the copy of the path.
-	_, _, e := unix.Syscall6(unix.SYS_STATX, uintptr(cwd), uintptr(unsafe.Pointer(unsafe.SliceData(path))),
-		0, unix.STATX_NLINK, uintptr(unsafe.Pointer(&st)), 0)
-	return e == 0 && st.Nlink > itself
-}
-
 // countFDs counts the descriptors of a process, using buf. They are the first
 // thread's; where that one has ended and the process has not, another's.
 func countFDs(root string, pid int, buf []byte) (open, socket int, err error) {
 	open, socket, err = countIn(root, pid, "/fd", buf)
-	if err != nil || open > 0 || !manyThreads(root, pid) {
+	if err != nil || open > 0 || !kernel.ManyThreads(root, pid) {
 		return open, socket, err
 	}
 	tid, err := kernel.LiveThread(root, pid)
@@ -184,76 +163,30 @@ func countIn(root string, pid int, name string, buf []byte) (open, socket int, e
 		return 0, 0, err
 	}
 	defer unix.Close(dir)
-	for {
-		n, err := unix.Getdents(dir, buf)
-		if err == unix.EINTR {
-			continue
+	err = kernel.Entries(dir, buf, func(name string, _ byte) error {
+		const prefix = "socket:" // as much of the link as tells a socket
+		var to [len(prefix)]byte
+		link, err := kernel.ReadLink(dir, name, to[:])
+		if err == unix.ENOENT {
+			return nil // closed since it was listed
 		}
 		if err != nil {
-			return 0, 0, wrapProc("list", root, pid, name, err)
+			return linkError{err}
 		}
-		if n <= 0 {
-			return open, socket, nil
+		open++
+		if string(link) == prefix {
+			socket++
 		}
-		for b := buf[:n]; len(b) > 0; {
-			entry, rest, ok := nextDirent(b)
-			if !ok {
-				return 0, 0, fmt.Errorf("list %s/%d%s: %w", root, pid, name, errDirent)
-			}
-			b = rest
-			if entry[0] < '0' || entry[0] > '9' {
-				continue // . and ..
-			}
-			isSocket, err := linksToSocket(dir, entry)
-			if errors.Is(err, unix.ENOENT) {
-				continue // closed since it was listed
-			}
-			if err != nil {
-				return 0, 0, wrapProc("read the links in", root, pid, name, err)
-			}
-			open++
-			if isSocket {
-				socket++
-			}
-		}
+		return nil
+	})
+	if err == nil {
+		return open, socket, nil
 	}
+	if bad, ok := err.(linkError); ok {
+		return 0, 0, wrapProc("read the links in", root, pid, name, bad.error)
+	}
+	return 0, 0, wrapProc("list", root, pid, name, err)
 }
 
-var errDirent = errors.New("the kernel returned a malformed directory entry")
-
-// nextDirent splits the first struct linux_dirent64 off b. The name includes
-// its terminating NUL.
-func nextDirent(b []byte) (name, rest []byte, ok bool) {
-	const header = 19 // d_ino, d_off, d_reclen, d_type
-	if len(b) < header {
-		return nil, nil, false
-	}
-	n := int(binary.NativeEndian.Uint16(b[16:]))
-	if n <= header+1 || n > len(b) {
-		return nil, nil, false
-	}
-	for i, c := range b[header:n] {
-		if c == 0 {
-			return b[header : header+i+1], b[n:], i > 0
-		}
-	}
-	return nil, nil, false
-}
-
-// linksToSocket reads the link name, which ends with NUL, below dir. Only as
-// much of it is read as tells a socket; what it leads to is not touched.
-func linksToSocket(dir int, name []byte) (bool, error) {
-	const prefix = "socket:"
-	var buf [len(prefix)]byte
-	for {
-		n, _, e := unix.Syscall6(unix.SYS_READLINKAT, uintptr(dir), uintptr(unsafe.Pointer(unsafe.SliceData(name))),
-			uintptr(unsafe.Pointer(&buf)), uintptr(len(buf)), 0, 0)
-		if e == unix.EINTR {
-			continue
-		}
-		if e != 0 {
-			return false, e
-		}
-		return string(buf[:n]) == prefix, nil
-	}
-}
+// linkError is about a link in a directory, not about the directory.
+type linkError struct{ error }

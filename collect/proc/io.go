@@ -1,14 +1,10 @@
 package proc
 
 import (
-	"bytes"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
@@ -17,8 +13,13 @@ import (
 )
 
 // ioProbe adds up /proc/PID/io over the processes of each pod, and over all
-// others for the host (fs/proc/base.c, do_io_accounting). What became of the counts
-// of exited processes is the ledger's to find out.
+// others for the host (fs/proc/base.c, do_io_accounting). The sums are those of a
+// ledger.
+//
+// What starts and ends between two samples, such as an exec probe, is never read.
+// Its counts are those of the pod's shim, which reaps it: what the shim's counts
+// grew by beyond its own calls, which its threads' files show, is the pod's. Its own
+// calls are the host's.
 //
 // Where the kernel lets it, an iterator tells once in a cycle which processes
 // have not run. They have counted nothing, and are not read again.
@@ -26,13 +27,16 @@ type ioProbe struct {
 	root    string
 	metrics [ioFields]*catalog.Metric
 
-	// mu is not held while the kernel is asked, which may hang: samples of other
-	// targets go on.
-	mu       sync.Mutex
+	// mu is never held during a call into the kernel: a worker may hang there
+	// for good, and the next needs the ledger.
+	mu sync.Mutex
+	ledger
 	activity snapshot[bpf.Activity]
-	lookedAt uint64 // when activity was asked for, or before, by the ledger's clock
-	ledger   ledger
-	shims    map[int]int // their indices in View.Reapers, for the host's sample
+	lookedAt uint64 // when activity was asked for, or before
+
+	began bool        // a target was sampled
+	own   ioCounts    // calls of shims, which the host's next sample takes in
+	shims map[int]int // their indices in View.Reapers, for the host's sample
 }
 
 var ioNames = [ioFields]string{ioReadCalls: "syscr", ioWriteCalls: "syscw", ioReadBytes: "read_bytes", ioWriteBytes: "write_bytes"}
@@ -72,25 +76,24 @@ func (s *ioTotals) Recall(b []byte) error {
 }
 
 // begin opens a sample. Before the first, the processes of targets that are
-// gone since an earlier run become known.
+// gone since an earlier run become known: what they had counted may come back
+// in the counts of a process of the host's.
 func (p *ioProbe) begin(v *collect.View, s *ioTotals) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.ledger.began {
+	if !p.began {
+		p.began = true
 		v.Past(func(data []byte) {
 			gone := new(ioTotals)
 			if gone.Recall(data) == nil {
-				p.ledger.adopt(gone)
+				p.recall(gone)
+				gone.cycle = p.cycle - 1
 			}
 		})
 	}
-	at := clockTicks() - ticksPerSecond
-	if pod := v.Pod(); pod != nil {
-		p.ledger.begin(s, false, pod.PIDs, at)
-		return
-	}
-	p.ledger.begin(s, true, nil, at)
-	p.listShims(v)
+	p.recall(s)
+	s.samples++
+	s.at = clockTicks() - ticksPerSecond
 }
 
 // ticksPerSecond is USER_HZ, in which procfs counts on all architectures that
@@ -99,15 +102,11 @@ const ticksPerSecond = 100
 
 // clockTicks is the time since the boot as /proc/PID/stat has it.
 func clockTicks() uint64 {
-	var ts unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
-		return ticksPerSecond
-	}
-	return uint64(ts.Nano() / (1e9 / ticksPerSecond))
+	return max(uint64(kernel.SinceBoot()/(time.Second/ticksPerSecond)), ticksPerSecond)
 }
 
 func (t typeInfo) newIO(env collect.Env) (collect.Probe, error) {
-	p := &ioProbe{root: env.ProcRoot, ledger: newLedger()}
+	p := &ioProbe{root: env.ProcRoot, ledger: ledger{procs: map[int]*process{}}}
 	for _, m := range metricsOf("io") {
 		i := slices.Index(ioNames[:], m.Field)
 		if i < 0 {
@@ -133,7 +132,7 @@ func (p *ioProbe) refresh(v *collect.View) error {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if p.activity.cycle != v.Cycle() {
-			p.lookedAt = p.ledger.tick()
+			p.lookedAt = p.tick()
 		}
 		p.activity.refresh(v)
 		return nil
@@ -145,13 +144,7 @@ func (p *ioProbe) refresh(v *collect.View) error {
 func (p *ioProbe) idle(s *ioTotals, pid int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	x := p.ledger.known(s, pid)
-	if x == nil || !x.activity.Idle(p.activity.of[uint32(pid)]) {
-		return false
-	}
-	s.keep(x)
-	x.at = max(x.at, p.lookedAt)
-	return true
+	return p.ledger.idle(s, pid, p.activity.of[uint32(pid)], p.lookedAt)
 }
 
 // procFileSize is more than /proc/PID/stat and /proc/PID/io ever have.
@@ -166,12 +159,16 @@ func (p *ioProbe) Sample(v *collect.View) error {
 	}
 	s := collect.State[ioTotals](v)
 	p.begin(v, s)
+	host := v.Pod() == nil
+	if host {
+		p.beginShims(v, s)
+	}
 	var failed unreadable
 	for _, pid := range v.PIDs() {
 		if p.idle(s, pid) {
 			continue
 		}
-		if s.host {
+		if host {
 			if is, err := p.isShim(v, pid); err != nil {
 				return err
 			} else if is {
@@ -181,21 +178,21 @@ func (p *ioProbe) Sample(v *collect.View) error {
 		r, err := p.read(v, pid)
 		switch {
 		case err == nil:
-			p.observe(s, &r, false)
+			p.take(s, &r, host)
 		case isGone(err):
 		case partial(err):
 			failed.add(pid, err)
-			p.hold(s, pid)
+			p.holdBack(s, pid)
 		default:
 			return err
 		}
 	}
-	if !s.host {
+	if !host {
 		if err := p.readShims(v, s, &failed); err != nil {
 			return err
 		}
 	}
-	if err := p.reconcile(v, s, &failed); err != nil {
+	if err := p.settle(v, s, host, &failed); err != nil {
 		return err
 	}
 	for i, m := range p.metrics {
@@ -205,13 +202,17 @@ func (p *ioProbe) Sample(v *collect.View) error {
 }
 
 // read reads a process.
-func (p *ioProbe) read(v *collect.View, pid int) (r reading, err error) {
+func (p *ioProbe) read(v *collect.View, pid int) (reading, error) {
 	var reaped uint64
 	p.mu.Lock()
-	if x := p.ledger.procs[pid]; x != nil {
+	if x := p.procs[pid]; x != nil {
 		reaped = x.reaped
 	}
 	p.mu.Unlock()
+	return p.readAfter(v, pid, reaped)
+}
+
+func (p *ioProbe) readAfter(v *collect.View, pid int, reaped uint64) (r reading, err error) {
 	err = v.Do(pid, "io", func() error {
 		r, err = readProcess(p.root, pid, reaped, v.Scratch[:cap(v.Scratch)])
 		return err
@@ -219,215 +220,47 @@ func (p *ioProbe) read(v *collect.View, pid int) (r reading, err error) {
 	return r, err
 }
 
-// observe counts a reading of a process, which may be a shim of the target's pod.
-func (p *ioProbe) observe(s *ioTotals, r *reading, shim bool) {
+// take is the ledger's observe.
+func (p *ioProbe) take(s *ioTotals, r *reading, host bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var x *process
-	if shim {
-		x = p.ledger.observeShim(s, r)
-	} else {
-		x = p.ledger.observe(s, r)
-	}
-	if x != nil {
-		x.activity = p.activity.of[uint32(r.pid)]
-	}
+	p.observe(s, r, host, p.activity.of[uint32(r.pid)])
 }
 
-// hold notes that a process that cannot be read is there.
-func (p *ioProbe) hold(s *ioTotals, pid int) {
+// holdBack is the ledger's hold.
+func (p *ioProbe) holdBack(s *ioTotals, pid int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if x := p.ledger.known(s, pid); x != nil {
-		s.keep(x)
-	}
+	p.hold(s, pid)
 }
 
-// reconcile finds out what became of the processes that are missing, and closes the
-// sample.
-func (p *ioProbe) reconcile(v *collect.View, s *ioTotals, failed *unreadable) error {
+// settle reconciles the ledger and closes the sample.
+func (p *ioProbe) settle(v *collect.View, s *ioTotals, host bool, failed *unreadable) error {
+	var inits []int
+	if pod := v.Pod(); pod != nil {
+		inits = pod.PIDs
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	err := p.ledger.reconcile(s, func(x *process) (reading, error) {
-		pid, start := x.pid, x.start
+	err := p.reconcile(s, host, inits, func(pid int, reaped uint64) (r reading, is sight, err error) {
 		p.mu.Unlock()
 		defer p.mu.Lock()
-		r, err := p.read(v, pid)
-		if err == nil && r.start != start {
-			err = errGone // its number is another's
+		r, err = p.readAfter(v, pid, reaped)
+		switch {
+		case isGone(err):
+			is, err = ended, nil
+		case err != nil && partial(err):
+			is, err = hidden, nil
 		}
-		return r, err
+		return r, is, err
 	})
-	if err == nil && !s.host {
-		err = p.ledger.split(s, v.Reapers(), func(x *process) (ioCounts, error) {
-			pid, threads := x.pid, &x.shim.threads
-			p.mu.Unlock()
-			defer p.mu.Lock()
-			return p.readThreads(v, pid, threads, failed)
-		})
+	if err == nil && !host {
+		p.mu.Unlock()
+		err = p.split(v, s, failed)
+		p.mu.Lock()
 	}
 	if err == nil {
-		p.ledger.finish(s)
+		p.end(s, host)
 	}
 	return err
 }
-
-var (
-	nameStat = []byte("stat\x00")
-	nameIO   = []byte("io\x00")
-)
-
-// readProcess reads what counts of a process, using buf. reaped is what the
-// process had reaped when it was read last: if it has reaped more, its two
-// files are read until nothing is reaped between them, because a child's
-// counts must be in both or in neither.
-func readProcess(root string, pid int, reaped uint64, buf []byte) (r reading, err error) {
-	// The open directory is this process's, even if the number is given to
-	// another between the two files.
-	dir, err := openProc(root, pid, "", unix.O_DIRECTORY|unix.O_PATH)
-	if err != nil {
-		return r, err
-	}
-	defer unix.Close(dir)
-	r.pid = pid
-	const tries = 50
-	for range tries {
-		if err := r.readFiles(root, dir, buf); err != nil {
-			return r, err
-		}
-		switch {
-		case r.dead:
-			// The kernel is about to take it away. Only then is it sure that
-			// the parent has its counts.
-			time.Sleep(100 * time.Microsecond)
-		case r.reaped == reaped:
-			return r, r.askThreads(root)
-		}
-		reaped = r.reaped
-	}
-	if r.dead {
-		return r, errGone
-	}
-	return r, r.askThreads(root)
-}
-
-// askThreads finds out whether a process whose first thread ends, or has ended,
-// goes on with another.
-func (r *reading) askThreads(root string) error {
-	if !r.ending || r.threads < 2 {
-		return nil
-	}
-	_, err := kernel.LiveThread(root, r.pid)
-	r.ending = err != nil
-	if err != nil && !isGone(err) {
-		return err
-	}
-	return nil
-}
-
-// readFiles reads /proc/PID/io and then stat.
-func (r *reading) readFiles(root string, dir int, buf []byte) error {
-	b, err := readAt(dir, nameIO, buf)
-	if err != nil {
-		err = wrapProc("read", root, r.pid, "/io", err)
-		if isGone(err) {
-			if _, e := readAt(dir, nameStat, buf); e == nil {
-				return fmt.Errorf("read %s/%d/io: %w: this kernel does not count the I/O of processes (CONFIG_TASK_IO_ACCOUNTING)", root, r.pid, unix.EOPNOTSUPP)
-			}
-		}
-		return err
-	}
-	if r.io, err = parseIO(b); err != nil {
-		return fmt.Errorf("%s/%d/%w", root, r.pid, err)
-	}
-	if b, err = readAt(dir, nameStat, buf); err != nil {
-		return wrapProc("read", root, r.pid, "/stat", err)
-	}
-	if err := r.parseStat(b); err != nil {
-		return fmt.Errorf("%s/%d/%w", root, r.pid, err)
-	}
-	return nil
-}
-
-// parseStat reads /proc/PID/stat (fs/proc/array.c, do_task_stat).
-func (r *reading) parseStat(b []byte) error {
-	l := lines{file: "stat", n: 1}
-	// The name of the program may hold anything, parentheses and newlines too.
-	i := bytes.LastIndexByte(b, ')')
-	if i < 0 || len(b) == 0 || b[len(b)-1] != '\n' {
-		return l.errorf("%.60q is not what a kernel prints", b)
-	}
-	rest := b[i+1 : len(b)-1]
-	var f []byte
-	var own uint64
-	for n := 3; n <= 22; n++ { // as proc(5) numbers them
-		f, rest = field(rest)
-		if n == 3 {
-			if len(f) != 1 {
-				return l.errorf("the state %.20q", f)
-			}
-			r.dead = f[0] == 'X'
-			r.ending = f[0] == 'Z' || r.dead
-			continue
-		}
-		x, ok := parseGauge(f)
-		if !ok {
-			return l.errorf("field %d, %.30q, is not a number", n, f)
-		}
-		switch n {
-		case 4:
-			r.parent = int(x)
-		case 9:
-			const pfExiting = 0x4 // PF_EXITING in include/linux/sched.h
-			r.ending = r.ending || x&pfExiting != 0
-		case 10:
-			own = x
-		case 11:
-			r.reaped = x
-		case 20:
-			r.threads = x
-		case 22:
-			r.start = x
-		}
-	}
-	r.faults = own + r.reaped
-	return nil
-}
-
-// parseIO reads /proc/PID/io: a name and a number on each line.
-func parseIO(b []byte) (c ioCounts, err error) {
-	l := lines{file: "io", rest: b}
-	var found [ioFields]bool
-	for {
-		line, ok, err := l.next()
-		if err != nil {
-			return c, err
-		}
-		if !ok {
-			break
-		}
-		name, value, ok := bytes.Cut(line, colon)
-		if !ok {
-			return c, l.errorf("%.40q has no colon", line)
-		}
-		for i, want := range ioNames {
-			if string(name) != want {
-				continue
-			}
-			f, _ := field(value)
-			if c[i], ok = parseUint(f); !ok {
-				return c, l.errorf("the value %.30q of %s is not a number", value, name)
-			}
-			found[i] = true
-		}
-	}
-	for i := range found {
-		if !found[i] {
-			l.n++
-			return c, l.errorf("%s is missing", ioNames[i])
-		}
-	}
-	return c, nil
-}
-
-var colon = []byte(":")

@@ -283,39 +283,6 @@ func TestIORestarted(t *testing.T) {
 	t.Run("zombie", TestIOZombie)
 }
 
-// TestIOKept: processes that there was no room to keep have counted nothing
-// before the next run; those that came since have counted all that they show.
-func TestIOKept(t *testing.T) {
-	l := newLedger()
-	s := &ioTotals{samples: 1, at: 5000}
-	for pid := 1; pid <= maxKept+10; pid++ {
-		r := reading{pid: pid, start: 100, io: ioCounts{1, 2, 3, 4}}
-		l.observe(s, &r)
-	}
-	if want := uint64(maxKept+10) * 4; s.sum[3] != want {
-		t.Fatalf("%d, want %d", s.sum[3], want)
-	}
-	again := new(ioTotals)
-	if err := again.Recall(s.Keep(nil)); err != nil {
-		t.Fatal(err)
-	}
-	l = newLedger()
-	l.recall(again)
-	again.samples = 1
-	if len(again.members) != maxKept || again.sum != s.sum {
-		t.Errorf("%d processes, %v, want %d and %v", len(again.members), again.sum, maxKept, s.sum)
-	}
-	for pid := 1; pid <= maxKept+10; pid++ {
-		r := reading{pid: pid, start: 100, io: ioCounts{1, 2, 3, 5}}
-		l.observe(again, &r)
-	}
-	r := reading{pid: 1 << 20, start: 5001, io: ioCounts{0, 0, 0, 7}}
-	l.observe(again, &r)
-	if want := s.sum[3] + maxKept + 7; again.sum[3] != want {
-		t.Errorf("%d, want %d", again.sum[3], want)
-	}
-}
-
 // add makes a pod whose processes pids lists.
 func (s *ioPods) add(name string, first int, pids func() []int) {
 	s.pods.List = append(s.pods.List, &owner.Pod{ID: name, Namespace: "test", Name: name, PIDs: []int{first}})

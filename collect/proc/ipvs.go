@@ -1,30 +1,43 @@
 package proc
 
 import (
-	"errors"
-	"io/fs"
-
-	"github.com/prometheus/procfs"
+	"bytes"
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/catalog"
+	"nodeskoop/internal/kernel"
 )
 
 // ipvs samples the totals of /proc/PID/net/ip_vs_stats, which are hexadecimal
 // (net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_stats_show). Without the module there
 // is no file, and all is 0.
+//
+// The library's IPVSStats would read the file of a namespace through a directory's
+// descriptor, but does not look at the names of the columns (TestLibraryLoses), and
+// a namespace that only a bind mount holds has no directory.
 type ipvs struct {
 	granularity collect.Granularity
-	metrics     []*catalog.Metric
+	metrics     [ipvsColumns]*catalog.Metric
 }
+
+// The columns of the file. Packets come before bytes, incoming before outgoing.
+const (
+	ipvsConnections = iota
+	ipvsInPackets
+	ipvsOutPackets
+	ipvsInBytes
+	ipvsOutBytes
+	ipvsColumns
+)
 
 func newIPVS(env collect.Env) (collect.Probe, error) {
 	p := &ipvs{granularity: collect.HostNetns}
 	if pods, _ := env.Options["pods"].(bool); pods {
 		p.granularity = collect.EachNetns
 	}
-	for _, name := range []string{"connections", "incomingpackets", "outgoingpackets", "incomingbytes", "outgoingbytes"} {
-		p.metrics = append(p.metrics, catalog.MustMetric("kubeskoop_ipvs_"+name))
+	for i, name := range [ipvsColumns]string{ipvsConnections: "connections", ipvsInPackets: "incomingpackets",
+		ipvsOutPackets: "outgoingpackets", ipvsInBytes: "incomingbytes", ipvsOutBytes: "outgoingbytes"} {
+		p.metrics[i] = catalog.MustMetric("kubeskoop_ipvs_" + name)
 	}
 	return p, nil
 }
@@ -34,16 +47,67 @@ func (p *ipvs) Granularity() collect.Granularity { return p.granularity }
 func (*ipvs) Close() error { return nil }
 
 func (p *ipvs) Sample(v *collect.View) error {
-	var s procfs.IPVSStats
-	err := v.NetFS("net/ip_vs_stats", func(proc procfs.FS) (err error) {
-		s, err = proc.IPVSStats()
-		return err
-	})
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	var values [ipvsColumns]uint64
+	b, err := readOptional(v, "ip_vs_stats")
+	if err == nil && b != nil {
+		values, err = parseIPVS(b)
+	}
+	if err != nil {
 		return err
 	}
-	for i, n := range []uint64{s.Connections, s.IncomingPackets, s.OutgoingPackets, s.IncomingBytes, s.OutgoingBytes} {
-		v.Add(p.metrics[i], float64(n))
+	for i, m := range p.metrics {
+		v.Add(m, float64(values[i]))
 	}
 	return nil
+}
+
+// ipvsHeader is the two lines of names above the totals.
+var ipvsHeader = [2][]byte{
+	[]byte("Total Incoming Outgoing Incoming Outgoing"),
+	[]byte("Conns Packets Packets Bytes Bytes"),
+}
+
+func parseIPVS(b []byte) (values [ipvsColumns]uint64, err error) {
+	l := kernel.Lines{File: "net/ip_vs_stats", Rest: b}
+	for _, want := range ipvsHeader {
+		line, ok, err := l.Next()
+		if err != nil || !ok {
+			return values, l.OrMissing(err, "a line of names is missing")
+		}
+		if !sameFields(line, want) {
+			return values, l.Errorf("%.80q is not the names %q", line, want)
+		}
+	}
+	line, ok, err := l.Next()
+	if err != nil || !ok {
+		return values, l.OrMissing(err, "the totals are missing")
+	}
+	n := 0
+	for f, rest := kernel.Field(line); len(f) > 0; f, rest = kernel.Field(rest) {
+		x, ok := kernel.Hex(f)
+		if !ok || n == ipvsColumns {
+			return values, l.Errorf("%.80q is not %d hexadecimal numbers", line, ipvsColumns)
+		}
+		values[n] = x
+		n++
+	}
+	if n != ipvsColumns {
+		return values, l.Errorf("%.80q is not %d hexadecimal numbers", line, ipvsColumns)
+	}
+	return values, nil
+}
+
+// sameFields reports whether a and b have the same words.
+func sameFields(a, b []byte) bool {
+	for {
+		var x, y []byte
+		x, a = kernel.Field(a)
+		y, b = kernel.Field(b)
+		if !bytes.Equal(x, y) {
+			return false
+		}
+		if len(x) == 0 {
+			return true
+		}
+	}
 }

@@ -17,16 +17,6 @@ import (
 	"nodeskoop/internal/testkit/proof"
 )
 
-// The columns of the file, and of what ipvsadm prints.
-const (
-	ipvsConnections = iota
-	ipvsInPackets
-	ipvsOutPackets
-	ipvsInBytes
-	ipvsOutBytes
-	ipvsColumns
-)
-
 // ipvsFields are the metrics in the order in which ipvsadm prints them.
 var ipvsFields = [ipvsColumns]string{"kubeskoop_ipvs_connections", "kubeskoop_ipvs_incomingpackets",
 	"kubeskoop_ipvs_outgoingpackets", "kubeskoop_ipvs_incomingbytes", "kubeskoop_ipvs_outgoingbytes"}

@@ -10,6 +10,7 @@ import (
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/catalog"
+	"nodeskoop/internal/kernel"
 )
 
 // mib samples metrics of one section of /proc/PID/net/snmp or netstat. There a
@@ -73,15 +74,15 @@ func (p *mib) Sample(v *collect.View) error {
 
 // parse finds the section in the file b and sets the value of each metric.
 func (p *mib) parse(b []byte, values *[maxMIB]uint64) error {
-	l := lines{file: p.path, rest: b}
+	l := kernel.Lines{File: p.path, Rest: b}
 	for {
-		header, ok, err := l.next()
+		header, ok, err := l.Next()
 		if err != nil {
 			return err
 		}
 		if !ok {
-			l.n++
-			return l.errorf("the section %s is missing", p.section)
+			l.N++
+			return l.Errorf("the section %s is missing", p.section)
 		}
 		if !p.inSection(header) {
 			continue
@@ -93,12 +94,12 @@ func (p *mib) parse(b []byte, values *[maxMIB]uint64) error {
 			}
 			p.layout.Store(layout)
 		}
-		line, ok, err := l.next()
+		line, ok, err := l.Next()
 		if err != nil {
 			return err
 		}
 		if !ok || !p.inSection(line) {
-			return l.errorf("%s has a line of names without a line of values", p.section)
+			return l.Errorf("%s has a line of names without a line of values", p.section)
 		}
 		return p.values(&l, layout, line, values)
 	}
@@ -109,13 +110,13 @@ func (p *mib) inSection(line []byte) bool {
 	return len(line) > n && line[n] == ':' && string(line[:n]) == p.section
 }
 
-func (p *mib) newLayout(l *lines, header []byte) (*mibLayout, error) {
+func (p *mib) newLayout(l *kernel.Lines, header []byte) (*mibLayout, error) {
 	layout := &mibLayout{header: slices.Clone(header)}
 	seen := map[int]bool{}
-	for f, rest := field(header[len(p.section)+1:]); len(f) > 0; f, rest = field(rest) {
+	for f, rest := kernel.Field(header[len(p.section)+1:]); len(f) > 0; f, rest = kernel.Field(rest) {
 		i := slices.Index(p.names, string(f))
 		if i >= 0 && seen[i] {
-			return nil, l.errorf("%s names %s twice", p.section, f)
+			return nil, l.Errorf("%s names %s twice", p.section, f)
 		}
 		seen[i] = true
 		layout.column = append(layout.column, int16(i))
@@ -123,28 +124,28 @@ func (p *mib) newLayout(l *lines, header []byte) (*mibLayout, error) {
 	return layout, nil
 }
 
-func (p *mib) values(l *lines, layout *mibLayout, line []byte, values *[maxMIB]uint64) error {
+func (p *mib) values(l *kernel.Lines, layout *mibLayout, line []byte, values *[maxMIB]uint64) error {
 	n := 0
-	for f, rest := field(line[len(p.section)+1:]); len(f) > 0; f, rest = field(rest) {
+	for f, rest := kernel.Field(line[len(p.section)+1:]); len(f) > 0; f, rest = kernel.Field(rest) {
 		if n == len(layout.column) {
-			return l.errorf("%s has more values than its %d names", p.section, n)
+			return l.Errorf("%s has more values than its %d names", p.section, n)
 		}
 		i := layout.column[n]
 		n++
 		// Some values are signed, such as the "no limit" -1 of Tcp.MaxConn.
-		x, ok := parseGauge(f)
+		x, ok := kernel.Gauge(f)
 		if i >= 0 && p.metrics[i].Type == catalog.Counter {
-			x, ok = parseUint(f)
+			x, ok = kernel.Uint(f)
 		}
 		if !ok {
-			return l.errorf("the value %.30q of %s.%s is not a number", f, p.section, nameOf(layout, n-1))
+			return l.Errorf("the value %.30q of %s.%s is not a number", f, p.section, nameOf(layout, n-1))
 		}
 		if i >= 0 {
 			values[i] = x
 		}
 	}
 	if n != len(layout.column) {
-		return l.errorf("%s has %d values under %d names", p.section, n, len(layout.column))
+		return l.Errorf("%s has %d values under %d names", p.section, n, len(layout.column))
 	}
 	return nil
 }

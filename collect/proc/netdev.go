@@ -18,6 +18,7 @@ import (
 	"nodeskoop/collect"
 	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/netlink"
+	"nodeskoop/internal/kernel"
 )
 
 // netdev sums /proc/PID/net/dev over every interface but lo
@@ -380,13 +381,13 @@ func (p *netdev) parse(b []byte, s *interfaces) error {
 
 // read reads the lines of the whole file, or nothing of it.
 func (p *netdev) read(b []byte, s *interfaces) error {
-	l := lines{file: "net/dev", rest: b}
-	if _, ok, err := l.next(); err != nil || !ok {
-		return orMissing(err, &l, "the two lines of names are missing")
+	l := kernel.Lines{File: "net/dev", Rest: b}
+	if _, ok, err := l.Next(); err != nil || !ok {
+		return l.OrMissing(err, "the two lines of names are missing")
 	}
-	header, ok, err := l.next()
+	header, ok, err := l.Next()
 	if err != nil || !ok {
-		return orMissing(err, &l, "the second line of names is missing")
+		return l.OrMissing(err, "the second line of names is missing")
 	}
 	layout := p.layout.Load()
 	if layout == nil || !bytes.Equal(layout.header, header) {
@@ -397,7 +398,7 @@ func (p *netdev) read(b []byte, s *interfaces) error {
 	}
 	s.read = s.read[:0]
 	for {
-		line, ok, err := l.next()
+		line, ok, err := l.Next()
 		if err != nil {
 			return err
 		}
@@ -420,10 +421,10 @@ var loopback = [unix.IFNAMSIZ]byte{'l', 'o'}
 // newLayout reads a line such as
 //
 //	face |bytes    packets errs drop fifo frame compressed multicast|bytes ...
-func (p *netdev) newLayout(l *lines, header []byte) (*netdevLayout, error) {
+func (p *netdev) newLayout(l *kernel.Lines, header []byte) (*netdevLayout, error) {
 	parts := strings.Split(string(header), "|")
 	if len(parts) != 3 || strings.TrimSpace(parts[0]) != "face" {
-		return nil, l.errorf("%.60q does not name the columns", header)
+		return nil, l.Errorf("%.60q does not name the columns", header)
 	}
 	layout := &netdevLayout{header: slices.Clone(header)}
 	var found [netdevFields]bool
@@ -431,7 +432,7 @@ func (p *netdev) newLayout(l *lines, header []byte) (*netdevLayout, error) {
 		for _, name := range strings.Fields(parts[1+i]) {
 			at := slices.Index(p.fields, side+name)
 			if at >= 0 && found[at] {
-				return nil, l.errorf("it names %s%s twice", side, name)
+				return nil, l.Errorf("it names %s%s twice", side, name)
 			}
 			if at >= 0 {
 				found[at] = true
@@ -440,26 +441,26 @@ func (p *netdev) newLayout(l *lines, header []byte) (*netdevLayout, error) {
 		}
 	}
 	if i := slices.Index(found[:], false); i >= 0 {
-		return nil, l.errorf("it does not name %s", p.fields[i])
+		return nil, l.Errorf("it does not name %s", p.fields[i])
 	}
 	return layout, nil
 }
 
-func (x *ifaceLine) parse(l *lines, layout *netdevLayout, line []byte) error {
+func (x *ifaceLine) parse(l *kernel.Lines, layout *netdevLayout, line []byte) error {
 	i := bytes.IndexByte(line, ':')
 	if i < 0 {
-		return l.errorf("%.40q does not begin with the name of an interface", line)
+		return l.Errorf("%.40q does not begin with the name of an interface", line)
 	}
 	name := bytes.TrimLeft(line[:i], " ")
 	if len(name) == 0 || len(name) >= len(x.name) {
-		return l.errorf("%.40q is not the name of an interface", name)
+		return l.Errorf("%.40q is not the name of an interface", name)
 	}
 	copy(x.name[:], name)
 	n := 0
-	for f, rest := field(line[i+1:]); len(f) > 0; f, rest = field(rest) {
-		v, ok := parseUint(f)
+	for f, rest := kernel.Field(line[i+1:]); len(f) > 0; f, rest = kernel.Field(rest) {
+		v, ok := kernel.Uint(f)
 		if !ok {
-			return l.errorf("%.30q is not a number", f)
+			return l.Errorf("%.30q is not a number", f)
 		}
 		if n < len(layout.column) && layout.column[n] >= 0 {
 			x.values[layout.column[n]] = v
@@ -467,7 +468,7 @@ func (x *ifaceLine) parse(l *lines, layout *netdevLayout, line []byte) error {
 		n++
 	}
 	if n != len(layout.column) {
-		return l.errorf("%d values under %d names", n, len(layout.column))
+		return l.Errorf("%d values under %d names", n, len(layout.column))
 	}
 	return nil
 }

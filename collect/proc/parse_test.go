@@ -9,10 +9,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/prometheus/procfs"
-
 	"nodeskoop/collect"
 	"nodeskoop/collect/netlink"
+	"nodeskoop/internal/kernel"
 )
 
 // captured reads a file below testdata from every kernel that has it.
@@ -56,7 +55,7 @@ var parsers = map[string]struct {
 	"softnet": {"net/softnet_stat", func(b []byte) (string, error) {
 		var s softnetState
 		err := s.parse(b)
-		return fmt.Sprint(s.processed, s.dropped), err
+		return fmt.Sprint(s.processed, s.dropped, s.cpus), err
 	}},
 	"netdev": {"net/dev", func(b []byte) (string, error) {
 		var s interfaces
@@ -81,53 +80,13 @@ var parsers = map[string]struct {
 		return fmt.Sprint(t), err
 	}},
 	"pid stat": {"self/stat", func(b []byte) (string, error) {
-		var r reading
-		err := r.parseStat(b)
-		return fmt.Sprint(r), err
+		s, err := kernel.ParseStat(b)
+		return fmt.Sprint(s), err
 	}},
 	"pid io": {"self/io", func(b []byte) (string, error) {
 		c, err := parseIO(b)
 		return fmt.Sprint(c), err
 	}},
-}
-
-// inTree gives the library a procfs in which one file is b.
-func inTree(name string, b []byte, read func(procfs.FS) error) error {
-	root, err := os.MkdirTemp("", "procfs-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(root)
-	if err := os.MkdirAll(filepath.Join(root, filepath.Dir(name)), 0o755); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(root, name), b, 0o644); err != nil {
-		return err
-	}
-	proc, err := procfs.NewFS(root)
-	if err != nil {
-		return err
-	}
-	return read(proc)
-}
-
-// parse takes in a whole file as Sample does.
-func (s *softnetState) parse(b []byte) error {
-	return inTree("net/softnet_stat", b, func(proc procfs.FS) error {
-		rows, err := proc.NetSoftnetStat()
-		if err != nil {
-			return err
-		}
-		return s.take(rows)
-	})
-}
-
-func parseIPVS(b []byte) (s procfs.IPVSStats, err error) {
-	err = inTree("net/ip_vs_stats", b, func(proc procfs.FS) (err error) {
-		s, err = proc.IPVSStats()
-		return err
-	})
-	return s, err
 }
 
 func parseMIB(probe, file string) func([]byte) (string, error) {
@@ -142,11 +101,6 @@ func parseMIB(probe, file string) func([]byte) (string, error) {
 	}
 }
 
-// byLibrary are the parsers that are prometheus/procfs's. Their errors name no
-// line, and they take a last line without its newline: the library reads with
-// one call, and the kernel gives a seq_file of this size whole.
-var byLibrary = map[string]bool{"softnet": true, "ipvs": true}
-
 // TestTruncated cuts every captured file after every byte. What is left is an
 // error that names file and line, or it is a whole number of lines.
 func TestTruncated(t *testing.T) {
@@ -160,9 +114,9 @@ func TestTruncated(t *testing.T) {
 			for n := range whole {
 				got, err := x.parse(whole[:n])
 				switch {
-				case err != nil && !strings.Contains(err.Error(), " line ") && !byLibrary[name]:
+				case err != nil && !strings.Contains(err.Error(), " line "):
 					t.Fatalf("%s, %d bytes: the error %q does not name the line", name, n, err)
-				case err == nil && got != want && whole[n-1] != '\n' && !byLibrary[name]:
+				case err == nil && got != want && whole[n-1] != '\n':
 					t.Fatalf("%s: %s cut after %d bytes, within a line, is taken for %s", kernel, name, n, got)
 				}
 			}
@@ -310,13 +264,14 @@ func TestSockstatMalformed(t *testing.T) {
 func TestSoftnetMalformed(t *testing.T) {
 	const zeros = " 0 0 0 0 0 0 0 0 0 0 "
 	for _, x := range []struct{ file, want string }{
-		{"", "net/softnet_stat: no line for any CPU"},
-		{"1 2 3\n", "net/softnet_stat: error parsing file: detected 3 columns, but expected at least 9"},
+		{"", "net/softnet_stat line 1: no line for any CPU"},
+		{"1 2 3\n", "net/softnet_stat line 1: 3 columns, not at least 9"},
 		{"1 2" + zeros + "0\n3 4 0 0 0 0 0 0 0\n", "net/softnet_stat line 2: 9 columns, unlike the line before"},
-		{"1 x" + zeros + "0\n", `parsing "x": invalid syntax`},
-		{"1 123456789" + zeros + "0\n", `parsing "123456789": value out of range`},
+		{"1 x" + zeros + "0\n", `"x" is not a hexadecimal number of 32 bits`},
+		{"1 123456789" + zeros + "0\n", `"123456789" is not a hexadecimal number of 32 bits`},
 		{"1 2" + zeros + "0\n3 4" + zeros + "0\n", "net/softnet_stat line 2: the CPU number 0 is out of order"},
 		{"1 2" + zeros + "ffffffff\n", "the CPU number 4294967295 is out of order"},
+		{"1 2" + zeros + "0", "the file ends within it"},
 	} {
 		var s softnetState
 		if err := s.parse([]byte(x.file)); err == nil || !strings.Contains(err.Error(), x.want) {
@@ -433,11 +388,11 @@ func TestNetdevMissed(t *testing.T) {
 // TestIPVS: hexadecimal, and incoming packets are not incoming bytes. The
 // numbers are those that ipvsadm showed; see testdata/README.
 func TestIPVS(t *testing.T) {
-	for kernel, want := range map[string]procfs.IPVSStats{
-		"5.10":      {Connections: 7, IncomingPackets: 43, OutgoingPackets: 36, IncomingBytes: 2306, OutgoingBytes: 21976},
-		"6.1":       {Connections: 7, IncomingPackets: 52, OutgoingPackets: 39, IncomingBytes: 2774, OutgoingBytes: 19276},
-		"6.12":      {Connections: 7, IncomingPackets: 47, OutgoingPackets: 37, IncomingBytes: 2514, OutgoingBytes: 18220},
-		"4.18-made": {Connections: 0x1A2B3C4D5, IncomingPackets: 0xFEDCBA987, OutgoingPackets: 0x76543210F, IncomingBytes: 0x1234567890ABCDEF, OutgoingBytes: 0xFEDCBA0987654321},
+	for kernel, want := range map[string][ipvsColumns]uint64{
+		"5.10":      {7, 43, 36, 2306, 21976},
+		"6.1":       {7, 52, 39, 2774, 19276},
+		"6.12":      {7, 47, 37, 2514, 18220},
+		"4.18-made": {0x1A2B3C4D5, 0xFEDCBA987, 0x76543210F, 0x1234567890ABCDEF, 0xFEDCBA0987654321},
 	} {
 		got, err := parseIPVS(captured(t, "net/ip_vs_stats")[kernel])
 		if err != nil || got != want {
@@ -445,9 +400,18 @@ func TestIPVS(t *testing.T) {
 		}
 	}
 	const head = "   Total Incoming Outgoing         Incoming         Outgoing\n   Conns  Packets  Packets            Bytes            Bytes\n"
-	for _, file := range []string{"", "Total\n", head, head + "1 2 3 4\n", head + "1 2 3 4 5 6\n", head + "1 2 3 4 G\n", head + "1 2 3 4 10000000000000000\n", head + "1 2 3 4 5"} {
-		if got, err := parseIPVS([]byte(file)); err == nil {
-			t.Errorf("%q is taken for %v", file, got)
+	for _, x := range []struct{ file, want string }{
+		{"", "net/ip_vs_stats line 1: a line of names is missing"},
+		{"Total\n", `net/ip_vs_stats line 1: "Total" is not the names`},
+		{strings.Replace(head, "Bytes", "Octets", 1), `line 2: "   Conns  Packets  Packets            Octets            Bytes" is not the names`},
+		{head, "net/ip_vs_stats line 3: the totals are missing"},
+		{head + "1 2 3 4\n", `net/ip_vs_stats line 3: "1 2 3 4" is not 5 hexadecimal numbers`},
+		{head + "1 2 3 4 5 6\n", "is not 5 hexadecimal numbers"},
+		{head + "1 2 3 4 G\n", "is not 5 hexadecimal numbers"},
+		{head + "1 2 3 4 5", "the file ends within it"},
+	} {
+		if _, err := parseIPVS([]byte(x.file)); err == nil || !strings.Contains(err.Error(), x.want) {
+			t.Errorf("%q: %v, want %q", x.file, err, x.want)
 		}
 	}
 }
@@ -488,30 +452,7 @@ func TestTCPText(t *testing.T) {
 	}
 }
 
-func TestProcessFiles(t *testing.T) {
-	var r reading
-	if err := r.parseStat([]byte("42 (a) b (c\n) R 7 1 1 0 -1 4194304 100 23 0 0 1 2 3 4 20 0 1 0 777 1000 5\n")); err != nil {
-		t.Fatal(err)
-	}
-	if r.parent != 7 || r.ending || r.faults != 123 || r.reaped != 23 || r.start != 777 {
-		t.Errorf("%+v", r)
-	}
-	for flags, state := range map[string]string{"4194304": "Z", "4194308": "R", "0": "X"} {
-		if err := r.parseStat([]byte("42 (a) " + state + " 7 1 1 0 -1 " + flags + " 100 23 0 0 1 2 3 4 20 0 1 0 777\n")); err != nil || !r.ending {
-			t.Errorf("%s, flags %s: %+v (%v)", state, flags, r, err)
-		}
-	}
-	for _, x := range []struct{ file, want string }{
-		{"", `stat line 1: "" is not what a kernel prints`},
-		{"42 (a) R 7", "is not what a kernel prints"},
-		{"42 (a)\n", `the state ""`},
-		{"42 (a) R\n", `stat line 1: field 4, "", is not a number`},
-		{"42 (a) R 7 1 1 0 -1 4194304 x\n", `field 10, "x", is not a number`},
-	} {
-		if err := new(reading).parseStat([]byte(x.file)); err == nil || !strings.Contains(err.Error(), x.want) {
-			t.Errorf("%q: %v, want %q", x.file, err, x.want)
-		}
-	}
+func TestProcessIO(t *testing.T) {
 	c, err := parseIO([]byte("rchar: 1\nwchar: 2\nsyscr: 3\nsyscw: 4\nread_bytes: 5\nwrite_bytes: 6\ncancelled_write_bytes: 7\n"))
 	if err != nil || c != (ioCounts{3, 4, 5, 6}) {
 		t.Errorf("%v, %v", c, err)
@@ -525,47 +466,6 @@ func TestProcessFiles(t *testing.T) {
 	} {
 		if _, err := parseIO([]byte(x.file)); err == nil || !strings.Contains(err.Error(), x.want) {
 			t.Errorf("%q: %v, want %q", x.file, err, x.want)
-		}
-	}
-}
-
-// TestIOFalls: counts that fall, which no kernel's do, neither underflow nor
-// count again.
-func TestIOFalls(t *testing.T) {
-	l := newLedger()
-	s := &ioTotals{}
-	for i, x := range []struct{ n, want uint64 }{{10, 10}, {4, 10}, {10, 10}, {12, 12}} {
-		r := reading{pid: 1, start: 1, io: ioCounts{x.n, x.n, x.n, x.n}}
-		l.observe(s, &r)
-		if s.sum != (ioCounts{x.want, x.want, x.want, x.want}) {
-			t.Errorf("step %d: %v, want %d", i, s.sum, x.want)
-		}
-	}
-}
-
-func TestDirents(t *testing.T) {
-	entry := func(name string) []byte {
-		b := make([]byte, (19+len(name)+1+7)&^7)
-		b[16] = byte(len(b))
-		copy(b[19:], name)
-		return b
-	}
-	b := append(entry("0"), entry("12345")...)
-	var got []string
-	for len(b) > 0 {
-		name, rest, ok := nextDirent(b)
-		if !ok {
-			t.Fatal("not ok")
-		}
-		got = append(got, string(name))
-		b = rest
-	}
-	if strings.Join(got, ",") != "0\x00,12345\x00" {
-		t.Errorf("%q", got)
-	}
-	for _, bad := range [][]byte{nil, make([]byte, 18), make([]byte, 24), append(make([]byte, 16), 24, 0, 0, 0, 0, 0, 0, 0), append(make([]byte, 16), 255, 255, 0, '1', 0)} {
-		if name, _, ok := nextDirent(bad); ok {
-			t.Errorf("%v is taken for %q", bad, name)
 		}
 	}
 }
@@ -598,19 +498,3 @@ func FuzzTCP(f *testing.F)         { fuzz(f, "tcp text") }
 func FuzzTCP6(f *testing.F)        { fuzz(f, "tcp6 text") }
 func FuzzProcessStat(f *testing.F) { fuzz(f, "pid stat") }
 func FuzzProcessIO(f *testing.F)   { fuzz(f, "pid io") }
-
-func FuzzDirent(f *testing.F) {
-	f.Add(append(make([]byte, 16), 24, 0, 0, '1', 0, 0, 0, 0))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		for n := len(b); n > 0; {
-			name, rest, ok := nextDirent(b)
-			if !ok {
-				return
-			}
-			if len(rest) >= n || name[len(name)-1] != 0 {
-				t.Fatalf("%q, %d bytes left of %d", name, len(rest), n)
-			}
-			b, n = rest, len(rest)
-		}
-	})
-}

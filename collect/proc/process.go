@@ -7,7 +7,6 @@ import (
 	"os"
 	"strconv"
 	"sync"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -18,55 +17,10 @@ import (
 
 // openProc opens ROOT/PID and what follows it.
 func openProc(root string, pid int, name string, flags int) (fd int, err error) {
-	var buf [256]byte
-	path := append(buf[:0], root...)
-	path = append(path, '/')
-	path = strconv.AppendInt(path, int64(pid), 10)
-	path = append(path, name...)
-	path = append(path, 0)
-	if fd, err = openAt(unix.AT_FDCWD, path, flags); err != nil {
+	if fd, err = kernel.OpenProcess(root, pid, name, flags); err != nil {
 		return -1, wrapProc("open", root, pid, name, err)
 	}
 	return fd, nil
-}
-
-// openAt opens a path, which ends with NUL, for reading. It is unix.Openat
-// without the copy of the path.
-func openAt(dir int, path []byte, flags int) (int, error) {
-	for {
-		fd, _, e := unix.Syscall6(unix.SYS_OPENAT, uintptr(dir), uintptr(unsafe.Pointer(unsafe.SliceData(path))),
-			uintptr(flags|unix.O_RDONLY|unix.O_CLOEXEC), 0, 0, 0)
-		if e == unix.EINTR {
-			continue
-		}
-		if e != 0 {
-			return -1, e
-		}
-		return int(fd), nil
-	}
-}
-
-// readAt reads a small file of procfs below dir, whose name ends with NUL,
-// into buf. The kernel returns such a file in one piece if buf has room for it.
-func readAt(dir int, name, buf []byte) ([]byte, error) {
-	fd, err := openAt(dir, name, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(fd)
-	for {
-		n, err := unix.Read(fd, buf)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		if n == len(buf) {
-			return nil, unix.EFBIG
-		}
-		return buf[:n], nil
-	}
 }
 
 // wrapProc words a failed call about a process.
@@ -121,25 +75,16 @@ func (u *unreadable) err() error {
 	return part
 }
 
-// firstUserNamespace is the inode number of the kernel's first user namespace
-// (PROC_USER_INIT_INO of include/linux/proc_ns.h).
-const firstUserNamespace = 0xEFFFFFFD
-
 // mayTrace reports whether this process has the capabilities that reading
 // other users' processes takes. In a user namespace of its own it has them for what
 // belongs to that one only.
 var mayTrace = sync.OnceValue(func() bool {
-	var st unix.Stat_t
-	if unix.Stat("/proc/self/ns/user", &st) != nil || st.Ino != firstUserNamespace {
-		return false
-	}
-	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if unix.Capget(&head, &data[0]) != nil {
+	if user, err := kernel.Inode("/proc/self/ns/user"); err != nil || user != kernel.FirstUserNamespace {
 		return false
 	}
 	const need = 1<<unix.CAP_SYS_PTRACE | 1<<unix.CAP_DAC_READ_SEARCH
-	return data[0].Effective&need == need
+	have, err := kernel.OwnCapabilities()
+	return err == nil && have&need == need
 })
 
 // typeInfo is the kernel's type information for the probes of one Runner, which
@@ -153,10 +98,6 @@ func newTypeInfo() typeInfo {
 	types := new(bpf.KernelTypes)
 	return typeInfo{types, types.Release}
 }
-
-// firstPIDNamespace is the inode number of the kernel's first PID namespace
-// (PROC_PID_INIT_INO of include/linux/proc_ns.h).
-const firstPIDNamespace = 0xEFFFFFFC
 
 // snapshot is what an iterator of the kernel tells of all processes, asked once
 // in a cycle. It is not safe for use by several goroutines.
@@ -245,11 +186,11 @@ func mayIterate(env collect.Env) error {
 	if err != nil {
 		return err
 	}
-	var st unix.Stat_t
-	if err := unix.Stat(root+"/self/ns/pid", &st); err != nil {
-		return fmt.Errorf("ask for the PID namespace of %s: %w", root, err)
+	pids, err := kernel.Inode(root + "/self/ns/pid")
+	if err != nil {
+		return fmt.Errorf("ask for the PID namespace of %s: %w", root, errors.Unwrap(err))
 	}
-	if st.Ino != firstPIDNamespace || self != strconv.Itoa(os.Getpid()) {
+	if pids != kernel.FirstPIDNamespace || self != strconv.Itoa(os.Getpid()) {
 		return fmt.Errorf("the processes of %s are numbered as in a container", root)
 	}
 	return nil

@@ -1,18 +1,42 @@
 package proc
 
 import (
-	"errors"
 	"fmt"
 	"strconv"
 
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect"
+	"nodeskoop/internal/kernel"
 )
 
-// listShims notes which processes pods' samples count, for the host's. The caller
-// holds the lock.
-func (p *ioProbe) listShims(v *collect.View) {
+// shim is what io remembers of a process that serves a pod and reaps what ends in
+// it.
+type shim struct {
+	threads map[int]*threadCounts
+	ended   ioCounts // of its threads that have ended, as they were read last
+	told    ioCounts // its own calls that were given to the host
+	reaped  uint64   // cminflt of the last split
+	begun   bool
+	// taken over from the host, which had counted it: which of its counts are
+	// its own cannot be told of what came before.
+	moved bool
+	// recalled of an earlier run: what it has counted since then is its pod's,
+	// for its own calls in that time are few, and not told apart.
+	recalled bool
+}
+
+type threadCounts struct {
+	ioCounts
+	cycle uint64
+}
+
+// beginShims takes in what pods' samples found to be their shims' own calls.
+func (p *ioProbe) beginShims(v *collect.View, s *ioTotals) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.sum.add(&p.own)
+	p.own = ioCounts{}
 	if p.shims == nil {
 		p.shims = map[int]int{}
 	}
@@ -26,13 +50,13 @@ func (p *ioProbe) listShims(v *collect.View) {
 func (p *ioProbe) isShim(v *collect.View, pid int) (bool, error) {
 	p.mu.Lock()
 	i, ok := p.shims[pid]
-	x := p.ledger.procs[pid]
+	x := p.procs[pid]
 	p.mu.Unlock()
 	if !ok {
 		return false, nil
 	}
 	want := v.Reapers()[i].Start
-	if x != nil && !x.exited && x.start == want {
+	if x != nil && !x.gone && x.start == want {
 		return true, nil
 	}
 	// Its pod has not been sampled, or its number is another's by now.
@@ -52,11 +76,11 @@ func (p *ioProbe) readShims(v *collect.View, s *ioTotals, failed *unreadable) er
 		r, err := p.read(v, x.PID)
 		switch {
 		case err == nil && r.start == x.Start:
-			p.observe(s, &r, true)
+			p.takeShim(s, &r)
 		case err == nil || isGone(err):
 		case partial(err):
 			failed.add(x.PID, err)
-			p.hold(s, x.PID)
+			p.holdBack(s, x.PID)
 		default:
 			return err
 		}
@@ -64,96 +88,139 @@ func (p *ioProbe) readShims(v *collect.View, s *ioTotals, failed *unreadable) er
 	return nil
 }
 
-// readThreads reads what the threads of a shim have counted themselves.
-func (p *ioProbe) readThreads(v *collect.View, pid int, threads *threadSums, failed *unreadable) (sum ioCounts, err error) {
-	// The threads are read after the process: what they did meanwhile is
-	// taken from the next growth.
-	err = v.Do(pid, "io of threads", func() (err error) {
-		sum, err = threads.read(p.root, pid, v.Cycle(), v.Scratch[:cap(v.Scratch)])
-		return err
-	})
-	if err != nil && !isGone(err) && partial(err) {
-		failed.add(pid, err)
+func (p *ioProbe) takeShim(s *ioTotals, r *reading) {
+	p.mu.Lock()
+	x := p.procs[r.pid]
+	known := x != nil && x.start == r.start && !x.gone
+	moved := known && x.owner != s
+	p.mu.Unlock()
+	p.take(s, r, false)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if x = p.procs[r.pid]; x == nil || x.owner != s {
+		return
 	}
-	return sum, err
+	if x.shim == nil || moved {
+		x.shim = &shim{threads: map[int]*threadCounts{}, moved: moved, recalled: known && !moved}
+	}
 }
 
-// threadSums is what is remembered of the threads of a process.
-type threadSums struct {
-	live   map[int]*threadCounts
-	exited ioCounts // of threads that have exited, as they were read last
+// split gives what shims counted themselves to the host. It comes last: by now
+// nothing is left in a shim's growth of children that were counted before they
+// ended.
+func (p *ioProbe) split(v *collect.View, s *ioTotals, failed *unreadable) error {
+	for _, id := range v.Reapers() {
+		p.mu.Lock()
+		x := p.procs[id.PID]
+		if x == nil || x.shim == nil || x.gone || x.owner != s || x.start != id.Start || x.grown == (ioCounts{}) {
+			p.mu.Unlock()
+			continue
+		}
+		h := x.shim
+		own := x.grown // if nothing was reaped
+		ask := !h.begun || h.reaped != x.reaped
+		h.reaped = x.reaped
+		p.mu.Unlock()
+		if ask {
+			// The threads are read after the process: what they did meanwhile is
+			// taken from the next growth.
+			var sum ioCounts
+			err := v.Do(x.pid, "io of threads", func() (err error) {
+				sum, err = h.read(p.root, x.pid, v.Cycle(), v.Scratch[:cap(v.Scratch)])
+				return err
+			})
+			switch {
+			case err == nil:
+			case isGone(err):
+				continue
+			case partial(err):
+				failed.add(x.pid, err)
+				continue
+			default:
+				return err
+			}
+			if h.recalled {
+				h.told, own = sum, ioCounts{}
+			} else if h.moved {
+				h.told = sum
+			} else {
+				for i := range own {
+					own[i] = min(own[i], max(sum[i], h.told[i])-h.told[i])
+				}
+				h.told.add(&own)
+			}
+		} else {
+			h.told.add(&own)
+		}
+		p.mu.Lock()
+		h.begun, h.moved, h.recalled = true, false, false
+		x.grown.sub(&own)
+		s.sum.sub(&own)
+		p.own.add(&own)
+		p.mu.Unlock()
+	}
+	return nil
 }
 
-type threadCounts struct {
-	ioCounts
-	cycle uint64
-}
-
-// read adds up what the threads of a process have counted themselves
+// read adds up what the threads of the shim have counted themselves
 // (fs/proc/base.c, proc_tid_io_accounting), using buf. What a thread counted that
-// has exited is among what the process has of its children, and known from the last
+// has ended is among what the process has of its children, and known from the last
 // reading.
-func (h *threadSums) read(root string, pid int, cycle uint64, buf []byte) (sum ioCounts, err error) {
-	if h.live == nil {
-		h.live = map[int]*threadCounts{}
-	}
+func (h *shim) read(root string, pid int, cycle uint64, buf []byte) (sum ioCounts, err error) {
 	dir, err := openProc(root, pid, "/task", unix.O_DIRECTORY)
 	if err != nil {
 		return sum, err
 	}
 	defer unix.Close(dir)
 	names, file := buf[:len(buf)/2], buf[len(buf)/2:]
-	for {
-		n, err := unix.Getdents(dir, names)
-		if err == unix.EINTR {
-			continue
-		}
+	var read error // of a thread's file
+	err = kernel.Entries(dir, names, func(name string, _ byte) error {
+		tid, err := strconv.Atoi(name)
 		if err != nil {
-			return sum, wrapProc("list", root, pid, "/task", err)
+			return nil
 		}
-		if n <= 0 {
-			break
-		}
-		for b := names[:n]; len(b) > 0; {
-			entry, rest, ok := nextDirent(b)
-			if !ok {
-				return sum, fmt.Errorf("list %s/%d/task: %w", root, pid, errDirent)
-			}
-			b = rest
-			tid, e := strconv.Atoi(string(entry[:len(entry)-1]))
-			if e != nil {
-				continue // . and ..
-			}
-			var path [32]byte
-			data, err := readAt(dir, append(append(path[:0], entry[:len(entry)-1]...), "/io\x00"...), file)
-			if err != nil {
-				if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
-					continue
-				}
-				return sum, wrapProc("read", root, pid, "/task/"+strconv.Itoa(tid)+"/io", err)
-			}
-			c, err := parseIO(data)
-			if err != nil {
-				return sum, fmt.Errorf("%s/%d/task/%d/%w", root, pid, tid, err)
-			}
-			t := h.live[tid]
-			if t == nil {
-				t = &threadCounts{}
-				h.live[tid] = t
-			} else if !c.covers(&t.ioCounts) {
-				h.exited.add(&t.ioCounts) // another with its number
-			}
-			t.ioCounts, t.cycle = c, cycle
-		}
+		read = h.readThread(root, pid, dir, tid, name+"/io", cycle, file)
+		return read
+	})
+	if read != nil {
+		return sum, read
 	}
-	for tid, t := range h.live {
+	if err != nil {
+		return sum, wrapProc("list", root, pid, "/task", err)
+	}
+	for tid, t := range h.threads {
 		if t.cycle != cycle {
-			h.exited.add(&t.ioCounts)
-			delete(h.live, tid)
+			h.ended.add(&t.ioCounts)
+			delete(h.threads, tid)
 			continue
 		}
 		sum.add(&t.ioCounts)
 	}
-	sum.add(&h.exited)
+	sum.add(&h.ended)
 	return sum, nil
+}
+
+// readThread takes in what a thread has counted: the file name below dir, read into
+// buf. A thread that has ended meanwhile is no error.
+func (h *shim) readThread(root string, pid, dir, tid int, name string, cycle uint64, buf []byte) error {
+	data, err := kernel.ReadSmall(dir, name, buf)
+	if err != nil {
+		if err = wrapProc("read", root, pid, "/task/"+name, err); isGone(err) {
+			return nil
+		}
+		return err
+	}
+	c, err := parseIO(data)
+	if err != nil {
+		return fmt.Errorf("%s/%d/task/%d/%w", root, pid, tid, err)
+	}
+	t := h.threads[tid]
+	if t == nil {
+		t = &threadCounts{}
+		h.threads[tid] = t
+	} else if !c.covers(&t.ioCounts) {
+		h.ended.add(&t.ioCounts) // another with its number
+	}
+	t.ioCounts, t.cycle = c, cycle
+	return nil
 }

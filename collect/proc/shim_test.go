@@ -7,32 +7,26 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/owner"
 	"nodeskoop/collect/pod"
+	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 	"nodeskoop/internal/testkit/pods"
 	"nodeskoop/internal/testkit/proof"
 )
 
-// startOf is field 22 of /proc/PID/stat.
 func startOf(t *testing.T, pid int) uint64 {
 	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	s, err := kernel.ReadStat("/proc", pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	n, err := strconv.ParseUint(f[19], 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+	return s.Start
 }
 
 // ownCalls adds up what the threads of a process have counted themselves.

@@ -5,6 +5,7 @@ import (
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/catalog"
+	"nodeskoop/internal/kernel"
 )
 
 // sock samples the TCP line of /proc/PID/net/sockstat and the TCP6 line of
@@ -76,15 +77,15 @@ func readSockstat(v *collect.View) (s sockstat, err error) {
 
 // parse reads the line that begins with a prefix: pairs of a name and a number.
 func (s *sockstat) parse(file, prefix string, b []byte) error {
-	l := lines{file: file, rest: b}
+	l := kernel.Lines{File: file, Rest: b}
 	for {
-		line, ok, err := l.next()
+		line, ok, err := l.Next()
 		if err != nil {
 			return err
 		}
 		if !ok {
-			l.n++
-			return l.errorf("the line %s is missing", prefix)
+			l.N++
+			return l.Errorf("the line %s is missing", prefix)
 		}
 		if bytes.HasPrefix(line, []byte(prefix)) {
 			return s.parseLine(&l, line[len(prefix):])
@@ -92,17 +93,17 @@ func (s *sockstat) parse(file, prefix string, b []byte) error {
 	}
 }
 
-func (s *sockstat) parseLine(l *lines, b []byte) error {
+func (s *sockstat) parseLine(l *kernel.Lines, b []byte) error {
 	found := false
 	for {
 		var key, value []byte
-		if key, b = field(b); len(key) == 0 {
+		if key, b = kernel.Field(b); len(key) == 0 {
 			break
 		}
-		value, b = field(b)
-		n, ok := parseGauge(value)
+		value, b = kernel.Field(b)
+		n, ok := kernel.Gauge(value)
 		if !ok {
-			return l.errorf("the value %.30q of %.30q is not a number", value, key)
+			return l.Errorf("the value %.30q of %.30q is not a number", value, key)
 		}
 		for i, k := range sockstatKeys {
 			if string(key) == k {
@@ -112,7 +113,7 @@ func (s *sockstat) parseLine(l *lines, b []byte) error {
 		}
 	}
 	if !found {
-		return l.errorf("it does not tell the sockets in use")
+		return l.Errorf("it does not tell the sockets in use")
 	}
 	return nil
 }

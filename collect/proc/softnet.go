@@ -2,18 +2,21 @@ package proc
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
-
-	"github.com/prometheus/procfs"
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/catalog"
+	"nodeskoop/internal/kernel"
 )
 
 // softnet samples the first two columns of /proc/net/softnet_stat over all
 // CPUs (net/core/net-procfs.c, softnet_seq_show). The file is the same in
 // every network namespace. Its numbers are hexadecimal and have 32 bits.
+//
+// The library's NetSoftnetStat would do for one file in a cycle, but takes what is no
+// whole file for values (TestLibraryLoses): a number that is cut, no line at all, a CPU
+// twice, and what comes before a line that is too long for it. Its errors do not name
+// the line.
 type softnet struct {
 	processed, dropped *catalog.Metric
 }
@@ -30,38 +33,22 @@ func (*softnet) Granularity() collect.Granularity { return collect.Node }
 func (*softnet) Close() error { return nil }
 
 func (p *softnet) Sample(v *collect.View) error {
-	rows, err := readSoftnet(v, v.ProcRoot())
+	b, err := v.ReadHost("net/softnet_stat")
 	if errors.Is(err, fs.ErrNotExist) {
 		// net is a link through self, which leads nowhere in a procfs of
 		// another process namespace than this one's.
-		rows, err = readSoftnet(v, v.ProcRoot()+"/1")
+		b, err = v.ReadHost("1/net/softnet_stat")
 	}
 	if err != nil {
 		return err
 	}
 	s := collect.State[softnetState](v)
-	if err := s.take(rows); err != nil {
+	if err := s.parse(b); err != nil {
 		return err
 	}
 	v.Add(p.processed, float64(s.processed))
 	v.Add(p.dropped, float64(s.dropped))
 	return nil
-}
-
-// readSoftnet reads net/softnet_stat below a folder of procfs.
-func readSoftnet(v *collect.View, root string) (rows []procfs.SoftnetStat, err error) {
-	path := root + "/net/softnet_stat"
-	err = v.Do(0, path, func() error {
-		proc, err := procfs.NewFS(root)
-		if err == nil {
-			rows, err = proc.NetSoftnetStat()
-		}
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
-	}
-	return rows, nil
 }
 
 // softnetState is what each CPU counted last, and the sums since the start in
@@ -71,6 +58,7 @@ type softnetState struct {
 	cpus               []softnetCPU
 	rows               int
 	numbered           bool
+	row                []softnetRow // memory for parse
 }
 
 // Keep appends the sums and what each CPU had counted.
@@ -107,54 +95,94 @@ type softnetCPU struct {
 	processed, dropped uint32
 }
 
+type softnetRow struct {
+	cpu                int
+	processed, dropped uint32
+}
+
 // maxCPU is more than any kernel has (CONFIG_NR_CPUS is at most 8192).
 const maxCPU = 1 << 16
 
-// numberedWidth is how many columns there are at least where the kernel prints
-// the number of the CPU (Linux 5.14 and newer).
-const numberedWidth = 13
+// The columns of softnet_stat. Newer kernels print the number of the CPU.
+const (
+	softnetProcessed = 0
+	softnetDropped   = 1
+	softnetIndex     = 12
+)
 
-// take takes in all rows or none.
-func (s *softnetState) take(rows []procfs.SoftnetStat) error {
-	if len(rows) == 0 {
-		return errors.New("net/softnet_stat: no line for any CPU")
+// parse takes in the whole file or nothing of it.
+func (s *softnetState) parse(b []byte) error {
+	s.row = s.row[:0]
+	numbered := false
+	l := kernel.Lines{File: "net/softnet_stat", Rest: b}
+	for {
+		line, ok, err := l.Next()
+		if err != nil {
+			return err
+		}
+		if !ok {
+			break
+		}
+		r := softnetRow{cpu: len(s.row)}
+		n := 0
+		for f, rest := kernel.Field(line); len(f) > 0; f, rest = kernel.Field(rest) {
+			x, ok := kernel.Hex(f)
+			if !ok || x > 0xFFFFFFFF {
+				return l.Errorf("%.30q is not a hexadecimal number of 32 bits", f)
+			}
+			switch n {
+			case softnetProcessed:
+				r.processed = uint32(x)
+			case softnetDropped:
+				r.dropped = uint32(x)
+			case softnetIndex:
+				r.cpu = int(x)
+			}
+			n++
+		}
+		if n < 9 { // as many as Linux 2.6 had
+			return l.Errorf("%d columns, not at least 9", n)
+		}
+		if len(s.row) > 0 && numbered != (n > softnetIndex) {
+			return l.Errorf("%d columns, unlike the line before", n)
+		}
+		numbered = n > softnetIndex
+		if r.cpu >= maxCPU || len(s.row) > 0 && r.cpu <= s.row[len(s.row)-1].cpu {
+			return l.Errorf("the CPU number %d is out of order", r.cpu)
+		}
+		s.row = append(s.row, r)
 	}
-	numbered := rows[0].Width >= numberedWidth
-	for i, r := range rows {
-		if r.Width != rows[0].Width {
-			return fmt.Errorf("net/softnet_stat line %d: %d columns, unlike the line before", i+1, r.Width)
-		}
-		if r.Index >= maxCPU || i > 0 && r.Index <= rows[i-1].Index {
-			return fmt.Errorf("net/softnet_stat line %d: the CPU number %d is out of order", i+1, r.Index)
-		}
+	if len(s.row) == 0 {
+		l.N++
+		return l.Errorf("no line for any CPU")
 	}
 	// Without numbers, the lines are those of the CPUs that are online, in
 	// order. Where one more or less is, it cannot be told which, and all are
 	// followed from what they show now.
-	moved := !numbered && s.rows != 0 && s.rows != len(rows) || s.rows != 0 && s.numbered != numbered
-	s.rows, s.numbered = len(rows), numbered
+	moved := !numbered && s.rows != 0 && s.rows != len(s.row) || s.rows != 0 && s.numbered != numbered
+	s.rows, s.numbered = len(s.row), numbered
 	if moved {
 		clear(s.cpus)
 	}
-	for i := range rows {
-		s.add(&rows[i], moved)
+	for i := range s.row {
+		s.add(&s.row[i], moved)
 	}
 	return nil
 }
 
 // add takes in one line. A CPU that is offline keeps what it had counted.
-func (s *softnetState) add(r *procfs.SoftnetStat, moved bool) {
-	for int(r.Index) >= len(s.cpus) {
+func (s *softnetState) add(r *softnetRow, moved bool) {
+	for r.cpu >= len(s.cpus) {
 		s.cpus = append(s.cpus, softnetCPU{})
 	}
-	c := &s.cpus[r.Index]
+	c := &s.cpus[r.cpu]
 	switch {
 	case c.seen:
-		s.processed += since32(r.Processed, c.processed)
-		s.dropped += since32(r.Dropped, c.dropped)
+		s.processed += kernel.Since32(r.processed, c.processed)
+		s.dropped += kernel.Since32(r.dropped, c.dropped)
 	case !moved:
-		s.processed += uint64(r.Processed)
-		s.dropped += uint64(r.Dropped)
+		s.processed += uint64(r.processed)
+		s.dropped += uint64(r.dropped)
 	}
-	*c = softnetCPU{true, r.Processed, r.Dropped}
+	*c = softnetCPU{true, r.processed, r.dropped}
 }

@@ -10,6 +10,7 @@ import (
 	"nodeskoop/collect"
 	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/netlink"
+	"nodeskoop/internal/kernel"
 )
 
 // tcpsummary counts TCP connections by state and adds up their queues, IPv4
@@ -164,13 +165,13 @@ func readTCPText(v *collect.View, t *netlink.TCPTable) error {
 //	sl  local_address rem_address   st tx_queue:rx_queue ...
 //	0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 ...
 func parseTCP(t *netlink.TCPTable, file string, addr int, b []byte) error {
-	l := lines{file: file, rest: b}
-	header, ok, err := l.next()
+	l := kernel.Lines{File: file, Rest: b}
+	header, ok, err := l.Next()
 	if err != nil || !ok {
-		return orMissing(err, &l, "the line of names is missing")
+		return l.OrMissing(err, "the line of names is missing")
 	}
-	if name, _ := field(header); string(name) != "sl" {
-		return l.errorf("%.40q does not name the columns", header)
+	if name, _ := kernel.Field(header); string(name) != "sl" {
+		return l.Errorf("%.40q does not name the columns", header)
 	}
 	// Offsets from the colon after the number.
 	local := 2
@@ -180,7 +181,7 @@ func parseTCP(t *netlink.TCPTable, file string, addr int, b []byte) error {
 	rx := tx + 9
 	end := rx + 8
 	for {
-		line, ok, err := l.next()
+		line, ok, err := l.Next()
 		if err != nil {
 			return err
 		}
@@ -189,21 +190,21 @@ func parseTCP(t *netlink.TCPTable, file string, addr int, b []byte) error {
 		}
 		colon := bytes.IndexByte(line, ':')
 		if colon < 0 || len(line) < colon+end {
-			return l.errorf("%.60q is too short", line)
+			return l.Errorf("%.60q is too short", line)
 		}
 		f := line[colon:]
 		if f[local+addr] != ':' || f[remote-1] != ' ' || f[remote+addr] != ':' || f[state-1] != ' ' || f[tx-1] != ' ' || f[rx-1] != ':' ||
 			len(f) > end && f[end] != ' ' {
-			return l.errorf("%.60q does not have its columns where they belong", line)
+			return l.Errorf("%.60q does not have its columns where they belong", line)
 		}
-		st, ok1 := parseHex(f[state : state+2])
-		txq, ok2 := parseHex(f[tx : tx+8])
-		rxq, ok3 := parseHex(f[rx : rx+8])
+		st, ok1 := kernel.Hex(f[state : state+2])
+		txq, ok2 := kernel.Hex(f[tx : tx+8])
+		rxq, ok3 := kernel.Hex(f[rx : rx+8])
 		if !ok1 || !ok2 || !ok3 {
-			return l.errorf("the state %q or the queues %q are not hexadecimal numbers", f[state:state+2], f[tx:end])
+			return l.Errorf("the state %q or the queues %q are not hexadecimal numbers", f[state:state+2], f[tx:end])
 		}
 		if err := t.Add(uint8(st), uint32(rxq), uint32(txq)); err != nil {
-			return l.errorf("%v", err)
+			return l.Errorf("%v", err)
 		}
 	}
 }

@@ -1,8 +1,9 @@
 package trace
 
 import (
+	"errors"
+	"iter"
 	"maps"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -118,15 +119,21 @@ func (c *carried) show(now *tally) *tally {
 // begin starts a reading: each namespace of the cycle has counters, 0 at first, but
 // for those that the kernel's table has no room for.
 func (c *counts) begin(v *collect.View, roomless []uint64) {
+	c.roomless, c.left = roomless, 0
+	c.beginAt(v.Netns(), v.ProcRoot(), time.Now())
+}
+
+// beginAt starts a reading at a moment, over the namespaces of the cycle and whose
+// each is.
+func (c *counts) beginAt(netns iter.Seq2[uint64, *owner.Pod], root string, now time.Time) {
 	if c.known == nil {
 		c.known = map[uint64]*count{}
 	}
 	c.cycle++
-	c.roomless, c.left = roomless, 0
-	for inode, pod := range v.Netns() {
-		c.own(inode, pod, v.ProcRoot())
+	for inode, pod := range netns {
+		c.own(inode, pod, root)
 	}
-	c.readBefore, c.read = c.read, time.Now()
+	c.readBefore, c.read = c.read, now
 	for _, n := range c.known {
 		if n.cycle == 0 {
 			n.before = tally{n.slots, maps.Clone(n.reasons)}
@@ -255,26 +262,20 @@ func (c *counts) sweep(crowded bool, alive func() map[uint64]bool) []uint64 {
 func liveNetns(procRoot string) map[uint64]bool {
 	alive := map[uint64]bool{}
 	for _, in := range []struct{ dir, file string }{{procRoot, "/ns/net"}, {"/run/netns", ""}} {
-		d, err := os.Open(in.dir)
-		if err != nil {
-			continue
-		}
-		names, _ := d.Readdirnames(-1)
-		_ = d.Close()
+		names, _ := kernel.DirNames(in.dir)
 		for _, name := range names {
 			if in.file != "" && (name[0] < '0' || name[0] > '9') {
 				continue
 			}
-			var st unix.Stat_t
-			err := unix.Stat(in.dir+"/"+name+in.file, &st)
-			if in.file != "" && err == unix.ENOENT {
+			inode, err := kernel.Inode(in.dir + "/" + name + in.file)
+			if in.file != "" && errors.Is(err, unix.ENOENT) {
 				// Perhaps only the first thread of the process has ended.
 				if pid, e := strconv.Atoi(name); e == nil {
-					err = unix.Stat(kernel.ProcessDir(procRoot, pid)+in.file, &st)
+					inode, err = kernel.Inode(kernel.ProcessDir(procRoot, pid) + in.file)
 				}
 			}
 			if err == nil {
-				alive[st.Ino] = true
+				alive[inode] = true
 			}
 		}
 	}

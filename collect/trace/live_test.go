@@ -14,12 +14,12 @@ func TestLiveNetns(t *testing.T) {
 	root := t.TempDir()
 	for name, text := range map[string]string{
 		"7/ns/net":           "",
-		"8/stat":             "8 (x) Z 1 1 1 0 -1 0 0 0",
-		"8/task/8/stat":      "8 (x) Z 1 1 1 0 -1 0 0 0",
-		"8/task/9/stat":      "9 (x) S 1 1 1 0 -1 0 0 0",
+		"8/stat":             "8 (x) Z 1 1 1 0 -1 0 0 0 0 0 1 2 3 4 20 0 1 0 8\n",
+		"8/task/8/stat":      "8 (x) Z 1 1 1 0 -1 0 0 0 0 0 1 2 3 4 20 0 1 0 8\n",
+		"8/task/9/stat":      "9 (x) S 1 1 1 0 -1 0 0 0 0 0 1 2 3 4 20 0 1 0 9\n",
 		"8/task/9/ns/net":    "",
-		"10/stat":            "10 (x) Z 1 1 1 0 -1 0 0 0",
-		"10/task/10/stat":    "10 (x) Z 1 1 1 0 -1 0 0 0",
+		"10/stat":            "10 (x) Z 1 1 1 0 -1 0 0 0 0 0 1 2 3 4 20 0 1 0 10\n",
+		"10/task/10/stat":    "10 (x) Z 1 1 1 0 -1 0 0 0 0 0 1 2 3 4 20 0 1 0 10\n",
 		"10/task/10/ns/some": "",
 	} {
 		path := filepath.Join(root, name)
@@ -40,7 +40,7 @@ func TestLiveNetns(t *testing.T) {
 	}
 	alive := liveNetns(root)
 	for name, want := range map[string]bool{"7/ns/net": true, "8/task/9/ns/net": true, "10/task/10/ns/some": false} {
-		inode, err := kernel.NetnsInode(filepath.Join(root, name))
+		inode, err := kernel.Inode(filepath.Join(root, name))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -449,18 +449,12 @@ func TestReusedNamespaceNumber(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := losses{probe: &probe{}, last: map[lossKey]uint64{}}
 			c := &l.counts
-			c.known = map[uint64]*count{}
 			for i, s := range steps {
-				c.cycle++
+				netns := map[uint64]*owner.Pod{}
 				if s.pod != "" {
-					c.own(7, &owner.Pod{ID: s.pod, Started: at(i).Add(-time.Duration(s.born) * time.Second)}, "/proc")
+					netns[7] = &owner.Pod{ID: s.pod, Started: at(i).Add(-time.Duration(s.born) * time.Second)}
 				}
-				c.readBefore, c.read = c.read, at(i)
-				for _, n := range c.known {
-					if n.cycle == 0 {
-						n.before = tally{n.slots, maps.Clone(n.reasons)}
-					}
-				}
+				c.beginAt(maps.All(netns), "/proc", at(i))
 				entries := map[lossKey]uint64{}
 				l.take(entries, lossKey{7, 3, 0x10}, bpf.DropTCPRcv, s.kernel)
 				l.last = entries
@@ -473,8 +467,9 @@ func TestReusedNamespaceNumber(t *testing.T) {
 					t.Errorf("step %d: %v by class, %v by reason, want %d", i, n.slots, n.reasons, s.want)
 				}
 			}
-			c.cycle++
-			if c.known[7].cycle == 0 {
+			known := c.known[7].cycle > 0
+			c.beginAt(maps.All(map[uint64]*owner.Pod{}), "/proc", at(len(steps)))
+			if !known {
 				return
 			}
 			if gone := c.sweep(false, nil); !slices.Equal(gone, []uint64{7}) || len(c.known) != 0 {

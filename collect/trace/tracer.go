@@ -150,7 +150,7 @@ func (t *Tracer) enter(env collect.Env) (*bpf.Loader, error) {
 	if t.opt.Hub == nil {
 		t.who = env.Who
 	}
-	if host, err := kernel.NetnsInode(env.HostNetns); err == nil {
+	if host, err := kernel.Inode(env.HostNetns); err == nil {
 		t.hostNetns = host
 	}
 	t.own()

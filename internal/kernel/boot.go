@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sinceBoot is CLOCK_BOOTTIME: it goes on over restarts of the program, and
-// nobody sets it.
+// SinceBoot is CLOCK_BOOTTIME: it goes on over restarts of the program, and
+// nobody sets it. It is 0 if the kernel does not tell.
 func SinceBoot() time.Duration {
 	var ts unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
@@ -19,7 +19,7 @@ func SinceBoot() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// machineID is what numbers of namespaces and processes, and times since the
+// MachineID is what numbers of namespaces and processes, and times since the
 // boot, hold in: the boot, and the PID and time namespaces.
 func MachineID(root string) (string, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
@@ -31,7 +31,7 @@ func MachineID(root string) (string, error) {
 	for _, ns := range [][]string{{root + "/1/ns/pid", root + "/self/ns/pid"}, {"/proc/self/ns/time"}} {
 		var ino uint64
 		for _, path := range ns {
-			if ino, err = NetnsInode(path); err == nil {
+			if ino, err = Inode(path); err == nil {
 				break
 			}
 		}

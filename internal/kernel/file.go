@@ -1,11 +1,71 @@
 // Package kernel reads what Linux says of processes and network namespaces: files
-// of procfs, threads, boot and namespace identity. It imports nothing of this
-// project but bounded.
+// of procfs, threads, capabilities, boot and namespace identity. It imports nothing
+// of this project but bounded.
 package kernel
 
-import "golang.org/x/sys/unix"
+import (
+	"strconv"
+	"strings"
+	"unsafe"
 
-// readFile reads a whole file into buf, which it grows as needed.
+	"golang.org/x/sys/unix"
+)
+
+// Open opens a file below the directory dir for reading, with the flags given. The
+// caller closes it. It allocates nothing for a name of less than 256 bytes.
+func Open(dir int, name string, flags int) (int, error) {
+	var room [pathSize]byte
+	path, err := appendPath(room[:0], name)
+	if err != nil {
+		return -1, err
+	}
+	return openat(dir, path, flags)
+}
+
+// OpenProcess is Open of /proc/PID followed by name; root is where procfs is mounted.
+func OpenProcess(root string, pid int, name string, flags int) (int, error) {
+	var room [pathSize]byte
+	path, err := appendProcess(room[:0], root, pid, name)
+	if err != nil {
+		return -1, err
+	}
+	return openat(unix.AT_FDCWD, path, flags)
+}
+
+// openat is unix.Openat without its copy of the path.
+func openat(dir int, path []byte, flags int) (int, error) {
+	for {
+		fd, _, e := unix.Syscall6(unix.SYS_OPENAT, uintptr(dir), uintptr(unsafe.Pointer(unsafe.SliceData(path))),
+			uintptr(flags|unix.O_RDONLY|unix.O_CLOEXEC), 0, 0, 0)
+		switch e {
+		case 0:
+			return int(fd), nil
+		case unix.EINTR:
+		default:
+			return -1, e
+		}
+	}
+}
+
+// pathSize is room for the paths of procfs, so that they need no memory of their own.
+const pathSize = 256
+
+// appendPath appends name as the kernel takes it.
+func appendPath(b []byte, name string) ([]byte, error) {
+	if strings.IndexByte(name, 0) >= 0 {
+		return nil, unix.EINVAL
+	}
+	return append(append(b, name...), 0), nil
+}
+
+// appendProcess appends the path of /proc/PID followed by name.
+func appendProcess(b []byte, root string, pid int, name string) ([]byte, error) {
+	b = append(append(b, root...), '/')
+	return appendPath(strconv.AppendInt(b, int64(pid), 10), name)
+}
+
+// ReadFile reads a whole file below the directory dir into buf, which it grows as
+// needed. After an error buf is returned for the next call.
 func ReadFile(dir int, name string, buf []byte) ([]byte, error) {
 	fd, err := Open(dir, name, 0)
 	if err != nil {
@@ -28,11 +88,46 @@ func ReadFile(dir int, name string, buf []byte) ([]byte, error) {
 	}
 }
 
-func Open(dir int, name string, flags int) (int, error) {
+// ReadSmall reads a file of procfs below the directory dir into buf, by a single
+// call: the kernel returns such a file in one piece if buf has room for it. One that
+// fills buf is EFBIG.
+func ReadSmall(dir int, name string, buf []byte) ([]byte, error) {
+	fd, err := Open(dir, name, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
 	for {
-		fd, err := unix.Openat(dir, name, flags|unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != unix.EINTR {
-			return fd, err
+		n, err := unix.Read(fd, buf)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return nil, err
+		case n == len(buf):
+			return nil, unix.EFBIG
+		default:
+			return buf[:n], nil
+		}
+	}
+}
+
+// ReadLink reads as much of the symbolic link name below the directory dir as buf
+// has room for. What the link leads to is not touched.
+func ReadLink(dir int, name string, buf []byte) ([]byte, error) {
+	var room [pathSize]byte
+	path, err := appendPath(room[:0], name)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		n, _, e := unix.Syscall6(unix.SYS_READLINKAT, uintptr(dir), uintptr(unsafe.Pointer(unsafe.SliceData(path))),
+			uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)), 0, 0)
+		switch e {
+		case 0:
+			return buf[:n], nil
+		case unix.EINTR:
+		default:
+			return nil, e
 		}
 	}
 }

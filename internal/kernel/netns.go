@@ -1,10 +1,12 @@
 package kernel
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 
 	"golang.org/x/sys/unix"
@@ -12,11 +14,45 @@ import (
 	"nodeskoop/internal/bounded"
 )
 
-// switchNetns runs fn on the calling thread in the network namespace that ns
+// The inode numbers of the namespaces that the kernel began with (enum init_ns_ino
+// in include/uapi/linux/nsfs.h; fixed since Linux 3.8, that of control groups since
+// 4.6 and that of networks since 6.18).
+const (
+	FirstNetNamespace    = 0xEFFFFFF9
+	FirstCgroupNamespace = 0xEFFFFFFB
+	FirstPIDNamespace    = 0xEFFFFFFC
+	FirstUserNamespace   = 0xEFFFFFFD
+)
+
+// OwnNetns is the file of the network namespace of the calling thread.
+const OwnNetns = "/proc/thread-self/ns/net"
+
+// Inode returns the inode number of the namespace, or other file, that path is.
+func Inode(path string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return st.Ino, nil
+}
+
+// FileInode is Inode of an open file.
+func FileInode(fd int) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return 0, err
+	}
+	return st.Ino, nil
+}
+
+// SwitchNetns runs fn on the calling thread in the network namespace that ns
 // is, and brings the thread back to the one that own is, whatever fn does. A
 // panic in fn is its error. lost says that the thread could not be brought
 // back: it stays locked to the goroutine, so that the runtime ends the thread
 // when the goroutine returns, which must happen soon.
+//
+// Nothing else in this program calls setns: SwitchNetns is for a thread that
+// samples one namespace after another; all others call InNetns or InNetnsFD.
 func SwitchNetns(ns, own int, fn func() error) (lost bool, err error) {
 	runtime.LockOSThread()
 	if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
@@ -39,51 +75,77 @@ func SwitchNetns(ns, own int, fn func() error) (lost bool, err error) {
 // InNetns runs fn on a thread that is in the network namespace that the file
 // path is, if its inode number is the given one; 0 stands for any. A panic in
 // fn is an error. fn may hang in the kernel: whoever must not wait for it
-// calls InNetns by Within.
+// calls InNetns by bounded.Within.
 func InNetns(path string, inode uint64, fn func() error) error {
 	ns, err := Open(unix.AT_FDCWD, path, unix.O_NONBLOCK)
 	if err != nil {
 		return fmt.Errorf("open the network namespace %s: %w (needs CAP_SYS_PTRACE for that of another process)", path, err)
 	}
 	defer unix.Close(ns)
-	var st unix.Stat_t
-	if err := unix.Fstat(ns, &st); err != nil {
+	is, err := FileInode(ns)
+	if err != nil {
 		return fmt.Errorf("stat the network namespace %s: %w", path, err)
 	}
-	if inode != 0 && st.Ino != inode {
+	if inode != 0 && is != inode {
 		return fmt.Errorf("%s is another network namespace by now", path)
 	}
+	return InNetnsFD(ns, fn)
+}
+
+// InNetnsFD is InNetns of an open namespace.
+func InNetnsFD(ns int, fn func() error) error {
 	done := make(chan error, 1)
-	// In a goroutine of its own, whose thread ends with it if it is lost.
-	go func() {
-		err := bounded.Guard(func() {
-			own, err := Open(unix.AT_FDCWD, "/proc/thread-self/ns/net", 0)
-			if err != nil {
-				done <- fmt.Errorf("open the own network namespace: %w", err)
-				return
-			}
-			defer unix.Close(own)
-			_, err = SwitchNetns(ns, own, fn)
-			done <- err
-		})
-		if err != nil {
-			done <- err
-		}
-	}()
+	go inNetns(ns, fn, done)
 	return <-done
+}
+
+// inNetns is the life of a goroutine: its thread ends with it if it is lost.
+func inNetns(ns int, fn func() error, done chan<- error) {
+	err := errors.New("in the network namespace: the goroutine was ended")
+	defer func() { done <- err }() // also if fn calls runtime.Goexit
+	runtime.LockOSThread()
+	if unix.Gettid() == os.Getpid() {
+		// The main thread cannot end, and its namespace passes for the whole
+		// process's, in /proc/self for one. While it is held here, the goroutine
+		// that follows is on another.
+		err = InNetnsFD(ns, fn)
+		runtime.UnlockOSThread()
+		return
+	}
+	own, e := Open(unix.AT_FDCWD, OwnNetns, 0)
+	if e != nil {
+		runtime.UnlockOSThread()
+		err = fmt.Errorf("open the own network namespace: %w", e)
+		return
+	}
+	defer unix.Close(own)
+	var lost bool
+	if lost, e = SwitchNetns(ns, own, fn); !lost {
+		runtime.UnlockOSThread()
+	}
+	err = e
 }
 
 // AddrsOf lists the addresses of the network namespace that the file path is,
 // of every scope. It may hang while another program holds the kernel's lock on
 // network devices.
-func AddrsOf(path string) ([]netip.Addr, error) {
-	var list []net.Addr
-	err := InNetns(path, 0, func() (err error) {
-		list, err = net.InterfaceAddrs()
+func AddrsOf(path string) (addrs []netip.Addr, err error) {
+	err = InNetns(path, 0, func() (err error) {
+		addrs, err = InterfaceAddrs()
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list the addresses in the network namespace %s: %w", path, err)
+	}
+	return addrs, nil
+}
+
+// InterfaceAddrs lists the addresses of the interfaces in the thread's network
+// namespace, unmapped and without zone.
+func InterfaceAddrs() ([]netip.Addr, error) {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
 	}
 	addrs := make([]netip.Addr, 0, len(list))
 	for _, a := range list {
@@ -96,7 +158,7 @@ func AddrsOf(path string) ([]netip.Addr, error) {
 	return addrs, nil
 }
 
-// netnsCookie tells network namespaces of one boot apart whose inode numbers
+// NetnsCookie tells network namespaces of one boot apart whose inode numbers
 // are the same, one after the other; 0 before Linux 5.14. It asks about the
 // namespace that the thread is in.
 func NetnsCookie() uint64 {
@@ -110,13 +172,4 @@ func NetnsCookie() uint64 {
 		return 0
 	}
 	return cookie
-}
-
-// NetnsInode returns the inode number of the network namespace that path is.
-func NetnsInode(path string) (uint64, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return 0, &fs.PathError{Op: "stat", Path: path, Err: err}
-	}
-	return st.Ino, nil
 }

@@ -1,27 +1,27 @@
 package kernel
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 
 	"github.com/prometheus/procfs"
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/bounded"
 )
 
-// PIDs lists the processes under procfs, in the order of their numbers. Where
-// other users' are hidden it is an error: who is not listed would be nobody's.
+// PIDs lists the processes under procfs, in order.
 func PIDs(root string) ([]int, error) {
-	var all procfs.Procs
-	fs, err := procfs.NewFS(root)
-	if err == nil {
-		all, err = fs.AllProcs()
-	}
+	procs, err := allProcs(root)
 	if err != nil {
 		return nil, fmt.Errorf("list the processes in %s: %w", root, err)
 	}
-	pids := make([]int, 0, len(all))
-	for _, p := range all {
-		if p.PID > 0 { // a name that begins with a dash is no process
+	pids := make([]int, 0, len(procs))
+	for _, p := range procs {
+		if p.PID > 0 {
 			pids = append(pids, p.PID)
 		}
 	}
@@ -33,27 +33,135 @@ func PIDs(root string) ([]int, error) {
 	return pids, nil
 }
 
-// Status returns what /proc/PID/status says of a process (fs/proc/array.c,
-// proc_pid_status); pid 0 stands for this one.
-func Status(root string, pid int) (procfs.ProcStatus, error) {
+func allProcs(root string) (procfs.Procs, error) {
 	fs, err := procfs.NewFS(root)
-	var s procfs.ProcStatus
-	if err == nil {
-		var p procfs.Proc
-		if pid == 0 {
-			p, err = fs.Self()
-		} else {
-			p, err = fs.Proc(pid)
-		}
-		if err == nil {
-			s, err = p.NewStatus()
-		}
+	if err != nil {
+		return nil, err
 	}
-	if err == nil && s.TGID == 0 {
-		err = errors.New("it has no line Tgid")
+	return fs.AllProcs()
+}
+
+// Capabilities returns the effective capabilities of a process, one bit each. pid
+// 0 stands for this process.
+func Capabilities(root string, pid int) (effective uint64, err error) {
+	var status procfs.ProcStatus
+	// The library indexes an array by what it finds in the file.
+	if e := bounded.Guard(func() { status, err = readStatus(root, pid) }); e != nil {
+		err = e
+	}
+	if err == nil && status.TGID == 0 && status.CapEff == 0 {
+		err = errors.New("its status has no line CapEff")
 	}
 	if err != nil {
-		return s, fmt.Errorf("read the status of a process in %s: %w", root, err)
+		return 0, fmt.Errorf("read the capabilities of a process: %w", err)
+	}
+	return status.CapEff, nil
+}
+
+// OwnCapabilities is Capabilities of the calling thread. It needs neither procfs nor
+// a descriptor.
+func OwnCapabilities() (effective uint64, err error) {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData // 32 bits each
+	if err := unix.Capget(&head, &data[0]); err != nil {
+		return 0, fmt.Errorf("ask for the capabilities of this process: %w", err)
+	}
+	return uint64(data[1].Effective)<<32 | uint64(data[0].Effective), nil
+}
+
+func readStatus(root string, pid int) (s procfs.ProcStatus, err error) {
+	fs, err := procfs.NewFS(root)
+	if err != nil {
+		return s, err
+	}
+	p, err := fs.Self()
+	if pid != 0 {
+		p, err = fs.Proc(pid)
+	}
+	if err != nil {
+		return s, err
+	}
+	return p.NewStatus()
+}
+
+// Stat is what /proc/PID/stat says of a process, or of a thread
+// (fs/proc/array.c, do_task_stat). A number that is below 0 is 0 here.
+type Stat struct {
+	State        byte // R, S, D, T, t, Z, X, I
+	Parent       int
+	Flags        uint64 // PF_EXITING and its like
+	Faults       uint64 // minor page faults, its own
+	ReapedFaults uint64 // those of the children that it has waited for
+	Threads      uint64
+	Start        uint64 // clock ticks since the boot: with the number, the identity of a process
+}
+
+// Flags of Stat, of include/linux/sched.h.
+const (
+	Exiting      = 0x4      // PF_EXITING
+	KernelThread = 0x200000 // PF_KTHREAD
+)
+
+// Ended reports whether the thread has ended, or is about to.
+func (s *Stat) Ended() bool { return s.State == 'Z' || s.State == 'X' || s.Flags&Exiting != 0 }
+
+// ParseStat reads the text of /proc/PID/stat. Its errors are a *BadLine.
+func ParseStat(b []byte) (s Stat, err error) {
+	l := Lines{File: "stat", N: 1}
+	// The name of the program may hold anything, parentheses and newlines too.
+	i := bytes.LastIndexByte(b, ')')
+	if i < 0 || b[len(b)-1] != '\n' {
+		return Stat{}, l.Errorf("%.60q is not what a kernel prints", b)
+	}
+	rest := b[i+1 : len(b)-1]
+	var f []byte
+	for n := 3; n <= 22; n++ { // as proc_pid_stat(5) numbers them
+		f, rest = Field(rest)
+		if n == 3 {
+			if len(f) != 1 {
+				return Stat{}, l.Errorf("the state %.20q", f)
+			}
+			s.State = f[0]
+			continue
+		}
+		x, ok := Gauge(f)
+		if !ok {
+			return Stat{}, l.Errorf("field %d, %.30q, is not a number", n, f)
+		}
+		switch n {
+		case 4:
+			s.Parent = int(x)
+		case 9:
+			s.Flags = x
+		case 10:
+			s.Faults = x
+		case 11:
+			s.ReapedFaults = x
+		case 20:
+			s.Threads = x
+		case 22:
+			s.Start = x
+		}
 	}
 	return s, nil
+}
+
+// ReadStat reads /proc/PID/stat; root is where procfs is mounted.
+func ReadStat(root string, pid int) (Stat, error) {
+	dir := root + "/" + strconv.Itoa(pid)
+	s, err := readStat(unix.AT_FDCWD, dir+"/stat")
+	var bad *BadLine
+	if errors.As(err, &bad) {
+		return s, fmt.Errorf("%s/%w", dir, err)
+	}
+	return s, err
+}
+
+func readStat(dir int, name string) (Stat, error) {
+	var buf [2048]byte // more than it ever has
+	b, err := ReadSmall(dir, name, buf[:])
+	if err != nil {
+		return Stat{}, err
+	}
+	return ParseStat(b)
 }

@@ -1,14 +1,25 @@
 package kernel
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
+
+// ErrGone says that what was to be sampled has ended: not a failure.
+var ErrGone = errors.New("it has ended")
+
+// GoneOr makes ErrGone of the errors by which procfs says that a process or a
+// thread has ended.
+func GoneOr(err error) error {
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("%w: %w", err, ErrGone)
+	}
+	return err
+}
 
 // LiveThread returns a thread of process pid that has not ended; root is where
 // procfs is mounted. /proc/PID shows the first thread. Once that one has ended it
@@ -21,21 +32,21 @@ func LiveThread(root string, pid int) (tid int, err error) {
 	if err != nil {
 		return 0, GoneOr(fmt.Errorf("list the threads of process %d: %w", pid, err))
 	}
-	var buf []byte
 	for _, name := range names {
 		tid, err := strconv.Atoi(name)
 		if err != nil {
 			continue
 		}
-		buf, err = ReadFile(unix.AT_FDCWD, dir+"/"+name+"/stat", buf)
-		if err != nil {
-			if err = GoneOr(fmt.Errorf("read %s/%s/stat: %w", dir, name, err)); errors.Is(err, ErrGone) {
-				continue
+		s, err := readStat(unix.AT_FDCWD, dir+"/"+name+"/stat")
+		var bad *BadLine
+		switch {
+		case err == nil && s.Ended():
+		case err == nil, errors.As(err, &bad):
+			return tid, nil // what is not understood has not ended
+		default:
+			if err = GoneOr(fmt.Errorf("read %s/%s/stat: %w", dir, name, err)); !errors.Is(err, ErrGone) {
+				return 0, err
 			}
-			return 0, err
-		}
-		if !ThreadEnded(buf) {
-			return tid, nil
 		}
 	}
 	return 0, fmt.Errorf("process %d has no live thread: %w", pid, ErrGone)
@@ -45,8 +56,8 @@ func LiveThread(root string, pid int) (tid int, err error) {
 // /proc/PID, or that of a live thread where the first has ended.
 func ProcessDir(root string, pid int) string {
 	dir := root + "/" + strconv.Itoa(pid)
-	b, err := ReadFile(unix.AT_FDCWD, dir+"/stat", nil)
-	if err != nil || !ThreadEnded(b) {
+	s, err := readStat(unix.AT_FDCWD, dir+"/stat")
+	if err != nil || !s.Ended() {
 		return dir
 	}
 	if tid, err := LiveThread(root, pid); err == nil {
@@ -55,36 +66,19 @@ func ProcessDir(root string, pid int) string {
 	return dir
 }
 
-// threadEnded reads /proc/PID/stat (fs/proc/array.c, do_task_stat). What it does
-// not understand has not ended.
-func ThreadEnded(b []byte) bool {
-	// The name may hold anything, parentheses too.
-	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-	if len(f) < 7 || len(f[0]) != 1 {
+// ManyThreads reports whether a process has more than one thread: it has them as
+// directories (fs/proc/base.c, proc_task_getattr).
+func ManyThreads(root string, pid int) bool {
+	var room [pathSize]byte
+	path, err := appendProcess(room[:0], root, pid, "/task")
+	if err != nil {
 		return false
 	}
-	const exiting = 0x4 // PF_EXITING of include/linux/sched.h
-	flags, _ := strconv.ParseUint(string(f[6]), 10, 64)
-	return f[0][0] == 'Z' || f[0][0] == 'X' || flags&exiting != 0
+	var st unix.Statx_t
+	const itself = 3 // the directory, its name in the one above, and the first thread
+	cwd := unix.AT_FDCWD
+	// It is unix.Statx without the copy of the path.
+	_, _, e := unix.Syscall6(unix.SYS_STATX, uintptr(cwd), uintptr(unsafe.Pointer(unsafe.SliceData(path))),
+		0, unix.STATX_NLINK, uintptr(unsafe.Pointer(&st)), 0)
+	return e == 0 && st.Nlink > itself
 }
-
-func DirNames(dir string) ([]string, error) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer d.Close()
-	return d.Readdirnames(-1)
-}
-
-// goneOr makes ErrGone of the errors by which procfs says that a process or a
-// thread has ended.
-func GoneOr(err error) error {
-	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("%w: %w", err, ErrGone)
-	}
-	return err
-}
-
-// ErrGone says that what was to be sampled has ended: not a failure.
-var ErrGone = errors.New("it has ended")

@@ -13,15 +13,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/pods"
@@ -292,35 +290,12 @@ func writeFile(t *testing.T, path, content string) {
 
 // dial connects from a thread that is in the machine's network namespace.
 func (m *machine) dial(_ context.Context, network, addr string) (net.Conn, error) {
-	type result struct {
-		c   net.Conn
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		// The thread is never unlocked: it ends with the goroutine.
-		runtime.LockOSThread()
-		if unix.Gettid() == os.Getpid() {
-			// The main thread cannot end. While it is held, the next is another.
-			c, err := m.dial(context.Background(), network, addr)
-			runtime.UnlockOSThread()
-			done <- result{c, err}
-			return
-		}
-		fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", m.leader), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err == nil {
-			err = unix.Setns(fd, unix.CLONE_NEWNET)
-			_ = unix.Close(fd)
-		}
-		if err != nil {
-			done <- result{nil, fmt.Errorf("enter the machine's network: %w", err)}
-			return
-		}
-		c, err := net.DialTimeout(network, addr, 5*time.Second)
-		done <- result{c, err}
-	}()
-	r := <-done
-	return r.c, r.err
+	var c net.Conn
+	err := kernel.InNetns(fmt.Sprintf("/proc/%d/ns/net", m.leader), 0, func() (err error) {
+		c, err = net.DialTimeout(network, addr, 5*time.Second)
+		return err
+	})
+	return c, err
 }
 
 // get asks a web server in the machine.

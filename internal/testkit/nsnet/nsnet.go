@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +18,7 @@ import (
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/owner"
+	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/proof"
@@ -59,12 +59,10 @@ func Make(t testing.TB) *Space {
 	if s.fd, err = unix.Open(s.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		t.Fatalf("open %s: %v", s.Path, err)
 	}
-	t.Cleanup(func() { _ = unix.Close(s.fd) })
-	var st unix.Stat_t
-	if err := unix.Fstat(s.fd, &st); err != nil {
+	if s.Inode, err = kernel.FileInode(s.fd); err != nil {
 		t.Fatal(err)
 	}
-	s.Inode = st.Ino
+	t.Cleanup(func() { _ = unix.Close(s.fd) })
 	return s
 }
 
@@ -72,37 +70,9 @@ func Make(t testing.TB) *Space {
 // not call t.Fatal.
 func (s *Space) Do(f func()) {
 	s.t.Helper()
-	done := make(chan error)
-	go s.do(f, done)
-	if err := <-done; err != nil {
-		s.t.Fatalf("enter the network namespace of process %d: %v", s.PID, err)
+	if err := kernel.InNetnsFD(s.fd, func() error { f(); return nil }); err != nil {
+		s.t.Fatalf("in the network namespace of process %d: %v", s.PID, err)
 	}
-}
-
-func (s *Space) do(f func(), done chan<- error) {
-	runtime.LockOSThread()
-	if unix.Gettid() == os.Getpid() {
-		// The main thread's namespace passes for the whole process's, in
-		// /proc/self for one. While it is held here, the next is another.
-		held := make(chan error)
-		go s.do(f, held)
-		err := <-held
-		runtime.UnlockOSThread()
-		done <- err
-		return
-	}
-	self, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err == nil {
-		defer unix.Close(self)
-		err = unix.Setns(s.fd, unix.CLONE_NEWNET)
-	}
-	if err == nil {
-		f()
-		if err = unix.Setns(self, unix.CLONE_NEWNET); err == nil {
-			runtime.UnlockOSThread()
-		}
-	}
-	done <- err
 }
 
 // Run runs a program in the namespace and returns its output.

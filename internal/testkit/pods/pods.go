@@ -16,7 +16,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -32,6 +31,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -378,16 +378,11 @@ func (c *Containerd) taskPID(ctx context.Context, namespace, id string) (int, er
 // ShimPID returns the shim process that a container's process has as parent.
 func (c *Containerd) ShimPID(pid int) int {
 	c.t.Helper()
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	s, err := kernel.ReadStat("/proc", pid)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	f := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
-	ppid, err := strconv.Atoi(string(f[1]))
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	return ppid
+	return s.Parent
 }
 
 // Freeze stops a process, and lets it go on when the test has ended or thaw

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/kernel"
 )
 
 // sweeperEnv makes a test binary into the sweeper of one instance: a process
@@ -136,12 +138,8 @@ func processesOf(dir, cgroup string) []int {
 }
 
 func isZombie(pid int) bool {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return true
-	}
-	i := bytes.LastIndexByte(data, ')')
-	return i < 0 || i+2 >= len(data) || data[i+2] == 'Z'
+	s, err := kernel.ReadStat("/proc", pid)
+	return err != nil || s.State == 'Z'
 }
 
 // cgroupRoots lists the mount points of all control group hierarchies.

@@ -21,6 +21,7 @@ import (
 	"nodeskoop/cmd/nodeskoop/internal/config"
 	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/collect/catalog"
+	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/quote"
 )
 
@@ -181,7 +182,7 @@ func Run(ctx context.Context, s *session.Session) []Finding {
 	out := []Finding{{"configuration", Good, cmp.Or(s.Config.File, "no "+config.DefaultFile+": the defaults"), ""}}
 	out = append(out, k.kernel())
 	var capErr error
-	if k.capabilities, capErr = session.Capabilities("/proc/self/status"); capErr != nil {
+	if k.capabilities, capErr = kernel.Capabilities("/proc", 0); capErr != nil {
 		out = append(out, Finding{"capabilities", Bad, capErr.Error(), "mount procfs on /proc"})
 	} else {
 		out = append(out, k.capabilityLines()...)

@@ -86,7 +86,8 @@ func howToGet(capability string) string {
 	return "run it as root (sudo nodeskoop check); in a unit add " + capability + " to CapabilityBoundingSet=; in a container --cap-add " + strings.TrimPrefix(capability, "CAP_")
 }
 
-// status is one line of this process's /proc/self/status, "" if there is none.
+// status is one line of this process's /proc/self/status, "" if there is none. The
+// library that reads capabilities knows neither NoNewPrivs nor Seccomp.
 func (k *checker) status(name string) string {
 	b, err := os.ReadFile(k.path("/proc/self/status"))
 	if err != nil {

@@ -17,9 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/cmd/nodeskoop/internal/config"
-	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/collect/catalog"
 	"nodeskoop/internal/bounded"
+	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/quote"
 	"nodeskoop/output"
 )
@@ -386,7 +386,7 @@ func (k *checker) daemonRights() []Finding {
 		return nil
 	}
 	const name = "daemon's rights"
-	have, err := session.Capabilities(k.path(fmt.Sprintf("/proc/%d/status", pid)))
+	have, err := kernel.Capabilities(k.path("/proc"), pid)
 	if err != nil {
 		return []Finding{{name, Warning, err.Error(), "run it as root"}}
 	}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/kernel"
 )
 
 // Any user may start a process with any name and arguments, and may put any
@@ -36,12 +38,7 @@ type machineProcess struct {
 // processesNamed finds the processes whose executable, or whose first
 // argument, has one of the names.
 func (k *checker) processesNamed(names ...string) []machineProcess {
-	d, err := os.Open(k.path("/proc"))
-	if err != nil {
-		return nil
-	}
-	defer d.Close()
-	entries, _ := d.Readdirnames(-1)
+	entries, _ := kernel.DirNames(k.path("/proc"))
 	slices.SortFunc(entries, func(a, b string) int {
 		x, _ := strconv.Atoi(a)
 		y, _ := strconv.Atoi(b)

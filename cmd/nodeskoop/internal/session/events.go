@@ -34,7 +34,7 @@ func (s *Session) NewEvents(pods owner.Pods, filter func(*event.Event) bool, sin
 
 func (s *Session) HubOptions(cfg *config.Config, view Host, pods owner.Pods, filter func(*event.Event) bool) event.HubOptions {
 	file := view.NetnsFile()
-	host, err := kernel.NetnsInode(file)
+	host, err := kernel.Inode(file)
 	if err != nil {
 		s.Log.Debug("events of foreign namespaces will count as the host's", "error", err)
 	}

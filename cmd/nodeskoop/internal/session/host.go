@@ -1,12 +1,10 @@
 package session
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -17,16 +15,9 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// The inode numbers of the namespaces that the kernel begins with (enum
-// init_ns_ino in include/uapi/linux/nsfs.h; fixed since Linux 3.8, 4.6 and 6.18).
-const (
-	initNetNamespace    = 0xEFFFFFF9
-	initPIDNamespace    = 0xEFFFFFFC
-	initCgroupNamespace = 0xEFFFFFFB
-	// rootCgroup is the inode number of the root of a control group file system:
-	// kernfs numbers its nodes from 1 on.
-	rootCgroup = 1
-)
+// rootCgroup is the inode number of the root of a control group file system:
+// kernfs numbers its nodes from 1 on.
+const rootCgroup = 1
 
 // facts are what can be found out about where this process runs.
 type facts struct {
@@ -123,12 +114,10 @@ func lookAround() facts {
 	return f
 }
 
+// inode is 0 for what cannot be told.
 func inode(path string) uint64 {
-	var st unix.Stat_t
-	if unix.Stat(path, &st) != nil {
-		return 0
-	}
-	return st.Ino
+	ino, _ := kernel.Inode(path)
+	return ino
 }
 
 // hostsProcfs reports whether /proc is of the PID namespace that the kernel
@@ -136,20 +125,10 @@ func inode(path string) uint64 {
 // own threads, which are in no other: PF_KTHREAD cannot be feigned.
 func hostsProcfs() bool {
 	if ino := inode("/proc/1/ns/pid"); ino != 0 {
-		return ino == initPIDNamespace
+		return ino == kernel.FirstPIDNamespace
 	}
-	const kernelThread = 0x00200000
-	b, err := os.ReadFile("/proc/2/stat")
-	if err != nil {
-		return false
-	}
-	_, rest, _ := bytes.Cut(b, []byte(") "))
-	fields := bytes.Fields(rest)
-	if len(fields) < 7 {
-		return false
-	}
-	flags, err := strconv.ParseUint(string(fields[6]), 10, 64)
-	return err == nil && flags&kernelThread != 0
+	s, err := kernel.ReadStat("/proc", 2)
+	return err == nil && s.Flags&kernel.KernelThread != 0
 }
 
 // bootedSystemd reports whether process 1 is systemd as a system's manager
@@ -168,7 +147,7 @@ func bootedSystemd() bool {
 // one that has the sysctls of the whole kernel (net_core_table in
 // net/core/sysctl_net_core.c).
 func initialNetns() bool {
-	if inode("/proc/thread-self/ns/net") == initNetNamespace {
+	if inode("/proc/thread-self/ns/net") == kernel.FirstNetNamespace {
 		return true
 	}
 	_, err := os.Stat("/proc/sys/net/core/netdev_max_backlog")
@@ -180,7 +159,7 @@ func initialNetns() bool {
 // groups sees all there are.
 func lookAtCgroups(booted bool) (all, unified bool) {
 	own := inode("/proc/self/ns/cgroup")
-	fromRoot := own == 0 || own == initCgroupNamespace || booted && own == inode("/proc/1/ns/cgroup")
+	fromRoot := own == 0 || own == kernel.FirstCgroupNamespace || booted && own == inode("/proc/1/ns/cgroup")
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return false, false
@@ -234,17 +213,3 @@ func isNamespace(file string) error {
 
 // NetnsFile is the file that is the host's network namespace.
 func (v Host) NetnsFile() string { return cmp.Or(v.Netns, "/proc/1/ns/net") }
-
-// Capabilities reads the effective set from a process's status.
-func Capabilities(status string) (uint64, error) {
-	b, err := os.ReadFile(status)
-	if err != nil {
-		return 0, fmt.Errorf("read the capabilities of a process: %w", err)
-	}
-	_, rest, ok := bytes.Cut(b, []byte("CapEff:"))
-	if !ok {
-		return 0, fmt.Errorf("read the capabilities of a process: %s has no line CapEff", status)
-	}
-	line, _, _ := bytes.Cut(rest, []byte("\n"))
-	return strconv.ParseUint(strings.TrimSpace(string(line)), 16, 64)
-}

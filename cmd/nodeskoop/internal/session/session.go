@@ -19,6 +19,7 @@ import (
 	"nodeskoop/collect/pod"
 	"nodeskoop/collect/proc"
 	"nodeskoop/collect/trace"
+	"nodeskoop/internal/kernel"
 )
 
 // Session is one run of a command.
@@ -64,7 +65,7 @@ func (s *Session) SeeHost(ctx context.Context) error {
 	}
 	if s.Host.Guessed != nil {
 		level, hint := slog.LevelWarn, "it needs CAP_SYS_PTRACE, as do the network namespaces of pods"
-		if have, err := Capabilities("/proc/self/status"); err == nil && have&(1<<unix.CAP_SYS_PTRACE) != 0 {
+		if have, err := kernel.OwnCapabilities(); err == nil && have&(1<<unix.CAP_SYS_PTRACE) != 0 {
 			level, hint = slog.LevelInfo, "this kernel hides process 1 from everyone"
 		}
 		s.Log.Log(ctx, level, "cannot look at process 1; this process is in the kernel's first network namespace, which is the host's", "error", s.Host.Guessed, "hint", hint)

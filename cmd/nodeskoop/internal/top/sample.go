@@ -170,7 +170,7 @@ func NewSampler(ctx context.Context, s *session.Session, columns []Column) (samp
 			s.Log.Warn("detaching from the kernel failed", "error", err)
 		}
 	}
-	host, err := kernel.NetnsInode(cmp.Or(o.HostNetns, "/proc/1/ns/net"))
+	host, err := kernel.Inode(cmp.Or(o.HostNetns, "/proc/1/ns/net"))
 	if err != nil {
 		end()
 		return nil, nil, fmt.Errorf("find the host's network namespace: %w", err)

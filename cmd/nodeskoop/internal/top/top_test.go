@@ -211,7 +211,7 @@ func TestTopCountsWhatWasCaused(t *testing.T) {
 	b.Run("nft", "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in udp dport 9 drop")
 	pods := &nsnet.Pods{List: []*owner.Pod{a.Pod("a"), b.Pod("b")}}
 	tracer := trace.New(trace.Options{})
-	host, err := kernel.NetnsInode("/proc/self/ns/net")
+	host, err := kernel.Inode("/proc/self/ns/net")
 	if err != nil {
 		t.Fatal(err)
 	}
