@@ -96,6 +96,7 @@ type process struct {
 	seen  uint64    // the owner's sample in which it was listed last
 	born  uint64    // the owner's sample in which it was listed first
 	at    uint64    // when it was last seen to be there or, if gone, not to be
+	read  uint64    // when it was read last, or seen not to have run since
 	// That of a moment before it was read: as long as it is the same, so is
 	// what was read.
 	activity bpf.Activity
@@ -182,7 +183,7 @@ func (l *ledger) idle(s *ioTotals, pid int, now bpf.Activity, at uint64) bool {
 		return false
 	}
 	x.seen = s.samples
-	x.at = max(x.at, at)
+	x.at, x.read = max(x.at, at), max(x.read, at)
 	return true
 }
 
@@ -233,7 +234,8 @@ func (l *ledger) grow(x *process, r *reading) {
 	for i := range r.io {
 		r.io[i] = max(r.io[i], x.io[i])
 	}
-	x.reading, x.at = *r, l.tick()
+	x.at = l.tick()
+	x.reading, x.read = *r, x.at
 }
 
 // hold notes that a process that cannot be read is there.
@@ -392,7 +394,7 @@ func (l *ledger) find(s *ioTotals, x *process, inits []int, see look) error {
 			// on to the next with what it had.
 			got = got && e.owner == s
 			need = max(need, e.at)
-		case e.owner != s || e.at < need:
+		case e.owner != s || e.read < need:
 			// What e has got it has by now: x, and who is between them, were
 			// seen to be gone.
 			r, is, err := see(e.pid, e.reaped)

@@ -209,6 +209,18 @@ func TestLedger(t *testing.T) {
 			w.reap(11)
 			all(w)
 		},
+		"a zombie that had reaped another": func(w *world) {
+			w.fork(30, 10, "pod")
+			w.fork(12, 30, "pod") // looked at before its parent
+			w.work(12, 4)
+			all(w)
+			w.end(12)
+			w.exit(30)
+			all(w)
+			all(w)
+			w.reap(30)
+			all(w)
+		},
 		"parent and child together": func(w *world) {
 			w.work(10, 20)
 			w.work(11, 50)
