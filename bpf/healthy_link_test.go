@@ -638,6 +638,14 @@ func tunnel(format string) func(*testing.T, *healthy) {
 			n.sysctl(t, "ipv6/conf/tunnel0/disable_ipv6", "1")
 			n.ip(t, "link set tunnel0 mtu 1300 up")
 		}
+		// Both fall silent before one is gone: a report of a group's membership
+		// comes up to a second later, and would find no tunnel.
+		t.Cleanup(func() {
+			for _, n := range inner {
+				n.sysctl(t, "ipv6/conf/tunnel0/disable_ipv6", "1")
+				n.ip(t, "addr flush dev tunnel0")
+			}
+		})
 		// Addresses come when both ends are there, the kernel's own too: they are
 		// announced.
 		for i, n := range inner {
