@@ -636,8 +636,30 @@ func tunnel(format string) func(*testing.T, *healthy) {
 			}
 			t.Cleanup(func() { n.ip(t, "link del tunnel0") })
 			n.sysctl(t, "ipv6/conf/tunnel0/disable_ipv6", "1")
+			n.sysctl(t, "ipv6/conf/tunnel0/router_solicitations", "0")
 			n.ip(t, "link set tunnel0 mtu 1300 up")
 		}
+		// Both have fallen silent before one is gone: reports of a group's
+		// membership come up to a second apart, and would find no tunnel.
+		t.Cleanup(func() {
+			sent := func() (n uint64) {
+				for _, n0 := range inner {
+					packets, _ := deviceSent(t, n0)
+					n += packets
+				}
+				return n
+			}
+			const beat = 100 * time.Millisecond
+			still, last := 0, sent()
+			for i := 0; i < 200 && still < 12; i++ {
+				time.Sleep(beat)
+				now := sent()
+				if still++; now != last {
+					still = 0
+				}
+				last = now
+			}
+		})
 		// Addresses come when both ends are there, the kernel's own too: they are
 		// announced.
 		for i, n := range inner {
