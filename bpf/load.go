@@ -214,8 +214,10 @@ func (l *Loader) Load(name string, config Config) (*Probe, error) {
 	}
 	config = config.withDefaults(d.defaults)
 	p := &Probe{name: name, definition: d, loader: l, types: types, config: config, programs: map[string]*ebpf.Program{}}
-	if err := d.prepare(p, spec, types); err != nil {
-		return nil, fmt.Errorf("load probe %s: %w", name, err)
+	if d.prepare != nil {
+		if err := d.prepare(p, spec, types); err != nil {
+			return nil, fmt.Errorf("load probe %s: %w", name, err)
+		}
 	}
 	if err := p.createMaps(spec); err != nil {
 		p.release()

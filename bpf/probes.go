@@ -28,9 +28,9 @@ type hook struct {
 // A definition is all that belongs to one probe. What may be left out says so.
 type definition struct {
 	spec     func() (*ebpf.CollectionSpec, error)
-	prepare  func(*Probe, *ebpf.CollectionSpec, *kernelTypes) error
-	begin    func(*Probe) error // nil or: fills maps before anything is attached
-	started  func(*Probe) error // nil or: called when everything is attached
+	prepare  func(*Probe, *ebpf.CollectionSpec, *kernelTypes) error // nil or: sets the program's constants
+	begin    func(*Probe) error                                     // nil or: fills maps before anything is attached
+	started  func(*Probe) error                                     // nil or: called when everything is attached
 	hooks    []hook
 	events   []EventType
 	slots    int // of the counters in use
