@@ -1,0 +1,60 @@
+package contributing
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// below lists for each room what it may import of the project, and for a room
+// that is not here nothing is said. Helpers without arrows of their own may be
+// imported by all.
+var below = map[string][]string{
+	"bpf/internal/objects": {},
+	"bpf":                  {"bpf/internal/objects"},
+	"internal/kernel":      {},
+	"internal/bounded":     {},
+	"internal/quote":       {},
+	"collect/catalog":      {},
+	"collect/owner":        {"collect/catalog"},
+	"collect/event":        {"bpf", "collect/catalog", "collect/owner"},
+	"collect":              {"bpf", "collect/catalog", "collect/owner"},
+	"collect/pod":          {"collect/owner"},
+	"collect/proc":         {"bpf", "collect", "collect/catalog", "collect/owner", "collect/netlink"},
+	"collect/netlink":      {"bpf", "collect", "collect/catalog", "collect/owner"},
+	"collect/trace":        {"bpf", "collect", "collect/catalog", "collect/owner", "collect/event"},
+	"output":               {"collect/catalog", "collect/event", "collect/owner"},
+	"systemd":              {"collect/catalog", "collect/event"},
+}
+
+var helpers = []string{"internal/kernel", "internal/bounded", "internal/quote"}
+
+// TestArrows: the rooms import in one direction, as CONTRIBUTING.md draws it.
+func TestArrows(t *testing.T) {
+	cmd := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "./...")
+	cmd.Dir = "../../.."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for line := range strings.Lines(string(out)) {
+		f := strings.Fields(line)
+		room := strings.TrimPrefix(f[0], "nodeskoop/")
+		may, ruled := below[room]
+		if !ruled {
+			continue
+		}
+		seen++
+		for _, i := range f[1:] {
+			i, ours := strings.CutPrefix(i, "nodeskoop/")
+			if ours && !slices.Contains(may, i) && !slices.Contains(helpers, i) {
+				t.Errorf("%s imports %s", room, i)
+			}
+		}
+	}
+	if seen != len(below) {
+		t.Errorf("%d of %d rooms are there", seen, len(below))
+	}
+}
