@@ -1,7 +1,9 @@
 package bpf
 
 import (
+	"errors"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"testing"
@@ -98,9 +100,20 @@ const blindTries = 4
 
 // attempt is a subtest that sighted runs.
 type attempt struct {
-	unseen func() uint64
-	last   bool // that no other follows
-	blind  bool // something is missing, and the kernel ran softirqs unseen
+	unseen    func() uint64
+	goroutine string // that it runs in
+	last      bool   // that no other follows
+	blind     bool   // something is missing, and the kernel ran softirqs unseen
+}
+
+// errBlind ends an attempt: what follows from a count that is too low is no
+// news.
+var errBlind = errors.New("the kernel ran no program in some softirqs")
+
+// goroutine names the caller's.
+func goroutine() string {
+	name, _, _ := strings.Cut(string(debug.Stack()), " [")
+	return name
 }
 
 // attempted is the one that runs now, if any.
@@ -119,8 +132,14 @@ func sighted(t *testing.T, name string, f func(t *testing.T)) {
 			attempted = nil
 			if os.Geteuid() == 0 && !need.InVM() && !a.last {
 				a.unseen = newBlindness(t)
+				a.goroutine = goroutine()
 				attempted = a
 			}
+			defer func() {
+				if r := recover(); r != nil && r != error(errBlind) {
+					panic(r)
+				}
+			}()
 			f(t)
 		})
 		if !a.blind {
@@ -129,8 +148,9 @@ func sighted(t *testing.T, name string, f func(t *testing.T)) {
 	}
 }
 
-// excused reports whether a count is missing because the kernel ran no
-// programs, and another attempt follows.
+// excused ends the attempt if a count is missing because the kernel ran no
+// programs, and another attempt follows. In a subtest of an attempt it reports
+// true instead.
 func excused(t testing.TB, what string, caused, counted uint64) bool {
 	t.Helper()
 	a := attempted
@@ -143,6 +163,9 @@ func excused(t testing.TB, what string, caused, counted uint64) bool {
 	}
 	a.blind = true
 	t.Logf("%s: %d of %d counted; the kernel ran no program in %d softirqs; once more", what, counted, caused, unseen)
+	if goroutine() == a.goroutine {
+		panic(errBlind)
+	}
 	return true
 }
 
@@ -182,5 +205,36 @@ func TestBlindness(t *testing.T) {
 	}
 	if n := unseen(); n > 0 {
 		t.Logf("this kernel ran no program in %d softirqs", n)
+	}
+}
+
+// TestSighted: an attempt ends where a count is too low and softirqs were
+// unseen, and there only; another follows.
+func TestSighted(t *testing.T) {
+	needRoot(t)
+	for name, c := range map[string]struct {
+		caused, counted, unseen uint64
+		tries                   int
+	}{
+		"too low, unseen":  {5, 4, 1, blindTries},
+		"too high, unseen": {4, 5, 1, 1},
+		"too low, seen":    {5, 4, 0, 1},
+		"right, unseen":    {5, 5, 1, 1},
+	} {
+		tries, ended := 0, 0
+		sighted(t, name, func(t *testing.T) {
+			tries++
+			if attempted != nil {
+				attempted.unseen = func() uint64 { return c.unseen }
+			}
+			excused(t, name, c.caused, c.counted)
+			ended++
+		})
+		if need.InVM() {
+			c.tries = 1 // there the kernel runs every program
+		}
+		if tries != c.tries || ended != 1 {
+			t.Errorf("%s: %d attempts, of which %d went to the end; want %d and 1", name, tries, ended, c.tries)
+		}
 	}
 }
