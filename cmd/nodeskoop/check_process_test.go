@@ -47,7 +47,14 @@ func pretender(t *testing.T, name string, owner, user int, mode os.FileMode, arg
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { in.Close(); _ = cmd.Wait() })
-	return strconv.Itoa(cmd.Process.Pid)
+	pid = strconv.Itoa(cmd.Process.Pid)
+	// Start returns when the kernel has closed the descriptors; the arguments
+	// are there a little later (load_elf_binary in fs/binfmt_elf.c).
+	eventually(t, "the pretender's command line", func() bool {
+		b, _ := os.ReadFile("/proc/" + pid + "/cmdline")
+		return strings.HasPrefix(string(b), exe+"\x00")
+	})
+	return pid
 }
 
 // verdictOn is what check says of some processes alone, and how long that took.
