@@ -10,7 +10,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/link"
 
 	"nodeskoop/internal/testkit/need"
 )
@@ -36,7 +35,7 @@ func newBlindness(t testing.TB) func() (unseen uint64) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { m.Close() })
-	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.RawTracepoint, License: "GPL", Instructions: asm.Instructions{
+	attachRaw(t, "softirq_entry", asm.Instructions{
 		asm.LoadMem(asm.R1, asm.R1, 0, asm.DWord),
 		asm.StoreMem(asm.R10, -4, asm.R1, asm.Word),
 		asm.LoadMapPtr(asm.R1, m.FD()),
@@ -49,39 +48,20 @@ func newBlindness(t testing.TB) func() (unseen uint64) {
 		asm.StoreMem(asm.R0, 0, asm.R1, asm.DWord), // softirqs of a CPU do not nest
 		asm.Mov.Imm(asm.R0, 0).WithSymbol("end"),
 		asm.Return(),
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { program.Close() })
-	attached, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: "softirq_entry", Program: program})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { attached.Close() })
+	})
 
-	var seen, ran [softirqs][]uint64
-	read := func(seenFirst bool) (s, r [softirqs][]uint64) {
-		look := func() {
-			for kind := range uint32(softirqs) {
-				if err := m.Lookup(kind, &s[kind]); err != nil {
-					t.Fatal(err)
-				}
+	look := func() (seen [softirqs][]uint64) {
+		for kind := range uint32(softirqs) {
+			if err := m.Lookup(kind, &seen[kind]); err != nil {
+				t.Fatal(err)
 			}
 		}
-		if seenFirst {
-			look()
-		}
-		r = softirqsOf(t)
-		if !seenFirst {
-			look()
-		}
-		return s, r
+		return seen
 	}
-	seen, ran = read(true)
+	// What comes between two readings counts as seen, not as unseen.
+	seen, ran := look(), softirqsOf(t)
 	return func() (unseen uint64) {
-		// What comes between the two readings counts as seen, not as unseen.
-		s, r := read(false)
+		r, s := softirqsOf(t), look()
 		for kind := range s {
 			for cpu := range min(len(s[kind]), len(r[kind])) {
 				if saw, did := s[kind][cpu]-seen[kind][cpu], r[kind][cpu]-ran[kind][cpu]; did > saw {
@@ -89,7 +69,7 @@ func newBlindness(t testing.TB) func() (unseen uint64) {
 				}
 			}
 		}
-		seen, ran = read(true)
+		seen, ran = look(), softirqsOf(t)
 		return unseen
 	}
 }
@@ -136,7 +116,7 @@ func sighted(t *testing.T, name string, f func(t *testing.T)) {
 				attempted = a
 			}
 			defer func() {
-				if r := recover(); r != nil && r != error(errBlind) {
+				if r := recover(); r != nil && r != errBlind {
 					panic(r)
 				}
 			}()

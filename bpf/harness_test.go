@@ -30,20 +30,6 @@ type testLoader struct {
 	mu     sync.Mutex
 	events []Event
 	stop   func()
-	passed map[string]func() uint64 // by tracepoint, see passes
-}
-
-// passes counts the passes of a tracepoint, by one program however often it is
-// asked for.
-func (l *testLoader) passes(tracepoint string) func() uint64 {
-	l.t.Helper()
-	if l.passed == nil {
-		l.passed = map[string]func() uint64{}
-	}
-	if l.passed[tracepoint] == nil {
-		l.passed[tracepoint] = countPasses(l.t, tracepoint)
-	}
-	return l.passed[tracepoint]
 }
 
 func newTestLoader(t testing.TB, options Options) *testLoader {

@@ -643,22 +643,13 @@ func tunnel(format string) func(*testing.T, *healthy) {
 		// membership come up to a second apart, and would find no tunnel.
 		t.Cleanup(func() {
 			sent := func() (n uint64) {
-				for _, n0 := range inner {
-					packets, _ := deviceSent(t, n0)
+				for _, end := range inner {
+					packets, _ := deviceSent(t, end)
 					n += packets
 				}
 				return n
 			}
-			const beat = 100 * time.Millisecond
-			still, last := 0, sent()
-			for i := 0; i < 200 && still < 12; i++ {
-				time.Sleep(beat)
-				now := sent()
-				if still++; now != last {
-					still = 0
-				}
-				last = now
-			}
+			still(sent, 100*time.Millisecond, 12, 200)
 		})
 		// Addresses come when both ends are there, the kernel's own too: they are
 		// announced.

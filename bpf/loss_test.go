@@ -172,15 +172,7 @@ func (x *lossLab) quiet() {
 		}
 		return n
 	}
-	still := 0
-	for last, i := sent(), 0; i < 100 && still < 8; i++ {
-		time.Sleep(25 * time.Millisecond)
-		now := sent()
-		if still++; now != last {
-			still = 0
-		}
-		last = now
-	}
+	still(sent, 25*time.Millisecond, 8, 100)
 }
 
 // loss is what a case demands.
@@ -230,36 +222,31 @@ func (x *lossLab) lose(t *testing.T, name string, want loss, cause func(t *testi
 		outer := x.t
 		x.t = t
 		defer func() { x.t = outer }()
-		x.loseOnce(t, want, cause)
+		if want.prepare != nil {
+			want.prepare(t)
+		}
+		x.begin()
+		before := x.dropped()
+		var source uint64
+		if want.source != nil {
+			source = want.source(t)
+		}
+		cause(t)
+		if want.source != nil {
+			count := func() uint64 { return want.source(t) - source }
+			if want.n > 0 {
+				within(func() bool { return count() >= want.n })
+			}
+			n := steady(count)
+			if want.n == 0 {
+				want.n = n
+			}
+			if n != want.n || n == 0 {
+				t.Errorf("the independent source counts %d, want %d", n, want.n)
+			}
+		}
+		x.compare(t, &want, before)
 	})
-}
-
-func (x *lossLab) loseOnce(t *testing.T, want loss, cause func(t *testing.T)) {
-	t.Helper()
-	if want.prepare != nil {
-		want.prepare(t)
-	}
-	x.begin()
-	before := x.dropped()
-	var source uint64
-	if want.source != nil {
-		source = want.source(t)
-	}
-	cause(t)
-	if want.source != nil {
-		count := func() uint64 { return want.source(t) - source }
-		if want.n > 0 {
-			within(func() bool { return count() >= want.n })
-		}
-		n := steady(count)
-		if want.n == 0 {
-			want.n = n
-		}
-		if n != want.n || n == 0 {
-			t.Errorf("the independent source counts %d, want %d", n, want.n)
-		}
-	}
-	x.compare(t, &want, before)
 }
 
 // begin waits until the case before has left its last losses and events.
@@ -280,13 +267,17 @@ func within(ok func() bool) {
 }
 
 // steady waits until a number stands still.
-func steady(f func() uint64) uint64 {
+func steady(f func() uint64) uint64 { return still(f, 20*time.Millisecond, 1, 100) }
+
+// still waits until a number is the same for some beats on end, for most beats
+// at the longest, and returns it.
+func still(f func() uint64, beat time.Duration, beats, most int) uint64 {
 	last := f()
-	for range 100 {
-		time.Sleep(20 * time.Millisecond)
+	for same := 0; same < beats && most > 0; most-- {
+		time.Sleep(beat)
 		now := f()
-		if now == last {
-			break
+		if same++; now != last {
+			same = 0
 		}
 		last = now
 	}

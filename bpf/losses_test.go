@@ -243,7 +243,7 @@ func countPasses(t testing.TB, tracepoint string) func() uint64 {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { m.Close() })
-	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.RawTracepoint, License: "GPL", Instructions: asm.Instructions{
+	attachRaw(t, tracepoint, asm.Instructions{
 		asm.StoreImm(asm.R10, -4, 0, asm.Word),
 		asm.LoadMapPtr(asm.R1, m.FD()),
 		asm.Mov.Reg(asm.R2, asm.R10),
@@ -254,7 +254,19 @@ func countPasses(t testing.TB, tracepoint string) func() uint64 {
 		asm.StoreXAdd(asm.R0, asm.R1, asm.DWord),
 		asm.Mov.Imm(asm.R0, 0).WithSymbol("end"),
 		asm.Return(),
-	}})
+	})
+	return func() (n uint64) {
+		if err := m.Lookup(uint32(0), &n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+}
+
+// attachRaw runs a program of the test's own in each pass of a tracepoint.
+func attachRaw(t testing.TB, tracepoint string, instructions asm.Instructions) {
+	t.Helper()
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.RawTracepoint, License: "GPL", Instructions: instructions})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -264,12 +276,6 @@ func countPasses(t testing.TB, tracepoint string) func() uint64 {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { attached.Close() })
-	return func() (n uint64) {
-		if err := m.Lookup(uint32(0), &n); err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
 }
 
 // TestLossUndecided makes the programs take the symbols for old, as they are

@@ -505,49 +505,100 @@ func TestTCPHealthy(t *testing.T) {
 			}()
 		}
 	}
-	const threads = 8
-	for worker := range threads {
-		clients.Go(func() {
-			if err := a.try(func() error {
-				for i := worker; i < connections; i += threads {
-					if err := ask(to[i%len(to)]); err != nil {
-						return err
+	// A node in good health sends a RST now and then: before Linux 6.19 a packet
+	// that comes while another CPU makes the connection of its request may find
+	// the listening socket only (inet_ehash_insert), and on a machine that stands
+	// still a FIN is retransmitted, whose second ACK finds none. Such a round is
+	// held to the kernel's own numbers, and there must be one without.
+	const threads, rounds = 8, 10
+	connections -= connections % (rounds * threads)
+	var before, after [2]healthyEnd
+	quiet := 0
+	for range rounds {
+		for worker := range threads {
+			clients.Go(func() {
+				if err := a.try(func() error {
+					for i := range connections / rounds / threads {
+						if err := ask(to[(worker+i)%len(to)]); err != nil {
+							return err
+						}
 					}
+					return nil
+				}); err != nil {
+					failed <- err
 				}
-				return nil
-			}); err != nil {
-				failed <- err
+			})
+		}
+		clients.Wait()
+		servers.Wait()
+		select {
+		case err := <-failed:
+			t.Fatal(err)
+		default:
+		}
+		for i, ns := range []*namespace{a, b} {
+			after[i] = healthyEndOf(l, ns, resets, retrans)
+		}
+		for i, name := range []string{"a", "b"} {
+			now, peer := after[i].since(before[i]), after[1-i].since(before[1-i])
+			if now.sent != now.outRsts {
+				t.Errorf("namespace %s: %d resets sent, OutRsts %d", name, now.sent, now.outRsts)
 			}
-		})
+			if now.received > peer.outRsts {
+				t.Errorf("namespace %s: %d resets received, the peer's OutRsts %d", name, now.received, peer.outRsts)
+			}
+			if now.retransmitted != now.retransSegs {
+				t.Errorf("namespace %s: %d retransmissions, RetransSegs %d", name, now.retransmitted, now.retransSegs)
+			}
+		}
+		if after[0].outRsts == before[0].outRsts && after[1].outRsts == before[1].outRsts {
+			quiet++
+		}
+		before = after
 	}
-	clients.Wait()
-	servers.Wait()
-	select {
-	case err := <-failed:
-		t.Fatal(err)
-	default:
-	}
-	for name, ns := range map[string]*namespace{"a": a, "b": b} {
-		if got := l.settled(resets, ns.inode); got != [8]uint64{} {
-			t.Errorf("namespace %s: %v resets", name, got[:4])
-		}
-		if rst := ns.counter(t, "Tcp.OutRsts") + ns.counter(t, "TcpExt.EmbryonicRsts") + ns.counter(t, "Tcp.EstabResets"); rst != 0 {
-			t.Errorf("namespace %s: the kernel counts %d resets: the load is not healthy", name, rst)
-		}
-		got := l.settled(retrans, ns.inode)
-		if n, want := got[RetransSegments]+got[RetransSynAcks], ns.counter(t, "Tcp.RetransSegs"); n != want {
-			t.Errorf("namespace %s: %d retransmissions, RetransSegs %d", name, n, want)
-		}
+	if quiet == 0 {
+		t.Errorf("a reset in each of %d rounds: the load is not healthy", rounds)
 	}
 	if opened := a.counter(t, "Tcp.ActiveOpens"); opened != uint64(connections) {
 		t.Errorf("%d connections were opened, want %d", opened, connections)
 	}
+	events := uint64(0)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, e := range l.events {
 		if (e.Netns == a.inode || e.Netns == b.inode) && e.Type != TCPRetrans {
-			t.Errorf("event %v: %v -> %v", e.Type, e.Source, e.Destination)
+			events++
+			t.Logf("event %v: %v -> %v in %q", e.Type, e.Source, e.Destination, TCPStateName(e.TCPState))
 		}
+	}
+	if want := after[0].sent + after[0].received + after[1].sent + after[1].received; events > want {
+		t.Errorf("%d events, want at most %d", events, want)
+	}
+}
+
+// healthyEnd is what a namespace has seen of resets and retransmissions: the
+// probes' numbers, and the kernel's.
+type healthyEnd struct{ sent, received, retransmitted, outRsts, retransSegs uint64 }
+
+func healthyEndOf(l *testLoader, ns *namespace, resets, retrans *Probe) healthyEnd {
+	l.t.Helper()
+	reset, segments := l.settled(resets, ns.inode), l.settled(retrans, ns.inode)
+	return healthyEnd{
+		sent:          reset[ResetNosock] + reset[ResetActive] + reset[ResetProcess],
+		received:      reset[ResetReceive],
+		retransmitted: segments[RetransSegments] + segments[RetransSynAcks],
+		outRsts:       ns.counter(l.t, "Tcp.OutRsts"),
+		retransSegs:   ns.counter(l.t, "Tcp.RetransSegs"),
+	}
+}
+
+func (e healthyEnd) since(before healthyEnd) healthyEnd {
+	return healthyEnd{
+		sent:          e.sent - before.sent,
+		received:      e.received - before.received,
+		retransmitted: e.retransmitted - before.retransmitted,
+		outRsts:       e.outRsts - before.outRsts,
+		retransSegs:   e.retransSegs - before.retransSegs,
 	}
 }
 
@@ -578,7 +629,7 @@ func testTCPResetSent(t *testing.T, rung Kind) {
 				want += n
 			}
 			counted += after[i] - before[i]
-			if after[i] != want {
+			if after[i] != want && !excused(t, what, want-before[i], after[i]-before[i]) {
 				t.Errorf("%s: %d resets of kind %d, want %d", what, after[i]-before[i], i, want-before[i])
 			}
 		}

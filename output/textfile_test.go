@@ -998,6 +998,8 @@ func TestSecondWriterIsRefused(t *testing.T) {
 	other.Close()
 	cmd.Process.Kill()
 	cmd.Wait()
+	_, empty := leftovers(t, dir)
+	outlive(t, dir, empty)
 	tf, _ := newTextfile(t, dir)
 	write(t, tf, 1)
 	wantFile(t, dir, 1, "other.prom")
@@ -1262,25 +1264,6 @@ func TestKilledWriterTearsNothing(t *testing.T) {
 			}
 		}
 	})
-	// A writer that is killed before it could lock its file leaves an empty
-	// one, for lockGrace.
-	leftovers := func() (locked, empty []string) {
-		for name := range strings.FieldsSeq(list(t, dir)) {
-			if name == promFile {
-				continue
-			}
-			fi, err := os.Stat(filepath.Join(dir, name))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if fi.Mode() == unlockedMode && fi.Size() == 0 {
-				empty = append(empty, name)
-			} else {
-				locked = append(locked, name)
-			}
-		}
-		return locked, empty
-	}
 	kills, midway, most := 0, 0, 0
 	deadline := time.Now().Add(12 * time.Second)
 	for kills < 40 || midway < 5 && time.Now().Before(deadline) {
@@ -1289,7 +1272,7 @@ func TestKilledWriterTearsNothing(t *testing.T) {
 		cmd.Process.Kill()
 		cmd.Wait()
 		kills++
-		locked, _ := leftovers()
+		locked, _ := leftovers(t, dir)
 		most = max(most, len(locked))
 		midway += len(locked)
 	}
@@ -1309,18 +1292,45 @@ func TestKilledWriterTearsNothing(t *testing.T) {
 	if err := tf.Clean(); err != nil {
 		t.Error(err)
 	}
-	locked, empty := leftovers()
+	locked, empty := leftovers(t, dir)
 	if len(locked) > 0 {
 		t.Errorf("after Clean the folder still holds %q", locked)
 	}
-	for _, name := range empty {
-		then := time.Now().Add(-lockGrace)
+	outlive(t, dir, empty)
+	write(t, tf, 1)
+	wantFile(t, dir, 1)
+}
+
+// leftovers are the temporary files in a folder. A writer that is killed before
+// it could lock its file leaves an empty one, for lockGrace.
+func leftovers(t *testing.T, dir string) (locked, empty []string) {
+	t.Helper()
+	for name := range strings.FieldsSeq(list(t, dir)) {
+		if !strings.HasPrefix(name, tempPrefix) {
+			continue
+		}
+		fi, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fi.Mode() == unlockedMode && fi.Size() == 0 {
+			empty = append(empty, name)
+		} else {
+			locked = append(locked, name)
+		}
+	}
+	return locked, empty
+}
+
+// outlive makes lockGrace pass for files.
+func outlive(t *testing.T, dir string, names []string) {
+	t.Helper()
+	then := time.Now().Add(-lockGrace)
+	for _, name := range names {
 		if err := os.Chtimes(filepath.Join(dir, name), then, then); err != nil {
 			t.Fatal(err)
 		}
 	}
-	write(t, tf, 1)
-	wantFile(t, dir, 1)
 }
 
 // oneWrite reports whether b is one whole write of writeForever: every value

@@ -41,7 +41,14 @@ func pretender(t *testing.T, name string, owner, user int, mode os.FileMode, arg
 	cmd := exec.Command(exe, append([]string{"-s", "--"}, args...)...)
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(user), Gid: uint32(user)}}
-	return strconv.Itoa(testkit.Hold(t, cmd).PID())
+	pid = strconv.Itoa(testkit.Hold(t, cmd).PID())
+	// The program has started when the kernel has closed the descriptors; the
+	// arguments are there a little later (load_elf_binary in fs/binfmt_elf.c).
+	testkit.Eventually(t, "the pretender has its command line", func() bool {
+		b, _ := os.ReadFile("/proc/" + pid + "/cmdline")
+		return strings.HasPrefix(string(b), exe+"\x00")
+	})
+	return pid
 }
 
 // verdictOn is what check says of some processes alone, and how long that took.
