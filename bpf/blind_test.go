@@ -4,12 +4,12 @@ import (
 	"errors"
 	"os"
 	"runtime/debug"
-	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/prometheus/procfs"
 
 	"nodeskoop/internal/testkit/need"
 )
@@ -152,26 +152,15 @@ func excused(t testing.TB, what string, caused, counted uint64) bool {
 // softirqsOf reads the kernel's counts, by kind and CPU.
 func softirqsOf(t testing.TB) (counts [softirqs][]uint64) {
 	t.Helper()
-	b, err := os.ReadFile("/proc/softirqs")
+	fs, err := procfs.NewDefaultFS()
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, lines, _ := strings.Cut(string(b), "\n")
-	kind := 0
-	for line := range strings.Lines(lines) {
-		if kind == softirqs {
-			t.Fatalf("/proc/softirqs has more than %d kinds", softirqs)
-		}
-		for _, f := range strings.Fields(line)[1:] {
-			n, err := strconv.ParseUint(f, 10, 32)
-			if err != nil {
-				t.Fatalf("/proc/softirqs: %q: %v", line, err)
-			}
-			counts[kind] = append(counts[kind], n)
-		}
-		kind++
+	s, err := fs.Softirqs()
+	if err != nil {
+		t.Fatal(err)
 	}
-	return counts
+	return [softirqs][]uint64{s.Hi, s.Timer, s.NetTx, s.NetRx, s.Block, s.IRQPoll, s.Tasklet, s.Sched, s.HRTimer, s.RCU}
 }
 
 // TestBlindness: where the kernel runs each program, nothing is unseen.

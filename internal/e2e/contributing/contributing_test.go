@@ -38,7 +38,7 @@ var (
 func TestAddAProbe(t *testing.T) {
 	need.Root(t)
 	need.Short(t)
-	need.Program(t, "make", "clang", "git")
+	need.Program(t, "make", "clang", "llvm-strip", "git")
 	page, err := os.ReadFile("../../../CONTRIBUTING.md")
 	if err != nil {
 		t.Fatal(err)
