@@ -172,7 +172,10 @@ func TestBlindness(t *testing.T) {
 		s := b.listenUDP(t, addrs[1])
 		send(t, a.dial(t, "udp", addrPort(s.LocalAddr())), 500)
 	}
-	if n := unseen(); n > 0 {
+	switch n := unseen(); {
+	case n > 0 && need.InVM(): // these are released kernels
+		t.Errorf("the kernel ran no program in %d softirqs", n)
+	case n > 0:
 		t.Logf("this kernel ran no program in %d softirqs", n)
 	}
 }

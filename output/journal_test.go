@@ -565,23 +565,6 @@ func listenAt(t testing.TB, path string) *net.UnixConn {
 	return c
 }
 
-func receive(t testing.TB, c *net.UnixConn) map[string]string {
-	t.Helper()
-	buf := make([]byte, 1<<20)
-	if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	n, err := c.Read(buf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	list, err := decodeExport(buf[:n])
-	if err != nil || len(list) != 1 {
-		t.Fatalf("%v in %q", err, buf[:n])
-	}
-	return list[0]
-}
-
 // TestJournalFindsAReplacedSocket: the socket in place is another one than
 // that which nobody reads any more.
 func TestJournalFindsAReplacedSocket(t *testing.T) {
