@@ -352,26 +352,28 @@ func (f *flows) ends(v *collect.View) ends {
 	return e
 }
 
-// labels are the values of the metrics' labels, in the Catalogue's order. The
-// source is the pod whose namespace sends, whatever address it has.
+// labels are the values of the metrics' labels, in the Catalogue's order.
 func (e ends) labels(netns uint64, k *bpf.FlowKey) []string {
 	protocol, from, to := k.Ends()
 	out := make([]string, 0, 13)
 	out = append(out, protocolName(protocol))
-	out = e.end(out, from.Addr(), e.netns[netns])
-	out = e.end(out, to.Addr(), nil)
+	where := e.netns[netns]
+	out = e.end(out, from.Addr(), where, true)
+	out = e.end(out, to.Addr(), where, false)
 	return append(out, strconv.Itoa(int(from.Port())), strconv.Itoa(int(to.Port())))
 }
 
-// end appends address, type, node, namespace and pod of one end; p, if it is known,
-// is its pod.
-func (e ends) end(out []string, a netip.Addr, p *owner.Pod) []string {
-	kind, text, node := owner.EndPod, "", e.node
+// end appends address, type, node, namespace and pod of one end of a flow that
+// the pod where sends; nil: no pod. The source is that pod, whatever address it
+// has.
+func (e ends) end(out []string, a netip.Addr, where *owner.Pod, source bool) []string {
+	text, node := "", e.node
 	if a.IsValid() {
 		text = a.String()
 	}
-	if p == nil {
-		kind, p = e.who.End(a, nil, false)
+	kind, p := owner.EndPod, where
+	if !source || where == nil {
+		kind, p = e.who.End(a, where, false)
 	}
 	if kind == owner.EndUnknown {
 		node = ""

@@ -651,6 +651,23 @@ func TestEventTypesMatch(t *testing.T) {
 
 func netDial(addr string) (net.Conn, error) { return net.DialTimeout("tcp", addr, 5*time.Second) }
 
+// What a pod sends to itself is the pod's at both ends.
+func TestFlowsToOneself(t *testing.T) {
+	l := newLab(t, EventLimits{20, 100}, map[string]map[string]any{"flow": {}}, "flow")
+	want := map[string]float64{}
+	for i, addr := range []string{"127.0.0.1", "::1", "10.0.0.1", "fd00::1"} {
+		to := net.JoinHostPort(addr, "99")
+		l.a.Packets("udp", to)
+		for range i + 1 {
+			if _, err := l.a.Dial("udp", to).Write(make([]byte, 100)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want["kubeskoop_flow_packets{web-0,UDP,"+addr+",pod,n1,test,web-0,"+addr+",pod,n1,test,web-0,0,0}"] = float64(i + 1)
+	}
+	l.want(l.values(), want)
+}
+
 // Without ports, the connections of two addresses are one flow. It goes by
 // what was sent also when the kernel's entry is shared.
 func TestFlowsWithoutPorts(t *testing.T) {
