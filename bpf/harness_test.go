@@ -429,14 +429,11 @@ func (l *testLoader) balanced(t EventType, p *Probe, slots ...int) EventAccount 
 	}
 	var a EventAccount
 	var before, after uint64
-	deadline := time.Now().Add(20 * time.Second)
-	for time.Now().Before(deadline) {
+	if !testkit.Within(testkit.Patience, func() bool {
 		before, a, after = sum(), l.account(t), sum()
-		if before == after && a.Seen == before && a.Read == a.Written && a.Written+a.Suppressed+a.Lost == a.Seen {
-			return a
-		}
-		time.Sleep(5 * time.Millisecond)
+		return before == after && a.Seen == before && a.Read == a.Written && a.Written+a.Suppressed+a.Lost == a.Seen
+	}) {
+		l.t.Errorf("account %+v, but %d to %d were counted", a, before, after)
 	}
-	l.t.Errorf("account %+v, but %d to %d were counted", a, before, after)
 	return a
 }

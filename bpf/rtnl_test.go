@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/hang"
 )
 
@@ -51,16 +52,13 @@ func TestFlowWhileRTNLIsHeld(t *testing.T) {
 			t.Errorf("%d packets of 100 were counted while the lock was held", after-before)
 		}
 		release()
-		for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		testkit.Await(t, func() error {
 			p.Rescan()
-			if state, _ := p.State(); state == OK {
-				break
+			if state, lacks := p.State(); state != OK {
+				return fmt.Errorf("afterwards: %q", lacks)
 			}
-			if time.Now().After(end) {
-				_, lacks := p.State()
-				t.Fatalf("afterwards: %q", lacks)
-			}
-		}
+			return nil
+		})
 		l.hookOf(p, kind, "plug1", "right")
 	})
 }

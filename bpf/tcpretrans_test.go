@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/testkit"
 )
 
 // retransCheck compares what the probe counts of one namespace with the
@@ -46,14 +48,12 @@ func (c *retransCheck) want(t *testing.T, what string) (counted uint64) {
 	t.Helper()
 	var sent, refused uint64
 	// The kernel counts before it sends, and the probe after that.
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+	testkit.Within(10*time.Second, func() bool {
 		sent, refused = c.since(t, "Tcp.RetransSegs"), c.since(t, "TcpExt.TCPRetransFail")
 		got := c.l.settled(c.p, c.ns.inode)
 		counted = got[RetransSegments] + got[RetransSynAcks] - c.slots[RetransSegments] - c.slots[RetransSynAcks]
-		if counted == sent-refused && c.since(t, "Tcp.RetransSegs") == sent && c.since(t, "TcpExt.TCPRetransFail") == refused {
-			break
-		}
-	}
+		return counted == sent-refused && c.since(t, "Tcp.RetransSegs") == sent && c.since(t, "TcpExt.TCPRetransFail") == refused
+	})
 	c.l.count(c.p, what+", by RetransSegs less TCPRetransFail", sent-refused, counted)
 	t.Logf("%s: %d retransmitted, %d refused, %d counted", what, sent, refused, counted)
 	return counted

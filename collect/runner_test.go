@@ -19,6 +19,7 @@ import (
 	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/owner"
 	"nodeskoop/internal/kernel"
+	"nodeskoop/internal/testkit"
 )
 
 // somePods is a Pods of fixed answers.
@@ -399,14 +400,10 @@ func TestHungReadOfOnePod(t *testing.T) {
 	}
 	write(t, fifo, "20")
 	w.Close()
-	deadline := time.Now().Add(5 * time.Second)
-	for {
+	testkit.Within(testkit.Patience, func() bool {
 		got = values(r.Cycle())
-		if got["nodeskoop_probe_up{node1,hostNetwork,hostNetwork,tcp}"] == 1 || time.Now().After(deadline) {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+		return got["nodeskoop_probe_up{node1,hostNetwork,hostNetwork,tcp}"] == 1
+	})
 	check(1)
 	want(t, got, "kubeskoop_tcp_insegs{node1,ns,a}", 20)
 }
@@ -437,14 +434,9 @@ func TestHungProbe(t *testing.T) {
 	}
 	mu.Unlock()
 	close(release)
-	deadline := time.Now().Add(5 * time.Second)
-	for time.Now().Before(deadline) {
-		if values(r.Cycle())["nodeskoop_probe_up{node1,hostNetwork,hostNetwork,ip}"] == 1 {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Error("the probe is still down after it came back")
+	testkit.Eventually(t, "the probe is up again", func() bool {
+		return values(r.Cycle())["nodeskoop_probe_up{node1,hostNetwork,hostNetwork,ip}"] == 1
+	})
 }
 
 func TestProbeThatCannotBeBuiltIsRetried(t *testing.T) {

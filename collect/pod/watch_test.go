@@ -176,10 +176,7 @@ func giveAddress(t *testing.T, x *Index, p *pods.Plain) netip.Addr {
 		return netlink.AddrAdd(lo, addr)
 	})
 	// A task that starts has the addresses read again, and so has a listing.
-	deadline := time.Now().Add(2 * usual.resync)
-	for x.ByAddr(a) == nil && time.Now().Before(deadline) {
-		time.Sleep(10 * time.Millisecond)
-	}
+	testkit.Within(2*usual.resync, func() bool { return x.ByAddr(a) != nil })
 	return a
 }
 

@@ -21,6 +21,7 @@ import (
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
 	"nodeskoop/collect/owner"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 	"nodeskoop/internal/testkit/proof"
@@ -699,9 +700,9 @@ func TestIOIdle(t *testing.T) {
 			t.Fatalf("the writer says %q", line)
 		}
 		// The kernel counts a call when it is over.
-		for end := time.Now().Add(10 * time.Second); ioFile(t, writer.cmd.Process.Pid)[ioWriteCalls] == before[ioWriteCalls] && time.Now().Before(end); {
-			time.Sleep(time.Millisecond)
-		}
+		testkit.Within(testkit.Patience, func() bool {
+			return ioFile(t, writer.cmd.Process.Pid)[ioWriteCalls] != before[ioWriteCalls]
+		})
 		// Go's runtime may interrupt a thread that waits, which then reads again.
 		least := ioFile(t, writer.cmd.Process.Pid)
 		v.Sample()

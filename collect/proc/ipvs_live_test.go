@@ -8,10 +8,10 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/owner"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 	"nodeskoop/internal/testkit/proof"
@@ -193,16 +193,14 @@ func TestIPVSAgainstIPVSAdm(t *testing.T) {
 	// service and for the totals at different times.
 	var pods, host nsnet.Values
 	var want [ipvsColumns]uint64
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+	testkit.Within(testkit.Patience, func() bool {
 		var services int
 		if want, services = d.ipvsadm(t); services != 4 {
 			t.Fatalf("ipvsadm lists %d services, want 4", services)
 		}
 		pods, host = asPod.Sample(), asHost.Sample()
-		if want == own && uint64(pods["director"][ipvsFields[ipvsOutBytes]]) == own[ipvsOutBytes] && uint64(host[nsnet.Host][ipvsFields[ipvsOutBytes]]) == own[ipvsOutBytes] {
-			break
-		}
-	}
+		return want == own && uint64(pods["director"][ipvsFields[ipvsOutBytes]]) == own[ipvsOutBytes] && uint64(host[nsnet.Host][ipvsFields[ipvsOutBytes]]) == own[ipvsOutBytes]
+	})
 	for i, name := range ipvsFields {
 		got := uint64(pods["director"][name])
 		proof.Count(t, "ipvs", "procfs", strings.TrimPrefix(name, "kubeskoop_ipvs_")+" of virtual services, by ipvsadm", want[i], got)

@@ -14,6 +14,7 @@ import (
 	"nodeskoop/collect/owner"
 	"nodeskoop/collect/pod"
 	"nodeskoop/internal/kernel"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 	"nodeskoop/internal/testkit/pods"
@@ -235,11 +236,10 @@ func TestExecBetweenSamples(t *testing.T) {
 	// runc itself writes, too: by the shim's children's own account.
 	shim := c.ShimPID(p.PID)
 	var last nsnet.Values
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
-		if last = s.Sample(); last["probed"][writes]-first["probed"][writes] >= execs*each {
-			break
-		}
-	}
+	testkit.Within(testkit.Patience, func() bool {
+		last = s.Sample()
+		return last["probed"][writes]-first["probed"][writes] >= execs*each
+	})
 	grown := last["probed"][writes] - first["probed"][writes]
 	reaped := ioFile(t, shim)
 	own := ownCalls(t, shim)

@@ -5,11 +5,11 @@ import (
 	"net"
 	"slices"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/bpf"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/nsnet"
 )
 
@@ -60,12 +60,11 @@ func TestUnownedLeaveTheMaps(t *testing.T) {
 	}
 	// A thread that was in one may take its time to end.
 	var left map[string]int
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	testkit.Within(testkit.Patience, func() bool {
 		l.values()
-		if left = held(); len(left) == 0 {
-			break
-		}
-	}
+		left = held()
+		return len(left) == 0
+	})
 	for name, n := range left {
 		t.Errorf("%s still holds something of %d namespaces that are gone", name, n)
 	}

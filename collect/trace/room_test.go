@@ -51,11 +51,10 @@ func TestRoomForPods(t *testing.T) {
 	exact := func(what, pod string, n float64) {
 		t.Helper()
 		var got map[string]float64
-		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-			if got = l.values(); got["kubeskoop_packetloss_total{"+pod+"}"] >= 2*n && got["nodeskoop_tcpreset_total{"+pod+",receive}"] >= n {
-				break
-			}
-		}
+		testkit.Within(10*time.Second, func() bool {
+			got = l.values()
+			return got["kubeskoop_packetloss_total{"+pod+"}"] >= 2*n && got["nodeskoop_tcpreset_total{"+pod+",receive}"] >= n
+		})
 		l.want(got, map[string]float64{
 			"kubeskoop_packetloss_total{" + pod + "}":       2 * n,
 			"kubeskoop_packetloss_abnormal{" + pod + "}":    n,

@@ -2,12 +2,14 @@ package trace
 
 import (
 	"bytes"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
 	"time"
 
 	"nodeskoop/collect"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/hang"
 	"nodeskoop/internal/testkit/need"
 )
@@ -62,12 +64,13 @@ func TestLoopWhileRTNLIsHeld(t *testing.T) {
 		t.Errorf("flow: %v", flow.Err)
 	}
 	release()
-	for end := time.Now().Add(30 * time.Second); !up["flow"]; up, flow = state() {
-		if time.Sleep(20 * time.Millisecond); time.Now().After(end) {
-			t.Fatalf("flow is not taken up when the lock is free: %v", flow.Err)
-		}
+	testkit.Await(t, func() error {
 		r.Cycle()
-	}
+		if up, flow = state(); !up["flow"] {
+			return fmt.Errorf("flow is not taken up when the lock is free: %v", flow.Err)
+		}
+		return nil
+	})
 	if n := strings.Count(log.String(), "probe failed"); n != 1 {
 		t.Errorf("said %d times, want once:\n%s", n, &log)
 	}

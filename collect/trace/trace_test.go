@@ -22,6 +22,7 @@ import (
 	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/event"
 	"nodeskoop/collect/owner"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 )
@@ -186,13 +187,11 @@ func (l *lab) want(got map[string]float64, want map[string]float64) {
 func (l *lab) settled(name string, atLeast uint64) event.Counts {
 	l.t.Helper()
 	var n event.Counts
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	testkit.Within(10*time.Second, func() bool {
 		l.tracer.Account()
 		n = l.hub.Counts(catalog.EventByName(name))
-		if n.Pending == 0 && n.Offered >= atLeast {
-			break
-		}
-	}
+		return n.Pending == 0 && n.Offered >= atLeast
+	})
 	if n.Offered < atLeast || n.Written+n.Suppressed+n.Lost+n.Pending != n.Offered {
 		l.t.Errorf("%s: %+v, want %d or more in all", name, n, atLeast)
 	}
@@ -315,12 +314,12 @@ func TestNoLossOfAPod(t *testing.T) {
 	// guest) tracepoints now and then run none of their programs.
 	for attempt := 1; ; attempt++ {
 		unread()
-		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-			if got = l.values(); got[closing] >= zero[closing]+2*n {
-				break // sockets give back what they hold a grace period later
-			}
-		}
-		if got[closing] >= zero[closing]+2*n || need.InVM() || attempt > 2 {
+		// Sockets give back what they hold a grace period later.
+		all := testkit.Within(10*time.Second, func() bool {
+			got = l.values()
+			return got[closing] >= zero[closing]+2*n
+		})
+		if all || need.InVM() || attempt > 2 {
 			break
 		}
 		t.Logf("again: %v packets of closing sockets, want %d more than %v", got[closing], 2*n, zero[closing])
@@ -349,7 +348,7 @@ func TestNoLossOfAPod(t *testing.T) {
 func (l *lab) queued(n uint64) {
 	l.t.Helper()
 	var held uint64
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	if !testkit.Within(testkit.Patience, func() bool {
 		held = 0
 		for _, file := range []string{"/proc/net/udp", "/proc/net/udp6"} {
 			for line := range strings.Lines(l.b.File(file)) {
@@ -360,11 +359,10 @@ func (l *lab) queued(n uint64) {
 				}
 			}
 		}
-		if held >= n*256 {
-			return
-		}
+		return held >= n*256
+	}) {
+		l.t.Fatalf("the sockets hold %d bytes, and %d datagrams were sent", held, n)
 	}
-	l.t.Fatalf("the sockets hold %d bytes, and %d datagrams were sent", held, n)
 }
 
 // dropReason is the reason as this kernel gives it: before 5.17 it gave none.

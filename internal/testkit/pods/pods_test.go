@@ -8,10 +8,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -150,18 +150,13 @@ func TestKilledTest(t *testing.T) {
 	if pod == 0 {
 		t.Fatal("the pod did not run")
 	}
-	deadline := time.Now().Add(30 * time.Second)
-	for {
+	testkit.Await(t, func() error {
 		_, dirErr := os.Stat(dir)
-		pids := processesOf(dir, cgroup)
-		if os.IsNotExist(dirErr) && len(pids) == 0 {
-			break
+		if pids := processesOf(dir, cgroup); !os.IsNotExist(dirErr) || len(pids) > 0 {
+			return fmt.Errorf("left behind: folder %s (%v), processes %v", dir, dirErr, pids)
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("left behind: folder %s (%v), processes %v", dir, dirErr, pids)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+		return nil
+	})
 	for _, root := range cgroupRoots() {
 		if _, err := os.Stat(filepath.Join(root, cgroup)); !os.IsNotExist(err) {
 			t.Errorf("control group %s is left behind in %s: %v", cgroup, root, err)

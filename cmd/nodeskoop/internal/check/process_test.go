@@ -106,14 +106,10 @@ func TestCheckDoubtsPretenders(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	pid := strconv.Itoa(cmd.Process.Pid)
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if b, _ := os.ReadFile("/proc/" + pid + "/cmdline"); strings.HasPrefix(string(b), "node_exporter\x00") {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the shell does not become the other program")
-		}
-	}
+	testkit.Eventually(t, "the shell becomes the other program", func() bool {
+		b, _ := os.ReadFile("/proc/" + pid + "/cmdline")
+		return strings.HasPrefix(string(b), "node_exporter\x00")
+	})
 	if f, _ := verdictOn(dir, pid); f.Verdict != Warning || !strings.Contains(f.Found, "none runs here") || !strings.Contains(f.Found, "calls itself node_exporter, but it runs /") {
 		t.Errorf("%+v", f)
 	}

@@ -20,6 +20,7 @@ import (
 	"nodeskoop/collect/owner"
 	"nodeskoop/collect/trace"
 	"nodeskoop/internal/kernel"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/nasty"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
@@ -266,14 +267,10 @@ func TestTopCountsWhatWasCaused(t *testing.T) {
 			t.Fatal(err)
 		}
 		// All is acknowledged, so all has arrived.
-		for deadline := time.Now().Add(10 * time.Second); ; {
-			if rows := strings.Fields(a.Run("ss", "-Htn", "dport", "=", ":80")); len(rows) > 2 && rows[2] == "0" {
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Fatal("the data did not arrive")
-			}
-		}
+		testkit.Eventually(t, "the data have arrived", func() bool {
+			rows := strings.Fields(a.Run("ss", "-Htn", "dport", "=", ":80"))
+			return len(rows) > 2 && rows[2] == "0"
+		})
 
 		after := deviceCounters(t, b)
 		end := s.sample()
@@ -376,11 +373,12 @@ func screenOf(t *testing.T, columns, rows int, v *View) (tables chan *Table, tex
 // until waits for the screen to show something.
 func until(t *testing.T, text func() string, what string, ok func(string) bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(text()); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: the screen is\n%s", what, text())
+	testkit.Await(t, func() error {
+		if screen := text(); !ok(screen) {
+			return fmt.Errorf("%s: the screen is\n%s", what, screen)
 		}
-	}
+		return nil
+	})
 }
 
 // names are the first words of the table's rows.
