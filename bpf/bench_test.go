@@ -67,14 +67,14 @@ func BenchmarkCost(b *testing.B) {
 	events := newSwitches(b, Options{})
 
 	type probes struct {
-		name  string
-		on    []toggle
-		lacks error
+		name    string
+		on      []toggle
+		lacking error
 	}
 	cases := []probes{{name: "none"}, {name: "empty", on: counting.empty(b)}}
 	for _, name := range Probes() {
-		c := probes{name: name, lacks: counting.refused[name]}
-		if c.lacks == nil {
+		c := probes{name: name, lacking: counting.refused[name]}
+		if c.lacking == nil {
 			c.on = []toggle{counting.byName[name]}
 		}
 		cases = append(cases, c)
@@ -90,8 +90,8 @@ func BenchmarkCost(b *testing.B) {
 			run := w.start(b, x, y)
 			for _, c := range cases {
 				b.Run(c.name, func(b *testing.B) {
-					if c.lacks != nil {
-						b.Skip(c.lacks)
+					if c.lacking != nil {
+						b.Skip(c.lacking)
 					}
 					for b.Loop() {
 						measurePairs(b, c.on, run)

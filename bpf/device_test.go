@@ -531,8 +531,8 @@ func TestFlowShares(t *testing.T) {
 	}
 	first := of[a.inode]
 	sweep()
-	if state, lacks := p.State(); state != Degraded {
-		t.Errorf("nothing is said of the connections without room: %s %v", state, lacks)
+	if state, limitations := p.State(); state != Degraded {
+		t.Errorf("nothing is said of the connections without room: %s %v", state, limitations)
 	}
 	sweep()
 	connect(a, b.v4, n)
@@ -550,7 +550,7 @@ func TestFlowShares(t *testing.T) {
 		t.Errorf("%d flows of 50 when there is room again, %d of the other", of[a.inode], of[b.inode])
 	}
 	sweep()
-	if _, lacks := p.State(); slices.Contains(lacks, lackOfFlows) {
+	if _, limitations := p.State(); slices.Contains(limitations, lackOfFlows) {
 		t.Error("it is still said that connections have no room")
 	}
 }

@@ -318,16 +318,16 @@ func TestFlowDevicesComeAndGo(t *testing.T) {
 	eachDeviceKind(t, func(t *testing.T, l *testLoader, kind Kind) {
 		r := newRouter(t)
 		p := l.load("flow", Config{Devices: []string{"plug[0-9]"}, Netns: r.path})
-		if state, lacks := p.State(); state != Degraded || !strings.Contains(fmt.Sprint(lacks), "plug[0-9]") {
-			t.Errorf("no device: %s %q", state, lacks)
+		if state, limitations := p.State(); state != Degraded || !strings.Contains(fmt.Sprint(limitations), "plug[0-9]") {
+			t.Errorf("no device: %s %q", state, limitations)
 		}
 		for range 2 { // the second device has the name of the first
 			c := newNamespace(t)
 			r.join(t, "plug3", 1, c, 2, 3)
 			p.Rescan()
 			l.hookOf(p, kind, "plug3")
-			if state, lacks := p.State(); state != OK {
-				t.Errorf("%s %q", state, lacks)
+			if state, limitations := p.State(); state != OK {
+				t.Errorf("%s %q", state, limitations)
 			}
 			s := c.listenUDP(t, netip.MustParseAddr("10.3.0.2"))
 			conn := r.a.dial(t, "udp", addrPort(s.LocalAddr()))

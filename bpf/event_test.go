@@ -93,7 +93,7 @@ func layoutOfC(t *testing.T, s *btf.Struct) (fields []field) {
 	return append(fields, field{"", 0, int(s.Size)})
 }
 
-// TestDefinitions: every program is in a ladder, and every ladder's program in
+// TestDefinitions: every program is in a rung, and every rung's program in
 // the object.
 func TestDefinitions(t *testing.T) {
 	var sent []EventType
@@ -115,7 +115,7 @@ func TestDefinitions(t *testing.T) {
 		}
 		programs := slices.Sorted(maps.Keys(spec.Programs))
 		if diff := cmp.Diff(programs, slices.Sorted(maps.Keys(used))); diff != "" {
-			t.Errorf("%s: programs and ladders differ:\n%s", name, diff)
+			t.Errorf("%s: programs and rungs differ:\n%s", name, diff)
 		}
 		sent = append(sent, d.events...)
 		license := slices.ContainsFunc(programs, func(p string) bool { return spec.Programs[p].License != "Dual BSD/GPL" })

@@ -39,17 +39,17 @@ const filterPriority = 77
 // namespace transmit: one for devices with an Ethernet header, one for those
 // without.
 type devices struct {
-	patterns []string
-	netns    netns.NsHandle
-	inode    uint64
-	netlink  *netlink.Handle
-	lease    lease
-	kind     Kind
-	frames   *ebpf.Program
-	packets  *ebpf.Program
-	held     map[int]*attachment // by index: names are given anew
-	lacks    []string            // of the last scan
-	closed   bool
+	patterns    []string
+	netns       netns.NsHandle
+	inode       uint64
+	netlink     *netlink.Handle
+	lease       lease
+	kind        Kind
+	frames      *ebpf.Program
+	packets     *ebpf.Program
+	held        map[int]*attachment // by index: names are given anew
+	limitations []string            // of the last scan
+	closed      bool
 
 	// mu is held over all that asks the kernel about devices, which may take as
 	// long as another program holds RTNL. It guards held, lacks and closed once
@@ -64,8 +64,8 @@ type devices struct {
 
 // found is what a scan found.
 type found struct {
-	names []string
-	lacks string
+	names       []string
+	limitations string
 }
 
 // attachment is a program on one device.
@@ -151,12 +151,12 @@ func (d *devices) start(kind Kind, frames, packets *ebpf.Program) error {
 // scan attaches to the devices that match by now, and forgets those that went.
 // It answers the first device's refusal apart from a failure to list them.
 func (d *devices) scan() (first, err error) {
-	d.lacks = nil
+	d.limitations = nil
 	links, err := d.netlink.LinkList()
 	partial := errors.Is(err, netlink.ErrDumpInterrupted) // the next scan sees the rest
 	if err != nil && !partial {
 		err = fmt.Errorf("list the network devices: %w", err)
-		d.lacks = []string{err.Error()}
+		d.limitations = []string{err.Error()}
 		return nil, err
 	}
 	seen := map[int]bool{}
@@ -176,7 +176,7 @@ func (d *devices) scan() (first, err error) {
 		}
 		if err != nil {
 			err = fmt.Errorf("attach to device %s: %w", a.Name, explainDevice(err))
-			d.lacks = append(d.lacks, "what the device sends: "+err.Error())
+			d.limitations = append(d.limitations, "what the device sends: "+err.Error())
 			if first == nil {
 				first = err
 			}
@@ -188,13 +188,13 @@ func (d *devices) scan() (first, err error) {
 	for index, h := range d.held {
 		if !seen[index] && !partial {
 			if err := d.detach(index, h); err != nil {
-				d.lacks = append(d.lacks, fmt.Sprintf("detach from device %s: %v", h.device, err))
+				d.limitations = append(d.limitations, fmt.Sprintf("detach from device %s: %v", h.device, err))
 			}
 			delete(d.held, index)
 		}
 	}
 	if len(seen) == 0 {
-		d.lacks = append(d.lacks, "anything yet: no network device matches "+strings.Join(d.patterns, ", "))
+		d.limitations = append(d.limitations, "anything yet: no network device matches "+strings.Join(d.patterns, ", "))
 	}
 	return first, nil
 }
@@ -572,7 +572,7 @@ func (d *devices) rescan() (scan <-chan struct{}, fresh bool) {
 		defer d.publish()
 		defer func() {
 			if r := recover(); r != nil {
-				d.lacks = append(d.lacks, fmt.Sprintf("devices that have come since: looking for them failed: panic: %v\n%s", r, debug.Stack()))
+				d.limitations = append(d.limitations, fmt.Sprintf("devices that have come since: looking for them failed: panic: %v\n%s", r, debug.Stack()))
 			}
 		}()
 		if !d.closed {
@@ -584,39 +584,39 @@ func (d *devices) rescan() (scan <-chan struct{}, fresh bool) {
 
 // publish makes known what a scan has found. The caller holds d.mu.
 func (d *devices) publish() {
-	d.found.Store(&found{d.names(), strings.Join(d.lacks, "; ")})
+	d.found.Store(&found{d.names(), strings.Join(d.limitations, "; ")})
 }
 
 // shown are the devices in use and what is not seen of them, as far as is
 // known: it does not wait for a scan that is under way.
-func (d *devices) shown() (names []string, lacks string) {
+func (d *devices) shown() (names []string, limitations string) {
 	if f := d.found.Load(); f != nil {
-		names, lacks = f.names, f.lacks
+		names, limitations = f.names, f.limitations
 	}
 	d.scanMu.Lock()
 	defer d.scanMu.Unlock()
 	select {
 	case <-d.scanning:
-		return names, lacks
+		return names, limitations
 	default:
 	}
 	if d.scanning == nil || time.Since(d.since) < rescanWait {
-		return names, lacks
+		return names, limitations
 	}
 	wait := fmt.Sprintf("devices that have come since %s: the kernel has not listed the network devices yet (another program holds its lock RTNL; see /proc/*/stack)", d.since.Format(time.TimeOnly))
-	if lacks != "" {
-		wait = lacks + "; " + wait
+	if limitations != "" {
+		wait = limitations + "; " + wait
 	}
 	return names, wait
 }
 
 func (p *Probe) showDevices() {
-	names, lacks := p.devices.shown()
+	names, limitations := p.devices.shown()
 	p.hookMu.Lock()
 	defer p.hookMu.Unlock()
 	for i := range p.hooks {
 		if h := &p.hooks[i]; h.Kind == TCX || h.Kind == Clsact {
-			h.Devices, h.Lacks = names, lacks
+			h.Devices, h.Limitation = names, limitations
 		}
 	}
 }

@@ -191,18 +191,18 @@ func (l *testLoader) load(name string, config Config) *Probe {
 		l.t.Fatal(err)
 	}
 	for _, h := range p.Hooks() {
-		l.t.Logf("%s: %s by %s %v %s", name, h.Name, h.Kind, h.Programs, h.Lacks)
+		l.t.Logf("%s: %s by %s %v %s", name, h.Name, h.Kind, h.Programs, h.Limitation)
 	}
-	_, lacks := p.State()
+	_, limitations := p.State()
 	if l.rung == "" {
-		proof.Choose(l.t, name, kindsOf(p), lacks)
+		proof.Choose(l.t, name, kindsOf(p), limitations)
 	} else {
-		proof.Take(l.t, name, string(l.rung), lacks)
+		proof.Take(l.t, name, string(l.rung), limitations)
 	}
 	return p
 }
 
-// rungsOf names the rungs of a probe's ladders, best first: by their kind, and
+// rungsOf names the rungs of a probe's hooks, best first: by their kind, and
 // by their number too where a hook has several of one kind ("raw_tp-1").
 func rungsOf(probe string) (names []Kind) {
 	most := map[Kind]int{}
@@ -239,7 +239,7 @@ var socketsAreNoted = sync.OnceValue(func() bool {
 	return err == nil && !hasReceiver(types)
 })
 
-// eachRung runs a test by each rung of a probe's ladders. The test passes the
+// eachRung runs a test by each rung of a probe's hooks. The test passes the
 // rung on as the Hooks of newTestLoader's options: a hook which has such a rung
 // then takes that one only, the others what they would. What the kernel does
 // not take is recorded and skipped by load.
@@ -272,7 +272,7 @@ func rungsInTurn(t *testing.T, probe string, f func(t *testing.T, rung Kind)) {
 }
 
 // force gives the kind of a rung as the loader knows it. For a rung with a
-// number it takes the others of its kind off the ladders, for one test.
+// number it takes the others of its kind away, for one test.
 func force(t testing.TB, name Kind) Kind {
 	t.Helper()
 	text, digits, numbered := strings.Cut(string(name), "-")

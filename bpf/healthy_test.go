@@ -86,7 +86,7 @@ func (h *healthy) namespaces() []*namespace {
 // runs again. And other processes may lose packets that belong to no namespace;
 // those count only if a second run finds the same.
 func (h *healthy) check(t *testing.T, p *Probe, c healthyCase) {
-	var unattributed map[lostAt]uint64
+	var before map[lostAt]uint64
 	for attempt := 1; ; attempt++ {
 		h.t, h.own, h.lossy = t, nil, nil
 		watch, trouble := watchLosses(h.l, p), h.trouble(t)
@@ -101,7 +101,7 @@ func (h *healthy) check(t *testing.T, p *Probe, c healthyCase) {
 				}
 			}
 		}
-		lost, loose := watch.since(t, h.namespaces())
+		lost, unattributed := watch.since(t, h.namespaces())
 		if len(rose) > 0 {
 			if attempt < 3 {
 				t.Logf("again, for the traffic was not healthy: %v; lost: %v", rose, lost)
@@ -109,13 +109,13 @@ func (h *healthy) check(t *testing.T, p *Probe, c healthyCase) {
 			}
 			t.Errorf("the kernel's own counters of trouble rose in %d runs: %v", attempt, rose)
 		}
-		if unattributed == nil && len(loose) > 0 && len(lost) == 0 {
-			unattributed = loose
-			t.Logf("again, for lost packets of no namespace: %v", loose)
+		if before == nil && len(unattributed) > 0 && len(lost) == 0 {
+			before = unattributed
+			t.Logf("again, for lost packets of no namespace: %v", unattributed)
 			continue
 		}
-		for at, n := range loose {
-			if unattributed[at] > 0 {
+		for at, n := range unattributed {
+			if before[at] > 0 {
 				lost[at] = n
 			} else {
 				t.Logf("besides, %d lost packets of no namespace: %v", n, at)
@@ -167,16 +167,16 @@ func (w *lossWatch) read() map[lostAt]uint64 {
 
 // since waits until nothing more is counted, and gives what was lost in the
 // namespaces, and apart from that what belongs to none.
-func (w *lossWatch) since(t *testing.T, namespaces []*namespace) (lost, loose map[lostAt]uint64) {
+func (w *lossWatch) since(t *testing.T, namespaces []*namespace) (lost, unattributed map[lostAt]uint64) {
 	t.Helper()
 	read := func() {
-		lost, loose = map[lostAt]uint64{}, map[lostAt]uint64{}
+		lost, unattributed = map[lostAt]uint64{}, map[lostAt]uint64{}
 		for at, n := range w.read() {
 			if n -= w.before[at]; n == 0 {
 				continue
 			}
 			if at.netns == 0 {
-				loose[at] = n
+				unattributed[at] = n
 			} else if slices.ContainsFunc(namespaces, func(n *namespace) bool { return n.inode == at.netns }) {
 				lost[at] = n
 			}
@@ -195,7 +195,7 @@ func (w *lossWatch) since(t *testing.T, namespaces []*namespace) (lost, loose ma
 		read()
 		return maps.Equal(before, lost)
 	})
-	return lost, loose
+	return lost, unattributed
 }
 
 // none fails for each place in lost, and for each event of the namespaces.

@@ -19,15 +19,15 @@ var kernellatency = definition{
 				{kind: Kprobe, programs: []string{"kp_protocol4", "kp_protocol6", "kp_deliver4", "kp_deliver6", "raw_receive"}},
 				{
 					kind: BTFTracepoint, programs: []string{"raw_tcp_probe", "btf_data_ready", "raw_receive"},
-					lacks: "received packets that open or close a TCP connection or reach no socket, and the stages on the way: this kernel allows no function hooks",
+					limitation: "received packets that open or close a TCP connection or reach no socket, and the stages on the way: this kernel allows no function hooks",
 				},
 				{
 					kind: RawTracepoint, programs: []string{"raw_tcp_probe", "raw_data_ready", "raw_receive"},
-					lacks: "received packets that open or close a TCP connection or reach no socket, and the stages on the way: this kernel allows no function hooks",
+					limitation: "received packets that open or close a TCP connection or reach no socket, and the stages on the way: this kernel allows no function hooks",
 				},
 				{
 					kind: RawTracepoint, programs: []string{"raw_tcp_probe", "raw_receive"},
-					lacks: "received packets other than those of established TCP connections, and the stages on the way: this kernel allows no function hooks",
+					limitation: "received packets other than those of established TCP connections, and the stages on the way: this kernel allows no function hooks",
 				},
 			},
 		},
@@ -38,11 +38,11 @@ var kernellatency = definition{
 				{kind: Kprobe, programs: []string{"kp_finish4", "kp_finish6", "kp_output4", "kp_output6", "kp_out4", "kp_out6", "kp_xmit4", "kp_xmit6"}},
 				{
 					kind: BTFTracepoint, programs: []string{"btf_queue", "raw_neigh_send", "raw_neigh_done", "raw_neigh_update"},
-					lacks: "sent packets other than TCP's, and the stages on the way: this kernel allows no function hooks",
+					limitation: "sent packets other than TCP's, and the stages on the way: this kernel allows no function hooks",
 				},
 				{
 					kind: RawTracepoint, programs: []string{"raw_queue", "raw_neigh_send", "raw_neigh_done", "raw_neigh_update"},
-					lacks: "sent packets other than TCP's, and the stages on the way: this kernel allows no function hooks",
+					limitation: "sent packets other than TCP's, and the stages on the way: this kernel allows no function hooks",
 				},
 			},
 		},

@@ -43,7 +43,7 @@ func TestSocketlatencyReadSlow(t *testing.T) {
 			tcp, server := connect(t, a, b, addrs[1])
 			udp, udpServer := udpPair(t, a, b, addrs[1])
 			pairs := [][2]net.Conn{{tcp, server}, {udp, udpServer}}
-			if sees := p.Hooks()[0]; sees.Lacks != "" {
+			if sees := p.Hooks()[0]; sees.Limitation != "" {
 				pairs = pairs[:1] // this rung sees TCP only
 			}
 			for range n {

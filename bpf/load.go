@@ -305,7 +305,7 @@ func (p *Probe) createMaps(spec *ebpf.CollectionSpec) error {
 	return nil
 }
 
-// attach climbs down the ladder of each hook.
+// attach tries the rungs of each hook, best first.
 func (p *Probe) attach(spec *ebpf.CollectionSpec, types *kernelTypes) error {
 	for i := range p.definition.hooks {
 		h := &p.definition.hooks[i]
@@ -318,11 +318,11 @@ func (p *Probe) attach(spec *ebpf.CollectionSpec, types *kernelTypes) error {
 				state.Refused = append(state.Refused, Refusal{Kind: r.kind, Programs: r.programs, Reason: err.Error()})
 				continue
 			}
-			state.Kind, state.Programs, state.Lacks = r.kind, r.programs, r.lacks
+			state.Kind, state.Programs, state.Limitation = r.kind, r.programs, r.limitation
 			break
 		}
 		if state.Kind == "" {
-			state.Lacks = h.without
+			state.Limitation = h.without
 		}
 		p.hooks = append(p.hooks, state)
 		if state.Kind == "" && !h.optional {

@@ -21,8 +21,8 @@ func TestLoad(t *testing.T) {
 					t.Errorf("%s: %v", name, err)
 					continue
 				}
-				state, lacks := p.State()
-				t.Logf("%s: %s %q", name, state, lacks)
+				state, limitations := p.State()
+				t.Logf("%s: %s %q", name, state, limitations)
 				for _, h := range p.Hooks() {
 					t.Logf("  %s: %s %v", h.Name, h.Kind, h.Programs)
 					for _, r := range h.Refused {

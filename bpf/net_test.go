@@ -48,13 +48,13 @@ type namespace struct {
 // newNamespace makes one that all loaders of the test follow.
 func newNamespace(t testing.TB) *namespace {
 	t.Helper()
-	n := newStranger(t)
+	n := newUnowned(t)
 	following.add(t, n.inode)
 	return n
 }
 
-// newStranger makes one that no loader is told of.
-func newStranger(t testing.TB) *namespace {
+// newUnowned makes one that no loader is told of.
+func newUnowned(t testing.TB) *namespace {
 	t.Helper()
 	needRoot(t)
 	n := &namespace{}

@@ -66,7 +66,7 @@ var packetloss = definition{
 	counters: (*Probe).dropCounters,
 	recount:  func(p *Probe) error { return p.eachDrop(func(dropKey, uint64) {}) },
 	forget:   (*Probe).forgetDrops,
-	lacks: func(p *Probe) []string {
+	limitations: func(p *Probe) []string {
 		if err := p.loader.symbols.Err(); err != nil {
 			return []string{"in which function a packet was dropped, so that the classes tcphandle, tcprcv and tcpstatm stay 0, and locations and stacks are addresses: " + err.Error()}
 		}
@@ -373,7 +373,7 @@ func (p *Probe) eachDrop(emit func(dropKey, uint64)) error {
 	if err != nil {
 		return err
 	}
-	// Strangers without room lose nothing: their classes are counted.
+	// Unowned namespaces without room lose nothing: their classes are counted.
 	st.dropsCrowded, err = s.end(st)
 	return err
 }

@@ -93,12 +93,12 @@ type Refusal struct {
 
 // HookState is how one of a probe's hooks came to be attached.
 type HookState struct {
-	Name     string
-	Kind     Kind // empty: no rung worked
-	Programs []string
-	Devices  []string // where they are attached to devices
-	Lacks    string   // what this rung does not see, or what the probe misses without the hook
-	Refused  []Refusal
+	Name       string
+	Kind       Kind // empty: no rung worked
+	Programs   []string
+	Devices    []string // where they are attached to devices
+	Limitation string   // what this rung does not see, or what the probe misses without the hook
+	Refused    []Refusal
 }
 
 // UnsupportedError is the answer for a probe that cannot work on this machine.
@@ -143,17 +143,17 @@ func (e *UnsupportedError) Error() string {
 
 // Probe is one loaded and attached probe.
 type Probe struct {
-	name       string
-	definition *definition
-	loader     *Loader
-	types      *kernelTypes // while it is being loaded
-	config     Config
-	maps       map[string]*ebpf.Map
-	variables  map[string]*ebpf.Variable
-	programs   map[string]*ebpf.Program
-	links      []link.Link
-	devices    *devices // of the probe flow, if it watches such
-	lacks      []string // what it does not see whatever its hooks are
+	name        string
+	definition  *definition
+	loader      *Loader
+	types       *kernelTypes // while it is being loaded
+	config      Config
+	maps        map[string]*ebpf.Map
+	variables   map[string]*ebpf.Variable
+	programs    map[string]*ebpf.Program
+	links       []link.Link
+	devices     *devices // of the probe flow, if it watches such
+	limitations []string // what it does not see whatever its hooks are
 
 	hookMu sync.Mutex // of hooks alone: it is never held over a call into the kernel
 	hooks  []HookState
@@ -179,20 +179,20 @@ func (p *Probe) Hooks() []HookState {
 
 // State tells how much works, and what does not.
 func (p *Probe) State() (State, []string) {
-	lacks := slices.Clone(p.lacks)
+	limitations := slices.Clone(p.limitations)
 	for _, h := range p.Hooks() {
-		if h.Lacks != "" {
-			lacks = append(lacks, h.Lacks)
+		if h.Limitation != "" {
+			limitations = append(limitations, h.Limitation)
 		}
 	}
-	if p.definition.lacks != nil {
-		lacks = append(lacks, p.definition.lacks(p)...)
+	if p.definition.limitations != nil {
+		limitations = append(limitations, p.definition.limitations(p)...)
 	}
 	if _, full, _ := p.Room(); full {
-		lacks = append(lacks, cmp.Or(p.definition.full, lackOfRoom))
+		limitations = append(limitations, cmp.Or(p.definition.full, lackOfRoom))
 	}
-	if len(lacks) > 0 {
-		return Degraded, lacks
+	if len(limitations) > 0 {
+		return Degraded, limitations
 	}
 	return OK, nil
 }

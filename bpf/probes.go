@@ -11,9 +11,9 @@ import (
 // A rung is one way to hook in: programs that are attached together or not at
 // all, those that end a measurement before those that begin it.
 type rung struct {
-	kind     Kind
-	programs []string
-	lacks    string // what this way does not see
+	kind       Kind
+	programs   []string
+	limitation string // what this way does not see
 }
 
 // A hook is what a probe watches, and the ways to, best first.
@@ -43,7 +43,7 @@ type definition struct {
 	counters      func(*Probe, func(netns uint64, slot int, value uint64)) error // nil: the map of counters says all
 	recount       func(*Probe) error                                             // nil or: counts the entries of the table
 	forget        func(p *Probe, gone map[uint32]bool) error                     // nil or: deletes those of namespaces
-	lacks         func(*Probe) []string                                          // nil or: what State adds to what its hooks lack
+	limitations   func(*Probe) []string                                          // nil or: what State adds to what its hooks lack
 	full          string                                                         // what State says while the table is full; "": lackOfRoom
 }
 

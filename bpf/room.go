@@ -333,5 +333,5 @@ func (p *Probe) Room() (refused uint64, full, crowded bool) {
 	return p.rooms.refused, p.rooms.full, p.rooms.crowded || p.rooms.dropsCrowded
 }
 
-// lackOfRoom is what State says while strangers' counters find no room.
+// lackOfRoom is what State says while unowned namespaces' counters find no room.
 const lackOfRoom = "in which namespaces outside pods something happened: such namespaces have used up their room in the table, and what finds none counts as unknown; pods and the host have room of their own"

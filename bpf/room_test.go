@@ -99,7 +99,7 @@ func (l *testLoader) exact(loss, reset *Probe, what string, n *namespace, times 
 // full, and of one whose first packets come before it is known.
 func TestRoom(t *testing.T) {
 	for name, make := range map[string]func(testing.TB) *namespace{
-		"node":  newStranger,
+		"node":  newUnowned,
 		"root":  func(t testing.TB) *namespace { return newUsers(t, 0) },
 		"users": func(t testing.TB) *namespace { return newUsers(t, 65534) },
 	} {
@@ -116,8 +116,8 @@ func testRoom(t *testing.T, name string, make func(testing.TB) *namespace) {
 
 	var gone []uint64 // in the end all that it makes: their numbers come again
 	t.Run("full", func(t *testing.T) {
-		strangers := 25 // more than there is room for
-		for range strangers {
+		unowned := 25 // more than there is room for
+		for range unowned {
 			s := make(t)
 			s.refuse(t, 2)
 			gone = append(gone, s.inode)
@@ -127,7 +127,7 @@ func testRoom(t *testing.T, name string, make func(testing.TB) *namespace) {
 		if unknown[ResetNosock] == 0 {
 			t.Error("the room is not full")
 		}
-		var all uint64 // of the strangers and of what has no room
+		var all uint64 // of unowned namespaces and of what has no room
 		if err := reset.Counters(func(netns uint64, slot int, n uint64) {
 			if slot == ResetNosock && (netns == 0 || slices.Contains(gone, netns)) {
 				all += n
@@ -135,14 +135,14 @@ func testRoom(t *testing.T, name string, make func(testing.TB) *namespace) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		if all < uint64(2*strangers) {
-			t.Errorf("%d resets are counted of %d", all, 2*strangers)
+		if all < uint64(2*unowned) {
+			t.Errorf("%d resets are counted of %d", all, 2*unowned)
 		}
 		if refused, full, crowded := reset.Room(); refused == 0 || !full || !crowded {
 			t.Errorf("nothing is said of the full table: refused %d, full %v, crowded %v", refused, full, crowded)
 		}
-		if state, lacks := reset.State(); state != Degraded || !slices.Contains(lacks, lackOfRoom) {
-			t.Errorf("the state is %s: %v", state, lacks)
+		if state, limitations := reset.State(); state != Degraded || !slices.Contains(limitations, lackOfRoom) {
+			t.Errorf("the state is %s: %v", state, limitations)
 		}
 
 		early.refuse(t, 4)
@@ -156,7 +156,7 @@ func testRoom(t *testing.T, name string, make func(testing.TB) *namespace) {
 			return // who is not known then shares with those that fill it
 		}
 		// Its packets come first.
-		unseen := newStranger(t)
+		unseen := newUnowned(t)
 		gone = append(gone, unseen.inode)
 		unseen.refuse(t, 5)
 		l.exact(loss, reset, "not known", unseen, 5)
@@ -211,8 +211,8 @@ func TestDropsWithoutRoom(t *testing.T) {
 	if byReason["OVERFLOW"] == 0 || sum != 6*n {
 		t.Errorf("by reason: %v", byReason)
 	}
-	if state, lacks := p.State(); slices.Contains(lacks, lackOfRoom) {
-		t.Errorf("its namespace has room, but the state is %s: %v", state, lacks)
+	if state, limitations := p.State(); slices.Contains(limitations, lackOfRoom) {
+		t.Errorf("its namespace has room, but the state is %s: %v", state, limitations)
 	}
 }
 
@@ -284,11 +284,11 @@ func TestEventRoom(t *testing.T) {
 	a := newNamespace(t)
 	l := newTestLoader(t, Options{EventRate: 0.001, EventBurst: 10})
 	l.load("tcpreset", Config{})
-	var strangers []uint64
+	var unowned []uint64
 	for range 30 {
 		s := newUsers(t, 65534)
 		s.refuse(t, 5)
-		strangers = append(strangers, s.inode)
+		unowned = append(unowned, s.inode)
 	}
 	a.refuse(t, 10)
 	heard := l.taken(TCPResetNosock, a.inode, 10)
@@ -297,7 +297,7 @@ func TestEventRoom(t *testing.T) {
 	}
 	n := 0
 	for _, e := range l.taken(TCPResetNosock, 0, 10) {
-		if slices.Contains(strangers, e.Netns) {
+		if slices.Contains(unowned, e.Netns) {
 			n++
 		}
 	}

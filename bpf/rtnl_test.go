@@ -25,8 +25,8 @@ func TestFlowWhileRTNLIsHeld(t *testing.T) {
 		p := l.load("flow", Config{Devices: []string{"right", "plug*"}, Netns: r.path})
 		s := r.b.listenUDP(t, netip.AddrPortFrom(r.b.v4, 0).Addr())
 		conn := r.a.dial(t, "udp", addrPort(s.LocalAddr()))
-		if state, lacks := p.State(); state != OK {
-			t.Fatalf("before: %s %q", state, lacks)
+		if state, limitations := p.State(); state != OK {
+			t.Fatalf("before: %s %q", state, limitations)
 		}
 		datagrams := func() uint64 {
 			packets, _ := sumFlows(t, p, func(f Flow) bool { return f.Netns == r.inode && f.Protocol == unix.IPPROTO_UDP })
@@ -40,12 +40,12 @@ func TestFlowWhileRTNLIsHeld(t *testing.T) {
 		p.Rescan()
 		p.Rescan() // while the first goes on
 		hooks := p.Hooks()
-		_, lacks := p.State()
+		_, limitations := p.State()
 		if took := time.Since(begin); took > heldFor/2 {
 			t.Errorf("asking took %v", took)
 		}
-		if len(hooks) == 0 || !strings.Contains(fmt.Sprint(lacks), "RTNL") {
-			t.Errorf("while the lock is held: %+v %q", hooks, lacks)
+		if len(hooks) == 0 || !strings.Contains(fmt.Sprint(limitations), "RTNL") {
+			t.Errorf("while the lock is held: %+v %q", hooks, limitations)
 		}
 		send(t, conn, 100)
 		if after := datagrams(); after != before+100 {
@@ -54,8 +54,8 @@ func TestFlowWhileRTNLIsHeld(t *testing.T) {
 		release()
 		testkit.Await(t, func() error {
 			p.Rescan()
-			if state, lacks := p.State(); state != OK {
-				return fmt.Errorf("afterwards: %q", lacks)
+			if state, limitations := p.State(); state != OK {
+				return fmt.Errorf("afterwards: %q", limitations)
 			}
 			return nil
 		})

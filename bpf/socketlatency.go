@@ -22,7 +22,7 @@ var socketlatency = definition{
 				{kind: Kprobe, programs: []string{"kp_consume", "kp_cleanup", "kp_ready"}},
 				{
 					kind: RawTracepoint, programs: []string{"raw_read_pieces", "raw_segment"},
-					lacks: "reads of datagrams, and where one read of whole segments ends and the next begins: this kernel has neither the tracepoints for them nor function hooks",
+					limitation: "reads of datagrams, and where one read of whole segments ends and the next begins: this kernel has neither the tracepoints for them nor function hooks",
 				},
 			},
 		},

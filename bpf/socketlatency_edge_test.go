@@ -20,7 +20,7 @@ func TestSocketlatencyEdges(t *testing.T) {
 		c3.write(10)
 		l := newTestLoader(t, Options{Hooks: rung})
 		p := l.load("socketlatency", Config{})
-		datagrams := p.Hooks()[0].Lacks == ""
+		datagrams := p.Hooks()[0].Limitation == ""
 		last := uint64(0)
 		step := func(what string, want uint64) {
 			t.Helper()
@@ -71,7 +71,7 @@ func TestSocketlatencyEdges(t *testing.T) {
 			return n == 120
 		})
 		server.take(200, 0, false)
-		if p.Hooks()[0].Lacks == "" {
+		if p.Hooks()[0].Limitation == "" {
 			step("a read of data below the low-water mark", 0)
 		} else {
 			step("a read of data below the low-water mark, by segments", 1)

@@ -32,7 +32,7 @@ func TestSocketlatencyHealthy(t *testing.T) {
 			for _, protocol := range []string{"TCP", "UDP"} {
 				client, server := tcpEnds(t, a, b, addrs[1])
 				if protocol == "UDP" {
-					if p.Hooks()[0].Lacks != "" {
+					if p.Hooks()[0].Limitation != "" {
 						continue
 					}
 					client, server = udpEnds(t, a, b, addrs[1])
@@ -130,7 +130,7 @@ func TestSocketlatencyErrorQueue(t *testing.T) {
 			for _, protocol := range []string{"TCP", "UDP"} {
 				client, server := tcpEnds(t, a, b, addrs[1])
 				if protocol == "UDP" {
-					if p.Hooks()[0].Lacks != "" {
+					if p.Hooks()[0].Limitation != "" {
 						continue
 					}
 					client, server = udpEnds(t, a, b, addrs[1])

@@ -473,7 +473,7 @@ func TestSocketlatencyStandingQueueRead(t *testing.T) {
 					if protocol == "UDP" {
 						run, ends = s.udp, udpEnds
 					}
-					if run == nil || protocol == "UDP" && reads.Lacks != "" {
+					if run == nil || protocol == "UDP" && reads.Limitation != "" {
 						continue
 					}
 					what := fmt.Sprintf("%s %s, %s", family, protocol, s.name)

@@ -73,7 +73,7 @@ func prepareTCPReset(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) er
 			validate[i].Start, validate[i].End = part[0], part[1]
 		}
 	} else {
-		p.lacks = append(p.lacks, "which side reset a connection when data came after close(): that counts as a reset received, since the kernel's symbols do not tell where tcp_validate_incoming() lies")
+		p.limitations = append(p.limitations, "which side reset a connection when data came after close(): that counts as a reset received, since the kernel's symbols do not tell where tcp_validate_incoming() lies")
 	}
 	if err := set(spec, objects.TcpresetVarValidate, validate); err != nil {
 		return err

@@ -774,9 +774,9 @@ func TestTCPResetWithoutSymbols(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, lacks := p.State()
-		if said := strings.Contains(strings.Join(lacks, "\n"), "data came after close()"); said != test.said {
-			t.Errorf("%s symbols: the probe lacks %q", test.name, lacks)
+		_, limitations := p.State()
+		if said := strings.Contains(strings.Join(limitations, "\n"), "data came after close()"); said != test.said {
+			t.Errorf("%s symbols: the probe lacks %q", test.name, limitations)
 		}
 	}
 }

@@ -22,10 +22,10 @@ type ProbeStatus struct {
 	Duration time.Duration
 	// Protected counts the processes that the kernel shows to nobody.
 	Protected int
-	// Hook names the ways in which a probe is attached to the kernel, Lacks
+	// Hook names the ways in which a probe is attached to the kernel, Limitations
 	// its limitations: what the probe cannot see.
-	Hook  string
-	Lacks []string
+	Hook        string
+	Limitations []string
 }
 
 // instance is one enabled probe.
@@ -167,17 +167,17 @@ func (r *Runner) judge() {
 		s := ProbeStatus{Name: in.info.Name, Err: in.err}
 		if of := in.source; of != nil {
 			s.Failed, s.Duration, s.Err, s.Protected = of.failed, of.took, of.firstErr, of.protected
-			s.Hook, s.Lacks = of.hook, slices.Clone(of.limitations)
+			s.Hook, s.Limitations = of.hook, slices.Clone(of.limitations)
 		}
 		s.Up = s.Err == nil
-		if l := strings.Join(s.Lacks, "; "); l != in.limited {
+		if l := strings.Join(s.Limitations, "; "); l != in.limited {
 			if in.limited = l; l != "" {
 				r.opt.Log.Info("probe works in part", "probe", s.Name, "does not see", l)
 			}
 		}
 		if s.Protected > 0 {
 			err := in.source.protectedErr
-			s.Lacks = append(s.Lacks, err.Error())
+			s.Limitations = append(s.Limitations, err.Error())
 			if !in.told {
 				in.told = true
 				r.opt.Log.Info("some processes are shown to nobody, and are left out", "probe", s.Name, "processes", s.Protected, "error", err)

@@ -124,7 +124,7 @@ func TestProbesNameTheCapabilityTheyLack(t *testing.T) {
 				return slices.ContainsFunc(test.without, func(c string) bool { return strings.Contains(text, "CAP_"+strings.ToUpper(c)) })
 			}
 			for name, r := range after {
-				said := r.Reason + strings.Join(r.Lacks, "\n")
+				said := r.Reason + strings.Join(r.Limitations, "\n")
 				if strings.Contains(strings.ToLower(said), "memlock") {
 					t.Errorf("%s speaks of a memory limit: %s", name, said)
 				}
@@ -138,8 +138,8 @@ func TestProbesNameTheCapabilityTheyLack(t *testing.T) {
 				}
 			}
 			for _, name := range test.lack {
-				if r := after[name]; before[name].Works && !named(strings.Join(r.Lacks, "\n")) {
-					t.Errorf("%s does not say what it misses: %q %s", name, r.Lacks, r.Reason)
+				if r := after[name]; before[name].Works && !named(strings.Join(r.Limitations, "\n")) {
+					t.Errorf("%s does not say what it misses: %q %s", name, r.Limitations, r.Reason)
 				}
 			}
 		})

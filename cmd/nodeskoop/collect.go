@@ -54,12 +54,12 @@ func collectOnce(c *cli.Context) error {
 		defer func() { _ = session.Within(time.Second, func() error { file.Close(); return nil }) }()
 	}
 	pods := s.WatchPods(c.Context, s.Config, s.Host)
-	ev := &session.Events{Plane: trace.New(trace.Options{Log: s.Log})}
+	ev := &session.Events{Tracer: trace.New(trace.Options{Log: s.Log})}
 	if c.Bool("events") {
 		ev = s.NewEvents(pods, nil, session.JournalSink(s.Log))
 	}
 	defer ev.Close(s.Log)
-	r, err := s.NewRunner(pods, ev.Plane)
+	r, err := s.NewRunner(pods, ev.Tracer)
 	if err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ func watchEvents(c *cli.Context) error {
 	pods := s.WatchPods(c.Context, s.Config, s.Host)
 	lines := output.NewTerminal(c.App.Writer, output.TerminalOptions{JSON: c.Bool("json")})
 	ev := s.NewEvents(pods, filter.Wants, lines)
-	r, err := s.NewRunner(pods, ev.Plane)
+	r, err := s.NewRunner(pods, ev.Tracer)
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,7 @@ func probesCommand() *cli.Command {
 				works := "yes"
 				if !r.Works {
 					works = "no"
-				} else if len(r.Lacks) > 0 {
+				} else if len(r.Limitations) > 0 {
 					works = "in part"
 				}
 				lines = append(lines, []string{r.Probe, r.Kinds, r.Source, r.Overhead, column.YesNo(r.Enabled), column.Dash(r.Hook), works})
@@ -48,9 +48,9 @@ func probesCommand() *cli.Command {
 				if len(r.Devices) > 0 {
 					fmt.Fprintf(c.App.Writer, "\n%s watches the devices %s\n", r.Probe, quote.Safe(strings.Join(r.Devices, ", ")))
 				}
-				if len(r.Lacks) > 0 {
+				if len(r.Limitations) > 0 {
 					fmt.Fprintf(c.App.Writer, "\n%s does not see:\n", r.Probe)
-					for _, l := range r.Lacks {
+					for _, l := range r.Limitations {
 						fmt.Fprintf(c.App.Writer, "  - %s\n", quote.SafeLine(l))
 					}
 				}

@@ -192,7 +192,7 @@ func (p *ioProbe) Sample(v *collect.View) error {
 			return err
 		}
 	}
-	if err := p.settle(v, s, host, &failed); err != nil {
+	if err := p.finish(v, s, host, &failed); err != nil {
 		return err
 	}
 	for i, m := range p.metrics {
@@ -234,8 +234,9 @@ func (p *ioProbe) holdBack(s *ioTotals, pid int) {
 	p.hold(s, pid)
 }
 
-// settle reconciles the ledger and closes the sample.
-func (p *ioProbe) settle(v *collect.View, s *ioTotals, host bool, failed *unreadable) error {
+// finish has the ledger book what ended children had counted, and closes the
+// sample.
+func (p *ioProbe) finish(v *collect.View, s *ioTotals, host bool, failed *unreadable) error {
 	var inits []int
 	if pod := v.Pod(); pod != nil {
 		inits = pod.PIDs

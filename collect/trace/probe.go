@@ -62,7 +62,7 @@ func (p *probe) Granularity() collect.Granularity { return collect.Node }
 
 // Sample reads the probe's counters.
 func (p *probe) Sample(v *collect.View) error {
-	p.tracer.settle()
+	p.tracer.releaseMemory()
 	if p.kind.whole {
 		return p.sample(v)
 	}

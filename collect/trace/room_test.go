@@ -97,8 +97,8 @@ func TestRoomForPods(t *testing.T) {
 			t.Errorf("the log says\n%s", s)
 		}
 		for _, s := range l.r.Status() {
-			if !s.Up || !strings.Contains(strings.Join(s.Lacks, "\n"), "room") {
-				t.Errorf("%s is up %v, lacks %v", s.Name, s.Up, s.Lacks)
+			if !s.Up || !strings.Contains(strings.Join(s.Limitations, "\n"), "room") {
+				t.Errorf("%s is up %v, lacks %v", s.Name, s.Up, s.Limitations)
 			}
 		}
 		if err := refuse(early, 4); err != nil {

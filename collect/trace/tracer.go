@@ -367,8 +367,8 @@ func (t *Tracer) reasons() (*bpf.Reasons, error) {
 	return loader.Reasons()
 }
 
-// settle gives back the memory that loading took, once all probes are loaded.
-func (t *Tracer) settle() {
+// releaseMemory gives back the memory that loading took, once all probes are loaded.
+func (t *Tracer) releaseMemory() {
 	t.mu.Lock()
 	fresh, loader := t.fresh, t.loader
 	t.fresh = false

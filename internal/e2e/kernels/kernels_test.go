@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -287,4 +288,35 @@ func FuzzParseSupport(f *testing.F) {
 		}
 		readmeTable(table)
 	})
+}
+
+// TestSeldom: each name in the list is a test's, so that a test that is renamed
+// does not begin to run on all kernels.
+func TestSeldom(t *testing.T) {
+	var declared []string
+	for _, p := range packages {
+		files, err := filepath.Glob(filepath.Join("../../..", p, "*_test.go"))
+		if err != nil || len(files) == 0 {
+			t.Fatalf("%s has no tests: %v", p, err)
+		}
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for line := range strings.Lines(string(b)) {
+				if name, ok := strings.CutPrefix(line, "func "); ok {
+					name, _, _ = strings.Cut(name, "(")
+					declared = append(declared, name)
+				}
+			}
+		}
+	}
+	for _, s := range seldom {
+		for name := range strings.SplitSeq(s.tests, "|") {
+			if !slices.Contains(declared, name) {
+				t.Errorf("no package has %s", name)
+			}
+		}
+	}
 }

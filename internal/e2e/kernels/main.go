@@ -42,7 +42,7 @@ var seldom = []struct {
 	{"TestLoad", nil}, // TestRungs does more
 	// The loader's own tables and limits, and parsers that are fed with files:
 	// the machine that runs make test does these, on whichever kernel it has.
-	{"TestObjectsOfBothArchitectures|TestLeaks|TestMemory|TestRingFull|TestForget|TestEventsOff|TestManyNamespaces|TestStrangersLeaveTheMaps", nil},
+	{"TestObjectsOfBothArchitectures|TestLeaks|TestMemory|TestRingFull|TestForget|TestEventsOff|TestManyNamespaces|TestUnownedLeaveTheMaps", nil},
 	{"TestSymbolsRefreshRarely|TestShares|TestManyFlows|TestFlowSeriesAreShared|TestRoomIsSaid|TestMillionDescriptors|TestLoopWhileRTNLIsHeld", nil},
 	// Who made a namespace is read from the kernel; how its tables fill is not.
 	{"TestRoom|TestEventRoom|TestDropsWithoutRoom|TestRoomForFollowed|TestRoomForPods", []string{"5.10", newest}},

@@ -18,7 +18,7 @@ type outcome struct {
 	probe, rung string
 	chosen      string // for the rung byDefault: the kinds of hooks that it came to
 	taken       bool
-	lacks       []string
+	limitations []string
 	refused     string
 	counts      int
 	caused      uint64
@@ -29,7 +29,7 @@ type outcome struct {
 // result is the outcome in the words of the table.
 func (o *outcome) result() string {
 	partly := ""
-	if len(o.lacks) > 0 {
+	if len(o.limitations) > 0 {
 		partly = " partly"
 	}
 	switch {
@@ -178,10 +178,10 @@ func (r *report) read(text string) {
 		switch {
 		case l.Chosen:
 			o := r.outcome(l.Probe, byDefault)
-			o.taken, o.chosen, o.lacks = true, l.Hook, l.Lacks
+			o.taken, o.chosen, o.limitations = true, l.Hook, l.Limitations
 		case l.Taken:
 			o := r.outcome(l.Probe, l.Hook)
-			o.taken, o.lacks = true, l.Lacks
+			o.taken, o.limitations = true, l.Limitations
 		case l.Refused != "":
 			rung := l.Hook
 			if rung == "" {
@@ -253,7 +253,7 @@ func table(reports []*report) string {
 				if o.rung == byDefault {
 					if o.refused == "" {
 						uses, result = o.chosen, "pass"
-						if len(o.lacks) > 0 {
+						if len(o.limitations) > 0 {
 							result = "pass, partly"
 						}
 					} else {

@@ -20,9 +20,9 @@ type Line struct {
 	Counted uint64 `json:"counted,omitempty"` // by the probe
 	Refused string `json:"refused,omitempty"` // why this kernel does not have the hook
 
-	Taken  bool     `json:"taken,omitempty"`  // this kernel has the hook
-	Chosen bool     `json:"chosen,omitempty"` // it is what the probe uses here by itself
-	Lacks  []string `json:"lacks,omitempty"`  // what the probe does not see by it
+	Taken       bool     `json:"taken,omitempty"`  // this kernel has the hook
+	Chosen      bool     `json:"chosen,omitempty"` // it is what the probe uses here by itself
+	Limitations []string `json:"lacks,omitempty"`  // what the probe does not see by it
 }
 
 // Count demands that a probe counted as much as was caused, and records it.
@@ -36,15 +36,15 @@ func Count(t testing.TB, probe, hook, what string, caused, counted uint64) {
 
 // Take records that this kernel has a hook of a probe, and what the probe does
 // not see by it.
-func Take(t testing.TB, probe, hook string, lacks []string) {
+func Take(t testing.TB, probe, hook string, limitations []string) {
 	t.Helper()
-	log(t, Line{Probe: probe, Hook: hook, Taken: true, Lacks: lacks})
+	log(t, Line{Probe: probe, Hook: hook, Taken: true, Limitations: limitations})
 }
 
 // Choose records what a probe uses on this kernel when nothing is asked of it.
-func Choose(t testing.TB, probe, hook string, lacks []string) {
+func Choose(t testing.TB, probe, hook string, limitations []string) {
 	t.Helper()
-	log(t, Line{Probe: probe, Hook: hook, Chosen: true, Lacks: lacks})
+	log(t, Line{Probe: probe, Hook: hook, Chosen: true, Limitations: limitations})
 }
 
 // Refuse records that this kernel does not have a hook of a probe.

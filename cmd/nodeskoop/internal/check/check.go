@@ -265,16 +265,16 @@ func (k *checker) probeLines(rows []session.Probe) []Finding {
 				reasons = append(reasons, reason)
 			}
 			failed[reason] = append(failed[reason], r.Probe)
-		case r.Hook == "" && len(r.Lacks) == 0 && len(r.Refused) == 0:
+		case r.Hook == "" && len(r.Limitations) == 0 && len(r.Refused) == 0:
 			plain = append(plain, r.Probe)
-		case len(r.Lacks) > 0 && r.Hook != "":
-			found := "works in part, by " + r.Hook + "; it does not see " + strings.Join(r.Lacks, "; nor ")
+		case len(r.Limitations) > 0 && r.Hook != "":
+			found := "works in part, by " + r.Hook + "; it does not see " + strings.Join(r.Limitations, "; nor ")
 			if len(r.Refused) > 0 {
 				found += ". The kernel refused " + strings.Join(r.Refused, "; ")
 			}
 			out = append(out, Finding{"probe " + r.Probe, Warning, found, "nothing here; a kernel that allows the refused hooks sees the rest"})
-		case len(r.Lacks) > 0:
-			out = append(out, Finding{"probe " + r.Probe, Good, "works; " + strings.Join(r.Lacks, "; "), ""})
+		case len(r.Limitations) > 0:
+			out = append(out, Finding{"probe " + r.Probe, Good, "works; " + strings.Join(r.Limitations, "; "), ""})
 		default:
 			found := "attached by " + r.Hook
 			if len(r.Refused) > 0 {

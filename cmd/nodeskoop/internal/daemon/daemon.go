@@ -85,7 +85,7 @@ func Run(ctx context.Context, o Options) error {
 	d.pods, d.stopPods = d.follow(ctx, s.Config, s.Host)
 	d.events = s.NewEvents(d.pods, nil, o.Sinks()...)
 	defer func() { d.events.Close(s.Log) }()
-	r, err := s.NewRunner(d.pods, d.events.Plane)
+	r, err := s.NewRunner(d.pods, d.events.Tracer)
 	if err != nil {
 		return err
 	}
@@ -324,7 +324,7 @@ func (d *daemon) tryReload(ctx context.Context, between chan<- func()) error {
 	if index, ok := pods.(interface{ KeepLabels([]string) }); ok {
 		index.KeepLabels(owner.Keys(cfg.Pods.Templates()))
 	}
-	if err := d.events.Plane.SetLimits(session.EventLimits(cfg)); err != nil {
+	if err := d.events.Tracer.SetLimits(session.EventLimits(cfg)); err != nil {
 		d.Log.Error("changing the limits on events failed", "error", err)
 	}
 	return nil

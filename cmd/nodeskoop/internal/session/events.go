@@ -22,14 +22,14 @@ const drainFor = 2 * time.Second
 // Events is the way of an event: from the tracing probes through the hub to
 // the sinks.
 type Events struct {
-	Plane *trace.Tracer
-	Hub   *event.Hub // nil: they go nowhere
+	Tracer *trace.Tracer
+	Hub    *event.Hub // nil: they go nowhere
 }
 
 // NewEvents starts the way of events to sinks.
 func (s *Session) NewEvents(pods owner.Pods, filter func(*event.Event) bool, sinks ...event.Sink) *Events {
 	hub := event.NewHub(s.HubOptions(s.Config, s.Host, pods, filter), sinks...)
-	return &Events{Hub: hub, Plane: trace.New(trace.Options{Hub: hub, Limits: EventLimits(s.Config), Log: s.Log})}
+	return &Events{Hub: hub, Tracer: trace.New(trace.Options{Hub: hub, Limits: EventLimits(s.Config), Log: s.Log})}
 }
 
 func (s *Session) HubOptions(cfg *config.Config, view Host, pods owner.Pods, filter func(*event.Event) bool) event.HubOptions {
@@ -63,7 +63,7 @@ func JournalSink(log *slog.Logger) event.Sink {
 
 // Close ends the way of events. The probes must have been closed before.
 func (e *Events) Close(log *slog.Logger) {
-	if err := e.Plane.Close(); err != nil {
+	if err := e.Tracer.Close(); err != nil {
 		log.Warn("detaching from the kernel failed", "error", err)
 	}
 	if e.Hub == nil {
@@ -80,7 +80,7 @@ func (e *Events) Close(log *slog.Logger) {
 // the BPF programs cost where the kernel tells.
 func (e *Events) Self(r *collect.Runner) func(add func(string, float64, ...string)) {
 	return func(add func(string, float64, ...string)) {
-		e.Plane.Account()
+		e.Tracer.Account()
 		up := map[string]bool{}
 		for _, s := range r.Status() {
 			up[s.Name] = s.Up
@@ -95,7 +95,7 @@ func (e *Events) Self(r *collect.Runner) func(add func(string, float64, ...strin
 			add("nodeskoop_events_suppressed_total", float64(n.Suppressed), t.Name)
 			add("nodeskoop_events_lost_total", float64(n.Lost), t.Name)
 		}
-		unroomed := e.Plane.Unroomed()
+		unroomed := e.Tracer.Unroomed()
 		for _, p := range catalog.Probes() {
 			if n, ok := unroomed[p.Name]; ok {
 				add("nodeskoop_probe_no_room_total", float64(n), p.Name)
@@ -106,7 +106,7 @@ func (e *Events) Self(r *collect.Runner) func(add func(string, float64, ...strin
 			runs, missed uint64
 		}
 		costs := map[string]cost{}
-		for _, p := range e.Plane.Programs() {
+		for _, p := range e.Tracer.Programs() {
 			c := costs[p.Probe]
 			costs[p.Probe] = cost{c.time + p.RunTime.Seconds(), c.runs + p.Runs, c.missed + p.Missed}
 		}

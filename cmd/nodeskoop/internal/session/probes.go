@@ -23,8 +23,8 @@ type Probe struct {
 	Hook     string `json:"hook,omitempty"`
 	// Devices are those that the hook is on, for a probe that watches devices.
 	Devices []string `json:"devices,omitempty"`
-	// Lacks is what the probe cannot see here.
-	Lacks []string `json:"lacks,omitempty"`
+	// Limitations is what the probe cannot see here.
+	Limitations []string `json:"lacks,omitempty"`
 	// Refused is what the kernel answered to better hooks.
 	Refused []string `json:"refused,omitempty"`
 	Metrics int      `json:"metrics"`
@@ -53,7 +53,7 @@ func (s *Session) TryProbes() ([]Probe, error) {
 	for _, st := range r.Status() {
 		p := catalog.ProbeByName(st.Name)
 		row := Probe{Probe: p.Name, Title: p.Title, Kinds: p.Kinds(), Source: p.Source.String(), Overhead: p.Overhead,
-			Enabled: slices.Contains(s.Config.Probes, p.Name), Works: st.Up, Hook: st.Hook, Devices: tracer.Devices(p.Name), Lacks: st.Lacks, Refused: tracer.Refusals(p.Name), Metrics: len(p.Metrics), Events: len(p.Events)}
+			Enabled: slices.Contains(s.Config.Probes, p.Name), Works: st.Up, Hook: st.Hook, Devices: tracer.Devices(p.Name), Limitations: st.Limitations, Refused: tracer.Refusals(p.Name), Metrics: len(p.Metrics), Events: len(p.Events)}
 		if errors.Is(st.Err, collect.ErrNotBuilt) {
 			row.Reason = collect.ErrNotBuilt.Error()
 		} else if st.Err != nil {

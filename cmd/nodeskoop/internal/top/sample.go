@@ -224,8 +224,8 @@ func (s *Sampler) sample() *Table {
 			t.troubles = append(t.troubles, trouble{st.Name, first, true, !s.sees(st.Name)})
 		case st.Name == "tcpreset" && resetErr != nil:
 			t.troubles = append(t.troubles, trouble{st.Name, resetErr.Error(), true, true})
-		case len(st.Lacks) > 0:
-			t.troubles = append(t.troubles, trouble{st.Name, "does not see " + strings.Join(st.Lacks, "; "), false, false})
+		case len(st.Limitations) > 0:
+			t.troubles = append(t.troubles, trouble{st.Name, "does not see " + strings.Join(st.Limitations, "; "), false, false})
 		}
 	}
 	s.last, s.lastAt = now, at
