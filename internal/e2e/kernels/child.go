@@ -16,8 +16,15 @@ import (
 // whoever started it has ended: make and sudo do not always pass on the signal
 // that ends them. A second signal ends the runner at once.
 func untilTold() (context.Context, error) {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	context.AfterFunc(ctx, stop)
+	ctx, cancel := context.WithCancel(context.Background())
+	told := make(chan os.Signal, 2) // neither of the two is lost
+	signal.Notify(told, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	go func() {
+		<-told
+		cancel()
+		<-told
+		os.Exit(1)
+	}()
 	parent := os.Getppid()
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0); err != nil {
 		return ctx, err
