@@ -118,7 +118,7 @@ func TestIdleFlowsLeaveTheMap(t *testing.T) {
 		return ports
 	}
 	series := func(port int) string {
-		return fmt.Sprintf("kubeskoop_flow_packets{web-0,UDP,127.0.0.1,pod,n1,test,web-0,127.0.0.1,node,n1,,,%d,9}", port)
+		return fmt.Sprintf("kubeskoop_flow_packets{web-0,UDP,127.0.0.1,pod,n1,test,web-0,127.0.0.1,pod,n1,test,web-0,%d,9}", port)
 	}
 	for range idleCycles + 1 {
 		send(1, 103) // one that goes on sending is not forgotten
