@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"nodeskoop/internal/testkit/need"
+
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
@@ -35,6 +37,7 @@ var registers = map[int16]struct {
 // constants, and the same instructions with the same relocations, but for the
 // registers that a kprobe reads, and those the right ones.
 func TestObjectsOfBothArchitectures(t *testing.T) {
+	need.Short(t)
 	files, err := filepath.Glob("internal/objects/*_x86_bpfel.o")
 	if err != nil {
 		t.Fatal(err)

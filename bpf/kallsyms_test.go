@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"nodeskoop/internal/testkit/need"
 )
 
 // Captured lines, of several kernels: a table out of order, data, names for
@@ -96,6 +98,7 @@ func TestSymbolsRefresh(t *testing.T) {
 // TestSymbolsRefreshRarely asks for an address that stays unknown: the symbols
 // are read again, but ever more rarely, until modules change.
 func TestSymbolsRefreshRarely(t *testing.T) {
+	need.Short(t)
 	for name, text := range map[string]string{"unknown": kallsyms, "no addresses": "0000000000000000 T _text\n"} {
 		t.Run(name, func(t *testing.T) {
 			s := symbolsOf(t, text)

@@ -177,6 +177,7 @@ func TestCheckSeesAnotherWriter(t *testing.T) {
 }
 
 func TestCheckInATerminal(t *testing.T) {
+	need.Short(t)
 	path, err := binary()
 	if err != nil {
 		t.Fatal(err)

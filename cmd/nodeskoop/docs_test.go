@@ -166,6 +166,7 @@ func TestFishCompletion(t *testing.T) {
 
 // TestZshCompletion presses the tab key in a zsh on a terminal.
 func TestZshCompletion(t *testing.T) {
+	need.Short(t)
 	need.Program(t, "zsh")
 	path, _ := page(t, "zsh", "_nodeskoop")
 	const keys = `
