@@ -23,6 +23,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/testkit/need"
 )
 
 // How the cost of probes is measured: in pairs of turns, one with them and one
@@ -59,7 +61,7 @@ const (
 // kernel's statistics, those of an empty program in its place (what taking the
 // statistics costs), and the difference.
 func BenchmarkCost(b *testing.B) {
-	needRoot(b)
+	need.Root(b)
 	// The threads of the traffic keep what Go schedules by until their turn is
 	// over, so there must be more of it than threads.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + 4))

@@ -25,7 +25,7 @@ import (
 // from its own time.
 func TestBiolatencyForgetsWhatNeverEnded(t *testing.T) {
 	eachRung(t, "biolatency", func(t *testing.T, rung Kind) {
-		needRoot(t)
+		need.Root(t)
 		device := loopDevice(t)
 		// Through a scheduler each request would be seen when it is inserted.
 		scheduler := "/sys/block/" + filepath.Base(device) + "/queue/scheduler"
@@ -180,7 +180,7 @@ func slowNull(t *testing.T, delay time.Duration) (name string) {
 // its structure later, and go to the device without passing that queue.
 func TestBiolatencyMerged(t *testing.T) {
 	eachRung(t, "biolatency", func(t *testing.T, rung Kind) {
-		needRoot(t)
+		need.Root(t)
 		const delay, pause = 100 * time.Millisecond, 3 * time.Second
 		name := slowNull(t, delay)
 		open := func(flags int) *os.File {

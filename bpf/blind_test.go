@@ -165,7 +165,7 @@ func softirqsOf(t testing.TB) (counts [softirqs][]uint64) {
 
 // TestBlindness: where the kernel runs each program, nothing is unseen.
 func TestBlindness(t *testing.T) {
-	needRoot(t)
+	need.Root(t)
 	unseen := newBlindness(t)
 	a, b := newPair(t)
 	for _, addrs := range families(a, b) {
@@ -183,7 +183,7 @@ func TestBlindness(t *testing.T) {
 // TestSighted: an attempt ends where a count is too low and softirqs were
 // unseen, and there only; another follows.
 func TestSighted(t *testing.T) {
-	needRoot(t)
+	need.Root(t)
 	for name, c := range map[string]struct {
 		caused, counted, unseen uint64
 		tries                   int

@@ -16,6 +16,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/testkit/need"
 )
 
 func TestNetiftxlatencyCountsAll(t *testing.T) {
@@ -94,7 +96,7 @@ func testNetiftxlatencySlowQueue(t *testing.T, rung Kind) {
 func TestNetiftxlatencyFullQueue(t *testing.T) {
 	eachRung(t, "netiftxlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
-		needCommand(t, "tc")
+		need.Program(t, "tc")
 		// 49 bytes take 400 ms, but for those that fit the bucket.
 		qdisc := func(verb, rate string) {
 			a.run(t, "tc", "qdisc", verb, "dev", a.device, "root", "tbf", "rate", rate, "burst", "1600", "limit", "1000000")
@@ -259,7 +261,7 @@ func aligned(size int) []byte {
 func TestBiolatency(t *testing.T) { eachRung(t, "biolatency", testBiolatency) }
 
 func testBiolatency(t *testing.T, rung Kind) {
-	needRoot(t)
+	need.Root(t)
 	device := loopDevice(t)
 	// To open it may read it, for partitions.
 	f, err := os.OpenFile(device, os.O_RDWR|unix.O_DIRECT, 0)
@@ -308,7 +310,7 @@ func testBiolatency(t *testing.T, rung Kind) {
 func TestBiolatencySlow(t *testing.T) { eachRung(t, "biolatency", testBiolatencySlow) }
 
 func testBiolatencySlow(t *testing.T, rung Kind) {
-	needRoot(t)
+	need.Root(t)
 	lower := loopDevice(t)
 	upper := loopOver(t, lower)
 	var stat unix.Stat_t

@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/proof"
 )
 
@@ -33,8 +34,8 @@ type router struct {
 
 func newRouter(t testing.TB) *router {
 	t.Helper()
-	needRoot(t)
-	needCommand(t, "ip")
+	need.Root(t)
+	need.Program(t, "ip")
 	r := &router{newNamespace(t), newNamespace(t), newNamespace(t), ""}
 	r.path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(r.handle))
 	r.do(t, func() error {
@@ -181,8 +182,8 @@ func TestFlowForwarded(t *testing.T) {
 // The device has to be sent segments here, so that its own counters tell of
 // them.
 func TestFlowForwardedSegments(t *testing.T) {
-	needCommand(t, "iperf3")
-	needCommand(t, "ethtool")
+	need.Program(t, "iperf3")
+	need.Program(t, "ethtool")
 	eachDeviceKind(t, func(t *testing.T, l *testLoader, kind Kind) {
 		r := newRouter(t)
 		r.run(t, "ethtool", "-K", "right", "tso", "off", "gso", "off")
@@ -222,7 +223,7 @@ func TestFlowForwardedSegments(t *testing.T) {
 // A datagram of many, and a segment of many inside a tunnel: each has all its
 // headers when it leaves.
 func TestFlowSegmentsOfOtherKinds(t *testing.T) {
-	needCommand(t, "ethtool")
+	need.Program(t, "ethtool")
 	eachDeviceKind(t, func(t *testing.T, l *testLoader, kind Kind) {
 		r := newRouter(t)
 		r.run(t, "ethtool", "-K", "right", "tso", "off", "gso", "off", "tx-udp-segmentation", "off")
@@ -376,7 +377,7 @@ func (r *router) foreign(t testing.TB, device, name string, priority uint16) {
 }
 
 func TestFlowLeavesForeignFilters(t *testing.T) {
-	needCommand(t, "tc")
+	need.Program(t, "tc")
 	eachDeviceKind(t, func(t *testing.T, l *testLoader, kind Kind) {
 		show := func(r *router, device string) string {
 			return r.run(t, "tc", "filter", "show", "dev", device, "egress") + r.run(t, "tc", "qdisc", "show", "dev", device)
@@ -417,7 +418,7 @@ func TestFlowLeavesForeignFilters(t *testing.T) {
 }
 
 func TestFlowTakesStaleFiltersOnly(t *testing.T) {
-	needCommand(t, "tc")
+	need.Program(t, "tc")
 	r := newRouter(t)
 	r.foreign(t, "right", filterName+"0123456789abcdef", 70)
 	first := newTestLoader(t, Options{Hooks: Clsact}).load("flow", Config{Devices: []string{"right"}, Netns: r.path})
@@ -449,7 +450,7 @@ func TestFlowTakesStaleFiltersOnly(t *testing.T) {
 // A tun device has no Ethernet header.
 func TestFlowTun(t *testing.T) {
 	eachDeviceKind(t, func(t *testing.T, l *testLoader, kind Kind) {
-		needRoot(t)
+		need.Root(t)
 		n := newNamespace(t)
 		n.do(t, func() error {
 			tun := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "tun0"}, Mode: netlink.TUNTAP_MODE_TUN, NonPersist: true, Queues: 1}

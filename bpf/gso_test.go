@@ -351,7 +351,7 @@ func TestNetiftxlatencySegments(t *testing.T) {
 // TestNetiftxlatencySegmentsAtTheDriver lets packets wait whole, and the way to
 // a device that does no segmentation cuts them up afterwards.
 func TestNetiftxlatencySegmentsAtTheDriver(t *testing.T) {
-	needCommand(t, "ethtool")
+	need.Program(t, "ethtool")
 	rungsInTurn(t, "netiftxlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		a.run(t, "tc", "qdisc", "add", "dev", a.device, "root", "tbf", "rate", "128kbit", "burst", "40000", "limit", "1000000")

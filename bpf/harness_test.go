@@ -34,7 +34,7 @@ type testLoader struct {
 
 func newTestLoader(t testing.TB, options Options) *testLoader {
 	t.Helper()
-	needRoot(t)
+	need.Root(t)
 	rung := options.Hooks
 	options.Hooks = force(t, rung)
 	l, err := New(options)

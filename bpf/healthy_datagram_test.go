@@ -12,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/testkit"
 )
 
 func addressOf(b []byte) uintptr { return uintptr(unsafe.Pointer(&b[0])) }
@@ -212,7 +214,7 @@ func readDatagram(t *testing.T, fd, size int) {
 
 func awaitDatagram(t *testing.T, h *healthy, fd int) {
 	t.Helper()
-	await(t, "a datagram", func() bool {
+	testkit.Eventually(t, "a datagram", func() bool {
 		_, _, err := unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
 		return err == nil
 	})
@@ -220,7 +222,7 @@ func awaitDatagram(t *testing.T, h *healthy, fd int) {
 
 func awaitError(t *testing.T, h *healthy, fd int) {
 	t.Helper()
-	await(t, "the ICMP error", func() bool {
+	testkit.Eventually(t, "the ICMP error", func() bool {
 		poll := []unix.PollFd{{Fd: int32(fd)}}
 		_, err := unix.Poll(poll, 0)
 		return err == nil && poll[0].Revents&unix.POLLERR != 0

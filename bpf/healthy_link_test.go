@@ -16,6 +16,9 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/testkit"
+	"nodeskoop/internal/testkit/need"
 )
 
 var order = binary.NativeEndian
@@ -223,7 +226,7 @@ func otherHost(t *testing.T, h *healthy) {
 			must(t, err)
 		}
 	}
-	await(t, "the capture", func() bool {
+	testkit.Eventually(t, "the capture", func() bool {
 		n, from, err := unix.Recvfrom(capture, make([]byte, 2000), unix.MSG_DONTWAIT)
 		if err != nil || n == 0 {
 			return false
@@ -326,7 +329,7 @@ func idleContainers(t *testing.T, h *healthy) {
 		all = append(all, n)
 	}
 	// Without a carrier the bridge would drop the report of its own membership.
-	await(t, "the bridge's queue", func() bool { return !strings.Contains(host.ip(t, "link show br0"), "qdisc noop ") })
+	testkit.Eventually(t, "the bridge's queue", func() bool { return !strings.Contains(host.ip(t, "link show br0"), "qdisc noop ") })
 	host.ip(t, "link set br0 type bridge mcast_snooping 1 mcast_querier 1")
 	router := all[0]
 	s := router.socketIn(t, unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_ICMPV6)
@@ -334,7 +337,7 @@ func idleContainers(t *testing.T, h *healthy) {
 	advertisement := []byte{134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0,
 		3, 4, 64, 0xc0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xfd, 0x94, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 	for _, n := range all {
-		await(t, "the addresses to be nobody else's", func() bool {
+		testkit.Eventually(t, "the addresses to be nobody else's", func() bool {
 			return !strings.Contains(n.ip(t, "-6 addr show dev eth0"), " tentative")
 		})
 	}
@@ -345,7 +348,7 @@ func idleContainers(t *testing.T, h *healthy) {
 		}
 	}
 	someTraffic(t, h, all[1], all[2])
-	await(t, "an address by the advertisement", func() bool { return strings.Contains(all[3].ip(t, "-6 addr show dev eth0"), "fd94:") })
+	testkit.Eventually(t, "an address by the advertisement", func() bool { return strings.Contains(all[3].ip(t, "-6 addr show dev eth0"), "fd94:") })
 }
 
 // spanningTree joins two bridges by two links, of which one is for when the
@@ -373,7 +376,7 @@ func spanningTree(t *testing.T, h *healthy) {
 		bridge.ip(t, "link set "+port+" master br0")
 		n.v4, n.v6 = netip.AddrFrom4([4]byte{10, 96, 0, byte(i + 1)}), netip.MustParseAddr(fmt.Sprintf("fd96::%d", i+1))
 	}
-	await(t, "one link to be blocked and all else to forward", func() bool {
+	testkit.Eventually(t, "one link to be blocked and all else to forward", func() bool {
 		states := left.ip(t, "-d link show master br0") + right.ip(t, "-d link show master br0")
 		return strings.Count(states, "state blocking") == 1 && strings.Count(states, "state forwarding") == 6
 	})
@@ -465,7 +468,7 @@ func offer(t *testing.T, h *healthy) {
 
 // dhcp is the same by a real client and a real server.
 func dhcp(t *testing.T, h *healthy) {
-	needCommand(t, "busybox")
+	need.Program(t, "busybox")
 	client, server := h.namespace(t), h.namespace(t)
 	cable(t, client, "eth0", server, "eth0")
 	server.ip(t, "addr add 10.94.0.1/24 dev eth0")
@@ -610,7 +613,7 @@ func bond(t *testing.T, h *healthy) {
 	bridge.ip(t, "link set br0 up")
 	x.ip(t, "link set bond0 up")
 	x.device, x.v4, x.v6 = "bond0", netip.MustParseAddr("10.96.0.99"), netip.MustParseAddr("fd96::99")
-	await(t, "the bond", func() bool { return strings.Contains(x.ip(t, "link show bond0"), "LOWER_UP") })
+	testkit.Eventually(t, "the bond", func() bool { return strings.Contains(x.ip(t, "link show bond0"), "LOWER_UP") })
 	x.sysctl(t, "ipv6/conf/bond0/disable_ipv6", "0")
 	x.addresses(t, " nodad")
 	y := h.container(t, bridge, 1)
@@ -675,7 +678,7 @@ func tun(t *testing.T, h *healthy) {
 	a.inode = h.own0(t, a)
 	file := a.tap(t, "tun0", unix.IFF_TUN)
 	a.ip(t, "link set tun0 up")
-	await(t, "the device's queue", func() bool { return !strings.Contains(a.ip(t, "link show tun0"), "qdisc noop") })
+	testkit.Eventually(t, "the device's queue", func() bool { return !strings.Contains(a.ip(t, "link show tun0"), "qdisc noop") })
 	a.ip(t, "addr add 10.91.0.1/24 dev tun0")
 	a.v4 = netip.MustParseAddr("10.91.0.1")
 	go func() {

@@ -17,6 +17,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/testkit"
 )
 
 var healthyTCP = []healthyCase{
@@ -383,7 +385,7 @@ func receiveReset(t *testing.T, c net.Conn) {
 // awaitUnread waits until as much data waits in the socket.
 func awaitUnread(t *testing.T, h *healthy, c *net.TCPConn, n int) {
 	t.Helper()
-	await(t, "the data to arrive", func() bool {
+	testkit.Eventually(t, "the data to arrive", func() bool {
 		unread := 0
 		rawConn(t, c, func(fd int) (err error) {
 			unread, err = unix.IoctlGetInt(fd, unix.TIOCINQ)
@@ -412,7 +414,7 @@ func zerocopy(t *testing.T, h *healthy, from, to netip.Addr) {
 		left -= sent
 	}
 	// Some notifications are read, the others are there at the end.
-	await(t, "a notification", func() bool {
+	testkit.Eventually(t, "a notification", func() bool {
 		read := false
 		rawConn(t, client, func(fd int) error {
 			_, _, _, _, err := unix.Recvmsg(fd, nil, make([]byte, 100), unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
@@ -422,7 +424,7 @@ func zerocopy(t *testing.T, h *healthy, from, to netip.Addr) {
 		return read
 	})
 	client.CloseWrite()
-	await(t, "all data to be read", func() bool {
+	testkit.Eventually(t, "all data to be read", func() bool {
 		_, err := server.Read(make([]byte, 1))
 		return err == io.EOF
 	})
@@ -679,12 +681,12 @@ func keepalive(t *testing.T, h *healthy, from, to netip.Addr) {
 	}
 	probes := func(n *namespace) uint64 { return n.counters(t)["TcpExt.TCPKeepAlive"] }
 	before := probes(h.a)
-	await(t, "keep-alive probes", func() bool { return probes(h.a) >= before+3 })
+	testkit.Eventually(t, "keep-alive probes", func() bool { return probes(h.a) >= before+3 })
 	echo(t, client, server, 1)
 	must(t, client.CloseWrite())
 	receiveEnd(t, server)
 	before = probes(h.b)
-	await(t, "keep-alive probes", func() bool { return probes(h.b) >= before+3 })
+	testkit.Eventually(t, "keep-alive probes", func() bool { return probes(h.b) >= before+3 })
 }
 
 // zeroWindow stops reading until the sender probes the closed window.
@@ -698,7 +700,7 @@ func zeroWindow(t *testing.T, h *healthy, from, to netip.Addr) {
 	}()
 	// They come after 200, 400 and 800 ms.
 	before := h.a.counters(t)["TcpExt.TCPWinProbe"]
-	await(t, "window probes", func() bool {
+	testkit.Eventually(t, "window probes", func() bool {
 		return h.a.counters(t)["TcpExt.TCPWinProbe"] >= before+4
 	})
 	receive(t, server, size)

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/internal/kernel"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -189,7 +190,7 @@ func (w *lossWatch) since(t *testing.T, namespaces []*namespace) (lost, unattrib
 		}
 	}
 	read()
-	await(t, "the losses to settle", func() bool {
+	testkit.Eventually(t, "the losses to settle", func() bool {
 		time.Sleep(50 * time.Millisecond)
 		before := lost
 		read()
@@ -208,7 +209,7 @@ func (w *lossWatch) none(t *testing.T, lost map[lostAt]uint64, h *healthy) {
 	for _, at := range slices.SortedFunc(maps.Keys(lost), func(a, b lostAt) int { return strings.Compare(a.String(), b.String()) }) {
 		t.Errorf("lost %d x %s in %s, in %s", lost[at], at.reason, at.location, names[at.netns])
 	}
-	await(t, "the events to be read", func() bool {
+	testkit.Eventually(t, "the events to be read", func() bool {
 		a := w.l.account(PacketLoss)
 		return a.Read == a.Written
 	})
@@ -412,12 +413,6 @@ func atOnce(run func(t *testing.T, h *healthy, from, to netip.Addr)) func(*testi
 			})
 		}
 	}
-}
-
-// await waits for what the kernel or another process still does.
-func await(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	(&testLoader{t: t}).eventually(what, ok)
 }
 
 // times scales how often something is done: an emulated machine takes its time.

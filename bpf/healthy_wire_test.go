@@ -12,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/testkit"
 )
 
 // What TCP does on a line that delivers all there is, but not in order, or more
@@ -115,12 +117,12 @@ func (h *healthy) wire(t *testing.T, carry func(w *wire, frame []byte, end int))
 		w.ends[i] = n.tap(t, n.device, unix.IFF_TAP)
 		n.ip(t, "link set tap0 multicast off txqueuelen 10000 up")
 		// Until the kernel has seen the carrier, the device drops what is sent.
-		await(t, "the device's queue", func() bool { return !strings.Contains(n.ip(t, "link show tap0"), "qdisc noop") })
+		testkit.Eventually(t, "the device's queue", func() bool { return !strings.Contains(n.ip(t, "link show tap0"), "qdisc noop") })
 		n.ip(t, "addr add "+n.v4.String()+"/24 dev tap0")
 		n.ip(t, "addr add "+n.v6.String()+"/64 dev tap0 nodad")
 		// The kernel takes an address up in its own time; before, it drops
 		// what comes for it.
-		await(t, "the address", func() bool {
+		testkit.Eventually(t, "the address", func() bool {
 			return strings.Contains(n.ip(t, "-6 route show table local"), "local "+n.v6.String()+" ")
 		})
 		n.mac = hardwareAddr(t, n, "tap0")
@@ -213,7 +215,7 @@ func (w *wire) read(end int) {
 // file is closed is lost.
 func (w *wire) idle(t testing.TB) {
 	before := -1
-	await(t, "the wire to be idle", func() bool {
+	testkit.Eventually(t, "the wire to be idle", func() bool {
 		time.Sleep(30 * time.Millisecond)
 		w.mu.Lock()
 		now := w.carried
@@ -419,7 +421,7 @@ func simultaneousClose(t *testing.T, h *healthy) {
 		w.mu.Unlock()
 		must(t, client.CloseWrite())
 		must(t, server.CloseWrite())
-		await(t, "both FINs", func() bool {
+		testkit.Eventually(t, "both FINs", func() bool {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			return len(w.kept[0]) > 0 && len(w.kept[1]) > 0
@@ -427,7 +429,7 @@ func simultaneousClose(t *testing.T, h *healthy) {
 		w.release()
 		receiveEnd(t, client)
 		receiveEnd(t, server)
-		await(t, "TIME_WAIT at both ends", func() bool {
+		testkit.Eventually(t, "TIME_WAIT at both ends", func() bool {
 			states := map[byte]int{}
 			for _, c := range []*net.TCPConn{client, server} {
 				rawConn(t, c, func(fd int) error {
@@ -456,24 +458,24 @@ func simultaneousOpen(t *testing.T, h *healthy) {
 				t.Fatal(err)
 			}
 		}
-		await(t, "both SYNs", func() bool {
+		testkit.Eventually(t, "both SYNs", func() bool {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			return len(w.kept[0]) > 0 && len(w.kept[1]) > 0
 		})
 		w.release()
 		for _, ends := range [][2]*socket{{x, y}, {y, x}} {
-			await(t, "the connection", func() bool {
+			testkit.Eventually(t, "the connection", func() bool {
 				_, err := unix.Write(ends[0].fd, []byte("hello"))
 				return err == nil
 			})
-			await(t, "the data", func() bool {
+			testkit.Eventually(t, "the data", func() bool {
 				n, _ := unix.Read(ends[1].fd, make([]byte, 10))
 				return n == 5
 			})
 		}
 		x.close()
-		await(t, "the end", func() bool {
+		testkit.Eventually(t, "the end", func() bool {
 			n, err := unix.Read(y.fd, make([]byte, 10))
 			return n == 0 && err == nil
 		})
@@ -510,7 +512,7 @@ func outOfOrderReset(t *testing.T, h *healthy) {
 		client, server := connect(t, over.a, over.b, addrs[1])
 		lose(true, false)
 		before := over.b.counters(t)["TcpExt.TCPOFOQueue"]
-		await(t, "segments out of order", func() bool {
+		testkit.Eventually(t, "segments out of order", func() bool {
 			_, err := client.Write(make([]byte, 100))
 			must(t, err)
 			return over.b.counters(t)["TcpExt.TCPOFOQueue"] > before

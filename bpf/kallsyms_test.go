@@ -189,7 +189,7 @@ func FuzzParseSymbols(f *testing.F) {
 }
 
 func BenchmarkSymbolsLoad(b *testing.B) {
-	needRoot(b)
+	need.Root(b)
 	b.ReportAllocs()
 	for b.Loop() {
 		if err := NewSymbols().Err(); err != nil {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/internal/testkit"
+	"nodeskoop/internal/testkit/need"
 )
 
 // flood sends datagrams to a port on which nobody listens: each is a drop.
@@ -180,7 +181,7 @@ func TestManyNamespaces(t *testing.T) {
 
 // TestLeaks loads and closes everything again and again.
 func TestLeaks(t *testing.T) {
-	needRoot(t)
+	need.Root(t)
 	cycle := func() {
 		l, err := New(Options{})
 		if err != nil {
@@ -242,7 +243,7 @@ func TestLoaderErrors(t *testing.T) {
 	if _, err := New(Options{Hooks: "uprobe"}); err == nil {
 		t.Error("an unknown kind of hook was accepted")
 	}
-	needRoot(t)
+	need.Root(t)
 	l, err := New(Options{})
 	if err != nil {
 		t.Fatal(err)

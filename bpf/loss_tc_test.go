@@ -60,7 +60,7 @@ func verdict(t *testing.T, kind ebpf.ProgramType, all int32) *ebpf.Program {
 func (n *namespace) needRun(t *testing.T, line string) {
 	t.Helper()
 	f := strings.Fields(line)
-	needCommand(t, f[0])
+	need.Program(t, f[0])
 	err := n.try(func() error {
 		out, err := exec.Command(f[0], f[1:]...).CombinedOutput()
 		if err != nil {

@@ -68,7 +68,7 @@ type lossLab struct {
 
 func newLossLab(t *testing.T) *lossLab {
 	t.Helper()
-	needRoot(t)
+	need.Root(t)
 	r := &router{namespace: newNamespace(t), a: newNamespace(t), b: newNamespace(t)}
 	for i, end := range []struct {
 		n          *namespace

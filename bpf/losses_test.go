@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/bpf/internal/objects"
+	"nodeskoop/internal/testkit/need"
 )
 
 // TestLossRules holds the table of rules against what it promises.
@@ -282,7 +283,7 @@ func attachRaw(t testing.TB, tracepoint string, instructions asm.Instructions) {
 // right after a module was loaded: what a module frees is judged by user space,
 // to the same result.
 func TestLossUndecided(t *testing.T) {
-	needRoot(t)
+	need.Root(t)
 	a, b := newPair(t)
 	l := newTestLoader(t, Options{})
 	p := l.load("packetloss", Config{})

@@ -23,18 +23,6 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// needRoot skips what must load programs and make namespaces.
-func needRoot(t testing.TB) {
-	t.Helper()
-	need.Root(t)
-}
-
-// needCommand skips a test whose traffic comes from a program that is absent.
-func needCommand(t testing.TB, name string) {
-	t.Helper()
-	need.Program(t, name)
-}
-
 // namespace is a network namespace without a name: it goes when its handle
 // does.
 type namespace struct {
@@ -56,7 +44,7 @@ func newNamespace(t testing.TB) *namespace {
 // newUnowned makes one that no loader is told of.
 func newUnowned(t testing.TB) *namespace {
 	t.Helper()
-	needRoot(t)
+	need.Root(t)
 	n := &namespace{}
 	done := make(chan error)
 	go func() {
@@ -114,7 +102,7 @@ func (n *namespace) do(t testing.TB, f func() error) {
 // run runs a command inside and gives what it printed.
 func (n *namespace) run(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	needCommand(t, name)
+	need.Program(t, name)
 	var out bytes.Buffer
 	n.do(t, func() error {
 		if name == "ip" {
@@ -237,7 +225,7 @@ func (n *namespace) counter(t testing.TB, name string) uint64 {
 // and IPv6, and know each other's hardware addresses already.
 func newPair(t testing.TB) (a, b *namespace) {
 	t.Helper()
-	needRoot(t)
+	need.Root(t)
 	a, b = newNamespace(t), newNamespace(t)
 	a.device, b.device = "va", "vb"
 	a.v4, b.v4 = netip.MustParseAddr("10.99.0.1"), netip.MustParseAddr("10.99.0.2")

@@ -20,7 +20,7 @@ import (
 // disturb makes the kernel treat what a device sends as a bad line would.
 func (n *namespace) disturb(t testing.TB, how ...string) {
 	t.Helper()
-	needCommand(t, "tc")
+	need.Program(t, "tc")
 	err := n.try(func() error {
 		link, err := netlink.LinkByName(n.device)
 		if err != nil {

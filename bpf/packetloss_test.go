@@ -250,7 +250,7 @@ func testPacketlossBacklog(t *testing.T, rung Kind) {
 
 // TestPacketlossLocalMessages: what local sockets throw away is no packet.
 func TestPacketlossLocalMessages(t *testing.T) {
-	needRoot(t)
+	need.Root(t)
 	a := newNamespace(t)
 	l := newTestLoader(t, Options{})
 	p := l.load("packetloss", Config{})

@@ -20,7 +20,7 @@ import (
 // in a user namespace of its own, as a pod may, where uid is 0.
 func newUsers(t testing.TB, uid int) *namespace {
 	t.Helper()
-	needRoot(t)
+	need.Root(t)
 	need.Program(t, "setpriv", "unshare", "cat")
 	user := fmt.Sprint(uid)
 	cmd := exec.Command("setpriv", "--reuid="+user, "--regid="+user, "--clear-groups",

@@ -11,6 +11,7 @@ import (
 
 	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/hang"
+	"nodeskoop/internal/testkit/need"
 )
 
 // heldFor is the longest that a test holds RTNL, which the whole machine waits
@@ -103,7 +104,7 @@ func TestLoadWhileRTNLIsHeld(t *testing.T) {
 
 // A panic in a network namespace is an error, and leaves no thread there.
 func TestPanicInsideANamespace(t *testing.T) {
-	needRoot(t)
+	need.Root(t)
 	n := newNamespace(t)
 	d, err := newDevices([]string{"eth0"}, fmt.Sprintf("/proc/self/fd/%d", int(n.handle)))
 	if err != nil {

@@ -11,13 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/internal/testkit"
+	"nodeskoop/internal/testkit/need"
 )
 
 // TestServiceAddress: which end of a connection to a service an event or a flow
 // shows, the service's address or the backend's. docs/EVENTS.md and
 // docs/METRICS.md say the same in words.
 func TestServiceAddress(t *testing.T) {
-	needCommand(t, "nft")
+	need.Program(t, "nft")
 	for _, place := range []string{"client", "router"} {
 		t.Run(place, func(t *testing.T) { testServiceAddress(t, place) })
 	}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/internal/testkit"
+	"nodeskoop/internal/testkit/need"
 )
 
 // retransCheck compares what the probe counts of one namespace with the
@@ -64,7 +65,7 @@ func TestTCPRetransKinds(t *testing.T) { rungsInTurn(t, "tcpretrans", testTCPRet
 
 func testTCPRetransKinds(t *testing.T, rung Kind) {
 	a, b := newPair(t)
-	needCommand(t, "tc")
+	need.Program(t, "tc")
 	l := newTestLoader(t, Options{Hooks: rung})
 	p := l.load("tcpretrans", Config{})
 	for family, addrs := range families(a, b) {

@@ -34,7 +34,7 @@ const (
 // time of the test, and gives its name there.
 func takeNIC(t testing.TB, mac string) *namespace {
 	t.Helper()
-	needRoot(t)
+	need.Root(t)
 	need.VM(t, need.InVM(), "the virtio-net device "+mac)
 	links, err := netlink.LinkList()
 	if err != nil {
@@ -141,8 +141,8 @@ func commands(t *testing.T) func() uint64 {
 func TestVirtcmdlatencyOfADevice(t *testing.T) {
 	eachRung(t, "virtcmdlatency", func(t *testing.T, rung Kind) {
 		n := takeNIC(t, nicOfQueues)
-		needCommand(t, "ip")
-		needCommand(t, "ethtool")
+		need.Program(t, "ip")
+		need.Program(t, "ethtool")
 		n.run(t, "ip", "link", "set", n.device, "up")
 		l := newTestLoader(t, Options{Hooks: rung})
 		p := l.load("virtcmdlatency", Config{Slow: Zero, Slow100: time.Hour})
@@ -198,7 +198,7 @@ func TestVirtcmdlatencyOfADevice(t *testing.T) {
 // diskOf finds a disk of the VM by its serial number.
 func diskOf(t *testing.T, serial string) string {
 	t.Helper()
-	needRoot(t)
+	need.Root(t)
 	need.VM(t, need.InVM(), "the slow virtio disk "+serial)
 	files, err := filepath.Glob("/sys/block/vd*/serial")
 	if err != nil {

@@ -48,11 +48,6 @@ func open(path string) {
 	}
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	testkit.Eventually(t, what, ok)
-}
-
 func up(name string) string { return "nodeskoop_probe_up{node1,hostNetwork,hostNetwork," + name + "}" }
 
 // While the kernel does not list processes, what is sampled of processes is
@@ -83,7 +78,7 @@ func TestHungListing(t *testing.T) {
 		want(t, got, "kubeskoop_tcp_insegs{node1,ns,a}", 20)
 	}
 	release()
-	eventually(t, "processes are listed again", func() bool { got = values(r.Cycle()); return got[up("fd")] == 1 })
+	testkit.Eventually(t, "processes are listed again", func() bool { got = values(r.Cycle()); return got[up("fd")] == 1 })
 	want(t, got, host, 2)
 	want(t, got, a, 2)
 }
@@ -107,7 +102,7 @@ func TestHungLoading(t *testing.T) {
 		want(t, got, "kubeskoop_tcp_insegs{node1,hostNetwork,hostNetwork}", 1)
 	}
 	release()
-	eventually(t, "the probe is taken up", func() bool { return values(r.Cycle())[up("ip")] == 1 })
+	testkit.Eventually(t, "the probe is taken up", func() bool { return values(r.Cycle())[up("ip")] == 1 })
 	if n := made.Load(); n != 1 {
 		t.Errorf("it was made %d times", n)
 	}
@@ -137,7 +132,7 @@ func TestLoadingThatIsNotWantedAnyMore(t *testing.T) {
 		t.Fatal(err)
 	}
 	release()
-	eventually(t, "it is closed", func() bool { return closed.Load() == 1 })
+	testkit.Eventually(t, "it is closed", func() bool { return closed.Load() == 1 })
 }
 
 type closing struct {
@@ -176,7 +171,7 @@ func TestHookThatHangsOrPanics(t *testing.T) {
 	}
 	want(t, got, "nodeskoop_probe_hook{node1,hostNetwork,hostNetwork,sock,raw_tp}", 1)
 	release()
-	eventually(t, "the probe that hung works", func() bool { return values(r.Cycle())[up("ip")] == 1 })
+	testkit.Eventually(t, "the probe that hung works", func() bool { return values(r.Cycle())[up("ip")] == 1 })
 }
 
 // A sink that hangs, on a file system that does not answer for one, stops
@@ -207,12 +202,12 @@ func TestHungSink(t *testing.T) {
 			sunk.Add(1)
 		}, nil)
 	}()
-	eventually(t, "sampling goes on", func() bool { return cycles.Load() > 20 })
+	testkit.Eventually(t, "sampling goes on", func() bool { return cycles.Load() > 20 })
 	if sunk.Load() != 0 {
 		t.Error("the sink did not hang")
 	}
 	release()
-	eventually(t, "the sink gets values again", func() bool { return sunk.Load() > 3 })
+	testkit.Eventually(t, "the sink gets values again", func() bool { return sunk.Load() > 3 })
 	if before != after {
 		t.Errorf("what the sink had changed under its hands: %v became %v", before, after)
 	}
@@ -243,7 +238,7 @@ func TestEndWhileTargetsHang(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() { defer close(ended); r.Run(ctx, func([]*dto.MetricFamily) {}, nil) }()
-	eventually(t, "a probe hangs", func() bool { return hung.Load() > 0 })
+	testkit.Eventually(t, "a probe hangs", func() bool { return hung.Load() > 0 })
 	cancel()
 	select {
 	case <-ended:

@@ -3,46 +3,20 @@ package collect
 import (
 	"bytes"
 	"errors"
-	"flag"
 	"fmt"
 	"log/slog"
 	"maps"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/common/expfmt"
 
 	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/owner"
 	"nodeskoop/internal/kernel"
+	"nodeskoop/internal/testkit"
 )
-
-var update = flag.Bool("update", false, "write what is there now into testdata")
-
-// golden compares got with a file below testdata.
-func golden(t *testing.T, name string, got []byte) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), string(got)); d != "" {
-		t.Errorf("%s (-want +got; go test -run %s -update writes it):\n%s", path, t.Name(), d)
-	}
-}
 
 // changing is what no two runs have in common.
 var changing = regexp.MustCompile(`(?m)^(nodeskoop_(?:last_cycle_\w+|probe_duration_seconds)\{[^}]*\}) .*$|goversion="[^"]*"`)
@@ -195,7 +169,7 @@ func TestGoldenCycles(t *testing.T) {
 			lines := regexp.MustCompile(`(panic: \w+)\\n.*?" hint`).ReplaceAll(log.Bytes(), []byte(`$1" hint`))
 			lines = bytes.ReplaceAll(lines, []byte(o.ProcRoot), []byte("/proc"))
 			fmt.Fprintf(&out, "# log\n%s", lines)
-			golden(t, "cycle/"+name+".prom", out.Bytes())
+			testkit.Golden(t, "cycle/"+name+".prom", out.Bytes())
 		})
 	}
 }

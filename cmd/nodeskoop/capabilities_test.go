@@ -14,6 +14,7 @@ import (
 
 	"nodeskoop/cmd/nodeskoop/internal/config"
 	"nodeskoop/cmd/nodeskoop/internal/session"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -85,7 +86,7 @@ func TestProbesNameTheCapabilityTheyLack(t *testing.T) {
 		t.Fatal(err)
 	}
 	netns := fmt.Sprintf("/proc/%d/ns/net", other.Process.Pid)
-	eventually(t, "another user's process in a namespace of its own", func() bool {
+	testkit.Eventually(t, "another user's process in a namespace of its own", func() bool {
 		there, err := os.Readlink(netns)
 		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", other.Process.Pid))
 		return err == nil && there != own && strings.TrimSpace(string(comm)) == "sleep"

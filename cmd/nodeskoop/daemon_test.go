@@ -77,12 +77,6 @@ func (p *program) ended() int {
 	return p.ProcessState.ExitCode()
 }
 
-// eventually waits for a condition.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	testkit.Eventually(t, what, ok)
-}
-
 // parseProm reads an exposition; nil if there is none.
 func parseProm(t testing.TB, path string) map[string]*dto.MetricFamily {
 	t.Helper()
@@ -122,7 +116,7 @@ func TestDaemonLivesAndEnds(t *testing.T) {
 	}
 	cfg := conf(t, dir, text("1s", ""))
 	p := start(t, "run", "--config", cfg)
-	eventually(t, "the textfile is there", func() bool { return parseProm(t, file) != nil })
+	testkit.Eventually(t, "the textfile is there", func() bool { return parseProm(t, file) != nil })
 	fams := parseProm(t, file)
 	for name := range fams {
 		for _, m := range fams[name].Metric {
@@ -137,7 +131,7 @@ func TestDaemonLivesAndEnds(t *testing.T) {
 		}
 	}
 	first := fams["nodeskoop_last_cycle_timestamp_seconds"].Metric[0].GetGauge().GetValue()
-	eventually(t, "the file is refreshed", func() bool {
+	testkit.Eventually(t, "the file is refreshed", func() bool {
 		return parseProm(t, file)["nodeskoop_last_cycle_timestamp_seconds"].Metric[0].GetGauge().GetValue() > first
 	})
 
@@ -150,7 +144,7 @@ func TestDaemonLivesAndEnds(t *testing.T) {
 	// A mistake keeps what was in effect, and is named.
 	conf(t, dir, text("1s", "keeep = true\n"))
 	p.signal(syscall.SIGHUP)
-	eventually(t, "the mistake is logged", func() bool { return strings.Contains(p.logged(), "keeep: unknown key") })
+	testkit.Eventually(t, "the mistake is logged", func() bool { return strings.Contains(p.logged(), "keeep: unknown key") })
 	if parseProm(t, file) == nil {
 		t.Error("a refused reload lost the textfile")
 	}
@@ -159,7 +153,7 @@ func TestDaemonLivesAndEnds(t *testing.T) {
 	moved := filepath.Join(dir, "moved.prom")
 	conf(t, dir, strings.Replace(text("1s", "[metrics]\nexclude = ['kubeskoop_tcpext_*']\n"), "n.prom", "moved.prom", 1))
 	p.signal(syscall.SIGHUP)
-	eventually(t, "the new file is there and the old one gone", func() bool {
+	testkit.Eventually(t, "the new file is there and the old one gone", func() bool {
 		return parseProm(t, moved) != nil && parseProm(t, file) == nil
 	})
 	fams = parseProm(t, moved)
@@ -184,7 +178,7 @@ func TestDaemonKeepsTheFileOnRequest(t *testing.T) {
 	cfg := conf(t, dir, fmt.Sprintf("[textfile]\ndir = '%s'\nkeep = true%s", dir, noPods))
 	p := start(t, "run", "--config", cfg)
 	file := filepath.Join(dir, "nodeskoop.prom")
-	eventually(t, "the textfile is there", func() bool { return parseProm(t, file) != nil })
+	testkit.Eventually(t, "the textfile is there", func() bool { return parseProm(t, file) != nil })
 	p.signal(syscall.SIGINT)
 	if code := p.ended(); code != 0 || parseProm(t, file) == nil {
 		t.Errorf("exit %d, file kept: %v", code, parseProm(t, file) != nil)
@@ -206,7 +200,7 @@ func TestDaemonKilledAgainAndAgain(t *testing.T) {
 		parseProm(t, file)
 	}
 	p := start(t, "run", "--config", cfg)
-	eventually(t, "the file is written after all that", func() bool { return strings.Contains(p.logged(), "wrote the first textfile") })
+	testkit.Eventually(t, "the file is written after all that", func() bool { return strings.Contains(p.logged(), "wrote the first textfile") })
 	p.signal(syscall.SIGTERM)
 	p.ended()
 	if left, _ := os.ReadDir(dir); len(left) != 1 {
@@ -228,11 +222,11 @@ func TestDaemonWaitsForItsFolder(t *testing.T) {
 	dir := t.TempDir()
 	folder := filepath.Join(dir, "late")
 	p := start(t, "run", "--config", conf(t, dir, fmt.Sprintf("interval = '1s'\n[textfile]\ndir = '%s'%s", folder, noPods)))
-	eventually(t, "the missing folder is logged", func() bool { return strings.Contains(p.logged(), "writing the textfile failed") })
+	testkit.Eventually(t, "the missing folder is logged", func() bool { return strings.Contains(p.logged(), "writing the textfile failed") })
 	if err := os.Mkdir(folder, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the file is there", func() bool { return parseProm(t, filepath.Join(folder, "nodeskoop.prom")) != nil })
+	testkit.Eventually(t, "the file is there", func() bool { return parseProm(t, filepath.Join(folder, "nodeskoop.prom")) != nil })
 	fams := parseProm(t, filepath.Join(folder, "nodeskoop.prom"))
 	if v := fams["nodeskoop_textfile_write_failures_total"].Metric[0].GetCounter().GetValue(); v < 1 {
 		t.Errorf("%v failures counted", v)

@@ -15,6 +15,7 @@ import (
 
 	"nodeskoop/cmd/nodeskoop/internal/config"
 	"nodeskoop/collect/catalog"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/exporter"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/pods"
@@ -80,7 +81,7 @@ app = "${labels:app}"
 	file := filepath.Join(dir, "nodeskoop.prom")
 	p := start(t, "run", "--config", cfg, "--foreground-events")
 	e := exporter.Start(t, exporter.Textfile(dir)...)
-	eventually(t, "the pods have series", func() bool {
+	testkit.Eventually(t, "the pods have series", func() bool {
 		_, a := value(parseProm(t, file), "kubeskoop_tcp_insegs", "shop", "web-0")
 		_, b := value(parseProm(t, file), "kubeskoop_tcp_insegs", "default", "lone")
 		_, c := value(parseProm(t, file), "kubeskoop_fdopenfd", "kube-system", "agent")
@@ -134,14 +135,14 @@ app = "${labels:app}"
 	if want < 7 {
 		t.Fatalf("the pod accepted %v connections", want)
 	}
-	eventually(t, "the pod's connections are in the scrape", func() bool {
+	testkit.Eventually(t, "the pod's connections are in the scrape", func() bool {
 		v, _ := value(scrape(t, e), "kubeskoop_tcp_passiveopens", "shop", "web-0")
 		return v == want
 	})
 
 	// An event inside the pod is the pod's.
 	main.Exec("sh", "-c", "nc -w 1 127.0.0.1 7 || true")
-	eventually(t, "the reset in the pod is an event of the pod", func() bool {
+	testkit.Eventually(t, "the reset in the pod is an event of the pod", func() bool {
 		for _, line := range strings.Split(p.printed(), "\n") {
 			if strings.Contains(line, "TCPRESET_NOSOCK") && strings.Contains(line, "shop/web-0") && strings.Contains(line, "127.0.0.1:7 -> 127.0.0.1:") {
 				return true
@@ -149,7 +150,7 @@ app = "${labels:app}"
 		}
 		return false
 	})
-	eventually(t, "the loss in the pod is counted as the pod's", func() bool {
+	testkit.Eventually(t, "the loss in the pod is counted as the pod's", func() bool {
 		v, _ := value(scrape(t, e), "kubeskoop_packetloss_total", "shop", "web-0")
 		return v >= 1
 	})
@@ -157,7 +158,7 @@ app = "${labels:app}"
 	// A pod that goes takes its series along; one that comes has them soon.
 	web.Remove()
 	ctd.RunPod(pods.PodSpec{Namespace: "shop", Name: "web-1", Containers: []pods.ContainerSpec{{Name: "main", Command: []string{"sleep", "100000"}}}})
-	eventually(t, "the series follow the pods", func() bool {
+	testkit.Eventually(t, "the series follow the pods", func() bool {
 		f := parseProm(t, file)
 		_, gone := value(f, "kubeskoop_tcp_insegs", "shop", "web-0")
 		_, come := value(f, "kubeskoop_tcp_insegs", "shop", "web-1")
@@ -186,7 +187,7 @@ app = "${labels:app}"
 
 	// While containerd is away the pods' series go on.
 	ctd.Kill()
-	eventually(t, "it is seen that containerd is away", func() bool {
+	testkit.Eventually(t, "it is seen that containerd is away", func() bool {
 		v, ok := value(parseProm(t, file), "nodeskoop_containerd_up", "hostNetwork", "hostNetwork")
 		return ok && v == 0
 	})
@@ -194,7 +195,7 @@ app = "${labels:app}"
 		t.Error("a pod lost its series when containerd ended")
 	}
 	ctd.Run()
-	eventually(t, "containerd is back", func() bool {
+	testkit.Eventually(t, "containerd is back", func() bool {
 		v, _ := value(parseProm(t, file), "nodeskoop_containerd_up", "hostNetwork", "hostNetwork")
 		return v == 1
 	})

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/hang"
 	"nodeskoop/internal/testkit/need"
 )
@@ -45,7 +46,7 @@ func goesOn(t *testing.T, file string) {
 	t.Helper()
 	for range 3 {
 		last := cycleTime(t, file)
-		eventually(t, "sampling goes on", func() bool { return cycleTime(t, file) > last })
+		testkit.Eventually(t, "sampling goes on", func() bool { return cycleTime(t, file) > last })
 	}
 }
 
@@ -92,7 +93,7 @@ func TestDaemonWhomNobodyReads(t *testing.T) {
 			dir := t.TempDir()
 			p := begin(t, func(cmd *exec.Cmd) { prepare(t, cmd) }, "run", "--config", daemonConf(t, dir, ""), "--probe", "tcp,packetloss")
 			file := filepath.Join(dir, "nodeskoop.prom")
-			eventually(t, "the textfile is there", func() bool { return cycleTime(t, file) > 0 })
+			testkit.Eventually(t, "the textfile is there", func() bool { return cycleTime(t, file) > 0 })
 			goesOn(t, file)
 			p.signal(syscall.SIGHUP)
 			goesOn(t, file)
@@ -119,7 +120,7 @@ func TestDaemonWhoseReaderGoes(t *testing.T) {
 	r.Close()
 	w.Close()
 	file := filepath.Join(dir, "nodeskoop.prom")
-	eventually(t, "the textfile is there", func() bool { return cycleTime(t, file) > 0 })
+	testkit.Eventually(t, "the textfile is there", func() bool { return cycleTime(t, file) > 0 })
 	goesOn(t, file)
 	p.signal(syscall.SIGTERM)
 	if code := p.ended(); code != 0 {
@@ -140,10 +141,10 @@ func TestTextfileOnAHungFileSystem(t *testing.T) {
 		}
 		p := start(t, "run", "--config", path, "--probe", "tcp")
 		file := filepath.Join(dir, "nodeskoop.prom")
-		eventually(t, "the textfile is there", func() bool { return cycleTime(t, file) > 0 })
+		testkit.Eventually(t, "the textfile is there", func() bool { return cycleTime(t, file) > 0 })
 		last := cycleTime(t, file)
 		release := hang.Open(t, dir)
-		eventually(t, "it is said", func() bool { return strings.Contains(p.logged(), "handing over the values hangs") })
+		testkit.Eventually(t, "it is said", func() bool { return strings.Contains(p.logged(), "handing over the values hangs") })
 		if ends {
 			p.signal(syscall.SIGTERM)
 			if code := p.ended(); code != 0 {
@@ -157,9 +158,9 @@ func TestTextfileOnAHungFileSystem(t *testing.T) {
 		}
 		// A reload that does not move the file needs no file system.
 		p.signal(syscall.SIGHUP)
-		eventually(t, "a reload goes on", func() bool { return strings.Contains(p.logged(), "reloaded") })
+		testkit.Eventually(t, "a reload goes on", func() bool { return strings.Contains(p.logged(), "reloaded") })
 		release()
-		eventually(t, "the file is fresh again", func() bool { return cycleTime(t, file) > last+1 })
+		testkit.Eventually(t, "the file is fresh again", func() bool { return cycleTime(t, file) > last+1 })
 		goesOn(t, file)
 		if n := strings.Count(p.logged(), "handing over the values hangs"); n != 1 {
 			t.Errorf("said %d times, want once", n)
@@ -200,7 +201,7 @@ func TestConfigThatIsNoFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := start(t, "run", "--config", cfg, "--probe", "tcp")
-	eventually(t, "the textfile is there", func() bool { return cycleTime(t, file) > 0 })
+	testkit.Eventually(t, "the textfile is there", func() bool { return cycleTime(t, file) > 0 })
 	for path, why := range bad {
 		if err := os.Remove(cfg); err != nil {
 			t.Fatal(err)
@@ -209,7 +210,7 @@ func TestConfigThatIsNoFile(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.signal(syscall.SIGHUP)
-		eventually(t, "the reload is refused: "+why, func() bool { return strings.Contains(p.logged(), why) })
+		testkit.Eventually(t, "the reload is refused: "+why, func() bool { return strings.Contains(p.logged(), why) })
 		goesOn(t, file)
 	}
 	if err := os.Remove(cfg); err != nil {
@@ -220,11 +221,11 @@ func TestConfigThatIsNoFile(t *testing.T) {
 	}
 	release := hang.Open(t, cfg)
 	p.signal(syscall.SIGHUP)
-	eventually(t, "a file system that does not answer is said", func() bool { return strings.Contains(p.logged(), "the file system does not answer") })
+	testkit.Eventually(t, "a file system that does not answer is said", func() bool { return strings.Contains(p.logged(), "the file system does not answer") })
 	goesOn(t, file)
 	release()
 	p.signal(syscall.SIGHUP)
-	eventually(t, "a reload goes on", func() bool { return strings.Contains(p.logged(), "reloaded") })
+	testkit.Eventually(t, "a reload goes on", func() bool { return strings.Contains(p.logged(), "reloaded") })
 	p.signal(syscall.SIGTERM)
 	if code := p.ended(); code != 0 {
 		t.Errorf("exit code %d", code)
@@ -258,11 +259,11 @@ func TestSecondSignalEnds(t *testing.T) {
 				}
 				p := begin(t, func(cmd *exec.Cmd) { cmd.Stdout = out }, full...)
 				if args[0] == "run" {
-					eventually(t, "the textfile is there", func() bool { return cycleTime(t, filepath.Join(dir, "nodeskoop.prom")) > 0 })
+					testkit.Eventually(t, "the textfile is there", func() bool { return cycleTime(t, filepath.Join(dir, "nodeskoop.prom")) > 0 })
 					hang.Open(t, dir)
 					time.Sleep(1500 * time.Millisecond) // the next write hangs; if not, the end is a clean one
 				} else {
-					eventually(t, "it waits for its reader", func() bool {
+					testkit.Eventually(t, "it waits for its reader", func() bool {
 						return waitsIn(p.PID(), "pipe_w") || args[0] == "events" && strings.Contains(p.logged(), "watching")
 					})
 				}
@@ -302,7 +303,7 @@ func TestOneSignalEndsInTime(t *testing.T) {
 	need.Short(t)
 	out := unread(t)
 	p := begin(t, func(cmd *exec.Cmd) { cmd.Stdout = out }, "docs", "metrics")
-	eventually(t, "it waits for its reader", func() bool { return waitsIn(p.PID(), "pipe_w") })
+	testkit.Eventually(t, "it waits for its reader", func() bool { return waitsIn(p.PID(), "pipe_w") })
 	p.signal(syscall.SIGTERM)
 	if code := p.ended(); code != exitFailure {
 		t.Errorf("exit code %d", code)

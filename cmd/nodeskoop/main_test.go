@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"nodeskoop/cmd/nodeskoop/internal/session"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -131,11 +132,11 @@ func TestLogOfTheConfiguration(t *testing.T) {
 		t.Errorf("exit %d, %q", code, errs)
 	}
 	p := start(t, "run", "--config", daemonConf(t, dir, ""), "--probe", "tcp")
-	eventually(t, "it has started", func() bool { return strings.Contains(p.logged(), "wrote the first textfile") })
+	testkit.Eventually(t, "it has started", func() bool { return strings.Contains(p.logged(), "wrote the first textfile") })
 	if strings.Contains(p.logged(), "{") {
 		t.Error("the log is JSON before it was asked for")
 	}
 	daemonConf(t, dir, "[log]\nformat = 'json'\n")
 	p.signal(syscall.SIGHUP)
-	eventually(t, "the log is JSON", func() bool { return strings.Contains(p.logged(), `"msg":"reloaded"`) })
+	testkit.Eventually(t, "the log is JSON", func() bool { return strings.Contains(p.logged(), `"msg":"reloaded"`) })
 }

@@ -180,12 +180,12 @@ func profileDaemon(b *testing.B, ctd *pods.Containerd, dir string, n int, probes
 		if err := cmd.Process.Signal(s); err != nil {
 			b.Fatal(err)
 		}
-		eventually(b, "the daemon's profile "+done, func() bool {
+		testkit.Eventually(b, "the daemon's profile "+done, func() bool {
 			_, err := os.Stat(filepath.Join(dir, done+".done"))
 			return err == nil
 		})
 	}
-	eventually(b, fmt.Sprintf("a textfile with %d pods", n), func() bool { return int(sample()["nodeskoop_pods"]) == n })
+	testkit.Eventually(b, fmt.Sprintf("a textfile with %d pods", n), func() bool { return int(sample()["nodeskoop_pods"]) == n })
 	time.Sleep(5 * time.Second) // buffers grow to their size
 
 	signalled(syscall.SIGUSR1, "allocs-before")

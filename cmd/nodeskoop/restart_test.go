@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/common/model"
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 )
@@ -62,7 +63,7 @@ func (n *node) link(name string, packets int) {
 	n.host.Run("ip", "addr", "add", net+"1/24", "dev", name)
 	n.host.Run("ip", "link", "set", name, "up")
 	n.host.Run("ip", "neigh", "add", net+"2", "lladdr", "02:00:00:00:00:02", "dev", name)
-	eventually(n.t, name+" is up", func() bool { return strings.Contains(n.host.Run("ip", "-o", "link", "show", name), " state UP ") })
+	testkit.Eventually(n.t, name+" is up", func() bool { return strings.Contains(n.host.Run("ip", "-o", "link", "show", name), " state UP ") })
 	c := n.host.Dial("udp", net+"2:9")
 	for range packets {
 		if _, err := c.Write(make([]byte, 972)); err != nil {
@@ -130,7 +131,7 @@ func (n *node) cycles(count int) map[string]*dto.MetricFamily {
 	}
 	for range count {
 		was := stamp()
-		eventually(n.t, "another cycle is written", func() bool { return stamp() > was })
+		testkit.Eventually(n.t, "another cycle is written", func() bool { return stamp() > was })
 	}
 	return parseProm(n.t, n.file())
 }
@@ -369,14 +370,14 @@ func TestOneProcessKeepsTheState(t *testing.T) {
 	must(t, err)
 	other := t.TempDir()
 	second := start(t, "run", "--config", conf(t, other, strings.Replace(string(text), "dir = '"+n.dir+"'", "dir = '"+other+"'", 1)))
-	eventually(t, "the second daemon says so", func() bool { return strings.Contains(second.logged(), "another process keeps its state there") })
+	testkit.Eventually(t, "the second daemon says so", func() bool { return strings.Contains(second.logged(), "another process keeps its state there") })
 	n.cycles(2)
 	if c := strings.Count(second.logged(), "cannot be kept"); c != 1 {
 		t.Errorf("it was said %d times:\n%s", c, second.logged())
 	}
 	p.signal(syscall.SIGTERM)
 	p.ended()
-	eventually(t, "the second daemon takes over", func() bool { return strings.Contains(second.logged(), "counters are kept again") })
+	testkit.Eventually(t, "the second daemon takes over", func() bool { return strings.Contains(second.logged(), "counters are kept again") })
 }
 
 // TestStateOff: nothing is kept where it is not wanted, nor where it cannot be,
@@ -399,5 +400,5 @@ func TestStateOff(t *testing.T) {
 		t.Errorf("it was said %d times:\n%s", c, p.logged())
 	}
 	must(t, os.Remove(n.state()))
-	eventually(t, "it is kept", func() bool { return strings.Contains(p.logged(), "counters are kept again") })
+	testkit.Eventually(t, "it is kept", func() bool { return strings.Contains(p.logged(), "counters are kept again") })
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
 )
@@ -187,7 +188,7 @@ func watching(t *testing.T, out *os.File, knock func()) (code int, stderr string
 	ended := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(ended) }()
 	defer func() { _ = cmd.Process.Kill(); <-ended }()
-	eventually(t, "nodeskoop events ends by itself", func() bool {
+	testkit.Eventually(t, "nodeskoop events ends by itself", func() bool {
 		knock()
 		select {
 		case <-ended:

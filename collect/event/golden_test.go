@@ -2,44 +2,16 @@ package event
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
 
 	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/owner"
 	"nodeskoop/internal/testkit"
 )
-
-var update = flag.Bool("update", false, "write what is there now into testdata")
-
-// golden compares got with a file below testdata.
-func golden(t *testing.T, name string, got []byte) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), string(got)); d != "" {
-		t.Errorf("%s (-want +got; go test -run %s -update writes it):\n%s", path, t.Name(), d)
-	}
-}
 
 // TestGoldenHub holds what becomes of events of every kind: when they are sent, as
 // whose, what an entry tells, and the account at the end.
@@ -141,6 +113,6 @@ func TestGoldenHub(t *testing.T) {
 			}
 		}
 		fmt.Fprintf(&out, "# log: %s\n", log)
-		golden(t, "hub.txt", out.Bytes())
+		testkit.Golden(t, "hub.txt", out.Bytes())
 	})
 }
