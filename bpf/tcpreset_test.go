@@ -544,6 +544,9 @@ func TestTCPHealthy(t *testing.T) {
 			if now.sent != now.outRsts {
 				t.Errorf("namespace %s: %d resets sent, OutRsts %d", name, now.sent, now.outRsts)
 			}
+			if now.aborted > now.sent+now.received {
+				t.Errorf("namespace %s: %d resets, EmbryonicRsts and EstabResets %d", name, now.sent+now.received, now.aborted)
+			}
 			if now.received > peer.outRsts {
 				t.Errorf("namespace %s: %d resets received, the peer's OutRsts %d", name, now.received, peer.outRsts)
 			}
@@ -551,7 +554,8 @@ func TestTCPHealthy(t *testing.T) {
 				t.Errorf("namespace %s: %d retransmissions, RetransSegs %d", name, now.retransmitted, now.retransSegs)
 			}
 		}
-		if after[0].outRsts == before[0].outRsts && after[1].outRsts == before[1].outRsts {
+		a, b := after[0].since(before[0]), after[1].since(before[1])
+		if a.outRsts+a.aborted+b.outRsts+b.aborted == 0 {
 			quiet++
 		}
 		before = after
@@ -578,7 +582,7 @@ func TestTCPHealthy(t *testing.T) {
 
 // healthyEnd is what a namespace has seen of resets and retransmissions: the
 // probes' numbers, and the kernel's.
-type healthyEnd struct{ sent, received, retransmitted, outRsts, retransSegs uint64 }
+type healthyEnd struct{ sent, received, retransmitted, outRsts, aborted, retransSegs uint64 }
 
 func healthyEndOf(l *testLoader, ns *namespace, resets, retrans *Probe) healthyEnd {
 	l.t.Helper()
@@ -588,6 +592,7 @@ func healthyEndOf(l *testLoader, ns *namespace, resets, retrans *Probe) healthyE
 		received:      reset[ResetReceive],
 		retransmitted: segments[RetransSegments] + segments[RetransSynAcks],
 		outRsts:       ns.counter(l.t, "Tcp.OutRsts"),
+		aborted:       ns.counter(l.t, "TcpExt.EmbryonicRsts") + ns.counter(l.t, "Tcp.EstabResets"),
 		retransSegs:   ns.counter(l.t, "Tcp.RetransSegs"),
 	}
 }
@@ -598,6 +603,7 @@ func (e healthyEnd) since(before healthyEnd) healthyEnd {
 		received:      e.received - before.received,
 		retransmitted: e.retransmitted - before.retransmitted,
 		outRsts:       e.outRsts - before.outRsts,
+		aborted:       e.aborted - before.aborted,
 		retransSegs:   e.retransSegs - before.retransSegs,
 	}
 }
