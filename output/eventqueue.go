@@ -42,7 +42,7 @@ func (q *eventQueue) init(size int) {
 	q.counts = make([]eventCount, len(catalog.Events()))
 }
 
-// Send implements collect.EventSink.
+// Send implements event.Sink.
 func (q *eventQueue) Send(e *event.Event, done func(*event.Event, bool)) {
 	x := queued{e, done}
 	q.mu.Lock()

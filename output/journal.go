@@ -60,7 +60,7 @@ const (
 )
 
 // Journal writes events to systemd's journal by its native protocol. It is an
-// EventSink: one goroutine writes over one connected socket, on which waiting
+// event.Sink: one goroutine writes over one connected socket, on which waiting
 // for journald costs no CPU time. journald may be stopped, restarted or
 // frozen; what the queue cannot hold meanwhile is lost and counted.
 //
@@ -387,7 +387,7 @@ func (j *Journal) lost() (n uint64) {
 // and a newline, or, where the value has a newline itself, NAME, a newline,
 // the value's length in 64 bits (little endian), the value and a newline. Only
 // a stack has newlines: journalctl -F and -o cat print a field as it is stored,
-// so each is stored as collect.AppendSafe writes it.
+// so each is stored as quote.AppendSafe writes it.
 type journalEncoder struct {
 	buf     []byte
 	scratch []byte
@@ -445,7 +445,7 @@ func (c *journalEncoder) lines(name string, value []byte) {
 	c.buf = append(c.buf, '\n')
 }
 
-// appendSafe is collect.AppendSafe without an allocation for what is plain.
+// appendSafe is quote.AppendSafe without an allocation for what is plain.
 func appendSafe(b, value []byte) []byte {
 	for _, c := range value {
 		if c < ' ' || c >= 0x7f {

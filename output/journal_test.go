@@ -185,7 +185,7 @@ func closeSink(t testing.TB, s interface{ Close(context.Context) error }, limit 
 	}
 }
 
-// pacer is an EventSink's caller that does not overrun the queue.
+// pacer is an event.Sink's caller that does not overrun the queue.
 type pacer struct {
 	s             event.Sink
 	sent          uint64

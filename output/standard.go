@@ -125,7 +125,7 @@ func (l logWriter) Write(b []byte) (int, error) {
 }
 
 // LineWriter returns a writer that passes text on line by line, each as
-// collect.AppendSafe writes it: for a text that is made for a program, where a
+// quote.AppendSafe writes it: for a text that is made for a program, where a
 // terminal shows it. Flush writes a last line without an end.
 func LineWriter(w io.Writer) *Lines { return &Lines{w: w} }
 

@@ -44,7 +44,7 @@ type TerminalOptions struct {
 
 // Terminal writes events as lines: for a person in front of it, or as JSON
 // for a program, and for standard error where there is no journald. It is an
-// EventSink. A reader that stands still holds up nothing; what the queue
+// event.Sink. A reader that stands still holds up nothing; what the queue
 // cannot hold meanwhile is lost and counted.
 type Terminal struct {
 	eventQueue

@@ -372,7 +372,7 @@ func MustMetric(name string) *Metric {
 	return m
 }
 
-// has reports whether the event type declares a group of fields.
+// Has reports whether the event type declares a group of fields.
 func (e *EventType) Has(g FieldGroup) bool {
 	for _, f := range e.Fields {
 		if f == g {

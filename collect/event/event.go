@@ -474,7 +474,7 @@ func (e *Event) Fields(buf []byte, put func(name string, value []byte)) []byte {
 
 // AppendJSON appends the fields as one JSON object without a newline. As in
 // the output of journalctl -o json, every value is a string, written by
-// AppendJSONString. buf is as for Fields.
+// quote.AppendJSON. buf is as for Fields.
 func (e *Event) AppendJSON(b, buf []byte) (line, scratch []byte) {
 	b = append(b, '{')
 	first := true

@@ -57,7 +57,7 @@ type probe struct {
 	full   bool // namespaces found no room, and that has been logged
 }
 
-// Over returns collect.Node: one reading of a map serves all namespaces.
+// Granularity is collect.Node: one reading of a map serves all namespaces.
 func (p *probe) Granularity() collect.Granularity { return collect.Node }
 
 // Sample reads the probe's counters.

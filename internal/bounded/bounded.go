@@ -9,17 +9,17 @@ import (
 	"time"
 )
 
-// begun is a call that may hang in the kernel or in another program. It runs
+// Call is one that may hang in the kernel or in another program. It runs
 // in a goroutine of its own, which is abandoned if it does. A panic in it is
 // its error.
 type Call[T any] struct {
 	Since time.Time
-	Done  chan struct{} // closed when value and err are there
+	Done  chan struct{} // closed when Value and Err are there
 	Value T
 	Err   error
 }
 
-// begin starts f.
+// Begin starts f.
 func Begin[T any](f func() (T, error)) *Call[T] {
 	b := &Call[T]{Since: time.Now(), Done: make(chan struct{})}
 	go func() {
@@ -31,7 +31,7 @@ func Begin[T any](f func() (T, error)) *Call[T] {
 	return b
 }
 
-// over reports whether the call has returned, and waits up to d for it, or
+// Over reports whether the call has returned, and waits up to d for it, or
 // until stop, unless it is nil, is closed.
 func (b *Call[T]) Over(d time.Duration, stop <-chan struct{}) bool {
 	select {
@@ -53,7 +53,7 @@ func (b *Call[T]) Over(d time.Duration, stop <-chan struct{}) bool {
 	return false
 }
 
-// hangs words that the call has not returned yet.
+// Hangs words that the call has not returned yet.
 func (b *Call[T]) Hangs(what string) error {
 	return fmt.Errorf("%s has not returned for %v: it waits in the kernel or for another program, and is not tried again before it returns (the stacks in /proc/PID/task/*/stack of this process say where)",
 		what, time.Since(b.Since).Round(100*time.Millisecond))

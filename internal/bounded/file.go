@@ -15,7 +15,7 @@ import (
 // readWait is how long a file that somebody names may take to be read.
 const readWait = 10 * time.Second
 
-// ReadBounded reads a whole file that an operator or another program names. It
+// ReadFile reads a whole file that an operator or another program names. It
 // must be a regular file (or /dev/null, which is empty) of at most limit bytes;
 // a FIFO, a device, a socket and a folder are refused without being opened, and
 // a file system that does not answer within ten seconds is an error. The error

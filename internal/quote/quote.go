@@ -12,8 +12,8 @@ import (
 // Text that others chose (names of processes, interfaces, pods, containers,
 // files and devices, and errors that quote such names) leaves the program by
 // one of two writers only: AppendSafe where a person reads it, and
-// AppendJSONString or AppendSafeJSON where a program does. A command that is
-// offered for copying takes such a text through ShellQuote.
+// AppendJSON or AppendSafeJSON where a program does. A command that is
+// offered for copying takes such a text through Shell.
 
 // maxMarks is how many combining marks may follow one character. No script
 // needs more; many of them draw over the lines above and below.
@@ -96,7 +96,7 @@ func SafeLine(s string) string {
 	return Safe(strings.ReplaceAll(strings.TrimSpace(s), "\n", "; "))
 }
 
-// AppendJSONString appends s as a JSON string. It is read as s again, but for
+// AppendJSON appends s as a JSON string. It is read as s again, but for
 // bytes that are not UTF-8, which become U+FFFD. What does not show on a
 // terminal is written as \u202e: JSON is read there, too.
 func AppendJSON(b, s []byte) []byte {
@@ -139,7 +139,7 @@ func appendJSONEscape(b []byte, r rune) []byte {
 }
 
 // AppendSafeJSON appends JSON that another encoder made, with what does not
-// show written as AppendJSONString does. Outside of its strings JSON is ASCII,
+// show written as AppendJSON does. Outside of its strings JSON is ASCII,
 // so that nothing needs to be parsed; line breaks and tabs between its values
 // stay.
 func AppendSafeJSON(b, encoded []byte) []byte {
@@ -166,7 +166,7 @@ func AppendSafeJSON(b, encoded []byte) []byte {
 	return b
 }
 
-// ShellQuote returns s as one word of a shell's command line, for a command
+// Shell returns s as one word of a shell's command line, for a command
 // that is offered for copying. What needs no quotes has none. A name with
 // characters that do not show, or with a space, at which a printed line may be
 // broken, is written with escapes, as $'a\x20b', which bash, zsh and ksh read.
