@@ -36,9 +36,9 @@ func NewActivities(types *KernelTypes) (*Activities, error) {
 	return a, nil
 }
 
-// Read looks anew. The map has the processes that are not on a CPU, by their
-// number in the first PID namespace, but for those beyond 16,384. It is the
-// caller's until the next call.
+// Read walks through the tasks again. The map has the processes that are not on
+// a CPU, by their number in the first PID namespace, but for those beyond
+// 16,384. It is the caller's until the next call.
 func (a *Activities) Read() (map[uint32]Activity, error) {
 	clear(a.all)
 	err := a.each(func(pid uint32, x *objects.ActivityProcess) {

@@ -47,7 +47,7 @@ type devices struct {
 	kind        Kind
 	frames      *ebpf.Program
 	packets     *ebpf.Program
-	held        map[int]*attachment // by index: names are given anew
+	held        map[int]*attachment // by index: a name may be given to another device
 	limitations []string            // of the last scan
 	closed      bool
 

@@ -31,7 +31,7 @@ func NewOpenFiles(types *KernelTypes) (*OpenFiles, error) {
 	return f, nil
 }
 
-// Read counts anew. The map has every process that ran when the call began, by
+// Read counts again. The map has every process that ran when the call began, by
 // its number in the first PID namespace, but for those beyond 16,384. It is the
 // caller's until the next call.
 func (f *OpenFiles) Read() (map[uint32]FileCount, error) {

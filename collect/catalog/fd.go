@@ -5,7 +5,7 @@ var fd = Probe{
 	Title:  "open file and socket descriptors of processes",
 	Rank:   10,
 	Source: Procfs, Overhead: "medium", Default: true,
-	Cost:         "Reads /proc once a cycle for every process: with tcpsummary the dearest of this kind, and nothing on the way of packets.",
+	Cost:         "Reads /proc once a cycle for every process: with tcpsummary the most expensive of this kind, and nothing on the way of packets.",
 	Capabilities: []Capability{CapDACReadSearch},
 	Metrics: []Metric{{
 		Name: "kubeskoop_fdopenfd", Type: Gauge, Scope: PerPod,

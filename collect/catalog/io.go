@@ -5,7 +5,7 @@ var io = Probe{
 	Title:  "system calls and storage I/O of processes",
 	Rank:   9,
 	Source: Procfs, Overhead: "low", Default: true,
-	Cost: "Reads /proc once a cycle for every process: with tcpsummary the dearest of this kind, and nothing on the way of packets.",
+	Cost: "Reads /proc once a cycle for every process: with tcpsummary the most expensive of this kind, and nothing on the way of packets.",
 	Metrics: []Metric{{
 		Name: "kubeskoop_io_ioreadsyscall", Type: Counter, Scope: PerPod, Field: "syscr",
 		Help:   "read()-like system calls of all processes (syscr); what exited processes had counted is kept.",

@@ -41,7 +41,7 @@ func Target(t testing.TB, target string, asked bool) {
 }
 
 // Kernel skips the test if this machine's kernel cannot do it: the one thing
-// that no set-up can mend.
+// that no set-up can change.
 func Kernel(t testing.TB, ok bool, reason string) {
 	t.Helper()
 	if !ok {

@@ -1,4 +1,4 @@
-// Package check finds out whether nodeskoop works on a machine, and what mends
+// Package check finds out whether nodeskoop works on a machine, and how to fix
 // what does not: the configuration, the kernel, the process's rights, each
 // probe, the outputs and containerd.
 package check
@@ -39,7 +39,7 @@ type Finding struct {
 	Check   string  `json:"check"`
 	Verdict Verdict `json:"verdict"`
 	Found   string  `json:"found"`
-	// Do is the command, or the change, that mends it.
+	// Do is the command, or the change, that fixes it.
 	Do string `json:"do,omitempty"`
 }
 
