@@ -388,9 +388,11 @@ func counters(t testing.TB, p *Probe, netns uint64) [8]uint64 {
 }
 
 // settled reads counters until they stand still for a moment: after traffic,
-// the last packets may still be on their way through a softirq.
+// the last packets may still be on their way through a softirq, or a timer may
+// be due.
 func (l *testLoader) settled(p *Probe, netns uint64) [8]uint64 {
 	l.t.Helper()
+	drained(l.t)
 	last := counters(l.t, p, netns)
 	l.eventually("the counters to settle", func() bool {
 		time.Sleep(50 * time.Millisecond)

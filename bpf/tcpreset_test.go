@@ -248,12 +248,12 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 			a.injectSegment(t, madeSegment{from: from, to: to, seq: 1000, flags: flagSYN, data: "data"})
 			a.injectSegment(t, madeSegment{from: from, to: to, seq: 1005, flags: flagRST})
 		}
-		if got := b.counter(t, "TcpExt.TCPFastOpenPassive") - passive; got != n {
-			t.Errorf("%s: %d sockets by fast open", family, got)
-		}
 		want[b][ResetReceive] += n
 		total += n
 		check(family + ": SYN_RECV with fast open")
+		if got := b.counter(t, "TcpExt.TCPFastOpenPassive") - passive; got != n {
+			t.Errorf("%s: %d sockets by fast open", family, got)
+		}
 		seen(family+": SYN_RECV with fast open", b, "SYN_RECV", to)
 		listener.Close()
 		release()
