@@ -55,7 +55,7 @@ func up(name string) string { return "nodeskoop_probe_up{node1,hostNetwork,hostN
 func TestHungListing(t *testing.T) {
 	root, ns := fakeProc(t, 20)
 	pods := &somePods{running: []*owner.Pod{pod("a", ns[1], 20)}, pids: map[string][]int{"a": {20}}}
-	r := newRunner(t, Options{ProcRoot: root, Pods: pods},
+	r := newRunner(t, Options{Timeout: hungTimeout, ProcRoot: root, Pods: pods},
 		probe("tcp", EachNetns, readValue(mInsegs)),
 		probe("fd", EachPod, func(v *View) error {
 			n := State[float64](v)
@@ -94,7 +94,7 @@ func TestHungLoading(t *testing.T) {
 		open(path)
 		return closing{fnProbe{granularity: Node, sample: func(v *View) error { return nil }}, &closed}, nil
 	}}
-	r := newRunner(t, Options{ProcRoot: root}, slow, probe("tcp", EachNetns, readValue(mInsegs)))
+	r := newRunner(t, Options{Timeout: hungTimeout, ProcRoot: root}, slow, probe("tcp", EachNetns, readValue(mInsegs)))
 	for range 3 {
 		got := values(r.Cycle())
 		want(t, got, up("ip"), 0)
@@ -121,7 +121,7 @@ func TestLoadingThatIsNotWantedAnyMore(t *testing.T) {
 	root, _ := fakeProc(t)
 	path, release := fifo(t)
 	var closed atomic.Int32
-	r := newRunner(t, Options{ProcRoot: root}, Factory{"ip", func(Env) (Probe, error) {
+	r := newRunner(t, Options{Timeout: hungTimeout, ProcRoot: root}, Factory{"ip", func(Env) (Probe, error) {
 		open(path)
 		return closing{fnProbe{granularity: Node, sample: func(v *View) error { return nil }}, &closed}, nil
 	}}, probe("tcp", EachNetns, readValue(mInsegs)))
@@ -160,7 +160,7 @@ func TestHookThatHangsOrPanics(t *testing.T) {
 			return hooked{fnProbe{granularity: Node, sample: func(v *View) error { return nil }}, hook}, nil
 		}}
 	}
-	r := newRunner(t, Options{ProcRoot: root},
+	r := newRunner(t, Options{Timeout: hungTimeout, ProcRoot: root},
 		make("ip", func() (string, []string) { open(path); return "late", nil }),
 		make("udp", func() (string, []string) { panic("boom") }),
 		make("sock", func() (string, []string) { return "raw_tp", []string{"anything"} }),

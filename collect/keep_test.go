@@ -11,6 +11,7 @@ import (
 
 	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/owner"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/kernel"
 )
 
@@ -99,7 +100,7 @@ func TestCountersOutlive(t *testing.T) {
 
 	o.Probes = map[string]map[string]any{"conntrack": {"pods": true}}
 	o.Enabled = []string{"netdev", "conntrack"}
-	o.HostLabel, o.Node, o.Timeout = owner.DefaultHostLabel, "node1", time.Second
+	o.HostLabel, o.Node, o.Timeout = owner.DefaultHostLabel, "node1", testkit.Patience
 	if err := r.Apply(o); err != nil {
 		t.Fatal(err)
 	}
@@ -290,11 +291,11 @@ func TestStateOfWhatHangs(t *testing.T) {
 		v.Add(m, float64(s.n))
 		return err
 	})
-	r := keeping(t, Options{ProcRoot: root}, nil, f)
+	r := keeping(t, Options{Timeout: hungTimeout, ProcRoot: root}, nil, f)
 	r.Cycle()
 	hangs = true
 	r.Cycle()
-	r2 := keeping(t, Options{ProcRoot: root}, kept(r), counting("netdev", txBytes, EachNetns))
+	r2 := keeping(t, Options{Timeout: hungTimeout, ProcRoot: root}, kept(r), counting("netdev", txBytes, EachNetns))
 	if v := values(r2.Cycle()); v[txBytes+"{node1,hostNetwork,hostNetwork}"] != 20 {
 		t.Errorf("%v", v)
 	}

@@ -86,6 +86,10 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
+// hungTimeout is for tests of what never answers; the others are patient, on a
+// busy machine too.
+const hungTimeout = 500 * time.Millisecond
+
 func newRunner(t *testing.T, o Options, f ...Factory) *Runner {
 	t.Helper()
 	if o.Enabled == nil {
@@ -97,7 +101,7 @@ func newRunner(t *testing.T, o Options, f ...Factory) *Runner {
 		o.HostLabel = owner.DefaultHostLabel
 	}
 	if o.Timeout == 0 {
-		o.Timeout = 100 * time.Millisecond
+		o.Timeout = testkit.Patience
 	}
 	o.Interval, o.Node = time.Hour, "node1"
 	r, err := NewRunner(o, f...)
@@ -359,7 +363,7 @@ func TestHungReadOfOnePod(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(root, "20/net/other"), "5")
-	r := newRunner(t, Options{ProcRoot: root, Pods: &somePods{running: []*owner.Pod{pod("a", ns[1], 20), pod("b", ns[2], 30)}}},
+	r := newRunner(t, Options{Timeout: hungTimeout, ProcRoot: root, Pods: &somePods{running: []*owner.Pod{pod("a", ns[1], 20), pod("b", ns[2], 30)}}},
 		probe("tcp", EachNetns, readValue(mInsegs)),
 		probe("udp", EachNetns, func(v *View) error { v.Add(mDgrams, 3); return nil }))
 	got := values(r.Cycle())
@@ -414,7 +418,7 @@ func TestHungProbe(t *testing.T) {
 	release := make(chan struct{})
 	var mu sync.Mutex
 	calls := 0
-	r := newRunner(t, Options{ProcRoot: root},
+	r := newRunner(t, Options{Timeout: hungTimeout, ProcRoot: root},
 		probe("ip", EachNetns, func(*View) error {
 			mu.Lock()
 			calls++
