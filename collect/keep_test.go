@@ -11,8 +11,8 @@ import (
 
 	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/owner"
-	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/kernel"
+	"nodeskoop/internal/testkit"
 )
 
 // keptSum is a probe's memory that outlives it: a sum.
