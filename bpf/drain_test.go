@@ -14,12 +14,13 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// drain is a pair of ends of a loopback in a namespace that nothing else uses.
+// drain is the socket by which drained waits, made when it is first needed.
 var drain = sync.OnceValues(newDrain)
 
-type drainEnds struct {
-	fd   int // connected to itself
-	cpus []int
+// loopSocket sends datagrams to itself, in a namespace that nothing else uses.
+type loopSocket struct {
+	fd   int
+	cpus []int // on which this process may run
 }
 
 // hops is how often a packet is queued on its way in these tests, at most:
@@ -48,9 +49,9 @@ func drained(t testing.TB) {
 	}
 }
 
-func newDrain() (*drainEnds, error) {
+func newDrain() (*loopSocket, error) {
 	type result struct {
-		d   *drainEnds
+		d   *loopSocket
 		err error
 	}
 	made := make(chan result)
@@ -63,8 +64,8 @@ func newDrain() (*drainEnds, error) {
 	return r.d, r.err
 }
 
-func openDrain() (*drainEnds, error) {
-	d := &drainEnds{}
+func openDrain() (*loopSocket, error) {
+	d := &loopSocket{}
 	var set unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &set); err != nil {
 		return nil, os.NewSyscallError("sched_getaffinity", err)
@@ -109,7 +110,7 @@ func openDrain() (*drainEnds, error) {
 
 // pass sends a datagram on each CPU in turn, once for each hop: what comes out
 // of a queue may enter the next one, of any CPU.
-func (d *drainEnds) pass() error {
+func (d *loopSocket) pass() error {
 	var b [1]byte
 	for range hops {
 		for _, cpu := range d.cpus {
