@@ -364,24 +364,34 @@ func (w *worker) run() {
 	w.cpuTime = time.Duration(to.Nano() - from.Nano())
 }
 
+// pinThread keeps the thread on the nth of the CPUs that it may run on.
 func pinThread(n int) error {
-	var may, one unix.CPUSet
+	cpus, err := allowedCPUs()
+	if err != nil {
+		return err
+	}
+	return pinTo(cpus[n%len(cpus)])
+}
+
+// allowedCPUs are those that the thread may run on.
+func allowedCPUs() (cpus []int, err error) {
+	var may unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &may); err != nil {
-		return fmt.Errorf("ask for the CPUs of the thread: %w", err)
+		return nil, fmt.Errorf("ask for the CPUs of the thread: %w", err)
 	}
-	n %= may.Count()
 	for cpu := range len(may) * 64 {
-		if !may.IsSet(cpu) {
-			continue
+		if may.IsSet(cpu) {
+			cpus = append(cpus, cpu)
 		}
-		if n == 0 {
-			one.Set(cpu)
-			break
-		}
-		n--
 	}
+	return cpus, nil
+}
+
+func pinTo(cpu int) error {
+	var one unix.CPUSet
+	one.Set(cpu)
 	if err := unix.SchedSetaffinity(0, &one); err != nil {
-		return fmt.Errorf("keep the thread on one CPU: %w", err)
+		return fmt.Errorf("keep the thread on CPU %d: %w", cpu, err)
 	}
 	return nil
 }

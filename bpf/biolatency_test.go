@@ -61,17 +61,16 @@ func TestBiolatencyForgetsWhatNeverEnded(t *testing.T) {
 					}
 				}
 			})
-			found := 0
+			seen := false
 			l.eventually("requests to be seen", func() bool {
 				var key uint64
 				var value objects.BiolatencyIssued
 				for i := requests.Iterate(); i.Next(&key, &value); {
 					if int(value.Pid) == os.Getpid() { // other disks have theirs
-						known[key] = true
-						found++
+						known[key], seen = true, true
 					}
 				}
-				return len(known) >= 4 && found > 0
+				return seen && len(known) >= 4
 			})
 			stop.Store(true)
 			reading.Wait()
@@ -80,10 +79,10 @@ func TestBiolatencyForgetsWhatNeverEnded(t *testing.T) {
 		// The clock began with the machine, which may have been booted just now.
 		ago := min(10*time.Second, now()/2)
 		const once = 600
-		n, injected := 0, 0
+		n, injected, used := 0, 0, 0
 		buffer := aligned(4096)
 		// Which structures a read gets depends on the CPU that it is sent from.
-		met := testkit.Within(testkit.Patience, func() bool {
+		if !testkit.Within(testkit.Patience, func() bool {
 			learn()
 			for i := range once {
 				earlier := uint64(now() - ago)
@@ -100,11 +99,11 @@ func TestBiolatencyForgetsWhatNeverEnded(t *testing.T) {
 				}
 				n++
 			}
-			// An entry is made anew once a request has used up the one before.
-			return injected-len(known) >= 5
-		})
-		if !met {
-			t.Errorf("only %d entries were met", injected-len(known))
+			// An entry is made again once a request has used up the one before.
+			used = injected - len(known)
+			return used >= 5
+		}) {
+			t.Errorf("only %d entries were met", used)
 		}
 		var seen, others int
 		var longest time.Duration

@@ -14,13 +14,12 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// drain is the socket by which drained waits, made when it is first needed.
-var drain = sync.OnceValues(newDrain)
-
-// loopSocket sends datagrams to itself, in a namespace that nothing else uses.
-type loopSocket struct {
-	fd   int
-	cpus []int // on which this process may run
+// drain is the socket by which drained waits, made when it is first needed: it
+// sends datagrams to itself, in a namespace that nothing else uses and that
+// lasts as long as it. Two that wait would take each other's datagrams.
+var drain struct {
+	sync.Mutex
+	fd int // 0 before
 }
 
 // hops is how often a packet is queued on its way in these tests, at most:
@@ -35,101 +34,71 @@ const hops = 8
 // after all that was queued there.
 func drained(t testing.TB) {
 	t.Helper()
-	d, err := drain()
-	if err != nil {
-		t.Fatalf("the loopback that drains the receive queues: %v", err)
+	drain.Lock()
+	defer drain.Unlock()
+	if drain.fd == 0 {
+		newUnowned(t).do(t, func() (err error) {
+			drain.fd, err = loopSocket()
+			return err
+		})
 	}
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // the thread ends with its affinity
-		done <- d.pass()
+		done <- passQueues(drain.fd)
 	}()
 	if err := <-done; err != nil {
 		t.Fatalf("drain the receive queues: %v", err)
 	}
 }
 
-func newDrain() (*loopSocket, error) {
-	type result struct {
-		d   *loopSocket
-		err error
+// loopSocket makes a UDP socket that is connected to itself.
+func loopSocket() (fd int, err error) {
+	if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		return 0, os.NewSyscallError("socket", err)
 	}
-	made := make(chan result)
-	go func() {
-		runtime.LockOSThread() // the thread ends with its namespace
-		d, err := openDrain()
-		made <- result{d, err}
-	}()
-	r := <-made
-	return r.d, r.err
-}
-
-func openDrain() (*loopSocket, error) {
-	d := &loopSocket{}
-	var set unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &set); err != nil {
-		return nil, os.NewSyscallError("sched_getaffinity", err)
-	}
-	for cpu := range len(set) * 64 {
-		if set.IsSet(cpu) {
-			d.cpus = append(d.cpus, cpu)
+	defer func() {
+		if err != nil {
+			unix.Close(fd)
+			fd = 0
 		}
-	}
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		return nil, os.NewSyscallError("unshare", err)
-	}
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
-	}
-	up, err := unix.NewIfreq("lo")
-	if err != nil {
-		return nil, err
-	}
-	up.SetUint16(unix.IFF_UP)
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, up); err != nil {
-		return nil, os.NewSyscallError("SIOCSIFFLAGS", err)
-	}
+	}()
 	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
-		return nil, os.NewSyscallError("bind", err)
+		return fd, os.NewSyscallError("bind", err)
 	}
 	self, err := unix.Getsockname(fd)
 	if err != nil {
-		return nil, os.NewSyscallError("getsockname", err)
+		return fd, os.NewSyscallError("getsockname", err)
 	}
 	if err := unix.Connect(fd, self); err != nil {
-		return nil, os.NewSyscallError("connect", err)
+		return fd, os.NewSyscallError("connect", err)
 	}
 	patience := unix.NsecToTimeval(testkit.Patience.Nanoseconds())
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
-		return nil, os.NewSyscallError("SO_RCVTIMEO", err)
-	}
-	d.fd = fd
-	return d, nil
+	return fd, os.NewSyscallError("SO_RCVTIMEO", unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience))
 }
 
-// pass sends a datagram on each CPU in turn, once for each hop: what comes out
-// of a queue may enter the next one, of any CPU.
-func (d *loopSocket) pass() error {
+// passQueues sends a datagram on each CPU in turn, once for each hop: what comes
+// out of a queue may enter the next one, of any CPU.
+func passQueues(fd int) error {
+	cpus, err := allowedCPUs()
+	if err != nil {
+		return err
+	}
 	var b [1]byte
 	for range hops {
-		for _, cpu := range d.cpus {
-			var one unix.CPUSet
-			one.Set(cpu)
-			if err := unix.SchedSetaffinity(0, &one); err != nil {
-				return fmt.Errorf("run on CPU %d: %w", cpu, err)
+		for _, cpu := range cpus {
+			if err := pinTo(cpu); err != nil {
+				return err
 			}
-			if _, err := unix.Write(d.fd, b[:]); err != nil {
+			if _, err := unix.Write(fd, b[:]); err != nil {
 				return fmt.Errorf("send a datagram on CPU %d: %w", cpu, err)
 			}
-			for {
-				_, err := unix.Read(d.fd, b[:])
-				if err == nil {
-					break
-				}
-				if err != unix.EINTR {
-					return fmt.Errorf("the datagram of CPU %d did not come: %w", cpu, err)
-				}
+			_, err := unix.Read(fd, b[:])
+			for err == unix.EINTR {
+				_, err = unix.Read(fd, b[:])
+			}
+			if err != nil {
+				return fmt.Errorf("the datagram of CPU %d did not come: %w", cpu, err)
 			}
 		}
 	}

@@ -295,7 +295,7 @@ func TestStateOfWhatHangs(t *testing.T) {
 	r.Cycle()
 	hangs = true
 	r.Cycle()
-	r2 := keeping(t, Options{Timeout: hungTimeout, ProcRoot: root}, kept(r), counting("netdev", txBytes, EachNetns))
+	r2 := keeping(t, Options{ProcRoot: root}, kept(r), counting("netdev", txBytes, EachNetns))
 	if v := values(r2.Cycle()); v[txBytes+"{node1,hostNetwork,hostNetwork}"] != 20 {
 		t.Errorf("%v", v)
 	}
