@@ -1,18 +1,21 @@
 package bpf
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -39,7 +42,7 @@ func TestSocketlatencyHealthy(t *testing.T) {
 					connectBack(t, client, server)
 				}
 				before := [2][8]uint64{l.settled(p, a.inode), l.settled(p, b.inode)}
-				asked, answered := requestsByTCP(t, client, server, n/4)
+				asked, answered := questions(t, client, server, protocol == "UDP", n/4)
 				for i, side := range []struct {
 					name  string
 					ns    *namespace
@@ -80,40 +83,75 @@ func connectBack(t *testing.T, client, server *endpoint) {
 	}
 }
 
-// requestsByTCP gives how long questions and answers were on their way.
-func requestsByTCP(t *testing.T, client, server *endpoint, n int) (asked, answered []time.Duration) {
-	var buffer, other [64]byte
+// questions gives how long questions and answers were on their way. A datagram may
+// be lost on it: a question without an answer is asked again.
+func questions(t *testing.T, client, server *endpoint, datagrams bool, n int) (asked, answered []time.Duration) {
+	t.Helper()
 	at := make([]time.Duration, 2*n)
 	asked, answered = make([]time.Duration, n), make([]time.Duration, n)
-	pass := func(call func(int, []byte) (int, error), fd int, b []byte) bool {
-		got, err := again(func() (int, error) { return call(fd, b) })
-		if err != nil || got != len(b) {
-			t.Errorf("%d bytes of a request: %v", got, err)
-			return false
+	if datagrams {
+		for _, e := range []*endpoint{client, server} {
+			wait := unix.NsecToTimeval(int64(2 * time.Second))
+			if err := unix.SetsockoptTimeval(e.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
+				t.Fatal(err)
+			}
 		}
-		return true
+	}
+	var over atomic.Bool
+	end := time.Now().Add(testkit.Patience)
+	// read gives the number of what came, and whether anything did.
+	read := func(e *endpoint) (number int, came bool) {
+		var b [64]byte
+		got, err := again(func() (int, error) { return unix.Read(e.fd, b[:]) })
+		switch {
+		case err == unix.EAGAIN && datagrams && time.Now().Before(end):
+			return 0, false
+		case (err != nil || got != len(b)) && !over.Swap(true):
+			t.Errorf("%d bytes of a request: %v", got, err)
+		}
+		return int(binary.NativeEndian.Uint64(b[:])), true
+	}
+	write := func(e *endpoint, number int) {
+		var b [64]byte
+		binary.NativeEndian.PutUint64(b[:], uint64(number))
+		got, err := again(func() (int, error) { return unix.Write(e.fd, b[:]) })
+		if (err != nil || got != len(b)) && !over.Swap(true) {
+			t.Errorf("%d bytes of a request: %v", got, err)
+		}
 	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for i := range n {
-			if !pass(unix.Read, server.fd, other[:]) {
+		for !over.Load() {
+			switch i, came := read(server); {
+			case !came:
+			case i == n: // the last
 				return
-			}
-			asked[i] = now() - at[2*i]
-			at[2*i+1] = now()
-			if !pass(unix.Write, server.fd, other[:]) {
-				return
+			default:
+				if asked[i] == 0 {
+					asked[i] = now() - at[2*i]
+				}
+				at[2*i+1] = now()
+				write(server, i)
 			}
 		}
 	}()
-	for i := range n {
+	for i := 0; i < n && !over.Load(); {
 		at[2*i] = now()
-		if !pass(unix.Write, client.fd, buffer[:]) || !pass(unix.Read, client.fd, buffer[:]) {
-			break
+		write(client, i)
+		number, came := read(client)
+		for came && number < i && !over.Load() { // an answer that was late
+			number, came = read(client)
+		}
+		if !came {
+			t.Logf("no answer to question %d: it is asked again", i)
+			continue
 		}
 		answered[i] = now() - at[2*i+1]
+		i++
 	}
+	write(client, n)
+	over.Store(true)
 	<-done
 	return asked, answered
 }
