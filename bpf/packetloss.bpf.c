@@ -110,11 +110,6 @@ const volatile struct rule rules[RULES] = {};
 
 #define RULE_MASK ((1ull << RULES) - 1)
 
-/* Functions that the verifier follows once, whatever leads to them: it would
- * try each set of traits with each rule else, and give up. They have numbers
- * for arguments. */
-#define VERIFIED_ONCE __attribute__((noinline))
-
 /* Rules that name no function, that name no reason, and that apply where the
  * kernel gives no reasons. */
 const volatile __u64 rules_anywhere = 0;

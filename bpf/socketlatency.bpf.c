@@ -118,7 +118,7 @@ struct queue {
 	__u32 head; /* index of the next mark; & MARKS - 1 gives its place */
 	__u32 tail;
 	__u32 base; /* where the oldest mark's data begin */
-	__u32 unused;
+	__u32 best; /* of queue_squeeze */
 	struct mark mark[MARKS];
 };
 
@@ -258,12 +258,18 @@ static __always_inline __u32 many_of(const struct mark *m)
 static __noinline __u32 queue_squeeze(struct queue *q, __u32 now)
 {
 	__u64 best_span = 1ull << 31, best_age = 1;
-	__u32 tail, best = MARKS - 2, many;
+	volatile __u32 *choice;
+	__u32 tail, best, many;
 	struct mark *m, *next;
 
 	if (!q)
 		return 0;
 	tail = q->tail;
+	/* Kept where the verifier takes it for any number: it would follow what
+	 * comes after for each one else. Another CPU that squeezes, too, may
+	 * choose for this one. */
+	choice = &q->best;
+	*choice = MARKS - 2;
 	for (__u32 i = 1; i < MARKS - 1; i++) {
 		__u32 span, age;
 
@@ -274,9 +280,10 @@ static __noinline __u32 queue_squeeze(struct queue *q, __u32 now)
 		if (span * best_age < best_span * age) {
 			best_span = span;
 			best_age = age;
-			best = i;
+			*choice = i;
 		}
 	}
+	best = *choice;
 	m = mark_at(q, tail + best);
 	next = mark_at(q, tail + best + 1);
 	many = many_of(m) + many_of(next);
@@ -950,7 +957,7 @@ static __always_inline struct event_account *event_on(__u32 type)
 
 /* How many of `many` writes, evenly spread over the time from the first to the
  * last, have waited for a threshold. */
-static __always_inline __u32 over(__u64 threshold, __u64 first_wait, __u64 span, __u32 many)
+VERIFIED_ONCE __u32 over(__u64 threshold, __u64 first_wait, __u64 span, __u32 many)
 {
 	if (first_wait < threshold)
 		return 0;

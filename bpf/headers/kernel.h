@@ -425,6 +425,10 @@ enum {
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_tracing.h>
 
+/* A function that the verifier follows once, whatever leads to it: it would follow
+ * each of a caller's paths through it else. It has numbers for arguments. */
+#define VERIFIED_ONCE __attribute__((noinline))
+
 /* Names types that bpf2go gives to Go (its option -type), as the members of a
  * struct: an object lacks the types that none of its variables has. */
 #define GO_TYPES(...)                                                                              \
