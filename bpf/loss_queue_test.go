@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -273,6 +274,82 @@ func TestLossRings(t *testing.T) {
 	})
 }
 
+// TestLossGroups: where a CPU's queue is full, the frames to a group are lost that
+// somebody has joined. The others nobody misses.
+func TestLossGroups(t *testing.T) {
+	x := newLossLab(t)
+	if n := backlogLimit(t); n > 1500 {
+		need.Kernel(t, false, fmt.Sprintf("net.core.netdev_max_backlog is %d, more than one packet has segments", n))
+	}
+	x.b.steal(t, "eth0", false) // what gets through
+	x.r.run(t, "ethtool", "-K", "right", "tso", "off")
+	from, to := port(x.a.v4, lossFrom), port(x.b.v4, lossTo)
+	group := net.HardwareAddr{1, 0, 0x5e, 1, 2, 3}
+	burst := func(t *testing.T) {
+		x.r.do(t, func() error {
+			if err := sendFrame(group, from, to, 2000); !errors.Is(err, unix.ENOBUFS) {
+				return err
+			}
+			return nil
+		})
+	}
+	source := softnetDropped
+	unjoined := func(t *testing.T) {
+		x.begin()
+		before, dropped := x.dropped(), source(t)
+		ignored, err := x.p.Ignored()
+		if err != nil {
+			t.Fatal(err)
+		}
+		burst(t)
+		n := steady(func() uint64 { return source(t) - dropped })
+		if n == 0 {
+			t.Fatal("the queue was not full")
+		}
+		now, err := x.p.Ignored()
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := now[Unwanted] - ignored[Unwanted]
+		if excused(t, "unwanted frames", n, seen) {
+			return
+		}
+		if lost := x.lost(x.dropped()) - x.lost(before); lost > 0 || seen < n {
+			t.Errorf("of %d frames that nobody asked for, %d count as lost and %d as unwanted", n, lost, seen)
+		}
+	}
+	lost := func(t *testing.T, why string) {
+		x.lose(t, why, loss{in: x.b, source: softnetDropped, reasons: "CPU_BACKLOG", from: from, to: to, protocol: unix.IPPROTO_TCP}, burst)
+	}
+	sighted(t, "nobody has joined", unjoined)
+	// Somewhere among others, and with so many that nobody looks through them.
+	for _, others := range []int{0, 10, 40} {
+		for i := range others {
+			x.b.run(t, "ip", "maddress", "add", fmt.Sprintf("01:00:5e:02:00:%02x", i), "dev", "eth0")
+		}
+		if others == 10 {
+			sighted(t, "others have been joined", unjoined)
+		}
+		x.b.run(t, "ip", "maddress", "add", group.String(), "dev", "eth0")
+		lost(t, fmt.Sprintf("joined, with %d others", others))
+		x.b.run(t, "ip", "maddress", "del", group.String(), "dev", "eth0")
+		for i := range others {
+			x.b.run(t, "ip", "maddress", "del", fmt.Sprintf("01:00:5e:02:00:%02x", i), "dev", "eth0")
+		}
+	}
+	x.b.run(t, "ip", "link", "set", "eth0", "allmulticast", "on")
+	lost(t, "a device that takes all groups")
+	x.b.run(t, "ip", "link", "set", "eth0", "allmulticast", "off")
+	sighted(t, "nobody has joined any more", unjoined)
+	some := group
+	group = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	lost(t, "to everybody")
+	group = some
+	x.b.run(t, "ethtool", "-K", "eth0", "gro", "on") // it gets a ring
+	source = linkCount(x.r.namespace, "right", "tx.dropped")
+	sighted(t, "nobody has joined, and a ring is full", unjoined)
+}
+
 // backlogLimit is how many packets may wait for one CPU.
 func backlogLimit(t *testing.T) int {
 	t.Helper()
@@ -291,6 +368,11 @@ func backlogLimit(t *testing.T) int {
 // into so many segments of 30 bytes. It has an IP option, with which GRO leaves
 // it alone.
 func sendSegments(from, to netip.AddrPort, segments int) error {
+	return sendFrame(routerMAC(2, 2), from, to, segments)
+}
+
+// sendFrame is sendSegments in a frame to an address of the link.
+func sendFrame(host net.HardwareAddr, from, to netip.AddrPort, segments int) error {
 	l, err := netlink.LinkByName("right")
 	if err != nil {
 		return err
@@ -311,5 +393,5 @@ func sendSegments(from, to netip.AddrPort, segments int) error {
 	p = slices.Concat(p[:20], []byte{1, 1, 1, 1}, p[20:])
 	p[0] = 0x46
 	binary.BigEndian.PutUint16(p[ipv4Length:], uint16(len(p)))
-	return unix.Sendto(fd, slices.Concat(vnet, ethernet(routerMAC(2, 2), routerMAC(2, 1), checksummed(p))), 0, &unix.SockaddrLinklayer{Ifindex: l.Attrs().Index})
+	return unix.Sendto(fd, slices.Concat(vnet, ethernet(host, routerMAC(2, 1), checksummed(p))), 0, &unix.SockaddrLinklayer{Ifindex: l.Attrs().Index})
 }

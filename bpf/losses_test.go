@@ -99,6 +99,10 @@ func TestLossJudge(t *testing.T) {
 		{"udp_queue_rcv_one_skb", none, ReasonNone, traitGroup, Lost},
 		{"nft_do_chain", reasons, 9, traitGroup | traitDevice, Lost},
 		{"nft_do_chain", none, ReasonNone, traitGroup | traitDevice, Lost},
+		{"enqueue_to_backlog", reasons, 9, traitGroup | traitUnjoined | traitDevice, Lost}, // for another reason
+		{"enqueue_to_backlog", none, ReasonNone, traitGroup | traitUnjoined | traitDevice, Unwanted},
+		{"enqueue_to_backlog", none, ReasonNone, traitGroup | traitDevice, Lost},
+		{"enqueue_to_backlog", none, ReasonNone, traitDevice, Lost},
 		{"a_function_of_a_later_module", reasons, 2, traitDevice, Lost},
 	} {
 		if got := lossTable.judge(c.function, c.reasons, c.reason, c.traits); got != c.want {

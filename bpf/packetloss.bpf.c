@@ -69,6 +69,7 @@ enum trait {
 	PULLED = 1 << 4, /* its data begins behind its IP header: a part of a packet */
 	OUTGOING = 1 << 5, /* a copy for a capture, or of a socket's error queue */
 	COPIED = 1 << 6, /* somebody has, or had, a copy of it */
+	UNJOINED = 1 << 21, /* nobody here has joined the group that the frame was sent to */
 	/* What its headers say. */
 	BARE = 1 << 7, /* TCP: neither data nor SYN, FIN or RST */
 	FIN = 1 << 8, /* TCP: FIN without data */
@@ -117,6 +118,8 @@ const volatile __u64 rules_any_reason = 0;
 const volatile __u64 rules_no_reasons = 0;
 /* Rules that ask for traits of the headers or of the socket. */
 const volatile __u64 rules_of_headers = 0;
+/* Rules that ask whether somebody has joined the group. */
+const volatile __u64 rules_of_members = 0;
 /* Rules that ask for a message, for a frame to a group, and to another host. */
 const volatile __u64 rules_of_messages = 0;
 const volatile __u64 rules_of_groups = 0;
@@ -335,6 +338,50 @@ VERIFIED_ONCE __u32 kind_of(__u32 nested, __u32 dev_netns)
 	if ((__u64)skb->data > (__u64)skb->head + skb->network_header)
 		traits |= PULLED;
 	return traits;
+}
+
+#define ARPHRD_ETHER 1
+#define IFF_PROMISC 0x100
+#define IFF_ALLMULTI 0x200
+#define GROUPS 32
+
+/* Whether a frame's group is one that its device takes no frames for, as the
+ * kernel's own filter says (dev_mc_add). A bridge or the like that takes the
+ * device's frames, a device that takes all, and one with more groups than are
+ * looked at here may know somebody who asked. */
+VERIFIED_ONCE __u32 traits_of_group(__u32 nested)
+{
+	const struct notes *n = notes_here();
+	const struct net_device *dev;
+	const struct list_head *end, *at;
+	const struct sk_buff *skb;
+	struct {
+		__u32 high;
+		__u16 low;
+		__u16 unused;
+	} to = {}, group = {};
+
+	if (!n)
+		return 0;
+	skb = copy_of(n, nested);
+	dev = skb->dev;
+	if (BPF_CORE_READ(dev, type) != ARPHRD_ETHER || BPF_CORE_READ(dev, rx_handler) ||
+	    BPF_CORE_READ(dev, flags) & (IFF_PROMISC | IFF_ALLMULTI) ||
+	    bpf_probe_read_kernel(&to, 6, skb->head + skb->mac_header))
+		return 0;
+	if (to.high == 0xffffffff && to.low == 0xffff)
+		return 0; /* to everybody */
+	end = __builtin_preserve_access_index(&dev->mc.list);
+	at = BPF_CORE_READ(end, next);
+	for (int i = 0; i < GROUPS && at; i++) {
+		if (at == end)
+			return UNJOINED;
+		BPF_CORE_READ_INTO(&group, (const struct netdev_hw_addr *)at, addr);
+		if (group.high == to.high && group.low == to.low)
+			return 0;
+		at = BPF_CORE_READ(at, next);
+	}
+	return 0;
 }
 
 VERIFIED_ONCE __u32 traits_of_tcp(__u64 header, __u32 len, __u64 socket)
@@ -714,6 +761,8 @@ static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 loc
 			if (has_rx_sk || sockets_noted)
 				traits |= INFORMED;
 		}
+		if (candidates & rules_of_members)
+			traits |= traits_of_group(nested);
 		why = candidates ? judge(candidates, traits) : LOST;
 		/* Code of a module that user space does not know yet: it
 		 * judges, by the same rules. */

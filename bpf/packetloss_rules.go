@@ -57,6 +57,7 @@ const (
 	traitPulled    = traits(objects.PacketlossTraitPULLED)
 	traitOutgoing  = traits(objects.PacketlossTraitOUTGOING)
 	traitCopied    = traits(objects.PacketlossTraitCOPIED)
+	traitUnjoined  = traits(objects.PacketlossTraitUNJOINED)
 	traitACK       = traits(objects.PacketlossTraitBARE)
 	traitFIN       = traits(objects.PacketlossTraitFIN)
 	traitRST       = traits(objects.PacketlossTraitRST)
@@ -280,6 +281,16 @@ var lossRules = []lossRule{
 		kernels: "all", test: "TestHealthy/link",
 	},
 	{
+		// The same where the queue to those that it might concern is full: that
+		// of a CPU, or of a virtual device.
+		why: Unwanted, functions: []string{
+			"enqueue_to_backlog", "netif_rx", "netif_rx_internal", "__netif_rx", "netif_rx_ni", "netif_receive_skb*",
+			"veth_xmit", "veth_xdp_rx", "veth_forward_skb",
+		},
+		reasons: []string{"NOT_SPECIFIED", "CPU_BACKLOG", "FULL_RING"}, need: traitGroup | traitUnjoined,
+		kernels: "all", test: "TestLossGroups",
+	},
+	{
 		why: Unwanted, reasons: []string{"IPV6_NDISC_NS_OTHERHOST"},
 		kernels: "from 6.6", test: "TestHealthy/link",
 	},
@@ -379,6 +390,7 @@ type lossMasks struct {
 	anyReason  uint64 // rules that name no reason
 	noReasons  uint64 // rules that hold where the kernel gives none
 	ofHeaders  uint64 // rules that ask for what the headers say
+	ofMembers  uint64 // rules that ask whether somebody has joined the group
 	ofMessages uint64 // rules that ask for a message, not a packet
 	ofGroups   uint64 // rules that ask for a frame to a group
 	ofOthers   uint64 // rules that ask for a frame to another host
@@ -420,8 +432,11 @@ func makeLossMasks(rules []lossRule) *lossMasks {
 		if len(r.reasons) == 0 || len(r.functions) > 0 && !r.decisive {
 			m.noReasons |= bit
 		}
-		if (r.need|r.deny)&^(traitNoPacket|traitDevice|traitGroup|traitOtherHost|traitPulled|traitOutgoing|traitCopied) != 0 {
+		if (r.need|r.deny)&^(traitNoPacket|traitDevice|traitGroup|traitOtherHost|traitPulled|traitOutgoing|traitCopied|traitUnjoined) != 0 {
 			m.ofHeaders |= bit
+		}
+		if r.need&traitUnjoined != 0 {
+			m.ofMembers |= bit
 		}
 		if r.need&traitNoPacket != 0 {
 			m.ofMessages |= bit
@@ -484,6 +499,7 @@ func prepareLosses(spec *ebpf.CollectionSpec) error {
 		set(spec, objects.PacketlossVarRulesAnyReason, m.anyReason),
 		set(spec, objects.PacketlossVarRulesNoReasons, m.noReasons),
 		set(spec, objects.PacketlossVarRulesOfHeaders, m.ofHeaders),
+		set(spec, objects.PacketlossVarRulesOfMembers, m.ofMembers),
 		set(spec, objects.PacketlossVarRulesOfMessages, m.ofMessages),
 		set(spec, objects.PacketlossVarRulesOfGroups, m.ofGroups),
 		set(spec, objects.PacketlossVarRulesOfOthers, m.ofOthers),

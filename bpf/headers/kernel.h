@@ -165,12 +165,29 @@ struct netdev_queue {
 	struct Qdisc *qdisc;
 };
 
+struct list_head {
+	struct list_head *next;
+};
+
+struct netdev_hw_addr {
+	struct list_head list;
+	unsigned char addr[32];
+};
+
+struct netdev_hw_addr_list {
+	struct list_head list;
+};
+
 struct net_device {
 	char name[16];
 	int ifindex;
+	unsigned int flags;
+	unsigned short type;
 	possible_net_t nd_net;
 	struct netdev_queue *_tx;
 	struct Qdisc *qdisc;
+	void *rx_handler;
+	struct netdev_hw_addr_list mc; /* groups that it takes frames for */
 };
 
 struct dst_entry {
@@ -253,6 +270,7 @@ struct sk_buff {
 	__be16 protocol;
 	__u16 transport_header;
 	__u16 network_header;
+	__u16 mac_header;
 	unsigned int tail;
 	unsigned int end;
 	unsigned char *head;

@@ -89,6 +89,7 @@ const (
 	PacketlossTraitPULLED     PacketlossTrait = 16
 	PacketlossTraitOUTGOING   PacketlossTrait = 32
 	PacketlossTraitCOPIED     PacketlossTrait = 64
+	PacketlossTraitUNJOINED   PacketlossTrait = 2097152
 	PacketlossTraitBARE       PacketlossTrait = 128
 	PacketlossTraitFIN        PacketlossTrait = 256
 	PacketlossTraitRST        PacketlossTrait = 512
@@ -156,6 +157,7 @@ const (
 	PacketlossVarRulesNoReasons  = "rules_no_reasons"
 	PacketlossVarRulesOfGroups   = "rules_of_groups"
 	PacketlossVarRulesOfHeaders  = "rules_of_headers"
+	PacketlossVarRulesOfMembers  = "rules_of_members"
 	PacketlossVarRulesOfMessages = "rules_of_messages"
 	PacketlossVarRulesOfOthers   = "rules_of_others"
 	PacketlossVarSocketsNoted    = "sockets_noted"
@@ -252,6 +254,7 @@ type PacketlossVariableSpecs struct {
 	RulesNoReasons  *ebpf.VariableSpec `ebpf:"rules_no_reasons"`
 	RulesOfGroups   *ebpf.VariableSpec `ebpf:"rules_of_groups"`
 	RulesOfHeaders  *ebpf.VariableSpec `ebpf:"rules_of_headers"`
+	RulesOfMembers  *ebpf.VariableSpec `ebpf:"rules_of_members"`
 	RulesOfMessages *ebpf.VariableSpec `ebpf:"rules_of_messages"`
 	RulesOfOthers   *ebpf.VariableSpec `ebpf:"rules_of_others"`
 	SocketsNoted    *ebpf.VariableSpec `ebpf:"sockets_noted"`
@@ -326,6 +329,7 @@ type PacketlossVariables struct {
 	RulesNoReasons  *ebpf.Variable `ebpf:"rules_no_reasons"`
 	RulesOfGroups   *ebpf.Variable `ebpf:"rules_of_groups"`
 	RulesOfHeaders  *ebpf.Variable `ebpf:"rules_of_headers"`
+	RulesOfMembers  *ebpf.Variable `ebpf:"rules_of_members"`
 	RulesOfMessages *ebpf.Variable `ebpf:"rules_of_messages"`
 	RulesOfOthers   *ebpf.Variable `ebpf:"rules_of_others"`
 	SocketsNoted    *ebpf.Variable `ebpf:"sockets_noted"`
