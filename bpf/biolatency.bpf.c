@@ -2,7 +2,10 @@
 
 //go:build ignore
 
-/* biolatency: how long block devices take, and for whom. */
+/* biolatency: how long block devices take, and for whom.
+ *
+ * All I/O is counted. Events tell of what somebody waits for: reads,
+ * synchronous writes and flushes. */
 
 #include "headers/kernel.h"
 #include "headers/counter.h"
@@ -12,7 +15,22 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum slot { SLOW, SLOW100, SLOTS };
 
-GO_TYPES(enum slot slot;);
+/* The numbers of enum req_op that all kernels share. BACKGROUND marks an I/O
+ * that nobody waits for. */
+enum operation {
+	READ = 0,
+	WRITE = 1,
+	FLUSH = 2,
+	DISCARD = 3,
+	SECURE_ERASE = 5,
+	WRITE_ZEROES = 9,
+	OPERATION = 0xff,
+	BACKGROUND = 0x100,
+};
+
+/* The points of an event. */
+enum point { QUEUE, DEVICE };
+
 
 const volatile __u64 slow_ns = 10000000;
 const volatile __u64 slow100_ns = 100000000;
@@ -21,11 +39,36 @@ const volatile __u64 slow100_ns = 100000000;
  * that still pass one. */
 const volatile bool queue_first = false;
 
+/* Events tell of what nobody waits for, too. */
+const volatile bool tell_background = false;
+
+/* This process, whose own I/O is never told: its number in its own PID
+ * namespace, and the file that is that namespace. */
+const volatile __u32 own_pid = 0;
+const volatile __u64 own_pidns_dev = 0;
+const volatile __u64 own_pidns_ino = 0;
+
 DEFINE_HOST_COUNTERS();
+
+/* Whether somebody waits for an I/O. Reads of files carry REQ_RAHEAD whether a
+ * process waits for the first of the pages or for none of them
+ * (page_cache_sync_ra(), page_cache_async_ra()): that is seen at the end. */
+enum wait { NOBODY, SOMEBODY, READER };
+
+GO_TYPES(enum slot slot; enum operation operation; enum point point; enum wait wait;);
 
 struct issued {
 	__u64 time_ns;
+	__u64 issue_ns; /* when the driver took it last; 0: not known */
+	__u64 task; /* that began it: struct task_struct, which may be gone */
 	__u32 pid;
+	__u32 tid;
+	__u32 flags; /* as it began */
+	__u32 bytes;
+	__u8 operation;
+	__u8 wait; /* enum wait */
+	__u8 own;
+	__u8 unused[5];
 	__u8 comm[16];
 };
 
@@ -47,6 +90,8 @@ struct {
 	__type(value, struct issued);
 } requests SEC(".maps");
 
+#define REQ_FLAG(bit) (1u << bpf_core_enum_value(enum req_flag_bits, bit))
+
 /* The two clocks may differ by nanoseconds, and an entry that is stale by less
  * than a millisecond does no harm. */
 static __always_inline bool is_stale(const struct request *rq, const struct issued *i)
@@ -54,21 +99,62 @@ static __always_inline bool is_stale(const struct request *rq, const struct issu
 	return i->time_ns + 1000000 < BPF_CORE_READ((const struct request___times *)rq, start_time_ns);
 }
 
-/* `again`: the request may have been seen earlier on its way. */
-static __always_inline int started(const struct request *rq, bool again)
+/* The helper refuses where the current process is in another PID namespace. */
+static __always_inline bool is_own(void)
+{
+	struct bpf_pidns_info current;
+
+	return own_pid &&
+	       !bpf_get_ns_current_pid_tgid(own_pidns_dev, own_pidns_ino, &current, sizeof(current)) &&
+	       current.tgid == own_pid;
+}
+
+static __always_inline enum wait who_waits(__u8 operation, __u32 flags)
+{
+	switch (operation) {
+	case READ:
+		return flags & REQ_FLAG(__REQ_RAHEAD) ? READER : SOMEBODY;
+	case WRITE:
+		return flags & (REQ_FLAG(__REQ_SYNC) | REQ_FLAG(__REQ_FUA) | REQ_FLAG(__REQ_PREFLUSH)) ? SOMEBODY : NOBODY;
+	case FLUSH:
+		return SOMEBODY;
+	}
+	return NOBODY; /* discards, zeroing, zones, commands of the driver's own */
+}
+
+/* What the device is to do, once nothing can be merged into the request any more. */
+static __always_inline void note_issue(const struct request *rq, struct issued *i, __u64 now)
+{
+	__u32 flags = BPF_CORE_READ(rq, cmd_flags);
+
+	i->bytes = BPF_CORE_READ(rq, __data_len);
+	/* The flags that blk_insert_flush() takes away it turns into flushes
+	 * before or after. Their time is neither the queue's nor that of this
+	 * request in the device. */
+	if (!(i->flags & ~flags & (REQ_FLAG(__REQ_PREFLUSH) | REQ_FLAG(__REQ_FUA))))
+		i->issue_ns = now;
+}
+
+/* `issue`: it goes to the device at once. */
+static __always_inline int started(const struct request *rq, bool issue)
 {
 	struct issued i = { .time_ns = bpf_ktime_get_ns() };
-	__u64 key = (__u64)rq;
-	struct issued *before;
+	__u64 key = (__u64)rq, id = bpf_get_current_pid_tgid();
 
-	if (again) {
-		before = bpf_map_lookup_elem(&requests, &key);
-		if (before && is_stale(rq, before))
-			again = false;
-	}
-	i.pid = bpf_get_current_pid_tgid() >> 32;
+	i.pid = id >> 32;
+	i.tid = id;
+	i.task = bpf_get_current_task();
+	i.own = is_own();
 	bpf_get_current_comm(i.comm, sizeof(i.comm));
-	bpf_map_update_elem(&requests, &key, &i, again ? BPF_NOEXIST : BPF_ANY);
+	i.flags = BPF_CORE_READ(rq, cmd_flags);
+	i.operation = i.flags & OPERATION;
+	/* A flush that is asked for is a write of nothing (blkdev_issue_flush()). */
+	if (i.operation == WRITE && i.flags & REQ_FLAG(__REQ_PREFLUSH) && !BPF_CORE_READ(rq, __data_len))
+		i.operation = FLUSH;
+	i.wait = who_waits(i.operation, i.flags);
+	if (issue)
+		note_issue(rq, &i, i.time_ns);
+	bpf_map_update_elem(&requests, &key, &i, BPF_ANY);
 	return 0;
 }
 
@@ -81,13 +167,51 @@ static __always_inline const struct gendisk *disk_of(const struct request *rq)
 	return BPF_CORE_READ(rq, q, disk);
 }
 
-static __always_inline int done(const struct request *rq)
+/* To be asked before the request's pages are unlocked, which wakes the reader.
+ * The task may have ended, and its structure be another's. */
+static __always_inline void look_for_reader(struct issued *i)
+{
+	const struct task_struct *task = (const struct task_struct *)i->task;
+
+	if (i->wait == READER && BPF_CORE_READ(task, pid) == i->tid &&
+	    BPF_CORE_READ_BITFIELD_PROBED(task, in_iowait))
+		i->wait = SOMEBODY;
+}
+
+static __always_inline void tell(const struct request *rq, const struct issued *i, __u32 type, __u64 now)
+{
+	const struct gendisk *disk;
+	struct event *e;
+
+	if (i->own || (i->wait != SOMEBODY && !tell_background)) {
+		event_ignore(type);
+		return;
+	}
+	e = event_reserve_host(type, now, sizeof(*e));
+	if (!e)
+		return;
+	e->latency_ns = now - i->time_ns;
+	if (i->issue_ns) {
+		e->points_ns[QUEUE] = i->issue_ns - i->time_ns;
+		e->points_ns[DEVICE] = now - i->issue_ns;
+	}
+	e->detail = i->operation;
+	if (i->wait != SOMEBODY)
+		e->detail |= BACKGROUND;
+	e->bytes = i->bytes;
+	e->pid = i->pid;
+	__builtin_memcpy(e->comm, i->comm, sizeof(e->comm));
+	disk = disk_of(rq);
+	if (disk)
+		BPF_CORE_READ_STR_INTO(&e->name, disk, disk_name);
+	event_submit(e);
+}
+
+/* `reading`: the request's pages are still locked. */
+static __always_inline int done(const struct request *rq, bool reading)
 {
 	__u64 key = (__u64)rq, now, latency;
 	struct issued *i = bpf_map_lookup_elem(&requests, &key);
-	const struct gendisk *disk;
-	__u32 type = EVENT_BIOLAT_10MS;
-	struct event *e;
 
 	if (!i)
 		return 0;
@@ -95,21 +219,11 @@ static __always_inline int done(const struct request *rq)
 	latency = now - i->time_ns;
 	if (latency >= slow_ns) {
 		count_host(SLOW);
-		if (latency >= slow100_ns) {
+		if (latency >= slow100_ns)
 			count_host(SLOW100);
-			type = EVENT_BIOLAT_100MS;
-		}
-		e = event_reserve_host(type, now, sizeof(*e));
-		if (e) {
-			e->latency_ns = latency;
-			e->detail = BPF_CORE_READ(rq, cmd_flags) & 0xff;
-			e->pid = i->pid;
-			__builtin_memcpy(e->comm, i->comm, sizeof(e->comm));
-			disk = disk_of(rq);
-			if (disk)
-				BPF_CORE_READ_STR_INTO(&e->name, disk, disk_name);
-			event_submit(e);
-		}
+		if (reading)
+			look_for_reader(i);
+		tell(rq, i, latency >= slow100_ns ? EVENT_BIOLAT_100MS : EVENT_BIOLAT_10MS, now);
 	}
 	bpf_map_delete_elem(&requests, &key);
 	return 0;
@@ -121,27 +235,67 @@ int raw_io_start(struct bpf_raw_tracepoint_args *ctx)
 	return started((const struct request *)ctx->args[0], false);
 }
 
+static __always_inline const struct request *issued_request(struct bpf_raw_tracepoint_args *ctx)
+{
+	return (const struct request *)(queue_first ? ctx->args[1] : ctx->args[0]);
+}
+
+SEC("raw_tp/block_rq_issue")
+int raw_io_issue(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct request *rq = issued_request(ctx);
+	__u64 key = (__u64)rq;
+	struct issued *i = bpf_map_lookup_elem(&requests, &key);
+
+	if (i)
+		note_issue(rq, i, bpf_ktime_get_ns());
+	return 0;
+}
+
+/* block_io_done comes when the readers have been woken. */
+SEC("raw_tp/block_rq_complete")
+int raw_io_complete(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct request *rq = (const struct request *)ctx->args[0];
+	__u64 key = (__u64)rq;
+	struct issued *i;
+
+	if (!(BPF_CORE_READ(rq, cmd_flags) & REQ_FLAG(__REQ_RAHEAD)))
+		return 0;
+	i = bpf_map_lookup_elem(&requests, &key);
+	if (i && bpf_ktime_get_ns() - i->time_ns >= slow_ns)
+		look_for_reader(i);
+	return 0;
+}
+
 SEC("raw_tp/block_io_done")
 int raw_io_done(struct bpf_raw_tracepoint_args *ctx)
 {
-	return done((const struct request *)ctx->args[0]);
+	return done((const struct request *)ctx->args[0], false);
 }
 
 SEC("raw_tp/block_rq_insert")
 int raw_rq_insert(struct bpf_raw_tracepoint_args *ctx)
 {
-	return started((const struct request *)(queue_first ? ctx->args[1] : ctx->args[0]), false);
+	return started(issued_request(ctx), false);
 }
 
 /* Only what took no detour through a scheduler's queue begins here. */
 SEC("raw_tp/block_rq_issue")
 int raw_rq_issue(struct bpf_raw_tracepoint_args *ctx)
 {
-	return started((const struct request *)(queue_first ? ctx->args[1] : ctx->args[0]), true);
+	const struct request *rq = issued_request(ctx);
+	__u64 key = (__u64)rq;
+	struct issued *before = bpf_map_lookup_elem(&requests, &key);
+
+	if (!before || is_stale(rq, before))
+		return started(rq, true);
+	note_issue(rq, before, bpf_ktime_get_ns());
+	return 0;
 }
 
 SEC("raw_tp/block_rq_complete")
 int raw_rq_complete(struct bpf_raw_tracepoint_args *ctx)
 {
-	return done((const struct request *)ctx->args[0]);
+	return done((const struct request *)ctx->args[0], true);
 }

@@ -1,14 +1,17 @@
 package bpf
 
 import (
+	"fmt"
+	"os"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"nodeskoop/bpf/internal/objects"
 )
 
-//go:generate internal/objects/bpf2go -type issued -type slot Biolatency biolatency.bpf.c
+//go:generate internal/objects/bpf2go -type issued -type operation -type point -type slot -type wait Biolatency biolatency.bpf.c
 
 var biolatency = definition{
 	spec:    objects.LoadBiolatency,
@@ -16,7 +19,7 @@ var biolatency = definition{
 	hooks: []hook{{
 		name: "block I/O (block_io_start, block_io_done)",
 		rungs: []rung{
-			{kind: RawTracepoint, programs: []string{"raw_io_done", "raw_io_start"}},
+			{kind: RawTracepoint, programs: []string{"raw_io_done", "raw_io_complete", "raw_io_issue", "raw_io_start"}},
 			{kind: RawTracepoint, programs: []string{"raw_rq_complete", "raw_rq_issue", "raw_rq_insert"}},
 		},
 	}},
@@ -37,11 +40,64 @@ func prepareBiolatency(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) 
 	if err := set(spec, objects.BiolatencyVarQueueFirst, ok && len(params) >= 2); err != nil {
 		return err
 	}
+	if err := set(spec, objects.BiolatencyVarTellBackground, p.config.Background); err != nil {
+		return err
+	}
+	if !p.config.ownIO {
+		if err := setOwn(spec); err != nil {
+			return err
+		}
+	}
 	return thresholds(p, spec, types)
+}
+
+// setOwn says which process is this one, in a way that holds in any PID
+// namespace. The file gives the namespace of the process that reads it,
+// whichever namespace /proc was mounted for.
+func setOwn(spec *ebpf.CollectionSpec) error {
+	const file = "/proc/self/ns/pid"
+	var ns unix.Stat_t
+	if err := unix.Stat(file, &ns); err != nil {
+		return fmt.Errorf("find this process's PID namespace, to leave its own I/O out of events: stat %s: %w", file, err)
+	}
+	// The kernel's own number of a device has its minor in 20 bits.
+	dev := uint64(unix.Major(ns.Dev))<<20 | uint64(unix.Minor(ns.Dev))
+	for name, value := range map[string]any{
+		objects.BiolatencyVarOwnPid:      uint32(os.Getpid()),
+		objects.BiolatencyVarOwnPidnsDev: dev,
+		objects.BiolatencyVarOwnPidnsIno: ns.Ino,
+	} {
+		if err := set(spec, name, value); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Slots of the counters of biolatency. What is over 100 ms is in both.
 const (
 	DiskSlow    = int(objects.BiolatencySlotSLOW)
 	DiskSlow100 = int(objects.BiolatencySlotSLOW100)
+)
+
+// Points of the events of biolatency: from the start of an I/O until the driver
+// took it, and from there to its end. Both are 0 where flushes went before it or
+// after it, and the first where the kernel does not show the start.
+const (
+	PointQueue  = int(objects.BiolatencyPointQUEUE)
+	PointDevice = int(objects.BiolatencyPointDEVICE)
+)
+
+// The operations in Detail of the events of biolatency, under the mask
+// BlockOperation. The numbers of others differ between kernels. BlockBackground
+// marks an I/O that nobody waits for.
+const (
+	BlockRead        = uint32(objects.BiolatencyOperationREAD)
+	BlockWrite       = uint32(objects.BiolatencyOperationWRITE)
+	BlockFlush       = uint32(objects.BiolatencyOperationFLUSH)
+	BlockDiscard     = uint32(objects.BiolatencyOperationDISCARD)
+	BlockSecureErase = uint32(objects.BiolatencyOperationSECURE_ERASE)
+	BlockWriteZeroes = uint32(objects.BiolatencyOperationWRITE_ZEROES)
+	BlockOperation   = uint32(objects.BiolatencyOperationOPERATION)
+	BlockBackground  = uint32(objects.BiolatencyOperationBACKGROUND)
 )

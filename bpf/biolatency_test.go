@@ -18,6 +18,7 @@ import (
 
 	"nodeskoop/bpf/internal/objects"
 	"nodeskoop/internal/testkit"
+	"nodeskoop/internal/testkit/loopdev"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -27,7 +28,7 @@ import (
 func TestBiolatencyForgetsWhatNeverEnded(t *testing.T) {
 	eachRung(t, "biolatency", func(t *testing.T, rung Kind) {
 		need.Root(t)
-		device := loopDevice(t)
+		device := loopdev.New(t)
 		// Through a scheduler each request would be seen when it is inserted.
 		scheduler := "/sys/block/" + filepath.Base(device) + "/queue/scheduler"
 		if was, err := os.ReadFile(scheduler); err == nil {
@@ -44,7 +45,7 @@ func TestBiolatencyForgetsWhatNeverEnded(t *testing.T) {
 		}
 		defer f.Close()
 		l := newTestLoader(t, Options{Hooks: rung, EventRate: 1e6, EventBurst: 1e6})
-		p := l.load("biolatency", Config{Slow: Zero, Slow100: time.Hour})
+		p := l.load("biolatency", Config{Slow: Zero, Slow100: time.Hour, ownIO: true})
 		requests := p.maps["requests"]
 
 		// The structures that this device's requests use, seen while they run.
@@ -87,7 +88,7 @@ func TestBiolatencyForgetsWhatNeverEnded(t *testing.T) {
 			for i := range once {
 				earlier := uint64(now() - ago)
 				for key := range known {
-					switch err := requests.Update(key, objects.BiolatencyIssued{TimeNs: earlier}, ebpf.UpdateNoExist); {
+					switch err := requests.Update(key, objects.BiolatencyIssued{TimeNs: earlier, Wait: uint8(objects.BiolatencyWaitSOMEBODY)}, ebpf.UpdateNoExist); {
 					case err == nil:
 						injected++
 					case !errors.Is(err, ebpf.ErrKeyExist):
@@ -206,7 +207,7 @@ func TestBiolatencyMerged(t *testing.T) {
 		}
 		plain, fua := open(0), open(unix.O_DSYNC)
 		l := newTestLoader(t, Options{Hooks: rung, EventRate: 1e6, EventBurst: 1e6})
-		p := l.load("biolatency", Config{Slow: Zero, Slow100: time.Hour})
+		p := l.load("biolatency", Config{Slow: Zero, Slow100: time.Hour, ownIO: true})
 
 		merged := func() uint64 {
 			text, err := os.ReadFile("/sys/block/" + name + "/stat")

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/testkit/loopdev"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -208,47 +209,25 @@ func testNetSoftirq(t *testing.T, rung Kind) {
 	}
 }
 
-// loopDevice is a block device over a file that was made for it.
-func loopDevice(t testing.TB) string {
+// slowedLoop is a loop device over another one that does so many reads a
+// second, and no more.
+func slowedLoop(t testing.TB, perSecond int) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "disk")
-	if err := os.WriteFile(path, make([]byte, 4<<20), 0o600); err != nil {
+	lower := loopdev.New(t)
+	upper := loopdev.Over(t, lower)
+	var stat unix.Stat_t
+	if err := unix.Stat(lower, &stat); err != nil {
 		t.Fatal(err)
 	}
-	return loopOver(t, path)
-}
-
-func loopOver(t testing.TB, path string) string {
-	t.Helper()
-	file, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
+	const throttle = "/sys/fs/cgroup/blkio/blkio.throttle.read_iops_device"
+	limit := func(perSecond int) error {
+		return os.WriteFile(throttle, fmt.Appendf(nil, "%d:%d %d", unix.Major(stat.Rdev), unix.Minor(stat.Rdev), perSecond), 0)
 	}
-	defer file.Close()
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
-		t.Skipf("this kernel: no loop devices: %v", err)
+	if err := limit(perSecond); err != nil {
+		t.Skipf("this kernel: no blkio controller of cgroup v1 to slow a device down: %v", err)
 	}
-	defer control.Close()
-	n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-	if err != nil {
-		t.Skipf("this kernel: no free loop device: %v", err)
-	}
-	name := fmt.Sprintf("/dev/loop%d", n)
-	loop, err := os.OpenFile(name, os.O_RDWR, 0)
-	if err != nil {
-		t.Skipf("this kernel: no loop device: %v", err)
-	}
-	if err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_SET_FD, int(file.Fd())); err != nil {
-		t.Skipf("this kernel: no loop device: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
-			t.Errorf("free %s: %v", name, err)
-		}
-		loop.Close()
-	})
-	return name
+	t.Cleanup(func() { limit(0) })
+	return upper
 }
 
 // aligned is memory that the kernel takes for direct I/O.
@@ -262,7 +241,7 @@ func TestBiolatency(t *testing.T) { eachRung(t, "biolatency", testBiolatency) }
 
 func testBiolatency(t *testing.T, rung Kind) {
 	need.Root(t)
-	device := loopDevice(t)
+	device := loopdev.New(t)
 	// To open it may read it, for partitions.
 	f, err := os.OpenFile(device, os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
@@ -270,7 +249,7 @@ func testBiolatency(t *testing.T, rung Kind) {
 	}
 	defer f.Close()
 	l := newTestLoader(t, Options{Hooks: rung, EventRate: 1e6, EventBurst: 1e6})
-	p := l.load("biolatency", Config{Slow: Zero, Slow100: time.Hour})
+	p := l.load("biolatency", Config{Slow: Zero, Slow100: time.Hour, ownIO: true})
 	const n = 50
 	buffer := aligned(4096)
 	var longest [2]time.Duration
@@ -311,22 +290,9 @@ func TestBiolatencySlow(t *testing.T) { eachRung(t, "biolatency", testBiolatency
 
 func testBiolatencySlow(t *testing.T, rung Kind) {
 	need.Root(t)
-	lower := loopDevice(t)
-	upper := loopOver(t, lower)
-	var stat unix.Stat_t
-	if err := unix.Stat(lower, &stat); err != nil {
-		t.Fatal(err)
-	}
-	const throttle = "/sys/fs/cgroup/blkio/blkio.throttle.read_iops_device"
-	limit := func(perSecond int) error {
-		return os.WriteFile(throttle, fmt.Appendf(nil, "%d:%d %d", unix.Major(stat.Rdev), unix.Minor(stat.Rdev), perSecond), 0)
-	}
-	if err := limit(4); err != nil {
-		t.Skipf("this kernel: no blkio controller of cgroup v1 to slow a device down: %v", err)
-	}
-	t.Cleanup(func() { limit(0) })
+	upper := slowedLoop(t, 4)
 	l := newTestLoader(t, Options{Hooks: rung})
-	p := l.load("biolatency", Config{})
+	p := l.load("biolatency", Config{ownIO: true})
 
 	f, err := os.OpenFile(upper, os.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {

@@ -71,6 +71,7 @@ type Event struct {
 	Ifindex  uint32
 	Reason   uint32 // see Reasons
 	Detail   uint32 // softirq vector, kind of retransmission, block operation
+	Bytes    uint32 // of a block I/O
 	Protocol uint8  // IP protocol
 	TCPState uint8  // the kernel's number, see TCPStateName
 
@@ -150,6 +151,7 @@ func (e *Event) decode(record []byte, boot time.Time) error {
 	e.Ifindex = r.Ifindex
 	e.Reason = r.Reason
 	e.Detail = r.Detail
+	e.Bytes = r.Bytes
 	e.TCPState = r.TcpState
 	e.Latency = time.Duration(r.LatencyNs)
 	for i, ns := range r.PointsNs {

@@ -457,7 +457,7 @@ func (l *testLoader) balanced(t EventType, p *Probe, slots ...int) EventAccount 
 	var before, after uint64
 	if !testkit.Within(testkit.Patience, func() bool {
 		before, a, after = sum(), l.account(t), sum()
-		return before == after && a.Seen == before && a.Read == a.Written && a.Written+a.Suppressed+a.Lost == a.Seen
+		return before == after && a.Seen == before && a.Read == a.Written && a.Written+a.Ignored+a.Suppressed+a.Lost == a.Seen
 	}) {
 		l.t.Errorf("account %+v, but %d to %d were counted", a, before, after)
 	}

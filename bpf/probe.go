@@ -43,6 +43,11 @@ type Config struct {
 	// NoStack leaves out the kernel stack of the events that have one, which
 	// makes them cheaper.
 	NoStack bool
+	// Background makes the probe biolatency tell of I/O that nobody waits for,
+	// too: writeback, read-ahead, discards.
+	Background bool
+	// ownIO, for tests: it tells of this process's own I/O, too.
+	ownIO bool
 	// Flows is how many connections the probe flow keeps, default 65536.
 	Flows int
 	// Ports tells connections of the same two addresses apart by their ports.

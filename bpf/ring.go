@@ -127,12 +127,13 @@ func (l *Loader) SetEventLimit(t EventType, perSecond float64, burst int) error 
 }
 
 // EventAccount says what became of the events of one type since the loader was
-// made: Seen = Written + Suppressed + Lost. Written ones that were not Read
+// made: Seen = Written + Ignored + Suppressed + Lost. Written ones that were not Read
 // are still in the ring.
 type EventAccount struct {
 	Type       EventType
 	Seen       uint64 // occurrences while the type was on
 	Written    uint64 // put into the ring
+	Ignored    uint64 // nobody asked to hear of them
 	Suppressed uint64 // held back by the token bucket
 	Lost       uint64 // found the ring full
 	Read       uint64 // handed to the function that reads the events
@@ -179,7 +180,8 @@ func (l *Loader) Stats() (Stats, error) {
 		for _, c := range l.account.perCPU {
 			// What is in flight on its way to the ring counts as seen a
 			// moment before its outcome is known.
-			a.Written += c.Seen - c.Suppressed - c.Lost
+			a.Written += c.Seen - c.Ignored - c.Suppressed - c.Lost
+			a.Ignored += c.Ignored
 			a.Suppressed += c.Suppressed
 			a.Lost += c.Lost
 			a.Seen += c.Seen

@@ -213,25 +213,6 @@ func diskOf(t *testing.T, serial string) string {
 	return ""
 }
 
-// diskStat are the kernel's own counts of a disk: finished reads and writes.
-func diskStat(t *testing.T, disk string) (reads, writes uint64) {
-	t.Helper()
-	data, err := os.ReadFile("/sys/block/" + disk + "/stat")
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := strings.Fields(string(data))
-	if len(f) < 5 {
-		t.Fatalf("%s: %q", disk, data)
-	}
-	reads, err1 := strconv.ParseUint(f[0], 10, 64)
-	writes, err2 := strconv.ParseUint(f[4], 10, 64)
-	if err := errors.Join(err1, err2); err != nil {
-		t.Fatal(err)
-	}
-	return reads, writes
-}
-
 // TestBiolatencyOfASlowDisk reads and writes a disk that takes 33 ms for each,
 // and one that takes 200 ms. What was slow is told by the caller's own clock,
 // and that the disk did no more than asked, by the kernel's statistics.
@@ -245,7 +226,7 @@ func TestBiolatencyOfASlowDisk(t *testing.T) {
 
 func testSlowDisk(t *testing.T, rung Kind, disk, takes string) {
 	l := newTestLoader(t, Options{Hooks: rung})
-	p := l.load("biolatency", Config{})
+	p := l.load("biolatency", Config{ownIO: true})
 	f, err := os.OpenFile("/dev/"+disk, os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -277,7 +258,7 @@ func testSlowDisk(t *testing.T, rung Kind, disk, takes string) {
 	const n = 5
 	for range 20 {
 		before, events10, events100 := counters(t, p, 0), events(Biolat10ms), events(Biolat100ms)
-		reads, writes := diskStat(t, disk)
+		stat := statsOf(t, disk)
 		var slow, slow100 uint64
 		var took []time.Duration
 		for j := range n {
@@ -301,9 +282,8 @@ func testSlowDisk(t *testing.T, rung Kind, disk, takes string) {
 			t.Logf("again: %v", took)
 			continue
 		}
-		reads1, writes1 := diskStat(t, disk)
-		if reads1-reads != n || writes1-writes != n {
-			t.Errorf("%s did %d reads and %d writes, want %d each", disk, reads1-reads, writes1-writes, n)
+		if did := statsOf(t, disk).since(stat); did.reads != n || did.writes != n {
+			t.Errorf("%s did %d reads and %d writes, want %d each", disk, did.reads, did.writes, n)
 		}
 		after := counters(t, p, 0)
 		l.count(p, "I/Os over 10 ms of a disk that takes "+takes+" ms", slow, after[DiskSlow]-before[DiskSlow])

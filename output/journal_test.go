@@ -139,7 +139,7 @@ func eventOf(typ *catalog.EventType) *event.Event {
 		Src:      event.Endpoint{Addr: netip.MustParseAddr("10.0.0.5"), Port: 443, Kind: event.EndPod, Pod: web, Node: "node-1"},
 		Dst:      event.Endpoint{Addr: netip.MustParseAddr("10.0.0.9"), Port: 51234},
 		Latency:  123456 * time.Microsecond, Comm: "nginx", PID: 812, CPU: 3,
-		Ifname: "eth0", Disk: "sda", Vector: "NET_RX", Location: "nft_do_chain+0x12a", Reason: "NETFILTER_DROP", TCPState: "ESTABLISHED",
+		Operation: "read", Bytes: 4096, Ifname: "eth0", Disk: "sda", Vector: "NET_RX", Location: "nft_do_chain+0x12a", Reason: "NETFILTER_DROP", TCPState: "ESTABLISHED",
 		Stack: []string{"nft_do_chain+0x12a", "nft_do_chain_ipv4+0x5c", "nf_hook_slow+0x3f", "ip_local_deliver+0x9a", "ip_rcv+0x51",
 			"__netif_receive_skb_one_core+0x86", "process_backlog+0x8e", "__napi_poll+0x2b", "net_rx_action+0x2f1"},
 	}

@@ -62,7 +62,7 @@ func TestTerminalLines(t *testing.T) {
 	want := `
 22:13:20.123  PacketLoss               default/web-0         10.0.0.5:443 -> 10.0.0.9:51234 TCP            NETFILTER_DROP at nft_do_chain+0x12a
 22:13:21.123  TCPRetrans               default/web-0         10.0.0.5:443 -> 10.0.0.9:51234 TCP            state ESTABLISHED (+37 suppressed)
-22:13:20.123  BIOLAT_10MS              hostNetwork                                                         123ms  process nginx[812], disk sda
+22:13:20.123  BIOLAT_10MS              hostNetwork                                                         123ms  read of 4 KiB, process nginx[812], queue 1.5ms, device 3.0ms, disk sda
 22:13:20.123  RXKERNEL_SLOW            kube-system/coredns-7d764666f9-x2b7k  10.0.0.5:443 -> 10.0.0.9:51234 TCP            123ms  from default/web-0, ip 1.5ms, local_in 3.0ms
 22:13:20.123  SOCKETLAT_READSLOW       default/web-0                         [2001:db8:aaaa:bbbb:cccc:dddd:eeee:1]:443 -> [fe80::1]:51234 TCP  123ms  process nginx[812]
 22:13:20.123  NETSOFTIRQ_EXCUTE_100MS  host                                                                                                    123ms  CPU 3, NET_RX

@@ -6,8 +6,8 @@
  * bucket of its type and namespace is asked, so that a flood of one kind
  * leaves room for the others. The namespaces that user space follows have
  * buckets of their own; the others share some, see room.h. Each outcome is
- * counted per CPU and type: seen = written to the ring + suppressed + lost,
- * whatever happens. */
+ * counted per CPU and type: seen = written to the ring + ignored + suppressed
+ * + lost, whatever happens. */
 
 #ifndef NODESKOOP_EVENT_H
 #define NODESKOOP_EVENT_H
@@ -35,7 +35,7 @@ struct event {
 	__u16 type;
 	__u8 tcp_state;
 	__u8 stack_depth; /* how many addresses follow, see struct event_stack */
-	__u32 unused;
+	__u32 bytes; /* of a block I/O */
 	__u8 comm[16];
 	__u8 name[32]; /* of the device or the disk */
 };
@@ -65,6 +65,7 @@ struct event_account {
 	__u64 seen;
 	__u64 suppressed;
 	__u64 lost;
+	__u64 ignored;
 };
 
 struct {
@@ -134,6 +135,29 @@ static __always_inline enum event_verdict event_allowed(__u32 type, struct owner
 	return *full - now > limit->tolerance_ns / 2 ? EVENT_BUSY : EVENT_ALLOWED;
 }
 
+/* Where what becomes of a type is counted, NULL if the type is off. */
+static __always_inline struct event_account *event_account_of(__u32 type,
+							      const struct event_limit **limit)
+{
+	*limit = bpf_map_lookup_elem(&event_limits, &type);
+	if (!*limit || !(*limit)->interval_ns)
+		return NULL;
+	return bpf_map_lookup_elem(&event_accounts, &type);
+}
+
+/* event_ignore accounts for an occurrence of which nobody asked to hear. The
+ * limits do not see it, so it takes no room from those that are told. */
+static __always_inline __attribute__((unused)) void event_ignore(__u32 type)
+{
+	const struct event_limit *limit;
+	struct event_account *account = event_account_of(type, &limit);
+
+	if (!account)
+		return;
+	__sync_fetch_and_add(&account->seen, 1);
+	__sync_fetch_and_add(&account->ignored, 1);
+}
+
 /* event_reserve gives a zeroed event with type, namespace, time and CPU set,
  * or NULL: the type is off, its bucket is empty, or the ring is full. For
  * namespaces that have much to say it is full when it is half full: so those
@@ -142,14 +166,11 @@ static __always_inline enum event_verdict event_allowed(__u32 type, struct owner
  * fail. */
 static __always_inline void *event_reserve(__u32 type, struct owner o, __u64 now, const __u64 size)
 {
-	struct event_limit *limit = bpf_map_lookup_elem(&event_limits, &type);
-	struct event_account *account;
+	const struct event_limit *limit;
+	struct event_account *account = event_account_of(type, &limit);
 	enum event_verdict verdict;
 	struct event *e = NULL;
 
-	if (!limit || !limit->interval_ns)
-		return NULL;
-	account = bpf_map_lookup_elem(&event_accounts, &type);
 	if (!account)
 		return NULL;
 	__sync_fetch_and_add(&account->seen, 1);

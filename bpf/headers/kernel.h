@@ -90,6 +90,12 @@ struct __sk_buff {
 	__u32 gso_size;
 };
 
+/* What bpf_get_ns_current_pid_tgid() answers. */
+struct bpf_pidns_info {
+	__u32 pid;
+	__u32 tgid;
+};
+
 struct task_struct;
 struct file;
 
@@ -296,6 +302,14 @@ enum skb_drop_reason {
 	SKB_DROP_REASON_NETFILTER_DROP,
 };
 
+/* What is in cmd_flags above the operation. */
+enum req_flag_bits {
+	__REQ_SYNC = 11,
+	__REQ_FUA = 17,
+	__REQ_PREFLUSH = 18,
+	__REQ_RAHEAD = 19,
+};
+
 /* Timers, and the queues of fragments that end by one */
 
 struct timer_list {
@@ -338,6 +352,7 @@ struct task_struct {
 	unsigned long nvcsw;
 	unsigned long nivcsw;
 	__u64 start_boottime;
+	unsigned in_iowait : 1; /* sleeps until an I/O ends, io_schedule() */
 	char comm[16];
 };
 
@@ -368,6 +383,7 @@ struct request_queue {
 struct request {
 	struct request_queue *q;
 	unsigned int cmd_flags;
+	unsigned int __data_len; /* what is not done yet, in bytes */
 };
 
 /* Before 5.16 the request knew its disk itself. */

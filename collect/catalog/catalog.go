@@ -134,19 +134,21 @@ type FieldGroup string
 
 // The field groups of the contract.
 const (
-	FieldTuple    FieldGroup = "tuple"
-	FieldLatency  FieldGroup = "latency"
-	FieldPoints   FieldGroup = "points"
-	FieldProcess  FieldGroup = "process"
-	FieldCPU      FieldGroup = "cpu"
-	FieldPID      FieldGroup = "pid"
-	FieldIfname   FieldGroup = "ifname"
-	FieldDisk     FieldGroup = "disk"
-	FieldVector   FieldGroup = "vector"
-	FieldLocation FieldGroup = "location"
-	FieldReason   FieldGroup = "reason"
-	FieldTCPState FieldGroup = "tcpstate"
-	FieldStack    FieldGroup = "stack"
+	FieldTuple   FieldGroup = "tuple"
+	FieldLatency FieldGroup = "latency"
+	FieldPoints  FieldGroup = "points"
+	FieldProcess FieldGroup = "process"
+	FieldCPU     FieldGroup = "cpu"
+	FieldPID     FieldGroup = "pid"
+	FieldIfname  FieldGroup = "ifname"
+	FieldDisk    FieldGroup = "disk"
+	// FieldOperation is what a block I/O does, and to how many bytes.
+	FieldOperation FieldGroup = "operation"
+	FieldVector    FieldGroup = "vector"
+	FieldLocation  FieldGroup = "location"
+	FieldReason    FieldGroup = "reason"
+	FieldTCPState  FieldGroup = "tcpstate"
+	FieldStack     FieldGroup = "stack"
 )
 
 // Priority is a syslog priority.
@@ -183,14 +185,19 @@ type EventType struct {
 	Below    time.Duration
 	Priority Priority
 	Fields   []FieldGroup
-	// Points are the intermediate latencies of FieldPoints.
-	Points []string
+	// Extra are those of Fields that are beyond the contract's table.
+	Extra []FieldGroup
+	// Points are the intermediate latencies of FieldPoints, and PointsKnown says
+	// when there are any.
+	Points      []string
+	PointsKnown string
 	// MessageID is the journal's MESSAGE_ID, 32 hexadecimal digits.
 	MessageID string
 	// Summary says in one sentence what happened.
 	Summary string
 	// Message says the same in a few words, as one line of a log does.
-	// {latency} stands for the latency.
+	// {latency} stands for the latency, {operation} for what FieldOperation says,
+	// {points} for the points in brackets, or nothing.
 	Message string
 	// Explain says what that means and what it usually comes from, in
 	// paragraphs separated by an empty line.

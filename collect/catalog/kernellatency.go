@@ -33,7 +33,7 @@ var kernellatency = Probe{
 	}},
 	Events: []EventType{{
 		Name: "RXKERNEL_SLOW", Path: "netif_receive_skb -> ip_protocol_deliver_rcu (IPv4, IPv6)", Threshold: 100 * time.Millisecond, Priority: PriWarning,
-		Fields: []FieldGroup{FieldTuple, FieldLatency, FieldPoints}, Points: []string{"ip", "local_in"},
+		Fields: []FieldGroup{FieldTuple, FieldLatency, FieldPoints}, Points: []string{"ip", "local_in"}, PointsKnown: "where functions can be hooked",
 		MessageID: "3a124c647e02ff05b7c1dce27f7695f5",
 		Summary:   "The kernel took over 100 ms to receive a packet",
 		Message:   "kernel took {latency} to receive a packet",
@@ -46,7 +46,7 @@ var kernellatency = Probe{
 		},
 	}, {
 		Name: "TXKERNEL_SLOW", Path: "__ip_queue_xmit -> ip_finish_output2 (IPv4, IPv6)", Threshold: 100 * time.Millisecond, Priority: PriWarning,
-		Fields: []FieldGroup{FieldTuple, FieldLatency, FieldPoints}, Points: []string{"route", "local_out", "postrouting"},
+		Fields: []FieldGroup{FieldTuple, FieldLatency, FieldPoints}, Points: []string{"route", "local_out", "postrouting"}, PointsKnown: "where functions can be hooked",
 		MessageID: "66080f174c96d8e25cbd0ba3a1a6bcde",
 		Summary:   "The kernel took over 100 ms to send a packet",
 		Message:   "kernel took {latency} to send a packet",

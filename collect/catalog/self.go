@@ -35,10 +35,13 @@ var selfMetrics = []Metric{{
 	Help: "What the probe counted as unknown because network namespaces that are no pod's have used up their room in the kernel's table; of flow, packets whose connection found no room and that are in no flow.",
 }, {
 	Name: "nodeskoop_events_seen_total", Type: Counter, Scope: PerHost, Labels: []string{"event"}, Extra: true,
-	Help: "Events that occurred: written, suppressed and lost ones together, and those on the way.",
+	Help: "Events that occurred: written, ignored, suppressed and lost ones together, and those on the way.",
 }, {
 	Name: "nodeskoop_events_written_total", Type: Counter, Scope: PerHost, Labels: []string{"event"}, Extra: true,
 	Help: "Events handed over to journald.",
+}, {
+	Name: "nodeskoop_events_ignored_total", Type: Counter, Scope: PerHost, Labels: []string{"event"}, Extra: true,
+	Help: "Events of which nobody asked to hear: I/O that nobody waits for, and what a filter left out.",
 }, {
 	Name: "nodeskoop_events_suppressed_total", Type: Counter, Scope: PerHost, Labels: []string{"event"}, Extra: true,
 	Help: "Events that a rate limit kept back, in the kernel or here.",

@@ -18,7 +18,7 @@ type Counts struct {
 	Suppressed uint64
 	// Lost counts those that were to be written and could not be.
 	Lost uint64
-	// Ignored counts those that Filter did not want.
+	// Ignored counts those that nobody wants: by Filter, or in the kernel.
 	Ignored uint64
 	// Pending counts those on the way.
 	Pending uint64
@@ -60,6 +60,12 @@ func (c *typeAccount) countOnly(suppressed, lost uint64) {
 	c.suppressed.Add(suppressed)
 	c.lost.Add(lost)
 	c.untold.Add(suppressed)
+}
+
+// countIgnored notes events of which there is no Event, for nobody wants them.
+func (c *typeAccount) countIgnored(n uint64) {
+	c.offered.Add(n)
+	c.ignored.Add(n)
 }
 
 // ignore notes that nobody wants an event.

@@ -37,6 +37,8 @@ func TestAccount(t *testing.T) {
 	c.offer(e)
 	c.report(e, true)
 	want("written", Counts{Offered: 53, Written: 1, Suppressed: 48, Lost: 3, Ignored: 1}, 3)
+	c.countIgnored(7)
+	want("ignored in the kernel", Counts{Offered: 60, Written: 1, Suppressed: 48, Lost: 3, Ignored: 8}, 3)
 	if a.of(nil) != nil || a.of(&catalog.EventType{}) != nil || a.of(bioType) == c {
 		t.Error("another type has the account")
 	}

@@ -38,6 +38,10 @@ type Event struct {
 	Comm     string
 	PID, CPU int // -1: not given
 
+	// Operation is what a block I/O does, and Bytes to how much; 0: to no data.
+	Operation string
+	Bytes     uint64
+
 	Ifname, Disk, Vector, Location, Reason, TCPState string
 	// Stack holds symbol+0xoffset of the callers, innermost first.
 	Stack []string
@@ -106,9 +110,23 @@ func (e *Event) Message() string { return string(e.AppendMessage(nil)) }
 // character and is UTF-8.
 func (e *Event) AppendMessage(b []byte) []byte {
 	said, after, timed := strings.Cut(e.Type.Message, "{latency}")
+	if begin, rest, does := strings.Cut(said, "{operation}"); does {
+		b = e.appendOperation(append(b, begin...))
+		said = rest
+	}
 	b = append(b, said...)
 	if timed {
 		b = AppendLatency(b, e.Latency)
+	}
+	if begin, rest, pointed := strings.Cut(after, "{points}"); pointed {
+		b = append(b, begin...)
+		open := len(b)
+		if b = e.appendPoints(append(b, " ("...)); len(b) > open+2 {
+			b = append(b, ')')
+		} else {
+			b = b[:open]
+		}
+		after = rest
 	}
 	b = append(b, after...)
 
@@ -128,7 +146,7 @@ func (e *Event) AppendMessage(b []byte) []byte {
 	}
 	sep()
 	before := len(b)
-	if b = e.AppendDetails(b); len(b) > before {
+	if b = e.appendDetails(b, e.Type.Message); len(b) > before {
 		sep()
 	}
 	b = e.appendOwner(b)
@@ -193,10 +211,42 @@ func appendEnd(b []byte, end *Endpoint, ports bool) []byte {
 	return b
 }
 
+// appendOperation appends what a block I/O does: read of 4 KiB.
+func (e *Event) appendOperation(b []byte) []byte {
+	if e.Operation == "" {
+		b = append(b, "block I/O"...)
+	} else {
+		b = quote.AppendSafe(b, e.Operation)
+	}
+	if e.Bytes > 0 {
+		b = appendBytes(append(b, " of "...), e.Bytes)
+	}
+	return b
+}
+
+// appendPoints appends the points that were measured, separated by commas.
+func (e *Event) appendPoints(b []byte) []byte {
+	start := len(b)
+	for _, p := range e.Points {
+		if p.Latency < 0 {
+			continue
+		}
+		if len(b) > start {
+			b = append(b, ", "...)
+		}
+		b = append(quote.AppendSafe(b, p.Name), ' ')
+		b = AppendLatency(b, p.Latency)
+	}
+	return b
+}
+
 // AppendDetails appends, separated by commas, what the event type declares
 // beyond the connection and the latency, and whose the ends of the connection
 // are.
-func (e *Event) AppendDetails(b []byte) []byte {
+func (e *Event) AppendDetails(b []byte) []byte { return e.appendDetails(b, "") }
+
+// appendDetails leaves out what message, a template, has a place for.
+func (e *Event) appendDetails(b []byte, message string) []byte {
 	start := len(b)
 	next := func(what string) {
 		if len(b) > start {
@@ -258,13 +308,20 @@ func (e *Event) AppendDetails(b []byte) []byte {
 			number("CPU ", e.CPU)
 		case catalog.FieldPID:
 			number("process ", e.PID)
+		case catalog.FieldOperation:
+			if e.Operation != "" && !strings.Contains(message, "{operation}") {
+				next("")
+				b = e.appendOperation(b)
+			}
 		case catalog.FieldPoints:
-			for _, p := range e.Points {
-				if p.Latency >= 0 {
-					next("")
-					b = append(quote.AppendSafe(b, p.Name), ' ')
-					b = AppendLatency(b, p.Latency)
-				}
+			if strings.Contains(message, "{points}") {
+				continue
+			}
+			before := len(b)
+			next("")
+			comma := len(b)
+			if b = e.appendPoints(b); len(b) == comma {
+				b = b[:before]
 			}
 		case catalog.FieldTuple:
 			if p := e.Src.Pod; p != nil && !samePod(p, e.Pod) {
@@ -298,6 +355,24 @@ func AppendLatency(b []byte, d time.Duration) []byte {
 		b = append(b, '.', byte('0'+(d%unit)*10/unit))
 	}
 	return append(b, name...)
+}
+
+// appendBytes appends n as a number of binary units: 512 B, 4 KiB, 1.5 MiB.
+func appendBytes(b []byte, n uint64) []byte {
+	unit, name := uint64(1), "B"
+	switch {
+	case n >= 1<<30:
+		unit, name = 1<<30, "GiB"
+	case n >= 1<<20:
+		unit, name = 1<<20, "MiB"
+	case n >= 1<<10:
+		unit, name = 1<<10, "KiB"
+	}
+	b = strconv.AppendUint(b, n/unit, 10)
+	if tenth := n % unit * 10 / unit; tenth > 0 {
+		b = append(b, '.', byte('0'+tenth))
+	}
+	return append(append(b, ' '), name...)
 }
 
 // Syslog identifier of the journal's entries.
@@ -427,6 +502,11 @@ func (e *Event) Fields(buf []byte, put func(name string, value []byte)) []byte {
 					name = pointField(p.Name)
 				}
 				w.number(name, int64(p.Latency))
+			}
+		case catalog.FieldOperation:
+			w.given("KUBESKOOP_OPERATION", e.Operation)
+			if e.Bytes > 0 {
+				w.unsigned("KUBESKOOP_BYTES", e.Bytes)
 			}
 		case catalog.FieldProcess:
 			w.given("KUBESKOOP_COMM", e.Comm)

@@ -28,7 +28,7 @@ func fullEvent(t *catalog.EventType) *Event {
 		Src:      Endpoint{Addr: netip.MustParseAddr("10.0.0.5"), Port: 443, Kind: EndPod, Pod: webPod, Node: "node-1"},
 		Dst:      Endpoint{Addr: netip.MustParseAddr("10.0.0.9"), Port: 51234, Kind: EndUnknown},
 		Latency:  123456 * time.Microsecond, Comm: "nginx", PID: 812, CPU: 3,
-		Ifname: "eth0", Disk: "sda", Vector: "NET_RX", Location: "nft_do_chain+0x12a", Reason: "NETFILTER_DROP", TCPState: "ESTABLISHED",
+		Operation: "read", Bytes: 4096, Ifname: "eth0", Disk: "sda", Vector: "NET_RX", Location: "nft_do_chain+0x12a", Reason: "NETFILTER_DROP", TCPState: "ESTABLISHED",
 		Stack: []string{"nft_do_chain+0x12a", "nft_do_chain_ipv4+0x5c", "nf_hook_slow+0x3f"},
 	}
 	for i, p := range t.Points {
@@ -41,8 +41,8 @@ func TestMessages(t *testing.T) {
 	for name, want := range map[string]string{
 		"TXLAT_QDISC_100MS":       "packet waited 123ms in the qdisc: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, device eth0, pod default/web-0",
 		"TXLAT_NETDEV_100MS":      "network driver took 123ms to accept a packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, device eth0, pod default/web-0",
-		"BIOLAT_10MS":             "block I/O took 123ms: process nginx[812], disk sda, pod default/web-0",
-		"BIOLAT_100MS":            "block I/O took 123ms: process nginx[812], disk sda, pod default/web-0",
+		"BIOLAT_10MS":             "read of 4 KiB took 123ms (queue 1.5ms, device 3.0ms): process nginx[812], disk sda, pod default/web-0",
+		"BIOLAT_100MS":            "read of 4 KiB took 123ms (queue 1.5ms, device 3.0ms): process nginx[812], disk sda, pod default/web-0",
 		"RXKERNEL_SLOW":           "kernel took 123ms to receive a packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, ip 1.5ms, local_in 3.0ms, pod default/web-0",
 		"TXKERNEL_SLOW":           "kernel took 123ms to send a packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, route 1.5ms, local_out 3.0ms, postrouting 4.5ms, pod default/web-0",
 		"PacketLoss":              "packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a, pod default/web-0",
@@ -99,11 +99,19 @@ func TestMessageOfUnusualEvents(t *testing.T) {
 		"no location": {"PacketLoss", func(e *Event) { e.Location = "" },
 			"packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, NETFILTER_DROP, pod default/web-0"},
 		"no process": {"BIOLAT_10MS", func(e *Event) { e.Comm, e.PID, e.Pod = "", -1, nil },
-			"block I/O took 123ms: disk sda, host"},
+			"read of 4 KiB took 123ms (queue 1.5ms, device 3.0ms): disk sda, host"},
 		"number of a process": {"BIOLAT_10MS", func(e *Event) { e.Comm = "" },
-			"block I/O took 123ms: process 812, disk sda, pod default/web-0"},
+			"read of 4 KiB took 123ms (queue 1.5ms, device 3.0ms): process 812, disk sda, pod default/web-0"},
 		"name of a process": {"BIOLAT_10MS", func(e *Event) { e.PID = -1 },
-			"block I/O took 123ms: process nginx, disk sda, pod default/web-0"},
+			"read of 4 KiB took 123ms (queue 1.5ms, device 3.0ms): process nginx, disk sda, pod default/web-0"},
+		"flush": {"BIOLAT_100MS", func(e *Event) { e.Operation, e.Bytes, e.Points = "flush", 0, nil },
+			"flush took 123ms: process nginx[812], disk sda, pod default/web-0"},
+		"no queue": {"BIOLAT_100MS", func(e *Event) { e.Bytes, e.Points = 1<<20+1<<19, e.Points[1:] },
+			"read of 1.5 MiB took 123ms (device 3.0ms): process nginx[812], disk sda, pod default/web-0"},
+		"operation not known": {"BIOLAT_100MS", func(e *Event) { e.Operation, e.Points[0].Latency, e.Points[1].Latency = "", -1, -1 },
+			"block I/O of 4 KiB took 123ms: process nginx[812], disk sda, pod default/web-0"},
+		"malicious operation": {"BIOLAT_100MS", func(e *Event) { e.Operation, e.Bytes = "{latency}\x1b", 3 },
+			`{latency}\x1b of 3 B took 123ms (queue 1.5ms, device 3.0ms): process nginx[812], disk sda, pod default/web-0`},
 		"point not measured": {"RXKERNEL_SLOW", func(e *Event) { e.Points[0].Latency = -1 },
 			"kernel took 123ms to receive a packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, local_in 3.0ms, pod default/web-0"},
 		"between pods, seen by the host": {"PacketLoss", func(e *Event) {
@@ -120,7 +128,7 @@ func TestMessageOfUnusualEvents(t *testing.T) {
 		"malicious names": {"BIOLAT_10MS", func(e *Event) {
 			e.Comm, e.Disk = "a\n\x1b[2Jb", "sd\xffa\u202e\u0085\U000e0001é"
 			e.Pod = &owner.Pod{Namespace: "a\tb", Name: "\x00"}
-		}, `block I/O took 123ms: process a\x0a\x1b[2Jb[812], disk sd` + "\uFFFD" + `a\u202e\x85\U000e0001é, pod a\x09b/\x00`},
+		}, `read of 4 KiB took 123ms (queue 1.5ms, device 3.0ms): process a\x0a\x1b[2Jb[812], disk sd` + "\uFFFD" + `a\u202e\x85\U000e0001é, pod a\x09b/\x00`},
 	} {
 		e := fullEvent(catalog.EventByName(c.typ))
 		c.change(e)
@@ -129,6 +137,17 @@ func TestMessageOfUnusualEvents(t *testing.T) {
 		sorted := func(s string) []string { p := strings.Split(s, ", "); slices.Sort(p[1:]); return p }
 		if !slices.Equal(sorted(got), sorted(c.want)) {
 			t.Errorf("%s:\n got %s\nwant %s", name, got, c.want)
+		}
+	}
+}
+
+func TestBytes(t *testing.T) {
+	for n, want := range map[uint64]string{
+		1: "1 B", 1023: "1023 B", 1024: "1 KiB", 4096: "4 KiB", 1100: "1 KiB", 1536: "1.5 KiB", 1<<20 - 1: "1023.9 KiB",
+		1 << 20: "1 MiB", 5 << 29: "2.5 GiB", 1<<64 - 1: "17179869183.9 GiB",
+	} {
+		if got := string(appendBytes(nil, n)); got != want {
+			t.Errorf("%d: got %s, want %s", n, got, want)
 		}
 	}
 }
@@ -149,17 +168,18 @@ var groupFields = map[catalog.FieldGroup][]string{
 	catalog.FieldTuple: {"KUBESKOOP_PROTOCOL", "KUBESKOOP_SADDR", "KUBESKOOP_SPORT", "KUBESKOOP_DADDR", "KUBESKOOP_DPORT",
 		"KUBESKOOP_SRC_TYPE", "KUBESKOOP_SRC_NAMESPACE", "KUBESKOOP_SRC_POD", "KUBESKOOP_SRC_NODE",
 		"KUBESKOOP_DST_TYPE", "KUBESKOOP_DST_NAMESPACE", "KUBESKOOP_DST_POD", "KUBESKOOP_DST_NODE"},
-	catalog.FieldLatency:  {"KUBESKOOP_LATENCY_NS"},
-	catalog.FieldProcess:  {"KUBESKOOP_COMM", "KUBESKOOP_PID"},
-	catalog.FieldCPU:      {"KUBESKOOP_CPU"},
-	catalog.FieldPID:      {"KUBESKOOP_PID"},
-	catalog.FieldIfname:   {"KUBESKOOP_IFNAME"},
-	catalog.FieldDisk:     {"KUBESKOOP_DISK"},
-	catalog.FieldVector:   {"KUBESKOOP_VECTOR"},
-	catalog.FieldLocation: {"KUBESKOOP_LOCATION"},
-	catalog.FieldReason:   {"KUBESKOOP_REASON"},
-	catalog.FieldTCPState: {"KUBESKOOP_TCP_STATE"},
-	catalog.FieldStack:    {"KUBESKOOP_STACK"},
+	catalog.FieldLatency:   {"KUBESKOOP_LATENCY_NS"},
+	catalog.FieldProcess:   {"KUBESKOOP_COMM", "KUBESKOOP_PID"},
+	catalog.FieldCPU:       {"KUBESKOOP_CPU"},
+	catalog.FieldPID:       {"KUBESKOOP_PID"},
+	catalog.FieldIfname:    {"KUBESKOOP_IFNAME"},
+	catalog.FieldDisk:      {"KUBESKOOP_DISK"},
+	catalog.FieldOperation: {"KUBESKOOP_OPERATION", "KUBESKOOP_BYTES"},
+	catalog.FieldVector:    {"KUBESKOOP_VECTOR"},
+	catalog.FieldLocation:  {"KUBESKOOP_LOCATION"},
+	catalog.FieldReason:    {"KUBESKOOP_REASON"},
+	catalog.FieldTCPState:  {"KUBESKOOP_TCP_STATE"},
+	catalog.FieldStack:     {"KUBESKOOP_STACK"},
 }
 
 var fixedFields = []string{"MESSAGE", "MESSAGE_ID", "PRIORITY", "SYSLOG_IDENTIFIER", "KUBESKOOP_EVENT", "KUBESKOOP_PROBE",
@@ -345,7 +365,7 @@ func TestCatalogueExplainsEachEvent(t *testing.T) {
 
 // eventFields are the journal fields that an event of the type may carry.
 func eventFields(t *catalog.EventType) map[string]bool {
-	e := Event{Type: t, Latency: time.Second, Protocol: "TCP", Comm: "c", PID: 1, CPU: 1, Ifname: "i", Disk: "d", Vector: "v",
+	e := Event{Type: t, Latency: time.Second, Protocol: "TCP", Comm: "c", PID: 1, CPU: 1, Operation: "o", Bytes: 1, Ifname: "i", Disk: "d", Vector: "v",
 		Location: "l", Reason: "r", TCPState: "s", Stack: []string{"f"}, Netns: 1}
 	addr := netip.MustParseAddr("192.0.2.1")
 	e.Src, e.Dst = Endpoint{Addr: addr, Port: 1}, Endpoint{Addr: addr, Port: 2}

@@ -161,6 +161,14 @@ func (h *Hub) CountOnly(t *catalog.EventType, suppressed, lost uint64) {
 	}
 }
 
+// CountIgnored counts events that never became an Event since nobody asked to
+// hear of them.
+func (h *Hub) CountIgnored(t *catalog.EventType, n uint64) {
+	if c := h.account.of(t); c != nil {
+		c.countIgnored(n)
+	}
+}
+
 // Counts tells what became of the events of one type.
 func (h *Hub) Counts(t *catalog.EventType) Counts {
 	if c := h.account.of(t); c != nil {

@@ -31,6 +31,8 @@ func (c *converter) event(e *bpf.Event) *event.Event {
 					out.Points = append(out.Points, event.Point{Name: name, Latency: e.Points[i]})
 				}
 			}
+		case catalog.FieldOperation:
+			out.Operation, out.Bytes = operationName(e.Detail), uint64(e.Bytes)
 		case catalog.FieldProcess:
 			out.Comm, out.PID = e.Comm(), int(e.PID)
 		case catalog.FieldCPU:
@@ -97,6 +99,32 @@ func protocolName(n uint8) string {
 		return "UDPLITE"
 	}
 	return strconv.Itoa(int(n))
+}
+
+// operationName names what a block I/O does; "" for an operation whose number
+// is not the same on all kernels.
+func operationName(detail uint32) string {
+	switch detail {
+	case bpf.BlockRead | bpf.BlockBackground:
+		return "read-ahead"
+	case bpf.BlockWrite | bpf.BlockBackground:
+		return "writeback"
+	}
+	switch detail & bpf.BlockOperation {
+	case bpf.BlockRead:
+		return "read"
+	case bpf.BlockWrite:
+		return "write"
+	case bpf.BlockFlush:
+		return "flush"
+	case bpf.BlockDiscard:
+		return "discard"
+	case bpf.BlockSecureErase:
+		return "secure-erase"
+	case bpf.BlockWriteZeroes:
+		return "write-zeroes"
+	}
+	return ""
 }
 
 // vectorName names a softirq.

@@ -37,6 +37,7 @@ func (k kind) config(env collect.Env) bpf.Config {
 		c.NoStack = !stack
 	}
 	c.Ports, _ = o["ports"].(bool)
+	c.Background, _ = o["writeback"].(bool)
 	if c.Devices, _ = o["devices"].([]string); len(c.Devices) > 0 {
 		c.Netns = env.HostNetns
 	}

@@ -192,7 +192,7 @@ func (l *lab) settled(name string, atLeast uint64) event.Counts {
 		n = l.hub.Counts(catalog.EventByName(name))
 		return n.Pending == 0 && n.Offered >= atLeast
 	})
-	if n.Offered < atLeast || n.Written+n.Suppressed+n.Lost+n.Pending != n.Offered {
+	if n.Offered < atLeast || n.Written+n.Ignored+n.Suppressed+n.Lost+n.Pending != n.Offered {
 		l.t.Errorf("%s: %+v, want %d or more in all", name, n, atLeast)
 	}
 	return n

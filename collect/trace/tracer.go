@@ -305,8 +305,8 @@ func (t *Tracer) offer(c *converter, e *bpf.Event) {
 	}
 }
 
-// Account tells the Hub of the events that the kernel held back or lost since
-// the last call.
+// Account tells the Hub of the events that the kernel held back, ignored or lost
+// since the last call.
 func (t *Tracer) Account() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -321,6 +321,9 @@ func (t *Tracer) Account() {
 		was := t.told[a.Type]
 		if s, l := a.Suppressed-was.Suppressed, a.Lost-was.Lost; s > 0 || l > 0 {
 			t.opt.Hub.CountOnly(eventTypes[a.Type], s, l)
+		}
+		if n := a.Ignored - was.Ignored; n > 0 {
+			t.opt.Hub.CountIgnored(eventTypes[a.Type], n)
 		}
 		t.told[a.Type] = a
 	}

@@ -14,12 +14,40 @@ import (
 )
 
 type BiolatencyIssued struct {
-	_      structs.HostLayout
-	TimeNs uint64
-	Pid    uint32
-	Comm   [16]uint8
-	_      [4]byte
+	_         structs.HostLayout
+	TimeNs    uint64
+	IssueNs   uint64
+	Task      uint64
+	Pid       uint32
+	Tid       uint32
+	Flags     uint32
+	Bytes     uint32
+	Operation uint8
+	Wait      uint8
+	Own       uint8
+	Unused    [5]uint8
+	Comm      [16]uint8
 }
+
+type BiolatencyOperation uint32
+
+const (
+	BiolatencyOperationREAD         BiolatencyOperation = 0
+	BiolatencyOperationWRITE        BiolatencyOperation = 1
+	BiolatencyOperationFLUSH        BiolatencyOperation = 2
+	BiolatencyOperationDISCARD      BiolatencyOperation = 3
+	BiolatencyOperationSECURE_ERASE BiolatencyOperation = 5
+	BiolatencyOperationWRITE_ZEROES BiolatencyOperation = 9
+	BiolatencyOperationOPERATION    BiolatencyOperation = 255
+	BiolatencyOperationBACKGROUND   BiolatencyOperation = 256
+)
+
+type BiolatencyPoint uint32
+
+const (
+	BiolatencyPointQUEUE  BiolatencyPoint = 0
+	BiolatencyPointDEVICE BiolatencyPoint = 1
+)
 
 type BiolatencySlot uint32
 
@@ -27,6 +55,14 @@ const (
 	BiolatencySlotSLOW    BiolatencySlot = 0
 	BiolatencySlotSLOW100 BiolatencySlot = 1
 	BiolatencySlotSLOTS   BiolatencySlot = 2
+)
+
+type BiolatencyWait uint32
+
+const (
+	BiolatencyWaitNOBODY   BiolatencyWait = 0
+	BiolatencyWaitSOMEBODY BiolatencyWait = 1
+	BiolatencyWaitREADER   BiolatencyWait = 2
 )
 
 // Names of all BPF objects in the ELF.
@@ -39,16 +75,22 @@ const (
 	BiolatencyMapEventLimits    = "event_limits"
 	BiolatencyMapEvents         = "events"
 	BiolatencyMapRequests       = "requests"
+	BiolatencyProgRawIoComplete = "raw_io_complete"
 	BiolatencyProgRawIoDone     = "raw_io_done"
+	BiolatencyProgRawIoIssue    = "raw_io_issue"
 	BiolatencyProgRawIoStart    = "raw_io_start"
 	BiolatencyProgRawRqComplete = "raw_rq_complete"
 	BiolatencyProgRawRqInsert   = "raw_rq_insert"
 	BiolatencyProgRawRqIssue    = "raw_rq_issue"
 	BiolatencyVarEventLayout    = "event_layout"
 	BiolatencyVarGoTypes        = "go_types"
+	BiolatencyVarOwnPid         = "own_pid"
+	BiolatencyVarOwnPidnsDev    = "own_pidns_dev"
+	BiolatencyVarOwnPidnsIno    = "own_pidns_ino"
 	BiolatencyVarQueueFirst     = "queue_first"
 	BiolatencyVarSlow100Ns      = "slow100_ns"
 	BiolatencyVarSlowNs         = "slow_ns"
+	BiolatencyVarTellBackground = "tell_background"
 )
 
 // LoadBiolatency returns the embedded CollectionSpec for Biolatency.
@@ -93,7 +135,9 @@ type BiolatencySpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BiolatencyProgramSpecs struct {
+	RawIoComplete *ebpf.ProgramSpec `ebpf:"raw_io_complete"`
 	RawIoDone     *ebpf.ProgramSpec `ebpf:"raw_io_done"`
+	RawIoIssue    *ebpf.ProgramSpec `ebpf:"raw_io_issue"`
 	RawIoStart    *ebpf.ProgramSpec `ebpf:"raw_io_start"`
 	RawRqComplete *ebpf.ProgramSpec `ebpf:"raw_rq_complete"`
 	RawRqInsert   *ebpf.ProgramSpec `ebpf:"raw_rq_insert"`
@@ -116,11 +160,15 @@ type BiolatencyMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BiolatencyVariableSpecs struct {
-	EventLayout *ebpf.VariableSpec `ebpf:"event_layout"`
-	GoTypes     *ebpf.VariableSpec `ebpf:"go_types"`
-	QueueFirst  *ebpf.VariableSpec `ebpf:"queue_first"`
-	Slow100Ns   *ebpf.VariableSpec `ebpf:"slow100_ns"`
-	SlowNs      *ebpf.VariableSpec `ebpf:"slow_ns"`
+	EventLayout    *ebpf.VariableSpec `ebpf:"event_layout"`
+	GoTypes        *ebpf.VariableSpec `ebpf:"go_types"`
+	OwnPid         *ebpf.VariableSpec `ebpf:"own_pid"`
+	OwnPidnsDev    *ebpf.VariableSpec `ebpf:"own_pidns_dev"`
+	OwnPidnsIno    *ebpf.VariableSpec `ebpf:"own_pidns_ino"`
+	QueueFirst     *ebpf.VariableSpec `ebpf:"queue_first"`
+	Slow100Ns      *ebpf.VariableSpec `ebpf:"slow100_ns"`
+	SlowNs         *ebpf.VariableSpec `ebpf:"slow_ns"`
+	TellBackground *ebpf.VariableSpec `ebpf:"tell_background"`
 }
 
 // BiolatencyObjects contains all objects after they have been loaded into the kernel.
@@ -166,18 +214,24 @@ func (m *BiolatencyMaps) Close() error {
 //
 // It can be passed to LoadBiolatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BiolatencyVariables struct {
-	EventLayout *ebpf.Variable `ebpf:"event_layout"`
-	GoTypes     *ebpf.Variable `ebpf:"go_types"`
-	QueueFirst  *ebpf.Variable `ebpf:"queue_first"`
-	Slow100Ns   *ebpf.Variable `ebpf:"slow100_ns"`
-	SlowNs      *ebpf.Variable `ebpf:"slow_ns"`
+	EventLayout    *ebpf.Variable `ebpf:"event_layout"`
+	GoTypes        *ebpf.Variable `ebpf:"go_types"`
+	OwnPid         *ebpf.Variable `ebpf:"own_pid"`
+	OwnPidnsDev    *ebpf.Variable `ebpf:"own_pidns_dev"`
+	OwnPidnsIno    *ebpf.Variable `ebpf:"own_pidns_ino"`
+	QueueFirst     *ebpf.Variable `ebpf:"queue_first"`
+	Slow100Ns      *ebpf.Variable `ebpf:"slow100_ns"`
+	SlowNs         *ebpf.Variable `ebpf:"slow_ns"`
+	TellBackground *ebpf.Variable `ebpf:"tell_background"`
 }
 
 // BiolatencyPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to LoadBiolatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BiolatencyPrograms struct {
+	RawIoComplete *ebpf.Program `ebpf:"raw_io_complete"`
 	RawIoDone     *ebpf.Program `ebpf:"raw_io_done"`
+	RawIoIssue    *ebpf.Program `ebpf:"raw_io_issue"`
 	RawIoStart    *ebpf.Program `ebpf:"raw_io_start"`
 	RawRqComplete *ebpf.Program `ebpf:"raw_rq_complete"`
 	RawRqInsert   *ebpf.Program `ebpf:"raw_rq_insert"`
@@ -186,7 +240,9 @@ type BiolatencyPrograms struct {
 
 func (p *BiolatencyPrograms) Close() error {
 	return _BiolatencyClose(
+		p.RawIoComplete,
 		p.RawIoDone,
+		p.RawIoIssue,
 		p.RawIoStart,
 		p.RawRqComplete,
 		p.RawRqInsert,

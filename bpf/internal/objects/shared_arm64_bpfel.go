@@ -35,7 +35,7 @@ type SharedEvent struct {
 	Type       uint16
 	TcpState   uint8
 	StackDepth uint8
-	Unused     uint32
+	Bytes      uint32
 	Comm       [16]uint8
 	Name       [32]uint8
 }
@@ -45,6 +45,7 @@ type SharedEventAccount struct {
 	Seen       uint64
 	Suppressed uint64
 	Lost       uint64
+	Ignored    uint64
 }
 
 type SharedEventBucket struct {

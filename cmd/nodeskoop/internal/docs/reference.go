@@ -112,17 +112,18 @@ func scopeWords(m *catalog.Metric) string {
 var groupFields = map[catalog.FieldGroup]string{
 	catalog.FieldTuple: "`KUBESKOOP_PROTOCOL`, `KUBESKOOP_SADDR`, `_SPORT`, `_DADDR`, `_DPORT`, and whose the two ends are: " +
 		"`KUBESKOOP_SRC_TYPE`, `_SRC_NAMESPACE`, `_SRC_POD`, `_SRC_NODE`, `KUBESKOOP_DST_TYPE`, `_DST_NAMESPACE`, `_DST_POD`, `_DST_NODE`",
-	catalog.FieldLatency:  "`KUBESKOOP_LATENCY_NS`",
-	catalog.FieldProcess:  "`KUBESKOOP_COMM`, `KUBESKOOP_PID`",
-	catalog.FieldCPU:      "`KUBESKOOP_CPU`",
-	catalog.FieldPID:      "`KUBESKOOP_PID`",
-	catalog.FieldIfname:   "`KUBESKOOP_IFNAME`",
-	catalog.FieldDisk:     "`KUBESKOOP_DISK`",
-	catalog.FieldVector:   "`KUBESKOOP_VECTOR`",
-	catalog.FieldLocation: "`KUBESKOOP_LOCATION`",
-	catalog.FieldReason:   "`KUBESKOOP_REASON`",
-	catalog.FieldTCPState: "`KUBESKOOP_TCP_STATE`",
-	catalog.FieldStack:    "`KUBESKOOP_STACK`",
+	catalog.FieldLatency:   "`KUBESKOOP_LATENCY_NS`",
+	catalog.FieldOperation: "`KUBESKOOP_OPERATION`, `KUBESKOOP_BYTES`",
+	catalog.FieldProcess:   "`KUBESKOOP_COMM`, `KUBESKOOP_PID`",
+	catalog.FieldCPU:       "`KUBESKOOP_CPU`",
+	catalog.FieldPID:       "`KUBESKOOP_PID`",
+	catalog.FieldIfname:    "`KUBESKOOP_IFNAME`",
+	catalog.FieldDisk:      "`KUBESKOOP_DISK`",
+	catalog.FieldVector:    "`KUBESKOOP_VECTOR`",
+	catalog.FieldLocation:  "`KUBESKOOP_LOCATION`",
+	catalog.FieldReason:    "`KUBESKOOP_REASON`",
+	catalog.FieldTCPState:  "`KUBESKOOP_TCP_STATE`",
+	catalog.FieldStack:     "`KUBESKOOP_STACK`",
 }
 
 // Events writes the reference of the events, docs/EVENTS.md.
@@ -169,7 +170,7 @@ Commands to look at next have words in capitals that you fill in: ` + placeholde
 				for _, at := range e.Points {
 					points = append(points, "`KUBESKOOP_LATENCY_"+strings.ToUpper(at)+"_NS`")
 				}
-				fields[i] = strings.Join(points, ", ") + " (where functions can be hooked)"
+				fields[i] = strings.Join(points, ", ") + " (" + e.PointsKnown + ")"
 			}
 		}
 		fmt.Fprintf(&b, "- Probe `%s`, on by default: %s. %s\n- In the kernel: %s; %s; priority %s.\n- Fields: %s.\n- `MESSAGE_ID=%s`\n",

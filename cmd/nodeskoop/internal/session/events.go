@@ -92,6 +92,7 @@ func (e *Events) Self(r *collect.Runner) func(add func(string, float64, ...strin
 			n := e.Hub.Counts(t)
 			add("nodeskoop_events_seen_total", float64(n.Offered), t.Name)
 			add("nodeskoop_events_written_total", float64(n.Written), t.Name)
+			add("nodeskoop_events_ignored_total", float64(n.Ignored), t.Name)
 			add("nodeskoop_events_suppressed_total", float64(n.Suppressed), t.Name)
 			add("nodeskoop_events_lost_total", float64(n.Lost), t.Name)
 		}
