@@ -91,6 +91,9 @@ func (h *Hub) owe(o owing, now time.Time) {
 		h.say("finding out whose events the kernel held back failed", err)
 		return
 	}
+	if e.Pod == nil && h.process[o.typ.ID()] {
+		return // it is the processes' that are behind such events: the namespace does not tell whose
+	}
 	h.limits.bucket(bucketOf(&e), now).owed.Add(o.n)
 	h.wakeSweep()
 }

@@ -181,7 +181,8 @@ func (h *Hub) CountOnly(t *catalog.EventType, suppressed, lost uint64) {
 }
 
 // Owe says that of the suppressed events that CountOnly counts, n are of a network
-// namespace: the next entry of that type and owner tells of them.
+// namespace: the next entry of that type and owner tells of them, if the namespace
+// says who the owner is.
 func (h *Hub) Owe(t *catalog.EventType, netns, n uint64) {
 	if h.account.of(t) == nil || n == 0 {
 		return
