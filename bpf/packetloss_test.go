@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -98,6 +99,25 @@ func testPacketlossNetfilter(t *testing.T, rung Kind) {
 		t.Error("the token bucket held nothing back in a flood")
 	}
 	t.Logf("%+v", account)
+	testkit.Eventually(t, "every event that was held back is of a namespace", func() bool {
+		list, err := l.HeldBack()
+		stats, err2 := l.Stats()
+		if err != nil || err2 != nil {
+			t.Fatal(err, err2)
+		}
+		var held, suppressed uint64
+		for _, h := range list {
+			if h.Type == PacketLoss {
+				held += h.N
+			}
+		}
+		for _, a := range stats.Events {
+			if a.Type == PacketLoss {
+				suppressed = a.Suppressed
+			}
+		}
+		return held == suppressed && held > 0
+	})
 
 	events := l.taken(PacketLoss, b.inode, 2)
 	for family, addrs := range families(a, b) {

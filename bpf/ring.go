@@ -139,6 +139,38 @@ type EventAccount struct {
 	Read       uint64 // handed to the function that reads the events
 }
 
+// HeldBack tells how many events of a type the limit of a network namespace has held
+// back since it was first followed.
+type HeldBack struct {
+	// Netns is the inode number; 0 is of what belongs to no known namespace, or
+	// to the whole node. The namespaces that are not followed share small
+	// numbers, which are no namespace's.
+	Netns uint64
+	Type  EventType
+	N     uint64
+}
+
+// HeldBack lists what the limits of the namespaces have held back, where that is
+// anything. With those of namespaces that are not followed any more it is
+// EventAccount.Suppressed.
+func (l *Loader) HeldBack() ([]HeldBack, error) {
+	var list []HeldBack
+	var netns uint32
+	var b objects.SharedEventBucket
+	it := l.shared[mapBuckets].Iterate()
+	for it.Next(&netns, &b) {
+		for t, n := range b.Held {
+			if n > 0 {
+				list = append(list, HeldBack{uint64(netns), EventType(t), n})
+			}
+		}
+	}
+	if err := it.Err(); err != nil {
+		return nil, fmt.Errorf("list what the limits on events have held back: %w", err)
+	}
+	return list, nil
+}
+
 // ProgramStats is the cost of one program. Run time and runs are zero unless
 // the kernel's BPF statistics are on (sysctl kernel.bpf_stats_enabled, or
 // EnableStats).

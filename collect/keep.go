@@ -52,6 +52,8 @@ type keeper struct {
 	mu   sync.Mutex
 	past map[pastKey]past
 
+	also []alsoKept // what is no probe's
+
 	machine    string // identifies the boot and the namespaces that numbers are of
 	buf, spare []byte
 	cut        int // targets that the last state had no room for
@@ -59,6 +61,12 @@ type keeper struct {
 }
 
 type pastKey struct{ target, probe string }
+
+// alsoKept is kept under a name, and of no target.
+type alsoKept struct {
+	name string
+	kept Kept
+}
 
 type past struct {
 	data []byte
@@ -144,6 +152,11 @@ func (k *keeper) encode(p *plan, there, enabled func(string) bool, connected boo
 			m.kept = b[from:]
 		}
 	}
+	for _, a := range k.also {
+		from := len(b)
+		b = appendEntry(b, "", a.name, now, a.kept.Keep)
+		whole(from)
+	}
 	for _, t := range p.targets {
 		keep(t.memory)
 	}
@@ -176,6 +189,16 @@ func (k *keeper) use(data []byte) error {
 	}
 	if machine != k.machine {
 		return ErrOtherMachine
+	}
+	for _, a := range k.also {
+		key := pastKey{"", a.name}
+		p, ok := all[key]
+		if delete(all, key); !ok {
+			continue
+		}
+		if err := a.kept.Recall(p.data); err != nil {
+			return fmt.Errorf("%s: %w", a.name, err)
+		}
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()

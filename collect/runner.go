@@ -333,8 +333,8 @@ func (r *Runner) Cycle() []*dto.MetricFamily {
 	r.rows = sample(r.plan, r.rows[:0], r.stop, func() { r.beat(0) })
 	r.beat(0)
 	r.judge()
-	r.keepAll()
 	values := r.askSelf()
+	r.keepAll() // no reader sees more than is kept
 	r.beat(0)
 	host := &r.plan.host.labels
 	r.fam.fill(r.rows, host)
@@ -425,6 +425,21 @@ func (r *Runner) Keep() error {
 	}
 	r.keeper.machine = machine
 	return nil
+}
+
+// KeepAlso keeps, beside what the probes remember, what something else does: under a
+// name that is no probe's. It is called before Recall. What it keeps is encoded in
+// each cycle, and by KeepAtEnd.
+func (r *Runner) KeepAlso(name string, s Kept) {
+	r.keeper.also = append(r.keeper.also, alsoKept{name, s})
+}
+
+// KeepAtEnd encodes once more what is kept, for Kept: what changed after the last
+// cycle is in it. It is called after Run or Close.
+func (r *Runner) KeepAtEnd() {
+	if r.plan != nil {
+		r.keepAll()
+	}
 }
 
 // Kept returns what the probes remember after the last cycle, and how many

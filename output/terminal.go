@@ -220,11 +220,11 @@ func (t *Terminal) line(e *event.Event) {
 		}
 	}
 	paint(sgrDim)
-	t.buf = e.Time.In(t.location).AppendFormat(t.buf, "15:04:05.000")
+	t.buf = e.LastSeen().In(t.location).AppendFormat(t.buf, "15:04:05.000")
 	paint(sgrReset)
 	t.buf = append(t.buf, "  "...)
 
-	if e.Type.Priority <= catalog.PriWarning {
+	if e.Priority() <= catalog.PriWarning {
 		paint(sgrWarn)
 	} else {
 		paint(sgrNotice)
@@ -241,6 +241,8 @@ func (t *Terminal) line(e *event.Event) {
 	case namespace == "" && e.Netns != 0:
 		t.scratch = append(t.scratch, "netns "...)
 		t.scratch = strconv.AppendUint(t.scratch, e.Netns, 10)
+	case namespace == "" && !e.OfHost():
+		t.scratch = append(t.scratch, "several netns"...)
 	case namespace == "":
 		t.scratch = append(t.scratch, "host"...)
 	}
@@ -257,6 +259,9 @@ func (t *Terminal) line(e *event.Event) {
 	before := len(t.buf)
 	for _, g := range e.Type.Fields {
 		if g == catalog.FieldLatency {
+			if e.Merged != nil {
+				t.buf = append(t.buf, "up to "...)
+			}
 			t.buf = event.AppendLatency(t.buf, e.Latency)
 		}
 	}
@@ -265,6 +270,12 @@ func (t *Terminal) line(e *event.Event) {
 		t.buf = append(t.buf, "  "...)
 	}
 	t.buf = append(t.buf, t.scratch...)
+	if e.Merged != nil {
+		if len(t.buf) > before {
+			t.buf = append(t.buf, ", "...)
+		}
+		t.buf = e.AppendTimes(t.buf)
+	}
 	if e.Suppressed > 0 {
 		paint(sgrDim)
 		t.buf = append(t.buf, " (+"...)

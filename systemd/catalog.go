@@ -25,6 +25,8 @@ func WriteCatalog(w io.Writer) error {
 			b.WriteByte('\n')
 			wrap(b, p, "")
 		}
+		b.WriteByte('\n')
+		wrap(b, e.Grades()+" KUBESKOOP_COUNT says for how many an entry stands; without it, it is one.", "")
 		steps := append(e.Next[:len(e.Next):len(e.Next)], catalog.Step{
 			Command: "journalctl -t nodeskoop KUBESKOOP_EVENT=" + e.Name,
 			Shows:   "how often it happened, since when, and to whom; K8S_POD=NAME leaves one pod",

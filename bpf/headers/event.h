@@ -87,9 +87,10 @@ struct {
 	__type(value, struct event_account);
 } event_accounts SEC(".maps");
 
-/* By type: when the bucket will be full again. */
+/* By type: when the bucket will be full again, and how many events it held back. */
 struct event_bucket {
 	__u64 full[EVENT_TYPES];
+	__u64 held[EVENT_TYPES];
 };
 
 /* By namespace, or by room. User space alone makes entries, those of the rooms
@@ -129,6 +130,7 @@ static __always_inline enum event_verdict event_allowed(__u32 type, struct owner
 		 * closed for longer than this one could close it. */
 		if (*full - now > limit->tolerance_ns + limit->interval_ns)
 			*full = now + limit->tolerance_ns + limit->interval_ns;
+		__sync_fetch_and_add(&b->held[type], 1);
 		return EVENT_HELD;
 	}
 	__sync_fetch_and_add(full, limit->interval_ns);

@@ -64,11 +64,12 @@ func collectOnce(c *cli.Context) error {
 		return err
 	}
 	defer r.Close()
-	kept := s.KeepCounters(r, true)
-	defer kept.Close()
 	if ev.Hub != nil {
+		r.KeepAlso("events", ev)
 		r.Self(ev.Self(r))
 	}
+	kept := s.KeepCounters(r, true)
+	defer kept.Close()
 	r.Until(c.Context)
 	if d > 0 {
 		r.Cycle() // loads the probes

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"syscall"
+	"time"
 
 	dto "github.com/prometheus/client_model/go"
 	"github.com/urfave/cli/v2"
@@ -14,6 +15,7 @@ import (
 	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/collect"
 	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/event"
 	"nodeskoop/output"
 )
 
@@ -22,16 +24,25 @@ func eventsCommand() *cli.Command {
 		Name:  "events",
 		Usage: "print events as they happen, one line each",
 		Description: "Needs neither journald nor a configuration file. Without --probe every probe that has events runs.\n" +
-			"It watches beside a daemon that runs; each counts for itself. \"(+N suppressed)\" at the end of a line is how many events of\n" +
-			"that type, of any pod, a rate limit held back since the last one.",
+			"It watches beside a daemon that runs; each counts for itself. Events of one kind (type, pod, peer, reason, process, disk) are\n" +
+			"one line at once for the first, and then one line at the end of each window in which more came, with their number and the\n" +
+			"longest latency: windows of 2 s that double to 10 s while it goes on. --all prints each event as it comes.\n" +
+			"\"(+N suppressed)\" at the end of a line is how many events of that type and pod a rate limit held back since the last line of them.",
 		Flags: append(commonFlags(),
 			jsonFlag("print JSON, with the names of the journal's fields"),
 			podFlag("only events of `NAMESPACE/NAME`, at either end; NAME alone is in any namespace; \"host\" is the host, \"unknown\" what the kernel left no way to know the owner of"),
+			&cli.BoolFlag{Name: "all", Usage: "print each event, also where many are of one kind", EnvVars: []string{"NODESKOOP_ALL"}},
 			&cli.StringSliceFlag{Name: "event", Usage: "only events of `TYPE`", EnvVars: []string{"NODESKOOP_EVENT"}},
 		),
 		Action: watchEvents,
 	}
 }
+
+// The windows in which events of one kind are one line: a person is waiting.
+const (
+	watchWindow    = 2 * time.Second
+	watchMaxWindow = 10 * time.Second
+)
 
 func watchEvents(c *cli.Context) error {
 	s, err := newSession(c, c.App.ErrWriter)
@@ -54,7 +65,12 @@ func watchEvents(c *cli.Context) error {
 	}
 	pods := s.WatchPods(c.Context, s.Config, s.Host)
 	lines := output.NewTerminal(c.App.Writer, output.TerminalOptions{JSON: c.Bool("json")})
-	ev := s.NewEvents(pods, filter.Wants, lines)
+	ev := s.NewEvents(pods, func(o *event.HubOptions) {
+		o.Filter = filter.Wants
+		if o.Window, o.MaxWindow = watchWindow, watchMaxWindow; c.Bool("all") {
+			o.Window, o.Rate, o.Burst, o.TotalRate = 0, 0, 0, 0
+		}
+	}, lines)
 	r, err := s.NewRunner(pods, ev.Tracer)
 	if err != nil {
 		return err

@@ -36,7 +36,7 @@ var biolatency = Probe{
 		Help: "events of I/O that nobody waits for, too: writeback of the page cache, read-ahead, discards",
 	}},
 	Events: []EventType{{
-		Name: "BIOLAT_10MS", Path: "block I/O start -> done", Threshold: 10 * time.Millisecond, Below: 100 * time.Millisecond, Priority: PriNotice,
+		Name: "BIOLAT_10MS", Path: "block I/O start -> done", Threshold: 10 * time.Millisecond, Below: 100 * time.Millisecond, Warn: Warn{Count: 1000},
 		Fields: biolatFields, Extra: biolatExtra, Points: biolatPoints, PointsKnown: biolatPointsKnown,
 		MessageID: "6301bbfca0c5154e0ff9bb510944fe0c",
 		Summary:   "A block I/O took over 10 ms",
@@ -49,7 +49,7 @@ var biolatency = Probe{
 			{"pidstat -d 1", "which processes read and write"},
 		},
 	}, {
-		Name: "BIOLAT_100MS", Path: "block I/O start -> done", Threshold: 100 * time.Millisecond, Priority: PriWarning,
+		Name: "BIOLAT_100MS", Path: "block I/O start -> done", Threshold: 100 * time.Millisecond, Warn: Warn{Count: 50, Latency: 5 * time.Second},
 		Fields: biolatFields, Extra: biolatExtra, Points: biolatPoints, PointsKnown: biolatPointsKnown,
 		MessageID: "6fced11d2bd8a1e6047a8387cdde8d51",
 		Summary:   "A block I/O took over 100 ms",

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -172,6 +173,17 @@ func (p Priority) String() string {
 	return fmt.Sprintf("Priority(%d)", uint8(p))
 }
 
+// Warn says from where on an entry of the journal is a warning. A single
+// occurrence is a notice, however bad it is.
+type Warn struct {
+	// Count is the number of occurrences, of one kind and in one window, that an
+	// entry stands for; 0: no number of them is.
+	Count uint64
+	// Latency is a longest latency that makes an entry of two or more a warning;
+	// 0: none does.
+	Latency time.Duration
+}
+
 // EventType declares one kind of event.
 type EventType struct {
 	Name string
@@ -182,9 +194,9 @@ type EventType struct {
 	Threshold time.Duration
 	// Below, where not 0, is the upper end: from there on the occurrence is
 	// another event type's.
-	Below    time.Duration
-	Priority Priority
-	Fields   []FieldGroup
+	Below  time.Duration
+	Warn   Warn
+	Fields []FieldGroup
 	// Extra are those of Fields that are beyond the contract's table.
 	Extra []FieldGroup
 	// Points are the intermediate latencies of FieldPoints, and PointsKnown says
@@ -207,6 +219,30 @@ type EventType struct {
 
 	probe string
 	id    int
+}
+
+// Grade is the priority of an entry that stands for so many occurrences, of which
+// the worst took latency.
+func (e *EventType) Grade(occurrences uint64, latency time.Duration) Priority {
+	w := e.Warn
+	if occurrences > 1 && (w.Count > 0 && occurrences >= w.Count || w.Latency > 0 && latency >= w.Latency) {
+		return PriWarning
+	}
+	return PriNotice
+}
+
+// Grades says in a sentence which priority an entry has.
+func (e *EventType) Grades() string {
+	many := strconv.FormatUint(e.Warn.Count, 10)
+	switch w := e.Warn; {
+	case w.Count == 0 && w.Latency == 0:
+		return "Every entry is a notice."
+	case w.Count == 0:
+		return fmt.Sprintf("One occurrence is a notice; an entry of two or more is a warning if one took %v or longer.", w.Latency)
+	case w.Latency == 0:
+		return "One occurrence is a notice; an entry of " + many + " or more is a warning."
+	}
+	return fmt.Sprintf("One occurrence is a notice; an entry of %s or more is a warning, and so is one of two or more if one took %v or longer.", many, e.Warn.Latency)
 }
 
 // Probe returns the name of the probe that sees the event.

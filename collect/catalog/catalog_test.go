@@ -140,7 +140,7 @@ func TestCatalogueHoldsTheContractsEvents(t *testing.T) {
 			groups = append(groups, g)
 		}
 		if e.Probe() != row["probe"] || e.Path != row["kernel path"] || e.Threshold != from || e.Below != below ||
-			e.Priority.String() != row["priority"] || strings.Join(groups, ",") != row["field groups"] ||
+			strings.Join(groups, ",") != row["field groups"] ||
 			e.MessageID != row["message_id"] || e.Summary != row["what happened"] {
 			t.Errorf("%s: %+v\nthe table says %v", e.Name, e, row)
 		}
@@ -152,10 +152,44 @@ func TestCatalogueHoldsTheContractsEvents(t *testing.T) {
 		if (len(e.Points) > 0) != e.Has(FieldPoints) || (e.PointsKnown != "") != e.Has(FieldPoints) {
 			t.Errorf("%s: points %v, known %q", e.Name, e.Points, e.PointsKnown)
 		}
+		// The table grades a type by what its occurrences mean where they are many:
+		// what it calls a warning is one much sooner.
+		if many := row["priority"] == "warning"; e.Warn.Count < 2 || many != (e.Warn.Count <= 100) {
+			t.Errorf("%s is a warning from %d occurrences on; the table says %s", e.Name, e.Warn.Count, row["priority"])
+		}
 		if ids[e.MessageID] || len(e.MessageID) != 32 {
 			t.Errorf("%s: message ID %s", e.Name, e.MessageID)
 		}
 		ids[e.MessageID] = true
+	}
+}
+
+// A single occurrence is a notice, whatever it is; many are a warning, and so are
+// two that took far too long.
+func TestGrade(t *testing.T) {
+	for _, e := range Events() {
+		for _, c := range []struct {
+			occurrences uint64
+			latency     time.Duration
+			want        Priority
+		}{
+			{1, 0, PriNotice}, {1, time.Hour, PriNotice}, {2, 0, PriNotice},
+			{e.Warn.Count - 1, 0, PriNotice}, {e.Warn.Count, 0, PriWarning}, {1 << 40, 0, PriWarning},
+		} {
+			if got := e.Grade(c.occurrences, c.latency); got != c.want {
+				t.Errorf("%s: %d of %v: %v, want %v", e.Name, c.occurrences, c.latency, got, c.want)
+			}
+		}
+		if far := e.Warn.Latency; far > 0 {
+			if far <= e.Threshold || e.Grade(2, far) != PriWarning || e.Grade(2, far-1) != PriNotice {
+				t.Errorf("%s: two of %v", e.Name, far)
+			}
+		} else if e.Grade(2, time.Hour) != PriNotice {
+			t.Errorf("%s: two that took long", e.Name)
+		}
+	}
+	if never := (&EventType{}); never.Grade(1<<60, time.Hour) != PriNotice {
+		t.Error("a type without a number")
 	}
 }
 

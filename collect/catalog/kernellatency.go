@@ -32,7 +32,7 @@ var kernellatency = Probe{
 		Rises:  "The same for over 100 ms.",
 	}},
 	Events: []EventType{{
-		Name: "RXKERNEL_SLOW", Path: "netif_receive_skb -> ip_protocol_deliver_rcu (IPv4, IPv6)", Threshold: 100 * time.Millisecond, Priority: PriWarning,
+		Name: "RXKERNEL_SLOW", Path: "netif_receive_skb -> ip_protocol_deliver_rcu (IPv4, IPv6)", Threshold: 100 * time.Millisecond, Warn: Warn{Count: 100},
 		Fields: []FieldGroup{FieldTuple, FieldLatency, FieldPoints}, Points: []string{"ip", "local_in"}, PointsKnown: "where functions can be hooked",
 		MessageID: "3a124c647e02ff05b7c1dce27f7695f5",
 		Summary:   "The kernel took over 100 ms to receive a packet",
@@ -45,7 +45,7 @@ var kernellatency = Probe{
 			{"nodeskoop events --probe net_softirq", "whether the CPU itself was held up"},
 		},
 	}, {
-		Name: "TXKERNEL_SLOW", Path: "__ip_queue_xmit -> ip_finish_output2 (IPv4, IPv6)", Threshold: 100 * time.Millisecond, Priority: PriWarning,
+		Name: "TXKERNEL_SLOW", Path: "__ip_queue_xmit -> ip_finish_output2 (IPv4, IPv6)", Threshold: 100 * time.Millisecond, Warn: Warn{Count: 100},
 		Fields: []FieldGroup{FieldTuple, FieldLatency, FieldPoints}, Points: []string{"route", "local_out", "postrouting"}, PointsKnown: "where functions can be hooked",
 		MessageID: "66080f174c96d8e25cbd0ba3a1a6bcde",
 		Summary:   "The kernel took over 100 ms to send a packet",

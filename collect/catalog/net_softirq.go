@@ -32,7 +32,7 @@ var netSoftirq = Probe{
 		Rises:  "The same for over 100 ms.",
 	}},
 	Events: []EventType{{
-		Name: "NETSOFTIRQ_SCHED_SLOW", Path: "softirq_raise -> softirq_entry (NET_RX, NET_TX)", Threshold: 10 * time.Millisecond, Below: 100 * time.Millisecond, Priority: PriNotice,
+		Name: "NETSOFTIRQ_SCHED_SLOW", Path: "softirq_raise -> softirq_entry (NET_RX, NET_TX)", Threshold: 10 * time.Millisecond, Below: 100 * time.Millisecond, Warn: Warn{Count: 1000},
 		Fields:    []FieldGroup{FieldCPU, FieldPID, FieldLatency, FieldVector},
 		MessageID: "c498b6e73648245edafa3a387f006745",
 		Summary:   "A network softirq was scheduled late",
@@ -45,7 +45,7 @@ var netSoftirq = Probe{
 			{"ps -eLo pid,tid,class,rtprio,psr,comm --sort=psr", "processes of realtime priority (FF, RR) on that CPU"},
 		},
 	}, {
-		Name: "NETSOFTIRQ_SCHED_100MS", Path: "softirq_raise -> softirq_entry", Threshold: 100 * time.Millisecond, Priority: PriWarning,
+		Name: "NETSOFTIRQ_SCHED_100MS", Path: "softirq_raise -> softirq_entry", Threshold: 100 * time.Millisecond, Warn: Warn{Count: 20, Latency: time.Second},
 		Fields:    []FieldGroup{FieldCPU, FieldPID, FieldLatency, FieldVector},
 		MessageID: "ab57f9854332c3da675a2e199b58ba8d",
 		Summary:   "A network softirq was scheduled over 100 ms late",
@@ -58,7 +58,7 @@ var netSoftirq = Probe{
 			stepSoftnet,
 		},
 	}, {
-		Name: "NETSOFTIRQ_EXCUTE_SLOW", Path: "softirq_entry -> softirq_exit", Threshold: 10 * time.Millisecond, Below: 100 * time.Millisecond, Priority: PriNotice,
+		Name: "NETSOFTIRQ_EXCUTE_SLOW", Path: "softirq_entry -> softirq_exit", Threshold: 10 * time.Millisecond, Below: 100 * time.Millisecond, Warn: Warn{Count: 1000},
 		Fields:    []FieldGroup{FieldCPU, FieldPID, FieldLatency, FieldVector},
 		MessageID: "c1b87f1a7323691b19f9cbef0f69a4d0",
 		Summary:   "A network softirq ran for long",
@@ -71,7 +71,7 @@ var netSoftirq = Probe{
 			{"iptables-save | wc -l; nft list ruleset | wc -l", "how many rules each packet may have to pass"},
 		},
 	}, {
-		Name: "NETSOFTIRQ_EXCUTE_100MS", Path: "softirq_entry -> softirq_exit", Threshold: 100 * time.Millisecond, Priority: PriWarning,
+		Name: "NETSOFTIRQ_EXCUTE_100MS", Path: "softirq_entry -> softirq_exit", Threshold: 100 * time.Millisecond, Warn: Warn{Count: 20, Latency: time.Second},
 		Fields:    []FieldGroup{FieldCPU, FieldPID, FieldLatency, FieldVector},
 		MessageID: "2eb737282fea875e75365e1458294a90",
 		Summary:   "A network softirq ran for over 100 ms",

@@ -21,7 +21,7 @@ var netiftxlatency = Probe{
 		Rises:  "The CPU is inside the driver, or taken away from it, for over 100 ms.",
 	}},
 	Events: []EventType{{
-		Name: "TXLAT_QDISC_100MS", Path: "net_dev_queue -> net_dev_start_xmit", Threshold: 100 * time.Millisecond, Priority: PriWarning,
+		Name: "TXLAT_QDISC_100MS", Path: "net_dev_queue -> net_dev_start_xmit", Threshold: 100 * time.Millisecond, Warn: Warn{Count: 100},
 		Fields:    []FieldGroup{FieldTuple, FieldLatency, FieldIfname},
 		MessageID: "3ceaaf308142c8ea91d93080f9b439fc",
 		Summary:   "A packet waited over 100 ms in the queueing discipline before the driver got it",
@@ -34,7 +34,7 @@ var netiftxlatency = Probe{
 			{"nodeskoop events --event TXLAT_QDISC_100MS", "whether all packets wait or those of one connection"},
 		},
 	}, {
-		Name: "TXLAT_NETDEV_100MS", Path: "net_dev_start_xmit -> net_dev_xmit", Threshold: 100 * time.Millisecond, Priority: PriWarning,
+		Name: "TXLAT_NETDEV_100MS", Path: "net_dev_start_xmit -> net_dev_xmit", Threshold: 100 * time.Millisecond, Warn: Warn{Count: 20},
 		Fields:    []FieldGroup{FieldTuple, FieldLatency, FieldIfname},
 		MessageID: "9dfb369bab13dfae627655daa05f1119",
 		Summary:   "The network driver took over 100 ms to accept a packet",

@@ -53,7 +53,7 @@ var packetloss = Probe{
 		Rises:  "`delivered`: the content or the answer has reached its socket (parts of a packet that GRO or a reassembly put together, freed after the read; handled ICMPv6; the original of an echo reply of which a raw socket took its copy; acknowledgements, keep-alives and window probes that TCP has taken in; old duplicates; the copy that a capture has no room for). `unwanted`: multicast, broadcast or a frame for another host that nobody on the node asked for. `closing`: data unread in a socket that closes, and acknowledgements, FIN and RST for a connection that is gone. `not_a_packet`: messages of netlink, audit, vsock and local sockets, which the kernel keeps in the same structure.",
 	}},
 	Events: []EventType{{
-		Name: "PacketLoss", Path: "skb:kfree_skb", Priority: PriWarning,
+		Name: "PacketLoss", Path: "skb:kfree_skb", Warn: Warn{Count: 50},
 		Fields:    []FieldGroup{FieldTuple, FieldLocation, FieldReason, FieldStack},
 		MessageID: "b120a366f0bbe9cf42f2dc05873f9bd0",
 		Summary:   "A packet was dropped",

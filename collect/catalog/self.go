@@ -35,19 +35,25 @@ var selfMetrics = []Metric{{
 	Help: "What the probe counted as unknown because network namespaces that are no pod's have used up their room in the kernel's table; of flow, packets whose connection found no room and that are in no flow.",
 }, {
 	Name: "nodeskoop_events_seen_total", Type: Counter, Scope: PerHost, Labels: []string{"event"}, Extra: true,
-	Help: "Events that occurred: written, ignored, suppressed and lost ones together, and those on the way.",
+	Help: "Events that occurred: written, ignored, suppressed, lost and pending ones together.",
 }, {
 	Name: "nodeskoop_events_written_total", Type: Counter, Scope: PerHost, Labels: []string{"event"}, Extra: true,
-	Help: "Events handed over to journald.",
-}, {
-	Name: "nodeskoop_events_ignored_total", Type: Counter, Scope: PerHost, Labels: []string{"event"}, Extra: true,
-	Help: "Events of which nobody asked to hear: I/O that nobody waits for, and what a filter left out.",
+	Help: "Events told: the sum of KUBESKOOP_COUNT, or 1 where there is none, over the entries that were handed over to journald.",
 }, {
 	Name: "nodeskoop_events_suppressed_total", Type: Counter, Scope: PerHost, Labels: []string{"event"}, Extra: true,
 	Help: "Events that a rate limit kept back, in the kernel or here.",
 }, {
 	Name: "nodeskoop_events_lost_total", Type: Counter, Scope: PerHost, Labels: []string{"event"}, Extra: true,
-	Help: "Events that were to be written and could not be: a full ring, or a journald that did not take them.",
+	Help: "Events that were to be written and could not be: a full ring, a journald that did not take them, or a daemon that was killed before a window ended.",
+}, {
+	Name: "nodeskoop_events_ignored_total", Type: Counter, Scope: PerHost, Labels: []string{"event"}, Extra: true,
+	Help: "Events of which nobody asked to hear: I/O that nobody waits for, and what a filter left out.",
+}, {
+	Name: "nodeskoop_events_pending", Type: Gauge, Scope: PerHost, Labels: []string{"event"}, Extra: true,
+	Help: "Events that are merged until their window ends, or on their way to journald.",
+}, {
+	Name: "nodeskoop_event_entries_total", Type: Counter, Scope: PerHost, Labels: []string{"event"}, Extra: true,
+	Help: "Entries that were handed over to journald since the start, each of one event or of many of one kind.",
 }, {
 	Name: "nodeskoop_tcpreset_total", Type: Counter, Scope: PerNetns, Labels: []string{"kind"}, Extra: true,
 	Help:   "TCP resets by kind: sent without a socket (nosock), sent to end a connection (active), sent by a socket in answer to a segment (process), received (receive).",

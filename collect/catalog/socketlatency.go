@@ -34,7 +34,7 @@ var socketlatency = Probe{
 		Rises:  "Written data wait in the socket: the peer's window or the congestion window is closed, or Nagle waits. TCP alone. One call is one write; its wait ends when TCP gives its last byte to the IP layer for the first time, and includes the time for which the call blocks. So a large write that the line takes over 1 ms to carry counts too. A write that ended short is counted with the next one. Before Linux 6.5, sendfile and splice are no such writes. MPTCP connections are not measured.",
 	}},
 	Events: []EventType{{
-		Name: "SOCKETLAT_READSLOW", Path: "data ready -> application read", Threshold: 100 * time.Millisecond, Priority: PriWarning,
+		Name: "SOCKETLAT_READSLOW", Path: "data ready -> application read", Threshold: 100 * time.Millisecond, Warn: Warn{Count: 100},
 		Fields:    []FieldGroup{FieldTuple, FieldLatency, FieldProcess},
 		MessageID: "78b7d0ac84773ce0ce4cda11b43c589b",
 		Summary:   "An application left received data unread for over 100 ms",
@@ -47,7 +47,7 @@ var socketlatency = Probe{
 			stepSteal,
 		},
 	}, {
-		Name: "SOCKETLAT_SENDSLOW", Path: "application write -> segment sent", Threshold: 100 * time.Millisecond, Priority: PriWarning,
+		Name: "SOCKETLAT_SENDSLOW", Path: "application write -> segment sent", Threshold: 100 * time.Millisecond, Warn: Warn{Count: 100},
 		Fields:    []FieldGroup{FieldTuple, FieldLatency, FieldProcess},
 		MessageID: "2330fcf1562ae4b848668d77e827062c",
 		Summary:   "Data that an application wrote was not sent for over 100 ms",

@@ -8,7 +8,7 @@ var tcpreset = Probe{
 	Cost:         "Runs for resets, well under a microsecond each. Those of SYN_RECV and TIME_WAIT take a program that runs for each connection that is accepted, or, where functions cannot be hooked, for each dropped packet: 23 ns. Traffic without any of these pays nothing that can be measured.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
 	Events: []EventType{{
-		Name: "TCPRESET_NOSOCK", Path: "tcp_v4_send_reset / tcp_v6_send_reset without a socket", Priority: PriNotice,
+		Name: "TCPRESET_NOSOCK", Path: "tcp_v4_send_reset / tcp_v6_send_reset without a socket", Warn: Warn{Count: 1000},
 		Fields:    []FieldGroup{FieldTuple, FieldTCPState, FieldReason},
 		MessageID: "c1acc9906424550ae36bf9b3ddcb369d",
 		Summary:   "TCP sent RST because no socket matched the packet",
@@ -21,7 +21,7 @@ var tcpreset = Probe{
 			{"kubectl get endpoints -A", "whether a service still sends traffic to a pod that is gone"},
 		},
 	}, {
-		Name: "TCPRESET_ACTIVE", Path: "tcp_send_active_reset", Priority: PriNotice,
+		Name: "TCPRESET_ACTIVE", Path: "tcp_send_active_reset", Warn: Warn{Count: 1000},
 		Fields:    []FieldGroup{FieldTuple, FieldTCPState, FieldReason},
 		MessageID: "9ad9b9a25e78454df065a1c284cc4549",
 		Summary:   "TCP sent an active RST (close() with unread data, linger, abort, timeout)",
@@ -34,7 +34,7 @@ var tcpreset = Probe{
 			{"nsenter -t PID -n nstat -az 'TcpExtTCPAbort*'", "how often connections were given up, by cause: data left, timeout, memory"},
 		},
 	}, {
-		Name: "TCPRESET_PROCESS", Path: "tcp_v4_send_reset / tcp_v6_send_reset with a socket", Priority: PriNotice,
+		Name: "TCPRESET_PROCESS", Path: "tcp_v4_send_reset / tcp_v6_send_reset with a socket", Warn: Warn{Count: 1000},
 		Fields:    []FieldGroup{FieldTuple, FieldTCPState, FieldReason},
 		MessageID: "993565976fbaf662f6a730b7b12e9eed",
 		Summary:   "TCP sent RST because a packet did not fit the socket state (a failed handshake, for one)",
@@ -47,7 +47,7 @@ var tcpreset = Probe{
 			{"conntrack -S", "insert_failed and invalid: connections that were tracked wrongly"},
 		},
 	}, {
-		Name: "TCPRESET_RECEIVE", Path: "tcp:tcp_receive_reset", Priority: PriNotice,
+		Name: "TCPRESET_RECEIVE", Path: "tcp:tcp_receive_reset", Warn: Warn{Count: 1000},
 		Fields:    []FieldGroup{FieldTuple, FieldTCPState},
 		MessageID: "8df08078a22ea180c5c2c2af3977a654",
 		Summary:   "A TCP connection received RST",

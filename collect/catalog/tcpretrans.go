@@ -15,7 +15,7 @@ var tcpretrans = Probe{
 		Rises:  "A segment, SYN or SYN-ACK is retransmitted. On every kernel tcp_retranssegs less tcpext_tcpretransfail: what this host refuses to send does not count. Loss probes that repeat data, and what reordering causes, count; keep-alives and window probes do not.",
 	}},
 	Events: []EventType{{
-		Name: "TCPRetrans", Path: "tcp:tcp_retransmit_skb, tcp:tcp_retransmit_synack", Priority: PriNotice,
+		Name: "TCPRetrans", Path: "tcp:tcp_retransmit_skb, tcp:tcp_retransmit_synack", Warn: Warn{Count: 1000},
 		Fields:    []FieldGroup{FieldTuple, FieldTCPState, FieldStack},
 		MessageID: "ac3e0b5bc29177094c1e26038dabf68e",
 		Summary:   "TCP retransmitted a segment",

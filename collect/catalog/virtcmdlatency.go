@@ -22,7 +22,7 @@ var virtcmdlatency = Probe{
 		Rises:  "The host's side of virtio-net takes over 10 ms to answer a control command; the guest's CPU spins meanwhile.",
 	}},
 	Events: []EventType{{
-		Name: "VIRTCMDEXCUTE", Path: "virtnet_send_command entry -> return", Threshold: 10 * time.Millisecond, Priority: PriWarning,
+		Name: "VIRTCMDEXCUTE", Path: "virtnet_send_command entry -> return", Threshold: 10 * time.Millisecond, Warn: Warn{Count: 20, Latency: time.Second},
 		Fields:    []FieldGroup{FieldCPU, FieldPID, FieldLatency},
 		MessageID: "f3194a3b381e53e7952c466e473a1797",
 		Summary:   "A virtio-net control command was slow",

@@ -12,7 +12,8 @@ type Counts struct {
 	// Offered counts those that occurred: handed to the Hub, or kept back by
 	// limits in the kernel and lost on the way from there.
 	Offered uint64
-	// Written counts those that the first sink handed over to its reader.
+	// Written counts those that were told: the sum of Event.Occurrences over the
+	// entries that the first sink handed over to its reader.
 	Written uint64
 	// Suppressed counts those that a rate limit kept back, in the kernel or here.
 	Suppressed uint64
@@ -20,7 +21,8 @@ type Counts struct {
 	Lost uint64
 	// Ignored counts those that nobody wants: by Filter, or in the kernel.
 	Ignored uint64
-	// Pending counts those on the way.
+	// Pending counts those on the way, and those that are merged until their
+	// window ends.
 	Pending uint64
 }
 
@@ -31,9 +33,7 @@ type account []typeAccount
 type typeAccount struct {
 	offered, written, suppressed, lost, ignored atomic.Uint64
 
-	// untold counts suppressed events that the next entry of the type, of
-	// whatever pod, is to tell about.
-	untold atomic.Uint64
+	entries atomic.Uint64 // that were written, of however many events each
 }
 
 func newAccount() account { return make(account, len(catalog.Events())) }
@@ -46,20 +46,11 @@ func (a account) of(t *catalog.EventType) *typeAccount {
 	return &a[t.ID()]
 }
 
-// offer notes an event, and those that its own number of suppressed ones tells of.
-func (c *typeAccount) offer(e *Event) {
-	c.offered.Add(1 + e.Suppressed)
-	if e.Suppressed > 0 {
-		c.suppressed.Add(e.Suppressed)
-	}
-}
-
 // countOnly notes events of which there is no Event.
 func (c *typeAccount) countOnly(suppressed, lost uint64) {
 	c.offered.Add(suppressed + lost)
 	c.suppressed.Add(suppressed)
 	c.lost.Add(lost)
-	c.untold.Add(suppressed)
 }
 
 // countIgnored notes events of which there is no Event, for nobody wants them.
@@ -68,30 +59,36 @@ func (c *typeAccount) countIgnored(n uint64) {
 	c.ignored.Add(n)
 }
 
-// ignore notes that nobody wants an event.
-func (c *typeAccount) ignore(e *Event) {
-	c.ignored.Add(1)
-	c.untold.Add(e.Suppressed)
+// suppress notes that a limit kept an entry back, and that the next entry of its
+// type and owner is to say so.
+func (c *typeAccount) suppress(e *Event, b *bucket) {
+	n := e.Occurrences()
+	c.suppressed.Add(n)
+	b.owed.Add(n)
 }
 
 // report notes what became of an event that was sent.
 func (c *typeAccount) report(e *Event, written bool) {
+	n := e.Occurrences()
 	if written {
-		c.written.Add(1)
+		c.written.Add(n)
+		c.entries.Add(1)
 		return
 	}
-	c.lost.Add(1)
-	if e.Suppressed > 0 {
-		c.untold.Add(e.Suppressed) // nobody has read of them
+	c.lost.Add(n)
+	if e.bucket != nil {
+		e.bucket.owed.Add(e.Suppressed) // nobody has read of them
 	}
 }
 
-// tell takes the number of suppressed events for an entry to tell about.
-func (c *typeAccount) tell() uint64 {
-	if c.untold.Load() == 0 {
-		return 0
-	}
-	return c.untold.Swap(0)
+// recall goes on from what an earlier run had counted. What was pending then, it
+// has not written: that is lost.
+func (c *typeAccount) recall(n Counts) {
+	c.offered.Add(n.Written + n.Suppressed + n.Lost + n.Ignored + n.Pending)
+	c.written.Add(n.Written)
+	c.suppressed.Add(n.Suppressed)
+	c.lost.Add(n.Lost + n.Pending)
+	c.ignored.Add(n.Ignored)
 }
 
 func (c *typeAccount) counts() Counts {

@@ -46,9 +46,12 @@ type Event struct {
 	// Stack holds symbol+0xoffset of the callers, innermost first.
 	Stack []string
 
-	// Suppressed counts events of the type that a rate limit kept back since
-	// the last one that was let through. A probe sets it to what its own limit
-	// in the kernel kept back; the Hub adds what its limits did.
+	// Merged is nil for an event that stands for itself alone. The Hub sets it.
+	Merged *Merged
+
+	// Suppressed counts occurrences of the event's type and owner that a rate
+	// limit, in the kernel or the Hub's, kept back since the last entry of them.
+	// The Hub sets it.
 	Suppressed uint64
 
 	// Node is the node's name, and HostLabel what stands for the pod's
@@ -60,6 +63,8 @@ type Event struct {
 	unowned      bool // of such a namespace
 	unattributed bool // the kernel left no way to know the namespace
 	unresolved   bool // finding out whose it is failed
+
+	bucket *bucket // that counted Suppressed; nil: nothing limits
 }
 
 // OfHost reports whether the event is the host's own: no pod's, and not of a
@@ -87,6 +92,9 @@ type Endpoint struct {
 	Kind string
 	Pod  *owner.Pod
 	Node string
+
+	// They differ between the occurrences that an event stands for.
+	anyAddr, anyPort bool
 }
 
 // Point is the latency up to one point of an EventType's Points.
@@ -94,6 +102,9 @@ type Point struct {
 	Name    string
 	Latency time.Duration
 }
+
+// Priority is how bad it is, as the catalogue grades it.
+func (e *Event) Priority() catalog.Priority { return e.Type.Grade(e.Occurrences(), e.Latency) }
 
 // PodLabels returns what K8S_NAMESPACE and K8S_POD are.
 func (e *Event) PodLabels() (namespace, name string) {
@@ -116,6 +127,9 @@ func (e *Event) AppendMessage(b []byte) []byte {
 	}
 	b = append(b, said...)
 	if timed {
+		if e.Merged != nil {
+			b = append(b, "up to "...)
+		}
 		b = AppendLatency(b, e.Latency)
 	}
 	if begin, rest, pointed := strings.Cut(after, "{points}"); pointed {
@@ -129,6 +143,9 @@ func (e *Event) AppendMessage(b []byte) []byte {
 		after = rest
 	}
 	b = append(b, after...)
+	if e.Merged != nil {
+		b = e.AppendTimes(append(b, ", "...))
+	}
 
 	start := len(b)
 	if e.Type.Has(catalog.FieldTuple) {
@@ -162,6 +179,10 @@ func (e *Event) appendOwner(b []byte) []byte {
 	switch {
 	case e.Pod != nil:
 		return appendPod(append(b, "pod "...), e.Pod)
+	case e.unattributed:
+		return append(b, "owner unknown"...)
+	case e.unowned && e.Netns == 0:
+		return append(b, "several netns"...)
 	case e.unowned:
 		return strconv.AppendUint(append(b, "netns "...), e.Netns, 10)
 	}
@@ -177,39 +198,6 @@ func appendPod(b []byte, p *owner.Pod) []byte {
 // samePod reports whether p, not nil, is q: a pod of which more has become
 // known is another Pod with the same ID.
 func samePod(p, q *owner.Pod) bool { return p == q || q != nil && p.ID == q.ID && p.ID != "" }
-
-// AppendTuple appends the connection, 10.0.0.5:443 -> 10.0.0.9:51234 TCP.
-// Where neither end has a port it has none, and where neither has an address
-// it is the protocol alone.
-func (e *Event) AppendTuple(b []byte) []byte {
-	if e.Src.Addr.IsValid() || e.Dst.Addr.IsValid() {
-		ports := e.Src.Port != 0 || e.Dst.Port != 0
-		b = appendEnd(b, &e.Src, ports)
-		b = append(b, " -> "...)
-		b = appendEnd(b, &e.Dst, ports)
-		if e.Protocol != "" {
-			b = append(b, ' ')
-		}
-	}
-	return quote.AppendSafe(b, e.Protocol)
-}
-
-func appendEnd(b []byte, end *Endpoint, ports bool) []byte {
-	a := end.Addr.Unmap()
-	switch {
-	case !a.IsValid():
-		b = append(b, '?')
-		if ports {
-			b = append(b, ':')
-			b = strconv.AppendUint(b, uint64(end.Port), 10)
-		}
-	case ports:
-		b = netip.AddrPortFrom(a, end.Port).AppendTo(b)
-	default:
-		b = a.AppendTo(b)
-	}
-	return b
-}
 
 // appendOperation appends what a block I/O does: read of 4 KiB.
 func (e *Event) appendOperation(b []byte) []byte {
@@ -378,16 +366,6 @@ func appendBytes(b []byte, n uint64) []byte {
 // Syslog identifier of the journal's entries.
 const syslogIdentifier = "nodeskoop"
 
-// endFields are the field names of one end.
-type endFields struct{ addr, port, kind, namespace, pod, node string }
-
-var (
-	srcFields = endFields{"KUBESKOOP_SADDR", "KUBESKOOP_SPORT", "KUBESKOOP_SRC_TYPE",
-		"KUBESKOOP_SRC_NAMESPACE", "KUBESKOOP_SRC_POD", "KUBESKOOP_SRC_NODE"}
-	dstFields = endFields{"KUBESKOOP_DADDR", "KUBESKOOP_DPORT", "KUBESKOOP_DST_TYPE",
-		"KUBESKOOP_DST_NAMESPACE", "KUBESKOOP_DST_POD", "KUBESKOOP_DST_NODE"}
-)
-
 // pointFields are the field names of the Catalogue's points.
 var pointFields = func() map[string]string {
 	m := map[string]string{}
@@ -438,29 +416,6 @@ func (w *fieldWriter) unsigned(name string, value uint64) {
 	w.put(name, w.buf)
 }
 
-func (w *fieldWriter) end(f *endFields, end *Endpoint, ports bool) {
-	if a := end.Addr.Unmap(); a.IsValid() {
-		w.buf = a.AppendTo(w.buf[:0])
-		w.put(f.addr, w.buf)
-	}
-	if ports {
-		w.unsigned(f.port, uint64(end.Port))
-	}
-	if !end.Addr.IsValid() {
-		return
-	}
-	if end.Kind == "" {
-		w.text(f.kind, EndUnknown)
-	} else {
-		w.text(f.kind, end.Kind)
-	}
-	if end.Pod != nil {
-		w.text(f.namespace, end.Pod.Namespace)
-		w.text(f.pod, end.Pod.Name)
-	}
-	w.given(f.node, end.Node)
-}
-
 // Fields calls put with each journal field of the event, in a fixed order:
 // those that every event has, then the groups that its type declares. What
 // the kernel did not tell is left out. Values are as they were found: they may
@@ -471,7 +426,7 @@ func (e *Event) Fields(buf []byte, put func(name string, value []byte)) []byte {
 	w := fieldWriter{buf: e.AppendMessage(buf[:0]), put: put}
 	put("MESSAGE", w.buf)
 	w.text("MESSAGE_ID", t.MessageID)
-	w.number("PRIORITY", int64(t.Priority))
+	w.number("PRIORITY", int64(e.Priority()))
 	w.text("SYSLOG_IDENTIFIER", syslogIdentifier)
 	w.text("KUBESKOOP_EVENT", t.Name)
 	w.text("KUBESKOOP_PROBE", t.Probe())
@@ -487,7 +442,7 @@ func (e *Event) Fields(buf []byte, put func(name string, value []byte)) []byte {
 		switch g {
 		case catalog.FieldTuple:
 			w.given("KUBESKOOP_PROTOCOL", e.Protocol)
-			ports := e.Src.Port != 0 || e.Dst.Port != 0
+			ports := e.Src.hasPort() || e.Dst.hasPort()
 			w.end(&srcFields, &e.Src, ports)
 			w.end(&dstFields, &e.Dst, ports)
 		case catalog.FieldLatency:
@@ -545,6 +500,9 @@ func (e *Event) Fields(buf []byte, put func(name string, value []byte)) []byte {
 				put("KUBESKOOP_STACK", w.buf)
 			}
 		}
+	}
+	if e.Merged != nil {
+		e.Merged.fields(&w)
 	}
 	if e.Suppressed > 0 {
 		w.unsigned("KUBESKOOP_SUPPRESSED", e.Suppressed)

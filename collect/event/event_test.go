@@ -2,7 +2,6 @@ package event
 
 import (
 	"encoding/json"
-	"fmt"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -217,7 +216,7 @@ func TestFieldsOfEachType(t *testing.T) {
 			t.Errorf("%s: fields (-want +got):\n%s", typ.Name, d)
 		}
 		for name, value := range map[string]string{
-			"MESSAGE": e.Message(), "MESSAGE_ID": typ.MessageID, "PRIORITY": fmt.Sprint(uint8(typ.Priority)), "SYSLOG_IDENTIFIER": "nodeskoop",
+			"MESSAGE": e.Message(), "MESSAGE_ID": typ.MessageID, "PRIORITY": "5", "SYSLOG_IDENTIFIER": "nodeskoop",
 			"KUBESKOOP_EVENT": typ.Name, "KUBESKOOP_PROBE": typ.Probe(), "K8S_NODE": "node-1", "K8S_NAMESPACE": "default", "K8S_POD": "web-0",
 			"KUBESKOOP_NETNS": "4026532001", "KUBESKOOP_TIMESTAMP_US": "1700000000123456", "KUBESKOOP_PROTOCOL": "TCP",
 			"KUBESKOOP_SADDR": "10.0.0.5", "KUBESKOOP_SPORT": "443", "KUBESKOOP_DADDR": "10.0.0.9", "KUBESKOOP_DPORT": "51234",

@@ -11,7 +11,6 @@ import (
 
 	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/owner"
-	"nodeskoop/internal/bounded"
 	"nodeskoop/internal/kernel"
 )
 
@@ -23,7 +22,11 @@ type HubOptions struct {
 	// HostNetns is the inode number of the host's network namespace. If it is
 	// 0, every namespace that is no pod's counts as the host's.
 	HostNetns uint64
-	// Rate is how many events a second of one type and pod are let through,
+	// Window is for how long events of one kind are merged after the first, and
+	// MaxWindow how long the window becomes at most, which doubles while they
+	// go on. 0: nothing is merged.
+	Window, MaxWindow time.Duration
+	// Rate is how many entries a second of one type and pod are let through,
 	// Burst how many at once; 0 is no limit. The host, what belongs to no known
 	// namespace, and all namespaces that are no pod's together count as one pod
 	// each. TotalRate is how many a second are let through over all: it holds
@@ -44,23 +47,28 @@ type HubOptions struct {
 	// nothing but such a number is unattributed.
 	ForeignPIDs bool
 	// Filter, unless nil, says which events are wanted. The others are
-	// neither limited nor written.
+	// neither merged nor limited nor written.
 	Filter func(*Event) bool
 }
 
-func (o *HubOptions) limits() limits { return limits{o.Rate, o.Burst, o.TotalRate} }
+func (o *HubOptions) limits() limits   { return limits{o.Rate, o.Burst, o.TotalRate} }
+func (o *HubOptions) windows() windows { return windows{o.Window, o.MaxWindow} }
 
 const (
 	// queueSize is how many events wait for the Hub's goroutine. It needs
 	// about a microsecond for each.
 	queueSize = 4096
 
+	// owingSize is how many notes of what the kernel's limits held back wait.
+	owingSize = 1024
+
 	sweepEvery = 10 * time.Second
 )
 
-// Hub takes events from the probes, finds out whose they are, keeps them from
-// flooding the node, and sends them to the sinks. What becomes of each is
-// counted. All methods may be called from any goroutine.
+// Hub takes events from the probes, finds out whose they are, leaves out what
+// nobody wants, merges what is of one kind, keeps the rest from flooding the node,
+// and sends it to the sinks, in this order. What becomes of each event is counted.
+// All methods may be called from any goroutine.
 type Hub struct {
 	opt     atomic.Pointer[HubOptions]
 	who     *owner.Resolver
@@ -68,6 +76,7 @@ type Hub struct {
 	report  func(e *Event, written bool) // made once: a method value is an allocation
 	account account
 	queue   chan *Event
+	owing   chan owing
 	stop    chan struct{}
 	done    chan struct{} // closed when the goroutine has ended
 
@@ -75,14 +84,23 @@ type Hub struct {
 	closed bool
 
 	// The rest belongs to the goroutine.
-	process   []bool // by EventType.ID: attributed by process
-	held      holds
-	limits    limiter
-	timer     *time.Timer
-	timerAt   time.Time // zero: not set
-	swept     time.Time
-	accounted bool // the event that is being sent has been accounted for
-	panicked  bool // that has been logged
+	process  []bool // by EventType.ID: attributed by process
+	held     holds
+	kinds    kinds
+	limits   limiter
+	ending   bool // limits keep nothing back any more
+	timer    *time.Timer
+	timerAt  time.Time // zero: not set
+	swept    time.Time
+	panicked bool // that has been logged
+}
+
+// owing is a number of events that the kernel's limit of a type and namespace
+// held back.
+type owing struct {
+	typ   *catalog.EventType
+	netns uint64
+	n     uint64
 }
 
 // NewHub starts a Hub. What the first sink reports decides whether an event
@@ -94,6 +112,7 @@ func NewHub(opt HubOptions, sinks ...Sink) *Hub {
 		sinks:   sinks,
 		account: newAccount(),
 		queue:   make(chan *Event, queueSize),
+		owing:   make(chan owing, owingSize),
 		stop:    make(chan struct{}),
 		done:    make(chan struct{}),
 		process: make([]bool, len(catalog.Events())),
@@ -101,6 +120,7 @@ func NewHub(opt HubOptions, sinks ...Sink) *Hub {
 		swept:   now,
 	}
 	h.report = h.reported
+	h.kinds = newKinds(h.deliver)
 	h.held = holds{who: h.who, attribute: h.attribute, send: h.send, wake: h.wake, wakeSweep: h.wakeSweep,
 		ofNetns: map[uint64]int{}, unowned: map[unowned]time.Time{}, unknown: map[netip.Addr]time.Time{}}
 	for i, t := range catalog.Events() {
@@ -139,7 +159,7 @@ func (h *Hub) Offer(e *Event) {
 	if c == nil {
 		return
 	}
-	c.offer(e)
+	c.offered.Add(1)
 	h.mu.RLock()
 	defer h.mu.RUnlock()
 	if !h.closed {
@@ -153,8 +173,7 @@ func (h *Hub) Offer(e *Event) {
 }
 
 // CountOnly counts events that never became an Event: suppressed by a limit in
-// the kernel, or lost on the way from there. The next entry of the type tells
-// how many were suppressed.
+// the kernel, or lost on the way from there.
 func (h *Hub) CountOnly(t *catalog.EventType, suppressed, lost uint64) {
 	if c := h.account.of(t); c != nil {
 		c.countOnly(suppressed, lost)
@@ -169,6 +188,27 @@ func (h *Hub) CountIgnored(t *catalog.EventType, n uint64) {
 	}
 }
 
+// Owe says that of the suppressed events that CountOnly counts, n are of a network
+// namespace: the next entry of that type and owner tells of them, if the namespace
+// says who the owner is.
+func (h *Hub) Owe(t *catalog.EventType, netns, n uint64) {
+	if h.account.of(t) == nil || n == 0 {
+		return
+	}
+	select {
+	case h.owing <- owing{t, netns, n}:
+	default: // they are in the account
+	}
+}
+
+// Recall lets the account of a type go on from what an earlier run had counted.
+// What was pending then is lost.
+func (h *Hub) Recall(t *catalog.EventType, n Counts) {
+	if c := h.account.of(t); c != nil {
+		c.recall(n)
+	}
+}
+
 // Counts tells what became of the events of one type.
 func (h *Hub) Counts(t *catalog.EventType) Counts {
 	if c := h.account.of(t); c != nil {
@@ -177,9 +217,17 @@ func (h *Hub) Counts(t *catalog.EventType) Counts {
 	return Counts{}
 }
 
-// Close sends what was offered, waits for the sinks to write it, and closes
-// them. What they have not written when ctx ends is lost. What is offered
-// later is lost, too.
+// Entries tells how many entries were written for the events of one type.
+func (h *Hub) Entries(t *catalog.EventType) uint64 {
+	if c := h.account.of(t); c != nil {
+		return c.entries.Load()
+	}
+	return 0
+}
+
+// Close sends what was offered and what is merged, past the limits, waits for the
+// sinks to write it, and closes them. What they have not written when ctx ends is
+// lost. What is offered later is lost, too.
 func (h *Hub) Close(ctx context.Context) error {
 	h.mu.Lock()
 	first := !h.closed
@@ -210,6 +258,8 @@ func (h *Hub) run() {
 		select {
 		case e := <-h.queue:
 			h.take(e)
+		case o := <-h.owing:
+			h.owe(o, time.Now())
 		case now := <-h.timer.C:
 			h.timerAt = time.Time{}
 			h.tick(now)
@@ -231,13 +281,22 @@ func (h *Hub) wake(t time.Time) {
 // wakeSweep has tick called for the next sweep.
 func (h *Hub) wakeSweep() { h.wake(h.swept.Add(sweepEvery)) }
 
+// wakeKinds has tick called when the next window ends.
+func (h *Hub) wakeKinds() {
+	if t := h.kinds.next(); !t.IsZero() {
+		h.wake(t)
+	}
+}
+
 func (h *Hub) tick(now time.Time) {
 	h.held.retry(now)
 	if now.Sub(h.swept) >= sweepEvery {
 		h.swept = now
 		h.held.sweep(now)
-		h.limits.sweep(h.opt.Load().limits(), now, func(typ int, suppressed uint64) { h.account[typ].untold.Add(suppressed) })
+		h.limits.sweep(h.opt.Load().limits(), now)
 	}
+	h.kinds.tick(h.opt.Load().windows(), now)
+	h.wakeKinds()
 	nothing, known := h.held.empty()
 	if !nothing {
 		h.wake(now.Add(retryHeld))
@@ -260,6 +319,17 @@ func (h *Hub) drain() {
 		break
 	}
 	h.held.drain()
+	for {
+		select {
+		case o := <-h.owing:
+			h.owe(o, time.Now())
+			continue
+		default:
+		}
+		break
+	}
+	h.ending = true
+	h.kinds.drain(time.Now())
 	h.timer.Stop()
 }
 
@@ -280,69 +350,4 @@ func (h *Hub) take(e *Event) {
 		return
 	}
 	h.send(e, now)
-}
-
-// say logs the first panic.
-func (h *Hub) say(what string, err error) {
-	if log := h.opt.Load().Log; !h.panicked && log != nil {
-		h.panicked = true
-		log.Error(what, "error", err)
-	}
-}
-
-// send gives e its labels and sends it, unless a limit keeps it back. An event
-// on which that panics is lost.
-func (h *Hub) send(e *Event, now time.Time) {
-	h.accounted = false
-	if err := bounded.Guard(func() { h.sendOne(e, now) }); err != nil {
-		h.say("an event is lost", err)
-		if !h.accounted {
-			h.reported(e, false)
-		}
-	}
-}
-
-func (h *Hub) sendOne(e *Event, now time.Time) {
-	opt, c := h.opt.Load(), &h.account[e.Type.ID()]
-	h.label(opt, e)
-	if opt.Filter != nil && !opt.Filter(e) {
-		h.accounted = true
-		c.ignore(e)
-		return
-	}
-	b, ok := h.limits.allow(opt.limits(), bucketOf(e), now)
-	if b != nil {
-		h.wakeSweep()
-	}
-	if !ok {
-		// Its own number of suppressed ones goes with it.
-		h.accounted = true
-		b.suppressed += 1 + e.Suppressed
-		c.suppressed.Add(1)
-		return
-	}
-	if b != nil {
-		e.Suppressed += b.suppressed
-		b.suppressed = 0
-	}
-	e.Suppressed += c.tell()
-	if len(h.sinks) == 0 {
-		h.accounted = true
-		h.reported(e, false)
-	}
-	for i, s := range h.sinks {
-		report := h.report
-		if i > 0 {
-			report = nil
-		}
-		if err := bounded.Guard(func() { s.Send(e, report) }); err != nil {
-			h.say("a sink did not take an event", err)
-			if i == 0 {
-				h.accounted = true
-				h.reported(e, false)
-			}
-		} else if i == 0 {
-			h.accounted = true
-		}
-	}
 }

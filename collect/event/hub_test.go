@@ -505,17 +505,23 @@ func TestHubLimits(t *testing.T) {
 			t.Errorf("the one after tells of %d", e.Suppressed)
 		}
 
-		// The pod is gone: its bucket goes, and what it had still to tell is
-		// told by the type's next entry.
+		// The pod is gone. No other's entry tells of what it had still to tell, and
+		// in the end its bucket goes.
 		time.Sleep(30 * time.Second)
+		synctest.Wait()
+		if n := len(h.limits.buckets); n != 1 {
+			t.Errorf("%d buckets are kept", n)
+		}
+		flood(lossType, 78, 1)
+		if got := sink.events(); got[len(got)-1].Suppressed != 0 {
+			t.Errorf("another pod's entry tells of %d", got[len(got)-1].Suppressed)
+		}
+		time.Sleep(owedFor + sweepEvery)
 		synctest.Wait()
 		if n := len(h.limits.buckets); n != 0 {
 			t.Errorf("%d buckets are kept", n)
 		}
-		flood(lossType, 78, 1)
-		if got := sink.events(); got[len(got)-1].Suppressed != 30 {
-			t.Errorf("the type's next entry tells of %d", got[len(got)-1].Suppressed)
-		}
+		wantCounts(t, h, lossType, Counts{Offered: 1152, Written: 222, Suppressed: 930})
 	})
 }
 
@@ -683,28 +689,43 @@ func TestHubLimiterIsBounded(t *testing.T) {
 	})
 }
 
+// What the kernel held back is told by the next entry of its type and owner, and by
+// no other.
 func TestHubTellsOfWhatTheKernelSuppressed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sink := &listSink{}
 		fail := false
 		sink.write = func(*Event) bool { return !fail }
-		h := testHub(t, nil, sink)
+		h := testHub(t, func(o *HubOptions) { o.Pods = manyPods(77, 2) }, sink)
 		h.CountOnly(lossType, 40, 2)
+		h.Owe(lossType, hostInode, 30)
+		h.Owe(lossType, 77, 9)
+		h.Owe(lossType, 9999, 1) // a namespace that is no pod's: it shares with all of them
+		synctest.Wait()
 		wantCounts(t, h, lossType, Counts{Offered: 42, Suppressed: 40, Lost: 2})
-		fail = true
-		e := event(lossType, hostInode)
-		e.Suppressed = 5 // as the kernel's record said
-		h.Offer(e)
-		synctest.Wait()
-		wantCounts(t, h, lossType, Counts{Offered: 48, Suppressed: 45, Lost: 3})
-		// That entry was lost, so the next one tells.
-		fail = false
-		h.Offer(event(lossType, hostInode))
-		synctest.Wait()
-		if got := sink.events(); got[0].Suppressed != 45 || got[1].Suppressed != 45 {
-			t.Errorf("told: %d, %d", got[0].Suppressed, got[1].Suppressed)
+		tells := func(typ *catalog.EventType, netns, want uint64) {
+			t.Helper()
+			h.Offer(event(typ, netns))
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+			if got := sink.events(); got[len(got)-1].Suppressed != want {
+				t.Errorf("an entry of %s, %d, tells of %d, want %d", typ.Name, netns, got[len(got)-1].Suppressed, want)
+			}
 		}
-		wantCounts(t, h, lossType, Counts{Offered: 49, Written: 1, Suppressed: 45, Lost: 3})
+		tells(resetType, 77, 0)
+		tells(lossType, 78, 0)
+		tells(lossType, 1234, 1)
+		tells(lossType, 77, 9)
+		tells(lossType, 77, 0)
+		// An entry that was lost has told nobody, so the next one tells.
+		fail = true
+		tells(lossType, hostInode, 30)
+		fail = false
+		tells(lossType, hostInode, 30)
+		tells(lossType, hostInode, 0)
+		wantCounts(t, h, lossType, Counts{Offered: 49, Written: 6, Suppressed: 40, Lost: 3})
+		h.Owe(nil, 1, 1)
+		h.Owe(lossType, 1, 0)
 	})
 }
 
@@ -823,8 +844,7 @@ func TestHubAccountIsExact(t *testing.T) {
 				default:
 					e := event(typ, []uint64{0, 77, hostInode, uint64(1000 + rand.IntN(50))}[rand.IntN(4)])
 					e.PID = rand.IntN(3) - 1
-					e.Suppressed = uint64(i % 2)
-					offered[g][typ.ID()] += 1 + e.Suppressed
+					offered[g][typ.ID()]++
 					h.Offer(e)
 				}
 				if i%100 == 0 {

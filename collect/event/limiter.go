@@ -1,15 +1,25 @@
 package event
 
-import "time"
-
-// The limits that the configuration has by default.
-const (
-	DefaultEventRate  = 20  // a second, of one type and pod
-	DefaultEventBurst = 100 // at once, of one type and pod
-	DefaultTotalRate  = 200 // a second, of all
+import (
+	"sync/atomic"
+	"time"
 )
 
-const maxBuckets = 8192
+// The limits on entries that the configuration has by default.
+const (
+	DefaultEventRate  = 1  // a second, of one type and pod
+	DefaultEventBurst = 20 // at once, of one type and pod
+	DefaultTotalRate  = 20 // a second, of all
+)
+
+const (
+	maxBuckets = 8192
+
+	// owedFor is how long a bucket whose owner has nothing more to say is kept
+	// for the number of suppressed events that it still owes. They are in the
+	// account all the same.
+	owedFor = 10 * time.Minute
+)
 
 // limits are the rates of HubOptions.
 type limits struct{ rate, burst, total int }
@@ -28,39 +38,15 @@ func newLimiter(now time.Time) limiter {
 	return limiter{start: now, buckets: map[bucketKey]*bucket{}}
 }
 
-// bucketKey names a type's events of one pod; of all unowned namespaces; of what is
-// unattributed; or, with none of these, of the host.
-type bucketKey struct {
-	typ          int
-	pod          string
-	unowned      bool
-	unattributed bool
-	rest         bool // of all for which there was no room
-}
-
-// bucketOf says which limit an event counts against.
-func bucketOf(e *Event) bucketKey {
-	key := bucketKey{typ: e.Type.ID()}
-	switch {
-	case e.Pod != nil:
-		// Two sandboxes of one pod are one.
-		if key.pod = e.Pod.UID; key.pod == "" {
-			key.pod = e.Pod.ID
-		}
-	case e.unowned:
-		key.unowned = true
-	case e.unattributed:
-		key.unattributed = true
-	}
-	return key
-}
-
 type bucket struct {
-	tokens     float64
-	last       time.Duration // since limiter.start
-	used       bool
-	loud       bool   // it was empty, and has not been full since
-	suppressed uint64 // since the last one that was let through
+	tokens float64
+	last   time.Duration // since limiter.start
+	used   bool
+	loud   bool // it was empty, and has not been full since
+
+	// owed counts suppressed occurrences that the next entry of the type and
+	// owner is to tell of. A sink that lost the entry adds to it.
+	owed atomic.Uint64
 }
 
 // fill adds the tokens of the time that has passed.
@@ -73,24 +59,30 @@ func (b *bucket) fill(now time.Duration, rate, burst float64) {
 	b.last = now
 }
 
-// allow reports whether an event is within the limits. It returns the event's
-// bucket, nil if nothing is limited. Who keeps below its own limit takes from what
-// there is for all without asking for it; what then is left, also the debt, is
-// shared by those that do not.
-func (l *limiter) allow(by limits, key bucketKey, at time.Time) (*bucket, bool) {
-	if by.rate <= 0 && by.total <= 0 {
-		return nil, true
-	}
-	now := at.Sub(l.start)
+// bucket returns the bucket of a key, and makes it where there is room.
+func (l *limiter) bucket(key bucketKey, at time.Time) *bucket {
 	b := l.buckets[key]
 	if b == nil && len(l.buckets) >= maxBuckets {
 		key = bucketKey{typ: key.typ, rest: true}
 		b = l.buckets[key]
 	}
 	if b == nil {
-		b = &bucket{}
+		b = &bucket{last: at.Sub(l.start)}
 		l.buckets[key] = b
 	}
+	return b
+}
+
+// allow reports whether an entry is within the limits. It returns the entry's
+// bucket, nil if it has none because nothing is limited. Who keeps below its own
+// limit takes from what there is for all without asking for it; what then is left,
+// also the debt, is shared by those that do not.
+func (l *limiter) allow(by limits, key bucketKey, at time.Time) (*bucket, bool) {
+	if by.rate <= 0 && by.total <= 0 {
+		return l.buckets[key], true
+	}
+	now := at.Sub(l.start)
+	b := l.bucket(key, at)
 	if by.rate > 0 {
 		b.fill(now, float64(by.rate), by.atOnce())
 		if b.loud = b.loud && b.tokens < by.atOnce(); b.tokens < 1 {
@@ -112,15 +104,14 @@ func (l *limiter) allow(by limits, key bucketKey, at time.Time) (*bucket, bool) 
 }
 
 // sweep drops the buckets that are full again: those of pods that are gone
-// among them. A new one would be the same, but for the number of suppressed
-// events, which is handed to untold.
-func (l *limiter) sweep(by limits, at time.Time, untold func(typ int, suppressed uint64)) {
+// among them. A new one would be the same, but for what it owes: that is kept
+// for a while.
+func (l *limiter) sweep(by limits, at time.Time) {
 	now := at.Sub(l.start)
 	for key, b := range l.buckets {
 		idle := now - b.last
-		full := by.rate <= 0 || b.tokens+float64(by.rate)*idle.Seconds() >= by.atOnce()
-		if idle >= sweepEvery && full {
-			untold(key.typ, b.suppressed)
+		full := by.rate <= 0 || b.tokens+float64(by.rate)*idle.Seconds() >= by.atOnce() || !b.used
+		if idle >= sweepEvery && full && (b.owed.Load() == 0 || idle >= owedFor) {
 			delete(l.buckets, key)
 		}
 	}

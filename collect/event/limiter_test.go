@@ -32,7 +32,7 @@ func TestLimiter(t *testing.T) {
 		for i, a := range c.asks {
 			let := 0
 			for range a.n {
-				if _, ok := l.allow(c.by, bucketKey{pod: a.pod}, start.Add(a.after)); ok {
+				if _, ok := l.allow(c.by, bucketKey{whose: whose{pod: a.pod}}, start.Add(a.after)); ok {
 					let++
 				}
 			}
@@ -43,22 +43,38 @@ func TestLimiter(t *testing.T) {
 	}
 }
 
-// A bucket that is full again is dropped, and what it suppressed handed on.
+// A bucket that is full again is dropped, unless it owes something: that is kept for
+// a while.
 func TestLimiterSweep(t *testing.T) {
 	start := time.Unix(1000, 0)
-	l, by := newLimiter(start), limits{rate: 1, burst: 100}
-	for range 150 {
-		if b, ok := l.allow(by, bucketKey{typ: 3, pod: "a"}, start); !ok {
-			b.suppressed++
+	by := limits{rate: 1, burst: 100}
+	for _, owes := range []bool{false, true} {
+		l := newLimiter(start)
+		key := bucketKey{typ: 3, whose: whose{pod: "a"}}
+		for range 150 {
+			if b, ok := l.allow(by, key, start); !ok && owes {
+				b.owed.Add(1)
+			}
+		}
+		kept := 100 * time.Second
+		if owes {
+			kept = owedFor
+		}
+		if l.sweep(by, start.Add(kept-time.Second)); len(l.buckets) != 1 {
+			t.Errorf("owes %v: a bucket that is not full, or owes, is gone", owes)
+		}
+		if l.sweep(by, start.Add(kept)); len(l.buckets) != 0 {
+			t.Errorf("owes %v: %d buckets", owes, len(l.buckets))
 		}
 	}
-	untold := map[int]uint64{}
-	hand := func(typ int, n uint64) { untold[typ] += n }
-	if l.sweep(by, start.Add(99*time.Second), hand); len(l.buckets) != 1 || len(untold) != 0 {
-		t.Errorf("a bucket that is not full is gone: %v", untold)
+	// One that was made for what it owes alone.
+	l := newLimiter(start)
+	l.bucket(bucketKey{}, start.Add(time.Minute)).owed.Add(1)
+	if l.sweep(limits{}, start.Add(owedFor)); len(l.buckets) != 1 {
+		t.Error("a new bucket that owes is gone")
 	}
-	if l.sweep(by, start.Add(100*time.Second), hand); len(l.buckets) != 0 || untold[3] != 50 {
-		t.Errorf("%d buckets, %v", len(l.buckets), untold)
+	if l.sweep(limits{}, start.Add(time.Minute+owedFor)); len(l.buckets) != 0 {
+		t.Error("it is kept for ever")
 	}
 }
 
@@ -69,10 +85,10 @@ func TestBucketOf(t *testing.T) {
 		want   bucketKey
 	}{
 		"1 host":         {func() {}, bucketKey{}},
-		"2 unattributed": {func() { e.unattributed = true }, bucketKey{unattributed: true}},
-		"3 unowned":      {func() { e.unowned = true }, bucketKey{unowned: true}},
-		"4 pod":          {func() { e.Pod = &owner.Pod{ID: "sandbox", UID: "u"} }, bucketKey{pod: "u"}},
-		"5 container":    {func() { e.Pod = &owner.Pod{ID: "sandbox"} }, bucketKey{pod: "sandbox"}},
+		"2 unattributed": {func() { e.unattributed = true }, bucketKey{whose: whose{unattributed: true}}},
+		"3 unowned":      {func() { e.unowned = true }, bucketKey{whose: whose{unowned: true}}},
+		"4 pod":          {func() { e.Pod = &owner.Pod{ID: "sandbox", UID: "u"} }, bucketKey{whose: whose{pod: "u"}}},
+		"5 container":    {func() { e.Pod = &owner.Pod{ID: "sandbox"} }, bucketKey{whose: whose{pod: "sandbox"}}},
 	} {
 		*e = Event{Type: lossType}
 		c.change()

@@ -26,6 +26,11 @@ import (
 // kernel lets through: so many a second in the long run, so many at once.
 type EventLimits struct{ Rate, Burst int }
 
+// DefaultEventLimits are far above what is written of one kind, so that nearly all
+// that happens is counted in an entry, and low enough that a flood in one namespace
+// costs the daemon 0.1 % of a CPU.
+var DefaultEventLimits = EventLimits{Rate: 100, Burst: 500}
+
 // Options say what a Tracer does with events.
 type Options struct {
 	// Hub takes the events; nil: the kernel sends none, and only counts.
@@ -51,6 +56,7 @@ type Tracer struct {
 	// building counts the probes that are being loaded: the loader is theirs, too.
 	building int
 	told     map[bpf.EventType]bpf.EventAccount // what the Hub knows of already
+	owed     map[heldBack]uint64                // of it, by whose it is
 	limits   EventLimits
 
 	who       *owner.Resolver // the Hub's; without one the Runner's, nil before the first probe
@@ -317,16 +323,46 @@ func (t *Tracer) Account() {
 	if err != nil {
 		return // the next call tells
 	}
+	held := false
 	for _, a := range stats.Events {
 		was := t.told[a.Type]
 		if s, l := a.Suppressed-was.Suppressed, a.Lost-was.Lost; s > 0 || l > 0 {
 			t.opt.Hub.CountOnly(eventTypes[a.Type], s, l)
+			held = held || s > 0
 		}
 		if n := a.Ignored - was.Ignored; n > 0 {
 			t.opt.Hub.CountIgnored(eventTypes[a.Type], n)
 		}
 		t.told[a.Type] = a
 	}
+	if held {
+		t.owe()
+	}
+}
+
+// heldBack is a limit in the kernel: that of a type and namespace.
+type heldBack struct {
+	netns uint64
+	typ   bpf.EventType
+}
+
+// owe tells the Hub whose events the kernel held back. The caller holds the lock.
+func (t *Tracer) owe() {
+	list, err := t.loader.HeldBack()
+	if err != nil {
+		return // they are in the account
+	}
+	now := make(map[heldBack]uint64, len(list))
+	for _, h := range list {
+		key := heldBack{h.Netns, h.Type}
+		now[key] = h.N
+		was := t.owed[key]
+		if was > h.N {
+			was = 0 // the namespace is another
+		}
+		t.opt.Hub.Owe(eventTypes[h.Type], h.Netns, h.N-was)
+	}
+	t.owed = now
 }
 
 // Programs tells what the programs of all probes cost, for the metrics about
@@ -401,7 +437,7 @@ func (t *Tracer) Close() error {
 	t.mu.Lock()
 	loader, stop, done := t.loader, t.stop, t.done
 	t.loader, t.stop, t.done = nil, nil, nil
-	t.told = map[bpf.EventType]bpf.EventAccount{}
+	t.told, t.owed = map[bpf.EventType]bpf.EventAccount{}, nil
 	t.mu.Unlock()
 	if loader == nil {
 		return nil

@@ -51,6 +51,7 @@ type SharedEventAccount struct {
 type SharedEventBucket struct {
 	_    structs.HostLayout
 	Full [20]uint64
+	Held [20]uint64
 }
 
 type SharedEventLimit struct {

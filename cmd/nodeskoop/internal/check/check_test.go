@@ -185,7 +185,7 @@ func TestCheckFindings(t *testing.T) {
 		{"volatile by name", "", map[string]string{"/var/log/journal/": "", "/etc/systemd/journald.conf": "[Journal]\nStorage=volatile\n"}, (*checker).journalStorage, Warning, "volatile (/etc/systemd/journald.conf)", ""},
 		{"none", "", map[string]string{"/usr/lib/systemd/journald.conf.d/10.conf": "[Journal]\nStorage=none\n"}, (*checker).journalStorage, Warning, "thrown away", "persistent"},
 
-		{"default rate", "", nil, (*checker).journalRate, Good, "10000 in 30s (journald's default): 333 a second at least; journal.total_rate is 200", ""},
+		{"default rate", "", nil, (*checker).journalRate, Good, "10000 in 30s (journald's default): 333 a second at least; journal.total_rate is 20", ""},
 		{"more is written", "[journal]\ntotal_rate = 1000", nil, (*checker).journalRate, Warning, "333 a second", "journal.total_rate = 333"},
 		{"less is let through", "", map[string]string{"/etc/systemd/journald.conf": "#RateLimitBurst=9\n[Journal]\nRateLimitIntervalSec=1min\nRateLimitBurst=600\n"}, (*checker).journalRate, Warning, "600 in 1m0s (/etc/systemd/journald.conf): 10 a second", "total_rate = 10"},
 		{"a drop-in", "", map[string]string{"/etc/systemd/journald.conf": "[Journal]\nRateLimitBurst=60\n", "/run/systemd/journald.conf.d/90.conf": "[Journal]\nRateLimitBurst = 60000\n"}, (*checker).journalRate, Good, "60000 in 30s (/run/systemd/journald.conf.d/90.conf)", ""},

@@ -16,6 +16,7 @@ import (
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/event"
 	"nodeskoop/collect/owner"
 )
 
@@ -97,7 +98,7 @@ func Default() *Config {
 		Textfile:  Textfile{Dir: "/var/lib/prometheus/node-exporter", File: "nodeskoop.prom", Mode: "0644", MaxSeries: 50000},
 		State:     State{Counters: true},
 		Metrics:   Metrics{Exclude: []string{}},
-		Journal:   Journal{Rate: 20, Burst: 100, TotalRate: 200},
+		Journal:   Journal{Rate: event.DefaultEventRate, Burst: event.DefaultEventBurst, TotalRate: event.DefaultTotalRate},
 		Pods:      Pods{Sockets: []string{}, Namespace: "*", HostLabel: owner.DefaultHostLabel},
 		Log:       Log{Level: "info", Format: "text"},
 		options:   map[*catalog.Option]any{},

@@ -145,11 +145,11 @@ func declareSettings() []Setting {
 		field("metrics.skip_zero", "Leave out counters of a pod that have been 0 since the start.",
 			func(c *Config) *bool { return &c.Metrics.SkipZero }, nil),
 
-		field("journal.rate", "Events a second that one event type and pod may send to the journal.",
+		field("journal.rate", "Entries a second that one event type and pod may send to the journal. What is of one kind is one entry, with its number.",
 			func(c *Config) *int64 { return &c.Journal.Rate }, intIn(1, 100_000)),
-		field("journal.burst", "Events that one event type and pod may send at once.",
+		field("journal.burst", "Entries that one event type and pod may send at once.",
 			func(c *Config) *int64 { return &c.Journal.Burst }, intIn(1, 100_000)),
-		field("journal.total_rate", "Events a second over all types and pods, for those that have more to say than the limits above let them: who keeps below them is heard whatever the others do.",
+		field("journal.total_rate", "Entries a second over all types and pods, for those that have more to say than the limits above let them: who keeps below them is heard whatever the others do.",
 			func(c *Config) *int64 { return &c.Journal.TotalRate }, intIn(1, 100_000)),
 
 		field("pods.sockets", "Sockets of containerd to try, in this order. Empty: the usual ones, those of k3s, rke2, k0s and microk8s included.",

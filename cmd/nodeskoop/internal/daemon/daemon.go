@@ -83,6 +83,12 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer func() { _ = session.Within(endStep, func() error { d.file.Close(); return nil }) }()
 	d.pods, d.stopPods = d.follow(ctx, s.Config, s.Host)
+	defer func() {
+		if d.counters != nil {
+			d.counters.KeepAtEnd(d.runner)
+			d.counters.Close()
+		}
+	}()
 	d.events = s.NewEvents(d.pods, nil, o.Sinks()...)
 	defer func() { d.events.Close(s.Log) }()
 	r, err := s.NewRunner(d.pods, d.events.Tracer)
@@ -91,8 +97,8 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer r.Close()
 	d.runner = r
+	r.KeepAlso("events", d.events)
 	d.counters = s.KeepCounters(r, false)
-	defer func() { d.counters.Close() }()
 	r.Self(d.events.Self(r))
 	r.Self(func(add func(string, float64, ...string)) {
 		st := d.file.Stats()
@@ -296,7 +302,7 @@ func (d *daemon) tryReload(ctx context.Context, between chan<- func()) error {
 		undo()
 		return err
 	}
-	hub := d.HubOptions(cfg, view, pods, nil)
+	hub := d.HubOptions(cfg, view, pods)
 	done := make(chan struct{})
 	apply := func() {
 		defer close(done)

@@ -3,6 +3,7 @@ package docs
 import (
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 
@@ -140,17 +141,30 @@ journalctl KUBESKOOP_EVENT=PacketLoss K8S_POD=web-0       # of one kind and pod
 journalctl KUBESKOOP_EVENT=PacketLoss -o json --output-fields=KUBESKOOP_REASON,KUBESKOOP_LOCATION,K8S_POD
 ` + "```" + `
 
-Fields of every event: ` + "`MESSAGE`, `MESSAGE_ID`, `PRIORITY`, `SYSLOG_IDENTIFIER=nodeskoop`, `KUBESKOOP_EVENT`, `KUBESKOOP_PROBE`, `K8S_NODE`, `K8S_NAMESPACE`, `K8S_POD`, `KUBESKOOP_NETNS`" + ` (the inode of the network namespace) and ` + "`KUBESKOOP_TIMESTAMP_US`" + ` (when the kernel saw it). A field without a value is left out. Where earlier events of the type, of whatever pod, were held back by a rate limit, ` + "`KUBESKOOP_SUPPRESSED`" + ` says how many. An occurrence is one event: a SLOW event and its 100MS twin are never both sent.
+Fields of every event: ` + "`MESSAGE`, `MESSAGE_ID`, `PRIORITY`, `SYSLOG_IDENTIFIER=nodeskoop`, `KUBESKOOP_EVENT`, `KUBESKOOP_PROBE`, `K8S_NODE`, `K8S_NAMESPACE`, `K8S_POD`, `KUBESKOOP_NETNS`" + ` (the inode of the network namespace) and ` + "`KUBESKOOP_TIMESTAMP_US`" + ` (when the kernel saw it). A field without a value is left out. An occurrence is one event: a SLOW event and its 100MS twin are never both sent.
+
+Events of one kind are merged. A kind is the event type, the pod, the reason and location, the TCP state, the vector, the device or disk, the process (all kworker threads are one), the protocol and the peer: the remote address, with its port where a service has it (below 32768). The first event of a kind is an entry at once. What comes after it is one entry at the end of a window: of 10 s, which doubles to 10 min while it goes on. A window in which nothing came ends the kind. The fields of such an entry are those of its worst occurrence (the longest latency, or else the first), and:
+
+| field | holds |
+|---|---|
+| ` + "`KUBESKOOP_COUNT`" + ` | for how many occurrences the entry stands; an entry without it stands for one |
+| ` + "`KUBESKOOP_FIRST_US`, `KUBESKOOP_LAST_US`" + ` | when the kernel saw the first and the last of them |
+| ` + "`KUBESKOOP_PEERS`" + ` | how many peers they have, if more than one; it stops at 128 |
+| ` + "`KUBESKOOP_SUPPRESSED`" + ` | in any entry: how many events of its type and pod a rate limit held back since their last entry |
+
+An address or a port that not all occurrences have is left out, and is a * in ` + "`MESSAGE`" + `. The ninth peer of one pod and reason shares an entry with all that follow. Limits are on entries: ` + "`journal.rate`, `burst` and `total_rate`" + `. Always, and for each type, ` + "`nodeskoop_events_seen_total`" + ` is the sum of ` + "`nodeskoop_events_written_total`" + ` (the sum of ` + "`KUBESKOOP_COUNT`" + `), ` + "`ignored_total`, `suppressed_total`, `lost_total` and `pending`" + `.
+
+An entry that stands for one occurrence has priority 5, notice. One that stands for as many as the table says, or more, has priority 4, warning: ` + "`journalctl -t nodeskoop -p warning`" + ` shows what lasts or is many.
 
 Addresses of services: an event of a socket (` + "`TCPRESET_ACTIVE`, `TCPRESET_RECEIVE`, `TCPRetrans`, `SOCKETLAT_READSLOW`, `SOCKETLAT_SENDSLOW`, `TXLAT_NETDEV_100MS`" + `) shows the addresses of that socket. At the client of a service that is the service's address; at the backend it is the backend's own. An event of a packet shows the packet's header at that place. In a pod whose node translates (kube-proxy), every event of the client shows the service, and every event of the backend the backend; the node's own namespace shows either, before and after the translation. A client in the host's network has the translation in its own namespace: ` + "`PacketLoss`, `TXKERNEL_SLOW` and `TXLAT_QDISC_100MS`" + ` of what it sends, and ` + "`PacketLoss`" + ` of an answer in a firewall's input rules, show the backend; what TCP has received (` + "`TCPRESET_NOSOCK`, `TCPRESET_PROCESS`, `RXKERNEL_SLOW`" + `) shows the service.
 
 Commands to look at next have words in capitals that you fill in: ` + placeholders() + `. journalctl -x does not fill them in: anyone may write to the journal, with any field, and a command must not take a name from there.
 
-| event | probe | when | priority | what happened |
+| event | probe | when | warning from | what happened |
 |---|---|---|---|---|
 `)
 	for _, e := range catalog.Events() {
-		fmt.Fprintf(&b, "| [`%s`](#%s) | %s | %s | %s | %s |\n", e.Name, strings.ToLower(e.Name), e.Probe(), when(e), e.Priority, cell(e.Summary))
+		fmt.Fprintf(&b, "| [`%s`](#%s) | %s | %s | %s | %s |\n", e.Name, strings.ToLower(e.Name), e.Probe(), when(e), warnFrom(e), cell(e.Summary))
 	}
 	for _, e := range catalog.Events() {
 		p := catalog.ProbeByName(e.Probe())
@@ -173,11 +187,19 @@ Commands to look at next have words in capitals that you fill in: ` + placeholde
 				fields[i] = strings.Join(points, ", ") + " (" + e.PointsKnown + ")"
 			}
 		}
-		fmt.Fprintf(&b, "- Probe `%s`, on by default: %s. %s\n- In the kernel: %s; %s; priority %s.\n- Fields: %s.\n- `MESSAGE_ID=%s`\n",
-			p.Name, column.YesNo(p.Default), p.Cost, e.Path, when(e), e.Priority, strings.Join(fields, "; "), e.MessageID)
+		fmt.Fprintf(&b, "- Probe `%s`, on by default: %s. %s\n- In the kernel: %s; %s.\n- Priority: %s\n- Fields: %s.\n- `MESSAGE_ID=%s`\n",
+			p.Name, column.YesNo(p.Default), p.Cost, e.Path, when(e), e.Grades(), strings.Join(fields, "; "), e.MessageID)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// warnFrom says how many occurrences make an entry a warning.
+func warnFrom(e *catalog.EventType) string {
+	if e.Warn.Count == 0 {
+		return "-"
+	}
+	return strconv.FormatUint(e.Warn.Count, 10)
 }
 
 // placeholders says what the words stand for that the reader fills in.

@@ -111,6 +111,14 @@ func (k *Counters) Keep(r *collect.Runner) {
 	}
 }
 
+// KeepAtEnd writes what has changed since the last cycle of r: at a clean end every
+// event has been told or is lost, and the account says so.
+func (k *Counters) KeepAtEnd(r *collect.Runner) {
+	r.KeepAtEnd()
+	k.Keep(r)
+}
+
+// Close lets another process keep them.
 func (k *Counters) Close() {
 	if k.file != nil {
 		k.file.Close()

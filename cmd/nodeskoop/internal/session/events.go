@@ -26,13 +26,18 @@ type Events struct {
 	Hub    *event.Hub // nil: they go nowhere
 }
 
-// NewEvents starts the way of events to sinks.
-func (s *Session) NewEvents(pods owner.Pods, filter func(*event.Event) bool, sinks ...event.Sink) *Events {
-	hub := event.NewHub(s.HubOptions(s.Config, s.Host, pods, filter), sinks...)
+// NewEvents starts the way of events to sinks. adjust, unless nil, changes how they
+// are merged and limited, and which are wanted.
+func (s *Session) NewEvents(pods owner.Pods, adjust func(*event.HubOptions), sinks ...event.Sink) *Events {
+	o := s.HubOptions(s.Config, s.Host, pods)
+	if adjust != nil {
+		adjust(&o)
+	}
+	hub := event.NewHub(o, sinks...)
 	return &Events{Hub: hub, Tracer: trace.New(trace.Options{Hub: hub, Limits: EventLimits(s.Config), Log: s.Log})}
 }
 
-func (s *Session) HubOptions(cfg *config.Config, view Host, pods owner.Pods, filter func(*event.Event) bool) event.HubOptions {
+func (s *Session) HubOptions(cfg *config.Config, view Host, pods owner.Pods) event.HubOptions {
 	file := view.NetnsFile()
 	host, err := kernel.Inode(file)
 	if err != nil {
@@ -40,16 +45,20 @@ func (s *Session) HubOptions(cfg *config.Config, view Host, pods owner.Pods, fil
 	}
 	return event.HubOptions{
 		Node: cfg.Node(), HostLabel: cfg.Pods.HostLabel, HostNetns: host,
+		Window: event.DefaultWindow, MaxWindow: event.DefaultMaxWindow,
 		Rate: int(cfg.Journal.Rate), Burst: int(cfg.Journal.Burst), TotalRate: int(cfg.Journal.TotalRate),
-		Pods: pods, Filter: filter, ForeignPIDs: view.ForeignPIDs, Log: s.Log,
+		Pods: pods, ForeignPIDs: view.ForeignPIDs, Log: s.Log,
 		// The node's addresses are those of the host's namespace, which need not
 		// be this process's.
 		NodeAddrs: func() ([]netip.Addr, error) { return kernel.AddrsOf(file) },
 	}
 }
 
+// EventLimits are those of the kernel. They bound what the daemon has to read; what
+// it reads it merges, and the limits of the configuration are on what it writes.
 func EventLimits(cfg *config.Config) trace.EventLimits {
-	return trace.EventLimits{Rate: int(cfg.Journal.Rate), Burst: int(cfg.Journal.Burst)}
+	l := trace.DefaultEventLimits
+	return trace.EventLimits{Rate: max(l.Rate, int(cfg.Journal.Rate)), Burst: max(l.Burst, int(cfg.Journal.Burst))}
 }
 
 // JournalSink is where the daemon's events go.
@@ -76,17 +85,17 @@ func (e *Events) Close(log *slog.Logger) {
 	}
 }
 
-// Self adds the accounts of the event types of the probes that run, and what
-// the BPF programs cost where the kernel tells.
+// Self adds the accounts of the event types of the probes that are to run, and
+// what the BPF programs cost where the kernel tells.
 func (e *Events) Self(r *collect.Runner) func(add func(string, float64, ...string)) {
 	return func(add func(string, float64, ...string)) {
 		e.Tracer.Account()
-		up := map[string]bool{}
+		enabled := map[string]bool{}
 		for _, s := range r.Status() {
-			up[s.Name] = s.Up
+			enabled[s.Name] = true
 		}
 		for _, t := range catalog.Events() {
-			if !up[t.Probe()] {
+			if !enabled[t.Probe()] {
 				continue
 			}
 			n := e.Hub.Counts(t)
@@ -95,6 +104,9 @@ func (e *Events) Self(r *collect.Runner) func(add func(string, float64, ...strin
 			add("nodeskoop_events_ignored_total", float64(n.Ignored), t.Name)
 			add("nodeskoop_events_suppressed_total", float64(n.Suppressed), t.Name)
 			add("nodeskoop_events_lost_total", float64(n.Lost), t.Name)
+			add("nodeskoop_events_ignored_total", float64(n.Ignored), t.Name)
+			add("nodeskoop_events_pending", float64(n.Pending), t.Name)
+			add("nodeskoop_event_entries_total", float64(e.Hub.Entries(t)), t.Name)
 		}
 		unroomed := e.Tracer.Unroomed()
 		for _, p := range catalog.Probes() {
