@@ -109,11 +109,13 @@ func (h *healthy) pod(namespace, name string, hostNetwork bool, mounts map[strin
 	if err != nil {
 		h.Fatal(err)
 	}
+	h.saw(fmt.Sprintf("%s/proc/%d/ns/net", h.root, p.PID))
 	return p
 }
 
 func (h *healthy) remove(p *pods.Pod) {
 	h.Helper()
+	h.look()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := p.TryRemove(ctx); err != nil {
@@ -304,17 +306,9 @@ func (h *healthy) sampled() {
 // look notes what the daemon counts and which namespaces there are.
 func (h *healthy) look() {
 	h.Helper()
-	now := time.Now()
 	links, _ := filepath.Glob(h.root + "/proc/[0-9]*/ns/net")
 	for _, l := range links {
-		if to, err := os.Readlink(l); err == nil {
-			ns := strings.Trim(strings.TrimPrefix(to, "net:"), "[]")
-			s := seen{h.netns[ns].first, now}
-			if s.first.IsZero() {
-				s.first = now
-			}
-			h.netns[ns] = s
-		}
+		h.saw(l)
 	}
 	b, err := os.ReadFile(h.root + textfile)
 	if err != nil {
@@ -331,6 +325,20 @@ func (h *healthy) look() {
 	}
 }
 
+// saw notes that a network namespace exists now.
+func (h *healthy) saw(link string) {
+	to, err := os.Readlink(link)
+	if err != nil {
+		return // its process has ended
+	}
+	ns := strings.Trim(strings.TrimPrefix(to, "net:"), "[]")
+	s := seen{h.netns[ns].first, time.Now()}
+	if s.first.IsZero() {
+		s.first = s.last
+	}
+	h.netns[ns] = s
+}
+
 // ours are the entries of the daemon's that are about this machine. The others
 // are about what else runs on this kernel: other disks, other namespaces, which
 // may have a number that was a pod's before, and the test's own program.
@@ -343,7 +351,7 @@ func (h *healthy) ours(entries []entry) (list, elsewhere []entry) {
 			return true
 		}
 		at, s := e.time(), h.netns[ns]
-		return at.After(s.first.Add(-time.Minute)) && at.Before(s.last.Add(lookEach+time.Second))
+		return at.After(s.first.Add(-2 * lookEach)) && at.Before(s.last.Add(lookEach+time.Second))
 	}
 	for _, e := range entries {
 		if disk := e.text("KUBESKOOP_DISK"); disk != "" && disk != h.disk || !inMachine(e) || e.text("KUBESKOOP_COMM") == own {

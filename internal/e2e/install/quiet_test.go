@@ -74,5 +74,4 @@ func TestQuiet(t *testing.T) {
 			t.Errorf("kubeskoop_packetloss_total of %s is %v, want 0", who, n)
 		}
 	}
-	h.poweroff()
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -87,7 +88,6 @@ func TestRecord(t *testing.T) {
 	}
 	t.Logf("%s: %v, %d series, %d bytes, packed %d; alerts: %s", file, r.length, len(r.series), len(text), packed.Len(), strings.Join(alerts, ", "))
 	h.promtool(text)
-	h.poweroff()
 }
 
 // onlyWorking leaves out the probes that this kernel forbids.
@@ -156,7 +156,7 @@ func liveBusy(h *healthy, d time.Duration) []string {
 
 func liveDebian(h *healthy, d time.Duration) []string {
 	h.Helper()
-	if disk := h.makeSlowDisk("slow"); disk != nil {
+	if disk := h.makeSlowDisk("disk", h.diskPod); disk != nil {
 		h.mountSlowly(disk, "/usr/share/"+samplePackage)
 	}
 	h.live(d, rhythm{idle: 10 * time.Minute, packages: time.Minute, logs: 10 * time.Minute})
@@ -205,7 +205,7 @@ func liveTroubles(h *healthy, d time.Duration) []string {
 	idle := func(name string) *pods.Pod { return h.pod("trouble", name, false, nil) }
 	client, nobody, lossy := idle("client"), idle("nobody"), idle("lossy")
 	server, full, deaf := serve("server", "serve", "0.0.0.0:80"), serve("full", "full", "0.0.0.0:80"), serve("deaf", "deaf", "0.0.0.0:9")
-	disk := h.makeSlowDisk("disk")
+	disk := h.makeSlowDisk("disk", h.diskPod)
 	until(5)
 	const from, to = 5, 32
 	seconds := strconv.Itoa(int(lasts(from, to) / time.Second))
@@ -235,6 +235,29 @@ func liveTroubles(h *healthy, d time.Duration) []string {
 	}
 	h.reconfigure("probes.enabled", "["+enabled[1]+`, "flow"]`)
 	fires("NodeskoopSeriesLeftOut", lasts(from, 46), 15*time.Minute)
+	// What was merged and not yet written is lost with a daemon that is killed;
+	// systemd starts the next one.
+	until(28)
+	lost := func() (n float64) {
+		for _, a := range accountsOf(parse(h.T, []byte(h.read(textfile)))) {
+			n += a.lost
+		}
+		return n
+	}
+	before := lost()
+	h.run("systemctl", "kill", "-s", "KILL", unit)
+	h.until("the daemon runs again", patience, func() error {
+		if !h.exists(textfile) || h.property(unit, "ActiveState") != "active" {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	h.sampled()
+	if n := lost(); n > before {
+		fires("NodeskoopEventsLost", lasts(28, 60), time.Minute)
+	} else {
+		h.Logf("a daemon that was killed has lost no event: %v, now %v", before, n)
+	}
 	until(to)
 	for _, p := range running {
 		if p.Ready(h.T, p.Ended); !p.ProcessState.Success() {

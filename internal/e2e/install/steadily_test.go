@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -245,9 +244,7 @@ func deaf(addr string) error {
 	if err := c.(*net.UDPConn).SetReadBuffer(1); err != nil { // the kernel makes it its least
 		return err
 	}
-	var forever chan os.Signal
-	<-forever
-	return nil
+	return unix.Pause()
 }
 
 // full listens with the shortest queue and accepts nobody.
@@ -263,7 +260,5 @@ func full(addr string) error {
 	if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}), unix.Listen(fd, 1)); err != nil {
 		return err
 	}
-	var forever chan os.Signal
-	<-forever
-	return nil
+	return unix.Pause()
 }

@@ -1,10 +1,7 @@
 package install
 
 import (
-	"bytes"
 	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -12,8 +9,6 @@ import (
 	"testing"
 	"text/tabwriter"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"nodeskoop/internal/testkit/pods"
 )
@@ -109,7 +104,6 @@ func TestTroubles(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%d s each, %d a second:\n%s", troubleLasts, troubleEach, &table)
-	h.poweroff()
 }
 
 func ofPod(event string, p *pods.Pod, more ...string) []string {
@@ -211,7 +205,7 @@ func (h *healthy) troubles() []trouble {
 		name: "data is sent late", match: ofPod("SOCKETLAT_SENDSLOW", sender),
 		begin: func() (int, int) { return h.steadily(sender, "sendlate", troubleEach) },
 	}}
-	if d := h.makeSlowDisk("disk"); d != nil {
+	if d := h.makeSlowDisk("disk", h.diskPod); d != nil {
 		list = append(list, trouble{
 			name: "a slow disk", match: []string{"KUBESKOOP_EVENT=BIOLAT_100MS", "KUBESKOOP_COMM=" + slowReader, "KUBESKOOP_DISK=" + filepath.Base(d.device)},
 			begin: func() (int, int) {
@@ -223,75 +217,8 @@ func (h *healthy) troubles() []trouble {
 	return list
 }
 
-// slowDisk is a loop device over another one, which is throttled for the
-// processes of one container: the loop driver does its block I/O in the name of
-// who asks.
-type slowDisk struct {
-	h            *healthy
-	device       string // in the machine, too
-	lower, group string // the device that is throttled, and the folder of the control group
-}
-
-// makeSlowDisk returns nil where the kernel can make none, and says why.
-func (h *healthy) makeSlowDisk(pod string) *slowDisk {
+// diskPod is the pod for whose control group a disk is slow.
+func (h *healthy) diskPod(string) *pods.Container {
 	h.Helper()
-	file := filepath.Join(h.dir, pod)
-	if err := os.WriteFile(file, nil, 0o600); err != nil {
-		h.Fatal(err)
-	}
-	if err := os.Truncate(file, 64<<20); err != nil {
-		h.Fatal(err)
-	}
-	lower := h.loop(file)
-	if lower == "" {
-		return nil
-	}
-	upper := h.loop(lower)
-	if upper == "" {
-		return nil
-	}
-	number := func(device string) (major, minor int) {
-		var stat unix.Stat_t
-		if err := unix.Stat(device, &stat); err != nil {
-			h.Fatal(err)
-		}
-		return int(unix.Major(stat.Rdev)), int(unix.Minor(stat.Rdev))
-	}
-	major, minor := number(upper)
-	h.run("mknod", "-m", "600", upper, "b", strconv.Itoa(major), strconv.Itoa(minor))
-	p := h.pod("trouble", pod, false, nil)
-	throttle := h.throttle(p.Container("main"))
-	if throttle == "" {
-		return nil
-	}
-	major, minor = number(lower)
-	return &slowDisk{h: h, device: upper, lower: fmt.Sprintf("%d:%d", major, minor), group: filepath.Dir(throttle)}
-}
-
-// limit sets how many reads or writes a second the device takes.
-func (d *slowDisk) limit(what string, perSecond int) {
-	d.h.Helper()
-	file := d.group + "/blkio.throttle." + what + "_iops_device"
-	if d.h.exists(file) {
-		d.h.write(file, fmt.Sprintf("%s %d", d.lower, perSecond))
-		return
-	}
-	d.h.write(d.group+"/io.max", fmt.Sprintf("%s %ciops=%d", d.lower, what[0], perSecond))
-}
-
-// command makes a command of the machine for which the disk is slow.
-func (d *slowDisk) command(command ...string) *exec.Cmd {
-	return d.h.machine.command("sh", append([]string{"-c", `echo $$ > "$0/cgroup.procs" && exec "$@"`, d.group}, command...)...)
-}
-
-// run runs such a command, which has to succeed.
-func (d *slowDisk) run(command ...string) string {
-	d.h.Helper()
-	cmd := d.command(command...)
-	var out, errOut bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errOut
-	if err := cmd.Run(); err != nil {
-		d.h.Fatalf("%s: %v: %s", strings.Join(command, " "), err, tail(errOut.String()))
-	}
-	return out.String()
+	return h.pod("trouble", "disk", false, nil).Container("main")
 }
