@@ -351,7 +351,7 @@ func (h *healthy) ours(entries []entry) (list, elsewhere []entry) {
 			return true
 		}
 		at, s := e.time(), h.netns[ns]
-		return at.After(s.first.Add(-2 * lookEach)) && at.Before(s.last.Add(lookEach+time.Second))
+		return at.After(s.first.Add(-2*lookEach)) && at.Before(s.last.Add(lookEach+time.Second))
 	}
 	for _, e := range entries {
 		if disk := e.text("KUBESKOOP_DISK"); disk != "" && disk != h.disk || !inMachine(e) || e.text("KUBESKOOP_COMM") == own {

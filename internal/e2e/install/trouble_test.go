@@ -82,8 +82,8 @@ func TestTroubles(t *testing.T) {
 			fmt.Fprintf(w, "%s\t%s\t%d\t0\t0\t\t\t%v, %v\n", tr.name, event, tr.caused, a.suppressed, a.lost)
 			continue
 		}
-		first, last := entries[0], entries[len(entries)-1]
-		after := first.time().Sub(first.micros("KUBESKOOP_TIMESTAMP_US"))
+		last := entries[len(entries)-1]
+		after := entries[0].time().Sub(begin(entries))
 		caused := strconv.Itoa(tr.caused)
 		if tr.more > 0 {
 			caused += fmt.Sprintf(" to %d", tr.caused+tr.more)
@@ -104,6 +104,19 @@ func TestTroubles(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%d s each, %d a second:\n%s", troubleLasts, troubleEach, &table)
+}
+
+// begin is when the kernel saw the first of what the entries are about.
+func begin(entries []entry) time.Time {
+	first := entries[0].micros("KUBESKOOP_TIMESTAMP_US")
+	for _, e := range entries {
+		for _, field := range []string{"KUBESKOOP_TIMESTAMP_US", "KUBESKOOP_FIRST_US"} {
+			if at := e.micros(field); e.text(field) != "" && at.Before(first) {
+				first = at
+			}
+		}
+	}
+	return first
 }
 
 func ofPod(event string, p *pods.Pod, more ...string) []string {
