@@ -194,26 +194,37 @@ func memoryDisk(name string, size int64) (*os.File, error) {
 	return nil, errors.New("others take each free loop device first")
 }
 
-// gone demands that nothing of the machine is left here.
+// gone demands that nothing of the machine is left here. The kernel frees some
+// of it a moment after the last process has ended.
 func (m *machine) gone() {
+	var left []string
+	testkit.Within(testkit.Patience, func() bool {
+		left = m.left()
+		return len(left) == 0
+	})
+	for _, l := range left {
+		m.t.Error(l)
+	}
+}
+
+// left tells what there is of the machine.
+func (m *machine) left() (list []string) {
 	name := filepath.Base(m.dir)
-	// The kernel frees a disk in memory some time after its last user.
-	m.awaitFreed("/sys/block/" + m.disk + "/loop/backing_file")
-	if _, err := os.Lstat(m.dir); err == nil {
-		m.t.Errorf("%s is left", m.dir)
+	if exists(m.dir) {
+		list = append(list, m.dir+" is left")
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		m.t.Fatal(err)
+		list = append(list, err.Error())
 	}
 	for line := range strings.Lines(string(mounts)) {
 		f := strings.Fields(line)
 		if strings.Contains(line, name) {
-			m.t.Errorf("a mount is left: %s", line)
+			list = append(list, "a mount is left: "+line)
 		}
 		if strings.Contains(line, " - cgroup") {
-			if _, err := os.Lstat(filepath.Join(f[4], m.cgroup)); err == nil {
-				m.t.Errorf("the control group %s is left", filepath.Join(f[4], m.cgroup))
+			if group := filepath.Join(f[4], m.cgroup); exists(group) {
+				list = append(list, "the control group "+group+" is left")
 			}
 		}
 	}
@@ -221,17 +232,15 @@ func (m *machine) gone() {
 	processes, _ := filepath.Glob("/proc/[0-9]*/cgroup")
 	for _, file := range append(files, processes...) {
 		if b, _ := os.ReadFile(file); bytes.Contains(b, []byte(name)) {
-			m.t.Errorf("%s still says %s", file, bytes.TrimSpace(b))
+			list = append(list, fmt.Sprintf("%s still says %s", file, bytes.TrimSpace(b)))
 		}
 	}
+	return list
 }
 
-// awaitFreed waits until a loop device is no longer the machine's.
-func (m *machine) awaitFreed(backing string) {
-	testkit.Within(testkit.Patience, func() bool {
-		b, err := os.ReadFile(backing)
-		return err != nil || !bytes.Contains(b, []byte(filepath.Base(m.dir)))
-	})
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // start runs systemd-nspawn in control groups that are the machine's, and in
@@ -366,10 +375,7 @@ func (m *machine) write(path, content string) {
 	writeFile(m.t, m.root+path, content)
 }
 
-func (m *machine) exists(path string) bool {
-	_, err := os.Lstat(m.root + path)
-	return err == nil
-}
+func (m *machine) exists(path string) bool { return exists(m.root + path) }
 
 func writeFile(t *testing.T, path, content string) {
 	t.Helper()

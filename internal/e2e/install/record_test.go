@@ -10,6 +10,7 @@ import (
 	"math"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -38,7 +39,8 @@ var nodes = map[string]struct {
 }
 
 // TestRecord writes what the shipped rules read of a machine as a test of
-// promtool.
+// promtool, and runs that. The probes of block I/O see the whole kernel: record
+// where nothing else runs.
 func TestRecord(t *testing.T) {
 	d := duration(t, "record", "NODESKOOP_RECORD")
 	name := os.Getenv("NODESKOOP_RECORD_NODE")
@@ -167,7 +169,9 @@ func liveDebian(h *healthy, d time.Duration) []string {
 // block, as a busy network disk does.
 func (h *healthy) mountSlowly(d *slowDisk, folder string) {
 	h.Helper()
-	h.run("mkfs.ext4", "-q", d.device)
+	if out, err := exec.Command("mke2fs", "-q", "-F", "-t", "ext4", d.device).CombinedOutput(); err != nil {
+		h.Fatalf("make a file system on %s: %v\n%s", d.device, err, out)
+	}
 	h.run("mkdir", "-p", folder)
 	h.run("mount", d.device, folder)
 	h.Cleanup(func() {
