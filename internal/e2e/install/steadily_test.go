@@ -170,7 +170,8 @@ func (s *steady) pairs(setUp func(client, server *net.TCPConn) error, f func(cli
 		case p = <-idle:
 		default:
 			var err error
-			if p.client, p.server, err = pair("tcp4", "127.0.0.1:0"); err != nil {
+			// As those of one server, whose port says that they are of one kind.
+			if p.client, p.server, err = pair("tcp4", "127.0.0.1:8080"); err != nil {
 				return err
 			}
 			if err := setUp(p.client, p.server); err != nil {
