@@ -45,8 +45,9 @@ type healthy struct {
 	did   map[string]int // traffic of pods that have ended, by its kind
 }
 
-// seen is when something was seen for the first and the last time.
-type seen struct{ first, last time.Time }
+// seen is when a namespace was seen for the first and the last time, and when
+// its pod was removed.
+type seen struct{ first, last, removed time.Time }
 
 // lookEach is the time between two looks.
 const lookEach = 5 * time.Second
@@ -118,9 +119,13 @@ func (h *healthy) remove(p *pods.Pod) {
 	h.look()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+	ns := netnsOf(fmt.Sprintf("%s/proc/%d/ns/net", h.root, p.PID))
 	if err := p.TryRemove(ctx); err != nil {
 		h.Fatal(err)
 	}
+	s := h.netns[ns]
+	s.removed = time.Now()
+	h.netns[ns] = s
 }
 
 // fill starts pods: those that idle, and those that talk to each other.
@@ -327,16 +332,21 @@ func (h *healthy) look() {
 
 // saw notes that a network namespace exists now.
 func (h *healthy) saw(link string) {
-	to, err := os.Readlink(link)
-	if err != nil {
+	ns := netnsOf(link)
+	if ns == "" {
 		return // its process has ended
 	}
-	ns := strings.Trim(strings.TrimPrefix(to, "net:"), "[]")
-	s := seen{h.netns[ns].first, time.Now()}
+	s := seen{first: h.netns[ns].first, last: time.Now()}
 	if s.first.IsZero() {
 		s.first = s.last
 	}
 	h.netns[ns] = s
+}
+
+// netnsOf is the number of a network namespace, by a link of a process to it.
+func netnsOf(link string) string {
+	to, _ := os.Readlink(link)
+	return strings.Trim(strings.TrimPrefix(to, "net:"), "[]")
 }
 
 // ours are the entries of the daemon's that are about this machine. The others
