@@ -14,11 +14,13 @@ FUZZTIME ?= 20s
 FUZZ ?= ./...
 SECONDS_TO_RUN ?=
 DURATION ?= 10m
+NODE ?=
+RECORDED ?= $(CURDIR)/packaging/prometheus/tests/recorded
 ARCH ?= amd64
 KERNELS_FLAGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: help build run demo bench-bpf test test-unit test-install test-kernels race lint generate check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-gate soak deps packages check-packages clean
+.PHONY: help build run demo bench-bpf test test-unit test-install test-kernels quiet record race lint generate check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-gate soak deps packages check-packages clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -56,6 +58,18 @@ test-install: deps packages ## install the packages on a Debian machine with nod
 	  NODESKOOP_INSTALL_RPM="$$(ls $(CURDIR)/build/packages/*.$$(uname -m).rpm)" \
 	  $(GO) test -count=1 -v -timeout 15m ./internal/e2e/install
 
+# Of what the daemon writes, all that is about the machine counts; other
+# machines on the same kernel may run beside it.
+quiet: deps packages ## let a machine in good health live for DURATION, then cause ten troubles: silence, and each trouble told once
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_QUIET=$(DURATION) \
+	  NODESKOOP_INSTALL_DEB="$$(ls $(CURDIR)/build/packages/*_$$(dpkg --print-architecture).deb)" \
+	  $(GO) test -count=1 -v -timeout 0 -run '^(TestQuiet|TestTroubles)$$' ./internal/e2e/install
+
+record: deps packages ## record for DURATION (61m) what the alerts read of a machine, NODE=idle, busy, debian or troubles, for check-rules
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_RECORD=$(if $(filter file,$(origin DURATION)),61m,$(DURATION)) NODESKOOP_RECORD_NODE='$(NODE)' NODESKOOP_RECORD_DIR='$(RECORDED)' \
+	  NODESKOOP_INSTALL_DEB="$$(ls $(CURDIR)/build/packages/*_$$(dpkg --print-architecture).deb)" \
+	  $(GO) test -count=1 -v -timeout 0 -run '^TestRecord$$' ./internal/e2e/install
+
 test-kernels: deps ## run the tests that depend on the kernel in VMs, on all kernels that Debian has (ARCH=arm64 for those)
 	@mkdir -p build
 	$(GO) build -o build/test-kernels ./internal/e2e/kernels
@@ -89,9 +103,15 @@ check-metrics: build deps ## sample this machine and hold the result against pro
 transcripts: build deps ## cause the troubles of docs/troubleshooting.md in pods and write what the tools print into it
 	$(SUDO) env NODESKOOP_TRANSCRIPTS=1 $(GO) test ./internal/e2e/transcripts -count=1 -timeout 15m
 
-check-rules: deps ## check and test the alert and recording rules with promtool
+check-rules: deps ## check and test the alert and recording rules with promtool, on recorded nodes too
 	promtool check rules packaging/prometheus/nodeskoop.rules.yml
 	promtool test rules packaging/prometheus/tests/*.yml
+	@rm -rf build/recorded
+	@mkdir -p build/recorded
+	@cp packaging/prometheus/nodeskoop.rules.yml build/recorded
+	@shopt -s nullglob; for f in '$(RECORDED)'/*.yml.gz; do \
+	  to=build/recorded/$$(basename "$$f" .gz); gunzip -c "$$f" > "$$to"; promtool test rules "$$to"; \
+	done
 
 screenshots: deps ## run check, events and top beside pods in trouble, and draw what they show into docs/images
 	@mkdir -p docs/images

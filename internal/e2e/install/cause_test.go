@@ -59,6 +59,16 @@ func cause(args []string) error {
 		return causeExchange(args[1], number(2))
 	case "queue": // NUMBER
 		return holdQueue(uint16(number(1)))
+	case "steadily": // WHAT SECONDS PER-SECOND [ARGUMENT]...
+		return causeSteadily(args[1], number(2), number(3), args[4:])
+	case "deaf": // ADDRESS
+		return deaf(args[1])
+	case "full": // ADDRESS
+		return full(args[1])
+	case "resolve": // ADDRESS FILE
+		return resolve(args[1], args[2])
+	case "busy": // RESOLVER
+		return busy(args[1])
 	case "reads": // DEVICE COUNT STRIDE OFFSET
 		return causeReads(args[1], number(2), int64(number(3)), int64(number(4)))
 	}
@@ -285,11 +295,7 @@ func causeLateReads(count int) error {
 			return err
 		}
 		for range count {
-			if _, err := client.Write([]byte("wait for it")); err != nil {
-				return err
-			}
-			time.Sleep(hold)
-			if _, err := io.ReadFull(server, make([]byte, 11)); err != nil {
+			if err := lateRead(client, server); err != nil {
 				return err
 			}
 		}
@@ -297,6 +303,15 @@ func causeLateReads(count int) error {
 		server.Close()
 	}
 	return nil
+}
+
+func lateRead(client, server *net.TCPConn) error {
+	if _, err := client.Write([]byte("wait for it")); err != nil {
+		return err
+	}
+	time.Sleep(hold)
+	_, err := io.ReadFull(server, make([]byte, 11))
+	return err
 }
 
 // causeLateSends writes more than the peer takes, in one call, so that its
@@ -307,19 +322,7 @@ func causeLateSends() error {
 		if err != nil {
 			return err
 		}
-		// The socket takes all of it at once: two calls would be two writes.
-		if err := errors.Join(server.SetReadBuffer(16<<10), client.SetWriteBuffer(1<<20)); err != nil {
-			return err
-		}
-		written, err := client.Write(make([]byte, 160<<10))
-		if err != nil {
-			return err
-		}
-		time.Sleep(hold)
-		if err := server.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
-			return err
-		}
-		if _, err := io.ReadFull(server, make([]byte, written)); err != nil {
+		if err := errors.Join(closeWindow(client, server), lateSend(client, server)); err != nil {
 			return err
 		}
 		client.Close()
@@ -328,15 +331,39 @@ func causeLateSends() error {
 	return nil
 }
 
+// closeWindow makes the receiver's buffer small and the sender's large. The
+// sender's socket takes all of a call at once: two calls would be two writes.
+func closeWindow(client, server *net.TCPConn) error {
+	return errors.Join(server.SetReadBuffer(16<<10), client.SetWriteBuffer(1<<20))
+}
+
+func lateSend(client, server *net.TCPConn) error {
+	written, err := client.Write(make([]byte, 160<<10))
+	if err != nil {
+		return err
+	}
+	time.Sleep(hold)
+	if err := server.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		return err
+	}
+	_, err = io.ReadFull(server, make([]byte, written))
+	return err
+}
+
+// openPastCaches opens a block device for direct I/O, with a block to read into.
+func openPastCaches(device string) (*os.File, []byte, error) {
+	f, err := os.OpenFile(device, os.O_RDONLY|unix.O_DIRECT, 0)
+	b := make([]byte, 8192)
+	return f, b[4096-int(uintptr(unsafe.Pointer(&b[0]))%4096):][:4096], err
+}
+
 // causeReads reads a block device past all caches.
 func causeReads(device string, count int, stride, offset int64) error {
-	f, err := os.OpenFile(device, os.O_RDONLY|unix.O_DIRECT, 0)
+	f, b, err := openPastCaches(device)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	b := make([]byte, 8192)
-	b = b[4096-int(uintptr(unsafe.Pointer(&b[0]))%4096):][:4096]
 	for i := range count {
 		start := time.Now()
 		if _, err := f.ReadAt(b, int64(i)*stride+offset); err != nil {

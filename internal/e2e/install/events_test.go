@@ -14,8 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/pods"
 )
@@ -348,37 +346,15 @@ func (s *suite) causeHeld() {
 // another one, which is throttled.
 func (s *suite) causeSlowDisk() {
 	t := s.T
-	file := filepath.Join(s.dir, "disk")
-	if err := os.WriteFile(file, make([]byte, 4<<20), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	lower := s.loop(file)
-	upper := s.loop(lower)
-	if lower == "" || upper == "" {
+	var reader *pods.Container
+	disk := s.makeSlowDisk("disk", func(device string) *pods.Container {
+		reader = s.client.AddContainer(pods.ContainerSpec{Name: "disk", Mounts: map[string]string{causeProgram: "/srv" + causeProgram}, Devices: []string{device}})
+		return reader
+	})
+	if disk == nil {
 		return
 	}
-	var stat unix.Stat_t
-	if err := unix.Stat(lower, &stat); err != nil {
-		t.Fatal(err)
-	}
-	device := fmt.Sprintf("%d:%d", unix.Major(stat.Rdev), unix.Minor(stat.Rdev))
-	if err := unix.Stat(upper, &stat); err != nil {
-		t.Fatal(err)
-	}
-	s.run("mknod", "-m", "600", upper, "b", strconv.Itoa(int(unix.Major(stat.Rdev))), strconv.Itoa(int(unix.Minor(stat.Rdev))))
-	reader := s.client.AddContainer(pods.ContainerSpec{Name: "disk", Mounts: map[string]string{causeProgram: "/srv" + causeProgram}, Devices: []string{upper}})
-	throttle := s.throttle(reader)
-	if throttle == "" {
-		return
-	}
-	limit := func(perSecond int) {
-		t.Helper()
-		value := fmt.Sprintf("%s %d", device, perSecond)
-		if strings.HasSuffix(throttle, "io.max") {
-			value = fmt.Sprintf("%s riops=%d", device, perSecond)
-		}
-		s.write(throttle, value)
-	}
+	upper := disk.device
 	for i, c := range []struct {
 		event            string
 		perSecond, reads int
@@ -386,7 +362,7 @@ func (s *suite) causeSlowDisk() {
 		// that it was the disk, not a CPU that others had.
 		least, clearly int
 	}{{"BIOLAT_10MS", 40, 24, 10, 0}, {"BIOLAT_100MS", 4, 6, 100, 200}} {
-		limit(c.perSecond)
+		disk.limit("read", c.perSecond)
 		of := []string{"KUBESKOOP_EVENT=" + c.event, "KUBESKOOP_DISK=" + filepath.Base(upper)}
 		before := len(s.journal(of...))
 		// What was read once is in memory. A call takes at least as long as
@@ -423,66 +399,6 @@ func (s *suite) causeSlowDisk() {
 		t.Logf("%-42s %d times %s", "a container reads a slow disk", len(got), c.event)
 	}
 	reader.Stop()
-}
-
-// throttle is the file that limits the reads of a container, by cgroup v1 or
-// v2. The loop driver reads the lower device in the name of who reads the
-// upper. Where the kernel has no limit it is "".
-func (s *suite) throttle(k *pods.Container) string {
-	s.Helper()
-	groups := s.run("cat", fmt.Sprintf("/proc/%d/cgroup", k.PID))
-	for _, h := range []struct{ name, root, file string }{
-		{"blkio", "/sys/fs/cgroup/blkio", "blkio.throttle.read_iops_device"},
-		{"", "/sys/fs/cgroup", "io.max"},
-	} {
-		m := regexp.MustCompile(`(?m)^[0-9]+:` + h.name + `:(/.*)$`).FindStringSubmatch(groups)
-		if m != nil && s.exists(h.root+m[1]+"/"+h.file) {
-			return h.root + m[1] + "/" + h.file
-		}
-	}
-	s.Logf("exception: no slow disk can be made here: the container's control groups have no limit on reads:\n%s", groups)
-	return ""
-}
-
-// loop makes a loop device over a file; it ends with the test. Where the
-// kernel has none it is "".
-func (s *suite) loop(path string) string {
-	t := s.T
-	t.Helper()
-	fail := func(err error) string {
-		t.Logf("exception: no slow disk can be made here: no loop device: %v", err)
-		return ""
-	}
-	file, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return fail(err)
-	}
-	defer file.Close()
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
-		return fail(err)
-	}
-	defer control.Close()
-	n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-	if err != nil {
-		return fail(err)
-	}
-	name := fmt.Sprintf("/dev/loop%d", n)
-	device, err := os.OpenFile(name, os.O_RDWR, 0)
-	if err != nil {
-		return fail(err)
-	}
-	if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_SET_FD, int(file.Fd())); err != nil {
-		device.Close()
-		return fail(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
-			t.Errorf("free %s: %v", name, err)
-		}
-		device.Close()
-	})
-	return name
 }
 
 // account is what nodeskoop says became of the events of one type.

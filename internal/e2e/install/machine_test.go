@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
@@ -35,6 +37,9 @@ type machine struct {
 	cgroup    string
 	leader    int // its process 1, as this machine counts
 	off       bool
+	// disk is the block device of its own that has its files, such as
+	// "loop0", or empty where they are in a folder.
+	disk string
 
 	nspawn *exec.Cmd
 	exited chan struct{}
@@ -78,6 +83,19 @@ func tarball(t *testing.T) string {
 // returns when it runs.
 func boot(t *testing.T, prepare func(root string)) *machine {
 	t.Helper()
+	return bootFrom(t, prepare, false)
+}
+
+// bootFromDisk is boot with the files on a block device that is the machine's
+// alone, so that its block I/O is told from its neighbours' by the device.
+func bootFromDisk(t *testing.T, prepare func(root string)) *machine {
+	t.Helper()
+	need.Program(t, "mke2fs")
+	return bootFrom(t, prepare, true)
+}
+
+func bootFrom(t *testing.T, prepare func(root string), ownDisk bool) *machine {
+	t.Helper()
 	need.Root(t)
 	need.Program(t, "systemd-nspawn", "mmdebstrap", "nsenter", "tar")
 	tar := tarball(t)
@@ -109,30 +127,104 @@ func boot(t *testing.T, prepare func(root string)) *machine {
 		t.Fatalf("unpack %s (delete it to have it made again): %v\n%s", tar, err, out)
 	}
 	prepare(root)
+	loaded := func() {}
+	if ownDisk {
+		loaded = m.makeDisk(root)
+	}
 	prepared := time.Now()
-	m.start(root)
+	m.start(root, loaded)
 	t.Logf("made the machine's files in %.1f s, started it in %.1f s", prepared.Sub(start).Seconds(), time.Since(prepared).Seconds())
 	return m
 }
 
-// gone demands that nothing of the machine is left here.
+// makeDisk moves the files into an ext4 file system on a loop device in memory,
+// which the machine's process 1 mounts. The kernel frees both as soon as nobody
+// mounts it, however the test ended; the function that is returned is called
+// when it is mounted.
+func (m *machine) makeDisk(root string) (mounted func()) {
+	m.t.Helper()
+	device, err := memoryDisk(filepath.Base(m.dir), 4<<30)
+	if err != nil {
+		m.t.Fatalf("make a disk for the machine: %v", err)
+	}
+	m.t.Cleanup(func() { device.Close() })
+	m.disk = filepath.Base(device.Name())
+	if out, err := exec.Command("mke2fs", "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", "-d", root, device.Name()).CombinedOutput(); err != nil {
+		m.t.Fatalf("make a file system of %s on %s: %v\n%s", root, device.Name(), err, out)
+	}
+	if err := errors.Join(device.Sync(), os.RemoveAll(root), os.Mkdir(root, 0o755)); err != nil {
+		m.t.Fatal(err)
+	}
+	return func() { device.Close() }
+}
+
+// memoryDisk makes a loop device over memory. It ends with its last user.
+func memoryDisk(name string, size int64) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("memfd_create: %w", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Ftruncate(fd, size); err != nil {
+		return nil, fmt.Errorf("make %d bytes of memory: %w", size, err)
+	}
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer control.Close()
+	for range 20 {
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, fmt.Errorf("ask /dev/loop-control for a free device: %w", err)
+		}
+		device, err := os.OpenFile(fmt.Sprintf("/dev/loop%d", n), os.O_RDWR, 0)
+		if err != nil {
+			return nil, err
+		}
+		err = unix.IoctlLoopConfigure(int(device.Fd()), &unix.LoopConfig{Fd: uint32(fd), Size: 4096, Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}})
+		if err == nil {
+			return device, nil
+		}
+		device.Close()
+		if !errors.Is(err, unix.EBUSY) { // somebody else took it meanwhile
+			return nil, fmt.Errorf("configure %s: %w", device.Name(), err)
+		}
+	}
+	return nil, errors.New("others take each free loop device first")
+}
+
+// gone demands that nothing of the machine is left here. The kernel frees some
+// of it a moment after the last process has ended.
 func (m *machine) gone() {
+	var left []string
+	testkit.Within(testkit.Patience, func() bool {
+		left = m.left()
+		return len(left) == 0
+	})
+	for _, l := range left {
+		m.t.Error(l)
+	}
+}
+
+// left tells what there is of the machine.
+func (m *machine) left() (list []string) {
 	name := filepath.Base(m.dir)
-	if _, err := os.Lstat(m.dir); err == nil {
-		m.t.Errorf("%s is left", m.dir)
+	if exists(m.dir) {
+		list = append(list, m.dir+" is left")
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		m.t.Fatal(err)
+		list = append(list, err.Error())
 	}
 	for line := range strings.Lines(string(mounts)) {
 		f := strings.Fields(line)
 		if strings.Contains(line, name) {
-			m.t.Errorf("a mount is left: %s", line)
+			list = append(list, "a mount is left: "+line)
 		}
 		if strings.Contains(line, " - cgroup") {
-			if _, err := os.Lstat(filepath.Join(f[4], m.cgroup)); err == nil {
-				m.t.Errorf("the control group %s is left", filepath.Join(f[4], m.cgroup))
+			if group := filepath.Join(f[4], m.cgroup); exists(group) {
+				list = append(list, "the control group "+group+" is left")
 			}
 		}
 	}
@@ -140,14 +232,21 @@ func (m *machine) gone() {
 	processes, _ := filepath.Glob("/proc/[0-9]*/cgroup")
 	for _, file := range append(files, processes...) {
 		if b, _ := os.ReadFile(file); bytes.Contains(b, []byte(name)) {
-			m.t.Errorf("%s still says %s", file, bytes.TrimSpace(b))
+			list = append(list, fmt.Sprintf("%s still says %s", file, bytes.TrimSpace(b)))
 		}
 	}
+	return list
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // start runs systemd-nspawn in control groups that are the machine's, and in
-// a mount namespace with an empty /run, where it keeps notes.
-func (m *machine) start(root string) {
+// a mount namespace with an empty /run, where it keeps notes, and with the
+// machine's disk, if it has one. loaded is called when that is mounted.
+func (m *machine) start(root string, loaded func()) {
 	m.t.Helper()
 	// A cpuset that was just made has no CPUs, and takes no processes.
 	const script = `
@@ -159,6 +258,7 @@ for h in $(awk '$3 ~ /^cgroup2?$/ { print $2 }' /proc/mounts); do
   echo $$ > "$h$0/cgroup.procs"
 done
 mount -t tmpfs -o mode=755 tmpfs /run
+[ -z "$MACHINE_DISK" ] || mount -t ext4 "/dev/$MACHINE_DISK" "$MACHINE_ROOT"
 exec systemd-nspawn "$@"`
 	args := []string{
 		"-c", script, m.cgroup,
@@ -170,6 +270,7 @@ exec systemd-nspawn "$@"`
 		"--console=pipe", "-b",
 	}
 	m.nspawn = exec.Command("sh", args...)
+	m.nspawn.Env = append(os.Environ(), "MACHINE_DISK="+m.disk, "MACHINE_ROOT="+root)
 	m.nspawn.Stdout, m.nspawn.Stderr = &m.log, &m.log
 	m.nspawn.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Setsid: true}
 	if err := m.nspawn.Start(); err != nil {
@@ -193,6 +294,7 @@ exec systemd-nspawn "$@"`
 		}
 		return errors.New("systemd-nspawn has not started it")
 	})
+	loaded()
 	m.root = fmt.Sprintf("/proc/%d/root", m.leader)
 	m.client = &http.Client{Timeout: time.Minute, Transport: &http.Transport{DialContext: m.dial}}
 	m.until("the system has started", 60*time.Second, func() error {
@@ -273,10 +375,7 @@ func (m *machine) write(path, content string) {
 	writeFile(m.t, m.root+path, content)
 }
 
-func (m *machine) exists(path string) bool {
-	_, err := os.Lstat(m.root + path)
-	return err == nil
-}
+func (m *machine) exists(path string) bool { return exists(m.root + path) }
 
 func writeFile(t *testing.T, path, content string) {
 	t.Helper()

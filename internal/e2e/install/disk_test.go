@@ -1,0 +1,149 @@
+package install
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/testkit/pods"
+)
+
+// slowDisk is a loop device over another one, which is throttled for the
+// processes of one container: the loop driver does its block I/O in the name of
+// who asks.
+type slowDisk struct {
+	s            *suite
+	device       string // in the machine, too
+	lower, group string // the device that is throttled, and the folder of the control group
+}
+
+// makeSlowDisk makes a device for a container, which is told the device. It
+// returns nil where the kernel can make none, and says why.
+func (s *suite) makeSlowDisk(name string, of func(device string) *pods.Container) *slowDisk {
+	s.Helper()
+	file := filepath.Join(s.dir, name)
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		s.Fatal(err)
+	}
+	if err := os.Truncate(file, 64<<20); err != nil {
+		s.Fatal(err)
+	}
+	lower := s.loop(file)
+	if lower == "" {
+		return nil
+	}
+	upper := s.loop(lower)
+	if upper == "" {
+		return nil
+	}
+	number := func(device string) (major, minor int) {
+		var stat unix.Stat_t
+		if err := unix.Stat(device, &stat); err != nil {
+			s.Fatal(err)
+		}
+		return int(unix.Major(stat.Rdev)), int(unix.Minor(stat.Rdev))
+	}
+	major, minor := number(upper)
+	s.run("mknod", "-m", "600", upper, "b", strconv.Itoa(major), strconv.Itoa(minor))
+	throttle := s.throttle(of(upper))
+	if throttle == "" {
+		return nil
+	}
+	major, minor = number(lower)
+	return &slowDisk{s: s, device: upper, lower: fmt.Sprintf("%d:%d", major, minor), group: filepath.Dir(throttle)}
+}
+
+// limit sets how many reads or writes a second the device takes.
+func (d *slowDisk) limit(what string, perSecond int) {
+	d.s.Helper()
+	file := d.group + "/blkio.throttle." + what + "_iops_device"
+	if d.s.exists(file) {
+		d.s.write(file, fmt.Sprintf("%s %d", d.lower, perSecond))
+		return
+	}
+	d.s.write(d.group+"/io.max", fmt.Sprintf("%s %ciops=%d", d.lower, what[0], perSecond))
+}
+
+// command makes a command of the machine for which the disk is slow.
+func (d *slowDisk) command(command ...string) *exec.Cmd {
+	return d.s.machine.command("sh", append([]string{"-c", `echo $$ > "$0/cgroup.procs" && exec "$@"`, d.group}, command...)...)
+}
+
+// run runs such a command, which has to succeed.
+func (d *slowDisk) run(command ...string) string {
+	d.s.Helper()
+	cmd := d.command(command...)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Run(); err != nil {
+		d.s.Fatalf("%s: %v: %s", strings.Join(command, " "), err, tail(errOut.String()))
+	}
+	return out.String()
+}
+
+// throttle is the file that limits the reads of a container, by cgroup v1 or
+// v2. The loop driver reads the lower device in the name of who reads the
+// upper. Where the kernel has no limit it is "".
+func (s *suite) throttle(k *pods.Container) string {
+	s.Helper()
+	groups := s.run("cat", fmt.Sprintf("/proc/%d/cgroup", k.PID))
+	for _, h := range []struct{ name, root, file string }{
+		{"blkio", "/sys/fs/cgroup/blkio", "blkio.throttle.read_iops_device"},
+		{"", "/sys/fs/cgroup", "io.max"},
+	} {
+		m := regexp.MustCompile(`(?m)^[0-9]+:` + h.name + `:(/.*)$`).FindStringSubmatch(groups)
+		if m != nil && s.exists(h.root+m[1]+"/"+h.file) {
+			return h.root + m[1] + "/" + h.file
+		}
+	}
+	s.Logf("exception: no slow disk can be made here: the container's control groups have no limit on reads:\n%s", groups)
+	return ""
+}
+
+// loop makes a loop device over a file; it ends with the test. Where the
+// kernel has none it is "".
+func (s *suite) loop(path string) string {
+	t := s.T
+	t.Helper()
+	fail := func(err error) string {
+		t.Logf("exception: no slow disk can be made here: no loop device: %v", err)
+		return ""
+	}
+	file, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return fail(err)
+	}
+	defer file.Close()
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return fail(err)
+	}
+	defer control.Close()
+	n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+	if err != nil {
+		return fail(err)
+	}
+	name := fmt.Sprintf("/dev/loop%d", n)
+	device, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return fail(err)
+	}
+	if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_SET_FD, int(file.Fd())); err != nil {
+		device.Close()
+		return fail(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
+			t.Errorf("free %s: %v", name, err)
+		}
+		device.Close()
+	})
+	return name
+}

@@ -1,0 +1,394 @@
+package install
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"nodeskoop/internal/testkit"
+	"nodeskoop/internal/testkit/pods"
+)
+
+// recordedEach is the time between two samples of a recording.
+const recordedEach = 30 * time.Second
+
+// nodes are the machines that can be recorded. Each lives for a while, and
+// returns the alerts that have to fire.
+var nodes = map[string]struct {
+	what string
+	live func(*healthy, time.Duration) (alerts []string)
+}{
+	"idle":     {"205 pods that idle", liveIdle},
+	"busy":     {"20 pods that talk to each other by HTTP, DNS and ping, and are replaced", liveBusy},
+	"debian":   {"few pods, packages that are upgraded on a slow disk, and logs that are rotated", liveDebian},
+	"troubles": {"troubles of the network, of a disk and of nodeskoop itself", liveTroubles},
+}
+
+// TestRecord writes what the shipped rules read of a machine as a test of
+// promtool, and runs that. The probes of block I/O see the whole kernel: record
+// where nothing else runs.
+func TestRecord(t *testing.T) {
+	d := duration(t, "record", "NODESKOOP_RECORD")
+	name := os.Getenv("NODESKOOP_RECORD_NODE")
+	n, ok := nodes[name]
+	if !ok {
+		t.Fatalf("NODESKOOP_RECORD_NODE=%s is none of %s", name, strings.Join(slices.Sorted(maps.Keys(nodes)), ", "))
+	}
+	dir := os.Getenv("NODESKOOP_RECORD_DIR")
+	if dir == "" {
+		dir = "../../../packaging/prometheus/tests/recorded"
+	}
+	h := bootHealthy(t)
+	h.onlyWorking()
+	h.fillFor(name)
+	start := h.scraped()
+	alerts := n.live(h, d)
+	end := h.scraped()
+	if start.Add(d).Before(end) {
+		end = start.Add(d)
+	}
+	r := recording{name: name, what: n.what, alerts: alerts, kernel: strings.TrimSpace(h.read("/proc/sys/kernel/osrelease")), version: h.version(), length: end.Sub(start)}
+	for _, metric := range h.ruleMetrics() {
+		r.series = append(r.series, h.samplesOf(metric, start, end)...)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, name+".yml.gz")
+	var packed bytes.Buffer
+	z, err := gzip.NewWriterLevel(&packed, gzip.BestCompression)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := r.String()
+	if _, err := z.Write([]byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, packed.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	const most = 200_000
+	if packed.Len() > most {
+		t.Errorf("%s has %d bytes, want at most %d", file, packed.Len(), most)
+	}
+	t.Logf("%s: %v, %d series, %d bytes, packed %d; alerts: %s", file, r.length, len(r.series), len(text), packed.Len(), strings.Join(alerts, ", "))
+	h.promtool(text)
+}
+
+// onlyWorking leaves out the probes that this kernel forbids.
+func (h *healthy) onlyWorking() {
+	h.Helper()
+	var rows []probeRow
+	if err := json.Unmarshal([]byte(h.run("nodeskoop", "probes", "--json")), &rows); err != nil {
+		h.Fatal(err)
+	}
+	enabled := []string{`"default"`}
+	for _, p := range rows {
+		if p.Enabled && !p.Works {
+			h.Logf("left out: %s: %s", p.Probe, firstLine(p.Reason))
+			enabled = append(enabled, `"-`+p.Probe+`"`)
+		}
+	}
+	h.reconfigure("probes.enabled", "["+strings.Join(enabled, ", ")+"]")
+}
+
+// reconfigure is configure on a machine that samples as seldom as a node does.
+func (h *healthy) reconfigure(keys ...string) {
+	h.Helper()
+	h.edit(keys...)
+	h.run("systemctl", "reload", unit)
+	if text := h.property(unit, "StatusText"); strings.Contains(text, "refused") {
+		h.Fatalf("the reload was refused: %s", text)
+	}
+}
+
+func (h *healthy) fillFor(name string) {
+	h.Helper()
+	pods := map[string]struct{ idle, busy int }{"idle": {205, 0}, "busy": {0, 20}, "debian": {5, 2}, "troubles": {0, 2}}[name]
+	h.fill(pods.idle, pods.busy)
+}
+
+// scraped waits until Prometheus has what the daemon has seen so far, and
+// returns the time.
+func (h *healthy) scraped() time.Time {
+	h.Helper()
+	h.sampled()
+	since := time.Now()
+	h.until("Prometheus scrapes", patience, func() error {
+		list, err := h.rangeOf("timestamp(nodeskoop_build_info)", time.Now(), time.Now())
+		if err != nil {
+			return err
+		}
+		for _, s := range list {
+			if v := s.values[0]; v > float64(since.Unix()) {
+				return nil
+			}
+		}
+		return fmt.Errorf("its last scrape was before %v", since)
+	})
+	return time.Now()
+}
+
+func liveIdle(h *healthy, d time.Duration) []string {
+	h.live(d, rhythm{})
+	return nil
+}
+
+func liveBusy(h *healthy, d time.Duration) []string {
+	h.live(d, rhythm{busy: 5 * time.Minute, logs: 20 * time.Minute})
+	return nil
+}
+
+func liveDebian(h *healthy, d time.Duration) []string {
+	h.Helper()
+	if disk := h.makeSlowDisk("disk", h.diskPod); disk != nil {
+		h.mountSlowly(disk, "/usr/share/"+samplePackage)
+	}
+	h.live(d, rhythm{idle: 10 * time.Minute, packages: time.Minute, logs: 10 * time.Minute})
+	return nil
+}
+
+// mountSlowly has packages installed on a disk that takes over 10 ms for a
+// block, as a busy network disk does.
+func (h *healthy) mountSlowly(d *slowDisk, folder string) {
+	h.Helper()
+	if out, err := exec.Command("mke2fs", "-q", "-F", "-t", "ext4", d.device).CombinedOutput(); err != nil {
+		h.Fatalf("make a file system on %s: %v\n%s", d.device, err, out)
+	}
+	h.run("mkdir", "-p", folder)
+	h.run("mount", d.device, folder)
+	h.Cleanup(func() {
+		if !h.off {
+			_, _ = h.try("umount", folder)
+		}
+	})
+	d.limit("read", 60)
+	d.limit("write", 60)
+	h.slow = d
+}
+
+// liveTroubles has trouble for a half of the time, then no containerd, and in
+// the end no daemon.
+func liveTroubles(h *healthy, d time.Duration) []string {
+	h.Helper()
+	begin := time.Now()
+	until := func(sixtieth int) {
+		if wait := time.Until(begin.Add(d * time.Duration(sixtieth) / 60)); wait > 0 {
+			time.Sleep(wait)
+		}
+	}
+	lasts := func(from, to int) time.Duration { return d * time.Duration(to-from) / 60 }
+	var alerts []string
+	// An alert has to fire if the trouble lasts as long as its range and "for",
+	// and some more: a scrape and an evaluation.
+	fires := func(alert string, lasts, needs time.Duration) {
+		if lasts >= needs+2*time.Minute {
+			alerts = append(alerts, alert)
+		}
+	}
+	serve := func(name string, command ...string) *pods.Pod {
+		return h.pod("trouble", name, false, nil, append([]string{causeProgram}, command...)...)
+	}
+	idle := func(name string) *pods.Pod { return h.pod("trouble", name, false, nil) }
+	client, nobody, lossy := idle("client"), idle("nobody"), idle("lossy")
+	server, full, deaf := serve("server", "serve", "0.0.0.0:80"), serve("full", "full", "0.0.0.0:80"), serve("deaf", "deaf", "0.0.0.0:9")
+	disk := h.makeSlowDisk("disk", h.diskPod)
+	until(5)
+	const from, to = 5, 32
+	seconds := strconv.Itoa(int(lasts(from, to) / time.Second))
+	var running []*testkit.Process
+	cause := func(p *pods.Pod, what string, perSecond int, args ...string) {
+		cmd := h.command("nsenter", append([]string{"-t", strconv.Itoa(p.PID), "-n", "/srv" + causeProgram, "steadily", what, seconds, strconv.Itoa(perSecond)}, args...)...)
+		running = append(running, testkit.Start(h.T, cmd))
+	}
+	cause(client, "datagrams", 30, v4(nobody, 9))
+	fires("PacketsDropped", lasts(from, to), 15*time.Minute)
+	h.in(server, "nft", "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in tcp flags & psh == psh numgen random mod 100 < 15 drop")
+	cause(lossy, "exchange", 25, v4(server, 80), v4(server, 80), v4(server, 80))
+	fires("TCPRetransmissions", lasts(from, to), 15*time.Minute)
+	cause(client, "knock", 1, v4(full, 80))
+	fires("AcceptQueueOverflows", lasts(from, to), 10*time.Minute)
+	cause(client, "datagrams", troubleEach, v4(deaf, 9))
+	fires("UDPReceiveBufferFull", lasts(from, to), 10*time.Minute)
+	if disk != nil {
+		disk.limit("read", 4)
+		running = append(running, testkit.Start(h.T, disk.command("/srv"+causeProgram, "steadily", "readslowly", seconds, "1", disk.device)))
+		fires("BlockIOStalls", lasts(from, to), 10*time.Minute)
+	}
+	h.edit("probes.flow.max_series", "1")
+	enabled := regexp.MustCompile(`(?m)^enabled = \[(.*)\]$`).FindStringSubmatch(h.read(conffile))
+	if enabled == nil {
+		h.Fatal("the configuration enables no probes")
+	}
+	h.reconfigure("probes.enabled", "["+enabled[1]+`, "flow"]`)
+	fires("NodeskoopSeriesLeftOut", lasts(from, 46), 15*time.Minute)
+	// What was merged and not yet written is lost with a daemon that is killed;
+	// systemd starts the next one.
+	until(28)
+	lost := func() (n float64) {
+		for _, a := range accountsOf(parse(h.T, []byte(h.read(textfile)))) {
+			n += a.lost
+		}
+		return n
+	}
+	before := lost()
+	h.run("systemctl", "kill", "-s", "KILL", unit)
+	h.until("the daemon runs again", patience, func() error {
+		if !h.exists(textfile) || h.property(unit, "ActiveState") != "active" {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	h.sampled()
+	if n := lost(); n > before {
+		fires("NodeskoopEventsLost", lasts(28, 60), time.Minute)
+	} else {
+		h.Logf("a daemon that was killed has lost no event: %v, now %v", before, n)
+	}
+	until(to)
+	for _, p := range running {
+		if p.Ready(h.T, p.Ended); !p.ProcessState.Success() {
+			h.Errorf("%s: %v:\n%s", p.Cmd, p.ProcessState, p.Log)
+		}
+	}
+
+	h.run("systemctl", "stop", "containerd")
+	fires("NodeskoopPodsUnnamed", lasts(to, 46), 10*time.Minute)
+	until(46)
+	h.run("systemctl", "start", "containerd")
+	h.ctd.Await()
+
+	// A daemon that nobody starts again, as after the last of its attempts,
+	// leaves its file.
+	h.override("[Service]\nRestart=no\n")
+	h.sampled()
+	h.run("systemctl", "kill", "-s", "KILL", unit)
+	fires("NodeskoopStale", lasts(46, 60), 4*time.Minute)
+	until(60)
+	h.run("systemctl", "start", unit)
+	slices.Sort(alerts)
+	return alerts
+}
+
+// ruleMetrics are the metrics that the rules read, as Prometheus has
+// understood the rules.
+func (h *healthy) ruleMetrics() []string {
+	h.Helper()
+	var rules struct {
+		Groups []struct{ Rules []struct{ Query string } }
+	}
+	if err := h.ask("rules", &rules); err != nil {
+		h.Fatal(err)
+	}
+	set := map[string]bool{}
+	for _, g := range rules.Groups {
+		for _, r := range g.Rules {
+			for _, name := range metricsOf(r.Query) {
+				set[name] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(set))
+}
+
+var metricName = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|[a-zA-Z_:][a-zA-Z0-9_:]*`)
+
+// metricsOf lists the names of metrics in an expression that no rule records:
+// those of ours, and up.
+func metricsOf(expr string) []string {
+	var list []string
+	for _, name := range metricName.FindAllString(expr, -1) {
+		if name == "up" || strings.HasPrefix(name, "kubeskoop_") || strings.HasPrefix(name, "nodeskoop_") {
+			list = append(list, name)
+		}
+	}
+	return list
+}
+
+// series is one series of a recording. A sample that is missing is NaN.
+type series struct {
+	labels map[string]string
+	values []float64
+}
+
+// rangeOf asks Prometheus for an expression at all times of a recording.
+func (h *healthy) rangeOf(expr string, start, end time.Time) ([]series, error) {
+	var data struct {
+		Result []struct {
+			Metric map[string]string
+			Values [][2]any
+		}
+	}
+	at := func(t time.Time) string { return strconv.FormatFloat(float64(t.UnixMilli())/1000, 'f', 3, 64) }
+	q := url.Values{"query": {expr}, "start": {at(start)}, "end": {at(end)}, "step": {at(time.Unix(0, 0).Add(recordedEach))}}
+	if err := h.ask("query_range?"+q.Encode(), &data); err != nil {
+		return nil, fmt.Errorf("%s: %w", expr, err)
+	}
+	var list []series
+	for _, r := range data.Result {
+		s := series{labels: r.Metric, values: make([]float64, 1+int(end.Sub(start)/recordedEach))}
+		for i := range s.values {
+			s.values[i] = math.NaN()
+		}
+		for _, v := range r.Values {
+			seconds, ok := v[0].(float64)
+			text, _ := v[1].(string)
+			value, err := strconv.ParseFloat(text, 64)
+			i := int(math.Round((seconds - float64(start.UnixMilli())/1000) / recordedEach.Seconds()))
+			if !ok || err != nil || i < 0 || i >= len(s.values) {
+				return nil, fmt.Errorf("%s: Prometheus answers a sample %v", expr, v)
+			}
+			s.values[i] = value
+		}
+		list = append(list, s)
+	}
+	return list, nil
+}
+
+// samplesOf is the recording of a metric. Times of day are told from the
+// beginning, where promtool's clock begins.
+func (h *healthy) samplesOf(metric string, start, end time.Time) []series {
+	h.Helper()
+	list, err := h.rangeOf(metric, start, end)
+	if err != nil {
+		h.Fatal(err)
+	}
+	if strings.HasSuffix(metric, "_timestamp_seconds") {
+		for _, s := range list {
+			for i, v := range s.values {
+				s.values[i] = math.Round(1000*(v-float64(start.UnixMilli())/1000)) / 1000
+			}
+		}
+	}
+	return list
+}
+
+// promtool runs the recording with the rules that the machine has.
+func (h *healthy) promtool(test string) {
+	h.Helper()
+	h.write("/srv/recorded/test.yml", test)
+	for _, file := range h.shipped(".rules.yml") {
+		h.write("/srv/recorded/"+recordedRules, h.read(file))
+	}
+	out, err := h.try("promtool", "test", "rules", "/srv/recorded/test.yml")
+	if err != nil {
+		h.Errorf("the recording and the rules do not agree: %v\n%s", err, out)
+	}
+}
