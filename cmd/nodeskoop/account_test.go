@@ -52,6 +52,41 @@ func toldIn(t *testing.T, log string) (told float64) {
 	return told
 }
 
+// TestEventsMergesForAPerson: what is of one kind is one line with its number, and with
+// --all each is a line; both tell of as many.
+func TestEventsMergesForAPerson(t *testing.T) {
+	n := newNode(t, "'packetloss'", "")
+	watch := func(more ...string) *program {
+		p := start(t, append([]string{"events", "--config", n.cfg, "--event", "PacketLoss", "--pod", "host"}, more...)...)
+		testkit.Eventually(t, "it watches", func() bool { return strings.Contains(p.logged(), "watching") })
+		return p
+	}
+	lines, merged, all := watch(), watch("--json"), watch("--json", "--all")
+	const rounds = 5
+	for range rounds {
+		n.trouble()
+	}
+	var told, each float64
+	testkit.Eventually(t, "as many are told one by one as together", func() bool {
+		told, each = toldIn(t, merged.printed()), toldIn(t, all.printed())
+		return each > rounds && told == each
+	})
+	if c := strings.Count(all.printed(), "\n"); float64(c) != each || strings.Contains(all.printed(), "KUBESKOOP_COUNT") {
+		t.Errorf("--all: %d lines tell of %v:\n%s", c, each, all.printed())
+	}
+	if c := strings.Count(merged.printed(), "\n"); float64(c) >= each || !strings.Contains(merged.printed(), `"KUBESKOOP_COUNT":"`) || !strings.Contains(merged.printed(), `"KUBESKOOP_LAST_US":"`) {
+		t.Errorf("%d lines tell of %v:\n%s", c, told, merged.printed())
+	}
+	testkit.Eventually(t, "a person reads the number", func() bool { return strings.Contains(lines.printed(), " times in ") })
+	for _, p := range []*program{lines, merged, all} {
+		p.signal(syscall.SIGINT)
+		if code := p.ended(); code != 0 {
+			t.Errorf("exit code %d:\n%s", code, p.logged())
+		}
+	}
+	t.Logf("\n%s", lines.printed())
+}
+
 // TestEventAccountGoesOn: what a killed daemon had merged and not written is lost, and
 // counted at the next start; what a daemon that ends had merged is written. The sum
 // is exact each time, and no counter falls.
