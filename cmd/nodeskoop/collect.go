@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nodeskoop/cmd/nodeskoop/internal/session"
+	"nodeskoop/collect"
 	"nodeskoop/collect/trace"
 	"nodeskoop/output"
 )
@@ -58,9 +59,18 @@ func collectOnce(c *cli.Context) error {
 	if c.Bool("events") {
 		ev = s.NewEvents(pods, nil, session.JournalSink(s.Log))
 	}
+	var r *collect.Runner
+	var kept *session.Counters
+	defer func() {
+		if kept != nil {
+			if ev.Hub != nil {
+				kept.KeepAtEnd(r) // what was merged has been told by now
+			}
+			kept.Close()
+		}
+	}()
 	defer ev.Close(s.Log)
-	r, err := s.NewRunner(pods, ev.Tracer)
-	if err != nil {
+	if r, err = s.NewRunner(pods, ev.Tracer); err != nil {
 		return err
 	}
 	defer r.Close()
@@ -68,8 +78,7 @@ func collectOnce(c *cli.Context) error {
 		r.KeepAlso("events", ev)
 		r.Self(ev.Self(r))
 	}
-	kept := s.KeepCounters(r, true)
-	defer kept.Close()
+	kept = s.KeepCounters(r, true)
 	r.Until(c.Context)
 	if d > 0 {
 		r.Cycle() // loads the probes

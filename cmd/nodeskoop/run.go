@@ -21,7 +21,7 @@ func runCommand() *cli.Command {
 		Usage: "sample every probe each interval and keep the textfile fresh (the daemon)",
 		Description: "SIGHUP reads the configuration again; a mistake in it keeps what was in effect.\n" +
 			"SIGTERM and SIGINT end it and remove the textfile, unless textfile.keep is set. A second one ends it at once.",
-		Flags:  append(commonFlags(), &cli.BoolFlag{Name: "foreground-events", Usage: "also print events, one line each", EnvVars: []string{"NODESKOOP_FOREGROUND_EVENTS"}}),
+		Flags:  append(commonFlags(), &cli.BoolFlag{Name: "foreground-events", Usage: "also print what goes to the journal, one line each: what is of one kind is one line, with its number", EnvVars: []string{"NODESKOOP_FOREGROUND_EVENTS"}}),
 		Action: runDaemon,
 	}
 }

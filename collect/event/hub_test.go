@@ -885,14 +885,19 @@ func (nullSink) Close(context.Context) error            { return nil }
 
 func BenchmarkOffer(b *testing.B) {
 	pods := &podTable{netns: map[uint64]*owner.Pod{77: webPod}, addrs: map[netip.Addr]*owner.Pod{webPod.Addrs[0]: webPod}}
-	for name, rate := range map[string]int{"written": 0, "suppressed": 20} {
+	for name, c := range map[string]struct {
+		rate   int
+		window time.Duration
+		peers  int
+	}{"written": {peers: 1}, "suppressed": {rate: 20, peers: 1}, "merged": {window: DefaultWindow, peers: 1}, "merged, many peers": {window: DefaultWindow, peers: 1000}} {
 		b.Run(name, func(b *testing.B) {
-			h := NewHub(HubOptions{Pods: pods, HostNetns: hostInode, Rate: rate, Burst: 100, TotalRate: 10 * rate}, nullSink{})
+			h := NewHub(HubOptions{Pods: pods, HostNetns: hostInode, Window: c.window, MaxWindow: DefaultMaxWindow, Rate: c.rate, Burst: 100, TotalRate: 10 * c.rate}, nullSink{})
 			defer h.Close(context.Background())
 			// An event may be offered again once it is no longer under way.
 			events := make([]*Event, 2*queueSize)
 			for i := range events {
 				events[i] = fullEvent(lossType)
+				events[i].Dst.Addr = netip.AddrFrom4([4]byte{10, 1, byte(i % c.peers >> 8), byte(i % c.peers)})
 			}
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
@@ -900,7 +905,7 @@ func BenchmarkOffer(b *testing.B) {
 				e.Suppressed = 0
 				h.Offer(e)
 				if i%1000 == 0 {
-					for h.Counts(lossType).Pending > queueSize/2 {
+					for len(h.queue) > queueSize/2 {
 						time.Sleep(10 * time.Microsecond)
 					}
 				}

@@ -145,7 +145,7 @@ func (s *suite) alert() {
 		}
 		return fmt.Errorf("alerts: %v", alerts.Alerts)
 	})
-	s.configure("journal.rate", "20", "journal.burst", "100")
+	s.configure("journal.rate", "1", "journal.burst", "20")
 }
 
 // dashboard is what matters here of a dashboard's file.

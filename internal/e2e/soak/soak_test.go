@@ -448,8 +448,8 @@ func (s *soak) pauseFor(pods float64) state {
 // The machine's own events go on meanwhile.
 func (s *soak) balance(before, now map[string]account) {
 	for event, a := range now {
-		if sum := a.written + a.suppressed + a.lost; sum < before[event].seen || sum > a.seen {
-			s.t.Errorf("%s: %v had been seen, %v now, and %v are accounted for: %v written, %v suppressed, %v lost", event, before[event].seen, a.seen, sum, a.written, a.suppressed, a.lost)
+		if sum := a.written + a.suppressed + a.lost + a.ignored + a.pending; sum != a.seen || sum < before[event].seen {
+			s.t.Errorf("%s: %v had been seen, %v now, and %v are accounted for: %+v", event, before[event].seen, a.seen, sum, a)
 		}
 	}
 }
@@ -530,7 +530,7 @@ type state struct {
 	accounts                    map[string]account
 }
 
-type account struct{ seen, written, suppressed, lost float64 }
+type account struct{ seen, written, suppressed, lost, ignored, pending float64 }
 
 func (state) head() string {
 	return "fds threads maps entries  rss KiB anon KiB namespaces netns pods series cycle"
@@ -647,16 +647,18 @@ func (d *daemon) state() (s state, err error) {
 	s.connected = sum(fams["nodeskoop_containerd_up"]) == 1
 	s.accounts = map[string]account{}
 	for name, at := range map[string]func(*account) *float64{
-		"seen":       func(a *account) *float64 { return &a.seen },
-		"written":    func(a *account) *float64 { return &a.written },
-		"suppressed": func(a *account) *float64 { return &a.suppressed },
-		"lost":       func(a *account) *float64 { return &a.lost },
+		"events_seen_total":       func(a *account) *float64 { return &a.seen },
+		"events_written_total":    func(a *account) *float64 { return &a.written },
+		"events_suppressed_total": func(a *account) *float64 { return &a.suppressed },
+		"events_lost_total":       func(a *account) *float64 { return &a.lost },
+		"events_ignored_total":    func(a *account) *float64 { return &a.ignored },
+		"events_pending":          func(a *account) *float64 { return &a.pending },
 	} {
-		for _, m := range fams["nodeskoop_events_"+name+"_total"].GetMetric() {
+		for _, m := range fams["nodeskoop_"+name].GetMetric() {
 			for _, l := range m.Label {
 				if l.GetName() == "event" {
 					a := s.accounts[l.GetValue()]
-					*at(&a) = m.GetCounter().GetValue()
+					*at(&a) = m.GetCounter().GetValue() + m.GetGauge().GetValue()
 					s.accounts[l.GetValue()] = a
 				}
 			}
