@@ -40,6 +40,9 @@ type Options struct {
 	// Once says that there will be no more than a cycle or two: what takes time
 	// to set up, to save more in each cycle, is not worth it.
 	Once bool
+	// Service says that it goes on for long, so that what fails is tried again,
+	// and the log says so.
+	Service bool
 	// Enabled names the probes to run; Probes holds their options by name.
 	Enabled []string
 	Probes  map[string]map[string]any

@@ -34,6 +34,7 @@ func runDaemon(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	s.Service = true
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)

@@ -17,7 +17,10 @@ var selfMetrics = []Metric{{
 	Help: "Sampling cycles that were left out because the one before still ran.",
 }, {
 	Name: "nodeskoop_probe_up", Type: Gauge, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
-	Help: "1 if the probe gave all its values in the last cycle, 0 if any are missing.",
+	Help: "1 if the probe gave all its values in the last cycle, 0 if any are missing. A probe that is not supported has no such series.",
+}, {
+	Name: "nodeskoop_probe_supported", Type: Gauge, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
+	Help: "1 if this machine can run the probe, 0 if the kernel lacks what it needs or a policy forbids it: then it has no other series, which is no failure.",
 }, {
 	Name: "nodeskoop_probe_duration_seconds", Type: Gauge, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
 	Help: "How long the probe ran in the last cycle, over all namespaces and pods.",

@@ -220,9 +220,12 @@ func (d *daemon) status(fams []*dto.MetricFamily) string {
 	refused, pods := d.refused, d.pods
 	d.mu.Unlock()
 	probes := d.runner.Status()
-	var down []string
+	var down, lacking []string
 	for _, p := range probes {
-		if !p.Up {
+		switch {
+		case p.Unsupported:
+			lacking = append(lacking, p.Name)
+		case !p.Up:
 			down = append(down, p.Name)
 		}
 	}
@@ -234,9 +237,13 @@ func (d *daemon) status(fams []*dto.MetricFamily) string {
 	if !pods.Connected() {
 		b.WriteString(" (containerd does not answer)")
 	}
-	fmt.Fprintf(&b, ", %d of %d probes work", len(probes)-len(down), len(probes))
+	able := len(probes) - len(lacking)
+	fmt.Fprintf(&b, ", %d of %d probes work", able-len(down), able)
 	if len(down) > 0 {
 		fmt.Fprintf(&b, " (not %s)", strings.Join(down, ", "))
+	}
+	if len(lacking) > 0 {
+		fmt.Fprintf(&b, ", not supported here: %s", strings.Join(lacking, ", "))
 	}
 	return b.String()
 }
