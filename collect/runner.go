@@ -84,6 +84,7 @@ type Runner struct {
 	fam       *families
 	missed    uint64
 	keeper    *keeper
+	gaps      *gaps
 	mute      bool // the last askSelf failed
 	ran       []*owner.Pod
 	blind     bool // the last call for the pods failed
@@ -116,7 +117,7 @@ const (
 
 // NewRunner builds a Runner from the probes that the program contains.
 func NewRunner(opt Options, factories ...Factory) (*Runner, error) {
-	r := &Runner{factories: map[string]Factory{}, planner: newPlanner(), keeper: newKeeper(), who: owner.NewResolver(owner.Sources{}), born: time.Now()}
+	r := &Runner{factories: map[string]Factory{}, planner: newPlanner(), keeper: newKeeper(), gaps: newGaps(), who: owner.NewResolver(owner.Sources{}), born: time.Now()}
 	for _, f := range factories {
 		r.factories[f.Name] = f
 	}
@@ -315,7 +316,10 @@ func (r *Runner) handed() {
 }
 
 // beat notes that the loop gets on, and will do so again after wait.
-func (r *Runner) beat(wait time.Duration) { r.due.Store(int64(time.Since(r.born) + wait)) }
+func (r *Runner) beat(wait time.Duration) {
+	r.gaps.late(r.Overdue())
+	r.due.Store(int64(time.Since(r.born) + wait))
+}
 
 // Overdue tells for how long the loop of Run has not got on: in a cycle since
 // its last step, between two cycles since the next should have begun. A probe
@@ -336,6 +340,7 @@ func (r *Runner) Cycle() []*dto.MetricFamily {
 	r.rows = sample(r.plan, r.rows[:0], r.stop, func() { r.beat(0) })
 	r.beat(0)
 	r.judge()
+	r.markSample()
 	r.keepAll()
 	values := r.askSelf()
 	r.beat(0)
@@ -426,7 +431,7 @@ func (r *Runner) Keep() error {
 	if err != nil {
 		return err
 	}
-	r.keeper.machine = machine
+	r.keeper.machine, r.keeper.sample = machine, r.gaps.keep
 	return nil
 }
 
@@ -436,7 +441,13 @@ func (r *Runner) Kept() (data []byte, cut int) { return r.keeper.buf, r.keeper.c
 
 // Recall lets the counters go on from what Kept returned in an earlier run. It
 // takes all of it or nothing. It is called after Keep, before the first cycle.
-func (r *Runner) Recall(data []byte) error { return r.keeper.use(data) }
+func (r *Runner) Recall(data []byte) error {
+	err := r.keeper.use(data)
+	if r.keeper.before != nil {
+		r.gaps.recall(r.keeper.before)
+	}
+	return err
+}
 
 // cookieOf is netnsCookie of the namespace that a file is; 0 where the thread
 // cannot go there.

@@ -70,6 +70,11 @@ func (r *Runner) selfValues(start time.Time, others []selfValue, add func(string
 	add("nodeskoop_build_info", 1, r.opt.Version, runtime.Version())
 	add("nodeskoop_last_cycle_timestamp_seconds", float64(start.UnixMilli())/1000)
 	add("nodeskoop_cycles_missed_total", float64(r.missed))
+	if r.opt.Service {
+		for _, why := range gapReasons {
+			add("nodeskoop_gap_seconds_total", r.gaps.seconds[why], string(why))
+		}
+	}
 	add("nodeskoop_pods", float64(len(r.ran)))
 	add("nodeskoop_containerd_up", boolValue(r.opt.Pods.Connected()))
 	for _, s := range r.Status() {
