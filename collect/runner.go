@@ -4,6 +4,7 @@
 package collect
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path"
 	"reflect"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -99,7 +101,8 @@ type Runner struct {
 
 	cycles uint64 // begun so far
 	born   time.Time
-	due    atomic.Int64 // when the loop must have shown that it gets on, since born
+	loop   atomic.Uint64 // the goroutine of Run
+	due    atomic.Int64  // when the loop must have shown that it gets on, since born
 
 	mu     sync.Mutex
 	status []ProbeStatus
@@ -257,6 +260,7 @@ func (r *Runner) Until(ctx context.Context) { r.stop = ctx.Done() }
 // delivers is called between two cycles, and may Apply; a cycle follows at once.
 func (r *Runner) Run(ctx context.Context, sink func([]*dto.MetricFamily), between <-chan func()) {
 	next := time.Now()
+	r.loop.Store(goroutineID())
 	r.Until(ctx)
 	for ctx.Err() == nil {
 		fams := r.Cycle()
@@ -326,6 +330,21 @@ func (r *Runner) beat(wait time.Duration) {
 // that hangs does not hold it up. It may be called from any goroutine.
 func (r *Runner) Overdue() time.Duration {
 	return max(0, time.Since(r.born)-time.Duration(r.due.Load()))
+}
+
+// Goroutine is the number of the goroutine that Run runs in, as stacks show it. It
+// may be called from any goroutine.
+func (r *Runner) Goroutine() uint64 { return r.loop.Load() }
+
+// goroutineID is the number of this goroutine, which nothing but its stack tells.
+func goroutineID() uint64 {
+	var buf [64]byte
+	f := bytes.Fields(buf[:runtime.Stack(buf[:], false)])
+	if len(f) < 2 {
+		return 0
+	}
+	id, _ := strconv.ParseUint(string(f[1]), 10, 64)
+	return id
 }
 
 // Cycle samples every probe once and returns the families. They are valid

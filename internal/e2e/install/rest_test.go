@@ -203,7 +203,8 @@ func (s *suite) override(settings string) {
 	s.run("systemctl", "restart", unit)
 }
 
-// watchdog: a daemon that stands still is restarted, one that is idle is not.
+// watchdog: a daemon that stands still is restarted, one that is idle is not. With
+// the unit as it is shipped, one that was stopped for a while goes on.
 func (s *suite) watchdog() {
 	t := s.T
 	s.edit("interval", `"30s"`)
@@ -243,6 +244,17 @@ func (s *suite) watchdog() {
 	s.edit("interval", `"1s"`)
 	s.override("")
 	s.nextCycles(2)
+	pid = s.property(unit, "MainPID")
+	s.run("kill", "-STOP", pid)
+	time.Sleep(20 * time.Second) // more than the least gap that is told
+	s.run("kill", "-CONT", pid)
+	s.nextCycles(2)
+	if now, n := s.property(unit, "MainPID"), s.property(unit, "NRestarts"); now != pid || n != "0" {
+		t.Errorf("stopped for 20 s: process %s became %s, NRestarts=%s", pid, now, n)
+	}
+	if out := s.run("journalctl", "-b", "-q", "_PID="+pid, "-o", "cat"); strings.Count(out, "no samples between") != 1 {
+		t.Errorf("the gap is not told once:\n%s", tail(out))
+	}
 }
 
 // aptInstall installs a package of the same name, whatever its version is.
