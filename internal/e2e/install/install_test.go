@@ -79,6 +79,7 @@ var stages = []stage{
 	{"the original's panels have data", (*suite).originalPanels},
 	{"neighbours restart under load", (*suite).restarts},
 	{"the watchdog", (*suite).watchdog},
+	{"a journal of its own", (*suite).logNamespace},
 	{"upgrade and downgrade", (*suite).upgrade},
 	{"script mode", (*suite).scriptMode},
 	{"remove and purge", (*suite).purge},

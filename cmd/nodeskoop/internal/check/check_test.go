@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -186,6 +188,11 @@ func TestCheckFindings(t *testing.T) {
 		{"volatile by name", "", map[string]string{"/var/log/journal/": "", "/etc/systemd/journald.conf": "[Journal]\nStorage=volatile\n"}, (*checker).journalStorage, Warning, "volatile (/etc/systemd/journald.conf)", ""},
 		{"none", "", map[string]string{"/usr/lib/systemd/journald.conf.d/10.conf": "[Journal]\nStorage=none\n"}, (*checker).journalStorage, Warning, "thrown away", "persistent"},
 
+		{"a namespace", "", inNamespace(nil), (*checker).journalStorage, Good, "persistent", ""},
+		{"a namespace that keeps nothing", "", inNamespace(map[string]string{"/etc/systemd/journald@quiet.conf": "[Journal]\nStorage=none\n"}), (*checker).journalStorage, Warning, "none (/etc/systemd/journald@quiet.conf)", "systemctl restart systemd-journald@quiet"},
+		{"a namespace's rate", "", inNamespace(map[string]string{"/etc/systemd/journald.conf": "RateLimitBurst=1\n"}), (*checker).journalRate, Good, "10000 in 30s (journald's default)", ""},
+		{"a namespace's own rate", "", inNamespace(map[string]string{"/etc/systemd/journald@quiet.conf.d/1.conf": "RateLimitBurst=600\n"}), (*checker).journalRate, Warning, "600 in 30s (/etc/systemd/journald@quiet.conf.d/1.conf)", "total_rate"},
+		{"a namespace that leads elsewhere", "", map[string]string{"/etc/systemd/system/nodeskoop.service.d/x.conf": "LogNamespace=../x\n"}, (*checker).journalStorage, Warning, "volatile", ""},
 		{"default rate", "", nil, (*checker).journalRate, Good, "10000 in 30s (journald's default): 333 a second at least; journal.total_rate is 200", ""},
 		{"more is written", "[journal]\ntotal_rate = 1000", nil, (*checker).journalRate, Warning, "333 a second", "journal.total_rate = 333"},
 		{"less is let through", "", map[string]string{"/etc/systemd/journald.conf": "#RateLimitBurst=9\n[Journal]\nRateLimitIntervalSec=1min\nRateLimitBurst=600\n"}, (*checker).journalRate, Warning, "600 in 1m0s (/etc/systemd/journald.conf): 10 a second", "total_rate = 10"},
@@ -262,6 +269,34 @@ func TestCapabilityLines(t *testing.T) {
 	} {
 		if got := verdicts(c.config, c.missing...); got != c.want {
 			t.Errorf("%q without %v:\n%s, want\n%s", c.config, c.missing, got, c.want)
+		}
+	}
+}
+
+// inNamespace are files of a machine whose unit has a journal namespace.
+func inNamespace(files map[string]string) map[string]string {
+	all := map[string]string{"/lib/systemd/system/nodeskoop.service": "[Service]\nType=notify\n", "/etc/systemd/system/nodeskoop.service.d/log-namespace.conf": "[Service]\nLogNamespace=quiet\n"}
+	maps.Copy(all, files)
+	return all
+}
+
+// TestJournalNamespace: the socket is that of the namespace, and it is said how to
+// read what is in it.
+func TestJournalNamespace(t *testing.T) {
+	for _, file := range []string{"/run/systemd/journal/socket", "/run/systemd/journal.quiet/socket"} {
+		k := checkerOf(t, "", inNamespace(map[string]string{file: ""}))
+		path := k.path(file)
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		found := k.journal()
+		if own := strings.Contains(file, "quiet"); (found[0].Verdict == Good) != own || own && !strings.Contains(found[1].Found, "journalctl --namespace=quiet") {
+			t.Errorf("with %s: %+v", file, found)
 		}
 	}
 }
