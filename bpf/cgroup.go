@@ -1,13 +1,14 @@
 package bpf
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
+
+var errNoCgroup2 error = &refusal{text: "no cgroup2 is mounted; mount one (mount -t cgroup2 none /sys/fs/cgroup/unified)"}
 
 // cgroupRoot finds where the second version of the cgroup file system is
 // mounted: alone, or beside the first one's controllers.
@@ -35,5 +36,5 @@ func cgroupRoot() (string, error) {
 	if first != "" {
 		return first, nil
 	}
-	return "", errors.New("find the cgroup2 mount: there is none; mount one (mount -t cgroup2 none /sys/fs/cgroup/unified)")
+	return "", errNoCgroup2
 }

@@ -184,7 +184,7 @@ func (l *testLoader) load(name string, config Config) *Probe {
 	p, err := l.Load(name, config)
 	var unsupported *UnsupportedError
 	if errors.As(err, &unsupported) {
-		proof.Refuse(l.t, name, string(l.rung), err.Error())
+		proof.Refuse(l.t, name, string(l.rung), unsupported.Detail())
 		l.t.Skipf("this kernel: %v", err)
 	}
 	if err != nil {

@@ -624,7 +624,7 @@ func TestVirtcmdlatency(t *testing.T) {
 		if !errors.As(err, &unsupported) {
 			t.Fatal(err)
 		}
-		text := err.Error()
+		text := unsupported.Detail()
 		kind, _, _ := strings.Cut(string(rung), "-")
 		for _, want := range []string{"virtnet_send_command", kind, "no tracepoint"} {
 			if !strings.Contains(text, want) {

@@ -197,8 +197,8 @@ func (l *Loader) ReleaseBTF() {
 // kernel's version says too little (fentry on arm64 before 6.4 loads and then
 // refuses to attach, and distributions backport).
 //
-// Where a hook that the probe cannot do without has no working rung, the error
-// is an *UnsupportedError.
+// Where a hook that the probe cannot do without has no working rung because the
+// kernel has none of them, the error is an *UnsupportedError. See Unsupported.
 func (l *Loader) Load(name string, config Config) (*Probe, error) {
 	d, ok := definitions[name]
 	if !ok {
@@ -313,9 +313,13 @@ func (p *Probe) attach(spec *ebpf.CollectionSpec, types *kernelTypes) error {
 			continue
 		}
 		state := HookState{Name: h.name}
+		var failed error
 		for _, r := range p.loader.rungsOf(h) {
 			if err := p.attachRung(spec, r); err != nil {
-				state.Refused = append(state.Refused, Refusal{Kind: r.kind, Programs: r.programs, Reason: err.Error()})
+				state.Refused = append(state.Refused, Refusal{Kind: r.kind, Programs: r.programs, Reason: Reason(err), Answer: err.Error()})
+				if !Unsupported(err) {
+					failed = errors.Join(failed, fmt.Errorf("%s: %w", r.kind, err))
+				}
 				continue
 			}
 			state.Kind, state.Programs, state.Limitation = r.kind, r.programs, r.limitation
@@ -326,6 +330,9 @@ func (p *Probe) attach(spec *ebpf.CollectionSpec, types *kernelTypes) error {
 		}
 		p.hooks = append(p.hooks, state)
 		if state.Kind == "" && !h.optional {
+			if failed != nil {
+				return fmt.Errorf("load probe %s: attach to %s: %w", p.name, h.name, failed)
+			}
 			return &UnsupportedError{Probe: p.name, Hooks: p.hooks, Note: p.definition.note}
 		}
 	}
@@ -442,13 +449,15 @@ type kernelTypes struct {
 	spec  *btf.Spec
 }
 
+var errNoBTF error = &refusal{text: "the kernel has no type information (no /sys/kernel/btf/vmlinux; it needs CONFIG_DEBUG_INFO_BTF)"}
+
 func newKernelTypes() (*kernelTypes, error) {
 	cache := btf.NewCache()
 	spec, err := cache.Kernel()
 	if err != nil {
 		// The library answers "not supported" where it finds none.
 		if errors.Is(err, btf.ErrNotFound) || errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, os.ErrNotExist) {
-			return nil, errors.New("the kernel has no type information (no /sys/kernel/btf/vmlinux; it needs CONFIG_DEBUG_INFO_BTF)")
+			return nil, errNoBTF
 		}
 		return nil, fmt.Errorf("read the kernel's type information: %w", explain(err))
 	}

@@ -93,7 +93,8 @@ const (
 type Refusal struct {
 	Kind     Kind
 	Programs []string
-	Reason   string
+	Reason   string // for a person
+	Answer   string // the same with the verifier's own words
 }
 
 // HookState is how one of a probe's hooks came to be attached.
@@ -113,31 +114,44 @@ type UnsupportedError struct {
 	Note  string // what else there is to know, may be empty
 }
 
+// Error says in one line that a person understands which hook is missing.
 func (e *UnsupportedError) Error() string {
+	return e.text("", func(r Refusal) string { return r.Reason }, false)
+}
+
+// Detail says what the kernel answered to each kind of hook, with the verifier's
+// own words.
+func (e *UnsupportedError) Detail() string {
+	return e.text("probe "+e.Probe+" cannot work here: ", func(r Refusal) string { return r.Answer }, true)
+}
+
+func (e *UnsupportedError) text(begin string, answer func(Refusal) string, kinds bool) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "probe %s cannot work here", e.Probe)
+	b.WriteString(begin)
+	sep := ""
 	for _, h := range e.Hooks {
 		if h.Kind != "" {
 			continue
 		}
-		fmt.Fprintf(&b, ": no way to watch %s", h.Name)
+		fmt.Fprintf(&b, "%sno way to watch %s", sep, h.Name)
+		sep = ": "
 		// What was answered to several kinds of hooks is said once.
-		var reasons []string
-		kinds := map[string][]string{}
+		var answers []string
+		of := map[string][]string{}
 		for _, r := range h.Refused {
-			if kinds[r.Reason] == nil {
-				reasons = append(reasons, r.Reason)
+			a := answer(r)
+			if of[a] == nil {
+				answers = append(answers, a)
 			}
-			if !slices.Contains(kinds[r.Reason], string(r.Kind)) {
-				kinds[r.Reason] = append(kinds[r.Reason], string(r.Kind))
+			if !slices.Contains(of[a], string(r.Kind)) {
+				of[a] = append(of[a], string(r.Kind))
 			}
 		}
-		for i, reason := range reasons {
-			sep := "; "
-			if i == 0 {
-				sep = ": "
+		for i, a := range answers {
+			if kinds {
+				a = strings.Join(of[a], ", ") + ": " + a
 			}
-			fmt.Fprintf(&b, "%s%s: %s", sep, strings.Join(kinds[reason], ", "), reason)
+			b.WriteString([]string{": ", "; "}[min(i, 1)] + a)
 		}
 	}
 	if e.Note != "" {

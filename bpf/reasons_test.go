@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
 
@@ -98,6 +99,84 @@ func TestExplain(t *testing.T) {
 	other := errors.New("other")
 	if explain(other) != other {
 		t.Error("an error lost")
+	}
+}
+
+// TestUnsupported: which answers say that the machine cannot run a probe, and
+// which that something failed that should work. Neither is read from words.
+func TestUnsupported(t *testing.T) {
+	rejects := func(cause error, words ...string) error {
+		return fmt.Errorf("load program: %w", &ebpf.VerifierError{Cause: cause, Log: words})
+	}
+	attach := func(err error) error {
+		return fmt.Errorf("attach to tcp_rcv: %w", explain(fmt.Errorf("link: %w", err)))
+	}
+	for _, c := range []struct {
+		what string
+		err  error
+		want bool
+	}{
+		{"nothing", nil, false},
+		{"no type information", fmt.Errorf("load probe flow: %w", errNoBTF), true},
+		{"no cgroup2", attach(errNoCgroup2), true},
+		{"no such function", attach(os.ErrNotExist), true},
+		{"no such tracepoint", attach(unix.ENOENT), true},
+		{"no fentry", attach(ebpf.ErrNotSupported), true},
+		{"no kind of link", attach(link.ErrNotSupported), true},
+		{"no trampoline on this architecture", attach(errNotSupp), true},
+		{"no such command", attach(unix.EINVAL), true},
+		{"no such system call", attach(unix.ENOSYS), true},
+		{"a function that may not be probed", attach(unix.EADDRNOTAVAIL), true},
+		{"no kprobes", attach(errors.New("neither debugfs nor tracefs are mounted")), true},
+		{"not permitted", attach(unix.EPERM), true},
+		{"a security module", attach(unix.EACCES), true},
+		{"no such helper", explain(rejects(unix.EINVAL, "unknown func bpf_loop#181")), true},
+		{"lockdown", explain(rejects(unix.EINVAL, "program of this type cannot use helper bpf_probe_read_kernel#113")), true},
+		{"a verifier that does not follow", explain(rejects(unix.EACCES, "R2 invalid mem access 'inv'")), true},
+		{"a verifier that gives up", explain(rejects(unix.E2BIG, "BPF program is too large. Processed 1000001 insn")), true},
+		{"all hooks lacking", fmt.Errorf("x: %w", &UnsupportedError{Probe: "flow"}), true},
+
+		{"no memory", attach(unix.ENOMEM), false},
+		{"no memory in the verifier", explain(rejects(unix.ENOMEM)), false},
+		{"no descriptor", attach(unix.EMFILE), false},
+		{"no descriptor on the machine", attach(unix.ENFILE), false},
+		{"no room", attach(unix.ENOSPC), false},
+		{"somebody else is there", attach(unix.EBUSY), false},
+		{"interrupted", explain(rejects(unix.EAGAIN)), false},
+		{"one hook lacking, another short of memory", errors.Join(attach(os.ErrNotExist), attach(unix.ENOMEM)), false},
+		{"a namespace that is not there", fmt.Errorf("open the network namespace of the devices: %w", unix.ENOENT), false},
+		{"closed", fmt.Errorf("load probe flow: %w", errClosed), false},
+		{"anything else", errors.New("a panic"), false},
+	} {
+		if got := Unsupported(c.err); got != c.want {
+			t.Errorf("%s: unsupported %v, want %v (%v)", c.what, got, c.want, c.err)
+		}
+	}
+}
+
+// TestReason: the line for a person has none of the verifier's words, the details
+// have them.
+func TestReason(t *testing.T) {
+	const words = "R2 invalid mem access 'inv'"
+	rejected := explain(&ebpf.VerifierError{Cause: unix.EACCES, Log: []string{words}})
+	missing := explain(os.ErrNotExist)
+	err := &UnsupportedError{Probe: "kernellatency", Note: "it takes fentry", Hooks: []HookState{
+		{Name: "packets in", Kind: Fentry},
+		{Name: "packets out", Refused: []Refusal{
+			{Kind: Fentry, Reason: Reason(rejected), Answer: rejected.Error()},
+			{Kind: Kprobe, Reason: Reason(missing), Answer: missing.Error()},
+			{Kind: RawTracepoint, Reason: Reason(missing), Answer: missing.Error()},
+		}},
+	}}
+	if got, want := Reason(fmt.Errorf("load: %w", err)), "no way to watch packets out: the kernel's verifier rejects it; this kernel has no such function or tracepoint (it takes fentry)"; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	if got, want := err.Detail(), "probe kernellatency cannot work here: no way to watch packets out: fentry: the kernel's verifier rejects it: permission denied: "+words+
+		"; kprobe, raw_tp: this kernel has no such function or tracepoint (it takes fentry)"; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	if got := Reason(fmt.Errorf("load: %w", rejected)); strings.Contains(got, words) || !strings.Contains(rejected.Error(), words) {
+		t.Error(got)
 	}
 }
 

@@ -1,6 +1,7 @@
 package collect
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -15,6 +16,9 @@ import (
 type ProbeStatus struct {
 	Name string
 	Up   bool
+	// Unsupported: this machine cannot run the probe, which is no failure. Err
+	// says why, and wraps an *UnsupportedError.
+	Unsupported bool
 	// Err is the first failure of the cycle, nil if Up.
 	Err error
 	// Failed counts the targets that lack values.
@@ -42,7 +46,8 @@ type instance struct {
 	loading *bounded.Call[Probe]
 
 	limited string // its limitations, as logged last
-	logged  string // the failure that was logged last, "" while up
+	lacking string // why it is not supported, as logged last; "" while it is
+	logged  string // the failure that was logged last, "" while there is none
 	downs   int    // cycles since then
 	told    bool   // that processes are protected has been logged
 }
@@ -50,6 +55,11 @@ type instance struct {
 const (
 	minRetry = 5 * time.Second
 	maxRetry = 5 * time.Minute
+
+	// What a kernel does not have it may get with a module. To look for it costs
+	// a load of the probe, so that is done seldom, and without a word.
+	minLookAgain = 5 * time.Minute
+	maxLookAgain = time.Hour
 
 	// loadWait is for how many timeouts a cycle waits for one probe to be made
 	// before it goes on without, and minLoadWait how long at least: the kernel's
@@ -100,7 +110,11 @@ func (r *Runner) build(now time.Time) {
 		if err == nil {
 			in.source = &source{name: in.info.Name, probe: probe, granularity: probe.Granularity()}
 		} else {
-			in.delay = min(max(2*in.delay, minRetry), maxRetry)
+			least, most := minRetry, maxRetry
+			if errors.As(err, new(*UnsupportedError)) {
+				least, most = minLookAgain, maxLookAgain
+			}
+			in.delay = min(max(2*in.delay, least), most)
 			in.retry = now.Add(in.delay)
 		}
 	}
@@ -161,8 +175,7 @@ func (r *Runner) drop(list []*instance) {
 func (r *Runner) judge() {
 	status := make([]ProbeStatus, 0, len(r.instances))
 	// What fails several probes at once is one line.
-	failures := map[string][]string{}
-	var order []string
+	var failures, lacking sayings
 	for _, in := range r.instances {
 		s := ProbeStatus{Name: in.info.Name, Err: in.err}
 		if of := in.source; of != nil {
@@ -170,6 +183,8 @@ func (r *Runner) judge() {
 			s.Hook, s.Limitations = of.hook, slices.Clone(of.limitations)
 		}
 		s.Up = s.Err == nil
+		var lack *UnsupportedError
+		s.Unsupported = errors.As(s.Err, &lack)
 		if l := strings.Join(s.Limitations, "; "); l != in.limited {
 			if in.limited = l; l != "" {
 				r.opt.Log.Info("probe works in part", "probe", s.Name, "does not see", l)
@@ -184,29 +199,63 @@ func (r *Runner) judge() {
 			}
 		}
 		status = append(status, s)
+		if s.Unsupported {
+			if in.lacking != lack.Reason {
+				lacking.add(lack.Reason, s.Name)
+			}
+			in.lacking, in.logged, in.downs = lack.Reason, "", 0
+			continue
+		}
 		switch {
 		case !s.Up && in.logged == "":
 			in.logged, in.downs = s.Err.Error(), 1
-			if failures[in.logged] == nil {
-				order = append(order, in.logged)
-			}
 			name := s.Name
 			if s.Failed > 1 {
 				name = fmt.Sprintf("%s (%d targets)", s.Name, s.Failed)
 			}
-			failures[in.logged] = append(failures[in.logged], name)
+			failures.add(in.logged, name)
 		case !s.Up:
 			in.downs++
 		case in.logged != "":
 			in.logged = ""
 			r.opt.Log.Info("probe works again", "probe", s.Name, "cycles", in.downs)
+		case in.lacking != "":
+			r.opt.Log.Info("probe works now: this machine has what it needs", "probe", s.Name)
+		}
+		if s.Up {
+			in.lacking = ""
 		}
 	}
-	for _, err := range order {
-		r.opt.Log.Error("probe failed; it is tried again", "probe", strings.Join(failures[err], ", "), "error", err,
+	for _, x := range lacking {
+		r.opt.Log.Info(fmt.Sprintf("left out, as this machine cannot run them: %s: %s", strings.Join(x.probes, ", "), x.text))
+	}
+	failed := "probe failed"
+	if r.opt.Service {
+		failed += "; it is tried again"
+	}
+	for _, x := range failures {
+		r.opt.Log.Error(failed, "probe", strings.Join(x.probes, ", "), "error", x.text,
 			"hint", "nodeskoop check says what to do")
 	}
 	r.mu.Lock()
 	r.status = status
 	r.mu.Unlock()
+}
+
+// sayings are texts in the order in which they came up, each with the probes that
+// it is about.
+type sayings []saying
+
+type saying struct {
+	text   string
+	probes []string
+}
+
+func (l *sayings) add(text, probe string) {
+	i := slices.IndexFunc(*l, func(s saying) bool { return s.text == text })
+	if i < 0 {
+		i = len(*l)
+		*l = append(*l, saying{text: text})
+	}
+	(*l)[i].probes = append((*l)[i].probes, probe)
 }

@@ -43,6 +43,9 @@ const (
 // enabled, in a sample of a single probe by hand for one.
 const keepUnused = 24 * time.Hour
 
+// sampleKey is where the keeper has what is of no target and no probe: see gaps.
+var sampleKey = pastKey{"", "sample"}
+
 // ErrOtherMachine says that what was kept is of another boot, or of another PID
 // or time namespace: its process numbers and times mean nothing here.
 var ErrOtherMachine = errors.New("it is of another boot or container")
@@ -52,7 +55,9 @@ type keeper struct {
 	mu   sync.Mutex
 	past map[pastKey]past
 
-	also []alsoKept // what is no probe's
+	also   []alsoKept          // what is no probe's
+	sample func([]byte) []byte // appends when the last sample was taken; nil: nobody knows
+	before []byte              // what it appended in an earlier run, of whatever boot
 
 	machine    string // identifies the boot and the namespaces that numbers are of
 	buf, spare []byte
@@ -136,6 +141,9 @@ func (k *keeper) encode(p *plan, there, enabled func(string) bool, connected boo
 	b = append(b, stateVersion)
 	b = appendString(b, k.machine)
 	k.cut = 0
+	if k.sample != nil {
+		b = appendEntry(b, sampleKey.target, sampleKey.probe, now, k.sample)
+	}
 	whole := func(from int) bool {
 		if len(b) > MaxState-crc32.Size {
 			b = b[:from]
@@ -187,6 +195,9 @@ func (k *keeper) use(data []byte) error {
 	if err != nil {
 		return err
 	}
+	// Time goes on over a boot.
+	k.before = all[sampleKey].data
+	delete(all, sampleKey)
 	if machine != k.machine {
 		return ErrOtherMachine
 	}

@@ -255,6 +255,10 @@ func TestStateIsBounded(t *testing.T) {
 		t.Errorf("%d bytes, %d targets cut", len(data), cut)
 	}
 	_, all, err := parseState(data)
+	if len(all[sampleKey].data) == 0 {
+		t.Error("when the last sample was taken had no room")
+	}
+	delete(all, sampleKey)
 	if err != nil || len(all) != 1 {
 		t.Errorf("%d kept, %v", len(all), err)
 	}

@@ -70,6 +70,19 @@ type Factory struct {
 // ErrNotBuilt says that the program does not contain a probe.
 var ErrNotBuilt = errors.New("this program does not contain it")
 
+// UnsupportedError says that this machine cannot run a probe: the kernel lacks
+// what the probe needs, or a policy forbids it. It is no failure. A Factory
+// returns it, or Sample where only that can tell.
+type UnsupportedError struct {
+	// Reason is one line that a person understands. It is the same for all
+	// probes that lack the same.
+	Reason string
+	// Detail is what the kernel answered; "" where the reason says all.
+	Detail string
+}
+
+func (e *UnsupportedError) Error() string { return e.Reason }
+
 // StuckError says that a kernel call made earlier has not returned yet.
 type StuckError struct {
 	PID  int

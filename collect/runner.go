@@ -4,6 +4,7 @@
 package collect
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path"
 	"reflect"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -40,6 +42,9 @@ type Options struct {
 	// Once says that there will be no more than a cycle or two: what takes time
 	// to set up, to save more in each cycle, is not worth it.
 	Once bool
+	// Service says that it goes on for long, so that what fails is tried again,
+	// and the log says so.
+	Service bool
 	// Enabled names the probes to run; Probes holds their options by name.
 	Enabled []string
 	Probes  map[string]map[string]any
@@ -81,6 +86,7 @@ type Runner struct {
 	fam       *families
 	missed    uint64
 	keeper    *keeper
+	gaps      *gaps
 	mute      bool // the last askSelf failed
 	ran       []*owner.Pod
 	blind     bool // the last call for the pods failed
@@ -95,7 +101,8 @@ type Runner struct {
 
 	cycles uint64 // begun so far
 	born   time.Time
-	due    atomic.Int64 // when the loop must have shown that it gets on, since born
+	loop   atomic.Uint64 // the goroutine of Run
+	due    atomic.Int64  // when the loop must have shown that it gets on, since born
 
 	mu     sync.Mutex
 	status []ProbeStatus
@@ -113,7 +120,7 @@ const (
 
 // NewRunner builds a Runner from the probes that the program contains.
 func NewRunner(opt Options, factories ...Factory) (*Runner, error) {
-	r := &Runner{factories: map[string]Factory{}, planner: newPlanner(), keeper: newKeeper(), who: owner.NewResolver(owner.Sources{}), born: time.Now()}
+	r := &Runner{factories: map[string]Factory{}, planner: newPlanner(), keeper: newKeeper(), gaps: newGaps(), who: owner.NewResolver(owner.Sources{}), born: time.Now()}
 	for _, f := range factories {
 		r.factories[f.Name] = f
 	}
@@ -253,6 +260,7 @@ func (r *Runner) Until(ctx context.Context) { r.stop = ctx.Done() }
 // delivers is called between two cycles, and may Apply; a cycle follows at once.
 func (r *Runner) Run(ctx context.Context, sink func([]*dto.MetricFamily), between <-chan func()) {
 	next := time.Now()
+	r.loop.Store(goroutineID())
 	r.Until(ctx)
 	for ctx.Err() == nil {
 		fams := r.Cycle()
@@ -312,13 +320,31 @@ func (r *Runner) handed() {
 }
 
 // beat notes that the loop gets on, and will do so again after wait.
-func (r *Runner) beat(wait time.Duration) { r.due.Store(int64(time.Since(r.born) + wait)) }
+func (r *Runner) beat(wait time.Duration) {
+	r.gaps.late(r.Overdue())
+	r.due.Store(int64(time.Since(r.born) + wait))
+}
 
 // Overdue tells for how long the loop of Run has not got on: in a cycle since
 // its last step, between two cycles since the next should have begun. A probe
 // that hangs does not hold it up. It may be called from any goroutine.
 func (r *Runner) Overdue() time.Duration {
 	return max(0, time.Since(r.born)-time.Duration(r.due.Load()))
+}
+
+// Goroutine is the number of the goroutine that Run runs in, as stacks show it. It
+// may be called from any goroutine.
+func (r *Runner) Goroutine() uint64 { return r.loop.Load() }
+
+// goroutineID is the number of this goroutine, which nothing but its stack tells.
+func goroutineID() uint64 {
+	var buf [64]byte
+	f := bytes.Fields(buf[:runtime.Stack(buf[:], false)])
+	if len(f) < 2 {
+		return 0
+	}
+	id, _ := strconv.ParseUint(string(f[1]), 10, 64)
+	return id
 }
 
 // Cycle samples every probe once and returns the families. They are valid
@@ -333,6 +359,7 @@ func (r *Runner) Cycle() []*dto.MetricFamily {
 	r.rows = sample(r.plan, r.rows[:0], r.stop, func() { r.beat(0) })
 	r.beat(0)
 	r.judge()
+	r.markSample()
 	values := r.askSelf()
 	r.keepAll() // no reader sees more than is kept
 	r.beat(0)
@@ -423,7 +450,7 @@ func (r *Runner) Keep() error {
 	if err != nil {
 		return err
 	}
-	r.keeper.machine = machine
+	r.keeper.machine, r.keeper.sample = machine, r.gaps.keep
 	return nil
 }
 
@@ -448,7 +475,13 @@ func (r *Runner) Kept() (data []byte, cut int) { return r.keeper.buf, r.keeper.c
 
 // Recall lets the counters go on from what Kept returned in an earlier run. It
 // takes all of it or nothing. It is called after Keep, before the first cycle.
-func (r *Runner) Recall(data []byte) error { return r.keeper.use(data) }
+func (r *Runner) Recall(data []byte) error {
+	err := r.keeper.use(data)
+	if r.keeper.before != nil {
+		r.gaps.recall(r.keeper.before)
+	}
+	return err
+}
 
 // cookieOf is netnsCookie of the namespace that a file is; 0 where the thread
 // cannot go there.

@@ -70,9 +70,18 @@ func (r *Runner) selfValues(start time.Time, others []selfValue, add func(string
 	add("nodeskoop_build_info", 1, r.opt.Version, runtime.Version())
 	add("nodeskoop_last_cycle_timestamp_seconds", float64(start.UnixMilli())/1000)
 	add("nodeskoop_cycles_missed_total", float64(r.missed))
+	if r.opt.Service {
+		for _, why := range gapReasons {
+			add("nodeskoop_gap_seconds_total", r.gaps.seconds[why], string(why))
+		}
+	}
 	add("nodeskoop_pods", float64(len(r.ran)))
 	add("nodeskoop_containerd_up", boolValue(r.opt.Pods.Connected()))
 	for _, s := range r.Status() {
+		add("nodeskoop_probe_supported", boolValue(!s.Unsupported), s.Name)
+		if s.Unsupported {
+			continue // it is neither up nor down
+		}
 		add("nodeskoop_probe_up", boolValue(s.Up), s.Name)
 		add("nodeskoop_probe_duration_seconds", s.Duration.Seconds(), s.Name)
 		add("nodeskoop_probe_failed_targets", float64(s.Failed), s.Name)

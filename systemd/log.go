@@ -25,25 +25,30 @@ func NewHandler(w io.Writer, level slog.Leveler) slog.Handler {
 		return a
 	}}
 	h := priorityHandler{}
-	for p, prefix := range []string{"<7>", "<6>", "<4>", "<3>"} {
+	for p, prefix := range []string{"<7>", "<6>", "<5>", "<4>", "<3>"} {
 		h[p] = slog.NewTextHandler(prefixWriter{w, prefix}, opt)
 	}
 	return h
 }
 
-// priorityHandler holds one handler for each of debug, info, warn and error.
-type priorityHandler [4]slog.Handler
+// notice is the level of syslog's notice, which slog has no name for.
+const notice = slog.LevelInfo + 2
+
+// priorityHandler holds one handler for each of debug, info, notice, warn and error.
+type priorityHandler [5]slog.Handler
 
 func (h priorityHandler) of(l slog.Level) slog.Handler {
 	switch {
 	case l < slog.LevelInfo:
 		return h[0]
-	case l < slog.LevelWarn:
+	case l < notice:
 		return h[1]
-	case l < slog.LevelError:
+	case l < slog.LevelWarn:
 		return h[2]
+	case l < slog.LevelError:
+		return h[3]
 	}
-	return h[3]
+	return h[4]
 }
 
 func (h priorityHandler) Enabled(ctx context.Context, l slog.Level) bool {

@@ -24,6 +24,7 @@ func collectCommand() *cli.Command {
 		Name:  "collect",
 		Usage: "take one sample and write it to standard output or a file (script mode)",
 		Description: "Exit code 0: every probe gave all its values. 3: some are missing, the others were written.\n" +
+			"A probe that this machine cannot run counts as missing only if it was asked for by name, not as \"default\" or \"all\".\n" +
 			"1: nothing could be written. 2: the command line is wrong.",
 		Flags: append(commonFlags(),
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write `FILE`, whole or not at all; FOLDER/ for the configured name in that folder; - for standard output", EnvVars: []string{"NODESKOOP_OUTPUT"}},
@@ -101,16 +102,34 @@ func collectOnce(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	var failed []string
-	for _, st := range r.Status() {
-		if !st.Up {
-			failed = append(failed, st.Name)
-		}
-	}
-	if len(failed) > 0 {
-		return cli.Exit("these probes gave no complete values: "+strings.Join(failed, ", "), exitPartial)
+	if missing := missingProbes(r.Status(), s.Config.Named); missing != "" {
+		return cli.Exit(missing, exitPartial)
 	}
 	return nil
+}
+
+// missingProbes says which of the probes that were asked for gave no whole values,
+// "" if all did. One that this machine cannot run was asked for only if it was by
+// name.
+func missingProbes(status []collect.ProbeStatus, named []string) string {
+	var failed, lacking []string
+	for _, st := range status {
+		switch {
+		case st.Up:
+		case !st.Unsupported:
+			failed = append(failed, st.Name)
+		case slices.Contains(named, st.Name):
+			lacking = append(lacking, fmt.Sprintf("%s (%v)", st.Name, st.Err))
+		}
+	}
+	var parts []string
+	if len(failed) > 0 {
+		parts = append(parts, "these probes gave no complete values: "+strings.Join(failed, ", "))
+	}
+	if len(lacking) > 0 {
+		parts = append(parts, "this machine cannot run these probes: "+strings.Join(lacking, ", "))
+	}
+	return strings.Join(parts, "; ")
 }
 
 // writeMetrics writes the families to standard output. A terminal gets them

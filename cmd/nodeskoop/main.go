@@ -34,7 +34,7 @@ var version = "0.1.0-dev"
 const (
 	exitFailure = 1 // it could not do what was asked
 	exitUsage   = 2 // the command line is wrong
-	exitPartial = 3 // some probes failed; what the others gave was written
+	exitPartial = 3 // some probes that were asked for gave no whole values; what the others gave was written
 )
 
 // The main thread stands for the process in procfs: /proc/self/ns/net is its
@@ -226,7 +226,7 @@ func loadConfig(c *cli.Context) (*config.Config, error) {
 		return nil, err
 	}
 	if p, ok := common(c, "probe"); ok {
-		if cfg.Probes, err = config.SelectProbes(strings.FieldsFunc(p, func(r rune) bool { return r == ',' || r == ' ' })); err != nil {
+		if err := cfg.Select(strings.FieldsFunc(p, func(r rune) bool { return r == ',' || r == ' ' })); err != nil {
 			return nil, cli.Exit("--probe: "+err.Error(), exitUsage)
 		}
 	}

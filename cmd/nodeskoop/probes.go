@@ -30,9 +30,12 @@ func probesCommand() *cli.Command {
 			lines := [][]string{{"PROBE", "KINDS", "SOURCE", "OVERHEAD", "ENABLED", "HOOK", "WORKS HERE"}}
 			for _, r := range rows {
 				works := "yes"
-				if !r.Works {
+				switch {
+				case !r.Supported:
+					works = "not supported"
+				case !r.Works:
 					works = "no"
-				} else if len(r.Limitations) > 0 {
+				case len(r.Limitations) > 0:
 					works = "in part"
 				}
 				lines = append(lines, []string{r.Probe, r.Kinds, r.Source, r.Overhead, column.YesNo(r.Enabled), column.Dash(r.Hook), works})
@@ -41,9 +44,11 @@ func probesCommand() *cli.Command {
 				return err
 			}
 			for _, r := range rows {
-				if !r.Works {
-					reason, _, _ := strings.Cut(r.Reason, "\n")
-					fmt.Fprintf(c.App.Writer, "\n%s does not work: %s\n", r.Probe, quote.Safe(strings.TrimPrefix(reason, "probe "+r.Probe+" ")))
+				switch {
+				case !r.Supported:
+					fmt.Fprintf(c.App.Writer, "\n%s is not supported here: %s\n", r.Probe, quote.Safe(r.Reason))
+				case !r.Works:
+					fmt.Fprintf(c.App.Writer, "\n%s does not work: %s\n", r.Probe, quote.Safe(r.Reason))
 				}
 				if len(r.Devices) > 0 {
 					fmt.Fprintf(c.App.Writer, "\n%s watches the devices %s\n", r.Probe, quote.Safe(strings.Join(r.Devices, ", ")))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -34,13 +35,26 @@ func runDaemon(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	s.Service = true
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
+	abrt := make(chan os.Signal, 1)
+	signal.Notify(abrt, syscall.SIGABRT)
+	defer signal.Stop(abrt)
 	return daemon.Run(c.Context, daemon.Options{
-		Session: s, Reload: hup, Sinks: func() []event.Sink { return sinks(c, s.Log) },
+		Session: s, Reload: hup, Aborted: abrt, Abort: func() { abort(c.App.ErrWriter) }, Sinks: func() []event.Sink { return sinks(c, s.Log) },
 		Load: func() (*config.Config, error) { return loadConfig(c) },
 	})
+}
+
+// abort ends the program at once, with the exit code that a shell gives to what
+// SIGABRT ends.
+func abort(log io.Writer) {
+	if p, ok := log.(*output.Patient); ok {
+		p.Flush(flushFor)
+	}
+	os.Exit(128 + int(syscall.SIGABRT))
 }
 
 // sinks are where the daemon's events go. Without journald, the lines that

@@ -16,8 +16,14 @@ var selfMetrics = []Metric{{
 	Name: "nodeskoop_cycles_missed_total", Type: Counter, Scope: PerHost, Extra: true,
 	Help: "Sampling cycles that were left out because the one before still ran.",
 }, {
+	Name: "nodeskoop_gap_seconds_total", Type: Counter, Scope: PerHost, Labels: []string{"reason"}, Extra: true,
+	Help: "Seconds for which there are no samples, of gaps longer than three intervals and 15 s: the daemon was stopped, the machine rebooted or suspended, there was no_cpu for the daemon, it stood_still, or a cycle was slow. Kept over restarts; the log has a line for each gap.",
+}, {
 	Name: "nodeskoop_probe_up", Type: Gauge, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
-	Help: "1 if the probe gave all its values in the last cycle, 0 if any are missing.",
+	Help: "1 if the probe gave all its values in the last cycle, 0 if any are missing. A probe that is not supported has no such series.",
+}, {
+	Name: "nodeskoop_probe_supported", Type: Gauge, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
+	Help: "1 if this machine can run the probe, 0 if the kernel lacks what it needs or a policy forbids it: then it has no other series, which is no failure.",
 }, {
 	Name: "nodeskoop_probe_duration_seconds", Type: Gauge, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
 	Help: "How long the probe ran in the last cycle, over all namespaces and pods.",

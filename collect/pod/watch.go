@@ -211,11 +211,11 @@ func (w *watcher) guardedRound(ctx context.Context) (answered bool, err error) {
 	return answered, err
 }
 
-var errPanic = errors.New("following it failed by a mistake in nodeskoop, which the log has; it is tried again")
+var errPanic = errors.New("following it failed by a mistake in nodeskoop, which the log has")
 
 func (w *watcher) sayPanic(err error) {
 	if err != nil && w.panicked.CompareAndSwap(false, true) {
-		w.opt.Log.Error("following containerd failed; it is tried again", "error", err)
+		w.opt.Log.Error("following containerd failed", "error", err)
 	}
 }
 
@@ -290,7 +290,7 @@ func (w *watcher) report(err error) {
 		w.opt.Log.Log(context.Background(), level, "no containerd found; pods are named as soon as one answers", "sockets", strings.Join(w.opt.Sockets, ", "))
 		return
 	}
-	w.opt.Log.Warn("containerd does not answer; it is tried again, and pods are kept while their processes run", "error", err)
+	w.opt.Log.Warn("containerd does not answer; pods are kept while their processes run", "error", err)
 }
 
 // session follows one containerd: it listens to its events, lists what runs,

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/collect"
 	"nodeskoop/internal/kernel"
 )
 
@@ -67,7 +68,7 @@ func readFiles(root string, pid, dir int, buf []byte) (c ioCounts, s kernel.Stat
 		err = wrapProc("read", root, pid, "/io", err)
 		if isGone(err) {
 			if _, e := kernel.ReadSmall(dir, "stat", buf); e == nil {
-				err = fmt.Errorf("read %s/%d/io: %w: this kernel does not count the I/O of processes (CONFIG_TASK_IO_ACCOUNTING)", root, pid, unix.EOPNOTSUPP)
+				err = &collect.UnsupportedError{Reason: "this kernel does not count the I/O of processes (CONFIG_TASK_IO_ACCOUNTING)", Detail: fmt.Sprintf("there is no %s/%d/io", root, pid)}
 			}
 		}
 		return c, s, err

@@ -6,9 +6,10 @@ import (
 	"nodeskoop/bpf"
 )
 
-// Refusals says which ways to attach a loaded probe the kernel did not take,
-// and what it answered, before it took the one in use.
-func (t *Tracer) Refusals(name string) []string {
+// Refusals says which ways to attach a loaded probe the kernel did not take
+// before it took the one in use, and why: for a person, and with the verifier's
+// own words.
+func (t *Tracer) Refusals(name string) (reasons, answers []string) {
 	var hooks []bpf.HookState
 	t.mu.Lock()
 	for pr := range t.probes {
@@ -17,15 +18,18 @@ func (t *Tracer) Refusals(name string) []string {
 		}
 	}
 	t.mu.Unlock()
-	var out []string
-	for _, h := range hooks {
-		for _, r := range h.Refused {
-			if line := string(r.Kind) + ": " + r.Reason; !slices.Contains(out, line) {
-				out = append(out, line)
-			}
+	add := func(list *[]string, line string) {
+		if !slices.Contains(*list, line) {
+			*list = append(*list, line)
 		}
 	}
-	return out
+	for _, h := range hooks {
+		for _, r := range h.Refused {
+			add(&reasons, string(r.Kind)+": "+r.Reason)
+			add(&answers, string(r.Kind)+": "+r.Answer)
+		}
+	}
+	return reasons, answers
 }
 
 // Devices names the network devices that a probe is attached to; none where it

@@ -120,7 +120,7 @@ func (t *Tracer) Factories() []collect.Factory {
 func (t *Tracer) build(k kind, env collect.Env) (collect.Probe, error) {
 	loader, err := t.enter(env)
 	if err != nil {
-		return nil, err
+		return nil, supported(err)
 	}
 	defer func() {
 		t.mu.Lock()
@@ -130,7 +130,7 @@ func (t *Tracer) build(k kind, env collect.Env) (collect.Probe, error) {
 	// The lock is not held meanwhile: loading may hang in the kernel.
 	loaded, err := loader.Load(k.name, k.config(env))
 	if err != nil {
-		return nil, err
+		return nil, supported(err)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -140,6 +140,18 @@ func (t *Tracer) build(k kind, env collect.Env) (collect.Probe, error) {
 	}
 	t.probes[pr] = struct{}{}
 	return pr, nil
+}
+
+// supported makes an UnsupportedError of an error of package bpf that is one.
+func supported(err error) error {
+	if !bpf.Unsupported(err) {
+		return err
+	}
+	out := &collect.UnsupportedError{Reason: bpf.Reason(err), Detail: err.Error()}
+	if u := (*bpf.UnsupportedError)(nil); errors.As(err, &u) {
+		out.Detail = u.Detail()
+	}
+	return out
 }
 
 // enter gives the loader to a build that begins.
@@ -288,7 +300,7 @@ func (t *Tracer) read(ctx context.Context, loader *bpf.Loader) {
 		// Counting goes on; only events are missing meanwhile.
 		if err.Error() != said {
 			said = err.Error()
-			t.opt.Log.Error("reading events from the kernel failed; it is tried again", "error", err)
+			t.opt.Log.Error("reading events from the kernel failed; the counters are complete all the same", "error", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -204,7 +204,8 @@ func (s *suite) override(settings string) {
 	s.run("systemctl", "restart", unit)
 }
 
-// watchdog: a daemon that stands still is restarted, one that is idle is not.
+// watchdog: a daemon that stands still is restarted, one that is idle is not. With
+// the unit as it is shipped, one that was stopped for a while goes on.
 func (s *suite) watchdog() {
 	t := s.T
 	s.edit("interval", `"30s"`)
@@ -243,6 +244,65 @@ func (s *suite) watchdog() {
 	}
 	s.edit("interval", `"1s"`)
 	s.override("")
+	s.nextCycles(2)
+	pid = s.property(unit, "MainPID")
+	s.run("kill", "-STOP", pid)
+	time.Sleep(20 * time.Second) // more than the least gap that is told
+	s.run("kill", "-CONT", pid)
+	s.nextCycles(2)
+	if now, n := s.property(unit, "MainPID"), s.property(unit, "NRestarts"); now != pid || n != "0" {
+		t.Errorf("stopped for 20 s: process %s became %s, NRestarts=%s", pid, now, n)
+	}
+	if out := s.run("journalctl", "-b", "-q", "_PID="+pid, "-o", "cat"); strings.Count(out, "no samples between") != 1 {
+		t.Errorf("the gap is not told once:\n%s", tail(out))
+	}
+}
+
+// logNamespace: with the shipped drop-in, events and the log go to a journal of
+// nodeskoop's own and nowhere else, through the socket that systemd puts in the place
+// of the other one, and check says where they are.
+func (s *suite) logNamespace() {
+	t := s.T
+	const examples = "/usr/share/doc/nodeskoop/examples/"
+	const dropIn = "/etc/systemd/system/nodeskoop.service.d"
+	s.run("mkdir", "-p", dropIn)
+	s.run("cp", examples+"log-namespace.conf", dropIn)
+	s.run("cp", examples+"journald@nodeskoop.conf", "/etc/systemd")
+	cursor := s.cursor()
+	s.run("systemctl", "daemon-reload")
+	s.run("systemctl", "restart", unit)
+	s.nextCycles(2)
+	pid := s.property(unit, "MainPID")
+	seen := strings.Fields(s.run("stat", "-L", "-c", "%d:%i", "/proc/"+pid+"/root/run/systemd/journal/socket", "/run/systemd/journal.nodeskoop/socket", "/run/systemd/journal/socket"))
+	if len(seen) != 3 || seen[0] != seen[1] || seen[0] == seen[2] {
+		t.Errorf("the sockets that the daemon sees, of the namespace, and of all: %v", seen)
+	}
+	const mark = 7 // connections that are refused
+	for range mark {
+		_, _ = s.try("bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/9")
+	}
+	own := func(args ...string) string {
+		return s.run("journalctl", append([]string{"--namespace=nodeskoop", "-b", "-q", "_SYSTEMD_UNIT=" + unit, "-o", "cat"}, args...)...)
+	}
+	s.until("events are in the namespace", 20*time.Second, func() error {
+		if out := own("KUBESKOOP_EVENT=TCPRESET_NOSOCK"); out == "" {
+			return fmt.Errorf("it has\n%s", tail(own()))
+		}
+		return nil
+	})
+	if out := own(); !strings.Contains(out, "wrote the first textfile") {
+		t.Errorf("the log is not in the namespace:\n%s", tail(out))
+	}
+	if out := s.run("journalctl", "-q", "--after-cursor="+cursor, "_PID="+pid, "-o", "cat"); strings.TrimSpace(out) != "" {
+		t.Errorf("the journal of all has entries of it:\n%s", tail(out))
+	}
+	if out, _ := s.try("nodeskoop", "check"); !strings.Contains(out, "journalctl --namespace=nodeskoop shows what the service writes") {
+		t.Errorf("check does not say where the entries are:\n%s", out)
+	}
+	t.Logf("the namespace: %s", s.run("journalctl", "--namespace=nodeskoop", "--disk-usage"))
+	s.run("rm", "-r", dropIn, "/etc/systemd/journald@nodeskoop.conf")
+	s.run("systemctl", "daemon-reload")
+	s.run("systemctl", "restart", unit)
 	s.nextCycles(2)
 }
 

@@ -197,12 +197,15 @@ func (s *suite) scrapeContract() {
 		t.Errorf("kubeskoop_flow_packets from client-0 to web-0 is %v in %d series", v, n)
 	}
 	for _, p := range s.probes {
-		want := 1.0
+		supported, up := 1.0, 1
 		if _, ok := unsupported[p.Probe]; ok {
-			want = 0
+			supported, up = 0, 0 // neither up nor down
 		}
-		if v, n := f.value("nodeskoop_probe_up", "probe", p.Probe); n != 1 || v != want {
-			t.Errorf("nodeskoop_probe_up of %s is %v (%d series), want %v", p.Probe, v, n, want)
+		if v, n := f.value("nodeskoop_probe_up", "probe", p.Probe); n != up || n == 1 && v != 1 {
+			t.Errorf("nodeskoop_probe_up of %s is %v (%d series), want %d series", p.Probe, v, n, up)
+		}
+		if v, n := f.value("nodeskoop_probe_supported", "probe", p.Probe); n != 1 || v != supported {
+			t.Errorf("nodeskoop_probe_supported of %s is %v (%d series), want %v", p.Probe, v, n, supported)
 		}
 	}
 	if v, _ := f.value("nodeskoop_pods"); v != 3 {

@@ -172,7 +172,7 @@ func (k *checker) enabled(sources ...catalog.Source) []string {
 // BadConfig is all that is found where the configuration cannot be used.
 func BadConfig(err error) []Finding {
 	return []Finding{{"configuration", Bad, strings.ReplaceAll(err.Error(), "\n", "; "),
-		"mend what the message names; nodeskoop config --default prints the shipped file"}}
+		"fix what the message names; nodeskoop config --default prints the shipped file"}}
 }
 
 // Run looks at this machine. The session has seen the host, or has the error
@@ -233,6 +233,15 @@ func judgeHost(v session.Host, named string) Finding {
 	return Finding{name, Good, "that of process 1, which is the host's", ""}
 }
 
+// lacking is how bad it is that this machine cannot run some probes: a failure
+// only if one of them was asked for by name.
+func (k *checker) lacking(probes []string) Verdict {
+	if slices.ContainsFunc(probes, func(name string) bool { return slices.Contains(k.cfg.Named, name) }) {
+		return Bad
+	}
+	return Warning
+}
+
 // probes tries each probe for real.
 func (k *checker) probes(s *session.Session) []Finding {
 	if s.HostErr != nil {
@@ -251,20 +260,22 @@ func (k *checker) probes(s *session.Session) []Finding {
 func (k *checker) probeLines(rows []session.Probe) []Finding {
 	var out []Finding
 	var plain []string
-	failed := map[string][]string{}
-	var reasons []string
+	type cause struct {
+		reason    string
+		supported bool
+	}
+	failed := map[cause][]string{}
+	var causes []cause
 	for _, r := range rows {
-		reason, _, _ := strings.Cut(r.Reason, "\n")
 		switch {
 		case !r.Enabled:
 		case !r.Works:
-			// The Runner names the target, the loader the probe: they are in
-			// the line's name already.
-			reason = strings.TrimPrefix(strings.TrimPrefix(reason, "load probe "+r.Probe+": "), "probe "+r.Probe+" ")
-			if failed[reason] == nil {
-				reasons = append(reasons, reason)
+			// The loader names the probe, which is in the line's name already.
+			why := cause{strings.TrimPrefix(r.Reason, "load probe "+r.Probe+": "), r.Supported}
+			if failed[why] == nil {
+				causes = append(causes, why)
 			}
-			failed[reason] = append(failed[reason], r.Probe)
+			failed[why] = append(failed[why], r.Probe)
 		case r.Hook == "" && len(r.Limitations) == 0 && len(r.Refused) == 0:
 			plain = append(plain, r.Probe)
 		case len(r.Limitations) > 0 && r.Hook != "":
@@ -286,8 +297,8 @@ func (k *checker) probeLines(rows []session.Probe) []Finding {
 	if len(plain) > 0 {
 		out = append([]Finding{{"probes", Good, fmt.Sprintf("%d work that need no hook: %s", len(plain), strings.Join(plain, ", ")), ""}}, out...)
 	}
-	for _, reason := range reasons {
-		names := failed[reason]
+	for _, why := range causes {
+		names, reason := failed[why], why.reason
 		name := "probe " + names[0]
 		if len(names) > 1 {
 			name = fmt.Sprintf("%d probes", len(names))
@@ -305,10 +316,16 @@ func (k *checker) probeLines(rows []session.Probe) []Finding {
 			do = k.refusedBPF() + "; " + do
 		case strings.Contains(reason, "type information"):
 			do = "boot a kernel with BTF (see above), " + do
+		case !why.supported:
+			do = "nothing, or boot a kernel that has it, " + do
 		default:
-			do = "mend the cause, " + do
+			do = "fix the cause, " + do
 		}
-		out = append(out, Finding{name, Bad, reason, do})
+		verdict := Bad
+		if !why.supported {
+			verdict, reason = k.lacking(names), "not supported here: "+reason
+		}
+		out = append(out, Finding{name, verdict, reason, do})
 	}
 	return out
 }

@@ -30,7 +30,7 @@ func (k *checker) kernel() Finding {
 		return Finding{"kernel", Bad, found + "; procfs: " + err.Error(), "mount -t proc proc /proc"}
 	}
 	if k.before(5, 8) && k.traces() {
-		return Finding{"kernel", Bad, found + ": the eBPF probes need the ring buffer of Linux 5.8", "boot a newer kernel, or leave out " + strings.Join(k.enabled(catalog.EBPF), ", ")}
+		return Finding{"kernel", k.lacking(k.enabled(catalog.EBPF)), found + ": the eBPF probes need the ring buffer of Linux 5.8", "boot a newer kernel, or leave out " + strings.Join(k.enabled(catalog.EBPF), ", ")}
 	}
 	return Finding{"kernel", Good, found, ""}
 }
@@ -136,10 +136,11 @@ func (k *checker) btf() Finding {
 	case errors.Is(err, fs.ErrPermission):
 		return Finding{name, Bad, err.Error(), "run it as root; chmod 0444 " + file}
 	case errors.Is(err, fs.ErrNotExist):
+		verdict := k.lacking(k.enabled(catalog.EBPF))
 		if _, err := os.Stat(k.path("/sys/kernel")); err != nil {
-			do = "mount -t sysfs sysfs /sys"
+			verdict, do = Bad, "mount -t sysfs sysfs /sys"
 		}
-		return Finding{name, Bad, file + " is not there: the eBPF probes need the kernel's type information", do}
+		return Finding{name, verdict, file + " is not there: the eBPF probes need the kernel's type information", do}
 	}
 	return Finding{name, Bad, err.Error(), do}
 }
@@ -162,7 +163,7 @@ func (k *checker) lockdown() Finding {
 		return Finding{name, Warning, fmt.Sprintf("%s says %q", file, strings.TrimSpace(string(b))), "nothing: the probes below are tried for real"}
 	}
 	if mode == "confidentiality" && k.traces() {
-		return Finding{name, Bad, "confidentiality: BPF programs may not read the kernel's memory, so hardly an eBPF probe works",
+		return Finding{name, k.lacking(k.enabled(catalog.EBPF)), "confidentiality: BPF programs may not read the kernel's memory, so hardly an eBPF probe works",
 			"boot with lockdown=integrity, or leave out " + strings.Join(k.enabled(catalog.EBPF), ", ")}
 	}
 	return Finding{name, Good, mode + ": allows what the probes do", ""}

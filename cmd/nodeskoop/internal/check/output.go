@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -447,11 +448,40 @@ func (k *checker) modes() Finding {
 func (k *checker) journal() []Finding {
 	const name = "journald"
 	socket := k.path(output.DefaultJournalSocket)
+	namespace, from := k.logNamespace()
+	if namespace != "" {
+		// In the unit systemd mounts this folder over that of the other journal.
+		socket = k.path("/run/systemd/journal." + namespace + "/socket")
+	}
 	if err := output.JournalAvailable(socket); err != nil {
 		return []Finding{{name, Warning, "events go to standard error as JSON lines: " + err.Error(), "systemctl start systemd-journald.socket systemd-journald; in a container mount " + filepath.Dir(output.DefaultJournalSocket)}}
 	}
 	out := []Finding{{name, Good, socket + " takes entries", ""}}
+	if namespace != "" {
+		out = append(out, Finding{"journal namespace", Good, fmt.Sprintf("%s (%s): journalctl --namespace=%s shows what the service writes, plain journalctl does not", namespace, from, namespace), ""})
+	}
 	return append(out, k.journalStorage(), k.journalRate())
+}
+
+// logNamespace is the journal namespace of the service, "" for the journal of all,
+// and the file that sets it.
+func (k *checker) logNamespace() (name, from string) {
+	name, from = k.iniValue("system/nodeskoop.service", "LogNamespace")
+	if !namespaceName.MatchString(name) {
+		return "", "" // systemd takes no other
+	}
+	return name, from
+}
+
+// namespaceName is what a journal namespace may be called here: a path is made of it.
+var namespaceName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
+
+// journaldConf is the configuration of the journald of a namespace.
+func journaldConf(namespace string) string {
+	if namespace == "" {
+		return "journald.conf"
+	}
+	return "journald@" + namespace + ".conf"
 }
 
 // iniDirs are where systemd looks for its configuration, the strongest first.
@@ -542,16 +572,28 @@ func parseSystemdTime(s string) (time.Duration, bool) {
 	return sum, true
 }
 
+// journaldUnit is the journald of a namespace.
+func journaldUnit(namespace string) string {
+	if namespace == "" {
+		return "systemd-journald"
+	}
+	return "systemd-journald@" + namespace
+}
+
 func (k *checker) journalStorage() Finding {
 	const name = "journal storage"
-	storage, from := k.iniValue("journald.conf", "Storage")
+	namespace, _ := k.logNamespace()
+	storage, from := k.iniValue(journaldConf(namespace), "Storage")
+	if storage == "" && namespace != "" {
+		storage = "persistent" // the default there
+	}
 	if from != "" {
 		from = " (" + from + ")"
 	}
 	_, err := os.Stat(k.path("/var/log/journal"))
 	switch {
 	case storage == "none":
-		return Finding{name, Warning, "none" + from + ": events are thrown away", "set Storage=persistent in /etc/systemd/journald.conf; systemctl restart systemd-journald"}
+		return Finding{name, Warning, "none" + from + ": events are thrown away", "set Storage=persistent in /etc/systemd/" + journaldConf(namespace) + "; systemctl restart " + journaldUnit(namespace)}
 	case storage == "persistent" || storage != "volatile" && err == nil:
 		return Finding{name, Good, "persistent" + from, ""}
 	}
@@ -562,6 +604,7 @@ func (k *checker) journalStorage() Finding {
 // write. Where the unit sets limits of its own, they count.
 func (k *checker) journalRate() Finding {
 	const name = "journal rate limit"
+	namespace, _ := k.logNamespace()
 	interval, burst, from := 30*time.Second, 10000, "journald's default"
 	use := func(file, prefix string) {
 		if v, f := k.iniValue(file, prefix+"RateLimitIntervalSec"); f != "" {
@@ -575,7 +618,7 @@ func (k *checker) journalRate() Finding {
 			}
 		}
 	}
-	use("journald.conf", "")
+	use(journaldConf(namespace), "")
 	use("system/nodeskoop.service", "Log")
 	rate := int(k.cfg.Journal.TotalRate)
 	if interval <= 0 || burst <= 0 {

@@ -38,6 +38,7 @@ type Config struct {
 	HostNetns         string
 	Selection         []string // probes.enabled, as it is written
 	Probes            []string // the probes to run, by name, sorted
+	Named             []string // those of them that were asked for by name, not as "default" or "all"
 	Textfile          Textfile
 	State             State
 	Metrics           Metrics
@@ -103,7 +104,7 @@ func Default() *Config {
 		Log:       Log{Level: "info", Format: "text"},
 		options:   map[*catalog.Option]any{},
 	}
-	c.Probes, _ = SelectProbes(c.Selection)
+	_ = c.Select(c.Selection)
 	for _, p := range catalog.Probes() {
 		for i := range p.Options {
 			o := &p.Options[i]
@@ -152,6 +153,20 @@ func SelectProbes(selection []string) ([]string, error) {
 	}
 	slices.Sort(names)
 	return names, nil
+}
+
+// Select sets the probes to run.
+func (c *Config) Select(selection []string) (err error) {
+	if c.Probes, err = SelectProbes(selection); err != nil {
+		return err
+	}
+	c.Named = slices.DeleteFunc(slices.Clone(c.Probes), func(name string) bool {
+		return !slices.ContainsFunc(selection, func(s string) bool {
+			p := catalog.ProbeByName(s)
+			return p != nil && p.Name == name
+		})
+	})
+	return nil
 }
 
 func probeNames() string {

@@ -71,8 +71,7 @@ func Parse(file, text string) (*Config, error) {
 		}
 		return nil, errors.Join(all...)
 	}
-	c.Probes, err = SelectProbes(c.Selection)
-	return c, err
+	return c, c.Select(c.Selection)
 }
 
 // loader walks the tables of one file.

@@ -4,7 +4,6 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +39,7 @@ type daemon struct {
 	failing  atomic.Bool  // the last write of the textfile failed
 	writing  atomic.Int64 // when the write that is under way began, in Unix nanoseconds; 0: none is
 	patience time.Duration
+	abort    func() // ends the program
 
 	mu       sync.Mutex
 	pods     owner.Pods
@@ -54,8 +54,10 @@ type Options struct {
 	Load func() (*config.Config, error)
 	// Sinks makes those that events go to.
 	Sinks func() []event.Sink
-	// Reload is sent what asks for that.
-	Reload <-chan os.Signal
+	// Reload is sent what asks for that, Aborted what ends the program at once.
+	Reload, Aborted <-chan os.Signal
+	// Abort ends the program at once, as failed.
+	Abort func()
 }
 
 // Run is the daemon. It ends with ctx.
@@ -68,7 +70,7 @@ func Run(ctx context.Context, o Options) error {
 	// keeps the daemon small.
 	debug.SetGCPercent(25)
 
-	d := &daemon{Session: s, load: o.Load, patience: patience}
+	d := &daemon{Session: s, load: o.Load, patience: patience, abort: o.Abort}
 	err := session.Within(session.FileWait, func() (err error) {
 		if d.file, err = session.OpenTextfile(s.Config, s.Log); err != nil {
 			return err
@@ -121,6 +123,7 @@ func Run(ctx context.Context, o Options) error {
 		}
 	}()
 	go d.watchdog(ctx)
+	go d.endAborted(ctx, o.Aborted)
 	r.Run(ctx, d.write, between)
 
 	systemd.Stopping()
@@ -141,46 +144,6 @@ const endStep = 2 * time.Second
 func (d *daemon) follow(ctx context.Context, cfg *config.Config, view session.Host) (owner.Pods, context.CancelFunc) {
 	ctx, stop := context.WithCancel(ctx)
 	return d.WatchPods(ctx, cfg, view), stop
-}
-
-// patience is how long one step of the sampling loop may take before it counts
-// as hanging: the kernel's verifier on a slow machine, a disk that stalls.
-const patience = 30 * time.Second
-
-// watchdog tells systemd that the daemon is alive, at a steady rate, but only
-// while the sampling loop gets on: however long the interval is, a loop that
-// hangs is noticed. Until the first textfile is written it asks for time.
-func (d *daemon) watchdog(ctx context.Context) {
-	every := systemd.WatchdogInterval()
-	tick := time.NewTicker(cmp.Or(every, d.patience/3))
-	defer tick.Stop()
-	hangs := false
-	for {
-		overdue := d.runner.Overdue()
-		switch {
-		case overdue > d.patience:
-			if !hangs {
-				d.Log.Error("the sampling loop does not get on; systemd's watchdog will restart the daemon unless it does soon", "for", overdue.Round(time.Second))
-			}
-			hangs = true
-		case !d.ready.Load():
-			// Not while the file cannot be written: then the start fails.
-			if !d.failing.Load() && !d.writeHangs() {
-				systemd.Starting(d.patience + 2*max(every, d.patience/3))
-			}
-			hangs = false
-		default:
-			if every > 0 {
-				systemd.Alive()
-			}
-			hangs = false
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
 }
 
 // writeHangs reports whether a write of the textfile has not returned for long.
@@ -226,9 +189,12 @@ func (d *daemon) status(fams []*dto.MetricFamily) string {
 	refused, pods := d.refused, d.pods
 	d.mu.Unlock()
 	probes := d.runner.Status()
-	var down []string
+	var down, lacking []string
 	for _, p := range probes {
-		if !p.Up {
+		switch {
+		case p.Unsupported:
+			lacking = append(lacking, p.Name)
+		case !p.Up:
 			down = append(down, p.Name)
 		}
 	}
@@ -240,9 +206,13 @@ func (d *daemon) status(fams []*dto.MetricFamily) string {
 	if !pods.Connected() {
 		b.WriteString(" (containerd does not answer)")
 	}
-	fmt.Fprintf(&b, ", %d of %d probes work", len(probes)-len(down), len(probes))
+	able := len(probes) - len(lacking)
+	fmt.Fprintf(&b, ", %d of %d probes work", able-len(down), able)
 	if len(down) > 0 {
 		fmt.Fprintf(&b, " (not %s)", strings.Join(down, ", "))
+	}
+	if len(lacking) > 0 {
+		fmt.Fprintf(&b, ", not supported here: %s", strings.Join(lacking, ", "))
 	}
 	return b.String()
 }

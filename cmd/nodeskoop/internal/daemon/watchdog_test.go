@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -16,6 +15,7 @@ import (
 	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/collect"
 	"nodeskoop/collect/owner"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/systemd"
 )
 
@@ -48,13 +48,15 @@ func (m *manager) next(within time.Duration) string {
 }
 
 // watched is a daemon with a Runner of no probes, and what its loop does between
-// two cycles.
-func watched(t *testing.T, ready bool, between <-chan func()) {
+// two cycles. It logs to log, and aborted is closed when it ends itself.
+func watched(t *testing.T, patience time.Duration, ready bool, between <-chan func()) (log *testkit.Log, aborted <-chan struct{}) {
 	r, err := collect.NewRunner(collect.Options{Interval: time.Hour, HostNetns: "/proc/self/ns/net"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{Session: &session.Session{Log: slog.New(slog.NewTextHandler(io.Discard, nil))}, runner: r, patience: 100 * time.Millisecond}
+	log = new(testkit.Log)
+	ended := make(chan struct{})
+	d := &daemon{Session: &session.Session{Log: slog.New(slog.NewTextHandler(log, nil))}, runner: r, patience: patience, abort: func() { close(ended) }}
 	d.ready.Store(ready)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -66,12 +68,13 @@ func watched(t *testing.T, ready bool, between <-chan func()) {
 		<-done
 		r.Close()
 	})
+	return log, ended
 }
 
 func TestWatchdogIsFedWhileTheLoopWaits(t *testing.T) {
 	m := newManager(t)
 	t.Setenv("WATCHDOG_USEC", fmt.Sprint(200*time.Millisecond.Microseconds()))
-	watched(t, true, nil)
+	watched(t, 100*time.Millisecond, true, nil)
 	// Far beyond the patience, within one interval.
 	for i := range 10 {
 		if got := m.next(30 * time.Second); got != "WATCHDOG=1" {
@@ -86,7 +89,7 @@ func TestWatchdogStarvesWhenTheLoopHangs(t *testing.T) {
 	entered, release := make(chan struct{}), make(chan struct{})
 	between := make(chan func(), 1)
 	between <- func() { close(entered); <-release }
-	watched(t, true, between)
+	log, aborted := watched(t, 100*time.Millisecond, true, between)
 	<-entered
 	defer close(release)
 	// What was sent before the patience ended may still be read; then nothing
@@ -101,11 +104,25 @@ func TestWatchdogStarvesWhenTheLoopHangs(t *testing.T) {
 	if !quiet {
 		t.Error("the watchdog is fed although the sampling loop hangs")
 	}
+	// The daemon ends itself, and says where it hangs in a line.
+	select {
+	case <-aborted:
+	case <-time.After(testkit.Patience):
+		t.Errorf("the daemon does not end:\n%s", log)
+	}
+	for _, want := range []string{"although the daemon has CPU", "daemon.TestWatchdogStarvesWhenTheLoopHangs.func1 watchdog_test.go:", " < collect.(*Runner).Run runner.go:", "the daemon ends itself"} {
+		if strings.Count(log.String(), want) != 1 {
+			t.Errorf("the log does not say %q once", want)
+		}
+	}
+	if strings.Contains(log.String(), "testing.tRunner") || strings.Count(log.String(), "\n") != 2 {
+		t.Errorf("the log has more than the goroutine that hangs:\n%s", log)
+	}
 }
 
 func TestStartMayTakeAsLongAsItGetsOn(t *testing.T) {
 	m := newManager(t)
-	watched(t, false, nil)
+	watched(t, 100*time.Millisecond, false, nil)
 	for range 3 {
 		if got := m.next(30 * time.Second); !strings.HasPrefix(got, "EXTEND_TIMEOUT_USEC=") {
 			t.Fatalf("before the first textfile it says %q", got)
@@ -122,7 +139,8 @@ func TestProbesDoNotHoldTheWatchdogUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{Session: &session.Session{Log: slog.New(slog.DiscardHandler)}, runner: r, patience: 100 * time.Millisecond}
+	d := &daemon{Session: &session.Session{Log: slog.New(slog.DiscardHandler)}, runner: r, patience: 100 * time.Millisecond,
+		abort: func() { t.Error("the daemon ends itself") }}
 	d.ready.Store(true)
 	ctx, cancel := context.WithCancel(t.Context())
 	cycles, done := make(chan struct{}, 100), make(chan struct{})

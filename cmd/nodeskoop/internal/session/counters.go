@@ -76,7 +76,7 @@ func (k *Counters) lock() {
 // fail says once that keeping the counters does not work.
 func (k *Counters) fail(err error) {
 	if !k.failing {
-		k.log.Warn("counters cannot be kept; until they can, a restart loses what deleted interfaces and ended processes had counted, and it is tried again each cycle",
+		k.log.Warn("counters cannot be kept; until they can, a restart loses what deleted interfaces and ended processes had counted",
 			"error", err, "hint", "give it a folder of its own with state.dir, or set state.counters = false")
 	}
 	k.failing = true

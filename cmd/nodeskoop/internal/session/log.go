@@ -7,16 +7,26 @@ import (
 	"os"
 	"sync/atomic"
 
+	"nodeskoop/collect"
 	"nodeskoop/output"
 	"nodeskoop/systemd"
 )
 
 func newHandler(w io.Writer, json *atomic.Bool, level slog.Leveler) slog.Handler {
-	h := formats{json: json, lines: slog.NewTextHandler(output.LogWriter(w, false), &slog.HandlerOptions{Level: level}), objects: slog.NewJSONHandler(output.LogWriter(w, true), &slog.HandlerOptions{Level: level})}
+	opt := &slog.HandlerOptions{Level: level, ReplaceAttr: nameLevel}
+	h := formats{json: json, lines: slog.NewTextHandler(output.LogWriter(w, false), opt), objects: slog.NewJSONHandler(output.LogWriter(w, true), opt)}
 	if p, ok := w.(*output.Patient); ok && p.Writer() == os.Stderr && systemd.StderrIsJournal() {
 		h.lines = systemd.NewHandler(output.LogWriter(w, false), level)
 	}
 	return h
+}
+
+// nameLevel writes the level that slog would call INFO+2 as syslog does.
+func nameLevel(groups []string, a slog.Attr) slog.Attr {
+	if len(groups) == 0 && a.Key == slog.LevelKey && a.Value.Any() == collect.LevelNotice {
+		return slog.String(slog.LevelKey, "NOTICE")
+	}
+	return a
 }
 
 // formats writes lines or JSON objects: a reload may change which.

@@ -3,6 +3,7 @@ package session
 import (
 	"errors"
 	"slices"
+	"strings"
 
 	"nodeskoop/cmd/nodeskoop/internal/config"
 	"nodeskoop/collect"
@@ -19,14 +20,20 @@ type Probe struct {
 	Overhead string `json:"overhead"`
 	Enabled  bool   `json:"enabled"`
 	Works    bool   `json:"works"`
-	Reason   string `json:"reason,omitempty"`
-	Hook     string `json:"hook,omitempty"`
+	// Supported: what keeps the probe from working is no trait of this machine.
+	Supported bool   `json:"supported"`
+	Reason    string `json:"reason,omitempty"` // one line
+	// Detail is what the kernel answered, the verifier's own words included.
+	Detail string `json:"detail,omitempty"`
+	Hook   string `json:"hook,omitempty"`
 	// Devices are those that the hook is on, for a probe that watches devices.
 	Devices []string `json:"devices,omitempty"`
 	// Limitations is what the probe cannot see here.
 	Limitations []string `json:"lacks,omitempty"`
-	// Refused is what the kernel answered to better hooks.
+	// Refused says why the kernel did not take better hooks, Answers the same
+	// with the verifier's own words.
 	Refused []string `json:"refused,omitempty"`
+	Answers []string `json:"answers,omitempty"`
 	Metrics int      `json:"metrics"`
 	Events  int      `json:"events"`
 }
@@ -53,11 +60,16 @@ func (s *Session) TryProbes() ([]Probe, error) {
 	for _, st := range r.Status() {
 		p := catalog.ProbeByName(st.Name)
 		row := Probe{Probe: p.Name, Title: p.Title, Kinds: p.Kinds(), Source: p.Source.String(), Overhead: p.Overhead,
-			Enabled: slices.Contains(s.Config.Probes, p.Name), Works: st.Up, Hook: st.Hook, Devices: tracer.Devices(p.Name), Limitations: st.Limitations, Refused: tracer.Refusals(p.Name), Metrics: len(p.Metrics), Events: len(p.Events)}
-		if errors.Is(st.Err, collect.ErrNotBuilt) {
+			Enabled: slices.Contains(s.Config.Probes, p.Name), Works: st.Up, Supported: !st.Unsupported, Hook: st.Hook, Devices: tracer.Devices(p.Name), Limitations: st.Limitations, Metrics: len(p.Metrics), Events: len(p.Events)}
+		row.Refused, row.Answers = tracer.Refusals(p.Name)
+		var lack *collect.UnsupportedError
+		switch {
+		case errors.Is(st.Err, collect.ErrNotBuilt):
 			row.Reason = collect.ErrNotBuilt.Error()
-		} else if st.Err != nil {
-			row.Reason = st.Err.Error()
+		case errors.As(st.Err, &lack):
+			row.Reason, row.Detail = lack.Reason, lack.Detail
+		case st.Err != nil:
+			row.Reason, row.Detail, _ = strings.Cut(st.Err.Error(), "\n") // a panic has its stack
 		}
 		rows = append(rows, row)
 	}

@@ -26,6 +26,7 @@ import (
 type Session struct {
 	Version string // of the program
 	Once    bool   // it ends after a cycle or two
+	Service bool   // it goes on until it is told to end, with nobody before it
 	Config  *config.Config
 	Log     *slog.Logger
 	Level   *slog.LevelVar
@@ -111,6 +112,6 @@ func (s *Session) NewRunner(pods owner.Pods, tracer *trace.Tracer) (*collect.Run
 // Options are the Runner's for a configuration, but for the pods.
 func (s *Session) Options(cfg *config.Config, host Host) collect.Options {
 	o := cfg.Options()
-	o.Version, o.Log, o.HostNetns, o.Refused, o.Once = s.Version, s.Log, host.Netns, host.Refused, s.Once
+	o.Version, o.Log, o.HostNetns, o.Refused, o.Once, o.Service = s.Version, s.Log, host.Netns, host.Refused, s.Once, s.Service
 	return o
 }
