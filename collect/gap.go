@@ -79,7 +79,7 @@ func (g *gaps) sampled(bootID string, most time.Duration) (told string, why gapR
 	if last.wall.IsZero() {
 		return "", ""
 	}
-	gap, from := now.boot-last.boot, now.wall
+	gap := now.boot - last.boot
 	if last.bootID != now.bootID {
 		// Only the clock on the wall goes on over a boot, and it may have been set.
 		gap = now.wall.Sub(last.wall)
@@ -87,7 +87,6 @@ func (g *gaps) sampled(bootID string, most time.Duration) (told string, why gapR
 			return fmt.Sprintf("no samples between %s, by a clock that has been set back since, and %s: the machine was restarted", stamp(last.wall), stamp(now.wall)), gapRebooted
 		}
 	}
-	from = now.wall.Add(-gap)
 	if gap <= most {
 		return "", ""
 	}
@@ -109,7 +108,7 @@ func (g *gaps) sampled(bootID string, most time.Duration) (told string, why gapR
 		why, text = gapSlow, "a cycle took that long; nodeskoop_probe_duration_seconds says which probe"
 	}
 	g.seconds[why] += gap.Seconds()
-	return fmt.Sprintf("no samples between %s and %s (%s): %s", stamp(from), stamp(now.wall), short(gap), text), why
+	return fmt.Sprintf("no samples between %s and %s (%s): %s", stamp(now.wall.Add(-gap)), stamp(now.wall), short(gap), text), why
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
