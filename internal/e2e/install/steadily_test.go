@@ -95,19 +95,31 @@ func (s *steady) datagrams() error {
 	})
 }
 
-// exchange lets servers answer, each over one connection.
+// exchange lets servers answer, each over one connection, and over another
+// where an answer takes too long.
 func (s *steady) exchange() error {
 	var all sync.WaitGroup
 	errs := make([]error, len(s.args))
 	for i, addr := range s.args {
 		all.Go(func() {
-			c, err := net.Dial("tcp", addr)
-			if err != nil {
-				errs[i] = err
-				return
+			var c net.Conn
+			errs[i] = s.pace(func() (err error) {
+				if c == nil {
+					if c, err = net.Dial("tcp", addr); err != nil {
+						return err
+					}
+				}
+				if err := echo(c); err != nil {
+					c.Close()
+					c = nil
+					return nil
+				}
+				s.caused.Add(1)
+				return nil
+			})
+			if c != nil {
+				c.Close()
 			}
-			defer c.Close()
-			errs[i] = s.counted(func() error { return echo(c) })
 		})
 	}
 	all.Wait()
