@@ -388,7 +388,7 @@ func TestKeepAlso(t *testing.T) {
 }
 
 // failing recalls nothing.
-type failing struct{ keptSum }
+type failing struct{}
 
 func (failing) Keep(b []byte) []byte { return b }
 func (failing) Recall([]byte) error  { return errState }
