@@ -340,3 +340,59 @@ func FuzzState(f *testing.F) {
 		}
 	})
 }
+
+// What is no probe's is kept beside what the probes remember, and once more at the end.
+func TestKeepAlso(t *testing.T) {
+	root, _ := fakeProc(t)
+	o := Options{ProcRoot: root}
+	also := &keptSum{}
+	r := newRunner(t, o, counting("netdev", txBytes, EachNetns))
+	r.KeepAlso("also", also)
+	if err := r.Keep(); err != nil {
+		t.Fatal(err)
+	}
+	r.KeepAtEnd() // nothing was sampled
+	r.Cycle()
+	also.n = 5
+	r.Cycle()
+	inCycle := kept(r)
+	also.n = 7
+	r.Close()
+	r.KeepAtEnd()
+	atEnd := kept(r)
+	for want, data := range map[uint64][]byte{5: inCycle, 7: atEnd} {
+		again := &keptSum{}
+		r := newRunner(t, o, counting("netdev", txBytes, EachNetns))
+		r.KeepAlso("also", again)
+		if err := r.Keep(); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Recall(data); err != nil || again.n != want {
+			t.Errorf("%v, %d, want %d", err, again.n, want)
+		}
+		if v := values(r.Cycle()); v[txBytes+"{node1,hostNetwork,hostNetwork}"] != 30 {
+			t.Errorf("the probe's own: %v", v)
+		}
+		// A run that does not ask for it hands it on to the next.
+		passes := keeping(t, o, data, counting("netdev", txBytes, EachNetns))
+		passes.Cycle()
+		again.n = 0
+		if err := r.Recall(kept(passes)); err != nil || again.n != want {
+			t.Errorf("handed on: %v, %d, want %d", err, again.n, want)
+		}
+	}
+	r = newRunner(t, o, counting("netdev", txBytes, EachNetns))
+	r.KeepAlso("also", failing{})
+	if err := r.Keep(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Recall(atEnd); err == nil {
+		t.Error("what cannot be recalled is no error")
+	}
+}
+
+// failing recalls nothing.
+type failing struct{}
+
+func (failing) Keep(b []byte) []byte { return b }
+func (failing) Recall([]byte) error  { return errState }
