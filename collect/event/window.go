@@ -15,7 +15,9 @@ const (
 type windows struct{ first, longest time.Duration }
 
 // kind is a kind that is open: its first occurrence has been sent, and those
-// that come until its window ends are one entry.
+// that come until its window ends are one entry. After a window in which nothing
+// came it is idle: the next occurrence is sent at once again, and begins a window
+// of twice the length, so that what comes back now and then is not told each time.
 type kind struct {
 	of     *group
 	peer   peer
@@ -28,7 +30,8 @@ type kind struct {
 	place  int    // in kinds.due
 	window time.Duration
 	began  time.Time
-	ends   time.Time
+	ends   time.Time // of the window, or of being idle
+	idle   bool
 
 	merged gathered
 }
@@ -40,6 +43,10 @@ type group struct {
 	opened int     // how many of them there have been since the group was made
 	others *kind   // nil: not open
 }
+
+// idleWindows is for how many first windows a kind is idle until it is forgotten,
+// unless its own window is longer.
+const idleWindows = 6
 
 // maxPeers is how many peers of one group have a kind of their own. Those that
 // come later share one, until the group is quiet: a pod that serves the
@@ -61,13 +68,17 @@ func newKinds(write func(*Event, time.Time)) kinds {
 	return kinds{write: write, groups: map[kindKey]*group{}, owners: map[whose]*holder{}}
 }
 
-// take merges an event into its kind, or opens a kind for it and reports that:
-// such an event is to be sent at once. An event that was merged belongs to the
-// kind.
-func (ks *kinds) take(e *Event, w windows, now time.Time) (opened bool) {
+// take merges an event into its kind, or begins a window of its kind and reports
+// that: such an event is to be sent at once. An event that was merged belongs to
+// the kind.
+func (ks *kinds) take(e *Event, w windows, now time.Time) (first bool) {
 	key, p := keyOf(e), peerOf(e)
 	if g := ks.groups[key]; g != nil {
-		if k := g.find(p); k != nil {
+		if k := g.find(p); k != nil && k.idle {
+			k.idle = false
+			ks.goOn(k, w, now)
+			return true
+		} else if k != nil {
 			k.merged.add(e, p, k.others)
 			return false
 		}
@@ -140,22 +151,31 @@ func (ks *kinds) flush(k *kind, now time.Time) {
 }
 
 // tick ends the windows that are over: one in which something came is followed
-// by one of twice the length, and one in which nothing came closes the kind.
+// by one of twice the length, and one in which nothing came makes the kind idle.
 func (ks *kinds) tick(w windows, now time.Time) {
 	for len(ks.due) > 0 && !now.Before(ks.due[0].ends) {
-		k := ks.due[0]
-		if k.merged.count == 0 {
+		switch k := ks.due[0]; {
+		case k.idle:
 			ks.close(k, now)
-			continue
+		case k.merged.count == 0:
+			k.idle, k.ends = true, k.ends.Add(max(idleWindows*w.first, k.window))
+			heap.Fix(&ks.due, k.place)
+		default:
+			ks.flush(k, now)
+			ks.goOn(k, w, now)
 		}
-		ks.flush(k, now)
-		k.window = min(2*k.window, max(w.longest, w.first))
-		k.began, k.ends = now, now.Add(k.window)
-		heap.Fix(&ks.due, k.place)
 	}
 }
 
-// next is when the next window ends, zero if none is open.
+// goOn begins the next window of a kind.
+func (ks *kinds) goOn(k *kind, w windows, now time.Time) {
+	k.window = min(2*k.window, max(w.longest, w.first))
+	k.began, k.ends = now, now.Add(k.window)
+	heap.Fix(&ks.due, k.place)
+}
+
+// next is when the next window ends, or an idle kind is forgotten; zero if none is
+// open.
 func (ks *kinds) next() time.Time {
 	if len(ks.due) == 0 {
 		return time.Time{}

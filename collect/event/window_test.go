@@ -69,7 +69,8 @@ func to(pod *owner.Pod, peer string) *Event {
 }
 
 // The first of a kind is an entry at once, and then each window has one; windows
-// double to the longest while something comes, and one with nothing ends the kind.
+// double to the longest while something comes, and one with nothing ends the kind,
+// a while later.
 func TestWindows(t *testing.T) {
 	m := newMerging()
 	each := func(every, d time.Duration) {
@@ -79,34 +80,60 @@ func TestWindows(t *testing.T) {
 	}
 	m.offer(to(webPod, "10.0.0.9"))
 	m.want(t, "the first", "0s first 10.0.0.9 1")
-	m.pass(time.Minute)
+	m.pass(2 * time.Minute)
 	m.want(t, "nothing more")
 	if len(m.due)+len(m.groups)+len(m.owners) != 0 {
 		t.Errorf("%d kinds, %d groups, %d owners are left", len(m.due), len(m.groups), len(m.owners))
 	}
 	each(time.Second, 40*time.Minute)
-	m.want(t, "40 minutes", "1m0s first 10.0.0.9 1", "1m10s window 10.0.0.9 9", "1m30s window 10.0.0.9 20", "2m10s window 10.0.0.9 40",
-		"3m30s window 10.0.0.9 80", "6m10s window 10.0.0.9 160", "11m30s window 10.0.0.9 320", "21m30s window 10.0.0.9 600", "31m30s window 10.0.0.9 600")
+	m.want(t, "40 minutes", "2m0s first 10.0.0.9 1", "2m10s window 10.0.0.9 9", "2m30s window 10.0.0.9 20", "3m10s window 10.0.0.9 40",
+		"4m30s window 10.0.0.9 80", "7m10s window 10.0.0.9 160", "12m30s window 10.0.0.9 320", "22m30s window 10.0.0.9 600", "32m30s window 10.0.0.9 600")
 	m.pass(29 * time.Second)
 	m.want(t, "the rest, when the window ends")
 	m.pass(time.Hour - 29*time.Second)
-	m.want(t, "that is it", "41m30s window 10.0.0.9 570")
+	m.want(t, "that is it", "42m30s window 10.0.0.9 570")
 	if len(m.due)+len(m.groups)+len(m.owners) != 0 {
 		t.Errorf("%d kinds, %d groups, %d owners are left", len(m.due), len(m.groups), len(m.owners))
 	}
 	// A kind that was quiet starts over.
 	each(5*time.Second, 20*time.Second)
-	m.want(t, "again", "1h41m0s first 10.0.0.9 1", "1h41m10s window 10.0.0.9 1")
+	m.want(t, "again", "1h42m0s first 10.0.0.9 1", "1h42m10s window 10.0.0.9 1")
 	// Where the program stood still, the window ends when it goes on.
 	m.now = m.now.Add(5 * time.Minute)
 	m.tick(m.w, m.now)
-	m.want(t, "after a pause", "1h46m20s window 10.0.0.9 2")
+	m.want(t, "after a pause", "1h47m20s window 10.0.0.9 2")
 	m.offer(to(webPod, "10.0.0.9"))
 	m.drain(m.now)
-	m.want(t, "at the end", "1h46m20s window 10.0.0.9 1")
+	m.want(t, "at the end", "1h47m20s window 10.0.0.9 1")
 	if len(m.due)+len(m.groups)+len(m.owners) != 0 {
 		t.Errorf("%d kinds, %d groups, %d owners are left", len(m.due), len(m.groups), len(m.owners))
 	}
+}
+
+// What comes back now and then is told at once, ever less often. When it was away
+// for a minute, or for as long as its window, it is told as if for the first time.
+func TestIdleKinds(t *testing.T) {
+	for every, want := range map[time.Duration][]string{
+		15 * time.Second: {"0s first 10.0.0.9 1", "15s first 10.0.0.9 1", "35s window 10.0.0.9 1", "1m15s window 10.0.0.9 2", "2m35s window 10.0.0.9 6", "5m15s window 10.0.0.9 10"},
+		40 * time.Second: {"0s first 10.0.0.9 1", "40s first 10.0.0.9 1", "1m20s first 10.0.0.9 1", "2m0s first 10.0.0.9 1", "3m20s window 10.0.0.9 1", "6m0s window 10.0.0.9 4"},
+		2 * time.Minute:  {"0s first 10.0.0.9 1", "2m0s first 10.0.0.9 1", "4m0s first 10.0.0.9 1", "6m0s first 10.0.0.9 1", "8m0s first 10.0.0.9 1"},
+	} {
+		m := newMerging()
+		for range 10 * time.Minute / every {
+			m.offer(to(webPod, "10.0.0.9"))
+			m.pass(every)
+		}
+		m.want(t, "every "+every.String(), want...)
+	}
+	// A trouble that begins while its kind is idle.
+	m := newMerging()
+	m.offer(to(webPod, "10.0.0.9"))
+	m.pass(50 * time.Second)
+	for range 300 {
+		m.offer(to(webPod, "10.0.0.9"))
+		m.pass(100 * time.Millisecond)
+	}
+	m.want(t, "trouble", "0s first 10.0.0.9 1", "50s first 10.0.0.9 1", "1m10s window 10.0.0.9 199")
 }
 
 // An entry is the worst of its occurrences, and shows what all of them have.
