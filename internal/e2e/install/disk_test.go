@@ -110,40 +110,16 @@ func (s *suite) throttle(k *pods.Container) string {
 // loop makes a loop device over a file; it ends with the test. Where the
 // kernel has none it is "".
 func (s *suite) loop(path string) string {
-	t := s.T
-	t.Helper()
-	fail := func(err error) string {
-		t.Logf("exception: no slow disk can be made here: no loop device: %v", err)
-		return ""
-	}
+	s.Helper()
 	file, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return fail(err)
-	}
-	defer file.Close()
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
-		return fail(err)
-	}
-	defer control.Close()
-	n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-	if err != nil {
-		return fail(err)
-	}
-	name := fmt.Sprintf("/dev/loop%d", n)
-	device, err := os.OpenFile(name, os.O_RDWR, 0)
-	if err != nil {
-		return fail(err)
-	}
-	if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_SET_FD, int(file.Fd())); err != nil {
-		device.Close()
-		return fail(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
-			t.Errorf("free %s: %v", name, err)
+	if err == nil {
+		defer file.Close()
+		var device *os.File
+		if device, err = loopDevice(int(file.Fd()), 0); err == nil {
+			s.Cleanup(func() { device.Close() })
+			return device.Name()
 		}
-		device.Close()
-	})
-	return name
+	}
+	s.Logf("exception: no slow disk can be made here: no loop device: %v", err)
+	return ""
 }

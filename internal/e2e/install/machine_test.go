@@ -158,7 +158,7 @@ func (m *machine) makeDisk(root string) (mounted func()) {
 	return func() { device.Close() }
 }
 
-// memoryDisk makes a loop device over memory. It ends with its last user.
+// memoryDisk makes a loop device over memory, with blocks as those of a disk.
 func memoryDisk(name string, size int64) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
@@ -168,6 +168,12 @@ func memoryDisk(name string, size int64) (*os.File, error) {
 	if err := unix.Ftruncate(fd, size); err != nil {
 		return nil, fmt.Errorf("make %d bytes of memory: %w", size, err)
 	}
+	return loopDevice(fd, 4096)
+}
+
+// loopDevice makes a loop device over a file. The kernel frees it when its last
+// user closes it or ends.
+func loopDevice(fd int, blockSize uint32) (*os.File, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -182,7 +188,7 @@ func memoryDisk(name string, size int64) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		err = unix.IoctlLoopConfigure(int(device.Fd()), &unix.LoopConfig{Fd: uint32(fd), Size: 4096, Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}})
+		err = unix.IoctlLoopConfigure(int(device.Fd()), &unix.LoopConfig{Fd: uint32(fd), Size: blockSize, Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}})
 		if err == nil {
 			return device, nil
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -356,12 +357,21 @@ func (h *healthy) ours(entries []entry) (list, elsewhere []entry) {
 	own := filepath.Base(os.Args[0])
 	own = own[:min(len(own), 15)]
 	inMachine := func(e entry) bool {
+		ours, foreign := ends(e)
 		ns := e.text("KUBESKOOP_NETNS")
-		if ns == "" {
-			return true
+		switch {
+		case foreign && !ours:
+			return false
+		case ns == "":
+			// Those of namespaces that are no pod's are merged.
+			return ours || e.text("K8S_POD") != "" || e.text("KUBESKOOP_SADDR") == ""
 		}
 		at, s := e.time(), h.netns[ns]
-		return at.After(s.first.Add(-2*lookEach)) && at.Before(s.last.Add(lookEach+time.Second))
+		end := s.last.Add(lookEach + time.Second)
+		if !s.removed.IsZero() {
+			end = s.removed.Add(time.Second)
+		}
+		return at.After(s.first.Add(-2*lookEach)) && at.Before(end)
 	}
 	for _, e := range entries {
 		if disk := e.text("KUBESKOOP_DISK"); disk != "" && disk != h.disk || !inMachine(e) || e.text("KUBESKOOP_COMM") == own {
@@ -371,6 +381,43 @@ func (h *healthy) ours(entries []entry) (list, elsewhere []entry) {
 		}
 	}
 	return list, elsewhere
+}
+
+// podNetworks are those of podNetwork.
+var podNetworks = []netip.Prefix{netip.MustParsePrefix("10.88.77.0/24"), netip.MustParsePrefix("fd77:88::/64")}
+
+// ends reports whether an end of an entry's packet has an address of the pods,
+// and whether one has an address that nobody in the machine has.
+func ends(e entry) (ours, foreign bool) {
+	for _, field := range []string{"KUBESKOOP_SADDR", "KUBESKOOP_DADDR"} {
+		a, err := netip.ParseAddr(e.text(field))
+		switch {
+		case err != nil, a.IsLoopback(), a.IsLinkLocalUnicast(), a.IsMulticast(), a.IsUnspecified():
+		case podNetworks[0].Contains(a), podNetworks[1].Contains(a):
+			ours = true
+		default:
+			foreign = true
+		}
+	}
+	return ours, foreign
+}
+
+func TestEnds(t *testing.T) {
+	for _, c := range []struct {
+		from, to      string
+		ours, foreign bool
+	}{
+		{"10.88.77.4", "10.88.77.5", true, false},
+		{"fd77:88::4", "fd77:89::5", true, true},
+		{"10.0.0.1", "10.0.0.2", false, true},
+		{"127.0.0.1", "127.0.0.1", false, false},
+		{"fe80::1", "ff02::1", false, false},
+		{"", "", false, false},
+	} {
+		if ours, foreign := ends(entry{"KUBESKOOP_SADDR": c.from, "KUBESKOOP_DADDR": c.to}); ours != c.ours || foreign != c.foreign {
+			t.Errorf("%s -> %s: ours %v, foreign %v, want %v, %v", c.from, c.to, ours, foreign, c.ours, c.foreign)
+		}
+	}
 }
 
 // written are all entries of the daemon's, events and its log.
