@@ -23,9 +23,6 @@ import (
 // patience is how long a call of containerd may take on a starved machine.
 const patience = 3 * time.Minute
 
-// resolverAddr is the resolver's, at the gateway of the pods' network.
-const resolverAddr = "10.88.77.1:5353"
-
 // samplePackage is a small package that is installed, upgraded and removed.
 const samplePackage = "quiet-sample"
 
@@ -35,7 +32,9 @@ type healthy struct {
 	*suite
 	idle, busy []*pods.Pod
 	made       int
-	zone       string // the resolver's folder, as the machine sees it
+	networks   []netip.Prefix // the pods'
+	resolver   string         // at the gateway of that network
+	zone       string         // the resolver's folder, as the machine sees it
 	samples    []string
 	slow       *slowDisk // where packages are installed, if not nil
 
@@ -56,7 +55,11 @@ const lookEach = 5 * time.Second
 // bootHealthy boots a machine with a disk of its own and installs the package.
 func bootHealthy(t *testing.T) *healthy {
 	t.Helper()
-	h := &healthy{suite: &suite{T: t}, zone: "/srv/zone", netns: map[string]seen{}, lost: map[string]float64{}, did: map[string]int{}}
+	// Machines that run side by side are told apart by their pods' addresses.
+	net4, net6 := fmt.Sprintf("10.89.%d.", os.Getpid()%250), fmt.Sprintf("fd77:89:%x::", os.Getpid()%250)
+	h := &healthy{suite: &suite{T: t}, resolver: net4 + "1:5353",
+		networks: []netip.Prefix{netip.MustParsePrefix(net4 + "0/24"), netip.MustParsePrefix(net6 + "/64")},
+		zone:     "/srv/zone", netns: map[string]seen{}, lost: map[string]float64{}, did: map[string]int{}}
 	h.machine = bootFromDisk(t, func(root string) {
 		h.prepare(root)
 		// dpkg is as slow as on any node, and Prometheus scrapes as seldom.
@@ -65,6 +68,7 @@ func bootHealthy(t *testing.T) *healthy {
 		}
 		writeFile(t, root+"/etc/prometheus/prometheus.yml", strings.ReplaceAll(prometheusConfig, ": 1s", ": 15s"))
 		writeFile(t, root+h.zone+"/hosts", "")
+		writeFile(t, root+"/etc/cni/net.d/10.conflist", strings.NewReplacer("10.88.77.", net4, "fd77:88::", net6).Replace(podNetwork))
 		for _, version := range []string{"1.0", "1.1"} {
 			h.samples = append(h.samples, sampleDeb(t, root, version))
 		}
@@ -154,7 +158,7 @@ func (h *healthy) idlePod() *pods.Pod {
 func (h *healthy) busyPod() *pods.Pod {
 	h.Helper()
 	h.made++
-	return h.pod("shop", fmt.Sprintf("web-%d", h.made), false, nil, causeProgram, "busy", resolverAddr)
+	return h.pod("shop", fmt.Sprintf("web-%d", h.made), false, nil, causeProgram, "busy", h.resolver)
 }
 
 // publish writes the addresses of the busy pods for the resolver, which reads
@@ -357,7 +361,7 @@ func (h *healthy) ours(entries []entry) (list, elsewhere []entry) {
 	own := filepath.Base(os.Args[0])
 	own = own[:min(len(own), 15)]
 	inMachine := func(e entry) bool {
-		ours, foreign := ends(e)
+		ours, foreign := ends(e, h.networks)
 		ns := e.text("KUBESKOOP_NETNS")
 		switch {
 		case foreign && !ours:
@@ -383,17 +387,14 @@ func (h *healthy) ours(entries []entry) (list, elsewhere []entry) {
 	return list, elsewhere
 }
 
-// podNetworks are those of podNetwork.
-var podNetworks = []netip.Prefix{netip.MustParsePrefix("10.88.77.0/24"), netip.MustParsePrefix("fd77:88::/64")}
-
-// ends reports whether an end of an entry's packet has an address of the pods,
-// and whether one has an address that nobody in the machine has.
-func ends(e entry) (ours, foreign bool) {
+// ends reports whether an end of an entry's packet has an address of the pods'
+// networks, and whether one has an address that nobody in the machine has.
+func ends(e entry, networks []netip.Prefix) (ours, foreign bool) {
 	for _, field := range []string{"KUBESKOOP_SADDR", "KUBESKOOP_DADDR"} {
 		a, err := netip.ParseAddr(e.text(field))
 		switch {
 		case err != nil, a.IsLoopback(), a.IsLinkLocalUnicast(), a.IsMulticast(), a.IsUnspecified():
-		case podNetworks[0].Contains(a), podNetworks[1].Contains(a):
+		case slices.ContainsFunc(networks, func(p netip.Prefix) bool { return p.Contains(a) }):
 			ours = true
 		default:
 			foreign = true
@@ -403,6 +404,7 @@ func ends(e entry) (ours, foreign bool) {
 }
 
 func TestEnds(t *testing.T) {
+	networks := []netip.Prefix{netip.MustParsePrefix("10.88.77.0/24"), netip.MustParsePrefix("fd77:88::/64")}
 	for _, c := range []struct {
 		from, to      string
 		ours, foreign bool
@@ -414,7 +416,7 @@ func TestEnds(t *testing.T) {
 		{"fe80::1", "ff02::1", false, false},
 		{"", "", false, false},
 	} {
-		if ours, foreign := ends(entry{"KUBESKOOP_SADDR": c.from, "KUBESKOOP_DADDR": c.to}); ours != c.ours || foreign != c.foreign {
+		if ours, foreign := ends(entry{"KUBESKOOP_SADDR": c.from, "KUBESKOOP_DADDR": c.to}, networks); ours != c.ours || foreign != c.foreign {
 			t.Errorf("%s -> %s: ours %v, foreign %v, want %v, %v", c.from, c.to, ours, foreign, c.ours, c.foreign)
 		}
 	}
