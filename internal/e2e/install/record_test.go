@@ -61,7 +61,7 @@ func TestRecord(t *testing.T) {
 	if start.Add(d).Before(end) {
 		end = start.Add(d)
 	}
-	r := recording{name: name, what: n.what, alerts: alerts, kernel: strings.TrimSpace(h.read("/proc/sys/kernel/osrelease")), version: h.version(), length: end.Sub(start)}
+	r := recording{name: name, what: n.what, alerts: alerts, maybe: h.maybe, kernel: strings.TrimSpace(h.read("/proc/sys/kernel/osrelease")), version: h.version(), length: end.Sub(start)}
 	for _, metric := range h.ruleMetrics() {
 		r.series = append(r.series, h.samplesOf(metric, start, end)...)
 	}
@@ -201,6 +201,8 @@ func liveTroubles(h *healthy, d time.Duration) []string {
 	fires := func(alert string, lasts, needs time.Duration) {
 		if lasts >= needs+2*time.Minute {
 			alerts = append(alerts, alert)
+		} else {
+			h.maybe = append(h.maybe, alert)
 		}
 	}
 	serve := func(name string, command ...string) *pods.Pod {
