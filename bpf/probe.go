@@ -128,14 +128,14 @@ func (e *UnsupportedError) Detail() string {
 func (e *UnsupportedError) text(begin string, answer func(Refusal) string, kinds bool) string {
 	var b strings.Builder
 	b.WriteString(begin)
-	sep := ""
+	// What was answered for several hooks, or to several kinds of hooks, is said
+	// once.
+	var all []string
+	hooks := map[string][]string{}
 	for _, h := range e.Hooks {
 		if h.Kind != "" {
 			continue
 		}
-		fmt.Fprintf(&b, "%sno way to watch %s", sep, h.Name)
-		sep = ": "
-		// What was answered to several kinds of hooks is said once.
 		var answers []string
 		of := map[string][]string{}
 		for _, r := range h.Refused {
@@ -147,11 +147,24 @@ func (e *UnsupportedError) text(begin string, answer func(Refusal) string, kinds
 				of[a] = append(of[a], string(r.Kind))
 			}
 		}
-		for i, a := range answers {
-			if kinds {
-				a = strings.Join(of[a], ", ") + ": " + a
+		if kinds {
+			for i, a := range answers {
+				answers[i] = strings.Join(of[a], ", ") + ": " + a
 			}
-			b.WriteString([]string{": ", "; "}[min(i, 1)] + a)
+		}
+		said := strings.Join(answers, "; ")
+		if hooks[said] == nil {
+			all = append(all, said)
+		}
+		hooks[said] = append(hooks[said], h.Name)
+	}
+	for i, said := range all {
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		b.WriteString("no way to watch " + strings.Join(hooks[said], ", or "))
+		if said != "" {
+			b.WriteString(": " + said)
 		}
 	}
 	if e.Note != "" {

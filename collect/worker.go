@@ -64,6 +64,11 @@ type worker struct {
 	mark    int // rows up to here are whole
 	jobMark int // rows of the jobs before this one
 	rows    []row
+
+	// Of overtime: the probe that it saw last, by when it began, and for how long
+	// the process could run before.
+	seen      time.Time
+	ranBefore time.Duration
 }
 
 // sample runs all jobs of a plan and returns their rows, appended to rows, or once
@@ -78,6 +83,7 @@ func sample(p *plan, rows []row, stop <-chan struct{}, beat func()) []row {
 	go w.work()
 	tick := time.NewTicker(pollOrphans)
 	defer tick.Stop()
+	ran := bounded.NewPatience(pollOrphans)
 	for {
 		select {
 		case w = <-done:
@@ -94,7 +100,7 @@ func sample(p *plan, rows []row, stop <-chan struct{}, beat func()) []row {
 			return w.rows[:w.mark:w.mark]
 		case <-tick.C:
 			beat()
-			if w.overtime() {
+			if w.overtime(ran.Passed()) {
 				w = w.successor()
 				go w.work()
 			}
@@ -112,11 +118,17 @@ func (w *worker) successor() *worker {
 }
 
 // overtime abandons the worker if its probe has run for too long, and reports
-// whether it did.
-func (w *worker) overtime() bool {
+// whether it did. ran is for how long this process could run since the jobs began.
+func (w *worker) overtime(ran time.Duration) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.j >= len(w.plan.jobs) || time.Since(w.started) < w.plan.timeout {
+	switch {
+	case w.j >= len(w.plan.jobs):
+		return false
+	case w.seen != w.started: // its probe has only begun
+		w.seen, w.ranBefore = w.started, ran
+		return false
+	case ran-w.ranBefore < w.plan.timeout:
 		return false
 	}
 	job := &w.plan.jobs[w.j]

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/bounded"
 )
 
 // ErrStateInUse says that another process keeps its state in the folder.
@@ -37,8 +39,8 @@ type StateFile struct {
 	dir string
 
 	mu   sync.Mutex
-	lock *os.File   // held
-	busy chan error // of a write that is under way
+	lock *os.File        // held
+	busy <-chan struct{} // of a write that is under way: closed when it has ended
 	buf  []byte
 }
 
@@ -130,21 +132,16 @@ func (s *StateFile) Write(data []byte) error {
 		}
 	}
 	s.buf = append(s.buf[:0], data...)
-	done := make(chan error, 1)
 	lock, buf := s.lock, s.buf
-	go func() { done <- s.replace(lock, buf) }()
-	timer := time.NewTimer(stateWait)
-	defer timer.Stop()
-	select {
-	case err := <-done:
-		if err != nil {
-			return fmt.Errorf("write %s: %w", s.Path(), err)
-		}
-		return nil
-	case <-timer.C:
-		s.busy = done
+	call := bounded.Begin(func() (none struct{}, err error) { return none, s.replace(lock, buf) })
+	if !call.Over(stateWait, nil) {
+		s.busy = call.Done
 		return fmt.Errorf("write %s: the disk did not answer within %v", s.Path(), stateWait)
 	}
+	if call.Err != nil {
+		return fmt.Errorf("write %s: %w", s.Path(), call.Err)
+	}
+	return nil
 }
 
 func (s *StateFile) replace(lock *os.File, data []byte) error {

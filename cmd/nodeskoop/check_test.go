@@ -66,7 +66,7 @@ func TestCheckWithoutCapabilities(t *testing.T) {
 		want map[string]string // a finding that fails or warns, and what it says
 	}{
 		{"-sys_admin,-bpf", map[string]string{"CAP_SYS_ADMIN": "missing", "CAP_BPF": "missing", "4 probes": "the process lacks CAP_BPF"}},
-		{"-sys_admin,-perfmon", map[string]string{"CAP_PERFMON": "missing", "probe packetloss": "raw_tp, tp_btf: not permitted: the process lacks CAP_PERFMON"}},
+		{"-sys_admin,-perfmon", map[string]string{"CAP_PERFMON": "missing", "probe packetloss": "or dropped packets (kfree_skb): not permitted: the process lacks CAP_PERFMON"}},
 		{"-sys_ptrace", map[string]string{"CAP_SYS_PTRACE": "missing", "probe io": "CAP_SYS_PTRACE"}},
 		{"-dac_read_search,-dac_override", map[string]string{"CAP_DAC_READ_SEARCH": "missing", "probe fd": "CAP_DAC_READ_SEARCH"}},
 		{"-net_admin", map[string]string{"CAP_NET_ADMIN": "missing"}},

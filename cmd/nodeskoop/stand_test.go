@@ -21,7 +21,9 @@ func TestDaemonThatWasStopped(t *testing.T) {
 	need.Short(t)
 	const away = 17 * time.Second // more than the least gap that is told
 	dir := t.TempDir()
-	p := begin(t, func(cmd *exec.Cmd) { cmd.Env = append(os.Environ(), "WATCHDOG_USEC=2000000") }, "run", "--config", daemonConf(t, dir, ""), "--probe", "tcp")
+	p := begin(t, func(cmd *exec.Cmd) {
+		cmd.Env = append(os.Environ(), "WATCHDOG_USEC=2000000", "STATE_DIRECTORY="+t.TempDir())
+	}, "run", "--config", daemonConf(t, dir, ""), "--probe", "tcp")
 	file := filepath.Join(dir, "nodeskoop.prom")
 	testkit.Eventually(t, "the textfile is there", func() bool { return cycleTime(t, file) > 0 })
 	goesOn(t, file)

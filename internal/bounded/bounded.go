@@ -31,27 +31,9 @@ func Begin[T any](f func() (T, error)) *Call[T] {
 	return b
 }
 
-// Over reports whether the call has returned, and waits up to d for it, or
-// until stop, unless it is nil, is closed.
-func (b *Call[T]) Over(d time.Duration, stop <-chan struct{}) bool {
-	select {
-	case <-b.Done:
-		return true
-	default:
-	}
-	if d <= 0 {
-		return false
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-b.Done:
-		return true
-	case <-stop:
-	case <-t.C:
-	}
-	return false
-}
+// Over reports whether the call has returned, and waits for it as Closed does: up
+// to d, or until stop, unless it is nil, is closed.
+func (b *Call[T]) Over(d time.Duration, stop <-chan struct{}) bool { return Closed(b.Done, d, stop) }
 
 // Hangs words that the call has not returned yet.
 func (b *Call[T]) Hangs(what string) error {

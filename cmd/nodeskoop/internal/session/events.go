@@ -104,7 +104,6 @@ func (e *Events) Self(r *collect.Runner) func(add func(string, float64, ...strin
 			add("nodeskoop_events_ignored_total", float64(n.Ignored), t.Name)
 			add("nodeskoop_events_suppressed_total", float64(n.Suppressed), t.Name)
 			add("nodeskoop_events_lost_total", float64(n.Lost), t.Name)
-			add("nodeskoop_events_ignored_total", float64(n.Ignored), t.Name)
 			add("nodeskoop_events_pending", float64(n.Pending), t.Name)
 			add("nodeskoop_event_entries_total", float64(e.Hub.Entries(t)), t.Name)
 		}
