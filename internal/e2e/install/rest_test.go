@@ -87,6 +87,7 @@ func (s *suite) restarts() {
 	s.configure("journal.rate", "5000", "journal.burst", "5000")
 	pid := s.property(unit, "MainPID")
 	restarted := s.property(unit, "NRestarts")
+	s.told("PacketLoss", "TCPRESET_NOSOCK") // what is merged of earlier drops
 	before := accountsOf(parse(t, []byte(s.read(textfile))))
 	drops, resets := occurrences(s.podEvents("PacketLoss", s.web, filtered, brief)), occurrences(s.podEvents("TCPRESET_NOSOCK", s.web, brief))
 	counted := s.podValue("kubeskoop_packetloss_netfilter", "shop", "web-0")
