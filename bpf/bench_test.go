@@ -652,7 +652,16 @@ func benchmarkEachProgram(b *testing.B, switches *probeSwitches) {
 	nothing := newEmpty(b, where, "softirq_entry")
 	nothing.on(b)
 	b.Cleanup(func() { nothing.off(b) })
-	references := map[string]*ebpf.Program{"reference": work.Program, "empty": nothing.Program}
+	// And what it costs to read as packetloss has to, where a packet is freed: that
+	// is memory which no cache has, and calls, of which machines differ by more.
+	const freed = "raw_tp/kfree_skb"
+	reads := newReads(b, freed, "kfree_skb")
+	reads.on(b)
+	b.Cleanup(func() { reads.off(b) })
+	freedIdle := newEmpty(b, freed, "kfree_skb")
+	freedIdle.on(b)
+	b.Cleanup(func() { freedIdle.off(b) })
+	references := map[string]*ebpf.Program{"reference": work.Program, "empty": nothing.Program, "reads": reads.Program, "empty-freed": freedIdle.Program}
 
 	perRun := map[*ebpf.Program][]float64{}
 	last := map[*ebpf.Program]*ebpf.ProgramStats{}
@@ -710,6 +719,9 @@ func benchmarkEachProgram(b *testing.B, switches *probeSwitches) {
 						known, _ := cost(work.Program)
 						idle, _ := cost(nothing.Program)
 						b.ReportMetric(known-idle, "reference-ns")
+						known, _ = cost(reads.Program)
+						idle, _ = cost(freedIdle.Program)
+						b.ReportMetric(known-idle, "reads-ns")
 					}
 				})
 			}
@@ -790,6 +802,32 @@ func newReference(b *testing.B, section, attachTo string) *emptyProgram {
 			asm.Mov.Imm(asm.R0, 0).WithSymbol("out"),
 			asm.Return(),
 		},
+	})
+}
+
+// newReads loads a raw tracepoint program that copies 240 bytes of what its first
+// argument points to, reads ten times from it by itself, and reads the clock.
+func newReads(b *testing.B, section, attachTo string) *emptyProgram {
+	b.Helper()
+	const size = 240
+	read := func(bytes, offset int32) asm.Instructions {
+		return asm.Instructions{
+			asm.Mov.Reg(asm.R1, asm.RFP),
+			asm.Add.Imm(asm.R1, -size),
+			asm.Mov.Imm(asm.R2, bytes),
+			asm.Mov.Reg(asm.R3, asm.R6),
+			asm.Add.Imm(asm.R3, offset),
+			asm.FnProbeReadKernel.Call(),
+		}
+	}
+	program := asm.Instructions{asm.LoadMem(asm.R6, asm.R1, 0, asm.DWord)}
+	program = append(program, read(size, 0)...)
+	for i := range int32(10) {
+		program = append(program, read(8, 16*i)...)
+	}
+	program = append(program, asm.FnKtimeGetNs.Call(), asm.Mov.Imm(asm.R0, 0), asm.Return())
+	return loadProgram(b, &ebpf.ProgramSpec{
+		Name: "reads", License: "GPL", AttachTo: attachTo, SectionName: section, Type: ebpf.RawTracepoint, Instructions: program,
 	})
 }
 
