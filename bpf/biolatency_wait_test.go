@@ -22,10 +22,13 @@ import (
 )
 
 // diskStats are the kernel's own counts of a disk (Documentation/block/stat.rst).
-type diskStats struct{ reads, writes, running, discards uint64 }
+type diskStats struct {
+	reads, writes, running, discards uint64
+	writing                          time.Duration // of all writes, since each was a request
+}
 
 func (d diskStats) since(before diskStats) diskStats {
-	return diskStats{d.reads - before.reads, d.writes - before.writes, d.running, d.discards - before.discards}
+	return diskStats{d.reads - before.reads, d.writes - before.writes, d.running, d.discards - before.discards, d.writing - before.writing}
 }
 
 func statsOf(t testing.TB, disk string) (d diskStats) {
@@ -38,27 +41,14 @@ func statsOf(t testing.TB, disk string) (d diskStats) {
 	if len(f) < 12 {
 		t.Fatalf("%s: %q", disk, data)
 	}
-	for i, to := range map[int]*uint64{0: &d.reads, 4: &d.writes, 8: &d.running, 11: &d.discards} {
+	var writing uint64 // in milliseconds
+	for i, to := range map[int]*uint64{0: &d.reads, 4: &d.writes, 7: &writing, 8: &d.running, 11: &d.discards} {
 		if *to, err = strconv.ParseUint(f[i], 10, 64); err != nil {
 			t.Fatalf("%s: %v", disk, err)
 		}
 	}
+	d.writing = time.Duration(writing) * time.Millisecond
 	return d
-}
-
-// writeTime is how long a disk's writes have taken since they were requests, by the
-// kernel's own count.
-func writeTime(t testing.TB, disk string) time.Duration {
-	t.Helper()
-	data, err := os.ReadFile("/sys/block/" + disk + "/stat")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ticks, err := strconv.ParseInt(strings.Fields(string(data))[7], 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return time.Duration(ticks) * time.Millisecond
 }
 
 // rest waits until a disk has nothing to do, and gives what it did.
@@ -406,7 +396,8 @@ func TestBiolatencyQueue(t *testing.T) {
 		if !testkit.Within(testkit.Patience, func() bool {
 			old := len(l.ofDisk(disk))
 			calls := make(chan time.Duration)
-			sum, took = 0, -writeTime(t, disk)
+			before := statsOf(t, disk)
+			sum = 0
 			for i := range writers {
 				go func() {
 					start := time.Now()
@@ -422,7 +413,7 @@ func TestBiolatencyQueue(t *testing.T) {
 			}
 			caused += writers
 			told := l.ofDisk(disk)[old:]
-			took += writeTime(t, disk)
+			took = statsOf(t, disk).since(before).writing
 			for _, e := range told {
 				queue, device := e.Points[PointQueue], e.Points[PointDevice]
 				if queue+device != e.Latency {

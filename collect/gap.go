@@ -7,12 +7,9 @@ import (
 	"strings"
 	"time"
 
+	"nodeskoop/collect/catalog"
 	"nodeskoop/internal/kernel"
 )
-
-// LevelNotice is the level of what an operator may want to know although nothing is
-// wrong: syslog's notice.
-const LevelNotice = slog.LevelInfo + 2
 
 // minGap is how long no sample must have been taken at least for that to be told,
 // however short the interval is.
@@ -159,7 +156,7 @@ func (r *Runner) markSample() {
 	}
 	level := slog.LevelWarn
 	if why.expected() {
-		level = LevelNotice
+		level = catalog.LevelNotice
 	}
 	r.opt.Log.Log(context.Background(), level, told)
 }

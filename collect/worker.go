@@ -83,7 +83,7 @@ func sample(p *plan, rows []row, stop <-chan struct{}, beat func()) []row {
 	go w.work()
 	tick := time.NewTicker(pollOrphans)
 	defer tick.Stop()
-	ran := bounded.NewPatience(pollOrphans)
+	patience, ran := bounded.NewPatience(pollOrphans), time.Duration(0)
 	for {
 		select {
 		case w = <-done:
@@ -100,7 +100,8 @@ func sample(p *plan, rows []row, stop <-chan struct{}, beat func()) []row {
 			return w.rows[:w.mark:w.mark]
 		case <-tick.C:
 			beat()
-			if w.overtime(ran.Passed()) {
+			ran += patience.Passed(time.Now())
+			if w.overtime(ran) {
 				w = w.successor()
 				go w.work()
 			}

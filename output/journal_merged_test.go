@@ -36,17 +36,7 @@ func TestJournaldFrozenMerges(t *testing.T) {
 			}
 		}
 	}
-	total := func() (c event.Counts) {
-		for _, typ := range types {
-			n := h.Counts(typ)
-			c.Offered += n.Offered
-			c.Written += n.Written
-			c.Suppressed += n.Suppressed
-			c.Lost += n.Lost
-			c.Pending += n.Pending
-		}
-		return c
-	}
+	total := func() event.Counts { return countsOf(h, types) }
 	for range 2 {
 		flood(5000)
 		d.Sync()
@@ -82,4 +72,17 @@ func TestJournaldFrozenMerges(t *testing.T) {
 	if told != c.Written || entries >= told {
 		t.Errorf("%d entries tell of %d, %d are written", entries, told, c.Written)
 	}
+}
+
+// countsOf adds up the accounts of some types.
+func countsOf(h *event.Hub, types []*catalog.EventType) (c event.Counts) {
+	for _, typ := range types {
+		n := h.Counts(typ)
+		c.Offered += n.Offered
+		c.Written += n.Written
+		c.Suppressed += n.Suppressed
+		c.Lost += n.Lost
+		c.Pending += n.Pending
+	}
+	return c
 }

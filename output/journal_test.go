@@ -414,17 +414,7 @@ func TestJournaldFrozen(t *testing.T) {
 		}
 		return longest
 	}
-	total := func() (c event.Counts) {
-		for _, typ := range types {
-			n := h.Counts(typ)
-			c.Offered += n.Offered
-			c.Written += n.Written
-			c.Suppressed += n.Suppressed
-			c.Lost += n.Lost
-			c.Pending += n.Pending
-		}
-		return c
-	}
+	total := func() event.Counts { return countsOf(h, types) }
 
 	flood(1000)
 	await := func(what string, ok func(event.Counts) bool) {

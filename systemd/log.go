@@ -6,6 +6,8 @@ import (
 	"log/slog"
 
 	"github.com/coreos/go-systemd/v22/journal"
+
+	"nodeskoop/collect/catalog"
 )
 
 // StderrIsJournal reports whether standard error goes to the journal.
@@ -31,9 +33,6 @@ func NewHandler(w io.Writer, level slog.Leveler) slog.Handler {
 	return h
 }
 
-// notice is the level of syslog's notice, which slog has no name for.
-const notice = slog.LevelInfo + 2
-
 // priorityHandler holds one handler for each of debug, info, notice, warn and error.
 type priorityHandler [5]slog.Handler
 
@@ -41,7 +40,7 @@ func (h priorityHandler) of(l slog.Level) slog.Handler {
 	switch {
 	case l < slog.LevelInfo:
 		return h[0]
-	case l < notice:
+	case l < catalog.LevelNotice:
 		return h[1]
 	case l < slog.LevelWarn:
 		return h[2]

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"log/slog"
 	"testing"
+
+	"nodeskoop/collect/catalog"
 )
 
 func TestHandlerMarksPriorities(t *testing.T) {
@@ -11,7 +13,7 @@ func TestHandlerMarksPriorities(t *testing.T) {
 	log := slog.New(NewHandler(&b, slog.LevelInfo)).With("probe", "tcp")
 	log.Debug("hidden")
 	log.Info("started", "n", 1)
-	log.Log(t.Context(), notice, "was away")
+	log.Log(t.Context(), catalog.LevelNotice, "was away")
 	log.Warn("slow")
 	log.WithGroup("g").Error("two\nlines", "k", "v")
 	want := "<6>msg=started probe=tcp n=1\n<5>msg=\"was away\" probe=tcp\n<4>msg=slow probe=tcp\n<3>msg=\"two\\nlines\" probe=tcp g.k=v\n"

@@ -8,6 +8,7 @@ package catalog
 import (
 	"cmp"
 	"fmt"
+	"log/slog"
 	"math"
 	"slices"
 	"strconv"
@@ -161,6 +162,10 @@ const (
 	PriWarning Priority = 4
 	PriNotice  Priority = 5
 )
+
+// LevelNotice is the level of syslog's notice in the log, which slog has no name
+// for: what an operator may want to know although nothing is wrong.
+const LevelNotice = slog.LevelInfo + 2
 
 // String returns the priority's syslog keyword.
 func (p Priority) String() string {

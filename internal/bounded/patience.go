@@ -2,25 +2,23 @@ package bounded
 
 import "time"
 
-// Patience is time in which this process could run. Of a wait that took much longer
-// than it was to, only so much counts: the process was stopped, or had no CPU, and
-// so had what it waits for.
+// Patience counts time in which this process could run. Of a wait that took much
+// longer than it was to, only so much counts: the process was stopped, or had no
+// CPU, and so had what it waits for.
 type Patience struct {
-	step  time.Duration
-	last  time.Time
-	spent time.Duration
+	step time.Duration
+	last time.Time
 }
 
 // NewPatience begins to count. Passed is to be asked every step.
 func NewPatience(step time.Duration) Patience { return Patience{step: step, last: time.Now()} }
 
-// Passed is how much time has passed of which something could have been made.
-func (p *Patience) Passed() time.Duration { return p.passed(time.Now()) }
-
-func (p *Patience) passed(now time.Time) time.Duration {
-	p.spent += min(max(0, now.Sub(p.last)), p.step+p.step/2)
+// Passed is how much of the time since it was asked last, or since the beginning,
+// counts.
+func (p *Patience) Passed(now time.Time) time.Duration {
+	passed := min(max(0, now.Sub(p.last)), p.step+p.step/2)
 	p.last = now
-	return p.spent
+	return passed
 }
 
 // Closed waits until done is closed, and reports whether it was: for d at most, of
@@ -37,14 +35,14 @@ func Closed(done <-chan struct{}, d time.Duration, stop <-chan struct{}) bool {
 	p := NewPatience(max(d/8, time.Millisecond))
 	t := time.NewTicker(p.step)
 	defer t.Stop()
-	for {
+	for spent := time.Duration(0); ; {
 		select {
 		case <-done:
 			return true
 		case <-stop:
 			return false
 		case <-t.C:
-			if p.Passed() >= d {
+			if spent += p.Passed(time.Now()); spent >= d {
 				return false
 			}
 		}

@@ -10,6 +10,7 @@ import (
 func TestPatience(t *testing.T) {
 	at := time.Unix(1000, 0)
 	p := Patience{step: 100 * time.Millisecond, last: at}
+	var spent time.Duration
 	for _, c := range []struct{ after, want time.Duration }{
 		{100 * time.Millisecond, 100 * time.Millisecond},
 		{120 * time.Millisecond, 220 * time.Millisecond},
@@ -18,8 +19,8 @@ func TestPatience(t *testing.T) {
 		{-time.Minute, 420 * time.Millisecond},
 	} {
 		at = at.Add(c.after)
-		if got := p.passed(at); got != c.want {
-			t.Errorf("after %v more: %v, want %v", c.after, got, c.want)
+		if spent += p.Passed(at); spent != c.want {
+			t.Errorf("after %v more: %v, want %v", c.after, spent, c.want)
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/bounded"
 	"nodeskoop/internal/kernel"
 	"nodeskoop/systemd"
 )
@@ -102,14 +103,15 @@ type judge struct {
 	delays func() (map[int]time.Duration, bool) // see kernel.RunDelays
 	used   func() time.Duration                 // CPU time of the process
 
-	last   time.Time     // when it was asked last
+	patience bounded.Patience
+
 	hung   time.Duration // for which the loop did not get on although it could
 	before map[int]time.Duration
 	spent  time.Duration
 }
 
 func newJudge(step time.Duration) *judge {
-	return &judge{step: step, delays: kernel.RunDelays, used: cpuTime}
+	return &judge{step: step, delays: kernel.RunDelays, used: cpuTime, patience: bounded.NewPatience(step)}
 }
 
 // cpuTime is how long the process has run.
@@ -127,8 +129,7 @@ func cpuTime() time.Duration {
 // of the process were ready and waited for a CPU. But what the process did run,
 // the loop could have.
 func (j *judge) look(overdue time.Duration, now time.Time) time.Duration {
-	passed := min(now.Sub(j.last), j.step+j.step/2)
-	j.last = now
+	passed := j.patience.Passed(now)
 	if overdue < j.step {
 		j.hung, j.before = 0, nil
 		return 0

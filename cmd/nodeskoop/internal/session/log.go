@@ -7,7 +7,7 @@ import (
 	"os"
 	"sync/atomic"
 
-	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
 	"nodeskoop/output"
 	"nodeskoop/systemd"
 )
@@ -23,7 +23,7 @@ func newHandler(w io.Writer, json *atomic.Bool, level slog.Leveler) slog.Handler
 
 // nameLevel writes the level that slog would call INFO+2 as syslog does.
 func nameLevel(groups []string, a slog.Attr) slog.Attr {
-	if len(groups) == 0 && a.Key == slog.LevelKey && a.Value.Any() == collect.LevelNotice {
+	if len(groups) == 0 && a.Key == slog.LevelKey && a.Value.Any() == catalog.LevelNotice {
 		return slog.String(slog.LevelKey, "NOTICE")
 	}
 	return a
