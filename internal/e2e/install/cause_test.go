@@ -14,6 +14,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -69,6 +70,14 @@ func cause(args []string) error {
 		return resolve(args[1], args[2])
 	case "busy": // RESOLVER
 		return busy(args[1])
+	case "storm": // SECONDS
+		return causeStorm(number(1))
+	case "track": // PERCENT
+		return causeTracked(number(1))
+	case "forget":
+		return netlink.ConntrackTableFlush(netlink.ConntrackTable)
+	case "hoard":
+		return causeHoard()
 	case "reads": // DEVICE COUNT STRIDE OFFSET
 		return causeReads(args[1], number(2), int64(number(3)), int64(number(4)))
 	}

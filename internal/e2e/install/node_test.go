@@ -36,6 +36,7 @@ type healthy struct {
 	resolver   string         // at the gateway of that network
 	zone       string         // the resolver's folder, as the machine sees it
 	samples    []string
+	must       []string  // alerts that have to fire
 	maybe      []string  // alerts whose trouble was too short for them to have to fire
 	slow       *slowDisk // where packages are installed, if not nil
 

@@ -26,16 +26,18 @@ import (
 // recordedEach is the time between two samples of a recording.
 const recordedEach = 30 * time.Second
 
-// nodes are the machines that can be recorded. Each lives for a while, and
-// returns the alerts that have to fire.
+// nodes are the machines that can be recorded. Each lives for a while, and says
+// in healthy.must which alerts have to fire.
 var nodes = map[string]struct {
 	what string
-	live func(*healthy, time.Duration) (alerts []string)
+	live func(*healthy, time.Duration)
 }{
 	"idle":     {"205 pods that idle", liveIdle},
 	"busy":     {"20 pods that talk to each other by HTTP, DNS and ping, and are replaced", liveBusy},
 	"debian":   {"few pods, packages that are upgraded on a slow disk, and logs that are rotated", liveDebian},
 	"troubles": {"troubles of the network, of a disk and of nodeskoop itself", liveTroubles},
+	"limits":   {"limits of the kernel that are reached, and a daemon that may not use netlink", liveLimits},
+	"gone":     {"a daemon that is stopped", liveGone},
 }
 
 // TestRecord writes what the shipped rules read of a machine as a test of
@@ -56,12 +58,13 @@ func TestRecord(t *testing.T) {
 	h.onlyWorking()
 	h.fillFor(name)
 	start := h.scraped()
-	alerts := n.live(h, d)
+	n.live(h, d)
+	slices.Sort(h.must)
 	end := h.scraped()
 	if start.Add(d).Before(end) {
 		end = start.Add(d)
 	}
-	r := recording{name: name, what: n.what, alerts: alerts, maybe: h.maybe, kernel: strings.TrimSpace(h.read("/proc/sys/kernel/osrelease")), version: h.version(), length: end.Sub(start)}
+	r := recording{name: name, what: n.what, alerts: h.must, maybe: h.maybe, kernel: strings.TrimSpace(h.read("/proc/sys/kernel/osrelease")), version: h.version(), length: end.Sub(start)}
 	for _, metric := range h.ruleMetrics() {
 		r.series = append(r.series, h.samplesOf(metric, start, end)...)
 	}
@@ -88,7 +91,7 @@ func TestRecord(t *testing.T) {
 	if packed.Len() > most {
 		t.Errorf("%s has %d bytes, want at most %d", file, packed.Len(), most)
 	}
-	t.Logf("%s: %v, %d series, %d bytes, packed %d; alerts: %s", file, r.length, len(r.series), len(text), packed.Len(), strings.Join(alerts, ", "))
+	t.Logf("%s: %v, %d series, %d bytes, packed %d; alerts: %s", file, r.length, len(r.series), len(text), packed.Len(), strings.Join(h.must, ", "))
 	h.promtool(text)
 }
 
@@ -121,7 +124,7 @@ func (h *healthy) reconfigure(keys ...string) {
 
 func (h *healthy) fillFor(name string) {
 	h.Helper()
-	pods := map[string]struct{ idle, busy int }{"idle": {205, 0}, "busy": {0, 20}, "debian": {5, 2}, "troubles": {0, 2}}[name]
+	pods := map[string]struct{ idle, busy int }{"idle": {205, 0}, "busy": {0, 20}, "debian": {5, 2}, "troubles": {0, 2}, "limits": {0, 2}, "gone": {0, 2}}[name]
 	h.fill(pods.idle, pods.busy)
 }
 
@@ -146,23 +149,20 @@ func (h *healthy) scraped() time.Time {
 	return time.Now()
 }
 
-func liveIdle(h *healthy, d time.Duration) []string {
+func liveIdle(h *healthy, d time.Duration) {
 	h.live(d, rhythm{})
-	return nil
 }
 
-func liveBusy(h *healthy, d time.Duration) []string {
+func liveBusy(h *healthy, d time.Duration) {
 	h.live(d, rhythm{busy: 5 * time.Minute, logs: 20 * time.Minute})
-	return nil
 }
 
-func liveDebian(h *healthy, d time.Duration) []string {
+func liveDebian(h *healthy, d time.Duration) {
 	h.Helper()
 	if disk := h.makeSlowDisk("disk", h.diskPod); disk != nil {
 		h.mountSlowly(disk, "/usr/share/"+samplePackage)
 	}
 	h.live(d, rhythm{idle: 10 * time.Minute, packages: time.Minute, logs: 10 * time.Minute})
-	return nil
 }
 
 // mountSlowly has packages installed on a disk that takes over 10 ms for a
@@ -186,25 +186,9 @@ func (h *healthy) mountSlowly(d *slowDisk, folder string) {
 
 // liveTroubles has trouble for a half of the time, then no containerd, and in
 // the end no daemon.
-func liveTroubles(h *healthy, d time.Duration) []string {
+func liveTroubles(h *healthy, d time.Duration) {
 	h.Helper()
-	begin := time.Now()
-	until := func(sixtieth int) {
-		if wait := time.Until(begin.Add(d * time.Duration(sixtieth) / 60)); wait > 0 {
-			time.Sleep(wait)
-		}
-	}
-	lasts := func(from, to int) time.Duration { return d * time.Duration(to-from) / 60 }
-	var alerts []string
-	// An alert has to fire if the trouble lasts as long as its range and "for",
-	// and some more: a scrape and an evaluation.
-	fires := func(alert string, lasts, needs time.Duration) {
-		if lasts >= needs+2*time.Minute {
-			alerts = append(alerts, alert)
-		} else {
-			h.maybe = append(h.maybe, alert)
-		}
-	}
+	until, lasts := h.parts(time.Now(), d)
 	serve := func(name string, command ...string) *pods.Pod {
 		return h.pod("trouble", name, false, nil, append([]string{causeProgram}, command...)...)
 	}
@@ -221,18 +205,18 @@ func liveTroubles(h *healthy, d time.Duration) []string {
 		running = append(running, testkit.Start(h.T, cmd))
 	}
 	cause(client, "datagrams", 30, v4(nobody, 9))
-	fires("PacketsDropped", lasts(from, to), 15*time.Minute)
+	h.due("PacketsDropped", lasts(from, to), 15*time.Minute)
 	h.in(server, "nft", "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in tcp flags & psh == psh numgen random mod 100 < 15 drop")
 	cause(lossy, "exchange", 25, v4(server, 80), v4(server, 80), v4(server, 80))
-	fires("TCPRetransmissions", lasts(from, to), 15*time.Minute)
+	h.due("TCPRetransmissions", lasts(from, to), 15*time.Minute)
 	cause(client, "knock", 1, v4(full, 80))
-	fires("AcceptQueueOverflows", lasts(from, to), 10*time.Minute)
+	h.due("AcceptQueueOverflows", lasts(from, to), 10*time.Minute)
 	cause(client, "datagrams", troubleEach, v4(deaf, 9))
-	fires("UDPReceiveBufferFull", lasts(from, to), 10*time.Minute)
+	h.due("UDPReceiveBufferFull", lasts(from, to), 10*time.Minute)
 	if disk != nil {
 		disk.limit("read", 4)
 		running = append(running, testkit.Start(h.T, disk.command("/srv"+causeProgram, "steadily", "readslowly", seconds, "1", disk.device)))
-		fires("BlockIOStalls", lasts(from, to), 10*time.Minute)
+		h.due("BlockIOStalls", lasts(from, to), 10*time.Minute)
 	}
 	h.edit("probes.flow.max_series", "1")
 	enabled := regexp.MustCompile(`(?m)^enabled = \[(.*)\]$`).FindStringSubmatch(h.read(conffile))
@@ -240,7 +224,7 @@ func liveTroubles(h *healthy, d time.Duration) []string {
 		h.Fatal("the configuration enables no probes")
 	}
 	h.reconfigure("probes.enabled", "["+enabled[1]+`, "flow"]`)
-	fires("NodeskoopSeriesLeftOut", lasts(from, 46), 15*time.Minute)
+	h.due("NodeskoopSeriesLeftOut", lasts(from, 46), 15*time.Minute)
 	// What was merged and not yet written is lost with a daemon that is killed;
 	// systemd starts the next one.
 	until(28)
@@ -260,7 +244,7 @@ func liveTroubles(h *healthy, d time.Duration) []string {
 	})
 	h.sampled()
 	if n := lost(); n > before {
-		fires("NodeskoopEventsLost", lasts(28, 60), time.Minute)
+		h.due("NodeskoopEventsLost", lasts(28, 60), time.Minute)
 	} else {
 		h.Logf("a daemon that was killed has lost no event: %v, now %v", before, n)
 	}
@@ -272,7 +256,7 @@ func liveTroubles(h *healthy, d time.Duration) []string {
 	}
 
 	h.run("systemctl", "stop", "containerd")
-	fires("NodeskoopPodsUnnamed", lasts(to, 46), 10*time.Minute)
+	h.due("NodeskoopPodsUnnamed", lasts(to, 46), 10*time.Minute)
 	until(46)
 	h.run("systemctl", "start", "containerd")
 	h.ctd.Await()
@@ -282,11 +266,9 @@ func liveTroubles(h *healthy, d time.Duration) []string {
 	h.override("[Service]\nRestart=no\n")
 	h.sampled()
 	h.run("systemctl", "kill", "-s", "KILL", unit)
-	fires("NodeskoopStale", lasts(46, 60), 4*time.Minute)
+	h.due("NodeskoopStale", lasts(46, 60), 4*time.Minute)
 	until(60)
 	h.run("systemctl", "start", unit)
-	slices.Sort(alerts)
-	return alerts
 }
 
 // ruleMetrics are the metrics that the rules read, as Prometheus has
