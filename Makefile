@@ -1,7 +1,7 @@
 # nodeskoop. `make help` lists what can be made.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-export PATH := $(CURDIR)/.cache/go/bin:$(CURDIR)/.cache/tools/usr/bin:$(PATH):/usr/local/go/bin:/usr/sbin:/sbin
+export PATH := $(CURDIR)/.cache/go/bin:$(CURDIR)/.cache/tools/usr/bin:$(CURDIR)/.cache/tools/usr/sbin:$(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 export CGO_ENABLED ?= 0
 # What runs here keeps its counters here.
 export STATE_DIRECTORY := $(CURDIR)/build/state

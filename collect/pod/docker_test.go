@@ -236,10 +236,50 @@ func FuzzDocker(f *testing.F) {
 	})
 }
 
-// TestDocker: containers that are in containerd as Docker's are have the names that
-// Docker's files give them, those that run before the watcher and those that start
-// later; a new name is taken over; and pods by cri-dockerd are pods.
+// TestDocker: containers of a real Docker have their names, those that run before
+// the watcher and those that start later; docker rename is seen; an end is; and what
+// is named and labelled as cri-dockerd does is a pod.
 func TestDocker(t *testing.T) {
+	c := pods.Start(t)
+	d := c.Docker()
+	web := d.Run("web", map[string]string{"app": "shop"})
+	x, log := followEvery(t, c, Options{}, intervals{resync: time.Second, ping: usual.ping})
+	synced(t, x)
+	if p := awaitPod(t, x, "moby", "web", 1); p.Labels["app"] != "shop" || p.PIDs[0] != web.PID {
+		t.Errorf("its labels are %v, its processes %v, want %d", p.Labels, p.PIDs, web.PID)
+	}
+	named(t, "its network namespace", x.ByNetns(netnsOf(t, web.PID)), web.ID)
+	named(t, "its process", x.ByPID(web.PID), web.ID)
+	if a := d.Run("db", nil); a.PID == 0 {
+		t.Fatal("it does not run")
+	}
+	awaitPod(t, x, "moby", "db", 1)
+	web.Rename("web-2")
+	awaitPod(t, x, "moby", "web-2", 1)
+	web.Remove()
+	awaitEnd(t, x, "moby", "web-2")
+
+	of := func(kv ...string) map[string]string {
+		l := map[string]string{labelPodName: "web-0", labelNamespace: "shop", labelUID: "u-1"}
+		for i := 0; i < len(kv); i += 2 {
+			l[kv[i]] = kv[i+1]
+		}
+		return l
+	}
+	box := d.Run("k8s_POD_web-0_shop_u-1_0", of(labelDockerType, "podsandbox", "app", "web"))
+	main := d.Run("k8s_main_web-0_shop_u-1_0", of(labelDockerType, "container", labelDockerSandbox, box.ID))
+	if p := awaitPod(t, x, "shop", "web-0", 2); p.UID != "u-1" || p.Labels["app"] != "web" {
+		t.Errorf("a pod by cri-dockerd: %+v", p)
+	}
+	named(t, "a process of the pod", x.ByPID(main.PID), box.ID)
+	if n := log.count("cannot read the name"); n > 0 {
+		t.Errorf("the log says %d times that names cannot be read", n)
+	}
+}
+
+// TestDockerRecords: the same of containers that are in containerd as Docker's are,
+// without a Docker; and without its file a container goes by its ID.
+func TestDockerRecords(t *testing.T) {
 	c := pods.Start(t)
 	root := t.TempDir()
 	write := func(id, name string, labels map[string]string) string {
