@@ -18,6 +18,8 @@ NODE ?=
 RECORDED ?= $(CURDIR)/packaging/prometheus/tests/recorded
 ARCH ?= amd64
 KERNELS_FLAGS ?=
+DEBIAN ?= bookworm
+STAGES ?=
 
 .DEFAULT_GOAL := build
 .PHONY: help go build run demo bench-bpf test test-unit test-install test-kernels quiet record race lint generate check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-gate soak deps packages check-packages clean
@@ -56,8 +58,8 @@ test-unit: go ## run the tests that need neither root nor make deps, in seconds
 	@.ci/test-unit
 
 # The machine in it is a container with systemd as process 1.
-test-install: deps packages ## install the packages on a Debian machine with node_exporter, Prometheus and pods, and prove that all of it works
-	$(SUDO) env NODESKOOP_TEST_STRICT=1 \
+test-install: deps packages ## install the packages on a Debian machine (DEBIAN=trixie for another release) with node_exporter, Prometheus and pods, and prove that all of it works (STAGES=0,15 for some)
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_INSTALL_DEBIAN='$(DEBIAN)' NODESKOOP_INSTALL_ONLY='$(STAGES)' \
 	  NODESKOOP_INSTALL_DEB="$$(ls $(CURDIR)/build/packages/*_$$(dpkg --print-architecture).deb)" \
 	  NODESKOOP_INSTALL_RPM="$$(ls $(CURDIR)/build/packages/*.$$(uname -m).rpm)" \
 	  $(GO) test -count=1 -v -timeout 15m ./internal/e2e/install
