@@ -116,7 +116,8 @@ func (d *dockerFiles) do(f func() (dockerAnswer, error)) (dockerAnswer, error) {
 
 // name gives what containerd's record of a Docker container lacks. A container
 // whose file cannot be read keeps the name that it has by its ID. root is that of
-// containerd's own mount namespace, "" if that is not known.
+// containerd's own mount namespace, "" if that is not known: a service to which
+// systemd does not show /home, or a container, finds the file there.
 func (d *dockerFiles) name(a *about, root string) error {
 	if a.record == "" {
 		return nil

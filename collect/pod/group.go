@@ -320,7 +320,7 @@ func (w *watcher) sayUnnamed(err error) {
 	}
 	w.unnamed = true
 	w.opt.Log.Warn("cannot read the name of a container of Docker; it goes by its ID until its file can be read", "error", err,
-		"hint", "the file is root's, and a service with ProtectHome= does not see /home and /root")
+		"hint", "the file is root's; where this process does not see it, reading it as containerd does takes CAP_SYS_PTRACE")
 }
 
 // owns reports whether, of all groups in one network namespace, this is the

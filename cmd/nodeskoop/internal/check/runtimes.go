@@ -53,7 +53,7 @@ func judgeDockerNames(pods []*owner.Pod) []Finding {
 		return nil
 	}
 	return []Finding{{"names by Docker", Warning, fmt.Sprintf("%d of its containers go by their IDs (%s): Docker's own files about them cannot be read", len(ids), few(ids)),
-		"run it as root; if Docker's data-root (docker info -f '{{.DockerRootDir}}') is below /home or /root, let the service see it: systemctl edit nodeskoop, [Service], ProtectHome=read-only"}}
+		"run it as root, with CAP_SYS_PTRACE; journalctl -u nodeskoop -g 'container of Docker' names the file and what is wrong with it"}}
 }
 
 func few(names []string) string {
