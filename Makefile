@@ -1,7 +1,7 @@
 # nodeskoop. `make help` lists what can be made.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-export PATH := $(CURDIR)/.cache/tools/usr/bin:$(PATH):/usr/local/go/bin:/usr/sbin:/sbin
+export PATH := $(CURDIR)/.cache/go/bin:$(CURDIR)/.cache/tools/usr/bin:$(CURDIR)/.cache/tools/usr/sbin:$(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 export CGO_ENABLED ?= 0
 # What runs here keeps its counters here.
 export STATE_DIRECTORY := $(CURDIR)/build/state
@@ -18,14 +18,20 @@ NODE ?=
 RECORDED ?= $(CURDIR)/packaging/prometheus/tests/recorded
 ARCH ?= amd64
 KERNELS_FLAGS ?=
+DEBIAN ?= bookworm
+STAGES ?=
 
 .DEFAULT_GOAL := build
-.PHONY: help build run demo bench-bpf test test-unit test-install test-kernels quiet record race lint generate check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-gate soak deps packages check-packages clean
+.PHONY: help go build run demo bench-bpf test test-unit test-install test-kernels quiet record race lint generate check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-gate soak deps packages check-packages clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
 
-build: ## build build/nodeskoop
+# What takes programs for tests (deps) has it from there.
+go:
+	@.ci/get-go
+
+build: go ## build build/nodeskoop
 	@mkdir -p build
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o build/nodeskoop ./cmd/nodeskoop
 
@@ -35,7 +41,7 @@ run: build ## run the daemon here, with its textfile in build/run, and show the 
 demo: ## cause some events, in namespaces of its own, for `make run` or `nodeskoop events` to see
 	$(SUDO) packaging/demo
 
-deps: ## install what the tests need (apt), unpack what would be a service (below .cache)
+deps: go ## install what the tests need (apt), unpack what would be a service, and Go if there is none (below .cache)
 	@.ci/deps
 
 # The packages' tests run one after another: what one causes in the kernel
@@ -48,12 +54,12 @@ test: deps ## run all tests, as root; fails on a test skipped without need
 	@grep -E '^(ok|\?|---) ' build/test.log | grep -v '^--- PASS'
 	@.ci/report-skips build/test.log
 
-test-unit: ## run the tests that need neither root nor make deps, in seconds
+test-unit: go ## run the tests that need neither root nor make deps, in seconds
 	@.ci/test-unit
 
 # The machine in it is a container with systemd as process 1.
-test-install: deps packages ## install the packages on a Debian machine with node_exporter, Prometheus and pods, and prove that all of it works
-	$(SUDO) env NODESKOOP_TEST_STRICT=1 \
+test-install: deps packages ## install the packages on a Debian machine (DEBIAN=trixie for another release) with node_exporter, Prometheus and pods, and prove that all of it works (STAGES=0,15 for some)
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_INSTALL_DEBIAN='$(DEBIAN)' NODESKOOP_INSTALL_ONLY='$(STAGES)' \
 	  NODESKOOP_INSTALL_DEB="$$(ls $(CURDIR)/build/packages/*_$$(dpkg --print-architecture).deb)" \
 	  NODESKOOP_INSTALL_RPM="$$(ls $(CURDIR)/build/packages/*.$$(uname -m).rpm)" \
 	  $(GO) test -count=1 -v -timeout 15m ./internal/e2e/install
@@ -78,14 +84,14 @@ test-kernels: deps ## run the tests that depend on the kernel in VMs, on all ker
 race: deps ## run the tests under the race detector (needs a C compiler)
 	$(SUDO) env CGO_ENABLED=1 $(GO) test -p 1 -race -short -timeout 20m ./...
 
-lint: ## go vet, staticcheck, shellcheck
+lint: go ## go vet, staticcheck, shellcheck
 	$(GO) vet ./...
 	$(GO) tool -modfile=packaging/tools/go.mod staticcheck -checks inherit,ST1020,ST1021,ST1022 ./...
-	shellcheck .ci/run .ci/deps .ci/report-failures .ci/report-skips .ci/test-unit .ci/check-bpf bpf/internal/objects/bpf2go bpf/internal/objects/generate packaging/run-here packaging/update-readme packaging/demo \
+	shellcheck .ci/run .ci/deps .ci/get-go .ci/report-failures .ci/report-skips .ci/test-unit .ci/check-bpf bpf/internal/objects/bpf2go bpf/internal/objects/generate packaging/run-here packaging/update-readme packaging/demo \
 	  packaging/version packaging/copyright packaging/build-packages packaging/check-packages packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm
 	shellcheck -s sh packaging/rpm/post packaging/rpm/preun packaging/rpm/postun internal/e2e/install/make-root internal/e2e/compare/tools
 
-generate: ## make the lists of probes, the shipped configuration, the reference in docs/, the README's tables and the dashboards, the BPF objects
+generate: go ## make the lists of probes, the shipped configuration, the reference in docs/, the README's tables and the dashboards, the BPF objects
 	$(GO) run ./internal/lists
 	bpf/internal/objects/generate
 	@$(MAKE) --no-print-directory build
@@ -117,7 +123,7 @@ screenshots: deps ## run check, events and top beside pods in trouble, and draw 
 	@mkdir -p docs/images
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_SCREENSHOTS=$(CURDIR)/docs/images $(GO) test -count=1 -run '^TestScreenshots$$' ./cmd/nodeskoop
 
-fuzz: ## run each fuzz target for FUZZTIME
+fuzz: go ## run each fuzz target for FUZZTIME
 	@for p in $$($(GO) list $(FUZZ)); do \
 	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
 	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p > build/fuzz.log 2>&1 || { cat build/fuzz.log; exit 1; }; \
@@ -146,7 +152,7 @@ bench-gate: deps ## hold ratios to baselines of the same run against testdata/bu
 soak: deps ## run the daemon among restarting neighbours for DURATION: nothing may pile up
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_SOAK=$(DURATION) $(GO) test -count=1 -v -run TestSoak -timeout 0 ./internal/e2e/soak
 
-packages: ## build the deb and rpm packages for amd64 and arm64 into build/packages
+packages: go ## build the deb and rpm packages for amd64 and arm64 into build/packages
 	VERSION='$(VERSION)' packaging/build-packages
 
 check-packages: deps ## build the packages twice and compare them; lintian, rpmlint, the units' exposure

@@ -6,6 +6,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nodeskoop/cmd/nodeskoop/internal/docs"
+	guides "nodeskoop/docs"
 	"nodeskoop/systemd"
 )
 
@@ -18,9 +19,9 @@ func docsCommand() *cli.Command {
 	ofApp := func(name, usage string, f func(io.Writer, *cli.App) error) *cli.Command {
 		return page(name, usage, func(w io.Writer) error { return f(w, newApp(io.Discard, io.Discard)) })
 	}
-	return &cli.Command{
+	cmd := &cli.Command{
 		Name:  "docs",
-		Usage: "print reference pages made from the catalogue",
+		Usage: "print reference pages made from the catalogue, and the guides",
 		Subcommands: []*cli.Command{
 			page("metrics", "print the reference of the metrics, in Markdown", docs.Metrics),
 			page("events", "print the reference of the events, in Markdown", docs.Events),
@@ -33,4 +34,11 @@ func docsCommand() *cli.Command {
 			page("catalog", "print the journal's message catalog", systemd.WriteCatalog),
 		},
 	}
+	for _, g := range guides.Guides() {
+		cmd.Subcommands = append(cmd.Subcommands, page(g.Name, `print the guide "`+g.Title+`", in Markdown`, func(w io.Writer) error {
+			_, err := io.WriteString(w, g.Text)
+			return err
+		}))
+	}
+	return cmd
 }

@@ -14,6 +14,7 @@ import (
 
 	"nodeskoop/cmd/nodeskoop/internal/config"
 	"nodeskoop/collect/catalog"
+	guides "nodeskoop/docs"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -29,6 +30,23 @@ func page(t *testing.T, name, file string) (path, text string) {
 		t.Fatal(err)
 	}
 	return path, out.String()
+}
+
+// TestGuides: each guide is printed as it stands in docs/, and the help of docs
+// lists it.
+func TestGuides(t *testing.T) {
+	var help, errs bytes.Buffer
+	if code := run(context.Background(), []string{"nodeskoop", "docs", "--help"}, &help, &errs); code != 0 {
+		t.Fatalf("docs --help: exit code %d: %s", code, &errs)
+	}
+	for _, g := range guides.Guides() {
+		if _, text := page(t, g.Name, g.Name+".md"); text != g.Text {
+			t.Errorf("docs %s does not print docs/%s.md", g.Name, g.Name)
+		}
+		if !strings.Contains(help.String(), g.Name+" ") || !strings.Contains(help.String(), g.Title) {
+			t.Errorf("docs --help does not list the guide %s:\n%s", g.Name, &help)
+		}
+	}
 }
 
 func TestManPagesAreCleanAndWhole(t *testing.T) {
@@ -93,6 +111,7 @@ var completions = []struct {
 	{"nodeskoop events --event NETSOFT", []string{"NETSOFTIRQ_SCHED_SLOW", "NETSOFTIRQ_EXCUTE_100MS"}, []string{"PacketLoss"}},
 	{"nodeskoop run --probe packet", []string{"packetloss"}, []string{"biolatency"}},
 	{"nodeskoop docs man", []string{"man", "man-config"}, []string{"collect"}},
+	{"nodeskoop docs ", []string{"troubleshooting", "fleet", "performance", "dashboards"}, []string{"collect"}},
 	{"nodeskoop --log-level ", []string{"debug", "warn"}, []string{"collect"}},
 }
 

@@ -50,7 +50,7 @@ func podsCommand() *cli.Command {
 			s.Level.Set(level)
 			if !index.Connected() {
 				err := cmp.Or(index.Status().Err, errors.New("no answer yet"))
-				return fmt.Errorf("list the pods: %w; is containerd running, and may this user open its socket? (pods.sockets names others)", err)
+				return fmt.Errorf("list the pods: %w; is containerd running, and may this user open its socket? (pods.sockets names others; nodeskoop check says who else runs containers here)", err)
 			}
 			rows := []podRow{}
 			for _, p := range index.Running() {

@@ -94,6 +94,7 @@ func (w *watcher) fetch(ctx context.Context, k key, now time.Time) *container {
 		return nil
 	}
 	a := aboutContainer(k.ns, r)
+	w.sayUnnamed(w.files.name(a, w.peerRoot()))
 	a.bound(w.x.keptLabels())
 	c := w.set(k, a)
 	c.touched = w.seq

@@ -288,10 +288,10 @@ func (w *watcher) namespaceFile(path string) (uint64, string) {
 	if inode, err := netnsInode(path); err == nil {
 		return inode, path
 	}
-	if w.cl == nil || w.cl.peer.Load() == 0 {
+	root := w.peerRoot()
+	if root == "" {
 		return 0, ""
 	}
-	root := kernel.ProcessDir(w.opt.ProcRoot, int(w.cl.peer.Load())) + "/root"
 	if inode, err := netnsInode(root + path); err == nil {
 		return inode, root + path
 	}
@@ -302,6 +302,25 @@ func (w *watcher) namespaceFile(path string) (uint64, string) {
 		}
 	}
 	return 0, ""
+}
+
+// peerRoot returns the root of containerd's mount namespace, "" if there is no
+// containerd.
+func (w *watcher) peerRoot() string {
+	if w.cl == nil || w.cl.peer.Load() == 0 {
+		return ""
+	}
+	return kernel.ProcessDir(w.opt.ProcRoot, int(w.cl.peer.Load())) + "/root"
+}
+
+// sayUnnamed logs once why containers of Docker go by their IDs.
+func (w *watcher) sayUnnamed(err error) {
+	if err == nil || w.unnamed {
+		return
+	}
+	w.unnamed = true
+	w.opt.Log.Warn("cannot read the name of a container of Docker; it goes by its ID until its file can be read", "error", err,
+		"hint", "the file is root's; where this process does not see it, reading it as containerd does takes CAP_SYS_PTRACE")
 }
 
 // owns reports whether, of all groups in one network namespace, this is the

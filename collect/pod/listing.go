@@ -21,11 +21,14 @@ type listing struct {
 	seq   uint64             // of the last event before
 	known map[key]knownState // what need not be asked again
 	keep  []string           // the labels that are kept whatever else there is
+	files *dockerFiles
+	root  string // of containerd's mount namespace
 
 	containers map[key]*about // nil: as it was known
 	sandboxes  map[key]*about
 	tasks      map[key]int  // the first processes, of those that were asked
 	unknown    map[key]bool // whose shims did not answer
+	unnamed    error        // why a container of Docker has no name but its ID
 	err        error
 }
 
@@ -33,12 +36,14 @@ type listing struct {
 type knownState struct {
 	updated time.Time
 	alive   bool // its task was running just before
+	record  string
+	stamp   fileStamp
 }
 
 func (w *watcher) known() map[key]knownState {
 	m := make(map[key]knownState, len(w.containers))
 	for k, c := range w.containers {
-		m[k] = knownState{c.updated, c.task.pid != 0 && w.alive(c.task)}
+		m[k] = knownState{c.updated, c.task.pid != 0 && w.alive(c.task), c.record, c.stamp}
 	}
 	return m
 }
@@ -82,10 +87,13 @@ func (l *listing) run(ctx context.Context, cl *client, follow []string) {
 		err := cl.containers(ctx, n, func(c *containers.Container) {
 			k := key{n, c.GetID()}
 			known, ok := l.known[k]
-			if ok && known.updated.Equal(c.GetUpdatedAt().AsTime()) {
+			if ok && known.updated.Equal(c.GetUpdatedAt().AsTime()) && !l.files.changed(known.record, known.stamp) {
 				l.containers[k] = nil
 			} else {
 				l.containers[k] = aboutContainer(n, c)
+				if err := l.files.name(l.containers[k], l.root); err != nil && l.unnamed == nil {
+					l.unnamed = err
+				}
 				l.containers[k].bound(l.keep)
 			}
 			if s := c.GetSandbox(); s != "" {
@@ -157,6 +165,7 @@ func (l *listing) askTasks(ctx context.Context, cl *client, ask []key) {
 // apply takes over a listing, but for what events have told meanwhile.
 func (w *watcher) apply(l *listing) {
 	now := time.Now()
+	w.sayUnnamed(l.unnamed)
 	for k, c := range w.containers {
 		if _, ok := l.containers[k]; !ok && c.touched <= l.seq {
 			w.drop(c, now)

@@ -48,6 +48,11 @@ type about struct {
 	netnsPath   string
 	addrs       []netip.Addr
 	groups      []string // see specGroups
+
+	// record is Docker's own file about the container, "" if it is not Docker's;
+	// stamp is of what was read of it.
+	record string
+	stamp  fileStamp
 }
 
 // aboutContainer reads a record of the containers service. A label may be an
@@ -85,12 +90,17 @@ func aboutContainer(namespace string, c *containers.Container) *about {
 		a.namespace, a.name = namespace, plainName(a.sandbox, l)
 	}
 	var spec struct {
-		Linux struct {
+		Mounts []mount `json:"mounts"`
+		Linux  struct {
 			CgroupsPath string `json:"cgroupsPath"`
 		} `json:"linux"`
 	}
 	if readJSON(c.GetSpec(), &spec) {
 		a.groups = specGroups(spec.Linux.CgroupsPath)
+	}
+	// Docker's plugins have the label too, and no file.
+	if a.kind == plain && l[labelDocker] != "" && isLongID(c.GetID()) && !strings.HasPrefix(namespace, "plugins.") {
+		a.record = dockerFile(c.GetID(), spec.Mounts)
 	}
 	return a
 }
@@ -130,12 +140,13 @@ func podLabels(l map[string]string) map[string]string {
 }
 
 // plainName names a container outside pods: by nerdctl's name, else its ID,
-// of which the usual twelve digits do.
+// of which the usual twelve digits do. Docker's name is not in the record; see
+// dockerFiles.
 func plainName(id string, labels map[string]string) string {
 	if n := labels[labelNerdctl]; n != "" {
 		return n
 	}
-	if len(id) == 64 && len(containerID([]byte(id))) == 64 {
+	if isLongID(id) {
 		return id[:12]
 	}
 	return id

@@ -17,7 +17,7 @@ func ext(name, text string) map[string]*anypb.Any {
 	return map[string]*anypb.Any{name: {TypeUrl: "github.com/containerd/cri/pkg/store/sandbox/Metadata", Value: []byte(text)}}
 }
 
-var diffAbout = []cmp.Option{cmp.AllowUnexported(about{}), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })}
+var diffAbout = []cmp.Option{cmp.AllowUnexported(about{}, fileStamp{}), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })}
 
 func TestAboutContainer(t *testing.T) {
 	created := time.Unix(1700000000, 5).UTC()

@@ -21,12 +21,13 @@ import (
 )
 
 // DefaultSockets are where containerd listens: its own package's, that of k3s
-// and rke2, of k0s, and of microk8s.
+// and rke2, of k0s, of microk8s, and one that Docker has started for itself.
 var DefaultSockets = []string{
 	"/run/containerd/containerd.sock",
 	"/run/k3s/containerd/containerd.sock",
 	"/run/k0s/containerd.sock",
 	"/var/snap/microk8s/common/run/containerd.sock",
+	"/run/docker/containerd/containerd.sock",
 }
 
 // Options say which containerd to follow.
@@ -158,6 +159,7 @@ type watcher struct {
 	// sharedShims serve several pods.
 	sharedShims map[int]bool
 	cl          *client // nil while there is no connection
+	files       dockerFiles
 
 	seq      uint64
 	deleted  map[key]bool // while a listing is under way
@@ -166,6 +168,7 @@ type watcher struct {
 	panicked atomic.Bool  // a panic has been logged
 	refused  int          // rounds since then in which there was one, but no answer
 	denied   bool         // processes' namespaces cannot be told, and that has been logged
+	unnamed  bool         // a container of Docker could not be named, and that has been logged
 }
 
 // run looks for a containerd that answers and follows it until it goes away.
@@ -358,7 +361,7 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 		}
 		listening, missed = true, false
 		w.deleted = map[key]bool{}
-		l := &listing{seq: w.seq, known: w.known(), keep: w.x.keptLabels()}
+		l := &listing{seq: w.seq, known: w.known(), keep: w.x.keptLabels(), files: &w.files, root: w.peerRoot()}
 		if renew {
 			renew = false
 			for k, s := range l.known {

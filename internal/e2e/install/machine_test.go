@@ -2,6 +2,7 @@ package install
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -47,6 +48,9 @@ type machine struct {
 	client *http.Client
 }
 
+// debianRelease is the release of Debian that the machine has.
+func debianRelease() string { return cmp.Or(os.Getenv("NODESKOOP_INSTALL_DEBIAN"), "bookworm") }
+
 // tarball makes the system's files if they are not there from an earlier run.
 func tarball(t *testing.T) string {
 	t.Helper()
@@ -63,13 +67,14 @@ func tarball(t *testing.T) string {
 		t.Fatal(err)
 	}
 	sum := sha256.Sum256(script)
-	file := filepath.Join(cache, "install-root-"+hex.EncodeToString(sum[:6])+".tar")
+	release := debianRelease()
+	file := filepath.Join(cache, "install-root-"+release+"-"+hex.EncodeToString(sum[:6])+".tar")
 	if _, err := os.Stat(file); err == nil {
 		return file
 	}
-	old, _ := filepath.Glob(filepath.Join(cache, "install-root-*.tar"))
+	old, _ := filepath.Glob(filepath.Join(cache, "install-root-"+release+"-*.tar"))
 	start := time.Now()
-	if out, err := exec.Command("./make-root", file).CombinedOutput(); err != nil {
+	if out, err := exec.Command("./make-root", file, release).CombinedOutput(); err != nil {
 		t.Fatalf("make the Debian system: %v\n%s", err, out)
 	}
 	for _, o := range old {
@@ -274,6 +279,9 @@ exec systemd-nspawn "$@"`
 		"--system-call-filter=bpf perf_event_open @mount @keyring",
 		"--tmpfs=/var/lib/containerd:mode=0711", // overlayfs may not be on another one
 		"--console=pipe", "-b",
+		// On a machine with cgroup v1 the systemd of Debian 13 would not start. In a
+		// container its arguments stand for the kernel's command line.
+		"SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",
 	}
 	m.nspawn = exec.Command("sh", args...)
 	m.nspawn.Env = append(os.Environ(), "MACHINE_DISK="+m.disk, "MACHINE_ROOT="+root)

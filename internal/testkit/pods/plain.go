@@ -16,6 +16,8 @@ type PlainSpec struct {
 	JoinPID int
 	// Command is run from the busybox image; sleeping for ever if empty.
 	Command []string
+	// Mounts are files of this machine, by their path in the container.
+	Mounts map[string]string
 }
 
 // Plain is a container outside any pod.
@@ -41,6 +43,9 @@ func (c *Containerd) RunPlain(spec PlainSpec) *Plain {
 	}
 	if spec.JoinPID != 0 {
 		args = append(args, "--with-ns", fmt.Sprintf("network:/proc/%d/ns/net", spec.JoinPID))
+	}
+	for to, from := range spec.Mounts {
+		args = append(args, "--mount", "type=bind,src="+from+",dst="+to+",options=bind:ro")
 	}
 	if len(spec.Command) == 0 {
 		spec.Command = []string{"sleep", "2147483647"}

@@ -93,7 +93,7 @@ func sweep(dir, cgroup string) error {
 	return errors.Join(append(errs, os.RemoveAll(dir))...)
 }
 
-// processesOf lists containerd and the shims, which name dir in their command
+// processesOf lists containerd, Docker and the shims, which name dir in their command
 // line, and what is in the control groups.
 func processesOf(dir, cgroup string) []int {
 	seen := map[int]bool{}
@@ -116,7 +116,7 @@ func processesOf(dir, cgroup string) []int {
 		}
 		program, _, _ := bytes.Cut(line, []byte{0})
 		switch name := filepath.Base(string(program)); {
-		case strings.HasPrefix(name, "containerd"), name == "runc", name == "ctr":
+		case strings.HasPrefix(name, "containerd"), name == "runc", name == "ctr", name == "dockerd":
 			add(pid)
 		}
 	}

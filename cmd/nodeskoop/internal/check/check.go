@@ -195,7 +195,7 @@ func Run(ctx context.Context, s *session.Session) []Finding {
 	out = append(out, k.exporters(), k.modes())
 	out = append(out, k.daemonRights()...)
 	out = append(out, k.journal()...)
-	out = append(out, checkContainerd(ctx, s)...)
+	out = append(out, k.containers(ctx, s)...)
 	return append(out, k.clock())
 }
 

@@ -1,7 +1,6 @@
 package check
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/owner"
 )
@@ -266,26 +264,6 @@ func judgeClock(now time.Time, synchronised bool, maxError time.Duration) Findin
 		return Finding{name, Warning, fmt.Sprintf("%s, may be wrong by %v", at, maxError.Round(time.Millisecond)), do}
 	}
 	return Finding{name, Good, at + ", synchronised", ""}
-}
-
-func checkContainerd(ctx context.Context, s *session.Session) []Finding {
-	const name = "containerd"
-	index := s.WatchPods(ctx, s.Config, s.Host)
-	st := index.Status()
-	if !index.Connected() {
-		why := "it has not answered within " + session.FirstPods.String()
-		if st.Err != nil {
-			why = st.Err.Error()
-		}
-		do := "nothing, if there is no containerd: only the host's own series are written; else systemctl status containerd, and pods.sockets for another socket"
-		if errors.Is(st.Err, fs.ErrPermission) || strings.Contains(why, "permission denied") {
-			do = "run it as root: the socket is root's"
-		}
-		return []Finding{{name, Warning, why, do}}
-	}
-	running := index.Running()
-	out := []Finding{{name, Good, fmt.Sprintf("%s answers on %s", st.Version, st.Socket), ""}}
-	return append(out, judgePods(running))
 }
 
 // judgePods is how many of the pods can be measured.

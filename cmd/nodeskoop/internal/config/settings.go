@@ -152,7 +152,7 @@ func declareSettings() []Setting {
 		field("journal.total_rate", "Entries a second over all types and pods, for those that have more to say than the limits above let them: who keeps below them is heard whatever the others do.",
 			func(c *Config) *int64 { return &c.Journal.TotalRate }, intIn(1, 100_000)),
 
-		field("pods.sockets", "Sockets of containerd to try, in this order. Empty: the usual ones, those of k3s, rke2, k0s and microk8s included.",
+		field("pods.sockets", "Sockets of containerd to try, in this order. Empty: the usual ones, those of k3s, rke2, k0s and microk8s included, and that of a containerd that Docker has started.",
 			func(c *Config) *[]string { return &c.Pods.Sockets }, func(sockets []string) error {
 				for _, s := range sockets {
 					if err := absolute(s); err != nil {
@@ -161,7 +161,7 @@ func declareSettings() []Setting {
 				}
 				return nil
 			}),
-		field("pods.namespace", "Namespaces of containerd to follow, separated by commas; \"*\": all. Kubernetes' pods are in k8s.io.",
+		field("pods.namespace", "Namespaces of containerd to follow, separated by commas; \"*\": all. Kubernetes' pods are in k8s.io, containers of Docker in moby.",
 			func(c *Config) *string { return &c.Pods.Namespace }, notEmpty),
 		field("pods.host_label", "The value of k8s_namespace and k8s_pod for the host's own series; \"\" suits dashboards made for the original.",
 			func(c *Config) *string { return &c.Pods.HostLabel }, nil),

@@ -1,0 +1,242 @@
+package pod
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/bounded"
+)
+
+// Docker runs its containers by containerd, in the containerd namespace moby, and
+// tells containerd neither their names nor their labels: a record there has the
+// label labelDocker and no other. Docker keeps the name in a file of its own,
+// DATA-ROOT/containers/ID/config.v2.json. Reading that file takes less than asking
+// Docker does: its socket can do anything to the node, and a Docker that is stopped
+// or hangs does not answer, while its containers run on.
+
+const (
+	// labelDocker is what Docker gives each record in containerd.
+	labelDocker = "com.docker/engine.bundle.path"
+
+	// The labels by which cri-dockerd marks what is a pod's.
+	labelDockerType    = "io.kubernetes.docker.type"
+	labelDockerSandbox = "io.kubernetes.sandbox.id"
+	dockerAnnotation   = "annotation."
+
+	dockerDataRoot = "/var/lib/docker" // where the specification does not tell it
+
+	maxDockerFile = 1 << 20
+	// dockerPatience is how long a file system may take to give the file.
+	dockerPatience = time.Second
+)
+
+// isLongID reports whether an ID is 64 hexadecimal digits, as Docker's are: it is a
+// part of a path.
+func isLongID(id string) bool { return len(id) == 64 && len(containerID([]byte(id))) == 64 }
+
+// mount is one of the OCI specification's.
+type mount struct {
+	Destination string `json:"destination"`
+	Source      string `json:"source"`
+}
+
+// dockerFile returns the path of Docker's file about a container. The data root is
+// told by the files that Docker mounts into each container, whose folder is beside:
+// another container's, where the two share a network namespace.
+func dockerFile(id string, mounts []mount) string {
+	root := dockerDataRoot
+	for _, m := range mounts {
+		switch m.Destination {
+		case "/etc/hostname", "/etc/hosts", "/etc/resolv.conf":
+			dir := path.Dir(m.Source)
+			if above, ok := strings.CutSuffix(path.Dir(dir), "/containers"); ok && path.IsAbs(dir) && isLongID(path.Base(dir)) {
+				root = above
+			}
+		}
+	}
+	return root + "/containers/" + id + "/config.v2.json"
+}
+
+// fileStamp tells one version of a file from another.
+type fileStamp struct {
+	inode    uint64
+	size     int64
+	modified unix.Timespec
+}
+
+// dockerRecord is the part in use of config.v2.json.
+type dockerRecord struct {
+	ID     string
+	Name   string // with a slash in front
+	Config struct{ Labels map[string]string }
+}
+
+// dockerFiles reads Docker's files for a watcher and its listings. A file system
+// that does not answer is not asked again before it has.
+type dockerFiles struct {
+	mu   sync.Mutex
+	hung *bounded.Call[dockerAnswer]
+}
+
+type dockerAnswer struct {
+	path   string
+	stamp  fileStamp
+	record dockerRecord
+}
+
+// do runs f within dockerPatience.
+func (d *dockerFiles) do(f func() (dockerAnswer, error)) (dockerAnswer, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.hung != nil {
+		select {
+		case <-d.hung.Done:
+			d.hung = nil
+		default:
+			return dockerAnswer{}, d.hung.Hangs("reading Docker's files")
+		}
+	}
+	c := bounded.Begin(f)
+	if !c.Over(dockerPatience, nil) {
+		d.hung = c
+		return dockerAnswer{}, fmt.Errorf("read Docker's files: %w within %v", bounded.ErrNoAnswer, dockerPatience)
+	}
+	return c.Value, c.Err
+}
+
+// name gives what containerd's record of a Docker container lacks. A container
+// whose file cannot be read keeps the name that it has by its ID. root is that of
+// containerd's own mount namespace, "" if that is not known: a service to which
+// systemd does not show /home, or a container, finds the file there.
+func (d *dockerFiles) name(a *about, root string) error {
+	if a.record == "" {
+		return nil
+	}
+	file, id := a.record, a.sandbox
+	got, err := d.do(func() (dockerAnswer, error) {
+		got, err := readDocker(file)
+		if errors.Is(err, os.ErrNotExist) && root != "" {
+			if there, err := readDocker(root + file); err == nil {
+				return there, nil
+			}
+		}
+		return got, err
+	})
+	if err != nil {
+		return err
+	}
+	if got.record.ID != id {
+		return fmt.Errorf("read %s: it is about container %.64q", got.path, got.record.ID)
+	}
+	a.record, a.stamp = got.path, got.stamp
+	a.applyDocker(&got.record)
+	return nil
+}
+
+// changed reports whether a file is another than it was: docker rename changes
+// nothing that containerd sees.
+func (d *dockerFiles) changed(file string, stamp fileStamp) bool {
+	if file == "" {
+		return false
+	}
+	got, err := d.do(func() (dockerAnswer, error) {
+		var st unix.Stat_t
+		err := unix.Stat(file, &st)
+		return dockerAnswer{stamp: stampOf(&st)}, err
+	})
+	return err == nil && got.stamp != stamp
+}
+
+func stampOf(st *unix.Stat_t) fileStamp { return fileStamp{st.Ino, st.Size, st.Mtim} }
+
+func readDocker(file string) (dockerAnswer, error) {
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return dockerAnswer{}, err
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return dockerAnswer{}, &os.PathError{Op: "stat", Path: file, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size > maxDockerFile {
+		return dockerAnswer{}, fmt.Errorf("read %s: it is no regular file of at most %d bytes", file, maxDockerFile)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxDockerFile))
+	if err != nil {
+		return dockerAnswer{}, err
+	}
+	got := dockerAnswer{path: file, stamp: stampOf(&st)}
+	if got.record, err = parseDocker(b); err != nil {
+		return dockerAnswer{}, fmt.Errorf("read %s: %w", file, err)
+	}
+	return got, nil
+}
+
+// parseDocker decodes config.v2.json. Fields of other types are left out.
+func parseDocker(b []byte) (r dockerRecord, err error) {
+	err = json.Unmarshal(b, &r)
+	var other *json.UnmarshalTypeError
+	if errors.As(err, &other) {
+		err = nil
+	}
+	return r, err
+}
+
+// applyDocker takes over what Docker's file says. Of a node whose Kubernetes runs
+// its pods by Docker (cri-dockerd), the pod's name is in the container's, beside
+// labels that say the same: labels alone may be an image's, names may not.
+func (a *about) applyDocker(r *dockerRecord) {
+	name := strings.TrimPrefix(r.Name, "/")
+	if name == "" {
+		return
+	}
+	l := r.Config.Labels
+	a.name, a.labels = name, l
+	// k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT, and a number more after a conflict.
+	part := strings.Split(name, "_")
+	if len(part) < 6 || len(part) > 7 || part[0] != "k8s" || part[2] == "" ||
+		part[2] != l[labelPodName] || part[3] != l[labelNamespace] || part[4] != l[labelUID] {
+		return
+	}
+	switch l[labelDockerType] {
+	case "podsandbox":
+		a.kind = sandbox
+		a.labels = dockerPodLabels(l)
+	case "container":
+		if !isLongID(l[labelDockerSandbox]) {
+			return
+		}
+		a.kind, a.sandbox, a.labels = member, l[labelDockerSandbox], nil
+	default:
+		return
+	}
+	a.name, a.namespace, a.uid = part[2], part[3], part[4]
+}
+
+// dockerPodLabels leaves out what cri-dockerd has put beside the pod's own labels.
+func dockerPodLabels(l map[string]string) map[string]string {
+	out := make(map[string]string, len(l))
+	for k, v := range l {
+		if k != labelDockerType && !strings.HasPrefix(k, dockerAnnotation) {
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// DockerUnnamed reports whether a pod is a container of Docker whose name could not
+// be read.
+func DockerUnnamed(p *owner.Pod) bool {
+	return p.Labels[labelDocker] != "" && isLongID(p.ID) && !strings.HasPrefix(p.Namespace, "plugins.")
+}
