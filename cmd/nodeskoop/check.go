@@ -39,7 +39,7 @@ func runCheck(c *cli.Context) error {
 	if c.Bool("json") {
 		err = writeJSON(c, findings)
 	} else {
-		err = check.Write(c.App.Writer, findings, check.Width(c.App.Writer), output.UseColor(c.App.Writer))
+		err = check.Write(c.App.Writer, findings, output.Width(c.App.Writer), output.UseColor(c.App.Writer))
 	}
 	if err != nil {
 		return outputError(err)

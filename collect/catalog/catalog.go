@@ -214,7 +214,11 @@ type EventType struct {
 	Summary string
 	// Message says the same in a few words, as one line of a log does.
 	// {latency} stands for the latency, {operation} for what FieldOperation says,
-	// {points} for the points in brackets, or nothing.
+	// {points} for the points in brackets, or nothing. {from}, {to} and {ends}
+	// stand for the pods at the ends other than the event's own, or nothing:
+	// {from} where the peer sent what the event is about, {to} where it was sent
+	// to the peer, {ends} where the connection is written in the direction of the
+	// packet.
 	Message string
 	// Explain says what that means and what it usually comes from, in
 	// paragraphs separated by an empty line.

@@ -11,11 +11,9 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/clipperhouse/displaywidth"
-	"golang.org/x/sys/unix"
 
 	"nodeskoop/cmd/nodeskoop/internal/column"
 	"nodeskoop/cmd/nodeskoop/internal/config"
@@ -121,28 +119,6 @@ func wrap(text string, width int) []string {
 		}
 	}
 	return append(lines, line)
-}
-
-// Width is the number of columns that w has. It is 0 where w is no terminal.
-func Width(w io.Writer) int {
-	f, ok := w.(syscall.Conn)
-	if !ok {
-		return 0
-	}
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return 0
-	}
-	width := 0
-	err = raw.Control(func(fd uintptr) {
-		if size, err := unix.IoctlGetWinsize(int(fd), unix.TIOCGWINSZ); err == nil {
-			width = int(size.Col)
-		}
-	})
-	if err != nil {
-		return 0
-	}
-	return width
 }
 
 // checker looks at one machine. Tests give it the tree of another.
