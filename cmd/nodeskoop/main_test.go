@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -35,11 +37,76 @@ func TestCommandLineMistakes(t *testing.T) {
 		{[]string{"collect", "--log-level", "loud"}, `"loud" is not a level`},
 		{[]string{"collect", "--duration", "-1s"}, "out of range"},
 		{[]string{"collect", "extra"}, "takes no argument"},
+		{[]string{"--bogus"}, "there is no flag --bogus; see nodeskoop help\n"},
+		{[]string{"collect", "--bogus=3"}, "there is no flag --bogus; see nodeskoop help collect\n"},
+		{[]string{"events", "-x"}, "there is no flag -x; see nodeskoop help events\n"},
+		{[]string{"docs", "nope"}, `no page "nope": the pages are metrics, `},
+		{[]string{"docs", "nope", "--help"}, "nope"},
+		{[]string{"docs", "man", "extra"}, `docs man takes no argument, got "extra"; see nodeskoop help docs man`},
+		{[]string{"docs", "man", "--bogus"}, "there is no flag --bogus; see nodeskoop help docs man\n"},
+		{[]string{"docs", "--bogus"}, "there is no flag --bogus; see nodeskoop help docs\n"},
+		{[]string{"help", "nope"}, `no command "nope": the commands are run, `},
+		{[]string{"help", "docs", "nope"}, `no page "nope": the pages are metrics, `},
+		{[]string{"help", "check", "nope"}, `there is nothing below check, got "nope"`},
+		{[]string{"help", "--bogus"}, "there is no flag --bogus"},
+		{[]string{"top", "--interval", "5"}, `--interval: "5" is not a duration: give a unit, such as 5s; see nodeskoop help top`},
+		{[]string{"top", "-i", "soon"}, `-i: "soon" is not a duration: give a unit, such as 5s`},
+		{[]string{"top", "--interval="}, `--interval: "" is not a duration: give a unit, such as 5s`},
+		{[]string{"top", "--count", "many"}, `--count: "many" is not a whole number`},
+		{[]string{"top", "--once=perhaps"}, `--once: "perhaps" is neither true nor false`},
+		{[]string{"collect", "--duration"}, "--duration needs a value"},
+		{[]string{"collect", "--config"}, "--config needs a value"},
+		{[]string{"pods", "extra"}, "pods takes no argument"},
+		{[]string{"probes", "extra"}, "probes takes no argument"},
+		{[]string{"check", "extra"}, "check takes no argument"},
+		{[]string{"config", "extra"}, "config takes no argument"},
+		{[]string{"run", "extra"}, "run takes no argument"},
+		{[]string{"top", "extra"}, "top takes no argument"},
+		{[]string{"events", "extra"}, "events takes no argument"},
+		{[]string{"check", "--probe", "ping"}, `unknown probe "ping"`},
+		{[]string{"events", "--probe", "tcp"}, "none of the chosen probes has such events"},
 	} {
 		code, out, errs := call(t, c.args...)
 		if code != exitUsage || !strings.Contains(errs, c.want) || out != "" {
 			t.Errorf("%v: exit %d, stdout %q, stderr %q; want exit 2 and %q", c.args, code, out, errs, c.want)
 		}
+	}
+}
+
+// The environment's mistakes are those of the flags, and named as what they are.
+func TestEnvironmentMistakes(t *testing.T) {
+	for _, c := range []struct{ name, value, want string }{
+		{"NODESKOOP_TOP_INTERVAL", "5", `NODESKOOP_TOP_INTERVAL: "5" is not a duration: give a unit, such as 5s`},
+		{"NODESKOOP_TOP_COUNT", "x", `NODESKOOP_TOP_COUNT: "x" is not a whole number`},
+		{"NODESKOOP_TOP_ONCE", "x", `NODESKOOP_TOP_ONCE: "x" is neither true nor false`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Setenv(c.name, c.value)
+			code, out, errs := call(t, "top", "--config", "/dev/null")
+			if code != exitUsage || !strings.Contains(errs, c.want) || out != "" {
+				t.Errorf("exit %d, %q, %q; want exit 2 and %q", code, out, errs, c.want)
+			}
+		})
+	}
+}
+
+// `nodeskoop help X` is `nodeskoop X --help`.
+func TestHelpOfACommand(t *testing.T) {
+	paths := [][]string{{}, {"docs", "man"}}
+	for _, cmd := range newApp(io.Discard, io.Discard).Commands {
+		paths = append(paths, []string{cmd.Name})
+	}
+	for _, path := range paths {
+		code, want, errs := call(t, append(slices.Clone(path), "--help")...)
+		if code != 0 || errs != "" || !strings.Contains(want, strings.Join(path, " ")) {
+			t.Errorf("%v --help: exit %d, %q\n%s", path, code, errs, want)
+		}
+		if code, got, errs := call(t, append([]string{"help"}, path...)...); code != 0 || errs != "" || got != want {
+			t.Errorf("help %v: exit %d, %q\n%s\nwant\n%s", path, code, errs, got, want)
+		}
+	}
+	if code, out, errs := call(t, "docs"); code != 0 || errs != "" || !strings.Contains(out, "catalog") {
+		t.Errorf("docs: exit %d, %q, %s", code, errs, out)
 	}
 }
 

@@ -60,6 +60,9 @@ func probesCommand() *cli.Command {
 					}
 				}
 			}
+			if unprivileged() {
+				fmt.Fprintf(c.App.ErrWriter, "nodeskoop: to try every probe needs root: %s\n", withSudo(argumentsOf(c)))
+			}
 			return nil
 		},
 	}

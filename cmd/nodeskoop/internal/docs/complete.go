@@ -48,7 +48,7 @@ func completedFlags(flags []cli.Flag) []completed {
 	var out []completed
 	for _, f := range flags {
 		doc, ok := f.(cli.DocGenerationFlag)
-		if !ok {
+		if !ok || f == cli.HelpFlag {
 			continue
 		}
 		c := completed{usage: strings.ReplaceAll(doc.GetUsage(), "`", ""), value: doc.TakesValue()}

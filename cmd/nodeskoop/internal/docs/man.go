@@ -55,6 +55,9 @@ func (p *page) example(lines ...string) {
 // flags writes the flags as items.
 func (p *page) flags(flags []cli.Flag) {
 	for _, f := range flags {
+		if f == cli.HelpFlag {
+			continue
+		}
 		term, usage, env := flagWords(f)
 		if env != "" {
 			usage += " (environment variable `" + env + "`)"

@@ -3,7 +3,9 @@
 package session
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"slices"
@@ -56,6 +58,17 @@ func (s *Session) Use(cfg *config.Config) {
 	}
 }
 
+// Hush keeps the log still until the function it returns is called, for a
+// command that says in words how it begins. A log of which more or less was asked
+// for than warnings is left as it is.
+func (s *Session) Hush() (speak func()) {
+	if s.Level.Level() != slog.LevelWarn {
+		return func() {}
+	}
+	s.Level.Set(slog.LevelError + 1)
+	return func() { s.Level.Set(slog.LevelWarn) }
+}
+
 // SeeHost judges what of the host is seen, and logs what is not as usual.
 func (s *Session) SeeHost(ctx context.Context) error {
 	if s.Host, s.HostErr = ViewHost(s.Config); s.HostErr != nil {
@@ -100,6 +113,14 @@ func (s *Session) WatchPods(ctx context.Context, cfg *config.Config, host Host) 
 		s.Log.Debug("no pods yet", "error", err)
 	}
 	return index
+}
+
+// Named is why the pods of an index are not known, nil while containerd answers.
+func Named(index *pod.Index) error {
+	if index.Connected() {
+		return nil
+	}
+	return cmp.Or(index.Status().Err, errors.New("containerd has not answered yet"))
 }
 
 // NewRunner builds the Runner of the session's configuration.
