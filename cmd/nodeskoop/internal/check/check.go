@@ -155,7 +155,7 @@ func BadConfig(err error) []Finding {
 // that kept it from that.
 func Run(ctx context.Context, s *session.Session) []Finding {
 	k := &checker{cfg: s.Config, now: time.Now(), uid: os.Geteuid()}
-	out := []Finding{{"configuration", Good, cmp.Or(s.Config.File, "no "+config.DefaultFile+": the defaults"), ""}}
+	out := []Finding{{"configuration", Good, cmp.Or(strings.Join(s.Config.Files, ", "), "no "+config.DefaultFile+": the defaults"), ""}}
 	out = append(out, k.kernel())
 	var capErr error
 	if k.capabilities, capErr = kernel.Capabilities("/proc", 0); capErr != nil {
