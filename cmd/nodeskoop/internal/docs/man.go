@@ -187,7 +187,7 @@ func Man(w io.Writer, app *cli.App) error {
 	p.b.WriteString("**nodeskoop** [*option*...] *command* [*option*...]\n\n")
 	p.section("DESCRIPTION")
 	p.text("nodeskoop runs network probes on one Linux host. It writes their metrics as a textfile that node_exporter serves, writes events to the systemd journal, and names the pods by asking containerd. It opens no port and asks no API server.")
-	p.text("The service `nodeskoop.service` runs `nodeskoop run`. Script mode, for those who want no daemon, is `nodeskoop-collect.timer`. systemctl refuses to enable both.")
+	p.text("The service `nodeskoop.service` runs `nodeskoop run`. Script mode, for those who want no daemon, is `nodeskoop-collect.timer`. Each refuses to start beside the other.")
 	p.section("COMMANDS")
 	for _, cmd := range app.Commands {
 		if cmd.Hidden {
@@ -213,6 +213,7 @@ func Man(w io.Writer, app *cli.App) error {
 	p.item("1", "It could not be done; the message says why.")
 	p.item("2", "The command line is wrong.")
 	p.item("3", "`collect`: some probes gave no complete values, those of the others were written.")
+	p.item("4", "`run`: nodeskoop-collect.timer is active and writes the same textfile.")
 	p.section("SIGNALS")
 	p.item("SIGHUP", "`run` reads the configuration again. A mistake in it is logged, and what was in effect is kept.")
 	p.item("SIGTERM, SIGINT", "`run` ends, and removes the textfile unless textfile.keep is set.")
@@ -235,6 +236,7 @@ func Man(w io.Writer, app *cli.App) error {
 	p.example("time() - nodeskoop_last_cycle_timestamp_seconds > 60")
 	p.section("FILES")
 	p.item(config.DefaultFile, "The configuration; see nodeskoop.toml(5). If it is absent the defaults apply.")
+	p.item(config.Folder(config.DefaultFile)+"/*.toml", "Files that are read after it, in the order of their names.")
 	textfile := config.Default().Textfile
 	p.item(textfile.Dir+"/"+textfile.File, "The textfile.")
 	p.item(config.DefaultStateDir+"/counters", "What the next start, or the next `collect`, goes on from: what deleted interfaces and ended processes had counted, and the counters of the BPF programs. It is replaced each cycle before the textfile, so that no reader has seen more than a start after a kill begins with. It belongs to one boot; one that is damaged, another user's or of another boot is not used, which is logged, and counters are reset. The daemon holds "+config.DefaultStateDir+"/lock meanwhile; a `collect` beside it goes on from the file and leaves it as it is. See `[state]` in nodeskoop.toml(5).")
@@ -248,9 +250,11 @@ func ManConfig(w io.Writer, app *cli.App) error {
 	p := newPage(app, "nodeskoop.toml", 5, "configuration of nodeskoop")
 	p.section("SYNOPSIS")
 	p.text("`" + config.DefaultFile + "`")
+	p.text("`" + config.Folder(config.DefaultFile) + "/*.toml`")
 	p.section("DESCRIPTION")
 	p.text("The file is in TOML. Every key may be left out; each stands below with its default. A mistake is refused with its file, line and key; a daemon that runs keeps what it had.")
-	p.text("`systemctl reload nodeskoop` applies a change. `nodeskoop config` prints what is in effect, `nodeskoop check` tests it.")
+	p.text("The files of the folder that end in .toml are read after it, in the order of their names; hidden ones are not. Each may hold any key, and of a key that several set the last holds. `--config` DIR/NAME.toml reads that file and DIR/NAME.d/*.toml in their place.")
+	p.text("`systemctl reload nodeskoop` applies a change, and fails on a mistake. `nodeskoop config` prints what is in effect and which line of which file set it, `nodeskoop config --check` only tests it, `nodeskoop check` tests it on this machine.")
 	p.text("If textfile.dir is not the default, the service needs `ReadWritePaths=` for it: see `systemctl edit nodeskoop`.")
 	table := "\x00"
 	for _, s := range config.Settings() {
