@@ -41,9 +41,16 @@ type Finding struct {
 	Do string `json:"do,omitempty"`
 }
 
-// Write prints one line each, what is to be done below it, and how many
-// there were. Lines are broken at width, if it is not 0.
-func Write(w io.Writer, findings []Finding, width int, color bool) error {
+// Problems are the findings that are not ok.
+func Problems(findings []Finding) []Finding {
+	return slices.DeleteFunc(slices.Clone(findings), func(f Finding) bool { return f.Verdict == Good })
+}
+
+// Write prints one line each, what is to be done below it, those that are not ok
+// once more, since the first lines have left the window by then, and how many
+// there were. With problems set it prints those that are not ok alone. Lines are
+// broken at width, if it is not 0.
+func Write(w io.Writer, findings []Finding, width int, color, problems bool) error {
 	name := 0
 	count := map[Verdict]int{}
 	for _, f := range findings {
@@ -70,7 +77,7 @@ func Write(w io.Writer, findings []Finding, width int, color bool) error {
 			b.WriteByte('\n')
 		}
 	}
-	for _, f := range findings {
+	line := func(f Finding) {
 		b.WriteString(paint(f.Verdict, column.Pad(string(f.Verdict), len(Bad), true)))
 		b.WriteString("  " + column.Pad(f.Check, name, true) + "  ")
 		put("", quote.SafeLine(f.Found))
@@ -79,7 +86,24 @@ func Write(w io.Writer, findings []Finding, width int, color bool) error {
 			put("-> ", quote.SafeLine(f.Do))
 		}
 	}
-	fmt.Fprintf(&b, "\n%d checks: %s", len(findings), paint(Good, fmt.Sprintf("%d ok", count[Good])))
+	bad := Problems(findings)
+	if !problems {
+		for _, f := range findings {
+			line(f)
+		}
+		if len(bad) > 0 && len(bad) < len(findings) {
+			b.WriteString("\nNot ok:\n")
+		}
+	}
+	if problems || len(bad) < len(findings) {
+		for _, f := range bad {
+			line(f)
+		}
+	}
+	if b.Len() > 0 {
+		b.WriteByte('\n')
+	}
+	fmt.Fprintf(&b, "%d checks: %s", len(findings), paint(Good, fmt.Sprintf("%d ok", count[Good])))
 	for _, v := range []struct {
 		Verdict
 		one, more string
