@@ -20,6 +20,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nodeskoop/cmd/nodeskoop/internal/config"
+	"nodeskoop/cmd/nodeskoop/internal/docs"
 	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/internal/bounded"
 	"nodeskoop/internal/quote"
@@ -40,6 +41,9 @@ const (
 // The main thread stands for the process in procfs: /proc/self/ns/net is its
 // network namespace. No goroutine that enters a pod's namespace may run on it.
 func init() { runtime.LockOSThread() }
+
+// The help fits a window, and has examples.
+func init() { cli.HelpPrinter = docs.Help }
 
 func main() {
 	ctx, stop := context.WithCancel(context.Background())

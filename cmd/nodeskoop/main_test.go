@@ -12,6 +12,9 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/clipperhouse/displaywidth"
+	"github.com/urfave/cli/v2"
+
 	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
@@ -87,6 +90,59 @@ func TestEnvironmentMistakes(t *testing.T) {
 				t.Errorf("exit %d, %q, %q; want exit 2 and %q", code, out, errs, c.want)
 			}
 		})
+	}
+}
+
+// Every help fits a window of 80 columns. Every command has examples, and each of
+// them is a command line that the program takes.
+func TestHelpAndItsExamples(t *testing.T) {
+	app := newApp(io.Discard, io.Discard)
+	if names := app.Flags; len(names) != len(commonFlags())+1 {
+		t.Errorf("%d common flags", len(names))
+	}
+	paths := [][]string{{}}
+	for _, cmd := range app.Commands {
+		paths = append(paths, []string{cmd.Name})
+		for _, sub := range cmd.Subcommands {
+			paths = append(paths, []string{cmd.Name, sub.Name})
+		}
+	}
+	for _, path := range paths {
+		code, out, errs := call(t, append(slices.Clone(path), "--help")...)
+		if code != 0 || errs != "" || len(path) < 2 && !strings.Contains(out, "\nExamples:\n   nodeskoop ") {
+			t.Errorf("%v: exit %d, %q\n%s", path, code, errs, out)
+		}
+		for line := range strings.Lines(out) {
+			if n := displaywidth.String(strings.TrimSuffix(line, "\n")); n > 80 {
+				t.Errorf("%v: %d columns: %s", path, n, line)
+			}
+		}
+		_, list, _ := strings.Cut(out, "\nExamples:\n")
+		for line := range strings.Lines(list) {
+			words := strings.Fields(line)
+			if !strings.HasPrefix(line, "   nodeskoop ") {
+				continue
+			}
+			i := slices.IndexFunc(app.Commands, func(c *cli.Command) bool { return c.Name == words[1] })
+			if i < 0 {
+				t.Errorf("%v: there is no command %s: %s", path, words[1], line)
+				continue
+			}
+			for _, w := range words[2:] {
+				if w == ">" {
+					break
+				}
+				name := strings.TrimLeft(w, "-")
+				if w != name && !slices.ContainsFunc(app.Commands[i].Flags, func(f cli.Flag) bool { return slices.Contains(f.Names(), name) }) {
+					t.Errorf("%v: %s has no flag %s", path, words[1], w)
+				}
+			}
+		}
+	}
+	for _, f := range commonFlags() { // each is told apart from a command's own
+		if _, out, _ := call(t, "pods", "--help"); !strings.Contains(out[strings.Index(out, "\nFlags of every command:\n"):], "--"+f.Names()[0]) {
+			t.Errorf("--%s is not among the flags of every command:\n%s", f.Names()[0], out)
+		}
 	}
 }
 

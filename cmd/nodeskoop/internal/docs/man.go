@@ -10,11 +10,13 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/cpuguy83/go-md2man/v2/md2man"
 	"github.com/urfave/cli/v2"
 
 	"nodeskoop/cmd/nodeskoop/internal/config"
+	"nodeskoop/cmd/nodeskoop/internal/top"
 	"nodeskoop/collect/catalog"
 )
 
@@ -79,6 +81,19 @@ func markdown(s string) string {
 // characters as they are, for which roff has typographic ones.
 var exact = strings.NewReplacer("\\-", "\\-", "-", "\\-", "'", "\\(aq", "`", "\\(ga", "^", "\\(ha", "~", "\\(ti", "\"", "\\(dq")
 
+// typed is exact, with what is not ASCII by its number: troff reads bytes.
+func typed(line string) string {
+	var b strings.Builder
+	for _, r := range exact.Replace(line) {
+		if r < utf8.RuneSelf {
+			b.WriteRune(r)
+		} else {
+			fmt.Fprintf(&b, "\\[u%04X]", r)
+		}
+	}
+	return b.String()
+}
+
 // roff writes the page for man. What md2man makes of it is cleaned of what
 // mandoc -Tlint does not like: empty lines, lines over 80 bytes, and a paragraph
 // that begins where a section does.
@@ -97,9 +112,9 @@ func (p *page) roff(w io.Writer) error {
 		case strings.HasPrefix(line, "."):
 			b.WriteString(line + "\n")
 		case example:
-			b.WriteString(exact.Replace(line) + "\n")
+			b.WriteString(typed(line) + "\n")
 		default:
-			fold(&b, exact.Replace(line))
+			fold(&b, typed(line))
 		}
 		fresh = strings.HasPrefix(line, ".S")
 	}
@@ -166,14 +181,10 @@ func flagWords(f cli.Flag) (term, usage, env string) {
 }
 
 // ownFlags are the flags of a command that are not common to all.
-func ownFlags(app *cli.App, cmd *cli.Command) []cli.Flag {
-	common := map[string]bool{}
-	for _, f := range app.Flags {
-		common[f.Names()[0]] = true
-	}
+func ownFlags(cmd *cli.Command) []cli.Flag {
 	var own []cli.Flag
 	for _, f := range cmd.VisibleFlags() {
-		if name := f.Names()[0]; !common[name] && name != "help" {
+		if !isCommon(f) && f != cli.HelpFlag {
 			own = append(own, f)
 		}
 	}
@@ -198,7 +209,7 @@ func Man(w io.Writer, app *cli.App) error {
 		if cmd.Description != "" {
 			p.text(cmd.Description)
 		}
-		p.flags(ownFlags(app, cmd))
+		p.flags(ownFlags(cmd))
 		for _, sub := range cmd.Subcommands {
 			p.item(sub.Name, upperFirst(sub.Usage)+".")
 		}
@@ -208,6 +219,23 @@ func Man(w io.Writer, app *cli.App) error {
 	p.flags(app.Flags)
 	p.item("--help, -h", "Show help.")
 	p.item("--version, -v", "Print the version.")
+	p.section("EXAMPLES")
+	for _, cmd := range app.Commands {
+		for _, e := range examples[cmd.Name] {
+			p.text(upperFirst(e.Does) + ":")
+			p.example(e.Line)
+		}
+	}
+	p.section("TOP")
+	p.text("The columns of `nodeskoop top`. Rates are of the last interval; - is what is not known.")
+	columns, keys := top.Reference()
+	for _, c := range columns {
+		p.item(c.Head, fmt.Sprintf("%s, %s. Sorted by with `--sort %s` or the key %s.", upperFirst(c.Shows), c.Unit, c.Name, c.Key))
+	}
+	p.text("The keys:")
+	for _, k := range keys {
+		p.item(k.Press, upperFirst(k.Does)+".")
+	}
 	p.section("EXIT STATUS")
 	p.item("0", "Done; every requested probe gave all its values.")
 	p.item("1", "It could not be done; the message says why.")
