@@ -38,7 +38,7 @@ func probesCommand() *cli.Command {
 				case len(r.Limitations) > 0:
 					works = "in part"
 				}
-				lines = append(lines, []string{r.Probe, r.Kinds, r.Source, r.Overhead, column.YesNo(r.Enabled), column.Dash(r.Hook), works})
+				lines = append(lines, []string{r.Probe, r.Kinds, r.Source, column.Dash(r.Overhead), column.YesNo(r.Enabled), column.Dash(r.Hook), works})
 			}
 			if err := column.Write(c.App.Writer, lines); err != nil {
 				return err

@@ -268,7 +268,11 @@ type Probe struct {
 	// Title says in a few words what the probe looks at.
 	Title    string
 	Source   Source
-	Overhead string // the specification's word: low, medium or high
+	Overhead string // what the specification grants it: low, medium or high
+	// Measured is what it costs, in a word or two: docs/performance.md has how that
+	// was measured, and a test holds the two together. Empty for a probe that nobody
+	// has measured.
+	Measured string
 	// Default says whether the probe runs when the configuration names none.
 	Default bool
 	// Rank decides the order of the families in the textfile, and which of them

@@ -6,7 +6,7 @@ var kernellatency = Probe{
 	Name:   "kernellatency",
 	Title:  "time of packets inside the IP stack",
 	Rank:   19,
-	Source: EBPF, Overhead: "high",
+	Source: EBPF, Overhead: "high", Measured: "26 to 42 ns/step",
 	Cost:         "Runs for each packet: 41 and 42 ns when it is received, 26 ns when it is sent.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
 	Options:      []Option{slowOption, eventOption},

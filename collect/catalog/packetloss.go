@@ -4,8 +4,8 @@ var packetloss = Probe{
 	Name:   "packetloss",
 	Title:  "packets that the kernel dropped",
 	Rank:   14,
-	Source: EBPF, Overhead: "medium", Default: true,
-	Cost:         "Runs for dropped packets alone: 210 ns each.",
+	Source: EBPF, Overhead: "medium", Measured: "389 ns/lost packet", Default: true,
+	Cost:         "Runs for the packets alone that the kernel frees as dropped: 389 ns for a lost one, 135 ns for one that nobody misses.",
 	Capabilities: []Capability{CapBPF, CapPerfmon, CapSyslog},
 	Options: []Option{stackOption, {
 		Key: "multicast", Default: false,

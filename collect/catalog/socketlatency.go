@@ -6,7 +6,7 @@ var socketlatency = Probe{
 	Name:   "socketlatency",
 	Title:  "time that data wait in sockets",
 	Rank:   20,
-	Source: EBPF, Overhead: "high",
+	Source: EBPF, Overhead: "high", Measured: "45 to 139 ns/step",
 	Cost:         "Runs for each read and write of a socket: 62 and 118 ns for TCP's reads, 139 and 45 ns for its writes; a socket that has had data takes 0.8 KB.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
 	Options: []Option{{

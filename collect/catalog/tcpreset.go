@@ -4,7 +4,7 @@ var tcpreset = Probe{
 	Name:   "tcpreset",
 	Title:  "TCP resets sent and received",
 	Rank:   15,
-	Source: EBPF, Overhead: "low", Default: true,
+	Source: EBPF, Overhead: "low", Measured: "not measurable", Default: true,
 	Cost:         "Runs for resets, well under a microsecond each. Those of SYN_RECV and TIME_WAIT take a program that runs for each connection that is accepted, or, where functions cannot be hooked, for each dropped packet: 23 ns. Traffic without any of these pays nothing that can be measured.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
 	Events: []EventType{{

@@ -4,7 +4,7 @@ var tcpretrans = Probe{
 	Name:   "tcpretrans",
 	Title:  "TCP retransmissions",
 	Rank:   16,
-	Source: EBPF, Overhead: "low", Default: true,
+	Source: EBPF, Overhead: "low", Measured: "not measurable", Default: true,
 	Cost:         "Runs for retransmissions alone, about 200 ns each: traffic without them pays nothing that can be measured.",
 	Capabilities: []Capability{CapBPF, CapPerfmon, CapSyslog},
 	Options:      []Option{stackOption},

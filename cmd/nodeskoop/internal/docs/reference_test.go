@@ -1,10 +1,12 @@
 package docs
 
 import (
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -121,6 +123,102 @@ func TestPagesLink(t *testing.T) {
 			if anchor != "" && !slices.Contains(anchors(target), anchor) {
 				t.Errorf("%s: %s has no heading #%s", file, target, anchor)
 			}
+		}
+	}
+}
+
+// TestOverheadIsMeasured holds what the program says of a probe's cost to what was
+// measured: docs/performance.md is the one place that numbers come from.
+func TestOverheadIsMeasured(t *testing.T) {
+	b, err := os.ReadFile("../../../../docs/performance.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(b)
+	cells := func(line string) (out []string) {
+		for _, c := range strings.Split(line, "|") {
+			out = append(out, strings.TrimSpace(c))
+		}
+		if len(out) < 3 {
+			return []string{""}
+		}
+		return out[1 : len(out)-1]
+	}
+	number := func(s string) float64 {
+		v, err := strconv.ParseFloat(strings.ReplaceAll(s, ",", ""), 64)
+		if err != nil {
+			t.Fatalf("docs/performance.md: %q is no number", s)
+		}
+		return v
+	}
+	// Nanoseconds of the programs, by probe.
+	programs := map[string]string{}
+	_, table, _ := strings.Cut(text, "\n| probe | program | runs | ns |\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	probe := ""
+	for _, line := range strings.Split(table, "\n")[1:] {
+		row := cells(line)
+		if len(row) < 4 {
+			t.Fatalf("docs/performance.md: %q is no row of the table", line)
+		}
+		if row[0] != "" {
+			probe = row[0]
+		}
+		programs[probe] += " " + row[2] + " " + row[3] + " "
+	}
+	// Microseconds of a cycle of a probe with 110 namespaces.
+	_, table, _ = strings.Cut(text, "### Where it goes\n")
+	cycle := map[string]float64{}
+	var head []string
+	for _, line := range strings.Split(table, "\n") {
+		switch row := cells(line); {
+		case row[0] == "namespaces":
+			head = row
+		case row[0] == "110" && len(row) == len(head):
+			for i, names := range head[1:] {
+				for _, n := range strings.Split(names, ", ") {
+					cycle[n] = number(row[i+1])
+				}
+			}
+		}
+		if len(cycle) > 0 {
+			break
+		}
+	}
+	ns := regexp.MustCompile(`([0-9]+)(?:, | and | to )?(?:([0-9]+) (?:and|to) )?([0-9]+)? ns`)
+	for _, p := range catalog.Probes() {
+		if rows := programs[p.Name]; rows != "" {
+			for _, m := range ns.FindAllStringSubmatch(p.Cost+" "+p.Measured, -1) {
+				for _, n := range m[1:] {
+					if n != "" && !regexp.MustCompile(`\b`+n+`\b`).MatchString(rows) {
+						t.Errorf("%s: %s ns are not in docs/performance.md: %s", p.Name, n, rows)
+					}
+				}
+			}
+		}
+		switch value, unit, _ := strings.Cut(p.Measured, "/"); {
+		case unit == "namespace":
+			got := number(strings.TrimSuffix(value, " us"))
+			if want := cycle[p.Name] / 110; math.Abs(got-want) > 1 {
+				t.Errorf("%s: %s, docs/performance.md has %.0f us", p.Name, p.Measured, want)
+			}
+		case unit == "cycle":
+			if value != "under 1 ms" || cycle[p.Name] == 0 || cycle[p.Name] >= 1000 {
+				t.Errorf("%s: %s, docs/performance.md has %.0f us", p.Name, p.Measured, cycle[p.Name])
+			}
+		case p.Name == "fd" || p.Name == "io":
+			if !strings.Contains(text, "fd and io cost 3 to 10 and 1 to 4 us per idle process") || p.Measured != map[string]string{"fd": "3 to 10 us/process", "io": "1 to 4 us/process"}[p.Name] {
+				t.Errorf("%s: %s is not in docs/performance.md", p.Name, p.Measured)
+			}
+		case p.Measured == "not measurable":
+			if !strings.Contains(text, "`packetloss`, `tcpreset`, `tcpretrans`, `biolatency`. Together they cost a request and a datagram nothing that can be measured") || !strings.Contains("tcpreset tcpretrans biolatency", p.Name) {
+				t.Errorf("%s: docs/performance.md does not say that it is not measurable", p.Name)
+			}
+		case p.Measured == "" && !p.Extra, programs[p.Name] == "" && p.Measured != "not measured" && p.Measured != "":
+			t.Errorf("%s: %q was not measured", p.Name, p.Measured)
+		}
+		if len(p.Measured) > 20 {
+			t.Errorf("%s: %q is too long for a column", p.Name, p.Measured)
 		}
 	}
 }
