@@ -3,6 +3,7 @@ package docs
 import (
 	"math"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -88,24 +89,30 @@ func TestASectionTwiceIsExplained(t *testing.T) {
 	}
 }
 
+// anchors are those of the headings of a page, as GitHub makes them.
+func anchors(t *testing.T, file string) []string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Error(err)
+	}
+	var out []string
+	for _, m := range heading.FindAllStringSubmatch(fence.ReplaceAllString(string(b), ""), -1) {
+		a := strings.ToLower(m[1])
+		a = regexp.MustCompile(`[^a-z0-9 _-]`).ReplaceAllString(a, "")
+		out = append(out, strings.ReplaceAll(a, " ", "-"))
+	}
+	return out
+}
+
+var (
+	heading = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	fence   = regexp.MustCompile("(?ms)^```.*?^```")
+)
+
 // TestPagesLink follows the links inside the project, to headings too.
 func TestPagesLink(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
-	heading := regexp.MustCompile(`(?m)^#+ (.*)$`)
-	fence := regexp.MustCompile("(?ms)^```.*?^```")
-	anchors := func(file string) []string {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			t.Error(err)
-		}
-		var out []string
-		for _, m := range heading.FindAllStringSubmatch(fence.ReplaceAllString(string(b), ""), -1) {
-			a := strings.ToLower(m[1])
-			a = regexp.MustCompile(`[^a-z0-9 _-]`).ReplaceAllString(a, "")
-			out = append(out, strings.ReplaceAll(a, " ", "-"))
-		}
-		return out
-	}
 	for file, text := range pages(t) {
 		for _, m := range link.FindAllStringSubmatch(fence.ReplaceAllString(text, ""), -1) {
 			if strings.Contains(m[1], "://") {
@@ -120,7 +127,7 @@ func TestPagesLink(t *testing.T) {
 				t.Errorf("%s: %v", file, err)
 				continue
 			}
-			if anchor != "" && !slices.Contains(anchors(target), anchor) {
+			if anchor != "" && !slices.Contains(anchors(t, target), anchor) {
 				t.Errorf("%s: %s has no heading #%s", file, target, anchor)
 			}
 		}
@@ -245,5 +252,71 @@ func TestEachAlertIsListed(t *testing.T) {
 				t.Errorf("the rules ask for %s, which is no metric: %s", n, line)
 			}
 		}
+	}
+}
+
+// rulesFile are the alerts that are shipped.
+const rulesFile = "../../../../packaging/prometheus/nodeskoop.rules.yml"
+
+// TestAlertsHaveARunbook: each alert names a heading of docs/troubleshooting.md
+// that is there.
+func TestAlertsHaveARunbook(t *testing.T) {
+	rules, err := os.ReadFile(rulesFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const page = "https://github.com/nodeskoop/nodeskoop/blob/main/docs/troubleshooting.md#"
+	have := anchors(t, "../../../../docs/troubleshooting.md")
+	alerts := strings.Split(string(rules), "\n  - alert: ")[1:]
+	if len(alerts) < 15 {
+		t.Fatalf("%d alerts", len(alerts))
+	}
+	for _, text := range alerts {
+		name, _, _ := strings.Cut(text, "\n")
+		_, url, ok := strings.Cut(text, "\n      runbook_url: ")
+		url, _, _ = strings.Cut(url, "\n")
+		if anchor, ours := strings.CutPrefix(url, page); !ok || !ours || !slices.Contains(have, anchor) {
+			t.Errorf("%s: its runbook_url %q is no heading of docs/troubleshooting.md", name, url)
+		}
+	}
+}
+
+// TestConntrackRunbook runs the command of ConntrackTableFills on what conntrack
+// prints: the source of most entries comes last, whatever has a state and what has
+// none.
+func TestConntrackRunbook(t *testing.T) {
+	rules, err := os.ReadFile(rulesFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(rules), "- alert: ConntrackTableFills")
+	_, text, _ = strings.Cut(text, "runbook: \"On the node, run `")
+	command, _, ok := strings.Cut(text, "`")
+	if !ok || !strings.HasPrefix(command, "conntrack -L ") {
+		t.Fatalf("the command is %q", command)
+	}
+	guide, err := os.ReadFile("../../../../docs/troubleshooting.md")
+	if err != nil || !strings.Contains(string(guide), "`"+command+"`") {
+		t.Errorf("docs/troubleshooting.md has another command than %s: %v", command, err)
+	}
+	dir := t.TempDir()
+	const entries = `tcp      6 431999 ESTABLISHED src=10.0.0.9 dst=10.0.0.2 sport=40000 dport=80 src=10.0.0.2 dst=10.0.0.9 sport=80 dport=40000 [ASSURED] mark=0 use=1
+udp      17 29 src=10.0.0.7 dst=10.0.0.2 sport=5353 dport=53 [UNREPLIED] src=10.0.0.2 dst=10.0.0.7 sport=53 dport=5353 mark=0 use=1
+tcp      6 117 SYN_SENT src=10.0.0.7 dst=10.0.0.2 sport=1 dport=80 [UNREPLIED] src=10.0.0.2 dst=10.0.0.7 sport=80 dport=1 mark=0 use=1
+icmp     1 29 src=10.0.0.7 dst=10.0.0.2 type=8 code=0 id=3 src=10.0.0.2 dst=10.0.0.7 type=0 code=0 id=3 mark=0 use=1
+tcp      6 431999 ESTABLISHED src=2001:db8::9 dst=2001:db8::2 sport=40000 dport=80 src=2001:db8::2 dst=2001:db8::9 sport=80 dport=40000 [ASSURED] mark=0 use=1
+`
+	script := "#!/bin/sh\ncat <<'E'\n" + entries + "E\necho 'conntrack v1.4.7 (conntrack-tools): 5 flow entries have been shown.' >&2\n"
+	if err := os.WriteFile(filepath.Join(dir, "conntrack"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sh", "-c", command)
+	cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "LC_ALL=C")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if got := strings.Join(strings.Fields(string(out)), " "); got != "1 src=10.0.0.9 1 src=2001:db8::9 3 src=10.0.0.7" {
+		t.Errorf("%s", out)
 	}
 }
