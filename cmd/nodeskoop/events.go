@@ -64,9 +64,6 @@ func watchEvents(c *cli.Context) error {
 	if len(s.Config.Probes) == 0 {
 		return cli.Exit("none of the chosen probes has such events; see nodeskoop probes", exitUsage)
 	}
-	if err := needRoot(c); err != nil {
-		return err
-	}
 	speak := s.Hush()
 	pods := s.WatchPods(c.Context, s.Config, s.Host)
 	named := session.Named(pods)

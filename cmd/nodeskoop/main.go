@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -224,6 +225,11 @@ func newSession(c *cli.Context, log io.Writer) (*session.Session, error) {
 	cfg, err := loadConfig(c)
 	if err != nil {
 		return nil, err
+	}
+	if slices.Contains(rootOnly, c.Command.Name) {
+		if err := needRoot(c); err != nil {
+			return nil, err
+		}
 	}
 	s := session.New(version, cfg, log)
 	if _, asked := common(c, "log-level"); !asked && c.Command.Name != "run" && s.Level.Level() == slog.LevelInfo {

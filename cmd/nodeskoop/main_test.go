@@ -244,6 +244,35 @@ func TestProbesListsAll(t *testing.T) {
 	}
 }
 
+// A reload reads the files beside the configuration again, those that are new
+// included; a mistake in one of them keeps what was in effect.
+func TestReloadReadsTheFolder(t *testing.T) {
+	need.Root(t)
+	dir := t.TempDir()
+	p := start(t, "run", "--config", daemonConf(t, dir, ""), "--probe", "tcp")
+	testkit.Eventually(t, "it has started", func() bool { return strings.Contains(p.logged(), "wrote the first textfile") })
+	own := filepath.Join(dir, "nodeskoop.d", "10-own.toml")
+	if err := os.Mkdir(filepath.Dir(own), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(own, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		p.signal(syscall.SIGHUP)
+	}
+	write("[log]\nformat = 'yaml'\n")
+	testkit.Eventually(t, "the mistake is named", func() bool { return strings.Contains(p.logged(), own+":2: log.format:") })
+	write("[log]\nformat = 'json'\n")
+	testkit.Eventually(t, "the log is JSON", func() bool { return strings.Contains(p.logged(), `"msg":"reloaded"`) })
+	if err := os.Remove(own); err != nil {
+		t.Fatal(err)
+	}
+	p.signal(syscall.SIGHUP)
+	testkit.Eventually(t, "the log is text again", func() bool { return strings.Contains(p.logged(), "msg=reloaded") })
+}
+
 // A key that has no effect any more is said at the start, and the format of the
 // log is that of the configuration in effect, after a reload, too.
 func TestLogOfTheConfiguration(t *testing.T) {

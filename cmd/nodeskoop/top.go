@@ -97,9 +97,6 @@ func runTop(c *cli.Context) error {
 		}
 		args.order.Column = columns[0].Name
 	}
-	if err := needRoot(c); err != nil {
-		return err
-	}
 	speak := s.Hush()
 	sampler, end, err := top.NewSampler(c.Context, s, columns)
 	if err != nil {

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -17,6 +20,7 @@ import (
 	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/event"
 	"nodeskoop/collect/owner"
+	"nodeskoop/internal/testkit/need"
 )
 
 func TestFirstWords(t *testing.T) {
@@ -81,6 +85,42 @@ func TestNeedsRoot(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A real user, without root: one line, and nothing is loaded.
+func TestUserNeedsRoot(t *testing.T) {
+	need.Root(t) // to become another
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Where anybody may run it.
+	dir, err := os.MkdirTemp("", "nodeskoop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	path = filepath.Join(dir, "nodeskoop")
+	if err := errors.Join(os.Chmod(dir, 0o755), os.WriteFile(path, text, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"top"}, {"events", "--pod", "shop/web-0"}, {"top", "--once", "--json"}} {
+		cmd := exec.Command(path, args...)
+		cmd.Env = []string{"NODESKOOP_CONFIG=/dev/null", "PATH=" + os.Getenv("PATH")}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		var out, errs strings.Builder
+		cmd.Stdout, cmd.Stderr = &out, &errs
+		_ = cmd.Run()
+		// A user may not look at process 1; what of it is not the host's comes first.
+		want := "nodeskoop: needs root: sudo " + path + " " + strings.Join(args, " ") + "\n"
+		if code := cmd.ProcessState.ExitCode(); code != exitFailure || errs.String() != want || out.String() != "" {
+			t.Errorf("%v: exit %d, %q, %q; want %q", args, code, out.String(), errs.String(), want)
+		}
+	}
 }
 
 // What was forbidden is said with the command that may be allowed it; root is not
