@@ -98,7 +98,7 @@ func watchEvents(c *cli.Context) error {
 		}
 		first = false
 		if status := r.Status(); anyUp(status) {
-			fmt.Fprintln(c.App.ErrWriter, firstWords(status, named))
+			say(c.App.ErrWriter, firstWords(status, named))
 		}
 		speak()
 	}, nil)

@@ -110,7 +110,7 @@ func runTop(c *cli.Context) error {
 	if !live {
 		status := sampler.Begin()
 		if failed := slices.ContainsFunc(status, func(st collect.ProbeStatus) bool { return !st.Up && !st.Unsupported }); anyUp(status) && (failed || args.count == 0 || logIsTerminal(to)) {
-			fmt.Fprintln(to, firstWords(status, named))
+			say(to, firstWords(status, named))
 		}
 		speak()
 		return sampler.Each(c.Context, args.interval, args.count, s.Log, func(t *top.Table) error {

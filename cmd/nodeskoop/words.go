@@ -96,6 +96,13 @@ func unknownPod(err error) error {
 	return err
 }
 
+// say writes a line of words to the log, broken to the window in which it is shown.
+func say(w io.Writer, text string) {
+	for _, line := range column.Wrap(text, logWidth(w)) {
+		fmt.Fprintln(w, line)
+	}
+}
+
 // firstWords is the line with which a command begins that goes on until it is
 // ended: what it watches, and what it does not. named is why pods have no names,
 // nil if they have.

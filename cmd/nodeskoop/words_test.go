@@ -208,3 +208,13 @@ COUNT  EVENT             WHOSE                         REASON, PEER    WORST   F
 		t.Errorf("%s", got)
 	}
 }
+
+// What is said is whole where no window shows it.
+func TestSay(t *testing.T) {
+	var b strings.Builder
+	text := strings.Repeat("a word ", 40) + "end."
+	say(&b, text)
+	if b.String() != text+"\n" {
+		t.Errorf("%q", b.String())
+	}
+}

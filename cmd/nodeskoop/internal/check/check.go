@@ -67,7 +67,7 @@ func Write(w io.Writer, findings []Finding, width int, color, problems bool) err
 	}
 	var b strings.Builder
 	put := func(first, text string) {
-		for i, line := range wrap(text, width-indent-len(first)) {
+		for i, line := range column.Wrap(text, width-indent-len(first)) {
 			if i > 0 {
 				b.WriteString(strings.Repeat(" ", indent+len(first)))
 			} else {
@@ -121,28 +121,6 @@ func Write(w io.Writer, findings []Finding, width int, color, problems bool) err
 	b.WriteByte('\n')
 	_, err := io.WriteString(w, b.String())
 	return err
-}
-
-// wrap breaks text at spaces into lines of at most width characters, where
-// its words allow. A width that is too small to be worth it breaks nothing.
-func wrap(text string, width int) []string {
-	if width < 24 {
-		return []string{text}
-	}
-	var lines []string
-	line := ""
-	for _, word := range strings.Fields(text) {
-		switch {
-		case line == "":
-			line = word
-		case displaywidth.String(line)+1+displaywidth.String(word) > width:
-			lines = append(lines, line)
-			line = word
-		default:
-			line += " " + word
-		}
-	}
-	return append(lines, line)
 }
 
 // checker looks at one machine. Tests give it the tree of another.

@@ -8,6 +8,8 @@ import (
 
 	"github.com/clipperhouse/displaywidth"
 	"github.com/urfave/cli/v2"
+
+	"nodeskoop/cmd/nodeskoop/internal/column"
 )
 
 // helpWidth is the widest that a line of help is: that of the smallest window
@@ -97,39 +99,24 @@ func (h *help) head(title string) { h.b.WriteString("\n" + title + ":\n") }
 
 // text writes a text, broken between words, behind so many blanks.
 func (h *help) text(s string, indent int) {
-	width := 0
-	for _, word := range strings.Fields(s) {
-		n := displaywidth.String(word)
-		switch {
-		case width == 0:
-			h.b.WriteString(strings.Repeat(" ", indent))
-			width = indent
-		case width+1+n > helpWidth:
-			h.b.WriteString("\n" + strings.Repeat(" ", indent))
-			width = indent
-		default:
-			h.b.WriteByte(' ')
-			width++
-		}
-		h.b.WriteString(word)
-		width += n
+	for _, line := range column.Wrap(s, helpWidth-indent) {
+		h.b.WriteString(strings.Repeat(" ", indent) + line + "\n")
 	}
-	h.b.WriteByte('\n')
 }
 
 // item writes a term, and what it means beside it, or below it where the term is
 // long.
-func (h *help) item(term, means string, column int) {
+func (h *help) item(term, means string, at int) {
 	const indent = 3
 	h.b.WriteString(strings.Repeat(" ", indent) + term)
-	if n := indent + displaywidth.String(term); n+2 <= column {
+	if n := indent + displaywidth.String(term); n+2 <= at {
 		var of help
-		of.text(means, column)
+		of.text(means, at)
 		h.b.WriteString(of.b.String()[n:])
 		return
 	}
 	h.b.WriteByte('\n')
-	h.text(means, column)
+	h.text(means, at)
 }
 
 func (h *help) commands(cmds []*cli.Command) {
