@@ -64,6 +64,7 @@ func watchEvents(c *cli.Context) error {
 	if len(s.Config.Probes) == 0 {
 		return cli.Exit("none of the chosen probes has such events; see nodeskoop probes", exitUsage)
 	}
+	s.ForPods = filter.NamesPods()
 	speak := s.Hush()
 	pods := s.WatchPods(c.Context, s.Config, s.Host)
 	named := session.Named(pods)

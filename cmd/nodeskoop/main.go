@@ -35,8 +35,8 @@ var version = "0.1.0-dev"
 const (
 	exitFailure = 1 // it could not do what was asked
 	exitUsage   = 2 // the command line is wrong
-	exitHeld    = 4 // the daemon: the timer of script mode writes the textfile; nodeskoop.service names it, too
 	exitPartial = 3 // some probes that were asked for gave no whole values; what the others gave was written
+	exitHeld    = 4 // the daemon: the timer of script mode writes the textfile; nodeskoop.service names it, too
 )
 
 // The main thread stands for the process in procfs: /proc/self/ns/net is its

@@ -97,6 +97,7 @@ func runTop(c *cli.Context) error {
 		}
 		args.order.Column = columns[0].Name
 	}
+	s.ForPods = args.order.Pods.NamesPods()
 	speak := s.Hush()
 	sampler, end, err := top.NewSampler(c.Context, s, columns)
 	if err != nil {
@@ -108,7 +109,7 @@ func runTop(c *cli.Context) error {
 		return unknownPod(err)
 	}
 	if !live {
-		status := sampler.Begin()
+		status := sampler.Begin(c.Context)
 		if failed := slices.ContainsFunc(status, func(st collect.ProbeStatus) bool { return !st.Up && !st.Unsupported }); anyUp(status) && (failed || args.count == 0 || logIsTerminal(to)) {
 			say(to, firstWords(status, named))
 		}

@@ -46,6 +46,12 @@ func NewFilter(pods, types []string) (Filter, error) {
 	return w, nil
 }
 
+// NamesPods reports whether pods were asked for by name, the host and the unknown
+// owner aside.
+func (w Filter) NamesPods() bool {
+	return slices.ContainsFunc(w.pods, func(want [2]string) bool { return !isHost(want) && !isUnknown(want) })
+}
+
 // ErrNoSuchPod is what Check returns an error of where the pods are known and
 // one that was asked for is not among them.
 var ErrNoSuchPod = errors.New("no such pod")

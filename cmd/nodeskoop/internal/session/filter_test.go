@@ -43,6 +43,9 @@ func TestFilterCheck(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if got, want := f.NamesPods(), !strings.Contains("host hostNetwork/hostNetwork unknown", c.pod); got != want {
+			t.Errorf("%s names pods: %v", c.pod, got)
+		}
 		pods := running
 		if c.named != nil {
 			pods = nil

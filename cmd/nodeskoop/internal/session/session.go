@@ -29,6 +29,7 @@ type Session struct {
 	Version string // of the program
 	Once    bool   // it ends after a cycle or two
 	Service bool   // it goes on until it is told to end, with nobody before it
+	ForPods bool   // it is about pods that were named: without the list of pods it ends
 	Config  *config.Config
 	Log     *slog.Logger
 	Level   *slog.LevelVar
@@ -96,6 +97,9 @@ func Factories(tracer *trace.Tracer) []collect.Factory {
 // goes on without pods.
 const FirstPods = 2 * time.Second
 
+// namedPods is how long a command waits that cannot go on without pods.
+const namedPods = 20 * time.Second
+
 // WatchPods starts to follow containerd, and waits until its pods are known
 // or it is clear that it does not answer.
 func (s *Session) WatchPods(ctx context.Context, cfg *config.Config, host Host) *pod.Index {
@@ -107,7 +111,11 @@ func (s *Session) WatchPods(ctx context.Context, cfg *config.Config, host Host) 
 		Labels:    owner.Keys(cfg.Pods.Templates()),
 		Log:       s.Log,
 	})
-	wait, cancel := context.WithTimeout(ctx, FirstPods)
+	patience := FirstPods
+	if s.ForPods {
+		patience = namedPods
+	}
+	wait, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if err := index.Sync(wait); err != nil {
 		s.Log.Debug("no pods yet", "error", err)

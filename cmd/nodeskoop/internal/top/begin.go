@@ -1,13 +1,16 @@
 package top
 
 import (
+	"context"
+
 	"nodeskoop/collect"
 	"nodeskoop/collect/owner"
 )
 
-// Begin loads the probes and returns how each of them does. The first table
-// compares with a later sample: none is lost.
-func (s *Sampler) Begin() []collect.ProbeStatus {
+// Begin loads the probes, until ctx ends, and returns how each of them does. The
+// first table compares with a later sample: none is lost.
+func (s *Sampler) Begin(ctx context.Context) []collect.ProbeStatus {
+	s.runner.Until(ctx)
 	s.runner.Cycle()
 	return s.runner.Status()
 }
