@@ -83,7 +83,7 @@ func TestMessageNamesThePeer(t *testing.T) {
 		"TXLAT_NETDEV_100MS": "default/web-0: network driver took 123ms to accept a packet to prod/db-0:",
 		"RXKERNEL_SLOW":      "default/web-0: kernel took 123ms to receive a packet to prod/db-0:",
 		"TXKERNEL_SLOW":      "default/web-0: kernel took 123ms to send a packet to prod/db-0:",
-		"PacketLoss":         "default/web-0: packet dropped to prod/db-0:",
+		"PacketLoss":         "default/web-0: packet to prod/db-0 dropped:",
 		"SOCKETLAT_READSLOW": "default/web-0: received data from prod/db-0 waited 123ms to be read:",
 		"SOCKETLAT_SENDSLOW": "default/web-0: written data to prod/db-0 waited 123ms to be sent:",
 		"TCPRESET_NOSOCK":    "default/web-0: TCP reset sent to prod/db-0, no socket for the packet:",
@@ -164,11 +164,11 @@ func TestMessageOfUnusualEvents(t *testing.T) {
 			"default/web-0: kernel took 123ms to receive a packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, local_in 3.0ms"},
 		"between pods, seen by the host": {"PacketLoss", func(e *Event) {
 			e.Pod, e.Dst.Pod = nil, &owner.Pod{ID: "db", Namespace: "prod", Name: "db-0"}
-		}, "host: packet dropped from default/web-0 to prod/db-0: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a"},
+		}, "host: packet from default/web-0 to prod/db-0 dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a"},
 		"to another pod": {"PacketLoss", func(e *Event) {
 			same := *webPod
 			e.Src.Pod, e.Dst.Pod = &same, &owner.Pod{ID: "db", Namespace: "prod", Name: "db-0"}
-		}, "default/web-0: packet dropped to prod/db-0: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a"},
+		}, "default/web-0: packet to prod/db-0 dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a"},
 		"nobody's namespace": {"TCPRESET_RECEIVE", func(e *Event) { e.Pod, e.unowned = nil, true },
 			"netns 4026532001: TCP reset received from default/web-0: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED"},
 		"suppressed": {"TCPRESET_RECEIVE", func(e *Event) { e.Suppressed = 37 },
