@@ -13,6 +13,7 @@ import (
 
 // selection says which series are written.
 type selection struct {
+	include     []string // globs of names that the probes' metrics are to have; none: all
 	exclude     []string // globs of names
 	compatNames bool     // metrics that have an Alias, too
 	skipZero    bool     // no counters of a pod that have been 0 since the start
@@ -38,15 +39,20 @@ type family struct {
 	pool []*dto.Metric // all that were ever made; the first are in use
 }
 
+// matches reports whether one of some globs matches a name.
+func matches(globs []string, name string) bool {
+	return slices.ContainsFunc(globs, func(g string) bool {
+		ok, _ := path.Match(g, name)
+		return ok
+	})
+}
+
 func newFamilies(which selection) *families {
 	n := len(catalog.Metrics())
 	f := &families{selection: which, excluded: make([]bool, n), aliased: make([]bool, n), byID: make([]family, n), leftOut: map[int]int{}}
 	for _, m := range catalog.Metrics() {
-		for _, g := range which.exclude {
-			if ok, _ := path.Match(g, m.Name); ok {
-				f.excluded[m.ID()] = true
-			}
-		}
+		f.excluded[m.ID()] = matches(which.exclude, m.Name) ||
+			len(which.include) > 0 && m.Probe() != "" && !matches(which.include, m.Name)
 		typ := dto.MetricType_GAUGE
 		if m.Type == catalog.Counter {
 			typ = dto.MetricType_COUNTER

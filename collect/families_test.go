@@ -68,6 +68,40 @@ func TestExcludeANameAndItsAlias(t *testing.T) {
 	}
 }
 
+// Of the probes' metrics those are written that are included, by either name, and
+// not excluded. What nodeskoop says about itself is not a probe's.
+func TestInclude(t *testing.T) {
+	root, _ := fakeProc(t)
+	fd, io := catalog.MustMetric("kubeskoop_fdopenfd"), catalog.MustMetric("kubeskoop_io_ioreadbytes")
+	for _, c := range []struct {
+		include, exclude []string
+		want             string
+	}{
+		{nil, nil, "kubeskoop_fd_openfd kubeskoop_fdopenfd kubeskoop_io_ioreadbytes kubeskoop_io_readbytes"},
+		{[]string{"kubeskoop_fd*"}, nil, "kubeskoop_fd_openfd kubeskoop_fdopenfd"},
+		{[]string{"kubeskoop_fd_*"}, nil, "kubeskoop_fd_openfd"},
+		{[]string{"kubeskoop_fd_*", "kubeskoop_io_*"}, nil, "kubeskoop_fd_openfd kubeskoop_io_ioreadbytes kubeskoop_io_readbytes"},
+		{[]string{"kubeskoop_*"}, []string{"kubeskoop_io_*"}, "kubeskoop_fd_openfd kubeskoop_fdopenfd"},
+		{[]string{"kubeskoop_fdopenfd"}, []string{"kubeskoop_fdopenfd"}, ""},
+		{[]string{"none"}, nil, ""},
+	} {
+		r := newRunner(t, Options{ProcRoot: root, Include: c.include, Exclude: c.exclude, CompatNames: true},
+			probe("fd", EachNetns, func(v *View) error { v.Add(fd, 7); v.Add(io, 8); return nil }))
+		var got []string
+		itself := false
+		for _, f := range r.Cycle() {
+			if strings.HasPrefix(f.GetName(), "kubeskoop_") {
+				got = append(got, f.GetName())
+			}
+			itself = itself || f.GetName() == "nodeskoop_build_info"
+		}
+		slices.Sort(got)
+		if s := strings.Join(got, " "); s != c.want || !itself {
+			t.Errorf("include %v, exclude %v: %s, want %s; about itself: %v", c.include, c.exclude, s, c.want, itself)
+		}
+	}
+}
+
 // What a cap cuts does not depend on the order in which probes give their
 // values, and no owner's many series keep out those of another.
 func TestMaxSeriesIsDeterministicAndFair(t *testing.T) {

@@ -52,7 +52,11 @@ type Options struct {
 	Labels []owner.LabelTemplate
 	// CompatNames adds the metrics that have an Alias.
 	CompatNames bool
-	// Exclude holds globs (path.Match) of metric names to leave out.
+	// Include holds globs (path.Match) of metric names: of the probes' metrics no
+	// other is written, unless it is empty. Those of nodeskoop about itself are
+	// written all the same.
+	Include []string
+	// Exclude holds globs of metric names to leave out, included or not.
 	Exclude []string
 	// SkipZero leaves out counters of a pod that have been 0 since the start.
 	SkipZero bool
@@ -166,9 +170,9 @@ func (r *Runner) Prepare(opt Options) (commit func(), err error) {
 	if opt.Timeout <= 0 {
 		opt.Timeout = 2 * time.Second
 	}
-	for _, g := range opt.Exclude {
+	for _, g := range slices.Concat(opt.Include, opt.Exclude) {
 		if _, err := path.Match(g, ""); err != nil {
-			return nil, fmt.Errorf("metrics to exclude: %q is not a glob: %w", g, err)
+			return nil, fmt.Errorf("metrics to include or exclude: %q is not a glob: %w", g, err)
 		}
 	}
 	host := hostNetns{path: opt.HostNetns}
@@ -222,7 +226,7 @@ func (r *Runner) commit(opt Options, host hostNetns, next []*instance) {
 }
 
 func (r *Runner) newFamilies() {
-	r.fam = newFamilies(selection{r.opt.Exclude, r.opt.CompatNames, r.opt.SkipZero, r.opt.MaxSeries})
+	r.fam = newFamilies(selection{r.opt.Include, r.opt.Exclude, r.opt.CompatNames, r.opt.SkipZero, r.opt.MaxSeries})
 }
 
 // ownPID is this process's number under procfs, which may be of another PID

@@ -511,6 +511,11 @@ func TestApplyKeepsWhatDidNotChange(t *testing.T) {
 	if err := r.Apply(bad); err == nil {
 		t.Error("a bad glob was accepted")
 	}
+	bad = r.opt
+	bad.Include = []string{"["}
+	if err := r.Apply(bad); err == nil {
+		t.Error("a bad glob was accepted")
+	}
 	want(t, values(r.Cycle()), "kubeskoop_tcp_insegs{node1,hostNetwork,hostNetwork}", 3)
 }
 

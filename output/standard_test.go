@@ -160,14 +160,14 @@ func TestTerminalTellsOfAFailedWrite(t *testing.T) {
 	}
 }
 
-// A text that is wider than its column keeps its distance from the next one.
-func TestColumnsDoNotTouch(t *testing.T) {
+// A name, however wide, ends where what happened begins.
+func TestOwnerEndsInAColon(t *testing.T) {
 	typ := catalog.EventByName("PacketLoss")
 	for _, name := range []string{strings.Repeat("x", 47), strings.Repeat("x", 48), strings.Repeat("x", 49), strings.Repeat("x", 253), strings.Repeat("世", 30), "e\u0301"} {
 		e := eventOf(typ)
 		e.Pod = &owner.Pod{Namespace: "n", Name: name}
 		line := printed(t, TerminalOptions{}, e, eventOf(typ))
-		if !strings.Contains(line, name+"  ") || strings.Contains(line, name+"10.") {
+		if !strings.Contains(line, "  n/"+name+": packet ") {
 			t.Errorf("%q", line)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"os"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -15,7 +14,6 @@ import (
 	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/event"
 	"nodeskoop/internal/bounded"
-	"nodeskoop/internal/quote"
 )
 
 // Color says whether a Terminal colours its lines.
@@ -40,6 +38,9 @@ type TerminalOptions struct {
 	Queue int
 	// Location is the time zone of the lines; nil is the local one.
 	Location *time.Location
+	// Width, unless nil, says how many columns lines for a person may take now;
+	// 0 is any number. Nil asks the writer: a terminal has as many as its window.
+	Width func() int
 }
 
 // Terminal writes events as lines: for a person in front of it, or as JSON
@@ -53,10 +54,11 @@ type Terminal struct {
 	color    bool
 	location *time.Location
 
+	width func() int
+
 	buf, scratch []byte
 	ends         []int // of the lines in buf
-	podWidth     int
-	tupleWidth   int
+	columns      int   // of the window, when the lines in buf were begun
 
 	failMu sync.Mutex
 	failed chan struct{} // closed at the first write that fails
@@ -67,7 +69,7 @@ var _ event.Sink = (*Terminal)(nil)
 
 // NewTerminal starts a Terminal that writes to w.
 func NewTerminal(w io.Writer, opt TerminalOptions) *Terminal {
-	t := &Terminal{w: w, json: opt.JSON, location: opt.Location, podWidth: 20, tupleWidth: 44, failed: make(chan struct{})}
+	t := &Terminal{w: w, json: opt.JSON, location: opt.Location, width: opt.Width, failed: make(chan struct{})}
 	switch opt.Color {
 	case ColorAlways:
 		t.color = true
@@ -76,6 +78,9 @@ func NewTerminal(w io.Writer, opt TerminalOptions) *Terminal {
 	}
 	if t.location == nil {
 		t.location = time.Local
+	}
+	if t.width == nil {
+		t.width = func() int { return Width(w) }
 	}
 	if opt.Queue <= 0 {
 		opt.Queue = defaultQueue
@@ -111,6 +116,29 @@ func IsTerminal(w io.Writer) bool {
 		is = err == nil
 	})
 	return err == nil && is
+}
+
+// Width is the number of columns that w has. It is 0 where w is no terminal, or
+// does not tell.
+func Width(w io.Writer) int {
+	f, ok := w.(syscall.Conn)
+	if !ok {
+		return 0
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	width := 0
+	err = raw.Control(func(fd uintptr) {
+		if size, err := unix.IoctlGetWinsize(int(fd), unix.TIOCGWINSZ); err == nil {
+			width = int(size.Col)
+		}
+	})
+	if err != nil {
+		return 0
+	}
+	return width
 }
 
 // Close writes what is queued until ctx ends; the rest is lost. The writer is
@@ -151,7 +179,7 @@ const maxBatch = 32 << 10
 func (t *Terminal) run() {
 	defer close(t.ended)
 	for e := t.take(); e != nil; e = t.take() {
-		t.buf, t.ends = t.buf[:0], t.ends[:0]
+		t.buf, t.ends, t.columns = t.buf[:0], t.ends[:0], t.width()
 		for ; e != nil; e = t.more() {
 			start := len(t.buf)
 			if err := bounded.Guard(func() { t.line(e) }); err != nil {
@@ -190,116 +218,63 @@ const (
 	sgrWarn   = "\x1b[1;33m" // bold yellow
 )
 
-// The widest that columns become. They grow with what they have to hold, and
-// what is wider still pushes its own line only.
-const (
-	maxPodWidth   = 48
-	maxTupleWidth = 96
-)
+// ellipsis stands for what the window has no room for.
+var ellipsis = []byte("…")
 
-// eventWidth is that of the longest name of an event.
-var eventWidth = func() (n int) {
-	for _, t := range catalog.Events() {
-		n = max(n, len(t.Name))
-	}
-	return n
-}()
+// narrow is the width below which the time takes more room than it is worth.
+const narrow = 40
 
-// line appends one event to t.buf: time, event, pod, connection, latency and
-// what else there is.
+// line appends one event to t.buf: the time, whose it is, what happened, and the
+// name of its type. A line that is wider than the window goes without the name;
+// its end is cut off where that is not enough.
 func (t *Terminal) line(e *event.Event) {
 	if t.json {
 		t.buf, t.scratch = e.AppendJSON(t.buf, t.scratch)
 		t.buf = append(t.buf, '\n')
 		return
 	}
-	start := len(t.buf)
 	paint := func(seq string) {
 		if t.color {
 			t.buf = append(t.buf, seq...)
 		}
 	}
-	paint(sgrDim)
-	t.buf = e.LastSeen().In(t.location).AppendFormat(t.buf, "15:04:05.000")
-	paint(sgrReset)
-	t.buf = append(t.buf, "  "...)
-
+	const clock = "15:04:05.000"
+	room := t.columns
+	if t.columns == 0 || t.columns >= narrow {
+		paint(sgrDim)
+		t.buf = e.LastSeen().In(t.location).AppendFormat(t.buf, clock)
+		paint(sgrReset)
+		t.buf = append(t.buf, "  "...)
+		room -= len(clock) + 2
+	}
+	text := e.AppendOwner(t.scratch[:0])
+	owner := len(text)
+	text = e.AppendWhat(append(text, ": "...))
+	t.scratch = text
+	named := true
+	if t.columns > 0 {
+		width := displaywidth.Bytes(text)
+		named = width+2+len(e.Type.Name) <= room
+		if width > room {
+			text = displaywidth.TruncateBytes(text, room, ellipsis)
+			if owner > len(text)-len(ellipsis) {
+				owner = len(text)
+			}
+		}
+	}
 	if e.Priority() <= catalog.PriWarning {
 		paint(sgrWarn)
 	} else {
 		paint(sgrNotice)
 	}
-	t.cell([]byte(e.Type.Name), eventWidth)
+	t.buf = append(t.buf, text[:owner]...)
 	paint(sgrReset)
-
-	namespace, name := e.PodLabels()
-	t.scratch = quote.AppendSafe(t.scratch[:0], namespace)
-	switch {
-	case e.Pod != nil:
-		t.scratch = append(t.scratch, '/')
-		t.scratch = quote.AppendSafe(t.scratch, name)
-	case namespace == "" && e.Netns != 0:
-		t.scratch = append(t.scratch, "netns "...)
-		t.scratch = strconv.AppendUint(t.scratch, e.Netns, 10)
-	case namespace == "" && !e.OfHost():
-		t.scratch = append(t.scratch, "several netns"...)
-	case namespace == "":
-		t.scratch = append(t.scratch, "host"...)
-	}
-	t.podWidth = t.cell(t.scratch, grow(t.podWidth, t.scratch, maxPodWidth))
-
-	t.scratch = t.scratch[:0]
-	for _, g := range e.Type.Fields {
-		if g == catalog.FieldTuple {
-			t.scratch = e.AppendTuple(t.scratch)
-		}
-	}
-	t.tupleWidth = t.cell(t.scratch, grow(t.tupleWidth, t.scratch, maxTupleWidth))
-
-	before := len(t.buf)
-	for _, g := range e.Type.Fields {
-		if g == catalog.FieldLatency {
-			if e.Merged != nil {
-				t.buf = append(t.buf, "up to "...)
-			}
-			t.buf = event.AppendLatency(t.buf, e.Latency)
-		}
-	}
-	t.scratch = e.AppendDetails(t.scratch[:0])
-	if len(t.buf) > before && len(t.scratch) > 0 {
+	t.buf = append(t.buf, text[owner:]...)
+	if named {
 		t.buf = append(t.buf, "  "...)
-	}
-	t.buf = append(t.buf, t.scratch...)
-	if e.Merged != nil {
-		if len(t.buf) > before {
-			t.buf = append(t.buf, ", "...)
-		}
-		t.buf = e.AppendTimes(t.buf)
-	}
-	if e.Suppressed > 0 {
 		paint(sgrDim)
-		t.buf = append(t.buf, " (+"...)
-		t.buf = strconv.AppendUint(t.buf, e.Suppressed, 10)
-		t.buf = append(t.buf, " suppressed)"...)
+		t.buf = append(t.buf, e.Type.Name...)
 		paint(sgrReset)
 	}
-	for n := len(t.buf); n > start && t.buf[n-1] == ' '; n-- {
-		t.buf = t.buf[:n-1]
-	}
 	t.buf = append(t.buf, '\n')
-}
-
-// grow returns the width of a column that is to hold text as well.
-func grow(width int, text []byte, limit int) int {
-	return max(width, min(displaywidth.Bytes(text), limit))
-}
-
-// cell appends text, filled up with spaces to width and two more, and returns
-// width. Two spaces follow a text that is wider, too.
-func (t *Terminal) cell(text []byte, width int) int {
-	t.buf = append(t.buf, text...)
-	for n := min(displaywidth.Bytes(text), width); n < width+2; n++ {
-		t.buf = append(t.buf, ' ')
-	}
-	return width
 }

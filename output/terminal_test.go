@@ -16,6 +16,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/clipperhouse/displaywidth"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
@@ -60,17 +61,80 @@ func TestTerminalLines(t *testing.T) {
 	add("TCPRESET_RECEIVE", func(e *event.Event) { e.Pod, e.HostLabel, e.Src.Pod, e.TCPState = nil, "", nil, "" })
 	add("VIRTCMDEXCUTE", func(e *event.Event) { e.Comm = "not its field" })
 	want := `
-22:13:20.123  PacketLoss               default/web-0         10.0.0.5:443 -> 10.0.0.9:51234 TCP            NETFILTER_DROP at nft_do_chain+0x12a
-22:13:21.123  TCPRetrans               default/web-0         10.0.0.5:443 -> 10.0.0.9:51234 TCP            state ESTABLISHED (+37 suppressed)
-22:13:20.123  BIOLAT_10MS              hostNetwork                                                         123ms  read of 4 KiB, process nginx[812], queue 1.5ms, device 3.0ms, disk sda
-22:13:20.123  RXKERNEL_SLOW            kube-system/coredns-7d764666f9-x2b7k  10.0.0.5:443 -> 10.0.0.9:51234 TCP            123ms  from default/web-0, ip 1.5ms, local_in 3.0ms
-22:13:20.123  SOCKETLAT_READSLOW       default/web-0                         [2001:db8:aaaa:bbbb:cccc:dddd:eeee:1]:443 -> [fe80::1]:51234 TCP  123ms  process nginx[812]
-22:13:20.123  NETSOFTIRQ_EXCUTE_100MS  host                                                                                                    123ms  CPU 3, NET_RX
-22:13:20.123  TCPRESET_RECEIVE         netns 4026532001                      10.0.0.5:443 -> 10.0.0.9:51234 TCP
-22:13:20.123  VIRTCMDEXCUTE            default/web-0                                                                                           123ms  CPU 3, process 812
+22:13:20.123  default/web-0: packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a  PacketLoss
+22:13:21.123  default/web-0: TCP segment retransmitted: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED (+37 suppressed)  TCPRetrans
+22:13:20.123  host: read of 4 KiB took 123ms (queue 1.5ms, device 3.0ms): process nginx[812], disk sda  BIOLAT_10MS
+22:13:20.123  kube-system/coredns-7d764666f9-x2b7k: kernel took 123ms to receive a packet from default/web-0: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, ip 1.5ms, local_in 3.0ms  RXKERNEL_SLOW
+22:13:20.123  default/web-0: received data waited 123ms to be read: [2001:db8:aaaa:bbbb:cccc:dddd:eeee:1]:443 -> [fe80::1]:51234 TCP, process nginx[812]  SOCKETLAT_READSLOW
+22:13:20.123  host: network softirq ran for 123ms: CPU 3, NET_RX  NETSOFTIRQ_EXCUTE_100MS
+22:13:20.123  host: TCP reset received: 10.0.0.5:443 -> 10.0.0.9:51234 TCP  TCPRESET_RECEIVE
+22:13:20.123  default/web-0: virtio-net command took 123ms: CPU 3, process 812  VIRTCMDEXCUTE
 `
 	if d := cmp.Diff(strings.Split(want[1:], "\n"), strings.Split(printed(t, TerminalOptions{}, events...), "\n")); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
+// In a window every line takes one row of it, counted in cells: the name of the
+// type goes first, then the end of the text. Where there is no window nothing is
+// cut.
+func TestTerminalLinesFitTheWindow(t *testing.T) {
+	var events []*event.Event
+	for _, typ := range catalog.Events() {
+		for _, pod := range []*owner.Pod{
+			{Namespace: "a", Name: "b"},
+			{Namespace: "shop", Name: "checkout-7d9f8b6c54-x2x9z"},
+			{Namespace: "電子商取引", Name: "注文処理-🛒-7d9f8b6c54-x2x9z"},
+			{Namespace: strings.Repeat("n", 63), Name: strings.Repeat("p", 253)},
+		} {
+			e := eventOf(typ)
+			e.Pod = pod
+			events = append(events, e)
+		}
+	}
+	lines := func(width int, color Color) []string {
+		opt := TerminalOptions{Color: color, Width: func() int { return width }}
+		return strings.Split(strings.TrimSuffix(printed(t, opt, events...), "\n"), "\n")
+	}
+	whole := lines(0, ColorNever)
+	if strings.Contains(strings.Join(whole, ""), "…") {
+		t.Error("lines are cut without a window")
+	}
+	for _, width := range []int{1, 10, 39, 40, 80, 120, 1000} {
+		plain := lines(width, ColorNever)
+		for i, line := range plain {
+			if n := displaywidth.String(line); n > width {
+				t.Errorf("%d columns of %d: %s", n, width, line)
+			}
+			text := strings.TrimSuffix(whole[i], "  "+events[i].Type.Name)
+			if width < narrow {
+				text = text[len("22:13:20.123  "):]
+			}
+			if kept, cut := strings.CutSuffix(line, "…"); cut && !strings.HasPrefix(text, kept) || !cut && line != whole[i] && line != text {
+				t.Errorf("%d columns: %s\nof %s", width, line, whole[i])
+			}
+		}
+		for i, line := range lines(width, ColorAlways) {
+			if s := sgr.ReplaceAllString(line, ""); s != plain[i] {
+				t.Errorf("%d columns: coloured %q, plain %q", width, line, plain[i])
+			}
+		}
+	}
+}
+
+// A window that is resized is asked again.
+func TestWidthIsTheWindows(t *testing.T) {
+	master, tty := openPTY(t)
+	for _, n := range []uint16{80, 133} {
+		if err := unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: n}); err != nil {
+			t.Fatal(err)
+		}
+		if got := Width(tty); got != int(n) {
+			t.Errorf("%d, want %d", got, n)
+		}
+	}
+	if got := Width(io.Discard); got != 0 {
+		t.Errorf("what is no file has %d columns", got)
 	}
 }
 

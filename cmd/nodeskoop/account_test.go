@@ -58,7 +58,7 @@ func TestEventsMergesForAPerson(t *testing.T) {
 	n := newNode(t, "'packetloss'", "")
 	watch := func(more ...string) *program {
 		p := start(t, append([]string{"events", "--config", n.cfg, "--event", "PacketLoss", "--pod", "host"}, more...)...)
-		testkit.Eventually(t, "it watches", func() bool { return strings.Contains(p.logged(), "watching") })
+		testkit.Eventually(t, "it watches", func() bool { return strings.Contains(p.logged(), "Watching ") })
 		return p
 	}
 	lines, merged, all := watch(), watch("--json"), watch("--json", "--all")
@@ -82,6 +82,16 @@ func TestEventsMergesForAPerson(t *testing.T) {
 		p.signal(syscall.SIGINT)
 		if code := p.ended(); code != 0 {
 			t.Errorf("exit code %d:\n%s", code, p.logged())
+		}
+		// It begins and ends with words; the log is for who asks for it.
+		said := p.logged()
+		if !strings.HasPrefix(said, "Watching 1 probe") || !strings.Contains(said, " events in ") || !strings.Contains(said, "\nCOUNT  EVENT       WHOSE ") || !strings.Contains(said, "  PacketLoss  host ") || strings.Contains(said, "level=") {
+			t.Errorf("standard error says:\n%s", said)
+		}
+	}
+	for line := range strings.Lines(lines.printed()) {
+		if !strings.Contains(line, "  host: packet dropped") || !strings.HasSuffix(line, "  PacketLoss\n") {
+			t.Errorf("a line does not begin with whose it is: %s", line)
 		}
 	}
 	t.Logf("\n%s", lines.printed())

@@ -15,10 +15,13 @@ import (
 func checkCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "check",
-		Usage: "test the configuration and this machine, and say what mends each failure",
+		Usage: "test the configuration and this machine, and say how to fix each failure",
 		Description: "Run it as the daemon runs, that is as root: it looks at what this process may do.\n" +
 			"Exit code 0: nothing failed; warnings may stand. 1: something failed. 2: the command line is wrong.",
-		Flags:  append(commonFlags(), jsonFlag("print JSON: a list of check, verdict (ok, warn or FAIL), found and do")),
+		Flags: append(commonFlags(),
+			jsonFlag("print JSON: a list of check, verdict (ok, warn or FAIL), found and do"),
+			&cli.BoolFlag{Name: "problems", Usage: "print what is not ok only", EnvVars: []string{"NODESKOOP_PROBLEMS"}},
+		),
 		Action: runCheck,
 	}
 }
@@ -36,10 +39,13 @@ func runCheck(c *cli.Context) error {
 		s.Log = slog.New(slog.DiscardHandler)
 		findings = check.Run(c.Context, s)
 	}
-	if c.Bool("json") {
+	switch problems := c.Bool("problems"); {
+	case c.Bool("json") && problems:
+		err = writeJSON(c, check.Problems(findings))
+	case c.Bool("json"):
 		err = writeJSON(c, findings)
-	} else {
-		err = check.Write(c.App.Writer, findings, check.Width(c.App.Writer), output.UseColor(c.App.Writer))
+	default:
+		err = check.Write(c.App.Writer, findings, output.Width(c.App.Writer), output.UseColor(c.App.Writer), problems)
 	}
 	if err != nil {
 		return outputError(err)

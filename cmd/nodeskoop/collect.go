@@ -103,6 +103,9 @@ func collectOnce(c *cli.Context) error {
 		return err
 	}
 	if missing := missingProbes(r.Status(), s.Config.Named); missing != "" {
+		if unprivileged() {
+			missing += "; what is missing needs root: " + withSudo(argumentsOf(c))
+		}
 		return cli.Exit(missing, exitPartial)
 	}
 	return nil

@@ -11,8 +11,16 @@ func configCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "config",
 		Usage: "print the effective configuration as commented TOML",
-		Flags: append(commonFlags(), &cli.BoolFlag{Name: "default", Usage: "print the file that is shipped, every key at its default"}),
+		Description: "The file is read first, then nodeskoop.d/*.toml beside it, by name; of a key that several set, the last\n" +
+			"holds. \"Set by\" says which. Of --config DIR/NAME.toml the folder is DIR/NAME.d.",
+		Flags: append(commonFlags(),
+			&cli.BoolFlag{Name: "default", Usage: "print the file that is shipped, every key at its default"},
+			&cli.BoolFlag{Name: "check", Usage: "print nothing, and fail if there is a mistake in the configuration"},
+		),
 		Action: func(c *cli.Context) error {
+			if c.Bool("default") && c.Bool("check") {
+				return cli.Exit("--default and --check exclude each other", exitUsage)
+			}
 			if c.Bool("default") {
 				return config.Default().Write(c.App.Writer, true)
 			}
@@ -21,8 +29,15 @@ func configCommand() *cli.Command {
 				return err
 			}
 			session.New(version, cfg, c.App.ErrWriter) // logs what is obsolete
+			if c.Bool("check") {
+				return nil
+			}
 			if _, given := common(c, "probe"); given {
 				cfg.Selection = cfg.Probes
+				cfg.Origins["probes.enabled"] = "--probe, or NODESKOOP_PROBE"
+			}
+			if _, given := common(c, "log-level"); given {
+				cfg.Origins["log.level"] = "--log-level, or NODESKOOP_LOG_LEVEL"
 			}
 			return cfg.Write(c.App.Writer, false)
 		},

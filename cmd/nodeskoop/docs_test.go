@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -25,11 +26,22 @@ func page(t *testing.T, name, file string) (path, text string) {
 	if code := run(context.Background(), []string{"nodeskoop", "docs", name}, &out, &errs); code != 0 {
 		t.Fatalf("docs %s: exit code %d: %s", name, code, &errs)
 	}
-	path = filepath.Join(t.TempDir(), file)
-	if err := os.WriteFile(path, out.Bytes(), 0o644); err != nil {
-		t.Fatal(err)
+	// The completions read the pods in a textfile of ours.
+	dir := t.TempDir()
+	textfile := config.Default().Textfile
+	text = strings.ReplaceAll(out.String(), textfile.Dir+"/"+textfile.File, filepath.Join(dir, "x.prom"))
+	var series strings.Builder
+	for _, pod := range []string{"shop/client-0", "shop/db-0", "shop/db-0", "kube-system/coredns-7d76-x2b7k", "hostNetwork/hostNetwork", "shop/$(echo bad)", "/"} {
+		namespace, name, _ := strings.Cut(pod, "/")
+		fmt.Fprintf(&series, "kubeskoop_tcp_insegs{k8s_node=\"n 1\",k8s_namespace=%q,k8s_pod=%q,app=\"x\"} 3\n", namespace, name)
 	}
-	return path, out.String()
+	path = filepath.Join(dir, file)
+	for name, content := range map[string]string{path: text, filepath.Join(dir, "x.prom"): series.String()} {
+		if err := os.WriteFile(name, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return path, text
 }
 
 // TestGuides: each guide is printed as it stands in docs/, and the help of docs
@@ -112,6 +124,9 @@ var completions = []struct {
 	{"nodeskoop run --probe packet", []string{"packetloss"}, []string{"biolatency"}},
 	{"nodeskoop docs man", []string{"man", "man-config"}, []string{"collect"}},
 	{"nodeskoop docs ", []string{"troubleshooting", "fleet", "performance", "dashboards"}, []string{"collect"}},
+	{"nodeskoop top --sort r", []string{"retransmits", "resets", "rx_bytes"}, []string{"drops", "pod"}},
+	{"nodeskoop events --pod shop/", []string{"shop/client-0", "shop/db-0"}, []string{"host", "bad", "shop/$(echo", "kube-system/coredns-7d76-x2b7k"}},
+	{"nodeskoop top --pod ", []string{"host", "shop/client-0", "kube-system/coredns-7d76-x2b7k"}, []string{"hostNetwork/hostNetwork", "/"}},
 	{"nodeskoop --log-level ", []string{"debug", "warn"}, []string{"collect"}},
 }
 

@@ -27,7 +27,8 @@ func eventsCommand() *cli.Command {
 			"It watches beside a daemon that runs; each counts for itself. Events of one kind (type, pod, peer, reason, process, disk) are\n" +
 			"one line at once for the first, and then one line at the end of each window in which more came, with their number and the\n" +
 			"longest latency: windows of 2 s that double to 10 s while it goes on. --all prints each event as it comes.\n" +
-			"\"(+N suppressed)\" at the end of a line is how many events of that type and pod a rate limit held back since the last line of them.",
+			"\"(+N suppressed)\" in a line is how many events of that type and pod a rate limit held back since the last line of them.\n" +
+			"Where standard output is a terminal, lines are cut to its width. At the end standard error has a summary by kind.",
 		Flags: append(commonFlags(),
 			jsonFlag("print JSON, with the names of the journal's fields"),
 			podFlag("only events of `NAMESPACE/NAME`, at either end; NAME alone is in any namespace; \"host\" is the host, \"unknown\" what the kernel left no way to know the owner of"),
@@ -45,13 +46,13 @@ const (
 )
 
 func watchEvents(c *cli.Context) error {
-	s, err := newSession(c, c.App.ErrWriter)
-	if err != nil {
-		return err
-	}
 	filter, err := session.NewFilter(c.StringSlice("pod"), c.StringSlice("event"))
 	if err != nil {
 		return cli.Exit(err.Error(), exitUsage)
+	}
+	s, err := newSession(c, c.App.ErrWriter)
+	if err != nil {
+		return err
 	}
 	if _, given := common(c, "probe"); !given {
 		s.Config.Probes, _ = config.SelectProbes([]string{"all"})
@@ -63,14 +64,21 @@ func watchEvents(c *cli.Context) error {
 	if len(s.Config.Probes) == 0 {
 		return cli.Exit("none of the chosen probes has such events; see nodeskoop probes", exitUsage)
 	}
+	s.ForPods = filter.NamesPods()
+	speak := s.Hush()
 	pods := s.WatchPods(c.Context, s.Config, s.Host)
+	named := session.Named(pods)
+	if err := filter.Check(pods.Running(), named); err != nil {
+		return unknownPod(err)
+	}
 	lines := output.NewTerminal(c.App.Writer, output.TerminalOptions{JSON: c.Bool("json")})
+	seen := event.NewSummary(lines)
 	ev := s.NewEvents(pods, func(o *event.HubOptions) {
 		o.Filter = filter.Wants
 		if o.Window, o.MaxWindow = watchWindow, watchMaxWindow; c.Bool("all") {
 			o.Window, o.Rate, o.Burst, o.TotalRate = 0, 0, 0, 0
 		}
-	}, lines)
+	}, seen)
 	r, err := s.NewRunner(pods, ev.Tracer)
 	if err != nil {
 		return err
@@ -84,25 +92,26 @@ func watchEvents(c *cli.Context) error {
 		case <-ctx.Done():
 		}
 	}()
-	first := true
+	first, begun := true, time.Now()
 	r.Run(ctx, func([]*dto.MetricFamily) {
 		if !first {
 			return
 		}
 		first = false
-		up := 0
-		for _, st := range r.Status() {
-			if st.Up {
-				up++
-			}
+		if status := r.Status(); anyUp(status) {
+			say(c.App.ErrWriter, firstWords(status, named))
 		}
-		if up > 0 {
-			s.Log.Info("watching; Ctrl-C ends it", "probes", up)
-		}
+		speak()
 	}, nil)
-	up := slices.ContainsFunc(r.Status(), func(st collect.ProbeStatus) bool { return st.Up })
+	up := anyUp(r.Status())
 	r.Close()
 	ev.Close(s.Log)
+	if err := lines.Err(); up && !errors.Is(err, syscall.EPIPE) {
+		if logIsTerminal(c.App.ErrWriter) {
+			fmt.Fprintln(c.App.ErrWriter) // behind the terminal's ^C
+		}
+		_ = writeSummary(c.App.ErrWriter, seen, time.Since(begun), logWidth(c.App.ErrWriter))
+	}
 	var lost uint64
 	for _, t := range catalog.Events() {
 		_, n := lines.Counts(t)
@@ -119,4 +128,9 @@ func watchEvents(c *cli.Context) error {
 		return errors.New("none of the probes works here; nodeskoop probes says why")
 	}
 	return nil
+}
+
+// anyUp reports whether at least one probe works.
+func anyUp(status []collect.ProbeStatus) bool {
+	return slices.ContainsFunc(status, func(st collect.ProbeStatus) bool { return st.Up })
 }

@@ -264,7 +264,7 @@ func TestSecondSignalEnds(t *testing.T) {
 					time.Sleep(1500 * time.Millisecond) // the next write hangs; if not, the end is a clean one
 				} else {
 					testkit.Eventually(t, "it waits for its reader", func() bool {
-						return waitsIn(p.PID(), "pipe_w") || args[0] == "events" && strings.Contains(p.logged(), "watching")
+						return waitsIn(p.PID(), "pipe_w") || args[0] == "events" && strings.Contains(p.logged(), "Watching ")
 					})
 				}
 				p.signal(s)

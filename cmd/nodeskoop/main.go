@@ -21,6 +21,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nodeskoop/cmd/nodeskoop/internal/config"
+	"nodeskoop/cmd/nodeskoop/internal/docs"
 	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/internal/bounded"
 	"nodeskoop/internal/quote"
@@ -35,11 +36,15 @@ const (
 	exitFailure = 1 // it could not do what was asked
 	exitUsage   = 2 // the command line is wrong
 	exitPartial = 3 // some probes that were asked for gave no whole values; what the others gave was written
+	exitHeld    = 4 // the daemon: the timer of script mode writes the textfile; nodeskoop.service names it, too
 )
 
 // The main thread stands for the process in procfs: /proc/self/ns/net is its
 // network namespace. No goroutine that enters a pod's namespace may run on it.
 func init() { runtime.LockOSThread() }
+
+// The help fits a window, and has examples.
+func init() { cli.HelpPrinter = docs.Help }
 
 func main() {
 	ctx, stop := context.WithCancel(context.Background())
@@ -92,7 +97,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	log := output.NewPatient(stderr)
 	defer log.Flush(flushFor)
 	out := output.NewStandard(stdout)
-	err := newApp(out, log).RunContext(ctx, args)
+	app := newApp(out, log)
+	app.Metadata = map[string]any{argumentsKey: args}
+	err := app.RunContext(ctx, args)
 	wrote := out.Flush()
 	switch {
 	case errors.Is(wrote, syscall.EPIPE) && (err == nil || errors.Is(err, syscall.EPIPE)):
@@ -103,7 +110,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	if msg := err.Error(); msg != "" {
+	if msg := complaint(err, args); msg != "" {
 		fmt.Fprintf(log, "nodeskoop: %s\n", quote.SafeLine(msg))
 	}
 	var coder cli.ExitCoder
@@ -133,9 +140,6 @@ func (e outputFailure) Error() string {
 }
 
 func newApp(stdout, stderr io.Writer) *cli.App {
-	usageError := func(_ *cli.Context, err error, _ bool) error {
-		return cli.Exit(err.Error()+"; see nodeskoop --help", exitUsage)
-	}
 	app := &cli.App{
 		Name:            "nodeskoop",
 		Usage:           "network probes of a node and its pods, for node_exporter and the journal",
@@ -143,35 +147,46 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		HideHelpCommand: true,
 		Writer:          stdout,
 		ErrWriter:       stderr,
-		ExitErrHandler:  func(*cli.Context, error) {}, // run says it
-		OnUsageError:    usageError,
-		Flags:           commonFlags(),
+		ExitErrHandler:  func(*cli.Context, error) {},        // run says it
+		Flags:           append(commonFlags(), cli.HelpFlag), // beside a command "help" the library adds none
 		Commands: []*cli.Command{
 			runCommand(), collectCommand(), eventsCommand(), topCommand(), probesCommand(), podsCommand(),
-			checkCommand(), configCommand(), docsCommand(),
-		},
-		Action: func(c *cli.Context) error {
-			if c.Args().Present() {
-				return cli.Exit(fmt.Sprintf("no command %q; see nodeskoop --help", c.Args().First()), exitUsage)
-			}
-			return cli.ShowAppHelp(c)
+			checkCommand(), configCommand(), docsCommand(), helpCommand(),
 		},
 	}
-	for _, cmd := range app.Commands {
-		cmd.OnUsageError = usageError
-		action := cmd.Action
-		if action == nil {
-			continue
+	app.OnUsageError = usageError("nodeskoop help", app.Flags)
+	app.Action = func(c *cli.Context) error {
+		if c.Args().Present() {
+			return noCommand("command", c.Args().First(), app.Commands, "nodeskoop help")
 		}
-		takesArgs := cmd.Args
+		return cli.ShowAppHelp(c)
+	}
+	refuseMistakes("", app.Commands)
+	return app
+}
+
+// refuseMistakes makes each mistake on the command line of some commands, and of
+// theirs, an error with exitUsage. parent is what stands before their names.
+func refuseMistakes(parent string, commands []*cli.Command) {
+	for _, cmd := range commands {
+		name := strings.TrimSpace(parent + " " + cmd.Name)
+		help := "nodeskoop help " + name
+		cmd.OnUsageError = usageError(help, cmd.Flags)
+		cmd.HideHelpCommand = true
+		refuseMistakes(name, cmd.Subcommands)
+		action, takesArgs := cmd.Action, cmd.Args
 		cmd.Action = func(c *cli.Context) error {
-			if c.Args().Present() && !takesArgs {
-				return cli.Exit(fmt.Sprintf("%s takes no argument, got %q", c.Command.Name, c.Args().First()), exitUsage)
+			switch {
+			case len(cmd.Subcommands) > 0 && c.Args().Present():
+				return noCommand("page", c.Args().First(), cmd.Subcommands, help)
+			case len(cmd.Subcommands) > 0:
+				return cli.ShowSubcommandHelp(c)
+			case c.Args().Present() && !takesArgs:
+				return cli.Exit(fmt.Sprintf("%s takes no argument, got %q; see %s", name, c.Args().First(), help), exitUsage)
 			}
 			return action(c)
 		}
 	}
-	return app
 }
 
 // commonFlags are accepted before and after the command's name.
@@ -211,8 +226,13 @@ func newSession(c *cli.Context, log io.Writer) (*session.Session, error) {
 	if err != nil {
 		return nil, err
 	}
+	if slices.Contains(rootOnly, c.Command.Name) {
+		if err := needRoot(c); err != nil {
+			return nil, err
+		}
+	}
 	s := session.New(version, cfg, log)
-	if _, asked := common(c, "log-level"); !asked && !slices.Contains([]string{"run", "events"}, c.Command.Name) && s.Level.Level() == slog.LevelInfo {
+	if _, asked := common(c, "log-level"); !asked && c.Command.Name != "run" && s.Level.Level() == slog.LevelInfo {
 		s.Level.Set(slog.LevelWarn) // what is as it should be is not worth a line of cron's mail
 	}
 	return s, s.SeeHost(c.Context)

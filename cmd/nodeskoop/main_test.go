@@ -4,11 +4,16 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/clipperhouse/displaywidth"
+	"github.com/urfave/cli/v2"
 
 	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/internal/testkit"
@@ -35,11 +40,129 @@ func TestCommandLineMistakes(t *testing.T) {
 		{[]string{"collect", "--log-level", "loud"}, `"loud" is not a level`},
 		{[]string{"collect", "--duration", "-1s"}, "out of range"},
 		{[]string{"collect", "extra"}, "takes no argument"},
+		{[]string{"--bogus"}, "there is no flag --bogus; see nodeskoop help\n"},
+		{[]string{"collect", "--bogus=3"}, "there is no flag --bogus; see nodeskoop help collect\n"},
+		{[]string{"events", "-x"}, "there is no flag -x; see nodeskoop help events\n"},
+		{[]string{"docs", "nope"}, `no page "nope": the pages are metrics, `},
+		{[]string{"docs", "nope", "--help"}, "nope"},
+		{[]string{"docs", "man", "extra"}, `docs man takes no argument, got "extra"; see nodeskoop help docs man`},
+		{[]string{"docs", "man", "--bogus"}, "there is no flag --bogus; see nodeskoop help docs man\n"},
+		{[]string{"docs", "--bogus"}, "there is no flag --bogus; see nodeskoop help docs\n"},
+		{[]string{"help", "nope"}, `no command "nope": the commands are run, `},
+		{[]string{"help", "docs", "nope"}, `no page "nope": the pages are metrics, `},
+		{[]string{"help", "check", "nope"}, `there is nothing below check, got "nope"`},
+		{[]string{"help", "--bogus"}, "there is no flag --bogus"},
+		{[]string{"top", "--interval", "5"}, `--interval: "5" is not a duration: give a unit, such as 5s; see nodeskoop help top`},
+		{[]string{"top", "-i", "soon"}, `-i: "soon" is not a duration: give a unit, such as 5s`},
+		{[]string{"top", "--interval="}, `--interval: "" is not a duration: give a unit, such as 5s`},
+		{[]string{"top", "--count", "many"}, `--count: "many" is not a whole number`},
+		{[]string{"top", "--once=perhaps"}, `--once: "perhaps" is neither true nor false`},
+		{[]string{"collect", "--duration"}, "--duration needs a value"},
+		{[]string{"collect", "--config"}, "--config needs a value"},
+		{[]string{"pods", "extra"}, "pods takes no argument"},
+		{[]string{"probes", "extra"}, "probes takes no argument"},
+		{[]string{"check", "extra"}, "check takes no argument"},
+		{[]string{"config", "extra"}, "config takes no argument"},
+		{[]string{"run", "extra"}, "run takes no argument"},
+		{[]string{"top", "extra"}, "top takes no argument"},
+		{[]string{"events", "extra"}, "events takes no argument"},
+		{[]string{"check", "--probe", "ping"}, `unknown probe "ping"`},
+		{[]string{"events", "--probe", "tcp"}, "none of the chosen probes has such events"},
 	} {
 		code, out, errs := call(t, c.args...)
 		if code != exitUsage || !strings.Contains(errs, c.want) || out != "" {
 			t.Errorf("%v: exit %d, stdout %q, stderr %q; want exit 2 and %q", c.args, code, out, errs, c.want)
 		}
+	}
+}
+
+// The environment's mistakes are those of the flags, and named as what they are.
+func TestEnvironmentMistakes(t *testing.T) {
+	for _, c := range []struct{ name, value, want string }{
+		{"NODESKOOP_TOP_INTERVAL", "5", `NODESKOOP_TOP_INTERVAL: "5" is not a duration: give a unit, such as 5s`},
+		{"NODESKOOP_TOP_COUNT", "x", `NODESKOOP_TOP_COUNT: "x" is not a whole number`},
+		{"NODESKOOP_TOP_ONCE", "x", `NODESKOOP_TOP_ONCE: "x" is neither true nor false`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Setenv(c.name, c.value)
+			code, out, errs := call(t, "top", "--config", "/dev/null")
+			if code != exitUsage || !strings.Contains(errs, c.want) || out != "" {
+				t.Errorf("exit %d, %q, %q; want exit 2 and %q", code, out, errs, c.want)
+			}
+		})
+	}
+}
+
+// Every help fits a window of 80 columns. Every command has examples, and each of
+// them is a command line that the program takes.
+func TestHelpAndItsExamples(t *testing.T) {
+	app := newApp(io.Discard, io.Discard)
+	if names := app.Flags; len(names) != len(commonFlags())+1 {
+		t.Errorf("%d common flags", len(names))
+	}
+	paths := [][]string{{}}
+	for _, cmd := range app.Commands {
+		paths = append(paths, []string{cmd.Name})
+		for _, sub := range cmd.Subcommands {
+			paths = append(paths, []string{cmd.Name, sub.Name})
+		}
+	}
+	for _, path := range paths {
+		code, out, errs := call(t, append(slices.Clone(path), "--help")...)
+		if code != 0 || errs != "" || len(path) < 2 && !strings.Contains(out, "\nExamples:\n   nodeskoop ") {
+			t.Errorf("%v: exit %d, %q\n%s", path, code, errs, out)
+		}
+		for line := range strings.Lines(out) {
+			if n := displaywidth.String(strings.TrimSuffix(line, "\n")); n > 80 {
+				t.Errorf("%v: %d columns: %s", path, n, line)
+			}
+		}
+		_, list, _ := strings.Cut(out, "\nExamples:\n")
+		for line := range strings.Lines(list) {
+			words := strings.Fields(line)
+			if !strings.HasPrefix(line, "   nodeskoop ") {
+				continue
+			}
+			i := slices.IndexFunc(app.Commands, func(c *cli.Command) bool { return c.Name == words[1] })
+			if i < 0 {
+				t.Errorf("%v: there is no command %s: %s", path, words[1], line)
+				continue
+			}
+			for _, w := range words[2:] {
+				if w == ">" {
+					break
+				}
+				name := strings.TrimLeft(w, "-")
+				if w != name && !slices.ContainsFunc(app.Commands[i].Flags, func(f cli.Flag) bool { return slices.Contains(f.Names(), name) }) {
+					t.Errorf("%v: %s has no flag %s", path, words[1], w)
+				}
+			}
+		}
+	}
+	for _, f := range commonFlags() { // each is told apart from a command's own
+		if _, out, _ := call(t, "pods", "--help"); !strings.Contains(out[strings.Index(out, "\nFlags of every command:\n"):], "--"+f.Names()[0]) {
+			t.Errorf("--%s is not among the flags of every command:\n%s", f.Names()[0], out)
+		}
+	}
+}
+
+// `nodeskoop help X` is `nodeskoop X --help`.
+func TestHelpOfACommand(t *testing.T) {
+	paths := [][]string{{}, {"docs", "man"}}
+	for _, cmd := range newApp(io.Discard, io.Discard).Commands {
+		paths = append(paths, []string{cmd.Name})
+	}
+	for _, path := range paths {
+		code, want, errs := call(t, append(slices.Clone(path), "--help")...)
+		if code != 0 || errs != "" || !strings.Contains(want, strings.Join(path, " ")) {
+			t.Errorf("%v --help: exit %d, %q\n%s", path, code, errs, want)
+		}
+		if code, got, errs := call(t, append([]string{"help"}, path...)...); code != 0 || errs != "" || got != want {
+			t.Errorf("help %v: exit %d, %q\n%s\nwant\n%s", path, code, errs, got, want)
+		}
+	}
+	if code, out, errs := call(t, "docs"); code != 0 || errs != "" || !strings.Contains(out, "catalog") {
+		t.Errorf("docs: exit %d, %q, %s", code, errs, out)
 	}
 }
 
@@ -119,6 +242,35 @@ func TestProbesListsAll(t *testing.T) {
 			t.Errorf("%s does not work and does not say why", r.Probe)
 		}
 	}
+}
+
+// A reload reads the files beside the configuration again, those that are new
+// included; a mistake in one of them keeps what was in effect.
+func TestReloadReadsTheFolder(t *testing.T) {
+	need.Root(t)
+	dir := t.TempDir()
+	p := start(t, "run", "--config", daemonConf(t, dir, ""), "--probe", "tcp")
+	testkit.Eventually(t, "it has started", func() bool { return strings.Contains(p.logged(), "wrote the first textfile") })
+	own := filepath.Join(dir, "nodeskoop.d", "10-own.toml")
+	if err := os.Mkdir(filepath.Dir(own), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(own, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		p.signal(syscall.SIGHUP)
+	}
+	write("[log]\nformat = 'yaml'\n")
+	testkit.Eventually(t, "the mistake is named", func() bool { return strings.Contains(p.logged(), own+":2: log.format:") })
+	write("[log]\nformat = 'json'\n")
+	testkit.Eventually(t, "the log is JSON", func() bool { return strings.Contains(p.logged(), `"msg":"reloaded"`) })
+	if err := os.Remove(own); err != nil {
+		t.Fatal(err)
+	}
+	p.signal(syscall.SIGHUP)
+	testkit.Eventually(t, "the log is text again", func() bool { return strings.Contains(p.logged(), "msg=reloaded") })
 }
 
 // A key that has no effect any more is said at the start, and the format of the

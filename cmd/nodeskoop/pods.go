@@ -1,9 +1,7 @@
 package main
 
 import (
-	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -15,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nodeskoop/cmd/nodeskoop/internal/column"
+	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/internal/quote"
 )
 
@@ -48,8 +47,10 @@ func podsCommand() *cli.Command {
 			s.Level.Set(slog.LevelError) // the end says why containerd does not answer
 			index := s.WatchPods(c.Context, s.Config, s.Host)
 			s.Level.Set(level)
-			if !index.Connected() {
-				err := cmp.Or(index.Status().Err, errors.New("no answer yet"))
+			if err := session.Named(index); err != nil {
+				if unprivileged() {
+					return needRoot(c)
+				}
 				return fmt.Errorf("list the pods: %w; is containerd running, and may this user open its socket? (pods.sockets names others; nodeskoop check says who else runs containers here)", err)
 			}
 			rows := []podRow{}

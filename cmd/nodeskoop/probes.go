@@ -38,7 +38,7 @@ func probesCommand() *cli.Command {
 				case len(r.Limitations) > 0:
 					works = "in part"
 				}
-				lines = append(lines, []string{r.Probe, r.Kinds, r.Source, r.Overhead, column.YesNo(r.Enabled), column.Dash(r.Hook), works})
+				lines = append(lines, []string{r.Probe, r.Kinds, r.Source, column.Dash(r.Overhead), column.YesNo(r.Enabled), column.Dash(r.Hook), works})
 			}
 			if err := column.Write(c.App.Writer, lines); err != nil {
 				return err
@@ -59,6 +59,9 @@ func probesCommand() *cli.Command {
 						fmt.Fprintf(c.App.Writer, "  - %s\n", quote.SafeLine(l))
 					}
 				}
+			}
+			if unprivileged() {
+				fmt.Fprintf(c.App.ErrWriter, "nodeskoop: to try every probe needs root: %s\n", withSudo(argumentsOf(c)))
 			}
 			return nil
 		},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 	"os"
@@ -42,10 +43,14 @@ func runDaemon(c *cli.Context) error {
 	abrt := make(chan os.Signal, 1)
 	signal.Notify(abrt, syscall.SIGABRT)
 	defer signal.Stop(abrt)
-	return daemon.Run(c.Context, daemon.Options{
+	err = daemon.Run(c.Context, daemon.Options{
 		Session: s, Reload: hup, Aborted: abrt, Abort: func() { abort(c.App.ErrWriter) }, Sinks: func() []event.Sink { return sinks(c, s.Log) },
 		Load: func() (*config.Config, error) { return loadConfig(c) },
 	})
+	if errors.Is(err, daemon.ErrTimer) {
+		return cli.Exit(err.Error(), exitHeld)
+	}
+	return err
 }
 
 // abort ends the program at once, with the exit code that a shell gives to what

@@ -114,7 +114,7 @@ wait
 	save("check", "nodeskoop check", x)
 	x.Close()
 
-	x = inDocs(t, ctd, 186, 24, "clear; run nodeskoop events --probe packetloss,tcpreset,tcpretrans --pod shop/web-0 --pod shop/db-0 --log-level error\n")
+	x = inDocs(t, ctd, 186, 24, "clear; run nodeskoop events --probe packetloss,tcpreset,tcpretrans --pod shop/web-0 --pod shop/db-0\n")
 	if err := x.Wait(90*time.Second, func(s string) bool {
 		return strings.Contains(s, "TCPRetrans") && strings.Contains(s, "PacketLoss") && strings.Contains(s, "TCPRESET_NOSOCK") && strings.Contains(s, "shop/db-0") &&
 			strings.Count(s, "\n") > 20

@@ -13,6 +13,7 @@ import (
 
 	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/cmd/nodeskoop/internal/top"
+	"nodeskoop/collect"
 	"nodeskoop/output"
 )
 
@@ -96,12 +97,23 @@ func runTop(c *cli.Context) error {
 		}
 		args.order.Column = columns[0].Name
 	}
+	s.ForPods = args.order.Pods.NamesPods()
+	speak := s.Hush()
 	sampler, end, err := top.NewSampler(c.Context, s, columns)
 	if err != nil {
 		return err
 	}
 	defer end()
+	named := sampler.Named()
+	if err := args.order.Pods.Check(sampler.Running(), named); err != nil {
+		return unknownPod(err)
+	}
 	if !live {
+		status := sampler.Begin(c.Context)
+		if failed := slices.ContainsFunc(status, func(st collect.ProbeStatus) bool { return !st.Up && !st.Unsupported }); anyUp(status) && (failed || args.count == 0 || logIsTerminal(to)) {
+			say(to, firstWords(status, named))
+		}
+		speak()
 		return sampler.Each(c.Context, args.interval, args.count, s.Log, func(t *top.Table) error {
 			write := t.Write
 			if c.Bool("json") {
@@ -124,6 +136,7 @@ func runTop(c *cli.Context) error {
 	fini := screen.Fini
 	beforeForcedEnd.Store(&fini)
 	defer beforeForcedEnd.Store(nil)
+	speak()
 	v := &top.View{Screen: screen, Order: args.order, Interval: args.interval, Log: log}
 	v.Run(c.Context, sampler)
 	screen.Fini()

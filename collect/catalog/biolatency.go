@@ -25,7 +25,7 @@ var biolatency = Probe{
 	Name:   "biolatency",
 	Title:  "latency of block I/O",
 	Rank:   22,
-	Source: EBPF, Overhead: "medium", Default: true,
+	Source: EBPF, Overhead: "medium", Measured: "not measurable", Default: true,
 	Cost:         "Runs at the start, the issue and the end of each block I/O, 0.2 to 1 us each time.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
 	Options: []Option{{

@@ -214,7 +214,11 @@ type EventType struct {
 	Summary string
 	// Message says the same in a few words, as one line of a log does.
 	// {latency} stands for the latency, {operation} for what FieldOperation says,
-	// {points} for the points in brackets, or nothing.
+	// {points} for the points in brackets, or nothing. {from}, {to} and {ends}
+	// stand for the pods at the ends other than the event's own, or nothing:
+	// {from} where the peer sent what the event is about, {to} where it was sent
+	// to the peer, {ends} where the connection is written in the direction of the
+	// packet.
 	Message string
 	// Explain says what that means and what it usually comes from, in
 	// paragraphs separated by an empty line.
@@ -264,7 +268,11 @@ type Probe struct {
 	// Title says in a few words what the probe looks at.
 	Title    string
 	Source   Source
-	Overhead string // the specification's word: low, medium or high
+	Overhead string // what the specification grants it: low, medium or high
+	// Measured is what it costs, in a word or two: docs/performance.md has how that
+	// was measured, and a test holds the two together. Empty for a probe that nobody
+	// has measured.
+	Measured string
 	// Default says whether the probe runs when the configuration names none.
 	Default bool
 	// Rank decides the order of the families in the textfile, and which of them

@@ -4,7 +4,7 @@ var conntrack = Probe{
 	Name:   "conntrack",
 	Title:  "connection tracking",
 	Rank:   13,
-	Source: Netlink, Overhead: "low", Default: true,
+	Source: Netlink, Overhead: "low", Measured: "under 1 ms/cycle", Default: true,
 	Cost:         "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Capabilities: []Capability{CapSysAdmin, CapNetAdmin},
 	Options:      []Option{podsOption},

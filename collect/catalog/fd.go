@@ -4,7 +4,7 @@ var fd = Probe{
 	Name:   "fd",
 	Title:  "open file and socket descriptors of processes",
 	Rank:   10,
-	Source: Procfs, Overhead: "medium", Default: true,
+	Source: Procfs, Overhead: "medium", Measured: "3 to 10 us/process", Default: true,
 	Cost:         "Reads /proc once a cycle for every process: with tcpsummary the most expensive of this kind, and nothing on the way of packets.",
 	Capabilities: []Capability{CapDACReadSearch},
 	Metrics: []Metric{{

@@ -10,7 +10,7 @@ var flow = Probe{
 	Name:   "flow",
 	Title:  "traffic per connection",
 	Rank:   23,
-	Source: EBPF, Overhead: "medium",
+	Source: EBPF, Overhead: "medium", Measured: "162 ns/packet sent",
 	Cost:         "Runs for each packet sent: 162 ns.",
 	Capabilities: []Capability{CapNetAdmin, CapBPF, CapPerfmon},
 	Options: []Option{{

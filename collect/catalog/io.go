@@ -4,7 +4,7 @@ var io = Probe{
 	Name:   "io",
 	Title:  "system calls and storage I/O of processes",
 	Rank:   9,
-	Source: Procfs, Overhead: "low", Default: true,
+	Source: Procfs, Overhead: "low", Measured: "1 to 4 us/process", Default: true,
 	Cost: "Reads /proc once a cycle for every process: with tcpsummary the most expensive of this kind, and nothing on the way of packets.",
 	Metrics: []Metric{{
 		Name: "kubeskoop_io_ioreadsyscall", Type: Counter, Scope: PerPod, Field: "syscr",

@@ -4,7 +4,7 @@ var ip = Probe{
 	Name:   "ip",
 	Title:  "IP counters of the extended MIB",
 	Rank:   3,
-	Source: Procfs, Overhead: "low", Default: true,
+	Source: Procfs, Overhead: "low", Measured: "44 us/namespace", Default: true,
 	Cost: "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Metrics: []Metric{{
 		Name: "kubeskoop_ip_innoroutes", Type: Counter, Scope: PerNetns, Field: "IpExt.InNoRoutes",

@@ -4,7 +4,7 @@ var ipvs = Probe{
 	Name:   "ipvs",
 	Title:  "IPVS totals",
 	Rank:   8,
-	Source: Procfs, Overhead: "low", Default: true,
+	Source: Procfs, Overhead: "low", Measured: "under 1 ms/cycle", Default: true,
 	Cost:    "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Options: []Option{podsOption},
 	Metrics: []Metric{{

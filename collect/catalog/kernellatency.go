@@ -6,7 +6,7 @@ var kernellatency = Probe{
 	Name:   "kernellatency",
 	Title:  "time of packets inside the IP stack",
 	Rank:   19,
-	Source: EBPF, Overhead: "high",
+	Source: EBPF, Overhead: "high", Measured: "26 to 42 ns/step",
 	Cost:         "Runs for each packet: 41 and 42 ns when it is received, 26 ns when it is sent.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
 	Options:      []Option{slowOption, eventOption},
@@ -36,7 +36,7 @@ var kernellatency = Probe{
 		Fields: []FieldGroup{FieldTuple, FieldLatency, FieldPoints}, Points: []string{"ip", "local_in"}, PointsKnown: "where functions can be hooked",
 		MessageID: "3a124c647e02ff05b7c1dce27f7695f5",
 		Summary:   "The kernel took over 100 ms to receive a packet",
-		Message:   "kernel took {latency} to receive a packet",
+		Message:   "kernel took {latency} to receive a packet{ends}",
 		Explain: "A packet took over 100 ms from the interface to TCP or UDP. KUBESKOOP_LATENCY_IP_NS and KUBESKOOP_LATENCY_LOCAL_IN_NS say where the time went, as far as the hooks of this kernel show it.\n\n" +
 			"The IP stack itself takes microseconds. Time before the routing decision is mostly netfilter: PREROUTING rules, conntrack, or a packet that waits for a program in user space (NFQUEUE). Time after it is the INPUT rules. Fragments wait here for the missing ones.",
 		Next: []Step{
@@ -49,7 +49,7 @@ var kernellatency = Probe{
 		Fields: []FieldGroup{FieldTuple, FieldLatency, FieldPoints}, Points: []string{"route", "local_out", "postrouting"}, PointsKnown: "where functions can be hooked",
 		MessageID: "66080f174c96d8e25cbd0ba3a1a6bcde",
 		Summary:   "The kernel took over 100 ms to send a packet",
-		Message:   "kernel took {latency} to send a packet",
+		Message:   "kernel took {latency} to send a packet{ends}",
 		Explain: "A packet took over 100 ms from TCP or UDP to the neighbour layer. KUBESKOOP_LATENCY_ROUTE_NS, KUBESKOOP_LATENCY_LOCAL_OUT_NS and KUBESKOOP_LATENCY_POSTROUTING_NS say where the time went, as far as the hooks of this kernel show it.\n\n" +
 			"Usually the OUTPUT or POSTROUTING rules: a packet that waits for a program in user space (NFQUEUE), NAT with no free port, or very long chains. The wait for a neighbour's address (ARP, neighbour discovery) and the queue of the interface come later; TXLAT_QDISC_100MS tells of the queue.",
 		Next: []Step{

@@ -6,8 +6,8 @@ var netSoftirq = Probe{
 	Name: "net_softirq", Aliases: []string{"softirq"},
 	Title:  "delay and run time of the network softirqs",
 	Rank:   18,
-	Source: EBPF, Overhead: "high",
-	Cost:         "Runs three times for each network softirq, 40 ns each.",
+	Source: EBPF, Overhead: "high", Measured: "39 to 43 ns/step",
+	Cost:         "Runs three times for each network softirq: 39, 40 and 43 ns.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
 	Options:      []Option{slowOption},
 	Metrics: []Metric{{

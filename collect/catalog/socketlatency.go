@@ -6,7 +6,7 @@ var socketlatency = Probe{
 	Name:   "socketlatency",
 	Title:  "time that data wait in sockets",
 	Rank:   20,
-	Source: EBPF, Overhead: "high",
+	Source: EBPF, Overhead: "high", Measured: "45 to 139 ns/step",
 	Cost:         "Runs for each read and write of a socket: 62 and 118 ns for TCP's reads, 139 and 45 ns for its writes; a socket that has had data takes 0.8 KB.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
 	Options: []Option{{
@@ -38,7 +38,7 @@ var socketlatency = Probe{
 		Fields:    []FieldGroup{FieldTuple, FieldLatency, FieldProcess},
 		MessageID: "78b7d0ac84773ce0ce4cda11b43c589b",
 		Summary:   "An application left received data unread for over 100 ms",
-		Message:   "received data waited {latency} to be read",
+		Message:   "received data{from} waited {latency} to be read",
 		Explain: "The oldest byte, or the datagram, that the application (KUBESKOOP_COMM, process KUBESKOOP_PID) read had been in the socket's receive queue for over 100 ms. The network had delivered: the application was slow. An application that is steadily behind has one such read after another.\n\n" +
 			"Usually it is busy with something else (one thread for all connections, garbage collection, a lock), waits for a backend, or does not get its CPU: a limit of its cgroup throttles it.",
 		Next: []Step{
@@ -51,7 +51,7 @@ var socketlatency = Probe{
 		Fields:    []FieldGroup{FieldTuple, FieldLatency, FieldProcess},
 		MessageID: "2330fcf1562ae4b848668d77e827062c",
 		Summary:   "Data that an application wrote was not sent for over 100 ms",
-		Message:   "written data waited {latency} to be sent",
+		Message:   "written data{to} waited {latency} to be sent",
 		Explain: "TCP sent the last byte of a write by an application (KUBESKOOP_COMM, process KUBESKOOP_PID) over 100 ms after the call began; the time for which the call blocked is included. Where writes follow each other within 62 us, one entry tells of the first, and the others count as suppressed.\n\n" +
 			"TCP held them back: the peer's receive window is closed because its application does not read, the congestion window is small after losses, or the queue of the interface is full. A peer that does not read shows as SOCKETLAT_READSLOW on its own node.",
 		Next: []Step{

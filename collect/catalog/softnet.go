@@ -4,7 +4,7 @@ var softnet = Probe{
 	Name:   "softnet",
 	Title:  "packets through the receive path of each CPU",
 	Rank:   6,
-	Source: Procfs, Overhead: "low", Default: true,
+	Source: Procfs, Overhead: "low", Measured: "under 1 ms/cycle", Default: true,
 	Cost: "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Metrics: []Metric{{
 		Name: "kubeskoop_softnet_processed", Type: Counter, Scope: PerHost,

@@ -4,7 +4,7 @@ var tcp = Probe{
 	Name:   "tcp",
 	Title:  "TCP counters of the SNMP MIB",
 	Rank:   1,
-	Source: Procfs, Overhead: "low", Default: true,
+	Source: Procfs, Overhead: "low", Measured: "35 us/namespace", Default: true,
 	Cost: "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Metrics: []Metric{{
 		Name: "kubeskoop_tcp_activeopens", Type: Counter, Scope: PerNetns, Field: "Tcp.ActiveOpens",

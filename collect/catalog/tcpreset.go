@@ -4,7 +4,7 @@ var tcpreset = Probe{
 	Name:   "tcpreset",
 	Title:  "TCP resets sent and received",
 	Rank:   15,
-	Source: EBPF, Overhead: "low", Default: true,
+	Source: EBPF, Overhead: "low", Measured: "not measurable", Default: true,
 	Cost:         "Runs for resets, well under a microsecond each. Those of SYN_RECV and TIME_WAIT take a program that runs for each connection that is accepted, or, where functions cannot be hooked, for each dropped packet: 23 ns. Traffic without any of these pays nothing that can be measured.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
 	Events: []EventType{{
@@ -12,7 +12,7 @@ var tcpreset = Probe{
 		Fields:    []FieldGroup{FieldTuple, FieldTCPState, FieldReason},
 		MessageID: "c1acc9906424550ae36bf9b3ddcb369d",
 		Summary:   "TCP sent RST because no socket matched the packet",
-		Message:   "TCP reset sent, no socket for the packet",
+		Message:   "TCP reset sent{to}, no socket for the packet",
 		Explain: "A TCP segment arrived for which this end has no socket, and the kernel answered with RST. KUBESKOOP_SADDR and KUBESKOOP_SPORT are this end.\n\n" +
 			"If the segment was a SYN, nobody listens on that address and port: the server is not up yet, has ended, or listens on another address. If it belonged to a connection, this end has forgotten it: its process ended, the connection timed out here but not there, or a load balancer or NAT sent the packet to the wrong backend. A RST that a firewall sends (\"reject with tcp reset\") is not TCP's: only its receiver has an event.",
 		Next: []Step{
@@ -25,7 +25,7 @@ var tcpreset = Probe{
 		Fields:    []FieldGroup{FieldTuple, FieldTCPState, FieldReason},
 		MessageID: "9ad9b9a25e78454df065a1c284cc4549",
 		Summary:   "TCP sent an active RST (close() with unread data, linger, abort, timeout)",
-		Message:   "TCP reset sent, connection given up",
+		Message:   "TCP reset sent{to}, connection given up",
 		Explain: "This end ended a connection with RST instead of FIN, and the peer's application sees \"connection reset by peer\". KUBESKOOP_SADDR and KUBESKOOP_SPORT are this end. KUBESKOOP_TCP_STATE is CLOSE in most cases: the kernel changes it before it sends the RST.\n\n" +
 			"Usually an application closed a socket that still held data it had not read, closed it with SO_LINGER and a time of 0, or closed a listening socket with connections that it had not accepted. The end of a process closes its sockets: a process that is killed sends RST where data are unread, and FIN elsewhere. The kernel itself sends a RST when keep-alive probes get no answer (for as long as TCP_USER_TIMEOUT, where that is set), when there are too many orphaned sockets or too little TCP memory, and for `ss -K`. Data that are never acknowledged end a connection without a RST: neither the last retransmission nor TCP_USER_TIMEOUT sends one. KUBESKOOP_REASON says which it was (Linux 6.12 and newer; TCP_STATE is linger, a listening socket, or `ss -K`).",
 		Next: []Step{
@@ -38,7 +38,7 @@ var tcpreset = Probe{
 		Fields:    []FieldGroup{FieldTuple, FieldTCPState, FieldReason},
 		MessageID: "993565976fbaf662f6a730b7b12e9eed",
 		Summary:   "TCP sent RST because a packet did not fit the socket state (a failed handshake, for one)",
-		Message:   "TCP reset sent, packet did not fit the connection",
+		Message:   "TCP reset sent{to}, packet did not fit the connection",
 		Explain: "A segment reached a socket but did not fit its state, and the kernel answered with RST. KUBESKOOP_TCP_STATE is the state; KUBESKOOP_SADDR and KUBESKOOP_SPORT are this end.\n\n" +
 			"In LISTEN a handshake failed: an acknowledgement without a SYN before it, a wrong SYN cookie, or a full accept queue with net.ipv4.tcp_abort_on_overflow set. In SYN_SENT the peer answered with the acknowledgement of something else, for one of an older connection between the same ports. In CLOSE or FIN_WAIT2 data came after the application here had closed its socket. A NAT or conntrack entry that was used again too early causes all of these.",
 		Next: []Step{
@@ -51,7 +51,7 @@ var tcpreset = Probe{
 		Fields:    []FieldGroup{FieldTuple, FieldTCPState},
 		MessageID: "8df08078a22ea180c5c2c2af3977a654",
 		Summary:   "A TCP connection received RST",
-		Message:   "TCP reset received",
+		Message:   "TCP reset received{from}",
 		Explain: "The peer (KUBESKOOP_DADDR) ended a connection with RST. KUBESKOOP_TCP_STATE is this end's state at that time. A RST whose sequence number is not the expected one is not obeyed (RFC 5961), and is no event.\n\n" +
 			"In SYN_SENT the connection was refused: nobody listens there, or a firewall rejects; the application sees \"connection refused\". In NEW_SYN_RECV a client gave up a handshake: a port scan, a health check that stops at the SYN-ACK, or a client that has timed out; no application here sees that. In ESTABLISHED the peer closed with data unread, or something on the way (load balancer, NAT, firewall) forgot the connection while it was idle and refused the next packet; the application sees \"connection reset by peer\". In CLOSE_WAIT the peer has ended and does not take what is still sent; the application sees \"broken pipe\". In FIN_WAIT1, FIN_WAIT2, LAST_ACK and TIME_WAIT this end had sent FIN already: mostly the peer closed with data unread. If the peer is a pod that nodeskoop watches too, its own event says why.",
 		Next: []Step{

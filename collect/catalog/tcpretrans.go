@@ -4,7 +4,7 @@ var tcpretrans = Probe{
 	Name:   "tcpretrans",
 	Title:  "TCP retransmissions",
 	Rank:   16,
-	Source: EBPF, Overhead: "low", Default: true,
+	Source: EBPF, Overhead: "low", Measured: "not measurable", Default: true,
 	Cost:         "Runs for retransmissions alone, about 200 ns each: traffic without them pays nothing that can be measured.",
 	Capabilities: []Capability{CapBPF, CapPerfmon, CapSyslog},
 	Options:      []Option{stackOption},
@@ -19,7 +19,7 @@ var tcpretrans = Probe{
 		Fields:    []FieldGroup{FieldTuple, FieldTCPState, FieldStack},
 		MessageID: "ac3e0b5bc29177094c1e26038dabf68e",
 		Summary:   "TCP retransmitted a segment",
-		Message:   "TCP segment retransmitted",
+		Message:   "TCP segment retransmitted{to}",
 		Explain: "TCP retransmitted a segment because no acknowledgement came in time, or because later acknowledgements show a hole. Either the segment or its acknowledgement was lost, the peer is slow, or packets arrive in another order. Some are normal on the Internet; inside a cluster the rate should be near zero. An event is one retransmission of one packet: a GSO packet is one event, and kubeskoop_tcpretrans_total counts its segments. A retransmission that this host refuses to send (a firewall rule on the way out, a full queue, no route) is no event.\n\n" +
 			"In SYN_SENT the server's host does not answer: it is down, or a firewall drops silently. In NEW_SYN_RECV or SYN_RECV the client does not see the answer: often a wrong route back. In ESTABLISHED a link loses packets, a queue on the way is full, or packets of full size do not fit (MTU of an overlay).",
 		Next: []Step{

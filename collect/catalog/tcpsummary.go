@@ -4,7 +4,7 @@ var tcpsummary = Probe{
 	Name:   "tcpsummary",
 	Title:  "TCP connections by state, and their queues",
 	Rank:   11,
-	Source: Procfs, Overhead: "medium", Default: true,
+	Source: Procfs, Overhead: "medium", Measured: "161 us/namespace", Default: true,
 	Cost:         "Walks the connections once a cycle: it grows with their number; nothing on the way of packets.",
 	Capabilities: []Capability{CapSysAdmin},
 	Metrics: []Metric{{

@@ -4,7 +4,7 @@ var udp = Probe{
 	Name:   "udp",
 	Title:  "UDP counters of the SNMP MIB",
 	Rank:   2,
-	Source: Procfs, Overhead: "low", Default: true,
+	Source: Procfs, Overhead: "low", Measured: "32 us/namespace", Default: true,
 	Cost: "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Metrics: []Metric{{
 		Name: "kubeskoop_udp_indatagrams", Type: Counter, Scope: PerNetns, Field: "Udp.InDatagrams",

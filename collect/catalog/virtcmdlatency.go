@@ -6,7 +6,7 @@ var virtcmdlatency = Probe{
 	Name:   "virtcmdlatency",
 	Title:  "duration of virtio-net control commands",
 	Rank:   21,
-	Source: EBPF, Overhead: "high",
+	Source: EBPF, Overhead: "high", Measured: "not measured",
 	Cost:         "Runs per control command alone, of which a running machine sends hardly any.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
 	Options:      []Option{slowOption},

@@ -117,68 +117,19 @@ func (e *Event) PodLabels() (namespace, name string) {
 // Message returns the event as one line that a person understands.
 func (e *Event) Message() string { return string(e.AppendMessage(nil)) }
 
-// AppendMessage appends Message to b. Whatever names hold, it has no control
-// character and is UTF-8.
+// AppendMessage appends Message to b: whose the event is, as AppendOwner has it,
+// a colon, and what AppendWhat says.
 func (e *Event) AppendMessage(b []byte) []byte {
-	said, after, timed := strings.Cut(e.Type.Message, "{latency}")
-	if begin, rest, does := strings.Cut(said, "{operation}"); does {
-		b = e.appendOperation(append(b, begin...))
-		said = rest
-	}
-	b = append(b, said...)
-	if timed {
-		if e.Merged != nil {
-			b = append(b, "up to "...)
-		}
-		b = AppendLatency(b, e.Latency)
-	}
-	if begin, rest, pointed := strings.Cut(after, "{points}"); pointed {
-		b = append(b, begin...)
-		open := len(b)
-		if b = e.appendPoints(append(b, " ("...)); len(b) > open+2 {
-			b = append(b, ')')
-		} else {
-			b = b[:open]
-		}
-		after = rest
-	}
-	b = append(b, after...)
-	if e.Merged != nil {
-		b = e.AppendTimes(append(b, ", "...))
-	}
-
-	start := len(b)
-	if e.Type.Has(catalog.FieldTuple) {
-		b = e.AppendTuple(append(b, ": "...))
-		if len(b) == start+2 {
-			b = b[:start]
-		}
-	}
-	sep := func() {
-		if len(b) == start {
-			b = append(b, ": "...)
-		} else {
-			b = append(b, ", "...)
-		}
-	}
-	sep()
-	before := len(b)
-	if b = e.appendDetails(b, e.Type.Message); len(b) > before {
-		sep()
-	}
-	b = e.appendOwner(b)
-	if e.Suppressed > 0 {
-		b = append(b, " (+"...)
-		b = strconv.AppendUint(b, e.Suppressed, 10)
-		b = append(b, " suppressed)"...)
-	}
-	return b
+	return e.AppendWhat(append(e.AppendOwner(b), ": "...))
 }
 
-func (e *Event) appendOwner(b []byte) []byte {
+// AppendOwner appends whose the event is: NAMESPACE/NAME of a pod, host, netns
+// NUMBER, or owner unknown. Whatever names hold, it has no control character and
+// is UTF-8; so is what AppendWhat appends.
+func (e *Event) AppendOwner(b []byte) []byte {
 	switch {
 	case e.Pod != nil:
-		return appendPod(append(b, "pod "...), e.Pod)
+		return appendPod(b, e.Pod)
 	case e.unattributed:
 		return append(b, "owner unknown"...)
 	case e.unowned && e.Netns == 0:
@@ -187,6 +138,93 @@ func (e *Event) appendOwner(b []byte) []byte {
 		return strconv.AppendUint(append(b, "netns "...), e.Netns, 10)
 	}
 	return append(b, "host"...)
+}
+
+// AppendWhat appends what happened, how often, on which connection, and the
+// details that the event type declares.
+func (e *Event) AppendWhat(b []byte) []byte {
+	b = e.appendTemplate(b, e.Type.Message)
+	if e.Merged != nil {
+		b = e.AppendTimes(append(b, ", "...))
+	}
+	start := len(b)
+	if e.Type.Has(catalog.FieldTuple) {
+		if b = e.AppendTuple(append(b, ": "...)); len(b) == start+2 {
+			b = b[:start]
+		}
+	}
+	before, separator := len(b), ", "
+	if before == start {
+		separator = ": "
+	}
+	if b = e.appendDetails(append(b, separator...), e.Type.Message); len(b) == before+2 {
+		b = b[:before]
+	}
+	if e.Suppressed > 0 {
+		b = append(b, " (+"...)
+		b = strconv.AppendUint(b, e.Suppressed, 10)
+		b = append(b, " suppressed)"...)
+	}
+	return b
+}
+
+// appendTemplate appends the Message of an event type with its places filled in.
+func (e *Event) appendTemplate(b []byte, template string) []byte {
+	for {
+		said, rest, found := strings.Cut(template, "{")
+		b = append(b, said...)
+		if !found {
+			return b
+		}
+		place, after, _ := strings.Cut(rest, "}")
+		switch place {
+		case "latency":
+			if e.Merged != nil {
+				b = append(b, "up to "...)
+			}
+			b = AppendLatency(b, e.Latency)
+		case "operation":
+			b = e.appendOperation(b)
+		case "points":
+			open := len(b)
+			if b = e.appendPoints(append(b, " ("...)); len(b) > open+2 {
+				b = append(b, ')')
+			} else {
+				b = b[:open]
+			}
+		case "from", "to", "ends":
+			b = e.appendPeer(b, place)
+		}
+		template = after
+	}
+}
+
+// appendPeer appends which pods, other than the one whose the event is, are at
+// the ends of the connection: " from shop/db-0". how says in which direction a
+// packet went between the owner and its peer; "ends" is the direction of the
+// connection as it is written.
+func (e *Event) appendPeer(b []byte, how string) []byte {
+	src, dst := e.Src.Pod, e.Dst.Pod
+	if src != nil && samePod(src, e.Pod) {
+		src = nil
+	}
+	if dst != nil && samePod(dst, e.Pod) {
+		dst = nil
+	}
+	if how != "ends" && (src == nil) != (dst == nil) {
+		peer := src
+		if peer == nil {
+			peer = dst
+		}
+		return appendPod(append(append(append(b, ' '), how...), ' '), peer)
+	}
+	if src != nil {
+		b = appendPod(append(b, " from "...), src)
+	}
+	if dst != nil {
+		b = appendPod(append(b, " to "...), dst)
+	}
+	return b
 }
 
 func appendPod(b []byte, p *owner.Pod) []byte {
@@ -228,12 +266,9 @@ func (e *Event) appendPoints(b []byte) []byte {
 	return b
 }
 
-// AppendDetails appends, separated by commas, what the event type declares
-// beyond the connection and the latency, and whose the ends of the connection
-// are.
-func (e *Event) AppendDetails(b []byte) []byte { return e.appendDetails(b, "") }
-
-// appendDetails leaves out what message, a template, has a place for.
+// appendDetails appends, separated by commas, what the event type declares
+// beyond the connection and the latency. It leaves out what message, a template,
+// has a place for.
 func (e *Event) appendDetails(b []byte, message string) []byte {
 	start := len(b)
 	next := func(what string) {
@@ -310,15 +345,6 @@ func (e *Event) appendDetails(b []byte, message string) []byte {
 			comma := len(b)
 			if b = e.appendPoints(b); len(b) == comma {
 				b = b[:before]
-			}
-		case catalog.FieldTuple:
-			if p := e.Src.Pod; p != nil && !samePod(p, e.Pod) {
-				next("from ")
-				b = appendPod(b, p)
-			}
-			if p := e.Dst.Pod; p != nil && !samePod(p, e.Pod) {
-				next("to ")
-				b = appendPod(b, p)
 			}
 		}
 	}

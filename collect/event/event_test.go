@@ -38,25 +38,25 @@ func fullEvent(t *catalog.EventType) *Event {
 
 func TestMessages(t *testing.T) {
 	for name, want := range map[string]string{
-		"TXLAT_QDISC_100MS":       "packet waited 123ms in the qdisc: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, device eth0, pod default/web-0",
-		"TXLAT_NETDEV_100MS":      "network driver took 123ms to accept a packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, device eth0, pod default/web-0",
-		"BIOLAT_10MS":             "read of 4 KiB took 123ms (queue 1.5ms, device 3.0ms): process nginx[812], disk sda, pod default/web-0",
-		"BIOLAT_100MS":            "read of 4 KiB took 123ms (queue 1.5ms, device 3.0ms): process nginx[812], disk sda, pod default/web-0",
-		"RXKERNEL_SLOW":           "kernel took 123ms to receive a packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, ip 1.5ms, local_in 3.0ms, pod default/web-0",
-		"TXKERNEL_SLOW":           "kernel took 123ms to send a packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, route 1.5ms, local_out 3.0ms, postrouting 4.5ms, pod default/web-0",
-		"PacketLoss":              "packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a, pod default/web-0",
-		"SOCKETLAT_READSLOW":      "received data waited 123ms to be read: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, process nginx[812], pod default/web-0",
-		"SOCKETLAT_SENDSLOW":      "written data waited 123ms to be sent: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, process nginx[812], pod default/web-0",
-		"TCPRESET_NOSOCK":         "TCP reset sent, no socket for the packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, NETFILTER_DROP, pod default/web-0",
-		"TCPRESET_ACTIVE":         "TCP reset sent, connection given up: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, NETFILTER_DROP, pod default/web-0",
-		"TCPRESET_PROCESS":        "TCP reset sent, packet did not fit the connection: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, NETFILTER_DROP, pod default/web-0",
-		"TCPRESET_RECEIVE":        "TCP reset received: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, pod default/web-0",
-		"VIRTCMDEXCUTE":           "virtio-net command took 123ms: CPU 3, process 812, pod default/web-0",
-		"NETSOFTIRQ_SCHED_SLOW":   "network softirq started 123ms late: CPU 3, process 812, NET_RX, pod default/web-0",
-		"NETSOFTIRQ_SCHED_100MS":  "network softirq started 123ms late: CPU 3, process 812, NET_RX, pod default/web-0",
-		"NETSOFTIRQ_EXCUTE_SLOW":  "network softirq ran for 123ms: CPU 3, process 812, NET_RX, pod default/web-0",
-		"NETSOFTIRQ_EXCUTE_100MS": "network softirq ran for 123ms: CPU 3, process 812, NET_RX, pod default/web-0",
-		"TCPRetrans":              "TCP segment retransmitted: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, pod default/web-0",
+		"TXLAT_QDISC_100MS":       "default/web-0: packet waited 123ms in the qdisc: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, device eth0",
+		"TXLAT_NETDEV_100MS":      "default/web-0: network driver took 123ms to accept a packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, device eth0",
+		"BIOLAT_10MS":             "default/web-0: read of 4 KiB took 123ms (queue 1.5ms, device 3.0ms): process nginx[812], disk sda",
+		"BIOLAT_100MS":            "default/web-0: read of 4 KiB took 123ms (queue 1.5ms, device 3.0ms): process nginx[812], disk sda",
+		"RXKERNEL_SLOW":           "default/web-0: kernel took 123ms to receive a packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, ip 1.5ms, local_in 3.0ms",
+		"TXKERNEL_SLOW":           "default/web-0: kernel took 123ms to send a packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, route 1.5ms, local_out 3.0ms, postrouting 4.5ms",
+		"PacketLoss":              "default/web-0: packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a",
+		"SOCKETLAT_READSLOW":      "default/web-0: received data waited 123ms to be read: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, process nginx[812]",
+		"SOCKETLAT_SENDSLOW":      "default/web-0: written data waited 123ms to be sent: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, process nginx[812]",
+		"TCPRESET_NOSOCK":         "default/web-0: TCP reset sent, no socket for the packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, NETFILTER_DROP",
+		"TCPRESET_ACTIVE":         "default/web-0: TCP reset sent, connection given up: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, NETFILTER_DROP",
+		"TCPRESET_PROCESS":        "default/web-0: TCP reset sent, packet did not fit the connection: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, NETFILTER_DROP",
+		"TCPRESET_RECEIVE":        "default/web-0: TCP reset received: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED",
+		"VIRTCMDEXCUTE":           "default/web-0: virtio-net command took 123ms: CPU 3, process 812",
+		"NETSOFTIRQ_SCHED_SLOW":   "default/web-0: network softirq started 123ms late: CPU 3, process 812, NET_RX",
+		"NETSOFTIRQ_SCHED_100MS":  "default/web-0: network softirq started 123ms late: CPU 3, process 812, NET_RX",
+		"NETSOFTIRQ_EXCUTE_SLOW":  "default/web-0: network softirq ran for 123ms: CPU 3, process 812, NET_RX",
+		"NETSOFTIRQ_EXCUTE_100MS": "default/web-0: network softirq ran for 123ms: CPU 3, process 812, NET_RX",
+		"TCPRetrans":              "default/web-0: TCP segment retransmitted: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED",
 	} {
 		typ := catalog.EventByName(name)
 		if typ == nil {
@@ -74,6 +74,55 @@ func TestMessages(t *testing.T) {
 	}
 }
 
+// The peer's pod stands in the message, in the direction in which the packet
+// went, whichever end of the connection is the peer's.
+func TestMessageNamesThePeer(t *testing.T) {
+	db := &owner.Pod{ID: "db", Namespace: "prod", Name: "db-0"}
+	for name, want := range map[string]string{
+		"TXLAT_QDISC_100MS":  "default/web-0: packet to prod/db-0 waited 123ms in the qdisc:",
+		"TXLAT_NETDEV_100MS": "default/web-0: network driver took 123ms to accept a packet to prod/db-0:",
+		"RXKERNEL_SLOW":      "default/web-0: kernel took 123ms to receive a packet to prod/db-0:",
+		"TXKERNEL_SLOW":      "default/web-0: kernel took 123ms to send a packet to prod/db-0:",
+		"PacketLoss":         "default/web-0: packet to prod/db-0 dropped:",
+		"SOCKETLAT_READSLOW": "default/web-0: received data from prod/db-0 waited 123ms to be read:",
+		"SOCKETLAT_SENDSLOW": "default/web-0: written data to prod/db-0 waited 123ms to be sent:",
+		"TCPRESET_NOSOCK":    "default/web-0: TCP reset sent to prod/db-0, no socket for the packet:",
+		"TCPRESET_ACTIVE":    "default/web-0: TCP reset sent to prod/db-0, connection given up:",
+		"TCPRESET_PROCESS":   "default/web-0: TCP reset sent to prod/db-0, packet did not fit the connection:",
+		"TCPRESET_RECEIVE":   "default/web-0: TCP reset received from prod/db-0:",
+		"TCPRetrans":         "default/web-0: TCP segment retransmitted to prod/db-0:",
+	} {
+		typ := catalog.EventByName(name)
+		e := fullEvent(typ)
+		e.Dst.Pod = db
+		if got := e.Message(); !strings.HasPrefix(got, want) {
+			t.Errorf("%s: %s\nwant %s", name, got, want)
+		}
+		e.Src, e.Dst = e.Dst, e.Src
+		reversed := want
+		if strings.Contains(typ.Message, "{ends}") {
+			reversed = strings.Replace(want, "to prod/db-0", "from prod/db-0", 1)
+		}
+		if got := e.Message(); !strings.HasPrefix(got, reversed) {
+			t.Errorf("%s, reversed: %s\nwant %s", name, got, reversed)
+		}
+		// Both ends are the pod's own: no peer is named.
+		e.Src.Pod, e.Dst.Pod = webPod, webPod
+		if got := e.Message(); strings.Count(got, "web-0") != 1 {
+			t.Errorf("%s, to itself: %s", name, got)
+		}
+	}
+	for _, typ := range catalog.Events() {
+		n := 0
+		for _, place := range []string{"{from}", "{to}", "{ends}"} {
+			n += strings.Count(typ.Message, place)
+		}
+		if want := map[bool]int{true: 1}[typ.Has(catalog.FieldTuple)]; n != want {
+			t.Errorf("%s has %d places for a peer, want %d: %q", typ.Name, n, want, typ.Message)
+		}
+	}
+}
+
 func TestMessageOfUnusualEvents(t *testing.T) {
 	addr := netip.MustParseAddr
 	for name, c := range map[string]struct {
@@ -82,52 +131,52 @@ func TestMessageOfUnusualEvents(t *testing.T) {
 		want   string
 	}{
 		"IPv6": {"PacketLoss", func(e *Event) { e.Src.Addr, e.Dst.Addr = addr("2001:db8::5"), addr("fe80::1") },
-			"packet dropped: [2001:db8::5]:443 -> [fe80::1]:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a, pod default/web-0"},
+			"default/web-0: packet dropped: [2001:db8::5]:443 -> [fe80::1]:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a"},
 		"IPv4-mapped": {"TCPRetrans", func(e *Event) { e.Src.Addr, e.Dst.Addr = addr("::ffff:10.0.0.5"), addr("::ffff:10.0.0.9") },
-			"TCP segment retransmitted: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, pod default/web-0"},
+			"default/web-0: TCP segment retransmitted: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED"},
 		"no ports": {"TCPRetrans", func(e *Event) { e.Protocol, e.Src.Port, e.Dst.Port = "ICMPv6", 0, 0; e.Src.Addr = addr("::1") },
-			"TCP segment retransmitted: ::1 -> 10.0.0.9 ICMPv6, state ESTABLISHED, pod default/web-0"},
+			"default/web-0: TCP segment retransmitted: ::1 -> 10.0.0.9 ICMPv6, state ESTABLISHED"},
 		"no addresses": {"PacketLoss", func(e *Event) { e.Protocol, e.Src, e.Dst = "ARP", Endpoint{}, Endpoint{} },
-			"packet dropped: ARP, NETFILTER_DROP at nft_do_chain+0x12a, pod default/web-0"},
+			"default/web-0: packet dropped: ARP, NETFILTER_DROP at nft_do_chain+0x12a"},
 		"one address": {"PacketLoss", func(e *Event) { e.Src = Endpoint{} },
-			"packet dropped: ?:0 -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a, pod default/web-0"},
+			"default/web-0: packet dropped: ?:0 -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a"},
 		"nothing known": {"PacketLoss", func(e *Event) { *e = Event{Type: e.Type, PID: -1, CPU: -1} },
-			"packet dropped: host"},
+			"host: packet dropped"},
 		"no reason": {"PacketLoss", func(e *Event) { e.Reason = "" },
-			"packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, at nft_do_chain+0x12a, pod default/web-0"},
+			"default/web-0: packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, at nft_do_chain+0x12a"},
 		"no location": {"PacketLoss", func(e *Event) { e.Location = "" },
-			"packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, NETFILTER_DROP, pod default/web-0"},
+			"default/web-0: packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, NETFILTER_DROP"},
 		"no process": {"BIOLAT_10MS", func(e *Event) { e.Comm, e.PID, e.Pod = "", -1, nil },
-			"read of 4 KiB took 123ms (queue 1.5ms, device 3.0ms): disk sda, host"},
+			"host: read of 4 KiB took 123ms (queue 1.5ms, device 3.0ms): disk sda"},
 		"number of a process": {"BIOLAT_10MS", func(e *Event) { e.Comm = "" },
-			"read of 4 KiB took 123ms (queue 1.5ms, device 3.0ms): process 812, disk sda, pod default/web-0"},
+			"default/web-0: read of 4 KiB took 123ms (queue 1.5ms, device 3.0ms): process 812, disk sda"},
 		"name of a process": {"BIOLAT_10MS", func(e *Event) { e.PID = -1 },
-			"read of 4 KiB took 123ms (queue 1.5ms, device 3.0ms): process nginx, disk sda, pod default/web-0"},
+			"default/web-0: read of 4 KiB took 123ms (queue 1.5ms, device 3.0ms): process nginx, disk sda"},
 		"flush": {"BIOLAT_100MS", func(e *Event) { e.Operation, e.Bytes, e.Points = "flush", 0, nil },
-			"flush took 123ms: process nginx[812], disk sda, pod default/web-0"},
+			"default/web-0: flush took 123ms: process nginx[812], disk sda"},
 		"no queue": {"BIOLAT_100MS", func(e *Event) { e.Bytes, e.Points = 1<<20+1<<19, e.Points[1:] },
-			"read of 1.5 MiB took 123ms (device 3.0ms): process nginx[812], disk sda, pod default/web-0"},
+			"default/web-0: read of 1.5 MiB took 123ms (device 3.0ms): process nginx[812], disk sda"},
 		"operation not known": {"BIOLAT_100MS", func(e *Event) { e.Operation, e.Points[0].Latency, e.Points[1].Latency = "", -1, -1 },
-			"block I/O of 4 KiB took 123ms: process nginx[812], disk sda, pod default/web-0"},
+			"default/web-0: block I/O of 4 KiB took 123ms: process nginx[812], disk sda"},
 		"malicious operation": {"BIOLAT_100MS", func(e *Event) { e.Operation, e.Bytes = "{latency}\x1b", 3 },
-			`{latency}\x1b of 3 B took 123ms (queue 1.5ms, device 3.0ms): process nginx[812], disk sda, pod default/web-0`},
+			`default/web-0: {latency}\x1b of 3 B took 123ms (queue 1.5ms, device 3.0ms): process nginx[812], disk sda`},
 		"point not measured": {"RXKERNEL_SLOW", func(e *Event) { e.Points[0].Latency = -1 },
-			"kernel took 123ms to receive a packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, local_in 3.0ms, pod default/web-0"},
+			"default/web-0: kernel took 123ms to receive a packet: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, local_in 3.0ms"},
 		"between pods, seen by the host": {"PacketLoss", func(e *Event) {
 			e.Pod, e.Dst.Pod = nil, &owner.Pod{ID: "db", Namespace: "prod", Name: "db-0"}
-		}, "packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, from default/web-0, to prod/db-0, NETFILTER_DROP at nft_do_chain+0x12a, host"},
+		}, "host: packet from default/web-0 to prod/db-0 dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a"},
 		"to another pod": {"PacketLoss", func(e *Event) {
 			same := *webPod
 			e.Src.Pod, e.Dst.Pod = &same, &owner.Pod{ID: "db", Namespace: "prod", Name: "db-0"}
-		}, "packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, to prod/db-0, NETFILTER_DROP at nft_do_chain+0x12a, pod default/web-0"},
+		}, "default/web-0: packet to prod/db-0 dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a"},
 		"nobody's namespace": {"TCPRESET_RECEIVE", func(e *Event) { e.Pod, e.unowned = nil, true },
-			"TCP reset received: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, from default/web-0, netns 4026532001"},
+			"netns 4026532001: TCP reset received from default/web-0: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED"},
 		"suppressed": {"TCPRESET_RECEIVE", func(e *Event) { e.Suppressed = 37 },
-			"TCP reset received: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED, pod default/web-0 (+37 suppressed)"},
+			"default/web-0: TCP reset received: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, state ESTABLISHED (+37 suppressed)"},
 		"malicious names": {"BIOLAT_10MS", func(e *Event) {
 			e.Comm, e.Disk = "a\n\x1b[2Jb", "sd\xffa\u202e\u0085\U000e0001é"
 			e.Pod = &owner.Pod{Namespace: "a\tb", Name: "\x00"}
-		}, `read of 4 KiB took 123ms (queue 1.5ms, device 3.0ms): process a\x0a\x1b[2Jb[812], disk sd` + "\uFFFD" + `a\u202e\x85\U000e0001é, pod a\x09b/\x00`},
+		}, `a\x09b/\x00: read of 4 KiB took 123ms (queue 1.5ms, device 3.0ms): process a\x0a\x1b[2Jb[812], disk sd` + "\uFFFD" + `a\u202e\x85\U000e0001é`},
 	} {
 		e := fullEvent(catalog.EventByName(c.typ))
 		c.change(e)

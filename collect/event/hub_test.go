@@ -934,7 +934,7 @@ func ExampleEvent_Message() {
 		Dst:    Endpoint{Addr: netip.MustParseAddr("10.0.0.9"), Port: 51234},
 		Reason: "NETFILTER_DROP", Location: "nft_do_chain+0x12a",
 	}).Message())
-	// Output: packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a, pod default/web-0
+	// Output: default/web-0: packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a
 }
 
 // panickyPods panics whenever it is asked.

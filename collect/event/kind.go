@@ -70,21 +70,28 @@ func peerOf(e *Event) peer {
 	if !e.Type.Has(catalog.FieldTuple) {
 		return peer{}
 	}
-	src, dst := &e.Src, &e.Dst
-	ownSrc, ownDst := e.owns(src), e.owns(dst)
-	sends := servicePort(src, dst) != 0 && servicePort(dst, src) == 0
-	if ownSrc != ownDst {
-		sends = ownDst
-	}
-	far, near := dst, src
-	if sends {
-		far, near = src, dst
-	}
+	far, near, sends := e.ends()
 	p := peer{addr: far.Addr, port: servicePort(far, near), sends: sends}
-	if !ownSrc && !ownDst {
+	if !e.owns(far) && !e.owns(near) {
 		p.other = near.Addr
 	}
 	return p
+}
+
+// ends are the two ends of the connection: the peer's and the other, which is
+// the owner's own unless the node forwards. sends says that the peer is the
+// source.
+func (e *Event) ends() (far, near *Endpoint, sends bool) {
+	src, dst := &e.Src, &e.Dst
+	ownSrc, ownDst := e.owns(src), e.owns(dst)
+	sends = servicePort(src, dst) != 0 && servicePort(dst, src) == 0
+	if ownSrc != ownDst {
+		sends = ownDst
+	}
+	if sends {
+		return src, dst, true
+	}
+	return dst, src, false
 }
 
 // owns reports whether an end is the event's owner itself.

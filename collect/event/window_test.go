@@ -154,25 +154,25 @@ func TestMergedEntry(t *testing.T) {
 		pid    int
 	}{
 		"one": {[]*Event{slow(5, time.Second, nil)}, false,
-			"received data waited 1.0s to be read: 10.0.0.5:40000 -> 10.0.0.9:443, process nginx[5], pod default/web-0", 5},
+			"default/web-0: received data waited 1.0s to be read: 10.0.0.5:40000 -> 10.0.0.9:443, process nginx[5]", 5},
 		"the worst": {[]*Event{slow(5, time.Second, nil), slow(7, 3*time.Second, nil), slow(6, 2*time.Second, nil)}, false,
-			"received data waited up to 3.0s to be read, 3 times in 60 s: 10.0.0.5:40000 -> 10.0.0.9:443, process nginx[7], pod default/web-0", 7},
+			"default/web-0: received data waited up to 3.0s to be read, 3 times in 60 s: 10.0.0.5:40000 -> 10.0.0.9:443, process nginx[7]", 7},
 		"the first of equals": {[]*Event{slow(5, time.Second, nil), slow(6, time.Second, nil)}, false,
-			"received data waited up to 1.0s to be read, 2 times in 60 s: 10.0.0.5:40000 -> 10.0.0.9:443, process nginx[5], pod default/web-0", 5},
+			"default/web-0: received data waited up to 1.0s to be read, 2 times in 60 s: 10.0.0.5:40000 -> 10.0.0.9:443, process nginx[5]", 5},
 		"other ports": {[]*Event{slow(5, time.Second, nil), slow(6, time.Second, func(e *Event) { e.Src.Port++ })}, false,
-			"received data waited up to 1.0s to be read, 2 times in 60 s: 10.0.0.5:* -> 10.0.0.9:443, process nginx[5], pod default/web-0", 5},
+			"default/web-0: received data waited up to 1.0s to be read, 2 times in 60 s: 10.0.0.5:* -> 10.0.0.9:443, process nginx[5]", 5},
 		"other own addresses": {[]*Event{slow(5, time.Second, nil), slow(6, time.Second, func(e *Event) { e.Src.Addr = netip.MustParseAddr("::1"); e.Dst.Port++ })}, false,
-			"received data waited up to 1.0s to be read, 2 times in 60 s: *:40000 -> 10.0.0.9:*, process nginx[5], pod default/web-0", 5},
+			"default/web-0: received data waited up to 1.0s to be read, 2 times in 60 s: *:40000 -> 10.0.0.9:*, process nginx[5]", 5},
 		"many peers": {[]*Event{slow(5, time.Second, nil), slow(6, time.Second, func(e *Event) { e.Dst.Addr = netip.MustParseAddr("10.0.0.7"); e.Dst.Port++ })}, true,
-			"received data waited up to 1.0s to be read, 2 times in 60 s, 2 peers: 10.0.0.5:40000 -> *, process nginx[5], pod default/web-0", 5},
+			"default/web-0: received data waited up to 1.0s to be read, 2 times in 60 s, 2 peers: 10.0.0.5:40000 -> *, process nginx[5]", 5},
 		"many, of which one came": {[]*Event{slow(5, time.Second, nil), slow(6, time.Second, nil)}, true,
-			"received data waited up to 1.0s to be read, 2 times in 60 s: 10.0.0.5:40000 -> 10.0.0.9:443, process nginx[5], pod default/web-0", 5},
+			"default/web-0: received data waited up to 1.0s to be read, 2 times in 60 s: 10.0.0.5:40000 -> 10.0.0.9:443, process nginx[5]", 5},
 		"IPv6": {[]*Event{slow(5, time.Second, func(e *Event) { e.Dst.Addr = netip.MustParseAddr("2001:db8::9") }), slow(6, 0, func(e *Event) { e.Dst.Addr = netip.MustParseAddr("2001:db8::9"); e.Dst.Port++ })}, false,
-			"received data waited up to 1.0s to be read, 2 times in 60 s: 10.0.0.5:40000 -> [2001:db8::9]:*, process nginx[5], pod default/web-0", 5},
+			"default/web-0: received data waited up to 1.0s to be read, 2 times in 60 s: 10.0.0.5:40000 -> [2001:db8::9]:*, process nginx[5]", 5},
 		"several namespaces": {[]*Event{
 			slow(5, time.Second, func(e *Event) { e.Pod, e.unowned, e.Src.Pod = nil, true, nil }),
 			slow(6, 0, func(e *Event) { e.Pod, e.unowned, e.Src.Pod, e.Netns = nil, true, nil, 78 })}, false,
-			"received data waited up to 1.0s to be read, 2 times in 60 s: 10.0.0.5:40000 -> 10.0.0.9:443, process nginx[5], several netns", 5},
+			"several netns: received data waited up to 1.0s to be read, 2 times in 60 s: 10.0.0.5:40000 -> 10.0.0.9:443, process nginx[5]", 5},
 	} {
 		var g gathered
 		for _, e := range c.events {
@@ -328,7 +328,7 @@ func TestHubMerges(t *testing.T) {
 		synctest.Wait()
 		wantCounts(t, h, resetType, Counts{Offered: 100, Written: 100})
 		got := sink.events()
-		if h.Entries(resetType) != 2 || len(got) != 2 || got[1].Occurrences() != 99 || sink.at[1].Sub(start) != DefaultWindow || got[1].Message() != "TCP reset received, 99 times in 10 s: pod prod/pod-0" {
+		if h.Entries(resetType) != 2 || len(got) != 2 || got[1].Occurrences() != 99 || sink.at[1].Sub(start) != DefaultWindow || got[1].Message() != "prod/pod-0: TCP reset received, 99 times in 10 s" {
 			t.Errorf("%d entries, the last %s", len(got), got[len(got)-1].Message())
 		}
 

@@ -447,14 +447,37 @@ func (s *suite) enableAll() {
 	// A mistake changes nothing, and says so.
 	good := s.read(conffile)
 	s.write(conffile, setKey(t, good, "", "interval", `"soon"`))
-	s.run("systemctl", "reload", unit)
-	if text := s.property(unit, "StatusText"); !strings.Contains(text, "interval") {
-		t.Errorf("the status after a reload with a mistake does not name it: %q", text)
+	if out, err := s.try("systemctl", "reload", unit); err == nil {
+		t.Errorf("systemctl reload takes a mistake: %s", out)
 	}
+	if log := s.run("journalctl", "-u", unit, "-n", "20", "-o", "cat"); !strings.Contains(log, conffile+":") || !strings.Contains(log, `interval: "soon" is not a duration`) {
+		t.Errorf("the journal does not name the mistake of a reload:\n%s", log)
+	}
+	// A signal from elsewhere is refused by the daemon itself.
+	s.run("systemctl", "kill", "--kill-who=main", "--signal=HUP", unit)
+	s.until("the status names the mistake", 30*time.Second, func() error {
+		if text := s.property(unit, "StatusText"); !strings.Contains(text, "interval") {
+			return fmt.Errorf("it is %q", text)
+		}
+		return nil
+	})
 	if v, now := s.property(unit, "ActiveState"), s.property(unit, "MainPID"); v != "active" || now != pid {
 		t.Errorf("after a reload with a mistake the service is %s, its process %s, before %s", v, now, pid)
 	}
 	s.write(conffile, good)
+
+	// A tool that looks after many nodes adds a file, and takes it away.
+	const own = "/etc/nodeskoop/nodeskoop.d/50-fleet.toml"
+	s.write(own, "interval = \"7s\"\n")
+	s.run("systemctl", "reload", unit)
+	if out := s.run("nodeskoop", "config"); !strings.Contains(out, "# Set by "+own+":1\ninterval = \"7s\"\n") {
+		t.Errorf("%s is not in effect:\n%s", own, out)
+	}
+	s.write(own, "interval = 7\n")
+	if out, err := s.try("systemctl", "reload", unit); err == nil {
+		t.Errorf("systemctl reload takes a mistake in %s: %s", own, out)
+	}
+	s.run("rm", own)
 
 	s.configure("interval", `"1s"`, "probes.enabled", `["all"]`, "probes.conntrack.pods", "true", "probes.ipvs.pods", "true",
 		// First exact numbers, whatever else goes on here; the limits come later.

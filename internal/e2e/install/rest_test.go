@@ -435,8 +435,17 @@ func (s *suite) scriptMode() {
 		t.Errorf("systemctl start %s beside the daemon starts it: %v\n%s", timer, err, out)
 	}
 	t.Logf("starting both: %v", err)
-	// systemctl refuses, but may leave the timer's own link.
+	enabled := func(after string, units ...string) {
+		t.Helper()
+		for _, u := range units {
+			if out, _ := s.try("systemctl", "is-enabled", u); strings.TrimSpace(out) != "enabled" {
+				t.Errorf("%s %s is %s", after, u, strings.TrimSpace(out))
+			}
+		}
+	}
+	enabled("after enabling the timer beside the daemon", timer, unit)
 	s.run("systemctl", "disable", timer)
+	enabled("after disabling the timer", unit)
 	if v, now := s.property(unit, "ActiveState"), s.property(unit, "MainPID"); v != "active" || now != pid {
 		t.Errorf("trying to enable the timer made the daemon %s, its process %s into %s", v, pid, now)
 	}
@@ -464,7 +473,17 @@ func (s *suite) scriptMode() {
 	} else {
 		t.Logf("enabling both: %v", err)
 	}
+	enabled("after enabling the daemon beside the timer", timer, unit)
 	_, err = s.try("systemctl", "start", unit)
+	if err == nil {
+		t.Error("systemctl start of the daemon beside the timer does not fail")
+	}
+	if log := s.run("journalctl", "-u", unit, "-n", "20", "-o", "cat"); !strings.Contains(log, "nodeskoop-collect.timer is active and writes the same textfile, "+textfile+": run systemctl disable --now nodeskoop-collect.timer first") {
+		t.Errorf("the journal does not say who holds the textfile:\n%s", log)
+	}
+	if status, restarts := s.property(unit, "ExecMainStatus"), s.property(unit, "NRestarts"); status != "4" || restarts != "0" {
+		t.Errorf("the daemon beside the timer ended with exit code %s, and was started again %s times", status, restarts)
+	}
 	t.Logf("starting the daemon beside the timer: %v; the timer is %s, the daemon %s", err, s.property(timer, "ActiveState"), s.property(unit, "ActiveState"))
 	if s.property(timer, "ActiveState") == "active" && s.property(unit, "ActiveState") == "active" {
 		t.Error("the timer and the daemon both run")

@@ -190,7 +190,7 @@ func (x *transcript) watch(line string, lines int, cause func()) {
 	var out, errs testkit.Log
 	cmd := x.start("exec "+line, &out, &errs)
 	testkit.Await(x.t, func() error {
-		if !strings.Contains(errs.String(), "watching") {
+		if !strings.Contains(errs.String(), "Watching ") {
 			return fmt.Errorf("%s does not watch: %s", line, &errs)
 		}
 		return nil

@@ -11,11 +11,9 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/clipperhouse/displaywidth"
-	"golang.org/x/sys/unix"
 
 	"nodeskoop/cmd/nodeskoop/internal/column"
 	"nodeskoop/cmd/nodeskoop/internal/config"
@@ -43,9 +41,16 @@ type Finding struct {
 	Do string `json:"do,omitempty"`
 }
 
-// Write prints one line each, what is to be done below it, and how many
-// there were. Lines are broken at width, if it is not 0.
-func Write(w io.Writer, findings []Finding, width int, color bool) error {
+// Problems are the findings that are not ok.
+func Problems(findings []Finding) []Finding {
+	return slices.DeleteFunc(slices.Clone(findings), func(f Finding) bool { return f.Verdict == Good })
+}
+
+// Write prints one line each, what is to be done below it, those that are not ok
+// once more, since the first lines have left the window by then, and how many
+// there were. With problems set it prints those that are not ok alone. Lines are
+// broken at width, if it is not 0.
+func Write(w io.Writer, findings []Finding, width int, color, problems bool) error {
 	name := 0
 	count := map[Verdict]int{}
 	for _, f := range findings {
@@ -62,7 +67,7 @@ func Write(w io.Writer, findings []Finding, width int, color bool) error {
 	}
 	var b strings.Builder
 	put := func(first, text string) {
-		for i, line := range wrap(text, width-indent-len(first)) {
+		for i, line := range column.Wrap(text, width-indent-len(first)) {
 			if i > 0 {
 				b.WriteString(strings.Repeat(" ", indent+len(first)))
 			} else {
@@ -72,7 +77,7 @@ func Write(w io.Writer, findings []Finding, width int, color bool) error {
 			b.WriteByte('\n')
 		}
 	}
-	for _, f := range findings {
+	line := func(f Finding) {
 		b.WriteString(paint(f.Verdict, column.Pad(string(f.Verdict), len(Bad), true)))
 		b.WriteString("  " + column.Pad(f.Check, name, true) + "  ")
 		put("", quote.SafeLine(f.Found))
@@ -81,7 +86,24 @@ func Write(w io.Writer, findings []Finding, width int, color bool) error {
 			put("-> ", quote.SafeLine(f.Do))
 		}
 	}
-	fmt.Fprintf(&b, "\n%d checks: %s", len(findings), paint(Good, fmt.Sprintf("%d ok", count[Good])))
+	bad := Problems(findings)
+	if !problems {
+		for _, f := range findings {
+			line(f)
+		}
+		if len(bad) > 0 && len(bad) < len(findings) {
+			b.WriteString("\nNot ok:\n")
+		}
+	}
+	if problems || len(bad) < len(findings) {
+		for _, f := range bad {
+			line(f)
+		}
+	}
+	if b.Len() > 0 {
+		b.WriteByte('\n')
+	}
+	fmt.Fprintf(&b, "%d checks: %s", len(findings), paint(Good, fmt.Sprintf("%d ok", count[Good])))
 	for _, v := range []struct {
 		Verdict
 		one, more string
@@ -99,50 +121,6 @@ func Write(w io.Writer, findings []Finding, width int, color bool) error {
 	b.WriteByte('\n')
 	_, err := io.WriteString(w, b.String())
 	return err
-}
-
-// wrap breaks text at spaces into lines of at most width characters, where
-// its words allow. A width that is too small to be worth it breaks nothing.
-func wrap(text string, width int) []string {
-	if width < 24 {
-		return []string{text}
-	}
-	var lines []string
-	line := ""
-	for _, word := range strings.Fields(text) {
-		switch {
-		case line == "":
-			line = word
-		case displaywidth.String(line)+1+displaywidth.String(word) > width:
-			lines = append(lines, line)
-			line = word
-		default:
-			line += " " + word
-		}
-	}
-	return append(lines, line)
-}
-
-// Width is the number of columns that w has. It is 0 where w is no terminal.
-func Width(w io.Writer) int {
-	f, ok := w.(syscall.Conn)
-	if !ok {
-		return 0
-	}
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return 0
-	}
-	width := 0
-	err = raw.Control(func(fd uintptr) {
-		if size, err := unix.IoctlGetWinsize(int(fd), unix.TIOCGWINSZ); err == nil {
-			width = int(size.Col)
-		}
-	})
-	if err != nil {
-		return 0
-	}
-	return width
 }
 
 // checker looks at one machine. Tests give it the tree of another.
@@ -179,7 +157,7 @@ func BadConfig(err error) []Finding {
 // that kept it from that.
 func Run(ctx context.Context, s *session.Session) []Finding {
 	k := &checker{cfg: s.Config, now: time.Now(), uid: os.Geteuid()}
-	out := []Finding{{"configuration", Good, cmp.Or(s.Config.File, "no "+config.DefaultFile+": the defaults"), ""}}
+	out := []Finding{{"configuration", Good, cmp.Or(strings.Join(s.Config.Files, ", "), "no "+config.DefaultFile+": the defaults"), ""}}
 	out = append(out, k.kernel())
 	var capErr error
 	if k.capabilities, capErr = kernel.Capabilities("/proc", 0); capErr != nil {

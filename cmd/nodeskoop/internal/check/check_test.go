@@ -422,7 +422,7 @@ func TestFamiliesInDoesNotWait(t *testing.T) {
 func TestWriteFindings(t *testing.T) {
 	findings := []Finding{{"kernel", Good, "Linux", ""}, {"textfile folder", Bad, "one two three four five six seven eight", "do this"}, {"x\x1b[31m", Warning, "e\x1b[2J", ""}}
 	var b bytes.Buffer
-	if err := Write(&b, findings, 0, false); err != nil {
+	if err := Write(&b, findings, 0, false, false); err != nil {
 		t.Fatal(err)
 	}
 	want := "ok    kernel           Linux\n" +
@@ -432,7 +432,7 @@ func TestWriteFindings(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	b.Reset()
-	_ = Write(&b, findings[:2], 50, true)
+	_ = Write(&b, findings[:2], 50, true, false)
 	if got := b.String(); !strings.Contains(got, "\x1b[1;31mFAIL\x1b[0m  textfile folder  one two three four five six\n                       seven eight\n") {
 		t.Errorf("%q", got)
 	}
@@ -441,7 +441,7 @@ func TestWriteFindings(t *testing.T) {
 func TestFindingsAreSafe(t *testing.T) {
 	findings := []Finding{{"a check", Bad, strings.Join(nasty.Names, " "), strings.Join(nasty.Names, " ")}}
 	var b bytes.Buffer
-	if err := Write(&b, findings, 80, false); err != nil {
+	if err := Write(&b, findings, 80, false, false); err != nil {
 		t.Fatal(err)
 	}
 	if r := nasty.Acts(b.String()); r >= 0 {
@@ -479,5 +479,34 @@ func TestBesideNodeExporter(t *testing.T) {
 	}
 	if f := verdictOf(link); f.Verdict != Good || !strings.Contains(f.Found, "which is "+link) {
 		t.Errorf("this folder by another name: %+v", f)
+	}
+}
+
+// What is not ok stands at the end, where a window still shows it, or alone.
+func TestWriteProblems(t *testing.T) {
+	good, warn, bad := Finding{"kernel", Good, "Linux", ""}, Finding{"journald", Warning, "away", "do that"}, Finding{"textfile folder", Bad, "absent", "do this"}
+	const (
+		goodLine = "ok    kernel           Linux\n"
+		badLine  = "FAIL  textfile folder  absent\n                       -> do this\n"
+		warnLine = "warn  journald         away\n                       -> do that\n"
+	)
+	for name, c := range map[string]struct {
+		findings []Finding
+		problems bool
+		want     string
+	}{
+		"repeated":        {[]Finding{bad, good, warn}, false, badLine + goodLine + warnLine + "\nNot ok:\n" + badLine + warnLine + "\n3 checks: 1 ok, 1 warning, 1 failure\n"},
+		"all is well":     {[]Finding{good}, false, "ok    kernel  Linux\n\n1 checks: 1 ok, 0 warnings, 0 failures\n"},
+		"nothing is well": {[]Finding{bad, warn}, false, badLine + warnLine + "\n2 checks: 0 ok, 1 warning, 1 failure\n"},
+		"problems":        {[]Finding{bad, good, warn}, true, badLine + warnLine + "\n3 checks: 1 ok, 1 warning, 1 failure\n"},
+		"no problems":     {[]Finding{good}, true, "1 checks: 1 ok, 0 warnings, 0 failures\n"},
+	} {
+		var b bytes.Buffer
+		if err := Write(&b, c.findings, 0, false, c.problems); err != nil || b.String() != c.want {
+			t.Errorf("%s: %v\n%s\nwant\n%s", name, err, &b, c.want)
+		}
+	}
+	if p := Problems([]Finding{good}); p == nil || len(p) != 0 {
+		t.Errorf("%#v", p)
 	}
 }

@@ -29,8 +29,10 @@ const DefaultStateDir = "/var/lib/nodeskoop"
 
 // Config is the effective configuration.
 type Config struct {
-	File     string   // where it was read from, "" if nowhere
-	Obsolete []string // what the file says of options that have no effect any more
+	File     string            // that is read first, there or not
+	Files    []string          // where it was read from, in this order; none: nowhere
+	Origins  map[string]string // of each key that is set, what set it: FILE:LINE, or a flag
+	Obsolete []string          // what the files say of options that have no effect any more
 
 	NodeName          string
 	Interval, Timeout time.Duration
@@ -67,6 +69,7 @@ type State struct {
 
 // Metrics is the section [metrics].
 type Metrics struct {
+	Include  []string
 	Exclude  []string
 	SkipZero bool
 }
@@ -98,10 +101,11 @@ func Default() *Config {
 		Selection: []string{"default"},
 		Textfile:  Textfile{Dir: "/var/lib/prometheus/node-exporter", File: "nodeskoop.prom", Mode: "0644", MaxSeries: 50000},
 		State:     State{Counters: true},
-		Metrics:   Metrics{Exclude: []string{}},
+		Metrics:   Metrics{Include: []string{}, Exclude: []string{}},
 		Journal:   Journal{Rate: event.DefaultEventRate, Burst: event.DefaultEventBurst, TotalRate: event.DefaultTotalRate},
 		Pods:      Pods{Sockets: []string{}, Namespace: "*", HostLabel: owner.DefaultHostLabel},
 		Log:       Log{Level: "info", Format: "text"},
+		Origins:   map[string]string{},
 		options:   map[*catalog.Option]any{},
 	}
 	_ = c.Select(c.Selection)
@@ -227,7 +231,7 @@ func (c *Config) Options() collect.Options {
 		Node: c.Node(), HostLabel: c.Pods.HostLabel,
 		Interval: c.Interval, Timeout: c.Timeout,
 		Enabled: c.Probes, Probes: map[string]map[string]any{},
-		CompatNames: c.CompatNames, Exclude: c.Metrics.Exclude,
+		CompatNames: c.CompatNames, Include: c.Metrics.Include, Exclude: c.Metrics.Exclude,
 		SkipZero: c.Metrics.SkipZero, MaxSeries: int(c.Textfile.MaxSeries),
 		Labels: c.Pods.Templates(),
 	}

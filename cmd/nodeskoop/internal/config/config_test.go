@@ -151,6 +151,128 @@ func TestSelectProbes(t *testing.T) {
 	}
 }
 
+// folder makes a configuration file and its folder, and returns the file's name.
+func folder(t *testing.T, main string, files map[string]string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "nodeskoop.toml")
+	write := func(name, text string) {
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if main != "absent" {
+		write(file, main)
+	}
+	if files != nil {
+		if err := os.Mkdir(Folder(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, text := range files {
+		write(filepath.Join(Folder(file), name), text)
+	}
+	return file
+}
+
+// The files of the folder are read after the main one, by name. The last that sets
+// a key wins, and is named; keys that it does not set stay as they are.
+func TestConfigFolder(t *testing.T) {
+	main := "interval = '20s'\nnode_name = 'main'\n[metrics]\nexclude = ['a']\n[pods.labels]\napp = 'main'\nz = 'main'\n"
+	file := folder(t, main, map[string]string{
+		"10-site.toml":  "node_name = 'site'\n[pods.labels]\napp = 'site'\nb = 'site'\n",
+		"20-fleet.toml": "# of the fleet\n\nnode_name = 'fleet'\n[metrics]\nexclude = []\ninclude = ['kubeskoop_tcp*']\n",
+		"30-no.toml~":   "node_name = 'backup'",
+		".40-no.toml":   "node_name = 'hidden'",
+		"50-no.conf":    "node_name = 'other'",
+		"9-last.toml":   "[probes.biolatency]\nslow = '20ms'\n",
+	})
+	dir := Folder(file)
+	c, err := Load(file, true)
+	if err != nil {
+
+		t.Fatal(err)
+	}
+	if c.NodeName != "fleet" || c.Interval != 20*time.Second || len(c.Metrics.Exclude) != 0 || len(c.Metrics.Include) != 1 {
+		t.Errorf("%+v", c)
+	}
+	if want := []string{file, dir + "/10-site.toml", dir + "/20-fleet.toml", dir + "/9-last.toml"}; !slices.Equal(c.Files, want) || c.File != file {
+		t.Errorf("read from %v, %s; want %v", c.Files, c.File, want)
+	}
+	var b bytes.Buffer
+	if err := c.Write(&b, false); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"\n# Set by " + file + ":1\ninterval = \"20s\"\n",
+		"\n# Set by " + dir + "/20-fleet.toml:3\nnode_name = \"fleet\"\n",
+		"\n# Set by " + dir + "/20-fleet.toml:5\nexclude = []\n",
+		"\n# Default: false\nskip_zero = false\n",
+		"\n# Set by " + dir + "/10-site.toml:3\napp = \"site\"\n# Set by " + dir + "/10-site.toml:4\nb = \"site\"\n# Set by " + file + ":7\nz = \"main\"\n",
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("what is printed lacks %q:\n%s", want, &b)
+		}
+	}
+	again, err := Parse("printed", b.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(values(c), values(again)); d != "" {
+		t.Error(d)
+	}
+}
+
+// Each mistake of each file is named with the file and the line.
+func TestConfigFolderMistakes(t *testing.T) {
+	file := folder(t, "\ninterval = 5\n", map[string]string{"a.toml": "x = 1", "b.toml": "[metrics]\n\ninclude = ['[']", "c.toml": "[", "d.toml": "node_name = 'good'"})
+	_, err := Load(file, false)
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for _, want := range []string{file + ":2: interval: ", Folder(file) + "/a.toml:1: x: unknown key", Folder(file) + "/b.toml:3: metrics.include: \"[\" is not a pattern", Folder(file) + "/c.toml:1: "} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%v\nlacks %s", err, want)
+		}
+	}
+	if strings.Contains(err.Error(), "d.toml") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestConfigFolderIsOptional(t *testing.T) {
+	for name, file := range map[string]string{
+		"no folder":        folder(t, "node_name = 'x'", nil),
+		"empty folder":     folder(t, "node_name = 'x'", map[string]string{}),
+		"no file":          folder(t, "absent", map[string]string{"x.toml": "node_name = 'x'"}),
+		"neither of both":  folder(t, "absent", nil),
+		"what is no .toml": "/dev/null",
+	} {
+		c, err := Load(file, false)
+		if err != nil || c.NodeName != map[bool]string{true: "", false: "x"}[name == "neither of both" || file == "/dev/null"] {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// What was named must be there, whatever its folder has.
+	if _, err := Load(folder(t, "absent", map[string]string{"x.toml": ""}), true); err == nil || !strings.Contains(err.Error(), "nodeskoop config --default") {
+		t.Errorf("%v", err)
+	}
+	// What is no file is not passed over: somebody meant it to be read.
+	file := folder(t, "", map[string]string{})
+	if err := os.Mkdir(filepath.Join(Folder(file), "x.toml"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(file, true); err == nil || !strings.Contains(err.Error(), "x.toml") {
+		t.Errorf("a folder called x.toml: %v", err)
+	}
+	many := map[string]string{}
+	for i := range maxConfigFiles + 1 {
+		many[fmt.Sprintf("%d.toml", i)] = ""
+	}
+	if _, err := Load(folder(t, "", many), true); err == nil || !strings.Contains(err.Error(), "101 files that end in .toml: 100 are the most") {
+		t.Errorf("too many files: %v", err)
+	}
+}
+
 // What `config` prints is a configuration file with the same meaning.
 func TestConfigPrintsItself(t *testing.T) {
 	text := "node_name = \"q\\\"\\\\\\n\\u0001é\"\ninterval = '2m'\n[probes]\nenabled = ['-tcp']\n[pods]\nsockets = ['/a', '/b']\n[pods.labels]\nx = 'a\"${labels:b}'\n"

@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/BurntSushi/toml"
@@ -17,20 +20,46 @@ import (
 	"nodeskoop/internal/bounded"
 )
 
-// Load reads a configuration file. The default file may be absent; one
-// that was named must be there. The error names each mistake with its line.
+// A file that is read, and its text.
+type source struct{ file, text string }
+
+// Folder is where the files are that are read after a configuration file: for
+// nodeskoop.toml nodeskoop.d beside it.
+func Folder(file string) string { return strings.TrimSuffix(file, ".toml") + ".d" }
+
+// maxConfigFiles is how many files of a folder are read.
+const maxConfigFiles = 100
+
+// Load reads a configuration file, and then those of its Folder that end in .toml,
+// in the order of their names. A key that several of them set has the value of
+// the last one. The default file may be absent; one that was named must be there.
+// The error names each mistake with its file and line.
 func Load(file string, named bool) (*Config, error) {
+	var sources []source
 	text, err := bounded.ReadFile(file, maxConfigSize)
-	if errors.Is(err, fs.ErrNotExist) && !named {
-		return Default(), nil
-	}
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case err == nil:
+		sources = append(sources, source{file, string(text)})
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("read the configuration: %w", err)
+	case named:
 		return nil, fmt.Errorf("read the configuration: %w (nodeskoop config --default prints one to begin with)", err)
 	}
+	names, err := filesIn(Folder(file))
 	if err != nil {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
-	c, err := Parse(file, string(text))
+	for _, name := range names {
+		text, err := bounded.ReadFile(name, maxConfigSize)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it was removed meanwhile
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read the configuration: %w", err)
+		}
+		sources = append(sources, source{name, string(text)})
+	}
+	c, err := parse(sources)
 	if err != nil {
 		return nil, err
 	}
@@ -38,12 +67,58 @@ func Load(file string, named bool) (*Config, error) {
 	return c, nil
 }
 
-// Parse reads the text of a configuration file called file.
-func Parse(file, text string) (*Config, error) {
-	if err := checkShape(file, text); err != nil {
+// listWait is how long a file system may take to list a folder.
+const listWait = 5 * time.Second
+
+// filesIn returns the files of a folder that end in .toml, sorted. Hidden ones are
+// an editor's, or half written. A folder that is absent has none.
+func filesIn(folder string) ([]string, error) {
+	entries, err := bounded.Within(listWait, func() ([]fs.DirEntry, error) { return os.ReadDir(folder) })
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return nil, nil
+	}
+	if errors.Is(err, bounded.ErrNoAnswer) {
+		return nil, fmt.Errorf("list %s: %w", folder, err)
+	}
+	if err != nil {
 		return nil, err
 	}
+	var names []string
+	for _, e := range entries { // sorted by name
+		if name := e.Name(); strings.HasSuffix(name, ".toml") && !strings.HasPrefix(name, ".") {
+			names = append(names, filepath.Join(folder, name))
+		}
+	}
+	if len(names) > maxConfigFiles {
+		return nil, fmt.Errorf("%s has %d files that end in .toml: %d are the most", folder, len(names), maxConfigFiles)
+	}
+	return names, nil
+}
+
+// Parse reads the text of a configuration file called file.
+func Parse(file, text string) (*Config, error) { return parse([]source{{file, text}}) }
+
+// parse reads files, each over those before it.
+func parse(sources []source) (*Config, error) {
 	c := Default()
+	var mistakes []error
+	for _, s := range sources {
+		c.Files = append(c.Files, s.file)
+		if err := c.read(s.file, s.text); err != nil {
+			mistakes = append(mistakes, err)
+		}
+	}
+	if len(mistakes) > 0 {
+		return nil, errors.Join(mistakes...)
+	}
+	return c, c.Select(c.Selection)
+}
+
+// read lays what a file says over the configuration.
+func (c *Config) read(file, text string) error {
+	if err := checkShape(file, text); err != nil {
+		return err
+	}
 	l := &loader{file: file, c: c}
 	var top map[string]toml.Primitive
 	md, err := toml.Decode(text, &top)
@@ -54,24 +129,24 @@ func Parse(file, text string) (*Config, error) {
 			if strings.HasSuffix(msg, "has already been defined.") {
 				msg += " Each stands once in a file: put the keys of a section under the one that is there"
 			}
-			return nil, fmt.Errorf("%s:%d: %s", file, pe.Position.Line, msg)
+			return fmt.Errorf("%s:%d: %s", file, pe.Position.Line, msg)
 		}
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return fmt.Errorf("%s: %w", file, err)
 	}
 	l.md = &md
 	l.table("", top)
-	if len(l.errs) > 0 {
-		slices.SortFunc(l.errs, func(a, b lineError) int { return cmp.Compare(a.line, b.line) })
-		all := make([]error, len(l.errs))
-		for i, e := range l.errs {
-			all[i] = e
-		}
-		if l.more > 0 {
-			all = append(all, fmt.Errorf("%s: %d more mistakes", file, l.more))
-		}
-		return nil, errors.Join(all...)
+	if len(l.errs) == 0 {
+		return nil
 	}
-	return c, c.Select(c.Selection)
+	slices.SortFunc(l.errs, func(a, b lineError) int { return cmp.Compare(a.line, b.line) })
+	all := make([]error, len(l.errs))
+	for i, e := range l.errs {
+		all[i] = e
+	}
+	if l.more > 0 {
+		all = append(all, fmt.Errorf("%s: %d more mistakes", file, l.more))
+	}
+	return errors.Join(all...)
 }
 
 // loader walks the tables of one file.
@@ -105,12 +180,21 @@ func (l *loader) fail(key string, p toml.Primitive, err error) {
 	if r := []rune(key); len(r) > 100 {
 		key = string(r[:99]) + "…"
 	}
-	line := 0
+	l.errs = append(l.errs, lineError{l.file, l.line(p), key, err})
+}
+
+// line is where a value stands.
+func (l *loader) line(p toml.Primitive) int {
 	var pe toml.ParseError
 	if errors.As(l.md.PrimitiveDecode(p, &nowhere{}), &pe) {
-		line = pe.Position.Line
+		return pe.Position.Line
 	}
-	l.errs = append(l.errs, lineError{l.file, line, key, err})
+	return 0
+}
+
+// origin takes down where a key is set.
+func (l *loader) origin(key string, p toml.Primitive) {
+	l.c.Origins[key] = fmt.Sprintf("%s:%d", l.file, l.line(p))
 }
 
 func (l *loader) table(prefix string, values map[string]toml.Primitive) {
@@ -120,6 +204,8 @@ func (l *loader) table(prefix string, values map[string]toml.Primitive) {
 		case s != nil:
 			if err := s.read(l.c, func(v any) error { return decode(l.md, p, v) }); err != nil {
 				l.fail(s.Key, p, err)
+			} else {
+				l.origin(s.Key, p)
 			}
 		case isTable(key):
 			// Decoded into a map of its own, a number would be an empty table.
@@ -155,7 +241,14 @@ func (l *loader) userLabels(values map[string]toml.Primitive) {
 			l.fail("pods.labels."+name, p, err)
 			continue
 		}
-		l.c.Pods.Labels = append(l.c.Pods.Labels, label)
+		l.origin("pods.labels."+name, p)
+		all := l.c.Pods.Labels
+		i, has := slices.BinarySearchFunc(all, name, func(l Label, name string) int { return cmp.Compare(l.Template.Name, name) })
+		if has { // of a file that was read before
+			all[i] = label
+		} else {
+			l.c.Pods.Labels = slices.Insert(all, i, label)
+		}
 	}
 }
 

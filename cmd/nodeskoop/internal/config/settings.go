@@ -140,7 +140,9 @@ func declareSettings() []Setting {
 		field("state.counters", "Keep what deleted interfaces, ended processes and the BPF programs had counted, so that no counter falls when the daemon restarts, nor between two samples of `nodeskoop collect`.",
 			func(c *Config) *bool { return &c.State.Counters }, nil),
 
-		field("metrics.exclude", "Names of metrics to leave out; * and ? match as in a shell.",
+		field("metrics.include", "Names of the probes' metrics to write; * and ? match as in a shell. Empty: all. Metrics of nodeskoop about itself are written in any case.",
+			func(c *Config) *[]string { return &c.Metrics.Include }, globs),
+		field("metrics.exclude", "Names of metrics to leave out, included or not; * and ? match as in a shell.",
 			func(c *Config) *[]string { return &c.Metrics.Exclude }, globs),
 		field("metrics.skip_zero", "Leave out counters of a pod that have been 0 since the start.",
 			func(c *Config) *bool { return &c.Metrics.SkipZero }, nil),

@@ -5,6 +5,8 @@ import (
 	"io"
 	"strings"
 	"time"
+
+	"nodeskoop/internal/quote"
 )
 
 // Write prints the configuration as commented TOML. Where shipped is set each
@@ -12,6 +14,9 @@ import (
 func (c *Config) Write(w io.Writer, shipped bool) error {
 	var b strings.Builder
 	b.WriteString("# Configuration of nodeskoop. `nodeskoop config` prints what is in effect,\n# `systemctl reload nodeskoop` applies a change.\n")
+	if shipped {
+		b.WriteString("# Files of yours in nodeskoop.d beside this one (NAME.toml) are read after it, by\n# name; what they set holds.\n")
+	}
 	mark := ""
 	if shipped {
 		b.WriteString("# Each key below stands at its default: remove the # in front of it to change it.\n")
@@ -26,15 +31,26 @@ func (c *Config) Write(w io.Writer, shipped bool) error {
 			table = t
 			fmt.Fprintf(&b, "\n[%s]\n", table)
 		}
-		fmt.Fprintf(&b, "\n# %s\n# Default: %s\n%s%s = %s\n", s.Help, Literal(s.Default), mark, s.name(), Literal(s.value(c)))
+		fmt.Fprintf(&b, "\n# %s\n# Default: %s\n", s.Help, Literal(s.Default))
+		c.writeOrigin(&b, s.Key)
+		fmt.Fprintf(&b, "%s%s = %s\n", mark, s.name(), Literal(s.value(c)))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }
 
+// writeOrigin says where a key is set. A name of a file may hold anything but an
+// end of its line.
+func (c *Config) writeOrigin(b *strings.Builder, key string) {
+	if from, ok := c.Origins[key]; ok {
+		b.WriteString("# Set by " + quote.SafeLine(from) + "\n")
+	}
+}
+
 func (c *Config) writeLabels(b *strings.Builder) {
 	b.WriteString("\n[pods.labels]\n\n# Labels of your own on every series, from the labels of pods:\n#app = \"${labels:app}\"\n")
 	for _, l := range c.Pods.Labels {
+		c.writeOrigin(b, "pods.labels."+l.Template.Name)
 		fmt.Fprintf(b, "%s = %s\n", l.Template.Name, Literal(l.Text))
 	}
 }

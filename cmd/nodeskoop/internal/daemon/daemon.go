@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -66,6 +67,9 @@ func Run(ctx context.Context, o Options) error {
 	defer stop()
 	s := o.Session
 
+	if err := timerHolds(ctx, systemdRuns, "systemctl", filepath.Join(s.Config.Textfile.Dir, s.Config.Textfile.File)); err != nil {
+		return err
+	}
 	// A cycle allocates little, so collecting more often costs little time and
 	// keeps the daemon small.
 	debug.SetGCPercent(25)
@@ -109,7 +113,7 @@ func Run(ctx context.Context, o Options) error {
 		add("nodeskoop_textfile_series_dropped_total", float64(st.Dropped))
 	})
 	s.Log.Info("started", "version", s.Version, "node", s.Config.Node(), "interval", s.Config.Interval,
-		"probes", len(s.Config.Probes), "textfile", d.file.Path(), "config", s.Config.File)
+		"probes", len(s.Config.Probes), "textfile", d.file.Path(), "config", strings.Join(s.Config.Files, ", "))
 
 	between := make(chan func())
 	go func() {
@@ -241,7 +245,7 @@ func (d *daemon) reload(ctx context.Context, between chan<- func()) {
 		d.Log.Error("reload refused, the configuration in effect is kept", "error", err)
 		status = "reload refused: " + err.Error()
 	} else {
-		d.Log.Info("reloaded", "config", d.Config.File, "probes", len(d.Config.Probes), "textfile", d.file.Path())
+		d.Log.Info("reloaded", "config", strings.Join(d.Config.Files, ", "), "probes", len(d.Config.Probes), "textfile", d.file.Path())
 	}
 	if ready {
 		systemd.Ready(status)

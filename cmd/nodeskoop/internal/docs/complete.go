@@ -7,12 +7,25 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"nodeskoop/cmd/nodeskoop/internal/config"
+	"nodeskoop/cmd/nodeskoop/internal/top"
 	"nodeskoop/collect/catalog"
 )
 
 // The completions are made from the command line that the program really
-// has, and run nothing when they complete: on a node that is in trouble a
-// shell that waits is the last thing that anybody needs.
+// has, and run nothing of it when they complete: on a node that is in trouble a
+// shell that waits is the last thing that anybody needs. The pods they read out of
+// the textfile where it usually is.
+
+// podNames is a line of shell that prints the pods in the textfile of the default
+// configuration, as NAMESPACE/NAME, and host. Names of pods are what Kubernetes
+// allows them to be; another is left out.
+func podNames() string {
+	t := config.Default().Textfile
+	const char = "[a-zA-Z0-9._-]"
+	const name = char + char + "*"
+	return "echo host; sed -n 's|.*k8s_namespace=\"\\(" + name + "\\)\",k8s_pod=\"\\(" + name + "\\)\".*|\\1/\\2|p' " + t.Dir + "/" + t.File + " 2>/dev/null | grep -v '^" + config.Default().Pods.HostLabel + "/' | sort -u"
+}
 
 // valuesOf are the words that a flag's value may be; files says that it is a
 // path.
@@ -29,6 +42,8 @@ func valuesOf(flag string) (words []string, files bool) {
 		}
 	case "log-level":
 		words = []string{"debug", "info", "warn", "error"}
+	case "sort":
+		words = append([]string{"pod"}, top.Names()...)
 	case "config", "output":
 		files = true
 	}
@@ -42,13 +57,14 @@ type completed struct {
 	value bool
 	words []string
 	files bool
+	pods  bool // its value is a pod
 }
 
 func completedFlags(flags []cli.Flag) []completed {
 	var out []completed
 	for _, f := range flags {
 		doc, ok := f.(cli.DocGenerationFlag)
-		if !ok {
+		if !ok || f == cli.HelpFlag {
 			continue
 		}
 		c := completed{usage: strings.ReplaceAll(doc.GetUsage(), "`", ""), value: doc.TakesValue()}
@@ -59,6 +75,7 @@ func completedFlags(flags []cli.Flag) []completed {
 			c.names = append(c.names, "-"+n)
 		}
 		c.words, c.files = valuesOf(f.Names()[0])
+		c.pods = f.Names()[0] == "pod"
 		out = append(out, c)
 	}
 	return append(out, completed{names: []string{"--help", "-h"}, usage: "show help"})
@@ -86,9 +103,8 @@ func commandNames(cmds []*cli.Command) string {
 func Bash(w io.Writer, app *cli.App) error {
 	global := append(completedFlags(app.Flags), completed{names: []string{"--version", "-v"}})
 	var b strings.Builder
-	b.WriteString(`# bash completion for nodeskoop. Made by nodeskoop docs bash. Do not edit.
-
-_nodeskoop() {
+	b.WriteString("# bash completion for nodeskoop. Made by nodeskoop docs bash. Do not edit.\n\n_nodeskoop_pods() { " + podNames() + "; }\n\n")
+	b.WriteString(`_nodeskoop() {
   local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} cmd='' sub='' i word
   # bash takes "=" for a word of its own.
   if [[ $cur == = ]]; then
@@ -130,6 +146,8 @@ _nodeskoop() {
 	for _, key := range valued {
 		f := values[key]
 		switch {
+		case f.pods:
+			fmt.Fprintf(&b, "    %s)\n      mapfile -t COMPREPLY < <(compgen -W \"$(_nodeskoop_pods)\" -- \"$cur\")\n      return ;;\n", key)
 		case !f.files && len(f.words) == 0:
 			silent = append(silent, key)
 		case f.files:
@@ -166,6 +184,8 @@ func zshSpec(f completed) string {
 	case !f.value:
 	case f.files:
 		action = ":file:_files"
+	case f.pods:
+		action = ":pod:_nodeskoop_pods"
 	case f.names[0] == "--probe":
 		action = ":probes:_values -s , probe " + strings.Join(f.words, " ")
 	case len(f.words) > 0:
@@ -187,7 +207,7 @@ func zshSpec(f completed) string {
 // Zsh writes the completion for zsh.
 func Zsh(w io.Writer, app *cli.App) error {
 	var b strings.Builder
-	b.WriteString("#compdef nodeskoop\n# zsh completion for nodeskoop. Made by nodeskoop docs zsh. Do not edit.\n\n_nodeskoop() {\n  local line state state_descr context\n  typeset -A opt_args\n  _arguments -C \\\n")
+	b.WriteString("#compdef nodeskoop\n# zsh completion for nodeskoop. Made by nodeskoop docs zsh. Do not edit.\n\n_nodeskoop_pods() {\n  local -a pods\n  pods=(${(f)\"$(" + podNames() + ")\"})\n  compadd -a pods\n}\n\n_nodeskoop() {\n  local line state state_descr context\n  typeset -A opt_args\n  _arguments -C \\\n")
 	for _, f := range append(completedFlags(app.Flags), completed{names: []string{"--version", "-v"}, usage: "print the version"}) {
 		fmt.Fprintf(&b, "    %s \\\n", zshSpec(f))
 	}
@@ -231,15 +251,20 @@ func Fish(w io.Writer, app *cli.App) error {
 	}
 	var b strings.Builder
 	b.WriteString(s)
+	b.WriteString("\nfunction __nodeskoop_pods\n    " + podNames() + "\nend\n")
 	// What the flags' values may be is ours to say.
 	done := map[string]bool{}
 	for _, c := range app.Commands {
 		for _, f := range completedFlags(c.Flags) {
 			name := strings.TrimLeft(f.names[0], "-")
-			if len(f.words) == 0 || done[name] {
+			if len(f.words) == 0 && !f.pods || done[name] {
 				continue
 			}
 			done[name] = true
+			if f.pods {
+				fmt.Fprintf(&b, "complete -c nodeskoop -l %s -x -a '(__nodeskoop_pods)'\n", name)
+				continue
+			}
 			words := "'" + strings.Join(f.words, " ") + "'"
 			if name == "probe" {
 				words = "'(__fish_append , " + strings.Join(f.words, " ") + ")'"

@@ -10,11 +10,13 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/cpuguy83/go-md2man/v2/md2man"
 	"github.com/urfave/cli/v2"
 
 	"nodeskoop/cmd/nodeskoop/internal/config"
+	"nodeskoop/cmd/nodeskoop/internal/top"
 	"nodeskoop/collect/catalog"
 )
 
@@ -55,6 +57,9 @@ func (p *page) example(lines ...string) {
 // flags writes the flags as items.
 func (p *page) flags(flags []cli.Flag) {
 	for _, f := range flags {
+		if f == cli.HelpFlag {
+			continue
+		}
 		term, usage, env := flagWords(f)
 		if env != "" {
 			usage += " (environment variable `" + env + "`)"
@@ -76,6 +81,19 @@ func markdown(s string) string {
 // characters as they are, for which roff has typographic ones.
 var exact = strings.NewReplacer("\\-", "\\-", "-", "\\-", "'", "\\(aq", "`", "\\(ga", "^", "\\(ha", "~", "\\(ti", "\"", "\\(dq")
 
+// typed is exact, with what is not ASCII by its number: troff reads bytes.
+func typed(line string) string {
+	var b strings.Builder
+	for _, r := range exact.Replace(line) {
+		if r < utf8.RuneSelf {
+			b.WriteRune(r)
+		} else {
+			fmt.Fprintf(&b, "\\[u%04X]", r)
+		}
+	}
+	return b.String()
+}
+
 // roff writes the page for man. What md2man makes of it is cleaned of what
 // mandoc -Tlint does not like: empty lines, lines over 80 bytes, and a paragraph
 // that begins where a section does.
@@ -94,9 +112,9 @@ func (p *page) roff(w io.Writer) error {
 		case strings.HasPrefix(line, "."):
 			b.WriteString(line + "\n")
 		case example:
-			b.WriteString(exact.Replace(line) + "\n")
+			b.WriteString(typed(line) + "\n")
 		default:
-			fold(&b, exact.Replace(line))
+			fold(&b, typed(line))
 		}
 		fresh = strings.HasPrefix(line, ".S")
 	}
@@ -163,14 +181,10 @@ func flagWords(f cli.Flag) (term, usage, env string) {
 }
 
 // ownFlags are the flags of a command that are not common to all.
-func ownFlags(app *cli.App, cmd *cli.Command) []cli.Flag {
-	common := map[string]bool{}
-	for _, f := range app.Flags {
-		common[f.Names()[0]] = true
-	}
+func ownFlags(cmd *cli.Command) []cli.Flag {
 	var own []cli.Flag
 	for _, f := range cmd.VisibleFlags() {
-		if name := f.Names()[0]; !common[name] && name != "help" {
+		if !isCommon(f) && f != cli.HelpFlag {
 			own = append(own, f)
 		}
 	}
@@ -184,7 +198,7 @@ func Man(w io.Writer, app *cli.App) error {
 	p.b.WriteString("**nodeskoop** [*option*...] *command* [*option*...]\n\n")
 	p.section("DESCRIPTION")
 	p.text("nodeskoop runs network probes on one Linux host. It writes their metrics as a textfile that node_exporter serves, writes events to the systemd journal, and names the pods by asking containerd. It opens no port and asks no API server.")
-	p.text("The service `nodeskoop.service` runs `nodeskoop run`. Script mode, for those who want no daemon, is `nodeskoop-collect.timer`. systemctl refuses to enable both.")
+	p.text("The service `nodeskoop.service` runs `nodeskoop run`. Script mode, for those who want no daemon, is `nodeskoop-collect.timer`. Each refuses to start beside the other.")
 	p.section("COMMANDS")
 	for _, cmd := range app.Commands {
 		if cmd.Hidden {
@@ -195,7 +209,7 @@ func Man(w io.Writer, app *cli.App) error {
 		if cmd.Description != "" {
 			p.text(cmd.Description)
 		}
-		p.flags(ownFlags(app, cmd))
+		p.flags(ownFlags(cmd))
 		for _, sub := range cmd.Subcommands {
 			p.item(sub.Name, upperFirst(sub.Usage)+".")
 		}
@@ -205,11 +219,29 @@ func Man(w io.Writer, app *cli.App) error {
 	p.flags(app.Flags)
 	p.item("--help, -h", "Show help.")
 	p.item("--version, -v", "Print the version.")
+	p.section("EXAMPLES")
+	for _, cmd := range app.Commands {
+		for _, e := range examples[cmd.Name] {
+			p.text(upperFirst(e.Does) + ":")
+			p.example(e.Line)
+		}
+	}
+	p.section("TOP")
+	p.text("The columns of `nodeskoop top`. Rates are of the last interval; - is what is not known.")
+	columns, keys := top.Reference()
+	for _, c := range columns {
+		p.item(c.Head, fmt.Sprintf("%s, %s. Sorted by with `--sort %s` or the key %s.", upperFirst(c.Shows), c.Unit, c.Name, c.Key))
+	}
+	p.text("The keys:")
+	for _, k := range keys {
+		p.item(k.Press, upperFirst(k.Does)+".")
+	}
 	p.section("EXIT STATUS")
 	p.item("0", "Done; every requested probe gave all its values.")
 	p.item("1", "It could not be done; the message says why.")
 	p.item("2", "The command line is wrong.")
 	p.item("3", "`collect`: some probes gave no complete values, those of the others were written.")
+	p.item("4", "`run`: nodeskoop-collect.timer is active and writes the same textfile.")
 	p.section("SIGNALS")
 	p.item("SIGHUP", "`run` reads the configuration again. A mistake in it is logged, and what was in effect is kept.")
 	p.item("SIGTERM, SIGINT", "`run` ends, and removes the textfile unless textfile.keep is set.")
@@ -232,6 +264,7 @@ func Man(w io.Writer, app *cli.App) error {
 	p.example("time() - nodeskoop_last_cycle_timestamp_seconds > 60")
 	p.section("FILES")
 	p.item(config.DefaultFile, "The configuration; see nodeskoop.toml(5). If it is absent the defaults apply.")
+	p.item(config.Folder(config.DefaultFile)+"/*.toml", "Files that are read after it, in the order of their names.")
 	textfile := config.Default().Textfile
 	p.item(textfile.Dir+"/"+textfile.File, "The textfile.")
 	p.item(config.DefaultStateDir+"/counters", "What the next start, or the next `collect`, goes on from: what deleted interfaces and ended processes had counted, and the counters of the BPF programs. It is replaced each cycle before the textfile, so that no reader has seen more than a start after a kill begins with. It belongs to one boot; one that is damaged, another user's or of another boot is not used, which is logged, and counters are reset. The daemon holds "+config.DefaultStateDir+"/lock meanwhile; a `collect` beside it goes on from the file and leaves it as it is. See `[state]` in nodeskoop.toml(5).")
@@ -246,9 +279,11 @@ func ManConfig(w io.Writer, app *cli.App) error {
 	p := newPage(app, "nodeskoop.toml", 5, "configuration of nodeskoop")
 	p.section("SYNOPSIS")
 	p.text("`" + config.DefaultFile + "`")
+	p.text("`" + config.Folder(config.DefaultFile) + "/*.toml`")
 	p.section("DESCRIPTION")
 	p.text("The file is in TOML. Every key may be left out; each stands below with its default. A mistake is refused with its file, line and key; a daemon that runs keeps what it had.")
-	p.text("`systemctl reload nodeskoop` applies a change. `nodeskoop config` prints what is in effect, `nodeskoop check` tests it.")
+	p.text("The files of the folder that end in .toml are read after it, in the order of their names; hidden ones are not. Each may hold any key, and of a key that several set the last holds. `--config` DIR/NAME.toml reads that file and DIR/NAME.d/*.toml in their place.")
+	p.text("`systemctl reload nodeskoop` applies a change, and fails on a mistake. `nodeskoop config` prints what is in effect and which line of which file set it, `nodeskoop config --check` only tests it, `nodeskoop check` tests it on this machine.")
 	p.text("If textfile.dir is not the default, the service needs `ReadWritePaths=` for it: see `systemctl edit nodeskoop`.")
 	table := "\x00"
 	for _, s := range config.Settings() {

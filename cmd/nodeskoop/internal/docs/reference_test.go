@@ -1,10 +1,13 @@
 package docs
 
 import (
+	"math"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -86,24 +89,30 @@ func TestASectionTwiceIsExplained(t *testing.T) {
 	}
 }
 
+// anchors are those of the headings of a page, as GitHub makes them.
+func anchors(t *testing.T, file string) []string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Error(err)
+	}
+	var out []string
+	for _, m := range heading.FindAllStringSubmatch(fence.ReplaceAllString(string(b), ""), -1) {
+		a := strings.ToLower(m[1])
+		a = regexp.MustCompile(`[^a-z0-9 _-]`).ReplaceAllString(a, "")
+		out = append(out, strings.ReplaceAll(a, " ", "-"))
+	}
+	return out
+}
+
+var (
+	heading = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	fence   = regexp.MustCompile("(?ms)^```.*?^```")
+)
+
 // TestPagesLink follows the links inside the project, to headings too.
 func TestPagesLink(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
-	heading := regexp.MustCompile(`(?m)^#+ (.*)$`)
-	fence := regexp.MustCompile("(?ms)^```.*?^```")
-	anchors := func(file string) []string {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			t.Error(err)
-		}
-		var out []string
-		for _, m := range heading.FindAllStringSubmatch(fence.ReplaceAllString(string(b), ""), -1) {
-			a := strings.ToLower(m[1])
-			a = regexp.MustCompile(`[^a-z0-9 _-]`).ReplaceAllString(a, "")
-			out = append(out, strings.ReplaceAll(a, " ", "-"))
-		}
-		return out
-	}
 	for file, text := range pages(t) {
 		for _, m := range link.FindAllStringSubmatch(fence.ReplaceAllString(text, ""), -1) {
 			if strings.Contains(m[1], "://") {
@@ -118,9 +127,105 @@ func TestPagesLink(t *testing.T) {
 				t.Errorf("%s: %v", file, err)
 				continue
 			}
-			if anchor != "" && !slices.Contains(anchors(target), anchor) {
+			if anchor != "" && !slices.Contains(anchors(t, target), anchor) {
 				t.Errorf("%s: %s has no heading #%s", file, target, anchor)
 			}
+		}
+	}
+}
+
+// TestOverheadIsMeasured holds what the program says of a probe's cost to what was
+// measured: docs/performance.md is the one place that numbers come from.
+func TestOverheadIsMeasured(t *testing.T) {
+	b, err := os.ReadFile("../../../../docs/performance.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(b)
+	cells := func(line string) (out []string) {
+		for _, c := range strings.Split(line, "|") {
+			out = append(out, strings.TrimSpace(c))
+		}
+		if len(out) < 3 {
+			return []string{""}
+		}
+		return out[1 : len(out)-1]
+	}
+	number := func(s string) float64 {
+		v, err := strconv.ParseFloat(strings.ReplaceAll(s, ",", ""), 64)
+		if err != nil {
+			t.Fatalf("docs/performance.md: %q is no number", s)
+		}
+		return v
+	}
+	// Nanoseconds of the programs, by probe.
+	programs := map[string]string{}
+	_, table, _ := strings.Cut(text, "\n| probe | program | runs | ns |\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	probe := ""
+	for _, line := range strings.Split(table, "\n")[1:] {
+		row := cells(line)
+		if len(row) < 4 {
+			t.Fatalf("docs/performance.md: %q is no row of the table", line)
+		}
+		if row[0] != "" {
+			probe = row[0]
+		}
+		programs[probe] += " " + row[2] + " " + row[3] + " "
+	}
+	// Microseconds of a cycle of a probe with 110 namespaces.
+	_, table, _ = strings.Cut(text, "### Where it goes\n")
+	cycle := map[string]float64{}
+	var head []string
+	for _, line := range strings.Split(table, "\n") {
+		switch row := cells(line); {
+		case row[0] == "namespaces":
+			head = row
+		case row[0] == "110" && len(row) == len(head):
+			for i, names := range head[1:] {
+				for _, n := range strings.Split(names, ", ") {
+					cycle[n] = number(row[i+1])
+				}
+			}
+		}
+		if len(cycle) > 0 {
+			break
+		}
+	}
+	ns := regexp.MustCompile(`([0-9]+)(?:, | and | to )?(?:([0-9]+) (?:and|to) )?([0-9]+)? ns`)
+	for _, p := range catalog.Probes() {
+		if rows := programs[p.Name]; rows != "" {
+			for _, m := range ns.FindAllStringSubmatch(p.Cost+" "+p.Measured, -1) {
+				for _, n := range m[1:] {
+					if n != "" && !regexp.MustCompile(`\b`+n+`\b`).MatchString(rows) {
+						t.Errorf("%s: %s ns are not in docs/performance.md: %s", p.Name, n, rows)
+					}
+				}
+			}
+		}
+		switch value, unit, _ := strings.Cut(p.Measured, "/"); {
+		case unit == "namespace":
+			got := number(strings.TrimSuffix(value, " us"))
+			if want := cycle[p.Name] / 110; math.Abs(got-want) > 1 {
+				t.Errorf("%s: %s, docs/performance.md has %.0f us", p.Name, p.Measured, want)
+			}
+		case unit == "cycle":
+			if value != "under 1 ms" || cycle[p.Name] == 0 || cycle[p.Name] >= 1000 {
+				t.Errorf("%s: %s, docs/performance.md has %.0f us", p.Name, p.Measured, cycle[p.Name])
+			}
+		case p.Name == "fd" || p.Name == "io":
+			if !strings.Contains(text, "fd and io cost 3 to 10 and 1 to 4 us per idle process") || p.Measured != map[string]string{"fd": "3 to 10 us/process", "io": "1 to 4 us/process"}[p.Name] {
+				t.Errorf("%s: %s is not in docs/performance.md", p.Name, p.Measured)
+			}
+		case p.Measured == "not measurable":
+			if !strings.Contains(text, "`packetloss`, `tcpreset`, `tcpretrans`, `biolatency`. Together they cost a request and a datagram nothing that can be measured") || !strings.Contains("tcpreset tcpretrans biolatency", p.Name) {
+				t.Errorf("%s: docs/performance.md does not say that it is not measurable", p.Name)
+			}
+		case p.Measured == "" && !p.Extra, programs[p.Name] == "" && p.Measured != "not measured" && p.Measured != "":
+			t.Errorf("%s: %q was not measured", p.Name, p.Measured)
+		}
+		if len(p.Measured) > 20 {
+			t.Errorf("%s: %q is too long for a column", p.Name, p.Measured)
 		}
 	}
 }
@@ -147,5 +252,71 @@ func TestEachAlertIsListed(t *testing.T) {
 				t.Errorf("the rules ask for %s, which is no metric: %s", n, line)
 			}
 		}
+	}
+}
+
+// rulesFile are the alerts that are shipped.
+const rulesFile = "../../../../packaging/prometheus/nodeskoop.rules.yml"
+
+// TestAlertsHaveARunbook: each alert names a heading of docs/troubleshooting.md
+// that is there.
+func TestAlertsHaveARunbook(t *testing.T) {
+	rules, err := os.ReadFile(rulesFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const page = "https://github.com/nodeskoop/nodeskoop/blob/main/docs/troubleshooting.md#"
+	have := anchors(t, "../../../../docs/troubleshooting.md")
+	alerts := strings.Split(string(rules), "\n  - alert: ")[1:]
+	if len(alerts) < 15 {
+		t.Fatalf("%d alerts", len(alerts))
+	}
+	for _, text := range alerts {
+		name, _, _ := strings.Cut(text, "\n")
+		_, url, ok := strings.Cut(text, "\n      runbook_url: ")
+		url, _, _ = strings.Cut(url, "\n")
+		if anchor, ours := strings.CutPrefix(url, page); !ok || !ours || !slices.Contains(have, anchor) {
+			t.Errorf("%s: its runbook_url %q is no heading of docs/troubleshooting.md", name, url)
+		}
+	}
+}
+
+// TestConntrackRunbook runs the command of ConntrackTableFills on what conntrack
+// prints: the source of most entries comes last, whatever has a state and what has
+// none.
+func TestConntrackRunbook(t *testing.T) {
+	rules, err := os.ReadFile(rulesFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(rules), "- alert: ConntrackTableFills")
+	_, text, _ = strings.Cut(text, "runbook: \"On the node, run `")
+	command, _, ok := strings.Cut(text, "`")
+	if !ok || !strings.HasPrefix(command, "conntrack -L ") {
+		t.Fatalf("the command is %q", command)
+	}
+	guide, err := os.ReadFile("../../../../docs/troubleshooting.md")
+	if err != nil || !strings.Contains(string(guide), "`"+command+"`") {
+		t.Errorf("docs/troubleshooting.md has another command than %s: %v", command, err)
+	}
+	dir := t.TempDir()
+	const entries = `tcp      6 431999 ESTABLISHED src=10.0.0.9 dst=10.0.0.2 sport=40000 dport=80 src=10.0.0.2 dst=10.0.0.9 sport=80 dport=40000 [ASSURED] mark=0 use=1
+udp      17 29 src=10.0.0.7 dst=10.0.0.2 sport=5353 dport=53 [UNREPLIED] src=10.0.0.2 dst=10.0.0.7 sport=53 dport=5353 mark=0 use=1
+tcp      6 117 SYN_SENT src=10.0.0.7 dst=10.0.0.2 sport=1 dport=80 [UNREPLIED] src=10.0.0.2 dst=10.0.0.7 sport=80 dport=1 mark=0 use=1
+icmp     1 29 src=10.0.0.7 dst=10.0.0.2 type=8 code=0 id=3 src=10.0.0.2 dst=10.0.0.7 type=0 code=0 id=3 mark=0 use=1
+tcp      6 431999 ESTABLISHED src=2001:db8::9 dst=2001:db8::2 sport=40000 dport=80 src=2001:db8::2 dst=2001:db8::9 sport=80 dport=40000 [ASSURED] mark=0 use=1
+`
+	script := "#!/bin/sh\ncat <<'E'\n" + entries + "E\necho 'conntrack v1.4.7 (conntrack-tools): 5 flow entries have been shown.' >&2\n"
+	if err := os.WriteFile(filepath.Join(dir, "conntrack"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sh", "-c", command)
+	cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "LC_ALL=C")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if got := strings.Join(strings.Fields(string(out)), " "); got != "1 src=10.0.0.9 1 src=2001:db8::9 3 src=10.0.0.7" {
+		t.Errorf("%s", out)
 	}
 }

@@ -1,6 +1,8 @@
 package session
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -44,6 +46,119 @@ func NewFilter(pods, types []string) (Filter, error) {
 	return w, nil
 }
 
+// NamesPods reports whether pods were asked for by name, the host and the unknown
+// owner aside.
+func (w Filter) NamesPods() bool {
+	return slices.ContainsFunc(w.pods, func(want [2]string) bool { return !isHost(want) && !isUnknown(want) })
+}
+
+// ErrNoSuchPod is what Check returns an error of where the pods are known and
+// one that was asked for is not among them.
+var ErrNoSuchPod = errors.New("no such pod")
+
+// Check fails if a pod that was asked for does not run here, and names those that
+// are called alike. named is why the pods are not known, nil if they are.
+func (w Filter) Check(running []*owner.Pod, named error) error {
+	for _, want := range w.pods {
+		text := want[1]
+		if want[0] != "" {
+			text = want[0] + "/" + want[1]
+		}
+		if isHost(want) || isUnknown(want) || slices.ContainsFunc(running, func(p *owner.Pod) bool { return isPod(want, p) }) {
+			continue
+		}
+		if named != nil {
+			return fmt.Errorf("--pod: %q cannot be found: %w", text, named)
+		}
+		return noSuchPod{text, nearest(text, running)}
+	}
+	return nil
+}
+
+// noSuchPod is an ErrNoSuchPod of one pod.
+type noSuchPod struct {
+	pod  string
+	near []string
+}
+
+func (noSuchPod) Is(target error) bool { return target == ErrNoSuchPod }
+
+func (e noSuchPod) Error() string {
+	hint := "nodeskoop pods lists those that do"
+	if len(e.near) > 0 {
+		hint = "perhaps " + strings.Join(e.near, ", ") + "? nodeskoop pods lists all"
+	}
+	return fmt.Sprintf("--pod: no pod %q runs here; %s", e.pod, hint)
+}
+
+// maxNearest is how many pods an error suggests.
+const maxNearest = 5
+
+// nearest returns the names of the pods that are called most like text.
+func nearest(text string, running []*owner.Pod) []string {
+	type candidate struct {
+		name     string
+		distance int
+	}
+	var near []candidate
+	for _, p := range running {
+		name, full := p.Name, p.Namespace+"/"+p.Name
+		d := distance(text, full)
+		if !strings.Contains(text, "/") {
+			d = distance(text, name)
+		}
+		_, own, _ := strings.Cut(text, "/")
+		if strings.Contains(full, text) || own != "" && own == name { // a part of it, or another namespace
+			d = min(d, 1)
+		}
+		if d <= max(2, len(text)/4) {
+			near = append(near, candidate{full, d})
+		}
+	}
+	slices.SortFunc(near, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(a.distance, b.distance), cmp.Compare(a.name, b.name))
+	})
+	var names []string
+	for _, c := range near[:min(len(near), maxNearest)] {
+		names = append(names, c.name)
+	}
+	return names
+}
+
+// distance is how many characters have to be put in, taken out or changed to make
+// b of a (Levenshtein's).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+func isHost(want [2]string) bool {
+	return want == [2]string{"", "host"} || want == [2]string{owner.DefaultHostLabel, owner.DefaultHostLabel}
+}
+
+func isUnknown(want [2]string) bool {
+	return want == [2]string{"", owner.UnknownLabel} || want == [2]string{owner.UnknownLabel, owner.UnknownLabel}
+}
+
+func isPod(want [2]string, p *owner.Pod) bool {
+	return p != nil && p.Name == want[1] && (want[0] == "" || p.Namespace == want[0])
+}
+
 // WantsProbe reports whether a probe has events to show.
 func (w Filter) WantsProbe(p *catalog.Probe) bool {
 	return len(w.types) == 0 || slices.ContainsFunc(p.Events, func(e catalog.EventType) bool { return w.types[e.Name] })
@@ -58,22 +173,20 @@ func (w Filter) Wants(e *event.Event) bool {
 		return true
 	}
 	return slices.ContainsFunc(w.pods, func(want [2]string) bool {
-		switch want {
-		case [2]string{"", "host"}, [2]string{owner.DefaultHostLabel, owner.DefaultHostLabel}:
+		switch {
+		case isHost(want):
 			return e.OfHost()
-		case [2]string{"", owner.UnknownLabel}, [2]string{owner.UnknownLabel, owner.UnknownLabel}:
+		case isUnknown(want):
 			return e.Unattributed()
 		}
-		return slices.ContainsFunc([]*owner.Pod{e.Pod, e.Src.Pod, e.Dst.Pod}, func(p *owner.Pod) bool {
-			return p != nil && p.Name == want[1] && (want[0] == "" || p.Namespace == want[0])
-		})
+		return slices.ContainsFunc([]*owner.Pod{e.Pod, e.Src.Pod, e.Dst.Pod}, func(p *owner.Pod) bool { return isPod(want, p) })
 	})
 }
 
 // WantsPod reports whether a pod, or the host, is to be shown.
 func (w Filter) WantsPod(host bool, namespace, name string) bool {
 	return len(w.pods) == 0 || slices.ContainsFunc(w.pods, func(want [2]string) bool {
-		if want == [2]string{"", "host"} {
+		if isHost(want) {
 			return host
 		}
 		return !host && name == want[1] && (want[0] == "" || want[0] == namespace)

@@ -17,7 +17,8 @@ type Probe struct {
 	Title    string `json:"title"`
 	Kinds    string `json:"kinds"`
 	Source   string `json:"source"`
-	Overhead string `json:"overhead"`
+	Overhead string `json:"overhead"` // as measured
+	Granted  string `json:"granted"`  // by the specification
 	Enabled  bool   `json:"enabled"`
 	Works    bool   `json:"works"`
 	// Supported: what keeps the probe from working is no trait of this machine.
@@ -59,7 +60,7 @@ func (s *Session) TryProbes() ([]Probe, error) {
 	var rows []Probe
 	for _, st := range r.Status() {
 		p := catalog.ProbeByName(st.Name)
-		row := Probe{Probe: p.Name, Title: p.Title, Kinds: p.Kinds(), Source: p.Source.String(), Overhead: p.Overhead,
+		row := Probe{Probe: p.Name, Title: p.Title, Kinds: p.Kinds(), Source: p.Source.String(), Overhead: p.Measured, Granted: p.Overhead,
 			Enabled: slices.Contains(s.Config.Probes, p.Name), Works: st.Up, Supported: !st.Unsupported, Hook: st.Hook, Devices: tracer.Devices(p.Name), Limitations: st.Limitations, Metrics: len(p.Metrics), Events: len(p.Events)}
 		row.Refused, row.Answers = tracer.Refusals(p.Name)
 		var lack *collect.UnsupportedError

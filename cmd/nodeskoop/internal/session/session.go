@@ -3,7 +3,9 @@
 package session
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"slices"
@@ -27,6 +29,7 @@ type Session struct {
 	Version string // of the program
 	Once    bool   // it ends after a cycle or two
 	Service bool   // it goes on until it is told to end, with nobody before it
+	ForPods bool   // it is about pods that were named: without the list of pods it ends
 	Config  *config.Config
 	Log     *slog.Logger
 	Level   *slog.LevelVar
@@ -56,6 +59,17 @@ func (s *Session) Use(cfg *config.Config) {
 	}
 }
 
+// Hush keeps the log still until the function it returns is called, for a
+// command that says in words how it begins. A log of which more or less was asked
+// for than warnings is left as it is.
+func (s *Session) Hush() (speak func()) {
+	if s.Level.Level() != slog.LevelWarn {
+		return func() {}
+	}
+	s.Level.Set(slog.LevelError + 1)
+	return func() { s.Level.Set(slog.LevelWarn) }
+}
+
 // SeeHost judges what of the host is seen, and logs what is not as usual.
 func (s *Session) SeeHost(ctx context.Context) error {
 	if s.Host, s.HostErr = ViewHost(s.Config); s.HostErr != nil {
@@ -83,6 +97,9 @@ func Factories(tracer *trace.Tracer) []collect.Factory {
 // goes on without pods.
 const FirstPods = 2 * time.Second
 
+// namedPods is how long a command waits that cannot go on without pods.
+const namedPods = 20 * time.Second
+
 // WatchPods starts to follow containerd, and waits until its pods are known
 // or it is clear that it does not answer.
 func (s *Session) WatchPods(ctx context.Context, cfg *config.Config, host Host) *pod.Index {
@@ -94,12 +111,24 @@ func (s *Session) WatchPods(ctx context.Context, cfg *config.Config, host Host) 
 		Labels:    owner.Keys(cfg.Pods.Templates()),
 		Log:       s.Log,
 	})
-	wait, cancel := context.WithTimeout(ctx, FirstPods)
+	patience := FirstPods
+	if s.ForPods {
+		patience = namedPods
+	}
+	wait, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if err := index.Sync(wait); err != nil {
 		s.Log.Debug("no pods yet", "error", err)
 	}
 	return index
+}
+
+// Named is why the pods of an index are not known, nil while containerd answers.
+func Named(index *pod.Index) error {
+	if index.Connected() {
+		return nil
+	}
+	return cmp.Or(index.Status().Err, errors.New("containerd has not answered yet"))
 }
 
 // NewRunner builds the Runner of the session's configuration.

@@ -1,0 +1,239 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/clipperhouse/displaywidth"
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/cmd/nodeskoop/internal/column"
+	"nodeskoop/cmd/nodeskoop/internal/session"
+	"nodeskoop/collect"
+	"nodeskoop/collect/event"
+	"nodeskoop/internal/kernel"
+	"nodeskoop/internal/quote"
+	"nodeskoop/output"
+)
+
+// argumentsKey is where the App's Metadata has the command line.
+const argumentsKey = "arguments"
+
+// tracingRights are the capabilities of which a process without root has to
+// have one to load BPF programs; Linux before 5.8 knows the second alone.
+const tracingRights = 1<<unix.CAP_BPF | 1<<unix.CAP_SYS_ADMIN
+
+// unprivileged reports whether this process lacks root for want of sudo: it is
+// not root, and was not given the capabilities instead. Tests replace it.
+var unprivileged = func() bool {
+	if os.Geteuid() == 0 {
+		return false
+	}
+	have, err := kernel.OwnCapabilities()
+	return err != nil || have&tracingRights == 0
+}
+
+// argumentsOf is the command line as it was given.
+func argumentsOf(c *cli.Context) []string {
+	args, _ := c.App.Metadata[argumentsKey].([]string)
+	return args
+}
+
+// withSudo is a command line with sudo before it, to be pasted.
+func withSudo(args []string) string {
+	words := []string{"sudo"}
+	for _, a := range args {
+		words = append(words, shellWord(a))
+	}
+	return strings.Join(words, " ")
+}
+
+// shellWord quotes what a shell would not take as one word, as it stands.
+func shellWord(s string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./=,:@%+", r)
+	}
+	if s != "" && !strings.ContainsFunc(s, func(r rune) bool { return !plain(r) }) {
+		return s
+	}
+	return quote.Shell(s)
+}
+
+// rootOnly are the commands that can do nothing at all without root. What others can
+// do without it they do.
+var rootOnly = []string{"events", "top"}
+
+// needRoot is the error of a command that can do nothing without root.
+func needRoot(c *cli.Context) error {
+	if unprivileged() {
+		return cli.Exit("needs root: "+withSudo(argumentsOf(c)), exitFailure)
+	}
+	return nil
+}
+
+// complaint is what the program says of the error that ends it. What was
+// forbidden may be allowed to root.
+func complaint(err error, args []string) string {
+	if errors.Is(err, fs.ErrPermission) && unprivileged() {
+		return err.Error() + "; needs root: " + withSudo(args)
+	}
+	return err.Error()
+}
+
+// unknownPod is the error of a --pod that names no pod here: a mistake on the
+// command line if the pods are known.
+func unknownPod(err error) error {
+	if errors.Is(err, session.ErrNoSuchPod) {
+		return cli.Exit(err.Error(), exitUsage)
+	}
+	return err
+}
+
+// say writes a line of words to the log, broken to the window in which it is shown.
+func say(w io.Writer, text string) {
+	for _, line := range column.Wrap(text, logWidth(w)) {
+		fmt.Fprintln(w, line)
+	}
+}
+
+// firstWords is the line with which a command begins that goes on until it is
+// ended: what it watches, and what it does not. named is why pods have no names,
+// nil if they have.
+func firstWords(status []collect.ProbeStatus, named error) string {
+	up := 0
+	var unsupported, failed []string
+	for _, st := range status {
+		switch {
+		case st.Up:
+			up++
+		case st.Unsupported:
+			unsupported = append(unsupported, st.Name)
+		default:
+			failed = append(failed, st.Name)
+		}
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "Watching %d probe%s", up, plural(up, "", "s"))
+	if n := len(unsupported); n > 0 {
+		fmt.Fprintf(&b, "; %s %s not supported by this kernel", list(unsupported), plural(n, "is", "are"))
+	}
+	if n := len(failed); n > 0 {
+		fmt.Fprintf(&b, "; %s %s not work (nodeskoop probes says why)", list(failed), plural(n, "does", "do"))
+	}
+	if named != nil {
+		b.WriteString("; pods have no names, as containerd does not answer (nodeskoop check says why)")
+	}
+	b.WriteString(". Ctrl-C ends.")
+	return b.String()
+}
+
+// list joins words as a sentence does.
+func list(words []string) string {
+	if len(words) < 2 {
+		return strings.Join(words, "")
+	}
+	last := len(words) - 1
+	return strings.Join(words[:last], ", ") + " and " + words[last]
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return one
+	}
+	return many
+}
+
+// mostSummaryRows is how many kinds the summary of events shows.
+const mostSummaryRows = 30
+
+// writeSummary writes what a Summary has seen, in lines of at most width
+// columns; 0 is any number.
+func writeSummary(w io.Writer, s *event.Summary, took time.Duration, width int) error {
+	kinds, more := s.Kinds()
+	total := more
+	for _, k := range kinds {
+		total += k.Count
+	}
+	if total == 0 {
+		_, err := fmt.Fprintf(w, "No events in %s.\n", lasting(took))
+		return err
+	}
+	for _, k := range kinds[min(len(kinds), mostSummaryRows):] {
+		more += k.Count
+	}
+	rows := [][]string{{"COUNT", "EVENT", "WHOSE", "REASON, PEER", "WORST", "FIRST", "LAST"}}
+	for _, k := range kinds[:min(len(kinds), mostSummaryRows)] {
+		worst := "-"
+		if k.Worst > 0 {
+			worst = string(event.AppendLatency(nil, k.Worst))
+		}
+		const clock = "15:04:05"
+		rows = append(rows, []string{strconv.FormatUint(k.Count, 10), k.Type.Name, k.Whose, column.Dash(k.What), worst, k.First.Local().Format(clock), k.Last.Local().Format(clock)})
+	}
+	fit(rows, width, 3, 2)
+	if _, err := fmt.Fprintf(w, "\n%d event%s in %s:\n", total, plural(int(min(total, 2)), "", "s"), lasting(took)); err != nil {
+		return err
+	}
+	if err := column.Write(w, rows); err != nil {
+		return err
+	}
+	if more == 0 {
+		return nil
+	}
+	_, err := fmt.Fprintf(w, "%d of them are of further kinds.\n", more)
+	return err
+}
+
+// fit shortens the cells of the columns that are named, the first of them first,
+// until the rows are at most width columns wide.
+func fit(rows [][]string, width int, columns ...int) {
+	if width <= 0 {
+		return
+	}
+	widths := column.Widths(rows)
+	over := 2*(len(widths)-1) - width
+	for _, n := range widths {
+		over += n
+	}
+	for _, c := range columns {
+		const least = 12 // of which something can be read
+		room := max(min(widths[c], least), widths[c]-max(over, 0))
+		over -= widths[c] - room
+		for _, r := range rows {
+			if displaywidth.String(r[c]) > room {
+				r[c] = displaywidth.TruncateString(r[c], room, "…")
+			}
+		}
+	}
+}
+
+// lasting writes a time of which nobody wants the fractions.
+func lasting(d time.Duration) string {
+	if d < time.Second {
+		return d.Round(time.Millisecond).String()
+	}
+	return d.Round(time.Second).String()
+}
+
+// logWidth is the width of the window that shows the log, 0 if there is none.
+func logWidth(w io.Writer) int {
+	if p, ok := w.(*output.Patient); ok {
+		w = p.Writer()
+	}
+	return output.Width(w)
+}
+
+// logIsTerminal reports whether the log goes to a terminal.
+func logIsTerminal(w io.Writer) bool {
+	if p, ok := w.(*output.Patient); ok {
+		w = p.Writer()
+	}
+	return output.IsTerminal(w)
+}

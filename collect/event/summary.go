@@ -1,0 +1,160 @@
+package event
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"nodeskoop/collect/catalog"
+	"nodeskoop/internal/quote"
+)
+
+// maxSummaryKinds is how many kinds a Summary tells apart. Pods and peers are
+// named by whoever runs them: their number is no limit.
+const maxSummaryKinds = 1000
+
+// Summary passes events on to another Sink and counts them by kind. Its methods
+// may be called from any goroutine.
+type Summary struct {
+	next Sink
+
+	mu    sync.Mutex
+	kinds map[summaryKey]*SummaryKind
+	more  uint64
+}
+
+type summaryKey struct {
+	typ         *catalog.EventType
+	whose, what string
+}
+
+// SummaryKind is what a Summary has seen of one kind.
+type SummaryKind struct {
+	Type  *catalog.EventType
+	Whose string // as AppendOwner has it
+	What  string // the reason, disk or device, and the peer; "" if there is none
+	Count uint64 // of occurrences
+	Worst time.Duration
+	// First and Last are when the kernel saw the first and the last of them.
+	First, Last time.Time
+}
+
+var _ Sink = (*Summary)(nil)
+
+// NewSummary returns a Summary that passes events on to next.
+func NewSummary(next Sink) *Summary {
+	return &Summary{next: next, kinds: map[summaryKey]*SummaryKind{}}
+}
+
+// Send implements Sink.
+func (s *Summary) Send(e *Event, done func(e *Event, written bool)) {
+	s.count(e)
+	s.next.Send(e, done)
+}
+
+// Close implements Sink.
+func (s *Summary) Close(ctx context.Context) error { return s.next.Close(ctx) }
+
+func (s *Summary) count(e *Event) {
+	key := summaryKey{e.Type, string(e.AppendOwner(nil)), string(e.appendKind(nil))}
+	first := e.Time
+	if e.Merged != nil {
+		first = e.Merged.First
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := s.kinds[key]
+	if k == nil {
+		if len(s.kinds) >= maxSummaryKinds {
+			s.more += e.Occurrences()
+			return
+		}
+		k = &SummaryKind{Type: key.typ, Whose: key.whose, What: key.what, First: first}
+		s.kinds[key] = k
+	}
+	k.Count += e.Occurrences()
+	k.Worst = max(k.Worst, e.Latency)
+	if first.Before(k.First) {
+		k.First = first
+	}
+	if last := e.LastSeen(); last.After(k.Last) {
+		k.Last = last
+	}
+}
+
+// Kinds returns the kinds that were seen, those with most occurrences first. more
+// counts the occurrences of further kinds, for which there was no room.
+func (s *Summary) Kinds() (kinds []SummaryKind, more uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, k := range s.kinds {
+		kinds = append(kinds, *k)
+	}
+	slices.SortFunc(kinds, func(a, b SummaryKind) int {
+		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Type.Name, b.Type.Name), cmp.Compare(a.Whose, b.Whose), cmp.Compare(a.What, b.What))
+	})
+	return kinds, s.more
+}
+
+// appendKind appends what tells kinds of one type and owner apart for a person:
+// the reason, and the peer without its port.
+func (e *Event) appendKind(b []byte) []byte {
+	start := len(b)
+	for _, g := range e.Type.Fields {
+		var text string
+		switch g {
+		case catalog.FieldReason:
+			text = e.Reason
+		case catalog.FieldDisk:
+			text = e.Disk
+		case catalog.FieldVector:
+			text = e.Vector
+		case catalog.FieldIfname:
+			text = e.Ifname
+		case catalog.FieldProcess:
+			text = commonComm(e.Comm)
+		}
+		if text == "" {
+			continue
+		}
+		if len(b) > start {
+			b = append(b, ", "...)
+		}
+		b = quote.AppendSafe(b, text)
+	}
+	if !e.Type.Has(catalog.FieldTuple) {
+		return b
+	}
+	open := len(b)
+	if open > start {
+		b = append(b, ',')
+	}
+	said := len(b)
+	if b = e.appendPeer(b, peerPlace(e.Type)); len(b) == said {
+		if far, _, _ := e.ends(); far.Addr.IsValid() {
+			b = far.Addr.Unmap().AppendTo(append(b, " peer "...))
+		} else if far.anyAddr {
+			b = append(b, " several peers"...)
+		}
+	}
+	if len(b) == said {
+		return b[:open]
+	}
+	if open == start { // the blank that begins it
+		return append(b[:start], b[start+1:]...)
+	}
+	return b
+}
+
+// peerPlace is the place that the Message of an event type has for the peer.
+func peerPlace(t *catalog.EventType) string {
+	for _, place := range []string{"from", "to"} {
+		if strings.Contains(t.Message, "{"+place+"}") {
+			return place
+		}
+	}
+	return "ends"
+}
