@@ -113,6 +113,29 @@ func IsTerminal(w io.Writer) bool {
 	return err == nil && is
 }
 
+// Width is the number of columns that w has. It is 0 where w is no terminal, or
+// does not tell.
+func Width(w io.Writer) int {
+	f, ok := w.(syscall.Conn)
+	if !ok {
+		return 0
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	width := 0
+	err = raw.Control(func(fd uintptr) {
+		if size, err := unix.IoctlGetWinsize(int(fd), unix.TIOCGWINSZ); err == nil {
+			width = int(size.Col)
+		}
+	})
+	if err != nil {
+		return 0
+	}
+	return width
+}
+
 // Close writes what is queued until ctx ends; the rest is lost. The writer is
 // not closed.
 func (t *Terminal) Close(ctx context.Context) error {

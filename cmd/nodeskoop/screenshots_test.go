@@ -135,7 +135,7 @@ wait
 	}
 	if err := x.Wait(90*time.Second, func(s string) bool {
 		w, l := row(s, "shop/web-0"), row(s, "shop/load-0")
-		return w[2] == "NETFILTER_DROP" && l[3] != "-" && l[3] != "0" && l[4] != "0"
+		return w[len(w)-1] == "NETFILTER_DROP" && l[3] != "-" && l[3] != "0" && l[4] != "0"
 	}); err != nil {
 		t.Fatal(err)
 	}
