@@ -2,6 +2,7 @@ package top
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/gdamore/tcell/v3"
 
@@ -23,8 +25,21 @@ import (
 )
 
 // screenEnv has the test's binary draw a node on its terminal instead of testing:
-// of the number of pods that it holds.
+// of the number of pods that it holds, or of pods with nastyPods names.
 const screenEnv = "NODESKOOP_TEST_TOP_PODS"
+
+const nastyPods = "nasty"
+
+// nastyNode is a node of pods whose names are an attack on a terminal.
+func nastyNode() *Table {
+	t := nodeOf(0, 0)
+	for i, n := range nasty.Names {
+		t.rows = append(t.rows, row{namespace: n, pod: n, cells: make([]cell, len(columns)), reason: n, netns: uint64(i)})
+	}
+	slices.SortFunc(t.rows, byName)
+	t.containerd = errors.New("dial " + nasty.Names[0])
+	return t
+}
 
 func TestMain(m *testing.M) {
 	if n := os.Getenv(screenEnv); n != "" {
@@ -54,6 +69,9 @@ func drawNode(pods string) int {
 	defer stop()
 	go func() {
 		number, t := 0, nodeOf(n, 0)
+		if pods == nastyPods {
+			t = nastyNode()
+		}
 		for {
 			tables <- t
 			select {
@@ -207,10 +225,13 @@ func TestGoldenScreens(t *testing.T) {
 }
 
 // asDrawn is a text as package terminal gives it: a character that takes two cells
-// has an empty one behind it.
+// has an empty one behind it, and marks are not kept.
 func asDrawn(s string) string {
 	var b strings.Builder
 	for _, r := range s {
+		if unicode.Is(unicode.M, r) {
+			continue
+		}
 		b.WriteRune(r)
 		if column.Width(string(r)) == 2 {
 			b.WriteByte(' ')
@@ -318,7 +339,41 @@ func TestTopWritesWhatChanged(t *testing.T) {
 	}
 }
 
-// Names reach a real terminal quoted, in the table and on a page.
+// Names that are an attack on a terminal reach a real one quoted.
+func TestNastyNamesInATerminal(t *testing.T) {
+	x, err := terminal.Start(120, 30, []string{screenEnv + "=" + nastyPods, "LC_ALL=C.UTF-8"}, os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	v := &View{Order: Order{Column: "drops"}, Interval: time.Second, table: nastyNode()}
+	awaitFrame(t, x, v, "nasty names", 120, 30)
+	if r := nasty.Acts(x.Text()); r >= 0 {
+		t.Errorf("%U on the screen:\n%s", r, x.Text())
+	}
+	for _, want := range []string{`\x1b[2J`, `\u202e`, `日 本`} {
+		if !strings.Contains(x.Text(), want) {
+			t.Errorf("no %s on the screen:\n%s", want, x.Text())
+		}
+	}
+}
+
+// In a locale without the characters for it, what is cut and what is scrolled is
+// marked by others.
+func TestTopInASCII(t *testing.T) {
+	x, err := terminal.Start(40, 10, []string{screenEnv + "=60", "LC_ALL=C"}, os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	if err := x.Wait(testkit.Patience, func(s string) bool {
+		return strings.Contains(s, "\nshop/web-~gbnk-99rsd ") && strings.Contains(s, ">10\n")
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Names reach a page quoted.
 func TestTopPageIsSafe(t *testing.T) {
 	for _, n := range nasty.Names {
 		p := pageOfTest(podName{n, n})

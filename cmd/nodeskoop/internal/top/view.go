@@ -85,6 +85,7 @@ func (v *View) Run(ctx context.Context, s *Sampler) {
 
 // loop draws what comes from tables, and does what the keys say.
 func (v *View) loop(ctx context.Context, tables <-chan *Table) {
+	v.Screen.RegisterRuneFallback('…', "~") // in a locale without it
 	v.draw()
 	for {
 		select {
