@@ -198,6 +198,7 @@ func TestSumUp(t *testing.T) {
 		{State: netlink.TCPListen, Local: ap("0.0.0.0:22"), Remote: ap("0.0.0.0:0"), TxQueue: 5},
 		{State: netlink.TCPEstablished, Local: ap("10.0.0.7:80"), Remote: ap("10.0.0.8:45678"), RxQueue: 10},
 		{State: netlink.TCPCloseWait, Local: ap("10.0.0.7:80"), Remote: ap("10.0.0.8:45679"), RxQueue: 5, TxQueue: 1},
+		{State: netlink.TCPTimeWait, Local: ap("10.0.0.7:80"), Remote: ap("10.0.0.9:45679")},
 		{State: netlink.TCPSynSent, Local: ap("10.0.0.7:55555"), Remote: ap("192.0.2.9:443")},
 	}
 	got := sumUp(all)

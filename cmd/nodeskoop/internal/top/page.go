@@ -204,8 +204,8 @@ func sumUp(all []netlink.TCPSocket) (l socketList) {
 	}
 	sums := map[key]*peer{}
 	for _, s := range all {
-		if s.State == netlink.TCPListen {
-			continue
+		if s.State == netlink.TCPListen || s.State == netlink.TCPTimeWait {
+			continue // no connection, or one that is over
 		}
 		k := key{s.Remote.Addr(), s.Remote.Port(), false}
 		if listens[s.Local.Port()] {
