@@ -6,11 +6,10 @@ import "slices"
 // order of importance: a narrow window shows the first.
 type Column struct {
 	Name  string // for --sort, and in JSON
-	Key   rune   // sorts by it
-	Head  string // of the column
-	Shows string // what it counts, in words
-	Unit  string // "per second", or "bytes" of a value of this moment
-
+	key   rune   // sorts by it
+	head  string
+	shows string // what it counts, in words
+	unit  string
 	probe string
 	// metrics are summed up. resetsSum and hostDropsSum stand for what no metric
 	// tells.
@@ -20,11 +19,11 @@ type Column struct {
 // Units of columns.
 const (
 	perSecond = "per second"
-	inBytes   = "bytes"
+	rightNow  = "now"
 )
 
 // gauge reports whether a column is shown as it is, not as a rate.
-func (c *Column) gauge() bool { return c.Unit != perSecond }
+func (c *Column) gauge() bool { return c.unit != perSecond }
 
 // cells is the width of a column: of a head, and of what short and cell.text make.
 func (c *Column) cells() int {
@@ -53,8 +52,8 @@ var columns = []Column{
 	{"kernel_slow", 'k', "KERN", "packets that took long in the kernel", perSecond, "kernellatency", []string{"kubeskoop_kernellatency_rxslow", "kubeskoop_kernellatency_txslow"}},
 	{"rx_bytes", 'b', "RX-B", "bytes received", perSecond, "netdev", []string{"kubeskoop_netdev_rxbytes"}},
 	{"tx_bytes", 'B', "TX-B", "bytes sent", perSecond, "netdev", []string{"kubeskoop_netdev_txbytes"}},
-	{"tx_queue", 'u', "TX-Q", "bytes in TCP send queues that the peers have not acknowledged", inBytes, "tcpsummary", []string{"kubeskoop_tcpsummary_tcptxqueue"}},
-	{"rx_queue", 'v', "RX-Q", "bytes in TCP receive queues that the applications have not read", inBytes, "tcpsummary", []string{"kubeskoop_tcpsummary_tcprxqueue"}},
+	{"tx_queue", 'u', "TX-Q", "bytes in TCP send queues that the peers have not acknowledged", rightNow, "tcpsummary", []string{"kubeskoop_tcpsummary_tcptxqueue"}},
+	{"rx_queue", 'v', "RX-Q", "bytes in TCP receive queues that the applications have not read", rightNow, "tcpsummary", []string{"kubeskoop_tcpsummary_tcprxqueue"}},
 	{"rx_packets", 'p', "RX-P", "packets received", perSecond, "netdev", []string{"kubeskoop_netdev_rxpackets"}},
 	{"tx_packets", 'P', "TX-P", "packets sent", perSecond, "netdev", []string{"kubeskoop_netdev_txpackets"}},
 }
@@ -74,9 +73,6 @@ func Names() []string {
 	return names
 }
 
-// All are all columns, the most important first, for the documentation.
-func All() []Column { return slices.Clone(columns) }
-
 // Probes are the probes that top has a column for.
 func Probes() []string {
 	var names []string
@@ -91,24 +87,4 @@ func Probes() []string {
 // Columns are those of the chosen probes.
 func Columns(probes []string) []Column {
 	return slices.DeleteFunc(slices.Clone(columns), func(c Column) bool { return !slices.Contains(probes, c.probe) })
-}
-
-// Key is a key of top, and what it does.
-type Key struct{ Press, Does string }
-
-// Keys are the keys of top, but for those that sort by a column.
-func Keys() []Key {
-	return []Key{
-		{"↑ ↓ PgUp PgDn Home End", "select a pod; scroll its page"},
-		{"Enter", "open the page of the selected pod: drops, peers, queues, events, processes"},
-		{"Esc", "go back; end the filter"},
-		{"← →", "scroll the columns"},
-		{"< >", "sort by the column before, after"},
-		{"n", "sort by name"},
-		{"r", "reverse the order"},
-		{"/", "show only names that contain a text"},
-		{"space", "pause"},
-		{"?", "show or hide the keys"},
-		{"q", "end"},
-	}
 }

@@ -125,7 +125,7 @@ func (f field) head(cols []Column) string {
 	case fieldReason:
 		return column.Pad(headReason, f.width, true)
 	}
-	return column.Pad(cols[f.col].Head, f.width, false)
+	return column.Pad(cols[f.col].head, f.width, false)
 }
 
 // text is what a row has in a part of a line, filled up to its width.

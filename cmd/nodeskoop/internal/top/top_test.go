@@ -54,12 +54,12 @@ func columnAt(t *testing.T, name string) int {
 
 func TestTopColumnsAreTheCatalogues(t *testing.T) {
 	keys := map[rune]string{'q': "end", '?': "help", 'h': "help", '/': "filter", '<': "", '>': "", 'r': "reverse", ' ': "pause", 'n': "name"}
-	for _, c := range All() {
-		if other, taken := keys[c.Key]; taken {
-			t.Errorf("the key %c of %s is that of %q", c.Key, c.Name, other)
+	for _, c := range columns {
+		if other, taken := keys[c.key]; taken {
+			t.Errorf("the key %c of %s is that of %q", c.key, c.Name, other)
 		}
-		keys[c.Key] = c.Name
-		if len(c.Head) > c.cells() || c.Shows == "" || c.Unit != perSecond && c.Unit != inBytes {
+		keys[c.key] = c.Name
+		if len(c.head) > c.cells() || c.shows == "" || c.unit != perSecond && c.unit != rightNow {
 			t.Errorf("%+v", c)
 		}
 		for _, name := range c.metrics {

@@ -180,7 +180,7 @@ func (v *View) key(e *tcell.EventKey) (end bool) {
 	default:
 		if v.table != nil {
 			for _, c := range v.table.columns {
-				if c.Key == r {
+				if c.key == r {
 					v.Order.Column, v.scroll = c.Name, 0
 				}
 			}
@@ -547,17 +547,18 @@ func (v *View) helpLines(width, room int) []line {
 		}
 		all = append(all, plain(text))
 	}
-	for _, k := range Keys() {
+	_, keys := Reference()
+	for _, k := range keys {
 		write(k.Press, k.Does)
 	}
 	write("", "")
 	for i := range v.table.columns {
 		c := &v.table.columns[i]
-		does := c.Shows
+		does := c.shows
 		if !c.gauge() {
-			does += ", " + c.Unit
+			does += ", " + c.unit
 		}
-		write(string(c.Key)+" "+c.Head, "sort by "+does)
+		write(string(c.key)+" "+c.head, "sort by "+does)
 	}
 	write("", "")
 	write("-", "is not known: before the second sample, or a counter was reset")
