@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -84,15 +85,21 @@ func TestScreenshots(t *testing.T) {
 		}
 	}
 	nft(web, "ip protocol icmp drop")
+	// A rule of the node, by which its own resolver is closed to pods.
+	if out, err := exec.Command("nsenter", "--net="+ctd.Netns, "nft", "add table ip t; add chain ip t in { type filter hook input priority 0; }; add rule ip t in udp dport 53 drop").CombinedOutput(); err != nil {
+		t.Fatalf("nft on the node: %v: %s", err, out)
+	}
 	nft(db, "tcp dport 5433 drop")
 	webAddr, dbAddr := web.Addrs[0], db.Addrs[0]
 	// The client loads pages, asks a port that nobody listens on, sends what is
-	// dropped by a rule, and connects to what never answers.
+	// dropped by a rule, connects to what never answers, and holds a connection.
 	pod("shop", "load-0", fmt.Sprintf(`while :; do
   wget -q -O /dev/null http://%[1]s:8080/page
   nc -w 1 %[2]s 5432 </dev/null
   ping -c 5 -i 0.1 -W 1 %[1]s >/dev/null
+  echo x | nc -u -w 1 10.88.77.1 53
   [ -e /tmp/busy ] || { touch /tmp/busy; (nc -w 4 %[2]s 5433 </dev/null; rm /tmp/busy) & }
+  [ -e /tmp/held ] || { touch /tmp/held; (sleep 50 | nc %[1]s 8080; rm /tmp/held) & }
 done 2>/dev/null`, webAddr, dbAddr))
 
 	x := inDocs(t, ctd, 132, 90, `prometheus-node-exporter --web.listen-address=127.0.0.1:0 >/dev/null 2>&1 & exporter=$!
@@ -135,11 +142,21 @@ wait
 	}
 	if err := x.Wait(90*time.Second, func(s string) bool {
 		w, l := row(s, "shop/web-0"), row(s, "shop/load-0")
-		return w[2] == "NETFILTER_DROP" && l[3] != "-" && l[3] != "0" && l[4] != "0"
+		return w[len(w)-1] == "NETFILTER_DROP" && l[3] != "-" && l[3] != "0" && l[4] != "0"
 	}); err != nil {
 		t.Fatal(err)
 	}
 	save("top", "nodeskoop top", x)
+	// The page of one pod, found by its name.
+	if err := errors.Join(x.Resize(120, 44), x.Keys("/shop/web-0\r\r")); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.Wait(90*time.Second, func(s string) bool {
+		return strings.HasPrefix(s, "shop/web-0 ") && strings.Contains(s, "from shop/load-0 to :8080") && strings.Contains(s, "LISTENS ON") && strings.Contains(s, "httpd")
+	}); err != nil {
+		t.Fatal(err)
+	}
+	save("top-pod", "nodeskoop top: one pod", x)
 	if err := x.Keys("q"); err != nil {
 		t.Fatal(err)
 	}

@@ -23,9 +23,11 @@ func topCommand() *cli.Command {
 		Usage: "show what the network does to each pod now, in a live table",
 		Description: "One row per pod with a network namespace of its own, and one for the host. Rates are of the last\n" +
 			"interval; \"-\" is what is not known: before the second sample, or because a counter was reset.\n" +
+			"Enter opens one pod: its drops and who caused them, peers, queues, events, processes.\n" +
 			"It enables just the probes of its columns (" + strings.Join(top.Probes(), ", ") + "), beside a daemon\n" +
 			"that may run, and ends them with it. Keys: ? lists them.\n" +
-			"Where standard output is no terminal, and with --count, it prints one table after each interval.",
+			"Where standard output is no terminal or TERM is dumb or unset, and with --count, it prints one table after\n" +
+			"each interval.",
 		Flags: append(commonFlags(),
 			&cli.DurationFlag{Name: "interval", Aliases: []string{"i"}, Usage: "`TIME` between two samples", Value: 2 * time.Second, EnvVars: []string{"NODESKOOP_TOP_INTERVAL"}},
 			&cli.IntFlag{Name: "count", Aliases: []string{"n"}, Usage: "print `N` tables and end", EnvVars: []string{"NODESKOOP_TOP_COUNT"}},
@@ -68,12 +70,15 @@ func topArgumentsOf(c *cli.Context) (a topArguments, err error) {
 	return a, err
 }
 
+// hasScreen reports whether a terminal of that name takes more than lines of text.
+func hasScreen(term string) bool { return term != "" && term != "dumb" }
+
 func runTop(c *cli.Context) error {
 	args, err := topArgumentsOf(c)
 	if err != nil {
 		return cli.Exit(err.Error(), exitUsage)
 	}
-	live := !c.Bool("json") && args.count == 0 && output.IsTerminal(c.App.Writer) && output.IsTerminal(os.Stdin)
+	live := !c.Bool("json") && args.count == 0 && output.IsTerminal(c.App.Writer) && output.IsTerminal(os.Stdin) && hasScreen(os.Getenv("TERM"))
 	var log *top.Log
 	var to io.Writer = c.App.ErrWriter
 	if live {
@@ -115,7 +120,7 @@ func runTop(c *cli.Context) error {
 		}
 		speak()
 		return sampler.Each(c.Context, args.interval, args.count, s.Log, func(t *top.Table) error {
-			write := t.Write
+			write := func(w io.Writer, o top.Order) error { return t.Write(w, o, output.Width(w)) }
 			if c.Bool("json") {
 				write = t.WriteJSON
 			}

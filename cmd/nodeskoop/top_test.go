@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/terminal"
 )
@@ -54,7 +55,7 @@ func TestTopInATerminal(t *testing.T) {
 	if err := x.Wait(60*time.Second, func(s string) bool {
 		for _, line := range strings.Split(s, "\n") {
 			if f := strings.Fields(line); len(f) > 3 && f[0] == "host" && f[1] != "-" && f[3] != "-" {
-				return strings.Contains(s, "DROPS/s") && strings.Contains(s, "q end")
+				return strings.Contains(s, "HDROP") && strings.Contains(s, "q end")
 			}
 		}
 		return false
@@ -77,6 +78,42 @@ func TestTopInATerminal(t *testing.T) {
 	}
 	if s := x.Text(); strings.Contains(s, "q end") {
 		t.Errorf("the table is left on the screen:\n%s", s)
+	}
+}
+
+// A terminal that takes lines of text only gets a table after each interval, as wide
+// as it is, and nothing else.
+func TestTopOnADumbTerminal(t *testing.T) {
+	need.Root(t)
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, term := range []string{"TERM=dumb", "TERM="} {
+		x, err := terminal.Start(46, 40, []string{term}, path, "top", "--config", "/dev/null", "--interval", "200ms", "--probe", "netdev,tcpsummary")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer x.Close()
+		if err := x.Wait(testkit.Patience, func(s string) bool {
+			return strings.Count(s, "rates per second over") >= 2 && strings.Contains(s, "\nPOD")
+		}); err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(x.Text()) {
+			if strings.HasPrefix(line, "POD") && !strings.HasSuffix(strings.TrimSpace(line), "RX-P") {
+				t.Errorf("%s: the columns do not fit the terminal: %q", term, line)
+			}
+		}
+		if err := x.Keys("\x03"); err != nil {
+			t.Fatal(err)
+		}
+		if code, err := x.End(testkit.Patience); err != nil || code != 0 {
+			t.Errorf("%s: exit %d, %v", term, code, err)
+		}
+		if n := x.Escapes(); n > 0 {
+			t.Errorf("%s: %d escape sequences were written", term, n)
+		}
 	}
 }
 

@@ -35,17 +35,17 @@ func BenchmarkDump(b *testing.B) {
 			})
 		})
 	}
-	run("both", func(c *conn, t *TCPTable) error { return dumpBoth(c, t.counter(nil)) })
+	run("both", func(c *conn, t *TCPTable) error { return dumpBoth(c, tcpMask, t.counter(nil)) })
 	run("families", func(c *conn, t *TCPTable) error {
-		if err := dumpFamily(c, unix.AF_INET, t.counter(nil)); err != nil {
+		if err := dumpFamily(c, unix.AF_INET, tcpMask, t.counter(nil)); err != nil {
 			return err
 		}
-		return dumpFamily(c, unix.AF_INET6, t.counter(nil))
+		return dumpFamily(c, unix.AF_INET6, tcpMask, t.counter(nil))
 	})
 	var known TCPSockets
 	run("one by one", func(c *conn, t *TCPTable) (err error) {
 		if known.found == 0 {
-			return dumpBoth(c, t.counter(&known))
+			return dumpBoth(c, tcpMask, t.counter(&known))
 		}
 		return askTCP(c, t, known.all)
 	})

@@ -490,15 +490,15 @@ func TestFamilies(t *testing.T) {
 		}
 		defer c.close()
 		var known TCPSockets
-		errBoth = dumpBoth(&c, both.counter(&known))
-		if errEach = dumpFamily(&c, unix.AF_INET, each.counter(nil)); errEach == nil {
-			errEach = dumpFamily(&c, unix.AF_INET6, each.counter(nil))
+		errBoth = dumpBoth(&c, tcpMask, both.counter(&known))
+		if errEach = dumpFamily(&c, unix.AF_INET, tcpMask, each.counter(nil)); errEach == nil {
+			errEach = dumpFamily(&c, unix.AF_INET6, tcpMask, each.counter(nil))
 		}
-		errRefused = dumpFamily(&c, 44, refused.counter(nil))
+		errRefused = dumpFamily(&c, 44, tcpMask, refused.counter(nil))
 		// One by one the kernel tells the same, and of one that never was
 		// that it is none. More are asked for here than are remembered.
 		var list []tcpSocket
-		if err := dumpBoth(&c, func(msg []byte) error {
+		if err := dumpBoth(&c, tcpMask, func(msg []byte) error {
 			list = append(list, socketOf(msg))
 			return nil
 		}); err != nil {

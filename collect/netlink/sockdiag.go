@@ -235,21 +235,25 @@ func askTCP(c *conn, t *TCPTable, list []tcpSocket) error {
 }
 
 func readTCP(c *conn, t *TCPTable, known *TCPSockets) error {
-	start := func() {
+	return dumpTCP(c, tcpMask, func() {
 		*t = TCPTable{}
 		if known != nil {
 			known.reset()
 		}
-	}
+	}, t.counter(known))
+}
+
+// dumpTCP calls each with the sockets in the states of a mask, and start before
+// each attempt.
+func dumpTCP(c *conn, mask uint32, start func(), each func(msg []byte) error) error {
 	start()
-	count := t.counter(known)
-	err := dumpBoth(c, count)
+	err := dumpBoth(c, mask, each)
 	if err == nil || !refused(err) {
 		return err
 	}
 	start()
-	if err = dumpFamily(c, unix.AF_INET, count); err == nil {
-		err = dumpFamily(c, unix.AF_INET6, count)
+	if err = dumpFamily(c, unix.AF_INET, mask, each); err == nil {
+		err = dumpFamily(c, unix.AF_INET6, mask, each)
 		if errors.Is(err, unix.ENOENT) {
 			err = nil // no IPv6
 		}
@@ -261,21 +265,21 @@ func readTCP(c *conn, t *TCPTable, known *TCPSockets) error {
 }
 
 // dumpBoth makes the one request for IPv4 and IPv6 (struct inet_diag_req).
-func dumpBoth(c *conn, each func(msg []byte) error) error {
+func dumpBoth(c *conn, mask uint32, each func(msg []byte) error) error {
 	var req [unix.SizeofNlMsghdr + sizeofDiagReq]byte
 	putHeader(req[:], inetDiagGetSock, unix.NLM_F_DUMP)
 	req[unix.SizeofNlMsghdr] = unix.AF_UNSPEC
-	binary.NativeEndian.PutUint32(req[unix.SizeofNlMsghdr+4+sizeofSockID:], tcpMask)
+	binary.NativeEndian.PutUint32(req[unix.SizeofNlMsghdr+4+sizeofSockID:], mask)
 	return dump(c, req[:], each)
 }
 
 // dumpFamily makes the request for one family (struct inet_diag_req_v2).
-func dumpFamily(c *conn, family byte, each func(msg []byte) error) error {
+func dumpFamily(c *conn, family byte, mask uint32, each func(msg []byte) error) error {
 	var req [unix.SizeofNlMsghdr + sizeofDiagReqV2]byte
 	putHeader(req[:], unix.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
 	req[unix.SizeofNlMsghdr] = family
 	req[unix.SizeofNlMsghdr+1] = unix.IPPROTO_TCP
-	binary.NativeEndian.PutUint32(req[unix.SizeofNlMsghdr+4:], tcpMask)
+	binary.NativeEndian.PutUint32(req[unix.SizeofNlMsghdr+4:], mask)
 	return dump(c, req[:], each)
 }
 

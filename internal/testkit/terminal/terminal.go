@@ -4,6 +4,7 @@
 package terminal
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -21,13 +22,15 @@ import (
 type Terminal struct {
 	cmd    *exec.Cmd
 	master *os.File
-	size   vt.Coord
+	size   vt.Coord      // guarded by mu
 	ended  chan struct{} // the program has, and all that it wrote is drawn
 
-	mu   sync.Mutex
-	draw vt.MockTerm
-	cond *sync.Cond
-	err  error
+	mu      sync.Mutex
+	draw    vt.MockTerm
+	cond    *sync.Cond
+	written int
+	escapes int
+	err     error
 }
 
 // Start runs a program in a terminal of so many columns and rows, with the
@@ -75,7 +78,7 @@ func open(columns, rows int) (master, slave *os.File, err error) {
 		err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
 	}
 	if err == nil {
-		err = unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Col: uint16(columns), Row: uint16(rows)})
+		err = setSize(fd, columns, rows)
 	}
 	if err == nil {
 		slave, err = os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|unix.O_NOCTTY, 0)
@@ -87,6 +90,11 @@ func open(columns, rows int) (master, slave *os.File, err error) {
 	return master, slave, nil
 }
 
+// setSize sets the size of a terminal; the kernel sends SIGWINCH if it is another.
+func setSize(fd, columns, rows int) error {
+	return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Col: uint16(columns), Row: uint16(rows)})
+}
+
 // read draws what the program writes, until it ends.
 func (t *Terminal) read() {
 	buf := make([]byte, 32<<10)
@@ -94,6 +102,8 @@ func (t *Terminal) read() {
 		n, err := t.master.Read(buf)
 		t.mu.Lock()
 		_, _ = t.draw.Write(buf[:n])
+		t.written += n
+		t.escapes += bytes.Count(buf[:n], []byte{'\x1b'})
 		t.cond.Broadcast()
 		t.mu.Unlock()
 		if err != nil {
@@ -113,6 +123,35 @@ func (t *Terminal) Keys(s string) error {
 	_, err := t.master.WriteString(s)
 	return err
 }
+
+// Resize gives the terminal another size, and tells the program.
+func (t *Terminal) Resize(columns, rows int) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.size = vt.Coord{X: vt.Col(columns), Y: vt.Row(rows)}
+	t.draw.SetSize(t.size)
+	if err := setSize(int(t.master.Fd()), columns, rows); err != nil {
+		return fmt.Errorf("give a terminal %d columns and %d rows: %w", columns, rows, err)
+	}
+	return nil
+}
+
+// Written is how many bytes the program has written to the terminal.
+func (t *Terminal) Written() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.written
+}
+
+// Escapes is how many escape characters were among them.
+func (t *Terminal) Escapes() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.escapes
+}
+
+// Signal sends the program a signal.
+func (t *Terminal) Signal(s os.Signal) error { return t.cmd.Process.Signal(s) }
 
 // Wait waits until ok holds for the text on the screen, or the program ends.
 func (t *Terminal) Wait(longest time.Duration, ok func(text string) bool) error {

@@ -7,72 +7,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
 
 	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/event"
 	"nodeskoop/collect/owner"
 	"nodeskoop/collect/trace"
+	"nodeskoop/internal/bounded"
 	"nodeskoop/internal/kernel"
 )
-
-// Column is one number that top shows of each pod.
-type Column struct {
-	Name  string // for --sort, and in JSON
-	key   rune   // sorts by it
-	title string
-	probe string
-	// metrics are summed up. resetsSum stands for what no metric tells.
-	metrics []string
-	gauge   bool // shown as it is, not as a rate
-}
-
-// resetsSum is the sum of the kernel's four counters of the probe tcpreset.
-const resetsSum = "resets"
-
-var columns = []Column{
-	{"drops", 'd', "DROPS/s", "packetloss", []string{"kubeskoop_packetloss_total"}, false},
-	{"retransmits", 't', "RETRANS/s", "tcpretrans", []string{"kubeskoop_tcpretrans_total"}, false},
-	{"resets", 'e', "RESETS/s", "tcpreset", []string{resetsSum}, false},
-	{"socket_slow", 'o', "SOCKSLOW/s", "socketlatency", []string{"kubeskoop_socketlatency_read1ms", "kubeskoop_socketlatency_write1ms"}, false},
-	{"kernel_slow", 'k', "KERNSLOW/s", "kernellatency", []string{"kubeskoop_kernellatency_rxslow", "kubeskoop_kernellatency_txslow"}, false},
-	{"rx_bytes", 'b', "RX B/s", "netdev", []string{"kubeskoop_netdev_rxbytes"}, false},
-	{"tx_bytes", 'B', "TX B/s", "netdev", []string{"kubeskoop_netdev_txbytes"}, false},
-	{"rx_packets", 'p', "RX pkt/s", "netdev", []string{"kubeskoop_netdev_rxpackets"}, false},
-	{"tx_packets", 'P', "TX pkt/s", "netdev", []string{"kubeskoop_netdev_txpackets"}, false},
-	{"tx_queue", 'u', "TXQ B", "tcpsummary", []string{"kubeskoop_tcpsummary_tcptxqueue"}, true},
-	{"rx_queue", 'v', "RXQ B", "tcpsummary", []string{"kubeskoop_tcpsummary_tcprxqueue"}, true},
-}
-
-// Names are those of all columns.
-func Names() []string {
-	var names []string
-	for _, c := range columns {
-		names = append(names, c.Name)
-	}
-	return names
-}
-
-// Probes are the probes that top has a column for.
-func Probes() []string {
-	var names []string
-	for _, c := range columns {
-		if !slices.Contains(names, c.probe) {
-			names = append(names, c.probe)
-		}
-	}
-	return names
-}
-
-// Columns are those of the chosen probes.
-func Columns(probes []string) []Column {
-	return slices.DeleteFunc(slices.Clone(columns), func(c Column) bool { return !slices.Contains(probes, c.probe) })
-}
 
 // cell is one number of one pod. A counter's is there only if it was sampled
 // twice of the same pod and was not reset in between.
@@ -80,6 +32,7 @@ type cell struct {
 	known  bool
 	count  float64 // what a counter rose by in the interval, or a gauge's value
 	second float64 // the same per second, or a gauge's value
+	least  bool    // it is that or more
 }
 
 // row is one pod, or the host.
@@ -89,6 +42,14 @@ type row struct {
 	netns          uint64
 	cells          []cell // by column
 	reason         string // of most of the drops, "" if there were none
+	reasons        []reason
+}
+
+func (r *row) id() podName {
+	if r.host {
+		return hostName
+	}
+	return podName{r.namespace, r.pod}
 }
 
 func (r *row) name() string {
@@ -109,6 +70,7 @@ type Table struct {
 	troubles []trouble
 	// containerd is why pods are not named, nil while it answers.
 	containerd error
+	page       *page // of the pod that is open, nil if none is
 }
 
 type trouble struct {
@@ -126,19 +88,33 @@ type Sampler struct {
 	status  func() error // of containerd
 	host    uint64       // network namespace
 	columns []Column
+	events  *tally
+	lost    func() uint64 // losses whose events were lost
+	files   hostFiles
 
 	last   map[podName]counters
 	lastAt time.Time
 	// seen counts by column the cycles on end with a value. The first of them is
 	// not compared: the probe was loaded in that cycle, some time after it began.
 	seen map[string]int
+	held uint64 // of events, at the last sample
+	// begun is when the counting began.
+	begun time.Time
+
+	table   *Table // the last
+	open    atomic.Pointer[podName]
+	sockets *bounded.Call[socketList] // the last question for sockets; nil: there was none
 }
+
+// hostFiles is where the host's namespace and processes are.
+type hostFiles struct{ netns, proc string }
 
 type podName struct{ namespace, pod string }
 
 // counters are the values of one pod in one sample.
 type counters struct {
 	id      string // of the pod: another of the same name counts from 0
+	sandbox string // the pod's own ID
 	netns   uint64
 	values  map[string]float64 // by metric
 	reasons map[string]float64
@@ -147,6 +123,8 @@ type counters struct {
 
 // hostLabel is the host's label in the families. No pod can have that name.
 const hostLabel = "(host)"
+
+var hostName = podName{hostLabel, hostLabel}
 
 // NewSampler makes the Sampler of some columns; end releases it.
 func NewSampler(ctx context.Context, s *session.Session, columns []Column) (sampler *Sampler, end func(), err error) {
@@ -158,19 +136,26 @@ func NewSampler(ctx context.Context, s *session.Session, columns []Column) (samp
 	// What the configuration leaves out of the textfile is not left out here.
 	o.HostLabel, o.Exclude, o.SkipZero, o.MaxSeries, o.CompatNames, o.Labels = hostLabel, nil, false, 0, false, nil
 	index := s.WatchPods(ctx, s.Config, s.Host)
-	tracer := trace.New(trace.Options{Log: s.Log})
+	events := newTally()
+	h := s.HubOptions(s.Config, s.Host, index)
+	// Each event is counted: a person who looks for a second sees what happened in it.
+	h.HostLabel, h.Window, h.Rate, h.Burst, h.TotalRate = hostLabel, 0, 0, 0, 0
+	hub := event.NewHub(h, events)
+	o.Probes = withoutStacks(o.Probes)
+	tracer := trace.New(trace.Options{Hub: hub, Limits: trace.EventLimits{Rate: eventRate, Burst: eventBurst}, Log: s.Log})
 	o.Pods = index
 	r, err := collect.NewRunner(o, session.Factories(tracer)...)
+	way := session.Events{Tracer: tracer, Hub: hub}
 	if err != nil {
+		way.Close(s.Log)
 		return nil, nil, err
 	}
 	end = func() {
 		r.Close()
-		if err := tracer.Close(); err != nil {
-			s.Log.Warn("detaching from the kernel failed", "error", err)
-		}
+		way.Close(s.Log)
 	}
-	host, err := kernel.Inode(cmp.Or(o.HostNetns, "/proc/1/ns/net"))
+	files := hostFiles{netns: s.Host.NetnsFile(), proc: "/proc"}
+	host, err := kernel.Inode(files.netns)
 	if err != nil {
 		end()
 		return nil, nil, fmt.Errorf("find the host's network namespace: %w", err)
@@ -181,18 +166,40 @@ func NewSampler(ctx context.Context, s *session.Session, columns []Column) (samp
 		}
 		return cmp.Or(index.Status().Err, errors.New("it has not answered yet"))
 	}
-	return &Sampler{runner: r, tracer: tracer, pods: index, status: status, host: host, columns: columns}, end, nil
+	return &Sampler{runner: r, tracer: tracer, pods: index, status: status, host: host, files: files, columns: columns, events: events, lost: func() uint64 { return hub.Counts(packetLoss).Lost }}, end, nil
+}
+
+// withoutStacks adds to the options of probes that events carry no stack: top shows
+// none, and each costs the reader of the events microseconds.
+func withoutStacks(options map[string]map[string]any) map[string]map[string]any {
+	out := maps.Clone(options)
+	if out == nil {
+		out = map[string]map[string]any{}
+	}
+	for _, p := range catalog.Probes() {
+		if !slices.ContainsFunc(p.Options, func(o catalog.Option) bool { return o.Key == "stack" }) {
+			continue
+		}
+		of := maps.Clone(out[p.Name])
+		if of == nil {
+			of = map[string]any{}
+		}
+		of["stack"] = false
+		out[p.Name] = of
+	}
+	return out
 }
 
 // sample takes one sample and compares it with the one before.
 func (s *Sampler) sample() *Table {
 	if s.seen == nil {
-		s.seen = map[string]int{}
+		s.seen, s.begun = map[string]int{}, time.Now()
 		s.look(s.counters(s.runner.Cycle())) // loads the probes
 	}
 	before := s.identities()
 	at := time.Now()
 	fams := s.runner.Cycle()
+	s.tracer.Account() // what the kernel held back
 	resets, loaded, resetErr := s.tracer.Resets()
 	now := s.counters(fams)
 	if loaded {
@@ -213,8 +220,9 @@ func (s *Sampler) sample() *Table {
 	if !s.lastAt.IsZero() {
 		t.interval = at.Sub(s.lastAt)
 	}
+	held := s.events.heldBack() + s.lost()
 	for name, c := range now {
-		t.rows = append(t.rows, s.row(name, c, t.interval))
+		t.rows = append(t.rows, s.row(name, c, t.interval, held != s.held))
 	}
 	slices.SortFunc(t.rows, byName)
 	for _, st := range s.runner.Status() {
@@ -228,7 +236,11 @@ func (s *Sampler) sample() *Table {
 			t.troubles = append(t.troubles, trouble{st.Name, "does not see " + strings.Join(st.Limitations, "; "), false, false})
 		}
 	}
-	s.last, s.lastAt = now, at
+	s.last, s.lastAt, s.held, s.table = now, at, held, t
+	s.events.forget(func(name podName) bool { _, runs := now[name]; return runs || before[name].id != "" })
+	if name := s.open.Load(); name != nil {
+		t.page = s.pageOf(*name)
+	}
 	return t
 }
 
@@ -269,7 +281,7 @@ func (s *Sampler) identities() map[podName]counters {
 			continue
 		}
 		newest[k] = p.Started
-		ids[k] = counters{id: fmt.Sprintf("%s %d", p.ID, p.Netns), netns: p.Netns}
+		ids[k] = counters{id: fmt.Sprintf("%s %d", p.ID, p.Netns), sandbox: p.ID, netns: p.Netns}
 	}
 	return ids
 }
@@ -312,7 +324,7 @@ func (s *Sampler) counters(fams []*dto.MetricFamily) map[podName]counters {
 			if !ok {
 				c = ids[k]
 				if k.pod == hostLabel {
-					c = counters{id: hostLabel, netns: s.host}
+					c = counters{id: hostLabel, sandbox: hostLabel, netns: s.host}
 				}
 				c.values, c.reasons, c.classes = map[string]float64{}, map[string]float64{}, map[string]float64{}
 				out[k] = c
@@ -328,11 +340,18 @@ func (s *Sampler) counters(fams []*dto.MetricFamily) map[podName]counters {
 			}
 		}
 	}
+	for name, c := range out {
+		// The host's losses that hit pods are its own losses, too.
+		if _, counted := c.values["kubeskoop_packetloss_total"]; counted && name != hostName {
+			c.values[hostDropsSum] = float64(s.events.hostDropsOf(name, c.sandbox))
+		}
+	}
 	return out
 }
 
 // row compares one pod's values with those of the sample before.
-func (s *Sampler) row(name podName, now counters, interval time.Duration) row {
+// held says that losses of the host were counted by nobody.
+func (s *Sampler) row(name podName, now counters, interval time.Duration, held bool) row {
 	r := row{namespace: name.namespace, pod: name.pod, netns: now.netns, cells: make([]cell, len(s.columns))}
 	if name.pod == hostLabel {
 		r = row{host: true, netns: now.netns, cells: r.cells}
@@ -343,7 +362,7 @@ func (s *Sampler) row(name podName, now counters, interval time.Duration) row {
 		c := cell{known: true}
 		for _, m := range col.metrics {
 			v, have := now.values[m]
-			if col.gauge {
+			if col.gauge() {
 				c.known = c.known && have
 				c.count += v
 				continue
@@ -355,26 +374,23 @@ func (s *Sampler) row(name podName, now counters, interval time.Duration) row {
 		if !c.known {
 			continue
 		}
-		if c.second = c.count; !col.gauge {
+		if c.second = c.count; !col.gauge() {
 			c.second = c.count / interval.Seconds()
 		}
+		c.least = held && col.Name == hostDrops
 		r.cells[i] = c
 	}
-	if i := slices.IndexFunc(s.columns, func(c Column) bool { return c.Name == "drops" }); i >= 0 && r.cells[i].known && r.cells[i].count > 0 {
-		r.reason = cmp.Or(leading(now.reasons, last.reasons), leading(now.classes, last.classes))
+	second := 0.0
+	if same && s.seen["drops"] > 2 {
+		second = interval.Seconds()
+	}
+	if r.reasons = reasonsOf(now.reasons, last.reasons, second); len(r.reasons) == 0 {
+		r.reasons = reasonsOf(now.classes, last.classes, second) // before Linux 5.17 there are no reasons
+	}
+	if len(r.reasons) > 0 && r.reasons[0].second > 0 {
+		r.reason = r.reasons[0].name
 	}
 	return r
-}
-
-// leading names what rose most.
-func leading(now, last map[string]float64) string {
-	best, most := "", 0.0
-	for name, v := range now {
-		if d := v - last[name]; d > most || d == most && d > 0 && name < best {
-			best, most = name, d
-		}
-	}
-	return best
 }
 
 func byName(a, b row) int {
@@ -424,7 +440,7 @@ func (o Order) apply(t *Table) []row {
 	return rows
 }
 
-// short writes a number in at most six characters.
+// short writes a number in at most five characters.
 func short(v float64) string {
 	switch {
 	case v == 0:
@@ -449,12 +465,14 @@ func short(v float64) string {
 }
 
 // text is what a table shows of the cell.
-func (c cell) text(col Column) string {
+func (c *cell) text(col *Column) string {
 	switch {
 	case !c.known:
 		return "-"
-	case col.gauge && c.count < 9999.5:
+	case col.gauge() && c.count < 9999.5:
 		return fmt.Sprintf("%.0f", c.count)
+	case c.least:
+		return short(c.second) + "+"
 	}
 	return short(c.second)
 }

@@ -54,51 +54,35 @@ func (t *Table) complain(log *slog.Logger) error {
 	return errors.New("none of the probes works here; nodeskoop check says what to do")
 }
 
-// titles are the table's heads: the pod's, those of the columns, and after the
-// drops their reason.
-func (t *Table) titles() []string {
-	out := []string{"POD"}
-	for _, c := range t.columns {
-		if out = append(out, c.title); c.Name == "drops" {
-			out = append(out, "REASON")
-		}
+// Write prints the table in lines of at most so many columns; 0 is without bound.
+func (t *Table) Write(w io.Writer, order Order, width int) error {
+	rows := order.apply(t)
+	name, reason := longest(rows)
+	if !hasReason(t.columns) {
+		reason = 0
 	}
-	return out
-}
-
-// texts are the cells of one row, as titles has them.
-func (t *Table) texts(r *row) []string {
-	out := []string{quote.Safe(r.name())}
-	for i, c := range t.columns {
-		if out = append(out, r.cells[i].text(c)); c.Name == "drops" {
-			out = append(out, quote.Safe(column.Dash(r.reason)))
-		}
-	}
-	return out
-}
-
-// leftAligned says which of titles are words.
-func leftAligned(title string) bool { return title == "POD" || title == "REASON" }
-
-// Write prints the table.
-func (t *Table) Write(w io.Writer, order Order) error {
-	lines := [][]string{t.titles()}
-	for _, r := range order.apply(t) {
-		lines = append(lines, t.texts(&r))
-	}
-	widths := column.Widths(lines)
+	l := arrange(t.columns, width, name, reason, 0, order.Column)
+	fields := l.fields(t.columns)
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s  %.1fs\n", t.at.Format("15:04:05"), t.interval.Seconds())
-	for _, l := range lines {
-		line := ""
-		for i, text := range l {
-			if i > 0 {
-				line += "  "
-			}
-			line += column.Pad(text, widths[i], leftAligned(lines[0][i]))
+	head := fmt.Sprintf("%s  rates per second over %.1fs", t.at.Format("15:04:05"), t.interval.Seconds())
+	if l.right > 0 {
+		head += fmt.Sprintf("  (no room for %d more columns)", l.right)
+	}
+	if width > 0 {
+		head = strings.TrimRight(column.Pad(head, width, true), " ")
+	}
+	b.WriteString(head + "\n")
+	line := func(text func(f field) string) {
+		var parts []string
+		for _, f := range fields {
+			parts = append(parts, text(f))
 		}
-		b.WriteString(strings.TrimRight(line, " "))
+		b.WriteString(strings.TrimRight(strings.Join(parts, strings.Repeat(" ", columnGap)), " "))
 		b.WriteByte('\n')
+	}
+	line(func(f field) string { return f.head(t.columns) })
+	for i := range rows {
+		line(func(f field) string { return f.text(t.columns, &rows[i]) })
 	}
 	b.WriteByte('\n')
 	_, err := w.Write(b.Bytes())
@@ -115,17 +99,20 @@ func (t *Table) WriteJSON(w io.Writer, order Order) error {
 		}
 		for i, c := range t.columns {
 			o[c.Name] = nil
-			if !c.gauge {
+			if !c.gauge() {
 				o[c.Name+"_per_second"] = nil
 			}
 			if r.cells[i].known {
 				o[c.Name] = r.cells[i].count
-				if !c.gauge {
+				if !c.gauge() {
 					o[c.Name+"_per_second"] = r.cells[i].second
 				}
 			}
-			if c.Name == "drops" {
+			switch c.Name {
+			case "drops":
 				o["drops_reason"] = r.reason
+			case hostDrops:
+				o[hostDrops+"_at_least"] = r.cells[i].least
 			}
 		}
 		line, err := json.Marshal(o)

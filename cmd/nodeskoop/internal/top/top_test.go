@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,9 +16,11 @@ import (
 	"github.com/gdamore/tcell/v3"
 	"github.com/gdamore/tcell/v3/vt"
 
+	"nodeskoop/cmd/nodeskoop/internal/column"
 	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/collect"
 	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/event"
 	"nodeskoop/collect/owner"
 	"nodeskoop/collect/trace"
 	"nodeskoop/internal/kernel"
@@ -31,7 +35,7 @@ func TestShortNumbers(t *testing.T) {
 		0: "0", 0.04: "<0.1", 0.5: "0.5", 9.94: "9.9", 9.96: "10", 999: "999", 9999: "9999", 9999.9: "10.0k", 12345: "12.3k",
 		99_960: "100k", 123_456: "123k", 999_499: "999k", 999_600: "1.0M", 1.5e9: "1.5G", 2e12: "2.0T", 3e15: "3.0P", 4e18: "4.0E",
 	} {
-		if got := short(v); got != want || len(got) > 6 {
+		if got := short(v); got != want || len(got) > 5 {
 			t.Errorf("short(%v) = %q, want %q", v, got, want)
 		}
 	}
@@ -55,12 +59,15 @@ func TestTopColumnsAreTheCatalogues(t *testing.T) {
 			t.Errorf("the key %c of %s is that of %q", c.key, c.Name, other)
 		}
 		keys[c.key] = c.Name
+		if len(c.head) > c.cells() || c.shows == "" || c.unit != perSecond && c.unit != rightNow {
+			t.Errorf("%+v", c)
+		}
 		for _, name := range c.metrics {
-			if name == resetsSum {
+			if name == resetsSum || name == hostDropsSum {
 				continue
 			}
 			m := catalog.MetricByName(name)
-			if m == nil || m.Probe() != c.probe || m.Scope != catalog.PerNetns || (m.Type == catalog.Gauge) != c.gauge {
+			if m == nil || m.Probe() != c.probe || m.Scope != catalog.PerNetns || (m.Type == catalog.Gauge) != c.gauge() {
 				t.Errorf("%s: the metric %s is %+v", c.Name, name, m)
 			}
 		}
@@ -86,6 +93,7 @@ func TestTopRates(t *testing.T) {
 			"kubeskoop_netdev_rxpackets":         1,
 			"kubeskoop_netdev_txpackets":         1,
 			resetsSum:                            0,
+			hostDropsSum:                         drops / 2,
 			"kubeskoop_not_a_column_of_the_view": 3,
 		}}
 	}
@@ -116,27 +124,36 @@ func TestTopRates(t *testing.T) {
 		for _, col := range columns {
 			s.seen[col.Name] = c.seen
 		}
-		r := s.row(name, c.now, 2*time.Second)
+		r := s.row(name, c.now, 2*time.Second, false)
 		for i, at := range []int{drops, slow, queue} {
-			if got := r.cells[at].text(columns[at]); got != c.want[i] {
+			if got := r.cells[at].text(&columns[at]); got != c.want[i] {
 				t.Errorf("%s: %s is %s, want %s", c.name, columns[at].Name, got, c.want[i])
 			}
+		}
+		// What events were held back of makes a number a lower bound, if there is one.
+		at := columnAt(t, hostDrops)
+		whole, held := r.cells[at].text(&columns[at]), s.row(name, c.now, 2*time.Second, true)
+		if got := held.cells[at].text(&columns[at]); got != strings.Replace(whole+"+", "-+", "-", 1) {
+			t.Errorf("%s: losses on the host, of which some were held back: %s, without %s", c.name, got, whole)
 		}
 	}
 }
 
-func TestLeadingReason(t *testing.T) {
+func TestReasons(t *testing.T) {
 	for _, c := range []struct {
 		now, last map[string]float64
-		want      string
+		second    float64
+		want      []reason
 	}{
-		{map[string]float64{"A": 100, "B": 9}, map[string]float64{"A": 99, "B": 2}, "B"},
-		{map[string]float64{"A": 2, "B": 2}, map[string]float64{}, "A"},
-		{map[string]float64{"A": 2}, map[string]float64{"A": 2}, ""},
-		{nil, nil, ""},
+		{map[string]float64{"A": 100, "B": 9}, map[string]float64{"A": 99, "B": 2}, 2, []reason{{"B", 9, 3.5}, {"A", 100, 0.5}}},
+		{map[string]float64{"A": 2, "B": 2}, nil, 1, []reason{{"A", 2, 2}, {"B", 2, 2}}},
+		{map[string]float64{"A": 2, "none": 0}, map[string]float64{"A": 2}, 1, []reason{{"A", 2, 0}}},
+		{map[string]float64{"A": 2, "B": 1}, map[string]float64{"A": 3}, 1, []reason{{"B", 1, 1}, {"A", 2, -1}}}, // it was reset
+		{map[string]float64{"A": 2}, map[string]float64{"A": 1}, 0, []reason{{"A", 2, -1}}},
+		{nil, nil, 1, nil},
 	} {
-		if got := leading(c.now, c.last); got != c.want {
-			t.Errorf("%v after %v: %q, want %q", c.now, c.last, got, c.want)
+		if got := reasonsOf(c.now, c.last, c.second); !slices.Equal(got, c.want) {
+			t.Errorf("%v after %v: %v, want %v", c.now, c.last, got, c.want)
 		}
 	}
 }
@@ -204,6 +221,34 @@ func deviceCounters(t *testing.T, s *nsnet.Space) [4]float64 {
 	return [4]float64{x.RX.Bytes, x.TX.Bytes, x.RX.Packets, x.TX.Packets}
 }
 
+// newSampler makes a Sampler of pods, and of a host that is a namespace's file.
+func newSampler(t testing.TB, pods owner.Pods, hostFile string) *Sampler {
+	t.Helper()
+	host, err := kernel.Inode(hostFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	events := newTally()
+	hub := event.NewHub(event.HubOptions{HostLabel: hostLabel, HostNetns: host, Pods: pods, NodeAddrs: func() ([]netip.Addr, error) { return kernel.AddrsOf(hostFile) }}, events)
+	tracer := trace.New(trace.Options{Hub: hub, Limits: trace.EventLimits{Rate: eventRate, Burst: eventBurst}})
+	r, err := collect.NewRunner(collect.Options{Enabled: Probes(), Probes: withoutStacks(nil), HostLabel: hostLabel, HostNetns: hostFile, Pods: pods}, session.Factories(tracer)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		r.Close()
+		if err := tracer.Close(); err != nil {
+			t.Error(err)
+		}
+		ctx, stop := context.WithTimeout(context.Background(), 20*time.Second)
+		defer stop()
+		if err := hub.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return &Sampler{runner: r, tracer: tracer, pods: pods, status: func() error { return nil }, host: host, files: hostFiles{hostFile, "/proc"}, columns: columns, events: events, lost: func() uint64 { return hub.Counts(packetLoss).Lost }}
+}
+
 // What was caused between two samples is what top shows, no more, no less.
 func TestTopCountsWhatWasCaused(t *testing.T) {
 	need.Program(t, "nft")
@@ -211,23 +256,12 @@ func TestTopCountsWhatWasCaused(t *testing.T) {
 	nsnet.Connect(a, b)
 	b.Run("nft", "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in udp dport 9 drop")
 	pods := &nsnet.Pods{List: []*owner.Pod{a.Pod("a"), b.Pod("b")}}
-	tracer := trace.New(trace.Options{})
-	host, err := kernel.Inode("/proc/self/ns/net")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := collect.NewRunner(collect.Options{Enabled: Probes(), HostLabel: hostLabel, HostNetns: "/proc/self/ns/net", Pods: pods}, session.Factories(tracer)...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tracer.Close()
-	defer r.Close()
-	s := &Sampler{runner: r, tracer: tracer, pods: pods, status: func() error { return nil }, host: host, columns: columns}
+	s := newSampler(t, pods, "/proc/self/ns/net")
 
 	first := s.sample()
 	for _, row := range first.rows {
 		for i, c := range row.cells {
-			if c.known != columns[i].gauge {
+			if c.known != columns[i].gauge() {
 				t.Errorf("the first sample of %s: %s is known: %v", row.name(), columns[i].Name, c.known)
 			}
 		}
@@ -288,8 +322,8 @@ func TestTopCountsWhatWasCaused(t *testing.T) {
 			t.Fatalf("an interval of %v between %v and %v", end.interval, start.at, end.at)
 		}
 		want := map[string]map[string]float64{
-			"test/a": {"resets": refused},
-			"test/b": {"drops": drops + refused, "resets": refused, "rx_queue": written, "retransmits": 0,
+			"test/a": {"resets": refused, hostDrops: 0},
+			"test/b": {"drops": drops + refused, "resets": refused, "rx_queue": written, "retransmits": 0, hostDrops: 0,
 				"rx_bytes": after[0] - before[0], "tx_bytes": after[1] - before[1], "rx_packets": after[2] - before[2], "tx_packets": after[3] - before[3]},
 		}
 		for _, row := range end.rows {
@@ -298,7 +332,7 @@ func TestTopCountsWhatWasCaused(t *testing.T) {
 				if !c.known || c.count != w {
 					t.Errorf("%s of %s: %+v, want %v", name, row.name(), c, w)
 				}
-				if columns[columnAt(t, name)].gauge {
+				if columns[columnAt(t, name)].gauge() {
 					continue
 				}
 				if rate := w / end.interval.Seconds(); c.second != rate {
@@ -419,7 +453,7 @@ func TestTopScreen(t *testing.T) {
 	keys("\r")
 	until(t, text, "the filter is kept", func(s string) bool { return strings.Contains(s, `filter "SHOP/"`) && strings.Contains(s, "q end") })
 	keys("?")
-	until(t, text, "the keys", func(s string) bool { return strings.Contains(s, "sort by DROPS/s") })
+	until(t, text, "the keys", func(s string) bool { return strings.Contains(s, "open the page of the selected pod") })
 	keys("?")
 	keys("\x1b")
 	until(t, text, "no filter", func(s string) bool { return names(s) == "shop/web shop/db host" })
@@ -438,10 +472,32 @@ func TestTopScreen(t *testing.T) {
 	until(t, text, "many pods", func(s string) bool {
 		return strings.HasPrefix(names(s), "shop/web-00 shop/web-01") && strings.Contains(s, "40 of 40 rows")
 	})
-	keys("\x1b[B")
-	until(t, text, "one line down", func(s string) bool { return strings.HasPrefix(names(s), "shop/web-01 ") })
+	// The selection goes down, and the window with it; Enter opens the selected.
+	opened := make(chan podName, 1)
+	v.open = func(name *podName) {
+		if name != nil {
+			opened <- *name
+		}
+	}
+	keys("\x1b[B\r")
+	if name := <-opened; name != (podName{"shop", "web-01"}) {
+		t.Errorf("Enter opens %v", name)
+	}
+	until(t, text, "a page that is not sampled yet", func(s string) bool {
+		return strings.HasPrefix(s, "shop/web-01") && strings.Contains(s, "reading what is known of it")
+	})
+	x := table(many)
+	x.page = pageOfTest(podName{"shop", "web-01"})
+	tables <- x
+	until(t, text, "a page", func(s string) bool { return strings.Contains(s, "DROPS") && strings.Contains(s, "10.244.0.17") })
+	keys("\x1b[6~\x1b[6~\x1b[6~\x1b[6~\x1b[6~\x1b[6~\x1b[6~\x1b[6~")
+	until(t, text, "the end of the page", func(s string) bool { return strings.Contains(s, "PROCESSES") && strings.Contains(s, "nginx") })
+	keys("\x1b")
+	until(t, text, "the table, as it was", func(s string) bool { return strings.HasPrefix(names(s), "shop/web-00 shop/web-01 ") })
 	keys("\x1b[6~\x1b[6~\x1b[6~\x1b[6~\x1b[6~\x1b[6~\x1b[6~")
 	until(t, text, "the end", func(s string) bool { return strings.HasSuffix(names(s), "shop/web-39") })
+	keys("\x1b[H")
+	until(t, text, "the beginning", func(s string) bool { return strings.HasPrefix(names(s), "shop/web-00 shop/web-01 ") })
 	keys("q")
 	select {
 	case <-ended:
@@ -458,7 +514,7 @@ func TestTopOnSmallScreens(t *testing.T) {
 		tables, text, keys, _ := screenOf(t, size[0], size[1], v)
 		tables <- rows
 		until(t, text, fmt.Sprint(size), func(s string) bool {
-			return strings.Contains(s, "nodeskoop top") || strings.Contains(s, "too small") || size[0] < 10
+			return strings.Contains(s, "top ") || strings.Contains(s, "too small") || size[0] < 10
 		})
 		keys("?")
 	}
@@ -482,11 +538,30 @@ func TestTopJSONAndPlain(t *testing.T) {
 		t.Error("what is not known is left out, not null")
 	}
 	b.Reset()
-	if err := x.Write(&b, Order{Column: "drops"}); err != nil {
+	if err := x.Write(&b, Order{Column: "drops"}, 0); err != nil {
 		t.Fatal(err)
 	}
 	if got := b.String(); strings.Contains(got, "\x1b") || names(got) != "host shop/web" {
 		t.Errorf("%q", got)
+	}
+}
+
+// A plain table is as wide as the terminal, and says what it left out.
+func TestPlainTableFits(t *testing.T) {
+	x := nodeOf(30, 38)
+	for _, width := range []int{20, 40, 80, 120, 200} {
+		var b bytes.Buffer
+		if err := x.Write(&b, Order{Column: "tx_bytes"}, width); err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(b.String()) {
+			if n := column.Width(strings.TrimSuffix(line, "\n")); n > width {
+				t.Errorf("%d columns: a line takes %d: %q", width, n, line)
+			}
+		}
+		if !strings.Contains(b.String(), "TX-B") || strings.Contains(b.String(), "no room for") != (width == 80 || width == 120) {
+			t.Errorf("%d columns:\n%s", width, b.String())
+		}
 	}
 }
 
@@ -497,7 +572,7 @@ func TestTopIsSafe(t *testing.T) {
 		x.rows = append(x.rows, row{namespace: n, pod: n, cells: make([]cell, 2), reason: n})
 	}
 	for name, write := range map[string]func(*bytes.Buffer) error{
-		"table": func(b *bytes.Buffer) error { return x.Write(b, Order{Column: "pod"}) },
+		"table": func(b *bytes.Buffer) error { return x.Write(b, Order{Column: "pod"}, 0) },
 		"JSON":  func(b *bytes.Buffer) error { return x.WriteJSON(b, Order{Column: "pod"}) },
 	} {
 		var b bytes.Buffer
@@ -525,9 +600,11 @@ func TestTopScreenIsSafe(t *testing.T) {
 		until(t, text, fmt.Sprintf("%q", n), func(s string) bool {
 			return strings.Contains(s, "pods are not shown: dial") && strings.Contains(s, "no kernellatency here") && strings.Contains(s, "2 of 2 rows") && strings.Contains(s, "q end")
 		})
-		for _, line := range v.footer(80) {
-			if r := nasty.Acts(line.text); r >= 0 || strings.Contains(line.text, "\n") {
-				t.Errorf("%q: %U in the footer %q", n, r, line.text)
+		for _, line := range v.frame(80, 24) {
+			for _, s := range line {
+				if r := nasty.Acts(s.text); r >= 0 || strings.Contains(s.text, "\n") {
+					t.Errorf("%q: %U on the screen: %q", n, r, s.text)
+				}
 			}
 		}
 	}

@@ -1,16 +1,14 @@
 package top
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
 
-	"github.com/clipperhouse/displaywidth"
 	"github.com/gdamore/tcell/v3"
 	"github.com/gdamore/tcell/v3/color"
 
@@ -25,35 +23,58 @@ type View struct {
 	Interval time.Duration
 	Log      *Log
 
+	// open has samples carry the page of a pod; nil in tests of the keys alone.
+	open func(*podName)
+
 	table  *Table
 	paused bool
 	help   bool
 	typing bool   // a filter is being written
 	before string // the filter before that
-	scroll int
-	hidden int // columns that the screen has no room for
+
+	rows     []row    // as they were drawn
+	selected *podName // nil: the first row
+	scroll   int      // rows above the window
+	skip     int      // columns to the left of the window
+	visible  int      // rows that have room
+
+	page       *podName // that is open
+	shown      *page    // the last that was sampled of it
+	pageScroll int
+	pageSkip   int
+	helpScroll int
 }
 
 // Run shows samples until the user or ctx ends it.
 func (v *View) Run(ctx context.Context, s *Sampler) {
 	ctx, stop := context.WithCancel(ctx)
-	if s.runner != nil {
-		s.runner.Until(ctx)
-	}
+	s.runner.Until(ctx)
 	tables := make(chan *Table, 1)
+	opened := make(chan struct{}, 1)
+	v.open = func(name *podName) {
+		s.Open(name)
+		select {
+		case opened <- struct{}{}:
+		default:
+		}
+	}
 	var sampling sync.WaitGroup
 	sampling.Go(func() {
 		tick := time.NewTicker(v.Interval)
 		defer tick.Stop()
-		for ctx.Err() == nil {
+		for t := s.sample(); ; {
 			select {
-			case tables <- s.sample():
+			case tables <- t:
 			case <-ctx.Done():
 				return
 			}
 			select {
 			case <-tick.C:
+				t = s.sample()
+			case <-opened:
+				t = s.again()
 			case <-ctx.Done():
+				return
 			}
 		}
 	})
@@ -64,14 +85,19 @@ func (v *View) Run(ctx context.Context, s *Sampler) {
 
 // loop draws what comes from tables, and does what the keys say.
 func (v *View) loop(ctx context.Context, tables <-chan *Table) {
+	v.Screen.RegisterRuneFallback('…', "~") // in a locale without it
 	v.draw()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case t := <-tables:
+			// A page that was just opened is shown while the table stands still.
 			if !v.paused {
 				v.table = t
+			}
+			if t.page != nil && v.page != nil && t.page.name == *v.page && (!v.paused || v.shown == nil) {
+				v.shown = t.page
 			}
 		case e, ok := <-v.Screen.EventQ():
 			if !ok {
@@ -92,57 +118,55 @@ func (v *View) loop(ctx context.Context, tables <-chan *Table) {
 
 // key does what a key says, and reports whether that is the end.
 func (v *View) key(e *tcell.EventKey) (end bool) {
-	if e.Key() == tcell.KeyCtrlC {
-		return true
+	r := rune(0)
+	if e.Key() == tcell.KeyRune {
+		r, _ = utf8.DecodeRuneInString(e.Str())
 	}
-	if v.typing {
-		switch e.Key() {
-		case tcell.KeyEnter:
-			v.typing = false
-		case tcell.KeyEscape:
-			v.typing, v.Order.Filter = false, v.before
-		case tcell.KeyBackspace, tcell.KeyDelete:
-			if f := []rune(v.Order.Filter); len(f) > 0 {
-				v.Order.Filter = string(f[:len(f)-1])
-			}
-		case tcell.KeyRune:
-			v.Order.Filter += e.Str()
-		}
-		v.scroll = 0
+	switch {
+	case e.Key() == tcell.KeyCtrlC:
+		return true
+	case v.typing:
+		v.typeFilter(e)
+		return false
+	case r == 'q':
+		return true
+	case r == '?' || r == 'h' || v.help && e.Key() == tcell.KeyEscape:
+		v.help, v.helpScroll = !v.help, 0
+		return false
+	case r == ' ':
+		v.paused = !v.paused
+		return false
+	case v.help:
+		v.scrollBy(&v.helpScroll, e.Key())
+		return false
+	case v.page != nil:
+		v.pageKey(e)
 		return false
 	}
-	_, height := v.Screen.Size()
 	switch e.Key() {
 	case tcell.KeyEscape:
-		if v.help {
-			v.help = false
-		} else {
-			v.Order.Filter, v.scroll = "", 0
-		}
-		return false
+		v.Order.Filter, v.scroll = "", 0
+	case tcell.KeyEnter:
+		v.enter()
 	case tcell.KeyUp:
-		v.scroll--
+		v.move(-1)
 	case tcell.KeyDown:
-		v.scroll++
+		v.move(1)
 	case tcell.KeyPgUp:
-		v.scroll -= max(1, height-5)
+		v.move(-max(1, v.visible-1))
 	case tcell.KeyPgDn:
-		v.scroll += max(1, height-5)
+		v.move(max(1, v.visible-1))
 	case tcell.KeyHome:
-		v.scroll = 0
+		v.selected, v.scroll = nil, 0
+	case tcell.KeyEnd:
+		v.move(len(v.rows))
 	case tcell.KeyLeft:
-		v.step(-1)
+		v.skip = max(0, v.skip-1)
 	case tcell.KeyRight:
-		v.step(1)
+		v.skip++
 	}
-	if e.Key() != tcell.KeyRune {
-		return false
-	}
-	switch r, _ := utf8.DecodeRuneInString(e.Str()); r {
-	case 'q':
-		return true
-	case '?', 'h':
-		v.help = !v.help
+	switch r {
+	case 0:
 	case '/':
 		v.typing, v.before = true, v.Order.Filter
 	case '<':
@@ -151,8 +175,6 @@ func (v *View) key(e *tcell.EventKey) (end bool) {
 		v.step(1)
 	case 'r':
 		v.Order.Reverse = !v.Order.Reverse
-	case ' ':
-		v.paused = !v.paused
 	case 'n':
 		v.Order.Column = "pod"
 	default:
@@ -165,6 +187,92 @@ func (v *View) key(e *tcell.EventKey) (end bool) {
 		}
 	}
 	return false
+}
+
+// typeFilter takes a key of the filter that is being written.
+func (v *View) typeFilter(e *tcell.EventKey) {
+	switch e.Key() {
+	case tcell.KeyEnter:
+		v.typing = false
+	case tcell.KeyEscape:
+		v.typing, v.Order.Filter = false, v.before
+	case tcell.KeyBackspace, tcell.KeyDelete:
+		if f := []rune(v.Order.Filter); len(f) > 0 {
+			v.Order.Filter = string(f[:len(f)-1])
+		}
+	case tcell.KeyRune:
+		v.Order.Filter += e.Str()
+	}
+	v.selected, v.scroll = nil, 0
+}
+
+// pageKey takes a key of an open page.
+func (v *View) pageKey(e *tcell.EventKey) {
+	switch e.Key() {
+	case tcell.KeyEscape:
+		v.page, v.shown = nil, nil
+		if v.open != nil {
+			v.open(nil)
+		}
+	case tcell.KeyHome:
+		v.pageScroll, v.pageSkip = 0, 0
+	case tcell.KeyLeft:
+		v.pageSkip = max(0, v.pageSkip-pageStep)
+	case tcell.KeyRight:
+		v.pageSkip += pageStep
+	default:
+		v.scrollBy(&v.pageScroll, e.Key())
+	}
+}
+
+// scrollBy moves a window over lines; who draws it keeps it within them.
+func (v *View) scrollBy(at *int, key tcell.Key) {
+	switch key {
+	case tcell.KeyUp:
+		*at--
+	case tcell.KeyDown:
+		*at++
+	case tcell.KeyPgUp:
+		*at -= max(1, v.visible-1)
+	case tcell.KeyPgDn:
+		*at += max(1, v.visible-1)
+	case tcell.KeyHome:
+		*at = 0
+	case tcell.KeyEnd:
+		*at = 1 << 20
+	}
+}
+
+// pageStep is by how many columns a page scrolls sideways.
+const pageStep = 10
+
+// at is the index of the selected row.
+func (v *View) at() int {
+	if v.selected == nil {
+		return 0
+	}
+	return max(0, slices.IndexFunc(v.rows, func(r row) bool { return r.id() == *v.selected }))
+}
+
+// move selects another row. The selection stays with its pod wherever that goes.
+func (v *View) move(by int) {
+	if len(v.rows) == 0 {
+		return
+	}
+	id := v.rows[min(max(0, v.at()+by), len(v.rows)-1)].id()
+	v.selected = &id
+}
+
+// enter opens the page of the selected row.
+func (v *View) enter() {
+	if len(v.rows) == 0 {
+		return
+	}
+	id := v.rows[v.at()].id()
+	v.page, v.shown, v.pageScroll, v.pageSkip = &id, nil, 0, 0
+	if v.open != nil {
+		v.open(&id)
+	}
 }
 
 // step makes another column the one to sort by.
@@ -184,6 +292,7 @@ func (v *View) step(by int) {
 
 // The styles. The screen honours NO_COLOR.
 var (
+	stylePlain   = tcell.StyleDefault
 	styleBold    = tcell.StyleDefault.Bold(true)
 	styleDim     = tcell.StyleDefault.Dim(true)
 	styleReverse = tcell.StyleDefault.Reverse(true)
@@ -191,134 +300,195 @@ var (
 	styleWarn    = tcell.StyleDefault.Foreground(color.Olive)
 )
 
+// span is a text in one style, and line what stands on a line of the screen. What
+// is in them shows on a terminal as it is.
+type (
+	span struct {
+		text  string
+		style tcell.Style
+	}
+	line []span
+)
+
+func plain(text string) line                        { return line{{text, stylePlain}} }
+func styled(style tcell.Style, text string) line    { return line{{text, style}} }
+func (l line) add(style tcell.Style, s string) line { return append(l, span{s, style}) }
+
+// The smallest window that shows anything.
+const (
+	leastWidth  = 20
+	leastHeight = 5
+	// tallEnough is where there is room for what is the same all the time.
+	tallEnough = 11
+)
+
+// draw shows what there is to show. Only cells that differ from what is on the
+// terminal are written to it.
 func (v *View) draw() {
-	v.Screen.Clear()
 	width, height := v.Screen.Size()
-	if width < 20 || height < 5 {
-		v.Screen.PutStr(0, 0, "too small")
-		v.Screen.Show()
-		return
-	}
-	if v.table == nil {
-		v.Screen.PutStr(0, 0, "loading the probes ...")
-		v.Screen.Show()
-		return
-	}
-	footer := v.footer(width)
-	shown := v.drawTable(1, width, height-1-len(footer))
-	v.drawHead(width, shown)
-	for i, line := range footer {
-		v.Screen.PutStrStyled(0, height-len(footer)+i, line.text, line.style)
-	}
-	if v.help {
-		v.drawHelp(width, height)
+	lines := v.frame(width, height)
+	for y := range height {
+		x := 0
+		if y < len(lines) {
+			for _, s := range lines[y] {
+				if n := column.Width(s.text); x+n > width {
+					s.text = column.Pad(s.text, max(0, width-x), true)
+				}
+				v.Screen.PutStrStyled(x, y, s.text, s.style)
+				x += column.Width(s.text)
+			}
+		}
+		if x < width {
+			v.Screen.PutStrStyled(x, y, strings.Repeat(" ", width-x), stylePlain)
+		}
 	}
 	v.Screen.Show()
 }
 
-func (v *View) drawHead(width, shown int) {
+// frame makes the lines of a screen.
+func (v *View) frame(width, height int) []line {
+	if width < leastWidth || height < leastHeight {
+		return []line{plain("too small")}
+	}
+	if v.table == nil {
+		return []line{plain("loading the probes ...")}
+	}
+	footer := v.footer(width, height)
+	room := height - 1 - len(footer)
+	var lines []line
+	switch {
+	case v.help:
+		lines = v.helpLines(width, room)
+	case v.page != nil:
+		lines = v.pageLines(width, room)
+	default:
+		lines = v.tableLines(width, room)
+	}
+	for len(lines) < 1+room {
+		lines = append(lines, nil)
+	}
+	return append(lines[:1+room], footer...)
+}
+
+// tableLines are the head and the table: a line for each row that has room.
+func (v *View) tableLines(width, room int) []line {
 	t := v.table
-	head := fmt.Sprintf("nodeskoop top  %s  every %v  %d of %d rows", t.at.Format("15:04:05"), v.Interval, shown, len(t.rows))
+	v.rows = v.Order.apply(t)
+	v.visible = room - 1
+	at := v.at()
+	v.scroll = max(min(v.scroll, at), at-(v.visible-1), 0)
+	v.scroll = min(v.scroll, max(0, len(v.rows)-v.visible))
+	name, _ := longest(v.rows)
+	reason := 0
+	if hasReason(t.columns) {
+		reason = width // as wide as there is room, so that it does not jump
+	}
+	arranged := func(skip int) layout { return arrange(t.columns, width, name, reason, skip, v.Order.Column) }
+	for v.skip > 0 && arranged(v.skip-1).right == 0 {
+		v.skip--
+	}
+	l := arranged(v.skip)
+	fields := l.fields(t.columns)
+
+	lines := []line{v.head(width, &l)}
+	var heads line
+	for i, f := range fields {
+		style := styleBold
+		if f.col >= 0 && t.columns[f.col].Name == v.Order.Column || f.col == fieldName && v.Order.Column == "pod" {
+			style = styleReverse.Bold(true)
+		}
+		if i > 0 {
+			heads = heads.add(stylePlain, strings.Repeat(" ", columnGap))
+		}
+		heads = heads.add(style, f.head(t.columns))
+	}
+	lines = append(lines, heads)
+	for i := v.scroll; i < len(v.rows) && i < v.scroll+v.visible; i++ {
+		var x line
+		for j, f := range fields {
+			text := f.text(t.columns, &v.rows[i])
+			style := styleOf(t.columns, f, strings.TrimSpace(text))
+			if i == at {
+				style = style.Reverse(true)
+			}
+			if j > 0 {
+				gap := stylePlain
+				if i == at {
+					gap = styleReverse
+				}
+				x = x.add(gap, strings.Repeat(" ", columnGap))
+			}
+			x = x.add(style, text)
+		}
+		lines = append(lines, x)
+	}
+	return lines
+}
+
+// styleOf is the style of a cell.
+func styleOf(cols []Column, f field, text string) tcell.Style {
+	switch {
+	case f.col == fieldName:
+		return stylePlain
+	case text == "0" || text == "-":
+		return styleDim
+	case f.col == fieldReason:
+		return styleBad
+	}
+	switch cols[f.col].Name {
+	case "drops", hostDrops:
+		return styleBad
+	case "retransmits", "resets", "socket_slow", "kernel_slow":
+		return styleWarn
+	}
+	return stylePlain
+}
+
+// head is the first line: what is shown, and at its end how many columns are hidden
+// on either side.
+func (v *View) head(width int, l *layout) line {
+	t := v.table
+	hidden := ""
+	if l.left > 0 {
+		hidden = fmt.Sprintf("←%d", l.left)
+	}
+	if l.right > 0 {
+		hidden = strings.TrimSpace(fmt.Sprintf("%s →%d", hidden, l.right))
+	}
+	state := ""
 	if v.Order.Filter != "" && !v.typing {
-		head += fmt.Sprintf("  filter %q", v.Order.Filter)
+		state += "  filter " + quote.Safe(fmt.Sprintf("%q", v.Order.Filter))
 	}
 	if v.paused {
-		head += "  PAUSED"
+		state += "  PAUSED"
 	}
-	v.Screen.PutStrStyled(0, 0, column.Pad(quote.Safe(head), width, true), styleBold)
+	at := t.at.Format("15:04:05")
+	room := width - column.Width(hidden) - 1
+	return v.fitted(width, room, hidden,
+		fmt.Sprintf("nodeskoop top  %s  %d of %d rows%s  rates per second, every %v", at, len(v.rows), len(t.rows), state, v.Interval),
+		fmt.Sprintf("nodeskoop top  %s  %d of %d rows%s", at, len(v.rows), len(t.rows), state),
+		fmt.Sprintf("nodeskoop top  %s%s", at, state),
+		fmt.Sprintf("top %s%s", at, state))
 }
 
-// columnGap is the space between two columns.
-const columnGap = 2
-
-// drawTable draws the heads and as many rows as fit, and returns how many rows
-// there are.
-func (v *View) drawTable(y, width, height int) int {
-	rows := v.Order.apply(v.table)
-	lines := [][]string{v.table.titles()}
-	for _, r := range rows {
-		lines = append(lines, v.table.texts(&r))
-	}
-	widths := column.Widths(lines)
-	v.fit(widths, width)
-	v.scroll = max(0, min(v.scroll, len(rows)-(height-1)))
-	sorted := "POD"
-	for _, c := range v.table.columns {
-		if c.Name == v.Order.Column {
-			sorted = c.title
+// fitted is the first of some texts that has room, with another at the line's end.
+func (v *View) fitted(width, room int, end string, texts ...string) line {
+	text := texts[len(texts)-1]
+	for _, x := range texts {
+		if column.Width(x) <= room {
+			text = x
+			break
 		}
 	}
-	for i, line := range lines {
-		at := y
-		if i > 0 {
-			if i <= v.scroll || i-v.scroll >= height {
-				continue
-			}
-			at = y + i - v.scroll
-		}
-		x := 0
-		for j, text := range line {
-			if widths[j] == 0 {
-				continue
-			}
-			style := tcell.StyleDefault
-			switch title := lines[0][j]; {
-			case i == 0 && title == sorted:
-				style = styleReverse.Bold(true)
-			case i == 0:
-				style = styleBold
-			case text == "0" || text == "-":
-				style = styleDim
-			case title == "DROPS/s" || title == "REASON":
-				style = styleBad
-			case title == "RETRANS/s" || title == "RESETS/s" || title == "SOCKSLOW/s" || title == "KERNSLOW/s":
-				style = styleWarn
-			}
-			v.Screen.PutStrStyled(x, at, column.Pad(text, widths[j], leftAligned(lines[0][j])), style)
-			x += widths[j] + columnGap
-		}
-	}
-	return len(rows)
-}
-
-// fit narrows the name and the reason, and then leaves out the last columns,
-// until the table is as wide as the screen.
-func (v *View) fit(widths []int, width int) {
-	total := -columnGap
-	for _, w := range widths {
-		total += w + columnGap
-	}
-	titles := v.table.titles()
-	for _, narrow := range []struct {
-		title string
-		to    int
-	}{{"POD", 32}, {"REASON", 14}, {"POD", 20}} {
-		for i, t := range titles {
-			if cut := min(total-width, widths[i]-narrow.to); t == narrow.title && cut > 0 {
-				widths[i] -= cut
-				total -= cut
-			}
-		}
-	}
-	v.hidden = 0
-	for i := len(widths) - 1; i > 1 && total > width; i-- {
-		total -= widths[i] + columnGap
-		widths[i] = 0
-		v.hidden++
-	}
-}
-
-type footLine struct {
-	text  string
-	style tcell.Style
+	return styled(styleBold, column.Pad(text, width-column.Width(end), true)+end)
 }
 
 // footer names what is not seen, and the keys.
-func (v *View) footer(width int) []footLine {
-	var lines []footLine
+func (v *View) footer(width, height int) []line {
+	var lines []line
 	add := func(style tcell.Style, text string) {
 		text = quote.SafeLine(text)
-		lines = append(lines, footLine{column.Pad(text, min(width, displaywidth.String(text)), true), style})
+		lines = append(lines, styled(style, column.Pad(text, min(width, column.Width(text)), true)))
 	}
 	if v.table.containerd != nil {
 		add(styleWarn, "pods are not shown: "+v.table.containerd.Error())
@@ -331,103 +501,82 @@ func (v *View) footer(width int) []footLine {
 			part = append(part, t.probe)
 		}
 	}
-	if len(part) > 0 {
+	if len(part) > 0 && height > tallEnough {
 		add(styleDim, "in part: "+strings.Join(part, ", ")+" (nodeskoop probes says what they do not see)")
 	}
 	if last := v.Log.last(); last != "" {
 		add(styleWarn, last)
 	}
 	// What is on the screen must not be all footer.
-	if _, height := v.Screen.Size(); len(lines) > height/3 {
+	if len(lines) > height/3 {
 		lines = lines[:height/3]
 	}
-	keys := "q end  ? keys  / filter  < > sort  r reverse  space pause"
-	if v.hidden > 0 {
-		keys += fmt.Sprintf("  (%d more columns in a wider window)", v.hidden)
+	keys := []string{"q end", "? keys", "Enter open", "/ filter", "< > sort", "← → columns", "r reverse", "space pause"}
+	switch {
+	case v.typing:
+		keys = []string{"filter: " + v.Order.Filter + "_", " (Enter keeps it, Esc takes it back)"}
+	case v.help:
+		keys = []string{"Esc back", "q end", "↑ ↓ scroll"}
+	case v.page != nil:
+		keys = []string{"Esc back", "q end", "↑ ↓ scroll", "← → sideways", "space pause"}
 	}
-	if v.typing {
-		keys = "filter: " + v.Order.Filter + "_   (Enter keeps it, Esc takes it back)"
-	}
-	return append(lines, footLine{column.Pad(quote.Safe(keys), width, true), styleReverse})
-}
-
-func (v *View) drawHelp(width, height int) {
-	lines := []string{
-		"n            sort by name",
-	}
-	for _, c := range v.table.columns {
-		lines = append(lines, fmt.Sprintf("%c            sort by %s", c.key, c.title))
-	}
-	lines = append(lines,
-		"< > ← →      sort by the next column",
-		"r            reverse the order",
-		"/            filter by a part of the name, Esc ends it",
-		"space        pause",
-		"↑ ↓ PgUp PgDn  scroll",
-		"q            end",
-		"",
-		"Rates are of the last interval. - is not known: before the second",
-		"sample, or because a counter was reset. k, M, G are 1000 each.",
-	)
-	y := max(0, (height-len(lines)-2)/2)
-	for i := -1; i <= len(lines); i++ {
-		text := ""
-		if i >= 0 && i < len(lines) {
-			text = lines[i]
+	text := quote.Safe(keys[0])
+	for _, k := range keys[1:] {
+		if column.Width(text)+2+column.Width(k) > width {
+			break
 		}
-		if y+i+1 < height {
-			v.Screen.PutStrStyled(2, y+i+1, column.Pad(" "+text, min(72, width-4), true), styleReverse)
-		}
+		text += "  " + k
 	}
+	return append(lines, styled(styleReverse, column.Pad(text, width, true)))
 }
 
-// Log keeps the log while the screen belongs to the table.
-type Log struct {
-	mu    sync.Mutex
-	lines []string
-	more  int // that were not kept
-}
-
-const maxScreenLog = 200
-
-// Write takes one record of the log.
-func (l *Log) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.lines) == maxScreenLog {
-		l.lines = l.lines[1:]
-		l.more++
-	}
-	l.lines = append(l.lines, string(bytes.TrimRight(b, "\n")))
-	return len(b), nil
-}
-
-// last is the newest record that is a warning or worse, without its time.
-func (l *Log) last() string {
-	if l == nil {
-		return ""
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for i := len(l.lines) - 1; i >= 0; i-- {
-		if line := l.lines[i]; strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR") {
-			if _, rest, ok := strings.Cut(line, " "); ok {
-				return rest
+// helpLines are the head and the window on the list of keys.
+func (v *View) helpLines(width, room int) []line {
+	var all []line
+	const hang = 10
+	write := func(press, does string) {
+		text := column.Pad(press, max(hang-1, column.Width(press)), true)
+		used := column.Width(text)
+		for word := range strings.FieldsSeq(does) {
+			if n := column.Width(word); used+1+n > width && used > hang {
+				all = append(all, plain(text))
+				text, used = strings.Repeat(" ", hang-1), hang-1
 			}
-			return line
+			text += " " + word
+			used += 1 + column.Width(word)
 		}
+		all = append(all, plain(text))
 	}
-	return ""
+	_, keys := Reference()
+	for _, k := range keys {
+		write(k.Press, k.Does)
+	}
+	write("", "")
+	for i := range v.table.columns {
+		c := &v.table.columns[i]
+		does := c.shows
+		if !c.gauge() {
+			does += ", " + c.unit
+		}
+		write(string(c.key)+" "+c.head, "sort by "+does)
+	}
+	write("", "")
+	write("-", "is not known: before the second sample, or a counter was reset")
+	write("k M G", "are 1000 each")
+	v.visible = room
+	v.helpScroll = max(0, min(v.helpScroll, len(all)-room))
+	lines := []line{scrolled("nodeskoop top: keys and columns", width, v.helpScroll, len(all)-room-v.helpScroll)}
+	return append(lines, all[v.helpScroll:min(len(all), v.helpScroll+room)]...)
 }
 
-// Flush writes what was kept.
-func (l *Log) Flush(w io.Writer) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.more > 0 {
-		fmt.Fprintf(w, "%d earlier lines of the log were not kept\n", l.more)
+// scrolled is a head with how many lines are hidden above and below.
+func scrolled(text string, width, above, below int) line {
+	end := ""
+	if above > 0 {
+		end = fmt.Sprintf(" ↑%d", above)
 	}
-	for _, line := range l.lines {
-		fmt.Fprintln(w, line)
+	if below > 0 {
+		end += fmt.Sprintf(" ↓%d", below)
 	}
+	return styled(styleBold, column.Pad(text, width-column.Width(end), true)+end)
 }
