@@ -15,6 +15,6 @@ var softnet = Probe{
 		Name: "kubeskoop_softnet_dropped", Type: Counter, Scope: PerHost,
 		Help:   "Packets dropped because a CPU's backlog queue was full, see net.core.netdev_max_backlog (softnet_stat column 2, over all CPUs).",
 		Kernel: "softnet_stat column 2; enqueue_to_backlog()",
-		Rises:  "The backlog queue of a CPU (RPS, veth, loopback, tunnels) is full: the CPU is too busy to empty it. A NIC's own ring drops elsewhere (netdev rxdropped, ethtool -S).",
+		Rises:  "The backlog queue of a CPU (RPS, veth, loopback, tunnels) is full: the CPU is too busy to empty it, or a bridge floods more ports at once than the queue holds. Whether anybody misses the packets, packetloss tells. A NIC's own ring drops elsewhere (netdev rxdropped, ethtool -S).",
 	}},
 }
