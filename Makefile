@@ -71,7 +71,7 @@ quiet: deps packages ## let a machine in good health live for DURATION, then cau
 	  NODESKOOP_INSTALL_DEB="$$(ls $(CURDIR)/build/packages/*_$$(dpkg --print-architecture).deb)" \
 	  $(GO) test -count=1 -v -timeout 0 -run '^(TestQuiet|TestTroubles)$$' ./internal/e2e/install
 
-record: deps packages ## record for DURATION (61m) what the alerts read of a machine, NODE=idle, busy, debian, troubles, limits or gone (80m), for check-rules
+record: deps packages ## record for DURATION (61m) what the alerts read of a machine, NODE=idle, busy, debian, troubles or gone (80m), for check-rules
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_RECORD=$(if $(filter file,$(origin DURATION)),61m,$(DURATION)) NODESKOOP_RECORD_NODE='$(NODE)' NODESKOOP_RECORD_DIR='$(RECORDED)' \
 	  NODESKOOP_INSTALL_DEB="$$(ls $(CURDIR)/build/packages/*_$$(dpkg --print-architecture).deb)" \
 	  $(GO) test -count=1 -v -timeout 0 -run '^TestRecord$$' ./internal/e2e/install

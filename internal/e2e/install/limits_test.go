@@ -9,47 +9,27 @@ import (
 	"nodeskoop/internal/testkit/pods"
 )
 
-// liveLimits has limits of the kernel reached: those of the table of
-// connections, of a CPU's backlog and of TCP's memory. Then a drop-in keeps the
-// daemon from what one of its probes needs.
-func liveLimits(h *healthy, d time.Duration) {
+// fillConnections has the table of connections of the machine filled to a share.
+func (h *healthy) fillConnections(percent int) {
 	h.Helper()
-	until, lasts := h.parts(time.Now(), d)
-	storm, hoard := h.pod("trouble", "storm", false, nil), h.pod("trouble", "hoard", false, nil)
-	until(5)
-	const from, full, to = 5, 25, 28
 	h.run("sh", "-c", "for f in udp_timeout udp_timeout_stream; do echo 7200 > /proc/sys/net/netfilter/nf_conntrack_$f; done")
 	h.run("nft", "add table inet t; add chain inet t out { type filter hook output priority 0; }; add rule inet t out ct state invalid counter")
-	track := func(percent int) {
-		h.Log(strings.TrimSpace(h.run("/srv"+causeProgram, "track", strconv.Itoa(percent))))
-	}
-	track(90)
-	h.due("ConntrackTableFills", lasts(from, full), 5*time.Minute)
-	h.storm(storm, lasts(from, to))
-	h.due("ReceiveBacklogDrops", lasts(from, to), 5*time.Minute)
-	until(full)
-	track(100)
-	h.run("/srv"+causeProgram, "forget") // or Prometheus cannot connect either
-	h.due("ConntrackDrops", lasts(full, 60), time.Minute)
-	h.Log(strings.TrimSpace(h.inNetns(hoard, "hoard")))
-	h.due("TCPMemoryPressure", lasts(full, 60), time.Minute)
-	until(to)
-	h.run("nft", "delete table inet t")
+	h.Log(strings.TrimSpace(h.run("/srv"+causeProgram, "track", strconv.Itoa(percent))))
+}
 
-	h.override("[Service]\nRestrictAddressFamilies=\nRestrictAddressFamilies=AF_UNIX\n")
-	h.sampled()
-	if h.downs() == 0 {
-		h.Fatal("no probe is down without netlink")
-	}
-	h.due("NodeskoopProbeDown", lasts(to, 60), 10*time.Minute)
-	until(60)
+// emptyConnections ends what fillConnections did. Where the table is full,
+// Prometheus cannot connect either.
+func (h *healthy) emptyConnections() {
+	h.Helper()
+	h.run("nft", "delete table inet t")
+	h.run("/srv"+causeProgram, "forget")
 }
 
 // liveGone has the daemon stopped soon, and nobody starts it again.
 func liveGone(h *healthy, d time.Duration) {
 	h.Helper()
 	until, _ := h.parts(time.Now(), d)
-	until(3)
+	until(2)
 	h.sampled()
 	h.run("systemctl", "stop", unit)
 	// The alert looks back for an hour: it sees metrics there from then on.
@@ -73,13 +53,6 @@ func (h *healthy) due(alert string, lasts, needs time.Duration) {
 	} else {
 		h.maybe = append(h.maybe, alert)
 	}
-}
-
-// downs is how many probes the textfile calls down.
-func (h *healthy) downs() int {
-	h.Helper()
-	up, n := parse(h.T, []byte(h.read(textfile))).value("nodeskoop_probe_up")
-	return n - int(up)
 }
 
 // storm has a bridge flood bursts of broadcasts to many ports in a pod's

@@ -35,8 +35,7 @@ var nodes = map[string]struct {
 	"idle":     {"205 pods that idle", liveIdle},
 	"busy":     {"20 pods that talk to each other by HTTP, DNS and ping, and are replaced", liveBusy},
 	"debian":   {"few pods, packages that are upgraded on a slow disk, and logs that are rotated", liveDebian},
-	"troubles": {"troubles of the network, of a disk and of nodeskoop itself", liveTroubles},
-	"limits":   {"limits of the kernel that are reached, and a daemon that may not use netlink", liveLimits},
+	"troubles": {"troubles of the network, of a disk, of limits of the kernel and of nodeskoop itself", liveTroubles},
 	"gone":     {"a daemon that is stopped", liveGone},
 }
 
@@ -124,7 +123,7 @@ func (h *healthy) reconfigure(keys ...string) {
 
 func (h *healthy) fillFor(name string) {
 	h.Helper()
-	pods := map[string]struct{ idle, busy int }{"idle": {205, 0}, "busy": {0, 20}, "debian": {5, 2}, "troubles": {0, 2}, "limits": {0, 2}, "gone": {0, 2}}[name]
+	pods := map[string]struct{ idle, busy int }{"idle": {205, 0}, "busy": {0, 20}, "debian": {5, 2}, "troubles": {0, 2}, "gone": {0, 2}}[name]
 	h.fill(pods.idle, pods.busy)
 }
 
@@ -184,8 +183,8 @@ func (h *healthy) mountSlowly(d *slowDisk, folder string) {
 	h.slow = d
 }
 
-// liveTroubles has trouble for a half of the time, then no containerd, and in
-// the end no daemon.
+// liveTroubles has trouble for a half of the time, then no containerd and no
+// netlink, and in the end no daemon.
 func liveTroubles(h *healthy, d time.Duration) {
 	h.Helper()
 	until, lasts := h.parts(time.Now(), d)
@@ -210,14 +209,19 @@ func liveTroubles(h *healthy, d time.Duration) {
 	cause(lossy, "exchange", 25, v4(server, 80), v4(server, 80), v4(server, 80))
 	h.due("TCPRetransmissions", lasts(from, to), 15*time.Minute)
 	cause(client, "knock", 1, v4(full, 80))
-	h.due("AcceptQueueOverflows", lasts(from, to), 10*time.Minute)
+	h.due("AcceptQueueOverflows", lasts(from, to), 15*time.Minute)
 	cause(client, "datagrams", troubleEach, v4(deaf, 9))
-	h.due("UDPReceiveBufferFull", lasts(from, to), 10*time.Minute)
+	h.due("UDPReceiveBufferFull", lasts(from, to), 15*time.Minute)
 	if disk != nil {
 		disk.limit("read", 4)
 		running = append(running, testkit.Start(h.T, disk.command("/srv"+causeProgram, "steadily", "readslowly", seconds, "1", disk.device)))
-		h.due("BlockIOStalls", lasts(from, to), 10*time.Minute)
+		h.due("BlockIOStalls", lasts(from, to), 15*time.Minute)
 	}
+	h.fillConnections(90)
+	h.due("ConntrackTableFills", lasts(from, 28), 5*time.Minute)
+	storm, hoard := idle("storm"), idle("hoard")
+	h.storm(storm, lasts(from, to))
+	h.due("ReceiveBacklogDrops", lasts(from, to), 15*time.Minute)
 	h.edit("probes.flow.max_series", "1")
 	enabled := regexp.MustCompile(`(?m)^enabled = \[(.*)\]$`).FindStringSubmatch(h.read(conffile))
 	if enabled == nil {
@@ -248,6 +252,11 @@ func liveTroubles(h *healthy, d time.Duration) {
 	} else {
 		h.Logf("a daemon that was killed has lost no event: %v, now %v", before, n)
 	}
+	h.fillConnections(100)
+	h.emptyConnections()
+	h.due("ConntrackDrops", lasts(28, 60), time.Minute)
+	h.Log(strings.TrimSpace(h.inNetns(hoard, "hoard")))
+	h.due("TCPMemoryPressure", lasts(28, 60), time.Minute)
 	until(to)
 	for _, p := range running {
 		if p.Ready(h.T, p.Ended); !p.ProcessState.Success() {
@@ -257,6 +266,12 @@ func liveTroubles(h *healthy, d time.Duration) {
 
 	h.run("systemctl", "stop", "containerd")
 	h.due("NodeskoopPodsUnnamed", lasts(to, 46), 10*time.Minute)
+	h.override("[Service]\nRestrictAddressFamilies=\nRestrictAddressFamilies=AF_UNIX\n")
+	h.sampled()
+	if up, n := parse(h.T, []byte(h.read(textfile))).value("nodeskoop_probe_up"); int(up) == n {
+		h.Errorf("all %d probes work without netlink", n)
+	}
+	h.due("NodeskoopProbeDown", lasts(to, 46), 10*time.Minute)
 	until(46)
 	h.run("systemctl", "start", "containerd")
 	h.ctd.Await()
