@@ -6,33 +6,35 @@ import (
 	"strings"
 	"testing"
 	"unicode"
+
+	guides "nodeskoop/docs"
 )
 
-// TestGuides: each page of the folder that is written by hand is a guide, begins
+// TestGuides: each page of docs/ that is written by hand is a guide, begins
 // with its title, and is whole.
 func TestGuides(t *testing.T) {
-	files, err := filepath.Glob("*.md")
+	files, err := filepath.Glob("../../../../docs/*.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	guides := map[string]Guide{}
-	for _, g := range Guides() {
-		guides[g.Name] = g
+	left := map[string]guides.Guide{}
+	for _, g := range guides.Guides() {
+		left[g.Name] = g
 	}
 	for _, f := range files {
 		text, err := os.ReadFile(f)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if unicode.IsUpper(rune(f[0])) {
+		if unicode.IsUpper(rune(filepath.Base(f)[0])) {
 			if !strings.Contains(string(text), "Made from the catalogue") {
 				t.Errorf("%s is in capitals, which stand for a generated page, and does not say that it is one", f)
 			}
 			continue
 		}
-		name := strings.TrimSuffix(f, ".md")
-		g, ok := guides[name]
-		delete(guides, name)
+		name := strings.TrimSuffix(filepath.Base(f), ".md")
+		g, ok := left[name]
+		delete(left, name)
 		switch {
 		case !ok:
 			t.Errorf("%s is no guide", f)
@@ -42,7 +44,7 @@ func TestGuides(t *testing.T) {
 			t.Errorf("%s: the title is %q; the page must begin with a heading", f, g.Title)
 		}
 	}
-	for name := range guides {
+	for name := range left {
 		t.Errorf("the guide %s has no file", name)
 	}
 	if len(files) < 6 {
