@@ -52,7 +52,8 @@ func TestGuides(t *testing.T) {
 		t.Fatalf("docs --help: exit code %d: %s", code, &errs)
 	}
 	for _, g := range guides.Guides() {
-		if _, text := page(t, g.Name, g.Name+".md"); text != g.Text {
+		var text bytes.Buffer
+		if code := run(context.Background(), []string{"nodeskoop", "docs", g.Name}, &text, &errs); code != 0 || text.String() != g.Text {
 			t.Errorf("docs %s does not print docs/%s.md", g.Name, g.Name)
 		}
 		if !strings.Contains(help.String(), g.Name+" ") || !strings.Contains(help.String(), g.Title) {
