@@ -85,8 +85,8 @@ func TestScreenshots(t *testing.T) {
 		}
 	}
 	nft(web, "ip protocol icmp drop")
-	// A rule of the node, by which its own resolver is closed to pods.
-	if out, err := exec.Command("nsenter", "--net="+ctd.Netns, "nft", "add table ip t; add chain ip t in { type filter hook input priority 0; }; add rule ip t in udp dport 53 drop").CombinedOutput(); err != nil {
+	// A rule of the node, by which the kubelet is closed to pods.
+	if out, err := exec.Command("nsenter", "--net="+ctd.Netns, "nft", "add table ip t; add chain ip t in { type filter hook input priority 0; }; add rule ip t in tcp dport 10250 drop").CombinedOutput(); err != nil {
 		t.Fatalf("nft on the node: %v: %s", err, out)
 	}
 	nft(db, "tcp dport 5433 drop")
@@ -97,7 +97,7 @@ func TestScreenshots(t *testing.T) {
   wget -q -O /dev/null http://%[1]s:8080/page
   nc -w 1 %[2]s 5432 </dev/null
   ping -c 5 -i 0.1 -W 1 %[1]s >/dev/null
-  echo x | nc -u -w 1 10.88.77.1 53
+  nc -w 1 10.88.77.1 10250 </dev/null
   [ -e /tmp/busy ] || { touch /tmp/busy; (nc -w 4 %[2]s 5433 </dev/null; rm /tmp/busy) & }
   [ -e /tmp/held ] || { touch /tmp/held; (sleep 50 | nc %[1]s 8080; rm /tmp/held) & }
 done 2>/dev/null`, webAddr, dbAddr))
@@ -142,13 +142,13 @@ wait
 	}
 	if err := x.Wait(90*time.Second, func(s string) bool {
 		w, l := row(s, "shop/web-0"), row(s, "shop/load-0")
-		return w[len(w)-1] == "NETFILTER_DROP" && l[3] != "-" && l[3] != "0" && l[4] != "0"
+		return w[len(w)-1] == "NETFILTER_DROP" && l[2] != "-" && l[2] != "0" && l[3] != "-" && l[3] != "0" && l[4] != "0"
 	}); err != nil {
 		t.Fatal(err)
 	}
 	save("top", "nodeskoop top", x)
 	// The page of one pod, found by its name.
-	if err := errors.Join(x.Resize(120, 44), x.Keys("/shop/web-0\r\r")); err != nil {
+	if err := errors.Join(x.Resize(120, 34), x.Keys("/shop/web-0\r\r")); err != nil {
 		t.Fatal(err)
 	}
 	if err := x.Wait(90*time.Second, func(s string) bool {

@@ -90,7 +90,7 @@ func TestTopOnADumbTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, term := range []string{"TERM=dumb", "TERM="} {
-		x, err := terminal.Start(46, 40, []string{term}, path, "top", "--config", "/dev/null", "--interval", "200ms", "--probe", "netdev,tcpsummary")
+		x, err := terminal.Start(39, 40, []string{term}, path, "top", "--config", "/dev/null", "--interval", "200ms", "--probe", "netdev,tcpsummary")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -129,7 +129,11 @@ func (p *page) writeWho(w *writer) {
 	if len(addrs) == 0 {
 		addrs = []string{"no address is known"}
 	}
-	w.note(fmt.Sprintf("%s  netns %d  since %s", strings.Join(addrs, ", "), p.pod.Netns, p.pod.Started.Format(time.DateTime)))
+	text := fmt.Sprintf("%s  netns %d", strings.Join(addrs, ", "), p.pod.Netns)
+	if !p.pod.Started.IsZero() {
+		text += "  since " + p.pod.Started.Format(time.DateTime)
+	}
+	w.note(text)
 }
 
 // cell is a column's cell of the page's row, "-" if it has none.
