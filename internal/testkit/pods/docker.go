@@ -72,7 +72,7 @@ func (c *Containerd) Docker() *Docker {
 		close(d.exited)
 	}()
 	t.Cleanup(func() {
-		d.Stop()
+		d.kill()
 		if t.Failed() {
 			b, _ := os.ReadFile(filepath.Join(c.dir, "docker.log"))
 			t.Logf("the end of Docker's log:\n%s", b[max(0, len(b)-4000):])
@@ -103,15 +103,11 @@ func (c *Containerd) Docker() *Docker {
 	return d
 }
 
-// Stop ends dockerd. Its containers end, too.
-func (d *Docker) Stop() {
-	_ = d.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-d.exited:
-	case <-time.After(20 * time.Second):
-		_ = d.cmd.Process.Kill()
-		<-d.exited
-	}
+// kill ends dockerd as a crash does, since its own end would wait for processes
+// that do not mind SIGTERM. Its containers end with the instance.
+func (d *Docker) kill() {
+	_ = d.cmd.Process.Kill()
+	<-d.exited
 }
 
 // call asks Docker's API. body is a reader, or what is sent as JSON.
