@@ -1,7 +1,13 @@
 package main
 
-// fleet asks the recording rules alone, which cost a few series for each node:
-// it answers in the same time for ten nodes and for thousands.
+// worstOf is the top nodes or namespaces by the highest value in the shown time,
+// the same ones at every moment.
+func worstOf(expr string) string {
+	return "(" + expr + ") and topk($top, max_over_time((" + expr + ")[$__range:$__interval] @ end()))"
+}
+
+// fleet asks the recording rules and what nodeskoop says of itself, a few series
+// for each node, so that it answers for thousands.
 func fleet() dashboard {
 	const who = "{{k8s_node}}"
 	recorded := func(metric string) string { return "k8s_node:kubeskoop_" + metric + ":rate5m{" + ofNode + "}" }
@@ -9,7 +15,7 @@ func fleet() dashboard {
 	ratio := recorded("tcp_retranssegs") + " / (" + recorded("tcp_outsegs") + " > 0)"
 	used := "max by (k8s_node) (k8s_node:kubeskoop_conntrack_used:ratio{" + ofNode + "})"
 	age := "time() - nodeskoop_last_cycle_timestamp_seconds{" + ofNode + "}"
-	worst := func(expr string) []target { return []target{{"topk($top, " + expr + ")", who}} }
+	worst := func(expr string) []target { return []target{{worstOf(expr), who}} }
 	spaces := func(metric string) string { return "k8s_namespace:kubeskoop_" + metric + ":rate5m" }
 	spaceRatio := spaces("tcp_retranssegs") + " / (" + spaces("tcp_outsegs") + " > 0)"
 
@@ -90,14 +96,14 @@ func fleet() dashboard {
 				{title: "Conntrack table in use", unit: share, links: lineToNode, about: "Entries over the limit, of the host's namespace.", targets: worst(used)},
 				{title: "Events seen", unit: occurrences, links: lineToNode, targets: worst("k8s_node:nodeskoop_events_seen:rate5m{" + ofNode + "}")},
 				{title: "Traffic of pods", unit: bytesPerSecond, mirrored: "/ sent$/", links: lineToNode, about: "Of all pods of a node together, received above the axis and sent below.",
-					targets: []target{{"topk($top, " + recorded("netdev_rxbytes_pods") + ")", who + " received"}, {"topk($top, " + recorded("netdev_txbytes_pods") + ")", who + " sent"}}},
+					targets: []target{{worstOf(recorded("netdev_rxbytes_pods")), who + " received"}, {worstOf(recorded("netdev_txbytes_pods")), who + " sent"}}},
 			}},
 			{title: "Namespaces of Kubernetes", panels: []panel{
 				namespaces,
-				{title: "Lost packets by namespace", unit: packets, targets: []target{{"topk($top, " + spaces("packetloss_total") + ")", "{{k8s_namespace}}"}}},
-				{title: "Retransmitted segments by namespace", unit: share, targets: []target{{"topk($top, " + spaceRatio + ")", "{{k8s_namespace}}"}}},
+				{title: "Lost packets by namespace", unit: packets, targets: []target{{worstOf(spaces("packetloss_total")), "{{k8s_namespace}}"}}},
+				{title: "Retransmitted segments by namespace", unit: share, targets: []target{{worstOf(spaceRatio), "{{k8s_namespace}}"}}},
 				{title: "Traffic by namespace", unit: bytesPerSecond, mirrored: "/ sent$/", about: "Received above the axis, sent below.",
-					targets: []target{{"topk($top, " + spaces("netdev_rxbytes") + ")", "{{k8s_namespace}} received"}, {"topk($top, " + spaces("netdev_txbytes") + ")", "{{k8s_namespace}} sent"}}},
+					targets: []target{{worstOf(spaces("netdev_rxbytes")), "{{k8s_namespace}} received"}, {worstOf(spaces("netdev_txbytes")), "{{k8s_namespace}} sent"}}},
 			}},
 		},
 	}

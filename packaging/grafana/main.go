@@ -158,7 +158,8 @@ func (v variable) object() object {
 }
 
 // annotations are the lines and areas in the panels: alerts that fire, and on
-// demand the events by kind.
+// demand the events by kind. Not every Grafana knows $__rate_interval there: two
+// minutes hold two samples of any scrape interval that the alerts are made for.
 func annotations(where string) []object {
 	return []object{{
 		"builtIn": 1, "datasource": object{"type": "grafana", "uid": "-- Grafana --"}, "enable": true, "hide": true,
@@ -169,8 +170,8 @@ func annotations(where string) []object {
 		"titleFormat": "{{alertname}}", "textFormat": "{{k8s_namespace}}/{{k8s_pod}} on {{k8s_node}}", "tagKeys": "severity",
 	}, {
 		"name": "Events", "enable": false, "hide": false, "iconColor": "blue", "datasource": source,
-		"expr": `sum by (k8s_node, event) (increase(nodeskoop_events_seen_total{` + where + `}[$__interval]))` +
-			` - sum by (k8s_node, event) (increase(nodeskoop_events_ignored_total{` + where + `}[$__interval])) > 0`,
+		"expr": `sum by (k8s_node, event) (increase(nodeskoop_events_seen_total{` + where + `}[2m]))` +
+			` - sum by (k8s_node, event) (increase(nodeskoop_events_ignored_total{` + where + `}[2m])) > 0`,
 		"step": "60s", "titleFormat": "{{event}}", "textFormat": "on {{k8s_node}}", "tagKeys": "event",
 	}}
 }
