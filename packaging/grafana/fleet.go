@@ -40,7 +40,7 @@ func fleet() dashboard {
 	add("By rule/s", only(recorded("packetloss_netfilter")), count, threshold{"orange", 1e-9})
 	add("Retrans.", ratio, share, threshold{"orange", 0.01}, threshold{"red", 0.05})
 	add("RST/s", only(recorded("tcp_outrsts")), count)
-	add("Accept full/s", only(recorded("tcpext_listenoverflows")), count, red)
+	add("Overflows/s", only(recorded("tcpext_listenoverflows")), count, red)
 	add("UDP full/s", only(recorded("udp_rcvbuferrors")), count, red)
 	add("Conntrack", used, share, threshold{"orange", 0.7}, threshold{"red", 0.85})
 	add("Events/s", only("k8s_node:nodeskoop_events_seen:rate5m{"+ofNode+"}"), count)

@@ -161,7 +161,7 @@ func standOut(where string, high int) panel {
 	add("Lost/s", notByRule(where), count, red)
 	add("By rule/s", sum("kubeskoop_packetloss_netfilter"), count, threshold{"orange", 1e-9})
 	add("Retrans.", sum("kubeskoop_tcp_retranssegs")+" / ("+sum("kubeskoop_tcp_outsegs")+" > 0)", share, threshold{"orange", 0.01}, threshold{"red", 0.05})
-	add("Accept full/s", sum("kubeskoop_tcpext_listenoverflows"), count, red)
+	add("Overflows/s", sum("kubeskoop_tcpext_listenoverflows"), count, red)
 	add("UDP full/s", sum("kubeskoop_udp_rcvbuferrors"), count, red)
 	add("RST/s", sum("kubeskoop_tcp_outrsts"), count)
 	add("Unread", "sum by ("+byPod+") (kubeskoop_tcpsummary_tcprxqueue{"+where+"})", octets)

@@ -319,8 +319,8 @@ func (h *healthy) ended(running []*testkit.Process) {
 	}
 }
 
-// liveAllProbes has each kind of trouble, one after another, and at the end the
-// longest ones alone.
+// liveAllProbes has each kind of trouble for a while, and three of them to the
+// end.
 func liveAllProbes(h *healthy, d time.Duration) []string {
 	h.Helper()
 	begin := time.Now()
@@ -351,9 +351,9 @@ func liveAllProbes(h *healthy, d time.Duration) []string {
 		running = append(running, h.causing(p, d*time.Duration(twelfths)/12, what, perSecond, args...))
 	}
 	until(1)
-	cause(client, 10, "datagrams", 3*troubleEach, v4(deaf, 9))
-	cause(client, 10, "knock", 1, v4(full, 80))
-	cause(lossy, 9, "exchange", 25, v4(server, 80), v4(server, 80), v4(server, 80))
+	cause(client, 11, "datagrams", 3*troubleEach, v4(deaf, 9))
+	cause(client, 11, "knock", 1, v4(full, 80))
+	cause(lossy, 11, "exchange", 25, v4(server, 80), v4(server, 80), v4(server, 80))
 	until(3)
 	cause(client, 5, "datagrams", troubleEach, v4(nobody, 9))
 	cause(client, 4, "datagrams", 2*troubleEach, v4(firewall, 9))
