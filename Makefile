@@ -20,7 +20,7 @@ ARCH ?= amd64
 KERNELS_FLAGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: help build run demo bench-bpf test test-unit test-install test-kernels quiet record race lint generate render record-dashboards check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-gate soak deps packages check-packages clean
+.PHONY: help build run demo bench-bpf test test-unit test-install test-kernels quiet record race lint generate render record-boards check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-gate soak deps packages check-packages clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -99,7 +99,7 @@ render: deps ## draw the dashboards with Grafana's own components from recorded 
 	@.ci/deps render
 	NODESKOOP_TEST_STRICT=1 NODESKOOP_RENDER=$(CURDIR)/docs/images $(GO) test -count=1 -v -timeout 30m -run '^TestRender$$' ./packaging/grafana
 
-record-dashboards: ## record for DURATION (15m) what make render draws: a node with all probes and pods in trouble, and three others
+record-boards: ## record for DURATION (15m) what make render draws: a node with all probes and pods in trouble, and three others
 	@for node in all-probes busy debian troubles; do \
 	  $(MAKE) record NODE=$$node DURATION=$(if $(filter file,$(origin DURATION)),15m,$(DURATION)) RECORDED=$(CURDIR)/packaging/grafana/testdata/recorded; \
 	done

@@ -1,20 +1,20 @@
 package main
 
 // rarer holds the counters that stay still on most nodes.
-func rarer(count_, hold func(names ...string) []target, pressure string) row {
+func rarer(perSecond, hold func(names ...string) []target, pressure string) row {
 	return row{title: "Rarer counters", closed: true, panels: []panel{
-		{title: "TCP segments", unit: segments, targets: count_("tcp_insegs", "tcp_outsegs", "tcp_inerrs")},
+		{title: "TCP segments", unit: segments, targets: perSecond("tcp_insegs", "tcp_outsegs", "tcp_inerrs")},
 		{title: "Established connections (SNMP)", unit: count, targets: hold("tcp_currestab")},
-		{title: "IP", unit: packets, targets: count_("ip_innoroutes", "ip_intruncatedpkts")},
-		{title: "Rate-limited ACKs", unit: segments, targets: count_("tcpext_tcpackskippedsynrecv", "tcpext_tcpackskippedpaws",
+		{title: "IP", unit: packets, targets: perSecond("ip_innoroutes", "ip_intruncatedpkts")},
+		{title: "Rate-limited ACKs", unit: segments, targets: perSecond("tcpext_tcpackskippedsynrecv", "tcpext_tcpackskippedpaws",
 			"tcpext_tcpackskippedseq", "tcpext_tcpackskippedfinwait2", "tcpext_tcpackskippedtimewait", "tcpext_tcpackskippedchallenge")},
-		{title: "Old timestamps, resets of half-open connections", unit: segments, targets: count_("tcpext_pawsactive", "tcpext_pawsestab", "tcpext_embryonicrsts")},
-		{title: "Probes of TCP", unit: segments, targets: count_("tcpext_tcpwinprobe", "tcpext_tcpkeepalive", "tcpext_tcpmtupfail", "tcpext_tcpmtupsuccess")},
+		{title: "Old timestamps, resets of half-open connections", unit: segments, targets: perSecond("tcpext_pawsactive", "tcpext_pawsestab", "tcpext_embryonicrsts")},
+		{title: "Probes of TCP", unit: segments, targets: perSecond("tcpext_tcpwinprobe", "tcpext_tcpkeepalive", "tcpext_tcpmtupfail", "tcpext_tcpmtupsuccess")},
 		{title: "TCP memory pressure", unit: occurrences, about: "Any rise: TCP buffers took more than the middle value of net.ipv4.tcp_mem.",
-			targets: count_("tcpext_tcpmemorypressures", "tcpext_tcpwqueuetoobig", "tcpext_tcpabortfailed")},
+			targets: perSecond("tcpext_tcpmemorypressures", "tcpext_tcpwqueuetoobig", "tcpext_tcpabortfailed")},
 		{title: "Time under TCP memory pressure", unit: share, targets: []target{{pressure + " / 1000", word("tcpext_tcpmemorypressureschrono")}}},
-		{title: "Queueing disciplines, bytes", unit: bytesPerSecond, targets: count_("qdisc_bytes")},
-		{title: "Queueing disciplines, packets", unit: packets, targets: count_("qdisc_packets")},
+		{title: "Queueing disciplines, bytes", unit: bytesPerSecond, targets: perSecond("qdisc_bytes")},
+		{title: "Queueing disciplines, packets", unit: packets, targets: perSecond("qdisc_packets")},
 		{title: "Bytes waiting in queueing disciplines", unit: octets, targets: hold("qdisc_backlog")},
 	}}
 }

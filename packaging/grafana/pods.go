@@ -71,8 +71,8 @@ func pods() dashboard {
 				{title: "Packets slow on the way out", unit: packets, targets: summed("netiftxlat_qdiscslow100ms", "netiftxlat_netdevslow100ms")},
 			}},
 			{title: "Connections (probe flow: off by default)", closed: true, panels: []panel{
-				{title: "Most bytes sent", unit: bytesPerSecond, wide: 12, high: 9, none: "No flow was counted in this time", targets: flows("kubeskoop_flow_bytes")},
-				{title: "Most packets sent", unit: packets, wide: 12, high: 9, none: "No flow was counted in this time", targets: flows("kubeskoop_flow_packets")},
+				{title: "Most bytes sent", unit: bytesPerSecond, wide: 12, high: 9, none: "No flow was counted in this time", links: lineToPeer, targets: flows("kubeskoop_flow_bytes")},
+				{title: "Most packets sent", unit: packets, wide: 12, high: 9, none: "No flow was counted in this time", links: lineToPeer, targets: flows("kubeskoop_flow_packets")},
 			}},
 		},
 	}

@@ -38,7 +38,7 @@ var empty = map[string]string{}
 
 // The page's measures, those of render/board.tsx.
 const (
-	pageWidth = 1440
+	pageWidth = 1400
 	pageTop   = 96
 	pageCell  = 38
 	pageEnd   = 16
@@ -336,7 +336,7 @@ func blocks(t *testing.T) (s *store, length, step time.Duration) {
 	t.Helper()
 	files, err := filepath.Glob("testdata/recorded/*.yml.gz")
 	if err != nil || len(files) == 0 {
-		t.Fatalf("nothing is recorded in testdata/recorded (%v): make record-dashboards", err)
+		t.Fatalf("nothing is recorded in testdata/recorded (%v): make record-boards", err)
 	}
 	var all []recording.Series
 	for i, f := range files {
