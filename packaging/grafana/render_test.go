@@ -34,7 +34,16 @@ import (
 
 // empty are the panels that show nothing of the recorded nodes, and why. A panel
 // that is listed here and shows something is a failure, too.
-var empty = map[string]string{}
+var empty = map[string]string{
+	`nodeskoop-nodes, timeseries "Time in BPF programs"`:              "the kernel's statistics are off",
+	`nodeskoop-nodes, timeseries "virtio-net control commands"`:       "the recorded machine's kernel does not support the probe virtcmdlatency",
+	`nodeskoop-events, timeseries "VIRTCMDEXCUTE"`:                    "the recorded machine's kernel does not support the probe virtcmdlatency",
+	`nodeskoop-events, timeseries "Lost"`:                             "no event was lost",
+	`nodeskoop-events, timeseries "RXKERNEL: over 100 ms"`:            "no packet was slow inside the kernel",
+	`nodeskoop-events, timeseries "TXKERNEL: over 100 ms"`:            "no packet was slow inside the kernel",
+	`nodeskoop-events, timeseries "TXLAT: over 100 ms in the qdisc"`:  "no packet was slow on the way out",
+	`nodeskoop-events, timeseries "TXLAT: over 100 ms in the driver"`: "no packet was slow on the way out",
+}
 
 // The page's measures, those of render/board.tsx.
 const (
@@ -97,8 +106,7 @@ func TestRender(t *testing.T) {
 	bundle := bundle(t)
 	nodes, length, step := blocks(t)
 	prometheus := nodes.start(t)
-	nodes.evaluate(t, prometheus, recorded, recorded.Add(length))
-	prometheus = nodes.start(t)
+	prometheus = nodes.evaluate(t, prometheus, recorded, recorded.Add(length))
 
 	target, err := url.Parse(prometheus)
 	if err != nil {
@@ -331,14 +339,20 @@ type store struct {
 	runs *testkit.Process
 }
 
-// blocks loads what was recorded. Each recording becomes a node of its own.
+// blocks loads what was recorded. Each recording becomes a node of its own. length
+// is the time that the first of them shows.
 func blocks(t *testing.T) (s *store, length, step time.Duration) {
 	t.Helper()
 	files, err := filepath.Glob("testdata/recorded/*.yml.gz")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("nothing is recorded in testdata/recorded (%v): make record-boards", err)
 	}
-	var all []recording.Series
+	s = &store{dir: t.TempDir()}
+	type node struct {
+		list   []recording.Series
+		length time.Duration
+	}
+	var nodes []node
 	for i, f := range files {
 		list, each, err := recording.Read(f)
 		if err != nil {
@@ -348,26 +362,31 @@ func blocks(t *testing.T) (s *store, length, step time.Duration) {
 			t.Fatalf("%s has samples each %v, others each %v", f, each, step)
 		}
 		step = each
-		node := fmt.Sprintf("node-%d", i+1)
+		n := node{list: list}
+		name := fmt.Sprintf("node-%d", i+1)
 		for _, s := range list {
-			s.Labels["k8s_node"], s.Labels["instance"] = node, node+":9100"
-			length = max(length, time.Duration(len(s.Values)-1)*step)
+			s.Labels["k8s_node"], s.Labels["instance"] = name, name+":9100"
+			n.length = max(n.length, time.Duration(len(s.Values)-1)*step)
 		}
-		all = append(all, list...)
+		nodes = append(nodes, n)
 	}
-	s = &store{dir: t.TempDir()}
-	text := filepath.Join(t.TempDir(), "samples")
-	f, err := os.Create(text)
-	if err == nil {
-		err = recording.OpenMetrics(f, all, recorded, step)
+	// The first one has all metrics: what is shown is its time, at whose end the
+	// others end, too.
+	length = nodes[0].length
+	for i, n := range nodes {
+		text := filepath.Join(t.TempDir(), "samples")
+		f, err := os.Create(text)
+		if err == nil {
+			err = recording.OpenMetrics(f, n.list, recorded.Add(length-n.length), step)
+		}
+		if err == nil {
+			err = f.Close()
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", files[i], err)
+		}
+		run(t, ".", 5*time.Minute, "promtool", "tsdb", "create-blocks-from", "openmetrics", text, s.dir)
 	}
-	if err == nil {
-		err = f.Close()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	run(t, ".", 5*time.Minute, "promtool", "tsdb", "create-blocks-from", "openmetrics", text, s.dir)
 	return s, length, step
 }
 
@@ -409,8 +428,8 @@ func (s *store) start(t *testing.T) string {
 // evaluate adds what the rules would have made of what was recorded. promtool
 // makes the series of recording rules and none of alerts, so that an alert is
 // written as a rule that records ALERTS while its condition has held for its
-// time.
-func (s *store) evaluate(t *testing.T, prometheus string, start, end time.Time) {
+// time. It returns the address of Prometheus, which it starts again.
+func (s *store) evaluate(t *testing.T, prometheus string, start, end time.Time) string {
 	t.Helper()
 	var answer struct {
 		Data struct {
@@ -463,6 +482,7 @@ func (s *store) evaluate(t *testing.T, prometheus string, start, end time.Time) 
 			"--start="+start.Format(time.RFC3339), "--end="+end.Format(time.RFC3339), file)
 		prometheus = s.start(t)
 	}
+	return prometheus
 }
 
 // photograph writes what a browser shows of a page.
