@@ -337,7 +337,8 @@ func liveAllProbes(h *healthy, d time.Duration) []string {
 	idle := func(name string) *pods.Pod { return h.pod("trouble", name, false, nil) }
 	client, nobody, lossy, firewall, closed, silent := idle("client"), idle("nobody"), idle("lossy"), idle("firewall"), idle("closed"), idle("silent")
 	aborts, waits, reader, sender := idle("aborts"), idle("waits"), idle("reader"), idle("sender")
-	server, full, deaf := serve("server", "serve", "0.0.0.0:80"), serve("full", "full", "0.0.0.0:80"), serve("deaf", "deaf", "0.0.0.0:9")
+	server, shop := serve("server", "serve", "0.0.0.0:80"), serve("shop", "serve", "0.0.0.0:80")
+	full, deaf := serve("full", "full", "0.0.0.0:80"), serve("deaf", "deaf", "0.0.0.0:9")
 	disk := h.makeSlowDisk("disk", h.diskPod)
 	filter := func(p *pods.Pod, rule string) {
 		h.in(p, "nft", "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in "+rule)
@@ -364,7 +365,7 @@ func liveAllProbes(h *healthy, d time.Duration) []string {
 	}
 	until(5)
 	cause(client, 3, "refused", troubleEach, v4(closed, 7))
-	cause(aborts, 4, "abort", troubleEach, v4(server, 80))
+	cause(aborts, 4, "abort", troubleEach, v4(shop, 80))
 	cause(waits, 4, "unanswered", 4, v4(silent, 81))
 	cause(sender, 4, "sendlate", troubleEach)
 	until(12)
