@@ -22,7 +22,7 @@ DEBIAN ?= bookworm
 STAGES ?=
 
 .DEFAULT_GOAL := build
-.PHONY: help go build run demo bench-bpf test test-unit test-install test-kernels quiet record race lint generate check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-gate soak deps packages check-packages clean
+.PHONY: help go build run demo bench-bpf test test-unit test-install test-kernels quiet record race lint generate render record-boards check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-gate soak deps packages check-packages clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -71,7 +71,7 @@ quiet: deps packages ## let a machine in good health live for DURATION, then cau
 	  NODESKOOP_INSTALL_DEB="$$(ls $(CURDIR)/build/packages/*_$$(dpkg --print-architecture).deb)" \
 	  $(GO) test -count=1 -v -timeout 0 -run '^(TestQuiet|TestTroubles)$$' ./internal/e2e/install
 
-record: deps packages ## record for DURATION (61m) what the alerts read of a machine, NODE=idle, busy, debian, troubles or gone (80m), for check-rules
+record: deps packages ## record for DURATION (61m) what the alerts read of a machine, NODE=idle, busy, debian, troubles, gone (80m) or all-probes, for check-rules
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_RECORD=$(if $(filter file,$(origin DURATION)),61m,$(DURATION)) NODESKOOP_RECORD_NODE='$(NODE)' NODESKOOP_RECORD_DIR='$(RECORDED)' \
 	  NODESKOOP_INSTALL_DEB="$$(ls $(CURDIR)/build/packages/*_$$(dpkg --print-architecture).deb)" \
 	  $(GO) test -count=1 -v -timeout 0 -run '^TestRecord$$' ./internal/e2e/install
@@ -99,6 +99,16 @@ generate: go ## make the lists of probes, the shipped configuration, the referen
 	build/nodeskoop docs catalog > systemd/nodeskoop.catalog
 	packaging/update-readme
 	$(GO) run ./packaging/grafana
+
+# npm's packages and what is built of them stay below .cache; nothing of them is packaged.
+render: deps ## draw the dashboards with Grafana's own components from recorded nodes, look at each panel, and write the pictures into docs/images
+	@.ci/deps render
+	NODESKOOP_TEST_STRICT=1 NODESKOOP_RENDER=$(CURDIR)/docs/images $(GO) test -count=1 -v -timeout 30m -run '^TestRender$$' ./packaging/grafana
+
+record-boards: ## record for DURATION (15m) what make render draws: a node with all probes and pods in trouble, and three others
+	@for node in all-probes busy debian troubles; do \
+	  $(MAKE) record NODE=$$node DURATION=$(if $(filter file,$(origin DURATION)),15m,$(DURATION)) RECORDED=$(CURDIR)/packaging/grafana/testdata/recorded; \
+	done
 
 check-metrics: build deps ## sample this machine and hold the result against promtool
 	$(SUDO) build/nodeskoop collect --config /dev/null > build/collect.prom

@@ -26,20 +26,34 @@ type file struct {
 			Query      json.RawMessage
 		}
 	}
+	Annotations struct {
+		List []struct{ Name, Expr string }
+	}
 	Panels []filePanel
 }
 
 type filePanel struct {
-	ID      int
-	Type    string
-	Title   string
-	Panels  []filePanel
-	GridPos struct{ X, Y, W, H int }
-	Targets []struct {
+	ID          int
+	Type        string
+	Title       string
+	Description string
+	Panels      []filePanel
+	GridPos     struct{ X, Y, W, H int }
+	Targets     []struct {
 		RefID, Expr, LegendFormat string
 	}
 	FieldConfig struct {
-		Defaults struct{ Unit string }
+		Defaults struct {
+			Unit   string
+			Custom struct{ AxisSoftMax float64 }
+		}
+	}
+	Options struct {
+		Legend struct {
+			SortBy   string
+			SortDesc bool
+		}
+		SortBy []struct{ DisplayName string }
 	}
 	Datasource struct{ UID string }
 }
@@ -79,14 +93,31 @@ func TestFilesAreFresh(t *testing.T) {
 }
 
 var (
-	name  = regexp.MustCompile(`\b(kubeskoop|nodeskoop)_[a-z0-9_]+`)
 	label = regexp.MustCompile(`([a-z0-9_]+)\s*(?:=~|!~|!=|=)\s*"`)
-	// The units that Grafana knows, as far as they are used here.
-	units = []string{"none", "s", "Bps", "bytes", "pps", "cps", "ops", "percentunit"}
+	rule  = regexp.MustCompile(`\b[a-z0-9_]+:[a-z0-9_:]+`)
+	// The units that Grafana knows, as far as they are used here. Its pps, cps and
+	// Bps are not among them: they write 0.7 as 700 m.
+	units = []string{count, duration, bytesPerSecond, octets, share}
 )
 
+// rules are the names that the recording rules record.
+func rules(t *testing.T) (names []string) {
+	t.Helper()
+	b, err := os.ReadFile("../prometheus/nodeskoop.rules.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile(`(?m)^ *- record: (\S+)$`).FindAllSubmatch(b, -1) {
+		names = append(names, string(m[1]))
+	}
+	if len(names) == 0 {
+		t.Fatal("the rules record nothing")
+	}
+	return names
+}
+
 func TestPanelsAskForWhatExists(t *testing.T) {
-	shown := map[string]bool{}
+	shown, recorded := map[string]bool{}, rules(t)
 	for _, d := range dashboards() {
 		f, _ := load(t, d.uid)
 		if f.UID != d.uid || f.SchemaVersion != schemaVersion {
@@ -94,11 +125,23 @@ func TestPanelsAskForWhatExists(t *testing.T) {
 		}
 		seen := map[int]bool{}
 		check := func(where, expr string) {
-			names := name.FindAllString(expr, -1)
-			if len(names) == 0 {
+			labels := []string{"k8s_node", "k8s_namespace", "k8s_pod"}
+			whole := expr
+			// What Prometheus' rules make.
+			expr = rule.ReplaceAllStringFunc(expr, func(n string) string {
+				if !slices.Contains(recorded, n) {
+					t.Errorf("%s: no rule records %s", where, n)
+				}
+				shown[n] = true
+				return ""
+			})
+			if strings.Contains(expr, "ALERTS{") {
+				labels = append(labels, "alertstate")
+			}
+			names := metricName.FindAllString(expr, -1)
+			if len(names) == 0 && expr == whole && !strings.Contains(expr, "ALERTS{") {
 				t.Errorf("%s: %q names no metric", where, expr)
 			}
-			labels := []string{"k8s_node", "k8s_namespace", "k8s_pod"}
 			for _, n := range names {
 				m := catalog.MetricByName(n)
 				if m == nil {
@@ -130,8 +173,18 @@ func TestPanelsAskForWhatExists(t *testing.T) {
 				check(d.uid+", variable "+v.Name, q.Query)
 			}
 		}
+		for _, a := range f.Annotations.List {
+			if a.Expr != "" {
+				check(d.uid+", annotation "+a.Name, a.Expr)
+			}
+		}
+		titles := map[string]bool{}
 		for _, p := range f.all() {
-			where := fmt.Sprintf("%s, panel %q", d.uid, p.Title)
+			where := fmt.Sprintf("%s, %s %q", d.uid, p.Type, p.Title)
+			if titles[p.Type+p.Title] {
+				t.Errorf("%s is there twice", where)
+			}
+			titles[p.Type+p.Title] = true
 			if seen[p.ID] || p.ID == 0 {
 				t.Errorf("%s: id %d is taken", where, p.ID)
 			}
@@ -143,8 +196,24 @@ func TestPanelsAskForWhatExists(t *testing.T) {
 			if p.Type == "row" {
 				continue
 			}
-			if !slices.Contains(units, p.FieldConfig.Defaults.Unit) {
-				t.Errorf("%s: unit %q", where, p.FieldConfig.Defaults.Unit)
+			if u := p.FieldConfig.Defaults.Unit; !slices.Contains(units, u) && !strings.HasPrefix(u, "count:") {
+				t.Errorf("%s: unit %q", where, u)
+			}
+			if p.Description == "" {
+				t.Errorf("%s: no description", where)
+			}
+			switch p.Type {
+			case "timeseries":
+				if p.FieldConfig.Defaults.Custom.AxisSoftMax == 0 {
+					t.Errorf("%s: an axis of a line at 0 has no end", where)
+				}
+				if !p.Options.Legend.SortDesc || p.Options.Legend.SortBy == "" {
+					t.Errorf("%s: the legend is not sorted", where)
+				}
+			case "table":
+				if len(p.Targets) > 1 && len(p.Options.SortBy) == 0 {
+					t.Errorf("%s: not sorted", where)
+				}
 			}
 			if p.Datasource.UID != "${datasource}" {
 				t.Errorf("%s: data source %q", where, p.Datasource.UID)
@@ -154,10 +223,16 @@ func TestPanelsAskForWhatExists(t *testing.T) {
 			}
 			for _, x := range p.Targets {
 				check(where, x.Expr)
-				if p.Type != "table" && x.LegendFormat == "" {
-					t.Errorf("%s: query %s has no legend", where, x.RefID)
+				// The names of metrics begin with a small letter; words do not.
+				if l := x.LegendFormat; p.Type != "table" && !regexp.MustCompile(`^(\{\{|[A-Z])`).MatchString(l) {
+					t.Errorf("%s: query %s has the legend %q", where, x.RefID, l)
 				}
 			}
+		}
+	}
+	for _, r := range recorded {
+		if !shown[r] {
+			t.Errorf("on no dashboard: %s", r)
 		}
 	}
 	// Whoever opens the dashboards sees the whole contract.
@@ -171,15 +246,26 @@ func TestPanelsAskForWhatExists(t *testing.T) {
 func TestPanelsDoNotOverlap(t *testing.T) {
 	for _, d := range dashboards() {
 		f, _ := load(t, d.uid)
-		taken := map[[2]int]string{}
+		groups := [][]filePanel{f.Panels}
 		for _, p := range f.Panels {
-			for x := p.GridPos.X; x < p.GridPos.X+p.GridPos.W; x++ {
-				for y := p.GridPos.Y; y < p.GridPos.Y+p.GridPos.H; y++ {
-					if other := taken[[2]int{x, y}]; other != "" {
-						t.Fatalf("%s: %q lies over %q", d.uid, p.Title, other)
-					}
-					taken[[2]int{x, y}] = p.Title
+			groups = append(groups, p.Panels) // of a closed row
+		}
+		for _, panels := range groups {
+			place(t, d.uid, panels)
+		}
+	}
+}
+
+func place(t *testing.T, where string, panels []filePanel) {
+	t.Helper()
+	taken := map[[2]int]string{}
+	for _, p := range panels {
+		for x := p.GridPos.X; x < p.GridPos.X+p.GridPos.W; x++ {
+			for y := p.GridPos.Y; y < p.GridPos.Y+p.GridPos.H; y++ {
+				if other := taken[[2]int{x, y}]; other != "" {
+					t.Fatalf("%s: %q lies over %q", where, p.Title, other)
 				}
+				taken[[2]int{x, y}] = p.Title
 			}
 		}
 	}
@@ -188,21 +274,29 @@ func TestPanelsDoNotOverlap(t *testing.T) {
 // TestQueriesParse hands every query to Prometheus' own parser, as a rule.
 func TestQueriesParse(t *testing.T) {
 	need.Program(t, "promtool")
-	fill := strings.NewReplacer("$__rate_interval", "1m", "$__range", "1h", "$node", "n.+", "$namespace", "shop", "$pod", "web-0")
+	fill := strings.NewReplacer("$__rate_interval", "1m", "$__range", "1h", "$__interval", "15s", "$top", "10", "$node", "n.+", "$namespace", "shop", "$pod", "web-0")
 	var b strings.Builder
 	b.WriteString("groups:\n")
 	queries := 0
+	add := func(name, expr string) {
+		queries++
+		text, err := json.Marshal(fill.Replace(expr)) // JSON is YAML
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&b, "  - record: query:%s\n    expr: %s\n", name, text)
+	}
 	for _, d := range dashboards() {
 		fmt.Fprintf(&b, "- name: %s\n  rules:\n", d.uid)
 		f, _ := load(t, d.uid)
 		for _, p := range f.all() {
 			for _, x := range p.Targets {
-				queries++
-				expr, err := json.Marshal(fill.Replace(x.Expr)) // JSON is YAML
-				if err != nil {
-					t.Fatal(err)
-				}
-				fmt.Fprintf(&b, "  - record: query:panel%d:%s\n    expr: %s\n", p.ID, x.RefID, expr)
+				add(fmt.Sprintf("panel%d:%s", p.ID, x.RefID), x.Expr)
+			}
+		}
+		for _, a := range f.Annotations.List {
+			if a.Expr != "" {
+				add("annotation:"+a.Name, a.Expr)
 			}
 		}
 	}
@@ -217,4 +311,40 @@ func TestQueriesParse(t *testing.T) {
 		t.Errorf("promtool check rules: %v\n%s", err, out)
 	}
 	t.Logf("%d queries", queries)
+}
+
+// TestLinksLeadSomewhere: each address in a dashboard is of one that is shipped,
+// or of Node Exporter Full.
+func TestLinksLeadSomewhere(t *testing.T) {
+	known := []string{"rYdddlPWk"}
+	for _, d := range dashboards() {
+		known = append(known, d.uid)
+	}
+	links := regexp.MustCompile(`"url": "(/d/[^"?]*)[^"]*"`)
+	for _, d := range dashboards() {
+		_, b := load(t, d.uid)
+		found := links.FindAllSubmatch(b, -1)
+		if len(found) == 0 {
+			t.Errorf("%s has no link", d.uid)
+		}
+		for _, m := range found {
+			if !slices.Contains(known, strings.TrimPrefix(string(m[1]), "/d/")) {
+				t.Errorf("%s: a link leads to %s", d.uid, m[1])
+			}
+		}
+	}
+}
+
+// TestEveryMetricHasWords: a legend has words for each metric of the Catalogue
+// that it may have to show, and for no other.
+func TestEveryMetricHasWords(t *testing.T) {
+	for name, w := range words {
+		m := catalog.MetricByName("kubeskoop_" + name)
+		if m == nil || m.Alias != "" {
+			t.Errorf("words for kubeskoop_%s, which is no metric", name)
+		}
+		if w == "" || w[0] < 'A' || w[0] > 'Z' {
+			t.Errorf("%s is called %q", name, w)
+		}
+	}
 }

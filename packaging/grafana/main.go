@@ -1,6 +1,6 @@
 // Command grafana writes the dashboards of this folder. Their panels are
-// declared in dashboards.go, in terms of the metrics of the Catalogue; `make
-// generate` runs it.
+// declared in fleet.go, nodes.go, pods.go and events.go, in terms of the
+// metrics of the Catalogue and of the recording rules; `make generate` runs it.
 package main
 
 import (
@@ -8,7 +8,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 )
+
+// metricName finds the metrics of the Catalogue in a query, those inside the
+// name of a recording rule too.
+var metricName = regexp.MustCompile(`\b(?:kubeskoop|nodeskoop)_[a-z0-9_]+`)
 
 func main() {
 	dir := "packaging/grafana"
@@ -27,12 +32,15 @@ func main() {
 	}
 }
 
+func dashboards() []dashboard { return []dashboard{fleet(), nodes(), pods(), events()} }
+
 // dashboard is one dashboard: rows of panels, in the order in which they are
 // shown.
 type dashboard struct {
 	uid, title, about string
 	vars              []variable
 	rows              []row
+	where             string // what its annotations are restricted to
 }
 
 type row struct {
@@ -52,6 +60,10 @@ type panel struct {
 	stacked      bool
 	max          float64
 	thresholds   []threshold
+	none         string   // what stands there where nothing is to be shown
+	columns      []column // of a table, in their order
+	sorted       []string // titles of a table's columns, the most important one first
+	links        []link
 }
 
 type threshold struct {
@@ -64,9 +76,28 @@ type target struct {
 	expr, legend string
 }
 
+// column is one column of a table: a label, or the value of the query with the
+// index value.
+type column struct {
+	title      string
+	label      string // of the series; "" for a value
+	value      int
+	unit       string
+	hidden     bool // for links alone
+	wide       int  // pixels; 0: what is left
+	links      []link
+	thresholds []threshold
+}
+
+// link leads to another dashboard.
+type link struct{ title, url string }
+
+// variable is chosen at the top of a dashboard: one of what a query finds, or of
+// options.
 type variable struct {
 	name, label, query string
 	multi, all         bool
+	options            []string
 }
 
 // object keeps JSON short; keys come out sorted, so that the files are stable.
@@ -83,21 +114,13 @@ func render(d dashboard) ([]byte, error) {
 		"refresh": 1, "hide": 0, "regex": "", "multi": false, "includeAll": false,
 	}}
 	for _, v := range d.vars {
-		list = append(list, object{
-			"name": v.name, "label": v.label, "type": "query", "datasource": source,
-			"query":   object{"query": v.query, "refId": "PrometheusVariableQueryEditor-VariableQuery", "qryType": 1},
-			"refresh": 2, "sort": 1, "multi": v.multi, "includeAll": v.all, "hide": 0, "regex": "",
-		})
-		if v.all {
-			// .+ in place of every value by name keeps the queries short.
-			list[len(list)-1]["allValue"] = ".*"
-		}
+		list = append(list, v.object())
 	}
 	out := object{
 		"uid": d.uid, "title": d.title, "description": d.about, "tags": []string{"nodeskoop"},
 		"schemaVersion": schemaVersion, "version": 1, "editable": true, "graphTooltip": 1,
 		"refresh": "30s", "time": object{"from": "now-1h", "to": "now"}, "timezone": "browser", "timepicker": object{},
-		"annotations": object{"list": []object{}}, "templating": object{"list": list},
+		"annotations": object{"list": annotations(d.where)}, "templating": object{"list": list},
 		"links": []object{{
 			"type": "dashboards", "title": "nodeskoop", "tags": []string{"nodeskoop"}, "asDropdown": true,
 			"includeVars": true, "keepTime": true, "targetBlank": false, "icon": "external link", "tooltip": "", "url": "",
@@ -108,7 +131,53 @@ func render(d dashboard) ([]byte, error) {
 	return append(b, '\n'), err
 }
 
+func (v variable) object() object {
+	o := object{"name": v.name, "label": v.label, "hide": 0, "multi": v.multi, "includeAll": v.all}
+	if v.options != nil {
+		options := make([]object, len(v.options))
+		text := ""
+		for i, value := range v.options {
+			options[i] = object{"text": value, "value": value, "selected": i == 1}
+			if i > 0 {
+				text += ","
+			}
+			text += value
+		}
+		o["type"], o["query"], o["options"] = "custom", text, options
+		o["current"] = object{"text": v.options[1], "value": v.options[1]}
+		return o
+	}
+	o["type"], o["datasource"], o["refresh"], o["sort"], o["regex"] = "query", source, 2, 1, ""
+	o["query"] = object{"query": v.query, "refId": "PrometheusVariableQueryEditor-VariableQuery", "qryType": 1}
+	if v.all {
+		// .* in place of every value by name keeps the queries short.
+		o["allValue"] = ".*"
+		o["current"] = object{"text": []string{"All"}, "value": []string{"$__all"}}
+	}
+	return o
+}
+
+// annotations are the lines and areas in the panels: alerts that fire, and on
+// demand the events by kind. Not every Grafana knows $__rate_interval there: two
+// minutes hold two samples of any scrape interval that the alerts are made for.
+func annotations(where string) []object {
+	return []object{{
+		"builtIn": 1, "datasource": object{"type": "grafana", "uid": "-- Grafana --"}, "enable": true, "hide": true,
+		"iconColor": "rgba(0, 211, 255, 1)", "name": "Annotations & Alerts", "type": "dashboard",
+	}, {
+		"name": "Alerts", "enable": true, "hide": false, "iconColor": "red", "datasource": source,
+		"expr": `ALERTS{alertstate="firing", k8s_node!="", ` + where + `}`, "step": "30s",
+		"titleFormat": "{{alertname}}", "textFormat": "{{k8s_namespace}}/{{k8s_pod}} on {{k8s_node}}", "tagKeys": "severity",
+	}, {
+		"name": "Events", "enable": false, "hide": false, "iconColor": "blue", "datasource": source,
+		"expr": `sum by (k8s_node, event) (increase(nodeskoop_events_seen_total{` + where + `}[2m]))` +
+			` - sum by (k8s_node, event) (increase(nodeskoop_events_ignored_total{` + where + `}[2m])) > 0`,
+		"step": "60s", "titleFormat": "{{event}}", "textFormat": "on {{k8s_node}}", "tagKeys": "event",
+	}}
+}
+
 // layOut places the panels of each row from the left, in lines of 24 columns.
+// The panels of a closed row take no room below it.
 func layOut(rows []row) []object {
 	var out []object
 	id, y := 0, 0
@@ -118,6 +187,7 @@ func layOut(rows []row) []object {
 			"gridPos": object{"x": 0, "y": y, "w": 24, "h": 1}, "panels": []object{}}
 		out = append(out, head)
 		y++
+		below := y
 		x, line := 0, 0
 		for _, p := range r.panels {
 			w, h := p.wide, p.high
@@ -141,9 +211,16 @@ func layOut(rows []row) []object {
 			line = max(line, h)
 		}
 		y += line
+		if r.closed {
+			y = below
+		}
 	}
 	return out
 }
+
+// least is how far an axis reaches at least, so that a line at 0 is not drawn
+// on one of 100: 10000 % for a share.
+var least = map[string]float64{share: 0.01, bytesPerSecond: 1024, octets: 1024, duration: 0.01, count: 4}
 
 func (p panel) object(id int, at object) object {
 	kind := p.kind
@@ -153,67 +230,153 @@ func (p panel) object(id int, at object) object {
 	targets := make([]object, len(p.targets))
 	for i, t := range p.targets {
 		targets[i] = object{
-			"refId": string(rune('A' + i)), "datasource": source, "editorMode": "code",
+			"refId": refID(i), "datasource": source, "editorMode": "code",
 			"expr": t.expr, "legendFormat": t.legend, "range": kind == "timeseries", "instant": kind != "timeseries",
 		}
 		if kind == "table" {
 			targets[i]["format"] = "table"
 		}
 	}
-	steps := []object{{"color": "green", "value": nil}}
-	for _, t := range p.thresholds {
-		steps = append(steps, object{"color": t.color, "value": t.from})
-	}
 	defaults := object{
-		"unit": p.unit, "mappings": []object{}, "thresholds": object{"mode": "absolute", "steps": steps},
+		"unit": p.unit, "mappings": []object{}, "thresholds": steps("green", p.thresholds),
 		"color": object{"mode": "palette-classic"},
+	}
+	if p.none != "" {
+		defaults["noValue"] = p.none
+	}
+	if p.links != nil {
+		defaults["links"] = links(p.links)
 	}
 	overrides := []object{}
 	options := object{}
 	switch kind {
 	case "timeseries":
-		defaults["min"] = 0
+		soft := least[p.unit]
+		if soft == 0 {
+			soft = 0.1
+		}
+		custom := object{
+			"drawStyle": "line", "lineWidth": 1, "fillOpacity": 10, "showPoints": "never", "spanNulls": false,
+			"stacking": object{"mode": "none", "group": "A"}, "thresholdsStyle": object{"mode": "off"},
+			"axisPlacement": "auto", "axisLabel": "", "axisSoftMax": soft,
+		}
+		defaults["min"], defaults["custom"] = 0, custom
 		if p.mirrored != "" {
 			delete(defaults, "min")
-			overrides = append(overrides, object{
-				"matcher":    object{"id": "byRegexp", "options": p.mirrored},
-				"properties": []object{{"id": "custom.transform", "value": "negative-Y"}},
-			})
+			custom["axisSoftMin"] = -soft
+			overrides = append(overrides, override("byRegexp", p.mirrored, object{"id": "custom.transform", "value": "negative-Y"}))
 		}
 		if p.max != 0 {
 			defaults["max"] = p.max
 		}
-		stacking := object{"mode": "none", "group": "A"}
-		fill := 10
-		if p.stacked {
-			stacking["mode"], fill = "normal", 30
+		if p.links != nil {
+			custom["fillOpacity"] = 0 // many lines, whose areas would lie over each other
 		}
-		defaults["custom"] = object{
-			"drawStyle": "line", "lineWidth": 1, "fillOpacity": fill, "showPoints": "never", "spanNulls": false,
-			"stacking": stacking, "thresholdsStyle": object{"mode": "off"}, "axisPlacement": "auto", "axisLabel": "",
+		if p.stacked {
+			custom["stacking"], custom["fillOpacity"] = object{"mode": "normal", "group": "A"}, 30
 		}
 		options = object{
-			"legend":  object{"displayMode": "table", "placement": "bottom", "showLegend": true, "calcs": []string{"lastNotNull", "max"}},
+			"legend": object{"displayMode": "table", "placement": "bottom", "showLegend": true, "calcs": []string{"lastNotNull", "max"},
+				"sortBy": "Last *", "sortDesc": true},
 			"tooltip": object{"mode": "multi", "sort": "desc"},
 		}
 	case "stat":
+		if p.unit == share {
+			defaults["decimals"] = 2
+		}
 		defaults["color"] = object{"mode": "thresholds"}
 		options = object{
 			"reduceOptions": object{"calcs": []string{"lastNotNull"}, "fields": "", "values": false},
-			"colorMode":     "value", "graphMode": "none", "justifyMode": "auto", "orientation": "auto", "textMode": "auto",
+			"colorMode":     "value", "graphMode": "none", "justifyMode": "auto", "orientation": "auto", "textMode": "value",
 		}
 	case "table":
-		defaults["custom"] = object{"align": "auto", "cellOptions": object{"type": "auto"}, "filterable": true}
-		options = object{"showHeader": true, "cellHeight": "sm", "sortBy": []object{{"displayName": "Value", "desc": true}}}
+		defaults["custom"] = object{"align": "auto", "cellOptions": object{"type": "auto"}, "filterable": true, "inspect": false}
+		defaults["noValue"] = "-"
+		defaults["color"] = object{"mode": "thresholds"}
+		sort := []object{}
+		for _, title := range p.sorted {
+			sort = append(sort, object{"displayName": title, "desc": true})
+		}
+		options = object{"showHeader": true, "cellHeight": "sm", "sortBy": sort}
+		for _, c := range p.columns {
+			overrides = append(overrides, c.override())
+		}
 	}
 	o := object{
-		"id": id, "type": kind, "title": p.title, "description": p.about, "datasource": source, "gridPos": at,
+		"id": id, "type": kind, "title": p.title, "description": describe(p), "datasource": source, "gridPos": at,
 		"targets": targets, "fieldConfig": object{"defaults": defaults, "overrides": overrides}, "options": options,
 	}
 	if kind == "table" {
-		o["transformations"] = []object{{"id": "organize", "options": object{
-			"excludeByName": object{"Time": true, "__name__": true, "instance": true, "job": true},
-		}}}
+		o["transformations"] = p.transformations()
 	}
 	return o
+}
+
+func refID(i int) string { return string(rune('A' + i)) }
+
+func steps(base string, thresholds []threshold) object {
+	list := []object{{"color": base, "value": nil}}
+	for _, t := range thresholds {
+		list = append(list, object{"color": t.color, "value": t.from})
+	}
+	return object{"mode": "absolute", "steps": list}
+}
+
+func links(list []link) []object {
+	var out []object
+	for _, l := range list {
+		out = append(out, object{"title": l.title, "url": l.url, "targetBlank": false})
+	}
+	return out
+}
+
+func override(matcher, what string, properties ...object) object {
+	return object{"matcher": object{"id": matcher, "options": what}, "properties": properties}
+}
+
+// field is what Grafana calls a column before it is renamed.
+func (c column) field(queries int) string {
+	switch {
+	case c.label != "":
+		return c.label
+	case queries == 1:
+		return "Value"
+	}
+	return "Value #" + refID(c.value)
+}
+
+func (c column) override() object {
+	p := []object{}
+	add := func(id string, value any) { p = append(p, object{"id": id, "value": value}) }
+	if c.unit != "" {
+		add("unit", c.unit)
+	}
+	if c.wide > 0 {
+		add("custom.width", c.wide)
+	}
+	if c.hidden {
+		add("custom.hideFrom", object{"viz": true})
+	}
+	if c.links != nil {
+		add("links", links(c.links))
+	}
+	if c.thresholds != nil {
+		add("thresholds", steps("text", c.thresholds))
+		add("custom.cellOptions", object{"type": "color-text"})
+	}
+	return override("byName", c.title, p...)
+}
+
+// transformations join the queries of a table by the labels that all have, and
+// leave the columns that are declared, in their order and with their titles.
+func (p panel) transformations() []object {
+	include, rename, index := object{}, object{}, object{}
+	for i, c := range p.columns {
+		f := c.field(len(p.targets))
+		include[f], rename[f], index[f] = true, c.title, i
+	}
+	return []object{
+		{"id": "merge", "options": object{}},
+		{"id": "organize", "options": object{"includeByName": include, "renameByName": rename, "indexByName": index, "excludeByName": object{}}},
+	}
 }

@@ -19,8 +19,10 @@ import (
 	"testing"
 	"time"
 
+	"nodeskoop/collect/catalog"
 	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/pods"
+	recorded "nodeskoop/internal/testkit/recording"
 )
 
 // recordedEach is the time between two samples of a recording.
@@ -37,7 +39,12 @@ var nodes = map[string]struct {
 	"debian":   {"few pods, packages that are upgraded on a slow disk, and logs that are rotated", liveDebian},
 	"troubles": {"troubles of the network, of a disk, of limits of the kernel and of nodeskoop itself", liveTroubles},
 	"gone":     {"a daemon that is stopped", liveGone},
+	allProbes:  {"all probes, and pods in each kind of trouble", liveAllProbes},
 }
+
+// allProbes is the node that is recorded with all of its metrics, for the
+// dashboards.
+const allProbes = "all-probes"
 
 // TestRecord writes what the shipped rules read of a machine as a test of
 // promtool, and runs that. The probes of block I/O see the whole kernel: record
@@ -54,7 +61,13 @@ func TestRecord(t *testing.T) {
 		dir = "../../../packaging/prometheus/tests/recorded"
 	}
 	h := bootHealthy(t)
-	h.onlyWorking()
+	most := 200_000
+	if name == allProbes {
+		most = 300_000
+		h.onlyWorking("all")
+	} else {
+		h.onlyWorking("default")
+	}
 	h.fillFor(name)
 	start := h.scraped()
 	n.live(h, d)
@@ -64,7 +77,11 @@ func TestRecord(t *testing.T) {
 		end = start.Add(d)
 	}
 	r := recording{name: name, what: n.what, alerts: h.must, maybe: h.maybe, kernel: strings.TrimSpace(h.read("/proc/sys/kernel/osrelease")), version: h.version(), length: end.Sub(start)}
-	for _, metric := range h.ruleMetrics() {
+	metrics := h.ruleMetrics()
+	if name == allProbes {
+		metrics = h.ownMetrics()
+	}
+	for _, metric := range metrics {
 		r.series = append(r.series, h.samplesOf(metric, start, end)...)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -86,7 +103,6 @@ func TestRecord(t *testing.T) {
 	if err := os.WriteFile(file, packed.Bytes(), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	const most = 200_000
 	if packed.Len() > most {
 		t.Errorf("%s has %d bytes, want at most %d", file, packed.Len(), most)
 	}
@@ -94,16 +110,17 @@ func TestRecord(t *testing.T) {
 	h.promtool(text)
 }
 
-// onlyWorking leaves out the probes that this kernel forbids.
-func (h *healthy) onlyWorking() {
+// onlyWorking enables the default probes, or all, without those that this kernel
+// forbids.
+func (h *healthy) onlyWorking(which string) {
 	h.Helper()
 	var rows []probeRow
 	if err := json.Unmarshal([]byte(h.run("nodeskoop", "probes", "--json")), &rows); err != nil {
 		h.Fatal(err)
 	}
-	enabled := []string{`"default"`}
+	enabled := []string{strconv.Quote(which)}
 	for _, p := range rows {
-		if p.Enabled && !p.Works {
+		if (p.Enabled || which == "all") && !p.Works {
 			h.Logf("left out: %s: %s", p.Probe, firstLine(p.Reason))
 			enabled = append(enabled, `"-`+p.Probe+`"`)
 		}
@@ -123,7 +140,7 @@ func (h *healthy) reconfigure(keys ...string) {
 
 func (h *healthy) fillFor(name string) {
 	h.Helper()
-	pods := map[string]struct{ idle, busy int }{"idle": {205, 0}, "busy": {0, 20}, "debian": {5, 2}, "troubles": {0, 2}, "gone": {0, 2}}[name]
+	pods := map[string]struct{ idle, busy int }{"idle": {205, 0}, "busy": {0, 20}, "debian": {5, 2}, "troubles": {0, 2}, "gone": {0, 2}, allProbes: {3, 4}}[name]
 	h.fill(pods.idle, pods.busy)
 }
 
@@ -139,7 +156,7 @@ func (h *healthy) scraped() time.Time {
 			return err
 		}
 		for _, s := range list {
-			if v := s.values[0]; v > float64(since.Unix()) {
+			if v := s.Values[0]; v > float64(since.Unix()) {
 				return nil
 			}
 		}
@@ -200,8 +217,7 @@ func liveTroubles(h *healthy, d time.Duration) {
 	seconds := strconv.Itoa(int(lasts(from, to) / time.Second))
 	var running []*testkit.Process
 	cause := func(p *pods.Pod, what string, perSecond int, args ...string) {
-		cmd := h.command("nsenter", append([]string{"-t", strconv.Itoa(p.PID), "-n", "/srv" + causeProgram, "steadily", what, seconds, strconv.Itoa(perSecond)}, args...)...)
-		running = append(running, testkit.Start(h.T, cmd))
+		running = append(running, h.causing(p, lasts(from, to), what, perSecond, args...))
 	}
 	cause(client, "datagrams", 30, v4(nobody, 9))
 	h.due("PacketsDropped", lasts(from, to), 15*time.Minute)
@@ -258,11 +274,7 @@ func liveTroubles(h *healthy, d time.Duration) {
 	h.Log(strings.TrimSpace(h.inNetns(hoard, "hoard")))
 	h.due("TCPMemoryPressure", lasts(28, 60), time.Minute)
 	until(to)
-	for _, p := range running {
-		if p.Ready(h.T, p.Ended); !p.ProcessState.Success() {
-			h.Errorf("%s: %v:\n%s", p.Cmd, p.ProcessState, p.Log)
-		}
-	}
+	h.ended(running)
 
 	h.run("systemctl", "stop", "containerd")
 	h.due("NodeskoopPodsUnnamed", lasts(to, 46), 10*time.Minute)
@@ -284,6 +296,86 @@ func liveTroubles(h *healthy, d time.Duration) {
 	h.due("NodeskoopStale", lasts(46, 60), 4*time.Minute)
 	until(60)
 	h.run("systemctl", "start", unit)
+}
+
+// causing has something caused in a pod's network namespace while the test goes
+// on.
+func (h *healthy) causing(p *pods.Pod, d time.Duration, what string, perSecond int, args ...string) *testkit.Process {
+	h.Helper()
+	return testkit.Start(h.T, h.command("nsenter", append([]string{"-t", strconv.Itoa(p.PID), "-n", "/srv" + causeProgram, "steadily", what,
+		strconv.Itoa(int(d / time.Second)), strconv.Itoa(perSecond)}, args...)...))
+}
+
+// ended waits for what causes trouble.
+func (h *healthy) ended(running []*testkit.Process) {
+	h.Helper()
+	for _, p := range running {
+		if p.Ready(h.T, p.Ended); !p.ProcessState.Success() {
+			h.Errorf("%s: %v:\n%s", p.Cmd, p.ProcessState, p.Log)
+		}
+	}
+}
+
+// liveAllProbes has each kind of trouble for a while, and three of them to the
+// end.
+func liveAllProbes(h *healthy, d time.Duration) {
+	h.Helper()
+	sixtieths, _ := h.parts(time.Now(), d)
+	until := func(twelfth int) { sixtieths(5 * twelfth) }
+	// Whether they fire depends on how long the recording is.
+	h.maybe = []string{"PacketsDropped", "TCPRetransmissions", "AcceptQueueOverflows", "UDPReceiveBufferFull", "BlockIOStalls", "NodeskoopEventsLost"}
+	serve := func(name string, command ...string) *pods.Pod {
+		return h.pod("trouble", name, false, nil, append([]string{causeProgram}, command...)...)
+	}
+	idle := func(name string) *pods.Pod { return h.pod("trouble", name, false, nil) }
+	client, nobody, lossy, firewall, closed, silent := idle("client"), idle("nobody"), idle("lossy"), idle("firewall"), idle("closed"), idle("silent")
+	aborts, waits, reader, sender := idle("aborts"), idle("waits"), idle("reader"), idle("sender")
+	server, shop := serve("server", "serve", "0.0.0.0:80"), serve("shop", "serve", "0.0.0.0:80")
+	full, deaf := serve("full", "full", "0.0.0.0:80"), serve("deaf", "deaf", "0.0.0.0:9")
+	disk := h.makeSlowDisk("disk", h.diskPod)
+	filter := func(p *pods.Pod, rule string) {
+		h.in(p, "nft", "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in "+rule)
+	}
+	filter(server, "tcp flags & psh == psh numgen random mod 100 < 15 drop")
+	filter(firewall, "udp dport 9 drop")
+	filter(silent, "tcp dport 81 drop")
+
+	var running []*testkit.Process
+	cause := func(p *pods.Pod, twelfths int, what string, perSecond int, args ...string) {
+		running = append(running, h.causing(p, d*time.Duration(twelfths)/12, what, perSecond, args...))
+	}
+	until(1)
+	cause(client, 11, "datagrams", 3*troubleEach, v4(deaf, 9))
+	cause(client, 11, "knock", 1, v4(full, 80))
+	cause(lossy, 11, "exchange", 25, v4(server, 80), v4(server, 80), v4(server, 80))
+	until(3)
+	cause(client, 5, "datagrams", troubleEach, v4(nobody, 9))
+	cause(client, 4, "datagrams", 2*troubleEach, v4(firewall, 9))
+	cause(reader, 4, "readlate", troubleEach)
+	if disk != nil {
+		disk.limit("read", 4)
+		running = append(running, testkit.Start(h.T, disk.command("/srv"+causeProgram, "steadily", "readslowly", strconv.Itoa(int(d.Seconds()/2)), "1", disk.device)))
+	}
+	until(5)
+	cause(client, 3, "refused", troubleEach, v4(closed, 7))
+	cause(aborts, 4, "abort", troubleEach, v4(shop, 80))
+	cause(waits, 4, "unanswered", 4, v4(silent, 81))
+	cause(sender, 4, "sendlate", troubleEach)
+	until(12)
+	h.ended(running)
+}
+
+// ownMetrics are all metrics of ours that Prometheus has.
+func (h *healthy) ownMetrics() []string {
+	h.Helper()
+	names, err := h.values(`label_values({__name__=~"(kubeskoop|nodeskoop)_.+"}, __name__)`)
+	if err != nil {
+		h.Fatal(err)
+	}
+	return slices.DeleteFunc(names, func(name string) bool {
+		m := catalog.MetricByName(name)
+		return m == nil || m.Alias != ""
+	})
 }
 
 // ruleMetrics are the metrics that the rules read, as Prometheus has
@@ -321,14 +413,8 @@ func metricsOf(expr string) []string {
 	return list
 }
 
-// series is one series of a recording. A sample that is missing is NaN.
-type series struct {
-	labels map[string]string
-	values []float64
-}
-
 // rangeOf asks Prometheus for an expression at all times of a recording.
-func (h *healthy) rangeOf(expr string, start, end time.Time) ([]series, error) {
+func (h *healthy) rangeOf(expr string, start, end time.Time) ([]recorded.Series, error) {
 	var data struct {
 		Result []struct {
 			Metric map[string]string
@@ -340,21 +426,21 @@ func (h *healthy) rangeOf(expr string, start, end time.Time) ([]series, error) {
 	if err := h.ask("query_range?"+q.Encode(), &data); err != nil {
 		return nil, fmt.Errorf("%s: %w", expr, err)
 	}
-	var list []series
+	var list []recorded.Series
 	for _, r := range data.Result {
-		s := series{labels: r.Metric, values: make([]float64, 1+int(end.Sub(start)/recordedEach))}
-		for i := range s.values {
-			s.values[i] = math.NaN()
+		s := recorded.Series{Labels: r.Metric, Values: make([]float64, 1+int(end.Sub(start)/recordedEach))}
+		for i := range s.Values {
+			s.Values[i] = math.NaN()
 		}
 		for _, v := range r.Values {
 			seconds, ok := v[0].(float64)
 			text, _ := v[1].(string)
 			value, err := strconv.ParseFloat(text, 64)
 			i := int(math.Round((seconds - float64(start.UnixMilli())/1000) / recordedEach.Seconds()))
-			if !ok || err != nil || i < 0 || i >= len(s.values) {
+			if !ok || err != nil || i < 0 || i >= len(s.Values) {
 				return nil, fmt.Errorf("%s: Prometheus answers a sample %v", expr, v)
 			}
-			s.values[i] = value
+			s.Values[i] = value
 		}
 		list = append(list, s)
 	}
@@ -363,7 +449,7 @@ func (h *healthy) rangeOf(expr string, start, end time.Time) ([]series, error) {
 
 // samplesOf is the recording of a metric. Times of day are told from the
 // beginning, where promtool's clock begins.
-func (h *healthy) samplesOf(metric string, start, end time.Time) []series {
+func (h *healthy) samplesOf(metric string, start, end time.Time) []recorded.Series {
 	h.Helper()
 	list, err := h.rangeOf(metric, start, end)
 	if err != nil {
@@ -371,8 +457,8 @@ func (h *healthy) samplesOf(metric string, start, end time.Time) []series {
 	}
 	if strings.HasSuffix(metric, "_timestamp_seconds") {
 		for _, s := range list {
-			for i, v := range s.values {
-				s.values[i] = math.Round(1000*(v-float64(start.UnixMilli())/1000)) / 1000
+			for i, v := range s.Values {
+				s.Values[i] = math.Round(1000*(v-float64(start.UnixMilli())/1000)) / 1000
 			}
 		}
 	}

@@ -24,9 +24,15 @@ func Root(t testing.TB) {
 // Program skips the test unless all programs are in $PATH.
 func Program(t testing.TB, names ...string) {
 	t.Helper()
+	ProgramFrom(t, "make deps", names...)
+}
+
+// ProgramFrom is Program for those that another command than make deps installs.
+func ProgramFrom(t testing.TB, installer string, names ...string) {
+	t.Helper()
 	for _, n := range names {
 		if _, err := exec.LookPath(n); err != nil {
-			lack(t, "needs the program "+n+": make deps installs it")
+			lack(t, "needs the program "+n+": "+installer+" installs it")
 		}
 	}
 }
