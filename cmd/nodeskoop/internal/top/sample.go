@@ -326,15 +326,24 @@ func (s *Sampler) counters(fams []*dto.MetricFamily) map[podName]counters {
 				if k.pod == hostLabel {
 					c = counters{id: hostLabel, sandbox: hostLabel, netns: s.host}
 				}
-				c.values, c.reasons, c.classes = map[string]float64{}, map[string]float64{}, map[string]float64{}
+				c.values = make(map[string]float64, len(wanted))
 				out[k] = c
 			}
 			value := m.GetCounter().GetValue() + m.GetGauge().GetValue()
 			switch {
-			case isReason:
-				c.reasons[reason] = value
-			case isClass:
-				c.classes[class] = value
+			case isReason || isClass:
+				if value == 0 {
+					continue // most pods lose nothing
+				}
+				if c.reasons == nil {
+					c.reasons, c.classes = map[string]float64{}, map[string]float64{}
+					out[k] = c
+				}
+				if isReason {
+					c.reasons[reason] = value
+				} else {
+					c.classes[class] = value
+				}
 			default:
 				c.values[name] = value
 			}
