@@ -37,9 +37,9 @@ import (
 var empty = map[string]string{
 	`nodeskoop-nodes, timeseries "Time in BPF programs"`:              "the kernel's statistics are off",
 	`nodeskoop-nodes, timeseries "virtio-net control commands"`:       "the recorded machine's kernel does not support the probe virtcmdlatency",
+	`nodeskoop-nodes, timeseries "Most storage read"`:                 "no recorded pod uses storage",
+	`nodeskoop-nodes, timeseries "Most storage written"`:              "no recorded pod uses storage",
 	`nodeskoop-events, timeseries "VIRTCMDEXCUTE"`:                    "the recorded machine's kernel does not support the probe virtcmdlatency",
-	`nodeskoop-events, timeseries "Lost"`:                             "no event was lost",
-	`nodeskoop-events, timeseries "RXKERNEL: over 100 ms"`:            "no packet was slow inside the kernel",
 	`nodeskoop-events, timeseries "TXKERNEL: over 100 ms"`:            "no packet was slow inside the kernel",
 	`nodeskoop-events, timeseries "TXLAT: over 100 ms in the qdisc"`:  "no packet was slow on the way out",
 	`nodeskoop-events, timeseries "TXLAT: over 100 ms in the driver"`: "no packet was slow on the way out",
