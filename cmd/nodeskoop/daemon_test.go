@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(profileEnv); dir != "" {
 		os.Exit(profiled(dir))
 	}
+	if minute := os.Getenv(minuteEnv); minute != "" {
+		os.Exit(withMinute(minute))
+	}
 	os.Exit(testkit.Main(m))
 }
 

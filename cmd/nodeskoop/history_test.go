@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"nodeskoop/internal/testkit"
+	"nodeskoop/output/history"
+)
+
+// minuteEnv is how long a minute of the history is in a daemon of a test.
+const minuteEnv = "NODESKOOP_TEST_MINUTE"
+
+// withMinute is the program in this process, with another minute. The program that is
+// shipped has no such setting.
+func withMinute(minute string) int {
+	var err error
+	if historyMinute, err = time.ParseDuration(minute); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return exitFailure
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	return run(ctx, os.Args, os.Stdout, os.Stderr)
+}
+
+// recorded is what the history of a node says of one counter of the host.
+type recorded struct {
+	minutes []string // when each began, and its increase
+	sum     float64
+	first   int // minutes that are the first of a run
+	damage  history.Damage
+}
+
+func (n *node) recorded(metric string) (r recorded) {
+	n.t.Helper()
+	reader := &history.Reader{Dir: filepath.Join(n.state(), history.Folder)}
+	for m, err := range reader.Minutes(history.Query{Keep: func(s *history.Series) bool { return s.Metric == metric && s.Label("k8s_pod") == "hostNetwork" }}) {
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		rise := 0.0
+		for _, s := range m.Samples {
+			rise += s.Value
+		}
+		r.sum += rise
+		r.minutes = append(r.minutes, fmt.Sprintf("%s %v", m.To.UTC().Format(time.RFC3339Nano), rise))
+		if m.First {
+			r.first++
+		}
+	}
+	r.damage = reader.Damage
+	return r
+}
+
+// TestHistory: what was counted is what is recorded, over a kill, and a node on which
+// nothing moves records nothing.
+func TestHistory(t *testing.T) {
+	const metric = "kubeskoop_netdev_txpackets"
+	n := newNode(t, "'netdev','tcp'", "")
+	n.link("nic", 100)
+	daemon := func() *program {
+		return begin(t, func(cmd *exec.Cmd) {
+			cmd.Path, cmd.Env = "/proc/self/exe", append(os.Environ(), minuteEnv+"=2s")
+		}, "run", "--config", n.cfg)
+	}
+	more := func(minutes int) {
+		t.Helper()
+		have := len(n.recorded(metric).minutes)
+		testkit.Eventually(t, fmt.Sprintf("%d more minutes are written", minutes), func() bool { return len(n.recorded(metric).minutes) >= have+minutes })
+	}
+	p := daemon()
+	more(2)
+	if r := n.recorded(metric); r.sum != 0 {
+		t.Errorf("nothing was sent, and %v were recorded: %v", r.sum, r.minutes)
+	}
+	n.link("more", 30)
+	testkit.Eventually(t, "the 30 packets are recorded", func() bool { return n.recorded(metric).sum >= 30 })
+	if r := n.recorded(metric); r.sum != 30 {
+		t.Errorf("30 packets were sent, and %v were recorded: %v", r.sum, r.minutes)
+	}
+	more(1)
+	before := n.recorded(metric)
+	p.signal(syscall.SIGKILL)
+	<-p.Done()
+
+	p = daemon()
+	more(2)
+	n.link("again", 7)
+	testkit.Eventually(t, "the 7 packets are recorded, too", func() bool { return n.recorded(metric).sum >= 37 })
+	after := n.recorded(metric)
+	if after.sum != 37 || after.first != 2 || after.damage.Bytes+int64(after.damage.Frames+after.damage.Values) > 0 {
+		t.Errorf("%+v", after)
+	}
+	// One more may have been written between the look and the kill.
+	if got := strings.Join(after.minutes, "\n"); !strings.HasPrefix(got, strings.Join(before.minutes, "\n")) {
+		t.Errorf("before the kill:\n%v\nafter it:\n%v", before.minutes, after.minutes)
+	}
+	fams := n.cycles(1)
+	if f := fams["nodeskoop_history_minutes_lost_total"]; f == nil || f.Metric[0].GetCounter().GetValue() != 0 {
+		t.Errorf("lost: %v", f)
+	}
+	if f := fams["nodeskoop_history_bytes"]; f == nil || f.Metric[0].GetGauge().GetValue() < 4096 {
+		t.Errorf("bytes: %v", f)
+	}
+
+	// A clean end loses nothing.
+	n.link("last", 5)
+	n.cycles(2)
+	p.signal(syscall.SIGTERM)
+	if code := p.ended(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	if r := n.recorded(metric); r.sum != 42 {
+		t.Errorf("%v of 42 packets are recorded: %v", r.sum, r.minutes)
+	}
+	if strings.Contains(p.logged(), "level=WARN msg=\"the history") {
+		t.Errorf("the log:\n%s", p.logged())
+	}
+}
+
+// TestHistoryReload: a reload turns the history off and on.
+func TestHistoryReload(t *testing.T) {
+	n := newNode(t, "'tcp'", "")
+	text, err := os.ReadFile(n.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, "run", "--config", n.cfg)
+	shown := func() bool { return parseProm(t, n.file())["nodeskoop_history_bytes"] != nil }
+	testkit.Eventually(t, "the history has metrics", shown)
+	conf(t, n.dir, string(text)+"[history]\nenabled = false\n")
+	p.signal(syscall.SIGHUP)
+	testkit.Eventually(t, "it has none when it is off", func() bool { return parseProm(t, n.file()) != nil && !shown() })
+	conf(t, n.dir, string(text)+"[history]\nmax = \"2 MB\"\n")
+	p.signal(syscall.SIGHUP)
+	testkit.Eventually(t, "it has them again", shown)
+	p.signal(syscall.SIGTERM)
+	p.ended()
+	if names, _ := filepath.Glob(filepath.Join(n.state(), history.Folder, "*.nsh")); len(names) == 0 {
+		t.Error("the minutes that were open are lost")
+	}
+}
