@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -122,8 +123,48 @@ func TestHistory(t *testing.T) {
 	if r := n.recorded(metric); r.sum != 42 {
 		t.Errorf("%v of 42 packets are recorded: %v", r.sum, r.minutes)
 	}
+	code, out, errs := call(t, "history", "--config", n.cfg, "--since", "-1d", "--metric", "kubeskoop_netdev_tx*", "--pod", "host", "--json")
+	sum := 0.0
+	for line := range strings.Lines(out) {
+		var l historyLine
+		if err := json.Unmarshal([]byte(line), &l); err != nil {
+			t.Fatalf("%v: %s", err, line)
+		}
+		if l.Metric == metric {
+			sum += *l.Increase
+		}
+	}
+	if code != 0 || errs != "" || sum != 42 || strings.Count(out, `"gap":"the daemon was started"`) != 1 || strings.Contains(out, "tcp") {
+		t.Errorf("history --json: exit %d, %v packets, %s\n%s", code, sum, errs, out)
+	}
+	if code, out, errs := call(t, "history", "--config", n.cfg, "--metric", metric); code != 0 || errs != "" || !strings.Contains(out, "  kubeskoop_netdev_txpackets{k8s_node=\"n1\",k8s_namespace=\"hostNetwork\",k8s_pod=\"hostNetwork\"}\n") || !strings.Contains(out, ": the daemon was started\n") {
+		t.Errorf("history: exit %d, %s\n%s", code, errs, out)
+	}
+	if code, out, _ := call(t, "history", "--config", n.cfg, "--metric", metric, "--until", "-1h"); code != 0 || out != "" {
+		t.Errorf("history of before: exit %d, %s", code, out)
+	}
 	if strings.Contains(p.logged(), "level=WARN msg=\"the history") {
 		t.Errorf("the log:\n%s", p.logged())
+	}
+}
+
+// TestHistoryMistakes: what cannot be read is said, with what to do.
+func TestHistoryMistakes(t *testing.T) {
+	cfg := conf(t, t.TempDir(), "[state]\ndir = '/nonexistent'\n")
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{nil, exitFailure, "there is no history in /nonexistent/history"},
+		{[]string{"--since", "soon"}, exitUsage, `--since: "soon" is not a point in time`},
+		{[]string{"--until", "25:00"}, exitUsage, `--until: "25:00" is not a point in time`},
+		{[]string{"--metric", "["}, exitUsage, `--metric: "[" is not a pattern`},
+		{[]string{"--pod", "a/"}, exitUsage, "is not NAMESPACE/NAME"},
+	} {
+		if code, out, errs := call(t, append([]string{"history", "--config", cfg}, c.args...)...); code != c.code || out != "" || !strings.Contains(errs, c.want) {
+			t.Errorf("%v: exit %d, %q, %q", c.args, code, out, errs)
+		}
 	}
 }
 

@@ -147,7 +147,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		OnUsageError:    usageError,
 		Flags:           commonFlags(),
 		Commands: []*cli.Command{
-			runCommand(), collectCommand(), eventsCommand(), topCommand(), probesCommand(), podsCommand(),
+			runCommand(), collectCommand(), eventsCommand(), historyCommand(), topCommand(), probesCommand(), podsCommand(),
 			checkCommand(), configCommand(), docsCommand(),
 		},
 		Action: func(c *cli.Context) error {

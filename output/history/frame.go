@@ -170,8 +170,8 @@ func (n *names) tell(series uint64, v float64) bool {
 // differs reports whether a gauge that was told as one value has to be told again as
 // another: it moved by more than an eighth, or to or from 0.
 func differs(was, is float64) bool {
-	if was == 0 || is == 0 || was != was || is != is {
-		return math.Float64bits(was) != math.Float64bits(is)
+	if was == 0 || is == 0 {
+		return was != is
 	}
 	return math.Abs(is-was) > math.Abs(was)/8
 }
@@ -274,7 +274,7 @@ func (e *encoder) choose(n *names, m *minute) {
 		}
 	}
 	for _, v := range m.gauges {
-		if _, known := n.series[v.of]; !known && (math.Float64bits(v.v) != 0 || v.peaked()) {
+		if _, known := n.series[v.of]; !known && (v.v != 0 || v.peaked()) {
 			e.fresh = append(e.fresh, v.of)
 		}
 	}

@@ -241,6 +241,9 @@ func TestMinutes(t *testing.T) {
 		{"an interval longer than a minute", []step{
 			{0, []string{"a{x} 1"}}, {150 * time.Second, []string{"a{x} 3"}}, {150 * time.Second, []string{"a{x} 4"}},
 		}, []string{"12:02 first fresh 2m30s: a{x}=2", "12:05 2m30s: a{x}=1"}},
+		{"values that are none", []step{
+			{0, []string{"a{x} 1", "x_g{x} 5"}}, {q, []string{"a{x} NaN", "x_g{x} NaN"}}, {q, []string{"a{x} +Inf", "x_g{x} 5"}}, {q, []string{"a{x} 4", "x_g{x} -Inf"}},
+		}, []string{"12:00 first fresh 45s: a{x}=3"}},
 		{"what is not worth a place", []step{
 			{0, []string{"kubeskoop_fdopenfd{x} 1", "kubeskoop_fd_openfd{x} 1", "nodeskoop_last_cycle_timestamp_seconds{} 1", "kubeskoop_io_readbytes{x} 1"}},
 			{q, []string{"kubeskoop_fdopenfd{x} 2", "kubeskoop_fd_openfd{x} 2", "nodeskoop_last_cycle_timestamp_seconds{} 2", "kubeskoop_io_readbytes{x} 4"}},

@@ -1,6 +1,7 @@
 package history
 
 import (
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -229,23 +230,27 @@ func newTracked(kind Kind, f *dto.MetricFamily, m *dto.Metric) *tracked {
 // update takes the value of a series.
 func (t *tracker) update(known *family, s *tracked, m *dto.Metric) {
 	before := s.seen
+	v := m.GetGauge().GetValue()
+	if known.kind == Counter {
+		v = m.GetCounter().GetValue() + m.GetHistogram().GetSampleSum()
+	}
+	if math.IsNaN(v) || math.IsInf(v, 0) || m.Histogram != nil && len(m.Histogram.Bucket)+2 != len(s.parts) {
+		return // it is not there: a value that is none, or other buckets than it began with
+	}
 	s.seen = t.n
 	switch {
 	case m.Histogram != nil:
 		h := m.Histogram
-		if len(h.Bucket)+2 != len(s.parts) {
-			return // it has other buckets than it began with
-		}
 		for i, b := range h.Bucket {
 			t.count(&s.parts[i], before, float64(b.GetCumulativeCount()))
 		}
 		t.count(&s.parts[len(s.parts)-2], before, float64(h.GetSampleCount()))
 		t.count(&s.parts[len(s.parts)-1], before, h.GetSampleSum())
 	case known.kind == Counter:
-		t.count(&s.parts[0], before, m.Counter.GetValue())
+		t.count(&s.parts[0], before, v)
 	default:
-		p, v := &s.parts[0], m.Gauge.GetValue()
-		if before <= t.base || v > p.peak || p.peak != p.peak {
+		p := &s.parts[0]
+		if before <= t.base || v > p.peak {
 			p.peak = v
 		}
 		p.last = v
