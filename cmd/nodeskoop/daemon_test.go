@@ -99,7 +99,7 @@ func parseProm(t testing.TB, path string) map[string]*dto.MetricFamily {
 }
 
 // conf writes a configuration and returns its path.
-func conf(t *testing.T, dir, text string) string {
+func conf(t testing.TB, dir, text string) string {
 	t.Helper()
 	path := filepath.Join(dir, "nodeskoop.toml")
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {

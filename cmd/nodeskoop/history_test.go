@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"nodeskoop/internal/testkit"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/pods"
 	"nodeskoop/output/history"
 )
 
@@ -188,5 +190,82 @@ func TestHistoryReload(t *testing.T) {
 	p.ended()
 	if names, _ := filepath.Glob(filepath.Join(n.state(), history.Folder, "*.nsh")); len(names) == 0 {
 		t.Error("the minutes that were open are lost")
+	}
+}
+
+// BenchmarkHistory runs the daemon for some minutes beside 110 real pods: 99 as
+// makePods makes them, which are asked for their health, and 11 that serve requests all
+// the time. Each result gives what moved in a minute, and the history's bytes of a day.
+func BenchmarkHistory(b *testing.B) {
+	need.Root(b)
+	const idle, busy, minutes = 99, 11, 8
+	ctd := pods.Start(b)
+	makePods(b, ctd, 0, idle)
+	for i := range busy {
+		ctd.RunPod(pods.PodSpec{Namespace: "load", Name: fmt.Sprintf("api-7c9d8b6f5-%05d", i), Containers: []pods.ContainerSpec{{
+			Name:    "main",
+			Command: []string{"sh", "-c", fmt.Sprintf("seq %d000 > /tmp/page; httpd -p 8080 -h /tmp; while :; do wget -q -O /dev/null http://127.0.0.1:8080/page; sleep 0.%d; done", 1+i%4, 3+i%6)},
+		}}})
+	}
+	for b.Loop() {
+		dir := b.TempDir()
+		cfg := conf(b, dir, fmt.Sprintf("node_name = 'ip-10-0-12-34.eu-central-1.compute.internal'\nhost_netns = '%s'\n[textfile]\ndir = '%s'\n[state]\ndir = '%s/state'\n[pods]\nsockets = ['%s']\n", ctd.Netns, dir, dir, ctd.Socket))
+		cmd := exec.Command(testkit.Nodeskoop(b), "run", "--config", cfg)
+		log, err := os.Create(filepath.Join(dir, "log"))
+		if err != nil {
+			b.Fatal(err)
+		}
+		cmd.Stdout, cmd.Stderr = log, log
+		if err := ctd.Do(cmd.Start); err != nil {
+			b.Fatal(err)
+		}
+		var sizes []int64
+		var counters, gauges int
+		for len(sizes) < minutes {
+			time.Sleep(5 * time.Second)
+			n, file := 0, int64(0)
+			counters, gauges = 0, 0
+			r := &history.Reader{Dir: filepath.Join(dir, "state", history.Folder)}
+			for m, err := range r.Minutes(history.Query{}) {
+				if err != nil {
+					b.Fatal(err)
+				}
+				n++
+				for _, s := range m.Samples {
+					if s.Kind == history.Counter {
+						counters++
+					} else {
+						gauges++
+					}
+				}
+			}
+			names, _ := filepath.Glob(filepath.Join(r.Dir, "*.nsh"))
+			for _, name := range names {
+				if fi, err := os.Stat(name); err == nil {
+					file += fi.Size()
+				}
+			}
+			if len(names) > 1 { // an hour began: what it names is there twice
+				sizes = nil
+			} else if n > len(sizes) {
+				sizes = append(sizes, file)
+			}
+		}
+		series := 0
+		for _, f := range parseProm(b, filepath.Join(dir, "nodeskoop.prom")) {
+			series += len(f.Metric)
+		}
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+		_ = log.Close()
+		// The first two frames name the series and the gauges.
+		each := float64(sizes[minutes-1]-sizes[1]) / (minutes - 2)
+		b.ReportMetric(0, "ns/op")
+		b.ReportMetric(float64(series), "series")
+		b.ReportMetric(float64(counters)/minutes, "counters/minute")
+		b.ReportMetric(float64(gauges)/minutes, "gauges/minute")
+		b.ReportMetric(float64(sizes[1]), "bytes-of-names/hour")
+		b.ReportMetric(each, "bytes/minute")
+		b.ReportMetric((float64(sizes[1])+58*each)*24/1e6, "MB/day")
 	}
 }

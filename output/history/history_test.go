@@ -470,18 +470,68 @@ func TestEveryByte(t *testing.T) {
 			t.Fatalf("%s: %+v", what, r.Damage)
 		}
 	}
-	ends := 0
+	var begins []int
 	for i := range whole {
 		if _, _, ok := header(whole[i:]); ok {
-			ends++
+			begins = append(begins, i)
 		}
 		check(fmt.Sprintf("cut at %d", i), whole[:i], -1)
 		damaged := slices.Clone(whole)
 		damaged[i] ^= 1 << (i % 8)
 		check(fmt.Sprintf("byte %d of %d flipped", i, len(whole)), damaged, 1)
 	}
-	if ends != minutes {
-		t.Errorf("%d frames", ends)
+	if len(begins) != minutes {
+		t.Fatalf("%d frames", len(begins))
+	}
+	// Two frames in a row take names with them. What has lost its name is counted, and
+	// takes nobody else's.
+	whole[begins[0]+headerSize] ^= 1
+	whole[begins[1]+headerSize] ^= 1
+	r = &Reader{}
+	got = replayOf(r.minutes(whole, Query{}))
+	if len(got.starts) != minutes-2 || r.Damage.Frames != 2 || r.Damage.Values == 0 {
+		t.Errorf("%d minutes, %+v", len(got.starts), r.Damage)
+	}
+	for i, rises := range got.rises {
+		for name, v := range rises {
+			if x := want.rises[i+2][name]; x-v > 1e-6*(1+x) || v-x > 1e-6*(1+x) {
+				t.Errorf("minute %d: %s rose by %v, want %v", i+2, name, v, x)
+			}
+		}
+	}
+}
+
+// TestRoom: there is room for so many series, and for names of a size; the rest is
+// counted, and what has room is recorded all the same.
+func TestRoom(t *testing.T) {
+	dir, at := filepath.Join(t.TempDir(), Folder), newClock()
+	h := open(t, dir, at)
+	name, long, one, two := "c", strings.Repeat("x", maxName+1), 1.0, 2.0
+	f := &dto.MetricFamily{Name: &name, Type: dto.MetricType_COUNTER.Enum()}
+	for i := range maxSeries + 100 {
+		f.Metric = append(f.Metric, &dto.Metric{Label: pairs("k8s_pod", fmt.Sprint(i)), Counter: &dto.Counter{Value: &one}})
+	}
+	f.Metric[7].Label = pairs("k8s_pod", long)
+	f.Metric[8].Label = pairs(slices.Repeat([]string{"l", "v"}, maxLabels)...)
+	h.Observe([]*dto.MetricFamily{f})
+	if s := h.Stats(); s.LeftOut != 100 {
+		t.Errorf("%d series are left out", s.LeftOut)
+	}
+	for _, m := range f.Metric {
+		m.Counter.Value = &two
+	}
+	at.pass(time.Second)
+	h.Observe([]*dto.MetricFamily{f})
+	h.Close(time.Minute)
+	n := 0
+	for m, err := range (&Reader{Dir: dir}).Minutes(Query{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += len(m.Samples)
+	}
+	if n != maxSeries {
+		t.Errorf("%d series are recorded", n)
 	}
 }
 
