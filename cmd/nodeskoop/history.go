@@ -87,9 +87,9 @@ func printHistory(c *cli.Context) error {
 		return named && filter.WantsPod(namespace == cfg.Pods.HostLabel && pod == cfg.Pods.HostLabel, namespace, pod)
 	}
 	r := history.Reader{Dir: cfg.HistoryDir()}
-	if _, there, err := r.Span(); err != nil {
+	if oldest, _, err := r.Span(); err != nil {
 		return fmt.Errorf("%w (it belongs to the daemon's user)", err)
-	} else if !there {
+	} else if oldest.IsZero() {
 		return fmt.Errorf("there is no history in %s: the daemon writes the first minute when it has run for two; see history.enabled and `nodeskoop check`", r.Dir)
 	}
 	w := bufio.NewWriter(c.App.Writer)

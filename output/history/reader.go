@@ -80,13 +80,17 @@ type Reader struct {
 	Damage Damage // met so far
 }
 
-// Span tells when the oldest file of the history begins, and whether there is any.
-func (r *Reader) Span() (oldest time.Time, ok bool, err error) {
+// Span tells when the oldest file of the history begins, the zero time if there is
+// none, and how much all take on the disk.
+func (r *Reader) Span() (oldest time.Time, bytes int64, err error) {
 	list, err := r.files()
-	if err != nil || len(list) == 0 {
-		return oldest, false, err
+	for i, f := range list {
+		if i == 0 {
+			oldest = f.start
+		}
+		bytes += f.size
 	}
-	return list[0].start, true, nil
+	return oldest, bytes, err
 }
 
 func (r *Reader) files() ([]file, error) {
