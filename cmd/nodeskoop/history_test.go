@@ -180,16 +180,18 @@ func TestHistoryReload(t *testing.T) {
 	p := start(t, "run", "--config", n.cfg)
 	shown := func() bool { return parseProm(t, n.file())["nodeskoop_history_bytes"] != nil }
 	testkit.Eventually(t, "the history has metrics", shown)
+	n.cycles(2)
 	conf(t, n.dir, string(text)+"[history]\nenabled = false\n")
 	p.signal(syscall.SIGHUP)
 	testkit.Eventually(t, "it has none when it is off", func() bool { return parseProm(t, n.file()) != nil && !shown() })
 	conf(t, n.dir, string(text)+"[history]\nmax = \"2 MB\"\n")
 	p.signal(syscall.SIGHUP)
 	testkit.Eventually(t, "it has them again", shown)
+	n.cycles(2)
 	p.signal(syscall.SIGTERM)
 	p.ended()
-	if names, _ := filepath.Glob(filepath.Join(n.state(), history.Folder, "*.nsh")); len(names) == 0 {
-		t.Error("the minutes that were open are lost")
+	if r := n.recorded("kubeskoop_tcp_insegs"); r.first != 2 || r.damage.Bytes > 0 {
+		t.Errorf("the minutes that were open are lost: %+v", r)
 	}
 }
 
