@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -196,6 +197,7 @@ func TestSizes(t *testing.T) {
 // BenchmarkObserve is what a cycle of a full node pays.
 func BenchmarkObserve(b *testing.B) {
 	x, at := newMachine(110), newClock()
+	before := heap()
 	h := open(b, filepath.Join(b.TempDir(), Folder), at)
 	h.Observe(x.fams)
 	b.ReportAllocs()
@@ -208,6 +210,15 @@ func BenchmarkObserve(b *testing.B) {
 	}
 	settle(b, h)
 	b.ReportMetric(float64(x.series()), "series")
+	b.ReportMetric(float64(heap()-before)/1e6, "heap-MB")
+	h.Observe(x.fams)
+}
+
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
 }
 
 // BenchmarkFrame is what a minute of a full node pays beside the cycle.

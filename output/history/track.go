@@ -41,9 +41,10 @@ type value struct {
 type tracker struct {
 	length   time.Duration // of a minute
 	families map[string]*family
-	all      int    // series that are followed
-	leftOut  int    // in the last cycle, for want of room
-	n        uint64 // cycles so far
+	sets     map[string]*labelSet // by what appendKey makes of them
+	all      int                  // series that are followed
+	leftOut  int                  // in the last cycle, for want of room
+	n        uint64               // cycles so far
 
 	begun bool
 	open  minute
@@ -60,16 +61,23 @@ type family struct {
 	alias string
 	order []*tracked // in the order of the last cycle
 	spare []*tracked // memory for the next one
-	byKey map[string]*tracked
+	bySet map[*labelSet]*tracked
 	seen  uint64 // the last cycle
+}
+
+// labelSet is a set of labels, which all series of a pod share.
+type labelSet struct {
+	key    string
+	pairs  []*dto.LabelPair // of the last cycle in which there were others
+	labels []Label          // nil: they cannot be recorded
+	users  int              // series
 }
 
 // tracked is one series, or the series of a histogram.
 type tracked struct {
-	labels []*dto.LabelPair
-	key    string
-	parts  []part
-	seen   uint64 // the last cycle
+	set   *labelSet
+	parts []part
+	seen  uint64 // the last cycle
 }
 
 // part is one series of a tracked: the only one but for a histogram.
@@ -82,7 +90,7 @@ type part struct {
 }
 
 func newTracker(length time.Duration) *tracker {
-	return &tracker{length: length, families: map[string]*family{}}
+	return &tracker{length: length, families: map[string]*family{}, sets: map[string]*labelSet{}}
 }
 
 // observe takes a cycle. If it is the first one of another minute, what is returned
@@ -118,7 +126,7 @@ func (t *tracker) family(f *dto.MetricFamily) *family {
 	if known := t.families[f.GetName()]; known != nil {
 		return known
 	}
-	known := &family{byKey: map[string]*tracked{}}
+	known := &family{bySet: map[*labelSet]*tracked{}}
 	switch f.GetType() {
 	case dto.MetricType_COUNTER, dto.MetricType_HISTOGRAM:
 		known.kind = Counter
@@ -144,9 +152,9 @@ func (t *tracker) take(known *family, f *dto.MetricFamily) {
 		var s *tracked
 		// They come in the order of the cycle before, but for those that came or went.
 		switch {
-		case next < len(was) && sameLabels(was[next].labels, m.Label):
+		case next < len(was) && sameLabels(was[next].set.pairs, m.Label):
 			s, next = was[next], next+1
-		case next+1 < len(was) && sameLabels(was[next+1].labels, m.Label):
+		case next+1 < len(was) && sameLabels(was[next+1].set.pairs, m.Label):
 			s, next = was[next+1], next+2
 		default:
 			if s = t.find(known, f, m); s == nil {
@@ -187,43 +195,62 @@ func appendKey(b []byte, labels []*dto.LabelPair) []byte {
 // is no room for it.
 func (t *tracker) find(known *family, f *dto.MetricFamily, m *dto.Metric) *tracked {
 	t.key = appendKey(t.key[:0], m.Label)
-	if s := known.byKey[string(t.key)]; s != nil {
-		s.labels = slices.Clone(m.Label) // those of before may be of a pod's earlier life
+	set := t.sets[string(t.key)]
+	if set == nil {
+		if t.all >= maxSeries {
+			return nil
+		}
+		set = newLabelSet(string(t.key), m.Label)
+	} else if s := known.bySet[set]; s != nil {
+		set.pairs = append(set.pairs[:0], m.Label...) // the engine may have made others
 		return s
 	}
-	s := newTracked(known.kind, f, m)
+	s := newTracked(known.kind, set, f, m)
 	if s == nil || t.all+len(s.parts) > maxSeries {
 		return nil
 	}
 	t.all += len(s.parts)
-	s.key = string(t.key)
-	known.byKey[s.key] = s
+	t.sets[set.key] = set
+	set.users++
+	known.bySet[set] = s
 	return s
 }
 
-// newTracked is nil for what cannot be recorded.
-func newTracked(kind Kind, f *dto.MetricFamily, m *dto.Metric) *tracked {
-	s := &tracked{labels: slices.Clone(m.Label)}
-	labels := make([]Label, 0, len(m.Label)+1)
-	for _, l := range m.Label {
+func newLabelSet(key string, pairs []*dto.LabelPair) *labelSet {
+	set := &labelSet{key: key, pairs: slices.Clone(pairs)}
+	labels := make([]Label, 0, len(pairs))
+	for _, l := range pairs {
 		if len(l.GetName()) > maxName || len(l.GetValue()) > maxName {
-			return nil
+			return set
 		}
 		labels = append(labels, Label{l.GetName(), l.GetValue()})
 	}
-	if len(labels) >= maxLabels {
+	if len(labels) < maxLabels { // a histogram has one more
+		set.labels = labels
+	}
+	return set
+}
+
+// newTracked is nil for what cannot be recorded.
+func newTracked(kind Kind, set *labelSet, f *dto.MetricFamily, m *dto.Metric) *tracked {
+	if set.labels == nil {
 		return nil
 	}
 	name := f.GetName()
 	if f.GetType() != dto.MetricType_HISTOGRAM {
-		s.parts = []part{{of: &Series{Metric: name, Kind: kind, Labels: labels}}}
-		return s
+		x := &struct {
+			tracked
+			one [1]part
+		}{one: [1]part{{of: &Series{Metric: name, Kind: kind, Labels: set.labels}}}}
+		x.set, x.parts = set, x.one[:]
+		return &x.tracked
 	}
+	s := &tracked{set: set}
 	for _, b := range m.GetHistogram().GetBucket() {
 		le := strconv.FormatFloat(b.GetUpperBound(), 'g', -1, 64)
-		s.parts = append(s.parts, part{of: &Series{name + "_bucket", Counter, append(slices.Clone(labels), Label{"le", le})}})
+		s.parts = append(s.parts, part{of: &Series{name + "_bucket", Counter, append(slices.Clone(set.labels), Label{"le", le})}})
 	}
-	s.parts = append(s.parts, part{of: &Series{name + "_count", Counter, labels}}, part{of: &Series{name + "_sum", Counter, labels}})
+	s.parts = append(s.parts, part{of: &Series{name + "_count", Counter, set.labels}}, part{of: &Series{name + "_sum", Counter, set.labels}})
 	return s
 }
 
@@ -288,7 +315,7 @@ func (t *tracker) end() *minute {
 		if f.seen <= t.base {
 			continue
 		}
-		for _, s := range f.byKey {
+		for _, s := range f.bySet {
 			for i := range s.parts {
 				p := &s.parts[i]
 				switch {
@@ -310,14 +337,18 @@ func (t *tracker) end() *minute {
 // forget drops the series that were not seen in the open minute.
 func (t *tracker) forget() {
 	for name, f := range t.families {
-		for key, s := range f.byKey {
-			if s.seen <= t.base {
-				delete(f.byKey, key)
-				t.all -= len(s.parts)
-				f.order = f.order[:0]
+		for set, s := range f.bySet {
+			if s.seen > t.base {
+				continue
 			}
+			delete(f.bySet, set)
+			t.all -= len(s.parts)
+			if set.users--; set.users == 0 {
+				delete(t.sets, set.key)
+			}
+			f.order = f.order[:0]
 		}
-		if len(f.byKey) == 0 && f.seen <= t.base && !f.skip {
+		if len(f.bySet) == 0 && f.seen <= t.base && !f.skip {
 			delete(t.families, name)
 		}
 	}
