@@ -178,7 +178,7 @@ func TestHistoryReload(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := start(t, "run", "--config", n.cfg)
-	shown := func() bool { return parseProm(t, n.file())["nodeskoop_history_bytes"] != nil }
+	shown := func() bool { return parseProm(t, n.file())["nodeskoop_history_minutes_lost_total"] != nil }
 	testkit.Eventually(t, "the history has metrics", shown)
 	n.cycles(2)
 	conf(t, n.dir, string(text)+"[history]\nenabled = false\n")

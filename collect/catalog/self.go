@@ -97,10 +97,10 @@ var selfMetrics = []Metric{{
 	Help: "Series kept out of the textfile because node_exporter would have refused the whole file; the log names them.",
 }, {
 	Name: "nodeskoop_history_bytes", Type: Gauge, Scope: PerHost, Extra: true,
-	Help: "Space that the history takes on the disk.",
+	Help: "Space that the history takes on the disk; missing until the first minute is written.",
 }, {
 	Name: "nodeskoop_history_oldest_timestamp_seconds", Type: Gauge, Scope: PerHost, Extra: true,
-	Help: "When the oldest file of the history begins, in seconds since 1970; missing while there is none.",
+	Help: "When the oldest file of the history begins, in seconds since 1970; missing until the first minute is written.",
 }, {
 	Name: "nodeskoop_history_minutes_written_total", Type: Counter, Scope: PerHost, Extra: true,
 	Help: "Minutes that were appended to the history since the start.",

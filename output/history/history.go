@@ -74,8 +74,9 @@ const (
 
 // Stats is what a History says of itself.
 type Stats struct {
+	Known   bool      // Bytes and Oldest are: something was written since the start
 	Bytes   int64     // on disk
-	Oldest  time.Time // when the oldest file begins; zero: there is none
+	Oldest  time.Time // when the oldest file begins
 	Written uint64    // minutes
 	Lost    uint64    // minutes that could not be written
 	LeftOut int       // series that were not recorded in the last cycle: see maxSeries
@@ -147,6 +148,7 @@ func (h *History) Stats() Stats {
 	defer h.mu.Unlock()
 	s := h.stats
 	s.Bytes, s.Oldest = h.writer.size()
+	s.Known = !s.Oldest.IsZero()
 	return s
 }
 

@@ -296,10 +296,9 @@ func TestHistogram(t *testing.T) {
 // model is what a history should say: the increases of each minute, and the levels at
 // its end.
 type model struct {
-	starts   []time.Time
-	rises    []map[string]float64
-	levels   []map[string]float64
-	observed int
+	starts []time.Time
+	rises  []map[string]float64
+	levels []map[string]float64
 }
 
 // randomHistory writes a history of some minutes, of series that come and go, and

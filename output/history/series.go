@@ -1,9 +1,6 @@
 package history
 
-import (
-	"slices"
-	"strings"
-)
+import "strings"
 
 // Kind says what the values of a series are.
 type Kind uint8
@@ -53,8 +50,3 @@ func (s *Series) String() string {
 }
 
 var escape = strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`)
-
-// equal reports whether two series are called the same.
-func (s *Series) equal(o *Series) bool {
-	return s.Metric == o.Metric && s.Kind == o.Kind && slices.Equal(s.Labels, o.Labels)
-}

@@ -147,7 +147,8 @@ func (w *writer) limit(maxBytes int64, maxAge time.Duration) {
 	w.maxBytes, w.maxAge = maxBytes, maxAge
 }
 
-// size tells what is on disk, as far as it was looked at.
+// size tells what is on disk; oldest is the zero time before the first write, which
+// looks.
 func (w *writer) size() (bytes int64, oldest time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

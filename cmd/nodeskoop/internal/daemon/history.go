@@ -1,8 +1,6 @@
 package daemon
 
 import (
-	"time"
-
 	"nodeskoop/cmd/nodeskoop/internal/config"
 	"nodeskoop/output/history"
 )
@@ -46,9 +44,9 @@ func (d *daemon) historySelf(add func(metric string, value float64, labels ...st
 		return
 	}
 	st := h.Stats()
-	add("nodeskoop_history_bytes", float64(st.Bytes))
-	if !st.Oldest.IsZero() {
-		add("nodeskoop_history_oldest_timestamp_seconds", float64(st.Oldest.UnixMilli())/float64(time.Second/time.Millisecond))
+	if st.Known {
+		add("nodeskoop_history_bytes", float64(st.Bytes))
+		add("nodeskoop_history_oldest_timestamp_seconds", float64(st.Oldest.Unix()))
 	}
 	add("nodeskoop_history_minutes_written_total", float64(st.Written))
 	add("nodeskoop_history_minutes_lost_total", float64(st.Lost))
