@@ -108,7 +108,7 @@ func TestHistory(t *testing.T) {
 		t.Errorf("before the kill:\n%v\nafter it:\n%v", before.minutes, after.minutes)
 	}
 	fams := n.cycles(1)
-	if f := fams["nodeskoop_history_minutes_lost_total"]; f == nil || f.Metric[0].GetCounter().GetValue() != 0 {
+	if f := fams["nodeskoop_history_frames_lost_total"]; f == nil || f.Metric[0].GetCounter().GetValue() != 0 {
 		t.Errorf("lost: %v", f)
 	}
 	if f := fams["nodeskoop_history_bytes"]; f == nil || f.Metric[0].GetGauge().GetValue() < 4096 {
@@ -178,7 +178,7 @@ func TestHistoryReload(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := start(t, "run", "--config", n.cfg)
-	shown := func() bool { return parseProm(t, n.file())["nodeskoop_history_minutes_lost_total"] != nil }
+	shown := func() bool { return parseProm(t, n.file())["nodeskoop_history_frames_lost_total"] != nil }
 	testkit.Eventually(t, "the history has metrics", shown)
 	n.cycles(2)
 	conf(t, n.dir, string(text)+"[history]\nenabled = false\n")

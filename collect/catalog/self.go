@@ -102,11 +102,11 @@ var selfMetrics = []Metric{{
 	Name: "nodeskoop_history_oldest_timestamp_seconds", Type: Gauge, Scope: PerHost, Extra: true,
 	Help: "When the oldest file of the history begins, in seconds since 1970; missing until the first minute is written.",
 }, {
-	Name: "nodeskoop_history_minutes_written_total", Type: Counter, Scope: PerHost, Extra: true,
-	Help: "Minutes that were appended to the history since the start.",
+	Name: "nodeskoop_history_frames_written_total", Type: Counter, Scope: PerHost, Extra: true,
+	Help: "Frames, of a minute each, that were appended to the history since the start.",
 }, {
-	Name: "nodeskoop_history_minutes_lost_total", Type: Counter, Scope: PerHost, Extra: true,
-	Help: "Minutes that are missing in the history because the disk was full, read-only, hanging or in another process's use.",
+	Name: "nodeskoop_history_frames_lost_total", Type: Counter, Scope: PerHost, Extra: true,
+	Help: "Frames, of a minute each, that are missing in the history because the disk was full, read-only, hanging or in another process's use.",
 }, {
 	Name: "nodeskoop_history_series_left_out", Type: Gauge, Scope: PerHost, Extra: true,
 	Help: "Series of the last cycle that the history has no room for: it follows 65,536 at most.",

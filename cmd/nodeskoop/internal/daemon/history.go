@@ -48,7 +48,7 @@ func (d *daemon) historySelf(add func(metric string, value float64, labels ...st
 		add("nodeskoop_history_bytes", float64(st.Bytes))
 		add("nodeskoop_history_oldest_timestamp_seconds", float64(st.Oldest.Unix()))
 	}
-	add("nodeskoop_history_minutes_written_total", float64(st.Written))
-	add("nodeskoop_history_minutes_lost_total", float64(st.Lost))
+	add("nodeskoop_history_frames_written_total", float64(st.Written))
+	add("nodeskoop_history_frames_lost_total", float64(st.Lost))
 	add("nodeskoop_history_series_left_out", float64(st.LeftOut))
 }
