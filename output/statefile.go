@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/internal/bounded"
+	"nodeskoop/internal/kernel"
 )
 
 // ErrStateInUse says that another process keeps its state in the folder.
@@ -78,13 +79,12 @@ func (s *StateFile) claim() error {
 	if err != nil {
 		return err
 	}
-	lock := unix.Flock_t{Type: unix.F_WRLCK}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+	if err := kernel.Lock(f); err != nil {
 		_ = f.Close()
-		if err == unix.EAGAIN || err == unix.EACCES {
+		if errors.Is(err, kernel.ErrLocked) {
 			return fmt.Errorf("%s: %w", s.dir, ErrStateInUse)
 		}
-		return fmt.Errorf("lock %s: %w", f.Name(), err)
+		return err
 	}
 	s.lock = f
 	return nil

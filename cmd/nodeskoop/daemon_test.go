@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(profileEnv); dir != "" {
 		os.Exit(profiled(dir))
 	}
+	if minute := os.Getenv(minuteEnv); minute != "" {
+		os.Exit(withMinute(minute))
+	}
 	os.Exit(testkit.Main(m))
 }
 
@@ -96,7 +99,7 @@ func parseProm(t testing.TB, path string) map[string]*dto.MetricFamily {
 }
 
 // conf writes a configuration and returns its path.
-func conf(t *testing.T, dir, text string) string {
+func conf(t testing.TB, dir, text string) string {
 	t.Helper()
 	path := filepath.Join(dir, "nodeskoop.toml")
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {

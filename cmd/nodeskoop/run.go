@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -45,13 +46,17 @@ func runDaemon(c *cli.Context) error {
 	defer signal.Stop(abrt)
 	err = daemon.Run(c.Context, daemon.Options{
 		Session: s, Reload: hup, Aborted: abrt, Abort: func() { abort(c.App.ErrWriter) }, Sinks: func() []event.Sink { return sinks(c, s.Log) },
-		Load: func() (*config.Config, error) { return loadConfig(c) },
+		Load:   func() (*config.Config, error) { return loadConfig(c) },
+		Minute: historyMinute,
 	})
 	if errors.Is(err, daemon.ErrTimer) {
 		return cli.Exit(err.Error(), exitHeld)
 	}
 	return err
 }
+
+// historyMinute is how long a minute of the history is; 0: a minute. Tests set it.
+var historyMinute time.Duration
 
 // abort ends the program at once, with the exit code that a shell gives to what
 // SIGABRT ends.

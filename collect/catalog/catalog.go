@@ -119,6 +119,9 @@ type Metric struct {
 	Kernel string
 	// Rises says what makes it rise, or for a gauge what moves it.
 	Rises string
+	// Recorded says of a gauge that the history on the node keeps it, as it does all
+	// counters: those that top shows, and those that say how full something was.
+	Recorded bool
 
 	probe string
 	id    int

@@ -54,12 +54,12 @@ var conntrack = Probe{
 		Kernel: "CTA_STATS_SEARCH_RESTART; ____nf_conntrack_find()",
 		Rises:  "The table changes under a lookup, which begins again: many new connections a second. Costs time, loses nothing.",
 	}, {
-		Name: "kubeskoop_conntrack_entries", Type: Gauge, Scope: PerNetns, Field: "entries",
+		Name: "kubeskoop_conntrack_entries", Type: Gauge, Recorded: true, Scope: PerNetns, Field: "entries",
 		Help:   "Entries now in the conntrack table of the namespace.",
 		Kernel: "CTA_STATS_GLOBAL_ENTRIES; nf_conntrack_count",
 		Rises:  "Follows the tracked connections, closed ones until their timeout included.",
 	}, {
-		Name: "kubeskoop_conntrack_maxentries", Type: Gauge, Scope: PerNetns, Field: "max_entries",
+		Name: "kubeskoop_conntrack_maxentries", Type: Gauge, Recorded: true, Scope: PerNetns, Field: "max_entries",
 		Help:   "Most entries that the conntrack table may hold (net.netfilter.nf_conntrack_max).",
 		Kernel: "CTA_STATS_GLOBAL_MAX_ENTRIES; net.netfilter.nf_conntrack_max",
 		Rises:  "Changes with the sysctl alone.",

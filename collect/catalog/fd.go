@@ -8,7 +8,7 @@ var fd = Probe{
 	Cost:         "Reads /proc once a cycle for every process: with tcpsummary the most expensive of this kind, and nothing on the way of packets.",
 	Capabilities: []Capability{CapDACReadSearch},
 	Metrics: []Metric{{
-		Name: "kubeskoop_fdopenfd", Type: Gauge, Scope: PerPod,
+		Name: "kubeskoop_fdopenfd", Type: Gauge, Recorded: true, Scope: PerPod,
 		Help:   "Open file descriptors of all processes.",
 		Kernel: "the entries of /proc/PID/fd",
 		Rises:  "Follows open files, sockets, pipes. A steady climb is a leak; the limit is RLIMIT_NOFILE of each process.",

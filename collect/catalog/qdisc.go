@@ -23,12 +23,12 @@ var qdisc = Probe{
 		Kernel: "TCA_STATS2 queue drops; qdisc_qstats_drop()",
 		Rises:  "The queue of an interface is full, or a policy of the qdisc drops (CoDel, RED, tbf).",
 	}, {
-		Name: "kubeskoop_qdisc_qlen", Type: Gauge, Scope: PerNetns,
+		Name: "kubeskoop_qdisc_qlen", Type: Gauge, Recorded: true, Scope: PerNetns,
 		Help:   "Packets now queued in the root qdiscs of every interface but lo.",
 		Kernel: "TCA_STATS2 queue qlen",
 		Rises:  "Packets arrive faster than the device, or the rate that it is held to, takes them.",
 	}, {
-		Name: "kubeskoop_qdisc_backlog", Type: Gauge, Scope: PerNetns,
+		Name: "kubeskoop_qdisc_backlog", Type: Gauge, Recorded: true, Scope: PerNetns,
 		Help:   "Bytes now queued in the root qdiscs of every interface but lo.",
 		Kernel: "TCA_STATS2 queue backlog",
 		Rises:  "As qlen, in bytes that wait.",

@@ -4,7 +4,7 @@ package catalog
 // carry the host's value in both pod labels, like everything node-wide; those
 // with another scope than PerHost are a probe's and carry their pod's.
 var selfMetrics = []Metric{{
-	Name: "nodeskoop_build_info", Type: Gauge, Scope: PerHost, Labels: []string{"version", "goversion"}, Extra: true,
+	Name: "nodeskoop_build_info", Type: Gauge, Recorded: true, Scope: PerHost, Labels: []string{"version", "goversion"}, Extra: true,
 	Help: "Always 1; the labels say which build wrote this file.",
 }, {
 	Name: "nodeskoop_last_cycle_timestamp_seconds", Type: Gauge, Scope: PerHost, Extra: true,
@@ -19,16 +19,16 @@ var selfMetrics = []Metric{{
 	Name: "nodeskoop_gap_seconds_total", Type: Counter, Scope: PerHost, Labels: []string{"reason"}, Extra: true,
 	Help: "Seconds for which there are no samples, of gaps longer than three intervals and 15 s: the daemon was stopped, the machine rebooted or suspended, there was no_cpu for the daemon, it stood_still, or a cycle was slow. Kept over restarts; the log has a line for each gap.",
 }, {
-	Name: "nodeskoop_probe_up", Type: Gauge, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
+	Name: "nodeskoop_probe_up", Type: Gauge, Recorded: true, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
 	Help: "1 if the probe gave all its values in the last cycle, 0 if any are missing. A probe that is not supported has no such series.",
 }, {
-	Name: "nodeskoop_probe_supported", Type: Gauge, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
+	Name: "nodeskoop_probe_supported", Type: Gauge, Recorded: true, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
 	Help: "1 if this machine can run the probe, 0 if the kernel lacks what it needs or a policy forbids it: then it has no other series, which is no failure.",
 }, {
 	Name: "nodeskoop_probe_duration_seconds", Type: Gauge, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
 	Help: "How long the probe ran in the last cycle, over all namespaces and pods.",
 }, {
-	Name: "nodeskoop_probe_failed_targets", Type: Gauge, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
+	Name: "nodeskoop_probe_failed_targets", Type: Gauge, Recorded: true, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
 	Help: "Namespaces or pods for which the probe gave no complete values in the last cycle.",
 }, {
 	Name: "nodeskoop_probe_protected_processes", Type: Gauge, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
@@ -75,16 +75,16 @@ var selfMetrics = []Metric{{
 	Name: "nodeskoop_bpf_missed_total", Type: Counter, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
 	Help: "Runs of the probe's BPF programs that the kernel left out because the program was running on that CPU already: what they would have counted is missing.",
 }, {
-	Name: "nodeskoop_pods", Type: Gauge, Scope: PerHost, Extra: true,
+	Name: "nodeskoop_pods", Type: Gauge, Recorded: true, Scope: PerHost, Extra: true,
 	Help: "Pods (and containers outside pods) known to run on this node.",
 }, {
-	Name: "nodeskoop_containerd_up", Type: Gauge, Scope: PerHost, Extra: true,
+	Name: "nodeskoop_containerd_up", Type: Gauge, Recorded: true, Scope: PerHost, Extra: true,
 	Help: "1 while containerd answers, else 0: pods that start meanwhile are not named.",
 }, {
 	Name: "nodeskoop_series", Type: Gauge, Scope: PerHost, Extra: true,
 	Help: "Series written in the last cycle, without those about nodeskoop itself.",
 }, {
-	Name: "nodeskoop_series_left_out", Type: Gauge, Scope: PerHost, Labels: []string{"family"}, Extra: true,
+	Name: "nodeskoop_series_left_out", Type: Gauge, Recorded: true, Scope: PerHost, Labels: []string{"family"}, Extra: true,
 	Help: "Series that a cap kept out of the last cycle, by metric family.",
 }, {
 	Name: "nodeskoop_textfile_bytes", Type: Gauge, Scope: PerHost, Extra: true,
@@ -95,4 +95,19 @@ var selfMetrics = []Metric{{
 }, {
 	Name: "nodeskoop_textfile_series_dropped_total", Type: Counter, Scope: PerHost, Extra: true,
 	Help: "Series kept out of the textfile because node_exporter would have refused the whole file; the log names them.",
+}, {
+	Name: "nodeskoop_history_bytes", Type: Gauge, Scope: PerHost, Extra: true,
+	Help: "Space that the history takes on the disk; missing until the first minute is written.",
+}, {
+	Name: "nodeskoop_history_oldest_timestamp_seconds", Type: Gauge, Scope: PerHost, Extra: true,
+	Help: "When the oldest file of the history begins, in seconds since 1970; missing until the first minute is written.",
+}, {
+	Name: "nodeskoop_history_frames_written_total", Type: Counter, Scope: PerHost, Extra: true,
+	Help: "Frames, of a minute each, that were appended to the history since the start.",
+}, {
+	Name: "nodeskoop_history_frames_lost_total", Type: Counter, Scope: PerHost, Extra: true,
+	Help: "Frames, of a minute each, that are missing in the history because the disk was full, read-only, hanging or in another process's use.",
+}, {
+	Name: "nodeskoop_history_series_left_out", Type: Gauge, Scope: PerHost, Extra: true,
+	Help: "Series of the last cycle that the history has no room for: it follows 65,536 at most.",
 }}

@@ -27,7 +27,7 @@ var sock = Probe{
 		Kernel: "sockstat TCP alloc; proto_sockets_allocated_sum_positive()",
 		Rises:  "Follows all TCP sockets of the node, closed ones with unread data included.",
 	}, {
-		Name: "kubeskoop_sock_mem", Type: Gauge, Scope: PerNetns, Field: "mem",
+		Name: "kubeskoop_sock_mem", Type: Gauge, Recorded: true, Scope: PerNetns, Field: "mem",
 		Help:   "Memory that TCP buffers take, in pages (sockstat mem)." + nodeWide,
 		Kernel: "sockstat TCP mem; proto_memory_allocated()",
 		Rises:  "Data wait in sockets, unread or not acknowledged. Compare with the three values of net.ipv4.tcp_mem, which are pages, too.",

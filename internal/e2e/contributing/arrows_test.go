@@ -25,6 +25,7 @@ var below = map[string][]string{
 	"collect/netlink":      {"bpf", "collect", "collect/catalog", "collect/owner"},
 	"collect/trace":        {"bpf", "collect", "collect/catalog", "collect/owner", "collect/event"},
 	"output":               {"collect/catalog", "collect/event", "collect/owner"},
+	"output/history":       {"collect/catalog"},
 	"systemd":              {"collect/catalog", "collect/event"},
 }
 

@@ -168,7 +168,7 @@ func Run(ctx context.Context, s *session.Session) []Finding {
 	out = append(out, k.userNamespace(), checkHost(s), k.btf(), k.lockdown(), k.kprobes(), k.symbols())
 	out = append(out, k.memlock()...)
 	out = append(out, k.probes(s)...)
-	out = append(out, k.folder(), k.file(), k.state())
+	out = append(out, k.folder(), k.file(), k.state(), k.history())
 	out = append(out, k.otherWriters()...)
 	out = append(out, k.exporters(), k.modes())
 	out = append(out, k.daemonRights()...)

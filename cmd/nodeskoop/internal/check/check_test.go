@@ -141,6 +141,11 @@ func TestCheckFindings(t *testing.T) {
 		{"state is a file", "[state]\ndir = \"/s\"", map[string]string{"/s": "x"}, (*checker).state, Warning, "not a folder", "state.dir"},
 		{"state is not wanted", "[state]\ncounters = false", nil, (*checker).state, Good, "not kept", ""},
 
+		{"history", "[state]\ndir = \"/s\"", map[string]string{"/s/history/20261127T120000Z-0.nsh": "x"}, (*checker).history, Good, "0.0 MB since 2026-11-27", ""},
+		{"no history yet", "[state]\ndir = \"/s\"", nil, (*checker).history, Good, "a minute is written when it is over", ""},
+		{"history is a file", "[state]\ndir = \"/s\"", map[string]string{"/s/history": "x"}, (*checker).history, Warning, "not a directory", "ls -ld"},
+		{"history is not wanted", "[history]\nenabled = false", nil, (*checker).history, Good, "off", ""},
+
 		{"no folder", "", nil, (*checker).folder, Bad, "does not exist", "mkdir -p"},
 		{"folder is a file", "", map[string]string{strings.TrimSuffix(textfileDir, "/"): ""}, (*checker).folder, Bad, "not a folder", "textfile.dir"},
 		{"folder", "", map[string]string{textfileDir: ""}, (*checker).folder, Good, "can be written", ""},

@@ -23,6 +23,7 @@ import (
 	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/quote"
 	"nodeskoop/output"
+	"nodeskoop/output/history"
 )
 
 // folder is where the textfile goes.
@@ -129,6 +130,26 @@ func (k *checker) state() Finding {
 		return Finding{name, Warning, "cannot write in " + dir + ": " + err.Error() + "; counters fall at a restart", do}
 	}
 	return Finding{name, Good, dir + " can be written", ""}
+}
+
+// history is what the daemon records on the node.
+func (k *checker) history() Finding {
+	const name = "history"
+	if !k.cfg.History.Enabled {
+		return Finding{name, Good, "off (history.enabled = false)", ""}
+	}
+	dir := k.path(k.cfg.HistoryDir())
+	oldest, bytes, err := (&history.Reader{Dir: dir}).Span()
+	switch {
+	case err != nil:
+		return Finding{name, Warning, err.Error(), "run it as root; if that is no help, look at the folder with ls -ld " + quote.Shell(dir)}
+	case oldest.IsZero():
+		return Finding{name, Good, "nothing in " + dir + " yet: a minute is written when it is over", ""}
+	}
+	if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
+		return Finding{name, Warning, "cannot write in " + dir + ": " + err.Error() + "; the history pauses", "make it writable, or set state.dir or history.enabled = false"}
+	}
+	return Finding{name, Good, fmt.Sprintf("%.1f MB since %s, of at most %s", float64(bytes)/1e6, oldest.Local().Format("2006-01-02 15:04"), k.cfg.History.Max), ""}
 }
 
 // maxTextfile is how much of another writer's file is looked at, maxTextfiles

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strconv"
@@ -18,6 +19,7 @@ import (
 	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/event"
 	"nodeskoop/collect/owner"
+	"nodeskoop/output/history"
 )
 
 // DefaultFile is read where no other is named; it may be absent.
@@ -43,6 +45,7 @@ type Config struct {
 	Named             []string // those of them that were asked for by name, not as "default" or "all"
 	Textfile          Textfile
 	State             State
+	History           History
 	Metrics           Metrics
 	Journal           Journal
 	Pods              Pods
@@ -65,6 +68,13 @@ type Textfile struct {
 type State struct {
 	Dir      string
 	Counters bool
+}
+
+// History is the section [history].
+type History struct {
+	Enabled bool
+	Max     string // a size
+	MaxAge  string // an age
 }
 
 // Metrics is the section [metrics].
@@ -101,6 +111,7 @@ func Default() *Config {
 		Selection: []string{"default"},
 		Textfile:  Textfile{Dir: "/var/lib/prometheus/node-exporter", File: "nodeskoop.prom", Mode: "0644", MaxSeries: 50000},
 		State:     State{Counters: true},
+		History:   History{Enabled: true, Max: "64 MB", MaxAge: "14d"},
 		Metrics:   Metrics{Include: []string{}, Exclude: []string{}},
 		Journal:   Journal{Rate: event.DefaultEventRate, Burst: event.DefaultEventBurst, TotalRate: event.DefaultTotalRate},
 		Pods:      Pods{Sockets: []string{}, Namespace: "*", HostLabel: owner.DefaultHostLabel},
@@ -191,6 +202,63 @@ func (c *Config) Node() string {
 func (c *Config) StateDir() string {
 	given, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":")
 	return cmp.Or(c.State.Dir, given, DefaultStateDir)
+}
+
+// HistoryDir is the folder of the history.
+func (c *Config) HistoryDir() string { return filepath.Join(c.StateDir(), history.Folder) }
+
+// Limits are how many bytes the history may take, and how old it may be.
+func (h History) Limits() (bytes int64, age time.Duration) {
+	bytes, _ = parseSize(h.Max) // they were checked when they were read
+	age, _ = parseAge(h.MaxAge)
+	return bytes, age
+}
+
+// units are those of sizes.
+var units = []struct {
+	name  string
+	bytes int64
+}{{"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}}
+
+// The bounds of the history. A file has an eighth of its size at most, and an hour.
+const (
+	minHistory, maxHistory       = 1_000_000, 100_000_000_000
+	minHistoryAge, maxHistoryAge = time.Hour, 10 * 365 * 24 * time.Hour
+)
+
+// parseSize reads a size such as "64 MB".
+func parseSize(s string) (int64, error) {
+	for _, u := range units {
+		text, ok := strings.CutSuffix(strings.ToUpper(s), strings.ToUpper(u.name))
+		n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 32)
+		if !ok || err != nil {
+			continue
+		}
+		if n < 0 || n > maxHistory/u.bytes || n*u.bytes < minHistory {
+			return 0, fmt.Errorf("%q is out of range: use \"1 MB\" to \"100 GB\"", s)
+		}
+		return n * u.bytes, nil
+	}
+	return 0, fmt.Errorf("%q is not a size: write a whole number and a unit (KB, MB, GB, KiB, MiB, GiB), such as \"64 MB\"", s)
+}
+
+// parseAge reads an age: as a duration, or in days such as "14d".
+func parseAge(s string) (age time.Duration, err error) {
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		var n int64
+		if n, err = strconv.ParseInt(days, 10, 16); err == nil {
+			age = time.Duration(n) * 24 * time.Hour
+		}
+	} else {
+		age, err = time.ParseDuration(s)
+	}
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("%q is not an age: write a number and a unit, such as \"14d\" or \"36h\"", s)
+	case age < minHistoryAge || age > maxHistoryAge:
+		return 0, fmt.Errorf("%q is out of range: use \"1h\" to \"3650d\"", s)
+	}
+	return age, nil
 }
 
 // Perm is the textfile's mode.

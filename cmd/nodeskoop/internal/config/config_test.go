@@ -69,6 +69,30 @@ app = "${labels:app}"
 	}
 }
 
+// Sizes and ages are read in the units that people write.
+func TestHistoryLimits(t *testing.T) {
+	for text, want := range map[string]History{
+		"64 MB":   {MaxAge: "14d"},
+		"64MB":    {MaxAge: "336h"},
+		"64 mb":   {MaxAge: "20160m"},
+		"64000kb": {MaxAge: "14d"},
+	} {
+		c, err := Parse("f.toml", fmt.Sprintf("[history]\nmax = '%s'\nmax_age = '%s'", text, want.MaxAge))
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+			continue
+		}
+		if bytes, age := c.History.Limits(); bytes != 64_000_000 || age != 14*24*time.Hour {
+			t.Errorf("%s, %s: %d bytes, %v", text, want.MaxAge, bytes, age)
+		}
+	}
+	for text, want := range map[string]int64{"3 MiB": 3 << 20, "2 GiB": 2 << 30, "2048 KiB": 2 << 20, "100 GB": 100e9} {
+		if n, err := parseSize(text); n != want || err != nil {
+			t.Errorf("%s: %d, %v", text, n, err)
+		}
+	}
+}
+
 // Each mistake is named with its file, line and key, and with what is allowed.
 func TestConfigMistakes(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -93,6 +117,15 @@ func TestConfigMistakes(t *testing.T) {
 		"too many":           {"[textfile]\nmax_series = -1", []string{"f.toml:2: textfile.max_series: -1 is out of range"}},
 		"mode":               {"[textfile]\nmode = '999'", []string{"f.toml:2: textfile.mode: \"999\" is not a file mode"}},
 		"mode nobody reads":  {"[textfile]\nmode = '0000'", []string{"not a file mode"}},
+		"size":               {"[history]\nmax = '64'", []string{"f.toml:2: history.max: \"64\" is not a size: write a whole number and a unit"}},
+		"size is a number":   {"[history]\nmax = 64", []string{"f.toml:2: history.max: must be a string"}},
+		"size of a fraction": {"[history]\nmax = '1.5 GB'", []string{"is not a size"}},
+		"size too small":     {"[history]\nmax = '999 KB'", []string{"f.toml:2: history.max: \"999 KB\" is out of range: use \"1 MB\" to \"100 GB\""}},
+		"size too large":     {"[history]\nmax = '94 GiB'", []string{"is out of range"}},
+		"age":                {"[history]\nmax_age = '14'", []string{"f.toml:2: history.max_age: \"14\" is not an age: write a number and a unit, such as \"14d\" or \"36h\""}},
+		"age too short":      {"[history]\nmax_age = '59m'", []string{"f.toml:2: history.max_age: \"59m\" is out of range: use \"1h\" to \"3650d\""}},
+		"age too long":       {"[history]\nmax_age = '9999999d'", []string{"is not an age"}},
+		"history key":        {"[history]\nsize = '1 MB'", []string{"f.toml:2: history.size: unknown key; allowed in [history]: enabled, max, max_age"}},
 		"file":               {"[textfile]\nfile = '../x.prom'", []string{"f.toml:2: textfile.file: must be a file name that ends in .prom"}},
 		"file suffix":        {"[textfile]\nfile = 'x.txt'", []string{"must be a file name that ends in .prom"}},
 		"unknown probe":      {"[probes]\nenabled = ['tcp', 'ping']", []string{"f.toml:2: probes.enabled: unknown probe \"ping\": the probes are biolatency, conntrack,"}},

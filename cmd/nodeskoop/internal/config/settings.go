@@ -140,6 +140,19 @@ func declareSettings() []Setting {
 		field("state.counters", "Keep what deleted interfaces, ended processes and the BPF programs had counted, so that no counter falls when the daemon restarts, nor between two samples of `nodeskoop collect`.",
 			func(c *Config) *bool { return &c.State.Counters }, nil),
 
+		field("history.enabled", "Record on the node, per minute, which counters moved, in the folder history of the state's. Off removes nothing.",
+			func(c *Config) *bool { return &c.History.Enabled }, nil),
+		field("history.max", "Space that the history may take; the oldest hours go first.",
+			func(c *Config) *string { return &c.History.Max }, func(s string) error {
+				_, err := parseSize(s)
+				return err
+			}),
+		field("history.max_age", "Age from which on an hour of the history is removed, in days (14d) or as a duration (36h).",
+			func(c *Config) *string { return &c.History.MaxAge }, func(s string) error {
+				_, err := parseAge(s)
+				return err
+			}),
+
 		field("metrics.include", "Names of the probes' metrics to write; * and ? match as in a shell. Empty: all. Metrics of nodeskoop about itself are written in any case.",
 			func(c *Config) *[]string { return &c.Metrics.Include }, globs),
 		field("metrics.exclude", "Names of metrics to leave out, included or not; * and ? match as in a shell.",

@@ -25,6 +25,7 @@ import (
 	"nodeskoop/collect/owner"
 	"nodeskoop/internal/bounded"
 	"nodeskoop/output"
+	"nodeskoop/output/history"
 	"nodeskoop/systemd"
 )
 
@@ -40,9 +41,11 @@ type daemon struct {
 	failing  atomic.Bool  // the last write of the textfile failed
 	writing  atomic.Int64 // when the write that is under way began, in Unix nanoseconds; 0: none is
 	patience time.Duration
-	abort    func() // ends the program
+	abort    func()        // ends the program
+	minute   time.Duration // of the history
 
 	mu       sync.Mutex
+	history  *history.History // nil: there is none
 	pods     owner.Pods
 	stopPods context.CancelFunc
 	refused  error // why the configuration in effect is not the file's
@@ -59,6 +62,9 @@ type Options struct {
 	Reload, Aborted <-chan os.Signal
 	// Abort ends the program at once, as failed.
 	Abort func()
+	// Minute is how long a minute of the history is; 0: a minute, which only tests
+	// change.
+	Minute time.Duration
 }
 
 // Run is the daemon. It ends with ctx.
@@ -74,7 +80,7 @@ func Run(ctx context.Context, o Options) error {
 	// keeps the daemon small.
 	debug.SetGCPercent(25)
 
-	d := &daemon{Session: s, load: o.Load, patience: patience, abort: o.Abort}
+	d := &daemon{Session: s, load: o.Load, patience: patience, abort: o.Abort, minute: o.Minute}
 	err := session.Within(session.FileWait, func() (err error) {
 		if d.file, err = session.OpenTextfile(s.Config, s.Log); err != nil {
 			return err
@@ -105,7 +111,10 @@ func Run(ctx context.Context, o Options) error {
 	d.runner = r
 	r.KeepAlso("events", d.events)
 	d.counters = s.KeepCounters(r, false)
+	d.history = s.NewHistory(s.Config, o.Minute)
+	defer d.closeHistory()
 	r.Self(d.events.Self(r))
+	r.Self(d.historySelf)
 	r.Self(func(add func(string, float64, ...string)) {
 		st := d.file.Stats()
 		add("nodeskoop_textfile_bytes", float64(st.Bytes))
@@ -161,6 +170,9 @@ func (d *daemon) write(fams []*dto.MetricFamily) {
 	d.writing.Store(time.Now().UnixNano())
 	defer d.writing.Store(0)
 	d.counters.Keep(d.runner)
+	if h := d.recorder(); h != nil {
+		h.Observe(fams)
+	}
 	err := d.file.Write(fams)
 	failed := d.failing.Swap(err != nil)
 	switch {
@@ -291,6 +303,7 @@ func (d *daemon) tryReload(ctx context.Context, between chan<- func()) error {
 			d.counters.Close()
 			d.counters = d.NewCounters(d.runner, cfg)
 		}
+		d.useHistory(cfg)
 		d.Host = view
 		d.Use(cfg)
 		d.events.Hub.Apply(hub)

@@ -22,6 +22,10 @@ var examples = map[string][]Example{
 		{"nodeskoop events --event PacketLoss --event TCPRetrans", "watch for packets that get lost"},
 		{"nodeskoop events --json --all > events.json", "keep each event for a program"},
 	},
+	"history": {
+		{"nodeskoop history", "which counters moved in each minute of the last hour"},
+		{"nodeskoop history --pod shop/client-0 --since -6h --metric '*retrans*'", "one pod's retransmissions since six hours ago"},
+	},
 	"top": {
 		{"nodeskoop top", "the live table"},
 		{"nodeskoop top --sort retransmits --filter shop/", "one namespace, the pods with most retransmissions first"},

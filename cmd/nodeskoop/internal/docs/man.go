@@ -18,6 +18,7 @@ import (
 	"nodeskoop/cmd/nodeskoop/internal/config"
 	"nodeskoop/cmd/nodeskoop/internal/top"
 	"nodeskoop/collect/catalog"
+	"nodeskoop/output/history"
 )
 
 // page is a manual page in Markdown. In what its methods take only backquotes
@@ -268,6 +269,7 @@ func Man(w io.Writer, app *cli.App) error {
 	textfile := config.Default().Textfile
 	p.item(textfile.Dir+"/"+textfile.File, "The textfile.")
 	p.item(config.DefaultStateDir+"/counters", "What the next start, or the next `collect`, goes on from: what deleted interfaces and ended processes had counted, and the counters of the BPF programs. It is replaced each cycle before the textfile, so that no reader has seen more than a start after a kill begins with. It belongs to one boot; one that is damaged, another user's or of another boot is not used, which is logged, and counters are reset. The daemon holds "+config.DefaultStateDir+"/lock meanwhile; a `collect` beside it goes on from the file and leaves it as it is. See `[state]` in nodeskoop.toml(5).")
+	p.item(config.DefaultStateDir+"/"+history.Folder+"/", "The history: what `run` has recorded of each minute, a file an hour, by UTC. The increase of each counter that rose is there, and of the gauges that top shows or that say how full something is the last value and the highest. A daemon that is killed loses the minute that is open; a file that is damaged loses what is damaged. The oldest files are removed when there are more bytes than history.max, or when they are older than history.max_age. On a disk that is full or read-only the history pauses until the next hour, which is logged, and nothing else does. See `[history]` in nodeskoop.toml(5).")
 	p.item("/usr/share/doc/nodeskoop", "The guides, which `nodeskoop docs` prints too, and the references. Dashboards and alert rules are in examples/.")
 	p.section("SEE ALSO")
 	p.text("nodeskoop.toml(5), prometheus-node-exporter(1), journalctl(1), systemctl(1)")

@@ -1,0 +1,67 @@
+// Package when reads points in time as people write them on a command line.
+package when
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Forms says what Parse reads, for messages and help.
+const Forms = `"2026-11-27 03:00", "03:00" (today), "2h ago" or -2h, "now", "today", "yesterday", or RFC 3339`
+
+var layouts = []struct {
+	layout string
+	today  bool // only the time of the day is given
+}{
+	{"2006-01-02 15:04:05", false}, {"2006-01-02 15:04", false}, {"2006-01-02", false},
+	{"2006-01-02T15:04:05", false}, {"2006-01-02T15:04", false},
+	{"15:04:05", true}, {"15:04", true},
+}
+
+// Parse reads a point in time. What has no zone is in that of now, and what has no
+// date is of the day of now.
+func Parse(text string, now time.Time) (time.Time, error) {
+	s := strings.TrimSpace(text)
+	midnight := time.Date(now.Year(), now.Month(), now.Day(), 0, 0, 0, 0, now.Location())
+	switch s {
+	case "now":
+		return now, nil
+	case "today":
+		return midnight, nil
+	case "yesterday":
+		return midnight.AddDate(0, 0, -1), nil
+	}
+	if t, err := time.Parse(time.RFC3339Nano, s); err == nil {
+		return t.In(now.Location()), nil
+	}
+	for _, l := range layouts {
+		t, err := time.ParseInLocation(l.layout, s, now.Location())
+		if err != nil {
+			continue
+		}
+		if l.today {
+			t = time.Date(now.Year(), now.Month(), now.Day(), t.Hour(), t.Minute(), t.Second(), 0, now.Location())
+		}
+		return t, nil
+	}
+	ago, before := strings.CutSuffix(s, " ago")
+	if !before {
+		ago, before = strings.CutPrefix(s, "-")
+	}
+	if d, ok := length(strings.ReplaceAll(ago, " ", "")); before && ok {
+		return now.Add(-d), nil
+	}
+	return time.Time{}, fmt.Errorf("%q is not a point in time: write %s", text, Forms)
+}
+
+// length reads a duration, which may be in days.
+func length(s string) (time.Duration, bool) {
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		n, err := strconv.ParseUint(days, 10, 16)
+		return time.Duration(n) * 24 * time.Hour, err == nil
+	}
+	d, err := time.ParseDuration(s)
+	return d, err == nil && d >= 0
+}

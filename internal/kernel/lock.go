@@ -1,0 +1,27 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrLocked says that another open file description holds the lock of a file.
+var ErrLocked = errors.New("it is locked")
+
+// Lock locks a file that is open for writing until it is closed, whichever thread or
+// child process has it (fcntl(2), F_OFD_SETLK). It does not wait: a lock that another
+// holds is ErrLocked.
+func Lock(f *os.File) error {
+	lock := unix.Flock_t{Type: unix.F_WRLCK}
+	switch err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err {
+	case nil:
+		return nil
+	case unix.EAGAIN, unix.EACCES:
+		return ErrLocked
+	default:
+		return fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+}

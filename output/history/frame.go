@@ -1,0 +1,572 @@
+package history
+
+import (
+	"bytes"
+	"compress/flate"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"math"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A file is a row of frames, each of which stands for a minute:
+//
+//	magic     4 bytes
+//	length    uint32, of the payload
+//	sum       uint32, CRC-32C of the payload
+//	header    uint32, CRC-32C of the 12 bytes before
+//	payload   compressed on its own
+//
+// Numbers of fixed size are little-endian. A frame whose header is damaged is skipped
+// by looking for the next header, one whose payload is damaged by its length. So a
+// flipped bit costs one minute, and what was torn off costs what it was.
+//
+// The payload is, compressed by DEFLATE (RFC 1951), with varints as encoding/binary
+// has them:
+//
+//	flags     bit 0: the first minute of a run of the daemon
+//	start     of the minute, in milliseconds since 1970
+//	from, to  of the sample that increases are against and of the last one, in
+//	          milliseconds after start (from may be less)
+//	boot, mono  the milliseconds between the two by CLOCK_BOOTTIME and CLOCK_MONOTONIC
+//	cycles
+//	strings   the number of the first, how many, and each with its length
+//	sets      of labels: the number of the first, how many, and of each how many
+//	          labels, with name and value by string
+//	series    the number of the first, how many, and of each its kind, and its metric's
+//	          string and its set as differences to those of the one before
+//	values    how many, then the numbers of the series as differences, then the values
+//
+// A file numbers its strings, sets and series itself, and a frame names those that are new
+// in it and those that were new in the frame before. Likewise a gauge is told in the
+// frame in which it changed and in the next one. So a file that lost any one frame has
+// all names and all levels of the others. The numbers begin at 0 in each file, and so
+// do gauges: one that is not told is 0 or not there.
+//
+// A value that is a whole number is twice that; 1 stands before the 8 bytes of one
+// that is not, 3 for a gauge that is there no more, 5 before a gauge's last and
+// highest value.
+const (
+	magic      = "nsk\x01"
+	headerSize = 16
+	suffix     = ".nsh" // of a file
+
+	maxPayload = 4 << 20  // of a frame, compressed
+	maxPlain   = 16 << 20 // not compressed
+	maxFile    = 16 << 20 // where a writer begins another
+	maxRead    = maxFile + maxPayload + headerSize
+	maxStrings = 8 << 20 // bytes of all strings of a file
+	maxLabels  = 64      // of a series
+	maxAllLbls = 1 << 20 // of all sets of a file
+
+	codeFloat = 1
+	codeGone  = 3
+	codePeak  = 5
+
+	flagFirst = 1
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// errDamaged is what a payload that cannot be read is. Its sum is right, so another
+// version or a mistake wrote it.
+var errDamaged = errors.New("the frame makes no sense")
+
+// names are the strings, sets of labels and series of one file, by number, as a writer
+// has them.
+type names struct {
+	strings map[string]uint64
+	texts   []string
+	setsOf  map[string]uint64 // by what appendLabels makes of them
+	sets    [][]Label
+	series  map[*Series]uint64
+	list    []named
+	told    []told // of gauges, by series
+	frames  int
+	bytes   int // of all strings
+	labels  int // of all sets
+	key     []byte
+
+	// The first string, set and series that were new in the frame before, and in the
+	// one that is being made.
+	before, now [3]int
+}
+
+// named is a series with the number of its set.
+type named struct {
+	*Series
+	set uint64
+}
+
+// told is what a file says of a gauge.
+type told struct {
+	value float64 // 0 stands for one that is not there, too
+	frame int     // that said so first; 0: none did
+}
+
+func newNames() *names {
+	return &names{strings: map[string]uint64{}, setsOf: map[string]uint64{}, series: map[*Series]uint64{}}
+}
+
+// full reports whether another file should begin.
+func (n *names) full() bool {
+	return len(n.list) >= maxSeries || n.bytes >= maxStrings/2 || n.labels >= maxAllLbls/2
+}
+
+func (n *names) text(s string) uint64 {
+	i, ok := n.strings[s]
+	if !ok {
+		i = uint64(len(n.texts))
+		n.strings[s] = i
+		n.texts = append(n.texts, s)
+		n.bytes += len(s)
+	}
+	return i
+}
+
+// add numbers a series, its metric and its labels.
+func (n *names) add(s *Series) {
+	n.key = n.key[:0]
+	for _, l := range s.Labels {
+		n.key = append(append(n.key, l.Name...), 0xff) // which no UTF-8 has
+		n.key = append(append(n.key, l.Value...), 0xff)
+	}
+	set, known := n.setsOf[string(n.key)]
+	if !known {
+		set = uint64(len(n.sets))
+		n.setsOf[string(n.key)] = set
+		n.sets = append(n.sets, s.Labels)
+		n.labels += len(s.Labels) + 1
+		for _, l := range s.Labels {
+			n.text(l.Name)
+			n.text(l.Value)
+		}
+	}
+	n.text(s.Metric)
+	n.series[s] = uint64(len(n.list))
+	n.list = append(n.list, named{s, set})
+	n.told = append(n.told, told{})
+}
+
+// tell notes the value of a gauge, and reports whether it has to be told: because it
+// changed, or did in the frame before.
+func (n *names) tell(series uint64, v float64) bool {
+	t := &n.told[series]
+	switch {
+	case differs(t.value, v):
+		*t = told{v, n.frames}
+	case t.frame == 0 || t.frame < n.frames-1:
+		return false
+	}
+	t.value = v
+	return true
+}
+
+// differs reports whether a gauge that was told as one value has to be told again as
+// another: it moved by more than an eighth, or to or from 0.
+func differs(was, is float64) bool {
+	if was == 0 || is == 0 {
+		return was != is
+	}
+	return math.Abs(is-was) > math.Abs(was)/8
+}
+
+// peaked reports whether the highest value of a gauge has to be told beside the last.
+func (v *value) peaked() bool { return v.peak > v.v && differs(v.v, v.peak) }
+
+// entry is a value on its way into a frame.
+type entry struct {
+	series uint64
+	value
+	gone bool
+}
+
+// encoder makes frames. It keeps its memory from one to the next.
+type encoder struct {
+	entries []entry
+	fresh   []*Series
+	there   []bool // by series: it is among the gauges
+	plain   []byte
+	out     bytes.Buffer
+	deflate *flate.Writer
+}
+
+// frame encodes a minute, and numbers what is new in it. The bytes are valid until
+// the next call.
+func (e *encoder) frame(n *names, m *minute) ([]byte, error) {
+	e.choose(n, m)
+	b := e.plain[:0]
+	flags := uint64(0)
+	if m.first {
+		flags |= flagFirst
+	}
+	b = binary.AppendUvarint(b, flags)
+	b = binary.AppendVarint(b, m.start.UnixMilli())
+	b = binary.AppendVarint(b, m.from.wall.Sub(m.start).Milliseconds())
+	b = binary.AppendVarint(b, m.to.wall.Sub(m.start).Milliseconds())
+	b = binary.AppendUvarint(b, uint64(max(0, m.to.boot-m.from.boot).Milliseconds()))
+	b = binary.AppendUvarint(b, uint64(max(0, m.to.mono-m.from.mono).Milliseconds()))
+	b = binary.AppendUvarint(b, uint64(m.cycles))
+
+	first := n.before
+	b = binary.AppendUvarint(b, uint64(first[0]))
+	b = binary.AppendUvarint(b, uint64(len(n.texts)-first[0]))
+	for _, s := range n.texts[first[0]:] {
+		b = append(binary.AppendUvarint(b, uint64(len(s))), s...)
+	}
+	b = binary.AppendUvarint(b, uint64(first[1]))
+	b = binary.AppendUvarint(b, uint64(len(n.sets)-first[1]))
+	for _, set := range n.sets[first[1]:] {
+		b = binary.AppendUvarint(b, uint64(len(set)))
+		for _, l := range set {
+			b = binary.AppendUvarint(b, n.strings[l.Name])
+			b = binary.AppendUvarint(b, n.strings[l.Value])
+		}
+	}
+	b = binary.AppendUvarint(b, uint64(first[2]))
+	b = binary.AppendUvarint(b, uint64(len(n.list)-first[2]))
+	var metric, set uint64
+	for _, s := range n.list[first[2]:] {
+		m := n.strings[s.Metric]
+		b = append(b, byte(s.Kind))
+		b = binary.AppendVarint(b, int64(m-metric))
+		b = binary.AppendVarint(b, int64(s.set-set))
+		metric, set = m, s.set
+	}
+
+	b = binary.AppendUvarint(b, uint64(len(e.entries)))
+	last := uint64(0)
+	for _, x := range e.entries {
+		b = binary.AppendUvarint(b, x.series-last)
+		last = x.series
+	}
+	for _, x := range e.entries {
+		switch {
+		case x.gone:
+			b = binary.AppendUvarint(b, codeGone)
+		case x.of.Kind == Gauge && x.peaked():
+			b = binary.AppendUvarint(b, codePeak)
+			b = appendValue(appendValue(b, x.v), x.peak)
+		default:
+			b = appendValue(b, x.v)
+		}
+	}
+	e.plain = b
+	if len(b) > maxPlain {
+		return nil, fmt.Errorf("a minute has %d bytes, more than the %d that a frame may have", len(b), maxPlain)
+	}
+	return e.seal(b)
+}
+
+// choose chooses what is told of a minute, by number.
+func (e *encoder) choose(n *names, m *minute) {
+	e.entries, e.fresh = e.entries[:0], e.fresh[:0]
+	n.before, n.now = n.now, [3]int{len(n.texts), len(n.sets), len(n.list)}
+	n.frames++
+	for _, v := range m.counters {
+		if _, known := n.series[v.of]; !known {
+			e.fresh = append(e.fresh, v.of)
+		}
+	}
+	for _, v := range m.gauges {
+		if _, known := n.series[v.of]; !known && (v.v != 0 || v.peaked()) {
+			e.fresh = append(e.fresh, v.of)
+		}
+	}
+	// Neighbours in number are alike in value, which compresses better.
+	slices.SortFunc(e.fresh, compareSeries)
+	for _, s := range e.fresh {
+		n.add(s)
+	}
+	for _, v := range m.counters {
+		e.entries = append(e.entries, entry{series: n.series[v.of], value: v})
+	}
+	e.there = slices.Grow(e.there[:0], len(n.list))[:len(n.list)]
+	clear(e.there)
+	for _, v := range m.gauges {
+		i, known := n.series[v.of]
+		if !known {
+			continue // it is 0, as the file has it
+		}
+		e.there[i] = true
+		if told := n.tell(i, v.v); told || v.peaked() {
+			e.entries = append(e.entries, entry{series: i, value: v})
+		}
+	}
+	for i, s := range n.list {
+		if s.Kind == Gauge && !e.there[i] && n.tell(uint64(i), 0) {
+			e.entries = append(e.entries, entry{series: uint64(i), value: value{of: s.Series}, gone: true})
+		}
+	}
+	slices.SortFunc(e.entries, func(a, b entry) int { return int(int64(a.series) - int64(b.series)) })
+}
+
+func compareSeries(a, b *Series) int {
+	if c := strings.Compare(a.Metric, b.Metric); c != 0 {
+		return c
+	}
+	return slices.CompareFunc(a.Labels, b.Labels, func(x, y Label) int {
+		if c := strings.Compare(x.Value, y.Value); c != 0 {
+			return c
+		}
+		return strings.Compare(x.Name, y.Name)
+	})
+}
+
+func appendValue(b []byte, v float64) []byte {
+	if v >= 0 && v < 1<<53 && v == math.Trunc(v) {
+		return binary.AppendUvarint(b, uint64(v)<<1)
+	}
+	return binary.LittleEndian.AppendUint64(binary.AppendUvarint(b, codeFloat), math.Float64bits(v))
+}
+
+// seal makes a frame of a payload that is not compressed yet.
+func (e *encoder) seal(plain []byte) ([]byte, error) {
+	e.out.Reset()
+	e.out.Write(make([]byte, headerSize))
+	if e.deflate == nil {
+		w, err := flate.NewWriter(&e.out, flate.BestCompression)
+		if err != nil {
+			return nil, err
+		}
+		e.deflate = w
+	} else {
+		e.deflate.Reset(&e.out)
+	}
+	if _, err := e.deflate.Write(plain); err != nil {
+		return nil, err
+	}
+	if err := e.deflate.Close(); err != nil {
+		return nil, err
+	}
+	b := e.out.Bytes()
+	payload := b[headerSize:]
+	if len(payload) > maxPayload {
+		return nil, fmt.Errorf("a minute has %d bytes compressed, more than the %d that a frame may have", len(payload), maxPayload)
+	}
+	copy(b, magic)
+	binary.LittleEndian.PutUint32(b[4:], uint32(len(payload)))
+	binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(payload, castagnoli))
+	binary.LittleEndian.PutUint32(b[12:], crc32.Checksum(b[:12], castagnoli))
+	return b, nil
+}
+
+// header reads the header that b begins with. ok is false if it begins with none.
+func header(b []byte) (length int, sum uint32, ok bool) {
+	if len(b) < headerSize || string(b[:4]) != magic || binary.LittleEndian.Uint32(b[12:]) != crc32.Checksum(b[:12], castagnoli) {
+		return 0, 0, false
+	}
+	n := binary.LittleEndian.Uint32(b[4:])
+	return int(n), binary.LittleEndian.Uint32(b[8:]), n <= maxPayload
+}
+
+// content is a payload as a reader has it, its values not yet.
+type content struct {
+	first           bool
+	start, from, to time.Time
+	boot, mono      time.Duration
+	cycles          int
+	firstText       int
+	texts           []string
+	firstSet        int
+	sets            [][]int // of each label the strings of name and value
+	firstName       int
+	series          []rawSeries
+	values          cursor // behind the names
+}
+
+// rawSeries is a series whose metric and set are numbers.
+type rawSeries struct {
+	kind        Kind
+	metric, set int
+}
+
+// cursor reads a payload. After the first mistake it reads zeros.
+type cursor struct {
+	b   []byte
+	bad bool
+}
+
+func (c *cursor) uint() uint64 {
+	v, n := binary.Uvarint(c.b)
+	return c.took(v, n)
+}
+
+func (c *cursor) took(v uint64, n int) uint64 {
+	if n <= 0 {
+		c.b, c.bad = nil, true
+		return 0
+	}
+	c.b = c.b[n:]
+	return v
+}
+
+// int reads a signed number of milliseconds, of a size that time can have.
+func (c *cursor) ms() int64 {
+	v, n := binary.Varint(c.b)
+	c.took(0, n)
+	if v < -1<<50 || v > 1<<50 {
+		c.bad = true
+		return 0
+	}
+	return v
+}
+
+// step reads a difference between two numbers of strings or sets.
+func (c *cursor) step() int {
+	v, n := binary.Varint(c.b)
+	c.took(0, n)
+	if v < -maxStrings || v > maxStrings {
+		c.bad = true
+		return 0
+	}
+	return int(v)
+}
+
+// count reads a number that is at most limit.
+func (c *cursor) count(limit int) int {
+	v := c.uint()
+	if v > uint64(limit) {
+		c.b, c.bad = nil, true
+		return 0
+	}
+	return int(v)
+}
+
+func (c *cursor) bytes(n int) []byte {
+	if n > len(c.b) {
+		c.b, c.bad = nil, true
+		return nil
+	}
+	b := c.b[:n]
+	c.b = c.b[n:]
+	return b
+}
+
+func (c *cursor) value() float64 {
+	u := c.uint()
+	switch {
+	case u&1 == 0:
+		return float64(u >> 1)
+	case u == codeFloat:
+		if b := c.bytes(8); b != nil {
+			return math.Float64frombits(binary.LittleEndian.Uint64(b))
+		}
+	}
+	c.bad = true
+	return 0
+}
+
+// inflater makes payloads plain again, in memory that it keeps.
+type inflater struct {
+	r   io.ReadCloser
+	buf bytes.Buffer
+}
+
+func (x *inflater) plain(payload []byte) ([]byte, error) {
+	src := bytes.NewReader(payload)
+	if x.r == nil {
+		x.r = flate.NewReader(src)
+	} else if err := x.r.(flate.Resetter).Reset(src, nil); err != nil {
+		return nil, err
+	}
+	x.buf.Reset()
+	if _, err := x.buf.ReadFrom(io.LimitReader(x.r, maxPlain+1)); err != nil {
+		return nil, err
+	}
+	if x.buf.Len() > maxPlain {
+		return nil, errDamaged
+	}
+	return x.buf.Bytes(), nil
+}
+
+// parse reads a payload up to its values.
+func parse(plain []byte) (*content, error) {
+	c := &content{values: cursor{b: plain}}
+	r := &c.values
+	c.first = r.uint()&flagFirst != 0
+	start := r.ms()
+	c.start = time.UnixMilli(start)
+	c.from = time.UnixMilli(start + r.ms())
+	c.to = time.UnixMilli(start + r.ms())
+	c.boot = time.Duration(r.count(1<<42)) * time.Millisecond
+	c.mono = time.Duration(r.count(1<<42)) * time.Millisecond
+	c.cycles = r.count(math.MaxInt32)
+	c.firstText = r.count(maxStrings)
+	for n := r.count(min(maxStrings, len(r.b))); n > 0 && !r.bad; n-- {
+		c.texts = append(c.texts, string(r.bytes(r.count(maxName))))
+	}
+	c.firstSet = r.count(maxFileSeries)
+	labels := 0
+	for n := r.count(min(maxFileSeries, len(r.b))); n > 0 && !r.bad; n-- {
+		all := r.count(maxLabels)
+		if labels += all; labels > maxAllLbls {
+			return nil, errDamaged
+		}
+		set := make([]int, 2*all)
+		for i := range set {
+			set[i] = r.count(maxStrings)
+		}
+		c.sets = append(c.sets, set)
+	}
+	c.firstName = r.count(maxFileSeries)
+	var s rawSeries
+	for n := r.count(min(maxFileSeries, len(r.b))); n > 0 && !r.bad; n-- {
+		s.kind = Kind(r.count(int(Gauge)))
+		s.metric += r.step()
+		s.set += r.step()
+		c.series = append(c.series, s)
+	}
+	if r.bad {
+		return nil, errDamaged
+	}
+	return c, nil
+}
+
+// maxFileSeries is how many series a file has at most: those of its last frame come
+// beyond what full says.
+const maxFileSeries = 2 * maxSeries
+
+// each reads the values. It is called once.
+func (c *content) each(yield func(series int, v, peak float64, gone bool)) error {
+	r := c.values
+	n := r.count(min(maxFileSeries, len(r.b)))
+	numbers := make([]int, n)
+	last := 0
+	for i := range numbers {
+		last += r.count(maxFileSeries)
+		if last > maxFileSeries {
+			return errDamaged
+		}
+		numbers[i] = last
+	}
+	for _, s := range numbers {
+		var v, peak float64
+		gone := false
+		code, size := binary.Uvarint(r.b)
+		switch {
+		case size > 0 && code == codeGone:
+			r.b, gone = r.b[size:], true
+		case size > 0 && code == codePeak:
+			r.b = r.b[size:]
+			v = r.value()
+			peak = r.value()
+		default:
+			v = r.value()
+			peak = v
+		}
+		if r.bad {
+			return errDamaged
+		}
+		yield(s, v, peak, gone)
+	}
+	if r.bad {
+		return errDamaged
+	}
+	return nil
+}

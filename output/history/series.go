@@ -1,0 +1,52 @@
+package history
+
+import "strings"
+
+// Kind says what the values of a series are.
+type Kind uint8
+
+// The kinds.
+const (
+	Counter Kind = iota // a value is the increase over the minute
+	Gauge               // a value is the last of the minute
+)
+
+// Label is one label of a series.
+type Label struct{ Name, Value string }
+
+// Series is what a series is called. It is never changed.
+type Series struct {
+	Metric string
+	Kind   Kind
+	Labels []Label // in the order of the textfile
+}
+
+// Label returns the value of a label, "" if there is none.
+func (s *Series) Label(name string) string {
+	for _, l := range s.Labels {
+		if l.Name == name {
+			return l.Value
+		}
+	}
+	return ""
+}
+
+// String is the series as the text exposition format has it, without its value.
+func (s *Series) String() string {
+	if len(s.Labels) == 0 {
+		return s.Metric
+	}
+	var b strings.Builder
+	b.WriteString(s.Metric)
+	for i, l := range s.Labels {
+		b.WriteByte("{,"[min(i, 1)])
+		b.WriteString(l.Name)
+		b.WriteString(`="`)
+		_, _ = escape.WriteString(&b, l.Value)
+		b.WriteByte('"')
+	}
+	b.WriteByte('}')
+	return b.String()
+}
+
+var escape = strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`)

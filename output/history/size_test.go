@@ -1,0 +1,247 @@
+package history
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+
+	"nodeskoop/collect/catalog"
+	"nodeskoop/internal/testkit/need"
+)
+
+// machine makes the values of a node: the metrics of the Catalogue, for the host and
+// pods of three kinds. What moves in a pod is what did in the pods of BenchmarkHistory,
+// and more of it, since those have traffic on their loopback device alone: 99 pods that
+// are asked for their health, and 11 with load, made 990 counters and 170 gauges move in
+// a minute. Values of pods with load are drawn independently, as they never are.
+type machine struct {
+	rnd  *rand.Rand
+	fams []*dto.MetricFamily
+	all  []moving
+	n    int // cycles
+}
+
+// moving is a series that moves now and then.
+type moving struct {
+	value *float64
+	pod   int // 0: the host
+	rate  float64
+	often float64 // how likely it is to move in a cycle
+	gauge bool
+	rare  bool
+	node  bool // the same figure in all namespaces
+}
+
+// traffic are the counters that move with traffic, with about how much for a request.
+var traffic = []struct {
+	match string
+	rate  float64
+}{
+	{"kubeskoop_netdev_rxpackets", 7}, {"kubeskoop_netdev_txpackets", 6}, {"kubeskoop_netdev_rxbytes", 900}, {"kubeskoop_netdev_txbytes", 2100},
+	{"kubeskoop_tcp_insegs", 7}, {"kubeskoop_tcp_outsegs", 6}, {"kubeskoop_tcp_passiveopens", 1}, {"kubeskoop_tcp_activeopens", 0.3},
+	{"kubeskoop_io_ioreadsyscall", 9}, {"kubeskoop_io_iowritesyscall", 4}, {"kubeskoop_qdisc_packets", 6}, {"kubeskoop_qdisc_bytes", 2100},
+	{"kubeskoop_tcp_currestab", -2}, {"kubeskoop_tcpsummary_tcpestablishedconn", -2}, {"kubeskoop_tcpsummary_tcptimewaitconn", -6},
+	{"kubeskoop_sock_inuse", -2}, {"kubeskoop_sock_tw", -6}, {"kubeskoop_fd_opensocket", -2}, {"kubeskoop_fdopenfd", -2},
+}
+
+// rare are those that move now and then where there is much traffic.
+var rare = []string{
+	"kubeskoop_tcp_retranssegs", "kubeskoop_tcp_estabresets", "kubeskoop_tcp_outrsts", "kubeskoop_tcp_attemptfails", "kubeskoop_udp_indatagrams", "kubeskoop_udp_outdatagrams",
+	"kubeskoop_tcpext_tcptimeouts", "kubeskoop_tcpext_tcplossprobes", "kubeskoop_tcpext_tcpsackreorder", "kubeskoop_tcpext_delayedacks", "kubeskoop_tcpext_tcpabort",
+	"kubeskoop_socketlatency_", "kubeskoop_packetloss_total", "kubeskoop_io_iowritebytes", "kubeskoop_tcpsummary_tcprxqueue",
+}
+
+func newMachine(pods int) *machine {
+	x := &machine{rnd: rand.New(rand.NewPCG(7, 7))}
+	sets := [][]*dto.LabelPair{pairs("k8s_node", "ip-10-0-12-34.eu-central-1.compute.internal", "k8s_namespace", "hostNetwork", "k8s_pod", "hostNetwork")}
+	busy := []float64{20} // requests in a cycle
+	for i := range pods {
+		sets = append(sets, pairs("k8s_node", "ip-10-0-12-34.eu-central-1.compute.internal", "k8s_namespace", fmt.Sprintf("team-%c", 'a'+i%9), "k8s_pod", fmt.Sprintf("service-%d-%09x-%05x", i/3, x.rnd.Uint64()>>28, x.rnd.IntN(1<<20))))
+		// Most are asked for their health now and then, 10 % are used and 10 % busy.
+		busy = append(busy, []float64{0.3, 0.3, 0.3, 0.3, 0.3, 5, 0.3, 0.3, 0.3, 400}[i%10])
+	}
+	for _, m := range catalog.Metrics() {
+		if m.Scope == catalog.PerFlow {
+			continue
+		}
+		f := &dto.MetricFamily{Name: &m.Name, Type: dto.MetricType_GAUGE.Enum()}
+		if m.Type == catalog.Counter {
+			f.Type = dto.MetricType_COUNTER.Enum()
+		}
+		over := sets
+		if m.Scope == catalog.PerHost || strings.HasPrefix(m.Name, "kubeskoop_softnet") {
+			over = sets[:1]
+		}
+		for p, set := range over {
+			labels := set
+			if len(m.Labels) > 0 {
+				labels = slices.Clone(set)
+				for _, l := range m.Labels {
+					labels = append(labels, pairs(l, "SOMETHING")...)
+				}
+			}
+			v := new(float64)
+			s := &dto.Metric{Label: labels, Counter: &dto.Counter{Value: v}}
+			if m.Type == catalog.Gauge {
+				s = &dto.Metric{Label: labels, Gauge: &dto.Gauge{Value: v}}
+			}
+			f.Metric = append(f.Metric, s)
+			for _, k := range traffic {
+				if k.match == m.Name {
+					x.all = append(x.all, moving{value: v, pod: p, rate: k.rate * busy[p], often: min(1, busy[p]), gauge: k.rate < 0})
+				}
+			}
+			for _, k := range rare {
+				if strings.HasPrefix(m.Name, k) {
+					x.all = append(x.all, moving{value: v, pod: p, rate: 1 + busy[p]/50, often: min(0.5, busy[p]/50), gauge: m.Type == catalog.Gauge, rare: true})
+				}
+			}
+			switch m.Name {
+			case "kubeskoop_sock_alloc", "kubeskoop_sock_mem", "kubeskoop_sock_orphan":
+				x.all = append(x.all, moving{value: v, pod: p, rate: -40, gauge: true, node: true})
+			case "nodeskoop_events_seen_total", "nodeskoop_packetloss_ignored_total", "kubeskoop_softnet_processed", "kubeskoop_conntrack_entries", "nodeskoop_bpf_runs_total":
+				x.all = append(x.all, moving{value: v, rate: 300, often: 1})
+			}
+		}
+		x.fams = append(x.fams, f)
+	}
+	return x
+}
+
+func (x *machine) series() (n int) {
+	for _, f := range x.fams {
+		n += len(f.Metric)
+	}
+	return n
+}
+
+// cycle lets a cycle pass.
+func (x *machine) cycle() {
+	x.n++
+	shared := math.Round(300 + 40*x.rnd.NormFloat64())
+	requests := map[int]float64{}
+	for _, m := range x.all {
+		switch r, ok := requests[m.pod]; {
+		case m.node:
+			*m.value = shared
+		case m.gauge:
+			if x.rnd.Float64() < m.often {
+				*m.value = math.Abs(math.Round(m.rate * (1 + 0.3*x.rnd.NormFloat64())))
+			}
+		case m.rare:
+			if x.rnd.Float64() < m.often {
+				*m.value += math.Ceil(m.rate * x.rnd.ExpFloat64())
+			}
+		case m.often < 1:
+			// A question for its health every 10 s; each takes the same, but for an ACK
+			// that is late.
+			*m.value += math.Round(float64(1+x.n%2) * (m.rate/m.often + 0.52*x.rnd.Float64()))
+		default:
+			if !ok {
+				r = math.Exp(0.5 * x.rnd.NormFloat64())
+				requests[m.pod] = r
+			}
+			*m.value += math.Abs(math.Round(m.rate * r * (1 + 0.02*x.rnd.NormFloat64())))
+		}
+	}
+}
+
+// TestSizes: what a day of a node takes that has more to tell than the real ones of
+// BenchmarkHistory, whose day takes a third of that. docs/fleet.md has both numbers.
+func TestSizes(t *testing.T) {
+	need.Short(t)
+	for _, pods := range []int{1, 30, 110} {
+		dir, at := filepath.Join(t.TempDir(), Folder), newClock()
+		h := open(t, dir, at)
+		x := newMachine(pods)
+		const hours = 2
+		for range hours * 240 {
+			x.cycle()
+			h.Observe(x.fams)
+			settle(t, h)
+			at.pass(15 * time.Second)
+		}
+		h.Close(time.Minute)
+		counters, gauges, minutes := 0, 0, 0
+		r := &Reader{Dir: dir}
+		for m, err := range r.Minutes(Query{}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			minutes++
+			for _, s := range m.Samples {
+				if s.Kind == Counter {
+					counters++
+				} else {
+					gauges++
+				}
+			}
+		}
+		day := h.Stats().Bytes * 24 / hours
+		t.Logf("%d pods: of %d series %d counters and %d gauges moved in a minute; %.2f MB a day", pods, x.series(), counters/minutes, gauges/minutes, float64(day)/1e6)
+		if day > 4_000_000 {
+			t.Errorf("%d pods: %d bytes a day", pods, day)
+		}
+	}
+}
+
+// BenchmarkObserve is what a cycle of a full node pays.
+func BenchmarkObserve(b *testing.B) {
+	x, at := newMachine(110), newClock()
+	before := heap()
+	h := open(b, filepath.Join(b.TempDir(), Folder), at)
+	h.Observe(x.fams)
+	b.ReportAllocs()
+	for b.Loop() {
+		b.StopTimer()
+		x.cycle()
+		at.pass(15 * time.Second)
+		b.StartTimer()
+		h.Observe(x.fams)
+	}
+	settle(b, h)
+	b.ReportMetric(float64(x.series()), "series")
+	b.ReportMetric(float64(heap()-before)/1e6, "heap-MB")
+	h.Observe(x.fams)
+}
+
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// BenchmarkFrame is what a minute of a full node pays beside the cycle.
+func BenchmarkFrame(b *testing.B) {
+	x, at := newMachine(110), newClock()
+	tr := newTracker(time.Minute)
+	var m *minute
+	for m == nil || m.first {
+		x.cycle()
+		if over := tr.observe(at.now(), x.fams); over != nil {
+			m = over
+		}
+		at.pass(15 * time.Second)
+	}
+	var e encoder
+	n := newNames()
+	b.ReportAllocs()
+	size := 0
+	for b.Loop() {
+		f, err := e.frame(n, m)
+		if err != nil {
+			b.Fatal(err)
+		}
+		size = len(f)
+	}
+	b.ReportMetric(float64(size), "bytes")
+}
