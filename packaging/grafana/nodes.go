@@ -67,7 +67,7 @@ func nodes() dashboard {
 				{title: "Interface errors and drops", unit: packets, targets: onHost("netdev_rxerrors", "netdev_txerrors", "netdev_rxdropped", "netdev_txdropped")},
 			}},
 			{title: "TCP of the host", panels: []panel{
-				{title: "Retransmitted segments", unit: share, about: "Over the segments sent.", targets: []target{{retransmitted(ofHost), word("tcp_retranssegs")}}},
+				{title: "Retransmitted segments", unit: share, about: "Over the segments sent for the first time.", targets: []target{{retransmitted(ofHost), word("tcp_retranssegs")}}},
 				{title: "Connections", unit: count, targets: nowOnHost("tcpsummary_tcpestablishedconn", "tcpsummary_tcptimewaitconn", "tcpsummary_tcpclosewaitconn",
 					"tcpsummary_tcpsynsentconn", "tcpsummary_tcpsynrecvconn")},
 				{title: "Opened", unit: connections, targets: onHost("tcp_activeopens", "tcp_passiveopens")},

@@ -23,7 +23,7 @@ func pods() dashboard {
 					targets: []target{{"sum by (reason) (" + rate("kubeskoop_packetloss_reason", ofPod) + ") > 0", "{{reason}}"}}},
 				{title: "Lost packets by class", unit: packets, stacked: true, targets: summed("packetloss_netfilter", "packetloss_tcphandle", "packetloss_tcprcv", "packetloss_tcpstatm", "packetloss_abnormal")},
 				{title: "Retransmitted segments by pod", unit: share, none: "No pod retransmitted in this time", links: lineToPod,
-					about: "Of the segments that the pod sent, for the pods that retransmit the most.",
+					about: "Over the segments that the pod sent for the first time, for the pods that retransmit the most. A pod whose peers do not answer retransmits more than it sends: over 100 %.",
 					targets: []target{{"sum by (" + byPod + ") (" + rate("kubeskoop_tcp_retranssegs", ofPod) + ") / (sum by (" + byPod + ") (" + rate("kubeskoop_tcp_outsegs", ofPod) + ") > 0) and topk($top, " +
 						overall("kubeskoop_tcp_retranssegs", ofPod) + " > 0)", perPod}}},
 				{title: "Retransmission in detail", unit: segments, targets: summed("tcpext_tcptimeouts", "tcpext_tcpfastretrans", "tcpext_tcpsynretrans", "tcpext_tcpretransfail")},

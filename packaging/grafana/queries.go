@@ -147,13 +147,13 @@ func standOut(where string, high int) panel {
 		about: "Pods by the number of signs of trouble: packets lost, packets dropped by a rule, over 1 % of the segments retransmitted, accept queue overflows, UDP receive buffer full, packets dropped in a queueing discipline. A click on a pod shows that pod.",
 		columns: []column{
 			{title: "Pod", label: "k8s_pod", links: []link{toPod}},
-			{title: "Namespace", label: "k8s_namespace", wide: 110},
-			{title: "Node", label: "k8s_node", wide: 110, links: []link{toNode, toEvents}},
+			{title: "Namespace", label: "k8s_namespace", wide: 100},
+			{title: "Node", label: "k8s_node", wide: 100, links: []link{toNode, toEvents}},
 		},
 		sorted: []string{"Signs", "Lost/s"},
 	}
 	add := func(title, expr, unit string, thresholds ...threshold) {
-		p.columns = append(p.columns, column{title: title, value: len(p.targets), unit: unit, thresholds: thresholds, wide: 92})
+		p.columns = append(p.columns, column{title: title, value: len(p.targets), unit: unit, thresholds: thresholds, wide: 96})
 		p.targets = append(p.targets, target{expr, ""})
 	}
 	sum := func(metric string) string { return "sum by (" + byPod + ") (" + rate(metric, where) + ")" }
