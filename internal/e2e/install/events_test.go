@@ -73,6 +73,10 @@ func occurrences(entries []entry) (n int) {
 // entry.
 const windows = 45 * time.Second
 
+// longWindow is how long it may take after a trouble of a minute or two: the
+// window doubles while that lasts.
+const longWindow = 4 * time.Minute
+
 // told waits until nothing of some types is merged any more, or as long as a few
 // windows last.
 func (s *suite) told(events ...string) {

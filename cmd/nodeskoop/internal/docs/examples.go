@@ -24,7 +24,7 @@ var examples = map[string][]Example{
 	},
 	"history": {
 		{"nodeskoop history", "which counters moved in each minute of the last hour"},
-		{"nodeskoop history --pod shop/client-0 --since -6h --metric '*retrans*'", "one pod's retransmissions since six hours ago"},
+		{"nodeskoop history --pod shop/client-0 --since 03:00 --until 04:00", "what moved of one pod between three and four"},
 	},
 	"top": {
 		{"nodeskoop top", "the live table"},
