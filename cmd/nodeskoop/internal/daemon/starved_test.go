@@ -21,6 +21,7 @@ func TestJudge(t *testing.T) {
 		wait    time.Duration // for a CPU, over all threads, between two looks
 		used    time.Duration // of CPU, between two looks
 		unknown bool          // the kernel does not tell who waited
+		tells   int           // each how many looks it does, 0: each
 		looks   int
 		min     time.Duration
 		max     time.Duration
@@ -31,6 +32,7 @@ func TestJudge(t *testing.T) {
 		"it hangs while others run":         {wait: 3 * step, used: step / 2, looks: 60, min: 28 * time.Second, max: 31 * time.Second},
 		"it has no CPU":                     {wait: step, looks: 600},
 		"it has hardly any":                 {wait: step, used: step / 100, looks: 600, max: 7 * time.Second},
+		"its waits are told late":           {wait: step, used: step / 100, tells: 5, looks: 600, max: 11 * time.Second},
 		"many threads wait":                 {wait: 10 * step, looks: 600},
 		"it is stopped for long":            {late: time.Hour, looks: 1, max: 2 * step},
 		"it is stopped, no kernel tells":    {late: time.Hour, unknown: true, looks: 1, max: 2 * step},
@@ -44,9 +46,12 @@ func TestJudge(t *testing.T) {
 			if got := j.look(0, now); got != 0 {
 				t.Errorf("a loop that gets on hangs for %v", got)
 			}
-			begin, got := now, time.Duration(0)
-			for range c.looks {
-				now, delay, used = now.Add(step+c.late), delay+c.wait, used+c.used
+			begin, got, untold := now, time.Duration(0), time.Duration(0)
+			for i := range c.looks {
+				now, untold, used = now.Add(step+c.late), untold+c.wait, used+c.used
+				if c.tells == 0 || i%c.tells == c.tells-1 {
+					delay, untold = delay+untold, 0
+				}
 				got = j.look(now.Sub(begin), now)
 			}
 			if got < c.min || got > c.max {

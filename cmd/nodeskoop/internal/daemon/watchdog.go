@@ -107,7 +107,8 @@ type judge struct {
 
 	hung   time.Duration // for which the loop did not get on although it could
 	before map[int]time.Duration
-	spent  time.Duration
+	passed time.Duration // since it was first seen not to get on
+	first  time.Duration // CPU time of the process then
 }
 
 func newJudge(step time.Duration) *judge {
@@ -126,25 +127,29 @@ func cpuTime() time.Duration {
 // look returns for how long the loop has not got on although it could run, of the
 // time for which it is overdue. Two things speak for it: that this goroutine, too,
 // is asked late (the process was stopped, or nothing of it ran), and that threads
-// of the process were ready and waited for a CPU. But what the process did run,
-// the loop could have.
+// of the process were ready and waited for a CPU. The kernel tells of a wait when it
+// is over, which may be after the look that took the time for the loop's: a long
+// wait takes back earlier time. But what the process did run, the loop could have.
 func (j *judge) look(overdue time.Duration, now time.Time) time.Duration {
 	passed := j.patience.Passed(now)
 	if overdue < j.step {
-		j.hung, j.before = 0, nil
+		j.hung, j.before, j.passed = 0, nil, 0
 		return 0
 	}
 	delays, known := j.delays()
 	used := j.used()
 	switch {
 	case !known:
+		j.passed += passed
+		j.hung += passed
 	case j.before == nil:
-		passed = 0 // the next look knows
+		j.first = used // the next look knows
 	default:
-		passed = min(passed, max(passed-kernel.Waited(j.before, delays), used-j.spent))
+		j.passed += passed
+		j.hung = min(max(j.hung+passed-kernel.Waited(j.before, delays), used-j.first), j.passed)
 	}
-	j.before, j.spent = delays, used
-	j.hung = min(j.hung+passed, overdue)
+	j.before = delays
+	j.hung = min(j.hung, overdue)
 	return j.hung
 }
 
