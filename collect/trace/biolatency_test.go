@@ -61,7 +61,7 @@ func TestBlockEvents(t *testing.T) {
 						for _, p := range e.Points {
 							sum += p.Latency
 						}
-						if sum > e.Latency || operation != "flush" && e.Bytes == 0 || e.PID == os.Getpid() || !strings.HasPrefix(e.Message(), operation) {
+						if sum > e.Latency || operation != "flush" && e.Bytes == 0 || e.PID == os.Getpid() || !strings.HasPrefix(string(e.AppendWhat(nil)), operation) {
 							t.Errorf("%s: %+v", e.Message(), e)
 						}
 					}
