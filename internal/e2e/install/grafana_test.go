@@ -116,7 +116,7 @@ func (s *suite) alert() {
 	s.dropping(s.web, func() {
 		s.run("systemctl", "kill", "-s", "STOP", "systemd-journald")
 		defer s.run("systemctl", "kill", "-s", "CONT", "systemd-journald")
-		s.until("events are lost while journald stands still", 30*time.Second, func() error {
+		s.until("events are lost while journald stands still", longWindow, func() error {
 			// The kernel's bucket of the pod may be as empty as the limit
 			// before allowed; then it takes some seconds to open.
 			s.client.Container("main").Exec(causeProgram, "datagrams", v4(s.web, 9), "10000", "100")
