@@ -102,43 +102,35 @@ func UseColor(w io.Writer) bool {
 
 // IsTerminal reports whether w is a terminal.
 func IsTerminal(w io.Writer) bool {
-	f, ok := w.(syscall.Conn)
-	if !ok {
-		return false
-	}
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return false
-	}
 	is := false
-	err = raw.Control(func(fd uintptr) {
-		_, err := unix.IoctlGetTermios(int(fd), unix.TCGETS)
+	control(w, func(fd int) {
+		_, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 		is = err == nil
 	})
-	return err == nil && is
+	return is
 }
 
 // Width is the number of columns that w has. It is 0 where w is no terminal, or
 // does not tell.
 func Width(w io.Writer) int {
-	f, ok := w.(syscall.Conn)
-	if !ok {
-		return 0
-	}
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return 0
-	}
 	width := 0
-	err = raw.Control(func(fd uintptr) {
-		if size, err := unix.IoctlGetWinsize(int(fd), unix.TIOCGWINSZ); err == nil {
+	control(w, func(fd int) {
+		if size, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ); err == nil {
 			width = int(size.Col)
 		}
 	})
-	if err != nil {
-		return 0
-	}
 	return width
+}
+
+// control calls f with the descriptor of w, if it has one.
+func control(w io.Writer, f func(fd int)) {
+	c, ok := w.(syscall.Conn)
+	if !ok {
+		return
+	}
+	if raw, err := c.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { f(int(fd)) })
+	}
 }
 
 // Close writes what is queued until ctx ends; the rest is lost. The writer is

@@ -30,7 +30,7 @@ const argumentsKey = "arguments"
 // have one to load BPF programs; Linux before 5.8 knows the second alone.
 const tracingRights = 1<<unix.CAP_BPF | 1<<unix.CAP_SYS_ADMIN
 
-// unprivileged reports whether this process lacks root for want of sudo: it is
+// unprivileged reports whether this process lacks what sudo would give it: it is
 // not root, and was not given the capabilities instead. Tests replace it.
 var unprivileged = func() bool {
 	if os.Geteuid() == 0 {
@@ -223,17 +223,15 @@ func lasting(d time.Duration) string {
 }
 
 // logWidth is the width of the window that shows the log, 0 if there is none.
-func logWidth(w io.Writer) int {
-	if p, ok := w.(*output.Patient); ok {
-		w = p.Writer()
-	}
-	return output.Width(w)
-}
+func logWidth(w io.Writer) int { return output.Width(behind(w)) }
 
 // logIsTerminal reports whether the log goes to a terminal.
-func logIsTerminal(w io.Writer) bool {
+func logIsTerminal(w io.Writer) bool { return output.IsTerminal(behind(w)) }
+
+// behind is what the log is written to in the end.
+func behind(w io.Writer) io.Writer {
 	if p, ok := w.(*output.Patient); ok {
-		w = p.Writer()
+		return p.Writer()
 	}
-	return output.IsTerminal(w)
+	return w
 }

@@ -22,15 +22,15 @@ func keyOf(e *Event) kindKey {
 	return kindKey{
 		bucketKey: bucketOf(e),
 		reason:    e.Reason, location: e.Location, tcpState: e.TCPState,
-		vector: e.Vector, ifname: e.Ifname, disk: e.Disk, comm: commonComm(e.Comm),
+		vector: e.Vector, ifname: e.Ifname, disk: e.Disk, comm: CommonComm(e.Comm),
 		operation: e.Operation,
 		protocol:  e.Protocol,
 	}
 }
 
-// commonComm is what the numbered threads of the kernel have in common: all
+// CommonComm is what the numbered threads of the kernel have in common: all
 // workers are one, as are the ksoftirqd of all CPUs.
-func commonComm(comm string) string {
+func CommonComm(comm string) string {
 	name, number, ok := strings.Cut(comm, "/")
 	switch {
 	case !ok:
@@ -71,7 +71,7 @@ func peerOf(e *Event) peer {
 		return peer{}
 	}
 	far, near, sends := e.ends()
-	p := peer{addr: far.Addr, port: servicePort(far, near), sends: sends}
+	p := peer{addr: far.Addr, port: ServicePort(far, near), sends: sends}
 	if !e.owns(far) && !e.owns(near) {
 		p.other = near.Addr
 	}
@@ -84,7 +84,7 @@ func peerOf(e *Event) peer {
 func (e *Event) ends() (far, near *Endpoint, sends bool) {
 	src, dst := &e.Src, &e.Dst
 	ownSrc, ownDst := e.owns(src), e.owns(dst)
-	sends = servicePort(src, dst) != 0 && servicePort(dst, src) == 0
+	sends = ServicePort(src, dst) != 0 && ServicePort(dst, src) == 0
 	if ownSrc != ownDst {
 		sends = ownDst
 	}
@@ -102,9 +102,9 @@ func (e *Event) owns(end *Endpoint) bool {
 	return end.Kind == EndNode && e.OfHost()
 }
 
-// servicePort is the port of an end if a service has it: below the ephemeral
+// ServicePort is the port of an end if a service has it: below the ephemeral
 // ones, and not above that of the other end. It is 0 if not.
-func servicePort(end, other *Endpoint) uint16 {
+func ServicePort(end, other *Endpoint) uint16 {
 	if end.Port >= ephemeral || other.Port != 0 && other.Port < end.Port {
 		return 0
 	}

@@ -65,7 +65,7 @@ func TestCommonComm(t *testing.T) {
 		"ksoftirqd/3": "ksoftirqd", "migration/12": "migration", "rcuop/7": "rcuop", "irq/45-eth0": "irq/45-eth0",
 		"jbd2/sda1-8": "jbd2/sda1-8", "a/1b": "a/1b", "worker-3": "worker-3",
 	} {
-		if got := commonComm(comm); got != want {
+		if got := CommonComm(comm); got != want {
 			t.Errorf("%q: %q, want %q", comm, got, want)
 		}
 	}

@@ -115,7 +115,7 @@ func (e *Event) appendKind(b []byte) []byte {
 		case catalog.FieldIfname:
 			text = e.Ifname
 		case catalog.FieldProcess:
-			text = commonComm(e.Comm)
+			text = CommonComm(e.Comm)
 		}
 		if text == "" {
 			continue

@@ -317,18 +317,8 @@ func TestDockerRecords(t *testing.T) {
 	}
 
 	of := map[string]string{labelPodName: "web-0", labelNamespace: "shop", labelUID: "u-1"}
-	with := func(kv ...string) map[string]string {
-		l := map[string]string{}
-		for k, v := range of {
-			l[k] = v
-		}
-		for i := 0; i < len(kv); i += 2 {
-			l[kv[i]] = kv[i+1]
-		}
-		return l
-	}
-	box := run(0xc, "k8s_POD_web-0_shop_u-1_0", with(labelDockerType, "podsandbox", "app", "web"))
-	run(0xd, "k8s_main_web-0_shop_u-1_0", with(labelDockerType, "container", labelDockerSandbox, box.ID))
+	box := run(0xc, "k8s_POD_web-0_shop_u-1_0", withLabels(of, labelDockerType, "podsandbox", "app", "web"))
+	run(0xd, "k8s_main_web-0_shop_u-1_0", withLabels(of, labelDockerType, "container", labelDockerSandbox, box.ID))
 	if p := awaitPod(t, x, "shop", "web-0", 2); p.UID != "u-1" || p.Labels["app"] != "web" {
 		t.Errorf("a pod by cri-dockerd: %+v", p)
 	}

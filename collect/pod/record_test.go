@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -19,40 +20,39 @@ func ext(name, text string) map[string]*anypb.Any {
 
 var diffAbout = []cmp.Option{cmp.AllowUnexported(about{}, fileStamp{}), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })}
 
+// withLabels is l with some labels more, each followed by its value.
+func withLabels(l map[string]string, kv ...string) map[string]string {
+	out := maps.Clone(l)
+	for i := 0; i < len(kv); i += 2 {
+		out[kv[i]] = kv[i+1]
+	}
+	return out
+}
+
 func TestAboutContainer(t *testing.T) {
 	created := time.Unix(1700000000, 5).UTC()
 	captured := strings.TrimSpace(string(readFile(t, "testdata/sandbox-1.6.json")))
 	podOf := map[string]string{labelPodName: "front", labelNamespace: "web", labelUID: "a775a553-a88a-4b1f-bafc-563cb49439ca"}
-	with := func(l map[string]string, kv ...string) map[string]string {
-		out := map[string]string{}
-		for k, v := range l {
-			out[k] = v
-		}
-		for i := 0; i < len(kv); i += 2 {
-			out[kv[i]] = kv[i+1]
-		}
-		return out
-	}
 	for _, test := range []struct {
 		name string
 		in   *containers.Container
 		want *about
 	}{
 		{"a sandbox as containerd 1.6 keeps it",
-			&containers.Container{ID: "s", Labels: with(podOf, labelKind, "sandbox", "from-image", "x"), Extensions: ext(extSandbox, captured)},
-			&about{kind: sandbox, sandbox: "s", namespace: "web", name: "front", uid: "a775a553-a88a-4b1f-bafc-563cb49439ca", labels: with(podOf, "app", "front"),
+			&containers.Container{ID: "s", Labels: withLabels(podOf, labelKind, "sandbox", "from-image", "x"), Extensions: ext(extSandbox, captured)},
+			&about{kind: sandbox, sandbox: "s", namespace: "web", name: "front", uid: "a775a553-a88a-4b1f-bafc-563cb49439ca", labels: withLabels(podOf, "app", "front"),
 				netnsPath: "/var/run/netns/cni-36d60ed7-3a47-cbb6-9e4d-9d2afd23442c",
 				addrs:     []netip.Addr{netip.MustParseAddr("10.88.77.2"), netip.MustParseAddr("fd77:88::2")}}},
 		{"a hostNetwork sandbox",
-			&containers.Container{ID: "s", Labels: with(podOf, labelKind, "sandbox"), Extensions: ext(extSandbox,
+			&containers.Container{ID: "s", Labels: withLabels(podOf, labelKind, "sandbox"), Extensions: ext(extSandbox,
 				`{"Version":"v1","Metadata":{"NetNSPath":"","IP":"","Config":{"linux":{"security_context":{"namespace_options":{"network":2}}}}}}`)},
 			&about{kind: sandbox, sandbox: "s", namespace: "web", name: "front", uid: podOf[labelUID], labels: podOf, hostNetwork: true}},
 		{"an image that is labelled as a pod's sandbox",
-			&containers.Container{ID: "s", Labels: with(podOf, labelKind, "sandbox")},
-			&about{kind: plain, sandbox: "s", namespace: "k8s.io", name: "s", labels: with(podOf, labelKind, "sandbox")}},
+			&containers.Container{ID: "s", Labels: withLabels(podOf, labelKind, "sandbox")},
+			&about{kind: plain, sandbox: "s", namespace: "k8s.io", name: "s", labels: withLabels(podOf, labelKind, "sandbox")}},
 		{"an image that is labelled as a pod's container",
-			&containers.Container{ID: "c", Labels: with(podOf, labelKind, "container")},
-			&about{kind: plain, sandbox: "c", namespace: "k8s.io", name: "c", labels: with(podOf, labelKind, "container")}},
+			&containers.Container{ID: "c", Labels: withLabels(podOf, labelKind, "container")},
+			&about{kind: plain, sandbox: "c", namespace: "k8s.io", name: "c", labels: withLabels(podOf, labelKind, "container")}},
 		{"a control group",
 			&containers.Container{ID: "web", Spec: &anypb.Any{Value: []byte(`{"linux":{"cgroupsPath":"/k8s.io/web"}}`)}},
 			&about{kind: plain, sandbox: "web", namespace: "k8s.io", name: "web", groups: []string{"/k8s.io/web"}}},
@@ -60,15 +60,15 @@ func TestAboutContainer(t *testing.T) {
 			&containers.Container{ID: "web", Spec: &anypb.Any{Value: []byte(`{"linux":{"cgroupsPath":["/"]}}`)}},
 			&about{kind: plain, sandbox: "web", namespace: "k8s.io", name: "web"}},
 		{"fields of other types",
-			&containers.Container{ID: "s", Labels: with(podOf, labelKind, "sandbox"), Extensions: ext(extSandbox,
+			&containers.Container{ID: "s", Labels: withLabels(podOf, labelKind, "sandbox"), Extensions: ext(extSandbox,
 				`{"Version":7,"Metadata":{"NetNSPath":["x"],"IP":5,"AdditionalIPs":["::ffff:1.2.3.4","fe80::1%eth0","bad",""],"Config":{"labels":{"a":1,"b":"c"},"linux":"no"}}}`)},
 			&about{kind: sandbox, sandbox: "s", namespace: "web", name: "front", uid: podOf[labelUID], labels: map[string]string{"a": "", "b": "c"},
 				addrs: []netip.Addr{netip.MustParseAddr("1.2.3.4"), netip.MustParseAddr("fe80::1")}}},
 		{"metadata that is null",
-			&containers.Container{ID: "s", Labels: with(podOf, labelKind, "sandbox"), Extensions: ext(extSandbox, `{"Metadata":null}`)},
+			&containers.Container{ID: "s", Labels: withLabels(podOf, labelKind, "sandbox"), Extensions: ext(extSandbox, `{"Metadata":null}`)},
 			&about{kind: sandbox, sandbox: "s", namespace: "web", name: "front", uid: podOf[labelUID], labels: podOf}},
 		{"metadata that is no JSON",
-			&containers.Container{ID: "s", Labels: with(podOf, labelKind, "sandbox"), Extensions: ext(extSandbox, "\x0a\x02hi")},
+			&containers.Container{ID: "s", Labels: withLabels(podOf, labelKind, "sandbox"), Extensions: ext(extSandbox, "\x0a\x02hi")},
 			&about{kind: sandbox, sandbox: "s", namespace: "web", name: "front", uid: podOf[labelUID], labels: podOf}},
 		{"a sandbox named in its metadata only",
 			&containers.Container{ID: "s", Labels: map[string]string{labelKind: "sandbox"}, Extensions: ext(extSandbox,
@@ -78,13 +78,13 @@ func TestAboutContainer(t *testing.T) {
 			&containers.Container{ID: strings.Repeat("ab", 32), Labels: map[string]string{labelKind: "sandbox"}, Extensions: ext(extSandbox, "{}")},
 			&about{kind: sandbox, sandbox: strings.Repeat("ab", 32), namespace: "k8s.io", name: "abababababab", labels: map[string]string{}}},
 		{"a container of a pod",
-			&containers.Container{ID: "c", Labels: with(podOf, labelKind, "container"), Extensions: ext(extContainer, `{"Version":"v1","Metadata":{"ID":"c","SandboxID":"s"}}`)},
+			&containers.Container{ID: "c", Labels: withLabels(podOf, labelKind, "container"), Extensions: ext(extContainer, `{"Version":"v1","Metadata":{"ID":"c","SandboxID":"s"}}`)},
 			&about{kind: member, sandbox: "s", namespace: "web", name: "front", uid: podOf[labelUID]}},
 		{"a container of a pod, as containerd 2 keeps it",
-			&containers.Container{ID: "c", Labels: with(podOf, labelKind, "container"), Sandbox: "s2"},
+			&containers.Container{ID: "c", Labels: withLabels(podOf, labelKind, "container"), Sandbox: "s2"},
 			&about{kind: member, sandbox: "s2", namespace: "web", name: "front", uid: podOf[labelUID]}},
 		{"a container of a sandbox that is not told",
-			&containers.Container{ID: "c", Labels: with(podOf, labelKind, "container"), Extensions: ext(extContainer, "{}")},
+			&containers.Container{ID: "c", Labels: withLabels(podOf, labelKind, "container"), Extensions: ext(extContainer, "{}")},
 			&about{kind: member, sandbox: podOf[labelUID], namespace: "web", name: "front", uid: podOf[labelUID]}},
 		{"a container of no pod that is told",
 			&containers.Container{ID: "c", Labels: map[string]string{labelKind: "container"}},

@@ -2,9 +2,7 @@ package history
 
 import (
 	"fmt"
-	"io"
 	"iter"
-	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -115,7 +113,7 @@ func open(t testing.TB, dir string, c *clock, change ...func(*Options)) *History
 		f(&o)
 	}
 	h := New(o)
-	t.Cleanup(func() { h.Close(0) })
+	t.Cleanup(func() { h.Close(time.Minute) }) // before the folder goes
 	return h
 }
 
@@ -738,32 +736,18 @@ func TestAge(t *testing.T) {
 	}
 }
 
-// lines is a log that tests read.
-type lines struct {
-	mu sync.Mutex
-	b  strings.Builder
+// logTo lets a history log into l.
+func logTo(l *testkit.Log) func(*Options) {
+	return func(o *Options) { o.Log = l.Logger() }
 }
 
-func (l *lines) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
-
-func (l *lines) count(s string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.b.String(), s)
-}
-
-func logTo(l io.Writer) func(*Options) {
-	return func(o *Options) { o.Log = slog.New(slog.NewTextHandler(l, nil)) }
-}
+// times is how often a text is in a log.
+func times(l *testkit.Log, text string) int { return strings.Count(l.String(), text) }
 
 // TestTwo: while one daemon writes the history, another does not, and says so once.
 func TestTwo(t *testing.T) {
 	dir, at := filepath.Join(t.TempDir(), Folder), newClock()
-	var log lines
+	var log testkit.Log
 	a, b := open(t, dir, at), open(t, dir, at, logTo(&log))
 	cycle := func() {
 		for _, h := range []*History{a, b} {
@@ -778,7 +762,7 @@ func TestTwo(t *testing.T) {
 	if sa, sb := a.Stats(), b.Stats(); sa.Written != 3 || sa.Lost != 0 || sb.Written != 0 || sb.Lost != 3 {
 		t.Errorf("%+v and %+v", sa, sb)
 	}
-	if n := log.count("another process writes its history there"); n != 1 {
+	if n := times(&log, "another process writes its history there"); n != 1 {
 		t.Errorf("it was said %d times", n)
 	}
 	// The first one ends; the other tries again in the next hour.
@@ -789,8 +773,8 @@ func TestTwo(t *testing.T) {
 		settle(t, b)
 		at.pass(time.Minute)
 	}
-	if s := b.Stats(); s.Written != 2 || log.count("is written again") != 1 {
-		t.Errorf("%+v, %s", s, log.b.String())
+	if s := b.Stats(); s.Written != 2 || times(&log, "is written again") != 1 {
+		t.Errorf("%+v, %s", s, log.String())
 	}
 }
 
@@ -805,7 +789,7 @@ func TestFullDisk(t *testing.T) {
 	t.Cleanup(func() { _ = unix.Unmount(mount, unix.MNT_DETACH) })
 	state := filepath.Join(mount, "state")
 	dir, at := filepath.Join(state, Folder), newClock()
-	var log lines
+	var log testkit.Log
 	h := open(t, dir, at, logTo(&log))
 	rnd := rand.New(rand.NewPCG(1, 1))
 	text := make([]string, 2000)
@@ -821,8 +805,8 @@ func TestFullDisk(t *testing.T) {
 		cycle(m)
 	}
 	s := h.Stats()
-	if s.Written == 0 || s.Lost == 0 || s.Written+s.Lost != 18 || log.count("cannot be written") != 1 || log.count("no space left") != 1 {
-		t.Errorf("%+v, %s", s, log.b.String())
+	if s.Written == 0 || s.Lost == 0 || s.Written+s.Lost != 18 || times(&log, "cannot be written") != 1 || times(&log, "no space left") != 1 {
+		t.Errorf("%+v, %s", s, log.String())
 	}
 	got, r := readAll(t, dir, Query{})
 	if len(got) != int(s.Written) || r.Damage.Frames > 0 {
@@ -836,8 +820,8 @@ func TestFullDisk(t *testing.T) {
 	for m := range 4 {
 		cycle(20 + m)
 	}
-	if now := h.Stats(); now.Written != s.Written+3 || log.count("is written again") != 1 {
-		t.Errorf("%+v, %s", now, log.b.String())
+	if now := h.Stats(); now.Written != s.Written+3 || times(&log, "is written again") != 1 {
+		t.Errorf("%+v, %s", now, log.String())
 	}
 	// Read-only.
 	if err := unix.Mount("", mount, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err == nil {
@@ -847,13 +831,13 @@ func TestFullDisk(t *testing.T) {
 	if err := unix.Mount("", mount, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)
 	}
-	var other lines
+	var other testkit.Log
 	h = open(t, dir, at, logTo(&other))
 	for m := range 4 {
 		cycle(30 + m)
 	}
-	if s := h.Stats(); s.Written != 0 || s.Lost != 2 || other.count("read-only file system") != 1 {
-		t.Errorf("%+v, %s", s, other.b.String())
+	if s := h.Stats(); s.Written != 0 || s.Lost != 2 || times(&other, "read-only file system") != 1 {
+		t.Errorf("%+v, %s", s, other.String())
 	}
 }
 
@@ -895,7 +879,7 @@ func (panicking) open() (room, error) { panic("a mistake") }
 // TestPanic: a mistake in the history ends the history alone.
 func TestPanic(t *testing.T) {
 	at := newClock()
-	var log lines
+	var log testkit.Log
 	h := open(t, t.TempDir(), at, logTo(&log), func(o *Options) { o.disk = panicking{} })
 	for range 4 {
 		h.Observe(exposition("a{x} 1"))
@@ -909,8 +893,8 @@ func TestPanic(t *testing.T) {
 	h = open(t, t.TempDir(), at, logTo(&log))
 	h.Observe([]*dto.MetricFamily{{Name: ptr("a"), Type: dto.MetricType_GAUGE.Enum(), Metric: []*dto.Metric{nil}}})
 	h.Observe(nil)
-	if n := log.count("the history is off until the next start"); n != 2 {
-		t.Errorf("it was said %d times: %s", n, log.b.String())
+	if n := times(&log, "the history is off until the next start"); n != 2 {
+		t.Errorf("it was said %d times: %s", n, log.String())
 	}
 }
 

@@ -43,7 +43,7 @@ type tracker struct {
 	families map[string]*family
 	sets     map[string]*labelSet // by what appendKey makes of them
 	all      int                  // series that are followed
-	leftOut  int                  // in the last cycle, for want of room
+	leftOut  int                  // in the last cycle, as there was no room
 	n        uint64               // cycles so far
 
 	begun bool

@@ -175,24 +175,11 @@ func (s *suite) expectCounted(what string, do func() []expectation, of ...expect
 // snmp is a counter of a pod's kernel tables, past nodeskoop.
 func (s *suite) snmp(p *pods.Pod, group, name string) int {
 	s.Helper()
-	var head []string
-	for line := range strings.Lines(s.in(p, "cat", "/proc/net/snmp")) {
-		f := strings.Fields(line)
-		if f[0] != group+":" {
-			continue
-		}
-		if head == nil {
-			head = f
-			continue
-		}
-		n, err := strconv.Atoi(f[slices.Index(head, name)])
-		if err != nil {
-			s.Fatal(err)
-		}
-		return n
+	n, err := counter(s.in(p, "cat", "/proc/net/snmp"), group, name)
+	if err != nil {
+		s.Fatal(err)
 	}
-	s.Fatalf("no %s.%s", group, name)
-	return 0
+	return n
 }
 
 // causeEvents causes what can be caused, each kind a known number of times.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -167,7 +168,13 @@ func answer(c *net.UDPConn) {
 // causeHoard fills buffers of connections that nobody reads until TCP says that
 // it is under pressure, and gives them up at once.
 func causeHoard() error {
-	pressures := func() (int, error) { return counter("/proc/self/net/netstat", "TcpExt:", "TCPMemoryPressures") }
+	pressures := func() (int, error) {
+		table, err := os.ReadFile("/proc/self/net/netstat")
+		if err != nil {
+			return 0, err
+		}
+		return counter(string(table), "TcpExt", "TCPMemoryPressures")
+	}
 	before, err := pressures()
 	if err != nil {
 		return err
@@ -220,24 +227,19 @@ func causeHoard() error {
 	return errors.New("8 GB in the buffers of TCP are no pressure")
 }
 
-// counter reads a value of a table that has its names in the line before.
-func counter(file, group, name string) (int, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return 0, err
-	}
+// counter reads a value of one of the kernel's tables that have their names in the
+// line before: /proc/net/snmp and netstat.
+func counter(table, group, name string) (int, error) {
 	var names []string
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(table) {
 		f := strings.Fields(line)
-		if len(f) == 0 || f[0] != group {
+		if len(f) == 0 || f[0] != group+":" {
 			continue
 		}
-		for i, n := range names {
-			if n == name && i < len(f) {
-				return strconv.Atoi(f[i])
-			}
+		if i := slices.Index(names, name); i >= 0 && i < len(f) {
+			return strconv.Atoi(f[i])
 		}
 		names = f
 	}
-	return 0, fmt.Errorf("%s has no %s %s", file, group, name)
+	return 0, fmt.Errorf("there is no %s.%s", group, name)
 }

@@ -39,9 +39,10 @@ func liveGone(h *healthy, d time.Duration) {
 	h.run("systemctl", "start", unit)
 }
 
-// parts divides a time by sixty: until waits for the end of one, and lasts is how
+// parts divides the time from now on by sixty: until waits for the end of one, and lasts is how
 // long some of them are.
-func (h *healthy) parts(begin time.Time, d time.Duration) (until func(sixtieth int), lasts func(from, to int) time.Duration) {
+func (h *healthy) parts(d time.Duration) (until func(sixtieth int), lasts func(from, to int) time.Duration) {
+	begin := time.Now()
 	return func(sixtieth int) { time.Sleep(time.Until(begin.Add(d * time.Duration(sixtieth) / 60))) },
 		func(from, to int) time.Duration { return d * time.Duration(to-from) / 60 }
 }

@@ -206,7 +206,7 @@ func (h *healthy) mountSlowly(d *slowDisk, folder string) {
 // netlink, and in the end no daemon.
 func liveTroubles(h *healthy, d time.Duration) {
 	h.Helper()
-	until, lasts := h.parts(time.Now(), d)
+	until, lasts := h.parts(d)
 	serve := func(name string, command ...string) *pods.Pod {
 		return h.pod("trouble", name, false, nil, append([]string{causeProgram}, command...)...)
 	}
@@ -322,7 +322,7 @@ func (h *healthy) ended(running []*testkit.Process) {
 // end.
 func liveAllProbes(h *healthy, d time.Duration) {
 	h.Helper()
-	sixtieths, _ := h.parts(time.Now(), d)
+	sixtieths, _ := h.parts(d)
 	until := func(twelfth int) { sixtieths(5 * twelfth) }
 	serve := func(name string, command ...string) *pods.Pod {
 		return h.pod("trouble", name, false, nil, append([]string{causeProgram}, command...)...)

@@ -21,9 +21,6 @@ const (
 	// keptPods bounds the pods with events between two samples, after which only
 	// those that run are kept.
 	keptPods = 4096
-	// ephemeral is where the kernel's range of ephemeral ports begins
-	// (net.ipv4.ip_local_port_range).
-	ephemeral = 32768
 )
 
 // The kernel's limits on events of one type and network namespace. They are above
@@ -172,7 +169,7 @@ func (t *tally) kindsOf(name podName, id string) (kinds []kind, more bool) {
 // for the host.
 func (p *podEvents) add(e *event.Event, self *owner.Pod, host bool) {
 	function, _, _ := strings.Cut(e.Location, "+")
-	key := kindKey{typ: e.Type, host: host, peer: peerOf(e, self), reason: e.Reason, function: function, comm: commonName(e.Comm)}
+	key := kindKey{typ: e.Type, host: host, peer: peerOf(e, self), reason: e.Reason, function: function, comm: event.CommonComm(e.Comm)}
 	k := p.kinds[key]
 	if k == nil {
 		if len(p.kinds) >= keptKinds {
@@ -193,14 +190,6 @@ func (p *podEvents) add(e *event.Event, self *owner.Pod, host bool) {
 		k.last = seen
 	}
 	k.worst = max(k.worst, e.Latency)
-}
-
-// commonName is what the kernel's threads of all CPUs have in common.
-func commonName(comm string) string {
-	if name, _, numbered := strings.Cut(comm, "/"); numbered && (name == "kworker" || name == "ksoftirqd") {
-		return name
-	}
-	return comm
 }
 
 // peerOf says with whom a pod's packet or connection was, and which end's service
@@ -230,13 +219,12 @@ func peerOf(e *event.Event, self *owner.Pod) string {
 	return "from " + from + " to " + nameOf(&e.Dst) + to // it is forwarded
 }
 
-// servicePort is the port of an end if a service has it: below the ephemeral
-// ones, and not above that of the other end.
+// servicePort is the port of an end if a service has it.
 func servicePort(end, other *event.Endpoint) string {
-	if end.Port == 0 || end.Port >= ephemeral || other.Port != 0 && other.Port < end.Port {
-		return ""
+	if port := event.ServicePort(end, other); port != 0 {
+		return ":" + strconv.Itoa(int(port))
 	}
-	return ":" + strconv.Itoa(int(end.Port))
+	return ""
 }
 
 // nameOf is the pod of an end of a connection, or its address.

@@ -5,7 +5,6 @@ package top
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -160,13 +159,7 @@ func NewSampler(ctx context.Context, s *session.Session, columns []Column) (samp
 		end()
 		return nil, nil, fmt.Errorf("find the host's network namespace: %w", err)
 	}
-	status := func() error {
-		if index.Connected() {
-			return nil
-		}
-		return cmp.Or(index.Status().Err, errors.New("it has not answered yet"))
-	}
-	return &Sampler{runner: r, tracer: tracer, pods: index, status: status, host: host, files: files, columns: columns, events: events, lost: func() uint64 { return hub.Counts(packetLoss).Lost }}, end, nil
+	return &Sampler{runner: r, tracer: tracer, pods: index, status: func() error { return session.Named(index) }, host: host, files: files, columns: columns, events: events, lost: func() uint64 { return hub.Counts(packetLoss).Lost }}, end, nil
 }
 
 // withoutStacks adds to the options of probes that events carry no stack: top shows
