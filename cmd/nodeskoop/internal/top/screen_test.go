@@ -324,16 +324,28 @@ func TestTopWritesWhatChanged(t *testing.T) {
 		awaitFrame(t, x, v, fmt.Sprintf("sample %d", n), 200, 50)
 	}
 	sampled(0)
-	all := x.Written()
-	const refreshes = 10
+	// The library has the screen drawn whole once more when it tells the size of the
+	// terminal at the start, which may come after the first frame: hence without the
+	// largest.
+	written := []int{x.Written()}
+	const refreshes = 11
 	for n := 1; n <= refreshes; n++ {
 		if err := x.Signal(syscall.SIGUSR1); err != nil {
 			t.Fatal(err)
 		}
 		sampled(n)
+		written = append(written, x.Written())
 	}
-	each := (x.Written() - all) / refreshes
-	t.Logf("200x50, 200 pods: %d bytes for the screen, %d for a refresh in which a tenth of the pods has other numbers", all, each)
+	var refresh []int
+	for i, w := range written[1:] {
+		refresh = append(refresh, w-written[i])
+	}
+	slices.Sort(refresh)
+	each := 0
+	for _, n := range refresh[:refreshes-1] {
+		each += n / (refreshes - 1)
+	}
+	t.Logf("200x50, 200 pods: %d bytes until the screen stands, %d for a refresh in which a tenth of the pods has other numbers (%d)", written[0], each, refresh)
 	if each > 1500 {
 		t.Errorf("a refresh writes %d bytes", each)
 	}
