@@ -218,24 +218,37 @@ type dropSum struct {
 	count [dropClasses]uint64
 }
 
-// Drops calls f for each reason and place in which a namespace lost packets.
-// Those that found no room in the table have ReasonOverflow and no place: their
-// class is known.
-func (p *Probe) Drops(f func(Drop)) error {
+// Losses calls f for each reason and place in which a namespace lost packets, and
+// tells how many packets the kernel freed as dropped that were no losses, by why:
+// together they are all that it freed so. Losses that found no room in the table
+// have ReasonOverflow and no place: their class is known.
+func (p *Probe) Losses(f func(Drop)) (ignored map[Why]uint64, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed || p.maps[objects.PacketlossMapDrops] == nil {
-		return fmt.Errorf("read the drops of probe %s: it is closed, or has none", p.name)
+	m := p.maps[objects.PacketlossMapIgnored]
+	if p.closed || m == nil || p.maps[objects.PacketlossMapDrops] == nil {
+		return nil, fmt.Errorf("read the losses of probe %s: it is closed, or has none", p.name)
 	}
-	err := p.eachLoss(func(k dropKey, class DropClass, n uint64) {
+	err = p.eachLoss(func(k dropKey, class DropClass, n uint64) {
 		if n > 0 {
 			f(Drop{Netns: uint64(k.Netns), Reason: k.Reason, Location: k.Location, Class: class, Count: n})
 		}
 	})
 	if err != nil {
-		return fmt.Errorf("read the drops of probe %s: %w", p.name, err)
+		return nil, fmt.Errorf("read the losses of probe %s: %w", p.name, err)
 	}
-	return nil
+	ignored = map[Why]uint64{}
+	for _, why := range WhyIgnored() {
+		var values []uint64
+		if err := m.Lookup(uint32(why), &values); err != nil {
+			return nil, fmt.Errorf("read the ignored packets of probe %s: %w", p.name, err)
+		}
+		for _, n := range values {
+			ignored[why] += n
+		}
+		ignored[why] += p.drops.ignored[why] // what was left to judge is in the other table
+	}
+	return ignored, nil
 }
 
 func (p *Probe) classOf(k dropKey) DropClass {
@@ -286,33 +299,6 @@ func (p *Probe) dropCounters(f func(netns uint64, slot int, value uint64)) error
 		}
 	}
 	return nil
-}
-
-// Ignored tells how many packets the kernel freed as dropped that were no
-// losses, by why. With what Drops tells, they are all that it freed so.
-func (p *Probe) Ignored() (map[Why]uint64, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	m := p.maps[objects.PacketlossMapIgnored]
-	if p.closed || m == nil {
-		return nil, fmt.Errorf("read the ignored packets of probe %s: it is closed, or has none", p.name)
-	}
-	// What was left to judge is in the other table.
-	if err := p.eachLoss(func(dropKey, DropClass, uint64) {}); err != nil {
-		return nil, fmt.Errorf("read the ignored packets of probe %s: %w", p.name, err)
-	}
-	sums := map[Why]uint64{}
-	for _, why := range WhyIgnored() {
-		var values []uint64
-		if err := m.Lookup(uint32(why), &values); err != nil {
-			return nil, fmt.Errorf("read the ignored packets of probe %s: %w", p.name, err)
-		}
-		for _, n := range values {
-			sums[why] += n
-		}
-		sums[why] += p.drops.ignored[why]
-	}
-	return sums, nil
 }
 
 // why judges a lost packet that the kernel left to judge here: one that was

@@ -151,11 +151,12 @@ type shares struct {
 	demand  map[uint32]int
 	most    map[uint32]uint32 // as it was written last
 	used    map[uint32]uint32 // counted in the reading that goes on
+	read    map[uint32]share  // of the map, in that reading
 	refused uint64            // to namespaces that are followed
 }
 
 func newShares(m *ebpf.Map, size int) *shares {
-	return &shares{m: m, size: size, most: map[uint32]uint32{}, used: map[uint32]uint32{}, demand: map[uint32]int{}}
+	return &shares{m: m, size: size, most: map[uint32]uint32{}, used: map[uint32]uint32{}, read: map[uint32]share{}, demand: map[uint32]int{}}
 }
 
 // seedRooms gives the rooms their shares.
@@ -208,8 +209,8 @@ func (s *shares) allot(owned []uint32) map[uint32]uint32 {
 }
 
 // write brings the map up to date: shares of those that are followed, and how
-// much is in use, where that was counted.
-func (s *shares) write(owned []uint32, counted bool) error {
+// much is in use, where that was counted. What is in read was read of it already.
+func (s *shares) write(owned []uint32, counted bool, read map[uint32]share) error {
 	most := s.allot(owned)
 	var errs []error
 	for n := range s.most {
@@ -225,10 +226,12 @@ func (s *shares) write(owned []uint32, counted bool) error {
 		most[room] = s.most[room]
 	}
 	for n, m := range most {
-		var now share
-		if err := s.m.Lookup(n, &now); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			errs = append(errs, err)
-			continue
+		now, have := read[n]
+		if !have {
+			if err := s.m.Lookup(n, &now); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				errs = append(errs, err)
+				continue
+			}
 		}
 		want := share{Used: now.Used, Most: m}
 		if counted {
@@ -262,12 +265,17 @@ func (s *shares) count(st *roomState, netns, room uint32) {
 // end writes how much is in use, once all entries have been counted, and what
 // is asked for. It reports whether a room is more than half used.
 func (s *shares) end(st *roomState) (crowded bool, err error) {
+	clear(s.read)
 	for _, n := range st.owned {
 		var now share
 		if s.rooms {
 			break
 		}
-		if err := s.m.Lookup(n, &now); err == nil && now.Refused > 0 {
+		err := s.m.Lookup(n, &now)
+		if err == nil {
+			s.read[n] = now
+		}
+		if err == nil && now.Refused > 0 {
 			s.refused += uint64(now.Refused)
 			s.demand[n] = int(s.used[n]) + int(now.Refused)
 		} else if used := int(s.used[n]); used > s.demand[n] || used < s.demand[n]/4 {
@@ -277,7 +285,7 @@ func (s *shares) end(st *roomState) (crowded bool, err error) {
 	for room := uint32(1); room < roomsEnd; room++ {
 		crowded = crowded || s.used[room] > s.most[room]/2
 	}
-	return crowded, s.write(st.owned, true)
+	return crowded, s.write(st.owned, true, s.read)
 }
 
 // follow makes room for the namespaces that are followed.
@@ -307,7 +315,7 @@ func (p *Probe) follow(node uint32, set []uint32) {
 		if _, had := s.most[node]; !had && node != 0 {
 			s.demand[node] = s.size // what the node has of its own is much
 		}
-		if err := s.write(set, false); err != nil {
+		if err := s.write(set, false, nil); err != nil {
 			// Without a share of its own it has that of a room.
 			p.loader.options.Warn("sharing a table failed", p.name, err)
 		}

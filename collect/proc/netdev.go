@@ -32,6 +32,10 @@ import (
 // namespace the kernel tells of each that comes, with what its counters were;
 // in pods' one with a higher index than any before is a new one, because a
 // socket that listens would keep the namespace of an ended pod alive.
+//
+// To ask for the indexes in a pod's namespace is what costs most. Where the
+// kernel tells in the host's of all changes of interfaces in the others, a
+// namespace without any is not asked.
 type netdev struct {
 	log     *slog.Logger
 	root    string
@@ -43,6 +47,8 @@ type netdev struct {
 	mu       sync.Mutex
 	host     netlink.HostListener[interfaces]
 	departed []departure // in this cycle and the one before
+	watch    *netlink.Watch
+	watches  int // how many were opened
 }
 
 // departure is an interface that moved from the host's namespace to another.
@@ -78,6 +84,10 @@ func (*netdev) Granularity() collect.Granularity { return collect.EachNetns }
 func (p *netdev) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.watch != nil {
+		_ = p.watch.Close()
+		p.watch = nil
+	}
 	return p.host.Close()
 }
 
@@ -95,8 +105,10 @@ func (p *netdev) Sample(v *collect.View) error {
 	if err := p.read(b, s); err != nil {
 		return err
 	}
-	if err := p.identify(v, s); err != nil {
-		return err
+	if !p.unchanged(s) {
+		if err := p.identify(v, s); err != nil {
+			return err
+		}
 	}
 	s.update(p.departures(v))
 	sum := s.sum()
@@ -123,6 +135,15 @@ func (p *netdev) listen(v *collect.View, s *interfaces) error {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.host.Set(l, s)
+		if p.watch != nil {
+			_ = p.watch.Close()
+		}
+		// Without one, which takes a capability that the daemon does not have,
+		// each namespace is asked in each cycle.
+		if p.watch, err = netlink.WatchLinks(); err != nil {
+			p.log.Debug("each network namespace is asked for its interfaces in each cycle", "reason", err)
+		}
+		p.watches++
 		return nil
 	})
 	if err != nil && !partial(err) {
@@ -201,6 +222,49 @@ func (p *netdev) stats(b []byte, values *[netdevFields]uint64) error {
 	return nil
 }
 
+// unchanged reports whether the interfaces that were read are those of the last
+// sample, each under its name, and then sets their indexes. It is to be called
+// after they were read: the kernel tells of an interface that loses a name before
+// another has it.
+func (p *netdev) unchanged(s *interfaces) bool {
+	if !s.watched || !s.known(false) {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.watch == nil || s.watch != p.watches {
+		return false
+	}
+	changed, err := p.watch.Changed(s.id, s.mark)
+	return err == nil && !changed && s.known(true)
+}
+
+// watched notes, on a thread in the namespace of s, up to which message the
+// kernel's word of it was heard before its interfaces were asked for.
+func (p *netdev) watched(v *collect.View, s *interfaces) {
+	s.watched = false
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.watch == nil || s.id == netlink.NoID && v.Cycle() < s.asked+askIDAfter {
+		return
+	}
+	s.id, s.asked = netlink.NoID, v.Cycle()
+	ns, err := kernel.Open(unix.AT_FDCWD, p.root+"/thread-self/ns/net", 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(ns)
+	if s.id, err = p.watch.ID(ns); err != nil || s.id == netlink.NoID {
+		return
+	}
+	s.mark, err = p.watch.Mark()
+	s.watch, s.watched = p.watches, err == nil
+}
+
+// askIDAfter is after how many cycles a namespace that had no ID is asked for one
+// again.
+const askIDAfter = 16
+
 // identify finds the indexes of the interfaces that were read. Where they are
 // not what they were, the file is read again until indexes and names are the
 // same before and after. What cannot be asked stays unknown, and then the name
@@ -212,6 +276,9 @@ func (p *netdev) identify(v *collect.View, s *interfaces) error {
 			return err
 		}
 		defer unix.Close(fd)
+		if v.Pod() != nil && !p.once {
+			p.watched(v, s)
+		}
 		same := s.ask(fd)
 		const tries = 5
 		for range tries {
@@ -235,6 +302,7 @@ func (p *netdev) identify(v *collect.View, s *interfaces) error {
 			s.ask(fd)
 			same = slices.EqualFunc(before, s.read, func(a, b ifaceLine) bool { return a.index == b.index && a.name == b.name })
 		}
+		s.watched = s.watched && same
 		s.look(fd)
 		return nil
 	})
@@ -255,6 +323,15 @@ type interfaces struct {
 	req   ifreq
 	// looked: the kernel was asked about those that were not read.
 	looked bool
+
+	// watched: names and indexes were the same before and after, and the kernel
+	// tells what changes from then on, as of a namespace with this ID and after
+	// this mark of that watch.
+	watched bool
+	watch   int
+	id      int32
+	mark    uint64
+	asked   uint64 // the cycle of that
 }
 
 type iface struct {
@@ -312,6 +389,35 @@ func (s *interfaces) Recall(b []byte) error {
 	}
 	s.began = true
 	return d.Err()
+}
+
+// known reports whether the interfaces that were read have the names of those of
+// the last sample, which all differ: no more and no fewer. With adopt it takes over
+// their indexes.
+func (s *interfaces) known(adopt bool) bool {
+	n := len(s.list)
+	if !s.began || len(s.read) != n {
+		return false
+	}
+	next := 0
+	for i := range s.list {
+		f := &s.list[i]
+		if f.index == 0 || f.missed > 0 {
+			return false
+		}
+		j := 0
+		for j < n && s.read[(next+j)%n].name != f.name {
+			j++
+		}
+		if j == n {
+			return false
+		}
+		if adopt {
+			s.read[(next+j)%n].index = f.index
+		}
+		next += j + 1
+	}
+	return true
 }
 
 // ask asks for the indexes of the interfaces that were read, and reports

@@ -2,7 +2,9 @@ package proc
 
 import (
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	"nodeskoop/collect"
@@ -29,13 +31,18 @@ type street struct {
 	n       int
 }
 
-func newStreet(t *testing.T, host, again bool) *street {
+// newStreet samples a host's namespace, a pod's, or with beside that of a pod whose
+// interfaces have their other ends in the host's: of such the kernel tells there.
+func newStreet(t *testing.T, host, beside, again bool) *street {
 	s := &street{t: t, here: nsnet.New(t), away: nsnet.New(t), far: nsnet.New(t), name: nsnet.Host, again: again}
 	opt := collect.Options{Enabled: []string{"netdev"}}
 	if host {
 		opt.HostNetns = s.here.Path
 	} else {
 		s.name, opt.Pods = "a", &nsnet.Pods{List: []*owner.Pod{s.here.Pod("a")}}
+	}
+	if beside {
+		opt.HostNetns = s.far.Path
 	}
 	for _, x := range []*nsnet.Space{s.here, s.away, s.far} {
 		x.Sysctl("net/ipv6/conf/all/disable_ipv6", "1")
@@ -97,11 +104,14 @@ func (s *street) want(what string, packets float64) {
 
 func TestInterfacesByIdentity(t *testing.T) {
 	for _, x := range []struct {
-		name        string
-		host, again bool
-	}{{"host", true, false}, {"pod", false, false}, {"host, restarts", true, true}, {"pod, restarts", false, true}} {
+		name                string
+		host, beside, again bool
+	}{
+		{"host", true, false, false}, {"pod", false, false, false}, {"pod beside its host", false, true, false},
+		{"host, restarts", true, false, true}, {"pod, restarts", false, false, true}, {"pod beside its host, restarts", false, true, true},
+	} {
 		t.Run(x.name, func(t *testing.T) {
-			s := newStreet(t, x.host, x.again)
+			s := newStreet(t, x.host, x.beside, x.again)
 			s.add(s.here, "nic")
 			s.send(s.here, 50)
 			s.want("first", 0)
@@ -156,9 +166,122 @@ func TestInterfacesByIdentity(t *testing.T) {
 	}
 }
 
+// spied is netdev, and in which cycle it asked each namespace for its interfaces.
+type spied struct {
+	*netdev
+	asked map[string]uint64
+}
+
+func (p *spied) Sample(v *collect.View) error {
+	err := p.netdev.Sample(v)
+	if v.Pod() != nil {
+		if s := collect.State[interfaces](v); s.watched {
+			p.asked[v.Pod().Name] = s.asked
+		} else {
+			p.asked[v.Pod().Name] = v.Cycle()
+		}
+	}
+	return err
+}
+
+// TestInterfacesAreAskedForOnce: a namespace in which no interface came, went or
+// changed since is not asked for them again, whatever happens in others.
+func TestInterfacesAreAskedForOnce(t *testing.T) {
+	s := newStreet(t, false, true, false)
+	alone := nsnet.New(t) // without an ID in the host's namespace
+	asked := map[string]uint64{}
+	s.sampler = nsnet.NewSampler(t, collect.Options{Enabled: []string{"netdev"}, HostNetns: s.far.Path,
+		Pods: &nsnet.Pods{List: []*owner.Pod{s.here.Pod("a"), s.away.Pod("b"), alone.Pod("c")}}},
+		collect.Factory{Name: "netdev", New: func(env collect.Env) (collect.Probe, error) {
+			p, err := newNetdev(env)
+			if err != nil {
+				return nil, err
+			}
+			return &spied{p.(*netdev), asked}, nil
+		}})
+	s.add(s.here, "x")
+	s.add(s.away, "y")
+	for range 3 {
+		s.sampler.Sample()
+	}
+	before := maps.Clone(asked)
+	step := func(what string, want ...string) {
+		t.Helper()
+		s.sampler.Sample()
+		var got []string
+		for _, name := range []string{"a", "b", "c"} {
+			if asked[name] != before[name] {
+				got = append(got, name)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: %v were asked, want %v", what, got, want)
+		}
+		before = maps.Clone(asked)
+	}
+	step("nothing", "c")
+	s.send(s.away, 10)
+	step("traffic", "c")
+	s.add(s.here, "z")
+	step("created", "a", "c")
+	step("then nothing", "c")
+	s.here.Run("ip", "link", "set", "z", "down")
+	s.here.Run("ip", "link", "set", "z", "name", "zz")
+	step("renamed", "a", "c")
+	s.here.Run("ip", "link", "del", "zz")
+	step("deleted", "a", "c")
+	s.here.Run("ip", "link", "set", "x", "netns", fmt.Sprint(s.away.PID))
+	step("moved", "a", "b", "c")
+	step("then nothing", "c")
+}
+
+// TestKnownInterfaces: names that were read are those of the last sample, or not.
+func TestKnownInterfaces(t *testing.T) {
+	line := func(name string) (x ifaceLine) { copy(x.name[:], name); return x }
+	for _, x := range []struct {
+		list, read string
+		began      bool
+		missed     uint8
+		want       bool
+	}{
+		{"a b", "a b", true, 0, true},
+		{"a b", "b a", true, 0, true},
+		{"", "", true, 0, true},
+		{"a b", "a b", false, 0, false},
+		{"a b", "a", true, 0, false},
+		{"a", "a b", true, 0, false},
+		{"a b", "a c", true, 0, false},
+		{"a b", "a a", true, 0, false},
+		{"a b", "a b", true, 1, false},
+		{"a ?", "a ?", true, 0, false}, // an index that is not known
+	} {
+		s := interfaces{began: x.began}
+		for i, name := range strings.Fields(x.list) {
+			f := iface{index: int32(i + 7), missed: x.missed}
+			if name == "?" {
+				f.index = 0
+			}
+			copy(f.name[:], name)
+			s.list = append(s.list, f)
+		}
+		for _, name := range strings.Fields(x.read) {
+			s.read = append(s.read, line(name))
+		}
+		if got := s.known(true); got != x.want {
+			t.Errorf("%q read after %q: %v", x.read, x.list, got)
+		}
+		for i := range s.read {
+			f := s.named(&s.read[i].name)
+			if want := x.want; want && (f == nil || s.read[i].index != f.index) {
+				t.Errorf("%q read after %q: %q has the index %d", x.read, x.list, s.read[i].name, s.read[i].index)
+			}
+		}
+	}
+}
+
 // TestInterfacesOfTheHost: what only the kernel's own word tells.
 func TestInterfacesOfTheHost(t *testing.T) {
-	s := newStreet(t, true, false)
+	s := newStreet(t, true, false, false)
 	s.want("first", 0)
 	s.add(s.away, "hot", "index", "77")
 	s.send(s.away, 200)
@@ -194,7 +317,7 @@ func TestInterfacesOfTheHost(t *testing.T) {
 // TestInterfaceGoesToAPod: it has counted what it has for the host, and for the
 // pod from there on.
 func TestInterfaceGoesToAPod(t *testing.T) {
-	s := newStreet(t, true, false)
+	s := newStreet(t, true, false, false)
 	s.sampler = nsnet.NewSampler(t, collect.Options{Enabled: []string{"netdev"}, HostNetns: s.here.Path,
 		Pods: &nsnet.Pods{List: []*owner.Pod{s.away.Pod("a")}}}, Probes()...)
 	s.add(s.here, "hot", "index", "55")

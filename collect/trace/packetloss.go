@@ -48,7 +48,7 @@ func (l *losses) sample(v *collect.View) error {
 	l.follow(v)
 	entries := l.spare
 	clear(entries)
-	err := l.bpf.Drops(func(d bpf.Drop) {
+	ignored, err := l.bpf.Losses(func(d bpf.Drop) {
 		l.take(entries, lossKey{d.Netns, d.Reason, d.Location}, d.Class, d.Count)
 	})
 	if err != nil {
@@ -75,10 +75,6 @@ func (l *losses) sample(v *collect.View) error {
 			v.AddNetns(netns, lossReason, float64(byName[name]), name)
 		}
 	})
-	ignored, err := l.bpf.Ignored()
-	if err != nil {
-		return err
-	}
 	var now tally
 	for _, why := range bpf.WhyIgnored() {
 		now.slots[why] = ignored[why]

@@ -112,12 +112,17 @@ type podName struct{ namespace, pod string }
 
 // counters are the values of one pod in one sample.
 type counters struct {
-	id      string // of the pod: another of the same name counts from 0
 	sandbox string // the pod's own ID
 	netns   uint64
 	values  map[string]float64 // by metric
 	reasons map[string]float64
 	classes map[string]float64
+}
+
+// of reports whether they are of the same pod in the same network namespace:
+// another of the same name counts from 0.
+func (c *counters) of(other *counters) bool {
+	return c.sandbox == other.sandbox && c.netns == other.netns
 }
 
 // hostLabel is the host's label in the families. No pod can have that name.
@@ -204,7 +209,7 @@ func (s *Sampler) sample() *Table {
 		}
 	}
 	for name, c := range now {
-		if name.pod != hostLabel && before[name].id != c.id {
+		if b := before[name]; name.pod != hostLabel && !b.of(&c) {
 			delete(now, name) // replaced while it was sampled: the next sample tells
 		}
 	}
@@ -230,7 +235,7 @@ func (s *Sampler) sample() *Table {
 		}
 	}
 	s.last, s.lastAt, s.held, s.table = now, at, held, t
-	s.events.forget(func(name podName) bool { _, runs := now[name]; return runs || before[name].id != "" })
+	s.events.forget(func(name podName) bool { _, runs := now[name]; return runs || before[name].sandbox != "" })
 	if name := s.open.Load(); name != nil {
 		t.page = s.pageOf(*name)
 	}
@@ -266,15 +271,16 @@ func (s *Sampler) sees(probe string) bool {
 // identities are the pods that have a network namespace of their own, as the
 // Runner names them: the newest of those with the same name.
 func (s *Sampler) identities() map[podName]counters {
-	ids := map[podName]counters{}
-	newest := map[podName]time.Time{}
-	for _, p := range s.pods.Running() {
+	pods := s.pods.Running()
+	ids := make(map[podName]counters, len(pods))
+	newest := make(map[podName]time.Time, len(pods))
+	for _, p := range pods {
 		k := podName{p.Namespace, p.Name}
 		if t, twice := newest[k]; twice && !p.Started.After(t) {
 			continue
 		}
 		newest[k] = p.Started
-		ids[k] = counters{id: fmt.Sprintf("%s %d", p.ID, p.Netns), sandbox: p.ID, netns: p.Netns}
+		ids[k] = counters{sandbox: p.ID, netns: p.Netns}
 	}
 	return ids
 }
@@ -288,7 +294,7 @@ func (s *Sampler) counters(fams []*dto.MetricFamily) map[podName]counters {
 		}
 	}
 	ids := s.identities()
-	out := map[podName]counters{}
+	out := make(map[podName]counters, len(ids)+1)
 	for _, f := range fams {
 		name := f.GetName()
 		class, isClass := strings.CutPrefix(name, "kubeskoop_packetloss_")
@@ -317,7 +323,7 @@ func (s *Sampler) counters(fams []*dto.MetricFamily) map[podName]counters {
 			if !ok {
 				c = ids[k]
 				if k.pod == hostLabel {
-					c = counters{id: hostLabel, sandbox: hostLabel, netns: s.host}
+					c = counters{sandbox: hostLabel, netns: s.host}
 				}
 				c.values = make(map[string]float64, len(wanted))
 				out[k] = c
@@ -359,7 +365,7 @@ func (s *Sampler) row(name podName, now counters, interval time.Duration, held b
 		r = row{host: true, netns: now.netns, cells: r.cells}
 	}
 	last, ok := s.last[name]
-	same := ok && last.id == now.id && interval > 0
+	same := ok && last.of(&now) && interval > 0
 	for i, col := range s.columns {
 		c := cell{known: true}
 		for _, m := range col.metrics {

@@ -79,7 +79,7 @@ func TestTopRates(t *testing.T) {
 	drops, slow, queue := columnAt(t, "drops"), columnAt(t, "socket_slow"), columnAt(t, "tx_queue")
 	name := podName{"shop", "web"}
 	values := func(drops, read, write, queue float64) counters {
-		return counters{id: "one 7", values: map[string]float64{
+		return counters{sandbox: "one", netns: 7, values: map[string]float64{
 			"kubeskoop_packetloss_total":         drops,
 			"kubeskoop_socketlatency_read1ms":    read,
 			"kubeskoop_socketlatency_write1ms":   write,
@@ -99,7 +99,7 @@ func TestTopRates(t *testing.T) {
 	}
 	was := values(10, 5, 6, 100)
 	other := values(30, 5, 6, 100)
-	other.id = "two 7"
+	other.sandbox = "two"
 	without := values(10, 5, 6, 100)
 	delete(without.values, "kubeskoop_socketlatency_write1ms")
 	for _, c := range []struct {

@@ -1,0 +1,182 @@
+package netlink
+
+import (
+	"encoding/binary"
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Watch hears, in the host's network namespace, of interfaces that come, go or
+// change in the other namespaces, so that a namespace in which none did need not
+// be entered to ask. The kernel tells of the namespaces that have an ID in the
+// host's, as those have whose interface is one end of a veth in the host's or was
+// moved from there.
+//
+// It pins no namespace but the host's. It is not safe for use by several
+// goroutines.
+type Watch struct {
+	events, questions conn
+	heard             uint64           // messages so far
+	last              map[int32]uint64 // by ID: heard, with the last message of it
+	lost              uint64           // heard, when messages were lost last
+	hdr               unix.Msghdr
+	iov               unix.Iovec
+	control           [64]byte
+}
+
+// NoID is that of a namespace which has none in the host's.
+const NoID = int32(unix.NETNSA_NSID_NOT_ASSIGNED)
+
+// watchRoom is how many bytes of messages may wait until the next sample.
+const watchRoom = 1 << 20
+
+// WatchLinks opens a Watch, in the namespace of the thread. It takes
+// CAP_NET_BROADCAST.
+func WatchLinks() (*Watch, error) {
+	const what = "interfaces of other network namespaces"
+	events, err := dial(unix.NETLINK_ROUTE, what, nil)
+	if err != nil {
+		return nil, err
+	}
+	if unix.SetsockoptInt(events.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, watchRoom) != nil {
+		err = unix.SetsockoptInt(events.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, watchRoom)
+	}
+	for _, o := range [][2]int{{unix.NETLINK_LISTEN_ALL_NSID, 1}, {unix.NETLINK_ADD_MEMBERSHIP, unix.RTNLGRP_LINK}, {unix.NETLINK_ADD_MEMBERSHIP, unix.RTNLGRP_NSID}} {
+		if err == nil {
+			err = unix.SetsockoptInt(events.fd, unix.SOL_NETLINK, o[0], o[1])
+		}
+	}
+	if err != nil {
+		events.close()
+		return nil, fmt.Errorf("netlink: listen for %s: %w (needs CAP_NET_BROADCAST)", what, err)
+	}
+	questions, err := dial(unix.NETLINK_ROUTE, "the ID of a network namespace", nil)
+	if err != nil {
+		events.close()
+		return nil, err
+	}
+	return &Watch{events: events, questions: questions, last: map[int32]uint64{}}, nil
+}
+
+// Close ends it.
+func (w *Watch) Close() error {
+	w.events.close()
+	w.questions.close()
+	return nil
+}
+
+// ID asks for the ID of an open namespace, NoID if it has none. What happened in
+// a namespace before it had one is not heard. (rtnl_net_getid in
+// net/core/net_namespace.c)
+func (w *Watch) ID(ns int) (id int32, err error) {
+	var req [unix.SizeofNlMsghdr + 4 + 8]byte // struct rtgenmsg, NETNSA_FD
+	putHeader(req[:], unix.RTM_GETNSID, 0)
+	a := req[unix.SizeofNlMsghdr+4:]
+	binary.NativeEndian.PutUint16(a, 8)
+	binary.NativeEndian.PutUint16(a[2:], unix.NETNSA_FD)
+	binary.NativeEndian.PutUint32(a[4:], uint32(ns))
+	id = NoID
+	_, err = w.questions.ask(req[:], func(_ uint16, msg []byte) error {
+		id, err = parseID(msg)
+		return err
+	})
+	if err != nil {
+		return NoID, err
+	}
+	return id, nil
+}
+
+// parseID reads the payload of RTM_NEWNSID or RTM_DELNSID.
+func parseID(msg []byte) (int32, error) {
+	if len(msg) < 4 {
+		return NoID, fmt.Errorf("%w: the ID of a network namespace in %d bytes", errMalformed, len(msg))
+	}
+	for b := msg[4:]; len(b) > 0; {
+		typ, value, rest, err := nextAttr(b)
+		if err != nil {
+			return NoID, err
+		}
+		if b = rest; typ == unix.NETNSA_NSID && len(value) >= 4 {
+			return int32(binary.NativeEndian.Uint32(value)), nil
+		}
+	}
+	return NoID, nil
+}
+
+// Mark takes in what was heard up to now. Changed tells of what comes after it.
+func (w *Watch) Mark() (mark uint64, err error) {
+	err = w.drain()
+	return w.heard, err
+}
+
+// Changed reports whether an interface of a namespace may have come, gone or been
+// renamed after a Mark and before this call, or the ID be another namespace's by
+// now. The kernel tells of an interface that loses a name before another can get
+// it.
+func (w *Watch) Changed(id int32, mark uint64) (bool, error) {
+	err := w.drain()
+	return id < 0 || w.last[id] > mark || w.lost > mark, err
+}
+
+// drain receives what has come.
+func (w *Watch) drain() error {
+	for {
+		n, id, err := w.receive()
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN:
+			return nil
+		case err == unix.ENOBUFS:
+			w.heard++
+			w.lost = w.heard
+			continue
+		case err != nil:
+			// What comes from here on is not heard.
+			w.heard++
+			w.lost = w.heard
+			return fmt.Errorf("netlink: receive %s: %w", w.events.what, err)
+		}
+		w.heard++
+		if id < 0 {
+			// Of the host's own namespace, or of an ID that was given or taken back.
+			h, payload, _, err := nextMessage(w.events.buf[:min(n, len(w.events.buf))])
+			if err != nil || h.typ != unix.RTM_NEWNSID && h.typ != rtmDelNSID {
+				continue
+			}
+			if id, err = parseID(payload); err != nil {
+				w.lost = w.heard
+				continue
+			}
+		}
+		w.last[id] = w.heard
+	}
+}
+
+const rtmDelNSID = 89 // RTM_DELNSID
+
+// receive receives a message, with the ID of the namespace that it is of, NoID
+// for the host's own.
+func (w *Watch) receive() (n int, id int32, err error) {
+	w.iov.Base = unsafe.SliceData(w.events.buf)
+	w.iov.SetLen(len(w.events.buf))
+	w.hdr = unix.Msghdr{Iov: &w.iov, Iovlen: 1, Control: &w.control[0]}
+	w.hdr.SetControllen(len(w.control))
+	r, _, e := unix.Syscall(unix.SYS_RECVMSG, uintptr(w.events.fd), uintptr(unsafe.Pointer(&w.hdr)), unix.MSG_DONTWAIT)
+	if e != 0 {
+		return 0, NoID, e
+	}
+	for b := w.control[:w.hdr.Controllen]; len(b) >= unix.SizeofCmsghdr; {
+		h, data, rest, err := unix.ParseOneSocketControlMessage(b)
+		if err != nil {
+			break
+		}
+		if h.Level == unix.SOL_NETLINK && h.Type == unix.NETLINK_LISTEN_ALL_NSID && len(data) >= 4 {
+			return int(r), int32(binary.NativeEndian.Uint32(data)), nil
+		}
+		b = rest
+	}
+	return int(r), NoID, nil
+}
