@@ -108,7 +108,7 @@ func main() {
 	flag.BoolVar(&o.update, "update", false, "write what was found to support.tsv")
 	flag.BoolVar(&o.keep, "keep", false, "keep the VMs' files, and print how to boot them")
 	flag.BoolVar(&o.again, "again", false, "run nothing: read the logs of the last run again")
-	flag.StringVar(&o.table, "readme", "", "run nothing; print the README's table of supported kernels made from this support.tsv")
+	flag.StringVar(&o.table, "readme", "", "run nothing; print docs/kernels.md's table made from this support.tsv")
 	flag.Parse()
 	if o.table != "" {
 		if err := printReadme(o.table); err != nil {
