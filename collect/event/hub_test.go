@@ -940,10 +940,10 @@ func ExampleEvent_Message() {
 // panickyPods panics whenever it is asked.
 type panickyPods struct{ owner.NoPods }
 
-func (panickyPods) ByNetns(uint64, time.Time) *owner.Pod    { panic("boom in the resolver") }
-func (panickyPods) ByPID(int) *owner.Pod         { panic("boom in the resolver") }
-func (panickyPods) ByAddr(netip.Addr) *owner.Pod { panic("boom in the resolver") }
-func (panickyPods) Connected() bool              { return true }
+func (panickyPods) ByNetns(uint64, time.Time) *owner.Pod { panic("boom in the resolver") }
+func (panickyPods) ByPID(int) *owner.Pod                 { panic("boom in the resolver") }
+func (panickyPods) ByAddr(netip.Addr) *owner.Pod         { panic("boom in the resolver") }
+func (panickyPods) Connected() bool                      { return true }
 
 // panickySink panics whenever it gets an event.
 type panickySink struct{}

@@ -18,10 +18,10 @@ type table struct {
 }
 
 func (t *table) ByNetns(inode uint64, _ time.Time) *Pod { return t.netns[inode] }
-func (t *table) ByAddr(a netip.Addr) *Pod  { return t.addrs[a] }
-func (t *table) ByPID(pid int) *Pod        { return t.pids[pid] }
-func (t *table) Running() (list []*Pod)    { return append(list, t.netns[77]) }
-func (t *table) ByCgroup(id uint64) *Pod   { return t.netns[id] }
+func (t *table) ByAddr(a netip.Addr) *Pod               { return t.addrs[a] }
+func (t *table) ByPID(pid int) *Pod                     { return t.pids[pid] }
+func (t *table) Running() (list []*Pod)                 { return append(list, t.netns[77]) }
+func (t *table) ByCgroup(id uint64) *Pod                { return t.netns[id] }
 
 var (
 	addr  = netip.MustParseAddr
