@@ -249,9 +249,10 @@ func (s *suite) dashboards() {
 		}
 		return nil
 	})
-	// The rules for the fleet are evaluated once a minute.
+	// The rules for the fleet are evaluated once a minute. Panels look back in steps
+	// that are multiples of 15 s, the last of which may be before the first evaluation.
 	s.until("Prometheus has what the rules record", 2*time.Minute, func() error {
-		if n, err := s.query("k8s_namespace:kubeskoop_packetloss_total:rate5m"); err != nil || n == 0 {
+		if n, err := s.query("max_over_time(k8s_namespace:kubeskoop_packetloss_total:rate5m[5m:15s])"); err != nil || n == 0 {
 			return fmt.Errorf("%d series (%v)", n, err)
 		}
 		return nil

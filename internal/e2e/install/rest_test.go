@@ -219,7 +219,15 @@ func (s *suite) override(settings string) {
 	} else {
 		s.write(file, settings)
 	}
+	s.restart()
+}
+
+// restart restarts the service with the unit as it is by now. It has no part in how
+// often the unit may be started in five minutes.
+func (s *suite) restart() {
+	s.Helper()
 	s.run("systemctl", "daemon-reload")
+	s.run("systemctl", "reset-failed", unit)
 	s.run("systemctl", "restart", unit)
 }
 
@@ -288,8 +296,7 @@ func (s *suite) logNamespace() {
 	s.run("cp", examples+"log-namespace.conf", dropIn)
 	s.run("cp", examples+"journald@nodeskoop.conf", "/etc/systemd")
 	cursor := s.cursor()
-	s.run("systemctl", "daemon-reload")
-	s.run("systemctl", "restart", unit)
+	s.restart()
 	s.nextCycles(2)
 	pid := s.property(unit, "MainPID")
 	seen := strings.Fields(s.run("stat", "-L", "-c", "%d:%i", "/proc/"+pid+"/root/run/systemd/journal/socket", "/run/systemd/journal.nodeskoop/socket", "/run/systemd/journal/socket"))
@@ -320,8 +327,7 @@ func (s *suite) logNamespace() {
 	}
 	t.Logf("the namespace: %s", s.run("journalctl", "--namespace=nodeskoop", "--disk-usage"))
 	s.run("rm", "-r", dropIn, "/etc/systemd/journald@nodeskoop.conf")
-	s.run("systemctl", "daemon-reload")
-	s.run("systemctl", "restart", unit)
+	s.restart()
 	s.nextCycles(2)
 }
 
