@@ -225,7 +225,7 @@ func (w *writer) put(hour time.Time, m *minute) error {
 		return err
 	}
 	if _, err := w.out.Write(b); err != nil {
-		// After a failed Truncate a partial frame remains, which readers ignore.
+		// Remove a partial frame. If that fails, readers ignore it.
 		_ = w.out.Truncate(w.length)
 		return fmt.Errorf("append to %s: %w", filepath.Join(w.opt.Dir, w.current.name), err)
 	}
