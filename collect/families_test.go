@@ -176,7 +176,7 @@ func TestMaxSeriesIsDeterministicAndFair(t *testing.T) {
 		{9, "1+2+0 1+1+0 1+1+0 1+1+0"},  // then one reason each
 		{13, "1+2+0 1+1+0 1+3+0 1+3+0"}, // then further reasons in turn
 		{20, "1+2+0 1+1+0 1+10+0 1+3+0"},
-		{213, "1+2+0 1+1+1 1+200+1 1+3+1"}, // no owner's many before another's few
+		{213, "1+2+0 1+1+1 1+200+1 1+3+1"}, // no owner's many series before another's few
 		{216, "1+2+0 1+1+2 1+200+2 1+3+2"},
 		{220, "1+2+0 1+1+6 1+200+2 1+3+2"},
 		{1000, "1+2+0 1+1+20 1+200+2 1+3+2"},

@@ -15,8 +15,8 @@ import (
 
 // Kept is a probe's state of a target (see State) whose counters continue after a restart
 // of the program or the probe, or after the target was away for a while. The kernel forgets
-// the counts of a deleted interface or an exited process, so without it a sum that included
-// them would fall.
+// the counts of a deleted interface or an exited process; if the state were lost, a sum
+// that includes them would fall.
 type Kept interface {
 	// Keep appends the state, or nothing if a zero value is equivalent. It is called
 	// between two cycles.

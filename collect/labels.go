@@ -16,7 +16,7 @@ type row struct {
 	value  float64
 	labels []string // the values of metric.Labels
 
-	leftOut int // if not 0, the row is no value but a number of series left out
+	leftOut int // above 0: the number of series left out; value is unused
 }
 
 // labelSet is the owner of series: the label pairs that they share, and what decides which

@@ -48,14 +48,14 @@ type Env struct {
 	// Options are the values of the probe's configuration table, defaults
 	// included, as the Catalogue's Option declares them.
 	Options map[string]any
-	// ProcRoot is where procfs is mounted, /proc but for tests.
+	// ProcRoot is where procfs is mounted: /proc, except in tests.
 	ProcRoot string
-	// HostNetns is a file that stands for the host's network namespace.
+	// HostNetns is the path of the host's network namespace, such as /proc/1/ns/net.
 	HostNetns string
 	// Once: see the Runner's Options.
 	Once bool
-	// Who resolves addresses and namespaces to pods, always by the current configuration.
-	// Call its ReadAddrs from a worker only.
+	// Who finds the owners of addresses and namespaces, after a reload by the new
+	// configuration. Call its ReadAddrs from a worker only.
 	Who *owner.Resolver
 	Log *slog.Logger
 }

@@ -63,8 +63,8 @@ type Options struct {
 	MaxSeries int
 	// ProcRoot is where procfs is mounted; "" means /proc.
 	ProcRoot string
-	// HostNetns is a file that stands for the host's network namespace; "" means the
-	// namespace of process 1, for which CAP_SYS_PTRACE is needed.
+	// HostNetns is the path of the host's network namespace; "" means that of process 1,
+	// for which CAP_SYS_PTRACE is needed.
 	HostNetns string
 	// Refused says by probe name why the probe may not run: its values would not be the
 	// host's.

@@ -25,9 +25,9 @@ type HubOptions struct {
 	// while they continue, up to MaxWindow. 0: no merging.
 	Window, MaxWindow time.Duration
 	// Rate and Burst limit the entries of one type and pod, per second and at once; 0 is no
-	// limit. The host, unattributed, and all unowned namespaces together count as one pod
-	// each. TotalRate limits all entries per second, but only for owners that exceed Rate
-	// and Burst: an owner within its own limit is always heard.
+	// limit. The host, unattributed events, and all unowned namespaces together count as
+	// one pod each. TotalRate limits all entries per second, but only for owners that
+	// exceed Rate and Burst: an owner within its own limit is always heard.
 	Rate, Burst, TotalRate int
 	// Hold is how long an event waits for its pod to become known. 0 means one second; a
 	// negative value, not at all.

@@ -110,8 +110,8 @@ func TestWindows(t *testing.T) {
 	}
 }
 
-// An intermittent problem is reported at once, with ever longer windows. After a minute, or
-// a whole window, without events it is reported as new.
+// An intermittent problem is reported at once each time, and its windows double. If it was
+// absent for a minute, or for a whole window, it is treated as new.
 func TestIdleKinds(t *testing.T) {
 	for every, want := range map[time.Duration][]string{
 		15 * time.Second: {"0s first 10.0.0.9 1", "15s first 10.0.0.9 1", "35s window 10.0.0.9 1", "1m15s window 10.0.0.9 2", "2m35s window 10.0.0.9 6", "5m15s window 10.0.0.9 10"},

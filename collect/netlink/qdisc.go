@@ -549,9 +549,9 @@ func (k *knownQdisc) newPackets(q *rootQdisc) uint64 {
 // of bytes and packets, which are not atomic.
 const tornRead = 1 << 24
 
-// wentDown reports whether q's counters were reset since k. Bytes have 64 bits and no
-// packet is empty, so a wrapped packet count grows no more than the bytes, and a count that
-// was reset would.
+// wentDown reports whether q's counters were reset since k. No packet is empty and bytes do
+// not wrap, so packets cannot have grown by more than bytes. If they seem to have, the
+// packet count was reset and did not wrap.
 func (k *knownQdisc) wentDown(q *rootQdisc) bool {
 	if q.bytes < k.bytes || k.wide && (!q.wide || q.packets < k.packets) {
 		return true

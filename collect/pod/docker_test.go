@@ -236,9 +236,9 @@ func FuzzDocker(f *testing.F) {
 	})
 }
 
-// TestDocker: containers of a real Docker have their names, those that run before
-// the watcher and those that start later; docker rename is seen; an end is; and what
-// is named and labelled as cri-dockerd does is a pod.
+// TestDocker: containers of a real Docker have their names, whether they start before or
+// after the watcher. docker rename and the end of a container are noticed. A container with
+// the name and labels that cri-dockerd gives is a pod.
 func TestDocker(t *testing.T) {
 	c := pods.Start(t)
 	d := c.Docker()

@@ -179,8 +179,8 @@ type sandboxMetadata struct {
 // namespaceNode is NODE of the CRI's NamespaceMode.
 const namespaceNode = 2
 
-// readSandbox takes over the fields that it finds. Missing fields and fields of another
-// type leave a as it was.
+// readSandbox takes over the fields that it finds. Missing fields, and fields of another
+// type, leave the record unchanged.
 func (a *about) readSandbox(ext *anypb.Any) {
 	var s sandboxMetadata
 	if !readJSON(ext, &s) {

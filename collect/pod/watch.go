@@ -40,8 +40,7 @@ type Options struct {
 	Namespace string
 	// ProcRoot is where procfs is mounted; "" means /proc.
 	ProcRoot string
-	// HostNetns is a file that stands for the host's network namespace; "" means that of
-	// process 1.
+	// HostNetns is the path of the host's network namespace; "" means that of process 1.
 	HostNetns string
 	// Reserved are label values with another meaning if both pod labels have them, such as
 	// the host's. UnknownLabel is always reserved.

@@ -335,8 +335,8 @@ func TestShortPods(t *testing.T) {
 	named(t, "an ended container", x.ByPID(k.PID), p.ID)
 }
 
-// TestSameName recreates a pod under its name: the new pod is found, and the old pod's keys
-// lead to the old pod or to their new owner.
+// TestSameName recreates a pod under its name. The new pod is found. The old pod's keys
+// lead to the old pod, or to the pod that has them now.
 func TestSameName(t *testing.T) {
 	c := pods.Start(t)
 	x, _ := follow(t, c, Options{})

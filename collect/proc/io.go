@@ -31,7 +31,7 @@ type ioProbe struct {
 	mu sync.Mutex
 	ledger
 	activity snapshot[bpf.Activity]
-	lookedAt uint64 // tick of the last activity reading, or earlier
+	lookedAt uint64 // tick at or before the last reading of activity
 
 	began bool        // a target has been sampled
 	own   ioCounts    // the shims' own calls, to be added to the host's next sample

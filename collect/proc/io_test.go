@@ -47,8 +47,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// oneThread makes one thread of many, but not the main thread, write a byte for each byte
-// that it reads.
+// oneThread runs several threads. One of them, not the main thread, writes a byte for each
+// byte that it reads.
 func oneThread() {
 	runtime.LockOSThread() // keep the other goroutine off the main thread
 	go func() {

@@ -69,9 +69,9 @@ var opinions = map[string]struct {
 		return opinion.Values{"0": float64(s.Connections), "1": float64(s.IncomingPackets), "2": float64(s.OutgoingPackets),
 			"3": float64(s.IncomingBytes), "4": float64(s.OutgoingBytes)}, err
 	}}},
-	//lint:ignore SA1019 it is the other opinion on the text that we read, too
+	//lint:ignore SA1019 the test compares our parser of the same text with it
 	"tcp text": {"net/tcp", opinion.File{Name: "net/tcp", Header: 1, Ours: tcpValues("net/tcp", 8), Library: libraryTCP(procfs.FS.NetTCP)}},
-	//lint:ignore SA1019 it is the other opinion on the text that we read, too
+	//lint:ignore SA1019 the test compares our parser of the same text with it
 	"tcp6 text": {"net/tcp6", opinion.File{Name: "net/tcp6", Header: 1, Ours: tcpValues("net/tcp6", 32), Library: libraryTCP(procfs.FS.NetTCP6)}},
 	"pid io": {"self/io", opinion.File{Name: "1/io", Ours: func(b []byte) (opinion.Values, error) {
 		c, err := parseIO(b)
@@ -414,10 +414,10 @@ func asked(name string, fs procfs.FS) (err error) {
 	case "ipvs":
 		_, err = fs.IPVSStats()
 	case "tcp text":
-		//lint:ignore SA1019 it is the other opinion on the text that we read, too
+		//lint:ignore SA1019 the test compares our parser of the same text with it
 		_, err = fs.NetTCP()
 	case "tcp6 text":
-		//lint:ignore SA1019 it is the other opinion on the text that we read, too
+		//lint:ignore SA1019 the test compares our parser of the same text with it
 		_, err = fs.NetTCP6()
 	case "pid io":
 		_, err = p.IO()

@@ -490,7 +490,8 @@ func (s *interfaces) update(departed []departure) {
 	n := 0
 	for i := range s.list {
 		f := &s.list[i]
-		// If the kernel cannot be asked about an interface, it must be missing twice.
+		// If the kernel cannot be asked, an interface counts as gone when two readings in a
+		// row lack it.
 		if f.gone || f.missed > 1 && (f.index == 0 || !s.looked) {
 			continue
 		}

@@ -162,7 +162,7 @@ func (s *snapshot[V]) refreshIn(cycle uint64) {
 	s.retry = s.cycle + min(uint64(1)<<min(s.failures, 8), maxRetry)
 }
 
-// drop closes the iterator and goes on without.
+// drop closes the iterator; the probe continues without it.
 func (s *snapshot[V]) drop() error {
 	i := s.iterator
 	s.iterator, s.of = nil, nil

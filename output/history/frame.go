@@ -112,7 +112,7 @@ func newNames() *names {
 	return &names{strings: map[string]uint64{}, setsOf: map[string]uint64{}, series: map[*Series]uint64{}}
 }
 
-// full reports whether the file is full.
+// full reports whether the file has reached a limit, so that another must be started.
 func (n *names) full() bool {
 	return len(n.list) >= maxSeries || n.bytes >= maxStrings/2 || n.labels >= maxAllLbls/2
 }

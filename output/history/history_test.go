@@ -614,11 +614,11 @@ func TestClockSet(t *testing.T) {
 		}
 	}
 	cycles(3)
-	at.set(noon.Add(-30 * time.Minute)) // back
+	at.set(noon.Add(-30 * time.Minute)) // set back
 	cycles(2)
-	at.set(noon.Add(3 * time.Hour)) // ahead
+	at.set(noon.Add(3 * time.Hour)) // set ahead
 	cycles(2)
-	at.mu.Lock() // asleep
+	at.mu.Lock() // suspended
 	at.at.wall, at.at.boot = at.at.wall.Add(2*time.Hour), at.at.boot+2*time.Hour
 	at.mu.Unlock()
 	cycles(2)
@@ -847,8 +847,8 @@ type stuck struct {
 
 func (s stuck) open() (room, error) { <-s.gate; return s.disk.open() }
 
-// TestHangingDisk: nobody waits for a hanging disk. When it answers, as many minutes are
-// written as could wait.
+// TestHangingDisk: nobody waits for a hanging disk. The waiting minutes are written when it
+// answers; those for which there was no room are lost.
 func TestHangingDisk(t *testing.T) {
 	dir, at := filepath.Join(t.TempDir(), Folder), newClock()
 	gate := make(chan struct{})

@@ -30,7 +30,7 @@ type Space struct {
 	// PID is the process that holds the namespace: a cat that reads its standard input.
 	PID   int
 	Inode uint64
-	// Path is a file that stands for the namespace.
+	// Path is the path of the namespace, such as /proc/PID/ns/net.
 	Path string
 
 	t  testing.TB

@@ -41,8 +41,8 @@ const CRINamespace = "k8s.io"
 type Containerd struct {
 	// Socket is the path of its gRPC socket.
 	Socket string
-	// Netns is a file that stands for containerd's network namespace, which is the "host's"
-	// for its pods.
+	// Netns is the path of containerd's network namespace, which is the "host's" for its
+	// pods.
 	Netns string
 	// Cgroup is the parent of all control groups of the instance, as a path from the root
 	// of each hierarchy.

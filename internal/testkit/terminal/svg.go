@@ -41,7 +41,7 @@ func css(c color.Color, otherwise string) string {
 	return otherwise
 }
 
-// look is how a run of cells is drawn.
+// look is the style of a run of cells.
 type look struct {
 	fg, bg    string
 	bold, dim bool
