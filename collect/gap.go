@@ -11,7 +11,7 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// minGap is the shortest time without a sample that is reported, however short the interval
+// minGap is the shortest gap between samples that is reported, however short the interval
 // is.
 const minGap = 15 * time.Second
 

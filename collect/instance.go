@@ -56,8 +56,8 @@ const (
 	minRetry = 5 * time.Second
 	maxRetry = 5 * time.Minute
 
-	// A module may add support later, but each check costs a load of the probe. So an
-	// unsupported probe is checked seldom, without a log line.
+	// A kernel module may add support later, but each check costs a load of the probe. So
+	// an unsupported probe is checked seldom, without a log line.
 	minLookAgain = 5 * time.Minute
 	maxLookAgain = time.Hour
 

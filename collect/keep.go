@@ -115,8 +115,8 @@ func (k *keeper) each(probe string, f func(data []byte)) {
 	}
 }
 
-// appendKept encodes the state of all probes on the target. While a call hangs, which may
-// still change the state, it repeats the previous encoding.
+// appendKept encodes the state of all probes on the target. If a call hangs that may still
+// change the state, it repeats the previous encoding.
 func (m *memory) appendKept(b []byte, now time.Duration) []byte {
 	if len(m.stuck) > 0 || len(m.hung) > 0 {
 		return append(b, m.kept...)

@@ -19,8 +19,8 @@ type row struct {
 	leftOut int // above 0: the number of series left out; value is unused
 }
 
-// labelSet is the owner of series: the label pairs that they share, and what decides which
-// of them are written.
+// labelSet is the label pairs that the series of one owner share, and the state that
+// decides which of these series are written.
 type labelSet struct {
 	pairs   []*dto.LabelPair
 	pod     *owner.Pod // nil: the host, or unattributed

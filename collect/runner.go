@@ -257,8 +257,9 @@ func (r *Runner) Status() []ProbeStatus {
 func (r *Runner) Until(ctx context.Context) { r.stop = ctx.Done() }
 
 // Run samples at once and then each interval, until ctx ends. sink gets the families of
-// each cycle, which are valid until it returns. Run calls the functions received from
-// between between two cycles, where they may Apply, and starts a cycle after each.
+// each cycle, which are valid until it returns. Between two cycles Run calls the functions
+// that it receives from the channel between. They may call Apply, and a cycle follows at
+// once.
 func (r *Runner) Run(ctx context.Context, sink func([]*dto.MetricFamily), between <-chan func()) {
 	next := time.Now()
 	r.loop.Store(goroutineID())

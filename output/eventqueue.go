@@ -140,7 +140,7 @@ func (q *eventQueue) killed() bool {
 }
 
 // giveUpAfter is how long the goroutine may take to notice that it must end. After that it
-// hangs in the kernel, and is abandoned.
+// counts as hanging in the kernel, and is abandoned.
 const giveUpAfter = 100 * time.Millisecond
 
 // close makes the goroutine write the queued events until ctx ends. Then it uses wake to

@@ -6,8 +6,9 @@ import (
 	"nodeskoop/collect/catalog"
 )
 
-// Counts say what became of the events of one type: Offered = Written + Suppressed + Lost +
-// Ignored + Pending.
+// Counts say what became of the events of one type:
+//
+//	Offered = Written + Suppressed + Lost + Ignored + Pending
 type Counts struct {
 	// Offered counts occurrences: events handed to the Hub, and events suppressed, ignored
 	// or lost before they reached it.

@@ -14,8 +14,8 @@ import (
 )
 
 // Event is one occurrence of an EventType. The probe fills in the fields that it knows and
-// hands the Event to a Hub. From then on only the Hub may change it, and after Sink.Send
-// nobody.
+// hands the Event to a Hub. From then on only the Hub may change it, and nobody once a sink
+// has it.
 type Event struct {
 	Type *catalog.EventType
 	// Time is the kernel's time of the occurrence.
@@ -193,9 +193,9 @@ func (e *Event) appendTemplate(b []byte, template string) []byte {
 	}
 }
 
-// appendPeer appends the pods at the ends of the connection other than the event's owner: "
-// from shop/db-0". how is the direction of the packet between owner and peer; "ends" stands
-// for the direction in which the connection is written.
+// appendPeer appends the pods at the ends of the connection other than the event's owner,
+// such as " from shop/db-0". how is the direction of the packet between owner and peer;
+// "ends" stands for the direction in which the connection is written.
 func (e *Event) appendPeer(b []byte, how string) []byte {
 	src, dst := e.Src.Pod, e.Dst.Pod
 	if src != nil && samePod(src, e.Pod) {

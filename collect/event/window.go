@@ -14,10 +14,10 @@ const (
 // windows are Window and MaxWindow of HubOptions.
 type windows struct{ first, longest time.Duration }
 
-// kind is an open kind. Its first occurrence was sent at once; those until its window ends
-// become one entry. After a window without any it is idle: the next occurrence is sent at
-// once and starts a window of twice the length. An intermittent problem is thus reported
-// ever less often.
+// kind is an open kind. Its first occurrence was sent at once; the occurrences until its
+// window ends become one entry. After a window without occurrences it is idle: the next one
+// is sent at once and starts a window of twice the length. An intermittent problem is thus
+// reported ever less often.
 type kind struct {
 	of     *group
 	peer   peer
@@ -67,8 +67,8 @@ func newKinds(write func(*Event, time.Time)) kinds {
 	return kinds{write: write, groups: map[kindKey]*group{}, owners: map[whose]*holder{}}
 }
 
-// take merges an event into its kind, which then owns the event. If the kind is not open or
-// idle, it starts a window and returns true: the caller must send the event at once.
+// take merges an event into its kind, which then owns the event. If the kind is idle or not
+// open, take starts a window and returns true: the caller must send the event at once.
 func (ks *kinds) take(e *Event, w windows, now time.Time) (first bool) {
 	key, p := keyOf(e), peerOf(e)
 	if g := ks.groups[key]; g != nil {

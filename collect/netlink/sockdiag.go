@@ -92,11 +92,11 @@ const MostKnown = 64
 // TCPSockets remembers the connections that ReadTCP found, for AskTCP. The zero value is
 // empty.
 //
-// Up to MostKnown connections, each is remembered. Of more, only those are that can change
-// without a segment in or out: those with bytes in a queue, or with a timer that may end
-// them. The others are in ESTABLISHED or CLOSE_WAIT with empty queues, and change only with
-// a segment. The exception is data held back by TCP_CORK, which is sent after 200 ms at the
-// latest.
+// Up to MostKnown connections are all remembered. If there are more, only those are
+// remembered that can change without a segment in or out: those with bytes in a queue, or
+// with a timer that may end them. The others are in ESTABLISHED or CLOSE_WAIT with empty
+// queues, and change only with a segment. The exception is data held back by TCP_CORK,
+// which is sent after 200 ms at the latest.
 type TCPSockets struct {
 	all      []tcpSocket // the first MostKnown
 	restless []tcpSocket // the first MostKnown that can change without a segment

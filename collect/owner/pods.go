@@ -22,8 +22,8 @@ type Pod struct {
 	// Netns is the inode number of the pod's network namespace; 0 if the pod shares the
 	// host's or another pod's, or if it is not known.
 	Netns uint64
-	// NetnsPath is a file that stands for the network namespace and outlives the pod's
-	// processes; "" if none is known.
+	// NetnsPath is a path of the network namespace that outlives the pod's processes; "" if
+	// none is known.
 	NetnsPath string
 	// Addrs are the pod's addresses, unmapped.
 	Addrs []netip.Addr

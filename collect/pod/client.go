@@ -65,8 +65,8 @@ func connect(ctx context.Context, socket string) (*client, string, error) {
 	return c, v, nil
 }
 
-// dial records which process listens. Its mount namespace gives access to containers' files
-// that this process's does not show.
+// dial records which process listens. Containers' files that this process cannot see are
+// reachable through that process's mount namespace.
 func (c *client) dial(ctx context.Context, path string) (net.Conn, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {

@@ -20,8 +20,8 @@ import (
 // Docker runs its containers through containerd, in the containerd namespace moby, but
 // gives containerd neither their names nor their labels: such a record has only the label
 // labelDocker. Docker keeps the name in DATA-ROOT/containers/ID/config.v2.json. Reading
-// that file needs less than Docker's socket, which can do anything to the node; and Docker
-// may be stopped or hang while its containers run on.
+// that file takes fewer privileges than Docker's socket, which can do anything to the node;
+// and Docker may be stopped or hang while its containers run on.
 
 const (
 	// labelDocker is the label of each record that Docker makes in containerd.

@@ -40,8 +40,8 @@ type ioProbe struct {
 
 var ioNames = [ioFields]string{ioReadCalls: "syscr", ioWriteCalls: "syscw", ioReadBytes: "read_bytes", ioWriteBytes: "write_bytes"}
 
-// maxKept is the most processes of one target in the saved state. The counts of others from
-// before a restart are not counted.
+// maxKept is the most processes of one target in the saved state. Of further ones, only
+// counts after the first sample of the next run are added.
 const maxKept = 20000
 
 // Keep appends the sums and the processes behind them.

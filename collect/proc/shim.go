@@ -104,7 +104,7 @@ func (p *ioProbe) takeShim(s *ioTotals, r *reading) {
 }
 
 // split moves the shims' own calls from the pod to the host. It runs last, when the shims'
-// growth does not contain the counts of children that were counted while they lived.
+// growth no longer contains the counts of children that were counted while they lived.
 func (p *ioProbe) split(v *collect.View, s *ioTotals, failed *unreadable) error {
 	for _, id := range v.Reapers() {
 		p.mu.Lock()

@@ -121,8 +121,8 @@ func (p *tcpsummary) read(v *collect.View, t *netlink.TCPTable) error {
 	return readTCPText(v, t)
 }
 
-// list dumps all connections and remembers them for AskTCP. It does not if a pending
-// request is among them, which may time out without changing any counter.
+// list dumps all connections, and remembers them for AskTCP unless a pending request is
+// among them, which may time out without changing any counter.
 func (p *tcpsummary) list(v *collect.View, t *netlink.TCPTable, last, now *known) error {
 	last.valid = false
 	if err := netlink.ReadTCP(v, t, &last.sockets); err != nil {

@@ -33,7 +33,7 @@ type Minute struct {
 	// From and To are the wall-clock times of the sample that the increases are against and
 	// of the last sample of the minute. Usually From is the previous minute's To. If the
 	// daemon did not run, the machine was suspended, or minutes could not be written, From
-	// may be earlier or unrelated.
+	// may be another sample, or be long ago.
 	From, To time.Time
 	// Elapsed is the time between the two samples by a clock that cannot be set. Asleep is
 	// the part of it in which the machine was suspended. If To - From differs from Elapsed,
