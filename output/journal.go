@@ -39,8 +39,8 @@ const (
 	defaultQueue      = 4096
 	defaultSendBuffer = 8 << 20
 
-	// writeWait limits one write. After that journald may have been replaced, so a new
-	// connection is made.
+	// writeWait limits one write. If it expires, a new connection is made: journald may
+	// have been replaced.
 	writeWait = time.Second
 
 	minRedial = 50 * time.Millisecond

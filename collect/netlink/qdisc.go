@@ -475,7 +475,7 @@ func (s *qdiscs) begin() {
 	}
 }
 
-// add counts a root qdisc of a sample.
+// add adds the counters of one root qdisc to the sums.
 func (s *qdiscs) add(q *rootQdisc) {
 	k := s.find(q.ifindex)
 	if k != nil && k.away != (qdiscSum{}) && q.handle == k.handle && q.kind == k.kind {

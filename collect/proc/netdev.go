@@ -28,9 +28,9 @@ import (
 // only names, which are reused, so interfaces are identified by index; a namespace assigns
 // new indexes in ascending order. When an interface appears in a namespace that was sampled
 // before, its counters count in full only if it was created there. In the host's namespace
-// the kernel reports each new interface with its initial counters. In a pod's, an interface
-// with a higher index than any before is taken for a created one: a listening socket would
-// keep the namespace of an ended pod alive.
+// the kernel reports each new interface with its initial counters. Pods' namespaces have no
+// such listener, since its socket would keep the namespace of an ended pod alive. There an
+// interface with a higher index than any before is taken for a created one.
 type netdev struct {
 	log     *slog.Logger
 	root    string
