@@ -6,7 +6,7 @@ import "nodeskoop/collect"
 
 // Probes returns the probes of this package.
 func Probes() []collect.Factory {
-	t := newTypeInfo() // shared by the probes of one Runner
+	t := newTypeInfo() // the probes of one Runner share it
 	return []collect.Factory{
 		{Name: "fd", New: t.newFD},
 		{Name: "io", New: t.newIO},
