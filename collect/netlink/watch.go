@@ -8,32 +8,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch hears, in the host's network namespace, of interfaces that come, go or
-// change in the other namespaces, so that a namespace in which none did need not
-// be entered to ask. The kernel tells of the namespaces that have an ID in the
-// host's, as those have whose interface is one end of a veth in the host's or was
-// moved from there.
+// Watch listens in the host's network namespace for changes of interfaces in the other
+// namespaces. A namespace without a change need not be entered to read its interfaces again.
+// The kernel reports a namespace that has an ID in the host's. It gives an ID to a namespace
+// with a veth whose peer is in the host's, and to one that an interface was moved to.
 //
-// It pins no namespace but the host's. It is not safe for use by several
-// goroutines.
+// A Watch pins only the host's namespace. It is not safe for use by several goroutines.
 type Watch struct {
 	events, questions conn
-	heard             uint64           // messages so far
-	last              map[int32]uint64 // by ID: heard, with the last message of it
-	lost              uint64           // heard, when messages were lost last
+	heard             uint64           // messages received so far
+	last              map[int32]uint64 // heard at the last message of a namespace, by ID
+	lost              uint64           // heard at the last loss of messages
 	hdr               unix.Msghdr
 	iov               unix.Iovec
 	control           [64]byte
 }
 
-// NoID is that of a namespace which has none in the host's.
+// NoID stands for the ID of a namespace that has none in the host's.
 const NoID = int32(unix.NETNSA_NSID_NOT_ASSIGNED)
 
-// watchRoom is how many bytes of messages may wait until the next sample.
+// watchRoom is the receive buffer, in bytes, for the messages between two samples.
 const watchRoom = 1 << 20
 
-// WatchLinks opens a Watch, in the namespace of the thread. It takes
-// CAP_NET_BROADCAST.
+// WatchLinks opens a Watch in the thread's namespace. It needs CAP_NET_BROADCAST.
 func WatchLinks() (*Watch, error) {
 	const what = "interfaces of other network namespaces"
 	events, err := dial(unix.NETLINK_ROUTE, what, nil)
@@ -60,16 +57,15 @@ func WatchLinks() (*Watch, error) {
 	return &Watch{events: events, questions: questions, last: map[int32]uint64{}}, nil
 }
 
-// Close ends it.
+// Close stops listening.
 func (w *Watch) Close() error {
 	w.events.close()
 	w.questions.close()
 	return nil
 }
 
-// ID asks for the ID of an open namespace, NoID if it has none. What happened in
-// a namespace before it had one is not heard. (rtnl_net_getid in
-// net/core/net_namespace.c)
+// ID returns the ID of an open namespace, or NoID (rtnl_net_getid in
+// net/core/net_namespace.c). Changes before the namespace had an ID are not reported.
 func (w *Watch) ID(ns int) (id int32, err error) {
 	var req [unix.SizeofNlMsghdr + 4 + 8]byte // struct rtgenmsg, NETNSA_FD
 	putHeader(req[:], unix.RTM_GETNSID, 0)
@@ -105,22 +101,20 @@ func parseID(msg []byte) (int32, error) {
 	return NoID, nil
 }
 
-// Mark takes in what was heard up to now. Changed tells of what comes after it.
+// Mark returns the present position in the stream of messages, for Changed.
 func (w *Watch) Mark() (mark uint64, err error) {
 	err = w.drain()
 	return w.heard, err
 }
 
-// Changed reports whether an interface of a namespace may have come, gone or been
-// renamed after a Mark and before this call, or the ID be another namespace's by
-// now. The kernel tells of an interface that loses a name before another can get
-// it.
+// Changed reports whether an interface of a namespace may have been created, deleted, moved
+// or renamed between a Mark and this call, or the ID given to another namespace.
 func (w *Watch) Changed(id int32, mark uint64) (bool, error) {
 	err := w.drain()
 	return id < 0 || w.last[id] > mark || w.lost > mark, err
 }
 
-// drain receives what has come.
+// drain receives the messages that are waiting.
 func (w *Watch) drain() error {
 	for {
 		n, id, err := w.receive()
@@ -134,14 +128,14 @@ func (w *Watch) drain() error {
 			w.lost = w.heard
 			continue
 		case err != nil:
-			// What comes from here on is not heard.
+			// The socket may be useless: all namespaces count as changed.
 			w.heard++
 			w.lost = w.heard
 			return fmt.Errorf("netlink: receive %s: %w", w.events.what, err)
 		}
 		w.heard++
 		if id < 0 {
-			// Of the host's own namespace, or of an ID that was given or taken back.
+			// From the host's own namespace: only assignments of IDs matter.
 			h, payload, _, err := nextMessage(w.events.buf[:min(n, len(w.events.buf))])
 			if err != nil || h.typ != unix.RTM_NEWNSID && h.typ != rtmDelNSID {
 				continue
@@ -157,8 +151,7 @@ func (w *Watch) drain() error {
 
 const rtmDelNSID = 89 // RTM_DELNSID
 
-// receive receives a message, with the ID of the namespace that it is of, NoID
-// for the host's own.
+// receive receives one message with the ID of its namespace, NoID for the host's own.
 func (w *Watch) receive() (n int, id int32, err error) {
 	w.iov.Base = unsafe.SliceData(w.events.buf)
 	w.iov.SetLen(len(w.events.buf))

@@ -10,7 +10,7 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// watched is a host's namespace with a Watch, and two others that have IDs there.
+// watched is a host's namespace with a Watch, and two other namespaces.
 type watched struct {
 	t                *testing.T
 	host, pod, other *nsnet.Space
@@ -115,8 +115,7 @@ func TestWatch(t *testing.T) {
 	x.want("and out there", 32, mark, true)
 }
 
-// TestWatchLoses: where the kernel had more to say than there was room for, any
-// namespace may have changed.
+// TestWatchLoses: after an overrun of the receive buffer every namespace counts as changed.
 func TestWatchLoses(t *testing.T) {
 	x := newWatched(t)
 	pod, other := x.open(x.pod), x.open(x.other)
