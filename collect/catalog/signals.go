@@ -41,7 +41,7 @@ var signals = []Signal{
 	{"syn.refused", "{n} SYNs found the queue of half-open handshakes full in {time}", "nsenter -t PID -n nstat -az 'TcpExtTCPReqQFull*'"},
 	{"syn.cookies_unanswered", "{n} SYN cookies were sent and never answered in {time}", "nsenter -t PID -n nstat -az 'TcpExtSyncookies*'"},
 	{"window.closed", "{n} connections to {peer} have data to send and no window", sourceSockets + " (rwnd_limited, snd_wnd)"},
-	{"stuck.large", "{n} connections to {peer} retransmit segments of {what} in vain, while small ones get through", sourceSockets + " (backoff, mss)"},
+	{"stuck.large", "{n} connections to {peer} retransmit full segments in vain, while small ones get through", sourceSockets + " (backoff, mss)"},
 	{"stuck.small", "{n} connections to {peer} retransmit small segments in vain", sourceSockets + " (backoff)"},
 	{"unread.stands", "{n} bytes from {peer} wait in the receive queue, and none was read in {time}", sourceSockets + " (Recv-Q)"},
 	{"read.late", "process {what} read {n} times over 100 ms late in {time}", sourceEvents + "SOCKETLAT_READSLOW"},
@@ -56,7 +56,7 @@ var signals = []Signal{
 	{"dns.lookups", "{n} lookups were made at {peer} in {time}", "tcpdump -ni any port 53"},
 
 	{"ipv6.no_route", "{n} packets had no IPv6 route in {time}, although there is a global IPv6 address", "nsenter -t PID -n ip -6 route show"},
-	{"ipv6.stuck", "{n} connections over IPv6 to {peer} get no answer to their SYN, while others work over IPv4", "nsenter -t PID -n ss -6tan state syn-sent"},
+	{"ipv6.stuck", "{n} SYNs over IPv6 to {peer} were met without an answer, and no connection, while IPv4 works", "nsenter -t PID -n ss -6tan state syn-sent"},
 	{"ipv6.syn", "{n} SYNs over IPv6 to {peer} were retransmitted in {time}", sourceEvents + "TCPRetrans"},
 
 	{"shaper.waits", "the shaper of {what} made packets wait {n} times in {time}", sourceQdisc + " (overlimits)"},
@@ -71,6 +71,7 @@ var signals = []Signal{
 	{"nat.ports", "{n} % of the ports that NAT may use are taken: {what}", "conntrack -L"},
 	{"neighbour.table_full", "the neighbour table had no room {n} times in {time}", "cat /proc/net/stat/arp_cache (table_fulls)"},
 	{"neighbour.table_used", "the neighbour table is {n} % full", "ip -s neigh show; sysctl net.ipv4.neigh.default.gc_thresh3"},
+	{"rpfilter.shared", "the reverse path filter dropped {n} packets in {time}, and two interfaces have addresses of one network", "nsenter -t PID -n nstat -az TcpExtIPReversePathFilter; nsenter -t PID -n ip addr show"},
 	{"arp.other_device", "the neighbour table has {what}, another interface of the node", "nsenter -t PID -n ip neigh show"},
 
 	{"cpu.softirq", "CPU {what} spent {n} % of the time in softirqs", "mpstat -P ALL 1 10 (%soft)"},

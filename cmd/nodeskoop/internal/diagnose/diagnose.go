@@ -91,10 +91,15 @@ func (d *Doctor) Look(ctx context.Context, took time.Duration, pod string, begun
 		d.fail("lookups of DNS", err)
 	}
 	r.before = d.moment(false)
-	select {
-	case <-time.After(took - time.Since(r.before.at)):
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	for i := range looksBetween + 1 {
+		select {
+		case <-time.After(took*time.Duration(i+1)/(looksBetween+1) - time.Since(r.before.at)):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		if i < looksBetween {
+			r.middle = append(r.middle, d.connections())
+		}
 	}
 	r.after = d.moment(true)
 	r.after.values = d.watcher.sample()
@@ -186,35 +191,15 @@ func (d *Doctor) moment(whole bool) moment {
 		err      error
 		groupErr error
 	}
-	targets := d.targets()
-	results := make(chan result, len(targets))
-	todo := make(chan target, len(targets))
-	for _, t := range targets {
-		todo <- t
-	}
-	close(todo)
-	var wg sync.WaitGroup
-	for range readers {
-		wg.Go(func() {
-			for t := range todo {
-				res := result{target: t}
-				res.state, res.err = bounded.Within(netnsWithin, func() (s *netnsState, err error) {
-					err = kernel.InNetns(t.path, t.inode, func() error {
-						s = readNetns(whole)
-						return nil
-					})
-					return s, err
-				})
-				if t.pod != nil {
-					res.group, res.groupErr = bounded.Within(groupWithin, func() (groupState, error) { return readGroups(mounts, t.pod.PIDs) })
-				}
-				results <- res
-			}
-		})
-	}
-	wg.Wait()
-	close(results)
-	for res := range results {
+	results := each(d.targets(), func(t target) result {
+		res := result{target: t}
+		res.state, res.err = inside(t, func() (*netnsState, error) { return readNetns(whole), nil })
+		if t.pod != nil {
+			res.group, res.groupErr = bounded.Within(groupWithin, func() (groupState, error) { return readGroups(mounts, t.pod.PIDs) })
+		}
+		return res
+	})
+	for _, res := range results {
 		if res.err != nil {
 			d.fail("the network namespace of "+nameText(res.name), res.err)
 			continue
@@ -233,6 +218,67 @@ func (d *Doctor) moment(whole bool) moment {
 		m.groups[res.name] = res.group
 	}
 	return m
+}
+
+// looksBetween is how often connections are looked at between the two moments: what
+// stands is told from what passes.
+const looksBetween = 2
+
+// connections are those of the node and all pods.
+func (d *Doctor) connections() map[string][]socket {
+	type result struct {
+		name string
+		list []socket
+	}
+	out := map[string][]socket{}
+	for _, r := range each(d.targets(), func(t target) result {
+		list, err := inside(t, func() ([]socket, error) {
+			var s netnsState
+			err := s.readSockets()
+			return s.sockets, err
+		})
+		if err != nil {
+			return result{} // the moment at the end says why
+		}
+		return result{t.name, list}
+	}) {
+		if r.name != "" {
+			out[r.name] = r.list
+		}
+	}
+	return out
+}
+
+// inside calls f in the network namespace of a target, and waits for it no longer
+// than netnsWithin.
+func inside[T any](t target, f func() (T, error)) (T, error) {
+	return bounded.Within(netnsWithin, func() (v T, err error) {
+		inner := kernel.InNetns(t.path, t.inode, func() error {
+			v, err = f()
+			return nil
+		})
+		return v, errors.Join(inner, err)
+	})
+}
+
+// each calls f with each target, some at a time.
+func each[T any](targets []target, f func(target) T) []T {
+	out := make([]T, len(targets))
+	todo := make(chan int, len(targets))
+	for i := range targets {
+		todo <- i
+	}
+	close(todo)
+	var wg sync.WaitGroup
+	for range readers {
+		wg.Go(func() {
+			for i := range todo {
+				out[i] = f(targets[i])
+			}
+		})
+	}
+	wg.Wait()
+	return out
 }
 
 // descriptors looks how near to their limit the processes of pods are.
@@ -292,13 +338,7 @@ func (d *Doctor) nat(r *recording) {
 			d.fail("the ports of NAT of "+nameText(t.name), fmt.Errorf("conntrack has more than %d entries", mostTracked))
 			continue
 		}
-		n, err := bounded.Within(2*netnsWithin, func() (n natPorts, err error) {
-			err = kernel.InNetns(t.path, t.inode, func() (err error) {
-				n, err = readNAT()
-				return err
-			})
-			return n, err
-		})
+		n, err := inside(t, readNAT)
 		if err != nil {
 			d.fail("the ports of NAT of "+nameText(t.name), err)
 			continue

@@ -38,10 +38,12 @@ type moment struct {
 // recording is all that diagnose looks at.
 type recording struct {
 	before, after moment
-	events        []occurrence
-	left          uint64 // events that were not kept
-	lookups       []lookup
-	descriptors   map[string]descriptors
+	// middle are the connections at moments between, by owner.
+	middle      []map[string][]socket
+	events      []occurrence
+	left        uint64 // events that were not kept
+	lookups     []lookup
+	descriptors map[string]descriptors
 	// nat are the ports that NAT has given out, by owner.
 	nat map[string]natPorts
 	// pods are the names of pods by address, nodes the addresses of the node.
@@ -99,7 +101,11 @@ func observe(r *recording) []observation {
 			continue // a pod that started meanwhile
 		}
 		o.counters(name, before, after)
-		o.sockets(name, before, after)
+		samples := [][]socket{before.sockets}
+		for _, m := range r.middle {
+			samples = append(samples, m[name])
+		}
+		o.sockets(name, after, append(samples, after.sockets))
 		o.qdiscs(name, before, after)
 		o.ports(name, after)
 	}
@@ -143,26 +149,28 @@ func (o *observer) counters(name string, before, after *netnsState) {
 	for counter := range after.counters {
 		o.add(observation{signal: counter, owner: name, value: rise(counter)})
 	}
-	sum := func(signal string, counters ...string) {
-		total := 0.0
+	all := func(counters ...string) (total float64) {
 		for _, c := range counters {
 			total += rise(c)
 		}
-		o.add(observation{signal: signal, owner: name, value: total})
+		return total
 	}
-	sum("udp.full", "UdpRcvbufErrors", "Udp6RcvbufErrors")
-	sum("udp.datagrams", "UdpInDatagrams", "Udp6InDatagrams", "UdpRcvbufErrors", "Udp6RcvbufErrors")
-	sum("tcp.opens", "TcpActiveOpens", "TcpPassiveOpens")
-	sum("tcp.aborts", "TcpExtTCPAbortOnClose", "TcpExtTCPAbortOnData")
-	sum("tcp.reordered", "TcpExtTCPSACKReorder", "TcpExtTCPTSReorder", "TcpExtTCPRenoReorder")
-	bad := 0.0
-	for _, c := range []string{"TcpInCsumErrors", "UdpInCsumErrors", "Udp6InCsumErrors", "IcmpInCsumErrors", "Icmp6InCsumErrors"} {
-		bad += rise(c)
+	add := func(signal string, counters ...string) {
+		o.add(observation{signal: signal, owner: name, value: all(counters...)})
 	}
-	o.add(observation{signal: "checksum.bad", owner: name, peer: o.damaged(name), value: bad})
-	sum("syn.refused", "TcpExtTCPReqQFullDoCookies", "TcpExtTCPReqQFullDrop")
+	add("udp.full", "UdpRcvbufErrors", "Udp6RcvbufErrors")
+	add("udp.datagrams", "UdpInDatagrams", "Udp6InDatagrams", "UdpRcvbufErrors", "Udp6RcvbufErrors")
+	add("tcp.opens", "TcpActiveOpens", "TcpPassiveOpens")
+	add("tcp.aborts", "TcpExtTCPAbortOnClose", "TcpExtTCPAbortOnData")
+	add("tcp.reordered", "TcpExtTCPSACKReorder", "TcpExtTCPTSReorder", "TcpExtTCPRenoReorder")
+	o.add(observation{signal: "checksum.bad", owner: name, peer: o.damaged(name),
+		value: all("TcpInCsumErrors", "UdpInCsumErrors", "Udp6InCsumErrors", "IcmpInCsumErrors", "Icmp6InCsumErrors")})
+	add("syn.refused", "TcpExtTCPReqQFullDoCookies", "TcpExtTCPReqQFullDrop")
 	if sent, answered := rise("TcpExtSyncookiesSent"), rise("TcpExtSyncookiesRecv"); sent > answered {
 		o.add(observation{signal: "syn.cookies_unanswered", owner: name, value: sent - answered})
+	}
+	if sharesSegment(after) {
+		add("rpfilter.shared", "TcpExtIPReversePathFilter")
 	}
 	global6 := slices.ContainsFunc(after.addrs, func(a address) bool {
 		return a.addr.Is6() && a.addr.IsGlobalUnicast()
@@ -170,6 +178,19 @@ func (o *observer) counters(name string, before, after *netnsState) {
 	if global6 && after.default4 && !after.default6 {
 		o.add(observation{signal: "ipv6.no_route", owner: name, value: rise("Ip6OutNoRoutes"), blame: name})
 	}
+}
+
+// sharesSegment reports whether two interfaces have addresses of one network.
+func sharesSegment(s *netnsState) bool {
+	for i, a := range s.addrs {
+		for _, b := range s.addrs[i+1:] {
+			if a.device != b.device && a.addr.Is4() && b.addr.Is4() && !a.addr.IsLoopback() && a.bits < 32 && b.bits < 32 &&
+				(netip.PrefixFrom(a.addr, a.bits).Contains(b.addr) || netip.PrefixFrom(b.addr, b.bits).Contains(a.addr)) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // damaged is the pod that all packets with a wrong checksum came from, "" if there is
@@ -205,104 +226,174 @@ func (s *socket) isStuck() bool {
 	return s.isOpen() && s.info.Unacked > 0 && s.info.Probes == 0 && (s.info.Retransmits >= 2 || s.info.Backoff >= 2)
 }
 
-func (o *observer) sockets(name string, before, after *netnsState) {
+// sockets observes connections: in the sample at the begin, the first, and in those
+// that follow.
+func (o *observer) sockets(name string, after *netnsState, samples [][]socket) {
 	was := map[connection]*socket{}
-	for i := range before.sockets {
-		s := &before.sockets[i]
+	for i := range samples[0] {
+		s := &samples[0][i]
 		was[connection{s.local, s.remote}] = s
 	}
+	peers := o.peers(samples, was)
 	// Where no socket has a window the kernel does not tell of windows (before
 	// Linux 5.4).
 	windows := slices.ContainsFunc(after.sockets, func(s socket) bool { return s.info != nil && s.info.Snd_wnd > 0 })
-	halfOpen := map[string]float64{}
-	moves := map[string]bool{} // peers to which large data get through
-	alive := map[string]bool{} // peers that answer small packets
-	for i := range after.sockets {
-		s := &after.sockets[i]
-		peer := o.nameOf(s.remote.Addr())
-		old := was[connection{s.local, s.remote}]
-		if !s.isOpen() || s.remote.Addr().IsLoopback() {
-			continue
-		}
-		acked, received := s.info.Bytes_acked, s.info.Bytes_received
-		if old == nil || old.info == nil {
-			alive[peer] = true // its handshake was in the time that was watched
-		} else {
-			acked, received = since(acked, old.info.Bytes_acked), since(received, old.info.Bytes_received)
-			alive[peer] = alive[peer] || received > 0 || acked > 0
-		}
-		moves[peer] = moves[peer] || acked > 4*uint64(max(s.info.Snd_mss, 536))
-	}
-	v4, v6 := false, map[string]float64{}
-	for i := range after.sockets {
-		s := &after.sockets[i]
-		peer := o.nameOf(s.remote.Addr())
-		old := was[connection{s.local, s.remote}]
-		far := s.remote.Addr()
-		switch {
-		case s.state == listening:
-			if s.rx > 0 && s.rx >= s.tx {
-				o.add(observation{signal: "listen.full", owner: name, value: float64(s.rx), what: ":" + strconv.Itoa(int(s.local.Port())) + " holds " + strconv.Itoa(int(s.tx))})
+	closed, large, small := map[connection]bool{}, map[connection]bool{}, map[connection]bool{}
+	full := map[uint16]*socket{}
+	var halfOpen map[string]float64
+	for _, sample := range samples[1:] {
+		half := map[string]float64{}
+		for i := range sample {
+			s := &sample[i]
+			switch {
+			case s.state == listening && s.rx > 0 && s.rx >= s.tx:
+				if f := full[s.local.Port()]; f == nil || f.rx < s.rx {
+					full[s.local.Port()] = s
+				}
+			case s.state == synRecv:
+				half[o.nameOf(s.remote.Addr())]++
 			}
-		case s.state == synRecv:
-			halfOpen[peer]++
-		case s.state == synSent && far.Is6() && far.IsGlobalUnicast() && s.info != nil && s.info.Retransmits > 0:
-			v6[peer]++
-		}
-		if far.Is4() && !far.IsLoopback() && (s.state == established || s.state == timeWait || s.state == closeWait) {
-			v4 = true
-		}
-		if !s.isOpen() || far.IsLoopback() {
-			continue
-		}
-		mss := max(s.info.Snd_mss, 536)
-		waits := s.tx > 0 || s.info.Notsent_bytes > 0
-		limited := s.info.Rwnd_limited
-		if old != nil && old.info != nil {
-			limited = since(limited, old.info.Rwnd_limited)
-		}
-		if waits && (s.info.Probes > 0 || windows && s.info.Snd_wnd < mss) && limited >= uint64(time.Second/time.Microsecond) {
-			o.add(observation{signal: "window.closed", owner: name, peer: peer, value: 1})
-		}
-		if s.isStuck() {
-			if s.tx >= mss*9/10 && alive[peer] && !moves[peer] {
-				o.add(observation{signal: "stuck.large", owner: name, peer: peer, value: 1, what: strconv.Itoa(int(mss)) + " bytes"})
+			if !s.isOpen() || s.remote.Addr().IsLoopback() {
+				continue
 			}
-			if s.tx < mss*9/10 {
-				o.add(observation{signal: "stuck.small", owner: name, peer: peer, value: 1})
+			c := connection{s.local, s.remote}
+			mss := max(s.info.Snd_mss, 536)
+			limited := s.info.Rwnd_limited
+			if old := was[c]; old != nil && old.info != nil {
+				limited = since(limited, old.info.Rwnd_limited)
+			}
+			if waits := s.tx > 0 || s.info.Notsent_bytes > 0; waits && (s.info.Probes > 0 || windows && s.info.Snd_wnd < mss) && limited >= leastLimited {
+				closed[c] = true
+			}
+			if s.isStuck() {
+				if p := peers[o.nameOf(c.remote.Addr())]; s.tx >= mss*9/10 && p.answers && !p.takes {
+					large[c] = true
+				}
+				if s.tx < mss*9/10 {
+					small[c] = true
+				}
 			}
 		}
-		// Nothing was read in all the time: what came is what there is more of.
-		if s.state == established && old != nil && old.info != nil && old.rx > 0 && s.rx >= leastUnread &&
-			since(s.info.Bytes_received, old.info.Bytes_received) == uint64(s.rx)-uint64(min(old.rx, s.rx)) {
-			o.add(observation{signal: "unread.stands", owner: name, peer: peer, value: float64(s.rx)})
-		}
-		if reordered := s.info.Reord_seen; reordered > 0 {
-			if old != nil && old.info != nil {
-				reordered -= min(reordered, old.info.Reord_seen)
-			}
-			o.add(observation{signal: "reordered.peer", owner: name, peer: peer, value: float64(reordered)})
+		// What stands is there in each sample.
+		if sum(half) < sum(halfOpen) || halfOpen == nil {
+			halfOpen = half
 		}
 	}
-	total, most, from := 0.0, 0.0, ""
+	for signal, which := range map[string]map[connection]bool{"window.closed": closed, "stuck.large": large, "stuck.small": small} {
+		for c := range which {
+			o.add(observation{signal: signal, owner: name, peer: o.nameOf(c.remote.Addr()), value: 1})
+		}
+	}
+	for port, s := range full {
+		o.add(observation{signal: "listen.full", owner: name, value: float64(s.rx), what: ":" + strconv.Itoa(int(port)) + ", which holds " + strconv.Itoa(int(s.tx))})
+	}
+	most, from := 0.0, ""
 	for peer, n := range halfOpen {
-		if total += n; n > most || n == most && peer < from {
+		if n > most || n == most && peer < from {
 			most, from = n, peer
 		}
 	}
-	if most < 0.8*total {
+	if most < 0.8*sum(halfOpen) {
 		from = "" // many
 	}
-	o.add(observation{signal: "syn.half_open", owner: name, peer: from, value: total})
-	if v4 {
-		for peer, n := range v6 {
+	o.add(observation{signal: "syn.half_open", owner: name, peer: from, value: sum(halfOpen)})
+	for peer, p := range peers {
+		if p.v6 && p.asked >= leastAsked && !p.opened && slices.ContainsFunc(after.sockets, worksOver4) {
 			blame := ""
 			if !after.default6 {
 				blame = name
 			}
-			o.add(observation{signal: "ipv6.stuck", owner: name, peer: peer, value: n, blame: blame})
+			o.add(observation{signal: "ipv6.stuck", owner: name, peer: peer, value: p.asked, blame: blame})
 		}
 	}
+	for i := range after.sockets {
+		s := &after.sockets[i]
+		old := was[connection{s.local, s.remote}]
+		if !s.isOpen() || s.remote.Addr().IsLoopback() {
+			continue
+		}
+		reordered := s.info.Reord_seen
+		if old != nil && old.info != nil {
+			reordered = uint32(since(uint64(reordered), uint64(old.info.Reord_seen)))
+			// Nothing was read in all the time: what came is what there is more of.
+			if s.state == established && old.rx > 0 && s.rx >= leastUnread && s.rx >= old.rx &&
+				since(s.info.Bytes_received, old.info.Bytes_received) == uint64(s.rx-old.rx) {
+				o.add(observation{signal: "unread.stands", owner: name, peer: o.nameOf(s.remote.Addr()), value: float64(s.rx)})
+			}
+		}
+		o.add(observation{signal: "reordered.peer", owner: name, peer: o.nameOf(s.remote.Addr()), value: float64(reordered)})
+	}
+}
+
+// leastLimited is for how long, in microseconds, a sender has had to wait for a
+// window.
+const leastLimited = 1_000_000
+
+// leastAsked is how many handshakes, over all samples, have to be without an answer,
+// and none with one. A sample that meets a handshake of a path that works meets
+// connections more often.
+const leastAsked = 3
+
+func sum(m map[string]float64) (total float64) {
+	for _, n := range m {
+		total += n
+	}
+	return total
+}
+
+// peer is what the sockets of a namespace show of another end.
+type peer struct {
+	answers bool // handshakes, or small segments
+	takes   bool // large segments get through
+	// Of its global IPv6 addresses: SYNs without an answer, by sample, and whether a
+	// connection was there in any.
+	v6     bool
+	asked  float64
+	opened bool
+}
+
+func (o *observer) peers(samples [][]socket, was map[connection]*socket) map[string]*peer {
+	peers := map[string]*peer{}
+	for i, sample := range samples {
+		for j := range sample {
+			s := &sample[j]
+			far := s.remote.Addr()
+			if s.state == listening || far.IsLoopback() || !far.IsValid() {
+				continue
+			}
+			name := o.nameOf(far)
+			p := peers[name]
+			if p == nil {
+				p = &peer{}
+				peers[name] = p
+			}
+			if far.Is6() && far.IsGlobalUnicast() {
+				p.v6 = true
+				if s.state == synSent {
+					p.asked++
+				} else {
+					p.opened = true
+				}
+			}
+			if i == 0 || !s.isOpen() {
+				continue
+			}
+			acked, received := s.info.Bytes_acked, s.info.Bytes_received
+			old := was[connection{s.local, s.remote}]
+			if old != nil && old.info != nil {
+				acked, received = since(acked, old.info.Bytes_acked), since(received, old.info.Bytes_received)
+			}
+			// A connection that is new has had its handshake in the time.
+			p.answers = p.answers || old == nil || received > 0 || acked > 0
+			p.takes = p.takes || acked > 4*uint64(max(s.info.Snd_mss, 536))
+		}
+	}
+	return peers
+}
+
+// worksOver4 reports whether a socket is a connection over IPv4 that was made.
+func worksOver4(s socket) bool {
+	return s.remote.Addr().Is4() && !s.remote.Addr().IsLoopback() && (s.state == established || s.state == timeWait || s.state == closeWait)
 }
 
 // leastUnread is how many unread bytes are more than what a closed or idle
@@ -318,6 +409,10 @@ func since(now, was uint64) uint64 {
 
 // shapers are the queueing disciplines that hold traffic to a rate.
 var shapers = []string{"tbf", "htb", "hfsc", "cake"}
+
+// atRate is how much of a shaper's rate is used where the rate is what holds traffic
+// up. Where it is less, its queue is too short for bursts.
+const atRate = 0.8
 
 func (o *observer) qdiscs(name string, before, after *netnsState) {
 	type sum struct{ packets, drops, limits, backlog, wire, full, sent float64 }
@@ -338,8 +433,12 @@ func (o *observer) qdiscs(name string, before, after *netnsState) {
 			devices[q.device] = s
 		}
 		packets, drops := float64(q.packets-old.packets), float64(since(q.drops, old.drops))
+		used := 1.0 // of a rate that is not known
+		if q.rate > 0 {
+			used = float64(since(q.bytes, old.bytes)) / o.took().Seconds() / float64(q.rate)
+		}
 		switch {
-		case slices.Contains(shapers, q.kind):
+		case slices.Contains(shapers, q.kind) && used >= atRate:
 			s.packets = max(s.packets, packets)
 			s.limits = max(s.limits, float64(since(q.limits, old.limits)))
 			s.backlog = max(s.backlog, float64(q.qlen))

@@ -44,6 +44,7 @@ type qdisc struct {
 	handle         uint32
 	bytes, packets uint64
 	drops, limits  uint64 // overlimits
+	rate           uint64 // bytes a second that it lets through; 0: not known
 	qlen, backlog  uint64
 }
 
@@ -208,6 +209,9 @@ func (s *netnsState) readQdiscs() error {
 	for _, q := range list {
 		a := q.Attrs()
 		x := qdisc{device: names[a.LinkIndex], kind: q.Type(), handle: a.Handle}
+		if tbf, ok := q.(*netlink.Tbf); ok {
+			x.rate = tbf.Rate
+		}
 		if st := a.Statistics; st != nil {
 			if st.Basic != nil {
 				x.bytes, x.packets = st.Basic.Bytes, uint64(st.Basic.Packets)
