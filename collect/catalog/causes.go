@@ -3,7 +3,7 @@ package catalog
 // The steps that more than one cause needs.
 var (
 	stepListeners = Step{"nsenter -t PID -n ss -tlnp", "who listens where; Recv-Q at Send-Q is a full accept queue"}
-	stepCPUStat   = Step{"cat /proc/PID/cgroup; nproc", "the control group, whose cpu.stat and cpu.max say how much it may have"}
+	stepCPUStat   = Step{"cat /proc/PID/cgroup", "the control group, whose cpu.stat and cpu.max say how much it may have"}
 	stepNeigh     = Step{"nsenter -t PID -n ip neigh show", "the neighbours, and which of them do not answer (FAILED)"}
 	stepRoutes    = Step{"nsenter -t PID -n ip route show table all", "the routes"}
 	stepPodRules  = Step{"nsenter -t PID -n nft list ruleset; nsenter -t PID -n iptables-save -c", "the rules there, with how often each matched"}
