@@ -542,11 +542,12 @@ var ruleFunctions = []string{hookFunction, "nft_do_chain", "ipt_do_table", "ip6t
 // drops are the packets that were lost in the namespace of a pod or the node.
 func (o *observer) drops() {
 	// Conntrack drops what it cannot enter in the hook itself, where rules of
-	// iptables drop, too. It counts how many those are.
+	// iptables drop, too. It counts how many those are; newer kernels count those that
+	// it could not insert in both.
 	untracked := map[string]float64{}
 	for name := range o.after.values {
 		v := rises(o.before.values[name], o.after.values[name])
-		untracked[name] = v["kubeskoop_conntrack_insertfailed"] + v["kubeskoop_conntrack_drop"]
+		untracked[name] = max(v["kubeskoop_conntrack_insertfailed"], v["kubeskoop_conntrack_drop"])
 	}
 	for _, e := range o.events {
 		if e.typ != "PacketLoss" || e.owner == "" {
