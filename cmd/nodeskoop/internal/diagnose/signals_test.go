@@ -272,6 +272,12 @@ func TestObserve(t *testing.T) {
 			r.after.netns[web].neighbours = []neighbour{{netip.MustParseAddr("10.0.0.1"), "02:00:00:00:00:02", netlink.NUD_REACHABLE}}
 			r.after.netns[client].neighbours = []neighbour{{netip.MustParseAddr("10.0.0.1"), "02:00:00:00:00:01", netlink.NUD_REACHABLE}}
 		}, "arp.other_device shop/web-0 node 1 10.0.0.1 of eth0 at eth1"},
+		{"reads that were late in one second, and in many", func(r *recording) {
+			for i := range 40 {
+				r.events = append(r.events, occurrence{typ: "SOCKETLAT_READSLOW", owner: web, comm: "server", at: at(3 + float64(i)/50), n: 1},
+					occurrence{typ: "SOCKETLAT_READSLOW", owner: client, comm: "reader", at: at(float64(i) / 4), n: 1})
+			}
+		}, "read.late shop/client-0 100 reader\nread.late shop/web-0 10 server"},
 		{"a wrong checksum from a pod", func(r *recording) {
 			r.before.netns[web].counters["UdpInCsumErrors"], r.after.netns[web].counters["UdpInCsumErrors"] = 0, 4
 			r.events = []occurrence{{typ: "PacketLoss", owner: web, src: endAt(client, clientAddr, 40000), dst: endAt(web, webAddr, 53), protocol: "UDP", reason: "UDP_CSUM", at: at(1), n: 4}}
