@@ -376,9 +376,9 @@ func readNAT() (natPorts, error) {
 	return usedPorts(flows), nil
 }
 
-// usedPorts finds the destination to which NAT has given out the most ports without
-// a gap: where the range is used up, all of its ports are taken. The range itself is
-// in a rule, and not known.
+// usedPorts finds the destination to which NAT has given out the most ports in a row:
+// where a range is used up, all of its ports are taken. The range itself is in a rule,
+// and not known; other rules may have given out other ports to the same destination.
 func usedPorts(flows []*netlink.ConntrackFlow) (most natPorts) {
 	type to struct {
 		proto     uint8
@@ -398,14 +398,15 @@ func usedPorts(flows []*netlink.ConntrackFlow) (most natPorts) {
 		ports[k][f.Reverse.DstPort] = true
 	}
 	for k, used := range ports {
-		if len(used) < leastPorts {
-			continue
-		}
 		all := slices.Sorted(maps.Keys(used))
-		room := float64(all[len(all)-1]-all[0]) + 1
-		n := natPorts{used: float64(len(all)), room: room, to: netip.AddrPortFrom(k.addr, k.port).String()}
-		if n.used/n.room > most.used/max(most.room, 1) {
-			most = n
+		for begin, i := 0, 1; i <= len(all); i++ {
+			if i < len(all) && all[i]-all[i-1] <= 2 {
+				continue // a single port between them may have just become free
+			}
+			n := natPorts{used: float64(i - begin), room: float64(all[i-1]-all[begin]) + 1, to: netip.AddrPortFrom(k.addr, k.port).String()}
+			if begin = i; n.used >= leastPorts && cmp.Or(cmp.Compare(n.used/n.room, most.used/max(most.room, 1)), cmp.Compare(n.used, most.used)) > 0 {
+				most = n
+			}
 		}
 	}
 	return most
