@@ -577,6 +577,14 @@ func (o *observer) drops() {
 		v := rises(o.before.values[name], o.after.values[name])
 		untracked[name] = max(v["kubeskoop_conntrack_insertfailed"], v["kubeskoop_conntrack_drop"])
 	}
+	wanted := o.retransmitted()
+	type rule struct{ owner, peer, what string }
+	type dropped struct {
+		n           float64
+		first, last time.Time
+		wanted      bool
+	}
+	rules := map[rule]*dropped{}
 	for _, e := range o.events {
 		if e.typ != "PacketLoss" || e.owner == "" {
 			continue
@@ -605,7 +613,17 @@ func (o *observer) drops() {
 			if e.function == hookFunction && untracked[e.owner] >= float64(e.n) {
 				untracked[e.owner] -= float64(e.n)
 				signal, peer, what = "drop.untracked", "", ""
+				break
 			}
+			k := rule{e.owner, peer, what}
+			d := rules[k]
+			if d == nil {
+				d = &dropped{first: e.at}
+				rules[k] = d
+			}
+			d.n, d.last = d.n+float64(e.n), e.at
+			d.wanted = d.wanted || e.protocol != "TCP" || wanted[talkOf(e)]
+			signal = ""
 		case "drop.neighbour", "drop.checksum":
 			what = ""
 		}
@@ -623,6 +641,40 @@ func (o *observer) drops() {
 			o.add(observation{signal: "drop.local", owner: e.dst.name, peer: e.src.name, value: float64(e.n)})
 		}
 	}
+	for k, d := range rules {
+		// Rules drop what comes late for a connection that conntrack has forgotten,
+		// as kube-proxy's do, and nobody misses it. Of TCP those drops count that a
+		// sender makes up for, or that go on.
+		if d.wanted || d.n >= leastDropped && d.last.Sub(d.first) >= o.took()/3 {
+			o.add(observation{signal: "drop.rule", owner: k.owner, peer: k.peer, value: d.n, what: k.what})
+		}
+	}
+}
+
+// leastDropped is how many packets of TCP to one port a rule has to drop where no
+// sender is seen to retransmit: it is on another machine, or gives up at once.
+const leastDropped = 10
+
+// talk is what two addresses have with each other at the port of a service.
+type talk struct {
+	low, high string
+	port      uint16
+}
+
+func talkOf(e occurrence) talk {
+	return talk{min(e.src.addr, e.dst.addr), max(e.src.addr, e.dst.addr), servicePort(e.src, e.dst)}
+}
+
+// retransmitted is between whom, and at which port, a segment was retransmitted that
+// opens a connection or carries data.
+func (o *observer) retransmitted() map[talk]bool {
+	out := map[talk]bool{}
+	for _, e := range o.events {
+		if e.typ == "TCPRetrans" && slices.Contains([]string{"SYN_SENT", "SYN_RECV", "NEW_SYN_RECV", "ESTABLISHED", "CLOSE_WAIT"}, e.state) {
+			out[talkOf(e)] = true
+		}
+	}
+	return out
 }
 
 // isPodName reports whether a name is a pod's: no address has a slash.
