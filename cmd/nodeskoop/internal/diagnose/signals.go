@@ -33,6 +33,8 @@ type moment struct {
 	values map[string]values
 	netns  map[string]*netnsState
 	groups map[string]groupState
+	// ids are the IDs of the pods: another of the same name is another.
+	ids map[string]string
 }
 
 // recording is all that diagnose looks at.
@@ -90,14 +92,18 @@ func (o *observer) add(x observation) {
 // observe makes observations of a recording.
 func observe(r *recording) []observation {
 	o := &observer{r, map[observationKey]*observation{}}
+	same := func(name string) bool { return r.before.ids[name] == r.after.ids[name] }
 	for name, before := range r.before.values {
+		if !same(name) {
+			continue
+		}
 		for metric, v := range rises(before, r.after.values[name]) {
 			o.add(observation{signal: metric, owner: name, value: v})
 		}
 	}
 	for name, after := range r.after.netns {
 		before := r.before.netns[name]
-		if before == nil {
+		if before == nil || !same(name) {
 			continue // a pod that started meanwhile
 		}
 		o.counters(name, before, after)
@@ -110,7 +116,7 @@ func observe(r *recording) []observation {
 		o.ports(name, after)
 	}
 	for name, after := range r.after.groups {
-		if before, ok := r.before.groups[name]; ok {
+		if before, ok := r.before.groups[name]; ok && same(name) {
 			o.groups(name, before, after)
 		}
 	}

@@ -85,6 +85,10 @@ func TestObserve(t *testing.T) {
 			r.after.netns[web].counters["TcpExtListenOverflows"] = 42
 			r.after.netns[client].counters["TcpExtListenOverflows"] = 1
 		}, "TcpExtListenOverflows shop/web-0 37"},
+		{"a pod that another of its name replaced", func(r *recording) {
+			r.before.ids, r.after.ids = map[string]string{web: "a"}, map[string]string{web: "b"}
+			r.after.netns[web].counters["TcpExtListenOverflows"] = 42
+		}, ""},
 		{"a pod that started meanwhile", func(r *recording) { delete(r.before.netns, web) }, ""},
 
 		{"drops by a pod's rule", func(r *recording) {
