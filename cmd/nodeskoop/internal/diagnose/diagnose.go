@@ -125,6 +125,7 @@ func (d *Doctor) Look(ctx context.Context, took time.Duration, only []string, be
 		return nil, fmt.Errorf("look at the node's network namespace %s: %s", d.session.Host.NetnsFile(), d.failed["the network namespace of the node"])
 	}
 	r.events, r.left = d.watcher.seen.since(r.before.at)
+	r.resetsUnseen = d.watcher.limited("tcpreset")
 	r.descriptors = d.descriptors()
 	d.addresses(r)
 	d.nat(r)

@@ -41,11 +41,13 @@ type moment struct {
 type recording struct {
 	before, after moment
 	// middle are the connections at moments between, by owner.
-	middle      []map[string][]socket
-	events      []occurrence
-	left        uint64 // events that were not kept
-	lookups     []lookup
-	descriptors map[string]descriptors
+	middle []map[string][]socket
+	events []occurrence
+	left   uint64 // events that were not kept
+	// resetsUnseen says that this kernel shows not all resets that are sent.
+	resetsUnseen bool
+	lookups      []lookup
+	descriptors  map[string]descriptors
 	// nat are the ports that NAT has given out, by owner.
 	nat map[string]natPorts
 	// pods are the names of pods by address, nodes the addresses of the node.
@@ -775,13 +777,12 @@ func (o *observer) resets() {
 		switch e.typ {
 		case "TCPRESET_RECEIVE":
 			// Both ends are here, and the peer has not sent it. Where events were
-			// held back, nobody can tell.
+			// held back, or are not seen, nobody can tell.
 			k := way{bare(e.dst), bare(e.src)}
-			here := isPodName(e.dst.name) || e.dst.name == Node
 			switch {
-			case here && sent[k] > 0:
+			case sent[k] > 0:
 				sent[k]--
-			case here && o.left == 0 && e.dst.name != e.owner && e.state != "NEW_SYN_RECV":
+			case isPodName(e.dst.name) && o.left == 0 && !o.resetsUnseen && e.dst.name != e.owner && e.state != "NEW_SYN_RECV":
 				o.add(observation{signal: "reset.unsent", owner: e.owner, peer: e.dst.name, value: float64(e.n)})
 				continue
 			}

@@ -166,6 +166,10 @@ func TestObserve(t *testing.T) {
 			r.left = 1
 			r.events = []occurrence{{typ: "TCPRESET_RECEIVE", owner: client, src: endAt(client, clientAddr, 40000), dst: endAt(web, webAddr, 8080), state: "ESTABLISHED", at: at(1), n: 1}}
 		}, ""},
+		{"resets, of which this kernel does not show all", func(r *recording) {
+			r.resetsUnseen = true
+			r.events = []occurrence{{typ: "TCPRESET_RECEIVE", owner: client, src: endAt(client, clientAddr, 40000), dst: endAt(web, webAddr, 8080), state: "ESTABLISHED", at: at(1), n: 1}}
+		}, ""},
 		{"a reset from a peer that is not here", func(r *recording) {
 			r.events = []occurrence{{typ: "TCPRESET_RECEIVE", owner: client, src: endAt(client, clientAddr, 40000), dst: endAt(far, far, 8080), state: "ESTABLISHED", at: at(1), n: 1}}
 		}, ""},
