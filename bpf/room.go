@@ -300,6 +300,7 @@ func (p *Probe) follow(node uint32, set []uint32) {
 			}
 		}
 	}
+	p.followHistograms(set)
 	for _, s := range st.shares {
 		if s.rooms {
 			continue

@@ -14,9 +14,18 @@ type row struct {
 	of     *labelSet
 	metric *catalog.Metric
 	value  float64
-	labels []string // the values of metric.Labels
+	hist   *Histogram // of a histogram, in place of value
+	labels []string   // the values of metric.Labels
 
 	leftOut int // not a value, but how many are missing
+}
+
+// Histogram is the value of a histogram.
+type Histogram struct {
+	// Buckets are how many values are in each, the one above all bounds included:
+	// one more than the metric has Bounds. They are not cumulative.
+	Buckets []uint64
+	Sum     float64 // in the metric's Unit
 }
 
 // labelSet is whose series are: the label pairs that all of them share, and what

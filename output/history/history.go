@@ -9,8 +9,8 @@
 //
 // A counter is recorded as its increase. The first value of a series is where its
 // increases begin; a value below the one before is an increase from 0, as
-// Prometheus' increase() has it. A histogram is recorded as its counters NAME_bucket,
-// NAME_count and NAME_sum.
+// Prometheus' increase() has it. Of a histogram is recorded what came
+// into each bucket: see BucketSuffix. Its sum takes as much room as five of them.
 //
 // Gauges are recorded if the Catalogue says so, which it does of those that top shows
 // and of those that say how full something was. A gauge is written when it has moved by

@@ -23,10 +23,12 @@ import (
 // are asked for their health, and 11 with load, made 990 counters and 170 gauges move in
 // a minute. Values of pods with load are drawn independently, as they never are.
 type machine struct {
-	rnd  *rand.Rand
-	fams []*dto.MetricFamily
-	all  []moving
-	n    int // cycles
+	rnd      *rand.Rand
+	fams     []*dto.MetricFamily
+	all      []moving
+	spread   []spread
+	requests float64 // in a cycle of the node
+	n        int     // cycles
 }
 
 // moving is a series that moves now and then.
@@ -68,13 +70,22 @@ func newMachine(pods int) *machine {
 		// Most are asked for their health now and then, 10 % are used and 10 % busy.
 		busy = append(busy, []float64{0.3, 0.3, 0.3, 0.3, 0.3, 5, 0.3, 0.3, 0.3, 400}[i%10])
 	}
+	for _, b := range busy {
+		x.requests += b
+	}
 	for _, m := range catalog.Metrics() {
 		if m.Scope == catalog.PerFlow {
 			continue
 		}
 		f := &dto.MetricFamily{Name: &m.Name, Type: dto.MetricType_GAUGE.Enum()}
-		if m.Type == catalog.Counter {
+		switch m.Type {
+		case catalog.Counter:
 			f.Type = dto.MetricType_COUNTER.Enum()
+		case catalog.Histogram:
+			f.Type = dto.MetricType_HISTOGRAM.Enum()
+			x.addHistograms(f, m, sets[0])
+			x.fams = append(x.fams, f)
+			continue
 		}
 		over := sets
 		if m.Scope == catalog.PerHost || strings.HasPrefix(m.Name, "kubeskoop_softnet") {
@@ -116,9 +127,67 @@ func newMachine(pods int) *machine {
 	return x
 }
 
+// kinds are the series of the node's histograms, and how many values each gets for a
+// request on the node. The node has two disks.
+var kinds = map[string]struct {
+	labels []string
+	rate   float64
+}{
+	"nodeskoop_biolatency_seconds":     {[]string{"vda read", "vda write", "vda flush", "nvme0n1 read", "nvme0n1 write"}, 0.2},
+	"nodeskoop_kernellatency_seconds":  {[]string{"rx", "tx"}, 7},
+	"nodeskoop_netiftxlatency_seconds": {[]string{"qdisc", "driver"}, 6},
+	"nodeskoop_socketlatency_seconds":  {[]string{"read", "write"}, 4},
+	"nodeskoop_softirq_seconds":        {[]string{"NET_TX delay", "NET_TX run", "NET_RX delay", "NET_RX run"}, 5},
+}
+
+// spread is a histogram that grows: by latencies that are lognormal about their own
+// median.
+type spread struct {
+	of           *dto.Histogram
+	median, rate float64
+}
+
+func (x *machine) addHistograms(f *dto.MetricFamily, m *catalog.Metric, host []*dto.LabelPair) {
+	k := kinds[m.Name]
+	for i, values := range k.labels {
+		labels := slices.Clone(host)
+		for j, v := range strings.Fields(values) {
+			labels = append(labels, pairs(m.Labels[j], v)...)
+		}
+		h := &dto.Histogram{SampleCount: new(uint64), SampleSum: new(float64)}
+		for b := range m.Bounds {
+			h.Bucket = append(h.Bucket, &dto.Bucket{UpperBound: &m.Bounds[b], CumulativeCount: new(uint64)})
+		}
+		f.Metric = append(f.Metric, &dto.Metric{Label: labels, Histogram: h})
+		x.spread = append(x.spread, spread{h, 20e-6 * math.Pow(4, float64(i)), k.rate})
+	}
+}
+
+// grow lets the histograms grow by so many requests.
+func (x *machine) grow(requests float64) {
+	for _, s := range x.spread {
+		// Of so many a tenth of their number is drawn, each for ten.
+		for range int(requests * s.rate / 10) {
+			v := s.median * math.Exp(1.2*x.rnd.NormFloat64())
+			*s.of.SampleCount += 10
+			*s.of.SampleSum += 10 * v
+			for _, b := range s.of.Bucket {
+				if v < *b.UpperBound {
+					*b.CumulativeCount += 10
+				}
+			}
+		}
+	}
+}
+
 func (x *machine) series() (n int) {
 	for _, f := range x.fams {
 		n += len(f.Metric)
+		for _, m := range f.Metric {
+			if m.Histogram != nil {
+				n += len(m.Histogram.Bucket) + 2
+			}
+		}
 	}
 	return n
 }
@@ -126,6 +195,7 @@ func (x *machine) series() (n int) {
 // cycle lets a cycle pass.
 func (x *machine) cycle() {
 	x.n++
+	x.grow(x.requests)
 	shared := math.Round(300 + 40*x.rnd.NormFloat64())
 	requests := map[int]float64{}
 	for _, m := range x.all {
