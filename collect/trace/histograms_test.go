@@ -129,3 +129,44 @@ func TestDisksAreCarried(t *testing.T) {
 		t.Error("what is cut off is recalled")
 	}
 }
+
+// Histograms are the node's, or each pod's on request, or none; all of them from the
+// first cycle on.
+func TestHistogramsAsTheOptionSays(t *testing.T) {
+	const driver, n = "nodeskoop_netiftxlatency_seconds{%s,driver}", 500
+	for option, want := range map[string][]string{
+		"node": {"hostNetwork"}, "pods": {"hostNetwork", "web-0", "db-0", "unknown"}, "off": nil,
+	} {
+		t.Run(option, func(t *testing.T) {
+			l := newLab(t, EventLimits{20, 100}, map[string]map[string]any{"netiftxlatency": {"histograms": option}}, "netiftxlatency")
+			before := l.values()
+			var owners []string
+			for _, of := range []string{"hostNetwork", "web-0", "db-0", "unknown"} {
+				if _, ok := before[fmt.Sprintf(driver, of)]; ok {
+					owners = append(owners, of)
+				}
+			}
+			if !slices.Equal(owners, want) {
+				t.Fatalf("histograms of %v, want %v", owners, want)
+			}
+			l.flood(l.a, "10.0.0.2:9", n)
+			got := l.values()
+			grown := func(of string) int {
+				return int(got[fmt.Sprintf(driver, of)] - before[fmt.Sprintf(driver, of)])
+			}
+			switch option {
+			case "node":
+				if grown("hostNetwork") < n {
+					t.Errorf("%d of the node, want %d at least", grown("hostNetwork"), n)
+				}
+			case "pods":
+				if grown("web-0") < n || grown("web-0") > n+n/10 {
+					t.Errorf("%d of the pod that sent %d", grown("web-0"), n)
+				}
+				if k := "nodeskoop_netiftxlatency_seconds{web-0,qdisc}"; got[k] != 0 {
+					t.Errorf("%s = %v of a device without a queue", k, got[k])
+				}
+			}
+		})
+	}
+}
