@@ -52,22 +52,28 @@ enum histograms_by {
 
 const volatile __u32 keep_histograms = HISTOGRAMS_NODE;
 
-/* Most latencies are of the first few buckets: they take two comparisons. */
+/* Most latencies are of the first few buckets: they take two comparisons. It is half
+ * the latency that is compared, which the compiler is not to know: of what is compared
+ * the verifier notes the range, and would follow the rest of the program once for each
+ * bucket. */
 static __always_inline __u32 histogram_bucket(__u64 ns)
 {
-	if (ns < HISTOGRAM_BOUND(2))
-		return ns < HISTOGRAM_BOUND(0) ? 0 : ns < HISTOGRAM_BOUND(1) ? 1 : 2;
-	if (ns < HISTOGRAM_BOUND(6)) {
-		if (ns < HISTOGRAM_BOUND(4))
-			return ns < HISTOGRAM_BOUND(3) ? 3 : 4;
-		return ns < HISTOGRAM_BOUND(5) ? 5 : 6;
+#define BELOW(n) (ns < HISTOGRAM_BOUND(n) / 2)
+	asm volatile("%0 >>= 1" : "+r"(ns));
+	if (BELOW(2))
+		return BELOW(0) ? 0 : BELOW(1) ? 1 : 2;
+	if (BELOW(6)) {
+		if (BELOW(4))
+			return BELOW(3) ? 3 : 4;
+		return BELOW(5) ? 5 : 6;
 	}
-	if (ns < HISTOGRAM_BOUND(9)) {
-		if (ns < HISTOGRAM_BOUND(8))
-			return ns < HISTOGRAM_BOUND(7) ? 7 : 8;
+	if (BELOW(9)) {
+		if (BELOW(8))
+			return BELOW(7) ? 7 : 8;
 		return 9;
 	}
-	return ns < HISTOGRAM_BOUND(10) ? 10 : ns < HISTOGRAM_BOUND(11) ? 11 : 12;
+	return BELOW(10) ? 10 : BELOW(11) ? 11 : 12;
+#undef BELOW
 }
 
 /* Whether what counts may be interrupted by what counts in the same histogram on
