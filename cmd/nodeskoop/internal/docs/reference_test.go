@@ -1,6 +1,8 @@
 package docs
 
 import (
+	"compress/gzip"
+	"io"
 	"math"
 	"os"
 	"os/exec"
@@ -111,6 +113,21 @@ var (
 )
 
 // TestPagesLink follows the links inside the project, to headings too.
+// The README is read by somebody who has never heard of the project, and every page
+// can be reached from it.
+func TestReadme(t *testing.T) {
+	all := pages(t)
+	readme := all["../../../../README.md"]
+	if n := len(strings.Fields(readme)); n > 700 {
+		t.Errorf("the README has %d words; at most 700", n)
+	}
+	for file := range all {
+		if name := filepath.Base(file); name != "README.md" && !strings.Contains(readme, "](docs/"+name+")") {
+			t.Errorf("the README does not lead to docs/%s", name)
+		}
+	}
+}
+
 func TestPagesLink(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	for file, text := range pages(t) {
@@ -260,6 +277,50 @@ const rulesFile = "../../../../packaging/prometheus/nodeskoop.rules.yml"
 
 // TestAlertsHaveARunbook: each alert names a heading of docs/troubleshooting.md
 // that is there.
+// TestEachAlertWasRecorded: each alert fires on the recorded numbers of a trouble, and
+// none on those of a healthy node. `make check-rules` holds the rules against them.
+func TestEachAlertWasRecorded(t *testing.T) {
+	rules, err := os.ReadFile("../../../../packaging/prometheus/nodeskoop.rules.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fires := func(node string) map[string]bool {
+		f, err := os.Open("../../../../packaging/prometheus/tests/recorded/" + node + ".yml.gz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		z, err := gzip.NewReader(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(z)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, expected, found := strings.Cut(string(text), "exp_samples:")
+		if !found {
+			t.Fatalf("%s has no expectation", node)
+		}
+		names := map[string]bool{}
+		for _, m := range regexp.MustCompile(`alertname="(\w+)"`).FindAllStringSubmatch(expected, -1) {
+			names[m[1]] = true
+		}
+		return names
+	}
+	for _, healthy := range []string{"idle", "busy", "debian"} {
+		if names := fires(healthy); len(names) > 0 {
+			t.Errorf("%s is a healthy node, and has %v", healthy, names)
+		}
+	}
+	troubles, gone := fires("troubles"), fires("gone")
+	for line := range strings.Lines(string(rules)) {
+		if alert, ok := strings.CutPrefix(strings.TrimSpace(line), "- alert: "); ok && !troubles[alert] && !gone[alert] {
+			t.Errorf("%s fires on no recorded trouble", alert)
+		}
+	}
+}
+
 func TestAlertsHaveARunbook(t *testing.T) {
 	rules, err := os.ReadFile(rulesFile)
 	if err != nil {
