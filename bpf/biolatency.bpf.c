@@ -10,6 +10,7 @@
 #include "headers/kernel.h"
 #include "headers/counter.h"
 #include "headers/event.h"
+#include "headers/histogram.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -55,7 +56,29 @@ DEFINE_HOST_COUNTERS();
  * (page_cache_sync_ra(), page_cache_async_ra()): that is seen at the end. */
 enum wait { NOBODY, SOMEBODY, READER };
 
-GO_TYPES(enum slot slot; enum operation operation; enum point point; enum wait wait;);
+#define DISK_NAME 32
+
+/* Whose a histogram is. Operations without a number of their own count as OTHER. */
+#define OTHER 4
+
+struct disk_operation {
+	char disk[DISK_NAME]; /* as disk_name, "" for what finds no room */
+	__u32 operation;
+};
+
+GO_TYPES(enum slot slot; enum operation operation; enum point point; enum wait wait;
+	 struct disk_operation disk_operation;);
+
+/* A name of a disk is given again only when its disk is gone. The loader makes
+ * the entries of the disk "" before anything is attached. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 512);
+	__type(key, struct disk_operation);
+	__type(value, struct histogram);
+} disk_histograms SEC(".maps");
+
+const struct histogram no_histogram = {};
 
 struct issued {
 	__u64 time_ns;
@@ -167,6 +190,27 @@ static __always_inline const struct gendisk *disk_of(const struct request *rq)
 	return BPF_CORE_READ(rq, q, disk);
 }
 
+static __always_inline void measured_of_disk(const struct request *rq, __u8 operation, __u64 ns)
+{
+	struct disk_operation key = { .operation = operation > DISCARD ? OTHER : operation };
+	const struct gendisk *disk = disk_of(rq);
+	struct histogram *h;
+
+	if (disk)
+		bpf_core_read(&key.disk, sizeof(key.disk), &disk->disk_name);
+	h = bpf_map_lookup_elem(&disk_histograms, &key);
+	if (!h) {
+		bpf_map_update_elem(&disk_histograms, &key, &no_histogram, BPF_NOEXIST);
+		h = bpf_map_lookup_elem(&disk_histograms, &key);
+	}
+	if (!h) {
+		__builtin_memset(&key.disk, 0, sizeof(key.disk));
+		h = bpf_map_lookup_elem(&disk_histograms, &key);
+	}
+	if (h)
+		histogram_add(h, ns, INTERRUPTED);
+}
+
 /* To be asked before the request's pages are unlocked, which wakes the reader.
  * The task may have ended, and its structure be another's. */
 static __always_inline void look_for_reader(struct issued *i)
@@ -217,6 +261,8 @@ static __always_inline int done(const struct request *rq, bool reading)
 		return 0;
 	now = bpf_ktime_get_ns();
 	latency = now - i->time_ns;
+	if (keep_histograms != HISTOGRAMS_OFF)
+		measured_of_disk(rq, i->operation, latency);
 	if (latency >= slow_ns) {
 		count_host(SLOW);
 		if (latency >= slow100_ns)

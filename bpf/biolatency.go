@@ -11,7 +11,7 @@ import (
 	"nodeskoop/bpf/internal/objects"
 )
 
-//go:generate internal/objects/bpf2go -type issued -type operation -type point -type slot -type wait Biolatency biolatency.bpf.c
+//go:generate internal/objects/bpf2go -type disk_operation -type issued -type operation -type point -type slot -type wait Biolatency biolatency.bpf.c
 
 var biolatency = definition{
 	spec:    objects.LoadBiolatency,
@@ -100,4 +100,6 @@ const (
 	BlockWriteZeroes = uint32(objects.BiolatencyOperationWRITE_ZEROES)
 	BlockOperation   = uint32(objects.BiolatencyOperationOPERATION)
 	BlockBackground  = uint32(objects.BiolatencyOperationBACKGROUND)
+	// BlockOther stands in histograms for all operations without a number below it.
+	BlockOther = BlockDiscard + 1
 )

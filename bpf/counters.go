@@ -3,6 +3,8 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/cilium/ebpf"
 
@@ -149,6 +151,9 @@ func (p *Probe) Forget(netns ...uint64) error {
 				err = errors.Join(err, e)
 			}
 		}
+	}
+	if m := p.histogramsOfNetns(); m != nil {
+		err = errors.Join(err, remove(m, slices.Collect(maps.Keys(gone))))
 	}
 	if p.definition.forget != nil {
 		err = errors.Join(err, p.definition.forget(p, gone))

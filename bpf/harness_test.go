@@ -61,6 +61,9 @@ func newTestLoader(t testing.TB, options Options) *testLoader {
 	})
 	t.Cleanup(func() {
 		tl.stop()
+		for _, p := range tl.loaded() {
+			tl.agree(p)
+		}
 		if n := tl.missed(); n > 0 {
 			t.Logf("the kernel left out %d runs of programs that were preempted", n)
 		}
@@ -69,6 +72,16 @@ func newTestLoader(t testing.TB, options Options) *testLoader {
 		}
 	})
 	return tl
+}
+
+// loaded are the probes that are not closed.
+func (l *testLoader) loaded() (probes []*Probe) {
+	l.Loader.mu.Lock()
+	defer l.Loader.mu.Unlock()
+	for p := range l.probes {
+		probes = append(probes, p)
+	}
+	return probes
 }
 
 // missed is how many runs of the probes' programs the kernel says to have left

@@ -11,6 +11,7 @@
 #include "headers/kernel.h"
 #include "headers/counter.h"
 #include "headers/event.h"
+#include "headers/histogram.h"
 #include "headers/stamp.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -20,13 +21,16 @@ enum slot { RX, RX100, TX, TX100, SLOTS };
 /* Stages: a packet that is received has the first two, one that is sent the others. */
 enum point { POINT_IP, POINT_LOCAL_IN, POINT_ROUTE = 0, POINT_LOCAL_OUT, POINT_POSTROUTING };
 
-GO_TYPES(enum slot slot; enum point point;);
+enum histogram_slot { HIST_RX, HIST_TX };
+
+GO_TYPES(enum slot slot; enum point point; enum histogram_slot histogram_slot;);
 
 const volatile __u64 slow_ns = 10000000;
 const volatile __u64 slow100_ns = 100000000;
 const volatile __u64 event_ns = 100000000;
 
 DEFINE_COUNTERS();
+DEFINE_HISTOGRAMS();
 /* Packets on their way through the stack are few, but for those that a filter
  * in user space holds. */
 #define BUCKETS 2048
@@ -84,6 +88,7 @@ static __always_inline int reached_socket(const struct sk_buff *skb, const struc
 		return 0;
 	now = bpf_ktime_get_ns();
 	latency = now - since;
+	measured_of(HIST_RX, latency, owner_of_sock(sk), INTERRUPTED);
 	if (latency >= slow_ns)
 		slow(skb, NULL, owner_of_sock(sk), RX, now, latency, NULL);
 	return 0;
@@ -123,34 +128,54 @@ int raw_data_ready(struct bpf_raw_tracepoint_args *ctx)
 
 /* TCP notes in a packet when it sends it, by the clock that we read. */
 
-static __always_inline bool sends_data(const struct sock *sk)
-{
-	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+/* What is read of a packet that leaves the stack, and of its socket. */
+struct leaving {
+	__u64 since;
+	const struct net_device *dev;
+	const struct net_device *first; /* the socket's own */
+	const unsigned char *th; /* TCP's header */
+	__u32 header; /* where that is in the packet */
+	__u32 len;
+	__u16 protocol;
+	__u8 state;
+};
 
-	/* Resets and SYN-ACKs carry other sockets, and times that stand for
-	 * something else. */
-	return BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP && state != TCP_TIME_WAIT &&
-	       state != TCP_CLOSE && state < TCP_LISTEN + 2 && state != TCP_LISTEN;
+static __always_inline struct leaving leaving_read(const struct sk_buff *skb, const struct sock *sk,
+						   __u64 since)
+{
+	const unsigned char *th = BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, transport_header);
+	struct leaving l = {
+		.since = since,
+		.dev = BPF_CORE_READ(skb, dev),
+		.first = BPF_CORE_READ(sk, sk_dst_cache, dev),
+		.th = th,
+		.header = th - BPF_CORE_READ(skb, data),
+		.len = BPF_CORE_READ(skb, len),
+		.protocol = BPF_CORE_READ(sk, sk_protocol),
+		.state = BPF_CORE_READ(sk, __sk_common.skc_state),
+	};
+
+	return l;
+}
+
+/* Resets and SYN-ACKs carry other sockets, and times that stand for something
+ * else. */
+static __always_inline bool sends_data(const struct leaving *l)
+{
+	return l->protocol == IPPROTO_TCP && l->state != TCP_TIME_WAIT && l->state != TCP_CLOSE &&
+	       l->state < TCP_LISTEN + 2 && l->state != TCP_LISTEN;
 }
 
 /* A bare ACK of a process that has read carries the time of the packet before
  * it (until Linux 6.13 or so). */
-static __always_inline bool is_bare_ack(const struct sk_buff *skb)
+static __always_inline bool is_bare_ack(const struct leaving *l)
 {
-	__u32 tail = BPF_CORE_READ(skb, tail);
-	struct packet p = {
-		.head = BPF_CORE_READ(skb, head),
-		.end = tail,
-	};
-	struct headers h = {};
-	struct tuple t;
 	__u8 place[2]; /* length of the header, flags */
 
-	if (!tuple_parse(&p, BPF_CORE_READ(skb, network_header), 0, &t, &h) ||
-	    t.protocol != IPPROTO_TCP || packet_read(&p, h.l4 + 12, place, sizeof(place)))
+	if (bpf_probe_read_kernel(place, sizeof(place), l->th + 12))
 		return false;
 	return !(place[1] & (TCP_FLAG_FIN | TCP_FLAG_SYN | TCP_FLAG_RST)) &&
-	       tail + BPF_CORE_READ(skb, data_len) <= h.l4 + (place[0] >> 4) * 4;
+	       l->len <= l->header + (place[0] >> 4) * 4;
 }
 
 /* The end of the stack is where the packet is handed to the neighbour layer,
@@ -173,38 +198,70 @@ struct {
 	__type(value, __u32);
 } resolving SEC(".maps");
 
-static __always_inline int left_stack(const struct sk_buff *skb, const struct sock *sk,
-				      __u64 since, bool neighbour)
-{
-	const struct net_device *dev, *first;
-	__u64 now, latency, task;
+/* How many tasks are among them, so that others are spared the look. One that
+ * found no room any more is counted for good, which costs them that look. */
+__u32 resolving_tasks;
 
-	if (!sk || !since)
-		return 0;
-	now = bpf_ktime_get_ns();
-	/* A paced packet's time may lie ahead. */
-	if (since > now || now - since < slow_ns || !sends_data(sk) || is_bare_ack(skb))
-		return 0;
-	task = bpf_get_current_task();
-	if (!neighbour && bpf_map_lookup_elem(&resolving, &task))
-		return 0;
-	latency = now - since;
+/* Whether the time that a packet took is to be counted. A paced packet's may lie
+ * ahead. */
+static __always_inline bool is_measured(__u64 since, __u64 now)
+{
+	return since && since <= now &&
+	       (now - since >= slow_ns || keep_histograms != HISTOGRAMS_OFF);
+}
+
+static __always_inline int left_stack(const struct sk_buff *skb, const struct sock *sk,
+				      const struct leaving *l, __u64 now, bool neighbour)
+{
+	__u64 latency = now - l->since, task;
+
 	/* A device on top of another, or on the way out of the pod, has counted
 	 * the packet: only the socket's own device is the end of the stack. */
-	dev = BPF_CORE_READ(skb, dev);
-	first = BPF_CORE_READ(sk, sk_dst_cache, dev);
-	if (first && first != dev)
+	if ((l->first && l->first != l->dev) || !sends_data(l) || is_bare_ack(l))
 		return 0;
-	slow(skb, dev, owner_of_sock(sk), TX, now, latency, NULL);
+	task = bpf_get_current_task();
+	if (!neighbour && resolving_tasks && bpf_map_lookup_elem(&resolving, &task))
+		return 0;
+	measured_of(HIST_TX, latency, owner_of_sock(sk), INTERRUPTED);
+	if (latency >= slow_ns)
+		slow(skb, l->dev, owner_of_sock(sk), TX, now, latency, NULL);
 	return 0;
+}
+
+static __always_inline int left_stack_read(const struct sk_buff *skb, const struct sock *sk,
+					   __u64 since, bool neighbour)
+{
+	__u64 now = bpf_ktime_get_ns();
+	struct leaving l;
+
+	if (!sk || !is_measured(since, now))
+		return 0;
+	l = leaving_read(skb, sk, since);
+	return left_stack(skb, sk, &l, now, neighbour);
 }
 
 SEC("tp_btf/net_dev_queue")
 int btf_queue(__u64 *ctx)
 {
 	const struct sk_buff *skb = (const struct sk_buff *)ctx[0];
+	const struct sock *sk = skb->sk;
+	__u64 since = skb->skb_mstamp_ns, now;
+	struct leaving l = {};
 
-	return left_stack(skb, skb->sk, skb->skb_mstamp_ns, false);
+	if (!sk || sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	now = bpf_ktime_get_ns();
+	if (!is_measured(since, now))
+		return 0;
+	l.since = since;
+	l.dev = skb->dev;
+	l.first = sk->sk_dst_cache->dev;
+	l.th = skb->head + skb->transport_header;
+	l.header = skb->head + skb->transport_header - skb->data;
+	l.len = skb->len;
+	l.protocol = IPPROTO_TCP;
+	l.state = sk->__sk_common.skc_state;
+	return left_stack(skb, sk, &l, now, false);
 }
 
 SEC("raw_tp/net_dev_queue")
@@ -212,7 +269,8 @@ int raw_queue(struct bpf_raw_tracepoint_args *ctx)
 {
 	const struct sk_buff *skb = (const struct sk_buff *)ctx->args[0];
 
-	return left_stack(skb, BPF_CORE_READ(skb, sk), BPF_CORE_READ(skb, skb_mstamp_ns), false);
+	return left_stack_read(skb, BPF_CORE_READ(skb, sk), BPF_CORE_READ(skb, skb_mstamp_ns),
+			       false);
 }
 
 /* neigh_event_send_done(neighbour, waits): a packet that waits is the last of
@@ -234,7 +292,7 @@ int raw_neigh_send(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	known = stamp_take(&unresolved, BUCKETS, (__u64)skb, since);
 	stamp_set(&unresolved, BUCKETS, (__u64)skb, since, bpf_ktime_get_ns());
-	return known ? 0 : left_stack(skb, BPF_CORE_READ(skb, sk), since, true);
+	return known ? 0 : left_stack_read(skb, BPF_CORE_READ(skb, sk), since, true);
 }
 
 /* Between these two a neighbour's queue is sent. */
@@ -246,8 +304,8 @@ int raw_neigh_update(struct bpf_raw_tracepoint_args *ctx)
 
 	if (depth)
 		++*depth;
-	else
-		bpf_map_update_elem(&resolving, &task, &first, BPF_ANY);
+	else if (!bpf_map_update_elem(&resolving, &task, &first, BPF_ANY))
+		__sync_fetch_and_add(&resolving_tasks, 1);
 	return 0;
 }
 
@@ -259,8 +317,8 @@ int raw_neigh_done(struct bpf_raw_tracepoint_args *ctx)
 
 	if (depth && *depth > 1)
 		--*depth;
-	else if (depth)
-		bpf_map_delete_elem(&resolving, &task);
+	else if (depth && !bpf_map_delete_elem(&resolving, &task))
+		__sync_fetch_and_add(&resolving_tasks, -1);
 	return 0;
 }
 
@@ -283,6 +341,7 @@ static __always_inline int rx_done(const struct sk_buff *skb)
 		return 0;
 	now = bpf_ktime_get_ns();
 	latency = now - since;
+	measured_of(HIST_RX, latency, owner_of_skb(skb), ALONE);
 	if (latency < slow_ns)
 		return 0;
 	if (between > since) {
@@ -304,6 +363,13 @@ static __always_inline int tx_at(void *stamps, const struct sk_buff *skb)
 	return 0;
 }
 
+static __always_inline struct owner owner_of_sent(const struct sk_buff *skb, __u64 sk)
+{
+	struct owner o = owner_of_sock((const struct sock *)sk);
+
+	return o.netns ? o : owner_of_skb(skb);
+}
+
 static __always_inline int tx_done(const struct sk_buff *skb)
 {
 	__u64 key = (__u64)skb, sk = (__u64)BPF_CORE_READ(skb, sk);
@@ -311,12 +377,12 @@ static __always_inline int tx_done(const struct sk_buff *skb)
 	__u64 through = stamp_take(&output, BUCKETS, key, sk), since = start ? start : out, now, latency;
 	const struct net_device *dev;
 	struct points p = {};
-	struct owner o;
 
 	if (!since)
 		return 0;
 	now = bpf_ktime_get_ns();
 	latency = now - since;
+	measured_of(HIST_TX, latency, owner_of_sent(skb, sk), INTERRUPTED);
 	if (latency < slow_ns)
 		return 0;
 	if (start && out > start)
@@ -325,11 +391,8 @@ static __always_inline int tx_done(const struct sk_buff *skb)
 		p.at[POINT_LOCAL_OUT] = through - (out > since ? out : since);
 		p.at[POINT_POSTROUTING] = now - through;
 	}
-	o = owner_of_sock((const struct sock *)sk);
-	if (!o.netns)
-		o = owner_of_skb(skb);
 	dev = BPF_CORE_READ(skb, dev);
-	slow(skb, dev, o, TX, now, latency, &p);
+	slow(skb, dev, owner_of_sent(skb, sk), TX, now, latency, &p);
 	return 0;
 }
 

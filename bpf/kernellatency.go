@@ -6,7 +6,7 @@ import (
 	"nodeskoop/bpf/internal/objects"
 )
 
-//go:generate internal/objects/bpf2go -type point -type slot Kernellatency kernellatency.bpf.c
+//go:generate internal/objects/bpf2go -type histogram_slot -type point -type slot Kernellatency kernellatency.bpf.c
 
 var kernellatency = definition{
 	spec:    objects.LoadKernellatency,
@@ -75,4 +75,10 @@ const (
 	PointRoute       = int(objects.KernellatencyPointPOINT_ROUTE)       // socket -> packet has its route and header
 	PointLocalOut    = int(objects.KernellatencyPointPOINT_LOCAL_OUT)   // -> past the LOCAL_OUT hooks
 	PointPostrouting = int(objects.KernellatencyPointPOINT_POSTROUTING) // -> past the POSTROUTING hooks
+)
+
+// The histograms of kernellatency.
+const (
+	RxLatency = int(objects.KernellatencyHistogramSlotHIST_RX)
+	TxLatency = int(objects.KernellatencyHistogramSlotHIST_TX)
 )

@@ -219,6 +219,9 @@ func (l *Loader) Load(name string, config Config) (*Probe, error) {
 			return nil, fmt.Errorf("load probe %s: %w", name, err)
 		}
 	}
+	if err := p.setHistograms(spec); err != nil {
+		return nil, fmt.Errorf("load probe %s: %w", name, err)
+	}
 	if err := p.createMaps(spec); err != nil {
 		p.release()
 		return nil, fmt.Errorf("load probe %s: %w", name, err)
@@ -296,6 +299,9 @@ func (p *Probe) createMaps(spec *ebpf.CollectionSpec) error {
 	}
 	p.maps, p.variables = coll.Maps, coll.Variables
 	if err := p.seedCounters(); err != nil {
+		return err
+	}
+	if err := p.seedDisks(); err != nil {
 		return err
 	}
 	p.loader.mu.Lock()

@@ -7,6 +7,7 @@
 #include "headers/kernel.h"
 #include "headers/counter.h"
 #include "headers/event.h"
+#include "headers/histogram.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -19,7 +20,10 @@ enum vector { NET_TX_SOFTIRQ = 2, NET_RX_SOFTIRQ };
 
 #define VECTORS 2
 
-GO_TYPES(enum slot slot; enum vector vector;);
+/* One for each vector and stage, as histogram_of() has them. */
+enum histogram_slot { HIST_TX_SCHED, HIST_TX_EXCUTE, HIST_RX_SCHED, HIST_RX_EXCUTE };
+
+GO_TYPES(enum slot slot; enum vector vector; enum histogram_slot histogram_slot;);
 
 struct softirq {
 	__u64 raised_ns[VECTORS];
@@ -36,6 +40,7 @@ struct {
 } softirqs SEC(".maps");
 
 DEFINE_HOST_COUNTERS();
+DEFINE_NODE_HISTOGRAMS();
 
 static __always_inline struct softirq *softirq_of_cpu(void)
 {
@@ -56,9 +61,15 @@ static __always_inline void tell(__u32 type, __u32 vector, __u64 now, __u64 late
 	event_submit(e);
 }
 
+static __always_inline __u32 histogram_of(__u32 slot, __u32 vector)
+{
+	return (vector & 1) << 1 | (slot == EXCUTE);
+}
+
 /* One occurrence is one event, of the worse of its two types. */
 static __always_inline void measured(__u32 slot, __u32 type, __u32 vector, __u64 now, __u64 latency)
 {
+	measured_of_node(histogram_of(slot, vector), latency, ALONE);
 	if (latency < slow_ns)
 		return;
 	count_host(slot);

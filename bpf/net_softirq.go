@@ -6,7 +6,7 @@ import (
 	"nodeskoop/bpf/internal/objects"
 )
 
-//go:generate internal/objects/bpf2go -type slot -type vector NetSoftirq net_softirq.bpf.c
+//go:generate internal/objects/bpf2go -type histogram_slot -type slot -type vector NetSoftirq net_softirq.bpf.c
 
 var netSoftirq = definition{
 	spec:    objects.LoadNetSoftirq,
@@ -37,6 +37,14 @@ const (
 	SchedSlow100  = int(objects.NetSoftirqSlotSCHED100)
 	ExcuteSlow    = int(objects.NetSoftirqSlotEXCUTE)
 	ExcuteSlow100 = int(objects.NetSoftirqSlotEXCUTE100)
+)
+
+// The histograms of net_softirq.
+const (
+	SoftirqTXSched  = int(objects.NetSoftirqHistogramSlotHIST_TX_SCHED)
+	SoftirqTXExcute = int(objects.NetSoftirqHistogramSlotHIST_TX_EXCUTE)
+	SoftirqRXSched  = int(objects.NetSoftirqHistogramSlotHIST_RX_SCHED)
+	SoftirqRXExcute = int(objects.NetSoftirqHistogramSlotHIST_RX_EXCUTE)
 )
 
 // What Event.Detail says of an event of net_softirq: the softirq.

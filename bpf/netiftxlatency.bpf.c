@@ -12,6 +12,7 @@
 #include "headers/kernel.h"
 #include "headers/counter.h"
 #include "headers/event.h"
+#include "headers/histogram.h"
 #include "headers/stamp.h"
 #include "headers/cut.h"
 
@@ -19,11 +20,14 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum slot { QDISC, NETDEV, SLOTS };
 
-GO_TYPES(enum slot slot;);
+enum histogram_slot { HIST_QDISC, HIST_DRIVER };
+
+GO_TYPES(enum slot slot; enum histogram_slot histogram_slot;);
 
 const volatile __u64 slow100_ns = 100000000;
 
 DEFINE_COUNTERS();
+DEFINE_HISTOGRAMS();
 /* Queueing disciplines hold a thousand packets, fq_codel ten thousand; and they
  * are full when it matters. */
 #define BUCKETS 8192
@@ -180,6 +184,7 @@ static __always_inline int on_start(const struct queued_packet *p, const struct 
 		}
 	}
 	if (waited) {
+		measured_of(HIST_QDISC, now - since, owner_of_dev(dev), ALONE);
 		e = slow(dev, QDISC, now, since);
 		if (e) {
 			tuple_from_skb(p->skb, &e->tuple);
@@ -205,10 +210,16 @@ static __always_inline int on_end(const struct net_device *dev, __u32 ifindex, i
 		return 0;
 	since = s->time_ns;
 	s->time_ns = 0;
-	/* The driver did not take it: it waits on. */
-	if (result >= NET_XMIT_MASK && s->queued_ns)
-		stamp_set(&queued, BUCKETS, s->key, s->identity, s->queued_ns);
+	if (s->queued_ns) {
+		/* The driver did not take it: it waits on. */
+		if (result >= NET_XMIT_MASK)
+			stamp_set(&queued, BUCKETS, s->key, s->identity, s->queued_ns);
+		else
+			measured_of(HIST_QDISC, since > s->queued_ns ? since - s->queued_ns : 0,
+				    owner_of_dev(dev), ALONE);
+	}
 	now = bpf_ktime_get_ns();
+	measured_of(HIST_DRIVER, now - since, owner_of_dev(dev), ALONE);
 	if (now - since < slow100_ns)
 		return 0;
 	e = slow(dev, NETDEV, now, since);

@@ -6,7 +6,7 @@ import (
 	"nodeskoop/bpf/internal/objects"
 )
 
-//go:generate internal/objects/bpf2go -type slot Netiftxlatency netiftxlatency.bpf.c
+//go:generate internal/objects/bpf2go -type histogram_slot -type slot Netiftxlatency netiftxlatency.bpf.c
 
 var netiftxlatency = definition{
 	spec:    objects.LoadNetiftxlatency,
@@ -34,4 +34,10 @@ const (
 const (
 	QdiscSlow  = int(objects.NetiftxlatencySlotQDISC)  // over Config.Slow100 in the queueing discipline
 	NetdevSlow = int(objects.NetiftxlatencySlotNETDEV) // over Config.Slow100 in the driver
+)
+
+// The histograms of netiftxlatency.
+const (
+	QdiscLatency  = int(objects.NetiftxlatencyHistogramSlotHIST_QDISC)
+	DriverLatency = int(objects.NetiftxlatencyHistogramSlotHIST_DRIVER)
 )

@@ -48,6 +48,8 @@ type Config struct {
 	Background bool
 	// ownIO, for tests: it tells of this process's own I/O, too.
 	ownIO bool
+	// Histograms says what the probes that measure a time keep histograms for.
+	Histograms HistogramsBy
 	// Flows is how many connections the probe flow keeps, default 65536.
 	Flows int
 	// Ports tells connections of the same two addresses apart by their ports.
@@ -190,12 +192,13 @@ type Probe struct {
 	hookMu sync.Mutex // of hooks alone: it is never held over a call into the kernel
 	hooks  []HookState
 
-	mu      sync.Mutex
-	closed  bool
-	counter counterReader
-	drops   dropReader
-	flows   flowReader
-	rooms   roomState
+	mu        sync.Mutex
+	closed    bool
+	counter   counterReader
+	histogram histogramReader
+	drops     dropReader
+	flows     flowReader
+	rooms     roomState
 }
 
 // Name of the probe.

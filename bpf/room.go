@@ -308,6 +308,7 @@ func (p *Probe) follow(node uint32, set []uint32) {
 			}
 		}
 	}
+	p.followHistograms(set)
 	for _, s := range st.shares {
 		if s.rooms {
 			continue

@@ -8,5 +8,8 @@
 #include "headers/kernel.h"
 #include "headers/counter.h"
 #include "headers/event.h"
+#include "headers/histogram.h"
 
-GO_TYPES(struct counter counter; struct share share; enum room room; enum reason reason;);
+GO_TYPES(struct counter counter; struct share share; enum room room; enum reason reason;
+	 struct histograms histograms; enum histogram_bound histogram_bound;
+	 enum histograms_by histograms_by;);

@@ -9,7 +9,7 @@ import (
 	"nodeskoop/bpf/internal/objects"
 )
 
-//go:generate internal/objects/bpf2go -type counter -type event -type event_account -type event_bucket -type event_limit -type event_stack -type event_type -type reason -type room -type share -type tuple Shared shared.bpf.c
+//go:generate internal/objects/bpf2go -type counter -type event -type event_account -type event_bucket -type event_limit -type event_stack -type event_type -type reason -type room -type share -type tuple -type histogram -type histograms -type histogram_bound -type histograms_by Shared shared.bpf.c
 
 // The maps of headers/event.h, created once for all probes.
 const (

@@ -22,12 +22,16 @@
 #include "headers/kernel.h"
 #include "headers/counter.h"
 #include "headers/event.h"
+#include "headers/histogram.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum slot { READ, READ100, WRITE, WRITE100, SLOTS };
 
-GO_TYPES(enum slot slot;);
+/* A read counts when it takes data, by what they waited; see read_measured(). */
+enum histogram_slot { HIST_READ, HIST_WRITE };
+
+GO_TYPES(enum slot slot; enum histogram_slot histogram_slot;);
 
 enum { MSG_DONTWAIT = 0x40, MSG_ERRQUEUE = 0x2000 };
 
@@ -36,6 +40,7 @@ const volatile __u64 slow100_ns = 100000000;
 const volatile __u64 event_ns = 100000000;
 
 DEFINE_COUNTERS();
+DEFINE_HISTOGRAMS();
 
 /* Fields that this probe alone reads. The loader ignores what follows ___. */
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -367,6 +372,9 @@ static __always_inline __u32 mark_time(const struct queue *q, const struct mark 
 	return m->first + (__u64)(m->last - m->first) * ((__u64)offset * many / len) / (many - 1);
 }
 
+/* What a wait is that no mark tells of. */
+#define UNKNOWN_WAIT ~0ull
+
 /* queue_take gives how long the data at the position `from`, the oldest that
  * are taken, have waited, and forgets what is taken, which is up to `to`. */
 static __always_inline __u64 queue_take(struct queue *q, __u32 from, __u32 to, __u32 now)
@@ -375,12 +383,12 @@ static __always_inline __u64 queue_take(struct queue *q, __u32 from, __u32 to, _
 	__u64 wait;
 
 	if (queue_empty(q))
-		return 0;
+		return UNKNOWN_WAIT;
 	m = mark_at(q, q->tail);
 	if (!after(m->end, from)) {
 		queue_drop(q, from);
 		if (queue_empty(q))
-			return 0;
+			return UNKNOWN_WAIT;
 		m = mark_at(q, q->tail);
 	}
 	wait = elapsed_ns(mark_time(q, m, from), now);
@@ -425,12 +433,18 @@ static __noinline int report(const struct sock *sk, __u32 protocol_slot, __u64 n
 }
 
 /* read_measured counts a read whose data waited so long. `before` is what was
- * counted of the same call already. */
+ * counted of the same call already, 0 if that was not slow. What is not slow
+ * counts in the histogram with each piece that a call takes: only of slow ones
+ * it is known which belong to one call. */
 static __always_inline void read_measured(const struct sock *sk, __u8 protocol, __u64 now,
 					  __u64 before, __u64 wait)
 {
 	struct owner o;
 
+	if (wait == UNKNOWN_WAIT)
+		return;
+	if (before < slow_ns)
+		measured_of(HIST_READ, wait, owner_of_sock(sk), INTERRUPTED);
 	if (wait < slow_ns)
 		return;
 	o = owner_of_sock(sk);
@@ -628,7 +642,7 @@ static __always_inline __u64 read_tcp(struct waiting *w, __u32 copied, __u64 now
 	__u32 from = w->taken;
 
 	if (copied == from)
-		return 0; /* a peek */
+		return UNKNOWN_WAIT; /* a peek */
 	w->taken = copied;
 	return queue_take(&w->in, from, copied, ticks_of(now));
 }
@@ -661,6 +675,20 @@ static __always_inline int piece_measured(const struct sock *sk, struct waiting 
 	w->call_ns = call_is_over(sk, copied) ? 0 : wait;
 	if (w->call_ns)
 		calls_open = CALLS_OPEN;
+	return 0;
+}
+
+/* Most pieces have not waited long: those cost a comparison more than their place
+ * in the histogram. */
+static __always_inline int piece_taken(const struct sock *sk, struct waiting *w, __u32 copied,
+				       __u64 now, __u64 wait)
+{
+	if (wait == UNKNOWN_WAIT)
+		return 0;
+	if (wait >= slow_ns)
+		return piece_measured(sk, w, copied, now, wait);
+	if (!w->call_ns || w->call_task != (__u32)bpf_get_current_pid_tgid())
+		read_measured(sk, IPPROTO_TCP, now, 0, wait);
 	return 0;
 }
 
@@ -822,7 +850,7 @@ int btf_read_tcp(__u64 *ctx)
 		return 0;
 	now = bpf_ktime_get_ns();
 	wait = read_tcp(w, c.copied_seq, now);
-	return wait < slow_ns ? 0 : piece_measured(sk, w, c.copied_seq, now, wait);
+	return piece_taken(sk, w, c.copied_seq, now, wait);
 }
 
 SEC("raw_tp/tcp_rcv_space_adjust")
@@ -838,7 +866,7 @@ int raw_read_tcp(struct bpf_raw_tracepoint_args *ctx)
 	copied = copied_seq_of(sk);
 	now = bpf_ktime_get_ns();
 	wait = read_tcp(w, copied, now);
-	return wait < slow_ns ? 0 : piece_measured(sk, w, copied, now, wait);
+	return piece_taken(sk, w, copied, now, wait);
 }
 
 /* Nothing tells here when a call ends. Where it took a segment whole and there
@@ -857,8 +885,8 @@ int raw_read_pieces(struct bpf_raw_tracepoint_args *ctx)
 	copied = copied_seq_of(sk);
 	now = bpf_ktime_get_ns();
 	wait = read_tcp(w, copied, now);
-	if (wait < slow_ns)
-		return 0;
+	if (wait == UNKNOWN_WAIT || wait < slow_ns)
+		return piece_taken(sk, w, copied, now, wait);
 	if (ticks_of(now) - w->call_at > 1000000 >> TICK_SHIFT)
 		call_ends(w);
 	w->call_at = ticks_of(now);
@@ -885,9 +913,12 @@ static __always_inline int cleaned_up(const struct sock *sk, struct waiting *w, 
 	now = bpf_ktime_get_ns();
 	wait = read_tcp(w, copied_seq, now);
 	before = (__u32)copied > copied_seq - from ? w->call_ns : 0;
-	w->call_ns = wait > before ? wait : before;
-	if (wait > before)
-		read_measured(sk, IPPROTO_TCP, now, before, wait);
+	if (wait == UNKNOWN_WAIT || wait < before) {
+		w->call_ns = before;
+		return 0;
+	}
+	w->call_ns = wait;
+	read_measured(sk, IPPROTO_TCP, now, before, wait);
 	return 0;
 }
 
@@ -966,6 +997,45 @@ VERIFIED_ONCE __u32 over(__u64 threshold, __u64 first_wait, __u64 span, __u32 ma
 	return 1 + (first_wait - threshold) * (many - 1) / span;
 }
 
+/* The same many writes in the histogram. Of each bucket are those that are over
+ * its lower bound and not over its upper one. */
+VERIFIED_ONCE int many_measured(__u32 netns, __u64 first_wait, __u64 span, __u32 many)
+{
+	static const __u64 bounds[] = {
+		HISTOGRAM_BOUND(0), HISTOGRAM_BOUND(1), HISTOGRAM_BOUND(2), HISTOGRAM_BOUND(3),
+		HISTOGRAM_BOUND(4), HISTOGRAM_BOUND(5), HISTOGRAM_BOUND(6), HISTOGRAM_BOUND(7),
+		HISTOGRAM_BOUND(8), HISTOGRAM_BOUND(9), HISTOGRAM_BOUND(10), HISTOGRAM_BOUND(11),
+	};
+	struct histograms *hs = keep_histograms == HISTOGRAMS_PODS ? histograms_of_netns(netns) :
+								   histograms_of_node();
+	__u32 below = many;
+	struct histogram *h;
+
+	if (!hs)
+		return 0;
+	h = &hs->of[HIST_WRITE];
+	for (__u32 i = 0; i < HISTOGRAM_BUCKETS && below; i++) {
+		__u32 above = i < HISTOGRAM_BUCKETS - 1 ? over(bounds[i], first_wait, span, many) : 0;
+
+		if (below > above)
+			__sync_fetch_and_add(&h->bucket[i], below - above);
+		below = above;
+	}
+	__sync_fetch_and_add(&h->sum_ns, (first_wait - (span < first_wait ? span : first_wait) / 2) * many);
+	return 0;
+}
+
+static __always_inline void writes_measured(const struct sock *sk, __u64 wait, __u64 span,
+					    __u32 many)
+{
+	if (many == 1)
+		measured_of(HIST_WRITE, wait, owner_of_sock(sk), INTERRUPTED);
+	else if (keep_histograms == HISTOGRAMS_PODS)
+		many_measured(owner_of_sock(sk).netns, wait, span, many);
+	else if (keep_histograms == HISTOGRAMS_NODE)
+		many_measured(NETNS_NONE, wait, span, many);
+}
+
 /* So many writes of a mark, the first of them, are done. One event tells of
  * them; the others count as suppressed. */
 static __noinline int written_out(const struct sock *sk, const struct waiting *w,
@@ -981,6 +1051,9 @@ static __noinline int written_out(const struct sock *sk, const struct waiting *w
 	many = many_of(m);
 	wait = elapsed_ns(m->first, ticks_of(now));
 	span = (__u64)(m->last - m->first) << TICK_SHIFT;
+	writes_measured(sk, wait, span, many);
+	if (wait < slow_ns)
+		return 0;
 	o = owner_of_sock(sk);
 	count_many(o, WRITE, over(slow_ns, wait, span, many));
 	count_many(o, WRITE100, over(slow100_ns, wait, span, many));
@@ -1012,7 +1085,7 @@ static __always_inline void went_out(const struct sock *sk, struct waiting *w, _
 		m = mark_at(q, tail);
 		if (after(m->end, end_seq))
 			break;
-		if (after(m->end, unseen) && elapsed_ns(m->first, ticks_of(now)) >= slow_ns)
+		if (after(m->end, unseen))
 			written_out(sk, w, m, now);
 		base = m->end;
 		tail++;
@@ -1037,7 +1110,7 @@ static __always_inline void went_out(const struct sock *sk, struct waiting *w, _
 	m->first += (__u64)(m->last - m->first) * done / (many - 1);
 	m->many = (many - done) << 2 | (m->many & 3);
 	q->base = part.end;
-	if (after(part.end, unseen) && elapsed_ns(part.first, ticks_of(now)) >= slow_ns)
+	if (after(part.end, unseen))
 		written_out(sk, w, &part, now);
 }
 

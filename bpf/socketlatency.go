@@ -6,7 +6,7 @@ import (
 	"nodeskoop/bpf/internal/objects"
 )
 
-//go:generate internal/objects/bpf2go -type slot Socketlatency socketlatency.bpf.c
+//go:generate internal/objects/bpf2go -type histogram_slot -type slot Socketlatency socketlatency.bpf.c
 
 var socketlatency = definition{
 	spec:    objects.LoadSocketlatency,
@@ -55,4 +55,10 @@ const (
 	ReadSlow100  = int(objects.SocketlatencySlotREAD100)
 	WriteSlow    = int(objects.SocketlatencySlotWRITE)
 	WriteSlow100 = int(objects.SocketlatencySlotWRITE100)
+)
+
+// The histograms of socketlatency.
+const (
+	ReadLatency  = int(objects.SocketlatencyHistogramSlotHIST_READ)
+	WriteLatency = int(objects.SocketlatencyHistogramSlotHIST_WRITE)
 )

@@ -47,16 +47,18 @@ func matches(globs []string, name string) bool {
 	})
 }
 
+// types are Prometheus' names of the Catalogue's types.
+var types = map[catalog.Type]dto.MetricType{
+	catalog.Counter: dto.MetricType_COUNTER, catalog.Gauge: dto.MetricType_GAUGE, catalog.Histogram: dto.MetricType_HISTOGRAM,
+}
+
 func newFamilies(which selection) *families {
 	n := len(catalog.Metrics())
 	f := &families{selection: which, excluded: make([]bool, n), aliased: make([]bool, n), byID: make([]family, n), leftOut: map[int]int{}}
 	for _, m := range catalog.Metrics() {
 		f.excluded[m.ID()] = matches(which.exclude, m.Name) ||
 			len(which.include) > 0 && m.Probe() != "" && !matches(which.include, m.Name)
-		typ := dto.MetricType_GAUGE
-		if m.Type == catalog.Counter {
-			typ = dto.MetricType_COUNTER
-		}
+		typ := types[m.Type]
 		f.byID[m.ID()].dto = &dto.MetricFamily{Name: &m.Name, Help: &m.Help, Type: &typ}
 		if m.Alias != "" && which.compatNames && !f.excluded[m.ID()] {
 			f.aliases = append(f.aliases, m)
@@ -75,7 +77,7 @@ func (f *families) fill(rows []row, host *labelSet) {
 	f.total = 0
 	clear(f.leftOut)
 
-	if f.maxSeries > 0 && len(rows) > f.maxSeries {
+	if f.maxSeries > 0 && seriesOf(rows) > f.maxSeries {
 		for _, k := range f.capOrder(rows) {
 			f.take(&rows[k.row])
 		}
@@ -101,10 +103,19 @@ func (f *families) fill(rows []row, host *labelSet) {
 	}
 }
 
+// seriesOf is how many series some rows are. Those of what is left out do not count
+// for much.
+func seriesOf(rows []row) (n int) {
+	for i := range rows {
+		n += rows[i].metric.Series()
+	}
+	return n
+}
+
 // add adds one value of nodeskoop's own metrics, to which max_series does not apply.
 func (f *families) add(of *labelSet, metric string, value float64, labels ...string) {
 	if m := catalog.MustMetric(metric); !f.excluded[m.ID()] {
-		f.append(m, of.pairs, value, labels)
+		f.append(m, of.pairs, value, nil, labels)
 	}
 }
 
@@ -205,31 +216,29 @@ func (f *families) take(r *row) {
 		}
 	}
 	if !hidden {
-		if f.maxSeries > 0 && f.total >= f.maxSeries {
-			f.leftOut[m.ID()]++
+		n := m.Series()
+		if f.maxSeries > 0 && f.total+n > f.maxSeries {
+			f.leftOut[m.ID()] += n
 			return
 		}
-		f.total++
+		f.total += n
 	}
-	f.append(m, r.of.pairs, r.value, r.labels)
+	f.append(m, r.of.pairs, r.value, r.hist, r.labels)
 }
 
-func (f *families) append(m *catalog.Metric, pairs []*dto.LabelPair, value float64, labels []string) {
+func (f *families) append(m *catalog.Metric, pairs []*dto.LabelPair, value float64, hist *Histogram, labels []string) {
 	fam := &f.byID[m.ID()]
 	n := len(fam.dto.Metric)
 	if n == len(fam.pool) {
-		x := &dto.Metric{}
-		if m.Type == catalog.Counter {
-			x.Counter = &dto.Counter{Value: new(float64)}
-		} else {
-			x.Gauge = &dto.Gauge{Value: new(float64)}
-		}
-		fam.pool = append(fam.pool, x)
+		fam.pool = append(fam.pool, newMetric(m))
 	}
 	x := fam.pool[n]
-	if m.Type == catalog.Counter {
+	switch m.Type {
+	case catalog.Counter:
 		*x.Counter.Value = value
-	} else {
+	case catalog.Histogram:
+		hist.write(x.Histogram)
+	default:
 		*x.Gauge.Value = value
 	}
 	if len(labels) == 0 {
@@ -241,4 +250,29 @@ func (f *families) append(m *catalog.Metric, pairs []*dto.LabelPair, value float
 		}
 	}
 	fam.dto.Metric = append(fam.dto.Metric, x)
+}
+
+// newMetric makes the memory of a series.
+func newMetric(m *catalog.Metric) *dto.Metric {
+	switch m.Type {
+	case catalog.Counter:
+		return &dto.Metric{Counter: &dto.Counter{Value: new(float64)}}
+	case catalog.Histogram:
+		h := &dto.Histogram{SampleCount: new(uint64), SampleSum: new(float64)}
+		for i := range m.Bounds {
+			h.Bucket = append(h.Bucket, &dto.Bucket{UpperBound: &m.Bounds[i], CumulativeCount: new(uint64)})
+		}
+		return &dto.Metric{Histogram: h}
+	}
+	return &dto.Metric{Gauge: &dto.Gauge{Value: new(float64)}}
+}
+
+// write puts a histogram into the form of a family, with cumulative buckets.
+func (h *Histogram) write(to *dto.Histogram) {
+	var n uint64
+	for i, b := range to.Bucket {
+		n += h.Buckets[i]
+		*b.CumulativeCount = n
+	}
+	*to.SampleCount, *to.SampleSum = n+h.Buckets[len(to.Bucket)], h.Sum
 }

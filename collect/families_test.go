@@ -187,3 +187,43 @@ func TestMaxSeriesIsDeterministicAndFair(t *testing.T) {
 		}
 	}
 }
+
+// A histogram is as many series as it is lines, for a cap too: it is there as a whole
+// or not at all.
+func TestHistogramsCountAsTheirSeries(t *testing.T) {
+	root, _ := fakeProc(t, 20)
+	m, n := catalog.MustMetric("nodeskoop_kernellatency_seconds"), catalog.MustMetric("kubeskoop_softnet_processed")
+	each := m.Series()
+	if each != len(m.Bounds)+3 || n.Series() != 1 {
+		t.Fatalf("%d and %d series", each, n.Series())
+	}
+	for _, c := range []struct{ most, histograms, leftOut int }{
+		{0, 2, 0}, {2*each + 1, 2, 0}, {2 * each, 1, each}, {each, 0, 2 * each}, {1, 0, 2 * each},
+	} {
+		r := newRunner(t, Options{ProcRoot: root, MaxSeries: c.most},
+			probe("kernellatency", Node, func(v *View) error {
+				v.AddHistogram(m, latencies(m, 3), "rx")
+				v.AddHistogram(m, latencies(m, 0, 4), "tx")
+				return nil
+			}),
+			probe("softnet", Node, func(v *View) error { v.Add(n, 1); return nil }))
+		for range 2 {
+			found, series, leftOut := 0, 0.0, 0.0
+			for _, f := range r.Cycle() {
+				switch f.GetName() {
+				case m.Name:
+					found = len(f.Metric)
+				case "nodeskoop_series":
+					series = f.Metric[0].GetGauge().GetValue()
+				case "nodeskoop_series_left_out":
+					for _, x := range f.Metric {
+						leftOut += x.GetGauge().GetValue()
+					}
+				}
+			}
+			if found != c.histograms || int(leftOut) != c.leftOut || c.leftOut == 0 && int(series) != 2*each+1 {
+				t.Errorf("at most %d: %d histograms, %v series, %v left out; want %d, %d", c.most, found, series, leftOut, c.histograms, c.leftOut)
+			}
+		}
+	}
+}

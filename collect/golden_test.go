@@ -116,6 +116,20 @@ func probes(cycle *int) []Factory {
 			v.LeaveOut(bytes, 7)
 			return nil
 		}),
+		probe("kernellatency", Node, func(v *View) error {
+			m := catalog.MustMetric("nodeskoop_kernellatency_seconds")
+			v.AddHistogram(m, latencies(m, 1, 0, 5, 0), "rx")
+			for inode, pod := range v.Netns() {
+				if pod != nil && pod.Name == "db" {
+					v.AddNetnsHistogram(inode, m, latencies(m, uint64(*cycle)), "tx")
+				}
+			}
+			v.AddNetnsHistogram(0, m, latencies(m), "tx")
+			if v.AddNetnsHistogram(1, m, latencies(m), "of a namespace that is none of the cycle's") {
+				panic("it is")
+			}
+			return nil
+		}),
 		probe("ip", EachNetns, func(*View) error { panic("boom") }),
 		probe("tcpext", EachNetns, func(v *View) error {
 			if v.Pod() == nil {
@@ -130,6 +144,18 @@ func probes(cycle *int) []Factory {
 		probe("ipvs", HostNetns, func(*View) error { panic("it may not run") }),
 		{"conntrack", func(Env) (Probe, error) { return nil, errors.New("no such module") }},
 	}
+}
+
+// latencies is a histogram with so many values in its first buckets and in its last
+// one, each of a second.
+func latencies(m *catalog.Metric, buckets ...uint64) *Histogram {
+	h := &Histogram{Buckets: make([]uint64, len(m.Bounds)+1)}
+	copy(h.Buckets, buckets)
+	h.Buckets[len(m.Bounds)] = uint64(len(buckets))
+	for _, n := range h.Buckets {
+		h.Sum += float64(n)
+	}
+	return h
 }
 
 // TestGoldenCycles compares the text and the log of whole cycles with golden files.

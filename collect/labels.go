@@ -14,9 +14,18 @@ type row struct {
 	of     *labelSet
 	metric *catalog.Metric
 	value  float64
-	labels []string // the values of metric.Labels
+	hist   *Histogram // of a histogram, in place of value
+	labels []string   // the values of metric.Labels
 
 	leftOut int // above 0: the number of series left out; value is unused
+}
+
+// Histogram is the value of a histogram.
+type Histogram struct {
+	// Buckets are how many values are in each, the one above all bounds included:
+	// one more than the metric has Bounds. They are not cumulative.
+	Buckets []uint64
+	Sum     float64 // in the metric's Unit
 }
 
 // labelSet is the label pairs that the series of one owner share, and the state that

@@ -85,6 +85,21 @@ func (v *View) Add(m *catalog.Metric, value float64, labels ...string) {
 	v.rows = append(v.rows, row{of: &v.t.labels, metric: m, value: value, labels: labels})
 }
 
+// AddHistogram is Add for a histogram, which the probe must not change any more.
+func (v *View) AddHistogram(m *catalog.Metric, h *Histogram, labels ...string) {
+	v.rows = append(v.rows, row{of: &v.t.labels, metric: m, hist: h, labels: labels})
+}
+
+// AddNetnsHistogram is AddNetns for a histogram, which is as in AddHistogram.
+func (v *View) AddNetnsHistogram(inode uint64, m *catalog.Metric, h *Histogram, labels ...string) bool {
+	t := v.netns(inode)
+	if t == nil {
+		return false
+	}
+	v.rows = append(v.rows, row{of: &t.labels, metric: m, hist: h, labels: labels})
+	return true
+}
+
 // Netns iterates over the cycle's network namespaces by inode number, with their pods; nil
 // stands for the host.
 func (v *View) Netns() iter.Seq2[uint64, *owner.Pod] {

@@ -62,8 +62,7 @@ func (e *encoder) encode(w io.Writer, families []*dto.MetricFamily) (int64, erro
 // drops a file for one bad line, and exits at a label name that begins with __. expfmt does
 // not check its input.
 //
-// The contract has only counters and gauges, so other types are dropped. Their rules
-// (integer buckets, reserved suffixes and labels) then need no checks.
+// The values are counters, gauges and classic histograms; other types are dropped.
 type guard struct {
 	log     *slog.Logger
 	dropped uint64 // series dropped since the start
@@ -153,16 +152,26 @@ func (g *guard) family(f *dto.MetricFamily) string {
 	if !model.LegacyValidation.IsValidMetricName(name) {
 		return "its name is not [a-zA-Z_:][a-zA-Z0-9_:]*"
 	}
-	if t := f.GetType(); t != dto.MetricType_COUNTER && t != dto.MetricType_GAUGE {
-		return "its type is neither counter nor gauge"
+	switch f.GetType() {
+	case dto.MetricType_COUNTER, dto.MetricType_GAUGE, dto.MetricType_HISTOGRAM:
+	default:
+		return "its type is neither counter nor gauge nor histogram"
 	}
 	if !utf8.ValidString(f.GetHelp()) {
 		return "its HELP is not UTF-8"
 	}
-	if _, twice := g.names[name]; twice {
-		return "another family has the same name"
+	names := []string{name}
+	if f.GetType() == dto.MetricType_HISTOGRAM {
+		names = append(names, name+"_bucket", name+"_sum", name+"_count")
 	}
-	g.names[name] = struct{}{}
+	for _, n := range names {
+		if _, twice := g.names[n]; twice {
+			return "another family has the same name"
+		}
+	}
+	for _, n := range names {
+		g.names[n] = struct{}{}
+	}
 	return ""
 }
 
@@ -171,15 +180,22 @@ func (g *guard) series(f *dto.MetricFamily, m *dto.Metric, index int) string {
 	if m == nil {
 		return "it is nil"
 	}
-	if f.GetType() == dto.MetricType_COUNTER {
+	switch f.GetType() {
+	case dto.MetricType_COUNTER:
 		if m.Counter == nil {
-			return "it has no value of its family's type"
+			return noValue
 		}
 		if v := m.Counter.GetValue(); math.IsNaN(v) || math.IsInf(v, 0) {
 			return "a counter must be finite"
 		}
-	} else if m.Gauge == nil {
-		return "it has no value of its family's type"
+	case dto.MetricType_HISTOGRAM:
+		if why := histogramRefused(m); why != "" {
+			return why
+		}
+	default:
+		if m.Gauge == nil {
+			return noValue
+		}
 	}
 	if m.TimestampMs != nil {
 		return "node_exporter refuses files with timestamps"
@@ -190,6 +206,39 @@ func (g *guard) series(f *dto.MetricFamily, m *dto.Metric, index int) string {
 	}
 	if g.twice(f, m.Label, sum.hash, index) {
 		return "another series of its family has the same labels"
+	}
+	return ""
+}
+
+const noValue = "it has no value of its family's type"
+
+// histogramRefused says why a histogram cannot be written, "" if it can. The bucket
+// of +Inf is expfmt's to add.
+func histogramRefused(m *dto.Metric) string {
+	h := m.Histogram
+	if h == nil {
+		return noValue
+	}
+	if h.SampleCountFloat != nil || h.Schema != nil {
+		return "a histogram must have counts that are integers and buckets that have bounds"
+	}
+	if v := h.GetSampleSum(); math.IsNaN(v) || math.IsInf(v, 0) {
+		return "the sum of a histogram must be finite"
+	}
+	bound, count := math.Inf(-1), uint64(0)
+	for _, b := range h.Bucket {
+		if b == nil || b.CumulativeCountFloat != nil || !(b.GetUpperBound() > bound) || math.IsInf(b.GetUpperBound(), 1) || b.GetCumulativeCount() < count {
+			return "the bounds of a histogram must be finite and rise, and its counts may not fall"
+		}
+		bound, count = b.GetUpperBound(), b.GetCumulativeCount()
+	}
+	if h.GetSampleCount() < count {
+		return "the bounds of a histogram must be finite and rise, and its counts may not fall"
+	}
+	for _, l := range m.Label {
+		if l.GetName() == "le" {
+			return "a histogram has a label le"
+		}
 	}
 	return ""
 }

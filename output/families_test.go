@@ -2,6 +2,7 @@ package output
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -30,6 +31,19 @@ func gauge(v float64, ls ...*dto.LabelPair) *dto.Metric {
 	return &dto.Metric{Label: ls, Gauge: &dto.Gauge{Value: &v}}
 }
 
+// histogram has as many values in each bucket, and one more above all bounds.
+func histogram(bounds []float64, each uint64, sum float64, ls ...*dto.LabelPair) *dto.Metric {
+	h := &dto.Histogram{SampleCount: new(uint64), SampleSum: &sum}
+	var n uint64
+	for i := range bounds {
+		n += each / uint64(len(bounds))
+		all := n
+		h.Bucket = append(h.Bucket, &dto.Bucket{UpperBound: &bounds[i], CumulativeCount: &all})
+	}
+	*h.SampleCount = n + 1
+	return &dto.Metric{Label: ls, Histogram: h}
+}
+
 func family(name, help string, typ dto.MetricType, ms ...*dto.Metric) *dto.MetricFamily {
 	return &dto.MetricFamily{Name: &name, Help: &help, Type: &typ, Metric: ms}
 }
@@ -49,8 +63,11 @@ func familiesOver(sets [][]*dto.LabelPair, value func(family, series int) float6
 	var fams []*dto.MetricFamily
 	for i, m := range catalog.Metrics() {
 		f := family(m.Name, m.Help, dto.MetricType_GAUGE)
-		if m.Type == catalog.Counter {
+		switch m.Type {
+		case catalog.Counter:
 			*f.Type = dto.MetricType_COUNTER
+		case catalog.Histogram:
+			*f.Type = dto.MetricType_HISTOGRAM
 		}
 		over := sets
 		if m.Scope == catalog.PerHost {
@@ -64,8 +81,12 @@ func familiesOver(sets [][]*dto.LabelPair, value func(family, series int) float6
 				}
 			}
 			s := gauge(value(i, j), set...)
-			if m.Type == catalog.Counter {
+			switch m.Type {
+			case catalog.Counter:
 				s = counter(value(i, j), set...)
+			case catalog.Histogram:
+				v := value(i, j)
+				s = histogram(m.Bounds, uint64(min(v, 1<<60)), v, set...)
 			}
 			s.Label = set // shared, not a copy
 			f.Metric = append(f.Metric, s)
@@ -99,6 +120,15 @@ func plain(fams []*dto.MetricFamily) map[string]bool {
 			v := m.GetGauge().GetValue()
 			if m.Counter != nil {
 				v = m.Counter.GetValue()
+			}
+			if h := m.Histogram; h != nil {
+				for _, b := range h.Bucket {
+					if !math.IsInf(b.GetUpperBound(), 1) {
+						lines[fmt.Sprintf("%s_bucket{%s} %v %v", f.GetName(), strings.Join(ls, ","), b.GetUpperBound(), b.GetCumulativeCount())] = true
+					}
+				}
+				lines[fmt.Sprintf("%s_count{%s} %v", f.GetName(), strings.Join(ls, ","), h.GetSampleCount())] = true
+				v = h.GetSampleSum()
 			}
 			lines[fmt.Sprintf("%s{%s} %v", f.GetName(), strings.Join(ls, ","), v)] = true
 		}

@@ -49,9 +49,15 @@ func writeForever(dir string) {
 	for n := 0; os.Getppid() == parent; n++ {
 		for _, f := range fams {
 			for _, m := range f.Metric {
-				if m.Counter != nil {
+				switch {
+				case m.Counter != nil:
 					*m.Counter.Value = float64(n)
-				} else {
+				case m.Histogram != nil:
+					for _, b := range m.Histogram.Bucket {
+						*b.CumulativeCount = uint64(n)
+					}
+					*m.Histogram.SampleCount, *m.Histogram.SampleSum = uint64(n), float64(n)
+				default:
 					*m.Gauge.Value = float64(n)
 				}
 			}

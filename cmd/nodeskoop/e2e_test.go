@@ -112,7 +112,7 @@ app = "${labels:app}"
 			}
 		}
 		if f := fams[m.Name]; f != nil {
-			typ := map[catalog.Type]dto.MetricType{catalog.Counter: dto.MetricType_COUNTER, catalog.Gauge: dto.MetricType_GAUGE}[m.Type]
+			typ := map[catalog.Type]dto.MetricType{catalog.Counter: dto.MetricType_COUNTER, catalog.Gauge: dto.MetricType_GAUGE, catalog.Histogram: dto.MetricType_HISTOGRAM}[m.Type]
 			if f.GetType() != typ || f.GetHelp() != m.Help {
 				t.Errorf("%s: type %v, help %q", m.Name, f.GetType(), f.GetHelp())
 			}

@@ -84,10 +84,24 @@ func (n *node) trouble() {
 }
 
 // counters are the values of an exposition that may never fall: all counters
-// but flow's and those of the tool about itself.
+// but flow's and those of the tool about itself, and all of a histogram. Loop devices
+// come and go with other tests.
 func countersIn(fams map[string]*dto.MetricFamily) map[string]float64 {
 	out := map[string]float64{}
 	for name, f := range fams {
+		for _, m := range f.Metric {
+			h, key := m.GetHistogram(), name
+			for _, l := range m.Label {
+				key += "," + l.GetValue()
+			}
+			if h == nil || strings.Contains(key, ",loop") {
+				continue
+			}
+			for _, b := range h.Bucket {
+				out[key+",le,"+fmt.Sprint(b.GetUpperBound())] = float64(b.GetCumulativeCount())
+			}
+			out[key+",sum"] = h.GetSampleSum()
+		}
 		ours := name == "nodeskoop_packetloss_ignored_total" || name == "nodeskoop_tcpreset_total"
 		if f.GetType() != dto.MetricType_COUNTER || strings.HasPrefix(name, "nodeskoop_") && !ours || strings.HasPrefix(name, "kubeskoop_flow_") {
 			continue

@@ -33,10 +33,11 @@ const nodeWide = " The kernel counts this for the whole node, so every namespace
 // Type is the Prometheus type of a metric.
 type Type uint8
 
-// The two types that the contract uses.
+// The two types that the contract uses, and one of ours.
 const (
 	Counter Type = iota + 1
 	Gauge
+	Histogram
 )
 
 // String returns the type as the text exposition format spells it.
@@ -46,6 +47,8 @@ func (t Type) String() string {
 		return "counter"
 	case Gauge:
 		return "gauge"
+	case Histogram:
+		return "histogram"
 	}
 	return fmt.Sprintf("Type(%d)", uint8(t))
 }
@@ -122,6 +125,11 @@ type Metric struct {
 	// Recorded says of a gauge that the history on the node keeps it, as it does all
 	// counters: those that top shows, and those that say how full something was.
 	Recorded bool
+	// Unit is that of a histogram's bounds and sum. Its name ends in it.
+	Unit string
+	// Bounds are the upper bounds of a histogram's buckets, but for the last one,
+	// which has none.
+	Bounds []float64
 
 	probe string
 	id    int
@@ -133,6 +141,15 @@ func (m *Metric) Probe() string { return m.probe }
 
 // ID returns the metric's index in Metrics.
 func (m *Metric) ID() int { return m.id }
+
+// Series is how many lines of the text format one value of the metric is: of a
+// histogram its buckets, its sum and its count.
+func (m *Metric) Series() int {
+	if m.Type == Histogram {
+		return len(m.Bounds) + 3
+	}
+	return 1
+}
 
 // FieldGroup names a group of journal fields that an event type carries.
 type FieldGroup string
@@ -325,6 +342,8 @@ type Option struct {
 	Key     string
 	Default any // bool, int64, string, []string or time.Duration
 	Help    string
+	// OneOf are the values that a string may have; nil: any.
+	OneOf []string
 	// Obsolete says why an option that once was has no effect any more. It is
 	// accepted, so that no daemon refuses an older file, and shown nowhere.
 	Obsolete string

@@ -9,7 +9,7 @@ var kernellatency = Probe{
 	Source: EBPF, Overhead: "high", Measured: "26 to 42 ns/step",
 	Cost:         "Runs for each packet: 41 and 42 ns when it is received, 26 ns when it is sent.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
-	Options:      []Option{slowOption, eventOption},
+	Options:      []Option{slowOption, eventOption, histogramsOption},
 	Metrics: []Metric{{
 		Name: "kubeskoop_kernellatency_rxslow", Type: Counter, Scope: PerNetns,
 		Help:   "Packets that took over 10 ms from netif_receive_skb to the transport protocol, those over 100 ms included.",
@@ -30,7 +30,10 @@ var kernellatency = Probe{
 		Help:   "Packets that took over 100 ms from the transport protocol to the neighbour layer.",
 		Kernel: "__ip_queue_xmit() to ip_finish_output2(), and for IPv6",
 		Rises:  "The same for over 100 ms.",
-	}},
+	}, latency("nodeskoop_kernellatency_seconds", []string{"direction"},
+		"Time of packets inside the IP stack, received (rx) and sent (tx).",
+		"as kubeskoop_kernellatency_rxslow and kubeskoop_kernellatency_txslow",
+		"Each packet that these counters could count, slow or not."+perPods)},
 	Events: []EventType{{
 		Name: "RXKERNEL_SLOW", Path: "netif_receive_skb -> ip_protocol_deliver_rcu (IPv4, IPv6)", Threshold: 100 * time.Millisecond, Warn: Warn{Count: 100},
 		Fields: []FieldGroup{FieldTuple, FieldLatency, FieldPoints}, Points: []string{"ip", "local_in"}, PointsKnown: "where functions can be hooked",

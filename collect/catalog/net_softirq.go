@@ -9,7 +9,7 @@ var netSoftirq = Probe{
 	Source: EBPF, Overhead: "high", Measured: "39 to 43 ns/step",
 	Cost:         "Runs three times for each network softirq: 39, 40 and 43 ns.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
-	Options:      []Option{slowOption},
+	Options:      []Option{slowOption, nodeHistogramsOption},
 	Metrics: []Metric{{
 		Name: "kubeskoop_softirq_schedslow", Type: Counter, Scope: PerHost,
 		Help:   "Network softirqs that started over 10 ms after they were raised, those over 100 ms included.",
@@ -30,7 +30,10 @@ var netSoftirq = Probe{
 		Help:   "Network softirqs that ran for over 100 ms.",
 		Kernel: "irq:softirq_entry to irq:softirq_exit, NET_RX and NET_TX",
 		Rises:  "The same for over 100 ms.",
-	}},
+	}, latency("nodeskoop_softirq_seconds", []string{"vector", "stage"},
+		"Time of network softirqs, by vector and stage: the delay before they start, and their run.",
+		"irq:softirq_raise to irq:softirq_entry (stage delay), and from there to irq:softirq_exit (stage run)",
+		"Each NET_RX and NET_TX softirq counts twice, once for each stage. One that began before the probe did has no delay.")},
 	Events: []EventType{{
 		Name: "NETSOFTIRQ_SCHED_SLOW", Path: "softirq_raise -> softirq_entry (NET_RX, NET_TX)", Threshold: 10 * time.Millisecond, Below: 100 * time.Millisecond, Warn: Warn{Count: 1000},
 		Fields:    []FieldGroup{FieldCPU, FieldPID, FieldLatency, FieldVector},

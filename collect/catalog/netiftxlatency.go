@@ -9,6 +9,7 @@ var netiftxlatency = Probe{
 	Source: EBPF, Overhead: "high", Measured: "10 to 52 ns/step",
 	Cost:         "Runs for each packet sent: 52 and 50 ns at the driver, and at the queue 10 ns where the device has none.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
+	Options:      []Option{histogramsOption},
 	Metrics: []Metric{{
 		Name: "kubeskoop_netiftxlat_qdiscslow100ms", Type: Counter, Scope: PerNetns,
 		Help:   "Packets that left the queueing discipline over 100 ms after their data went in; each segment of a GSO packet that is segmented on the way counts.",
@@ -19,7 +20,10 @@ var netiftxlatency = Probe{
 		Help:   "Packets that the network driver took over 100 ms to accept.",
 		Kernel: "net:net_dev_start_xmit to net:net_dev_xmit",
 		Rises:  "The CPU is inside the driver, or taken away from it, for over 100 ms.",
-	}},
+	}, latency("nodeskoop_netiftxlatency_seconds", []string{"stage"},
+		"Time of sent packets in the queueing discipline and in the driver, by stage.",
+		"net:net_dev_queue to net:net_dev_start_xmit (stage qdisc), and from there to net:net_dev_xmit (stage driver)",
+		"Each packet that a driver gets counts in driver, and, if its device has a queueing discipline, in qdisc. One that the driver gives back waits on: it counts in qdisc once, when it is taken, and in driver each time."+perPods)},
 	Events: []EventType{{
 		Name: "TXLAT_QDISC_100MS", Path: "net_dev_queue -> net_dev_start_xmit", Threshold: 100 * time.Millisecond, Warn: Warn{Count: 100},
 		Fields:    []FieldGroup{FieldTuple, FieldLatency, FieldIfname},

@@ -11,7 +11,7 @@ var socketlatency = Probe{
 	Capabilities: []Capability{CapBPF, CapPerfmon},
 	Options: []Option{{
 		Key: "slow", Default: time.Millisecond, Help: slowOption.Help,
-	}, eventOption},
+	}, eventOption, histogramsOption},
 	Metrics: []Metric{{
 		Name: "kubeskoop_socketlatency_read100ms", Type: Counter, Scope: PerNetns,
 		Help:   "Reads whose oldest byte or datagram had waited over 100 ms in the socket.",
@@ -32,7 +32,10 @@ var socketlatency = Probe{
 		Help:   "TCP writes whose last byte was sent over 1 ms after the call began, those over 100 ms included.",
 		Kernel: "tcp_sendmsg_locked() to the transmission of the write's last byte",
 		Rises:  "Written data wait in the socket: the peer's window or the congestion window is closed, or Nagle waits. TCP alone. One call is one write; its wait ends when TCP gives its last byte to the IP layer for the first time, and includes the time for which the call blocks. So a large write that the line takes over 1 ms to carry counts too. A write that ended short is counted with the next one. Before Linux 6.5, sendfile and splice are no such writes. MPTCP connections are not measured.",
-	}},
+	}, latency("nodeskoop_socketlatency_seconds", []string{"direction"},
+		"Time that received data wait for their reader (read), and written data to be sent (write).",
+		"as kubeskoop_socketlatency_read1ms and kubeskoop_socketlatency_write1ms",
+		"Each read that takes data and each TCP write whose last byte is sent, as these counters have them. A call that takes several segments is one read if data that it takes have waited for the threshold `slow`, and counts with the first that did; below that each segment is one. Times are multiples of 4.1 us."+perPods)},
 	Events: []EventType{{
 		Name: "SOCKETLAT_READSLOW", Path: "data ready -> application read", Threshold: 100 * time.Millisecond, Warn: Warn{Count: 100},
 		Fields:    []FieldGroup{FieldTuple, FieldLatency, FieldProcess},

@@ -45,6 +45,7 @@ type count struct {
 	cycle  uint64               // when it was last a pod's or the host's
 	first  time.Time            // the reading that found it
 	values [bpf.MaxSlots]uint64 // as the kernel has them
+	kernel *latencies           // the same; nil: none
 	tally
 	// before is the tally of the reading before the last, while it is
 	// nobody's.
@@ -55,6 +56,8 @@ type count struct {
 type tally struct {
 	slots   [bpf.MaxSlots]uint64
 	reasons map[uint32]uint64 // packetloss: the same, by the kernel's reason
+	// latencies are the histograms; nil: none.
+	latencies *latencies
 }
 
 func (t *tally) sub(d *tally) {
@@ -63,6 +66,15 @@ func (t *tally) sub(d *tally) {
 	}
 	for r, n := range d.reasons {
 		t.reasons[r] -= n
+	}
+	if d.latencies == nil {
+		return
+	}
+	for i := range d.latencies {
+		for b, n := range d.latencies[i].Buckets {
+			t.latencies[i].Buckets[b] -= n
+		}
+		t.latencies[i].SumNs -= d.latencies[i].SumNs
 	}
 }
 
@@ -73,12 +85,18 @@ type carried struct{ before, shown tally }
 
 // Keep appends what is shown, or nothing if that is 0.
 func (c *carried) Keep(b []byte) []byte {
-	if c.shown.slots == ([bpf.MaxSlots]uint64{}) && len(c.shown.reasons) == 0 {
+	if c.shown.slots == ([bpf.MaxSlots]uint64{}) && len(c.shown.reasons) == 0 && c.shown.latencies == nil {
 		return b
 	}
 	b = collect.AppendUints(b, c.shown.slots[:]...)
 	for r, n := range c.shown.reasons {
 		b = collect.AppendUints(b, uint64(r), n)
+	}
+	if c.shown.latencies != nil {
+		b = collect.AppendUints(b, keptHistograms)
+		for i := range c.shown.latencies {
+			b = keep(b, &c.shown.latencies[i])
+		}
 	}
 	return b
 }
@@ -88,10 +106,18 @@ func (c *carried) Recall(b []byte) error {
 	d := collect.NewDecoder(b)
 	d.Uints(c.before.slots[:])
 	for d.More() {
+		r := d.Uint()
+		if r == keptHistograms {
+			c.before.latencies = &latencies{}
+			for i := range c.before.latencies {
+				recall(d, &c.before.latencies[i])
+			}
+			continue
+		}
 		if c.before.reasons == nil {
 			c.before.reasons = map[uint32]uint64{}
 		}
-		c.before.reasons[uint32(d.Uint())] = d.Uint()
+		c.before.reasons[uint32(r)] = d.Uint()
 	}
 	c.show(&tally{})
 	return d.Err()
@@ -113,6 +139,7 @@ func (c *carried) show(now *tally) *tally {
 			c.shown.reasons[r] = n + c.before.reasons[r]
 		}
 	}
+	c.shown.latencies = c.before.latencies.plus(now.latencies)
 	return &c.shown
 }
 
@@ -136,7 +163,7 @@ func (c *counts) beginAt(netns iter.Seq2[uint64, *owner.Pod], root string, now t
 	c.readBefore, c.read = c.read, now
 	for _, n := range c.known {
 		if n.cycle == 0 {
-			n.before = tally{n.slots, maps.Clone(n.reasons)}
+			n.before = tally{n.slots, maps.Clone(n.reasons), n.latencies.clone()}
 		}
 	}
 }

@@ -16,6 +16,10 @@ type kind struct {
 	name string
 	// slots are the metrics of the kernel's counters, by slot.
 	slots []*catalog.Metric
+	// histogram is the metric of the kernel's histograms, which have these labels by
+	// their number; nil: there are none, or they are not by namespace.
+	histogram  *catalog.Metric
+	histograms [][]string
 	// begin, where set, makes what samples the probe; else its slots are.
 	begin func(*probe, collect.Env) func(*collect.View) error
 	// whole says that what begin makes calls the kernel through the View.
@@ -38,6 +42,7 @@ func (k kind) config(env collect.Env) bpf.Config {
 	}
 	c.Ports, _ = o["ports"].(bool)
 	c.Background, _ = o["writeback"].(bool)
+	c.Histograms = histogramsBy(o)
 	if c.Devices, _ = o["devices"].([]string); len(c.Devices) > 0 {
 		c.Netns = env.HostNetns
 	}
@@ -55,7 +60,9 @@ type probe struct {
 	sample func(*collect.View) error
 	root   string // where procfs is
 	counts counts
-	full   bool // namespaces found no room, and that has been logged
+	// histograms is what there are histograms for.
+	histograms bpf.HistogramsBy
+	full       bool // namespaces found no room, and that has been logged
 }
 
 // Granularity is collect.Node: one reading of a map serves all namespaces.
@@ -87,15 +94,37 @@ func (p *probe) sampleSlots(v *collect.View) error {
 		if err := p.bpf.Counters(func(_ uint64, slot int, value uint64) { now.slots[slot] = value }); err != nil {
 			return err
 		}
+		ofNode := p.kind.histogram != nil && p.histograms != bpf.HistogramsOff
+		if ofNode {
+			var err error
+			if now.latencies, err = p.readLatencies(); err != nil {
+				return err
+			}
+		}
 		shown := collect.State[carried](v).show(&now)
 		for slot, m := range p.kind.slots {
 			v.Add(m, float64(shown.slots[slot]))
 		}
+		if ofNode {
+			p.addLatencies(v, shown)
+		}
 		return nil
+	}
+	if p.kind.histogram != nil && p.histograms == bpf.HistogramsNode {
+		now, err := p.readLatencies()
+		if err != nil {
+			return err
+		}
+		p.addLatencies(v, collect.State[carried](v).show(&tally{latencies: now}))
 	}
 	return p.byNetns(v, func(netns uint64, shown *tally) {
 		for slot, m := range p.kind.slots {
 			v.AddNetns(netns, m, float64(shown.slots[slot]))
+		}
+		if p.histograms == bpf.HistogramsPods {
+			for which, labels := range p.kind.histograms {
+				v.AddNetnsHistogram(netns, p.kind.histogram, shown.histogram(which), labels...)
+			}
 		}
 	})
 }
@@ -106,6 +135,11 @@ func (p *probe) byNetns(v *collect.View, add func(netns uint64, shown *tally)) e
 	p.follow(v)
 	if err := p.bpf.Counters(p.counts.add); err != nil {
 		return err
+	}
+	if p.kind.histogram != nil && p.histograms == bpf.HistogramsPods {
+		if err := p.bpf.Histograms(len(p.kind.histograms), p.counts.addHistogram); err != nil {
+			return err
+		}
 	}
 	p.counts.each(v, add)
 	return p.forget(p.sweep(v))

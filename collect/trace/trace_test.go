@@ -148,7 +148,8 @@ func newLabAfter(t *testing.T, before func(*lab), hostNetns string, opt Options,
 	return l
 }
 
-// values runs one cycle: "metric{pod}" or "metric{pod,labels}" -> value.
+// values runs one cycle: "metric{pod}" or "metric{pod,labels}" -> value, of a
+// histogram its count.
 func (l *lab) values() map[string]float64 {
 	l.t.Helper()
 	out := map[string]float64{}
@@ -162,7 +163,7 @@ func (l *lab) values() map[string]float64 {
 			if _, twice := out[key]; twice {
 				l.t.Errorf("%s is there twice", key)
 			}
-			out[key] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			out[key] = m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
 		}
 	}
 	for _, s := range l.r.Status() {

@@ -134,7 +134,7 @@ func (t *Tracer) build(k kind, env collect.Env) (collect.Probe, error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	pr := &probe{tracer: t, kind: k, bpf: loaded, root: env.ProcRoot}
+	pr := &probe{tracer: t, kind: k, bpf: loaded, root: env.ProcRoot, histograms: histogramsBy(env.Options)}
 	if k.begin != nil {
 		pr.sample = k.begin(pr, env)
 	}

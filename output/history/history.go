@@ -8,7 +8,8 @@
 //
 // A counter is recorded as its increase. The first value of a series is the base of its
 // increases; a value below the previous one is an increase from 0, as in Prometheus'
-// increase(). A histogram is recorded as the counters NAME_bucket, NAME_count and NAME_sum.
+// increase(). Of a histogram, each bucket's own
+// count is recorded (see BucketSuffix). Its sum would take the space of five buckets.
 //
 // A gauge is recorded if the Catalogue says so: gauges that top shows, and those that show
 // how full something was. It is written when it has moved by more than an eighth since it

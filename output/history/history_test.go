@@ -273,20 +273,20 @@ func TestMinutes(t *testing.T) {
 
 func TestHistogram(t *testing.T) {
 	hist := func(sum float64, counts ...uint64) []*dto.MetricFamily {
-		x := &dto.Histogram{SampleCount: &counts[len(counts)-1], SampleSum: &sum}
-		for i := range counts {
+		x := &dto.Histogram{SampleCount: &counts[3], SampleSum: &sum}
+		for i := range counts[:3] {
 			x.Bucket = append(x.Bucket, &dto.Bucket{UpperBound: ptr([]float64{0.001, 0.01, 0.1}[i]), CumulativeCount: &counts[i]})
 		}
 		return []*dto.MetricFamily{{Name: ptr("lat_seconds"), Type: dto.MetricType_HISTOGRAM.Enum(), Metric: []*dto.Metric{{Label: pairs("k8s_pod", "x"), Histogram: x}}}}
 	}
 	dir, at := filepath.Join(t.TempDir(), Folder), newClock()
 	h := open(t, dir, at)
-	h.Observe(hist(1, 5, 6, 6))
+	h.Observe(hist(1, 5, 6, 6, 6))
 	at.pass(15 * time.Second)
-	h.Observe(hist(1.5, 5, 7, 9))
+	h.Observe(hist(1.5, 5, 7, 9, 13))
 	h.Close(time.Minute)
 	got, _ := readAll(t, dir, Query{})
-	if want := []string{"12:00 first fresh 15s: lat_seconds_bucket{le=0.01}=1 lat_seconds_bucket{le=0.1}=3 lat_seconds_count{x}=3 lat_seconds_sum{x}=0.5"}; !slices.Equal(got, want) {
+	if want := []string{"12:00 first fresh 15s: lat_seconds_bucket{le=+Inf}=4 lat_seconds_bucket{le=0.01}=1 lat_seconds_bucket{le=0.1}=2"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
 }

@@ -11,6 +11,12 @@ const (
 	Gauge               // a value is the last of the minute
 )
 
+// BucketSuffix follows the name of a histogram in the names of its buckets, which are
+// all that is recorded of it. Each has the label le, its upper bound or +Inf, and a
+// value of its own: what is in the buckets below it is not in it. So most of them do
+// not move in most minutes.
+const BucketSuffix = "_bucket"
+
 // Label is one label of a series.
 type Label struct{ Name, Value string }
 

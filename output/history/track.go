@@ -246,11 +246,13 @@ func newTracked(kind Kind, set *labelSet, f *dto.MetricFamily, m *dto.Metric) *t
 		return &x.tracked
 	}
 	s := &tracked{set: set}
-	for _, b := range m.GetHistogram().GetBucket() {
-		le := strconv.FormatFloat(b.GetUpperBound(), 'g', -1, 64)
-		s.parts = append(s.parts, part{of: &Series{name + "_bucket", Counter, append(slices.Clone(set.labels), Label{"le", le})}})
+	bucket := func(le string) {
+		s.parts = append(s.parts, part{of: &Series{name + BucketSuffix, Counter, append(slices.Clone(set.labels), Label{"le", le})}})
 	}
-	s.parts = append(s.parts, part{of: &Series{name + "_count", Counter, set.labels}}, part{of: &Series{name + "_sum", Counter, set.labels}})
+	for _, b := range m.GetHistogram().GetBucket() {
+		bucket(strconv.FormatFloat(b.GetUpperBound(), 'g', -1, 64))
+	}
+	bucket("+Inf")
 	return s
 }
 
@@ -259,20 +261,20 @@ func (t *tracker) update(known *family, s *tracked, m *dto.Metric) {
 	before := s.seen
 	v := m.GetGauge().GetValue()
 	if known.kind == Counter {
-		v = m.GetCounter().GetValue() + m.GetHistogram().GetSampleSum()
+		v = m.GetCounter().GetValue()
 	}
-	if math.IsNaN(v) || math.IsInf(v, 0) || m.Histogram != nil && len(m.Histogram.Bucket)+2 != len(s.parts) {
+	if math.IsNaN(v) || math.IsInf(v, 0) || m.Histogram != nil && len(m.Histogram.Bucket)+1 != len(s.parts) {
 		return // not a value, or other buckets than at first: as if the series were absent
 	}
 	s.seen = t.n
 	switch {
 	case m.Histogram != nil:
-		h := m.Histogram
+		h, below := m.Histogram, uint64(0)
 		for i, b := range h.Bucket {
-			t.count(&s.parts[i], before, float64(b.GetCumulativeCount()))
+			t.count(&s.parts[i], before, float64(b.GetCumulativeCount()-below))
+			below = b.GetCumulativeCount()
 		}
-		t.count(&s.parts[len(s.parts)-2], before, float64(h.GetSampleCount()))
-		t.count(&s.parts[len(s.parts)-1], before, h.GetSampleSum())
+		t.count(&s.parts[len(h.Bucket)], before, float64(h.GetSampleCount()-below))
 	case known.kind == Counter:
 		t.count(&s.parts[0], before, v)
 	default:

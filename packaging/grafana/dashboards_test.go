@@ -40,7 +40,7 @@ type filePanel struct {
 	Panels      []filePanel
 	GridPos     struct{ X, Y, W, H int }
 	Targets     []struct {
-		RefID, Expr, LegendFormat string
+		RefID, Expr, LegendFormat, Format string
 	}
 	FieldConfig struct {
 		Defaults struct {
@@ -49,7 +49,9 @@ type filePanel struct {
 		}
 	}
 	Options struct {
-		Legend struct {
+		Calculate bool
+		YAxis     struct{ Unit string }
+		Legend    struct {
 			SortBy   string
 			SortDesc bool
 		}
@@ -144,6 +146,14 @@ func TestPanelsAskForWhatExists(t *testing.T) {
 			}
 			for _, n := range names {
 				m := catalog.MetricByName(n)
+				if h := histogram(n); h != nil {
+					m, n = h, h.Name
+					if strings.Contains(expr, n+"_bucket") && !strings.Contains(expr, "by (le") {
+						t.Errorf("%s: buckets are summed without le: %s", where, expr)
+					}
+				} else if m != nil && m.Type == catalog.Histogram {
+					t.Errorf("%s: %s is a histogram: ask for its series", where, n)
+				}
 				if m == nil {
 					t.Errorf("%s: there is no metric %s", where, n)
 					continue
@@ -154,7 +164,7 @@ func TestPanelsAskForWhatExists(t *testing.T) {
 				shown[n] = true
 				labels = append(labels, m.Labels...)
 				isRate := strings.Contains(expr, "rate("+n) || strings.Contains(expr, "increase("+n)
-				if isRate != (m.Type == catalog.Counter) && !strings.HasPrefix(expr, "label_values") {
+				if isRate != (m.Type != catalog.Gauge) && !strings.HasPrefix(expr, "label_values") {
 					t.Errorf("%s: %s is a %v: %s", where, n, m.Type, expr)
 				}
 			}
@@ -196,7 +206,14 @@ func TestPanelsAskForWhatExists(t *testing.T) {
 			if p.Type == "row" {
 				continue
 			}
-			if u := p.FieldConfig.Defaults.Unit; !slices.Contains(units, u) && !strings.HasPrefix(u, "count:") {
+			u := p.FieldConfig.Defaults.Unit
+			if p.Type == "heatmap" {
+				u = p.Options.YAxis.Unit
+				if len(p.Targets) != 1 || p.Targets[0].Format != "heatmap" || p.Options.Calculate {
+					t.Errorf("%s: Grafana would not take its series for buckets", where)
+				}
+			}
+			if !slices.Contains(units, u) && !strings.HasPrefix(u, "count:") {
 				t.Errorf("%s: unit %q", where, u)
 			}
 			if p.Description == "" {

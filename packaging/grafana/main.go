@@ -51,7 +51,7 @@ type row struct {
 
 type panel struct {
 	title, about string
-	kind         string // timeseries, stat or table
+	kind         string // timeseries, stat, table or heatmap
 	unit         string
 	wide         int // columns of 24; 8 if 0
 	high         int // rows; 8 if 0
@@ -231,7 +231,10 @@ func (p panel) object(id int, at object) object {
 	for i, t := range p.targets {
 		targets[i] = object{
 			"refId": refID(i), "datasource": source, "editorMode": "code",
-			"expr": t.expr, "legendFormat": t.legend, "range": kind == "timeseries", "instant": kind != "timeseries",
+			"expr": t.expr, "legendFormat": t.legend, "range": kind == "timeseries" || kind == "heatmap", "instant": kind == "stat" || kind == "table",
+		}
+		if kind == "heatmap" {
+			targets[i]["format"] = "heatmap"
 		}
 		if kind == "table" {
 			targets[i]["format"] = "table"
@@ -279,6 +282,24 @@ func (p panel) object(id int, at object) object {
 			"legend": object{"displayMode": "table", "placement": "bottom", "showLegend": true, "calcs": []string{"lastNotNull", "max"},
 				"sortBy": "Last *", "sortDesc": true},
 			"tooltip": object{"mode": "multi", "sort": "desc"},
+		}
+	case "heatmap":
+		// The unit of the fields is that of their values; the bounds have theirs on the
+		// axis.
+		defaults = object{"custom": object{"hideFrom": object{"legend": false, "tooltip": false, "viz": false}, "scaleDistribution": object{"type": "linear"}}}
+		if p.none != "" {
+			defaults["noValue"] = p.none
+		}
+		options = object{
+			"calculate": false, "cellGap": 1, "cellValues": object{"unit": operations}, "cellRadius": 0,
+			"color":        object{"mode": "scheme", "scheme": "Oranges", "fill": "dark-orange", "scale": "exponential", "exponent": 0.5, "steps": 64, "reverse": false},
+			"yAxis":        object{"axisPlacement": "left", "unit": p.unit, "reverse": false},
+			"rowsFrame":    object{"layout": "auto"},
+			"exemplars":    object{"color": "rgba(255,0,255,0.7)"},
+			"filterValues": object{"le": 1e-9},
+			"legend":       object{"show": true},
+			"showValue":    "never",
+			"tooltip":      object{"mode": "single", "showColorScale": false, "yHistogram": true},
 		}
 	case "stat":
 		if p.unit == share {

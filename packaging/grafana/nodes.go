@@ -114,6 +114,7 @@ func nodes() dashboard {
 				{title: "Pods that leave data unread", unit: operations, none: "No pod left data unread for 100 ms in this time", links: lineToPod, targets: top("kubeskoop_socketlatency_read100ms", ofPods)},
 				{title: "Pods that cannot send", unit: operations, none: "No pod waited 100 ms to send in this time", links: lineToPod, targets: top("kubeskoop_socketlatency_write100ms", ofPods)},
 			}},
+			distributions(),
 			func() row {
 				r := rarer(onHost, nowOnHost, rate("kubeskoop_tcpext_tcpmemorypressureschrono", ofHost))
 				r.panels = append(r.panels,

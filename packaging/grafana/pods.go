@@ -63,13 +63,13 @@ func pods() dashboard {
 				{title: "TCP sockets", unit: count, targets: held("sock_inuse", "sock_tw")},
 			}},
 			rarer(summed, held, "sum("+rate("kubeskoop_tcpext_tcpmemorypressureschrono", ofPod)+")"),
-			{title: "Latency (probes kernellatency, socketlatency, netiftxlatency: off by default)", closed: true, panels: []panel{
+			{title: "Latency (probes kernellatency, socketlatency, netiftxlatency: off by default)", closed: true, panels: append([]panel{
 				{title: "Data waited for the application to read", unit: operations, targets: summed("socketlatency_read1ms", "socketlatency_read100ms")},
 				{title: "Written data waited to be sent", unit: operations, targets: summed("socketlatency_write1ms", "socketlatency_write100ms")},
 				{title: "Read late, by pod", unit: operations, none: "No pod read over 100 ms late in this time", links: lineToPod, targets: top("kubeskoop_socketlatency_read100ms", ofPod)},
 				{title: "Packets slow inside the kernel", unit: packets, targets: summed("kernellatency_rxslow", "kernellatency_rxslow100ms", "kernellatency_txslow", "kernellatency_txslow100ms")},
 				{title: "Packets slow on the way out", unit: packets, targets: summed("netiftxlat_qdiscslow100ms", "netiftxlat_netdevslow100ms")},
-			}},
+			}, podDistributions()...)},
 			{title: "Connections (probe flow: off by default)", closed: true, panels: []panel{
 				{title: "Most bytes sent", unit: bytesPerSecond, wide: 12, high: 9, none: "No flow was counted in this time", links: lineToPeer, targets: flows("kubeskoop_flow_bytes")},
 				{title: "Most packets sent", unit: packets, wide: 12, high: 9, none: "No flow was counted in this time", links: lineToPeer, targets: flows("kubeskoop_flow_packets")},

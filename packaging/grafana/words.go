@@ -117,6 +117,9 @@ func describe(p panel) string {
 // a recording rule's name holds that of what it records, without _total, or
 // with what it is restricted to.
 func declared(name string) *catalog.Metric {
+	if m := histogram(name); m != nil {
+		return m
+	}
 	for _, n := range []string{name, name + "_total", strings.TrimSuffix(name, "_pods")} {
 		if m := catalog.MetricByName(n); m != nil {
 			return m

@@ -13,6 +13,12 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type BiolatencyDiskOperation struct {
+	_         structs.HostLayout
+	Disk      [32]int8
+	Operation uint32
+}
+
 type BiolatencyIssued struct {
 	_         structs.HostLayout
 	TimeNs    uint64
@@ -70,6 +76,7 @@ const (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	BiolatencyMapCounters       = "counters"
+	BiolatencyMapDiskHistograms = "disk_histograms"
 	BiolatencyMapEventAccounts  = "event_accounts"
 	BiolatencyMapEventBuckets   = "event_buckets"
 	BiolatencyMapEventLimits    = "event_limits"
@@ -84,6 +91,8 @@ const (
 	BiolatencyProgRawRqIssue    = "raw_rq_issue"
 	BiolatencyVarEventLayout    = "event_layout"
 	BiolatencyVarGoTypes        = "go_types"
+	BiolatencyVarKeepHistograms = "keep_histograms"
+	BiolatencyVarNoHistogram    = "no_histogram"
 	BiolatencyVarOwnPid         = "own_pid"
 	BiolatencyVarOwnPidnsDev    = "own_pidns_dev"
 	BiolatencyVarOwnPidnsIno    = "own_pidns_ino"
@@ -148,12 +157,13 @@ type BiolatencyProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BiolatencyMapSpecs struct {
-	Counters      *ebpf.MapSpec `ebpf:"counters"`
-	EventAccounts *ebpf.MapSpec `ebpf:"event_accounts"`
-	EventBuckets  *ebpf.MapSpec `ebpf:"event_buckets"`
-	EventLimits   *ebpf.MapSpec `ebpf:"event_limits"`
-	Events        *ebpf.MapSpec `ebpf:"events"`
-	Requests      *ebpf.MapSpec `ebpf:"requests"`
+	Counters       *ebpf.MapSpec `ebpf:"counters"`
+	DiskHistograms *ebpf.MapSpec `ebpf:"disk_histograms"`
+	EventAccounts  *ebpf.MapSpec `ebpf:"event_accounts"`
+	EventBuckets   *ebpf.MapSpec `ebpf:"event_buckets"`
+	EventLimits    *ebpf.MapSpec `ebpf:"event_limits"`
+	Events         *ebpf.MapSpec `ebpf:"events"`
+	Requests       *ebpf.MapSpec `ebpf:"requests"`
 }
 
 // BiolatencyVariableSpecs contains global variables before they are loaded into the kernel.
@@ -162,6 +172,8 @@ type BiolatencyMapSpecs struct {
 type BiolatencyVariableSpecs struct {
 	EventLayout    *ebpf.VariableSpec `ebpf:"event_layout"`
 	GoTypes        *ebpf.VariableSpec `ebpf:"go_types"`
+	KeepHistograms *ebpf.VariableSpec `ebpf:"keep_histograms"`
+	NoHistogram    *ebpf.VariableSpec `ebpf:"no_histogram"`
 	OwnPid         *ebpf.VariableSpec `ebpf:"own_pid"`
 	OwnPidnsDev    *ebpf.VariableSpec `ebpf:"own_pidns_dev"`
 	OwnPidnsIno    *ebpf.VariableSpec `ebpf:"own_pidns_ino"`
@@ -191,17 +203,19 @@ func (o *BiolatencyObjects) Close() error {
 //
 // It can be passed to LoadBiolatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BiolatencyMaps struct {
-	Counters      *ebpf.Map `ebpf:"counters"`
-	EventAccounts *ebpf.Map `ebpf:"event_accounts"`
-	EventBuckets  *ebpf.Map `ebpf:"event_buckets"`
-	EventLimits   *ebpf.Map `ebpf:"event_limits"`
-	Events        *ebpf.Map `ebpf:"events"`
-	Requests      *ebpf.Map `ebpf:"requests"`
+	Counters       *ebpf.Map `ebpf:"counters"`
+	DiskHistograms *ebpf.Map `ebpf:"disk_histograms"`
+	EventAccounts  *ebpf.Map `ebpf:"event_accounts"`
+	EventBuckets   *ebpf.Map `ebpf:"event_buckets"`
+	EventLimits    *ebpf.Map `ebpf:"event_limits"`
+	Events         *ebpf.Map `ebpf:"events"`
+	Requests       *ebpf.Map `ebpf:"requests"`
 }
 
 func (m *BiolatencyMaps) Close() error {
 	return _BiolatencyClose(
 		m.Counters,
+		m.DiskHistograms,
 		m.EventAccounts,
 		m.EventBuckets,
 		m.EventLimits,
@@ -216,6 +230,8 @@ func (m *BiolatencyMaps) Close() error {
 type BiolatencyVariables struct {
 	EventLayout    *ebpf.Variable `ebpf:"event_layout"`
 	GoTypes        *ebpf.Variable `ebpf:"go_types"`
+	KeepHistograms *ebpf.Variable `ebpf:"keep_histograms"`
+	NoHistogram    *ebpf.Variable `ebpf:"no_histogram"`
 	OwnPid         *ebpf.Variable `ebpf:"own_pid"`
 	OwnPidnsDev    *ebpf.Variable `ebpf:"own_pidns_dev"`
 	OwnPidnsIno    *ebpf.Variable `ebpf:"own_pidns_ino"`

@@ -12,6 +12,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type KernellatencyHistogramSlot uint32
+
+const (
+	KernellatencyHistogramSlotHIST_RX KernellatencyHistogramSlot = 0
+	KernellatencyHistogramSlotHIST_TX KernellatencyHistogramSlot = 1
+)
+
 type KernellatencyPoint uint32
 
 const (
@@ -43,7 +50,9 @@ const (
 	KernellatencyMapEventBuckets    = "event_buckets"
 	KernellatencyMapEventLimits     = "event_limits"
 	KernellatencyMapEvents          = "events"
+	KernellatencyMapHistograms      = "histograms"
 	KernellatencyMapLocalOut        = "local_out"
+	KernellatencyMapNetnsHistograms = "netns_histograms"
 	KernellatencyMapOutput          = "output"
 	KernellatencyMapReceived        = "received"
 	KernellatencyMapResolving       = "resolving"
@@ -85,6 +94,8 @@ const (
 	KernellatencyVarEventLayout     = "event_layout"
 	KernellatencyVarEventNs         = "event_ns"
 	KernellatencyVarGoTypes         = "go_types"
+	KernellatencyVarKeepHistograms  = "keep_histograms"
+	KernellatencyVarResolvingTasks  = "resolving_tasks"
 	KernellatencyVarSlow100Ns       = "slow100_ns"
 	KernellatencyVarSlowNs          = "slow_ns"
 )
@@ -170,30 +181,34 @@ type KernellatencyProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernellatencyMapSpecs struct {
-	CounterShares *ebpf.MapSpec `ebpf:"counter_shares"`
-	Counters      *ebpf.MapSpec `ebpf:"counters"`
-	Delivered     *ebpf.MapSpec `ebpf:"delivered"`
-	EventAccounts *ebpf.MapSpec `ebpf:"event_accounts"`
-	EventBuckets  *ebpf.MapSpec `ebpf:"event_buckets"`
-	EventLimits   *ebpf.MapSpec `ebpf:"event_limits"`
-	Events        *ebpf.MapSpec `ebpf:"events"`
-	LocalOut      *ebpf.MapSpec `ebpf:"local_out"`
-	Output        *ebpf.MapSpec `ebpf:"output"`
-	Received      *ebpf.MapSpec `ebpf:"received"`
-	Resolving     *ebpf.MapSpec `ebpf:"resolving"`
-	Sent          *ebpf.MapSpec `ebpf:"sent"`
-	Unresolved    *ebpf.MapSpec `ebpf:"unresolved"`
+	CounterShares   *ebpf.MapSpec `ebpf:"counter_shares"`
+	Counters        *ebpf.MapSpec `ebpf:"counters"`
+	Delivered       *ebpf.MapSpec `ebpf:"delivered"`
+	EventAccounts   *ebpf.MapSpec `ebpf:"event_accounts"`
+	EventBuckets    *ebpf.MapSpec `ebpf:"event_buckets"`
+	EventLimits     *ebpf.MapSpec `ebpf:"event_limits"`
+	Events          *ebpf.MapSpec `ebpf:"events"`
+	Histograms      *ebpf.MapSpec `ebpf:"histograms"`
+	LocalOut        *ebpf.MapSpec `ebpf:"local_out"`
+	NetnsHistograms *ebpf.MapSpec `ebpf:"netns_histograms"`
+	Output          *ebpf.MapSpec `ebpf:"output"`
+	Received        *ebpf.MapSpec `ebpf:"received"`
+	Resolving       *ebpf.MapSpec `ebpf:"resolving"`
+	Sent            *ebpf.MapSpec `ebpf:"sent"`
+	Unresolved      *ebpf.MapSpec `ebpf:"unresolved"`
 }
 
 // KernellatencyVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernellatencyVariableSpecs struct {
-	EventLayout *ebpf.VariableSpec `ebpf:"event_layout"`
-	EventNs     *ebpf.VariableSpec `ebpf:"event_ns"`
-	GoTypes     *ebpf.VariableSpec `ebpf:"go_types"`
-	Slow100Ns   *ebpf.VariableSpec `ebpf:"slow100_ns"`
-	SlowNs      *ebpf.VariableSpec `ebpf:"slow_ns"`
+	EventLayout    *ebpf.VariableSpec `ebpf:"event_layout"`
+	EventNs        *ebpf.VariableSpec `ebpf:"event_ns"`
+	GoTypes        *ebpf.VariableSpec `ebpf:"go_types"`
+	KeepHistograms *ebpf.VariableSpec `ebpf:"keep_histograms"`
+	ResolvingTasks *ebpf.VariableSpec `ebpf:"resolving_tasks"`
+	Slow100Ns      *ebpf.VariableSpec `ebpf:"slow100_ns"`
+	SlowNs         *ebpf.VariableSpec `ebpf:"slow_ns"`
 }
 
 // KernellatencyObjects contains all objects after they have been loaded into the kernel.
@@ -216,19 +231,21 @@ func (o *KernellatencyObjects) Close() error {
 //
 // It can be passed to LoadKernellatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernellatencyMaps struct {
-	CounterShares *ebpf.Map `ebpf:"counter_shares"`
-	Counters      *ebpf.Map `ebpf:"counters"`
-	Delivered     *ebpf.Map `ebpf:"delivered"`
-	EventAccounts *ebpf.Map `ebpf:"event_accounts"`
-	EventBuckets  *ebpf.Map `ebpf:"event_buckets"`
-	EventLimits   *ebpf.Map `ebpf:"event_limits"`
-	Events        *ebpf.Map `ebpf:"events"`
-	LocalOut      *ebpf.Map `ebpf:"local_out"`
-	Output        *ebpf.Map `ebpf:"output"`
-	Received      *ebpf.Map `ebpf:"received"`
-	Resolving     *ebpf.Map `ebpf:"resolving"`
-	Sent          *ebpf.Map `ebpf:"sent"`
-	Unresolved    *ebpf.Map `ebpf:"unresolved"`
+	CounterShares   *ebpf.Map `ebpf:"counter_shares"`
+	Counters        *ebpf.Map `ebpf:"counters"`
+	Delivered       *ebpf.Map `ebpf:"delivered"`
+	EventAccounts   *ebpf.Map `ebpf:"event_accounts"`
+	EventBuckets    *ebpf.Map `ebpf:"event_buckets"`
+	EventLimits     *ebpf.Map `ebpf:"event_limits"`
+	Events          *ebpf.Map `ebpf:"events"`
+	Histograms      *ebpf.Map `ebpf:"histograms"`
+	LocalOut        *ebpf.Map `ebpf:"local_out"`
+	NetnsHistograms *ebpf.Map `ebpf:"netns_histograms"`
+	Output          *ebpf.Map `ebpf:"output"`
+	Received        *ebpf.Map `ebpf:"received"`
+	Resolving       *ebpf.Map `ebpf:"resolving"`
+	Sent            *ebpf.Map `ebpf:"sent"`
+	Unresolved      *ebpf.Map `ebpf:"unresolved"`
 }
 
 func (m *KernellatencyMaps) Close() error {
@@ -240,7 +257,9 @@ func (m *KernellatencyMaps) Close() error {
 		m.EventBuckets,
 		m.EventLimits,
 		m.Events,
+		m.Histograms,
 		m.LocalOut,
+		m.NetnsHistograms,
 		m.Output,
 		m.Received,
 		m.Resolving,
@@ -253,11 +272,13 @@ func (m *KernellatencyMaps) Close() error {
 //
 // It can be passed to LoadKernellatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernellatencyVariables struct {
-	EventLayout *ebpf.Variable `ebpf:"event_layout"`
-	EventNs     *ebpf.Variable `ebpf:"event_ns"`
-	GoTypes     *ebpf.Variable `ebpf:"go_types"`
-	Slow100Ns   *ebpf.Variable `ebpf:"slow100_ns"`
-	SlowNs      *ebpf.Variable `ebpf:"slow_ns"`
+	EventLayout    *ebpf.Variable `ebpf:"event_layout"`
+	EventNs        *ebpf.Variable `ebpf:"event_ns"`
+	GoTypes        *ebpf.Variable `ebpf:"go_types"`
+	KeepHistograms *ebpf.Variable `ebpf:"keep_histograms"`
+	ResolvingTasks *ebpf.Variable `ebpf:"resolving_tasks"`
+	Slow100Ns      *ebpf.Variable `ebpf:"slow100_ns"`
+	SlowNs         *ebpf.Variable `ebpf:"slow_ns"`
 }
 
 // KernellatencyPrograms contains all programs after they have been loaded into the kernel.

@@ -12,6 +12,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type NetiftxlatencyHistogramSlot uint32
+
+const (
+	NetiftxlatencyHistogramSlotHIST_QDISC  NetiftxlatencyHistogramSlot = 0
+	NetiftxlatencyHistogramSlotHIST_DRIVER NetiftxlatencyHistogramSlot = 1
+)
+
 type NetiftxlatencySlot uint32
 
 const (
@@ -24,25 +31,28 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	NetiftxlatencyMapCounterShares = "counter_shares"
-	NetiftxlatencyMapCounters      = "counters"
-	NetiftxlatencyMapCutDevices    = "cut_devices"
-	NetiftxlatencyMapCuts          = "cuts"
-	NetiftxlatencyMapEventAccounts = "event_accounts"
-	NetiftxlatencyMapEventBuckets  = "event_buckets"
-	NetiftxlatencyMapEventLimits   = "event_limits"
-	NetiftxlatencyMapEvents        = "events"
-	NetiftxlatencyMapQueued        = "queued"
-	NetiftxlatencyMapStarts        = "starts"
-	NetiftxlatencyProgBtfQueue     = "btf_queue"
-	NetiftxlatencyProgBtfStartXmit = "btf_start_xmit"
-	NetiftxlatencyProgBtfXmit      = "btf_xmit"
-	NetiftxlatencyProgRawQueue     = "raw_queue"
-	NetiftxlatencyProgRawStartXmit = "raw_start_xmit"
-	NetiftxlatencyProgRawXmit      = "raw_xmit"
-	NetiftxlatencyVarEventLayout   = "event_layout"
-	NetiftxlatencyVarGoTypes       = "go_types"
-	NetiftxlatencyVarSlow100Ns     = "slow100_ns"
+	NetiftxlatencyMapCounterShares   = "counter_shares"
+	NetiftxlatencyMapCounters        = "counters"
+	NetiftxlatencyMapCutDevices      = "cut_devices"
+	NetiftxlatencyMapCuts            = "cuts"
+	NetiftxlatencyMapEventAccounts   = "event_accounts"
+	NetiftxlatencyMapEventBuckets    = "event_buckets"
+	NetiftxlatencyMapEventLimits     = "event_limits"
+	NetiftxlatencyMapEvents          = "events"
+	NetiftxlatencyMapHistograms      = "histograms"
+	NetiftxlatencyMapNetnsHistograms = "netns_histograms"
+	NetiftxlatencyMapQueued          = "queued"
+	NetiftxlatencyMapStarts          = "starts"
+	NetiftxlatencyProgBtfQueue       = "btf_queue"
+	NetiftxlatencyProgBtfStartXmit   = "btf_start_xmit"
+	NetiftxlatencyProgBtfXmit        = "btf_xmit"
+	NetiftxlatencyProgRawQueue       = "raw_queue"
+	NetiftxlatencyProgRawStartXmit   = "raw_start_xmit"
+	NetiftxlatencyProgRawXmit        = "raw_xmit"
+	NetiftxlatencyVarEventLayout     = "event_layout"
+	NetiftxlatencyVarGoTypes         = "go_types"
+	NetiftxlatencyVarKeepHistograms  = "keep_histograms"
+	NetiftxlatencyVarSlow100Ns       = "slow100_ns"
 )
 
 // LoadNetiftxlatency returns the embedded CollectionSpec for Netiftxlatency.
@@ -99,25 +109,28 @@ type NetiftxlatencyProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type NetiftxlatencyMapSpecs struct {
-	CounterShares *ebpf.MapSpec `ebpf:"counter_shares"`
-	Counters      *ebpf.MapSpec `ebpf:"counters"`
-	CutDevices    *ebpf.MapSpec `ebpf:"cut_devices"`
-	Cuts          *ebpf.MapSpec `ebpf:"cuts"`
-	EventAccounts *ebpf.MapSpec `ebpf:"event_accounts"`
-	EventBuckets  *ebpf.MapSpec `ebpf:"event_buckets"`
-	EventLimits   *ebpf.MapSpec `ebpf:"event_limits"`
-	Events        *ebpf.MapSpec `ebpf:"events"`
-	Queued        *ebpf.MapSpec `ebpf:"queued"`
-	Starts        *ebpf.MapSpec `ebpf:"starts"`
+	CounterShares   *ebpf.MapSpec `ebpf:"counter_shares"`
+	Counters        *ebpf.MapSpec `ebpf:"counters"`
+	CutDevices      *ebpf.MapSpec `ebpf:"cut_devices"`
+	Cuts            *ebpf.MapSpec `ebpf:"cuts"`
+	EventAccounts   *ebpf.MapSpec `ebpf:"event_accounts"`
+	EventBuckets    *ebpf.MapSpec `ebpf:"event_buckets"`
+	EventLimits     *ebpf.MapSpec `ebpf:"event_limits"`
+	Events          *ebpf.MapSpec `ebpf:"events"`
+	Histograms      *ebpf.MapSpec `ebpf:"histograms"`
+	NetnsHistograms *ebpf.MapSpec `ebpf:"netns_histograms"`
+	Queued          *ebpf.MapSpec `ebpf:"queued"`
+	Starts          *ebpf.MapSpec `ebpf:"starts"`
 }
 
 // NetiftxlatencyVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type NetiftxlatencyVariableSpecs struct {
-	EventLayout *ebpf.VariableSpec `ebpf:"event_layout"`
-	GoTypes     *ebpf.VariableSpec `ebpf:"go_types"`
-	Slow100Ns   *ebpf.VariableSpec `ebpf:"slow100_ns"`
+	EventLayout    *ebpf.VariableSpec `ebpf:"event_layout"`
+	GoTypes        *ebpf.VariableSpec `ebpf:"go_types"`
+	KeepHistograms *ebpf.VariableSpec `ebpf:"keep_histograms"`
+	Slow100Ns      *ebpf.VariableSpec `ebpf:"slow100_ns"`
 }
 
 // NetiftxlatencyObjects contains all objects after they have been loaded into the kernel.
@@ -140,16 +153,18 @@ func (o *NetiftxlatencyObjects) Close() error {
 //
 // It can be passed to LoadNetiftxlatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NetiftxlatencyMaps struct {
-	CounterShares *ebpf.Map `ebpf:"counter_shares"`
-	Counters      *ebpf.Map `ebpf:"counters"`
-	CutDevices    *ebpf.Map `ebpf:"cut_devices"`
-	Cuts          *ebpf.Map `ebpf:"cuts"`
-	EventAccounts *ebpf.Map `ebpf:"event_accounts"`
-	EventBuckets  *ebpf.Map `ebpf:"event_buckets"`
-	EventLimits   *ebpf.Map `ebpf:"event_limits"`
-	Events        *ebpf.Map `ebpf:"events"`
-	Queued        *ebpf.Map `ebpf:"queued"`
-	Starts        *ebpf.Map `ebpf:"starts"`
+	CounterShares   *ebpf.Map `ebpf:"counter_shares"`
+	Counters        *ebpf.Map `ebpf:"counters"`
+	CutDevices      *ebpf.Map `ebpf:"cut_devices"`
+	Cuts            *ebpf.Map `ebpf:"cuts"`
+	EventAccounts   *ebpf.Map `ebpf:"event_accounts"`
+	EventBuckets    *ebpf.Map `ebpf:"event_buckets"`
+	EventLimits     *ebpf.Map `ebpf:"event_limits"`
+	Events          *ebpf.Map `ebpf:"events"`
+	Histograms      *ebpf.Map `ebpf:"histograms"`
+	NetnsHistograms *ebpf.Map `ebpf:"netns_histograms"`
+	Queued          *ebpf.Map `ebpf:"queued"`
+	Starts          *ebpf.Map `ebpf:"starts"`
 }
 
 func (m *NetiftxlatencyMaps) Close() error {
@@ -162,6 +177,8 @@ func (m *NetiftxlatencyMaps) Close() error {
 		m.EventBuckets,
 		m.EventLimits,
 		m.Events,
+		m.Histograms,
+		m.NetnsHistograms,
 		m.Queued,
 		m.Starts,
 	)
@@ -171,9 +188,10 @@ func (m *NetiftxlatencyMaps) Close() error {
 //
 // It can be passed to LoadNetiftxlatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NetiftxlatencyVariables struct {
-	EventLayout *ebpf.Variable `ebpf:"event_layout"`
-	GoTypes     *ebpf.Variable `ebpf:"go_types"`
-	Slow100Ns   *ebpf.Variable `ebpf:"slow100_ns"`
+	EventLayout    *ebpf.Variable `ebpf:"event_layout"`
+	GoTypes        *ebpf.Variable `ebpf:"go_types"`
+	KeepHistograms *ebpf.Variable `ebpf:"keep_histograms"`
+	Slow100Ns      *ebpf.Variable `ebpf:"slow100_ns"`
 }
 
 // NetiftxlatencyPrograms contains all programs after they have been loaded into the kernel.

@@ -12,6 +12,15 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type NetSoftirqHistogramSlot uint32
+
+const (
+	NetSoftirqHistogramSlotHIST_TX_SCHED  NetSoftirqHistogramSlot = 0
+	NetSoftirqHistogramSlotHIST_TX_EXCUTE NetSoftirqHistogramSlot = 1
+	NetSoftirqHistogramSlotHIST_RX_SCHED  NetSoftirqHistogramSlot = 2
+	NetSoftirqHistogramSlotHIST_RX_EXCUTE NetSoftirqHistogramSlot = 3
+)
+
 type NetSoftirqSlot uint32
 
 const (
@@ -33,22 +42,24 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	NetSoftirqMapCounters      = "counters"
-	NetSoftirqMapEventAccounts = "event_accounts"
-	NetSoftirqMapEventBuckets  = "event_buckets"
-	NetSoftirqMapEventLimits   = "event_limits"
-	NetSoftirqMapEvents        = "events"
-	NetSoftirqMapSoftirqs      = "softirqs"
-	NetSoftirqProgBtfEntry     = "btf_entry"
-	NetSoftirqProgBtfExit      = "btf_exit"
-	NetSoftirqProgBtfRaise     = "btf_raise"
-	NetSoftirqProgRawEntry     = "raw_entry"
-	NetSoftirqProgRawExit      = "raw_exit"
-	NetSoftirqProgRawRaise     = "raw_raise"
-	NetSoftirqVarEventLayout   = "event_layout"
-	NetSoftirqVarGoTypes       = "go_types"
-	NetSoftirqVarSlow100Ns     = "slow100_ns"
-	NetSoftirqVarSlowNs        = "slow_ns"
+	NetSoftirqMapCounters       = "counters"
+	NetSoftirqMapEventAccounts  = "event_accounts"
+	NetSoftirqMapEventBuckets   = "event_buckets"
+	NetSoftirqMapEventLimits    = "event_limits"
+	NetSoftirqMapEvents         = "events"
+	NetSoftirqMapHistograms     = "histograms"
+	NetSoftirqMapSoftirqs       = "softirqs"
+	NetSoftirqProgBtfEntry      = "btf_entry"
+	NetSoftirqProgBtfExit       = "btf_exit"
+	NetSoftirqProgBtfRaise      = "btf_raise"
+	NetSoftirqProgRawEntry      = "raw_entry"
+	NetSoftirqProgRawExit       = "raw_exit"
+	NetSoftirqProgRawRaise      = "raw_raise"
+	NetSoftirqVarEventLayout    = "event_layout"
+	NetSoftirqVarGoTypes        = "go_types"
+	NetSoftirqVarKeepHistograms = "keep_histograms"
+	NetSoftirqVarSlow100Ns      = "slow100_ns"
+	NetSoftirqVarSlowNs         = "slow_ns"
 )
 
 // LoadNetSoftirq returns the embedded CollectionSpec for NetSoftirq.
@@ -110,6 +121,7 @@ type NetSoftirqMapSpecs struct {
 	EventBuckets  *ebpf.MapSpec `ebpf:"event_buckets"`
 	EventLimits   *ebpf.MapSpec `ebpf:"event_limits"`
 	Events        *ebpf.MapSpec `ebpf:"events"`
+	Histograms    *ebpf.MapSpec `ebpf:"histograms"`
 	Softirqs      *ebpf.MapSpec `ebpf:"softirqs"`
 }
 
@@ -117,10 +129,11 @@ type NetSoftirqMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type NetSoftirqVariableSpecs struct {
-	EventLayout *ebpf.VariableSpec `ebpf:"event_layout"`
-	GoTypes     *ebpf.VariableSpec `ebpf:"go_types"`
-	Slow100Ns   *ebpf.VariableSpec `ebpf:"slow100_ns"`
-	SlowNs      *ebpf.VariableSpec `ebpf:"slow_ns"`
+	EventLayout    *ebpf.VariableSpec `ebpf:"event_layout"`
+	GoTypes        *ebpf.VariableSpec `ebpf:"go_types"`
+	KeepHistograms *ebpf.VariableSpec `ebpf:"keep_histograms"`
+	Slow100Ns      *ebpf.VariableSpec `ebpf:"slow100_ns"`
+	SlowNs         *ebpf.VariableSpec `ebpf:"slow_ns"`
 }
 
 // NetSoftirqObjects contains all objects after they have been loaded into the kernel.
@@ -148,6 +161,7 @@ type NetSoftirqMaps struct {
 	EventBuckets  *ebpf.Map `ebpf:"event_buckets"`
 	EventLimits   *ebpf.Map `ebpf:"event_limits"`
 	Events        *ebpf.Map `ebpf:"events"`
+	Histograms    *ebpf.Map `ebpf:"histograms"`
 	Softirqs      *ebpf.Map `ebpf:"softirqs"`
 }
 
@@ -158,6 +172,7 @@ func (m *NetSoftirqMaps) Close() error {
 		m.EventBuckets,
 		m.EventLimits,
 		m.Events,
+		m.Histograms,
 		m.Softirqs,
 	)
 }
@@ -166,10 +181,11 @@ func (m *NetSoftirqMaps) Close() error {
 //
 // It can be passed to LoadNetSoftirqObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NetSoftirqVariables struct {
-	EventLayout *ebpf.Variable `ebpf:"event_layout"`
-	GoTypes     *ebpf.Variable `ebpf:"go_types"`
-	Slow100Ns   *ebpf.Variable `ebpf:"slow100_ns"`
-	SlowNs      *ebpf.Variable `ebpf:"slow_ns"`
+	EventLayout    *ebpf.Variable `ebpf:"event_layout"`
+	GoTypes        *ebpf.Variable `ebpf:"go_types"`
+	KeepHistograms *ebpf.Variable `ebpf:"keep_histograms"`
+	Slow100Ns      *ebpf.Variable `ebpf:"slow100_ns"`
+	SlowNs         *ebpf.Variable `ebpf:"slow_ns"`
 }
 
 // NetSoftirqPrograms contains all programs after they have been loaded into the kernel.

@@ -92,6 +92,42 @@ const (
 	SharedEventTypeEVENT_TYPES                   SharedEventType = 20
 )
 
+type SharedHistogram struct {
+	_      structs.HostLayout
+	Bucket [13]uint64
+	SumNs  uint64
+}
+
+type SharedHistogramBound uint32
+
+const (
+	SharedHistogramBoundHISTOGRAM_BOUND_0  SharedHistogramBound = 10
+	SharedHistogramBoundHISTOGRAM_BOUND_1  SharedHistogramBound = 30
+	SharedHistogramBoundHISTOGRAM_BOUND_2  SharedHistogramBound = 100
+	SharedHistogramBoundHISTOGRAM_BOUND_3  SharedHistogramBound = 300
+	SharedHistogramBoundHISTOGRAM_BOUND_4  SharedHistogramBound = 1000
+	SharedHistogramBoundHISTOGRAM_BOUND_5  SharedHistogramBound = 3000
+	SharedHistogramBoundHISTOGRAM_BOUND_6  SharedHistogramBound = 10000
+	SharedHistogramBoundHISTOGRAM_BOUND_7  SharedHistogramBound = 30000
+	SharedHistogramBoundHISTOGRAM_BOUND_8  SharedHistogramBound = 100000
+	SharedHistogramBoundHISTOGRAM_BOUND_9  SharedHistogramBound = 300000
+	SharedHistogramBoundHISTOGRAM_BOUND_10 SharedHistogramBound = 1000000
+	SharedHistogramBoundHISTOGRAM_BOUND_11 SharedHistogramBound = 10000000
+)
+
+type SharedHistograms struct {
+	_  structs.HostLayout
+	Of [4]SharedHistogram
+}
+
+type SharedHistogramsBy uint32
+
+const (
+	SharedHistogramsByHISTOGRAMS_OFF  SharedHistogramsBy = 0
+	SharedHistogramsByHISTOGRAMS_NODE SharedHistogramsBy = 1
+	SharedHistogramsByHISTOGRAMS_PODS SharedHistogramsBy = 2
+)
+
 type SharedReason uint32
 
 const (
@@ -133,12 +169,13 @@ type SharedTuple struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	SharedMapEventAccounts = "event_accounts"
-	SharedMapEventBuckets  = "event_buckets"
-	SharedMapEventLimits   = "event_limits"
-	SharedMapEvents        = "events"
-	SharedVarEventLayout   = "event_layout"
-	SharedVarGoTypes       = "go_types"
+	SharedMapEventAccounts  = "event_accounts"
+	SharedMapEventBuckets   = "event_buckets"
+	SharedMapEventLimits    = "event_limits"
+	SharedMapEvents         = "events"
+	SharedVarEventLayout    = "event_layout"
+	SharedVarGoTypes        = "go_types"
+	SharedVarKeepHistograms = "keep_histograms"
 )
 
 // LoadShared returns the embedded CollectionSpec for Shared.
@@ -199,8 +236,9 @@ type SharedMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SharedVariableSpecs struct {
-	EventLayout *ebpf.VariableSpec `ebpf:"event_layout"`
-	GoTypes     *ebpf.VariableSpec `ebpf:"go_types"`
+	EventLayout    *ebpf.VariableSpec `ebpf:"event_layout"`
+	GoTypes        *ebpf.VariableSpec `ebpf:"go_types"`
+	KeepHistograms *ebpf.VariableSpec `ebpf:"keep_histograms"`
 }
 
 // SharedObjects contains all objects after they have been loaded into the kernel.
@@ -242,8 +280,9 @@ func (m *SharedMaps) Close() error {
 //
 // It can be passed to LoadSharedObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SharedVariables struct {
-	EventLayout *ebpf.Variable `ebpf:"event_layout"`
-	GoTypes     *ebpf.Variable `ebpf:"go_types"`
+	EventLayout    *ebpf.Variable `ebpf:"event_layout"`
+	GoTypes        *ebpf.Variable `ebpf:"go_types"`
+	KeepHistograms *ebpf.Variable `ebpf:"keep_histograms"`
 }
 
 // SharedPrograms contains all programs after they have been loaded into the kernel.

@@ -12,6 +12,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type SocketlatencyHistogramSlot uint32
+
+const (
+	SocketlatencyHistogramSlotHIST_READ  SocketlatencyHistogramSlot = 0
+	SocketlatencyHistogramSlotHIST_WRITE SocketlatencyHistogramSlot = 1
+)
+
 type SocketlatencySlot uint32
 
 const (
@@ -32,6 +39,8 @@ const (
 	SocketlatencyMapEventBuckets     = "event_buckets"
 	SocketlatencyMapEventLimits      = "event_limits"
 	SocketlatencyMapEvents           = "events"
+	SocketlatencyMapHistograms       = "histograms"
+	SocketlatencyMapNetnsHistograms  = "netns_histograms"
 	SocketlatencyMapSockets          = "sockets"
 	SocketlatencyMapSocketsByAddress = "sockets_by_address"
 	SocketlatencyProgBtfQueue        = "btf_queue"
@@ -60,6 +69,7 @@ const (
 	SocketlatencyVarEventLayout      = "event_layout"
 	SocketlatencyVarEventNs          = "event_ns"
 	SocketlatencyVarGoTypes          = "go_types"
+	SocketlatencyVarKeepHistograms   = "keep_histograms"
 	SocketlatencyVarNothing          = "nothing"
 	SocketlatencyVarSlow100Ns        = "slow100_ns"
 	SocketlatencyVarSlowNs           = "slow_ns"
@@ -141,6 +151,8 @@ type SocketlatencyMapSpecs struct {
 	EventBuckets     *ebpf.MapSpec `ebpf:"event_buckets"`
 	EventLimits      *ebpf.MapSpec `ebpf:"event_limits"`
 	Events           *ebpf.MapSpec `ebpf:"events"`
+	Histograms       *ebpf.MapSpec `ebpf:"histograms"`
+	NetnsHistograms  *ebpf.MapSpec `ebpf:"netns_histograms"`
 	Sockets          *ebpf.MapSpec `ebpf:"sockets"`
 	SocketsByAddress *ebpf.MapSpec `ebpf:"sockets_by_address"`
 }
@@ -149,13 +161,14 @@ type SocketlatencyMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SocketlatencyVariableSpecs struct {
-	CallsOpen   *ebpf.VariableSpec `ebpf:"calls_open"`
-	EventLayout *ebpf.VariableSpec `ebpf:"event_layout"`
-	EventNs     *ebpf.VariableSpec `ebpf:"event_ns"`
-	GoTypes     *ebpf.VariableSpec `ebpf:"go_types"`
-	Nothing     *ebpf.VariableSpec `ebpf:"nothing"`
-	Slow100Ns   *ebpf.VariableSpec `ebpf:"slow100_ns"`
-	SlowNs      *ebpf.VariableSpec `ebpf:"slow_ns"`
+	CallsOpen      *ebpf.VariableSpec `ebpf:"calls_open"`
+	EventLayout    *ebpf.VariableSpec `ebpf:"event_layout"`
+	EventNs        *ebpf.VariableSpec `ebpf:"event_ns"`
+	GoTypes        *ebpf.VariableSpec `ebpf:"go_types"`
+	KeepHistograms *ebpf.VariableSpec `ebpf:"keep_histograms"`
+	Nothing        *ebpf.VariableSpec `ebpf:"nothing"`
+	Slow100Ns      *ebpf.VariableSpec `ebpf:"slow100_ns"`
+	SlowNs         *ebpf.VariableSpec `ebpf:"slow_ns"`
 }
 
 // SocketlatencyObjects contains all objects after they have been loaded into the kernel.
@@ -184,6 +197,8 @@ type SocketlatencyMaps struct {
 	EventBuckets     *ebpf.Map `ebpf:"event_buckets"`
 	EventLimits      *ebpf.Map `ebpf:"event_limits"`
 	Events           *ebpf.Map `ebpf:"events"`
+	Histograms       *ebpf.Map `ebpf:"histograms"`
+	NetnsHistograms  *ebpf.Map `ebpf:"netns_histograms"`
 	Sockets          *ebpf.Map `ebpf:"sockets"`
 	SocketsByAddress *ebpf.Map `ebpf:"sockets_by_address"`
 }
@@ -196,6 +211,8 @@ func (m *SocketlatencyMaps) Close() error {
 		m.EventBuckets,
 		m.EventLimits,
 		m.Events,
+		m.Histograms,
+		m.NetnsHistograms,
 		m.Sockets,
 		m.SocketsByAddress,
 	)
@@ -205,13 +222,14 @@ func (m *SocketlatencyMaps) Close() error {
 //
 // It can be passed to LoadSocketlatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SocketlatencyVariables struct {
-	CallsOpen   *ebpf.Variable `ebpf:"calls_open"`
-	EventLayout *ebpf.Variable `ebpf:"event_layout"`
-	EventNs     *ebpf.Variable `ebpf:"event_ns"`
-	GoTypes     *ebpf.Variable `ebpf:"go_types"`
-	Nothing     *ebpf.Variable `ebpf:"nothing"`
-	Slow100Ns   *ebpf.Variable `ebpf:"slow100_ns"`
-	SlowNs      *ebpf.Variable `ebpf:"slow_ns"`
+	CallsOpen      *ebpf.Variable `ebpf:"calls_open"`
+	EventLayout    *ebpf.Variable `ebpf:"event_layout"`
+	EventNs        *ebpf.Variable `ebpf:"event_ns"`
+	GoTypes        *ebpf.Variable `ebpf:"go_types"`
+	KeepHistograms *ebpf.Variable `ebpf:"keep_histograms"`
+	Nothing        *ebpf.Variable `ebpf:"nothing"`
+	Slow100Ns      *ebpf.Variable `ebpf:"slow100_ns"`
+	SlowNs         *ebpf.Variable `ebpf:"slow_ns"`
 }
 
 // SocketlatencyPrograms contains all programs after they have been loaded into the kernel.

@@ -201,6 +201,36 @@ function drawRegions(builder: any, regions: Region[]) {
   });
 }
 
+// Heat maps. Grafana's own is part of its panel, and no component: this one shows the
+// same rectangles.
+
+const boundOf = (f: DataFrame) => (f.name === '+Inf' ? Infinity : Number(f.name));
+
+function Heat({ frames, width, height }: { frames: DataFrame[]; width: number; height: number }) {
+  const rows = [...frames].sort((a, b) => boundOf(a) - boundOf(b));
+  const values = rows.map((f) => f.fields[1].values as Array<number | null>);
+  const times = rows[0].fields[0].values as number[];
+  // Each bucket holds those below it.
+  const cells = values.map((v, row) => v.map((n, i) => Math.max(0, (n ?? 0) - (row > 0 ? (values[row - 1][i] ?? 0) : 0))));
+  const most = Math.max(...cells.flat(), 1e-9);
+  const left = 56, bottom = 18, high = (height - bottom) / rows.length, wide = (width - left) / times.length;
+  return (
+    <svg width={width} height={height} fontSize={10} fill={theme.colors.text.secondary}>
+      {rows.map((f, row) => (
+        <text key={row} x={left - 6} y={height - bottom - (row + 0.3) * high} textAnchor="end">{f.name}</text>
+      ))}
+      {cells.flatMap((line, row) =>
+        line.map((n, i) => n > 0 && (
+          <rect key={row + '.' + i} x={left + i * wide} y={height - bottom - (row + 1) * high} width={Math.max(wide - 1, 1)} height={Math.max(high - 1, 1)}
+            fill={theme.visualization.getColorByName('orange')} fillOpacity={0.1 + 0.9 * Math.sqrt(n / most)} />
+        ))
+      )}
+      <text x={left} y={height - 4}>{new Date(times[0]).toISOString().slice(11, 16)}</text>
+      <text x={width} y={height - 4} textAnchor="end">{new Date(times[times.length - 1]).toISOString().slice(11, 16)}</text>
+    </svg>
+  );
+}
+
 // The page
 
 function Figure({ panel, drawn, regions, width, height }: any) {
@@ -225,6 +255,9 @@ function Figure({ panel, drawn, regions, width, height }: any) {
         }}
       </TimeSeries>
     );
+  }
+  if (panel.type === 'heatmap') {
+    return <Heat frames={frames} width={width} height={height} />;
   }
   if (panel.type === 'stat') {
     return (

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -60,7 +61,7 @@ func option(p *catalog.Probe, o *catalog.Option) Setting {
 	case int64:
 		s = field(key, help, optionAt[int64](o), intIn(1, 1_000_000))
 	case string:
-		s = field(key, help, optionAt[string](o), nil)
+		s = field(key, help, optionAt[string](o), oneOf(o.OneOf))
 	case []string:
 		s = field(key, help, optionAt[[]string](o), globs)
 	case time.Duration:
@@ -70,6 +71,19 @@ func option(p *catalog.Probe, o *catalog.Option) Setting {
 	}
 	s.probe = p
 	return s
+}
+
+// oneOf allows some strings, or any if there are none.
+func oneOf(allowed []string) func(string) error {
+	if allowed == nil {
+		return nil
+	}
+	return func(s string) error {
+		if !slices.Contains(allowed, s) {
+			return fmt.Errorf("%q is not allowed: it is one of \"%s\"", s, strings.Join(allowed, "\", \""))
+		}
+		return nil
+	}
 }
 
 // optionAt is where a configuration has the value of an option.

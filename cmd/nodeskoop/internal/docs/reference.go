@@ -3,6 +3,8 @@ package docs
 import (
 	"fmt"
 	"io"
+	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -45,7 +47,8 @@ How to read the tables:
 - A container outside pods is labelled with its containerd namespace and its name (Docker's or nerdctl's, else its ID). If a pod or another container has that name, the label is ` + "`containerd:ID`" + ` until the container is deleted: no two that are not one pod share a series. A pod that replaces another of its name continues that one's series, and its counters are reset; two sandboxes of one pod (one UID) are that pod.
 - **per node**, **per connection**: as it says.
 - A counter begins at whatever the kernel had counted; use ` + "`rate()`" + `. A probe that runs emits all its series from the first sample on, zeros included, except ` + "`kubeskoop_packetloss_reason`" + ` and flows, which appear when they occur.
-- A counter of the host, or of a pod that goes on, never falls: not when an interface is deleted or a process ends, not at a restart of the daemon, a kill included, and not between two samples of ` + "`nodeskoop collect`" + `. What the next start has to know is in ` + "`/var/lib/nodeskoop/counters`" + ` (see ` + "`[state]`" + ` in nodeskoop.toml(5)), which is replaced each cycle before the textfile. Three kinds begin at 0 with each start, as a whole, which ` + "`rate()`" + ` takes for the reset that it is: flows; the tool's own counters (` + "`nodeskoop_*`" + `, but for ` + "`nodeskoop_tcpreset_total`" + ` and ` + "`nodeskoop_packetloss_ignored_total`" + `); and everything after a reboot, or where the state could not be written or read, which the log says. What BPF programs would have counted while no daemon ran is missing.
+- A counter of the host, or of a pod that goes on, never falls: not when an interface is deleted or a process ends, not at a restart of the daemon, a kill included, and not between two samples of ` + "`nodeskoop collect`" + `. What the next start has to know is in ` + "`/var/lib/nodeskoop/counters`" + ` (see ` + "`[state]`" + ` in nodeskoop.toml(5)), which is replaced each cycle before the textfile. Three kinds begin at 0 with each start, as a whole, which ` + "`rate()`" + ` takes for the reset that it is: flows; the tool's own counters (` + "`nodeskoop_*`" + `, but for ` + "`nodeskoop_tcpreset_total`, `nodeskoop_packetloss_ignored_total`" + ` and the histograms); and everything after a reboot, or where the state could not be written or read, which the log says. What BPF programs would have counted while no daemon ran is missing.
+- A *histogram* is a classic one of Prometheus, counted in the kernel: ` + bounds() + `. A value of exactly a bound is above it, as it is above the threshold of a slow counter: where a counter's threshold is a bound, the counter is what the histogram has above that. Each histogram is ` + fmt.Sprint(histogramSeries()) + ` series. ` + "`histogram_quantile(0.99, sum by (le, ...) (rate(NAME_bucket[5m])))`" + ` is the 99th percentile, as far as the buckets tell. The history on the node keeps the buckets.
 - netdev and qdisc count what interfaces and root qdiscs have counted in that namespace. What an interface brings along that moves in does not count. In the host's namespace the kernel tells of what comes and goes, with its counters then; in a pod's, an interface counts from 0 if its index is higher than any before, and so does one that moves in with such an index, unless it comes from the host. Where a root qdisc in a pod is deleted and made anew with its handle within one interval, and has counted more than the one before by then, what the one before had counted since is missing.
 - A *segment* is what TCP puts on the wire. A *GSO packet* is several segments (or datagrams) that the kernel handles as one packet until the device, or the kernel just before it, cuts it up; a *GRO packet* is several that were merged on arrival. A metric of packets counts either as one, unless it says otherwise; ` + "`tcp_outsegs`, `tcp_retranssegs`, `tcpretrans_total`, `tcpext_tcpretransfail` and `flow_packets`" + ` count segments.
 - "IPv4" says that the kernel counts IPv6 elsewhere (snmp6), and nodeskoop does not read it. Where neither is named, both count.
@@ -92,6 +95,27 @@ How to read the tables:
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// bounds says which buckets the histograms have.
+func bounds() string {
+	var all []string
+	for _, m := range catalog.Metrics() {
+		if m.Type != catalog.Histogram {
+			continue
+		}
+		var texts []string
+		for _, b := range m.Bounds {
+			texts = append(texts, strings.Replace(time.Duration(math.Round(b*1e9)).String(), "µ", "u", 1))
+		}
+		// Those of the first stand for all: a test holds them together.
+		all = append(all, fmt.Sprintf("the upper bounds of its %d buckets are %s and +Inf, in %s", len(texts)+1, strings.Join(texts, ", "), m.Unit))
+	}
+	return slices.Compact(all)[0]
+}
+
+func histogramSeries() int {
+	return catalog.MustMetric("nodeskoop_biolatency_seconds").Series()
 }
 
 // scopeWords says what one series of a metric stands for.

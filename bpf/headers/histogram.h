@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+
+/* How long things took, by powers of about three, one copy per CPU.
+ *
+ * By default one set for the node, which a program finds without knowing whose
+ * the packet is. On request one for each namespace that user space follows; it
+ * makes them, so that none is allocated here, and what belongs to no such
+ * namespace is counted for NETNS_NONE. */
+
+#ifndef NODESKOOP_HISTOGRAM_H
+#define NODESKOOP_HISTOGRAM_H
+
+#include "kernel.h"
+#include "counter.h"
+
+/* The upper bounds in microseconds. A latency of exactly a bound is above it, as
+ * it is above a threshold of the counters. */
+enum histogram_bound {
+	HISTOGRAM_BOUND_0 = 10,
+	HISTOGRAM_BOUND_1 = 30,
+	HISTOGRAM_BOUND_2 = 100,
+	HISTOGRAM_BOUND_3 = 300,
+	HISTOGRAM_BOUND_4 = 1000,
+	HISTOGRAM_BOUND_5 = 3000,
+	HISTOGRAM_BOUND_6 = 10000,
+	HISTOGRAM_BOUND_7 = 30000,
+	HISTOGRAM_BOUND_8 = 100000,
+	HISTOGRAM_BOUND_9 = 300000,
+	HISTOGRAM_BOUND_10 = 1000000,
+	HISTOGRAM_BOUND_11 = 10000000,
+};
+
+#define HISTOGRAM_BOUND(n) (HISTOGRAM_BOUND_##n * 1000ull)
+#define HISTOGRAM_BUCKETS 13
+/* The most that a probe has for one namespace; one size for all probes. */
+#define HISTOGRAMS 4
+
+struct histogram {
+	__u64 bucket[HISTOGRAM_BUCKETS];
+	__u64 sum_ns;
+};
+
+struct histograms {
+	struct histogram of[HISTOGRAMS];
+};
+
+enum histograms_by {
+	HISTOGRAMS_OFF,
+	HISTOGRAMS_NODE,
+	HISTOGRAMS_PODS,
+};
+
+const volatile __u32 keep_histograms = HISTOGRAMS_NODE;
+
+/* Most latencies are of the first few buckets: they take two comparisons. It is half
+ * the latency that is compared, which the compiler is not to know: of what is compared
+ * the verifier notes the range, and would follow the rest of the program once for each
+ * bucket. */
+static __always_inline __u32 histogram_bucket(__u64 ns)
+{
+#define BELOW(n) (ns < HISTOGRAM_BOUND(n) / 2)
+	asm volatile("%0 >>= 1" : "+r"(ns));
+	if (BELOW(2))
+		return BELOW(0) ? 0 : BELOW(1) ? 1 : 2;
+	if (BELOW(6)) {
+		if (BELOW(4))
+			return BELOW(3) ? 3 : 4;
+		return BELOW(5) ? 5 : 6;
+	}
+	if (BELOW(9)) {
+		if (BELOW(8))
+			return BELOW(7) ? 7 : 8;
+		return 9;
+	}
+	return BELOW(10) ? 10 : BELOW(11) ? 11 : 12;
+#undef BELOW
+}
+
+/* Whether what counts may be interrupted by what counts in the same histogram on
+ * the same CPU. Where softirqs are off nothing can: that spares two locked
+ * additions, which cost more than all the rest. */
+enum interrupted { ALONE, INTERRUPTED };
+
+static __always_inline void histogram_add(struct histogram *h, __u64 ns, enum interrupted how)
+{
+	__u32 at = histogram_bucket(ns);
+
+	if (at >= HISTOGRAM_BUCKETS)
+		return;
+	if (how == INTERRUPTED) {
+		__sync_fetch_and_add(&h->bucket[at], 1);
+		__sync_fetch_and_add(&h->sum_ns, ns);
+	} else {
+		h->bucket[at]++;
+		h->sum_ns += ns;
+	}
+}
+
+#define DEFINE_NODE_HISTOGRAMS()                                                                   \
+	struct {                                                                                   \
+		__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);                                           \
+		__uint(max_entries, 1);                                                            \
+		__type(key, __u32);                                                                \
+		__type(value, struct histograms);                                                  \
+	} histograms SEC(".maps");                                                                 \
+                                                                                                   \
+	static __always_inline __attribute__((unused)) struct histograms *histograms_of_node(void) \
+	{                                                                                          \
+		__u32 zero = 0;                                                                    \
+                                                                                                   \
+		return bpf_map_lookup_elem(&histograms, &zero);                                    \
+	}
+
+#define DEFINE_HISTOGRAMS()                                                                        \
+	DEFINE_NODE_HISTOGRAMS()                                                                   \
+                                                                                                   \
+	struct {                                                                                   \
+		__uint(type, BPF_MAP_TYPE_PERCPU_HASH);                                            \
+		__uint(max_entries, 1);                                                            \
+		__type(key, __u32);                                                                \
+		__type(value, struct histograms);                                                  \
+	} netns_histograms SEC(".maps");                                                           \
+                                                                                                   \
+	static __always_inline __attribute__((unused)) struct histograms *                         \
+	histograms_of_netns(__u32 netns)                                                           \
+	{                                                                                          \
+		struct histograms *h = bpf_map_lookup_elem(&netns_histograms, &netns);             \
+		__u32 none = NETNS_NONE;                                                           \
+                                                                                                   \
+		return h ? h : bpf_map_lookup_elem(&netns_histograms, &none);                      \
+	}
+
+/* measured_of_node counts a latency in one of the node's histograms. */
+#define measured_of_node(which, ns, how)                                                               \
+	do {                                                                                       \
+		if (keep_histograms != HISTOGRAMS_OFF) {                                             \
+			struct histograms *of_node = histograms_of_node();                         \
+                                                                                                   \
+			if (of_node)                                                               \
+				histogram_add(&of_node->of[which], ns, how);                       \
+		}                                                                                  \
+	} while (0)
+
+/* measured_of counts it in the node's or in those of an owner, which is looked
+ * for only then. */
+#define measured_of(which, ns, owner, how)                                                         \
+	do {                                                                                       \
+		if (keep_histograms == HISTOGRAMS_PODS) {                                            \
+			struct histograms *of_netns = histograms_of_netns((owner).netns);          \
+                                                                                                   \
+			if (of_netns)                                                              \
+				histogram_add(&of_netns->of[which], ns, how);                       \
+		} else {                                                                           \
+			measured_of_node(which, ns, how);                                          \
+		}                                                                                  \
+	} while (0)
+
+#endif

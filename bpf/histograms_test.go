@@ -1,0 +1,413 @@
+package bpf
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/testkit/loopdev"
+	"nodeskoop/internal/testkit/need"
+)
+
+// above is how many latencies of a histogram are of a threshold or longer, and
+// whether it can tell.
+func above(h *Histogram, threshold time.Duration) (n uint64, tells bool) {
+	if threshold == 0 {
+		return h.Count(), true
+	}
+	i := slices.Index(HistogramBounds, threshold)
+	if i < 0 {
+		return 0, false
+	}
+	for _, b := range h.Buckets[i+1:] {
+		n += b
+	}
+	return n, true
+}
+
+// agreement is what a probe's counters and its histograms say of the same: the
+// histograms are added up.
+type agreement struct {
+	histograms []int
+	slot       int
+	threshold  func(Config) time.Duration
+	// most: the counter may be higher. Of a read that takes several segments the
+	// histogram has what the first slow one waited, the counter the longest wait.
+	most bool
+}
+
+func slow(c Config) time.Duration    { return c.Slow }
+func slow100(c Config) time.Duration { return c.Slow100 }
+
+var agreements = map[string][]agreement{
+	"biolatency": {{nil, DiskSlow, slow, false}, {nil, DiskSlow100, slow100, false}},
+	"kernellatency": {
+		{[]int{RxLatency}, RxSlow, slow, false}, {[]int{RxLatency}, RxSlow100, slow100, false},
+		{[]int{TxLatency}, TxSlow, slow, false}, {[]int{TxLatency}, TxSlow100, slow100, false},
+	},
+	"net_softirq": {
+		{[]int{SoftirqTXSched, SoftirqRXSched}, SchedSlow, slow, false}, {[]int{SoftirqTXSched, SoftirqRXSched}, SchedSlow100, slow100, false},
+		{[]int{SoftirqTXExcute, SoftirqRXExcute}, ExcuteSlow, slow, false}, {[]int{SoftirqTXExcute, SoftirqRXExcute}, ExcuteSlow100, slow100, false},
+	},
+	"netiftxlatency": {{[]int{QdiscLatency}, QdiscSlow, slow100, false}, {[]int{DriverLatency}, NetdevSlow, slow100, false}},
+	"socketlatency": {
+		{[]int{ReadLatency}, ReadSlow, slow, false}, {[]int{ReadLatency}, ReadSlow100, slow100, true},
+		{[]int{WriteLatency}, WriteSlow, slow, false}, {[]int{WriteLatency}, WriteSlow100, slow100, false},
+	},
+}
+
+// readHistograms are all of a probe, those of namespaces and of disks added up.
+func readHistograms(t testing.TB, p *Probe) (all [MaxHistograms]Histogram) {
+	t.Helper()
+	sum := func(which int, h *Histogram) {
+		for i, n := range h.Buckets {
+			all[which].Buckets[i] += n
+		}
+		all[which].SumNs += h.SumNs
+	}
+	err := p.Histograms(MaxHistograms, func(_ uint64, which int, h *Histogram) { sum(which, h) })
+	if err == nil {
+		err = p.DiskHistograms(func(_ string, _ uint32, h *Histogram) { sum(0, h) })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// agree holds the histograms of a probe against its counters. All loaders of tests
+// do so at their end, so every test of a latency is one of its histogram. The machine
+// does not stand still: the counter is read before the histogram and after it.
+func (l *testLoader) agree(p *Probe) {
+	l.t.Helper()
+	if p.config.Histograms == HistogramsOff {
+		return
+	}
+	total := func(slot int) (n uint64) {
+		if err := p.Counters(func(_ uint64, s int, value uint64) {
+			if s == slot {
+				n += value
+			}
+		}); err != nil {
+			l.t.Fatal(err)
+		}
+		return n
+	}
+	for _, a := range agreements[p.name] {
+		var before, in, after uint64
+		tells := true
+		ok := func() bool {
+			before = total(a.slot)
+			all := readHistograms(l.t, p)
+			after, in = total(a.slot), 0
+			for _, which := range a.histograms {
+				var n uint64
+				n, tells = above(&all[which], a.threshold(p.config))
+				in += n
+			}
+			if a.histograms == nil {
+				in, tells = above(&all[0], a.threshold(p.config))
+			}
+			return !tells || in <= after && (in >= before || a.most)
+		}
+		if !l.soon(ok) {
+			l.t.Errorf("%s: the counter %d of what took %v or longer went from %d to %d, the histograms had %d between",
+				p.name, a.slot, a.threshold(p.config), before, after, in)
+		}
+	}
+}
+
+// soon waits for a condition for a short time: what runs in between is counted by one
+// of two and not yet by the other.
+func (l *testLoader) soon(ok func() bool) bool {
+	for range 50 {
+		if ok() {
+			return true
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return ok()
+}
+
+// histogramsOf are those of one namespace.
+func histogramsOf(t testing.TB, p *Probe, netns uint64) (all [MaxHistograms]Histogram) {
+	t.Helper()
+	if err := p.Histograms(MaxHistograms, func(n uint64, which int, h *Histogram) {
+		if n == netns {
+			all[which] = *h
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// Each read that takes data is in the histogram of its namespace, in the bucket of
+// its wait, and so is each write. A namespace without traffic has none.
+func TestHistogramsOfSockets(t *testing.T) {
+	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
+		a, b := newPair(t)
+		idle := newNamespace(t)
+		l := newTestLoader(t, Options{Hooks: rung})
+		p := l.load("socketlatency", Config{Histograms: HistogramsPods})
+		tcp, server := connect(t, a, b, b.v4)
+		udp, udpServer := udpPair(t, a, b, b.v4)
+		pairs := [][2]net.Conn{{tcp, server}, {udp, udpServer}}
+		if p.Hooks()[0].Limitation != "" {
+			pairs = pairs[:1] // this rung sees TCP only
+		}
+		const quick, late = 200, 5
+		wait := 40 * time.Millisecond
+		buffer := make([]byte, 64)
+		reads, writes := uint64(0), uint64(0)
+		for _, pair := range pairs {
+			for i := range quick + late {
+				if _, err := pair[0].Write([]byte("in one piece")); err != nil {
+					t.Fatal(err)
+				}
+				if i >= quick {
+					time.Sleep(wait)
+				}
+				if _, err := pair[1].Read(buffer); err != nil {
+					t.Fatal(err)
+				}
+				reads++
+				if pair[0] == tcp {
+					writes++
+				}
+			}
+		}
+		l.settled(p, b.inode)
+		at := histogramsOf(t, p, b.inode)[ReadLatency]
+		l.count(p, "reads in the histogram of their namespace", reads, at.Count())
+		slow, _ := above(&at, 30*time.Millisecond)
+		if least := uint64(late * len(pairs)); slow < least || at.SumNs < least*uint64(wait-time.Millisecond) {
+			t.Errorf("%d reads after %v or more: %v", least, wait, at)
+		}
+		if at.SumNs < bottom(&at) {
+			t.Errorf("a sum of %d ns in %v", at.SumNs, at)
+		}
+		sent := histogramsOf(t, p, a.inode)[WriteLatency]
+		if p.Hooks()[1].Kind == "" {
+			writes = 0
+		}
+		l.count(p, "writes in the histogram of their namespace", writes, sent.Count())
+		l.count(p, "reads and writes of a namespace without traffic", 0, histogramsOf(t, p, idle.inode)[ReadLatency].Count()+histogramsOf(t, p, idle.inode)[WriteLatency].Count())
+		if h := histogramsOf(t, p, a.inode)[ReadLatency]; h.Count() != 0 {
+			t.Errorf("who only writes has %v", h)
+		}
+	})
+}
+
+// bottom is the least that the latencies of a histogram are together.
+func bottom(h *Histogram) (ns uint64) {
+	for i, n := range h.Buckets[1:] {
+		ns += n * uint64(HistogramBounds[i])
+	}
+	return ns
+}
+
+// Each datagram that reaches its socket is in the histogram of received packets, and
+// each segment of data in that of sent ones.
+func TestHistogramsOfTheStack(t *testing.T) {
+	eachRung(t, "kernellatency", func(t *testing.T, rung Kind) {
+		a, b := newPair(t)
+		idle := newNamespace(t)
+		l := newTestLoader(t, Options{Hooks: rung})
+		p := l.load("kernellatency", Config{Histograms: HistogramsPods})
+		const n = 300
+		client, server := connect(t, a, b, b.v4)
+		udp, udpServer := udpPair(t, a, b, b.v4)
+		l.settled(p, b.inode)
+		received, sent := histogramsOf(t, p, b.inode)[RxLatency], histogramsOf(t, p, a.inode)[TxLatency]
+		buffer := make([]byte, 64)
+		for range n {
+			for _, pair := range [][2]net.Conn{{udp, udpServer}, {client, server}} {
+				if _, err := pair[0].Write([]byte("data")); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.ReadAtLeast(pair[1], buffer, 4); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		l.settled(p, b.inode)
+		in := histogramsOf(t, p, b.inode)[RxLatency]
+		out := histogramsOf(t, p, a.inode)[TxLatency]
+		want := uint64(2 * n)
+		if h := p.Hooks()[0]; !staged(h) && !slices.Contains(h.Programs, "raw_data_ready") && !slices.Contains(h.Programs, "btf_data_ready") {
+			want = n // datagrams are not seen
+		}
+		// A bare ACK is a packet, too, where all are seen, and so is a segment that is
+		// sent again.
+		got := in.Count() - received.Count()
+		if got < want || !staged(p.Hooks()[0]) && got > want+n/10 {
+			t.Errorf("received %d, want %d: %v", got, want, in)
+		}
+		want = uint64(n)
+		if staged(p.Hooks()[1]) {
+			want = 2 * n
+		}
+		if got := out.Count() - sent.Count(); got < want || !staged(p.Hooks()[1]) && got > want+n/10 {
+			t.Errorf("sent %d, want %d: %v", got, want, out)
+		}
+		l.count(p, "packets of a namespace without traffic", 0, histogramsOf(t, p, idle.inode)[RxLatency].Count()+histogramsOf(t, p, idle.inode)[TxLatency].Count())
+	})
+}
+
+// Each packet that a device sends is in the histogram of the driver's time, and in
+// that of the queue's if it has one.
+func TestHistogramsOfDevices(t *testing.T) {
+	eachRung(t, "netiftxlatency", func(t *testing.T, rung Kind) {
+		a, b := newPair(t)
+		l := newTestLoader(t, Options{Hooks: rung})
+		p := l.load("netiftxlatency", Config{Histograms: HistogramsPods})
+		udp, _ := udpPair(t, a, b, b.v4)
+		const n = 300
+		for _, queue := range []bool{false, true} {
+			if queue {
+				need.Program(t, "tc")
+				a.run(t, "tc", "qdisc", "replace", "dev", a.device, "root", "pfifo_fast")
+			}
+			before, _ := deviceSent(t, a)
+			was := histogramsOf(t, p, a.inode)
+			for range n {
+				if _, err := udp.Write([]byte("data")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			l.settled(p, a.inode)
+			after, _ := deviceSent(t, a)
+			now := histogramsOf(t, p, a.inode)
+			sent := after - before
+			l.count(p, fmt.Sprintf("packets in the driver's histogram, queue %v, by the device's own counter", queue), sent, now[DriverLatency].Count()-was[DriverLatency].Count())
+			if !queue {
+				sent = 0
+			}
+			l.count(p, fmt.Sprintf("packets in the queue's histogram, queue %v", queue), sent, now[QdiscLatency].Count()-was[QdiscLatency].Count())
+		}
+	})
+}
+
+// A probe that is to keep none counts none.
+func TestHistogramsOff(t *testing.T) {
+	l := newTestLoader(t, Options{})
+	for name := range histogramProbes {
+		p, err := l.Load(name, Config{Slow: Zero, Slow100: Zero, Histograms: HistogramsOff})
+		if err != nil {
+			continue // TestRungs says so
+		}
+		a, b := newPair(t)
+		udp, _ := udpPair(t, a, b, b.v4)
+		send(t, udp, 100)
+		for which, h := range readHistograms(t, p) {
+			if h.Count() != 0 || h.SumNs != 0 {
+				t.Errorf("%s, %d: %v", name, which, h)
+			}
+		}
+	}
+}
+
+// Each I/O of a disk is in the histogram of its disk and operation.
+func TestHistogramsOfDisks(t *testing.T) {
+	eachRung(t, "biolatency", func(t *testing.T, rung Kind) {
+		need.Root(t)
+		device := loopdev.New(t)
+		l := newTestLoader(t, Options{Hooks: rung})
+		p := l.load("biolatency", Config{})
+		f, err := os.OpenFile(device, os.O_RDWR|unix.O_DIRECT, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		of := func(operation uint32) (h Histogram) {
+			if err := p.DiskHistograms(func(disk string, op uint32, one *Histogram) {
+				if disk == filepath.Base(device) && op == operation {
+					h = *one
+				}
+			}); err != nil {
+				t.Fatal(err)
+			}
+			return h
+		}
+		reads, writes := of(BlockRead).Count(), of(BlockWrite).Count()
+		const n, m = 50, 20
+		block := aligned(4096)
+		for range n {
+			if _, err := f.ReadAt(block, 4096); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range m {
+			if _, err := f.WriteAt(block, 8192); err != nil {
+				t.Fatal(err)
+			}
+		}
+		l.eventually("the end of all I/O", func() bool { return of(BlockWrite).Count() >= writes+m })
+		l.count(p, "reads of a disk in its histogram", n, of(BlockRead).Count()-reads)
+		l.count(p, "writes of a disk in its histogram", m, of(BlockWrite).Count()-writes)
+		if h := of(BlockRead); h.SumNs < bottom(&h) || h.SumNs == 0 {
+			t.Errorf("a sum of %d ns in %v", h.SumNs, h)
+		}
+	})
+}
+
+// What belongs to no namespace that is followed counts for namespace 0, and what was
+// of one that is gone goes with it.
+func TestHistogramsOfStrangers(t *testing.T) {
+	l := newTestLoader(t, Options{})
+	p := l.load("socketlatency", Config{Histograms: HistogramsPods})
+	stranger := newUnowned(t)
+	before := histogramsOf(t, p, 0)[ReadLatency].Count()
+	const n = 50
+	stranger.do(t, func() error {
+		fds, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fds)
+		if err := unix.Bind(fds, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+			return err
+		}
+		self, err := unix.Getsockname(fds)
+		if err != nil {
+			return err
+		}
+		buffer := make([]byte, 8)
+		for range n {
+			if err := unix.Sendto(fds, buffer, 0, self); err != nil {
+				return err
+			}
+			if _, err := again(func() (int, error) { return unix.Read(fds, buffer) }); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if p.Hooks()[0].Limitation != "" {
+		t.Skip("this kernel shows no reads of datagrams")
+	}
+	if got := histogramsOf(t, p, 0)[ReadLatency].Count() - before; got < n {
+		t.Errorf("%d reads in a namespace that nobody follows, want %d at least", got, n)
+	}
+	followed := newNamespace(t)
+	there := func() (found bool) {
+		if err := p.Histograms(1, func(netns uint64, _ int, _ *Histogram) { found = found || netns == followed.inode }); err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	if !there() {
+		t.Error("a namespace that is followed has no histograms")
+	}
+	if err := p.Forget(followed.inode); err != nil || there() {
+		t.Errorf("forgotten: %v", err)
+	}
+}
