@@ -38,6 +38,8 @@ type TerminalOptions struct {
 	Queue int
 	// Location is the time zone of the lines; nil is the local one.
 	Location *time.Location
+	// Dates lets lines for a person begin with the date.
+	Dates bool
 	// Width, unless nil, says how many columns lines for a person may take now;
 	// 0 is any number. Nil asks the writer: a terminal has as many as its window.
 	Width func() int
@@ -53,6 +55,7 @@ type Terminal struct {
 	json     bool
 	color    bool
 	location *time.Location
+	clock    string // as time.Format has it
 
 	width func() int
 
@@ -78,6 +81,9 @@ func NewTerminal(w io.Writer, opt TerminalOptions) *Terminal {
 	}
 	if t.location == nil {
 		t.location = time.Local
+	}
+	if t.clock = timeOfDay; opt.Dates {
+		t.clock = "2006-01-02 " + t.clock
 	}
 	if t.width == nil {
 		t.width = func() int { return Width(w) }
@@ -213,6 +219,9 @@ const (
 // ellipsis stands for what the window has no room for.
 var ellipsis = []byte("…")
 
+// timeOfDay is how a line begins.
+const timeOfDay = "15:04:05.000"
+
 // narrow is the width below which the time takes more room than it is worth.
 const narrow = 40
 
@@ -230,14 +239,13 @@ func (t *Terminal) line(e *event.Event) {
 			t.buf = append(t.buf, seq...)
 		}
 	}
-	const clock = "15:04:05.000"
 	room := t.columns
-	if t.columns == 0 || t.columns >= narrow {
+	if t.columns == 0 || t.columns >= narrow+len(t.clock)-len(timeOfDay) {
 		paint(sgrDim)
-		t.buf = e.LastSeen().In(t.location).AppendFormat(t.buf, clock)
+		t.buf = e.LastSeen().In(t.location).AppendFormat(t.buf, t.clock)
 		paint(sgrReset)
 		t.buf = append(t.buf, "  "...)
-		room -= len(clock) + 2
+		room -= len(t.clock) + 2
 	}
 	text := e.AppendOwner(t.scratch[:0])
 	owner := len(text)

@@ -13,7 +13,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nodeskoop/cmd/nodeskoop/internal/session"
-	"nodeskoop/cmd/nodeskoop/internal/when"
 	"nodeskoop/collect/owner"
 	"nodeskoop/internal/quote"
 	"nodeskoop/output/history"
@@ -26,9 +25,7 @@ func historyCommand() *cli.Command {
 		Description: "A line is a minute (when it began), how much a counter rose in it, and its series. Of a gauge, where it moved by more than an\n" +
 			"eighth, the line has its last value and, if that was higher, its highest in the minute. Minutes for which there are no samples\n" +
 			"are a line that begins with --.",
-		Flags: append(commonFlags(),
-			&cli.StringFlag{Name: "since", Usage: "only minutes that begin at `TIME` or later: " + when.Forms, Value: "-1h", EnvVars: []string{"NODESKOOP_SINCE"}},
-			&cli.StringFlag{Name: "until", Usage: "only minutes that begin before `TIME`", EnvVars: []string{"NODESKOOP_UNTIL"}},
+		Flags: append(append(commonFlags(), pastFlags("minutes that begin", "-1h")...),
 			podFlag("only series of `NAMESPACE/NAME`; NAME alone is in any namespace; \"host\" is the host"),
 			&cli.StringSliceFlag{Name: "metric", Usage: "only metrics of this `NAME`; * and ? match as in a shell", EnvVars: []string{"NODESKOOP_METRIC"}},
 			jsonFlag("print one JSON object for each line"),
@@ -58,14 +55,9 @@ func printHistory(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	now := time.Now()
 	var q history.Query
-	for name, at := range map[string]*time.Time{"since": &q.Since, "until": &q.Until} {
-		if text := c.String(name); text != "" {
-			if *at, err = when.Parse(text, now); err != nil {
-				return cli.Exit("--"+name+": "+err.Error(), exitUsage)
-			}
-		}
+	if q.Since, q.Until, err = pastRange(c, time.Now()); err != nil {
+		return err
 	}
 	filter, err := session.NewFilter(c.StringSlice("pod"), nil)
 	if err != nil {

@@ -65,6 +65,8 @@ type Event struct {
 	unresolved   bool // finding out whose it is failed
 
 	bucket *bucket // that counted Suppressed; nil: nothing limits
+
+	recorded recorded // of one that was read back
 }
 
 // OfHost reports whether the event is the host's own: no pod's, and not of a
@@ -103,8 +105,14 @@ type Point struct {
 	Latency time.Duration
 }
 
-// Priority is how bad it is, as the catalogue grades it.
-func (e *Event) Priority() catalog.Priority { return e.Type.Grade(e.Occurrences(), e.Latency) }
+// Priority is how bad it is, as the catalogue grades it, or graded it when the event
+// was recorded.
+func (e *Event) Priority() catalog.Priority {
+	if p := e.recorded.priority; p != 0 {
+		return p
+	}
+	return e.Type.Grade(e.Occurrences(), e.Latency)
+}
 
 // PodLabels returns what K8S_NAMESPACE and K8S_POD are.
 func (e *Event) PodLabels() (namespace, name string) {
@@ -120,6 +128,9 @@ func (e *Event) Message() string { return string(e.AppendMessage(nil)) }
 // AppendMessage appends Message to b: whose the event is, as AppendOwner has it,
 // a colon, and what AppendWhat says.
 func (e *Event) AppendMessage(b []byte) []byte {
+	if text := e.recorded.message; text != "" {
+		return quote.AppendSafe(b, text)
+	}
 	return e.AppendWhat(append(e.AppendOwner(b), ": "...))
 }
 
@@ -143,6 +154,9 @@ func (e *Event) AppendOwner(b []byte) []byte {
 // AppendWhat appends what happened, how often, on which connection, and the
 // details that the event type declares.
 func (e *Event) AppendWhat(b []byte) []byte {
+	if e.recorded.message != "" {
+		return e.appendRecorded(b)
+	}
 	b = e.appendTemplate(b, e.Type.Message)
 	if e.Merged != nil {
 		b = e.AppendTimes(append(b, ", "...))

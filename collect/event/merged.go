@@ -28,6 +28,14 @@ func (e *Event) Occurrences() uint64 {
 	return e.Merged.Count
 }
 
+// FirstSeen is when the kernel saw the first occurrence for which the event stands.
+func (e *Event) FirstSeen() time.Time {
+	if e.Merged == nil {
+		return e.Time
+	}
+	return e.Merged.First
+}
+
 // LastSeen is when the kernel saw the last occurrence for which the event stands.
 func (e *Event) LastSeen() time.Time {
 	if e.Merged == nil {

@@ -60,10 +60,7 @@ func (s *Summary) Close(ctx context.Context) error { return s.next.Close(ctx) }
 
 func (s *Summary) count(e *Event) {
 	key := summaryKey{e.Type, string(e.AppendOwner(nil)), string(e.appendKind(nil))}
-	first := e.Time
-	if e.Merged != nil {
-		first = e.Merged.First
-	}
+	first := e.FirstSeen()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k := s.kinds[key]

@@ -20,6 +20,7 @@ var examples = map[string][]Example{
 		{"nodeskoop events", "watch all there is"},
 		{"nodeskoop events --pod shop/client-0", "watch what concerns one pod, at either end"},
 		{"nodeskoop events --event PacketLoss --event TCPRetrans", "watch for packets that get lost"},
+		{"nodeskoop events --since 03:00 --until 04:00", "what the daemon told the journal between three and four"},
 		{"nodeskoop events --json --all > events.json", "keep each event for a program"},
 	},
 	"history": {
