@@ -104,25 +104,8 @@ func printHistory(c *cli.Context) error {
 	return nil
 }
 
-// gapBefore says why there are no samples before a minute, if there are none; last is
-// when the one before ended.
-func gapBefore(m *history.Minute, last time.Time) (from time.Time, why string) {
-	set := m.To.Sub(m.From) - m.Elapsed
-	switch {
-	case m.First && !last.IsZero():
-		return last, "the daemon was started"
-	case set > 2*time.Second || set < -2*time.Second:
-		return m.From, "the clock was set by " + set.Round(time.Second).String()
-	case m.Asleep > time.Second:
-		return m.From, "the machine was suspended for " + m.Asleep.Round(time.Second).String()
-	case !last.IsZero() && m.From.Sub(last) > time.Second:
-		return last, "the minutes could not be written"
-	}
-	return from, ""
-}
-
 func writeMinute(w *bufio.Writer, m *history.Minute, last time.Time, asJSON bool) error {
-	from, why := gapBefore(m, last)
+	from, why := m.Gap(last)
 	if asJSON {
 		return writeMinuteJSON(w, m, from, why)
 	}

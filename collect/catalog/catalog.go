@@ -122,6 +122,9 @@ type Metric struct {
 	// Recorded says of a gauge that the history on the node keeps it, as it does all
 	// counters: those that top shows, and those that say how full something was.
 	Recorded bool
+	// Work says of a counter that ordinary work moves it: that it rises, or rises
+	// faster, is no trouble by itself.
+	Work bool
 
 	probe string
 	id    int

@@ -23,6 +23,11 @@ var examples = map[string][]Example{
 		{"nodeskoop events --since 03:00 --until 04:00", "what the daemon told the journal between three and four"},
 		{"nodeskoop events --json --all > events.json", "keep each event for a program"},
 	},
+	"report": {
+		{"nodeskoop report", "what happened in the last hour"},
+		{"nodeskoop report --since 03:00 --until 04:00 --pod shop/client-0", "what happened to one pod between three and four"},
+		{"nodeskoop report --since yesterday --until today --html day.html", "a page about yesterday, to attach to an incident"},
+	},
 	"history": {
 		{"nodeskoop history", "which counters moved in each minute of the last hour"},
 		{"nodeskoop history --pod shop/client-0 --since 03:00 --until 04:00", "what moved of one pod between three and four"},
