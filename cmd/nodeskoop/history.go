@@ -25,7 +25,7 @@ func historyCommand() *cli.Command {
 		Description: "A line is a minute (when it began), how much a counter rose in it, and its series. Of a gauge, where it moved by more than an\n" +
 			"eighth, the line has its last value and, if that was higher, its highest in the minute. Minutes for which there are no samples\n" +
 			"are a line that begins with --.",
-		Flags: append(append(commonFlags(), pastFlags("minutes that begin", "-1h")...),
+		Flags: append(append(commonFlags(), pastFlags("minutes that begin", ", an hour before --until if it is not given")...),
 			podFlag("only series of `NAMESPACE/NAME`; NAME alone is in any namespace; \"host\" is the host"),
 			&cli.StringSliceFlag{Name: "metric", Usage: "only metrics of this `NAME`; * and ? match as in a shell", EnvVars: []string{"NODESKOOP_METRIC"}},
 			jsonFlag("print one JSON object for each line"),
@@ -56,7 +56,7 @@ func printHistory(c *cli.Context) error {
 		return err
 	}
 	var q history.Query
-	if q.Since, q.Until, err = pastRange(c, time.Now()); err != nil {
+	if q.Since, q.Until, err = pastRange(c, time.Now(), usualSpan); err != nil {
 		return err
 	}
 	filter, err := session.NewFilter(c.StringSlice("pod"), nil)

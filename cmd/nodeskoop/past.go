@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -11,22 +13,29 @@ import (
 
 	"nodeskoop/cmd/nodeskoop/internal/check"
 	"nodeskoop/cmd/nodeskoop/internal/session"
+	"nodeskoop/cmd/nodeskoop/internal/top"
 	"nodeskoop/cmd/nodeskoop/internal/when"
 	"nodeskoop/collect/event"
 	"nodeskoop/output"
+	"nodeskoop/output/history"
 )
 
+// usualSpan is how long before --until a report, and what the history has, begins if
+// --since does not say.
+const usualSpan = time.Hour
+
 // pastFlags are --since and --until of the commands that look back. What they select
-// ends in a verb: "minutes that begin".
-func pastFlags(what, since string) []cli.Flag {
+// ends in a verb: "minutes that begin". usual says what holds without --since.
+func pastFlags(what, usual string) []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "since", Usage: "only " + what + " at `TIME` or later: " + when.Forms, Value: since, EnvVars: []string{"NODESKOOP_SINCE"}},
+		&cli.StringFlag{Name: "since", Usage: "only " + what + " at `TIME` or later" + usual + ": " + when.Forms, EnvVars: []string{"NODESKOOP_SINCE"}},
 		&cli.StringFlag{Name: "until", Usage: "only " + what + " before `TIME`", EnvVars: []string{"NODESKOOP_UNTIL"}},
 	}
 }
 
-// pastRange reads --since and --until; what is not given is the zero time.
-func pastRange(c *cli.Context, now time.Time) (since, until time.Time, err error) {
+// pastRange reads --since and --until. Without --since it is span before the end; with
+// a span of 0, what is not given is the zero time.
+func pastRange(c *cli.Context, now time.Time, span time.Duration) (since, until time.Time, err error) {
 	for _, f := range []struct {
 		name string
 		at   *time.Time
@@ -38,6 +47,12 @@ func pastRange(c *cli.Context, now time.Time) (since, until time.Time, err error
 		if *f.at, err = when.Parse(text, now); err != nil {
 			return since, until, cli.Exit("--"+f.name+": "+err.Error(), exitUsage)
 		}
+	}
+	if span > 0 && until.IsZero() {
+		until = now
+	}
+	if span > 0 && since.IsZero() {
+		since = until.Add(-span)
 	}
 	if !since.IsZero() && !until.IsZero() && !since.Before(until) {
 		const form = "2006-01-02 15:04:05"
@@ -61,7 +76,7 @@ const maxUnwritten = 1024
 // pastEvents prints what the journal has, as watchEvents prints what comes.
 func pastEvents(c *cli.Context, filter session.Filter) error {
 	now := time.Now()
-	since, until, err := pastRange(c, now)
+	since, until, err := pastRange(c, now, 0)
 	if err != nil {
 		return err
 	}
@@ -175,4 +190,50 @@ func skippedEntries(s output.JournalSkipped) error {
 		err = errors.Join(err, fmt.Errorf("%d entries are of events that this version does not know, and are left out", s.Unknown))
 	}
 	return err
+}
+
+// pastTop prints the table of a minute of the history.
+func pastTop(c *cli.Context, order top.Order) error {
+	for _, name := range []string{"interval", "count"} {
+		if c.IsSet(name) {
+			return cli.Exit("--at prints one table, of a minute: it excludes --"+name, exitUsage)
+		}
+	}
+	at, err := when.Parse(c.String("at"), time.Now())
+	if err != nil {
+		return cli.Exit("--at: "+err.Error(), exitUsage)
+	}
+	cfg, err := loadConfig(c)
+	if err != nil {
+		return err
+	}
+	probes := top.Probes()
+	if _, given := common(c, "probe"); given {
+		probes = cfg.Probes
+	}
+	columns := top.PastColumns(top.Columns(probes))
+	if len(columns) == 0 {
+		return cli.Exit("top shows none of the chosen probes; it shows "+strings.Join(top.Probes(), ", "), exitUsage)
+	}
+	if order.Column != "pod" && !slices.ContainsFunc(columns, func(t top.Column) bool { return t.Name == order.Column }) {
+		if c.IsSet("sort") {
+			return cli.Exit(fmt.Sprintf("--sort: the column %s is not in the history, or its probe is not among the chosen ones", order.Column), exitUsage)
+		}
+		order.Column = columns[0].Name
+	}
+	r := &history.Reader{Dir: cfg.HistoryDir()}
+	t, err := top.Past(r, at, columns, cfg.Pods.HostLabel)
+	if err != nil {
+		return err
+	}
+	if d := r.Damage; d.Frames > 0 || d.Values > 0 {
+		say(c.App.ErrWriter, fmt.Sprintf("%d minutes and %d values of the history in %s are damaged and left out.", d.Frames, d.Values, r.Dir))
+	}
+	if names := t.Unknown(); len(names) > 0 {
+		say(c.App.ErrWriter, fmt.Sprintf("In that minute %s gave no values, or not all.", list(names)))
+	}
+	if c.Bool("json") {
+		return printed(t.WriteJSON(c.App.Writer, order))
+	}
+	return printed(t.Write(c.App.Writer, order, output.Width(c.App.Writer)))
 }

@@ -21,12 +21,12 @@ func reportCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "report",
 		Usage: "tell what happened: events by kind and over time, gaps, counters that stand out",
-		Description: "Of the hour before --until, unless --since says otherwise; --until is now. The events are those that the daemon has written to the\n" +
+		Description: "Without flags, in the last hour. The events are those that the daemon has written to the\n" +
 			"journal, the counters those of its history (see nodeskoop history), which are compared with the hour before --since. A counter stands\n" +
 			"out if it rose to five or more, to three times what the hour before makes one expect, and by more than chance explains.\n" +
 			"--html writes a page to attach to an incident: one file, without scripts, that needs nothing else. Only its owner may read it.\n" +
 			"What cannot be read is said in the report; the exit code is 3 then.",
-		Flags: append(append(commonFlags(), pastFlags("what happened", "")...),
+		Flags: append(append(commonFlags(), pastFlags("what happened", ", an hour before --until if it is not given")...),
 			podFlag("only what concerns `NAMESPACE/NAME`, at either end; NAME alone is in any namespace; \"host\" is the host"),
 			&cli.StringFlag{Name: "html", Usage: "write a page to `FILE`; - is standard output", EnvVars: []string{"NODESKOOP_HTML"}},
 			jsonFlag("print one JSON object"),
@@ -37,20 +37,11 @@ func reportCommand() *cli.Command {
 
 func printReport(c *cli.Context) error {
 	now := time.Now()
-	since, until, err := pastRange(c, now)
+	since, until, err := pastRange(c, now, usualSpan)
 	if err != nil {
 		return err
 	}
-	if until.IsZero() {
-		until = now
-	}
-	if since.IsZero() {
-		since = until.Add(-time.Hour)
-	}
-	switch {
-	case !since.Before(until):
-		return cli.Exit("--since is in the future, and --until is not given: it is now", exitUsage)
-	case c.Bool("json") && c.String("html") != "":
+	if c.Bool("json") && c.String("html") != "" {
 		return cli.Exit("--json and --html exclude each other", exitUsage)
 	}
 	pods := c.StringSlice("pod")

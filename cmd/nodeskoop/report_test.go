@@ -71,7 +71,7 @@ func TestReport(t *testing.T) {
 		{[]string{"--html", "/nonexistent/x.html"}, exitFailure, "there is no such folder"},
 		{[]string{"--html", file, "--json"}, exitUsage, "--json and --html exclude each other"},
 		{[]string{"--since", "soon"}, exitUsage, "is not a point in time"},
-		{[]string{"--since", "2199-01-01"}, exitUsage, "--since is in the future"},
+		{[]string{"--since", "2199-01-01"}, exitUsage, "--since (2199-01-01 00:00:00) is not before --until ("},
 		{[]string{"--pod", "a/"}, exitUsage, "is not NAMESPACE/NAME"},
 		{[]string{"extra"}, exitUsage, "report takes no argument"},
 	} {

@@ -35,6 +35,7 @@ var examples = map[string][]Example{
 	"top": {
 		{"nodeskoop top", "the live table"},
 		{"nodeskoop top --sort retransmits --filter shop/", "one namespace, the pods with most retransmissions first"},
+		{"nodeskoop top --at 03:14", "the table of a minute of last night"},
 		{"nodeskoop top --once --json", "one sample for a program"},
 		{"nodeskoop top --probe packetloss,tcpretrans,tcpreset,netdev", "without the probes that cost each packet something"},
 	},

@@ -75,7 +75,6 @@ type series struct {
 	now, before float64
 	most        float64
 	mostAt      time.Time
-	steps       []float64
 }
 
 // New begins a report.
