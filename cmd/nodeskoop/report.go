@@ -23,7 +23,8 @@ func reportCommand() *cli.Command {
 		Usage: "tell what happened: events by kind and over time, gaps, counters that stand out",
 		Description: "Without flags, in the last hour. The events are those that the daemon has written to the\n" +
 			"journal, the counters those of its history (see nodeskoop history), which are compared with the hour before --since. A counter stands\n" +
-			"out if it rose to five or more, to three times what the hour before makes one expect, and by more than chance explains.\n" +
+			"out if it rose to five or more, to three times what the hour before makes one expect, and by more than chance and\n" +
+			"more packets explain.\n" +
 			"--html writes a page to attach to an incident: one file, without scripts, that needs nothing else. Only its owner may read it.\n" +
 			"What cannot be read is said in the report; the exit code is 3 then.",
 		Flags: append(append(commonFlags(), pastFlags("what happened", ", an hour before --until if it is not given")...),

@@ -358,6 +358,7 @@ func labelsOf(s *history.Series, m *catalog.Metric) string {
 // would have at the rate of the hour before, and by more than chance makes of that.
 const (
 	leastTrouble, timesTrouble = 5, 3
+	leastNew                   = 100 // of a pod that had no packets in the hour before
 	leastWork, timesWork       = 1000, 4
 	sigmas                     = 5
 )
@@ -377,6 +378,7 @@ func (b *Builder) compare() map[string]*Counter {
 	if b.before > 0 {
 		scale = float64(b.during) / float64(b.before)
 	}
+	grew := b.growth(scale)
 	for name, s := range b.series {
 		if base, part := histogramOf(s.of.Metric); part != "" && catalog.MetricByName(s.of.Metric) == nil {
 			addHistogram(histograms, base, part, b.whoseSeries(s.of), s)
@@ -385,8 +387,13 @@ func (b *Builder) compare() map[string]*Counter {
 		m := catalog.MetricByName(s.of.Metric)
 		c := &Counter{Metric: s.of.Metric, Whose: b.whoseSeries(s.of), Labels: labelsOf(s.of, m), Rose: s.now, Expected: s.before * scale, Known: b.before > 0, Most: s.most, MostAt: s.mostAt, typ: m}
 		least, times, list := float64(leastTrouble), float64(timesTrouble), &trouble
-		if m.Work {
+		switch g, known := grew[c.Whose]; {
+		case m.Work:
 			least, times, list = leastWork, timesWork, &work
+		case known && g == 0:
+			least = leastNew
+		case known:
+			c.Expected *= g
 		}
 		if (c.Known || !m.Work) && standsOut(c.Rose, c.Expected, least, times) {
 			c.score = math.Log2(min(1024, (c.Rose+1)/(c.Expected+1))) + math.Log10(c.Rose+1)
@@ -412,6 +419,33 @@ func (b *Builder) compare() map[string]*Counter {
 		}
 	}
 	return chosen
+}
+
+// mostGrowth is how much growth excuses.
+const mostGrowth = 100
+
+// growth is by owner how many times as many packets as in the hour before there were,
+// where there were more: twice the work makes twice the resets. It is 0 of an owner
+// that had none then.
+func (b *Builder) growth(scale float64) map[string]float64 {
+	packets := map[string][2]float64{}
+	for _, s := range b.series {
+		switch s.of.Metric {
+		case "kubeskoop_netdev_rxpackets", "kubeskoop_netdev_txpackets":
+			whose := b.whoseSeries(s.of)
+			n := packets[whose]
+			packets[whose] = [2]float64{n[0] + s.now, n[1] + s.before}
+		}
+	}
+	grew := map[string]float64{}
+	for whose, n := range packets {
+		if n[1] == 0 {
+			grew[whose] = 0
+		} else {
+			grew[whose] = min(mostGrowth, max(1, n[0]/max(1, n[1]*scale)))
+		}
+	}
+	return grew
 }
 
 func byScore(list []*Counter) {

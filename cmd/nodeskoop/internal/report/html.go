@@ -149,7 +149,7 @@ func (r *Report) page(l limits) *page {
 		list  []Counter
 		words string
 	}{
-		{"Counters that stand out", r.Counters, join("Expected is what the rate of the hour before comes to.", leftOut(r.MoreCounters, "counters"))},
+		{"Counters that stand out", r.Counters, join("Expected is what the rate of the hour before comes to, and more of it where there were more packets.", leftOut(r.MoreCounters, "counters"))},
 		{"More work than in the hour before", r.Traffic, ""},
 	} {
 		// Of a quiet time there is only the first line.

@@ -28,7 +28,8 @@ const (
 
 // TestRender shows pages in a browser, as wide as a phone and as a desk, on light and
 // dark systems: nothing is wider than the window, nothing is asked for, and nothing
-// goes wrong. `make render` puts the picture of the sample into docs/images.
+// goes wrong. `make render` puts the picture of the sample into docs/images, and all pictures into
+// the folder NODESKOOP_RENDER_ALL, if there is one.
 func TestRender(t *testing.T) {
 	pictures := os.Getenv("NODESKOOP_RENDER")
 	need.Target(t, "render", pictures != "")
@@ -66,9 +67,8 @@ func TestRender(t *testing.T) {
 				if len(small) > 0 {
 					t.Errorf("%s: too small to read: %q", where, small)
 				}
-				picture := p.Picture(6000)
 				if dir := os.Getenv("NODESKOOP_RENDER_ALL"); dir != "" {
-					if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%s-%d-%v.png", name, width, dark)), picture, 0o644); err != nil {
+					if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%s-%d-%v.png", name, width, dark)), p.Picture(6000), 0o644); err != nil {
 						t.Fatal(err)
 					}
 				}

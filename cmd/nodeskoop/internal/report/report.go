@@ -107,7 +107,8 @@ type Counter struct {
 	// Labels are those beside node and pod: reason=NO_SOCKET.
 	Labels string `json:"labels,omitempty"`
 	// Rose is by how much it rose, Expected by how much it would have risen at the
-	// rate of the hour before. Known says whether that is known.
+	// rate of the hour before, times the growth of its owner's packets. Known says
+	// whether that is known.
 	Rose     float64 `json:"rose"`
 	Expected float64 `json:"expected"`
 	Known    bool    `json:"expected_known"`

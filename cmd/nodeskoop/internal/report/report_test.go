@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -35,7 +36,7 @@ var (
 )
 
 func options() Options {
-	return Options{Node: "worker-7", Version: "of the sample", Made: until.Add(5 * time.Minute), Since: since, Until: until, HostLabel: "hostNetwork"}
+	return Options{Node: "worker-7", Version: "dev", Made: until.Add(5 * time.Minute), Since: since, Until: until, HostLabel: "hostNetwork"}
 }
 
 // rows are the lines of a table in testdata, without its comment.
@@ -357,6 +358,41 @@ func TestQuantiles(t *testing.T) {
 		if got := d.quantile(c.q, c.buckets); got != c.want {
 			t.Errorf("%v of %v is %s, want %s", c.q, c.buckets, got, c.want)
 		}
+	}
+}
+
+// A morning has more of everything than the night before, and a pod that is new has
+// what it did not have: that is no trouble. What grows more than the work does is.
+func TestMoreWorkIsNoTrouble(t *testing.T) {
+	b := New(options())
+	h := steadily()
+	add := func(metric, pod string, night, morning float64) {
+		s := seriesOf(metric + `{k8s_namespace="shop",k8s_pod="` + pod + `"}`)
+		for i, m := range h {
+			if n := []float64{night, morning}[i/60]; n > 0 {
+				m.Samples = append(m.Samples, history.Sample{Series: s, Value: n})
+			}
+		}
+	}
+	add("kubeskoop_netdev_rxpackets", "web-0", 100, 5000)
+	add("kubeskoop_tcp_estabresets", "web-0", 2, 100)
+	add("kubeskoop_socketlatency_read1ms", "web-0", 1, 60)
+	add("kubeskoop_tcpretrans_total", "web-0", 1, 400)
+	add("kubeskoop_tcpext_listenoverflows", "web-0", 0, 1)
+	add("kubeskoop_netdev_rxpackets", "new-0", 0, 5000)
+	add("kubeskoop_tcp_estabresets", "new-0", 0, 1)
+	add("kubeskoop_tcpretrans_total", "new-0", 0, 9)
+	if err := b.History(h, nil); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, c := range b.Report().Counters {
+		got = append(got, fmt.Sprintf("%s %s %v", c.Whose, c.Metric, c.Rose))
+	}
+	slices.Sort(got)
+	want := []string{"shop/new-0 kubeskoop_tcpretrans_total 540", "shop/web-0 kubeskoop_tcpext_listenoverflows 60", "shop/web-0 kubeskoop_tcpretrans_total 24000"}
+	if !slices.Equal(got, want) {
+		t.Errorf("stand out: %q, want %q", got, want)
 	}
 }
 
