@@ -172,8 +172,9 @@ func (r *JournalReader) run(ctx context.Context, args []string, line func([]byte
 	for !enough {
 		text, tooLong, err := readLine(b, maxEntry)
 		switch {
-		case tooLong, err != nil && len(text) > 0: // or torn off
+		case tooLong, err != nil && len(text) > 0 && ctx.Err() == nil: // or torn off, by nobody here
 			r.Skipped.Damaged++
+		case err != nil:
 		// Lines of journalctl's own begin so: -- No entries --
 		case len(text) > 0 && !bytes.HasPrefix(text, []byte("-- ")):
 			enough = !line(text) || ctx.Err() != nil

@@ -199,6 +199,10 @@ func TestJournalReaderRange(t *testing.T) {
 	if strings.Contains(args, "namespace") || strings.Count(args, "MESSAGE_ID") != 2 {
 		t.Error(args)
 	}
+	r.Namespace = "nodeskoop"
+	if args := strings.Join(r.arguments(), " "); !strings.Contains(args, " --namespace=+nodeskoop ") {
+		t.Error(args)
+	}
 }
 
 // A reader that has enough, and one whose context ends, end journalctl.
@@ -224,10 +228,12 @@ func TestJournalReaderEnds(t *testing.T) {
 			break
 		}
 	}
+	// What is torn off since the reader has gone is not damaged.
 	ctx, stop = context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer stop()
-	if events, err := readEvents(ctx, &JournalReader{Command: prints("exec sleep 1000")}); len(events) != 0 || err != nil {
-		t.Errorf("%d events, %v", len(events), err)
+	torn := &JournalReader{Command: prints("printf '{'; exec sleep 1000")}
+	if events, err := readEvents(ctx, torn); len(events) != 0 || err != nil || torn.Skipped.Damaged != 0 {
+		t.Errorf("%d events, %v, %+v", len(events), err, torn.Skipped)
 	}
 	if begins, err := (&JournalReader{Command: endless}).Begins(t.Context()); begins.Unix() != 1_700_000_000 || err != nil {
 		t.Errorf("%v, %v", begins, err)

@@ -124,6 +124,13 @@ func pastEvents(c *cli.Context, filter session.Filter) error {
 		case <-ctx.Done():
 		}
 	}
+	// However long the reader takes: it may be a pager.
+	for range maxUnwritten {
+		select {
+		case room <- struct{}{}:
+		case <-ctx.Done():
+		}
+	}
 	closing, done := context.WithTimeout(context.WithoutCancel(c.Context), closeWait)
 	defer done()
 	closed := seen.Close(closing)
@@ -133,7 +140,7 @@ func pastEvents(c *cli.Context, filter session.Filter) error {
 		}
 		return outputError(wrote)
 	}
-	if closed != nil {
+	if closed != nil && c.Context.Err() == nil {
 		return closed
 	}
 	if err == nil {
@@ -147,8 +154,8 @@ func pastEvents(c *cli.Context, filter session.Filter) error {
 	return errors.Join(err, skippedEntries(r.Skipped))
 }
 
-// closeWait is how long the end waits for what was read to be written.
-const closeWait = 10 * time.Second
+// closeWait is how long the end waits for a reader that does not read any more.
+const closeWait = time.Second
 
 // sameDay reports whether two times are of the same day.
 func sameDay(a, b time.Time) bool {

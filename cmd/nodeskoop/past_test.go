@@ -124,11 +124,16 @@ func TestPastMistakes(t *testing.T) {
 	}
 }
 
-// slow is a reader that takes its time.
-type slow struct{ bytes.Buffer }
+// slow is a reader that takes its time, the more the longer it reads: more than the
+// end waits for one that does not read.
+type slow struct {
+	bytes.Buffer
+	writes int
+}
 
 func (b *slow) Write(p []byte) (int, error) {
-	time.Sleep(5 * time.Millisecond)
+	b.writes++
+	time.Sleep(time.Duration(b.writes) * 20 * time.Millisecond)
 	return b.Buffer.Write(p)
 }
 
@@ -154,7 +159,7 @@ func TestPastEventsOfAJournald(t *testing.T) {
 	}
 	d := journald.New(t, "64M")
 	j := output.NewJournal(output.JournalOptions{Path: d.Socket})
-	const events = 3000
+	const events = 1000 // more than a pipe holds
 	for i := range events {
 		j.Send(loss(time.Now().Add(-time.Duration(events-i)*time.Millisecond), "web-0"), nil)
 	}
