@@ -101,9 +101,9 @@ generate: go ## make the lists of probes, the shipped configuration, the referen
 	$(GO) run ./packaging/grafana
 
 # npm's packages and what is built of them stay below .cache; nothing of them is packaged.
-render: deps ## draw the dashboards with Grafana's own components from recorded nodes, look at each panel, and write the pictures into docs/images
+render: deps ## draw the dashboards with Grafana's own components from recorded nodes, look at each panel, show reports in a browser, and write the pictures into docs/images
 	@.ci/deps render
-	NODESKOOP_TEST_STRICT=1 NODESKOOP_RENDER=$(CURDIR)/docs/images $(GO) test -count=1 -v -timeout 30m -run '^TestRender$$' ./packaging/grafana
+	NODESKOOP_TEST_STRICT=1 NODESKOOP_RENDER=$(CURDIR)/docs/images $(GO) test -count=1 -v -timeout 30m -run '^TestRender$$' ./packaging/grafana ./cmd/nodeskoop/internal/report
 
 record-boards: ## record for DURATION (15m) what make render draws: a node with all probes and pods in trouble, and three others
 	@for node in all-probes busy debian troubles; do \

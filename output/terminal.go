@@ -37,6 +37,8 @@ type TerminalOptions struct {
 	Queue int
 	// Location is the time zone of the lines; nil is the local one.
 	Location *time.Location
+	// Dates puts the date before the time of text lines.
+	Dates bool
 	// Width returns the current number of columns for text lines; 0 is unlimited. If Width
 	// is nil, the writer is asked: a terminal has its window's width.
 	Width func() int
@@ -51,6 +53,7 @@ type Terminal struct {
 	json     bool
 	color    bool
 	location *time.Location
+	clock    string // as time.Format has it
 
 	width func() int
 
@@ -76,6 +79,9 @@ func NewTerminal(w io.Writer, opt TerminalOptions) *Terminal {
 	}
 	if t.location == nil {
 		t.location = time.Local
+	}
+	if t.clock = timeOfDay; opt.Dates {
+		t.clock = "2006-01-02 " + t.clock
 	}
 	if t.width == nil {
 		t.width = func() int { return Width(w) }
@@ -210,6 +216,9 @@ const (
 // ellipsis replaces the text beyond the window's width.
 var ellipsis = []byte("…")
 
+// timeOfDay is the layout of a line's time.
+const timeOfDay = "15:04:05.000"
+
 // narrow is the width below which lines have no time.
 const narrow = 40
 
@@ -226,14 +235,13 @@ func (t *Terminal) line(e *event.Event) {
 			t.buf = append(t.buf, seq...)
 		}
 	}
-	const clock = "15:04:05.000"
 	room := t.columns
-	if t.columns == 0 || t.columns >= narrow {
+	if t.columns == 0 || t.columns >= narrow+len(t.clock)-len(timeOfDay) {
 		paint(sgrDim)
-		t.buf = e.LastSeen().In(t.location).AppendFormat(t.buf, clock)
+		t.buf = e.LastSeen().In(t.location).AppendFormat(t.buf, t.clock)
 		paint(sgrReset)
 		t.buf = append(t.buf, "  "...)
-		room -= len(clock) + 2
+		room -= len(t.clock) + 2
 	}
 	text := e.AppendOwner(t.scratch[:0])
 	owner := len(text)

@@ -379,3 +379,18 @@ func BenchmarkTerminalLine(b *testing.B) {
 		})
 	}
 }
+
+// With dates a line begins with its own, unless that takes more room than it is worth.
+func TestTerminalDates(t *testing.T) {
+	e := eventOf(catalog.EventByName("PacketLoss"))
+	for width, want := range map[int]string{
+		0:  "2023-11-14 22:13:20.123  default/web-0: packet dropped: ",
+		80: "2023-11-14 22:13:20.123  default/web-0: packet dropped: ",
+		51: "2023-11-14 22:13:20.123  default/web-0: packet",
+		50: "default/web-0: packet dropped: ",
+	} {
+		if got := printed(t, TerminalOptions{Dates: true, Width: func() int { return width }}, e); !strings.HasPrefix(got, want) {
+			t.Errorf("%d columns: %q, want %q", width, got, want)
+		}
+	}
+}

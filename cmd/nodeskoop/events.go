@@ -22,14 +22,16 @@ import (
 func eventsCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "events",
-		Usage: "print events as they happen, one line each",
+		Usage: "print events as they happen, or those of the journal, one line each",
 		Description: "Needs neither journald nor a configuration file. Without --probe every probe that has events runs.\n" +
 			"It watches beside a daemon that runs; each counts for itself. Events of one kind (type, pod, peer, reason, process, disk) are\n" +
 			"one line at once for the first, and then one line at the end of each window in which more came, with their number and the\n" +
 			"longest latency: windows of 2 s that double to 10 s while it goes on. --all prints each event as it comes.\n" +
 			"\"(+N suppressed)\" in a line is how many events of that type and pod a rate limit held back since the last line of them.\n" +
-			"Where standard output is a terminal, lines are cut to its width. At the end standard error has a summary by kind.",
-		Flags: append(commonFlags(),
+			"Where standard output is a terminal, lines are cut to its width. At the end standard error has a summary by kind.\n" +
+			"With --since or --until it prints what the daemon has written to the journal instead, and ends. A line is an entry there, with\n" +
+			"the daemon's windows of 10 s to 10 min; one that stands for many is printed if any of them lies between the two.",
+		Flags: append(append(commonFlags(), pastFlags("events of the journal that occurred", "")...),
 			jsonFlag("print JSON, with the names of the journal's fields"),
 			podFlag("only events of `NAMESPACE/NAME`, at either end; NAME alone is in any namespace; \"host\" is the host, \"unknown\" what the kernel left no way to know the owner of"),
 			&cli.BoolFlag{Name: "all", Usage: "print each event, also where many are of one kind", EnvVars: []string{"NODESKOOP_ALL"}},
@@ -49,6 +51,9 @@ func watchEvents(c *cli.Context) error {
 	filter, err := session.NewFilter(c.StringSlice("pod"), c.StringSlice("event"))
 	if err != nil {
 		return cli.Exit(err.Error(), exitUsage)
+	}
+	if c.String("since") != "" || c.String("until") != "" {
+		return pastEvents(c, filter)
 	}
 	s, err := newSession(c, c.App.ErrWriter)
 	if err != nil {
@@ -110,7 +115,7 @@ func watchEvents(c *cli.Context) error {
 		if logIsTerminal(c.App.ErrWriter) {
 			fmt.Fprintln(c.App.ErrWriter) // behind the terminal's ^C
 		}
-		_ = writeSummary(c.App.ErrWriter, seen, time.Since(begun), logWidth(c.App.ErrWriter))
+		_ = writeSummary(c.App.ErrWriter, seen, "in "+lasting(time.Since(begun)), logWidth(c.App.ErrWriter))
 	}
 	var lost uint64
 	for _, t := range catalog.Events() {

@@ -13,7 +13,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nodeskoop/cmd/nodeskoop/internal/session"
-	"nodeskoop/cmd/nodeskoop/internal/when"
 	"nodeskoop/collect/owner"
 	"nodeskoop/internal/quote"
 	"nodeskoop/output/history"
@@ -26,9 +25,7 @@ func historyCommand() *cli.Command {
 		Description: "A line is a minute (when it began), how much a counter rose in it, and its series. Of a gauge, where it moved by more than an\n" +
 			"eighth, the line has its last value and, if that was higher, its highest in the minute. Minutes for which there are no samples\n" +
 			"are a line that begins with --.",
-		Flags: append(commonFlags(),
-			&cli.StringFlag{Name: "since", Usage: "only minutes that begin at `TIME` or later: " + when.Forms, Value: "-1h", EnvVars: []string{"NODESKOOP_SINCE"}},
-			&cli.StringFlag{Name: "until", Usage: "only minutes that begin before `TIME`", EnvVars: []string{"NODESKOOP_UNTIL"}},
+		Flags: append(append(commonFlags(), pastFlags("minutes that begin", ", an hour before --until if it is not given")...),
 			podFlag("only series of `NAMESPACE/NAME`; NAME alone is in any namespace; \"host\" is the host"),
 			&cli.StringSliceFlag{Name: "metric", Usage: "only metrics of this `NAME`; * and ? match as in a shell", EnvVars: []string{"NODESKOOP_METRIC"}},
 			jsonFlag("print one JSON object for each line"),
@@ -58,14 +55,9 @@ func printHistory(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	now := time.Now()
 	var q history.Query
-	for name, at := range map[string]*time.Time{"since": &q.Since, "until": &q.Until} {
-		if text := c.String(name); text != "" {
-			if *at, err = when.Parse(text, now); err != nil {
-				return cli.Exit("--"+name+": "+err.Error(), exitUsage)
-			}
-		}
+	if q.Since, q.Until, err = pastRange(c, time.Now(), usualSpan); err != nil {
+		return err
 	}
 	filter, err := session.NewFilter(c.StringSlice("pod"), nil)
 	if err != nil {
@@ -112,25 +104,8 @@ func printHistory(c *cli.Context) error {
 	return nil
 }
 
-// gapBefore says why there are no samples before a minute, if there are none; last is
-// when the one before ended.
-func gapBefore(m *history.Minute, last time.Time) (from time.Time, why string) {
-	set := m.To.Sub(m.From) - m.Elapsed
-	switch {
-	case m.First && !last.IsZero():
-		return last, "the daemon was started"
-	case set > 2*time.Second || set < -2*time.Second:
-		return m.From, "the clock was set by " + set.Round(time.Second).String()
-	case m.Asleep > time.Second:
-		return m.From, "the machine was suspended for " + m.Asleep.Round(time.Second).String()
-	case !last.IsZero() && m.From.Sub(last) > time.Second:
-		return last, "the minutes could not be written"
-	}
-	return from, ""
-}
-
 func writeMinute(w *bufio.Writer, m *history.Minute, last time.Time, asJSON bool) error {
-	from, why := gapBefore(m, last)
+	from, why := m.Gap(last)
 	if asJSON {
 		return writeMinuteJSON(w, m, from, why)
 	}

@@ -8,11 +8,13 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"nodeskoop/cmd/nodeskoop/internal/report"
 	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/pods"
@@ -141,6 +143,21 @@ func TestHistory(t *testing.T) {
 	}
 	if code, out, errs := call(t, "history", "--config", n.cfg, "--metric", metric); code != 0 || errs != "" || !strings.Contains(out, "  kubeskoop_netdev_txpackets{k8s_node=\"n1\",k8s_namespace=\"hostNetwork\",k8s_pod=\"hostNetwork\"}\n") || !strings.Contains(out, ": the daemon was started\n") {
 		t.Errorf("history: exit %d, %s\n%s", code, errs, out)
+	}
+	// A report of the same, and the table of a minute of it.
+	journalFile(t)
+	code, out, errs = call(t, "report", "--config", n.cfg, "--json")
+	var r report.Report
+	if err := json.Unmarshal([]byte(out), &r); err != nil || code != 0 || errs != "" || !slices.ContainsFunc(r.Gaps, func(g report.Gap) bool { return g.Why == "the daemon was started" }) || len(r.Counters) != 0 {
+		t.Errorf("report: exit %d, %v, %s\n%s", code, err, errs, out)
+	}
+	if code, out, errs := call(t, "top", "--config", n.cfg, "--at", "-2d"); code != exitFailure || out != "" || !strings.Contains(errs, "the history has no minute of ") {
+		t.Errorf("top --at -2d: exit %d, %s\n%s", code, errs, out)
+	}
+	at := after.minutes[0]
+	at = at[:strings.IndexByte(at, ' ')]
+	if code, out, errs := call(t, "top", "--config", n.cfg, "--at", at, "--probe", "netdev"); code != 0 || errs != "" || !strings.Contains(out, "\nhost ") || !strings.Contains(out, " TX-P") {
+		t.Errorf("top --at %s: exit %d, %s\n%s", at, code, errs, out)
 	}
 	if code, out, _ := call(t, "history", "--config", n.cfg, "--metric", metric, "--until", "-1h"); code != 0 || out != "" {
 		t.Errorf("history of before: exit %d, %s", code, out)

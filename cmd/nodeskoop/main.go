@@ -35,7 +35,7 @@ var version = "0.1.0-dev"
 const (
 	exitFailure = 1 // it could not do what was asked
 	exitUsage   = 2 // the command line is wrong
-	exitPartial = 3 // some probes that were asked for gave no whole values; what the others gave was written
+	exitPartial = 3 // some probes that were asked for gave no whole values, or a report lacks its journal or history; what there was was written
 	exitHeld    = 4 // the daemon: the timer of script mode writes the textfile; nodeskoop.service names it, too
 )
 
@@ -150,7 +150,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		ExitErrHandler:  func(*cli.Context, error) {},        // run says it
 		Flags:           append(commonFlags(), cli.HelpFlag), // beside a command "help" the library adds none
 		Commands: []*cli.Command{
-			runCommand(), collectCommand(), eventsCommand(), diagnoseCommand(), historyCommand(), topCommand(), probesCommand(), podsCommand(),
+			runCommand(), collectCommand(), eventsCommand(), diagnoseCommand(), reportCommand(), historyCommand(), topCommand(), probesCommand(), podsCommand(),
 			checkCommand(), configCommand(), docsCommand(), helpCommand(),
 		},
 	}

@@ -21,7 +21,7 @@ import (
 func TestErrorsAreSafe(t *testing.T) {
 	for _, n := range nasty.Names {
 		for _, args := range [][]string{
-			{"collect", "--config", "/nonexistent/" + n}, {"collect", "--probe", n}, {n}, {"events", "--event", n}, {"top", "--sort", n}, {"collect", "--config", "/dev/null", "-o", "/nonexistent/" + n + "/x"},
+			{"collect", "--config", "/nonexistent/" + n}, {"collect", "--probe", n}, {n}, {"events", "--event", n}, {"top", "--sort", n}, {"top", "--at", n}, {"events", "--since", n}, {"report", "--until", n}, {"report", "--html", "/nonexistent/" + n + "/x"}, {"collect", "--config", "/dev/null", "-o", "/nonexistent/" + n + "/x"},
 		} {
 			code, out, errs := call(t, args...)
 			if code == 0 || out != "" {

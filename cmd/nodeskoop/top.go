@@ -13,6 +13,7 @@ import (
 
 	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/cmd/nodeskoop/internal/top"
+	"nodeskoop/cmd/nodeskoop/internal/when"
 	"nodeskoop/collect"
 	"nodeskoop/output"
 )
@@ -26,12 +27,15 @@ func topCommand() *cli.Command {
 			"Enter opens one pod: its drops and who caused them, peers, queues, events, processes.\n" +
 			"It enables just the probes of its columns (" + strings.Join(top.Probes(), ", ") + "), beside a daemon\n" +
 			"that may run, and ends them with it. Keys: ? lists them.\n" +
+			"--at prints the table of a minute of the past, from the history that the daemon keeps on the node; of queues\n" +
+			"it has the highest value. It needs no probe, and no daemon that runs.\n" +
 			"Where standard output is no terminal or TERM is dumb or unset, and with --count, it prints one table after\n" +
 			"each interval.",
 		Flags: append(commonFlags(),
 			&cli.DurationFlag{Name: "interval", Aliases: []string{"i"}, Usage: "`TIME` between two samples", Value: 2 * time.Second, EnvVars: []string{"NODESKOOP_TOP_INTERVAL"}},
 			&cli.IntFlag{Name: "count", Aliases: []string{"n"}, Usage: "print `N` tables and end", EnvVars: []string{"NODESKOOP_TOP_COUNT"}},
 			&cli.BoolFlag{Name: "once", Usage: "print one table, after one interval: --count 1", EnvVars: []string{"NODESKOOP_TOP_ONCE"}},
+			&cli.StringFlag{Name: "at", Usage: "print the table as it was in the minute of `TIME`: " + when.Forms, EnvVars: []string{"NODESKOOP_TOP_AT"}},
 			&cli.StringFlag{Name: "sort", Usage: "sort by `COLUMN`: " + strings.Join(append([]string{"pod"}, top.Names()...), ", "), Value: "drops", EnvVars: []string{"NODESKOOP_TOP_SORT"}},
 			&cli.StringFlag{Name: "filter", Usage: "only pods whose NAMESPACE/NAME contains `TEXT`", EnvVars: []string{"NODESKOOP_TOP_FILTER"}},
 			podFlag("only the pod `NAMESPACE/NAME`; NAME alone is in any namespace; \"host\" is the host"),
@@ -77,6 +81,9 @@ func runTop(c *cli.Context) error {
 	args, err := topArgumentsOf(c)
 	if err != nil {
 		return cli.Exit(err.Error(), exitUsage)
+	}
+	if c.String("at") != "" {
+		return pastTop(c, args.order)
 	}
 	live := !c.Bool("json") && args.count == 0 && output.IsTerminal(c.App.Writer) && output.IsTerminal(os.Stdin) && hasScreen(os.Getenv("TERM"))
 	var log *top.Log

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -96,8 +97,12 @@ func unknownPod(err error) error {
 	return err
 }
 
-// say writes a line of words to the log, broken to the window in which it is shown.
+// say writes a line of words to the log, broken to the window in which it is shown;
+// nothing if there are no words.
 func say(w io.Writer, text string) {
+	if text == "" {
+		return
+	}
 	for _, line := range column.Wrap(text, logWidth(w)) {
 		fmt.Fprintln(w, line)
 	}
@@ -154,31 +159,36 @@ func plural(n int, one, many string) string {
 const mostSummaryRows = 30
 
 // writeSummary writes what a Summary has seen, in lines of at most width
-// columns; 0 is any number.
-func writeSummary(w io.Writer, s *event.Summary, took time.Duration, width int) error {
+// columns; 0 is any number. span says of which time: "in 5s".
+func writeSummary(w io.Writer, s *event.Summary, span string, width int) error {
 	kinds, more := s.Kinds()
 	total := more
 	for _, k := range kinds {
 		total += k.Count
 	}
 	if total == 0 {
-		_, err := fmt.Fprintf(w, "No events in %s.\n", lasting(took))
+		_, err := fmt.Fprintf(w, "No events %s.\n", span)
 		return err
 	}
 	for _, k := range kinds[min(len(kinds), mostSummaryRows):] {
 		more += k.Count
 	}
 	rows := [][]string{{"COUNT", "EVENT", "WHOSE", "REASON, PEER", "WORST", "FIRST", "LAST"}}
+	clock := "15:04:05"
+	if slices.ContainsFunc(kinds, func(k event.SummaryKind) bool {
+		return !sameDay(k.First, kinds[0].Last) || !sameDay(k.Last, kinds[0].Last)
+	}) {
+		clock = "01-02 15:04:05"
+	}
 	for _, k := range kinds[:min(len(kinds), mostSummaryRows)] {
 		worst := "-"
 		if k.Worst > 0 {
 			worst = string(event.AppendLatency(nil, k.Worst))
 		}
-		const clock = "15:04:05"
 		rows = append(rows, []string{strconv.FormatUint(k.Count, 10), k.Type.Name, k.Whose, column.Dash(k.What), worst, k.First.Local().Format(clock), k.Last.Local().Format(clock)})
 	}
 	fit(rows, width, 3, 2)
-	if _, err := fmt.Fprintf(w, "\n%d event%s in %s:\n", total, plural(int(min(total, 2)), "", "s"), lasting(took)); err != nil {
+	if _, err := fmt.Fprintf(w, "\n%d event%s %s:\n", total, plural(int(min(total, 2)), "", "s"), span); err != nil {
 		return err
 	}
 	if err := column.Write(w, rows); err != nil {

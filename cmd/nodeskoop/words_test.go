@@ -166,7 +166,7 @@ func TestSummaryOfEvents(t *testing.T) {
 			s.Send(e, nil)
 		}
 		var b strings.Builder
-		if err := writeSummary(&b, s, 245*time.Second, width); err != nil {
+		if err := writeSummary(&b, s, "in 4m5s", width); err != nil {
 			t.Fatal(err)
 		}
 		return b.String()

@@ -130,6 +130,9 @@ type Metric struct {
 	// Bounds are the upper bounds of a histogram's buckets, but for the last one,
 	// which has none.
 	Bounds []float64
+	// Work says of a counter that ordinary work moves it: that it rises, or rises
+	// faster, is no trouble by itself.
+	Work bool
 
 	probe string
 	id    int

@@ -9,7 +9,7 @@ var conntrack = Probe{
 	Capabilities: []Capability{CapSysAdmin, CapNetAdmin},
 	Options:      []Option{podsOption},
 	Metrics: []Metric{{
-		Name: "kubeskoop_conntrack_found", Type: Counter, Scope: PerNetns, Field: "found",
+		Name: "kubeskoop_conntrack_found", Type: Counter, Work: true, Scope: PerNetns, Field: "found",
 		Help:   "Times that NAT found a tuple in use when it looked for a free one (found, over all CPUs); before Linux 4.9 every lookup that found an entry.",
 		Kernel: "CTA_STATS_FOUND; nf_conntrack_tuple_taken()",
 		Rises:  "NAT tries a source port and finds it taken. Since Linux 4.9 ordinary lookups no longer count: a fast rise means that NAT runs out of ports towards one destination.",
@@ -19,12 +19,12 @@ var conntrack = Probe{
 		Kernel: "CTA_STATS_INVALID; nf_conntrack_in()",
 		Rises:  "A packet fits no known connection and may not begin one: late segments after the entry expired, asymmetric routes. With net.netfilter.nf_conntrack_log_invalid the kernel says why.",
 	}, {
-		Name: "kubeskoop_conntrack_ignore", Type: Counter, Scope: PerNetns, Field: "ignore",
+		Name: "kubeskoop_conntrack_ignore", Type: Counter, Work: true, Scope: PerNetns, Field: "ignore",
 		Help:   "Packets seen that were tracked or exempt already (ignore, over all CPUs); kernels since 5.10 no longer count it: 0.",
 		Kernel: "CTA_STATS_IGNORE; before 5.10 nf_conntrack_in()",
 		Rises:  "Does not move on kernels since 5.10.",
 	}, {
-		Name: "kubeskoop_conntrack_insert", Type: Counter, Scope: PerNetns, Field: "insert",
+		Name: "kubeskoop_conntrack_insert", Type: Counter, Work: true, Scope: PerNetns, Field: "insert",
 		Help:   "Entries inserted into the conntrack table (insert, over all CPUs); since Linux 4.9 those that programs insert alone.",
 		Kernel: "CTA_STATS_INSERT; nf_conntrack_hash_check_insert()",
 		Rises:  "Since Linux 4.9 only entries that a program inserts by netlink count (conntrackd, conntrack -I).",
@@ -49,7 +49,7 @@ var conntrack = Probe{
 		Kernel: "CTA_STATS_ERROR; nf_conntrack_handle_icmp()",
 		Rises:  "A packet is malformed, or an ICMP error speaks of a connection that is not in the table.",
 	}, {
-		Name: "kubeskoop_conntrack_searchrestart", Type: Counter, Scope: PerNetns, Field: "search_restart",
+		Name: "kubeskoop_conntrack_searchrestart", Type: Counter, Work: true, Scope: PerNetns, Field: "search_restart",
 		Help:   "Conntrack lookups repeated because the table changed underneath (search_restart, over all CPUs).",
 		Kernel: "CTA_STATS_SEARCH_RESTART; ____nf_conntrack_find()",
 		Rises:  "The table changes under a lookup, which begins again: many new connections a second. Costs time, loses nothing.",

@@ -7,36 +7,36 @@ var io = Probe{
 	Source: Procfs, Overhead: "low", Measured: "1 to 4 us/process", Default: true,
 	Cost: "Reads /proc once a cycle for every process: with tcpsummary the most expensive of this kind, and nothing on the way of packets.",
 	Metrics: []Metric{{
-		Name: "kubeskoop_io_ioreadsyscall", Type: Counter, Scope: PerPod, Field: "syscr",
+		Name: "kubeskoop_io_ioreadsyscall", Type: Counter, Work: true, Scope: PerPod, Field: "syscr",
 		Help:   "read()-like system calls of all processes (syscr); what exited processes had counted is kept.",
 		Kernel: "/proc/PID/io syscr; vfs_read() and its kin",
 		Rises:  "A process calls read(), readv(), pread() or sendfile() on anything. recv() and mmap do not count.",
 	}, {
-		Name: "kubeskoop_io_iowritesyscall", Type: Counter, Scope: PerPod, Field: "syscw",
+		Name: "kubeskoop_io_iowritesyscall", Type: Counter, Work: true, Scope: PerPod, Field: "syscw",
 		Help:   "write()-like system calls of all processes (syscw); what exited processes had counted is kept.",
 		Kernel: "/proc/PID/io syscw; vfs_write() and its kin",
 		Rises:  "A process calls write() or the like on anything. send() and mmap do not count.",
 	}, {
-		Name: "kubeskoop_io_ioreadbytes", Type: Counter, Scope: PerPod, Field: "read_bytes",
+		Name: "kubeskoop_io_ioreadbytes", Type: Counter, Work: true, Scope: PerPod, Field: "read_bytes",
 		Help:   "Bytes that all processes made storage read, the page cache's hits not counted (read_bytes); what exited processes had counted is kept.",
 		Kernel: "/proc/PID/io read_bytes; task_io_account_read()",
 		Rises:  "Data that are not in the page cache are fetched from storage, read-ahead included.",
 	}, {
-		Name: "kubeskoop_io_iowritebytes", Type: Counter, Scope: PerPod, Field: "write_bytes",
+		Name: "kubeskoop_io_iowritebytes", Type: Counter, Work: true, Scope: PerPod, Field: "write_bytes",
 		Help:   "Bytes that all processes sent towards storage (write_bytes); what exited processes had counted is kept.",
 		Kernel: "/proc/PID/io write_bytes; task_io_account_write()",
 		Rises:  "A process makes pages of the page cache dirty, or writes with O_DIRECT. It counts when it writes, not when the disk does; what is truncated before is not taken back.",
 	}, {
-		Name: "kubeskoop_io_readsyscall", Type: Counter, Scope: PerPod, Alias: "kubeskoop_io_ioreadsyscall", Extra: true,
+		Name: "kubeskoop_io_readsyscall", Type: Counter, Work: true, Scope: PerPod, Alias: "kubeskoop_io_ioreadsyscall", Extra: true,
 		Help: "read()-like system calls of all processes. The same series as kubeskoop_io_ioreadsyscall, under the name that dashboards use.",
 	}, {
-		Name: "kubeskoop_io_writesyscall", Type: Counter, Scope: PerPod, Alias: "kubeskoop_io_iowritesyscall", Extra: true,
+		Name: "kubeskoop_io_writesyscall", Type: Counter, Work: true, Scope: PerPod, Alias: "kubeskoop_io_iowritesyscall", Extra: true,
 		Help: "write()-like system calls of all processes. The same series as kubeskoop_io_iowritesyscall, under the name that dashboards use.",
 	}, {
-		Name: "kubeskoop_io_readbytes", Type: Counter, Scope: PerPod, Alias: "kubeskoop_io_ioreadbytes", Extra: true,
+		Name: "kubeskoop_io_readbytes", Type: Counter, Work: true, Scope: PerPod, Alias: "kubeskoop_io_ioreadbytes", Extra: true,
 		Help: "Bytes that all processes made storage read. The same series as kubeskoop_io_ioreadbytes, under the name that dashboards use.",
 	}, {
-		Name: "kubeskoop_io_writebytes", Type: Counter, Scope: PerPod, Alias: "kubeskoop_io_iowritebytes", Extra: true,
+		Name: "kubeskoop_io_writebytes", Type: Counter, Work: true, Scope: PerPod, Alias: "kubeskoop_io_iowritebytes", Extra: true,
 		Help: "Bytes that all processes sent towards storage. The same series as kubeskoop_io_iowritebytes, under the name that dashboards use.",
 	}},
 }

@@ -8,27 +8,27 @@ var ipvs = Probe{
 	Cost:    "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Options: []Option{podsOption},
 	Metrics: []Metric{{
-		Name: "kubeskoop_ipvs_connections", Type: Counter, Scope: PerNetns,
+		Name: "kubeskoop_ipvs_connections", Type: Counter, Work: true, Scope: PerNetns,
 		Help:   "Connections scheduled by IPVS; 0 while ip_vs is not loaded.",
 		Kernel: "ip_vs_stats conns; ip_vs_conn_stats()",
 		Rises:  "IPVS picks a backend for a new connection.",
 	}, {
-		Name: "kubeskoop_ipvs_incomingpackets", Type: Counter, Scope: PerNetns,
+		Name: "kubeskoop_ipvs_incomingpackets", Type: Counter, Work: true, Scope: PerNetns,
 		Help:   "Packets that IPVS received for its virtual services; 0 while ip_vs is not loaded.",
 		Kernel: "ip_vs_stats inpkts; ip_vs_in_stats()",
 		Rises:  "A client's packet reaches a virtual service.",
 	}, {
-		Name: "kubeskoop_ipvs_outgoingbytes", Type: Counter, Scope: PerNetns,
+		Name: "kubeskoop_ipvs_outgoingbytes", Type: Counter, Work: true, Scope: PerNetns,
 		Help:   "Bytes that IPVS sent back to clients; 0 while ip_vs is not loaded.",
 		Kernel: "ip_vs_stats outbytes; ip_vs_out_stats()",
 		Rises:  "A backend's answer passes IPVS on its way back; with direct routing none does.",
 	}, {
-		Name: "kubeskoop_ipvs_incomingbytes", Type: Counter, Scope: PerNetns,
+		Name: "kubeskoop_ipvs_incomingbytes", Type: Counter, Work: true, Scope: PerNetns,
 		Help:   "Bytes that IPVS received for its virtual services; 0 while ip_vs is not loaded.",
 		Kernel: "ip_vs_stats inbytes; ip_vs_in_stats()",
 		Rises:  "A client's packet reaches a virtual service.",
 	}, {
-		Name: "kubeskoop_ipvs_outgoingpackets", Type: Counter, Scope: PerNetns,
+		Name: "kubeskoop_ipvs_outgoingpackets", Type: Counter, Work: true, Scope: PerNetns,
 		Help:   "Packets that IPVS sent back to clients; 0 while ip_vs is not loaded.",
 		Kernel: "ip_vs_stats outpkts; ip_vs_out_stats()",
 		Rises:  "A backend's answer passes IPVS on its way back; with direct routing none does.",

@@ -7,7 +7,7 @@ var netdev = Probe{
 	Source: Procfs, Overhead: "low", Measured: "34 us/namespace", Default: true,
 	Cost: "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Metrics: []Metric{{
-		Name: "kubeskoop_netdev_rxbytes", Type: Counter, Scope: PerNetns, Field: "rx.bytes",
+		Name: "kubeskoop_netdev_rxbytes", Type: Counter, Work: true, Scope: PerNetns, Field: "rx.bytes",
 		Help:   "Bytes received, every interface but lo; what removed interfaces had counted is kept.",
 		Kernel: "net/dev receive bytes; dev_get_stats()",
 		Rises:  "Frames are received, link header included on most devices.",
@@ -17,7 +17,7 @@ var netdev = Probe{
 		Kernel: "net/dev receive errs; rx_errors",
 		Rises:  "The device got damaged frames: cable, optics, duplex, a broken peer.",
 	}, {
-		Name: "kubeskoop_netdev_txbytes", Type: Counter, Scope: PerNetns, Field: "tx.bytes",
+		Name: "kubeskoop_netdev_txbytes", Type: Counter, Work: true, Scope: PerNetns, Field: "tx.bytes",
 		Help:   "Bytes sent, every interface but lo; what removed interfaces had counted is kept.",
 		Kernel: "net/dev transmit bytes; dev_get_stats()",
 		Rises:  "Frames are sent, link header included on most devices.",
@@ -27,7 +27,7 @@ var netdev = Probe{
 		Kernel: "net/dev transmit errs; tx_errors",
 		Rises:  "The device could not send: carrier lost, a tunnel without a route, a ring that stalled.",
 	}, {
-		Name: "kubeskoop_netdev_rxpackets", Type: Counter, Scope: PerNetns, Field: "rx.packets",
+		Name: "kubeskoop_netdev_rxpackets", Type: Counter, Work: true, Scope: PerNetns, Field: "rx.packets",
 		Help:   "Packets received, every interface but lo; what removed interfaces had counted is kept.",
 		Kernel: "net/dev receive packets; dev_get_stats()",
 		Rises:  "Frames are received on any interface.",
@@ -37,7 +37,7 @@ var netdev = Probe{
 		Kernel: "net/dev receive drop; rx_dropped + rx_missed_errors",
 		Rises:  "The device's ring was full (missed), or the stack had no use for the frame: no protocol for it, a VLAN that is not set up, a full backlog of a CPU.",
 	}, {
-		Name: "kubeskoop_netdev_txpackets", Type: Counter, Scope: PerNetns, Field: "tx.packets",
+		Name: "kubeskoop_netdev_txpackets", Type: Counter, Work: true, Scope: PerNetns, Field: "tx.packets",
 		Help:   "Packets sent, every interface but lo; what removed interfaces had counted is kept.",
 		Kernel: "net/dev transmit packets; dev_get_stats()",
 		Rises:  "Frames are sent on any interface.",

@@ -8,12 +8,12 @@ var qdisc = Probe{
 	Cost:         "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Capabilities: []Capability{CapSysAdmin},
 	Metrics: []Metric{{
-		Name: "kubeskoop_qdisc_bytes", Type: Counter, Scope: PerNetns,
+		Name: "kubeskoop_qdisc_bytes", Type: Counter, Work: true, Scope: PerNetns,
 		Help:   "Bytes sent through the root qdiscs of every interface but lo; what removed qdiscs had counted is kept.",
 		Kernel: "TCA_STATS2 basic; qdisc_bstats_update()",
 		Rises:  "A root qdisc hands a packet on. Devices without a queue (veth, lo by default) have none.",
 	}, {
-		Name: "kubeskoop_qdisc_packets", Type: Counter, Scope: PerNetns,
+		Name: "kubeskoop_qdisc_packets", Type: Counter, Work: true, Scope: PerNetns,
 		Help:   "Packets sent through the root qdiscs of every interface but lo; what removed qdiscs had counted is kept.",
 		Kernel: "TCA_STATS2 basic; qdisc_bstats_update()",
 		Rises:  "A root qdisc hands a packet on.",

@@ -7,7 +7,7 @@ var softnet = Probe{
 	Source: Procfs, Overhead: "low", Measured: "under 1 ms/cycle", Default: true,
 	Cost: "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Metrics: []Metric{{
-		Name: "kubeskoop_softnet_processed", Type: Counter, Scope: PerHost,
+		Name: "kubeskoop_softnet_processed", Type: Counter, Work: true, Scope: PerHost,
 		Help:   "Packets taken from the CPUs' receive queues (softnet_stat column 1, over all CPUs).",
 		Kernel: "softnet_stat column 1; __netif_receive_skb_core()",
 		Rises:  "A CPU takes a packet into the stack; one that crosses a veth counts again.",

@@ -7,12 +7,12 @@ var tcp = Probe{
 	Source: Procfs, Overhead: "low", Measured: "35 us/namespace", Default: true,
 	Cost: "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Metrics: []Metric{{
-		Name: "kubeskoop_tcp_activeopens", Type: Counter, Scope: PerNetns, Field: "Tcp.ActiveOpens",
+		Name: "kubeskoop_tcp_activeopens", Type: Counter, Work: true, Scope: PerNetns, Field: "Tcp.ActiveOpens",
 		Help:   "TCP connections opened by connect(): transitions from CLOSED to SYN_SENT.",
 		Kernel: "snmp Tcp ActiveOpens; tcp_connect()",
 		Rises:  "A process calls connect(), whether or not the peer answers.",
 	}, {
-		Name: "kubeskoop_tcp_passiveopens", Type: Counter, Scope: PerNetns, Field: "Tcp.PassiveOpens",
+		Name: "kubeskoop_tcp_passiveopens", Type: Counter, Work: true, Scope: PerNetns, Field: "Tcp.PassiveOpens",
 		Help:   "TCP connections that peers opened: handshakes completed on listening sockets.",
 		Kernel: "snmp Tcp PassiveOpens; tcp_create_openreq_child()",
 		Rises:  "A client completes a handshake with a listening socket. A SYN that is dropped, and a connection that the full accept queue refuses, do not count.",
@@ -37,12 +37,12 @@ var tcp = Probe{
 		Kernel: "snmp Tcp CurrEstab; tcp_set_state()",
 		Rises:  "Follows the connections in ESTABLISHED and CLOSE_WAIT.",
 	}, {
-		Name: "kubeskoop_tcp_insegs", Type: Counter, Scope: PerNetns, Field: "Tcp.InSegs",
+		Name: "kubeskoop_tcp_insegs", Type: Counter, Work: true, Scope: PerNetns, Field: "Tcp.InSegs",
 		Help:   "TCP segments received, those in error included.",
 		Kernel: "snmp Tcp InSegs; tcp_v4_rcv(), tcp_v6_rcv()",
 		Rises:  "A segment arrives, good or bad. Segments that GRO merged on the way count as one.",
 	}, {
-		Name: "kubeskoop_tcp_outsegs", Type: Counter, Scope: PerNetns, Field: "Tcp.OutSegs",
+		Name: "kubeskoop_tcp_outsegs", Type: Counter, Work: true, Scope: PerNetns, Field: "Tcp.OutSegs",
 		Help:   "TCP segments sent, without retransmissions.",
 		Kernel: "snmp Tcp OutSegs; __tcp_transmit_skb(), tcp_make_synack(), tcp_v4_send_reset()",
 		Rises:  "A segment is sent for the first time; what the device will split counts by segment.",

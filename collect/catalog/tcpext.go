@@ -112,7 +112,7 @@ var tcpext = Probe{
 		Kernel: "netstat TcpExt TCPMemoryPressuresChrono; tcp_leave_memory_pressure()",
 		Rises:  "Memory pressure ends: then the milliseconds that it lasted are added at once.",
 	}, {
-		Name: "kubeskoop_tcpext_pawsactive", Type: Counter, Scope: PerNetns, Field: "TcpExt.PAWSActive",
+		Name: "kubeskoop_tcpext_pawsactive", Type: Counter, Work: true, Scope: PerNetns, Field: "TcpExt.PAWSActive",
 		Help:   "SYN-ACKs rejected in SYN_SENT for an old timestamp (PAWS, RFC 7323).",
 		Kernel: "netstat TcpExt PAWSActive; tcp_rcv_synsent_state_process()",
 		Rises:  "The answer to a SYN carries a timestamp that was not sent: an old duplicate, or a NAT that mixes connections.",
@@ -132,7 +132,7 @@ var tcpext = Probe{
 		Kernel: "netstat TcpExt TCPWinProbe; tcp_send_probe0()",
 		Rises:  "The peer's application does not read: its window is closed, and this end asks whether it opened.",
 	}, {
-		Name: "kubeskoop_tcpext_tcpkeepalive", Type: Counter, Scope: PerNetns, Field: "TcpExt.TCPKeepAlive",
+		Name: "kubeskoop_tcpext_tcpkeepalive", Type: Counter, Work: true, Scope: PerNetns, Field: "TcpExt.TCPKeepAlive",
 		Help:   "Keep-alive probes sent.",
 		Kernel: "netstat TcpExt TCPKeepAlive; tcp_keepalive_timer()",
 		Rises:  "An idle connection with SO_KEEPALIVE is probed (net.ipv4.tcp_keepalive_time). Normal.",
@@ -142,7 +142,7 @@ var tcpext = Probe{
 		Kernel: "netstat TcpExt TCPMTUPFail; tcp_mtup_probe_failed()",
 		Rises:  "A larger segment sent to try the path's MTU was lost. Only with net.ipv4.tcp_mtu_probing.",
 	}, {
-		Name: "kubeskoop_tcpext_tcpmtupsuccess", Type: Counter, Scope: PerNetns, Field: "TcpExt.TCPMTUPSuccess",
+		Name: "kubeskoop_tcpext_tcpmtupsuccess", Type: Counter, Work: true, Scope: PerNetns, Field: "TcpExt.TCPMTUPSuccess",
 		Help:   "Path MTU probes (RFC 4821) that succeeded.",
 		Kernel: "netstat TcpExt TCPMTUPSuccess; tcp_mtup_probe_success()",
 		Rises:  "A larger segment sent to try the path's MTU arrived. Only with net.ipv4.tcp_mtu_probing.",

@@ -7,7 +7,7 @@ var udp = Probe{
 	Source: Procfs, Overhead: "low", Measured: "32 us/namespace", Default: true,
 	Cost: "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
 	Metrics: []Metric{{
-		Name: "kubeskoop_udp_indatagrams", Type: Counter, Scope: PerNetns, Field: "Udp.InDatagrams",
+		Name: "kubeskoop_udp_indatagrams", Type: Counter, Work: true, Scope: PerNetns, Field: "Udp.InDatagrams",
 		Help:   "UDP datagrams that applications read (IPv4).",
 		Kernel: "snmp Udp InDatagrams; udp_recvmsg(), udp_queue_rcv_one_skb()",
 		Rises:  "An application reads a datagram, or a tunnel inside the kernel (VXLAN) takes it. What still waits in the receive buffer has not counted yet. IPv4.",
@@ -22,7 +22,7 @@ var udp = Probe{
 		Kernel: "snmp Udp InErrors; __udp_queue_rcv_skb(), udp_queue_rcv_one_skb()",
 		Rises:  "A datagram for a bound socket is dropped: its buffer is full, UDP memory is short, the checksum is bad, or a socket filter or IPsec policy refuses it. IPv4.",
 	}, {
-		Name: "kubeskoop_udp_outdatagrams", Type: Counter, Scope: PerNetns, Field: "Udp.OutDatagrams",
+		Name: "kubeskoop_udp_outdatagrams", Type: Counter, Work: true, Scope: PerNetns, Field: "Udp.OutDatagrams",
 		Help:   "UDP datagrams sent (IPv4).",
 		Kernel: "snmp Udp OutDatagrams; udp_send_skb()",
 		Rises:  "A datagram is handed to IP. IPv4.",
@@ -42,7 +42,7 @@ var udp = Probe{
 		Kernel: "snmp Udp InCsumErrors; udp_queue_rcv_one_skb(), udp_recvmsg()",
 		Rises:  "A datagram was damaged on the way, or offloading left a wrong checksum. IPv4.",
 	}, {
-		Name: "kubeskoop_udp_ignoredmulti", Type: Counter, Scope: PerNetns, Field: "Udp.IgnoredMulti",
+		Name: "kubeskoop_udp_ignoredmulti", Type: Counter, Work: true, Scope: PerNetns, Field: "Udp.IgnoredMulti",
 		Help:   "UDP multicast datagrams that no socket wanted (IPv4).",
 		Kernel: "snmp Udp IgnoredMulti; __udp4_lib_mcast_deliver()",
 		Rises:  "A multicast or broadcast datagram arrives for a port on which no socket joined. Mostly announcements; harmless. IPv4.",

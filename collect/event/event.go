@@ -62,6 +62,8 @@ type Event struct {
 	unresolved   bool // finding the owner failed
 
 	bucket *bucket // holds the count behind Suppressed; nil: nothing is limited
+
+	recorded recorded // set if the event was read back
 }
 
 // OfHost reports whether the event is the host's own: not a pod's, and not of an unowned or
@@ -98,8 +100,13 @@ type Point struct {
 	Latency time.Duration
 }
 
-// Priority is the event's severity, as the Catalogue grades it.
-func (e *Event) Priority() catalog.Priority { return e.Type.Grade(e.Occurrences(), e.Latency) }
+// Priority is the event's severity, as the Catalogue grades it, or as it was recorded.
+func (e *Event) Priority() catalog.Priority {
+	if p := e.recorded.priority; p != 0 {
+		return p
+	}
+	return e.Type.Grade(e.Occurrences(), e.Latency)
+}
 
 // PodLabels returns the values of K8S_NAMESPACE and K8S_POD.
 func (e *Event) PodLabels() (namespace, name string) {
@@ -114,6 +121,9 @@ func (e *Event) Message() string { return string(e.AppendMessage(nil)) }
 
 // AppendMessage appends Message to b: the owner from AppendOwner, a colon, and AppendWhat.
 func (e *Event) AppendMessage(b []byte) []byte {
+	if text := e.recorded.message; text != "" {
+		return quote.AppendSafe(b, text)
+	}
 	return e.AppendWhat(append(e.AppendOwner(b), ": "...))
 }
 
@@ -137,6 +147,9 @@ func (e *Event) AppendOwner(b []byte) []byte {
 // AppendWhat appends what happened, how often, on which connection, and the details that
 // the event type declares.
 func (e *Event) AppendWhat(b []byte) []byte {
+	if e.recorded.message != "" {
+		return e.appendRecorded(b)
+	}
 	b = e.appendTemplate(b, e.Type.Message)
 	if e.Merged != nil {
 		b = e.AppendTimes(append(b, ", "...))

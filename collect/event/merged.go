@@ -28,6 +28,14 @@ func (e *Event) Occurrences() uint64 {
 	return e.Merged.Count
 }
 
+// FirstSeen is the kernel's time of the first occurrence.
+func (e *Event) FirstSeen() time.Time {
+	if e.Merged == nil {
+		return e.Time
+	}
+	return e.Merged.First
+}
+
 // LastSeen is the kernel's time of the last occurrence.
 func (e *Event) LastSeen() time.Time {
 	if e.Merged == nil {

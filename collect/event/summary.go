@@ -60,10 +60,7 @@ func (s *Summary) Close(ctx context.Context) error { return s.next.Close(ctx) }
 
 func (s *Summary) count(e *Event) {
 	key := summaryKey{e.Type, string(e.AppendOwner(nil)), string(e.appendKind(nil))}
-	first := e.Time
-	if e.Merged != nil {
-		first = e.Merged.First
-	}
+	first := e.FirstSeen()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k := s.kinds[key]
@@ -103,6 +100,22 @@ func (s *Summary) Kinds() (kinds []SummaryKind, more uint64) {
 // reason, and the peer without its port.
 func (e *Event) appendKind(b []byte) []byte {
 	start := len(b)
+	b = e.AppendReason(b)
+	reason := len(b)
+	if b = append(b, ", "...); reason == start {
+		b = b[:start]
+	}
+	said := len(b)
+	if b = e.AppendPeer(b); len(b) == said {
+		return b[:reason]
+	}
+	return b
+}
+
+// AppendReason appends why an event of its type and owner came about, as far as that
+// tells kinds apart: the kernel's reason, the disk, the device, the process.
+func (e *Event) AppendReason(b []byte) []byte {
+	start := len(b)
 	for _, g := range e.Type.Fields {
 		var text string
 		switch g {
@@ -125,26 +138,26 @@ func (e *Event) appendKind(b []byte) []byte {
 		}
 		b = quote.AppendSafe(b, text)
 	}
+	return b
+}
+
+// AppendPeer appends who is at the other end of the connection, without the port:
+// "from shop/db-0", "peer 192.0.2.1", "several peers". It appends nothing where that
+// is not known.
+func (e *Event) AppendPeer(b []byte) []byte {
 	if !e.Type.Has(catalog.FieldTuple) {
 		return b
 	}
-	open := len(b)
-	if open > start {
-		b = append(b, ',')
-	}
-	said := len(b)
-	if b = e.appendPeer(b, peerPlace(e.Type)); len(b) == said {
+	start := len(b)
+	if b = e.appendPeer(b, peerPlace(e.Type)); len(b) == start {
 		if far, _, _ := e.ends(); far.Addr.IsValid() {
 			b = far.Addr.Unmap().AppendTo(append(b, " peer "...))
 		} else if far.anyAddr {
 			b = append(b, " several peers"...)
 		}
 	}
-	if len(b) == said {
-		return b[:open]
-	}
-	if open == start { // the space that begins it
-		return append(b[:start], b[start+1:]...)
+	if len(b) > start { // the space that begins it
+		b = append(b[:start], b[start+1:]...)
 	}
 	return b
 }

@@ -494,6 +494,13 @@ func (k *checker) logNamespace() (name, from string) {
 	return name, from
 }
 
+// LogNamespace is the journal namespace of the service on this machine, "" for the
+// journal of all.
+func LogNamespace() string {
+	name, _ := (&checker{}).logNamespace()
+	return name
+}
+
 // namespaceName is what a journal namespace may be called here: a path is made of it.
 var namespaceName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
 

@@ -44,7 +44,7 @@ func valuesOf(flag string) (words []string, files bool) {
 		words = []string{"debug", "info", "warn", "error"}
 	case "sort":
 		words = append([]string{"pod"}, top.Names()...)
-	case "config", "output":
+	case "config", "output", "html":
 		files = true
 	}
 	return words, files

@@ -20,12 +20,18 @@ var examples = map[string][]Example{
 		{"nodeskoop events", "watch all there is"},
 		{"nodeskoop events --pod shop/client-0", "watch what concerns one pod, at either end"},
 		{"nodeskoop events --event PacketLoss --event TCPRetrans", "watch for packets that get lost"},
+		{"nodeskoop events --since 03:00 --until 04:00", "what the daemon told the journal between three and four"},
 		{"nodeskoop events --json --all > events.json", "keep each event for a program"},
 	},
 	"diagnose": {
 		{"nodeskoop diagnose", "what is wrong here, and what to look at next"},
 		{"nodeskoop diagnose --pod shop/web-0 --for 30s", "of one pod, with more time to see it"},
 		{"nodeskoop diagnose --json", "the same for a program"},
+	},
+	"report": {
+		{"nodeskoop report", "what happened in the last hour"},
+		{"nodeskoop report --since 03:00 --until 04:00 --pod shop/client-0", "what happened to one pod between three and four"},
+		{"nodeskoop report --since yesterday --until today --html day.html", "a page about yesterday, to attach to an incident"},
 	},
 	"history": {
 		{"nodeskoop history", "which counters moved in each minute of the last hour"},
@@ -34,6 +40,7 @@ var examples = map[string][]Example{
 	"top": {
 		{"nodeskoop top", "the live table"},
 		{"nodeskoop top --sort retransmits --filter shop/", "one namespace, the pods with most retransmissions first"},
+		{"nodeskoop top --at 03:14", "the table of a minute of last night"},
 		{"nodeskoop top --once --json", "one sample for a program"},
 		{"nodeskoop top --probe packetloss,tcpretrans,tcpreset,netdev", "without the probes that cost each packet something"},
 	},

@@ -241,7 +241,7 @@ func Man(w io.Writer, app *cli.App) error {
 	p.item("0", "Done; every requested probe gave all its values.")
 	p.item("1", "It could not be done; the message says why.")
 	p.item("2", "The command line is wrong.")
-	p.item("3", "`collect`: some probes gave no complete values, those of the others were written.")
+	p.item("3", "`collect`: some probes gave no complete values, those of the others were written. `report`: the journal or the history could not be read, which the report says.")
 	p.item("4", "`run`: nodeskoop-collect.timer is active and writes the same textfile.")
 	p.section("SIGNALS")
 	p.item("SIGHUP", "`run` reads the configuration again. A mistake in it is logged, and what was in effect is kept.")

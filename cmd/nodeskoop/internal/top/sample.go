@@ -61,6 +61,7 @@ func (r *row) name() string {
 // Table is one sample.
 type Table struct {
 	at       time.Time
+	dated    bool          // it is of another time than now
 	interval time.Duration // since the one before; 0 for the first
 	columns  []Column
 	rows     []row

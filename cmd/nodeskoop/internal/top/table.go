@@ -64,7 +64,7 @@ func (t *Table) Write(w io.Writer, order Order, width int) error {
 	l := arrange(t.columns, width, name, reason, 0, order.Column)
 	fields := l.fields(t.columns)
 	var b bytes.Buffer
-	head := fmt.Sprintf("%s  rates per second over %.1fs", t.at.Format("15:04:05"), t.interval.Seconds())
+	head := fmt.Sprintf("%s  rates per second over %.1fs", t.clock(), t.interval.Seconds())
 	if l.right > 0 {
 		head += fmt.Sprintf("  (no room for %d more columns)", l.right)
 	}

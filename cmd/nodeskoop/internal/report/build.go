@@ -1,0 +1,612 @@
+package report
+
+import (
+	"cmp"
+	"iter"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/event"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/quote"
+	"nodeskoop/output/history"
+)
+
+// Options say what a report is about.
+type Options struct {
+	Node, Version      string
+	Made, Since, Until time.Time
+	Pods               []string
+	// HostLabel is what the history calls the host.
+	HostLabel string
+}
+
+// The bounds of a report.
+const (
+	maxKinds         = 1000
+	maxLanes         = 500
+	maxSteps         = 120
+	maxSeries        = 200_000 // that are compared
+	maxCounters      = 20
+	maxPods          = 5 // of one counter
+	maxTraffic       = 6
+	maxDistributions = 12
+)
+
+// steps are those that a timeline may have.
+var steps = []time.Duration{time.Second, 2 * time.Second, 5 * time.Second, 10 * time.Second, 15 * time.Second, 30 * time.Second,
+	time.Minute, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute, 15 * time.Minute, 30 * time.Minute,
+	time.Hour, 2 * time.Hour, 3 * time.Hour, 6 * time.Hour, 12 * time.Hour, 24 * time.Hour}
+
+// Builder gathers what a Report tells. It is not for two goroutines at a time.
+type Builder struct {
+	r     Report
+	host  string
+	kinds map[kindKey]*Kind
+	lanes map[laneKey]*Lane
+	whose map[string]struct{}
+
+	series map[string]*series
+	names  map[*history.Series]*series // of one file, mostly
+	full   bool                        // there was no room for a series
+	before time.Duration               // that was sampled in the hour before
+	during time.Duration
+	last   time.Time // when the minute before ended
+	begun  bool      // a minute of the report's own time was there
+}
+
+type kindKey struct {
+	typ                 *catalog.EventType
+	whose, reason, peer string
+}
+
+type laneKey struct {
+	typ   *catalog.EventType
+	whose string
+}
+
+// series is what is compared of a counter.
+type series struct {
+	of          *history.Series
+	now, before float64
+	most        float64
+	mostAt      time.Time
+}
+
+// New begins a report.
+func New(o Options) *Builder {
+	b := &Builder{
+		r:    Report{Node: o.Node, Version: o.Version, Made: o.Made, Since: o.Since, Until: o.Until, Pods: o.Pods, Kinds: []Kind{}, Timeline: []Lane{}, Gaps: []Gap{}, Counters: []Counter{}, Traffic: []Counter{}},
+		host: o.HostLabel, kinds: map[kindKey]*Kind{}, lanes: map[laneKey]*Lane{}, whose: map[string]struct{}{},
+		series: map[string]*series{}, names: map[*history.Series]*series{},
+	}
+	b.r.Step = step(o.Until.Sub(o.Since))
+	return b
+}
+
+// step is how long one place of a timeline is.
+func step(length time.Duration) time.Duration {
+	for _, s := range steps {
+		if length <= maxSteps*s {
+			return s
+		}
+	}
+	return (length/maxSteps/time.Hour + 1) * time.Hour
+}
+
+// places is how many places a timeline has.
+func (r *Report) places() int {
+	return int(min(maxSteps, max(1, (r.Until.Sub(r.Since)+r.Step-1)/r.Step)))
+}
+
+// Unknown says that something cannot be told, and why.
+func (b *Builder) Unknown(why string) { b.r.Unknown = append(b.r.Unknown, why) }
+
+// Event takes an event of the journal.
+func (b *Builder) Event(e *event.Event) {
+	n := e.Occurrences()
+	b.r.Events += n
+	b.r.Suppressed += e.Suppressed
+	key := kindKey{e.Type, string(e.AppendOwner(nil)), string(e.AppendReason(nil)), string(e.AppendPeer(nil))}
+	if len(b.whose) < maxSeries {
+		b.whose[key.whose] = struct{}{}
+	}
+	b.kind(key, e, n)
+	b.lane(laneKey{key.typ, key.whose}, e, n)
+}
+
+func (b *Builder) kind(key kindKey, e *event.Event, n uint64) {
+	k := b.kinds[key]
+	if k == nil {
+		if len(b.kinds) >= maxKinds {
+			b.r.MoreEvents += n
+			return
+		}
+		k = &Kind{Event: e.Type.Name, Probe: e.Type.Probe(), Whose: key.whose, Reason: key.reason, Peer: key.peer, First: e.FirstSeen(), Priority: catalog.PriNotice.String(), typ: e.Type}
+		b.kinds[key] = k
+	}
+	k.Count += n
+	k.Worst = max(k.Worst, e.Latency)
+	if first := e.FirstSeen(); first.Before(k.First) {
+		k.First = first
+	}
+	if last := e.LastSeen(); last.After(k.Last) {
+		k.Last = last
+	}
+	if e.Priority() == catalog.PriWarning {
+		k.Priority = catalog.PriWarning.String()
+	}
+	if n > k.most {
+		k.most, k.Message = n, string(e.AppendWhat(nil))
+	}
+}
+
+func (b *Builder) lane(key laneKey, e *event.Event, n uint64) {
+	l := b.lanes[key]
+	if l == nil {
+		if len(b.lanes) >= maxLanes {
+			b.r.MoreLanes += n
+			return
+		}
+		l = &Lane{Event: e.Type.Name, Whose: key.whose, Counts: make([]float64, b.r.places())}
+		b.lanes[key] = l
+	}
+	l.Count += n
+	l.Warning = l.Warning || e.Priority() == catalog.PriWarning
+	b.r.spread(l.Counts, e.FirstSeen(), e.LastSeen(), float64(n))
+}
+
+// spread adds n that came between two moments, evenly, to the places of a timeline.
+// What lies outside of it goes to none.
+func (r *Report) spread(places []float64, first, last time.Time, n float64) {
+	from, to := first.Sub(r.Since), last.Sub(r.Since)
+	if from == to {
+		if i := int(from / r.Step); from >= 0 && i < len(places) {
+			places[i] += n
+		}
+		return
+	}
+	begin, end := max(from, 0), min(to, time.Duration(len(places))*r.Step)
+	for at := begin; at < end; {
+		i := int(at / r.Step)
+		next := min(end, time.Duration(i+1)*r.Step)
+		places[i] += n * float64(next-at) / float64(to-from)
+		at = next
+	}
+}
+
+// The hour before is what a report is compared with.
+const hourBefore = time.Hour
+
+// lag is how old the newest minute of a history that is being written may be.
+const lag = 3 * time.Minute
+
+// Minutes is a history, as history.Reader reads it.
+type Minutes interface {
+	Minutes(q history.Query) iter.Seq2[*history.Minute, error]
+}
+
+// History reads what a report needs of the history. keep selects series; nil: all.
+func (b *Builder) History(h Minutes, keep func(*history.Series) bool) error {
+	kept := func(s *history.Series) bool { return compared(s) && (keep == nil || keep(s)) }
+	for m, err := range h.Minutes(history.Query{Since: b.r.Since.Add(-hourBefore), Until: b.r.Until, Keep: kept}) {
+		if err != nil {
+			return err
+		}
+		b.minute(m)
+	}
+	b.lastGap()
+	chosen := b.compare()
+	if len(chosen) == 0 {
+		return nil
+	}
+	wanted := func(s *history.Series) bool { return kept(s) && chosen[s.String()] != nil }
+	for m, err := range h.Minutes(history.Query{Since: b.r.Since, Until: b.r.Until, Keep: wanted}) {
+		if err != nil {
+			return err
+		}
+		for _, s := range m.Samples {
+			c := chosen[s.String()]
+			if c.Minutes == nil {
+				c.Minutes = make([]float64, b.r.places())
+			}
+			b.r.spread(c.Minutes, m.From, m.To, s.Value)
+		}
+	}
+	return nil
+}
+
+// compared reports whether a series may stand out: a counter of a probe, but not one
+// of each connection.
+func compared(s *history.Series) bool {
+	if s.Kind != history.Counter {
+		return false
+	}
+	if m := catalog.MetricByName(s.Metric); m != nil {
+		return m.Probe() != "" && m.Scope != catalog.PerFlow
+	}
+	_, part := histogramOf(s.Metric)
+	return part != ""
+}
+
+// histogramOf takes the name of a histogram's series apart. part is "" for what is
+// none.
+func histogramOf(metric string) (base, part string) {
+	for _, part := range []string{"_bucket", "_count", "_sum"} {
+		if base, ok := strings.CutSuffix(metric, part); ok && strings.HasSuffix(base, "_seconds") {
+			return base, part
+		}
+	}
+	return metric, ""
+}
+
+func (b *Builder) minute(m *history.Minute) {
+	own := !m.Start.Before(b.r.Since)
+	if from, why := m.Gap(b.last); why != "" && own {
+		to := m.From
+		if from.Equal(m.From) { // it is in the minute
+			to = m.To
+		}
+		b.gap(from, to, why)
+	} else if own && !b.begun && b.last.IsZero() && m.From.Sub(b.r.Since) > lag {
+		b.gap(b.r.Since, m.From, "the history does not reach back further")
+	}
+	b.last, b.begun = m.To, b.begun || own
+	awake := max(0, m.Elapsed-m.Asleep)
+	if own {
+		b.during += awake
+	} else {
+		b.before += awake
+	}
+	for _, s := range m.Samples {
+		x := b.find(s.Series)
+		switch {
+		case x == nil:
+		case !own:
+			x.before += s.Value
+		default:
+			if x.now += s.Value; s.Value > x.most {
+				x.most, x.mostAt = s.Value, m.Start
+			}
+		}
+	}
+}
+
+// find returns what is known of a series, nil if there is no room.
+func (b *Builder) find(s *history.Series) *series {
+	if x, known := b.names[s]; known {
+		return x
+	}
+	if len(b.names) >= maxSeries {
+		clear(b.names)
+	}
+	name := s.String()
+	x := b.series[name]
+	if x == nil && len(b.series) < maxSeries {
+		x = &series{of: s}
+		b.series[name] = x
+	}
+	b.full = b.full || x == nil
+	b.names[s] = x
+	return x
+}
+
+// gap adds a gap, as far as it lies in the report's time.
+func (b *Builder) gap(from, to time.Time, why string) {
+	if from.Before(b.r.Since) {
+		from = b.r.Since
+	}
+	if to.Before(from) {
+		to = from
+	}
+	b.r.Gaps = append(b.r.Gaps, Gap{from, to, why})
+}
+
+// lastGap adds the time between the last minute and the end.
+func (b *Builder) lastGap() {
+	end := b.r.Until
+	if newest := b.r.Made.Add(-lag); end.After(newest) {
+		end = newest
+	}
+	switch {
+	case !b.begun && end.After(b.r.Since):
+		b.Unknown("The history has no minute of this time: which counters moved is not known.")
+	case b.begun && end.Sub(b.last) > lag:
+		b.gap(b.last, b.r.Until, "no samples came any more: the daemon was stopped, or could not write")
+	}
+	if b.begun && b.before == 0 {
+		b.Unknown("The history has no minute of the hour before: what was usual is not known, and counters are taken to have stood still.")
+	}
+	if b.full {
+		b.Unknown("More series moved than can be compared; some counters are left out.")
+	}
+}
+
+// whoseSeries says whose a series is, as events have it.
+func (b *Builder) whoseSeries(s *history.Series) string {
+	namespace, pod := s.Label(owner.LabelNamespace), s.Label(owner.LabelPod)
+	switch {
+	case namespace == owner.UnknownLabel && pod == owner.UnknownLabel:
+		return "owner unknown"
+	case namespace == b.host && pod == b.host, namespace == owner.DefaultHostLabel && pod == owner.DefaultHostLabel, namespace == "" && pod == "":
+		return "host"
+	}
+	return quote.Safe(namespace) + "/" + quote.Safe(pod)
+}
+
+// labelsOf are the labels of a series that its metric declares, or of a histogram all
+// that say neither whose it is nor which bucket.
+func labelsOf(s *history.Series, m *catalog.Metric) string {
+	var parts []string
+	for _, l := range s.Labels {
+		switch l.Name {
+		case owner.LabelNode, owner.LabelNamespace, owner.LabelPod, "le":
+			continue
+		}
+		if m == nil || slices.Contains(m.Labels, l.Name) {
+			parts = append(parts, quote.Safe(l.Name)+"="+quote.Safe(l.Value))
+		}
+	}
+	return strings.Join(parts, " ")
+}
+
+// What makes a counter stand out: it rose by so many at least, by so many times what it
+// would have at the rate of the hour before, and by more than chance makes of that.
+const (
+	leastTrouble, timesTrouble = 5, 3
+	leastNew                   = 100 // of a pod that had no packets in the hour before
+	leastWork, timesWork       = 1000, 4
+	sigmas                     = 5
+)
+
+// standsOut reports whether a rise is more than an expected one explains.
+func standsOut(rose, expected, least, times float64) bool {
+	return rose >= least && rose >= times*expected && rose-expected >= sigmas*math.Sqrt(expected+1)
+}
+
+// compare finds the counters that stand out, and the distributions. It returns those
+// counters by the name of their series.
+func (b *Builder) compare() map[string]*Counter {
+	var trouble, work []*Counter
+	names := map[*Counter]string{}
+	histograms := map[string]*histogram{}
+	scale := 0.0
+	if b.before > 0 {
+		scale = float64(b.during) / float64(b.before)
+	}
+	grew := b.growth(scale)
+	for name, s := range b.series {
+		if base, part := histogramOf(s.of.Metric); part != "" && catalog.MetricByName(s.of.Metric) == nil {
+			addHistogram(histograms, base, part, b.whoseSeries(s.of), s)
+			continue
+		}
+		m := catalog.MetricByName(s.of.Metric)
+		c := &Counter{Metric: s.of.Metric, Whose: b.whoseSeries(s.of), Labels: labelsOf(s.of, m), Rose: s.now, Expected: s.before * scale, Known: b.before > 0, Most: s.most, MostAt: s.mostAt, typ: m}
+		least, times, list := float64(leastTrouble), float64(timesTrouble), &trouble
+		switch g, known := grew[c.Whose]; {
+		case m.Work:
+			least, times, list = leastWork, timesWork, &work
+		case known && g == 0:
+			least = leastNew
+		case known:
+			c.Expected *= g
+		}
+		if (c.Known || !m.Work) && standsOut(c.Rose, c.Expected, least, times) {
+			c.score = math.Log2(min(1024, (c.Rose+1)/(c.Expected+1))) + math.Log10(c.Rose+1)
+			*list = append(*list, c)
+			names[c] = name
+		}
+	}
+	trouble, work = distinct(trouble), onePerOwner(work)
+	b.r.Counters, b.r.MoreCounters = choose(trouble, maxCounters)
+	b.r.Traffic, _ = choose(work, maxTraffic)
+	b.r.Distributions, b.r.MoreDistributions = distributions(histograms)
+	chosen := map[string]*Counter{}
+	for _, list := range []struct {
+		from []*Counter
+		to   []Counter
+	}{{trouble, b.r.Counters}, {work, b.r.Traffic}} {
+		for _, c := range list.from {
+			for i := range list.to {
+				if t := &list.to[i]; t.Metric == c.Metric && t.Whose == c.Whose && t.Labels == c.Labels {
+					chosen[names[c]] = t
+				}
+			}
+		}
+	}
+	return chosen
+}
+
+// mostGrowth is how much growth excuses.
+const mostGrowth = 100
+
+// growth is by owner how many times as many packets as in the hour before there were,
+// where there were more: twice the work makes twice the resets. It is 0 of an owner
+// that had none then.
+func (b *Builder) growth(scale float64) map[string]float64 {
+	packets := map[string][2]float64{}
+	for _, s := range b.series {
+		switch s.of.Metric {
+		case "kubeskoop_netdev_rxpackets", "kubeskoop_netdev_txpackets":
+			whose := b.whoseSeries(s.of)
+			n := packets[whose]
+			packets[whose] = [2]float64{n[0] + s.now, n[1] + s.before}
+		}
+	}
+	grew := map[string]float64{}
+	for whose, n := range packets {
+		if n[1] == 0 {
+			grew[whose] = 0
+		} else {
+			grew[whose] = min(mostGrowth, max(1, n[0]/max(1, n[1]*scale)))
+		}
+	}
+	return grew
+}
+
+func byScore(list []*Counter) {
+	slices.SortFunc(list, func(a, b *Counter) int {
+		return cmp.Or(cmp.Compare(b.score, a.score), cmp.Compare(a.Whose, b.Whose), cmp.Compare(a.Metric, b.Metric), cmp.Compare(a.Labels, b.Labels))
+	})
+}
+
+// choose takes the first of a list that is sorted, and no more than maxPods of one
+// metric.
+func choose(list []*Counter, limit int) (chosen []Counter, more int) {
+	chosen = []Counter{}
+	of := map[string]int{}
+	for _, c := range list {
+		if len(chosen) >= limit || of[c.Metric] >= maxPods {
+			more++
+			continue
+		}
+		of[c.Metric]++
+		chosen = append(chosen, *c)
+	}
+	return chosen, more
+}
+
+// distinct sorts counters, and leaves out those that say the same as another: of one
+// probe and owner and the same numbers. The one with most labels stays.
+func distinct(list []*Counter) []*Counter {
+	type key struct {
+		probe, whose   string
+		rose, expected float64
+	}
+	best := map[key]*Counter{}
+	byScore(list)
+	for _, c := range list {
+		k := key{c.typ.Probe(), c.Whose, c.Rose, c.Expected}
+		if have := best[k]; have == nil || strings.Count(c.Labels, "=") > strings.Count(have.Labels, "=") {
+			best[k] = c
+		}
+	}
+	return slices.DeleteFunc(list, func(c *Counter) bool { return best[key{c.typ.Probe(), c.Whose, c.Rose, c.Expected}] != c })
+}
+
+// onePerOwner sorts counters, and leaves one to each owner and probe: bytes and packets
+// rise together.
+func onePerOwner(list []*Counter) []*Counter {
+	byScore(list)
+	seen := map[[2]string]bool{}
+	return slices.DeleteFunc(list, func(c *Counter) bool {
+		k := [2]string{c.Whose, c.typ.Probe()}
+		was := seen[k]
+		seen[k] = true
+		return was
+	})
+}
+
+// histogram gathers the series of one.
+type histogram struct {
+	Distribution
+	buckets map[float64]*[2]float64 // by upper bound: now and before, cumulative
+	count   [2]float64
+}
+
+func addHistogram(all map[string]*histogram, base, part, whose string, s *series) {
+	labels := labelsOf(s.of, nil)
+	key := base + "\xff" + whose + "\xff" + labels
+	h := all[key]
+	if h == nil {
+		h = &histogram{Distribution: Distribution{Metric: base, Whose: whose, Labels: labels}, buckets: map[float64]*[2]float64{}}
+		all[key] = h
+	}
+	switch part {
+	case "_count":
+		h.count = [2]float64{s.now, s.before}
+	case "_bucket":
+		if le, err := strconv.ParseFloat(s.of.Label("le"), 64); err == nil && !math.IsInf(le, 0) && !math.IsNaN(le) {
+			h.buckets[le] = &[2]float64{s.now, s.before}
+		}
+	}
+}
+
+// distributions are those that have something in them, those that became slower most
+// first. A bucket that did not move is not in the history: the ones that any histogram
+// of the metric has are those of all.
+func distributions(all map[string]*histogram) (chosen []Distribution, more int) {
+	bounds := map[string]map[float64]bool{}
+	for _, h := range all {
+		if bounds[h.Metric] == nil {
+			bounds[h.Metric] = map[float64]bool{}
+		}
+		for le := range h.buckets {
+			bounds[h.Metric][le] = true
+		}
+	}
+	type scored struct {
+		Distribution
+		slower float64
+	}
+	var list []scored
+	for _, h := range all {
+		if h.count[0] <= 0 || len(bounds[h.Metric]) == 0 {
+			continue
+		}
+		for le := range bounds[h.Metric] {
+			h.Bounds = append(h.Bounds, le)
+		}
+		slices.Sort(h.Bounds)
+		h.Now, h.Before = h.apart(0), h.apart(1)
+		x := scored{h.Distribution, 1}
+		now, _, _ := h.Quantile(0.99, h.Now)
+		if before, _, ok := h.Quantile(0.99, h.Before); ok && before > 0 {
+			x.slower = now / before
+		}
+		list = append(list, x)
+	}
+	slices.SortFunc(list, func(a, b scored) int {
+		return cmp.Or(cmp.Compare(b.slower, a.slower), cmp.Compare(Count(b.Now), Count(a.Now)), cmp.Compare(a.Metric, b.Metric), cmp.Compare(a.Whose, b.Whose), cmp.Compare(a.Labels, b.Labels))
+	})
+	for _, x := range list[:min(len(list), maxDistributions)] {
+		chosen = append(chosen, x.Distribution)
+	}
+	return chosen, max(0, len(list)-maxDistributions)
+}
+
+// apart makes counts of buckets of the cumulative ones, of now (0) or before (1).
+func (h *histogram) apart(when int) []float64 {
+	out := make([]float64, len(h.Bounds)+1)
+	below := 0.0
+	for i, le := range h.Bounds {
+		if b := h.buckets[le]; b != nil {
+			out[i] = max(0, b[when]-below)
+			below = max(below, b[when])
+		}
+	}
+	out[len(h.Bounds)] = max(0, h.count[when]-below)
+	return out
+}
+
+// Report is what was gathered.
+func (b *Builder) Report() *Report {
+	r := &b.r
+	for _, k := range b.kinds {
+		r.Kinds = append(r.Kinds, *k)
+	}
+	slices.SortFunc(r.Kinds, func(a, b Kind) int {
+		return cmp.Or(-cmp.Compare(boolean(a.Warning()), boolean(b.Warning())), cmp.Compare(b.Count, a.Count), a.First.Compare(b.First),
+			cmp.Compare(a.Event, b.Event), cmp.Compare(a.Whose, b.Whose), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Peer, b.Peer))
+	})
+	for _, l := range b.lanes {
+		r.Timeline = append(r.Timeline, *l)
+	}
+	slices.SortFunc(r.Timeline, func(a, b Lane) int {
+		return cmp.Or(-cmp.Compare(boolean(a.Warning), boolean(b.Warning)), cmp.Compare(b.Count, a.Count), cmp.Compare(a.Whose, b.Whose), cmp.Compare(a.Event, b.Event))
+	})
+	r.Owners = len(b.whose)
+	r.Quiet = r.empty() && len(r.Unknown) == 0
+	return r
+}
+
+func boolean(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}

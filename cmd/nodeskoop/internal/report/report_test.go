@@ -1,0 +1,625 @@
+package report
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"iter"
+	"math"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"nodeskoop/cmd/nodeskoop/internal/column"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/event"
+	"nodeskoop/internal/testkit/nasty"
+	"nodeskoop/output/history"
+)
+
+// A report is in the zone of its reader. The samples are in that of nobody.
+func TestMain(m *testing.M) {
+	time.Local = time.UTC
+	os.Exit(m.Run())
+}
+
+var (
+	since = time.Date(2026, 11, 27, 3, 0, 0, 0, time.UTC)
+	until = since.Add(time.Hour)
+)
+
+func options() Options {
+	return Options{Node: "worker-7", Version: "dev", Made: until.Add(5 * time.Minute), Since: since, Until: until, HostLabel: "hostNetwork"}
+}
+
+// rows are the lines of a table in testdata, without its comment.
+func rows(t testing.TB, name string) (rows [][]string) {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("../../../../testdata/report", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if !strings.HasPrefix(line, "#") {
+			rows = append(rows, strings.Split(strings.TrimSuffix(line, "\n"), "\t"))
+		}
+	}
+	return rows
+}
+
+// badHour are the events of an hour that went wrong, as they are read back from the
+// journal.
+func badHour(t testing.TB) (events []*event.Event) {
+	t.Helper()
+	for _, r := range rows(t, "events.tsv") {
+		us := func(clock string) string {
+			at, err := time.Parse("15:04:05.000", clock)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return strconv.FormatInt(time.Date(2026, 11, 27, at.Hour(), at.Minute(), at.Second(), at.Nanosecond(), time.UTC).UnixMicro(), 10)
+		}
+		fields := map[string]string{"KUBESKOOP_EVENT": r[3], "KUBESKOOP_TIMESTAMP_US": us(r[0]), "K8S_NODE": "worker-7", "KUBESKOOP_NETNS": "4026532917"}
+		if r[1] != "=" {
+			fields["KUBESKOOP_COUNT"], fields["KUBESKOOP_FIRST_US"], fields["KUBESKOOP_LAST_US"] = r[2], us(r[0]), us(r[1])
+		}
+		if namespace, pod, both := strings.Cut(r[4], "/"); both {
+			fields["K8S_NAMESPACE"], fields["K8S_POD"] = namespace, pod
+		} else {
+			fields["K8S_NAMESPACE"], fields["K8S_POD"] = "hostNetwork", "hostNetwork"
+		}
+		for _, f := range strings.Fields(r[5]) {
+			name, value, _ := strings.Cut(f, "=")
+			fields["KUBESKOOP_"+name] = value
+		}
+		e, err := event.FromFields(fields, time.Time{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		events = append(events, e)
+	}
+	return events
+}
+
+// minutes is a history in memory.
+type minutes []*history.Minute
+
+func (h minutes) Minutes(q history.Query) iter.Seq2[*history.Minute, error] {
+	return func(yield func(*history.Minute, error) bool) {
+		for _, m := range h {
+			if m.Start.Before(q.Since) || !m.Start.Before(q.Until) {
+				continue
+			}
+			kept := *m
+			kept.Samples = nil
+			for _, s := range m.Samples {
+				if q.Keep == nil || q.Keep(s.Series) {
+					kept.Samples = append(kept.Samples, s)
+				}
+			}
+			if !yield(&kept, nil) {
+				return
+			}
+		}
+	}
+}
+
+var labelPair = regexp.MustCompile(`([a-z0-9_]+)="([^"]*)"`)
+
+// seriesOf is a series as the text format has it.
+func seriesOf(text string) *history.Series {
+	name, labels, _ := strings.Cut(text, "{")
+	s := &history.Series{Metric: name}
+	for _, m := range labelPair.FindAllStringSubmatch(labels, -1) {
+		s.Labels = append(s.Labels, history.Label{Name: m[1], Value: m[2]})
+	}
+	return s
+}
+
+// steadily is a history of an hour and the one before it in which nothing but time
+// passes.
+func steadily() (h minutes) {
+	last := since.Add(-time.Hour)
+	for i := range 120 {
+		m := &history.Minute{Start: since.Add(time.Duration(i-60) * time.Minute), From: last, Cycles: 4, First: i == 0}
+		m.To = m.Start.Add(58 * time.Second)
+		m.Elapsed = m.To.Sub(m.From)
+		last = m.To
+		h = append(h, m)
+	}
+	return h
+}
+
+// badHistory is that of the same hour.
+func badHistory(t testing.TB) minutes {
+	t.Helper()
+	h := steadily()
+	stopped, started := h[105], h[106]
+	stopped.To = stopped.Start.Add(5 * time.Second)
+	stopped.Elapsed = stopped.To.Sub(stopped.From)
+	started.From, started.First = started.Start.Add(2*time.Second), true
+	started.Elapsed = started.To.Sub(started.From)
+	for _, r := range rows(t, "counters.tsv") {
+		s := seriesOf(r[0])
+		usual, err := strconv.ParseFloat(r[1], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		own := map[int]float64{}
+		for _, f := range strings.Fields(strings.TrimPrefix(r[2], "-")) {
+			var from, to int
+			var n float64
+			if _, err := fmt.Sscanf(f, "%d-%d=%g", &from, &to, &n); err != nil {
+				if _, err := fmt.Sscanf(f, "%d=%g", &from, &n); err != nil {
+					t.Fatalf("%q: %v", f, err)
+				}
+				to = from
+			}
+			for i := from; i <= to; i++ {
+				own[i] = n
+			}
+		}
+		whole := 0.0
+		for i, m := range h {
+			n, ok := own[i-60]
+			if !ok {
+				if usual >= 1 { // it is never quite the same
+					n = math.Floor(usual * (0.9 + 0.2*float64(i*7919%101)/101))
+					if strings.Contains(s.Metric, "_seconds_") {
+						n = usual
+					}
+				} else {
+					whole += usual
+					n = math.Floor(whole)
+					whole -= n
+				}
+			}
+			if m == stopped {
+				n = math.Floor(n / 12)
+			}
+			if n > 0 {
+				m.Samples = append(m.Samples, history.Sample{Series: s, Value: n})
+			}
+		}
+	}
+	return h
+}
+
+func badReport(t testing.TB) *Report {
+	t.Helper()
+	b := New(options())
+	for _, e := range badHour(t) {
+		b.Event(e)
+	}
+	if err := b.History(badHistory(t), nil); err != nil {
+		t.Fatal(err)
+	}
+	return b.Report()
+}
+
+func textOf(t testing.TB, r *Report, width int) string {
+	t.Helper()
+	var b bytes.Buffer
+	if err := r.Write(&b, width); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func pageOf(t testing.TB, r *Report) string {
+	t.Helper()
+	var b bytes.Buffer
+	if err := r.WriteHTML(&b); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// golden holds a text against a file.
+func golden(t *testing.T, file, got string) {
+	t.Helper()
+	if os.Getenv("NODESKOOP_TEST_UPDATE") != "" {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s is not what is made now; NODESKOOP_TEST_UPDATE=1 writes it (-file +now):\n%s", file, cmp.Diff(string(want), got))
+	}
+}
+
+// TestGoldenSample holds the sample of docs/, and the same hour on a terminal, against
+// what is made of the recorded hour now.
+func TestGoldenSample(t *testing.T) {
+	r := badReport(t)
+	golden(t, samplePage, pageOf(t, r))
+	golden(t, "../../../../testdata/report/report.txt", textOf(t, r, 80))
+}
+
+// fits checks that no line is wider than the window.
+func fits(t *testing.T, text string, width int) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		if n := column.Width(strings.TrimSuffix(line, "\n")); n > width {
+			t.Errorf("%d of %d columns: %s", n, width, line)
+		}
+	}
+}
+
+func TestTextFits(t *testing.T) {
+	r := badReport(t)
+	for _, width := range []int{60, 80, 120, 200} {
+		fits(t, textOf(t, r, width), width)
+	}
+	if a, b := textOf(t, r, 0), textOf(t, r, 80); a != b {
+		t.Error("without a window it is not as in one of 80 columns")
+	}
+}
+
+// What was told is what the report counts: the sum of the kinds, and of the lanes.
+func TestEveryEventIsCounted(t *testing.T) {
+	events := badHour(t)
+	r := badReport(t)
+	var told, kinds, lanes uint64
+	for _, e := range events {
+		told += e.Occurrences()
+	}
+	for _, k := range r.Kinds {
+		kinds += k.Count
+	}
+	for _, l := range r.Timeline {
+		lanes += l.Count
+		if sum := Count(l.Counts); math.Abs(sum-float64(l.Count)) > 1e-6*sum {
+			t.Errorf("%s %s: %v in the timeline, %d told", l.Whose, l.Event, sum, l.Count)
+		}
+	}
+	if r.Events != told || kinds != told || lanes != told || r.Suppressed != 3 {
+		t.Errorf("%d are told; the report has %d, its kinds %d, its lanes %d; %d suppressed", told, r.Events, kinds, lanes, r.Suppressed)
+	}
+	k := r.Kinds[0]
+	if k.Event != "PacketLoss" || k.Whose != "data/db-0" || k.Peer != "from shop/checkout-7d9f8b6c44-x2k9p" || k.Reason != "NETFILTER_DROP" || k.Count != 3475 || !k.Warning() ||
+		k.First.Format(dayTime) != "03:12:41" || k.Last.Format(dayTime) != "03:21:04" {
+		t.Errorf("%+v", k)
+	}
+	for _, k := range r.Kinds {
+		if k.Event == "BIOLAT_100MS" && (k.Worst != 1840210030 || k.Reason != "sda, postgres" && k.Reason != "postgres, sda") {
+			t.Errorf("%+v", k)
+		}
+	}
+}
+
+// What rose is what stands out, with the number by which it rose; what went on as
+// before does not.
+func TestCountersThatStandOut(t *testing.T) {
+	r := badReport(t)
+	find := func(metric, whose string) *Counter {
+		for i := range r.Counters {
+			if c := &r.Counters[i]; c.Metric == metric && c.Whose == whose {
+				return c
+			}
+		}
+		return nil
+	}
+	rose := 0.0
+	for _, m := range badHistory(t)[60:] {
+		for _, s := range m.Samples {
+			if s.Metric == "kubeskoop_tcpext_listenoverflows" {
+				rose += s.Value
+			}
+		}
+	}
+	c := find("kubeskoop_tcpext_listenoverflows", "data/db-0")
+	if c == nil || c.Rose != rose || rose != 5*18 || c.Expected != 0 || !c.Known || c.Most != 18 || c.MostAt.Format("15:04") != "03:32" || c.Times() != "new" || math.Abs(Count(c.Minutes)-rose) > 1e-6 {
+		t.Errorf("%+v, rose by %v", c, rose)
+	}
+	if c := find("kubeskoop_tcpretrans_total", "shop/checkout-7d9f8b6c44-x2k9p"); c == nil || c.Rose < 8*281 || c.Expected < 20 || c.Expected > 40 || c.Help() == "" {
+		t.Errorf("%+v", c)
+	}
+	for _, c := range r.Counters {
+		if c.Whose == "shop/cart-6c9d5f7b9d-2fjqk" || c.Whose == "shop/web-5b7c9d8f6-9hq4z" || strings.Contains(c.Metric, "_seconds") || c.Metric == "kubeskoop_packetloss_total" && c.Whose == "data/db-0" {
+			t.Errorf("%+v stands out", c)
+		}
+	}
+	if c := find("kubeskoop_packetloss_reason", "data/db-0"); c == nil || c.Labels != "reason=NETFILTER_DROP" {
+		t.Errorf("%+v", c)
+	}
+	if len(r.Traffic) != 1 || r.Traffic[0].Whose != "data/backup-29404980-lq5xd" {
+		t.Errorf("%+v", r.Traffic)
+	}
+	if len(r.Distributions) != 3 || r.Distributions[0].Metric != "nodeskoop_biolatency_seconds" && r.Distributions[0].Metric != "nodeskoop_softirq_seconds" {
+		t.Errorf("%+v", r.Distributions)
+	}
+	if len(r.Gaps) != 1 || r.Gaps[0].From.Format(dayTime) != "03:45:05" || r.Gaps[0].To.Format(dayTime) != "03:46:02" || r.Gaps[0].Why != "the daemon was started" {
+		t.Errorf("%+v", r.Gaps)
+	}
+}
+
+func TestQuantiles(t *testing.T) {
+	d := &Distribution{Bounds: []float64{0.001, 0.01, 0.1}}
+	for _, c := range []struct {
+		q       float64
+		buckets []float64
+		want    string
+	}{
+		{0.5, []float64{0, 0, 0, 0}, "-"}, {0.5, []float64{100, 0, 0, 0}, "500us"}, {0.99, []float64{99, 1, 0, 0}, "1.0ms"},
+		{0.5, []float64{0, 100, 0, 0}, "5.5ms"}, {0.99, []float64{0, 0, 0, 5}, "over 100ms"}, {1, []float64{1, 1, 1, 0}, "100ms"},
+	} {
+		if got := d.quantile(c.q, c.buckets); got != c.want {
+			t.Errorf("%v of %v is %s, want %s", c.q, c.buckets, got, c.want)
+		}
+	}
+}
+
+// A morning has more of everything than the night before, and a pod that is new has
+// what it did not have: that is no trouble. What grows more than the work does is.
+func TestMoreWorkIsNoTrouble(t *testing.T) {
+	b := New(options())
+	h := steadily()
+	add := func(metric, pod string, night, morning float64) {
+		s := seriesOf(metric + `{k8s_namespace="shop",k8s_pod="` + pod + `"}`)
+		for i, m := range h {
+			if n := []float64{night, morning}[i/60]; n > 0 {
+				m.Samples = append(m.Samples, history.Sample{Series: s, Value: n})
+			}
+		}
+	}
+	add("kubeskoop_netdev_rxpackets", "web-0", 100, 5000)
+	add("kubeskoop_tcp_estabresets", "web-0", 2, 100)
+	add("kubeskoop_socketlatency_read1ms", "web-0", 1, 60)
+	add("kubeskoop_tcpretrans_total", "web-0", 1, 400)
+	add("kubeskoop_tcpext_listenoverflows", "web-0", 0, 1)
+	add("kubeskoop_netdev_rxpackets", "new-0", 0, 5000)
+	add("kubeskoop_tcp_estabresets", "new-0", 0, 1)
+	add("kubeskoop_tcpretrans_total", "new-0", 0, 9)
+	if err := b.History(h, nil); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, c := range b.Report().Counters {
+		got = append(got, fmt.Sprintf("%s %s %v", c.Whose, c.Metric, c.Rose))
+	}
+	slices.Sort(got)
+	want := []string{"shop/new-0 kubeskoop_tcpretrans_total 540", "shop/web-0 kubeskoop_tcpext_listenoverflows 60", "shop/web-0 kubeskoop_tcpretrans_total 24000"}
+	if !slices.Equal(got, want) {
+		t.Errorf("stand out: %q, want %q", got, want)
+	}
+}
+
+// A healthy hour is one line, and a short page without a table.
+func TestQuiet(t *testing.T) {
+	b := New(options())
+	h := steadily()
+	work := []*history.Series{seriesOf(`kubeskoop_netdev_rxbytes{k8s_namespace="shop",k8s_pod="web-0"}`), seriesOf(`kubeskoop_tcp_insegs{k8s_namespace="shop",k8s_pod="web-0"}`)}
+	noise := seriesOf(`kubeskoop_tcp_estabresets{k8s_namespace="shop",k8s_pod="web-0"}`)
+	for i, m := range h {
+		for _, s := range work { // ten times as much as in the hour before
+			m.Samples = append(m.Samples, history.Sample{Series: s, Value: 1000 * float64(1+i/60*9)})
+		}
+		if i%20 == 3 {
+			m.Samples = append(m.Samples, history.Sample{Series: noise, Value: 1})
+		}
+	}
+	if err := b.History(h, nil); err != nil {
+		t.Fatal(err)
+	}
+	r := b.Report()
+	const want = "worker-7, 2026-11-27 03:00:00 to 04:00:00 UTC\nNothing happened: no event, no gap in sampling, no counter that stands out.\n"
+	if got := textOf(t, r, 80); !r.Quiet || got != want {
+		t.Errorf("%s", got)
+	}
+	page := pageOf(t, r)
+	if len(page) > 12_000 || strings.Contains(page, "<section") || !strings.Contains(page, "Nothing happened") {
+		t.Errorf("%d bytes:\n%s", len(page), page)
+	}
+	if text, err := json.Marshal(r); err != nil || !bytes.Contains(text, []byte(`"kinds":[],`)) || !bytes.Contains(text, []byte(`"quiet":true`)) {
+		t.Errorf("%s, %v", text, err)
+	}
+}
+
+// What cannot be read is said, and then nothing is claimed.
+func TestUnknownIsSaid(t *testing.T) {
+	b := New(options())
+	if err := b.History(minutes{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	b.Unknown("The journal cannot be read: \x1b[2J.")
+	r := b.Report()
+	for _, text := range []string{textOf(t, r, 200), pageOf(t, r)} {
+		if r.Quiet || strings.Contains(text, "Nothing happened") || !strings.Contains(text, `The journal cannot be read: \x1b[2J.`) || !strings.Contains(text, "The history has no minute of this time") {
+			t.Errorf("%s", text)
+		}
+	}
+}
+
+func TestGaps(t *testing.T) {
+	for what, c := range map[string]struct {
+		change func(h minutes) minutes
+		want   string
+	}{
+		"none":                     {func(h minutes) minutes { return h }, ""},
+		"the daemon was restarted": {func(h minutes) minutes { h[80].First, h[80].From = true, h[80].Start.Add(30*time.Second); return h }, "03:19:58-03:20:30 the daemon was started"},
+		"stopped for long": {func(h minutes) minutes {
+			h[90].First, h[90].From = true, h[90].Start.Add(time.Second)
+			return append(h[:70:70], h[90:]...)
+		}, "03:09:58-03:30:01 the daemon was started"},
+		"stopped since before": {func(h minutes) minutes {
+			h[70].First, h[70].From = true, h[70].Start.Add(time.Second)
+			return append(h[:50:50], h[70:]...)
+		}, "03:00:00-03:10:01 the daemon was started"},
+		"not written":               {func(h minutes) minutes { return append(h[:70:70], h[75:]...) }, "03:09:58-03:14:58 the minutes could not be written"},
+		"asleep":                    {func(h minutes) minutes { h[70].Asleep = 40 * time.Second; return h }, "03:09:58-03:10:58 the machine was suspended for 40s"},
+		"it ended":                  {func(h minutes) minutes { return h[:90] }, "03:29:58-04:00:00 no samples came any more: the daemon was stopped, or could not write"},
+		"the history begins in it":  {func(h minutes) minutes { h[70].First = true; return h[70:] }, "03:00:00-03:09:58 the history does not reach back further"},
+		"restarted the hour before": {func(h minutes) minutes { h[30].First, h[30].From = true, h[30].Start.Add(30*time.Second); return h }, ""},
+	} {
+		b := New(options())
+		h := steadily()
+		for _, m := range h {
+			m.Samples = []history.Sample{{Series: seriesOf("kubeskoop_tcp_insegs"), Value: 1}}
+		}
+		if h = c.change(h); true {
+			for _, m := range h {
+				m.Elapsed = m.To.Sub(m.From)
+			}
+		}
+		if err := b.History(h, nil); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, g := range b.Report().Gaps {
+			got = append(got, g.From.Format(dayTime)+"-"+g.To.Format(dayTime)+" "+g.Why)
+		}
+		if strings.Join(got, "; ") != c.want {
+			t.Errorf("%s: %q, want %q", what, got, c.want)
+		}
+	}
+}
+
+// The minute that is open, and the one that is being written, are no gap.
+func TestNowIsNoGap(t *testing.T) {
+	o := options()
+	o.Until = since.Add(time.Hour + 2*time.Minute)
+	o.Made = o.Until
+	b := New(o)
+	if err := b.History(steadily(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if r := b.Report(); len(r.Gaps) != 0 || !r.Quiet {
+		t.Errorf("%+v", r.Gaps)
+	}
+}
+
+// attacks are names that would be more than names in a page.
+var attacks = append([]string{`<script>alert(1)</script>`, `"><img src=x onerror=alert(1)>`, "</style><b>", "'&<>\"`", "javascript:alert(1)", "{{.}}", "]]>"}, nasty.Names...)
+
+// nastyReport is a report in which all names are attacks.
+func nastyReport(t testing.TB) *Report {
+	t.Helper()
+	b := New(Options{Node: attacks[0], Version: "x", Made: until, Since: since, Until: until, Pods: attacks, HostLabel: "hostNetwork"})
+	h := steadily()
+	for i, n := range attacks {
+		for _, typ := range catalog.Events() {
+			fields := map[string]string{"KUBESKOOP_EVENT": typ.Name, "KUBESKOOP_TIMESTAMP_US": strconv.FormatInt(since.Add(time.Minute).UnixMicro(), 10), "KUBESKOOP_LATENCY_NS": "5"}
+			for _, name := range []string{"MESSAGE", "K8S_POD", "K8S_NAMESPACE", "KUBESKOOP_COMM", "KUBESKOOP_DISK", "KUBESKOOP_REASON", "KUBESKOOP_IFNAME", "KUBESKOOP_VECTOR", "KUBESKOOP_DST_POD", "KUBESKOOP_DST_NAMESPACE"} {
+				fields[name] = n
+			}
+			e, err := event.FromFields(fields, since)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.Event(e)
+		}
+		for _, m := range h[100+i%10 : 112+i%8] {
+			for _, s := range []*history.Series{
+				{Metric: "kubeskoop_packetloss_reason", Labels: []history.Label{{Name: "k8s_namespace", Value: n}, {Name: "k8s_pod", Value: n}, {Name: "reason", Value: n}}},
+				{Metric: "nodeskoop_biolatency_seconds_bucket", Labels: []history.Label{{Name: "disk", Value: n}, {Name: "le", Value: "0.1"}}},
+				{Metric: "nodeskoop_biolatency_seconds_count", Labels: []history.Label{{Name: "disk", Value: n}}},
+			} {
+				m.Samples = append(m.Samples, history.Sample{Series: s, Value: 100})
+			}
+		}
+	}
+	b.gap(since, until, attacks[1])
+	b.Unknown(attacks[2])
+	if err := b.History(h, nil); err != nil {
+		t.Fatal(err)
+	}
+	return b.Report()
+}
+
+// Whatever names hold, a page shows them and does nothing.
+func TestNastyNames(t *testing.T) {
+	r := nastyReport(t)
+	if len(r.Counters) == 0 || len(r.Distributions) == 0 {
+		t.Error("nothing nasty stands out")
+	}
+	page := pageOf(t, r)
+	if r := nasty.Acts(page); r >= 0 {
+		t.Errorf("%U in the page", r)
+	}
+	for _, tag := range regexp.MustCompile(`<[^>]*>`).FindAllString(page, -1) {
+		if regexp.MustCompile(`(?i)<(script|img|iframe|object|link)|\son[a-z]+\s*=|href|src=`).MatchString(tag) {
+			t.Errorf("the page has %s", tag)
+		}
+	}
+	if n := strings.Count(page, "</style>"); n != 1 {
+		t.Errorf("%d ends of the style", n)
+	}
+	text := textOf(t, r, 80)
+	if r := nasty.Acts(text); r >= 0 {
+		t.Errorf("%U in the text", r)
+	}
+	fits(t, text, 80)
+}
+
+const (
+	badKinds = 3000
+	badTimes = 7
+)
+
+// badDay is a day with more of everything than is shown, and names as long as they may
+// be.
+func badDay(t testing.TB) *Report {
+	t.Helper()
+	o := options()
+	o.Since, o.Until = since.AddDate(0, 0, -1), since
+	o.Made = o.Until
+	b := New(o)
+	long := strings.Repeat(`<"&'>`, 50)
+	for i := range badKinds {
+		for j := range badTimes {
+			at := o.Since.Add(time.Duration(i*7+j*3600) * time.Second)
+			e, err := event.FromFields(map[string]string{
+				"KUBESKOOP_EVENT": catalog.Events()[i%len(catalog.Events())].Name, "KUBESKOOP_TIMESTAMP_US": strconv.FormatInt(at.UnixMicro(), 10),
+				"MESSAGE": long + long, "K8S_NAMESPACE": long[:60], "K8S_POD": long + strconv.Itoa(i%600), "KUBESKOOP_REASON": long + strconv.Itoa(i), "KUBESKOOP_DISK": strconv.Itoa(i),
+				"KUBESKOOP_COUNT": "2", "KUBESKOOP_FIRST_US": strconv.FormatInt(at.UnixMicro(), 10), "KUBESKOOP_LAST_US": strconv.FormatInt(at.Add(10*time.Minute).UnixMicro(), 10),
+			}, at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.Event(e)
+		}
+	}
+	for i := range 500 {
+		b.gap(o.Since.Add(time.Duration(i)*time.Minute), o.Since.Add(time.Duration(i)*time.Minute+time.Second), "the daemon was started")
+	}
+	return b.Report()
+}
+
+// A bad day is a page one can mail, and what it leaves out is said.
+func TestBadDay(t *testing.T) {
+	r := badDay(t)
+	var told uint64
+	for _, k := range r.Kinds {
+		told += k.Count
+	}
+	if r.Events != 2*badKinds*badTimes || told+r.MoreEvents != r.Events || len(r.Kinds) != maxKinds || len(r.Timeline) > maxLanes {
+		t.Errorf("%d events, %d in %d kinds and %d more; %d lanes", r.Events, told, len(r.Kinds), r.MoreEvents, len(r.Timeline))
+	}
+	page := pageOf(t, r)
+	if len(page) > largestPage {
+		t.Errorf("%d bytes", len(page))
+	}
+	t.Logf("%d bytes", len(page))
+	for _, want := range []string{"more kinds are not shown.", "events are of further kinds.", "more rows are not shown.", "more gaps are not shown."} {
+		if !strings.Contains(page, want) {
+			t.Errorf("%q is not said", want)
+		}
+	}
+	if text := textOf(t, r, 80); strings.Count(text, "\n") > 150 {
+		t.Errorf("%d lines of text", strings.Count(text, "\n"))
+	} else {
+		fits(t, text, 80)
+	}
+}

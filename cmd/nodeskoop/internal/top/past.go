@@ -1,0 +1,177 @@
+package top
+
+import (
+	"iter"
+	"slices"
+	"strings"
+	"time"
+
+	"nodeskoop/collect/owner"
+	"nodeskoop/output/history"
+)
+
+// Minutes is a history, as history.Reader reads it.
+type Minutes interface {
+	Minutes(q history.Query) iter.Seq2[*history.Minute, error]
+}
+
+// NoMinuteError says that a history lacks the minute that was asked for.
+type NoMinuteError struct{ At time.Time }
+
+func (e NoMinuteError) Error() string {
+	return "the history has no minute of " + e.At.Format("2006-01-02 15:04") + ": nodeskoop history --since shows which it has, and why not"
+}
+
+// probeUp is the gauge that says which probes gave values.
+const probeUp = "nodeskoop_probe_up"
+
+// pastMetrics are what a column sums up of a history that knows sums by another name.
+var pastMetrics = map[string][]string{resetsSum: {"nodeskoop_tcpreset_total"}}
+
+// PastColumns are those of some columns that a history can tell of: not what is
+// counted from events.
+func PastColumns(columns []Column) []Column {
+	return slices.DeleteFunc(slices.Clone(columns), func(c Column) bool { return c.Name == hostDrops })
+}
+
+// pastLength is how long a minute of a history is.
+const pastLength = time.Minute
+
+// Past is the table of the minute of a history in which at lies. A counter that is not
+// in a minute did not rise in it, if its probe gave values then; pods of which nothing
+// moved have no row. label is what the history calls the host.
+func Past(h Minutes, at time.Time, columns []Column, label string) (*Table, error) {
+	start := at.Truncate(pastLength)
+	t := &Table{columns: columns, dated: true}
+	p := past{table: t, label: label, up: map[string]bool{}, rows: map[podName]*pastRow{}}
+	found := false
+	for m, err := range h.Minutes(history.Query{Since: start, Until: start.Add(pastLength), Keep: p.keep}) {
+		if err != nil {
+			return nil, err
+		}
+		found = true
+		t.at = m.To
+		t.interval += max(0, m.Elapsed-m.Asleep)
+		for i := range m.Samples {
+			p.take(&m.Samples[i])
+		}
+	}
+	if !found {
+		return nil, NoMinuteError{at}
+	}
+	for name, r := range p.rows {
+		t.rows = append(t.rows, p.row(name, r))
+	}
+	slices.SortFunc(t.rows, byName)
+	for _, c := range columns {
+		if !p.up[c.probe] && !slices.ContainsFunc(t.troubles, func(x trouble) bool { return x.probe == c.probe }) {
+			t.troubles = append(t.troubles, trouble{c.probe, "gave no values in that minute, or not all", true, true})
+		}
+	}
+	return t, nil
+}
+
+// Unknown are the probes of which the table of a minute has nothing, or not all.
+func (t *Table) Unknown() []string {
+	var names []string
+	for _, x := range t.troubles {
+		names = append(names, x.probe)
+	}
+	return names
+}
+
+// past makes a table of a minute.
+type past struct {
+	table *Table
+	label string
+	up    map[string]bool // by probe: it gave all its values
+	rows  map[podName]*pastRow
+}
+
+// pastRow is what a minute has of a pod.
+type pastRow struct {
+	values, reasons, classes map[string]float64
+}
+
+// metricsOf are those that a column sums up in a history.
+func metricsOf(c *Column) []string {
+	if m := pastMetrics[c.metrics[0]]; m != nil {
+		return m
+	}
+	return c.metrics
+}
+
+func (p *past) keep(s *history.Series) bool {
+	return s.Metric == probeUp || strings.HasPrefix(s.Metric, "kubeskoop_packetloss_") ||
+		slices.ContainsFunc(p.table.columns, func(c Column) bool { return slices.Contains(metricsOf(&c), s.Metric) })
+}
+
+func (p *past) take(s *history.Sample) {
+	if s.Metric == probeUp {
+		p.up[s.Label("probe")] = s.Value > 0 && !s.Gone
+		return
+	}
+	name := podName{s.Label(owner.LabelNamespace), s.Label(owner.LabelPod)}
+	switch name {
+	case podName{owner.UnknownLabel, owner.UnknownLabel}:
+		return // no pod's and not the host's: a row has an owner
+	case podName{p.label, p.label}, podName{owner.DefaultHostLabel, owner.DefaultHostLabel}:
+		name = hostName
+	}
+	r := p.rows[name]
+	if r == nil {
+		r = &pastRow{map[string]float64{}, map[string]float64{}, map[string]float64{}}
+		p.rows[name] = r
+	}
+	value := s.Value
+	if s.Kind == history.Gauge && !s.Gone {
+		value = max(s.Value, s.Peak) // a queue that filled up and drained is what one looks for
+	}
+	switch class, is := strings.CutPrefix(s.Metric, "kubeskoop_packetloss_"); {
+	case class == "reason" && is:
+		r.reasons[s.Label("reason")] += value
+	case class != "total" && is:
+		r.classes[class] += value
+	case s.Gone:
+		delete(r.values, s.Metric)
+	case s.Kind == history.Gauge:
+		r.values[s.Metric] = value
+	default:
+		r.values[s.Metric] += value
+	}
+}
+
+func (p *past) row(name podName, values *pastRow) row {
+	r := row{namespace: name.namespace, pod: name.pod, cells: make([]cell, len(p.table.columns))}
+	if name == hostName {
+		r = row{host: true, cells: r.cells}
+	}
+	seconds := p.table.interval.Seconds()
+	for i := range p.table.columns {
+		col := &p.table.columns[i]
+		c := &r.cells[i]
+		for _, m := range metricsOf(col) {
+			v, have := values.values[m]
+			c.known = c.known || have || p.up[col.probe]
+			c.count += v
+		}
+		if c.second = c.count; !col.gauge() && seconds > 0 {
+			c.second = c.count / seconds
+		}
+	}
+	if r.reasons = reasonsOf(values.reasons, nil, seconds); len(r.reasons) == 0 {
+		r.reasons = reasonsOf(values.classes, nil, seconds)
+	}
+	if len(r.reasons) > 0 && r.reasons[0].second > 0 {
+		r.reason = r.reasons[0].name
+	}
+	return r
+}
+
+// clock writes when the table is of.
+func (t *Table) clock() string {
+	if t.dated {
+		return t.at.Local().Format("2006-01-02 15:04:05")
+	}
+	return t.at.Format("15:04:05")
+}

@@ -1,0 +1,246 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"nodeskoop/cmd/nodeskoop/internal/check"
+	"nodeskoop/cmd/nodeskoop/internal/session"
+	"nodeskoop/cmd/nodeskoop/internal/top"
+	"nodeskoop/cmd/nodeskoop/internal/when"
+	"nodeskoop/collect/event"
+	"nodeskoop/output"
+	"nodeskoop/output/history"
+)
+
+// usualSpan is how long before --until a report, and what the history has, begins if
+// --since does not say.
+const usualSpan = time.Hour
+
+// pastFlags are --since and --until of the commands that look back. What they select
+// ends in a verb: "minutes that begin". usual says what holds without --since.
+func pastFlags(what, usual string) []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "since", Usage: "only " + what + " at `TIME` or later" + usual + ": " + when.Forms, EnvVars: []string{"NODESKOOP_SINCE"}},
+		&cli.StringFlag{Name: "until", Usage: "only " + what + " before `TIME`", EnvVars: []string{"NODESKOOP_UNTIL"}},
+	}
+}
+
+// pastRange reads --since and --until. Without --since it is span before the end; with
+// a span of 0, what is not given is the zero time.
+func pastRange(c *cli.Context, now time.Time, span time.Duration) (since, until time.Time, err error) {
+	for _, f := range []struct {
+		name string
+		at   *time.Time
+	}{{"since", &since}, {"until", &until}} {
+		text := c.String(f.name)
+		if text == "" {
+			continue
+		}
+		if *f.at, err = when.Parse(text, now); err != nil {
+			return since, until, cli.Exit("--"+f.name+": "+err.Error(), exitUsage)
+		}
+	}
+	if span > 0 && until.IsZero() {
+		until = now
+	}
+	if span > 0 && since.IsZero() {
+		since = until.Add(-span)
+	}
+	if !since.IsZero() && !until.IsZero() && !since.Before(until) {
+		const form = "2006-01-02 15:04:05"
+		return since, until, cli.Exit(fmt.Sprintf("--since (%s) is not before --until (%s)", since.Format(form), until.Format(form)), exitUsage)
+	}
+	return since, until, nil
+}
+
+// journalCommand begins the command line that reads the journal; nil is journalctl.
+// Tests replace it.
+var journalCommand []string
+
+// newJournalReader reads the journal to which the unit writes.
+func newJournalReader(since, until time.Time) *output.JournalReader {
+	return &output.JournalReader{Since: since, Until: until, Namespace: check.LogNamespace(), Command: journalCommand}
+}
+
+// maxUnwritten is how many events that were read wait to be written.
+const maxUnwritten = 1024
+
+// pastEvents prints what the journal has, as watchEvents prints what comes.
+func pastEvents(c *cli.Context, filter session.Filter) error {
+	now := time.Now()
+	since, until, err := pastRange(c, now, 0)
+	if err != nil {
+		return err
+	}
+	cfg, err := loadConfig(c)
+	if err != nil {
+		return err
+	}
+	r := newJournalReader(since, until)
+	probes := cfg.Probes
+	if _, given := common(c, "probe"); !given {
+		probes = nil
+	}
+	if r.Types = filter.Types(probes); len(r.Types) == 0 {
+		return cli.Exit("none of the chosen probes has such events; see nodeskoop probes", exitUsage)
+	}
+	end := until
+	if end.IsZero() {
+		end = now
+	}
+	lines := output.NewTerminal(c.App.Writer, output.TerminalOptions{JSON: c.Bool("json"), Dates: !sameDay(since, now) || !sameDay(end, now)})
+	seen := event.NewSummary(lines)
+	ctx, stop := context.WithCancel(c.Context)
+	defer stop()
+	go func() {
+		select {
+		case <-lines.Failed(): // nobody reads on
+			stop()
+		case <-ctx.Done():
+		}
+	}()
+	// A terminal gives up what it has no room for: a journal is read no faster than
+	// its events are written.
+	room := make(chan struct{}, maxUnwritten)
+	for e, failed := range r.Events(ctx) {
+		if failed != nil {
+			err = failed
+			break
+		}
+		if !filter.Wants(e) {
+			continue
+		}
+		select {
+		case room <- struct{}{}:
+			seen.Send(e, func(*event.Event, bool) { <-room })
+		case <-ctx.Done():
+		}
+	}
+	// However long the reader takes: it may be a pager.
+	for range maxUnwritten {
+		select {
+		case room <- struct{}{}:
+		case <-ctx.Done():
+		}
+	}
+	closing, done := context.WithTimeout(context.WithoutCancel(c.Context), closeWait)
+	defer done()
+	closed := seen.Close(closing)
+	if wrote := lines.Err(); wrote != nil {
+		if errors.Is(wrote, syscall.EPIPE) {
+			return wrote
+		}
+		return outputError(wrote)
+	}
+	if closed != nil && c.Context.Err() == nil {
+		return closed
+	}
+	if err == nil {
+		_ = writeSummary(c.App.ErrWriter, seen, spanOf(since, end), logWidth(c.App.ErrWriter))
+		if c.Context.Err() == nil {
+			if begins, err := r.Begins(c.Context); err == nil {
+				say(c.App.ErrWriter, journalBegins(begins, since))
+			}
+		}
+	}
+	return errors.Join(err, skippedEntries(r.Skipped))
+}
+
+// closeWait is how long the end waits for a reader that does not read any more.
+const closeWait = time.Second
+
+// sameDay reports whether two times are of the same day.
+func sameDay(a, b time.Time) bool {
+	return a.Local().Format(time.DateOnly) == b.Local().Format(time.DateOnly)
+}
+
+// spanOf says which time a summary is about.
+func spanOf(since, until time.Time) string {
+	from := "until "
+	if !since.IsZero() {
+		from = "from " + since.Local().Format("2006-01-02 15:04:05") + " to "
+	}
+	form := "2006-01-02 15:04:05"
+	if sameDay(since, until) {
+		form = "15:04:05"
+	}
+	return from + until.Local().Format(form)
+}
+
+// journalBegins says that a journal does not reach back far enough, "" if it does.
+func journalBegins(begins, since time.Time) string {
+	switch {
+	case begins.IsZero():
+		return "There is no journal here, or none that this user may read."
+	case !since.IsZero() && begins.After(since):
+		return "The journal begins at " + begins.Local().Format("2006-01-02 15:04:05") + ": events from before are not in it."
+	}
+	return ""
+}
+
+// skippedEntries is the error of a journal of which not all could be read, nil if
+// all could.
+func skippedEntries(s output.JournalSkipped) error {
+	var err error
+	if s.Damaged > 0 {
+		err = fmt.Errorf("%d entries of the journal are damaged and left out: journalctl --verify says which files", s.Damaged)
+	}
+	if s.Unknown > 0 {
+		err = errors.Join(err, fmt.Errorf("%d entries are of events that this version does not know, and are left out", s.Unknown))
+	}
+	return err
+}
+
+// pastTop prints the table of a minute of the history.
+func pastTop(c *cli.Context, order top.Order) error {
+	for _, name := range []string{"interval", "count"} {
+		if c.IsSet(name) {
+			return cli.Exit("--at prints one table, of a minute: it excludes --"+name, exitUsage)
+		}
+	}
+	at, err := when.Parse(c.String("at"), time.Now())
+	if err != nil {
+		return cli.Exit("--at: "+err.Error(), exitUsage)
+	}
+	cfg, err := loadConfig(c)
+	if err != nil {
+		return err
+	}
+	probes := top.Probes()
+	if _, given := common(c, "probe"); given {
+		probes = cfg.Probes
+	}
+	columns := top.PastColumns(top.Columns(probes))
+	if len(columns) == 0 {
+		return cli.Exit("top shows none of the chosen probes; it shows "+strings.Join(top.Probes(), ", "), exitUsage)
+	}
+	if order.Column != "pod" && !slices.ContainsFunc(columns, func(t top.Column) bool { return t.Name == order.Column }) {
+		if c.IsSet("sort") {
+			return cli.Exit(fmt.Sprintf("--sort: the column %s is not in the history, or its probe is not among the chosen ones", order.Column), exitUsage)
+		}
+		order.Column = columns[0].Name
+	}
+	r := &history.Reader{Dir: cfg.HistoryDir()}
+	t, err := top.Past(r, at, columns, cfg.Pods.HostLabel)
+	if err != nil {
+		return err
+	}
+	if d := r.Damage; d.Frames > 0 || d.Values > 0 {
+		say(c.App.ErrWriter, fmt.Sprintf("%d minutes and %d values of the history in %s are damaged and left out.", d.Frames, d.Values, r.Dir))
+	}
+	if names := t.Unknown(); len(names) > 0 {
+		say(c.App.ErrWriter, fmt.Sprintf("In that minute %s gave no values, or not all.", list(names)))
+	}
+	if c.Bool("json") {
+		return printed(t.WriteJSON(c.App.Writer, order))
+	}
+	return printed(t.Write(c.App.Writer, order, output.Width(c.App.Writer)))
+}

@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"nodeskoop/cmd/nodeskoop/internal/config"
+	"nodeskoop/cmd/nodeskoop/internal/report"
+	"nodeskoop/cmd/nodeskoop/internal/session"
+	"nodeskoop/collect/owner"
+	"nodeskoop/output"
+	"nodeskoop/output/history"
+)
+
+func reportCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "report",
+		Usage: "tell what happened: events by kind and over time, gaps, counters that stand out",
+		Description: "Without flags, in the last hour. The events are those that the daemon has written to the\n" +
+			"journal, the counters those of its history (see nodeskoop history), which are compared with the hour before --since. A counter stands\n" +
+			"out if it rose to five or more, to three times what the hour before makes one expect, and by more than chance and\n" +
+			"more packets explain.\n" +
+			"--html writes a page to attach to an incident: one file, without scripts, that needs nothing else. Only its owner may read it.\n" +
+			"What cannot be read is said in the report; the exit code is 3 then.",
+		Flags: append(append(commonFlags(), pastFlags("what happened", ", an hour before --until if it is not given")...),
+			podFlag("only what concerns `NAMESPACE/NAME`, at either end; NAME alone is in any namespace; \"host\" is the host"),
+			&cli.StringFlag{Name: "html", Usage: "write a page to `FILE`; - is standard output", EnvVars: []string{"NODESKOOP_HTML"}},
+			jsonFlag("print one JSON object"),
+		),
+		Action: printReport,
+	}
+}
+
+func printReport(c *cli.Context) error {
+	now := time.Now()
+	since, until, err := pastRange(c, now, usualSpan)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") && c.String("html") != "" {
+		return cli.Exit("--json and --html exclude each other", exitUsage)
+	}
+	pods := c.StringSlice("pod")
+	filter, err := session.NewFilter(pods, nil)
+	if err != nil {
+		return cli.Exit(err.Error(), exitUsage)
+	}
+	cfg, err := loadConfig(c)
+	if err != nil {
+		return err
+	}
+	b := report.New(report.Options{Node: cfg.Node(), Version: version, Made: now, Since: since, Until: until, Pods: pods, HostLabel: cfg.Pods.HostLabel})
+	noJournal := reportEvents(c.Context, b, filter, since, until)
+	if err := c.Context.Err(); err != nil {
+		return err
+	}
+	noHistory := reportHistory(b, cfg, filter)
+	if noJournal != nil && noHistory != nil {
+		return errors.Join(noJournal, noHistory)
+	}
+	if err := writeReport(c, b.Report()); err != nil {
+		return err
+	}
+	if err := errors.Join(noJournal, noHistory); err != nil {
+		return cli.Exit("the report is not complete: "+complaint(err, argumentsOf(c)), exitPartial)
+	}
+	return nil
+}
+
+// reportEvents gives a report the events of the journal. What is wrong with the
+// journal is in the report, too.
+func reportEvents(ctx context.Context, b *report.Builder, filter session.Filter, since, until time.Time) error {
+	r := newJournalReader(since, until)
+	for e, err := range r.Events(ctx) {
+		if err != nil {
+			b.Unknown("Which events there were is not known: " + err.Error() + ".")
+			return err
+		}
+		if filter.Wants(e) {
+			b.Event(e)
+		}
+	}
+	if err := skippedEntries(r.Skipped); err != nil {
+		b.Unknown("Of the journal not all could be read: " + err.Error() + ".")
+		return err
+	}
+	if begins, err := r.Begins(ctx); err == nil {
+		if words := journalBegins(begins, since); words != "" {
+			b.Unknown(words)
+		}
+	}
+	return nil
+}
+
+// reportHistory gives a report the counters of the history. What is wrong with the
+// history is in the report, too. That there is none is no error.
+func reportHistory(b *report.Builder, cfg *config.Config, filter session.Filter) error {
+	r := &history.Reader{Dir: cfg.HistoryDir()}
+	oldest, _, err := r.Span()
+	switch {
+	case err == nil && oldest.IsZero() && !cfg.History.Enabled:
+		b.Unknown("Which counters moved is not known: history.enabled is false.")
+		return nil
+	case err == nil && oldest.IsZero():
+		b.Unknown("Which counters moved is not known: there is no history in " + r.Dir + ". The daemon writes the first minute when it has run for two.")
+		return nil
+	case err == nil:
+		err = b.History(r, func(s *history.Series) bool {
+			namespace, pod := s.Label(owner.LabelNamespace), s.Label(owner.LabelPod)
+			return filter.WantsPod(namespace == cfg.Pods.HostLabel && pod == cfg.Pods.HostLabel, namespace, pod)
+		})
+	}
+	if err != nil {
+		b.Unknown("Which counters moved is not known: " + err.Error() + ".")
+		return err
+	}
+	if d := r.Damage; d.Frames > 0 || d.Values > 0 || len(d.Files) > 0 {
+		err := errors.Join(append(d.Files, fmt.Errorf("%d minutes and %d values of the history in %s are damaged and left out", d.Frames, d.Values, r.Dir))...)
+		b.Unknown("Of the history not all could be read: " + err.Error() + ".")
+		return err
+	}
+	return nil
+}
+
+// pageMode lets only the owner read a page: whose connections failed is not for all.
+const pageMode = 0o600
+
+func writeReport(c *cli.Context, r *report.Report) error {
+	switch file := c.String("html"); {
+	case file == "-":
+		return printed(r.WriteHTML(c.App.Writer))
+	case file != "":
+		return output.ReplaceFile(file, pageMode, func(w io.Writer) error { return r.WriteHTML(w) })
+	case c.Bool("json"):
+		return printed(writeJSON(c, r))
+	}
+	return printed(r.Write(c.App.Writer, output.Width(c.App.Writer)))
+}
+
+// printed is the error of a write to standard output.
+func printed(err error) error {
+	if err != nil {
+		return outputError(err)
+	}
+	return nil
+}

@@ -1,0 +1,21 @@
+package history
+
+import "time"
+
+// Gap says why there are no samples before a minute, if there are none, and from
+// when on; why is "" if there are. last is when the minute before ended, the zero
+// time if there is none.
+func (m *Minute) Gap(last time.Time) (from time.Time, why string) {
+	set := m.To.Sub(m.From) - m.Elapsed
+	switch {
+	case m.First && !last.IsZero():
+		return last, "the daemon was started"
+	case set > 2*time.Second || set < -2*time.Second:
+		return m.From, "the clock was set by " + set.Round(time.Second).String()
+	case m.Asleep > time.Second:
+		return m.From, "the machine was suspended for " + m.Asleep.Round(time.Second).String()
+	case !last.IsZero() && m.From.Sub(last) > time.Second:
+		return last, "the minutes could not be written"
+	}
+	return from, ""
+}
