@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -36,9 +37,11 @@ var actors = map[string]func([]string) error{
 	"stream": actStream,
 	"hold":   actHold,
 	"deaf":   actDeaf,
+	"drain":  actDrain,
 	"send":   actSend,
 	"dns":    actResolver,
 	"lookup": actLookup,
+	"once":   func(args []string) error { return lookUp(net.Dialer{}, args[0], 10*time.Second) },
 	"syns":   actSyns,
 	"read":   actRead,
 	"hoard":  actHoard,
@@ -199,13 +202,8 @@ func actAsk(args []string) error {
 	fresh := f.Bool("fresh", false, "a connection for each request")
 	keep := f.Int("keep", 0, "requests of a connection, 0 for no limit")
 	limit := f.Duration("limit", 3*time.Second, "time for a connection and for an answer")
-	port := f.Int("port", 0, "the local port")
-	abort := f.Bool("linger0", false, "close with a reset")
 	_ = f.Parse(args)
 	d := net.Dialer{Timeout: *limit, KeepAlive: -1}
-	if *port > 0 {
-		d.LocalAddr = &net.TCPAddr{Port: *port}
-	}
 	var wg sync.WaitGroup
 	for range *askers {
 		wg.Add(1)
@@ -213,7 +211,7 @@ func actAsk(args []string) error {
 			defer wg.Done()
 			b := make([]byte, *size)
 			for i := 0; ; i++ {
-				_ = askFrom(d, f.Args()[i%f.NArg()], b, *every, *limit, *fresh, *keep, *abort)
+				_ = askFrom(d, f.Args()[i%f.NArg()], b, *every, *limit, *fresh, *keep)
 				time.Sleep(*every)
 			}
 		}()
@@ -223,15 +221,12 @@ func actAsk(args []string) error {
 }
 
 // askFrom makes a connection and asks until it fails, or has asked enough.
-func askFrom(d net.Dialer, addr string, b []byte, every, limit time.Duration, fresh bool, keep int, abort bool) error {
+func askFrom(d net.Dialer, addr string, b []byte, every, limit time.Duration, fresh bool, keep int) error {
 	c, err := d.Dial("tcp", addr)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	if abort {
-		_ = c.(*net.TCPConn).SetLinger(0)
-	}
 	for i := 1; ; i++ {
 		_ = c.SetDeadline(time.Now().Add(limit))
 		if _, err := c.Write(b); err != nil {
@@ -303,6 +298,15 @@ func actDeaf(args []string) error {
 	return nil
 }
 
+// actDrain reads datagrams and answers none.
+func actDrain(args []string) error {
+	c, err := net.ListenPacket("udp", args[0])
+	for b := make([]byte, 2048); err == nil; {
+		_, _, err = c.ReadFrom(b)
+	}
+	return err
+}
+
 // actSend sends datagrams.
 func actSend(args []string) error {
 	f := flag.NewFlagSet("send", flag.ExitOnError)
@@ -369,25 +373,23 @@ func actLookup(args []string) error {
 	every := f.Duration("every", 200*time.Millisecond, "time between two names")
 	limit := f.Duration("limit", 5*time.Second, "time until it asks again")
 	askers := f.Int("askers", 1, "how many ask at once")
-	port := f.Int("port", 0, "the local port")
-	aligned := f.Bool("aligned", false, "ask when the clock is at a multiple of every")
+	port := f.Int("port", 0, "the first local port of those that are aligned")
+	aligned := f.Bool("aligned", false, "ask when the clock is at a multiple of every, each time from the next port")
 	_ = f.Parse(args)
-	d := net.Dialer{}
-	if *port > 0 {
-		d.LocalAddr = &net.UDPAddr{Port: *port}
-	}
 	var wg sync.WaitGroup
 	for range *askers {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
 			for {
-				_ = lookUp(d, f.Arg(0), *limit)
+				time.Sleep(*every)
+				var d net.Dialer
 				if *aligned {
-					time.Sleep(time.Until(time.Now().Truncate(*every).Add(*every)))
-				} else {
-					time.Sleep(*every)
+					next := time.Now().Truncate(*every).Add(*every)
+					time.Sleep(time.Until(next))
+					d.LocalAddr = &net.UDPAddr{Port: *port + int(next.UnixNano()/int64(*every)%1000)}
 				}
+				_ = lookUp(d, f.Arg(0), *limit)
 			}
 		}()
 	}
@@ -504,8 +506,12 @@ func actRead(args []string) error {
 }
 
 // actHoard fills buffers of connections that nobody reads until the memory of TCP
-// is under pressure, and keeps them.
-func actHoard([]string) error {
+// is under pressure, gives them up, and does it again.
+func actHoard(args []string) error {
+	pages, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
 	large := func(option int) func(network, address string, c syscall.RawConn) error {
 		return func(_, _ string, c syscall.RawConn) (failed error) {
 			err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, option, 256<<20) })
@@ -516,20 +522,39 @@ func actHoard([]string) error {
 	if err != nil {
 		return err
 	}
+	for {
+		if err := hoard(l, &net.Dialer{Control: large(unix.SO_SNDBUFFORCE)}, pages); err != nil {
+			return err
+		}
+	}
+}
+
+// hoard holds memory until TCP has so many pages.
+func hoard(l net.Listener, d *net.Dialer, pages int) error {
 	chunk := make([]byte, 1<<20)
-	var held []net.Conn
-	for len(held) < 64 {
-		c, err := (&net.Dialer{Control: large(unix.SO_SNDBUFFORCE)}).Dial("tcp4", l.Addr().String())
+	for {
+		c, err := d.Dial("tcp4", l.Addr().String())
 		if err != nil {
 			return err
 		}
+		defer c.Close()
 		s, err := l.Accept()
 		if err != nil {
 			return err
 		}
-		_ = s.(*net.TCPConn).SetLinger(0)
-		held = append(held, c, s)
+		defer s.Close()
+		if err := s.(*net.TCPConn).SetLinger(0); err != nil {
+			return err
+		}
 		for err == nil {
+			have, e := memoryOfTCP()
+			if e != nil {
+				return e
+			}
+			if have > pages {
+				time.Sleep(time.Second)
+				return nil
+			}
 			_ = c.SetWriteDeadline(time.Now().Add(time.Second))
 			_, err = c.Write(chunk)
 		}
@@ -537,8 +562,20 @@ func actHoard([]string) error {
 			return err
 		}
 	}
-	time.Sleep(time.Hour)
-	return nil
+}
+
+// memoryOfTCP is in pages, of all namespaces.
+func memoryOfTCP() (int, error) {
+	b, err := os.ReadFile("/proc/net/sockstat")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "TCP:" {
+			return strconv.Atoi(f[len(f)-1])
+		}
+	}
+	return 0, errors.New("/proc/net/sockstat has no line TCP")
 }
 
 // act runs an actor.
