@@ -150,7 +150,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		ExitErrHandler:  func(*cli.Context, error) {},        // run says it
 		Flags:           append(commonFlags(), cli.HelpFlag), // beside a command "help" the library adds none
 		Commands: []*cli.Command{
-			runCommand(), collectCommand(), eventsCommand(), historyCommand(), topCommand(), probesCommand(), podsCommand(),
+			runCommand(), collectCommand(), eventsCommand(), diagnoseCommand(), historyCommand(), topCommand(), probesCommand(), podsCommand(),
 			checkCommand(), configCommand(), docsCommand(), helpCommand(),
 		},
 	}

@@ -22,6 +22,11 @@ var examples = map[string][]Example{
 		{"nodeskoop events --event PacketLoss --event TCPRetrans", "watch for packets that get lost"},
 		{"nodeskoop events --json --all > events.json", "keep each event for a program"},
 	},
+	"diagnose": {
+		{"nodeskoop diagnose", "what is wrong here, and what to look at next"},
+		{"nodeskoop diagnose --pod shop/web-0 --for 30s", "of one pod, with more time to see it"},
+		{"nodeskoop diagnose --json", "the same for a program"},
+	},
 	"history": {
 		{"nodeskoop history", "which counters moved in each minute of the last hour"},
 		{"nodeskoop history --pod shop/client-0 --since 03:00 --until 04:00", "what moved of one pod between three and four"},

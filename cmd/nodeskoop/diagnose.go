@@ -1,0 +1,87 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"nodeskoop/cmd/nodeskoop/internal/diagnose"
+	"nodeskoop/cmd/nodeskoop/internal/session"
+	"nodeskoop/output"
+)
+
+func diagnoseCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "diagnose",
+		Usage: "look for some seconds, and name the causes of trouble",
+		Description: "Takes two samples of the node and its pods, with the events between them, and names the causes that they show, most\n" +
+			"likely first: each with its evidence, where the numbers come from, which end is to blame, and the next command.\n" +
+			"What follows from a cause is not named beside it. On a node in good health it finds nothing.\n" +
+			"It runs beside a daemon, and changes nothing. A fault is found only while it shows: let the trouble go on meanwhile.\n" +
+			"nodeskoop docs causes prints which causes it knows, and what each rests on.",
+		Flags: append(commonFlags(),
+			&cli.DurationFlag{Name: "for", Usage: "look for `TIME`", Value: 10 * time.Second, EnvVars: []string{"NODESKOOP_FOR"}},
+			&cli.StringFlag{Name: "pod", Usage: "only what concerns the pod `NAMESPACE/NAME`; NAME alone is in any namespace", EnvVars: []string{"NODESKOOP_POD"}},
+			jsonFlag("print JSON"),
+		),
+		Action: runDiagnose,
+	}
+}
+
+func runDiagnose(c *cli.Context) error {
+	took := c.Duration("for")
+	if took < 2*time.Second || took > 10*time.Minute {
+		return cli.Exit(fmt.Sprintf("--for: %v is out of range: use 2s to 10m", took), exitUsage)
+	}
+	var pods []string
+	if pod := c.String("pod"); pod != "" {
+		pods = append(pods, pod)
+	}
+	filter, err := session.NewFilter(pods, nil)
+	if err != nil {
+		return cli.Exit(err.Error(), exitUsage)
+	}
+	s, err := newSession(c, c.App.ErrWriter)
+	if err != nil {
+		return err
+	}
+	if _, given := common(c, "probe"); !given {
+		s.Config.Probes = diagnose.Probes()
+	}
+	s.ForPods = filter.NamesPods()
+	speak := s.Hush()
+	doctor, end, err := diagnose.New(c.Context, s)
+	if err != nil {
+		return err
+	}
+	defer end()
+	if err := filter.Check(doctor.Running(), doctor.Named()); err != nil {
+		return unknownPod(err)
+	}
+	only := ""
+	for _, p := range doctor.Running() {
+		if len(pods) > 0 && filter.WantsPod(p.HostNetwork, p.Namespace, p.Name) {
+			only = p.Namespace + "/" + p.Name
+		}
+	}
+	report, err := doctor.Look(c.Context, took, only, func() {
+		speak()
+		if logIsTerminal(c.App.ErrWriter) {
+			say(c.App.ErrWriter, fmt.Sprintf("Looking for %v. Let the trouble go on.", took))
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("diagnose: %w", err)
+	}
+	if c.Bool("json") {
+		if err := writeJSON(c, report); err != nil {
+			return outputError(err)
+		}
+		return nil
+	}
+	if err := report.Write(c.App.Writer, output.Width(c.App.Writer)); err != nil {
+		return outputError(err)
+	}
+	return nil
+}

@@ -1,0 +1,455 @@
+// Package diagnose looks at a node and its pods for some seconds and names the
+// causes of trouble. It makes a recording of two moments and of the events between,
+// observes signals in it, and evaluates the causes of the catalogue on them.
+package diagnose
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/cmd/nodeskoop/internal/session"
+	"nodeskoop/collect/owner"
+	"nodeskoop/internal/bounded"
+	"nodeskoop/internal/kernel"
+)
+
+// Report is what diagnose found.
+type Report struct {
+	Version   string      `json:"version"`
+	Begin     time.Time   `json:"begin"`
+	Seconds   float64     `json:"seconds"`
+	Pods      int         `json:"pods"`
+	Findings  []Finding   `json:"findings"`
+	NotLooked []NotLooked `json:"not_looked"`
+
+	pod string // that alone was asked for, "" for all
+}
+
+// The bounds of what may hang in the kernel.
+const (
+	netnsWithin = 5 * time.Second
+	groupWithin = 3 * time.Second
+	readers     = 4 // namespaces that are read at the same time
+)
+
+// target is a network namespace that is looked at.
+type target struct {
+	name  string
+	path  string
+	inode uint64
+	pod   *owner.Pod // nil: the node
+}
+
+// Doctor looks at a node.
+type Doctor struct {
+	session *session.Session
+	watcher *watcher
+	failed  map[string]string // what could not be looked at, and why
+}
+
+// New makes a Doctor; end releases it.
+func New(ctx context.Context, s *session.Session) (d *Doctor, end func(), err error) {
+	w, end, err := newWatcher(ctx, s)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &Doctor{session: s, watcher: w, failed: map[string]string{}}, end, nil
+}
+
+// Running returns the pods that run now.
+func (d *Doctor) Running() []*owner.Pod { return d.watcher.pods.Running() }
+
+// Named is why pods have no names, nil while containerd answers.
+func (d *Doctor) Named() error { return d.watcher.status() }
+
+// Look looks for some time and reports what it found: of one pod and what it has to
+// do with, if a name is given, else of all. begun is called when it begins.
+func (d *Doctor) Look(ctx context.Context, took time.Duration, pod string, begun func()) (*Report, error) {
+	d.watcher.runner.Until(ctx)
+	d.watcher.sample() // loads the probes
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	begun()
+	r := &recording{pods: map[netip.Addr]string{}, nodes: map[netip.Addr]bool{}}
+	names, stop := context.WithCancel(ctx)
+	defer stop()
+	dns, err := watchDNS(names, d.session.Host.NetnsFile())
+	if err != nil {
+		d.fail("lookups of DNS", err)
+	}
+	r.before = d.moment(false)
+	for i := range looksBetween + 1 {
+		select {
+		case <-time.After(took*time.Duration(i+1)/(looksBetween+1) - time.Since(r.before.at)):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		if i < looksBetween {
+			r.middle = append(r.middle, d.connections())
+		}
+	}
+	r.after = d.moment(true)
+	r.after.values = d.watcher.sample()
+	if stop(); dns != nil {
+		r.lookups = dns.end()
+	}
+	if r.before.netns[Node] == nil || r.after.netns[Node] == nil {
+		return nil, fmt.Errorf("look at the node's network namespace %s: %s", d.session.Host.NetnsFile(), d.failed["the network namespace of the node"])
+	}
+	r.events, r.left = d.watcher.seen.since(r.before.at)
+	r.descriptors = d.descriptors()
+	d.addresses(r)
+	d.nat(r)
+	observed := observe(r)
+	report := &Report{Version: d.session.Version, Begin: r.before.at, Seconds: r.took().Seconds(), Pods: len(d.Running()), Findings: evaluate(observed, r.took()), pod: pod}
+	if pod != "" {
+		report.Findings = slices.DeleteFunc(report.Findings, func(f Finding) bool { return !f.concerns(pod) })
+	}
+	d.fillNext(report.Findings)
+	report.NotLooked = d.notLooked(r)
+	for _, x := range observed {
+		d.session.Log.Debug("observed", "signal", x.signal, "owner", x.owner, "peer", x.peer, "value", x.value, "what", x.what)
+	}
+	return report, nil
+}
+
+// concerns reports whether a finding has to do with a pod: as an end, or because the
+// node is to blame.
+func (f *Finding) concerns(pod string) bool {
+	return f.parties[pod] || f.Blame == Node && len(f.parties) == 1
+}
+
+// fail notes what cannot be looked at. The first reason stays.
+func (d *Doctor) fail(what string, err error) {
+	if d.failed[what] == "" {
+		d.failed[what] = firstLine(err)
+	}
+}
+
+func firstLine(err error) string {
+	first, _, _ := strings.Cut(err.Error(), "\n")
+	return first
+}
+
+func (d *Doctor) targets() []target {
+	list := []target{{name: Node, path: d.session.Host.NetnsFile()}}
+	for _, p := range d.Running() {
+		if p.HostNetwork || p.Netns == 0 {
+			continue
+		}
+		path := p.NetnsPath
+		if path == "" && len(p.PIDs) > 0 {
+			path = "/proc/" + strconv.Itoa(p.PIDs[0]) + "/ns/net"
+		}
+		if path != "" {
+			list = append(list, target{nameOfPod(p), path, p.Netns, p})
+		}
+	}
+	return list
+}
+
+// moment reads the state of the node and all pods. The second, whole, is read before
+// the probes are sampled, and the first after them: events that lie between are in
+// both.
+func (d *Doctor) moment(whole bool) moment {
+	m := moment{at: time.Now(), netns: map[string]*netnsState{}, groups: map[string]groupState{}}
+	if !whole {
+		m.values = d.watcher.sample()
+		m.at = time.Now()
+	}
+	var err error
+	if m.node, err = bounded.Within(netnsWithin, func() (*nodeState, error) { return readNode(), nil }); err != nil {
+		d.fail("the node's CPUs, disks and memory", err)
+	} else {
+		for part, err := range m.node.failed {
+			d.fail(part, err)
+		}
+	}
+	var mounts map[string]string
+	if b, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
+		mounts = groupMounts(b)
+	} else {
+		d.fail("control groups", err)
+	}
+	type result struct {
+		target
+		state    *netnsState
+		group    groupState
+		err      error
+		groupErr error
+	}
+	results := each(d.targets(), func(t target) result {
+		res := result{target: t}
+		res.state, res.err = inside(t, func() (*netnsState, error) { return readNetns(whole), nil })
+		if t.pod != nil {
+			res.group, res.groupErr = bounded.Within(groupWithin, func() (groupState, error) { return readGroups(mounts, t.pod.PIDs) })
+		}
+		return res
+	})
+	for _, res := range results {
+		if res.err != nil {
+			d.fail("the network namespace of "+nameText(res.name), res.err)
+			continue
+		}
+		m.netns[res.name] = res.state
+		for part, err := range res.state.failed {
+			d.fail(part+" of "+nameText(res.name), err)
+		}
+		if res.pod == nil {
+			continue
+		}
+		if res.groupErr != nil {
+			d.fail("the control groups of "+res.name, res.groupErr)
+			continue
+		}
+		m.groups[res.name] = res.group
+	}
+	return m
+}
+
+// looksBetween is how often connections are looked at between the two moments: what
+// stands is told from what passes.
+const looksBetween = 2
+
+// connections are those of the node and all pods.
+func (d *Doctor) connections() map[string][]socket {
+	type result struct {
+		name string
+		list []socket
+	}
+	out := map[string][]socket{}
+	for _, r := range each(d.targets(), func(t target) result {
+		list, err := inside(t, func() ([]socket, error) {
+			var s netnsState
+			err := s.readSockets()
+			return s.sockets, err
+		})
+		if err != nil {
+			return result{} // the moment at the end says why
+		}
+		return result{t.name, list}
+	}) {
+		if r.name != "" {
+			out[r.name] = r.list
+		}
+	}
+	return out
+}
+
+// inside calls f in the network namespace of a target, and waits for it no longer
+// than netnsWithin.
+func inside[T any](t target, f func() (T, error)) (T, error) {
+	return bounded.Within(netnsWithin, func() (v T, err error) {
+		inner := kernel.InNetns(t.path, t.inode, func() error {
+			v, err = f()
+			return nil
+		})
+		return v, errors.Join(inner, err)
+	})
+}
+
+// each calls f with each target, some at a time.
+func each[T any](targets []target, f func(target) T) []T {
+	out := make([]T, len(targets))
+	todo := make(chan int, len(targets))
+	for i := range targets {
+		todo <- i
+	}
+	close(todo)
+	var wg sync.WaitGroup
+	for range readers {
+		wg.Go(func() {
+			for i := range todo {
+				out[i] = f(targets[i])
+			}
+		})
+	}
+	wg.Wait()
+	return out
+}
+
+// descriptors looks how near to their limit the processes of pods are.
+func (d *Doctor) descriptors() map[string]descriptors {
+	out := map[string]descriptors{}
+	for _, p := range d.Running() {
+		if p.HostNetwork {
+			continue
+		}
+		got, err := bounded.Within(groupWithin, func() (descriptors, error) {
+			pids, err := d.watcher.pods.Processes(p, nil)
+			return readDescriptors(pids), err
+		})
+		if err != nil {
+			d.fail("the descriptors of "+nameOfPod(p), err)
+			continue
+		}
+		out[nameOfPod(p)] = got
+	}
+	return out
+}
+
+// addresses notes whose addresses are known.
+func (d *Doctor) addresses(r *recording) {
+	if node := r.after.netns[Node]; node != nil {
+		for _, a := range node.addrs {
+			r.nodes[a.addr] = true
+		}
+	}
+	for _, p := range d.Running() {
+		if p.HostNetwork {
+			continue
+		}
+		for _, a := range p.Addrs {
+			r.pods[a] = nameOfPod(p)
+		}
+	}
+}
+
+// mostTracked is how many entries of conntrack are listed. To list more takes the
+// kernel and this program too long.
+const mostTracked = 300_000
+
+// nat counts the ports that NAT has given out, where conntrack could not enter
+// connections: only then the table is listed.
+func (d *Doctor) nat(r *recording) {
+	r.nat = map[string]natPorts{}
+	for _, t := range d.targets() {
+		v := rises(r.before.values[t.name], r.after.values[t.name])
+		hook := slices.ContainsFunc(r.events, func(e occurrence) bool {
+			return e.typ == "PacketLoss" && e.owner == t.name && e.function == hookFunction
+		})
+		if v["kubeskoop_conntrack_insertfailed"] == 0 && v["kubeskoop_conntrack_drop"] == 0 && !hook || v["kubeskoop_conntrack_entries"] == 0 {
+			continue
+		}
+		if v["kubeskoop_conntrack_entries"] > mostTracked {
+			d.fail("the ports of NAT of "+nameText(t.name), fmt.Errorf("conntrack has more than %d entries", mostTracked))
+			continue
+		}
+		n, err := inside(t, readNAT)
+		if err != nil {
+			d.fail("the ports of NAT of "+nameText(t.name), err)
+			continue
+		}
+		r.nat[t.name] = n
+	}
+}
+
+// readNAT lists the table of connections of the namespace that the thread is in.
+func readNAT() (natPorts, error) {
+	var flows []*netlink.ConntrackFlow
+	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+		list, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return natPorts{}, fmt.Errorf("list the connections of conntrack: %w", err)
+		}
+		flows = append(flows, list...)
+	}
+	return usedPorts(flows), nil
+}
+
+// usedPorts finds the destination to which NAT has given out the most ports without
+// a gap: where the range is used up, all of its ports are taken. The range itself is
+// in a rule, and not known.
+func usedPorts(flows []*netlink.ConntrackFlow) (most natPorts) {
+	type to struct {
+		proto     uint8
+		nat, addr netip.Addr
+		port      uint16
+	}
+	ports := map[to]map[uint16]bool{}
+	for _, f := range flows {
+		nat, was := addrOf(f.Reverse.DstIP), addrOf(f.Forward.SrcIP)
+		if nat == was && f.Reverse.DstPort == f.Forward.SrcPort {
+			continue // its source is its own
+		}
+		k := to{f.Forward.Protocol, nat, addrOf(f.Reverse.SrcIP), f.Reverse.SrcPort}
+		if ports[k] == nil {
+			ports[k] = map[uint16]bool{}
+		}
+		ports[k][f.Reverse.DstPort] = true
+	}
+	for k, used := range ports {
+		if len(used) < leastPorts {
+			continue
+		}
+		all := slices.Sorted(maps.Keys(used))
+		room := float64(all[len(all)-1]-all[0]) + 1
+		n := natPorts{used: float64(len(all)), room: room, to: netip.AddrPortFrom(k.addr, k.port).String()}
+		if n.used/n.room > most.used/max(most.room, 1) {
+			most = n
+		}
+	}
+	return most
+}
+
+// leastPorts is the smallest range that NAT is likely to be given: fewer connections
+// may have ports in a row by chance.
+const leastPorts = 8
+
+// fillNext makes the commands that look further, with the process that they are
+// about.
+func (d *Doctor) fillNext(list []Finding) {
+	pids := map[string]string{Node: "1"}
+	for _, p := range d.Running() {
+		if !p.HostNetwork && len(p.PIDs) > 0 {
+			pids[nameOfPod(p)] = strconv.Itoa(p.PIDs[0])
+		}
+	}
+	for i := range list {
+		f := &list[i]
+		pid := pids[f.Blame]
+		if pid == "" {
+			pid = pids[f.owner]
+		}
+		peer, device := f.peer, f.what
+		if a, ok := d.addressOf(f.peer); ok {
+			peer = a
+		}
+		for _, s := range f.about.Next {
+			f.Next = append(f.Next, placed(s.Command, pid, peer, device)+"  # "+s.Shows)
+		}
+		for j := range f.Evidence {
+			e := &f.Evidence[j]
+			e.Source = placed(e.Source, pids[e.of], peer, device)
+		}
+	}
+}
+
+// addressOf is an address of a pod.
+func (d *Doctor) addressOf(name string) (string, bool) {
+	for _, p := range d.Running() {
+		if !p.HostNetwork && nameOfPod(p) == name && len(p.Addrs) > 0 {
+			return p.Addrs[0].String(), true
+		}
+	}
+	return "", false
+}
+
+// notLooked lists what could not be looked at.
+func (d *Doctor) notLooked(r *recording) []NotLooked {
+	list := append([]NotLooked{}, d.watcher.troubles()...)
+	for what, why := range d.failed {
+		list = append(list, NotLooked{what, why})
+	}
+	if r.left > 0 {
+		list = append(list, NotLooked{"events", fmt.Sprintf("%d of them were held back by a rate limit: there is much more of what was seen", r.left)})
+	}
+	if r.after.node != nil && r.after.node.tcpMax == 0 && r.after.node.failed["memory of TCP"] == nil {
+		list = append(list, NotLooked{"memory of TCP", "this process is not in the kernel's first network namespace, which alone shows net.ipv4.tcp_mem"})
+	}
+	slices.SortFunc(list, func(a, b NotLooked) int { return strings.Compare(a.What, b.What) })
+	return list
+}

@@ -1,0 +1,166 @@
+package diagnose
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/kernel"
+)
+
+// lookup is a question to a DNS server over UDP, as it was seen on the node's
+// interfaces.
+type lookup struct {
+	client, server netip.Addr
+	asked          time.Time
+	answered       time.Time // zero: not
+}
+
+// lookupKey tells questions apart. The server is not in it: a service's address is
+// replaced on the way, and the packet is seen before and after.
+type lookupKey struct {
+	client netip.Addr
+	port   uint16
+	id     uint16
+}
+
+// mostLookups is how many questions are followed.
+const mostLookups = 100_000
+
+// lookups follows the questions to DNS servers that pass through one namespace.
+type lookups struct {
+	fd   int
+	all  map[lookupKey]*lookup
+	done chan struct{}
+}
+
+// dnsOnly lets UDP from and to port 53 through, which is neither encapsulated nor a
+// later fragment. The socket is of the type SOCK_DGRAM: the filter sees the packet
+// from the IP header on.
+var dnsOnly = []unix.SockFilter{
+	{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 0},
+	{Code: unix.BPF_ALU | unix.BPF_RSH | unix.BPF_K, K: 4},
+	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: 6, Jt: 10},
+	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: 4, Jf: 16},
+	{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 9}, // protocol
+	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.IPPROTO_UDP, Jf: 14},
+	{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: 6}, // fragment
+	{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: 0x1fff, Jt: 12},
+	{Code: unix.BPF_LDX | unix.BPF_B | unix.BPF_MSH, K: 0},
+	{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_IND, K: 0},
+	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: dnsPort, Jt: 8},
+	{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_IND, K: 2},
+	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: dnsPort, Jt: 6, Jf: 7},
+	{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 6}, // next header
+	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.IPPROTO_UDP, Jf: 5},
+	{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: 40},
+	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: dnsPort, Jt: 2},
+	{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: 42},
+	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: dnsPort, Jf: 1},
+	{Code: unix.BPF_RET | unix.BPF_K, K: 0xFFFF},
+	{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+}
+
+const (
+	dnsPort   = 53
+	allFrames = 0x0300 // ETH_P_ALL in the network's byte order
+)
+
+// watchDNS begins to follow the lookups in the network namespace that the file path
+// is, until ctx ends. The socket takes part in nothing: it gets copies.
+func watchDNS(ctx context.Context, path string) (*lookups, error) {
+	l := &lookups{fd: -1, all: map[lookupKey]*lookup{}, done: make(chan struct{})}
+	err := kernel.InNetns(path, 0, func() error {
+		// With protocol 0 it receives nothing before the filter is there.
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open a packet socket: %w (needs CAP_NET_RAW)", err)
+		}
+		prog := unix.SockFprog{Len: uint16(len(dnsOnly)), Filter: &dnsOnly[0]}
+		tv := unix.NsecToTimeval(int64(100 * time.Millisecond))
+		const room = 4 << 20
+		if err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog); err == nil {
+			err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
+		}
+		if err == nil && unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, room) != nil {
+			err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, room)
+		}
+		if err == nil {
+			err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: allFrames})
+		}
+		if err != nil {
+			_ = unix.Close(fd)
+			return fmt.Errorf("prepare a packet socket: %w", err)
+		}
+		l.fd = fd
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("watch DNS: %w", err)
+	}
+	go func() {
+		defer close(l.done)
+		defer unix.Close(l.fd)
+		var buf [512]byte
+		for ctx.Err() == nil {
+			n, _, err := unix.Recvfrom(l.fd, buf[:], 0)
+			if err == nil {
+				l.add(buf[:n], time.Now())
+			} else if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ENETDOWN) {
+				return
+			}
+		}
+	}()
+	return l, nil
+}
+
+// add takes in a packet, from its IP header on.
+func (l *lookups) add(b []byte, at time.Time) {
+	var src, dst netip.Addr
+	var udp []byte
+	switch {
+	case len(b) >= 20 && b[0]>>4 == 4:
+		src, dst = netip.AddrFrom4([4]byte(b[12:])), netip.AddrFrom4([4]byte(b[16:]))
+		if n := int(b[0]&15) * 4; n >= 20 && n <= len(b) {
+			udp = b[n:]
+		}
+	case len(b) >= 40 && b[0]>>4 == 6:
+		src, dst, udp = netip.AddrFrom16([16]byte(b[8:])), netip.AddrFrom16([16]byte(b[24:])), b[40:]
+	}
+	if len(udp) < 8+12 { // the headers of UDP and DNS
+		return
+	}
+	from, to := binary.BigEndian.Uint16(udp), binary.BigEndian.Uint16(udp[2:])
+	id, response := binary.BigEndian.Uint16(udp[8:]), udp[10]&0x80 != 0
+	switch {
+	case to == dnsPort && !response:
+		k := lookupKey{src, from, id}
+		x := l.all[k]
+		if x == nil && len(l.all) < mostLookups {
+			x = &lookup{client: src, asked: at}
+			l.all[k] = x
+		}
+		if x != nil && x.answered.IsZero() {
+			x.server = dst // the last that is seen is the one that really gets it
+		}
+	case from == dnsPort && response:
+		if x := l.all[lookupKey{dst, to, id}]; x != nil && x.answered.IsZero() {
+			x.answered = at
+		}
+	}
+}
+
+// end waits for the end of watching, and returns what was seen.
+func (l *lookups) end() []lookup {
+	<-l.done
+	list := make([]lookup, 0, len(l.all))
+	for _, x := range l.all {
+		list = append(list, *x)
+	}
+	return list
+}

@@ -1,0 +1,370 @@
+package diagnose
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"nodeskoop/collect/catalog"
+)
+
+// Path is how findings name the way between two ends.
+const Path = "path"
+
+// Finding is a cause that was found.
+type Finding struct {
+	// Cause is its ID in the catalogue.
+	Cause string `json:"cause"`
+	// Title is one line for a person.
+	Title string `json:"title"`
+	// Pod is the pod that shows it, "" for the node.
+	Pod string `json:"pod"`
+	// Blame is the end that is to blame: a pod, "node", an address, or "path".
+	Blame string `json:"blame"`
+	// Score is how sure it is, from 0 to 1.
+	Score    float64    `json:"score"`
+	Evidence []Evidence `json:"evidence"`
+	Next     []string   `json:"next"`
+
+	about   *catalog.Cause
+	parties map[string]bool // that it is about
+	what    string
+	owner   string
+	peer    string
+	weight  float64 // of the strongest occurrence
+}
+
+// Evidence is one number that a finding rests on.
+type Evidence struct {
+	Text   string  `json:"text"`
+	Source string  `json:"source"`
+	Value  float64 `json:"value"`
+
+	of string // whose number it is
+}
+
+// NotLooked is what could not be looked at.
+type NotLooked struct {
+	What string `json:"what"`
+	Why  string `json:"why"`
+}
+
+// observations finds those of a signal.
+type observations map[string][]observation
+
+func bySignal(list []observation) observations {
+	m := observations{}
+	for _, x := range list {
+		m[x.signal] = append(m[x.signal], x)
+	}
+	return m
+}
+
+// kindOf is what signals have in common that measure the same thing: its kind
+// names a device.
+func kindOf(signal string) string {
+	kind, _, ok := strings.Cut(signal, ".")
+	if !ok {
+		return ""
+	}
+	return kind
+}
+
+// of returns the greatest observation of a signal that is about the same as x.
+func (m observations) of(signal string, x *observation, onNode bool) (found observation, ok bool) {
+	owner := x.owner
+	if onNode {
+		owner = Node
+	}
+	for _, y := range m[signal] {
+		if y.owner != owner || x.peer != "" && y.peer != "" && x.peer != y.peer && !onNode {
+			continue
+		}
+		if kindOf(signal) == kindOf(x.signal) && x.what != "" && y.what != "" && x.what != y.what {
+			continue
+		}
+		if !ok || y.value > found.value {
+			found, ok = y, true
+		}
+	}
+	return found, ok
+}
+
+// total is the sum of a signal that is about the same as x: a part is compared with
+// all that there is.
+func (m observations) total(signal string, x *observation) float64 {
+	sum := 0.0
+	for _, y := range m[signal] {
+		if y.owner == x.owner && (x.peer == "" || y.peer == "" || x.peer == y.peer) &&
+			(kindOf(signal) != kindOf(x.signal) || x.what == "" || y.what == "" || x.what == y.what) {
+			sum += y.value
+		}
+	}
+	return sum
+}
+
+// holds reports whether a sign holds for what x is about.
+func (m observations) holds(s *catalog.Sign, x *observation) (y observation, ok bool) {
+	if y, ok = m.of(s.Signal, x, s.OfNode); !ok {
+		return y, false
+	}
+	return y, m.enough(s, &y)
+}
+
+func (m observations) enough(s *catalog.Sign, y *observation) bool {
+	return y.value >= s.AtLeast && (s.Of == "" || y.value >= s.Share*m.total(s.Of, y))
+}
+
+func counts(w catalog.Whose, owner string) bool {
+	switch w {
+	case catalog.OfPods:
+		return isPodName(owner)
+	case catalog.OfTheNode:
+		return owner == Node
+	}
+	return true
+}
+
+// evaluate names the causes of what was observed, the most likely first.
+func evaluate(list []observation, took time.Duration) []Finding {
+	m := bySignal(list)
+	var found []*Finding
+	for _, c := range catalog.Causes() {
+		found = append(found, m.findings(c, took)...)
+	}
+	found = unexplained(found)
+	slices.SortStableFunc(found, func(a, b *Finding) int {
+		return cmp.Or(cmp.Compare(b.Score, a.Score), strings.Compare(a.Cause, b.Cause), strings.Compare(a.Blame, b.Blame))
+	})
+	out := make([]Finding, 0, len(found))
+	for _, f := range found {
+		out = append(out, *f)
+	}
+	return out
+}
+
+// findings are those of one cause, one for each end that is to blame.
+func (m observations) findings(c *catalog.Cause, took time.Duration) []*Finding {
+	var found []*Finding
+	leads := c.All
+	if len(leads) > 0 {
+		leads = leads[:1]
+	} else {
+		leads = c.One
+	}
+	for i := range leads {
+		for j := range m[leads[i].Signal] {
+			x := &m[leads[i].Signal][j]
+			if !counts(c.Whose, x.owner) || !m.enough(&leads[i], x) {
+				continue
+			}
+			evidence, strength, ok := m.judge(c, &leads[i], x)
+			if !ok {
+				continue
+			}
+			f := newFinding(c, x, evidence, strength, took)
+			k := slices.IndexFunc(found, func(g *Finding) bool { return g.Blame == f.Blame })
+			if k < 0 {
+				found = append(found, f)
+			} else {
+				found[k].join(f)
+			}
+		}
+	}
+	for _, f := range found {
+		f.finish()
+	}
+	return found
+}
+
+// judge looks whether a cause holds for what x is about, with what evidence and how
+// far beyond the thresholds.
+func (m observations) judge(c *catalog.Cause, lead *catalog.Sign, x *observation) (evidence []observation, strength float64, ok bool) {
+	evidence = []observation{*x}
+	take := func(y observation) {
+		if !slices.Contains(evidence, y) {
+			evidence = append(evidence, y)
+		}
+	}
+	for i := range c.All {
+		if &c.All[i] == lead {
+			continue
+		}
+		y, ok := m.holds(&c.All[i], x)
+		if !ok {
+			return nil, 0, false
+		}
+		take(y)
+	}
+	one := len(c.One) == 0
+	for i := range c.One {
+		if y, ok := m.holds(&c.One[i], x); ok {
+			one = true
+			take(y)
+		}
+	}
+	if !one {
+		return nil, 0, false
+	}
+	for i := range c.Not {
+		if _, ok := m.holds(&c.Not[i], x); ok {
+			return nil, 0, false
+		}
+	}
+	further := 0
+	for i := range c.More {
+		if y, ok := m.holds(&c.More[i], x); ok {
+			take(y)
+			further++
+		}
+	}
+	// A tenfold of the threshold is as sure as it gets.
+	strength = min(1, math.Log10(max(1, x.value/lead.AtLeast)))
+	if len(c.More) > 0 {
+		strength = (strength + float64(further)/float64(len(c.More))) / 2
+	}
+	return evidence, strength, true
+}
+
+func newFinding(c *catalog.Cause, x *observation, evidence []observation, strength float64, took time.Duration) *Finding {
+	f := &Finding{Cause: c.ID, about: c, owner: x.owner, peer: x.peer, what: x.what, parties: map[string]bool{}}
+	switch c.Blame {
+	case catalog.BlameOwner:
+		f.Blame = x.owner
+	case catalog.BlamePeer:
+		f.Blame = cmp.Or(x.peer, Path)
+	case catalog.BlameNode:
+		f.Blame = Node
+	case catalog.BlamePath:
+		f.Blame = Path
+	}
+	for _, y := range evidence {
+		if y.blame != "" && y.signal == x.signal {
+			f.Blame = y.blame
+		}
+		if f.what == "" {
+			f.what = y.what
+		}
+		if f.peer == "" && y.peer != "" && c.Blame != catalog.BlamePeer {
+			f.peer = y.peer
+		}
+	}
+	for _, p := range []string{f.owner, f.peer, f.Blame} {
+		if p != "" && p != Path {
+			f.parties[p] = true
+		}
+	}
+	if isPodName(f.owner) {
+		f.Pod = f.owner
+	}
+	f.weight = x.value
+	f.Score = c.Weight * (0.9 + 0.1*strength)
+	for _, y := range evidence {
+		s := catalog.SignalByName(y.signal)
+		if s == nil {
+			continue
+		}
+		text := fill(s.Text, map[string]string{"n": number(y.value), "peer": cmp.Or(y.peer, f.peer, "the other end"), "what": cmp.Or(y.what, "any port"), "time": duration(took)})
+		if y.owner != f.Blame {
+			text = nameText(y.owner) + ": " + text
+		}
+		f.Evidence = append(f.Evidence, Evidence{Text: text, Source: s.Source, Value: y.value, of: y.owner})
+	}
+	return f
+}
+
+// join takes in another finding of the same cause and blame.
+func (f *Finding) join(g *Finding) {
+	if g.weight > f.weight {
+		*f, *g = *g, *f
+	}
+	f.Score = max(f.Score, g.Score)
+	for p := range g.parties {
+		f.parties[p] = true
+	}
+	for _, e := range g.Evidence {
+		if !slices.Contains(f.Evidence, e) && len(f.Evidence) < mostEvidence {
+			f.Evidence = append(f.Evidence, e)
+		}
+	}
+}
+
+// mostEvidence is how many numbers a finding shows.
+const mostEvidence = 8
+
+func (f *Finding) finish() {
+	f.Title = fill(f.about.Title, map[string]string{
+		"blame": nameText(f.Blame), "owner": nameText(f.owner), "peer": nameText(cmp.Or(f.peer, "the other end")), "what": cmp.Or(f.what, "any port"),
+	})
+	if strings.HasPrefix(f.Title, "the ") || !strings.HasPrefix(f.about.Title, "{") {
+		f.Title = strings.ToUpper(f.Title[:1]) + f.Title[1:] // but not the name of a pod
+	}
+	f.Score = math.Round(f.Score*100) / 100
+}
+
+// nameText is how a sentence names an end.
+func nameText(name string) string {
+	switch name {
+	case Node:
+		return "the node"
+	case Path:
+		return "the path"
+	}
+	return name
+}
+
+// fill replaces the places of a text, {name}. One that is not known ends it.
+func fill(text string, places map[string]string) string {
+	before, rest, ok := strings.Cut(text, "{")
+	place, after, closed := strings.Cut(rest, "}")
+	value, known := places[place]
+	if !ok || !closed || !known {
+		return text
+	}
+	return before + value + fill(after, places)
+}
+
+func number(v float64) string {
+	if v >= 10 || v == math.Trunc(v) {
+		return strconv.FormatFloat(math.Round(v), 'f', 0, 64)
+	}
+	return strconv.FormatFloat(v, 'f', 1, 64)
+}
+
+func duration(d time.Duration) string {
+	return strconv.FormatFloat(math.Round(d.Seconds()*10)/10, 'f', -1, 64) + " s"
+}
+
+// unexplained leaves out what follows from another finding about the same ends.
+func unexplained(all []*Finding) []*Finding {
+	follows := func(f *Finding) bool {
+		return slices.ContainsFunc(all, func(g *Finding) bool {
+			return g != f && slices.Contains(g.about.Explains, f.Cause) && g.about != f.about && related(g, f) &&
+				!(slices.Contains(f.about.Explains, g.Cause) && f.Score >= g.Score)
+		})
+	}
+	var out []*Finding
+	for _, f := range all {
+		if !follows(f) {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// related reports whether a finding is about an end that another is about, too. One
+// that is about the node alone concerns all of its pods.
+func related(a, b *Finding) bool {
+	if a.parties[Node] && len(a.parties) == 1 {
+		return true
+	}
+	for p := range a.parties {
+		if b.parties[p] && (p != Node || len(b.parties) == 1) {
+			return true
+		}
+	}
+	return false
+}

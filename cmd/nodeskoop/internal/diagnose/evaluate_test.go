@@ -1,0 +1,205 @@
+package diagnose
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"nodeskoop/collect/catalog"
+)
+
+// The ends of the cases.
+const (
+	web    = "shop/web-0"
+	client = "shop/client-0"
+	far    = "192.0.2.7"
+)
+
+func seen(signal, owner, peer string, value float64) observation {
+	return observation{signal: signal, owner: owner, peer: peer, value: value}
+}
+
+// cases are what was observed of each cause, and of what looks most like it on a node
+// in good health: no cause is to be named there.
+var cases = []struct {
+	cause, blame string
+	is, healthy  []observation
+}{
+	{"policy-drop-pod", web,
+		[]observation{{signal: "drop.rule", owner: web, peer: client, value: 3, what: "TCP port 8080"}, seen("syn.retransmitted", client, web, 2), seen("tcp.retransmitted", client, web, 40), seen("TcpOutSegs", client, "", 100)},
+		[]observation{seen("drop.rule", web, far, 1)}},
+	{"policy-drop-host", Node,
+		[]observation{{signal: "drop.rule", owner: Node, peer: web, value: 4, what: "TCP port 8080"}, seen("syn.retransmitted", client, web, 3)},
+		[]observation{seen("drop.rule", Node, web, 1)}},
+	{"closed-port", web,
+		[]observation{{signal: "tcp.refused", owner: client, peer: web, value: 9, what: ":8080", blame: web}},
+		[]observation{{signal: "tcp.refused", owner: client, peer: web, value: 2, what: ":8080", blame: web}}},
+	{"wrong-listen-address", web,
+		[]observation{{signal: "tcp.loopback_only", owner: client, peer: web, value: 9, what: ":8080", blame: web}},
+		[]observation{{signal: "tcp.loopback_only", owner: client, peer: web, value: 1, what: ":8080", blame: web}}},
+	{"mtu-black-hole", Path,
+		[]observation{{signal: "stuck.large", owner: client, peer: far, value: 1}, seen("tcp.retransmitted", client, far, 12), seen("TcpOutSegs", client, "", 80)},
+		// A path that loses everything: small segments, too.
+		[]observation{{signal: "stuck.large", owner: client, peer: far, value: 1}, seen("stuck.small", client, far, 1)}},
+	{"accept-queue-full", web,
+		[]observation{seen("TcpExtListenOverflows", web, "", 37), {signal: "listen.full", owner: web, value: 9, what: ":8080 holds 8"}, seen("syn.half_open", web, client, 40), seen("synack.retransmitted", web, client, 40), seen("tcp.retransmitted", client, web, 60), seen("TcpOutSegs", client, "", 500)},
+		[]observation{seen("TcpExtListenOverflows", web, "", 2)}},
+	{"syn-flood", far,
+		[]observation{seen("syn.half_open", web, far, 120), seen("syn.refused", web, "", 4000), seen("TcpExtListenDrops", web, "", 100)},
+		[]observation{seen("syn.half_open", web, far, 12), seen("syn.refused", web, "", 40)}},
+	{"udp-receive-buffer-full", web,
+		[]observation{seen("udp.full", web, "", 500), seen("udp.datagrams", web, "", 900), seen("drop.socket", web, client, 500)},
+		[]observation{seen("udp.full", web, "", 4), seen("udp.datagrams", web, "", 100000)}},
+	{"slow-reader", web,
+		[]observation{{signal: "read.late", owner: web, value: 12, what: "server"}, seen("window.closed", client, web, 1)},
+		[]observation{{signal: "read.late", owner: web, value: 2, what: "server"}, seen("unread.stands", client, web, 31)}},
+	{"slow-reader", web,
+		[]observation{seen("unread.stands", web, client, 90000)},
+		[]observation{seen("read.late", Node, "", 30)}},
+	{"zero-window", far,
+		[]observation{seen("window.closed", client, far, 2), seen("TcpExtTCPWinProbe", client, "", 9)},
+		[]observation{seen("TcpExtTCPWinProbe", client, "", 3)}},
+	{"reset-by-middlebox", Path,
+		[]observation{seen("reset.unsent", client, web, 5)},
+		[]observation{seen("reset.unsent", client, web, 1)}},
+	{"aborted-connections", web,
+		[]observation{seen("tcp.aborts", web, "", 30), seen("tcp.opens", web, "", 40)},
+		[]observation{seen("tcp.aborts", web, "", 4), seen("tcp.opens", web, "", 900), seen("tcp.aborts", Node, "", 20), seen("tcp.opens", Node, "", 20)}},
+	{"wire-loss", Path,
+		[]observation{seen("tcp.retransmitted", client, far, 60), seen("TcpOutSegs", client, "", 2000)},
+		[]observation{seen("tcp.retransmitted", client, far, 12), seen("TcpOutSegs", client, "", 90000)}},
+	{"wire-loss", Path,
+		[]observation{seen("tcp.retransmitted", client, far, 60), seen("TcpOutSegs", client, "", 2000)},
+		// It is lost on this node.
+		[]observation{seen("tcp.retransmitted", client, far, 60), seen("TcpOutSegs", client, "", 2000), seen("drop.local", client, far, 1)}},
+	{"wire-reordering", Path,
+		[]observation{seen("reordered.peer", client, far, 80), seen("tcp.reordered", client, "", 80), seen("TcpOutSegs", client, "", 9000), seen("tcp.retransmitted", client, far, 90)},
+		[]observation{seen("reordered.peer", client, far, 4), seen("tcp.reordered", client, "", 4), seen("TcpOutSegs", client, "", 90000)}},
+	{"bandwidth-limit", Node,
+		[]observation{{signal: "shaper.waits", owner: Node, value: 900, what: "veth1"}, {signal: "shaper.packets", owner: Node, value: 1200, what: "veth1"}, {signal: "shaper.queue", owner: Node, value: 30, what: "veth1"}},
+		[]observation{{signal: "shaper.waits", owner: Node, value: 40, what: "veth1"}, {signal: "shaper.packets", owner: Node, value: 9000, what: "veth1"}}},
+	{"qdisc-full", web,
+		[]observation{{signal: "queue.drops", owner: web, value: 300, what: "eth0"}, {signal: "queue.packets", owner: web, value: 3000, what: "eth0"}, seen("tcp.retransmitted", web, far, 60), seen("TcpOutSegs", web, "", 2000)},
+		[]observation{{signal: "queue.drops", owner: Node, value: 30, what: "eth0"}, {signal: "queue.packets", owner: Node, value: 300000, what: "eth0"}}},
+	{"conntrack-full", Node,
+		[]observation{{signal: "conntrack.used", owner: Node, value: 100, what: "64 of 64"}, seen("kubeskoop_conntrack_drop", Node, "", 40), seen("drop.untracked", Node, "", 40)},
+		[]observation{{signal: "conntrack.used", owner: Node, value: 97, what: "97 of 100"}}},
+	{"nat-ports-used-up", Node,
+		[]observation{{signal: "nat.ports", owner: Node, value: 100, what: "192.0.2.7:80"}, seen("kubeskoop_conntrack_insertfailed", Node, "", 40), seen("drop.untracked", Node, "", 40)},
+		[]observation{{signal: "nat.ports", owner: Node, value: 100, what: "192.0.2.7:80"}}},
+	{"conntrack-race", Node,
+		[]observation{seen("kubeskoop_conntrack_insertfailed", Node, "", 40), seen("drop.untracked", Node, "", 40)},
+		[]observation{seen("kubeskoop_conntrack_insertfailed", Node, "", 2)}},
+	{"neighbour-table-full", Node,
+		[]observation{seen("neighbour.table_full", Node, "", 20), seen("neighbour.table_used", Node, "", 100)},
+		[]observation{seen("neighbour.table_used", Node, "", 97)}},
+	{"neighbour-gone", far,
+		[]observation{seen("drop.neighbour", client, far, 6), seen("syn.retransmitted", client, far, 3)},
+		[]observation{seen("drop.neighbour", client, far, 2)}},
+	{"no-route", client,
+		[]observation{seen("IpOutNoRoutes", client, "", 20)},
+		[]observation{seen("Ip6OutNoRoutes", client, "", 50), seen("IpOutNoRoutes", client, "", 1)}},
+	{"arp-flux", Node,
+		[]observation{{signal: "arp.other_device", owner: web, peer: Node, value: 1, what: "10.0.0.1 of eth0 at eth1"}},
+		[]observation{seen("TcpExtIPReversePathFilter", Node, "", 9)}},
+	{"arp-flux", Node, []observation{seen("rpfilter.shared", Node, "", 9)}, []observation{seen("rpfilter.shared", Node, "", 1)}},
+	{"bad-checksum", client,
+		[]observation{seen("checksum.bad", web, client, 20), seen("drop.checksum", web, client, 20)},
+		[]observation{seen("checksum.bad", web, "", 1)}},
+	{"bad-checksum", Path,
+		[]observation{seen("checksum.bad", web, "", 20)},
+		[]observation{seen("checksum.bad", web, "", 2)}},
+	{"softirq-cpu-busy", Node,
+		[]observation{{signal: "cpu.softirq", owner: Node, value: 93, what: "1"}},
+		[]observation{{signal: "cpu.softirq", owner: Node, value: 30, what: "1"}, seen("kubeskoop_softirq_schedslow", Node, "", 40), seen("kubeskoop_softnet_dropped", Node, "", 1)}},
+	{"cpu-throttled", web,
+		[]observation{seen("cpu.throttled", web, "", 80), seen("cpu.throttled_time", web, "", 60), {signal: "read.late", owner: web, value: 30, what: "server"}},
+		[]observation{seen("cpu.throttled", web, "", 30), seen("cpu.throttled_time", web, "", 1)}},
+	{"descriptor-limit", web,
+		[]observation{{signal: "fd.used", owner: web, value: 100, what: "server[7], 64 of 64"}, seen("TcpExtListenOverflows", web, "", 40), {signal: "listen.full", owner: web, value: 9, what: ":8080 holds 8"}},
+		[]observation{{signal: "fd.used", owner: web, value: 90, what: "server[7], 900 of 1000"}}},
+	{"ipv6-half-broken", client,
+		[]observation{{signal: "ipv6.no_route", owner: client, value: 9, blame: client}},
+		[]observation{seen("Ip6OutNoRoutes", client, "", 900)}},
+	{"ipv6-half-broken", Path,
+		[]observation{seen("ipv6.stuck", client, "2001:db8::7", 9), seen("ipv6.syn", client, "2001:db8::7", 4)},
+		[]observation{seen("ipv6.syn", client, "2001:db8::7", 1)}},
+	{"slow-disk", Node,
+		[]observation{{signal: "disk.wait", owner: Node, value: 210, what: "sda"}, {signal: "disk.ios", owner: Node, value: 60, what: "sda"}, seen("disk.stall", Node, "", 90)},
+		// Written back in the background.
+		[]observation{{signal: "disk.wait", owner: Node, value: 210, what: "sda"}, {signal: "disk.ios", owner: Node, value: 600, what: "sda"}, seen("disk.stall", Node, "", 3)}},
+	{"disk-throttled", web,
+		[]observation{{signal: "disk.limit", owner: web, value: 99, what: "8:0 wbps=1048576"}, seen("disk.stall", web, "", 80)},
+		[]observation{{signal: "disk.limit", owner: web, value: 40, what: "8:0 wbps=1048576"}}},
+	{"tcp-memory-pressure", Node,
+		[]observation{{signal: "tcp.memory", owner: Node, value: 110, what: "900 pages"}, seen("TcpExtTCPMemoryPressures", Node, "", 1)},
+		[]observation{{signal: "tcp.memory", owner: Node, value: 60, what: "500 pages"}}},
+	{"time-wait-exhaustion", client,
+		[]observation{{signal: "ports.time_wait", owner: client, peer: web, value: 100, what: "10.0.0.9:80, 500 of 500"}},
+		[]observation{{signal: "ports.time_wait", owner: client, peer: web, value: 60, what: "10.0.0.9:80, 300 of 500"}}},
+	{"ephemeral-ports-used-up", client,
+		[]observation{{signal: "ports.open", owner: client, peer: web, value: 100, what: "10.0.0.9:80, 500 of 500"}},
+		[]observation{{signal: "ports.open", owner: client, peer: web, value: 60, what: "10.0.0.9:80, 300 of 500"}}},
+	{"dns-slow", "kube-system/dns-0",
+		[]observation{{signal: "dns.slow", owner: client, peer: "kube-system/dns-0", value: 6, what: "2s"}, seen("dns.lookups", client, "kube-system/dns-0", 8)},
+		[]observation{{signal: "dns.slow", owner: client, peer: "kube-system/dns-0", value: 6, what: "2s"}, seen("dns.lookups", client, "kube-system/dns-0", 800)}},
+}
+
+func names(list []Finding) string {
+	var out []string
+	for _, f := range list {
+		out = append(out, f.Cause+" ("+f.Blame+")")
+	}
+	return strings.Join(out, ", ")
+}
+
+// TestCauses: each cause is named where it is, alone and at the end that is to blame,
+// and not where it only looks so.
+func TestCauses(t *testing.T) {
+	tested := map[string]bool{}
+	for _, c := range cases {
+		tested[c.cause] = true
+		if got, want := names(evaluate(c.is, 10*time.Second)), c.cause+" ("+c.blame+")"; got != want {
+			t.Errorf("named: %s, want %s", got, want)
+		}
+		if got := evaluate(c.healthy, 10*time.Second); len(got) > 0 {
+			t.Errorf("on a healthy node that looks like %s is named: %s", c.cause, names(got))
+		}
+	}
+	for _, c := range catalog.Causes() {
+		if !tested[c.ID] {
+			t.Errorf("no case of %s", c.ID)
+		}
+	}
+}
+
+// TestTwoCauses: of two faults at different ends both are named.
+func TestTwoCauses(t *testing.T) {
+	for i, a := range cases {
+		for _, b := range cases[i+1:] {
+			got := names(evaluate(append(append([]observation{}, a.is...), b.is...), 10*time.Second))
+			if !strings.Contains(got, a.cause+" (") && !strings.Contains(got, b.cause+" (") {
+				t.Errorf("%s and %s at once: named: %s", a.cause, b.cause, got)
+			}
+		}
+	}
+}
+
+// TestFindingsAreWhole: each has evidence that can be checked, and a next command.
+func TestFindingsAreWhole(t *testing.T) {
+	for _, c := range cases {
+		for _, f := range evaluate(c.is, 10*time.Second) {
+			if f.Score <= 0 || f.Score > 1 || f.Title == "" || len(f.Evidence) == 0 || len(f.about.Next) == 0 {
+				t.Errorf("%+v", f)
+			}
+			if strings.ContainsAny(f.Title, "{}") {
+				t.Errorf("%s: the title is %q", f.Cause, f.Title)
+			}
+			for _, e := range f.Evidence {
+				if strings.ContainsAny(e.Text, "{}") || e.Source == "" || e.Value == 0 {
+					t.Errorf("%s: evidence %+v", f.Cause, e)
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,492 @@
+package diagnose
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/kernel"
+)
+
+// nodeState is what the kernel tells of the whole node at one moment.
+type nodeState struct {
+	cpus  []cpuTimes
+	disks map[string]disk
+	// stall is how long some task waited, in microseconds, by resource (cpu, io).
+	stall map[string]uint64
+	// tcpMem are the pages that TCP has, tcpPressure and tcpMax when it saves and
+	// where it ends (net.ipv4.tcp_mem).
+	tcpMem, tcpPressure, tcpMax uint64
+	// arp are the entries of the neighbour table of IPv4, arpFulls how often there
+	// was no room, arpMax net.ipv4.neigh.default.gc_thresh3.
+	arp, arpFulls, arpMax uint64
+	failed                map[string]error
+}
+
+// cpuTimes are the jiffies of one CPU.
+type cpuTimes struct{ softirq, idle, all uint64 }
+
+// disk is what a disk has done.
+type disk struct {
+	ios   uint64 // reads and writes that ended
+	waits uint64 // how long they took together, in milliseconds
+}
+
+func readNode() *nodeState {
+	n := &nodeState{disks: map[string]disk{}, stall: map[string]uint64{}, failed: map[string]error{}}
+	part := func(name string, err error) {
+		if err != nil {
+			n.failed[name] = err
+		}
+	}
+	b, err := os.ReadFile("/proc/stat")
+	if err == nil {
+		n.cpus, err = parseCPUs(b)
+	}
+	part("times of CPUs", err)
+	if b, err = os.ReadFile("/proc/diskstats"); err == nil {
+		n.disks, err = parseDisks(b)
+	}
+	part("disks", err)
+	for _, what := range []string{"cpu", "io"} {
+		stall, err := readStall("/proc/pressure/" + what)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EOPNOTSUPP) {
+			continue // a kernel without PSI: what rests on it is not looked at
+		}
+		n.stall[what] = stall
+		part("pressure of "+what, err)
+	}
+	part("memory of TCP", n.readTCPMem())
+	part("neighbour table", n.readARP())
+	return n
+}
+
+// parseCPUs reads the times of each CPU from /proc/stat.
+func parseCPUs(b []byte) (list []cpuTimes, err error) {
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) < 8 || !strings.HasPrefix(f[0], "cpu") || f[0] == "cpu" {
+			continue
+		}
+		var c cpuTimes
+		for i, text := range f[1:min(len(f), 9)] { // guest times are in user's
+			x, err := strconv.ParseUint(text, 10, 64)
+			if err != nil {
+				return nil, fmt.Errorf("read /proc/stat: %s: %.40q is no number", f[0], text)
+			}
+			c.all += x
+			switch i {
+			case 3, 4: // idle, iowait
+				c.idle += x
+			case 6:
+				c.softirq = x
+			}
+		}
+		list = append(list, c)
+	}
+	if len(list) == 0 {
+		return nil, errors.New("read /proc/stat: there is no CPU in it")
+	}
+	return list, nil
+}
+
+// parseDisks reads /proc/diskstats (Documentation/admin-guide/iostats.rst).
+func parseDisks(b []byte) (map[string]disk, error) {
+	out := map[string]disk{}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) < 14 {
+			return nil, fmt.Errorf("read /proc/diskstats: %d columns in %.80q", len(f), line)
+		}
+		if strings.HasPrefix(f[2], "ram") || strings.HasPrefix(f[2], "zram") {
+			continue
+		}
+		var n [4]uint64
+		for i, c := range []int{3, 6, 7, 10} {
+			x, err := strconv.ParseUint(f[c], 10, 64)
+			if err != nil {
+				return nil, fmt.Errorf("read /proc/diskstats: %s: %.40q is no number", f[2], f[c])
+			}
+			n[i] = x
+		}
+		out[f[2]] = disk{ios: n[0] + n[2], waits: n[1] + n[3]}
+	}
+	return out, nil
+}
+
+// readStall reads for how long some task waited, in microseconds, from a file of
+// PSI (Documentation/accounting/psi.rst).
+func readStall(path string) (uint64, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	return parseStall(b)
+}
+
+func parseStall(b []byte) (uint64, error) {
+	for line := range strings.Lines(string(b)) {
+		if !strings.HasPrefix(line, "some ") {
+			continue
+		}
+		_, text, _ := strings.Cut(line, " total=")
+		n, err := strconv.ParseUint(strings.TrimSpace(text), 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("read the pressure: %.40q is no number", text)
+		}
+		return n, nil
+	}
+	return 0, errors.New("read the pressure: there is no line some")
+}
+
+func (n *nodeState) readTCPMem() error {
+	b, err := os.ReadFile("/proc/net/sockstat")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(b)) {
+		if !strings.HasPrefix(line, "TCP:") {
+			continue
+		}
+		_, text, _ := strings.Cut(line, " mem ")
+		if n.tcpMem, err = strconv.ParseUint(strings.TrimSpace(text), 10, 64); err != nil {
+			return fmt.Errorf("read /proc/net/sockstat: mem: %.40q is no number", text)
+		}
+	}
+	var low uint64
+	b, err = os.ReadFile("/proc/sys/net/ipv4/tcp_mem")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // this process is not in the kernel's first network namespace
+	}
+	if err == nil {
+		_, err = fmt.Sscan(string(b), &low, &n.tcpPressure, &n.tcpMax)
+	}
+	return err
+}
+
+// readARP reads the number of entries of all namespaces' ARP table, and how often
+// there was no room (neigh_stat_seq_show in net/core/neighbour.c).
+func (n *nodeState) readARP() error {
+	b, err := os.ReadFile("/proc/net/stat/arp_cache")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // the first namespace alone has it
+	}
+	if err != nil {
+		return err
+	}
+	if n.arp, n.arpFulls, err = parseARP(b); err != nil {
+		return err
+	}
+	n.arpMax, err = readNumber("/proc/sys/net/ipv4/neigh/default/gc_thresh3")
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return err
+}
+
+func parseARP(b []byte) (entries, fulls uint64, err error) {
+	head, rest, _ := strings.Cut(string(b), "\n")
+	column := -1
+	for i, name := range strings.Fields(head) {
+		if name == "table_fulls" {
+			column = i
+		}
+	}
+	for line := range strings.Lines(rest) {
+		f := strings.Fields(line)
+		if len(f) == 0 {
+			continue
+		}
+		if entries, err = strconv.ParseUint(f[0], 16, 64); err != nil {
+			return 0, 0, fmt.Errorf("read /proc/net/stat/arp_cache: %.40q is no hexadecimal number", f[0])
+		}
+		if column < 0 || column >= len(f) {
+			continue // before Linux 3.6
+		}
+		x, err := strconv.ParseUint(f[column], 16, 64)
+		if err != nil {
+			return 0, 0, fmt.Errorf("read /proc/net/stat/arp_cache: %.40q is no hexadecimal number", f[column])
+		}
+		fulls += x
+	}
+	return entries, fulls, nil
+}
+
+// groupState is what the control groups of a pod have counted.
+type groupState struct {
+	periods, throttled uint64 // of the CPU quota
+	// throttledFor is how long, in nanoseconds, the group had to wait.
+	throttledFor uint64
+	// limits are the groups' limits of disks: bytes or operations a second.
+	limits []ioLimit
+	// done are what the groups have done, by device and kind.
+	done map[ioKey]uint64
+	// stall is how long some task waited for disks, in microseconds; stalls says
+	// whether the kernel tells.
+	stall  uint64
+	stalls bool
+}
+
+// ioKey is a device (MAJOR:MINOR) and rbps, wbps, riops or wiops.
+type ioKey struct{ device, kind string }
+
+type ioLimit struct {
+	ioKey
+	most uint64
+}
+
+// groupDirs are the directories of a control group and of those above it, but for
+// the root. The innermost comes first.
+func groupDirs(mounts map[string]string, file []byte, controller string) []string {
+	for line := range strings.Lines(string(file)) {
+		_, rest, _ := strings.Cut(strings.TrimSpace(line), ":")
+		names, path, ok := strings.Cut(rest, ":")
+		if !ok || strings.Contains(path, "..") {
+			continue
+		}
+		has := names == controller // "" is version 2
+		for n := range strings.SplitSeq(names, ",") {
+			has = has || n == controller
+		}
+		mount := mounts[controller]
+		if !has || mount == "" {
+			continue
+		}
+		var dirs []string
+		for p := path; p != "/" && p != "." && p != ""; p = filepath.Dir(p) {
+			dirs = append(dirs, mount+p)
+		}
+		return dirs
+	}
+	return nil
+}
+
+// groupMounts finds where the trees of control groups are mounted: "" is version
+// 2, the others are controllers of version 1.
+func groupMounts(mountinfo []byte) map[string]string {
+	out := map[string]string{}
+	for line := range strings.Lines(string(mountinfo)) {
+		mount, super, ok := strings.Cut(line, " - ")
+		m, s := strings.Fields(mount), strings.Fields(super)
+		if !ok || len(m) < 5 || len(s) < 3 || m[3] != "/" {
+			continue
+		}
+		switch s[0] {
+		case "cgroup2":
+			if out[""] == "" {
+				out[""] = m[4]
+			}
+		case "cgroup":
+			for c := range strings.SplitSeq(s[2], ",") {
+				if out[c] == "" {
+					out[c] = m[4]
+				}
+			}
+		}
+	}
+	return out
+}
+
+// readGroups reads what the control groups of some processes have counted. A group
+// that is above several of them counts once.
+func readGroups(mounts map[string]string, pids []int) (g groupState, err error) {
+	g.done = map[ioKey]uint64{}
+	seen := map[string]bool{}
+	for _, pid := range pids {
+		file, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+		if err != nil {
+			if err = kernel.GoneOr(err); errors.Is(err, kernel.ErrGone) {
+				continue
+			}
+			return g, fmt.Errorf("read the control groups of process %d: %w", pid, err)
+		}
+		for _, controller := range []string{"", "cpu", "blkio"} {
+			for i, dir := range groupDirs(mounts, file, controller) {
+				if seen[dir] {
+					continue
+				}
+				seen[dir] = true
+				switch controller {
+				case "":
+					g.readCPU(dir)
+					g.readIO(dir, i == 0)
+				case "cpu":
+					g.readCPU(dir)
+				case "blkio":
+					g.readBlkio(dir, i == 0)
+				}
+			}
+		}
+	}
+	return g, nil
+}
+
+// readCPU adds cpu.stat. Of several groups of a pod each throttles on its own.
+func (g *groupState) readCPU(dir string) {
+	b, err := os.ReadFile(dir + "/cpu.stat")
+	if err != nil {
+		return // the controller is not there
+	}
+	for line := range strings.Lines(string(b)) {
+		name, text, _ := strings.Cut(strings.TrimSpace(line), " ")
+		n, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			continue
+		}
+		switch name {
+		case "nr_periods":
+			g.periods += n
+		case "nr_throttled":
+			g.throttled += n
+		case "throttled_usec":
+			g.throttledFor += n * 1000
+		case "throttled_time":
+			g.throttledFor += n
+		}
+	}
+}
+
+// readIO reads io.max, and of the innermost groups io.stat and io.pressure.
+func (g *groupState) readIO(dir string, innermost bool) {
+	if b, err := os.ReadFile(dir + "/io.max"); err == nil {
+		for device, fields := range nestedKeys(b) {
+			for kind, n := range fields {
+				g.limits = append(g.limits, ioLimit{ioKey{device, kind}, n})
+			}
+		}
+	}
+	if !innermost {
+		return
+	}
+	if b, err := os.ReadFile(dir + "/io.stat"); err == nil {
+		for device, fields := range nestedKeys(b) {
+			for from, kind := range map[string]string{"rbytes": "rbps", "wbytes": "wbps", "rios": "riops", "wios": "wiops"} {
+				g.done[ioKey{device, kind}] += fields[from]
+			}
+		}
+	}
+	if n, err := readStall(dir + "/io.pressure"); err == nil {
+		g.stall += n
+		g.stalls = true
+	}
+}
+
+// nestedKeys reads lines of a device and KEY=NUMBER; "max" is left out.
+func nestedKeys(b []byte) map[string]map[string]uint64 {
+	out := map[string]map[string]uint64{}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		of := map[string]uint64{}
+		for _, x := range f[1:] {
+			key, text, _ := strings.Cut(x, "=")
+			if n, err := strconv.ParseUint(text, 10, 64); err == nil {
+				of[key] = n
+			}
+		}
+		out[f[0]] = of
+	}
+	return out
+}
+
+// readBlkio is readIO of version 1.
+func (g *groupState) readBlkio(dir string, innermost bool) {
+	for kind, file := range map[string]string{"rbps": "read_bps_device", "wbps": "write_bps_device", "riops": "read_iops_device", "wiops": "write_iops_device"} {
+		b, err := os.ReadFile(dir + "/blkio.throttle." + file)
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(b)) {
+			f := strings.Fields(line)
+			if len(f) != 2 {
+				continue
+			}
+			if n, err := strconv.ParseUint(f[1], 10, 64); err == nil {
+				g.limits = append(g.limits, ioLimit{ioKey{f[0], kind}, n})
+			}
+		}
+	}
+	if !innermost {
+		return
+	}
+	for file, kinds := range map[string][2]string{"io_service_bytes": {"rbps", "wbps"}, "io_serviced": {"riops", "wiops"}} {
+		b, err := os.ReadFile(dir + "/blkio.throttle." + file)
+		if err != nil {
+			continue
+		}
+		for line := range bytes.Lines(b) {
+			f := strings.Fields(string(line))
+			if len(f) != 3 {
+				continue
+			}
+			n, err := strconv.ParseUint(f[2], 10, 64)
+			if err != nil {
+				continue
+			}
+			switch f[1] {
+			case "Read":
+				g.done[ioKey{f[0], kinds[0]}] += n
+			case "Write":
+				g.done[ioKey{f[0], kinds[1]}] += n
+			}
+		}
+	}
+}
+
+// descriptors is how near the process of some that is nearest to its limit of
+// descriptors is.
+type descriptors struct {
+	pid         int
+	comm        string
+	open, limit uint64
+}
+
+// mostProcesses is how many processes of a pod are looked at.
+const mostProcesses = 500
+
+func readDescriptors(pids []int) (d descriptors) {
+	for _, pid := range pids[:min(len(pids), mostProcesses)] {
+		dir := "/proc/" + strconv.Itoa(pid)
+		limits, err := os.ReadFile(dir + "/limits")
+		if err != nil {
+			continue
+		}
+		limit := parseLimit(limits)
+		if limit == 0 {
+			continue
+		}
+		fds, err := kernel.DirNames(dir + "/fd")
+		if err != nil {
+			continue
+		}
+		open := uint64(len(fds))
+		if d.limit == 0 || open*d.limit > d.open*limit {
+			comm, _ := os.ReadFile(dir + "/comm")
+			d = descriptors{pid, strings.TrimSpace(string(comm)), open, limit}
+		}
+	}
+	return d
+}
+
+// parseLimit reads the soft limit of descriptors from /proc/PID/limits, 0 if there
+// is none.
+func parseLimit(b []byte) uint64 {
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, "Max open files"); ok {
+			if f := strings.Fields(rest); len(f) > 0 {
+				n, _ := strconv.ParseUint(f[0], 10, 64)
+				return n
+			}
+		}
+	}
+	return 0
+}

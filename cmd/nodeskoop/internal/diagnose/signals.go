@@ -1,0 +1,871 @@
+package diagnose
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+)
+
+// observation is a signal that was measured.
+type observation struct {
+	signal string
+	// owner is the pod that has it, or Node.
+	owner string
+	// peer is the other end: a pod, Node or an address; "" where there is none.
+	peer  string
+	value float64
+	// what the number is of: a port, a device.
+	what string
+	// blame is the end that is to blame where the observation itself tells; ""
+	// leaves it to the cause.
+	blame string
+}
+
+// moment is what was read at one time.
+type moment struct {
+	at     time.Time
+	node   *nodeState
+	values map[string]values
+	netns  map[string]*netnsState
+	groups map[string]groupState
+}
+
+// recording is all that diagnose looks at.
+type recording struct {
+	before, after moment
+	// middle are the connections at moments between, by owner.
+	middle      []map[string][]socket
+	events      []occurrence
+	left        uint64 // events that were not kept
+	lookups     []lookup
+	descriptors map[string]descriptors
+	// nat are the ports that NAT has given out, by owner.
+	nat map[string]natPorts
+	// pods are the names of pods by address, nodes the addresses of the node.
+	pods  map[netip.Addr]string
+	nodes map[netip.Addr]bool
+}
+
+func (r *recording) took() time.Duration { return r.after.at.Sub(r.before.at) }
+
+// nameOf is whose an address is: a pod's, the node's, or the address itself.
+func (r *recording) nameOf(a netip.Addr) string {
+	switch {
+	case r.pods[a] != "":
+		return r.pods[a]
+	case r.nodes[a]:
+		return Node
+	case !a.IsValid():
+		return ""
+	}
+	return a.String()
+}
+
+// observer gathers observations: those of one signal, owner, peer and kind are one.
+type observer struct {
+	*recording
+	all map[observationKey]*observation
+}
+
+type observationKey struct{ signal, owner, peer, what string }
+
+func (o *observer) add(x observation) {
+	if x.value == 0 || x.owner == "" {
+		return
+	}
+	k := observationKey{x.signal, x.owner, x.peer, x.what}
+	if was := o.all[k]; was != nil {
+		was.value += x.value
+		was.blame = cmp.Or(was.blame, x.blame)
+		return
+	}
+	o.all[k] = &x
+}
+
+// observe makes observations of a recording.
+func observe(r *recording) []observation {
+	o := &observer{r, map[observationKey]*observation{}}
+	for name, before := range r.before.values {
+		for metric, v := range rises(before, r.after.values[name]) {
+			o.add(observation{signal: metric, owner: name, value: v})
+		}
+	}
+	for name, after := range r.after.netns {
+		before := r.before.netns[name]
+		if before == nil {
+			continue // a pod that started meanwhile
+		}
+		o.counters(name, before, after)
+		samples := [][]socket{before.sockets}
+		for _, m := range r.middle {
+			samples = append(samples, m[name])
+		}
+		o.sockets(name, after, append(samples, after.sockets))
+		o.qdiscs(name, before, after)
+		o.ports(name, after)
+	}
+	for name, after := range r.after.groups {
+		if before, ok := r.before.groups[name]; ok {
+			o.groups(name, before, after)
+		}
+	}
+	o.drops()
+	o.retransmissions()
+	o.resets()
+	o.latencies()
+	o.names()
+	o.node()
+	o.conntrack()
+	o.arpFlux()
+	for name, d := range r.descriptors {
+		if d.limit > 0 {
+			o.add(observation{signal: "fd.used", owner: name, value: 100 * float64(d.open) / float64(d.limit), what: d.comm + "[" + strconv.Itoa(d.pid) + "], " + strconv.FormatUint(d.open, 10) + " of " + strconv.FormatUint(d.limit, 10)})
+		}
+	}
+	list := make([]observation, 0, len(o.all))
+	for _, x := range o.all {
+		list = append(list, *x)
+	}
+	slices.SortFunc(list, func(a, b observation) int {
+		return cmp.Or(strings.Compare(a.signal, b.signal), strings.Compare(a.owner, b.owner), cmp.Compare(b.value, a.value), strings.Compare(a.peer, b.peer), strings.Compare(a.what, b.what))
+	})
+	return list
+}
+
+// counters are those of the IP stack, and sums of them.
+func (o *observer) counters(name string, before, after *netnsState) {
+	rise := func(counter string) float64 {
+		was, ok := before.counters[counter]
+		if now := after.counters[counter]; ok && now > was {
+			return float64(now - was)
+		}
+		return 0
+	}
+	for counter := range after.counters {
+		o.add(observation{signal: counter, owner: name, value: rise(counter)})
+	}
+	all := func(counters ...string) (total float64) {
+		for _, c := range counters {
+			total += rise(c)
+		}
+		return total
+	}
+	add := func(signal string, counters ...string) {
+		o.add(observation{signal: signal, owner: name, value: all(counters...)})
+	}
+	add("udp.full", "UdpRcvbufErrors", "Udp6RcvbufErrors")
+	add("udp.datagrams", "UdpInDatagrams", "Udp6InDatagrams", "UdpRcvbufErrors", "Udp6RcvbufErrors")
+	add("tcp.opens", "TcpActiveOpens", "TcpPassiveOpens")
+	add("tcp.aborts", "TcpExtTCPAbortOnClose", "TcpExtTCPAbortOnData")
+	add("tcp.reordered", "TcpExtTCPSACKReorder", "TcpExtTCPTSReorder", "TcpExtTCPRenoReorder")
+	o.add(observation{signal: "checksum.bad", owner: name, peer: o.damaged(name),
+		value: all("TcpInCsumErrors", "UdpInCsumErrors", "Udp6InCsumErrors", "IcmpInCsumErrors", "Icmp6InCsumErrors")})
+	add("syn.refused", "TcpExtTCPReqQFullDoCookies", "TcpExtTCPReqQFullDrop")
+	if sent, answered := rise("TcpExtSyncookiesSent"), rise("TcpExtSyncookiesRecv"); sent > answered {
+		o.add(observation{signal: "syn.cookies_unanswered", owner: name, value: sent - answered})
+	}
+	if sharesSegment(after) {
+		add("rpfilter.shared", "TcpExtIPReversePathFilter")
+	}
+	global6 := slices.ContainsFunc(after.addrs, func(a address) bool {
+		return a.addr.Is6() && a.addr.IsGlobalUnicast()
+	})
+	if global6 && after.default4 && !after.default6 {
+		o.add(observation{signal: "ipv6.no_route", owner: name, value: rise("Ip6OutNoRoutes"), blame: name})
+	}
+}
+
+// sharesSegment reports whether two interfaces have addresses of one network.
+func sharesSegment(s *netnsState) bool {
+	for i, a := range s.addrs {
+		for _, b := range s.addrs[i+1:] {
+			if a.device != b.device && a.addr.Is4() && b.addr.Is4() && !a.addr.IsLoopback() && a.bits < 32 && b.bits < 32 &&
+				(netip.PrefixFrom(a.addr, a.bits).Contains(b.addr) || netip.PrefixFrom(b.addr, b.bits).Contains(a.addr)) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// damaged is the pod that all packets with a wrong checksum came from, "" if there is
+// none.
+func (o *observer) damaged(name string) (from string) {
+	for _, e := range o.events {
+		if e.typ != "PacketLoss" || e.owner != name || dropSignals[e.reason] != "drop.checksum" {
+			continue
+		}
+		if !isPodName(e.src.name) || from != "" && from != e.src.name {
+			return ""
+		}
+		from = e.src.name
+	}
+	return from
+}
+
+// connection names a connection of a namespace.
+type connection struct{ local, remote netip.AddrPort }
+
+// isOpen reports whether a socket is a connection that may have data to send.
+func (s *socket) isOpen() bool {
+	switch s.state {
+	case established, closeWait, 4 /* FIN_WAIT1 */, 9 /* LAST_ACK */, 11 /* CLOSING */ :
+		return s.info != nil
+	}
+	return false
+}
+
+// isStuck reports whether what a socket has sent goes unacknowledged after two
+// timeouts or more.
+func (s *socket) isStuck() bool {
+	return s.isOpen() && s.info.Unacked > 0 && s.info.Probes == 0 && (s.info.Retransmits >= 2 || s.info.Backoff >= 2)
+}
+
+// sockets observes connections: in the sample at the begin, the first, and in those
+// that follow.
+func (o *observer) sockets(name string, after *netnsState, samples [][]socket) {
+	was := map[connection]*socket{}
+	for i := range samples[0] {
+		s := &samples[0][i]
+		was[connection{s.local, s.remote}] = s
+	}
+	peers := o.peers(samples, was)
+	// Where no socket has a window the kernel does not tell of windows (before
+	// Linux 5.4).
+	windows := slices.ContainsFunc(after.sockets, func(s socket) bool { return s.info != nil && s.info.Snd_wnd > 0 })
+	closed, large, small := map[connection]bool{}, map[connection]bool{}, map[connection]bool{}
+	full := map[uint16]*socket{}
+	var halfOpen map[string]float64
+	for _, sample := range samples[1:] {
+		half := map[string]float64{}
+		for i := range sample {
+			s := &sample[i]
+			switch {
+			case s.state == listening && s.rx > 0 && s.rx >= s.tx:
+				if f := full[s.local.Port()]; f == nil || f.rx < s.rx {
+					full[s.local.Port()] = s
+				}
+			case s.state == synRecv:
+				half[o.nameOf(s.remote.Addr())]++
+			}
+			if !s.isOpen() || s.remote.Addr().IsLoopback() {
+				continue
+			}
+			c := connection{s.local, s.remote}
+			mss := max(s.info.Snd_mss, 536)
+			limited := s.info.Rwnd_limited
+			if old := was[c]; old != nil && old.info != nil {
+				limited = since(limited, old.info.Rwnd_limited)
+			}
+			if waits := s.tx > 0 || s.info.Notsent_bytes > 0; waits && (s.info.Probes > 0 || windows && s.info.Snd_wnd < mss) && limited >= leastLimited {
+				closed[c] = true
+			}
+			if s.isStuck() {
+				if p := peers[o.nameOf(c.remote.Addr())]; s.tx >= mss*9/10 && p.answers && !p.takes {
+					large[c] = true
+				}
+				if s.tx < mss*9/10 {
+					small[c] = true
+				}
+			}
+		}
+		// What stands is there in each sample.
+		if sum(half) < sum(halfOpen) || halfOpen == nil {
+			halfOpen = half
+		}
+	}
+	for signal, which := range map[string]map[connection]bool{"window.closed": closed, "stuck.large": large, "stuck.small": small} {
+		for c := range which {
+			o.add(observation{signal: signal, owner: name, peer: o.nameOf(c.remote.Addr()), value: 1})
+		}
+	}
+	for port, s := range full {
+		o.add(observation{signal: "listen.full", owner: name, value: float64(s.rx), what: ":" + strconv.Itoa(int(port)) + ", which holds " + strconv.Itoa(int(s.tx))})
+	}
+	most, from := 0.0, ""
+	for peer, n := range halfOpen {
+		if n > most || n == most && peer < from {
+			most, from = n, peer
+		}
+	}
+	if most < 0.8*sum(halfOpen) {
+		from = "" // many
+	}
+	o.add(observation{signal: "syn.half_open", owner: name, peer: from, value: sum(halfOpen)})
+	for peer, p := range peers {
+		if p.v6 && p.asked >= leastAsked && !p.opened && slices.ContainsFunc(after.sockets, worksOver4) {
+			blame := ""
+			if !after.default6 {
+				blame = name
+			}
+			o.add(observation{signal: "ipv6.stuck", owner: name, peer: peer, value: p.asked, blame: blame})
+		}
+	}
+	for i := range after.sockets {
+		s := &after.sockets[i]
+		old := was[connection{s.local, s.remote}]
+		if !s.isOpen() || s.remote.Addr().IsLoopback() {
+			continue
+		}
+		reordered := s.info.Reord_seen
+		if old != nil && old.info != nil {
+			reordered = uint32(since(uint64(reordered), uint64(old.info.Reord_seen)))
+			// Nothing was read in all the time: what came is what there is more of.
+			if s.state == established && old.rx > 0 && s.rx >= leastUnread && s.rx >= old.rx &&
+				since(s.info.Bytes_received, old.info.Bytes_received) == uint64(s.rx-old.rx) {
+				o.add(observation{signal: "unread.stands", owner: name, peer: o.nameOf(s.remote.Addr()), value: float64(s.rx)})
+			}
+		}
+		o.add(observation{signal: "reordered.peer", owner: name, peer: o.nameOf(s.remote.Addr()), value: float64(reordered)})
+	}
+}
+
+// leastLimited is for how long, in microseconds, a sender has had to wait for a
+// window.
+const leastLimited = 1_000_000
+
+// leastAsked is how many handshakes, over all samples, have to be without an answer,
+// and none with one. A sample that meets a handshake of a path that works meets
+// connections more often.
+const leastAsked = 3
+
+func sum(m map[string]float64) (total float64) {
+	for _, n := range m {
+		total += n
+	}
+	return total
+}
+
+// peer is what the sockets of a namespace show of another end.
+type peer struct {
+	answers bool // handshakes, or small segments
+	takes   bool // large segments get through
+	// Of its global IPv6 addresses: SYNs without an answer, by sample, and whether a
+	// connection was there in any.
+	v6     bool
+	asked  float64
+	opened bool
+}
+
+func (o *observer) peers(samples [][]socket, was map[connection]*socket) map[string]*peer {
+	peers := map[string]*peer{}
+	for i, sample := range samples {
+		for j := range sample {
+			s := &sample[j]
+			far := s.remote.Addr()
+			if s.state == listening || far.IsLoopback() || !far.IsValid() {
+				continue
+			}
+			name := o.nameOf(far)
+			p := peers[name]
+			if p == nil {
+				p = &peer{}
+				peers[name] = p
+			}
+			if far.Is6() && far.IsGlobalUnicast() {
+				p.v6 = true
+				if s.state == synSent {
+					p.asked++
+				} else {
+					p.opened = true
+				}
+			}
+			if i == 0 || !s.isOpen() {
+				continue
+			}
+			acked, received := s.info.Bytes_acked, s.info.Bytes_received
+			old := was[connection{s.local, s.remote}]
+			if old != nil && old.info != nil {
+				acked, received = since(acked, old.info.Bytes_acked), since(received, old.info.Bytes_received)
+			}
+			// A connection that is new has had its handshake in the time.
+			p.answers = p.answers || old == nil || received > 0 || acked > 0
+			p.takes = p.takes || acked > 4*uint64(max(s.info.Snd_mss, 536))
+		}
+	}
+	return peers
+}
+
+// worksOver4 reports whether a socket is a connection over IPv4 that was made.
+func worksOver4(s socket) bool {
+	return s.remote.Addr().Is4() && !s.remote.Addr().IsLoopback() && (s.state == established || s.state == timeWait || s.state == closeWait)
+}
+
+// leastUnread is how many unread bytes are more than what a closed or idle
+// connection leaves: the last record of TLS, a protocol's farewell.
+const leastUnread = 4096
+
+func since(now, was uint64) uint64 {
+	if now < was {
+		return now
+	}
+	return now - was
+}
+
+// shapers are the queueing disciplines that hold traffic to a rate.
+var shapers = []string{"tbf", "htb", "hfsc", "cake"}
+
+// atRate is how much of a shaper's rate is used where the rate is what holds traffic
+// up. Where it is less, its queue is too short for bursts.
+const atRate = 0.8
+
+func (o *observer) qdiscs(name string, before, after *netnsState) {
+	type sum struct{ packets, drops, limits, backlog, wire, full, sent float64 }
+	devices := map[string]*sum{}
+	for _, q := range after.qdiscs {
+		i := slices.IndexFunc(before.qdiscs, func(b qdisc) bool {
+			return b.device == q.device && b.handle == q.handle && b.kind == q.kind && b.packets <= q.packets
+		})
+		old := qdisc{}
+		if i >= 0 {
+			old = before.qdiscs[i]
+		} else if slices.ContainsFunc(before.qdiscs, func(b qdisc) bool { return b.device == q.device }) {
+			continue // it was replaced
+		}
+		s := devices[q.device]
+		if s == nil {
+			s = &sum{}
+			devices[q.device] = s
+		}
+		packets, drops := float64(q.packets-old.packets), float64(since(q.drops, old.drops))
+		used := 1.0 // of a rate that is not known
+		if q.rate > 0 {
+			used = float64(since(q.bytes, old.bytes)) / o.took().Seconds() / float64(q.rate)
+		}
+		switch {
+		case slices.Contains(shapers, q.kind) && used >= atRate:
+			s.packets = max(s.packets, packets)
+			s.limits = max(s.limits, float64(since(q.limits, old.limits)))
+			s.backlog = max(s.backlog, float64(q.qlen))
+			s.drops = max(s.drops, drops)
+		case q.kind == "netem":
+			s.wire = max(s.wire, drops)
+		default:
+			s.full, s.sent = max(s.full, drops), max(s.sent, packets+drops)
+		}
+	}
+	for device, s := range devices {
+		o.add(observation{signal: "shaper.packets", owner: name, what: device, value: s.packets + s.drops})
+		o.add(observation{signal: "shaper.waits", owner: name, what: device, value: s.limits})
+		o.add(observation{signal: "shaper.queue", owner: name, what: device, value: s.backlog})
+		o.add(observation{signal: "shaper.drops", owner: name, what: device, value: s.drops})
+		o.add(observation{signal: "netem.drops", owner: name, what: device, value: s.wire})
+		if s.packets == 0 { // a shaper's inner queue is full because of the shaper
+			o.add(observation{signal: "queue.drops", owner: name, what: device, value: s.full})
+			o.add(observation{signal: "queue.packets", owner: name, what: device, value: s.sent})
+		}
+	}
+}
+
+// ports looks for destinations for which no ephemeral port is left.
+func (o *observer) ports(name string, after *netnsState) {
+	if after.portsTo == 0 {
+		return
+	}
+	room := float64(after.portsTo) - float64(after.portsFrom) + 1
+	type to struct {
+		local  netip.Addr
+		remote netip.AddrPort
+	}
+	type use struct{ all, waiting float64 }
+	uses := map[to]*use{}
+	for _, s := range after.sockets {
+		if s.state == listening || s.state == synRecv || s.local.Port() < after.portsFrom || s.local.Port() > after.portsTo {
+			continue
+		}
+		k := to{s.local.Addr(), s.remote}
+		if uses[k] == nil {
+			uses[k] = &use{}
+		}
+		uses[k].all++
+		if s.state == timeWait {
+			uses[k].waiting++
+		}
+	}
+	for k, u := range uses {
+		if u.all < room/2 {
+			continue
+		}
+		signal := "ports.open"
+		if u.waiting >= u.all/2 {
+			signal = "ports.time_wait"
+		}
+		o.add(observation{signal: signal, owner: name, peer: o.nameOf(k.remote.Addr()), value: 100 * u.all / room,
+			what: k.remote.String() + ", " + strconv.Itoa(int(u.all)) + " of " + strconv.Itoa(int(room))})
+	}
+	if after.twMax > 0 {
+		o.add(observation{signal: "time_wait.used", owner: name, value: 100 * float64(after.tw) / float64(after.twMax)})
+	}
+}
+
+func (o *observer) groups(name string, before, after groupState) {
+	window := o.took().Seconds()
+	if after.periods > before.periods {
+		o.add(observation{signal: "cpu.throttled", owner: name, value: 100 * float64(since(after.throttled, before.throttled)) / float64(after.periods-before.periods)})
+	}
+	o.add(observation{signal: "cpu.throttled_time", owner: name, value: 100 * float64(since(after.throttledFor, before.throttledFor)) / 1e9 / window})
+	if after.stalls && before.stalls {
+		o.add(observation{signal: "disk.stall", owner: name, value: 100 * float64(since(after.stall, before.stall)) / 1e6 / window})
+	}
+	for _, l := range after.limits {
+		if l.most == 0 {
+			continue
+		}
+		rate := float64(since(after.done[l.ioKey], before.done[l.ioKey])) / window
+		o.add(observation{signal: "disk.limit", owner: name, value: 100 * rate / float64(l.most), what: l.device + " " + l.kind + "=" + strconv.FormatUint(l.most, 10)})
+	}
+}
+
+func functionOf(location string) string {
+	function, _, _ := strings.Cut(location, "+")
+	return function
+}
+
+// dropSignals are the signals of the kernel's reasons of drops.
+var dropSignals = map[string]string{
+	"NETFILTER_DROP": "drop.rule", "IP_OUTNOROUTES": "drop.no_route", "IP_INNOROUTES": "drop.no_route",
+	"NEIGH_FAILED": "drop.neighbour", "NEIGH_QUEUEFULL": "drop.neighbour", "NEIGH_DEAD": "drop.neighbour",
+	"NEIGH_CREATEFAIL": "drop.neighbour_table",
+	"TCP_CSUM":         "drop.checksum", "UDP_CSUM": "drop.checksum", "IP_CSUM": "drop.checksum", "ICMP_CSUM": "drop.checksum", "SKB_CSUM": "drop.checksum",
+	"CPU_BACKLOG": "drop.backlog", "PKT_TOO_BIG": "drop.too_big", "IP_RPFILTER": "drop.rpfilter",
+	"QDISC_DROP": "drop.queue", "SOCKET_RCVBUFF": "drop.socket", "NO_SOCKET": "drop.no_socket",
+	"PROTO_MEM": "drop.memory", "SOCKET_BACKLOG": "drop.socket",
+}
+
+// hookFunction drops packets for rules of iptables, and for conntrack.
+const hookFunction = "nf_hook_slow"
+
+// ruleFunctions drop packets for rules, on kernels without reasons.
+var ruleFunctions = []string{hookFunction, "nft_do_chain", "ipt_do_table", "ip6t_do_table", "nf_hook_slow_list"}
+
+// drops are the packets that were lost in the namespace of a pod or the node.
+func (o *observer) drops() {
+	// Conntrack drops what it cannot enter in the hook itself, where rules of
+	// iptables drop, too. It counts how many those are.
+	untracked := map[string]float64{}
+	for name := range o.after.values {
+		v := rises(o.before.values[name], o.after.values[name])
+		untracked[name] = v["kubeskoop_conntrack_insertfailed"] + v["kubeskoop_conntrack_drop"]
+	}
+	for _, e := range o.events {
+		if e.typ != "PacketLoss" || e.owner == "" {
+			continue
+		}
+		signal := dropSignals[e.reason]
+		if signal == "" && e.reason == "" && slices.Contains(ruleFunctions, e.function) {
+			signal = "drop.rule"
+		}
+		signal = cmp.Or(signal, "drop.other")
+		peer, what := e.dst.name, ""
+		if e.dst.name == e.owner {
+			peer = e.src.name
+		}
+		if port := servicePort(e.src, e.dst); port != 0 {
+			what = strings.ToUpper(e.protocol) + " port " + strconv.Itoa(int(port))
+		}
+		switch signal {
+		case "drop.rule":
+			// What the world sends to a node and its firewall refuses is the
+			// firewall's work, and so are packets that it forwards for nobody here.
+			if e.owner == Node && e.src.name != Node && !isPodName(e.src.name) && !isPodName(e.dst.name) {
+				continue
+			}
+			if e.owner == Node {
+				peer = e.dst.name
+			}
+			if e.function == hookFunction && untracked[e.owner] >= float64(e.n) {
+				untracked[e.owner] -= float64(e.n)
+				signal, peer, what = "drop.untracked", "", ""
+			}
+		case "drop.neighbour", "drop.checksum":
+			what = ""
+		case "drop.no_socket":
+			if e.protocol == "TCP" {
+				continue // its sender gets a RST
+			}
+		}
+		if signal == "drop.checksum" {
+			peer = e.src.name
+		}
+		o.add(observation{signal: signal, owner: e.owner, peer: peer, value: float64(e.n), what: what})
+		// A loss on this node is none of the path's, whichever end retransmits.
+		if e.src.known() {
+			o.add(observation{signal: "drop.local", owner: e.src.name, peer: e.dst.name, value: float64(e.n)})
+		}
+		if e.dst.known() {
+			o.add(observation{signal: "drop.local", owner: e.dst.name, peer: e.src.name, value: float64(e.n)})
+		}
+	}
+}
+
+// isPodName reports whether a name is a pod's: no address has a slash.
+func isPodName(name string) bool { return strings.Contains(name, "/") }
+
+// ephemeral is where the kernel's range of ephemeral ports begins by default.
+const ephemeral = 32768
+
+// servicePort is the port of a connection that is the service's, 0 if none is.
+func servicePort(a, b end) uint16 {
+	low := min(a.port, b.port)
+	if low == 0 || low >= ephemeral {
+		return 0
+	}
+	return low
+}
+
+func (o *observer) retransmissions() {
+	for _, e := range o.events {
+		if e.typ != "TCPRetrans" || e.owner == "" {
+			continue
+		}
+		signal := "tcp.retransmitted"
+		switch e.state {
+		case "SYN_SENT":
+			signal = "syn.retransmitted"
+		case "SYN_RECV", "NEW_SYN_RECV":
+			signal = "synack.retransmitted"
+		}
+		peer := e.dst.name
+		if peer == e.owner {
+			peer = e.src.name
+		}
+		o.add(observation{signal: signal, owner: e.owner, peer: peer, value: float64(e.n)})
+		if a, err := netip.ParseAddr(e.dst.addr); err == nil && signal == "syn.retransmitted" && a.Is6() {
+			o.add(observation{signal: "ipv6.syn", owner: e.owner, peer: peer, value: float64(e.n)})
+		}
+	}
+}
+
+// resets compares the resets that were received with those that were sent.
+func (o *observer) resets() {
+	type way struct{ from, to end }
+	sent := map[way]int{}
+	for _, e := range o.events {
+		if strings.HasPrefix(e.typ, "TCPRESET_") && e.typ != "TCPRESET_RECEIVE" {
+			sent[way{bare(e.src), bare(e.dst)}] += int(e.n)
+		}
+	}
+	type service struct {
+		owner string // that was refused
+		peer  string
+		addr  string
+		port  uint16
+	}
+	type refusals struct {
+		n           float64
+		first, last time.Time
+	}
+	refused := map[service]*refusals{}
+	note := func(k service, e occurrence) {
+		r := refused[k]
+		if r == nil {
+			r = &refusals{first: e.at}
+			refused[k] = r
+		}
+		r.n += float64(e.n)
+		r.last = e.at
+	}
+	for _, e := range o.events {
+		if e.owner == "" {
+			continue
+		}
+		switch e.typ {
+		case "TCPRESET_RECEIVE":
+			// Both ends are here, and the peer has not sent it. Where events were
+			// held back, nobody can tell.
+			k := way{bare(e.dst), bare(e.src)}
+			here := isPodName(e.dst.name) || e.dst.name == Node
+			switch {
+			case here && sent[k] > 0:
+				sent[k]--
+			case here && o.left == 0 && e.dst.name != e.owner && e.state != "NEW_SYN_RECV":
+				o.add(observation{signal: "reset.unsent", owner: e.owner, peer: e.dst.name, value: float64(e.n)})
+				continue
+			}
+			if e.state == "SYN_SENT" {
+				note(service{e.owner, e.dst.name, e.dst.addr, e.dst.port}, e)
+			}
+		case "TCPRESET_NOSOCK":
+			if isPodName(e.owner) && !e.dst.known() {
+				note(service{e.dst.name, e.owner, e.src.addr, e.src.port}, e)
+			}
+		}
+	}
+	for k, r := range refused {
+		if r.n > 1 && r.last.Sub(r.first) < o.took()/3 {
+			continue // a moment's: a server that starts
+		}
+		signal := "tcp.refused"
+		if at := o.after.netns[k.peer]; at != nil {
+			anywhere, loopback := listensOn(at.sockets, k.addr, k.port)
+			if anywhere {
+				continue // it listens by now
+			}
+			if loopback {
+				signal = "tcp.loopback_only"
+			}
+		}
+		o.add(observation{signal: signal, owner: k.owner, peer: k.peer, value: r.n, what: ":" + strconv.Itoa(int(k.port)), blame: k.peer})
+	}
+}
+
+func bare(e end) end { return end{addr: e.addr, port: e.port} }
+
+// listensOn reports whether a socket listens on an address and port, and whether
+// one listens on that port of the loopback interface.
+func listensOn(sockets []socket, addr string, port uint16) (there, loopback bool) {
+	a, err := netip.ParseAddr(addr)
+	if err != nil {
+		return false, false
+	}
+	for _, s := range sockets {
+		if s.state != listening || s.local.Port() != port {
+			continue
+		}
+		l := s.local.Addr()
+		switch {
+		case l.IsLoopback():
+			loopback = true
+		case l.IsUnspecified(), l == a:
+			there = true
+		}
+	}
+	return there, loopback
+}
+
+// readers are the reads that came late, by process.
+func (o *observer) latencies() {
+	for _, e := range o.events {
+		switch e.typ {
+		case "SOCKETLAT_READSLOW":
+			o.add(observation{signal: "read.late", owner: e.owner, value: float64(e.n), what: e.comm})
+		case "BIOLAT_10MS", "BIOLAT_100MS":
+			o.add(observation{signal: "disk.late", owner: Node, value: float64(e.n), what: e.disk})
+		}
+	}
+}
+
+const (
+	// slowLookup is more than any server takes for what it knows, and than most
+	// take for what they have to ask others for.
+	slowLookup = 500 * time.Millisecond
+	// lostLookup is when a question counts as unanswered.
+	lostLookup = 2 * time.Second
+)
+
+// names are the lookups of DNS, by server.
+func (o *observer) names() {
+	type of struct{ client, server string }
+	all, slow := map[of]float64{}, map[of]float64{}
+	worst := map[of]time.Duration{}
+	for _, l := range o.lookups {
+		k := of{o.nameOf(l.client), o.nameOf(l.server)}
+		took := l.answered.Sub(l.asked)
+		if l.answered.IsZero() {
+			if took = o.after.at.Sub(l.asked); took < lostLookup {
+				continue
+			}
+		}
+		all[k]++
+		if took >= slowLookup {
+			slow[k]++
+			worst[k] = max(worst[k], took)
+		}
+	}
+	for k, n := range all {
+		o.add(observation{signal: "dns.lookups", owner: k.client, peer: k.server, value: n})
+		if slow[k] > 0 {
+			o.add(observation{signal: "dns.slow", owner: k.client, peer: k.server, value: slow[k], what: worst[k].Round(10 * time.Millisecond).String()})
+		}
+	}
+}
+
+func (o *observer) node() {
+	before, after := o.before.node, o.after.node
+	if before == nil || after == nil {
+		return
+	}
+	window := o.took().Seconds()
+	for i := range after.cpus {
+		if i >= len(before.cpus) || after.cpus[i].all <= before.cpus[i].all {
+			continue
+		}
+		all := float64(after.cpus[i].all - before.cpus[i].all)
+		o.add(observation{signal: "cpu.softirq", owner: Node, what: strconv.Itoa(i), value: 100 * float64(since(after.cpus[i].softirq, before.cpus[i].softirq)) / all})
+	}
+	for name, d := range after.disks {
+		old, ok := before.disks[name]
+		if n := since(d.ios, old.ios); ok && n > 0 {
+			o.add(observation{signal: "disk.ios", owner: Node, what: name, value: float64(n)})
+			o.add(observation{signal: "disk.wait", owner: Node, what: name, value: float64(since(d.waits, old.waits)) / float64(n)})
+		}
+	}
+	if was, ok := before.stall["io"]; ok {
+		o.add(observation{signal: "disk.stall", owner: Node, value: 100 * float64(since(after.stall["io"], was)) / 1e6 / window})
+	}
+	if after.tcpPressure > 0 {
+		o.add(observation{signal: "tcp.memory", owner: Node, value: 100 * float64(after.tcpMem) / float64(after.tcpPressure), what: strconv.FormatUint(after.tcpMem, 10) + " pages"})
+	}
+	o.add(observation{signal: "neighbour.table_full", owner: Node, value: float64(since(after.arpFulls, before.arpFulls))})
+	if after.arpMax > 0 {
+		o.add(observation{signal: "neighbour.table_used", owner: Node, value: 100 * float64(after.arp) / float64(after.arpMax)})
+	}
+}
+
+// natPorts are the ports that NAT has given out to one destination.
+type natPorts struct {
+	used, room float64
+	to         string
+}
+
+func (o *observer) conntrack() {
+	for name, v := range o.after.values {
+		entries, most := v["kubeskoop_conntrack_entries"], v["kubeskoop_conntrack_maxentries"]
+		if most > 0 {
+			o.add(observation{signal: "conntrack.used", owner: name, value: 100 * entries / most, what: strconv.FormatFloat(entries, 'f', 0, 64) + " of " + strconv.FormatFloat(most, 'f', 0, 64)})
+		}
+	}
+	for name, n := range o.nat {
+		if n.room > 0 {
+			o.add(observation{signal: "nat.ports", owner: name, value: 100 * n.used / n.room, what: n.to})
+		}
+	}
+}
+
+// arpFlux looks for a neighbour's entry that has the node's address with the
+// hardware address of another of the node's interfaces than has it.
+func (o *observer) arpFlux() {
+	node := o.after.netns[Node]
+	if node == nil {
+		return
+	}
+	mac, device := map[string]string{}, map[string]string{}
+	for _, l := range node.links {
+		mac[l.name] = l.mac
+		if l.mac != "" {
+			device[l.mac] = l.name
+		}
+	}
+	owns := map[netip.Addr]string{}
+	for _, a := range node.addrs {
+		owns[a.addr] = a.device
+	}
+	for name, s := range o.after.netns {
+		if name == Node {
+			continue
+		}
+		for _, n := range s.neighbours {
+			own := owns[n.addr]
+			other := device[n.mac]
+			if own == "" || other == "" || own == other || mac[own] == n.mac || n.state&(netlink.NUD_FAILED|netlink.NUD_INCOMPLETE|netlink.NUD_PERMANENT) != 0 {
+				continue
+			}
+			o.add(observation{signal: "arp.other_device", owner: name, peer: Node, value: 1, what: n.addr.String() + " of " + own + " at " + other})
+		}
+	}
+}

@@ -1,0 +1,274 @@
+package diagnose
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+
+	"nodeskoop/cmd/nodeskoop/internal/session"
+	"nodeskoop/collect"
+	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/event"
+	"nodeskoop/collect/owner"
+	"nodeskoop/collect/trace"
+)
+
+// Probes are the probes that diagnose runs.
+func Probes() []string {
+	return []string{"biolatency", "conntrack", "net_softirq", "packetloss", "socketlatency", "softnet", "tcpreset", "tcpretrans"}
+}
+
+// The kernel's limits on events of one type and network namespace, a second: above
+// what most faults make, so that each is seen, and low enough that a flood costs a
+// few percent of a CPU.
+const (
+	eventRate  = 500
+	eventBurst = 2000
+	mostEvents = 50_000 // that are kept
+)
+
+// Node is how findings name the node.
+const Node = "node"
+
+// hostLabel is the host's label in the families. No pod can have that name.
+const hostLabel = "(host)"
+
+// nameOfPod is how findings name a pod.
+func nameOfPod(p *owner.Pod) string {
+	if p.HostNetwork {
+		return Node
+	}
+	return p.Namespace + "/" + p.Name
+}
+
+// occurrences is the sink of the events: it keeps them.
+type occurrences struct {
+	mu   sync.Mutex
+	list []occurrence
+	left uint64 // were not kept, by limits of the kernel or of mostEvents
+}
+
+// occurrence is what is kept of an event.
+type occurrence struct {
+	typ      string
+	owner    string // a pod, Node, or "" for what is neither's
+	src, dst end
+	reason   string
+	function string // that dropped a packet
+	state    string // of TCP
+	comm     string
+	disk     string
+	protocol string
+	at       time.Time
+	latency  time.Duration
+	n        uint64
+}
+
+// end is one end of a connection. Its name is that of a pod, Node, or the address.
+type end struct {
+	name string
+	addr string
+	port uint16
+}
+
+// known reports whether an end is on this node.
+func (e end) known() bool { return e.name != "" && e.name != e.addr }
+
+func endOf(e *event.Endpoint) end {
+	x := end{port: e.Port}
+	if e.Addr.IsValid() {
+		x.addr = e.Addr.String()
+		x.name = x.addr
+	}
+	switch {
+	case e.Pod != nil:
+		x.name = nameOfPod(e.Pod)
+	case e.Kind == event.EndNode:
+		x.name = Node
+	}
+	return x
+}
+
+// Send keeps an event.
+func (o *occurrences) Send(e *event.Event, done func(*event.Event, bool)) {
+	x := occurrence{
+		typ: e.Type.Name, src: endOf(&e.Src), dst: endOf(&e.Dst), reason: e.Reason, state: e.TCPState,
+		comm: event.CommonComm(e.Comm), disk: e.Disk, protocol: e.Protocol, at: e.Time, latency: e.Latency, n: e.Occurrences(),
+		function: functionOf(e.Location),
+	}
+	switch {
+	case e.Pod != nil:
+		x.owner = nameOfPod(e.Pod)
+	case e.OfHost():
+		x.owner = Node
+	}
+	o.mu.Lock()
+	if o.left += e.Suppressed; len(o.list) < mostEvents {
+		o.list = append(o.list, x)
+	} else {
+		o.left += x.n
+	}
+	o.mu.Unlock()
+	if done != nil {
+		done(e, true)
+	}
+}
+
+// Close does nothing: what was sent is kept.
+func (*occurrences) Close(context.Context) error { return nil }
+
+// since takes what happened from a moment on.
+func (o *occurrences) since(t time.Time) (list []occurrence, left uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(o.list), func(x occurrence) bool { return x.at.Before(t) }), o.left
+}
+
+// watcher runs the probes.
+type watcher struct {
+	runner *collect.Runner
+	tracer *trace.Tracer
+	pods   owner.Pods
+	hub    *event.Hub
+	seen   occurrences
+	status func() error // of containerd
+}
+
+// newWatcher makes a watcher; end releases it.
+func newWatcher(ctx context.Context, s *session.Session) (w *watcher, end func(), err error) {
+	o := s.Options(s.Config, s.Host)
+	o.HostLabel, o.Exclude, o.SkipZero, o.MaxSeries, o.CompatNames, o.Labels = hostLabel, nil, false, 0, false, nil
+	index := s.WatchPods(ctx, s.Config, s.Host)
+	w = &watcher{pods: index, status: func() error { return session.Named(index) }}
+	h := s.HubOptions(s.Config, s.Host, index)
+	h.HostLabel, h.Window, h.Rate, h.Burst, h.TotalRate = hostLabel, 0, 0, 0, 0
+	w.hub = event.NewHub(h, &w.seen)
+	o.Probes = withOptions(o.Probes)
+	w.tracer = trace.New(trace.Options{Hub: w.hub, Limits: trace.EventLimits{Rate: eventRate, Burst: eventBurst}, Log: s.Log})
+	o.Pods = index
+	way := session.Events{Tracer: w.tracer, Hub: w.hub}
+	w.runner, err = collect.NewRunner(o, session.Factories(w.tracer)...)
+	if err != nil {
+		way.Close(s.Log)
+		return nil, nil, err
+	}
+	return w, func() {
+		w.runner.Close()
+		way.Close(s.Log)
+	}, nil
+}
+
+// withOptions lets conntrack look at pods, too, and events carry no stack, which
+// costs their reader microseconds.
+func withOptions(options map[string]map[string]any) map[string]map[string]any {
+	out := maps.Clone(options)
+	if out == nil {
+		out = map[string]map[string]any{}
+	}
+	set := func(probe, key string, value any) {
+		of := maps.Clone(out[probe])
+		if of == nil {
+			of = map[string]any{}
+		}
+		of[key] = value
+		out[probe] = of
+	}
+	for _, p := range catalog.Probes() {
+		if slices.ContainsFunc(p.Options, func(o catalog.Option) bool { return o.Key == "stack" }) {
+			set(p.Name, "stack", false)
+		}
+	}
+	set("conntrack", "pods", true)
+	return out
+}
+
+// values are the metrics of one owner.
+type values map[string]float64
+
+// sample takes one sample: the values of the node and of each pod. Labels beyond
+// the pod's are summed up.
+func (w *watcher) sample() map[string]values {
+	out := map[string]values{}
+	shared := map[string]bool{} // pods of the same name: nobody's value is known
+	seen := map[string]string{}
+	for _, p := range w.pods.Running() {
+		if p.HostNetwork {
+			continue
+		}
+		if id, twice := seen[nameOfPod(p)]; twice && id != p.ID {
+			shared[nameOfPod(p)] = true
+		}
+		seen[nameOfPod(p)] = p.ID
+	}
+	for _, f := range w.runner.Cycle() {
+		if catalog.MetricByName(f.GetName()) == nil {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			name := ownerOf(m)
+			if name == "" || shared[name] {
+				continue
+			}
+			if out[name] == nil {
+				out[name] = values{}
+			}
+			out[name][f.GetName()] += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+		}
+	}
+	w.tracer.Account()
+	return out
+}
+
+func ownerOf(m *dto.Metric) string {
+	var namespace, pod string
+	for _, l := range m.GetLabel() {
+		switch l.GetName() {
+		case owner.LabelNamespace:
+			namespace = l.GetValue()
+		case owner.LabelPod:
+			pod = l.GetValue()
+		}
+	}
+	switch {
+	case pod == hostLabel:
+		return Node
+	case pod == "", pod == owner.UnknownLabel && namespace == owner.UnknownLabel:
+		return ""
+	}
+	return namespace + "/" + pod
+}
+
+// rises are what the counters rose by between two samples, and the gauges of the
+// second. A counter that fell was reset: what it rose by is not known.
+func rises(before, after values) values {
+	out := values{}
+	for name, v := range after {
+		if catalog.MetricByName(name).Type == catalog.Gauge {
+			out[name] = v
+			continue
+		}
+		if was, ok := before[name]; ok && v >= was {
+			out[name] = v - was
+		}
+	}
+	return out
+}
+
+// troubles says which probes do not work, and why.
+func (w *watcher) troubles() []NotLooked {
+	var list []NotLooked
+	for _, st := range w.runner.Status() {
+		if st.Err != nil {
+			list = append(list, NotLooked{"probe " + st.Name, firstLine(st.Err)})
+		}
+	}
+	if err := w.status(); err != nil {
+		list = append(list, NotLooked{"pods", fmt.Sprintf("%v; nodeskoop check says more", err)})
+	}
+	return list
+}

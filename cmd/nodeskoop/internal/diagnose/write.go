@@ -1,0 +1,118 @@
+package diagnose
+
+import (
+	"fmt"
+	"io"
+	"regexp"
+	"strings"
+
+	"nodeskoop/cmd/nodeskoop/internal/column"
+	"nodeskoop/internal/quote"
+)
+
+var placeholder = regexp.MustCompile(`\b(PID|PEER|DEVICE|DISK)\b`)
+
+// placed fills the placeholders of a command in, as far as they are known.
+func placed(command, pid, peer, device string) string {
+	return placeholder.ReplaceAllStringFunc(command, func(word string) string {
+		value := ""
+		switch word {
+		case "PID":
+			value = pid
+		case "PEER":
+			if !isPodName(peer) && peer != Node {
+				value = peer
+			}
+		case "DEVICE", "DISK":
+			value = deviceName(device)
+		}
+		if value == "" {
+			return word
+		}
+		return shellWord(value)
+	})
+}
+
+// deviceName is what is a device's name of what a number is of.
+func deviceName(what string) string {
+	if strings.ContainsAny(what, " :,") {
+		return ""
+	}
+	return what
+}
+
+// shellWord quotes what a shell would not take as one word.
+func shellWord(s string) string {
+	for _, r := range s {
+		if !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.:@", r)) {
+			return quote.Shell(s)
+		}
+	}
+	return s
+}
+
+// plainWidth is the width of what is not a window.
+const plainWidth = 80
+
+// Write writes the report for a person, in lines of at most width columns where
+// words allow; 0 is 80. Commands are not broken: they are to be pasted.
+func (r *Report) Write(w io.Writer, width int) error {
+	if width <= 0 {
+		width = plainWidth
+	}
+	var b strings.Builder
+	wrapped := func(first, then, text string) {
+		for i, line := range column.Wrap(quote.SafeLine(text), width-column.Width(first)) {
+			if i == 0 {
+				b.WriteString(first + line + "\n")
+			} else {
+				b.WriteString(then + line + "\n")
+			}
+		}
+	}
+	over := fmt.Sprintf("the node and %d %s", r.Pods, plural(r.Pods, "pod", "pods"))
+	if r.pod != "" {
+		over = "the pod " + r.pod
+	}
+	if len(r.Findings) == 0 {
+		wrapped("", "", fmt.Sprintf("Nothing found: %s, watched for %.0f s.", over, r.Seconds))
+	} else {
+		wrapped("", "", fmt.Sprintf("%d %s found at %s, watched for %.0f s; the most likely first.", len(r.Findings), plural(len(r.Findings), "cause", "causes"), over, r.Seconds))
+	}
+	for i, f := range r.Findings {
+		b.WriteByte('\n')
+		n := fmt.Sprintf("%d. ", i+1)
+		indent := strings.Repeat(" ", len(n))
+		wrapped(n, indent, f.Title)
+		wrapped(indent, indent, fmt.Sprintf("cause %s, to blame: %s", f.Cause, nameText(f.Blame)))
+		for _, e := range f.Evidence {
+			wrapped(indent+"- ", indent+"  ", e.Text)
+			b.WriteString(indent + "  $ " + quote.SafeLine(e.Source) + "\n")
+		}
+		if len(f.Next) > 0 {
+			b.WriteString(indent + "next:\n")
+		}
+		for _, step := range f.Next {
+			command, shows, _ := strings.Cut(step, "  # ")
+			b.WriteString(indent + "$ " + quote.SafeLine(command) + "\n")
+			if shows != "" {
+				wrapped(indent+"    ", indent+"    ", shows)
+			}
+		}
+	}
+	if len(r.NotLooked) > 0 {
+		b.WriteString("\nNot looked at:\n")
+		for _, x := range r.NotLooked {
+			wrapped("- ", "  ", x.What+": "+x.Why)
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return one
+	}
+	return many
+}

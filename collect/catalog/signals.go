@@ -1,0 +1,87 @@
+package catalog
+
+// The sources that several signals have.
+const (
+	sourceSockets = "nsenter -t PID -n ss -tanio"
+	sourceEvents  = "nodeskoop events --all --event "
+	sourceQdisc   = "nsenter -t PID -n tc -s qdisc show"
+)
+
+// signals are what diagnose measures beside the kernel's counters of the IP stack
+// and the metrics.
+var signals = []Signal{
+	{"drop.rule", "a rule dropped {n} packets ({what}) between this end and {peer} in {time}", sourceEvents + "PacketLoss"},
+	{"drop.untracked", "conntrack could not enter the connections of {n} packets in {time}, and dropped them", sourceEvents + "PacketLoss"},
+	{"drop.no_route", "{n} packets to {peer} had no route in {time}", sourceEvents + "PacketLoss"},
+	{"drop.neighbour", "{n} packets to {peer} were dropped in {time}, as the next hop did not answer", "nsenter -t PID -n ip neigh show"},
+	{"drop.neighbour_table", "{n} packets to {peer} were dropped in {time} because no entry of the neighbour table could be made", sourceEvents + "PacketLoss"},
+	{"drop.checksum", "{n} packets from {peer} had a wrong checksum in {time}", sourceEvents + "PacketLoss"},
+	{"drop.backlog", "{n} packets found the backlog of a CPU full in {time}", "cat /proc/net/softnet_stat"},
+	{"drop.too_big", "{n} packets to {peer} were larger than the MTU of their way in {time}", sourceEvents + "PacketLoss"},
+	{"drop.rpfilter", "the reverse path filter dropped {n} packets from {peer} in {time}", "nsenter -t PID -n nstat -az TcpExtIPReversePathFilter"},
+	{"drop.queue", "{n} packets to {peer} were dropped by a queue in {time}", sourceQdisc},
+	{"drop.socket", "{n} packets from {peer} found no room in their socket ({what}) in {time}", sourceEvents + "PacketLoss"},
+	{"drop.no_socket", "{n} datagrams from {peer} found no socket ({what}) in {time}", sourceEvents + "PacketLoss"},
+	{"drop.memory", "{n} packets from {peer} were dropped for want of memory in {time}", sourceEvents + "PacketLoss"},
+	{"drop.other", "{n} packets between this end and {peer} were dropped in {time}", sourceEvents + "PacketLoss"},
+	{"drop.local", "{n} packets between this end and {peer} were lost on this node in {time}", sourceEvents + "PacketLoss"},
+
+	{"tcp.retransmitted", "{n} segments to {peer} were retransmitted in {time}", sourceEvents + "TCPRetrans"},
+	{"syn.retransmitted", "{n} SYNs to {peer} were retransmitted in {time}", sourceEvents + "TCPRetrans"},
+	{"synack.retransmitted", "{n} SYN-ACKs to {peer} were retransmitted in {time}", sourceEvents + "TCPRetrans"},
+	{"tcp.reordered", "TCP saw {n} segments arrive out of order at the other end in {time}", "nsenter -t PID -n nstat -az 'TcpExtTCP*Reorder'"},
+	{"reordered.peer", "{n} of them on connections to {peer}", sourceSockets + " (reord_seen)"},
+	{"tcp.opens", "{n} connections were opened in {time}", "nsenter -t PID -n nstat -az TcpActiveOpens TcpPassiveOpens"},
+	{"tcp.aborts", "{n} connections were closed with data unread, or by SO_LINGER 0, in {time}", "nsenter -t PID -n nstat -az TcpExtTCPAbortOnClose TcpExtTCPAbortOnData"},
+	{"tcp.refused", "{n} connections to {peer} were refused at port {what}, where nobody listens", sourceEvents + "TCPRESET_NOSOCK"},
+	{"tcp.loopback_only", "{n} connections to {peer} were refused at port {what}, where it listens on the loopback address alone", "nsenter -t PID -n ss -tln"},
+	{"reset.unsent", "{n} resets came in the name of {peer}, which sent none, in {time}", sourceEvents + "TCPRESET_RECEIVE"},
+	{"listen.full", "{n} connections wait to be accepted: port {what}", "nsenter -t PID -n ss -tln"},
+	{"syn.half_open", "{n} handshakes are half open", "nsenter -t PID -n ss -tan state syn-recv"},
+	{"syn.refused", "{n} SYNs found the queue of half-open handshakes full in {time}", "nsenter -t PID -n nstat -az 'TcpExtTCPReqQFull*'"},
+	{"syn.cookies_unanswered", "{n} SYN cookies were sent and never answered in {time}", "nsenter -t PID -n nstat -az 'TcpExtSyncookies*'"},
+	{"window.closed", "{n} connections to {peer} have data to send and no window", sourceSockets + " (rwnd_limited, snd_wnd)"},
+	{"stuck.large", "{n} connections to {peer} retransmit full segments in vain, while small ones get through", sourceSockets + " (backoff, mss)"},
+	{"stuck.small", "{n} connections to {peer} retransmit small segments in vain", sourceSockets + " (backoff)"},
+	{"unread.stands", "{n} bytes from {peer} wait in the receive queue, and none was read in {time}", sourceSockets + " (Recv-Q)"},
+	{"read.late", "process {what} read {n} times over 100 ms late in {time}", sourceEvents + "SOCKETLAT_READSLOW"},
+	{"ports.open", "{n} % of the ephemeral ports to one destination have an open connection: {what}", "nsenter -t PID -n ss -tan; nsenter -t PID -n sysctl net.ipv4.ip_local_port_range"},
+	{"ports.time_wait", "{n} % of the ephemeral ports to one destination are taken, most by TIME_WAIT: {what}", "nsenter -t PID -n ss -tan state time-wait; nsenter -t PID -n sysctl net.ipv4.ip_local_port_range"},
+	{"time_wait.used", "TIME_WAIT sockets are {n} % of tcp_max_tw_buckets", "nsenter -t PID -n ss -s"},
+
+	{"udp.full", "{n} datagrams found the receive buffer full in {time}", "nsenter -t PID -n nstat -az UdpRcvbufErrors Udp6RcvbufErrors"},
+	{"udp.datagrams", "{n} datagrams arrived in {time}", "nsenter -t PID -n nstat -az UdpInDatagrams Udp6InDatagrams"},
+	{"checksum.bad", "{n} packets had a wrong checksum in {time}", "nsenter -t PID -n nstat -az '*CsumErrors'"},
+	{"dns.slow", "{n} lookups at {peer} took half a second or more, or had no answer; the worst {what}", "tcpdump -ni any port 53"},
+	{"dns.lookups", "{n} lookups were made at {peer} in {time}", "tcpdump -ni any port 53"},
+
+	{"ipv6.no_route", "{n} packets had no IPv6 route in {time}, although there is a global IPv6 address", "nsenter -t PID -n ip -6 route show"},
+	{"ipv6.stuck", "{n} SYNs over IPv6 to {peer} were met without an answer, and no connection, while IPv4 works", "nsenter -t PID -n ss -6tan state syn-sent"},
+	{"ipv6.syn", "{n} SYNs over IPv6 to {peer} were retransmitted in {time}", sourceEvents + "TCPRetrans"},
+
+	{"shaper.waits", "the shaper of {what} made packets wait {n} times in {time}", sourceQdisc + " (overlimits)"},
+	{"shaper.packets", "{n} packets went through the shaper of {what} in {time}", sourceQdisc},
+	{"shaper.queue", "{n} packets wait in the shaper of {what}", sourceQdisc + " (backlog)"},
+	{"shaper.drops", "the shaper of {what} dropped {n} packets in {time}", sourceQdisc},
+	{"queue.drops", "the queue of {what} dropped {n} packets in {time}", sourceQdisc},
+	{"queue.packets", "{n} packets went into the queue of {what} in {time}", sourceQdisc},
+	{"netem.drops", "netem at {what} dropped {n} packets in {time}", sourceQdisc},
+
+	{"conntrack.used", "the conntrack table is {n} % full ({what} entries)", "sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max"},
+	{"nat.ports", "{n} % of the ports that NAT may use are taken: {what}", "conntrack -L"},
+	{"neighbour.table_full", "the neighbour table had no room {n} times in {time}", "cat /proc/net/stat/arp_cache (table_fulls)"},
+	{"neighbour.table_used", "the neighbour table is {n} % full", "ip -s neigh show; sysctl net.ipv4.neigh.default.gc_thresh3"},
+	{"rpfilter.shared", "the reverse path filter dropped {n} packets in {time}, and two interfaces have addresses of one network", "nsenter -t PID -n nstat -az TcpExtIPReversePathFilter; nsenter -t PID -n ip addr show"},
+	{"arp.other_device", "the neighbour table has {what}, another interface of the node", "nsenter -t PID -n ip neigh show"},
+
+	{"cpu.softirq", "CPU {what} spent {n} % of the time in softirqs", "mpstat -P ALL 1 10 (%soft)"},
+	{"cpu.throttled", "the CPU quota stopped it in {n} % of the periods", "cat /sys/fs/cgroup/.../cpu.stat (nr_throttled of nr_periods)"},
+	{"cpu.throttled_time", "the CPU quota stopped it for {n} % of the time", "cat /sys/fs/cgroup/.../cpu.stat (throttled_usec)"},
+	{"fd.used", "a process has {n} % of the descriptors that it may have: {what}", "ls /proc/PID/fd | wc -l; prlimit -n -p PID"},
+	{"disk.wait", "an I/O of {what} took {n} ms on average", "iostat -x 10 2 (await)"},
+	{"disk.ios", "{what} did {n} I/Os in {time}", "iostat -x 10 2"},
+	{"disk.stall", "some process waited for disks {n} % of the time", "cat /proc/pressure/io"},
+	{"disk.late", "{n} I/Os of {what} took over 10 ms in {time}", sourceEvents + "BIOLAT_10MS"},
+	{"disk.limit", "its I/O is at {n} % of its limit: {what}", "cat /sys/fs/cgroup/.../io.max /sys/fs/cgroup/.../io.stat"},
+	{"tcp.memory", "TCP has {n} % of the memory at which it begins to save ({what})", "cat /proc/net/sockstat; sysctl net.ipv4.tcp_mem"},
+}
