@@ -61,9 +61,9 @@ var faults = []fault{
 		s.pod("client", "ask", "-fresh", "-every", "100ms", web.at(8081))
 		return []string{web.label()}, nstat(web.Name, web.netns, "TcpOutRsts", 20)
 	}},
-	{cause: "mtu-black-hole", how: "a link beyond carries 1,200 bytes at most, and its router's ICMP is dropped", make: func(s *scene) ([]string, proof) {
+	{cause: "mtu-black-hole", how: "a link beyond carries 1,280 bytes at most, and its router's ICMP is dropped", make: func(s *scene) ([]string, proof) {
 		addr := s.outsider("serve", ":%d")
-		s.wire.run(s, "ip link set out0 mtu 1200")
+		s.wire.run(s, "ip link set out0 mtu 1280")
 		s.Cleanup(func() { s.wire.run(s, "ip link set out0 mtu 1500") })
 		s.wire.run(s, `nft 'add table ip icmp%d; add chain ip icmp%[1]d output { type filter hook output priority 0; }; add rule ip icmp%[1]d output icmp type destination-unreachable counter drop comment "too-big"'`, s.id)
 		s.pod("client", "ask", "-size", "8192", "-askers", "4", "-limit", "4s", addr)
@@ -160,7 +160,7 @@ var faults = []fault{
 		_, _ = s.node.try("conntrack -R %s >/dev/null 2>&1", file) // the last ones may find no room
 		return []string{blameNode}, tracking("the node", s.node, 5, "drop")
 	}},
-	{cause: "conntrack-race", how: "two pods behind one address ask a resolver at the same instant from the same port, past 60,000 rules", make: func(s *scene) ([]string, proof) {
+	{cause: "conntrack-race", how: "three pods behind one address ask a resolver at the same instant from the same port, past 60,000 rules", make: func(s *scene) ([]string, proof) {
 		addr := s.outsider("dns", ":%d")
 		var rules strings.Builder
 		fmt.Fprintf(&rules, "table ip nat%d {\n chain post { type nat hook postrouting priority 100; oifname up0 masquerade; }\n", s.id)
@@ -174,8 +174,8 @@ var faults = []fault{
 			s.Fatal(err)
 		}
 		s.node.run(s, "nft -f %s", file)
-		for _, name := range []string{"client", "other"} {
-			s.pod(name, "lookup", "-aligned", "-every", "50ms", "-port", "40000", "-limit", "1s", addr)
+		for _, name := range []string{"client", "other", "third"} {
+			s.pod(name, "lookup", "-aligned", "-every", "50ms", "-port", "40000", "-limit", "300ms", addr)
 		}
 		return []string{blameNode}, tracking("the node", s.node, 3, "insert_failed")
 	}},
@@ -252,8 +252,9 @@ var faults = []fault{
 	}},
 	{cause: "slow-disk", how: "each read of a disk takes 150 ms (a loop device over a slow file of FUSE)", make: func(s *scene) ([]string, proof) {
 		dev := slowfile.Disk(s, 1<<20, 150*time.Millisecond)
+		p := waited(s, dev, 100)
 		s.pod("db").act(pods.ContainerSpec{Name: "main", Devices: []string{dev}}, "read", dev)
-		return []string{blameNode, filepath.Base(dev), dev}, waited(dev, 100)
+		return []string{blameNode, filepath.Base(dev), dev}, p
 	}},
 	{cause: "disk-throttled", how: "the control group of a pod may make 5 reads a second", make: func(s *scene) ([]string, proof) {
 		dev := loopdev.New(s)
@@ -310,12 +311,15 @@ var faults = []fault{
 			return time.Since(start).Seconds(), err
 		}}
 	}},
-	{cause: "arp-flux", how: "two interfaces of the node on one network answer for each other's address, and one refuses what comes by it (rp_filter)", make: func(s *scene) ([]string, proof) {
-		s.node.run(s, "ip link add flux0 type veth peer name flux1 && ip link set flux1 master cni0 up && ip addr add 10.88.79.251/22 dev flux0 && ip link set flux0 up && sysctl -qw net.ipv4.conf.flux0.rp_filter=1")
+	{cause: "arp-flux", how: "a second interface of the node on the network of the pods answers for the first one's address, and refuses what comes by it (rp_filter)", make: func(s *scene) ([]string, proof) {
+		s.node.run(s, "ip link add flux0 type veth peer name flux1 && ip link set flux1 master cni0 up && ip addr add 10.88.79.251/22 dev flux0 && sysctl -qw net.ipv4.conf.flux0.rp_filter=1 && ip link set flux0 up")
 		s.Cleanup(func() { s.node.run(s, "ip link del flux0") })
-		s.node.start(s, s.program, "serve", fmt.Sprintf("10.88.79.251:%d", s.port()))
-		client := s.pod("client", "ask", "-fresh", "-limit", "1s", "-askers", "3", fmt.Sprintf("10.88.79.251:%d", s.port()))
-		testkit.Start(s, client.command("while sleep 0.5; do ip neigh flush to 10.88.79.251; done"))
+		s.node.start(s, s.program, "serve", fmt.Sprintf("%s:%d", gateway, s.port()))
+		client := s.pod("client")
+		// The answer that comes last counts, which the one by the veth is.
+		client.run(s, "sysctl -qw net.ipv4.neigh.eth0.locktime=0")
+		client.act(pods.ContainerSpec{Name: "main"}, "ask", "-fresh", "-limit", "1s", "-askers", "3", fmt.Sprintf("%s:%d", gateway, s.port()))
+		testkit.Start(s, client.command("while sleep 0.5; do ip neigh flush to "+gateway+"; done"))
 		return []string{blameNode}, nstat("the node", s.node, "TcpExtIPReversePathFilter", 5)
 	}},
 	{cause: "softirq-cpu-busy", how: "datagrams, which one CPU receives, pass 60,000 rules", make: func(s *scene) ([]string, proof) {

@@ -66,6 +66,3 @@ func (p *pod) v6() (a net.IP) {
 	}
 	return nil
 }
-
-// page is docs/faults.md.
-func page(ones, twos, quiet []outcome) []byte { return nil }

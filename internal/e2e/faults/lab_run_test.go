@@ -221,7 +221,7 @@ func TestFaults(t *testing.T) {
 		t.Errorf("%d of %d faults are not named first with the right end, want a twelfth at most", missed, len(ones))
 	}
 	if file := os.Getenv("NODESKOOP_FAULTS_DOC"); file != "" {
-		if err := os.WriteFile(file, page(ones, twos, quiet), 0o644); err != nil {
+		if err := os.WriteFile(file, page(l.watch, ones, twos, quiet), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -30,8 +30,10 @@ const (
 	routerAddress  = "192.0.2.254"
 	outsideAddress = "198.51.100.7"
 	outsideIPv6    = "2001:db8:2::7"
-	// Debian's, of the pods.
+	// The pods' networks, as package pods has them.
 	podNetwork, podNetwork6 = "10.88.76.0/22", "fd77:88::/64"
+	// The node's, as pods see it.
+	gateway = "10.88.77.1"
 )
 
 // netns is a file that is a network namespace.

@@ -145,24 +145,29 @@ func inFile(what, path, pattern string, least float64) proof {
 	}}
 }
 
-// waited is how many milliseconds a read of a block device has taken, on average.
-func waited(device string, least float64) proof {
+// waited is how many milliseconds a read of a block device takes, on average since
+// now: the number of a loop device goes on from its last user.
+func waited(t testing.TB, device string, least float64) proof {
+	t.Helper()
 	name := filepath.Base(device)
-	return proof{what: "milliseconds of a read of " + name + " (/sys/block/" + name + "/stat)", least: least, level: true, read: func() (float64, error) {
+	stat := func() (reads, ms float64, err error) {
 		b, err := os.ReadFile("/sys/block/" + name + "/stat")
 		if err != nil {
+			return 0, 0, err
+		}
+		_, err = fmt.Sscan(string(b), &reads, new(float64), new(float64), &ms)
+		return reads, ms, err
+	}
+	reads0, ms0, err := stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return proof{what: "milliseconds of a read of " + name + " (/sys/block/" + name + "/stat)", least: least, level: true, read: func() (float64, error) {
+		reads, ms, err := stat()
+		if err != nil || reads == reads0 {
 			return 0, err
 		}
-		f := strings.Fields(string(b))
-		if len(f) < 4 {
-			return 0, fmt.Errorf("/sys/block/%s/stat has %d fields", name, len(f))
-		}
-		reads, err := strconv.ParseFloat(f[0], 64)
-		if err != nil || reads == 0 {
-			return 0, err
-		}
-		ms, err := strconv.ParseFloat(f[3], 64)
-		return ms / reads, err
+		return (ms - ms0) / (reads - reads0), nil
 	}}
 }
 
