@@ -42,6 +42,7 @@ var actors = map[string]func([]string) error{
 	"dns":    actResolver,
 	"lookup": actLookup,
 	"once":   func(args []string) error { return lookUp(net.Dialer{}, args[0], 10*time.Second) },
+	"scan":   actScan,
 	"syns":   actSyns,
 	"read":   actRead,
 	"hoard":  actHoard,
@@ -478,6 +479,27 @@ func checksum(b []byte) uint16 {
 		sum = sum&0xffff + sum>>16
 	}
 	return ^uint16(sum)
+}
+
+// actScan sends a datagram to each of 60,000 addresses from one on, 2,000 a second.
+func actScan(args []string) error {
+	first, err := netip.ParseAddr(args[0])
+	if err != nil {
+		return err
+	}
+	c, err := net.ListenUDP("udp4", nil)
+	if err != nil {
+		return err
+	}
+	for {
+		a := first
+		for i := range 60000 {
+			_, _ = c.WriteToUDPAddrPort([]byte("?"), netip.AddrPortFrom(a, 9)) // refused where the table is full
+			if a = a.Next(); i%20 == 0 {
+				time.Sleep(10 * time.Millisecond)
+			}
+		}
+	}
 }
 
 // actRead reads a block device past all caches.

@@ -30,9 +30,9 @@ type fault struct {
 	how string
 	// make makes it, and returns who may be blamed, and the proof.
 	make func(*scene) (blame []string, p proof)
-	// alone: it is the machine's own that is in trouble, so that no other fault
-	// can be told beside it.
-	alone bool
+	// machine: all namespaces of the machine are in trouble while it lasts. It is made
+	// where it is asked for by its name, or NODESKOOP_FAULTS_MACHINE is set.
+	machine bool
 }
 
 const blameNode, blamePath = "node", "path"
@@ -148,7 +148,7 @@ var faults = []fault{
 		client.act(pods.ContainerSpec{Name: "main"}, "send", "-every", "100ms", "-burst", "60", "-size", "1000", addr)
 		return []string{client.label()}, queued(client.Name, client.netns, "eth0", "dropped", 50)
 	}},
-	{cause: "conntrack-full", how: "the node's table of connections is full, and pods that it forwards for open more", alone: true, make: func(s *scene) ([]string, proof) {
+	{cause: "conntrack-full", how: "the node's table of connections is full, and pods that it forwards for open more", make: func(s *scene) ([]string, proof) {
 		addr := s.outsider("serve", ":%d")
 		s.pod("client", "ask", "-fresh", "-limit", "1s", "-askers", "3", addr)
 		s.node.run(s, `nft 'add table ip nat%d; add chain ip nat%[1]d post { type nat hook postrouting priority 100; }; add rule ip nat%[1]d post oifname up0 masquerade'`, s.id)
@@ -338,7 +338,7 @@ var faults = []fault{
 		gw.run(s, "nft -f %s && unshare -m sh -c 'mount -t sysfs sysfs /sys && mount -o remount,rw /sys && echo 2 > /sys/class/net/eth0/queues/rx-0/rps_cpus'", file)
 		s.pod("client", "send", "-every", "1ms", "-burst", "4", gw.at(5300))
 		return []string{blameNode}, inFile("jiffies that CPU 1 spent in softirqs (/proc/stat)", "/proc/stat", `cpu1 \d+ \d+ \d+ \d+ \d+ \d+ (\d+)`, 500)
-	}, alone: true},
+	}},
 	{cause: "tcp-memory-pressure", how: "a process hoards connections with full buffers until TCP's memory is under pressure", make: func(s *scene) ([]string, proof) {
 		b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_mem")
 		if err != nil {
@@ -350,7 +350,19 @@ var faults = []fault{
 		}
 		hog := s.pod("hog", "hoard", strconv.Itoa(pressure))
 		return []string{blameNode, hog.label()}, nstat(hog.Name, hog.netns, "TcpExtTCPMemoryPressures", 1)
-	}, alone: true},
+	}, machine: true},
+	{cause: "neighbour-table-full", how: "a pod sends to 2,000 addresses a second of a network of its own, none of which answers", make: func(s *scene) ([]string, proof) {
+		client := s.pod("client")
+		client.run(s, "ip addr add 10.99.0.1/16 dev eth0")
+		client.act(pods.ContainerSpec{Name: "main"}, "scan", "10.99.0.2")
+		return []string{client.label(), blameNode}, proof{what: "table_fulls (/proc/net/stat/arp_cache)", least: 100, read: func() (float64, error) {
+			b, err := os.ReadFile("/proc/net/stat/arp_cache")
+			if err != nil {
+				return 0, err
+			}
+			return sumOfColumn(string(b), "table_fulls")
+		}}
+	}, machine: true},
 }
 
 // forgeResets listens to what the node carries to a server, and sends one client in

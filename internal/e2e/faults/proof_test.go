@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -169,6 +170,29 @@ func waited(t testing.TB, device string, least float64) proof {
 		}
 		return (ms - ms0) / (reads - reads0), nil
 	}}
+}
+
+// sumOfColumn is the sum over the CPUs of a column, in hexadecimal, of a file of
+// /proc/net/stat.
+func sumOfColumn(table, name string) (float64, error) {
+	lines := strings.Split(strings.TrimSpace(table), "\n")
+	at := slices.Index(strings.Fields(lines[0]), name)
+	if at < 0 {
+		return 0, fmt.Errorf("no column %s in %q", name, lines[0])
+	}
+	sum := 0.0
+	for _, line := range lines[1:] {
+		f := strings.Fields(line)
+		if at >= len(f) {
+			return 0, fmt.Errorf("no column %d in %q", at, line)
+		}
+		v, err := strconv.ParseUint(f[at], 16, 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += float64(v)
+	}
+	return sum, nil
 }
 
 func number(text, pattern string) (float64, error) {
