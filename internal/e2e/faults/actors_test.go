@@ -203,6 +203,7 @@ func actAsk(args []string) error {
 	fresh := f.Bool("fresh", false, "a connection for each request")
 	keep := f.Int("keep", 0, "requests of a connection, 0 for no limit")
 	limit := f.Duration("limit", 3*time.Second, "time for a connection and for an answer")
+	follow := f.Bool("follow", false, "go on to the next address only after a failure or an end")
 	_ = f.Parse(args)
 	d := net.Dialer{Timeout: *limit, KeepAlive: -1}
 	var wg sync.WaitGroup
@@ -211,8 +212,11 @@ func actAsk(args []string) error {
 		go func() {
 			defer wg.Done()
 			b := make([]byte, *size)
-			for i := 0; ; i++ {
-				_ = askFrom(d, f.Args()[i%f.NArg()], b, *every, *limit, *fresh, *keep)
+			for i := 0; ; {
+				err := askFrom(d, f.Args()[i%f.NArg()], b, *every, *limit, *fresh, *keep)
+				if !*follow || err != nil {
+					i++
+				}
 				time.Sleep(*every)
 			}
 		}()

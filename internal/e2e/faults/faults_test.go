@@ -374,11 +374,12 @@ func (s *scene) forgeResets(web *pod) proof {
 		s.Fatal(err)
 	}
 	defer unix.Close(fd)
-	const ipv4 = unix.ETH_P_IP>>8 | unix.ETH_P_IP&0xff<<8
+	// The bridge takes frames before those who want IPv4 alone.
+	const all, ipv4 = unix.ETH_P_ALL<<8, unix.ETH_P_IP>>8
 	ear, mouth := -1, -1
 	var e error
 	err = kernel.InNetnsFD(fd, func() error {
-		if ear, e = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, ipv4); e != nil {
+		if ear, e = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, all); e != nil {
 			return e
 		}
 		mouth, e = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
@@ -402,7 +403,7 @@ func (s *scene) forgeResets(web *pod) proof {
 			}
 			n, from, err := unix.Recvfrom(ear, b, 0)
 			ll, _ := from.(*unix.SockaddrLinklayer)
-			if err != nil || n < 60 || ll == nil || ll.Pkttype == unix.PACKET_OUTGOING {
+			if err != nil || n < 60 || ll == nil || ll.Protocol != ipv4 || ll.Pkttype == unix.PACKET_OUTGOING {
 				continue
 			}
 			ip := b[:n]

@@ -164,7 +164,7 @@ func TestFaults(t *testing.T) {
 	if os.Getenv("NODESKOOP_FAULTS_PROOF") != "" {
 		l.proofOnly, l.watch = true, 4*time.Second
 	}
-	calm := l.settle(t)
+	l.settle(t)
 	var ones, twos, quiet []outcome
 	run := func(list []fault, results *[]outcome) {
 		var names []string
@@ -201,7 +201,7 @@ func TestFaults(t *testing.T) {
 			if l.proofOnly {
 				return
 			}
-			o := outcome{diagnosis: l.healthy(t, calm)}
+			o := outcome{diagnosis: l.healthy(t)}
 			quiet = append(quiet, o)
 			if len(o.Findings) > 0 {
 				t.Errorf("a node in good health has findings:\n    %s", o.named())

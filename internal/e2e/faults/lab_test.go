@@ -134,6 +134,8 @@ func (l *lab) connect(t *testing.T, wire, outside *nsnet.Space) {
 	for _, n := range []netns{l.node, l.wire} {
 		n.run(t, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
 	}
+	// What a server that has ended still has to say to a pod that is gone is no fault.
+	l.outside.run(t, "sysctl -qw net.ipv4.tcp_orphan_retries=1")
 	l.node.run(t, "ip route add default via %s; ip route add default via 2001:db8:1::fe", routerAddress)
 	l.wire.run(t, "ip route add %s via %s; ip route add %s via 2001:db8:1::1", podNetwork, nodeAddress, podNetwork6)
 	l.outside.run(t, "ip route add default via 198.51.100.254; ip route add default via 2001:db8:2::fe")
