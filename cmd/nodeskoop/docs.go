@@ -25,6 +25,7 @@ func docsCommand() *cli.Command {
 		Subcommands: []*cli.Command{
 			page("metrics", "print the reference of the metrics, in Markdown", docs.Metrics),
 			page("events", "print the reference of the events, in Markdown", docs.Events),
+			page("causes", "print the reference of the causes that diagnose names, in Markdown", docs.Causes),
 			page("probes", "print the table of probes, in Markdown", docs.Probes),
 			ofApp("man", "print the manual page nodeskoop(8)", docs.Man),
 			ofApp("man-config", "print the manual page nodeskoop.toml(5)", docs.ManConfig),

@@ -415,7 +415,7 @@ var shapers = []string{"tbf", "htb", "hfsc", "cake"}
 const atRate = 0.8
 
 func (o *observer) qdiscs(name string, before, after *netnsState) {
-	type sum struct{ packets, drops, limits, backlog, wire, full, sent float64 }
+	type sum struct{ packets, drops, limits, backlog, full, sent float64 }
 	devices := map[string]*sum{}
 	for _, q := range after.qdiscs {
 		i := slices.IndexFunc(before.qdiscs, func(b qdisc) bool {
@@ -444,7 +444,7 @@ func (o *observer) qdiscs(name string, before, after *netnsState) {
 			s.backlog = max(s.backlog, float64(q.qlen))
 			s.drops = max(s.drops, drops)
 		case q.kind == "netem":
-			s.wire = max(s.wire, drops)
+			// What it loses is the loss of the wire that it plays.
 		default:
 			s.full, s.sent = max(s.full, drops), max(s.sent, packets+drops)
 		}
@@ -454,7 +454,6 @@ func (o *observer) qdiscs(name string, before, after *netnsState) {
 		o.add(observation{signal: "shaper.waits", owner: name, what: device, value: s.limits})
 		o.add(observation{signal: "shaper.queue", owner: name, what: device, value: s.backlog})
 		o.add(observation{signal: "shaper.drops", owner: name, what: device, value: s.drops})
-		o.add(observation{signal: "netem.drops", owner: name, what: device, value: s.wire})
 		if s.packets == 0 { // a shaper's inner queue is full because of the shaper
 			o.add(observation{signal: "queue.drops", owner: name, what: device, value: s.full})
 			o.add(observation{signal: "queue.packets", owner: name, what: device, value: s.sent})
@@ -533,7 +532,7 @@ var dropSignals = map[string]string{
 	"NEIGH_CREATEFAIL": "drop.neighbour_table",
 	"TCP_CSUM":         "drop.checksum", "UDP_CSUM": "drop.checksum", "IP_CSUM": "drop.checksum", "ICMP_CSUM": "drop.checksum", "SKB_CSUM": "drop.checksum",
 	"CPU_BACKLOG": "drop.backlog", "PKT_TOO_BIG": "drop.too_big", "IP_RPFILTER": "drop.rpfilter",
-	"QDISC_DROP": "drop.queue", "SOCKET_RCVBUFF": "drop.socket", "NO_SOCKET": "drop.no_socket",
+	"QDISC_DROP": "drop.queue", "SOCKET_RCVBUFF": "drop.socket",
 	"PROTO_MEM": "drop.memory", "SOCKET_BACKLOG": "drop.socket",
 }
 
@@ -560,7 +559,6 @@ func (o *observer) drops() {
 		if signal == "" && e.reason == "" && slices.Contains(ruleFunctions, e.function) {
 			signal = "drop.rule"
 		}
-		signal = cmp.Or(signal, "drop.other")
 		peer, what := e.dst.name, ""
 		if e.dst.name == e.owner {
 			peer = e.src.name
@@ -584,15 +582,13 @@ func (o *observer) drops() {
 			}
 		case "drop.neighbour", "drop.checksum":
 			what = ""
-		case "drop.no_socket":
-			if e.protocol == "TCP" {
-				continue // its sender gets a RST
-			}
 		}
 		if signal == "drop.checksum" {
 			peer = e.src.name
 		}
-		o.add(observation{signal: signal, owner: e.owner, peer: peer, value: float64(e.n), what: what})
+		if signal != "" {
+			o.add(observation{signal: signal, owner: e.owner, peer: peer, value: float64(e.n), what: what})
+		}
 		// A loss on this node is none of the path's, whichever end retransmits.
 		if e.src.known() {
 			o.add(observation{signal: "drop.local", owner: e.src.name, peer: e.dst.name, value: float64(e.n)})
@@ -618,6 +614,20 @@ func servicePort(a, b end) uint16 {
 	return low
 }
 
+// needed is which part of an owner's retransmissions the other ends did not report as
+// needless (DSACK, RFC 2883).
+func (o *observer) needed(name string) float64 {
+	before, after := o.before.netns[name], o.after.netns[name]
+	if before == nil || after == nil {
+		return 1
+	}
+	rise := func(counter string) float64 { return float64(since(after.counters[counter], before.counters[counter])) }
+	if all := rise("TcpRetransSegs"); all > 0 {
+		return max(0, 1-rise("TcpExtTCPDSACKRecv")/all)
+	}
+	return 1
+}
+
 func (o *observer) retransmissions() {
 	for _, e := range o.events {
 		if e.typ != "TCPRetrans" || e.owner == "" {
@@ -635,6 +645,9 @@ func (o *observer) retransmissions() {
 			peer = e.src.name
 		}
 		o.add(observation{signal: signal, owner: e.owner, peer: peer, value: float64(e.n)})
+		if signal == "tcp.retransmitted" {
+			o.add(observation{signal: "tcp.lost", owner: e.owner, peer: peer, value: float64(e.n) * o.needed(e.owner)})
+		}
 		if a, err := netip.ParseAddr(e.dst.addr); err == nil && signal == "syn.retransmitted" && a.Is6() {
 			o.add(observation{signal: "ipv6.syn", owner: e.owner, peer: peer, value: float64(e.n)})
 		}
@@ -655,6 +668,7 @@ func (o *observer) resets() {
 		peer  string
 		addr  string
 		port  uint16
+		udp   bool
 	}
 	type refusals struct {
 		n           float64
@@ -688,20 +702,29 @@ func (o *observer) resets() {
 				continue
 			}
 			if e.state == "SYN_SENT" {
-				note(service{e.owner, e.dst.name, e.dst.addr, e.dst.port}, e)
+				note(service{e.owner, e.dst.name, e.dst.addr, e.dst.port, false}, e)
 			}
 		case "TCPRESET_NOSOCK":
 			if isPodName(e.owner) && !e.dst.known() {
-				note(service{e.dst.name, e.owner, e.src.addr, e.src.port}, e)
+				note(service{e.dst.name, e.owner, e.src.addr, e.src.port, false}, e)
+			}
+		case "PacketLoss":
+			// A datagram to a port below the ephemeral ones: that is no answer which
+			// comes after its client has given up.
+			if e.reason == "NO_SOCKET" && e.protocol == "UDP" && e.dst.name == e.owner && isPodName(e.owner) && servicePort(e.dst, e.src) == e.dst.port && e.dst.port != 0 {
+				note(service{e.src.name, e.owner, e.dst.addr, e.dst.port, true}, e)
 			}
 		}
 	}
 	for k, r := range refused {
-		if r.n > 1 && r.last.Sub(r.first) < o.took()/3 {
-			continue // a moment's: a server that starts
+		// A server that starts is refused for a moment, and not at the end.
+		if r.last.Sub(r.first) < o.took()/3 || o.after.at.Sub(r.last) > o.took()/2 {
+			continue
 		}
 		signal := "tcp.refused"
-		if at := o.after.netns[k.peer]; at != nil {
+		if at := o.after.netns[k.peer]; k.udp {
+			signal = "udp.refused"
+		} else if at != nil {
 			anywhere, loopback := listensOn(at.sockets, k.addr, k.port)
 			if anywhere {
 				continue // it listens by now

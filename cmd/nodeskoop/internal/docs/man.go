@@ -260,6 +260,11 @@ func Man(w io.Writer, app *cli.App) error {
 	for _, e := range catalog.Events() {
 		p.item(e.Name, e.Summary+" (probe "+e.Probe()+").")
 	}
+	p.section("CAUSES")
+	p.text("What `nodeskoop diagnose` names. `nodeskoop docs causes` prints what each rests on.")
+	for _, c := range catalog.Causes() {
+		p.item(c.ID, c.Means)
+	}
 	p.section("METRICS")
 	p.text("`nodeskoop docs metrics` prints the table of metrics. Alert on their age, since node_exporter serves a file for ever:")
 	p.example("time() - nodeskoop_last_cycle_timestamp_seconds > 60")

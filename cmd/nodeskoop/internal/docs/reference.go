@@ -194,6 +194,74 @@ Commands to look at next have words in capitals that you fill in: ` + placeholde
 	return err
 }
 
+// Causes writes the reference of the causes that diagnose names, docs/CAUSES.md.
+func Causes(w io.Writer) error {
+	var b strings.Builder
+	b.WriteString(generatedMark + `# Causes
+
+` + "`nodeskoop diagnose`" + ` takes two samples of the node and its pods, with the events between, and names those of these causes that hold. A cause holds if all of its signs do, at least one of those that are alternatives, and none that speaks against it. What follows from a cause is not named for the same ends, so that one fault is one finding, at the end that is to blame: a pod, the node, an address, or the path between two ends.
+
+The thresholds tell a fault from what a node in good health shows, too. Where nothing is clear nothing is named: a wrong name sends somebody to the wrong machine.
+
+In a source or command, ` + "`PID`" + ` is a process of the pod that shows the sign, or 1 for the node, ` + "`PEER`" + ` the other end and ` + "`DEVICE`" + ` an interface; ` + "`nodeskoop diagnose`" + ` fills them in.
+
+| cause | to blame | what happens |
+|---|---|---|
+`)
+	for _, c := range catalog.Causes() {
+		fmt.Fprintf(&b, "| [%s](#%s) | %s | %s |\n", c.ID, c.ID, c.Blame, cell(c.Means))
+	}
+	for _, c := range catalog.Causes() {
+		fmt.Fprintf(&b, "\n## %s\n\n%s\n\nTo blame: %s.\n", c.ID, c.Means, c.Blame)
+		switch c.Whose {
+		case catalog.OfPods:
+			b.WriteString("Looked for in: pods.\n")
+		case catalog.OfTheNode:
+			b.WriteString("Looked for in: the node.\n")
+		}
+		for _, group := range []struct {
+			title string
+			signs []catalog.Sign
+		}{{"All of", c.All}, {"One of", c.One}, {"None of", c.Not}, {"Further evidence", c.More}} {
+			if len(group.signs) == 0 {
+				continue
+			}
+			b.WriteString("\n" + group.title + ":\n\n")
+			for i := range group.signs {
+				b.WriteString("- " + signText(&group.signs[i]) + "\n")
+			}
+		}
+		fmt.Fprintf(&b, "\nLooks alike and is none: %s\n", c.Healthy)
+		if len(c.Explains) > 0 {
+			b.WriteString("\nNot named beside it: " + strings.Join(c.Explains, ", ") + ".\n")
+		}
+		b.WriteString("\nNext:\n\n")
+		for _, s := range c.Next {
+			fmt.Fprintf(&b, "- `%s`: %s\n", s.Command, s.Shows)
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// signText is a sign in words: what is seen, from where on, and where.
+func signText(s *catalog.Sign) string {
+	signal := catalog.SignalByName(s.Signal)
+	text := strings.NewReplacer("{n}", "N", "{peer}", "the other end", "{what}", "...", "{time}", "the time").Replace(signal.Text)
+	text += fmt.Sprintf(", N at least %v", s.AtLeast)
+	if s.Of != "" {
+		text += fmt.Sprintf(" and %v %% of `%s`", s.Share*100, s.Of)
+	}
+	if s.OfNode {
+		text += ", on the node"
+	}
+	text += " (`" + signal.Source + "`)."
+	if s.Why != "" {
+		text += " " + s.Why
+	}
+	return text
+}
+
 // warnFrom says how many occurrences make an entry a warning.
 func warnFrom(e *catalog.EventType) string {
 	if e.Warn.Count == 0 {
