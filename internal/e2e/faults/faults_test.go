@@ -375,7 +375,7 @@ func (s *scene) forgeResets(web *pod) proof {
 	}
 	defer unix.Close(fd)
 	// The bridge takes frames before those who want IPv4 alone.
-	const all, ipv4 = unix.ETH_P_ALL<<8, unix.ETH_P_IP>>8
+	const all, ipv4 = unix.ETH_P_ALL << 8, unix.ETH_P_IP >> 8
 	ear, mouth := -1, -1
 	var e error
 	err = kernel.InNetnsFD(fd, func() error {
