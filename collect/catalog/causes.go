@@ -3,7 +3,7 @@ package catalog
 // The steps that more than one cause needs.
 var (
 	stepListeners = Step{"nsenter -t PID -n ss -tlnp", "who listens where; Recv-Q at Send-Q is a full accept queue"}
-	stepCPUStat   = Step{"cat /proc/PID/cgroup; nproc", "the control group, whose cpu.stat and cpu.max say how much it may have"}
+	stepCPUStat   = Step{"cat /proc/PID/cgroup", "the control group, whose cpu.stat and cpu.max say how much it may have"}
 	stepNeigh     = Step{"nsenter -t PID -n ip neigh show", "the neighbours, and which of them do not answer (FAILED)"}
 	stepRoutes    = Step{"nsenter -t PID -n ip route show table all", "the routes"}
 	stepPodRules  = Step{"nsenter -t PID -n nft list ruleset; nsenter -t PID -n iptables-save -c", "the rules there, with how often each matched"}
@@ -180,7 +180,7 @@ var causes = []Cause{{
 }, {
 	ID: "nat-ports-used-up", Blame: BlameNode, Weight: 0.9,
 	Title:    "NAT has no port left for connections to {what}",
-	All:      []Sign{{Signal: "nat.ports", AtLeast: 90, Why: "Most ports of the range to this destination are taken, without gaps."}},
+	All:      []Sign{{Signal: "nat.ports", AtLeast: 75, Why: "Of the ports between the lowest and the highest that it has given out to this destination most are taken. What clients choose themselves is every other port at most."}},
 	One:      []Sign{{Signal: "kubeskoop_conntrack_insertfailed", AtLeast: 1, Why: "Connections for which no port was found."}, {Signal: "drop.untracked", AtLeast: 1, Why: "Their packets are dropped."}},
 	Explains: append([]string{"conntrack-race"}, lossOf...),
 	Means:    "Masquerading gives each connection to one destination a port of its own, and there are more connections than ports.",
@@ -245,12 +245,12 @@ var causes = []Cause{{
 	Healthy:  "None: what a healthy network damages does not get past the card.",
 	Next:     []Step{{"ethtool -k DEVICE", "the offloads; ethtool -K DEVICE tx off tries without"}, {"nsenter -t PID -n nstat -az '*CsumErrors'", "by protocol"}},
 }, {
-	ID: "softirq-cpu-busy", Blame: BlameNode, Whose: OfTheNode, Weight: 0.7,
+	ID: "softirq-cpu-busy", Blame: BlameNode, Whose: OfTheNode, Weight: 0.8,
 	Title: "A CPU of the node is busy with softirqs: it cannot take all packets",
 	One: []Sign{{Signal: "cpu.softirq", AtLeast: 50, Why: "A CPU that does nothing else for half of the time makes what it receives wait, and cannot take a burst."},
-		{Signal: "kubeskoop_softnet_dropped", AtLeast: 10, Why: "Packets that found the backlog of a CPU full."}},
+		{Signal: "kubeskoop_softnet_dropped", AtLeast: 10, Of: "kubeskoop_softnet_processed", Share: 0.01, Why: "Packets that found the backlog of a CPU full: one of a hundred is more than a burst."}},
 	More:     []Sign{{Signal: "drop.backlog", AtLeast: 1}, {Signal: "kubeskoop_softirq_schedslow", AtLeast: 1}},
-	Explains: lossOf,
+	Explains: append([]string{"udp-receive-buffer-full", "slow-reader"}, lossOf...),
 	Means:    "One CPU takes all packets, as a card with one queue or one flow makes it, or more arrive than the node can take.",
 	Healthy:  "CPUs that are busy with processes take packets all the same.",
 	Next:     []Step{stepSoftnet, stepIRQ},

@@ -4,6 +4,7 @@
 package diagnose
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -344,6 +345,7 @@ func (d *Doctor) nat(r *recording) {
 			continue
 		}
 		r.nat[t.name] = n
+		d.session.Log.Debug("ports of NAT", "owner", t.name, "used", n.used, "room", n.room, "to", n.to)
 	}
 }
 
@@ -402,41 +404,39 @@ const leastPorts = 8
 // fillNext makes the commands that look further, with the process that they are
 // about.
 func (d *Doctor) fillNext(list []Finding) {
-	pids := map[string]string{Node: "1"}
+	pids, addrs := map[string]string{Node: "1"}, map[string]string{}
 	for _, p := range d.Running() {
-		if !p.HostNetwork && len(p.PIDs) > 0 {
+		if p.HostNetwork {
+			continue
+		}
+		if len(p.PIDs) > 0 {
 			pids[nameOfPod(p)] = strconv.Itoa(p.PIDs[0])
 		}
+		if len(p.Addrs) > 0 {
+			addrs[nameOfPod(p)] = p.Addrs[0].String()
+		}
 	}
+	fillNextWith(list, pids, addrs)
+}
+
+// fillNextWith is fillNext with a process and an address of each pod.
+func fillNextWith(list []Finding, pids, addrs map[string]string) {
 	for i := range list {
 		f := &list[i]
-		pid := pids[f.Blame]
-		if pid == "" {
-			pid = pids[f.owner]
-		}
-		peer, device := f.peer, f.what
-		if a, ok := d.addressOf(f.peer); ok {
-			peer = a
-		}
+		pid := cmp.Or(pids[f.Blame], pids[f.owner])
+		peer := cmp.Or(addrs[f.peer], f.peer)
 		for _, s := range f.about.Next {
-			f.Next = append(f.Next, placed(s.Command, pid, peer, device)+"  # "+s.Shows)
+			f.Next = append(f.Next, placed(s.Command, pid, peer, f.what)+shownBy+s.Shows)
 		}
 		for j := range f.Evidence {
 			e := &f.Evidence[j]
-			e.Source = placed(e.Source, pids[e.of], peer, device)
+			e.Source = placed(e.Source, pids[e.of], peer, f.what)
 		}
 	}
 }
 
-// addressOf is an address of a pod.
-func (d *Doctor) addressOf(name string) (string, bool) {
-	for _, p := range d.Running() {
-		if !p.HostNetwork && nameOfPod(p) == name && len(p.Addrs) > 0 {
-			return p.Addrs[0].String(), true
-		}
-	}
-	return "", false
-}
+// shownBy is between a command and what it shows: the line can be pasted.
+const shownBy = "  # "
 
 // notLooked lists what could not be looked at.
 func (d *Doctor) notLooked(r *recording) []NotLooked {

@@ -135,7 +135,7 @@ func evaluate(list []observation, took time.Duration) []Finding {
 	for _, c := range catalog.Causes() {
 		found = append(found, m.findings(c, took)...)
 	}
-	found = unexplained(found)
+	found = joined(unexplained(found))
 	slices.SortStableFunc(found, func(a, b *Finding) int {
 		return cmp.Or(cmp.Compare(b.Score, a.Score), strings.Compare(a.Cause, b.Cause), strings.Compare(a.Blame, b.Blame))
 	})
@@ -146,9 +146,8 @@ func evaluate(list []observation, took time.Duration) []Finding {
 	return out
 }
 
-// findings are those of one cause, one for each end that is to blame.
-func (m observations) findings(c *catalog.Cause, took time.Duration) []*Finding {
-	var found []*Finding
+// findings are those of one cause, one for each time that its first sign was seen.
+func (m observations) findings(c *catalog.Cause, took time.Duration) (found []*Finding) {
 	leads := c.All
 	if len(leads) > 0 {
 		leads = leads[:1]
@@ -161,23 +160,28 @@ func (m observations) findings(c *catalog.Cause, took time.Duration) []*Finding 
 			if !counts(c.Whose, x.owner) || !m.enough(&leads[i], x) {
 				continue
 			}
-			evidence, strength, ok := m.judge(c, &leads[i], x)
-			if !ok {
-				continue
-			}
-			f := newFinding(c, x, evidence, strength, took)
-			k := slices.IndexFunc(found, func(g *Finding) bool { return g.Blame == f.Blame })
-			if k < 0 {
-				found = append(found, f)
-			} else {
-				found[k].join(f)
+			if evidence, strength, ok := m.judge(c, &leads[i], x); ok {
+				found = append(found, newFinding(c, x, evidence, strength, took))
 			}
 		}
 	}
-	for _, f := range found {
+	return found
+}
+
+// joined makes one finding of those that name one cause and one end.
+func joined(all []*Finding) (out []*Finding) {
+	for _, f := range all {
+		k := slices.IndexFunc(out, func(g *Finding) bool { return g.about == f.about && g.Blame == f.Blame })
+		if k < 0 {
+			out = append(out, f)
+		} else {
+			out[k].join(f)
+		}
+	}
+	for _, f := range out {
 		f.finish()
 	}
-	return found
+	return out
 }
 
 // judge looks whether a cause holds for what x is about, with what evidence and how

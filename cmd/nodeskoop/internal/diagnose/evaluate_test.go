@@ -111,7 +111,7 @@ var cases = []struct {
 		[]observation{seen("checksum.bad", web, "", 2)}},
 	{"softirq-cpu-busy", Node,
 		[]observation{{signal: "cpu.softirq", owner: Node, value: 93, what: "1"}},
-		[]observation{{signal: "cpu.softirq", owner: Node, value: 30, what: "1"}, seen("kubeskoop_softirq_schedslow", Node, "", 40), seen("kubeskoop_softnet_dropped", Node, "", 1)}},
+		[]observation{{signal: "cpu.softirq", owner: Node, value: 30, what: "1"}, seen("kubeskoop_softirq_schedslow", Node, "", 40), seen("kubeskoop_softnet_dropped", Node, "", 30), seen("kubeskoop_softnet_processed", Node, "", 90000)}},
 	{"cpu-throttled", web,
 		[]observation{seen("cpu.throttled", web, "", 80), seen("cpu.throttled_time", web, "", 60), {signal: "read.late", owner: web, value: 30, what: "server"}},
 		[]observation{seen("cpu.throttled", web, "", 30), seen("cpu.throttled_time", web, "", 1)}},

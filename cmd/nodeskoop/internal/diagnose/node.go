@@ -63,8 +63,16 @@ func readNode() *nodeState {
 		n.stall[what] = stall
 		part("pressure of "+what, err)
 	}
-	part("memory of TCP", n.readTCPMem())
-	part("neighbour table", n.readARP())
+	// The first namespace alone has these. Where process 1 cannot be looked at, this
+	// process may be in it.
+	kernelWide := func() error {
+		part("memory of TCP", n.readTCPMem())
+		part("neighbour table", n.readARP())
+		return nil
+	}
+	if kernel.InNetns("/proc/1/ns/net", 0, kernelWide) != nil {
+		_ = kernelWide()
+	}
 	return n
 }
 
@@ -147,7 +155,7 @@ func parseStall(b []byte) (uint64, error) {
 }
 
 func (n *nodeState) readTCPMem() error {
-	b, err := os.ReadFile("/proc/net/sockstat")
+	b, err := os.ReadFile("/proc/thread-self/net/sockstat")
 	if err != nil {
 		return err
 	}
@@ -174,7 +182,7 @@ func (n *nodeState) readTCPMem() error {
 // readARP reads the number of entries of all namespaces' ARP table, and how often
 // there was no room (neigh_stat_seq_show in net/core/neighbour.c).
 func (n *nodeState) readARP() error {
-	b, err := os.ReadFile("/proc/net/stat/arp_cache")
+	b, err := os.ReadFile("/proc/thread-self/net/stat/arp_cache")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // the first namespace alone has it
 	}
@@ -224,6 +232,9 @@ type groupState struct {
 	periods, throttled uint64 // of the CPU quota
 	// throttledFor is how long, in nanoseconds, the group had to wait.
 	throttledFor uint64
+	// throttledIn is the group that was throttled most often.
+	throttledIn   string
+	throttledMost uint64
 	// limits are the groups' limits of disks: bytes or operations a second.
 	limits []ioLimit
 	// done are what the groups have done, by device and kind.
@@ -345,6 +356,9 @@ func (g *groupState) readCPU(dir string) {
 			g.periods += n
 		case "nr_throttled":
 			g.throttled += n
+			if n > g.throttledMost {
+				g.throttledIn, g.throttledMost = dir, n
+			}
 		case "throttled_usec":
 			g.throttledFor += n * 1000
 		case "throttled_time":

@@ -223,7 +223,7 @@ func (s *socket) isOpen() bool {
 // isStuck reports whether what a socket has sent goes unacknowledged after two
 // timeouts or more.
 func (s *socket) isStuck() bool {
-	return s.isOpen() && s.info.Unacked > 0 && s.info.Probes == 0 && (s.info.Retransmits >= 2 || s.info.Backoff >= 2)
+	return s.isOpen() && s.info.Unacked > 0 && s.timer != timerPersist && (s.info.Retransmits >= 2 || s.info.Backoff >= 2)
 }
 
 // sockets observes connections: in the sample at the begin, the first, and in those
@@ -235,9 +235,6 @@ func (o *observer) sockets(name string, after *netnsState, samples [][]socket) {
 		was[connection{s.local, s.remote}] = s
 	}
 	peers := o.peers(samples, was)
-	// Where no socket has a window the kernel does not tell of windows (before
-	// Linux 5.4).
-	windows := slices.ContainsFunc(after.sockets, func(s socket) bool { return s.info != nil && s.info.Snd_wnd > 0 })
 	closed, large, small := map[connection]bool{}, map[connection]bool{}, map[connection]bool{}
 	full := map[uint16]*socket{}
 	var halfOpen map[string]float64
@@ -262,7 +259,7 @@ func (o *observer) sockets(name string, after *netnsState, samples [][]socket) {
 			if old := was[c]; old != nil && old.info != nil {
 				limited = since(limited, old.info.Rwnd_limited)
 			}
-			if waits := s.tx > 0 || s.info.Notsent_bytes > 0; waits && (s.info.Probes > 0 || windows && s.info.Snd_wnd < mss) && limited >= leastLimited {
+			if waits := s.tx > 0 || s.info.Notsent_bytes > 0; waits && s.timer == timerPersist && limited >= leastLimited {
 				closed[c] = true
 			}
 			if s.isStuck() {
@@ -505,9 +502,9 @@ func (o *observer) ports(name string, after *netnsState) {
 func (o *observer) groups(name string, before, after groupState) {
 	window := o.took().Seconds()
 	if after.periods > before.periods {
-		o.add(observation{signal: "cpu.throttled", owner: name, value: 100 * float64(since(after.throttled, before.throttled)) / float64(after.periods-before.periods)})
+		o.add(observation{signal: "cpu.throttled", owner: name, what: after.throttledIn, value: 100 * float64(since(after.throttled, before.throttled)) / float64(after.periods-before.periods)})
 	}
-	o.add(observation{signal: "cpu.throttled_time", owner: name, value: 100 * float64(since(after.throttledFor, before.throttledFor)) / 1e9 / window})
+	o.add(observation{signal: "cpu.throttled_time", owner: name, what: after.throttledIn, value: 100 * float64(since(after.throttledFor, before.throttledFor)) / 1e9 / window})
 	if after.stalls && before.stalls {
 		o.add(observation{signal: "disk.stall", owner: name, value: 100 * float64(since(after.stall, before.stall)) / 1e6 / window})
 	}
@@ -545,11 +542,12 @@ var ruleFunctions = []string{hookFunction, "nft_do_chain", "ipt_do_table", "ip6t
 // drops are the packets that were lost in the namespace of a pod or the node.
 func (o *observer) drops() {
 	// Conntrack drops what it cannot enter in the hook itself, where rules of
-	// iptables drop, too. It counts how many those are.
+	// iptables drop, too. It counts how many those are; newer kernels count those that
+	// it could not insert in both.
 	untracked := map[string]float64{}
 	for name := range o.after.values {
 		v := rises(o.before.values[name], o.after.values[name])
-		untracked[name] = v["kubeskoop_conntrack_insertfailed"] + v["kubeskoop_conntrack_drop"]
+		untracked[name] = max(v["kubeskoop_conntrack_insertfailed"], v["kubeskoop_conntrack_drop"])
 	}
 	for _, e := range o.events {
 		if e.typ != "PacketLoss" || e.owner == "" {

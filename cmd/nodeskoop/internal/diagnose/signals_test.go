@@ -156,7 +156,9 @@ func TestObserve(t *testing.T) {
 
 		{"a closed window", func(r *recording) {
 			r.before.netns[client].sockets = []socket{connected(netlink.TCPInfo{Snd_wnd: 60000}, 0, 0)}
-			r.after.netns[client].sockets = []socket{connected(netlink.TCPInfo{Snd_wnd: 0, Snd_mss: 1448, Notsent_bytes: 90000, Rwnd_limited: 8_000_000, Probes: 3}, 0, 90000)}
+			s := connected(netlink.TCPInfo{Snd_mss: 1448, Notsent_bytes: 90000, Rwnd_limited: 8_000_000, Backoff: 3}, 0, 90000)
+			s.timer = timerPersist
+			r.after.netns[client].sockets = []socket{s}
 		}, "window.closed shop/client-0 192.0.2.7 1"},
 		{"a fast transfer that the window limits", func(r *recording) {
 			r.after.netns[client].sockets = []socket{connected(netlink.TCPInfo{Snd_wnd: 60000, Snd_mss: 1448, Notsent_bytes: 90000, Rwnd_limited: 8_000_000}, 0, 90000)}

@@ -23,6 +23,7 @@ type socket struct {
 	// rx and tx are bytes; of a listening socket the connections that wait and how
 	// many may.
 	rx, tx uint32
+	timer  uint8 // that runs (idiag_timer)
 	// info is nil where the kernel tells none: of sockets that are no connections.
 	info *netlink.TCPInfo
 }
@@ -68,6 +69,10 @@ type link struct {
 	mtu       int
 	up        bool
 }
+
+// timerPersist is the timer of window probes (net/ipv4/inet_diag.c,
+// inet_diag_msg_sock_fill).
+const timerPersist = 4
 
 // netnsState is what the kernel tells of one network namespace at one moment.
 type netnsState struct {
@@ -184,7 +189,7 @@ func (s *netnsState) readSockets() error {
 			}
 			m := x.InetDiagMsg
 			s.sockets = append(s.sockets, socket{
-				state: m.State, rx: m.RQueue, tx: m.WQueue, info: x.TCPInfo,
+				state: m.State, rx: m.RQueue, tx: m.WQueue, timer: m.Timer, info: x.TCPInfo,
 				local:  netip.AddrPortFrom(addrOf(m.ID.Source), m.ID.SourcePort),
 				remote: netip.AddrPortFrom(addrOf(m.ID.Destination), m.ID.DestinationPort),
 			})

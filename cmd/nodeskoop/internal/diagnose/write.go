@@ -10,7 +10,7 @@ import (
 	"nodeskoop/internal/quote"
 )
 
-var placeholder = regexp.MustCompile(`\b(PID|PEER|DEVICE|DISK)\b`)
+var placeholder = regexp.MustCompile(`\b(PID|PEER|DEVICE|DISK|GROUP)\b`)
 
 // placed fills the placeholders of a command in, as far as they are known.
 func placed(command, pid, peer, device string) string {
@@ -22,6 +22,10 @@ func placed(command, pid, peer, device string) string {
 		case "PEER":
 			if !isPodName(peer) && peer != Node {
 				value = peer
+			}
+		case "GROUP":
+			if strings.HasPrefix(device, "/") {
+				value = device
 			}
 		case "DEVICE", "DISK":
 			value = deviceName(device)
@@ -35,7 +39,7 @@ func placed(command, pid, peer, device string) string {
 
 // deviceName is what is a device's name of what a number is of.
 func deviceName(what string) string {
-	if strings.ContainsAny(what, " :,") {
+	if strings.ContainsAny(what, " :,/") {
 		return ""
 	}
 	return what
@@ -44,7 +48,7 @@ func deviceName(what string) string {
 // shellWord quotes what a shell would not take as one word.
 func shellWord(s string) string {
 	for _, r := range s {
-		if !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.:@", r)) {
+		if !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.:@/", r)) {
 			return quote.Shell(s)
 		}
 	}
@@ -93,7 +97,7 @@ func (r *Report) Write(w io.Writer, width int) error {
 			b.WriteString(indent + "next:\n")
 		}
 		for _, step := range f.Next {
-			command, shows, _ := strings.Cut(step, "  # ")
+			command, shows, _ := strings.Cut(step, shownBy)
 			b.WriteString(indent + "$ " + quote.SafeLine(command) + "\n")
 			if shows != "" {
 				wrapped(indent+"    ", indent+"    ", shows)
