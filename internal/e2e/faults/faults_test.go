@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/internal/kernel"
-	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/loopdev"
 	"nodeskoop/internal/testkit/nfqueue"
 	"nodeskoop/internal/testkit/pods"
@@ -317,10 +316,10 @@ var faults = []fault{
 		s.node.run(s, `nft 'add table inet flux; add chain inet flux input { type filter hook input priority 0; }; add rule inet flux input iifname flux0 ip daddr %s counter comment "by-flux0"'`, gateway)
 		s.node.start(s, s.program, "serve", fmt.Sprintf("%s:%d", gateway, s.port()))
 		client := s.pod("client")
-		// The answer that comes last counts, which the one by the veth is.
-		client.run(s, "sysctl -qw net.ipv4.neigh.eth0.locktime=0")
+		// The answer that comes last counts, if in the same moment, too: that by the
+		// veth.
+		client.run(s, "sysctl -qw net.ipv4.neigh.eth0.locktime=-1; ip neigh flush to "+gateway)
 		client.act(pods.ContainerSpec{Name: "main"}, "ask", "-fresh", "-limit", "1s", "-askers", "3", fmt.Sprintf("%s:%d", gateway, s.port()))
-		testkit.Start(s, client.command("while sleep 0.5; do ip neigh flush to "+gateway+"; done"))
 		return []string{blameNode}, matched("the node", s.node, "by-flux0", 20)
 	}},
 	{cause: "softirq-cpu-busy", how: "datagrams, which one CPU receives, pass 60,000 rules", make: func(s *scene) ([]string, proof) {

@@ -3,6 +3,7 @@ package faults
 import (
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -33,20 +34,62 @@ func (l *lab) settle(t *testing.T) {
 	testkit.Start(t, l.node.command(fmt.Sprintf("while sleep 0.2; do seq 1000 >> %s; mv %[1]s %[1]s.1; done", file)))
 }
 
-// healthy runs diagnose while a server is replaced, as a rolling restart does: the
-// new one is asked whether it is ready before it listens, and the old one ends once
-// its last connection has.
-func (l *lab) healthy(t *testing.T) diagnosis {
-	s := &scene{l, t, 901}
-	old := s.server("-drain")
-	next := s.pod("next", "serve", "-late", "2s", ":8080")
-	s.pod("client", "ask", "-follow", "-every", "50ms", "-askers", "2", "-keep", "40", old.at(8080), next.at(8080))
-	go func() {
-		time.Sleep(4 * time.Second)
-		_ = syscall.Kill(old.Container("main").PID, syscall.SIGTERM)
-	}()
-	// A readiness check is refused until the server listens.
-	testkit.Start(t, l.node.command(fmt.Sprintf("while ! echo > /dev/tcp/%s/8080; do sleep 0.5; done 2>/dev/null", next.v4())))
+// calm are scenes of good health that a look may take for a fault.
+var calm = []struct {
+	name string
+	make func(*scene)
+}{
+	{"a rolling restart", func(s *scene) {
+		// The old server ends once its last connection has.
+		old := s.server("-drain")
+		next := s.pod("next", "serve", "-late", "2s", ":8080")
+		s.pod("client", "ask", "-follow", "-every", "50ms", "-askers", "2", "-keep", "40", old.at(8080), next.at(8080))
+		over := time.AfterFunc(4*time.Second, func() { _ = syscall.Kill(old.Container("main").PID, syscall.SIGTERM) })
+		s.Cleanup(func() { over.Stop() })
+		// A readiness check is refused until the server listens.
+		testkit.Start(s, s.node.command(fmt.Sprintf("while ! echo > /dev/tcp/%s/8080; do sleep 0.5; done 2>/dev/null", next.v4())))
+	}},
+	{"pods that are busy", func(s *scene) {
+		web := s.server()
+		client := s.pod("client", "ask", "-fresh", "-every", "20ms", "-askers", "2", web.at(8080))
+		client.act(pods.ContainerSpec{Name: "keep"}, "ask", "-every", "20ms", "-askers", "2", "-size", "1024", web.at(8080))
+		client.act(pods.ContainerSpec{Name: "hold"}, "hold", "-count", "200", web.at(8080))
+		client.act(pods.ContainerSpec{Name: "stream"}, "stream", "-rate", "5000000", s.outsider("serve", "-discard", ":%d"))
+		s.pod("sink", "drain", ":5300").listens(5300)
+		sink := s.pod("dns", "dns", ":53").listens(53)
+		client.act(pods.ContainerSpec{Name: "names"}, "lookup", "-every", "10ms", "-askers", "2", sink.at(53))
+		// Limits that nobody reaches, and rules that let all through.
+		limit := filepath.Join(cgroup(s, web.Container("main"), "cpu"), "cpu.cfs_quota_us")
+		if err := os.WriteFile(limit, []byte("150000"), 0); err != nil {
+			s.Fatal(err)
+		}
+		client.run(s, "tc qdisc add dev eth0 root tbf rate 1gbit burst 1m limit 10m")
+		web.run(s, "nft 'add table inet np; add chain inet np input { type filter hook input priority 0; policy drop; }; add rule inet np input ct state established,related accept; add rule inet np input tcp dport 8080 accept; add rule inet np input meta l4proto { icmp, ipv6-icmp } accept'")
+		s.node.run(s, "nft 'add table ip nat; add chain ip nat post { type nat hook postrouting priority 100; }; add rule ip nat post oifname up0 masquerade'")
+	}},
+	{"mishaps that nobody notices", func(s *scene) {
+		web := s.server()
+		addr := s.outsider("serve", ":%d")
+		client := s.pod("client", "ask", "-every", "20ms", "-askers", "4", addr)
+		rule := fmt.Sprintf("FORWARD -p tcp --dport %d -m statistic --mode nth --every 1000 --packet 500 -j DROP", s.port())
+		s.wire.run(s, "iptables -w -A %s", rule)
+		s.Cleanup(func() { s.wire.run(s, "iptables -w -D %s", rule) })
+		killed := client.act(pods.ContainerSpec{Name: "killed"}, "ask", "-every", "50ms", "-askers", "3", web.at(8080))
+		later := time.AfterFunc(4*time.Second, func() {
+			_ = syscall.Kill(killed.PID, syscall.SIGKILL)
+			// A scan of two ports.
+			_, _ = client.try("for p in 22 23; do echo > /dev/tcp/%s/$p; done", web.v4())
+		})
+		s.Cleanup(func() { later.Stop() })
+		// One that nobody serves is asked once.
+		testkit.Start(s, client.command("timeout 2 bash -c 'echo > /dev/tcp/10.88.79.240/80'"))
+	}},
+}
+
+// healthy runs diagnose beside one of the scenes of good health.
+func (l *lab) healthy(t *testing.T, i int) diagnosis {
+	t.Cleanup(func() { l.clean(t) })
+	calm[i].make(&scene{l, t, 901})
 	return l.diagnose(t)
 }
 

@@ -14,6 +14,10 @@ func page(watch time.Duration, ones, twos, quiet []outcome) []byte {
 	var u unix.Utsname
 	_ = unix.Uname(&u)
 	first := 0
+	var scenes []string
+	for _, o := range quiet {
+		scenes = append(scenes, o.how[0])
+	}
 	for _, o := range ones {
 		if o.first() {
 			first++
@@ -29,8 +33,7 @@ all the time.
 
 - %d of %d faults are named first, with the end that is to blame.
 - Of two faults at once, one is named first in %d of %d pairs, and both are named in %d.
-- On the node in good health, with a rolling restart and a readiness check that is
-  refused, %d of %d looks found nothing.
+- On the node in good health %d of %d looks found nothing: beside %s.
 
 ## One fault
 
@@ -41,7 +44,7 @@ with another end.
 |---|---|---|---|---|---|
 `, unix.ByteSliceToString(u.Release[:]), watch.Seconds(), first, len(ones), count(twos, outcome.first), len(twos),
 		count(twos, func(o outcome) bool { return o.rank(0) > 0 && o.rank(1) > 0 }),
-		count(quiet, func(o outcome) bool { return len(o.Findings) == 0 }), len(quiet))
+		count(quiet, func(o outcome) bool { return len(o.Findings) == 0 }), len(quiet), strings.Join(scenes, ", "))
 	for _, o := range ones {
 		fmt.Fprintf(&w, "| %s | %s | %s | %s | %s | %s |\n", o.causes[0], cell(o.how[0]), cell(o.proofs[0]), o.firstNamed(), place(o.rank(0)), cell(o.evidence()))
 	}
