@@ -237,6 +237,7 @@ func (o *observer) sockets(name string, after *netnsState, samples [][]socket) {
 	peers := o.peers(samples, was)
 	closed, large, small := map[connection]bool{}, map[connection]bool{}, map[connection]bool{}
 	full := map[uint16]*socket{}
+	idle, window := map[connection]bool{}, map[connection]uint32{}
 	var halfOpen map[string]float64
 	for _, sample := range samples[1:] {
 		half := map[string]float64{}
@@ -259,9 +260,12 @@ func (o *observer) sockets(name string, after *netnsState, samples [][]socket) {
 			if old := was[c]; old != nil && old.info != nil {
 				limited = since(limited, old.info.Rwnd_limited)
 			}
-			if waits := s.tx > 0 || s.info.Notsent_bytes > 0; waits && s.timer == timerPersist && limited >= leastLimited {
+			waits := s.tx > 0 || s.info.Notsent_bytes > 0
+			if waits && s.timer == timerPersist && limited >= leastLimited {
 				closed[c] = true
 			}
+			idle[c] = idle[c] || !waits
+			window[c] = max(window[c], s.info.Snd_wnd, mss)
 			if s.isStuck() {
 				if p := peers[o.nameOf(c.remote.Addr())]; s.tx >= mss*9/10 && p.answers && !p.takes {
 					large[c] = true
@@ -274,6 +278,13 @@ func (o *observer) sockets(name string, after *netnsState, samples [][]socket) {
 		// What stands is there in each sample.
 		if sum(half) < sum(halfOpen) || halfOpen == nil {
 			halfOpen = half
+		}
+	}
+	for i := range after.sockets {
+		s := &after.sockets[i]
+		c := connection{s.local, s.remote}
+		if old := was[c]; s.isOpen() && old != nil && old.info != nil && !idle[c] && !c.remote.Addr().IsLoopback() && o.trickles(s, old, window[c]) {
+			closed[c] = true
 		}
 	}
 	for signal, which := range map[string]map[connection]bool{"window.closed": closed, "stuck.large": large, "stuck.small": small} {
@@ -325,6 +336,23 @@ func (o *observer) sockets(name string, after *netnsState, samples [][]socket) {
 // leastLimited is for how long, in microseconds, a sender has had to wait for a
 // window.
 const leastLimited = 1_000_000
+
+// trickles reports whether a peer opens its window by and by alone: the sender has
+// had no window for half of the time, and the peer takes far longer than a round trip
+// to make room for one window. A reader that keeps up takes one in each round trip,
+// however small it is.
+func (o *observer) trickles(s, old *socket, window uint32) bool {
+	took := o.took()
+	if time.Duration(since(s.info.Rwnd_limited, old.info.Rwnd_limited))*time.Microsecond < took/2 {
+		return false
+	}
+	acked := since(s.info.Bytes_acked, old.info.Bytes_acked)
+	perWindow := took
+	if acked > 0 {
+		perWindow = time.Duration(float64(took) * float64(window) / float64(acked))
+	}
+	return perWindow >= 50*time.Millisecond && perWindow >= 4*time.Duration(s.info.Rtt)*time.Microsecond
+}
 
 // leastAsked is how many handshakes, over all samples, have to be without an answer,
 // and none with one. A sample that meets a handshake of a path that works meets

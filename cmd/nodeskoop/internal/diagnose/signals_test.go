@@ -160,8 +160,17 @@ func TestObserve(t *testing.T) {
 			s.timer = timerPersist
 			r.after.netns[client].sockets = []socket{s}
 		}, "window.closed shop/client-0 192.0.2.7 1"},
+		{"a window that opens by and by", func(r *recording) {
+			r.before.netns[client].sockets = []socket{connected(netlink.TCPInfo{Snd_wnd: 4000, Snd_mss: 1448, Rwnd_limited: 1_000_000, Rtt: 9000}, 0, 9000)}
+			r.after.netns[client].sockets = []socket{connected(netlink.TCPInfo{Snd_wnd: 4000, Snd_mss: 1448, Rwnd_limited: 9_000_000, Rtt: 9000, Bytes_acked: 200_000}, 0, 9000)}
+		}, "window.closed shop/client-0 192.0.2.7 1"},
 		{"a fast transfer that the window limits", func(r *recording) {
-			r.after.netns[client].sockets = []socket{connected(netlink.TCPInfo{Snd_wnd: 60000, Snd_mss: 1448, Notsent_bytes: 90000, Rwnd_limited: 8_000_000}, 0, 90000)}
+			r.before.netns[client].sockets = []socket{connected(netlink.TCPInfo{Snd_wnd: 60000, Snd_mss: 1448, Rwnd_limited: 1_000_000, Rtt: 20000}, 0, 90000)}
+			r.after.netns[client].sockets = []socket{connected(netlink.TCPInfo{Snd_wnd: 60000, Snd_mss: 1448, Rwnd_limited: 9_000_000, Rtt: 20000, Bytes_acked: 30_000_000}, 0, 90000)}
+		}, ""},
+		{"a window that fills a slow path", func(r *recording) {
+			r.before.netns[client].sockets = []socket{connected(netlink.TCPInfo{Snd_wnd: 60000, Snd_mss: 1448, Rwnd_limited: 1_000_000, Rtt: 230_000}, 0, 90000)}
+			r.after.netns[client].sockets = []socket{connected(netlink.TCPInfo{Snd_wnd: 60000, Snd_mss: 1448, Rwnd_limited: 9_000_000, Rtt: 230_000, Bytes_acked: 2_500_000}, 0, 90000)}
 		}, ""},
 		{"an idle connection to a peer without a window", func(r *recording) {
 			r.after.netns[client].sockets = []socket{connected(netlink.TCPInfo{Snd_wnd: 0, Snd_mss: 1448, Rwnd_limited: 8_000_000}, 0, 0)}
