@@ -95,17 +95,17 @@ race: deps ## run the tests under the race detector (needs a C compiler)
 lint: go ## go vet, staticcheck, shellcheck
 	$(GO) vet ./...
 	$(GO) tool -modfile=packaging/tools/go.mod staticcheck -checks inherit,ST1020,ST1021,ST1022 ./...
-	shellcheck .ci/run .ci/deps .ci/get-go .ci/report-failures .ci/report-skips .ci/test-unit .ci/check-bpf bpf/internal/objects/bpf2go bpf/internal/objects/generate packaging/run-here packaging/update-readme packaging/demo \
+	shellcheck .ci/run .ci/deps .ci/get-go .ci/report-failures .ci/report-skips .ci/test-unit .ci/check-bpf bpf/internal/objects/bpf2go bpf/internal/objects/generate packaging/run-here packaging/update-docs packaging/demo \
 	  packaging/version packaging/copyright packaging/build-packages packaging/check-packages packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm
 	shellcheck -s sh packaging/rpm/post packaging/rpm/preun packaging/rpm/postun internal/e2e/install/make-root internal/e2e/compare/tools
 
-generate: go ## make the lists of probes, the shipped configuration, the reference in docs/, the README's tables and the dashboards, the BPF objects
+generate: go ## make the lists of probes, the shipped configuration, the reference and the tables in docs/, the dashboards, the BPF objects
 	$(GO) run ./internal/lists
 	bpf/internal/objects/generate
 	@$(MAKE) --no-print-directory build
 	build/nodeskoop config --default > packaging/nodeskoop.toml
 	build/nodeskoop docs catalog > systemd/nodeskoop.catalog
-	packaging/update-readme
+	packaging/update-docs
 	$(GO) run ./packaging/grafana
 
 # npm's packages and what is built of them stay below .cache; nothing of them is packaged.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -91,20 +92,23 @@ func (it *iterators[V]) Close() error {
 	return errors.Join(errs...)
 }
 
-// maxIteration is how long a reading of all processes may take. An iterator goes
-// through about ten million descriptors in a second, and whoever waits for it
-// gives up after two.
+// maxIteration is how much CPU time a reading of all processes may take. An
+// iterator goes through about ten million descriptors in a second. Time in which
+// the thread waited for a CPU does not count: a busy node has no more descriptors
+// than an idle one.
 const maxIteration = time.Second
 
 // each runs the programs and hands each process to see.
 func (it *iterators[V]) each(see func(pid uint32, v *V)) error {
-	deadline := time.Now().Add(maxIteration)
+	runtime.LockOSThread() // threadTime is of one thread
+	defer runtime.UnlockOSThread()
+	end := threadTime() + maxIteration
 	it.generation++
 	if err := it.coll.Variables["generation"].Set(it.generation); err != nil {
 		return fmt.Errorf("begin to iterate over processes: %w", err)
 	}
 	for _, l := range it.links {
-		if err := iterate(l, deadline); err != nil {
+		if err := iterate(l, end); err != nil {
 			return fmt.Errorf("iterate over processes: %w", err)
 		}
 	}
@@ -130,8 +134,8 @@ func (it *iterators[V]) each(see func(pid uint32, v *V)) error {
 
 // iterate runs a program over everything. It prints nothing, so the kernel
 // interrupts it after each million objects with EAGAIN, to go on with the next
-// call (kernel/bpf/bpf_iter.c, bpf_seq_read).
-func iterate(l *link.Iter, deadline time.Time) error {
+// call (kernel/bpf/bpf_iter.c, bpf_seq_read). end is by threadTime.
+func iterate(l *link.Iter, end time.Duration) error {
 	r, err := l.Open()
 	if err != nil {
 		return err
@@ -144,8 +148,17 @@ func iterate(l *link.Iter, deadline time.Time) error {
 			return nil
 		case err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR):
 			return err
-		case time.Now().After(deadline):
-			return fmt.Errorf("it was not done after %v", maxIteration)
+		case threadTime() > end:
+			return fmt.Errorf("not done after %v of CPU time", maxIteration)
 		}
 	}
+}
+
+// threadTime is the CPU time that the calling thread has used.
+func threadTime() time.Duration {
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_THREAD, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

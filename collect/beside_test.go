@@ -260,7 +260,7 @@ func (p *panicking) Running() []*owner.Pod {
 	return p.somePods.Running()
 }
 
-func (p *panicking) ByNetns(uint64) *owner.Pod {
+func (p *panicking) ByNetns(uint64, time.Time) *owner.Pod {
 	if p.now.Load() {
 		panic("boom in the resolver")
 	}

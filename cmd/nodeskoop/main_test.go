@@ -146,6 +146,31 @@ func TestHelpAndItsExamples(t *testing.T) {
 	}
 }
 
+// docs/commands.md names each command and each environment variable.
+func TestCommandsPage(t *testing.T) {
+	b, err := os.ReadFile("../../docs/commands.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	app := newApp(io.Discard, io.Discard)
+	flags := app.Flags
+	for _, cmd := range app.Commands {
+		if !cmd.Hidden && cmd.Name != "help" && !strings.Contains(string(b), "| `"+cmd.Name+"` |") {
+			t.Errorf("the command %s is not in the table", cmd.Name)
+		}
+		flags = append(flags, cmd.Flags...)
+	}
+	for _, f := range flags {
+		if e, ok := f.(cli.DocGenerationFlag); ok {
+			for _, name := range e.GetEnvVars() {
+				if !strings.Contains(string(b), "`"+name+"`") {
+					t.Errorf("the environment variable %s is not listed", name)
+				}
+			}
+		}
+	}
+}
+
 // `nodeskoop help X` is `nodeskoop X --help`.
 func TestHelpOfACommand(t *testing.T) {
 	paths := [][]string{{}, {"docs", "man"}}

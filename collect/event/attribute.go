@@ -16,7 +16,7 @@ func (h *Hub) attribute(e *Event) (sure bool) {
 	if h.process[e.Type.ID()] {
 		pid = e.PID
 	}
-	err := bounded.Guard(func() { e.Pod, sure = h.who.Owner(e.Netns, pid) })
+	err := bounded.Guard(func() { e.Pod, sure = h.who.Owner(e.Netns, pid, e.Time) })
 	if err != nil {
 		h.say("finding out whose an event is failed; it is sent without", err)
 		e.Pod, e.unresolved, sure = nil, true, true

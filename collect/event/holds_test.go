@@ -24,7 +24,7 @@ func TestHolds(t *testing.T) {
 		h = holds{
 			who: owner.NewResolver(owner.Sources{Pods: pods, HostNetns: hostInode}),
 			attribute: func(e *Event) (sure bool) {
-				e.Pod, sure = h.who.Owner(e.Netns, 0)
+				e.Pod, sure = h.who.Owner(e.Netns, 0, e.Time)
 				return sure
 			},
 			send: func(e *Event, _ time.Time) {

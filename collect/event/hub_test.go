@@ -33,7 +33,7 @@ type podTable struct {
 
 func (p *podTable) Connected() bool { return !p.absent }
 
-func (p *podTable) ByNetns(inode uint64) *owner.Pod {
+func (p *podTable) ByNetns(inode uint64, _ time.Time) *owner.Pod {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.netns[inode]
@@ -940,10 +940,10 @@ func ExampleEvent_Message() {
 // panickyPods panics whenever it is asked.
 type panickyPods struct{ owner.NoPods }
 
-func (panickyPods) ByNetns(uint64) *owner.Pod    { panic("boom in the resolver") }
-func (panickyPods) ByPID(int) *owner.Pod         { panic("boom in the resolver") }
-func (panickyPods) ByAddr(netip.Addr) *owner.Pod { panic("boom in the resolver") }
-func (panickyPods) Connected() bool              { return true }
+func (panickyPods) ByNetns(uint64, time.Time) *owner.Pod { panic("boom in the resolver") }
+func (panickyPods) ByPID(int) *owner.Pod                 { panic("boom in the resolver") }
+func (panickyPods) ByAddr(netip.Addr) *owner.Pod         { panic("boom in the resolver") }
+func (panickyPods) Connected() bool                      { return true }
 
 // panickySink panics whenever it gets an event.
 type panickySink struct{}

@@ -60,8 +60,9 @@ type Pods interface {
 	// Running returns the pods that run now, sorted by namespace, name and start.
 	Running() []*Pod
 	// ByNetns, ByAddr, ByPID and ByCgroup return nil for what is not a pod's.
-	// For a while they go on naming a pod that has ended.
-	ByNetns(inode uint64) *Pod
+	// For a while they go on naming a pod that has ended: ByNetns if something was
+	// seen in the namespace at a time when it was the pod's; the zero time is any.
+	ByNetns(inode uint64, at time.Time) *Pod
 	ByAddr(netip.Addr) *Pod
 	ByPID(pid int) *Pod
 	ByCgroup(id uint64) *Pod
@@ -79,7 +80,7 @@ type NoPods struct{}
 func (NoPods) Running() []*Pod { return nil }
 
 // ByNetns returns nil.
-func (NoPods) ByNetns(uint64) *Pod { return nil }
+func (NoPods) ByNetns(uint64, time.Time) *Pod { return nil }
 
 // ByAddr returns nil.
 func (NoPods) ByAddr(netip.Addr) *Pod { return nil }

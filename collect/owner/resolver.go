@@ -57,13 +57,13 @@ func (r *Resolver) Apply(s Sources) {
 	r.addrs.apply(s.NodeAddrs, old != nil && old.HostNetns == s.HostNetns)
 }
 
-// Owner returns the pod that a network namespace is of, or else a process; 0 is
-// neither. sure says that no pod is about to appear that would change the answer.
-func (r *Resolver) Owner(netns uint64, pid int) (p *Pod, sure bool) {
+// Owner returns the pod that a network namespace was of at a time, or else that a
+// process is of; 0 is neither. sure says that no pod is about to appear that would change the answer.
+func (r *Resolver) Owner(netns uint64, pid int, at time.Time) (p *Pod, sure bool) {
 	s := r.from.Load()
 	inPod := netns != 0 && netns != s.HostNetns
 	if inPod {
-		if p = s.Pods.ByNetns(netns); p != nil {
+		if p = s.Pods.ByNetns(netns, at); p != nil {
 			return p, true
 		}
 	}
@@ -246,7 +246,7 @@ func (c *currentPods) now() Pods { return c.from.Load().Pods }
 func (c *currentPods) Running() []*Pod { return c.now().Running() }
 
 // ByNetns implements Pods.
-func (c *currentPods) ByNetns(inode uint64) *Pod { return c.now().ByNetns(inode) }
+func (c *currentPods) ByNetns(inode uint64, at time.Time) *Pod { return c.now().ByNetns(inode, at) }
 
 // ByAddr implements Pods.
 func (c *currentPods) ByAddr(a netip.Addr) *Pod { return c.now().ByAddr(a) }

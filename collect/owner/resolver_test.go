@@ -17,11 +17,11 @@ type table struct {
 	pids  map[int]*Pod
 }
 
-func (t *table) ByNetns(inode uint64) *Pod { return t.netns[inode] }
-func (t *table) ByAddr(a netip.Addr) *Pod  { return t.addrs[a] }
-func (t *table) ByPID(pid int) *Pod        { return t.pids[pid] }
-func (t *table) Running() (list []*Pod)    { return append(list, t.netns[77]) }
-func (t *table) ByCgroup(id uint64) *Pod   { return t.netns[id] }
+func (t *table) ByNetns(inode uint64, _ time.Time) *Pod { return t.netns[inode] }
+func (t *table) ByAddr(a netip.Addr) *Pod               { return t.addrs[a] }
+func (t *table) ByPID(pid int) *Pod                     { return t.pids[pid] }
+func (t *table) Running() (list []*Pod)                 { return append(list, t.netns[77]) }
+func (t *table) ByCgroup(id uint64) *Pod                { return t.netns[id] }
 
 var (
 	addr  = netip.MustParseAddr
@@ -62,7 +62,7 @@ func TestOwner(t *testing.T) {
 		"no host is known":                {netns: 99},
 	} {
 		r := NewResolver(Sources{Pods: known, HostNetns: c.host, ForeignPIDs: c.foreign})
-		if pod, sure := r.Owner(c.netns, c.pid); pod != c.pod || sure != c.sure {
+		if pod, sure := r.Owner(c.netns, c.pid, time.Time{}); pod != c.pod || sure != c.sure {
 			t.Errorf("%s: %v, %v", name, pod, sure)
 		}
 		if r.Unowned(c.netns) != c.unowned {
@@ -118,11 +118,11 @@ func TestEnd(t *testing.T) {
 func TestApply(t *testing.T) {
 	r := NewResolver(Sources{})
 	var pods Pods = r
-	if pods.ByNetns(77) != nil || pods.Connected() {
+	if pods.ByNetns(77, time.Time{}) != nil || pods.Connected() {
 		t.Error("somebody answers")
 	}
 	r.Apply(Sources{Pods: known})
-	if pods.ByNetns(77) != web || pods.ByAddr(addr("10.0.0.9")) != db || pods.ByPID(900) != proxy || pods.ByCgroup(78) != db || pods.Running()[0] != web {
+	if pods.ByNetns(77, time.Time{}) != web || pods.ByAddr(addr("10.0.0.9")) != db || pods.ByPID(900) != proxy || pods.ByCgroup(78) != db || pods.Running()[0] != web {
 		t.Error("the new pods do not answer")
 	}
 	if list, err := pods.Processes(web, []int{1}); len(list) != 1 || err != nil {

@@ -248,7 +248,7 @@ func TestDocker(t *testing.T) {
 	if p := awaitPod(t, x, "moby", "web", 1); p.Labels["app"] != "shop" || p.PIDs[0] != web.PID {
 		t.Errorf("its labels are %v, its processes %v, want %d", p.Labels, p.PIDs, web.PID)
 	}
-	named(t, "its network namespace", x.ByNetns(netnsOf(t, web.PID)), web.ID)
+	named(t, "its network namespace", x.ByNetns(netnsOf(t, web.PID), time.Time{}), web.ID)
 	named(t, "its process", x.ByPID(web.PID), web.ID)
 	if a := d.Run("db", nil); a.PID == 0 {
 		t.Fatal("it does not run")
@@ -306,7 +306,7 @@ func TestDockerRecords(t *testing.T) {
 	if p := awaitPod(t, x, "moby", "web", 1); p.Labels["app"] != "shop" {
 		t.Errorf("its labels are %v", p.Labels)
 	}
-	named(t, "its network namespace", x.ByNetns(netnsOf(t, a.PID)), a.ID)
+	named(t, "its network namespace", x.ByNetns(netnsOf(t, a.PID), time.Time{}), a.ID)
 	run(0xb, "db", nil)
 	awaitPod(t, x, "moby", "db", 1)
 
@@ -322,7 +322,7 @@ func TestDockerRecords(t *testing.T) {
 	if p := awaitPod(t, x, "shop", "web-0", 2); p.UID != "u-1" || p.Labels["app"] != "web" {
 		t.Errorf("a pod by cri-dockerd: %+v", p)
 	}
-	named(t, "the pod's network namespace", x.ByNetns(netnsOf(t, box.PID)), box.ID)
+	named(t, "the pod's network namespace", x.ByNetns(netnsOf(t, box.PID), time.Time{}), box.ID)
 
 	// Without its file a container goes by its ID, and the log says why, once.
 	for _, n := range []int{0xe, 0xf} {

@@ -45,6 +45,9 @@ type record struct {
 	pod   *owner.Pod
 	rank  rank
 	since time.Time // of its rank
+	// stopped is when it last ran, as far as is known. From then on its network
+	// namespace may end, and another one get the number.
+	stopped time.Time
 	traces
 }
 
@@ -198,6 +201,9 @@ func (x *Index) put(k key, p *owner.Pod, to rank, t traces, now time.Time) {
 	if r.rank != to {
 		r.since = now
 	}
+	if to == running || r.rank == running || r.stopped.IsZero() {
+		r.stopped = now
+	}
 	if r.rank == running || to == running {
 		x.list.Store(nil)
 	}
@@ -216,6 +222,7 @@ func (x *Index) end(k key, to rank, now time.Time) {
 	}
 	if r.rank == running {
 		x.list.Store(nil)
+		r.stopped = now
 	}
 	had := *r
 	r.rank, r.since = to, now
@@ -293,13 +300,29 @@ func podOf(r *record) *owner.Pod {
 	return r.pod
 }
 
-// ByNetns returns the pod whose network namespace has that inode number: for
-// one that several containers share, the sandbox's or that of the first.
+// ByNetns returns the pod whose network namespace had that inode number at a
+// time: for one that several containers share, the sandbox's or that of the first.
 // The host's is nobody's.
-func (x *Index) ByNetns(inode uint64) *owner.Pod {
+//
+// The kernel gives the next namespace the lowest number that is free, which is
+// often that of a pod that has just ended. So what was seen after a pod had stopped
+// is the pod's only while its namespace is still there.
+func (x *Index) ByNetns(inode uint64, at time.Time) *owner.Pod {
 	x.mu.RLock()
-	defer x.mu.RUnlock()
-	return podOf(x.netns.m[inode])
+	r := x.netns.m[inode]
+	if r == nil {
+		x.mu.RUnlock()
+		return nil
+	}
+	p, sure := r.pod, r.rank == running || !at.After(r.stopped)
+	x.mu.RUnlock()
+	if sure {
+		return p
+	}
+	if n, err := netnsInode(p.NetnsPath); err != nil || n != inode {
+		return nil
+	}
+	return p
 }
 
 // ByAddr returns the pod that has the address, mapped or not.

@@ -26,13 +26,13 @@ func TestReuse(t *testing.T) {
 	check := func(want string, number ...string) {
 		t.Helper()
 		found := map[string]*owner.Pod{
-			"namespace":      x.ByNetns(42),
+			"namespace":      x.ByNetns(42, time.Time{}),
 			"address":        x.ByAddr(addr),
 			"mapped address": x.ByAddr(netip.MustParseAddr("::ffff:10.0.0.7")),
 		}
 		if len(number) > 0 {
 			delete(found, "namespace")
-			if p := x.ByNetns(42); p != nil {
+			if p := x.ByNetns(42, time.Time{}); p != nil {
 				t.Errorf("the namespace is still %q's", p.Name)
 			}
 		}
@@ -66,7 +66,7 @@ func TestReuse(t *testing.T) {
 	x.end(key{"k8s.io", "d"}, ended, at(31))
 	x.end(key{"k8s.io", "c"}, ended, at(31))
 	x.prune(at(35)) // a and b have given up the number
-	if p := x.ByNetns(42); p == nil || p.Name != "c" {
+	if p := x.ByNetns(42, time.Time{}); p == nil || p.Name != "c" {
 		t.Errorf("the namespace is not c's: %+v", p)
 	}
 	x.prune(at(81))
@@ -92,7 +92,7 @@ func TestEndedBound(t *testing.T) {
 	}
 	x.put(key{"k8s.io", "runs"}, &owner.Pod{ID: "runs"}, running, traces{netns: []uint64{n + 1}}, now)
 	x.prune(at(2))
-	if len(x.records) != maxEnded+1 || x.ByNetns(100) != nil || x.ByNetns(101) == nil || x.ByNetns(n+1) == nil {
+	if len(x.records) != maxEnded+1 || x.ByNetns(100, time.Time{}) != nil || x.ByNetns(101, time.Time{}) == nil || x.ByNetns(n+1, time.Time{}) == nil {
 		t.Errorf("%d records are kept", len(x.records))
 	}
 }

@@ -68,7 +68,7 @@ func TestOneName(t *testing.T) {
 	plain := c.RunPlain(pods.PlainSpec{Namespace: "default", ID: "web"})
 	name(x, plain.ID, "default/containerd:web")
 	name(x, first.ID, "default/web")
-	named(t, "the pod's namespace", x.ByNetns(netnsOf(t, first.PID)), first.ID)
+	named(t, "the pod's namespace", x.ByNetns(netnsOf(t, first.PID), time.Time{}), first.ID)
 	named(t, "the container's process", x.ByPID(plain.PID), plain.ID)
 	// A pod that comes later has its name no less.
 	early := c.RunPlain(pods.PlainSpec{Namespace: "default", ID: "db"})
@@ -475,7 +475,7 @@ func TestStoredEnds(t *testing.T) {
 		t.Fatalf("%+v", p)
 	}
 	w.checkStored(now)
-	named(t, "while it runs", w.x.ByNetns(inode), "old")
+	named(t, "while it runs", w.x.ByNetns(inode, time.Time{}), "old")
 	end()
 	// Its successor has the address, and may have the number, before anybody looks.
 	next, endNext := holder(t)
@@ -491,7 +491,7 @@ func TestStoredEnds(t *testing.T) {
 	if p := find(w.x, "vm", "kata"); p == nil || p.ID != "new" || len(w.x.Running()) != 1 || p.Netns != inodeOf(t, next) {
 		t.Errorf("%+v, running %q", p, runningNames(w.x))
 	}
-	named(t, "the successor's namespace", w.x.ByNetns(inodeOf(t, next)), "new")
+	named(t, "the successor's namespace", w.x.ByNetns(inodeOf(t, next), time.Time{}), "new")
 	endNext()
 	w.checkStored(now)
 	if r := runningNames(w.x); len(r) != 0 {
@@ -523,5 +523,39 @@ func TestStoredNumberReused(t *testing.T) {
 	if old.running {
 		t.Error("the old one runs still")
 	}
-	named(t, "the number", w.x.ByNetns(inode), "new")
+	named(t, "the number", w.x.ByNetns(inode, time.Time{}), "new")
+}
+
+// TestNumberAfterTheEnd: what is seen under the number of a pod's network namespace
+// after the pod has ended is the pod's only while that namespace is still there.
+// The next one that anybody makes often has the number.
+func TestNumberAfterTheEnd(t *testing.T) {
+	x := newIndex("/proc")
+	path, end := holder(t)
+	inode := inodeOf(t, path)
+	k := key{"k8s.io", "web"}
+	x.put(k, &owner.Pod{ID: "web", Netns: inode, NetnsPath: path}, running, traces{netns: []uint64{inode}}, at(0))
+	named(t, "while it runs", x.ByNetns(inode, at(9)), "web")
+	x.end(k, waiting, at(10))
+	named(t, "stopped, still there", x.ByNetns(inode, at(11)), "web")
+	x.end(k, ended, at(12))
+	named(t, "ended, still there", x.ByNetns(inode, at(13)), "web")
+	end()
+	named(t, "what was seen before the end", x.ByNetns(inode, at(9)), "web")
+	for what, when := range map[string]time.Time{"between the stop and the end": at(11), "after the end": at(13)} {
+		if p := x.ByNetns(inode, when); p != nil {
+			t.Errorf("%s, the namespace being gone: %s", what, p.ID)
+		}
+	}
+	// Somebody else's namespace with the pod's number, at another path or, where
+	// the path is a process's, of another process.
+	next, _ := holder(t)
+	if inodeOf(t, next) == inode {
+		if p := x.ByNetns(inode, at(13)); p != nil {
+			t.Errorf("a stranger's namespace with the number is %s's", p.ID)
+		}
+	}
+	// It runs again.
+	x.put(k, &owner.Pod{ID: "web", Netns: inode, NetnsPath: path}, running, traces{netns: []uint64{inode}}, at(20))
+	named(t, "while it runs again", x.ByNetns(inode, at(21)), "web")
 }

@@ -98,7 +98,7 @@ func TestPods(t *testing.T) {
 			if !slices.Equal(got.Addrs, p.Addrs) || len(p.Addrs) != 2 {
 				t.Errorf("pod %s: addresses %v, want %v", p.Name, got.Addrs, p.Addrs)
 			}
-			named(t, "network namespace", x.ByNetns(got.Netns), p.ID)
+			named(t, "network namespace", x.ByNetns(got.Netns, time.Time{}), p.ID)
 			for _, a := range p.Addrs {
 				named(t, a.String(), x.ByAddr(a), p.ID)
 				if a.Is4() {
@@ -121,7 +121,7 @@ func TestPods(t *testing.T) {
 	if !got.HostNetwork || got.Netns != 0 || got.NetnsPath != "" || got.Addrs != nil {
 		t.Errorf("hostNetwork pod: %+v", got)
 	}
-	if p := x.ByNetns(inodeOf(t, c.Netns)); p != nil {
+	if p := x.ByNetns(inodeOf(t, c.Netns), time.Time{}); p != nil {
 		t.Errorf("the host's network namespace is said to be %s's", label(p))
 	}
 	if p := awaitPod(t, x, "default", "on-host", 1); !p.HostNetwork || p.Netns != 0 || p.Addrs != nil {
@@ -130,7 +130,7 @@ func TestPods(t *testing.T) {
 	for _, p := range []*pods.Plain{earlyPlain, unlabelled, nerdctl, onHost} {
 		named(t, p.ID, x.ByPID(p.PID), p.ID)
 		if !p.HostNetwork {
-			named(t, p.ID, x.ByNetns(netnsOf(t, p.PID)), p.ID)
+			named(t, p.ID, x.ByNetns(netnsOf(t, p.PID), time.Time{}), p.ID)
 		}
 		if list, err := x.Processes(x.ByPID(p.PID), nil); err != nil || !slices.Equal(list, []int{p.PID}) {
 			t.Errorf("processes of %s: %v, %v; want %d", p.ID, list, err, p.PID)
@@ -150,7 +150,7 @@ func TestPods(t *testing.T) {
 		"no control group": x.ByCgroup(1 << 60),
 		"the gateway":      x.ByAddr(netip.MustParseAddr("10.88.77.1")),
 		"no address":       x.ByAddr(netip.Addr{}),
-		"no namespace":     x.ByNetns(0),
+		"no namespace":     x.ByNetns(0, time.Time{}),
 	} {
 		if p != nil {
 			t.Errorf("%s is said to be %s", what, label(p))
@@ -314,7 +314,7 @@ func TestShortPods(t *testing.T) {
 			continue // on a slow machine it may be forgotten by now
 		}
 		if last[l.netns] == l.ID && time.Since(l.ended) < keepNetns/2 {
-			if p := x.ByNetns(l.netns); p == nil || p.Namespace != "jobs" {
+			if p := x.ByNetns(l.netns, time.Time{}); p == nil || p.Namespace != "jobs" {
 				t.Errorf("%s by its network namespace: %s", l.Name, label(p))
 			}
 		}
@@ -377,7 +377,7 @@ func TestSameName(t *testing.T) {
 	if p.PIDs[0] == a.PID {
 		t.Errorf("process %d, which has ended", p.PIDs[0])
 	}
-	named(t, "its network namespace", x.ByNetns(netnsOf(t, p.PIDs[0])), "again")
+	named(t, "its network namespace", x.ByNetns(netnsOf(t, p.PIDs[0]), time.Time{}), "again")
 }
 
 // TestProcesses moves processes about.
@@ -488,7 +488,7 @@ func TestKilledPause(t *testing.T) {
 		}
 	}
 	awaitEnd(t, x, "web", "alone")
-	named(t, "its network namespace, which is still mounted,", x.ByNetns(inode), alone.ID)
+	named(t, "its network namespace, which is still mounted,", x.ByNetns(inode, time.Now()), alone.ID)
 	// The other one's container runs on, and so does the pod.
 	p := awaitPod(t, x, "web", "with", 1)
 	if p.PIDs[0] != with.Container("main").PID || p.Netns != netnsOf(t, p.PIDs[0]) {
@@ -537,8 +537,8 @@ func TestSharedNetns(t *testing.T) {
 		check(x, "a-second", 0)
 		check(x, "b-third", 0)
 		check(x, "debug", 0)
-		named(t, "the shared namespace", x.ByNetns(inode), first.ID)
-		named(t, "the pod's namespace", x.ByNetns(netnsOf(t, p.PID)), p.ID)
+		named(t, "the shared namespace", x.ByNetns(inode, time.Time{}), first.ID)
+		named(t, "the pod's namespace", x.ByNetns(netnsOf(t, p.PID), time.Time{}), p.ID)
 		named(t, "the pod's address", x.ByAddr(p.Addrs[0]), p.ID)
 		named(t, "the second's process", x.ByPID(second.PID), second.ID)
 	}
@@ -546,7 +546,7 @@ func TestSharedNetns(t *testing.T) {
 	for _, x := range []*Index{x, y} {
 		check(x, "a-second", inode)
 		check(x, "b-third", 0)
-		named(t, "the namespace that was shared", x.ByNetns(inode), second.ID)
+		named(t, "the namespace that was shared", x.ByNetns(inode, time.Time{}), second.ID)
 	}
 	second.Remove()
 	for _, x := range []*Index{x, y} {
@@ -914,12 +914,12 @@ func TestSandboxStore(t *testing.T) {
 		!slices.Equal(p.Addrs, []netip.Addr{netip.MustParseAddr("10.1.2.3")}) || p.Started.IsZero() {
 		t.Errorf("pod: %+v", p)
 	}
-	named(t, "its network namespace", x.ByNetns(p.Netns), k.id)
+	named(t, "its network namespace", x.ByNetns(p.Netns, time.Time{}), k.id)
 	end()
 	began := time.Now()
 	awaitEnd(t, x, "vm", "kata") // long before the next listing
 	t.Logf("its end was seen after %v", time.Since(began))
-	named(t, "the network namespace it had", x.ByNetns(p.Netns), k.id)
+	named(t, "the network namespace it had", x.ByNetns(p.Netns, time.Time{}), k.id)
 	if _, err := store.Delete(in(ctx, k.ns), &sandboxes.StoreDeleteRequest{SandboxID: k.id}); err != nil {
 		t.Fatal(err)
 	}
@@ -995,7 +995,7 @@ func BenchmarkKnown(b *testing.B) {
 		known := make(chan time.Time, 1)
 		go func() {
 			for {
-				if p := find(x, "bench", name); p != nil && len(p.PIDs) > 0 && len(p.Addrs) == 2 && x.ByNetns(p.Netns) == p {
+				if p := find(x, "bench", name); p != nil && len(p.PIDs) > 0 && len(p.Addrs) == 2 && x.ByNetns(p.Netns, time.Time{}) == p {
 					known <- time.Now()
 					return
 				}
@@ -1032,7 +1032,7 @@ func BenchmarkLookups(b *testing.B) {
 		f    func() bool
 	}{
 		{"Running", func() bool { return len(x.Running()) == 1 }},
-		{"ByNetns", func() bool { return x.ByNetns(got.Netns) == got }},
+		{"ByNetns", func() bool { return x.ByNetns(got.Netns, time.Time{}) == got }},
 		{"ByAddr", func() bool { return x.ByAddr(got.Addrs[0]) == got }},
 		{"ByPID", func() bool { return x.ByPID(p.PID) == got }},
 		{"ByPID=host", func() bool { return x.ByPID(os.Getpid()) == nil }},

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// printReadme prints the README's table: what each probe uses on each kernel.
+// printReadme prints the table of docs/kernels.md: what each probe uses on each kernel.
 func printReadme(file string) error {
 	table, err := readSupport(file)
 	if err != nil {

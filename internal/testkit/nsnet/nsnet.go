@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -213,7 +214,7 @@ type Pods struct {
 func (p *Pods) Running() []*owner.Pod { return p.List }
 
 // ByNetns finds a pod by its network namespace.
-func (p *Pods) ByNetns(inode uint64) *owner.Pod {
+func (p *Pods) ByNetns(inode uint64, _ time.Time) *owner.Pod {
 	for _, x := range p.List {
 		if x.Netns == inode {
 			return x

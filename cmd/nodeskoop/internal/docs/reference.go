@@ -15,7 +15,7 @@ import (
 // generatedMark tells who opens a page in an editor where it comes from.
 const generatedMark = "<!-- Made from the catalogue by `make generate`. Do not edit. -->\n"
 
-// Probes writes the table of probes for the README.
+// Probes writes the table of probes of docs/reading.md.
 func Probes(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString("| probe | looks at | from | on by default | events |\n|---|---|---|---|---|\n")

@@ -111,6 +111,21 @@ var (
 )
 
 // TestPagesLink follows the links inside the project, to headings too.
+// The README is read by somebody who has never heard of the project, and every page
+// can be reached from it.
+func TestReadme(t *testing.T) {
+	all := pages(t)
+	readme := all["../../../../README.md"]
+	if n := len(strings.Fields(readme)); n > 700 {
+		t.Errorf("the README has %d words; at most 700", n)
+	}
+	for file := range all {
+		if name := filepath.Base(file); name != "README.md" && !strings.Contains(readme, "](docs/"+name+")") {
+			t.Errorf("the README does not lead to docs/%s", name)
+		}
+	}
+}
+
 func TestPagesLink(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	for file, text := range pages(t) {
