@@ -70,6 +70,7 @@ func (l *lab) lookAt(t *testing.T, list ...fault) outcome {
 	for _, p := range proofs {
 		p.begun(t)
 	}
+	// All have begun: from here on each has to last.
 	for _, p := range proofs {
 		before = append(before, p.begun(t))
 	}
