@@ -155,7 +155,6 @@ var faults = []fault{
 		if err := os.WriteFile(file, []byte(tracked.Established(tracked.Limit(s.TB))), 0o600); err != nil {
 			s.Fatal(err)
 		}
-		s.Cleanup(func() { s.node.run(s, "conntrack -F 2>&1") })
 		_, _ = s.node.try("conntrack -R %s >/dev/null 2>&1", file) // the last ones may find no room
 		return []string{blameNode}, tracking("the node", s.node, 5, "drop")
 	}},

@@ -262,9 +262,13 @@ func cgroup(t testing.TB, k *pods.Container, controller string) string {
 	return ""
 }
 
-// clean takes away rules that a fault left in namespaces that outlive it.
+// clean takes away rules and tracked connections that a fault left in namespaces that
+// outlive it.
 func (l *lab) clean(t testing.TB) {
 	t.Helper()
+	if _, err := l.node.try("conntrack -F 2>&1"); err != nil {
+		t.Error(err)
+	}
 	for _, n := range []netns{l.node, l.wire, l.outside} {
 		if _, err := n.try("nft flush ruleset"); err != nil {
 			t.Error(err)
