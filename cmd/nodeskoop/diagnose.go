@@ -8,6 +8,7 @@ import (
 
 	"nodeskoop/cmd/nodeskoop/internal/diagnose"
 	"nodeskoop/cmd/nodeskoop/internal/session"
+	"nodeskoop/collect/owner"
 	"nodeskoop/output"
 )
 
@@ -22,7 +23,7 @@ func diagnoseCommand() *cli.Command {
 			"nodeskoop docs causes prints which causes it knows, and what each rests on.",
 		Flags: append(commonFlags(),
 			&cli.DurationFlag{Name: "for", Usage: "look for `TIME`", Value: 10 * time.Second, EnvVars: []string{"NODESKOOP_FOR"}},
-			&cli.StringFlag{Name: "pod", Usage: "only what concerns the pod `NAMESPACE/NAME`; NAME alone is in any namespace", EnvVars: []string{"NODESKOOP_POD"}},
+			&cli.StringFlag{Name: "pod", Usage: "only what concerns the pod `NAMESPACE/NAME`; NAME alone is in any namespace; \"host\" is the node", EnvVars: []string{"NODESKOOP_POD"}},
 			jsonFlag("print JSON"),
 		),
 		Action: runDiagnose,
@@ -42,6 +43,9 @@ func runDiagnose(c *cli.Context) error {
 	if err != nil {
 		return cli.Exit(err.Error(), exitUsage)
 	}
+	if len(pods) > 0 && pods[0] == owner.UnknownLabel {
+		return cli.Exit(fmt.Sprintf("--pod: %s is no pod: diagnose names the ends that it knows", owner.UnknownLabel), exitUsage)
+	}
 	s, err := newSession(c, c.App.ErrWriter)
 	if err != nil {
 		return err
@@ -59,11 +63,9 @@ func runDiagnose(c *cli.Context) error {
 	if err := filter.Check(doctor.Running(), doctor.Named()); err != nil {
 		return unknownPod(err)
 	}
-	only := ""
-	for _, p := range doctor.Running() {
-		if len(pods) > 0 && filter.WantsPod(p.HostNetwork, p.Namespace, p.Name) {
-			only = p.Namespace + "/" + p.Name
-		}
+	var only []string
+	if len(pods) > 0 {
+		only = doctor.Names(filter)
 	}
 	report, err := doctor.Look(c.Context, took, only, func() {
 		speak()

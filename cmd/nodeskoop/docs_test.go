@@ -118,6 +118,10 @@ var completions = []struct {
 	lacks []string
 }{
 	{"nodeskoop ", []string{"run", "collect", "events", "probes", "pods", "check", "config"}, []string{"--json"}},
+	{"nodeskoop dia", []string{"diagnose"}, []string{"docs"}},
+	{"nodeskoop diagnose --", []string{"--for", "--pod", "--json", "--config"}, []string{"--output"}},
+	{"nodeskoop diagnose --pod shop/", []string{"shop/client-0", "shop/db-0"}, []string{"bad"}},
+	{"nodeskoop docs cau", []string{"causes"}, []string{"events"}},
 	{"nodeskoop che", []string{"check"}, []string{"collect"}},
 	{"nodeskoop collect --", []string{"--output", "--duration", "--probe", "--config"}, []string{"--default"}},
 	{"nodeskoop --config /dev/null probes --js", []string{"--json"}, []string{"--output"}},

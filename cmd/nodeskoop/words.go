@@ -68,7 +68,7 @@ func shellWord(s string) string {
 
 // rootOnly are the commands that can do nothing at all without root. What others can
 // do without it they do.
-var rootOnly = []string{"events", "top"}
+var rootOnly = []string{"diagnose", "events", "top"}
 
 // needRoot is the error of a command that can do nothing without root.
 func needRoot(c *cli.Context) error {

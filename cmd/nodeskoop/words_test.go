@@ -75,6 +75,7 @@ func TestNeedsRoot(t *testing.T) {
 			{[]string{"top"}, exitFailure, "nodeskoop: needs root: sudo nodeskoop top\n"},
 			{[]string{"top", "--once", "--pod", "shop/web-0", "--filter", "a b"}, exitFailure, "nodeskoop: needs root: sudo nodeskoop top --once --pod shop/web-0 --filter $'a\\x20b'\n"},
 			{[]string{"--log-level", "warn", "events", "--json"}, exitFailure, "nodeskoop: needs root: sudo nodeskoop --log-level warn events --json\n"},
+			{[]string{"diagnose", "--for", "5s"}, exitFailure, "nodeskoop: needs root: sudo nodeskoop diagnose --for 5s\n"},
 			{[]string{"events", "--event", "nope"}, exitUsage, `no event "nope"`},
 			{[]string{"top", "--sort", "nope"}, exitUsage, `no column "nope"`},
 		} {

@@ -98,7 +98,7 @@ var causes = []Cause{{
 }, {
 	ID: "slow-reader", Blame: BlameOwner, Whose: OfPods, Weight: 0.75,
 	Title: "{blame} leaves received data unread",
-	One: []Sign{{Signal: "read.late", AtLeast: 5, Why: "A process that is behind once or twice in the time waits for a CPU; one that is so every second or two is slow."},
+	One: []Sign{{Signal: "read.late", AtLeast: 40, Why: "A process that is behind in a few seconds waits for a CPU; one that is so every other second is slow. Seconds count, as a process that stood still once has many reads to make up for."},
 		{Signal: "unread.stands", AtLeast: 4096, Why: "Nothing was read in all the time, and it is more than a farewell."}},
 	Explains: []string{"zero-window", "wire-loss"},
 	Means:    "Data wait in the receive queue of a socket: the process is busy, paused (garbage collection), stopped, or short of CPU.",

@@ -44,7 +44,7 @@ var signals = []Signal{
 	{"stuck.large", "connections to {peer} that retransmit full segments in vain, while small ones get through: {n}", sourceSockets + "  # backoff, mss"},
 	{"stuck.small", "connections to {peer} that retransmit small segments in vain: {n}", sourceSockets + "  # backoff"},
 	{"unread.stands", "{n} bytes from {peer} wait in the receive queue, and none was read in {time}", sourceSockets + "  # Recv-Q"},
-	{"read.late", "process {what} read {n} times over 100 ms late in {time}", sourceEvents + "SOCKETLAT_READSLOW"},
+	{"read.late", "process {what} read data over 100 ms late in {n} % of the seconds", sourceEvents + "SOCKETLAT_READSLOW"},
 	{"ports.open", "{n} % of the ephemeral ports to one destination have an open connection: {what}", "nsenter -t PID -n ss -tan; nsenter -t PID -n sysctl net.ipv4.ip_local_port_range"},
 	{"ports.time_wait", "{n} % of the ephemeral ports to one destination are taken, most by TIME_WAIT: {what}", "nsenter -t PID -n ss -tan state time-wait; nsenter -t PID -n sysctl net.ipv4.ip_local_port_range"},
 	{"time_wait.used", "TIME_WAIT sockets are {n} % of tcp_max_tw_buckets", "nsenter -t PID -n ss -s"},

@@ -35,7 +35,7 @@ type Report struct {
 	Findings  []Finding   `json:"findings"`
 	NotLooked []NotLooked `json:"not_looked"`
 
-	pod string // that alone was asked for, "" for all
+	only []string // the pods, or Node, that were asked for; none: all
 }
 
 // The bounds of what may hang in the kernel.
@@ -75,9 +75,23 @@ func (d *Doctor) Running() []*owner.Pod { return d.watcher.pods.Running() }
 // Named is why pods have no names, nil while containerd answers.
 func (d *Doctor) Named() error { return d.watcher.status() }
 
-// Look looks for some time and reports what it found: of one pod and what it has to
-// do with, if a name is given, else of all. begun is called when it begins.
-func (d *Doctor) Look(ctx context.Context, took time.Duration, pod string, begun func()) (*Report, error) {
+// Names are those of the running pods that a filter wants, as findings have them.
+func (d *Doctor) Names(filter session.Filter) (names []string) {
+	if filter.WantsPod(true, "", "") {
+		names = append(names, Node)
+	}
+	for _, p := range d.Running() {
+		if filter.WantsPod(false, p.Namespace, p.Name) && !slices.Contains(names, nameOfPod(p)) {
+			names = append(names, nameOfPod(p))
+		}
+	}
+	return names
+}
+
+// Look looks for some time and reports what it found: of the ends that only names
+// and what they have to do with, or of all if it names none. begun is called when it
+// begins.
+func (d *Doctor) Look(ctx context.Context, took time.Duration, only []string, begun func()) (*Report, error) {
 	d.watcher.runner.Until(ctx)
 	d.watcher.sample() // loads the probes
 	if ctx.Err() != nil {
@@ -115,9 +129,9 @@ func (d *Doctor) Look(ctx context.Context, took time.Duration, pod string, begun
 	d.addresses(r)
 	d.nat(r)
 	observed := observe(r)
-	report := &Report{Version: d.session.Version, Begin: r.before.at, Seconds: r.took().Seconds(), Pods: len(d.Running()), Findings: evaluate(observed, r.took()), pod: pod}
-	if pod != "" {
-		report.Findings = slices.DeleteFunc(report.Findings, func(f Finding) bool { return !f.concerns(pod) })
+	report := &Report{Version: d.session.Version, Begin: r.before.at, Seconds: r.took().Seconds(), Pods: len(d.Running()), Findings: evaluate(observed, r.took()), only: only}
+	if len(only) > 0 {
+		report.Findings = slices.DeleteFunc(report.Findings, func(f Finding) bool { return !slices.ContainsFunc(only, f.concerns) })
 	}
 	d.fillNext(report.Findings)
 	report.NotLooked = d.notLooked(r)
@@ -127,10 +141,10 @@ func (d *Doctor) Look(ctx context.Context, took time.Duration, pod string, begun
 	return report, nil
 }
 
-// concerns reports whether a finding has to do with a pod: as an end, or because the
-// node is to blame.
-func (f *Finding) concerns(pod string) bool {
-	return f.parties[pod] || f.Blame == Node && len(f.parties) == 1
+// concerns reports whether a finding has to do with an end: it is one of its own, or
+// the node alone is to blame.
+func (f *Finding) concerns(name string) bool {
+	return f.parties[name] || f.Blame == Node && len(f.parties) == 1
 }
 
 // fail notes what cannot be looked at. The first reason stays.
@@ -362,9 +376,9 @@ func readNAT() (natPorts, error) {
 	return usedPorts(flows), nil
 }
 
-// usedPorts finds the destination to which NAT has given out the most ports without
-// a gap: where the range is used up, all of its ports are taken. The range itself is
-// in a rule, and not known.
+// usedPorts finds the destination to which NAT has given out the most ports in a row:
+// where a range is used up, all of its ports are taken. The range itself is in a rule,
+// and not known; other rules may have given out other ports to the same destination.
 func usedPorts(flows []*netlink.ConntrackFlow) (most natPorts) {
 	type to struct {
 		proto     uint8
@@ -384,14 +398,15 @@ func usedPorts(flows []*netlink.ConntrackFlow) (most natPorts) {
 		ports[k][f.Reverse.DstPort] = true
 	}
 	for k, used := range ports {
-		if len(used) < leastPorts {
-			continue
-		}
 		all := slices.Sorted(maps.Keys(used))
-		room := float64(all[len(all)-1]-all[0]) + 1
-		n := natPorts{used: float64(len(all)), room: room, to: netip.AddrPortFrom(k.addr, k.port).String()}
-		if n.used/n.room > most.used/max(most.room, 1) {
-			most = n
+		for begin, i := 0, 1; i <= len(all); i++ {
+			if i < len(all) && all[i]-all[i-1] <= 2 {
+				continue // a single port between them may have just become free
+			}
+			n := natPorts{used: float64(i - begin), room: float64(all[i-1]-all[begin]) + 1, to: netip.AddrPortFrom(k.addr, k.port).String()}
+			if begin = i; n.used >= leastPorts && cmp.Or(cmp.Compare(n.used/n.room, most.used/max(most.room, 1)), cmp.Compare(n.used, most.used)) > 0 {
+				most = n
+			}
 		}
 	}
 	return most

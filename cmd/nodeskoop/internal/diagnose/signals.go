@@ -787,15 +787,25 @@ func listensOn(sockets []socket, addr string, port uint16) (there, loopback bool
 	return there, loopback
 }
 
-// readers are the reads that came late, by process.
+// latencies are reads and I/Os that came late. Of reads the seconds with any count: a
+// process that stood still once has many to make up for.
 func (o *observer) latencies() {
+	type reader struct{ owner, comm string }
+	seconds := map[reader]map[int64]bool{}
 	for _, e := range o.events {
 		switch e.typ {
 		case "SOCKETLAT_READSLOW":
-			o.add(observation{signal: "read.late", owner: e.owner, value: float64(e.n), what: e.comm})
+			r := reader{e.owner, e.comm}
+			if seconds[r] == nil {
+				seconds[r] = map[int64]bool{}
+			}
+			seconds[r][int64(e.at.Sub(o.before.at)/time.Second)] = true
 		case "BIOLAT_10MS", "BIOLAT_100MS":
 			o.add(observation{signal: "disk.late", owner: Node, value: float64(e.n), what: e.disk})
 		}
+	}
+	for r, in := range seconds {
+		o.add(observation{signal: "read.late", owner: r.owner, value: min(100, 100*float64(len(in))/o.took().Seconds()), what: r.comm})
 	}
 }
 

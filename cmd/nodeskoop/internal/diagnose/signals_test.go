@@ -272,6 +272,12 @@ func TestObserve(t *testing.T) {
 			r.after.netns[web].neighbours = []neighbour{{netip.MustParseAddr("10.0.0.1"), "02:00:00:00:00:02", netlink.NUD_REACHABLE}}
 			r.after.netns[client].neighbours = []neighbour{{netip.MustParseAddr("10.0.0.1"), "02:00:00:00:00:01", netlink.NUD_REACHABLE}}
 		}, "arp.other_device shop/web-0 node 1 10.0.0.1 of eth0 at eth1"},
+		{"reads that were late in one second, and in many", func(r *recording) {
+			for i := range 40 {
+				r.events = append(r.events, occurrence{typ: "SOCKETLAT_READSLOW", owner: web, comm: "server", at: at(3 + float64(i)/50), n: 1},
+					occurrence{typ: "SOCKETLAT_READSLOW", owner: client, comm: "reader", at: at(float64(i) / 4), n: 1})
+			}
+		}, "read.late shop/client-0 100 reader\nread.late shop/web-0 10 server"},
 		{"a wrong checksum from a pod", func(r *recording) {
 			r.before.netns[web].counters["UdpInCsumErrors"], r.after.netns[web].counters["UdpInCsumErrors"] = 0, 4
 			r.events = []occurrence{{typ: "PacketLoss", owner: web, src: endAt(client, clientAddr, 40000), dst: endAt(web, webAddr, 53), protocol: "UDP", reason: "UDP_CSUM", at: at(1), n: 4}}
@@ -300,10 +306,16 @@ func TestUsedPorts(t *testing.T) {
 	for i := range uint16(20) {
 		flows = append(flows, flow(30000+i, 40000+i, far), flow(31000+i, 40000+7*i, "192.0.2.8"))
 	}
+	// Of another rule.
+	flows = append(flows, flow(32000, 1025, far), flow(32001, 50000, far))
+	// What clients choose is every other port.
+	for i := range uint16(60) {
+		flows = append(flows, flow(33000+2*i, 45000+2*i, "192.0.2.9"))
+	}
 	if got, want := usedPorts(flows), (natPorts{20, 20, "192.0.2.7:80"}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
-	if got := usedPorts(flows[:6]); got != (natPorts{}) {
+	if got := usedPorts(flows[:12]); got != (natPorts{}) {
 		t.Errorf("of a few: %+v", got)
 	}
 }

@@ -75,8 +75,8 @@ func (r *Report) Write(w io.Writer, width int) error {
 		}
 	}
 	over := fmt.Sprintf("the node and %d %s", r.Pods, plural(r.Pods, "pod", "pods"))
-	if r.pod != "" {
-		over = "the pod " + r.pod
+	if len(r.only) > 0 {
+		over = strings.Join(textOf(r.only), ", ")
 	}
 	if len(r.Findings) == 0 {
 		wrapped("", "", fmt.Sprintf("Nothing found: %s, watched for %.0f s.", over, r.Seconds))
@@ -112,6 +112,13 @@ func (r *Report) Write(w io.Writer, width int) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+func textOf(names []string) (out []string) {
+	for _, n := range names {
+		out = append(out, nameText(n))
+	}
+	return out
 }
 
 func plural(n int, one, many string) string {

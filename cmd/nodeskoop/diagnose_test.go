@@ -1,0 +1,108 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"nodeskoop/internal/testkit"
+	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/pods"
+)
+
+func TestDiagnoseCommandLine(t *testing.T) {
+	for _, c := range []struct{ args, want string }{
+		{"--for 1s", "out of range: use 2s to 10m"},
+		{"--for 1h", "out of range"},
+		{"--for soon", "is not a duration"},
+		{"--pod /x", "is not NAMESPACE/NAME"},
+		{"--pod unknown", "unknown is no pod"},
+		{"extra", "diagnose takes no argument"},
+	} {
+		code, out, errs := call(t, append([]string{"diagnose", "--config", "/dev/null"}, strings.Fields(c.args)...)...)
+		if code != exitUsage || !strings.Contains(errs, c.want) || out != "" {
+			t.Errorf("%s: exit %d, %q, %q; want exit 2 and %q", c.args, code, out, errs, c.want)
+		}
+	}
+}
+
+// diagnosis is the part of diagnose's JSON that programs read.
+type diagnosis struct {
+	Version   string
+	Begin     time.Time
+	Seconds   float64
+	Pods      int
+	Findings  []struct{ Cause, Title, Pod, Blame string }
+	NotLooked []struct{ What, Why string } `json:"not_looked"`
+}
+
+// TestDiagnose: a rule in a pod that drops what another sends it is named, at that
+// pod and alone; of a pod that has nothing to do with it nothing is.
+func TestDiagnose(t *testing.T) {
+	need.Root(t)
+	need.Short(t)
+	need.Program(t, "nft", "nsenter", "bash")
+	ctd := pods.Start(t)
+	run := func(name string, command ...string) *pods.Pod {
+		return ctd.RunPod(pods.PodSpec{Namespace: "shop", Name: name, Containers: []pods.ContainerSpec{{Name: "main", Command: command}}})
+	}
+	web, idle := run("web-0", "sleep", "100000"), run("idle-0", "sleep", "100000")
+	out, err := exec.Command("nsenter", "-t", strconv.Itoa(web.PID), "-n", "nft", "add table inet np; add chain inet np input { type filter hook input priority 0; }; add rule inet np input udp dport 9 counter drop").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	dir := t.TempDir()
+	cfg := conf(t, dir, fmt.Sprintf("host_netns = %q\n[pods]\nsockets = [%q]\n", ctd.Netns, ctd.Socket))
+	to := ""
+	for _, a := range web.Addrs {
+		if a.Is4() {
+			to = a.String()
+		}
+	}
+	client := run("client-0", "sleep", "100000")
+	testkit.Start(t, exec.Command("nsenter", "-t", strconv.Itoa(client.PID), "-n", "bash", "-c", "while sleep 0.2; do echo > /dev/udp/"+to+"/9; done"))
+	testkit.Eventually(t, "the rule drops packets", func() bool {
+		out, err := exec.Command("nsenter", "-t", strconv.Itoa(web.PID), "-n", "nft", "list", "ruleset").CombinedOutput()
+		return err == nil && !strings.Contains(string(out), "counter packets 0 ")
+	})
+	look := func(args ...string) (d diagnosis) {
+		t.Helper()
+		code, out, errs := call(t, append([]string{"diagnose", "--config", cfg, "--json", "--for", "5s"}, args...)...)
+		if code != 0 {
+			t.Fatalf("exit %d: %s", code, errs)
+		}
+		if err := json.Unmarshal([]byte(out), &d); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return d
+	}
+	d := look()
+	if d.Pods != 3 || d.Seconds < 5 || d.Version == "" || d.Begin.IsZero() {
+		t.Errorf("%+v", d)
+	}
+	// The machine may have troubles of its own meanwhile.
+	if len(d.Findings) == 0 || d.Findings[0].Cause != "policy-drop-pod" || d.Findings[0].Blame != "shop/web-0" || d.Findings[0].Pod != "shop/web-0" {
+		t.Errorf("%+v", d.Findings)
+	}
+	for _, f := range d.Findings {
+		if f.Blame != "shop/web-0" && f.Blame != "node" || strings.Contains(f.Title, idle.Name) {
+			t.Errorf("%+v", f)
+		}
+	}
+	if d := look("--pod", "idle-0"); slices.ContainsFunc(d.Findings, func(f struct{ Cause, Title, Pod, Blame string }) bool { return f.Blame != "node" }) {
+		t.Errorf("of the pod that has nothing to do with it: %+v", d.Findings)
+	}
+	code, text, errs := call(t, "diagnose", "--config", cfg, "--for", "5s", "--pod", "shop/client-0")
+	if code != 0 || !strings.Contains(text, "shop/web-0 drops packets (UDP port 9)") || !strings.Contains(text, "found at shop/client-0, watched for 5 s") {
+		t.Errorf("exit %d: %s%s", code, text, errs)
+	}
+	code, text, errs = call(t, "diagnose", "--config", cfg, "--pod", "shop/web-1")
+	if code != exitUsage || text != "" || !strings.Contains(errs, `no pod "shop/web-1" runs here; perhaps shop/web-0?`) {
+		t.Errorf("exit %d: %q %q", code, text, errs)
+	}
+}
