@@ -77,7 +77,7 @@ record: deps packages ## record for DURATION (61m) what the alerts read of a mac
 	  NODESKOOP_INSTALL_DEB="$$(ls $(CURDIR)/build/packages/*_$$(dpkg --print-architecture).deb)" \
 	  $(GO) test -count=1 -v -timeout 0 -run '^TestRecord$$' ./internal/e2e/install
 
-# All of it takes some 20 minutes; FAULTS=short takes one.
+# All of it takes a quarter of an hour; FAULTS=short takes a minute.
 test-faults: deps ## make the faults that diagnose names, in pods and on a wire, and hold what it says of them (FAULTS=short, singles, doubles, healthy, or causes: A,B+C)
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_FAULTS='$(FAULTS)' $(GO) test -count=1 -v -timeout 60m ./internal/e2e/faults
 
