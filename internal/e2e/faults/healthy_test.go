@@ -29,9 +29,9 @@ func (l *lab) settle(t *testing.T) {
 	db := s.pod("db")
 	db.act(pods.ContainerSpec{Name: "main", Devices: []string{disk}}, "read", "-every", "100ms", disk)
 	s.pod("idle")
-	testkit.Start(t, client.command("while sleep 1; do busybox ping -c 1 -W 5 "+dns.v4().String()+" >/dev/null; done"))
+	client.every(t, 1, "busybox ping -c 1 -W 5 "+dns.v4().String()+" >/dev/null")
 	file := filepath.Join(t.TempDir(), "log")
-	testkit.Start(t, l.node.command(fmt.Sprintf("while sleep 0.2; do seq 1000 >> %s; mv %[1]s %[1]s.1; done", file)))
+	l.node.every(t, 0.2, fmt.Sprintf("seq 1000 >> %s; mv %[1]s %[1]s.1", file))
 }
 
 // calm are scenes of good health that a look may take for a fault.
@@ -47,7 +47,7 @@ var calm = []struct {
 		over := time.AfterFunc(4*time.Second, func() { _ = syscall.Kill(old.Container("main").PID, syscall.SIGTERM) })
 		s.Cleanup(func() { over.Stop() })
 		// A readiness check is refused until the server listens.
-		testkit.Start(s, s.node.command(fmt.Sprintf("while ! echo > /dev/tcp/%s/8080; do sleep 0.5; done 2>/dev/null", next.v4())))
+		s.node.every(s, 0.5, fmt.Sprintf("(echo > /dev/tcp/%s/8080) 2>/dev/null && exit", next.v4()))
 	}},
 	{"pods that are busy", func(s *scene) {
 		web := s.server()

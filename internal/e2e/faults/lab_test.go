@@ -68,7 +68,26 @@ func (n netns) command(line string) *exec.Cmd {
 // start runs an actor in the namespace until the test ends.
 func (n netns) start(t testing.TB, program string, args ...string) {
 	t.Helper()
-	testkit.Start(t, exec.Command("nsenter", append([]string{"--net=" + string(n), program, actorVerb}, args...)...))
+	cmd := exec.Command("nsenter", append([]string{"--net=" + string(n), program, actorVerb}, args...)...)
+	cmd.Env = append(os.Environ(), heldVariable+"=1")
+	hold(t, cmd)
+}
+
+// every runs a command line over and over until the test ends.
+func (n netns) every(t testing.TB, seconds float64, line string) {
+	t.Helper()
+	// read has more than 128 to say when its time is over, and 1 at the end of its
+	// input, which is that of the test.
+	hold(t, n.command(fmt.Sprintf("while read -t %v -r; [ $? -gt 128 ]; do %s; done", seconds, line)))
+}
+
+// hold starts a program whose input ends with this process, however that ends.
+func hold(t testing.TB, cmd *exec.Cmd) {
+	t.Helper()
+	if _, err := cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Start(t, cmd)
 }
 
 // lab is the node, the wire and the server behind it.
@@ -89,7 +108,16 @@ func newLab(t *testing.T) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	sweep, err := pods.Sweep(dir, fmt.Sprintf("/nodeskoop-faults-%d", os.Getpid()))
+	if err != nil {
+		_ = os.RemoveAll(dir)
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := sweep(); err != nil {
+			t.Error(err)
+		}
+	})
 	l := &lab{program: filepath.Join(dir, "actor"), watch: 10 * time.Second}
 	self, err := os.Executable()
 	if err != nil {
