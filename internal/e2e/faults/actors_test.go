@@ -379,7 +379,7 @@ func actLookup(args []string) error {
 	limit := f.Duration("limit", 5*time.Second, "time until it asks again")
 	askers := f.Int("askers", 1, "how many ask at once")
 	port := f.Int("port", 0, "the first local port of those that are aligned")
-	aligned := f.Bool("aligned", false, "ask when the clock is at a multiple of every, each time from the next port")
+	aligned := f.Bool("aligned", false, "ask when the clock is at a multiple of every, each time from another port, the same for all")
 	_ = f.Parse(args)
 	var wg sync.WaitGroup
 	for range *askers {
@@ -392,7 +392,8 @@ func actLookup(args []string) error {
 				if *aligned {
 					next := time.Now().Truncate(*every).Add(*every)
 					time.Sleep(time.Until(next))
-					d.LocalAddr = &net.UDPAddr{Port: *port + int(next.UnixNano()/int64(*every)%1000)}
+					// Ports in a row would be those of a range that is used up.
+					d.LocalAddr = &net.UDPAddr{Port: *port + int(next.UnixNano()/int64(*every)*7919%20000)}
 				}
 				_ = lookUp(d, f.Arg(0), *limit)
 			}

@@ -173,7 +173,7 @@ var faults = []fault{
 		}
 		s.node.run(s, "nft -f %s", file)
 		for _, name := range []string{"client", "other", "third"} {
-			s.pod(name, "lookup", "-aligned", "-every", "50ms", "-port", "40000", "-limit", "300ms", addr)
+			s.pod(name, "lookup", "-aligned", "-every", "50ms", "-port", "20000", "-limit", "300ms", addr)
 		}
 		return []string{blameNode}, tracking("the node", s.node, 3, "insert_failed")
 	}},
