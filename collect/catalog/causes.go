@@ -19,7 +19,7 @@ var causes = []Cause{{
 	ID: "policy-drop-pod", Blame: BlameOwner, Whose: OfPods, Weight: 0.9,
 	Title: "A rule in the network namespace of {blame} drops packets ({what})",
 	All: []Sign{{Signal: "drop.rule", AtLeast: 2,
-		Why: "A client whose packets are dropped tries again after 1 and 3 seconds. A single drop may be a scan."}},
+		Why: "A client whose packets are dropped tries again after 1 and 3 seconds. A single drop may be a scan. Of TCP those drops count whose sender retransmits, or which go on."}},
 	More:     []Sign{{Signal: "syn.retransmitted", AtLeast: 1}},
 	Explains: append([]string{"ipv6-half-broken"}, lossOf...),
 	Means:    "A rule of nftables or iptables, or a network policy that is made of them, drops packets in the pod's own network namespace.",
@@ -33,7 +33,7 @@ var causes = []Cause{{
 	More:     []Sign{{Signal: "syn.retransmitted", AtLeast: 1}},
 	Explains: append([]string{"ipv6-half-broken", "syn-flood", "reset-by-middlebox"}, lossOf...),
 	Means:    "A rule of nftables or iptables on the node, or a network policy that is made of them, drops packets from or to a pod.",
-	Healthy:  "A firewall that drops what comes from outside for the node itself is silent here.",
+	Healthy:  "A firewall that drops what comes from outside for the node itself is silent here, and so are late segments of connections that conntrack has forgotten.",
 	Next:     []Step{stepRules},
 }, {
 	ID: "closed-port", Blame: BlamePeer, Weight: 0.85,

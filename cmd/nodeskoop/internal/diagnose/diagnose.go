@@ -125,6 +125,7 @@ func (d *Doctor) Look(ctx context.Context, took time.Duration, only []string, be
 		return nil, fmt.Errorf("look at the node's network namespace %s: %s", d.session.Host.NetnsFile(), d.failed["the network namespace of the node"])
 	}
 	r.events, r.left = d.watcher.seen.since(r.before.at)
+	r.resetsUnseen = d.watcher.limited("tcpreset")
 	r.descriptors = d.descriptors()
 	d.addresses(r)
 	d.nat(r)
@@ -176,11 +177,12 @@ func (d *Doctor) targets() []target {
 	return list
 }
 
-// moment reads the state of the node and all pods. The second, whole, is read before
-// the probes are sampled, and the first after them: events that lie between are in
-// both.
+// moment reads the state of the node and all pods. whole also reads what changes no
+// counter. The probes are sampled before the first moment, and by the caller after
+// the second: what they count lies around the moments, and no event between is left
+// out.
 func (d *Doctor) moment(whole bool) moment {
-	m := moment{at: time.Now(), netns: map[string]*netnsState{}, groups: map[string]groupState{}}
+	m := moment{at: time.Now(), netns: map[string]*netnsState{}, groups: map[string]groupState{}, ids: map[string]string{}}
 	if !whole {
 		m.values = d.watcher.sample()
 		m.at = time.Now()
@@ -226,6 +228,7 @@ func (d *Doctor) moment(whole bool) moment {
 		if res.pod == nil {
 			continue
 		}
+		m.ids[res.name] = res.pod.ID
 		if res.groupErr != nil {
 			d.fail("the control groups of "+res.name, res.groupErr)
 			continue

@@ -33,17 +33,21 @@ type moment struct {
 	values map[string]values
 	netns  map[string]*netnsState
 	groups map[string]groupState
+	// ids are the IDs of the pods: another of the same name is another.
+	ids map[string]string
 }
 
 // recording is all that diagnose looks at.
 type recording struct {
 	before, after moment
 	// middle are the connections at moments between, by owner.
-	middle      []map[string][]socket
-	events      []occurrence
-	left        uint64 // events that were not kept
-	lookups     []lookup
-	descriptors map[string]descriptors
+	middle []map[string][]socket
+	events []occurrence
+	left   uint64 // events that were not kept
+	// resetsUnseen says that this kernel shows not all resets that are sent.
+	resetsUnseen bool
+	lookups      []lookup
+	descriptors  map[string]descriptors
 	// nat are the ports that NAT has given out, by owner.
 	nat map[string]natPorts
 	// pods are the names of pods by address, nodes the addresses of the node.
@@ -90,14 +94,18 @@ func (o *observer) add(x observation) {
 // observe makes observations of a recording.
 func observe(r *recording) []observation {
 	o := &observer{r, map[observationKey]*observation{}}
+	same := func(name string) bool { return r.before.ids[name] == r.after.ids[name] }
 	for name, before := range r.before.values {
+		if !same(name) {
+			continue
+		}
 		for metric, v := range rises(before, r.after.values[name]) {
 			o.add(observation{signal: metric, owner: name, value: v})
 		}
 	}
 	for name, after := range r.after.netns {
 		before := r.before.netns[name]
-		if before == nil {
+		if before == nil || !same(name) {
 			continue // a pod that started meanwhile
 		}
 		o.counters(name, before, after)
@@ -110,7 +118,7 @@ func observe(r *recording) []observation {
 		o.ports(name, after)
 	}
 	for name, after := range r.after.groups {
-		if before, ok := r.before.groups[name]; ok {
+		if before, ok := r.before.groups[name]; ok && same(name) {
 			o.groups(name, before, after)
 		}
 	}
@@ -577,6 +585,14 @@ func (o *observer) drops() {
 		v := rises(o.before.values[name], o.after.values[name])
 		untracked[name] = max(v["kubeskoop_conntrack_insertfailed"], v["kubeskoop_conntrack_drop"])
 	}
+	wanted := o.retransmitted()
+	type rule struct{ owner, peer, what string }
+	type dropped struct {
+		n           float64
+		first, last time.Time
+		wanted      bool
+	}
+	rules := map[rule]*dropped{}
 	for _, e := range o.events {
 		if e.typ != "PacketLoss" || e.owner == "" {
 			continue
@@ -605,7 +621,17 @@ func (o *observer) drops() {
 			if e.function == hookFunction && untracked[e.owner] >= float64(e.n) {
 				untracked[e.owner] -= float64(e.n)
 				signal, peer, what = "drop.untracked", "", ""
+				break
 			}
+			k := rule{e.owner, peer, what}
+			d := rules[k]
+			if d == nil {
+				d = &dropped{first: e.at}
+				rules[k] = d
+			}
+			d.n, d.last = d.n+float64(e.n), e.at
+			d.wanted = d.wanted || e.protocol != "TCP" || wanted[talkOf(e)]
+			signal = ""
 		case "drop.neighbour", "drop.checksum":
 			what = ""
 		}
@@ -623,6 +649,40 @@ func (o *observer) drops() {
 			o.add(observation{signal: "drop.local", owner: e.dst.name, peer: e.src.name, value: float64(e.n)})
 		}
 	}
+	for k, d := range rules {
+		// Rules drop what comes late for a connection that conntrack has forgotten,
+		// as kube-proxy's do, and nobody misses it. Of TCP those drops count that a
+		// sender makes up for, or that go on.
+		if d.wanted || d.n >= leastDropped && d.last.Sub(d.first) >= o.took()/3 {
+			o.add(observation{signal: "drop.rule", owner: k.owner, peer: k.peer, value: d.n, what: k.what})
+		}
+	}
+}
+
+// leastDropped is how many packets of TCP to one port a rule has to drop where no
+// sender is seen to retransmit: it is on another machine, or gives up at once.
+const leastDropped = 10
+
+// talk is what two addresses have with each other at the port of a service.
+type talk struct {
+	low, high string
+	port      uint16
+}
+
+func talkOf(e occurrence) talk {
+	return talk{min(e.src.addr, e.dst.addr), max(e.src.addr, e.dst.addr), servicePort(e.src, e.dst)}
+}
+
+// retransmitted is between whom, and at which port, a segment was retransmitted that
+// opens a connection or carries data.
+func (o *observer) retransmitted() map[talk]bool {
+	out := map[talk]bool{}
+	for _, e := range o.events {
+		if e.typ == "TCPRetrans" && slices.Contains([]string{"SYN_SENT", "SYN_RECV", "NEW_SYN_RECV", "ESTABLISHED", "CLOSE_WAIT"}, e.state) {
+			out[talkOf(e)] = true
+		}
+	}
+	return out
 }
 
 // isPodName reports whether a name is a pod's: no address has a slash.
@@ -717,13 +777,12 @@ func (o *observer) resets() {
 		switch e.typ {
 		case "TCPRESET_RECEIVE":
 			// Both ends are here, and the peer has not sent it. Where events were
-			// held back, nobody can tell.
+			// held back, or are not seen, nobody can tell.
 			k := way{bare(e.dst), bare(e.src)}
-			here := isPodName(e.dst.name) || e.dst.name == Node
 			switch {
-			case here && sent[k] > 0:
+			case sent[k] > 0:
 				sent[k]--
-			case here && o.left == 0 && e.dst.name != e.owner && e.state != "NEW_SYN_RECV":
+			case isPodName(e.dst.name) && o.left == 0 && !o.resetsUnseen && e.dst.name != e.owner && e.state != "NEW_SYN_RECV":
 				o.add(observation{signal: "reset.unsent", owner: e.owner, peer: e.dst.name, value: float64(e.n)})
 				continue
 			}

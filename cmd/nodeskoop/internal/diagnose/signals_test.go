@@ -85,14 +85,30 @@ func TestObserve(t *testing.T) {
 			r.after.netns[web].counters["TcpExtListenOverflows"] = 42
 			r.after.netns[client].counters["TcpExtListenOverflows"] = 1
 		}, "TcpExtListenOverflows shop/web-0 37"},
+		{"a pod that another of its name replaced", func(r *recording) {
+			r.before.ids, r.after.ids = map[string]string{web: "a"}, map[string]string{web: "b"}
+			r.after.netns[web].counters["TcpExtListenOverflows"] = 42
+		}, ""},
 		{"a pod that started meanwhile", func(r *recording) { delete(r.before.netns, web) }, ""},
 
 		{"drops by a pod's rule", func(r *recording) {
-			r.events = []occurrence{{typ: "PacketLoss", owner: web, src: endAt(client, clientAddr, 40000), dst: endAt(web, webAddr, 8080), protocol: "TCP", reason: "NETFILTER_DROP", function: "nft_do_chain", at: at(1), n: 3}}
-		}, "drop.local shop/client-0 shop/web-0 3\ndrop.local shop/web-0 shop/client-0 3\ndrop.rule shop/web-0 shop/client-0 3 TCP port 8080"},
+			r.events = []occurrence{{typ: "PacketLoss", owner: web, src: endAt(client, clientAddr, 40000), dst: endAt(web, webAddr, 8080), protocol: "TCP", reason: "NETFILTER_DROP", function: "nft_do_chain", at: at(1), n: 3},
+				{typ: "TCPRetrans", owner: client, src: endAt(client, clientAddr, 40000), dst: endAt(web, webAddr, 8080), state: "SYN_SENT", at: at(2), n: 1}}
+		}, "drop.local shop/client-0 shop/web-0 3\ndrop.local shop/web-0 shop/client-0 3\ndrop.rule shop/web-0 shop/client-0 3 TCP port 8080\nsyn.retransmitted shop/client-0 shop/web-0 1"},
 		{"drops by a rule, by a kernel without reasons", func(r *recording) {
-			r.events = []occurrence{{typ: "PacketLoss", owner: web, src: endAt(far, far, 40000), dst: endAt(web, webAddr, 8080), protocol: "TCP", function: "nf_hook_slow", at: at(1), n: 3}}
-		}, "drop.local shop/web-0 192.0.2.7 3\ndrop.rule shop/web-0 192.0.2.7 3 TCP port 8080"},
+			for i := range 10 {
+				r.events = append(r.events, occurrence{typ: "PacketLoss", owner: web, src: endAt(far, far, 40000), dst: endAt(web, webAddr, 8080), protocol: "TCP", function: "nf_hook_slow", at: at(float64(i) / 2), n: 1})
+			}
+		}, "drop.local shop/web-0 192.0.2.7 10\ndrop.rule shop/web-0 192.0.2.7 10 TCP port 8080"},
+		{"datagrams that a rule drops", func(r *recording) {
+			r.events = []occurrence{{typ: "PacketLoss", owner: web, src: endAt(far, far, 40000), dst: endAt(web, webAddr, 53), protocol: "UDP", reason: "NETFILTER_DROP", at: at(1), n: 3}}
+		}, "drop.local shop/web-0 192.0.2.7 3\ndrop.rule shop/web-0 192.0.2.7 3 UDP port 53"},
+		{"late segments of connections that conntrack has forgotten", func(r *recording) {
+			for i := range 9 {
+				r.events = append(r.events, occurrence{typ: "PacketLoss", owner: Node, src: endAt(client, clientAddr, 40000), dst: endAt(far, far, 443), protocol: "TCP", reason: "NETFILTER_DROP", at: at(float64(i)), n: 1},
+					occurrence{typ: "TCPRetrans", owner: client, src: endAt(client, clientAddr, 40000), dst: endAt(far, far, 443), state: "LAST_ACK", at: at(float64(i)), n: 1})
+			}
+		}, "drop.local shop/client-0 192.0.2.7 9\ntcp.lost shop/client-0 192.0.2.7 9\ntcp.retransmitted shop/client-0 192.0.2.7 9"},
 		{"what the node's firewall refuses to strangers", func(r *recording) {
 			r.events = []occurrence{{typ: "PacketLoss", owner: Node, src: endAt(far, far, 40000), dst: endAt(Node, "10.0.0.1", 23), protocol: "TCP", reason: "NETFILTER_DROP", at: at(1), n: 300}}
 		}, ""},
@@ -148,6 +164,10 @@ func TestObserve(t *testing.T) {
 		}, "reset.unsent shop/client-0 shop/web-0 1"},
 		{"resets, of which some were held back", func(r *recording) {
 			r.left = 1
+			r.events = []occurrence{{typ: "TCPRESET_RECEIVE", owner: client, src: endAt(client, clientAddr, 40000), dst: endAt(web, webAddr, 8080), state: "ESTABLISHED", at: at(1), n: 1}}
+		}, ""},
+		{"resets, of which this kernel does not show all", func(r *recording) {
+			r.resetsUnseen = true
 			r.events = []occurrence{{typ: "TCPRESET_RECEIVE", owner: client, src: endAt(client, clientAddr, 40000), dst: endAt(web, webAddr, 8080), state: "ESTABLISHED", at: at(1), n: 1}}
 		}, ""},
 		{"a reset from a peer that is not here", func(r *recording) {

@@ -259,6 +259,13 @@ func rises(before, after values) values {
 	return out
 }
 
+// limited reports whether a probe does not work, or does not see all on this kernel.
+func (w *watcher) limited(probe string) bool {
+	return !slices.ContainsFunc(w.runner.Status(), func(st collect.ProbeStatus) bool {
+		return st.Name == probe && st.Up && len(st.Limitations) == 0
+	})
+}
+
 // troubles says which probes do not work, and why.
 func (w *watcher) troubles() []NotLooked {
 	var list []NotLooked
