@@ -10,12 +10,12 @@ import (
 	"nodeskoop/collect/catalog"
 )
 
-// catalogWidth is the longest line of a catalog entry: journalctl -x puts
-// three columns before it.
+// catalogWidth is the longest line of a catalog entry: journalctl -x indents it by three
+// columns.
 const catalogWidth = 76
 
-// WriteCatalog writes the journal's message catalog: an entry for each event
-// type of the Catalogue, under its MESSAGE_ID. journalctl -x shows it.
+// WriteCatalog writes the journal's message catalog, which journalctl -x shows: an entry
+// for each event type, under its MESSAGE_ID.
 func WriteCatalog(w io.Writer) error {
 	b := bufio.NewWriter(w)
 	fmt.Fprint(b, "# The events of nodeskoop, for journalctl -x.\n# Made by `nodeskoop docs catalog`. Do not edit.\n")
@@ -34,7 +34,7 @@ func WriteCatalog(w io.Writer) error {
 		b.WriteByte('\n')
 		wrap(b, lookNext(steps), "")
 		for _, s := range steps {
-			// A command stands on a line of its own, whole, to be copied.
+			// Keep a command on one line, so that it can be copied.
 			fmt.Fprintf(b, "\n  %s\n", s.Command)
 			wrap(b, s.Shows, "    ")
 		}
@@ -42,7 +42,7 @@ func WriteCatalog(w io.Writer) error {
 	return b.Flush()
 }
 
-// lookNext introduces steps, and says what the words in capitals stand for.
+// lookNext introduces the steps, and explains the words in capitals.
 func lookNext(steps []catalog.Step) string {
 	var means []string
 	for _, p := range catalog.Placeholders {
