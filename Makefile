@@ -14,6 +14,7 @@ FUZZTIME ?= 20s
 FUZZ ?= ./...
 SECONDS_TO_RUN ?=
 DURATION ?= 10m
+FAULTS ?= all
 NODE ?=
 RECORDED ?= $(CURDIR)/packaging/prometheus/tests/recorded
 ARCH ?= amd64
@@ -22,7 +23,7 @@ DEBIAN ?= bookworm
 STAGES ?=
 
 .DEFAULT_GOAL := build
-.PHONY: help go build run demo bench-bpf test test-unit test-install test-kernels quiet record race lint generate render record-boards check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-gate soak deps packages check-packages clean
+.PHONY: help go build run demo bench-bpf test test-unit test-install test-kernels quiet record race lint generate render record-boards check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-gate soak test-faults faults-doc deps packages check-packages clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -75,6 +76,13 @@ record: deps packages ## record for DURATION (61m) what the alerts read of a mac
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_RECORD=$(if $(filter file,$(origin DURATION)),61m,$(DURATION)) NODESKOOP_RECORD_NODE='$(NODE)' NODESKOOP_RECORD_DIR='$(RECORDED)' \
 	  NODESKOOP_INSTALL_DEB="$$(ls $(CURDIR)/build/packages/*_$$(dpkg --print-architecture).deb)" \
 	  $(GO) test -count=1 -v -timeout 0 -run '^TestRecord$$' ./internal/e2e/install
+
+# All of it takes a quarter of an hour; FAULTS=short takes a minute.
+test-faults: deps ## make the faults that diagnose names, in pods and on a wire, and hold what it says of them (FAULTS=short, singles, doubles, healthy, or causes: A,B+C)
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_FAULTS='$(FAULTS)' $(GO) test -count=1 -v -timeout 60m ./internal/e2e/faults
+
+faults-doc: deps ## make all faults and write what diagnose says of them into docs/faults.md
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_FAULTS=all NODESKOOP_FAULTS_DOC=$(CURDIR)/docs/faults.md $(GO) test -count=1 -v -timeout 60m ./internal/e2e/faults
 
 test-kernels: deps ## run the tests that depend on the kernel in VMs, on all kernels that Debian has (ARCH=arm64 for those)
 	@mkdir -p build

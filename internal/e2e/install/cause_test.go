@@ -16,6 +16,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/testkit/nfqueue"
 )
 
 // The test binary is also the program that causes events: pods have it under
@@ -386,52 +388,8 @@ func causeReads(device string, count int, stride, offset int64) error {
 // holdQueue lets each packet of a netfilter queue go on after a while. It ends
 // with its standard input.
 func holdQueue(number uint16) error {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	q, err := nfqueue.Open(number, false)
 	if err != nil {
-		return err
-	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return err
-	}
-	const (
-		subsystem    = unix.NFNL_SUBSYS_QUEUE << 8
-		packet       = 0
-		verdict      = 1
-		config       = 2
-		packetHeader = 1 // attributes: NFQA_PACKET_HDR and, of other kinds of message,
-		command      = 1 // NFQA_CFG_CMD
-		parameters   = 2 // NFQA_CFG_PARAMS
-		decision     = 2 // NFQA_VERDICT_HDR
-	)
-	send := func(kind, attribute uint16, flags uint16, payload ...byte) error {
-		m := make([]byte, 24, 24+len(payload)+3)
-		binary.NativeEndian.PutUint16(m[4:], subsystem|kind)
-		binary.NativeEndian.PutUint16(m[6:], unix.NLM_F_REQUEST|flags)
-		binary.BigEndian.PutUint16(m[18:], number)
-		binary.NativeEndian.PutUint16(m[20:], uint16(4+len(payload)))
-		binary.NativeEndian.PutUint16(m[22:], attribute)
-		m = append(m, payload...)
-		m = append(m, make([]byte, -len(m)&3)...)
-		binary.NativeEndian.PutUint32(m, uint32(len(m)))
-		return unix.Sendto(fd, m, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-	}
-	buffer := make([]byte, 64<<10)
-	ask := func(attribute uint16, payload ...byte) error {
-		if err := send(config, attribute, unix.NLM_F_ACK, payload...); err != nil {
-			return err
-		}
-		n, _, err := unix.Recvfrom(fd, buffer, 0)
-		if err != nil {
-			return err
-		}
-		if n >= 20 && binary.NativeEndian.Uint16(buffer[4:]) == unix.NLMSG_ERROR {
-			if code := int32(binary.NativeEndian.Uint32(buffer[16:])); code != 0 {
-				return fmt.Errorf("take the netfilter queue %d: %w", number, unix.Errno(-code))
-			}
-		}
-		return nil
-	}
-	if err := errors.Join(ask(command, 1, 0, 0, 0), ask(parameters, 0, 0, 0, 0, 1)); err != nil {
 		return err
 	}
 	fmt.Println("ready")
@@ -439,32 +397,7 @@ func holdQueue(number uint16) error {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		os.Exit(0)
 	}()
-	for {
-		size, _, err := unix.Recvfrom(fd, buffer, 0)
-		if err != nil {
-			return err
-		}
-		for b := buffer[:size]; len(b) >= 20; {
-			length := int(binary.NativeEndian.Uint32(b))
-			if length < 20 || length > len(b) {
-				break
-			}
-			if binary.NativeEndian.Uint16(b[4:]) == subsystem|packet {
-				for attrs := b[20:length]; len(attrs) >= 8; {
-					n := int(binary.NativeEndian.Uint16(attrs))
-					if n < 4 || n > len(attrs) {
-						break
-					}
-					if binary.NativeEndian.Uint16(attrs[2:]) == packetHeader && n >= 8 {
-						id := slices.Clone(attrs[4:8])
-						time.AfterFunc(hold, func() { _ = send(verdict, decision, 0, append([]byte{0, 0, 0, 1}, id...)...) })
-					}
-					attrs = attrs[min((n+3)&^3, len(attrs)):]
-				}
-			}
-			b = b[min((length+3)&^3, len(b)):]
-		}
-	}
+	return q.Serve(func(p nfqueue.Packet) { time.AfterFunc(hold, func() { _ = q.Accept(p.ID) }) })
 }
 
 // causeMain is main for the program under its other name.

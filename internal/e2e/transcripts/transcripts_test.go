@@ -29,6 +29,7 @@ import (
 	"nodeskoop/internal/testkit/exporter"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/pods"
+	"nodeskoop/internal/testkit/tracked"
 )
 
 const page = "../../../docs/troubleshooting.md"
@@ -320,7 +321,7 @@ func TestTranscripts(t *testing.T) {
 		}},
 		{"conntrack", func(t *testing.T, x *transcript) {
 			file := filepath.Join(n.dir, "connections")
-			if err := os.WriteFile(file, []byte(connections(t)), 0o600); err != nil {
+			if err := os.WriteFile(file, []byte(tracked.Established(tracked.Limit(t))), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			rules := "nft 'add table inet nat; add chain inet nat post { type nat hook postrouting priority 100; }; add rule inet nat post masquerade'; conntrack -R " + file + " >/dev/null 2>&1 || true" // the last ones may find no room
@@ -448,28 +449,6 @@ func childOf(pid int) int {
 	}
 	child, _ := strconv.Atoi(fields[0])
 	return child
-}
-
-// connections are conntrack's commands for as many established connections as
-// a table holds. Those may not be dropped early.
-func connections(t *testing.T) string {
-	t.Helper()
-	b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_max")
-	if err != nil {
-		t.Fatal(err)
-	}
-	limit, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	need.Kernel(t, limit <= 1<<20, "a conntrack table too large to fill")
-	var w strings.Builder
-	for i := range limit {
-		src := fmt.Sprintf("10.%d.%d.%d", 16+i>>16, i>>8&255, i&255)
-		fmt.Fprintf(&w, "-I -s %s -d 10.2.0.1 -p tcp --sport 40000 --dport 443 -r 10.2.0.1 -q %s --reply-port-src 443 --reply-port-dst 40000"+
-			" --state ESTABLISHED -u SEEN_REPLY,ASSURED -t 600\n", src, src)
-	}
-	return w.String()
 }
 
 // loopDevice makes a loop device over a file, which it makes, or a device.

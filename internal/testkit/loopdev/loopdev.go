@@ -45,6 +45,10 @@ func Over(t testing.TB, path string) string {
 	if err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_SET_FD, int(file.Fd())); err != nil {
 		t.Skipf("this kernel: no loop device: %v", err)
 	}
+	// It is freed with its last user, too, should the test end by a panic.
+	if err := unix.IoctlLoopSetStatus64(int(loop.Fd()), &unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}); err != nil {
+		t.Errorf("set %s to be freed with its last user: %v", name, err)
+	}
 	t.Cleanup(func() {
 		if err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
 			t.Errorf("free %s: %v", name, err)
