@@ -2,10 +2,10 @@
 
 //go:build ignore
 
-/* biolatency: how long block devices take, and for whom.
+/* biolatency: latency of block I/O.
  *
- * All I/O is counted. Events tell of what somebody waits for: reads,
- * synchronous writes and flushes. */
+ * All I/O is counted. Events cover I/O that a process waits for: reads, synchronous
+ * writes and flushes. */
 
 #include "headers/kernel.h"
 #include "headers/counter.h"
@@ -15,8 +15,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum slot { SLOW, SLOW100, SLOTS };
 
-/* The numbers of enum req_op that all kernels share. BACKGROUND marks an I/O
- * that nobody waits for. */
+/* Numbers of enum req_op that are the same on all kernels. BACKGROUND marks I/O
+ * that no process waits for. */
 enum operation {
 	READ = 0,
 	WRITE = 1,
@@ -35,24 +35,23 @@ enum point { QUEUE, DEVICE };
 const volatile __u64 slow_ns = 10000000;
 const volatile __u64 slow100_ns = 100000000;
 
-/* Where the older tracepoints have the request: behind its queue, on kernels
- * that still pass one. */
+/* Older tracepoints pass the queue before the request. */
 const volatile bool queue_first = false;
 
-/* Events tell of what nobody waits for, too. */
+/* Also send events for I/O that no process waits for. */
 const volatile bool tell_background = false;
 
-/* This process, whose own I/O is never told: its number in its own PID
- * namespace, and the file that is that namespace. */
+/* This process, whose own I/O causes no event: its PID in its own PID namespace,
+ * and the device and inode of that namespace. */
 const volatile __u32 own_pid = 0;
 const volatile __u64 own_pidns_dev = 0;
 const volatile __u64 own_pidns_ino = 0;
 
 DEFINE_HOST_COUNTERS();
 
-/* Whether somebody waits for an I/O. Reads of files carry REQ_RAHEAD whether a
- * process waits for the first of the pages or for none of them
- * (page_cache_sync_ra(), page_cache_async_ra()): that is seen at the end. */
+/* Whether a process waits for an I/O. File reads carry REQ_RAHEAD both if a process
+ * waits for the first of the pages and if none does (page_cache_sync_ra(),
+ * page_cache_async_ra()); completion tells them apart. */
 enum wait { NOBODY, SOMEBODY, READER };
 
 GO_TYPES(enum slot slot; enum operation operation; enum point point; enum wait wait;);
@@ -167,8 +166,8 @@ static __always_inline const struct gendisk *disk_of(const struct request *rq)
 	return BPF_CORE_READ(rq, q, disk);
 }
 
-/* To be asked before the request's pages are unlocked, which wakes the reader.
- * The task may have ended, and its structure be another's. */
+/* Must run before the request's pages are unlocked, which wakes the reader. The
+ * task may have exited, and its task_struct may be reused. */
 static __always_inline void look_for_reader(struct issued *i)
 {
 	const struct task_struct *task = (const struct task_struct *)i->task;

@@ -2,11 +2,11 @@
 
 //go:build ignore
 
-/* kernellatency: how long the stack takes between driver and socket.
+/* kernellatency: time of packets between driver and socket.
  *
- * By functions where the kernel lets them be hooked: every packet, IPv4 and
- * IPv6, with the stages on the way. Else by tracepoints alone: what they pass
- * is enough for received TCP data and datagrams, and for sent TCP. */
+ * With function hooks, every IPv4 and IPv6 packet is measured, with its stages.
+ * Without them, tracepoints allow to measure received TCP data and datagrams, and
+ * sent TCP. */
 
 #include "headers/kernel.h"
 #include "headers/counter.h"
@@ -27,8 +27,8 @@ const volatile __u64 slow100_ns = 100000000;
 const volatile __u64 event_ns = 100000000;
 
 DEFINE_COUNTERS();
-/* Packets on their way through the stack are few, but for those that a filter
- * in user space holds. */
+/* Few packets are in the stack at once, except those that a user-space filter
+ * holds. */
 #define BUCKETS 2048
 DEFINE_STAMPS(received, BUCKETS);
 DEFINE_STAMPS(delivered, BUCKETS);
@@ -64,8 +64,7 @@ static __always_inline void slow(const struct sk_buff *skb, const struct net_dev
 	event_submit(e);
 }
 
-/* Receiving begins behind the driver, after segments have been put together,
- * on the CPU that the packet was steered to. */
+/* RX starts at netif_receive_skb: after GRO, on the RPS target CPU. */
 SEC("raw_tp/netif_receive_skb")
 int raw_receive(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -121,14 +120,13 @@ int raw_data_ready(struct bpf_raw_tracepoint_args *ctx)
 	return reached_socket(BPF_CORE_READ(sk, sk_receive_queue.prev), sk);
 }
 
-/* TCP notes in a packet when it sends it, by the clock that we read. */
+/* TCP writes its send time into each packet, by the clock that we read. */
 
 static __always_inline bool sends_data(const struct sock *sk)
 {
 	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
 
-	/* Resets and SYN-ACKs carry other sockets, and times that stand for
-	 * something else. */
+	/* Resets and SYN-ACKs carry another socket and an unrelated time. */
 	return BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP && state != TCP_TIME_WAIT &&
 	       state != TCP_CLOSE && state < TCP_LISTEN + 2 && state != TCP_LISTEN;
 }
@@ -164,8 +162,8 @@ struct neighbour {
 /* Packets that were looked at when they began to wait for a neighbour. */
 DEFINE_STAMPS(unresolved, BUCKETS);
 
-/* The tasks that send what waited for a neighbour, and how deep they are in
- * it. Entries live for microseconds. */
+/* Tasks that are sending a neighbour's queue, with their nesting depth. Entries
+ * live for microseconds. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);
@@ -294,9 +292,9 @@ static __always_inline int rx_done(const struct sk_buff *skb)
 	return 0;
 }
 
-/* By functions, sending. A packet that was dropped on the way leaves its
- * stamps behind; its socket tells it from the next one at the same address,
- * a forwarded one for instance. */
+/* Sending, with function hooks. A packet dropped on the way leaves its stamps
+ * behind. The socket distinguishes them from those of the next packet at the same
+ * address, such as a forwarded one. */
 
 static __always_inline int tx_at(void *stamps, const struct sk_buff *skb)
 {
@@ -333,8 +331,9 @@ static __always_inline int tx_done(const struct sk_buff *skb)
 	return 0;
 }
 
-/* An argument as a number. With type information it is a pointer, with which
- * one may not calculate; read from where the arguments lie, it is none. */
+/* Returns an argument as a number. With type information it would be a pointer, on
+ * which the verifier forbids arithmetic; read from the context's memory it is a
+ * number. */
 static __always_inline struct sk_buff *argument(const __u64 *at)
 {
 	__u64 value = 0;

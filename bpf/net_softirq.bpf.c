@@ -2,7 +2,7 @@
 
 //go:build ignore
 
-/* net_softirq: how long the network softirqs wait and run, per CPU. */
+/* net_softirq: delay and run time of the network softirqs, per CPU. */
 
 #include "headers/kernel.h"
 #include "headers/counter.h"
@@ -26,8 +26,8 @@ struct softirq {
 	__u64 entered_ns[VECTORS];
 };
 
-/* Per CPU, and an array: a softirq runs where it was raised, and what one CPU
- * does to its stamps is no concern of another's. */
+/* A per-CPU array, because a softirq runs on the CPU that raised it, so no other
+ * CPU uses its stamps. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -56,7 +56,7 @@ static __always_inline void tell(__u32 type, __u32 vector, __u64 now, __u64 late
 	event_submit(e);
 }
 
-/* One occurrence is one event, of the worse of its two types. */
+/* One occurrence sends one event, of the more severe type. */
 static __always_inline void measured(__u32 slot, __u32 type, __u32 vector, __u64 now, __u64 latency)
 {
 	if (latency < slow_ns)

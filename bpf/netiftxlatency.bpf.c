@@ -24,8 +24,8 @@ GO_TYPES(enum slot slot;);
 const volatile __u64 slow100_ns = 100000000;
 
 DEFINE_COUNTERS();
-/* Queueing disciplines hold a thousand packets, fq_codel ten thousand; and they
- * are full when it matters. */
+/* Queueing disciplines hold a thousand packets, fq_codel ten thousand; while
+ * packets wait, they are often full. */
 #define BUCKETS 8192
 DEFINE_STAMPS(queued, BUCKETS);
 
@@ -61,10 +61,10 @@ struct queued_packet {
 	__u64 device; /* a number that only this device has */
 };
 
-/* An address is used again, also for the segments that the queue makes of
- * others, which were never queued. The time of sending tells packets apart; one
- * that has none (forwarded, a datagram) by its length from the IP header on,
- * to which a VLAN tag that is inserted later adds nothing. */
+/* The kernel reuses addresses, also for segments made in the queue, which were
+ * never queued themselves. The send time distinguishes packets; packets without one
+ * (forwarded, datagrams) are distinguished by their length from the IP header on,
+ * which a later VLAN tag does not change. */
 static __always_inline __u64 identity_of(__u32 tail, __u32 data_len, __u16 network_header)
 {
 	return tail + data_len - network_header;
@@ -104,8 +104,7 @@ static __always_inline bool queues_read(const struct net_device *dev)
 	return BPF_CORE_READ(q, enqueue) || q != BPF_CORE_READ(dev, _tx, qdisc);
 }
 
-/* The lowest bit of a stamp says that the packet is a GSO packet, of which its
- * segments are to know the time as well. */
+/* The lowest bit of a stamp marks a GSO packet, whose segments inherit the time. */
 #define STAMP_GSO 1ull
 
 static __always_inline __u64 number_of(const struct queued_packet *p)
@@ -149,8 +148,8 @@ static __always_inline __u64 queued_since(const struct queued_packet *p, __u64 n
 	} else if (now - since < slow100_ns || p->identity >> 32) {
 		return since;
 	}
-	/* The stamp may be of a packet that the queue has freed, and this a
-	 * segment at its address: that came later. */
+	/* The stamp may belong to a packet that the qdisc has freed, while this packet
+	 * is a segment at the same address; the segment's time is later. */
 	if (cut_expected(p->device, now)) {
 		segment = cut_take(number_of(p), p->device);
 		if (segment > since)
@@ -189,8 +188,8 @@ static __always_inline int on_start(const struct queued_packet *p, const struct 
 	return 0;
 }
 
-/* The packet is the driver's now, or freed. Whose it was, its socket tells; a
- * packet that was forwarded has none, and its event no addresses. */
+/* The driver has accepted or freed the packet, so the addresses come from its
+ * socket; a forwarded packet has none. */
 #define NET_XMIT_MASK 0x0f
 
 static __always_inline int on_end(const struct net_device *dev, __u32 ifindex, int result)
