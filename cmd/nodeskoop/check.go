@@ -27,10 +27,10 @@ func checkCommand() *cli.Command {
 }
 
 func runCheck(c *cli.Context) error {
-	// What the log would say of this machine, the findings say.
+	// Discard the log: the findings report the same problems.
 	s, err := newSession(c, io.Discard)
 	if errors.As(err, new(cli.ExitCoder)) {
-		return err // the command line
+		return err // a mistake on the command line
 	}
 	var findings []check.Finding
 	if s == nil {
@@ -51,7 +51,7 @@ func runCheck(c *cli.Context) error {
 		return outputError(err)
 	}
 	if slices.ContainsFunc(findings, func(f check.Finding) bool { return f.Verdict == check.Bad }) {
-		return cli.Exit("", exitFailure) // the lines have said why
+		return cli.Exit("", exitFailure) // the findings have said why
 	}
 	return nil
 }

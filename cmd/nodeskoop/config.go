@@ -28,7 +28,7 @@ func configCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			session.New(version, cfg, c.App.ErrWriter) // logs what is obsolete
+			session.New(version, cfg, c.App.ErrWriter) // logs obsolete options
 			if c.Bool("check") {
 				return nil
 			}

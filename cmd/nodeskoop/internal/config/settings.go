@@ -13,23 +13,22 @@ import (
 
 // Setting is one key of the configuration file.
 type Setting struct {
-	Key     string // with its tables, joined by dots
+	Key     string // full key, with tables joined by dots
 	Default any
 	Help    string
 
-	probe *catalog.Probe // whose option it is, nil if none's
+	probe *catalog.Probe // owner of the option, nil for other keys
 	value func(*Config) any
-	// read puts what decode reads into a pointer of the key's type into a
-	// configuration.
+	// read decodes a value into the configuration.
 	read func(c *Config, decode func(any) error) error
 }
 
-// table and name are the two parts of a key.
+// table and name return the two parts of the key.
 func (s *Setting) table() string { return s.Key[:max(0, strings.LastIndexByte(s.Key, '.'))] }
 func (s *Setting) name() string  { return s.Key[strings.LastIndexByte(s.Key, '.')+1:] }
 
-// field is the setting of one field of the configuration. Its default is what
-// Default has there.
+// field declares the setting of a configuration field. Its default comes from
+// Default.
 func field[T any](key, help string, at func(*Config) *T, check func(T) error) Setting {
 	return Setting{
 		Key: key, Default: *at(Default()), Help: help,
@@ -50,7 +49,7 @@ func field[T any](key, help string, at func(*Config) *T, check func(T) error) Se
 	}
 }
 
-// option is the setting of an option of a probe.
+// option declares the setting of a probe option.
 func option(p *catalog.Probe, o *catalog.Option) Setting {
 	key, help := "probes."+p.Name+"."+o.Key, upperFirst(o.Help)+"."
 	var s Setting
@@ -72,16 +71,16 @@ func option(p *catalog.Probe, o *catalog.Option) Setting {
 	return s
 }
 
-// optionAt is where a configuration has the value of an option.
+// optionAt returns a function that locates an option's value in a configuration.
 func optionAt[T any](o *catalog.Option) func(*Config) *T {
 	return func(c *Config) *T { return c.options[o].(*T) }
 }
 
-// settings are all keys but those of [pods.labels], in the file's order.
+// settings are all keys except those of [pods.labels], in the file's order.
 var settings = declareSettings()
 
-// Settings are all keys of the configuration file but those of [pods.labels],
-// in the file's order. The caller must not change them.
+// Settings returns all keys of the configuration file except those of
+// [pods.labels], in the file's order. The caller must not modify the slice.
 func Settings() []Setting { return settings }
 
 func declareSettings() []Setting {
@@ -198,7 +197,7 @@ func declareSettings() []Setting {
 
 func upperFirst(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
 
-// globs checks patterns of the form that path.Match takes.
+// globs validates patterns for path.Match.
 func globs(patterns []string) error {
 	for _, g := range patterns {
 		if _, err := path.Match(g, ""); err != nil {

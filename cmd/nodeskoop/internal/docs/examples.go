@@ -1,11 +1,11 @@
 package docs
 
-// Example is a command line, and what it is for.
+// Example is a command line and its purpose.
 type Example struct{ Line, Does string }
 
-// examples are those of each command, for its help and the manual page. A line
-// fits a window of 80 columns, and is one of nodeskoop alone, but for what a shell
-// makes of its output.
+// examples are the examples of each command, for its help and the manual page. A
+// line fits 80 columns and runs only nodeskoop, possibly with a shell redirection
+// or pipe.
 var examples = map[string][]Example{
 	"run": {
 		{"nodeskoop run --foreground-events", "try the daemon in front of you, events included; Ctrl-C ends it"},

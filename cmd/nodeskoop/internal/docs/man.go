@@ -1,5 +1,5 @@
-// Package docs writes the pages about the program that are made from the
-// catalogue and the command line: manual pages, references, completions.
+// Package docs generates pages from the catalogue and the command line: manual
+// pages, references, shell completions.
 package docs
 
 import (
@@ -21,12 +21,12 @@ import (
 	"nodeskoop/output/history"
 )
 
-// page is a manual page in Markdown. In what its methods take only backquotes
-// mean anything: what stands between them is bold.
+// page is a manual page in Markdown. Its methods treat backquotes as bold and
+// escape everything else.
 type page struct{ b bytes.Buffer }
 
-// newPage begins a page. Its date is that of SOURCE_DATE_EPOCH, so that two
-// builds of one commit are the same.
+// newPage starts a page. The date comes from SOURCE_DATE_EPOCH, for reproducible
+// builds.
 func newPage(app *cli.App, name string, section int, summary string) *page {
 	date := ""
 	if epoch, err := strconv.ParseInt(os.Getenv("SOURCE_DATE_EPOCH"), 10, 64); err == nil {
@@ -46,7 +46,7 @@ func (p *page) item(term, s string) {
 	fmt.Fprintf(&p.b, "**%s**\n: %s\n\n", markdown(term), markdown(s))
 }
 
-// example writes lines as they are.
+// example writes lines verbatim.
 func (p *page) example(lines ...string) {
 	p.b.WriteString("> ```\n")
 	for _, l := range lines {
@@ -55,7 +55,7 @@ func (p *page) example(lines ...string) {
 	p.b.WriteString("> ```\n\n")
 }
 
-// flags writes the flags as items.
+// flags writes a list of flags.
 func (p *page) flags(flags []cli.Flag) {
 	for _, f := range flags {
 		if f == cli.HelpFlag {
@@ -69,7 +69,7 @@ func (p *page) flags(flags []cli.Flag) {
 	}
 }
 
-// markdown lets a text of one paragraph stand for itself.
+// markdown escapes a text of one paragraph.
 func markdown(s string) string {
 	parts := strings.Split(strings.Join(strings.Fields(s), " "), "`")
 	for i := 0; i < len(parts); i += 2 {
@@ -78,11 +78,12 @@ func markdown(s string) string {
 	return strings.Join(parts, "`")
 }
 
-// exact lets roff show what is to be typed as it is typed. md2man leaves these
-// characters as they are, for which roff has typographic ones.
+// exact escapes characters of commands for which roff would print typographic
+// variants, and which md2man does not escape.
 var exact = strings.NewReplacer("\\-", "\\-", "-", "\\-", "'", "\\(aq", "`", "\\(ga", "^", "\\(ha", "~", "\\(ti", "\"", "\\(dq")
 
-// typed is exact, with what is not ASCII by its number: troff reads bytes.
+// typed applies exact and replaces non-ASCII characters by their number, since
+// troff reads bytes.
 func typed(line string) string {
 	var b strings.Builder
 	for _, r := range exact.Replace(line) {
@@ -95,9 +96,9 @@ func typed(line string) string {
 	return b.String()
 }
 
-// roff writes the page for man. What md2man makes of it is cleaned of what
-// mandoc -Tlint does not like: empty lines, lines over 80 bytes, and a paragraph
-// that begins where a section does.
+// roff writes the page as roff. It removes from md2man's output what mandoc -Tlint
+// rejects: empty lines, lines over 80 bytes, and a paragraph at the start of a
+// section.
 func (p *page) roff(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString(".\\\" Made by nodeskoop docs. Do not edit.\n")
@@ -123,7 +124,7 @@ func (p *page) roff(w io.Writer) error {
 	return err
 }
 
-// fold breaks a line of text between words.
+// fold wraps a line of text.
 func fold(b *strings.Builder, line string) {
 	const width = 78
 	n := 0
@@ -147,7 +148,7 @@ func fold(b *strings.Builder, line string) {
 
 func upperFirst(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
 
-// flagWords are a flag as it is typed, what it does, and its variable.
+// flagWords returns a flag as typed, its usage, and its environment variable.
 func flagWords(f cli.Flag) (term, usage, env string) {
 	doc, ok := f.(cli.DocGenerationFlag)
 	if !ok {
@@ -181,7 +182,7 @@ func flagWords(f cli.Flag) (term, usage, env string) {
 	return term, usage, env
 }
 
-// ownFlags are the flags of a command that are not common to all.
+// ownFlags returns the flags of a command that are not common to all.
 func ownFlags(cmd *cli.Command) []cli.Flag {
 	var own []cli.Flag
 	for _, f := range cmd.VisibleFlags() {

@@ -12,10 +12,10 @@ import (
 	"nodeskoop/collect/owner"
 )
 
-// generatedMark tells who opens a page in an editor where it comes from.
+// generatedMark tells readers of the source that the page is generated.
 const generatedMark = "<!-- Made from the catalogue by `make generate`. Do not edit. -->\n"
 
-// Probes writes the table of probes of docs/reading.md.
+// Probes writes the table of probes in docs/reading.md.
 func Probes(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString("| probe | looks at | from | on by default | events |\n|---|---|---|---|---|\n")
@@ -30,7 +30,7 @@ func Probes(w io.Writer) error {
 	return err
 }
 
-// Metrics writes the reference of the metrics, docs/METRICS.md.
+// Metrics writes the reference of metrics, docs/METRICS.md.
 func Metrics(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString(generatedMark + `# Metrics
@@ -94,7 +94,7 @@ How to read the tables:
 	return err
 }
 
-// scopeWords says what one series of a metric stands for.
+// scopeWords describes what one series of a metric stands for.
 func scopeWords(m *catalog.Metric) string {
 	s := map[catalog.Scope]string{
 		catalog.PerNetns: "network namespace", catalog.PerPod: "pod",
@@ -127,7 +127,7 @@ var groupFields = map[catalog.FieldGroup]string{
 	catalog.FieldStack:     "`KUBESKOOP_STACK`",
 }
 
-// Events writes the reference of the events, docs/EVENTS.md.
+// Events writes the reference of events, docs/EVENTS.md.
 func Events(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString(generatedMark + `# Events
@@ -194,7 +194,7 @@ Commands to look at next have words in capitals that you fill in: ` + placeholde
 	return err
 }
 
-// warnFrom says how many occurrences make an entry a warning.
+// warnFrom says from how many occurrences on an entry is a warning.
 func warnFrom(e *catalog.EventType) string {
 	if e.Warn.Count == 0 {
 		return "-"
@@ -202,7 +202,7 @@ func warnFrom(e *catalog.EventType) string {
 	return strconv.FormatUint(e.Warn.Count, 10)
 }
 
-// placeholders says what the words stand for that the reader fills in.
+// placeholders describes the words in commands that the reader replaces.
 func placeholders() string {
 	var means []string
 	for _, p := range catalog.Placeholders {
@@ -211,7 +211,7 @@ func placeholders() string {
 	return strings.Join(means, "; ")
 }
 
-// when says which occurrences are events.
+// when describes which occurrences become events.
 func when(e *catalog.EventType) string {
 	switch {
 	case e.Below != 0:
@@ -224,5 +224,5 @@ func when(e *catalog.EventType) string {
 
 func spell(d time.Duration) string { return strings.Replace(d.String(), "ms", " ms", 1) }
 
-// cell makes a text safe inside a Markdown table.
+// cell escapes text for a Markdown table.
 func cell(s string) string { return strings.ReplaceAll(s, "|", "\\|") }

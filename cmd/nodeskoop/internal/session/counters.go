@@ -9,19 +9,18 @@ import (
 	"nodeskoop/output"
 )
 
-// Counters are what has to be known for the counters to go on after a restart,
-// in a file.
+// Counters is the file of the state with which counters continue after a restart.
 type Counters struct {
 	log  *slog.Logger
-	file *output.StateFile // nil: they are not kept
-	// beside: while another process keeps them, this one says nothing of it.
+	file *output.StateFile // nil if disabled
+	// another process may hold the file without a warning
 	beside  bool
 	failing bool
 	cut     bool
 }
 
-// KeepCounters lets the counters of r go on from what an earlier run kept, and
-// be kept. beside says that it is in order if another process does the latter.
+// KeepCounters restores the counters of r from an earlier run, and stores them from
+// now on. beside means that another process may do the latter.
 func (s *Session) KeepCounters(r *collect.Runner, beside bool) *Counters {
 	k := s.NewCounters(r, s.Config)
 	k.beside = beside
@@ -29,7 +28,8 @@ func (s *Session) KeepCounters(r *collect.Runner, beside bool) *Counters {
 		return k
 	}
 	file := k.file
-	// Before it is read: who writes it meanwhile would write what is older.
+	// Lock before reading: a concurrent writer would otherwise overwrite the file
+	// with older counters.
 	k.lock()
 	data, err := file.Read(collect.MaxState)
 	if err == nil && data != nil {
@@ -44,7 +44,7 @@ func (s *Session) KeepCounters(r *collect.Runner, beside bool) *Counters {
 	return k
 }
 
-// NewCounters lets the counters of r be kept as a configuration says.
+// NewCounters stores the counters of r as the configuration says.
 func (s *Session) NewCounters(r *collect.Runner, cfg *config.Config) *Counters {
 	k := &Counters{log: s.Log}
 	if !cfg.State.Counters {
@@ -73,7 +73,7 @@ func (k *Counters) lock() {
 	}
 }
 
-// fail says once that keeping the counters does not work.
+// fail logs once that storing the counters failed.
 func (k *Counters) fail(err error) {
 	if !k.failing {
 		k.log.Warn("counters cannot be kept; until they can, a restart loses what deleted interfaces and ended processes had counted",
@@ -82,9 +82,8 @@ func (k *Counters) fail(err error) {
 	k.failing = true
 }
 
-// Keep writes what the last cycle of r left. It comes before the values of the
-// cycle are published: whenever the program ends, no reader has seen more than
-// the next run begins with.
+// Keep stores the counters of r's last cycle. Call it before publishing the cycle's
+// values, so that the next run never starts below a published value.
 func (k *Counters) Keep(r *collect.Runner) {
 	if k.file == nil {
 		return
@@ -111,14 +110,14 @@ func (k *Counters) Keep(r *collect.Runner) {
 	}
 }
 
-// KeepAtEnd writes what has changed since the last cycle of r: at a clean end every
-// event has been told or is lost, and the account says so.
+// KeepAtEnd stores changes since r's last cycle: after a clean end every event is
+// written or lost, and the account includes it.
 func (k *Counters) KeepAtEnd(r *collect.Runner) {
 	r.KeepAtEnd()
 	k.Keep(r)
 }
 
-// Close lets another process keep them.
+// Close releases the file for other processes.
 func (k *Counters) Close() {
 	if k.file != nil {
 		k.file.Close()
