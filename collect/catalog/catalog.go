@@ -271,7 +271,7 @@ type Probe struct {
 	Source   Source
 	Overhead string // limit by the specification: low, medium or high
 	// Measured is the measured cost with its unit, empty if not measured. A test
-	// compares it with docs/performance.md, which describes the measurement.
+	// compares it with docs/measurements/costs.md and docs/performance.md.
 	Measured string
 	// Default says whether the probe runs when the configuration names none.
 	Default bool

@@ -149,14 +149,19 @@ func TestPagesLink(t *testing.T) {
 	}
 }
 
-// TestOverheadIsMeasured holds what the program says of a probe's cost to what was
-// measured: docs/performance.md is the one place that numbers come from.
+// TestOverheadIsMeasured compares the catalogue's costs of probes with the
+// measurements in docs/measurements/costs.md, and the table of docs/performance.md
+// with both.
 func TestOverheadIsMeasured(t *testing.T) {
-	b, err := os.ReadFile("../../../../docs/performance.md")
+	b, err := os.ReadFile("../../../../docs/measurements/costs.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	text := string(b)
+	page, err := os.ReadFile("../../../../docs/performance.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	cells := func(line string) (out []string) {
 		for _, c := range strings.Split(line, "|") {
 			out = append(out, strings.TrimSpace(c))
@@ -169,7 +174,7 @@ func TestOverheadIsMeasured(t *testing.T) {
 	number := func(s string) float64 {
 		v, err := strconv.ParseFloat(strings.ReplaceAll(s, ",", ""), 64)
 		if err != nil {
-			t.Fatalf("docs/performance.md: %q is no number", s)
+			t.Fatalf("docs/measurements/costs.md: %q is no number", s)
 		}
 		return v
 	}
@@ -181,7 +186,7 @@ func TestOverheadIsMeasured(t *testing.T) {
 	for _, line := range strings.Split(table, "\n")[1:] {
 		row := cells(line)
 		if len(row) < 4 {
-			t.Fatalf("docs/performance.md: %q is no row of the table", line)
+			t.Fatalf("docs/measurements/costs.md: %q is no row of the table", line)
 		}
 		if row[0] != "" {
 			probe = row[0]
@@ -213,7 +218,7 @@ func TestOverheadIsMeasured(t *testing.T) {
 			for _, m := range ns.FindAllStringSubmatch(p.Cost+" "+p.Measured, -1) {
 				for _, n := range m[1:] {
 					if n != "" && !regexp.MustCompile(`\b`+n+`\b`).MatchString(rows) {
-						t.Errorf("%s: %s ns are not in docs/performance.md: %s", p.Name, n, rows)
+						t.Errorf("%s: %s ns are not in docs/measurements/costs.md: %s", p.Name, n, rows)
 					}
 				}
 			}
@@ -222,25 +227,46 @@ func TestOverheadIsMeasured(t *testing.T) {
 		case unit == "namespace":
 			got := number(strings.TrimSuffix(value, " us"))
 			if want := cycle[p.Name] / 110; math.Abs(got-want) > 1 {
-				t.Errorf("%s: %s, docs/performance.md has %.0f us", p.Name, p.Measured, want)
+				t.Errorf("%s: %s, docs/measurements/costs.md has %.0f us", p.Name, p.Measured, want)
 			}
 		case unit == "cycle":
 			if value != "under 1 ms" || cycle[p.Name] == 0 || cycle[p.Name] >= 1000 {
-				t.Errorf("%s: %s, docs/performance.md has %.0f us", p.Name, p.Measured, cycle[p.Name])
+				t.Errorf("%s: %s, docs/measurements/costs.md has %.0f us", p.Name, p.Measured, cycle[p.Name])
 			}
 		case p.Name == "fd" || p.Name == "io":
 			if !strings.Contains(text, "fd and io cost 3 to 10 and 1 to 4 us per idle process") || p.Measured != map[string]string{"fd": "3 to 10 us/process", "io": "1 to 4 us/process"}[p.Name] {
-				t.Errorf("%s: %s is not in docs/performance.md", p.Name, p.Measured)
+				t.Errorf("%s: %s is not in docs/measurements/costs.md", p.Name, p.Measured)
 			}
 		case p.Measured == "not measurable":
-			if !strings.Contains(text, "`packetloss`, `tcpreset`, `tcpretrans`, `biolatency`. Together they cost a request and a datagram nothing that can be measured") || !strings.Contains("tcpreset tcpretrans biolatency", p.Name) {
-				t.Errorf("%s: docs/performance.md does not say that it is not measurable", p.Name)
+			if !strings.Contains(text, "`packetloss`, `tcpreset`, `tcpretrans`, `biolatency`. Together they have no measurable cost on a request or a datagram") || !strings.Contains("tcpreset tcpretrans biolatency", p.Name) {
+				t.Errorf("%s: docs/measurements/costs.md does not say that it is not measurable", p.Name)
 			}
 		case p.Measured == "" && !p.Extra, programs[p.Name] == "" && p.Measured != "not measured" && p.Measured != "":
 			t.Errorf("%s: %q was not measured", p.Name, p.Measured)
 		}
 		if len(p.Measured) > 20 {
 			t.Errorf("%s: %q is too long for a column", p.Name, p.Measured)
+		}
+	}
+	// The page repeats the catalogue's figures of the probes; each other figure in its
+	// table is one of the measurements.
+	shown := map[string]string{}
+	figure := regexp.MustCompile(`[0-9][0-9.]*`)
+	for _, line := range strings.Split(string(page), "\n") {
+		row := cells(line)
+		if len(row) != 5 {
+			continue
+		}
+		shown[strings.Trim(row[0], "`")] = row[2]
+		for _, n := range figure.FindAllString(row[2], -1) {
+			if strings.Contains(row[0], " ") && !regexp.MustCompile(`\b`+regexp.QuoteMeta(n)+`\b`).MatchString(text) {
+				t.Errorf("docs/performance.md: %s of %q is not in docs/measurements/costs.md", n, row[0])
+			}
+		}
+	}
+	for _, p := range catalog.Probes() {
+		if got := shown[p.Name]; !p.Extra && got != p.Measured {
+			t.Errorf("docs/performance.md: %s costs %q, the catalogue says %q", p.Name, got, p.Measured)
 		}
 	}
 }
