@@ -10,12 +10,12 @@ import (
 	"nodeskoop/collect/catalog"
 )
 
-// catalogWidth is the longest line of a catalog entry: journalctl -x puts
-// three columns before it.
+// catalogWidth is the maximum line length of a catalog entry; journalctl -x indents
+// it by three columns.
 const catalogWidth = 76
 
-// WriteCatalog writes the journal's message catalog: an entry for each event
-// type of the Catalogue, under its MESSAGE_ID. journalctl -x shows it.
+// WriteCatalog writes the journal's message catalog with one entry per event type,
+// under its MESSAGE_ID. journalctl -x shows it.
 func WriteCatalog(w io.Writer) error {
 	b := bufio.NewWriter(w)
 	fmt.Fprint(b, "# The events of nodeskoop, for journalctl -x.\n# Made by `nodeskoop docs catalog`. Do not edit.\n")
@@ -34,7 +34,8 @@ func WriteCatalog(w io.Writer) error {
 		b.WriteByte('\n')
 		wrap(b, lookNext(steps), "")
 		for _, s := range steps {
-			// A command stands on a line of its own, whole, to be copied.
+			// Commands get a line of their own and are never wrapped, so that they
+			// can be copied.
 			fmt.Fprintf(b, "\n  %s\n", s.Command)
 			wrap(b, s.Shows, "    ")
 		}
@@ -42,7 +43,7 @@ func WriteCatalog(w io.Writer) error {
 	return b.Flush()
 }
 
-// lookNext introduces steps, and says what the words in capitals stand for.
+// lookNext introduces the steps, and explains the placeholders in them.
 func lookNext(steps []catalog.Step) string {
 	var means []string
 	for _, p := range catalog.Placeholders {
@@ -56,7 +57,7 @@ func lookNext(steps []catalog.Step) string {
 	return "What to look at next, on that node. " + strings.Join(means, "; ") + ":"
 }
 
-// wrap writes a paragraph in lines of at most catalogWidth.
+// wrap writes a paragraph in lines of at most catalogWidth columns.
 func wrap(b *bufio.Writer, text, indent string) {
 	n := 0
 	for _, word := range strings.Fields(text) {

@@ -16,9 +16,9 @@ func StderrIsJournal() bool {
 	return ok && err == nil
 }
 
-// NewHandler returns a slog handler for lines that journald reads from a
-// stream: each begins with its syslog priority (sd-daemon(3)), and without
-// the time, which journald adds.
+// NewHandler returns a slog handler for lines that journald reads from a stream.
+// Each line begins with its syslog priority (sd-daemon(3)), and has no time, since
+// journald adds it.
 func NewHandler(w io.Writer, level slog.Leveler) slog.Handler {
 	opt := &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 		if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey) {
@@ -72,7 +72,7 @@ func (h priorityHandler) WithGroup(name string) slog.Handler {
 	return h
 }
 
-// prefixWriter puts a prefix before each write, which is one line.
+// prefixWriter adds a prefix to each write, which is one line.
 type prefixWriter struct {
 	w      io.Writer
 	prefix string

@@ -1,5 +1,5 @@
-// Package systemd talks to systemd: what the service manager is told, and how
-// log lines reach the journal with their priority.
+// Package systemd sends notifications to the service manager, and formats log lines
+// with the priority that journald reads.
 package systemd
 
 import (
@@ -17,32 +17,32 @@ import (
 	"nodeskoop/internal/quote"
 )
 
-// Ready tells the service manager that the service works, and a line of
-// status for `systemctl status`. Outside systemd it does nothing.
+// Ready notifies the service manager that the service is ready, with a status line
+// for `systemctl status`. Outside systemd it does nothing.
 func Ready(status string) {
 	notify(readiness, daemon.SdNotifyReady+"\nSTATUS="+oneLine(status))
 }
 
-// Status tells the service manager a line of status.
+// Status sends a status line to the service manager.
 func Status(text string) { notify(status, "STATUS="+oneLine(text)) }
 
-// Stopping tells the service manager that the service is about to end. It waits
-// until that is sent, for a second at most.
+// Stopping notifies the service manager that the service is stopping. It waits up
+// to a second until that is sent.
 func Stopping() {
 	notify(readiness, daemon.SdNotifyStopping)
 	manager.flush()
 }
 
-// Reloading tells the service manager that the configuration is being read
-// again; Ready ends it.
+// Reloading notifies the service manager that the configuration is being reloaded;
+// Ready ends that state.
 func Reloading() {
 	var now unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
 	notify(readiness, fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, now.Nano()/int64(time.Microsecond)))
 }
 
-// WatchdogInterval is how often Alive must be called at least, several times
-// as often as systemd expects it; 0 where it expects nothing.
+// WatchdogInterval is the maximum time between calls of Alive, a fraction of
+// systemd's timeout; 0 if the watchdog is off.
 func WatchdogInterval() time.Duration {
 	d, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
@@ -51,39 +51,37 @@ func WatchdogInterval() time.Duration {
 	return d / 4
 }
 
-// Starting tells the service manager that the start goes on, and may take d
-// from now.
+// Starting extends the start timeout to d from now.
 func Starting(d time.Duration) {
 	notify(alive, fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", d.Microseconds()))
 }
 
-// Alive tells the service manager's watchdog that sampling goes on.
+// Alive notifies the service manager's watchdog.
 func Alive() { notify(alive, daemon.SdNotifyWatchdog) }
 
-// oneLine keeps a status one line, as the next would be another message, and
-// safe to print: `systemctl status` shows it as it is.
+// oneLine keeps a status on one line, since a second line would be another message,
+// and escapes control characters, because `systemctl status` does not.
 func oneLine(s string) string { return quote.SafeLine(s) }
 
-// A manager that does not read its socket must hold nothing up, the less so as
-// it is the one whose watchdog ends a daemon that stands still. So one goroutine
-// sends what the others leave here.
+// A manager that does not read its socket must not block the daemon, because its
+// watchdog would then end the daemon. One goroutine sends the messages that others
+// post.
 const (
 	// attempt is how long one message may wait for room in the socket.
 	attempt = time.Second
 	// retryNotify is the pause before the next attempt.
 	retryNotify = time.Second
-	// flushFor is how long the last message may hold up the end.
+	// flushFor is how long the last message may delay the end.
 	flushFor = time.Second
 )
 
-// topic says which messages stand for each other: a newer one takes the place
-// of one that has not been sent.
+// topic groups messages: a newer message replaces an unsent one of the same topic.
 type topic uint8
 
 const (
-	readiness topic = iota // READY, RELOADING, STOPPING: never lost, and in order
+	readiness topic = iota // READY, RELOADING, STOPPING: never dropped, and in order
 	status
-	alive // worth nothing later: not tried again
+	alive // worthless later, so never retried
 )
 
 type message struct {
@@ -95,17 +93,17 @@ type notifier struct {
 	mu      sync.Mutex
 	waiting []message
 	running bool
-	idle    chan struct{} // closed when nothing waits
+	idle    chan struct{} // closed while no message waits
 }
 
 var manager notifier
 
-// maxReadiness is how many changes of state wait at most: what is older means
-// nothing any more.
+// maxReadiness is the maximum number of queued state changes; older ones are
+// obsolete.
 const maxReadiness = 4
 
-// notify leaves a message to be sent. Failures are ignored: without a service
-// manager nobody listens, and with one there is nobody else to tell.
+// notify posts a message. Failures are ignored: without a service manager there is
+// no receiver, and with one there is no other place to report them.
 func notify(t topic, text string) { manager.post(t, text) }
 
 func (n *notifier) post(t topic, text string) {
@@ -131,7 +129,7 @@ func (n *notifier) post(t topic, text string) {
 	}
 }
 
-// run sends what waits, and ends when nothing does.
+// run sends queued messages, and ends when there are none.
 func (n *notifier) run() {
 	for {
 		n.mu.Lock()
@@ -157,7 +155,7 @@ func (n *notifier) run() {
 	}
 }
 
-// flush waits until nothing waits to be sent, for a bounded time.
+// flush waits until the queue is empty, for a limited time.
 func (n *notifier) flush() {
 	n.mu.Lock()
 	running, idle := n.running, n.idle
@@ -173,8 +171,8 @@ func (n *notifier) flush() {
 	}
 }
 
-// send sends one message (sd_notify(3)). The kernel makes a sender wait for as
-// long as the receiver's queue is full.
+// send sends one message (sd_notify(3)). The kernel blocks the sender while the
+// receiver's queue is full.
 func send(text string) error {
 	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: os.Getenv("NOTIFY_SOCKET"), Net: "unixgram"})
 	if err != nil {

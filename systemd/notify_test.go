@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// listen is a service manager's socket that nobody reads.
+// listen creates a service manager's socket without a reader.
 func listen(t *testing.T) *net.UnixConn {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "notify")
@@ -24,7 +24,7 @@ func listen(t *testing.T) *net.UnixConn {
 	return c
 }
 
-// fill sends until the socket takes no more.
+// fill sends until the socket is full.
 func fill(t *testing.T, c *net.UnixConn) {
 	t.Helper()
 	out, err := net.DialUnix("unixgram", nil, c.LocalAddr().(*net.UnixAddr))
@@ -51,7 +51,7 @@ func fill(t *testing.T, c *net.UnixConn) {
 	t.Fatal("the socket takes any number of messages")
 }
 
-// read returns the next message that was not there to fill the socket.
+// read returns the next message that fill did not send.
 func read(t *testing.T, c *net.UnixConn) string {
 	t.Helper()
 	buf := make([]byte, 4096)
@@ -67,8 +67,8 @@ func read(t *testing.T, c *net.UnixConn) string {
 	}
 }
 
-// A manager that does not read its socket holds nothing up. When it does again,
-// it gets what state the service is in, and the newest status.
+// A manager that does not read its socket blocks nothing. When it reads again, it
+// gets the service's state and the newest status.
 func TestSocketThatNobodyReads(t *testing.T) {
 	c := listen(t)
 	fill(t, c)
@@ -101,7 +101,7 @@ func TestSocketThatNobodyReads(t *testing.T) {
 	}
 }
 
-// With a manager that reads, each message arrives, in order.
+// A reading manager gets each message, in order.
 func TestSocketThatIsRead(t *testing.T) {
 	c := listen(t)
 	for _, m := range []struct {
@@ -123,7 +123,7 @@ func TestSocketThatIsRead(t *testing.T) {
 	}
 }
 
-// Without a manager nothing waits and nothing is kept.
+// Without a manager no call waits and no message is kept.
 func TestNoSocket(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", "")
 	Ready("x")
