@@ -16,11 +16,11 @@ func checkCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "check",
 		Usage: "test the configuration and this machine, and say how to fix each failure",
-		Description: "Run it as the daemon runs, that is as root: it looks at what this process may do.\n" +
-			"Exit code 0: nothing failed; warnings may stand. 1: something failed. 2: the command line is wrong.",
+		Description: "Run it as root, like the daemon: it tests the privileges of its own process.\n" +
+			"Exit code 0: no failure; there may be warnings. 1: a failure. 2: the command line is wrong.",
 		Flags: append(commonFlags(),
 			jsonFlag("print JSON: a list of check, verdict (ok, warn or FAIL), found and do"),
-			&cli.BoolFlag{Name: "problems", Usage: "print what is not ok only", EnvVars: []string{"NODESKOOP_PROBLEMS"}},
+			&cli.BoolFlag{Name: "problems", Usage: "print only the problems", EnvVars: []string{"NODESKOOP_PROBLEMS"}},
 		),
 		Action: runCheck,
 	}

@@ -23,13 +23,13 @@ func collectCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "collect",
 		Usage: "take one sample and write it to standard output or a file (script mode)",
-		Description: "Exit code 0: every probe gave all its values. 3: some are missing, the others were written.\n" +
-			"A probe that this machine cannot run counts as missing only if it was asked for by name, not as \"default\" or \"all\".\n" +
+		Description: "Exit code 0: every probe gave all its values. 3: some values are missing, the others were written.\n" +
+			"A probe that this machine cannot run counts as missing only if you named it, not with \"default\" or \"all\".\n" +
 			"1: nothing could be written. 2: the command line is wrong.",
 		Flags: append(commonFlags(),
-			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write `FILE`, whole or not at all; FOLDER/ for the configured name in that folder; - for standard output", EnvVars: []string{"NODESKOOP_OUTPUT"}},
-			&cli.BoolFlag{Name: "events", Usage: "send the events that are seen meanwhile to the journal", EnvVars: []string{"NODESKOOP_EVENTS"}},
-			&cli.DurationFlag{Name: "duration", Usage: "let the eBPF probes watch for `TIME` before the sample is taken", EnvVars: []string{"NODESKOOP_DURATION"}},
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write `FILE` atomically; FOLDER/ for the configured name in that folder; - for standard output", EnvVars: []string{"NODESKOOP_OUTPUT"}},
+			&cli.BoolFlag{Name: "events", Usage: "send events that occur meanwhile to the journal", EnvVars: []string{"NODESKOOP_EVENTS"}},
+			&cli.DurationFlag{Name: "duration", Usage: "let the eBPF probes watch for `TIME` before the sample", EnvVars: []string{"NODESKOOP_DURATION"}},
 		),
 		Action: collectOnce,
 	}
@@ -104,7 +104,7 @@ func collectOnce(c *cli.Context) error {
 	}
 	if missing := missingProbes(r.Status(), s.Config.Named); missing != "" {
 		if unprivileged() {
-			missing += "; what is missing needs root: " + withSudo(argumentsOf(c))
+			missing += "; to get the missing values, run it as root: " + withSudo(argumentsOf(c))
 		}
 		return cli.Exit(missing, exitPartial)
 	}

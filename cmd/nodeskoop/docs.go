@@ -21,7 +21,7 @@ func docsCommand() *cli.Command {
 	}
 	cmd := &cli.Command{
 		Name:  "docs",
-		Usage: "print reference pages made from the catalogue, and the guides",
+		Usage: "print the reference pages and the guides",
 		Subcommands: []*cli.Command{
 			page("metrics", "print the reference of the metrics, in Markdown", docs.Metrics),
 			page("events", "print the reference of the events, in Markdown", docs.Events),

@@ -21,10 +21,10 @@ import (
 func runCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "run",
-		Usage: "sample every probe each interval and keep the textfile fresh (the daemon)",
-		Description: "SIGHUP reads the configuration again; a mistake in it keeps what was in effect.\n" +
+		Usage: "run the daemon: sample every probe each interval, update the textfile, send events",
+		Description: "SIGHUP reads the configuration again; with a mistake in it the old one stays in effect.\n" +
 			"SIGTERM and SIGINT end it and remove the textfile, unless textfile.keep is set. A second one ends it at once.",
-		Flags:  append(commonFlags(), &cli.BoolFlag{Name: "foreground-events", Usage: "also print what goes to the journal, one line each: what is of one kind is one line, with its number", EnvVars: []string{"NODESKOOP_FOREGROUND_EVENTS"}}),
+		Flags:  append(commonFlags(), &cli.BoolFlag{Name: "foreground-events", Usage: "also print the journal's entries, one line each", EnvVars: []string{"NODESKOOP_FOREGROUND_EVENTS"}}),
 		Action: runDaemon,
 	}
 }

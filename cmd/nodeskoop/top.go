@@ -20,13 +20,13 @@ import (
 func topCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "top",
-		Usage: "show what the network does to each pod now, in a live table",
+		Usage: "show the network activity and problems of each pod in a live table",
 		Description: "One row per pod with a network namespace of its own, and one for the host. Rates are of the last\n" +
-			"interval; \"-\" is what is not known: before the second sample, or because a counter was reset.\n" +
-			"Enter opens one pod: its drops and who caused them, peers, queues, events, processes.\n" +
-			"It enables just the probes of its columns (" + strings.Join(top.Probes(), ", ") + "), beside a daemon\n" +
-			"that may run, and ends them with it. Keys: ? lists them.\n" +
-			"Where standard output is no terminal or TERM is dumb or unset, and with --count, it prints one table after\n" +
+			"interval; \"-\" means unknown: before the second sample, or because a counter was reset.\n" +
+			"Enter opens one pod: its drops with their causes, peers, queues, events, processes.\n" +
+			"It enables only the probes of its columns (" + strings.Join(top.Probes(), ", ") + "), independently of a\n" +
+			"running daemon, and detaches them when it ends. Press ? for the keys.\n" +
+			"With --count, or if standard output is no terminal, or TERM is dumb or unset, it prints one table after\n" +
 			"each interval.",
 		Flags: append(commonFlags(),
 			&cli.DurationFlag{Name: "interval", Aliases: []string{"i"}, Usage: "`TIME` between two samples", Value: 2 * time.Second, EnvVars: []string{"NODESKOOP_TOP_INTERVAL"}},

@@ -157,7 +157,7 @@ func TestCheckFindings(t *testing.T) {
 		{"no file yet", "", map[string]string{textfileDir: ""}, (*checker).file, Good, "not there yet", ""},
 		{"no file of a daemon", "", map[string]string{"/proc/77/cmdline": "/usr/sbin/nodeskoop\x00run\x00"}, (*checker).file, Warning, "although the daemon runs", "journalctl"},
 		{"fresh file", "", map[string]string{textfileDir + "nodeskoop.prom": "x 1\n"}, (*checker).file, Good, "4 bytes, mode 0644, 0s old", ""},
-		{"old file", "", map[string]string{textfileDir + "nodeskoop.prom": "x 1\n"}, func(k *checker) Finding { k.now = k.now.Add(time.Hour); return k.file() }, Warning, "1h0m0s old: nobody refreshes it", "rm "},
+		{"old file", "", map[string]string{textfileDir + "nodeskoop.prom": "x 1\n"}, func(k *checker) Finding { k.now = k.now.Add(time.Hour); return k.file() }, Warning, "1h0m0s old: no process updates it", "rm "},
 		{"file of tomorrow", "", map[string]string{textfileDir + "nodeskoop.prom": "x 1\n"}, func(k *checker) Finding { k.now = k.now.Add(-time.Hour); return k.file() }, Warning, "in the future", "clock"},
 		{"secret file", "", map[string]string{textfileDir + "nodeskoop.prom": "x 1\n"}, func(k *checker) Finding {
 			_ = os.Chmod(k.path(textfileDir+"nodeskoop.prom"), 0o600)

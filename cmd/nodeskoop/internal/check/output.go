@@ -97,7 +97,7 @@ func (k *checker) file() Finding {
 	}
 	// The timer runs every minute.
 	if limit := max(3*k.cfg.Interval, 3*time.Minute); age > limit {
-		return Finding{name, Warning, found + ": nobody refreshes it, and node_exporter goes on serving it", "systemctl restart nodeskoop, or rm " + word}
+		return Finding{name, Warning, found + ": no process updates it, and node_exporter keeps serving it", "systemctl restart nodeskoop, or rm " + word}
 	}
 	return Finding{name, Good, found, ""}
 }
@@ -184,7 +184,7 @@ func (k *checker) otherWriters() []Finding {
 		families, read, err := familiesIn(path, min(maxTextfile, room))
 		room -= read
 		if errors.Is(err, errLink) {
-			out = append(out, Finding{name, Warning, path + " is a symbolic link: what it leads to was not looked at, and node_exporter reads it", "ls -l " + word})
+			out = append(out, Finding{name, Warning, path + " is a symbolic link: node_exporter reads its target, which was not checked", "ls -l " + word})
 			continue
 		}
 		if err != nil {
@@ -463,7 +463,7 @@ func (k *checker) modes() Finding {
 	case daemon:
 		return Finding{name, Warning, "nodeskoop.service is enabled, but does not run", "systemctl start nodeskoop; journalctl -u nodeskoop"}
 	}
-	return Finding{name, Warning, "neither is there: nobody writes the textfile", "systemctl enable --now nodeskoop, or nodeskoop run"}
+	return Finding{name, Warning, "neither is active: no process writes the textfile", "systemctl enable --now nodeskoop, or nodeskoop run"}
 }
 
 // journal checks the journal that receives events, and its rate limits.
@@ -481,7 +481,7 @@ func (k *checker) journal() []Finding {
 	}
 	out := []Finding{{name, Good, socket + " takes entries", ""}}
 	if namespace != "" {
-		out = append(out, Finding{"journal namespace", Good, fmt.Sprintf("%s (%s): journalctl --namespace=%s shows what the service writes, plain journalctl does not", namespace, from, namespace), ""})
+		out = append(out, Finding{"journal namespace", Good, fmt.Sprintf("%s (%s): journalctl --namespace=%s shows the service's entries, plain journalctl does not", namespace, from, namespace), ""})
 	}
 	return append(out, k.journalStorage(), k.journalRate())
 }

@@ -13,9 +13,9 @@ import (
 // commented out, so that the defaults of later versions apply.
 func (c *Config) Write(w io.Writer, shipped bool) error {
 	var b strings.Builder
-	b.WriteString("# Configuration of nodeskoop. `nodeskoop config` prints what is in effect,\n# `systemctl reload nodeskoop` applies a change.\n")
+	b.WriteString("# Configuration of nodeskoop. `nodeskoop config` prints the effective configuration,\n# `systemctl reload nodeskoop` applies a change.\n")
 	if shipped {
-		b.WriteString("# Files of yours in nodeskoop.d beside this one (NAME.toml) are read after it, by\n# name; what they set holds.\n")
+		b.WriteString("# Your own files in nodeskoop.d beside this file (NAME.toml) are read after it, in\n# the order of their names, and override it.\n")
 	}
 	mark := ""
 	if shipped {

@@ -143,7 +143,7 @@ func Run(ctx context.Context, o Options) error {
 	d.stopPods()
 	if !s.Config.Textfile.Keep {
 		if err := session.Within(endStep, d.file.Remove); err != nil {
-			s.Log.Error("removing the textfile failed; node_exporter goes on serving it", "error", err)
+			s.Log.Error("removing the textfile failed; node_exporter keeps serving it", "error", err)
 		}
 	}
 	s.Log.Info("stopped")

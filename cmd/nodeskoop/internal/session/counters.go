@@ -37,9 +37,9 @@ func (s *Session) KeepCounters(r *collect.Runner, beside bool) *Counters {
 	}
 	switch {
 	case errors.Is(err, collect.ErrOtherMachine):
-		s.Log.Info("counters are reset: those that were kept are of another boot or container", "state", file.Path())
+		s.Log.Info("counters are reset: the saved ones are of another boot or container", "state", file.Path())
 	case err != nil:
-		s.Log.Warn("counters are reset: those that were kept cannot be used", "state", file.Path(), "error", err)
+		s.Log.Warn("counters are reset: the saved ones cannot be used", "state", file.Path(), "error", err)
 	}
 	return k
 }
@@ -55,7 +55,7 @@ func (s *Session) NewCounters(r *collect.Runner, cfg *config.Config) *Counters {
 		err = r.Keep()
 	}
 	if err != nil {
-		s.Log.Warn("counters are not kept; the next start loses what deleted interfaces and ended processes had counted", "error", err)
+		s.Log.Warn("counters are not saved; the next start loses the counts of deleted interfaces and exited processes", "error", err)
 		return k
 	}
 	k.file = file
@@ -76,7 +76,7 @@ func (k *Counters) lock() {
 // fail logs once that storing the counters failed.
 func (k *Counters) fail(err error) {
 	if !k.failing {
-		k.log.Warn("counters cannot be kept; until they can, a restart loses what deleted interfaces and ended processes had counted",
+		k.log.Warn("saving the counters failed; until it works, a restart loses the counts of deleted interfaces and exited processes",
 			"error", err, "hint", "give it a folder of its own with state.dir, or set state.counters = false")
 	}
 	k.failing = true

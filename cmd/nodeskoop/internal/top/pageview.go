@@ -19,7 +19,7 @@ func (v *View) pageLines(width, room int) []line {
 	}
 	name = quote.Safe(name)
 	if v.shown == nil {
-		return []line{styled(styleBold, column.Middle(name, width)), plain("reading what is known of it ...")}
+		return []line{styled(styleBold, column.Middle(name, width)), plain("reading the details ...")}
 	}
 	all := v.shown.lines()
 	v.visible = room

@@ -434,7 +434,7 @@ func TestTopScreen(t *testing.T) {
 	first.troubles = []trouble{{"kernellatency", "the process lacks CAP_BPF", true, true}, {"socketlatency", "does not see writes", false, false}}
 	tables <- first
 	until(t, text, "the first sample", func(s string) bool {
-		return names(s) == "host shop/db shop/web" && strings.Contains(s, "no kernellatency here: the process lacks CAP_BPF") && strings.Contains(s, "in part: socketlatency")
+		return names(s) == "host shop/db shop/web" && strings.Contains(s, "no kernellatency here: the process lacks CAP_BPF") && strings.Contains(s, "limited on this kernel: socketlatency")
 	})
 	tables <- table(map[string]float64{"host": 1, "shop/web": 5, "shop/db": 3})
 	until(t, text, "the second", func(s string) bool { return names(s) == "shop/web shop/db host" })
@@ -484,7 +484,7 @@ func TestTopScreen(t *testing.T) {
 		t.Errorf("Enter opens %v", name)
 	}
 	until(t, text, "a page that is not sampled yet", func(s string) bool {
-		return strings.HasPrefix(s, "shop/web-01") && strings.Contains(s, "reading what is known of it")
+		return strings.HasPrefix(s, "shop/web-01") && strings.Contains(s, "reading the details")
 	})
 	x := table(many)
 	x.page = pageOfTest(podName{"shop", "web-01"})

@@ -502,7 +502,7 @@ func (v *View) footer(width, height int) []line {
 		}
 	}
 	if len(part) > 0 && height > tallEnough {
-		add(styleDim, "in part: "+strings.Join(part, ", ")+" (nodeskoop probes says what they do not see)")
+		add(styleDim, "limited on this kernel: "+strings.Join(part, ", ")+" (see nodeskoop probes)")
 	}
 	if last := v.Log.last(); last != "" {
 		add(styleWarn, last)
