@@ -15,7 +15,7 @@ import (
 	"nodeskoop/collect/catalog"
 )
 
-// pages are the project's pages for users.
+// pages returns the project's pages for users.
 func pages(t *testing.T) map[string]string {
 	t.Helper()
 	files, err := filepath.Glob("../../../../docs/*.md")
@@ -39,7 +39,7 @@ func TestPagesNameWhatExists(t *testing.T) {
 	for file, text := range pages(t) {
 		for _, n := range names.FindAllString(text, -1) {
 			base := strings.TrimRight(n, "*.{")
-			// What stands for several, and the names of recording rules.
+			// Skip patterns and names of recording rules.
 			if strings.HasSuffix(n, "*") || strings.HasSuffix(n, ".") || strings.HasSuffix(base, "_") || strings.Contains(text, ":"+base+":") {
 				continue
 			}
@@ -76,8 +76,8 @@ func TestPagesConfigureWhatExists(t *testing.T) {
 	}
 }
 
-// What a page shows is often appended to the shipped file, which has every
-// section already.
+// Users often append a page's example to the shipped file, which already has every
+// section; the error must explain that.
 func TestASectionTwiceIsExplained(t *testing.T) {
 	shipped, err := os.ReadFile("../../../../packaging/nodeskoop.toml")
 	if err != nil {
@@ -89,7 +89,7 @@ func TestASectionTwiceIsExplained(t *testing.T) {
 	}
 }
 
-// anchors are those of the headings of a page, as GitHub makes them.
+// anchors returns the anchors of a page's headings, as GitHub generates them.
 func anchors(t *testing.T, file string) []string {
 	t.Helper()
 	b, err := os.ReadFile(file)
@@ -110,9 +110,7 @@ var (
 	fence   = regexp.MustCompile("(?ms)^```.*?^```")
 )
 
-// TestPagesLink follows the links inside the project, to headings too.
-// The README is read by somebody who has never heard of the project, and every page
-// can be reached from it.
+// TestReadme: the README is short, and links to every page.
 func TestReadme(t *testing.T) {
 	all := pages(t)
 	readme := all["../../../../README.md"]
@@ -126,6 +124,7 @@ func TestReadme(t *testing.T) {
 	}
 }
 
+// TestPagesLink follows the links inside the project, including those to headings.
 func TestPagesLink(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	for file, text := range pages(t) {
@@ -193,7 +192,7 @@ func TestOverheadIsMeasured(t *testing.T) {
 		}
 		programs[probe] += " " + row[2] + " " + row[3] + " "
 	}
-	// Microseconds of a cycle of a probe with 110 namespaces.
+	// Microseconds of a probe's cycle with 110 namespaces.
 	_, table, _ = strings.Cut(text, "### Where it goes\n")
 	cycle := map[string]float64{}
 	var head []string
@@ -296,11 +295,11 @@ func TestEachAlertIsListed(t *testing.T) {
 	}
 }
 
-// rulesFile are the alerts that are shipped.
+// rulesFile has the shipped alerts.
 const rulesFile = "../../../../packaging/prometheus/nodeskoop.rules.yml"
 
-// TestAlertsHaveARunbook: each alert names a heading of docs/troubleshooting.md
-// that is there.
+// TestAlertsHaveARunbook: each alert links to an existing heading of
+// docs/troubleshooting.md.
 func TestAlertsHaveARunbook(t *testing.T) {
 	rules, err := os.ReadFile(rulesFile)
 	if err != nil {
@@ -322,9 +321,9 @@ func TestAlertsHaveARunbook(t *testing.T) {
 	}
 }
 
-// TestConntrackRunbook runs the command of ConntrackTableFills on what conntrack
-// prints: the source of most entries comes last, whatever has a state and what has
-// none.
+// TestConntrackRunbook runs the command of ConntrackTableFills on conntrack's
+// output: the source with the most entries comes last, for entries with and without
+// a state.
 func TestConntrackRunbook(t *testing.T) {
 	rules, err := os.ReadFile(rulesFile)
 	if err != nil {
