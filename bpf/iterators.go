@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -91,19 +92,22 @@ func (it *iterators[V]) Close() error {
 	return errors.Join(errs...)
 }
 
-// maxIteration limits a reading of all processes. An iterator visits about ten
-// million descriptors per second; callers time out after two seconds.
+// maxIteration limits the CPU time for a reading of all processes. An iterator visits
+// about ten million descriptors per second. Time in which the thread waited for a CPU
+// does not count: a busy node has no more descriptors than an idle one.
 const maxIteration = time.Second
 
 // each runs the programs and passes each process to see.
 func (it *iterators[V]) each(see func(pid uint32, v *V)) error {
-	deadline := time.Now().Add(maxIteration)
+	runtime.LockOSThread() // threadTime is of one thread
+	defer runtime.UnlockOSThread()
+	end := threadTime() + maxIteration
 	it.generation++
 	if err := it.coll.Variables["generation"].Set(it.generation); err != nil {
 		return fmt.Errorf("begin to iterate over processes: %w", err)
 	}
 	for _, l := range it.links {
-		if err := iterate(l, deadline); err != nil {
+		if err := iterate(l, end); err != nil {
 			return fmt.Errorf("iterate over processes: %w", err)
 		}
 	}
@@ -129,8 +133,8 @@ func (it *iterators[V]) each(see func(pid uint32, v *V)) error {
 
 // iterate runs a program over all objects. Since the program prints nothing, the
 // kernel returns EAGAIN after each million objects and continues with the next call
-// (kernel/bpf/bpf_iter.c, bpf_seq_read).
-func iterate(l *link.Iter, deadline time.Time) error {
+// (kernel/bpf/bpf_iter.c, bpf_seq_read). end is a value of threadTime.
+func iterate(l *link.Iter, end time.Duration) error {
 	r, err := l.Open()
 	if err != nil {
 		return err
@@ -143,8 +147,17 @@ func iterate(l *link.Iter, deadline time.Time) error {
 			return nil
 		case err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR):
 			return err
-		case time.Now().After(deadline):
-			return fmt.Errorf("it was not done after %v", maxIteration)
+		case threadTime() > end:
+			return fmt.Errorf("not done after %v of CPU time", maxIteration)
 		}
 	}
+}
+
+// threadTime is the CPU time that the calling thread has used.
+func threadTime() time.Duration {
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_THREAD, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

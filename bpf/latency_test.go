@@ -448,9 +448,18 @@ func (l *testLoader) countHeld(p *Probe, what string, wait time.Duration, want u
 }
 
 // forgetNeighbour makes a resolve b's address at its next transmission, while b
-// does not answer. The returned function sets the address.
+// does not answer. The returned function sets the address. Until then a asks for it
+// every second and keeps its packets: by default a would stop after three requests,
+// possibly before a busy machine has run the next command.
 func forgetNeighbour(t *testing.T, a, b *namespace, addr netip.Addr) (resolve func()) {
 	t.Helper()
+	a.do(t, func() error {
+		family := "ipv6"
+		if addr.Is4() {
+			family = "ipv4"
+		}
+		return os.WriteFile("/proc/sys/net/"+family+"/neigh/"+a.device+"/mcast_solicit", []byte("300"), 0)
+	})
 	if addr.Is4() {
 		b.do(t, func() error {
 			return os.WriteFile("/proc/sys/net/ipv4/conf/all/arp_ignore", []byte("8"), 0)

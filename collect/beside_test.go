@@ -21,7 +21,7 @@ import (
 	"nodeskoop/internal/testkit/hang"
 )
 
-// fifo makes a FIFO: whoever opens it for reading waits for release.
+// fifo makes a FIFO. A reader blocks in open(2) until release.
 func fifo(t *testing.T) (path string, release func()) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "fifo")
@@ -29,7 +29,7 @@ func fifo(t *testing.T) (path string, release func()) {
 		t.Fatal(err)
 	}
 	release = sync.OnceFunc(func() {
-		// Both ends, so that it does not wait itself; whoever waits goes on.
+		// Open both ends: opening one end alone would block. Blocked readers then return.
 		f, err := os.OpenFile(path, os.O_RDWR, 0)
 		if err != nil {
 			t.Error(err)
@@ -41,7 +41,7 @@ func fifo(t *testing.T) (path string, release func()) {
 	return path, release
 }
 
-// open waits at a FIFO.
+// open blocks on a FIFO.
 func open(path string) {
 	if f, err := os.Open(path); err == nil {
 		_ = f.Close()
@@ -50,8 +50,8 @@ func open(path string) {
 
 func up(name string) string { return "nodeskoop_probe_up{node1,hostNetwork,hostNetwork," + name + "}" }
 
-// While the kernel does not list processes, what is sampled of processes is
-// missing, what was remembered of them stays, and nothing else is harmed.
+// While listing processes hangs, metrics of processes are missing, the probes' state is
+// kept, and other metrics are unaffected.
 func TestHungListing(t *testing.T) {
 	root, ns := fakeProc(t, 20)
 	pods := &somePods{running: []*owner.Pod{pod("a", ns[1], 20)}, pids: map[string][]int{"a": {20}}}
@@ -83,8 +83,7 @@ func TestHungListing(t *testing.T) {
 	want(t, got, a, 2)
 }
 
-// A probe whose making hangs is taken up when it is made; until then the others
-// go on.
+// If building a probe hangs, the other probes run. The probe joins once it is built.
 func TestHungLoading(t *testing.T) {
 	root, _ := fakeProc(t)
 	path, release := fifo(t)
@@ -116,7 +115,7 @@ func TestHungLoading(t *testing.T) {
 	}
 }
 
-// A probe that is left out while it is being made is closed once it is made.
+// A probe that is disabled while it is being built is closed once it is built.
 func TestLoadingThatIsNotWantedAnyMore(t *testing.T) {
 	root, _ := fakeProc(t)
 	path, release := fifo(t)
@@ -142,7 +141,7 @@ type closing struct {
 
 func (c closing) Close() error { c.n.Add(1); return nil }
 
-// hooked is a probe whose Hook is given.
+// hooked is a probe whose Hook method a test supplies.
 type hooked struct {
 	fnProbe
 	hook func() (string, []string)
@@ -150,8 +149,7 @@ type hooked struct {
 
 func (h hooked) Hook() (string, []string) { return h.hook() }
 
-// A probe that hangs, or panics, while it is asked for its hooks harms none
-// but itself.
+// A probe whose Hook hangs or panics affects only itself.
 func TestHookThatHangsOrPanics(t *testing.T) {
 	root, _ := fakeProc(t)
 	path, release := fifo(t)
@@ -174,9 +172,9 @@ func TestHookThatHangsOrPanics(t *testing.T) {
 	testkit.Eventually(t, "the probe that hung works", func() bool { return values(r.Cycle())[up("ip")] == 1 })
 }
 
-// A sink that hangs, on a file system that does not answer for one, stops
-// neither sampling nor the end; what it was given stays as it was, and it gets
-// the next values once it has returned.
+// A sink that hangs, for example on a file system that does not answer, stops neither
+// sampling nor shutdown. The families that it holds stay unchanged, and after it returns it
+// gets the next ones.
 func TestHungSink(t *testing.T) {
 	root, _ := fakeProc(t)
 	path, release := fifo(t)
@@ -222,7 +220,7 @@ func TestHungSink(t *testing.T) {
 	}
 }
 
-// The end comes although a probe hangs on many targets.
+// Run ends although a probe hangs on many targets.
 func TestEndWhileTargetsHang(t *testing.T) {
 	root, ns := fakeProc(t, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29)
 	path, release := fifo(t)
@@ -247,7 +245,7 @@ func TestEndWhileTargetsHang(t *testing.T) {
 	}
 }
 
-// panicking is a Pods that panics when it is told to.
+// panicking is a Pods that panics on request.
 type panicking struct {
 	somePods
 	now atomic.Bool
@@ -267,8 +265,8 @@ func (p *panicking) ByNetns(uint64, time.Time) *owner.Pod {
 	return nil
 }
 
-// A panic in the resolver, in the sink or in those who report of themselves is
-// said once, and the values of the probes are there.
+// A panic in the resolver, the sink or a Self function is logged once, and the probes'
+// values are still there.
 func TestPanicsBesideTheLoop(t *testing.T) {
 	root, ns := fakeProc(t, 20)
 	log := &testkit.Log{}
@@ -300,7 +298,7 @@ func TestPanicsBesideTheLoop(t *testing.T) {
 	}
 }
 
-// What a reload changes reaches the probes that stay.
+// Changed options reach probes that keep running over a reload.
 func TestReloadReachesProbesThatStay(t *testing.T) {
 	root, ns := fakeProc(t, 20, 30)
 	first, second := &somePods{running: []*owner.Pod{pod("a", ns[1], 20)}}, &somePods{running: []*owner.Pod{pod("b", ns[2], 30)}}
@@ -325,7 +323,7 @@ func TestReloadReachesProbesThatStay(t *testing.T) {
 	if built != 1 || len(env.Who.Running()) != 1 {
 		t.Errorf("the probe was built %d times", built)
 	}
-	// Another namespace that is the host's: nothing of the one before is left.
+	// A different host namespace: nothing of the previous one is left.
 	o.HostNetns = filepath.Join(root, "20/ns/net")
 	if err := r.Apply(o); err != nil {
 		t.Fatal(err)
@@ -336,7 +334,7 @@ func TestReloadReachesProbesThatStay(t *testing.T) {
 	}
 }
 
-// A probe that may not run says why, and is made once it may.
+// A refused probe reports the reason, and is built once it is permitted.
 func TestRefusedProbe(t *testing.T) {
 	root, _ := fakeProc(t)
 	r := newRunner(t, Options{ProcRoot: root, Refused: map[string]error{"tcp": errors.New("not the host's")}}, probe("tcp", EachNetns, readValue(mInsegs)))
@@ -368,8 +366,8 @@ func TestWithin(t *testing.T) {
 	release()
 }
 
-// What is no regular file is refused, without being opened; what never ends and
-// what does not answer, too.
+// ReadFile refuses a file that is not regular without opening it, and also a file that
+// never ends and a file system that does not answer.
 func TestReadBounded(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name, text string) string {

@@ -13,33 +13,33 @@ import (
 
 // selection says which series are written.
 type selection struct {
-	include     []string // globs of names that the probes' metrics are to have; none: all
-	exclude     []string // globs of names
-	compatNames bool     // metrics that have an Alias, too
-	skipZero    bool     // no counters of a pod that have been 0 since the start
+	include     []string // globs of the probes' metrics to write; empty: all
+	exclude     []string // globs of names to leave out
+	compatNames bool     // write metrics that have an Alias, too
+	skipZero    bool     // leave out a pod's counters that have been 0 since the start
 	maxSeries   int      // 0: no limit
 }
 
-// families turns rows into metric families: fill, add, list, in each cycle. It
-// keeps the memory of the last cycle's for the next one.
+// families turns rows into metric families: in each cycle fill, then add, then list. It
+// reuses the memory of the previous cycle.
 type families struct {
 	selection
 	excluded []bool // by metric ID
-	aliased  []bool // another name of it is written, whether or not its own is
+	aliased  []bool // a compatibility name of it is written, even if its own name is not
 	aliases  []*catalog.Metric
 	order    []capKey
 	byID     []family
 	out      []*dto.MetricFamily
-	leftOut  map[int]int // series that a cap left out, by metric ID
+	leftOut  map[int]int // series cut by a cap, by metric ID
 	total    int
 }
 
 type family struct {
 	dto  *dto.MetricFamily
-	pool []*dto.Metric // all that were ever made; the first are in use
+	pool []*dto.Metric // every Metric ever allocated; the first ones are in use
 }
 
-// matches reports whether one of some globs matches a name.
+// matches reports whether any of the globs matches name.
 func matches(globs []string, name string) bool {
 	return slices.ContainsFunc(globs, func(g string) bool {
 		ok, _ := path.Match(g, name)
@@ -66,8 +66,8 @@ func newFamilies(which selection) *families {
 	return f
 }
 
-// fill begins the families of a cycle with its rows. About the series themselves it
-// adds metrics of the tool's own, with the labels of host.
+// fill starts a cycle's families with its rows. It adds nodeskoop_series and
+// nodeskoop_series_left_out with the labels of host.
 func (f *families) fill(rows []row, host *labelSet) {
 	for i := range f.byID {
 		f.byID[i].dto.Metric = f.byID[i].dto.Metric[:0]
@@ -101,15 +101,15 @@ func (f *families) fill(rows []row, host *labelSet) {
 	}
 }
 
-// add adds one value of the tool's own metrics, for which there is no cap.
+// add adds one value of nodeskoop's own metrics, to which max_series does not apply.
 func (f *families) add(of *labelSet, metric string, value float64, labels ...string) {
 	if m := catalog.MustMetric(metric); !f.excluded[m.ID()] {
 		f.append(m, of.pairs, value, labels)
 	}
 }
 
-// list returns the families that have series, in the Catalogue's order. They are
-// valid until the next fill.
+// list returns the families that have series, in the Catalogue's order. They are valid
+// until the next fill.
 func (f *families) list() []*dto.MetricFamily {
 	f.out = f.out[:0]
 	for _, m := range catalog.Metrics() {
@@ -120,17 +120,16 @@ func (f *families) list() []*dto.MetricFamily {
 	return f.out
 }
 
-// capKey is the place of a row among those that a cap of series cuts: what is
-// left out comes last.
+// capKey is the sort key of a row under max_series. The last rows are cut.
 type capKey struct {
 	rank int8
-	turn int32 // of the rows that its owner has in this rank
+	turn int32 // index of the row among those of its owner in this rank
 	row  int32
 }
 
-// The ranks. The host's series stay, then those that every pod has, the oldest
-// pod's first. Of what a pod may have any number, each owner's first series
-// come before anybody's second.
+// The ranks, first to last: the host's series; the series that every pod has, oldest pod
+// first; series with further labels; flows. In the last two, where a pod may have any
+// number, every owner's first series come before any owner's second.
 const (
 	rankHost = iota
 	rankPod
@@ -150,8 +149,8 @@ func rankOf(r *row) int8 {
 	return rankPod
 }
 
-// capOrder orders rows for a cap. It is the same in every cycle, whatever else
-// comes and goes, and in whatever order the probes gave them.
+// capOrder sorts rows for max_series. A series keeps its place from cycle to cycle,
+// whatever pods come and go and in whatever order the probes added their rows.
 func (f *families) capOrder(rows []row) []capKey {
 	f.order = f.order[:0]
 	for i := range rows {
@@ -174,8 +173,8 @@ func (f *families) capOrder(rows []row) []capKey {
 	return f.order
 }
 
-// compareOwners orders label sets by whose they are: the host's, what is
-// unattributed, and the pods' from the oldest on. Two of one pod are equal.
+// compareOwners orders label sets: the host's, unattributed, then pods by age, oldest
+// first. Two label sets of one pod are equal.
 func compareOwners(a, b *labelSet) int {
 	switch {
 	case a == b:
@@ -187,10 +186,10 @@ func compareOwners(a, b *labelSet) int {
 		strings.Compare(a.pod.Name, b.pod.Name), strings.Compare(a.pod.ID, b.pod.ID))
 }
 
-// take adds the series of a row, unless it is to be left out.
+// take adds a row's series unless it is excluded or over the cap.
 func (f *families) take(r *row) {
 	m := r.metric
-	hidden := f.excluded[m.ID()] // only its other name is written
+	hidden := f.excluded[m.ID()] // only its compatibility name is written
 	switch {
 	case r.leftOut > 0:
 		f.leftOut[m.ID()] += r.leftOut

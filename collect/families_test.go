@@ -12,7 +12,7 @@ import (
 	"nodeskoop/collect/owner"
 )
 
-// series are the names of the series in a cycle that are not the tool's own.
+// series lists the names of a cycle's series other than nodeskoop_*.
 func series(got map[string]float64) []string {
 	var out []string
 	for name := range got {
@@ -24,7 +24,7 @@ func series(got map[string]float64) []string {
 	return out
 }
 
-// A metric and its other name are left out each for itself.
+// A metric and its alias are excluded independently of each other.
 func TestExcludeANameAndItsAlias(t *testing.T) {
 	root, ns := fakeProc(t, 20)
 	pods := &somePods{running: []*owner.Pod{pod("a", ns[1], 20)}}
@@ -68,8 +68,8 @@ func TestExcludeANameAndItsAlias(t *testing.T) {
 	}
 }
 
-// Of the probes' metrics those are written that are included, by either name, and
-// not excluded. What nodeskoop says about itself is not a probe's.
+// Only the probes' metrics that are included, by either name, and not excluded are written.
+// Include does not apply to nodeskoop_*.
 func TestInclude(t *testing.T) {
 	root, _ := fakeProc(t)
 	fd, io := catalog.MustMetric("kubeskoop_fdopenfd"), catalog.MustMetric("kubeskoop_io_ioreadbytes")
@@ -102,8 +102,8 @@ func TestInclude(t *testing.T) {
 	}
 }
 
-// What a cap cuts does not depend on the order in which probes give their
-// values, and no owner's many series keep out those of another.
+// What max_series cuts does not depend on the order in which probes add their values, and
+// one owner's many series do not displace another owner's.
 func TestMaxSeriesIsDeterministicAndFair(t *testing.T) {
 	root, ns := fakeProc(t, 20, 30, 40)
 	pods := &somePods{running: []*owner.Pod{pod("old", ns[1], 20), pod("mid", ns[2], 30), pod("new", ns[3], 40)}}
@@ -113,7 +113,8 @@ func TestMaxSeriesIsDeterministicAndFair(t *testing.T) {
 	pods.running[1].Started, pods.running[2].Started = time.Unix(9, 0), time.Unix(9, 0) // started together
 	reason, fixed := catalog.MustMetric("kubeskoop_packetloss_reason"), catalog.MustMetric("kubeskoop_packetloss_total")
 	bytes := catalog.MustMetric("kubeskoop_flow_bytes")
-	// The host 2 reasons; old 1 and 20 flows, mid 200 and 2, new 3 and 2.
+	// Rows with a reason, and flows: host 2 and 0, old 1 and 20, mid 200 and 2, new 3 and
+	// 2.
 	type row struct {
 		netns  uint64
 		m      *catalog.Metric
@@ -149,7 +150,7 @@ func TestMaxSeriesIsDeterministicAndFair(t *testing.T) {
 		}
 		return first
 	}
-	// Of host, old, mid and new each: what it has anyway, reasons, flows.
+	// shape gives, for host, old, mid and new: series without labels + reasons + flows.
 	shape := func(got map[string]float64) string {
 		var out []string
 		for _, owner := range []string{"hostNetwork", "old", "mid", "new"} {
@@ -170,12 +171,12 @@ func TestMaxSeriesIsDeterministicAndFair(t *testing.T) {
 		want  string
 	}{
 		{3, "1+2+0 0+0+0 0+0+0 0+0+0"}, // the host's stay
-		{5, "1+2+0 1+0+0 1+0+0 0+0+0"}, // then what every pod has, the oldest first
+		{5, "1+2+0 1+0+0 1+0+0 0+0+0"}, // then what every pod has, oldest pod first
 		{6, "1+2+0 1+0+0 1+0+0 1+0+0"},
-		{9, "1+2+0 1+1+0 1+1+0 1+1+0"},  // then one more of each
-		{13, "1+2+0 1+1+0 1+3+0 1+3+0"}, // nobody's many before another's few
+		{9, "1+2+0 1+1+0 1+1+0 1+1+0"},  // then one reason each
+		{13, "1+2+0 1+1+0 1+3+0 1+3+0"}, // then further reasons in turn
 		{20, "1+2+0 1+1+0 1+10+0 1+3+0"},
-		{213, "1+2+0 1+1+1 1+200+1 1+3+1"}, // flows come last, in turn
+		{213, "1+2+0 1+1+1 1+200+1 1+3+1"}, // no owner's many series before another's few
 		{216, "1+2+0 1+1+2 1+200+2 1+3+2"},
 		{220, "1+2+0 1+1+6 1+200+2 1+3+2"},
 		{1000, "1+2+0 1+1+20 1+200+2 1+3+2"},

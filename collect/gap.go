@@ -11,47 +11,47 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// minGap is how long no sample must have been taken at least for that to be told,
-// however short the interval is.
+// minGap is the shortest gap between samples that is reported, however short the interval
+// is.
 const minGap = 15 * time.Second
 
-// moment is when a sample was taken: by the clock that may be set, and by those
-// that nobody sets.
+// moment is the time of a sample, by the wall clock and by the two clocks that cannot be
+// set.
 type moment struct {
 	wall       time.Time
 	boot, mono time.Duration // CLOCK_BOOTTIME, CLOCK_MONOTONIC
 	bootID     string
 }
 
-// gapReason is why there were no samples. Its values are those of a label.
+// gapReason is why there were no samples. It is a label value.
 type gapReason string
 
 const (
 	gapStopped   gapReason = "stopped"     // the daemon did not run
-	gapRebooted  gapReason = "rebooted"    // nor did the machine, which booted since
-	gapSuspended gapReason = "suspended"   // the machine
-	gapNoCPU     gapReason = "no_cpu"      // the daemon was ready to run and was not let
-	gapStood     gapReason = "stood_still" // the daemon was not ready to run
-	gapSlow      gapReason = "slow"        // it ran, and a cycle took that long
+	gapRebooted  gapReason = "rebooted"    // the machine was rebooted
+	gapSuspended gapReason = "suspended"   // the machine was suspended
+	gapNoCPU     gapReason = "no_cpu"      // the daemon was runnable and got no CPU
+	gapStood     gapReason = "stood_still" // the daemon was stopped
+	gapSlow      gapReason = "slow"        // a cycle took that long
 )
 
 var gapReasons = []gapReason{gapStopped, gapRebooted, gapSuspended, gapNoCPU, gapStood, gapSlow}
 
-// expected says that the gap comes from what somebody did on purpose.
+// expected reports whether an operator caused the gap on purpose.
 func (r gapReason) expected() bool {
 	return r == gapStopped || r == gapRebooted || r == gapSuspended
 }
 
-// gaps knows when the last sample was taken, by this process or one before it, and
-// for how long there have been none.
+// gaps remembers the last sample, of this process or an earlier one, and sums the time
+// without samples by reason.
 type gaps struct {
-	last    moment // the zero value: not known
-	restart bool   // last is an earlier process's
+	last    moment // zero: unknown
+	restart bool   // an earlier process took the last sample
 	stood   time.Duration
-	delays  map[int]time.Duration // for a CPU, by thread, at the last sample
+	delays  map[int]time.Duration // run delay by thread at the last sample
 	seconds map[gapReason]float64
 
-	// Of the machine; tests give another's.
+	// Clocks of the machine; tests replace them.
 	now   func() moment
 	delay func() (map[int]time.Duration, bool)
 }
@@ -62,11 +62,11 @@ func newGaps() *gaps {
 	}}
 }
 
-// late notes that the loop has not got on for so long beyond what it promised.
+// late records that the loop is d behind the heartbeat that it promised.
 func (g *gaps) late(d time.Duration) { g.stood = max(g.stood, d) }
 
-// sampled notes that a sample has been taken. If there was none for longer than most,
-// told is what an operator should know of that.
+// sampled records a sample. If the time since the previous one exceeds most, told is the
+// message for the operator and why its reason; otherwise both are empty.
 func (g *gaps) sampled(bootID string, most time.Duration) (told string, why gapReason) {
 	now := g.now()
 	now.bootID = bootID
@@ -78,7 +78,7 @@ func (g *gaps) sampled(bootID string, most time.Duration) (told string, why gapR
 	}
 	gap := now.boot - last.boot
 	if last.bootID != now.bootID {
-		// Only the clock on the wall goes on over a boot, and it may have been set.
+		// Only the wall clock continues over a boot, and it may have been set.
 		gap = now.wall.Sub(last.wall)
 		if gap <= 0 {
 			return fmt.Sprintf("no samples between %s, by a clock that has been set back since, and %s: the machine was restarted", stamp(last.wall), stamp(now.wall)), gapRebooted
@@ -112,7 +112,7 @@ func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
 func short(d time.Duration) string { return d.Round(time.Second).String() }
 
-// keep appends what the next process has to know.
+// keep appends the state that the next process needs.
 func (g *gaps) keep(b []byte) []byte {
 	b = appendString(b, g.last.bootID)
 	b = AppendUints(b, uint64(g.last.wall.UnixNano()), uint64(g.last.boot), uint64(g.last.mono), uint64(len(g.seconds)))
@@ -124,8 +124,7 @@ func (g *gaps) keep(b []byte) []byte {
 	return b
 }
 
-// recall goes on from what an earlier process kept. What is damaged is as if there
-// were nothing.
+// recall continues from an earlier process's state. Damaged state is ignored.
 func (g *gaps) recall(b []byte) {
 	d := NewDecoder(b)
 	last := moment{bootID: string(d.Bytes())}
@@ -142,10 +141,10 @@ func (g *gaps) recall(b []byte) {
 	g.last, g.restart, g.seconds = last, true, seconds
 }
 
-// markSample notes that a sample has been taken, and tells of a gap before it.
+// markSample records a sample, and logs the gap before it if there was one.
 func (r *Runner) markSample() {
 	if !r.opt.Service {
-		// A timer's period is not the interval, and one who calls by hand knows.
+		// A timer's period is not the interval, and a manual run needs no report of gaps.
 		r.gaps.last = r.gaps.now()
 		r.gaps.last.bootID = r.keeper.bootID()
 		return
@@ -161,7 +160,7 @@ func (r *Runner) markSample() {
 	r.opt.Log.Log(context.Background(), level, told)
 }
 
-// bootID is the part of the machine's identity that names the boot.
+// bootID returns the boot ID, the first word of the machine identity.
 func (k *keeper) bootID() string {
 	id, _, _ := strings.Cut(k.machine, " ")
 	return id

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// clocks are those of a machine that a test moves on.
+// clocks are a machine's clocks, which a test moves on.
 type clocks struct {
 	moment
 	delays map[int]time.Duration
@@ -23,15 +23,15 @@ func (c *clocks) pass(d time.Duration) {
 	c.wall, c.boot, c.mono = c.wall.Add(d), c.boot+d, c.mono+d
 }
 
-// TestGaps: what is told of a time without samples, and what is counted.
+// TestGaps checks the message and the counter for each kind of gap.
 func TestGaps(t *testing.T) {
 	const most = 45 * time.Second
 	start := time.Date(2026, 3, 1, 16, 0, 0, 0, time.UTC)
 	for name, c := range map[string]struct {
 		happens func(*clocks, *gaps)
-		restart bool // the program is another one afterwards
+		restart bool // a new process takes the next sample
 		boot    string
-		told    string // "": nothing
+		told    string // "": no message
 		reason  gapReason
 		seconds float64
 	}{
@@ -97,7 +97,7 @@ func TestGaps(t *testing.T) {
 			if g.seconds[c.reason] != c.seconds || sum != c.seconds {
 				t.Errorf("%v, want %v s of %s", g.seconds, c.seconds, c.reason)
 			}
-			// What was counted goes on over a restart, and the next sample tells nothing.
+			// The counts continue over a restart, and the next sample reports no gap.
 			kept := g.keep(nil)
 			g = newGaps()
 			at.use(g)
@@ -110,8 +110,8 @@ func TestGaps(t *testing.T) {
 	}
 }
 
-// TestGapOverRestart: the time of the last sample goes from one program to the next
-// with the counters, over a boot, too, which the counters do not survive.
+// TestGapOverRestart: the time of the last sample passes from one process to the next with
+// the saved state, and also over a boot, where the counters do not.
 func TestGapOverRestart(t *testing.T) {
 	root, _ := fakeProc(t)
 	var log bytes.Buffer
@@ -154,7 +154,7 @@ func TestGapOverRestart(t *testing.T) {
 		t.Errorf("it tells\n%s", got)
 	}
 
-	// Another boot: the counters are not used, the time is.
+	// Another boot: the counters are discarded, the time is used.
 	log.Reset()
 	r = newRunner(t, o, tcp)
 	if err := r.Keep(); err != nil {
@@ -173,7 +173,7 @@ func TestGapOverRestart(t *testing.T) {
 		t.Errorf("5 hours count as %v s:\n%s", n, &log)
 	}
 
-	// A timer's samples are told of by nobody, and known to the daemon after it.
+	// A timer's run reports no gap, but the daemon after it knows of its sample.
 	log.Reset()
 	o.Service = false
 	r = keeping(t, o, data, tcp)
@@ -193,7 +193,7 @@ func TestGapOverRestart(t *testing.T) {
 	}
 }
 
-// FuzzGaps: what is damaged is as if there were nothing.
+// FuzzGaps: damaged state is ignored.
 func FuzzGaps(f *testing.F) {
 	g := newGaps()
 	g.seconds[gapNoCPU] = 842

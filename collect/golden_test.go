@@ -18,10 +18,10 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// changing is what no two runs have in common.
+// changing matches what differs from run to run.
 var changing = regexp.MustCompile(`(?m)^(nodeskoop_(?:last_cycle_\w+|probe_duration_seconds)\{[^}]*\}) .*$|goversion="[^"]*"`)
 
-// exposition is the text that a scrape of a cycle is.
+// exposition returns a cycle's families in the text format, as a scrape shows them.
 func exposition(t *testing.T, r *Runner) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -38,8 +38,8 @@ func exposition(t *testing.T, r *Runner) []byte {
 	})
 }
 
-// machine is a node with three pods, of which one shares the host's namespace and
-// one is going, and with a container outside pods that has the name of a pod.
+// machine is a node with three pods, one in the host's namespace and one terminating, and
+// with a container outside pods that has a pod's name.
 func machine(t *testing.T) Options {
 	root, ns := fakeProc(t, 20, 30, 40)
 	web, db, host, plain := pod("web", ns[1], 20), pod("db", ns[2], 30), pod("proxy", ns[0], 40), pod("x", ns[3], 40)
@@ -61,8 +61,8 @@ func machine(t *testing.T) Options {
 	}
 }
 
-// probes yield something of every kind that a probe may: values of each granularity,
-// of namespaces, of flows, of nobody; parts; errors, a panic, limitations.
+// probes yield every kind of value (each granularity, other namespaces, flows,
+// unattributed) and every kind of failure: partial values, errors, a panic, limitations.
 func probes(cycle *int) []Factory {
 	n := func() float64 { return float64(*cycle) }
 	reason := catalog.MustMetric("kubeskoop_packetloss_reason")
@@ -87,7 +87,7 @@ func probes(cycle *int) []Factory {
 			v.Add(catalog.MustMetric("kubeskoop_io_ioreadsyscall"), 1)
 			return &PartialError{Err: errors.New("a part is missing")}
 		}),
-		// A counter that is 0 in the first cycle and in the third.
+		// The counter is 0 in the first and third cycle.
 		probe("netdev", EachNetns, func(v *View) error {
 			v.Add(catalog.MustMetric("kubeskoop_netdev_rxbytes"), float64((*cycle+1)%2))
 			return nil
@@ -132,7 +132,7 @@ func probes(cycle *int) []Factory {
 	}
 }
 
-// TestGoldenCycles holds the text of whole cycles, and what they log.
+// TestGoldenCycles compares the text and the log of whole cycles with golden files.
 func TestGoldenCycles(t *testing.T) {
 	for name, change := range map[string]func(*Options){
 		"default": func(*Options) {},
@@ -165,7 +165,7 @@ func TestGoldenCycles(t *testing.T) {
 			for r := newRunner(t, o, probes(&cycle)...); cycle <= last; cycle++ {
 				fmt.Fprintf(&out, "# cycle %d\n%s", cycle, exposition(t, r))
 			}
-			// Stacks of panics are those of the machine.
+			// The stack of a panic differs from machine to machine.
 			lines := regexp.MustCompile(`(panic: \w+)\\n.*?" hint`).ReplaceAll(log.Bytes(), []byte(`$1" hint`))
 			lines = bytes.ReplaceAll(lines, []byte(o.ProcRoot), []byte("/proc"))
 			fmt.Fprintf(&out, "# log\n%s", lines)

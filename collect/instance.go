@@ -12,22 +12,22 @@ import (
 	"nodeskoop/internal/bounded"
 )
 
-// ProbeStatus tells how one probe did in the last cycle.
+// ProbeStatus is a probe's result in the last cycle.
 type ProbeStatus struct {
 	Name string
 	Up   bool
-	// Unsupported: this machine cannot run the probe, which is no failure. Err
-	// says why, and wraps an *UnsupportedError.
+	// Unsupported: this machine cannot run the probe, which is not a failure. Err is the
+	// reason and wraps an *UnsupportedError.
 	Unsupported bool
-	// Err is the first failure of the cycle, nil if Up.
+	// Err is the first failure of the cycle; nil if Up.
 	Err error
-	// Failed counts the targets that lack values.
+	// Failed counts targets without complete values.
 	Failed   int
 	Duration time.Duration
-	// Protected counts the processes that the kernel shows to nobody.
+	// Protected counts processes that the kernel hides from everybody.
 	Protected int
-	// Hook names the ways in which a probe is attached to the kernel, Limitations
-	// its limitations: what the probe cannot see.
+	// Hook names the hooks in use; Limitations says what the probe cannot see on this
+	// kernel.
 	Hook        string
 	Limitations []string
 }
@@ -35,36 +35,35 @@ type ProbeStatus struct {
 // instance is one enabled probe.
 type instance struct {
 	info   *catalog.Probe
-	source *source // nil: the probe could not be built yet
-	err    error   // why not
+	source *source // nil: not built yet
+	err    error   // why it is not built
 	opts   map[string]any
-	// refused says why the probe may not run.
+	// refused says why the probe may not run; nil if it may.
 	refused error
 	retry   time.Time
 	delay   time.Duration
-	// loading is the call that makes the probe; nil: none is under way.
+	// loading is the call that builds the probe; nil: none is under way.
 	loading *bounded.Call[Probe]
 
-	limited string // its limitations, as logged last
-	lacking string // why it is not supported, as logged last; "" while it is
-	logged  string // the failure that was logged last, "" while there is none
-	downs   int    // cycles since then
-	told    bool   // that processes are protected has been logged
+	limited string // limitations, as logged last
+	lacking string // reason of an UnsupportedError, as logged last; "" if supported
+	logged  string // failure, as logged last; "" if there is none
+	downs   int    // cycles since the failure was logged
+	told    bool   // protected processes have been logged
 }
 
 const (
 	minRetry = 5 * time.Second
 	maxRetry = 5 * time.Minute
 
-	// What a kernel does not have it may get with a module. To look for it costs
-	// a load of the probe, so that is done seldom, and without a word.
+	// A kernel module may add support later, but each check costs a load of the probe. So
+	// an unsupported probe is checked seldom, without a log line.
 	minLookAgain = 5 * time.Minute
 	maxLookAgain = time.Hour
 
-	// loadWait is for how many timeouts a cycle waits for one probe to be made
-	// before it goes on without, and minLoadWait how long at least: the kernel's
-	// verifier may take seconds on a slow machine. One that is not ready by then
-	// is taken up when it is.
+	// A cycle waits loadWait sample timeouts for a probe to be built, and at least
+	// minLoadWait: the kernel's verifier may take seconds on a slow machine. A probe that
+	// takes longer joins a later cycle.
 	loadWait    = 10
 	minLoadWait = time.Second
 )
@@ -84,7 +83,7 @@ func sameError(a, b error) bool {
 	return (a == nil) == (b == nil) && (a == nil || a.Error() == b.Error())
 }
 
-// build makes the probes that could not be made so far.
+// build builds the probes that are not built yet and whose retry time has come.
 func (r *Runner) build(now time.Time) {
 	for _, in := range r.instances {
 		if in.source != nil {
@@ -120,7 +119,7 @@ func (r *Runner) build(now time.Time) {
 	}
 }
 
-// create begins to make a probe.
+// create starts to build a probe.
 func (r *Runner) create(in *instance) *bounded.Call[Probe] {
 	f, ok := r.factories[in.info.Name]
 	env := Env{Options: in.opts, ProcRoot: r.opt.ProcRoot, HostNetns: r.host.path, Once: r.opt.Once, Who: r.who, Log: r.opt.Log.With("probe", in.info.Name)}
@@ -135,8 +134,8 @@ func (r *Runner) create(in *instance) *bounded.Call[Probe] {
 	})
 }
 
-// drop closes instances, side by side, and forgets what they remembered. One
-// that hangs goes on to be closed when the kernel lets it.
+// drop closes instances in parallel and removes their state from the targets. A probe whose
+// Close hangs is abandoned.
 func (r *Runner) drop(list []*instance) {
 	closings := map[*instance]*bounded.Call[struct{}]{}
 	for _, in := range list {
@@ -170,11 +169,10 @@ func (r *Runner) drop(list []*instance) {
 	r.beat(0)
 }
 
-// judge turns the outcomes of the cycle into the probes' status, and logs
-// what has changed.
+// judge turns the cycle's outcomes into the probes' status and logs changes.
 func (r *Runner) judge() {
 	status := make([]ProbeStatus, 0, len(r.instances))
-	// What fails several probes at once is one line.
+	// One line per error, naming all probes that it affects.
 	var failures, lacking sayings
 	for _, in := range r.instances {
 		s := ProbeStatus{Name: in.info.Name, Err: in.err}
@@ -242,8 +240,7 @@ func (r *Runner) judge() {
 	r.mu.Unlock()
 }
 
-// sayings are texts in the order in which they came up, each with the probes that
-// it is about.
+// sayings are messages in the order of their first use, each with its probes.
 type sayings []saying
 
 type saying struct {

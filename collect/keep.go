@@ -13,16 +13,16 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// Kept is what a probe remembers of a target (see State) where its counters
-// must go on from there after a restart of the program or of the probe, and
-// after the target was away for a while. The kernel forgets what a deleted
-// interface or an ended process had counted; a sum that had it would fall.
+// Kept is a probe's state of a target (see State) whose counters continue after a restart
+// of the program or the probe, or after the target was away for a while. The kernel forgets
+// the counts of a deleted interface or an exited process; if the state were lost, a sum
+// that includes them would fall.
 type Kept interface {
-	// Keep appends what has to be known to go on, or nothing where a zero
-	// value is as good. It is called between two cycles.
+	// Keep appends the state, or nothing if a zero value is equivalent. It is called
+	// between two cycles.
 	Keep(b []byte) []byte
-	// Recall restores a zero value from what Keep appended, perhaps an hour
-	// and a restart ago. After an error the value is thrown away.
+	// Recall restores a zero value from what Keep appended, possibly an hour and a restart
+	// ago. After an error the caller discards the value.
 	Recall(b []byte) error
 }
 
@@ -30,44 +30,44 @@ const (
 	stateMagic   = "nodeskoop counters\n"
 	stateVersion = 1
 
-	// MaxState bounds what is kept, in bytes. A node with 110 pods and 1,000
-	// processes has about 80 KiB.
+	// MaxState is the largest encoded state, in bytes. A node with 110 pods and 1,000
+	// processes needs about 80 KiB.
 	MaxState = 8 << 20
 
-	// keepFor is how long a target is remembered that is not there: a pod
-	// that containerd does not list for a moment goes on counting.
+	// keepFor is how long the state of an absent target is kept: the counters of a pod that
+	// containerd does not list for a moment continue.
 	keepFor = time.Minute
 )
 
-// keepUnused is how long what nobody asks for is kept: of probes that are not
-// enabled, in a sample of a single probe by hand for one.
+// keepUnused is how long the state of a disabled probe is kept, for example while a single
+// probe is sampled by hand.
 const keepUnused = 24 * time.Hour
 
-// sampleKey is where the keeper has what is of no target and no probe: see gaps.
+// sampleKey is the entry for the time of the last sample; see gaps.
 var sampleKey = pastKey{"", "sample"}
 
-// ErrOtherMachine says that what was kept is of another boot, or of another PID
-// or time namespace: its process numbers and times mean nothing here.
+// ErrOtherMachine says that the state is of another boot, PID namespace or time namespace,
+// where process numbers and times mean something else.
 var ErrOtherMachine = errors.New("it is of another boot or container")
 
-// keeper holds what was kept of targets that are not there (any more, or yet).
+// keeper holds the state of targets and probes that are absent now.
 type keeper struct {
 	mu   sync.Mutex
 	past map[pastKey]past
 
-	also   []alsoKept          // what is no probe's
-	sample func([]byte) []byte // appends when the last sample was taken; nil: nobody knows
-	before []byte              // what it appended in an earlier run, of whatever boot
+	also   []alsoKept          // state that is not a probe's
+	sample func([]byte) []byte // appends the time of the last sample; nil: unknown
+	before []byte              // what sample appended in an earlier process, possibly before a boot
 
-	machine    string // identifies the boot and the namespaces that numbers are of
+	machine    string // boot, PID namespace and time namespace; see kernel.MachineID
 	buf, spare []byte
-	cut        int // targets that the last state had no room for
+	cut        int // targets that did not fit into the last encoded state
 	now        func() time.Duration
 }
 
 type pastKey struct{ target, probe string }
 
-// alsoKept is kept under a name, and of no target.
+// alsoKept is state under a name, without a target.
 type alsoKept struct {
 	name string
 	kept Kept
@@ -75,12 +75,12 @@ type alsoKept struct {
 
 type past struct {
 	data []byte
-	seen time.Duration // since the boot, when the target was last there
+	seen time.Duration // when the target was last present, as time since boot
 }
 
 func newKeeper() *keeper { return &keeper{past: map[pastKey]past{}, now: kernel.SinceBoot} }
 
-// recall restores s, if something of that target and probe was kept.
+// recall restores s from the state of that target and probe, if there is one.
 func (k *keeper) recall(target, probe string, s Kept) error {
 	k.mu.Lock()
 	p, ok := k.past[pastKey{target, probe}]
@@ -92,7 +92,7 @@ func (k *keeper) recall(target, probe string, s Kept) error {
 	return s.Recall(p.data)
 }
 
-// put keeps what a probe remembers of a target that goes away.
+// put stores a probe's state of a target that goes away.
 func (k *keeper) put(target, probe string, s Kept) {
 	data := s.Keep(nil)
 	k.mu.Lock()
@@ -104,7 +104,7 @@ func (k *keeper) put(target, probe string, s Kept) {
 	k.past[pastKey{target, probe}] = past{data, k.now()}
 }
 
-// each calls f with what was kept of each target of a probe.
+// each calls f with a probe's state of each absent target.
 func (k *keeper) each(probe string, f func(data []byte)) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -115,8 +115,8 @@ func (k *keeper) each(probe string, f func(data []byte)) {
 	}
 }
 
-// appendKept encodes what all probes remember. What a call that hangs may still
-// change is taken from the last state.
+// appendKept encodes the state of all probes on the target. If a call hangs that may still
+// change the state, it repeats the previous encoding.
 func (m *memory) appendKept(b []byte, now time.Duration) []byte {
 	if len(m.stuck) > 0 || len(m.hung) > 0 {
 		return append(b, m.kept...)
@@ -129,12 +129,12 @@ func (m *memory) appendKept(b []byte, now time.Duration) []byte {
 	return b
 }
 
-// encode makes the state: of the targets of a plan first, and then of those that
-// are not there. there and enabled tell which targets and probes are, connected
-// whether it is known which pods there are.
+// encode encodes the state: first the plan's targets, then absent ones. there and enabled
+// report whether a target is present and a probe enabled; connected, whether the list of
+// pods is known.
 func (k *keeper) encode(p *plan, there, enabled func(string) bool, connected bool) {
 	if k.machine == "" {
-		return // nobody wants it
+		return // state is not saved
 	}
 	now := k.now()
 	b := append(k.spare[:0], stateMagic...)
@@ -172,7 +172,7 @@ func (k *keeper) encode(p *plan, there, enabled func(string) bool, connected boo
 	k.mu.Lock()
 	for key, p := range k.past {
 		if there(key.target) {
-			p.seen = now // only the probe is not there, or does not work
+			p.seen = now // the target is present, only its probe is disabled or fails
 			k.past[key] = p
 		}
 		if age := now - p.seen; age > keepFor && connected && enabled(key.probe) || age > keepUnused {
@@ -185,17 +185,17 @@ func (k *keeper) encode(p *plan, there, enabled func(string) bool, connected boo
 	}
 	k.mu.Unlock()
 	b = seal(b)
-	// Memories point into buf until the next state is made in spare.
+	// memory.kept points into buf; the next encode writes to spare.
 	k.buf, k.spare = b, k.buf
 }
 
-// use takes a state that was encoded earlier, all of it or nothing.
+// use takes over a state that was encoded earlier, either all of it or nothing.
 func (k *keeper) use(data []byte) error {
 	machine, all, err := parseState(data)
 	if err != nil {
 		return err
 	}
-	// Time goes on over a boot.
+	// The time of the last sample is valid over a boot.
 	k.before = all[sampleKey].data
 	delete(all, sampleKey)
 	if machine != k.machine {
@@ -255,7 +255,8 @@ func appendEntry(b []byte, target, probe string, seen time.Duration, data func([
 	b = appendString(b, target)
 	b = appendString(b, probe)
 	b = binary.AppendUvarint(b, uint64(seen))
-	// The length is not known yet: it gets four bytes, as a uvarint may have.
+	// Reserve four bytes for the length, a uvarint with padding: it is known only
+	// afterwards.
 	at := len(b)
 	b = data(append(b, 0, 0, 0, 0))
 	n := len(b) - at - 4
@@ -273,8 +274,8 @@ func appendString(b []byte, x string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(x))), x...)
 }
 
-// Decoder reads what Kept.Keep appended with binary.AppendUvarint. After a
-// mistake it yields zeros, and Err says so.
+// Decoder reads what Kept.Keep appended with binary.AppendUvarint. After an error it
+// returns zeros, and Err returns the error.
 type Decoder struct {
 	rest []byte
 	bad  bool
@@ -301,7 +302,7 @@ func (d *Decoder) Uints(x []uint64) {
 	}
 }
 
-// Bytes reads a number and as many bytes. They belong to the Decoder's.
+// Bytes reads a length and that many bytes, which alias the Decoder's input.
 func (d *Decoder) Bytes() []byte {
 	n := d.Uint()
 	if n > uint64(len(d.rest)) {
@@ -313,10 +314,10 @@ func (d *Decoder) Bytes() []byte {
 	return x
 }
 
-// More reports whether anything is left.
+// More reports whether any input is left.
 func (d *Decoder) More() bool { return len(d.rest) > 0 }
 
-// Err returns nil, or that something was cut or is no number.
+// Err returns an error if the input was truncated or held an invalid number.
 func (d *Decoder) Err() error {
 	if d.bad {
 		return errState
@@ -324,7 +325,7 @@ func (d *Decoder) Err() error {
 	return nil
 }
 
-// AppendUints appends numbers as Decoder.Uints reads them.
+// AppendUints appends numbers for Decoder.Uints.
 func AppendUints(b []byte, x ...uint64) []byte {
 	for _, n := range x {
 		b = binary.AppendUvarint(b, n)

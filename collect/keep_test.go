@@ -15,7 +15,7 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// keptSum is a probe's memory that outlives it: a sum.
+// keptSum is a probe's state that is kept: a sum.
 type keptSum struct{ n uint64 }
 
 func (s *keptSum) Keep(b []byte) []byte {
@@ -42,7 +42,7 @@ func counting(name, metric string, granularity Granularity) Factory {
 	})
 }
 
-// keeping makes a Runner that keeps, and goes on from data.
+// keeping makes a Runner that saves state and continues from data.
 func keeping(t *testing.T, o Options, data []byte, f ...Factory) *Runner {
 	t.Helper()
 	r := newRunner(t, o, f...)
@@ -64,8 +64,8 @@ func kept(r *Runner) []byte {
 
 const txBytes, ctFound = "kubeskoop_netdev_txbytes", "kubeskoop_conntrack_found"
 
-// TestCountersOutlive: the program, the probe, and a pod's absence from
-// containerd's list; not the pod itself.
+// TestCountersOutlive: counters continue over a restart of the program and of the probe,
+// and over a pod's absence from containerd's list, but not over a new pod.
 func TestCountersOutlive(t *testing.T) {
 	root, netns := fakeProc(t, 7, 8)
 	a := &owner.Pod{ID: "a", Namespace: "n", Name: "a", Netns: netns[1], PIDs: []int{7}}
@@ -118,7 +118,7 @@ func TestCountersOutlive(t *testing.T) {
 	pods.running = []*owner.Pod{a, b}
 	want("and forgotten", 90, 90, 10, 90)
 
-	// A sample of one probe by hand leaves what the others have.
+	// Sampling one probe by hand leaves the other probes' state intact.
 	restart("netdev")
 	want("netdev alone", 100, 100, 20, 0)
 	now += keepFor + time.Second
@@ -126,7 +126,7 @@ func TestCountersOutlive(t *testing.T) {
 	restart("netdev", "conntrack")
 	want("both again", 120, 120, 40, 100)
 
-	// Another pod of the name, and one whose namespace has another number, are others.
+	// A pod with another UID, or with another network namespace, is another pod.
 	c := *a
 	c.ID = "c"
 	pods.running = []*owner.Pod{&c, b}
@@ -141,8 +141,8 @@ func TestCountersOutlive(t *testing.T) {
 // notConnected is a containerd that does not answer.
 type notConnected struct{ owner.NoPods }
 
-// TestPodsAreKeptWithoutContainerd: while it does not answer, nobody knows that
-// a pod is gone.
+// TestPodsAreKeptWithoutContainerd: while containerd does not answer, no pod counts as
+// gone.
 func TestPodsAreKeptWithoutContainerd(t *testing.T) {
 	root, netns := fakeProc(t, 7)
 	pods := &somePods{running: []*owner.Pod{{ID: "a", Namespace: "n", Name: "a", Netns: netns[1], PIDs: []int{7}}}}
@@ -159,8 +159,8 @@ func TestPodsAreKeptWithoutContainerd(t *testing.T) {
 	}
 }
 
-// TestStateIsRefused: what is damaged, of another boot, another version or no
-// state at all is not used, wholly.
+// TestStateIsRefused: damaged state, state of another boot or version, and other files are
+// refused as a whole.
 func TestStateIsRefused(t *testing.T) {
 	root, _ := fakeProc(t)
 	f := counting("netdev", txBytes, EachNetns)
@@ -207,7 +207,7 @@ func TestStateIsRefused(t *testing.T) {
 	}
 }
 
-// sealed gives a state the checksum of what it has.
+// sealed replaces the checksum of a state by the right one.
 func sealed(b []byte) []byte {
 	return seal(bytes.Clone(b[:len(b)-4]))
 }
@@ -218,8 +218,8 @@ func flipped(b []byte, i int) []byte {
 	return b
 }
 
-// TestOneBadMemory: what one probe kept of one target and cannot read is said,
-// and costs only that.
+// TestOneBadMemory: unreadable state of one probe and target is logged, and costs only that
+// state.
 func TestOneBadMemory(t *testing.T) {
 	root, _ := fakeProc(t)
 	var log bytes.Buffer
@@ -242,8 +242,8 @@ type unreadable struct{}
 func (*unreadable) Keep(b []byte) []byte { return append(b, 1) }
 func (*unreadable) Recall([]byte) error  { return errors.New("not mine") }
 
-// TestStateIsBounded: what has no room is left out whole, and counted; the
-// node's and the host's own comes first.
+// TestStateIsBounded: an entry that does not fit is left out whole and counted. The node's
+// and the host's entries come first.
 func TestStateIsBounded(t *testing.T) {
 	root, netns := fakeProc(t, 7)
 	pods := &somePods{running: []*owner.Pod{{ID: "a", Namespace: "n", Name: "a", Netns: netns[1], PIDs: []int{7}}}}
@@ -274,8 +274,8 @@ type large struct{ n int }
 func (s *large) Keep(b []byte) []byte  { return append(b, make([]byte, s.n)...) }
 func (s *large) Recall(b []byte) error { s.n = len(b); return nil }
 
-// TestStateOfWhatHangs: what a call that has not returned may still change is
-// kept as it was before.
+// TestStateOfWhatHangs: state that a hanging call may still change is saved as it was
+// before the call.
 func TestStateOfWhatHangs(t *testing.T) {
 	root, _ := fakeProc(t)
 	hang, back := make(chan struct{}), make(chan struct{})
@@ -324,7 +324,7 @@ func FuzzState(f *testing.F) {
 	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		_, _, _ = parseState(b)
-		// Behind a checksum that holds, too.
+		// Damage under a valid checksum, too.
 		if len(b) > 4 {
 			machine, all, err := parseState(sealed(b))
 			if err != nil {
@@ -341,7 +341,7 @@ func FuzzState(f *testing.F) {
 	})
 }
 
-// What is no probe's is kept beside what the probes remember, and once more at the end.
+// State that is not a probe's is saved beside the probes' state, and once more at the end.
 func TestKeepAlso(t *testing.T) {
 	root, _ := fakeProc(t)
 	o := Options{ProcRoot: root}
@@ -373,7 +373,7 @@ func TestKeepAlso(t *testing.T) {
 		if v := values(r.Cycle()); v[txBytes+"{node1,hostNetwork,hostNetwork}"] != 30 {
 			t.Errorf("the probe's own: %v", v)
 		}
-		// A run that does not ask for it hands it on to the next.
+		// A Runner without that KeepAlso passes the state on to the next one.
 		passes := keeping(t, o, data, counting("netdev", txBytes, EachNetns))
 		passes.Cycle()
 		again.n = 0
@@ -391,7 +391,7 @@ func TestKeepAlso(t *testing.T) {
 	}
 }
 
-// failing recalls nothing.
+// failing is a Kept whose Recall fails.
 type failing struct{}
 
 func (failing) Keep(b []byte) []byte { return b }

@@ -16,24 +16,23 @@ type row struct {
 	value  float64
 	labels []string // the values of metric.Labels
 
-	leftOut int // not a value, but how many are missing
+	leftOut int // above 0: the number of series left out; value is unused
 }
 
-// labelSet is whose series are: the label pairs that all of them share, and what
-// decides which of them are written.
+// labelSet is the label pairs that the series of one owner share, and the state that
+// decides which of these series are written.
 type labelSet struct {
 	pairs   []*dto.LabelPair
-	pod     *owner.Pod // nil: the host, or what is unknown
+	pod     *owner.Pod // nil: the host, or unattributed
 	unknown bool
-	nonzero []uint64 // bit set of counters that were ever above 0
+	nonzero []uint64 // bit set by counter: it was above 0 once
 }
 
-// validUTF8 makes s acceptable as a label value: bytes that are not UTF-8 become
-// U+FFFD, because node_exporter drops a whole file for one of them.
+// validUTF8 makes s valid as a label value: invalid bytes become U+FFFD, since one invalid
+// value makes node_exporter drop the whole file.
 func validUTF8(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
-// set gives the series other labels. The pairs of before stay as they are: a sink
-// may have them still.
+// set replaces the labels. It does not change the old pairs: a sink may still hold them.
 func (s *labelSet) set(node, namespace, pod string, p *owner.Pod, templates []owner.LabelTemplate) {
 	s.pod, s.pairs = p, make([]*dto.LabelPair, 0, 3+len(templates))
 	add := func(name, value string) { s.pairs = append(s.pairs, labelPair(name, validUTF8(value))) }

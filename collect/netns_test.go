@@ -22,12 +22,12 @@ func threadNetns() (inode uint64) {
 	return inode
 }
 
-// enterer is a probe that runs f in each network namespace, and notes where its
-// thread is before and after.
+// enterer is a probe that runs f in each network namespace, and records the namespace of
+// its thread before and after.
 type enterer struct {
 	t    *testing.T
 	mu   *sync.Mutex
-	in   map[uint64]int // how often f ran there
+	in   map[uint64]int // calls of f by namespace
 	self uint64
 	f    func() error
 }
@@ -50,8 +50,8 @@ func (p enterer) Sample(v *collect.View) error {
 	return err
 }
 
-// A panic, or an error, of what runs in a pod's network namespace leaves the
-// thread where it was: the next probe is not in that pod.
+// If code panics or fails in a pod's network namespace, its thread returns from there: the
+// next probe does not run in that pod.
 func TestPanicInAPodsNamespace(t *testing.T) {
 	need.Root(t)
 	pods := []*nsnet.Space{nsnet.New(t), nsnet.New(t)}
@@ -108,7 +108,7 @@ func TestInNetns(t *testing.T) {
 	if err := kernel.InNetns("/etc/passwd", 0, func() error { t.Error("it ran in no namespace"); return nil }); err == nil {
 		t.Error("a file was taken for a namespace")
 	}
-	// No thread of the process stays there.
+	// No thread of the process is left there.
 	tasks, err := os.ReadDir("/proc/self/task")
 	if err != nil {
 		t.Fatal(err)
@@ -121,7 +121,7 @@ func TestInNetns(t *testing.T) {
 	}
 }
 
-// The addresses are those of the namespace that is named, not this process's.
+// AddrsOf returns the addresses of the namespace given, not of this process's.
 func TestAddrsOf(t *testing.T) {
 	s := nsnet.New(t)
 	own := netip.MustParseAddr("192.0.2.77")

@@ -12,13 +12,13 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// plan is what one cycle samples, and all that workers know: targets and jobs, in
-// the order of the output. It is never changed once made.
+// plan lists the targets and jobs of one cycle, in the order of the output. It is all that
+// workers know, and is immutable.
 type plan struct {
-	cycle    uint64 // its number
+	cycle    uint64
 	node     string
 	procRoot string
-	timeout  time.Duration // for one probe on one target
+	timeout  time.Duration // for one Sample call
 	self     selfNetns
 	keeper   *keeper
 	log      *slog.Logger
@@ -26,12 +26,12 @@ type plan struct {
 	jobs    []job
 	targets []*target
 	host    *target
-	unknown *target            // what belongs to no known namespace; nothing is sampled there
+	unknown *target            // unattributed values; no probe samples it
 	netns   map[uint64]*target // by inode number
-	gone    []*memory          // of targets that are not there any more
+	gone    []*memory          // of targets that are gone
 }
 
-// job is the work of one cycle on one target.
+// job is one target and the probes to run on it.
 type job struct {
 	*target
 	run []*source
@@ -43,14 +43,14 @@ type selfNetns struct {
 	fd    int
 }
 
-// inventory is what a plan is made of.
+// inventory is the input of a plan.
 type inventory struct {
 	node, hostLabel string
 	templates       []owner.LabelTemplate
 	host            hostNetns
 	pods            []*owner.Pod
-	// processes are those of pods and of the host; nil: no probe wants them, or,
-	// with processesUnknown, nothing is known of them.
+	// processes are those of pods and of the host. It is nil if no probe needs them, or,
+	// with processesUnknown, if they could not be listed.
 	processes        *processLists
 	processesUnknown bool
 	sources          []*source
@@ -59,17 +59,17 @@ type inventory struct {
 
 // hostNetns is the host's network namespace.
 type hostNetns struct {
-	key   string // identifies it over restarts
+	key   string // identifies the namespace over restarts of the program
 	inode uint64
 	path  string
 	pids  []int
 }
 
-// planner makes plans, and has what is remembered of targets between them.
+// planner makes plans and holds the targets' memory between cycles.
 type planner struct {
 	memories map[string]*memory
 	unknown  *target
-	told     map[string]bool // pods that are left out because of their labels, by ID
+	told     map[string]bool // IDs of the pods whose label conflict was logged
 }
 
 func newPlanner() *planner {
@@ -77,7 +77,7 @@ func newPlanner() *planner {
 	return &planner{memories: map[string]*memory{}, told: map[string]bool{}, unknown: &target{memory: m, granularity: EachNetns, unknown: true}}
 }
 
-// each calls f for the memory of every target, the unknown included.
+// each calls f for every target's memory, the unattributed one's included.
 func (p *planner) each(f func(*memory)) {
 	for _, m := range p.memories {
 		f(m)
@@ -85,10 +85,10 @@ func (p *planner) each(f func(*memory)) {
 	f(p.unknown.memory)
 }
 
-// plan brings the targets up to date and lists the jobs of a cycle.
+// plan updates the targets and lists the jobs of a cycle.
 func (p *planner) plan(from *inventory) *plan {
 	for _, m := range p.memories {
-		// Of what nothing is known, what was remembered stays.
+		// While processes could not be listed, keep what is remembered of them.
 		m.live = from.processesUnknown && m.granularity == EachPod
 	}
 	onHost, onNetns, onPod := sourcesOf(from.sources, EachNetns, HostNetns), sourcesOf(from.sources, EachNetns), sourcesOf(from.sources, EachPod)
@@ -134,7 +134,7 @@ func (p *planner) plan(from *inventory) *plan {
 		if from.processes != nil {
 			l := from.processes.pods[keyOf(pod)]
 			if l == nil {
-				continue // not there yet when the processes were listed
+				continue // the pod appeared after the processes were listed
 			}
 			add("pids "+pod.UID+" "+pod.Namespace+"/"+pod.Name+"/"+plainID(pod),
 				&target{granularity: EachPod, pod: pod, pids: l.pids, err: l.err, reapers: l.reapers}, onPod)
@@ -153,13 +153,13 @@ func (p *planner) plan(from *inventory) *plan {
 	return out
 }
 
-// podKey names a pod over restarts of its sandbox, and a container outside pods.
+// podKey identifies a pod over restarts of its sandbox, or a container outside pods.
 type podKey struct{ namespace, name, uid, plain string }
 
 func keyOf(p *owner.Pod) podKey { return podKey{p.Namespace, p.Name, p.UID, plainID(p)} }
 
-// plainID is the ID of a container outside pods, "" for a pod: its UID stays when
-// its sandbox is made anew.
+// plainID is the ID of a container outside pods, and "" for a pod, whose UID stays the same
+// when its sandbox is recreated.
 func plainID(p *owner.Pod) string {
 	if p.UID != "" {
 		return ""
@@ -167,11 +167,10 @@ func plainID(p *owner.Pod) string {
 	return p.ID
 }
 
-// speakers finds, for each pair of labels, the one pod that has series with them.
-// Two sandboxes of one pod are that pod, and the newer one is what it is now. A pod
-// follows another of its name, too: that one is going. Any other two with the
-// labels of one are left out but for one, and so is what has the host's labels; that
-// is said.
+// speakers chooses one pod for each pair of pod labels; only that one has series. Two
+// sandboxes of one pod are one pod, and the newer counts. A recreated pod replaces its
+// terminating predecessor of the same name. Among other pods with equal labels all but one
+// are left out, as are pods with the host's labels; that is logged.
 func (p *planner) speakers(from *inventory) map[[2]string]*owner.Pod {
 	pods := from.pods
 	m := make(map[[2]string]*owner.Pod, len(pods))
@@ -192,7 +191,7 @@ func (p *planner) speakers(from *inventory) map[[2]string]*owner.Pod {
 			m[k] = a
 			continue
 		}
-		// What is outside pods gives way to a pod.
+		// A pod comes before a container outside pods.
 		if a.UID != "" && b.UID == "" || (a.UID != "") == (b.UID != "") && (a.Started.After(b.Started) || a.Started.Equal(b.Started) && a.ID > b.ID) {
 			m[k] = a
 			a, b = b, a
@@ -211,8 +210,8 @@ func (p *planner) speakers(from *inventory) map[[2]string]*owner.Pod {
 	return m
 }
 
-// processList is what a probe samples with EachPod for one target. With an error,
-// it is not known.
+// processList holds the processes of one target of an EachPod probe. If err is set, they
+// are not known.
 type processList struct {
 	pids    []int
 	reapers []owner.Process
@@ -221,22 +220,22 @@ type processList struct {
 
 type processLists struct {
 	pods map[podKey]*processList
-	host processList // all that is no pod's
+	host processList // processes outside pods
 }
 
-// listProcesses tells whose each process is. What cannot be listed is nobody's: the
-// processes of a pod that are not known as such would pass for the host's.
+// listProcesses assigns each process to a pod or to the host. If a pod's processes cannot
+// be listed, the host's are not known either: the pod's would count as the host's.
 func listProcesses(root string, who owner.Pods, pods []*owner.Pod) processLists {
 	l := processLists{pods: make(map[podKey]*processList, len(pods))}
 	all := make([]processList, 0, len(pods))
-	// All processes are listed before the pods', so that one that a pod starts in
-	// between is in neither list, not in the host's.
+	// List all processes first: one that a pod starts between the two listings is then in
+	// neither, and not counted as the host's.
 	l.host.pids, l.host.err = kernel.PIDs(root)
 	taken := map[int]bool{}
 	for _, p := range pods {
 		of := l.pods[keyOf(p)]
 		if of == nil {
-			all = append(all, processList{}) // never beyond its capacity
+			all = append(all, processList{}) // within the capacity, so pointers stay valid
 			of = &all[len(all)-1]
 			l.pods[keyOf(p)] = of
 		}

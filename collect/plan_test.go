@@ -27,8 +27,8 @@ func describe(p *plan) string {
 	return strings.Join(out, "; ")
 }
 
-// TestPlan: which probes run on which targets in which order, and what is remembered
-// of those that are there, away, or not known.
+// TestPlan: which probes run on which targets in which order, and whose memory is kept when
+// a target is present, absent or unknown.
 func TestPlan(t *testing.T) {
 	a, b := pod("a", 5, 20), pod("b", 6, 30)
 	shared := pod("c", 5, 21) // in a's namespace
@@ -70,7 +70,7 @@ func TestPlan(t *testing.T) {
 		t.Errorf("labels %s, %s, %s", labels(first.host), labels(first.netns[5]), labels(first.unknown))
 	}
 
-	// Nothing is known of processes: what is remembered of them stays.
+	// Processes are unknown: what is remembered of them stays.
 	from.processes, from.processesUnknown = nil, true
 	p.plan(&from)
 	from.processes, from.processesUnknown = &lists, false
@@ -78,7 +78,8 @@ func TestPlan(t *testing.T) {
 		t.Error("what was remembered of a pod's processes is gone")
 	}
 
-	// A pod that more is known of is the pod; a target of a cycle stays as it is.
+	// A pod with more details is the same pod, and the previous cycle's target is
+	// unchanged.
 	more := *a
 	more.PIDs, more.Labels = []int{20, 22}, map[string]string{"app": "x"}
 	from.pods = []*owner.Pod{&more, b}
@@ -87,7 +88,7 @@ func TestPlan(t *testing.T) {
 		t.Errorf("%+v became %+v", first.netns[5], second.netns[5])
 	}
 
-	// One that is gone is named once, and begins anew when it comes back.
+	// A target that is gone is listed once, and starts from zero if it comes back.
 	from.pods = []*owner.Pod{b}
 	var gone []string
 	for _, m := range p.plan(&from).gone {
@@ -102,7 +103,7 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// TestSample: workers need no more than a plan.
+// TestSample: workers need nothing but a plan.
 func TestSample(t *testing.T) {
 	of := func(name string, sample func(*View) error) *source {
 		return &source{name: name, probe: fnProbe{sample: sample}}
@@ -141,7 +142,7 @@ func TestSample(t *testing.T) {
 	}
 }
 
-// TestFamilies: rows and label sets are all that the encoder's side needs.
+// TestFamilies: encoding needs nothing but rows and label sets.
 func TestFamilies(t *testing.T) {
 	host, some := &labelSet{}, &labelSet{pod: pod("a", 5, 20)}
 	host.set("node1", "host", "host", nil, nil)

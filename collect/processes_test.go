@@ -29,12 +29,12 @@ func (s *failingPods) Processes(p *owner.Pod, buf []int) ([]int, error) {
 	return buf, s.fail[p.ID]
 }
 
-// count is a probe that tells how many processes a target has.
+// count is a probe whose value is the number of a target's processes.
 func count(name string, m *catalog.Metric) Factory {
 	return probe(name, EachPod, func(v *View) error { v.Add(m, float64(len(v.PIDs()))); return nil })
 }
 
-// What cannot be listed is nobody's: neither the pod's, nor the host's.
+// While a pod's processes cannot be listed, neither the pod nor the host has values.
 func TestProcessesThatCannotBeListed(t *testing.T) {
 	root, _ := fakeProc(t, 20, 21, 30)
 	a, b := pod("a", 0, 20), pod("b", 0, 30)
@@ -52,7 +52,7 @@ func TestProcessesThatCannotBeListed(t *testing.T) {
 			up = 0
 		}
 		if host {
-			want(t, got, "kubeskoop_fdopenfd{node1,hostNetwork,hostNetwork}", 2) // 1 and 21
+			want(t, got, "kubeskoop_fdopenfd{node1,hostNetwork,hostNetwork}", 2) // processes 1 and 21
 		} else {
 			absent(t, got, "kubeskoop_fdopenfd{node1,hostNetwork,hostNetwork}")
 			up = 0
@@ -74,7 +74,7 @@ func TestProcessesThatCannotBeListed(t *testing.T) {
 		delete(pods.fail, "a")
 		check("again well", true, true)
 	}
-	// The listing of all processes fails.
+	// Listing all processes fails.
 	if err := os.Rename(filepath.Join(root, "1"), filepath.Join(root, "hidden")); err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +90,7 @@ func TestProcessesThatCannotBeListed(t *testing.T) {
 	}
 }
 
-// A process of which nothing can be read costs the sum, not the other targets'.
+// An unreadable process costs its own target's sum, not the other targets'.
 func TestListPIDs(t *testing.T) {
 	root, _ := fakeProc(t, 20, 3)
 	for _, name := range []string{"self", "1x", "x1", "-5", "007", "99999999999999999999"} {
@@ -106,7 +106,7 @@ func TestListPIDs(t *testing.T) {
 	}
 }
 
-// Two sandboxes of one pod are that pod: the processes of both, and the network
+// Two sandboxes of one pod count as one pod, with the processes of both and the network
 // namespace of the newer.
 func TestTwoSandboxesOfOnePod(t *testing.T) {
 	root, ns := fakeProc(t, 20, 30)
@@ -117,7 +117,7 @@ func TestTwoSandboxesOfOnePod(t *testing.T) {
 	r := newRunner(t, Options{ProcRoot: root, Pods: pods},
 		probe("tcp", EachNetns, readValue(mInsegs)), count("fd", mFD),
 		probe("io", EachPod, func(v *View) error {
-			n := State[float64](v) // a counter goes on
+			n := State[float64](v) // the counter continues
 			*n += float64(len(v.PIDs()))
 			v.Add(catalog.MustMetric("kubeskoop_io_ioreadsyscall"), *n)
 			return nil
@@ -132,7 +132,7 @@ func TestTwoSandboxesOfOnePod(t *testing.T) {
 		want(t, got, "kubeskoop_fdopenfd{node1,ns,web}", step.fd)
 		want(t, got, "kubeskoop_io_ioreadsyscall{node1,ns,web}", step.count)
 	}
-	// Another pod of that name is another: it begins anew, and has only its own.
+	// A recreated pod of the same name starts from zero, with its own processes only.
 	c := pod("next", ns[1], 20)
 	c.Name, c.UID, c.Started = "web", "v", time.Unix(1000, 0)
 	pods.running, pods.pids["next"] = []*owner.Pod{b, c}, []int{20}
@@ -143,19 +143,19 @@ func TestTwoSandboxesOfOnePod(t *testing.T) {
 	want(t, got, "kubeskoop_fdopenfd{node1,hostNetwork,hostNetwork}", 1) // process 1
 }
 
-// A container outside pods never has a pod's series, nor anything the host's.
+// A container outside pods never gets a pod's series, and nothing gets the host's.
 func TestLabelsOfSomethingElse(t *testing.T) {
 	root, ns := fakeProc(t, 20, 30, 40, 50)
 	web, plain, unknown, host := pod("web", ns[1], 20), pod("p", ns[2], 30), pod("unknown", ns[3], 40), pod("h", ns[4], 50)
 	web.UID, unknown.UID = "u", "v"
-	plain.Name = "web" // and younger
+	plain.Name = "web" // and younger than the pod
 	unknown.Namespace = "unknown"
 	host.Namespace, host.Name = owner.DefaultHostLabel, owner.DefaultHostLabel
 	for i, running := range [][]*owner.Pod{{web, plain, unknown, host}, {plain, web, host, unknown}} {
 		var log bytes.Buffer
 		r := newRunner(t, Options{ProcRoot: root, Pods: &somePods{running: running}, Log: slog.New(slog.NewTextHandler(&log, nil))}, probe("tcp", EachNetns, readValue(mInsegs)), count("fd", mFD))
 		for range 3 {
-			got := values(r.Cycle()) // panics if a series is there twice
+			got := values(r.Cycle()) // panics on a duplicate series
 			want(t, got, "kubeskoop_tcp_insegs{node1,ns,web}", 20)
 			want(t, got, "kubeskoop_tcp_insegs{node1,hostNetwork,hostNetwork}", 1)
 			absent(t, got, "kubeskoop_tcp_insegs{node1,unknown,unknown}")

@@ -9,9 +9,9 @@ import (
 	"testing"
 )
 
-// A lasting failure is one line however many cycles it lasts and however its
-// text changes, several probes that fail for one reason share it, and the end
-// of it says how long it was.
+// A lasting failure is one log line, however long it lasts and however its text varies.
+// Probes that fail for the same reason share the line, and the line about its end says how
+// long it lasted.
 func TestFailuresAreLoggedOnceAndCounted(t *testing.T) {
 	root, _ := fakeProc(t)
 	var log bytes.Buffer

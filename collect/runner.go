@@ -1,6 +1,6 @@
-// Package collect is the sampling engine. In each cycle the Runner makes a plan,
-// workers sample the probes of its jobs through a View, and the rows that those
-// yield become metric families. None of these knows the one before it.
+// Package collect is the sampling engine. In each cycle the Runner makes a plan, workers
+// sample the probes of its jobs through a View and yield rows, and families turns the rows
+// into metric families. Each stage depends only on the output of the one before.
 package collect
 
 import (
@@ -29,46 +29,45 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// Options say what a Runner samples and how it labels it.
+// Options are the settings of a Runner.
 type Options struct {
 	// Node is the value of k8s_node, HostLabel of both pod labels for the
 	// host's own series.
 	Node, HostLabel string
 	// Version is this build's, for nodeskoop_build_info.
 	Version string
-	// Interval is the time between two cycles, Timeout the longest that one
-	// probe may take on one target before its worker is abandoned.
+	// Interval is the time between two cycles, Timeout the limit of one Sample call, after
+	// which its worker is abandoned.
 	Interval, Timeout time.Duration
-	// Once says that there will be no more than a cycle or two: what takes time
-	// to set up, to save more in each cycle, is not worth it.
+	// Once says that there will be only one or two cycles: set-up that pays off over many
+	// cycles is skipped.
 	Once bool
-	// Service says that it goes on for long, so that what fails is tried again,
-	// and the log says so.
+	// Service says that the Runner runs for long: failures are retried, and the log says
+	// so.
 	Service bool
 	// Enabled names the probes to run; Probes holds their options by name.
 	Enabled []string
 	Probes  map[string]map[string]any
-	// Labels are the user's own labels.
+	// Labels are the additional labels that the operator configured.
 	Labels []owner.LabelTemplate
-	// CompatNames adds the metrics that have an Alias.
+	// CompatNames also writes the metrics that have an Alias.
 	CompatNames bool
-	// Include holds globs (path.Match) of metric names: of the probes' metrics no
-	// other is written, unless it is empty. Those of nodeskoop about itself are
-	// written all the same.
+	// Include holds globs (path.Match) of the probes' metrics to write; empty means all.
+	// nodeskoop_* is written in any case.
 	Include []string
-	// Exclude holds globs of metric names to leave out, included or not.
+	// Exclude holds globs of metric names to leave out, even if Include names them.
 	Exclude []string
-	// SkipZero leaves out counters of a pod that have been 0 since the start.
+	// SkipZero leaves out a pod's counters that have been 0 since the start.
 	SkipZero bool
 	// MaxSeries is the most series of one cycle; 0: no limit.
 	MaxSeries int
 	// ProcRoot is where procfs is mounted; "" means /proc.
 	ProcRoot string
-	// HostNetns is a file that is the host's network namespace; "" means
-	// that of process 1, which takes CAP_SYS_PTRACE to find.
+	// HostNetns is the path of the host's network namespace; "" means that of process 1,
+	// for which CAP_SYS_PTRACE is needed.
 	HostNetns string
-	// Refused says why a probe may not run, by name: what it would give is not
-	// the host's.
+	// Refused says by probe name why the probe may not run: its values would not be the
+	// host's.
 	Refused map[string]error
 	Pods    owner.Pods
 	Log     *slog.Logger
@@ -96,17 +95,17 @@ type Runner struct {
 	blind     bool // the last call for the pods failed
 	who       *owner.Resolver
 
-	// Calls that may hang, made beside the loop; nil: none is under way.
+	// Calls that may hang, each in its own goroutine; nil: none is under way.
 	listing *bounded.Call[processLists]
 	asking  *bounded.Call[[]selfValue]
-	handing *bounded.Call[struct{}] // of the families to the sink
+	handing *bounded.Call[struct{}] // handing over the families to the sink
 
-	stop <-chan struct{} // closed when Run is to end; nil outside of Run
+	stop <-chan struct{} // closed when Run must end; nil outside of Run
 
-	cycles uint64 // begun so far
+	cycles uint64 // cycles started
 	born   time.Time
 	loop   atomic.Uint64 // the goroutine of Run
-	due    atomic.Int64  // when the loop must have shown that it gets on, since born
+	due    atomic.Int64  // deadline of the loop's next heartbeat, since born
 
 	mu     sync.Mutex
 	status []ProbeStatus
@@ -116,13 +115,12 @@ type Runner struct {
 const (
 	// handWait is how long a cycle waits for the sink.
 	handWait = 4 * time.Second
-	// closeWait is how long detaching probes may hold up a reload or the end:
-	// the kernel's grace periods are short, only a lock that another program
-	// holds is not.
+	// closeWait limits how long detaching probes delays a reload or shutdown. The kernel's
+	// grace periods are short, but another program may hold a lock for long.
 	closeWait = 5 * time.Second
 )
 
-// NewRunner builds a Runner from the probes that the program contains.
+// NewRunner builds a Runner from the probes that this program contains.
 func NewRunner(opt Options, factories ...Factory) (*Runner, error) {
 	r := &Runner{factories: map[string]Factory{}, planner: newPlanner(), keeper: newKeeper(), gaps: newGaps(), who: owner.NewResolver(owner.Sources{}), born: time.Now()}
 	for _, f := range factories {
@@ -143,8 +141,8 @@ func NewRunner(opt Options, factories ...Factory) (*Runner, error) {
 	return r, nil
 }
 
-// Apply changes the options between two cycles. Probes whose own options stay
-// as they were keep what they remember. On an error nothing is changed.
+// Apply changes the options between two cycles. Probes whose own options are unchanged keep
+// their state. On an error nothing changes.
 func (r *Runner) Apply(opt Options) error {
 	commit, err := r.Prepare(opt)
 	if err != nil {
@@ -154,9 +152,8 @@ func (r *Runner) Apply(opt Options) error {
 	return nil
 }
 
-// Prepare is the part of Apply that can fail, and that may take time: it may be
-// called from any goroutine. What it returns cannot fail, and must be called
-// between two cycles.
+// Prepare is the part of Apply that can fail or take time. It may be called from any
+// goroutine. The commit that it returns cannot fail, and must be called between two cycles.
 func (r *Runner) Prepare(opt Options) (commit func(), err error) {
 	if opt.ProcRoot == "" {
 		opt.ProcRoot = "/proc"
@@ -221,7 +218,7 @@ func (r *Runner) commit(opt Options, host hostNetns, next []*instance) {
 	}
 	r.drop(dropped)
 	r.instances = next
-	r.planner.each(func(m *memory) { m.labels.pairs = nil }) // made anew from the new templates
+	r.planner.each(func(m *memory) { m.labels.pairs = nil }) // rebuilt from the new templates
 	r.newFamilies()
 }
 
@@ -229,8 +226,8 @@ func (r *Runner) newFamilies() {
 	r.fam = newFamilies(selection{r.opt.Include, r.opt.Exclude, r.opt.CompatNames, r.opt.SkipZero, r.opt.MaxSeries})
 }
 
-// ownPID is this process's number under procfs, which may be of another PID
-// namespace than the process is in.
+// ownPID is this process's number under root, which may be the procfs of another PID
+// namespace.
 func ownPID(root string) int {
 	if name, err := os.Readlink(root + "/self"); err == nil {
 		if pid, err := strconv.Atoi(name); err == nil {
@@ -240,28 +237,29 @@ func ownPID(root string) int {
 	return os.Getpid()
 }
 
-// Close closes all probes. It waits for a few seconds at most.
+// Close closes all probes. It waits for closeWait at most.
 func (r *Runner) Close() {
 	r.drop(r.instances)
 	r.instances = nil
 	_ = unix.Close(r.self.fd)
 }
 
-// Status tells how the probes did in the last cycle, by name. It may be
-// called from any goroutine.
+// Status returns the probes' results of the last cycle, sorted by name. It may be called
+// from any goroutine.
 func (r *Runner) Status() []ProbeStatus {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.status)
 }
 
-// Until has a Cycle that is under way end soon once ctx does, whatever hangs.
-// What it returns then is a part.
+// Until makes a running Cycle end soon after ctx does, whatever hangs. The Cycle then
+// returns incomplete families.
 func (r *Runner) Until(ctx context.Context) { r.stop = ctx.Done() }
 
-// Run samples until ctx ends: at once, and then each interval. sink gets the
-// families of every cycle; they are valid until it returns. What between
-// delivers is called between two cycles, and may Apply; a cycle follows at once.
+// Run samples at once and then each interval, until ctx ends. sink gets the families of
+// each cycle, which are valid until it returns. Between two cycles Run calls the functions
+// that it receives from the channel between. They may call Apply, and a cycle follows at
+// once.
 func (r *Runner) Run(ctx context.Context, sink func([]*dto.MetricFamily), between <-chan func()) {
 	next := time.Now()
 	r.loop.Store(goroutineID())
@@ -269,7 +267,7 @@ func (r *Runner) Run(ctx context.Context, sink func([]*dto.MetricFamily), betwee
 	for ctx.Err() == nil {
 		fams := r.Cycle()
 		if ctx.Err() != nil {
-			break // it may have been cut short
+			break // it may be incomplete
 		}
 		r.hand(sink, fams)
 		r.beat(0)
@@ -293,9 +291,9 @@ func (r *Runner) Run(ctx context.Context, sink func([]*dto.MetricFamily), betwee
 	}
 }
 
-// hand gives the families of a cycle to the sink. One that hangs, on a file
-// system that does not answer for one, keeps these families and gets no others
-// until it has returned; sampling goes on.
+// hand gives the families of a cycle to the sink. A sink that hangs, for example on a file
+// system that does not answer, keeps these families and gets no others until it returns;
+// sampling continues.
 func (r *Runner) hand(sink func([]*dto.MetricFamily), fams []*dto.MetricFamily) {
 	if r.handing != nil {
 		if !r.handing.Over(0, nil) {
@@ -307,13 +305,13 @@ func (r *Runner) hand(sink func([]*dto.MetricFamily), fams []*dto.MetricFamily) 
 	}
 	r.handing = bounded.Begin(func() (none struct{}, err error) { sink(fams); return none, nil })
 	r.beat(handWait)
-	// At the end, too, it is waited for: a whole file is about to be there.
+	// Wait also during shutdown, so that the last file is complete.
 	if r.handing.Over(handWait, nil) {
 		r.handed()
 		return
 	}
 	r.opt.Log.Error("handing over the values hangs; sampling goes on, and what it samples is lost until then", "error", r.handing.Hangs("writing them"))
-	r.newFamilies() // those of before are the sink's now
+	r.newFamilies() // the old ones belong to the sink now
 }
 
 func (r *Runner) handed() {
@@ -323,24 +321,24 @@ func (r *Runner) handed() {
 	r.handing = nil
 }
 
-// beat notes that the loop gets on, and will do so again after wait.
+// beat records a heartbeat of the loop and promises the next one within wait.
 func (r *Runner) beat(wait time.Duration) {
 	r.gaps.late(r.Overdue())
 	r.due.Store(int64(time.Since(r.born) + wait))
 }
 
-// Overdue tells for how long the loop of Run has not got on: in a cycle since
-// its last step, between two cycles since the next should have begun. A probe
-// that hangs does not hold it up. It may be called from any goroutine.
+// Overdue returns how late the loop's heartbeat is: in a cycle since its last step, between
+// two cycles since the next one was due. A hanging probe does not delay heartbeats. It may
+// be called from any goroutine.
 func (r *Runner) Overdue() time.Duration {
 	return max(0, time.Since(r.born)-time.Duration(r.due.Load()))
 }
 
-// Goroutine is the number of the goroutine that Run runs in, as stacks show it. It
-// may be called from any goroutine.
+// Goroutine is the ID of the goroutine that runs Run, as stack traces show it. It may be
+// called from any goroutine.
 func (r *Runner) Goroutine() uint64 { return r.loop.Load() }
 
-// goroutineID is the number of this goroutine, which nothing but its stack tells.
+// goroutineID parses the goroutine's ID from its stack trace, its only source.
 func goroutineID() uint64 {
 	var buf [64]byte
 	f := bytes.Fields(buf[:runtime.Stack(buf[:], false)])
@@ -351,8 +349,8 @@ func goroutineID() uint64 {
 	return id
 }
 
-// Cycle samples every probe once and returns the families. They are valid
-// until the next Cycle.
+// Cycle samples every probe once and returns the families, which are valid until the next
+// Cycle.
 func (r *Runner) Cycle() []*dto.MetricFamily {
 	start := time.Now()
 	r.beat(0)
@@ -365,7 +363,7 @@ func (r *Runner) Cycle() []*dto.MetricFamily {
 	r.judge()
 	r.markSample()
 	values := r.askSelf()
-	r.keepAll() // no reader sees more than is kept
+	r.keepAll() // save before publishing: counters never fall below values that were read
 	r.beat(0)
 	host := &r.plan.host.labels
 	r.fam.fill(r.rows, host)
@@ -373,7 +371,6 @@ func (r *Runner) Cycle() []*dto.MetricFamily {
 	return r.fam.list()
 }
 
-// makePlan plans a cycle.
 func (r *Runner) makePlan() *plan {
 	from := inventory{node: r.opt.Node, hostLabel: r.opt.HostLabel, templates: r.opt.Labels, host: r.host, log: r.opt.Log}
 	for _, in := range r.instances {
@@ -405,8 +402,7 @@ func (r *Runner) makePlan() *plan {
 	return p
 }
 
-// running returns the pods that run. Where the resolver fails, they are those
-// of before.
+// running returns the running pods, or the previous ones if the resolver fails.
 func (r *Runner) running() []*owner.Pod {
 	err := bounded.Guard(func() { r.ran = r.opt.Pods.Running() })
 	if err != nil && !r.blind {
@@ -416,8 +412,8 @@ func (r *Runner) running() []*owner.Pod {
 	return r.ran
 }
 
-// listProcesses asks for all processes, beside the loop: the kernel may be slow
-// to answer. The lists are without pods where nothing is known.
+// listProcesses lists all processes, of pods and of the host, in a separate goroutine: the
+// kernel may be slow to answer.
 func (r *Runner) listProcesses(pods []*owner.Pod) (processLists, error) {
 	wait := time.Duration(0)
 	if r.listing != nil && r.listing.Over(0, nil) {
@@ -438,9 +434,9 @@ func (r *Runner) listProcesses(pods []*owner.Pod) (processLists, error) {
 	return lists, err
 }
 
-// keepAll encodes what the probes remember.
+// keepAll encodes the probes' state.
 func (r *Runner) keepAll() {
-	// Without containerd nobody knows which pods there are.
+	// Without a connection to containerd the list of pods is not known to be complete.
 	r.keeper.encode(r.plan, func(key string) bool { return r.planner.memories[key] != nil }, r.enabled, r.opt.Pods.Connected())
 }
 
@@ -448,7 +444,7 @@ func (r *Runner) enabled(probe string) bool {
 	return slices.ContainsFunc(r.instances, func(in *instance) bool { return in.info.Name == probe })
 }
 
-// Keep makes each cycle encode what the probes remember, for Kept.
+// Keep makes each cycle encode the probes' state, for Kept.
 func (r *Runner) Keep() error {
 	machine, err := kernel.MachineID(r.opt.ProcRoot)
 	if err != nil {
@@ -458,27 +454,26 @@ func (r *Runner) Keep() error {
 	return nil
 }
 
-// KeepAlso keeps, beside what the probes remember, what something else does: under a
-// name that is no probe's. It is called before Recall. What it keeps is encoded in
-// each cycle, and by KeepAtEnd.
+// KeepAlso saves state that is not a probe's, under a name that is not a probe's. Call it
+// before Recall. The state is encoded in each cycle and by KeepAtEnd.
 func (r *Runner) KeepAlso(name string, s Kept) {
 	r.keeper.also = append(r.keeper.also, alsoKept{name, s})
 }
 
-// KeepAtEnd encodes once more what is kept, for Kept: what changed after the last
-// cycle is in it. It is called after Run or Close.
+// KeepAtEnd encodes the state again, for Kept, with changes since the last cycle. Call it
+// after Run or Close.
 func (r *Runner) KeepAtEnd() {
 	if r.plan != nil {
 		r.keepAll()
 	}
 }
 
-// Kept returns what the probes remember after the last cycle, and how many
-// targets it had no room for. The bytes are valid until the next cycle but one.
+// Kept returns the encoded state of the last cycle, and how many targets did not fit. The
+// bytes are valid until the next cycle but one.
 func (r *Runner) Kept() (data []byte, cut int) { return r.keeper.buf, r.keeper.cut }
 
-// Recall lets the counters go on from what Kept returned in an earlier run. It
-// takes all of it or nothing. It is called after Keep, before the first cycle.
+// Recall continues the counters from an earlier process's Kept. It takes either all of the
+// state or nothing. Call it after Keep and before the first cycle.
 func (r *Runner) Recall(data []byte) error {
 	err := r.keeper.use(data)
 	if r.keeper.before != nil {
@@ -487,8 +482,7 @@ func (r *Runner) Recall(data []byte) error {
 	return err
 }
 
-// cookieOf is netnsCookie of the namespace that a file is; 0 where the thread
-// cannot go there.
+// cookieOf is kernel.NetnsCookie of the namespace at path; 0 if the thread cannot enter it.
 func (r *Runner) cookieOf(path string, inode uint64) uint64 {
 	if inode == r.self.inode {
 		return kernel.NetnsCookie()

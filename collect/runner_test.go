@@ -22,7 +22,7 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// somePods is a Pods of fixed answers.
+// somePods is a Pods with fixed answers.
 type somePods struct {
 	owner.NoPods
 	running []*owner.Pod
@@ -36,7 +36,7 @@ func (s *somePods) Processes(p *owner.Pod, buf []int) ([]int, error) {
 func (s *somePods) Connected() bool              { return true }
 func (s *somePods) ByAddr(netip.Addr) *owner.Pod { return nil }
 
-// fnProbe samples with a function.
+// fnProbe is a Probe whose Sample is a function.
 type fnProbe struct {
 	granularity Granularity
 	sample      func(*View) error
@@ -56,8 +56,8 @@ func probe(name string, granularity Granularity, sample func(*View) error) Facto
 	return Factory{name, func(Env) (Probe, error) { return fnProbe{granularity: granularity, sample: sample}, nil }}
 }
 
-// fakeProc makes a procfs tree with processes, each in a "namespace" that is a
-// file of its own, and returns the root and the namespaces' inode numbers.
+// fakeProc makes a procfs tree with processes, each in a network namespace that is a plain
+// file. It returns the root and the inode numbers of these files.
 func fakeProc(t *testing.T, pids ...int) (root string, netns []uint64) {
 	t.Helper()
 	root = t.TempDir()
@@ -86,8 +86,8 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
-// hungTimeout is for tests of what never answers; the others are patient, on a
-// busy machine too.
+// hungTimeout is for tests with a call that never returns. The other tests use a long
+// timeout, so that a busy machine does not fail them.
 const hungTimeout = 500 * time.Millisecond
 
 func newRunner(t *testing.T, o Options, f ...Factory) *Runner {
@@ -142,7 +142,7 @@ var (
 	mSoft   = catalog.MustMetric("kubeskoop_softnet_processed")
 )
 
-// readValue is the probe that reads net/value.
+// readValue is a Sample function that reads net/value.
 func readValue(m *catalog.Metric) func(*View) error {
 	return func(v *View) error {
 		b, err := v.ReadNet("value")
@@ -197,7 +197,7 @@ func TestCycleLabelsEachTarget(t *testing.T) {
 	want(t, got, "kubeskoop_udp_indatagrams{node1,hostNetwork,hostNetwork,!}", 1)
 	absent(t, got, "kubeskoop_udp_indatagrams{node1,ns,a,a-a!}")
 	want(t, got, "kubeskoop_softnet_processed{node1,hostNetwork,hostNetwork,!}", 7)
-	want(t, got, "kubeskoop_fdopenfd{node1,hostNetwork,hostNetwork,!}", 2) // 1 and 30
+	want(t, got, "kubeskoop_fdopenfd{node1,hostNetwork,hostNetwork,!}", 2) // processes 1 and 30
 	want(t, got, "kubeskoop_fdopenfd{node1,ns,a,a-a!}", 1)
 	want(t, got, "kubeskoop_fdopenfd{node1,ns,b,a-b!}", 0)
 	want(t, got, "kubeskoop_fd_openfd{node1,ns,a,a-a!}", 1) // the compatibility name
@@ -210,7 +210,7 @@ func TestHostLabelAndHostNetworkPods(t *testing.T) {
 	root, ns := fakeProc(t, 20)
 	h := pod("h", ns[0], 20)
 	h.HostNetwork = true
-	shared := pod("s", ns[0], 20) // a plain container in the host's namespace
+	shared := pod("s", ns[0], 20) // a container outside pods in the host's namespace
 	r := newRunner(t, Options{ProcRoot: root, Pods: &somePods{running: []*owner.Pod{h, shared}}},
 		probe("tcp", EachNetns, readValue(mInsegs)))
 	o := r.opt
@@ -224,8 +224,7 @@ func TestHostLabelAndHostNetworkPods(t *testing.T) {
 	absent(t, got, "kubeskoop_tcp_insegs{node1,ns,s}")
 }
 
-// A pod that was recreated has two sandboxes for a while; one series may be
-// written, and it is the new one's.
+// A recreated pod has two sandboxes for a while. Only one has series, the newer one.
 func TestNewestSandboxSpeaksForPod(t *testing.T) {
 	root, ns := fakeProc(t, 20, 30)
 	a, b := pod("old", ns[1], 20), pod("new", ns[2], 30)
@@ -235,13 +234,13 @@ func TestNewestSandboxSpeaksForPod(t *testing.T) {
 	want(t, values(r.Cycle()), "kubeskoop_tcp_insegs{node1,ns,web}", 30)
 }
 
-// A process number that was given to another process must not lend its values
-// to the pod that had it before.
+// A process number that was reused must not give the new process's values to the pod of the
+// old one.
 func TestReusedProcessNumber(t *testing.T) {
 	root, ns := fakeProc(t, 20, 30)
 	stale := pod("a", ns[1], 30)
 	both := pod("b", ns[2], 20)
-	both.PIDs = []int{999, 20, 30} // gone, another's, its own
+	both.PIDs = []int{999, 20, 30} // exited, in another namespace, its own
 	r := newRunner(t, Options{ProcRoot: root, Pods: &somePods{running: []*owner.Pod{stale, both}}},
 		probe("tcp", EachNetns, readValue(mInsegs)))
 	got := values(r.Cycle())
@@ -275,7 +274,7 @@ func TestErrorsAndPanicsStayWithTheirProbe(t *testing.T) {
 		probe("ip", EachNetns, func(*View) error { panic("boom") }),
 		probe("sock", EachNetns, func(v *View) error {
 			if n++; n <= 2 {
-				v.Add(catalog.MustMetric("kubeskoop_sock_tw"), 1) // half a result
+				v.Add(catalog.MustMetric("kubeskoop_sock_tw"), 1) // partial values before the error
 				return errors.New("no luck")
 			}
 			return nil
@@ -305,7 +304,7 @@ func TestErrorsAndPanicsStayWithTheirProbe(t *testing.T) {
 	}
 }
 
-// A sum that lacks a part is no value.
+// A sum with a missing part is left out.
 func TestPartialResultIsLeftOut(t *testing.T) {
 	root, _ := fakeProc(t)
 	r := newRunner(t, Options{ProcRoot: root}, probe("tcp", EachNetns, func(v *View) error {
@@ -318,7 +317,7 @@ func TestPartialResultIsLeftOut(t *testing.T) {
 	want(t, got, "nodeskoop_probe_failed_targets{node1,hostNetwork,hostNetwork,tcp}", 1)
 }
 
-// Namespaces without values take nothing from the others.
+// Namespaces without values do not affect the others.
 func TestMissingNamespaces(t *testing.T) {
 	root, _ := fakeProc(t)
 	r := newRunner(t, Options{ProcRoot: root}, probe("tcp", Node, func(v *View) error {
@@ -333,7 +332,7 @@ func TestMissingNamespaces(t *testing.T) {
 	want(t, got, "nodeskoop_probe_failed_targets{node1,hostNetwork,hostNetwork,tcp}", 1)
 }
 
-// Processes that nobody may look at are told of, and are no failure.
+// Protected processes are logged, and are not a failure.
 func TestProtectedProcesses(t *testing.T) {
 	root, _ := fakeProc(t)
 	var log bytes.Buffer
@@ -351,8 +350,8 @@ func TestProtectedProcesses(t *testing.T) {
 	}
 }
 
-// A read that hangs in the kernel costs its own series, once a timeout, and
-// nothing afterwards; when it returns the series are back.
+// A read that hangs in the kernel costs its own series and one timeout, and no time in
+// later cycles. When it returns, the series are back.
 func TestHungReadOfOnePod(t *testing.T) {
 	root, ns := fakeProc(t, 20, 30)
 	fifo := filepath.Join(root, "20/net/value")
@@ -379,7 +378,7 @@ func TestHungReadOfOnePod(t *testing.T) {
 	check(0)
 	absent(t, got, "kubeskoop_tcp_insegs{node1,ns,a}")
 
-	// While it hangs nothing waits for it: the timeout is an hour now.
+	// No cycle waits for the hanging read: the timeout is an hour now.
 	o := r.opt
 	o.Timeout = time.Hour
 	if err := r.Apply(o); err != nil {
@@ -394,7 +393,7 @@ func TestHungReadOfOnePod(t *testing.T) {
 		}
 	}
 
-	// The kernel answers at last.
+	// The read returns at last.
 	w, err := os.OpenFile(fifo, os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -412,7 +411,7 @@ func TestHungReadOfOnePod(t *testing.T) {
 	want(t, got, "kubeskoop_tcp_insegs{node1,ns,a}", 20)
 }
 
-// A probe that hangs in its own code harms no other probe either.
+// A probe that hangs in its own code does not affect other probes.
 func TestHungProbe(t *testing.T) {
 	root, _ := fakeProc(t)
 	release := make(chan struct{})
@@ -548,7 +547,7 @@ func TestWhatIsLeftOut(t *testing.T) {
 	}
 	got = values(r.Cycle())
 	want(t, got, "kubeskoop_tcp_currestab{node1,ns,b}", 0)
-	want(t, got, "kubeskoop_tcp_currestab{node1,ns,a}", 0) // the Catalogue's first
+	want(t, got, "kubeskoop_tcp_currestab{node1,ns,a}", 0) // first in the Catalogue's order
 	absent(t, got, "kubeskoop_tcp_insegs{node1,ns,a}")
 	want(t, got, "nodeskoop_series{node1,hostNetwork,hostNetwork}", 7)
 	want(t, got, "nodeskoop_series_left_out{node1,hostNetwork,hostNetwork,kubeskoop_tcp_outsegs}", 1)

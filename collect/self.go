@@ -9,21 +9,20 @@ import (
 	"nodeskoop/internal/bounded"
 )
 
-// Self registers a function that adds values of the tool's metrics about
-// itself to each cycle.
+// Self registers a function that adds values of nodeskoop's own metrics to each cycle.
 func (r *Runner) Self(f func(add func(metric string, value float64, labels ...string))) {
 	r.selves = append(r.selves, f)
 }
 
-// selfValue is one value of the tool about itself.
+// selfValue is one value of nodeskoop's own metrics.
 type selfValue struct {
 	metric string
 	value  float64
 	labels []string
 }
 
-// askSelf asks those who registered with Self for their values, beside the
-// loop. Those that are not there in time are missing.
+// askSelf calls the functions registered with Self, in a separate goroutine. If they do not
+// return in time, their values are missing.
 func (r *Runner) askSelf() []selfValue {
 	if len(r.selves) == 0 {
 		return nil
@@ -57,7 +56,7 @@ func (r *Runner) askSelf() []selfValue {
 	return list
 }
 
-// sayMute logs once that askSelf fails.
+// sayMute logs a failure of askSelf once.
 func (r *Runner) sayMute(err error) {
 	if err != nil && !r.mute {
 		r.opt.Log.Error("some values of nodeskoop about itself are missing", "error", err)
@@ -65,7 +64,7 @@ func (r *Runner) sayMute(err error) {
 	r.mute = err != nil
 }
 
-// selfValues adds the values of the tool about itself.
+// selfValues adds the values of nodeskoop's own metrics.
 func (r *Runner) selfValues(start time.Time, others []selfValue, add func(string, float64, ...string)) {
 	add("nodeskoop_build_info", 1, r.opt.Version, runtime.Version())
 	add("nodeskoop_last_cycle_timestamp_seconds", float64(start.UnixMilli())/1000)
@@ -80,7 +79,7 @@ func (r *Runner) selfValues(start time.Time, others []selfValue, add func(string
 	for _, s := range r.Status() {
 		add("nodeskoop_probe_supported", boolValue(!s.Unsupported), s.Name)
 		if s.Unsupported {
-			continue // it is neither up nor down
+			continue // unsupported probes are neither up nor down
 		}
 		add("nodeskoop_probe_up", boolValue(s.Up), s.Name)
 		add("nodeskoop_probe_duration_seconds", s.Duration.Seconds(), s.Name)

@@ -10,17 +10,17 @@ import (
 )
 
 // target is what one Sample call of a cycle is about. It is made for one cycle and
-// never changed; what is remembered beyond it is in its memory.
+// immutable; its memory holds what lasts longer.
 type target struct {
 	*memory
 	granularity Granularity
 	pod         *owner.Pod // nil: the host
 	inode       uint64
-	pids        []int // processes through which to reach the namespace; for EachPod, those to sample
+	pids        []int // processes through which to reach the namespace; for EachPod, the processes to sample
 	path        string
-	// unknown: it stands for what belongs to no known namespace.
+	// unknown: it stands for values that belong to no known namespace.
 	unknown bool
-	// err, for EachPod, says why the processes cannot be told: nothing is sampled.
+	// err, for EachPod, says why the processes are not known; nothing is sampled then.
 	err     error
 	reapers []owner.Process
 }
@@ -39,19 +39,18 @@ func (t *target) String() string {
 	return "pod " + t.pod.Namespace + "/" + t.pod.Name
 }
 
-// memory is what is remembered of a target from cycle to cycle. It lives as long as
-// the pod or namespace does.
+// memory is a target's state between cycles. It lives as long as the pod or namespace.
 type memory struct {
-	key         string // identifies the target over restarts, too
+	key         string // identifies the target, also over restarts
 	granularity Granularity
-	live        bool     // seen in this cycle
-	labels      labelSet // of its series; workers do not look at it
+	live        bool     // present in this cycle
+	labels      labelSet // of its series; workers do not use it
 
 	mu    sync.Mutex
-	state map[string]any     // of each probe
-	kept  []byte             // state as it was encoded last, see keeper
-	stuck map[op]int         // calls that hang, and how many workers hang in them
-	hung  map[string]*source // probes whose code hangs outside the kernel
+	state map[string]any     // by probe
+	kept  []byte             // state as last encoded, see keeper
+	stuck map[op]int         // hanging calls, with the number of workers that hang in each
+	hung  map[string]*source // probes whose own code hangs, outside a kernel call
 }
 
 // op names one call into the kernel.
@@ -60,8 +59,8 @@ type op struct {
 	what string
 }
 
-// hang notes that a worker hangs: in a call, or else in the code of the probe. It
-// reports how many calls hang by now.
+// hang records that a worker hangs, in a kernel call or in the probe's own code. It returns
+// how many calls hang now.
 func (m *memory) hang(call op, inCall bool, probe *source) (calls int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -79,7 +78,7 @@ func (m *memory) hang(call op, inCall bool, probe *source) (calls int) {
 	return len(m.stuck)
 }
 
-// returned notes that what hang was told of has returned.
+// returned undoes hang: the worker has returned.
 func (m *memory) returned(call op, inCall bool, probe *source) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -92,23 +91,23 @@ func (m *memory) returned(call op, inCall bool, probe *source) {
 	}
 }
 
-// hanging reports what hangs of a probe: its own code, and how many calls of
-// whatever probe.
+// hanging reports whether the probe's own code hangs on this target, and how many calls
+// hang, of any probe.
 func (m *memory) hanging(probe *source) (itself bool, calls int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.hung[probe.name] != nil, len(m.stuck)
 }
 
-// isStuck reports whether a call hangs.
+// isStuck reports whether the call hangs.
 func (m *memory) isStuck(call op) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.stuck[call] > 0
 }
 
-// forget ends what a probe remembers of the target. What is to be kept goes to the
-// keeper: the next instance goes on from it.
+// forget removes a probe's state. State that is a Kept goes to the keeper, for the probe's
+// next instance.
 func (m *memory) forget(probe string, k *keeper) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -119,28 +118,28 @@ func (m *memory) forget(probe string, k *keeper) {
 	delete(m.hung, probe)
 }
 
-// source is a probe that has been built, as workers sample it, and how it did.
+// source is a probe that has been built, and its results.
 type source struct {
 	name        string
 	probe       Probe
 	granularity Granularity
-	// What the probe said last of the ways in which it is attached.
+	// As of the last call of Hook.
 	hook        string
 	limitations []string
-	outcome     // of the cycle
+	outcome     // of this cycle
 }
 
-// outcome is how a probe did in one cycle.
+// outcome is a probe's result of one cycle.
 type outcome struct {
-	failed       int     // targets without whole values
+	failed       int     // targets without complete values
 	failedOn     *target // the last of them
 	firstErr     error
-	protected    int // processes that the kernel shows to nobody
+	protected    int // processes that the kernel hides
 	protectedErr error
 	took         time.Duration
 }
 
-// fail notes that the probe gave no whole values for t.
+// fail records that the probe has no complete values for t.
 func (o *outcome) fail(t *target, err error) {
 	if o.firstErr == nil {
 		o.firstErr = fmt.Errorf("%s: %w", t, err)
@@ -151,7 +150,7 @@ func (o *outcome) fail(t *target, err error) {
 	}
 }
 
-// sourcesOf are those that are sampled on a target of one of the granularities.
+// sourcesOf returns the probes of the given granularities.
 func sourcesOf(all []*source, of ...Granularity) []*source {
 	var list []*source
 	for _, s := range all {

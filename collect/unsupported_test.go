@@ -15,9 +15,9 @@ func supportedSeries(name string) string {
 	return "nodeskoop_probe_supported{node1,hostNetwork,hostNetwork," + name + "}"
 }
 
-// TestUnsupportedIsNotFailed: what a machine cannot run is said once, in one line
-// for all that lack the same, is neither up nor down, and is looked at again
-// without a word. What should work and does not is an error.
+// TestUnsupportedIsNotFailed: an unsupported probe is neither up nor down. It is logged
+// once, in one line for all probes that lack the same feature, and checked again without a
+// log line. A probe that is supported and fails is an error.
 func TestUnsupportedIsNotFailed(t *testing.T) {
 	root, _ := fakeProc(t)
 	var log bytes.Buffer
@@ -65,7 +65,7 @@ func TestUnsupportedIsNotFailed(t *testing.T) {
 		}
 	}
 
-	// It is looked at again, seldom, and a module may have come meanwhile.
+	// It is checked again, seldom: a module may have been loaded.
 	for _, in := range r.instances {
 		if in.info.Name == "packetloss" {
 			if wait := time.Until(in.retry); wait < minLookAgain/2 || wait > maxLookAgain {
@@ -91,7 +91,7 @@ func TestUnsupportedIsNotFailed(t *testing.T) {
 	}
 }
 
-// TestOnceSaysNothingOfLater: what ends after its sample promises no other attempt.
+// TestOnceSaysNothingOfLater: a process that ends after one sample announces no retry.
 func TestOnceSaysNothingOfLater(t *testing.T) {
 	root, _ := fakeProc(t)
 	var log bytes.Buffer

@@ -14,13 +14,13 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// State returns what the running probe remembers of the target between
-// cycles, zero at first. If *T is a Kept, it goes on from what was kept of it.
+// State returns the running probe's state of the target, which lasts between cycles. It is
+// zero at first; if *T is a Kept, it continues from saved state.
 func State[T any](v *View) *T { return stateOf[T](v, v.t) }
 
-// NetnsState is State of the network namespace with that inode number, for a
-// probe of the granularity Node; number 0 is as in AddNetns. It is nil if the namespace is
-// none of the cycle's.
+// NetnsState is State of the network namespace with that inode number, for probes of
+// granularity Node; 0 means unattributed, as in AddNetns. It is nil if the namespace is not
+// a target of this cycle.
 func NetnsState[T any](v *View, inode uint64) *T {
 	t := v.netns(inode)
 	if t == nil {
@@ -50,7 +50,7 @@ func stateOf[T any](v *View, t *target) *T {
 	return s
 }
 
-// netns is the target of a namespace, as AddNetns takes it.
+// netns returns the target of a namespace, for AddNetns.
 func (v *View) netns(inode uint64) *target {
 	if inode == 0 {
 		return v.plan.unknown
@@ -58,7 +58,7 @@ func (v *View) netns(inode uint64) *target {
 	return v.plan.netns[inode]
 }
 
-// View is a probe's window on one target in one cycle.
+// View is a probe's access to one target in one cycle.
 type View struct {
 	plan   *plan
 	calls  *calls
@@ -66,7 +66,7 @@ type View struct {
 	source *source
 	dir    int // /proc/PID of a process in the namespace; -1: not open
 	pid    int
-	files  []netFile // what was read under /proc/PID/net in this cycle
+	files  []netFile // files read under /proc/PID/net in this cycle
 	nfile  int
 	rows   []row
 
@@ -80,13 +80,13 @@ type netFile struct {
 	err  error
 }
 
-// Add appends one value; labels are those of Metric.Labels.
+// Add appends one value. labels are the values of Metric.Labels.
 func (v *View) Add(m *catalog.Metric, value float64, labels ...string) {
 	v.rows = append(v.rows, row{of: &v.t.labels, metric: m, value: value, labels: labels})
 }
 
-// Netns lists the network namespaces of the cycle by inode number, each with
-// its pod; nil stands for the host.
+// Netns iterates over the cycle's network namespaces by inode number, with their pods; nil
+// stands for the host.
 func (v *View) Netns() iter.Seq2[uint64, *owner.Pod] {
 	return func(yield func(uint64, *owner.Pod) bool) {
 		for inode, t := range v.plan.netns {
@@ -97,10 +97,10 @@ func (v *View) Netns() iter.Seq2[uint64, *owner.Pod] {
 	}
 }
 
-// AddNetns appends one value of the namespace with that inode number, for a
-// probe of the granularity Node, and reports whether the namespace is one of the cycle's.
-// Number 0 stands for what the kernel left no way to know the namespace of; its
-// series have UnknownLabel.
+// AddNetns appends one value of the network namespace with that inode number, for probes of
+// granularity Node. It returns false if the namespace is not a target of this cycle. Number
+// 0 is unattributed: the kernel left no way to know the namespace, and the series have
+// UnknownLabel.
 func (v *View) AddNetns(inode uint64, m *catalog.Metric, value float64, labels ...string) bool {
 	t := v.netns(inode)
 	if t == nil {
@@ -116,34 +116,34 @@ func (v *View) Node() string { return v.plan.node }
 // ProcRoot is where procfs is mounted.
 func (v *View) ProcRoot() string { return v.plan.procRoot }
 
-// Cycle numbers the cycles of the Runner: a probe may read once in a cycle what
-// holds for several targets.
+// Cycle numbers the Runner's cycles. With it a probe can read a file once per cycle that
+// serves several targets.
 func (v *View) Cycle() uint64 { return v.plan.cycle }
 
-// LeaveOut counts series that the probe's own cap keeps out of the cycle.
+// LeaveOut counts series that the probe's own cap left out.
 func (v *View) LeaveOut(m *catalog.Metric, n int) {
 	if n > 0 {
 		v.rows = append(v.rows, row{of: &v.t.labels, metric: m, leftOut: n})
 	}
 }
 
-// Pod returns the pod that is sampled, nil for the host.
+// Pod returns the target's pod; nil for the host.
 func (v *View) Pod() *owner.Pod { return v.t.pod }
 
-// PIDs returns the processes to sample, for one of the granularity EachPod.
+// PIDs returns the processes to sample, for probes of granularity EachPod.
 func (v *View) PIDs() []int { return v.t.pids }
 
-// Reapers returns the processes outside the pod that serve it alone; for the host,
+// Reapers returns the processes outside the pod that serve only this pod; for the host,
 // those of all pods. See Pod.Reapers.
 func (v *View) Reapers() []owner.Process { return v.t.reapers }
 
-// Past calls f with what was kept of each target of the running probe that is
-// not there. The bytes are those of Kept.
+// Past calls f with the running probe's saved state, as Kept.Keep appended it, of each
+// absent target.
 func (v *View) Past(f func(data []byte)) { v.plan.keeper.each(v.source.name, f) }
 
-// Do runs fn, which calls into the kernel about process pid (0 for none).
-// If fn does not return in time the worker is abandoned and fn's result is
-// never used; until it returns, Do with the same pid and name fails at once.
+// Do runs fn, which calls the kernel about process pid (0: none). If fn does not return in
+// time, the worker is abandoned and its result discarded. Until fn returns, Do with the
+// same pid and name fails at once.
 func (v *View) Do(pid int, what string, fn func() error) error {
 	o := op{pid, what}
 	if v.t.isStuck(o) {
@@ -159,9 +159,8 @@ func (v *View) Do(pid int, what string, fn func() error) error {
 	return err
 }
 
-// openNetns makes /proc/PID of a process in the target's namespace available.
-// The open directory pins the process's identity: once the process has ended,
-// reads through it fail, even if the number is in use again.
+// openNetns opens /proc/PID of a process in the target's namespace. The open directory pins
+// the process: after its exit, reads fail even if the number is reused.
 func (v *View) openNetns() error {
 	if v.dir >= 0 {
 		return nil
@@ -173,7 +172,7 @@ func (v *View) openNetns() error {
 		case err == nil, err == errAbandoned:
 			return err
 		case !errors.Is(err, kernel.ErrGone):
-			result = err // another process may do
+			result = err // another process may work
 		}
 	}
 	return result
@@ -187,7 +186,7 @@ func (v *View) openNetnsOf(pid int) error {
 	if v.t.inode != 0 {
 		ino, err := v.netnsOf(dir, pid)
 		if errors.Is(err, kernel.ErrGone) {
-			// Perhaps only its first thread has ended.
+			// Perhaps only the main thread has ended.
 			if live, e := v.openThread(pid); e == nil {
 				_ = unix.Close(dir)
 				dir = live
@@ -197,7 +196,7 @@ func (v *View) openNetnsOf(pid int) error {
 			}
 		}
 		if err == nil && ino != v.t.inode {
-			err = kernel.ErrGone // it is in another namespace by now
+			err = kernel.ErrGone // it has moved to another namespace
 		}
 		if err != nil {
 			_ = unix.Close(dir)
@@ -208,8 +207,8 @@ func (v *View) openNetnsOf(pid int) error {
 	return nil
 }
 
-// readNet reads one file of the namespace: through a process that is in it,
-// else, where only a bind mount holds the namespace, from inside.
+// readNet reads one file of the namespace: through a process in it, or from inside if only
+// a bind mount holds the namespace.
 func (v *View) readNet(name string, buf []byte) ([]byte, error) {
 	err := v.openNetns()
 	if err == nil {
@@ -241,8 +240,8 @@ func (v *View) netnsOf(dir, pid int) (uint64, error) {
 	return st.Ino, nil
 }
 
-// OpenProc opens the directory of a process under procfs. Reads through the
-// descriptor fail once that process has ended. The caller closes it.
+// OpenProc opens the directory of a process under procfs. Reads through the descriptor fail
+// after the process has ended. The caller closes it.
 func (v *View) OpenProc(pid int) (dir int, err error) {
 	dir = -1
 	err = v.Do(pid, "open", func() (err error) {
@@ -258,8 +257,8 @@ func (v *View) OpenProc(pid int) (dir int, err error) {
 	return dir, nil
 }
 
-// openThread opens the directory of a live thread of a process, as OpenProc does
-// that of the first.
+// openThread opens the directory of a live thread of a process, where OpenProc opens that
+// of the main thread.
 func (v *View) openThread(pid int) (dir int, err error) {
 	dir = -1
 	err = v.Do(pid, "open task", func() error {
@@ -278,8 +277,8 @@ func (v *View) openThread(pid int) (dir int, err error) {
 	return dir, nil
 }
 
-// ReadAt reads a whole file below a directory that OpenProc opened into buf,
-// which it grows as needed.
+// ReadAt reads a whole file below a directory from OpenProc into buf, which grows as
+// needed.
 func (v *View) ReadAt(dir, pid int, name string, buf []byte) ([]byte, error) {
 	err := v.Do(pid, name, func() (err error) {
 		buf, err = kernel.ReadFile(dir, name, buf)
@@ -291,9 +290,9 @@ func (v *View) ReadAt(dir, pid int, name string, buf []byte) ([]byte, error) {
 	return buf, nil
 }
 
-// ReadNet reads /proc/PID/net/NAME of a process in the target's network
-// namespace, once per cycle however many probes want it. The bytes are valid
-// until Sample returns. A file that this kernel does not have is fs.ErrNotExist.
+// ReadNet reads /proc/PID/net/NAME of a process in the target's network namespace, once per
+// cycle for all probes. The bytes are valid until Sample returns. A file that this kernel
+// does not have is fs.ErrNotExist.
 func (v *View) ReadNet(name string) ([]byte, error) {
 	for i := range v.files[:v.nfile] {
 		if f := &v.files[i]; f.name == name {
@@ -310,8 +309,7 @@ func (v *View) ReadNet(name string) ([]byte, error) {
 		return nil, err
 	}
 	if errors.Is(err, kernel.ErrGone) && v.dir >= 0 {
-		// The process is there or it is not; a live one without the file
-		// means that the kernel lacks it.
+		// ENOENT has two causes. If the process is still alive, the kernel lacks the file.
 		if _, e := v.netnsOf(v.dir, v.pid); e == nil {
 			err = fmt.Errorf("read %s/%d/net/%s: %w", v.plan.procRoot, v.pid, name, fs.ErrNotExist)
 		}
@@ -324,8 +322,8 @@ func (v *View) ReadNet(name string) ([]byte, error) {
 	return f.buf, f.err
 }
 
-// ReadHost reads a file of procfs that does not belong to one process. The
-// bytes are in v.Scratch.
+// ReadHost reads a file of procfs that does not belong to a process. The bytes are in
+// v.Scratch.
 func (v *View) ReadHost(name string) ([]byte, error) {
 	path := v.plan.procRoot + "/" + name
 	buf := v.Scratch
@@ -340,9 +338,9 @@ func (v *View) ReadHost(name string) ([]byte, error) {
 	return buf, nil
 }
 
-// Enter runs fn on a thread that is in the target's network namespace. What
-// fn opens there (a netlink socket) belongs to that namespace and must be
-// closed before Sample returns: a socket keeps a dead pod's namespace alive.
+// Enter runs fn on a thread in the target's network namespace. A socket that fn opens
+// belongs to that namespace and must be closed before Sample returns: an open socket keeps
+// the namespace of a dead pod alive.
 func (v *View) Enter(what string, fn func() error) error {
 	if v.t.inode == v.plan.self.inode {
 		return v.Do(v.pid, what, fn)
@@ -358,8 +356,8 @@ func (v *View) Enter(what string, fn func() error) error {
 	return v.Do(v.pid, what, func() error { return v.inNetns(dir, name, v.t.inode, fn) })
 }
 
-// inNetns switches the thread to the namespace that the file name below dir
-// is, runs fn, and switches back.
+// inNetns switches the thread to the namespace at name below dir, runs fn, and switches
+// back.
 func (v *View) inNetns(dir int, name string, inode uint64, fn func() error) error {
 	ns, err := kernel.Open(dir, name, 0)
 	if err != nil {
@@ -374,7 +372,7 @@ func (v *View) inNetns(dir int, name string, inode uint64, fn func() error) erro
 		return fmt.Errorf("stat the network namespace: %w", err)
 	}
 	if is != inode {
-		return kernel.ErrGone // the process, or the mount, is another namespace's by now
+		return kernel.ErrGone // the process has moved, or the mount was replaced
 	}
 	lost, err := kernel.SwitchNetns(ns, v.plan.self.fd, fn)
 	if lost {
@@ -383,8 +381,8 @@ func (v *View) inNetns(dir int, name string, inode uint64, fn func() error) erro
 	return err
 }
 
-// procError words a failed call about a process. That the process has ended
-// is ErrGone.
+// procError adds context to a failed call about a process. It returns ErrGone if the
+// process has ended.
 func (v *View) procError(verb string, pid int, name string, err error) error {
 	if err == errAbandoned {
 		return err
@@ -403,7 +401,7 @@ func (v *View) procError(verb string, pid int, name string, err error) error {
 	return fmt.Errorf("%s %s/%d/%s: %w%s", verb, v.plan.procRoot, pid, name, err, hint)
 }
 
-// reset makes the View ready for another target.
+// reset prepares the View for another target.
 func (v *View) reset(t *target) {
 	if v.dir >= 0 {
 		_ = unix.Close(v.dir)

@@ -15,20 +15,20 @@ const (
 	pollOrphans = 20 * time.Millisecond
 )
 
-// errAbandoned stops a worker that was abandoned while it hung.
+// errAbandoned stops an abandoned worker.
 var errAbandoned = errors.New("abandoned after a timeout")
 
-// calls is what a worker shares with the loop that watches it.
+// calls is the state that a worker shares with the loop that watches it.
 type calls struct {
 	mu        sync.Mutex
-	abandoned bool // nobody wants what the worker does from now on
-	op        op   // the call into the kernel that is under way, if inOp
+	abandoned bool // the worker's results are not wanted any more
+	op        op   // the kernel call under way, if inOp
 	inOp      bool
 
-	threadLost bool // the thread could not be brought back to its namespace; the worker's own
+	threadLost bool // the thread could not return to its namespace; only the worker uses this
 }
 
-// enter notes that a call begins.
+// enter records the start of a kernel call. It fails if the worker is abandoned.
 func (c *calls) enter(o op) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -39,8 +39,8 @@ func (c *calls) enter(o op) error {
 	return nil
 }
 
-// leave notes that the call has returned, and reports whether the worker still
-// owns its job.
+// leave records the return of a kernel call, and reports whether the worker still owns its
+// job.
 func (c *calls) leave() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -48,32 +48,32 @@ func (c *calls) leave() bool {
 	return !c.abandoned
 }
 
-// worker runs the jobs of a plan one after another. When a probe hangs, the
-// worker is abandoned: it ends by itself as soon as the kernel lets it, what it
-// did meanwhile is thrown away, and another worker goes on behind it.
+// worker runs the jobs of a plan in order. If a probe hangs, the worker is abandoned: its
+// results are discarded, it ends as soon as the kernel returns, and its successor continues
+// behind the hanging probe.
 type worker struct {
 	plan *plan
 	view View
-	done chan<- *worker // told when the worker has stopped at the end, or must be replaced
+	done chan<- *worker // receives the worker when it has finished, or when it must be replaced
 
 	calls
-	// The rest is behind the lock of calls, too.
-	byOp    bool // the worker was abandoned for what a call did, not the probe
-	j, i    int  // the position: jobs[j].run[i]
+	// calls.mu protects the following fields, too.
+	byOp    bool // abandoned because of a kernel call, not of the probe's own code
+	j, i    int  // position: jobs[j].run[i]
 	started time.Time
-	mark    int // rows up to here are whole
-	jobMark int // rows of the jobs before this one
+	mark    int // rows before this index are complete
+	jobMark int // rows before this index belong to earlier jobs
 	rows    []row
 
-	// Of overtime: the probe that it saw last, by when it began, and for how long
-	// the process could run before.
+	// Used by overtime: started of the last probe it saw, and how long the process had run
+	// by then.
 	seen      time.Time
 	ranBefore time.Duration
 }
 
-// sample runs all jobs of a plan and returns their rows, appended to rows, or once
-// stop is closed those that are there. It calls beat from time to time: each
-// probe's time is limited, so the jobs end.
+// sample runs all jobs of a plan and appends their rows to rows. If stop is closed, it
+// returns the rows so far. It calls beat regularly. It always ends, since each probe has a
+// timeout.
 func sample(p *plan, rows []row, stop <-chan struct{}, beat func()) []row {
 	if len(p.jobs) == 0 {
 		return rows
@@ -90,10 +90,10 @@ func sample(p *plan, rows []row, stop <-chan struct{}, beat func()) []row {
 			if w.j >= len(p.jobs) {
 				return w.rows
 			}
-			w = w.successor() // its thread was lost
+			w = w.successor() // the old worker lost its thread
 			go w.work()
 		case <-stop:
-			// What it samples is nobody's any more; it ends when it can.
+			// The plan is no longer wanted; the worker ends when its call returns.
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.abandoned = true
@@ -109,8 +109,8 @@ func sample(p *plan, rows []row, stop <-chan struct{}, beat func()) []row {
 	}
 }
 
-// successor continues where w stopped. The rows are copied on the next append:
-// w may still write behind its mark.
+// successor is a worker that continues where w stopped. The capacity limit makes its next
+// append copy the rows: w may still write behind its mark.
 func (w *worker) successor() *worker {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -118,15 +118,15 @@ func (w *worker) successor() *worker {
 		rows: w.rows[:w.mark:w.mark], mark: w.mark, jobMark: w.jobMark}
 }
 
-// overtime abandons the worker if its probe has run for too long, and reports
-// whether it did. ran is for how long this process could run since the jobs began.
+// overtime abandons the worker if its probe exceeds the timeout, and reports whether it
+// did. ran is how long this process has been able to run since the jobs began.
 func (w *worker) overtime(ran time.Duration) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
 	case w.j >= len(w.plan.jobs):
 		return false
-	case w.seen != w.started: // its probe has only begun
+	case w.seen != w.started: // a new probe has started
 		w.seen, w.ranBefore = w.started, ran
 		return false
 	case ran-w.ranBefore < w.plan.timeout:
@@ -136,8 +136,8 @@ func (w *worker) overtime(ran time.Duration) bool {
 	probe := job.run[w.i]
 	err := fmt.Errorf("it did not return within %v", w.plan.timeout)
 	stuck := job.hang(w.op, w.inOp, probe)
-	// A call that hangs is remembered, so that the same probe can be tried again
-	// on what else the target has.
+	// A hanging call is remembered, so that the same probe can be tried again on the
+	// target's other processes and files.
 	if w.inOp {
 		err = &StuckError{w.op.pid, w.op.what}
 	}
@@ -150,7 +150,7 @@ func (w *worker) overtime(ran time.Duration) bool {
 	return true
 }
 
-// next goes on to the next probe, or to the first of the next job.
+// next advances to the next probe, or to the first probe of the next job.
 func (w *worker) next(job *job) {
 	if w.i++; w.i >= len(job.run) {
 		w.i, w.j = 0, w.j+1
@@ -190,10 +190,10 @@ func (w *worker) work() {
 	}
 }
 
-// report is what one Sample call gave beside its rows.
+// report is the result of one Sample call beside its rows.
 type report struct {
 	err         error
-	hooked      bool // the probe is Hooked, and said:
+	hooked      bool // the probe is Hooked; hook and limitations are set
 	hook        string
 	limitations []string
 }
@@ -222,12 +222,12 @@ func (w *worker) one(job *job, probe *source) (r report) {
 	return r
 }
 
-// finish takes down the outcome and reports whether the worker must stop.
+// finish records the result of a Sample call, and reports whether the worker must stop.
 func (w *worker) finish(job *job, probe *source, r report) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.abandoned {
-		job.returned(w.op, w.byOp, probe) // what hung has come back
+		job.returned(w.op, w.byOp, probe) // the hanging call has returned
 		return true
 	}
 	probe.took += time.Since(w.started)
@@ -242,7 +242,7 @@ func (w *worker) finish(job *job, probe *source, r report) bool {
 	return false
 }
 
-// take keeps the rows of a probe that are whole, and goes on to the next.
+// take keeps the rows that are complete, and advances to the next probe.
 func (w *worker) take(job *job, probe *source, err error) {
 	var part *PartialError
 	var missing *MissingError
@@ -250,11 +250,11 @@ func (w *worker) take(job *job, probe *source, err error) {
 	case err == nil:
 		w.rows = w.view.rows
 	case errors.Is(err, kernel.ErrGone) && job.pod != nil:
-		// A pod that ends while it is sampled has no values in this cycle.
+		// A pod that ended while it was sampled has no values in this cycle.
 		w.rows = w.rows[:w.jobMark]
 		w.i = len(job.run)
 	case errors.As(err, &part) && part.Protected > 0:
-		// What the kernel shows to nobody is no part of the sum.
+		// Hidden processes are not part of the sum.
 		w.rows = w.view.rows
 		probe.protected += part.Protected
 		probe.protectedErr = fmt.Errorf("%s: %w", job.target, err)
@@ -262,7 +262,7 @@ func (w *worker) take(job *job, probe *source, err error) {
 		w.rows = w.view.rows
 		probe.fail(job.target, err)
 	default:
-		// A sum that lacks what could not be read is no value.
+		// A sum with a missing part is not written.
 		probe.fail(job.target, err)
 	}
 	w.mark = len(w.rows)

@@ -9,8 +9,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// benchFamilies makes so many series over the Catalogue's families, whose
-// label pairs are shared as the Runner shares them.
+// benchFamilies makes a number of series over the Catalogue's families. They share label
+// pairs as the Runner's do.
 func benchFamilies(series int) []*dto.MetricFamily {
 	value := func(f, s int) float64 { return float64(f*1000003 + s*7919) }
 	one := seriesOf(catalogueFamilies(0, value))
@@ -18,7 +18,7 @@ func benchFamilies(series int) []*dto.MetricFamily {
 	return catalogueFamilies((series-one+each-1)/each, value)
 }
 
-// flowFamilies makes series each with 16 labels of its own, in two families.
+// flowFamilies makes series with 16 labels each, none of them shared, in two families.
 func flowFamilies(series int) []*dto.MetricFamily {
 	std := pairs("k8s_node", "node-1", "k8s_namespace", "hostNetwork", "k8s_pod", "hostNetwork")
 	bytes := family("kubeskoop_flow_bytes", "Bytes sent per connection.", dto.MetricType_COUNTER)
@@ -58,7 +58,7 @@ func BenchmarkEncode(b *testing.B) {
 	}
 }
 
-// The guard's share of an encode.
+// BenchmarkGuard is the guard's share of an encode.
 func BenchmarkGuard(b *testing.B) {
 	for name, fams := range map[string][]*dto.MetricFamily{"shared": benchFamilies(20_000), "flows": flowFamilies(20_000)} {
 		b.Run(name, func(b *testing.B) {

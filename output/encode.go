@@ -17,9 +17,9 @@ import (
 	"github.com/prometheus/common/model"
 )
 
-// EncodeTo writes families to w in the Prometheus text format 0.0.4, for
-// standard output. What would spoil the whole exposition is left out and
-// logged, as in a Textfile. The error is that of w.
+// EncodeTo writes families to w in the Prometheus text format 0.0.4, for standard output.
+// As in a Textfile, series that would spoil the whole exposition are left out and logged.
+// The error is that of w.
 func EncodeTo(w io.Writer, families []*dto.MetricFamily, log *slog.Logger) error {
 	var e encoder
 	e.guard.log = log
@@ -29,7 +29,7 @@ func EncodeTo(w io.Writer, families []*dto.MetricFamily, log *slog.Logger) error
 	return nil
 }
 
-// encoder keeps its buffers from one exposition to the next.
+// encoder reuses its buffers for the next exposition.
 type encoder struct {
 	buf   *bufio.Writer
 	guard guard
@@ -58,40 +58,39 @@ func (e *encoder) encode(w io.Writer, families []*dto.MetricFamily) (int64, erro
 	return total, e.buf.Flush()
 }
 
-// guard leaves out of an exposition what would make readers refuse the whole
-// of it: node_exporter drops a file for one bad line, and a label name that
-// begins with __ ends its process. expfmt writes whatever it is given.
+// guard drops series that would make readers reject the whole exposition: node_exporter
+// drops a file for one bad line, and exits at a label name that begins with __. expfmt does
+// not check its input.
 //
-// The values of the contract are counters and gauges, so other types are
-// refused as a whole: their rules (integer buckets, reserved suffixes and
-// labels) need no checks then.
+// The contract has only counters and gauges, so other types are dropped. Their rules
+// (integer buckets, reserved suffixes and labels) then need no checks.
 type guard struct {
 	log     *slog.Logger
-	dropped uint64 // series left out since the start
+	dropped uint64 // series dropped since the start
 
 	logged map[complaint]struct{}
-	names  map[string]struct{} // of this exposition's families
+	names  map[string]struct{} // families of this exposition
 	seed   maphash.Seed
 	slices map[labelSlice]labelSum
 
-	// seen holds the series of one family, as an open-addressing table. A slot
-	// of another generation is free, so that nothing is cleared between families.
+	// seen is an open-addressing hash table of the series of one family. A slot of another
+	// generation is free, so the table need not be cleared for each family.
 	seen []slot
 	gen  uint32
 }
 
-// complaint is what is logged once.
+// complaint is a reason for dropping series of a family, which is logged once.
 type complaint struct{ family, why string }
 
-// labelSlice identifies a slice of labels by its memory. The Runner gives all
-// series of a network namespace one slice, so most are examined once for
-// dozens of families. Nothing changes labels during an exposition.
+// labelSlice identifies a slice of labels by its address. All series of a network namespace
+// share one slice, so most are checked once for dozens of families. Labels do not change
+// during an exposition.
 type labelSlice struct {
 	first **dto.LabelPair
 	n     int
 }
 
-// labelSum is the hash of a set of labels, or why they cannot be written.
+// labelSum is the hash of a set of labels, or the reason why they are invalid.
 type labelSum struct {
 	hash uint64
 	why  string
@@ -109,15 +108,13 @@ func (g *guard) begin() {
 	}
 }
 
-// end forgets the exposition's labels: the memory must not be kept, and may
-// hold others the next time.
+// end forgets the labels of the exposition, so that their memory can be freed and reused.
 func (g *guard) end() {
 	clear(g.names)
 	clear(g.slices)
 }
 
-// check returns f, or a copy without what must not be written, or nil if
-// nothing is left.
+// check returns f, a copy without the series to drop, or nil if none is left.
 func (g *guard) check(f *dto.MetricFamily) *dto.MetricFamily {
 	all := f.GetMetric()
 	if len(all) == 0 {
@@ -150,7 +147,7 @@ func (g *guard) check(f *dto.MetricFamily) *dto.MetricFamily {
 	return &dto.MetricFamily{Name: f.Name, Help: f.Help, Type: f.Type, Metric: kept}
 }
 
-// family says why no series of f can be written, "" if they can.
+// family returns why no series of f can be written; "" if they can.
 func (g *guard) family(f *dto.MetricFamily) string {
 	name := f.GetName()
 	if !model.LegacyValidation.IsValidMetricName(name) {
@@ -169,8 +166,7 @@ func (g *guard) family(f *dto.MetricFamily) string {
 	return ""
 }
 
-// series says why the series with this index in f cannot be written, "" if it
-// can.
+// series returns why the series with this index in f cannot be written; "" if it can.
 func (g *guard) series(f *dto.MetricFamily, m *dto.Metric, index int) string {
 	if m == nil {
 		return "it is nil"
@@ -198,8 +194,8 @@ func (g *guard) series(f *dto.MetricFamily, m *dto.Metric, index int) string {
 	return ""
 }
 
-// labels examines a set of labels. Its hash depends neither on their order nor
-// on those with an empty value, which mean the same as none.
+// labels checks a set of labels. Its hash is independent of their order and ignores labels
+// with an empty value, which are equivalent to no label.
 func (g *guard) labels(ls []*dto.LabelPair) labelSum {
 	if len(ls) == 0 {
 		return labelSum{}
@@ -236,7 +232,7 @@ func (g *guard) labels(ls []*dto.LabelPair) labelSum {
 	return sum
 }
 
-// forget empties the table and makes it large enough for n series.
+// forget empties the table and makes room for n series.
 func (g *guard) forget(n int) {
 	if size := 1 << bits.Len(uint(2*n)); size > len(g.seen) {
 		g.seen, g.gen = make([]slot, size), 0
@@ -247,8 +243,8 @@ func (g *guard) forget(n int) {
 	}
 }
 
-// twice reports whether a series of f before this one has the same labels,
-// and otherwise takes it down.
+// twice reports whether an earlier series of f has the same labels. If not, it adds this
+// series to the table.
 func (g *guard) twice(f *dto.MetricFamily, ls []*dto.LabelPair, hash uint64, index int) bool {
 	mask := uint64(1)<<bits.Len(uint(2*len(f.Metric))) - 1
 	for i := hash & mask; ; i = (i + 1) & mask {
@@ -263,7 +259,7 @@ func (g *guard) twice(f *dto.MetricFamily, ls []*dto.LabelPair, hash uint64, ind
 	}
 }
 
-// sameLabels compares two sets of labels, neither of which has a name twice.
+// sameLabels compares two sets of labels in any order. Names must be unique within each.
 func sameLabels(a, b []*dto.LabelPair) bool {
 	return includes(a, b) && includes(b, a)
 }
@@ -287,7 +283,7 @@ next:
 	return true
 }
 
-// drop counts series that are left out, and logs the first of each kind.
+// drop counts dropped series, and logs the first of each family and reason.
 func (g *guard) drop(f *dto.MetricFamily, series []*dto.Metric, why string) {
 	g.dropped += uint64(len(series))
 	c := complaint{f.GetName(), why}

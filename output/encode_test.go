@@ -16,13 +16,13 @@ func with(m *dto.Metric, change func(*dto.Metric)) *dto.Metric {
 	return m
 }
 
-// guardCases are families of which something, or everything, must be left out.
+// guardCases are families of which some series, or all, must be dropped.
 var guardCases = []struct {
 	name     string
 	families []*dto.MetricFamily
 	kept     int
 	dropped  int
-	why      string // what the log says; "" for nothing
+	why      string // logged reason; "" if nothing is dropped
 }{
 	{"all good", []*dto.MetricFamily{family("x", "h", dto.MetricType_GAUGE, gauge(1), gauge(2, pairs("a", "1")...), gauge(3, pairs("a", "2")...))}, 3, 0, ""},
 	{"a gauge may be anything", []*dto.MetricFamily{family("x", "h", dto.MetricType_GAUGE, gauge(math.NaN()), gauge(math.Inf(1), pairs("a", "1")...), gauge(-1, pairs("a", "2")...))}, 3, 0, ""},
@@ -65,7 +65,7 @@ func TestGuard(t *testing.T) {
 			var log, out bytes.Buffer
 			var e encoder
 			e.guard.log = slog.New(slog.NewTextHandler(&log, nil))
-			for range 3 { // the second time nothing is logged again
+			for range 3 { // the first reason is logged, repetitions are not
 				out.Reset()
 				before := seriesOf(c.families)
 				n, err := e.encode(&out, c.families)
@@ -92,7 +92,7 @@ func TestGuard(t *testing.T) {
 	}
 }
 
-// Equal hashes alone must not cost a series.
+// Equal hashes alone do not make series equal.
 func TestGuardComparesWhatHashesAlike(t *testing.T) {
 	var g guard
 	g.begin()
@@ -168,7 +168,7 @@ func FuzzLabelValueAndHelp(f *testing.F) {
 		}
 		want := plain(fams)
 		if trimmed := strings.TrimLeft(help, " \t"); trimmed != help {
-			// The format does not keep blanks that HELP begins with.
+			// The format drops leading blanks of HELP.
 			want = plain([]*dto.MetricFamily{family("x_gauge", trimmed, dto.MetricType_GAUGE, fams[0].Metric...), fams[1]})
 		}
 		if d := difference(plain(parse(t, encodeText(t, fams))), want); d != "" {
@@ -177,8 +177,8 @@ func FuzzLabelValueAndHelp(f *testing.F) {
 	})
 }
 
-// Whatever the names and values are, readers accept what is written, and no
-// label that ends node_exporter is in it.
+// Whatever the names and values are, readers accept the output, and it has no label that
+// makes node_exporter exit.
 func FuzzGuard(f *testing.F) {
 	for _, s := range []string{"", "a", "__a", "a-b", "1", "\xff", "a{", "a 1\nb", `a"`, "le", "quantile", "__name__"} {
 		f.Add(s, "x", "a", s, s, "v", uint8(0))

@@ -17,21 +17,20 @@ type queued struct {
 	done func(e *event.Event, written bool)
 }
 
-// eventQueue stands between the Hub and the one goroutine of a sink, whose
-// reader may be slow, stand still or be gone. What does not fit is lost, the
-// newest first, and counted.
+// eventQueue is the queue between the Hub and a sink's goroutine, whose reader may be slow,
+// hang or be gone. When the queue is full, new events are lost and counted.
 type eventQueue struct {
 	waiting chan queued
-	stop    chan struct{} // closed: write what is there, then end
-	kill    chan struct{} // closed: end
+	stop    chan struct{} // closed: write the queued events, then end
+	kill    chan struct{} // closed: end now
 	ended   chan struct{} // closed when the goroutine has ended
 	counts  []eventCount  // by EventType.ID
 
 	mu     sync.Mutex
-	closed bool     // Send takes nothing more
-	dead   bool     // the goroutine was given up: what it did is not told
-	busy   []queued // taken by the goroutine and not yet told about
-	told   []queued // busy's other half
+	closed bool     // Send accepts no more events
+	dead   bool     // the goroutine was abandoned and its results are ignored
+	busy   []queued // taken by the goroutine, not reported yet
+	told   []queued // second buffer, swapped with busy
 }
 
 type eventCount struct{ written, lost atomic.Uint64 }
@@ -58,7 +57,7 @@ func (q *eventQueue) Send(e *event.Event, done func(*event.Event, bool)) {
 	q.tell(x, false)
 }
 
-// Counts tells how many events of a type were written and how many were lost.
+// Counts returns how many events of a type were written and lost.
 func (q *eventQueue) Counts(t *catalog.EventType) (written, lost uint64) {
 	c := &q.counts[t.ID()]
 	return c.written.Load(), c.lost.Load()
@@ -76,14 +75,14 @@ func (q *eventQueue) tell(x queued, written bool) {
 	}
 }
 
-// take waits for the next event; nil says that there will be none.
+// take waits for the next event; nil: there will be none.
 func (q *eventQueue) take() *event.Event {
 	var x queued
 	select {
 	case x = <-q.waiting:
 	case <-q.stop:
 		select {
-		case x = <-q.waiting: // nothing more is put in
+		case x = <-q.waiting: // closed, so no more events are added
 		default:
 			return nil
 		}
@@ -91,7 +90,7 @@ func (q *eventQueue) take() *event.Event {
 	return q.taken(x)
 }
 
-// more returns the next event if there is one already.
+// more returns the next event if there is one, without waiting.
 func (q *eventQueue) more() *event.Event {
 	select {
 	case x := <-q.waiting:
@@ -115,8 +114,7 @@ func (q *eventQueue) taken(x queued) *event.Event {
 	return x.e
 }
 
-// finish tells that of the events that were taken the first n have been
-// written, and the others are lost.
+// finish reports the first n of the taken events as written, and the others as lost.
 func (q *eventQueue) finish(n int) {
 	q.mu.Lock()
 	if q.dead {
@@ -131,7 +129,7 @@ func (q *eventQueue) finish(n int) {
 	clear(q.told)
 }
 
-// killed reports whether Close has given up.
+// killed reports whether Close has run out of time.
 func (q *eventQueue) killed() bool {
 	select {
 	case <-q.kill:
@@ -141,13 +139,12 @@ func (q *eventQueue) killed() bool {
 	}
 }
 
-// giveUpAfter is how long the goroutine may need to see that it was told to
-// end. Where it does not, a call of it hangs in the kernel.
+// giveUpAfter is how long the goroutine may take to notice that it must end. After that it
+// counts as hanging in the kernel, and is abandoned.
 const giveUpAfter = 100 * time.Millisecond
 
-// close has the goroutine write what is there until ctx ends, and then has
-// wake bring it out of a call that waits. A goroutine that finds itself killed
-// returns; what it had in hand is told as lost here.
+// close makes the goroutine write the queued events until ctx ends. Then it uses wake to
+// interrupt a blocked call, and reports the remaining events as lost.
 func (q *eventQueue) close(ctx context.Context, name string, wake func()) error {
 	q.mu.Lock()
 	again := q.closed

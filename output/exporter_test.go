@@ -16,7 +16,7 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// awkward is a whole exposition with label values and numbers of all kinds.
+// awkward is a whole exposition with all kinds of label values and numbers.
 func awkward() []*dto.MetricFamily {
 	var sets [][]*dto.LabelPair
 	for _, name := range []string{
@@ -31,7 +31,8 @@ func awkward() []*dto.MetricFamily {
 	return familiesOver(sets, func(f, s int) float64 { return numbers[(f+s)%len(numbers)] })
 }
 
-// The remarks that promtool makes about the contract's names, and no others.
+// remarks are promtool's remarks about the contract's names, which are the only accepted
+// ones.
 func remarks() map[string]bool {
 	want := map[string]bool{}
 	for _, m := range catalog.Metrics() {
@@ -63,7 +64,7 @@ func TestPromtoolAcceptsTheWholeCatalogue(t *testing.T) {
 	}
 }
 
-// scrape returns the families that node_exporter shows, its own apart.
+// scrape returns the families that node_exporter shows, separately from its own.
 func scrape(t *testing.T, e *exporter.Exporter) (ours []*dto.MetricFamily, own map[string]*dto.MetricFamily) {
 	t.Helper()
 	body, err := e.Scrape()
@@ -112,8 +113,8 @@ func TestNodeExporterShowsEveryFamilyAndSample(t *testing.T) {
 	}
 }
 
-// What the guard is for: families that would make node_exporter refuse the
-// file, or end it, written together with good ones.
+// Families that would make node_exporter reject the file or exit are written together with
+// good ones.
 func TestNodeExporterOutlivesWhatTheGuardLeavesOut(t *testing.T) {
 	dir := t.TempDir()
 	e := exporter.Start(t, exporter.Textfile(dir)...)
@@ -126,7 +127,7 @@ func TestNodeExporterOutlivesWhatTheGuardLeavesOut(t *testing.T) {
 	for i, c := range guardCases {
 		for _, f := range c.families {
 			if f.GetName() == "x" {
-				// Each case has a family name of its own.
+				// Give each case its own family name.
 				name := fmt.Sprintf("x%d", i)
 				f = &dto.MetricFamily{Name: &name, Help: f.Help, Type: f.Type, Metric: f.Metric}
 			}

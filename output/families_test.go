@@ -13,7 +13,7 @@ import (
 	"nodeskoop/collect/catalog"
 )
 
-// pairs makes labels from names and values in turn.
+// pairs makes labels from alternating names and values.
 func pairs(nv ...string) []*dto.LabelPair {
 	var ls []*dto.LabelPair
 	for i := 0; i < len(nv); i += 2 {
@@ -34,9 +34,9 @@ func family(name, help string, typ dto.MetricType, ms ...*dto.Metric) *dto.Metri
 	return &dto.MetricFamily{Name: &name, Help: &help, Type: &typ, Metric: ms}
 }
 
-// catalogueFamilies makes a whole exposition from the Catalogue for the host
-// and so many pods, with the label pairs of each shared as the Runner shares
-// them. Metrics of the whole node have one series.
+// catalogueFamilies makes a whole exposition from the Catalogue for the host and a number
+// of pods. Each shares its label pairs as the Runner's do. Node-wide metrics have one
+// series.
 func catalogueFamilies(pods int, value func(family, series int) float64) []*dto.MetricFamily {
 	sets := [][]*dto.LabelPair{pairs("k8s_node", "node-1", "k8s_namespace", "hostNetwork", "k8s_pod", "hostNetwork")}
 	for i := range pods {
@@ -82,9 +82,8 @@ func seriesOf(fams []*dto.MetricFamily) (n int) {
 	return n
 }
 
-// plain renders families so that two expositions can be compared: a line for
-// each HELP and TYPE and each sample, labels sorted, those without value left
-// out as readers do.
+// plain reduces families to a comparable form: a line for each HELP, TYPE and sample, with
+// sorted labels, and without empty labels, which readers ignore.
 func plain(fams []*dto.MetricFamily) map[string]bool {
 	lines := map[string]bool{}
 	for _, f := range fams {
@@ -107,7 +106,7 @@ func plain(fams []*dto.MetricFamily) map[string]bool {
 	return lines
 }
 
-// difference lists what only one of the two has.
+// difference lists the lines that only one of the two has.
 func difference(got, want map[string]bool) string {
 	var out []string
 	for l := range got {

@@ -17,9 +17,8 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// TestGoldenTextfile holds the text of series with all kinds of names and
-// numbers, and of every family of which the guard leaves something out, with
-// what the log says of it.
+// TestGoldenTextfile records the text of series with all kinds of names and numbers, and of
+// the families with series that the guard drops, together with the log.
 func TestGoldenTextfile(t *testing.T) {
 	var out, log bytes.Buffer
 	numbers := []float64{0, 1, -1, 1 << 32, 1 << 53, math.MaxUint64, 0.1, 1.5e-9, 1e21, 123456789.125, math.MaxFloat64,
@@ -52,14 +51,13 @@ func TestGoldenTextfile(t *testing.T) {
 	testkit.Golden(t, "textfile.golden", out.Bytes())
 }
 
-// inEveryForm calls f with events of every type, and of one with everything
-// that an event may hold.
+// inEveryForm calls f with an event of every type, and with one that has every field.
 func inEveryForm(f func(name string, e *event.Event)) {
 	for _, typ := range catalog.Events() {
 		f(typ.Name, eventOf(typ))
 	}
 	for _, name := range slices.Sorted(maps.Keys(variants)) {
-		if name != "long" { // the test of its size is another
+		if name != "long" { // its size has a test of its own
 			e := eventOf(catalog.EventByName("PacketLoss"))
 			variants[name](e)
 			f("PacketLoss, "+name, e)
@@ -67,8 +65,8 @@ func inEveryForm(f func(name string, e *event.Event)) {
 	}
 }
 
-// TestGoldenJournal holds the entries of events as they go to journald: a line
-// each but for values of several lines, which have their length before them.
+// TestGoldenJournal records events' entries in journald's native protocol: a line per
+// field, except for values of several lines, which are preceded by their length.
 func TestGoldenJournal(t *testing.T) {
 	var out bytes.Buffer
 	var c journalEncoder
@@ -84,8 +82,7 @@ func TestGoldenJournal(t *testing.T) {
 	testkit.Golden(t, "journal.golden", out.Bytes())
 }
 
-// TestGoldenTerminal holds the rows that a terminal shows: plain, in colour, and
-// as JSON.
+// TestGoldenTerminal records the terminal's lines: plain, coloured, and as JSON.
 func TestGoldenTerminal(t *testing.T) {
 	var events []*event.Event
 	inEveryForm(func(_ string, e *event.Event) { events = append(events, e) })

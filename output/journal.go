@@ -19,19 +19,19 @@ import (
 	"nodeskoop/internal/quote"
 )
 
-// DefaultJournalSocket is where journald listens for entries.
+// DefaultJournalSocket is journald's socket for native entries.
 const DefaultJournalSocket = "/run/systemd/journal/socket"
 
-// JournalOptions say how a Journal writes. The zero value is right for a
-// machine with systemd.
+// JournalOptions are the settings of a Journal. The zero value suits a machine with
+// systemd.
 type JournalOptions struct {
 	// Path is journald's socket; "" is DefaultJournalSocket.
 	Path string
-	// Queue is how many events wait while journald does not take them; 0 is 4096.
+	// Queue is how many events can wait while journald does not read; 0 is 4096.
 	Queue int
-	// SendBuffer is the size of the socket's buffer; 0 is 8 MiB.
+	// SendBuffer is the size of the socket's send buffer in bytes; 0 is 8 MiB.
 	SendBuffer int
-	// Log is told when journald takes events again after it did not; nil: nobody.
+	// Log gets a line when writing works again after a failure; nil: no log.
 	Log *slog.Logger
 }
 
@@ -39,34 +39,33 @@ const (
 	defaultQueue      = 4096
 	defaultSendBuffer = 8 << 20
 
-	// writeWait is how long journald may take for one event. A socket that
-	// stands still for longer may be that of a journald which has been
-	// replaced, so a new connection is made.
+	// writeWait limits one write. If it expires, a new connection is made: journald may
+	// have been replaced.
 	writeWait = time.Second
 
 	minRedial = 50 * time.Millisecond
 	maxRedial = 5 * time.Second
 
-	// An event that fails so often, each time on a new connection and for a
-	// reason that is not journald's absence, is given up.
+	// maxAttempts is how often an event is tried, each time on a new connection, before it
+	// is dropped. An absent journald does not count as an attempt.
 	maxAttempts = 3
 
-	// maxKept is the most memory that the encoder keeps between two events.
+	// maxKept is the most memory in bytes that the encoder keeps between events.
 	maxKept = 1 << 20
 
-	// shortStack is what is left of the stack of an event that is too large
-	// for the socket.
+	// shortStack is how many lines of a stack are kept if the event is too large for the
+	// socket.
 	shortStack = 16
 )
 
-// Journal writes events to systemd's journal by its native protocol. It is an
-// event.Sink: one goroutine writes over one connected socket, on which waiting
-// for journald costs no CPU time. journald may be stopped, restarted or
-// frozen; what the queue cannot hold meanwhile is lost and counted.
+// Journal writes events to systemd's journal by its native protocol. It is an event.Sink:
+// one goroutine writes to one connected socket, and uses no CPU time while it waits.
+// journald may be stopped, restarted or frozen; events that do not fit into the queue
+// meanwhile are lost and counted.
 //
-// An event counts as written when journald's socket has it. journald gives no
-// receipt: what a journald that is killed had not read yet is gone, unless the
-// socket is systemd's own, which outlives it.
+// An event counts as written when it is in journald's socket; journald sends no
+// acknowledgement. What a killed journald had not read is lost, unless systemd holds the
+// socket open.
 type Journal struct {
 	eventQueue
 	path       string
@@ -74,21 +73,20 @@ type Journal struct {
 	log        *slog.Logger
 	enc        journalEncoder
 
-	deadline time.Time // of the connection; only the goroutine's
+	deadline time.Time // write deadline of conn; only the goroutine uses it
 	redial   time.Duration
-	broken   time.Time // when writing stopped to work; zero while it does
+	broken   time.Time // when writing began to fail; zero while it works
 	cause    error
 	lostThen uint64
 	panicked bool // a panic has been logged
 
-	connMu sync.Mutex // Close reaches for the connection, too
+	connMu sync.Mutex // conn is also used by Close
 	conn   *net.UnixConn
 }
 
 var _ event.Sink = (*Journal)(nil)
 
-// NewJournal starts a Journal. That journald is not there is no error: it is
-// waited for.
+// NewJournal starts a Journal. If journald is absent, the Journal waits for it.
 func NewJournal(opt JournalOptions) *Journal {
 	j := &Journal{path: opt.Path, sendBuffer: opt.SendBuffer, log: opt.Log}
 	if j.path == "" {
@@ -109,8 +107,8 @@ func NewJournal(opt JournalOptions) *Journal {
 	return j
 }
 
-// JournalAvailable says why journald cannot be reached at path ("" is
-// DefaultJournalSocket), nil if it can. A frozen journald can.
+// JournalAvailable returns why journald cannot be reached at path ("" is
+// DefaultJournalSocket); nil if it can. It does not notice a frozen journald.
 func JournalAvailable(path string) error {
 	if path == "" {
 		path = DefaultJournalSocket
@@ -139,7 +137,7 @@ func dialJournal(path string) (*net.UnixConn, error) {
 	return nil, fmt.Errorf("connect to journald's socket %s: %w%s", path, innermost(err), hint)
 }
 
-// innermost leaves out what package net wraps an error of the kernel in.
+// innermost strips package net's wrapping from a kernel error.
 func innermost(err error) error {
 	var errno unix.Errno
 	if errors.As(err, &errno) {
@@ -148,7 +146,7 @@ func innermost(err error) error {
 	return err
 }
 
-// Close writes what is queued until ctx ends; the rest is lost.
+// Close writes the queued events until ctx ends; the others are lost.
 func (j *Journal) Close(ctx context.Context) error {
 	return j.close(ctx, "the journal", func() {
 		j.connMu.Lock()
@@ -183,8 +181,8 @@ func (j *Journal) run() {
 	}
 }
 
-// write writes one event, however long it takes. It returns false if the event
-// cannot be written, or if the Journal is killed.
+// write writes one event, and retries without a time limit. It returns false if the event
+// cannot be written or the Journal was killed.
 func (j *Journal) write(e *event.Event) bool {
 	j.enc.encode(e, false)
 	short, file := false, false
@@ -222,7 +220,7 @@ func (j *Journal) write(e *event.Event) bool {
 			continue
 		case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.ENOENT),
 			errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
-			// It may come back.
+			// journald may come back.
 		default:
 			if attempt++; attempt >= maxAttempts {
 				j.fails(err)
@@ -237,7 +235,7 @@ func (j *Journal) write(e *event.Event) bool {
 	return false
 }
 
-// connect makes the connection if there is none.
+// connect opens the connection if there is none.
 func (j *Journal) connect() error {
 	if j.conn != nil {
 		return nil
@@ -248,7 +246,7 @@ func (j *Journal) connect() error {
 	}
 	if raw, err := c.SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) {
-			// Beyond net.core.wmem_max with CAP_NET_ADMIN, else up to it.
+			// SO_SNDBUFFORCE may exceed net.core.wmem_max, but needs CAP_NET_ADMIN.
 			if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, j.sendBuffer) != nil {
 				_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, j.sendBuffer)
 			}
@@ -269,8 +267,8 @@ func (j *Journal) hangUp() {
 	}
 }
 
-// arm sees to it that a write ends in time: between writeWait and an eighth
-// more, so that the timer need not be set for each event.
+// arm limits the next write to between writeWait and an eighth more, so that the deadline
+// need not be set for each event.
 func (j *Journal) arm() error {
 	now := time.Now()
 	if j.deadline.Sub(now) < writeWait {
@@ -279,7 +277,7 @@ func (j *Journal) arm() error {
 			return err
 		}
 	}
-	if j.killed() { // asked after the deadline was set: Close sets it the other way round
+	if j.killed() { // check after setting the deadline: Close does the two in the opposite order
 		return os.ErrDeadlineExceeded
 	}
 	return nil
@@ -293,8 +291,7 @@ func (j *Journal) send() error {
 	return err
 }
 
-// sendFile sends an event that is too large for the socket as a sealed file
-// in memory.
+// sendFile sends an event that is too large for the socket as a sealed memfd.
 func (j *Journal) sendFile() error {
 	if err := j.arm(); err != nil {
 		return err
@@ -322,7 +319,7 @@ func (j *Journal) sendFile() error {
 	return sendErr
 }
 
-// sealedFile returns a file in memory that nobody can change any more.
+// sealedFile returns a sealed memfd with data.
 func sealedFile(data []byte) (*os.File, error) {
 	const name = "nodeskoop-event"
 	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
@@ -346,7 +343,7 @@ func sealedFile(data []byte) (*os.File, error) {
 	return f, nil
 }
 
-// pause waits before the next attempt, longer each time.
+// pause waits before the next attempt, twice as long each time.
 func (j *Journal) pause() {
 	j.redial = min(max(2*j.redial, minRedial), maxRedial)
 	t := time.NewTimer(j.redial)
@@ -357,15 +354,15 @@ func (j *Journal) pause() {
 	}
 }
 
-// fails takes down that events cannot be written now. Nothing is logged yet:
-// standard error may well be the same journald's.
+// fails records that writing fails. It does not log yet: standard error may go to the same
+// journald.
 func (j *Journal) fails(err error) {
 	if j.broken.IsZero() {
 		j.broken, j.cause, j.lostThen = time.Now(), err, j.lost()
 	}
 }
 
-// works takes down that an event has been written.
+// works records that an event was written, and logs that writing works again.
 func (j *Journal) works() {
 	j.redial = 0
 	if j.broken.IsZero() {
@@ -383,11 +380,10 @@ func (j *Journal) lost() (n uint64) {
 	return n
 }
 
-// journalEncoder makes entries of the native protocol: a field is NAME=value
-// and a newline, or, where the value has a newline itself, NAME, a newline,
-// the value's length in 64 bits (little endian), the value and a newline. Only
-// a stack has newlines: journalctl -F and -o cat print a field as it is stored,
-// so each is stored as quote.AppendSafe writes it.
+// journalEncoder makes entries of the native protocol. A field is NAME=value and a newline,
+// or, if the value has newlines, NAME, a newline, the value's length (64 bits,
+// little-endian), the value and a newline. Only a stack has newlines. journalctl -F and -o
+// cat print a field as stored, so every value is stored as quote.AppendSafe writes it.
 type journalEncoder struct {
 	buf     []byte
 	scratch []byte
@@ -397,14 +393,14 @@ type journalEncoder struct {
 
 func (c *journalEncoder) init() { c.put = c.field }
 
-// shrink gives back what only a huge event needed.
+// shrink frees buffers that only a huge event needed.
 func (c *journalEncoder) shrink() {
 	if cap(c.buf)+cap(c.scratch) > maxKept {
 		c.buf, c.scratch = nil, nil
 	}
 }
 
-// encode makes e's entry in c.buf. A short one has less of the stack.
+// encode encodes e in c.buf. With short it cuts the stack.
 func (c *journalEncoder) encode(e *event.Event, short bool) {
 	c.buf, c.short = c.buf[:0], short
 	c.scratch = e.Fields(c.scratch, c.put)
@@ -412,7 +408,7 @@ func (c *journalEncoder) encode(e *event.Event, short bool) {
 
 func (c *journalEncoder) field(name string, value []byte) {
 	if !validField(name) {
-		return // journald would leave it out, or with a bad name the whole entry
+		return // journald drops the field, or for some bad names the whole entry
 	}
 	if name == "KUBESKOOP_STACK" && bytes.IndexByte(value, '\n') >= 0 {
 		if c.short {
@@ -427,7 +423,7 @@ func (c *journalEncoder) field(name string, value []byte) {
 	c.buf = append(c.buf, '\n')
 }
 
-// lines appends a field of several lines.
+// lines appends a field whose value has several lines.
 func (c *journalEncoder) lines(name string, value []byte) {
 	c.buf = append(c.buf, name...)
 	c.buf = append(c.buf, '\n')
@@ -445,7 +441,7 @@ func (c *journalEncoder) lines(name string, value []byte) {
 	c.buf = append(c.buf, '\n')
 }
 
-// appendSafe is quote.AppendSafe without an allocation for what is plain.
+// appendSafe is quote.AppendSafe, without an allocation for plain ASCII.
 func appendSafe(b, value []byte) []byte {
 	for _, c := range value {
 		if c < ' ' || c >= 0x7f {
@@ -455,9 +451,8 @@ func appendSafe(b, value []byte) []byte {
 	return append(b, value...)
 }
 
-// validField reports whether journald takes a field of this name from a
-// program: capitals, digits and underscores, of which the first is a capital,
-// and no more than 64.
+// validField reports whether journald accepts a field name: up to 64 capitals, digits and
+// underscores, a capital first.
 func validField(name string) bool {
 	if name == "" || len(name) > 64 || name[0] < 'A' || name[0] > 'Z' {
 		return false

@@ -14,9 +14,9 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// TestJournaldFrozenMerges floods a Hub that merges over a journald that stands still
-// twice: what the entries stand for is what the account says was written, and the rest
-// is lost or suppressed.
+// TestJournaldFrozenMerges floods a merging Hub while journald is frozen twice. The
+// occurrences in the entries equal the account's written; the others are lost or
+// suppressed.
 func TestJournaldFrozenMerges(t *testing.T) {
 	need.Short(t)
 	d := newJournald(t)
@@ -74,7 +74,7 @@ func TestJournaldFrozenMerges(t *testing.T) {
 	}
 }
 
-// countsOf adds up the accounts of some types.
+// countsOf adds up the accounts of several types.
 func countsOf(h *event.Hub, types []*catalog.EventType) (c event.Counts) {
 	for _, typ := range types {
 		n := h.Counts(typ)

@@ -34,7 +34,7 @@ import (
 	"nodeskoop/systemd"
 )
 
-// journal is a journald that keeps all that it is sent.
+// journal is a journald whose entries a test reads.
 type journal struct{ *journald.Journald }
 
 func newJournald(t testing.TB) journal {
@@ -42,7 +42,7 @@ func newJournald(t testing.TB) journal {
 	return journal{journald.New(t, "1G")}
 }
 
-// entries returns the program's entries, without what journald adds.
+// entries returns the program's entries, without journald's own fields.
 func (d journal) entries(t testing.TB) []map[string]string {
 	t.Helper()
 	d.Sync()
@@ -67,8 +67,8 @@ func (d journal) count() uint64 {
 	return uint64(bytes.Count(out, []byte{'\n'}))
 }
 
-// decodeExport reads the journal export format, which is the native protocol
-// with a blank line between entries.
+// decodeExport parses the journal export format: the native protocol with a blank line
+// between entries.
 func decodeExport(b []byte) ([]map[string]string, error) {
 	var list []map[string]string
 	var cur map[string]string
@@ -106,7 +106,7 @@ func decodeExport(b []byte) ([]map[string]string, error) {
 	return list, nil
 }
 
-// journalFields are eventFields as the journal keeps them: each a line, but the
+// journalFields are eventFields as the journal stores them: one line each, except for the
 // stack.
 func journalFields(e *event.Event) map[string]string {
 	m := eventFields(e)
@@ -130,7 +130,7 @@ func eventFields(e *event.Event) map[string]string {
 	return m
 }
 
-// eventOf makes an event of any type, with everything in it.
+// eventOf makes an event of any type with every field.
 func eventOf(typ *catalog.EventType) *event.Event {
 	web := &owner.Pod{ID: "web", Namespace: "default", Name: "web-0"}
 	e := &event.Event{
@@ -149,7 +149,7 @@ func eventOf(typ *catalog.EventType) *event.Event {
 	return e
 }
 
-// variants are what an event of any type may hold besides the usual.
+// variants are unusual contents that an event of any type may have.
 var variants = map[string]func(*event.Event){
 	"IPv4": func(*event.Event) {},
 	"IPv6": func(e *event.Event) {
@@ -188,7 +188,7 @@ func closeSink(t testing.TB, s interface{ Close(context.Context) error }, limit 
 	}
 }
 
-// pacer is an event.Sink's caller that does not overrun the queue.
+// pacer calls a Sink without overflowing its queue.
 type pacer struct {
 	s             event.Sink
 	sent          uint64
@@ -216,7 +216,7 @@ func (p *pacer) send(e *event.Event, room uint64) {
 	p.s.Send(e, p.report)
 }
 
-// await waits until that many events have been written.
+// await waits until n events have been written.
 func (p *pacer) await(t testing.TB, n uint64) {
 	t.Helper()
 	testkit.Await(t, func() error {
@@ -271,11 +271,11 @@ func TestJournaldHasEveryFieldOfEveryType(t *testing.T) {
 		if w, l := j.Counts(typ); w != uint64(len(variants)) || l != 0 {
 			t.Errorf("%s: %d written, %d lost", typ.Name, w, l)
 		}
-		// The fields are indexed by their names, as a user asks for them.
+		// Fields are indexed, as users query them.
 		out := d.Journalctl("-o", "json", "-a", "KUBESKOOP_EVENT="+typ.Name, "MESSAGE_ID="+typ.MessageID, "K8S_POD=web-0",
 			"KUBESKOOP_PROBE="+typ.Probe())
 		lines := bytes.Split(bytes.TrimSpace(out), []byte{'\n'})
-		if len(lines) != len(variants)-1 { // one has no pod
+		if len(lines) != len(variants)-1 { // one variant has no pod
 			t.Errorf("%s: journalctl finds %d of %d", typ.Name, len(lines), len(variants)-1)
 		}
 		for _, line := range lines {
@@ -291,7 +291,7 @@ func TestJournaldHasEveryFieldOfEveryType(t *testing.T) {
 				switch v := v.(type) {
 				case string:
 					got[k] = v
-				case []any: // not text
+				case []any: // binary data
 					var b []byte
 					for _, n := range v {
 						b = append(b, byte(n.(float64)))
@@ -308,8 +308,8 @@ func TestJournaldHasEveryFieldOfEveryType(t *testing.T) {
 	}
 }
 
-// TestJournaldTakesWhatIsTooLargeForTheSocket sends events that do not fit in
-// one message: first without most of the stack, then as a file.
+// TestJournaldTakesWhatIsTooLargeForTheSocket sends events larger than a message: first
+// with a shorter stack, then as a memfd.
 func TestJournaldTakesWhatIsTooLargeForTheSocket(t *testing.T) {
 	d := newJournald(t)
 	j := NewJournal(JournalOptions{Path: d.Socket, SendBuffer: 16 << 10})
@@ -353,7 +353,7 @@ func TestJournaldRestarts(t *testing.T) {
 			p.send(e, 1000)
 		}
 		p.await(t, 300*i+100)
-		d.Sync() // what a killed journald has not read is gone with its socket
+		d.Sync() // what a killed journald has not read is lost with its socket
 		d.Kill()
 		if err := JournalAvailable(d.Socket); !errors.Is(err, unix.ECONNREFUSED) {
 			t.Errorf("without journald: %v", err)
@@ -391,8 +391,8 @@ func TestJournaldRestarts(t *testing.T) {
 	}
 }
 
-// TestJournaldFrozen floods a Hub over a journald that stands still, and adds
-// up what became of each event.
+// TestJournaldFrozen floods a Hub while journald is frozen, and adds up the fate of each
+// event.
 func TestJournaldFrozen(t *testing.T) {
 	need.Short(t)
 	d := newJournald(t)
@@ -433,7 +433,7 @@ func TestJournaldFrozen(t *testing.T) {
 		t.Fatal(err)
 	}
 	longest := flood(20_000)
-	// The socket takes some, and then nothing moves.
+	// The socket takes some events, and then blocks.
 	before := total()
 	testkit.Eventually(t, "the queue stands still", func() bool {
 		last := before
@@ -442,11 +442,11 @@ func TestJournaldFrozen(t *testing.T) {
 		return before == last
 	})
 	cpu := testkit.OwnCPU()
-	time.Sleep(2500 * time.Millisecond) // longer than writeWait, so it dials anew
+	time.Sleep(2500 * time.Millisecond) // longer than writeWait, so it reconnects
 	after := total()
 	cpu = testkit.OwnCPU() - cpu
 	t.Logf("frozen: %+v, %v of CPU time, an Offer took %v at most", after, cpu, longest)
-	// A goroutine that did not wait would have used most of the time.
+	// A busy-waiting goroutine would use most of the time.
 	if cpu > 100*time.Millisecond {
 		t.Errorf("%v of CPU time for waiting 2.5 s", cpu)
 	}
@@ -473,8 +473,8 @@ func TestJournaldFrozen(t *testing.T) {
 	}
 }
 
-// TestJournaldUnderAFlood has the limits that are usual, and finds in the
-// journal how many events they kept back.
+// TestJournaldUnderAFlood uses the default limits, and finds the number of suppressed
+// events in the journal.
 func TestJournaldUnderAFlood(t *testing.T) {
 	d := newJournald(t)
 	h := event.NewHub(event.HubOptions{Node: "node-1", HostLabel: "hostNetwork", HostNetns: 1, Rate: event.DefaultEventRate,
@@ -485,8 +485,8 @@ func TestJournaldUnderAFlood(t *testing.T) {
 	for i := range n {
 		h.Offer(eventOf(types[i%len(types)]))
 		if i%500 == 0 {
-			// On a busy machine the queue would be full: what is lost there is
-			// for another test.
+			// Keep the queue from overflowing on a busy machine: lost events have another
+			// test.
 			testkit.Await(t, func() error {
 				if n := pending(h); n != 0 {
 					return fmt.Errorf("%d events are on the way", n)
@@ -496,13 +496,13 @@ func TestJournaldUnderAFlood(t *testing.T) {
 		}
 	}
 	h.CountOnly(types[0], 1000, 0)
-	time.Sleep(3 * time.Second) // a token for each type, and of all for all of them
+	time.Sleep(3 * time.Second) // enough for a token of each type, and of the total for all
 	for _, typ := range types {
 		h.Offer(eventOf(typ))
 	}
 	closeSink(t, h, 10*time.Second)
 
-	entries, told := map[string]uint64{}, map[string]uint64{types[0].Name: 1000} // nobody knows whose those are
+	entries, told := map[string]uint64{}, map[string]uint64{types[0].Name: 1000} // unattributed
 	for _, m := range d.entries(t) {
 		entries[m["KUBESKOOP_EVENT"]]++
 		if s := m["KUBESKOOP_SUPPRESSED"]; s != "" {
@@ -529,7 +529,7 @@ func TestJournaldUnderAFlood(t *testing.T) {
 	}
 }
 
-// pending is how many events are on the way.
+// pending is the number of events under way.
 func pending(h *event.Hub) (n uint64) {
 	for _, typ := range catalog.Events() {
 		n += h.Counts(typ).Pending
@@ -558,8 +558,8 @@ func listenAt(t testing.TB, path string) *net.UnixConn {
 	return c
 }
 
-// TestJournalFindsAReplacedSocket: the socket in place is another one than
-// that which nobody reads any more.
+// TestJournalFindsAReplacedSocket: the socket was replaced, and nobody reads the old one
+// any more.
 func TestJournalFindsAReplacedSocket(t *testing.T) {
 	path := socketPath(t)
 	old := listenAt(t, path)
@@ -572,7 +572,7 @@ func TestJournalFindsAReplacedSocket(t *testing.T) {
 	}
 	testkit.Eventually(t, "something is written", func() bool { return p.written.Load() > 0 })
 	fresh := listenAt(t, path)
-	var in uint64 // the new one
+	var in uint64 // the new socket
 	testkit.Await(t, func() error {
 		in += drain(t, fresh)
 		if w := p.written.Load(); w < n {
@@ -588,7 +588,7 @@ func TestJournalFindsAReplacedSocket(t *testing.T) {
 	}
 }
 
-// drain reads what a socket holds, and counts the events.
+// drain reads all messages of a socket, and counts the events.
 func drain(t testing.TB, c *net.UnixConn) (n uint64) {
 	t.Helper()
 	raw, err := c.SyscallConn()
@@ -612,9 +612,9 @@ func drain(t testing.TB, c *net.UnixConn) (n uint64) {
 	}
 }
 
-// TestJournalWithoutASocket: nothing is written, what the queue cannot hold is
-// lost, and waiting costs next to nothing. Time is the bubble's: a Journal that
-// does not wait between two attempts never lets it pass.
+// TestJournalWithoutASocket: nothing is written, events beyond the queue are lost, and
+// waiting costs almost no CPU. In the synctest bubble, time only passes while the Journal
+// waits between attempts.
 func TestJournalWithoutASocket(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := NewJournal(JournalOptions{Path: socketPath(t), Queue: 16})
@@ -625,7 +625,7 @@ func TestJournalWithoutASocket(t *testing.T) {
 		}
 		cpu := testkit.OwnCPU()
 		time.Sleep(time.Hour)
-		// An attempt every maxRedial takes some 20 ms of it, one every minRedial 2 s.
+		// Attempts every maxRedial take some 20 ms in all, every minRedial 2 s.
 		if cpu = testkit.OwnCPU() - cpu; cpu > 500*time.Millisecond {
 			t.Errorf("%v of CPU time for an hour without journald", cpu)
 		}
@@ -656,7 +656,7 @@ func TestJournalWithoutASocket(t *testing.T) {
 	})
 }
 
-// TestJournalCloseInTheMiddle: Close ends a write that waits, and counts.
+// TestJournalCloseInTheMiddle: Close interrupts a blocked write, and counts the event.
 func TestJournalCloseInTheMiddle(t *testing.T) {
 	path := socketPath(t)
 	c := listenAt(t, path)
@@ -690,7 +690,7 @@ func TestJournalCloseInTheMiddle(t *testing.T) {
 
 func TestJournalGivesUpWhatCannotBeSent(t *testing.T) {
 	dir := t.TempDir()
-	path := filepath.Join(dir, strings.Repeat("x", 120)) // no socket has such a path
+	path := filepath.Join(dir, strings.Repeat("x", 120)) // too long for a socket path
 	if err := JournalAvailable(path); err == nil || !strings.Contains(err.Error(), path) {
 		t.Errorf("JournalAvailable: %v", err)
 	}
@@ -804,7 +804,7 @@ func TestFirstLines(t *testing.T) {
 	}
 }
 
-// FuzzJournalEncode reads what is encoded back by another decoder.
+// FuzzJournalEncode decodes the encoded entry with another decoder.
 func FuzzJournalEncode(f *testing.F) {
 	for _, s := range []string{"", "nginx", "a\nb", "\n", "a=b", "\x00\xff\n", "KUBESKOOP_COMM=x\nMESSAGE=y", "x\n\x05\x00\x00\x00\x00\x00\x00\x00hello\n"} {
 		f.Add(s, s, s, uint8(len(s)), false)
@@ -854,8 +854,8 @@ func BenchmarkJournalEncode(b *testing.B) {
 	}
 }
 
-// BenchmarkJournalSend measures from Send to the reader's socket: a reader
-// that throws all away, and a real journald.
+// BenchmarkJournalSend measures from Send to the reader's socket, with a reader that
+// discards everything and with a real journald.
 func BenchmarkJournalSend(b *testing.B) {
 	run := func(b *testing.B, path string) {
 		j := NewJournal(JournalOptions{Path: path})
@@ -889,9 +889,9 @@ func BenchmarkJournalSend(b *testing.B) {
 	})
 }
 
-// Whatever others are called, and whatever entries others write in this tool's
-// name, journalctl prints nothing that a terminal acts on, and offers no
-// command with a name in it.
+// Whatever names events contain, and whatever entries others write under nodeskoop's
+// identifier, journalctl prints nothing that affects a terminal, and suggests no command
+// with a name in it.
 func TestJournalIsSafeToRead(t *testing.T) {
 	d := newJournald(t)
 	j := NewJournal(JournalOptions{Path: d.Socket})
@@ -909,7 +909,7 @@ func TestJournalIsSafeToRead(t *testing.T) {
 	closeSink(t, j, 10*time.Second)
 	p.want(t, p.sent, 0)
 
-	// Anyone may write to the socket, with any field.
+	// Anyone may write any field to the socket.
 	c, err := net.Dial("unixgram", d.Socket)
 	if err != nil {
 		t.Fatal(err)
@@ -925,7 +925,7 @@ func TestJournalIsSafeToRead(t *testing.T) {
 		}
 	}
 
-	// The catalog as a package installs it, in journald's mount namespace.
+	// Install the catalog as a package does, in journald's mount namespace.
 	root := t.TempDir()
 	for _, sub := range []string{"usr/lib/systemd/catalog", "var/lib/systemd/catalog"} {
 		if err := os.MkdirAll(filepath.Join(root, sub), 0o755); err != nil {
@@ -969,7 +969,7 @@ func TestJournalIsSafeToRead(t *testing.T) {
 			t.Errorf("a command holds a name: %s", line)
 		}
 	}
-	// These print a field as it is stored.
+	// These output modes print fields as stored.
 	for _, args := range [][]string{{"-o", "cat", "--output-fields=KUBESKOOP_COMM,KUBESKOOP_IFNAME,K8S_POD", "KUBESKOOP_PROTOCOL=TCP"}, {"-o", "cat", "--output-fields=KUBESKOOP_STACK,KUBESKOOP_LOCATION", "KUBESKOOP_PROTOCOL=TCP"}} {
 		for line := range strings.Lines(read(args...)) {
 			if line = strings.TrimSuffix(line, "\n"); quote.Safe(line) != line {

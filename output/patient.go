@@ -7,10 +7,9 @@ import (
 	"time"
 )
 
-// Patient hands lines to a writer whose reader may stand still: a pipe that
-// nobody reads, a terminal that is stopped, a file system that does not answer.
-// Write never waits. What does not fit into the queue meanwhile is lost, and
-// the number of lost lines is written as soon as writing goes on.
+// Patient writes lines to a writer whose reader may hang: a pipe that nobody reads, a
+// stopped terminal, a file system that does not answer. Write never waits. Lines that do
+// not fit into the queue are lost, and their number is written when writing works again.
 type Patient struct {
 	w io.Writer
 
@@ -19,10 +18,10 @@ type Patient struct {
 	bytes   int
 	lost    int
 	running bool
-	idle    chan struct{} // closed when nothing waits
+	idle    chan struct{} // closed when nothing is queued
 }
 
-// What may wait for a reader that stands still.
+// The limits of the queue.
 const (
 	maxWaitingLines = 1000
 	maxWaitingBytes = 1 << 20
@@ -31,10 +30,10 @@ const (
 // NewPatient returns a Patient that writes to w.
 func NewPatient(w io.Writer) *Patient { return &Patient{w: w} }
 
-// Writer returns what it writes to.
+// Writer returns the underlying writer.
 func (p *Patient) Writer() io.Writer { return p.w }
 
-// Write takes b, which is one line or several, for writing.
+// Write queues b, which is one or more lines.
 func (p *Patient) Write(b []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -51,7 +50,7 @@ func (p *Patient) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// run writes what waits, and ends when nothing does.
+// run writes the queue, and ends when it is empty.
 func (p *Patient) run() {
 	for {
 		p.mu.Lock()
@@ -65,7 +64,7 @@ func (p *Patient) run() {
 		p.waiting, p.lost, p.bytes = nil, 0, 0
 		p.mu.Unlock()
 		for _, l := range lines {
-			_, _ = p.w.Write(l) // there is nobody to tell
+			_, _ = p.w.Write(l) // there is nobody to report an error to
 		}
 		if lost > 0 {
 			fmt.Fprintf(p.w, "nodeskoop: %d lines of the log are lost: nobody read it\n", lost)
@@ -73,7 +72,7 @@ func (p *Patient) run() {
 	}
 }
 
-// Flush waits until all is written, for d at most, and reports whether it is.
+// Flush waits until everything is written, for d at most, and reports whether it is.
 func (p *Patient) Flush(d time.Duration) bool {
 	p.mu.Lock()
 	running, idle := p.running, p.idle

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// A pipe that nobody reads holds up nobody who logs; when it is read, what was
-// lost is said.
+// A pipe that nobody reads delays no caller; once it is read, the number of lost lines is
+// written.
 func TestPatientOnAPipeThatNobodyReads(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -56,7 +56,7 @@ func TestPatientOnAPipeThatNobodyReads(t *testing.T) {
 	}
 }
 
-// With a reader all is written, in order, and nothing is said.
+// With a reader all lines are written in order, and no loss is reported.
 func TestPatientWithAReader(t *testing.T) {
 	var b bytes.Buffer
 	p := NewPatient(&b)

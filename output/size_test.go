@@ -10,11 +10,11 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// TestEntrySize: what an event with the kernel's stack takes in a journal and in
-// export format. docs/fleet.md goes by these numbers.
+// TestEntrySize measures the size of an event with a stack, in a journal and in export
+// format. docs/fleet.md uses these numbers.
 func TestEntrySize(t *testing.T) {
 	need.Short(t)
-	const entries, most = 60_000, 1_500 // bytes; the fleet's sizes are for less
+	const entries, most = 60_000, 1_500 // bytes; the sizes in docs/fleet.md assume less
 	d := newJournald(t)
 	size := func() (n int64) {
 		d.Sync()

@@ -14,9 +14,9 @@ import (
 	"nodeskoop/internal/quote"
 )
 
-// Standard is standard output for a command. It remembers the first write that
-// failed, so that no command can end as if all had been printed. Its methods
-// may be called from any goroutine.
+// Standard is a command's standard output. It remembers the first failed write, so that no
+// command exits with success after incomplete output. Its methods may be called from any
+// goroutine.
 type Standard struct {
 	w io.Writer
 
@@ -24,7 +24,7 @@ type Standard struct {
 	err error
 }
 
-// NewStandard returns the Standard that writes to w.
+// NewStandard returns a Standard that writes to w.
 func NewStandard(w io.Writer) *Standard { return &Standard{w: w} }
 
 // Write implements io.Writer.
@@ -40,16 +40,15 @@ func (s *Standard) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// Err is the first write's that failed, nil if none did.
+// Err returns the error of the first failed write; nil if none failed.
 func (s *Standard) Err() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.err
 }
 
-// Flush returns what Err does, or what only closing a file reports: a file
-// system in the network, or one with a quota, may take a write and lose it.
-// The file stays open.
+// Flush returns Err, or an error that only closing a file reports: network file systems and
+// quotas may accept a write and lose it. The file stays open.
 func (s *Standard) Flush() error {
 	if err := s.Err(); err != nil {
 		return err
@@ -60,11 +59,11 @@ func (s *Standard) Flush() error {
 	}
 	raw, err := f.SyscallConn()
 	if err != nil {
-		return nil // closed: a write would have said so
+		return nil // already closed: a write would have reported that
 	}
 	var closeErr error
 	err = raw.Control(func(fd uintptr) {
-		// A copy's close asks the file system, and not what else shares the file.
+		// Closing a duplicate descriptor flushes the file without closing it for others.
 		if c, err := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err == nil {
 			closeErr = unix.Close(c)
 		}
@@ -75,8 +74,7 @@ func (s *Standard) Flush() error {
 	return closeErr
 }
 
-// SyscallConn implements syscall.Conn for a file, so that a terminal is
-// recognised as one.
+// SyscallConn implements syscall.Conn for a file, so that a terminal is recognised.
 func (s *Standard) SyscallConn() (syscall.RawConn, error) {
 	if c, ok := s.w.(syscall.Conn); ok {
 		return c.SyscallConn()
@@ -84,7 +82,7 @@ func (s *Standard) SyscallConn() (syscall.RawConn, error) {
 	return nil, errors.ErrUnsupported
 }
 
-// SetWriteDeadline is that of the file, where it has one.
+// SetWriteDeadline sets the file's write deadline, if it supports one.
 func (s *Standard) SetWriteDeadline(t time.Time) error {
 	if d, ok := s.w.(interface{ SetWriteDeadline(time.Time) error }); ok {
 		return d.SetWriteDeadline(t)
@@ -92,9 +90,9 @@ func (s *Standard) SetWriteDeadline(t time.Time) error {
 	return errors.ErrUnsupported
 }
 
-// LogWriter returns a writer for a slog handler whose records, one line each,
-// reach w without what a terminal would act on: slog quotes most of that, but
-// neither DEL in its text nor the C1 and format controls in its JSON.
+// LogWriter returns a writer for a slog handler that writes one line per record. It removes
+// what would affect a terminal and slog does not quote: DEL in its text format, and C1 and
+// format controls in its JSON.
 func LogWriter(w io.Writer, isJSON bool) io.Writer { return logWriter{w, isJSON} }
 
 type logWriter struct {
@@ -102,7 +100,7 @@ type logWriter struct {
 	isJSON bool
 }
 
-// Write takes one record, as slog's handlers write it.
+// Write takes one record from slog's handler.
 func (l logWriter) Write(b []byte) (int, error) {
 	line := b
 	newline := len(line) > 0 && line[len(line)-1] == '\n'
@@ -124,12 +122,11 @@ func (l logWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// LineWriter returns a writer that passes text on line by line, each as
-// quote.AppendSafe writes it: for a text that is made for a program, where a
-// terminal shows it. Flush writes a last line without an end.
+// LineWriter returns a writer that passes text on line by line through quote.AppendSafe, to
+// show text made for a program on a terminal. Flush writes an incomplete last line.
 func LineWriter(w io.Writer) *Lines { return &Lines{w: w} }
 
-// Lines is what LineWriter returns.
+// Lines is the writer that LineWriter returns.
 type Lines struct {
 	w   io.Writer
 	buf []byte
@@ -156,7 +153,7 @@ func (l *Lines) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// Flush writes what has no end of a line yet.
+// Flush writes an incomplete last line.
 func (l *Lines) Flush() error {
 	if len(l.buf) == 0 {
 		return nil

@@ -18,7 +18,7 @@ import (
 	"nodeskoop/collect/owner"
 )
 
-// fullDisk takes a number of bytes, and then has no room.
+// fullDisk accepts a number of bytes, and is full after that.
 type fullDisk struct {
 	room int
 	got  bytes.Buffer
@@ -77,7 +77,7 @@ func TestStandardOfAFile(t *testing.T) {
 	}
 }
 
-// nasty are names and texts that a terminal would act on.
+// nasty are names and texts that would affect a terminal.
 var nasty = []string{"\x1b]0;title\x07", "a\rb\nc", "\u009b2J", "\x7f\x7f", "\u202egnp", "\xff\xfe", "\u2028", "\x00"}
 
 func TestLogWriterIsSafe(t *testing.T) {
@@ -128,8 +128,8 @@ func TestLineWriter(t *testing.T) {
 	}
 }
 
-// Whoever waits for events is told that they do not arrive, and how many; what
-// fits later is written.
+// A reader of events learns that a write failed and how many events were lost; later events
+// that fit are written.
 func TestTerminalTellsOfAFailedWrite(t *testing.T) {
 	typ := catalog.EventByName("PacketLoss")
 	line := printed(t, TerminalOptions{}, eventOf(typ))
@@ -160,7 +160,7 @@ func TestTerminalTellsOfAFailedWrite(t *testing.T) {
 	}
 }
 
-// A name, however wide, ends where what happened begins.
+// A name of any width is separated from the text by a colon.
 func TestOwnerEndsInAColon(t *testing.T) {
 	typ := catalog.EventByName("PacketLoss")
 	for _, name := range []string{strings.Repeat("x", 47), strings.Repeat("x", 48), strings.Repeat("x", 49), strings.Repeat("x", 253), strings.Repeat("世", 30), "e\u0301"} {

@@ -16,7 +16,7 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// ErrStateInUse says that another process keeps its state in the folder.
+// ErrStateInUse says that another process holds the state folder's lock.
 var ErrStateInUse = errors.New("another process keeps its state there")
 
 const (
@@ -24,29 +24,28 @@ const (
 	stateTemp = "counters.tmp"
 	stateLock = "lock"
 
-	// stateWait is how long a Write waits for the disk.
+	// stateWait limits how long Write waits for the disk.
 	stateWait = time.Second
 )
 
-// StateFile is what the program tells its next run: one small file in a folder
-// of its own, replaced whole or not at all.
+// StateFile is the state that the program passes to its next run: one small file in a
+// folder of its own, replaced atomically.
 //
-// Nothing is synced to disk. A killed program loses nothing by that, and after
-// a crash of the machine the file is of another boot, and means nothing.
+// Nothing is synced to disk. A killed program loses nothing by that, and after a crash of
+// the machine the state, which is of another boot, is useless.
 //
-// One process writes it: the one that locked the file beside it. Others may
-// read. All methods may be called from any goroutine.
+// Only the process that holds the lock file may write; others may read. All methods may be
+// called from any goroutine.
 type StateFile struct {
 	dir string
 
 	mu   sync.Mutex
-	lock *os.File        // held
-	busy <-chan struct{} // of a write that is under way: closed when it has ended
+	lock *os.File        // held lock file
+	busy <-chan struct{} // closed when the write under way has ended
 	buf  []byte
 }
 
-// NewStateFile returns the StateFile of a folder, which is made when it is
-// needed.
+// NewStateFile returns the StateFile of a folder, which is created when needed.
 func NewStateFile(dir string) (*StateFile, error) {
 	if !filepath.IsAbs(dir) {
 		return nil, fmt.Errorf("the folder %q for the state: want an absolute path", dir)
@@ -54,11 +53,11 @@ func NewStateFile(dir string) (*StateFile, error) {
 	return &StateFile{dir: filepath.Clean(dir)}, nil
 }
 
-// Path is the file's.
+// Path returns the file's path.
 func (s *StateFile) Path() string { return filepath.Join(s.dir, stateName) }
 
-// Lock makes this process the one that writes. If another one does that is
-// ErrStateInUse, and Read works all the same.
+// Lock makes this process the writer. It returns ErrStateInUse if another process is; Read
+// works in any case.
 func (s *StateFile) Lock() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -90,8 +89,8 @@ func (s *StateFile) claim() error {
 	return nil
 }
 
-// Read returns the file of an earlier run, nil if there is none. It takes no
-// more than limit bytes, and nothing that another user could have written.
+// Read returns the state of an earlier run; nil if there is none. It rejects a file of more
+// than limit bytes, and one that another user could have written.
 func (s *StateFile) Read(limit int) ([]byte, error) {
 	f, err := os.OpenFile(s.Path(), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -118,14 +117,14 @@ func (s *StateFile) Read(limit int) ([]byte, error) {
 	return b, err
 }
 
-// Write replaces the file. A disk that does not answer within a second is an
-// error; until it does, later calls fail at once.
+// Write replaces the file. If the disk does not answer within a second, that is an error,
+// and later calls fail at once until it answers.
 func (s *StateFile) Write(data []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.busy != nil {
 		select {
-		case <-s.busy: // it has ended since
+		case <-s.busy: // the earlier write has ended
 			s.busy = nil
 		default:
 			return fmt.Errorf("write %s: an earlier write has not ended yet", s.Path())
@@ -148,13 +147,13 @@ func (s *StateFile) replace(lock *os.File, data []byte) error {
 	if lock == nil {
 		return ErrStateInUse
 	}
-	// Who replaced the folder meanwhile has another lock.
+	// If the folder was replaced meanwhile, its lock is not ours.
 	root, err := os.OpenRoot(s.dir)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	// The lock says that nobody else is at it: this is a leftover.
+	// We hold the lock, so a temporary file is a leftover.
 	if err := root.Remove(stateTemp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -175,7 +174,7 @@ func (s *StateFile) replace(lock *os.File, data []byte) error {
 	return err
 }
 
-// Close lets another process write.
+// Close releases the lock.
 func (s *StateFile) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -16,37 +16,35 @@ import (
 	"nodeskoop/internal/bounded"
 )
 
-// Color says whether a Terminal colours its lines.
+// Color says whether a Terminal uses colours.
 type Color uint8
 
 // The choices of colour.
 const (
-	// ColorAuto colours where the writer is a terminal, unless $NO_COLOR is
-	// set or $TERM is dumb.
+	// ColorAuto uses colours if the writer is a terminal, unless $NO_COLOR is set or $TERM
+	// is dumb.
 	ColorAuto Color = iota
 	ColorAlways
 	ColorNever
 )
 
-// TerminalOptions say how a Terminal writes.
+// TerminalOptions are the settings of a Terminal.
 type TerminalOptions struct {
-	// JSON writes one object a line, with the names of the journal's fields,
-	// instead of what a person reads.
+	// JSON writes one object per line, with the journal's field names, instead of text.
 	JSON  bool
 	Color Color
-	// Queue is how many events wait for a slow reader; 0 is 4096.
+	// Queue is how many events can wait for a slow reader; 0 is 4096.
 	Queue int
 	// Location is the time zone of the lines; nil is the local one.
 	Location *time.Location
-	// Width, unless nil, says how many columns lines for a person may take now;
-	// 0 is any number. Nil asks the writer: a terminal has as many as its window.
+	// Width returns the current number of columns for text lines; 0 is unlimited. If Width
+	// is nil, the writer is asked: a terminal has its window's width.
 	Width func() int
 }
 
-// Terminal writes events as lines: for a person in front of it, or as JSON
-// for a program, and for standard error where there is no journald. It is an
-// event.Sink. A reader that stands still holds up nothing; what the queue
-// cannot hold meanwhile is lost and counted.
+// Terminal writes events as lines of text, or as JSON, also to standard error if there is
+// no journald. It is an event.Sink. A reader that hangs delays nobody; events that do not
+// fit into the queue are lost and counted.
 type Terminal struct {
 	eventQueue
 	w        io.Writer
@@ -57,12 +55,12 @@ type Terminal struct {
 	width func() int
 
 	buf, scratch []byte
-	ends         []int // of the lines in buf
-	columns      int   // of the window, when the lines in buf were begun
+	ends         []int // end offsets of the lines in buf
+	columns      int   // width of the window when buf was started
 
 	failMu sync.Mutex
-	failed chan struct{} // closed at the first write that fails
-	err    error         // why
+	failed chan struct{} // closed at the first failed write
+	err    error         // error of the first failed write
 }
 
 var _ event.Sink = (*Terminal)(nil)
@@ -90,12 +88,12 @@ func NewTerminal(w io.Writer, opt TerminalOptions) *Terminal {
 	return t
 }
 
-// NewStderrJSON starts a Terminal that writes events as JSON lines to standard
-// error: where they go without journald.
+// NewStderrJSON starts a Terminal that writes events as JSON lines to standard error, for
+// systems without journald.
 func NewStderrJSON() *Terminal { return NewTerminal(os.Stderr, TerminalOptions{JSON: true}) }
 
-// UseColor reports whether what is written to w may be coloured: it is a
-// terminal that has colours, and $NO_COLOR is not set.
+// UseColor reports whether output to w may use colours: w is a terminal with colours, and
+// $NO_COLOR is not set.
 func UseColor(w io.Writer) bool {
 	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && IsTerminal(w)
 }
@@ -110,8 +108,7 @@ func IsTerminal(w io.Writer) bool {
 	return is
 }
 
-// Width is the number of columns that w has. It is 0 where w is no terminal, or
-// does not tell.
+// Width returns the number of columns of w; 0 if w is not a terminal or does not tell.
 func Width(w io.Writer) int {
 	width := 0
 	control(w, func(fd int) {
@@ -122,7 +119,7 @@ func Width(w io.Writer) int {
 	return width
 }
 
-// control calls f with the descriptor of w, if it has one.
+// control calls f with the descriptor of w if it has one.
 func control(w io.Writer, f func(fd int)) {
 	c, ok := w.(syscall.Conn)
 	if !ok {
@@ -133,29 +130,29 @@ func control(w io.Writer, f func(fd int)) {
 	}
 }
 
-// Close writes what is queued until ctx ends; the rest is lost. The writer is
-// not closed.
+// Close writes the queued events until ctx ends; the others are lost. It does not close the
+// writer.
 func (t *Terminal) Close(ctx context.Context) error {
 	return t.close(ctx, "the terminal", func() {
-		// A pipe can be woken, a terminal that was stopped cannot.
+		// A deadline interrupts a write to a pipe, but not to a stopped terminal.
 		if w, ok := t.w.(interface{ SetWriteDeadline(time.Time) error }); ok {
 			_ = w.SetWriteDeadline(time.Unix(1, 0))
 		}
 	})
 }
 
-// Failed is closed when a write fails for the first time: what was to be
-// written then is lost. Later events are tried all the same.
+// Failed is closed when a write fails for the first time. That write's events are lost;
+// later events are still tried.
 func (t *Terminal) Failed() <-chan struct{} { return t.failed }
 
-// Err is why a write failed for the first time, nil if none did.
+// Err returns the error of the first failed write; nil if none failed.
 func (t *Terminal) Err() error {
 	t.failMu.Lock()
 	defer t.failMu.Unlock()
 	return t.err
 }
 
-// fails takes down that a write failed. One that Close broke off did not.
+// fails records a failed write, unless Close interrupted it.
 func (t *Terminal) fails(err error) {
 	t.failMu.Lock()
 	defer t.failMu.Unlock()
@@ -165,7 +162,7 @@ func (t *Terminal) fails(err error) {
 	}
 }
 
-// maxBatch is how much is written at once, as long as events are waiting.
+// maxBatch is the size in bytes at which queued events are written as one batch.
 const maxBatch = 32 << 10
 
 func (t *Terminal) run() {
@@ -175,7 +172,7 @@ func (t *Terminal) run() {
 		for ; e != nil; e = t.more() {
 			start := len(t.buf)
 			if err := bounded.Guard(func() { t.line(e) }); err != nil {
-				// It has happened all the same, and is counted as written.
+				// Report that the event occurred; it counts as written.
 				t.buf = append(t.buf[:start], "an event that cannot be shown: "...)
 				t.buf = append(append(t.buf, e.Type.Name...), '\n')
 			}
@@ -202,7 +199,7 @@ func (t *Terminal) run() {
 	}
 }
 
-// The sequences of ECMA-48 in use.
+// The ECMA-48 escape sequences in use.
 const (
 	sgrReset  = "\x1b[0m"
 	sgrDim    = "\x1b[2m"
@@ -210,15 +207,14 @@ const (
 	sgrWarn   = "\x1b[1;33m" // bold yellow
 )
 
-// ellipsis stands for what the window has no room for.
+// ellipsis replaces the text beyond the window's width.
 var ellipsis = []byte("…")
 
-// narrow is the width below which the time takes more room than it is worth.
+// narrow is the width below which lines have no time.
 const narrow = 40
 
-// line appends one event to t.buf: the time, whose it is, what happened, and the
-// name of its type. A line that is wider than the window goes without the name;
-// its end is cut off where that is not enough.
+// line appends one event to t.buf: the time, the owner, what happened, and the type's name.
+// A line wider than the window is shown without the name, and cut if it is still too wide.
 func (t *Terminal) line(e *event.Event) {
 	if t.json {
 		t.buf, t.scratch = e.AppendJSON(t.buf, t.scratch)

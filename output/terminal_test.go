@@ -26,7 +26,7 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// printed returns what a Terminal writes for events.
+// printed returns a Terminal's output for events.
 func printed(t *testing.T, opt TerminalOptions, events ...*event.Event) string {
 	t.Helper()
 	var b testkit.Log
@@ -34,7 +34,7 @@ func printed(t *testing.T, opt TerminalOptions, events ...*event.Event) string {
 	s := NewTerminal(&b, opt)
 	p := newPacer(s)
 	for _, e := range events {
-		p.send(e, 1) // each by itself, and in order
+		p.send(e, 1) // one by one, in order
 	}
 	closeSink(t, s, 10*time.Second)
 	p.want(t, uint64(len(events)), 0)
@@ -75,9 +75,8 @@ func TestTerminalLines(t *testing.T) {
 	}
 }
 
-// In a window every line takes one row of it, counted in cells: the name of the
-// type goes first, then the end of the text. Where there is no window nothing is
-// cut.
+// In a window every event takes one line, measured in cells: first the type's name is
+// dropped, then the end of the text. Without a window nothing is cut.
 func TestTerminalLinesFitTheWindow(t *testing.T) {
 	var events []*event.Event
 	for _, typ := range catalog.Events() {
@@ -122,7 +121,7 @@ func TestTerminalLinesFitTheWindow(t *testing.T) {
 	}
 }
 
-// A window that is resized is asked again.
+// After a resize the new width is used.
 func TestWidthIsTheWindows(t *testing.T) {
 	master, tty := openPTY(t)
 	for _, n := range []uint16{80, 133} {
@@ -182,7 +181,7 @@ func TestTerminalJSON(t *testing.T) {
 		}
 		want := eventFields(events[i])
 		for k, v := range want {
-			want[k] = string([]rune(v)) // what is not UTF-8 is replaced
+			want[k] = string([]rune(v)) // invalid UTF-8 is replaced
 		}
 		if d := cmp.Diff(want, got); d != "" {
 			t.Errorf("(-want +got):\n%s", d)
@@ -319,7 +318,7 @@ func TestTerminalWithASlowReader(t *testing.T) {
 	p.want(t, 0, 100)
 }
 
-// stoppedWriter never comes back, as a terminal that was stopped with Ctrl-S.
+// stoppedWriter blocks forever, like a terminal stopped with Ctrl-S.
 type stoppedWriter struct {
 	entered chan struct{}
 	release chan struct{}
@@ -347,7 +346,7 @@ func TestTerminalThatIsStopped(t *testing.T) {
 		t.Errorf("Close: %v", err)
 	}
 	p.want(t, 0, 100)
-	close(w.release) // what comes back is not counted again
+	close(w.release) // results after that are not counted again
 	<-s.ended
 	p.want(t, 0, 100)
 }

@@ -1,4 +1,4 @@
-// Package output holds the sinks: what leaves nodeskoop leaves through here.
+// Package output has the sinks: all output of nodeskoop passes through it.
 package output
 
 import (
@@ -23,97 +23,93 @@ import (
 // ErrInUse says that another process writes the same textfile.
 var ErrInUse = errors.New("another process writes this file")
 
-// ErrNotReplaced says that what has the textfile's name already is not the
-// tool's to replace. It is left as it is.
+// ErrNotReplaced says that a file that must not be replaced has the textfile's name. It is
+// left unchanged.
 var ErrNotReplaced = errors.New("it is left as it is")
 
 // DefaultMode is the mode of a textfile: node_exporter runs as another user.
 const DefaultMode fs.FileMode = 0o644
 
 const (
-	// node_exporter reads hidden files too, but only those that end in .prom.
+	// node_exporter also reads hidden files, but only *.prom.
 	tempPrefix = ".nodeskoop-"
 	tempSuffix = ".tmp"
 
-	// unlockedMode is the mode of a temporary file that its writer has not
-	// locked yet. No textfile is without the owner's right to read.
+	// unlockedMode is the mode of a temporary file that its writer has not locked yet. A
+	// finished textfile is always readable by its owner.
 	unlockedMode = 0o200
 	ownerReads   = 0o400
 
-	// lockGrace is how long a writer may take between making a file and
-	// locking it, two system calls one after the other.
+	// lockGrace is how long a writer may take between creating and locking a file, which
+	// are two consecutive system calls.
 	lockGrace = 5 * time.Second
 
-	// oldTemp is the age from which on a temporary file is a leftover where
-	// the file system cannot tell locks.
+	// oldTemp is the age at which a temporary file counts as a leftover on a file system
+	// without locks.
 	oldTemp = time.Minute
 
-	// takeOverAge is the age from which on a textfile is taken over from a
-	// process that still holds it. One that is stopped, or was killed while a
-	// call of it hangs in the kernel, must not keep its successor from
-	// writing until the next boot.
+	// takeOverAge is the age at which a textfile is taken over although another process
+	// holds it. A process that is stopped, or was killed while it hung in the kernel, must
+	// not block its successor until the next boot.
 	takeOverAge = 10 * time.Minute
 )
 
-// TextfileStats are a Textfile's figures about itself.
+// TextfileStats are a Textfile's statistics.
 type TextfileStats struct {
-	// Bytes is the size of the file that was written last.
+	// Bytes is the size of the last file written.
 	Bytes int64
-	// Failures counts the writes that failed.
+	// Failures counts failed writes.
 	Failures uint64
-	// Dropped counts the series left out because the whole file would have
-	// been lost with them.
+	// Dropped counts series left out because readers would have rejected the whole file.
 	Dropped uint64
 }
 
-// Textfile keeps one file of metrics fresh for node_exporter's textfile
-// collector. It is written under a temporary name in the same folder and then
-// renamed, so a reader finds the whole file of one write or the whole file of
-// another, whatever happens to the writer.
+// Textfile writes a file of metrics for node_exporter's textfile collector. It writes a
+// temporary file in the same folder and renames it, so a reader always finds one complete
+// file, even if the writer is killed.
 //
-// Nothing is synced to disk. The file is worthless after a reboot, and the
-// service removes it then; a sync would only let a slow disk hold up sampling.
+// Nothing is synced to disk: the file is worthless after a reboot, when the service removes
+// it, and a slow disk would delay sampling.
 //
-// One process writes a file. The writer keeps the file in place open, with an
-// open file description lock for writing on it (fcntl F_OFD_SETLK) that was
-// taken before the file had its name. So no lock file is left behind; the lock
-// ends with its process; it is the same from every mount, network and pid
-// namespace; and those who may only read the file cannot feign it, as they
-// could a flock. The price: the file system cannot be unmounted, nor remounted
-// read-only, under a writer that runs.
+// One process writes a file. The writer keeps the current file open with an open file
+// description lock (fcntl F_OFD_SETLK, exclusive) that it takes before the rename. So there
+// is no lock file to clean up; the lock ends with the process; it works across mount,
+// network and PID namespaces; and a process that may only read the file cannot take it,
+// unlike a flock. The price: while the writer runs, the file system cannot be unmounted or
+// remounted read-only.
 //
 // All methods may be called from any goroutine.
 type Textfile struct {
 	log *slog.Logger
 
-	path atomic.Pointer[string] // at, for those who must not wait for a write
+	path atomic.Pointer[string] // at, for callers that must not wait for a write
 
 	mu     sync.Mutex
 	at     place
 	mode   fs.FileMode
 	enc    encoder
-	held   *os.File    // the file in place, if this process wrote it
-	folder os.FileInfo // that the last write found
-	where  string      // the folder's path without symbolic links
-	stale  string      // a temporary file of ours that could not be removed
-	noLock bool        // that the file system has no locks was logged
+	held   *os.File    // the current file, if this process wrote it
+	folder os.FileInfo // as of the last write
+	where  string      // path of folder without symbolic links
+	stale  string      // our temporary file that could not be removed
+	noLock bool        // the lack of locks has been logged
 
 	bytes             atomic.Int64
 	failures, dropped atomic.Uint64
 }
 
-// place is where a file is.
+// place is the location of a file.
 type place struct{ dir, file string }
 
 func (p place) String() string { return filepath.Join(p.dir, p.file) }
 
-// open opens the folder: all that a write does happens in that one, even if
-// the path leads elsewhere by then. The slash keeps it from waiting at a FIFO.
+// open opens the folder. A write uses this descriptor only, even if the path changes
+// meanwhile. Because of the slash, open fails on a FIFO instead of blocking.
 func (p place) open() (*os.Root, error) { return os.OpenRoot(p.dir + "/") }
 
-// NewTextfile returns the Textfile for a file in the folder dir. Mode 0 means
-// DefaultMode; the umask has no influence. That another process writes the
-// file is ErrInUse. A missing folder is no error: each write looks for it.
+// NewTextfile returns the Textfile for a file in the folder dir. Mode 0 means DefaultMode;
+// the umask is ignored. If another process writes the file, the error is ErrInUse. The
+// folder may be missing: each write looks for it.
 func NewTextfile(dir, file string, mode fs.FileMode, log *slog.Logger) (*Textfile, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -126,9 +122,9 @@ func NewTextfile(dir, file string, mode fs.FileMode, log *slog.Logger) (*Textfil
 	return t, nil
 }
 
-// Retarget changes the place and the mode, from the next write on. The file in
-// the old place is removed. That something other than a file has the new name
-// is ErrNotReplaced. On an error nothing is changed.
+// Retarget changes the place and the mode from the next write on, and removes the file in
+// the old place. If the new name is not a regular file, the error is ErrNotReplaced. On an
+// error nothing changes.
 func (t *Textfile) Retarget(dir, file string, mode fs.FileMode) error {
 	if mode == 0 {
 		mode = DefaultMode
@@ -161,7 +157,7 @@ func (t *Textfile) Retarget(dir, file string, mode fs.FileMode) error {
 			return fmt.Errorf("textfile %s: %w", next, err)
 		}
 		if fi, err := root.Lstat(file); err == nil && t.ours(fi) {
-			same = true // by another path
+			same = true // the same file by another path
 		}
 	}
 	if !same {
@@ -176,17 +172,17 @@ func (t *Textfile) Retarget(dir, file string, mode fs.FileMode) error {
 	return nil
 }
 
-// Path returns the absolute path of the file. It does not wait for a Write.
+// Path returns the absolute path of the file, without waiting for a Write.
 func (t *Textfile) Path() string { return *t.path.Load() }
 
-// Stats returns the figures. It does not wait for a Write.
+// Stats returns the statistics, without waiting for a Write.
 func (t *Textfile) Stats() TextfileStats {
 	return TextfileStats{Bytes: t.bytes.Load(), Failures: t.failures.Load(), Dropped: t.dropped.Load()}
 }
 
-// Write replaces the file by one with these families. On an error the file is
-// as it was, and nothing else is left in the folder. Series and families that
-// would spoil the file are left out, counted and logged.
+// Write replaces the file by one with these families. On an error the old file stays, and
+// no other file is left in the folder. Series and families that would make readers reject
+// the file are left out, counted and logged.
 func (t *Textfile) Write(families []*dto.MetricFamily) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -216,7 +212,7 @@ func (t *Textfile) write(families []*dto.MetricFamily) (int64, error) {
 		return 0, err
 	}
 	if t.stale != "" {
-		// A folder that lets files be made but not removed must not fill up.
+		// If files cannot be removed from the folder, do not fill it with temporary files.
 		if err := root.Remove(t.stale); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return 0, step("remove the temporary file "+t.stale+" of an earlier write", err)
 		}
@@ -251,11 +247,11 @@ func (t *Textfile) write(families []*dto.MetricFamily) (int64, error) {
 	return n, nil
 }
 
-// rename lets the temporary file replace the one in place.
+// rename replaces the file by the temporary file.
 func (t *Textfile) rename(root *os.Root, temp string) error {
 	err := root.Rename(temp, t.at.file)
 	if errors.Is(err, fs.ErrExist) {
-		err = unix.EISDIR // os asks first, and words the kernel's answer differently
+		err = unix.EISDIR // package os checks first, with another error than the kernel's
 	}
 	if err != nil {
 		return step("rename the temporary file to "+t.at.file, err)
@@ -263,25 +259,24 @@ func (t *Textfile) rename(root *os.Root, temp string) error {
 	return nil
 }
 
-// replaceable says why what has the file's name must not be replaced, as
-// ErrNotReplaced: it is no regular file, and a link that leads to none is none
-// (a link to a file, or to nothing, is replaced itself); or it is another
-// user's in a folder like /tmp, where anyone can take a name first. A folder
-// is left to the kernel, which refuses it.
+// replaceable returns an ErrNotReplaced if the file must not be replaced: it is not a
+// regular file, nor a symbolic link to one or to nothing (such a link is replaced itself);
+// or it belongs to another user in a folder like /tmp, where anyone may take a name. For a
+// folder it returns nil: rename fails on it.
 func replaceable(root *os.Root, at place) error {
 	if onProcfs(at.dir) {
 		return fmt.Errorf("%w: %s is procfs, where names stand for open files of processes; name a file elsewhere", ErrNotReplaced, at.dir)
 	}
 	fi, err := root.Lstat(at.file)
 	if err != nil {
-		return nil // it is not there; what else is wrong the write will meet
+		return nil // it does not exist; the write reports other errors
 	}
 	found := fi.Mode()
 	if found&fs.ModeSymlink != 0 {
 		if leadsToProcfs(at.String()) {
 			return fmt.Errorf("%w: it is a symbolic link to an open file of a process; name another file", ErrNotReplaced)
 		}
-		found = 0 // a link to nothing may be replaced, as one to a file
+		found = 0 // a dangling link may be replaced, too
 		if to, err := os.Stat(at.String()); err == nil {
 			found = to.Mode()
 		}
@@ -302,7 +297,7 @@ func replaceable(root *os.Root, at place) error {
 	return nil
 }
 
-// kindOf names what is no regular file.
+// kindOf names the type of a file that is not regular.
 func kindOf(m fs.FileMode) string {
 	switch {
 	case m&fs.ModeDir != 0:
@@ -319,11 +314,11 @@ func kindOf(m fs.FileMode) string {
 	return "something else"
 }
 
-// leadsToProcfs reports whether a symbolic link leads, by whatever other links,
-// into procfs. There a link's text is not where it leads: /dev/stdout is a
-// regular file where standard output is.
+// leadsToProcfs reports whether a symbolic link leads into procfs, directly or through
+// other links. A link in procfs is not resolved by its text: /dev/stdout is a regular file
+// if standard output is one.
 func leadsToProcfs(path string) bool {
-	for range 40 { // as the kernel
+	for range 40 { // the kernel's limit
 		to, err := os.Readlink(path)
 		if err != nil {
 			return false
@@ -344,8 +339,8 @@ func onProcfs(path string) bool {
 	return unix.Statfs(path, &st) == nil && st.Type == unix.PROC_SUPER_MAGIC
 }
 
-// create makes a temporary file. O_EXCL refuses whatever has been planted
-// under its name.
+// create makes a temporary file. With O_EXCL it does not open a file that somebody else
+// created under that name.
 func create(root *os.Root) (f *os.File, name string, err error) {
 	for range 10 {
 		name = tempPrefix + strconv.FormatUint(rand.Uint64(), 36) + tempSuffix
@@ -357,12 +352,12 @@ func create(root *os.Root) (f *os.File, name string, err error) {
 	return f, name, err
 }
 
-// claim locks a new temporary file, and only then gives it its mode, which
-// says that the lock tells whether its writer lives.
+// claim locks a new temporary file, and then sets its mode, which tells others that the
+// lock is valid.
 func (t *Textfile) claim(f *os.File) error {
 	lock := unix.Flock_t{Type: unix.F_WRLCK}
 	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil && !t.noLock {
-		// No one else can have it open, so this is the file system's answer.
+		// Nobody else can have opened the file, so the file system does not support locks.
 		t.noLock = true
 		t.log.Warn("the textfile cannot be locked here: a second writer would not be noticed", "file", t.at.String(), "error", err)
 	}
@@ -372,8 +367,8 @@ func (t *Textfile) claim(f *os.File) error {
 	return nil
 }
 
-// fill writes families to the temporary file, down to the errors that only
-// closing it reports.
+// fill writes families to the temporary file, and reports also errors that appear only at
+// close.
 func (t *Textfile) fill(f *os.File, families []*dto.MetricFamily) (int64, error) {
 	if err := t.claim(f); err != nil {
 		return 0, err
@@ -382,8 +377,8 @@ func (t *Textfile) fill(f *os.File, families []*dto.MetricFamily) (int64, error)
 	if err != nil {
 		return n, step("write the temporary file", err)
 	}
-	// The file stays open for its lock. Closing a copy of the descriptor
-	// makes a network file system send what it holds back, and answer.
+	// The file stays open for its lock. Closing a duplicate descriptor makes a network file
+	// system write back and report errors.
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err == nil {
 		err = unix.Close(fd)
@@ -394,16 +389,15 @@ func (t *Textfile) fill(f *os.File, families []*dto.MetricFamily) (int64, error)
 	return n, nil
 }
 
-// writeLocked reports whether anyone holds a lock for writing on the file.
+// writeLocked reports whether anyone holds an exclusive lock on the file.
 func writeLocked(f *os.File) (bool, error) {
 	lock := unix.Flock_t{Type: unix.F_RDLCK}
 	err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock)
 	return lock.Type != unix.F_UNLCK, err
 }
 
-// enter notes which folder the path leads to. Operators replace folders by
-// symbolic links, which is fine, but it is said; and in a folder that is new
-// to this process it looks for leftovers.
+// enter checks which folder the path leads to. Operators may replace a folder by a symbolic
+// link, which is logged. A folder that is new to this process is cleaned of leftovers.
 func (t *Textfile) enter(root *os.Root) error {
 	fi, err := root.Stat(".")
 	if err != nil {
@@ -430,12 +424,12 @@ func (t *Textfile) enter(root *os.Root) error {
 	return nil
 }
 
-// taken tells whether another process writes the file, as ErrInUse.
+// taken returns ErrInUse if another process writes the file.
 func (t *Textfile) taken(root *os.Root, at place) error {
 	for range 100 {
 		fi, err := root.Lstat(at.file)
 		if err != nil {
-			return nil // it is not there; what else is wrong the write will meet
+			return nil // it does not exist; the write reports other errors
 		}
 		if !fi.Mode().IsRegular() || t.ours(fi) {
 			return nil
@@ -445,19 +439,19 @@ func (t *Textfile) taken(root *os.Root, at place) error {
 			continue
 		}
 		if err != nil {
-			return nil // not ours to read: the folder's permissions decide
+			return nil // not readable: the folder's permissions decide
 		}
 		fi, err = f.Stat()
 		locked, lockErr := writeLocked(f)
 		now, nowErr := root.Lstat(at.file)
-		_ = f.Close() // not earlier: its inode number would be free for the next file
+		_ = f.Close() // not earlier: the inode number could be reused
 		switch {
 		case err != nil || lockErr != nil:
 			return nil
 		case !locked && (nowErr != nil || os.SameFile(now, fi)):
 			return nil
 		case !locked:
-			continue // its writer has just replaced it by the next one
+			continue // its writer has just replaced it
 		}
 		if age := time.Since(fi.ModTime()); age > takeOverAge {
 			t.log.Warn("taking over the textfile from a process that holds it but has not written it",
@@ -469,7 +463,7 @@ func (t *Textfile) taken(root *os.Root, at place) error {
 	return fmt.Errorf("%w: it changes all the time", ErrInUse)
 }
 
-// ours reports whether fi is the file that this process wrote last.
+// ours reports whether fi is the last file that this process wrote.
 func (t *Textfile) ours(fi os.FileInfo) bool {
 	if t.held == nil {
 		return false
@@ -480,13 +474,13 @@ func (t *Textfile) ours(fi os.FileInfo) bool {
 
 func (t *Textfile) release() {
 	if t.held != nil {
-		_ = t.held.Close() // what it had to report was asked for when it was written
+		_ = t.held.Close() // its errors were reported by fill
 		t.held = nil
 	}
 }
 
-// Clean removes the temporary files that dead writers left in the folder; each
-// first write into a folder does so too.
+// Clean removes the temporary files of dead writers from the folder. The first write into a
+// folder does so, too.
 func (t *Textfile) Clean() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -525,8 +519,8 @@ func (t *Textfile) clean(root *os.Root) error {
 	return errors.Join(errs...)
 }
 
-// leftover reports whether a temporary file's writer is dead: it had locked
-// the file, and the lock is gone. Age decides where that cannot be told.
+// leftover reports whether a temporary file's writer is dead: the file was locked, and is
+// not any more. If that cannot be determined, the age decides.
 func leftover(root *os.Root, name string) bool {
 	fi, err := root.Lstat(name)
 	if err != nil || !fi.Mode().IsRegular() {
@@ -548,9 +542,8 @@ func leftover(root *os.Root, name string) bool {
 	return !locked
 }
 
-// Remove removes the file, if it is the one that this process wrote, and
-// releases it: after a clean stop nothing serves dead values. Writing goes on
-// to be possible.
+// Remove removes the file if this process wrote it, and releases the lock, so that nothing
+// serves stale values after a clean stop. Later writes are possible.
 func (t *Textfile) Remove() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -592,14 +585,14 @@ func (t *Textfile) remove() error {
 	return nil
 }
 
-// Close leaves the file as it is and lets others write it.
+// Close releases the lock, and leaves the file in place.
 func (t *Textfile) Close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.release()
 }
 
-// step words what failed: what the kernel said, and what to do about it.
+// step adds to an error what failed and what to do about it.
 func step(what string, err error) error {
 	var errno unix.Errno
 	if !errors.As(err, &errno) {

@@ -27,7 +27,7 @@ import (
 
 const promFile = "nodeskoop.prom"
 
-// The test binary is also the writer that tests kill.
+// TestMain makes the test binary also serve as the writer that tests kill.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("NODESKOOP_TEST_WRITER"); dir != "" {
 		writeForever(dir)
@@ -35,8 +35,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// writeForever writes one file after another until it is killed. Every value
-// in a file is the same number, and the last family is the marker.
+// writeForever writes files until it is killed. All values in a file are the same number,
+// and the last family is the marker.
 func writeForever(dir string) {
 	tf, err := NewTextfile(dir, promFile, 0, nil)
 	if err != nil {
@@ -66,7 +66,7 @@ func writeForever(dir string) {
 	}
 }
 
-// writer starts a process that writes and waits for its first file.
+// writer starts a writing process and waits for its first file.
 func writer(t *testing.T, dir string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
@@ -127,8 +127,8 @@ func list(t *testing.T, dir string) string {
 	return strings.Join(names, " ")
 }
 
-// wantFile checks that the folder has the file with that one value, and
-// nothing else but what others names.
+// wantFile checks that the folder has the file with that value, and no other files than
+// others.
 func wantFile(t *testing.T, dir string, v float64, others ...string) {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(dir, promFile))
@@ -142,8 +142,8 @@ func wantFile(t *testing.T, dir string, v float64, others ...string) {
 	}
 }
 
-// wantFailure writes, and checks that the error is the kernel's answer and
-// has all the words, and that it is counted.
+// wantFailure writes, and checks that the error wraps errno, has all the words, and is
+// counted.
 func wantFailure(t *testing.T, tf *Textfile, errno error, words ...string) {
 	t.Helper()
 	before := tf.Stats()
@@ -162,8 +162,8 @@ func wantFailure(t *testing.T, tf *Textfile, errno error, words ...string) {
 	}
 }
 
-// privateMounts puts the test's thread into a mount namespace of its own, so
-// that what it mounts is gone with it, however it ends.
+// privateMounts moves the test's thread into a mount namespace of its own, so that its
+// mounts disappear with it.
 func privateMounts(t *testing.T) {
 	t.Helper()
 	need.Root(t)
@@ -289,7 +289,7 @@ func TestMissingFolder(t *testing.T) {
 	write(t, tf, 1)
 	wantFile(t, dir, 1)
 
-	// It goes and comes back.
+	// The folder is removed and recreated.
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
@@ -309,7 +309,7 @@ func TestMissingFolder(t *testing.T) {
 
 func TestFolderIsSomethingElse(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "x")
-	if err := unix.Mkfifo(dir, 0o644); err != nil { // opening it would wait for ever
+	if err := unix.Mkfifo(dir, 0o644); err != nil { // opening it would block forever
 		t.Fatal(err)
 	}
 	tf, _ := newTextfile(t, dir)
@@ -326,7 +326,7 @@ func TestFolderIsSomethingElse(t *testing.T) {
 	wantFailure(t, tf, unix.ELOOP, "circle")
 }
 
-// Root ignores modes, so the permissions are tried as another user.
+// Root ignores modes, so permissions are tested as another user.
 func TestFolderWithoutPermission(t *testing.T) {
 	need.Root(t)
 	dir, err := os.MkdirTemp("", "nodeskoop-test-")
@@ -346,7 +346,7 @@ func TestFolderWithoutPermission(t *testing.T) {
 	}
 }
 
-// asNobody runs fn with the file system rights of an unprivileged user.
+// asNobody runs fn with an unprivileged user's file system rights.
 func asNobody(t *testing.T, fn func()) {
 	t.Helper()
 	runtime.LockOSThread()
@@ -403,17 +403,17 @@ func TestFullFileSystem(t *testing.T) {
 	write(t, tf, 1)
 	big := catalogueFamilies(20, func(f, s int) float64 { return float64(f * s) })
 	for range 3 {
-		// The write fails midway: there is room for a part.
+		// The write fails midway: there is room for a part only.
 		err := tf.Write(big)
 		if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "write the temporary file") || !strings.Contains(err.Error(), "df -i") {
 			t.Fatalf("error %v", err)
 		}
 		wantFile(t, dir, 1)
 	}
-	write(t, tf, 2) // the room is free again
+	write(t, tf, 2) // the room was freed again
 	wantFile(t, dir, 2)
 
-	// Not a byte of room: the file is made, its first byte is not.
+	// No free byte: the file can be created, but not written.
 	filler := filepath.Join(dir, "filler")
 	if err := os.WriteFile(filler, make([]byte, 124<<10), 0o644); err != nil {
 		t.Fatal(err)
@@ -424,7 +424,7 @@ func TestFullFileSystem(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// No inode left: the file cannot even be made.
+	// No free inode: the file cannot be created.
 	var made []string
 	for i := 0; ; i++ {
 		name := filepath.Join(dir, fmt.Sprint("i", i))
@@ -527,9 +527,8 @@ func setFlag(t *testing.T, path string, flag int, on bool) {
 	}
 }
 
-// In an append-only folder a file can be made, but neither renamed nor
-// removed: the worst that a file system can do. One empty file stays, not one
-// for each cycle.
+// In an append-only folder a file can be created, but neither renamed nor removed. This
+// must leave one empty file, not one per cycle.
 func TestFileSystemRefusesRename(t *testing.T) {
 	need.Root(t)
 	dir := t.TempDir()
@@ -600,7 +599,7 @@ func TestPlantedSymlinkIsReplaced(t *testing.T) {
 	}
 }
 
-// notFiles make what a textfile must not replace, by what the error calls it.
+// notFiles make files that a textfile must not replace, by their name in the error.
 var notFiles = map[string]func(path string) error{
 	"a FIFO": func(path string) error { return unix.Mkfifo(path, 0o644) },
 	"a socket": func(path string) error {
@@ -615,11 +614,11 @@ var notFiles = map[string]func(path string) error{
 	"a block device":     func(path string) error { return unix.Mknod(path, unix.S_IFBLK|0o660, int(unix.Mkdev(7, 250))) },
 }
 
-// What is no file stays what it is, whether it is there when the Textfile is
-// made or comes later, and whether it is met directly or by links.
+// A file that is not regular stays unchanged, whether it exists before the Textfile or
+// appears later, and whether it is found directly or through links.
 func TestOnlyFilesAreReplaced(t *testing.T) {
 	need.Root(t)
-	short := func(t *testing.T) string { // a socket's path is short
+	short := func(t *testing.T) string { // socket paths must be short
 		dir, err := os.MkdirTemp("", "ns")
 		if err != nil {
 			t.Fatal(err)
@@ -637,7 +636,7 @@ func TestOnlyFilesAreReplaced(t *testing.T) {
 		if _, err := NewTextfile(dir, promFile, 0, nil); !errors.Is(err, ErrNotReplaced) || !strings.Contains(err.Error(), what) || !strings.Contains(err.Error(), path) {
 			t.Errorf("NewTextfile: %v", err)
 		}
-		// It comes when a Textfile has the name already.
+		// It appears after the Textfile was made.
 		if err := os.Rename(path, path+".aside"); err != nil {
 			t.Fatal(err)
 		}
@@ -661,7 +660,7 @@ func TestOnlyFilesAreReplaced(t *testing.T) {
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
-		write(t, tf, 2) // and goes on when it is gone
+		write(t, tf, 2) // writing continues when it is gone
 		wantFile(t, dir, 2)
 	}
 	for what, makeIt := range notFiles {
@@ -688,7 +687,7 @@ func TestOnlyFilesAreReplaced(t *testing.T) {
 			}
 		})
 	}
-	// What these lead to is an open file, which may well be a regular one.
+	// These links lead to an open file, which may be a regular one.
 	file, err := os.Create(filepath.Join(t.TempDir(), "open"))
 	if err != nil {
 		t.Fatal(err)
@@ -710,7 +709,7 @@ func TestOnlyFilesAreReplaced(t *testing.T) {
 	}
 }
 
-// In a folder such as /tmp a name may be another user's.
+// In a folder such as /tmp a file may belong to another user.
 func TestOtherUsersFilesInAStickyFolder(t *testing.T) {
 	need.Root(t)
 	for name, c := range map[string]struct {
@@ -774,7 +773,7 @@ func TestFolderBecomesASymlink(t *testing.T) {
 	if log.Len() > 0 {
 		t.Errorf("log:\n%s", log)
 	}
-	// The same folder by a link is nothing to speak of.
+	// The same folder behind a link is not logged.
 	if err := os.Rename(dir, dir+"2"); err != nil {
 		t.Fatal(err)
 	}
@@ -786,7 +785,7 @@ func TestFolderBecomesASymlink(t *testing.T) {
 	if log.Len() > 0 {
 		t.Errorf("log:\n%s", log)
 	}
-	// Another folder is, once.
+	// Another folder is logged once.
 	if err := os.Remove(dir); err != nil {
 		t.Fatal(err)
 	}
@@ -800,7 +799,7 @@ func TestFolderBecomesASymlink(t *testing.T) {
 	if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "before="+dir+" now="+other) {
 		t.Errorf("log:\n%s", log)
 	}
-	// And the file in the folder before, which is no longer held, is another's.
+	// The file in the previous folder is not held any more, and counts as another's.
 	if err := tf.Remove(); err != nil {
 		t.Fatal(err)
 	}
@@ -810,8 +809,8 @@ func TestFolderBecomesASymlink(t *testing.T) {
 	wantFile(t, dir+"2", 2)
 }
 
-// While a folder's path changes between two folders all the time, each has
-// nothing but whole files, and no litter.
+// While a path alternates between two folders, each has complete files only, and no
+// leftovers.
 func TestFolderSwappedWhileWriting(t *testing.T) {
 	parent := t.TempDir()
 	dir := filepath.Join(parent, "dir")
@@ -925,7 +924,7 @@ func TestCleanRemovesLeftoversOnly(t *testing.T) {
 	if err := unix.Mkfifo(filepath.Join(dir, ".nodeskoop-p.tmp"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	// A live writer, however old its file.
+	// A live writer, however old its file is.
 	tf, log := newTextfile(t, dir)
 	root, err := tf.at.open()
 	if err != nil {
@@ -960,8 +959,7 @@ func TestCleanRemovesLeftoversOnly(t *testing.T) {
 	}
 }
 
-// A write into a folder that is new to the process cleans it, also one that
-// appears later.
+// A write cleans a folder that is new to the process, also one that appears later.
 func TestWriteCleansANewFolder(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "later")
 	tf, _ := newTextfile(t, dir)
@@ -979,7 +977,7 @@ func TestWriteCleansANewFolder(t *testing.T) {
 func TestSecondWriterIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	cmd := writer(t, dir)
-	for range 50 { // while it writes on
+	for range 50 { // while it keeps writing
 		tf, err := NewTextfile(dir, promFile, 0, nil)
 		if !errors.Is(err, ErrInUse) {
 			t.Fatalf("%v, %v; want ErrInUse", tf, err)
@@ -990,7 +988,7 @@ func TestSecondWriterIsRefused(t *testing.T) {
 			}
 		}
 	}
-	// Another name in the same folder is free.
+	// Another name in the same folder is not taken.
 	other, err := NewTextfile(dir, "other.prom", 0, nil)
 	if err != nil || other.Write(small(1)) != nil {
 		t.Errorf("another name: %v", err)
@@ -1005,8 +1003,8 @@ func TestSecondWriterIsRefused(t *testing.T) {
 	wantFile(t, dir, 1, "other.prom")
 }
 
-// Two that start at the same moment, when no file is there yet: one goes on,
-// the other is refused from its next write on.
+// Two writers start at the same moment without a file: one continues, and the other is
+// refused from its next write on.
 func TestOneOfTwoWritersGoesOn(t *testing.T) {
 	dir := t.TempDir()
 	a, _ := newTextfile(t, dir)
@@ -1037,11 +1035,11 @@ func TestOneOfTwoWritersGoesOn(t *testing.T) {
 	if err := winner.Remove(); err != nil {
 		t.Error(err)
 	}
-	write(t, a, 2) // it is free
+	write(t, a, 2) // it is released
 	wantFile(t, dir, 2)
 }
 
-// Who may only read the file cannot keep the writer from it.
+// A process that may only read the file cannot block the writer.
 func TestReadersCannotLockTheWriterOut(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, promFile)
@@ -1064,8 +1062,8 @@ func TestReadersCannotLockTheWriterOut(t *testing.T) {
 	wantFile(t, dir, 1)
 }
 
-// A process that hangs with the file open does not hold it for ever, and is
-// refused if it wakes up.
+// A process that hangs with the file open does not hold it forever, and is refused when it
+// wakes up.
 func TestTakeOverFromAStuckWriter(t *testing.T) {
 	dir := t.TempDir()
 	stuck, _ := newTextfile(t, dir)
@@ -1127,7 +1125,7 @@ func TestRetarget(t *testing.T) {
 		t.Errorf("%v, %v", fi.Mode(), err)
 	}
 
-	// What cannot be changes nothing.
+	// An invalid place changes nothing.
 	theirs, _ := newTextfile(t, b)
 	write(t, theirs, 100)
 	if err := tf.Retarget(b, promFile, 0); !errors.Is(err, ErrInUse) {
@@ -1140,7 +1138,7 @@ func TestRetarget(t *testing.T) {
 	wantFile(t, a, 3)
 	theirs.Close()
 
-	// Another place: no file stays behind.
+	// Another place: the old file is removed.
 	if err := tf.Retarget(b, promFile, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -1151,7 +1149,7 @@ func TestRetarget(t *testing.T) {
 	write(t, tf, 4)
 	wantFile(t, b, 4)
 
-	// The same place by another path, and by another name.
+	// The same file by another path, and then another name.
 	if err := tf.Retarget(filepath.Join(parent, "link"), promFile, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -1166,7 +1164,7 @@ func TestRetarget(t *testing.T) {
 		t.Errorf("the folder holds %q", l)
 	}
 
-	// A folder that is not there yet.
+	// A folder that does not exist yet.
 	if err := tf.Retarget(filepath.Join(parent, "c"), promFile, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -1226,9 +1224,9 @@ func TestStatsDuringWrites(t *testing.T) {
 	wg.Wait()
 }
 
-// The writer is killed again and again, at any point of a write, and started
-// anew at once. A reader never sees anything but one whole file, and what a
-// killed writer leaves behind is gone when the next one has written.
+// The writer is killed repeatedly, at any point of a write, and restarted at once. A reader
+// always sees one complete file, and a killed writer's leftovers are gone after the next
+// write.
 func TestKilledWriterTearsNothing(t *testing.T) {
 	need.Short(t)
 	dir := t.TempDir()
@@ -1246,7 +1244,7 @@ func TestKilledWriterTearsNothing(t *testing.T) {
 			}
 			b, err := os.ReadFile(path)
 			if errors.Is(err, fs.ErrNotExist) && reads == 0 {
-				continue // the first writer has not begun
+				continue // the first writer has not written yet
 			}
 			if err != nil {
 				t.Error(err)
@@ -1301,8 +1299,8 @@ func TestKilledWriterTearsNothing(t *testing.T) {
 	wantFile(t, dir, 1)
 }
 
-// leftovers are the temporary files in a folder. A writer that is killed before
-// it could lock its file leaves an empty one, for lockGrace.
+// leftovers are the temporary files in a folder. A writer that was killed before it locked
+// its file leaves an empty one, for lockGrace.
 func leftovers(t *testing.T, dir string) (locked, empty []string) {
 	t.Helper()
 	for name := range strings.FieldsSeq(list(t, dir)) {
@@ -1322,7 +1320,7 @@ func leftovers(t *testing.T, dir string) (locked, empty []string) {
 	return locked, empty
 }
 
-// outlive makes lockGrace pass for files.
+// outlive makes files older than lockGrace.
 func outlive(t *testing.T, dir string, names []string) {
 	t.Helper()
 	then := time.Now().Add(-lockGrace)
@@ -1333,8 +1331,8 @@ func outlive(t *testing.T, dir string, names []string) {
 	}
 }
 
-// oneWrite reports whether b is one whole write of writeForever: every value
-// is the same, and the marker comes last.
+// oneWrite reports whether b is one complete write of writeForever: all values are equal,
+// and the marker is last.
 func oneWrite(b []byte) bool {
 	last := bytes.LastIndexByte(bytes.TrimSuffix(b, []byte("\n")), '\n')
 	value, ok := bytes.CutPrefix(b[last+1:], []byte("marker "))

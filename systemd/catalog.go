@@ -10,12 +10,12 @@ import (
 	"nodeskoop/collect/catalog"
 )
 
-// catalogWidth is the maximum line length of a catalog entry; journalctl -x indents
-// it by three columns.
+// catalogWidth is the longest line of a catalog entry: journalctl -x indents it by three
+// columns.
 const catalogWidth = 76
 
-// WriteCatalog writes the journal's message catalog with one entry per event type,
-// under its MESSAGE_ID. journalctl -x shows it.
+// WriteCatalog writes the journal's message catalog, which journalctl -x shows: an entry
+// for each event type, under its MESSAGE_ID.
 func WriteCatalog(w io.Writer) error {
 	b := bufio.NewWriter(w)
 	fmt.Fprint(b, "# The events of nodeskoop, for journalctl -x.\n# Made by `nodeskoop docs catalog`. Do not edit.\n")
@@ -34,8 +34,7 @@ func WriteCatalog(w io.Writer) error {
 		b.WriteByte('\n')
 		wrap(b, lookNext(steps), "")
 		for _, s := range steps {
-			// Commands get a line of their own and are never wrapped, so that they
-			// can be copied.
+			// Keep a command on one line, so that it can be copied.
 			fmt.Fprintf(b, "\n  %s\n", s.Command)
 			wrap(b, s.Shows, "    ")
 		}
@@ -43,7 +42,7 @@ func WriteCatalog(w io.Writer) error {
 	return b.Flush()
 }
 
-// lookNext introduces the steps, and explains the placeholders in them.
+// lookNext introduces the steps, and explains the words in capitals.
 func lookNext(steps []catalog.Step) string {
 	var means []string
 	for _, p := range catalog.Placeholders {
@@ -57,7 +56,7 @@ func lookNext(steps []catalog.Step) string {
 	return "What to look at next, on that node. " + strings.Join(means, "; ") + ":"
 }
 
-// wrap writes a paragraph in lines of at most catalogWidth columns.
+// wrap writes a paragraph in lines of at most catalogWidth.
 func wrap(b *bufio.Writer, text, indent string) {
 	n := 0
 	for _, word := range strings.Fields(text) {

@@ -27,8 +27,8 @@ func TestCatalogIsFresh(t *testing.T) {
 	}
 }
 
-// A single invalid entry makes journalctl reject the catalogs of every package, so
-// compile it with journalctl.
+// An entry that journalctl cannot read makes it reject the catalogs of all packages, so ask
+// journalctl.
 func TestCatalogIsCompiled(t *testing.T) {
 	need.Program(t, "journalctl")
 	root := t.TempDir()
@@ -64,7 +64,7 @@ func TestCatalogIsCompiled(t *testing.T) {
 			}
 		}
 	}
-	// journalctl would insert a field chosen by the entry's writer.
+	// journalctl replaces @FIELD@ by the field's value, which may be an attacker's.
 	if fields := regexp.MustCompile(`@\S*@`).FindAllString(b.String(), -1); len(fields) > 0 {
 		t.Errorf("%v would be replaced by what an entry holds", fields)
 	}

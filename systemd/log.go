@@ -10,15 +10,14 @@ import (
 	"nodeskoop/collect/catalog"
 )
 
-// StderrIsJournal reports whether standard error goes to the journal.
+// StderrIsJournal reports whether standard error is connected to the journal.
 func StderrIsJournal() bool {
 	ok, err := journal.StderrIsJournalStream()
 	return ok && err == nil
 }
 
-// NewHandler returns a slog handler for lines that journald reads from a stream.
-// Each line begins with its syslog priority (sd-daemon(3)), and has no time, since
-// journald adds it.
+// NewHandler returns a slog handler for a stream that journald reads: each line starts with
+// its syslog priority (sd-daemon(3)) and has no time, which journald adds.
 func NewHandler(w io.Writer, level slog.Leveler) slog.Handler {
 	opt := &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 		if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey) {
@@ -33,7 +32,7 @@ func NewHandler(w io.Writer, level slog.Leveler) slog.Handler {
 	return h
 }
 
-// priorityHandler holds one handler for each of debug, info, notice, warn and error.
+// priorityHandler has one handler for each of debug, info, notice, warn and error.
 type priorityHandler [5]slog.Handler
 
 func (h priorityHandler) of(l slog.Level) slog.Handler {
@@ -72,7 +71,7 @@ func (h priorityHandler) WithGroup(name string) slog.Handler {
 	return h
 }
 
-// prefixWriter adds a prefix to each write, which is one line.
+// prefixWriter writes a prefix before each write, which is one line.
 type prefixWriter struct {
 	w      io.Writer
 	prefix string

@@ -1,5 +1,5 @@
-// Package systemd sends notifications to the service manager, and formats log lines
-// with the priority that journald reads.
+// Package systemd talks to systemd: notifications to the service manager, and log lines
+// with a priority.
 package systemd
 
 import (
@@ -17,32 +17,31 @@ import (
 	"nodeskoop/internal/quote"
 )
 
-// Ready notifies the service manager that the service is ready, with a status line
-// for `systemctl status`. Outside systemd it does nothing.
+// Ready notifies the service manager that the service is ready, with a line for `systemctl
+// status`. Outside systemd it does nothing.
 func Ready(status string) {
 	notify(readiness, daemon.SdNotifyReady+"\nSTATUS="+oneLine(status))
 }
 
-// Status sends a status line to the service manager.
+// Status sets the status line of `systemctl status`.
 func Status(text string) { notify(status, "STATUS="+oneLine(text)) }
 
-// Stopping notifies the service manager that the service is stopping. It waits up
-// to a second until that is sent.
+// Stopping notifies the service manager that the service is stopping. It waits until that
+// is sent, for a second at most.
 func Stopping() {
 	notify(readiness, daemon.SdNotifyStopping)
 	manager.flush()
 }
 
-// Reloading notifies the service manager that the configuration is being reloaded;
-// Ready ends that state.
+// Reloading notifies the service manager that a reload has started; Ready ends it.
 func Reloading() {
 	var now unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
 	notify(readiness, fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, now.Nano()/int64(time.Microsecond)))
 }
 
-// WatchdogInterval is the maximum time between calls of Alive, a fraction of
-// systemd's timeout; 0 if the watchdog is off.
+// WatchdogInterval is how often Alive must be called, several times as often as systemd
+// expects; 0: no watchdog.
 func WatchdogInterval() time.Duration {
 	d, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
@@ -51,37 +50,36 @@ func WatchdogInterval() time.Duration {
 	return d / 4
 }
 
-// Starting extends the start timeout to d from now.
+// Starting notifies the service manager that the start continues, and may take d from now.
 func Starting(d time.Duration) {
 	notify(alive, fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", d.Microseconds()))
 }
 
-// Alive notifies the service manager's watchdog.
+// Alive notifies the service manager's watchdog that sampling continues.
 func Alive() { notify(alive, daemon.SdNotifyWatchdog) }
 
-// oneLine keeps a status on one line, since a second line would be another message,
-// and escapes control characters, because `systemctl status` does not.
+// oneLine turns a status into one line, since the next line would be another message,
+// without characters that affect a terminal: `systemctl status` prints it unchanged.
 func oneLine(s string) string { return quote.SafeLine(s) }
 
-// A manager that does not read its socket must not block the daemon, because its
-// watchdog would then end the daemon. One goroutine sends the messages that others
-// post.
+// A service manager that does not read its socket must not delay anything, since its
+// watchdog would kill a delayed daemon. So a goroutine sends the messages.
 const (
-	// attempt is how long one message may wait for room in the socket.
+	// attempt limits how long one message may wait for room in the socket.
 	attempt = time.Second
 	// retryNotify is the pause before the next attempt.
 	retryNotify = time.Second
-	// flushFor is how long the last message may delay the end.
+	// flushFor limits how long the last messages may delay the exit.
 	flushFor = time.Second
 )
 
-// topic groups messages: a newer message replaces an unsent one of the same topic.
+// topic groups messages: a newer one replaces an unsent one of the same topic.
 type topic uint8
 
 const (
-	readiness topic = iota // READY, RELOADING, STOPPING: never dropped, and in order
+	readiness topic = iota // READY, RELOADING, STOPPING: kept in order, not replaced
 	status
-	alive // worthless later, so never retried
+	alive // not retried: it is worthless later
 )
 
 type message struct {
@@ -93,17 +91,16 @@ type notifier struct {
 	mu      sync.Mutex
 	waiting []message
 	running bool
-	idle    chan struct{} // closed while no message waits
+	idle    chan struct{} // closed when no message is waiting
 }
 
 var manager notifier
 
-// maxReadiness is the maximum number of queued state changes; older ones are
-// obsolete.
+// maxReadiness is how many changes of state can wait; older ones are obsolete.
 const maxReadiness = 4
 
-// notify posts a message. Failures are ignored: without a service manager there is
-// no receiver, and with one there is no other place to report them.
+// notify queues a message. Failures are ignored: without a service manager nobody listens,
+// and with one there is nobody else to notify.
 func notify(t topic, text string) { manager.post(t, text) }
 
 func (n *notifier) post(t topic, text string) {
@@ -129,7 +126,7 @@ func (n *notifier) post(t topic, text string) {
 	}
 }
 
-// run sends queued messages, and ends when there are none.
+// run sends the waiting messages, and ends when there are none.
 func (n *notifier) run() {
 	for {
 		n.mu.Lock()
@@ -155,7 +152,7 @@ func (n *notifier) run() {
 	}
 }
 
-// flush waits until the queue is empty, for a limited time.
+// flush waits until all messages are sent, for flushFor at most.
 func (n *notifier) flush() {
 	n.mu.Lock()
 	running, idle := n.running, n.idle
@@ -171,8 +168,8 @@ func (n *notifier) flush() {
 	}
 }
 
-// send sends one message (sd_notify(3)). The kernel blocks the sender while the
-// receiver's queue is full.
+// send sends one message (sd_notify(3)). The kernel blocks a sender while the receiver's
+// queue is full.
 func send(text string) error {
 	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: os.Getenv("NOTIFY_SOCKET"), Net: "unixgram"})
 	if err != nil {

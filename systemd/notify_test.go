@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// listen creates a service manager's socket without a reader.
+// listen makes a service manager's socket that nobody reads.
 func listen(t *testing.T) *net.UnixConn {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "notify")
@@ -67,8 +67,8 @@ func read(t *testing.T, c *net.UnixConn) string {
 	}
 }
 
-// A manager that does not read its socket blocks nothing. When it reads again, it
-// gets the service's state and the newest status.
+// A manager that does not read its socket delays nothing. When it reads again, it gets the
+// state and the newest status.
 func TestSocketThatNobodyReads(t *testing.T) {
 	c := listen(t)
 	fill(t, c)
@@ -101,7 +101,7 @@ func TestSocketThatNobodyReads(t *testing.T) {
 	}
 }
 
-// A reading manager gets each message, in order.
+// A manager that reads gets all messages in order.
 func TestSocketThatIsRead(t *testing.T) {
 	c := listen(t)
 	for _, m := range []struct {
@@ -123,7 +123,7 @@ func TestSocketThatIsRead(t *testing.T) {
 	}
 }
 
-// Without a manager no call waits and no message is kept.
+// Without a manager nothing waits and nothing is queued.
 func TestNoSocket(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", "")
 	Ready("x")

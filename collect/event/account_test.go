@@ -6,8 +6,8 @@ import (
 	"nodeskoop/collect/catalog"
 )
 
-// Every occurrence is in one place of the account, and every suppressed one is told
-// of once, by an entry of its own owner.
+// Each occurrence is counted exactly once, and each suppressed one is reported exactly
+// once, in an entry of its own owner.
 func TestAccount(t *testing.T) {
 	a := newAccount()
 	c, b := a.of(lossType), &bucket{}
@@ -46,7 +46,7 @@ func TestAccount(t *testing.T) {
 	}
 }
 
-// What an earlier run had not written when it ended is lost; the rest goes on.
+// Pending events of an earlier process are lost; the other counts continue.
 func TestAccountGoesOn(t *testing.T) {
 	a := newAccount()
 	c := a.of(lossType)

@@ -6,8 +6,8 @@ import (
 	"nodeskoop/internal/bounded"
 )
 
-// attribute finds the event's pod, and reports whether it can be sure of it.
-// An event on which the resolver panics is nobody's.
+// attribute finds the event's pod, and reports whether the answer is final. If the resolver
+// panics, the event is unattributed.
 func (h *Hub) attribute(e *Event) (sure bool) {
 	if e.Pod != nil {
 		return true
@@ -24,11 +24,12 @@ func (h *Hub) attribute(e *Event) (sure bool) {
 	return sure
 }
 
-// label gives e the node's name and whose it is, and its ends whose they are.
+// label sets the node, the owner, and the owners of both ends.
 func (h *Hub) label(opt *HubOptions, e *Event) {
 	e.Node = opt.Node
 	e.unowned = e.Pod == nil && h.who.Unowned(e.Netns)
-	// Events of packets and sockets have a namespace; others are the node's.
+	// Only events of packets and sockets have a network namespace; others belong to the
+	// node.
 	e.unattributed = e.Pod == nil && (e.unresolved || e.Netns == 0 && (e.Type.Has(catalog.FieldTuple) || opt.ForeignPIDs && h.process[e.Type.ID()]))
 	switch {
 	case e.unattributed:

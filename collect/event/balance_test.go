@@ -14,12 +14,12 @@ import (
 	"nodeskoop/collect/owner"
 )
 
-// moodySink takes events, loses events, answers late or panics, as it is told.
+// moodySink accepts events, loses them, reports late or panics, as the test sets it.
 type moodySink struct {
 	rand  *rand.Rand
-	told  map[*catalog.EventType]uint64 // the sum of what entries that were written stand for
+	told  map[*catalog.EventType]uint64 // the occurrences in entries written
 	late  []func()
-	owing map[bucketKey]uint64 // suppressed, as the entries that were written say
+	owing map[bucketKey]uint64 // the suppressed occurrences that the written entries report
 }
 
 func (s *moodySink) Send(e *Event, done func(*Event, bool)) {
@@ -52,8 +52,8 @@ func (s *moodySink) Close(context.Context) error {
 	return nil
 }
 
-// balance takes a Hub through what a script says, byte by byte, and holds the account
-// against what was done: whatever comes, each occurrence is in one place.
+// balance runs a Hub through a script, one action per byte, and checks the account against
+// the actions: each occurrence is counted exactly once.
 func balance(t *testing.T, script []byte) {
 	synctest.Test(t, func(t *testing.T) {
 		var seed [32]byte
@@ -142,8 +142,8 @@ func balance(t *testing.T, script []byte) {
 	})
 }
 
-// The account balances whatever comes: random events, sinks that fail, changed options
-// and an end at any time.
+// The account balances under random events, failing sinks, changing options and an end at
+// any time.
 func TestAccountBalances(t *testing.T) {
 	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 1))

@@ -14,8 +14,8 @@ func (h *Hub) say(what string, err error) {
 	}
 }
 
-// send gives e its labels, and merges it into its kind or delivers it. An event on
-// which that panics is lost.
+// send labels e, and then merges it into its kind or delivers it. If that panics, the event
+// is lost.
 func (h *Hub) send(e *Event, now time.Time) {
 	fate := undecided
 	if err := bounded.Guard(func() { fate = h.decide(e, now) }); err != nil {
@@ -28,7 +28,7 @@ func (h *Hub) send(e *Event, now time.Time) {
 	}
 }
 
-// fate is what is to become of an event.
+// fate is what becomes of an event in decide.
 type fate uint8
 
 const (
@@ -54,7 +54,7 @@ func (h *Hub) decide(e *Event, now time.Time) fate {
 	return delivered
 }
 
-// deliver hands an entry to the sinks, unless a limit keeps it back.
+// deliver hands an entry to the sinks, unless a limit suppresses it.
 func (h *Hub) deliver(e *Event, now time.Time) {
 	b, ok := h.limits.allow(h.opt.Load().limits(), bucketOf(e), now)
 	if b != nil {
@@ -84,7 +84,8 @@ func (h *Hub) deliver(e *Event, now time.Time) {
 	}
 }
 
-// owe lets the next entry of a type and owner tell of what the kernel held back.
+// owe makes the next entry of a type and owner report occurrences that the kernel's limit
+// suppressed.
 func (h *Hub) owe(o owing, now time.Time) {
 	e := Event{Type: o.typ, Netns: o.netns, PID: -1, CPU: -1}
 	if err := bounded.Guard(func() { h.attribute(&e); h.label(h.opt.Load(), &e) }); err != nil {
@@ -92,7 +93,7 @@ func (h *Hub) owe(o owing, now time.Time) {
 		return
 	}
 	if e.Pod == nil && h.process[o.typ.ID()] {
-		return // it is the processes' that are behind such events: the namespace does not tell whose
+		return // the owner depends on the process, which the namespace does not show
 	}
 	h.limits.bucket(bucketOf(&e), now).owed.Add(o.n)
 	h.wakeSweep()

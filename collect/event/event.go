@@ -1,6 +1,5 @@
-// Package event holds what a probe makes of one occurrence in the kernel, and the
-// Hub that attributes, limits and accounts for all of them on their way to the
-// sinks.
+// Package event defines Event, one occurrence in the kernel, and the Hub, which attributes,
+// limits and counts all events on their way to the sinks.
 package event
 
 import (
@@ -14,67 +13,63 @@ import (
 	"nodeskoop/internal/quote"
 )
 
-// Event is one occurrence of an EventType: what a probe makes of one record of
-// the kernel. The probe fills in what it knows and hands the Event to a Hub;
-// from then on only the Hub may change it, and once a sink has it, nobody.
+// Event is one occurrence of an EventType. The probe fills in the fields that it knows and
+// hands the Event to a Hub. From then on only the Hub may change it, and nobody once a sink
+// has it.
 type Event struct {
 	Type *catalog.EventType
-	// Time is when the kernel saw it.
+	// Time is the kernel's time of the occurrence.
 	Time time.Time
-	// Netns is the inode number of the network namespace; 0 for an event that
-	// has none (block I/O, say).
+	// Netns is the inode number of the network namespace; 0 for an event without one, such
+	// as block I/O.
 	Netns uint64
-	// Pod is whose event it is; nil is the host. A probe that knows it (by the
-	// control group, say) sets it, else the Hub finds it.
+	// Pod is the owner of the event; nil for the host. A probe sets it if it knows the pod,
+	// for example by control group; otherwise the Hub does.
 	Pod *owner.Pod
 
 	Protocol string
 	Src, Dst Endpoint
 	Latency  time.Duration
-	// Points are the latencies up to intermediate points of the path. One that
-	// was not measured is not in it, or is negative.
+	// Points are the latencies up to intermediate points of the path. Points that were not
+	// measured are missing or negative.
 	Points []Point
 
 	Comm     string
-	PID, CPU int // -1: not given
+	PID, CPU int // -1: unknown
 
-	// Operation is what a block I/O does, and Bytes to how much; 0: to no data.
+	// Operation is the operation of a block I/O, and Bytes its size; 0: no data.
 	Operation string
 	Bytes     uint64
 
 	Ifname, Disk, Vector, Location, Reason, TCPState string
-	// Stack holds symbol+0xoffset of the callers, innermost first.
+	// Stack holds symbol+0xoffset of each caller, innermost first.
 	Stack []string
 
-	// Merged is nil for an event that stands for itself alone. The Hub sets it.
+	// Merged is set by the Hub; nil if the event is a single occurrence.
 	Merged *Merged
 
-	// Suppressed counts occurrences of the event's type and owner that a rate
-	// limit, in the kernel or the Hub's, kept back since the last entry of them.
-	// The Hub sets it.
+	// Suppressed counts occurrences of the same type and owner that a rate limit, in the
+	// kernel or in the Hub, has suppressed since their last entry. The Hub sets it.
 	Suppressed uint64
 
-	// Node is the node's name, and HostLabel what stands for the pod's
-	// namespace and name where Pod is nil. The Hub sets both; it leaves
-	// HostLabel empty for a network namespace that is neither the host's nor a
-	// pod's, and makes it UnknownLabel for one that is not known.
+	// Node is the node's name. HostLabel stands for the pod's namespace and name if Pod is
+	// nil; it is empty for an unowned network namespace, and UnknownLabel for an unknown
+	// one. The Hub sets both.
 	Node, HostLabel string
 
-	unowned      bool // of such a namespace
-	unattributed bool // the kernel left no way to know the namespace
-	unresolved   bool // finding out whose it is failed
+	unowned      bool // the network namespace is neither the host's nor a pod's
+	unattributed bool // the kernel left no way to know the network namespace
+	unresolved   bool // finding the owner failed
 
-	bucket *bucket // that counted Suppressed; nil: nothing limits
+	bucket *bucket // holds the count behind Suppressed; nil: nothing is limited
 }
 
-// OfHost reports whether the event is the host's own: no pod's, and not of a
-// network namespace that is unknown or neither the host's nor a pod's. It is
-// known once the Hub has the event.
+// OfHost reports whether the event is the host's own: not a pod's, and not of an unowned or
+// unknown network namespace. It is valid once the Hub has labelled the event.
 func (e *Event) OfHost() bool { return e.Pod == nil && !e.unowned && !e.unattributed }
 
-// Unattributed reports whether the event is of a packet or socket whose
-// network namespace the kernel left no way to know. It is known once the Hub
-// has the event.
+// Unattributed reports whether the event is of a packet or socket whose network namespace
+// the kernel left no way to know. It is valid once the Hub has labelled the event.
 func (e *Event) Unattributed() bool { return e.unattributed }
 
 // The kinds of an Endpoint. The empty string means EndUnknown.
@@ -84,8 +79,8 @@ const (
 	EndUnknown = owner.EndUnknown
 )
 
-// Endpoint is one end of a connection. A probe sets the address, unmapped, and
-// the port; the Hub finds out whose they are.
+// Endpoint is one end of a connection. A probe sets the unmapped address and the port; the
+// Hub finds the owner.
 type Endpoint struct {
 	Addr netip.Addr
 	Port uint16
@@ -93,7 +88,7 @@ type Endpoint struct {
 	Pod  *owner.Pod
 	Node string
 
-	// They differ between the occurrences that an event stands for.
+	// The address, or the port, differs between the merged occurrences.
 	anyAddr, anyPort bool
 }
 
@@ -103,10 +98,10 @@ type Point struct {
 	Latency time.Duration
 }
 
-// Priority is how bad it is, as the catalogue grades it.
+// Priority is the event's severity, as the Catalogue grades it.
 func (e *Event) Priority() catalog.Priority { return e.Type.Grade(e.Occurrences(), e.Latency) }
 
-// PodLabels returns what K8S_NAMESPACE and K8S_POD are.
+// PodLabels returns the values of K8S_NAMESPACE and K8S_POD.
 func (e *Event) PodLabels() (namespace, name string) {
 	if e.Pod != nil {
 		return e.Pod.Namespace, e.Pod.Name
@@ -114,18 +109,17 @@ func (e *Event) PodLabels() (namespace, name string) {
 	return e.HostLabel, e.HostLabel
 }
 
-// Message returns the event as one line that a person understands.
+// Message returns the event as one readable line.
 func (e *Event) Message() string { return string(e.AppendMessage(nil)) }
 
-// AppendMessage appends Message to b: whose the event is, as AppendOwner has it,
-// a colon, and what AppendWhat says.
+// AppendMessage appends Message to b: the owner from AppendOwner, a colon, and AppendWhat.
 func (e *Event) AppendMessage(b []byte) []byte {
 	return e.AppendWhat(append(e.AppendOwner(b), ": "...))
 }
 
-// AppendOwner appends whose the event is: NAMESPACE/NAME of a pod, host, netns
-// NUMBER, or owner unknown. Whatever names hold, it has no control character and
-// is UTF-8; so is what AppendWhat appends.
+// AppendOwner appends the event's owner: NAMESPACE/NAME of a pod, host, netns NUMBER, or
+// owner unknown. Like AppendWhat it appends valid UTF-8 without control characters,
+// whatever the names contain.
 func (e *Event) AppendOwner(b []byte) []byte {
 	switch {
 	case e.Pod != nil:
@@ -140,8 +134,8 @@ func (e *Event) AppendOwner(b []byte) []byte {
 	return append(b, "host"...)
 }
 
-// AppendWhat appends what happened, how often, on which connection, and the
-// details that the event type declares.
+// AppendWhat appends what happened, how often, on which connection, and the details that
+// the event type declares.
 func (e *Event) AppendWhat(b []byte) []byte {
 	b = e.appendTemplate(b, e.Type.Message)
 	if e.Merged != nil {
@@ -168,7 +162,7 @@ func (e *Event) AppendWhat(b []byte) []byte {
 	return b
 }
 
-// appendTemplate appends the Message of an event type with its places filled in.
+// appendTemplate appends the Message of an event type with its placeholders filled in.
 func (e *Event) appendTemplate(b []byte, template string) []byte {
 	for {
 		said, rest, found := strings.Cut(template, "{")
@@ -199,10 +193,9 @@ func (e *Event) appendTemplate(b []byte, template string) []byte {
 	}
 }
 
-// appendPeer appends which pods, other than the one whose the event is, are at
-// the ends of the connection: " from shop/db-0". how says in which direction a
-// packet went between the owner and its peer; "ends" is the direction of the
-// connection as it is written.
+// appendPeer appends the pods at the ends of the connection other than the event's owner,
+// such as " from shop/db-0". how is the direction of the packet between owner and peer;
+// "ends" stands for the direction in which the connection is written.
 func (e *Event) appendPeer(b []byte, how string) []byte {
 	src, dst := e.Src.Pod, e.Dst.Pod
 	if src != nil && samePod(src, e.Pod) {
@@ -233,11 +226,11 @@ func appendPod(b []byte, p *owner.Pod) []byte {
 	return quote.AppendSafe(b, p.Name)
 }
 
-// samePod reports whether p, not nil, is q: a pod of which more has become
-// known is another Pod with the same ID.
+// samePod reports whether p, which is not nil, and q are the same pod. The Pod of a pod is
+// replaced when more becomes known about it; its ID stays.
 func samePod(p, q *owner.Pod) bool { return p == q || q != nil && p.ID == q.ID && p.ID != "" }
 
-// appendOperation appends what a block I/O does: read of 4 KiB.
+// appendOperation appends the operation of a block I/O: read of 4 KiB.
 func (e *Event) appendOperation(b []byte) []byte {
 	if e.Operation == "" {
 		b = append(b, "block I/O"...)
@@ -250,7 +243,7 @@ func (e *Event) appendOperation(b []byte) []byte {
 	return b
 }
 
-// appendPoints appends the points that were measured, separated by commas.
+// appendPoints appends the measured points, separated by commas.
 func (e *Event) appendPoints(b []byte) []byte {
 	start := len(b)
 	for _, p := range e.Points {
@@ -266,9 +259,8 @@ func (e *Event) appendPoints(b []byte) []byte {
 	return b
 }
 
-// appendDetails appends, separated by commas, what the event type declares
-// beyond the connection and the latency. It leaves out what message, a template,
-// has a place for.
+// appendDetails appends the further fields that the event type declares, separated by
+// commas. It leaves out fields for which message, a template, has a placeholder.
 func (e *Event) appendDetails(b []byte, message string) []byte {
 	start := len(b)
 	next := func(what string) {
@@ -371,7 +363,7 @@ func AppendLatency(b []byte, d time.Duration) []byte {
 	return append(b, name...)
 }
 
-// appendBytes appends n as a number of binary units: 512 B, 4 KiB, 1.5 MiB.
+// appendBytes appends n in binary units: 512 B, 4 KiB, 1.5 MiB.
 func appendBytes(b []byte, n uint64) []byte {
 	unit, name := uint64(1), "B"
 	switch {
@@ -389,10 +381,10 @@ func appendBytes(b []byte, n uint64) []byte {
 	return append(append(b, ' '), name...)
 }
 
-// Syslog identifier of the journal's entries.
+// syslogIdentifier is the SYSLOG_IDENTIFIER of all entries.
 const syslogIdentifier = "nodeskoop"
 
-// pointFields are the field names of the Catalogue's points.
+// pointFields maps the Catalogue's points to journal field names.
 var pointFields = func() map[string]string {
 	m := map[string]string{}
 	for _, t := range catalog.Events() {
@@ -415,7 +407,7 @@ func pointField(point string) string {
 	}, point) + "_NS"
 }
 
-// fieldWriter hands fields to put, each made in buf.
+// fieldWriter passes fields to put, with values built in buf.
 type fieldWriter struct {
 	buf []byte
 	put func(name string, value []byte)
@@ -442,11 +434,10 @@ func (w *fieldWriter) unsigned(name string, value uint64) {
 	w.put(name, w.buf)
 }
 
-// Fields calls put with each journal field of the event, in a fixed order:
-// those that every event has, then the groups that its type declares. What
-// the kernel did not tell is left out. Values are as they were found: they may
-// hold any byte. A value is valid until put returns; buf is used to make them
-// and is returned for the next event, so that nothing is allocated.
+// Fields calls put with each journal field of the event, in a fixed order: first the common
+// fields, then the groups that its type declares. Unknown values are left out. Values may
+// contain any byte, and are valid until put returns. Values are built in buf, which is
+// returned for the next event, so that nothing is allocated.
 func (e *Event) Fields(buf []byte, put func(name string, value []byte)) []byte {
 	t := e.Type
 	w := fieldWriter{buf: e.AppendMessage(buf[:0]), put: put}
@@ -536,9 +527,8 @@ func (e *Event) Fields(buf []byte, put func(name string, value []byte)) []byte {
 	return w.buf
 }
 
-// AppendJSON appends the fields as one JSON object without a newline. As in
-// the output of journalctl -o json, every value is a string, written by
-// quote.AppendJSON. buf is as for Fields.
+// AppendJSON appends the fields as one JSON object without a newline. As with journalctl -o
+// json, every value is a string; quote.AppendJSON writes it. buf is as in Fields.
 func (e *Event) AppendJSON(b, buf []byte) (line, scratch []byte) {
 	b = append(b, '{')
 	first := true

@@ -19,7 +19,7 @@ import (
 
 var webPod = &owner.Pod{ID: "web", Namespace: "default", Name: "web-0", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.5")}}
 
-// fullEvent is an event of a pod with everything that any type may declare.
+// fullEvent is an event of a pod with all fields that a type may declare.
 func fullEvent(t *catalog.EventType) *Event {
 	e := &Event{
 		Type: t, Time: time.UnixMicro(1_700_000_000_123_456), Netns: 4026532001, Pod: webPod, Node: "node-1", HostLabel: owner.DefaultHostLabel,
@@ -74,8 +74,8 @@ func TestMessages(t *testing.T) {
 	}
 }
 
-// The peer's pod stands in the message, in the direction in which the packet
-// went, whichever end of the connection is the peer's.
+// The message names the peer's pod with the packet's direction, whichever end of the
+// connection the peer is.
 func TestMessageNamesThePeer(t *testing.T) {
 	db := &owner.Pod{ID: "db", Namespace: "prod", Name: "db-0"}
 	for name, want := range map[string]string{
@@ -181,7 +181,7 @@ func TestMessageOfUnusualEvents(t *testing.T) {
 		e := fullEvent(catalog.EventByName(c.typ))
 		c.change(e)
 		got := e.Message()
-		// The order of what the type declares does not matter here.
+		// The order of the declared details is not tested here.
 		sorted := func(s string) []string { p := strings.Split(s, ", "); slices.Sort(p[1:]); return p }
 		if !slices.Equal(sorted(got), sorted(c.want)) {
 			t.Errorf("%s:\n got %s\nwant %s", name, got, c.want)
@@ -343,7 +343,7 @@ func TestJSON(t *testing.T) {
 	}
 }
 
-// FuzzEventText holds the one-line and the JSON form against names with any bytes.
+// FuzzEventText checks the one-line and the JSON form with names of arbitrary bytes.
 func FuzzEventText(f *testing.F) {
 	for _, s := range []string{"", "nginx", "a\nb", "\x00\x1b[2J\x7f", "\xff\xfe", "\u202e\u2028", "\U0001f600\U000e0001", `"\`} {
 		f.Add(s, s, uint16(len(s)))
@@ -373,7 +373,7 @@ func FuzzEventText(f *testing.F) {
 			}
 			_, want := fieldsOf(e)
 			for k, v := range want {
-				// encoding/json replaces each byte that is not UTF-8, too.
+				// encoding/json also replaces each byte that is not UTF-8.
 				if v := string([]rune(v)); got[k] != v {
 					t.Fatalf("%s: %s is %q, want %q", typ.Name, k, got[k], v)
 				}
@@ -384,7 +384,7 @@ func FuzzEventText(f *testing.F) {
 
 func TestCatalogueExplainsEachEvent(t *testing.T) {
 	placeholder := regexp.MustCompile(`@([^@]*)@`)
-	replaced := regexp.MustCompile(`^[A-Z_]+$`) // journalctl replaces no name with a digit
+	replaced := regexp.MustCompile(`^[A-Z_]+$`) // journalctl does not replace names that contain a digit
 	for _, e := range catalog.Events() {
 		fields := eventFields(e)
 		if len(e.Explain) < 200 || len(e.Next) < 2 || !strings.HasSuffix(e.Explain, ".") {
@@ -411,7 +411,7 @@ func TestCatalogueExplainsEachEvent(t *testing.T) {
 	}
 }
 
-// eventFields are the journal fields that an event of the type may carry.
+// eventFields are the journal fields that an event of the type may have.
 func eventFields(t *catalog.EventType) map[string]bool {
 	e := Event{Type: t, Latency: time.Second, Protocol: "TCP", Comm: "c", PID: 1, CPU: 1, Operation: "o", Bytes: 1, Ifname: "i", Disk: "d", Vector: "v",
 		Location: "l", Reason: "r", TCPState: "s", Stack: []string{"f"}, Netns: 1}

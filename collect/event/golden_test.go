@@ -13,8 +13,8 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// TestGoldenHub holds what becomes of events of every kind: when they are sent, as
-// whose, what an entry tells, and the account at the end.
+// TestGoldenHub records the fate of events of every kind: when they are sent, with which
+// owner and content, and the account at the end.
 func TestGoldenHub(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		addr := netip.MustParseAddr

@@ -17,42 +17,40 @@ const (
 
 	maxUnowned = 4096
 	unownedFor = time.Minute
-	// An address that was nobody's a moment ago holds up no other event for so long.
+	// unknownAddrFor is how long an address without an owner does not hold further events.
 	unknownAddrFor  = 5 * time.Second
 	maxUnknownAddrs = 4096
 	maxHeldForAddrs = maxHeld / 4
 )
 
-// holds are the events that wait: for their pod to become known, or for the node's
-// addresses to be read, because one end of theirs may be a new one. They belong to
-// one goroutine.
+// holds keeps the events that wait until their pod is known, or until the node's addresses
+// have been read because one of their ends may be a new address. One goroutine owns it.
 type holds struct {
 	who *owner.Resolver
-	// attribute finds the pod of an event, and reports whether it can be sure of
-	// it; send takes the event when it need not wait any more.
+	// attribute finds the pod of an event, and reports whether the answer is final; send
+	// takes an event that need not wait any more.
 	attribute func(e *Event) (sure bool)
 	send      func(e *Event, now time.Time)
-	// wake has retry called at t at the latest, wakeSweep sweep in time.
+	// wake schedules a call of retry at t or earlier, wakeSweep the next sweep.
 	wake      func(t time.Time)
 	wakeSweep func()
 
 	waiting []heldEvent
-	ofNetns map[uint64]int // how many wait, by namespace
-	forAddr int            // how many wait for an address alone
+	ofNetns map[uint64]int // events waiting, by namespace
+	forAddr int            // events waiting for an address only
 	unowned map[unowned]time.Time
-	unknown map[netip.Addr]time.Time // since when an address is known as nobody's
+	unknown map[netip.Addr]time.Time // addresses without an owner, and when that was found
 }
 
 type heldEvent struct {
 	e               *Event
 	retry, deadline time.Time
 	since           time.Time
-	addr            bool // it waits for an address alone
+	addr            bool // waits for an address only
 }
 
-// unowned is a namespace or a process that was no pod's after an event of it
-// had been held. The next ones are not held: a pod's namespace is asked for
-// again with each.
+// unowned is a network namespace or process that was still not a pod's when a held event of
+// it was sent. Its next events are not held; each asks for the owner again anyway.
 type unowned struct {
 	netns uint64
 	pid   int
@@ -65,7 +63,8 @@ func unownedOf(e *Event) unowned {
 	return unowned{pid: e.PID}
 }
 
-// forPod keeps e until its pod is known, hold at most, and reports whether it does.
+// forPod keeps e until its pod is known, for hold at most. It returns false if e need not
+// wait.
 func (h *holds) forPod(e *Event, hold time.Duration, now time.Time) bool {
 	if hold < 0 || !h.who.Connected() {
 		return false
@@ -78,11 +77,11 @@ func (h *holds) forPod(e *Event, hold time.Duration, now time.Time) bool {
 	}
 	x := heldEvent{e: e, retry: now.Add(retryHeld), deadline: now.Add(hold), since: now}
 	if e.Netns == 0 {
-		// Asking about a process costs system calls.
+		// Ask again later: looking up a process costs system calls.
 		x.retry = now.Add(hold / 2)
 	}
-	// Who came first has waited longest; one namespace does not take the room
-	// of others.
+	// Without room, send the event that has waited longest: of the same namespace if that
+	// has used up its share.
 	if h.ofNetns[e.Netns] >= maxHeldOf {
 		h.release(slices.IndexFunc(h.waiting, func(y heldEvent) bool { return y.e.Netns == e.Netns }), now)
 	} else if len(h.waiting) >= maxHeld {
@@ -92,8 +91,8 @@ func (h *holds) forPod(e *Event, hold time.Duration, now time.Time) bool {
 	return true
 }
 
-// forAddrs keeps e, whose pod is known, while the node's addresses are read, if
-// one of its ends may be a new one, and reports whether it does.
+// forAddrs keeps e, whose pod is known, while the node's addresses are read, if one of its
+// ends may be a new address. It returns false if e need not wait.
 func (h *holds) forAddrs(e *Event, hold time.Duration, now time.Time) bool {
 	if hold < 0 || h.forAddr >= maxHeldForAddrs || len(h.unknown) >= maxUnknownAddrs || !h.hasNewAddr(e, now) {
 		return false
@@ -110,8 +109,8 @@ func (h *holds) keep(x heldEvent, hold time.Duration) {
 	h.wake(x.since.Add(min(retryHeld, hold)))
 }
 
-// hasNewAddr reports whether an end of e has an address that is nobody's, and was not
-// so a moment ago.
+// hasNewAddr reports whether an end of e has an address without an owner, unless that was
+// found a moment ago.
 func (h *holds) hasNewAddr(e *Event, now time.Time) bool {
 	return h.isNewAddr(e, &e.Src, now) || h.isNewAddr(e, &e.Dst, now)
 }
@@ -122,15 +121,15 @@ func (h *holds) isNewAddr(e *Event, end *Endpoint, now time.Time) bool {
 	}
 	nobodys := false
 	if bounded.Guard(func() { nobodys = h.who.Nobodys(end.Addr, e.Pod) }) != nil || !nobodys {
-		return false // what cannot be found out is not waited for
+		return false // if the resolver panics, do not wait
 	}
 	since, ok := h.unknown[end.Addr.Unmap()]
 	return !ok || now.Sub(since) >= unknownAddrFor
 }
 
-// mayBeNode reports whether x has to wait on: an end of it has an address that is
-// nobody's so far, and the node's were not read since x came. If they were, the
-// address is known as nobody's.
+// mayBeNode reports whether x must keep waiting: an end has an address without an owner,
+// and the node's addresses have not been read since x came. If they have, it records the
+// address as unknown.
 func (h *holds) mayBeNode(x *heldEvent, now time.Time) bool {
 	for _, end := range []*Endpoint{&x.e.Src, &x.e.Dst} {
 		if !h.isNewAddr(x.e, end, now) {
@@ -148,7 +147,7 @@ func (h *holds) mayBeNode(x *heldEvent, now time.Time) bool {
 	return false
 }
 
-// release sends a held event before its time.
+// release sends a held event early.
 func (h *holds) release(i int, now time.Time) {
 	x := h.waiting[i]
 	h.waiting = slices.Delete(h.waiting, i, i+1)
@@ -157,7 +156,7 @@ func (h *holds) release(i int, now time.Time) {
 	h.send(x.e, now)
 }
 
-// gone notes that an event does not wait any more.
+// gone updates the counts after an event was removed.
 func (h *holds) gone(x *heldEvent) {
 	if n := h.ofNetns[x.e.Netns]; n > 1 {
 		h.ofNetns[x.e.Netns] = n - 1
@@ -169,8 +168,7 @@ func (h *holds) gone(x *heldEvent) {
 	}
 }
 
-// retry sends the held events whose pod is known by now, and those that have
-// been held for long enough.
+// retry sends the held events whose pod is known now, and those whose time is over.
 func (h *holds) retry(now time.Time) {
 	if len(h.waiting) == 0 {
 		return
@@ -207,7 +205,7 @@ func (h *holds) retry(now time.Time) {
 
 func (h *holds) noteUnowned(e *Event, now time.Time) {
 	if len(h.unowned) >= maxUnowned {
-		for s := range h.unowned { // any: its next event is held once more
+		for s := range h.unowned { // an arbitrary one: its next event is held again
 			delete(h.unowned, s)
 			break
 		}
@@ -216,7 +214,7 @@ func (h *holds) noteUnowned(e *Event, now time.Time) {
 	h.wakeSweep()
 }
 
-// sweep forgets what was known long ago.
+// sweep removes expired entries.
 func (h *holds) sweep(now time.Time) {
 	for s, since := range h.unowned {
 		if now.Sub(since) >= unownedFor {
@@ -230,7 +228,7 @@ func (h *holds) sweep(now time.Time) {
 	}
 }
 
-// drain sends all that wait.
+// drain sends all held events.
 func (h *holds) drain() {
 	for _, x := range h.waiting {
 		h.attribute(x.e)
@@ -240,7 +238,7 @@ func (h *holds) drain() {
 	clear(h.ofNetns)
 }
 
-// empty reports whether nothing waits, and whether there is nothing to sweep.
+// empty reports whether no event is waiting, and whether there is nothing to sweep.
 func (h *holds) empty() (waiting, known bool) {
 	return len(h.waiting) == 0, len(h.unowned)+len(h.unknown) == 0
 }

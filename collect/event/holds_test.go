@@ -10,8 +10,8 @@ import (
 	"nodeskoop/collect/owner"
 )
 
-// TestHolds takes the held events through a timetable without a Hub, a goroutine or
-// a wait: what is sent when, and what is left.
+// TestHolds runs holds through a timetable without a Hub, goroutines or waiting: which
+// events are sent when, and which remain.
 func TestHolds(t *testing.T) {
 	start := time.Unix(1000, 0)
 	pods := &podTable{}
@@ -81,7 +81,7 @@ func TestHolds(t *testing.T) {
 		t.Error("held though containerd does not answer")
 	}
 
-	// One namespace takes no more than its room, all of them no more than theirs.
+	// One namespace uses no more than its share, and all of them no more than the limit.
 	reset()
 	for range maxHeldOf + 1 {
 		h.forPod(event(lossType, 9), hold, start)
@@ -96,7 +96,7 @@ func TestHolds(t *testing.T) {
 		t.Errorf("%d sent at the end, %v", len(sent), h.ofNetns)
 	}
 
-	// One that waits for an address, and is sent before its time, takes no place.
+	// An event that waits for an address and is sent early frees its place.
 	reset()
 	e := event(lossType, hostInode)
 	e.Src.Addr = netip.MustParseAddr("203.0.113.1")

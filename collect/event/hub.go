@@ -14,40 +14,36 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// HubOptions say how a Hub attributes and limits events.
+// HubOptions are the settings of a Hub.
 type HubOptions struct {
-	// Node is the node's name, HostLabel what stands for a pod in events of
-	// the host.
+	// Node is the node's name; HostLabel stands for a pod in the host's events.
 	Node, HostLabel string
-	// HostNetns is the inode number of the host's network namespace. If it is
-	// 0, every namespace that is no pod's counts as the host's.
+	// HostNetns is the inode number of the host's network namespace. If it is 0, every
+	// namespace that is not a pod's counts as the host's.
 	HostNetns uint64
-	// Window is for how long events of one kind are merged after the first, and
-	// MaxWindow how long the window becomes at most, which doubles while they
-	// go on. 0: nothing is merged.
+	// Window is how long events of one kind are merged after the first. The window doubles
+	// while they continue, up to MaxWindow. 0: no merging.
 	Window, MaxWindow time.Duration
-	// Rate is how many entries a second of one type and pod are let through,
-	// Burst how many at once; 0 is no limit. The host, what belongs to no known
-	// namespace, and all namespaces that are no pod's together count as one pod
-	// each. TotalRate is how many a second are let through over all: it holds
-	// for those that have more to say than Rate and Burst let them. Who keeps
-	// below its own limit is heard whatever the others do.
+	// Rate and Burst limit the entries of one type and pod, per second and at once; 0 is no
+	// limit. The host, unattributed events, and all unowned namespaces together count as
+	// one pod each. TotalRate limits all entries per second, but only for owners that
+	// exceed Rate and Burst: an owner within its own limit is always heard.
 	Rate, Burst, TotalRate int
-	// Hold is how long an event waits for its pod to become known; 0 means
-	// one second, below 0 not at all.
+	// Hold is how long an event waits for its pod to become known. 0 means one second; a
+	// negative value, not at all.
 	Hold time.Duration
 	Pods owner.Pods
-	// NodeAddrs lists the node's own addresses, from time to time; nil lists
-	// those of the network namespace that this process is in.
+	// NodeAddrs lists the node's own addresses and is called repeatedly. nil lists those of
+	// this process's network namespace.
 	NodeAddrs func() ([]netip.Addr, error)
-	// Log is told once if a resolver or a sink panics; nil: nobody is.
+	// Log gets one line when a resolver or a sink first panics; nil: no log.
 	Log *slog.Logger
-	// ForeignPIDs says that the kernel's process numbers are not those of this
-	// process's PID namespace, so that nobody can be found by them: what has
-	// nothing but such a number is unattributed.
+	// ForeignPIDs says that the kernel's process numbers are those of another PID
+	// namespace, so that they identify nobody here. Events that have only such a number are
+	// unattributed.
 	ForeignPIDs bool
-	// Filter, unless nil, says which events are wanted. The others are
-	// neither merged nor limited nor written.
+	// Filter selects the events that are wanted; nil: all. Other events are neither merged
+	// nor limited nor written.
 	Filter func(*Event) bool
 }
 
@@ -55,56 +51,54 @@ func (o *HubOptions) limits() limits   { return limits{o.Rate, o.Burst, o.TotalR
 func (o *HubOptions) windows() windows { return windows{o.Window, o.MaxWindow} }
 
 const (
-	// queueSize is how many events wait for the Hub's goroutine. It needs
-	// about a microsecond for each.
+	// queueSize is the capacity of the Hub's queue. Its goroutine needs about a microsecond
+	// per event.
 	queueSize = 4096
 
-	// owingSize is how many notes of what the kernel's limits held back wait.
+	// owingSize is the capacity of the queue of Owe.
 	owingSize = 1024
 
 	sweepEvery = 10 * time.Second
 )
 
-// Hub takes events from the probes, finds out whose they are, leaves out what
-// nobody wants, merges what is of one kind, keeps the rest from flooding the node,
-// and sends it to the sinks, in this order. What becomes of each event is counted.
-// All methods may be called from any goroutine.
+// Hub takes events from the probes. It finds their owner, ignores unwanted ones, merges
+// those of one kind, limits their rate, and sends them to the sinks, in this order. Each
+// event is counted by what became of it. All methods may be called from any goroutine.
 type Hub struct {
 	opt     atomic.Pointer[HubOptions]
 	who     *owner.Resolver
 	sinks   []Sink
-	report  func(e *Event, written bool) // made once: a method value is an allocation
+	report  func(e *Event, written bool) // made once, since a method value allocates
 	account account
 	queue   chan *Event
 	owing   chan owing
 	stop    chan struct{}
 	done    chan struct{} // closed when the goroutine has ended
 
-	mu     sync.RWMutex // held for writing only to close
+	mu     sync.RWMutex // locked for writing only by Close
 	closed bool
 
-	// The rest belongs to the goroutine.
-	process  []bool // by EventType.ID: attributed by process
+	// The Hub's goroutine owns the following fields.
+	process  []bool // by EventType.ID: the owner is found by process
 	held     holds
 	kinds    kinds
 	limits   limiter
-	ending   bool // limits keep nothing back any more
+	ending   bool // Close is under way: limits suppress nothing
 	timer    *time.Timer
 	timerAt  time.Time // zero: not set
 	swept    time.Time
-	panicked bool // that has been logged
+	panicked bool // a panic has been logged
 }
 
-// owing is a number of events that the kernel's limit of a type and namespace
-// held back.
+// owing is a number of occurrences that the kernel's limit of a type and namespace
+// suppressed.
 type owing struct {
 	typ   *catalog.EventType
 	netns uint64
 	n     uint64
 }
 
-// NewHub starts a Hub. What the first sink reports decides whether an event
-// counts as written.
+// NewHub starts a Hub. An event counts as written if the first sink reports it as written.
 func NewHub(opt HubOptions, sinks ...Sink) *Hub {
 	now := time.Now()
 	h := &Hub{
@@ -133,7 +127,7 @@ func NewHub(opt HubOptions, sinks ...Sink) *Hub {
 	return h
 }
 
-// Apply changes the options for the events that come from now on.
+// Apply changes the options for later events.
 func (h *Hub) Apply(opt HubOptions) {
 	if opt.Hold == 0 {
 		opt.Hold = defaultHold
@@ -146,11 +140,11 @@ func (h *Hub) Apply(opt HubOptions) {
 	h.who.RefreshAddrs()
 }
 
-// Resolver returns what finds out whose events are, for others to ask, too.
+// Resolver returns the Hub's resolver, for other users.
 func (h *Hub) Resolver() *owner.Resolver { return h.who }
 
-// Offer hands e over to the Hub. It never waits: if the Hub is behind, e is
-// lost and counted. An event without a type of the Catalogue is ignored.
+// Offer hands e to the Hub. It never waits: if the queue is full, e is counted as lost. An
+// event whose type is not in the Catalogue is ignored.
 func (h *Hub) Offer(e *Event) {
 	if e == nil {
 		return
@@ -172,44 +166,43 @@ func (h *Hub) Offer(e *Event) {
 	c.report(e, false)
 }
 
-// CountOnly counts events that never became an Event: suppressed by a limit in
-// the kernel, or lost on the way from there.
+// CountOnly counts occurrences for which no Event was made: suppressed by a limit in the
+// kernel, or lost on the way from there.
 func (h *Hub) CountOnly(t *catalog.EventType, suppressed, lost uint64) {
 	if c := h.account.of(t); c != nil {
 		c.countOnly(suppressed, lost)
 	}
 }
 
-// CountIgnored counts events that never became an Event since nobody asked to
-// hear of them.
+// CountIgnored counts ignored occurrences for which no Event was made.
 func (h *Hub) CountIgnored(t *catalog.EventType, n uint64) {
 	if c := h.account.of(t); c != nil {
 		c.countIgnored(n)
 	}
 }
 
-// Owe says that of the suppressed events that CountOnly counts, n are of a network
-// namespace: the next entry of that type and owner tells of them, if the namespace
-// says who the owner is.
+// Owe says that n of the suppressed occurrences in CountOnly belong to a network namespace.
+// The next entry of that type and owner reports them, if the namespace identifies the
+// owner.
 func (h *Hub) Owe(t *catalog.EventType, netns, n uint64) {
 	if h.account.of(t) == nil || n == 0 {
 		return
 	}
 	select {
 	case h.owing <- owing{t, netns, n}:
-	default: // they are in the account
+	default: // CountOnly has counted them
 	}
 }
 
-// Recall lets the account of a type go on from what an earlier run had counted.
-// What was pending then is lost.
+// Recall adds the counts of an earlier process to the account of a type. Its pending events
+// are lost.
 func (h *Hub) Recall(t *catalog.EventType, n Counts) {
 	if c := h.account.of(t); c != nil {
 		c.recall(n)
 	}
 }
 
-// Counts tells what became of the events of one type.
+// Counts returns the account of an event type.
 func (h *Hub) Counts(t *catalog.EventType) Counts {
 	if c := h.account.of(t); c != nil {
 		return c.counts()
@@ -217,7 +210,7 @@ func (h *Hub) Counts(t *catalog.EventType) Counts {
 	return Counts{}
 }
 
-// Entries tells how many entries were written for the events of one type.
+// Entries returns how many entries were written for the events of one type.
 func (h *Hub) Entries(t *catalog.EventType) uint64 {
 	if c := h.account.of(t); c != nil {
 		return c.entries.Load()
@@ -225,9 +218,9 @@ func (h *Hub) Entries(t *catalog.EventType) uint64 {
 	return 0
 }
 
-// Close sends what was offered and what is merged, past the limits, waits for the
-// sinks to write it, and closes them. What they have not written when ctx ends is
-// lost. What is offered later is lost, too.
+// Close sends queued and merged events without limits, waits until the sinks have written
+// them, and closes the sinks. Events not written when ctx ends, and events offered later,
+// are lost.
 func (h *Hub) Close(ctx context.Context) error {
 	h.mu.Lock()
 	first := !h.closed
@@ -249,7 +242,7 @@ func (h *Hub) Close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// reported is told what became of an event.
+// reported counts an event as written or lost.
 func (h *Hub) reported(e *Event, written bool) { h.account[e.Type.ID()].report(e, written) }
 
 func (h *Hub) run() {
@@ -270,7 +263,7 @@ func (h *Hub) run() {
 	}
 }
 
-// wake has tick called at t at the latest.
+// wake schedules a call of tick at t or earlier.
 func (h *Hub) wake(t time.Time) {
 	if h.timerAt.IsZero() || t.Before(h.timerAt) {
 		h.timerAt = t
@@ -278,10 +271,10 @@ func (h *Hub) wake(t time.Time) {
 	}
 }
 
-// wakeSweep has tick called for the next sweep.
+// wakeSweep schedules a call of tick for the next sweep.
 func (h *Hub) wakeSweep() { h.wake(h.swept.Add(sweepEvery)) }
 
-// wakeKinds has tick called when the next window ends.
+// wakeKinds schedules a call of tick for the end of the next window.
 func (h *Hub) wakeKinds() {
 	if t := h.kinds.next(); !t.IsZero() {
 		h.wake(t)
@@ -306,7 +299,7 @@ func (h *Hub) tick(now time.Time) {
 	}
 }
 
-// drain sends what is there when the Hub is closed. No more comes.
+// drain sends the remaining events when the Hub is closed.
 func (h *Hub) drain() {
 	for {
 		select {
@@ -341,7 +334,7 @@ func (h *Hub) take(e *Event) {
 	}
 	if h.attribute(e) {
 		if h.held.ofNetns[e.Netns] > 0 {
-			h.held.retry(now) // those before it go first
+			h.held.retry(now) // send earlier events of the namespace first
 		}
 		if h.held.forAddrs(e, hold, now) {
 			return

@@ -27,7 +27,7 @@ type podTable struct {
 	netns  map[uint64]*owner.Pod
 	addrs  map[netip.Addr]*owner.Pod
 	pids   map[int]*owner.Pod
-	asked  int // by process
+	asked  int // number of lookups by process
 	absent bool
 }
 
@@ -61,7 +61,7 @@ func (p *podTable) start(netns uint64, q *owner.Pod) {
 	p.netns[netns] = q
 }
 
-// listSink keeps what it gets. write says what becomes of it; nil: written.
+// listSink records events. write decides whether an event is written; nil: always.
 type listSink struct {
 	mu     sync.Mutex
 	got    []*Event
@@ -92,7 +92,7 @@ func (s *listSink) events() []*Event {
 
 const hostInode = 4026531840
 
-// testHub is a Hub without limits of which HostNetns is hostInode.
+// testHub is a Hub without limits whose HostNetns is hostInode.
 func testHub(t *testing.T, change func(*HubOptions), sinks ...Sink) *Hub {
 	opt := HubOptions{Node: "node-1", HostLabel: owner.DefaultHostLabel, HostNetns: hostInode,
 		NodeAddrs: func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.0.2.1")}, nil }}
@@ -174,7 +174,7 @@ func TestHubAttributesEvents(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				sink := &listSink{}
 				h := testHub(t, func(o *HubOptions) { o.Pods = pods }, sink)
-				synctest.Wait() // the node's addresses are read
+				synctest.Wait() // wait until the node's addresses are read
 				e := event(c.typ, c.netns)
 				e.PID = c.pid
 				if c.src != "" {
@@ -217,8 +217,8 @@ func TestHubWithoutHostNetnsCallsTheRestHost(t *testing.T) {
 	}
 }
 
-// A new address of the node's own is known with the first event of it: that one waits
-// for the addresses to be read.
+// A new address of the node is recognised in the first event that has it: the event waits
+// until the addresses have been read.
 func TestHubHoldsEventsOfNewAddrs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
@@ -242,7 +242,7 @@ func TestHubHoldsEventsOfNewAddrs(t *testing.T) {
 			synctest.Wait()
 			return e
 		}
-		// sent tells after how long and as whose the event is sent.
+		// sent checks how soon and with which owner the event is sent.
 		sent := func(e *Event, want string, within time.Duration) {
 			t.Helper()
 			start := time.Now()
@@ -255,29 +255,29 @@ func TestHubHoldsEventsOfNewAddrs(t *testing.T) {
 			}
 		}
 		time.Sleep(time.Minute)
-		const hold = 200*time.Millisecond + 2*retryHeld // the Resolver reads no more often
-		// A bridge has come with the first pod, and the first event is of it.
+		const hold = 200*time.Millisecond + 2*retryHeld // the Resolver limits how often it reads
+		// A bridge appears with the first pod, and the first event is about it.
 		addrs = []netip.Addr{netip.MustParseAddr("::ffff:198.51.100.1")}
 		sent(offer("198.51.100.1", hostInode), EndNode, hold)
 		sent(offer("198.51.100.1", hostInode), EndNode, 0)
-		// One of far away waits once, and then no more.
+		// An event with a remote address waits once; later ones do not.
 		for i, within := range []time.Duration{hold, 0, 0} {
 			sent(offer("203.0.113.9", hostInode), EndUnknown, within)
 			if i == 0 && len(h.held.unknown) != 1 {
 				t.Errorf("%v", h.held.unknown)
 			}
 		}
-		// It may have become the node's.
+		// The address may belong to the node by now.
 		time.Sleep(unknownAddrFor)
 		addrs = append(addrs, netip.MustParseAddr("203.0.113.9"))
 		sent(offer("203.0.113.9", hostInode), EndNode, hold)
-		// A pod's that becomes known meanwhile.
+		// The address of a pod that becomes known meanwhile.
 		late := offer("10.0.0.9", hostInode)
 		pods.mu.Lock()
 		pods.addrs[netip.MustParseAddr("10.0.0.9")] = webPod
 		pods.mu.Unlock()
 		sent(late, EndPod, hold)
-		// One that waits for its own pod, too.
+		// An event that also waits for its own pod.
 		time.Sleep(time.Minute)
 		mu.Lock()
 		addrs = append(addrs, netip.MustParseAddr("203.0.113.10"))
@@ -287,13 +287,13 @@ func TestHubHoldsEventsOfNewAddrs(t *testing.T) {
 		if sent(both, EndNode, hold); both.Pod != webPod {
 			t.Errorf("%+v", both.Pod)
 		}
-		// A reading that fails or hangs holds an event no longer than a pod would.
+		// A reading that fails or hangs holds an event no longer than Hold.
 		mu.Lock()
 		err = errors.New("netlink is broken")
 		mu.Unlock()
 		time.Sleep(time.Minute)
 		sent(offer("203.0.113.11", hostInode), EndUnknown, time.Second+2*retryHeld)
-		sent(offer("198.51.100.1", hostInode), EndNode, 0) // those of before stay
+		sent(offer("198.51.100.1", hostInode), EndNode, 0) // the previous addresses stay
 		mu.Lock()
 		err, wait = nil, time.Hour
 		mu.Unlock()
@@ -305,7 +305,7 @@ func TestHubHoldsEventsOfNewAddrs(t *testing.T) {
 		if n := len(h.held.unknown) + len(h.held.waiting) + h.held.forAddr + len(h.held.ofNetns); n != 0 {
 			t.Errorf("%d things kept", n)
 		}
-		// Many addresses, as of an attacker, cost few readings and no event.
+		// Many addresses, as from an attacker, cause few readings and lose no event.
 		mu.Lock()
 		before := readings
 		mu.Unlock()
@@ -357,8 +357,8 @@ func TestHubHoldsEventsUntilTheirPodIsKnown(t *testing.T) {
 			t.Errorf("sent after %v", d)
 		}
 
-		// Known as nobody's by now, so it is not held again; but if it becomes
-		// a pod's, that is seen at once.
+		// The namespace is known as unowned, so events are not held again. Once a pod has
+		// it, the next event shows the pod.
 		h.Offer(event(lossType, 78))
 		synctest.Wait()
 		if got := sink.events(); len(got) != 5 {
@@ -386,7 +386,7 @@ func TestHubKeepsTheOrderOfANamespace(t *testing.T) {
 		h.Offer(first)
 		time.Sleep(retryHeld + retryHeld/2)
 		pods.start(77, webPod)
-		time.Sleep(retryHeld) // due, and not yet asked again
+		time.Sleep(retryHeld) // due, but the pod was not looked up again yet
 		h.Offer(second)
 		synctest.Wait()
 		if got := sink.events(); len(got) != 2 || got[0] != first || got[1] != second {
@@ -484,7 +484,7 @@ func TestHubLimits(t *testing.T) {
 		}
 		flood(lossType, 77, 1000)
 		wantCounts(t, h, lossType, Counts{Offered: 1000, Written: 100, Suppressed: 900})
-		// Neither another pod nor another type suffers.
+		// Neither another pod nor another type is affected.
 		flood(lossType, 78, 100)
 		flood(resetType, 77, 100)
 		wantCounts(t, h, lossType, Counts{Offered: 1100, Written: 200, Suppressed: 900})
@@ -505,8 +505,8 @@ func TestHubLimits(t *testing.T) {
 			t.Errorf("the one after tells of %d", e.Suppressed)
 		}
 
-		// The pod is gone. No other's entry tells of what it had still to tell, and
-		// in the end its bucket goes.
+		// The pod is gone. No other owner's entry reports its suppressed events, and its
+		// bucket is removed in the end.
 		time.Sleep(30 * time.Second)
 		synctest.Wait()
 		if n := len(h.limits.buckets); n != 1 {
@@ -525,7 +525,7 @@ func TestHubLimits(t *testing.T) {
 	})
 }
 
-// manyPods are pods with the namespaces from first on.
+// manyPods are pods with consecutive namespace numbers from first.
 func manyPods(first uint64, n int) *podTable {
 	p := &podTable{}
 	for i := range n {
@@ -534,8 +534,7 @@ func manyPods(first uint64, n int) *podTable {
 	return p
 }
 
-// What is let through of those that have more to say than their own limit lets
-// them is limited over all of them.
+// TotalRate limits all owners that exceed their own limit together.
 func TestHubLimitsTheTotal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sink := &listSink{}
@@ -548,16 +547,16 @@ func TestHubLimitsTheTotal(t *testing.T) {
 				synctest.Wait()
 			}
 		}
-		flood() // each has its burst
+		flood() // each uses its burst
 		wantCounts(t, h, lossType, Counts{Offered: 2000, Written: 1000, Suppressed: 1000})
-		// That left a debt of a second's worth. They go on for as long as that and
-		// half a second more, all of them too often.
+		// The total is one second's worth in debt now. All continue to exceed their limits
+		// for that second and half a second more.
 		for range 5 {
 			time.Sleep(300 * time.Millisecond)
 			flood()
 		}
 		wantCounts(t, h, lossType, Counts{Offered: 12000, Written: 1025, Suppressed: 10975})
-		// Without limits from now on.
+		// No limits from here on.
 		opt := *h.opt.Load()
 		opt.Rate, opt.TotalRate = 0, 0
 		h.Apply(opt)
@@ -569,9 +568,8 @@ func TestHubLimitsTheTotal(t *testing.T) {
 	})
 }
 
-// A pod that keeps below its own limit is heard whatever the others do, be they
-// pods, namespaces that are none, the host or unknown; and all that occurred is
-// accounted for.
+// A pod within its own limit is always heard, whatever other pods, unowned namespaces, the
+// host and unattributed events do. The account stays complete.
 func TestHubIsFair(t *testing.T) {
 	for name, noise := range map[string]func(i int) uint64{
 		"pods":       func(i int) uint64 { return uint64(100 + i%60) },
@@ -613,9 +611,9 @@ func TestHubIsFair(t *testing.T) {
 				if c.Offered != offered || c.Written+c.Suppressed+c.Lost != offered || c.Lost != 0 || c.Pending != 0 {
 					t.Errorf("%d offered, %+v", offered, c)
 				}
-				// The others had their bursts, which at five times the rate last for
-				// a second and a quarter, and after that what is left over all: else
-				// it would be 60 * (100 + 4*20).
+				// The others have written their bursts, which at five times the rate last
+				// 1.25 s, and then shared TotalRate. Without TotalRate it would be 60 *
+				// (100 + 4*20).
 				if c.Written > 60*125+4*200+80 {
 					t.Errorf("nothing limits the others: %+v", c)
 				}
@@ -624,7 +622,7 @@ func TestHubIsFair(t *testing.T) {
 	}
 }
 
-// Namespaces that are no pod's share one limit for each type.
+// All unowned namespaces share one limit per type.
 func TestHubUnownedShare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sink := &listSink{}
@@ -641,8 +639,8 @@ func TestHubUnownedShare(t *testing.T) {
 	})
 }
 
-// Thousands of namespaces that are no pod's do not keep a new pod's events from
-// being held until it is known.
+// Thousands of unowned namespaces do not prevent a new pod's events from being held until
+// the pod is known.
 func TestHubHoldsDespiteUnowned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pods, sink := &podTable{}, &listSink{}
@@ -689,8 +687,8 @@ func TestHubLimiterIsBounded(t *testing.T) {
 	})
 }
 
-// What the kernel held back is told by the next entry of its type and owner, and by
-// no other.
+// The next entry of the same type and owner, and no other, reports what the kernel
+// suppressed.
 func TestHubTellsOfWhatTheKernelSuppressed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sink := &listSink{}
@@ -700,7 +698,7 @@ func TestHubTellsOfWhatTheKernelSuppressed(t *testing.T) {
 		h.CountOnly(lossType, 40, 2)
 		h.Owe(lossType, hostInode, 30)
 		h.Owe(lossType, 77, 9)
-		h.Owe(lossType, 9999, 1) // a namespace that is no pod's: it shares with all of them
+		h.Owe(lossType, 9999, 1) // an unowned namespace, which shares with all others
 		synctest.Wait()
 		wantCounts(t, h, lossType, Counts{Offered: 42, Suppressed: 40, Lost: 2})
 		tells := func(typ *catalog.EventType, netns, want uint64) {
@@ -717,7 +715,7 @@ func TestHubTellsOfWhatTheKernelSuppressed(t *testing.T) {
 		tells(lossType, 1234, 1)
 		tells(lossType, 77, 9)
 		tells(lossType, 77, 0)
-		// An entry that was lost has told nobody, so the next one tells.
+		// A lost entry has reported nothing, so the next one does.
 		fail = true
 		tells(lossType, hostInode, 30)
 		fail = false
@@ -774,13 +772,13 @@ func TestHubIgnoresWhatIsNoEvent(t *testing.T) {
 	if c := h.Counts(&catalog.EventType{}); c != (Counts{}) {
 		t.Errorf("counted: %+v", c)
 	}
-	h.Offer(&Event{Type: catalog.Events()[0]}) // with nothing in it
+	h.Offer(&Event{Type: catalog.Events()[0]}) // an event without any fields
 	closeHub(t, h)
 	wantCounts(t, h, catalog.Events()[0], Counts{Offered: 1, Written: 1})
 }
 
-// gateSink holds up its Send until it is opened, which a sink must not do: it
-// stands for a Hub that is behind.
+// gateSink blocks in Send until it is opened, which a real sink must not do. It simulates a
+// Hub that is behind.
 type gateSink struct {
 	listSink
 	gate chan struct{}
@@ -808,7 +806,7 @@ func TestOfferNeverWaits(t *testing.T) {
 	wantCounts(t, h, lossType, Counts{Offered: n, Written: n - lost, Lost: lost})
 }
 
-// asyncSink reports later, from another goroutine, and loses some.
+// asyncSink reports later, from another goroutine, and loses some events.
 type asyncSink struct{ wg sync.WaitGroup }
 
 func (s *asyncSink) Send(e *Event, done func(*Event, bool)) {
@@ -821,8 +819,8 @@ func (s *asyncSink) Close(context.Context) error {
 	return nil
 }
 
-// TestHubAccountIsExact offers from many goroutines, while options change and
-// until long after the Hub is closed, and adds up.
+// TestHubAccountIsExact offers events from many goroutines, while options change and until
+// long after Close, and checks the sums.
 func TestHubAccountIsExact(t *testing.T) {
 	pods := &podTable{netns: map[uint64]*owner.Pod{77: webPod}}
 	h := testHub(t, func(o *HubOptions) {
@@ -877,7 +875,7 @@ func TestHubAccountIsExact(t *testing.T) {
 	}
 }
 
-// nullSink takes everything at no cost.
+// nullSink accepts everything at no cost.
 type nullSink struct{}
 
 func (nullSink) Send(e *Event, done func(*Event, bool)) { done(e, true) }
@@ -893,7 +891,7 @@ func BenchmarkOffer(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			h := NewHub(HubOptions{Pods: pods, HostNetns: hostInode, Window: c.window, MaxWindow: DefaultMaxWindow, Rate: c.rate, Burst: 100, TotalRate: 10 * c.rate}, nullSink{})
 			defer h.Close(context.Background())
-			// An event may be offered again once it is no longer under way.
+			// An Event may be offered again only when it is no longer under way.
 			events := make([]*Event, 2*queueSize)
 			for i := range events {
 				events[i] = fullEvent(lossType)
@@ -937,7 +935,7 @@ func ExampleEvent_Message() {
 	// Output: default/web-0: packet dropped: 10.0.0.5:443 -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a
 }
 
-// panickyPods panics whenever it is asked.
+// panickyPods panics on every call.
 type panickyPods struct{ owner.NoPods }
 
 func (panickyPods) ByNetns(uint64, time.Time) *owner.Pod { panic("boom in the resolver") }
@@ -945,14 +943,14 @@ func (panickyPods) ByPID(int) *owner.Pod                 { panic("boom in the re
 func (panickyPods) ByAddr(netip.Addr) *owner.Pod         { panic("boom in the resolver") }
 func (panickyPods) Connected() bool                      { return true }
 
-// panickySink panics whenever it gets an event.
+// panickySink panics on every event.
 type panickySink struct{}
 
 func (panickySink) Send(*Event, func(*Event, bool)) { panic("boom in the sink") }
 func (panickySink) Close(context.Context) error     { return nil }
 
-// A panic in the resolver costs an event its owner, a panic in a sink costs that
-// sink the event; each is said once, and the account holds.
+// If the resolver panics, the event has no owner; if a sink panics, that sink loses the
+// event. The first panic is logged, and the account stays complete.
 func TestHubSurvivesPanics(t *testing.T) {
 	log := &testkit.Log{}
 	sink := &listSink{}
@@ -960,7 +958,7 @@ func TestHubSurvivesPanics(t *testing.T) {
 	for i := range 10 {
 		h.Offer(event(lossType, uint64(100+i)))
 		h.Offer(event(irqType, 0))
-		e := event(resetType, hostInode) // of an end whose address is asked for
+		e := event(resetType, hostInode) // its address is looked up in the resolver
 		e.Src.Addr = netip.MustParseAddr("203.0.113.1")
 		h.Offer(e)
 	}
@@ -985,8 +983,8 @@ func TestHubSurvivesPanics(t *testing.T) {
 	wantCounts(t, h, lossType, Counts{Offered: 10, Lost: 10})
 }
 
-// Where the kernel's process numbers are not this process's, nobody is found by
-// them: the process that has the number here is another.
+// If the kernel's process numbers are of another PID namespace, they are not used: here the
+// number belongs to another process.
 func TestHubOfForeignPIDs(t *testing.T) {
 	pods := &podTable{pids: map[int]*owner.Pod{42: {ID: "x", Namespace: "ns", Name: "x"}}}
 	for _, foreign := range []bool{false, true} {

@@ -7,9 +7,8 @@ import (
 	"nodeskoop/collect/catalog"
 )
 
-// kindKey is what occurrences of one kind have in common, but for the peer.
-// Latency, stack, CPU and process number are not in it: they differ from one
-// occurrence of a trouble to the next.
+// kindKey is what occurrences of one kind have in common, except for the peer. Latency,
+// stack, CPU and PID are not in it: they vary while one problem lasts.
 type kindKey struct {
 	bucketKey
 	reason, location, tcpState string
@@ -28,8 +27,8 @@ func keyOf(e *Event) kindKey {
 	}
 }
 
-// CommonComm is what the numbered threads of the kernel have in common: all
-// workers are one, as are the ksoftirqd of all CPUs.
+// CommonComm returns the common name of the kernel's numbered threads: kworker for all
+// workers, ksoftirqd for that of each CPU.
 func CommonComm(comm string) string {
 	name, number, ok := strings.Cut(comm, "/")
 	switch {
@@ -46,26 +45,24 @@ func CommonComm(comm string) string {
 	return name
 }
 
-// ephemeral is where the kernel's range of ephemeral ports begins
-// (net.ipv4.ip_local_port_range). A port from there on is a connection's, not a
-// service's.
+// ephemeral is the start of the kernel's default range of ephemeral ports
+// (net.ipv4.ip_local_port_range). Lower ports are taken for a service's.
 const ephemeral = 32768
 
-// peer is the other side of a connection, without its ephemeral port. Kinds of
-// one kindKey differ by it alone.
+// peer is the remote side of a connection, without its ephemeral port. Kinds with the same
+// kindKey differ in it only.
 type peer struct {
 	addr netip.Addr
-	// port is that of the peer's service, 0 where the peer is the client.
+	// port is the peer's service port; 0 if the peer is the client.
 	port uint16
-	// other is the second address where neither end is the event's owner: of a
-	// packet that the node forwards.
+	// other is the second address if the owner is at neither end: the node forwards the
+	// packet.
 	other netip.Addr
-	// sends says that the peer is the source.
+	// sends: the peer is the source.
 	sends bool
 }
 
-// peerOf finds the peer of an event that is labelled; a zero one where the type
-// has no ends.
+// peerOf returns the peer of a labelled event; the zero peer if its type has no connection.
 func peerOf(e *Event) peer {
 	if !e.Type.Has(catalog.FieldTuple) {
 		return peer{}
@@ -78,9 +75,8 @@ func peerOf(e *Event) peer {
 	return p
 }
 
-// ends are the two ends of the connection: the peer's and the other, which is
-// the owner's own unless the node forwards. sends says that the peer is the
-// source.
+// ends returns the peer's end of the connection, and the other end, which is the owner's
+// unless the node forwards. sends: the peer is the source.
 func (e *Event) ends() (far, near *Endpoint, sends bool) {
 	src, dst := &e.Src, &e.Dst
 	ownSrc, ownDst := e.owns(src), e.owns(dst)
@@ -94,7 +90,7 @@ func (e *Event) ends() (far, near *Endpoint, sends bool) {
 	return dst, src, false
 }
 
-// owns reports whether an end is the event's owner itself.
+// owns reports whether an end belongs to the event's owner.
 func (e *Event) owns(end *Endpoint) bool {
 	if e.Pod != nil {
 		return samePod(e.Pod, end.Pod) || e.Pod.HostNetwork && end.Kind == EndNode
@@ -102,8 +98,8 @@ func (e *Event) owns(end *Endpoint) bool {
 	return end.Kind == EndNode && e.OfHost()
 }
 
-// ServicePort is the port of an end if a service has it: below the ephemeral
-// ones, and not above that of the other end. It is 0 if not.
+// ServicePort returns the port of an end if it looks like a service's: below the ephemeral
+// range, and not above the port of the other end. Otherwise it returns 0.
 func ServicePort(end, other *Endpoint) uint16 {
 	if end.Port >= ephemeral || other.Port != 0 && other.Port < end.Port {
 		return 0

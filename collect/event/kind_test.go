@@ -8,7 +8,7 @@ import (
 	"nodeskoop/collect/owner"
 )
 
-// TestKinds: which fields separate kinds, and which join them.
+// TestKinds: fields that separate kinds, and fields that do not.
 func TestKinds(t *testing.T) {
 	addr := netip.MustParseAddr
 	db := &owner.Pod{ID: "db", UID: "u-db", Namespace: "prod", Name: "db-0"}

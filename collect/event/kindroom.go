@@ -2,18 +2,18 @@ package event
 
 import "time"
 
-// maxKinds is how many kinds may be open. Whoever has the most of them gives way
-// to a new one, so that no owner takes another's room.
+// maxKinds is how many kinds may be open. Beyond it the owner with the most kinds loses its
+// oldest, so that no owner takes another's room.
 const maxKinds = 4096
 
-// holder is an owner of open kinds.
+// holder is the list of one owner's open kinds.
 type holder struct {
 	who         whose
 	kinds       int
 	first, last *kind
 }
 
-// hold gives a new kind to its owner.
+// hold appends a new kind to its owner's list.
 func (ks *kinds) hold(k *kind) {
 	who := k.of.key.whose
 	o := ks.owners[who]
@@ -31,7 +31,7 @@ func (ks *kinds) hold(k *kind) {
 	o.kinds++
 }
 
-// release takes a kind from its owner.
+// release removes a kind from its owner's list.
 func (ks *kinds) release(k *kind) {
 	o := k.owner
 	if k.prev == nil {
@@ -50,7 +50,7 @@ func (ks *kinds) release(k *kind) {
 	}
 }
 
-// makeRoom closes the oldest kind of the owner that has the most.
+// makeRoom closes the oldest kind of the owner that has the most kinds.
 func (ks *kinds) makeRoom(now time.Time) {
 	var most *holder
 	for _, o := range ks.owners {

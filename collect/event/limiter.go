@@ -5,19 +5,18 @@ import (
 	"time"
 )
 
-// The limits on entries that the configuration has by default.
+// The default limits on entries.
 const (
-	DefaultEventRate  = 1  // a second, of one type and pod
+	DefaultEventRate  = 1  // per second, of one type and pod
 	DefaultEventBurst = 20 // at once, of one type and pod
-	DefaultTotalRate  = 20 // a second, of all
+	DefaultTotalRate  = 20 // per second, of all
 )
 
 const (
 	maxBuckets = 8192
 
-	// owedFor is how long a bucket whose owner has nothing more to say is kept
-	// for the number of suppressed events that it still owes. They are in the
-	// account all the same.
+	// owedFor is how long an idle bucket is kept because it holds a number of suppressed
+	// events that no entry has reported. The account counts them in any case.
 	owedFor = 10 * time.Minute
 )
 
@@ -26,8 +25,8 @@ type limits struct{ rate, burst, total int }
 
 func (l limits) atOnce() float64 { return float64(max(l.burst, 1)) }
 
-// limiter holds a token bucket per event type and pod, and one over all. It
-// belongs to one goroutine.
+// limiter has a token bucket per event type and owner, and one for all. One goroutine owns
+// it.
 type limiter struct {
 	start   time.Time
 	buckets map[bucketKey]*bucket
@@ -44,12 +43,12 @@ type bucket struct {
 	used   bool
 	loud   bool // it was empty, and has not been full since
 
-	// owed counts suppressed occurrences that the next entry of the type and
-	// owner is to tell of. A sink that lost the entry adds to it.
+	// owed counts suppressed occurrences that the next entry of the type and owner must
+	// report. A sink that loses that entry adds its number again.
 	owed atomic.Uint64
 }
 
-// fill adds the tokens of the time that has passed.
+// fill adds the tokens for the time since last.
 func (b *bucket) fill(now time.Duration, rate, burst float64) {
 	if !b.used {
 		b.tokens, b.used = burst, true
@@ -59,7 +58,8 @@ func (b *bucket) fill(now time.Duration, rate, burst float64) {
 	b.last = now
 }
 
-// bucket returns the bucket of a key, and makes it where there is room.
+// bucket returns the bucket of a key. If there is no room for a new one, it returns the one
+// that the remaining owners share.
 func (l *limiter) bucket(key bucketKey, at time.Time) *bucket {
 	b := l.buckets[key]
 	if b == nil && len(l.buckets) >= maxBuckets {
@@ -73,10 +73,9 @@ func (l *limiter) bucket(key bucketKey, at time.Time) *bucket {
 	return b
 }
 
-// allow reports whether an entry is within the limits. It returns the entry's
-// bucket, nil if it has none because nothing is limited. Who keeps below its own
-// limit takes from what there is for all without asking for it; what then is left,
-// also the debt, is shared by those that do not.
+// allow reports whether an entry is within the limits, and returns the entry's bucket,
+// which may be nil if nothing is limited. An owner within its own limit always takes a
+// token of the total, even into debt; owners beyond their own limit share the rest.
 func (l *limiter) allow(by limits, key bucketKey, at time.Time) (*bucket, bool) {
 	if by.rate <= 0 && by.total <= 0 {
 		return l.buckets[key], true
@@ -89,9 +88,9 @@ func (l *limiter) allow(by limits, key bucketKey, at time.Time) (*bucket, bool) 
 			b.loud = true
 			return b, false
 		}
-		b.tokens-- // also for one that is held back below: it is what its owner had to say
+		b.tokens-- // even if the total suppresses it below: the owner has used its share
 	} else {
-		b.last, b.loud = now, true // there is no limit to keep below
+		b.last, b.loud = now, true // without a rate, every owner counts as loud
 	}
 	if by.total > 0 {
 		rate := float64(by.total)
@@ -103,9 +102,8 @@ func (l *limiter) allow(by limits, key bucketKey, at time.Time) (*bucket, bool) 
 	return b, true
 }
 
-// sweep drops the buckets that are full again: those of pods that are gone
-// among them. A new one would be the same, but for what it owes: that is kept
-// for a while.
+// sweep removes full buckets, such as those of deleted pods: a new bucket would be equal. A
+// bucket that owes a number is kept for owedFor.
 func (l *limiter) sweep(by limits, at time.Time) {
 	now := at.Sub(l.start)
 	for key, b := range l.buckets {

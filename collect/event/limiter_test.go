@@ -7,14 +7,14 @@ import (
 	"nodeskoop/collect/owner"
 )
 
-// TestLimiter takes a limiter through a timetable: who is let through, and when.
+// TestLimiter runs a limiter through a timetable.
 func TestLimiter(t *testing.T) {
 	start := time.Unix(1000, 0)
 	type ask struct {
 		after time.Duration
 		pod   string
-		n     int // times
-		let   int // through
+		n     int // entries tried
+		let   int // entries allowed
 	}
 	for name, c := range map[string]struct {
 		by   limits
@@ -24,7 +24,7 @@ func TestLimiter(t *testing.T) {
 		"burst":      {limits{rate: 10, burst: 5}, []ask{{0, "a", 8, 5}, {0, "b", 8, 5}, {100 * time.Millisecond, "a", 3, 1}, {time.Hour, "a", 8, 5}}},
 		"no burst":   {limits{rate: 10}, []ask{{0, "a", 3, 1}, {time.Second, "a", 3, 1}}},
 		"total only": {limits{total: 10}, []ask{{0, "a", 25, 10}, {time.Second, "b", 25, 10}}},
-		// a has spent what there is for all; b keeps below its own limit, c does not.
+		// a has used up the total; b stays within its own limit, c does not.
 		"quiet and loud": {limits{rate: 5, burst: 10, total: 10}, []ask{{0, "a", 20, 10}, {0, "b", 1, 1}, {0, "c", 30, 10}, {time.Second, "c", 5, 0}, {time.Second, "b", 1, 1}}},
 		"time stands":    {limits{rate: 10, burst: 2}, []ask{{time.Second, "a", 3, 2}, {0, "a", 3, 0}}},
 	} {
@@ -43,8 +43,7 @@ func TestLimiter(t *testing.T) {
 	}
 }
 
-// A bucket that is full again is dropped, unless it owes something: that is kept for
-// a while.
+// A full bucket is removed, after owedFor if it owes a number.
 func TestLimiterSweep(t *testing.T) {
 	start := time.Unix(1000, 0)
 	by := limits{rate: 1, burst: 100}
@@ -67,7 +66,7 @@ func TestLimiterSweep(t *testing.T) {
 			t.Errorf("owes %v: %d buckets", owes, len(l.buckets))
 		}
 	}
-	// One that was made for what it owes alone.
+	// A bucket created only for a number that it owes.
 	l := newLimiter(start)
 	l.bucket(bucketKey{}, start.Add(time.Minute)).owed.Add(1)
 	if l.sweep(limits{}, start.Add(owedFor)); len(l.buckets) != 1 {

@@ -5,22 +5,22 @@ import (
 	"time"
 )
 
-// Merged says for how many occurrences an event stands, and when they were. The
-// event itself is the worst of them: what has the longest latency, or else came
-// first. An address or a port that not all of them have is left out.
+// Merged describes the occurrences that an entry stands for. The event itself is the worst
+// of them: the one with the longest latency, or else the first. An address or a port that
+// differs between them is left out.
 type Merged struct {
-	Count uint64 // two or more
-	// First and Last are when the kernel saw the first and the last of them.
+	Count uint64 // at least 2
+	// First and Last are the kernel's times of the first and last occurrence.
 	First, Last time.Time
-	// Window is the time in which they were gathered.
+	// Window is the time in which the occurrences were merged.
 	Window time.Duration
-	// Peers is how many peers they have, where that is more than one; MorePeers
-	// says that there are more of them.
+	// Peers is the number of distinct peers if there are several; MorePeers says that there
+	// were more than that.
 	Peers     int
 	MorePeers bool
 }
 
-// Occurrences is for how many an event stands.
+// Occurrences is how many occurrences the event stands for.
 func (e *Event) Occurrences() uint64 {
 	if e.Merged == nil {
 		return 1
@@ -28,7 +28,7 @@ func (e *Event) Occurrences() uint64 {
 	return e.Merged.Count
 }
 
-// LastSeen is when the kernel saw the last occurrence for which the event stands.
+// LastSeen is the kernel's time of the last occurrence.
 func (e *Event) LastSeen() time.Time {
 	if e.Merged == nil {
 		return e.Time
@@ -36,8 +36,8 @@ func (e *Event) LastSeen() time.Time {
 	return e.Merged.Last
 }
 
-// AppendTimes appends how often the event occurred: "1,240 times in 60 s". It
-// appends nothing for a single occurrence.
+// AppendTimes appends how often the event occurred: "1,240 times in 60 s". For a single
+// occurrence it appends nothing.
 func (e *Event) AppendTimes(b []byte) []byte {
 	m := e.Merged
 	if m == nil {
@@ -59,7 +59,7 @@ func (e *Event) AppendTimes(b []byte) []byte {
 	return b
 }
 
-// appendCount appends a number with a comma between each three digits.
+// appendCount appends a number with thousands separators.
 func appendCount(b []byte, n uint64) []byte {
 	start := len(b)
 	b = strconv.AppendUint(b, n, 10)
@@ -81,22 +81,22 @@ func (m *Merged) fields(w *fieldWriter) {
 	}
 }
 
-// maxPeersTold is how many peers an entry tells apart.
+// maxPeersTold is how many distinct peers an entry counts.
 const maxPeersTold = 128
 
-// gathered is what came in one window of a kind.
+// gathered holds what one window of a kind has merged.
 type gathered struct {
 	count       uint64
 	first, last time.Time
 	worst       *Event
-	// What differs between the occurrences: no entry shows it.
+	// Fields that differ between the occurrences, and are left out of the entry.
 	srcAddr, dstAddr, srcPort, dstPort, netns bool
 
-	peers     map[peer]struct{} // of a kind of many peers; kept from window to window
+	peers     map[peer]struct{} // for the kind of all other peers; the map is reused
 	morePeers bool
 }
 
-// add takes an event, which belongs to it from then on.
+// add merges an event and takes ownership of it.
 func (g *gathered) add(e *Event, p peer, manyPeers bool) {
 	if manyPeers {
 		g.addPeer(p)
@@ -136,8 +136,7 @@ func (g *gathered) addPeer(p peer) {
 	g.peers[p] = struct{}{}
 }
 
-// entry returns the event that stands for all that came in a window, nil if
-// nothing did, and begins with nothing.
+// entry returns the merged event, nil if there is none, and resets g.
 func (g *gathered) entry(window time.Duration) *Event {
 	e := g.worst
 	if g.count > 1 {
@@ -153,7 +152,7 @@ func (g *gathered) entry(window time.Duration) *Event {
 	return e
 }
 
-// vary leaves out of an end what is not the same in all occurrences.
+// vary removes the fields that differ between the occurrences.
 func (p *Endpoint) vary(addr, port bool) {
 	if addr {
 		*p = Endpoint{Port: p.Port, anyAddr: true}

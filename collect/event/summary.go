@@ -12,12 +12,12 @@ import (
 	"nodeskoop/internal/quote"
 )
 
-// maxSummaryKinds is how many kinds a Summary tells apart. Pods and peers are
-// named by whoever runs them: their number is no limit.
+// maxSummaryKinds limits the kinds of a Summary: users choose the names of pods, and peers
+// are unlimited.
 const maxSummaryKinds = 1000
 
-// Summary passes events on to another Sink and counts them by kind. Its methods
-// may be called from any goroutine.
+// Summary passes events to another Sink and counts them by kind. Its methods may be called
+// from any goroutine.
 type Summary struct {
 	next Sink
 
@@ -31,20 +31,20 @@ type summaryKey struct {
 	whose, what string
 }
 
-// SummaryKind is what a Summary has seen of one kind.
+// SummaryKind is the count of one kind.
 type SummaryKind struct {
 	Type  *catalog.EventType
-	Whose string // as AppendOwner has it
-	What  string // the reason, disk or device, and the peer; "" if there is none
-	Count uint64 // of occurrences
+	Whose string // the owner, as from AppendOwner
+	What  string // reason, disk or device, and peer; "" if there is none
+	Count uint64 // occurrences
 	Worst time.Duration
-	// First and Last are when the kernel saw the first and the last of them.
+	// First and Last are the kernel's times of the first and last occurrence.
 	First, Last time.Time
 }
 
 var _ Sink = (*Summary)(nil)
 
-// NewSummary returns a Summary that passes events on to next.
+// NewSummary returns a Summary that passes events to next.
 func NewSummary(next Sink) *Summary {
 	return &Summary{next: next, kinds: map[summaryKey]*SummaryKind{}}
 }
@@ -85,8 +85,8 @@ func (s *Summary) count(e *Event) {
 	}
 }
 
-// Kinds returns the kinds that were seen, those with most occurrences first. more
-// counts the occurrences of further kinds, for which there was no room.
+// Kinds returns the kinds, those with the most occurrences first. more counts the
+// occurrences of kinds beyond maxSummaryKinds.
 func (s *Summary) Kinds() (kinds []SummaryKind, more uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -99,8 +99,8 @@ func (s *Summary) Kinds() (kinds []SummaryKind, more uint64) {
 	return kinds, s.more
 }
 
-// appendKind appends what tells kinds of one type and owner apart for a person:
-// the reason, and the peer without its port.
+// appendKind appends what distinguishes the kinds of one type and owner for a reader: the
+// reason, and the peer without its port.
 func (e *Event) appendKind(b []byte) []byte {
 	start := len(b)
 	for _, g := range e.Type.Fields {
@@ -143,13 +143,13 @@ func (e *Event) appendKind(b []byte) []byte {
 	if len(b) == said {
 		return b[:open]
 	}
-	if open == start { // the blank that begins it
+	if open == start { // the space that begins it
 		return append(b[:start], b[start+1:]...)
 	}
 	return b
 }
 
-// peerPlace is the place that the Message of an event type has for the peer.
+// peerPlace returns the placeholder for the peer in an event type's Message.
 func peerPlace(t *catalog.EventType) string {
 	for _, place := range []string{"from", "to"} {
 		if strings.Contains(t.Message, "{"+place+"}") {

@@ -15,7 +15,7 @@ import (
 	"nodeskoop/collect/owner"
 )
 
-// passed is a sink that has written everything at once.
+// passed is a sink that writes everything at once.
 type passed struct {
 	events []*Event
 	closed bool
@@ -72,7 +72,7 @@ func TestSummary(t *testing.T) {
 	}
 }
 
-// The kinds are bounded, and nothing is left uncounted, whoever sends.
+// The number of kinds is bounded, and every occurrence is counted, whoever its peer is.
 func TestSummaryIsBounded(t *testing.T) {
 	s := NewSummary(&passed{})
 	const senders, each = 4, maxSummaryKinds

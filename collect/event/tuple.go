@@ -7,10 +7,9 @@ import (
 	"nodeskoop/internal/quote"
 )
 
-// AppendTuple appends the connection, 10.0.0.5:443 -> 10.0.0.9:51234 TCP.
-// Where neither end has a port it has none, and where neither has an address
-// it is the protocol alone. A * stands for what differs between the occurrences
-// of an event that stands for many.
+// AppendTuple appends the connection, 10.0.0.5:443 -> 10.0.0.9:51234 TCP. It leaves out the
+// ports if neither end has one, and the addresses if neither end has one. A * stands for a
+// value that differs between merged occurrences.
 func (e *Event) AppendTuple(b []byte) []byte {
 	if e.Src.isGiven() || e.Dst.isGiven() {
 		ports := e.Src.hasPort() || e.Dst.hasPort()
@@ -54,7 +53,7 @@ func appendEnd(b []byte, end *Endpoint, ports bool) []byte {
 	return strconv.AppendUint(b, uint64(end.Port), 10)
 }
 
-// endFields are the field names of one end.
+// endFields are the journal field names of one end.
 type endFields struct{ addr, port, kind, namespace, pod, node string }
 
 var (

@@ -1,19 +1,18 @@
 package event
 
-// whose names who an event belongs to, as far as limits and room are shared
-// between owners: a pod; all unowned namespaces together; what is unattributed;
-// or, with none of these, the host.
+// whose is the owner with whom an event shares limits and room: a pod, all unowned
+// namespaces together, unattributed, or, with no field set, the host.
 type whose struct {
 	pod          string
 	unowned      bool
 	unattributed bool
 }
 
-// ownerOf says whose an event is, once the Hub has labelled it.
+// ownerOf returns the owner of a labelled event.
 func ownerOf(e *Event) (w whose) {
 	switch {
 	case e.Pod != nil:
-		// Two sandboxes of one pod are one.
+		// Two sandboxes of one pod are one owner.
 		if w.pod = e.Pod.UID; w.pod == "" {
 			w.pod = e.Pod.ID
 		}
@@ -25,12 +24,12 @@ func ownerOf(e *Event) (w whose) {
 	return w
 }
 
-// bucketKey names a type's events of one owner.
+// bucketKey is an event type and an owner.
 type bucketKey struct {
 	typ int
 	whose
-	rest bool // of all owners for which there was no room
+	rest bool // all owners for which there is no bucket left
 }
 
-// bucketOf says which limit an event counts against.
+// bucketOf returns the key of an event's limit.
 func bucketOf(e *Event) bucketKey { return bucketKey{typ: e.Type.ID(), whose: ownerOf(e)} }

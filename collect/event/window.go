@@ -5,62 +5,61 @@ import (
 	"time"
 )
 
-// The windows in which the daemon merges what is of one kind.
+// The daemon's windows for merging events of one kind.
 const (
 	DefaultWindow    = 10 * time.Second
 	DefaultMaxWindow = 10 * time.Minute
 )
 
-// windows are the first and the longest window of HubOptions.
+// windows are Window and MaxWindow of HubOptions.
 type windows struct{ first, longest time.Duration }
 
-// kind is a kind that is open: its first occurrence has been sent, and those
-// that come until its window ends are one entry. After a window in which nothing
-// came it is idle: the next occurrence is sent at once again, and begins a window
-// of twice the length, so that what comes back now and then is not told each time.
+// kind is an open kind. Its first occurrence was sent at once; the occurrences until its
+// window ends become one entry. After a window without occurrences it is idle: the next one
+// is sent at once and starts a window of twice the length. An intermittent problem is thus
+// reported ever less often.
 type kind struct {
 	of     *group
 	peer   peer
-	others bool // of all peers of the group that have no kind of their own
+	others bool // it stands for all peers of the group without a kind of their own
 
 	owner      *holder
-	prev, next *kind // of the owner, in the order in which they were opened
+	prev, next *kind // of the same owner, in order of opening
 
-	seq    uint64 // in the order of opening, over all
-	place  int    // in kinds.due
+	seq    uint64 // position in the order of opening
+	place  int    // index in kinds.due
 	window time.Duration
 	began  time.Time
-	ends   time.Time // of the window, or of being idle
+	ends   time.Time // end of the window or of the idle time
 	idle   bool
 
 	merged gathered
 }
 
-// group holds the kinds that differ by their peer alone.
+// group holds the kinds that differ in the peer only.
 type group struct {
 	key    kindKey
-	kinds  []*kind // of one peer each
-	opened int     // how many of them there have been since the group was made
+	kinds  []*kind // one peer each
+	opened int     // number of kinds opened since the group exists
 	others *kind   // nil: not open
 }
 
-// idleWindows is for how many first windows a kind is idle until it is forgotten,
-// unless its own window is longer.
+// idleWindows is how many first windows an idle kind is kept, unless its own window is
+// longer.
 const idleWindows = 6
 
-// maxPeers is how many peers of one group have a kind of their own. Those that
-// come later share one, until the group is quiet: a pod that serves the
-// Internet has ever new peers.
+// maxPeers is how many peers of one group get a kind of their own. Later peers share one
+// until the group is closed: a pod that serves the Internet always has new peers.
 const maxPeers = 8
 
-// kinds are all that are open. They belong to one goroutine.
+// kinds are the open kinds. One goroutine owns them.
 type kinds struct {
 	// write sends an entry.
 	write func(e *Event, now time.Time)
 
 	groups map[kindKey]*group
 	owners map[whose]*holder
-	due    byEnd // all that are open; the next to end first
+	due    byEnd // all open kinds, by end
 	seq    uint64
 }
 
@@ -68,9 +67,8 @@ func newKinds(write func(*Event, time.Time)) kinds {
 	return kinds{write: write, groups: map[kindKey]*group{}, owners: map[whose]*holder{}}
 }
 
-// take merges an event into its kind, or begins a window of its kind and reports
-// that: such an event is to be sent at once. An event that was merged belongs to
-// the kind.
+// take merges an event into its kind, which then owns the event. If the kind is idle or not
+// open, take starts a window and returns true: the caller must send the event at once.
 func (ks *kinds) take(e *Event, w windows, now time.Time) (first bool) {
 	key, p := keyOf(e), peerOf(e)
 	if g := ks.groups[key]; g != nil {
@@ -86,7 +84,7 @@ func (ks *kinds) take(e *Event, w windows, now time.Time) (first bool) {
 	if len(ks.due) >= maxKinds {
 		ks.makeRoom(now)
 	}
-	g := ks.groups[key] // making room may have closed it
+	g := ks.groups[key] // makeRoom may have closed it
 	if g == nil {
 		g = &group{key: key}
 		ks.groups[key] = g
@@ -95,8 +93,7 @@ func (ks *kinds) take(e *Event, w windows, now time.Time) (first bool) {
 	return true
 }
 
-// find returns the kind that a peer's events belong to, nil if it is to be
-// opened.
+// find returns the open kind for a peer; nil if there is none.
 func (g *group) find(p peer) *kind {
 	for _, k := range g.kinds {
 		if k.peer == p {
@@ -120,7 +117,7 @@ func (ks *kinds) open(g *group, p peer, window time.Duration, now time.Time) {
 	heap.Push(&ks.due, k)
 }
 
-// close ends a kind. What it has merged is written.
+// close closes a kind and writes its merged entry.
 func (ks *kinds) close(k *kind, now time.Time) {
 	heap.Remove(&ks.due, k.place)
 	ks.release(k)
@@ -143,15 +140,15 @@ func (ks *kinds) close(k *kind, now time.Time) {
 	ks.flush(k, now)
 }
 
-// flush writes what a kind has merged, if anything.
+// flush writes a kind's merged entry, if there is one.
 func (ks *kinds) flush(k *kind, now time.Time) {
 	if e := k.merged.entry(now.Sub(k.began)); e != nil {
 		ks.write(e, now)
 	}
 }
 
-// tick ends the windows that are over: one in which something came is followed
-// by one of twice the length, and one in which nothing came makes the kind idle.
+// tick ends the windows that are due. If something was merged, the next window is twice as
+// long; otherwise the kind becomes idle.
 func (ks *kinds) tick(w windows, now time.Time) {
 	for len(ks.due) > 0 && !now.Before(ks.due[0].ends) {
 		switch k := ks.due[0]; {
@@ -167,15 +164,14 @@ func (ks *kinds) tick(w windows, now time.Time) {
 	}
 }
 
-// goOn begins the next window of a kind.
+// goOn starts the next window of a kind.
 func (ks *kinds) goOn(k *kind, w windows, now time.Time) {
 	k.window = min(2*k.window, max(w.longest, w.first))
 	k.began, k.ends = now, now.Add(k.window)
 	heap.Fix(&ks.due, k.place)
 }
 
-// next is when the next window ends, or an idle kind is forgotten; zero if none is
-// open.
+// next returns when the next window or idle time ends; zero if no kind is open.
 func (ks *kinds) next() time.Time {
 	if len(ks.due) == 0 {
 		return time.Time{}
@@ -190,8 +186,7 @@ func (ks *kinds) drain(now time.Time) {
 	}
 }
 
-// byEnd is a heap of kinds, and of those that end at once the first opened is
-// first.
+// byEnd is a heap of kinds by end, then by order of opening.
 type byEnd []*kind
 
 func (h byEnd) Len() int { return len(h) }

@@ -14,7 +14,7 @@ import (
 	"nodeskoop/collect/owner"
 )
 
-// merging are kinds with a clock that a test moves, and what they have written.
+// merging is kinds with a clock that the test moves, and the entries that it wrote.
 type merging struct {
 	kinds
 	w     windows
@@ -41,7 +41,7 @@ func (m *merging) offer(e *Event) {
 	}
 }
 
-// pass lets time pass, in which each window ends when it is due.
+// pass moves the clock and ends each window when it is due.
 func (m *merging) pass(d time.Duration) {
 	end := m.now.Add(d)
 	for t := m.next(); !t.IsZero() && !t.After(end); t = m.next() {
@@ -59,7 +59,7 @@ func (m *merging) want(t *testing.T, what string, want ...string) {
 	m.wrote = nil
 }
 
-// to is an event of a pod, and of a peer.
+// to returns an event of a pod with a peer.
 func to(pod *owner.Pod, peer string) *Event {
 	e := event(lossType, 77)
 	e.Pod = pod
@@ -68,9 +68,9 @@ func to(pod *owner.Pod, peer string) *Event {
 	return e
 }
 
-// The first of a kind is an entry at once, and then each window has one; windows
-// double to the longest while something comes, and one with nothing ends the kind,
-// a while later.
+// The first of a kind is an entry at once; then each window is one. Windows double up to
+// the longest while events continue. A window without events makes the kind idle, and later
+// closes it.
 func TestWindows(t *testing.T) {
 	m := newMerging()
 	each := func(every, d time.Duration) {
@@ -98,7 +98,7 @@ func TestWindows(t *testing.T) {
 	// A kind that was quiet starts over.
 	each(5*time.Second, 20*time.Second)
 	m.want(t, "again", "1h42m0s first 10.0.0.9 1", "1h42m10s window 10.0.0.9 1")
-	// Where the program stood still, the window ends when it goes on.
+	// If the program stood still, the window ends when the program continues.
 	m.now = m.now.Add(5 * time.Minute)
 	m.tick(m.w, m.now)
 	m.want(t, "after a pause", "1h47m20s window 10.0.0.9 2")
@@ -110,8 +110,8 @@ func TestWindows(t *testing.T) {
 	}
 }
 
-// What comes back now and then is told at once, ever less often. When it was away
-// for a minute, or for as long as its window, it is told as if for the first time.
+// An intermittent problem is reported at once each time, and its windows double. If it was
+// absent for a minute, or for a whole window, it is treated as new.
 func TestIdleKinds(t *testing.T) {
 	for every, want := range map[time.Duration][]string{
 		15 * time.Second: {"0s first 10.0.0.9 1", "15s first 10.0.0.9 1", "35s window 10.0.0.9 1", "1m15s window 10.0.0.9 2", "2m35s window 10.0.0.9 6", "5m15s window 10.0.0.9 10"},
@@ -125,7 +125,7 @@ func TestIdleKinds(t *testing.T) {
 		}
 		m.want(t, "every "+every.String(), want...)
 	}
-	// A trouble that begins while its kind is idle.
+	// A problem starts while its kind is idle.
 	m := newMerging()
 	m.offer(to(webPod, "10.0.0.9"))
 	m.pass(50 * time.Second)
@@ -136,7 +136,7 @@ func TestIdleKinds(t *testing.T) {
 	m.want(t, "trouble", "0s first 10.0.0.9 1", "50s first 10.0.0.9 1", "1m10s window 10.0.0.9 199")
 }
 
-// An entry is the worst of its occurrences, and shows what all of them have.
+// An entry is the worst of its occurrences, and shows only what they have in common.
 func TestMergedEntry(t *testing.T) {
 	at := func(s int) time.Time { return time.Unix(int64(s), 0) }
 	slow := func(s int, latency time.Duration, change func(*Event)) *Event {
@@ -227,8 +227,8 @@ func TestTimes(t *testing.T) {
 	}
 }
 
-// A pod whose peers are ever new has eight kinds, and one of all others, whose entry
-// says how many they were and names none of them.
+// A pod with ever new peers has eight kinds and one for all others. The entry of that one
+// gives the number of peers and names none.
 func TestManyPeers(t *testing.T) {
 	m := newMerging()
 	peer := func(i int) string { return fmt.Sprintf("10.1.%d.%d", i/250, 1+i%250) }
@@ -246,8 +246,8 @@ func TestManyPeers(t *testing.T) {
 	if p := last.Merged; p.Peers != maxPeersTold || !p.MorePeers || last.Dst.Addr.IsValid() || last.Dst.Kind != "" || last.Src.Addr != webPod.Addrs[0] {
 		t.Errorf("%+v of %+v", p, last)
 	}
-	// Those of one peer were quiet. As long as the others are not, a new peer is one
-	// of them.
+	// The kinds of single peers became quiet. While the others continue, a new peer belongs
+	// to them.
 	for i := range 3 {
 		m.offer(to(webPod, peer(1000+i)))
 		m.offer(to(webPod, peer(1000+i)))
@@ -258,7 +258,7 @@ func TestManyPeers(t *testing.T) {
 	if p := last.Merged; p.Peers != 3 || p.MorePeers {
 		t.Errorf("%+v", p)
 	}
-	// Another reason, and another pod, have their own.
+	// Another reason, or another pod, has its own kinds.
 	e := to(webPod, peer(2000))
 	e.Reason = "NO_SOCKET"
 	m.offer(e)
@@ -269,7 +269,7 @@ func TestManyPeers(t *testing.T) {
 	m.want(t, "after a rest", "1h0m30s first "+peer(3000)+" 1")
 }
 
-// Whoever has the most kinds gives way: its oldest is written with its number.
+// The owner with the most kinds loses its oldest, whose entry is written with its count.
 func TestKindsAreBounded(t *testing.T) {
 	m := newMerging()
 	quiet := &owner.Pod{ID: "quiet"}
@@ -309,8 +309,8 @@ func TestKindsAreBounded(t *testing.T) {
 	}
 }
 
-// The Hub's own clock ends the windows; a pod that makes a kind of each event keeps
-// no other pod's event waiting, and takes no room of it.
+// The Hub's clock ends the windows. A pod whose events are all of different kinds delays no
+// other pod's events and takes none of their room.
 func TestHubMerges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sink := &listSink{}
@@ -352,7 +352,7 @@ func TestHubMerges(t *testing.T) {
 		if n := len(h.kinds.due); n > maxKinds {
 			t.Errorf("%d kinds", n)
 		}
-		// At the end all is told, past the limits.
+		// Close writes everything, without limits.
 		c := h.Counts(lossType)
 		closeHub(t, h)
 		after := h.Counts(lossType)

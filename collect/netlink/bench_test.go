@@ -8,9 +8,9 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// BenchmarkDump compares the one request for IPv4 and IPv6 sockets with one
-// for each, in a namespace that has two sockets: what it costs is the walk
-// through the table of all namespaces' connections.
+// BenchmarkDump compares one request for IPv4 and IPv6 sockets with one per family, in a
+// namespace with two sockets. The cost is the walk through the connection table of all
+// namespaces.
 func BenchmarkDump(b *testing.B) {
 	s := nsnet.New(b)
 	l := s.Listen("tcp", "127.0.0.1:0")

@@ -17,7 +17,7 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// The counters that the conntrack probe writes, in the order of ctCounts.
+// The counters of the probe, in the order of ctCounts.
 const (
 	ctFound = iota
 	ctInvalid
@@ -31,7 +31,7 @@ const (
 	ctCounters
 )
 
-// ctCounts are the counters of one CPU, as the kernel keeps them: in 32 bits.
+// ctCounts are the counters of one CPU, 32 bits each as in the kernel.
 type ctCounts [ctCounters]uint32
 
 // conntrack reads the counters of connection tracking. It follows
@@ -40,11 +40,11 @@ type ctCounts [ctCounters]uint32
 // net/netfilter/nf_conntrack_standalone.c.
 type conntrack struct {
 	granularity collect.Granularity
-	root        string // where procfs is
+	root        string // where procfs is mounted
 	counters    [ctCounters]*catalog.Metric
 	entries     *catalog.Metric
 	max         *catalog.Metric
-	loaded      atomic.Bool // ctnetlink is there: asking does not load it
+	loaded      atomic.Bool // ctnetlink is loaded, so a request does not load it
 }
 
 func newConntrack(env collect.Env) (collect.Probe, error) {
@@ -66,8 +66,8 @@ func (p *conntrack) Granularity() collect.Granularity { return p.granularity }
 
 func (*conntrack) Close() error { return nil }
 
-// ctState is what is remembered of one namespace: what each CPU counted last,
-// and the counters since the start in 64 bits.
+// ctState is the state of one namespace: the last counts of each CPU, and the 64-bit sums
+// since the start.
 type ctState struct {
 	cpus []ctCPU
 	sum  [ctCounters]uint64
@@ -78,7 +78,7 @@ type ctCPU struct {
 	last ctCounts
 }
 
-// Keep appends the sums and what each CPU had counted.
+// Keep appends the sums and the counts of each CPU.
 func (s *ctState) Keep(b []byte) []byte {
 	if len(s.cpus) == 0 {
 		return b
@@ -112,7 +112,7 @@ func (s *ctState) Recall(b []byte) error {
 	return d.Err()
 }
 
-// add takes in the counters of one CPU. A CPU that is away keeps what it had.
+// add counts the counters of one CPU. An offline CPU keeps its counts.
 func (s *ctState) add(cpu int, now *ctCounts) {
 	for cpu >= len(s.cpus) {
 		s.cpus = append(s.cpus, ctCPU{})
@@ -128,7 +128,7 @@ func (s *ctState) add(cpu int, now *ctCounts) {
 	c.seen, c.last = true, *now
 }
 
-// The sysctls below procfs by which conntrack shows that it is loaded.
+// The sysctls below procfs that exist while conntrack is loaded.
 const (
 	sysctlCount = "sys/net/netfilter/nf_conntrack_count"
 	sysctlMax   = "sys/net/netfilter/nf_conntrack_max"
@@ -139,8 +139,8 @@ func (p *conntrack) Sample(v *collect.View) error {
 	var size ctSize
 	switch _, err := v.ReadHost(sysctlCount); {
 	case errors.Is(err, fs.ErrNotExist):
-		// Conntrack is not loaded. To ask netlink would load it, and so
-		// change how the node forwards packets.
+		// Conntrack is not loaded. A netlink request would load it, and so change how the
+		// node forwards packets.
 		if err := p.hasSysctls(v); err != nil {
 			return err
 		}
@@ -159,8 +159,8 @@ func (p *conntrack) Sample(v *collect.View) error {
 	return nil
 }
 
-// hasSysctls returns an error where a sysctl that is missing says nothing: a procfs
-// that is mounted with subset=pid shows processes only.
+// hasSysctls returns an error if a missing sysctl proves nothing, as in a procfs mounted
+// with subset=pid, which shows processes only.
 func (p *conntrack) hasSysctls(v *collect.View) error {
 	dir := p.root + "/sys/net"
 	var user uint64
@@ -179,13 +179,13 @@ func (p *conntrack) hasSysctls(v *collect.View) error {
 	return err
 }
 
-// ctSize is what the kernel says of the whole table.
+// ctSize is the size of the whole table.
 type ctSize struct {
 	entries, max       uint64
 	hasEntries, hasMax bool
 }
 
-// read asks ctnetlink, and where that is not to be had reads the file.
+// read asks ctnetlink, or reads the file if ctnetlink is not available.
 func (p *conntrack) read(v *collect.View, s *ctState, size *ctSize) error {
 	mayAsk := p.mayAsk(v)
 	var err error
@@ -205,7 +205,7 @@ func (p *conntrack) read(v *collect.View, s *ctState, size *ctSize) error {
 				return err
 			}
 		case !mayAsk && errors.Is(fileErr, fs.ErrNotExist):
-			// ctnetlink is a module that is not loaded, and there is no other way.
+			// ctnetlink is not loaded, but there is no file either: load it.
 			if err = p.ask(v, s, size); err != nil {
 				return err
 			}
@@ -215,7 +215,7 @@ func (p *conntrack) read(v *collect.View, s *ctState, size *ctSize) error {
 			return fileErr
 		}
 	}
-	if !size.hasMax { // Linux before 4.18; it is one for all namespaces
+	if !size.hasMax { // Linux before 4.18 does not send max, which is the same for all namespaces
 		b, err := v.ReadHost(sysctlMax)
 		if err == nil {
 			size.max, err = parseSysctl(sysctlMax, b)
@@ -225,15 +225,14 @@ func (p *conntrack) read(v *collect.View, s *ctState, size *ctSize) error {
 	return nil
 }
 
-// mayAsk reports whether ctnetlink is there as far as can be told, so that a
-// question does not load its module.
+// mayAsk reports whether ctnetlink seems to be loaded, so that a request does not load it.
 func (p *conntrack) mayAsk(v *collect.View) bool {
 	if p.loaded.Load() {
 		return true
 	}
 	b, err := v.ReadHost("modules")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return false // ctnetlink may be a module that is not loaded
+		return false // ctnetlink may not be loaded
 	}
 	if err == nil && hasModule(b, "nf_conntrack") && !hasModule(b, "nf_conntrack_netlink") {
 		return false
@@ -266,14 +265,14 @@ const (
 	ctaGlobalMaxEntries = 2
 )
 
-// ctAttr maps the attributes of enum ctattr_stats_cpu to counters; -1 for the
-// others. Kernels leave out what they no longer count.
+// ctAttr maps the attributes of enum ctattr_stats_cpu to counters; -1: not used. Kernels
+// omit counters that they no longer have.
 var ctAttr = [...]int8{
 	0: -1, 1: -1, 2: ctFound, 3: -1, 4: ctInvalid, 5: ctIgnore, 6: -1, 7: -1, 8: ctInsert, 9: ctInsertFailed,
 	10: ctDrop, 11: ctEarlyDrop, 12: ctError, 13: ctSearchRestart,
 }
 
-// ask asks ctnetlink for the counters of each CPU and the size of the table.
+// ask requests the counters of each CPU and the size of the table from ctnetlink.
 func (p *conntrack) ask(v *collect.View, s *ctState, size *ctSize) error {
 	return v.Enter("read conntrack counters", func() error {
 		c, err := dial(unix.NETLINK_NETFILTER, "conntrack counters (ctnetlink)", v.Scratch)
@@ -307,7 +306,7 @@ func (p *conntrack) ask(v *collect.View, s *ctState, size *ctSize) error {
 	})
 }
 
-// countInside reads the number of entries of the thread's own namespace.
+// countInside reads the number of entries in the thread's network namespace.
 func (p *conntrack) countInside() (uint64, error) {
 	b, err := os.ReadFile(p.root + "/" + sysctlCount)
 	if err != nil {
@@ -316,7 +315,7 @@ func (p *conntrack) countInside() (uint64, error) {
 	return parseSysctl(sysctlCount, b)
 }
 
-// parse reads the message about one CPU, whose number stands in the header.
+// parse parses the message about one CPU, whose number is in the header.
 func (n *ctCounts) parse(msg []byte) (cpu int, err error) {
 	if len(msg) < sizeofNfgenmsg {
 		return 0, fmt.Errorf("%w: the counters of a CPU in %d bytes", errMalformed, len(msg))
@@ -339,7 +338,7 @@ func (n *ctCounts) parse(msg []byte) (cpu int, err error) {
 	return cpu, nil
 }
 
-// parse reads the message about the whole table.
+// parse parses the message about the whole table.
 func (z *ctSize) parse(msg []byte) error {
 	if len(msg) < sizeofNfgenmsg {
 		return fmt.Errorf("%w: the size of the conntrack table in %d bytes", errMalformed, len(msg))
@@ -379,11 +378,11 @@ var statColumns = [ctCounters]string{ctFound: "found", ctInvalid: "invalid", ctI
 
 const statFile = "net/stat/nf_conntrack"
 
-// readStatFile reads /proc/PID/net/stat/nf_conntrack: a line of names, then
-// one line of hexadecimal numbers for each possible CPU. The library goes by the
-// places of the columns, and has no icmp_error (see TestLibrary).
+// readStatFile parses /proc/PID/net/stat/nf_conntrack: a line of names, then a line of
+// hexadecimal numbers for each possible CPU. prometheus/procfs goes by the positions of the
+// columns and lacks icmp_error (see TestLibrary).
 func readStatFile(b []byte, s *ctState, size *ctSize) (err error) {
-	var column [32]int8 // the counter in each column, -1: none, -2: the entries
+	var column [32]int8 // counter in each column; -1: none, -2: the number of entries
 	columns, cpu := 0, 0
 	l := kernel.Lines{File: statFile, Rest: b}
 	for {

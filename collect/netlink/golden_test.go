@@ -10,8 +10,8 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// TestGoldenConntrack holds what is read from every captured nf_conntrack: the
-// counters in the order of the message, and the table's size.
+// TestGoldenConntrack compares the result for every captured nf_conntrack with a golden
+// file: the counters in the order of the message, and the table's size.
 func TestGoldenConntrack(t *testing.T) {
 	var out bytes.Buffer
 	files := statFiles(t)

@@ -10,7 +10,7 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// qdiscHost is a host with an interface of two queues, sampled.
+// qdiscHost is a sampled host with an interface of two queues.
 type qdiscHost struct {
 	t       *testing.T
 	host    *nsnet.Space
@@ -54,8 +54,8 @@ func (h *qdiscHost) want(what string, packets float64) {
 
 func (h *qdiscHost) again() { h.sampler = h.sampler.Again() }
 
-// TestQdiscMadeAnew: a root qdisc that is deleted and made anew with its handle
-// between two samples, whatever it counts then; each of its packets counts once.
+// TestQdiscMadeAnew: a root qdisc is deleted and recreated with the same handle between two
+// samples. Whatever the new one counts, each packet counts once.
 func TestQdiscMadeAnew(t *testing.T) {
 	h := newQdiscHost(t)
 	h.want("first", 0)
@@ -66,7 +66,7 @@ func TestQdiscMadeAnew(t *testing.T) {
 	udp(t, h.host, "10.1.0.2:9", 2, 100)
 	h.tc("del", "dev", "v", "root")
 	h.tc("add", "dev", "v", "root", "handle", "1:", "pfifo")
-	udp(t, h.host, "10.1.0.2:9", 30, 100) // more than the one before
+	udp(t, h.host, "10.1.0.2:9", 30, 100) // more than the old one had counted
 	h.want("anew, with more", 32)
 	udp(t, h.host, "10.1.0.2:9", 1, 100)
 	h.tc("replace", "dev", "v", "root", "handle", "2:", "pfifo")
@@ -88,12 +88,12 @@ func TestQdiscMadeAnew(t *testing.T) {
 	h.want("made between two runs", 3)
 	udp(t, h.host, "10.1.0.2:9", 3, 100)
 	h.host.Run("ip", "link", "del", "v")
-	h.want("gone with its interface", 0) // nobody tells what it counted last
+	h.want("gone with its interface", 0) // its last counts are not reported
 	h.want("stays gone", 0)
 }
 
-// TestQdiscChildrenReplaced: mq shows what its children count. What one had
-// counted that is replaced stays, and that of the others counts once.
+// TestQdiscChildrenReplaced: mq shows the sum of its children. When one is replaced, its
+// counts stay, and those of the others count once.
 func TestQdiscChildrenReplaced(t *testing.T) {
 	h := newQdiscHost(t)
 	h.tc("add", "dev", "v", "root", "handle", "1:", "mq")
@@ -122,7 +122,7 @@ func TestQdiscChildrenReplaced(t *testing.T) {
 	h.want("goes on in another run", 7)
 }
 
-// TestConntrackIsRecalled: counters of 32 bits that have wrapped go on.
+// TestConntrackIsRecalled: 32-bit counters that have wrapped continue after a restart.
 func TestConntrackIsRecalled(t *testing.T) {
 	var s ctState
 	if b := s.Keep(nil); len(b) != 0 {
@@ -136,7 +136,7 @@ func TestConntrackIsRecalled(t *testing.T) {
 		t.Fatal(err)
 	}
 	again.add(0, &ctCounts{ctFound: 0x15})
-	again.add(1, &ctCounts{ctFound: 1}) // was away so far
+	again.add(1, &ctCounts{ctFound: 1}) // was offline so far
 	again.add(3, &ctCounts{ctFound: 5, ctDrop: 3})
 	if want := uint64(0x100000015 + 5 + 1); again.sum[ctFound] != want || again.sum[ctDrop] != 3 {
 		t.Errorf("found %d, dropped %d, want %d and 3", again.sum[ctFound], again.sum[ctDrop], want)

@@ -10,8 +10,8 @@ import (
 	"nodeskoop/internal/testkit/opinion"
 )
 
-// statOpinion is net/stat/nf_conntrack. The library goes by the places of columns, and
-// does not have what the kernel calls icmp_error.
+// statOpinion compares net/stat/nf_conntrack. The library goes by the positions of the
+// columns, and lacks the kernel's icmp_error.
 var statOpinion = opinion.File{Name: "net/stat/nf_conntrack", Header: 1, Lacks: []string{"icmp_error"}, Ours: func(b []byte) (opinion.Values, error) {
 	var s ctState
 	var z ctSize
@@ -25,7 +25,7 @@ var statOpinion = opinion.File{Name: "net/stat/nf_conntrack", Header: 1, Lacks: 
 	list, err := fs.ConntrackStat()
 	v := opinion.Values{}
 	for _, c := range list {
-		v["entries"] = float64(c.Entries) // of the whole table, on each line
+		v["entries"] = float64(c.Entries) // of the whole table, repeated on each line
 		for name, n := range map[string]uint64{"found": c.Found, "invalid": c.Invalid, "ignore": c.Ignore, "insert": c.Insert,
 			"insert_failed": c.InsertFailed, "drop": c.Drop, "early_drop": c.EarlyDrop, "search_restart": c.SearchRestart} {
 			v[name] += float64(n)
@@ -34,11 +34,11 @@ var statOpinion = opinion.File{Name: "net/stat/nf_conntrack", Header: 1, Lacks: 
 	return v, err
 }}
 
-// TestLibrary: prometheus/procfs reads the same from every captured file, and from
-// changed ones.
+// TestLibrary: prometheus/procfs reads the same values from every captured file, and from
+// mutated ones.
 func TestLibrary(t *testing.T) { statOpinion.Captured(t, statFiles(t), 60) }
 
-// FuzzLibrary changes captured files as TestLibrary does.
+// FuzzLibrary mutates captured files as TestLibrary does.
 func FuzzLibrary(f *testing.F) {
 	f.Add(uint(0), uint64(0))
 	f.Fuzz(func(t *testing.T, kernel uint, seed uint64) {

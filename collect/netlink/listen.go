@@ -7,37 +7,38 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Listener hears of what comes and goes in the network namespace that it was
-// opened in, with the counters of that moment: two readings of counters cannot
-// tell an interface that moved in with a history from one that was created.
+// Listener receives the kernel's messages about interfaces and qdiscs that come and go in
+// its network namespace, with their counters at that moment. Two readings of counters
+// cannot distinguish an interface that moved in with a history from one that was created.
 //
-// It keeps its namespace alive, so there is one for the host's only. It is not
-// safe for use by several goroutines.
+// It keeps its namespace alive, so only the host's has one. It is not safe for concurrent
+// use.
 type Listener struct {
 	c conn
 }
 
-// listenRoom is how many bytes of messages may wait until the next sample. An
-// interface that is created takes about 4 KiB. Memory is used as they come.
+// listenRoom is the socket's receive buffer in bytes, for the messages until the next
+// sample. A created interface needs about 4 KiB. The kernel allocates memory only as
+// messages arrive.
 const listenRoom = 4 << 20
 
-// ListenLinks opens a Listener of interfaces, in the namespace of the thread:
-// RTM_NEWLINK for those that were registered or moved in, RTM_DELLINK for
-// those that were deleted or moved out, and nothing of what merely changed.
+// ListenLinks opens a Listener in the thread's network namespace for interfaces:
+// RTM_NEWLINK for those created or moved in, RTM_DELLINK for those deleted or moved out,
+// and no messages about changes.
 func ListenLinks() (*Listener, error) {
 	return listen("interfaces that come and go", unix.RTNLGRP_LINK)
 }
 
-// listenQdiscs opens a Listener of RTM_NEWQDISC and RTM_DELQDISC, too: the
-// kernel does not tell of the qdiscs that an interface brings and takes along.
+// listenQdiscs opens a Listener that also gets RTM_NEWQDISC and RTM_DELQDISC: the kernel
+// sends none for the qdiscs that are created and deleted with an interface.
 func listenQdiscs() (*Listener, error) {
 	return listen("queueing disciplines that come and go", unix.RTNLGRP_LINK, unix.RTNLGRP_TC)
 }
 
-// comesOrGoes lets all messages through but changes of interfaces. One that
-// comes or goes has all bits set in ifi_change (rtmsg_ifinfo with ~0U in
-// net/core/rtnetlink.c and dev.c); a bridge tells of its ports with the same
-// types in a family of its own.
+// comesOrGoes is a socket filter that drops messages about mere changes of interfaces, and
+// those of bridges about their ports, which have the same types but another family. If an
+// interface comes or goes, all bits of ifi_change are set (rtmsg_ifinfo with ~0U in
+// net/core/rtnetlink.c and dev.c).
 var comesOrGoes = []unix.SockFilter{
 	{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: 4}, // nlmsg_type
 	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: bigEndian16(unix.RTM_NEWLINK), Jt: 1},
@@ -50,8 +51,8 @@ var comesOrGoes = []unix.SockFilter{
 	{Code: unix.BPF_RET | unix.BPF_K, K: 0},
 }
 
-// bigEndian16 is a number of the kernel's byte order as a classic filter,
-// which loads in that of the network, sees it.
+// bigEndian16 is a number in host byte order as a classic filter, which loads in network
+// byte order, sees it.
 func bigEndian16(x uint16) uint32 {
 	var b [2]byte
 	binary.NativeEndian.PutUint16(b[:], x)
@@ -82,8 +83,8 @@ func listen(what string, groups ...int) (*Listener, error) {
 	return &Listener{c}, nil
 }
 
-// Drain calls each with the messages that have come, in order, and does not
-// wait for more. lost says that the kernel had no room for some.
+// Drain calls each with the messages received so far, in order, without waiting for more.
+// lost says that the kernel had no room for some.
 func (l *Listener) Drain(each func(typ uint16, msg []byte) error) (lost bool, err error) {
 	for {
 		n, _, err := unix.Recvfrom(l.c.fd, l.c.buf, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
@@ -114,34 +115,33 @@ func (l *Listener) Drain(each func(typ uint16, msg []byte) error) (lost bool, er
 	}
 }
 
-// Close ends listening.
+// Close closes the socket.
 func (l *Listener) Close() error {
 	l.c.close()
 	return nil
 }
 
-// HostListener is the Listener of the host's namespace, and the memory of that
-// namespace which takes in what it hears. Its zero value has none. It is not
-// safe for use by several goroutines.
+// HostListener is the Listener of the host's namespace together with the state that it
+// updates. The zero value has none. It is not safe for concurrent use.
 type HostListener[T any] struct {
 	l    *Listener
 	of   *T
-	deaf bool // none could be opened, which is said once
+	deaf bool // a Listener could not be opened, which is logged once
 }
 
-// Wanted reports whether a memory has no Listener yet, and may have one.
+// Wanted reports whether a Listener should be opened for this state.
 func (h *HostListener[T]) Wanted(memory *T) bool { return h.of != memory && !h.deaf }
 
-// Set takes the Listener of a memory, in place of another's.
+// Set replaces the Listener by that of a state.
 func (h *HostListener[T]) Set(l *Listener, memory *T) {
 	_ = h.Close()
 	h.l, h.of = l, memory
 }
 
-// Deaf notes that none could be opened.
+// Deaf records that a Listener could not be opened.
 func (h *HostListener[T]) Deaf() { h.deaf = true }
 
-// Of gives the Listener of a memory, nil if it has none.
+// Of returns the Listener of a state; nil if it has none.
 func (h *HostListener[T]) Of(memory *T) *Listener {
 	if h.of != memory {
 		return nil
@@ -149,7 +149,7 @@ func (h *HostListener[T]) Of(memory *T) *Listener {
 	return h.l
 }
 
-// Close ends listening.
+// Close closes the Listener.
 func (h *HostListener[T]) Close() error {
 	if h.l == nil {
 		return nil
@@ -159,22 +159,22 @@ func (h *HostListener[T]) Close() error {
 	return err
 }
 
-// LinkMessage is what RTM_NEWLINK and RTM_DELLINK say of an interface.
+// LinkMessage is the content of RTM_NEWLINK and RTM_DELLINK.
 type LinkMessage struct {
 	Index    int32
 	Loopback bool
-	Name     []byte // of the message, with its NUL
-	// Stats are struct rtnl_link_stats64, nil if the message has none.
+	Name     []byte // aliases the message, with the trailing NUL
+	// Stats are struct rtnl_link_stats64; nil if the message has none.
 	Stats []byte
-	// NewIndex is the index in the namespace that it moved to, 0 if it did not
-	// or the kernel does not tell (before Linux 4.16).
+	// NewIndex is the interface's index in the namespace that it moved to; 0 if it did not
+	// move or the kernel does not say (before Linux 4.16).
 	NewIndex int32
 }
 
 const iflaNewIfindex = 49 // IFLA_NEW_IFINDEX
 
-// ParseLink reads the payload of RTM_NEWLINK or RTM_DELLINK (rtnl_fill_ifinfo
-// in net/core/rtnetlink.c).
+// ParseLink parses the payload of RTM_NEWLINK or RTM_DELLINK (rtnl_fill_ifinfo in
+// net/core/rtnetlink.c).
 func ParseLink(msg []byte) (m LinkMessage, err error) {
 	if len(msg) < unix.SizeofIfInfomsg {
 		return m, fmt.Errorf("%w: an interface in %d bytes", errMalformed, len(msg))

@@ -39,7 +39,7 @@ type tcQdisc struct {
 	Bytes, Packets, Drops, Overlimits, Qlen, Backlog float64
 }
 
-// tcSum adds up what tc prints of every root qdisc but lo's.
+// tcSum sums what tc prints of every root qdisc except lo's.
 func tcSum(t *testing.T, s *nsnet.Space) (sum map[string]float64, roots, all int) {
 	t.Helper()
 	var list []tcQdisc
@@ -73,13 +73,14 @@ func udp(t *testing.T, s *nsnet.Space, addr string, n, size int) {
 	_ = c.Close()
 }
 
-// quiet keeps IPv6 from sending packets of its own.
+// quiet stops IPv6 from sending packets of its own.
 func quiet(s *nsnet.Space) *nsnet.Space {
 	s.Sysctl("net/ipv6/conf/all/disable_ipv6", "1")
 	return s
 }
 
-// link makes a veth to nowhere with address 10.N.0.1 and a neighbour 10.N.0.2.
+// link makes a veth, whose peer is unused, with address 10.N.0.1 and a neighbour entry
+// 10.N.0.2.
 func link(t *testing.T, s *nsnet.Space, dev string, n int, options ...string) {
 	t.Helper()
 	ip := func(last string) string { return "10." + strconv.Itoa(n) + ".0." + last }
@@ -122,7 +123,7 @@ func TestQdiscAgainstTC(t *testing.T) {
 			udp(t, s, "10."+strconv.Itoa(20+i)+".0.2:9", 15, 900)
 		}
 	}
-	udp(t, s, "127.0.0.1:9", 20, 100) // lo is not counted
+	udp(t, s, "127.0.0.1:9", 20, 100) // lo is left out
 	p := sampler(t, collect.Options{Enabled: []string{"qdisc"}}, map[string]*nsnet.Space{"a": s})
 	for range 30 {
 		before, roots, all := tcSum(t, s)
@@ -147,8 +148,8 @@ func TestQdiscAgainstTC(t *testing.T) {
 	t.Fatal("the counters do not stand still")
 }
 
-// queuesNIC moves the network device of the test VMs that has several queues
-// into a namespace for the time of the test.
+// queuesNIC moves the test VMs' multiqueue network device into a namespace for the duration
+// of the test.
 func queuesNIC(t *testing.T, s *nsnet.Space) string {
 	t.Helper()
 	need.VM(t, need.InVM(), "a network device with several queues")
@@ -173,8 +174,8 @@ func queuesNIC(t *testing.T, s *nsnet.Space) string {
 	return ""
 }
 
-// TestQdiscTrees is TestQdiscAgainstTC with what nodes have: fq_codel at the
-// root, below each queue of a real device, and below classes; and netem.
+// TestQdiscTrees is TestQdiscAgainstTC with the qdiscs of real nodes: fq_codel at the root,
+// below each queue of a real device, and below classes; and netem.
 func TestQdiscTrees(t *testing.T) {
 	need.Program(t, "tc")
 	s := quiet(nsnet.New(t))
@@ -226,8 +227,8 @@ func TestQdiscTrees(t *testing.T) {
 	t.Fatal("the counters do not stand still")
 }
 
-// TestQdiscGone replaces and removes qdiscs and interfaces: the counters only
-// grow, by what was counted and nothing else.
+// TestQdiscGone replaces and removes qdiscs and interfaces. The sums only grow, and exactly
+// by what was counted.
 func TestQdiscGone(t *testing.T) {
 	need.Program(t, "tc")
 	s := quiet(nsnet.New(t))
@@ -251,26 +252,26 @@ func TestQdiscGone(t *testing.T) {
 			t.Fatalf("in step %d", step)
 		}
 	}
-	want() // noqueue does not count
+	want() // noqueue counts nothing
 	tc("qdisc add dev v root handle 1: pfifo limit 1000")
 	send("v", 10)
 	want()
-	tc("qdisc replace dev v root handle 2: bfifo") // another
+	tc("qdisc replace dev v root handle 2: bfifo") // another qdisc
 	send("v", 3)
 	want()
 	tc("qdisc del dev v root")
 	want()
 	want()
-	tc("qdisc add dev v root handle 2: bfifo") // the same name again
+	tc("qdisc add dev v root handle 2: bfifo") // the same handle again
 	send("v", 1)
 	want()
 	send("v", 5)
 	want()
 	tc("qdisc del dev v root")
-	tc("qdisc add dev v root handle 2: bfifo") // and within a cycle
+	tc("qdisc add dev v root handle 2: bfifo") // and within one cycle
 	send("v", 2)
 	want()
-	// mq adds up its children; one that is replaced takes along its counts.
+	// mq shows the sum of its children; a replaced child's counts are missing in it.
 	tc("qdisc replace dev m root handle 7: mq")
 	tc("qdisc add dev m parent 7:1 pfifo")
 	tc("qdisc add dev m parent 7:2 pfifo")
@@ -316,8 +317,8 @@ func conntrackWant(t *testing.T, s *nsnet.Space) map[string]float64 {
 	return out
 }
 
-// tracked makes two namespaces of which a tracks, with traffic that finds
-// entries, is invalid, or is refused by a full table.
+// tracked makes two network namespaces. One tracks connections, with traffic that matches
+// entries, is invalid, or is refused because the table is full.
 func tracked(t *testing.T) *nsnet.Space {
 	t.Helper()
 	need.Program(t, "nft", "conntrack")
@@ -339,7 +340,7 @@ func tracked(t *testing.T) *nsnet.Space {
 			t.Cleanup(func() { _ = d.Close() })
 		}
 	}
-	// A segment of no connection, and an ICMP error about none.
+	// A segment without a connection, and an ICMP error about none.
 	b.Do(func() {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_TCP)
 		if err != nil {
@@ -362,8 +363,7 @@ func tracked(t *testing.T) *nsnet.Space {
 			_ = unix.Sendto(icmp, []byte{3, 3, 0, 0, 0, 0, 0, 0}, 0, &unix.SockaddrInet4{Addr: [4]byte{10, 0, 0, 1}})
 		}
 	})
-	// Entries made by hand, and two flows that address translation wants to
-	// give the same port.
+	// Entries made by hand, and two flows to which NAT wants to give the same port.
 	for i := range 3 {
 		a.Run("conntrack", "-I", "-s", "192.0.2.1", "-d", "192.0.2.2", "-p", "udp", "--sport", strconv.Itoa(1+i), "--dport", "9", "-t", "600")
 	}
@@ -404,12 +404,12 @@ func TestConntrackAgainstConntrack(t *testing.T) {
 	}
 	check(p, "a")
 	check(p, "a")
-	// Without pods = true the host alone is read; here it is that namespace.
+	// Without pods = true only the host is read, which is this namespace here.
 	host := nsnet.NewSampler(t, collect.Options{Enabled: []string{"conntrack"}, HostNetns: a.Path}, Probes()...)
 	check(host, nsnet.Host)
 }
 
-// TestConntrackFile reads the file as where ctnetlink is not to be had.
+// TestConntrackFile reads the file as if ctnetlink were not available.
 func TestConntrackFile(t *testing.T) {
 	a := tracked(t)
 	var s ctState
@@ -428,10 +428,8 @@ func TestConntrackFile(t *testing.T) {
 	}
 }
 
-// TestConntrackNotLoaded: where the sysctl is missing, nothing is asked, and
-// all is 0.
-// TestConntrackHidden: where procfs has no sysctls, it cannot be told whether
-// conntrack is loaded, and there are no values.
+// TestConntrackHidden: if procfs shows no sysctls, it is unknown whether conntrack is
+// loaded, and there are no values.
 func TestConntrackHidden(t *testing.T) {
 	need.Root(t)
 	root := t.TempDir()
@@ -445,6 +443,7 @@ func TestConntrackHidden(t *testing.T) {
 	}
 }
 
+// TestConntrackNotLoaded: without the sysctl no request is made, and all values are 0.
 func TestConntrackNotLoaded(t *testing.T) {
 	root := t.TempDir()
 	if err := os.MkdirAll(root+"/sys/net", 0o755); err != nil {
@@ -463,7 +462,7 @@ func TestConntrackNotLoaded(t *testing.T) {
 	}
 }
 
-// TestFamilies: one request for both families and one for each say the same.
+// TestFamilies: one request for both families and one per family give the same result.
 func TestFamilies(t *testing.T) {
 	need.Program(t, "ss")
 	a, b := nsnet.New(t), nsnet.New(t)
@@ -495,8 +494,8 @@ func TestFamilies(t *testing.T) {
 			errEach = dumpFamily(&c, unix.AF_INET6, tcpMask, each.counter(nil))
 		}
 		errRefused = dumpFamily(&c, 44, tcpMask, refused.counter(nil))
-		// One by one the kernel tells the same, and of one that never was
-		// that it is none. More are asked for here than are remembered.
+		// Requests for single sockets give the same result, and an error for a socket that
+		// does not exist. This asks for more sockets than MostKnown.
 		var list []tcpSocket
 		if err := dumpBoth(&c, tcpMask, func(msg []byte) error {
 			list = append(list, socketOf(msg))
@@ -515,7 +514,7 @@ func TestFamilies(t *testing.T) {
 			t.Errorf("all have bytes to read, and of more than are remembered is known: %d found, %d at rest, %d that are not", known.found, known.resting, len(known.restless))
 		}
 		none := slices.Clone(list[:3])
-		none[1].id[len(none[1].id)-1] ^= 1 // the kernel's own number
+		none[1].id[len(none[1].id)-1] ^= 1 // the socket's cookie
 		if err := askTCP(&c, &single, none); err != ErrNoSuchSocket {
 			t.Errorf("another socket at the same address: %v", err)
 		}
@@ -529,8 +528,8 @@ func TestFamilies(t *testing.T) {
 	}
 }
 
-// TestConntrackModule: where conntrack is loaded and ctnetlink is not, the
-// file is read and no module loaded.
+// TestConntrackModule: if conntrack is loaded and ctnetlink is not, the file is read, and
+// no module is loaded.
 func TestConntrackModule(t *testing.T) {
 	root := t.TempDir()
 	self := strconv.Itoa(os.Getpid())

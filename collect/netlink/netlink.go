@@ -1,8 +1,8 @@
-// Package netlink holds the probes that ask the kernel over netlink: qdisc and
-// conntrack, and the sock_diag reader that the tcpsummary probe prefers.
+// Package netlink has the probes that use netlink, qdisc and conntrack, and the sock_diag
+// reader of the tcpsummary probe.
 //
-// A socket is opened inside the network namespace, used for one sample and
-// closed: one that stayed open would keep the namespace of a dead pod alive.
+// A socket is opened inside the network namespace, used for one sample and closed: an open
+// one would keep the namespace of a dead pod alive.
 package netlink
 
 import (
@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// refusal is the answer of a kernel that does not do what it was asked.
+// refusal is the kernel's error in answer to a request.
 type refusal struct {
 	what  string
 	errno unix.Errno
@@ -36,25 +36,23 @@ func refused(err error) bool {
 	return errors.As(err, &no)
 }
 
-// answerWithin is the longest that the kernel may take for one part of an
-// answer. It answers in the course of the system call; the limit only keeps a
-// thread from being lost for good to a kernel that does not.
+// answerWithin limits the wait for one part of an answer. The kernel answers during the
+// system call; the limit only prevents that a thread hangs forever if it does not.
 const answerWithin = 3 * time.Second
 
-// bufSize is the largest part that the kernel ever sends of a dump
-// (netlink_recvmsg in net/netlink/af_netlink.c: 32 KiB). A smaller buffer
-// costs system calls.
+// bufSize is the largest part that the kernel sends of a dump (netlink_recvmsg in
+// net/netlink/af_netlink.c: 32 KiB). A smaller buffer needs more system calls.
 const bufSize = 32 << 10
 
-// conn is a netlink socket for the length of one sample.
+// conn is a netlink socket for one sample.
 type conn struct {
 	fd   int
 	what string // for errors: "the sockets (sock_diag)"
 	buf  []byte
 }
 
-// dial opens a socket of a netlink protocol, with buf, which it grows as
-// needed, to receive into.
+// dial opens a socket of a netlink protocol. It receives into buf, which it grows as
+// needed.
 func dial(proto int, what string, buf []byte) (conn, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, proto)
 	if err != nil {
@@ -65,8 +63,8 @@ func dial(proto int, what string, buf []byte) (conn, error) {
 		c.buf = make([]byte, bufSize)
 	}
 	c.buf = c.buf[:cap(c.buf)]
-	// A connected socket hears the kernel only (netlink_getsockbyportid), so
-	// that no process of the namespace can answer in its place.
+	// A connected socket receives from the kernel only (netlink_getsockbyportid), so no
+	// process in the namespace can answer instead.
 	kernel := unix.RawSockaddrNetlink{Family: unix.AF_NETLINK}
 	_, _, e := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&kernel)), unix.SizeofSockaddrNetlink)
 	if e == 0 {
@@ -84,13 +82,13 @@ func dial(proto int, what string, buf []byte) (conn, error) {
 
 func (c *conn) close() { _ = unix.Close(c.fd) }
 
-// header is the header of a message.
+// header is a message header.
 type header struct {
 	typ, flags uint16
 	seq        uint32
 }
 
-// errMalformed is wrapped by what is wrong with the kernel's answer.
+// errMalformed is wrapped by errors about a malformed answer.
 var errMalformed = errors.New("malformed netlink message")
 
 // nextMessage splits the first message off b.
@@ -108,7 +106,7 @@ func nextMessage(b []byte) (h header, payload, rest []byte, err error) {
 	return h, b[unix.SizeofNlMsghdr:n], b[min(align(int(n)), len(b)):], nil
 }
 
-// nextAttr splits the first attribute off b. The type comes without its flags.
+// nextAttr splits the first attribute off b. typ is without flags.
 func nextAttr(b []byte) (typ uint16, value, rest []byte, err error) {
 	if len(b) < unix.SizeofNlAttr {
 		return 0, nil, nil, fmt.Errorf("%w: %d bytes where an attribute should be", errMalformed, len(b))
@@ -123,7 +121,7 @@ func nextAttr(b []byte) (typ uint16, value, rest []byte, err error) {
 
 func align(n int) int { return (n + 3) &^ 3 }
 
-// putHeader writes the header of a request that is b.
+// putHeader writes the header of the request b.
 func putHeader(b []byte, typ, flags uint16) {
 	binary.NativeEndian.PutUint32(b, uint32(len(b)))
 	binary.NativeEndian.PutUint16(b[4:], typ)
@@ -131,13 +129,13 @@ func putHeader(b []byte, typ, flags uint16) {
 	binary.NativeEndian.PutUint32(b[8:], requestSeq)
 }
 
-// requestSeq numbers every request: there is one socket per sample, and one
-// answer is read to its end before the next question.
+// requestSeq is the sequence number of every request: each sample has its own socket, and
+// reads an answer to its end before the next request.
 const requestSeq = 1
 
-// ask sends a request and calls each for every message of the answer.
-// interrupted says that what was dumped changed meanwhile, so that parts may
-// be missing or twice. A kernel that refuses is a *refusal.
+// ask sends a request and calls each for every message of the answer. interrupted says that
+// the dump changed while it was read, so that parts may be missing or duplicate. If the
+// kernel refuses, the error is a *refusal.
 func (c *conn) ask(req []byte, each func(typ uint16, payload []byte) error) (interrupted bool, err error) {
 	dump := binary.NativeEndian.Uint16(req[6:])&unix.NLM_F_DUMP == unix.NLM_F_DUMP
 	if err := c.send(req); err != nil {
@@ -165,8 +163,7 @@ func (c *conn) send(req []byte) error {
 		if err == unix.EINTR {
 			continue
 		}
-		// The kernel looks at a request while it is written, so an error here
-		// may be its answer as well.
+		// The kernel processes a request during write(2), so this error may be its answer.
 		var errno unix.Errno
 		if errors.As(err, &errno) {
 			return &refusal{c.what, errno}
@@ -196,9 +193,8 @@ func (c *conn) receive() ([]byte, error) {
 	}
 }
 
-// readPart walks through one part of an answer. done says that it is the last.
-// Only a dump has several messages, and an end; some subsystems call the one
-// message of another answer part of many all the same.
+// readPart parses one part of an answer. done: it was the last. Only a dump has several
+// messages and an end, but some subsystems set NLM_F_MULTI on a single message, too.
 func readPart(b []byte, what string, dump bool, each func(typ uint16, payload []byte) error) (done, interrupted bool, err error) {
 	wrap := func(err error) error { return fmt.Errorf("netlink: read the answer about %s: %w", what, err) }
 	if len(b) == 0 {
@@ -220,8 +216,8 @@ func readPart(b []byte, what string, dump bool, each func(typ uint16, payload []
 		case unix.NLMSG_OVERRUN:
 			return false, interrupted, wrap(errors.New("the kernel lost a part of it"))
 		case unix.NLMSG_ERROR, unix.NLMSG_DONE:
-			// An error begins with its number, 0 for an acknowledgement. Since
-			// Linux 4.12 the end of a dump does, too.
+			// An error starts with its number, 0 for an acknowledgement. Since Linux 4.12
+			// the end of a dump does, too.
 			var code int32
 			if len(payload) >= 4 {
 				code = int32(binary.NativeEndian.Uint32(payload))

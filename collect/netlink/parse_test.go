@@ -170,8 +170,8 @@ func TestQdiscParse(t *testing.T) {
 	}
 }
 
-// TestQdiscCounters follows one interface through samples: wraps around 32
-// bits, other qdiscs in its place, an interface that goes.
+// TestQdiscCounters samples one interface repeatedly: 32-bit wraps, replaced qdiscs, and an
+// interface that goes.
 func TestQdiscCounters(t *testing.T) {
 	kinds := map[string][unix.IFNAMSIZ]byte{}
 	for _, k := range []string{"htb", "mq", "tbf"} {
@@ -193,10 +193,10 @@ func TestQdiscCounters(t *testing.T) {
 		{q("htb", 1, 5000, 50, 2, 4), qdiscSum{5000, 50, 2, 4, 1, 10}},
 		{nil, qdiscSum{5000, 50, 2, 4, 0, 0}},
 		{q("htb", 1, 100, 1, 1, 0), qdiscSum{5100, 51, 3, 4, 1, 10}},  // the interface is back
-		{q("htb", 1, 50, 1, 0, 0), qdiscSum{5150, 52, 3, 4, 1, 10}},   // replaced under the same handle
+		{q("htb", 1, 50, 1, 0, 0), qdiscSum{5150, 52, 3, 4, 1, 10}},   // replaced with the same handle
 		{q("htb", 2, 60, 2, 0, 0), qdiscSum{5210, 54, 3, 4, 1, 10}},   // another handle
 		{q("tbf", 2, 70, 2, 0, 0), qdiscSum{5280, 56, 3, 4, 1, 10}},   // another kind
-		{q("tbf", 2, 80, 2, max, 0), qdiscSum{5290, 56, 3, 4, 1, 10}}, // drops fell: followed from there
+		{q("tbf", 2, 80, 2, max, 0), qdiscSum{5290, 56, 3, 4, 1, 10}}, // drops fell: continue from there
 		{q("tbf", 2, 90, 2, 4, 0), qdiscSum{5300, 56, 8, 4, 1, 10}},   // and wrapped
 		{q("mq", 0, 1<<40, max-9, 0, 0), qdiscSum{5300 + 1<<40, 56 + max - 9, 8, 4, 1, 10}},
 		{q("mq", 0, 1<<40+5000, 10, 0, 0), qdiscSum{10300 + 1<<40, 56 + max + 11, 8, 4, 1, 10}}, // packets wrapped, on a kernel that sends 32 bits
@@ -218,9 +218,9 @@ func TestQdiscCounters(t *testing.T) {
 		want uint64
 	}{
 		{q("htb", 1, 1<<40, max, 0, 0), max},
-		{wide(q("htb", 1, 1<<40+500, 4, 0, 0), max+5), max + 5}, // from here on in 64 bits
+		{wide(q("htb", 1, 1<<40+500, 4, 0, 0), max+5), max + 5}, // 64 bits from here on
 		{wide(q("htb", 1, 1<<40+900, 8, 0, 0), max+9), max + 9},
-		{q("htb", 1, 1<<40+950, 9, 0, 0), max + 18}, // replaced: 64 bits are never too many again
+		{q("htb", 1, 1<<40+950, 9, 0, 0), max + 18}, // replaced: the kernel sends 32 bits again
 	} {
 		s.begin()
 		s.add(x.q)
@@ -229,7 +229,7 @@ func TestQdiscCounters(t *testing.T) {
 			t.Errorf("wide, step %d: %d packets, want %d", i, got, x.want)
 		}
 	}
-	// A dump that was interrupted lacks nothing for good.
+	// An interrupted dump removes nothing.
 	s.begin()
 	s.end(false)
 	if got := s.sum().packets; got != max+18 {
@@ -246,7 +246,7 @@ func ctMessage(cpu uint16, values map[uint16]uint32) []byte {
 	return b
 }
 
-// TestConntrackCPUs: counters wrap, CPUs go and come.
+// TestConntrackCPUs: counters wrap, and CPUs go offline and online.
 func TestConntrackCPUs(t *testing.T) {
 	var s ctState
 	add := func(cpu uint16, found, drop uint32) {
@@ -270,12 +270,12 @@ func TestConntrackCPUs(t *testing.T) {
 	add(0, 11, 1)
 	add(3, 4, 2)
 	want(11+math.MaxUint32+5, 3)
-	add(0, 12, 1) // CPU 3 is away
+	add(0, 12, 1) // CPU 3 is offline
 	want(12+math.MaxUint32+5, 3)
 	add(0, 12, 1)
 	add(3, 6, 2)
 	want(12+math.MaxUint32+7, 3)
-	add(0, 5, 1) // fell, which no kernel's do
+	add(0, 5, 1) // it fell, which no kernel shows
 	want(12+math.MaxUint32+7, 3)
 }
 
@@ -316,8 +316,8 @@ func statFiles(t testing.TB) map[string][]byte {
 	return out
 }
 
-// TestConntrackStatFile reads the file of several kernels. What conntrack -S
-// showed at that time stands in the table.
+// TestConntrackStatFile parses the file of several kernels. The expected values are from
+// conntrack -S at the time of the capture.
 func TestConntrackStatFile(t *testing.T) {
 	for kernel, invalid := range map[string]uint64{"5.10": 24 + 18, "6.1": 28 + 14, "6.12": 20 + 22} {
 		b := statFiles(t)[kernel]
@@ -398,7 +398,7 @@ func TestTCPTable(t *testing.T) {
 	}
 }
 
-// FuzzPart walks through what the fuzzer makes, with every reader of messages.
+// FuzzPart passes fuzzed input to every parser of messages.
 func FuzzPart(f *testing.F) {
 	multi := uint16(unix.NLM_F_MULTI)
 	f.Add(concat(message(unix.RTM_NEWQDISC, multi, 1, qdiscMessage(2, 1, parentRoot, attr(unix.TCA_KIND, []byte("htb")), stats2(1, 2, 3, 4, 5, 6))),
@@ -429,7 +429,7 @@ func FuzzPart(f *testing.F) {
 	})
 }
 
-// FuzzQdiscs puts any counters one after the other: the sums never go down.
+// FuzzQdiscs adds arbitrary counters one after another: the sums never fall.
 func FuzzQdiscs(f *testing.F) {
 	f.Add(uint64(5), uint32(1), uint32(2), uint64(4), uint32(0), uint32(9), byte(0))
 	f.Fuzz(func(t *testing.T, b1 uint64, p1, d1 uint32, b2 uint64, p2, d2 uint32, kind byte) {
@@ -449,7 +449,7 @@ func FuzzQdiscs(f *testing.F) {
 	})
 }
 
-// FuzzStatFile reads any /proc/PID/net/stat/nf_conntrack.
+// FuzzStatFile parses arbitrary input as /proc/PID/net/stat/nf_conntrack.
 func FuzzStatFile(f *testing.F) {
 	for _, b := range statFiles(f) {
 		f.Add(b)

@@ -15,14 +15,14 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// qdisc sums the root queueing disciplines of every interface but lo. It
-// follows tc_fill_qdisc in net/sched/sch_api.c and net/core/gen_stats.c.
+// qdisc sums the root qdiscs of every interface except lo. It follows tc_fill_qdisc in
+// net/sched/sch_api.c and net/core/gen_stats.c.
 //
-// The sums count what root qdiscs have counted since the namespace is followed,
-// and all that those showed which were there first. A qdisc has no identity
-// that the kernel prints: one that is deleted and made anew with its handle
-// shows as counters that fell, or not at all where the new one has counted
-// more. In the host's namespace the kernel tells of each that comes and goes.
+// The sums are what root qdiscs have counted since the first sample of the namespace, plus
+// their counts at that sample. The kernel shows no identity of a qdisc: if one is deleted
+// and recreated with the same handle, its counters fall, or do not even fall if the new one
+// has counted more. In the host's namespace the kernel reports each qdisc that comes and
+// goes.
 type qdisc struct {
 	log                                              *slog.Logger
 	once                                             bool
@@ -74,8 +74,7 @@ func (p *qdisc) Sample(v *collect.View) error {
 	return nil
 }
 
-// listen opens the Listener of the thread's namespace, which is the host's,
-// once for each memory of it.
+// listen opens the Listener of the thread's namespace, which is the host's, once per state.
 func (p *qdisc) listen(s *qdiscs) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -91,8 +90,8 @@ func (p *qdisc) listen(s *qdiscs) {
 	p.host.Set(l, s)
 }
 
-// hear takes in what the kernel said of the namespace of s, and reports whether
-// that was anything.
+// hear processes the kernel's messages about the namespace of s, and reports whether there
+// were any.
 func (p *qdisc) hear(s *qdiscs) (heard bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -134,9 +133,8 @@ func (p *qdisc) hear(s *qdiscs) (heard bool, err error) {
 	return heard || lost, err
 }
 
-// rootQdisc is what one message says of a root qdisc. The kernel keeps drops
-// and overlimits, and reports packets to anyone who does not know TCA_STATS_PKT64,
-// in 32 bits.
+// rootQdisc is the content of one message about a root qdisc. Drops and overlimits have 32
+// bits in the kernel; packets have 32 bits unless the message has TCA_STATS_PKT64.
 type rootQdisc struct {
 	ifindex                                   int32
 	handle                                    uint32
@@ -146,29 +144,28 @@ type rootQdisc struct {
 	packets32, drops, overlimits, qlen, queue uint32
 }
 
-// qdiscSum is what is written.
+// qdiscSum is the probe's output.
 type qdiscSum struct{ bytes, packets, drops, overlimits, qlen, backlog uint64 }
 
-// qdiscs is what is remembered of one namespace: the qdiscs of the last sample
-// with what each has counted since it was first seen, and what those that are
-// gone had counted.
+// qdiscs is the state of one namespace: the qdiscs of the last sample, each with what it
+// has counted since it was first seen, and the sum of those that are gone.
 type qdiscs struct {
 	known []knownQdisc
 	gone  qdiscSum
-	began bool  // a sample was taken: what comes is new
-	lo    int32 // index of the loopback interface, 0: not asked yet
-	next  int   // where in known the next interface probably is
+	began bool  // after a first sample: unknown qdiscs are new
+	lo    int32 // index of the loopback interface; 0: unknown
+	next  int   // likely index of the next interface in known
 	found []rootQdisc
 }
 
 type knownQdisc struct {
 	rootQdisc
-	sum  qdiscSum // its counters in 64 bits; its gauges
-	away qdiscSum // what its counters lack of children that went, already added to rootQdisc
+	sum  qdiscSum // its counters in 64 bits, and its gauges
+	away qdiscSum // counts of deleted children, missing in the kernel's counters and included in rootQdisc
 	seen bool     // in this sample
 }
 
-// plus adds what a root's counters lack.
+// plus adds the counts t to a root's counters.
 func (q *rootQdisc) plus(t *qdiscSum) {
 	q.bytes += t.bytes
 	q.packets += t.packets
@@ -181,7 +178,7 @@ func (q *rootQdisc) minus(t *qdiscSum) {
 	q.plus(&qdiscSum{bytes: -t.bytes, packets: -t.packets, drops: -t.drops, overlimits: -t.overlimits})
 }
 
-// count is the number of packets.
+// count returns the number of packets.
 func (q *rootQdisc) count() uint64 {
 	if q.wide {
 		return q.packets
@@ -198,8 +195,8 @@ const (
 	sizeofTcStats = 36 // struct tc_stats without its padding
 )
 
-// read asks for the qdiscs of the namespace that the thread is in. hear takes in
-// what came and went before.
+// read dumps the qdiscs of the thread's namespace. hear processes the messages received
+// before.
 func (s *qdiscs) read(v *collect.View, hear func(*qdiscs) (bool, error)) error {
 	c, err := dial(unix.NETLINK_ROUTE, "queueing disciplines", v.Scratch)
 	if err != nil {
@@ -231,12 +228,12 @@ func (s *qdiscs) read(v *collect.View, hear func(*qdiscs) (bool, error)) error {
 		if err != nil {
 			return err
 		}
-		// What came and went until now may be in the answer or not.
+		// The dump may or may not include what came and went until now.
 		heard, err := hear(s)
 		if err != nil {
 			return err
 		}
-		// An interrupted dump may lack interfaces, which would count as gone.
+		// After an interruption interfaces may be missing, and would count as gone.
 		if (interrupted || heard) && try < 3 {
 			continue
 		}
@@ -250,10 +247,10 @@ func (s *qdiscs) read(v *collect.View, hear func(*qdiscs) (bool, error)) error {
 	}
 }
 
-// hear takes in that a root qdisc came or went, and with which counters.
+// hear counts a root qdisc that came or went, with its counters at that moment.
 func (s *qdiscs) hear(came bool, q *rootQdisc) {
 	if !s.began {
-		return // the first sample has it, if it is there
+		return // the first sample will include it if it exists
 	}
 	s.next = 0
 	k := s.find(q.ifindex)
@@ -270,8 +267,8 @@ func (s *qdiscs) hear(came bool, q *rootQdisc) {
 	}
 }
 
-// hearChild takes in that a qdisc below a root went. Where the root shows the
-// sum of its children it shows that much less from now on.
+// hearChild records that a qdisc below a root went. If the root shows the sum of its
+// children, its counters are lower by these counts from now on.
 func (s *qdiscs) hearChild(parent uint32, q *rootQdisc) {
 	s.next = 0
 	k := s.find(q.ifindex)
@@ -284,7 +281,7 @@ func (s *qdiscs) hearChild(parent uint32, q *rootQdisc) {
 	k.away.overlimits += uint64(q.overlimits)
 }
 
-// drop ends an interface's root qdisc. What it had counted stays.
+// drop removes an interface's root qdisc. Its counts stay in the sum.
 func (s *qdiscs) drop(ifindex int32) {
 	for i := range s.known {
 		if s.known[i].ifindex == ifindex {
@@ -295,7 +292,7 @@ func (s *qdiscs) drop(ifindex int32) {
 	}
 }
 
-// Keep appends the sums and the qdiscs that they have come from.
+// Keep appends the sums and the qdiscs behind them.
 func (s *qdiscs) Keep(b []byte) []byte {
 	if !s.began {
 		return b
@@ -341,11 +338,11 @@ func (s *qdiscs) Recall(b []byte) error {
 	return d.Err()
 }
 
-// loopbackIndex is the index of lo in every namespace since Linux 3.7
-// (LOOPBACK_IFINDEX in include/net/flow.h).
+// loopbackIndex is the index of lo in every namespace since Linux 3.7 (LOOPBACK_IFINDEX in
+// include/net/flow.h).
 const loopbackIndex = 1
 
-// findLoopback returns the index of lo, -1 if there is none.
+// findLoopback returns the index of lo; -1 if there is none.
 func findLoopback(c *conn) (int32, error) {
 	var req [unix.SizeofNlMsghdr + unix.SizeofIfInfomsg]byte
 	putHeader(req[:], unix.RTM_GETLINK, 0)
@@ -376,8 +373,8 @@ func findLoopback(c *conn) (int32, error) {
 	return lo, err
 }
 
-// parse reads one RTM_NEWQDISC message; root is false if the qdisc is not the
-// root of its interface: a child of another, or for incoming packets.
+// parse parses an RTM_NEWQDISC message. root is false if the qdisc is not the root of its
+// interface: a child, or one for ingress.
 func (q *rootQdisc) parse(msg []byte) (root bool, err error) {
 	if len(msg) < sizeofTcMsg {
 		return false, fmt.Errorf("%w: a qdisc in %d bytes", errMalformed, len(msg))
@@ -392,10 +389,10 @@ func (q *rootQdisc) parse(msg []byte) (root bool, err error) {
 	return true, q.parseCounters(msg)
 }
 
-// parentOf is tcm_parent of a message.
+// parentOf returns tcm_parent of a message.
 func parentOf(msg []byte) uint32 { return binary.NativeEndian.Uint32(msg[12:]) }
 
-// parseCounters reads the kind and the counters of a message.
+// parseCounters parses the kind and the counters of a message.
 func (q *rootQdisc) parseCounters(msg []byte) error {
 	var old []byte
 	nested := false
@@ -478,7 +475,7 @@ func (s *qdiscs) begin() {
 	}
 }
 
-// add takes in what a sample found of one root qdisc.
+// add adds the counters of one root qdisc to the sums.
 func (s *qdiscs) add(q *rootQdisc) {
 	k := s.find(q.ifindex)
 	if k != nil && k.away != (qdiscSum{}) && q.handle == k.handle && q.kind == k.kind {
@@ -494,8 +491,8 @@ func (s *qdiscs) add(q *rootQdisc) {
 		s.gone.keep(&k.sum)
 		k.start(q)
 	case k.wentDown(q):
-		// One of its children was replaced, and took along what it had
-		// counted. The others' counts must not be added again.
+		// A child was replaced, and its counts are gone. The others' counts must not be
+		// added again.
 		k.update(q)
 	default:
 		k.sum.bytes += q.bytes - k.bytes
@@ -506,8 +503,8 @@ func (s *qdiscs) add(q *rootQdisc) {
 	}
 }
 
-// find returns what is known of an interface's root qdisc. The kernel lists
-// interfaces in the same order each time.
+// find returns the state of an interface's root qdisc. The kernel lists interfaces in the
+// same order each time, so the search starts behind the previous one.
 func (s *qdiscs) find(ifindex int32) *knownQdisc {
 	n := len(s.known)
 	for i := range n {
@@ -523,7 +520,7 @@ func (s *qdiscs) find(ifindex int32) *knownQdisc {
 	return nil
 }
 
-// start begins to count a qdisc with all that it has counted so far.
+// start begins to count a qdisc, with all its counts so far.
 func (k *knownQdisc) start(q *rootQdisc) {
 	k.away = qdiscSum{}
 	k.sum = qdiscSum{bytes: q.bytes, packets: q.count(), drops: uint64(q.drops), overlimits: uint64(q.overlimits)}
@@ -535,26 +532,26 @@ func (k *knownQdisc) update(q *rootQdisc) {
 	k.sum.qlen, k.sum.backlog = uint64(q.qlen), uint64(q.queue)
 }
 
-// newPackets returns how many packets q has counted since k, whose count may
-// have wrapped around 32 bits where the kernel does not send 64.
+// newPackets returns how many packets q has counted since k. The count may have wrapped at
+// 32 bits if the kernel does not send 64.
 func (k *knownQdisc) newPackets(q *rootQdisc) uint64 {
 	switch {
 	case q.wide && k.wide:
 		return q.packets - k.packets
 	case q.wide:
-		// The kernel sends 64 bits from the moment that 32 are too few.
+		// The kernel sends 64 bits once 32 do not suffice.
 		return q.packets - uint64(k.packets32)
 	}
 	return uint64(q.packets32 - k.packets32)
 }
 
-// tornRead is more than the packets that can be counted between the kernel's
-// reading of the bytes and of the packets, which no lock holds together.
+// tornRead is above the number of packets that can be counted between the kernel's readings
+// of bytes and packets, which are not atomic.
 const tornRead = 1 << 24
 
-// wentDown reports whether q's counters were reset since k. Bytes have 64
-// bits and only go up, and no packet is empty, which tells a count of packets
-// that wrapped from one that fell.
+// wentDown reports whether q's counters were reset since k. No packet is empty and bytes do
+// not wrap, so packets cannot have grown by more than bytes. If they seem to have, the
+// packet count was reset and did not wrap.
 func (k *knownQdisc) wentDown(q *rootQdisc) bool {
 	if q.bytes < k.bytes || k.wide && (!q.wide || q.packets < k.packets) {
 		return true
@@ -562,8 +559,8 @@ func (k *knownQdisc) wentDown(q *rootQdisc) bool {
 	return k.newPackets(q) > q.bytes-k.bytes+tornRead
 }
 
-// sumsChildren reports whether the kernel makes up the qdisc's counters from
-// those that its children have now (mq_dump in net/sched/sch_mq.c and its like).
+// sumsChildren reports whether the kernel computes the qdisc's counters from its current
+// children (mq_dump in net/sched/sch_mq.c and similar).
 func (q *rootQdisc) sumsChildren() bool {
 	switch string(bytes.TrimRight(q.kind[:], "\x00")) {
 	case "mq", "mqprio", "taprio":
@@ -572,7 +569,7 @@ func (q *rootQdisc) sumsChildren() bool {
 	return false
 }
 
-// end closes a sample: what it did not see is gone, if it was whole.
+// end ends a sample. If the sample is whole, qdiscs that it did not see are gone.
 func (s *qdiscs) end(whole bool) {
 	n := 0
 	for i := range s.known {

@@ -23,19 +23,17 @@ const (
 	tcpStates      = 13
 )
 
-// TCPTable sums up the TCP sockets of one network namespace, IPv4 and IPv6.
+// TCPTable has sums over the TCP sockets of one network namespace, IPv4 and IPv6.
 type TCPTable struct {
-	// States counts the sockets by the kernel's number of their state. A
-	// connection request that waits for the last ACK of the handshake counts
-	// as SYN_RECV.
+	// States counts the sockets by the kernel's number of their state. A connection request
+	// that waits for the last ACK of the handshake counts as SYN_RECV.
 	States [tcpStates]uint64
-	// RxQueue and TxQueue are the bytes that the applications have not read
-	// and that the peers have not acknowledged. Listening sockets, whose
-	// queues hold connections, are left out.
+	// RxQueue and TxQueue are bytes: not read by the applications, and not acknowledged by
+	// the peers. Listening sockets, whose queues hold connections, are left out.
 	RxQueue, TxQueue uint64
 }
 
-// Add counts one socket in a state with its two queues.
+// Add counts one socket with its state and its two queues.
 func (t *TCPTable) Add(state uint8, rx, tx uint32) error {
 	if state == 0 || state >= tcpStates {
 		return fmt.Errorf("a TCP socket in the state %d, which no kernel has", state)
@@ -49,7 +47,7 @@ func (t *TCPTable) Add(state uint8, rx, tx uint32) error {
 }
 
 const (
-	inetDiagGetSock = 18 // TCPDIAG_GETSOCK: the request from before there were families
+	inetDiagGetSock = 18 // TCPDIAG_GETSOCK, the older request for both families
 	sizeofSockID    = 48 // struct inet_diag_sockid
 	sizeofDiagReq   = 4 + sizeofSockID + 8
 	sizeofDiagReqV2 = 8 + sizeofSockID
@@ -58,30 +56,28 @@ const (
 	offsetOfWqueue  = offsetOfRqueue + 4
 )
 
-// tcpMask asks for the states of the table of connections. Without LISTEN the
-// kernel does not go through its other table; above NEW_SYN_RECV newer kernels
-// keep bound sockets that are not connected, which are none.
+// tcpMask selects the states in the connection table. Without LISTEN the kernel skips its
+// listening table; above NEW_SYN_RECV newer kernels have bound sockets, which are not
+// connections.
 const tcpMask = 1<<(tcpNewSynRecv+1) - 1<<TCPEstablished - 1<<TCPListen
 
-// ErrNoSockDiag is in the chain of the error of a kernel that cannot list TCP
-// sockets through sock_diag at all.
+// ErrNoSockDiag is wrapped if the kernel cannot list TCP sockets through sock_diag at all.
 var ErrNoSockDiag = errors.New("this kernel does not list TCP sockets through sock_diag (CONFIG_INET_DIAG)")
 
-// ReadTCP adds up the connections of v's network namespace, listening sockets
-// left out. It follows inet_diag_dump_icsk in net/ipv4/inet_diag.c.
+// ReadTCP sums the connections in v's network namespace, without listening sockets. It
+// follows inet_diag_dump_icsk in net/ipv4/inet_diag.c.
 //
-// The kernel keeps the connections of all namespaces in one hash table, and
-// each request goes through all of it. So one request for both families is
-// made, in the form that preceded families; where the kernel no longer knows
-// it, one for each.
+// The kernel keeps the connections of all namespaces in one hash table, and each request
+// walks all of it. So ReadTCP makes one request for both families, in the older form; if
+// the kernel does not know that form any more, it makes one per family.
 //
-// What it found is remembered in known, unless that is nil.
+// Unless known is nil, it remembers the connections in it.
 func ReadTCP(v *collect.View, t *TCPTable, known *TCPSockets) error {
 	return onSockDiag(v, "list TCP sockets", func(c *conn) error { return readTCP(c, t, known) })
 }
 
-// tcpSocket names a connection to the kernel: its family and what
-// struct inet_diag_sockid holds, the kernel's own number for it included.
+// tcpSocket identifies a connection to the kernel: family and struct inet_diag_sockid,
+// which includes the kernel's cookie.
 type tcpSocket struct {
 	family byte
 	id     [sizeofSockID]byte
@@ -89,23 +85,21 @@ type tcpSocket struct {
 
 func socketOf(msg []byte) tcpSocket { return tcpSocket{msg[0], [sizeofSockID]byte(msg[4:])} }
 
-// MostKnown is how many connections of a namespace are asked for one by one. To
-// ask for so many costs about as much as to let the kernel go through a table
-// of usual size.
+// MostKnown is the largest number of sockets for which AskTCP makes single requests. So
+// many cost about as much as a walk through a table of usual size.
 const MostKnown = 64
 
-// TCPSockets remembers the connections that ReadTCP found, for AskTCP. The zero
-// value remembers none.
+// TCPSockets remembers the connections that ReadTCP found, for AskTCP. The zero value is
+// empty.
 //
-// Of MostKnown connections or fewer each is remembered. Of more, only those are
-// which can change while no segment comes or goes: that have something in a
-// queue, or a timer that ends them. The others, which are most where there are
-// many, are established or wait to be closed here, with nothing in a queue. For
-// those to change takes a segment; but for bytes that the application has told
-// the kernel to hold back (TCP_CORK), which are sent after 200 ms at the latest.
+// Up to MostKnown connections are all remembered. If there are more, only those are
+// remembered that can change without a segment in or out: those with bytes in a queue, or
+// with a timer that may end them. The others are in ESTABLISHED or CLOSE_WAIT with empty
+// queues, and change only with a segment. The exception is data held back by TCP_CORK,
+// which is sent after 200 ms at the latest.
 type TCPSockets struct {
 	all      []tcpSocket // the first MostKnown
-	restless []tcpSocket // the first MostKnown of those
+	restless []tcpSocket // the first MostKnown that can change without a segment
 	found    uint64
 	quiet    [tcpStates]uint64
 	resting  uint64 // the sum of quiet
@@ -120,7 +114,7 @@ func (s *TCPSockets) Complete() bool {
 	return s.found == uint64(len(s.all)) || s.found == uint64(len(s.restless))+s.resting
 }
 
-// add remembers the socket of a message that a table has counted.
+// add remembers the socket of a message.
 func (s *TCPSockets) add(msg []byte) {
 	s.found++
 	if len(s.all) < MostKnown {
@@ -135,16 +129,15 @@ func (s *TCPSockets) add(msg []byte) {
 	}
 }
 
-// ErrNoSuchSocket says that one of the connections asked for has ended.
+// ErrNoSuchSocket says that a requested connection has ended.
 var ErrNoSuchSocket = errors.New("the connection has ended")
 
-// AskTCP adds up the connections of v's network namespace that are remembered
-// in known, which has to be Complete. The kernel finds them one by one, without
-// going through its table. If one of them is no more the error is
-// ErrNoSuchSocket.
+// AskTCP sums the connections of v's network namespace that are remembered in known, which
+// must be Complete. The kernel looks up each without walking its table. If one has ended,
+// the error is ErrNoSuchSocket.
 //
-// It is for a namespace through which no segment went, and in which no socket
-// came or went, since ReadTCP was called.
+// It may be used only if no segment went in or out of the namespace, and no socket came or
+// went, since ReadTCP.
 func AskTCP(v *collect.View, t *TCPTable, known *TCPSockets) error {
 	*t = TCPTable{}
 	list := known.all
@@ -164,7 +157,7 @@ func AskTCP(v *collect.View, t *TCPTable, known *TCPSockets) error {
 	})
 }
 
-// onSockDiag calls f with a socket in v's network namespace.
+// onSockDiag calls f with a sock_diag socket in v's network namespace.
 func onSockDiag(v *collect.View, what string, f func(*conn) error) error {
 	return v.Enter(what, func() error {
 		c, err := dial(unix.NETLINK_SOCK_DIAG, "TCP sockets (sock_diag)", v.Scratch)
@@ -180,12 +173,12 @@ func onSockDiag(v *collect.View, what string, f func(*conn) error) error {
 	})
 }
 
-// askAtOnce is how many questions go into one message to the kernel. Its
-// answers have to fit into the socket's receive buffer all at once.
+// askAtOnce is the number of requests in one message. All their answers must fit into the
+// socket's receive buffer.
 const askAtOnce = 16
 
-// askTCP makes requests for single sockets (struct inet_diag_req_v2). The
-// kernel answers each with the socket, or with an error.
+// askTCP requests single sockets (struct inet_diag_req_v2). The kernel answers each request
+// with the socket, or with an error.
 func askTCP(c *conn, t *TCPTable, list []tcpSocket) error {
 	const size = unix.SizeofNlMsghdr + sizeofDiagReqV2
 	var reqs [askAtOnce * size]byte
@@ -243,8 +236,8 @@ func readTCP(c *conn, t *TCPTable, known *TCPSockets) error {
 	}, t.counter(known))
 }
 
-// dumpTCP calls each with the sockets in the states of a mask, and start before
-// each attempt.
+// dumpTCP calls each with the sockets whose state is in mask, and start before each
+// attempt.
 func dumpTCP(c *conn, mask uint32, start func(), each func(msg []byte) error) error {
 	start()
 	err := dumpBoth(c, mask, each)
@@ -264,7 +257,7 @@ func dumpTCP(c *conn, mask uint32, start func(), each func(msg []byte) error) er
 	return err
 }
 
-// dumpBoth makes the one request for IPv4 and IPv6 (struct inet_diag_req).
+// dumpBoth makes one request for IPv4 and IPv6 (struct inet_diag_req).
 func dumpBoth(c *conn, mask uint32, each func(msg []byte) error) error {
 	var req [unix.SizeofNlMsghdr + sizeofDiagReq]byte
 	putHeader(req[:], inetDiagGetSock, unix.NLM_F_DUMP)
@@ -273,7 +266,7 @@ func dumpBoth(c *conn, mask uint32, each func(msg []byte) error) error {
 	return dump(c, req[:], each)
 }
 
-// dumpFamily makes the request for one family (struct inet_diag_req_v2).
+// dumpFamily makes a request for one family (struct inet_diag_req_v2).
 func dumpFamily(c *conn, family byte, mask uint32, each func(msg []byte) error) error {
 	var req [unix.SizeofNlMsghdr + sizeofDiagReqV2]byte
 	putHeader(req[:], unix.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
@@ -284,13 +277,13 @@ func dumpFamily(c *conn, family byte, mask uint32, each func(msg []byte) error) 
 }
 
 func dump(c *conn, req []byte, each func(msg []byte) error) error {
-	// A table that changed while it was dumped is taken as it is: it always
-	// changes, and another dump would be no truer.
+	// Accept a table that changed during the dump: it always changes, and another dump
+	// would be no more accurate.
 	_, err := c.ask(req, func(_ uint16, msg []byte) error { return each(msg) })
 	return err
 }
 
-// counter gives what counts each message of a dump, and remembers it in known
+// counter returns a function that counts each message of a dump, and remembers it in known
 // unless that is nil.
 func (t *TCPTable) counter(known *TCPSockets) func(msg []byte) error {
 	return func(msg []byte) error {

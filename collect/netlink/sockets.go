@@ -9,20 +9,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TCPSocket is one TCP socket as sock_diag tells of it.
+// TCPSocket is one TCP socket as sock_diag reports it.
 type TCPSocket struct {
 	State         uint8 // TCPEstablished and its like
 	Local, Remote netip.AddrPort
-	// RxQueue and TxQueue are bytes, as in TCPTable. Of a socket in TCPListen
-	// RxQueue counts the connections that wait to be accepted, and TxQueue is how
-	// many may wait (net/ipv4/tcp_diag.c, tcp_diag_get_info).
+	// RxQueue and TxQueue are bytes, as in TCPTable. For TCPListen, RxQueue is the number
+	// of connections in the accept queue, and TxQueue its limit (net/ipv4/tcp_diag.c,
+	// tcp_diag_get_info).
 	RxQueue, TxQueue uint32
 }
 
-// ListTCP lists the TCP sockets of the network namespace that the calling thread
-// is in, listening ones included. Of more than most it lists the first, and says
-// how many there are. It is for one namespace that a person looks at: each call
-// lets the kernel go through its whole table of connections.
+// ListTCP lists the TCP sockets of the calling thread's network namespace, listening ones
+// included. It returns the first most sockets, and the number of all. It is meant for
+// interactive use: each call makes the kernel walk its whole connection table.
 func ListTCP(most int) (list []TCPSocket, total int, err error) {
 	c, err := dial(unix.NETLINK_SOCK_DIAG, "TCP sockets (sock_diag)", nil)
 	if err != nil {
@@ -45,7 +44,7 @@ func ListTCP(most int) (list []TCPSocket, total int, err error) {
 	return list, total, err
 }
 
-// parseSocket reads a struct inet_diag_msg.
+// parseSocket parses a struct inet_diag_msg.
 func parseSocket(msg []byte) (s TCPSocket, err error) {
 	if len(msg) < sizeofDiagMsg {
 		return s, fmt.Errorf("%w: a socket in %d bytes, not %d", errMalformed, len(msg), sizeofDiagMsg)
@@ -60,7 +59,7 @@ func parseSocket(msg []byte) (s TCPSocket, err error) {
 		}
 		return netip.AddrFrom4([4]byte(b))
 	}
-	// struct inet_diag_sockid: ports and addresses in the network's byte order.
+	// struct inet_diag_sockid: ports and addresses in network byte order.
 	id := msg[4:]
 	s.Local = netip.AddrPortFrom(addr(id[4:]), binary.BigEndian.Uint16(id))
 	s.Remote = netip.AddrPortFrom(addr(id[20:]), binary.BigEndian.Uint16(id[2:]))

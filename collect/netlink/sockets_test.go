@@ -73,8 +73,8 @@ func FuzzSocket(f *testing.F) {
 	})
 }
 
-// TestListTCP: the sockets of a namespace are those that ss lists, with their
-// queues, and none is another namespace's.
+// TestListTCP: the listed sockets of a namespace are those of ss, with their queues, and
+// none belongs to another namespace.
 func TestListTCP(t *testing.T) {
 	a, b := nsnet.New(t), nsnet.New(t)
 	nsnet.Connect(a, b)
@@ -86,11 +86,11 @@ func TestListTCP(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer server.Close()
-	a.Dial("tcp", "10.0.0.2:80") // waits to be accepted
+	a.Dial("tcp", "10.0.0.2:80") // waits in the accept queue
 	if _, err := client.Write(make([]byte, 1234)); err != nil {
 		t.Fatal(err)
 	}
-	// ss prints of each socket its state, its two queues and its two ends.
+	// ss prints for each socket its state, its two queues and its two ends.
 	bySS := func(s *nsnet.Space) (lines []string) {
 		for line := range strings.Lines(s.Run("ss", "-Htan")) {
 			f := strings.Fields(line)

@@ -9,7 +9,7 @@ import (
 	"nodeskoop/collect/catalog"
 )
 
-// The labels that every series carries.
+// The names of the labels that every series carries.
 const (
 	LabelNode      = "k8s_node"
 	LabelNamespace = "k8s_namespace"
@@ -20,11 +20,11 @@ const (
 // namespace and for anything node-wide.
 const DefaultHostLabel = "hostNetwork"
 
-// UnknownLabel is the value of both pod labels for what the kernel left no way
-// to know the network namespace of.
+// UnknownLabel is the value of both pod labels for unattributed series: the kernel left no
+// way to know the network namespace.
 const UnknownLabel = "unknown"
 
-// LabelTemplate makes the value of one user-defined label from a pod's labels.
+// LabelTemplate makes the value of a user-defined label from a pod's labels.
 type LabelTemplate struct {
 	Name  string
 	parts []labelPart
@@ -32,7 +32,7 @@ type LabelTemplate struct {
 
 type labelPart struct {
 	text string
-	key  string // of a pod label; "" for literal text
+	key  string // name of a pod label; "" for literal text
 }
 
 var (
@@ -40,10 +40,9 @@ var (
 	reference = regexp.MustCompile(`\$\{labels:([^}]+)\}`)
 )
 
-// ParseLabelTemplate reads a template such as "${labels:app}/${labels:tier}":
-// each reference stands for the value of that pod label, or for nothing where
-// the pod does not have it. The name must be a Prometheus label name that the
-// tool does not use itself.
+// ParseLabelTemplate parses a template such as "${labels:app}/${labels:tier}". Each
+// reference becomes the value of that pod label, or "" if the pod does not have it. name
+// must be a Prometheus label name that nodeskoop does not use itself.
 func ParseLabelTemplate(name, text string) (LabelTemplate, error) {
 	switch {
 	case !labelName.MatchString(name):
@@ -88,7 +87,7 @@ func Keys(templates []LabelTemplate) []string {
 	return slices.Compact(keys)
 }
 
-// Value returns the label's value for a pod; the host's references are empty.
+// Value returns the label's value for a pod. For the host (nil) all references are empty.
 func (t LabelTemplate) Value(p *Pod) string {
 	var b strings.Builder
 	for _, part := range t.parts {

@@ -17,38 +17,38 @@ const (
 	EndUnknown = "unknown"
 )
 
-// Sources are what a Resolver asks.
+// Sources are the sources of a Resolver's answers.
 type Sources struct {
-	// Pods know the pods; nil: there are none.
+	// Pods finds the pods; nil: there are none.
 	Pods Pods
-	// HostNetns is the inode number of the host's network namespace. If it is
-	// 0, every namespace that is no pod's counts as the host's.
+	// HostNetns is the inode number of the host's network namespace. If it is 0, every
+	// namespace that is not a pod's counts as the host's.
 	HostNetns uint64
-	// ForeignPIDs says that the kernel's process numbers are not those of this
-	// process's PID namespace, so that nobody can be found by them.
+	// ForeignPIDs says that the kernel's process numbers are those of another PID
+	// namespace, so that they identify nobody here.
 	ForeignPIDs bool
-	// NodeAddrs lists the node's own addresses: those in the host's network
-	// namespace. The call may hang.
+	// NodeAddrs lists the node's own addresses: those in the host's network namespace. It
+	// may hang.
 	NodeAddrs func() ([]netip.Addr, error)
 }
 
-// Resolver answers whose a network namespace, a process, a control group or an
-// address is. Events and flows ask the same Resolver, and it has the only copy of
-// the node's addresses. As Pods it is that of its Sources at any time. All methods
-// may be called from any goroutine.
+// Resolver finds the owner of a network namespace, process, control group or address.
+// Events and flows share one Resolver, which holds the only copy of the node's addresses.
+// As a Pods it answers with its current Sources. All methods may be called from any
+// goroutine.
 type Resolver struct {
 	currentPods
 	addrs nodeAddrs
 }
 
-// NewResolver returns a Resolver that asks s.
+// NewResolver returns a Resolver with the sources s.
 func NewResolver(s Sources) *Resolver {
 	r := &Resolver{}
 	r.Apply(s)
 	return r
 }
 
-// Apply changes whom the Resolver asks from now on.
+// Apply replaces the sources.
 func (r *Resolver) Apply(s Sources) {
 	if s.Pods == nil {
 		s.Pods = NoPods{}
@@ -57,8 +57,8 @@ func (r *Resolver) Apply(s Sources) {
 	r.addrs.apply(s.NodeAddrs, old != nil && old.HostNetns == s.HostNetns)
 }
 
-// Owner returns the pod that a network namespace was of at a time, or else that a
-// process is of; 0 is neither. sure says that no pod is about to appear that would change the answer.
+// Owner returns the pod that had a network namespace at a time, or else the pod of a
+// process; 0 is neither. If sure is false, a pod may still appear that changes the answer.
 func (r *Resolver) Owner(netns uint64, pid int, at time.Time) (p *Pod, sure bool) {
 	s := r.from.Load()
 	inPod := netns != 0 && netns != s.HostNetns
@@ -68,7 +68,7 @@ func (r *Resolver) Owner(netns uint64, pid int, at time.Time) (p *Pod, sure bool
 		}
 	}
 	if pid > 0 && !s.ForeignPIDs {
-		// Pods in the host's network namespace are found so, too.
+		// This finds pods in the host's network namespace, too.
 		if p = s.Pods.ByPID(pid); p != nil {
 			return p, true
 		}
@@ -77,26 +77,25 @@ func (r *Resolver) Owner(netns uint64, pid int, at time.Time) (p *Pod, sure bool
 	return nil, !inPod
 }
 
-// Unowned reports whether a network namespace that is no pod's is not the host's
-// either.
+// Unowned reports whether a network namespace that is not a pod's is not the host's either.
 func (r *Resolver) Unowned(netns uint64) bool {
 	host := r.from.Load().HostNetns
 	return netns != 0 && host != 0 && netns != host
 }
 
-// End tells whose the address of one end of a connection is: the kind, and for
-// EndPod the pod. where is the pod in whose network namespace the address was
-// seen; nil is the host's, or, with unowned, that of neither.
+// End finds the owner of the address of one end of a connection: the kind, and for EndPod
+// the pod. where is the pod in whose network namespace the address was seen; nil stands for
+// the host's, or with unowned for a namespace of neither.
 func (r *Resolver) End(a netip.Addr, where *Pod, unowned bool) (kind string, p *Pod) {
 	a = a.Unmap()
 	switch {
 	case a.IsLoopback():
-		// The other end is where this one is.
+		// A loopback address is in the namespace where it was seen.
 		if p = where; p == nil && !unowned {
 			return EndNode, nil
 		}
 	case where != nil && slices.Contains(where.Addrs, a):
-		// An address may be another pod's by now.
+		// Prefer this pod: the index may give the address to a later pod.
 		p = where
 	default:
 		p = r.from.Load().Pods.ByAddr(a)
@@ -109,45 +108,45 @@ func (r *Resolver) End(a netip.Addr, where *Pod, unowned bool) (kind string, p *
 	case r.addrs.contains(a):
 		return EndNode, nil
 	}
-	r.addrs.refreshAfter(nodeAddrAge) // for those to come
+	r.addrs.refreshAfter(nodeAddrAge) // later events profit
 	return EndUnknown, nil
 }
 
-// Nobodys reports whether an address that was seen in the network namespace of
-// where is nobody's so far: it may be an address that the node has only just got.
+// Nobodys reports whether an address, seen in the network namespace of where, has no known
+// owner. It may be an address that the node has just got.
 func (r *Resolver) Nobodys(a netip.Addr, where *Pod) bool {
 	a = a.Unmap()
 	return a.IsValid() && !a.IsLoopback() && !a.IsMulticast() && !r.addrs.contains(a) &&
 		r.from.Load().Pods.ByAddr(a) == nil && (where == nil || !slices.Contains(where.Addrs, a))
 }
 
-// RefreshAddrs has the node's addresses read again, beside the caller, unless
-// that was begun just now.
+// RefreshAddrs starts to read the node's addresses in another goroutine, unless a reading
+// was started a moment ago.
 func (r *Resolver) RefreshAddrs() { r.addrs.refreshAfter(nodeAddrPause) }
 
-// AddrsReadSince reports whether the node's addresses are those of a reading that
-// began at t or later.
+// AddrsReadSince reports whether the node's addresses come from a reading that began at t
+// or later.
 func (r *Resolver) AddrsReadSince(t time.Time) bool {
 	known := r.addrs.known.Load()
 	return known != nil && !known.asked.Before(t)
 }
 
-// ReadAddrs reads the node's addresses, and waits for the kernel no longer than
-// half a second: then those of before stay. It fails if there are none.
+// ReadAddrs reads the node's addresses. It waits for half a second at most and then keeps
+// the previous addresses. It fails if there are none.
 func (r *Resolver) ReadAddrs() error { return r.addrs.readNow() }
 
 const (
 	nodeAddrAge = 30 * time.Second
-	// nodeAddrPause is the least time between two readings of the node's addresses.
+	// nodeAddrPause is the minimum time between two readings of the node's addresses.
 	nodeAddrPause = 200 * time.Millisecond
-	// nodeAddrsWait is how long a caller waits for one.
+	// nodeAddrsWait is how long a caller waits for a reading.
 	nodeAddrsWait = 500 * time.Millisecond
 )
 
-// nodeAddrs knows the node's own addresses. They are read in a goroutine: the
-// kernel's lock on network devices can be held for long.
+// nodeAddrs holds the node's own addresses. A goroutine reads them: another program may
+// hold the kernel's RTNL lock for long.
 type nodeAddrs struct {
-	known atomic.Pointer[addrSet] // nil: none were read yet
+	known atomic.Pointer[addrSet] // nil: not read yet
 
 	mu   sync.Mutex
 	list func() ([]netip.Addr, error)
@@ -155,23 +154,23 @@ type nodeAddrs struct {
 }
 
 type addrSet struct {
-	asked time.Time // when the reading began
+	asked time.Time // start of the last reading
 	addrs map[netip.Addr]struct{}
 }
 
-// apply changes how the addresses are read. Those of another namespace are
-// forgotten.
+// apply replaces the function that reads the addresses. If the host's namespace has
+// changed, the addresses are dropped.
 func (n *nodeAddrs) apply(list func() ([]netip.Addr, error), sameHost bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.list = list
 	if !sameHost {
-		n.call = nil // what it reads is of no use
+		n.call = nil // its result is not wanted any more
 		n.known.Store(nil)
 	}
 }
 
-// contains reports whether a is the node's, as far as is known.
+// contains reports whether a is one of the node's addresses, as far as known.
 func (n *nodeAddrs) contains(a netip.Addr) bool {
 	known := n.known.Load()
 	if known == nil {
@@ -181,7 +180,7 @@ func (n *nodeAddrs) contains(a netip.Addr) bool {
 	return ok
 }
 
-// refreshAfter begins a reading if the last began at least age ago.
+// refreshAfter starts a reading if the last one started at least age ago.
 func (n *nodeAddrs) refreshAfter(age time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -190,7 +189,7 @@ func (n *nodeAddrs) refreshAfter(age time.Duration) {
 	}
 }
 
-// begin begins a reading unless one is under way. The caller holds the lock.
+// begin starts a reading unless one is under way. The caller holds the lock.
 func (n *nodeAddrs) begin() *bounded.Call[struct{}] {
 	if n.list == nil || n.call != nil && !n.call.Over(0, nil) {
 		return n.call
@@ -217,8 +216,8 @@ func (n *nodeAddrs) begin() *bounded.Call[struct{}] {
 	return call
 }
 
-// readNow waits for a reading. While an earlier one hangs, and when this one takes
-// too long or fails, the addresses of before stay.
+// readNow waits for a reading. If an earlier one hangs, or this one takes too long or
+// fails, the previous addresses stay.
 func (n *nodeAddrs) readNow() error {
 	n.mu.Lock()
 	call := n.begin()
@@ -236,8 +235,7 @@ func (n *nodeAddrs) readNow() error {
 	return nil
 }
 
-// currentPods are the Pods of a Resolver's sources at any time: who asks stays,
-// while a reload puts others in their place.
+// currentPods is the Pods of the Resolver's current sources: callers keep it over a reload.
 type currentPods struct{ from atomic.Pointer[Sources] }
 
 func (c *currentPods) now() Pods { return c.from.Load().Pods }

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// table is a Pods of fixed answers.
+// table is a Pods with fixed answers.
 type table struct {
 	NoPods
 	netns map[uint64]*Pod
@@ -41,11 +41,11 @@ func TestOwner(t *testing.T) {
 	for name, c := range map[string]struct {
 		netns   uint64
 		pid     int
-		foreign bool // process numbers
+		foreign bool // ForeignPIDs
 		host    uint64
 		pod     *Pod
 		sure    bool
-		unowned bool // the namespace, where it is no pod's
+		unowned bool // whether the namespace is unowned, if it is not a pod's
 	}{
 		"a pod's namespace":               {netns: 77, host: host, pod: web, sure: true, unowned: true},
 		"it comes before the process":     {netns: 78, pid: 812, host: host, pod: db, sure: true, unowned: true},
@@ -114,7 +114,7 @@ func TestEnd(t *testing.T) {
 	}
 }
 
-// Who asks stays, while others answer.
+// Apply changes the answers for callers that keep the Resolver.
 func TestApply(t *testing.T) {
 	r := NewResolver(Sources{})
 	var pods Pods = r
@@ -130,8 +130,8 @@ func TestApply(t *testing.T) {
 	}
 }
 
-// TestNodeAddrs: one reading at a time, seldom; one that hangs or fails leaves what
-// was read before, and holds nobody up for longer than its time.
+// TestNodeAddrs: readings do not overlap and are not frequent. One that hangs or fails
+// leaves the previous addresses, and delays nobody beyond the limit.
 func TestNodeAddrs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var readings int
@@ -189,7 +189,7 @@ func TestNodeAddrs(t *testing.T) {
 			t.Errorf("those of before are not there: %v", err)
 		}
 		fail = nil
-		// What is read of the namespace that was the host's is none of the new one's.
+		// Addresses of the previous host namespace are not used for the new one.
 		wait = time.Second
 		r.RefreshAddrs()
 		time.Sleep(200 * time.Millisecond)

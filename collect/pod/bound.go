@@ -9,20 +9,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What is kept of a pod's labels, which may be a megabyte and more: those that
-// the caller names, whatever else there is, and of the others so many. Values
-// that are longer than any of Kubernetes' are left out, since a part of one
-// would be another.
+// Limits on the labels of one pod, which may have a megabyte and more. The labels that the
+// caller names are kept in any case, of the others maxLabels. A value longer than
+// maxLabelValue is left out and not cut: a cut value could equal another one.
 const (
 	maxLabels     = 64
 	maxLabelBytes = 16 << 10
 	maxLabelValue = 4096
-	// maxName is the length of the longest name of Kubernetes.
+	// maxName is the length of the longest name in Kubernetes.
 	maxName = 253
 )
 
-// bound drops what of a record is more than is kept of any pod. What is kept is
-// a copy, so that the record's memory goes.
+// bound cuts a record to these limits. It copies what is kept, so that the record's memory
+// can be freed.
 func (a *about) bound(keep []string) {
 	a.labels, a.labelsLeftOut = boundLabels(a.labels, keep)
 	a.namespace, a.name, a.uid = boundName(a.namespace), boundName(a.name), boundName(a.uid)
@@ -44,7 +43,7 @@ func boundLabels(labels map[string]string, keep []string) (kept map[string]strin
 			take(k)
 		}
 	}
-	// The same ones each time: the first by name.
+	// Sorted, so that the same labels are kept each time.
 	names := make([]string, 0, min(len(labels), 1024))
 	for k := range labels {
 		names = append(names, k)
@@ -64,7 +63,7 @@ func boundLabels(labels map[string]string, keep []string) (kept map[string]strin
 	return kept, len(labels) - len(kept)
 }
 
-// boundName shortens a name so that it is still another than every other.
+// boundName shortens a long name. A hash at the end keeps shortened names distinct.
 func boundName(s string) string {
 	if len(s) <= maxName {
 		return s

@@ -10,8 +10,8 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// TestBound: what is kept of a record is small whatever the record holds, has
-// what is named, and is the same each time.
+// TestBound: a bounded record is small whatever its input, keeps the labels that the caller
+// names, and is the same each time.
 func TestBound(t *testing.T) {
 	many := map[string]string{"app": "web", "zone": "b", "long": strings.Repeat("x", 5000)}
 	for i := range 10_000 {

@@ -16,16 +16,16 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// hierarchy is one mounted tree of control groups.
+// hierarchy is one mounted control group tree.
 type hierarchy struct {
 	v2 bool
-	// options are the super block's: of a v1 tree the controllers, or name=X.
+	// options are the superblock's: for a v1 tree its controllers, or name=X.
 	options string
-	// root is what part of the tree is mounted, mount where.
+	// root is the mounted part of the tree, mount the mount point.
 	root, mount string
 }
 
-// has reports whether a v1 tree is that of a controller, or of name=X.
+// has reports whether h is the v1 tree of a controller, or of name=X.
 func (h *hierarchy) has(controller string) bool {
 	for o := range strings.SplitSeq(h.options, ",") {
 		if o == controller {
@@ -35,9 +35,9 @@ func (h *hierarchy) has(controller string) bool {
 	return false
 }
 
-// dir returns the directory of a control group, named as in /proc/PID/cgroup.
-// It reports false for what is not below the mount: a path with ".." is out of
-// this process's cgroup namespace.
+// dir returns the directory of a control group, whose path is as in /proc/PID/cgroup. It
+// returns false if the path is not below the mount: ".." leads out of this process's cgroup
+// namespace.
 func (h *hierarchy) dir(path string) (string, bool) {
 	rest := path
 	if h.root != "/" {
@@ -52,9 +52,9 @@ func (h *hierarchy) dir(path string) (string, bool) {
 	return h.mount + strings.TrimSuffix(rest, "/"), true
 }
 
-// parseMountinfo finds the trees of control groups in /proc/PID/mountinfo
-// (Documentation/filesystems/proc.rst, section 3.5). Of several mounts of one
-// tree the one with the most of it comes first.
+// parseMountinfo finds the control group trees in /proc/PID/mountinfo
+// (Documentation/filesystems/proc.rst, section 3.5). If a tree is mounted several times,
+// the mount with the largest part of it comes first.
 func parseMountinfo(data []byte) []hierarchy {
 	var list []hierarchy
 	for len(data) > 0 {
@@ -104,8 +104,8 @@ func unescape(b []byte) string {
 	return string(out)
 }
 
-// nextCgroup takes one line off /proc/PID/cgroup (cgroups(7)): the controllers,
-// empty for v2, and the path. It skips lines that are none; ok is false at the end.
+// nextCgroup parses the next valid line of /proc/PID/cgroup (cgroups(7)): the controllers,
+// empty for v2, and the path. At the end ok is false.
 func nextCgroup(data []byte) (controllers, path, rest []byte, ok bool) {
 	for len(data) > 0 {
 		var line []byte
@@ -123,27 +123,26 @@ func nextCgroup(data []byte) (controllers, path, rest []byte, ok bool) {
 	return nil, nil, nil, false
 }
 
-// cgroups are the control groups that a container has for itself.
+// cgroups are the control groups that belong to one container.
 type cgroups struct {
-	// dir is the directory through which to find its processes, "" if none.
+	// dir is the directory that lists its processes; "" if there is none.
 	dir string
-	// paths are the different paths in /proc/PID/cgroup.
+	// paths are the distinct paths in /proc/PID/cgroup.
 	paths []string
-	// id is the number of its v2 control group, 0 if it has none of its own.
+	// id is the inode number of its v2 control group; 0 if it has none of its own.
 	id uint64
-	// hidden: it has paths, and none of them is below a mount.
+	// hidden: there are paths, but none is below a mount.
 	hidden bool
 }
 
-// v1 trees in the order in which they are asked for processes. Runtimes join
-// all of them; what is first here is rarely left out.
+// preferred orders the v1 trees by how reliably they list the processes. Runtimes join all
+// trees, and rarely leave out the first of these.
 var preferred = []string{"pids", "memory", "name=systemd", "cpu", "devices", "freezer"}
 
-// findCgroups tells the control groups of a container by /proc/PID/cgroup of
-// its first process, which may have moved into a group below: systemd does, and
-// docker in a pod. The container's own is the one that its record names, as groups;
-// else the one whose name has the container's ID; else one that its shim, whose
-// file is outer, is not in.
+// findCgroups finds a container's control groups from /proc/PID/cgroup of its first
+// process, which may have moved to a group below: systemd does, and docker in a pod. The
+// container's own group is the one that its record names (groups), else the one with the
+// container's ID in its name, else one that its shim (file outer) is not in.
 func findCgroups(trees []hierarchy, file, outer []byte, id string, groups ...string) cgroups {
 	type own struct {
 		controllers, path string
@@ -203,9 +202,9 @@ func findCgroups(trees []hierarchy, file, outer []byte, id string, groups ...str
 	return found
 }
 
-// ownGroup returns where in path the container's own control group ends, 0 if it
-// cannot be told: after the outermost of groups, wherever that begins, or after the
-// name that has the container's ID.
+// ownGroup returns the length of the prefix of path that is the container's own control
+// group: up to the outermost of groups, at any depth, or up to the name with the
+// container's ID. It returns 0 if there is neither.
 func ownGroup(path, id string, groups []string) int {
 	end := 0
 	for _, g := range groups {
@@ -236,7 +235,8 @@ func ownGroup(path, id string, groups []string) int {
 		case long && string(containerID([]byte(name))) == id:
 			return to
 		case !long && id != "" && (name == id || strings.HasSuffix(name, ":"+id) || strings.HasSuffix(name, "-"+id+".scope")):
-			// A group above may well be called like that: containerd's namespace.
+			// Continue: an outer group, such as containerd's namespace, may have the same
+			// name.
 			end = to
 		}
 		from = to + 1
@@ -244,9 +244,9 @@ func ownGroup(path, id string, groups []string) int {
 	return end
 }
 
-// specGroups returns the control group that a container's OCI specification asks
-// for (linux.cgroupsPath), in the forms that runc makes of it: a path, or a unit of
-// systemd. They are below the root of the tree that runc sees.
+// specGroups returns the control group that a container's OCI specification requests
+// (linux.cgroupsPath), as the paths that runc makes of it: the path itself, or that of a
+// systemd unit. They are relative to the root of the tree that runc sees.
 func specGroups(path string) []string {
 	if path == "" || strings.Contains(path+"/", "/../") || strings.HasPrefix(path, "../") {
 		return nil
@@ -275,8 +275,7 @@ func specGroups(path string) []string {
 	return groups
 }
 
-// expandSlice returns the path of a slice: a-b.slice is in a.slice
-// (systemd.slice(5)).
+// expandSlice returns the path of a slice: a-b.slice is in a.slice (systemd.slice(5)).
 func expandSlice(slice string) (string, bool) {
 	name, ok := strings.CutSuffix(slice, ".slice")
 	if !ok || name == "" {
@@ -294,8 +293,8 @@ func expandSlice(slice string) (string, bool) {
 	return path + "/" + slice, true
 }
 
-// podGroup returns the control group above a container's that is its pod's, by the
-// pod's UID in its name; "" if there is none.
+// podGroup returns the pod's control group above a container's, recognised by the pod's UID
+// in its name; "" if there is none.
 func podGroup(path, uid string) string {
 	i := strings.LastIndexByte(path, '/')
 	if i <= 0 || uid == "" {
@@ -309,9 +308,9 @@ func podGroup(path, uid string) string {
 	return path
 }
 
-// containerID finds a container's ID in the name of its control group: the
-// last run of just 64 hexadecimal digits. Runtimes name them ID,
-// cri-containerd-ID.scope or SLICE:cri-containerd:ID.
+// containerID finds a container's ID in the name of its control group: the last run of
+// exactly 64 hexadecimal digits. Runtimes name the group ID, cri-containerd-ID.scope or
+// SLICE:cri-containerd:ID.
 func containerID(name []byte) []byte {
 	const length = 64
 	for end := len(name); end >= length; {
@@ -332,8 +331,8 @@ func containerID(name []byte) []byte {
 
 func isHex(c byte) bool { return '0' <= c && c <= '9' || 'a' <= c && c <= 'f' }
 
-// podUID finds a pod's UID in the name of its control group and appends it to
-// buf: podUID, or kubepods-besteffort-podUID.slice with _ for -.
+// podUID finds a pod's UID in the name of its control group and appends it to buf. The name
+// is podUID, or kubepods-besteffort-podUID.slice with _ for -.
 func podUID(buf, name []byte) []byte {
 	name, _, slice := bytes.Cut(name, []byte(".slice"))
 	if slice {
@@ -358,8 +357,8 @@ func podUID(buf, name []byte) []byte {
 
 var procsBuffers = sync.Pool{New: func() any { b := make([]byte, 4096); return &b }}
 
-// appendProcesses appends the processes of a control group and of those below
-// it. A group that has vanished has none.
+// appendProcesses appends the processes of a control group and its descendants. A group
+// that has been removed has none.
 func appendProcesses(dir string, pids []int) ([]int, error) {
 	fd, err := kernel.Open(unix.AT_FDCWD, dir, unix.O_DIRECTORY)
 	if err == unix.ENOENT || err == unix.ENODEV {
@@ -377,8 +376,8 @@ func appendProcesses(dir string, pids []int) ([]int, error) {
 	return pids, nil
 }
 
-// appendProcs closes fd. Groups may be nested without limit but for
-// cgroup.max.depth, and so may the calls.
+// appendProcs is appendProcesses of the open directory fd, which it closes. Its recursion
+// is as deep as groups are nested, which only cgroup.max.depth limits.
 func appendProcs(fd int, pids []int, buf *[]byte) ([]int, error) {
 	defer unix.Close(fd)
 	data, err := kernel.ReadFile(fd, "cgroup.procs", (*buf)[:0])
@@ -389,7 +388,7 @@ func appendProcs(fd int, pids []int, buf *[]byte) ([]int, error) {
 	case unix.ENOENT, unix.ENODEV:
 		return pids, nil
 	case unix.EOPNOTSUPP:
-		// A threaded group: its processes are listed by the one above.
+		// A threaded group: the group above lists its processes.
 	default:
 		return pids, fmt.Errorf("read cgroup.procs: %w", err)
 	}
@@ -398,7 +397,7 @@ func appendProcs(fd int, pids []int, buf *[]byte) ([]int, error) {
 		return pids, err
 	}
 	if st.Nlink == 2 {
-		return pids, nil // kernfs counts the groups below, and there is none
+		return pids, nil // in kernfs, 2 links mean no child groups
 	}
 	names, err := subdirectories(fd)
 	if err != nil {
@@ -419,8 +418,8 @@ func appendProcs(fd int, pids []int, buf *[]byte) ([]int, error) {
 	return pids, nil
 }
 
-// appendNumbers appends the positive numbers, one a line, of cgroup.procs.
-// A process in another PID namespace is 0 there.
+// appendNumbers appends the positive numbers of cgroup.procs, one per line. A process in
+// another PID namespace is shown as 0.
 func appendNumbers(pids []int, data []byte) []int {
 	n := 0
 	for _, c := range data {
@@ -457,11 +456,11 @@ func subdirectories(fd int) ([]string, error) {
 	return names, err
 }
 
-// fileIDKernfs is FILEID_KERNFS: a file handle that is the number of a kernfs node.
+// fileIDKernfs is FILEID_KERNFS: a file handle that holds the ID of a kernfs node.
 const fileIDKernfs = 0xfe
 
-// cgroupPath returns the path, as in /proc/PID/cgroup, of the v2 control
-// group with the number id.
+// cgroupPath returns the path, as in /proc/PID/cgroup, of the v2 control group with the
+// inode number id.
 func cgroupPath(tree *hierarchy, id uint64, buf []byte) ([]byte, error) {
 	root, err := kernel.Open(unix.AT_FDCWD, tree.mount, unix.O_DIRECTORY)
 	if err != nil {

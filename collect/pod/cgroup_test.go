@@ -91,7 +91,7 @@ func TestHierarchyDir(t *testing.T) {
 	}
 }
 
-// layout makes a tree of control groups as the kernel would show it.
+// layout makes a control group tree as the kernel would show it.
 func layout(t *testing.T, mounts map[string]hierarchy, dirs ...string) []hierarchy {
 	t.Helper()
 	root := t.TempDir()
@@ -135,7 +135,7 @@ func TestFindCgroups(t *testing.T) {
 		mounts      map[string]hierarchy
 		file, outer string
 		id          string
-		dir         string // below the mount's name
+		dir         string // below the mount point
 		paths       []string
 		v2          bool
 	}{
@@ -180,8 +180,8 @@ func TestFindCgroups(t *testing.T) {
 	}
 }
 
-// TestOwner finds whose control groups are in /proc/PID/cgroup, with only what
-// containerd tells known: whole paths, and no name anywhere else.
+// TestOwner finds the owner of a /proc/PID/cgroup. Only whole paths that containerd gave
+// count; the same name elsewhere does not.
 func TestOwner(t *testing.T) {
 	x := newIndex("/proc")
 	underscored := strings.ReplaceAll(uid1, "-", "_")
@@ -216,7 +216,7 @@ func TestOwner(t *testing.T) {
 		"0::/default/web":           "plain",
 		"0::/default/web/below/it":  "plain",
 		"0::/default/web (deleted)": "plain",
-		// Who may make groups somewhere may call them as they like.
+		// Users with a delegated group may give any names below it.
 		"0::" + user + "/pod" + uid1:                                 "",
 		"0::" + user + "/" + id1:                                     "",
 		"0::" + user + "/cri-containerd-" + id1 + ".scope":           "",
@@ -248,9 +248,9 @@ func TestOwner(t *testing.T) {
 	}
 }
 
-// TestMovedBelow: the first process of a container has moved into a group of its
-// own making. The container's is the outermost that has its name, in each layout and
-// for containers in containers.
+// TestMovedBelow: the first process of a container has moved to a group of its own making.
+// The container's group is the outermost with its name, in each layout and in nested
+// containers.
 func TestMovedBelow(t *testing.T) {
 	underscored := strings.ReplaceAll(uid1, "-", "_")
 	scope := "/kubepods.slice/kubepods-pod" + underscored + ".slice/cri-containerd-" + id1 + ".scope"
@@ -266,7 +266,7 @@ func TestMovedBelow(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		mounts map[string]hierarchy
-		file   string // with @ for the container's own
+		file   string // the container's own group is written @
 		own    string
 		id     string
 		groups []string
@@ -301,7 +301,7 @@ func TestMovedBelow(t *testing.T) {
 			if !slices.Equal(found.paths, []string{test.own}) || !strings.HasSuffix(found.dir, test.own) {
 				t.Fatalf("%+v, want %s", found, test.own)
 			}
-			// All that is below is the container's.
+			// Every group below is the container's.
 			for _, d := range []string{"/docker", "/system.slice", "/a", "/a/" + id1} {
 				if err := os.WriteFile(found.dir+d+"/cgroup.procs", nil, 0o644); err != nil {
 					t.Fatal(err)
@@ -373,11 +373,11 @@ func TestAppendProcesses(t *testing.T) {
 	if err != nil || len(got) != 1+5+5000-1 || !slices.Equal(got[:5], []int{99, 1, 3, 5, 7}) || !slices.IsSorted(got[1:]) {
 		t.Errorf("%d processes, %v: %v", len(got), err, got[:min(8, len(got))])
 	}
-	// Where there is no control group, the first processes are all that is known.
+	// Without a control group, only the first processes are known.
 	if got, err := x.Processes(&owner.Pod{PIDs: []int{4, 2}}, nil); err != nil || !slices.Equal(got, []int{4, 2}) {
 		t.Errorf("without control groups: %v, %v", got, err)
 	}
-	// One that cannot be read does not cost the others.
+	// An unreadable group does not hide the processes of the others.
 	if err := os.Remove(filepath.Join(root, "d", "cgroup.procs")); err != nil {
 		t.Fatal(err)
 	}
@@ -390,7 +390,7 @@ func TestAppendProcesses(t *testing.T) {
 	}
 }
 
-// TestUnified has a real process in real v2 control groups.
+// TestUnified uses a real process in real v2 control groups.
 func TestUnified(t *testing.T) {
 	need.Root(t)
 	mount := v2Mount(t)

@@ -29,18 +29,18 @@ import (
 
 const (
 	answerTimeout = 2 * time.Second  // for one record, or the version
-	taskTimeout   = time.Second      // for one task: its shim is asked
+	taskTimeout   = time.Second      // for one task: containerd asks its shim
 	listTimeout   = 20 * time.Second // for all records of a namespace
-	maxMessage    = 16 << 20         // as containerd's own clients
+	maxMessage    = 16 << 20         // the limit of containerd's own clients
 )
 
-// client speaks to one containerd.
+// client talks to one containerd.
 type client struct {
 	conn *grpc.ClientConn
-	peer *atomic.Int64 // the process behind the socket
+	peer *atomic.Int64 // PID of the process that listens
 }
 
-// connect reaches the containerd behind socket and asks for its version.
+// connect connects to the containerd behind socket and asks for its version.
 func connect(ctx context.Context, socket string) (*client, string, error) {
 	c := &client{peer: new(atomic.Int64)}
 	var err error
@@ -65,8 +65,8 @@ func connect(ctx context.Context, socket string) (*client, string, error) {
 	return c, v, nil
 }
 
-// dial notes which process listens: containers' files can be reached through
-// its mount namespace where it is not this process's.
+// dial records which process listens. Containers' files that this process cannot see are
+// reachable through that process's mount namespace.
 func (c *client) dial(ctx context.Context, path string) (net.Conn, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
@@ -82,7 +82,7 @@ func (c *client) dial(ctx context.Context, path string) (net.Conn, error) {
 	return conn, nil
 }
 
-// plainError leaves out gRPC's dressing.
+// plainError strips gRPC's decoration from an error.
 func plainError(err error) error {
 	s, ok := status.FromError(err)
 	if !ok {
@@ -119,8 +119,8 @@ func (c *client) namespaces(ctx context.Context) ([]string, error) {
 	return names, err
 }
 
-// containers calls f with each container of a namespace. One at a time is in
-// memory where containerd has the stream.
+// containers calls f with each container of a namespace. Where containerd offers a stream,
+// only one record is in memory at a time.
 func (c *client) containers(ctx context.Context, namespace string, f func(*containers.Container)) error {
 	ctx, cancel := context.WithTimeout(in(ctx, namespace), listTimeout)
 	defer cancel()
@@ -152,7 +152,7 @@ func (c *client) container(ctx context.Context, k key) (*containers.Container, e
 	return r.GetContainer(), err
 }
 
-// sandboxes lists the sandbox store; a containerd before 2.0 has none.
+// sandboxes lists the sandbox store; containerd before 2.0 has none.
 func (c *client) sandboxes(ctx context.Context, namespace string) ([]*types.Sandbox, error) {
 	ctx, cancel := context.WithTimeout(in(ctx, namespace), listTimeout)
 	defer cancel()
@@ -163,8 +163,8 @@ func (c *client) sandboxes(ctx context.Context, namespace string) ([]*types.Sand
 	return r.GetList(), err
 }
 
-// eachSandbox asks for some sandboxes of the store, one by one. Those that it
-// does not have, or that are too large for a message, are left out.
+// eachSandbox asks for sandboxes one by one. It leaves out those that are not in the store
+// or too large for a message.
 func (c *client) eachSandbox(ctx context.Context, namespace string, ids map[string]bool) ([]*types.Sandbox, error) {
 	var list []*types.Sandbox
 	for id := range ids {
@@ -187,8 +187,8 @@ func (c *client) sandbox(ctx context.Context, k key) (*types.Sandbox, error) {
 	return r.GetSandbox(), err
 }
 
-// task returns the first process of a container, 0 if none runs. It fails
-// where the shim does not answer: its state is not known then.
+// task returns the PID of a container's first process; 0 if none runs. It fails if the shim
+// does not answer: whether the container runs is not known then.
 func (c *client) task(ctx context.Context, k key) (pid int, err error) {
 	ctx, cancel := context.WithTimeout(in(ctx, k.ns), taskTimeout)
 	defer cancel()
@@ -209,7 +209,7 @@ func (c *client) task(ctx context.Context, k key) (pid int, err error) {
 	}
 }
 
-// The events that tell of containers and tasks that come and go.
+// topics are the events about containers, tasks and sandboxes that come and go.
 const topics = `topic~="^/?(tasks/(create|start|exit|delete)|containers/(create|update|delete)|sandboxes/.*)$"`
 
 func (c *client) subscribe(ctx context.Context, follow []string) (grpc.ServerStreamingClient[types.Envelope], error) {

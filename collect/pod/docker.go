@@ -17,42 +17,41 @@ import (
 	"nodeskoop/internal/bounded"
 )
 
-// Docker runs its containers by containerd, in the containerd namespace moby, and
-// tells containerd neither their names nor their labels: a record there has the
-// label labelDocker and no other. Docker keeps the name in a file of its own,
-// DATA-ROOT/containers/ID/config.v2.json. Reading that file takes less than asking
-// Docker does: its socket can do anything to the node, and a Docker that is stopped
-// or hangs does not answer, while its containers run on.
+// Docker runs its containers through containerd, in the containerd namespace moby, but
+// gives containerd neither their names nor their labels: such a record has only the label
+// labelDocker. Docker keeps the name in DATA-ROOT/containers/ID/config.v2.json. Reading
+// that file takes fewer privileges than Docker's socket, which can do anything to the node;
+// and Docker may be stopped or hang while its containers run on.
 
 const (
-	// labelDocker is what Docker gives each record in containerd.
+	// labelDocker is the label of each record that Docker makes in containerd.
 	labelDocker = "com.docker/engine.bundle.path"
 
-	// The labels by which cri-dockerd marks what is a pod's.
+	// The labels with which cri-dockerd marks a pod's containers.
 	labelDockerType    = "io.kubernetes.docker.type"
 	labelDockerSandbox = "io.kubernetes.sandbox.id"
 	dockerAnnotation   = "annotation."
 
-	dockerDataRoot = "/var/lib/docker" // where the specification does not tell it
+	dockerDataRoot = "/var/lib/docker" // used if the OCI specification does not show another
 
 	maxDockerFile = 1 << 20
-	// dockerPatience is how long a file system may take to give the file.
+	// dockerPatience limits reading the file, whose file system may hang.
 	dockerPatience = time.Second
 )
 
-// isLongID reports whether an ID is 64 hexadecimal digits, as Docker's are: it is a
-// part of a path.
+// isLongID reports whether id is 64 hexadecimal digits, as Docker's IDs are. Only such an
+// ID is used in a path.
 func isLongID(id string) bool { return len(id) == 64 && len(containerID([]byte(id))) == 64 }
 
-// mount is one of the OCI specification's.
+// mount is a mount of the OCI specification.
 type mount struct {
 	Destination string `json:"destination"`
 	Source      string `json:"source"`
 }
 
-// dockerFile returns the path of Docker's file about a container. The data root is
-// told by the files that Docker mounts into each container, whose folder is beside:
-// another container's, where the two share a network namespace.
+// dockerFile returns the path of Docker's file about a container. The data root is found
+// from the files that Docker mounts into each container, which lie beside it; if two
+// containers share a network namespace, they are the other container's.
 func dockerFile(id string, mounts []mount) string {
 	root := dockerDataRoot
 	for _, m := range mounts {
@@ -67,22 +66,22 @@ func dockerFile(id string, mounts []mount) string {
 	return root + "/containers/" + id + "/config.v2.json"
 }
 
-// fileStamp tells one version of a file from another.
+// fileStamp identifies one version of a file.
 type fileStamp struct {
 	inode    uint64
 	size     int64
 	modified unix.Timespec
 }
 
-// dockerRecord is the part in use of config.v2.json.
+// dockerRecord holds the fields used of config.v2.json.
 type dockerRecord struct {
 	ID     string
-	Name   string // with a slash in front
+	Name   string // begins with a slash
 	Config struct{ Labels map[string]string }
 }
 
-// dockerFiles reads Docker's files for a watcher and its listings. A file system
-// that does not answer is not asked again before it has.
+// dockerFiles reads Docker's files for a watcher and its listings. While a read hangs, no
+// other is started.
 type dockerFiles struct {
 	mu   sync.Mutex
 	hung *bounded.Call[dockerAnswer]
@@ -94,7 +93,7 @@ type dockerAnswer struct {
 	record dockerRecord
 }
 
-// do runs f within dockerPatience.
+// do runs f, for dockerPatience at most.
 func (d *dockerFiles) do(f func() (dockerAnswer, error)) (dockerAnswer, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -114,10 +113,10 @@ func (d *dockerFiles) do(f func() (dockerAnswer, error)) (dockerAnswer, error) {
 	return c.Value, c.Err
 }
 
-// name gives what containerd's record of a Docker container lacks. A container
-// whose file cannot be read keeps the name that it has by its ID. root is that of
-// containerd's own mount namespace, "" if that is not known: a service to which
-// systemd does not show /home, or a container, finds the file there.
+// name adds to containerd's record of a Docker container what Docker's file says. If the
+// file cannot be read, the container keeps the name made from its ID. root is the root of
+// containerd's mount namespace, "" if unknown: a service without access to /home, or a
+// container, finds the file there.
 func (d *dockerFiles) name(a *about, root string) error {
 	if a.record == "" {
 		return nil
@@ -143,8 +142,7 @@ func (d *dockerFiles) name(a *about, root string) error {
 	return nil
 }
 
-// changed reports whether a file is another than it was: docker rename changes
-// nothing that containerd sees.
+// changed reports whether the file has changed: containerd does not see docker rename.
 func (d *dockerFiles) changed(file string, stamp fileStamp) bool {
 	if file == "" {
 		return false
@@ -183,7 +181,7 @@ func readDocker(file string) (dockerAnswer, error) {
 	return got, nil
 }
 
-// parseDocker decodes config.v2.json. Fields of other types are left out.
+// parseDocker decodes config.v2.json. It skips fields of other types.
 func parseDocker(b []byte) (r dockerRecord, err error) {
 	err = json.Unmarshal(b, &r)
 	var other *json.UnmarshalTypeError
@@ -193,9 +191,9 @@ func parseDocker(b []byte) (r dockerRecord, err error) {
 	return r, err
 }
 
-// applyDocker takes over what Docker's file says. Of a node whose Kubernetes runs
-// its pods by Docker (cri-dockerd), the pod's name is in the container's, beside
-// labels that say the same: labels alone may be an image's, names may not.
+// applyDocker takes over what Docker's file says. If Kubernetes runs pods through Docker
+// (cri-dockerd), the container's name holds the pod's name, and labels repeat it. Both must
+// agree: labels may come from an image, names may not.
 func (a *about) applyDocker(r *dockerRecord) {
 	name := strings.TrimPrefix(r.Name, "/")
 	if name == "" {
@@ -203,7 +201,7 @@ func (a *about) applyDocker(r *dockerRecord) {
 	}
 	l := r.Config.Labels
 	a.name, a.labels = name, l
-	// k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT, and a number more after a conflict.
+	// k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT, with one more number after a name conflict.
 	part := strings.Split(name, "_")
 	if len(part) < 6 || len(part) > 7 || part[0] != "k8s" || part[2] == "" ||
 		part[2] != l[labelPodName] || part[3] != l[labelNamespace] || part[4] != l[labelUID] {
@@ -224,7 +222,7 @@ func (a *about) applyDocker(r *dockerRecord) {
 	a.name, a.namespace, a.uid = part[2], part[3], part[4]
 }
 
-// dockerPodLabels leaves out what cri-dockerd has put beside the pod's own labels.
+// dockerPodLabels returns the pod's own labels, without those that cri-dockerd added.
 func dockerPodLabels(l map[string]string) map[string]string {
 	out := make(map[string]string, len(l))
 	for k, v := range l {
@@ -235,8 +233,7 @@ func dockerPodLabels(l map[string]string) map[string]string {
 	return out
 }
 
-// DockerUnnamed reports whether a pod is a container of Docker whose name could not
-// be read.
+// DockerUnnamed reports whether p is a Docker container whose name could not be read.
 func DockerUnnamed(p *owner.Pod) bool {
 	return p.Labels[labelDocker] != "" && isLongID(p.ID) && !strings.HasPrefix(p.Namespace, "plugins.")
 }

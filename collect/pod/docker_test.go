@@ -41,8 +41,8 @@ func TestDockerFile(t *testing.T) {
 	}
 }
 
-// TestDockerContainers: Docker's mark in containerd leads to Docker's file, in a
-// record of a container outside pods and in no other.
+// TestDockerContainers: Docker's label leads to Docker's file, but only in the record of a
+// container outside pods.
 func TestDockerContainers(t *testing.T) {
 	id := longID(0xa)
 	spec := &anypb.Any{Value: []byte(`{"linux":{"cgroupsPath":"system.slice:docker:` + id + `"},"mounts":[
@@ -72,7 +72,7 @@ func TestDockerContainers(t *testing.T) {
 	}
 }
 
-// dockerJSON is what is read of config.v2.json, and something beside.
+// dockerJSON is a config.v2.json with the fields that are read and others.
 func dockerJSON(t testing.TB, id, name string, labels map[string]string) []byte {
 	t.Helper()
 	b, err := json.Marshal(map[string]any{
@@ -192,14 +192,14 @@ func TestDockerFiles(t *testing.T) {
 	if !d.changed(a.record, a.stamp) {
 		t.Error("a file that was replaced has not changed")
 	}
-	// In containerd's mount namespace only.
+	// The file is visible only in containerd's mount namespace.
 	a = fresh()
 	a.record = strings.TrimPrefix(file, dir)
 	if err := d.name(a, dir); err != nil || a.name != "shop" || a.record != file {
 		t.Errorf("below containerd's root: %+v, %v", a, err)
 	}
 
-	// A file system that hangs is asked once, however many ask.
+	// A hanging file system is read once, however many callers there are.
 	release := make(chan struct{})
 	calls := make(chan struct{}, 10)
 	hang := func() (dockerAnswer, error) { calls <- struct{}{}; <-release; return dockerAnswer{}, nil }
@@ -236,9 +236,9 @@ func FuzzDocker(f *testing.F) {
 	})
 }
 
-// TestDocker: containers of a real Docker have their names, those that run before
-// the watcher and those that start later; docker rename is seen; an end is; and what
-// is named and labelled as cri-dockerd does is a pod.
+// TestDocker: containers of a real Docker have their names, whether they start before or
+// after the watcher. docker rename and the end of a container are noticed. A container with
+// the name and labels that cri-dockerd gives is a pod.
 func TestDocker(t *testing.T) {
 	c := pods.Start(t)
 	d := c.Docker()
@@ -277,8 +277,8 @@ func TestDocker(t *testing.T) {
 	}
 }
 
-// TestDockerRecords: the same of containers that are in containerd as Docker's are,
-// without a Docker; and without its file a container goes by its ID.
+// TestDockerRecords: the same with containers that containerd shows as Docker's, but
+// without a Docker.
 func TestDockerRecords(t *testing.T) {
 	c := pods.Start(t)
 	root := t.TempDir()
@@ -324,7 +324,7 @@ func TestDockerRecords(t *testing.T) {
 	}
 	named(t, "the pod's network namespace", x.ByNetns(netnsOf(t, box.PID), time.Time{}), box.ID)
 
-	// Without its file a container goes by its ID, and the log says why, once.
+	// Without Docker's file a container is called by its ID, and the log says why, once.
 	for _, n := range []int{0xe, 0xf} {
 		id := longID(n)
 		c.RunPlain(pods.PlainSpec{Namespace: "moby", ID: id, Labels: map[string]string{labelDocker: "x"}})

@@ -10,7 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// handle takes in one event.
+// handle processes one event.
 func (w *watcher) handle(ctx context.Context, e *types.Envelope) {
 	now := time.Now()
 	read := func(m proto.Message) bool {
@@ -59,7 +59,7 @@ func (w *watcher) handle(ctx context.Context, e *types.Envelope) {
 		}
 	case "tasks/exit":
 		var ev apievents.TaskExit
-		if read(&ev) && ev.ID == ev.ContainerID { // else of a process run in the container
+		if read(&ev) && ev.ID == ev.ContainerID { // else the event is about an exec process
 			k.id = ev.ContainerID
 			w.taskEnded(k, int(ev.Pid), now)
 		}
@@ -70,7 +70,7 @@ func (w *watcher) handle(ctx context.Context, e *types.Envelope) {
 			w.taskEnded(k, int(ev.Pid), now)
 		}
 	case "sandboxes/create", "sandboxes/start":
-		var ev apievents.SandboxStart // both have the ID first
+		var ev apievents.SandboxStart // the ID is field 1 of both messages
 		if read(&ev) {
 			k.id = ev.SandboxID
 			w.fetchSandbox(ctx, k, now)
@@ -86,7 +86,7 @@ func (w *watcher) handle(ctx context.Context, e *types.Envelope) {
 	}
 }
 
-// fetch asks for a container that an event told of.
+// fetch reads the record of a container after an event about it.
 func (w *watcher) fetch(ctx context.Context, k key, now time.Time) *container {
 	r, err := w.cl.container(ctx, k)
 	if err != nil {
@@ -102,7 +102,7 @@ func (w *watcher) fetch(ctx context.Context, k key, now time.Time) *container {
 		delete(w.deleted, k)
 	}
 	if g := w.groupOf(c); c.kind == member && g.about() == c.about {
-		// Sandboxes that are no containers have no events of their own.
+		// A sandbox that is not a container has no events.
 		w.fetchSandbox(ctx, g.key, now)
 	}
 	w.evaluate(w.groupOf(c), now, false)
@@ -112,7 +112,7 @@ func (w *watcher) fetch(ctx context.Context, k key, now time.Time) *container {
 func (w *watcher) fetchSandbox(ctx context.Context, k key, now time.Time) {
 	r, err := w.cl.sandbox(ctx, k)
 	if err != nil {
-		return // not kept in the store
+		return // not in the store
 	}
 	if a := aboutSandbox(r); a != nil {
 		a.bound(w.x.keptLabels())
@@ -125,7 +125,7 @@ func (w *watcher) fetchSandbox(ctx context.Context, k key, now time.Time) {
 func (w *watcher) taskRuns(ctx context.Context, k key, pid int, now time.Time) {
 	c := w.containers[k]
 	if c == nil || c.kind == sandbox && !c.hostNetwork && len(c.addrs) == 0 {
-		// The addresses may have come after the record.
+		// The record may have got the addresses only now.
 		if f := w.fetch(ctx, k, now); f != nil {
 			c = f
 		}
@@ -135,22 +135,21 @@ func (w *watcher) taskRuns(ctx context.Context, k key, pid int, now time.Time) {
 	}
 	c.touched, c.unknown = w.seq, false
 	w.setTask(c, pid, now)
-	w.evaluate(w.groupOf(c), now, false) // named first: reading addresses takes longer
+	w.evaluate(w.groupOf(c), now, false) // publish the name first: reading addresses takes longer
 	w.evaluate(w.groupOf(c), now, true)
 }
 
 func (w *watcher) taskEnded(k key, pid int, now time.Time) {
 	c := w.containers[k]
 	if c == nil || c.task.pid != pid {
-		return // of an earlier task of the container
+		return // an earlier task of the container
 	}
 	c.touched, c.unknown = w.seq, false
 	w.setTask(c, 0, now)
 	w.evaluate(w.groupOf(c), now, false)
 }
 
-// checkTasks ends the tasks whose processes have ended, while there is no
-// containerd to tell.
+// checkTasks ends the tasks whose processes have exited, while no containerd reports it.
 func (w *watcher) checkTasks() {
 	now := time.Now()
 	for _, c := range w.containers {

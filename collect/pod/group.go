@@ -18,60 +18,60 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// key names a container, or a sandbox, over all of containerd.
+// key identifies a container or a sandbox in containerd.
 type key struct{ ns, id string }
 
-// container is what is known of one container.
+// container is the state of one container.
 type container struct {
 	key
 	*about
 	task    process
-	unknown bool // its shim did not say whether it runs
+	unknown bool // the shim did not answer: it is unknown whether it runs
 	cgroups cgroups
 	// unlisted says why cgroups is not known.
 	unlisted error
-	shim     owner.Process // PID 0: not known, or none that serves it alone
-	touched  uint64        // the event that told of it last
+	shim     owner.Process // PID 0: unknown, or shared with other pods
+	touched  uint64        // sequence number of the last event about it
 }
 
-// process is a container's first; pid is 0 if it has none.
+// process is a container's first process; pid is 0 if there is none.
 type process struct {
 	pid    int
 	start  uint64
 	netns  uint64
-	unread bool // start and netns could not be read, though it may run
+	unread bool // start and netns could not be read although it may run
 }
 
-// past is a task that has ended in a pod that goes on.
+// past is an ended task of a pod that continues.
 type past struct {
 	process
 	cgroups
 	at time.Time
 }
 
-// group is a pod in the making: a sandbox and its containers, or one plain
-// container.
+// group collects what becomes a Pod: a sandbox and its containers, or one container outside
+// pods.
 type group struct {
 	key                  // the sandbox's
-	stored  *about       // what the sandbox store says
-	touched uint64       // the event that told of it last
-	members []*container // the sandbox's own first
+	stored  *about       // record in the sandbox store
+	touched uint64       // sequence number of the last event about it
+	members []*container // the sandbox's own container first
 	past    []past
 
 	// label is the name under which the group is registered in watcher.names.
 	label podName
-	// renamed: something else has that name. It stays so, lest series change
-	// their labels again and again.
+	// renamed: the name belongs to another pod or container, so the labels show the ID. It
+	// stays set, so that the series keep their labels.
 	renamed bool
 
-	netns   uint64 // of the last evaluation
-	file    string // that was it, "" if none
+	netns   uint64 // as of the last evaluate
+	file    string // path of netns; "" if there is none
 	host    bool
-	owner   bool // of the namespace
+	owner   bool // the namespace is named after this group
 	running bool
 	first   time.Time
 
-	addrs   []netip.Addr // read in the namespace
+	addrs   []netip.Addr // read inside the namespace
 	addrsOf uint64
 	addrsAt time.Time
 }
@@ -87,7 +87,7 @@ func (w *watcher) group(k key) *group {
 
 func (w *watcher) groupOf(c *container) *group { return w.group(key{c.ns, c.sandbox}) }
 
-// set takes over what containerd's record says.
+// set stores containerd's record of a container.
 func (w *watcher) set(k key, a *about) *container {
 	c := w.containers[k]
 	if c == nil {
@@ -116,14 +116,14 @@ func (w *watcher) set(k key, a *about) *container {
 	return c
 }
 
-// leave takes a container out of its group.
+// leave removes a container from its group.
 func (w *watcher) leave(c *container) *group {
 	g := w.groupOf(c)
 	g.members = slices.DeleteFunc(g.members, func(m *container) bool { return m == c })
 	return g
 }
 
-// drop forgets a container that containerd has deleted.
+// drop removes a container that containerd has deleted.
 func (w *watcher) drop(c *container, now time.Time) {
 	w.setTask(c, 0, now)
 	delete(w.containers, c.key)
@@ -134,7 +134,7 @@ func (w *watcher) drop(c *container, now time.Time) {
 	w.evaluate(g, now, false)
 }
 
-// setTask sets a container's first process, 0 for none.
+// setTask sets the PID of a container's first process; 0 for none.
 func (w *watcher) setTask(c *container, pid int, now time.Time) {
 	if pid == c.task.pid && (pid == 0 || !c.task.unread && c.task.netns != 0 && len(c.cgroups.paths) > 0) {
 		return
@@ -151,7 +151,7 @@ func (w *watcher) setTask(c *container, pid int, now time.Time) {
 	c.task = process{pid: pid}
 	s, err := kernel.ReadStat(w.opt.ProcRoot, pid)
 	if err != nil {
-		// One that has ended already can be named all the same.
+		// If the process has ended already, its container is still named.
 		if c.task.unread = !isGone(err); c.task.unread {
 			c.unlisted = fmt.Errorf("find the control group of process %d: %w", pid, err)
 		}
@@ -176,9 +176,9 @@ func (w *watcher) setTask(c *container, pid int, now time.Time) {
 	c.shim = w.shimOf(s.Parent)
 }
 
-// shimOf returns the process that started a container's first process, if that is
-// containerd's shim. Once a shim has ended, its children are another's, who may serve
-// the whole machine.
+// shimOf returns process pid, the parent of a container's first process, if it is a
+// containerd shim. After a shim's exit the parent is another process, which may serve the
+// whole machine.
 func (w *watcher) shimOf(pid int) owner.Process {
 	if pid <= 1 || w.sharedShims[pid] {
 		return owner.Process{}
@@ -198,8 +198,8 @@ func (w *watcher) procFile(pid int, name string) string {
 	return w.opt.ProcRoot + "/" + strconv.Itoa(pid) + "/" + name
 }
 
-// evaluate works out what a group is now, and puts it into the index.
-// readAddrs asks its network namespace for its addresses.
+// evaluate works out a group's state and updates the index. With readAddrs it also reads
+// the addresses in its network namespace.
 func (w *watcher) evaluate(g *group, now time.Time, readAddrs bool) {
 	a := g.about()
 	wasNetns, wasOwner := g.netns, g.owner
@@ -224,13 +224,13 @@ func (w *watcher) evaluate(g *group, now time.Time, readAddrs bool) {
 		}
 		w.publish(g, a, path, running, now)
 	case g.netns != 0 && !g.host:
-		// Before the first task of a pod, or after the last one.
+		// Before a pod's first task, or after its last one.
 		w.publish(g, a, path, waiting, now)
 	default:
 		w.x.end(g.key, ended, now)
 	}
 	if wasOwner && (!g.owner || g.netns != wasNetns) {
-		// One of those who shared the namespace has it now.
+		// Another group in the same namespace owns it now.
 		for _, o := range w.groups {
 			if o != g && o.running && !o.owner && o.netns == wasNetns {
 				w.evaluate(o, now, true)
@@ -239,7 +239,7 @@ func (w *watcher) evaluate(g *group, now time.Time, readAddrs bool) {
 	}
 }
 
-// about is what is known of the group's pod, nil if it has nothing left.
+// about returns the record that describes the group's pod; nil if there is none left.
 func (g *group) about() *about {
 	if len(g.members) > 0 && g.members[0].kind != member {
 		return g.members[0].about
@@ -253,8 +253,8 @@ func (g *group) about() *about {
 	return nil
 }
 
-// locate finds whether the group runs and its network namespace, and returns
-// a file that is it, "" if there is none but its processes'.
+// locate sets whether the group runs, and its network namespace. It returns a path of the
+// namespace, "" if only its processes lead to it.
 func (w *watcher) locate(g *group, a *about) (path string) {
 	unknown := false
 	for _, c := range g.members {
@@ -267,14 +267,14 @@ func (w *watcher) locate(g *group, a *about) (path string) {
 		unknown = unknown || c.unknown
 	}
 	if a.netnsPath != "" && !a.hostNetwork {
-		// Of a pod in a virtual machine, the process may be on the host's network.
+		// The process of a pod in a virtual machine may be in the host's network namespace.
 		inode, file := w.namespaceFile(a.netnsPath)
 		if inode != 0 && (g.netns == 0 || g.netns == inode || g.netns == w.host) {
 			g.netns, path = inode, file
 		}
 	}
-	// A sandbox without a pause container runs as long as its namespace is
-	// there; so does, for all that can be told, one whose shim hangs.
+	// A sandbox without a pause container runs as long as its namespace exists. The same is
+	// assumed while a shim hangs.
 	if g.netns != 0 && (unknown || a == g.stored) {
 		g.running = true
 	}
@@ -282,8 +282,8 @@ func (w *watcher) locate(g *group, a *about) (path string) {
 	return path
 }
 
-// namespaceFile finds a network namespace that containerd has mounted: where
-// it says, or there in containerd's own mount namespace.
+// namespaceFile finds a network namespace that containerd has mounted, at path or at path
+// in containerd's mount namespace.
 func (w *watcher) namespaceFile(path string) (uint64, string) {
 	if inode, err := netnsInode(path); err == nil {
 		return inode, path
@@ -295,7 +295,7 @@ func (w *watcher) namespaceFile(path string) (uint64, string) {
 	if inode, err := netnsInode(root + path); err == nil {
 		return inode, root + path
 	}
-	// An absolute link would lead out of that root: /var/run is one to /run.
+	// An absolute symbolic link would leave that root: /var/run is a link to /run.
 	if rest, ok := strings.CutPrefix(path, "/var/run/"); ok {
 		if inode, err := netnsInode(root + "/run/" + rest); err == nil {
 			return inode, root + "/run/" + rest
@@ -304,8 +304,7 @@ func (w *watcher) namespaceFile(path string) (uint64, string) {
 	return 0, ""
 }
 
-// peerRoot returns the root of containerd's mount namespace, "" if there is no
-// containerd.
+// peerRoot returns the root of containerd's mount namespace, "" without containerd.
 func (w *watcher) peerRoot() string {
 	if w.cl == nil || w.cl.peer.Load() == 0 {
 		return ""
@@ -313,7 +312,7 @@ func (w *watcher) peerRoot() string {
 	return kernel.ProcessDir(w.opt.ProcRoot, int(w.cl.peer.Load())) + "/root"
 }
 
-// sayUnnamed logs once why containers of Docker go by their IDs.
+// sayUnnamed logs once why Docker containers are called by their IDs.
 func (w *watcher) sayUnnamed(err error) {
 	if err == nil || w.unnamed {
 		return
@@ -323,14 +322,14 @@ func (w *watcher) sayUnnamed(err error) {
 		"hint", "the file is root's; where this process does not see it, reading it as containerd does takes CAP_SYS_PTRACE")
 }
 
-// owns reports whether, of all groups in one network namespace, this is the
-// one that the namespace is named after: a sandbox, else the first.
+// owns reports whether, among the groups that share a network namespace, this is the one
+// that the namespace is named after: the sandbox, else the first.
 func (w *watcher) owns(g *group, now time.Time) bool {
 	for _, o := range w.groups {
 		if o == g || !o.running || o.netns != g.netns {
 			continue
 		}
-		// The number may be in use again: then what had it has ended.
+		// The inode number may have been reused: then its previous group has ended.
 		stale := w.isStale(o)
 		for _, c := range o.members {
 			if c.task.pid != 0 && !w.alive(c.task) {
@@ -355,22 +354,22 @@ func (w *watcher) owns(g *group, now time.Time) bool {
 	return true
 }
 
-// isStale reports whether a sandbox that has no process of its own, and runs as long
-// as its network namespace is there, has lost it.
+// isStale reports whether a sandbox without a process of its own, which runs as long as its
+// network namespace exists, has lost the namespace.
 func (w *watcher) isStale(g *group) bool {
 	a := g.about()
 	if a == nil || a != g.stored || g.netns == 0 || g.host {
 		return false
 	}
 	if w.cl == nil && g.file != a.netnsPath {
-		return false // only containerd's own mount namespace has the file
+		return false // the file is only in containerd's mount namespace
 	}
 	inode, _ := w.namespaceFile(a.netnsPath)
 	return inode != g.netns
 }
 
-// checkStored ends the sandboxes of which only the network namespace shows that they
-// run, and gives up its number and its addresses: no event tells of their end.
+// checkStored ends the sandboxes without processes whose network namespace is gone, which
+// no event reports. Their inode number and addresses are free then.
 func (w *watcher) checkStored(now time.Time) {
 	for _, g := range w.groups {
 		if w.isStale(g) {
@@ -393,7 +392,7 @@ func (g *group) before(o *group) bool {
 	return g.id < o.id
 }
 
-// readAddrs asks the group's network namespace for its addresses.
+// readAddrs reads the addresses in the group's network namespace.
 func (w *watcher) readAddrs(g *group, path string, now time.Time) {
 	if path == "" {
 		for _, c := range g.members {
@@ -467,8 +466,8 @@ func (w *watcher) publish(g *group, a *about, path string, to rank, now time.Tim
 	w.x.put(g.key, p, to, t, now)
 }
 
-// alone reports whether a shim serves this group only. One that was seen to serve two
-// is nobody's from then on.
+// alone reports whether a shim serves this group only. A shim that has ever served two
+// groups is never attributed to either.
 func (w *watcher) alone(g *group, shim int, now time.Time) bool {
 	var others []*group
 	for _, o := range w.groups {
@@ -493,12 +492,12 @@ func (w *watcher) alone(g *group, shim int, now time.Time) bool {
 	return false
 }
 
-// expectGroups adds the control groups that containerd asked for by a container's
-// record, so that its processes are known before, and without, its first process.
+// expectGroups adds the control groups from a container's record. They identify its
+// processes before its first process is known, and without it.
 func (w *watcher) expectGroups(t *traces, c *container, uid string) {
 	for _, path := range c.groups {
 		if ownGroup(path, c.id, nil) != len(path) {
-			continue // not the container's alone, by its name
+			continue // the name does not show that it is this container's own
 		}
 		for _, root := range w.roots {
 			t.addPath(root+path, uid)
@@ -506,7 +505,7 @@ func (w *watcher) expectGroups(t *traces, c *container, uid string) {
 	}
 }
 
-// add adds what leads to a task.
+// add adds the traces of a task.
 func (t *traces) add(k process, c *cgroups, uid string) {
 	t.pids, t.starts = append(t.pids, k.pid), append(t.starts, k.start)
 	if c.id != 0 {
@@ -517,7 +516,7 @@ func (t *traces) add(k process, c *cgroups, uid string) {
 	}
 }
 
-// addPath adds a container's control group, and with it the pod's.
+// addPath adds a container's control group and its pod's.
 func (t *traces) addPath(path, uid string) {
 	if !slices.Contains(t.paths, path) {
 		t.paths = append(t.paths, path)
@@ -527,12 +526,12 @@ func (t *traces) addPath(path, uid string) {
 	}
 }
 
-// podName is what a pod is called in labels.
+// podName is a pod's name in labels.
 type podName struct{ namespace, name string }
 
-// nameOf returns the name that the group has in labels. No two that are not one pod
-// share theirs: a container outside pods whose name is a pod's or another container's
-// is called by its ID, in a form that no name has.
+// nameOf returns the group's name in labels. A name stands for one pod only: a container
+// outside pods whose name belongs to a pod or another container is called by its ID, in a
+// form that is not a valid name.
 func (w *watcher) nameOf(g *group, a *about, now time.Time) string {
 	base := podName{a.namespace, a.name}
 	reserved := slices.Contains(w.opt.Reserved, base.name) && base.namespace == base.name
@@ -564,7 +563,7 @@ func (w *watcher) nameOf(g *group, a *about, now time.Time) string {
 	return base.name
 }
 
-// register notes which groups have a name; the empty one is none.
+// register records the name of a group; the empty name removes it.
 func (w *watcher) register(g *group, n podName) {
 	if g.label == n {
 		return

@@ -12,8 +12,8 @@ import (
 	"nodeskoop/internal/testkit/hang"
 )
 
-// A kernel that does not list addresses holds up whoever asks for seconds, once:
-// while two listings hang, the next fail at once, and all is well when they end.
+// A kernel that does not list addresses delays a caller once, for netlinkTimeout. While two
+// listings hang, further ones fail at once; when they end, listing works again.
 func TestAddressesThatAreNotListed(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "netns")
 	if err := os.WriteFile(file, nil, 0o644); err != nil {

@@ -16,10 +16,10 @@ import (
 	"nodeskoop/internal/testkit/pods"
 )
 
-// patience is how long a test waits for what comes by itself.
+// patience is how long a test waits for something that happens by itself.
 const patience = 20 * time.Second
 
-// logbook keeps what is logged.
+// logbook records log lines.
 type logbook struct{ testkit.Log }
 
 func (l *logbook) lines() []string {
@@ -30,7 +30,7 @@ func (l *logbook) count(text string) int {
 	return len(slices.DeleteFunc(l.lines(), func(s string) bool { return !strings.Contains(s, text) }))
 }
 
-// follow watches an instance until the test ends.
+// follow watches a containerd until the test ends.
 func follow(t testing.TB, c *pods.Containerd, opt Options) (*Index, *logbook) {
 	t.Helper()
 	return followEvery(t, c, opt, usual)
@@ -65,7 +65,7 @@ func synced(t testing.TB, x *Index) {
 	}
 }
 
-// soon waits until f has nothing to say against.
+// soon waits until f returns no error.
 func soon(t testing.TB, f func() error) {
 	t.Helper()
 	testkit.Await(t, f)
@@ -135,7 +135,7 @@ func label(p *owner.Pod) string {
 	return p.Namespace + "/" + p.Name
 }
 
-// named fails unless p is the pod of that ID.
+// named fails the test unless p is the pod with that ID.
 func named(t testing.TB, what string, p *owner.Pod, id string) {
 	t.Helper()
 	if p == nil || p.ID != id {

@@ -1,6 +1,6 @@
-// Package pod tells who is behind a network namespace, a process, a control
-// group or an address. It follows containerd: it lists what runs, and then
-// listens to its events. Kubernetes is never asked.
+// Package pod finds the pod behind a network namespace, a process, a control group or an
+// address. It follows containerd: it lists the containers and then listens to its events.
+// It never asks Kubernetes.
 package pod
 
 import (
@@ -21,49 +21,48 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// A pod that has ended can be found for this long, if no more than this many
-// have ended meanwhile.
+// An ended pod can be found for keepEnded, and at most maxEnded of them.
 const (
 	keepEnded = 60 * time.Second
 	maxEnded  = 1024
-	// The number of its network namespace is given up sooner: the next namespace
-	// that anybody makes may have it. Events come within a second or two.
+	// keepNetns is how long the inode number of an ended pod's network namespace is kept.
+	// It is short, since the next namespace may get the number. Events arrive within a
+	// second or two.
 	keepNetns = 5 * time.Second
 )
 
-// rank says which of two pods an inode number or an address stands for.
+// rank decides between two pods that share an inode number or an address.
 type rank uint8
 
 const (
-	ended   rank = iota // no longer there
-	waiting             // its network namespace is there, but nothing runs in it
+	ended   rank = iota // no longer exists
+	waiting             // its network namespace exists, but no task runs in it
 	running
 )
 
-// record is what the Index has of one pod.
+// record is the Index's entry of one pod.
 type record struct {
 	pod   *owner.Pod
 	rank  rank
-	since time.Time // of its rank
-	// stopped is when it last ran, as far as is known. From then on its network
-	// namespace may end, and another one get the number.
+	since time.Time // start of this rank
+	// stopped is when the pod last ran, as far as known. From then on its network namespace
+	// may end, and another namespace may get the number.
 	stopped time.Time
 	traces
 }
 
-// traces are what a pod can be found by.
+// traces are the keys by which a pod is found.
 type traces struct {
 	netns  []uint64
 	addrs  []netip.Addr
 	groups []uint64 // v2 control groups
 	pids   []int
-	starts []uint64 // of pids
-	paths  []string // of its containers' control groups, and its own
+	starts []uint64 // start times of pids
+	paths  []string // control groups of its containers, and the pod's own
 }
 
-// beats reports whether a rather than b is found by what they have in common.
-// Numbers and addresses are used again, so what runs comes first, then what
-// is younger.
+// beats reports whether a is found rather than b by a key that they share. Inode numbers
+// and addresses are reused, so a running pod wins, then the younger one.
 func (a *record) beats(b *record) bool {
 	if a.rank != b.rank {
 		return a.rank > b.rank
@@ -71,7 +70,7 @@ func (a *record) beats(b *record) bool {
 	return a.pod.Started.After(b.pod.Started)
 }
 
-// lookup finds records by one kind of trace.
+// lookup finds records by one kind of key.
 type lookup[K comparable] struct {
 	m    map[K]*record
 	keys func(*record) []K
@@ -81,8 +80,8 @@ func newLookup[K comparable](keys func(*record) []K) lookup[K] {
 	return lookup[K]{map[K]*record{}, keys}
 }
 
-// update makes r found by what it has now, and no longer by what it had.
-// Where r may have lost to another, lowered, the best of all is looked for.
+// update moves r from its old keys to its new ones. If r was lowered, another record may
+// win a key now, so the best of all records is searched.
 func (l *lookup[K]) update(r, had *record, lowered bool, all map[key]*record) {
 	keys := l.keys(r)
 	for _, k := range l.keys(had) {
@@ -107,8 +106,8 @@ func (l *lookup[K]) add(r *record, k K) {
 	}
 }
 
-// Index knows the pods that run here, and for a while those that ran. It is a
-// collect.Pods.
+// Index finds the pods that run here, and for a while those that have ended. It implements
+// owner.Pods.
 type Index struct {
 	procRoot string
 
@@ -120,7 +119,7 @@ type Index struct {
 	pids    lookup[int]
 	paths   lookup[string]
 
-	list      atomic.Pointer[[]*owner.Pod] // nil: to be made anew
+	list      atomic.Pointer[[]*owner.Pod] // nil: must be rebuilt
 	unified   atomic.Pointer[hierarchy]    // the v2 tree, if there is one
 	connected atomic.Bool
 	labels    atomic.Pointer[[]string] // see KeepLabels
@@ -130,9 +129,9 @@ type Index struct {
 		sync.Mutex
 		Status
 	}
-	first chan struct{} // closed when the first listing is there
-	tried chan struct{} // closed when every socket has been tried in vain
-	done  chan struct{} // closed at the end
+	first chan struct{} // closed after the first listing
+	tried chan struct{} // closed when every socket has failed once
+	done  chan struct{} // closed when Watch has ended
 }
 
 var _ owner.Pods = (*Index)(nil)
@@ -154,8 +153,8 @@ func newIndex(procRoot string) *Index {
 	return x
 }
 
-// KeepLabels names the labels of pods that are kept in any case, in place of
-// those of Options. Pods that were known before have them soon.
+// KeepLabels replaces the pod labels to keep in any case (Options.Labels). The labels of
+// pods known already are read again soon.
 func (x *Index) KeepLabels(names []string) {
 	if slices.Equal(names, x.keptLabels()) {
 		return
@@ -174,7 +173,7 @@ func (x *Index) keptLabels() []string {
 	return nil
 }
 
-// update brings all lookups up to date after r has changed.
+// update updates all lookups after a change of r.
 func (x *Index) update(r, had *record, lowered bool) {
 	x.netns.update(r, had, lowered, x.records)
 	x.addrs.update(r, had, lowered, x.records)
@@ -183,8 +182,7 @@ func (x *Index) update(r, had *record, lowered bool) {
 	x.paths.update(r, had, lowered, x.records)
 }
 
-// put sets what is known of a pod. Where that is what was known already,
-// the Pod that was handed out stays.
+// put stores a pod. If nothing has changed, the Pod handed out earlier stays valid.
 func (x *Index) put(k key, p *owner.Pod, to rank, t traces, now time.Time) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -211,8 +209,7 @@ func (x *Index) put(k key, p *owner.Pod, to rank, t traces, now time.Time) {
 	x.update(r, &had, to < had.rank || p.Started.Before(had.pod.Started))
 }
 
-// end changes the rank of a pod that no longer runs. What it was found by goes
-// on leading to it.
+// end changes the rank of a pod that no longer runs. Its keys still lead to it.
 func (x *Index) end(k key, to rank, now time.Time) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -229,7 +226,7 @@ func (x *Index) end(k key, to rank, now time.Time) {
 	x.update(r, &had, true)
 }
 
-// prune forgets pods that have ended long ago, or that are too many.
+// prune removes pods that ended keepEnded ago, and the oldest beyond maxEnded.
 func (x *Index) prune(now time.Time) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -270,9 +267,8 @@ func (t *traces) equal(o *traces) bool {
 		slices.Equal(t.pids, o.pids) && slices.Equal(t.starts, o.starts) && slices.Equal(t.paths, o.paths)
 }
 
-// Running returns the pods with a process, sorted by namespace, name and
-// start. The slice is the same until something changes, and is not to be
-// written to.
+// Running returns the pods with a process, sorted by namespace, name and start. The caller
+// must not change the slice, which is the same until the next change.
 func (x *Index) Running() []*owner.Pod {
 	if l := x.list.Load(); l != nil {
 		return *l
@@ -289,7 +285,7 @@ func (x *Index) Running() []*owner.Pod {
 		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name),
 			a.Started.Compare(b.Started), strings.Compare(a.ID, b.ID))
 	})
-	x.list.Store(&list) // writers wait for the lock, so nothing newer is overwritten
+	x.list.Store(&list) // writers hold the lock, so no newer list is overwritten
 	return list
 }
 
@@ -300,13 +296,13 @@ func podOf(r *record) *owner.Pod {
 	return r.pod
 }
 
-// ByNetns returns the pod whose network namespace had that inode number at a
-// time: for one that several containers share, the sandbox's or that of the first.
-// The host's is nobody's.
+// ByNetns returns the pod whose network namespace had that inode number at that time. Of
+// containers that share a namespace it is the sandbox, or else the first. For the host's
+// namespace it returns nil.
 //
-// The kernel gives the next namespace the lowest number that is free, which is
-// often that of a pod that has just ended. So what was seen after a pod had stopped
-// is the pod's only while its namespace is still there.
+// The kernel gives the next namespace the lowest free number, often that of a pod that has
+// just ended. An occurrence after a pod has stopped is therefore the pod's only while its
+// namespace still exists.
 func (x *Index) ByNetns(inode uint64, at time.Time) *owner.Pod {
 	x.mu.RLock()
 	r := x.netns.m[inode]
@@ -325,7 +321,7 @@ func (x *Index) ByNetns(inode uint64, at time.Time) *owner.Pod {
 	return p
 }
 
-// ByAddr returns the pod that has the address, mapped or not.
+// ByAddr returns the pod that has the address; IPv4-mapped addresses are unmapped.
 func (x *Index) ByAddr(a netip.Addr) *owner.Pod {
 	a = a.WithZone("").Unmap()
 	x.mu.RLock()
@@ -333,8 +329,8 @@ func (x *Index) ByAddr(a netip.Addr) *owner.Pod {
 	return podOf(x.addrs.m[a])
 }
 
-// ByPID returns the pod that a process, or a thread, is in, by its control
-// groups. A process that has ended is found if it was the first of a container.
+// ByPID returns the pod of a process or thread, by its control groups. A process that has
+// exited is found only if it was the first of a container.
 func (x *Index) ByPID(pid int) *owner.Pod {
 	if pid <= 0 {
 		return nil
@@ -342,7 +338,7 @@ func (x *Index) ByPID(pid int) *owner.Pod {
 	var buf [2048]byte
 	data, err := readProc(x.procRoot, pid, "cgroup", buf[:0])
 	if err == nil && inRoots(data) {
-		// In cgroup v1 so is a process whose first thread has ended.
+		// In cgroup v1 a process whose main thread has exited is also in the roots.
 		if dir := kernel.ProcessDir(x.procRoot, pid); strings.Contains(dir, "/task/") {
 			data, err = kernel.ReadFile(unix.AT_FDCWD, dir+"/cgroup", data[:0])
 		}
@@ -352,8 +348,8 @@ func (x *Index) ByPID(pid int) *owner.Pod {
 		return owner
 	}
 	if first != nil && err == nil {
-		// It must still be the process that was the container's first. The
-		// lock is not held meanwhile: the kernel may be slow to answer.
+		// Check that it is still the container's first process, without the lock: the
+		// kernel may answer slowly.
 		if s, err := kernel.ReadStat(x.procRoot, pid); err == nil && start != s.Start {
 			return nil
 		}
@@ -361,8 +357,8 @@ func (x *Index) ByPID(pid int) *owner.Pod {
 	return first
 }
 
-// ownerOrFirst finds the pod whose /proc/PID/cgroup data is, else the one of
-// which pid was a container's first process, which started then.
+// ownerOrFirst finds the pod of a /proc/PID/cgroup, or else the pod of which pid was a
+// container's first process, with the start time of that process.
 func (x *Index) ownerOrFirst(data []byte, pid int) (owner, first *owner.Pod, start uint64) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
@@ -375,7 +371,7 @@ func (x *Index) ownerOrFirst(data []byte, pid int) (owner, first *owner.Pod, sta
 	return nil, nil, 0
 }
 
-// ownerOf finds whose /proc/PID/cgroup data is.
+// ownerOf finds the record of a /proc/PID/cgroup.
 func (x *Index) ownerOf(data []byte) *record {
 	var last []byte
 	for _, path, rest, ok := nextCgroup(data); ok; _, path, rest, ok = nextCgroup(rest) {
@@ -390,7 +386,7 @@ func (x *Index) ownerOf(data []byte) *record {
 	return nil
 }
 
-// inRoots reports whether a /proc/PID/cgroup shows the root of each v1 tree.
+// inRoots reports whether a /proc/PID/cgroup shows the root group of each v1 tree.
 func inRoots(data []byte) bool {
 	v1 := false
 	for c, path, rest, ok := nextCgroup(data); ok; c, path, rest, ok = nextCgroup(rest) {
@@ -404,9 +400,9 @@ func inRoots(data []byte) bool {
 	return v1
 }
 
-// owner finds whose control group a path is in, from the innermost outwards:
-// containers may be nested. It goes by whole paths, which containerd has given. A
-// group of that name may be anywhere else, where a user may make groups.
+// owner finds the record of a control group, from the innermost group outwards, since
+// containers may be nested. It compares whole paths, which come from containerd: users with
+// a delegated group can use any name elsewhere.
 func (x *Index) owner(path []byte) *record {
 	for len(path) > 1 {
 		if r := x.paths.m[string(path)]; r != nil {
@@ -417,9 +413,8 @@ func (x *Index) owner(path []byte) *record {
 	return nil
 }
 
-// ByCgroup returns the pod that a v2 control group, or one above it, belongs
-// to. id is the inode number of its directory, which is what
-// bpf_get_current_cgroup_id gives.
+// ByCgroup returns the pod of a v2 control group or its nearest ancestor. id is the inode
+// number of its directory, as bpf_get_current_cgroup_id returns it.
 func (x *Index) ByCgroup(id uint64) *owner.Pod {
 	x.mu.RLock()
 	p := podOf(x.groups.m[id])
@@ -434,17 +429,16 @@ func (x *Index) ByCgroup(id uint64) *owner.Pod {
 	var buf [unix.PathMax]byte
 	path, err := cgroupPath(tree, id, buf[:])
 	if err != nil {
-		return nil // it is gone
+		return nil // the group is gone
 	}
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return podOf(x.owner(path))
 }
 
-// Processes appends to buf the processes in the control groups of p's
-// containers and below, without duplicates and in order. Where p has no
-// control group of its own, they are the first processes of its containers. After an
-// error some may be missing.
+// Processes appends to buf the processes in p's control groups and their descendants,
+// sorted and without duplicates. Of a container without a control group of its own it
+// appends the first process. After an error some may be missing.
 func (x *Index) Processes(p *owner.Pod, buf []int) ([]int, error) {
 	if len(p.Cgroups) == 0 {
 		return append(buf, p.PIDs...), p.ProcessesErr
@@ -462,20 +456,20 @@ func (x *Index) Processes(p *owner.Pod, buf []int) ([]int, error) {
 	return buf[:start+len(slices.Compact(buf[start:]))], firstErr
 }
 
-// Connected reports whether containerd answers and its pods are known.
+// Connected reports whether containerd answers and its pods have been listed.
 func (x *Index) Connected() bool { return x.connected.Load() }
 
-// Status tells how containerd is reached.
+// Status is the state of the connection to containerd.
 type Status struct {
-	// Socket is that of the containerd in use, "" if none answers.
+	// Socket is that of the containerd in use; "" if none answers.
 	Socket string
-	// Version is what it calls itself.
+	// Version is containerd's version.
 	Version string
 	// Err says why none answers.
 	Err error
 }
 
-// Status tells how containerd is reached now.
+// Status returns the state of the connection to containerd.
 func (x *Index) Status() Status {
 	x.status.Lock()
 	defer x.status.Unlock()
@@ -488,9 +482,8 @@ func (x *Index) setStatus(s Status) {
 	x.status.Unlock()
 }
 
-// Sync waits until the pods that run are known for the first time. It fails
-// if no socket answers when each has been tried, or when ctx ends; the Index
-// goes on trying.
+// Sync waits for the first listing of pods. It fails if no socket answers, after trying
+// each, or when ctx ends; the Index keeps trying.
 func (x *Index) Sync(ctx context.Context) error {
 	select {
 	case <-x.first:
@@ -517,5 +510,5 @@ func (x *Index) Sync(ctx context.Context) error {
 	}
 }
 
-// Wait returns when all that Watch started has ended, after its ctx has.
+// Wait returns when all goroutines of Watch have ended, after the end of its ctx.
 func (x *Index) Wait() { <-x.done }

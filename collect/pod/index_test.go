@@ -49,12 +49,12 @@ func TestReuse(t *testing.T) {
 	check("")
 	put("a", 0, running)
 	check("a")
-	put("b", 10, running) // the younger of two that run
+	put("b", 10, running) // the younger of two running
 	check("b")
 	x.end(key{"k8s.io", "b"}, ended, at(20))
-	check("a") // who runs, before who has ended
+	check("a") // running before ended
 	x.end(key{"k8s.io", "a"}, ended, at(21))
-	check("b") // the younger of two that have ended
+	check("b") // the younger of two ended
 	put("c", 5, waiting)
 	check("c")
 	put("d", 1, running)
@@ -65,12 +65,12 @@ func TestReuse(t *testing.T) {
 	check("d")
 	x.end(key{"k8s.io", "d"}, ended, at(31))
 	x.end(key{"k8s.io", "c"}, ended, at(31))
-	x.prune(at(35)) // a and b have given up the number
+	x.prune(at(35)) // a and b have lost the number
 	if p := x.ByNetns(42, time.Time{}); p == nil || p.Name != "c" {
 		t.Errorf("the namespace is not c's: %+v", p)
 	}
 	x.prune(at(81))
-	check("c", "given up") // a and b are forgotten, and so is the number
+	check("c", "given up") // a and b are forgotten, and c has lost the number
 	if len(x.records) != 2 {
 		t.Errorf("%d records", len(x.records))
 	}
@@ -81,7 +81,7 @@ func TestReuse(t *testing.T) {
 	}
 }
 
-// TestEndedBound has more pods end than are remembered.
+// TestEndedBound ends more pods than are remembered.
 func TestEndedBound(t *testing.T) {
 	x := newIndex("/proc")
 	const n = maxEnded + 100
@@ -131,8 +131,8 @@ func TestRunning(t *testing.T) {
 	}
 }
 
-// TestLookupsAgainstScan compares each lookup with a search through all
-// records, over a random history.
+// TestLookupsAgainstScan compares each lookup with a search of all records, over a random
+// history.
 func TestLookupsAgainstScan(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	x := newIndex("/proc")
@@ -154,7 +154,7 @@ func TestLookupsAgainstScan(t *testing.T) {
 		case 1:
 			x.prune(when)
 		default:
-			// Starts differ, so that there is one best.
+			// Distinct start times, so that exactly one record is best.
 			p := &owner.Pod{ID: k.id, Started: now.Add(time.Duration(step) * time.Millisecond)}
 			x.put(k, p, rank(1+rnd.IntN(2)), traces{netns: pick(8), groups: pick(8)}, when)
 		}

@@ -16,26 +16,26 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// listing is what containerd has at one time.
+// listing is a snapshot of containerd.
 type listing struct {
-	seq   uint64             // of the last event before
-	known map[key]knownState // what need not be asked again
-	keep  []string           // the labels that are kept whatever else there is
+	seq   uint64             // sequence number of the last event before the listing
+	known map[key]knownState // state that need not be read again
+	keep  []string           // labels to keep in any case
 	files *dockerFiles
-	root  string // of containerd's mount namespace
+	root  string // root of containerd's mount namespace
 
-	containers map[key]*about // nil: as it was known
+	containers map[key]*about // nil: unchanged
 	sandboxes  map[key]*about
-	tasks      map[key]int  // the first processes, of those that were asked
-	unknown    map[key]bool // whose shims did not answer
-	unnamed    error        // why a container of Docker has no name but its ID
+	tasks      map[key]int  // first processes, of the containers asked about
+	unknown    map[key]bool // their shims did not answer
+	unnamed    error        // why a Docker container is called by its ID
 	err        error
 }
 
-// knownState is what a listing compares with.
+// knownState is the state of a container before the listing.
 type knownState struct {
 	updated time.Time
-	alive   bool // its task was running just before
+	alive   bool // its task was running
 	record  string
 	stamp   fileStamp
 }
@@ -48,8 +48,8 @@ func (w *watcher) known() map[key]knownState {
 	return m
 }
 
-// alive reports whether a task's process runs: any of its threads. One that cannot
-// be asked about has not ended by that.
+// alive reports whether any thread of a task's process runs. A process whose state cannot
+// be read counts as alive.
 func (w *watcher) alive(t process) bool {
 	s, err := kernel.ReadStat(w.opt.ProcRoot, t.pid)
 	if err != nil {
@@ -65,7 +65,7 @@ func (w *watcher) alive(t process) bool {
 	return true
 }
 
-// isGone reports whether an error says that a process has ended.
+// isGone reports whether err says that a process has ended.
 func isGone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.Is(err, kernel.ErrGone)
 }
@@ -83,7 +83,7 @@ func (l *listing) run(ctx context.Context, cl *client, follow []string) {
 	l.tasks, l.unknown = map[key]int{}, map[key]bool{}
 	var ask []key
 	for _, n := range namespaces {
-		members := map[string]bool{} // the sandboxes that containers are in
+		members := map[string]bool{} // the sandboxes of the containers
 		err := cl.containers(ctx, n, func(c *containers.Container) {
 			k := key{n, c.GetID()}
 			known, ok := l.known[k]
@@ -109,7 +109,7 @@ func (l *listing) run(ctx context.Context, cl *client, follow []string) {
 		}
 		stored, err := cl.sandboxes(ctx, n)
 		if status.Code(err) == codes.ResourceExhausted {
-			// All in one message are too much for one.
+			// The store is too large for one message: ask for each sandbox.
 			for k := range l.containers {
 				delete(members, k.id)
 			}
@@ -121,7 +121,7 @@ func (l *listing) run(ctx context.Context, cl *client, follow []string) {
 		}
 		for _, s := range stored {
 			if _, ok := l.containers[key{n, s.GetSandboxID()}]; ok {
-				continue // it has a pause container, which tells as much
+				continue // it has a pause container with the same data
 			}
 			if a := aboutSandbox(s); a != nil {
 				a.bound(l.keep)
@@ -132,8 +132,8 @@ func (l *listing) run(ctx context.Context, cl *client, follow []string) {
 	l.askTasks(ctx, cl, ask)
 }
 
-// askTasks asks for each task by itself: asking for all of them at once would
-// wait for a shim that hangs, and this way it costs only its own pod.
+// askTasks asks for each task separately: in one call for all, a hanging shim would delay
+// them all; this way it costs only its own pod.
 func (l *listing) askTasks(ctx context.Context, cl *client, ask []key) {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
@@ -162,7 +162,7 @@ func (l *listing) askTasks(ctx context.Context, cl *client, ask []key) {
 	wg.Wait()
 }
 
-// apply takes over a listing, but for what events have told meanwhile.
+// apply stores a listing, except where later events have changed the state.
 func (w *watcher) apply(l *listing) {
 	now := time.Now()
 	w.sayUnnamed(l.unnamed)
@@ -185,7 +185,7 @@ func (w *watcher) apply(l *listing) {
 		} else {
 			c.unknown = l.unknown[k]
 			if c.task.pid != 0 && !w.alive(c.task) {
-				w.setTask(c, 0, now) // whatever its shim would say
+				w.setTask(c, 0, now) // the process has ended, whether or not its shim answers
 			}
 		}
 	}

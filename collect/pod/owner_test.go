@@ -25,8 +25,8 @@ import (
 
 const endLeaderEnv = "NODESKOOP_TEST_END_LEADER"
 
-// init lets the test binary serve as a process whose first thread has ended, and
-// that goes on.
+// init makes the test binary serve as a process whose main thread has exited while another
+// thread runs.
 func init() {
 	if os.Getenv(endLeaderEnv) == "" {
 		return
@@ -42,13 +42,13 @@ func init() {
 	_, _, _ = unix.Syscall(unix.SYS_EXIT, 0, 0, 0)
 }
 
-// TestOneName: two things that are not one pod never have the same labels, whichever
-// came first.
+// TestOneName: two different pods or containers never have the same labels, in whichever
+// order they come.
 func TestOneName(t *testing.T) {
 	c := pods.Start(t)
 	x, log := follow(t, c, Options{Reserved: []string{"hostNetwork"}})
 	synced(t, x)
-	// name waits until what the index calls a thing is what it is called.
+	// name waits until the index gives a pod or container that name.
 	name := func(x *Index, id, want string) {
 		t.Helper()
 		soon(t, func() error {
@@ -70,41 +70,41 @@ func TestOneName(t *testing.T) {
 	name(x, first.ID, "default/web")
 	named(t, "the pod's namespace", x.ByNetns(netnsOf(t, first.PID), time.Time{}), first.ID)
 	named(t, "the container's process", x.ByPID(plain.PID), plain.ID)
-	// A pod that comes later has its name no less.
+	// A pod that comes later gets its own name.
 	early := c.RunPlain(pods.PlainSpec{Namespace: "default", ID: "db"})
 	name(x, early.ID, "default/db")
 	late := c.RunPod(pods.PodSpec{Namespace: "default", Name: "db"})
 	name(x, late.ID, "default/db")
 	name(x, early.ID, "default/containerd:db")
-	// Once it had to give way, its labels stay.
+	// A container that had to change its labels keeps the new ones.
 	late.Remove()
 	awaitEnd(t, x, "default", "db")
 	name(x, early.ID, "default/containerd:db")
-	// Two containers that say they have one name.
+	// Two containers claim the same name.
 	one := c.RunPlain(pods.PlainSpec{Namespace: "tools", ID: "id-1", Labels: map[string]string{labelNerdctl: "x"}})
 	name(x, one.ID, "tools/x")
 	two := c.RunPlain(pods.PlainSpec{Namespace: "tools", ID: "id-2", Labels: map[string]string{labelNerdctl: "x"}})
 	name(x, two.ID, "tools/containerd:id-2")
 	name(x, one.ID, "tools/x")
-	// What stands for the host, or for nobody.
+	// The labels of the host, and of unattributed.
 	host := c.RunPlain(pods.PlainSpec{Namespace: "hostNetwork", ID: "hostNetwork"})
 	name(x, host.ID, "hostNetwork/containerd:hostNetwork")
 	unknown := c.RunPod(pods.PodSpec{Namespace: "unknown", Name: "unknown"})
 	name(x, unknown.ID, "unknown/pod:unknown")
-	// An image may be labelled as it likes.
+	// An image may carry any label.
 	fake := c.RunPlain(pods.PlainSpec{Namespace: "default", ID: "fake", Labels: map[string]string{
 		labelKind: "sandbox", labelNamespace: "default", labelPodName: "web", labelUID: first.UID}})
 	name(x, fake.ID, "default/fake")
 	if p := x.ByPID(fake.PID); p == nil || p.UID != "" {
 		t.Errorf("a container that is labelled as a pod: %+v", p)
 	}
-	// Without such a neighbour nothing is called otherwise.
+	// Without a conflict a container keeps its name.
 	free := c.RunPlain(pods.PlainSpec{Namespace: "default", ID: "free"})
 	name(x, free.ID, "default/free")
 	if n := log.count("called by its ID"); n != 4 {
 		t.Errorf("said %d times, want once for each of four: %q", n, log.lines())
 	}
-	// Whoever comes later sees the same, but for what has given way to one that is gone.
+	// A second Index sees the same, except for a container whose rival is gone.
 	y, _ := follow(t, c, Options{Reserved: []string{"hostNetwork"}})
 	synced(t, y)
 	for id, want := range map[string]string{first.ID: "default/web", plain.ID: "default/containerd:web", host.ID: "hostNetwork/containerd:hostNetwork", fake.ID: "default/fake", free.ID: "default/free"} {
@@ -138,8 +138,8 @@ func groupsOf(t *testing.T, pid int) (dirs []string) {
 	return dirs
 }
 
-// enter moves a process into a group that it makes, but for a cpuset: a new one has
-// no CPUs, and takes none.
+// enter moves a process into a new control group, except for cpuset: a new cpuset has no
+// CPUs and takes no processes.
 func enter(t *testing.T, dir string, pid int) {
 	t.Helper()
 	if strings.Contains(dir, "/cpuset/") {
@@ -153,13 +153,13 @@ func enter(t *testing.T, dir string, pid int) {
 	}
 }
 
-// TestFirstProcessMoved: the first process of a container has moved itself into a
-// group below its own, in whichever trees, and has done so before anybody looked.
+// TestFirstProcessMoved: the first process of a container has moved itself to a group below
+// its own, in any of the trees, before the Index saw it.
 func TestFirstProcessMoved(t *testing.T) {
 	c := pods.Start(t)
 	p := c.RunPod(pods.PodSpec{Namespace: "vm", Name: "systemd", Containers: []pods.ContainerSpec{
 		{Name: "main", Command: []string{"sh", "-c", "sleep 1001 & sleep 1002 & wait"}}}})
-	plain := c.RunPlain(pods.PlainSpec{Namespace: "vm", ID: "vm"}) // as its namespace
+	plain := c.RunPlain(pods.PlainSpec{Namespace: "vm", ID: "vm"}) // in its namespace
 	other := c.RunPod(pods.PodSpec{Namespace: "vm", Name: "other"})
 	main := p.Container("main").PID
 	var children []int
@@ -218,8 +218,8 @@ func TestFirstProcessMoved(t *testing.T) {
 	check("in all trees")
 }
 
-// TestGroupsOfThatName: a control group is a pod's by where it is, not by what it is
-// called; and however deep below a container's it is.
+// TestGroupsOfThatName: a control group belongs to a pod because of its path, not its name,
+// at any depth below a container's.
 func TestGroupsOfThatName(t *testing.T) {
 	c := pods.Start(t)
 	x, _ := follow(t, c, Options{})
@@ -255,7 +255,7 @@ func TestGroupsOfThatName(t *testing.T) {
 			t.Errorf("processes %v, %v: want two, not %d", got, err, pid)
 		}
 	}
-	// A group of a pod's container may be called like another pod: it is still the pod's.
+	// A group below a container's may have another pod's name and still be the container's.
 	q := c.RunPod(pods.PodSpec{Namespace: "web", Name: "victim"})
 	awaitPod(t, x, "web", "victim", 1)
 	for _, dir := range own {
@@ -264,7 +264,7 @@ func TestGroupsOfThatName(t *testing.T) {
 		}
 	}
 	named(t, "a process in a pod's container, in a group called like another", x.ByPID(pid), p.ID)
-	// Deep down.
+	// Nested deeply.
 	const depth = 300
 	for _, dir := range own {
 		if strings.Contains(dir, c.Cgroup) {
@@ -277,8 +277,8 @@ func TestGroupsOfThatName(t *testing.T) {
 	}
 }
 
-// TestFirstThreadEnded: a container whose first process has lost its first thread
-// runs on: it has its network namespace, its control groups and its processes.
+// TestFirstThreadEnded: a container continues after the main thread of its first process
+// has exited; its network namespace, control groups and processes are found.
 func TestFirstThreadEnded(t *testing.T) {
 	c := pods.Start(t)
 	exe, err := os.Executable()
@@ -296,9 +296,9 @@ func TestFirstThreadEnded(t *testing.T) {
 		}
 		return nil
 	})
-	y, _ := follow(t, c, Options{}) // which has never seen the thread
+	y, _ := follow(t, c, Options{}) // never saw the main thread
 	synced(t, y)
-	time.Sleep(time.Second) // some listings
+	time.Sleep(time.Second) // several listings
 	want := []int{p.PID, pid}
 	slices.Sort(want)
 	for i, x := range []*Index{x, y} {
@@ -314,7 +314,7 @@ func TestFirstThreadEnded(t *testing.T) {
 	awaitPod(t, x, "web", "front", 1)
 }
 
-// TestAlive: a process that cannot be asked about has not ended by that.
+// TestAlive: a process whose state cannot be read counts as alive.
 func TestAlive(t *testing.T) {
 	root := t.TempDir()
 	w := &watcher{opt: Options{ProcRoot: root}}
@@ -358,8 +358,8 @@ func TestAlive(t *testing.T) {
 	}
 }
 
-// TestUnlisted: what could not be found out of a container's first process makes the
-// pod's processes unknown, not few.
+// TestUnlisted: if a container's first process cannot be examined, the pod's processes are
+// unknown, and not just fewer.
 func TestUnlisted(t *testing.T) {
 	root := t.TempDir()
 	for _, d := range []string{"11/stat", "12"} {
@@ -378,13 +378,14 @@ func TestUnlisted(t *testing.T) {
 	if got, err := w.x.Processes(p, nil); err == nil || !errors.Is(err, unix.EISDIR) {
 		t.Errorf("processes %v, %v", got, err)
 	}
-	// One that has ended meanwhile is no error.
+	// A process that has exited is not an error.
 	w.setTask(c, 12, now)
 	w.evaluate(w.groupOf(c), now, false)
 	if got, err := w.x.Processes(find(w.x, "ns", "a"), nil); err != nil || !slices.Equal(got, []int{12}) {
 		t.Errorf("processes %v, %v", got, err)
 	}
-	// Beside one that has a control group, one without is listed by itself.
+	// A container without a control group of its own, beside one with a group, is listed by
+	// its first process.
 	dir := t.TempDir()
 	if err := os.WriteFile(dir+"/cgroup.procs", []byte("5\n6\n"), 0o644); err != nil {
 		t.Fatal(err)
@@ -403,7 +404,7 @@ func testWatcher(root string) *watcher {
 	}
 }
 
-// TestSharedShim: a shim that serves two pods is neither's.
+// TestSharedShim: a shim that serves two pods is attributed to neither.
 func TestSharedShim(t *testing.T) {
 	w := testWatcher("/proc")
 	put := func(id string, shim int) {
@@ -427,7 +428,7 @@ func TestSharedShim(t *testing.T) {
 	check("a", 0)
 	check("b", 1)
 	check("c", 0)
-	// The parent of a process that a shim did not start is no shim.
+	// A parent process that is not a shim is not taken for one.
 	if s := w.shimOf(1); s.PID != 0 {
 		t.Errorf("process 1 is a shim: %+v", s)
 	}
@@ -436,7 +437,7 @@ func TestSharedShim(t *testing.T) {
 	}
 }
 
-// holder holds a network namespace until end is called.
+// holder keeps a network namespace alive until end is called.
 func holder(t *testing.T) (path string, end func()) {
 	t.Helper()
 	need.Root(t)
@@ -457,8 +458,8 @@ func holder(t *testing.T) (path string, end func()) {
 	return fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid), end
 }
 
-// TestStoredEnds: a sandbox of which only its network namespace shows that it runs
-// ends with that namespace, without an event, and does not stand in its successor's way.
+// TestStoredEnds: a sandbox without processes ends with its network namespace, without an
+// event, and does not block its successor.
 func TestStoredEnds(t *testing.T) {
 	w := testWatcher("/proc")
 	addr := netip.MustParseAddr("10.1.2.3")
@@ -477,12 +478,12 @@ func TestStoredEnds(t *testing.T) {
 	w.checkStored(now)
 	named(t, "while it runs", w.x.ByNetns(inode, time.Time{}), "old")
 	end()
-	// Its successor has the address, and may have the number, before anybody looks.
+	// Its successor gets the address, and maybe the inode number, before the next check.
 	next, endNext := holder(t)
 	g := put("new", next, now.Add(time.Second))
 	named(t, "the address", w.x.ByAddr(addr), "new")
 	if g.netns == inode {
-		// The number is in use again: who had it was looked at.
+		// The number is in use again: the previous owner was checked.
 		if !g.owner || old.running {
 			t.Errorf("the namespace %d is still the old one's", inode)
 		}
@@ -499,8 +500,8 @@ func TestStoredEnds(t *testing.T) {
 	}
 }
 
-// TestStoredNumberReused: the number of a stored sandbox's namespace is in use again,
-// as seen before anybody looked at it.
+// TestStoredNumberReused: the inode number of a stored sandbox's namespace is reused before
+// the namespace was checked.
 func TestStoredNumberReused(t *testing.T) {
 	w := testWatcher("/proc")
 	path, end := holder(t)
@@ -511,7 +512,7 @@ func TestStoredNumberReused(t *testing.T) {
 	end()
 	next, _ := holder(t)
 	if inodeOf(t, next) != inode {
-		// What the kernel would do sooner or later.
+		// Simulate a reuse of the number by the kernel.
 		old.netns, inode = inodeOf(t, next), inodeOf(t, next)
 	}
 	g := w.group(key{"ns", "new"})
@@ -526,9 +527,9 @@ func TestStoredNumberReused(t *testing.T) {
 	named(t, "the number", w.x.ByNetns(inode, time.Time{}), "new")
 }
 
-// TestNumberAfterTheEnd: what is seen under the number of a pod's network namespace
-// after the pod has ended is the pod's only while that namespace is still there.
-// The next one that anybody makes often has the number.
+// TestNumberAfterTheEnd: an occurrence under the inode number of an ended pod's network
+// namespace is the pod's only while that namespace exists. The next namespace often gets
+// the number.
 func TestNumberAfterTheEnd(t *testing.T) {
 	x := newIndex("/proc")
 	path, end := holder(t)
@@ -547,15 +548,15 @@ func TestNumberAfterTheEnd(t *testing.T) {
 			t.Errorf("%s, the namespace being gone: %s", what, p.ID)
 		}
 	}
-	// Somebody else's namespace with the pod's number, at another path or, where
-	// the path is a process's, of another process.
+	// Another namespace has the pod's number, at another path, or at the path of another
+	// process.
 	next, _ := holder(t)
 	if inodeOf(t, next) == inode {
 		if p := x.ByNetns(inode, at(13)); p != nil {
 			t.Errorf("a stranger's namespace with the number is %s's", p.ID)
 		}
 	}
-	// It runs again.
+	// The pod runs again.
 	x.put(k, &owner.Pod{ID: "web", Netns: inode, NetnsPath: path}, running, traces{netns: []uint64{inode}}, at(20))
 	named(t, "while it runs again", x.ByNetns(inode, at(21)), "web")
 }

@@ -20,36 +20,33 @@ func readProc(root string, pid int, name string, buf []byte) ([]byte, error) {
 	return kernel.ReadFile(unix.AT_FDCWD, root+"/"+strconv.Itoa(pid)+"/"+name, buf)
 }
 
-// netnsInode returns the inode number of the network namespace that path is.
+// netnsInode returns the inode number of the network namespace at path.
 func netnsInode(path string) (uint64, error) {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(path, &fs); err != nil {
 		return 0, fmt.Errorf("statfs %s: %w", path, err)
 	}
 	if fs.Type != unix.NSFS_MAGIC {
-		return 0, fmt.Errorf("%s is not a namespace", path) // what its mount leaves behind
+		return 0, fmt.Errorf("%s is not a namespace", path) // the plain file that remains after an unmount
 	}
 	return kernel.Inode(path)
 }
 
-// netlinkTimeout is how long the kernel may take to list addresses. It answers
-// at once; only a lock that another program holds (RTNL) makes it wait, and no
-// timeout of the socket ends that wait.
+// netlinkTimeout limits a listing of addresses. The kernel answers at once unless another
+// program holds the RTNL lock; a socket timeout does not end that wait.
 const netlinkTimeout = 2 * time.Second
 
-// A network namespace may have any number of addresses. More than these are
-// left out.
+// maxAddrs is the most addresses kept of one network namespace, which may have any number.
 const maxAddrs = 256
 
-// maxHungLists is how many listings of addresses may hang in the kernel. Beyond
-// that the next fail at once: what makes one wait makes all of them.
+// maxHungLists is how many listings of addresses may hang in the kernel. Beyond it, further
+// listings fail at once: they would wait for the same lock.
 const maxHungLists = 2
 
 var hungLists atomic.Int32
 
-// addrsIn returns the addresses of global scope in the network namespace that
-// path is, if its inode number is the given one. It waits for a kernel that does
-// not answer no longer than netlinkTimeout.
+// addrsIn returns the addresses of global scope in the network namespace at path, if its
+// inode number is inode. It waits for the kernel for netlinkTimeout at most.
 func addrsIn(path string, inode uint64) ([]netip.Addr, error) {
 	if n := hungLists.Load(); n >= maxHungLists {
 		return nil, fmt.Errorf("list the addresses in the network namespace %s: %d listings hang in the kernel already", path, n)
@@ -57,7 +54,7 @@ func addrsIn(path string, inode uint64) ([]netip.Addr, error) {
 	var hung, over atomic.Bool
 	addrs, err := bounded.Within(netlinkTimeout, func() (addrs []netip.Addr, err error) {
 		defer func() {
-			// Whichever of the two comes second takes it back.
+			// The second of the two to get here undoes the count.
 			if over.Store(true); hung.CompareAndSwap(true, false) {
 				hungLists.Add(-1)
 			}
@@ -86,7 +83,7 @@ func globalAddrs() ([]netip.Addr, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer h.Close() // an open socket would keep the namespace alive
+	defer h.Close() // an open socket keeps the namespace alive
 	if err := h.SetSocketTimeout(netlinkTimeout); err != nil {
 		return nil, err
 	}

@@ -12,16 +12,16 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// kind says what part a container has in its pod.
+// kind is a container's role.
 type kind uint8
 
 const (
 	plain   kind = iota // outside pods
 	sandbox             // holds the pod's namespaces
-	member              // one of the pod's own
+	member              // any other container of a pod
 )
 
-// The labels and extensions by which the CRI plugin marks what is a pod's.
+// The labels and extensions with which containerd's CRI plugin marks a pod's containers.
 const (
 	labelKind      = "io.cri-containerd.kind"
 	labelPodName   = "io.kubernetes.pod.name"
@@ -34,14 +34,14 @@ const (
 	extStored    = "metadata" // in the sandbox store
 )
 
-// about is what containerd's record of a container, or of a sandbox, tells.
+// about is the content of containerd's record of a container or sandbox.
 type about struct {
 	kind kind
-	// sandbox is the ID of the sandbox; the container's own outside pods.
+	// sandbox is the sandbox's ID; outside pods, the container's own.
 	sandbox              string
 	namespace, name, uid string
 	labels               map[string]string
-	labelsLeftOut        int // how many more there are
+	labelsLeftOut        int // number of labels beyond the limits
 	created, updated     time.Time
 
 	hostNetwork bool
@@ -49,14 +49,14 @@ type about struct {
 	addrs       []netip.Addr
 	groups      []string // see specGroups
 
-	// record is Docker's own file about the container, "" if it is not Docker's;
-	// stamp is of what was read of it.
+	// record is Docker's file about the container, "" if it is not Docker's; stamp is the
+	// version that was read.
 	record string
 	stamp  fileStamp
 }
 
-// aboutContainer reads a record of the containers service. A label may be an
-// image's: what is a pod's is told by what the CRI plugin itself keeps with it.
+// aboutContainer reads a record of the containers service. Labels may come from an image,
+// so only the CRI plugin's own extension proves that a container belongs to a pod.
 func aboutContainer(namespace string, c *containers.Container) *about {
 	a := &about{
 		sandbox: c.GetID(),
@@ -78,11 +78,11 @@ func aboutContainer(namespace string, c *containers.Container) *about {
 			a.sandbox = sandboxOf(c.GetExtensions()[extContainer])
 		}
 		if a.sandbox == "" {
-			a.sandbox = a.uid // the best that is left: its pod's containers stay together
+			a.sandbox = a.uid // no sandbox ID: at least the pod's containers stay together
 		}
 	}
 	if a.kind == plain || a.sandbox == "" {
-		// Not a pod's, or not to be told which.
+		// Outside pods, or the pod cannot be identified.
 		a.kind, a.sandbox, a.labels, a.uid = plain, c.GetID(), l, ""
 		a.name = ""
 	}
@@ -98,15 +98,15 @@ func aboutContainer(namespace string, c *containers.Container) *about {
 	if readJSON(c.GetSpec(), &spec) {
 		a.groups = specGroups(spec.Linux.CgroupsPath)
 	}
-	// Docker's plugins have the label too, and no file.
+	// Docker's plugins have the label, too, but no file.
 	if a.kind == plain && l[labelDocker] != "" && isLongID(c.GetID()) && !strings.HasPrefix(namespace, "plugins.") {
 		a.record = dockerFile(c.GetID(), spec.Mounts)
 	}
 	return a
 }
 
-// aboutSandbox reads a record of the sandbox store, which containerd has had
-// since 2.0. It is nil if it does not tell a pod's name.
+// aboutSandbox reads a record of the sandbox store, which containerd has since 2.0. It
+// returns nil if the record does not name a pod.
 func aboutSandbox(s *types.Sandbox) *about {
 	a := &about{
 		kind:    sandbox,
@@ -128,7 +128,7 @@ func aboutSandbox(s *types.Sandbox) *about {
 	return a
 }
 
-// podLabels leaves out the mark that is not the pod's own.
+// podLabels returns the labels without the CRI plugin's mark.
 func podLabels(l map[string]string) map[string]string {
 	out := make(map[string]string, len(l))
 	for k, v := range l {
@@ -139,9 +139,8 @@ func podLabels(l map[string]string) map[string]string {
 	return out
 }
 
-// plainName names a container outside pods: by nerdctl's name, else its ID,
-// of which the usual twelve digits do. Docker's name is not in the record; see
-// dockerFiles.
+// plainName names a container outside pods: nerdctl's name, else the usual first twelve
+// digits of its ID. Docker's names are not in the record; see dockerFiles.
 func plainName(id string, labels map[string]string) string {
 	if n := labels[labelNerdctl]; n != "" {
 		return n
@@ -152,9 +151,8 @@ func plainName(id string, labels map[string]string) string {
 	return id
 }
 
-// sandboxMetadata is the part in use of what the CRI plugin keeps with a
-// sandbox: Metadata of containerd's store of sandboxes, as JSON, with the
-// kubelet's PodSandboxConfig in it.
+// sandboxMetadata holds the fields used of the CRI plugin's sandbox extension: Metadata of
+// containerd's sandbox store as JSON, with the kubelet's PodSandboxConfig in it.
 type sandboxMetadata struct {
 	Metadata struct {
 		NetNSPath     string
@@ -181,8 +179,8 @@ type sandboxMetadata struct {
 // namespaceNode is NODE of the CRI's NamespaceMode.
 const namespaceNode = 2
 
-// readSandbox takes what it finds; what is missing or of another type stays
-// as it was.
+// readSandbox takes over the fields that it finds. Missing fields, and fields of another
+// type, leave the record unchanged.
 func (a *about) readSandbox(ext *anypb.Any) {
 	var s sandboxMetadata
 	if !readJSON(ext, &s) {
@@ -193,7 +191,7 @@ func (a *about) readSandbox(ext *anypb.Any) {
 		a.namespace, a.name, a.uid = c.Namespace, c.Name, c.UID
 	}
 	if len(m.Config.Labels) > 0 {
-		a.labels = m.Config.Labels // the record's have the image's too
+		a.labels = m.Config.Labels // the record's labels include the image's
 	}
 	a.hostNetwork = m.Config.Linux.SecurityContext.NamespaceOptions.Network == namespaceNode
 	if a.hostNetwork {
@@ -207,14 +205,14 @@ func (a *about) readSandbox(ext *anypb.Any) {
 	}
 }
 
-// sandboxOf finds the sandbox's ID in what the CRI plugin keeps with a container.
+// sandboxOf finds the sandbox's ID in the CRI plugin's container extension.
 func sandboxOf(ext *anypb.Any) string {
 	var c struct{ Metadata struct{ SandboxID string } }
 	readJSON(ext, &c)
 	return c.Metadata.SandboxID
 }
 
-// readJSON reports whether ext is JSON, if perhaps with fields of other types.
+// readJSON reports whether ext is JSON. It skips fields of other types.
 func readJSON(ext *anypb.Any, to any) bool {
 	if len(ext.GetValue()) == 0 {
 		return false

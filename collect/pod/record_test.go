@@ -20,7 +20,7 @@ func ext(name, text string) map[string]*anypb.Any {
 
 var diffAbout = []cmp.Option{cmp.AllowUnexported(about{}, fileStamp{}), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })}
 
-// withLabels is l with some labels more, each followed by its value.
+// withLabels returns a copy of l with further labels, given as key, value, and so on.
 func withLabels(l map[string]string, kv ...string) map[string]string {
 	out := maps.Clone(l)
 	for i := 0; i < len(kv); i += 2 {

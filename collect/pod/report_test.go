@@ -11,8 +11,8 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// A containerd that is absent, then there but silent, is two lines however
-// often it is tried.
+// A containerd that is first absent and then silent is logged in two lines, however often
+// it is tried.
 func TestAbsentThenSilentIsLoggedOnceEach(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "c.sock")
 	log := &logbook{}
@@ -34,7 +34,7 @@ func TestAbsentThenSilentIsLoggedOnceEach(t *testing.T) {
 	if log.count("it hangs, or the machine is overloaded") != 1 {
 		t.Errorf("the reason: %q", log.lines())
 	}
-	// Some more rounds.
+	// A few more rounds.
 	was := x.Status().Err
 	testkit.Within(6*time.Second, func() bool { return x.Status().Err != was })
 	if n := len(log.lines()); n != 2 {

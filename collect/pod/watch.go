@@ -20,8 +20,8 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// DefaultSockets are where containerd listens: its own package's, that of k3s
-// and rke2, of k0s, of microk8s, and one that Docker has started for itself.
+// DefaultSockets are containerd's usual sockets: of its own package, k3s and rke2, k0s,
+// microk8s, and of a containerd that Docker has started.
 var DefaultSockets = []string{
 	"/run/containerd/containerd.sock",
 	"/run/k3s/containerd/containerd.sock",
@@ -30,24 +30,23 @@ var DefaultSockets = []string{
 	"/run/docker/containerd/containerd.sock",
 }
 
-// Options say which containerd to follow.
+// Options choose the containerd to follow, and what to keep.
 type Options struct {
-	// Sockets are the candidates, in order: the first that answers is used.
-	// Empty means DefaultSockets.
+	// Sockets are the candidates in order; the first that answers is used. Empty means
+	// DefaultSockets.
 	Sockets []string
-	// Namespace says which containerd namespaces to follow: "*" or "" for
-	// all, else names with commas between them.
+	// Namespace names the containerd namespaces to follow, separated by commas; "*" or ""
+	// means all.
 	Namespace string
 	// ProcRoot is where procfs is mounted; "" means /proc.
 	ProcRoot string
-	// HostNetns is a file that is the host's network namespace; "" means
-	// that of process 1.
+	// HostNetns is the path of the host's network namespace; "" means that of process 1.
 	HostNetns string
-	// Reserved are values that, in both labels of a pod, stand for something
-	// else: the host, for one. UnknownLabel is one always.
+	// Reserved are label values with another meaning if both pod labels have them, such as
+	// the host's. UnknownLabel is always reserved.
 	Reserved []string
-	// Labels are those of a pod's labels that are kept in any case; of the
-	// others only so many. See Index.KeepLabels.
+	// Labels are the pod labels to keep in any case; of the others only a limited number is
+	// kept. See Index.KeepLabels.
 	Labels []string
 	Log    *slog.Logger
 }
@@ -55,29 +54,29 @@ type Options struct {
 const (
 	minRetry   = 100 * time.Millisecond
 	maxRetry   = time.Second
-	resyncSoon = time.Second      // after the first listing, and after events were lost
-	resyncHung = 10 * time.Second // while a shim does not answer
+	resyncSoon = time.Second      // after the first listing, and after lost events
+	resyncHung = 10 * time.Second // while a shim hangs
 	pruneEvery = 5 * time.Second
-	// storedEvery is how often sandboxes without processes are looked at.
+	// storedEvery is how often sandboxes without processes are checked.
 	storedEvery = time.Second
 	addrsEvery  = 2 * time.Minute
 	maxEvents   = 4096 // waiting to be handled
-	maxAsking   = 8    // tasks asked for at the same time
-	maxPast     = 64   // ended containers of a pod that goes on
+	maxAsking   = 8    // concurrent requests for tasks
+	maxPast     = 64   // ended containers of a pod that continues
 )
 
-// intervals are those that tests shorten.
+// intervals can be shortened by tests.
 type intervals struct {
 	resync time.Duration // between listings
-	ping   time.Duration // between questions whether containerd still answers
+	ping   time.Duration // between checks that containerd still answers
 }
 
 var usual = intervals{resync: 30 * time.Second, ping: 10 * time.Second}
 
 var errNotKnown = errors.New("containerd has not listed its containers yet")
 
-// Watch begins to follow containerd until ctx ends. It returns at once; where
-// containerd is absent or does not answer, it goes on trying.
+// Watch follows containerd until ctx ends. It returns at once, and keeps trying while
+// containerd is absent or does not answer.
 func Watch(ctx context.Context, opt Options) *Index { return watch(ctx, opt, usual) }
 
 func watch(ctx context.Context, opt Options, every intervals) *Index {
@@ -110,7 +109,7 @@ func watch(ctx context.Context, opt Options, every intervals) *Index {
 	return w.x
 }
 
-// parseNamespaces returns nil for all.
+// parseNamespaces returns nil for all namespaces.
 func parseNamespaces(s string) []string {
 	var names []string
 	for n := range strings.SplitSeq(s, ",") {
@@ -127,8 +126,8 @@ func parseNamespaces(s string) []string {
 	return names
 }
 
-// hostNetns falls back to this process's own namespace, which a daemon that
-// is not in a container shares, where that of process 1 cannot be told.
+// hostNetns falls back to this process's own namespace if that of process 1 cannot be read:
+// a daemon outside containers shares it.
 func hostNetns(opt Options) uint64 {
 	path := opt.HostNetns
 	if path == "" {
@@ -145,33 +144,34 @@ func hostNetns(opt Options) uint64 {
 // watcher is the state behind an Index. One goroutine owns it.
 type watcher struct {
 	opt    Options
-	named  bool // the sockets are the user's choice
+	named  bool // Options name the sockets, not the defaults
 	every  intervals
 	x      *Index
 	follow []string
 	host   uint64
 	trees  []hierarchy
-	roots  []string // of the control groups' trees as containerd sees them, "" for /
+	roots  []string // mounted parts of the control group trees in containerd's mount namespace; "" is /
 
 	containers map[key]*container
 	groups     map[key]*group
 	names      map[podName][]*group
-	// sharedShims serve several pods.
+	// sharedShims are the PIDs of shims that serve several pods.
 	sharedShims map[int]bool
-	cl          *client // nil while there is no connection
+	cl          *client // nil while not connected
 	files       dockerFiles
 
 	seq      uint64
-	deleted  map[key]bool // while a listing is under way
-	down     bool         // there is no connection, and that has been logged
-	absent   bool         // and the reason logged was that there is no socket
+	deleted  map[key]bool // containers deleted during a listing
+	down     bool         // the lack of a connection has been logged
+	absent   bool         // the logged reason was that no socket exists
 	panicked atomic.Bool  // a panic has been logged
-	refused  int          // rounds since then in which there was one, but no answer
-	denied   bool         // processes' namespaces cannot be told, and that has been logged
-	unnamed  bool         // a container of Docker could not be named, and that has been logged
+	refused  int          // rounds since that log line with a socket but no answer
+	denied   bool         // unreadable namespaces of processes have been logged
+	unnamed  bool         // an unnamed Docker container has been logged
 }
 
-// run looks for a containerd that answers and follows it until it goes away.
+// run finds a containerd that answers, follows it until the connection ends, and starts
+// over.
 func (w *watcher) run(ctx context.Context) {
 	defer close(w.x.done)
 	retry := minRetry
@@ -202,7 +202,7 @@ func (w *watcher) run(ctx context.Context) {
 	w.x.setStatus(Status{Err: context.Cause(ctx)})
 }
 
-// guardedRound is round. A panic in it ends the round, and is logged once.
+// guardedRound is round, ended by a panic in it, which is logged once.
 func (w *watcher) guardedRound(ctx context.Context) (answered bool, err error) {
 	if p := bounded.Guard(func() { answered, err = w.round(ctx) }); p != nil {
 		w.sayPanic(p)
@@ -222,7 +222,7 @@ func (w *watcher) sayPanic(err error) {
 	}
 }
 
-// aside runs f in a goroutine of a session. A panic in it ends the session.
+// aside runs f in a goroutine of a session. A panic in f ends the session.
 func aside(wg *sync.WaitGroup, failed func(error), f func()) {
 	wg.Go(func() {
 		if err := bounded.Guard(f); err != nil {
@@ -242,8 +242,8 @@ func isClosed(c chan struct{}) bool {
 
 var errAbsent = errors.New("there is no containerd socket")
 
-// round tries each socket once, and follows the first containerd that
-// answers. It reports whether one did, and why it is over.
+// round tries each socket once, and follows the first containerd that answers until the
+// connection ends. It reports whether one answered, and why it ended.
 func (w *watcher) round(ctx context.Context) (answered bool, err error) {
 	err = fmt.Errorf("%w at any of %s", errAbsent, strings.Join(w.opt.Sockets, ", "))
 	found := false
@@ -271,21 +271,21 @@ func (w *watcher) round(ctx context.Context) (answered bool, err error) {
 	return false, err
 }
 
-// report logs one line when containerd goes away, or is not there at the
-// start, and one more when there is a socket at last, but no answer.
+// report logs a line when the connection to containerd ends or no containerd is found at
+// the start, and one more when a socket exists but nothing answers.
 func (w *watcher) report(err error) {
 	w.x.setStatus(Status{Err: err})
 	absent := errors.Is(err, errAbsent)
 	if w.down && (absent || !w.absent) {
 		return
 	}
-	// One that has just been started may still be on its way.
+	// A containerd that has just started may not answer yet.
 	if w.refused++; w.down && w.refused < 3 {
 		return
 	}
 	w.down, w.absent, w.refused = true, absent, 0
 	if absent {
-		// A node without containers is none to warn of.
+		// A node without containers is no reason for a warning.
 		level := slog.LevelInfo
 		if w.named {
 			level = slog.LevelWarn
@@ -296,9 +296,9 @@ func (w *watcher) report(err error) {
 	w.opt.Log.Warn("containerd does not answer; pods are kept while their processes run", "error", err)
 }
 
-// session follows one containerd: it listens to its events, lists what runs,
-// and lists again from time to time for what events may have missed. It
-// reports whether a listing has succeeded.
+// session follows one containerd: it listens to its events, lists all containers, and lists
+// them again at intervals in case an event was missed. It reports whether a listing has
+// succeeded.
 func (w *watcher) session(ctx context.Context, socket, version string) (answered bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -344,7 +344,7 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 			select {
 			case incoming <- e:
 			default:
-				// containerd would keep in memory what is not taken.
+				// Drop the event: containerd would buffer all that is not received.
 				select {
 				case lost <- struct{}{}:
 				default:
@@ -365,7 +365,7 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 		if renew {
 			renew = false
 			for k, s := range l.known {
-				l.known[k] = knownState{alive: s.alive} // its labels are to be read again
+				l.known[k] = knownState{alive: s.alive} // read its labels again
 			}
 		}
 		cl := w.cl
@@ -419,7 +419,7 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 			next := w.every.resync
 			switch {
 			case !answered, missed:
-				// The subscription may have begun after the first listing.
+				// The first listing may have started before the subscription.
 				next = resyncSoon
 			case len(l.unknown) > 0:
 				next = resyncHung
@@ -451,8 +451,8 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 	}
 }
 
-// findRoots returns the parts of the control groups' trees that are mounted where
-// containerd is. A path that it gives a container is below one of them.
+// findRoots returns the mounted parts of the control group trees in containerd's mount
+// namespace. The paths that containerd gives to containers are below them.
 func (w *watcher) findRoots() []string {
 	trees := w.trees
 	if peer := int(w.cl.peer.Load()); peer != 0 {
@@ -469,7 +469,7 @@ func (w *watcher) findRoots() []string {
 	return roots
 }
 
-// samePIDs fails if containerd numbers processes otherwise than this process.
+// samePIDs fails if containerd is in another PID namespace than this process.
 func (w *watcher) samePIDs(socket string) error {
 	peer := int(w.cl.peer.Load())
 	if peer != 0 {

@@ -35,10 +35,10 @@ import (
 	"nodeskoop/internal/testkit/pods"
 )
 
-// TestPods names one of everything, by all that leads to it.
+// TestPods runs one pod of each kind, and finds it by each key.
 func TestPods(t *testing.T) {
 	c := pods.Start(t)
-	// Half of them are there before, half come later.
+	// Half of the pods start before the Index, half after.
 	early := c.RunPod(pods.PodSpec{Namespace: "web", Name: "front-0", Labels: map[string]string{"app": "front", "tier": "a\"b\n"},
 		Containers: []pods.ContainerSpec{{Name: "main"}, {Name: "side"}}})
 	earlyPlain := c.RunPlain(pods.PlainSpec{Namespace: "default", ID: "toolbox", Labels: map[string]string{"team": "net"}})
@@ -139,7 +139,7 @@ func TestPods(t *testing.T) {
 	if p := x.ByPID(earlyPlain.PID); p.UID != "" || p.Labels["team"] != "net" {
 		t.Errorf("plain container: %+v", p)
 	}
-	// What is nobody's.
+	// Keys that belong to no pod.
 	for what, p := range map[string]*owner.Pod{
 		"this process":     x.ByPID(os.Getpid()),
 		"the shim":         x.ByPID(c.ShimPID(early.PID)),
@@ -159,8 +159,8 @@ func TestPods(t *testing.T) {
 	named(t, "a plain container's address", x.ByAddr(giveAddress(t, x, nerdctl)), nerdctl.ID)
 }
 
-// giveAddress adds an address to a container's loopback device and waits
-// until the index has it, which must not need an event.
+// giveAddress adds an address to a container's loopback device and waits until the index
+// has it, without an event.
 func giveAddress(t *testing.T, x *Index, p *pods.Plain) netip.Addr {
 	t.Helper()
 	a := netip.MustParseAddr("192.0.2.77")
@@ -175,7 +175,7 @@ func giveAddress(t *testing.T, x *Index, p *pods.Plain) netip.Addr {
 		}
 		return netlink.AddrAdd(lo, addr)
 	})
-	// A task that starts has the addresses read again, and so has a listing.
+	// The start of a task triggers a reading of the addresses, and so does a listing.
 	testkit.Within(2*usual.resync, func() bool { return x.ByAddr(a) != nil })
 	return a
 }
@@ -187,7 +187,7 @@ func inNetns(t *testing.T, pid int, f func() error) {
 	}
 }
 
-// v2Mount is where the v2 tree is mounted, "" if it is not.
+// v2Mount returns where the v2 tree is mounted; "" if it is not.
 func v2Mount(t testing.TB) string {
 	t.Helper()
 	data, err := os.ReadFile("/proc/self/mountinfo")
@@ -202,8 +202,8 @@ func v2Mount(t testing.TB) string {
 	return ""
 }
 
-// cgroupID returns the number of a process's v2 control group, 0 if it has
-// none of its own there.
+// cgroupID returns the inode number of a process's v2 control group; 0 if it has none of
+// its own.
 func cgroupID(t testing.TB, pid int) uint64 {
 	t.Helper()
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
@@ -218,7 +218,7 @@ func cgroupID(t testing.TB, pid int) uint64 {
 	return 0
 }
 
-// TestNamespaces follows some containerd namespaces only.
+// TestNamespaces follows only some containerd namespaces.
 func TestNamespaces(t *testing.T) {
 	c := pods.Start(t)
 	c.RunPlain(pods.PlainSpec{Namespace: "one", ID: "a"})
@@ -233,8 +233,8 @@ func TestNamespaces(t *testing.T) {
 	}
 }
 
-// TestShortPods runs pods that live for half a second at most, two at a time:
-// each must be seen to run, and be named for a while after its end.
+// TestShortPods runs pods that live for half a second at most, two at a time. Each must be
+// seen running, and be found for a while after its end.
 func TestShortPods(t *testing.T) {
 	c := pods.Start(t)
 	x, _ := follow(t, c, Options{})
@@ -300,7 +300,7 @@ func TestShortPods(t *testing.T) {
 	})
 	close(stop)
 	<-stopped
-	// A number that was given again is who has had it last.
+	// A reused inode number stands for its last owner.
 	last := map[uint64]string{}
 	lastGroup := map[uint64]string{}
 	for _, l := range lives {
@@ -326,7 +326,7 @@ func TestShortPods(t *testing.T) {
 			named(t, l.Name+" by its control group", x.ByCgroup(l.group), l.ID)
 		}
 	}
-	// A container that ends while its pod goes on is remembered, too.
+	// A container that ends while its pod continues is remembered, too.
 	p := c.RunPod(pods.PodSpec{Namespace: "jobs", Name: "long", Containers: []pods.ContainerSpec{{Name: "short"}}})
 	k := p.Container("short")
 	awaitPod(t, x, "jobs", "long", 2)
@@ -335,8 +335,8 @@ func TestShortPods(t *testing.T) {
 	named(t, "an ended container", x.ByPID(k.PID), p.ID)
 }
 
-// TestSameName makes a pod again under its name: the new one is found, and by
-// what the old one had, the old one or who has it now.
+// TestSameName recreates a pod under its name. The new pod is found. The old pod's keys
+// lead to the old pod, or to the pod that has them now.
 func TestSameName(t *testing.T) {
 	c := pods.Start(t)
 	x, _ := follow(t, c, Options{})
@@ -367,7 +367,7 @@ func TestSameName(t *testing.T) {
 		named(t, "the new one's address", x.ByAddr(p.Addrs[0]), p.ID)
 		last = p
 	}
-	// A plain container may be started again as the very same.
+	// A container outside pods may be restarted with the same ID.
 	a := c.RunPlain(pods.PlainSpec{Namespace: "default", ID: "again"})
 	awaitPod(t, x, "default", "again", 1)
 	a.Kill()
@@ -380,7 +380,7 @@ func TestSameName(t *testing.T) {
 	named(t, "its network namespace", x.ByNetns(netnsOf(t, p.PIDs[0]), time.Time{}), "again")
 }
 
-// TestProcesses moves processes about.
+// TestProcesses moves processes between control groups.
 func TestProcesses(t *testing.T) {
 	c := pods.Start(t)
 	x, _ := follow(t, c, Options{})
@@ -424,7 +424,7 @@ func TestProcesses(t *testing.T) {
 		named(t, fmt.Sprint("process ", pid), x.ByPID(pid), p.ID)
 	}
 
-	// Into a control group below the container's.
+	// To a control group below the container's.
 	dir := pod.Cgroups[1]
 	below := filepath.Join(dir, "a", "b")
 	if err := os.MkdirAll(below, 0o755); err != nil {
@@ -445,23 +445,23 @@ func TestProcesses(t *testing.T) {
 		if q := x.ByCgroup(inodeOf(t, mount)); q != nil {
 			t.Errorf("the root control group is said to be %s's", label(q))
 		}
-		// The pod's own is known by its UID.
+		// The pod's own control group is recognised by the pod's UID.
 		named(t, "the control group above", x.ByCgroup(inodeOf(t, filepath.Dir(dir))), p.ID)
 	}
-	// Out of the pod.
+	// Out of the pod's control groups.
 	outside := filepath.Join(strings.Split(dir, c.Cgroup)[0], c.Cgroup, "outside")
 	if err := os.MkdirAll(outside, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	move(children[1], outside)
 	check(slices.DeleteFunc(slices.Clone(all), func(pid int) bool { return pid == children[1] })...)
-	// Ended.
+	// A process exits.
 	if err := unix.Kill(children[2], unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	check(p.PID, p.Container("main").PID, p.Container("side").PID, children[0])
 
-	// The list grows in place.
+	// The list reuses the buffer.
 	buf := make([]int, 0, 16)
 	if got, err := x.Processes(pod, buf); err != nil || &got[0] != &buf[:1][0] {
 		t.Errorf("Processes does not use the buffer: %v", err)
@@ -472,8 +472,8 @@ func TestProcesses(t *testing.T) {
 	}
 }
 
-// TestKilledPause kills the process that holds a pod's namespaces. containerd
-// keeps its record.
+// TestKilledPause kills the process that holds a pod's namespaces. containerd keeps its
+// record.
 func TestKilledPause(t *testing.T) {
 	c := pods.Start(t)
 	alone := c.RunPod(pods.PodSpec{Namespace: "web", Name: "alone"})
@@ -489,7 +489,7 @@ func TestKilledPause(t *testing.T) {
 	}
 	awaitEnd(t, x, "web", "alone")
 	named(t, "its network namespace, which is still mounted,", x.ByNetns(inode, time.Now()), alone.ID)
-	// The other one's container runs on, and so does the pod.
+	// The other pod's container runs on, and so does the pod.
 	p := awaitPod(t, x, "web", "with", 1)
 	if p.PIDs[0] != with.Container("main").PID || p.Netns != netnsOf(t, p.PIDs[0]) {
 		t.Errorf("without its sandbox's process the pod is %+v", p)
@@ -499,7 +499,7 @@ func TestKilledPause(t *testing.T) {
 	}
 	awaitEnd(t, x, "web", "with")
 
-	// Whoever comes later does not take the dead ones for running.
+	// A second Index does not take the killed processes for running.
 	y, _ := follow(t, c, Options{})
 	synced(t, y)
 	if r := runningNames(y); len(r) > 0 {
@@ -509,8 +509,8 @@ func TestKilledPause(t *testing.T) {
 	with.Remove()
 }
 
-// TestSharedNetns has containers in another's network namespace: it is the
-// sandbox's, or that of the first.
+// TestSharedNetns runs containers in the network namespace of another: the sandbox owns it,
+// or else the first container.
 func TestSharedNetns(t *testing.T) {
 	c := pods.Start(t)
 	x, _ := follow(t, c, Options{})
@@ -530,7 +530,7 @@ func TestSharedNetns(t *testing.T) {
 			return nil
 		})
 	}
-	y, _ := follow(t, c, Options{}) // which sees them in another order
+	y, _ := follow(t, c, Options{}) // sees them in another order
 	synced(t, y)
 	for _, x := range []*Index{x, y} {
 		check(x, "z-first", inode)
@@ -556,7 +556,7 @@ func TestSharedNetns(t *testing.T) {
 	awaitEnd(t, x, "default", "b-third")
 }
 
-// TestRestart kills containerd and starts it again while pods come and go.
+// TestRestart kills and restarts containerd while pods come and go.
 func TestRestart(t *testing.T) {
 	c := pods.Start(t)
 	x, log := follow(t, c, Options{})
@@ -579,7 +579,7 @@ func TestRestart(t *testing.T) {
 					default:
 					}
 					ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-					// Failures are expected: containerd is killed under it.
+					// Failures are expected here: containerd is killed meanwhile.
 					p, err := c.TryRunPod(ctx, pods.PodSpec{Namespace: "churn", Name: fmt.Sprintf("%d-%d-%d", round, worker, i), Containers: []pods.ContainerSpec{{Name: "main"}}})
 					if p != nil && err == nil && i%2 == 0 {
 						_ = p.TryRemove(ctx)
@@ -612,7 +612,7 @@ func TestRestart(t *testing.T) {
 			}
 			return nil
 		})
-		// A pod that ends while there is no containerd is missed no less.
+		// A pod that ends while containerd is down is removed, too.
 		if round == 0 {
 			for _, pid := range []int{dies.Container("main").PID, dies.PID} {
 				if err := unix.Kill(pid, unix.SIGKILL); err != nil {
@@ -649,7 +649,7 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-// sameAsContainerd compares with what containerd's own tool says.
+// sameAsContainerd compares the Index with the output of containerd's own tool.
 func sameAsContainerd(c *pods.Containerd, x *Index) error {
 	out, err := c.TryCtr(pods.CRINamespace, "tasks", "list")
 	if err != nil {
@@ -677,7 +677,7 @@ func sameAsContainerd(c *pods.Containerd, x *Index) error {
 	return nil
 }
 
-// TestLate starts watching before containerd is there.
+// TestLate starts Watch before containerd.
 func TestLate(t *testing.T) {
 	c := pods.New(t)
 	x, log := follow(t, c, Options{})
@@ -699,8 +699,8 @@ func TestLate(t *testing.T) {
 	}
 }
 
-// TestCandidates has sockets that are absent, that refuse, that never answer
-// and that are another's, before the right one.
+// TestCandidates tries sockets that are absent, refuse, never answer or belong to another
+// program, before the right one.
 func TestCandidates(t *testing.T) {
 	c, other := pods.Start(t), pods.Start(t)
 	c.RunPod(pods.PodSpec{Namespace: "web", Name: "right"})
@@ -757,7 +757,7 @@ func TestCandidates(t *testing.T) {
 	}
 }
 
-// TestHungShim stops a pod's shim: it costs only what cannot be known of its pod.
+// TestHungShim stops a pod's shim: only what needs the shim is unknown, for its pod only.
 func TestHungShim(t *testing.T) {
 	c := pods.Start(t)
 	hung := c.RunPod(pods.PodSpec{Namespace: "web", Name: "hung", Containers: []pods.ContainerSpec{{Name: "main"}}})
@@ -771,13 +771,13 @@ func TestHungShim(t *testing.T) {
 	for i := range 3 {
 		awaitPod(t, x, "web", fmt.Sprint("good-", i), 2)
 	}
-	// Its processes cannot be told, its name and namespace can.
+	// Its processes are unknown; its name and namespace are known.
 	p := awaitPod(t, x, "web", "hung", 0)
 	if p.Netns != netnsOf(t, hung.PID) || inodeOf(t, p.NetnsPath) != p.Netns || !slices.Equal(p.Addrs, hung.Addrs) {
 		t.Errorf("the pod of the hung shim: %+v", p)
 	}
 	named(t, "a process of the pod of the hung shim", x.ByPID(hung.PID), hung.ID)
-	// Who knew it goes on knowing it, and new pods are known as ever.
+	// An Index that knew the pod keeps it, and new pods are found as before.
 	late := c.RunPod(pods.PodSpec{Namespace: "web", Name: "late", Containers: []pods.ContainerSpec{{Name: "main"}}})
 	for _, x := range []*Index{before, x} {
 		awaitPod(t, x, "web", "late", 2)
@@ -794,7 +794,7 @@ func TestHungShim(t *testing.T) {
 	awaitPod(t, x, "web", "hung", 2)
 }
 
-// TestHungContainerd stops containerd itself.
+// TestHungContainerd stops containerd with SIGSTOP.
 func TestHungContainerd(t *testing.T) {
 	c := pods.Start(t)
 	p := c.RunPod(pods.PodSpec{Namespace: "web", Name: "front"})
@@ -821,7 +821,7 @@ func TestHungContainerd(t *testing.T) {
 	})
 }
 
-// TestLeaks connects again and again.
+// TestLeaks connects again and again, and checks for leaked goroutines and descriptors.
 func TestLeaks(t *testing.T) {
 	need.Short(t)
 	c := pods.Start(t)
@@ -869,8 +869,8 @@ func TestStop(t *testing.T) {
 	})
 }
 
-// TestSandboxStore has a sandbox that is no container: containerd 2 keeps it
-// in its sandbox store, with what the CRI plugin knows.
+// TestSandboxStore: a sandbox that is not a container. containerd 2 keeps it in its sandbox
+// store, with the CRI plugin's data.
 func TestSandboxStore(t *testing.T) {
 	c := pods.Start(t)
 	if v, err := strconv.Atoi(strings.SplitN(c.Version, ".", 2)[0]); err != nil || v < 2 {
@@ -878,7 +878,7 @@ func TestSandboxStore(t *testing.T) {
 	}
 	holder := exec.Command("busybox", "sleep", "1000")
 	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	runtime.LockOSThread() // the signal comes when the thread ends
+	runtime.LockOSThread() // the signal is sent when the thread ends
 	defer runtime.UnlockOSThread()
 	if err := holder.Start(); err != nil {
 		t.Fatal(err)
@@ -917,7 +917,7 @@ func TestSandboxStore(t *testing.T) {
 	named(t, "its network namespace", x.ByNetns(p.Netns, time.Time{}), k.id)
 	end()
 	began := time.Now()
-	awaitEnd(t, x, "vm", "kata") // long before the next listing
+	awaitEnd(t, x, "vm", "kata") // well before the next listing
 	t.Logf("its end was seen after %v", time.Since(began))
 	named(t, "the network namespace it had", x.ByNetns(p.Netns, time.Time{}), k.id)
 	if _, err := store.Delete(in(ctx, k.ns), &sandboxes.StoreDeleteRequest{SandboxID: k.id}); err != nil {
@@ -925,8 +925,8 @@ func TestSandboxStore(t *testing.T) {
 	}
 }
 
-// TestOtherPIDs refuses a containerd whose process numbers are not this
-// process's: its containers would be taken for other processes.
+// TestOtherPIDs refuses a containerd in another PID namespace: its process numbers would
+// stand for other processes here.
 func TestOtherPIDs(t *testing.T) {
 	c := pods.New(t)
 	c.PIDNamespace = true
@@ -942,9 +942,9 @@ func TestOtherPIDs(t *testing.T) {
 	}
 }
 
-// BenchmarkKnown tells how long after the events of its first process's
-// creation and start a pod is known to run, by its network namespace and with
-// its addresses. Before the start is below 0.
+// BenchmarkKnown measures the time from the creation and the start of a pod's first process
+// until the pod is found by its network namespace, and until its addresses are known. Times
+// before the start are negative.
 func BenchmarkKnown(b *testing.B) {
 	c := pods.Start(b)
 	x, _ := follow(b, c, Options{})
@@ -1019,7 +1019,7 @@ func BenchmarkKnown(b *testing.B) {
 	report(sinceStart, "start")
 }
 
-// BenchmarkLookups asks about pods that run, in each way.
+// BenchmarkLookups looks up running pods by each kind of key.
 func BenchmarkLookups(b *testing.B) {
 	c := pods.Start(b)
 	p := c.RunPod(pods.PodSpec{Namespace: "web", Name: "front", Containers: []pods.ContainerSpec{{Name: "main"}}})

@@ -13,7 +13,7 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// all are the 13 probes that need no eBPF.
+// all are the probes that need no eBPF.
 func all() []collect.Factory { return append(Probes(), netlink.Probes()...) }
 
 func names(list []collect.Factory) (out []string) {
@@ -23,10 +23,10 @@ func names(list []collect.Factory) (out []string) {
 	return out
 }
 
-// measure runs f b.N times and reports the CPU time of one run beside the
-// elapsed time, and divided by n.
+// measure runs f b.N times. Beside the elapsed time it reports the CPU time of one run,
+// also divided by n.
 func measure(b *testing.B, n int, per string, f func()) {
-	f() // the first builds what later ones reuse
+	f() // the first run builds state that later ones reuse
 	f()
 	runtime.GC()
 	b.ReportAllocs()
@@ -43,8 +43,8 @@ func measure(b *testing.B, n int, per string, f func()) {
 	}
 }
 
-// spaces makes n namespaces, each with a process and 20 sockets: nine
-// connections over lo, a listening socket and a UDP socket.
+// spaces makes n network namespaces, each with a process and 20 sockets: nine connections
+// over lo, a listening socket and a UDP socket.
 func spaces(b *testing.B, n int) *nsnet.Pods {
 	b.Helper()
 	nsnet.MoreFiles()
@@ -58,8 +58,8 @@ func spaces(b *testing.B, n int) *nsnet.Pods {
 	return pods
 }
 
-// BenchmarkCycle is one cycle of all 13 probes over the host and some pods,
-// each with its own namespace, a process and 20 sockets.
+// BenchmarkCycle is one cycle of all these probes over the host and some pods, each with
+// its own namespace, a process and 20 sockets.
 func BenchmarkCycle(b *testing.B) {
 	need.Root(b)
 	for _, n := range []int{1, 10, 110, 500} {
@@ -71,8 +71,8 @@ func BenchmarkCycle(b *testing.B) {
 	}
 }
 
-// BenchmarkProbe is one cycle of each probe alone over 110 pods; "none" is
-// what a cycle costs without any.
+// BenchmarkProbe is one cycle of each probe alone over 110 pods; "none" is a cycle without
+// any probe.
 func BenchmarkProbe(b *testing.B) {
 	need.Root(b)
 	const n = 110
@@ -89,8 +89,8 @@ func BenchmarkProbe(b *testing.B) {
 	}
 }
 
-// BenchmarkTCP50000 reads one namespace with 50,000 TCP sockets in both ways,
-// in turn so that the machine's mood is the same for both.
+// BenchmarkTCP50000 reads one namespace with 50,000 TCP sockets in both ways, alternately,
+// so that changes of the machine's speed affect both.
 func BenchmarkTCP50000(b *testing.B) {
 	need.Root(b)
 	need.Short(b)

@@ -13,13 +13,13 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// fd counts the open descriptors of processes, and those of them that are
-// sockets: the entries of /proc/PID/fd and what they link to (fs/proc/fd.c).
-// Each descriptor counts, also where several are of one file.
+// fd counts the open descriptors of processes, and how many of them are sockets: the
+// entries of /proc/PID/fd and their link targets (fs/proc/fd.c). Each descriptor counts,
+// even if several refer to one file.
 //
-// Where the kernel lets it, an iterator counts those of all processes once in a
-// cycle, which takes a fraction of what reading each link does. Processes that
-// it has not seen, such as have just started, are read one by one.
+// Where the kernel permits it, a BPF iterator counts those of all processes once per cycle,
+// at a fraction of the cost of reading each link. Processes that the iterator did not see,
+// such as new ones, are read one by one.
 type fd struct {
 	root         string
 	open, socket *catalog.Metric
@@ -29,15 +29,15 @@ type fd struct {
 	empty map[int]emptyProcess
 }
 
-// emptyProcess is a process of one thread without descriptors: kernel threads are
-// such. It is looked at again after a while, and at once if it was away: its number
-// may be another's by now.
+// emptyProcess is a process with one thread and no descriptors, such as a kernel thread. It
+// is checked again after emptyFor cycles, or at once if it was missing in a cycle, since
+// its number may have been reused.
 type emptyProcess struct{ seen, checked uint64 } // cycles
 
 const emptyFor = 16 // cycles
 
-// isEmpty reports whether a process of which the iterator saw no descriptor has none.
-// The iterator asks the first thread, which has none once it has ended.
+// isEmpty reports whether a process without descriptors in the iterator really has none.
+// The iterator looks at the main thread, which has none after its exit.
 func (p *fd) isEmpty(pid int, cycle uint64) bool {
 	e, ok := p.empty[pid]
 	if !ok || cycle-e.seen > 1 || cycle-e.checked >= emptyFor {
@@ -72,9 +72,8 @@ func (p *fd) Close() error {
 	return p.all.drop()
 }
 
-// count counts the descriptors of all processes, if that was not done in this
-// cycle, and adds up those of the target's. It returns the processes that it
-// knows nothing of.
+// count counts the descriptors of all processes, once per cycle, and adds up those of the
+// target's processes. It returns the processes that the iterator did not see.
 func (p *fd) count(v *collect.View) (sum bpf.FileCount, unknown []int, err error) {
 	err = v.Do(0, "fd", func() error {
 		p.mu.Lock()
@@ -101,8 +100,7 @@ func (p *fd) count(v *collect.View) (sum bpf.FileCount, unknown []int, err error
 	return sum, unknown, err
 }
 
-// direntSize is the size of the buffer for the entries of a directory: room
-// for about a thousand.
+// direntSize is the buffer size for directory entries: room for about a thousand.
 const direntSize = 32 << 10
 
 func (p *fd) Sample(v *collect.View) error {
@@ -136,8 +134,8 @@ func (p *fd) Sample(v *collect.View) error {
 	return failed.err()
 }
 
-// countFDs counts the descriptors of a process, using buf. They are the first
-// thread's; where that one has ended and the process has not, another's.
+// countFDs counts the descriptors of a process, using buf. It reads them through the main
+// thread, or through another thread if the main thread has exited.
 func countFDs(root string, pid int, buf []byte) (open, socket int, err error) {
 	open, socket, err = countIn(root, pid, "/fd", buf)
 	if err != nil || open > 0 || !kernel.ManyThreads(root, pid) {
@@ -156,7 +154,7 @@ func countFDs(root string, pid int, buf []byte) (open, socket int, err error) {
 	return countIn(root, pid, "/task/"+strconv.Itoa(tid)+"/fd", buf)
 }
 
-// countIn counts the entries of /proc/PID and name.
+// countIn counts the entries of the directory name below /proc/PID.
 func countIn(root string, pid int, name string, buf []byte) (open, socket int, err error) {
 	dir, err := openProc(root, pid, name, unix.O_DIRECTORY)
 	if err != nil {
@@ -164,7 +162,7 @@ func countIn(root string, pid int, name string, buf []byte) (open, socket int, e
 	}
 	defer unix.Close(dir)
 	err = kernel.Entries(dir, buf, func(name string, _ byte) error {
-		const prefix = "socket:" // as much of the link as tells a socket
+		const prefix = "socket:" // enough of the link to recognise a socket
 		var to [len(prefix)]byte
 		link, err := kernel.ReadLink(dir, name, to[:])
 		if err == unix.ENOENT {
@@ -188,5 +186,5 @@ func countIn(root string, pid int, name string, buf []byte) (open, socket int, e
 	return 0, 0, wrapProc("list", root, pid, name, err)
 }
 
-// linkError is about a link in a directory, not about the directory.
+// linkError is an error about a link in a directory, not about the directory.
 type linkError struct{ error }

@@ -10,8 +10,8 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// TestGoldenParsers holds what every parser makes of the files of every kernel
-// that were captured.
+// TestGoldenParsers compares the result of each parser for each captured file with a golden
+// file.
 func TestGoldenParsers(t *testing.T) {
 	var out bytes.Buffer
 	for _, name := range slices.Sorted(maps.Keys(parsers)) {

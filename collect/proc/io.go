@@ -12,40 +12,39 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// ioProbe adds up /proc/PID/io over the processes of each pod, and over all
-// others for the host (fs/proc/base.c, do_io_accounting). The sums are those of a
-// ledger.
+// ioProbe sums /proc/PID/io over the processes of each pod, and for the host over all other
+// processes (fs/proc/base.c, do_io_accounting). A ledger keeps the sums.
 //
-// What starts and ends between two samples, such as an exec probe, is never read.
-// Its counts are those of the pod's shim, which reaps it: what the shim's counts
-// grew by beyond its own calls, which its threads' files show, is the pod's. Its own
-// calls are the host's.
+// A process that starts and ends between two samples, such as an exec probe, is never read.
+// Its counts pass to the pod's shim, which reaps it. So the growth of the shim's counts is
+// the pod's, except for the shim's own calls, which its threads' files show and which are
+// the host's.
 //
-// Where the kernel lets it, an iterator tells once in a cycle which processes
-// have not run. They have counted nothing, and are not read again.
+// Where the kernel permits it, a BPF iterator tells once per cycle which processes have not
+// run. Their counts are unchanged, and they are not read again.
 type ioProbe struct {
 	root    string
 	metrics [ioFields]*catalog.Metric
 
-	// mu is never held during a call into the kernel: a worker may hang there
-	// for good, and the next needs the ledger.
+	// mu is never held during a call into the kernel: a worker may hang there forever, and
+	// the next worker needs the ledger.
 	mu sync.Mutex
 	ledger
 	activity snapshot[bpf.Activity]
-	lookedAt uint64 // when activity was asked for, or before
+	lookedAt uint64 // tick at or before the last reading of activity
 
-	began bool        // a target was sampled
-	own   ioCounts    // calls of shims, which the host's next sample takes in
-	shims map[int]int // their indices in View.Reapers, for the host's sample
+	began bool        // a target has been sampled
+	own   ioCounts    // the shims' own calls, to be added to the host's next sample
+	shims map[int]int // indexes into the host's View.Reapers, by PID
 }
 
 var ioNames = [ioFields]string{ioReadCalls: "syscr", ioWriteCalls: "syscw", ioReadBytes: "read_bytes", ioWriteBytes: "write_bytes"}
 
-// maxKept bounds the processes of one target that are kept. Of those beyond
-// nothing counts that they had counted before a restart.
+// maxKept is the most processes of one target in the saved state. Of further ones, only
+// counts after the first sample of the next run are added.
 const maxKept = 20000
 
-// Keep appends the sums and the processes that they have come from.
+// Keep appends the sums and the processes behind them.
 func (s *ioTotals) Keep(b []byte) []byte {
 	if s.samples == 0 {
 		return b
@@ -75,9 +74,8 @@ func (s *ioTotals) Recall(b []byte) error {
 	return d.Err()
 }
 
-// begin opens a sample. Before the first, the processes of targets that are
-// gone since an earlier run become known: what they had counted may come back
-// in the counts of a process of the host's.
+// begin starts a sample. Before the first one it loads the saved processes of targets that
+// are gone: a process of the host may have inherited their counts.
 func (p *ioProbe) begin(v *collect.View, s *ioTotals) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -96,11 +94,11 @@ func (p *ioProbe) begin(v *collect.View, s *ioTotals) {
 	s.at = clockTicks() - ticksPerSecond
 }
 
-// ticksPerSecond is USER_HZ, in which procfs counts on all architectures that
-// Go knows.
+// ticksPerSecond is USER_HZ, the unit of times in procfs on all architectures that Go
+// supports.
 const ticksPerSecond = 100
 
-// clockTicks is the time since the boot as /proc/PID/stat has it.
+// clockTicks is the time since boot in the unit of /proc/PID/stat.
 func clockTicks() uint64 {
 	return max(uint64(kernel.SinceBoot()/(time.Second/ticksPerSecond)), ticksPerSecond)
 }
@@ -126,7 +124,7 @@ func (p *ioProbe) Close() error {
 	return p.activity.drop()
 }
 
-// refresh asks which processes run, if that was not done in this cycle.
+// refresh reads the processes' activity, once per cycle.
 func (p *ioProbe) refresh(v *collect.View) error {
 	return v.Do(0, "io", func() error {
 		p.mu.Lock()
@@ -139,15 +137,15 @@ func (p *ioProbe) refresh(v *collect.View) error {
 	})
 }
 
-// idle reports whether a process has not run since it was read, and notes that
-// it was there when that was asked.
+// idle reports whether a process has not run since it was read, and if so marks it as
+// present.
 func (p *ioProbe) idle(s *ioTotals, pid int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.ledger.idle(s, pid, p.activity.of[uint32(pid)], p.lookedAt)
 }
 
-// procFileSize is more than /proc/PID/stat and /proc/PID/io ever have.
+// procFileSize is larger than /proc/PID/stat and /proc/PID/io ever are.
 const procFileSize = 4096
 
 func (p *ioProbe) Sample(v *collect.View) error {
@@ -201,7 +199,7 @@ func (p *ioProbe) Sample(v *collect.View) error {
 	return failed.err()
 }
 
-// read reads a process.
+// read reads one process.
 func (p *ioProbe) read(v *collect.View, pid int) (reading, error) {
 	var reaped uint64
 	p.mu.Lock()
@@ -220,22 +218,21 @@ func (p *ioProbe) readAfter(v *collect.View, pid int, reaped uint64) (r reading,
 	return r, err
 }
 
-// take is the ledger's observe.
+// take is ledger.observe.
 func (p *ioProbe) take(s *ioTotals, r *reading, host bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.observe(s, r, host, p.activity.of[uint32(r.pid)])
 }
 
-// holdBack is the ledger's hold.
+// holdBack is ledger.hold.
 func (p *ioProbe) holdBack(s *ioTotals, pid int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.hold(s, pid)
 }
 
-// finish has the ledger book what ended children had counted, and closes the
-// sample.
+// finish reconciles the counts of exited processes and ends the sample.
 func (p *ioProbe) finish(v *collect.View, s *ioTotals, host bool, failed *unreadable) error {
 	var inits []int
 	if pod := v.Pod(); pod != nil {

@@ -27,8 +27,8 @@ import (
 	"nodeskoop/internal/testkit/proof"
 )
 
-// TestMain lets the test binary serve as a process to look at.
-// keptTypes is not released: a VM is slow to read it.
+// TestMain makes the test binary serve as a process to sample. keptTypes is never released:
+// a VM reads it slowly.
 var keptTypes = typeInfo{new(bpf.KernelTypes), func() {}}
 
 func TestMain(m *testing.M) {
@@ -47,10 +47,10 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// oneThread lets one thread of many write a byte for each that it reads; it is
-// not the first.
+// oneThread runs several threads. One of them, not the main thread, writes a byte for each
+// byte that it reads.
 func oneThread() {
-	runtime.LockOSThread() // that other one cannot be the first
+	runtime.LockOSThread() // keep the other goroutine off the main thread
 	go func() {
 		runtime.LockOSThread()
 		var b [1]byte
@@ -64,8 +64,8 @@ func oneThread() {
 	select {}
 }
 
-// openMuch opens files, pipes and sockets, some of them several times over, a
-// socket's file, and more on a thread that shares them with nobody.
+// openMuch opens files, pipes and sockets, some of them several times, the file of a
+// socket, and further files on a thread with a descriptor table of its own.
 func openMuch(dir string) {
 	check := func(err error) {
 		if err != nil {
@@ -86,7 +86,7 @@ func openMuch(dir string) {
 	_, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
 	check(err)
 	check(unix.Pipe(make([]int, 2)))
-	for range 1500 { // more than one reading of the directory takes
+	for range 1500 { // more than one read of the directory
 		_, err = unix.Dup(2)
 		check(err)
 	}
@@ -113,8 +113,8 @@ func openMuch(dir string) {
 	os.Exit(0)
 }
 
-// ignoreChildren starts a shell with the script for each line that it reads.
-// The kernel drops them when they end, and what they counted with them.
+// ignoreChildren starts a shell with the script for each line that it reads. SIGCHLD is
+// ignored, so the kernel discards the children and their counts.
 func ignoreChildren(script string) {
 	signal.Ignore(unix.SIGCHLD)
 	_ = os.Unsetenv("NODESKOOP_TEST_IGNORE_CHILDREN")
@@ -128,7 +128,7 @@ func ignoreChildren(script string) {
 	os.Exit(0)
 }
 
-// job is a process that a test started, with its descendants.
+// job is a process started by a test, with its descendants.
 type job struct {
 	t     *testing.T
 	cmd   *exec.Cmd
@@ -191,7 +191,7 @@ func (j *job) send(s string) {
 	}
 }
 
-// descendants lists the processes below pid, through the kernel's own lists.
+// descendants lists the processes below pid, from the kernel's lists of children.
 func descendants(pid int) (list []int) {
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	for _, name := range tasks {
@@ -205,7 +205,7 @@ func descendants(pid int) (list []int) {
 	return list
 }
 
-// ioFile reads /proc/PID/io apart from the probe.
+// ioFile reads /proc/PID/io without the probe.
 func ioFile(t *testing.T, pid int) (c ioCounts) {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
@@ -222,7 +222,7 @@ func ioFile(t *testing.T, pid int) (c ioCounts) {
 
 var ioMetrics = [ioFields]string{"kubeskoop_io_ioreadsyscall", "kubeskoop_io_iowritesyscall", "kubeskoop_io_ioreadbytes", "kubeskoop_io_iowritebytes"}
 
-// ioPods samples pods that are jobs.
+// ioPods samples pods whose processes are jobs.
 type ioPods struct {
 	*nsnet.Sampler
 	t    *testing.T
@@ -249,11 +249,10 @@ func newIOPods(t *testing.T) *ioPods {
 	return s
 }
 
-// ioFactory is what newIOPods makes the probe with.
+// ioFactory makes the probe for newIOPods.
 var ioFactory = keptTypes.newIO
 
-// TestIOEachRead repeats tests of processes that end as on a kernel that does
-// not tell which have run.
+// TestIOEachRead repeats the tests of exiting processes without the activity iterator.
 func TestIOEachRead(t *testing.T) {
 	ioFactory = func(env collect.Env) (collect.Probe, error) {
 		p, err := keptTypes.newIO(env)
@@ -269,11 +268,11 @@ func TestIOEachRead(t *testing.T) {
 	t.Run("shim", TestIOShim)
 }
 
-// ioRestarts lets each sample be one of another run of the program.
+// ioRestarts restarts the program before each sample.
 var ioRestarts bool
 
-// TestIORestarted repeats tests of processes that end as if the program was
-// killed and started again before each sample.
+// TestIORestarted repeats the tests of exiting processes as if the program were killed and
+// restarted before each sample.
 func TestIORestarted(t *testing.T) {
 	ioRestarts = true
 	defer func() { ioRestarts = false }()
@@ -284,13 +283,13 @@ func TestIORestarted(t *testing.T) {
 	t.Run("zombie", TestIOZombie)
 }
 
-// add makes a pod whose processes pids lists.
+// add adds a pod whose processes pids lists.
 func (s *ioPods) add(name string, first int, pids func() []int) {
 	s.pods.List = append(s.pods.List, &owner.Pod{ID: name, Namespace: "test", Name: name, PIDs: []int{first}})
 	s.pids[name] = pids
 }
 
-// control is a control group, whose list of processes misses none.
+// control is a control group, whose process list is complete.
 type control struct {
 	t   *testing.T
 	dir string
@@ -308,7 +307,7 @@ func newControl(t *testing.T) control {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		for range 100 { // until the last process is gone
+		for range 100 { // until the last process has exited
 			if err = os.Remove(dir); err == nil {
 				return
 			}
@@ -319,7 +318,7 @@ func newControl(t *testing.T) control {
 	return control{t, dir}
 }
 
-// enter is a line of shell that puts the shell in the group.
+// enter is a shell command that moves the shell into the group.
 func (c control) enter() string { return "echo $$ > " + c.dir + "/cgroup.procs\n" }
 
 func (c control) processes() (list []int) {
@@ -338,7 +337,7 @@ func (c control) processes() (list []int) {
 	return list
 }
 
-// sample takes a sample, and fails the test where a sum went down.
+// sample takes a sample, and fails the test if a sum decreased.
 func (s *ioPods) sample() {
 	s.t.Helper()
 	if ioRestarts && s.last != nil {
@@ -378,7 +377,7 @@ func (s *ioPods) want(pod string, want ioCounts) {
 	}
 }
 
-// sampleUntil samples at odd times until the job says that it is done.
+// sampleUntil samples at irregular times until the job reports that it is done.
 func (s *ioPods) sampleUntil(j *job) (samples int) {
 	s.t.Helper()
 	for {
@@ -395,8 +394,7 @@ func (s *ioPods) sampleUntil(j *job) (samples int) {
 	}
 }
 
-// direct returns a shell function that writes and reads through the page
-// cache's side, 256 KiB each.
+// direct returns shell functions w and r, which write and read 256 KiB with direct I/O.
 func direct(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp(".", "testio")
@@ -417,8 +415,8 @@ func direct(t *testing.T) string {
 		"r() { dd if=" + f + " of=/dev/null bs=64k count=4 iflag=direct 2>/dev/null; }\n"
 }
 
-// TestIOReaped: whatever is sampled meanwhile, a parent that waits for all its
-// children has in the end all that there was, and so must the sum have.
+// TestIOReaped: a parent that waits for all its children has all counts in the end, and the
+// sum must equal them, whatever was sampled in between.
 func TestIOReaped(t *testing.T) {
 	need.Short(t)
 	rw := direct(t)
@@ -432,8 +430,8 @@ func TestIOReaped(t *testing.T) {
 		t.Run(x.name, func(t *testing.T) {
 			t.Parallel()
 			s, group := newIOPods(t), newControl(t)
-			// In a process namespace of its own the shell inherits orphans,
-			// as the first process of a container does.
+			// As the first process of a PID namespace the shell inherits orphans, like the
+			// first process of a container.
 			j := startJob(t, nil, "unshare", "--pid", "--fork", "--kill-child", "sh", "-c",
 				group.enter()+rw+"echo ready; read go; "+x.script+"; echo done; read end")
 			j.line()
@@ -442,8 +440,8 @@ func TestIOReaped(t *testing.T) {
 			s.sample()
 			j.send("go")
 			n := s.sampleUntil(j)
-			// Orphans end when they like, and are zombies until the shell
-			// waits for something.
+			// Orphans exit at any time, and remain zombies until the shell waits for a
+			// process.
 			whole := func() (c ioCounts) {
 				for _, pid := range append(descendants(sh), sh) {
 					x := ioFile(t, pid)
@@ -471,8 +469,8 @@ func TestIOReaped(t *testing.T) {
 	}
 }
 
-// TestIOIgnored: a parent that ignores its children inherits nothing, and what
-// they counted must stay.
+// TestIOIgnored: a parent that ignores SIGCHLD inherits no counts. The counts of its exited
+// children must remain in the sum.
 func TestIOIgnored(t *testing.T) {
 	rw := direct(t)
 	s, group := newIOPods(t), newControl(t)
@@ -483,7 +481,7 @@ func TestIOIgnored(t *testing.T) {
 	j := startJob(t, []string{"NODESKOOP_TEST_IGNORE_CHILDREN=" + rw + "for i in $(seq $1); do w; r; done; echo ready $$; read end < " + fifo}, "sh", "-c", group.enter()+"exec /proc/"+strconv.Itoa(os.Getpid())+"/exe")
 	s.add("a", j.cmd.Process.Pid, group.processes)
 	s.sample()
-	var ended ioCounts // what the children counted that are gone
+	var ended ioCounts // counts of exited children
 	parent := func() ioCounts { return ioFile(t, j.cmd.Process.Pid) }
 	for i := range 6 {
 		j.send(strconv.Itoa(1 + i%3))
@@ -518,9 +516,9 @@ func TestIOIgnored(t *testing.T) {
 	}
 }
 
-// TestIOTwoPods: parent and child are in two pods. What the child counted
-// stays with its pod, also when the parent gets it, whichever is sampled first
-// and whether or not the child's pod is there to see its end.
+// TestIOTwoPods: a parent and its child are in different pods. The child's counts remain
+// with its pod after the parent inherits them, whichever pod is sampled first and whether
+// or not the child's pod still exists.
 func TestIOTwoPods(t *testing.T) {
 	rw := direct(t)
 	for _, x := range []struct {
@@ -562,7 +560,7 @@ func TestIOTwoPods(t *testing.T) {
 				t.Fatal(line)
 			}
 			time.Sleep(10 * time.Millisecond)
-			// The parent has all; what the child's pod showed already is not
+			// The parent has all counts; those already in the child's pod do not count for
 			// the parent's.
 			for range 3 {
 				s.sample()
@@ -586,12 +584,11 @@ func TestIOTwoPods(t *testing.T) {
 	}
 }
 
-// TestIOMoves: a process that goes to another pod leaves behind what it had
-// counted, and takes nothing along.
+// TestIOMoves: a process that moves to another pod leaves its counts behind.
 func TestIOMoves(t *testing.T) {
 	rw := direct(t)
 	s := newIOPods(t)
-	// The shell itself must count: dd would be a child.
+	// The shell itself must do the I/O: dd would be a child.
 	j := startJob(t, nil, "sh", "-c", rw+`while read x; do w; echo ready; done`)
 	pid := j.cmd.Process.Pid
 	in := "a"
@@ -624,11 +621,11 @@ func TestIOMoves(t *testing.T) {
 	}
 }
 
-// TestIOZombie: a zombie still holds its counts, and its parent gets them later.
+// TestIOZombie: a zombie still has its counts, and its parent inherits them later.
 func TestIOZombie(t *testing.T) {
 	rw := direct(t)
 	s, group := newIOPods(t), newControl(t)
-	// The shell starts a child and becomes a program that does not wait for it.
+	// The shell starts a child and execs a program that does not wait for it.
 	j := startJob(t, nil, "sh", "-c", group.enter()+rw+`exec 3<&0; ( w; r; echo ready; read end <&3 ) & exec sh -c 'read a; echo $a; wait; exec sh -c "read b; echo \$b; read c"'`)
 	if line := j.line(); line != "ready" {
 		t.Fatal(line)
@@ -651,8 +648,8 @@ func TestIOZombie(t *testing.T) {
 	}
 }
 
-// TestIOIdle: a process that has not run is not read again, and one that has,
-// with whichever thread, shows what it counted in the next sample.
+// TestIOIdle: a process that has not run is not read again. If any thread of a process has
+// run, the next sample shows its counts.
 func TestIOIdle(t *testing.T) {
 	need.Root(t)
 	if look, err := bpf.NewActivities(keptTypes.types); err != nil {
@@ -676,7 +673,7 @@ func TestIOIdle(t *testing.T) {
 	writer := startJob(t, []string{"NODESKOOP_TEST_ONE_THREAD=1"}, self)
 	busy := startJob(t, nil, "sh", "-c", "while :; do echo; done > /dev/null")
 	idle := startJob(t, nil, "sleep", "1000")
-	// Its parent ends without its doing.
+	// A process whose parent exits while it sleeps.
 	orphan := startJob(t, nil, "sh", "-c", "sh -c 'sleep 1000 & echo $!; read x; kill -9 $$' 2> /dev/null; sleep 1000")
 	child, err := strconv.Atoi(orphan.line())
 	if err != nil {
@@ -686,7 +683,7 @@ func TestIOIdle(t *testing.T) {
 	all = []int{writer.cmd.Process.Pid, busy.cmd.Process.Pid, idle.cmd.Process.Pid, child}
 	read := func(pid int) bool { return p.ledger.procs[pid].at > p.lookedAt }
 	v.Sample()
-	time.Sleep(200 * time.Millisecond) // all have started, and sleep
+	time.Sleep(200 * time.Millisecond) // all have started and sleep
 	v.Sample()
 	skipped := 0
 	for i := range 100 {
@@ -699,18 +696,18 @@ func TestIOIdle(t *testing.T) {
 		if line := writer.line(); line != "" {
 			t.Fatalf("the writer says %q", line)
 		}
-		// The kernel counts a call when it is over.
+		// The kernel counts a call when it returns.
 		testkit.Within(testkit.Patience, func() bool {
 			return ioFile(t, writer.cmd.Process.Pid)[ioWriteCalls] != before[ioWriteCalls]
 		})
-		// Go's runtime may interrupt a thread that waits, which then reads again.
+		// Go's runtime may interrupt a waiting thread, which then calls read again.
 		least := ioFile(t, writer.cmd.Process.Pid)
 		v.Sample()
 		now, most := p.ledger.procs[writer.cmd.Process.Pid].io, ioFile(t, writer.cmd.Process.Pid)
 		if now[ioWriteCalls] != before[ioWriteCalls]+1 || !now.covers(&least) || !most.covers(&now) {
 			t.Fatalf("sample %d: the writer has %v after %v, its file says %v and then %v", i, now, before, least, most)
 		}
-		// One that never waits is stopped wherever it is, and sampled at once.
+		// A process that never sleeps is stopped at any point, and sampled at once.
 		if i%10 == 9 {
 			_ = busy.cmd.Process.Signal(unix.SIGSTOP)
 			time.Sleep(20 * time.Millisecond)
@@ -745,8 +742,8 @@ func parentOf(t *testing.T, pid int) int {
 	return n
 }
 
-// TestIOFirstSampleIsPlain: the first sample is the plain sum, of the host's
-// processes as of a pod's.
+// TestIOFirstSampleIsPlain: the first sample is the plain sum over the processes, for the
+// host as for a pod.
 func TestIOFirstSampleIsPlain(t *testing.T) {
 	s := newIOPods(t)
 	s.add("a", os.Getpid(), func() []int { return nil })

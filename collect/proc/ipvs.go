@@ -8,19 +8,19 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// ipvs samples the totals of /proc/PID/net/ip_vs_stats, which are hexadecimal
-// (net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_stats_show). Without the module there
-// is no file, and all is 0.
+// ipvs samples the totals in /proc/PID/net/ip_vs_stats, which are hexadecimal
+// (net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_stats_show). Without the module the file does not
+// exist, and all values are 0.
 //
-// The library's IPVSStats would read the file of a namespace through a directory's
-// descriptor, but does not look at the names of the columns (TestLibraryLoses), and
-// a namespace that only a bind mount holds has no directory.
+// prometheus/procfs' IPVSStats does not fit: it does not check the names of the columns
+// (TestLibraryLoses), and needs a directory, which a namespace held by a bind mount only
+// does not have.
 type ipvs struct {
 	granularity collect.Granularity
 	metrics     [ipvsColumns]*catalog.Metric
 }
 
-// The columns of the file. Packets come before bytes, incoming before outgoing.
+// The columns of the file.
 const (
 	ipvsConnections = iota
 	ipvsInPackets
@@ -61,7 +61,7 @@ func (p *ipvs) Sample(v *collect.View) error {
 	return nil
 }
 
-// ipvsHeader is the two lines of names above the totals.
+// ipvsHeader is the two lines of column names above the totals.
 var ipvsHeader = [2][]byte{
 	[]byte("Total Incoming Outgoing Incoming Outgoing"),
 	[]byte("Conns Packets Packets Bytes Bytes"),
@@ -97,7 +97,7 @@ func parseIPVS(b []byte) (values [ipvsColumns]uint64, err error) {
 	return values, nil
 }
 
-// sameFields reports whether a and b have the same words.
+// sameFields reports whether a and b consist of the same words.
 func sameFields(a, b []byte) bool {
 	for {
 		var x, y []byte

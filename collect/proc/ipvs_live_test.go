@@ -21,8 +21,8 @@ import (
 var ipvsFields = [ipvsColumns]string{"kubeskoop_ipvs_connections", "kubeskoop_ipvs_incomingpackets",
 	"kubeskoop_ipvs_outgoingpackets", "kubeskoop_ipvs_incomingbytes", "kubeskoop_ipvs_outgoingbytes"}
 
-// director is a namespace that gives what a client sends to a virtual address
-// on to a real server, by IPv4 and IPv6.
+// director is a namespace that forwards a client's packets for a virtual address to a real
+// server, over IPv4 and IPv6.
 type director struct {
 	*nsnet.Space
 	client, server *nsnet.Space
@@ -72,7 +72,7 @@ func newDirector(t *testing.T) *director {
 	return d
 }
 
-// ipvsadm adds up what ipvsadm prints of the virtual services.
+// ipvsadm sums what ipvsadm prints of the virtual services.
 func (d *director) ipvsadm(t *testing.T) (sums [ipvsColumns]uint64, services int) {
 	t.Helper()
 	for line := range strings.Lines(d.Run("ipvsadm", "-L", "-n", "--stats", "--exact")) {
@@ -92,8 +92,8 @@ func (d *director) ipvsadm(t *testing.T) (sums [ipvsColumns]uint64, services int
 	return sums, services
 }
 
-// counted adds up the packets and bytes of the client's packet filter: what it
-// sends to the virtual addresses and what it gets from them.
+// counted sums the packets and bytes of the client's packet filter, to and from the virtual
+// addresses.
 func (d *director) counted(t *testing.T) (sums [ipvsColumns]uint64) {
 	t.Helper()
 	var list struct {
@@ -119,8 +119,8 @@ func (d *director) counted(t *testing.T) (sums [ipvsColumns]uint64) {
 	return sums
 }
 
-// TestIPVSAgainstIPVSAdm sends TCP and UDP to a virtual service, and holds each
-// field against ipvsadm, and against what the client itself counted.
+// TestIPVSAgainstIPVSAdm sends TCP and UDP to a virtual service, and compares each field
+// with ipvsadm and with the client's own counters.
 func TestIPVSAgainstIPVSAdm(t *testing.T) {
 	d := newDirector(t)
 	for _, args := range []string{
@@ -189,8 +189,8 @@ func TestIPVSAgainstIPVSAdm(t *testing.T) {
 	asPod := nsnet.NewSampler(t, collect.Options{Enabled: []string{"ipvs"}, Probes: map[string]map[string]any{"ipvs": {"pods": true}},
 		Pods: &nsnet.Pods{List: []*owner.Pod{d.Pod("director"), d.client.Pod("client")}}}, Probes()...)
 	asHost := nsnet.NewSampler(t, collect.Options{Enabled: []string{"ipvs"}, HostNetns: d.Path}, Probes()...)
-	// The kernel adds up what its CPUs have counted every two seconds, for each
-	// service and for the totals at different times.
+	// The kernel sums its per-CPU counters every two seconds, for each service and for the
+	// totals at different times.
 	var pods, host nsnet.Values
 	var want [ipvsColumns]uint64
 	testkit.Within(testkit.Patience, func() bool {

@@ -7,34 +7,32 @@ import (
 	"nodeskoop/bpf"
 )
 
-// ledger adds up counts of processes that only go up, each for its target,
-// although processes end. It is plain data: no locks, and no system calls but
-// those of the look that its user brings.
+// ledger sums counters of processes per target, such that the sums stay right when
+// processes exit. It is plain data: it has no locks, and makes no system calls except
+// through the look function of its caller.
 //
-// What makes this hard is that the kernel hands on what a process counted: a
-// parent that waits for a child gets the child's counts, those of the child's own
-// reaped children included, added to its own (kernel/exit.c, wait_task_zombie).
-// The counts of an ended process must stay in the sum where nobody waited for it,
-// and must not count a second time where they come back in a parent's counts.
+// The difficulty is that the kernel passes counts on: a parent that waits for a child adds
+// the child's counts to its own, including those of the child's own reaped children
+// (kernel/exit.c, wait_task_zombie). If nobody waits for a process, its counts must stay in
+// the sum; if they reappear in a parent, they must not count twice.
 //
-// The minor page faults tell the two cases apart. A parent's cminflt in
-// /proc/PID/stat grows by the faults of a child in the same place in the kernel,
-// and by nothing else, and there is no process without faults. So the counts of an
-// ended process are found again in the first of its ancestors whose cminflt and
-// I/O counts have all grown by at least what the process had. They are then
-// subtracted from that ancestor's growth. The ancestor may belong to another
-// target: the process that starts a container is the host's.
+// Minor page faults distinguish the two cases. A parent's cminflt in /proc/PID/stat grows
+// by the faults of a child at the same place in the kernel, and nowhere else, and every
+// process has faults. So the counts of an exited process are attributed to the first
+// ancestor whose cminflt and I/O counts have all grown by at least as much, and are
+// subtracted from that ancestor's growth. The ancestor may belong to another target: a
+// container's first process is started by a process of the host.
 //
-// A process is counted where it is: one that moves to another control group
-// leaves behind what it had counted.
+// Counts stay with the target in which they arose: a process that moves to another control
+// group leaves its counts behind.
 type ledger struct {
 	procs map[int]*process
-	clock uint64     // numbers the readings
-	cycle uint64     // counts the samples of the host, the last target of each cycle
-	gone  []*process // ended, and their counts not found yet
+	clock uint64     // logical time, see tick
+	cycle uint64     // number of host samples; the host is the last target of each cycle
+	gone  []*process // exited; it is still open where their counts are
 }
 
-// The values of /proc/PID/io that are summed.
+// The summed values of /proc/PID/io.
 const (
 	ioReadCalls = iota
 	ioWriteCalls
@@ -57,7 +55,7 @@ func (c *ioCounts) sub(d *ioCounts) {
 	}
 }
 
-// covers reports whether d can be part of c.
+// covers reports whether every value of d is at most that of c, so that d may be part of c.
 func (c *ioCounts) covers(d *ioCounts) bool {
 	for i := range c {
 		if c[i] < d[i] {
@@ -67,23 +65,23 @@ func (c *ioCounts) covers(d *ioCounts) bool {
 	return true
 }
 
-// reading is what procfs says of a process at one moment.
+// reading is the state of a process in procfs at one moment.
 type reading struct {
 	pid    int
-	start  uint64 // when it started, in clock ticks: with the pid, its identity
+	start  uint64 // start time in clock ticks; with the pid, the identity
 	parent int
-	ending bool   // it exits, or is a zombie, with all its threads
-	faults uint64 // minor page faults, its own and its reaped children's
-	reaped uint64 // those of its reaped children
+	ending bool   // all its threads are exiting or zombies
+	faults uint64 // minor page faults, including those of its reaped children
+	reaped uint64 // minor page faults of its reaped children
 	io     ioCounts
 }
 
-// since returns what r has counted since x, and how much reaped grew. A new
-// process has counted all that it shows.
+// since returns the growth of the counts since x, and the growth of reaped. Of a new
+// process all counts are growth.
 func (r *reading) since(x *reading) (d ioCounts, faults uint64) {
 	for i := range d {
-		// The kernel's counts never fall. If one did, it would count again
-		// from where it had been.
+		// The kernel's counts never fall. If one did, it would count again only above its
+		// previous maximum.
 		d[i] = max(r.io[i], x.io[i]) - x.io[i]
 	}
 	return d, max(r.reaped, x.reaped) - x.reaped
@@ -92,67 +90,66 @@ func (r *reading) since(x *reading) (d ioCounts, faults uint64) {
 // process is a process that has been counted.
 type process struct {
 	reading
-	owner *ioTotals // the target that counted it last
-	seen  uint64    // the owner's sample in which it was listed last
-	born  uint64    // the owner's sample in which it was listed first
-	at    uint64    // when it was last seen to be there or, if gone, not to be
-	read  uint64    // when it was read last, or seen not to have run since
-	// That of a moment before it was read: as long as it is the same, so is
-	// what was read.
+	owner *ioTotals // target that counted it last
+	seen  uint64    // owner's sample in which it was last listed
+	born  uint64    // owner's sample in which it was first listed
+	at    uint64    // tick at which it was last known to exist, or, if gone, known not to exist
+	read  uint64    // tick at which it was last read, or known not to have run since
+	// activity before the last reading. While it is unchanged, so are the counts.
 	activity bpf.Activity
-	// What it has counted since the owner's last sample, without what was
-	// found to be an ended process's; and how much reaped grew.
+	// Growth since the owner's last sample, without the inherited counts of exited
+	// processes; and the growth of reaped.
 	grown       ioCounts
 	grownFaults uint64
 
 	gone  bool
-	cycle uint64    // gone: since when
-	shim  *shim     // it is a pod's shim
-	wait  *ioTotals // gone: its counts are in a process of this target
-	hops  int       // gone: ended processes between it and its first live ancestor
+	cycle uint64    // gone: the cycle in which it exited
+	shim  *shim     // set if it is a pod's shim
+	wait  *ioTotals // gone: a process of this target has inherited its counts
+	hops  int       // gone: number of exited processes up to its first live ancestor
 }
 
-// countsOf reports whether x's growth can hold what the ended process y counted.
+// countsOf reports whether x's growth may include the counts of the exited process y.
 func (x *process) countsOf(y *process) bool {
 	return x.grownFaults >= y.faults && x.grown.covers(&y.io)
 }
 
-// ioTotals is what is remembered of one target.
+// ioTotals is the state of one target.
 type ioTotals struct {
 	sum     ioCounts
 	members []*process
 	samples uint64
 	cycle   uint64
-	at      uint64 // when the last sample began, in clock ticks since the boot
+	at      uint64 // start of the last sample, in clock ticks since boot
 
-	// What was recalled of an earlier run, until the first sample.
+	// Processes from saved state, until the first sample.
 	recalled []reading
-	// From when on processes that are not known have counted all that they
-	// show; 0: all have.
+	// All counts of an unknown process are growth if it started at since or later; 0:
+	// always.
 	since uint64
 }
 
-// sight is the answer to a look at a process.
+// sight is the outcome of a look at a process.
 type sight int
 
 const (
-	there  sight = iota // the reading is good
-	ended               // there is no such process
+	there  sight = iota // the reading is valid
+	ended               // the process does not exist
 	hidden              // the process cannot be read
 )
 
-// look reads the process pid anew. reaped is that of its last reading. An error
-// says that the sample has to end at once; it is returned as it is.
+// look reads a process again. reaped is that of its last reading. An error ends the sample
+// at once and is returned unchanged.
 type look func(pid int, reaped uint64) (r reading, s sight, err error)
 
-// tick numbers a moment.
+// tick advances the logical time.
 func (l *ledger) tick() uint64 {
 	l.clock++
 	return l.clock
 }
 
-// recall makes known what was recalled of s. A process may be known as one of a
-// target that is not there.
+// recall adds the processes from saved state to s. A process may be listed already as one
+// of an absent target.
 func (l *ledger) recall(s *ioTotals) {
 	for _, r := range s.recalled {
 		x := l.procs[r.pid]
@@ -175,8 +172,8 @@ func (l *ledger) recall(s *ioTotals) {
 	s.recalled = nil
 }
 
-// idle reports whether a process of s has not run since it was read, and notes
-// that it was there at the moment at, when its activity was now.
+// idle reports whether a process of s has not run since it was read, given its activity
+// now. If so, it marks the process as present at the tick at.
 func (l *ledger) idle(s *ioTotals, pid int, now bpf.Activity, at uint64) bool {
 	x := l.procs[pid]
 	if x == nil || x.gone || x.owner != s || !x.activity.Idle(now) {
@@ -187,8 +184,7 @@ func (l *ledger) idle(s *ioTotals, pid int, now bpf.Activity, at uint64) bool {
 	return true
 }
 
-// observe counts a reading of a process that belongs to the target of s. activity
-// is that of a moment before.
+// observe counts a reading of a process of the target s. activity was read before it.
 func (l *ledger) observe(s *ioTotals, r *reading, host bool, activity bpf.Activity) {
 	x := l.procs[r.pid]
 	if x != nil && (x.start != r.start || x.gone) {
@@ -196,9 +192,8 @@ func (l *ledger) observe(s *ioTotals, r *reading, host bool, activity bpf.Activi
 		x = nil
 	}
 	if r.ending && (x == nil && host || x != nil && x.owner != s) {
-		// A process leaves its control group when it begins to end. It does
-		// not become the host's by that. What it counted will show in its
-		// parent, if anywhere.
+		// An exiting process leaves its control group, but does not thereby become the
+		// host's. If its counts are inherited, they will show in its parent.
 		if x != nil {
 			l.grow(x, r)
 		}
@@ -207,8 +202,8 @@ func (l *ledger) observe(s *ioTotals, r *reading, host bool, activity bpf.Activi
 	if x == nil {
 		x = &process{reading: reading{pid: r.pid, start: r.start}, born: s.samples}
 		if r.start < s.since {
-			// It was there at the last sample of an earlier run, and was not
-			// kept: nobody could read it, or there were too many.
+			// It existed at the last sample before a restart and was not saved: it was
+			// unreadable, or beyond maxKept.
 			x.reading = *r
 		}
 		l.procs[r.pid] = x
@@ -225,7 +220,7 @@ func (l *ledger) observe(s *ioTotals, r *reading, host bool, activity bpf.Activi
 	l.grow(x, r)
 }
 
-// grow adds to the sum what a process has counted since it was read last.
+// grow adds the process's growth since its last reading to the sum.
 func (l *ledger) grow(x *process, r *reading) {
 	d, faults := r.since(&x.reading)
 	x.grown.add(&d)
@@ -238,14 +233,14 @@ func (l *ledger) grow(x *process, r *reading) {
 	x.reading, x.read = *r, x.at
 }
 
-// hold notes that a process that cannot be read is there.
+// hold marks a process that cannot be read as present.
 func (l *ledger) hold(s *ioTotals, pid int) {
 	if x := l.procs[pid]; x != nil && x.owner == s {
 		x.seen = s.samples
 	}
 }
 
-// markExited notes that a process has ended.
+// markExited records the exit of a process.
 func (l *ledger) markExited(x *process) {
 	if !x.gone {
 		x.gone, x.at, x.cycle = true, l.tick(), l.cycle
@@ -253,12 +248,11 @@ func (l *ledger) markExited(x *process) {
 	}
 }
 
-// reconcileRounds bounds how often reconcile looks again for processes that end
-// while it looks.
+// reconcileRounds limits how often reconcile starts over because further processes exit.
 const reconcileRounds = 30
 
-// reconcile finds out which processes have ended, and where their counts are. inits
-// are the processes that inherit the orphans of the target of s.
+// reconcile finds the processes that have exited and the ancestors that inherited their
+// counts. inits are the processes that inherit orphans in the target of s.
 func (l *ledger) reconcile(s *ioTotals, host bool, inits []int, see look) error {
 	suspects := l.missing(s, host)
 	for range reconcileRounds {
@@ -275,14 +269,13 @@ func (l *ledger) reconcile(s *ioTotals, host bool, inits []int, see look) error 
 	return nil
 }
 
-// pending reports whether counts of ended processes are still to be found.
+// pending reports whether it is open where the counts of some exited process are.
 func (l *ledger) pending(s *ioTotals) bool {
 	return slices.ContainsFunc(l.gone, func(x *process) bool { return x.wait == nil || x.wait == s })
 }
 
-// missing lists the processes that were not listed any more. At the end of a
-// cycle, which is the host's sample, those of targets that are no more are
-// among them.
+// missing lists the processes that were not listed in this sample. The host's sample, at
+// the end of a cycle, includes the processes of targets that are gone.
 func (l *ledger) missing(s *ioTotals, host bool) (list []*process) {
 	s.cycle = l.cycle
 	for _, x := range s.members {
@@ -300,8 +293,8 @@ func (l *ledger) missing(s *ioTotals, host bool) (list []*process) {
 	return list
 }
 
-// suspects lists processes that were there when they were read, but may have
-// been reaped before their parent was read: its growth could hold their counts.
+// suspects lists processes that existed when they were read, but may have been reaped
+// before their parent was read, so that the parent's growth may include their counts.
 func (l *ledger) suspects(s *ioTotals) (list []*process) {
 	if !slices.ContainsFunc(s.members, func(x *process) bool { return x.grownFaults > 0 && x.owner == s }) {
 		return nil
@@ -310,8 +303,8 @@ func (l *ledger) suspects(s *ioTotals) (list []*process) {
 		if x.gone {
 			continue
 		}
-		// One that had counted nothing matters, too: it may have handed on
-		// what its own children had.
+		// A process without counts matters, too: it may have passed on those of its
+		// children.
 		reaped := func(e *process) bool {
 			return e.owner == s && e.at > x.at && e.grownFaults > 0 && e.countsOf(x)
 		}
@@ -326,17 +319,17 @@ func (l *ledger) suspects(s *ioTotals) (list []*process) {
 	return list
 }
 
-// ancestor returns the parent of x, if it was ever counted.
+// ancestor returns the parent of x; nil if it was never counted.
 func (l *ledger) ancestor(x *process) *process {
 	e := l.procs[x.parent]
 	if e == nil || e == x || e.start > x.start {
-		return nil // the number is another process's by now
+		return nil // the number has been reused
 	}
 	return e
 }
 
-// check looks which of the processes have ended. A zombie has not: its parent
-// has not got its counts yet.
+// check finds which of the processes have exited. A zombie has not: its parent has not
+// inherited its counts yet.
 func (l *ledger) check(list []*process, see look) error {
 	for _, x := range list {
 		r, is, err := see(x.pid, x.reaped)
@@ -352,22 +345,21 @@ func (l *ledger) check(list []*process, see look) error {
 	return nil
 }
 
-// assign looks for what ended processes had counted in their ancestors, and
-// subtracts what it finds from their growth. What is found nowhere has not moved,
-// and stays where it is.
+// assign finds the ancestors that inherited the counts of exited processes, and subtracts
+// these counts from the ancestors' growth. Counts found nowhere stay with their target.
 func (l *ledger) assign(s *ioTotals, inits []int, see look) error {
 	list := l.gone
 	l.gone = nil
 	for _, x := range list {
 		x.hops = 0
-		// Readings of several moments could make a circle: a chain is no longer
-		// than there are processes.
+		// Readings of different moments could form a circle, so limit the length of the
+		// chain.
 		for e := l.ancestor(x); e != nil && e.gone && x.hops < len(l.procs); e = l.ancestor(e) {
 			x.hops++
 		}
 	}
-	// The counts of a parent come on top of those of the children that it
-	// reaped before it ended, so they are sought first.
+	// An exited parent's counts come in addition to those of its reaped children, so assign
+	// the parent first.
 	slices.SortStableFunc(list, func(a, b *process) int { return cmp.Compare(a.hops, b.hops) })
 	for i, x := range list {
 		if x.wait != nil && x.wait != s {
@@ -380,7 +372,7 @@ func (l *ledger) assign(s *ioTotals, inits []int, see look) error {
 	return nil
 }
 
-// find looks for the counts of the ended process x.
+// find looks for the process that inherited the counts of the exited process x.
 func (l *ledger) find(s *ioTotals, x *process, inits []int, see look) error {
 	if x.io == (ioCounts{}) {
 		return nil
@@ -390,13 +382,13 @@ func (l *ledger) find(s *ioTotals, x *process, inits []int, see look) error {
 		got := e.countsOf(x)
 		switch {
 		case e.gone:
-			// It may have got them before it ended itself. If not, they went
-			// on to the next with what it had.
+			// It may have inherited them before its own exit. If not, they went to its own
+			// parent.
 			got = got && e.owner == s
 			need = max(need, e.at)
 		case e.owner != s || e.read < need:
-			// What e has got it has by now: x, and who is between them, were
-			// seen to be gone.
+			// Everything that e inherits from x has arrived: x and the processes between
+			// them are known to be gone.
 			r, is, err := see(e.pid, e.reaped)
 			switch {
 			case err != nil:
@@ -405,8 +397,8 @@ func (l *ledger) find(s *ioTotals, x *process, inits []int, see look) error {
 				l.grow(e, &r)
 				got = e.countsOf(x)
 			case is == there && r.start == e.start:
-				// e is counted with its own target, whose next sample will
-				// show the counts. Here they are only looked for.
+				// e belongs to another target, whose own sample will count this reading.
+				// Here only check whether it includes the counts.
 				now := *e
 				d, faults := r.since(&e.reading)
 				now.grown.add(&d)
@@ -435,10 +427,10 @@ func (l *ledger) find(s *ioTotals, x *process, inits []int, see look) error {
 	return nil
 }
 
-// candidates lists the processes that can have got the counts of x, the
-// likeliest first: its ancestors, and the first processes of its pod, which
-// inherit orphans. Where it has no ancestor that was ever read, because a
-// parent came and went since the last sample, any that has reaped one may have.
+// candidates lists the processes that may have inherited the counts of x, likeliest first:
+// its ancestors, and the first processes of its pod, which inherit orphans. If no live
+// ancestor is known, because a parent came and went since the last sample, every process of
+// the target that has reaped a child is a candidate.
 func (l *ledger) candidates(s *ioTotals, x *process, inits []int) (list []*process) {
 	const deepest = 32
 	orphan := true
@@ -464,7 +456,7 @@ func (l *ledger) candidates(s *ioTotals, x *process, inits []int) (list []*proce
 	return list
 }
 
-// end closes a sample, and with the host's the cycle.
+// end ends a sample, and with the host's sample the cycle.
 func (l *ledger) end(s *ioTotals, host bool) {
 	s.members = slices.DeleteFunc(s.members, func(x *process) bool { return x.gone || x.owner != s })
 	for _, x := range s.members {
@@ -473,8 +465,8 @@ func (l *ledger) end(s *ioTotals, host bool) {
 	if !host {
 		return
 	}
-	// Ended processes are kept a cycle longer: they tell the ancestors of
-	// others that end.
+	// Keep exited processes for one more cycle: they link other exited processes to their
+	// ancestors.
 	for pid, x := range l.procs {
 		if x.gone && x.cycle != l.cycle {
 			delete(l.procs, pid)

@@ -10,8 +10,8 @@ import (
 	"nodeskoop/bpf"
 )
 
-// TestIOKept: processes that there was no room to keep have counted nothing
-// before the next run; those that came since have counted all that they show.
+// TestIOKept: after a restart, a process that was not saved starts from its current counts
+// if it existed before, and counts in full if it is newer.
 func TestIOKept(t *testing.T) {
 	l := &ledger{procs: map[int]*process{}}
 	s := &ioTotals{samples: 1, at: 5000}
@@ -43,8 +43,7 @@ func TestIOKept(t *testing.T) {
 	}
 }
 
-// TestIOFalls: counts that fall, which no kernel's do, neither underflow nor
-// count again.
+// TestIOFalls: falling counts, which no kernel shows, neither underflow nor count twice.
 func TestIOFalls(t *testing.T) {
 	l := &ledger{procs: map[int]*process{}}
 	s := &ioTotals{}
@@ -57,19 +56,19 @@ func TestIOFalls(t *testing.T) {
 	}
 }
 
-// world is an invented kernel: processes that count, fork, end and are waited for.
-// Each sample of its ledger can be disturbed by what happens between two looks.
+// world is a simulated kernel: processes count, fork, exit and are reaped. Events can be
+// scheduled between two looks of a sample.
 type world struct {
 	t      *testing.T
 	l      *ledger
 	procs  map[int]*invented
 	totals map[string]*ioTotals // by target; "host" is the host's
-	true   map[string]uint64    // what processes have counted while they were in the target
-	later  []func()             // what happens before the next looks, one before each
+	true   map[string]uint64    // counts of processes while they were in the target
+	later  []func()             // events before the next looks, one before each
 	clock  uint64
 }
 
-// invented is a process. Its counts are one number, and so are the sums.
+// invented is a process of world. Its counts, and the sums, are a single number.
 type invented struct {
 	pid, parent    int
 	start          uint64
@@ -93,7 +92,7 @@ func (w *world) fork(pid, parent int, target string) {
 	}
 }
 
-// work lets a process count. Each call has faults as well.
+// work makes a process count. Each call also causes faults.
 func (w *world) work(pid int, n uint64) {
 	x := w.procs[pid]
 	x.io += n
@@ -110,7 +109,7 @@ func (w *world) exit(pid int) {
 	}
 }
 
-// reap hands the counts of a zombie to its parent.
+// reap passes the counts of a zombie to its parent.
 func (w *world) reap(pid int) {
 	x := w.procs[pid]
 	e := w.procs[x.parent]
@@ -177,13 +176,13 @@ func (w *world) want(target string, want uint64) {
 	}
 }
 
-// TestLedger tells stories of processes. Unless a story says otherwise, each target
-// has in the end what its processes have counted while they were in it.
+// TestLedger runs scenarios. Unless a scenario says otherwise, each target ends with the
+// counts of its processes while they were in it.
 func TestLedger(t *testing.T) {
 	all := func(w *world) { w.sample("pod", "host") }
 	for name, story := range map[string]func(w *world){
 		"nothing ends": func(w *world) { w.work(10, 5); all(w); w.work(10, 7); all(w) },
-		"a program is replaced": func(w *world) { // exec changes neither number nor counts
+		"a program is replaced": func(w *world) { // exec changes neither the PID nor the counts
 			w.work(10, 5)
 			all(w)
 			w.procs[10].faults += 1000
@@ -211,7 +210,7 @@ func TestLedger(t *testing.T) {
 		},
 		"a zombie that had reaped another": func(w *world) {
 			w.fork(30, 10, "pod")
-			w.fork(12, 30, "pod") // looked at before its parent
+			w.fork(12, 30, "pod") // read before its parent
 			w.work(12, 4)
 			all(w)
 			w.end(12)
@@ -297,7 +296,7 @@ func TestLedger(t *testing.T) {
 			w.sample("other", "pod", "host")
 			w.sample("pod", "other", "host")
 		},
-		"with its pod": func(w *world) { // nobody samples the pod any more
+		"with its pod": func(w *world) { // the pod is not sampled any more
 			w.work(10, 20)
 			w.work(11, 50)
 			all(w)
@@ -331,14 +330,14 @@ func TestLedger(t *testing.T) {
 			w.work(10, 20)
 			w.work(11, 50)
 			all(w)
-			// The parent is read before it waits for the child, which is not there
-			// any more when it is looked for.
+			// The parent is read before it reaps the child; the child is gone when it is
+			// looked for.
 			w.later = []func(){func() {}, func() { w.end(11) }}
 			all(w)
 			all(w)
 		},
 		"waited for before its parent is read, after it was": func(w *world) {
-			w.fork(9, 10, "pod") // is read before its parent
+			w.fork(9, 10, "pod") // read before its parent
 			w.procs[9].start = w.procs[11].start
 			w.work(9, 50)
 			all(w)
@@ -383,7 +382,7 @@ func TestLedger(t *testing.T) {
 			w.work(9, 50)
 			all(w)
 			w.end(9)
-			w.fork(9, 1, "pod") // its number is read first
+			w.fork(9, 1, "pod") // read first because of its lower PID
 			w.later = []func(){func() {}, func() {}, func() { w.end(11) }}
 			all(w)
 			all(w)
@@ -443,8 +442,8 @@ func TestLedger(t *testing.T) {
 	}
 }
 
-// TestLedgerEnding: a process that ends leaves its control group before it is
-// waited for. It does not become the host's.
+// TestLedgerEnding: an exiting process leaves its control group before it is reaped, and
+// does not become the host's.
 func TestLedgerEnding(t *testing.T) {
 	w := newWorld(t)
 	w.fork(10, 1, "pod")
@@ -452,7 +451,7 @@ func TestLedgerEnding(t *testing.T) {
 	w.sample("pod", "host")
 	w.work(10, 6)
 	w.exit(10)
-	w.fork(11, 1, "pod") // it came and went since
+	w.fork(11, 1, "pod") // it starts and ends between two samples
 	w.work(11, 100)
 	w.exit(11)
 	w.sample("pod", "host")
@@ -464,8 +463,8 @@ func TestLedgerEnding(t *testing.T) {
 	w.want("host", 0)
 }
 
-// TestLedgerRecalled: what an earlier run has counted goes on, whether the processes
-// end meanwhile or not.
+// TestLedgerRecalled: counts of an earlier run continue, whether or not processes exit
+// meanwhile.
 func TestLedgerRecalled(t *testing.T) {
 	w := newWorld(t)
 	w.fork(10, 1, "pod")
@@ -498,7 +497,8 @@ func TestLedgerRecalled(t *testing.T) {
 	w.want("host", 0)
 }
 
-// TestLedgerCircle: readings of several moments that make a circle of ancestors end.
+// TestLedgerCircle: a circle of ancestors, from readings of different moments, does not
+// loop forever.
 func TestLedgerCircle(t *testing.T) {
 	l, s := &ledger{procs: map[int]*process{}}, &ioTotals{samples: 1}
 	for _, r := range []reading{{pid: 1, parent: 2}, {pid: 2, parent: 3}, {pid: 3, parent: 1}} {
@@ -506,7 +506,7 @@ func TestLedgerCircle(t *testing.T) {
 		l.observe(s, &r, true, bpf.Activity{})
 	}
 	for _, x := range s.members {
-		x.grownFaults = 1 // so that they are suspected
+		x.grownFaults = 1 // makes them suspects
 	}
 	s.samples++
 	if err := l.reconcile(s, true, nil, func(int, uint64) (r reading, is sight, err error) { return r, ended, nil }); err != nil || s.sum[0] > 3 {
@@ -514,8 +514,8 @@ func TestLedgerCircle(t *testing.T) {
 	}
 }
 
-// TestLedgerStops: the first error of a look ends the sample, and nothing of what was
-// to be found is forgotten.
+// TestLedgerStops: the first error of a look ends the sample, and what is still open is
+// resolved later.
 func TestLedgerStops(t *testing.T) {
 	for n := range 4 {
 		w := newWorld(t)
@@ -545,8 +545,8 @@ func TestLedgerStops(t *testing.T) {
 	}
 }
 
-// TestLedgerInvented lives many lives at random: after each event all targets are
-// sampled, and have what their processes counted.
+// TestLedgerInvented runs random scenarios. After each event all targets are sampled and
+// must have the counts of their processes.
 func TestLedgerInvented(t *testing.T) {
 	for seed := range uint64(300) {
 		rnd := rand.New(rand.NewPCG(seed, 1))

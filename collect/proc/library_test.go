@@ -20,7 +20,7 @@ import (
 	"nodeskoop/internal/testkit/opinion"
 )
 
-// opinions are the files that this package parses itself, by the test's name.
+// opinions are the files that this package parses itself, by test name.
 var opinions = map[string]struct {
 	captured string
 	opinion.File
@@ -69,9 +69,9 @@ var opinions = map[string]struct {
 		return opinion.Values{"0": float64(s.Connections), "1": float64(s.IncomingPackets), "2": float64(s.OutgoingPackets),
 			"3": float64(s.IncomingBytes), "4": float64(s.OutgoingBytes)}, err
 	}}},
-	//lint:ignore SA1019 it is the other opinion on the text that we read, too
+	//lint:ignore SA1019 the test compares our parser of the same text with it
 	"tcp text": {"net/tcp", opinion.File{Name: "net/tcp", Header: 1, Ours: tcpValues("net/tcp", 8), Library: libraryTCP(procfs.FS.NetTCP)}},
-	//lint:ignore SA1019 it is the other opinion on the text that we read, too
+	//lint:ignore SA1019 the test compares our parser of the same text with it
 	"tcp6 text": {"net/tcp6", opinion.File{Name: "net/tcp6", Header: 1, Ours: tcpValues("net/tcp6", 32), Library: libraryTCP(procfs.FS.NetTCP6)}},
 	"pid io": {"self/io", opinion.File{Name: "1/io", Ours: func(b []byte) (opinion.Values, error) {
 		c, err := parseIO(b)
@@ -92,7 +92,7 @@ var opinions = map[string]struct {
 		v := opinion.Values{"state": float64(s.State[0]), "parent": float64(s.PPID), "flags": float64(s.Flags), "faults": float64(s.MinFlt),
 			"reaped": float64(s.CMinFlt), "threads": float64(s.NumThreads), "start": float64(s.Starttime)}
 		for name, n := range v {
-			v[name] = max(n, 0) // as of a kernel that prints numbers below 0
+			v[name] = max(n, 0) // as if the kernel printed negative numbers
 		}
 		return v, nil
 	}}},
@@ -116,8 +116,7 @@ func mibValues(probe, file string) func([]byte) (opinion.Values, error) {
 	}
 }
 
-// bytesHaveName reports whether a file of the MIB has a value: the library says of
-// what is missing that it is.
+// bytesHaveName reports whether a MIB file has a value; the library reports missing ones.
 func bytesHaveName(b []byte, section, name string) bool {
 	for line := range strings.Lines(string(b)) {
 		if f := strings.Fields(line); len(f) > 0 && f[0] == section+":" {
@@ -127,7 +126,7 @@ func bytesHaveName(b []byte, section, name string) bool {
 	return false
 }
 
-// libraryMIB finds the values of a section in what the library makes of a file.
+// libraryMIB returns the values of a section in the library's result.
 func libraryMIB(all any, section string) opinion.Values {
 	v, s := opinion.Values{}, reflect.ValueOf(all).FieldByName(section)
 	for i := range s.NumField() {
@@ -170,7 +169,7 @@ func librarySock(read func() (*procfs.NetSockstat, error), protocol string) (opi
 		return nil, err
 	}
 	v := opinion.Values{}
-	for _, p := range slices.Backward(s.Protocols) { // the first counts, as with us
+	for _, p := range slices.Backward(s.Protocols) { // the first line counts, as in our parser
 		if p.Protocol != protocol {
 			continue
 		}
@@ -236,8 +235,8 @@ func libraryTCP(read func(procfs.FS) (procfs.NetTCP, error)) func(procfs.FS, pro
 	}
 }
 
-// TestLibrary: prometheus/procfs reads the same from every captured file, and from
-// changed ones.
+// TestLibrary: prometheus/procfs reads the same values from every captured file, and from
+// mutated ones.
 func TestLibrary(t *testing.T) {
 	n := uint64(60)
 	if testing.Short() {
@@ -256,7 +255,7 @@ func TestLibrary(t *testing.T) {
 	}
 }
 
-// FuzzLibrary changes captured files as TestLibrary does.
+// FuzzLibrary mutates captured files as TestLibrary does.
 func FuzzLibrary(f *testing.F) {
 	names := slices.Sorted(maps.Keys(opinions))
 	for i := range names {
@@ -270,9 +269,9 @@ func FuzzLibrary(f *testing.F) {
 	})
 }
 
-// TestLibraryLoses is why softnet and ipvs, which are read once a cycle, are not read
-// through the library: what it takes for values, and we do not. If it fails because
-// the library has become stricter, think again.
+// TestLibraryLoses shows why softnet and ipvs, though read only once a cycle, do not use
+// prometheus/procfs: it accepts malformed files. If this test fails because the library has
+// become stricter, reconsider that decision.
 func TestLibraryLoses(t *testing.T) {
 	const zeros = " 0 0 0 0 0 0 0 0 0 0 "
 	for _, x := range []struct{ name, file, text string }{
@@ -303,8 +302,7 @@ func TestLibraryLoses(t *testing.T) {
 	}
 }
 
-// BenchmarkLibrary reads each captured file from a file system, and takes it apart,
-// in both ways.
+// BenchmarkLibrary reads and parses each captured file from a file system, in both ways.
 func BenchmarkLibrary(b *testing.B) {
 	for _, name := range slices.Sorted(maps.Keys(opinions)) {
 		x := opinions[name]
@@ -356,7 +354,7 @@ func benchmarkLibrary(b *testing.B, name, root, path string) {
 	b.ReportMetric(used[1]/used[0], "times-faster")
 }
 
-// plain is our parser of a file, without the values' names.
+// plain is our parser of a file, without the names of the values.
 func plain(b *testing.B, name string) func([]byte) error {
 	switch name {
 	case "tcp", "udp", "ip", "tcpext":
@@ -394,7 +392,7 @@ func plain(b *testing.B, name string) func([]byte) error {
 	return nil
 }
 
-// asked lets the library read a file.
+// asked makes the library read a file.
 func asked(name string, fs procfs.FS) (err error) {
 	p, err := fs.Proc(1)
 	if err != nil {
@@ -416,10 +414,10 @@ func asked(name string, fs procfs.FS) (err error) {
 	case "ipvs":
 		_, err = fs.IPVSStats()
 	case "tcp text":
-		//lint:ignore SA1019 it is the other opinion on the text that we read, too
+		//lint:ignore SA1019 the test compares our parser of the same text with it
 		_, err = fs.NetTCP()
 	case "tcp6 text":
-		//lint:ignore SA1019 it is the other opinion on the text that we read, too
+		//lint:ignore SA1019 the test compares our parser of the same text with it
 		_, err = fs.NetTCP6()
 	case "pid io":
 		_, err = p.IO()

@@ -28,7 +28,7 @@ import (
 	"nodeskoop/internal/testkit/proof"
 )
 
-// pair is two namespaces joined by a veth, and a Sampler over both.
+// pair is two network namespaces joined by a veth, and a Sampler over both.
 type pair struct {
 	a, b *nsnet.Space
 	*nsnet.Sampler
@@ -37,7 +37,7 @@ type pair struct {
 func newPair(t *testing.T, probes ...string) *pair {
 	t.Helper()
 	p := &pair{a: nsnet.New(t), b: nsnet.New(t)}
-	// Router solicitations would come at any time.
+	// Without this, router solicitations would be sent at any time.
 	for _, s := range []*nsnet.Space{p.a, p.b} {
 		s.Sysctl("net/ipv6/conf/default/router_solicitations", "0")
 	}
@@ -47,8 +47,8 @@ func newPair(t *testing.T, probes ...string) *pair {
 	return p
 }
 
-// traffic makes connections over both families, some to closed ports, and
-// datagrams, some to closed ports, some more than the receiver has room for.
+// traffic makes connections over both families and sends datagrams, some to closed ports,
+// some beyond the receive buffer.
 func (p *pair) traffic(t *testing.T) {
 	t.Helper()
 	for _, host := range []string{"10.0.0.2", "[fd00::2]"} {
@@ -83,7 +83,7 @@ func (p *pair) traffic(t *testing.T) {
 		}
 		c := p.a.Dial("udp", host+":9")
 		for range 4 {
-			_, _ = c.Write([]byte("nobody listens")) // ECONNREFUSED every other time
+			_, _ = c.Write([]byte("nobody listens")) // ECONNREFUSED on every other write
 		}
 		full := p.b.Packets("udp", host+":0").(*net.UDPConn)
 		if err := full.SetReadBuffer(4096); err != nil {
@@ -96,7 +96,7 @@ func (p *pair) traffic(t *testing.T) {
 			}
 		}
 	}
-	// A connection that is reset, and one that is closed with data unread.
+	// A connection that is reset, and one that is closed with unread data.
 	l := p.b.Listen("tcp", "10.0.0.2:0")
 	for i := range 2 {
 		c := p.a.Dial("tcp", l.Addr().String()).(*net.TCPConn)
@@ -115,7 +115,7 @@ func (p *pair) traffic(t *testing.T) {
 		_, _ = d.Read(make([]byte, 10))
 		_ = d.Close()
 	}
-	// An accept queue that is full.
+	// A full accept queue.
 	p.b.Do(func() {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
 		if err == nil {
@@ -144,8 +144,7 @@ func (p *pair) traffic(t *testing.T) {
 	settle(t, p.a, p.b)
 }
 
-// trouble makes the counters move that only lost packets, closed windows and
-// missing routes move.
+// trouble moves the counters of lost packets, zero windows and missing routes.
 func (p *pair) trouble(t *testing.T) {
 	t.Helper()
 	l := p.b.Listen("tcp", "10.0.0.2:778")
@@ -161,8 +160,8 @@ func (p *pair) trouble(t *testing.T) {
 	}
 	shut := p.a.Dial("tcp", "10.0.0.2:778")
 	_ = shut.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-	_, _ = shut.Write(make([]byte, 16<<20)) // until the window is closed
-	// b loses what comes to two ports.
+	_, _ = shut.Write(make([]byte, 16<<20)) // until the window is zero
+	// b drops packets to two ports.
 	p.b.Run("nft", "add", "table", "inet", "t")
 	p.b.Run("nft", "add", "chain", "inet", "t", "c", "{ type filter hook input priority 0; }")
 	port := lost.LocalAddr().(*net.TCPAddr).Port
@@ -178,7 +177,7 @@ func (p *pair) trouble(t *testing.T) {
 		t.Cleanup(func() { _ = unix.Close(fd) })
 		_ = unix.Connect(fd, &unix.SockaddrInet4{Port: 779, Addr: [4]byte{10, 0, 0, 2}})
 	})
-	// b has no route to where a sends.
+	// b has no route to the destination of a's packets.
 	p.b.Sysctl("net/ipv4/ip_forward", "1")
 	p.a.Run("ip", "route", "add", "203.0.113.0/24", "via", "10.0.0.2")
 	c := p.a.Dial("udp", "203.0.113.1:9")
@@ -198,8 +197,8 @@ func (p *pair) trouble(t *testing.T) {
 	t.Error("a has sent no probe or no retransmission")
 }
 
-// settle waits a little for the namespaces to have nothing more to say to each
-// other. Retransmissions may still come; see sampleStill.
+// settle waits briefly until the namespaces exchange no more packets. Retransmissions may
+// still follow; see sampleStill.
 func settle(t *testing.T, spaces ...*nsnet.Space) {
 	t.Helper()
 	last := ""
@@ -216,8 +215,7 @@ func settle(t *testing.T, spaces ...*nsnet.Space) {
 	}
 }
 
-// sampleStill samples while check, an independent reading, gives the same
-// before and after.
+// sampleStill samples until check, an independent reading, gives the same before and after.
 func (p *pair) sampleStill(t *testing.T, check func() string) (nsnet.Values, string) {
 	t.Helper()
 	for range 20 {
@@ -254,7 +252,7 @@ func TestMIBAgainstNstat(t *testing.T) {
 				section, field, _ := strings.Cut(m.Field, ".")
 				want, ok := nstat[section+field]
 				if !ok {
-					// nstat leaves out gauges it does not know as counters.
+					// nstat omits gauges.
 					want = textValue(t, x.s, section, field)
 				}
 				w, err := strconv.ParseFloat(want, 64)
@@ -296,7 +294,7 @@ func TestMIBAgainstNstat(t *testing.T) {
 	}
 }
 
-// textValue takes one value out of /proc/net/snmp or netstat with awk.
+// textValue extracts one value of /proc/net/snmp or netstat with awk.
 func textValue(t *testing.T, s *nsnet.Space, section, field string) string {
 	t.Helper()
 	const prog = `$1 == s":" && !n { for (i = 2; i <= NF; i++) if ($i == f) n = i; next } $1 == s":" && n { print $n; exit }`
@@ -330,7 +328,7 @@ func TestSockAgainstSockstat(t *testing.T) {
 	}
 }
 
-// ipLinkSum adds up what ip prints of every interface but lo.
+// ipLinkSum sums what ip prints of every interface except lo.
 func ipLinkSum(t *testing.T, s *nsnet.Space) map[string]float64 {
 	t.Helper()
 	type side struct {
@@ -364,7 +362,7 @@ func TestNetdevAgainstIPLink(t *testing.T) {
 	p := newPair(t, "netdev")
 	p.a.Run("ip", "link", "add", "veth1", "type", "veth", "peer", "name", "veth2")
 	p.traffic(t)
-	// Packets for a peer that is down are dropped on their way out.
+	// Packets to a peer that is down are dropped on transmit.
 	p.a.Run("ip", "addr", "add", "10.9.0.1/24", "dev", "veth1")
 	p.a.Run("ip", "link", "set", "veth1", "up")
 	p.a.Run("ip", "link", "set", "veth2", "up")
@@ -387,8 +385,8 @@ func TestNetdevAgainstIPLink(t *testing.T) {
 	}
 }
 
-// TestNetdevGone removes, replaces and renames interfaces: the sums only grow,
-// by what was counted and nothing else.
+// TestNetdevGone removes, replaces and renames interfaces. The sums only grow, and exactly
+// by what was counted.
 func TestNetdevGone(t *testing.T) {
 	p := &pair{a: nsnet.New(t)}
 	p.Sampler = nsnet.NewSampler(t, collect.Options{Enabled: []string{"netdev"},
@@ -412,7 +410,7 @@ func TestNetdevGone(t *testing.T) {
 			}
 		}
 	}
-	const size = 142 // with the headers of UDP, IP and Ethernet
+	const size = 142 // including the UDP, IP and Ethernet headers
 	add()
 	settle(t, p.a)
 	base := p.Sample()["a"]
@@ -432,11 +430,11 @@ func TestNetdevGone(t *testing.T) {
 	}
 	send(10)
 	want(10)
-	p.a.Run("ip", "link", "del", "v1") // gone
+	p.a.Run("ip", "link", "del", "v1") // deleted
 	want(10)
 	want(10)
 	want(10)
-	add() // new under the old name
+	add() // recreated under the same name
 	send(3)
 	want(13)
 	send(2)
@@ -446,7 +444,7 @@ func TestNetdevGone(t *testing.T) {
 	send(1)
 	want(16)
 	p.a.Run("ip", "link", "set", "v1", "down")
-	p.a.Run("ip", "link", "set", "v1", "name", "renamed") // the same interface, and counts on
+	p.a.Run("ip", "link", "set", "v1", "name", "renamed") // renamed, with its counters
 	p.a.Run("ip", "link", "set", "renamed", "up")
 	p.a.AwaitUp("renamed")
 	p.a.Run("ip", "neigh", "replace", "10.9.0.2", "lladdr", "02:00:00:00:00:01", "dev", "renamed")
@@ -480,7 +478,8 @@ func TestSoftnetAgainstTheFile(t *testing.T) {
 	before, _ := sum()
 	p.Sample()
 	p.traffic(t)
-	// The whole machine counts here: until two readings around ours agree.
+	// Traffic of the whole machine counts here: repeat until readings before and after
+	// agree.
 	var v nsnet.Values
 	still := false
 	for range 500 {
@@ -503,7 +502,7 @@ func TestSoftnetAgainstTheFile(t *testing.T) {
 	}
 }
 
-// TestSoftnetCPUsOffline reads a tree in which CPUs come and go and wrap.
+// TestSoftnetCPUsOffline reads files in which CPUs go offline and online and counters wrap.
 func TestSoftnetCPUsOffline(t *testing.T) {
 	root := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(root, "1/net"), 0o755); err != nil {
@@ -533,8 +532,8 @@ func TestSoftnetCPUsOffline(t *testing.T) {
 	}
 }
 
-// TestFDAgainstLs counts in all three ways: by the kernel's iterators, by
-// reading links, and, for processes that the iterators did not see, by both.
+// TestFDAgainstLs counts in all three ways: with the BPF iterators, by reading links, and
+// with both, for processes that the iterators did not see.
 func TestFDAgainstLs(t *testing.T) {
 	s := nsnet.New(t)
 	need.Program(t, "ls")
@@ -601,7 +600,7 @@ func TestFDAgainstLs(t *testing.T) {
 			if p.all.iterator == nil {
 				return
 			}
-			// As if all but one of the processes had started later.
+			// Pretend that all processes but one started after the iterator ran.
 			counts, err := p.all.iterator.Read()
 			if err != nil {
 				t.Fatal(err)
@@ -612,8 +611,8 @@ func TestFDAgainstLs(t *testing.T) {
 	})
 }
 
-// TestFDComesAndGoes holds the iterators' counts to descriptors that a process
-// opens and closes, and forgets processes that have ended.
+// TestFDComesAndGoes compares the iterators' counts with descriptors that a process opens
+// and closes, and checks that exited processes are forgotten.
 func TestFDComesAndGoes(t *testing.T) {
 	need.Root(t)
 	files, err := bpf.NewOpenFiles(keptTypes.types)
@@ -630,7 +629,7 @@ func TestFDComesAndGoes(t *testing.T) {
 		}
 		return all, all[own]
 	}
-	count() // what the runtime opens once, it has open from here on
+	count() // from here on the runtime opens nothing more
 	_, before := count()
 	var fds []int
 	for range 700 {
@@ -650,7 +649,7 @@ func TestFDComesAndGoes(t *testing.T) {
 		t.Errorf("%+v when all are closed, %+v before", now, before)
 	}
 	var jobs []*exec.Cmd
-	for range 600 { // more than one reading of the map takes
+	for range 600 { // more than one read of the map
 		cmd := exec.Command("sleep", "1000")
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
@@ -673,8 +672,8 @@ func TestFDComesAndGoes(t *testing.T) {
 	}
 }
 
-// TestMillionDescriptors: the kernel interrupts an iterator after each million
-// objects, and goes on with the next call.
+// TestMillionDescriptors: the kernel interrupts an iterator after a million objects, and
+// continues with the next read.
 func TestMillionDescriptors(t *testing.T) {
 	need.Root(t)
 	need.Short(t)
@@ -684,7 +683,7 @@ func TestMillionDescriptors(t *testing.T) {
 	}
 	defer files.Close()
 	need.Program(t, "python3")
-	// As many processes as it takes by this machine's limit for each.
+	// The number of processes depends on RLIMIT_NOFILE.
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
@@ -733,7 +732,7 @@ os.read(0, 1)`, strconv.Itoa(each), strconv.Itoa(many))
 	}
 }
 
-// failing is an iterator that fails for some readings.
+// failing is an iterator whose first readings fail.
 type failing struct{ fail, reads int }
 
 func (f *failing) Read() (map[uint32]int, error) {
@@ -747,8 +746,8 @@ func (f *failing) Read() (map[uint32]int, error) {
 
 func (*failing) Close() error { return nil }
 
-// TestFailedIteratorIsTriedAgain: it costs the cycle in which it fails and some
-// after that, not all to come, and is logged once.
+// TestFailedIteratorIsTriedAgain: a failure costs that cycle and a few more, and is logged
+// once.
 func TestFailedIteratorIsTriedAgain(t *testing.T) {
 	var log bytes.Buffer
 	f := &failing{fail: 2}
@@ -759,7 +758,7 @@ func TestFailedIteratorIsTriedAgain(t *testing.T) {
 			known = append(known, cycle)
 		}
 	}
-	// It failed in 1 and, two cycles later, in 3; four later it works again.
+	// It failed in cycle 1 and, two cycles later, in 3; four cycles later it works again.
 	if want := []uint64{7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20}; !slices.Equal(known, want) {
 		t.Errorf("known in the cycles %v, want %v", known, want)
 	}

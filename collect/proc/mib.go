@@ -13,23 +13,23 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// mib samples metrics of one section of /proc/PID/net/snmp or netstat. There a
-// section is two lines that begin with its name: one with the names of the
-// values, one with the values (net/ipv4/proc.c, snmp_seq_show and
-// netstat_seq_show). Which metric is which value says Metric.Field.
+// mib samples the metrics in one section of /proc/PID/net/snmp or netstat. A section is two
+// lines that begin with its name: the first has the names of the values, the second the
+// values (net/ipv4/proc.c, snmp_seq_show and netstat_seq_show). Metric.Field is the name of
+// a metric's value.
 //
 // A value that this kernel does not have is 0.
 type mib struct {
 	file    string // below /proc/PID/net
-	path    string // for errors: "net/snmp"
+	path    string // the same for errors: "net/snmp"
 	section string
 	metrics []*catalog.Metric
-	names   []string // of the value of each metric
+	names   []string // name of each metric's value
 	layout  atomic.Pointer[mibLayout]
 }
 
-// mibLayout is where a kernel prints the values: the line of names, and for
-// each of its columns the index of the metric, or -1.
+// mibLayout is the layout of a kernel's file: the line of names, and for each column the
+// index of the metric, or -1.
 type mibLayout struct {
 	header []byte
 	column []int16
@@ -132,7 +132,7 @@ func (p *mib) values(l *kernel.Lines, layout *mibLayout, line []byte, values *[m
 		}
 		i := layout.column[n]
 		n++
-		// Some values are signed, such as the "no limit" -1 of Tcp.MaxConn.
+		// Some values are signed, such as Tcp.MaxConn, where -1 means no limit.
 		x, ok := kernel.Gauge(f)
 		if i >= 0 && p.metrics[i].Type == catalog.Counter {
 			x, ok = kernel.Uint(f)
@@ -159,7 +159,7 @@ func nameOf(l *mibLayout, n int) string {
 	return "?"
 }
 
-// readOptional reads a file that not every kernel has; nil if it is not there.
+// readOptional reads a file that some kernels do not have; it returns nil if there is none.
 func readOptional(v *collect.View, name string) ([]byte, error) {
 	b, err := v.ReadNet(name)
 	if errors.Is(err, fs.ErrNotExist) {

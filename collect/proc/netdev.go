@@ -21,42 +21,41 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// netdev sums /proc/PID/net/dev over every interface but lo
-// (net/core/net-procfs.c, dev_seq_printf_stats).
+// netdev sums /proc/PID/net/dev over every interface except lo (net/core/net-procfs.c,
+// dev_seq_printf_stats).
 //
-// The sums count what interfaces have counted while they were in the
-// namespace. The file has names, and a name is nobody's for long: interfaces
-// are told apart by their indexes, which a namespace gives to new ones in
-// rising order. What an interface shows that is new to a namespace which is
-// being followed counts only if it was created there since. In the host's
-// namespace the kernel tells of each that comes, with what its counters were;
-// in pods' one with a higher index than any before is a new one, because a
-// socket that listens would keep the namespace of an ended pod alive.
+// The sums are what interfaces have counted while they were in the namespace. The file has
+// only names, which are reused, so interfaces are identified by index; a namespace assigns
+// new indexes in ascending order. When an interface appears in a namespace that was sampled
+// before, its counters count in full only if it was created there. In the host's namespace
+// the kernel reports each new interface with its initial counters. Pods' namespaces have no
+// such listener, since its socket would keep the namespace of an ended pod alive. There an
+// interface with a higher index than any before is taken for a created one.
 type netdev struct {
 	log     *slog.Logger
 	root    string
 	once    bool
 	metrics []*catalog.Metric
-	fields  []string // "rx.bytes", of each metric
+	fields  []string // such as "rx.bytes", of each metric
 	layout  atomic.Pointer[netdevLayout]
 
 	mu       sync.Mutex
 	host     netlink.HostListener[interfaces]
-	departed []departure // in this cycle and the one before
+	departed []departure // of this cycle and the previous one
 }
 
 // departure is an interface that moved from the host's namespace to another.
 type departure struct {
-	index  int32 // there
+	index  int32 // in its new namespace
 	values [netdevFields]uint64
 	cycle  uint64
 }
 
-// netdevFields is how many values are taken of an interface.
+// netdevFields is the number of values per interface.
 const netdevFields = 8
 
-// netdevLayout is where a kernel prints the values: the line of names, and for
-// each of its columns the index of the metric, or -1.
+// netdevLayout is the layout of a kernel's file: the line of names, and for each column the
+// index of the metric, or -1.
 type netdevLayout struct {
 	header []byte
 	column []int8
@@ -106,8 +105,8 @@ func (p *netdev) Sample(v *collect.View) error {
 	return nil
 }
 
-// listen opens the Listener of the host's namespace, once for each memory of
-// it. Without one, interfaces are told apart as in a pod's.
+// listen opens the Listener of the host's namespace, once per state. Without it, interfaces
+// are identified as in a pod's namespace.
 func (p *netdev) listen(v *collect.View, s *interfaces) error {
 	p.mu.Lock()
 	wanted := p.host.Wanted(s)
@@ -137,8 +136,7 @@ func (p *netdev) listen(v *collect.View, s *interfaces) error {
 	return nil
 }
 
-// departures returns those of this cycle and the one before, and is nil for
-// the host.
+// departures returns the departures of this cycle and the previous one; nil for the host.
 func (p *netdev) departures(v *collect.View) []departure {
 	if v.Pod() == nil {
 		return nil
@@ -149,8 +147,8 @@ func (p *netdev) departures(v *collect.View) []departure {
 	return slices.Clone(p.departed)
 }
 
-// hear takes in what the kernel said of the namespace of s, and reports whether
-// that was anything.
+// hear processes the kernel's messages about the namespace of s, and reports whether there
+// were any.
 func (p *netdev) hear(v *collect.View, s *interfaces) (bool, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -182,8 +180,8 @@ func (p *netdev) hear(v *collect.View, s *interfaces) (bool, error) {
 	return heard || lost, err
 }
 
-// statsAt says where struct rtnl_link_stats64 has the values that are summed
-// up to that of the file (dev_seq_printf_stats).
+// statsAt lists the indexes in struct rtnl_link_stats64 whose values are summed for each
+// value of the file (dev_seq_printf_stats).
 var statsAt = map[string][]int{
 	"rx.bytes": {2}, "rx.packets": {0}, "rx.errs": {4}, "rx.drop": {6, 15},
 	"tx.bytes": {3}, "tx.packets": {1}, "tx.errs": {5}, "tx.drop": {7},
@@ -201,10 +199,9 @@ func (p *netdev) stats(b []byte, values *[netdevFields]uint64) error {
 	return nil
 }
 
-// identify finds the indexes of the interfaces that were read. Where they are
-// not what they were, the file is read again until indexes and names are the
-// same before and after. What cannot be asked stays unknown, and then the name
-// has to do.
+// identify finds the indexes of the interfaces that were read. If they have changed, it
+// reads the file again until names and indexes are the same before and after. An index that
+// cannot be read stays 0, and the interface is identified by name.
 func (p *netdev) identify(v *collect.View, s *interfaces) error {
 	err := v.Enter("find the indexes of interfaces", func() error {
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -222,8 +219,8 @@ func (p *netdev) identify(v *collect.View, s *interfaces) error {
 			if same && !heard {
 				break
 			}
-			// In this namespace, but not through the process that the file was
-			// read through before: whatever it is in by now.
+			// Read through this thread, which is in the namespace: the process used before
+			// may have moved.
 			b, err := os.ReadFile(p.root + "/thread-self/net/dev")
 			if err != nil {
 				break
@@ -244,25 +241,25 @@ func (p *netdev) identify(v *collect.View, s *interfaces) error {
 	return nil
 }
 
-// interfaces is what is remembered of one namespace.
+// interfaces is the state of one namespace.
 type interfaces struct {
 	total [netdevFields]uint64
-	list  []iface // the interfaces of the last sample
-	top   int32   // the highest index that there was
-	began bool    // a sample was taken: what comes is new
-	next  int     // where in list, or read, the next interface probably is
+	list  []iface // as of the last sample
+	top   int32   // highest index ever seen
+	began bool    // after a first sample: unknown interfaces are new
+	next  int     // likely index of the next interface in list or read
 	read  []ifaceLine
 	req   ifreq
-	// looked: the kernel was asked about those that were not read.
+	// looked: the kernel was asked about the interfaces that were not read.
 	looked bool
 }
 
 type iface struct {
 	name   [unix.IFNAMSIZ]byte
-	index  int32 // 0: not known
+	index  int32 // 0: unknown
 	values [netdevFields]uint64
-	missed uint8 // samples in a row that did not see it
-	gone   bool  // the kernel has it no more
+	missed uint8 // samples in a row without it
+	gone   bool  // the kernel does not have it any more
 }
 
 type ifaceLine struct {
@@ -271,14 +268,14 @@ type ifaceLine struct {
 	values [netdevFields]uint64
 }
 
-// ifreq is struct ifreq with a number in it.
+// ifreq is struct ifreq with a number in its union.
 type ifreq struct {
 	name   [unix.IFNAMSIZ]byte
 	number int32
 	_      [20]byte
 }
 
-// Keep appends the sums and the interfaces that they have come from.
+// Keep appends the sums and the interfaces behind them.
 func (s *interfaces) Keep(b []byte) []byte {
 	if !s.began {
 		return b
@@ -314,8 +311,8 @@ func (s *interfaces) Recall(b []byte) error {
 	return d.Err()
 }
 
-// ask asks for the indexes of the interfaces that were read, and reports
-// whether each is that of the interface that had the name before.
+// ask reads the indexes of the interfaces that were read, and reports whether each is that
+// of the interface that had the name before.
 func (s *interfaces) ask(fd int) (same bool) {
 	same = s.began
 	s.next = 0
@@ -332,9 +329,9 @@ func (s *interfaces) ask(fd int) (same bool) {
 	return same
 }
 
-// look finds out which of the interfaces that were not read are gone. The file
-// may lack one that is there: it is longer than a page, and older kernels lose
-// their place in it when an interface goes away.
+// look finds which of the interfaces that were not read are gone. The file may lack an
+// existing one: it is longer than a page, and older kernels lose their position in it when
+// an interface is deleted.
 func (s *interfaces) look(fd int) {
 	s.next, s.looked = 0, true
 	for i := range s.list {
@@ -369,8 +366,7 @@ func (s *interfaces) ioctl(fd int, request uintptr) unix.Errno {
 	return e
 }
 
-// parse takes in the whole file or nothing of it, and tells interfaces apart
-// by their names.
+// parse reads the whole file, or rejects it, and identifies interfaces by name.
 func (p *netdev) parse(b []byte, s *interfaces) error {
 	if err := p.read(b, s); err != nil {
 		return err
@@ -379,7 +375,7 @@ func (p *netdev) parse(b []byte, s *interfaces) error {
 	return nil
 }
 
-// read reads the lines of the whole file, or nothing of it.
+// read reads the lines of the whole file, or rejects it.
 func (p *netdev) read(b []byte, s *interfaces) error {
 	l := kernel.Lines{File: "net/dev", Rest: b}
 	if _, ok, err := l.Next(); err != nil || !ok {
@@ -418,7 +414,7 @@ func (p *netdev) read(b []byte, s *interfaces) error {
 
 var loopback = [unix.IFNAMSIZ]byte{'l', 'o'}
 
-// newLayout reads a line such as
+// newLayout parses a line such as
 //
 //	face |bytes    packets errs drop fifo frame compressed multicast|bytes ...
 func (p *netdev) newLayout(l *kernel.Lines, header []byte) (*netdevLayout, error) {
@@ -473,8 +469,7 @@ func (x *ifaceLine) parse(l *kernel.Lines, layout *netdevLayout, line []byte) er
 	return nil
 }
 
-// update takes in the lines of one sample. departed are interfaces that may
-// have moved in.
+// update counts the lines of one sample. departed are interfaces that may have moved in.
 func (s *interfaces) update(departed []departure) {
 	for i := range s.list {
 		s.list[i].missed++
@@ -495,8 +490,8 @@ func (s *interfaces) update(departed []departure) {
 	n := 0
 	for i := range s.list {
 		f := &s.list[i]
-		// Where the kernel cannot be asked about an interface, it has to be
-		// missed twice.
+		// If the kernel cannot be asked, an interface counts as gone when two readings in a
+		// row lack it.
 		if f.gone || f.missed > 1 && (f.index == 0 || !s.looked) {
 			continue
 		}
@@ -509,13 +504,13 @@ func (s *interfaces) update(departed []departure) {
 	s.began, s.looked = true, false
 }
 
-// hear takes in that an interface came or went, and with which counters. It
-// reports whether an interface went that was known.
+// hear counts an interface that came or went, with its counters at that moment. It reports
+// whether a known interface went.
 func (s *interfaces) hear(came bool, x *ifaceLine) (went bool) {
 	i := slices.IndexFunc(s.list, func(f iface) bool { return f.index == x.index })
 	switch {
 	case !s.began:
-		// The first sample has it, if it is there.
+		// The first sample will include it if it exists.
 	case i >= 0:
 		s.grow(&s.list[i], x)
 		if !came {
@@ -529,16 +524,15 @@ func (s *interfaces) hear(came bool, x *ifaceLine) (went bool) {
 	return false
 }
 
-// new reports whether an interface that was not there before counts with all
-// that it shows.
+// new reports whether an interface that was not there before counts in full.
 func (s *interfaces) new(x *ifaceLine, departed []departure) bool {
 	switch {
 	case !s.began:
-		return true // the kernel's counters as they are
+		return true // first sample: the kernel's counters as they are
 	case x.index == 0:
-		return true // it is not known
+		return true // identity unknown
 	case x.index <= s.top:
-		return false // new ones get higher indexes
+		return false // moved in: created interfaces get higher indexes
 	}
 	return !slices.ContainsFunc(departed, func(d departure) bool {
 		if d.index != x.index {
@@ -553,18 +547,18 @@ func (s *interfaces) new(x *ifaceLine, departed []departure) bool {
 	})
 }
 
-// grow adds what an interface has counted since it was read last.
+// grow adds what an interface has counted since its last reading.
 func (s *interfaces) grow(f *iface, x *ifaceLine) {
 	for i, now := range x.values {
 		switch before := f.values[i]; {
 		case now >= before:
 			s.total[i] += now - before
 		case before-now <= before/16:
-			// A correction, or two readings that overtook each other: what is
-			// above has been counted, and counts once.
+			// A corrected counter, or two readings out of order: keep the higher value, so
+			// that the difference counts once.
 			continue
 		default:
-			// This counter was set to 0, and no other was by that.
+			// This counter was reset; the others are unaffected.
 			s.total[i] += now
 		}
 		f.values[i] = now
@@ -576,8 +570,7 @@ func (s *interfaces) grow(f *iface, x *ifaceLine) {
 	}
 }
 
-// find returns the interface of a line: by its index, or where that is not
-// known by its name.
+// find returns the interface of a line by index, or by name if the index is unknown.
 func (s *interfaces) find(x *ifaceLine) *iface {
 	n := len(s.list)
 	for i := range n {

@@ -10,18 +10,18 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// Interfaces are told apart by what they are. Each step below changes something
-// and sends packets; what txpackets has grown by must be what was sent in the
-// namespace, and nothing that an interface counted elsewhere. It is the same
-// for the host, whose comings and goings the kernel tells, for a pod, and for
-// either where the program restarts between the step and the sample.
+// Tests of an interface's identity. Each step changes something and sends packets.
+// txpackets must grow by the packets sent in the namespace, without what an interface
+// counted elsewhere. Each step is tested for the host, where the kernel reports new
+// interfaces, for a pod, and for both with a restart of the program between step and
+// sample.
 
-// street is a namespace that is sampled, with one that is not beside it.
+// street is a sampled namespace, and one beside it that is not sampled.
 type street struct {
 	t       *testing.T
 	here    *nsnet.Space
 	away    *nsnet.Space
-	far     *nsnet.Space // of the other ends
+	far     *nsnet.Space // holds the peers of the interfaces
 	sampler *nsnet.Sampler
 	name    string
 	again   bool
@@ -45,7 +45,7 @@ func newStreet(t *testing.T, host, again bool) *street {
 	return s
 }
 
-// add makes an interface whose peer throws away what it gets.
+// add makes an interface whose peer discards what it receives.
 func (s *street) add(in *nsnet.Space, name string, more ...string) {
 	s.t.Helper()
 	s.n++
@@ -143,7 +143,7 @@ func TestInterfacesByIdentity(t *testing.T) {
 
 			s.here.Run("ip", "link", "del", "x")
 			s.add(s.here, "x")
-			s.send(s.here, 60) // more than the one before had counted
+			s.send(s.here, 60) // more than the previous one had counted
 			s.want("replaced by its namesake", 60)
 			s.here.Run("ip", "link", "set", "x", "down")
 			s.here.Run("ip", "link", "set", "x", "name", "renamed")
@@ -156,7 +156,7 @@ func TestInterfacesByIdentity(t *testing.T) {
 	}
 }
 
-// TestInterfacesOfTheHost: what only the kernel's own word tells.
+// TestInterfacesOfTheHost: cases that only the kernel's messages reveal.
 func TestInterfacesOfTheHost(t *testing.T) {
 	s := newStreet(t, true, false)
 	s.want("first", 0)
@@ -184,15 +184,15 @@ func TestInterfacesOfTheHost(t *testing.T) {
 	s.send(s.here, 8)
 	s.want("replaced by one of its name and index", 8)
 
-	// A bridge tells of its ports in messages of the same types.
+	// A bridge reports its ports with the same message types.
 	s.here.Run("ip", "link", "add", "br0", "type", "bridge")
 	s.here.Run("ip", "link", "set", "same", "master", "br0")
 	s.here.Run("ip", "link", "set", "same", "nomaster")
 	s.want("a port of a bridge, and no more", 0)
 }
 
-// TestInterfaceGoesToAPod: it has counted what it has for the host, and for the
-// pod from there on.
+// TestInterfaceGoesToAPod: an interface's counts before the move are the host's, and those
+// after it the pod's.
 func TestInterfaceGoesToAPod(t *testing.T) {
 	s := newStreet(t, true, false)
 	s.sampler = nsnet.NewSampler(t, collect.Options{Enabled: []string{"netdev"}, HostNetns: s.here.Path,
@@ -210,14 +210,14 @@ func TestInterfaceGoesToAPod(t *testing.T) {
 	s.send(s.away, 5)
 	v = s.sampler.Sample()
 	v.Want(t, nsnet.Host, map[string]float64{"kubeskoop_netdev_txpackets": 40})
-	// What it sent between the move and the first sample is not known apart.
+	// Packets between the move and the first sample cannot be told apart.
 	if now := v["a"]["kubeskoop_netdev_txpackets"]; got > 3 || now != got+5 {
 		t.Errorf("the pod: %v packets, then %v after 5 more", got, now)
 	}
 }
 
-// TestNetdevEachCounterFalls: a counter of an interface that falls, falls for
-// itself, and never the sum.
+// TestNetdevEachCounterFalls: if one counter of an interface falls, the others are
+// unaffected, and no sum falls.
 func TestNetdevEachCounterFalls(t *testing.T) {
 	const head = "Inter-|   Receive |  Transmit\n face |bytes packets errs drop|bytes packets errs drop\n"
 	factory, err := newNetdev(collect.Env{})
@@ -229,7 +229,7 @@ func TestNetdevEachCounterFalls(t *testing.T) {
 	for i, name := range p.fields {
 		for _, x := range []struct {
 			what            string
-			now, want, then uint64 // want after the fall, and after 1000 more
+			now, want, then uint64 // want after the fall, then after 1000 more
 		}{
 			{"set to 0", 0, start[i], start[i] + 1000},
 			{"set to 0, and counts on", start[i] / 10, start[i] + start[i]/10, start[i] + start[i]/10 + 1000},
@@ -274,8 +274,8 @@ func TestNetdevEachCounterFalls(t *testing.T) {
 	}
 }
 
-// TestSoftnetIsRecalled: counters of 32 bits that have wrapped, and CPUs that
-// are offline by now, go on.
+// TestSoftnetIsRecalled: 32-bit counters that have wrapped, and those of offline CPUs,
+// continue after a restart.
 func TestSoftnetIsRecalled(t *testing.T) {
 	line := func(processed, cpu uint32) string {
 		return fmt.Sprintf("%08x 00000001 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 %08x\n", processed, cpu)

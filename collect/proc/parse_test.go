@@ -14,7 +14,7 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// captured reads a file below testdata from every kernel that has it.
+// captured reads a file of testdata from every kernel that has it.
 func captured(t testing.TB, name string) map[string][]byte {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join("testdata", "*", name))
@@ -32,8 +32,8 @@ func captured(t testing.TB, name string) map[string][]byte {
 	return out
 }
 
-// parsers are all parsers of whole files, each reduced to what it makes of
-// one: text that two equal readings have in common.
+// parsers are all parsers of whole files. Each returns its result as text; equal results
+// give equal text.
 var parsers = map[string]struct {
 	file  string
 	parse func(b []byte) (string, error)
@@ -101,8 +101,8 @@ func parseMIB(probe, file string) func([]byte) (string, error) {
 	}
 }
 
-// TestTruncated cuts every captured file after every byte. What is left is an
-// error that names file and line, or it is a whole number of lines.
+// TestTruncated cuts every captured file after every byte. The rest is either an error that
+// names file and line, or ends at the end of a line.
 func TestTruncated(t *testing.T) {
 	for name, x := range parsers {
 		for kernel, whole := range captured(t, x.file) {
@@ -124,8 +124,7 @@ func TestTruncated(t *testing.T) {
 	}
 }
 
-// TestDamaged puts a wrong byte in every place of a captured file: no parser
-// panics.
+// TestDamaged replaces every byte of a captured file: no parser panics.
 func TestDamaged(t *testing.T) {
 	for _, x := range parsers {
 		whole := captured(t, x.file)["6.18"]
@@ -140,10 +139,10 @@ func TestDamaged(t *testing.T) {
 	}
 }
 
-// TestMIBColumns gives every value of a captured file its own number, and
-// finds each again at its metric.
+// TestMIBColumns gives every value of a captured file a distinct number, and checks that
+// each metric gets its own.
 func TestMIBColumns(t *testing.T) {
-	lacking := map[string]bool{ // what kernels before 4.19, 5.2 and 5.10 do not have
+	lacking := map[string]bool{ // missing in kernels before 4.19, 5.2 and 5.10
 		"TcpExt.TCPRcvQDrop": true, "TcpExt.TCPZeroWindowDrop": true, "TcpExt.TCPWqueueTooBig": true,
 	}
 	for _, x := range []struct{ probe, file string }{{"tcp", "snmp"}, {"udp", "snmp"}, {"ip", "netstat"}, {"tcpext", "netstat"}} {
@@ -172,7 +171,7 @@ func TestMIBColumns(t *testing.T) {
 	}
 }
 
-// number replaces the values of a file of the MIB with numbers of their own.
+// number replaces the values of a MIB file by distinct numbers.
 func number(text string) (out string, want map[string]uint64) {
 	want = map[string]uint64{}
 	lines := strings.SplitAfter(text, "\n")
@@ -218,8 +217,8 @@ func TestMIBMalformed(t *testing.T) {
 	}
 }
 
-// TestGaugeBelowZero: CurrEstab is a sum over CPUs that are read one after the
-// other, and can come out as -1.
+// TestGaugeBelowZero: CurrEstab is a sum over CPUs that are read one after another, and can
+// be -1.
 func TestGaugeBelowZero(t *testing.T) {
 	p, err := newMIB("tcp", "snmp")
 	if err != nil {
@@ -283,8 +282,8 @@ func TestSoftnetMalformed(t *testing.T) {
 	}
 }
 
-// TestSoftnetWithoutNumbers: older kernels list the CPUs that are online
-// without saying which. Where one goes, none of the others jumps.
+// TestSoftnetWithoutNumbers: older kernels list the online CPUs without their numbers. If
+// one goes offline, the sums do not jump.
 func TestSoftnetWithoutNumbers(t *testing.T) {
 	const zeros = " 0 0 0 0 0 0 0 0 0\n"
 	var s softnetState
@@ -294,7 +293,7 @@ func TestSoftnetWithoutNumbers(t *testing.T) {
 	}{
 		{"10 0" + zeros + "200 0" + zeros + "3000 0" + zeros, 0x3210},
 		{"11 0" + zeros + "201 0" + zeros + "3001 0" + zeros, 0x3213},
-		{"12 0" + zeros + "3002 0" + zeros, 0x3213}, // one is offline: followed from here
+		{"12 0" + zeros + "3002 0" + zeros, 0x3213}, // one went offline: continue from these values
 		{"14 0" + zeros + "3003 0" + zeros, 0x3216},
 		{"15 0" + zeros + "202 0" + zeros + "3004 0" + zeros, 0x3216},
 		{"16 0" + zeros + "203 0" + zeros + "3005 0" + zeros, 0x3219},
@@ -331,7 +330,7 @@ func TestNetdevMalformed(t *testing.T) {
 	}
 }
 
-// TestNetdevFields: each column goes to its metric, and lo to none.
+// TestNetdevFields: each column goes to its metric, and lo is left out.
 func TestNetdevFields(t *testing.T) {
 	const head = "Inter-|   Receive |  Transmit\n face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n"
 	p, err := newNetdev(collect.Env{})
@@ -353,8 +352,8 @@ func TestNetdevFields(t *testing.T) {
 	}
 }
 
-// TestNetdevMissed: an interface that one reading leaves out is not gone, and
-// does not count twice when it is there again.
+// TestNetdevMissed: an interface that is missing in one reading is not gone, and does not
+// count twice when it reappears.
 func TestNetdevMissed(t *testing.T) {
 	const head = "Inter-|   Receive |  Transmit\n face |bytes packets errs drop|bytes packets errs drop\n"
 	p, err := newNetdev(collect.Env{})
@@ -385,8 +384,8 @@ func TestNetdevMissed(t *testing.T) {
 	}
 }
 
-// TestIPVS: hexadecimal, and incoming packets are not incoming bytes. The
-// numbers are those that ipvsadm showed; see testdata/README.
+// TestIPVS: values are hexadecimal, and packets and bytes are not confused. The numbers are
+// those that ipvsadm showed; see testdata/README.
 func TestIPVS(t *testing.T) {
 	for kernel, want := range map[string][ipvsColumns]uint64{
 		"5.10":      {7, 43, 36, 2306, 21976},
@@ -470,8 +469,8 @@ func TestProcessIO(t *testing.T) {
 	}
 }
 
-// fuzz runs a parser on what the fuzzer makes: it must not panic, and take the
-// same file for the same twice.
+// fuzz runs a parser on fuzzed input: it must not panic, and must give the same result
+// twice.
 func fuzz(f *testing.F, name string) {
 	x := parsers[name]
 	for _, b := range captured(f, x.file) {

@@ -15,7 +15,7 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// openProc opens ROOT/PID and what follows it.
+// openProc opens ROOT/PID followed by name.
 func openProc(root string, pid int, name string, flags int) (fd int, err error) {
 	if fd, err = kernel.OpenProcess(root, pid, name, flags); err != nil {
 		return -1, wrapProc("open", root, pid, name, err)
@@ -23,7 +23,7 @@ func openProc(root string, pid int, name string, flags int) (fd int, err error) 
 	return fd, nil
 }
 
-// wrapProc words a failed call about a process.
+// wrapProc adds context to a failed call about a process.
 func wrapProc(verb, root string, pid int, name string, err error) error {
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
 		return errGone
@@ -35,13 +35,13 @@ func wrapProc(verb, root string, pid int, name string, err error) error {
 	return fmt.Errorf("%s %s/%d%s: %w%s", verb, root, pid, name, err, hint)
 }
 
-// errGone says that the process has ended. It stays in this package: one
-// process less is not the end of the pod, which collect.ErrGone would say.
+// errGone says that the process has ended. It stays within this package: kernel.ErrGone
+// from Sample would say that the whole pod has ended.
 var errGone = errors.New("the process has ended")
 
 func isGone(err error) bool { return errors.Is(err, errGone) || errors.Is(err, kernel.ErrGone) }
 
-// unreadable collects what went wrong with single processes.
+// unreadable collects errors about single processes.
 type unreadable struct {
 	first  error
 	count  int
@@ -57,7 +57,7 @@ func (u *unreadable) add(_ int, err error) {
 	}
 }
 
-// err returns nil, or that some processes are missing in the values.
+// err returns nil, or an error that some processes are missing in the values.
 func (u *unreadable) err() error {
 	if u.count == 0 {
 		return nil
@@ -66,8 +66,8 @@ func (u *unreadable) err() error {
 	if u.count > 1 {
 		part.Err = fmt.Errorf("%w; and %d more processes", u.first, u.count-1)
 	}
-	// With every capability that it takes, a process is refused by a rule
-	// that no configuration of ours can lift.
+	// With every capability that reading needs, only a rule outside our control can have
+	// refused a process.
 	if u.denied == u.count && mayTrace() {
 		part.Protected = u.count
 		part.Err = fmt.Errorf("protected from every other process: %w", part.Err)
@@ -75,9 +75,8 @@ func (u *unreadable) err() error {
 	return part
 }
 
-// mayTrace reports whether this process has the capabilities that reading
-// other users' processes takes. In a user namespace of its own it has them for what
-// belongs to that one only.
+// mayTrace reports whether this process has the capabilities to read other users'
+// processes. In a user namespace of its own the capabilities hold for that namespace only.
 var mayTrace = sync.OnceValue(func() bool {
 	if user, err := kernel.Inode("/proc/self/ns/user"); err != nil || user != kernel.FirstUserNamespace {
 		return false
@@ -87,8 +86,8 @@ var mayTrace = sync.OnceValue(func() bool {
 	return err == nil && have&need == need
 })
 
-// typeInfo is the kernel's type information for the probes of one Runner, which
-// are made one after another and then sampled: by then it is released.
+// typeInfo is the kernel's BTF for the probes of one Runner. They are built one after
+// another and then sampled; the first sample releases it.
 type typeInfo struct {
 	types   *bpf.KernelTypes
 	release func()
@@ -99,20 +98,20 @@ func newTypeInfo() typeInfo {
 	return typeInfo{types, types.Release}
 }
 
-// snapshot is what an iterator of the kernel tells of all processes, asked once
-// in a cycle. It is not safe for use by several goroutines.
+// snapshot is the output of a BPF iterator over all processes, read once per cycle. It is
+// not safe for concurrent use.
 type snapshot[V any] struct {
 	log      *slog.Logger
-	release  func()       // of the type information that the iterator was loaded by
-	instead  string       // what is done where there is no iterator
-	iterator iterator[V]  // nil: there is none
-	cycle    uint64       // in which it was asked last
-	of       map[uint32]V // nil: it was not asked, or failed
-	retry    uint64       // the cycle from which on one that failed is asked again
-	failures uint64       // one after another
+	release  func()       // releases the BTF that the iterator was loaded with
+	instead  string       // log text: what is done without the iterator
+	iterator iterator[V]  // nil: none
+	cycle    uint64       // of the last reading
+	of       map[uint32]V // nil: not read, or failed
+	retry    uint64       // first cycle in which to retry
+	failures uint64       // in a row
 }
 
-// maxRetry is for how many cycles an iterator that failed is not asked.
+// maxRetry is the most cycles between two attempts of a failing iterator.
 const maxRetry = 16
 
 type iterator[V any] interface {
@@ -120,7 +119,7 @@ type iterator[V any] interface {
 	Close() error
 }
 
-// newSnapshot makes the iterator, if that can be.
+// newSnapshot loads the iterator if possible.
 func newSnapshot[V any, I iterator[V]](env collect.Env, t typeInfo, instead string, load func(*bpf.KernelTypes) (I, error)) snapshot[V] {
 	s := snapshot[V]{log: env.Log, release: t.release, instead: instead}
 	err := mayIterate(env)
@@ -136,8 +135,7 @@ func newSnapshot[V any, I iterator[V]](env collect.Env, t typeInfo, instead stri
 	return s
 }
 
-// refresh asks the iterator, if that was not done in this cycle. One that fails
-// is asked again some cycles later.
+// refresh reads the iterator once per cycle. If that fails, it retries some cycles later.
 func (s *snapshot[V]) refresh(v *collect.View) { s.refreshIn(v.Cycle()) }
 
 func (s *snapshot[V]) refreshIn(cycle uint64) {
@@ -164,7 +162,7 @@ func (s *snapshot[V]) refreshIn(cycle uint64) {
 	s.retry = s.cycle + min(uint64(1)<<min(s.failures, 8), maxRetry)
 }
 
-// drop goes on without the iterator.
+// drop closes the iterator; the probe continues without it.
 func (s *snapshot[V]) drop() error {
 	i := s.iterator
 	s.iterator, s.of = nil, nil
@@ -174,9 +172,8 @@ func (s *snapshot[V]) drop() error {
 	return i.Close()
 }
 
-// mayIterate returns an error where the kernel's iterators over processes are of
-// no use: for a single cycle, or where procfs does not number processes as the
-// kernel itself does.
+// mayIterate returns an error if BPF iterators over processes are of no use: for a single
+// cycle, or if procfs numbers processes differently from the kernel.
 func mayIterate(env collect.Env) error {
 	if env.Once {
 		return errors.New("it is done once only")

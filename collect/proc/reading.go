@@ -11,13 +11,12 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// readProcess reads what counts of a process, using buf. reaped is what the
-// process had reaped when it was read last: if it has reaped more, its two
-// files are read until nothing is reaped between them, because a child's
-// counts must be in both or in neither.
+// readProcess reads the counts of a process, using buf. reaped is the value of its last
+// reading. If the process has reaped children since, it reads both files until nothing is
+// reaped between them: a child's counts must be in both files or in neither.
 func readProcess(root string, pid int, reaped uint64, buf []byte) (r reading, err error) {
-	// The open directory is this process's, even if the number is given to
-	// another between the two files.
+	// The open directory pins the process, even if its number is reused between the two
+	// files.
 	dir, err := openProc(root, pid, "", unix.O_DIRECTORY|unix.O_PATH)
 	if err != nil {
 		return r, err
@@ -33,8 +32,8 @@ func readProcess(root string, pid int, reaped uint64, buf []byte) (r reading, er
 			faults: stat.Faults + stat.ReapedFaults, reaped: stat.ReapedFaults, io: r.io}
 		switch {
 		case stat.State == 'X':
-			// The kernel is about to take it away. Only then is it sure that
-			// the parent has its counts.
+			// The kernel is about to remove the process. Only then is it certain that the
+			// parent has its counts.
 			time.Sleep(100 * time.Microsecond)
 		case r.reaped == reaped:
 			return r, r.askThreads(root, stat.Threads)
@@ -47,8 +46,8 @@ func readProcess(root string, pid int, reaped uint64, buf []byte) (r reading, er
 	return r, r.askThreads(root, stat.Threads)
 }
 
-// askThreads finds out whether a process whose first thread ends, or has ended,
-// goes on with another of its threads.
+// askThreads finds whether a process whose main thread is exiting continues with another
+// thread.
 func (r *reading) askThreads(root string, threads uint64) error {
 	if !r.ending || threads < 2 {
 		return nil
@@ -85,7 +84,7 @@ func readFiles(root string, pid, dir int, buf []byte) (c ioCounts, s kernel.Stat
 	return c, s, err
 }
 
-// parseIO reads /proc/PID/io: a name and a number on each line.
+// parseIO parses /proc/PID/io: a name and a number on each line.
 func parseIO(b []byte) (c ioCounts, err error) {
 	l := kernel.Lines{File: "io", Rest: b}
 	var found [ioFields]bool

@@ -10,19 +10,17 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// shim is what io remembers of a process that serves a pod and reaps what ends in
-// it.
+// shim is the state of a process that serves a pod and reaps the pod's processes.
 type shim struct {
 	threads map[int]*threadCounts
-	ended   ioCounts // of its threads that have ended, as they were read last
-	told    ioCounts // its own calls that were given to the host
-	reaped  uint64   // cminflt of the last split
+	ended   ioCounts // last counts of its exited threads
+	told    ioCounts // own calls given to the host so far
+	reaped  uint64   // cminflt at the last split
 	begun   bool
-	// taken over from the host, which had counted it: which of its counts are
-	// its own cannot be told of what came before.
+	// moved: the host counted it before, so it is unknown which earlier counts are its own.
 	moved bool
-	// recalled of an earlier run: what it has counted since then is its pod's,
-	// for its own calls in that time are few, and not told apart.
+	// recalled from saved state: all counts since then go to the pod. Its own calls in that
+	// time are few and cannot be separated.
 	recalled bool
 }
 
@@ -31,7 +29,7 @@ type threadCounts struct {
 	cycle uint64
 }
 
-// beginShims takes in what pods' samples found to be their shims' own calls.
+// beginShims adds the shims' own calls, found in the pods' samples, to the host's sum.
 func (p *ioProbe) beginShims(v *collect.View, s *ioTotals) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -46,7 +44,7 @@ func (p *ioProbe) beginShims(v *collect.View, s *ioTotals) {
 	}
 }
 
-// isShim reports whether a process is one that a pod's sample counts.
+// isShim reports whether a process is counted in a pod's sample.
 func (p *ioProbe) isShim(v *collect.View, pid int) (bool, error) {
 	p.mu.Lock()
 	i, ok := p.shims[pid]
@@ -59,7 +57,7 @@ func (p *ioProbe) isShim(v *collect.View, pid int) (bool, error) {
 	if x != nil && !x.gone && x.start == want {
 		return true, nil
 	}
-	// Its pod has not been sampled, or its number is another's by now.
+	// Its pod has not been sampled, or its number was reused.
 	r, err := p.read(v, pid)
 	if err != nil && !isGone(err) && !partial(err) {
 		return false, err
@@ -67,7 +65,7 @@ func (p *ioProbe) isShim(v *collect.View, pid int) (bool, error) {
 	return err == nil && r.start == want, nil
 }
 
-// readShims counts the processes that serve a pod among the pod's.
+// readShims counts the shims of a pod as processes of the pod.
 func (p *ioProbe) readShims(v *collect.View, s *ioTotals, failed *unreadable) error {
 	for _, x := range v.Reapers() {
 		if p.idle(s, x.PID) {
@@ -105,9 +103,8 @@ func (p *ioProbe) takeShim(s *ioTotals, r *reading) {
 	}
 }
 
-// split gives what shims counted themselves to the host. It comes last: by now
-// nothing is left in a shim's growth of children that were counted before they
-// ended.
+// split moves the shims' own calls from the pod to the host. It runs last, when the shims'
+// growth no longer contains the counts of children that were counted while they lived.
 func (p *ioProbe) split(v *collect.View, s *ioTotals, failed *unreadable) error {
 	for _, id := range v.Reapers() {
 		p.mu.Lock()
@@ -117,13 +114,13 @@ func (p *ioProbe) split(v *collect.View, s *ioTotals, failed *unreadable) error 
 			continue
 		}
 		h := x.shim
-		own := x.grown // if nothing was reaped
+		own := x.grown // right if nothing was reaped
 		ask := !h.begun || h.reaped != x.reaped
 		h.reaped = x.reaped
 		p.mu.Unlock()
 		if ask {
-			// The threads are read after the process: what they did meanwhile is
-			// taken from the next growth.
+			// The threads are read after the process. What they count in between is
+			// subtracted from the next growth.
 			var sum ioCounts
 			err := v.Do(x.pid, "io of threads", func() (err error) {
 				sum, err = h.read(p.root, x.pid, v.Cycle(), v.Scratch[:cap(v.Scratch)])
@@ -162,10 +159,9 @@ func (p *ioProbe) split(v *collect.View, s *ioTotals, failed *unreadable) error 
 	return nil
 }
 
-// read adds up what the threads of the shim have counted themselves
-// (fs/proc/base.c, proc_tid_io_accounting), using buf. What a thread counted that
-// has ended is among what the process has of its children, and known from the last
-// reading.
+// read sums what the shim's threads have counted themselves (fs/proc/base.c,
+// proc_tid_io_accounting), using buf. The counts of exited threads are mixed with those of
+// reaped children, so it uses their last readings.
 func (h *shim) read(root string, pid int, cycle uint64, buf []byte) (sum ioCounts, err error) {
 	dir, err := openProc(root, pid, "/task", unix.O_DIRECTORY)
 	if err != nil {
@@ -173,7 +169,7 @@ func (h *shim) read(root string, pid int, cycle uint64, buf []byte) (sum ioCount
 	}
 	defer unix.Close(dir)
 	names, file := buf[:len(buf)/2], buf[len(buf)/2:]
-	var read error // of a thread's file
+	var read error // error of a thread's file
 	err = kernel.Entries(dir, names, func(name string, _ byte) error {
 		tid, err := strconv.Atoi(name)
 		if err != nil {
@@ -200,8 +196,8 @@ func (h *shim) read(root string, pid int, cycle uint64, buf []byte) (sum ioCount
 	return sum, nil
 }
 
-// readThread takes in what a thread has counted: the file name below dir, read into
-// buf. A thread that has ended meanwhile is no error.
+// readThread stores the counts of a thread, from the file name below dir, using buf. A
+// thread that has exited is not an error.
 func (h *shim) readThread(root string, pid, dir, tid int, name string, cycle uint64, buf []byte) error {
 	data, err := kernel.ReadSmall(dir, name, buf)
 	if err != nil {
@@ -219,7 +215,7 @@ func (h *shim) readThread(root string, pid, dir, tid int, name string, cycle uin
 		t = &threadCounts{}
 		h.threads[tid] = t
 	} else if !c.covers(&t.ioCounts) {
-		h.ended.add(&t.ioCounts) // another with its number
+		h.ended.add(&t.ioCounts) // the number was reused
 	}
 	t.ioCounts, t.cycle = c, cycle
 	return nil

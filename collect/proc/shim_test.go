@@ -30,7 +30,7 @@ func startOf(t *testing.T, pid int) uint64 {
 	return s.Start
 }
 
-// ownCalls adds up what the threads of a process have counted themselves.
+// ownCalls sums what the threads of a process have counted themselves.
 func ownCalls(t *testing.T, pid int) (c ioCounts) {
 	t.Helper()
 	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/io", pid))
@@ -51,13 +51,12 @@ func ownCalls(t *testing.T, pid int) (c ioCounts) {
 	return c
 }
 
-// TestIOShim: what starts and ends between two samples in a process that serves a
-// pod is the pod's, whether or not others of its children were seen; its own calls
-// never are.
+// TestIOShim: counts of processes that start and end between two samples below a shim are
+// the pod's, whether or not other children were sampled. The shim's own calls never are.
 func TestIOShim(t *testing.T) {
 	rw := direct(t)
 	s := newIOPods(t)
-	// The shell is the shim. Its own calls are the builtins'.
+	// The shell plays the shim. Its builtins are its own calls.
 	shim := startJob(t, nil, "sh", "-c", rw+`
 		while read what; do case $what in
 		own) for i in 1 2 3 4 5 6 7; do echo x > /dev/null; done;;
@@ -84,7 +83,7 @@ func TestIOShim(t *testing.T) {
 			}
 		}
 	}
-	ended := ioCounts{} // of long ones: they show in the shim once more
+	ended := ioCounts{} // of long-lived children, whose counts reappear in the shim
 	var own ioCounts
 	files := func() (want ioCounts) {
 		want = ioFile(t, pid)
@@ -98,7 +97,7 @@ func TestIOShim(t *testing.T) {
 	}
 	check := func(what string) {
 		t.Helper()
-		// The kernel counts a call when it is over: until all sleep again.
+		// The kernel counts a call when it returns: wait until all sleep.
 		var want ioCounts
 		for range 200 {
 			before, beforeOwn := files(), own
@@ -132,7 +131,7 @@ func TestIOShim(t *testing.T) {
 		do("own")
 		check("a child without I/O")
 		do("long")
-		for { // until it has done all, and has no child that would be the host's
+		for { // until it is done and has no child left, which would be the host's
 			if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", members[0])); err != nil || string(b) == "sleep\n" {
 				break
 			}
@@ -155,7 +154,7 @@ func TestIOShim(t *testing.T) {
 	}
 }
 
-// TestIOShimOfHost: the shim's own calls are the host's, and nothing of the pod's is.
+// TestIOShimOfHost: the shim's own calls are the host's, and none of the pod's calls are.
 func TestIOShimOfHost(t *testing.T) {
 	rw := direct(t)
 	s := newIOPods(t)
@@ -181,11 +180,11 @@ func TestIOShimOfHost(t *testing.T) {
 	if d := s.sums("a")[ioWriteBytes] - a[ioWriteBytes]; d != 8*256<<10 {
 		t.Errorf("the pod wrote %d bytes, want %d", d, 8*256<<10)
 	}
-	// Other processes of the machine write, too; none of this is the host's.
+	// Other processes write, too; none of the pod's counts are in the host's sum.
 	if x := s.probe.ledger.procs[pid]; x == nil || x.owner.sum != s.sums("a") {
 		t.Errorf("the shim is counted with %+v, not with the pod", x)
 	}
-	// The number is another process's, says the start: then it is nobody's shim.
+	// Another start time means that the number was reused: not a shim.
 	s.pods.List[0].Reapers[0].Start++
 	a, before = s.sums("a"), host()
 	shim.send("own")
@@ -197,8 +196,8 @@ func TestIOShimOfHost(t *testing.T) {
 	}
 }
 
-// TestExecBetweenSamples: each exec in a real pod, none of which is ever seen, counts
-// for the pod with all its writes.
+// TestExecBetweenSamples: every exec in a real pod counts for the pod with all its writes,
+// though no sample ever sees its process.
 func TestExecBetweenSamples(t *testing.T) {
 	need.Short(t)
 	c := pods.Start(t)
@@ -233,7 +232,7 @@ func TestExecBetweenSamples(t *testing.T) {
 			s.Sample()
 		}
 	}
-	// runc itself writes, too: by the shim's children's own account.
+	// runc, a child of the shim, writes, too.
 	shim := c.ShimPID(p.PID)
 	var last nsnet.Values
 	testkit.Within(testkit.Patience, func() bool {

@@ -8,13 +8,12 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// sock samples the TCP line of /proc/PID/net/sockstat and the TCP6 line of
-// sockstat6 (net/ipv4/proc.c sockstat_seq_show, net/ipv6/proc.c
-// sockstat6_seq_show). IPv6 sockets in use are in the second file only; all
-// else in the first is of both.
+// sock samples the TCP line of /proc/PID/net/sockstat and the TCP6 line of sockstat6
+// (net/ipv4/proc.c sockstat_seq_show, net/ipv6/proc.c sockstat6_seq_show). The second file
+// has only the IPv6 sockets in use; all other values of the first cover both families.
 type sock struct {
 	metrics []*catalog.Metric
-	at      []int // the index of each metric's value in sockstat
+	at      []int // index of each metric's value in sockstat
 }
 
 // sockstat holds the values of the TCP line.
@@ -75,7 +74,7 @@ func readSockstat(v *collect.View) (s sockstat, err error) {
 	return s, nil
 }
 
-// parse reads the line that begins with a prefix: pairs of a name and a number.
+// parse parses the line with the given prefix: pairs of a name and a number.
 func (s *sockstat) parse(file, prefix string, b []byte) error {
 	l := kernel.Lines{File: file, Rest: b}
 	for {

@@ -9,14 +9,13 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// softnet samples the first two columns of /proc/net/softnet_stat over all
-// CPUs (net/core/net-procfs.c, softnet_seq_show). The file is the same in
-// every network namespace. Its numbers are hexadecimal and have 32 bits.
+// softnet sums the first two columns of /proc/net/softnet_stat over all CPUs
+// (net/core/net-procfs.c, softnet_seq_show). The file is the same in every network
+// namespace. Its numbers are hexadecimal with 32 bits.
 //
-// The library's NetSoftnetStat would do for one file in a cycle, but takes what is no
-// whole file for values (TestLibraryLoses): a number that is cut, no line at all, a CPU
-// twice, and what comes before a line that is too long for it. Its errors do not name
-// the line.
+// prometheus/procfs' NetSoftnetStat is not used because it accepts malformed files
+// (TestLibraryLoses): a truncated number, an empty file, a CPU twice, and the lines before
+// one that is too long for it. Its errors do not name the line.
 type softnet struct {
 	processed, dropped *catalog.Metric
 }
@@ -35,8 +34,8 @@ func (*softnet) Close() error { return nil }
 func (p *softnet) Sample(v *collect.View) error {
 	b, err := v.ReadHost("net/softnet_stat")
 	if errors.Is(err, fs.ErrNotExist) {
-		// net is a link through self, which leads nowhere in a procfs of
-		// another process namespace than this one's.
+		// net is a symbolic link through self, which is broken in the procfs of another PID
+		// namespace.
 		b, err = v.ReadHost("1/net/softnet_stat")
 	}
 	if err != nil {
@@ -51,17 +50,16 @@ func (p *softnet) Sample(v *collect.View) error {
 	return nil
 }
 
-// softnetState is what each CPU counted last, and the sums since the start in
-// 64 bits.
+// softnetState is the last counts of each CPU, and the 64-bit sums since the start.
 type softnetState struct {
 	processed, dropped uint64
 	cpus               []softnetCPU
 	rows               int
 	numbered           bool
-	row                []softnetRow // memory for parse
+	row                []softnetRow // reused by parse
 }
 
-// Keep appends the sums and what each CPU had counted.
+// Keep appends the sums and the counts of each CPU.
 func (s *softnetState) Keep(b []byte) []byte {
 	if s.rows == 0 {
 		return b
@@ -100,17 +98,17 @@ type softnetRow struct {
 	processed, dropped uint32
 }
 
-// maxCPU is more than any kernel has (CONFIG_NR_CPUS is at most 8192).
+// maxCPU is above any kernel's limit (CONFIG_NR_CPUS is at most 8192).
 const maxCPU = 1 << 16
 
-// The columns of softnet_stat. Newer kernels print the number of the CPU.
+// The columns of softnet_stat. Newer kernels also print the CPU's number.
 const (
 	softnetProcessed = 0
 	softnetDropped   = 1
 	softnetIndex     = 12
 )
 
-// parse takes in the whole file or nothing of it.
+// parse reads the whole file, or rejects it.
 func (s *softnetState) parse(b []byte) error {
 	s.row = s.row[:0]
 	numbered := false
@@ -140,7 +138,7 @@ func (s *softnetState) parse(b []byte) error {
 			}
 			n++
 		}
-		if n < 9 { // as many as Linux 2.6 had
+		if n < 9 { // the number in Linux 2.6
 			return l.Errorf("%d columns, not at least 9", n)
 		}
 		if len(s.row) > 0 && numbered != (n > softnetIndex) {
@@ -156,9 +154,8 @@ func (s *softnetState) parse(b []byte) error {
 		l.N++
 		return l.Errorf("no line for any CPU")
 	}
-	// Without numbers, the lines are those of the CPUs that are online, in
-	// order. Where one more or less is, it cannot be told which, and all are
-	// followed from what they show now.
+	// Without numbers, the lines are the online CPUs in order. If their number changes, it
+	// is unknown which one went or came, so all continue from their current values.
 	moved := !numbered && s.rows != 0 && s.rows != len(s.row) || s.rows != 0 && s.numbered != numbered
 	s.rows, s.numbered = len(s.row), numbered
 	if moved {
@@ -170,7 +167,7 @@ func (s *softnetState) parse(b []byte) error {
 	return nil
 }
 
-// add takes in one line. A CPU that is offline keeps what it had counted.
+// add counts one line. An offline CPU keeps its counts.
 func (s *softnetState) add(r *softnetRow, moved bool) {
 	for r.cpu >= len(s.cpus) {
 		s.cpus = append(s.cpus, softnetCPU{})

@@ -2,5 +2,5 @@ package proc
 
 import "nodeskoop/collect"
 
-// newTCPExt builds the probe tcpext: Linux's own TCP counters, of /proc/PID/net/netstat.
+// newTCPExt builds the probe tcpext: Linux's own TCP counters in /proc/PID/net/netstat.
 func newTCPExt(collect.Env) (collect.Probe, error) { return newMIB("tcpext", "netstat") }

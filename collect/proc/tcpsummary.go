@@ -13,9 +13,9 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// tcpsummary counts TCP connections by state and adds up their queues, IPv4
-// and IPv6. It asks sock_diag; where that is not to be had it reads
-// /proc/PID/net/tcp and tcp6 (net/ipv4/tcp_ipv4.c, tcp4_seq_show).
+// tcpsummary counts TCP connections by state and sums their queues, over IPv4 and IPv6. It
+// uses sock_diag, or /proc/PID/net/tcp and tcp6 if the kernel has no sock_diag
+// (net/ipv4/tcp_ipv4.c, tcp4_seq_show).
 type tcpsummary struct {
 	log              *slog.Logger
 	established      *catalog.Metric
@@ -24,14 +24,14 @@ type tcpsummary struct {
 	synSent, synRecv *catalog.Metric
 	txQueue, rxQueue *catalog.Metric
 
-	counters *mib        // of TCP
+	counters *mib        // TCP's MIB counters
 	textOnly atomic.Bool // this kernel has no sock_diag
 	warn     sync.Once
 }
 
-// known is what is remembered of one namespace.
+// known is the state of one namespace.
 type known struct {
-	// As they were before the kernel was asked for all connections.
+	// The values before the last dump of all connections.
 	counters [maxMIB]uint64
 	inuse    uint64
 	timeWait uint64
@@ -77,17 +77,15 @@ func (p *tcpsummary) Sample(v *collect.View) error {
 	return nil
 }
 
-// read finds out the table of connections. The kernel keeps those of all
-// namespaces in one, and goes through it whole for the few of one namespace,
-// which is most of what all probes together cost. So it is asked for all of
-// them only if there can be others than the last time.
+// read gets the connections. The kernel keeps those of all namespaces in one table, and a
+// dump of one namespace walks the whole table, which costs more than all other probes
+// together. So it dumps only if the set of connections may have changed.
 func (p *tcpsummary) read(v *collect.View, t *netlink.TCPTable) error {
 	s, err := readSockstat(v)
 	if err != nil {
 		return err
 	}
-	// Requests that wait for the end of their handshake are not in these
-	// numbers, but their listening socket is.
+	// Pending connection requests are not in these numbers, but their listening socket is.
 	if s[sockInuse] == 0 && s[sockTW] == 0 {
 		return nil
 	}
@@ -123,8 +121,8 @@ func (p *tcpsummary) read(v *collect.View, t *netlink.TCPTable) error {
 	return readTCPText(v, t)
 }
 
-// list asks for all connections and remembers them, if none of them can go by
-// itself: a waiting request may time out without a trace.
+// list dumps all connections, and remembers them for AskTCP unless a pending request is
+// among them, which may time out without changing any counter.
 func (p *tcpsummary) list(v *collect.View, t *netlink.TCPTable, last, now *known) error {
 	last.valid = false
 	if err := netlink.ReadTCP(v, t, &last.sockets); err != nil {
@@ -135,10 +133,9 @@ func (p *tcpsummary) list(v *collect.View, t *netlink.TCPTable, last, now *known
 	return nil
 }
 
-// still reports whether the connections are the same ones. A new one takes a
-// segment that comes (a request, an accepted connection) or goes (an attempt),
-// all of which are counted, also where the network loses them. What is counted
-// is only looked at here: what states and queues may change without is asked for.
+// still reports whether the set of connections is unchanged. No connection appears without
+// a segment in or out, and the Tcp MIB counts both, even if the network loses the segment.
+// The states and queues may change without a segment; AskTCP reads them again.
 func (k *known) still(now *known) bool {
 	return k.valid && now.valid && k.counters == now.counters && k.inuse == now.inuse && k.timeWait == now.timeWait
 }
@@ -159,8 +156,8 @@ func readTCPText(v *collect.View, t *netlink.TCPTable) error {
 	return parseTCP(t, "net/tcp6", 4*len("00000000"), b)
 }
 
-// parseTCP counts the sockets of one file, whose addresses have addr digits.
-// After the number of the line, everything has its place:
+// parseTCP counts the sockets of one file, whose addresses have addr digits. After the line
+// number, every field has a fixed position:
 //
 //	sl  local_address rem_address   st tx_queue:rx_queue ...
 //	0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 ...
@@ -173,7 +170,7 @@ func parseTCP(t *netlink.TCPTable, file string, addr int, b []byte) error {
 	if name, _ := kernel.Field(header); string(name) != "sl" {
 		return l.Errorf("%.40q does not name the columns", header)
 	}
-	// Offsets from the colon after the number.
+	// Offsets from the colon after the line number.
 	local := 2
 	remote := local + addr + 6
 	state := remote + addr + 6

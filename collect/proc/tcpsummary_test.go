@@ -17,14 +17,14 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// ssStates are the states of the metrics as ss spells them.
+// ssStates maps the metrics' states to ss's names.
 var ssStates = map[string]string{
 	"ESTAB": "kubeskoop_tcpsummary_tcpestablishedconn", "TIME-WAIT": "kubeskoop_tcpsummary_tcptimewaitconn",
 	"CLOSE-WAIT": "kubeskoop_tcpsummary_tcpclosewaitconn", "SYN-SENT": "kubeskoop_tcpsummary_tcpsynsentconn",
 	"SYN-RECV": "kubeskoop_tcpsummary_tcpsynrecvconn",
 }
 
-// ssSum makes the metrics out of what ss -tan prints.
+// ssSum computes the metrics from the output of ss -tan.
 func ssSum(t *testing.T, out string) map[string]float64 {
 	t.Helper()
 	want := map[string]float64{"kubeskoop_tcpsummary_tcprxqueue": 0, "kubeskoop_tcpsummary_tcptxqueue": 0}
@@ -50,7 +50,7 @@ func ssSum(t *testing.T, out string) map[string]float64 {
 	return want
 }
 
-// everyState makes sockets of every state in a, some with bytes in their queues.
+// everyState makes sockets in every state in a, some with queued bytes.
 func everyState(t *testing.T, a, b *nsnet.Space) {
 	t.Helper()
 	// b answers nothing on port 80, and a's answers from port 81 never arrive.
@@ -95,7 +95,7 @@ func everyState(t *testing.T, a, b *nsnet.Space) {
 			t.Cleanup(func() { _ = y.Close() })
 			return x.(*net.TCPConn), y.(*net.TCPConn)
 		}
-		for range 4 { // ESTABLISHED, 1,000 bytes not read
+		for range 4 { // ESTABLISHED, 1,000 unread bytes each
 			_, d := dial()
 			_, _ = d.Write(make([]byte, 1000))
 		}
@@ -111,7 +111,7 @@ func everyState(t *testing.T, a, b *nsnet.Space) {
 		}
 		c, _ := dial() // FIN_WAIT2
 		_ = c.CloseWrite()
-		c, d := dial() // LAST_ACK and FIN_WAIT1, with bytes that are not acknowledged
+		c, d := dial() // LAST_ACK and FIN_WAIT1, with unacknowledged bytes
 		_ = d.CloseWrite()
 		e, _ := dial()
 		f, _ := dial()
@@ -148,8 +148,7 @@ func TestTCPSummaryAgainstSS(t *testing.T) {
 	}
 }
 
-// TestTCPTextEqualsSockDiag holds the two sources against each other, all
-// states and queues.
+// TestTCPTextEqualsSockDiag compares all states and queues of the two sources.
 func TestTCPTextEqualsSockDiag(t *testing.T) {
 	p := newPair(t)
 	everyState(t, p.a, p.b)
@@ -174,7 +173,7 @@ func TestTCPTextEqualsSockDiag(t *testing.T) {
 			break
 		}
 	}
-	text.States[netlink.TCPListen] = 0 // sock_diag is not asked for them
+	text.States[netlink.TCPListen] = 0 // the sock_diag request leaves them out
 	if diag != text {
 		t.Errorf("sock_diag says %+v, the text %+v", diag, text)
 	}
@@ -183,7 +182,7 @@ func TestTCPTextEqualsSockDiag(t *testing.T) {
 	}
 }
 
-// TestTCPSummaryText samples through the text alone.
+// TestTCPSummaryText samples through the text files only.
 func TestTCPSummaryText(t *testing.T) {
 	need.Program(t, "ss", "nft")
 	p := newPair(t)
@@ -199,8 +198,8 @@ func TestTCPSummaryText(t *testing.T) {
 	v.Prove(t, "tcpsummary", "procfs", "ss", "a", ssSum(t, out))
 }
 
-// TestTCPSummaryEmpty: a namespace without sockets, which is not dumped, and
-// one whose only connections are in TIME_WAIT.
+// TestTCPSummaryEmpty: a namespace without sockets is not dumped; another has only
+// TIME_WAIT connections.
 func TestTCPSummaryEmpty(t *testing.T) {
 	p := newPair(t, "tcpsummary")
 	zero := ssSum(t, "")
@@ -220,15 +219,15 @@ func TestTCPSummaryEmpty(t *testing.T) {
 	p.Sample().Want(t, "a", zero)
 }
 
-// TestTCPSummaryFollows changes one thing after the other and samples between:
-// the table is not asked for where nothing happened, and never out of date.
+// TestTCPSummaryFollows samples after each of several changes: nothing is dumped if nothing
+// changed, and the values are never out of date.
 func TestTCPSummaryFollows(t *testing.T) {
 	need.Program(t, "ss", "nft")
 	p := newPair(t, "tcpsummary")
 	a, b := p.a, p.b
 	check := func(what string) {
 		t.Helper()
-		for range 2 { // the second time nothing has happened
+		for range 2 { // the second time nothing has changed
 			v, out := p.sampleStill(t, func() string { return a.Run("ss", "-tanH") })
 			v.Want(t, "a", ssSum(t, out))
 			if t.Failed() {
@@ -275,7 +274,7 @@ func TestTCPSummaryFollows(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("corked")
-	_, _ = d.Write(make([]byte, 70)) // no segment goes
+	_, _ = d.Write(make([]byte, 70)) // no segment is sent
 	check("bytes held back")
 	_ = c.CloseWrite()
 	time.Sleep(5 * time.Millisecond)
@@ -308,14 +307,13 @@ func TestTCPSummaryFollows(t *testing.T) {
 	check("no longer listening")
 }
 
-// TestTCPSummaryMany has more connections than are remembered one by one. Most
-// of them do nothing.
+// TestTCPSummaryMany has more connections than MostKnown, most of them idle.
 func TestTCPSummaryMany(t *testing.T) {
 	need.Program(t, "ss")
 	p := newPair(t, "tcpsummary")
 	check := func(what string) {
 		t.Helper()
-		for range 2 { // the second time nothing has happened
+		for range 2 { // the second time nothing has changed
 			v, out := p.sampleStill(t, func() string { return p.a.Run("ss", "-tanH") })
 			v.Want(t, "a", ssSum(t, out))
 			if t.Failed() {
@@ -348,7 +346,7 @@ func TestTCPSummaryMany(t *testing.T) {
 	written(5)
 	check("bytes to read in some")
 	for _, c := range near[:5] {
-		_, _ = c.Read(buffer[:60]) // no segment tells of that
+		_, _ = c.Read(buffer[:60]) // no segment reports that
 	}
 	check("some read")
 	for _, c := range near[:5] {
@@ -379,7 +377,7 @@ func TestTCPSummaryMany(t *testing.T) {
 	check("reset")
 }
 
-// TestKnownStill: what makes the connections of the last time those of now.
+// TestKnownStill: when the set of connections counts as unchanged.
 func TestKnownStill(t *testing.T) {
 	base := known{valid: true, inuse: 3, timeWait: 1, counters: [maxMIB]uint64{1, 2, 3}}
 	if now := base; !base.still(&now) {

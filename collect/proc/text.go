@@ -1,12 +1,12 @@
-// Package proc holds the probes that read procfs, one file each. Their parsers
-// work on the bytes of a whole file and allocate nothing where the file has the
-// shape it had before. They are strict: what they do not understand is an error
-// that names file, line and what was found, never a number made of the rest.
+// Package proc has the probes that read procfs, one file each. Their parsers work on the
+// bytes of a whole file, and allocate nothing if the file's layout is unchanged. They are
+// strict: input that they do not understand is an error that names file, line and text,
+// never a number made from the rest.
 //
-// prometheus/procfs reads the same files. It is the second opinion in the tests
-// (TestLibrary), and not what the probes read through: it takes 4 to 11 times the CPU
-// time (make bench, or go test -bench BenchmarkLibrary ./collect/proc, which runs both
-// in turn), allocates for each value, and lacks some of the values of netstat that tcpext has.
+// prometheus/procfs reads the same files. The tests compare with it (TestLibrary), but the
+// probes do not use it: it takes 4 to 11 times the CPU time (make bench, or go test -bench
+// BenchmarkLibrary ./collect/proc, which alternates the two), allocates for each value, and
+// lacks some values of netstat that tcpext has.
 package proc
 
 import (
@@ -19,8 +19,8 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// metricsOf returns the metrics that a probe has to yield: all of its metrics
-// but those that repeat another under a second name, which the Runner writes.
+// metricsOf returns the metrics that a probe must yield: all but the aliases, which the
+// Runner writes.
 func metricsOf(probe string) []*catalog.Metric {
 	info := catalog.ProbeByName(probe)
 	var out []*catalog.Metric
@@ -32,9 +32,8 @@ func metricsOf(probe string) []*catalog.Metric {
 	return out
 }
 
-// partial reports whether a failed call about one process or namespace leaves
-// the probe free to go on with others. After any other error Sample has to
-// return at once: it was given up, and what it does is thrown away.
+// partial reports whether the probe may continue after a failed call about one process or
+// namespace. After any other error Sample must return at once: its worker was abandoned.
 func partial(err error) bool {
 	var errno unix.Errno
 	var stuck *collect.StuckError

@@ -21,14 +21,14 @@ import (
 
 const endLeaderEnv = "NODESKOOP_TEST_END_LEADER"
 
-// TestMain has to run on the first thread for endLeader to end it.
+// endLeader ends the main thread, so TestMain must run on it.
 func init() {
 	if os.Getenv(endLeaderEnv) != "" {
 		runtime.LockOSThread()
 	}
 }
 
-// endLeader becomes a process whose first thread has ended. Another one opens
+// endLeader becomes a process whose main thread has exited. Another thread opens
 // descriptors, and writes a byte to /dev/null for each line that it reads.
 func endLeader() {
 	first := make(chan struct{})
@@ -75,8 +75,8 @@ func endLeader() {
 	_, _, _ = unix.Syscall(unix.SYS_EXIT, 0, 0, 0)
 }
 
-// TestFirstThreadEnded: a process whose first thread has ended, and that goes on,
-// counts with its descriptors and its calls, the host's as a pod's.
+// TestFirstThreadEnded: a process that continues after its main thread's exit counts with
+// its descriptors and calls, for the host as for a pod.
 func TestFirstThreadEnded(t *testing.T) {
 	need.Root(t)
 	j := startJob(t, []string{endLeaderEnv + "=1"}, "/proc/"+strconv.Itoa(os.Getpid())+"/exe")
@@ -113,11 +113,11 @@ func TestFirstThreadEnded(t *testing.T) {
 			for range 2 {
 				s.Sample().Want(t, "a", map[string]float64{"kubeskoop_fdopenfd": float64(len(links)), "kubeskoop_fd_opensocket": float64(sockets)})
 			}
-			// The host's, by what it has less once the process is a pod's.
+			// The host's share: the difference once the process is a pod's.
 			with := nsnet.NewSampler(t, collect.Options{Enabled: []string{"fd"}}, collect.Factory{Name: "fd", New: newOne})
 			without := nsnet.NewSampler(t, collect.Options{Enabled: []string{"fd"}, Pods: pods}, collect.Factory{Name: "fd", New: newOne})
 			var d float64
-			for range 100 { // others come and go
+			for range 100 { // other processes come and go
 				if d = with.Sample()[nsnet.Host]["kubeskoop_fd_opensocket"] - without.Sample()[nsnet.Host]["kubeskoop_fd_opensocket"]; d == float64(sockets) {
 					return
 				}
@@ -165,15 +165,15 @@ func TestFirstThreadEnded(t *testing.T) {
 			}
 		}
 	})
-	// Once all threads end it is no process any more.
+	// After the exit of all threads it is not a process any more.
 	j.stop()
 	if tid, err := kernel.LiveThread("/proc", pid); err == nil {
 		t.Errorf("thread %d of a process that has ended", tid)
 	}
 }
 
-// TestEmptyProcesses: one without descriptors is not asked about its threads in each
-// cycle, but at once when it may be another.
+// TestEmptyProcesses: a process without descriptors is checked only now and then, but at
+// once if its number may have been reused.
 func TestEmptyProcesses(t *testing.T) {
 	root := tree(t, nil)
 	p := &fd{root: root}
@@ -196,7 +196,7 @@ func TestEmptyProcesses(t *testing.T) {
 	threads(1)
 	check(1, true)
 	threads(2)
-	check(2, true) // not asked
+	check(2, true) // not checked
 	for c := uint64(3); c < 1+emptyFor; c++ {
 		check(c, true)
 	}
@@ -204,15 +204,15 @@ func TestEmptyProcesses(t *testing.T) {
 	threads(1)
 	check(2+emptyFor, true)
 	threads(2)
-	check(4+emptyFor, false) // it was away
+	check(4+emptyFor, false) // it was missing in a cycle
 	check(5+emptyFor, false)
 	if len(p.empty) != 0 {
 		t.Errorf("%v", p.empty)
 	}
 }
 
-// TestFirstThreadEndedNetns: a pod whose only process has no first thread any more
-// has the counters of its network namespace all the same.
+// TestFirstThreadEndedNetns: a pod whose only process has lost its main thread still has
+// the counters of its network namespace.
 func TestFirstThreadEndedNetns(t *testing.T) {
 	need.Root(t)
 	space := nsnet.New(t)

@@ -13,8 +13,8 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// tree makes a procfs out of files. It knows this process, so that the host's
-// network namespace is found.
+// tree makes a procfs from files. It includes this process, so that the host's network
+// namespace is found.
 func tree(t *testing.T, files map[string]string) (root string) {
 	t.Helper()
 	root = t.TempDir()
@@ -29,7 +29,7 @@ func tree(t *testing.T, files map[string]string) (root string) {
 		}
 	}
 	write(self+"/ns/net", func(path string) error { return os.Symlink("/proc/"+self+"/ns/net", path) })
-	if err := os.MkdirAll(filepath.Join(root, "1"), 0o755); err != nil { // there always is one
+	if err := os.MkdirAll(filepath.Join(root, "1"), 0o755); err != nil { // procfs always has a process 1
 		t.Fatal(err)
 	}
 	for name, text := range files {
@@ -49,8 +49,8 @@ const (
 	goodIO   = "rchar: 1\nwchar: 2\nsyscr: 3\nsyscw: 4\nread_bytes: 5\nwrite_bytes: 6\ncancelled_write_bytes: 7\n"
 )
 
-// TestProcessesUnreadable: where one process cannot be read there is no sum, and
-// that is told. Who is not there is no error.
+// TestProcessesUnreadable: if one process cannot be read, there is no sum, and an error
+// says why. A process that does not exist is not an error.
 func TestProcessesUnreadable(t *testing.T) {
 	for _, x := range []struct {
 		name, probe string
@@ -86,8 +86,8 @@ func TestProcessesUnreadable(t *testing.T) {
 	}
 }
 
-// TestNetFiles samples the host through files: without modules and IPv6, all
-// is there, and 0; with a malformed file the probe fails, and only it.
+// TestNetFiles samples the host from files. Without modules and IPv6 all values are there,
+// and 0; a malformed file fails only its own probe.
 func TestNetFiles(t *testing.T) {
 	read := func(name string) string { return string(captured(t, "net/"+name)["5.10"]) }
 	files := map[string]string{

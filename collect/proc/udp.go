@@ -2,5 +2,5 @@ package proc
 
 import "nodeskoop/collect"
 
-// newUDP builds the probe udp: UDP counters of IPv4, of /proc/PID/net/snmp.
+// newUDP builds the probe udp: IPv4 UDP counters in /proc/PID/net/snmp.
 func newUDP(collect.Env) (collect.Probe, error) { return newMIB("udp", "snmp") }

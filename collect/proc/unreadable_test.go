@@ -19,8 +19,8 @@ import (
 
 const badPlaceEnv = "NODESKOOP_TEST_BAD_PLACE"
 
-// again runs the test once more in a process of its own, with attr, and fails if that
-// fails. It reports whether this is that process.
+// again runs the test again in a process of its own with attr, and fails if that fails. It
+// reports whether this is that process.
 func again(t *testing.T, attr *syscall.SysProcAttr) bool {
 	t.Helper()
 	if os.Getenv(badPlaceEnv) != "" {
@@ -37,7 +37,7 @@ func again(t *testing.T, attr *syscall.SysProcAttr) bool {
 	return false
 }
 
-// missing fails unless neither target has a value and both probes say why.
+// missing fails the test unless neither target has a value and both probes say why.
 func missing(t *testing.T, v nsnet.Values, errs map[string]error, why string) {
 	t.Helper()
 	for target, m := range v {
@@ -52,8 +52,8 @@ func missing(t *testing.T, v nsnet.Values, errs map[string]error, why string) {
 	}
 }
 
-// TestUserNamespace: with all capabilities, but in a user namespace of its own, the
-// processes that cannot be read are a failure, and there is no sum of the others.
+// TestUserNamespace: in a user namespace of its own, even with all capabilities, unreadable
+// processes are a failure, and there is no sum over the others.
 func TestUserNamespace(t *testing.T) {
 	root := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}}
 	if !again(t, &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: root, GidMappings: root}) {
@@ -67,8 +67,8 @@ func TestUserNamespace(t *testing.T) {
 	}
 }
 
-// TestNoDescriptorsLeft: without a descriptor to list processes with, there are no
-// values: neither 0, nor a pod's processes among the host's.
+// TestNoDescriptorsLeft: without a descriptor to list processes with there are no values:
+// neither 0, nor a pod's processes counted as the host's.
 func TestNoDescriptorsLeft(t *testing.T) {
 	if !again(t, nil) {
 		return
@@ -83,7 +83,7 @@ func TestNoDescriptorsLeft(t *testing.T) {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
 		t.Fatal(err)
 	}
-	// Fill what is below the highest, and allow no more.
+	// Use up all descriptors below the highest, and forbid more.
 	var filled []int
 	for range testkit.OpenFiles(t) + 20 {
 		fd, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -96,11 +96,11 @@ func TestNoDescriptorsLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	v, errs := s.Try()
-	// And with a few: enough for some of the processes' files, not for others.
+	// With few descriptors: enough for some of the processes' files, not for others.
 	_ = unix.Close(filled[0])
 	some, someErrs := s.Try()
 	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &old)
-	// A descriptor that something gave back may do for a single process.
+	// A descriptor that was returned may suffice for a single process.
 	for name, x := range v["a"] {
 		if strings.HasPrefix(name, "kubeskoop_fd") && x != good["a"][name] || x < good["a"][name] {
 			t.Errorf("%s of a is %v, and was %v", name, x, good["a"][name])

@@ -1,5 +1,5 @@
-// Package bounded runs calls that may hang, panic or never end, so that who makes
-// them goes on: with a deadline, a guard and a limit of size.
+// Package bounded runs calls that may hang, panic or never end, with a deadline, a guard or
+// a size limit, so that the caller can continue.
 package bounded
 
 import (
@@ -9,17 +9,16 @@ import (
 	"time"
 )
 
-// Call is one that may hang in the kernel or in another program. It runs
-// in a goroutine of its own, which is abandoned if it does. A panic in it is
-// its error.
+// Call is a call that may hang in the kernel or in another program. It runs in its own
+// goroutine, which is abandoned if the call hangs. A panic in it becomes its error.
 type Call[T any] struct {
 	Since time.Time
-	Done  chan struct{} // closed when Value and Err are there
+	Done  chan struct{} // closed when Value and Err are set
 	Value T
 	Err   error
 }
 
-// Begin starts f.
+// Begin starts f in a goroutine.
 func Begin[T any](f func() (T, error)) *Call[T] {
 	b := &Call[T]{Since: time.Now(), Done: make(chan struct{})}
 	go func() {
@@ -31,22 +30,22 @@ func Begin[T any](f func() (T, error)) *Call[T] {
 	return b
 }
 
-// Over reports whether the call has returned, and waits for it as Closed does: up
-// to d, or until stop, unless it is nil, is closed.
+// Over waits for the call as Closed does, up to d or until stop is closed, and reports
+// whether the call has returned. stop may be nil.
 func (b *Call[T]) Over(d time.Duration, stop <-chan struct{}) bool { return Closed(b.Done, d, stop) }
 
-// Hangs words that the call has not returned yet.
+// Hangs returns an error that the call has not returned yet.
 func (b *Call[T]) Hangs(what string) error {
 	return fmt.Errorf("%s has not returned for %v: it waits in the kernel or for another program, and is not tried again before it returns (the stacks in /proc/PID/task/*/stack of this process say where)",
 		what, time.Since(b.Since).Round(100*time.Millisecond))
 }
 
-// ErrNoAnswer is wrapped by what Within returns for a call that hangs.
+// ErrNoAnswer is wrapped by Within's error for a call that hangs.
 var ErrNoAnswer = errors.New("no answer")
 
-// Within runs f, which may hang in the kernel or in another program, and waits
-// up to d for it: beyond that the error is ErrNoAnswer. A panic in f is an
-// error. What f returns after d is lost.
+// Within runs f, which may hang in the kernel or in another program, and waits up to d;
+// after that the error is ErrNoAnswer, and f's result is lost. A panic in f becomes an
+// error.
 func Within[T any](d time.Duration, f func() (T, error)) (T, error) {
 	b := Begin(f)
 	if !b.Over(d, nil) {
@@ -56,7 +55,7 @@ func Within[T any](d time.Duration, f func() (T, error)) (T, error) {
 	return b.Value, b.Err
 }
 
-// Guard runs f and turns a panic in it into an error, with its stack.
+// Guard runs f and returns a panic in it as an error, with its stack.
 func Guard(f func()) (err error) {
 	defer func() {
 		if p := recover(); p != nil {

@@ -2,27 +2,26 @@ package bounded
 
 import "time"
 
-// Patience counts time in which this process could run. Of a wait that took much
-// longer than it was to, only so much counts: the process was stopped, or had no
-// CPU, and so had what it waits for.
+// Patience measures time in which this process could run. If a step takes much longer than
+// planned, only a part of it counts: the process was stopped or had no CPU, and so had no
+// chance to see what it waits for.
 type Patience struct {
 	step time.Duration
 	last time.Time
 }
 
-// NewPatience begins to count. Passed is to be asked every step.
+// NewPatience starts to measure. Call Passed every step.
 func NewPatience(step time.Duration) Patience { return Patience{step: step, last: time.Now()} }
 
-// Passed is how much of the time since it was asked last, or since the beginning,
-// counts.
+// Passed returns how much of the time since its last call counts.
 func (p *Patience) Passed(now time.Time) time.Duration {
 	passed := min(max(0, now.Sub(p.last)), p.step+p.step/2)
 	p.last = now
 	return passed
 }
 
-// Closed waits until done is closed, and reports whether it was: for d at most, of
-// time in which this process could run, or until stop, unless it is nil, is closed.
+// Closed waits until done is closed and reports whether it was. It waits for up to d of
+// time in which this process could run, or until stop is closed; stop may be nil.
 func Closed(done <-chan struct{}, d time.Duration, stop <-chan struct{}) bool {
 	select {
 	case <-done:

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// What a step takes longer than it was to does not count.
+// The excess of a step that takes too long does not count.
 func TestPatience(t *testing.T) {
 	at := time.Unix(1000, 0)
 	p := Patience{step: 100 * time.Millisecond, last: at}
@@ -14,7 +14,7 @@ func TestPatience(t *testing.T) {
 	for _, c := range []struct{ after, want time.Duration }{
 		{100 * time.Millisecond, 100 * time.Millisecond},
 		{120 * time.Millisecond, 220 * time.Millisecond},
-		{time.Hour, 370 * time.Millisecond}, // stopped
+		{time.Hour, 370 * time.Millisecond}, // the process was stopped
 		{50 * time.Millisecond, 420 * time.Millisecond},
 		{-time.Minute, 420 * time.Millisecond},
 	} {

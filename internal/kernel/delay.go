@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Monotonic is CLOCK_MONOTONIC, which stands still while the machine is
-// suspended, as SinceBoot does not. It is 0 if the kernel does not tell.
+// Monotonic is CLOCK_MONOTONIC. Unlike SinceBoot it stands still while the machine is
+// suspended. It is 0 if the kernel does not have it.
 func Monotonic() time.Duration {
 	var ts unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) != nil {
@@ -19,10 +19,9 @@ func Monotonic() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// RunDelays tells by thread how long this process's threads have been ready to run
-// and had no CPU (/proc/PID/task/TID/schedstat, of which the second number is
-// sched_info.run_delay): other threads had it, or the control group has used up its
-// share. ok is false for a kernel without CONFIG_SCHED_INFO.
+// RunDelays returns, by thread of this process, how long it has been runnable without a CPU
+// (/proc/PID/task/TID/schedstat, second value: sched_info.run_delay): because of other
+// threads or an exhausted CPU quota. ok is false on a kernel without CONFIG_SCHED_INFO.
 func RunDelays() (delays map[int]time.Duration, ok bool) {
 	const tasks = "/proc/self/task"
 	dir, err := os.Open(tasks)
@@ -38,7 +37,7 @@ func RunDelays() (delays map[int]time.Duration, ok bool) {
 	for _, name := range names {
 		b, err := os.ReadFile(tasks + "/" + name + "/schedstat")
 		if err != nil {
-			continue // the thread has ended, or no thread has this file
+			continue // the thread has ended, or the kernel lacks the file
 		}
 		if d, ok := parseSchedstat(string(b)); ok {
 			if tid, err := strconv.Atoi(name); err == nil {
@@ -58,8 +57,8 @@ func parseSchedstat(s string) (delay time.Duration, ok bool) {
 	return time.Duration(n), err == nil && n >= 0
 }
 
-// Waited is how much longer the threads of a process have waited for a CPU than
-// they had before, over all. A thread that has ended since is not in it.
+// Waited sums how much longer threads have waited for a CPU than before. A thread that has
+// ended since is not included.
 func Waited(before, now map[int]time.Duration) (sum time.Duration) {
 	for tid, d := range now {
 		sum += max(0, d-before[tid])

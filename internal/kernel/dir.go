@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DirNames lists the entries of a directory, without . and .., in no order.
+// DirNames lists the entries of a directory, without . and .., unsorted.
 func DirNames(dir string) ([]string, error) {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -19,9 +19,9 @@ func DirNames(dir string) ([]string, error) {
 	return d.Readdirnames(-1)
 }
 
-// Entries calls each for every entry of the open directory fd but . and .., and
-// uses buf for them: about 1000 fit into 32 KiB. The name is valid until each
-// returns; typ is DT_DIR and its like. It ends with the first error of each.
+// Entries calls each for every entry of the open directory fd except . and .., reading into
+// buf; about 1000 entries fit into 32 KiB. The name is valid until each returns; typ is
+// DT_DIR and so on. It stops at the first error of each.
 func Entries(fd int, buf []byte, each func(name string, typ byte) error) error {
 	for {
 		n, err := unix.Getdents(fd, buf)

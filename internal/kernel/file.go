@@ -1,6 +1,6 @@
-// Package kernel reads what Linux says of processes and network namespaces: files
-// of procfs, threads, capabilities, boot and namespace identity. It imports nothing
-// of this project but bounded.
+// Package kernel reads what Linux shows about processes and network namespaces: files of
+// procfs, threads, capabilities, boot and namespace identity. Of this project it imports
+// only bounded.
 package kernel
 
 import (
@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Open opens a file below the directory dir for reading, with the flags given. The
-// caller closes it. It allocates nothing for a name of less than 256 bytes.
+// Open opens a file below the directory dir for reading, with additional flags. The caller
+// closes it. It does not allocate for a name of less than 256 bytes.
 func Open(dir int, name string, flags int) (int, error) {
 	var room [pathSize]byte
 	path, err := appendPath(room[:0], name)
@@ -22,7 +22,7 @@ func Open(dir int, name string, flags int) (int, error) {
 	return openat(dir, path, flags)
 }
 
-// OpenProcess is Open of /proc/PID followed by name; root is where procfs is mounted.
+// OpenProcess opens the file at name below /proc/PID; root is where procfs is mounted.
 func OpenProcess(root string, pid int, name string, flags int) (int, error) {
 	var room [pathSize]byte
 	path, err := appendProcess(room[:0], root, pid, name)
@@ -32,7 +32,7 @@ func OpenProcess(root string, pid int, name string, flags int) (int, error) {
 	return openat(unix.AT_FDCWD, path, flags)
 }
 
-// openat is unix.Openat without its copy of the path.
+// openat is unix.Openat without copying the path to the heap.
 func openat(dir int, path []byte, flags int) (int, error) {
 	for {
 		fd, _, e := unix.Syscall6(unix.SYS_OPENAT, uintptr(dir), uintptr(unsafe.Pointer(unsafe.SliceData(path))),
@@ -47,10 +47,10 @@ func openat(dir int, path []byte, flags int) (int, error) {
 	}
 }
 
-// pathSize is room for the paths of procfs, so that they need no memory of their own.
+// pathSize is the size of a stack buffer for paths of procfs.
 const pathSize = 256
 
-// appendPath appends name as the kernel takes it.
+// appendPath appends name as a NUL-terminated path.
 func appendPath(b []byte, name string) ([]byte, error) {
 	if strings.IndexByte(name, 0) >= 0 {
 		return nil, unix.EINVAL
@@ -64,8 +64,8 @@ func appendProcess(b []byte, root string, pid int, name string) ([]byte, error) 
 	return appendPath(strconv.AppendInt(b, int64(pid), 10), name)
 }
 
-// ReadFile reads a whole file below the directory dir into buf, which it grows as
-// needed. After an error buf is returned for the next call.
+// ReadFile reads a whole file below the directory dir into buf, which grows as needed.
+// After an error it returns buf for the next call.
 func ReadFile(dir int, name string, buf []byte) ([]byte, error) {
 	fd, err := Open(dir, name, 0)
 	if err != nil {
@@ -88,9 +88,9 @@ func ReadFile(dir int, name string, buf []byte) ([]byte, error) {
 	}
 }
 
-// ReadSmall reads a file of procfs below the directory dir into buf, by a single
-// call: the kernel returns such a file in one piece if buf has room for it. One that
-// fills buf is EFBIG.
+// ReadSmall reads a file of procfs below the directory dir into buf with a single system
+// call: the kernel returns such a file in one piece if buf is large enough. If the file
+// fills buf, the error is EFBIG.
 func ReadSmall(dir int, name string, buf []byte) ([]byte, error) {
 	fd, err := Open(dir, name, 0)
 	if err != nil {
@@ -111,8 +111,8 @@ func ReadSmall(dir int, name string, buf []byte) ([]byte, error) {
 	}
 }
 
-// ReadLink reads as much of the symbolic link name below the directory dir as buf
-// has room for. What the link leads to is not touched.
+// ReadLink reads the target of the symbolic link name below the directory dir, cut to the
+// size of buf. It does not follow the link.
 func ReadLink(dir int, name string, buf []byte) ([]byte, error) {
 	var room [pathSize]byte
 	path, err := appendPath(room[:0], name)

@@ -14,9 +14,9 @@ import (
 	"nodeskoop/internal/bounded"
 )
 
-// The inode numbers of the namespaces that the kernel began with (enum init_ns_ino
-// in include/uapi/linux/nsfs.h; fixed since Linux 3.8, that of control groups since
-// 4.6 and that of networks since 6.18).
+// The inode numbers of the initial namespaces (enum init_ns_ino in
+// include/uapi/linux/nsfs.h): fixed since Linux 3.8, for control groups since 4.6, and for
+// networks since 6.18.
 const (
 	FirstNetNamespace    = 0xEFFFFFF9
 	FirstCgroupNamespace = 0xEFFFFFFB
@@ -24,10 +24,10 @@ const (
 	FirstUserNamespace   = 0xEFFFFFFD
 )
 
-// OwnNetns is the file of the network namespace of the calling thread.
+// OwnNetns is the network namespace file of the calling thread.
 const OwnNetns = "/proc/thread-self/ns/net"
 
-// Inode returns the inode number of the namespace, or other file, that path is.
+// Inode returns the inode number of the namespace, or other file, at path.
 func Inode(path string) (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
@@ -45,14 +45,13 @@ func FileInode(fd int) (uint64, error) {
 	return st.Ino, nil
 }
 
-// SwitchNetns runs fn on the calling thread in the network namespace that ns
-// is, and brings the thread back to the one that own is, whatever fn does. A
-// panic in fn is its error. lost says that the thread could not be brought
-// back: it stays locked to the goroutine, so that the runtime ends the thread
-// when the goroutine returns, which must happen soon.
+// SwitchNetns runs fn on the calling thread in the network namespace ns, and then returns
+// the thread to own, even if fn fails. It returns a panic in fn as an error. If lost is
+// true, the thread could not return: it stays locked to its goroutine, which must end soon,
+// so that the runtime ends the thread.
 //
-// Nothing else in this program calls setns: SwitchNetns is for a thread that
-// samples one namespace after another; all others call InNetns or InNetnsFD.
+// Nothing else in this program calls setns. SwitchNetns is for a thread that samples many
+// namespaces; other callers use InNetns or InNetnsFD.
 func SwitchNetns(ns, own int, fn func() error) (lost bool, err error) {
 	runtime.LockOSThread()
 	if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
@@ -72,10 +71,9 @@ func SwitchNetns(ns, own int, fn func() error) (lost bool, err error) {
 	return false, fn()
 }
 
-// InNetns runs fn on a thread that is in the network namespace that the file
-// path is, if its inode number is the given one; 0 stands for any. A panic in
-// fn is an error. fn may hang in the kernel: whoever must not wait for it
-// calls InNetns by bounded.Within.
+// InNetns runs fn on a thread in the network namespace at path, if its inode number is
+// inode; 0 stands for any. It returns a panic in fn as an error. fn may hang in the kernel;
+// a caller that must not wait uses bounded.Within.
 func InNetns(path string, inode uint64, fn func() error) error {
 	ns, err := Open(unix.AT_FDCWD, path, unix.O_NONBLOCK)
 	if err != nil {
@@ -92,22 +90,22 @@ func InNetns(path string, inode uint64, fn func() error) error {
 	return InNetnsFD(ns, fn)
 }
 
-// InNetnsFD is InNetns of an open namespace.
+// InNetnsFD is InNetns for an open namespace.
 func InNetnsFD(ns int, fn func() error) error {
 	done := make(chan error, 1)
 	go inNetns(ns, fn, done)
 	return <-done
 }
 
-// inNetns is the life of a goroutine: its thread ends with it if it is lost.
+// inNetns runs fn in a goroutine whose thread ends with it if the thread cannot return.
 func inNetns(ns int, fn func() error, done chan<- error) {
 	err := errors.New("in the network namespace: the goroutine was ended")
-	defer func() { done <- err }() // also if fn calls runtime.Goexit
+	defer func() { done <- err }() // even if fn calls runtime.Goexit
 	runtime.LockOSThread()
 	if unix.Gettid() == os.Getpid() {
-		// The main thread cannot end, and its namespace passes for the whole
-		// process's, in /proc/self for one. While it is held here, the goroutine
-		// that follows is on another.
+		// The main thread must not be lost: it cannot end, and its namespace counts as the
+		// process's, for example in /proc/self. While this goroutine holds it, the new
+		// goroutine runs on another thread.
 		err = InNetnsFD(ns, fn)
 		runtime.UnlockOSThread()
 		return
@@ -126,9 +124,8 @@ func inNetns(ns int, fn func() error, done chan<- error) {
 	err = e
 }
 
-// AddrsOf lists the addresses of the network namespace that the file path is,
-// of every scope. It may hang while another program holds the kernel's lock on
-// network devices.
+// AddrsOf lists the addresses, of every scope, of the network namespace at path. It may
+// hang while another program holds the RTNL lock.
 func AddrsOf(path string) (addrs []netip.Addr, err error) {
 	err = InNetns(path, 0, func() (err error) {
 		addrs, err = InterfaceAddrs()
@@ -140,8 +137,8 @@ func AddrsOf(path string) (addrs []netip.Addr, err error) {
 	return addrs, nil
 }
 
-// InterfaceAddrs lists the addresses of the interfaces in the thread's network
-// namespace, unmapped and without zone.
+// InterfaceAddrs lists the interface addresses in the thread's network namespace, unmapped
+// and without zone.
 func InterfaceAddrs() ([]netip.Addr, error) {
 	list, err := net.InterfaceAddrs()
 	if err != nil {
@@ -158,9 +155,8 @@ func InterfaceAddrs() ([]netip.Addr, error) {
 	return addrs, nil
 }
 
-// NetnsCookie tells network namespaces of one boot apart whose inode numbers
-// are the same, one after the other; 0 before Linux 5.14. It asks about the
-// namespace that the thread is in.
+// NetnsCookie identifies the thread's network namespace within one boot, even if inode
+// numbers are reused; 0 before Linux 5.14.
 func NetnsCookie() uint64 {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

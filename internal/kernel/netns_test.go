@@ -14,13 +14,13 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// newNetns makes a network namespace, which lives as long as the test.
+// newNetns makes a network namespace that lives until the end of the test.
 func newNetns(t *testing.T) (fd int, path string, inode uint64) {
 	t.Helper()
 	need.Root(t)
 	var err error
 	offMain(func() {
-		// The thread ends with its goroutine: it is never unlocked.
+		// The thread is never unlocked, so it ends with its goroutine.
 		if err = unix.Unshare(unix.CLONE_NEWNET); err == nil {
 			fd, err = Open(unix.AT_FDCWD, OwnNetns, 0)
 		}
@@ -36,8 +36,7 @@ func newNetns(t *testing.T) (fd int, path string, inode uint64) {
 	return fd, "/proc/self/fd/" + strconv.Itoa(fd), inode
 }
 
-// offMain runs fn on a locked thread that is not the process's first, which cannot
-// end.
+// offMain runs fn on a locked thread other than the main thread, which cannot end.
 func offMain(fn func()) {
 	done := make(chan struct{})
 	go func() {
@@ -61,8 +60,8 @@ func here(t *testing.T) uint64 {
 	return inode
 }
 
-// TestInNetns: fn runs in the namespace, and no thread of the process stays there,
-// however fn ends.
+// TestInNetns: fn runs in the namespace, and no thread of the process stays there, however
+// fn ends.
 func TestInNetns(t *testing.T) {
 	fd, path, inode := newNetns(t)
 	self := here(t)
@@ -128,7 +127,7 @@ func noneIn(t *testing.T, inode uint64) {
 	t.Errorf("still in the namespace: %v", left)
 }
 
-// TestThreadIsLost: a thread that cannot come back ends with its goroutine.
+// TestThreadIsLost: a thread that cannot return ends with its goroutine.
 func TestThreadIsLost(t *testing.T) {
 	fd, _, inode := newNetns(t)
 	null, err := os.Open("/dev/null")

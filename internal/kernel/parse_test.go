@@ -63,7 +63,7 @@ func TestNumbers(t *testing.T) {
 	for _, x := range []struct {
 		text                string
 		uint, gauge, hex    uint64
-		isUint, isGauge, ok bool // ok: a hexadecimal number
+		isUint, isGauge, ok bool // ok: it is a valid hexadecimal number
 	}{
 		{text: ""}, {text: "-"}, {text: "+1"}, {text: "1 "}, {text: "0x1"}, {text: "1_0"}, {text: "x"}, {text: "123456789012345678901"},
 		{text: "0", isUint: true, isGauge: true, ok: true},
@@ -152,7 +152,7 @@ func TestEntries(t *testing.T) {
 			t.Errorf("%v is taken for %q", bad, name)
 		}
 	}
-	// A real one, in several pieces.
+	// A real directory, read in several pieces.
 	dir, want := t.TempDir(), map[string]byte{}
 	for i := range 200 {
 		name := strings.Repeat("n", i+1)
@@ -255,7 +255,7 @@ func TestFiles(t *testing.T) {
 	}
 }
 
-// tree makes a procfs out of files.
+// tree makes a procfs from files.
 func tree(t *testing.T, files map[string]string) string {
 	t.Helper()
 	root := t.TempDir()

@@ -13,7 +13,7 @@ import (
 	"nodeskoop/internal/bounded"
 )
 
-// PIDs lists the processes under procfs, in order.
+// PIDs lists the processes under procfs in ascending order.
 func PIDs(root string) ([]int, error) {
 	procs, err := allProcs(root)
 	if err != nil {
@@ -41,11 +41,11 @@ func allProcs(root string) (procfs.Procs, error) {
 	return fs.AllProcs()
 }
 
-// Capabilities returns the effective capabilities of a process, one bit each. pid
-// 0 stands for this process.
+// Capabilities returns the effective capabilities of a process as a bit mask. pid 0 stands
+// for this process.
 func Capabilities(root string, pid int) (effective uint64, err error) {
 	var status procfs.ProcStatus
-	// The library indexes an array by what it finds in the file.
+	// The library may panic: it indexes an array by a value from the file.
 	if e := bounded.Guard(func() { status, err = readStatus(root, pid) }); e != nil {
 		err = e
 	}
@@ -58,8 +58,8 @@ func Capabilities(root string, pid int) (effective uint64, err error) {
 	return status.CapEff, nil
 }
 
-// OwnCapabilities is Capabilities of the calling thread. It needs neither procfs nor
-// a descriptor.
+// OwnCapabilities returns the calling thread's effective capabilities. It needs neither
+// procfs nor a descriptor.
 func OwnCapabilities() (effective uint64, err error) {
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData // 32 bits each
@@ -84,38 +84,38 @@ func readStatus(root string, pid int) (s procfs.ProcStatus, err error) {
 	return p.NewStatus()
 }
 
-// Stat is what /proc/PID/stat says of a process, or of a thread
-// (fs/proc/array.c, do_task_stat). A number that is below 0 is 0 here.
+// Stat has values of /proc/PID/stat, for a process or a thread (fs/proc/array.c,
+// do_task_stat). Negative numbers become 0.
 type Stat struct {
 	State        byte // R, S, D, T, t, Z, X, I
 	Parent       int
-	Flags        uint64 // PF_EXITING and its like
-	Faults       uint64 // minor page faults, its own
-	ReapedFaults uint64 // those of the children that it has waited for
+	Flags        uint64 // PF_EXITING and so on
+	Faults       uint64 // minor page faults of the process itself
+	ReapedFaults uint64 // minor page faults of the children that it has waited for
 	Threads      uint64
-	Start        uint64 // clock ticks since the boot: with the number, the identity of a process
+	Start        uint64 // clock ticks since boot; with the PID, the identity of a process
 }
 
-// Flags of Stat, of include/linux/sched.h.
+// Bits of Stat.Flags (include/linux/sched.h).
 const (
 	Exiting      = 0x4      // PF_EXITING
 	KernelThread = 0x200000 // PF_KTHREAD
 )
 
-// Ended reports whether the thread has ended, or is about to.
+// Ended reports whether the thread has exited or is exiting.
 func (s *Stat) Ended() bool { return s.State == 'Z' || s.State == 'X' || s.Flags&Exiting != 0 }
 
-// ParseStat reads the text of /proc/PID/stat. Its errors are a *BadLine.
+// ParseStat parses the content of /proc/PID/stat. Its errors are *BadLine.
 func ParseStat(b []byte) (s Stat, err error) {
 	l := Lines{File: "stat", N: 1}
-	// The name of the program may hold anything, parentheses and newlines too.
+	// The program's name may contain any character, parentheses and newlines included.
 	i := bytes.LastIndexByte(b, ')')
 	if i < 0 || b[len(b)-1] != '\n' {
 		return Stat{}, l.Errorf("%.60q is not what a kernel prints", b)
 	}
 	rest := b[i+1 : len(b)-1]
 	var f []byte
-	for n := 3; n <= 22; n++ { // as proc_pid_stat(5) numbers them
+	for n := 3; n <= 22; n++ { // field numbers as in proc_pid_stat(5)
 		f, rest = Field(rest)
 		if n == 3 {
 			if len(f) != 1 {
@@ -158,7 +158,7 @@ func ReadStat(root string, pid int) (Stat, error) {
 }
 
 func readStat(dir int, name string) (Stat, error) {
-	var buf [2048]byte // more than it ever has
+	var buf [2048]byte // larger than the file ever is
 	b, err := ReadSmall(dir, name, buf[:])
 	if err != nil {
 		return Stat{}, err

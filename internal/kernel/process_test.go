@@ -81,8 +81,8 @@ func TestCapabilities(t *testing.T) {
 	}
 }
 
-// The library lists a process for each name that is a number, below 0 and hidden ones
-// left out or not: what PIDs makes of it.
+// The library lists a process for each numeric name, negative ones included, and does not
+// notice that processes are hidden. PIDs corrects both.
 func TestPIDs(t *testing.T) {
 	root := tree(t, map[string]string{"20/x": "", "1/x": "", "3/x": "", "self/x": "", "1x/x": "", "-5/x": "", "007/x": "", "99999999999999999999/x": ""})
 	if got, err := PIDs(root); err != nil || fmt.Sprint(got) != "[1 3 7 20]" {
@@ -100,7 +100,7 @@ func TestPIDs(t *testing.T) {
 	}
 }
 
-// TestLibraryStat: the library's reading of stat is the same where both accept it.
+// TestLibraryStat: the library parses stat to the same values, if both accept it.
 func TestLibraryStat(t *testing.T) {
 	fs, err := procfs.NewFS("/proc")
 	if err != nil {
@@ -110,7 +110,7 @@ func TestLibraryStat(t *testing.T) {
 		ours, err := ReadStat("/proc", pid)
 		p, err2 := fs.Proc(pid)
 		if err != nil || err2 != nil {
-			continue // it is hidden, or there is none
+			continue // hidden, or it does not exist
 		}
 		s, err := p.Stat()
 		if err != nil {

@@ -6,24 +6,24 @@ import (
 	"math"
 )
 
-// BadLine says what is wrong with a line of a file.
+// BadLine is an error about a line of a file.
 type BadLine struct {
-	File string // as it is named below /proc/PID
+	File string // path below /proc/PID
 	Line int
 	What string
 }
 
 func (e *BadLine) Error() string { return fmt.Sprintf("%s line %d: %s", e.File, e.Line, e.What) }
 
-// Lines goes through a file of text line by line.
+// Lines iterates over the lines of a text file.
 type Lines struct {
 	File string // for errors: "net/snmp"
 	Rest []byte
-	N    int // number of the line that Next returned last
+	N    int // number of the last line returned by Next
 }
 
-// Next returns the next line without its newline. A last line without newline
-// is an error: the file was cut, and a number in it may lack digits.
+// Next returns the next line without its newline. A last line without a newline is an
+// error: the file was truncated, and a number in it may lack digits.
 func (l *Lines) Next() (line []byte, ok bool, err error) {
 	if len(l.Rest) == 0 {
 		return nil, false, nil
@@ -37,13 +37,13 @@ func (l *Lines) Next() (line []byte, ok bool, err error) {
 	return line, true, nil
 }
 
-// Errorf words what is wrong with the line that Next returned last. It is a
-// *BadLine.
+// Errorf returns a *BadLine about the last line returned by Next.
 func (l *Lines) Errorf(format string, args ...any) error {
 	return &BadLine{l.File, l.N, fmt.Sprintf(format, args...)}
 }
 
-// OrMissing returns err, or else that a line is missing at the end of the file.
+// OrMissing returns err, or if that is nil an error that a line is missing at the end of
+// the file.
 func (l *Lines) OrMissing(err error, what string) error {
 	if err != nil {
 		return err
@@ -52,7 +52,7 @@ func (l *Lines) OrMissing(err error, what string) error {
 	return l.Errorf("%s", what)
 }
 
-// Field splits the first field off b, at spaces and tabs. It is empty at the end.
+// Field splits the first field off b, at spaces and tabs. At the end of b it is empty.
 func Field(b []byte) (f, rest []byte) {
 	i := 0
 	for i < len(b) && (b[i] == ' ' || b[i] == '\t') {
@@ -65,7 +65,7 @@ func Field(b []byte) (f, rest []byte) {
 	return b[i:j], b[j:]
 }
 
-// Uint reads an unsigned decimal number of up to 64 bits.
+// Uint parses an unsigned decimal number of up to 64 bits.
 func Uint(b []byte) (n uint64, ok bool) {
 	if len(b) == 0 || len(b) > 20 {
 		return 0, false
@@ -80,9 +80,9 @@ func Uint(b []byte) (n uint64, ok bool) {
 	return n, true
 }
 
-// Gauge reads a decimal number that the kernel adds up from per-CPU parts
-// without a lock. The sum can be below 0 for a moment, and is then printed with
-// a sign, or in 64 bits without; it stands for 0.
+// Gauge parses a decimal number that the kernel sums over CPUs without a lock. The sum may
+// be negative for a moment, and is printed with a sign or as a 64-bit two's complement;
+// Gauge returns 0 for it.
 func Gauge(b []byte) (n uint64, ok bool) {
 	if len(b) > 1 && b[0] == '-' {
 		_, ok = Uint(b[1:])
@@ -108,7 +108,7 @@ var hexDigit = func() (t [256]uint8) {
 	return t
 }()
 
-// Hex reads a hexadecimal number of up to 64 bits.
+// Hex parses a hexadecimal number of up to 64 bits.
 func Hex(b []byte) (n uint64, ok bool) {
 	if len(b) == 0 || len(b) > 16 {
 		return 0, false
@@ -123,14 +123,14 @@ func Hex(b []byte) (n uint64, ok bool) {
 	return n, true
 }
 
-// Hex32 reads a hexadecimal number of up to 32 bits.
+// Hex32 parses a hexadecimal number of up to 32 bits.
 func Hex32(b []byte) (uint32, bool) {
 	n, ok := Hex(b)
 	return uint32(n), ok && n <= math.MaxUint32
 }
 
-// Since32 returns how far a counter of 32 bits has come. One that seems to
-// have come further than half way round has fallen, and is followed from there.
+// Since32 returns the increase of a 32-bit counter that may have wrapped. An increase of
+// more than half the range counts as a decrease, for which it returns 0.
 func Since32(now, before uint32) uint64 {
 	if d := now - before; d < 1<<31 {
 		return uint64(d)

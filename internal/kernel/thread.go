@@ -9,11 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrGone says that what was to be sampled has ended: not a failure.
+// ErrGone says that the process or namespace to sample has ended, which is not a failure.
 var ErrGone = errors.New("it has ended")
 
-// GoneOr makes ErrGone of the errors by which procfs says that a process or a
-// thread has ended.
+// GoneOr turns the errors by which procfs shows that a process or thread has ended into
+// ErrGone.
 func GoneOr(err error) error {
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("%w: %w", err, ErrGone)
@@ -21,11 +21,11 @@ func GoneOr(err error) error {
 	return err
 }
 
-// LiveThread returns a thread of process pid that has not ended; root is where
-// procfs is mounted. /proc/PID shows the first thread. Once that one has ended it
-// has no descriptors, no namespaces and, in cgroup v1, no control group, although
-// the other threads, and with them the process, go on: what they have is in
-// /proc/PID/task/TID. A process without such a thread is ErrGone.
+// LiveThread returns a thread of process pid that has not ended; root is where procfs is
+// mounted. /proc/PID shows the main thread. After its exit it has no descriptors, no
+// namespaces and, in cgroup v1, no control group, while the process continues with its
+// other threads; their state is in /proc/PID/task/TID. If no thread is left, the error is
+// ErrGone.
 func LiveThread(root string, pid int) (tid int, err error) {
 	dir := root + "/" + strconv.Itoa(pid) + "/task"
 	names, err := DirNames(dir)
@@ -42,7 +42,7 @@ func LiveThread(root string, pid int) (tid int, err error) {
 		switch {
 		case err == nil && s.Ended():
 		case err == nil, errors.As(err, &bad):
-			return tid, nil // what is not understood has not ended
+			return tid, nil // an unreadable state counts as alive
 		default:
 			if err = GoneOr(fmt.Errorf("read %s/%s/stat: %w", dir, name, err)); !errors.Is(err, ErrGone) {
 				return 0, err
@@ -52,8 +52,8 @@ func LiveThread(root string, pid int) (tid int, err error) {
 	return 0, fmt.Errorf("process %d has no live thread: %w", pid, ErrGone)
 }
 
-// ProcessDir returns the directory below root that shows what a process has:
-// /proc/PID, or that of a live thread where the first has ended.
+// ProcessDir returns the directory below root that shows a process's state: /proc/PID, or
+// that of a live thread if the main thread has ended.
 func ProcessDir(root string, pid int) string {
 	dir := root + "/" + strconv.Itoa(pid)
 	s, err := readStat(unix.AT_FDCWD, dir+"/stat")
@@ -66,8 +66,8 @@ func ProcessDir(root string, pid int) string {
 	return dir
 }
 
-// ManyThreads reports whether a process has more than one thread: it has them as
-// directories (fs/proc/base.c, proc_task_getattr).
+// ManyThreads reports whether a process has more than one thread, from the link count of
+// its task directory (fs/proc/base.c, proc_task_getattr).
 func ManyThreads(root string, pid int) bool {
 	var room [pathSize]byte
 	path, err := appendProcess(room[:0], root, pid, "/task")
@@ -75,9 +75,9 @@ func ManyThreads(root string, pid int) bool {
 		return false
 	}
 	var st unix.Statx_t
-	const itself = 3 // the directory, its name in the one above, and the first thread
+	const itself = 3 // links of a directory with one subdirectory: itself, its parent's entry, and the main thread's
 	cwd := unix.AT_FDCWD
-	// It is unix.Statx without the copy of the path.
+	// Like unix.Statx, but without copying the path to the heap.
 	_, _, e := unix.Syscall6(unix.SYS_STATX, uintptr(cwd), uintptr(unsafe.Pointer(unsafe.SliceData(path))),
 		0, unix.STATX_NLINK, uintptr(unsafe.Pointer(&st)), 0)
 	return e == 0 && st.Nlink > itself

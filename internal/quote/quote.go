@@ -1,5 +1,5 @@
-// Package quote writes text that others chose (names of pods, interfaces,
-// processes) so that it harms no terminal, shell or JSON reader.
+// Package quote writes text from others (names of pods, interfaces, processes) such that it
+// cannot affect a terminal, a shell or a JSON reader.
 package quote
 
 import (
@@ -9,28 +9,26 @@ import (
 	"unicode/utf8"
 )
 
-// Text that others chose (names of processes, interfaces, pods, containers,
-// files and devices, and errors that quote such names) leaves the program by
-// one of two writers only: AppendSafe where a person reads it, and
-// AppendJSON or AppendSafeJSON where a program does. A command that is
-// offered for copying takes such a text through Shell.
+// All text from others (names of processes, interfaces, pods, containers, files and
+// devices, and errors that quote them) leaves the program through AppendSafe if a person
+// reads it, and through AppendJSON or AppendSafeJSON if a program does. In a command to be
+// copied, it passes through Shell.
 
-// maxMarks is how many combining marks may follow one character. No script
-// needs more; many of them draw over the lines above and below.
+// maxMarks is the most combining marks that may follow a character. No script needs more,
+// and many of them draw over the lines above and below.
 const maxMarks = 3
 
-// shows reports whether a character is drawn as one, and by itself: controls
-// (C0, DEL, C1), line breaks, spaces other than U+0020, the format controls
-// (bidirectional ones included), private use and what is assigned to nothing
-// are not, nor are the letters, marks and selectors that draw nothing.
+// shows reports whether a character is visible on its own. Not visible are controls (C0,
+// DEL, C1), line breaks, spaces other than U+0020, format controls (bidirectional ones
+// included), private use, unassigned characters, and letters, marks and selectors without a
+// glyph.
 func shows(r rune) bool {
 	return strconv.IsPrint(r) && !unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
 }
 
-// AppendSafe appends s so that it cannot do anything to a terminal, nor look
-// like something else: what does not show, and marks that have no character to
-// stand on, are written as \x1b or \u202e, bytes that are not UTF-8 as U+FFFD.
-// The result is one line.
+// AppendSafe appends s such that it can neither affect a terminal nor pass for other text.
+// Invisible characters, and marks without a base character, become escapes such as \x1b or
+// \u202e; bytes that are not UTF-8 become U+FFFD. The result is one line.
 func AppendSafe(b []byte, s string) []byte {
 	marks := maxMarks
 	for s != "" {
@@ -80,7 +78,7 @@ func appendHex(b []byte, r rune) []byte {
 	return append(b, hex[r>>12&15], hex[r>>8&15], hex[r>>4&15], hex[r&15])
 }
 
-// Safe is AppendSafe for a string.
+// Safe returns s as AppendSafe writes it.
 func Safe(s string) string {
 	for i := range len(s) {
 		if s[i] < ' ' || s[i] >= 0x7f {
@@ -90,15 +88,15 @@ func Safe(s string) string {
 	return s
 }
 
-// SafeLine is Safe for a text that may have several lines of its own, as the
-// errors that errors.Join makes: they become one, divided by semicolons.
+// SafeLine is Safe for a text of several lines, such as an error from errors.Join: the
+// lines are joined by semicolons.
 func SafeLine(s string) string {
 	return Safe(strings.ReplaceAll(strings.TrimSpace(s), "\n", "; "))
 }
 
-// AppendJSON appends s as a JSON string. It is read as s again, but for
-// bytes that are not UTF-8, which become U+FFFD. What does not show on a
-// terminal is written as \u202e: JSON is read there, too.
+// AppendJSON appends s as a JSON string, which decodes to s, except that bytes that are not
+// UTF-8 become U+FFFD. Invisible characters are escaped as \u202e, since JSON may be shown
+// on a terminal.
 func AppendJSON(b, s []byte) []byte {
 	b = append(b, '"')
 	for len(s) > 0 {
@@ -128,7 +126,7 @@ func AppendJSON(b, s []byte) []byte {
 	return append(b, '"')
 }
 
-// appendJSONEscape appends r as \u1234, or as two of them.
+// appendJSONEscape appends r as \u1234, or as a surrogate pair.
 func appendJSONEscape(b []byte, r rune) []byte {
 	if r >= 0x10000 {
 		r -= 0x10000
@@ -138,10 +136,9 @@ func appendJSONEscape(b []byte, r rune) []byte {
 	return appendHex(append(b, '\\', 'u'), r)
 }
 
-// AppendSafeJSON appends JSON that another encoder made, with what does not
-// show written as AppendJSON does. Outside of its strings JSON is ASCII,
-// so that nothing needs to be parsed; line breaks and tabs between its values
-// stay.
+// AppendSafeJSON appends JSON from another encoder, with invisible characters escaped as in
+// AppendJSON. Outside its strings JSON is ASCII, so it need not be parsed; line breaks and
+// tabs between values stay.
 func AppendSafeJSON(b, encoded []byte) []byte {
 	for len(encoded) > 0 {
 		n := 0
@@ -166,10 +163,9 @@ func AppendSafeJSON(b, encoded []byte) []byte {
 	return b
 }
 
-// Shell returns s as one word of a shell's command line, for a command
-// that is offered for copying. What needs no quotes has none. A name with
-// characters that do not show, or with a space, at which a printed line may be
-// broken, is written with escapes, as $'a\x20b', which bash, zsh and ksh read.
+// Shell returns s as one word of a shell command line, for a command to be copied. It
+// quotes only if necessary. If s has invisible characters, or spaces, at which a printed
+// line may be broken, it uses escapes as in $'a\x20b', which bash, zsh and ksh understand.
 func Shell(s string) string {
 	plain, simple := s != "", true
 	for i := range len(s) {

@@ -11,8 +11,8 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// nasty are names that somebody without rights can give to a process, an
-// interface, a container's label or a file.
+// nasty are names that an unprivileged user can give to a process, an interface, a
+// container's label or a file.
 var nasty = []string{
 	"", "web-0", "nginx: worker", "日本", "naïve", "e\u0301", "😀",
 	"\x1b]0;title\x07", "\x1b[2J\x1b[H", "a\x1b[31mred", "\x9b2J", "\u009b2J", "\u0085", "\x7f", "a\rb", "a\nb", "a\x00b", "\t",
@@ -21,8 +21,8 @@ var nasty = []string{
 	"$(id)", "`id`", "a;id", "a b", "a  b", "a'b", `a"b`, `a\b`, "-rf", "=x", "~root", "!1", "*", "é b", "#", "a&&b", "{a,b}",
 }
 
-// standsStill reports whether a text changes nothing on a terminal beyond the
-// characters that it shows, by the general categories of Unicode.
+// standsStill reports whether a text has no effect on a terminal beyond its visible
+// characters, judged by Unicode's general categories.
 func standsStill(s string) bool {
 	marks := maxMarks
 	for _, r := range s {
@@ -133,7 +133,7 @@ func TestShellQuote(t *testing.T) {
 	}
 }
 
-// FuzzShellQuote holds the quotes against a shell that reads them.
+// FuzzShellQuote checks the quoting with a real shell.
 func FuzzShellQuote(f *testing.F) {
 	need.Program(f, "bash")
 	for _, s := range nasty {
@@ -141,7 +141,7 @@ func FuzzShellQuote(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		if strings.Contains(s, "\x00") {
-			return // no argument of a program has it
+			return // no program argument can contain it
 		}
 		word := Shell(s)
 		if Safe(word) != word || strings.Contains(word, " ") {

@@ -8,7 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// updateEnv makes Golden write what it is given.
+// updateEnv makes Golden write the file instead of comparing.
 const updateEnv = "NODESKOOP_TEST_UPDATE"
 
 // Golden compares got with the file testdata/name of the test's package.

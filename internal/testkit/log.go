@@ -1,5 +1,5 @@
-// Package testkit holds what tests of several packages use. Each folder below is
-// a package of its own.
+// Package testkit has helpers for tests of several packages. Each folder below is a package
+// of its own.
 package testkit
 
 import (
@@ -8,7 +8,7 @@ import (
 	"sync"
 )
 
-// Log is a buffer that may be read while a logger, or a process, writes to it.
+// Log is a buffer that may be read while a logger or a process writes to it.
 type Log struct {
 	mu  sync.Mutex
 	buf bytes.Buffer

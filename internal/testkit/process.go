@@ -12,18 +12,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Process is a program that runs beside a test and is killed at its end.
+// Process is a program that runs during a test and is killed at its end.
 type Process struct {
 	*exec.Cmd
-	// Log is what the program writes to standard output and to standard error,
-	// unless the command sends them elsewhere.
+	// Log is the program's standard output and standard error, unless the command redirects
+	// them.
 	Log *Log
 
 	done chan struct{}
 }
 
-// Start starts a program. It fails the test, so it belongs on the test's own
-// goroutine; TryStart does not.
+// Start starts a program. It may call t.Fatal, so call it from the test's own goroutine;
+// TryStart may be called from any.
 func Start(t testing.TB, cmd *exec.Cmd) *Process {
 	t.Helper()
 	p, err := TryStart(t, cmd)
@@ -33,8 +33,8 @@ func Start(t testing.TB, cmd *exec.Cmd) *Process {
 	return p
 }
 
-// TryStart is Start for a program that may fail to start, or that another
-// goroutine or thread than the test's starts.
+// TryStart is Start for a program that may fail to start, or for another goroutine or
+// thread than the test's.
 func TryStart(t testing.TB, cmd *exec.Cmd) (*Process, error) {
 	p := &Process{Cmd: cmd, Log: &Log{}, done: make(chan struct{})}
 	if cmd.Stdout == nil {
@@ -56,7 +56,7 @@ func TryStart(t testing.TB, cmd *exec.Cmd) (*Process, error) {
 	return p, nil
 }
 
-// PID is the program's process.
+// PID returns the program's process number.
 func (p *Process) PID() int { return p.Process.Pid }
 
 // Done is closed when the program has ended.
@@ -72,13 +72,13 @@ func (p *Process) Ended() bool {
 	}
 }
 
-// Kill ends the program and waits for it.
+// Kill kills the program and waits for its end.
 func (p *Process) Kill() {
 	_ = p.Process.Kill()
 	<-p.done
 }
 
-// Stop ends the program as its user would, by Ctrl-C, and waits.
+// Stop interrupts the program, as Ctrl-C does, and waits for its end.
 func (p *Process) Stop() {
 	_ = p.Process.Signal(unix.SIGINT)
 	select {
@@ -88,8 +88,8 @@ func (p *Process) Stop() {
 	}
 }
 
-// Ready waits until ok reports true; false if the program ended before. It
-// fails the test where neither comes.
+// Ready waits until ok returns true, and returns false if the program ends first. If
+// neither happens, it fails the test.
 func (p *Process) Ready(t testing.TB, ok func() bool) (ready bool) {
 	t.Helper()
 	if !Within(Patience, func() bool { ready = ok(); return ready || p.Ended() }) {
@@ -98,15 +98,14 @@ func (p *Process) Ready(t testing.TB, ok func() bool) (ready bool) {
 	return ready || ok()
 }
 
-// Held is a program that runs for as long as its standard input is open, as cat
-// does: until End, until the test ends, or until this process is gone, however
-// it ended.
+// Held is a program that runs until its standard input is closed, as cat does: by End, at
+// the end of the test, or when this process exits in any way.
 type Held struct {
 	*exec.Cmd
 	stdin io.Closer
 }
 
-// Hold starts a program and holds it.
+// Hold starts a program as a Held.
 func Hold(t testing.TB, cmd *exec.Cmd) *Held {
 	t.Helper()
 	h, err := TryHold(t, cmd)
@@ -116,7 +115,7 @@ func Hold(t testing.TB, cmd *exec.Cmd) *Held {
 	return h
 }
 
-// TryHold is Hold for a program that another thread than the test's starts.
+// TryHold is Hold for another thread than the test's.
 func TryHold(t testing.TB, cmd *exec.Cmd) (*Held, error) {
 	stdin, err := cmd.StdinPipe()
 	if err == nil {
@@ -130,11 +129,11 @@ func TryHold(t testing.TB, cmd *exec.Cmd) (*Held, error) {
 	return h, nil
 }
 
-// PID is the program's process.
+// PID returns the program's process number.
 func (h *Held) PID() int { return h.Process.Pid }
 
-// End closes the program's input and waits for its end. What the program still
-// writes is lost. A second call does nothing.
+// End closes the program's input and waits for its end. Further output is lost. A second
+// call does nothing.
 func (h *Held) End() error {
 	if err := h.stdin.Close(); errors.Is(err, os.ErrClosed) {
 		return nil

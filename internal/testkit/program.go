@@ -10,19 +10,19 @@ import (
 	"testing"
 )
 
-// scratch is a folder of the package's tests, which Main makes and removes.
+// scratch is the folder for the package's tests, which Main creates and removes.
 var scratch string
 
-// Main runs the tests of a package that starts nodeskoop: what a daemon keeps is
-// kept in a folder that is gone afterwards, and so is the program. It is for
-// TestMain, which hands the result to os.Exit.
+// Main runs the tests of a package that starts nodeskoop. The program and the daemons'
+// state are in a folder that it removes afterwards. Call it from TestMain, and pass the
+// result to os.Exit.
 func Main(m *testing.M) int {
 	var err error
 	if scratch, err = os.MkdirTemp("", "nodeskoop-test-"); err != nil {
 		panic(err)
 	}
 	defer os.RemoveAll(scratch)
-	// Any user may run the program.
+	// Let any user run the program.
 	if err := os.Chmod(scratch, 0o755); err != nil {
 		panic(err)
 	}
@@ -46,8 +46,8 @@ var Build = sync.OnceValues(func() (path string, err error) {
 	return path, nil
 })
 
-// Nodeskoop is the path of the program, which is built once. The package's
-// TestMain has to call Main.
+// Nodeskoop returns the path of the program, which is built once. The package's TestMain
+// must call Main.
 func Nodeskoop(t testing.TB) string {
 	t.Helper()
 	path, err := Build()

@@ -13,7 +13,7 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// failing is a test that notes its failure.
+// failing is a testing.TB that records its failure.
 type failing struct {
 	testing.TB
 	said string
@@ -56,7 +56,7 @@ func TestGoldenFindsADifference(t *testing.T) {
 	}
 }
 
-// A process of which nobody reads the pipe ends with its input.
+// A process whose output nobody reads ends with its input.
 func TestHold(t *testing.T) {
 	cmd := exec.Command("sh", "-c", "echo here; exec cat")
 	out, err := cmd.StdoutPipe()

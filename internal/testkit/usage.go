@@ -11,14 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Usage is what a process has of the machine.
+// Usage is a process's use of CPU and memory.
 type Usage struct {
-	CPU                 time.Duration // of all its threads, so far, to the nanosecond
+	CPU                 time.Duration // of all its threads so far, with nanosecond resolution
 	Resident, Anonymous int           // bytes
 	Threads             int
 }
 
-// UsageOf asks the kernel about a process.
+// UsageOf returns the usage of a process.
 func UsageOf(pid int) (u Usage, err error) {
 	if u.CPU, err = CPUOf(pid); err != nil {
 		return u, err
@@ -50,7 +50,7 @@ func UsageOf(pid int) (u Usage, err error) {
 	return u, nil
 }
 
-// CPUOf is the CPU time that a process has used so far.
+// CPUOf returns the CPU time that a process has used so far.
 func CPUOf(pid int) (time.Duration, error) {
 	const wholeProcess = 2 // CPUCLOCK_SCHED, see clock_getcpuclockid(3)
 	d, err := clock(int32(^pid<<3 | wholeProcess))
@@ -60,11 +60,11 @@ func CPUOf(pid int) (time.Duration, error) {
 	return d, nil
 }
 
-// OwnCPU is the CPU time that this process has used so far.
+// OwnCPU returns the CPU time that this process has used so far.
 func OwnCPU() time.Duration { return must(clock(unix.CLOCK_PROCESS_CPUTIME_ID)) }
 
-// ThreadCPU is the CPU time that the caller's thread has used so far. The
-// caller's goroutine has to be locked to it.
+// ThreadCPU returns the CPU time that the calling thread has used so far. The goroutine
+// must be locked to the thread.
 func ThreadCPU() time.Duration { return must(clock(unix.CLOCK_THREAD_CPUTIME_ID)) }
 
 func clock(id int32) (time.Duration, error) {
@@ -73,7 +73,7 @@ func clock(id int32) (time.Duration, error) {
 	return time.Duration(ts.Nano()), err
 }
 
-// must is for clocks that every kernel has.
+// must panics on an error: every kernel has these clocks.
 func must(d time.Duration, err error) time.Duration {
 	if err != nil {
 		panic(err)
@@ -81,7 +81,7 @@ func must(d time.Duration, err error) time.Duration {
 	return d
 }
 
-// OpenFiles is how many descriptors this process has.
+// OpenFiles returns the number of this process's open descriptors.
 func OpenFiles(t testing.TB) int {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")

@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// Patience is how long a test waits for what has to come. It is no measure of
-// anything: a busy machine may need most of it, and only a failure uses it up.
+// Patience is how long a test waits for something that must happen. It measures nothing: a
+// busy machine may need most of it, and only a failure uses all of it.
 const Patience = 30 * time.Second
 
-// Within waits until ok reports true, and reports whether it did before the
-// limit. What is slow to tell, or is asked on a slow machine, is asked less
-// often: a quarter of the time is for asking, and the rest for what is awaited.
+// Within waits until ok returns true, and returns false if it does not within limit. It
+// calls ok for a quarter of the time at most, so that a slow ok leaves CPU time for what
+// the test waits for.
 func Within(limit time.Duration, ok func() bool) bool {
 	end := time.Now().Add(limit)
 	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
@@ -27,8 +27,8 @@ func Within(limit time.Duration, ok func() bool) bool {
 	}
 }
 
-// Eventually waits until ok reports true. what completes the message of the
-// failure: "it never came true that ...".
+// Eventually waits until ok returns true, and fails the test if it does not. what completes
+// the message "it never came true that ...".
 func Eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	if !Within(Patience, ok) {
@@ -36,7 +36,7 @@ func Eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// Await waits until f returns nil, and fails the test with the last error.
+// Await waits until f returns nil, and otherwise fails the test with the last error.
 func Await(t testing.TB, f func() error) {
 	t.Helper()
 	var err error

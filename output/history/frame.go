@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// A file is a row of frames, each of which stands for a minute:
+// A file is a sequence of frames, one per minute:
 //
 //	magic     4 bytes
 //	length    uint32, of the payload
@@ -22,12 +22,12 @@ import (
 //	header    uint32, CRC-32C of the 12 bytes before
 //	payload   compressed on its own
 //
-// Numbers of fixed size are little-endian. A frame whose header is damaged is skipped
-// by looking for the next header, one whose payload is damaged by its length. So a
-// flipped bit costs one minute, and what was torn off costs what it was.
+// Integers of fixed size are little-endian. After a damaged header the reader searches for
+// the next header; after a damaged payload it skips the frame's length. So a flipped bit
+// costs one minute, and a truncation only what was cut off.
 //
-// The payload is, compressed by DEFLATE (RFC 1951), with varints as encoding/binary
-// has them:
+// The payload is compressed by DEFLATE (RFC 1951). Its integers are varints as in
+// encoding/binary:
 //
 //	flags     bit 0: the first minute of a run of the daemon
 //	start     of the minute, in milliseconds since 1970
@@ -42,27 +42,27 @@ import (
 //	          string and its set as differences to those of the one before
 //	values    how many, then the numbers of the series as differences, then the values
 //
-// A file numbers its strings, sets and series itself, and a frame names those that are new
-// in it and those that were new in the frame before. Likewise a gauge is told in the
-// frame in which it changed and in the next one. So a file that lost any one frame has
-// all names and all levels of the others. The numbers begin at 0 in each file, and so
-// do gauges: one that is not told is 0 or not there.
+// Each file numbers its own strings, sets and series, from 0. A frame defines those that
+// are new in it, and repeats those that were new in the previous frame. Likewise a changed
+// gauge is written in the frame of the change and in the next one. So after the loss of any
+// single frame the rest of the file still has all names and all gauge levels. Gauges start
+// at 0 in each file: a gauge that was not written is 0 or does not exist.
 //
-// A value that is a whole number is twice that; 1 stands before the 8 bytes of one
-// that is not, 3 for a gauge that is there no more, 5 before a gauge's last and
-// highest value.
+// A value that is a whole number v is written as 2v. Otherwise a code precedes it: 1 before
+// the 8 bytes of a fraction, 3 for a gauge that no longer exists, 5 before a gauge's last
+// and highest value.
 const (
 	magic      = "nsk\x01"
 	headerSize = 16
-	suffix     = ".nsh" // of a file
+	suffix     = ".nsh" // of file names
 
 	maxPayload = 4 << 20  // of a frame, compressed
-	maxPlain   = 16 << 20 // not compressed
-	maxFile    = 16 << 20 // where a writer begins another
+	maxPlain   = 16 << 20 // of a frame, uncompressed
+	maxFile    = 16 << 20 // size at which a writer starts another file
 	maxRead    = maxFile + maxPayload + headerSize
-	maxStrings = 8 << 20 // bytes of all strings of a file
-	maxLabels  = 64      // of a series
-	maxAllLbls = 1 << 20 // of all sets of a file
+	maxStrings = 8 << 20 // bytes of all strings in a file
+	maxLabels  = 64      // labels of a series
+	maxAllLbls = 1 << 20 // labels of all sets in a file
 
 	codeFloat = 1
 	codeGone  = 3
@@ -73,27 +73,26 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// errDamaged is what a payload that cannot be read is. Its sum is right, so another
-// version or a mistake wrote it.
+// errDamaged is the error for a payload that has the right checksum but cannot be parsed.
+// Another version or a bug wrote it.
 var errDamaged = errors.New("the frame makes no sense")
 
-// names are the strings, sets of labels and series of one file, by number, as a writer
-// has them.
+// names numbers the strings, label sets and series of one file, for the writer.
 type names struct {
 	strings map[string]uint64
 	texts   []string
-	setsOf  map[string]uint64 // by what appendLabels makes of them
+	setsOf  map[string]uint64 // keyed by all names and values, as add builds it
 	sets    [][]Label
 	series  map[*Series]uint64
 	list    []named
-	told    []told // of gauges, by series
+	told    []told // gauges as last written, by series
 	frames  int
-	bytes   int // of all strings
-	labels  int // of all sets
+	bytes   int // total length of the strings
+	labels  int // labels of all sets
 	key     []byte
 
-	// The first string, set and series that were new in the frame before, and in the
-	// one that is being made.
+	// The first string, set and series that were new in the previous frame, and in the
+	// current one.
 	before, now [3]int
 }
 
@@ -103,17 +102,17 @@ type named struct {
 	set uint64
 }
 
-// told is what a file says of a gauge.
+// told is a gauge's value as last written.
 type told struct {
-	value float64 // 0 stands for one that is not there, too
-	frame int     // that said so first; 0: none did
+	value float64 // 0 also stands for a gauge that does not exist
+	frame int     // frame that first had this value; 0: none
 }
 
 func newNames() *names {
 	return &names{strings: map[string]uint64{}, setsOf: map[string]uint64{}, series: map[*Series]uint64{}}
 }
 
-// full reports whether another file should begin.
+// full reports whether the file has reached a limit, so that another must be started.
 func (n *names) full() bool {
 	return len(n.list) >= maxSeries || n.bytes >= maxStrings/2 || n.labels >= maxAllLbls/2
 }
@@ -133,7 +132,7 @@ func (n *names) text(s string) uint64 {
 func (n *names) add(s *Series) {
 	n.key = n.key[:0]
 	for _, l := range s.Labels {
-		n.key = append(append(n.key, l.Name...), 0xff) // which no UTF-8 has
+		n.key = append(append(n.key, l.Name...), 0xff) // 0xff does not occur in UTF-8
 		n.key = append(append(n.key, l.Value...), 0xff)
 	}
 	set, known := n.setsOf[string(n.key)]
@@ -153,8 +152,8 @@ func (n *names) add(s *Series) {
 	n.told = append(n.told, told{})
 }
 
-// tell notes the value of a gauge, and reports whether it has to be told: because it
-// changed, or did in the frame before.
+// tell records a gauge's value, and reports whether it must be written: because it has
+// changed, or did in the previous frame.
 func (n *names) tell(series uint64, v float64) bool {
 	t := &n.told[series]
 	switch {
@@ -167,8 +166,8 @@ func (n *names) tell(series uint64, v float64) bool {
 	return true
 }
 
-// differs reports whether a gauge that was told as one value has to be told again as
-// another: it moved by more than an eighth, or to or from 0.
+// differs reports whether a gauge has changed enough to be written again: by more than an
+// eighth, or to or from 0.
 func differs(was, is float64) bool {
 	if was == 0 || is == 0 {
 		return was != is
@@ -176,28 +175,27 @@ func differs(was, is float64) bool {
 	return math.Abs(is-was) > math.Abs(was)/8
 }
 
-// peaked reports whether the highest value of a gauge has to be told beside the last.
+// peaked reports whether a gauge's highest value must be written beside its last.
 func (v *value) peaked() bool { return v.peak > v.v && differs(v.v, v.peak) }
 
-// entry is a value on its way into a frame.
+// entry is a value to be written into a frame.
 type entry struct {
 	series uint64
 	value
 	gone bool
 }
 
-// encoder makes frames. It keeps its memory from one to the next.
+// encoder makes frames. It reuses its buffers.
 type encoder struct {
 	entries []entry
 	fresh   []*Series
-	there   []bool // by series: it is among the gauges
+	there   []bool // by series: the gauge exists
 	plain   []byte
 	out     bytes.Buffer
 	deflate *flate.Writer
 }
 
-// frame encodes a minute, and numbers what is new in it. The bytes are valid until
-// the next call.
+// frame encodes a minute, and numbers new names. The bytes are valid until the next call.
 func (e *encoder) frame(n *names, m *minute) ([]byte, error) {
 	e.choose(n, m)
 	b := e.plain[:0]
@@ -263,7 +261,7 @@ func (e *encoder) frame(n *names, m *minute) ([]byte, error) {
 	return e.seal(b)
 }
 
-// choose chooses what is told of a minute, by number.
+// choose selects the values to write, sorted by series number.
 func (e *encoder) choose(n *names, m *minute) {
 	e.entries, e.fresh = e.entries[:0], e.fresh[:0]
 	n.before, n.now = n.now, [3]int{len(n.texts), len(n.sets), len(n.list)}
@@ -278,7 +276,7 @@ func (e *encoder) choose(n *names, m *minute) {
 			e.fresh = append(e.fresh, v.of)
 		}
 	}
-	// Neighbours in number are alike in value, which compresses better.
+	// Neighbouring numbers then have similar values, which compress better.
 	slices.SortFunc(e.fresh, compareSeries)
 	for _, s := range e.fresh {
 		n.add(s)
@@ -291,7 +289,7 @@ func (e *encoder) choose(n *names, m *minute) {
 	for _, v := range m.gauges {
 		i, known := n.series[v.of]
 		if !known {
-			continue // it is 0, as the file has it
+			continue // it is 0, as are all gauges that were not written
 		}
 		e.there[i] = true
 		if told := n.tell(i, v.v); told || v.peaked() {
@@ -325,7 +323,7 @@ func appendValue(b []byte, v float64) []byte {
 	return binary.LittleEndian.AppendUint64(binary.AppendUvarint(b, codeFloat), math.Float64bits(v))
 }
 
-// seal makes a frame of a payload that is not compressed yet.
+// seal makes a frame from an uncompressed payload.
 func (e *encoder) seal(plain []byte) ([]byte, error) {
 	e.out.Reset()
 	e.out.Write(make([]byte, headerSize))
@@ -356,7 +354,7 @@ func (e *encoder) seal(plain []byte) ([]byte, error) {
 	return b, nil
 }
 
-// header reads the header that b begins with. ok is false if it begins with none.
+// header parses the header at the start of b. ok is false if there is none.
 func header(b []byte) (length int, sum uint32, ok bool) {
 	if len(b) < headerSize || string(b[:4]) != magic || binary.LittleEndian.Uint32(b[12:]) != crc32.Checksum(b[:12], castagnoli) {
 		return 0, 0, false
@@ -365,7 +363,7 @@ func header(b []byte) (length int, sum uint32, ok bool) {
 	return int(n), binary.LittleEndian.Uint32(b[8:]), n <= maxPayload
 }
 
-// content is a payload as a reader has it, its values not yet.
+// content is a parsed payload, except for its values.
 type content struct {
 	first           bool
 	start, from, to time.Time
@@ -374,19 +372,19 @@ type content struct {
 	firstText       int
 	texts           []string
 	firstSet        int
-	sets            [][]int // of each label the strings of name and value
+	sets            [][]int // string numbers of name and value of each label
 	firstName       int
 	series          []rawSeries
-	values          cursor // behind the names
+	values          cursor // position behind the names
 }
 
-// rawSeries is a series whose metric and set are numbers.
+// rawSeries is a series with the numbers of its metric and label set.
 type rawSeries struct {
 	kind        Kind
 	metric, set int
 }
 
-// cursor reads a payload. After the first mistake it reads zeros.
+// cursor reads a payload. After the first error it reads zeros.
 type cursor struct {
 	b   []byte
 	bad bool
@@ -406,7 +404,7 @@ func (c *cursor) took(v uint64, n int) uint64 {
 	return v
 }
 
-// int reads a signed number of milliseconds, of a size that time can have.
+// ms reads a signed number of milliseconds, within the range of valid times.
 func (c *cursor) ms() int64 {
 	v, n := binary.Varint(c.b)
 	c.took(0, n)
@@ -417,7 +415,7 @@ func (c *cursor) ms() int64 {
 	return v
 }
 
-// step reads a difference between two numbers of strings or sets.
+// step reads a difference between two string or set numbers.
 func (c *cursor) step() int {
 	v, n := binary.Varint(c.b)
 	c.took(0, n)
@@ -428,7 +426,7 @@ func (c *cursor) step() int {
 	return int(v)
 }
 
-// count reads a number that is at most limit.
+// count reads a number of at most limit.
 func (c *cursor) count(limit int) int {
 	v := c.uint()
 	if v > uint64(limit) {
@@ -462,7 +460,7 @@ func (c *cursor) value() float64 {
 	return 0
 }
 
-// inflater makes payloads plain again, in memory that it keeps.
+// inflater decompresses payloads into a buffer that it reuses.
 type inflater struct {
 	r   io.ReadCloser
 	buf bytes.Buffer
@@ -485,7 +483,7 @@ func (x *inflater) plain(payload []byte) ([]byte, error) {
 	return x.buf.Bytes(), nil
 }
 
-// parse reads a payload up to its values.
+// parse parses a payload up to its values.
 func parse(plain []byte) (*content, error) {
 	c := &content{values: cursor{b: plain}}
 	r := &c.values
@@ -528,11 +526,10 @@ func parse(plain []byte) (*content, error) {
 	return c, nil
 }
 
-// maxFileSeries is how many series a file has at most: those of its last frame come
-// beyond what full says.
+// maxFileSeries is the most series in a file: the last frame may exceed the limit of full.
 const maxFileSeries = 2 * maxSeries
 
-// each reads the values. It is called once.
+// each reads the values. It must be called only once.
 func (c *content) each(yield func(series int, v, peak float64, gone bool)) error {
 	r := c.values
 	n := r.count(min(maxFileSeries, len(r.b)))

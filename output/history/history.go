@@ -1,26 +1,23 @@
-// Package history records on the node, minute by minute, which counters moved and
-// which gauges changed, so that a question about last night needs no Prometheus.
+// Package history records on the node, minute by minute, which counters and gauges changed,
+// so that questions about the recent past need no Prometheus server.
 //
-// A History is a sink: Observe is given the families of each cycle, and allocates
-// next to nothing. When a minute of the clock is over, what moved in it is handed to
-// a goroutine, which appends one frame to the file of the hour (see frame.go for the
-// format). A disk that hangs, is full or read-only costs minutes of the history, and
-// nothing else. Read is the way back.
+// A History is a sink: Observe gets the families of each cycle, and allocates almost
+// nothing. When a minute of the wall clock is over, a goroutine appends its changes as one
+// frame to the file of the hour (see frame.go for the format). A disk that hangs, is full
+// or read-only costs minutes of the history, and nothing else. A Reader reads the files.
 //
-// A counter is recorded as its increase. The first value of a series is where its
-// increases begin; a value below the one before is an increase from 0, as
-// Prometheus' increase() has it. A histogram is recorded as its counters NAME_bucket,
-// NAME_count and NAME_sum.
+// A counter is recorded as its increase. The first value of a series is the base of its
+// increases; a value below the previous one is an increase from 0, as in Prometheus'
+// increase(). A histogram is recorded as the counters NAME_bucket, NAME_count and NAME_sum.
 //
-// Gauges are recorded if the Catalogue says so, which it does of those that top shows
-// and of those that say how full something was. A gauge is written when it has moved by
-// more than an eighth since it was written last: as the last value of the minute and,
-// where it was higher in between, the highest. A queue that filled up and drained
-// between two minutes is what one looks for, the average is not.
+// A gauge is recorded if the Catalogue says so: gauges that top shows, and those that show
+// how full something was. It is written when it has moved by more than an eighth since it
+// was last written: the last value of the minute and, if that was exceeded in between, the
+// highest. A queue that fills up and drains between two minutes matters; its average does
+// not.
 //
-// Nothing is synced to disk. A killed daemon loses the minute that is open; a machine
-// that crashes may lose those that the kernel had not written back, half a minute's
-// worth usually.
+// Nothing is synced to disk. A killed daemon loses the current minute. A crash of the
+// machine also loses what the kernel had not written back, usually half a minute.
 package history
 
 import (
@@ -34,28 +31,27 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// Folder is the history's name in the folder of the state.
+// Folder is the history's name in the state folder.
 const Folder = "history"
 
-// Options say where a history is and how much of it is kept.
+// Options are the settings of a History.
 type Options struct {
-	// Dir is the folder. It is made when it is needed, but not the one above the
-	// state's.
+	// Dir is the folder. It is created when needed, and so is its parent, the state folder.
 	Dir string
-	// MaxBytes and MaxAge bound what is kept. The oldest files go first.
+	// MaxBytes and MaxAge limit the files, oldest removed first.
 	MaxBytes int64
 	MaxAge   time.Duration
-	// Minute is how long a minute is; 0: a minute. A file holds 60 of them. Only
-	// tests want another.
+	// Minute is the length of a recorded minute; 0 means one minute, and only tests set
+	// another. A file holds 60 of them.
 	Minute time.Duration
 	Log    *slog.Logger
 
-	// Of the machine; tests give another's.
+	// The machine's; tests replace them.
 	clock func() instant
 	disk  disk
 }
 
-// instant is one moment by the three clocks.
+// instant is one moment on three clocks.
 type instant struct {
 	wall       time.Time
 	boot, mono time.Duration // CLOCK_BOOTTIME, CLOCK_MONOTONIC
@@ -66,24 +62,24 @@ func now() instant {
 }
 
 const (
-	// maxPending is how many minutes wait for a disk that hangs.
+	// maxPending is how many minutes can wait while the disk hangs.
 	maxPending = 5
-	// slowWrite is how long the disk may take before that is said.
+	// slowWrite is how long a write may take before it is logged.
 	slowWrite = 30 * time.Second
 )
 
-// Stats is what a History says of itself.
+// Stats are a History's statistics.
 type Stats struct {
-	Known   bool      // Bytes and Oldest are: something was written since the start
+	Known   bool      // Bytes and Oldest are valid: something was written since the start
 	Bytes   int64     // on disk
-	Oldest  time.Time // when the oldest file begins
-	Written uint64    // minutes
+	Oldest  time.Time // start of the oldest file
+	Written uint64    // minutes written
 	Lost    uint64    // minutes that could not be written
-	LeftOut int       // series that were not recorded in the last cycle: see maxSeries
+	LeftOut int       // series not recorded in the last cycle because of maxSeries
 }
 
-// History records. All methods may be called from any goroutine, and none waits for
-// the disk but Close.
+// History records the families of each cycle. All methods may be called from any goroutine,
+// and only Close waits for the disk.
 type History struct {
 	opt Options
 
@@ -91,16 +87,16 @@ type History struct {
 	track   *tracker
 	pending []*minute
 	writing *bounded.Call[struct{}] // nil: none is under way
-	writer  *writer                 // the call's that is under way
-	slow    bool                    // it was said that the disk hangs
-	failing bool                    // it was said that writing fails
-	broken  bool                    // Observe panicked: nothing is recorded any more
+	writer  *writer                 // used by that call
+	slow    bool                    // the hanging disk has been logged
+	failing bool                    // the failing writes have been logged
+	broken  bool                    // Observe panicked; nothing more is recorded
 	closed  bool
 	stats   Stats
 }
 
-// New returns a History that writes into o.Dir. Nothing is done there before the
-// first minute is over.
+// New returns a History that writes to o.Dir. It does not touch the folder before the first
+// minute is over.
 func New(o Options) *History {
 	if o.Minute <= 0 {
 		o.Minute = time.Minute
@@ -117,8 +113,8 @@ func New(o Options) *History {
 	return &History{opt: o, track: newTracker(o.Minute), writer: newWriter(o)}
 }
 
-// Observe takes the values of a cycle, which it does not keep. A panic in it ends
-// the history, and harms nobody else.
+// Observe records the values of a cycle. It does not keep families. A panic in it ends the
+// history only.
 func (h *History) Observe(families []*dto.MetricFamily) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -139,10 +135,10 @@ func (h *History) Observe(families []*dto.MetricFamily) {
 	h.write()
 }
 
-// Limit changes how much is kept.
+// Limit changes MaxBytes and MaxAge.
 func (h *History) Limit(maxBytes int64, maxAge time.Duration) { h.writer.limit(maxBytes, maxAge) }
 
-// Stats tells how the history does.
+// Stats returns the statistics.
 func (h *History) Stats() Stats {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -152,9 +148,8 @@ func (h *History) Stats() Stats {
 	return s
 }
 
-// Close writes the minute that is open and lets another process write. It waits up
-// to d for the disk; 0: not at all, and what was not written goes on beside the
-// caller.
+// Close writes the current minute and releases the folder's lock. It waits up to d for the
+// disk. With d = 0 it does not wait, and the write continues in the background.
 func (h *History) Close(d time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -194,7 +189,7 @@ func (h *History) enqueue(m *minute) {
 	h.pending = append(h.pending, m)
 }
 
-// write hands the minutes that wait to a goroutine, unless one is at work.
+// write passes the waiting minutes to a goroutine, unless one is running.
 func (h *History) write() {
 	if len(h.pending) == 0 || h.writing != nil {
 		return
@@ -209,7 +204,7 @@ func (h *History) write() {
 	})
 }
 
-// reap takes the result of a goroutine that has ended.
+// reap collects the result of a goroutine that has ended.
 func (h *History) reap() {
 	c := h.writing
 	if c == nil {
@@ -226,7 +221,7 @@ func (h *History) reap() {
 	h.result(c.Err)
 }
 
-// result takes what the writer did.
+// result adds the writer's results to the statistics, and logs changes.
 func (h *History) result(panicked error) {
 	written, lost, err := h.writer.result()
 	h.stats.Written += written

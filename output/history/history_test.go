@@ -23,7 +23,7 @@ import (
 
 func ptr[T any](v T) *T { return &v }
 
-// pairs makes labels from names and values in turn.
+// pairs makes labels from alternating names and values.
 func pairs(nv ...string) []*dto.LabelPair {
 	var ls []*dto.LabelPair
 	for i := 0; i < len(nv); i += 2 {
@@ -32,8 +32,8 @@ func pairs(nv ...string) []*dto.LabelPair {
 	return ls
 }
 
-// exposition is a cycle's families from lines such as "name{pod} value", where a name
-// that ends in _g is a gauge.
+// exposition is a cycle's families from lines such as "name{pod} value". A name that ends
+// in _g is a gauge.
 func exposition(lines ...string) []*dto.MetricFamily {
 	byName := map[string]*dto.MetricFamily{}
 	var all []*dto.MetricFamily
@@ -65,7 +65,7 @@ func exposition(lines ...string) []*dto.MetricFamily {
 	return all
 }
 
-// clock is a machine's, which tests set.
+// clock is a machine's clocks, which tests set.
 type clock struct {
 	mu sync.Mutex
 	at instant
@@ -81,7 +81,7 @@ func (c *clock) now() instant {
 	return c.at
 }
 
-// pass lets time pass, set sets the clock on the wall.
+// pass lets time pass; set changes the wall clock only.
 func (c *clock) pass(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -94,7 +94,7 @@ func (c *clock) set(t time.Time) {
 	c.at.wall = t
 }
 
-// settle waits until what was handed over is written.
+// settle waits until the waiting minutes are written.
 func settle(t testing.TB, h *History) {
 	t.Helper()
 	testkit.Eventually(t, "the history is written", func() bool {
@@ -113,11 +113,11 @@ func open(t testing.TB, dir string, c *clock, change ...func(*Options)) *History
 		f(&o)
 	}
 	h := New(o)
-	t.Cleanup(func() { h.Close(time.Minute) }) // before the folder goes
+	t.Cleanup(func() { h.Close(time.Minute) }) // before the folder is removed
 	return h
 }
 
-// tell is a minute as a text: its time, and what is in it.
+// tell is a minute as text.
 func tell(m *Minute) string {
 	var b strings.Builder
 	b.WriteString(m.Start.UTC().Format("15:04"))
@@ -164,13 +164,13 @@ func readAll(t testing.TB, dir string, q Query) (all []string, r *Reader) {
 	return all, r
 }
 
-// step is what a test does next: let time pass, and observe.
+// step is a test's next action: let time pass, then observe.
 type step struct {
 	pass  time.Duration
 	lines []string
 }
 
-// TestMinutes: what is recorded of what was seen.
+// TestMinutes: what is recorded for given observations.
 func TestMinutes(t *testing.T) {
 	const q = 15 * time.Second
 	for _, c := range []struct {
@@ -215,7 +215,7 @@ func TestMinutes(t *testing.T) {
 			{4 * q, []string{"x_g{x} -1.5", "x_g{y} 0"}},
 		}, []string{
 			"12:00 first fresh 30s: x_g{x}=2^3",
-			"12:01 30s: x_g{x}=2", // told twice, so that one frame may be lost
+			"12:01 30s: x_g{x}=2", // written twice, so that one frame may be lost
 			"12:02 1m15s: x_g{y}=0^7",
 			"12:03 45s: x_g{x}=0",
 			"12:04 1m0s: x_g{x}=0",
@@ -245,7 +245,7 @@ func TestMinutes(t *testing.T) {
 		{"what is not worth a place", []step{
 			{0, []string{"kubeskoop_fdopenfd{x} 1", "kubeskoop_fd_openfd{x} 1", "nodeskoop_last_cycle_timestamp_seconds{} 1", "kubeskoop_io_readbytes{x} 1"}},
 			{q, []string{"kubeskoop_fdopenfd{x} 2", "kubeskoop_fd_openfd{x} 2", "nodeskoop_last_cycle_timestamp_seconds{} 2", "kubeskoop_io_readbytes{x} 4"}},
-			// The other spelling stands in where the first one is excluded.
+			// The alias is recorded if the first spelling is excluded.
 		}, []string{"12:00 first fresh 15s: kubeskoop_fdopenfd{x}=1 kubeskoop_io_readbytes{x}=3"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -291,16 +291,16 @@ func TestHistogram(t *testing.T) {
 	}
 }
 
-// model is what a history should say: the increases of each minute, and the levels at
-// its end.
+// model is the expected content of a history: the increases of each minute, and the levels
+// at its end.
 type model struct {
 	starts []time.Time
 	rises  []map[string]float64
 	levels []map[string]float64
 }
 
-// randomHistory writes a history of some minutes, of series that come and go, and
-// returns what it should say.
+// randomHistory writes a history of some minutes, with series that come and go, and returns
+// its expected content.
 func randomHistory(t testing.TB, dir string, at *clock, rnd *rand.Rand, minutes int) (want model) {
 	h := open(t, dir, at)
 	counters, last := map[string]float64{}, map[string]float64{}
@@ -313,7 +313,7 @@ func randomHistory(t testing.TB, dir string, at *clock, rnd *rand.Rand, minutes 
 				name := fmt.Sprintf("c%d{pod-%d}", i%3, i)
 				switch {
 				case rnd.IntN(40) == 0:
-					counters[name] = float64(rnd.IntN(3)) // it begins again
+					counters[name] = float64(rnd.IntN(3)) // reset
 				case rnd.IntN(3) == 0:
 					counters[name] += float64(rnd.IntN(1 << rnd.IntN(40)))
 				case rnd.IntN(30) == 0:
@@ -336,7 +336,7 @@ func randomHistory(t testing.TB, dir string, at *clock, rnd *rand.Rand, minutes 
 				if rnd.IntN(8) == 0 {
 					gauges[name] = float64(rnd.IntN(4))
 				}
-				if v := gauges[name]; v < 3 { // else it is not there
+				if v := gauges[name]; v < 3 { // else the gauge does not exist
 					lines = append(lines, fmt.Sprintf("%s %v", name, v))
 				}
 			}
@@ -348,7 +348,7 @@ func randomHistory(t testing.TB, dir string, at *clock, rnd *rand.Rand, minutes 
 			at.pass(15 * time.Second)
 		}
 		if m == minutes {
-			break // it is the open one
+			break // the current minute
 		}
 		settle(t, h)
 		maps.DeleteFunc(rises, func(_ string, v float64) bool { return v == 0 })
@@ -406,10 +406,10 @@ func replayOf(minutes iter.Seq[*Minute]) (got model) {
 	return got
 }
 
-// near compares, but for the last digit of sums of fractions.
+// near compares models, ignoring rounding in sums of fractions.
 var near = cmp.Options{cmp.AllowUnexported(model{}), cmp.Comparer(func(a, b float64) bool { return a-b < 1e-6*(1+a) && b-a < 1e-6*(1+a) })}
 
-// same compares as near does, in less time.
+// same compares like near, but faster.
 func same(a, b map[string]float64) bool {
 	for name, x := range a {
 		if y, ok := b[name]; !ok || x-y > 1e-6*(1+x) || y-x > 1e-6*(1+x) {
@@ -419,7 +419,7 @@ func same(a, b map[string]float64) bool {
 	return len(a) == len(b)
 }
 
-// only returns the file of a history that has one.
+// only returns the file of a history that has exactly one.
 func only(t testing.TB, dir string) string {
 	t.Helper()
 	names, err := filepath.Glob(filepath.Join(dir, "*"+suffix))
@@ -429,8 +429,8 @@ func only(t testing.TB, dir string) string {
 	return names[0]
 }
 
-// TestEveryByte: a file that was cut at any byte is a prefix of what was written, and
-// one with any byte damaged has all minutes but one, with their names and levels.
+// TestEveryByte: a file cut at any byte is a prefix of what was written. With any byte
+// damaged it has all minutes but one, with their names and levels.
 func TestEveryByte(t *testing.T) {
 	at, rnd := newClock(), rand.New(rand.NewPCG(1, 2))
 	dir := filepath.Join(t.TempDir(), Folder)
@@ -445,7 +445,7 @@ func TestEveryByte(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%d bytes", len(whole))
-	var ends []int // of the frames
+	var ends []int // end of each frame
 	for i := range whole {
 		if n, _, ok := header(whole[i:]); ok {
 			ends = append(ends, i+headerSize+n)
@@ -454,8 +454,7 @@ func TestEveryByte(t *testing.T) {
 	if len(ends) != minutes || ends[minutes-1] != len(whole) {
 		t.Fatalf("frames end at %d of %d", ends, len(whole))
 	}
-	// check reads b, in which all minutes are but the one of that number, and those from
-	// another one on.
+	// check reads b, which lacks the minute lost, and all from the minute until on.
 	check := func(what string, b []byte, lost, until int) {
 		t.Helper()
 		var r Reader
@@ -477,14 +476,14 @@ func TestEveryByte(t *testing.T) {
 		}
 	}
 	for i := range whole {
-		in, _ := slices.BinarySearch(ends, i+1) // the frame that has the byte
+		in, _ := slices.BinarySearch(ends, i+1) // the frame with this byte
 		check(fmt.Sprintf("cut at %d", i), whole[:i], -1, in)
 		damaged := slices.Clone(whole)
 		damaged[i] ^= 1 << (i % 8)
 		check(fmt.Sprintf("byte %d of %d flipped", i, len(whole)), damaged, in, minutes)
 	}
-	// Two frames in a row take names with them. What has lost its name is counted, and
-	// takes nobody else's.
+	// If two consecutive frames are damaged, names are lost. Values without a name are
+	// counted, and are not assigned to another series.
 	whole[headerSize] ^= 1
 	whole[ends[0]+headerSize] ^= 1
 	r = &Reader{}
@@ -501,8 +500,7 @@ func TestEveryByte(t *testing.T) {
 	}
 }
 
-// TestRoom: there is room for so many series, and for names of a size; the rest is
-// counted, and what has room is recorded all the same.
+// TestRoom: series and names beyond the limits are counted, and the others are recorded.
 func TestRoom(t *testing.T) {
 	dir, at := filepath.Join(t.TempDir(), Folder), newClock()
 	h := open(t, dir, at)
@@ -535,7 +533,7 @@ func TestRoom(t *testing.T) {
 	}
 }
 
-// TestProperties: many random histories, read whole and in part.
+// TestProperties writes many random histories, and reads them whole and in part.
 func TestProperties(t *testing.T) {
 	for seed := range uint64(20) {
 		rnd := rand.New(rand.NewPCG(seed, 0))
@@ -564,8 +562,8 @@ func TestProperties(t *testing.T) {
 	}
 }
 
-// TestRestart: a daemon that was killed and started in the same minute begins another
-// file, and nothing of either is lost but what was open. The clock is set back, too.
+// TestRestart: a daemon that is killed and restarted within a minute starts another file,
+// and only the current minute is lost. The clock is set back, too.
 func TestRestart(t *testing.T) {
 	dir, at := filepath.Join(t.TempDir(), Folder), newClock()
 	run := func(cycles int, clean bool) {
@@ -578,10 +576,10 @@ func TestRestart(t *testing.T) {
 		if clean {
 			h.Close(time.Minute)
 		} else {
-			h.writer.close() // as the kernel does at the end of a process
+			h.writer.close() // as the kernel does when a process ends
 		}
 	}
-	run(6, false) // 12:00:00 to 12:01:15, of which the minute 12:01 is open
+	run(6, false) // 12:00:00 to 12:01:15, of which 12:01 is not written yet
 	run(4, true)  // 12:01:30 to 12:02:15
 	at.set(noon.Add(time.Minute))
 	run(5, true)
@@ -601,8 +599,8 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-// TestClockSet: a clock that is set while the daemon runs is a gap that the reader
-// sees, and so is a machine that was suspended.
+// TestClockSet: the reader sees a gap if the clock is set while the daemon runs, or if the
+// machine was suspended.
 func TestClockSet(t *testing.T) {
 	dir, at := filepath.Join(t.TempDir(), Folder), newClock()
 	h := open(t, dir, at)
@@ -616,11 +614,11 @@ func TestClockSet(t *testing.T) {
 		}
 	}
 	cycles(3)
-	at.set(noon.Add(-30 * time.Minute)) // back
+	at.set(noon.Add(-30 * time.Minute)) // set back
 	cycles(2)
-	at.set(noon.Add(3 * time.Hour)) // ahead
+	at.set(noon.Add(3 * time.Hour)) // set ahead
 	cycles(2)
-	at.mu.Lock() // asleep
+	at.mu.Lock() // suspended
 	at.at.wall, at.at.boot = at.at.wall.Add(2*time.Hour), at.at.boot+2*time.Hour
 	at.mu.Unlock()
 	cycles(2)
@@ -633,7 +631,7 @@ func TestClockSet(t *testing.T) {
 		"15:00 fresh 3h30m0s in truth 1m0s: a{x}=2",
 		"17:01 fresh 2h1m0s asleep 2h0m0s: a{x}=2",
 	}
-	// Which file a minute is in decides what is fresh, not what this is about.
+	// Fresh depends on the file of a minute, which is not tested here.
 	for _, l := range [][]string{got, want} {
 		for i := range l {
 			l[i] = strings.Replace(l[i], " fresh", "", 1)
@@ -644,19 +642,19 @@ func TestClockSet(t *testing.T) {
 	}
 }
 
-// TestBound: the oldest files go when there are too many bytes or when they are too
-// old, and those that a wrong clock dated ahead go first.
+// TestBound: the oldest files are removed if there are too many bytes or they are too old.
+// Files dated ahead by a wrong clock are removed first.
 func TestBound(t *testing.T) {
 	dir, at := filepath.Join(t.TempDir(), Folder), newClock()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	for name, size := range map[string]int{
-		fileName(noon.AddDate(4, 0, 0), 0):  200_000, // ahead
+		fileName(noon.AddDate(4, 0, 0), 0):  200_000, // dated ahead
 		fileName(noon.Add(-time.Hour), 1):   300_000,
 		fileName(noon.Add(-time.Hour), 0):   300_000,
 		fileName(noon.Add(-2*time.Hour), 0): 1,
-		"20261127T110000Z-01" + suffix:      500_000, // none of ours
+		"20261127T110000Z-01" + suffix:      500_000, // not a file of the history
 		"notes":                             500_000,
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), make([]byte, size), 0o600); err != nil {
@@ -714,7 +712,7 @@ func TestBound(t *testing.T) {
 	}
 }
 
-// TestAge: a file goes when it is too old, one a minute.
+// TestAge: files that are too old are removed, one per minute.
 func TestAge(t *testing.T) {
 	dir, at := filepath.Join(t.TempDir(), Folder), newClock()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -736,15 +734,15 @@ func TestAge(t *testing.T) {
 	}
 }
 
-// logTo lets a history log into l.
+// logTo makes a history log into l.
 func logTo(l *testkit.Log) func(*Options) {
 	return func(o *Options) { o.Log = l.Logger() }
 }
 
-// times is how often a text is in a log.
+// times counts the occurrences of a text in a log.
 func times(l *testkit.Log, text string) int { return strings.Count(l.String(), text) }
 
-// TestTwo: while one daemon writes the history, another does not, and says so once.
+// TestTwo: while one daemon writes the history, another does not, and logs that once.
 func TestTwo(t *testing.T) {
 	dir, at := filepath.Join(t.TempDir(), Folder), newClock()
 	var log testkit.Log
@@ -765,7 +763,7 @@ func TestTwo(t *testing.T) {
 	if n := times(&log, "another process writes its history there"); n != 1 {
 		t.Errorf("it was said %d times", n)
 	}
-	// The first one ends; the other tries again in the next hour.
+	// The first one ends; the other retries in the next hour.
 	a.Close(time.Minute)
 	at.set(noon.Add(time.Hour))
 	for range 3 {
@@ -778,8 +776,8 @@ func TestTwo(t *testing.T) {
 	}
 }
 
-// TestFullDisk: a file system without room costs the minutes that do not fit, and
-// what is there can be read.
+// TestFullDisk: a full file system costs the minutes that do not fit; the others can be
+// read.
 func TestFullDisk(t *testing.T) {
 	need.Root(t)
 	mount := t.TempDir()
@@ -812,7 +810,7 @@ func TestFullDisk(t *testing.T) {
 	if len(got) != int(s.Written) || r.Damage.Frames > 0 {
 		t.Errorf("%d minutes can be read of %d, %+v", len(got), s.Written, r.Damage)
 	}
-	// There is room again in the next hour.
+	// In the next hour there is room again.
 	if err := unix.Mount("", mount, "", unix.MS_REMOUNT, "size=10m"); err != nil {
 		t.Fatal(err)
 	}
@@ -841,7 +839,7 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// stuck is a disk that hangs when it is told to.
+// stuck is a disk that hangs on request.
 type stuck struct {
 	disk
 	gate chan struct{}
@@ -849,13 +847,13 @@ type stuck struct {
 
 func (s stuck) open() (room, error) { <-s.gate; return s.disk.open() }
 
-// TestHangingDisk: nobody waits for a disk that hangs; the minutes for which there is
-// room are written when it answers.
+// TestHangingDisk: nobody waits for a hanging disk. The waiting minutes are written when it
+// answers; those for which there was no room are lost.
 func TestHangingDisk(t *testing.T) {
 	dir, at := filepath.Join(t.TempDir(), Folder), newClock()
 	gate := make(chan struct{})
 	h := open(t, dir, at, func(o *Options) { o.disk = stuck{folder{dir}, gate} })
-	for range 12 { // 11 minutes: one is in the goroutine, 5 wait
+	for range 12 { // 11 minutes: one in the goroutine, 5 waiting
 		h.Observe(exposition("a{x} 1"))
 		at.pass(time.Minute)
 	}
@@ -871,12 +869,12 @@ func TestHangingDisk(t *testing.T) {
 	}
 }
 
-// panicking is a disk with a mistake in it.
+// panicking is a disk that panics.
 type panicking struct{}
 
 func (panicking) open() (room, error) { panic("a mistake") }
 
-// TestPanic: a mistake in the history ends the history alone.
+// TestPanic: a panic in the history ends the history only.
 func TestPanic(t *testing.T) {
 	at := newClock()
 	var log testkit.Log
@@ -898,8 +896,8 @@ func TestPanic(t *testing.T) {
 	}
 }
 
-// FuzzReader: whatever a file holds, it is read to its end, with no more in memory than
-// a file may name, and what is read can be said.
+// FuzzReader: any file is read to its end, with bounded memory, and its content can be
+// formatted.
 func FuzzReader(f *testing.F) {
 	at := newClock()
 	dir := filepath.Join(f.TempDir(), Folder)
@@ -915,7 +913,7 @@ func FuzzReader(f *testing.F) {
 		f.Add(slices.Clone(plain), true)
 	}
 	f.Fuzz(func(t *testing.T, b []byte, payload bool) {
-		if payload { // of a frame whose sums are right
+		if payload { // of a frame with the right checksums
 			var e encoder
 			sealed, err := e.seal(b)
 			if err != nil {

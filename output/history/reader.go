@@ -17,43 +17,42 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Query says what to read.
+// Query selects what to read.
 type Query struct {
-	// Since and Until select the minutes that begin at Since or later and before
-	// Until. The zero value is no limit.
+	// Since and Until select the minutes that start at or after Since and before Until. The
+	// zero value is no limit.
 	Since, Until time.Time
-	// Keep selects series; nil: all. It is asked once for each series of a file.
+	// Keep selects series; nil: all. It is called once for each series of a file.
 	Keep func(*Series) bool
 }
 
-// Minute is what was recorded of a minute.
+// Minute is the record of one minute.
 type Minute struct {
-	// Start is when the minute of the clock began.
+	// Start is the start of the minute on the wall clock.
 	Start time.Time
-	// From and To are the times of the sample that the increases are against and of
-	// the last sample of the minute, as the clock on the wall had them then. Usually
-	// From is the To of the minute before; where the daemon did not run, the machine
-	// was suspended or minutes could not be written, it is not, or From is long ago.
+	// From and To are the wall-clock times of the sample that the increases are against and
+	// of the last sample of the minute. Usually From is the previous minute's To. If the
+	// daemon did not run, the machine was suspended, or minutes could not be written, From
+	// may be another sample, or be long ago.
 	From, To time.Time
-	// Elapsed is how much time passed between the two samples by a clock that nobody
-	// sets, and Asleep for how much of it the machine was suspended. Where To - From
-	// is another time, the clock was set.
+	// Elapsed is the time between the two samples by a clock that cannot be set. Asleep is
+	// the part of it in which the machine was suspended. If To - From differs from Elapsed,
+	// the clock was set.
 	Elapsed, Asleep time.Duration
-	// Cycles is how many samples were taken after From.
+	// Cycles is the number of samples after From.
 	Cycles int
-	// First of a run of the daemon: what came between it and the minute before was
-	// not sampled.
+	// First: the first minute of a run of the daemon. The time since the previous minute
+	// was not sampled.
 	First bool
-	// Fresh: gauges that are not among Samples are 0, or not there. Otherwise they
-	// are what they were in the minute before. The first minute of a query is fresh,
-	// and so is that of each file.
+	// Fresh: gauges that are not in Samples are 0 or do not exist. Otherwise they are as in
+	// the previous minute. The first minute of a query and of each file is fresh.
 	Fresh bool
-	// Samples are those of the series that the query keeps: counters that rose, and
-	// gauges that moved by more than an eighth in the minute or the one before it.
+	// Samples are the values of the series that the query keeps: counters that increased,
+	// and gauges that moved by more than an eighth in this minute or the previous one.
 	Samples []Sample
 }
 
-// Sample is one series in one minute. Series of one file that are the same are one
+// Sample is the value of one series in one minute. Equal series of one file share one
 // *Series.
 type Sample struct {
 	*Series
@@ -61,27 +60,26 @@ type Sample struct {
 	Value float64
 	// Peak is the highest value of a gauge in the minute.
 	Peak float64
-	// Gone: the series of a gauge was there before and is not there any more.
+	// Gone: the gauge existed before and does not any more.
 	Gone bool
 }
 
-// Damage is what could not be read.
+// Damage counts what could not be read.
 type Damage struct {
-	Frames int   // whose content is damaged: each is a minute
-	Bytes  int64 // that belong to no frame, such as a torn end
-	Values int   // whose series has lost its name with damaged frames
+	Frames int   // frames with damaged content, a minute each
+	Bytes  int64 // bytes outside frames, such as a truncated end
+	Values int   // values whose series lost its name with damaged frames
 	Files  []error
 }
 
-// Reader reads a history. A daemon may write it meanwhile. It is not for two
-// goroutines at a time.
+// Reader reads a history, also while a daemon writes it. It is not safe for concurrent use.
 type Reader struct {
 	Dir    string
-	Damage Damage // met so far
+	Damage Damage // so far
 }
 
-// Span tells when the oldest file of the history begins, the zero time if there is
-// none, and how much all take on the disk.
+// Span returns the start of the oldest file, or the zero time if there is none, and the
+// size of all files on disk.
 func (r *Reader) Span() (oldest time.Time, bytes int64, err error) {
 	list, err := r.files()
 	for i, f := range list {
@@ -109,10 +107,10 @@ func (r *Reader) files() ([]file, error) {
 	return list, nil
 }
 
-// Minutes are those of a query, in the order of the clock on the wall. Two of the
-// same minute are there where the daemon was restarted in it or the clock was set
-// back; their increases add up. What is damaged is left out and is in r.Damage. An
-// error is the last thing: the history cannot be read at all.
+// Minutes yields the minutes of a query in the order of the wall clock. A minute occurs
+// twice if the daemon was restarted in it or the clock was set back; the increases of both
+// add up. Damaged parts are left out and counted in r.Damage. An error means that the
+// history cannot be read, and ends the sequence.
 func (r *Reader) Minutes(q Query) iter.Seq2[*Minute, error] {
 	return func(yield func(*Minute, error) bool) {
 		list, err := r.files()
@@ -130,7 +128,7 @@ func (r *Reader) Minutes(q Query) iter.Seq2[*Minute, error] {
 			if !q.Until.IsZero() && !hour[0].start.Before(q.Until) {
 				return
 			}
-			// A file has an hour at most.
+			// A file covers an hour at most.
 			if !q.Since.IsZero() && hour[0].start.Add(time.Hour).Before(q.Since) {
 				continue
 			}
@@ -141,7 +139,7 @@ func (r *Reader) Minutes(q Query) iter.Seq2[*Minute, error] {
 	}
 }
 
-// hour yields the minutes of the files of an hour.
+// hour yields the minutes of the files of one hour.
 func (r *Reader) hour(all []file, q Query, yield func(*Minute, error) bool) bool {
 	type next struct {
 		m    *Minute
@@ -182,7 +180,7 @@ func (r *Reader) hour(all []file, q Query, yield func(*Minute, error) bool) bool
 	return true
 }
 
-// read reads a file. One that is larger than any is read as far as any goes.
+// read reads a file, up to the largest valid size.
 func (r *Reader) read(name string) ([]byte, error) {
 	root, err := os.OpenRoot(r.Dir)
 	if err != nil {
@@ -201,7 +199,7 @@ func (r *Reader) read(name string) ([]byte, error) {
 	return b, nil
 }
 
-// frames yields the payloads of a file, plain. They are valid until the next one.
+// frames yields the uncompressed payloads of a file. Each is valid until the next.
 func (r *Reader) frames(b []byte) iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) {
 		var x inflater
@@ -217,7 +215,7 @@ func (r *Reader) frames(b []byte) iter.Seq[[]byte] {
 				continue
 			}
 			if length > len(b)-headerSize {
-				r.Damage.Bytes += int64(len(b)) // torn off
+				r.Damage.Bytes += int64(len(b)) // truncated
 				return
 			}
 			payload := b[headerSize : headerSize+length]
@@ -238,11 +236,11 @@ func (r *Reader) frames(b []byte) iter.Seq[[]byte] {
 	}
 }
 
-// table is what the frames of a file name, by number.
+// table has the names defined by a file's frames, by number.
 type table struct {
 	texts  map[int]string
 	sets   map[int][]Label
-	series map[int]*Series // nil: known, and not kept
+	series map[int]*Series // nil: known, and not selected
 	bytes  int
 	labels int
 	keep   func(*Series) bool
@@ -252,9 +250,9 @@ func newTable(keep func(*Series) bool) *table {
 	return &table{texts: map[int]string{}, sets: map[int][]Label{}, series: map[int]*Series{}, keep: keep}
 }
 
-// learn takes the names of a frame. Those that are known stay as they are. It
-// reports whether they make sense. A set whose strings are lost with damaged frames is
-// lost, too, and so are its series.
+// learn adds the names of a frame, and reports whether they are valid. Known names stay. A
+// set with unknown strings, which were lost with damaged frames, is unknown, too, and so
+// are its series.
 func (t *table) learn(c *content) bool {
 	for i, s := range c.texts {
 		if _, known := t.texts[c.firstText+i]; known {
@@ -305,12 +303,12 @@ func (t *table) learn(c *content) bool {
 	return true
 }
 
-// minutes yields those of one file that a query asks for.
+// minutes yields the selected minutes of one file.
 func (r *Reader) minutes(b []byte, q Query) iter.Seq[*Minute] {
 	return func(yield func(*Minute) bool) {
 		t := newTable(q.Keep)
 		fresh := true
-		levels := map[int]Sample{} // of gauges, in what comes before Since
+		levels := map[int]Sample{} // gauges before Since
 		for plain := range r.frames(b) {
 			c, err := parse(plain)
 			if err != nil || !t.learn(c) {

@@ -2,23 +2,23 @@ package history
 
 import "strings"
 
-// Kind says what the values of a series are.
+// Kind is the kind of a series' values.
 type Kind uint8
 
 // The kinds.
 const (
-	Counter Kind = iota // a value is the increase over the minute
+	Counter Kind = iota // a value is the increase within the minute
 	Gauge               // a value is the last of the minute
 )
 
 // Label is one label of a series.
 type Label struct{ Name, Value string }
 
-// Series is what a series is called. It is never changed.
+// Series is the name of a series. It is immutable.
 type Series struct {
 	Metric string
 	Kind   Kind
-	Labels []Label // in the order of the textfile
+	Labels []Label // in the textfile's order
 }
 
 // Label returns the value of a label, "" if there is none.
@@ -31,7 +31,7 @@ func (s *Series) Label(name string) string {
 	return ""
 }
 
-// String is the series as the text exposition format has it, without its value.
+// String returns the series in the text exposition format, without a value.
 func (s *Series) String() string {
 	if len(s.Labels) == 0 {
 		return s.Metric

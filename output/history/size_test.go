@@ -17,30 +17,30 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// machine makes the values of a node: the metrics of the Catalogue, for the host and
-// pods of three kinds. What moves in a pod is what did in the pods of BenchmarkHistory,
-// and more of it, since those have traffic on their loopback device alone: 99 pods that
-// are asked for their health, and 11 with load, made 990 counters and 170 gauges move in
-// a minute. Values of pods with load are drawn independently, as they never are.
+// machine simulates a node: the Catalogue's metrics for the host and three kinds of pods.
+// The same metrics move as in the pods of BenchmarkHistory, and more, since those have
+// traffic on loopback only: there, 99 pods with health checks and 11 under load moved 990
+// counters and 170 gauges in a minute. Values of pods under load are independent of each
+// other, which is a worst case.
 type machine struct {
 	rnd  *rand.Rand
 	fams []*dto.MetricFamily
 	all  []moving
-	n    int // cycles
+	n    int // cycles so far
 }
 
-// moving is a series that moves now and then.
+// moving is a series whose value changes at times.
 type moving struct {
 	value *float64
 	pod   int // 0: the host
 	rate  float64
-	often float64 // how likely it is to move in a cycle
+	often float64 // probability of a change in a cycle
 	gauge bool
 	rare  bool
-	node  bool // the same figure in all namespaces
+	node  bool // the same value in all namespaces
 }
 
-// traffic are the counters that move with traffic, with about how much for a request.
+// traffic are the counters that move with traffic, and their increase per request.
 var traffic = []struct {
 	match string
 	rate  float64
@@ -52,7 +52,7 @@ var traffic = []struct {
 	{"kubeskoop_sock_inuse", -2}, {"kubeskoop_sock_tw", -6}, {"kubeskoop_fd_opensocket", -2}, {"kubeskoop_fdopenfd", -2},
 }
 
-// rare are those that move now and then where there is much traffic.
+// rare are counters that move at times under heavy traffic.
 var rare = []string{
 	"kubeskoop_tcp_retranssegs", "kubeskoop_tcp_estabresets", "kubeskoop_tcp_outrsts", "kubeskoop_tcp_attemptfails", "kubeskoop_udp_indatagrams", "kubeskoop_udp_outdatagrams",
 	"kubeskoop_tcpext_tcptimeouts", "kubeskoop_tcpext_tcplossprobes", "kubeskoop_tcpext_tcpsackreorder", "kubeskoop_tcpext_delayedacks", "kubeskoop_tcpext_tcpabort",
@@ -62,10 +62,10 @@ var rare = []string{
 func newMachine(pods int) *machine {
 	x := &machine{rnd: rand.New(rand.NewPCG(7, 7))}
 	sets := [][]*dto.LabelPair{pairs("k8s_node", "ip-10-0-12-34.eu-central-1.compute.internal", "k8s_namespace", "hostNetwork", "k8s_pod", "hostNetwork")}
-	busy := []float64{20} // requests in a cycle
+	busy := []float64{20} // requests per cycle
 	for i := range pods {
 		sets = append(sets, pairs("k8s_node", "ip-10-0-12-34.eu-central-1.compute.internal", "k8s_namespace", fmt.Sprintf("team-%c", 'a'+i%9), "k8s_pod", fmt.Sprintf("service-%d-%09x-%05x", i/3, x.rnd.Uint64()>>28, x.rnd.IntN(1<<20))))
-		// Most are asked for their health now and then, 10 % are used and 10 % busy.
+		// Most pods have only health checks, 10 % are used, and 10 % are busy.
 		busy = append(busy, []float64{0.3, 0.3, 0.3, 0.3, 0.3, 5, 0.3, 0.3, 0.3, 400}[i%10])
 	}
 	for _, m := range catalog.Metrics() {
@@ -123,7 +123,7 @@ func (x *machine) series() (n int) {
 	return n
 }
 
-// cycle lets a cycle pass.
+// cycle simulates one cycle.
 func (x *machine) cycle() {
 	x.n++
 	shared := math.Round(300 + 40*x.rnd.NormFloat64())
@@ -141,8 +141,7 @@ func (x *machine) cycle() {
 				*m.value += math.Ceil(m.rate * x.rnd.ExpFloat64())
 			}
 		case m.often < 1:
-			// A question for its health every 10 s; each takes the same, but for an ACK
-			// that is late.
+			// A health check every 10 s. Each has the same cost, except for a delayed ACK.
 			*m.value += math.Round(float64(1+x.n%2) * (m.rate/m.often + 0.52*x.rnd.Float64()))
 		default:
 			if !ok {
@@ -154,8 +153,8 @@ func (x *machine) cycle() {
 	}
 }
 
-// TestSizes: what a day of a node takes that has more to tell than the real ones of
-// BenchmarkHistory, whose day takes a third of that. docs/fleet.md has both numbers.
+// TestSizes measures the size of a day of this node, about three times that of the real
+// ones in BenchmarkHistory. docs/fleet.md has both numbers.
 func TestSizes(t *testing.T) {
 	need.Short(t)
 	for _, pods := range []int{1, 30, 110} {
@@ -193,7 +192,7 @@ func TestSizes(t *testing.T) {
 	}
 }
 
-// BenchmarkObserve is what a cycle of a full node pays.
+// BenchmarkObserve is the cost of a cycle of a full node.
 func BenchmarkObserve(b *testing.B) {
 	x, at := newMachine(110), newClock()
 	before := heap()
@@ -220,7 +219,7 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
-// BenchmarkFrame is what a minute of a full node pays beside the cycle.
+// BenchmarkFrame is the cost of a minute of a full node, in addition to the cycles.
 func BenchmarkFrame(b *testing.B) {
 	x, at := newMachine(110), newClock()
 	tr := newTracker(time.Minute)

@@ -13,88 +13,88 @@ import (
 )
 
 const (
-	// maxSeries is how many series are followed at a time, and how many one file
-	// has at most: a reader needs memory for all of a file's.
+	// maxSeries is the most series that are followed at a time, and the most in one file: a
+	// reader needs memory for all series of a file.
 	maxSeries = 1 << 16
-	// maxName is how long a name or a label's value may be at most.
+	// maxName is the most bytes of a name or a label value.
 	maxName = 4096
 )
 
-// minute is what one frame tells. It is never changed once it is handed over.
+// minute is the content of one frame. It is immutable once it is passed to the writer.
 type minute struct {
-	start    time.Time // of the minute, by the clock on the wall
-	from, to instant   // of the sample that differences are against, and of the last one
+	start    time.Time // on the wall clock
+	from, to instant   // of the sample that increases are against, and of the last sample
 	cycles   int
-	first    bool // of this run of the daemon
-	// counters that moved, and all gauges.
+	first    bool // first minute of this run of the daemon
+	// Counters that increased, and all gauges.
 	counters, gauges []value
 }
 
-// value is of one series and minute.
+// value is the value of one series in one minute.
 type value struct {
 	of   *Series
 	v    float64
-	peak float64 // of a gauge: the highest value
+	peak float64 // a gauge's highest value
 }
 
-// tracker makes minutes of cycles.
+// tracker turns cycles into minutes.
 type tracker struct {
 	length   time.Duration // of a minute
 	families map[string]*family
-	sets     map[string]*labelSet // by what appendKey makes of them
+	sets     map[string]*labelSet // by key, from appendKey
 	all      int                  // series that are followed
-	leftOut  int                  // in the last cycle, as there was no room
+	leftOut  int                  // in the last cycle, for lack of room
 	n        uint64               // cycles so far
 
 	begun bool
 	open  minute
-	base  uint64 // the cycle that differences of the open minute are against
+	base  uint64 // the cycle that the current minute's increases are against
 	key   []byte
-	sizes [2]int // of the last minute's counters and gauges
+	sizes [2]int // number of the last minute's counters and gauges
 }
 
-// family is what is known of a metric family.
+// family is the state of a metric family.
 type family struct {
 	skip bool
 	kind Kind
-	// alias names the family that this one repeats under another spelling.
+	// alias is the family that this one repeats under another name.
 	alias string
-	order []*tracked // in the order of the last cycle
-	spare []*tracked // memory for the next one
+	order []*tracked // as in the last cycle
+	spare []*tracked // buffer for the next cycle
 	bySet map[*labelSet]*tracked
-	seen  uint64 // the last cycle
+	seen  uint64 // last cycle with this family
 }
 
-// labelSet is a set of labels, which all series of a pod share.
+// labelSet is a set of labels, shared by all series of a pod.
 type labelSet struct {
 	key    string
-	pairs  []*dto.LabelPair // of the last cycle in which there were others
-	labels []Label          // nil: they cannot be recorded
-	users  int              // series
+	pairs  []*dto.LabelPair // from the last cycle in which they changed
+	labels []Label          // nil: cannot be recorded
+	users  int              // number of series
 }
 
-// tracked is one series, or the series of a histogram.
+// tracked is one series, or all series of a histogram.
 type tracked struct {
 	set   *labelSet
 	parts []part
-	seen  uint64 // the last cycle
+	seen  uint64 // last cycle with this series
 }
 
-// part is one series of a tracked: the only one but for a histogram.
+// part is one series of a tracked. Only a histogram has several.
 type part struct {
 	of    *Series
 	last  float64
-	base  float64 // of a counter, when the minute began
-	carry float64 // of a counter: what it counted in the minute before it fell
-	peak  float64 // of a gauge, in the minute
+	base  float64 // of a counter: value at the start of the minute
+	carry float64 // of a counter: increase in this minute before a reset
+	peak  float64 // of a gauge: highest value in this minute
 }
 
 func newTracker(length time.Duration) *tracker {
 	return &tracker{length: length, families: map[string]*family{}, sets: map[string]*labelSet{}}
 }
 
-// observe takes a cycle. If it is the first one of another minute, what is returned
-// is the minute before.
+// observe adds a cycle. With the first cycle of a new minute it returns the previous
+// minute.
 func (t *tracker) observe(at instant, families []*dto.MetricFamily) (over *minute) {
 	start := at.wall.Truncate(t.length)
 	if !t.begun {
@@ -121,7 +121,7 @@ func (t *tracker) observe(at instant, families []*dto.MetricFamily) (over *minut
 	return over
 }
 
-// family knows a family by its name.
+// family returns the state of a family.
 func (t *tracker) family(f *dto.MetricFamily) *family {
 	if known := t.families[f.GetName()]; known != nil {
 		return known
@@ -144,13 +144,13 @@ func (t *tracker) family(f *dto.MetricFamily) *family {
 	return known
 }
 
-// take takes the series of a family.
+// take adds the values of a family's series.
 func (t *tracker) take(known *family, f *dto.MetricFamily) {
 	next, was := 0, known.order
 	known.order = known.spare[:0]
 	for _, m := range f.Metric {
 		var s *tracked
-		// They come in the order of the cycle before, but for those that came or went.
+		// Series come in the order of the previous cycle, except for those that come or go.
 		switch {
 		case next < len(was) && sameLabels(was[next].set.pairs, m.Label):
 			s, next = was[next], next+1
@@ -168,8 +168,8 @@ func (t *tracker) take(known *family, f *dto.MetricFamily) {
 	known.spare = was
 }
 
-// sameLabels reports whether two sets of labels are the same. The engine gives all
-// series of a pod the same pairs in every cycle.
+// sameLabels reports whether two sets of labels are equal. The engine gives all series of a
+// pod the same pairs in every cycle.
 func sameLabels(a, b []*dto.LabelPair) bool {
 	if len(a) != len(b) {
 		return false
@@ -182,17 +182,17 @@ func sameLabels(a, b []*dto.LabelPair) bool {
 	return true
 }
 
-// appendKey appends what tells one set of labels of a family from another.
+// appendKey appends a key of a set of labels, unique within a family.
 func appendKey(b []byte, labels []*dto.LabelPair) []byte {
 	for _, l := range labels {
-		b = append(append(b, l.GetName()...), 0xff) // which no UTF-8 has
+		b = append(append(b, l.GetName()...), 0xff) // 0xff does not occur in UTF-8
 		b = append(append(b, l.GetValue()...), 0xff)
 	}
 	return b
 }
 
-// find returns the series of these labels, which is new if need be, or nil if there
-// is no room for it.
+// find returns the series with the labels of m, a new one if necessary, or nil if there is
+// no room.
 func (t *tracker) find(known *family, f *dto.MetricFamily, m *dto.Metric) *tracked {
 	t.key = appendKey(t.key[:0], m.Label)
 	set := t.sets[string(t.key)]
@@ -202,7 +202,7 @@ func (t *tracker) find(known *family, f *dto.MetricFamily, m *dto.Metric) *track
 		}
 		set = newLabelSet(string(t.key), m.Label)
 	} else if s := known.bySet[set]; s != nil {
-		set.pairs = append(set.pairs[:0], m.Label...) // the engine may have made others
+		set.pairs = append(set.pairs[:0], m.Label...) // the engine may have replaced them
 		return s
 	}
 	s := newTracked(known.kind, set, f, m)
@@ -225,13 +225,13 @@ func newLabelSet(key string, pairs []*dto.LabelPair) *labelSet {
 		}
 		labels = append(labels, Label{l.GetName(), l.GetValue()})
 	}
-	if len(labels) < maxLabels { // a histogram has one more
+	if len(labels) < maxLabels { // one more is needed for a histogram's le
 		set.labels = labels
 	}
 	return set
 }
 
-// newTracked is nil for what cannot be recorded.
+// newTracked returns nil for a series that cannot be recorded.
 func newTracked(kind Kind, set *labelSet, f *dto.MetricFamily, m *dto.Metric) *tracked {
 	if set.labels == nil {
 		return nil
@@ -254,7 +254,7 @@ func newTracked(kind Kind, set *labelSet, f *dto.MetricFamily, m *dto.Metric) *t
 	return s
 }
 
-// update takes the value of a series.
+// update adds a series' value.
 func (t *tracker) update(known *family, s *tracked, m *dto.Metric) {
 	before := s.seen
 	v := m.GetGauge().GetValue()
@@ -262,7 +262,7 @@ func (t *tracker) update(known *family, s *tracked, m *dto.Metric) {
 		v = m.GetCounter().GetValue() + m.GetHistogram().GetSampleSum()
 	}
 	if math.IsNaN(v) || math.IsInf(v, 0) || m.Histogram != nil && len(m.Histogram.Bucket)+2 != len(s.parts) {
-		return // it is not there: a value that is none, or other buckets than it began with
+		return // not a value, or other buckets than at first: as if the series were absent
 	}
 	s.seen = t.n
 	switch {
@@ -284,11 +284,12 @@ func (t *tracker) update(known *family, s *tracked, m *dto.Metric) {
 	}
 }
 
-// count takes a value of a counter that was seen before in the cycle before.
+// count adds a counter's value; before is the last cycle with the series.
 func (t *tracker) count(p *part, before uint64, v float64) {
 	switch {
 	case before < t.base || before == 0:
-		// New, or not seen for a minute: what it counted meanwhile is of no minute.
+		// New, or absent for a minute: the increase since then cannot be assigned to a
+		// minute.
 		p.base, p.carry = v, 0
 	case before == t.base:
 		p.base, p.carry = p.last, 0
@@ -302,8 +303,8 @@ func (t *tracker) count(p *part, before uint64, v float64) {
 	p.last = v
 }
 
-// end ends the open minute. It is nil if there is but the sample that differences are
-// to be against.
+// end returns the current minute and ends it; nil if it has only the sample that increases
+// are against.
 func (t *tracker) end() *minute {
 	if t.n <= t.base {
 		return nil
@@ -334,7 +335,7 @@ func (t *tracker) end() *minute {
 	return &m
 }
 
-// forget drops the series that were not seen in the open minute.
+// forget drops the series that were absent in the whole current minute.
 func (t *tracker) forget() {
 	for name, f := range t.families {
 		for set, s := range f.bySet {

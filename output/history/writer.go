@@ -17,14 +17,14 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// disk is what a writer needs of a folder. Tests have others.
+// disk gives a writer access to its folder. Tests replace it.
 type disk interface {
-	// open makes the folder and locks it. It is called again after an error, and
-	// after close.
+	// open creates and locks the folder. It is called again after an error, and after
+	// close.
 	open() (room, error)
 }
 
-// room is a folder that is locked.
+// room is a locked folder.
 type room interface {
 	list() ([]file, error)
 	create(name string) (appender, error)
@@ -32,7 +32,7 @@ type room interface {
 	close()
 }
 
-// appender is a file that only grows.
+// appender is a file that is only appended to.
 type appender interface {
 	Write([]byte) (int, error)
 	Truncate(int64) error
@@ -42,15 +42,15 @@ type appender interface {
 // file is one file of a history.
 type file struct {
 	name  string
-	start time.Time // of its first minute at the earliest
-	turn  int       // among those of the same start
+	start time.Time // not later than its first minute
+	turn  int       // number among files with the same start
 	size  int64     // on disk
 }
 
 const nameTime = "20060102T150405Z"
 
-// fileName is the name of the file that begins at start, the turn-th of them: a
-// restart begins another, and so does a clock that was set back.
+// fileName is the name of the turn-th file with this start: after a restart, or if the
+// clock was set back, there are several.
 func fileName(start time.Time, turn int) string {
 	return start.UTC().Format(nameTime) + "-" + strconv.Itoa(turn) + suffix
 }
@@ -77,10 +77,10 @@ func compareFiles(a, b file) int {
 	return a.turn - b.turn
 }
 
-// block is what files take space by.
+// block is the unit in which files use disk space.
 const block = 4096
 
-// files lists the files of a history, the oldest first. Others are none of it.
+// files lists the history's files, oldest first. Files with other names are ignored.
 func files(root *os.Root) ([]file, error) {
 	dir, err := root.Open(".")
 	if err != nil {
@@ -113,25 +113,25 @@ func files(root *os.Root) ([]file, error) {
 
 func roundUp(n int64) int64 { return (n + block - 1) / block * block }
 
-// writer appends minutes to files. All methods but limit, size and result are one
-// goroutine's at a time, which may hang in them.
+// writer appends minutes to files. All methods except limit, size and result are called
+// from one goroutine at a time, which may hang in them.
 type writer struct {
 	opt  Options
 	room room // nil: not open
 
-	out     appender // nil: the next minute begins a file
+	out     appender // nil: the next minute starts a file
 	current file
 	length  int64
-	last    time.Time // start of the last minute in it
+	last    time.Time // start of the last minute in the current file
 	names   *names
 	enc     encoder
-	retry   time.Time // the hour in which writing failed: it is not tried again in it
+	retry   time.Time // hour in which writing failed; no retry within it
 
 	mu       sync.Mutex
 	maxBytes int64
 	maxAge   time.Duration
-	all      []file // but for the current one
-	bytes    int64  // of all and of the current one
+	all      []file // without the current file
+	bytes    int64  // including the current file
 	written  uint64
 	lost     uint64
 	err      error
@@ -147,8 +147,8 @@ func (w *writer) limit(maxBytes int64, maxAge time.Duration) {
 	w.maxBytes, w.maxAge = maxBytes, maxAge
 }
 
-// size tells what is on disk; oldest is the zero time before the first write, which
-// looks.
+// size returns the size on disk. oldest is zero before the first write, which lists the
+// folder.
 func (w *writer) size() (bytes int64, oldest time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -161,8 +161,8 @@ func (w *writer) size() (bytes int64, oldest time.Time) {
 	return w.bytes, oldest
 }
 
-// result tells what happened since it was asked last: minutes that were written and
-// lost, and why, if any was lost that was tried.
+// result returns the minutes written and lost since the last call, and an error if a write
+// failed.
 func (w *writer) result() (written, lost uint64, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -171,7 +171,7 @@ func (w *writer) result() (written, lost uint64, err error) {
 	return written, lost, err
 }
 
-// append writes a minute. After an error nothing is tried before the next hour.
+// append writes a minute. After an error it does not try again before the next hour.
 func (w *writer) append(m *minute) {
 	hour := m.start.Truncate(60 * w.opt.Minute)
 	if w.retry.Equal(hour) {
@@ -225,7 +225,7 @@ func (w *writer) put(hour time.Time, m *minute) error {
 		return err
 	}
 	if _, err := w.out.Write(b); err != nil {
-		// What a full disk took of it is a torn end, which readers ignore.
+		// Remove a partial frame. If that fails, readers ignore it.
 		_ = w.out.Truncate(w.length)
 		return fmt.Errorf("append to %s: %w", filepath.Join(w.opt.Dir, w.current.name), err)
 	}
@@ -238,15 +238,15 @@ func (w *writer) put(hour time.Time, m *minute) error {
 	return nil
 }
 
-// fileLimit is how large a file gets: so small that removing whole files keeps most
-// of what is allowed.
+// fileLimit is the maximum size of a file. It is small compared with MaxBytes, so that
+// removing a whole file leaves most of the history.
 func (w *writer) fileLimit() int64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return min(maxFile, w.maxBytes/8)
 }
 
-// begin begins a file.
+// begin starts a file.
 func (w *writer) begin(hour time.Time) error {
 	list, err := w.room.list()
 	if err != nil {
@@ -272,12 +272,12 @@ func (w *writer) begin(hour time.Time) error {
 	return nil
 }
 
-// inFuture is how far in the future a file may begin before it is taken for one that
-// was written while the clock was wrong.
+// inFuture is how far ahead a file may be dated before it counts as written under a wrong
+// clock.
 const inFuture = 24 * time.Hour
 
-// trim removes files, so that there is room for so many bytes more. By age it removes
-// one a minute at most: a clock that is wrong for a moment costs one file.
+// trim removes files until more bytes fit. Because of age it removes at most one file per
+// minute, so that a clock that is wrong for a moment costs one file only.
 func (w *writer) trim(now time.Time, more int64) error {
 	w.mu.Lock()
 	most, age := w.maxBytes, w.maxAge
@@ -310,7 +310,7 @@ func (w *writer) trim(now time.Time, more int64) error {
 	return nil
 }
 
-// close lets another process write.
+// close closes the file and releases the folder's lock.
 func (w *writer) close() {
 	if w.out != nil {
 		_ = w.out.Close()
@@ -322,10 +322,10 @@ func (w *writer) close() {
 	}
 }
 
-// folder is the disk of the machine.
+// folder is the real disk.
 type folder struct{ dir string }
 
-// ErrInUse says that another process writes its history into the folder.
+// ErrInUse says that another process writes its history to the folder.
 var ErrInUse = errors.New("another process writes its history there")
 
 const lockName = "lock"

@@ -56,6 +56,8 @@ var seldom = []struct {
 	// Requests that end without a word to the tracepoints that newer kernels do
 	// not need.
 	{"TestBiolatencyMerged", []string{"5.10", "6.1"}},
+	// A process's number in its PID namespace; the test runs another by each hook.
+	{"TestBiolatencyOwnInPIDNamespace", []string{"5.10", newest}},
 	// With a containerd, which the VMs have not.
 	{"TestExecBetweenSamples", nil},
 	// Many processes in turn.

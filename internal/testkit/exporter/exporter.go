@@ -19,23 +19,23 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// Program is node_exporter by the name that Debian gives it.
+// Program is Debian's name of node_exporter.
 const Program = "prometheus-node-exporter"
 
-// Exporter is a node_exporter that listens on a port which the kernel chose.
+// Exporter is a node_exporter that listens on a port chosen by the kernel.
 type Exporter struct {
 	*testkit.Process
-	URL string // of its metrics
+	URL string // of its metrics page
 }
 
-// Textfile are the flags with which node_exporter serves the files of a folder.
+// Textfile returns the flags for node_exporter's textfile collector on a folder.
 func Textfile(dir string) []string {
 	return []string{"--collector.textfile", "--collector.textfile.directory=" + dir}
 }
 
-// Start runs node_exporter, with those collectors alone that the flags ask for,
-// and returns when it listens. It fails the test at the end if node_exporter
-// ended by itself or logged an error.
+// Start runs node_exporter with no collectors other than those in flags, and returns when
+// it listens. At the end of the test it fails the test if node_exporter exited by itself or
+// logged an error.
 func Start(t testing.TB, flags ...string) *Exporter {
 	t.Helper()
 	need.Program(t, Program)
@@ -54,8 +54,8 @@ func Start(t testing.TB, flags ...string) *Exporter {
 	return e
 }
 
-// TryStart is Start for another goroutine than the test's, and for a
-// node_exporter that the test itself ends.
+// TryStart is Start for another goroutine than the test's, or for a node_exporter that the
+// test itself ends.
 func TryStart(t testing.TB, flags ...string) (*Exporter, error) {
 	p, err := testkit.TryStart(t, exec.Command(Program, append([]string{
 		"--web.listen-address=127.0.0.1:0", "--web.disable-exporter-metrics", "--collector.disable-defaults"}, flags...)...))
@@ -71,7 +71,7 @@ func TryStart(t testing.TB, flags ...string) (*Exporter, error) {
 
 var listening = regexp.MustCompile(`msg="Listening on" address=(\S+)`)
 
-// Address is where node_exporter's log says that it listens; "" before it does.
+// Address returns the listening address from node_exporter's log; "" before it listens.
 func Address(log string) string {
 	if m := listening.FindStringSubmatch(log); m != nil {
 		return m[1]
@@ -79,7 +79,7 @@ func Address(log string) string {
 	return ""
 }
 
-// Scrape asks node_exporter for its metrics.
+// Scrape fetches node_exporter's metrics.
 func (e *Exporter) Scrape() ([]byte, error) {
 	r, err := http.Get(e.URL)
 	if err != nil {
@@ -96,7 +96,7 @@ func (e *Exporter) Scrape() ([]byte, error) {
 	return b, nil
 }
 
-// Families are what Scrape gives, by name.
+// Families returns the scraped families by name.
 func (e *Exporter) Families() (map[string]*dto.MetricFamily, error) {
 	b, err := e.Scrape()
 	if err != nil {

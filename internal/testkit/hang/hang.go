@@ -1,5 +1,5 @@
-// Package hang makes calls into the kernel hang for tests, by means that make
-// them hang on a node: another program holds a lock or does not answer.
+// Package hang makes kernel calls hang for tests, for reasons that occur on real nodes:
+// another program holds a lock or does not answer.
 package hang
 
 import (
@@ -15,9 +15,8 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// Open makes every open(2) of a file, or of a folder, hang until release is
-// called: a listener of fanotify that is asked for its permission does not
-// answer. The test's own process is stopped by it, too.
+// Open makes every open(2) of a file or folder, also by the test's own process, hang until
+// release: a fanotify listener does not answer the permission request.
 func Open(t testing.TB, path string) (release func()) {
 	t.Helper()
 	need.Root(t)
@@ -35,13 +34,13 @@ func Open(t testing.TB, path string) (release func()) {
 	if err != nil {
 		t.Fatalf("fanotify_mark %s: %v", path, err)
 	}
-	// The end of the listener is an answer to all: yes.
+	// Closing the listener permits all pending requests.
 	release = sync.OnceFunc(func() { _ = unix.Close(fd) })
 	t.Cleanup(release)
 	return release
 }
 
-// The parts of linux/userfaultfd.h and linux/ethtool.h in use.
+// The parts used of linux/userfaultfd.h and linux/ethtool.h.
 const (
 	uffdAPI           = 0xAA
 	uffdioAPI         = 0xc018aa3f
@@ -50,11 +49,10 @@ const (
 	ethtoolSFeatures  = 0x3b
 )
 
-// RTNL has a thread hold the kernel's lock on network devices until release is
-// called, or for the given time at most: it is a lock of the whole machine. The
-// thread asks, as ethtool does, for something of lo, and the second half of its
-// request lies on a page that nobody provides (userfaultfd): the kernel copies
-// the request with the lock held.
+// RTNL makes a thread hold the kernel's RTNL lock, which is global to the machine, until
+// release or for most at the longest. The thread makes an ethtool request for lo, whose
+// second half is on a page that userfaultfd never provides; the kernel copies the request
+// while it holds the lock.
 func RTNL(t testing.TB, most time.Duration) (release func()) {
 	t.Helper()
 	need.Root(t)
@@ -98,14 +96,14 @@ func RTNL(t testing.TB, most time.Duration) (release func()) {
 		_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(sock), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(ifr)))
 	}()
 	release = sync.OnceFunc(func() {
-		_ = unix.Close(ufd) // the kernel then provides the page itself
+		_ = unix.Close(ufd) // the kernel then provides the page
 		<-done
 		_ = unix.Close(sock)
 		_ = unix.Munmap(mem)
 	})
 	timer := time.AfterFunc(most, release)
 	t.Cleanup(func() { timer.Stop(); release() })
-	// The thread waits for its page once it has the lock.
+	// The page fault shows that the thread holds the lock.
 	fds := []unix.PollFd{{Fd: int32(ufd), Events: unix.POLLIN}}
 	for {
 		n, err := unix.Poll(fds, 10_000)

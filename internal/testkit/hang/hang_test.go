@@ -12,8 +12,7 @@ import (
 	"nodeskoop/internal/testkit/hang"
 )
 
-// waits demands that f is still under way a while after it began, and that it
-// ends after release.
+// waits checks that f does not return before release, and returns after it.
 func waits(t *testing.T, release func(), f func()) {
 	t.Helper()
 	began, done := make(chan struct{}), make(chan struct{})

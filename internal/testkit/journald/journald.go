@@ -1,4 +1,4 @@
-// Package journald runs a systemd-journald of a test's own.
+// Package journald runs a private systemd-journald for tests.
 package journald
 
 import (
@@ -20,23 +20,22 @@ import (
 
 const program = "/lib/systemd/systemd-journald"
 
-// Journald is a systemd-journald in mount and network namespaces of its own. It
-// has Run as its /run.
+// Journald is a systemd-journald in its own mount and network namespaces. Its /run is the
+// folder Run.
 type Journald struct {
 	Run    string
-	Socket string // where entries are sent
+	Socket string // socket for entries
 
 	t testing.TB
-	p *testkit.Process // nil if it does not run
+	p *testkit.Process // nil if not running
 }
 
-// New starts a journald that keeps all that it is sent, of which size at the
-// most ("64M"). It ends with the test.
+// New starts a journald that stores up to size ("64M"). It ends with the test.
 func New(t testing.TB, size string) *Journald {
 	t.Helper()
 	need.Root(t)
 	need.Program(t, program, "journalctl", "nsenter", "mount")
-	dir, err := os.MkdirTemp("", "journald") // short: a socket's path has 107 bytes
+	dir, err := os.MkdirTemp("", "journald") // short: a socket's path may have 107 bytes
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,10 +58,10 @@ func New(t testing.TB, size string) *Journald {
 	return d
 }
 
-// Start starts journald again after Kill, and returns when it listens.
+// Start restarts journald after Kill, and returns when it listens.
 func (d *Journald) Start() error {
 	_ = os.Remove(d.Socket)
-	// 512 messages is what systemd's own socket holds.
+	// 512 messages is the backlog of systemd's own socket.
 	cmd := exec.Command("sh", "-ec", `mount --bind "$0" /run
 echo 512 > /proc/sys/net/unix/max_dgram_qlen || true
 exec `+program, d.Run)
@@ -95,13 +94,12 @@ func (d *Journald) Kill() {
 // Signal sends journald a signal.
 func (d *Journald) Signal(s syscall.Signal) error { return d.p.Process.Signal(s) }
 
-// Enter is the beginning of a command line that runs a program where /run is
-// journald's.
+// Enter returns a command that runs line in journald's mount namespace.
 func (d *Journald) Enter(line ...string) *exec.Cmd {
 	return exec.Command("nsenter", append([]string{"-t", strconv.Itoa(d.p.PID()), "-m"}, line...)...)
 }
 
-// Sync waits until journald has taken everything that was sent.
+// Sync waits until journald has read everything that was sent.
 func (d *Journald) Sync() {
 	d.t.Helper()
 	if out, err := d.Enter("journalctl", "--sync").CombinedOutput(); err != nil {
@@ -109,7 +107,7 @@ func (d *Journald) Sync() {
 	}
 }
 
-// Journalctl reads the journal.
+// Journalctl runs journalctl on the journal.
 func (d *Journald) Journalctl(args ...string) []byte {
 	d.t.Helper()
 	cmd := exec.Command("journalctl", append([]string{"-q", "-D", filepath.Join(d.Run, "log/journal")}, args...)...)

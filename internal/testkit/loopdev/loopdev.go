@@ -10,8 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// New gives a block device of 4 MiB over a file that was made for it. It is freed
-// at the end of the test.
+// New returns a block device of 4 MiB over a new file. It is freed at the end of the test.
 func New(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "disk")
@@ -21,7 +20,7 @@ func New(t testing.TB) string {
 	return Over(t, path)
 }
 
-// Over gives a block device over a file, or over another block device.
+// Over returns a block device over a file or another block device.
 func Over(t testing.TB, path string) string {
 	t.Helper()
 	file, err := os.OpenFile(path, os.O_RDWR, 0)

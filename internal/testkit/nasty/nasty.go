@@ -1,5 +1,4 @@
-// Package nasty has names that are an attack on a terminal, and tells whether
-// what was made of them still is one.
+// Package nasty has names that attack a terminal, and checks output for such attacks.
 package nasty
 
 import (
@@ -7,13 +6,13 @@ import (
 	"unicode/utf8"
 )
 
-// Names are what somebody may call a pod, a process, a file or a device.
+// Names are names that a user may give to a pod, a process, a file or a device.
 var Names = []string{
 	"\x1b]0;pwned\x07x", "\x1b[2J\x1b[1;1H", "a\rb\nc\td", "\u009b31m", "\x7f", "\u202egnp.exe", "\u2028", "\xff\xfe", "\u200b", "e\u0301\u0301\u0301\u0301\u0301", "日本語の名前",
 }
 
-// Acts returns the first character of a text, which may have several lines,
-// that a terminal would act on, -1 if there is none.
+// Acts returns the first character of a text of several lines that would affect a terminal;
+// -1 if there is none.
 func Acts(s string) rune {
 	if !utf8.ValidString(s) {
 		return utf8.RuneError

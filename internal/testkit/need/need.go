@@ -1,8 +1,7 @@
-// Package need holds what a test says when it cannot run everywhere. A test
-// that lacks something is skipped with the reason named; where
-// NODESKOOP_TEST_STRICT is set (as `make test` does, which installs
-// everything first), lacking what the machine could have is a failure. Where
-// NODESKOOP_TEST_UNIT is set (as `make test-unit` does), root is as anybody.
+// Package need skips tests that cannot run everywhere, with the reason. If
+// NODESKOOP_TEST_STRICT is set, as in `make test`, which installs everything first, a lack
+// that the machine could remedy fails the test instead. If NODESKOOP_TEST_UNIT is set, as
+// in `make test-unit`, root counts as an ordinary user.
 package need
 
 import (
@@ -27,7 +26,7 @@ func Program(t testing.TB, names ...string) {
 	ProgramFrom(t, "make deps", names...)
 }
 
-// ProgramFrom is Program for those that another command than make deps installs.
+// ProgramFrom is Program for programs that a command other than make deps installs.
 func ProgramFrom(t testing.TB, installer string, names ...string) {
 	t.Helper()
 	for _, n := range names {
@@ -37,8 +36,8 @@ func ProgramFrom(t testing.TB, installer string, names ...string) {
 	}
 }
 
-// Target skips a test that a target of the Makefile of its own runs, since it
-// takes long or writes into the tree.
+// Target skips a test that takes long or writes into the source tree, unless asked. A
+// target of the Makefile runs it.
 func Target(t testing.TB, target string, asked bool) {
 	t.Helper()
 	if !asked {
@@ -46,8 +45,8 @@ func Target(t testing.TB, target string, asked bool) {
 	}
 }
 
-// Kernel skips the test if this machine's kernel cannot do it: the one thing
-// that no set-up can change.
+// Kernel skips the test if ok is false: this machine's kernel lacks the feature, which no
+// installation can change.
 func Kernel(t testing.TB, ok bool, reason string) {
 	t.Helper()
 	if !ok {
@@ -63,13 +62,13 @@ func Short(t testing.TB) {
 	}
 }
 
-// InVM reports whether the test runs in a virtual machine of `make
-// test-kernels`, whose devices it may take.
+// InVM reports whether the test runs in a virtual machine of `make test-kernels`, whose
+// devices it may use.
 func InVM() bool { return os.Getenv("NODESKOOP_TEST_VM") != "" }
 
-// VM skips a test that needs what only those virtual machines are sure to
-// have: a device, or a module. In one of them a lack is a failure, so that no
-// test is skipped everywhere.
+// VM skips a test if ok is false: it needs a device or module that only those virtual
+// machines are sure to have. In such a machine it fails the test instead, so that the test
+// runs somewhere.
 func VM(t testing.TB, ok bool, reason string) {
 	t.Helper()
 	switch {

@@ -1,5 +1,5 @@
-// Package nsnet makes network namespaces for tests, each held by a process,
-// and samples probes in them through a real Runner.
+// Package nsnet makes network namespaces for tests, each held by a process, and samples
+// probes in them through a Runner.
 package nsnet
 
 import (
@@ -25,20 +25,19 @@ import (
 	"nodeskoop/internal/testkit/proof"
 )
 
-// Space is a network namespace with lo up and one process in it. It ends with
-// the test.
+// Space is a network namespace with lo up and one process. It ends with the test.
 type Space struct {
-	// PID is the process that holds the namespace: a cat that waits for input.
+	// PID is the process that holds the namespace: a cat that reads its standard input.
 	PID   int
 	Inode uint64
-	// Path is a file that is the namespace.
+	// Path is the path of the namespace, such as /proc/PID/ns/net.
 	Path string
 
 	t  testing.TB
 	fd int
 }
 
-// New makes a namespace. It skips the test unless it runs as root.
+// New makes a Space. It skips the test unless it runs as root.
 func New(t testing.TB) *Space {
 	t.Helper()
 	need.Root(t)
@@ -48,8 +47,8 @@ func New(t testing.TB) *Space {
 	return s
 }
 
-// Make is New without the checks and with lo left down, for benchmarks that
-// need hundreds.
+// Make is New without the checks and with lo down, for benchmarks with hundreds of
+// namespaces.
 func Make(t testing.TB) *Space {
 	t.Helper()
 	cmd := exec.Command("cat")
@@ -67,8 +66,7 @@ func Make(t testing.TB) *Space {
 	return s
 }
 
-// Do runs f on a thread that is in the namespace. It is not the test's: f must
-// not call t.Fatal.
+// Do runs f on another thread, in the namespace: f must not call t.Fatal.
 func (s *Space) Do(f func()) {
 	s.t.Helper()
 	if err := kernel.InNetnsFD(s.fd, func() error { f(); return nil }); err != nil {
@@ -112,7 +110,7 @@ func (s *Space) Start(name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// Sysctl sets a sysctl of the namespace, "net/ipv4/ip_forward" for one.
+// Sysctl sets a sysctl of the namespace, such as "net/ipv4/ip_forward".
 func (s *Space) Sysctl(name, value string) {
 	s.t.Helper()
 	var err error
@@ -122,12 +120,12 @@ func (s *Space) Sysctl(name, value string) {
 	}
 }
 
-// File reads a file on a thread that is in the namespace, "/proc/net/tcp" for one.
+// File reads a file on a thread in the namespace, such as "/proc/net/tcp".
 func (s *Space) File(path string) string {
 	s.t.Helper()
 	var b []byte
 	var err error
-	// /proc/net is the main thread's.
+	// /proc/net shows the main thread's namespace.
 	s.Do(func() { b, err = os.ReadFile(strings.Replace(path, "/proc/net/", "/proc/thread-self/net/", 1)) })
 	if err != nil {
 		s.t.Fatal(err)
@@ -174,8 +172,8 @@ func (s *Space) Dial(network, addr string) net.Conn {
 	return c
 }
 
-// Connect joins two namespaces by a veth, eth0 in both, with the addresses
-// 10.0.0.1 and .2 and fd00::1 and ::2.
+// Connect joins two namespaces by a veth, eth0 in both, with the addresses 10.0.0.1 and .2,
+// fd00::1 and ::2.
 func Connect(a, b *Space, options ...string) {
 	a.t.Helper()
 	args := append([]string{"link", "add", "eth0"}, options...)
@@ -189,8 +187,8 @@ func Connect(a, b *Space, options ...string) {
 	}
 }
 
-// AwaitUp waits until the kernel lets packets through an interface that was set
-// up; before that it drops them.
+// AwaitUp waits until an interface that was set up passes packets; before that the kernel
+// drops them.
 func (s *Space) AwaitUp(dev string) {
 	s.t.Helper()
 	testkit.Eventually(s.t, dev+" is up", func() bool {
@@ -203,8 +201,8 @@ func (s *Space) Pod(name string) *owner.Pod {
 	return &owner.Pod{ID: name, Namespace: "test", Name: name, Netns: s.Inode, PIDs: []int{s.PID}}
 }
 
-// Pods is a collect.Pods of pods that a test has made. A pod's processes are
-// its PIDs and what Children adds.
+// Pods is an owner.Pods of pods made by a test. A pod's processes are its PIDs and those
+// from Children.
 type Pods struct {
 	List     []*owner.Pod
 	Children func(*owner.Pod) []int
@@ -213,7 +211,7 @@ type Pods struct {
 // Running returns List.
 func (p *Pods) Running() []*owner.Pod { return p.List }
 
-// ByNetns finds a pod by its network namespace.
+// ByNetns finds a pod by its network namespace, at any time.
 func (p *Pods) ByNetns(inode uint64, _ time.Time) *owner.Pod {
 	for _, x := range p.List {
 		if x.Netns == inode {
@@ -255,7 +253,7 @@ func (*Pods) Connected() bool { return true }
 // Host is the name of the host in Values.
 const Host = "host"
 
-// Values are one cycle's: by the pod's name, or Host, and the metric's.
+// Values are the values of one cycle, by pod name (or Host) and metric.
 type Values map[string]map[string]float64
 
 // Sampler samples probes through a Runner.
@@ -266,8 +264,8 @@ type Sampler struct {
 	factories []collect.Factory
 }
 
-// NewSampler makes a Sampler of the probes that opt enables. The host's
-// network namespace is the test's own unless opt names another.
+// NewSampler makes a Sampler of the probes that opt enables. The host's network namespace
+// is the test's own unless opt names another.
 func NewSampler(t testing.TB, opt collect.Options, factories ...collect.Factory) *Sampler {
 	t.Helper()
 	opt.Node, opt.HostLabel = "node", Host
@@ -285,8 +283,8 @@ func NewSampler(t testing.TB, opt collect.Options, factories ...collect.Factory)
 	return &Sampler{t, r, opt, factories}
 }
 
-// Again is the Sampler of a later run, which goes on from what the last cycle
-// of this one left. This one is as one that was killed.
+// Again returns a Sampler of a later run that continues from this one's saved state, as
+// after a kill.
 func (s *Sampler) Again() *Sampler {
 	s.t.Helper()
 	kept, cut := s.r.Kept()
@@ -301,8 +299,8 @@ func (s *Sampler) Again() *Sampler {
 	return next
 }
 
-// Sample runs one cycle. A probe that fails fails the test, unless it failed on
-// the machine's own processes, which are not the test's.
+// Sample runs one cycle. A failing probe fails the test, unless it failed on the machine's
+// own processes, which do not belong to the test.
 func (s *Sampler) Sample() Values {
 	s.t.Helper()
 	v, errs := s.Try()
@@ -347,10 +345,10 @@ func (s *Sampler) Try() (Values, map[string]error) {
 	return v, errs
 }
 
-// Cycle runs one cycle and throws its values away, for benchmarks.
+// Cycle runs one cycle without returning its values, for benchmarks.
 func (s *Sampler) Cycle() { s.r.Cycle() }
 
-// Want fails the test for each metric that does not have the wanted value.
+// Want fails the test for each metric without the wanted value.
 func (v Values) Want(t testing.TB, pod string, want map[string]float64) {
 	t.Helper()
 	for name, w := range want {
@@ -364,8 +362,8 @@ func (v Values) Want(t testing.TB, pod string, want map[string]float64) {
 	}
 }
 
-// Prove is Want with a record of each comparison: a probe, its source, and what
-// the values come from.
+// Prove is Want that also records each comparison: the probe, its source, and the origin of
+// the wanted values.
 func (v Values) Prove(t testing.TB, probe, source, by, pod string, want map[string]float64) {
 	t.Helper()
 	for _, name := range slices.Sorted(maps.Keys(want)) {

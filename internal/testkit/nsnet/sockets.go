@@ -13,13 +13,12 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// socketsPerProcess keeps a process below the limit on open files that cannot
-// be raised everywhere.
+// socketsPerProcess stays below a limit on open files that cannot be raised everywhere.
 const socketsPerProcess = 10000
 
 const socketsVariable = "NODESKOOP_TEST_SOCKETS"
 
-// A process of Sockets' is the test's own program, which does nothing else.
+// A process of Sockets runs the test's own program, which does only this.
 func init() {
 	n, err := strconv.Atoi(os.Getenv(socketsVariable))
 	if err != nil {
@@ -57,7 +56,8 @@ func (s *Space) Sockets(n int) {
 	}
 }
 
-// holdSockets makes n established sockets, half of them the connecting ends.
+// holdSockets makes n established sockets, half of them the connecting ends, and keeps them
+// open.
 func holdSockets(n int) error {
 	MoreFiles()
 	l, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
@@ -89,9 +89,8 @@ func holdSockets(n int) error {
 	return unix.Close(l)
 }
 
-// Connections makes n established TCP connections over lo, which it sets up, and
-// the socket that listens for them. All of them are this process's, until the
-// test ends.
+// Connections sets lo up, and makes n established TCP connections over it and their
+// listening socket. All belong to this process until the end of the test.
 func (s *Space) Connections(n int) {
 	s.t.Helper()
 	var err error
@@ -145,10 +144,10 @@ func (s *Space) connections(n int) error {
 	return nil
 }
 
-// first leaves out the peer's address.
+// first drops the peer's address.
 func first(fd int, _ unix.Sockaddr, err error) (int, error) { return fd, err }
 
-// MoreFiles raises this process's limit on open files as far as it may.
+// MoreFiles raises this process's limit on open files to its maximum.
 func MoreFiles() {
 	limit := unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}
 	if unix.Setrlimit(unix.RLIMIT_NOFILE, &limit) == nil {

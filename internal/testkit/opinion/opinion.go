@@ -1,5 +1,5 @@
-// Package opinion compares a parser of a file of procfs with that of
-// github.com/prometheus/procfs: where both take a file, they take the same from it.
+// Package opinion compares our parser of a procfs file with the one in
+// github.com/prometheus/procfs: if both accept a file, they must read the same values.
 package opinion
 
 import (
@@ -17,21 +17,20 @@ import (
 	"nodeskoop/internal/bounded"
 )
 
-// Values is what a parser takes from a file, by names of the test's own.
+// Values are the values read from a file, by names of the test's choice.
 type Values map[string]float64
 
-// File is a file of procfs that two parsers read.
+// File is a procfs file with two parsers.
 type File struct {
-	Name    string // below /proc, process 1 for one of a process: "net/dev", "1/io"
-	Header  int    // lines at its beginning that name columns, by which only ours goes
+	Name    string // below /proc, or /proc/1 for a process's file: "net/dev", "1/io"
+	Header  int    // number of lines at the start with column names, which only our parser uses
 	Ours    func(b []byte) (Values, error)
 	Library func(fs procfs.FS, p procfs.Proc) (Values, error)
-	// Lacks are values that the library does not have.
+	// Lacks are the values that the library does not read.
 	Lacks []string
 }
 
-// Captured holds both to the same values on files that kernels printed, and on
-// changed ones of n seeds each.
+// Captured compares both on captured files, and on mutations of each with n seeds.
 func (f *File) Captured(t *testing.T, files map[string][]byte, n uint64) {
 	t.Helper()
 	both, root := 0, t.TempDir()
@@ -59,9 +58,8 @@ func (f *File) Captured(t *testing.T, files map[string][]byte, n uint64) {
 	}
 }
 
-// Compare reports whether both take b, and fails the test where they take different
-// values from it. A parser of ours that panics ends the test; one of the library's
-// refuses by that.
+// Compare reports whether both parsers accept b, and fails the test if their values differ.
+// If our parser panics, the test fails; if the library's does, that counts as a rejection.
 func (f *File) Compare(t *testing.T, b []byte) bool {
 	t.Helper()
 	return f.compare(t, t.TempDir(), b)
@@ -87,7 +85,7 @@ func (f *File) same(t *testing.T, b []byte, ours, library Values) {
 	}
 }
 
-// read lets the library read b as the file below root.
+// read makes the library read b as the file below root.
 func (f *File) read(root string, b []byte) (v Values, err error) {
 	path := filepath.Join(root, f.Name)
 	for _, dir := range []string{filepath.Join(root, "1"), filepath.Dir(path)} {
@@ -112,8 +110,8 @@ func (f *File) read(root string, b []byte) (v Values, err error) {
 	return v, err
 }
 
-// Mutate changes a few bytes of b below its header: digits become others, and now
-// and then something that is none.
+// Mutate changes some bytes of b below its header: digits to other digits, and sometimes to
+// something else.
 func (f *File) Mutate(b []byte, seed uint64) []byte {
 	r := rand.New(rand.NewPCG(seed, 7))
 	from := 0

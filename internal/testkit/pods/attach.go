@@ -10,21 +10,20 @@ import (
 	"time"
 )
 
-// Service is a containerd that somebody else runs: as a service of a machine
-// that has files and processes of its own.
+// Service is a containerd outside the test's control: a service of a machine with its own
+// files and processes.
 type Service struct {
-	// Root is the machine's root folder, as this process reaches it.
+	// Root is the machine's root folder, as seen by this process.
 	Root string
-	// Socket is containerd's, and Dir a folder for logs and images, both as
-	// the machine sees them.
+	// Socket is containerd's socket, and Dir a folder for logs and images, both as seen by
+	// the machine.
 	Socket, Dir string
-	// Command makes a command that runs in the machine.
+	// Command returns a command that runs in the machine.
 	Command func(name string, args ...string) *exec.Cmd
 }
 
-// Attach waits for the service and gives it the images. Pods that are made
-// stay when the test ends: whoever ends the machine ends them. Their PIDs are
-// those that the machine sees.
+// Attach waits for the service and loads the images. Pods outlive the test, and end with
+// the machine. Their PIDs are as seen by the machine.
 func Attach(t testing.TB, s Service) *Containerd {
 	t.Helper()
 	c := &Containerd{
@@ -48,7 +47,7 @@ func Attach(t testing.TB, s Service) *Containerd {
 	return c
 }
 
-// Await waits until the service answers, after it was restarted for one.
+// Await waits until the service answers, for example after a restart.
 func (c *Containerd) Await() {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -59,7 +58,7 @@ func (c *Containerd) Await() {
 	}
 }
 
-// path is a file of containerd's as this process reaches it.
+// path returns the path of a file of containerd's as seen by this process.
 func (c *Containerd) path(file string) string {
 	if c.service == nil {
 		return file
@@ -67,7 +66,7 @@ func (c *Containerd) path(file string) string {
 	return filepath.Join(c.service.Root, file)
 }
 
-// command makes a command that runs where containerd does.
+// command returns a command that runs in containerd's namespaces.
 func (c *Containerd) command(name string, args ...string) (cmd *exec.Cmd, start func() error) {
 	if c.service != nil {
 		cmd = c.service.Command(name, args...)
@@ -77,9 +76,9 @@ func (c *Containerd) command(name string, args ...string) (cmd *exec.Cmd, start 
 	return cmd, func() error { return c.space.do(cmd.Start) }
 }
 
-// Sweep ends what a machine that runs in the control group cgroup, and has
-// its files in dir, leaves behind when this process ends, however it does. The
-// function that it returns does so at once.
+// Sweep registers a clean-up for when this process ends in any way: it ends what a machine
+// in the control group cgroup, with its files in dir, left behind. The returned function
+// does so at once.
 func Sweep(dir, cgroup string) (now func() error, err error) {
 	s, err := startSweeper(dir, cgroup)
 	if err != nil {

@@ -18,39 +18,39 @@ import (
 
 const callTimeout = 30 * time.Second
 
-// PodSpec says what pod to make.
+// PodSpec describes a pod to make.
 type PodSpec struct {
 	Namespace, Name string
-	// UID is made up if empty.
+	// UID is generated if empty.
 	UID string
-	// Labels are the pod's own; the kubelet's are added.
+	// Labels are the pod's own labels; the kubelet's are added.
 	Labels      map[string]string
 	HostNetwork bool
 	Containers  []ContainerSpec
-	// CgroupParent replaces the pod's control group below Containerd.Cgroup,
-	// which is /kubepods/besteffort/pod<UID>.
+	// CgroupParent replaces the default control group below Containerd.Cgroup,
+	// /kubepods/besteffort/pod<UID>.
 	CgroupParent string
 }
 
-// ContainerSpec says what container to make.
+// ContainerSpec describes a container to make.
 type ContainerSpec struct {
 	Name string
-	// Command is run from the busybox image; sleeping for ever if empty.
+	// Command runs from the busybox image; if empty, the container sleeps forever.
 	Command []string
-	// Mounts are files and folders of containerd's machine, by the path that
-	// they have in the container; they can be read only.
+	// Mounts maps paths in the container to files and folders of containerd's machine,
+	// read-only.
 	Mounts map[string]string
-	// Devices are devices that the container may use, under their own name.
+	// Devices are devices that the container may use, under the same name.
 	Devices []string
 }
 
-// Pod is a pod that has been started.
+// Pod is a running pod.
 type Pod struct {
 	PodSpec
-	// ID is the sandbox's, PID its first process.
+	// ID is the sandbox's ID, PID its first process.
 	ID  string
 	PID int
-	// Addrs are its addresses, as containerd tells them.
+	// Addrs are its addresses according to containerd.
 	Addrs      []netip.Addr
 	Containers []*Container
 
@@ -58,7 +58,7 @@ type Pod struct {
 	config *cri.PodSandboxConfig
 }
 
-// Container is a container of a pod that has been started.
+// Container is a running container of a pod.
 type Container struct {
 	ContainerSpec
 	ID  string
@@ -67,7 +67,7 @@ type Container struct {
 	c *Containerd
 }
 
-// RunPod makes a pod, starts its containers and returns when all run.
+// RunPod makes a pod, starts its containers, and returns when all run.
 func (c *Containerd) RunPod(spec PodSpec) *Pod {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
@@ -79,8 +79,8 @@ func (c *Containerd) RunPod(spec PodSpec) *Pod {
 	return p
 }
 
-// TryRunPod is RunPod for other goroutines than the test's. A pod that was
-// made in part is returned beside the error.
+// TryRunPod is RunPod for other goroutines than the test's. With an error it returns the
+// pod as far as it was made.
 func (c *Containerd) TryRunPod(ctx context.Context, spec PodSpec) (*Pod, error) {
 	if spec.UID == "" {
 		spec.UID = newUID()
@@ -107,8 +107,8 @@ func (c *Containerd) TryRunPod(ctx context.Context, spec PodSpec) (*Pod, error) 
 		Metadata:     &cri.PodSandboxMetadata{Name: spec.Name, Namespace: spec.Namespace, Uid: spec.UID},
 		Hostname:     hostname,
 		LogDirectory: logs,
-		// Without servers of its own a pod gets a copy of /etc/resolv.conf,
-		// which may be a link into the machine's /run.
+		// Without DNS servers containerd would copy /etc/resolv.conf, which may be a link
+		// into the machine's /run.
 		DnsConfig:   &cri.DNSConfig{Servers: []string{"127.0.0.1"}},
 		Labels:      labels,
 		Annotations: map[string]string{"kubernetes.io/config.source": "api"},
@@ -162,8 +162,8 @@ func (p *Pod) AddContainer(spec ContainerSpec) *Container {
 	return k
 }
 
-// TryAddContainer is AddContainer for other goroutines than the test's. PID
-// is 0 if the container has ended before it could be asked for.
+// TryAddContainer is AddContainer for other goroutines than the test's. PID is 0 if the
+// container has ended already.
 func (p *Pod) TryAddContainer(ctx context.Context, spec ContainerSpec) (*Container, error) {
 	if len(spec.Command) == 0 {
 		spec.Command = []string{"sleep", "2147483647"}
@@ -238,7 +238,7 @@ func (k *Container) Exec(command ...string) string {
 	return strings.TrimSpace(string(r.Stdout))
 }
 
-// Stop ends the container at once and leaves its record.
+// Stop ends the container at once and keeps its record.
 func (k *Container) Stop() {
 	k.c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
@@ -248,7 +248,7 @@ func (k *Container) Stop() {
 	}
 }
 
-// Stop ends the pod's containers and its sandbox and leaves their records.
+// Stop ends the pod's containers and its sandbox and keeps their records.
 func (p *Pod) Stop() {
 	p.c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
@@ -265,8 +265,8 @@ func (p *Pod) TryStop(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		// containerd cannot stop a container that ends at the same moment. The
-		// kubelet, too, tries again.
+		// containerd fails to stop a container that ends at the same moment. Retry, as the
+		// kubelet does.
 		if status.Code(err) != codes.Unknown || ctx.Err() != nil {
 			return fmt.Errorf("stop pod %s/%s: %w", p.Namespace, p.Name, err)
 		}
@@ -295,7 +295,7 @@ func (p *Pod) TryRemove(ctx context.Context) error {
 	return nil
 }
 
-// newUID makes a UID of the form that Kubernetes gives pods.
+// newUID generates a UID in Kubernetes' format.
 func newUID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:])

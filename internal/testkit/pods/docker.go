@@ -19,9 +19,9 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// Docker is a dockerd that runs its containers by an instance of containerd.
+// Docker is a dockerd that uses a test's containerd.
 type Docker struct {
-	// DataRoot is where it keeps what it knows.
+	// DataRoot is Docker's data root.
 	DataRoot string
 
 	c      *Containerd
@@ -30,7 +30,7 @@ type Docker struct {
 	exited chan struct{}
 }
 
-// DockerContainer is a container of Docker's that runs.
+// DockerContainer is a running container of Docker's.
 type DockerContainer struct {
 	ID, Name string
 	PID      int
@@ -38,8 +38,8 @@ type DockerContainer struct {
 	d *Docker
 }
 
-// Docker starts a dockerd where containerd is, without networks of its own. The
-// test is skipped where there is none.
+// Docker starts a dockerd in containerd's namespaces, without networks of its own. It skips
+// the test if Docker is not installed.
 func (c *Containerd) Docker() *Docker {
 	t := c.t
 	t.Helper()
@@ -103,14 +103,14 @@ func (c *Containerd) Docker() *Docker {
 	return d
 }
 
-// kill ends dockerd as a crash does, since its own end would wait for processes
-// that do not mind SIGTERM. Its containers end with the instance.
+// kill kills dockerd: a clean stop would wait for processes that ignore SIGTERM. Its
+// containers end with the instance.
 func (d *Docker) kill() {
 	_ = d.cmd.Process.Kill()
 	<-d.exited
 }
 
-// call asks Docker's API. body is a reader, or what is sent as JSON.
+// call calls Docker's API. body is a reader, or a value to send as JSON.
 func (d *Docker) call(method, path string, body, answer any) error {
 	var r io.Reader
 	typ := "application/json"
@@ -145,8 +145,8 @@ func (d *Docker) call(method, path string, body, answer any) error {
 	return json.Unmarshal(text, answer)
 }
 
-// Run runs a container that sleeps, in a network namespace of its own: as `docker
-// run --detach --network none` does.
+// Run runs a sleeping container in a network namespace of its own, as `docker run --detach
+// --network none` does.
 func (d *Docker) Run(name string, labels map[string]string) *DockerContainer {
 	d.c.t.Helper()
 	k := &DockerContainer{Name: name, d: d}
@@ -173,7 +173,7 @@ func (d *Docker) Run(name string, labels map[string]string) *DockerContainer {
 	return k
 }
 
-// Rename gives the container another name.
+// Rename renames the container.
 func (k *DockerContainer) Rename(name string) {
 	k.d.c.t.Helper()
 	if err := k.d.call(http.MethodPost, "/containers/"+k.ID+"/rename?name="+url.QueryEscape(name), nil, nil); err != nil {

@@ -14,14 +14,14 @@ import (
 	"strings"
 )
 
-// The images that the harness brings along.
+// The images of the harness.
 const (
 	pauseImage   = "localhost/pause:1"
 	busyboxImage = "localhost/busybox:1"
 )
 
-// writeImages writes both images as one docker-archive. They share one layer:
-// busybox with a link for each of its programs.
+// writeImages writes both images as one docker-archive. They share one layer: busybox with
+// a link for each of its programs.
 func writeImages(file string) error {
 	path, err := exec.LookPath("busybox")
 	if err != nil {

@@ -6,21 +6,21 @@ import (
 	"time"
 )
 
-// PlainSpec says what container to run outside any pod.
+// PlainSpec describes a container to run outside pods.
 type PlainSpec struct {
 	// Namespace is the containerd namespace.
 	Namespace, ID string
 	Labels        map[string]string
 	HostNetwork   bool
-	// JoinPID, if not 0, is a process whose network namespace to join.
+	// JoinPID is a process whose network namespace the container joins; 0: none.
 	JoinPID int
-	// Command is run from the busybox image; sleeping for ever if empty.
+	// Command runs from the busybox image; if empty, the container sleeps forever.
 	Command []string
-	// Mounts are files of this machine, by their path in the container.
+	// Mounts maps paths in the container to files of this machine.
 	Mounts map[string]string
 }
 
-// Plain is a container outside any pod.
+// Plain is a container outside pods.
 type Plain struct {
 	PlainSpec
 	PID int
@@ -61,7 +61,7 @@ func (c *Containerd) RunPlain(spec PlainSpec) *Plain {
 	return &Plain{PlainSpec: spec, PID: pid, c: c}
 }
 
-// Kill ends the container's processes and leaves its record.
+// Kill kills the container's processes and keeps its record.
 func (p *Plain) Kill() {
 	p.c.t.Helper()
 	p.c.Ctr(p.Namespace, "tasks", "kill", "--signal", "SIGKILL", p.ID)

@@ -1,11 +1,10 @@
-// Package pods runs a real containerd for tests, and real pods on it: made
-// through the container runtime interface, as the kubelet makes them, with a
-// bridge and both IPv4 and IPv6 addresses. Images are built on the spot, so
-// that no registry is asked.
+// Package pods runs a real containerd for tests, and real pods on it. The pods are made
+// through the container runtime interface, as by the kubelet, with a bridge and IPv4 and
+// IPv6 addresses. Images are built locally, so that no registry is used.
 //
-// Each instance has its own folder, mount namespace, network namespace and
-// parent control group. Nothing of it is seen in the machine's own, and
-// nothing is left when the test has ended, whatever ended it.
+// Each instance has its own folder, mount namespace, network namespace and parent control
+// group. The machine's own are not affected, and nothing is left after the test, however it
+// ended.
 package pods
 
 import (
@@ -35,28 +34,28 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// CRINamespace is the containerd namespace in which CRI pods are.
+// CRINamespace is the containerd namespace of CRI pods.
 const CRINamespace = "k8s.io"
 
 // Containerd is one instance of containerd.
 type Containerd struct {
 	// Socket is the path of its gRPC socket.
 	Socket string
-	// Netns is a file that is the network namespace which containerd is in,
-	// and with it all pods that share "the host's".
+	// Netns is the path of containerd's network namespace, which is the "host's" for its
+	// pods.
 	Netns string
-	// Cgroup is the path, from the root of each hierarchy, below which all
-	// control groups of the instance are.
+	// Cgroup is the parent of all control groups of the instance, as a path from the root
+	// of each hierarchy.
 	Cgroup string
-	// Version is what it calls itself, once it runs.
+	// Version is containerd's version, once it runs.
 	Version string
 
-	// PIDNamespace, if set between New and Run, gives containerd a PID
-	// namespace of its own. It cannot run pods then.
+	// PIDNamespace, if set between New and Run, gives containerd its own PID namespace. It
+	// cannot run pods then.
 	PIDNamespace bool
 
 	t        testing.TB
-	service  *Service // nil: the instance is the test's own
+	service  *Service // nil: the instance belongs to the test
 	cni      string
 	dir      string
 	space    *space
@@ -68,7 +67,7 @@ type Containerd struct {
 
 var instances atomic.Int64
 
-// Start makes an instance and runs it. The test is skipped where it cannot be.
+// Start makes an instance and runs it. It skips the test if that is not possible.
 func Start(t testing.TB) *Containerd {
 	t.Helper()
 	c := New(t)
@@ -76,7 +75,7 @@ func Start(t testing.TB) *Containerd {
 	return c
 }
 
-// New makes an instance that does not run yet: its socket does not exist.
+// New makes an instance that does not run yet and has no socket.
 func New(t testing.TB) *Containerd {
 	t.Helper()
 	need.Root(t)
@@ -85,7 +84,7 @@ func New(t testing.TB) *Containerd {
 	if cni == "" {
 		need.Program(t, "CNI plugins (containernetworking-plugins)")
 	}
-	// Sockets have paths of at most 107 bytes, which t.TempDir may exceed.
+	// A socket's path may have 107 bytes, which t.TempDir may exceed.
 	dir, err := os.MkdirTemp("", "pods-")
 	if err != nil {
 		t.Fatal(err)
@@ -137,9 +136,9 @@ func New(t testing.TB) *Containerd {
 	return c
 }
 
-// config keeps everything in the private folder. Snapshots are on a tmpfs,
-// where overlayfs works even if the machine's root is one itself. AppArmor
-// profiles would be loaded into the machine's kernel.
+// config keeps everything in the private folder. Snapshots are on a tmpfs, on which
+// overlayfs works even if the machine's root is an overlayfs. AppArmor profiles are
+// disabled: they would be loaded into the machine's kernel.
 func (c *Containerd) config() string {
 	return fmt.Sprintf(`version = 2
 root = "%[1]s/root"
@@ -196,7 +195,7 @@ func (c *Containerd) TryRun() error {
 	defer log.Close()
 	cmd := exec.Command("containerd", "--config", config)
 	cmd.Stdout, cmd.Stderr = log, log
-	// The thread that starts it lives until the end of the test.
+	// With Pdeathsig the thread that starts it must live until the end of the test.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if c.PIDNamespace {
 		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID
@@ -222,7 +221,7 @@ func (c *Containerd) TryRun() error {
 	return c.importImages(CRINamespace)
 }
 
-// await waits until both containerd and its CRI plugin answer.
+// await waits until containerd and its CRI plugin answer.
 func (c *Containerd) await(ctx context.Context, exited <-chan struct{}) error {
 	conn, err := grpc.NewClient("unix:"+c.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -282,7 +281,7 @@ func (c *Containerd) PID() int {
 	return c.cmd.Process.Pid
 }
 
-// Stop ends containerd as a service manager does. Pods go on running.
+// Stop stops containerd as a service manager does. Pods continue to run.
 func (c *Containerd) Stop() {
 	c.t.Helper()
 	if err := c.end(syscall.SIGTERM); err != nil {
@@ -290,7 +289,7 @@ func (c *Containerd) Stop() {
 	}
 }
 
-// Kill ends containerd as a crash does. Pods go on running.
+// Kill kills containerd. Pods continue to run.
 func (c *Containerd) Kill() {
 	c.t.Helper()
 	if err := c.end(syscall.SIGKILL); err != nil {
@@ -348,7 +347,7 @@ func (c *Containerd) TryCtr(namespace string, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-// Do runs f on a thread that is in containerd's mount and network namespaces.
+// Do runs f on a thread in containerd's mount and network namespaces.
 func (c *Containerd) Do(f func() error) error { return c.space.do(f) }
 
 func (c *Containerd) importImages(namespace string) error {
@@ -362,7 +361,7 @@ func (c *Containerd) importImages(namespace string) error {
 	return nil
 }
 
-// taskPID returns the first process of a container.
+// taskPID returns the PID of a container's first process.
 func (c *Containerd) taskPID(ctx context.Context, namespace, id string) (int, error) {
 	ctx = metadata.AppendToOutgoingContext(ctx, "containerd-namespace", namespace)
 	r, err := tasks.NewTasksClient(c.conn.Load()).Get(ctx, &tasks.GetRequest{ContainerID: id})
@@ -375,7 +374,7 @@ func (c *Containerd) taskPID(ctx context.Context, namespace, id string) (int, er
 	return int(r.Process.Pid), nil
 }
 
-// ShimPID returns the shim process that a container's process has as parent.
+// ShimPID returns the shim that is the parent of a container's process.
 func (c *Containerd) ShimPID(pid int) int {
 	c.t.Helper()
 	s, err := kernel.ReadStat("/proc", pid)
@@ -385,8 +384,7 @@ func (c *Containerd) ShimPID(pid int) int {
 	return s.Parent
 }
 
-// Freeze stops a process, and lets it go on when the test has ended or thaw
-// is called.
+// Freeze stops a process until thaw is called or the test ends.
 func (c *Containerd) Freeze(pid int) (thaw func()) {
 	c.t.Helper()
 	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {

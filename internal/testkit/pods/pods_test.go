@@ -29,8 +29,8 @@ func netnsOf(t *testing.T, pid int) uint64 {
 	return inode(t, fmt.Sprintf("/proc/%d/ns/net", pid))
 }
 
-// TestHarness runs one of everything and checks that nothing of it is seen on
-// the machine, while it runs and afterwards.
+// TestHarness runs one of each kind, and checks that the machine shows nothing of it,
+// during and after.
 func TestHarness(t *testing.T) {
 	var dir, cgroup string
 	t.Run("instance", func(t *testing.T) {
@@ -92,7 +92,7 @@ func TestHarness(t *testing.T) {
 		if _, err := os.Stat(fmt.Sprintf("/proc/%d", p.PID)); err == nil {
 			t.Error("the sandbox runs on after its removal")
 		}
-		c.Freeze(c.ShimPID(host.PID)) // the end must do with that
+		c.Freeze(c.ShimPID(host.PID)) // so that the clean-up has to cope with it
 	})
 	if dir == "" {
 		return // skipped
@@ -110,7 +110,7 @@ func TestHarness(t *testing.T) {
 	}
 }
 
-// BenchmarkRunPod tells what a pod costs a test.
+// BenchmarkRunPod measures what a pod costs a test.
 func BenchmarkRunPod(b *testing.B) {
 	c := Start(b)
 	for i := 0; b.Loop(); i++ {
@@ -118,7 +118,7 @@ func BenchmarkRunPod(b *testing.B) {
 	}
 }
 
-// TestKilledTest kills a test that runs a pod: what it left is swept away.
+// TestKilledTest kills a test that runs a pod; everything is cleaned up.
 func TestKilledTest(t *testing.T) {
 	const env = "NODESKOOP_TEST_PODS_VICTIM"
 	if os.Getenv(env) != "" {

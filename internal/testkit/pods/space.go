@@ -11,17 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// space is a mount namespace and a network namespace of their own, held by
-// one thread. What runs in it, programs started included, sees the machine's
-// files with an empty /run, /var/lib and private folder on top.
+// space is a mount namespace and a network namespace held by one thread. Code and programs
+// in it see the machine's files, with an empty /run, /var/lib and private folder mounted
+// over them.
 type space struct {
 	calls chan func()
 	done  chan struct{}
 	netns string
 }
 
-// newSpace makes the namespaces and mounts a tmpfs on each of private, which
-// must exist.
+// newSpace makes the namespaces and mounts a tmpfs on each of private, which must exist.
 func newSpace(private ...string) (*space, error) {
 	s := &space{calls: make(chan func()), done: make(chan struct{})}
 	ready := make(chan error)
@@ -32,13 +31,13 @@ func newSpace(private ...string) (*space, error) {
 	return s, nil
 }
 
-// hold is the life of the thread. It is never unlocked, so that the runtime
-// ends it, and the namespaces with it, when hold returns.
+// hold runs the thread. The thread is never unlocked, so that it ends, with the namespaces,
+// when hold returns.
 func (s *space) hold(ready chan<- error, private []string) {
 	runtime.LockOSThread()
 	if unix.Gettid() == os.Getpid() {
-		// The main thread would outlive the goroutine. While this one keeps
-		// it, the next is on another.
+		// The main thread does not end with its goroutine. While this goroutine holds it, a
+		// new one gets another thread.
 		go s.hold(ready, private)
 		<-s.done
 		runtime.UnlockOSThread()
@@ -88,7 +87,7 @@ func enterSpace(private []string) error {
 	return nil
 }
 
-// do runs f on the thread that is in the namespaces.
+// do runs f on the thread in the namespaces.
 func (s *space) do(f func() error) error {
 	err := make(chan error, 1)
 	select {
@@ -99,7 +98,7 @@ func (s *space) do(f func() error) error {
 	}
 }
 
-// close lets the namespaces go.
+// close ends the thread, and with it the namespaces.
 func (s *space) close() {
 	close(s.calls)
 	<-s.done

@@ -20,9 +20,9 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// sweeperEnv makes a test binary into the sweeper of one instance: a process
-// that waits until the test has ended, however it did (t.Cleanup does not run
-// after a timeout or a panic in a goroutine), and leaves nothing of it behind.
+// sweeperEnv makes a test binary the sweeper of one instance: a process that waits for the
+// end of the test, in whichever way, and cleans up. t.Cleanup does not run after a timeout
+// or a panic in a goroutine.
 const sweeperEnv = "NODESKOOP_TEST_PODS_SWEEP"
 
 func init() {
@@ -60,7 +60,7 @@ func startSweeper(dir, cgroup string) (*sweeper, error) {
 	return s, nil
 }
 
-// sweep lets the sweeper do its work now.
+// sweep makes the sweeper clean up now.
 func (s *sweeper) sweep() error {
 	_ = s.in.Close()
 	if err := s.cmd.Wait(); err != nil {
@@ -69,8 +69,8 @@ func (s *sweeper) sweep() error {
 	return nil
 }
 
-// sweep ends every process of the instance whose files are in dir and whose
-// containers are below cgroup, and deletes both.
+// sweep ends every process of the instance whose files are in dir and whose containers are
+// below cgroup, and removes both.
 func sweep(dir, cgroup string) error {
 	deadline := time.Now().Add(20 * time.Second)
 	for {
@@ -93,8 +93,8 @@ func sweep(dir, cgroup string) error {
 	return errors.Join(append(errs, os.RemoveAll(dir))...)
 }
 
-// processesOf lists containerd, Docker and the shims, which name dir in their command
-// line, and what is in the control groups.
+// processesOf lists containerd, Docker and the shims, whose command lines contain dir, and
+// the processes in the control groups.
 func processesOf(dir, cgroup string) []int {
 	seen := map[int]bool{}
 	var pids []int
@@ -156,8 +156,8 @@ func cgroupRoots() []string {
 	return roots
 }
 
-// removeCgroup deletes a control group and those below it. The kernel may
-// hold on to one for a moment after its last process has ended.
+// removeCgroup removes a control group and its descendants. The kernel may keep one busy
+// for a moment after its last process has exited.
 func removeCgroup(dir string, deadline time.Time) error {
 	for {
 		err := removeCgroups(dir)

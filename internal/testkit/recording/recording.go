@@ -1,5 +1,5 @@
-// Package recording holds samples of a machine in the notation of promtool's
-// tests, so that a file of some kilobytes brings back what Prometheus had.
+// Package recording stores samples of a machine in the notation of promtool's tests, so
+// that a file of some kilobytes can restore what Prometheus had.
 package recording
 
 import (
@@ -16,14 +16,13 @@ import (
 	"time"
 )
 
-// Series is one series of a recording, with a sample for each of its times. A
-// sample that is missing is NaN.
+// Series is one series of a recording, with one sample per step; NaN: missing.
 type Series struct {
 	Labels map[string]string
 	Values []float64
 }
 
-// String is the series' name and labels.
+// String returns the series' name and labels.
 func (s Series) String() string {
 	var labels []string
 	for _, k := range slices.Sorted(maps.Keys(s.Labels)) {
@@ -34,13 +33,13 @@ func (s Series) String() string {
 	return s.Labels["__name__"] + "{" + strings.Join(labels, ", ") + "}"
 }
 
-// Line is the series as an element of input_series.
+// Line returns the series as an element of input_series.
 func (s Series) Line() string {
 	return fmt.Sprintf("  - {series: '%s', values: '%s'}\n", strings.ReplaceAll(s.String(), "'", "''"), Notation(s.Values))
 }
 
-// Notation writes samples as promtool reads them: a+bxn is a sample and n more
-// that rise by b each, _ is one that is missing, and stale ends a series.
+// Notation writes samples in promtool's notation: a+bxn is a sample and n more that rise by
+// b each, _ is a missing sample, and stale ends a series.
 func Notation(values []float64) string {
 	var words []string
 	for i := 0; i < len(values); {
@@ -50,7 +49,7 @@ func Notation(values []float64) string {
 				n++
 			}
 			i += n
-			if i > n { // there was one before
+			if i > n { // not the first sample
 				words = append(words, "stale")
 				n--
 			}
@@ -85,13 +84,13 @@ func Notation(values []float64) string {
 	return strings.Join(words, " ")
 }
 
-// exactly reports whether a sum from a to b by steps has no error of rounding.
+// exactly reports whether stepping from a to b has no rounding error.
 func exactly(a, b, step float64) bool {
 	whole := func(f float64) bool { return f == math.Trunc(f) && math.Abs(f) < 1<<53 }
 	return step == 0 || whole(a) && whole(b)
 }
 
-// Expand is what promtool makes of a notation.
+// Expand parses the notation as promtool does.
 func Expand(text string) ([]float64, error) {
 	const most = 1 << 20
 	var values []float64
@@ -136,8 +135,8 @@ func Expand(text string) ([]float64, error) {
 	return values, nil
 }
 
-// Read reads the series of a recording, a test of promtool packed by gzip, and
-// the time between two samples.
+// Read reads the series of a recording, a gzipped promtool test, and the time between two
+// samples.
 func Read(file string) (list []Series, step time.Duration, err error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -169,7 +168,7 @@ func parse(r io.Reader) (list []Series, step time.Duration, err error) {
 			continue
 		}
 		const between = "', values: '"
-		at := strings.LastIndex(rest, between) // a label may hold it, too
+		at := strings.LastIndex(rest, between) // a label may contain it, too
 		notation, ok := strings.CutSuffix(rest[max(at, 0):], "'}")
 		if at < 0 || !ok {
 			return nil, 0, fmt.Errorf("line %d: %.80q is no series and its values", n, line)
@@ -189,7 +188,7 @@ func parse(r io.Reader) (list []Series, step time.Duration, err error) {
 	return list, step, lines.Err()
 }
 
-// labels reads a series' name and labels, as String writes them.
+// labels parses a series' name and labels, as written by String.
 func labels(text string) (map[string]string, error) {
 	name, rest, ok := strings.Cut(text, "{")
 	out := map[string]string{"__name__": name}
@@ -218,9 +217,9 @@ func labels(text string) (map[string]string, error) {
 	return out, nil
 }
 
-// OpenMetrics writes series, the first sample of which is of start, as `promtool
-// tsdb create-blocks-from openmetrics` reads them. Times of day, which a
-// recording tells from its beginning, are told from 1970 again.
+// OpenMetrics writes series as `promtool tsdb create-blocks-from openmetrics` reads them.
+// The first sample is at start. Metrics whose values are times count them from the start of
+// the recording, and are converted to Unix time.
 func OpenMetrics(w io.Writer, list []Series, start time.Time, step time.Duration) error {
 	b := bufio.NewWriter(w)
 	list = slices.Clone(list)

@@ -27,7 +27,7 @@ func TestNotation(t *testing.T) {
 		{[]float64{1, 3, 5, 7, 7, 7, 8}, "1+2x3 7x1 8"},
 		{[]float64{9, 6, 3, 0}, "9-3x3"},
 		{[]float64{-4, -2, 0}, "-4+2x2"},
-		{[]float64{0.1, 0.2, 0.3}, "0.1 0.2 0.3"}, // their sum is another
+		{[]float64{0.1, 0.2, 0.3}, "0.1 0.2 0.3"}, // sums of steps would differ
 		{[]float64{1e15, 1e15 + 1, 1e15 + 2}, "1000000000000000+1x2"},
 		{[]float64{nan, nan, 1, nan, nan, nan, 2, 2}, "_x2 1 stale _x2 2x1"},
 		{[]float64{1, 1, nan, nan}, "1x1 stale"},
@@ -39,8 +39,8 @@ func TestNotation(t *testing.T) {
 	}
 }
 
-// FuzzNotation: what is written is read again as it was, but for the end of a
-// series, where nothing is said.
+// FuzzNotation: what is written is read back unchanged, except for missing samples at the
+// end of a series.
 func FuzzNotation(f *testing.F) {
 	f.Add([]byte{1, 1, 1, 255, 255, 4, 6, 8, 0}, false)
 	f.Add([]byte{255, 9, 255}, true)
@@ -74,7 +74,7 @@ func FuzzNotation(f *testing.F) {
 	})
 }
 
-// TestRead: what is written is read again, labels with any content too.
+// TestRead: what is written is read back unchanged, also labels of any content.
 func TestRead(t *testing.T) {
 	nan := math.NaN()
 	want := []Series{
@@ -139,8 +139,8 @@ func TestReadRefuses(t *testing.T) {
 	}
 }
 
-// FuzzRead: no text makes the reader panic or take memory without end, and what
-// it reads is written and read the same.
+// FuzzRead: no input makes the reader panic or use unbounded memory, and what it reads is
+// read back unchanged after writing.
 func FuzzRead(f *testing.F) {
 	f.Add("- interval: 30s\n" + Series{Labels: map[string]string{"__name__": "a", "b": "c"}, Values: []float64{1, 2, 4}}.Line())
 	f.Add("- interval: 1m\n  - {series: 'a{b=\"\\n''\"}', values: '_x2 1-1x3 stale'}\n")

@@ -9,7 +9,7 @@ import (
 	"github.com/gdamore/tcell/v3/vt"
 )
 
-// The measures of a picture, in pixels, and its colours.
+// The dimensions of a picture, in pixels, and its colours.
 const (
 	cellWidth  = 8.4
 	cellHeight = 18.0
@@ -23,7 +23,7 @@ const (
 // Green is the colour of green text in a picture.
 const Green = "#8abf5a"
 
-// palette are the sixteen colours that a program may choose by number.
+// palette maps the sixteen numbered colours.
 var palette = map[color.Color]string{
 	color.Black: "#1d1f21", color.Maroon: "#cc6666", color.Green: Green, color.Olive: "#e0b055",
 	color.Navy: "#81a2be", color.Purple: "#b294bb", color.Teal: "#6fc0b7", color.Silver: "#d8dad6",
@@ -41,7 +41,7 @@ func css(c color.Color, otherwise string) string {
 	return otherwise
 }
 
-// look is how a run of cells is drawn.
+// look is the style of a run of cells.
 type look struct {
 	fg, bg    string
 	bold, dim bool
@@ -60,7 +60,7 @@ func lookOf(s vt.Style) look {
 	return l
 }
 
-// SVG is a picture of the screen, without the empty lines at its end.
+// SVG returns a picture of the screen, without empty lines at the end.
 func (t *Terminal) SVG(title string) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -100,7 +100,7 @@ func (t *Terminal) svgRun(b *strings.Builder, x, y int, text string, l look) {
 	if l.bg != background {
 		fmt.Fprintf(b, "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"%s\"/>\n", left, top, width, cellHeight, l.bg)
 	}
-	// Each word stands at its own place, so that no font shifts the columns.
+	// Position each word separately, so that no font shifts the columns.
 	runes := []rune(text)
 	for i := 0; i < len(runes); {
 		if runes[i] == ' ' {

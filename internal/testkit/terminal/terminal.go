@@ -1,6 +1,5 @@
-// Package terminal runs programs in a pseudo-terminal of a given size, and
-// shows what they draw there: as text for tests, and as a picture for the
-// documentation.
+// Package terminal runs programs in a pseudo-terminal of a given size, and captures the
+// screen: as text for tests, and as a picture for the documentation.
 package terminal
 
 import (
@@ -18,12 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Terminal is a pseudo-terminal with one program in it.
+// Terminal is a pseudo-terminal that runs one program.
 type Terminal struct {
 	cmd    *exec.Cmd
 	master *os.File
 	size   vt.Coord      // guarded by mu
-	ended  chan struct{} // the program has, and all that it wrote is drawn
+	ended  chan struct{} // closed when the program has ended and its output is drawn
 
 	mu      sync.Mutex
 	draw    vt.MockTerm
@@ -33,8 +32,8 @@ type Terminal struct {
 	err     error
 }
 
-// Start runs a program in a terminal of so many columns and rows, with the
-// environment env beside the usual.
+// Start runs a program in a terminal of the given size, with env in addition to the usual
+// environment.
 func Start(columns, rows int, env []string, name string, args ...string) (*Terminal, error) {
 	master, slave, err := open(columns, rows)
 	if err != nil {
@@ -50,14 +49,14 @@ func Start(columns, rows int, env []string, name string, args ...string) (*Termi
 	}
 	t.cmd = exec.Command(name, args...)
 	t.cmd.Stdin, t.cmd.Stdout, t.cmd.Stderr = slave, slave, slave
-	t.cmd.Env = append(append(os.Environ(), "TERM=xterm-256color", "NO_COLOR="), env...) // an empty NO_COLOR is none
+	t.cmd.Env = append(append(os.Environ(), "TERM=xterm-256color", "NO_COLOR="), env...) // an empty NO_COLOR counts as unset
 	t.cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true, Setctty: true}
 	if err := t.cmd.Start(); err != nil {
 		master.Close()
 		return nil, fmt.Errorf("start %s in a terminal: %w", name, err)
 	}
 	go func() {
-		// What the terminal answers to the program's questions.
+		// The terminal's answers to the program's queries.
 		buf := make([]byte, 256)
 		for n, err := t.draw.Read(buf); err == nil; n, err = t.draw.Read(buf) {
 			_, _ = master.Write(buf[:n])
@@ -90,12 +89,12 @@ func open(columns, rows int) (master, slave *os.File, err error) {
 	return master, slave, nil
 }
 
-// setSize sets the size of a terminal; the kernel sends SIGWINCH if it is another.
+// setSize sets the size of a terminal; the kernel sends SIGWINCH if it changes.
 func setSize(fd, columns, rows int) error {
 	return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Col: uint16(columns), Row: uint16(rows)})
 }
 
-// read draws what the program writes, until it ends.
+// read draws the program's output until it ends.
 func (t *Terminal) read() {
 	buf := make([]byte, 32<<10)
 	for {
@@ -118,13 +117,13 @@ func (t *Terminal) read() {
 	t.mu.Unlock()
 }
 
-// Keys types something.
+// Keys sends keystrokes.
 func (t *Terminal) Keys(s string) error {
 	_, err := t.master.WriteString(s)
 	return err
 }
 
-// Resize gives the terminal another size, and tells the program.
+// Resize changes the size, and the kernel notifies the program.
 func (t *Terminal) Resize(columns, rows int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -136,14 +135,14 @@ func (t *Terminal) Resize(columns, rows int) error {
 	return nil
 }
 
-// Written is how many bytes the program has written to the terminal.
+// Written returns the number of bytes that the program has written.
 func (t *Terminal) Written() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.written
 }
 
-// Escapes is how many escape characters were among them.
+// Escapes returns the number of escape characters written.
 func (t *Terminal) Escapes() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -153,7 +152,7 @@ func (t *Terminal) Escapes() int {
 // Signal sends the program a signal.
 func (t *Terminal) Signal(s os.Signal) error { return t.cmd.Process.Signal(s) }
 
-// Wait waits until ok holds for the text on the screen, or the program ends.
+// Wait waits until ok returns true for the text on the screen, or the program ends.
 func (t *Terminal) Wait(longest time.Duration, ok func(text string) bool) error {
 	late := time.AfterFunc(longest, func() { t.cond.Broadcast() })
 	defer late.Stop()
@@ -187,8 +186,8 @@ func (t *Terminal) End(longest time.Duration) (int, error) {
 	}
 }
 
-// Close kills the program and what it started, if they still run: one that
-// ignores SIGHUP, as below nohup, would keep the terminal.
+// Close kills the program and its children if they still run: a child that ignores SIGHUP,
+// as under nohup, would keep the terminal open.
 func (t *Terminal) Close() {
 	if err := unix.Kill(-t.cmd.Process.Pid, unix.SIGKILL); err == nil || errors.Is(err, unix.ESRCH) {
 		<-t.ended
@@ -198,7 +197,7 @@ func (t *Terminal) Close() {
 	_ = t.draw.Close()
 }
 
-// Text is what stands on the screen.
+// Text returns the text on the screen.
 func (t *Terminal) Text() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()

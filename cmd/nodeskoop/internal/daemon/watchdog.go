@@ -46,7 +46,11 @@ func (d *daemon) watchdog(ctx context.Context) {
 	j := newJudge(step)
 	told := false
 	for {
-		hangs := j.look(d.runner.Overdue(), time.Now())
+		overdue := d.runner.Overdue()
+		hangs := j.look(overdue, time.Now())
+		if overdue < step {
+			told = false // another hang is another line; one that was taken back for a while is the same
+		}
 		switch {
 		case hangs >= endAfter*d.patience && every > 0:
 			d.Log.Error("the sampling loop still does not get on; the daemon ends itself, to be started again", "for", hangs.Round(time.Second))
@@ -62,12 +66,10 @@ func (d *daemon) watchdog(ctx context.Context) {
 			if !d.failing.Load() && !d.writeHangs() {
 				systemd.Starting(endAfter * d.patience)
 			}
-			told = false
 		default:
 			if every > 0 {
 				systemd.Alive()
 			}
-			told = false
 		}
 		select {
 		case <-ctx.Done():
