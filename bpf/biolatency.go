@@ -74,7 +74,7 @@ func setOwn(spec *ebpf.CollectionSpec) error {
 	return nil
 }
 
-// Counter slots of biolatency. I/O over 100 ms counts in both.
+// Counter slots of biolatency. I/O over 100 ms counts in both slots.
 const (
 	DiskSlow    = int(objects.BiolatencySlotSLOW)
 	DiskSlow100 = int(objects.BiolatencySlotSLOW100)

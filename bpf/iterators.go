@@ -99,7 +99,7 @@ const maxIteration = time.Second
 
 // each runs the programs and passes each process to see.
 func (it *iterators[V]) each(see func(pid uint32, v *V)) error {
-	runtime.LockOSThread() // threadTime is of one thread
+	runtime.LockOSThread() // for threadTime
 	defer runtime.UnlockOSThread()
 	end := threadTime() + maxIteration
 	it.generation++
@@ -153,7 +153,7 @@ func iterate(l *link.Iter, end time.Duration) error {
 	}
 }
 
-// threadTime is the CPU time that the calling thread has used.
+// threadTime returns the CPU time of the calling thread.
 func threadTime() time.Duration {
 	var u unix.Rusage
 	if unix.Getrusage(unix.RUSAGE_THREAD, &u) != nil {

@@ -17,7 +17,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum slot { RX, RX100, TX, TX100, SLOTS };
 
-/* Stages: a packet that is received has the first two, one that is sent the others. */
+/* Stages: a received packet has the first two, a sent packet the others. */
 enum point { POINT_IP, POINT_LOCAL_IN, POINT_ROUTE = 0, POINT_LOCAL_OUT, POINT_POSTROUTING };
 
 GO_TYPES(enum slot slot; enum point point;);
@@ -72,8 +72,8 @@ int raw_receive(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* By tracepoints: the packet is the same when TCP begins with it, and when it
- * has become the last in a datagram socket's queue. */
+/* By tracepoints: the packet has the same address when TCP starts to process it,
+ * and when it has become the last one in a datagram socket's queue. */
 
 static __always_inline int reached_socket(const struct sk_buff *skb, const struct sock *sk)
 {
@@ -95,8 +95,8 @@ int raw_tcp_probe(struct bpf_raw_tracepoint_args *ctx)
 			      (const struct sock *)ctx->args[0]);
 }
 
-/* It runs for TCP's sockets as well, only to see that they are that. The
- * packet is found as a number, which the table needs. */
+/* Also runs for TCP sockets, which it skips. The packet's address is read as a
+ * number, which the table needs. */
 SEC("tp_btf/sk_data_ready")
 int btf_data_ready(__u64 *ctx)
 {
@@ -131,8 +131,8 @@ static __always_inline bool sends_data(const struct sock *sk)
 	       state != TCP_CLOSE && state < TCP_LISTEN + 2 && state != TCP_LISTEN;
 }
 
-/* A bare ACK of a process that has read carries the time of the packet before
- * it (until Linux 6.13 or so). */
+/* Until about Linux 6.13, a bare ACK sent after a read carries the time of the
+ * previous packet. */
 static __always_inline bool is_bare_ack(const struct sk_buff *skb)
 {
 	__u32 tail = BPF_CORE_READ(skb, tail);
@@ -151,15 +151,15 @@ static __always_inline bool is_bare_ack(const struct sk_buff *skb)
 	       tail + BPF_CORE_READ(skb, data_len) <= h.l4 + (place[0] >> 4) * 4;
 }
 
-/* The end of the stack is where the packet is handed to the neighbour layer,
- * as it is by functions. If the neighbour's address is not known yet, that is
- * before the packet comes to the device. */
+/* The measurement ends where the packet is passed to the neighbour layer, as with
+ * function hooks. If the neighbour's address is not known yet, that is before the
+ * packet reaches the device. */
 
 struct neighbour {
 	struct sk_buff_head arp_queue;
 } __attribute__((preserve_access_index));
 
-/* Packets that were looked at when they began to wait for a neighbour. */
+/* Packets that were already measured when they began to wait for a neighbour. */
 DEFINE_STAMPS(unresolved, BUCKETS);
 
 /* Tasks that are sending a neighbour's queue, with their nesting depth. Entries
@@ -180,15 +180,15 @@ static __always_inline int left_stack(const struct sk_buff *skb, const struct so
 	if (!sk || !since)
 		return 0;
 	now = bpf_ktime_get_ns();
-	/* A paced packet's time may lie ahead. */
+	/* The time of a paced packet may be in the future. */
 	if (since > now || now - since < slow_ns || !sends_data(sk) || is_bare_ack(skb))
 		return 0;
 	task = bpf_get_current_task();
 	if (!neighbour && bpf_map_lookup_elem(&resolving, &task))
 		return 0;
 	latency = now - since;
-	/* A device on top of another, or on the way out of the pod, has counted
-	 * the packet: only the socket's own device is the end of the stack. */
+	/* A stacked device, or a device on the way out of the pod, sees a packet that
+	 * was already counted: only the socket's own device ends the measurement. */
 	dev = BPF_CORE_READ(skb, dev);
 	first = BPF_CORE_READ(sk, sk_dst_cache, dev);
 	if (first && first != dev)
@@ -213,8 +213,8 @@ int raw_queue(struct bpf_raw_tracepoint_args *ctx)
 	return left_stack(skb, BPF_CORE_READ(skb, sk), BPF_CORE_READ(skb, skb_mstamp_ns), false);
 }
 
-/* neigh_event_send_done(neighbour, waits): a packet that waits is the last of
- * the neighbour's queue. The queue may have been sent meanwhile. */
+/* neigh_event_send_done(neighbour, waits): a waiting packet is the last of the
+ * neighbour's queue, unless the queue has been sent meanwhile. */
 SEC("raw_tp/neigh_event_send_done")
 int raw_neigh_send(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -235,7 +235,7 @@ int raw_neigh_send(struct bpf_raw_tracepoint_args *ctx)
 	return known ? 0 : left_stack(skb, BPF_CORE_READ(skb, sk), since, true);
 }
 
-/* Between these two a neighbour's queue is sent. */
+/* Between these two tracepoints a neighbour's queue is sent. */
 SEC("raw_tp/neigh_update")
 int raw_neigh_update(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -262,7 +262,7 @@ int raw_neigh_done(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* By functions, receiving. */
+/* Receiving, with function hooks. */
 
 static __always_inline int rx_delivered(const struct sk_buff *skb)
 {

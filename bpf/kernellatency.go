@@ -58,7 +58,7 @@ const (
 	TxKernelSlow = EventType(objects.SharedEventTypeEVENT_TXKERNEL_SLOW)
 )
 
-// Counter slots of kernellatency. Packets over 100 ms count in both.
+// Counter slots of kernellatency. Packets over 100 ms count in both slots.
 const (
 	RxSlow    = int(objects.KernellatencySlotRX)
 	RxSlow100 = int(objects.KernellatencySlotRX100)

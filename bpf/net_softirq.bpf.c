@@ -81,7 +81,7 @@ static __always_inline int raised(__u32 vector)
 	if (!is_net(vector))
 		return 0;
 	s = softirq_of_cpu();
-	/* The first raise is the one that waits. */
+	/* If a softirq is raised again before it runs, the first raise counts. */
 	if (s && !s->raised_ns[vector & 1])
 		s->raised_ns[vector & 1] = bpf_ktime_get_ns();
 	return 0;

@@ -31,7 +31,7 @@ const (
 	NetsoftirqExcute100ms = EventType(objects.SharedEventTypeEVENT_NETSOFTIRQ_EXCUTE_100MS)
 )
 
-// Counter slots of net_softirq. Latencies over 100 ms count in both.
+// Counter slots of net_softirq. Latencies over 100 ms count in both slots.
 const (
 	SchedSlow     = int(objects.NetSoftirqSlotSCHED)
 	SchedSlow100  = int(objects.NetSoftirqSlotSCHED100)

@@ -29,9 +29,9 @@ DEFINE_COUNTERS();
 #define BUCKETS 8192
 DEFINE_STAMPS(queued, BUCKETS);
 
-/* The driver's part begins and ends on one CPU, without another packet to the
- * same device between. A device on top of another hands its packet down while
- * its own part still runs, hence a few places per CPU. */
+/* The driver's part begins and ends on one CPU, with no other packet to the same
+ * device in between. A stacked device passes its packet down while its own part is
+ * still running, hence several slots per CPU. */
 #define NESTED 16
 
 struct started {
@@ -39,10 +39,10 @@ struct started {
 	__u64 sock;
 	__u32 ifindex;
 	__u32 unused;
-	/* For a packet that the driver gives back. */
+	/* to restore the stamp if the driver returns the packet */
 	__u64 key;
 	__u64 identity;
-	__u64 queued_ns; /* 0: not known, or counted */
+	__u64 queued_ns; /* 0 if unknown, or already counted */
 };
 
 struct {
@@ -55,7 +55,7 @@ struct {
 /* A packet as the programs read it, with type information or without. */
 struct queued_packet {
 	const struct sk_buff *skb;
-	const void *argument; /* where the packet's address lies, to be read as a number */
+	const void *argument; /* where the packet's address is stored, to be read as a number */
 	__u64 key;
 	__u64 identity;
 	__u64 device; /* a number that only this device has */
@@ -85,10 +85,9 @@ static __always_inline struct event *slow(const struct net_device *dev, __u32 sl
 	return e;
 }
 
-/* A device without a queueing discipline takes the packet at once: there is no
- * waiting to be measured. That holds for all of its queues if the discipline
- * at the root is that of the first one itself, and not one that gives each
- * queue its own. */
+/* A device without a queueing discipline transmits at once, so no wait is measured.
+ * All its queues are without one if the root qdisc is that of the first queue
+ * itself, and not one that gives each queue its own. */
 
 static __always_inline bool queues_loaded(const struct net_device *dev)
 {
@@ -125,7 +124,7 @@ static __always_inline int on_queue(const struct queued_packet *p, bool gso)
 	return 0;
 }
 
-/* What says that a packet is a GSO packet lies behind its data. */
+/* The GSO fields are behind the packet's data (struct skb_shared_info). */
 static __always_inline bool is_gso(const struct sk_buff *skb)
 {
 	const struct skb_shared_info *shared = shared_info(skb);
@@ -133,7 +132,7 @@ static __always_inline bool is_gso(const struct sk_buff *skb)
 	return BPF_CORE_READ(shared, gso_size);
 }
 
-/* When the packet was queued, 0 if that is not known. */
+/* Returns when the packet was queued, 0 if unknown. */
 static __always_inline __u64 queued_since(const struct queued_packet *p, __u64 now)
 {
 	__u64 since = stamp_take(&queued, BUCKETS, p->key, p->identity), segment;
@@ -158,7 +157,7 @@ static __always_inline __u64 queued_since(const struct queued_packet *p, __u64 n
 	return since;
 }
 
-/* `since`: when the packet was queued, 0 if it was not. */
+/* `since` is the time at which the packet was queued, 0 if it was not. */
 static __always_inline int on_start(const struct queued_packet *p, const struct net_device *dev,
 				    __u32 ifindex, const struct sock *sk, __u64 now, __u64 since)
 {
@@ -204,7 +203,7 @@ static __always_inline int on_end(const struct net_device *dev, __u32 ifindex, i
 		return 0;
 	since = s->time_ns;
 	s->time_ns = 0;
-	/* The driver did not take it: it waits on. */
+	/* The driver refused the packet, which keeps waiting. */
 	if (result >= NET_XMIT_MASK && s->queued_ns)
 		stamp_set(&queued, BUCKETS, s->key, s->identity, s->queued_ns);
 	now = bpf_ktime_get_ns();
@@ -220,9 +219,9 @@ static __always_inline int on_end(const struct net_device *dev, __u32 ifindex, i
 	return 0;
 }
 
-/* With type information. An address of the kernel's is no number there that
- * one could calculate with, but the distance of two is. The device is in it
- * since one on top of another hands on the same packet. */
+/* Programs with type information. They may not do arithmetic on a kernel pointer,
+ * but the difference of two pointers is a number. The key includes the device,
+ * since stacked devices pass on the same packet. */
 static __always_inline __u64 key_loaded(const struct sk_buff *skb, const struct net_device *dev)
 {
 	return (__u64)skb - (__u64)dev;
@@ -283,7 +282,7 @@ int btf_xmit(__u64 *ctx)
 	return on_end(dev, dev->ifindex, ctx[1]);
 }
 
-/* Without. */
+/* Programs without type information. */
 static __always_inline struct queued_packet packet_read_raw(struct bpf_raw_tracepoint_args *ctx,
 							    const struct net_device *dev)
 {

@@ -197,8 +197,7 @@ struct notes {
 	__u32 part_reason;
 	__u32 nested; /* number of packets being judged on this CPU */
 	/* Copies of the packets being judged: a field then costs a load instead of a
-	 * helper call. An interrupt may free another packet meanwhile, hence several.
-	 * */
+	 * helper call. An interrupt may free another packet meanwhile, hence several. */
 	struct {
 		__u8 bytes[SKB_BYTES];
 	} copy[NESTED];
@@ -703,8 +702,7 @@ static __noinline __u64 caller_of(void *ctx, __u64 location)
 	return location;
 }
 
-/* Ports and sequence number, which differ for another packet at the same address.
- * */
+/* Ports and sequence number, which differ for another packet at the same address. */
 static __always_inline __u64 segment_of(const struct sk_buff *skb)
 {
 	const unsigned char *head = BPF_CORE_READ(skb, head);

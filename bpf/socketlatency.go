@@ -49,7 +49,7 @@ const (
 	SocklatSendSlow = EventType(objects.SharedEventTypeEVENT_SOCKETLAT_SENDSLOW)
 )
 
-// Counter slots of socketlatency. Waits over 100 ms count in both.
+// Counter slots of socketlatency. Waits over 100 ms count in both slots.
 const (
 	ReadSlow     = int(objects.SocketlatencySlotREAD)
 	ReadSlow100  = int(objects.SocketlatencySlotREAD100)

@@ -382,8 +382,7 @@ SEC("kprobe/tcp_check_req")
 int BPF_KPROBE(kp_request, struct sock *sk, struct sk_buff *skb, struct sock *req, __u8 fastopen,
 	       bool *stolen)
 {
-	/* Fast open: as above. Note the call anyway, which replaces an outdated note.
-	 * */
+	/* Fast open: as above. Note the call anyway, which replaces an outdated note. */
 	return begin_call(req, fastopen ? NULL : skb, stolen);
 }
 

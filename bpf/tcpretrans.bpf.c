@@ -65,8 +65,7 @@ static __always_inline int retransmitted(void *ctx, const struct sock *sk,
 
 	if (c) {
 		/* A GSO packet counts as its segments. Never add a constant zero: the
-		 * compiler would emit an instruction that kernels before 5.12 do not have.
-		 * */
+		 * compiler would emit an instruction that kernels before 5.12 do not have. */
 		__sync_fetch_and_add(&c->slot[SEGMENTS], segments ? segments : 1);
 		__sync_fetch_and_add(&c->slot[CALLS], 1);
 	}

@@ -29,7 +29,7 @@ var virtcmdlatency = definition{
 // VirtcmdExcute is the event type of virtcmdlatency.
 const VirtcmdExcute = EventType(objects.SharedEventTypeEVENT_VIRTCMDEXCUTE)
 
-// Counter slots of virtcmdlatency. Commands over 100 ms count in both.
+// Counter slots of virtcmdlatency. Commands over 100 ms count in both slots.
 const (
 	CommandSlow    = int(objects.VirtcmdlatencySlotSLOW)
 	CommandSlow100 = int(objects.VirtcmdlatencySlotSLOW100)

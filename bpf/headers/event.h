@@ -86,8 +86,7 @@ struct {
 	__type(value, struct event_account);
 } event_accounts SEC(".maps");
 
-/* By type: when the bucket will be full again, and the number of suppressed events.
- * */
+/* By type: when the bucket will be full again, and the number of suppressed events. */
 struct event_bucket {
 	__u64 full[EVENT_TYPES];
 	__u64 held[EVENT_TYPES];
@@ -119,8 +118,7 @@ static __always_inline enum event_verdict event_allowed(__u32 type, struct owner
 	if (!b || type >= EVENT_TYPES)
 		return EVENT_HELD; /* cannot happen: every room has an entry */
 	full = &b->full[type];
-	/* Racing CPUs let at most one extra event each pass; the accounts stay exact.
-	 * */
+	/* Racing CPUs let at most one extra event each pass; the accounts stay exact. */
 	if (*full < now) {
 		*full = now + limit->interval_ns;
 		return EVENT_ALLOWED;
