@@ -184,7 +184,7 @@ func (l *loader) fail(key string, p toml.Primitive, err error) {
 	l.errs = append(l.errs, lineError{l.file, l.line(p), key, err})
 }
 
-// line returns the line of a value.
+// line returns the line number of a value.
 func (l *loader) line(p toml.Primitive) int {
 	var pe toml.ParseError
 	if errors.As(l.md.PrimitiveDecode(p, &nowhere{}), &pe) {
@@ -253,7 +253,7 @@ func (l *loader) userLabels(values map[string]toml.Primitive) {
 	}
 }
 
-// decode decodes a value into the target of v.
+// decode decodes a TOML value into the variable that v points to.
 func decode(md *toml.MetaData, p toml.Primitive, v any) error {
 	d, isDuration := v.(*time.Duration)
 	var text string
