@@ -1,6 +1,8 @@
 package docs
 
 import (
+	"compress/gzip"
+	"io"
 	"math"
 	"os"
 	"os/exec"
@@ -297,6 +299,50 @@ func TestEachAlertIsListed(t *testing.T) {
 
 // rulesFile has the shipped alerts.
 const rulesFile = "../../../../packaging/prometheus/nodeskoop.rules.yml"
+
+// TestEachAlertWasRecorded: each alert fires on a recorded faulty node, and none on a
+// recorded healthy node. `make check-rules` runs the rules on the recordings.
+func TestEachAlertWasRecorded(t *testing.T) {
+	rules, err := os.ReadFile("../../../../packaging/prometheus/nodeskoop.rules.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fires := func(node string) map[string]bool {
+		f, err := os.Open("../../../../packaging/prometheus/tests/recorded/" + node + ".yml.gz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		z, err := gzip.NewReader(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(z)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, expected, found := strings.Cut(string(text), "exp_samples:")
+		if !found {
+			t.Fatalf("%s has no expectation", node)
+		}
+		names := map[string]bool{}
+		for _, m := range regexp.MustCompile(`alertname="(\w+)"`).FindAllStringSubmatch(expected, -1) {
+			names[m[1]] = true
+		}
+		return names
+	}
+	for _, healthy := range []string{"idle", "busy", "debian"} {
+		if names := fires(healthy); len(names) > 0 {
+			t.Errorf("%s is a healthy node, and has %v", healthy, names)
+		}
+	}
+	troubles, gone := fires("troubles"), fires("gone")
+	for line := range strings.Lines(string(rules)) {
+		if alert, ok := strings.CutPrefix(strings.TrimSpace(line), "- alert: "); ok && !troubles[alert] && !gone[alert] {
+			t.Errorf("%s fires on no recorded trouble", alert)
+		}
+	}
+}
 
 // TestAlertsHaveARunbook: each alert links to an existing heading of
 // docs/troubleshooting.md.
