@@ -1,9 +1,9 @@
-# nodeskoop. `make help` lists what can be made.
+# nodeskoop. `make help` lists the targets.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 export PATH := $(CURDIR)/.cache/go/bin:$(CURDIR)/.cache/tools/usr/bin:$(CURDIR)/.cache/tools/usr/sbin:$(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 export CGO_ENABLED ?= 0
-# What runs here keeps its counters here.
+# Daemons started here keep their state in this tree.
 export STATE_DIRECTORY := $(CURDIR)/build/state
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=PATH,CGO_ENABLED,STATE_DIRECTORY,GOPATH,GOCACHE,GOPROXY,GOFLAGS)
 GO ?= go
@@ -28,7 +28,7 @@ STAGES ?=
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
 
-# What takes programs for tests (deps) has it from there.
+# Installs or finds Go; targets that depend on deps get it from there.
 go:
 	@.ci/get-go
 
@@ -36,43 +36,43 @@ build: go ## build build/nodeskoop
 	@mkdir -p build
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o build/nodeskoop ./cmd/nodeskoop
 
-run: build ## run the daemon here, with its textfile in build/run, and show the file being refreshed
+run: build ## run the daemon here, with its textfile in build/run, and show each update of the file
 	$(SUDO) packaging/run-here $(SECONDS_TO_RUN)
 
-demo: ## cause some events, in namespaces of its own, for `make run` or `nodeskoop events` to see
+demo: ## cause some events, in namespaces of its own, for `make run` or `nodeskoop events` to show
 	$(SUDO) packaging/demo
 
-deps: go ## install what the tests need (apt), unpack what would be a service, and Go if there is none (below .cache)
+deps: go ## install the tests' dependencies with apt; unpack services, and Go if there is none, below .cache
 	@.ci/deps
 
-# The packages' tests run one after another: what one causes in the kernel
-# another would see.
-test: deps ## run all tests, as root; fails on a test skipped without need
+# Packages run one after another, because tests see each other's effects in the
+# kernel.
+test: deps ## run all tests, as root; fails if a test is skipped that this machine could run
 	@mkdir -p build
-	$(GO) test -run '^$$' ./... > /dev/null # builds them side by side
+	$(GO) test -run '^$$' ./... > /dev/null # build in parallel
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 $(GO) test -p 1 -count=1 -v -timeout 20m ./... > build/test.log 2>&1 \
 	  || { .ci/report-failures build/test.log; echo 'the whole output is in build/test.log'; exit 1; }
 	@grep -E '^(ok|\?|---) ' build/test.log | grep -v '^--- PASS'
 	@.ci/report-skips build/test.log
 
-test-unit: go ## run the tests that need neither root nor make deps, in seconds
+test-unit: go ## run the tests that need neither root nor make deps (seconds)
 	@.ci/test-unit
 
-# The machine in it is a container with systemd as process 1.
-test-install: deps packages ## install the packages on a Debian machine (DEBIAN=trixie for another release) with node_exporter, Prometheus and pods, and prove that all of it works (STAGES=0,15 for some)
+# The test machine is a container with systemd as process 1.
+test-install: deps packages ## install the packages on a Debian machine (DEBIAN=trixie for another release) with node_exporter, Prometheus and pods, and test everything on it (STAGES=0,15 for some stages)
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_INSTALL_DEBIAN='$(DEBIAN)' NODESKOOP_INSTALL_ONLY='$(STAGES)' \
 	  NODESKOOP_INSTALL_DEB="$$(ls $(CURDIR)/build/packages/*_$$(dpkg --print-architecture).deb)" \
 	  NODESKOOP_INSTALL_RPM="$$(ls $(CURDIR)/build/packages/*.$$(uname -m).rpm)" \
 	  $(GO) test -count=1 -v -timeout 15m ./internal/e2e/install
 
-# Of what the daemon writes, all that is about the machine counts; other
-# machines on the same kernel may run beside it.
-quiet: deps packages ## let a machine in good health live for DURATION, then cause ten troubles: silence, and each trouble told once
+# Only entries about the test machine count; other machines may run on the same
+# kernel.
+quiet: deps packages ## run a healthy machine for DURATION, which must log no warning, then cause ten faults, which must each be reported
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_QUIET=$(DURATION) \
 	  NODESKOOP_INSTALL_DEB="$$(ls $(CURDIR)/build/packages/*_$$(dpkg --print-architecture).deb)" \
 	  $(GO) test -count=1 -v -timeout 0 -run '^(TestQuiet|TestTroubles)$$' ./internal/e2e/install
 
-record: deps packages ## record for DURATION (61m) what the alerts read of a machine, NODE=idle, busy, debian, troubles, gone (80m) or all-probes, for check-rules
+record: deps packages ## record the alerts' metrics of a machine for DURATION (61m), for check-rules; NODE=idle, busy, debian, troubles, gone (80m) or all-probes
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_RECORD=$(if $(filter file,$(origin DURATION)),61m,$(DURATION)) NODESKOOP_RECORD_NODE='$(NODE)' NODESKOOP_RECORD_DIR='$(RECORDED)' \
 	  NODESKOOP_INSTALL_DEB="$$(ls $(CURDIR)/build/packages/*_$$(dpkg --print-architecture).deb)" \
 	  $(GO) test -count=1 -v -timeout 0 -run '^TestRecord$$' ./internal/e2e/install
@@ -99,7 +99,7 @@ lint: go ## go vet, staticcheck, shellcheck
 	  packaging/version packaging/copyright packaging/build-packages packaging/check-packages packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm
 	shellcheck -s sh packaging/rpm/post packaging/rpm/preun packaging/rpm/postun internal/e2e/install/make-root internal/e2e/compare/tools
 
-generate: go ## make the lists of probes, the shipped configuration, the reference and the tables in docs/, the dashboards, the BPF objects
+generate: go ## generate the lists of probes, shipped configuration, reference and tables in docs/, dashboards, BPF objects
 	$(GO) run ./internal/lists
 	bpf/internal/objects/generate
 	@$(MAKE) --no-print-directory build
@@ -113,18 +113,18 @@ render: deps ## draw the dashboards with Grafana's own components from recorded 
 	@.ci/deps render
 	NODESKOOP_TEST_STRICT=1 NODESKOOP_RENDER=$(CURDIR)/docs/images $(GO) test -count=1 -v -timeout 30m -run '^TestRender$$' ./packaging/grafana ./cmd/nodeskoop/internal/report
 
-record-boards: ## record for DURATION (15m) what make render draws: a node with all probes and pods in trouble, and three others
+record-boards: ## record the nodes for make render for DURATION (15m): one with all probes and faulty pods, and three others
 	@for node in all-probes busy debian troubles; do \
 	  $(MAKE) record NODE=$$node DURATION=$(if $(filter file,$(origin DURATION)),15m,$(DURATION)) RECORDED=$(CURDIR)/packaging/grafana/testdata/recorded; \
 	done
 
-check-metrics: build deps ## sample this machine and hold the result against promtool
+check-metrics: build deps ## sample this machine and check the result with promtool
 	$(SUDO) build/nodeskoop collect --config /dev/null > build/collect.prom
 	promtool check metrics < build/collect.prom > build/promtool.out 2>&1 || true
 	@if grep -vE 'counter metrics should have "_total" suffix' build/promtool.out | grep .; then exit 1; fi
 	@echo "$$(grep -vc '^#' build/collect.prom) series, no remark but on _total"
 
-transcripts: build deps ## cause the troubles of docs/troubleshooting.md in pods and write what the tools print into it
+transcripts: build deps ## cause the faults of docs/troubleshooting.md in pods and write the tools' output into the page
 	$(SUDO) env NODESKOOP_TRANSCRIPTS=1 $(GO) test ./internal/e2e/transcripts -count=1 -timeout 15m
 
 check-rules: deps ## check and test the alert and recording rules with promtool, on recorded nodes too
@@ -137,7 +137,7 @@ check-rules: deps ## check and test the alert and recording rules with promtool,
 	  to=build/recorded/$$(basename "$$f" .gz); gunzip -c "$$f" > "$$to"; promtool test rules "$$to"; \
 	done
 
-screenshots: deps ## run check, events and top beside pods in trouble, and draw what they show into docs/images
+screenshots: deps ## run check, events and top beside faulty pods, and write their screens to docs/images
 	@mkdir -p docs/images
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_SCREENSHOTS=$(CURDIR)/docs/images $(GO) test -count=1 -run '^TestScreenshots$$' ./cmd/nodeskoop
 
@@ -151,30 +151,30 @@ fuzz: go ## run each fuzz target for FUZZTIME
 bench: deps ## measure one cycle over 1 to 500 namespaces, 50,000 sockets, and the encoder
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 $(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 60m ./collect/... ./output/...
 
-bench-bpf: deps ## measure what the BPF programs cost: a run of each, and traffic with and without
+bench-bpf: deps ## measure the cost of the BPF programs: one run of each, and traffic with and without them
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 $(GO) test -run '^$$' -bench 'Cost|Programs' -benchtime 1x -timeout 30m ./bpf
 
-bench-compare: deps ## set the daemon beside node_exporter, bpftrace, libbpf-tools and nothing, in one run (minutes)
+bench-compare: deps ## compare the daemon's cost with node_exporter, bpftrace and libbpf-tools in one run (minutes)
 	$(SUDO) internal/e2e/compare/tools
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_COMPARE=6 $(GO) test -count=1 -v -run TestCompare -timeout 60m ./internal/e2e/compare
 
-bench-curves: deps ## show how the cost of a cycle grows, up to 1,000 namespaces and 100,000 sockets (minutes)
+bench-curves: deps ## measure how the cost of a cycle grows, up to 1,000 namespaces and 100,000 sockets (minutes)
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_CURVES=1 $(GO) test -count=1 -v -run TestCurves -timeout 30m ./internal/e2e/compare
 
 bench-pods: deps ## run the daemon beside 0, 110 and 500 real pods: its CPU, memory and BPF programs, with profiles in build/profiles (20 minutes)
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_PROFILES=$(CURDIR)/build/profiles $(GO) test -run '^$$' -bench '^BenchmarkDaemon$$' -benchtime 1x -timeout 60m ./cmd/nodeskoop
 
-bench-gate: deps ## hold ratios to baselines of the same run against testdata/budgets.tsv
+bench-gate: deps ## check cost ratios, to baselines of the same run, against testdata/budgets.tsv
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_GATE=1 $(GO) test -count=1 -v -run TestGate -timeout 10m ./internal/e2e/compare
 
-soak: deps ## run the daemon among restarting neighbours for DURATION: nothing may pile up
+soak: deps ## run the daemon for DURATION while other services restart; resources must not accumulate
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_SOAK=$(DURATION) $(GO) test -count=1 -v -run TestSoak -timeout 0 ./internal/e2e/soak
 
 packages: go ## build the deb and rpm packages for amd64 and arm64 into build/packages
 	VERSION='$(VERSION)' packaging/build-packages
 
-check-packages: deps ## build the packages twice and compare them; lintian, rpmlint, the units' exposure
+check-packages: deps ## build the packages twice and compare them; run lintian, rpmlint and systemd-analyze security
 	VERSION='$(VERSION)' packaging/check-packages
 
-clean: ## remove what was built
+clean: ## remove build and .cache
 	rm -rf build .cache

@@ -2,8 +2,8 @@
 
 //go:build ignore
 
-/* activity: tells which processes have not run for a while, for the probe io.
- * Nothing of it runs but when it is asked. */
+/* activity: detects which processes have not run for a while, for the probe io. It
+ * runs only on request. */
 
 #include "headers/kernel.h"
 #include "headers/processes.h"
@@ -23,9 +23,9 @@ struct process {
 
 DEFINE_PROCESSES();
 
-/* Whenever a thread leaves the CPU it is counted, as one that waits or as one
- * that must (kernel/sched/core.c, __schedule). So a process that runs nowhere
- * and whose count is what it was has not run. */
+/* The kernel counts a context switch, voluntary or not, whenever a thread leaves a
+ * CPU (kernel/sched/core.c, __schedule). So a process has not run if none of its
+ * threads is on a CPU and its count is unchanged. */
 SEC("iter/task")
 int each_thread(struct bpf_iter__task *ctx)
 {
@@ -47,8 +47,7 @@ int each_thread(struct bpf_iter__task *ctx)
 	}
 	process->threads++;
 	process->switches += task->nvcsw + task->nivcsw;
-	/* A kernel for one CPU does not note who is on it. Newer ones do it in
-	 * fewer bytes. */
+	/* A uniprocessor kernel has no on_cpu. In newer kernels it is a bit field. */
 	if (!bpf_core_field_exists(task->on_cpu) || BPF_CORE_READ_BITFIELD(task, on_cpu))
 		process->state |= RUNS;
 	if (task->pid == task->tgid) {

@@ -4,23 +4,22 @@ import "nodeskoop/bpf/internal/objects"
 
 //go:generate internal/objects/bpf2go -type process -type state Activity activity.bpf.c
 
-// Activities tells of all processes at once whether they have run. It is not
-// safe for use by several goroutines.
+// Activities detects which processes have run, for all processes at once. It is not
+// safe for concurrent use.
 type Activities struct {
 	iterators[objects.ActivityProcess]
 	all map[uint32]Activity
 }
 
-// Activity is different after a process has run: has been on a CPU, with any of
-// its threads, has begun to end, or got another parent. The zero Activity is
-// that of a process that runs, or of which nothing is known.
+// Activity changes whenever the process has run: a thread was on a CPU, the process
+// began to exit, or its parent changed. The zero Activity means that the process is
+// running or that nothing is known of it.
 type Activity struct {
 	threads, parent, exitState uint32
 	switches, start            uint64
 }
 
-// Idle reports whether the process has not run between the moments at which a
-// and then b was read.
+// Idle reports whether the process has not run between the readings a and b.
 func (a Activity) Idle(b Activity) bool { return a == b && a != Activity{} }
 
 // NewActivities loads the iterator.
@@ -36,9 +35,9 @@ func NewActivities(types *KernelTypes) (*Activities, error) {
 	return a, nil
 }
 
-// Read walks through the tasks again. The map has the processes that are not on
-// a CPU, by their number in the first PID namespace, but for those beyond
-// 16,384. It is the caller's until the next call.
+// Read walks all tasks. The map holds the processes that are not on a CPU, keyed by
+// PID in the initial PID namespace, up to 16,384 of them. The map is valid until
+// the next call.
 func (a *Activities) Read() (map[uint32]Activity, error) {
 	clear(a.all)
 	err := a.each(func(pid uint32, x *objects.ActivityProcess) {

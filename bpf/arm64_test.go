@@ -16,9 +16,9 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-// registers says where a kprobe finds arguments and the return value: in struct
-// pt_regs of x86-64, by the psABI's order of argument registers, and in struct
-// user_pt_regs of arm64, where all of them are x0 to x5.
+// registers maps the offsets from which a kprobe reads arguments and the return
+// value: in struct pt_regs of x86-64, by the psABI's order of argument registers,
+// and in struct user_pt_regs of arm64, where they are x0 to x5.
 var registers = map[int16]struct {
 	name  string
 	arm64 int16
@@ -32,10 +32,10 @@ var registers = map[int16]struct {
 	80:  {"the return value", 0},
 }
 
-// TestObjectsOfBothArchitectures holds the committed objects for arm64 against
-// those for x86-64, which the other tests run: the same programs, maps and
-// constants, and the same instructions with the same relocations, but for the
-// registers that a kprobe reads, and those the right ones.
+// TestObjectsOfBothArchitectures compares the committed objects for arm64 with
+// those for x86-64, which the other tests run. Programs, maps, constants,
+// instructions and relocations must be the same, except for the registers that a
+// kprobe reads, which must correspond.
 func TestObjectsOfBothArchitectures(t *testing.T) {
 	need.Short(t)
 	files, err := filepath.Glob("internal/objects/*_x86_bpfel.o")
@@ -77,11 +77,11 @@ func TestObjectsOfBothArchitectures(t *testing.T) {
 			for name, p := range x86.Programs {
 				q := arm64.Programs[name]
 				if q == nil {
-					continue // told above
+					continue // already reported
 				}
 				if name == "kp_receive" {
-					// It asks for the address to return to, which a call leaves on
-					// the stack of x86 and in a register of arm64.
+					// The program reads the return address, which is on the stack
+					// on x86 and in a register on arm64.
 					if !reads(p, spOfX86) || !reads(q, lrOfARM64) {
 						t.Errorf("%s: the return address is read nowhere", name)
 					}
@@ -103,17 +103,17 @@ func TestObjectsOfBothArchitectures(t *testing.T) {
 	t.Logf("%d registers read", read)
 }
 
-// Where struct pt_regs has sp on x86, and x30 on arm64.
+// Offset of sp in struct pt_regs of x86, and of x30 in that of arm64.
 const spOfX86, lrOfARM64 = 19 * 8, 30 * 8
 
-// reads reports whether a program loads a word at an offset.
+// reads reports whether a program loads a word at the offset.
 func reads(p *ebpf.ProgramSpec, offset int16) bool {
 	return slices.ContainsFunc(p.Instructions, func(i asm.Instruction) bool {
 		return i.OpCode.Class() == asm.LdXClass && i.OpCode.Size() == asm.DWord && i.Offset == offset
 	})
 }
 
-// same demands that two objects have the same things.
+// same fails the test unless two objects have the same members.
 func same[T any](t *testing.T, what string, x86, arm64 map[string]T, show func(T) string) {
 	t.Helper()
 	for name, x := range x86 {
@@ -130,11 +130,11 @@ func same[T any](t *testing.T, what string, x86, arm64 map[string]T, show func(T
 	}
 }
 
-// sameInstruction returns 1 if the instruction reads a register of the traced
-// function.
+// sameInstruction compares two instructions. It returns 1 if the instruction reads
+// a register of the traced function.
 func sameInstruction(t *testing.T, where string, p *ebpf.ProgramSpec, x, y asm.Instruction) int {
 	t.Helper()
-	// The number of the type differs where the one object has a type more.
+	// Type numbers differ if one object has more types.
 	relocation := func(i asm.Instruction) string {
 		text, _, _ := strings.Cut(fmt.Sprint(btf.CORERelocationMetadata(&i)), ", local_id=")
 		return text

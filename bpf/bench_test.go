@@ -27,43 +27,41 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// How the cost of probes is measured: in pairs of turns, one with them and one
-// without. Short turns in quick alternation meet the same neighbours on the
-// machine; the median over the pairs drops those that did not.
+// Costs are measured in pairs of short turns, one with probes and one without.
+// Quickly alternating turns meet the same load from other processes; the median
+// over the pairs ignores outliers.
 const (
 	costPairs = 16
 	costTurn  = 150 * time.Millisecond
 )
 
-// BenchmarkCost measures what the probes cost the traffic of a node, as
-// Cost/WORKLOAD/PROBES. Each result gives, for probes on against probes off:
+// BenchmarkCost measures the cost of probes for a node's traffic, as
+// Cost/WORKLOAD/PROBES. Each result compares turns with probes to turns without:
 //
 //	%rate, %rate-iqr   change of transactions, packets or bytes per second
-//	%cpu, %cpu-iqr     change of the CPU time that each of them takes
+//	%cpu, %cpu-iqr     change of the CPU time of each
 //	cpu-ns             the same in nanoseconds
 //	base/s, base-ns    rate and CPU time without probes
-//	%received, %lost   UDP only: change of the datagrams that arrive per
-//	                   second, and the share lost to a full socket buffer
+//	%received, %lost   UDP only: change of the datagrams received per second,
+//	                   and the share lost to a full socket buffer
 //
-// Changes are medians over the pairs of turns, with the distance of their
-// quartiles. The probes "none" change nothing: what they show is how far the
-// other results can be trusted. The probes "empty" are programs that only
-// return, in all the places where the probes have theirs: what the hooks
-// cost, whatever is done in them.
+// Changes are medians over the pairs, with the distance of their quartiles. The
+// probes "none" change nothing: their result shows the noise. The probes "empty"
+// are programs that only return, at all the hooks of the probes: their result is
+// the cost of the hooks themselves.
 //
-// On a busy machine the rate says little and the CPU time still much, as it is
-// that of the threads that make the traffic (and of ksoftirqd), whoever runs
-// between. Where the kernel accounts the time in interrupts apart
-// (CONFIG_IRQ_TIME_ACCOUNTING), the receiving half of the network stack is
-// missing in it.
+// On a busy machine the rate is unreliable, but the CPU time is still useful: it is
+// that of the threads that generate the traffic (and of ksoftirqd). If the kernel
+// accounts interrupt time separately (CONFIG_IRQ_TIME_ACCOUNTING), it excludes the
+// receiving half of the network stack.
 //
-// Cost/programs/PROBE.PROGRAM gives per program the nanoseconds of a run by the
-// kernel's statistics, those of an empty program in its place (what taking the
-// statistics costs), and the difference.
+// Cost/programs/PROBE.PROGRAM reports nanoseconds per run by the kernel's
+// statistics, those of an empty program at the same hook (the cost of the
+// statistics), and the difference.
 func BenchmarkCost(b *testing.B) {
 	need.Root(b)
-	// The threads of the traffic keep what Go schedules by until their turn is
-	// over, so there must be more of it than threads.
+	// Threads that generate traffic keep their P of the Go scheduler until their
+	// turn ends, so there must be more Ps than such threads.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + 4))
 	counting := newSwitches(b, Options{NoEvents: true})
 	events := newSwitches(b, Options{})
@@ -105,8 +103,8 @@ func BenchmarkCost(b *testing.B) {
 	b.Run("programs", func(b *testing.B) { benchmarkEachProgram(b, counting) })
 }
 
-// probeSwitches are loaded probes that are attached only when they are turned
-// on: to load a program takes much longer than to attach it.
+// probeSwitches are loaded probes that are attached only when switched on, since
+// loading a program takes much longer than attaching it.
 type probeSwitches struct {
 	byName  map[string]*probeSwitch
 	refused map[string]error
@@ -147,11 +145,11 @@ func (s *probeSwitches) all() (all []*probeSwitch) {
 	return all
 }
 
-// toggle is what a turn has on or off.
+// toggle is a set of programs that a turn has on or off.
 type toggle interface {
 	on(b *testing.B)
 	off(b *testing.B)
-	// runs is how often its programs ran while statistics were on.
+	// runs returns the number of its programs' runs while statistics were on.
 	runs() uint64
 }
 
@@ -162,7 +160,7 @@ func toggles(probes []*probeSwitch) (all []toggle) {
 	return all
 }
 
-// empty gives an empty program for each program of the probes.
+// empty returns an empty program for each program of the probes.
 func (s *probeSwitches) empty(b *testing.B) (all []toggle) {
 	b.Helper()
 	for _, p := range s.all() {
@@ -221,7 +219,7 @@ func runsOf(p *ebpf.Program) uint64 {
 // traffic runs one turn of a workload.
 type traffic func(b *testing.B, length time.Duration) turn
 
-// turn is what one turn did, in how much time of the clock and of the CPUs.
+// turn is the result of one turn: work done, elapsed time and CPU time.
 type turn struct {
 	done     float64 // transactions, packets sent, bytes received
 	received float64 // packets, UDP only
@@ -233,8 +231,8 @@ type turn struct {
 func (t turn) rate() float64  { return t.done / t.clock.Seconds() }
 func (t turn) cpuNs() float64 { return float64(t.cpu) / t.done }
 
-// measurePairs alternates in the order off on, on off, off on, ... so that what
-// changes steadily changes both sides alike.
+// measurePairs alternates in the order off on, on off, off on, ..., so that a
+// steady trend affects both sides alike.
 func measurePairs(b *testing.B, probes []toggle, run traffic) {
 	b.Helper()
 	runtime.GC()
@@ -259,7 +257,7 @@ func measurePairs(b *testing.B, probes []toggle, run traffic) {
 		return n
 	}
 	before := counted()
-	run(b, costTurn/3) // caches, windows, buffers
+	run(b, costTurn/3) // warm up caches, windows, buffers
 
 	var rate, cpu, cpuNs, received, baseRate, baseNs, lost []float64
 	for i := range costPairs {
@@ -316,18 +314,18 @@ func quantile(v []float64, q float64) float64 {
 	return s[i] + (at-float64(i))*(s[i+1]-s[i])
 }
 
-// worker is a thread that does one end of the traffic. Its system calls are
-// the bare ones: Go's scheduler would have its own part in the measurement.
+// worker is a thread that runs one end of the traffic. It uses raw system calls, so
+// that Go's scheduler does not affect the measurement.
 type worker struct {
-	cpu     int // which of those that the process may use
+	cpu     int // index among the CPUs that the process may use
 	work    func() error
-	clock   time.Duration // how long the work took
+	clock   time.Duration // elapsed time of the work
 	cpuTime time.Duration
 	err     error
 }
 
-// together runs workers side by side and adds up their CPU time and that of
-// the kernel's threads for softirqs.
+// together runs workers in parallel and returns their CPU time plus that of
+// ksoftirqd.
 func together(b *testing.B, workers ...*worker) time.Duration {
 	b.Helper()
 	before := ksoftirqdTime()
@@ -347,13 +345,13 @@ func together(b *testing.B, workers ...*worker) time.Duration {
 }
 
 func (w *worker) run() {
-	// The thread ends with the goroutine, as nobody else could use it.
+	// The thread ends with the goroutine, since no other goroutine may use it.
 	runtime.LockOSThread()
 	if w.err = pinThread(w.cpu); w.err != nil {
 		return
 	}
-	// Others on the machine would else decide when a turn makes progress.
-	// Where it is not allowed, the spread shows it.
+	// Real-time scheduling keeps other processes from delaying a turn. If it is not
+	// permitted, the spread shows that.
 	_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0)
 	var from, to unix.Timespec
 	start := time.Now()
@@ -364,7 +362,7 @@ func (w *worker) run() {
 	w.cpuTime = time.Duration(to.Nano() - from.Nano())
 }
 
-// pinThread keeps the thread on the nth of the CPUs that it may run on.
+// pinThread pins the thread to the nth of the CPUs that it may run on.
 func pinThread(n int) error {
 	cpus, err := allowedCPUs()
 	if err != nil {
@@ -373,7 +371,7 @@ func pinThread(n int) error {
 	return pinTo(cpus[n%len(cpus)])
 }
 
-// allowedCPUs are those that the thread may run on.
+// allowedCPUs returns the CPUs that the thread may run on.
 func allowedCPUs() (cpus []int, err error) {
 	var may unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &may); err != nil {
@@ -418,8 +416,8 @@ func ksoftirqdTime() (sum time.Duration) {
 	return sum
 }
 
-// plainSocket gives the socket of a connection to threads that block in it,
-// though never for long.
+// plainSocket returns a connection's socket for threads that block in it, with a
+// short timeout.
 func plainSocket(b *testing.B, c syscall.Conn) int {
 	b.Helper()
 	fd := -1
@@ -436,8 +434,8 @@ func plainSocket(b *testing.B, c syscall.Conn) int {
 	return fd
 }
 
-// transfer reads or writes once. Nothing came of it, without an error, if the
-// socket's time was up.
+// transfer reads or writes once. It returns 0 without an error if the socket's
+// timeout expires.
 func transfer(call uintptr, fd int, p []byte) (int, error) {
 	n, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
 	switch errno {
@@ -452,7 +450,7 @@ func transfer(call uintptr, fd int, p []byte) (int, error) {
 	return 0, fmt.Errorf("traffic on a socket: %w", errno)
 }
 
-// message transfers all of p, unless it is told to stop.
+// message transfers all of p, unless stop returns true.
 func message(call uintptr, fd int, p []byte, stop func() bool) (bool, error) {
 	for done := 0; done < len(p); {
 		n, err := transfer(call, fd, p[done:])
@@ -466,9 +464,9 @@ func message(call uintptr, fd int, p []byte, stop func() bool) (bool, error) {
 	return true, nil
 }
 
-// tcpRequests: 64 bytes there and back on one connection. Both ends share a
-// CPU, since to wake another one takes longer, and less evenly, than all the
-// rest of a transaction.
+// tcpRequests: 64 bytes back and forth on one connection. Both ends share a CPU,
+// since waking another CPU takes longer, and less evenly, than the rest of a
+// transaction.
 func tcpRequests(b *testing.B, x, y *namespace) traffic {
 	client, server := connect(b, x, y, y.v4)
 	near, far := plainSocket(b, client), plainSocket(b, server)
@@ -502,7 +500,7 @@ func tcpRequests(b *testing.B, x, y *namespace) traffic {
 	}
 }
 
-// udpFlood: datagrams of 64 bytes, as fast as one thread can send them.
+// udpFlood: datagrams of 64 bytes, as fast as one thread can send.
 func udpFlood(b *testing.B, x, y *namespace) traffic {
 	client, server := udpPair(b, x, y, y.v4)
 	if err := server.SetReadBuffer(4 << 20); err != nil {
@@ -546,9 +544,8 @@ func udpFlood(b *testing.B, x, y *namespace) traffic {
 	}
 }
 
-// udpBatch: one thread sends 64 datagrams and takes them in again. Nobody is
-// woken and nothing is shared between CPUs, so that the time is that of the
-// network stack and the probes alone.
+// udpBatch: one thread sends 64 datagrams and receives them. Without wakeups and
+// sharing between CPUs, the time is that of the network stack and the probes alone.
 func udpBatch(b *testing.B, x, y *namespace) traffic {
 	client, server := udpPair(b, x, y, y.v4)
 	near, far := plainSocket(b, client.(*net.UDPConn)), plainSocket(b, server)
@@ -576,7 +573,7 @@ func udpBatch(b *testing.B, x, y *namespace) traffic {
 	}
 }
 
-// tcpStream: one connection, as much as goes through.
+// tcpStream: one connection at full throughput.
 func tcpStream(b *testing.B, x, y *namespace) traffic {
 	client, server := connect(b, x, y, y.v4)
 	near, far := plainSocket(b, client), plainSocket(b, server)
@@ -607,10 +604,9 @@ func tcpStream(b *testing.B, x, y *namespace) traffic {
 	}
 }
 
-// benchmarkEachProgram runs a little of everything that the programs watch, and
-// reads the kernel's statistics of them window by window: the median over the
-// windows leaves out those in which something else ran between the readings of
-// the clock.
+// benchmarkEachProgram triggers every program, and reads the kernel's statistics of
+// them in windows. The median over the windows excludes those in which an
+// interruption fell between two readings of the clock.
 func benchmarkEachProgram(b *testing.B, switches *probeSwitches) {
 	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
 	if err != nil {
@@ -629,7 +625,7 @@ func benchmarkEachProgram(b *testing.B, switches *probeSwitches) {
 		for name, program := range p.programs {
 			key := p.name + "." + name
 			programs[key] = program
-			// In its own place, where the same goes on around it.
+			// At the program's own hook, under the same load.
 			section, to := p.spec.Programs[name].SectionName, p.spec.Programs[name].AttachTo
 			floorOf[key] = section
 			if floors[section] != nil {
@@ -643,8 +639,8 @@ func benchmarkEachProgram(b *testing.B, switches *probeSwitches) {
 		}
 	}
 
-	// What a run of something known costs in the same minute: two readings of
-	// the clock, and a look into a table.
+	// Reference costs measured in the same minute: two readings of the clock, and a
+	// map lookup.
 	const where = "raw_tp/softirq_entry"
 	work := newReference(b, where, "softirq_entry")
 	work.on(b)
@@ -652,8 +648,8 @@ func benchmarkEachProgram(b *testing.B, switches *probeSwitches) {
 	nothing := newEmpty(b, where, "softirq_entry")
 	nothing.on(b)
 	b.Cleanup(func() { nothing.off(b) })
-	// And what it costs to read as packetloss has to, where a packet is freed: that
-	// is memory which no cache has, and calls, of which machines differ by more.
+	// Reference cost of packetloss's reads when a packet is freed: uncached memory
+	// and helper calls, in which machines differ more.
 	const freed = "raw_tp/kfree_skb"
 	reads := newReads(b, freed, "kfree_skb")
 	reads.on(b)
@@ -706,7 +702,7 @@ func benchmarkEachProgram(b *testing.B, switches *probeSwitches) {
 				key := p.name + "." + name
 				b.Run(key, func(b *testing.B) {
 					for b.Loop() {
-						continue // it has been measured, together with the others
+						continue // measured together with the others
 					}
 					b.ReportMetric(0, "ns/op")
 					ns, runs := cost(programs[key])
@@ -729,15 +725,15 @@ func benchmarkEachProgram(b *testing.B, switches *probeSwitches) {
 	}
 }
 
-// emptyProgram is one that only returns.
+// emptyProgram is a program that only returns.
 type emptyProgram struct {
 	*ebpf.Program
 	spec *ebpf.ProgramSpec
 	link link.Link
 }
 
-// newEmpty loads one for a section and what it attaches to, nil if it does not
-// know how.
+// newEmpty loads an empty program for a section and its target, nil if the section
+// is not supported.
 func newEmpty(b *testing.B, section, attachTo string) *emptyProgram {
 	b.Helper()
 	kind, _, _ := strings.Cut(section, "/")
@@ -756,7 +752,7 @@ func newEmpty(b *testing.B, section, attachTo string) *emptyProgram {
 		spec.Type = ebpf.Kprobe
 	case "cgroup_skb":
 		spec.Type, spec.AttachType = ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress
-		result = 1 // the packet may pass
+		result = 1 // let the packet pass
 	default:
 		return nil
 	}
@@ -764,7 +760,7 @@ func newEmpty(b *testing.B, section, attachTo string) *emptyProgram {
 	return loadProgram(b, spec)
 }
 
-// loadProgram loads a program for the length of the benchmark.
+// loadProgram loads a program for the duration of the benchmark.
 func loadProgram(b *testing.B, spec *ebpf.ProgramSpec) *emptyProgram {
 	b.Helper()
 	program, err := ebpf.NewProgram(spec)
@@ -775,8 +771,8 @@ func loadProgram(b *testing.B, spec *ebpf.ProgramSpec) *emptyProgram {
 	return &emptyProgram{Program: program, spec: spec}
 }
 
-// newReference loads a raw tracepoint program that reads the clock twice and
-// writes what it read to a table.
+// newReference loads a raw tracepoint program that reads the clock twice and writes
+// both values to a map.
 func newReference(b *testing.B, section, attachTo string) *emptyProgram {
 	b.Helper()
 	table, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
@@ -805,8 +801,8 @@ func newReference(b *testing.B, section, attachTo string) *emptyProgram {
 	})
 }
 
-// newReads loads a raw tracepoint program that copies 240 bytes of what its first
-// argument points to, reads ten times from it by itself, and reads the clock.
+// newReads loads a raw tracepoint program that copies 240 bytes from its first
+// argument, reads ten words from it separately, and reads the clock.
 func newReads(b *testing.B, section, attachTo string) *emptyProgram {
 	b.Helper()
 	const size = 240
@@ -848,10 +844,9 @@ func (e *emptyProgram) off(b *testing.B) {
 
 func (e *emptyProgram) runs() uint64 { return runsOf(e.Program) }
 
-// everything gives a function that makes, for a while: TCP and UDP there and
-// back, datagrams that are dropped, refused connections, writes to a file. And
-// it leaves behind connections whose SYN nobody answers, which is what there is
-// to retransmit.
+// everything returns a function that for a while causes TCP and UDP traffic in both
+// directions, dropped datagrams, refused connections and file writes. It leaves
+// connections with unanswered SYNs, which are then retransmitted.
 func everything(b *testing.B, x, y *namespace) func(time.Duration) error {
 	client, server := connect(b, x, y, y.v4)
 	udp, udpServer := udpPair(b, x, y, y.v4)
@@ -873,7 +868,7 @@ func everything(b *testing.B, x, y *namespace) func(time.Duration) error {
 	buffer := make([]byte, 64)
 	never := func() bool { return false }
 	return func(length time.Duration) error {
-		// The worker's thread is its own and ends with it.
+		// The worker's thread is exclusive and ends with it.
 		if err := netns.Set(x.handle); err != nil {
 			return fmt.Errorf("enter the namespace: %w", err)
 		}
@@ -915,8 +910,8 @@ func everything(b *testing.B, x, y *namespace) func(time.Duration) error {
 	}
 }
 
-// unanswered begins connections from an address that nobody has: both ends
-// repeat what they said, once a second.
+// unanswered starts connections from an address without a host: both ends
+// retransmit once a second.
 func unanswered(b *testing.B, x, y *namespace, n int) {
 	b.Helper()
 	ghost := netip.MustParseAddr("10.99.0.78")

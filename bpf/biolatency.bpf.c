@@ -2,10 +2,10 @@
 
 //go:build ignore
 
-/* biolatency: how long block devices take, and for whom.
+/* biolatency: latency of block I/O.
  *
- * All I/O is counted. Events tell of what somebody waits for: reads,
- * synchronous writes and flushes. */
+ * All I/O is counted. Events cover I/O that a process waits for: reads, synchronous
+ * writes and flushes. */
 
 #include "headers/kernel.h"
 #include "headers/counter.h"
@@ -16,8 +16,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum slot { SLOW, SLOW100, SLOTS };
 
-/* The numbers of enum req_op that all kernels share. BACKGROUND marks an I/O
- * that nobody waits for. */
+/* Numbers of enum req_op that are the same on all kernels. BACKGROUND marks I/O
+ * that no process waits for. */
 enum operation {
 	READ = 0,
 	WRITE = 1,
@@ -36,24 +36,23 @@ enum point { QUEUE, DEVICE };
 const volatile __u64 slow_ns = 10000000;
 const volatile __u64 slow100_ns = 100000000;
 
-/* Where the older tracepoints have the request: behind its queue, on kernels
- * that still pass one. */
+/* Older tracepoints pass the queue before the request. */
 const volatile bool queue_first = false;
 
-/* Events tell of what nobody waits for, too. */
+/* Also send events for I/O that no process waits for. */
 const volatile bool tell_background = false;
 
-/* This process, whose own I/O is never told: its number in its own PID
- * namespace, and the file that is that namespace. */
+/* This process, whose own I/O causes no event: its PID in its own PID namespace,
+ * and the device and inode of that namespace. */
 const volatile __u32 own_pid = 0;
 const volatile __u64 own_pidns_dev = 0;
 const volatile __u64 own_pidns_ino = 0;
 
 DEFINE_HOST_COUNTERS();
 
-/* Whether somebody waits for an I/O. Reads of files carry REQ_RAHEAD whether a
- * process waits for the first of the pages or for none of them
- * (page_cache_sync_ra(), page_cache_async_ra()): that is seen at the end. */
+/* Whether a process waits for an I/O. File reads carry REQ_RAHEAD both if a process
+ * waits for the first of the pages and if none does (page_cache_sync_ra(),
+ * page_cache_async_ra()); completion tells them apart. */
 enum wait { NOBODY, SOMEBODY, READER };
 
 #define DISK_NAME 32
@@ -83,10 +82,10 @@ const struct histogram no_histogram = {};
 struct issued {
 	__u64 time_ns;
 	__u64 issue_ns; /* when the driver took it last; 0: not known */
-	__u64 task; /* that began it: struct task_struct, which may be gone */
+	__u64 task; /* the task that started the I/O (struct task_struct), possibly gone */
 	__u32 pid;
 	__u32 tid;
-	__u32 flags; /* as it began */
+	__u32 flags; /* at the start */
 	__u32 bytes;
 	__u8 operation;
 	__u8 wait; /* enum wait */
@@ -95,17 +94,17 @@ struct issued {
 	__u8 comm[16];
 };
 
-/* When the request was allocated, by the clock of bpf_ktime_get_ns(); 0 where
- * neither statistics nor a scheduler want to know. A request that another was
- * merged into has the earlier time of the two. */
+/* When the request was allocated, by the clock of bpf_ktime_get_ns(); 0 if neither
+ * statistics nor a scheduler need it. A merged request has the earlier of the two
+ * times. */
 struct request___times {
 	__u64 start_time_ns;
 } __attribute__((preserve_access_index));
 
-/* A device has a fixed number of requests, whose structures it uses again and
- * again, so the map stays small. A request may end without block_rq_complete:
- * it is merged into another in the scheduler's queue, or given back before it
- * was issued. Its entry is that of an earlier use of the structure then. */
+/* A device has a fixed number of request structures, which it reuses, so the map
+ * stays small. A request may end without block_rq_complete, when it is merged in
+ * the scheduler's queue or freed before it was issued. Its entry is then outdated
+ * when the structure is reused. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
@@ -122,7 +121,7 @@ static __always_inline bool is_stale(const struct request *rq, const struct issu
 	return i->time_ns + 1000000 < BPF_CORE_READ((const struct request___times *)rq, start_time_ns);
 }
 
-/* The helper refuses where the current process is in another PID namespace. */
+/* The helper returns an error if the current process is in another PID namespace. */
 static __always_inline bool is_own(void)
 {
 	struct bpf_pidns_info current;
@@ -145,20 +144,19 @@ static __always_inline enum wait who_waits(__u8 operation, __u32 flags)
 	return NOBODY; /* discards, zeroing, zones, commands of the driver's own */
 }
 
-/* What the device is to do, once nothing can be merged into the request any more. */
+/* Read the operation once nothing can be merged into the request any more. */
 static __always_inline void note_issue(const struct request *rq, struct issued *i, __u64 now)
 {
 	__u32 flags = BPF_CORE_READ(rq, cmd_flags);
 
 	i->bytes = BPF_CORE_READ(rq, __data_len);
-	/* The flags that blk_insert_flush() takes away it turns into flushes
-	 * before or after. Their time is neither the queue's nor that of this
-	 * request in the device. */
+	/* blk_insert_flush() removes these flags and sends flushes before or after the
+	 * request. Their time is neither the queue's nor this request's in the device. */
 	if (!(i->flags & ~flags & (REQ_FLAG(__REQ_PREFLUSH) | REQ_FLAG(__REQ_FUA))))
 		i->issue_ns = now;
 }
 
-/* `issue`: it goes to the device at once. */
+/* `issue` means that the request goes to the device at once. */
 static __always_inline int started(const struct request *rq, bool issue)
 {
 	struct issued i = { .time_ns = bpf_ktime_get_ns() };
@@ -171,7 +169,7 @@ static __always_inline int started(const struct request *rq, bool issue)
 	bpf_get_current_comm(i.comm, sizeof(i.comm));
 	i.flags = BPF_CORE_READ(rq, cmd_flags);
 	i.operation = i.flags & OPERATION;
-	/* A flush that is asked for is a write of nothing (blkdev_issue_flush()). */
+	/* A requested flush is a write of zero bytes (blkdev_issue_flush()). */
 	if (i.operation == WRITE && i.flags & REQ_FLAG(__REQ_PREFLUSH) && !BPF_CORE_READ(rq, __data_len))
 		i.operation = FLUSH;
 	i.wait = who_waits(i.operation, i.flags);
@@ -251,7 +249,7 @@ static __always_inline void tell(const struct request *rq, const struct issued *
 	event_submit(e);
 }
 
-/* `reading`: the request's pages are still locked. */
+/* `reading` means that the request's pages are still locked. */
 static __always_inline int done(const struct request *rq, bool reading)
 {
 	__u64 key = (__u64)rq, now, latency;
@@ -298,7 +296,7 @@ int raw_io_issue(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* block_io_done comes when the readers have been woken. */
+/* block_io_done fires after the readers have been woken. */
 SEC("raw_tp/block_rq_complete")
 int raw_io_complete(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -326,7 +324,7 @@ int raw_rq_insert(struct bpf_raw_tracepoint_args *ctx)
 	return started(issued_request(ctx), false);
 }
 
-/* Only what took no detour through a scheduler's queue begins here. */
+/* Only requests that bypass a scheduler's queue start here. */
 SEC("raw_tp/block_rq_issue")
 int raw_rq_issue(struct bpf_raw_tracepoint_args *ctx)
 {

@@ -28,14 +28,14 @@ var biolatency = definition{
 	defaults: Config{Slow: 10 * time.Millisecond, Slow100: 100 * time.Millisecond},
 }
 
-// The types of its events.
+// Event types of biolatency.
 const (
 	Biolat10ms  = EventType(objects.SharedEventTypeEVENT_BIOLAT_10MS)
 	Biolat100ms = EventType(objects.SharedEventTypeEVENT_BIOLAT_100MS)
 )
 
 func prepareBiolatency(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) error {
-	// The queue was dropped in 5.11, and in stable kernels before it.
+	// Linux 5.11 and stable kernels before it dropped the parameter for the queue.
 	params, ok := types.tracepoint("block_rq_issue")
 	if err := set(spec, objects.BiolatencyVarQueueFirst, ok && len(params) >= 2); err != nil {
 		return err
@@ -51,8 +51,8 @@ func prepareBiolatency(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) 
 	return thresholds(p, spec, types)
 }
 
-// setOwn says which process is this one, in a way that holds in any PID
-// namespace. The file gives the namespace of the process that reads it,
+// setOwn tells the programs which process is this one, independently of PID
+// namespaces. /proc/self/ns/pid refers to the namespace of the reading process,
 // whichever namespace /proc was mounted for.
 func setOwn(spec *ebpf.CollectionSpec) error {
 	const file = "/proc/self/ns/pid"
@@ -60,7 +60,7 @@ func setOwn(spec *ebpf.CollectionSpec) error {
 	if err := unix.Stat(file, &ns); err != nil {
 		return fmt.Errorf("find this process's PID namespace, to leave its own I/O out of events: stat %s: %w", file, err)
 	}
-	// The kernel's own number of a device has its minor in 20 bits.
+	// The kernel's dev_t has 20 bits for the minor number.
 	dev := uint64(unix.Major(ns.Dev))<<20 | uint64(unix.Minor(ns.Dev))
 	for name, value := range map[string]any{
 		objects.BiolatencyVarOwnPid:      uint32(os.Getpid()),
@@ -74,23 +74,23 @@ func setOwn(spec *ebpf.CollectionSpec) error {
 	return nil
 }
 
-// Slots of the counters of biolatency. What is over 100 ms is in both.
+// Counter slots of biolatency. I/O over 100 ms counts in both slots.
 const (
 	DiskSlow    = int(objects.BiolatencySlotSLOW)
 	DiskSlow100 = int(objects.BiolatencySlotSLOW100)
 )
 
-// Points of the events of biolatency: from the start of an I/O until the driver
-// took it, and from there to its end. Both are 0 where flushes went before it or
-// after it, and the first where the kernel does not show the start.
+// Points of biolatency's events: from the start of an I/O until the driver takes
+// it, and from there to completion. Both are 0 for an I/O with flushes before or
+// after it. The first is 0 if the kernel does not show the start.
 const (
 	PointQueue  = int(objects.BiolatencyPointQUEUE)
 	PointDevice = int(objects.BiolatencyPointDEVICE)
 )
 
-// The operations in Detail of the events of biolatency, under the mask
-// BlockOperation. The numbers of others differ between kernels. BlockBackground
-// marks an I/O that nobody waits for.
+// Operations in Event.Detail of biolatency, under the mask BlockOperation. The
+// numbers of other operations differ between kernels. BlockBackground marks I/O
+// that no process waits for.
 const (
 	BlockRead        = uint32(objects.BiolatencyOperationREAD)
 	BlockWrite       = uint32(objects.BiolatencyOperationWRITE)

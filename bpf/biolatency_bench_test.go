@@ -11,9 +11,8 @@ import (
 	"nodeskoop/internal/testkit/loopdev"
 )
 
-// BenchmarkBiolatency reads a loop device and gives the nanoseconds that a run of
-// each program takes, by the kernel's statistics: those of every block I/O, none
-// of which is slow.
+// BenchmarkBiolatency reads a loop device and reports the nanoseconds per run of
+// each program, by the kernel's statistics, for I/O that is never slow.
 func BenchmarkBiolatency(b *testing.B) {
 	for _, rung := range rungsOf("biolatency") {
 		b.Run("hooks="+string(rung), func(b *testing.B) {

@@ -22,14 +22,14 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// A request that never completed leaves its entry behind. The structure's next
-// use, which may reach the device without passing a scheduler's queue, starts
-// from its own time.
+// A request that never completed leaves its entry behind. The next request in the
+// same structure, which may reach the device without a scheduler's queue, must
+// start from its own time.
 func TestBiolatencyForgetsWhatNeverEnded(t *testing.T) {
 	eachRung(t, "biolatency", func(t *testing.T, rung Kind) {
 		need.Root(t)
 		device := loopdev.New(t)
-		// Through a scheduler each request would be seen when it is inserted.
+		// Without a scheduler, since requests would be seen on insertion.
 		scheduler := "/sys/block/" + filepath.Base(device) + "/queue/scheduler"
 		if was, err := os.ReadFile(scheduler); err == nil {
 			_, rest, _ := strings.Cut(string(was), "[")
@@ -48,7 +48,7 @@ func TestBiolatencyForgetsWhatNeverEnded(t *testing.T) {
 		p := l.load("biolatency", Config{Slow: Zero, Slow100: time.Hour, ownIO: true})
 		requests := p.maps["requests"]
 
-		// The structures that this device's requests use, seen while they run.
+		// The addresses of this device's requests, read while they run.
 		known := map[uint64]bool{}
 		learn := func() {
 			var stop atomic.Bool
@@ -67,7 +67,7 @@ func TestBiolatencyForgetsWhatNeverEnded(t *testing.T) {
 				var key uint64
 				var value objects.BiolatencyIssued
 				for i := requests.Iterate(); i.Next(&key, &value); {
-					if int(value.Pid) == os.Getpid() { // other disks have theirs
+					if int(value.Pid) == os.Getpid() { // other disks have requests of their own
 						known[key], seen = true, true
 					}
 				}
@@ -77,12 +77,12 @@ func TestBiolatencyForgetsWhatNeverEnded(t *testing.T) {
 			reading.Wait()
 		}
 
-		// The clock began with the machine, which may have been booted just now.
+		// The clock starts at boot, which may be recent.
 		ago := min(10*time.Second, now()/2)
 		const once = 600
 		n, injected, used := 0, 0, 0
 		buffer := aligned(4096)
-		// Which structures a read gets depends on the CPU that it is sent from.
+		// Which structures a read uses depends on the sending CPU.
 		if !testkit.Within(testkit.Patience, func() bool {
 			learn()
 			for i := range once {
@@ -100,7 +100,7 @@ func TestBiolatencyForgetsWhatNeverEnded(t *testing.T) {
 				}
 				n++
 			}
-			// An entry is made again once a request has used up the one before.
+			// An entry is created again after a request has used the previous one.
 			used = injected - len(known)
 			return used >= 5
 		}) {
@@ -128,9 +128,9 @@ func TestBiolatencyForgetsWhatNeverEnded(t *testing.T) {
 	})
 }
 
-// slowNull makes a null_blk that takes one request at a time, for as long as
-// delay, so that the others stay in the queue of mq-deadline, where they are
-// merged. It has a write cache and takes FUA, whose writes pass that queue by.
+// slowNull creates a null_blk that processes one request at a time, each taking
+// delay, so that further ones stay in mq-deadline's queue, where they are merged.
+// It has a write cache and supports FUA, whose writes bypass that queue.
 func slowNull(t *testing.T, delay time.Duration) (name string) {
 	t.Helper()
 	const configfs = "/sys/kernel/config"
@@ -188,9 +188,9 @@ func slowNull(t *testing.T, delay time.Duration) (name string) {
 	return name
 }
 
-// TestBiolatencyMerged merges two requests that wait in the queue of
-// mq-deadline: one of them is given back without an end. Writes with FUA use
-// its structure later, and go to the device without passing that queue.
+// TestBiolatencyMerged merges two requests in mq-deadline's queue, one of which is
+// freed without completion. Later FUA writes use the same structure and go to the
+// device without that queue.
 func TestBiolatencyMerged(t *testing.T) {
 	eachRung(t, "biolatency", func(t *testing.T, rung Kind) {
 		need.Root(t)
@@ -225,8 +225,8 @@ func TestBiolatencyMerged(t *testing.T) {
 			if rounds == most {
 				t.Fatalf("no two requests were merged in %d attempts", most)
 			}
-			// One that keeps the device busy, two with a gap between, and what fills
-			// the gap.
+			// One write keeps the device busy, two leave a gap between them, and
+			// one fills the gap.
 			var writing sync.WaitGroup
 			for _, at := range []int64{1000, 0, 2, 1} {
 				writing.Go(func() {
@@ -239,7 +239,7 @@ func TestBiolatencyMerged(t *testing.T) {
 			writing.Wait()
 		}
 		time.Sleep(pause)
-		// More than there are structures.
+		// More requests than there are structures.
 		const n = 20
 		longest := time.Duration(0)
 		for i := range n {

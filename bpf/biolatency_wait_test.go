@@ -21,10 +21,10 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// diskStats are the kernel's own counts of a disk (Documentation/block/stat.rst).
+// diskStats are the kernel's counts for a disk (Documentation/block/stat.rst).
 type diskStats struct {
 	reads, writes, running, discards uint64
-	writing                          time.Duration // of all writes, since each was a request
+	writing                          time.Duration // sum over all writes, counted per request
 }
 
 func (d diskStats) since(before diskStats) diskStats {
@@ -51,7 +51,7 @@ func statsOf(t testing.TB, disk string) (d diskStats) {
 	return d
 }
 
-// rest waits until a disk has nothing to do, and gives what it did.
+// rest waits until a disk is idle, and returns its counts.
 func (l *testLoader) rest(disk string) (d diskStats) {
 	l.t.Helper()
 	l.eventually("the disk to be idle", func() bool {
@@ -61,9 +61,9 @@ func (l *testLoader) rest(disk string) (d diskStats) {
 	return d
 }
 
-// ofDisk gives the events of one disk, once it is idle and all of them are read, in
-// the order of their time. Who asked for an I/O may go on before its event is
-// written.
+// ofDisk returns a disk's events in the order of time, once the disk is idle and
+// all events are read. The process that waits for an I/O may continue before the
+// event is written.
 func (l *testLoader) ofDisk(disk string) (events []Event) {
 	l.t.Helper()
 	l.rest(disk)
@@ -80,23 +80,23 @@ func (l *testLoader) ofDisk(disk string) (events []Event) {
 }
 
 const (
-	// blockIOs is how many I/Os a case does, each in a page of its own and far
-	// from the others, so that none is merged.
+	// blockIOs is the number of I/Os per case, each to a separate, distant page, so
+	// that none are merged.
 	blockIOs  = 20
 	blockGap  = 64 << 10
 	blockPage = 4096
 )
 
-// blockCase is one way to do I/O, and what becomes of it.
+// blockCase is one way to do I/O, and the expected result.
 type blockCase struct {
 	name  string
 	flags int
 	do    func(f *os.File, at int64) error
-	// operation is what the events tell of, with BlockBackground if nobody waits.
+	// operation of the events, with BlockBackground if no process waits.
 	operation, bytes uint32
-	// done is how many there were by the kernel's own count; nil: blockIOs.
+	// done returns the expected number by the kernel's count; nil means blockIOs.
 	done func(diskStats) uint64
-	// beside is what comes with it and is told too.
+	// beside lists further operations that the case causes and that become events.
 	beside []uint32
 }
 
@@ -135,9 +135,9 @@ func blockCases() []blockCase {
 	}
 }
 
-// TestBiolatencyTells: what somebody waits for is told, with what it was and
-// where its time went. What nobody waits for is counted and ignored, unless it
-// is asked for.
+// TestBiolatencyTells: I/O that a process waits for becomes an event, with its
+// operation and the division of its time. Other I/O is counted and ignored, unless
+// Background is set.
 func TestBiolatencyTells(t *testing.T) {
 	for _, background := range []bool{false, true} {
 		for _, c := range blockCases() {
@@ -203,8 +203,8 @@ func testBiolatencyTells(t *testing.T, rung Kind, c blockCase, background bool) 
 	l.count(p, c.name+" of a loop device: told", told, got)
 }
 
-// TestBiolatencyReaders: reads of files are read-ahead to the kernel, whether a
-// process waits for them or not. Those for which it waits are told.
+// TestBiolatencyReaders: the kernel marks all reads of files as read-ahead, whether
+// or not a process waits for them. Only those with a waiting process become events.
 func TestBiolatencyReaders(t *testing.T) {
 	eachRung(t, "biolatency", func(t *testing.T, rung Kind) {
 		need.Root(t)
@@ -219,11 +219,11 @@ func TestBiolatencyReaders(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM); err != nil { // no more than is asked for
+		if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM); err != nil { // no read-ahead beyond the request
 			t.Fatal(err)
 		}
 		l := newTestLoader(t, Options{Hooks: rung, EventRate: 1e6, EventBurst: 1e6})
-		// With what nobody waits for, every read is an event.
+		// With Background every read is an event.
 		p := l.load("biolatency", Config{Slow: Zero, Background: true, ownIO: true})
 		const n, slow = 6, 50 * time.Millisecond
 		at := int64(0)
@@ -243,10 +243,10 @@ func TestBiolatencyReaders(t *testing.T) {
 		} {
 			old := len(l.ofDisk(disk))
 			var caused, right uint64
-			if !testkit.Within(testkit.Patience, func() bool { // the disk saves up for a burst
+			if !testkit.Within(testkit.Patience, func() bool { // the disk accumulates credit for a burst
 				for range n {
 					if at += 256 << 10; at >= 4<<20 {
-						at = at&(256<<10-1) + blockPage // in no page that was read before
+						at = at&(256<<10-1) + blockPage // a page that was not read before
 					}
 					if err := c.do(); err != nil {
 						t.Fatalf("%s: %v", c.what, err)
@@ -255,7 +255,7 @@ func TestBiolatencyReaders(t *testing.T) {
 				caused, right = 0, 0
 				for _, e := range l.ofDisk(disk)[old:] {
 					if e.Latency < slow {
-						continue // the reader may not sleep yet
+						continue // the reader may not be asleep yet
 					}
 					caused++
 					if e.Detail == c.operation {
@@ -273,8 +273,8 @@ func TestBiolatencyReaders(t *testing.T) {
 	})
 }
 
-// TestBiolatencyOwn: this process's own I/O is counted and never told, whatever
-// is asked for; another process's is.
+// TestBiolatencyOwn: this process's own I/O is counted but never becomes an event,
+// whatever the configuration; another process's does.
 func TestBiolatencyOwn(t *testing.T) {
 	eachRung(t, "biolatency", func(t *testing.T, rung Kind) {
 		need.Root(t)
@@ -318,8 +318,8 @@ func TestBiolatencyOwn(t *testing.T) {
 	})
 }
 
-// TestBiolatencyOwnInPIDNamespace: so it is where the kernel counts processes
-// otherwise than this process does.
+// TestBiolatencyOwnInPIDNamespace: the same in a PID namespace, where the kernel's
+// PIDs differ.
 func TestBiolatencyOwnInPIDNamespace(t *testing.T) {
 	need.Root(t)
 	need.Program(t, "dd")
@@ -331,8 +331,8 @@ func TestBiolatencyOwnInPIDNamespace(t *testing.T) {
 	}
 }
 
-// TestBiolatencyIgnoredTakeNoRoom: what nobody waits for spends nothing of the
-// limit in the kernel.
+// TestBiolatencyIgnoredTakeNoRoom: ignored I/O takes no tokens from the kernel's
+// event limit.
 func TestBiolatencyIgnoredTakeNoRoom(t *testing.T) {
 	eachRung(t, "biolatency", func(t *testing.T, rung Kind) {
 		need.Root(t)
@@ -357,7 +357,7 @@ func TestBiolatencyIgnoredTakeNoRoom(t *testing.T) {
 				t.Fatal(err)
 			}
 			if l.rest(disk).since(before).writes > 20*burst {
-				break // the kernel runs no program
+				break // the kernel ran no program
 			}
 		}
 		l.count(p, "writes of which none takes room: ignored", 2*burst, min(2*burst, ignored()))
@@ -371,8 +371,8 @@ func TestBiolatencyIgnoredTakeNoRoom(t *testing.T) {
 	})
 }
 
-// TestBiolatencyQueue: four writes at a time for a disk that takes one wait for
-// each other in the queue, and none of them for long in the device.
+// TestBiolatencyQueue: if a disk processes one of four concurrent writes at a time,
+// the others wait in the queue, and none waits long in the device.
 func TestBiolatencyQueue(t *testing.T) {
 	eachRung(t, "biolatency", func(t *testing.T, rung Kind) {
 		need.Root(t)
@@ -385,7 +385,7 @@ func TestBiolatencyQueue(t *testing.T) {
 		defer f.Close()
 		l := newTestLoader(t, Options{Hooks: rung, EventRate: 1e6, EventBurst: 1e6})
 		p := l.load("biolatency", Config{Slow: Zero, Slow100: time.Hour, ownIO: true})
-		// All writers are to wait in the kernel at a time.
+		// All writers must be able to wait in the kernel at the same time.
 		if procs := runtime.GOMAXPROCS(0); procs <= writers {
 			runtime.GOMAXPROCS(writers + 1)
 			t.Cleanup(func() { runtime.GOMAXPROCS(procs) })
@@ -430,8 +430,9 @@ func TestBiolatencyQueue(t *testing.T) {
 			t.Fatalf("%d writes at a time took no longer than %v", writers, longest)
 		}
 		l.count(p, "writes at a time: told", caused, uint64(len(l.ofDisk(disk))-before))
-		// One is in the device, and the others in its queue, as far as it has room:
-		// who finds it full waits before there is a request, and that nobody tells.
+		// One write is in the device, others in its queue as far as it has room.
+		// Writers that find the queue full wait before a request exists, which no
+		// tracepoint shows.
 		if fastest < delay || waited < delay-delay/4 {
 			t.Errorf("%v in the device that takes %v, and up to %v in its queue", fastest, delay, waited)
 		}

@@ -14,20 +14,19 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// softirqs is the number of kinds of softirqs, enum in
-// include/linux/interrupt.h (NR_SOFTIRQS).
+// softirqs is the number of softirq vectors, NR_SOFTIRQS of
+// include/linux/interrupt.h.
 const softirqs = 10
 
-// newBlindness returns a function that tells how many softirqs have run since
-// its last call without the BPF programs of their tracepoint. No released
-// kernel does that. One that serves as a guest exempts the threads of an agent
-// on it (Linux 6.18.44): as long as one of them is the current task, no program
-// runs, neither of ours nor of bpftrace, also in a softirq that interrupts it.
-// One softirq in fifty was measured; a timer of neighbours that expires in one
-// loses its packets unseen.
+// newBlindness returns a function that counts softirqs since its last call for which
+// the kernel ran no BPF programs. No released kernel skips programs. One kernel of a
+// virtual machine does (Linux 6.18.44): while a thread of an agent on that machine is
+// the current task, no program runs, of ours or of bpftrace, not even in a softirq
+// that interrupts the thread. About one softirq in fifty is affected; packets dropped
+// in one, for example by a neighbour timer, go uncounted.
 //
-// The kernel's own count of softirqs (/proc/softirqs) is held against that of a
-// program on softirq_entry, which follows it in handle_softirqs().
+// The function compares the kernel's count of softirqs (/proc/softirqs) with that of
+// a program on softirq_entry, which follows it in handle_softirqs().
 func newBlindness(t testing.TB) func() (unseen uint64) {
 	t.Helper()
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 8, MaxEntries: softirqs})
@@ -58,7 +57,7 @@ func newBlindness(t testing.TB) func() (unseen uint64) {
 		}
 		return seen
 	}
-	// What comes between two readings counts as seen, not as unseen.
+	// Softirqs between the two readings count as seen.
 	seen, ran := look(), softirqsOf(t)
 	return func() (unseen uint64) {
 		r, s := softirqsOf(t), look()
@@ -74,34 +73,34 @@ func newBlindness(t testing.TB) func() (unseen uint64) {
 	}
 }
 
-// blindTries is how often a case is tried where counts may be missing because
-// the kernel ran no programs.
+// blindTries is the number of attempts for cases whose counts may be too low
+// because the kernel ran no programs.
 const blindTries = 4
 
 // attempt is a subtest that sighted runs.
 type attempt struct {
 	unseen    func() uint64
-	goroutine string // that it runs in
-	last      bool   // that no other follows
-	blind     bool   // something is missing, and the kernel ran softirqs unseen
+	goroutine string // name of its goroutine
+	last      bool   // no further attempt follows
+	blind     bool   // a count is too low, and the kernel ran softirqs without programs
 }
 
-// errBlind ends an attempt: what follows from a count that is too low is no
-// news.
+// errBlind ends an attempt whose count is too low for this reason; further checks
+// would be meaningless.
 var errBlind = errors.New("the kernel ran no program in some softirqs")
 
-// goroutine names the caller's.
+// goroutine returns the name of the calling goroutine.
 func goroutine() string {
 	name, _, _ := strings.Cut(string(debug.Stack()), " [")
 	return name
 }
 
-// attempted is the one that runs now, if any.
+// attempted is the running attempt, if any.
 var attempted *attempt
 
-// sighted is t.Run for cases that count exactly. Where less is counted than was
-// caused and the kernel ran softirqs without any program meanwhile, the case is
-// tried again. Who counts too little each time fails.
+// sighted is t.Run for cases that count exactly. If a count is too low and the
+// kernel ran softirqs without programs meanwhile, the case runs again. It fails if
+// the count is too low in every attempt.
 func sighted(t *testing.T, name string, f func(t *testing.T)) {
 	t.Helper()
 	for try := 1; try <= blindTries; try++ {
@@ -128,9 +127,9 @@ func sighted(t *testing.T, name string, f func(t *testing.T)) {
 	}
 }
 
-// excused ends the attempt if a count is missing because the kernel ran no
-// programs, and another attempt follows. In a subtest of an attempt it reports
-// true instead.
+// excused ends the attempt if a count is too low because the kernel ran no
+// programs, and another attempt follows. In a subtest of an attempt it returns true
+// instead.
 func excused(t testing.TB, what string, caused, counted uint64) bool {
 	t.Helper()
 	a := attempted
@@ -163,7 +162,7 @@ func softirqsOf(t testing.TB) (counts [softirqs][]uint64) {
 	return [softirqs][]uint64{s.Hi, s.Timer, s.NetTx, s.NetRx, s.Block, s.IRQPoll, s.Tasklet, s.Sched, s.HRTimer, s.RCU}
 }
 
-// TestBlindness: where the kernel runs each program, nothing is unseen.
+// TestBlindness: on a kernel that runs every program, no softirq is unseen.
 func TestBlindness(t *testing.T) {
 	need.Root(t)
 	unseen := newBlindness(t)
@@ -173,15 +172,15 @@ func TestBlindness(t *testing.T) {
 		send(t, a.dial(t, "udp", addrPort(s.LocalAddr())), 500)
 	}
 	switch n := unseen(); {
-	case n > 0 && need.InVM(): // these are released kernels
+	case n > 0 && need.InVM(): // VMs of the tests run released kernels
 		t.Errorf("the kernel ran no program in %d softirqs", n)
 	case n > 0:
 		t.Logf("this kernel ran no program in %d softirqs", n)
 	}
 }
 
-// TestSighted: an attempt ends where a count is too low and softirqs were
-// unseen, and there only; another follows.
+// TestSighted: an attempt ends, and another follows, only if a count is too low and
+// softirqs were unseen.
 func TestSighted(t *testing.T) {
 	need.Root(t)
 	for name, c := range map[string]struct {
@@ -203,7 +202,7 @@ func TestSighted(t *testing.T) {
 			ended++
 		})
 		if need.InVM() {
-			c.tries = 1 // there the kernel runs every program
+			c.tries = 1 // the kernel runs every program there
 		}
 		if tries != c.tries || ended != 1 {
 			t.Errorf("%s: %d attempts, of which %d went to the end; want %d and 1", name, tries, ended, c.tries)

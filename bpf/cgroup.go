@@ -10,8 +10,8 @@ import (
 
 var errNoCgroup2 error = &refusal{text: "no cgroup2 is mounted; mount one (mount -t cgroup2 none /sys/fs/cgroup/unified)"}
 
-// cgroupRoot finds where the second version of the cgroup file system is
-// mounted: alone, or beside the first one's controllers.
+// cgroupRoot returns the mount point of cgroup v2, mounted alone or beside the
+// controllers of v1.
 func cgroupRoot() (string, error) {
 	data, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
@@ -24,7 +24,7 @@ func cgroupRoot() (string, error) {
 			continue
 		}
 		path := strings.ReplaceAll(fields[1], `\040`, " ")
-		// Of several mounts the one of the whole tree; kernfs numbers its root 1.
+		// Choose the mount of the whole tree: kernfs gives its root inode number 1.
 		var st unix.Stat_t
 		if unix.Stat(path, &st) == nil && st.Ino == 1 {
 			return path, nil

@@ -11,11 +11,12 @@ import (
 	"nodeskoop/bpf/internal/objects"
 )
 
-// MaxSlots is the most counters that a probe has for one namespace.
+// MaxSlots is the maximum number of counters per namespace of a probe.
 const MaxSlots = len(objects.SharedCounter{}.Slot)
 
-// counterEntry is a namespace's counters, on one CPU. Its mark is the room that
-// the entry takes; for namespace 0 what found none.
+// counterEntry holds a namespace's counters on one CPU. Mark is the room that the
+// entry occupies; in the entry of namespace 0 it counts occurrences that found no
+// room.
 type counterEntry = objects.SharedCounter
 
 // counterReader sums per-CPU values.
@@ -24,9 +25,9 @@ type counterReader struct {
 	single []counterEntry
 }
 
-// Counters calls f for each namespace that has counters and each slot in use,
-// with the sum over the CPUs. Probes of the whole node answer for namespace 0,
-// the others count under 0 what belongs to no known namespace.
+// Counters calls f for each namespace with counters and each slot in use, with the
+// sum over the CPUs. Node-wide probes report namespace 0; the other probes report
+// unattributed occurrences under it.
 func (p *Probe) Counters(f func(netns uint64, slot int, value uint64)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -43,7 +44,7 @@ func (p *Probe) Counters(f func(netns uint64, slot int, value uint64)) error {
 	return nil
 }
 
-// readCounters also counts the entries in use.
+// readCounters implements Counters and also counts the entries in use.
 func (p *Probe) readCounters(f func(netns uint64, slot int, value uint64)) error {
 	m, r := p.maps[mapCounters], &p.counter
 	if m.Type() == ebpf.PerCPUArray {
@@ -94,8 +95,8 @@ func sumSlot(values []counterEntry, slot int) (sum uint64) {
 	return sum
 }
 
-// seedCounters makes the entry that takes what finds no room, and says how the
-// tables are shared.
+// seedCounters creates the entry for occurrences without room, and sets the shares
+// of the tables.
 func (p *Probe) seedCounters() error {
 	p.rooms.shares = map[string]*shares{}
 	if m := p.maps[mapCounters]; m != nil && m.Type() == ebpf.PerCPUHash {
@@ -116,7 +117,7 @@ func (p *Probe) seedCounters() error {
 	return nil
 }
 
-// recount counts the entries in use again.
+// recount recounts the entries in use.
 func (p *Probe) recount() error {
 	var errs []error
 	if m := p.maps[mapCounters]; m != nil && m.Type() == ebpf.PerCPUHash {
@@ -158,7 +159,7 @@ func (p *Probe) Forget(netns ...uint64) error {
 	if p.definition.forget != nil {
 		err = errors.Join(err, p.definition.forget(p, gone))
 	}
-	// What they had is free again at once.
+	// The room of deleted entries is free again at once.
 	err = errors.Join(err, p.recount())
 	if err != nil {
 		return fmt.Errorf("probe %s: forget the namespaces %d: %w", p.name, netns, err)

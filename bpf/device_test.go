@@ -28,7 +28,7 @@ func TestNetiftxlatencyCountsAll(t *testing.T) {
 		p := l.load("netiftxlatency", Config{Slow100: Zero})
 		const n = 500
 		var queue, driver uint64
-		// A veth has no queueing discipline of its own, in which nothing waits.
+		// A veth has no qdisc of its own, so packets do not wait there.
 		for _, queued := range []bool{false, true} {
 			if queued {
 				a.run(t, "tc", "qdisc", "add", "dev", a.device, "root", "pfifo", "limit", "1000")
@@ -61,7 +61,7 @@ func TestNetiftxlatencySlowQueue(t *testing.T) {
 
 func testNetiftxlatencySlowQueue(t *testing.T, rung Kind) {
 	a, b := newPair(t)
-	// 1,442 bytes take 360 ms; the first packet finds the bucket full.
+	// 1,442 bytes take 360 ms; only the first packet finds enough tokens.
 	a.run(t, "tc", "qdisc", "add", "dev", a.device, "root", "tbf", "rate", "32kbit", "burst", "1600", "limit", "100000")
 	l := newTestLoader(t, Options{Hooks: rung})
 	p := l.load("netiftxlatency", Config{})
@@ -92,20 +92,20 @@ func testNetiftxlatencySlowQueue(t *testing.T, rung Kind) {
 	}
 }
 
-// TestNetiftxlatencyFullQueue has hundreds of packets wait at a time. Each must
-// find the time when it came, whoever came after it.
+// TestNetiftxlatencyFullQueue makes hundreds of packets wait at the same time. Each
+// must keep its queueing time, whatever packets follow.
 func TestNetiftxlatencyFullQueue(t *testing.T) {
 	eachRung(t, "netiftxlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		need.Program(t, "tc")
-		// 49 bytes take 400 ms, but for those that fit the bucket.
+		// 49 bytes take 400 ms, except for packets that fit the token bucket.
 		qdisc := func(verb, rate string) {
 			a.run(t, "tc", "qdisc", verb, "dev", a.device, "root", "tbf", "rate", rate, "burst", "1600", "limit", "1000000")
 		}
 		qdisc("add", "1kbit")
 		l := newTestLoader(t, Options{Hooks: rung})
 		p := l.load("netiftxlatency", Config{Slow100: Zero})
-		// One socket may not have so many on their way.
+		// Several sockets, since one may not have so many packets in flight.
 		const sockets, each = 4, 100
 		var conns []net.Conn
 		before, _ := deviceSent(t, a)
@@ -126,7 +126,7 @@ func TestNetiftxlatencyFullQueue(t *testing.T) {
 			t.Errorf("%d packets wait, too few to say anything (%v)", waiting, err)
 		}
 		qdisc("change", "10gbit")
-		send(t, conns[0], 1) // the queue is looked at when a packet comes
+		send(t, conns[0], 1) // the qdisc checks its queue when a packet arrives
 		want := uint64(len(conns)*each + 1)
 		var sent uint64
 		l.eventually("the queue to drain", func() bool {
@@ -138,10 +138,10 @@ func TestNetiftxlatencyFullQueue(t *testing.T) {
 	})
 }
 
-// backlog is how many packets wait, in what tc shows.
+// backlog matches the number of waiting packets in the output of tc.
 var backlog = regexp.MustCompile(`backlog \d+K?b (\d+)p`)
 
-// netSoftirqs is how often the kernel ran the network softirqs, on all CPUs.
+// netSoftirqs returns the kernel's count of network softirqs on all CPUs.
 func netSoftirqs(t testing.TB) (n uint64) {
 	t.Helper()
 	data, err := os.ReadFile("/proc/softirqs")
@@ -173,12 +173,12 @@ func testNetSoftirq(t *testing.T, rung Kind) {
 	s := b.listenUDP(t, b.v4)
 	c := a.dial(t, "udp", addrPort(s.LocalAddr()))
 
-	// The machine does not stand still: the kernel's counter is read until ours
-	// is the same before and after it.
+	// The machine is never idle: read the kernel's counter until it is the same
+	// before and after reading ours.
 	both := func() (kernel, probe uint64) {
 		l.eventually("a moment without softirqs", func() bool {
 			probe = counters(t, p, 0)[ExcuteSlow]
-			time.Sleep(2 * time.Millisecond) // those that run now end
+			time.Sleep(2 * time.Millisecond) // let running softirqs end
 			if counters(t, p, 0)[ExcuteSlow] != probe {
 				return false
 			}
@@ -191,7 +191,7 @@ func testNetSoftirq(t *testing.T, rung Kind) {
 	send(t, c, 3000)
 	kernel1, probe1 := both()
 	l.count(p, "network softirqs, by /proc/softirqs", kernel1-kernel0, probe1-probe0)
-	// A busy machine delivers several packets in one.
+	// A busy machine delivers several packets per softirq.
 	if probe1-probe0 < 1000 {
 		t.Errorf("%d softirqs for 3,000 packets are too few to compare", probe1-probe0)
 	}
@@ -209,8 +209,8 @@ func testNetSoftirq(t *testing.T, rung Kind) {
 	}
 }
 
-// slowedLoop is a loop device over another one that does so many reads a
-// second, and no more.
+// slowedLoop creates a loop device over another one that is limited to so many
+// reads per second.
 func slowedLoop(t testing.TB, perSecond int) string {
 	t.Helper()
 	lower := loopdev.New(t)
@@ -230,7 +230,7 @@ func slowedLoop(t testing.TB, perSecond int) string {
 	return upper
 }
 
-// aligned is memory that the kernel takes for direct I/O.
+// aligned allocates memory suitable for direct I/O.
 func aligned(size int) []byte {
 	b := make([]byte, size+4096)
 	skip := 4096 - int(uintptr(unsafe.Pointer(&b[0]))%4096)
@@ -242,7 +242,7 @@ func TestBiolatency(t *testing.T) { eachRung(t, "biolatency", testBiolatency) }
 func testBiolatency(t *testing.T, rung Kind) {
 	need.Root(t)
 	device := loopdev.New(t)
-	// To open it may read it, for partitions.
+	// Opening may read the device for its partition table.
 	f, err := os.OpenFile(device, os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -284,8 +284,8 @@ func testBiolatency(t *testing.T, rung Kind) {
 	}
 }
 
-// TestBiolatencySlow puts one loop device on another and slows the lower one
-// down: what waits there makes the upper one slow, as a bad disk would be.
+// TestBiolatencySlow stacks two loop devices and limits the lower one: the upper
+// one is then slow like a bad disk.
 func TestBiolatencySlow(t *testing.T) { eachRung(t, "biolatency", testBiolatencySlow) }
 
 func testBiolatencySlow(t *testing.T, rung Kind) {
@@ -331,7 +331,7 @@ func testBiolatencySlow(t *testing.T, rung Kind) {
 	if got[DiskSlow100] < uint64(slow) || got[DiskSlow] < got[DiskSlow100] {
 		t.Errorf("counters %v for %d slow reads", got[:2], slow)
 	}
-	// Each I/O is one event: the two types together are the lower counter.
+	// Each I/O is one event, so both types together equal the lower counter.
 	l.balanced(Biolat100ms, p, DiskSlow100)
 	l.eventually("the accounts to agree", func() bool {
 		c := counters(t, p, 0)
@@ -345,7 +345,7 @@ func TestFlow(t *testing.T) {
 	l := newTestLoader(t, Options{Hooks: Cgroup})
 	p := l.load("flow", Config{Ports: true})
 	for family, addrs := range families(a, b) {
-		// The kernel counts what it sends again apart.
+		// The kernel counts retransmissions separately.
 		before, again := a.counter(t, "Tcp.OutSegs"), a.counter(t, "Tcp.RetransSegs")
 		client, server := connect(t, a, b, addrs[1])
 		const payload = 8 << 20
@@ -370,20 +370,19 @@ func TestFlow(t *testing.T) {
 		again = a.counter(t, "Tcp.RetransSegs") - again
 		segments := a.counter(t, "Tcp.OutSegs") - before + again
 		l.count(p, family+" packets of a connection, by OutSegs and RetransSegs", segments, flow.Packets)
-		// SYN has 20 bytes of options, all others 12.
+		// The SYN has 20 bytes of options, all other segments have 12.
 		header := uint64(20 + 32)
 		if family == "IPv6" {
 			header = 40 + 32
 		}
-		// How much data was sent again, nobody says: at most a full segment
-		// each time.
+		// The size of each retransmission is unknown, at most a full segment.
 		want := payload + segments*header + 8
 		if flow.Bytes < want || flow.Bytes > want+again*1448 {
 			t.Errorf("%s: %d bytes, want %d; %d segments were sent again", family, flow.Bytes, want, again)
 		}
 		t.Logf("%s: %d packets, %d bytes", family, flow.Packets, flow.Bytes)
 	}
-	// The device's own counters say the same of datagrams.
+	// The device's own counters confirm it for datagrams.
 	s := b.listenUDP(t, b.v4)
 	c := a.dial(t, "udp", addrPort(s.LocalAddr()))
 	packets, bytes := deviceSent(t, a)
@@ -440,9 +439,9 @@ func find(t testing.TB, l *testLoader, p *Probe, netns uint64, from, to netip.Ad
 	return flow
 }
 
-// TestFlowShares: a namespace with more connections than its share takes no
-// room of others, and what it has no room for is counted. Its share grows by
-// what it asks for and others do not.
+// TestFlowShares: a namespace with more connections than its share takes no room
+// from others, and its packets without room are counted. Its share grows by what it
+// needs and others do not.
 func TestFlowShares(t *testing.T) {
 	a, b := newPair(t)
 	l := newTestLoader(t, Options{})
@@ -479,7 +478,7 @@ func TestFlowShares(t *testing.T) {
 		}
 		return of, packets
 	}
-	// Every packet is in a flow or had no room for one.
+	// Every packet is either in a flow or counted as without room.
 	var of map[uint64]int
 	l.eventually("the flows and what had no room to be all packets", func() bool {
 		was := counters(t, p, 0)
@@ -508,7 +507,7 @@ func TestFlowShares(t *testing.T) {
 	if of[a.inode] <= first || of[a.inode] > 320 || of[b.inode] < 10 {
 		t.Errorf("%d flows after the share has grown, %d before; %d of the other", of[a.inode], first, of[b.inode])
 	}
-	// What is taken out of the map gives its room back.
+	// Deleted entries free their room.
 	if err := p.SweepFlows(func(e FlowEntry) bool { return e.Key.Netns() != a.inode }); err != nil {
 		t.Fatal(err)
 	}

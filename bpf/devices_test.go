@@ -23,9 +23,9 @@ import (
 	"nodeskoop/internal/testkit/proof"
 )
 
-// router is a namespace that forwards between two others. Its devices are
-// named left and right; left is 10.1.0.2 and fd01::2 to 10.1.0.1 and fd01::1,
-// right 10.2.0.1 and fd02::1 to 10.2.0.2 and fd02::2.
+// router is a namespace that forwards between two others. Its devices are left
+// (10.1.0.2, fd01::2, towards 10.1.0.1 and fd01::1) and right (10.2.0.1, fd02::1,
+// towards 10.2.0.2 and fd02::2).
 type router struct {
 	*namespace
 	a, b *namespace
@@ -56,8 +56,8 @@ func newRouter(t testing.TB) *router {
 	return r
 }
 
-// join makes a device in the router whose other end is eth0 in n. Neighbours
-// are known from the start, so that nothing but the test's packets is sent.
+// join creates a device in the router whose peer is eth0 in n. Static neighbour
+// entries ensure that only the test's packets are sent.
 func (r *router) join(t testing.TB, device string, mine int, n *namespace, theirs, subnet int) {
 	t.Helper()
 	mac := func(host int) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, byte(subnet), byte(host)} }
@@ -83,7 +83,7 @@ func (r *router) join(t testing.TB, device string, mine int, n *namespace, their
 	}
 }
 
-// sent is what the kernel's counters say that a device transmitted.
+// sent returns the kernel's transmit counters of a device.
 func (r *router) sent(t testing.TB, device string) (packets, bytes uint64) {
 	t.Helper()
 	var links []struct {
@@ -103,9 +103,8 @@ func flowSums(t testing.TB, p *Probe, netns uint64) (packets, bytes uint64) {
 	return sumFlows(t, p, func(f Flow) bool { return f.Netns == netns })
 }
 
-// sumFlows adds up some flows. A namespace sends packets of its own now and
-// then (reports of its groups, neighbour questions): a test of its packets names
-// their protocol and receiver.
+// sumFlows adds up the selected flows. A namespace sometimes sends packets of its
+// own (group reports, neighbour discovery), so tests select protocol and receiver.
 func sumFlows(t testing.TB, p *Probe, of func(Flow) bool) (packets, bytes uint64) {
 	t.Helper()
 	if err := p.Flows(func(f Flow) {
@@ -119,12 +118,12 @@ func sumFlows(t testing.TB, p *Probe, of func(Flow) bool) (packets, bytes uint64
 	return packets, bytes
 }
 
-// exactly runs f and demands that what the probe counts is what the device's
-// own counters say, less the Ethernet headers.
+// exactly runs f and checks that the probe's counts equal the device's counters
+// minus Ethernet headers.
 func (r *router) exactly(t testing.TB, p *Probe, device, what string, f func()) (packets, bytes uint64) {
 	t.Helper()
-	// The kernel sends a packet of its own now and then: the device is read
-	// before and after the flows, until it stood still meanwhile.
+	// The kernel sometimes sends packets of its own: read the device before and
+	// after the flows, until it is unchanged.
 	read := func() (dp, db, fp, fb uint64) {
 		for range 100 {
 			dp, db = r.sent(t, device)
@@ -179,8 +178,7 @@ func TestFlowForwarded(t *testing.T) {
 	})
 }
 
-// The device has to be sent segments here, so that its own counters tell of
-// them.
+// The device must receive segments here, so that its own counters count them.
 func TestFlowForwardedSegments(t *testing.T) {
 	need.Program(t, "iperf3")
 	need.Program(t, "ethtool")
@@ -198,7 +196,7 @@ func TestFlowForwardedSegments(t *testing.T) {
 				r.a.run(t, "iperf3", "-c", to.String(), "-n", "20M")
 				server.Wait()
 			})
-			// What the client has not sent when it ends is cut off.
+			// Data that the client has not sent when it ends are lost.
 			if bytes < 10<<20 || bytes/packets > 1500 {
 				t.Errorf("%d bytes in %d packets for 20 MiB over an MTU of 1,500", bytes, packets)
 			}
@@ -220,8 +218,8 @@ func TestFlowForwardedSegments(t *testing.T) {
 	})
 }
 
-// A datagram of many, and a segment of many inside a tunnel: each has all its
-// headers when it leaves.
+// A GSO datagram, and a GSO packet inside a tunnel: each segment leaves with all
+// headers.
 func TestFlowSegmentsOfOtherKinds(t *testing.T) {
 	need.Program(t, "ethtool")
 	eachDeviceKind(t, func(t *testing.T, l *testLoader, kind Kind) {
@@ -246,8 +244,7 @@ func TestFlowSegmentsOfOtherKinds(t *testing.T) {
 			}
 		}
 
-		// A virtual machine does not say how many segments a packet makes; nor
-		// does a packet socket.
+		// Virtual machines and packet sockets provide no segment count.
 		got, _ := r.exactly(t, p, "right", "TCP of unknown segments", func() {
 			r.do(t, func() error { return sendUncounted(6*1000-500, 1000) })
 		})
@@ -287,8 +284,8 @@ func TestFlowSegmentsOfOtherKinds(t *testing.T) {
 	})
 }
 
-// sendUncounted sends one TCP packet through the device right that is to be
-// cut into segments of the given size.
+// sendUncounted sends one TCP packet, to be segmented by the given size, through
+// the device right.
 func sendUncounted(payload, size int) error {
 	link, err := netlink.LinkByName("right")
 	if err != nil {
@@ -302,7 +299,7 @@ func sendUncounted(payload, size int) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1); err != nil {
 		return err
 	}
-	vnet := []byte{1, 1} // the checksum is to be filled in; TCP over IPv4
+	vnet := []byte{1, 1} // checksum offload; TCP over IPv4
 	for _, v := range []int{54, size, 34, 16} {
 		vnet = binary.NativeEndian.AppendUint16(vnet, uint16(v))
 	}
@@ -322,7 +319,7 @@ func TestFlowDevicesComeAndGo(t *testing.T) {
 		if state, limitations := p.State(); state != Degraded || !strings.Contains(fmt.Sprint(limitations), "plug[0-9]") {
 			t.Errorf("no device: %s %q", state, limitations)
 		}
-		for range 2 { // the second device has the name of the first
+		for range 2 { // the second device reuses the first one's name
 			c := newNamespace(t)
 			r.join(t, "plug3", 1, c, 2, 3)
 			p.Rescan()
@@ -337,7 +334,7 @@ func TestFlowDevicesComeAndGo(t *testing.T) {
 			p.Rescan()
 			l.hookOf(p, kind)
 		}
-		// A new name may be one that no pattern matches.
+		// The device may get a name that no pattern matches.
 		r.run(t, "ip", "link", "add", "plug1", "type", "veth", "peer", "name", "other")
 		p.Rescan()
 		l.hookOf(p, kind, "plug1")
@@ -350,7 +347,7 @@ func TestFlowDevicesComeAndGo(t *testing.T) {
 	})
 }
 
-// foreign adds somebody else's filter, which ends the chain.
+// foreign adds another program's filter, which ends the chain.
 func (r *router) foreign(t testing.TB, device, name string, priority uint16) {
 	t.Helper()
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
@@ -404,7 +401,7 @@ func TestFlowLeavesForeignFilters(t *testing.T) {
 				t.Errorf("left behind: %s", after)
 			}
 		}
-		// Somebody comes to use the clsact that we made.
+		// Another program starts to use the clsact that we created.
 		r := newRouter(t)
 		p := l.load("flow", Config{Devices: []string{"right"}, Netns: r.path})
 		r.foreign(t, "right", "theirs", 1)
@@ -431,8 +428,7 @@ func TestFlowTakesStaleFiltersOnly(t *testing.T) {
 	s := r.b.listenUDP(t, r.b.v4)
 	c := r.a.dial(t, "udp", addrPort(s.LocalAddr()))
 	r.exactly(t, first, "right", "first", func() { r.exactly(t, second, "right", "second", func() { send(t, c, 100) }) })
-	// Whoever removes a clsact removes all filters on it; the next scan
-	// brings ours back.
+	// Deleting a clsact deletes all its filters; the next scan restores ours.
 	r.run(t, "tc", "qdisc", "del", "dev", "right", "clsact")
 	second.Rescan()
 	l.hookOf(second, Clsact, "right")
@@ -483,7 +479,7 @@ func TestFlowTun(t *testing.T) {
 	})
 }
 
-// Tags in the frame belong to the layer below, as the Ethernet header does.
+// VLAN tags in the frame belong to the link layer, like the Ethernet header.
 func TestFlowVLAN(t *testing.T) {
 	eachDeviceKind(t, func(t *testing.T, l *testLoader, kind Kind) {
 		r := newRouter(t)
@@ -551,8 +547,8 @@ func TestFlowDevicesRefused(t *testing.T) {
 	}
 }
 
-// TestFlowUnits: what is one packet of the probe, for sockets and for devices.
-// docs/METRICS.md says the same in words.
+// TestFlowUnits: what counts as one packet, for sockets and for devices, as
+// docs/METRICS.md says.
 func TestFlowUnits(t *testing.T) {
 	const datagrams = 10
 	for _, kind := range []Kind{Cgroup, TCX, Clsact} {
@@ -564,7 +560,7 @@ func TestFlowUnits(t *testing.T) {
 			}
 			l := newTestLoader(t, Options{Hooks: kind})
 			p := l.load("flow", config)
-			// spent gives what f adds to the flows of a protocol.
+			// spent returns the growth of a protocol's flows during f.
 			spent := func(protocol uint8, f func()) (packets, bytes uint64) {
 				t.Helper()
 				sum := func() (packets, bytes uint64) {
@@ -585,7 +581,7 @@ func TestFlowUnits(t *testing.T) {
 				s := b.listenUDP(t, addrs[1])
 				c := a.dial(t, "udp", addrPort(s.LocalAddr()))
 
-				// Six fragments: one packet of a socket, six of a device.
+				// Six fragments: one packet for a socket, six for a device.
 				created := map[string]string{"IPv4": "Ip.FragCreates", "IPv6": "Ip6.FragCreates"}[family]
 				fragments := a.counter(t, created)
 				packets, bytes := spent(unix.IPPROTO_UDP, func() {
@@ -605,7 +601,7 @@ func TestFlowUnits(t *testing.T) {
 					l.count(p, family+" fragments, by the kernel's counter", fragments, packets)
 				}
 
-				// The device cuts a datagram of many: as many packets.
+				// The device segments a GSO datagram: each segment counts.
 				rawConn(t, c.(*net.UDPConn), func(fd int) error {
 					return unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 500)
 				})
@@ -619,7 +615,7 @@ func TestFlowUnits(t *testing.T) {
 				l.count(p, family+" datagrams of a GSO packet", 11*datagrams, packets)
 				l.count(p, family+" bytes of datagrams of a GSO packet", datagrams*(11*(ip+8)+5100), bytes)
 
-				// The kernel's own packets: answers to echo requests.
+				// The kernel's own packets: echo replies.
 				protocol := uint8(unix.IPPROTO_ICMP)
 				if family == "IPv6" {
 					protocol = unix.IPPROTO_ICMPV6

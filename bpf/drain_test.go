@@ -14,24 +14,23 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// drain is the socket by which drained waits, made when it is first needed: it
-// sends datagrams to itself, in a namespace that nothing else uses and that
-// lasts as long as it. Two that wait would take each other's datagrams.
+// drain is the socket that drained waits with, created on first use. It sends
+// datagrams to itself in a network namespace of its own, which lasts as long as the
+// socket. Concurrent calls would receive each other's datagrams.
 var drain struct {
 	sync.Mutex
-	fd int // 0 before
+	fd int // 0 before the first use
 }
 
-// hops is how often a packet is queued on its way in these tests, at most:
-// through a router and back, with a device upon a device at each end.
+// hops is the maximum number of times that a packet is queued in these tests:
+// through a router and back, with stacked devices at each end.
 const hops = 8
 
-// drained returns when the kernel has received every packet that was sent
-// before. What a device of a namespace sends waits in the receive queue of the
-// CPU (softnet_data, net/core/dev.c) for a softirq, and on a busy machine that
-// is ksoftirqd's, which takes its turn among the tasks. The queue is first in,
-// first out, so a datagram that a CPU sends to itself over a loopback comes
-// after all that was queued there.
+// drained returns when the kernel has received every packet sent before the call.
+// Packets that a namespace's device sends wait in the CPU's receive queue
+// (softnet_data, net/core/dev.c) for a softirq, which on a busy machine runs in
+// ksoftirqd when the scheduler allows it. The queue is FIFO, so a datagram that a
+// CPU sends to itself over loopback arrives after everything queued there.
 func drained(t testing.TB) {
 	t.Helper()
 	drain.Lock()
@@ -44,7 +43,7 @@ func drained(t testing.TB) {
 	}
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // the thread ends with its affinity
+		runtime.LockOSThread() // the thread ends with its CPU affinity
 		done <- passQueues(drain.fd)
 	}()
 	if err := <-done; err != nil {
@@ -52,7 +51,7 @@ func drained(t testing.TB) {
 	}
 }
 
-// loopSocket makes a UDP socket that is connected to itself.
+// loopSocket creates a UDP socket connected to itself.
 func loopSocket() (fd int, err error) {
 	if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return 0, os.NewSyscallError("socket", err)
@@ -77,8 +76,8 @@ func loopSocket() (fd int, err error) {
 	return fd, os.NewSyscallError("SO_RCVTIMEO", unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience))
 }
 
-// passQueues sends a datagram on each CPU in turn, once for each hop: what comes
-// out of a queue may enter the next one, of any CPU.
+// passQueues sends a datagram on each CPU in turn, once per hop, since a packet
+// from one queue may enter another CPU's queue.
 func passQueues(fd int) error {
 	cpus, err := allowedCPUs()
 	if err != nil {
@@ -105,8 +104,8 @@ func passQueues(fd int) error {
 	return nil
 }
 
-// TestDrained: when drained returns, the kernel has received all that was
-// sent, though other tasks keep the CPUs busy.
+// TestDrained: when drained returns, the kernel has received all sent packets, even
+// if other tasks keep the CPUs busy.
 func TestDrained(t *testing.T) {
 	a, b := newPair(t)
 	flood := newNamespace(t)
@@ -117,7 +116,7 @@ func TestDrained(t *testing.T) {
 	stop := make(chan struct{})
 	defer close(stop)
 	for range 4 * runtime.NumCPU() {
-		// With so many packets the softirqs are ksoftirqd's.
+		// With this many packets, softirqs run in ksoftirqd.
 		c := flood.dial(t, "udp", addrPort(closed.LocalAddr()))
 		busy.Go(func() {
 			for {
@@ -137,7 +136,7 @@ func TestDrained(t *testing.T) {
 		s := b.listenUDP(t, addrs[1])
 		c := a.dial(t, "udp", addrPort(s.LocalAddr()))
 		s.Close()
-		send(t, c, 1) // the neighbour is known from here on
+		send(t, c, 1) // the neighbour entry exists from here on
 		testkit.Eventually(t, "the first datagram is received", func() bool { return b.counter(t, group) == 1 })
 		want := uint64(1)
 		for range rounds {

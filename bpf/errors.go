@@ -15,11 +15,11 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// refusal is what the kernel answered to a load or an attachment, in words that
-// say what to do about it.
+// refusal is the kernel's answer to a load or an attachment, with advice for the
+// reader.
 type refusal struct {
 	text   string
-	answer string // the verifier's own words, which only who develops understands
+	answer string // the verifier's own message, for developers
 	cause  error
 }
 
@@ -32,9 +32,9 @@ func (e *refusal) Error() string {
 
 func (e *refusal) Unwrap() error { return e.cause }
 
-// explain turns an error of a load or an attachment into a refusal, where it is
-// known what is behind it. The library answers any EPERM with advice on a memory
-// limit, which is seldom the cause and hides the real one.
+// explain turns an error of a load or an attachment into a refusal if its cause is
+// known. For any EPERM the library advises to raise the memory limit, which is
+// seldom the cause.
 func explain(err error) error {
 	if err == nil {
 		return nil
@@ -48,10 +48,11 @@ func explain(err error) error {
 		}
 		return refuse("not permitted, although the process has the capabilities: the kernel forbids this (lockdown, a security module, or a system call filter)", "")
 	case errors.As(err, &verifier) && noHelper(lastWords(verifier.Log)) && len(missingCapabilities()) > 0:
-		// The verifier knows no capabilities: to it there is no such helper.
+		// Without the capability, the verifier reports an unknown helper.
 		return refuse("not permitted: the process lacks "+strings.Join(missingCapabilities(), " and "), lastWords(verifier.Log))
 	case errors.As(err, &verifier) && noHelper(lastWords(verifier.Log)) && strings.Contains(lastWords(verifier.Log), "bpf_probe_read"):
-		// Nor does it know lockdown, and every kernel has this helper.
+		// Under lockdown, too, the verifier reports an unknown helper; every kernel
+		// has this one.
 		return refuse("not permitted, although the process has the capabilities: the kernel lets no eBPF program read its memory (lockdown=confidentiality)", "the verifier says: "+lastWords(verifier.Log))
 	case errors.As(err, &verifier):
 		return refuse("the kernel's verifier rejects it", fmt.Sprintf("%v: %s", verifier.Cause, lastWords(verifier.Log)))
@@ -67,17 +68,17 @@ func explain(err error) error {
 	return err
 }
 
-// lacks are the answers of a kernel that does not have what it is asked for.
+// lacks are errors of a kernel that does not have the requested feature.
 var lacks = []error{
 	unix.ENOSYS, unix.EOPNOTSUPP, errNotSupp, unix.EINVAL, unix.EADDRNOTAVAIL, unix.EILSEQ, unix.ESRCH, btf.ErrNotFound,
 }
 
-// errNotSupp is the kernel's ENOTSUPP, which it lets out although it is no error
-// of user space.
+// errNotSupp is ENOTSUPP, which the kernel returns although user space has no such
+// error.
 const errNotSupp = unix.Errno(524)
 
-// shortages are the answers of a machine that is short of something, and of one
-// where another program is in the way: the next attempt may find it otherwise.
+// shortages are temporary errors: the machine is short of a resource, or another
+// program is in the way. A later attempt may succeed.
 var shortages = []error{
 	unix.ENOMEM, unix.EMFILE, unix.ENFILE, unix.ENOSPC, unix.EDQUOT, unix.EAGAIN, unix.EINTR, unix.EBUSY, unix.EEXIST, unix.ETIMEDOUT, unix.EIO,
 }
@@ -86,12 +87,12 @@ func isOne(err error, of []error) bool {
 	return slices.ContainsFunc(of, func(e error) bool { return errors.Is(err, e) })
 }
 
-// Unsupported reports whether an error of New or Load says that this machine
-// cannot run a probe, as long as it is what it is: the kernel lacks a function, a
-// feature or its type information, its verifier does not take the program (it will
-// not take it next time either), or a policy forbids it (capabilities, lockdown, a
-// security module, a system call filter). Any other error is a failure: of
-// something that should work.
+// Unsupported reports whether an error of New or Load means that this machine
+// cannot run a probe: the kernel lacks a function, a feature or its type
+// information, its verifier rejects the program, or a policy forbids it
+// (capabilities, lockdown, a security module, a system call filter). A later
+// attempt would fail the same way. Any other error is a failure of a probe that
+// should work.
 func Unsupported(err error) bool {
 	if errors.As(err, new(*UnsupportedError)) {
 		return true
@@ -99,8 +100,8 @@ func Unsupported(err error) bool {
 	return errors.As(err, new(*refusal)) && !isOne(err, shortages)
 }
 
-// Reason is why a probe is not supported, in one line that a person understands:
-// without what the verifier says.
+// Reason returns why a probe is not supported in one readable line, without the
+// verifier's log.
 func Reason(err error) string {
 	var unsupported *UnsupportedError
 	var r *refusal
@@ -113,13 +114,13 @@ func Reason(err error) string {
 	return err.Error()
 }
 
-// noHelper reports whether the verifier refuses a helper as unknown.
+// noHelper reports whether the verifier refused a helper as unknown.
 func noHelper(words string) bool {
 	return strings.Contains(words, "cannot use helper") || strings.Contains(words, "unknown func")
 }
 
-// lastWords gives the end of a verifier's log that says why: its last line but
-// the statistics.
+// lastWords returns the last line of a verifier's log before its statistics, which
+// names the cause.
 func lastWords(log []string) string {
 	for i := len(log) - 1; i >= 0; i-- {
 		line := strings.TrimSpace(log[i])
@@ -131,7 +132,8 @@ func lastWords(log []string) string {
 	return "no log"
 }
 
-// missingCapabilities names what the process lacks for tracing with eBPF.
+// missingCapabilities names the capabilities that the process lacks for tracing
+// with eBPF.
 func missingCapabilities() []string {
 	effective, err := kernel.OwnCapabilities()
 	if err != nil {
@@ -142,7 +144,7 @@ func missingCapabilities() []string {
 
 func missingFrom(effective uint64) []string {
 	has := func(c int) bool { return effective&(1<<c) != 0 }
-	// Before 5.8 there were no finer capabilities than this one.
+	// Before 5.8 CAP_SYS_ADMIN covered CAP_BPF and CAP_PERFMON.
 	if has(unix.CAP_SYS_ADMIN) {
 		return nil
 	}

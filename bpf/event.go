@@ -14,14 +14,14 @@ import (
 	"nodeskoop/bpf/internal/objects"
 )
 
-// EventType is a kind of occurrence that a probe tells of.
+// EventType is a kind of event that a probe sends.
 type EventType uint16
 
-// eventTypes ends the types of events: enum event_type of headers/event.h. Those
-// of a probe are in its file.
+// eventTypes is the number of event types: enum event_type of headers/event.h. Each
+// probe's file declares its own types.
 const eventTypes = EventType(objects.SharedEventTypeEVENT_TYPES)
 
-// eventNames are the names in C, without their prefix.
+// eventNames are the names of enum event_type without their prefix.
 var eventNames = sync.OnceValue(func() []string {
 	spec, err := objects.LoadShared()
 	var types *btf.Enum
@@ -29,7 +29,7 @@ var eventNames = sync.OnceValue(func() []string {
 		err = spec.Types.TypeByName("event_type", &types)
 	}
 	if err != nil {
-		panic(fmt.Sprintf("bpf: the names of the event types: %v", err)) // the object is part of the program
+		panic(fmt.Sprintf("bpf: the names of the event types: %v", err)) // The object is embedded, so an error is a bug.
 	}
 	names := make([]string, eventTypes)
 	for _, v := range types.Values {
@@ -40,8 +40,8 @@ var eventNames = sync.OnceValue(func() []string {
 	return names
 })
 
-// String is the type's name in the BPF objects. What users see it called is
-// the catalogue's to say.
+// String returns the type's name in the BPF objects. The catalogue has the name for
+// users.
 func (t EventType) String() string {
 	if t == 0 || t >= eventTypes {
 		return fmt.Sprintf("EventType(%d)", uint16(t))
@@ -49,7 +49,7 @@ func (t EventType) String() string {
 	return eventNames()[t]
 }
 
-// EventTypes are all types there are.
+// EventTypes returns all event types.
 func EventTypes() []EventType {
 	types := make([]EventType, 0, eventTypes-1)
 	for t := EventType(1); t < eventTypes; t++ {
@@ -58,16 +58,16 @@ func EventTypes() []EventType {
 	return types
 }
 
-// Event is one occurrence. Which fields are set depends on the type; those
-// without meaning are zero.
+// Event is one occurrence. Its type decides which fields are set; the others are
+// zero.
 type Event struct {
 	Type  EventType
 	Time  time.Time     // when the kernel saw it
-	Clock time.Duration // the same on the kernel's CLOCK_MONOTONIC, outside time namespaces
+	Clock time.Duration // Time on the kernel's CLOCK_MONOTONIC, regardless of time namespaces
 
 	Netns    uint64 // inode of the network namespace, 0 if none is known
 	CPU      uint32
-	PID      uint32 // of the process, as user space counts processes
+	PID      uint32 // of the process, in the initial PID namespace
 	Ifindex  uint32
 	Reason   uint32 // see Reasons
 	Detail   uint32 // softirq vector, kind of retransmission, block operation
@@ -75,9 +75,9 @@ type Event struct {
 	Protocol uint8  // IP protocol
 	TCPState uint8  // the kernel's number, see TCPStateName
 
-	// Source and Destination are not valid where no addresses are known;
-	// the port is 0 where there is none. An IPv4-mapped address is IPv4.
-	// Where an event is about one end, the source is this node's.
+	// Source and Destination are invalid if no addresses are known; the port is 0
+	// if there is none. IPv4-mapped addresses become IPv4. If an event is about one
+	// end, Source is this node's.
 	Source, Destination netip.AddrPort
 
 	Latency  time.Duration
@@ -90,8 +90,8 @@ type Event struct {
 	name  [len(objects.SharedEvent{}.Name)]byte
 }
 
-// Stack holds the return addresses of the kernel's stack, innermost first; it
-// is the event's own and is overwritten with it.
+// Stack returns the return addresses of the kernel stack, innermost first. The
+// slice is overwritten together with the event.
 func (e *Event) Stack() []uint64 { return e.stack[:e.depth] }
 
 // Comm is the name of the process.
@@ -104,11 +104,11 @@ func text(b []byte) string {
 	if i := bytes.IndexByte(b, 0); i >= 0 {
 		b = b[:i]
 	}
-	// A process may call itself anything.
+	// The name of a process may hold any bytes.
 	return strings.ToValidUTF8(string(b), "?")
 }
 
-// TCPStateName names the kernel's number of a TCP state, "" for 0.
+// TCPStateName returns the name of the kernel's number of a TCP state, "" for 0.
 func TCPStateName(state uint8) string {
 	if int(state) < len(tcpStates) {
 		return tcpStates[state]
@@ -121,14 +121,14 @@ var tcpStates = [...]string{
 	"CLOSE_WAIT", "LAST_ACK", "LISTEN", "CLOSING", "NEW_SYN_RECV", "BOUND_INACTIVE",
 }
 
-// What the ring's records hold: struct event, or struct event_stack.
+// Sizes of the ring's records: struct event and struct event_stack.
 const (
 	sizeEvent      = int(unsafe.Sizeof(objects.SharedEvent{}))
 	sizeEventStack = int(unsafe.Sizeof(objects.SharedEventStack{}))
 )
 
-// decode fills the event from a record of the ring. Records come from the
-// kernel, but every length and index in them is checked all the same.
+// decode fills the event from a record of the ring. It checks every length and
+// index, although records come from the kernel.
 func (e *Event) decode(record []byte, boot time.Time) error {
 	if len(record) != sizeEvent && len(record) != sizeEventStack {
 		return fmt.Errorf("event of %d bytes; they have %d, or %d with a stack", len(record), sizeEvent, sizeEventStack)
@@ -168,7 +168,7 @@ func (e *Event) decode(record []byte, boot time.Time) error {
 	return nil
 }
 
-// ends gives the addresses and ports of a tuple.
+// ends returns the addresses and ports of a tuple.
 func ends(t *objects.SharedTuple) (source, destination netip.AddrPort) {
 	if t.Family != 4 && t.Family != 6 {
 		return netip.AddrPort{}, netip.AddrPort{}

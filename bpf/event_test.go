@@ -16,8 +16,8 @@ import (
 	"nodeskoop/bpf/internal/objects"
 )
 
-// TestLayouts holds the types that Go decodes by, which are those of
-// shared.bpf.c, against the type information of each probe's object.
+// TestLayouts compares the types that Go decodes with, those of shared.bpf.c, with
+// the BTF of each probe's object.
 func TestLayouts(t *testing.T) {
 	for name, d := range definitions {
 		spec, err := d.spec()
@@ -67,7 +67,7 @@ func TestLayouts(t *testing.T) {
 	}
 }
 
-// A field is a member of a struct, by its place and size in bytes.
+// field is a member of a struct with its offset and size in bytes.
 type field struct {
 	Name       string
 	Offset, Of int
@@ -93,8 +93,8 @@ func layoutOfC(t *testing.T, s *btf.Struct) (fields []field) {
 	return append(fields, field{"", 0, int(s.Size)})
 }
 
-// TestDefinitions: every program is in a rung, and every rung's program in
-// the object.
+// TestDefinitions: every program is in a rung, and the object has every rung's
+// programs.
 func TestDefinitions(t *testing.T) {
 	var sent []EventType
 	for name, d := range definitions {
@@ -166,7 +166,7 @@ func TestDecode(t *testing.T) {
 	if len(e.Device()) != len(e.name) {
 		t.Errorf("a name that fills its field: %q", e.Device())
 	}
-	// The next event leaves nothing of this one.
+	// The next event keeps no field of this one.
 	if err := e.decode(record(TCPResetActive, 0), boot); err != nil || len(e.Stack()) != 0 {
 		t.Errorf("%v %v", err, e.Stack())
 	}
@@ -177,7 +177,7 @@ func TestDecode(t *testing.T) {
 		"no type":       record(0, 0),
 		"unknown type":  record(eventTypes, 0),
 		"stack too big": record(PacketLoss, len(e.stack)+1),
-		// A depth of one, but no stack.
+		// depth one without a stack
 		"stack without room": record(PacketLoss, 1)[:sizeEvent],
 	} {
 		if err := e.decode(b, boot); err == nil {
@@ -213,8 +213,8 @@ func BenchmarkDecode(b *testing.B) {
 	}
 }
 
-// TestMonotonicOffset: as proc_timens_show_offsets of Linux 5.6 and of newer
-// ones prints it; what is nothing of the kind is no offset.
+// TestMonotonicOffset: formats of proc_timens_show_offsets in Linux 5.6 and newer;
+// invalid text gives no offset.
 func TestMonotonicOffset(t *testing.T) {
 	for text, want := range map[string]time.Duration{
 		"monotonic           0         0\nboottime            0         0\n": 0,

@@ -2,12 +2,12 @@
 
 //go:build ignore
 
-/* flow: what this node sends, per connection, in one of two ways.
+/* flow: traffic that this node sends, per connection.
  *
- * One program at the root of the cgroups sees the packets of all sockets in
- * all network namespaces, once each, and none that is only forwarded. Or the
- * devices that the user names have a program each, which sees what they
- * transmit, forwarded packets too. Never both: a packet would count twice. */
+ * By default a program at the root cgroup sees the packets of all sockets in all
+ * network namespaces, once each, and no forwarded packets. With configured devices,
+ * each has a program that sees every packet it transmits, forwarded ones included.
+ * The two never run together: packets would count twice. */
 
 #include "headers/kernel.h"
 #include "headers/counter.h"
@@ -19,14 +19,14 @@ enum slot { BYTES, PACKETS, MADE, FAILED, SLOTS };
 
 GO_TYPES(enum slot slot;);
 
-/* Without ports, all connections of two addresses share an entry. */
+/* Without ports, all connections between two addresses share an entry. */
 const volatile bool with_ports = false;
 
 /* The network namespace of the devices. */
 const volatile __u32 device_netns = 0;
 
 #define ETHERNET_HEADER 14
-#define TC_NEXT -1 /* the device's other programs and filters decide */
+#define TC_NEXT -1 /* let the device's other programs and filters decide */
 
 struct flow_key {
 	struct tuple tuple;
@@ -36,9 +36,9 @@ struct flow_key {
 struct flow {
 	__u64 bytes;
 	__u64 packets;
-	__u64 made_ns; /* tells an entry from another of the same connection */
-	__u32 seen; /* the sweep before which it had its last packet */
-	__u32 room; /* that it takes, see room.h */
+	__u64 made_ns; /* distinguishes entries of the same connection */
+	__u32 seen; /* number of the sweep before which it had its last packet */
+	__u32 room; /* room that it occupies, see room.h */
 };
 
 struct {
@@ -53,13 +53,13 @@ DEFINE_SHARES(flow_shares, 1024);
 /* User space numbers its sweeps through the table. */
 __u32 sweep;
 
-/* The totals go on when the map evicts a flow: what is missing in the flows
- * is what it evicted. */
+/* The totals keep counting when the map evicts a flow: the difference to the sum of
+ * all flows is what evicted flows had counted. */
 DEFINE_HOST_COUNTERS();
 
-/* The context shows a socket that may be looked at only through a few fields.
- * Its address, read from memory, is a plain number, which may be looked at
- * through the kernel's type information. */
+/* Through the context's socket pointer only a few fields are readable. Read as a
+ * plain number from memory, the same address gives access to all fields through
+ * BTF. */
 static __always_inline struct owner owner_of_context(struct __sk_buff *skb)
 {
 	__u64 shown = skb->sk, address = 0;
@@ -68,8 +68,8 @@ static __always_inline struct owner owner_of_context(struct __sk_buff *skb)
 	return owner_of_sock((const struct sock *)address);
 }
 
-/* The headers of a packet in a tunnel, when the device cuts the inner one up.
- * The fields are in groups whose names changed; only these are looked at. */
+/* Headers of a tunnelled packet that the device will segment. The kernel renamed
+ * the groups around these fields; only the fields themselves are read. */
 struct sk_buff___tunnel {
 	__u8 encapsulation : 1;
 	__u16 inner_transport_header;
@@ -84,8 +84,8 @@ struct skb_shared_info {
 
 #define GSO_TCP (1 << 0 | 1 << 4) /* SKB_GSO_TCPV4, SKB_GSO_TCPV6 */
 
-/* The length of what each packet has of its own when one is cut up: IP header,
- * transport header, and those of tunnels between them. */
+/* Length of the headers that each segment of a GSO packet carries: IP, transport
+ * and tunnel headers. */
 static __always_inline __u32 headers_length(struct __sk_buff *skb, const struct tuple *t,
 					    const struct headers *h)
 {
@@ -97,7 +97,7 @@ static __always_inline __u32 headers_length(struct __sk_buff *skb, const struct 
 	bool tcp = t->protocol == IPPROTO_TCP;
 
 	if (!tcp) {
-		/* The context's address, read from memory, is a plain number. */
+		/* Read from memory, the context's address becomes a plain number. */
 		bpf_probe_read_kernel(&kernel, sizeof(kernel), &shown);
 		if (BPF_CORE_READ_BITFIELD_PROBED(kernel, encapsulation)) {
 			l4 = h->l3 + BPF_CORE_READ(kernel, inner_transport_header) -
@@ -112,8 +112,8 @@ static __always_inline __u32 headers_length(struct __sk_buff *skb, const struct 
 	return l4 - h->l3 + (offset >> 4) * 4;
 }
 
-/* Most packets have their IP header without options or extensions, and it lies
- * where it can be read without helpers. What is otherwise, tuple_parse reads. */
+/* Fast path for an IP header without options or extensions that is readable without
+ * helpers. tuple_parse handles all other packets. */
 static __always_inline bool tuple_direct(struct __sk_buff *skb, const __u32 offset, __be16 protocol,
 					 struct tuple *t, struct headers *h)
 {
@@ -171,8 +171,8 @@ static __always_inline void account(struct __sk_buff *skb, const __u32 offset, _
 		   !tuple_parse(&p, offset, protocol, &key.tuple, &h)))
 		return;
 	bytes = skb->len - h.l3;
-	/* One packet for the device to cut up is counted as what it is cut
-	 * into. Virtual machines send such without saying how many it makes. */
+	/* A GSO packet counts as its segments. Virtual machines send GSO packets
+	 * without a segment count. */
 	if (size) {
 		headers = headers_length(skb, &key.tuple, &h);
 		if (!segments && bytes > headers)
@@ -214,8 +214,9 @@ int cgroup_egress(struct __sk_buff *skb)
 	return 1;
 }
 
-/* A device whose packets begin with an Ethernet header: it says what follows.
- * A VLAN tag that the device is to add is beside the packet, not in it. */
+/* For devices whose packets begin with an Ethernet header, which names the
+ * protocol. A VLAN tag that the device will add is in skb metadata, not in the
+ * packet. */
 SEC("tc")
 int device_frames(struct __sk_buff *skb)
 {
@@ -227,7 +228,7 @@ int device_frames(struct __sk_buff *skb)
 	return TC_NEXT;
 }
 
-/* A device whose packets begin with the IP header. */
+/* For devices whose packets begin with the IP header. */
 SEC("tc")
 int device_packets(struct __sk_buff *skb)
 {

@@ -43,7 +43,7 @@ var flow = definition{
 	full:     lackOfFlows,
 }
 
-// lackOfFlows is what State says while connections find no room.
+// lackOfFlows is the limitation that State reports while connections find no room.
 const lackOfFlows = "some connections of network namespaces that have more than their share of the table holds"
 
 const mapFlowShares = objects.FlowMapFlowShares
@@ -68,18 +68,18 @@ func prepareFlow(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) error 
 	return nil
 }
 
-// Slots of the counters of flow.
+// Counter slots of flow.
 const (
 	FlowBytes   = int(objects.FlowSlotBYTES)
 	FlowPackets = int(objects.FlowSlotPACKETS)
-	FlowsMade   = int(objects.FlowSlotMADE)   // connections that got an entry
-	FlowsFailed = int(objects.FlowSlotFAILED) // packets whose connection found no room for one
+	FlowsMade   = int(objects.FlowSlotMADE)   // entries created
+	FlowsFailed = int(objects.FlowSlotFAILED) // packets whose connection found no room
 )
 
-// FlowKey names a connection. It is comparable, and small for what it holds.
+// FlowKey identifies a connection. It is comparable and compact.
 type FlowKey struct{ key objects.FlowFlowKey }
 
-// NewFlowKey makes the key of a connection, of valid addresses.
+// NewFlowKey returns the key of a connection between two valid addresses.
 func NewFlowKey(netns uint64, protocol uint8, source, destination netip.AddrPort) FlowKey {
 	t := objects.SharedTuple{
 		Saddr: source.Addr().As16(), Daddr: destination.Addr().As16(),
@@ -92,18 +92,18 @@ func NewFlowKey(netns uint64, protocol uint8, source, destination netip.AddrPort
 	return FlowKey{objects.FlowFlowKey{Tuple: t, Netns: uint32(netns)}}
 }
 
-// Netns is the inode number of the network namespace of the socket or the
+// Netns returns the inode number of the network namespace of the socket or the
 // devices.
 func (k *FlowKey) Netns() uint64 { return uint64(k.key.Netns) }
 
-// Ends gives the protocol and the two ends, the sender's first.
+// Ends returns the protocol and the two ends, the sender's first.
 func (k *FlowKey) Ends() (protocol uint8, source, destination netip.AddrPort) {
 	t := (*objects.SharedTuple)(&k.key.Tuple)
 	source, destination = ends(t)
 	return t.Protocol, source, destination
 }
 
-// Compare orders keys by namespace, and then in an order of no meaning.
+// Compare orders keys by namespace, then arbitrarily.
 func (k *FlowKey) Compare(o *FlowKey) int {
 	if c := cmp.Compare(k.key.Netns, o.key.Netns); c != 0 {
 		return c
@@ -111,28 +111,28 @@ func (k *FlowKey) Compare(o *FlowKey) int {
 	return bytes.Compare(memoryOf(&k.key), memoryOf(&o.key))
 }
 
-// memoryOf is the memory of a key, which has no padding.
+// memoryOf returns the bytes of a key, which has no padding.
 func memoryOf(k *objects.FlowFlowKey) []byte {
 	return (*[unsafe.Sizeof(*k)]byte)(unsafe.Pointer(k))[:]
 }
 
-// FlowEntry is one entry of the map of connections: what this node's sockets, or
-// its devices (see Config.Devices), sent on one connection since the map got the
-// entry. Without Config.Ports, it is all connections of two addresses, and ports
-// are 0.
+// FlowEntry is one entry of the map of connections: the traffic that this node's
+// sockets, or its devices (see Config.Devices), sent on one connection since the
+// entry was created. Without Config.Ports an entry covers all connections between
+// two addresses, and ports are 0.
 type FlowEntry struct {
 	Key FlowKey
-	// Bytes are those of IP packets as they leave the node: one packet that
-	// the device cuts up counts as what it is cut into, headers and all.
-	// Packets are counted likewise.
+	// Bytes and Packets count IP packets as they leave the node: each segment of a
+	// GSO packet counts, with its headers.
 	Bytes, Packets uint64
-	// Made tells the entry from an earlier or a later one of the connection.
+	// Made distinguishes entries of the same connection, of which one follows
+	// another.
 	Made uint64
-	// Idle is for how many whole sweeps the connection has sent nothing.
+	// Idle is the number of complete sweeps in which the connection sent nothing.
 	Idle uint32
 }
 
-// flowKey and flowValue are what the map has.
+// flowKey and flowValue are the map's key and value.
 type (
 	flowKey   = objects.FlowFlowKey
 	flowValue = objects.FlowFlow
@@ -144,23 +144,23 @@ type flowReader struct {
 	sweeps uint32
 }
 
-// mostDropped is how many entries one pass through the map takes out of it.
+// mostDropped is the maximum number of entries that one pass deletes.
 const mostDropped = 8192
 
 // EachFlow calls f for each entry, without a sweep. The map keeps the connections
-// of each namespace up to its share; what it has no room for, or evicted, is the
-// difference between the slots FlowBytes and FlowPackets of Counters, which
-// never fall, and the sums of these.
+// of each namespace up to its share. Traffic of connections that found no room or
+// were evicted is the difference between the slots FlowBytes and FlowPackets of
+// Counters, which never fall, and the sums over the entries.
 func (p *Probe) EachFlow(f func(FlowEntry)) error {
 	return p.eachFlow(func(m *ebpf.Map) error {
 		return p.flows.each(m, 1, func(k *flowKey, v []flowValue) { f(p.flows.entry(k, &v[0])) })
 	})
 }
 
-// SweepFlows calls f for each entry and takes those out of the map for which f
-// says so, some thousands at a time. What one of them sends meanwhile makes it a
-// new one, or is only in Counters. What is left is how much of its share each
-// namespace has used.
+// SweepFlows calls f for each entry and deletes the entries for which f returns
+// false, some thousands per call. Traffic of a deleted connection in the meantime
+// creates a new entry or counts only in Counters. A sweep also updates how much of
+// its share each namespace uses.
 func (p *Probe) SweepFlows(f func(FlowEntry) (keep bool)) error {
 	return p.eachFlow(func(m *ebpf.Map) error {
 		p.flows.sweeps++
@@ -211,7 +211,7 @@ func (p *Probe) eachFlow(f func(*ebpf.Map) error) error {
 	return nil
 }
 
-// forget deletes the connections of namespaces.
+// forget deletes the connections of the namespaces.
 func (r *flowReader) forget(m *ebpf.Map, gone map[uint32]bool) error {
 	for {
 		err := r.sweep(m, func(k *flowKey, _ *flowValue) bool { return !gone[k.Netns] || len(r.drop) == mostDropped })
@@ -221,7 +221,7 @@ func (r *flowReader) forget(m *ebpf.Map, gone map[uint32]bool) error {
 	}
 }
 
-// sweep goes through the map and then deletes what is not to be kept.
+// sweep walks the map, then deletes the entries that keep rejects.
 func (r *flowReader) sweep(m *ebpf.Map, keep func(*flowKey, *flowValue) bool) error {
 	r.drop = r.drop[:0]
 	err := r.each(m, 1, func(k *flowKey, v []flowValue) {

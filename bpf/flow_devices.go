@@ -26,18 +26,17 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// filterName begins the name of each cls_bpf filter of ours. What follows is
-// the name of a lease, which tells whether the process that added the filter
-// still lives.
+// filterName is the prefix of our cls_bpf filters' names. The rest is the name of a
+// lease, which shows whether the process that added the filter still runs.
 const filterName = "nodeskoop_flow:"
 
-// filterPriority is low, so that ours comes before filters that end the chain,
-// and not the lowest, which others ask for by number.
+// filterPriority is a low number, so that our filter runs before filters that end
+// the chain. It is not the lowest, because other programs ask for low numbers
+// explicitly.
 const filterPriority = 77
 
-// devices attaches a pair of programs to what the devices of one network
-// namespace transmit: one for devices with an Ethernet header, one for those
-// without.
+// devices attaches a pair of programs to the egress of the devices in one network
+// namespace: one for devices with an Ethernet header, one for those without.
 type devices struct {
 	patterns    []string
 	netns       netns.NsHandle
@@ -47,22 +46,22 @@ type devices struct {
 	kind        Kind
 	frames      *ebpf.Program
 	packets     *ebpf.Program
-	held        map[int]*attachment // by index: a name may be given to another device
+	held        map[int]*attachment // by index, since a name may pass to another device
 	limitations []string            // of the last scan
 	closed      bool
 
-	// mu is held over all that asks the kernel about devices, which may take as
-	// long as another program holds RTNL. It guards held, lacks and closed once
-	// the probe is loaded.
+	// mu is held during requests to the kernel about devices, which wait as long as
+	// another program holds RTNL. It guards held, lacks and closed once the probe
+	// is loaded.
 	mu    sync.Mutex
 	found atomic.Pointer[found]
 
 	scanMu   sync.Mutex
-	scanning chan struct{} // of the last scan: closed when it is over
-	since    time.Time     // when it began
+	scanning chan struct{} // closed when the running scan ends
+	since    time.Time     // start of the running scan
 }
 
-// found is what a scan found.
+// found is the result of a scan.
 type found struct {
 	names       []string
 	limitations string
@@ -72,10 +71,10 @@ type found struct {
 type attachment struct {
 	device string
 	tcx    link.Link // nil for a filter
-	made   bool      // the device had no clsact before
+	made   bool      // we created the device's clsact
 }
 
-// newDevices opens the network namespace: path, or the calling thread's.
+// newDevices opens a network namespace: that of file, or the calling thread's.
 func newDevices(patterns []string, file string) (*devices, error) {
 	for _, p := range patterns {
 		if _, err := path.Match(p, "eth0"); err != nil || p == "" {
@@ -108,8 +107,8 @@ func newDevices(patterns []string, file string) (*devices, error) {
 	return d, nil
 }
 
-// inside runs f on a thread that is in the devices' namespace. Where the
-// caller is there already, that needs no rights.
+// inside runs f on a thread in the devices' namespace. If the caller is already
+// there, this needs no privileges.
 func (d *devices) inside(f func() error) error {
 	runtime.LockOSThread()
 	if inode, err := kernel.Inode(kernel.OwnNetns); err == nil && inode == d.inode {
@@ -120,8 +119,8 @@ func (d *devices) inside(f func() error) error {
 	return kernel.InNetnsFD(int(d.netns), f)
 }
 
-// start takes the programs and scans for the first time. It fails if this
-// kind of hook works on no device.
+// start stores the programs and scans for the first time. It fails if this kind of
+// hook works on no device.
 func (d *devices) start(kind Kind, frames, packets *ebpf.Program) error {
 	d.kind, d.frames, d.packets = kind, frames, packets
 	first, err := d.scan()
@@ -133,8 +132,8 @@ func (d *devices) start(kind Kind, frames, packets *ebpf.Program) error {
 	case first != nil:
 		return first
 	case kind == TCX:
-		// No device says whether the kernel can, so the loopback device of
-		// the namespace has to.
+		// Without a matching device, test the kernel's support on the namespace's
+		// loopback device.
 		lo, err := d.netlink.LinkByName("lo")
 		if err != nil {
 			return fmt.Errorf("look for the device lo: %w", err)
@@ -148,12 +147,12 @@ func (d *devices) start(kind Kind, frames, packets *ebpf.Program) error {
 	return nil
 }
 
-// scan attaches to the devices that match by now, and forgets those that went.
-// It answers the first device's refusal apart from a failure to list them.
+// scan attaches to newly matching devices and drops devices that are gone. It
+// returns the first device's refusal separately from a failure to list devices.
 func (d *devices) scan() (first, err error) {
 	d.limitations = nil
 	links, err := d.netlink.LinkList()
-	partial := errors.Is(err, netlink.ErrDumpInterrupted) // the next scan sees the rest
+	partial := errors.Is(err, netlink.ErrDumpInterrupted) // The next scan completes an interrupted dump.
 	if err != nil && !partial {
 		err = fmt.Errorf("list the network devices: %w", err)
 		d.limitations = []string{err.Error()}
@@ -172,7 +171,7 @@ func (d *devices) scan() (first, err error) {
 		}
 		h, err := d.attach(l)
 		if errors.Is(err, unix.ENODEV) {
-			continue // it went meanwhile
+			continue // removed meanwhile
 		}
 		if err != nil {
 			err = fmt.Errorf("attach to device %s: %w", a.Name, explainDevice(err))
@@ -206,7 +205,7 @@ func (d *devices) matches(name string) bool {
 	})
 }
 
-// names are the devices in use.
+// names returns the devices in use.
 func (d *devices) names() []string {
 	var names []string
 	for h := range maps.Values(d.held) {
@@ -216,7 +215,8 @@ func (d *devices) names() []string {
 	return names
 }
 
-// programFor picks by what a device's packets begin with.
+// programFor selects the program by the header that the device's packets begin
+// with.
 func (d *devices) programFor(l netlink.Link) (*ebpf.Program, error) {
 	switch encap := l.Attrs().EncapType; encap {
 	case "ether", "loopback":
@@ -229,8 +229,7 @@ func (d *devices) programFor(l netlink.Link) (*ebpf.Program, error) {
 }
 
 func (d *devices) attach(l netlink.Link) (*attachment, error) {
-	// What a killed run left on the device is not needed whichever way this
-	// run goes.
+	// Remove filters of a killed run first, whichever hook this run uses.
 	filters, err := d.filters(l)
 	if err != nil {
 		return nil, err
@@ -255,11 +254,12 @@ func (d *devices) attachTCX(l netlink.Link) (tcx link.Link, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// The number of a device is one of the thread's namespace.
+	// The index of a device is valid in the namespace of the thread.
 	err = d.inside(func() error {
 		tcx, err = link.AttachTCX(link.TCXOptions{
 			Interface: l.Attrs().Index, Program: program, Attach: ebpf.AttachTCXEgress,
-			// What comes later sees only what the earlier ones let pass.
+			// Programs attached after ours see only packets that earlier ones let
+			// pass.
 			Anchor: link.Head(),
 		})
 		return err
@@ -267,8 +267,7 @@ func (d *devices) attachTCX(l netlink.Link) (tcx link.Link, err error) {
 	return tcx, err
 }
 
-// attachFilter adds a filter of ours, and the clsact that it needs unless the
-// device has one.
+// attachFilter adds our filter, and a clsact if the device has none.
 func (d *devices) attachFilter(l netlink.Link) (*attachment, error) {
 	program, err := d.programFor(l)
 	if err != nil {
@@ -291,8 +290,8 @@ func (d *devices) attachFilter(l netlink.Link) (*attachment, error) {
 		},
 		Fd: program.FD(), Name: filterName + d.lease.name, DirectAction: true,
 	}
-	// A number of its own keeps the filter from being taken for another's,
-	// and adding one never replaces any.
+	// A handle of its own distinguishes the filter from others, and adding it never
+	// replaces another filter.
 	for range 4 {
 		var b [2]byte
 		rand.Read(b[:])
@@ -317,14 +316,14 @@ func clsact(l netlink.Link) netlink.Qdisc {
 	}
 }
 
-// priority is one before those of all filters on the device, if there is one:
-// a filter that lets a packet pass for good ends the chain.
+// priority returns a number before all existing filters on the device: a filter
+// that accepts a packet ends the chain.
 func priority(filters []netlink.Filter) uint16 {
 	p := uint16(filterPriority)
 	taken := map[uint16]bool{}
 	for _, f := range filters {
 		a := f.Attrs()
-		// A priority belongs to filters of one type and protocol.
+		// All filters of one priority have the same type and protocol.
 		if b, ok := f.(*netlink.BpfFilter); !ok || a.Protocol != unix.ETH_P_ALL {
 			taken[a.Priority] = true
 		} else if strings.HasPrefix(b.Name, filterName) {
@@ -338,7 +337,7 @@ func priority(filters []netlink.Filter) uint16 {
 	return p
 }
 
-// filters lists those on what the device transmits. No clsact: none.
+// filters lists the filters on the device's egress; none without a clsact.
 func (d *devices) filters(l netlink.Link) ([]netlink.Filter, error) {
 	return d.filtersOf(l, netlink.HANDLE_MIN_EGRESS)
 }
@@ -354,8 +353,8 @@ func (d *devices) filtersOf(l netlink.Link, parent uint32) ([]netlink.Filter, er
 	return filters, nil
 }
 
-// holds tells whether an attachment is still in force: others may remove a
-// clsact with all that is on it.
+// holds reports whether an attachment is still in place: other programs may remove
+// a clsact with everything on it.
 func (d *devices) holds(l netlink.Link, h *attachment) bool {
 	if h.tcx != nil {
 		info, err := h.tcx.Info()
@@ -403,7 +402,7 @@ func (d *devices) detach(index int, h *attachment) error {
 	if err != nil {
 		var gone netlink.LinkNotFoundError
 		if errors.As(err, &gone) || errors.Is(err, unix.ENODEV) {
-			return nil // and the filter with it
+			return nil // the filter went with it
 		}
 		return err
 	}
@@ -421,14 +420,14 @@ func (d *devices) detach(index int, h *attachment) error {
 			return fmt.Errorf("remove the filter: %w", err)
 		}
 	}
-	// Where the filter is gone, so is the clsact that was made for it.
+	// If the filter is gone, so is the clsact that we created for it.
 	if h.made && found {
 		return d.removeClsact(l)
 	}
 	return nil
 }
 
-// removeClsact removes the clsact unless somebody has come to use it.
+// removeClsact removes the clsact unless another program uses it.
 func (d *devices) removeClsact(l netlink.Link) error {
 	for _, parent := range []uint32{netlink.HANDLE_MIN_EGRESS, netlink.HANDLE_MIN_INGRESS} {
 		filters, err := d.filtersOf(l, parent)
@@ -442,7 +441,7 @@ func (d *devices) removeClsact(l netlink.Link) error {
 	return nil
 }
 
-// stop detaches from all devices; another kind may start then.
+// stop detaches from all devices, after which another kind of hook may start.
 func (d *devices) stop() error {
 	var errs []error
 	for index, h := range d.held {
@@ -474,9 +473,9 @@ func explainDevice(err error) error {
 	return err
 }
 
-// lease is a name that is taken in a network namespace as long as its process
-// lives, whatever ends it: an abstract socket's. Process numbers would not do,
-// as processes in containers do not see each other's.
+// lease is the name of an abstract socket, which the kernel frees when the process
+// ends, however it ends. PIDs would not do, because processes in different
+// containers do not see each other's.
 type lease struct {
 	name string
 	fd   int
@@ -505,8 +504,8 @@ func bindLease(name string) (int, error) {
 	return fd, nil
 }
 
-// leased tells whether the process that took the name lives. When in doubt, it
-// does.
+// leased reports whether the process that holds the name still runs; true if
+// unsure.
 func leased(name string) bool {
 	if len(name) == 0 || len(name) > 64 {
 		return true
@@ -525,16 +524,14 @@ func (l lease) close() {
 	}
 }
 
-// rescanWait is how long a reading of the flows waits for a scan of the devices.
+// rescanWait is how long reading the flows waits for a running scan of the devices.
 const rescanWait = 300 * time.Millisecond
 
-// Rescan attaches a probe that watches devices to those that have come, and
-// lets go of those that went. State tells what it could not do. Probes that
-// watch no devices have nothing to scan.
+// Rescan attaches the probe to new matching devices and detaches it from removed
+// ones. State reports what failed. For probes without devices it does nothing.
 //
-// The kernel answers when whoever holds its lock on network devices (RTNL) lets
-// go of it. Rescan does not wait that long: the devices that are attached go on
-// to be counted, and State tells of the wait.
+// The kernel answers only when the current holder of RTNL releases it. Rescan does
+// not wait that long: attached devices keep counting, and State reports the wait.
 func (p *Probe) Rescan() {
 	d := p.devices
 	if d == nil {
@@ -551,8 +548,8 @@ func (p *Probe) Rescan() {
 	p.showDevices()
 }
 
-// rescan begins a scan unless one is under way. The channel is closed at its
-// end.
+// rescan starts a scan unless one is running. The channel is closed when the scan
+// ends.
 func (d *devices) rescan() (scan <-chan struct{}, fresh bool) {
 	d.scanMu.Lock()
 	defer d.scanMu.Unlock()
@@ -576,19 +573,19 @@ func (d *devices) rescan() (scan <-chan struct{}, fresh bool) {
 			}
 		}()
 		if !d.closed {
-			d.scan() // what failed is in its lacks
+			d.scan() // failures are recorded in limitations
 		}
 	}()
 	return done, true
 }
 
-// publish makes known what a scan has found. The caller holds d.mu.
+// publish publishes the result of a scan. The caller holds d.mu.
 func (d *devices) publish() {
 	d.found.Store(&found{d.names(), strings.Join(d.limitations, "; ")})
 }
 
-// shown are the devices in use and what is not seen of them, as far as is
-// known: it does not wait for a scan that is under way.
+// shown returns the devices in use and their limitations as of the last finished
+// scan, without waiting for a running one.
 func (d *devices) shown() (names []string, limitations string) {
 	if f := d.found.Load(); f != nil {
 		names, limitations = f.names, f.limitations

@@ -2,7 +2,7 @@ package bpf
 
 import "net/netip"
 
-// Flow is a FlowEntry, by its ends.
+// Flow is a FlowEntry with decoded ends.
 type Flow struct {
 	Netns               uint64
 	Protocol            uint8

@@ -21,8 +21,8 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// seen is a packet that left a queue, by a packet socket, which the kernel gives
-// a copy just before the driver gets the packet.
+// seen is a packet that left a queue, as captured by a packet socket just before
+// the driver gets it.
 type seen struct {
 	at       time.Time
 	protocol uint8
@@ -31,8 +31,8 @@ type seen struct {
 	payload  int
 }
 
-// capture takes the packets that go out over a namespace's device, and counts
-// those that go out over any.
+// capture captures the packets sent by a namespace's device, and counts those of
+// all devices.
 type capture struct {
 	mu    sync.Mutex
 	what  []seen
@@ -130,8 +130,8 @@ func parseSeen(frame []byte, size int) (s seen) {
 	return s
 }
 
-// taken gives what was seen so far of the packets to a port with data, each as
-// often as it came.
+// taken returns the packets with data captured so far for a port, including
+// repetitions.
 func (c *capture) taken(protocol uint8, port uint16) (found []seen) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -143,7 +143,7 @@ func (c *capture) taken(protocol uint8, port uint16) (found []seen) {
 	return found
 }
 
-// all is how many packets went out over the device, and over any.
+// all returns the number of packets sent by the device, and by any device.
 func (c *capture) all() (device int, any uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -157,15 +157,15 @@ func bytesOf(packets []seen) (n int) {
 	return n
 }
 
-// written is data that went into the queue between two times.
+// written is data that was queued between two times.
 type written struct {
 	from, to time.Time
 	size     int
 }
 
-// waited gives how many packets came well over 100 ms after their bytes went
-// into the queue, and how many about that time, which a machine with other work
-// cannot tell. The bytes came in the order of writing.
+// waited returns how many packets left well over 100 ms after their bytes were
+// queued, and how many near 100 ms, which a busy machine cannot decide. The bytes
+// arrived in the order of writing.
 func waited(packets []seen, writes []written, first uint32) (slow, about uint64) {
 	var before int
 	for i, s := range packets {
@@ -189,15 +189,15 @@ func waited(packets []seen, writes []written, first uint32) (slow, about uint64)
 	return slow, about
 }
 
-// slowSegments sends GSO packets into a queue and holds the probe against what
-// a packet socket sees behind it.
+// slowSegments sends GSO packets into a queue and compares the probe with a packet
+// socket behind the queue.
 type slowSegments struct {
 	l        *testLoader
 	p        *Probe
-	queue    *namespace // whose queue it is
+	queue    *namespace // owner of the queue
 	behind   *capture
-	traced   *Probe // counts each packet for which the tracepoints ran
-	skipped  uint64 // packets that left without
+	traced   *Probe // counts packets for which the tracepoints ran
+	skipped  uint64 // packets that left without a run of the programs
 	expected uint64
 	counted  uint64
 	packets  int
@@ -215,8 +215,8 @@ func (s *slowSegments) check(t *testing.T, what string, slow, about uint64) {
 	t.Helper()
 	got := s.l.settled(s.p, s.queue.inode)[QdiscSlow] - s.counted
 	s.counted += got
-	// There are machines on which the kernel calls no program, of no kind, for
-	// some of the packets that a timer takes out of a queue.
+	// Some machines' kernels run no BPF program for some of the packets that a
+	// timer dequeues.
 	_, left := s.behind.all()
 	skipped := left - min(left, counters(t, s.traced, s.queue.inode)[NetdevSlow]+s.skipped)
 	s.skipped += skipped
@@ -230,11 +230,11 @@ func (s *slowSegments) check(t *testing.T, what string, slow, about uint64) {
 	s.expected += slow
 }
 
-// tcp sends on a new connection, which has a short round trip still: TCP queues
-// all of a write at once, and nothing later.
+// tcp sends on a new connection. Its round-trip time is still short, so TCP queues
+// a write at once, and nothing later.
 func (s *slowSegments) tcp(t *testing.T, family string, from, to *namespace, addrs [2]netip.Addr, via string, sizes ...int) {
 	t.Helper()
-	// What a slow queue holds must not be retransmitted.
+	// Packets in a slow queue must not be retransmitted.
 	from.do(t, func() error {
 		return os.WriteFile("/proc/sys/net/ipv4/tcp_early_retrans", []byte("0"), 0)
 	})
@@ -272,7 +272,7 @@ func (s *slowSegments) tcp(t *testing.T, family string, from, to *namespace, add
 	server.Close()
 }
 
-// unacknowledged is how many bytes of a socket are on their way.
+// unacknowledged returns the number of a socket's bytes in flight.
 func unacknowledged(t *testing.T, c *net.TCPConn) (n int) {
 	rawConn(t, c, func(fd int) (err error) {
 		n, err = unix.IoctlGetInt(fd, unix.SIOCOUTQ)
@@ -281,7 +281,7 @@ func unacknowledged(t *testing.T, c *net.TCPConn) (n int) {
 	return n
 }
 
-// udp sends with UDP_SEGMENT: one call is one GSO packet.
+// udp sends with UDP_SEGMENT, so each call sends one GSO packet.
 func (s *slowSegments) udp(t *testing.T, family string, from, to *namespace, addr netip.Addr, segment, calls int) {
 	t.Helper()
 	client, server := udpPair(t, from, to, addr)
@@ -321,8 +321,8 @@ func (s *slowSegments) events(t *testing.T, device string) {
 
 const allEvents = 1e6
 
-// TestNetiftxlatencySegments has a token bucket cut up GSO packets that are
-// larger than its burst, as that of tc-tbf's man page does.
+// TestNetiftxlatencySegments uses a token bucket that segments GSO packets larger
+// than its burst, as described in the man page of tc-tbf.
 func TestNetiftxlatencySegments(t *testing.T) {
 	rungsInTurn(t, "netiftxlatency", func(t *testing.T, rung Kind) {
 		for _, c := range []struct {
@@ -348,8 +348,8 @@ func TestNetiftxlatencySegments(t *testing.T) {
 	})
 }
 
-// TestNetiftxlatencySegmentsAtTheDriver lets packets wait whole, and the way to
-// a device that does no segmentation cuts them up afterwards.
+// TestNetiftxlatencySegmentsAtTheDriver queues GSO packets whole; the kernel
+// segments them afterwards for a device without TSO.
 func TestNetiftxlatencySegmentsAtTheDriver(t *testing.T) {
 	need.Program(t, "ethtool")
 	rungsInTurn(t, "netiftxlatency", func(t *testing.T, rung Kind) {
@@ -369,7 +369,7 @@ func TestNetiftxlatencySegmentsAtTheDriver(t *testing.T) {
 	})
 }
 
-// linked connects two namespaces with one more pair of devices.
+// linked connects two namespaces with a further veth pair.
 func linked(t *testing.T, a *namespace, aDevice string, b *namespace, bDevice string, addrs map[*namespace][]string) {
 	t.Helper()
 	a.do(t, func() error {
@@ -396,8 +396,8 @@ func linked(t *testing.T, a *namespace, aDevice string, b *namespace, bDevice st
 	}
 }
 
-// newRouted gives a pair of which a is a router to a third namespace, the
-// source; its packets reach b through a's device.
+// newRouted returns a pair in which a routes for a third namespace, the source,
+// whose packets reach b through a's device.
 func newRouted(t *testing.T) (source, a, b *namespace) {
 	t.Helper()
 	a, b = newPair(t)
@@ -430,8 +430,8 @@ func newRouted(t *testing.T) (source, a, b *namespace) {
 	return source, a, b
 }
 
-// TestNetiftxlatencySegmentsForwarded has a router's queue cut up what another
-// namespace sent.
+// TestNetiftxlatencySegmentsForwarded segments another namespace's packets in a
+// router's queue.
 func TestNetiftxlatencySegmentsForwarded(t *testing.T) {
 	rungsInTurn(t, "netiftxlatency", func(t *testing.T, rung Kind) {
 		source, a, b := newRouted(t)
@@ -453,8 +453,8 @@ func TestNetiftxlatencySegmentsForwarded(t *testing.T) {
 	})
 }
 
-// TestNetiftxlatencySegmentsWithoutTime forwards GSO packets that carry no time
-// of sending: those of a virtual machine, or of another host after GRO.
+// TestNetiftxlatencySegmentsWithoutTime forwards GSO packets without a send time,
+// like those of a virtual machine, or of another host after GRO.
 func TestNetiftxlatencySegmentsWithoutTime(t *testing.T) {
 	rungsInTurn(t, "netiftxlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
@@ -473,7 +473,7 @@ func TestNetiftxlatencySegmentsWithoutTime(t *testing.T) {
 			if family == "IPv6" {
 				from = netip.MustParseAddr("fd98::2")
 			}
-			first := uint32(0xffffffff - 20000) // and around the end of the numbers
+			first := uint32(0xffffffff - 20000) // sequence numbers that wrap around
 			var writes []written
 			total := 0
 			for _, size := range []int{14000, 2500, 30000, 1400} {
@@ -499,7 +499,7 @@ func TestNetiftxlatencySegmentsWithoutTime(t *testing.T) {
 	})
 }
 
-// newTun is a device whose packets the test writes, as a virtual machine does.
+// newTun creates a device whose packets the test writes, like a virtual machine.
 func newTun(t *testing.T, n *namespace, name string, addrs ...string) *os.File {
 	t.Helper()
 	var file *os.File
@@ -524,7 +524,7 @@ func newTun(t *testing.T, n *namespace, name string, addrs ...string) *os.File {
 	return file
 }
 
-// gsoPacket is TCP data of many segments as virtio hands them over.
+// gsoPacket builds TCP data of many segments with a virtio header.
 func gsoPacket(from, to netip.AddrPort, seq uint32, size int) []byte {
 	const mss = 1400
 	const tcpLength = 20
@@ -569,8 +569,8 @@ func gsoPacket(from, to netip.AddrPort, seq uint32, size int) []byte {
 	return slices.Concat(header, ip, tcp, make([]byte, size))
 }
 
-// TestNetiftxlatencySegmentsByDelay sends TCP through netem: every packet that
-// leaves waited.
+// TestNetiftxlatencySegmentsByDelay sends TCP through netem, which delays every
+// packet.
 func TestNetiftxlatencySegmentsByDelay(t *testing.T) {
 	rungsInTurn(t, "netiftxlatency", func(t *testing.T, rung Kind) {
 		for _, tso := range []string{"on", "off"} {
@@ -609,8 +609,8 @@ func TestNetiftxlatencySegmentsByDelay(t *testing.T) {
 	})
 }
 
-// TestNetiftxlatencyHealthy sends a hundred thousand packets through a queue
-// that is not slow.
+// TestNetiftxlatencyHealthy sends a hundred thousand packets through a queue that
+// is not slow.
 func TestNetiftxlatencyHealthy(t *testing.T) {
 	rungsInTurn(t, "netiftxlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)

@@ -26,7 +26,7 @@ import (
 type testLoader struct {
 	*Loader
 	t      testing.TB
-	rung   Kind // that was asked for, as eachRung names it
+	rung   Kind // the forced rung, as named by eachRung
 	mu     sync.Mutex
 	events []Event
 	stop   func()
@@ -101,8 +101,8 @@ func (l *testLoader) missed() (n uint64) {
 	return n
 }
 
-// following is what the loaders of tests follow: the node's own namespace and
-// those that a test made.
+// following lists the namespaces that the tests' loaders follow: the node's own,
+// and those that a test created.
 var following followers
 
 type followers struct {
@@ -111,7 +111,8 @@ type followers struct {
 	loaders    []*Loader
 }
 
-// nodeNetns is the node's own namespace. The main thread may be in another later.
+// nodeNetns is the node's own namespace, read before the main thread may enter
+// another.
 var nodeNetns = func() uint64 {
 	inode, _ := kernel.Inode("/proc/self/ns/net")
 	return inode
@@ -128,7 +129,7 @@ func (f *followers) add(t testing.TB, netns uint64) {
 	})
 }
 
-// load lets a loader follow them until the end of the test.
+// load makes a loader follow the namespaces until the end of the test.
 func (f *followers) load(t testing.TB, l *Loader) {
 	t.Helper()
 	f.change(t, func() { f.loaders = append(f.loaders, l) })
@@ -151,8 +152,8 @@ func (f *followers) change(t testing.TB, how func()) {
 	}
 }
 
-// shared is what each loader would read from the kernel anew. In an emulated
-// machine that takes longer than most tests.
+// shared caches the kernel data that each loader would read again. In an emulated
+// machine reading them takes longer than most tests.
 var shared sharedReadings
 
 type sharedReadings struct {
@@ -164,7 +165,7 @@ type sharedReadings struct {
 func (s *sharedReadings) lend(l *Loader) {
 	s.specs.Do(func() {
 		if !need.InVM() {
-			return // where TestMemory measures what a loader keeps
+			return // TestMemory measures a loader's own memory
 		}
 		for _, d := range definitions {
 			read := sync.OnceValues(d.spec)
@@ -175,7 +176,7 @@ func (s *sharedReadings) lend(l *Loader) {
 		}
 	})
 	if s.types == nil {
-		s.types, _ = newKernelTypes() // if it fails, it does so in Load, where that is an answer
+		s.types, _ = newKernelTypes() // a failure appears again in Load, which handles it
 	}
 	if s.symbols == nil {
 		s.symbols = NewSymbols()
@@ -185,13 +186,13 @@ func (s *sharedReadings) lend(l *Loader) {
 	l.types, l.symbols = s.types, s.symbols
 }
 
-// ReleaseBTF releases what the tests' loaders share too.
+// ReleaseBTF also releases the data shared between the tests' loaders.
 func (l *testLoader) ReleaseBTF() {
 	shared.types = nil
 	l.Loader.ReleaseBTF()
 }
 
-// load loads a probe, or skips where the kernel has no hook for it.
+// load loads a probe, or skips the test if the kernel has no hook for it.
 func (l *testLoader) load(name string, config Config) *Probe {
 	l.t.Helper()
 	p, err := l.Load(name, config)
@@ -215,8 +216,8 @@ func (l *testLoader) load(name string, config Config) *Probe {
 	return p
 }
 
-// rungsOf names the rungs of a probe's hooks, best first: by their kind, and
-// by their number too where a hook has several of one kind ("raw_tp-1").
+// rungsOf names the rungs of a probe's hooks, best first, by kind, and with a
+// number if a hook has several of that kind ("raw_tp-1").
 func rungsOf(probe string) (names []Kind) {
 	most := map[Kind]int{}
 	var kinds []Kind
@@ -245,17 +246,17 @@ func rungsOf(probe string) (names []Kind) {
 	return names
 }
 
-// socketsAreNoted: on this kernel packetloss has a hook for the sockets of freed
-// packets.
+// socketsAreNoted reports whether packetloss has a hook for the sockets of freed
+// packets on this kernel.
 var socketsAreNoted = sync.OnceValue(func() bool {
 	types, err := newKernelTypes()
 	return err == nil && !hasReceiver(types)
 })
 
-// eachRung runs a test by each rung of a probe's hooks. The test passes the
-// rung on as the Hooks of newTestLoader's options: a hook which has such a rung
-// then takes that one only, the others what they would. What the kernel does
-// not take is recorded and skipped by load.
+// eachRung runs a test with each rung of a probe's hooks. The test passes the rung
+// as Hooks of newTestLoader's options: a hook with such a rung uses only that one,
+// other hooks are not affected. load records and skips rungs that the kernel
+// refuses.
 func eachRung(t *testing.T, probe string, f func(t *testing.T, rung Kind)) {
 	t.Helper()
 	runRungs(t, rungsOf(probe), f)
@@ -268,9 +269,8 @@ func runRungs(t *testing.T, rungs []Kind, f func(t *testing.T, rung Kind)) {
 	}
 }
 
-// rungsInTurn is eachRung for tests that say more of what a probe does than of
-// how it hooks in. In the VMs each kernel takes one in three of these; kernels
-// with different turns take all.
+// rungsInTurn is eachRung for tests that depend little on the kind of hook. In VMs
+// each kernel runs one rung in three; the kernels together run all.
 func rungsInTurn(t *testing.T, probe string, f func(t *testing.T, rung Kind)) {
 	t.Helper()
 	rungs := rungsOf(probe)
@@ -284,14 +284,14 @@ func rungsInTurn(t *testing.T, probe string, f func(t *testing.T, rung Kind)) {
 	runRungs(t, rungs, f)
 }
 
-// force gives the kind of a rung as the loader knows it. For a rung with a
-// number it takes the others of its kind away, for one test.
+// force returns the kind of a rung as the loader knows it. For a numbered rung it
+// removes the others of its kind for the duration of the test.
 func force(t testing.TB, name Kind) Kind {
 	t.Helper()
 	text, digits, numbered := strings.Cut(string(name), "-")
 	kind := Kind(text)
 	if kind == Cgroup {
-		return "" // it has no other
+		return "" // it has no such rung
 	}
 	if !numbered {
 		return kind
@@ -317,7 +317,7 @@ func force(t testing.TB, name Kind) Kind {
 	return kind
 }
 
-// kindsOf names the kinds of hooks that a probe came to use.
+// kindsOf returns the kinds of hooks that a probe uses.
 func kindsOf(p *Probe) string {
 	var kinds []string
 	for _, h := range p.Hooks() {
@@ -328,8 +328,8 @@ func kindsOf(p *Probe) string {
 	return strings.Join(kinds, ", ")
 }
 
-// count demands that a probe counted as much as was caused, and records it for
-// the rung that was asked for, or else for what the probe chose.
+// count checks that a probe's count equals what was caused, and records that for
+// the requested rung, or for the rung that the probe chose.
 func (l *testLoader) count(p *Probe, what string, caused, counted uint64) {
 	l.t.Helper()
 	if excused(l.t, what, caused, counted) {
@@ -342,9 +342,9 @@ func (l *testLoader) count(p *Probe, what string, caused, counted uint64) {
 	proof.Count(l.t, p.Name(), by, what, caused, counted)
 }
 
-// TestRungs loads each probe as it would load by itself, and by each of its
-// rungs. What they count is for the probes' own tests to say: in the VMs, where
-// to load a program takes long, those are what tries the rungs.
+// TestRungs loads each probe with the default choice, and with each of its rungs.
+// The probes' own tests check their counts, and in VMs, where loading is slow, they
+// alone try the rungs.
 func TestRungs(t *testing.T) {
 	for _, probe := range Probes() {
 		rungs := rungsOf(probe)
@@ -365,9 +365,9 @@ func TestRungs(t *testing.T) {
 	}
 }
 
-// verifiedSoon demands that the verifier had not too many instructions to follow
-// in a probe's programs. It takes CPU whenever the daemon starts, and a kernel
-// gives up at a million. Kernels before 5.16 do not tell.
+// verifiedSoon checks that the verifier processed few instructions for a probe's
+// programs: verification takes CPU at each start, and kernels refuse programs
+// beyond a million. Kernels before 5.16 do not report the number.
 func verifiedSoon(t *testing.T, p *Probe) {
 	t.Helper()
 	const most = 100_000
@@ -382,8 +382,8 @@ func verifiedSoon(t *testing.T, p *Probe) {
 	}
 }
 
-// taken gives the events of a type in one namespace so far, after waiting for
-// at least n of them.
+// taken returns the events of a type in one namespace so far, after waiting for at
+// least n.
 func (l *testLoader) taken(t EventType, netns uint64, n int) []Event {
 	l.t.Helper()
 	var found []Event
@@ -398,8 +398,8 @@ func (l *testLoader) taken(t EventType, netns uint64, n int) []Event {
 	return found
 }
 
-// eventually waits for what another CPU or the kernel's softirqs still do. What
-// the kernel ran no program for never comes: the case is tried again then.
+// eventually waits for work of another CPU or of softirqs. If the kernel ran no
+// program, the condition never holds, and the case runs again.
 func (l *testLoader) eventually(what string, ok func() bool) {
 	l.t.Helper()
 	if testkit.Within(testkit.Patience, ok) {
@@ -424,9 +424,8 @@ func counters(t testing.TB, p *Probe, netns uint64) [8]uint64 {
 	return slots
 }
 
-// settled reads counters until they stand still for a moment: after traffic,
-// the last packets may still be on their way through a softirq, or a timer may
-// be due.
+// settled reads counters until they are stable: after traffic, packets may still be
+// in a softirq, or a timer may be pending.
 func (l *testLoader) settled(p *Probe, netns uint64) [8]uint64 {
 	l.t.Helper()
 	drained(l.t)
@@ -450,10 +449,10 @@ func (l *testLoader) account(t EventType) EventAccount {
 	return s.Events[t-1]
 }
 
-// balanced demands that every occurrence the counters know of is accounted
-// for, and that the ring gave all that was written to it. The slots are those
-// whose occurrences are events of the type. The machine does not stand still
-// for a test, so both are read until nothing happens between the readings.
+// balanced checks that every counted occurrence is accounted for, and that every
+// written event was read. The slots are those whose occurrences are events of the
+// type. Since the machine is never idle, both are read until nothing changes
+// between the readings.
 func (l *testLoader) balanced(t EventType, p *Probe, slots ...int) EventAccount {
 	l.t.Helper()
 	sum := func() (n uint64) {

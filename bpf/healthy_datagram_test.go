@@ -58,7 +58,7 @@ var healthyDatagram = []healthyCase{
 		awaitDatagram(t, h, server)
 		_, _, err := unix.Recvfrom(server, make([]byte, 1), unix.MSG_PEEK)
 		must(t, err)
-		// One is cut off by its reader.
+		// The reader truncates one datagram.
 		_, _, err = unix.Recvfrom(server, make([]byte, 1), 0)
 		must(t, err)
 	})},
@@ -137,7 +137,7 @@ var healthyDatagram = []healthyCase{
 	})},
 	{name: "pings of several processes", run: each(func(t *testing.T, h *healthy, from, to netip.Addr) {
 		h.a.withSysctl(t, "ipv4/ping_group_range", "0 2147483647")
-		// Each raw socket gets the others' answers too.
+		// Each raw socket also gets the others' replies.
 		idle := h.a.socketIn(t, family(from), unix.SOCK_RAW, icmpOf(from))
 		_ = idle
 		ping(t, h, from, to, unix.SOCK_RAW, 5)
@@ -172,7 +172,7 @@ var healthyDatagram = []healthyCase{
 	{name: "SCTP", run: each(sctp)},
 }
 
-// bound makes a datagram socket with an address.
+// bound creates a datagram socket bound to an address.
 func (n *namespace) bound(t testing.TB, protocol int, at netip.Addr) int {
 	t.Helper()
 	fd := -1
@@ -250,8 +250,8 @@ const (
 	udpGRO     = 104 // UDP_GRO
 )
 
-// segmented sends ten datagrams in one packet, for the receiver to cut up or to
-// take as one.
+// segmented sends ten datagrams in one GSO packet, which the receiver segments or
+// reads as one.
 func segmented(t *testing.T, h *healthy, from, to netip.Addr, gro bool) {
 	server, client := h.b.bound(t, unix.IPPROTO_UDP, to), h.a.bound(t, unix.IPPROTO_UDP, from)
 	must(t, unix.SetsockoptInt(client, unix.IPPROTO_UDP, udpSegment, 1000))
@@ -268,8 +268,8 @@ func segmented(t *testing.T, h *healthy, from, to netip.Addr, gro bool) {
 	}
 }
 
-// merged sends datagrams that come one by one and wait in the device's queue, so
-// that the receiving side may merge them. Some are read, others not.
+// merged sends single datagrams that wait in the device's queue, so that the
+// receiver may merge them (GRO). Some are read, others are not.
 func merged(t *testing.T, h *healthy, from, to netip.Addr, aware bool) {
 	t.Helper()
 	server, client := h.b.bound(t, unix.IPPROTO_UDP, to), h.a.bound(t, unix.IPPROTO_UDP, from)
@@ -309,7 +309,7 @@ func echoRequest(to netip.Addr, id, seq, size int) []byte {
 	binary.BigEndian.PutUint16(b[4:], uint16(id))
 	binary.BigEndian.PutUint16(b[6:], uint16(seq))
 	if to.Is4() {
-		binary.BigEndian.PutUint16(b[2:], checksum(b)) // of ICMPv6 the kernel does it
+		binary.BigEndian.PutUint16(b[2:], checksum(b)) // the kernel computes that of ICMPv6
 	}
 	return b
 }
@@ -342,8 +342,8 @@ func pingSize(t *testing.T, h *healthy, from, to netip.Addr, kind, n, size int) 
 	}
 }
 
-// pathMTU has a router between the two whose next link takes smaller packets.
-// What it cannot forward is lost there, and the sender gets to know.
+// pathMTU uses a router with a smaller MTU towards the receiver. Packets that it
+// cannot forward are lost there, and the sender is informed.
 func pathMTU(t *testing.T, h *healthy) {
 	a, r, b := h.namespace(t), h.namespace(t), h.namespace(t)
 	h.except(r)
@@ -367,12 +367,12 @@ func pathMTU(t *testing.T, h *healthy) {
 	a.run(t, "ethtool", "-K", "eth0", "tso", "off", "gso", "off")
 	for _, to := range []string{"10.98.2.2", "fd98:2::2"} {
 		client, server := connect(t, a, b, netip.MustParseAddr(to))
-		// The announced segment size would keep to the path.
+		// Avoid TCP's announced segment size, which would fit the path.
 		sendAndClose(t, client, server, 200<<10)
 		c := a.bound(t, unix.IPPROTO_UDP, netip.MustParseAddr(map[bool]string{true: "fd98:1::2", false: "10.98.1.2"}[client.LocalAddr().(interface{ String() string }).String()[0] == '[']))
 		s := b.bound(t, unix.IPPROTO_UDP, netip.MustParseAddr(to))
 		for range 5 {
-			unix.Sendto(c, make([]byte, 1400), 0, nameOf(t, s)) // fails when the path is known to be smaller
+			unix.Sendto(c, make([]byte, 1400), 0, nameOf(t, s)) // fails once the smaller path MTU is known
 		}
 	}
 }
@@ -387,7 +387,7 @@ func sctp(t *testing.T, h *healthy, from, to netip.Addr) {
 				return err
 			})
 			if err == nil {
-				const noDelay = 3 // SCTP_NODELAY: else each message waits for a delayed acknowledgement
+				const noDelay = 3 // SCTP_NODELAY: otherwise each message waits for a delayed acknowledgement
 				err = errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_SCTP, noDelay, 1), unix.Bind(fd, sockaddr(netip.AddrPortFrom(at, 0))),
 					unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}))
 			}
@@ -413,7 +413,7 @@ func sctp(t *testing.T, h *healthy, from, to netip.Addr) {
 				}
 				for i := range messages {
 					message := make([]byte, 1+i*37%3000)
-					var to unix.Sockaddr // one-to-many wants it, one-to-one refuses it
+					var to unix.Sockaddr // one-to-many sockets need an address, one-to-one sockets refuse it
 					if kind == unix.SOCK_SEQPACKET {
 						to = nameOf(t, l)
 					}

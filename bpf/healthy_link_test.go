@@ -23,8 +23,8 @@ import (
 
 var order = binary.NativeEndian
 
-// unhandled are counters that take packets of a protocol that a host, or one of
-// its devices, does not have, besides those that are lost.
+// unhandled lists counters that count packets of unknown protocols besides lost
+// ones.
 var unhandled = []string{"device.dropped", "Ip6InDiscards"}
 
 var healthyLink = []healthyCase{
@@ -64,7 +64,7 @@ var healthyLink = []healthyCase{
 	{name: "namespace deleted", run: namespaceDeleted},
 }
 
-// container joins a namespace to a bridge in another.
+// container connects a namespace to a bridge in another.
 func (h *healthy) container(t *testing.T, bridge *namespace, i int) *namespace {
 	t.Helper()
 	n := h.namespace(t)
@@ -82,8 +82,7 @@ func (n *namespace) addresses(t *testing.T, dad string) {
 	n.ip(t, "addr add "+n.v6.String()+"/64 dev "+n.device+dad)
 }
 
-// cabled gives two namespaces with a veth between them and all the kernel's
-// defaults.
+// cabled returns two namespaces joined by a veth, with the kernel's defaults.
 func (h *healthy) cabled(t *testing.T) (a, b *namespace) {
 	t.Helper()
 	a, b = h.namespace(t), h.namespace(t)
@@ -96,7 +95,7 @@ func (h *healthy) cabled(t *testing.T) (a, b *namespace) {
 	return a, b
 }
 
-// someTraffic sends some of all kinds from a to b, over either version of IP.
+// someTraffic sends traffic of every kind from a to b, over IPv4 and IPv6.
 func someTraffic(t *testing.T, h *healthy, a, b *namespace) {
 	t.Helper()
 	over := &healthy{t: h.t, l: h.l, a: a, b: b}
@@ -117,7 +116,7 @@ func someTrafficTo(t *testing.T, h *healthy, from, to netip.Addr) {
 	server.Close()
 }
 
-// packetSocket sends and receives frames of a device.
+// packetSocket opens a socket for the frames of a device.
 func (n *namespace) packetSocket(t *testing.T, device string, protocol uint16) int {
 	t.Helper()
 	s := n.socketIn(t, unix.AF_PACKET, unix.SOCK_RAW, int(htons(protocol)))
@@ -154,7 +153,7 @@ func ethernetFrame(to, from net.HardwareAddr, kind uint16, payload []byte) []byt
 	return append(frame, make([]byte, max(0, 60-len(frame)))...)
 }
 
-// ipv4UDP gives a datagram with its headers.
+// ipv4UDP builds a datagram with its headers.
 func ipv4UDP(from, to netip.AddrPort, payload []byte) []byte {
 	b := make([]byte, 28, 28+len(payload))
 	b[0], b[8], b[9] = 0x45, 64, unix.IPPROTO_UDP
@@ -168,8 +167,8 @@ func ipv4UDP(from, to netip.AddrPort, payload []byte) []byte {
 	return append(b, payload...)
 }
 
-// foreignFrames are those of switches, routers and tools, of which a host has
-// no protocol to handle them.
+// foreignFrames sends frames of switches, routers and tools, whose protocols a host
+// does not handle.
 func foreignFrames(t *testing.T, h *healthy) {
 	s := h.a.packetSocket(t, h.a.device, 0)
 	llc := func(rest ...byte) []byte { return append(rest, make([]byte, 46-len(rest))...) }
@@ -208,8 +207,8 @@ func foreignFrames(t *testing.T, h *healthy) {
 	}
 }
 
-// otherHost sends frames for a hardware address that is not the receiver's, as
-// a switch floods and a promiscuous device takes them.
+// otherHost sends frames for another host's hardware address, as flooded by a
+// switch and received by a promiscuous device.
 func otherHost(t *testing.T, h *healthy) {
 	capture := h.b.packetSocket(t, h.b.device, unix.ETH_P_ALL)
 	must(t, unix.SetsockoptPacketMreq(capture, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP,
@@ -236,7 +235,7 @@ func otherHost(t *testing.T, h *healthy) {
 	})
 }
 
-// nobodyAsked sends to groups and broadcast addresses with nobody behind.
+// nobodyAsked sends to groups and broadcast addresses without listeners.
 func nobodyAsked(t *testing.T, h *healthy) {
 	a, _ := h.cabled(t)
 	device := a.index(t, "eth0")
@@ -254,14 +253,14 @@ func nobodyAsked(t *testing.T, h *healthy) {
 			must(t, unix.Sendto(s6, []byte("anybody?"), 0, &unix.SockaddrInet6{Addr: netip.MustParseAddr(to).As16(), Port: 5353, ZoneId: uint32(device)}))
 		}
 	}
-	// Nor does anything answer a ping to all.
+	// No host answers a broadcast ping either.
 	r := a.socketIn(t, unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP)
 	must(t, unix.SetsockoptInt(r, unix.SOL_SOCKET, unix.SO_BROADCAST, 1))
 	must(t, unix.SetsockoptString(r, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "eth0"))
 	for _, to := range []string{"255.255.255.255:0", "10.95.0.255:0", "224.0.0.1:0"} {
 		must(t, unix.Sendto(r, echoRequest(a.v4, 1, 1, 56), 0, sockaddr(netip.MustParseAddrPort(to))))
 	}
-	time.Sleep(time.Second) // also what the kernel sends by itself
+	time.Sleep(time.Second) // includes packets that the kernel sends by itself
 }
 
 func somebodyAsked(t *testing.T, h *healthy) {
@@ -281,7 +280,7 @@ func somebodyAsked(t *testing.T, h *healthy) {
 		}
 		return readers
 	}
-	readers := append(listen(a), listen(b)...) // the sender's own too
+	readers := append(listen(a), listen(b)...) // including the sender's own
 	s4, s6 := a.bound(t, unix.IPPROTO_UDP, a.v4), a.bound(t, unix.IPPROTO_UDP, a.v6)
 	must(t, unix.SetsockoptIPMreqn(s4, unix.IPPROTO_IP, unix.IP_MULTICAST_IF, &unix.IPMreqn{Ifindex: int32(a.index(t, "eth0"))}))
 	for range 10 {
@@ -294,7 +293,7 @@ func somebodyAsked(t *testing.T, h *healthy) {
 	}
 }
 
-// groups has both ends report memberships that nobody asks about.
+// groups makes both ends send unsolicited membership reports.
 func groups(t *testing.T, h *healthy) {
 	a, b := h.cabled(t)
 	for _, n := range []*namespace{a, b} {
@@ -315,9 +314,9 @@ func groups(t *testing.T, h *healthy) {
 	time.Sleep(time.Second)
 }
 
-// idleContainers has several namespaces do what they do by themselves: detect
-// duplicate addresses, ask for routers and get answers, report groups to a
-// querier. Some speak to each other.
+// idleContainers lets several namespaces do their usual background work: duplicate
+// address detection, router solicitation with answers, reports to a querier. Some
+// exchange traffic.
 func idleContainers(t *testing.T, h *healthy) {
 	host := h.namespace(t)
 	host.ip(t, "link add br0 type bridge mcast_snooping 0")
@@ -328,7 +327,7 @@ func idleContainers(t *testing.T, h *healthy) {
 		n.addresses(t, "")
 		all = append(all, n)
 	}
-	// Without a carrier the bridge would drop the report of its own membership.
+	// Without carrier the bridge would drop its own membership report.
 	testkit.Eventually(t, "the bridge's queue", func() bool { return !strings.Contains(host.ip(t, "link show br0"), "qdisc noop ") })
 	host.ip(t, "link set br0 type bridge mcast_snooping 1 mcast_querier 1")
 	router := all[0]
@@ -351,9 +350,9 @@ func idleContainers(t *testing.T, h *healthy) {
 	testkit.Eventually(t, "an address by the advertisement", func() bool { return strings.Contains(all[3].ip(t, "-6 addr show dev eth0"), "fd94:") })
 }
 
-// spanningTree joins two bridges by two links, of which one is for when the
-// other fails. What is flooded over it is thrown away. Each port gets BPDUs
-// every second, those of containers too.
+// spanningTree joins two bridges by two links, one of them a standby, on which
+// flooded frames are dropped. Each port gets a BPDU every second, including those
+// of containers.
 func spanningTree(t *testing.T, h *healthy) {
 	left, right := h.namespace(t), h.namespace(t)
 	for _, n := range []*namespace{left, right} {
@@ -380,7 +379,7 @@ func spanningTree(t *testing.T, h *healthy) {
 		states := left.ip(t, "-d link show master br0") + right.ip(t, "-d link show master br0")
 		return strings.Count(states, "state blocking") == 1 && strings.Count(states, "state forwarding") == 6
 	})
-	// The ports forward before anybody sends.
+	// Wait until the ports forward.
 	for _, n := range all {
 		n.sysctl(t, "ipv6/conf/eth0/disable_ipv6", "0")
 		n.addresses(t, " nodad")
@@ -390,7 +389,7 @@ func spanningTree(t *testing.T, h *healthy) {
 	time.Sleep(1200 * time.Millisecond)
 }
 
-// neighbours has each find the other a hundred times.
+// neighbours makes each end resolve the other's address a hundred times.
 func neighbours(t *testing.T, h *healthy) {
 	a, b := h.cabled(t)
 	flush := func(n *namespace) {
@@ -412,11 +411,11 @@ func neighbours(t *testing.T, h *healthy) {
 	}
 }
 
-// h2 is a pair of namespaces in place of the group's.
+// h2 returns a pair of namespaces that replaces the group's.
 func h2(h *healthy, a, b *namespace) *healthy { return &healthy{t: h.t, l: h.l, a: a, b: b} }
 
-// announcements are ARP's and ICMPv6's of addresses that may have moved, and
-// questions for addresses that others have.
+// announcements sends ARP and ICMPv6 announcements of possibly moved addresses, and
+// requests for addresses of other hosts.
 func announcements(t *testing.T, h *healthy) {
 	a, b := h.cabled(t)
 	s := a.packetSocket(t, "eth0", 0)
@@ -445,8 +444,8 @@ func announcements(t *testing.T, h *healthy) {
 	}
 }
 
-// offer sends a client what a DHCP server answers: a datagram for an address
-// that the client does not have yet. Its packet socket gets it.
+// offer sends a client a DHCP server's reply: a datagram for an address that the
+// client does not have yet. Its packet socket gets the reply.
 func offer(t *testing.T, h *healthy) {
 	client, server := h.namespace(t), h.namespace(t)
 	cable(t, client, "eth0", server, "eth0")
@@ -466,7 +465,7 @@ func offer(t *testing.T, h *healthy) {
 	}
 }
 
-// dhcp is the same by a real client and a real server.
+// dhcp does the same with a real client and server.
 func dhcp(t *testing.T, h *healthy) {
 	need.Program(t, "busybox")
 	client, server := h.namespace(t), h.namespace(t)
@@ -494,8 +493,8 @@ func dhcp(t *testing.T, h *healthy) {
 	ping(t, h2(h, client, server), client.v4, server.v4, unix.SOCK_RAW, 1)
 }
 
-// captures run beside traffic: one that reads, one with a filter that takes
-// nothing, one with a ring, and one whose buffer nobody reads.
+// captures run beside traffic: one that reads, one whose filter accepts nothing,
+// one with a ring, and one whose buffer is never read.
 func captures(t *testing.T, h *healthy) {
 	open := func(n *namespace) int { return n.packetSocket(t, n.device, unix.ETH_P_ALL) }
 	for _, n := range []*namespace{h.a, h.b} {
@@ -534,8 +533,8 @@ func captures(t *testing.T, h *healthy) {
 	must(t, err)
 }
 
-// childDevices are devices of one parent in namespaces of their own, which
-// get its broadcasts all.
+// childDevices are devices of one parent, each in its own namespace, which all
+// receive the parent's broadcasts.
 func childDevices(t *testing.T, h *healthy, kind string) {
 	host, outside := h.cabled(t)
 	name, _, _ := strings.Cut(kind, " ")
@@ -570,7 +569,7 @@ func childDevices(t *testing.T, h *healthy, kind string) {
 	time.Sleep(500 * time.Millisecond)
 }
 
-// vlan has frames of two VLANs come to a host that has one of them.
+// vlan sends frames of two VLANs to a host that has only one of them.
 func vlan(t *testing.T, h *healthy) {
 	a, b := h.namespace(t), h.namespace(t)
 	cable(t, a, "eth0", b, "eth0")
@@ -594,7 +593,7 @@ func vlan(t *testing.T, h *healthy) {
 	time.Sleep(500 * time.Millisecond)
 }
 
-// bond has two links to one bridge, of which one is active. The other gets all
+// bond has two links to one bridge, one active. The inactive link receives all
 // broadcasts too.
 func bond(t *testing.T, h *healthy) {
 	bridge, x := h.namespace(t), h.namespace(t)
@@ -627,8 +626,8 @@ func bond(t *testing.T, h *healthy) {
 	time.Sleep(500 * time.Millisecond)
 }
 
-// tunnel makes a case with a tunnel between the two, of ip's words for it with
-// the number of the local and of the remote end.
+// tunnel returns a case with a tunnel between the two namespaces. format is ip's
+// description of it, with places for the numbers of the local and remote ends.
 func tunnel(format string) func(*testing.T, *healthy) {
 	return func(t *testing.T, h *healthy) {
 		inner := []*namespace{{handle: h.a.handle, inode: h.a.inode}, {handle: h.b.handle, inode: h.b.inode}}
@@ -642,8 +641,8 @@ func tunnel(format string) func(*testing.T, *healthy) {
 			n.sysctl(t, "ipv6/conf/tunnel0/router_solicitations", "0")
 			n.ip(t, "link set tunnel0 mtu 1300 up")
 		}
-		// Both have fallen silent before one is gone: reports of a group's
-		// membership come up to a second apart, and would find no tunnel.
+		// Wait for silence before removing an end: delayed membership reports, up
+		// to a second apart, would find no tunnel.
 		t.Cleanup(func() {
 			sent := func() (n uint64) {
 				for _, end := range inner {
@@ -654,13 +653,13 @@ func tunnel(format string) func(*testing.T, *healthy) {
 			}
 			still(sent, 100*time.Millisecond, 12, 200)
 		})
-		// Addresses come when both ends are there, the kernel's own too: they are
+		// Add addresses once both ends exist, including the kernel's own, which are
 		// announced.
 		for i, n := range inner {
 			n.sysctl(t, "ipv6/conf/tunnel0/disable_ipv6", "0")
 			n.device, n.v4, n.v6 = "tunnel0", netip.AddrFrom4([4]byte{10, 92, 0, byte(i + 1)}), netip.MustParseAddr(fmt.Sprintf("fd92::%d", i+1))
 			n.ip(t, "addr add "+n.v4.String()+"/24 dev tunnel0")
-			if !strings.HasPrefix(format, "ipip") { // which has no IPv6 in it
+			if !strings.HasPrefix(format, "ipip") { // ipip carries no IPv6
 				n.ip(t, "addr add "+n.v6.String()+"/64 dev tunnel0 nodad")
 			}
 		}
@@ -689,7 +688,7 @@ func tun(t *testing.T, h *healthy) {
 				return
 			}
 			if p := b[:n]; p[0]>>4 == 4 && p[9] == unix.IPPROTO_ICMP {
-				// The echo request goes back as a reply.
+				// Turn the echo request into a reply.
 				source := [4]byte(p[12:16])
 				copy(p[12:], p[16:20])
 				copy(p[16:], source[:])
@@ -703,13 +702,14 @@ func tun(t *testing.T, h *healthy) {
 	ping(t, h2(h, a, a), a.v4, netip.MustParseAddr("10.91.0.2"), unix.SOCK_RAW, 20)
 }
 
-// own0 has the losses of a namespace that the traffic made count as well.
+// own0 includes the losses of a namespace in which the traffic creates further
+// packets.
 func (h *healthy) own0(t *testing.T, n *namespace) uint64 {
 	h.own = append(h.own, n)
 	return n.inode
 }
 
-// routed gives two namespaces and a router between them.
+// routed returns two namespaces and a router between them.
 func (h *healthy) routed(t *testing.T) (a, r, b *namespace) {
 	t.Helper()
 	a, r, b = h.namespace(t), h.namespace(t), h.namespace(t)
@@ -728,7 +728,7 @@ func (h *healthy) routed(t *testing.T) (a, r, b *namespace) {
 	return a, r, b
 }
 
-// nat has the router between two hide one and publish the other.
+// nat makes the router masquerade one namespace and publish the other.
 func nat(t *testing.T, h *healthy) {
 	a, r, b := h.routed(t)
 	r.run(t, "nft", `add table inet nat
@@ -753,7 +753,7 @@ add rule inet nat forward ct state established,related accept`)
 	}
 }
 
-// redirected has tc carry all frames from one port to the other and back.
+// redirected makes tc redirect all frames from one port to the other and back.
 func redirected(t *testing.T, h *healthy) {
 	middle, a, b := h.namespace(t), h.namespace(t), h.namespace(t)
 	middle.sysctl(t, "ipv6/conf/default/disable_ipv6", "1")
@@ -774,7 +774,7 @@ func redirected(t *testing.T, h *healthy) {
 	someTraffic(t, h, a, b)
 }
 
-// mirrored has tc copy what comes to a port that nobody listens at.
+// mirrored makes tc copy received frames to a port without a listener.
 func mirrored(t *testing.T, h *healthy) {
 	a, b := h.cabled(t)
 	watcher := h.namespace(t)
@@ -786,7 +786,7 @@ func mirrored(t *testing.T, h *healthy) {
 	someTraffic(t, h, a, b)
 }
 
-// xdp has a program pass all packets.
+// xdp attaches a program that passes all packets.
 func xdp(t *testing.T, h *healthy, mode int) {
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()}, // XDP_PASS
@@ -803,8 +803,8 @@ func xdp(t *testing.T, h *healthy, mode int) {
 			return netlink.LinkSetXdpFdWithFlags(link, program.FD(), mode)
 		})
 	}
-	// No transfer: packets that an XDP program has passed take whole pages, so
-	// that a few fill a receive buffer, and are lost.
+	// No bulk transfer: after an XDP program each packet takes a whole page, so a
+	// few packets fill a receive buffer and are lost.
 	each(func(t *testing.T, h *healthy, from, to netip.Addr) {
 		ping(t, h, from, to, unix.SOCK_RAW, 3)
 		requests(t, h, unix.IPPROTO_UDP, from, to, 10)

@@ -73,8 +73,8 @@ var healthyLocal = []healthyCase{
 	{name: "vsock loopback", run: vsock},
 }
 
-// audit writes records of AUDIT_USER_AVC, which the kernel takes also while
-// audit is off.
+// audit writes records of AUDIT_USER_AVC, which the kernel accepts even while
+// auditing is off.
 func audit(t *testing.T, h *healthy) {
 	if _, err := os.Stat("/proc/self/loginuid"); err != nil {
 		t.Skip("this kernel: no audit")
@@ -95,7 +95,7 @@ func audit(t *testing.T, h *healthy) {
 	}
 }
 
-// vsock sends over the loopback of virtual sockets, and closes with data unread.
+// vsock sends over the loopback of virtual sockets, and closes with unread data.
 func vsock(t *testing.T, h *healthy) {
 	open := func() (int, error) {
 		fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

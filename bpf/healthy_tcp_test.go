@@ -48,7 +48,7 @@ var healthyTCP = []healthyCase{
 			offload(t, n, "tso", "off", "gso", "off")
 			offload(t, n, "gro", "on")
 		}
-		// The receiving veth queues 256 segments, and loses others.
+		// The receiving veth queues 256 segments and drops further ones.
 		client, server := connect(t, h.a, h.b, to)
 		must(t, server.SetReadBuffer(50_000))
 		must(t, client.SetReadBuffer(50_000))
@@ -192,9 +192,9 @@ var healthyTCP = []healthyCase{
 	{name: "zero window", run: atOnce(zeroWindow)},
 }
 
-// churn makes n connections, over which a byte goes either way, and closes them
-// with the client or the server first. It is one thread, for a connection to be
-// a few microseconds.
+// churn opens n connections with a byte in each direction, and closes them with the
+// client or the server first. A single thread keeps each connection to a few
+// microseconds.
 func churn(t *testing.T, h *healthy, from, to netip.Addr, n int, clientFirst bool) {
 	t.Helper()
 	in := h.b
@@ -240,7 +240,7 @@ func churn(t *testing.T, h *healthy, from, to netip.Addr, n int, clientFirst boo
 	})
 }
 
-// listening makes a listener of system calls, which blocks.
+// listening creates a blocking listener with raw system calls.
 func listening(t testing.TB, n *namespace, at netip.Addr) *socket {
 	t.Helper()
 	s := stream(t, n, at, 0)
@@ -248,8 +248,8 @@ func listening(t testing.TB, n *namespace, at netip.Addr) *socket {
 	return s
 }
 
-// samePorts has the client use one port for all connections, so that each finds
-// the one before in TIME_WAIT at the server.
+// samePorts makes the client reuse one port, so that each connection finds the
+// previous one in TIME_WAIT at the server.
 func samePorts(t *testing.T, h *healthy, from, to netip.Addr) {
 	l := listening(t, h.b, to)
 	first := stream(t, h.a, from, 0)
@@ -266,7 +266,7 @@ func samePorts(t *testing.T, h *healthy, from, to netip.Addr) {
 		if n, err := unix.Read(c, make([]byte, 1)); n != 0 || err != nil {
 			t.Fatalf("read %d: %v", n, err)
 		}
-		// Closing is left to the test's end, which would be another socket's.
+		// Closed at the end of the test, since the descriptor would be reused.
 		must(t, unix.Shutdown(c, unix.SHUT_RDWR))
 		must(t, unix.Dup2(l.fd, c))
 	}
@@ -286,7 +286,7 @@ func offload(t *testing.T, n *namespace, features ...string) {
 	})
 }
 
-// transferBoth sends data both ways, one after the other and both at once.
+// transferBoth sends data in both directions, sequentially and concurrently.
 func transferBoth(t *testing.T, h *healthy, from, to netip.Addr) {
 	t.Helper()
 	transferSize(t, h, to, times(20<<20, 1<<20))
@@ -306,7 +306,7 @@ func transferSize(t *testing.T, h *healthy, to netip.Addr, size int) {
 	server.Close()
 }
 
-// sendAll sends data that must arrive as it was sent.
+// sendAll sends data and checks that they arrive unchanged.
 func sendAll(t *testing.T, from io.Writer, to net.Conn, size int) {
 	t.Helper()
 	chunk := make([]byte, 64<<10)
@@ -336,7 +336,7 @@ func sendAll(t *testing.T, from io.Writer, to net.Conn, size int) {
 	}
 }
 
-// sendAndClose sends data one way and closes, sender first.
+// sendAndClose sends data in one direction and closes, sender first.
 func sendAndClose(t *testing.T, from, to *net.TCPConn, size int) {
 	t.Helper()
 	sendAll(t, from, to, size)
@@ -382,7 +382,7 @@ func receiveReset(t *testing.T, c net.Conn) {
 	}
 }
 
-// awaitUnread waits until as much data waits in the socket.
+// awaitUnread waits until the socket holds n unread bytes.
 func awaitUnread(t *testing.T, h *healthy, c *net.TCPConn, n int) {
 	t.Helper()
 	testkit.Eventually(t, "the data to arrive", func() bool {
@@ -413,7 +413,7 @@ func zerocopy(t *testing.T, h *healthy, from, to netip.Addr) {
 		must(t, failed)
 		left -= sent
 	}
-	// Some notifications are read, the others are there at the end.
+	// Some notifications are read, the others remain at the end.
 	testkit.Eventually(t, "a notification", func() bool {
 		read := false
 		rawConn(t, client, func(fd int) error {
@@ -461,7 +461,7 @@ func splice(t *testing.T, h *healthy, from, to netip.Addr) {
 	}
 }
 
-// fastopen sends data with the SYN, first to get a cookie and then with it.
+// fastopen sends data in the SYN, first to get a cookie and then with it.
 func fastopen(t *testing.T, h *healthy, from, to netip.Addr) {
 	h.a.withSysctl(t, "ipv4/tcp_fastopen", "3")
 	h.b.withSysctl(t, "ipv4/tcp_fastopen", "3")
@@ -509,7 +509,7 @@ func deferAccept(t *testing.T, h *healthy, from, to netip.Addr) {
 	}
 }
 
-// timestamping asks for transmit timestamps, which come to the error queue.
+// timestamping requests transmit timestamps, which arrive in the error queue.
 func timestamping(t *testing.T, c syscall.Conn) {
 	t.Helper()
 	rawConn(t, c, func(fd int) error {
@@ -555,8 +555,8 @@ func mptcp(t *testing.T, h *healthy, from, to netip.Addr) {
 	}
 }
 
-// finWait2 closes a client whose server closes a while later, when the
-// client's end is an orphan that waits for that.
+// finWait2 closes a client before its server, so that the client's end waits as an
+// orphan in FIN_WAIT2.
 func finWait2(t *testing.T, h *healthy, from, to netip.Addr) {
 	client, server := connect(t, h.a, h.b, to)
 	client.Close()
@@ -567,8 +567,8 @@ func finWait2(t *testing.T, h *healthy, from, to netip.Addr) {
 
 const healthyRole = "NODESKOOP_TEST_HEALTHY"
 
-// A process that a case ends is this program, which serves or connects and
-// then does nothing until it is killed.
+// Cases that kill a process start this program again; it serves or connects, and
+// then waits to be killed.
 func init() {
 	role, addr, _ := strings.Cut(os.Getenv(healthyRole), " ")
 	var conns []net.Conn
@@ -672,8 +672,7 @@ func clientEnds(t *testing.T, h *healthy) {
 	}
 }
 
-// keepalive has both ends probe each other, then also on a half-closed
-// connection.
+// keepalive makes both ends send keep-alives, also on a half-closed connection.
 func keepalive(t *testing.T, h *healthy, from, to netip.Addr) {
 	client, server := connect(t, h.a, h.b, to)
 	for _, c := range []*net.TCPConn{client, server} {
@@ -698,7 +697,7 @@ func zeroWindow(t *testing.T, h *healthy, from, to netip.Addr) {
 		_, err := client.Write(make([]byte, size))
 		wrote <- err
 	}()
-	// They come after 200, 400 and 800 ms.
+	// Probes follow after 200, 400 and 800 ms.
 	before := h.a.counters(t)["TcpExt.TCPWinProbe"]
 	testkit.Eventually(t, "window probes", func() bool {
 		return h.a.counters(t)["TcpExt.TCPWinProbe"] >= before+4
@@ -707,7 +706,7 @@ func zeroWindow(t *testing.T, h *healthy, from, to netip.Addr) {
 	must(t, <-wrote)
 }
 
-// connectRaw is connect(2) with the bytes of an address.
+// connectRaw is connect(2) with the raw bytes of an address.
 func connectRaw(fd int, address []byte) error {
 	if _, _, e := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), addressOf(address), uintptr(len(address))); e != 0 {
 		return e
@@ -715,7 +714,7 @@ func connectRaw(fd int, address []byte) error {
 	return nil
 }
 
-// received is how many packets the namespace's device has received.
+// received returns the number of packets received by the namespace's device.
 func (n *namespace) received(t *testing.T) (packets uint64) {
 	t.Helper()
 	n.do(t, func() error {

@@ -24,9 +24,9 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// TestHealthy causes what a healthy network does, one kind of traffic after the
-// other. None of it loses a packet, so packetloss must count none and tell of
-// none, in the namespaces of the traffic and in the unattributed one.
+// TestHealthy causes the traffic of a healthy network, one kind at a time. No
+// packet is lost, so packetloss must count none and send no event, in the
+// namespaces of the traffic and in the unattributed one.
 func TestHealthy(t *testing.T) {
 	l := newTestLoader(t, Options{})
 	p := l.load("packetloss", Config{})
@@ -56,22 +56,22 @@ var healthyGroups = []struct {
 type healthyCase struct {
 	name string
 	run  func(t *testing.T, h *healthy)
-	// moves names the counters of trouble that rise although nothing is lost,
-	// such as TCP's of errors where a SYN comes twice.
+	// moves lists trouble counters that rise without a loss, such as TCP's error
+	// counter for a repeated SYN.
 	moves []string
 }
 
-// healthy is where a case runs: a pair of namespaces that the cases of a group
-// share, and what namespaces the case made for itself.
+// healthy is the environment of a case: a pair of namespaces that the cases of a
+// group share, and the namespaces that the case created.
 type healthy struct {
-	t     testing.TB // of the case, which ends after its traffic's
+	t     testing.TB // the case's test, which ends after that of its traffic
 	l     *testLoader
 	a, b  *namespace
 	own   []*namespace
-	lossy []*namespace // in which the traffic does lose packets
+	lossy []*namespace // namespaces in which the traffic does lose packets
 }
 
-// except excludes a namespace at whose end of the traffic packets are lost.
+// except excludes a namespace in which the traffic loses packets.
 func (h *healthy) except(n *namespace) { h.lossy = append(h.lossy, n) }
 
 func (h *healthy) namespaces() []*namespace {
@@ -80,12 +80,12 @@ func (h *healthy) namespaces() []*namespace {
 	})
 }
 
-// check runs a case and fails it for each packet that was counted as lost.
+// check runs a case and fails it for each packet counted as lost.
 //
-// Two things are not the traffic's doing. On a busy machine a queue may overflow;
-// then the kernel's own counters say that this run was not healthy, and the case
-// runs again. And other processes may lose packets that belong to no namespace;
-// those count only if a second run finds the same.
+// Two causes are not the traffic's fault. On a busy machine a queue may overflow;
+// then the kernel's own counters show that the run was not healthy, and the case
+// runs again. And other processes may lose packets without a namespace; those count
+// only if a second run finds the same.
 func (h *healthy) check(t *testing.T, p *Probe, c healthyCase) {
 	var before map[lostAt]uint64
 	for attempt := 1; ; attempt++ {
@@ -127,7 +127,7 @@ func (h *healthy) check(t *testing.T, p *Probe, c healthyCase) {
 	}
 }
 
-// lostAt is where packets were lost and why.
+// lostAt is the location and reason of lost packets.
 type lostAt struct {
 	netns            uint64
 	reason, location string
@@ -135,7 +135,7 @@ type lostAt struct {
 
 func (a lostAt) String() string { return fmt.Sprintf("%d %s %s", a.netns, a.reason, a.location) }
 
-// lossWatch compares what packetloss counts with what it had counted before.
+// lossWatch compares packetloss's counts with earlier ones.
 type lossWatch struct {
 	l      *testLoader
 	p      *Probe
@@ -166,8 +166,8 @@ func (w *lossWatch) read() map[lostAt]uint64 {
 	return lost
 }
 
-// since waits until nothing more is counted, and gives what was lost in the
-// namespaces, and apart from that what belongs to none.
+// since waits until counts are stable, and returns the losses in the namespaces,
+// and separately the unattributed ones.
 func (w *lossWatch) since(t *testing.T, namespaces []*namespace) (lost, unattributed map[lostAt]uint64) {
 	t.Helper()
 	read := func() {
@@ -183,7 +183,7 @@ func (w *lossWatch) since(t *testing.T, namespaces []*namespace) (lost, unattrib
 			}
 		}
 	}
-	// What a closed socket held is freed after a grace period.
+	// Data of a closed socket are freed after a grace period.
 	for range 2 {
 		if _, _, e := unix.Syscall(unix.SYS_MEMBARRIER, 1 /* MEMBARRIER_CMD_GLOBAL */, 0, 0); e != 0 {
 			t.Logf("wait for a grace period: %v", e)
@@ -199,7 +199,8 @@ func (w *lossWatch) since(t *testing.T, namespaces []*namespace) (lost, unattrib
 	return lost, unattributed
 }
 
-// none fails for each place in lost, and for each event of the namespaces.
+// none reports an error for each location in lost, and for each event of the
+// namespaces.
 func (w *lossWatch) none(t *testing.T, lost map[lostAt]uint64, h *healthy) {
 	t.Helper()
 	names := map[uint64]string{0: "no namespace", h.a.inode: "a", h.b.inode: "b"}
@@ -234,8 +235,8 @@ func (w *lossWatch) none(t *testing.T, lost map[lostAt]uint64, h *healthy) {
 	}
 }
 
-// trouble gives the kernel's own counters of trouble by namespace: they say
-// independently of us whether traffic was healthy.
+// trouble returns the kernel's own trouble counters by namespace, which show
+// independently whether traffic was healthy.
 func (h *healthy) trouble(t *testing.T) map[*namespace]map[string]uint64 {
 	t.Helper()
 	all := map[*namespace]map[string]uint64{}
@@ -249,9 +250,8 @@ func (h *healthy) trouble(t *testing.T) map[*namespace]map[string]uint64 {
 	return all
 }
 
-// troubles are counters of lost or faulty packets. What counts ICMP messages
-// that a socket of another kind takes, or datagrams of multicast that nobody
-// asked for, is not among them.
+// troubles are counters of lost or faulty packets. Counters of ICMP messages for
+// another kind of socket, and of multicast without listeners, are excluded.
 var troubles = []string{
 	"Ip.InHdrErrors", "Ip.InDiscards", "Ip.OutDiscards", "Ip.ReasmFails", "Ip.FragFails",
 	"Ip6InHdrErrors", "Ip6InDiscards", "Ip6OutDiscards", "Ip6ReasmFails", "Ip6FragFails",
@@ -264,8 +264,8 @@ var troubles = []string{
 	"UdpLite.InErrors", "UdpLite.RcvbufErrors", "UdpLite6InErrors", "UdpLite6RcvbufErrors",
 }
 
-// counters reads the kernel's own counters inside, as "Udp.InErrors" and, of
-// IPv6, "Udp6InErrors". "device.dropped" is the sum over the devices.
+// counters reads the kernel's counters inside the namespace, such as "Udp.InErrors"
+// and "Udp6InErrors". "device.dropped" is the sum over the devices.
 func (n *namespace) counters(t testing.TB) map[string]uint64 {
 	t.Helper()
 	all := map[string]uint64{}
@@ -314,9 +314,9 @@ func (n *namespace) counters(t testing.TB) map[string]uint64 {
 	return all
 }
 
-// namespace makes a namespace of the case's own, as a container's is: nothing
-// but lo, and the kernel's defaults for all that newNamespace switches off. It
-// stays until the losses are read.
+// namespace creates a namespace for the case, like a container's: only lo, and the
+// kernel's defaults for everything that newNamespace disables. It exists until the
+// losses are read.
 func (h *healthy) namespace(t *testing.T) *namespace {
 	t.Helper()
 	n := &namespace{device: "eth0"}
@@ -340,7 +340,7 @@ func (h *healthy) namespace(t *testing.T) *namespace {
 	return n
 }
 
-// cable joins two namespaces by a veth, which is up at both ends.
+// cable joins two namespaces by a veth pair that is up.
 func cable(t *testing.T, a *namespace, deviceA string, b *namespace, deviceB string) {
 	t.Helper()
 	veth(t, a, deviceA, b, deviceB)
@@ -357,14 +357,14 @@ func veth(t *testing.T, a *namespace, deviceA string, b *namespace, deviceB stri
 	})
 }
 
-// ip runs one ip command, its words separated by spaces.
+// ip runs an ip command, given as words separated by spaces.
 func (n *namespace) ip(t testing.TB, command string) string {
 	t.Helper()
 	return n.run(t, "ip", strings.Fields(command)...)
 }
 
-// can reports whether a command works inside: what a kernel lacks a module for
-// fails.
+// can returns the error of a command inside the namespace, for example if the
+// kernel lacks a module.
 func (n *namespace) can(name string, args ...string) error {
 	return n.try(func() error {
 		out, err := exec.Command(name, args...).CombinedOutput()
@@ -375,13 +375,13 @@ func (n *namespace) can(name string, args ...string) error {
 	})
 }
 
-// sysctl sets a file below /proc/sys/net.
+// sysctl writes a file below /proc/sys/net.
 func (n *namespace) sysctl(t testing.TB, file, value string) {
 	t.Helper()
 	n.do(t, func() error { return os.WriteFile("/proc/sys/net/"+file, []byte(value), 0) })
 }
 
-// withSysctl sets a file below /proc/sys/net until the test ends.
+// withSysctl writes a file below /proc/sys/net until the test ends.
 func (n *namespace) withSysctl(t testing.TB, file, value string) {
 	t.Helper()
 	var before []byte
@@ -393,7 +393,7 @@ func (n *namespace) withSysctl(t testing.TB, file, value string) {
 	t.Cleanup(func() { n.sysctl(t, file, string(before)) })
 }
 
-// each makes a case of one that runs over either version of IP.
+// each returns a case that runs over IPv4 and over IPv6.
 func each(run func(t *testing.T, h *healthy, from, to netip.Addr)) func(*testing.T, *healthy) {
 	return func(t *testing.T, h *healthy) {
 		t.Helper()
@@ -403,7 +403,7 @@ func each(run func(t *testing.T, h *healthy, from, to netip.Addr)) func(*testing
 	}
 }
 
-// atOnce is each for what waits most of the time.
+// atOnce is each, run concurrently, for cases that mostly wait.
 func atOnce(run func(t *testing.T, h *healthy, from, to netip.Addr)) func(*testing.T, *healthy) {
 	return func(t *testing.T, h *healthy) {
 		for family, addrs := range families(h.a, h.b) {
@@ -415,7 +415,7 @@ func atOnce(run func(t *testing.T, h *healthy, from, to netip.Addr)) func(*testi
 	}
 }
 
-// times scales how often something is done: an emulated machine takes its time.
+// times scales a number of repetitions; an emulated machine is slow.
 func times(host, vm int) int {
 	if need.InVM() {
 		return vm
@@ -431,7 +431,7 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// socketIn makes a socket inside, which is closed with the test.
+// socketIn creates a socket inside the namespace, closed at the end of the test.
 func (n *namespace) socketIn(t testing.TB, family, kind, protocol int) int {
 	t.Helper()
 	fd := -1
@@ -452,7 +452,7 @@ func family(a netip.Addr) int {
 	return unix.AF_INET6
 }
 
-// isUnsupported tells what a kernel lacks from what failed.
+// isUnsupported distinguishes features that a kernel lacks from failures.
 func isUnsupported(err error) bool {
 	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.ESOCKTNOSUPPORT) ||
 		errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOPROTOOPT) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTSUP)

@@ -16,8 +16,7 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// What TCP does on a line that delivers all there is, but not in order, or more
-// than once, or late.
+// TCP over a line that delivers every packet, but reordered, duplicated or late.
 var healthyWire = []healthyCase{
 	{name: "a plain wire", run: wired(nil, transferSmall)},
 	{name: "segments that come twice", run: wired(duplicate, transferSmall)},
@@ -45,8 +44,8 @@ var healthyWire = []healthyCase{
 	{name: "both ends connect at once", run: simultaneousOpen},
 	{name: "reset of a connection with segments out of order", run: outOfOrderReset},
 	{name: "a ping and UDP whose packets come twice", run: wired(duplicateAll, func(t *testing.T, h *healthy, from, to netip.Addr) {
-		// Each request comes twice, and each answer to it: somebody is there
-		// until the last of them has come.
+		// Each request and each reply comes twice; the socket stays open until the
+		// last one has come.
 		s := h.a.socketIn(t, family(from), unix.SOCK_RAW, icmpOf(from))
 		must(t, unix.SetsockoptTimeval(s, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}))
 		ping(t, h, from, to, unix.SOCK_RAW, 20)
@@ -76,21 +75,21 @@ func transferSmall(t *testing.T, h *healthy, from, to netip.Addr) {
 	transferSize(t, h, to, times(1<<20, 200<<10))
 }
 
-// wire is a line between two namespaces, each of which has a tap device: what
-// one sends, the test carries to the other.
+// wire is a line between two namespaces with a tap device each; the test carries
+// frames between them.
 type wire struct {
 	mu    sync.Mutex
 	ends  [2]*os.File
 	carry func(w *wire, frame []byte, end int)
-	kept  [2][][]byte // of carry, what comes later
+	kept  [2][][]byte // frames that carry delays
 	timer [2]*time.Timer
-	hold  bool // all frames are kept
+	hold  bool // keep all frames
 
-	carried int // how many frames
+	carried int // number of frames carried
 }
 
-// wired makes a case that runs over a wire of its own. Without carry each frame
-// is delivered as it comes.
+// wired returns a case that runs over a wire of its own. Without carry each frame
+// is delivered at once.
 func wired(carry func(w *wire, frame []byte, end int), run func(t *testing.T, h *healthy, from, to netip.Addr)) func(*testing.T, *healthy) {
 	return func(t *testing.T, h *healthy) {
 		over, _ := h.wire(t, carry)
@@ -116,12 +115,12 @@ func (h *healthy) wire(t *testing.T, carry func(w *wire, frame []byte, end int))
 		n.device = "tap0"
 		w.ends[i] = n.tap(t, n.device, unix.IFF_TAP)
 		n.ip(t, "link set tap0 multicast off txqueuelen 10000 up")
-		// Until the kernel has seen the carrier, the device drops what is sent.
+		// Until the kernel has noticed the carrier, the device drops frames.
 		testkit.Eventually(t, "the device's queue", func() bool { return !strings.Contains(n.ip(t, "link show tap0"), "qdisc noop") })
 		n.ip(t, "addr add "+n.v4.String()+"/24 dev tap0")
 		n.ip(t, "addr add "+n.v6.String()+"/64 dev tap0 nodad")
-		// The kernel takes an address up in its own time; before, it drops
-		// what comes for it.
+		// The kernel adds an address asynchronously; before, it drops packets for
+		// it.
 		testkit.Eventually(t, "the address", func() bool {
 			return strings.Contains(n.ip(t, "-6 route show table local"), "local "+n.v6.String()+" ")
 		})
@@ -143,7 +142,7 @@ func (h *healthy) wire(t *testing.T, carry func(w *wire, frame []byte, end int))
 	return over, w
 }
 
-// tap makes a device whose other end is a file.
+// tap creates a device whose other end is a file.
 func (n *namespace) tap(t testing.TB, name string, mode uint16) *os.File {
 	t.Helper()
 	var file *os.File
@@ -211,8 +210,8 @@ func (w *wire) read(end int) {
 	}
 }
 
-// idle waits until nothing is on its way: what a tap device still holds when its
-// file is closed is lost.
+// idle waits until no frame is in flight: frames in a tap device are lost when its
+// file is closed.
 func (w *wire) idle(t testing.TB) {
 	before := -1
 	testkit.Eventually(t, "the wire to be idle", func() bool {
@@ -236,10 +235,10 @@ func (w *wire) idle(t testing.TB) {
 	})
 }
 
-// deliver hands a frame to the other end.
+// deliver writes a frame to the other end.
 func (w *wire) deliver(frame []byte, end int) { w.ends[1-end].Write(frame) }
 
-// release delivers all that was kept.
+// release delivers all kept frames.
 func (w *wire) release() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -256,7 +255,7 @@ func (w *wire) flush(end int) {
 	w.kept[end] = nil
 }
 
-// flushSoon delivers what is kept unless more comes first.
+// flushSoon delivers kept frames unless another frame comes first.
 func (w *wire) flushSoon(end int) {
 	if w.timer[end] != nil {
 		w.timer[end].Stop()
@@ -270,7 +269,7 @@ func (w *wire) flushSoon(end int) {
 	})
 }
 
-// segment is what the wire has to know of a frame.
+// segment is the wire's information about a frame.
 type segment struct {
 	tcp           int // offset of TCP's header, 0 if the frame has none
 	payload, size int // of TCP's or another protocol's
@@ -306,8 +305,8 @@ func parse(frame []byte) (s segment) {
 	return s
 }
 
-// carriesData tells whether a frame has data of TCP and neither begins nor ends
-// a connection. A copy of what ends one may find the connection gone.
+// carriesData reports whether a frame has TCP data and neither begins nor ends a
+// connection. A copy of a frame that ends one may find the connection gone.
 func carriesData(frame []byte) bool {
 	s := parse(frame)
 	return s.tcp > 0 && s.size > 0 && s.flags&(fin|syn|rst) == 0
@@ -339,8 +338,8 @@ func duplicateACK(w *wire, frame []byte, end int) {
 	}
 }
 
-// repeatLater delivers each data segment again after 20 others, as long as its
-// connection is there.
+// repeatLater delivers each data segment again after 20 others, while its
+// connection exists.
 func repeatLater(w *wire, frame []byte, end int) {
 	w.deliver(frame, end)
 	if parse(frame).flags&(fin|syn|rst) != 0 {
@@ -356,7 +355,7 @@ func repeatLater(w *wire, frame []byte, end int) {
 	}
 }
 
-// swap delivers data segments in another order: each five of them last first.
+// swap reorders data segments: each five of them last first.
 func swap(w *wire, frame []byte, end int) {
 	if !carriesData(frame) {
 		w.flush(end)
@@ -371,8 +370,8 @@ func swap(w *wire, frame []byte, end int) {
 	w.flushSoon(end)
 }
 
-// overlap delivers the second half of each data segment before the whole of it,
-// and after that the first half.
+// overlap delivers the second half of each data segment, then the whole, then the
+// first half.
 func overlap(w *wire, frame []byte, end int) {
 	s := parse(frame)
 	if !carriesData(frame) || s.size < 2 {
@@ -385,7 +384,7 @@ func overlap(w *wire, frame []byte, end int) {
 	w.deliver(cut(frame, s, 0, half), end)
 }
 
-// cut gives a segment with only a part of the data.
+// cut returns a segment with only part of the data.
 func cut(frame []byte, s segment, from, to int) []byte {
 	const ethernet = 14
 	c := append([]byte(nil), frame[:s.payload]...)
@@ -410,7 +409,7 @@ func cut(frame []byte, s segment, from, to int) []byte {
 	return c
 }
 
-// simultaneousClose has the wire keep either end's FIN until both are sent.
+// simultaneousClose makes the wire hold each FIN until both are sent.
 func simultaneousClose(t *testing.T, h *healthy) {
 	over, w := h.wire(t, nil)
 	for _, addrs := range families(over.a, over.b) {
@@ -440,12 +439,12 @@ func simultaneousClose(t *testing.T, h *healthy) {
 					return err
 				})
 			}
-			return states[unix.BPF_TCP_CLOSE] == 2 // in TIME_WAIT the socket itself is closed
+			return states[unix.BPF_TCP_CLOSE] == 2 // a socket in TIME_WAIT is itself closed
 		})
 	}
 }
 
-// simultaneousOpen has two ends connect to each other.
+// simultaneousOpen makes two ends connect to each other.
 func simultaneousOpen(t *testing.T, h *healthy) {
 	over, w := h.wire(t, nil)
 	for _, addrs := range families(over.a, over.b) {
@@ -483,10 +482,9 @@ func simultaneousOpen(t *testing.T, h *healthy) {
 	}
 }
 
-// outOfOrderReset has the server close while data waits behind a segment that
-// does not come.
+// outOfOrderReset makes the server close while data waits behind a missing segment.
 func outOfOrderReset(t *testing.T, h *healthy) {
-	var missing []byte // sequence number of the segment, once known
+	var missing []byte // sequence number of the missing segment, once known
 	losing, cut := false, false
 	over, w := h.wire(t, func(w *wire, frame []byte, end int) {
 		if cut && end == 0 && carriesData(frame) {

@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// KernelTypes is the kernel's type information, which takes time to read and is
-// large: for several loads, one after another, and then to be released. The zero
-// value is read when it is needed.
+// KernelTypes is the kernel's type information, which is slow to read and large.
+// Use it for several loads in sequence, then release it. The zero value reads it on
+// first use.
 type KernelTypes struct {
 	mu    sync.Mutex
 	types *kernelTypes
@@ -36,7 +36,7 @@ func (k *KernelTypes) use(f func(*kernelTypes) error) error {
 	return f(k.types)
 }
 
-// Release returns the memory to the system, if there is any.
+// Release returns the memory to the system.
 func (k *KernelTypes) Release() {
 	k.mu.Lock()
 	held := k.types != nil
@@ -47,20 +47,20 @@ func (k *KernelTypes) Release() {
 	}
 }
 
-// iterators are programs that the kernel runs over all processes when it is
-// asked (kernel/bpf/task_iter.c, since 5.8), and the map "processes" into which
-// they write a V for each. Nothing of them runs between two readings.
+// iterators are task iterators (kernel/bpf/task_iter.c, since 5.8), BPF programs
+// that run over all processes on request, and the map "processes", into which they
+// write a V per process. Between readings no program runs.
 type iterators[V any] struct {
 	coll       *ebpf.Collection
 	links      []*link.Iter
-	generation uint32          // of the readings
-	of         func(*V) uint32 // the reading that wrote a value
+	generation uint32          // number of the last reading
+	of         func(*V) uint32 // number of the reading that wrote a value
 	stale      []uint32
 	walker     walker[uint32, V]
 }
 
-// load loads and attaches the programs, which are run in that order. The error
-// says why the kernel or the process's rights do not allow it.
+// load loads and attaches the programs, which run in the given order. The error
+// says why the kernel or the process's privileges do not allow it.
 func (it *iterators[V]) load(types *KernelTypes, spec *ebpf.CollectionSpec, of func(*V) uint32, programs ...string) error {
 	it.of = of
 	_ = rlimit.RemoveMemlock() // see New
@@ -92,15 +92,14 @@ func (it *iterators[V]) Close() error {
 	return errors.Join(errs...)
 }
 
-// maxIteration is how much CPU time a reading of all processes may take. An
-// iterator goes through about ten million descriptors in a second. Time in which
-// the thread waited for a CPU does not count: a busy node has no more descriptors
-// than an idle one.
+// maxIteration limits the CPU time for a reading of all processes. An iterator visits
+// about ten million descriptors per second. Time in which the thread waited for a CPU
+// does not count: a busy node has no more descriptors than an idle one.
 const maxIteration = time.Second
 
-// each runs the programs and hands each process to see.
+// each runs the programs and passes each process to see.
 func (it *iterators[V]) each(see func(pid uint32, v *V)) error {
-	runtime.LockOSThread() // threadTime is of one thread
+	runtime.LockOSThread() // for threadTime
 	defer runtime.UnlockOSThread()
 	end := threadTime() + maxIteration
 	it.generation++
@@ -132,9 +131,9 @@ func (it *iterators[V]) each(see func(pid uint32, v *V)) error {
 	return nil
 }
 
-// iterate runs a program over everything. It prints nothing, so the kernel
-// interrupts it after each million objects with EAGAIN, to go on with the next
-// call (kernel/bpf/bpf_iter.c, bpf_seq_read). end is by threadTime.
+// iterate runs a program over all objects. Since the program prints nothing, the
+// kernel returns EAGAIN after each million objects and continues with the next call
+// (kernel/bpf/bpf_iter.c, bpf_seq_read). end is a value of threadTime.
 func iterate(l *link.Iter, end time.Duration) error {
 	r, err := l.Open()
 	if err != nil {
@@ -154,7 +153,7 @@ func iterate(l *link.Iter, end time.Duration) error {
 	}
 }
 
-// threadTime is the CPU time that the calling thread has used.
+// threadTime returns the CPU time of the calling thread.
 func threadTime() time.Duration {
 	var u unix.Rusage
 	if unix.Getrusage(unix.RUSAGE_THREAD, &u) != nil {

@@ -14,14 +14,12 @@ import (
 	"time"
 )
 
-// Symbols names the kernel's code addresses. It reads /proc/kallsyms when it
-// is first asked and keeps it in one sorted table. It reads it again when
-// modules have been loaded or removed since, for which it looks when it is
-// asked for an address outside the kernel's own code; and, for the programs
-// and trampolines that no list tells of, when an address lies where no known
-// code is, though after a second at the soonest, and after twice as long each
-// time that this did not help. Its methods may be called from several
-// goroutines.
+// Symbols maps kernel code addresses to function names. It reads /proc/kallsyms on
+// first use into one sorted table. It reads the file again if modules were loaded
+// or removed, which it checks for addresses outside the kernel's own code. Programs
+// and trampolines appear in no list of modules, so it also reads the file again if
+// an address lies in unknown code: after a second at the earliest, and twice as
+// late after each attempt that did not help. It is safe for concurrent use.
 type Symbols struct {
 	path    string
 	modules string // the file /proc/modules
@@ -29,61 +27,60 @@ type Symbols struct {
 
 	mu         sync.Mutex
 	table      symbolTable
-	read       time.Time     // of the last attempt
-	patience   time.Duration // for how long it stands although an address is missing
+	read       time.Time     // time of the last attempt
+	patience   time.Duration // minimum age before an unknown address triggers a reading
 	err        error
-	generation int // of the table
-	// Which modules the table knows, and when that was compared last.
+	generation int // number of the table
+	// The modules that the table covers, and when they were last compared.
 	known    string
 	compared time.Time
-	// loads, where set, counts the modules loaded so far; as of the last
-	// comparison.
+	// loads, if set, returns the number of modules loaded so far, and its value at
+	// the last comparison.
 	loads     func() (uint64, bool)
 	loadsThen uint64
 }
 
-// refreshAfter and refreshAtMost are between how long a table is trusted
-// although an address is missing. To read it takes tens of milliseconds.
+// refreshAfter and refreshAtMost bound the age at which an unknown address triggers
+// a reading. A reading takes tens of milliseconds.
 const (
 	refreshAfter  = time.Second
 	refreshAtMost = 15 * time.Minute
 )
 
-// compareAfter is how long a list of modules is trusted where nothing tells of
-// modules that are loaded.
+// compareAfter is how long a list of modules is trusted if no counter of loaded
+// modules is available.
 const compareAfter = 50 * time.Millisecond
 
-// farthest is how long a function may be at most: an address farther behind
-// the last symbol before it lies in code that the table does not know.
+// farthest is the maximum size of a function. An address farther behind the
+// preceding symbol lies in code that the table does not cover.
 const farthest = 1 << 20
 
-// ErrNoAddresses is the answer where the kernel shows its symbols without
-// their addresses.
+// ErrNoAddresses means that the kernel shows symbols without addresses.
 var ErrNoAddresses = errors.New("/proc/kallsyms shows no addresses: the process lacks CAP_SYSLOG, or the sysctl kernel.kptr_restrict is 2")
 
-// NewSymbols gives a table that reads nothing until it is asked.
+// NewSymbols returns a table that reads nothing until its first use.
 func NewSymbols() *Symbols {
 	return &Symbols{path: "/proc/kallsyms", modules: "/proc/modules", now: time.Now}
 }
 
-// symbolTable holds names in one string, so that 100,000 symbols are two
-// objects on the heap and not 100,000.
+// symbolTable keeps all names in one string, so that 100,000 symbols are two heap
+// objects instead of 100,000.
 type symbolTable struct {
 	symbols    []symbol
 	names      string
-	start, end uint64 // of the kernel's own code; 0: not known
+	start, end uint64 // bounds of the kernel's own code; 0 if unknown
 }
 
 type symbol struct {
 	address uint64
-	name    uint32 // where in names it starts
+	name    uint32 // offset of the name in names
 	length  uint16
 }
 
 func (t *symbolTable) text(s symbol) string { return t.names[s.name : s.name+uint32(s.length)] }
 
-// Lookup gives the function in which the address lies, with its module in
-// brackets if it has one, and how far into it.
+// Lookup returns the function that contains the address, with its module in
+// brackets if it has one, and the offset into it.
 func (s *Symbols) Lookup(address uint64) (name string, offset uint64, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -91,7 +88,7 @@ func (s *Symbols) Lookup(address uint64) (name string, offset uint64, ok bool) {
 	if ok && (s.table.isKernel(address) || !s.staleNow()) {
 		return name, offset, true
 	}
-	// A known address came here because modules have changed.
+	// A known address gets here only if modules have changed.
 	changed := ok || s.read.IsZero() || s.staleNow()
 	if !changed && (s.table.isKernel(address) || s.now().Sub(s.read) < s.patience) {
 		return "", 0, false
@@ -109,7 +106,7 @@ func (s *Symbols) Lookup(address uint64) (name string, offset uint64, ok bool) {
 	return name, offset, ok
 }
 
-// Err tells why there are no symbols, if there are none.
+// Err returns why there are no symbols, or nil.
 func (s *Symbols) Err() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -119,8 +116,8 @@ func (s *Symbols) Err() error {
 	return s.err
 }
 
-// Refresh reads the symbols again if modules have been loaded or removed
-// since, and tells why there are none.
+// Refresh reads the symbols again if modules were loaded or removed since, and
+// returns why there are none.
 func (s *Symbols) Refresh() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -130,22 +127,21 @@ func (s *Symbols) Refresh() error {
 	return s.err
 }
 
-// Stale reports whether modules have been loaded or removed since the symbols
-// were read.
+// Stale reports whether modules were loaded or removed since the symbols were read.
 func (s *Symbols) Stale() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return !s.read.IsZero() && s.listModules() != s.known
 }
 
-// Generation changes whenever the symbols are read again.
+// Generation returns a number that changes with every reading of the symbols.
 func (s *Symbols) Generation() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.generation
 }
 
-// follow makes loads tell how many modules have been loaded so far.
+// follow sets the function that returns the number of modules loaded so far.
 func (s *Symbols) follow(loads func() (uint64, bool)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -153,8 +149,8 @@ func (s *Symbols) follow(loads func() (uint64, bool)) {
 	s.compared = time.Time{}
 }
 
-// staleNow is Stale at the price of a look at a counter, or of a look at the
-// list of modules now and then. The caller holds the lock.
+// staleNow is Stale at the cost of reading a counter, or, without one, the list of
+// modules every compareAfter. The caller holds the lock.
 func (s *Symbols) staleNow() bool {
 	if s.loads != nil {
 		if n, ok := s.loads(); ok {
@@ -173,8 +169,8 @@ func (s *Symbols) staleNow() bool {
 	return s.listModules() != s.known
 }
 
-// listModules gives the names and addresses of the modules that are loaded,
-// without what changes from one moment to the next; "" where there are none.
+// listModules returns the names and addresses of the loaded modules, without
+// volatile fields; "" if there are none.
 func (s *Symbols) listModules() string {
 	if s.modules == "" {
 		return ""
@@ -192,9 +188,9 @@ func (s *Symbols) listModules() string {
 	return list.String()
 }
 
-// Location is a return address as symbol+0xoffset, or the bare address. The
-// function is that of the call before the address: a call that ends a
-// function returns, by its address, into the next one.
+// Location formats a return address as symbol+0xoffset, or as the bare address if
+// unknown. It looks up the call before the address: if a call is the last
+// instruction of its function, the return address belongs to the next function.
 func (s *Symbols) Location(address uint64) string {
 	if address == 0 {
 		return ""
@@ -211,8 +207,8 @@ func (s *Symbols) Location(address uint64) string {
 	return text
 }
 
-// Function is the name of the function that a return address lies in, without
-// offset, module or the suffix of a compiler's copy, or "".
+// Function returns the name of the function that contains a return address, without
+// offset, module or compiler suffix, or "".
 func (s *Symbols) Function(address uint64) string {
 	if address == 0 {
 		return ""
@@ -226,8 +222,8 @@ func (s *Symbols) Function(address uint64) string {
 	return name
 }
 
-// Stack is a stack as locations, innermost first, without the frames that
-// belong to the tracing itself.
+// Stack formats a stack as locations, innermost first, without the frames of the
+// tracing itself.
 func (s *Symbols) Stack(addresses []uint64) []string {
 	lines := make([]string, 0, len(addresses))
 	for _, address := range addresses {
@@ -249,8 +245,8 @@ func isTracing(location string) bool {
 	return false
 }
 
-// ranges gives where a function's code lies, for each part that the compiler
-// made of it.
+// ranges returns the address ranges of the functions, one for each part that the
+// compiler made.
 func (s *Symbols) ranges(names []string) [][2]uint64 {
 	if s.Err() != nil {
 		return nil
@@ -267,7 +263,7 @@ func (s *Symbols) ranges(names []string) [][2]uint64 {
 	return found
 }
 
-// starts gives the addresses of functions, wherever they lie.
+// starts returns the start addresses of all functions with these names.
 func (s *Symbols) starts(names []string) (found []uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -280,12 +276,11 @@ func (s *Symbols) starts(names []string) (found []uint64) {
 	return found
 }
 
-// load reads the symbols. The caller holds the lock. The list of modules is
-// read before: what is loaded meanwhile is found by the next comparison.
+// load reads the symbols. The caller holds the lock. The list of modules is read
+// first, so that the next comparison finds modules loaded in the meantime.
 func (s *Symbols) load() {
 	s.read, s.patience = s.now(), refreshAfter
-	// As of this attempt, whether it works or not: else it would be made again
-	// at each look.
+	// Set even if this attempt fails, or each lookup would try again.
 	s.known = s.listModules()
 	f, err := os.Open(s.path)
 	if err != nil {
@@ -302,14 +297,14 @@ func (s *Symbols) load() {
 	s.generation++
 }
 
-// isKernel reports whether an address lies in the kernel's own code, which
-// stays what it is.
+// isKernel reports whether an address lies in the kernel's own code, which never
+// changes.
 func (t *symbolTable) isKernel(address uint64) bool {
 	return address >= t.start && address < t.end
 }
 
-// startOfText and endOfText are no functions: they enclose the kernel's own
-// code, beyond which lie modules and programs.
+// startOfText and endOfText are symbols around the kernel's own code; modules and
+// BPF programs lie outside.
 const (
 	startOfText = "_stext"
 	endOfText   = "_etext"
@@ -339,8 +334,8 @@ func (t *symbolTable) lookup(address uint64) (string, uint64, bool) {
 	return name, address - s.address, true
 }
 
-// parseSymbols reads lines of "address type name [module]" and keeps code.
-// Lines that are none are skipped: the format has grown before.
+// parseSymbols reads lines of "address type name [module]" and keeps code symbols.
+// It skips malformed lines, since the format has grown before.
 func parseSymbols(r io.Reader) (symbolTable, error) {
 	var (
 		symbols = make([]symbol, 0, 1<<16)
@@ -380,7 +375,8 @@ func parseSymbols(r io.Reader) (symbolTable, error) {
 		name, module, _ := bytes.Cut(rest[2:], []byte("\t"))
 		module = bytes.TrimSpace(module)
 		name = bytes.TrimSpace(name)
-		// arm64 marks where code and data begin by symbols of their own.
+		// Skip arm64's mapping symbols ($x, $d), which mark where code and data
+		// begin.
 		if len(name) == 0 || name[0] == '$' || len(name)+len(module) > 1<<12 || names.Len() > 1<<30 {
 			continue
 		}
@@ -402,8 +398,7 @@ func parseSymbols(r io.Reader) (symbolTable, error) {
 	if zero {
 		return symbolTable{}, ErrNoAddresses
 	}
-	// Stable: of several names for one address the first is the kernel's own
-	// preference.
+	// Stable, because the kernel lists its preferred name of an address first.
 	slices.SortStableFunc(symbols, func(a, b symbol) int {
 		switch {
 		case a.address < b.address:

@@ -11,8 +11,8 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// Captured lines, of several kernels: a table out of order, data, names for
-// the same address, a compiler's copies, a module, a program, arm64's marks.
+// Captured lines of several kernels: out of order, data symbols, several names for
+// one address, compiler copies, a module, a BPF program, arm64's mapping symbols.
 const kallsyms = `ffffffff81000000 T _stext
 ffffffff81000000 T _text
 ffffffff81cc1000 t tcp_v4_do_rcv
@@ -48,13 +48,14 @@ func TestSymbols(t *testing.T) {
 	}{
 		{0, "", ""},
 		{0xffffffff81cc1010, "tcp_v4_do_rcv+0x10", "tcp_v4_do_rcv"},
-		// A call that ends a function returns to where the next begins.
+		// The return address of a call at a function's end is the start of the next
+		// function.
 		{0xffffffff81cc2000, "tcp_v4_do_rcv+0x1000", "tcp_v4_do_rcv"},
 		{0xffffffff81cc2c10, "tcp_v4_rcv.cold+0x10", "tcp_v4_rcv"},
 		{0xffffffff81c8ad15, "tcp_rcv_state_process+0x5", "tcp_rcv_state_process"},
 		{0xffffffff81000010, "_stext+0x10", "_stext"},
 		{0xffffffffc08003e8, "nft_do_chain+0x3e8 [nf_tables]", "nft_do_chain"},
-		// Behind the kernel's own code, and far behind a module's.
+		// Beyond the kernel's own code, and far behind a module's.
 		{0xffffffff82000010, "0xffffffff82000010", ""},
 		{0xffffffffc0a00000 + 2<<20, "0xffffffffc0c00000", ""},
 		{0x1000, "0x1000", ""},
@@ -72,8 +73,8 @@ func TestSymbols(t *testing.T) {
 	}
 }
 
-// TestSymbolsRefresh loads a module: its code is found on the next miss, but
-// not before a second has passed.
+// TestSymbolsRefresh loads a module: the next miss finds its code, but not before a
+// second has passed.
 func TestSymbolsRefresh(t *testing.T) {
 	s := symbolsOf(t, kallsyms)
 	now := time.Now()
@@ -95,8 +96,8 @@ func TestSymbolsRefresh(t *testing.T) {
 	}
 }
 
-// TestSymbolsRefreshRarely asks for an address that stays unknown: the symbols
-// are read again, but ever more rarely, until modules change.
+// TestSymbolsRefreshRarely looks up an unknown address repeatedly: the symbols are
+// read again ever more rarely, until modules change.
 func TestSymbolsRefreshRarely(t *testing.T) {
 	need.Short(t)
 	for name, text := range map[string]string{"unknown": kallsyms, "no addresses": "0000000000000000 T _text\n"} {
@@ -108,7 +109,7 @@ func TestSymbolsRefreshRarely(t *testing.T) {
 			}
 			now := time.Now()
 			s.now = func() time.Time { return now }
-			// Each attempt takes down its time.
+			// Each attempt records its time.
 			reads := func(d, step time.Duration) (n int) {
 				for end := now.Add(d); now.Before(end); now = now.Add(step) {
 					last := s.read
@@ -128,7 +129,7 @@ func TestSymbolsRefreshRarely(t *testing.T) {
 			if n := reads(2*time.Hour, 250*time.Millisecond); n != 8 {
 				t.Errorf("read %d times in two hours", n)
 			}
-			// What lies in the kernel's own code will not come.
+			// An unknown address in the kernel's own code triggers no reading.
 			last := s.read
 			now = now.Add(time.Hour)
 			if name == "unknown" {
@@ -137,7 +138,7 @@ func TestSymbolsRefreshRarely(t *testing.T) {
 					t.Errorf("%s, read again: %v", got, s.read != last)
 				}
 			}
-			// A module's is found at the next look at their list.
+			// A module's address is found once the list of modules is read again.
 			if err := os.WriteFile(s.path, []byte(kallsyms+"ffffffffc1000000 t late\t[late]\n"), 0o600); err != nil {
 				t.Fatal(err)
 			}

@@ -2,11 +2,11 @@
 
 //go:build ignore
 
-/* kernellatency: how long the stack takes between driver and socket.
+/* kernellatency: time of packets between driver and socket.
  *
- * By functions where the kernel lets them be hooked: every packet, IPv4 and
- * IPv6, with the stages on the way. Else by tracepoints alone: what they pass
- * is enough for received TCP data and datagrams, and for sent TCP. */
+ * With function hooks, every IPv4 and IPv6 packet is measured, with its stages.
+ * Without them, tracepoints allow to measure received TCP data and datagrams, and
+ * sent TCP. */
 
 #include "headers/kernel.h"
 #include "headers/counter.h"
@@ -18,7 +18,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum slot { RX, RX100, TX, TX100, SLOTS };
 
-/* Stages: a packet that is received has the first two, one that is sent the others. */
+/* Stages: a received packet has the first two, a sent packet the others. */
 enum point { POINT_IP, POINT_LOCAL_IN, POINT_ROUTE = 0, POINT_LOCAL_OUT, POINT_POSTROUTING };
 
 enum histogram_slot { HIST_RX, HIST_TX };
@@ -68,8 +68,7 @@ static __always_inline void slow(const struct sk_buff *skb, const struct net_dev
 	event_submit(e);
 }
 
-/* Receiving begins behind the driver, after segments have been put together,
- * on the CPU that the packet was steered to. */
+/* RX starts at netif_receive_skb: after GRO, on the RPS target CPU. */
 SEC("raw_tp/netif_receive_skb")
 int raw_receive(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -77,8 +76,8 @@ int raw_receive(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* By tracepoints: the packet is the same when TCP begins with it, and when it
- * has become the last in a datagram socket's queue. */
+/* By tracepoints: the packet has the same address when TCP starts to process it,
+ * and when it has become the last one in a datagram socket's queue. */
 
 static __always_inline int reached_socket(const struct sk_buff *skb, const struct sock *sk)
 {
@@ -101,8 +100,8 @@ int raw_tcp_probe(struct bpf_raw_tracepoint_args *ctx)
 			      (const struct sock *)ctx->args[0]);
 }
 
-/* It runs for TCP's sockets as well, only to see that they are that. The
- * packet is found as a number, which the table needs. */
+/* Also runs for TCP sockets, which it skips. The packet's address is read as a
+ * number, which the table needs. */
 SEC("tp_btf/sk_data_ready")
 int btf_data_ready(__u64 *ctx)
 {
@@ -126,7 +125,7 @@ int raw_data_ready(struct bpf_raw_tracepoint_args *ctx)
 	return reached_socket(BPF_CORE_READ(sk, sk_receive_queue.prev), sk);
 }
 
-/* TCP notes in a packet when it sends it, by the clock that we read. */
+/* TCP writes its send time into each packet, by the clock that we read. */
 
 /* What is read of a packet that leaves the stack, and of its socket. */
 struct leaving {
@@ -178,19 +177,19 @@ static __always_inline bool is_bare_ack(const struct leaving *l)
 	       l->len <= l->header + (place[0] >> 4) * 4;
 }
 
-/* The end of the stack is where the packet is handed to the neighbour layer,
- * as it is by functions. If the neighbour's address is not known yet, that is
- * before the packet comes to the device. */
+/* The measurement ends where the packet is passed to the neighbour layer, as with
+ * function hooks. If the neighbour's address is not known yet, that is before the
+ * packet reaches the device. */
 
 struct neighbour {
 	struct sk_buff_head arp_queue;
 } __attribute__((preserve_access_index));
 
-/* Packets that were looked at when they began to wait for a neighbour. */
+/* Packets that were already measured when they began to wait for a neighbour. */
 DEFINE_STAMPS(unresolved, BUCKETS);
 
-/* The tasks that send what waited for a neighbour, and how deep they are in
- * it. Entries live for microseconds. */
+/* Tasks that are sending a neighbour's queue, with their nesting depth. Entries
+ * live for microseconds. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);
@@ -273,8 +272,8 @@ int raw_queue(struct bpf_raw_tracepoint_args *ctx)
 			       false);
 }
 
-/* neigh_event_send_done(neighbour, waits): a packet that waits is the last of
- * the neighbour's queue. The queue may have been sent meanwhile. */
+/* neigh_event_send_done(neighbour, waits): a waiting packet is the last of the
+ * neighbour's queue, unless the queue has been sent meanwhile. */
 SEC("raw_tp/neigh_event_send_done")
 int raw_neigh_send(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -295,7 +294,7 @@ int raw_neigh_send(struct bpf_raw_tracepoint_args *ctx)
 	return known ? 0 : left_stack_read(skb, BPF_CORE_READ(skb, sk), since, true);
 }
 
-/* Between these two a neighbour's queue is sent. */
+/* Between these two tracepoints a neighbour's queue is sent. */
 SEC("raw_tp/neigh_update")
 int raw_neigh_update(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -322,7 +321,7 @@ int raw_neigh_done(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* By functions, receiving. */
+/* Receiving, with function hooks. */
 
 static __always_inline int rx_delivered(const struct sk_buff *skb)
 {
@@ -353,9 +352,9 @@ static __always_inline int rx_done(const struct sk_buff *skb)
 	return 0;
 }
 
-/* By functions, sending. A packet that was dropped on the way leaves its
- * stamps behind; its socket tells it from the next one at the same address,
- * a forwarded one for instance. */
+/* Sending, with function hooks. A packet dropped on the way leaves its stamps
+ * behind. The socket distinguishes them from those of the next packet at the same
+ * address, such as a forwarded one. */
 
 static __always_inline int tx_at(void *stamps, const struct sk_buff *skb)
 {
@@ -396,8 +395,9 @@ static __always_inline int tx_done(const struct sk_buff *skb)
 	return 0;
 }
 
-/* An argument as a number. With type information it is a pointer, with which
- * one may not calculate; read from where the arguments lie, it is none. */
+/* Returns an argument as a number. With type information it would be a pointer, on
+ * which the verifier forbids arithmetic; read from the context's memory it is a
+ * number. */
 static __always_inline struct sk_buff *argument(const __u64 *at)
 {
 	__u64 value = 0;

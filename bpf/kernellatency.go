@@ -52,13 +52,13 @@ var kernellatency = definition{
 	defaults: Config{Slow: 10 * time.Millisecond, Slow100: 100 * time.Millisecond, Event: 100 * time.Millisecond},
 }
 
-// The types of its events.
+// Event types of kernellatency.
 const (
 	RxKernelSlow = EventType(objects.SharedEventTypeEVENT_RXKERNEL_SLOW)
 	TxKernelSlow = EventType(objects.SharedEventTypeEVENT_TXKERNEL_SLOW)
 )
 
-// Slots of the counters of kernellatency. What is over 100 ms is in both.
+// Counter slots of kernellatency. Packets over 100 ms count in both slots.
 const (
 	RxSlow    = int(objects.KernellatencySlotRX)
 	RxSlow100 = int(objects.KernellatencySlotRX100)
@@ -66,15 +66,15 @@ const (
 	TxSlow100 = int(objects.KernellatencySlotTX100)
 )
 
-// Indexes into Event.Points. A receive event has the first two, a transmit
-// event the other three; a point that the hooks in use do not see is zero.
+// Indexes into Event.Points. A receive event has the first two, a transmit event
+// the other three. A point that the hooks in use do not see is zero.
 const (
-	PointIP      = int(objects.KernellatencyPointPOINT_IP)       // entry into the stack -> local delivery decided
-	PointLocalIn = int(objects.KernellatencyPointPOINT_LOCAL_IN) // local delivery decided -> transport protocol
+	PointIP      = int(objects.KernellatencyPointPOINT_IP)       // netif_receive_skb to the local delivery decision
+	PointLocalIn = int(objects.KernellatencyPointPOINT_LOCAL_IN) // local delivery decision to transport protocol
 
-	PointRoute       = int(objects.KernellatencyPointPOINT_ROUTE)       // socket -> packet has its route and header
-	PointLocalOut    = int(objects.KernellatencyPointPOINT_LOCAL_OUT)   // -> past the LOCAL_OUT hooks
-	PointPostrouting = int(objects.KernellatencyPointPOINT_POSTROUTING) // -> past the POSTROUTING hooks
+	PointRoute       = int(objects.KernellatencyPointPOINT_ROUTE)       // socket until the packet has its route and header
+	PointLocalOut    = int(objects.KernellatencyPointPOINT_LOCAL_OUT)   // from there through the LOCAL_OUT hooks
+	PointPostrouting = int(objects.KernellatencyPointPOINT_POSTROUTING) // from there through the POSTROUTING hooks
 )
 
 // The histograms of kernellatency.

@@ -20,11 +20,11 @@ import (
 	"nodeskoop/internal/testkit/proof"
 )
 
-// hold is how long the tests keep something back: well over the probes' 100 ms,
-// and under the 200 ms after which TCP sends again.
+// hold is how long the tests delay packets: well over the probes' 100 ms, and below
+// the 200 ms after which TCP retransmits.
 const hold = 140 * time.Millisecond
 
-// udpPair gives the two ends of a datagram flow from a to b.
+// udpPair returns both ends of a datagram flow from a to b.
 func udpPair(t testing.TB, a, b *namespace, addr netip.Addr) (client net.Conn, server *net.UDPConn) {
 	t.Helper()
 	server = b.listenUDP(t, addr)
@@ -44,7 +44,7 @@ func TestSocketlatencyReadSlow(t *testing.T) {
 			udp, udpServer := udpPair(t, a, b, addrs[1])
 			pairs := [][2]net.Conn{{tcp, server}, {udp, udpServer}}
 			if sees := p.Hooks()[0]; sees.Limitation != "" {
-				pairs = pairs[:1] // this rung sees TCP only
+				pairs = pairs[:1] // this rung measures only TCP
 			}
 			for range n {
 				for _, pair := range pairs {
@@ -66,7 +66,7 @@ func TestSocketlatencyReadSlow(t *testing.T) {
 				if e.Latency < 100*time.Millisecond || int(e.PID) != os.Getpid() || e.Comm() == "" || e.Source.Port() == 0 {
 					t.Errorf("%s: %+v", family, e)
 				}
-				// A datagram socket that is not connected knows its own end only.
+				// An unconnected datagram socket knows only its own end.
 				if e.Protocol == unix.IPPROTO_TCP && e.Source.Addr() == addrs[1] && (e.Source != addrPort(server.LocalAddr()) || e.Destination != addrPort(server.RemoteAddr())) {
 					t.Errorf("%s: %+v", family, e)
 				}
@@ -77,7 +77,7 @@ func TestSocketlatencyReadSlow(t *testing.T) {
 	})
 }
 
-// TestSocketlatencyNoFalseReads is a keep-alive connection as servers have it:
+// TestSocketlatencyNoFalseReads uses a keep-alive connection like a server's:
 // polled for seconds, idle, then used at once.
 func TestSocketlatencyNoFalseReads(t *testing.T) {
 	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
@@ -93,7 +93,7 @@ func TestSocketlatencyNoFalseReads(t *testing.T) {
 				t.Fatalf("an idle connection answered: %v", err)
 			}
 		}
-		// Every kind of read that takes nothing, with the raw calls too.
+		// Every kind of read that returns no data, raw system calls included.
 		empty := func(c *net.TCPConn) {
 			rawConn(t, c, func(fd int) error {
 				for _, flags := range []int{unix.MSG_DONTWAIT, unix.MSG_DONTWAIT | unix.MSG_PEEK} {
@@ -115,7 +115,7 @@ func TestSocketlatencyNoFalseReads(t *testing.T) {
 					_, err := pair[1].Read(buffer)
 					got <- err
 				}()
-				time.Sleep(10 * time.Millisecond) // the reader waits
+				time.Sleep(10 * time.Millisecond) // let the reader sleep
 				if _, err := pair[0].Write([]byte("now")); err != nil {
 					t.Fatal(err)
 				}
@@ -132,7 +132,7 @@ func TestSocketlatencyNoFalseReads(t *testing.T) {
 				t.Fatal(n, err)
 			}
 		}
-		// One call that waits for all of it while it comes in pieces.
+		// One call that waits for all data while they arrive in pieces.
 		done := make(chan error, 1)
 		go func() {
 			var err error
@@ -166,8 +166,8 @@ func TestSocketlatencyNoFalseReads(t *testing.T) {
 	})
 }
 
-// TestSocketlatencyPeek looks at data for long before it takes it: that is one
-// slow read, at the end.
+// TestSocketlatencyPeek peeks at data long before reading them: one slow read, at
+// the end.
 func TestSocketlatencyPeek(t *testing.T) {
 	a, b := newPair(t)
 	l := newTestLoader(t, Options{})
@@ -196,9 +196,9 @@ func TestSocketlatencyPeek(t *testing.T) {
 	}
 }
 
-// queueHeld makes packets wait: a netfilter queue whose reader lets each go on
-// after a while. It returns how many it has let go on; it waits for those that
-// are still held.
+// queueHeld delays packets in a netfilter queue whose reader releases each after a
+// while. The returned function waits for held packets and returns the number
+// released.
 func queueHeld(t *testing.T, n *namespace, number uint16, wait time.Duration) func() uint64 {
 	t.Helper()
 	var came, went atomic.Uint64
@@ -287,7 +287,7 @@ func queueHeld(t *testing.T, n *namespace, number uint16, wait time.Duration) fu
 			for went.Load() < n {
 				time.Sleep(time.Millisecond)
 			}
-			// What is on its way to the queue comes within this time.
+			// Packets on their way to the queue arrive within this time.
 			time.Sleep(20 * time.Millisecond)
 			if came.Load() == n {
 				return n
@@ -296,7 +296,7 @@ func queueHeld(t *testing.T, n *namespace, number uint16, wait time.Duration) fu
 	}
 }
 
-// staged: the hook sees the stages between its ends.
+// staged reports whether the hook sees the stages between its ends.
 func staged(h HookState) bool { return h.Kind == Fentry || h.Kind == Kprobe }
 
 func TestKernellatency(t *testing.T) {
@@ -306,15 +306,15 @@ func TestKernellatency(t *testing.T) {
 	})
 }
 
-// testKernellatency keeps packets back for a while, in b when they are
-// received and in a when they are sent. Each is one event, so that those which
-// a slow machine keeps back itself can be told from them.
+// testKernellatency delays packets, on receipt in b and on transmission in a. Each
+// is one event, which distinguishes them from packets that a slow machine delays
+// itself.
 func testKernellatency(t *testing.T, a, b *namespace, rung Kind, wait time.Duration) {
 	l := newTestLoader(t, Options{Hooks: rung, EventRate: 1e6, EventBurst: 1e6})
 	p := l.load("kernellatency", Config{Event: 10 * time.Millisecond})
 	const n = 3
 	for _, tables := range []string{"iptables", "ip6tables"} {
-		// Received data waits in b, sent data in a, in different tests.
+		// Received data are delayed in b, sent data in a, in separate tests.
 		b.run(t, tables, "-t", "mangle", "-A", "PREROUTING", "-p", "tcp", "--tcp-flags", "PSH", "PSH", "-j", "NFQUEUE", "--queue-num", "1")
 		b.run(t, tables, "-t", "mangle", "-A", "INPUT", "-p", "udp", "-j", "NFQUEUE", "--queue-num", "3")
 	}
@@ -332,7 +332,7 @@ func testKernellatency(t *testing.T, a, b *namespace, rung Kind, wait time.Durat
 			}
 		}
 	}
-	// check holds the counters of a namespace against what was held there.
+	// check compares a namespace's counters with the packets delayed there.
 	check := func(what string, ns *namespace, typ EventType, want uint64, slow, slow100 int) (held []Event) {
 		t.Helper()
 		got := l.settled(p, ns.inode)
@@ -356,8 +356,8 @@ func testKernellatency(t *testing.T, a, b *namespace, rung Kind, wait time.Durat
 		}
 		return held
 	}
-	// A slow machine may make TCP send a segment again, which is held too: the
-	// queue tells how many.
+	// A slow machine may make TCP retransmit a segment, which is delayed too; the
+	// queue counts those.
 	want, least := uint64(0), uint64(0)
 	for family, addrs := range families(a, b) {
 		client, server := connect(t, a, b, addrs[1])
@@ -384,7 +384,7 @@ func testKernellatency(t *testing.T, a, b *namespace, rung Kind, wait time.Durat
 			if e.Destination != to || e.Source.Port() == 0 {
 				t.Errorf("%s: %+v", family, e)
 			}
-			// TCP was held before routing, UDP after it.
+			// TCP was delayed before routing, UDP after it.
 			held := PointIP
 			if e.Protocol == unix.IPPROTO_UDP {
 				held = PointLocalIn
@@ -429,8 +429,8 @@ func testKernellatency(t *testing.T, a, b *namespace, rung Kind, wait time.Durat
 	l.balanced(TxKernelSlow, p, TxSlow)
 }
 
-// countHeld records both counters of a test that keeps packets back, less what
-// the machine itself kept back for a shorter time.
+// countHeld records both counters of a test that delays packets, minus the packets
+// that the machine itself delayed for a shorter time.
 func (l *testLoader) countHeld(p *Probe, what string, wait time.Duration, want uint64, got [8]uint64, slow, slow100 int, events []Event) {
 	l.t.Helper()
 	for _, e := range events {
@@ -447,10 +447,10 @@ func (l *testLoader) countHeld(p *Probe, what string, wait time.Duration, want u
 	}
 }
 
-// forgetNeighbour makes a resolve b's address again when it next sends, and b
-// not answer. The function that it gives sets the address. Until then a asks for
-// it every second and keeps what it has to send: by default it gives up after
-// three requests, which a busy machine may take to run the next command.
+// forgetNeighbour makes a resolve b's address at its next transmission, while b
+// does not answer. The returned function sets the address. Until then a asks for it
+// every second and keeps its packets: by default a would stop after three requests,
+// possibly before a busy machine has run the next command.
 func forgetNeighbour(t *testing.T, a, b *namespace, addr netip.Addr) (resolve func()) {
 	t.Helper()
 	a.do(t, func() error {
@@ -473,9 +473,8 @@ func forgetNeighbour(t *testing.T, a, b *namespace, addr netip.Addr) (resolve fu
 	}
 }
 
-// TestKernellatencyNeighbour lets packets wait for the address of a neighbour.
-// That is the network's time, not the kernel's: only what a packet waited
-// before it came there counts.
+// TestKernellatencyNeighbour makes packets wait for a neighbour's address. That
+// wait belongs to the network, not the kernel: only time before it counts.
 func TestKernellatencyNeighbour(t *testing.T) {
 	rungsInTurn(t, "kernellatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
@@ -508,7 +507,8 @@ func TestKernellatencyNeighbour(t *testing.T) {
 			}
 			got := l.settled(p, a.inode)
 			l.count(p, family+": packets over 100 ms in the stack, of those that waited 300 ms for a neighbour", 0, got[TxSlow100]-held)
-			// One that waits for a program first has waited in the stack.
+			// A packet that first waits for a user-space program has waited in the
+			// stack.
 			tables := map[string]string{"IPv4": "iptables", "IPv6": "ip6tables"}[family]
 			number := map[string]uint16{"IPv4": 4, "IPv6": 6}[family]
 			a.run(t, tables, "-t", "mangle", "-A", "OUTPUT", "-p", "tcp", "--tcp-flags", "PSH", "PSH", "-j", "NFQUEUE", "--queue-num", fmt.Sprint(number))
@@ -529,8 +529,8 @@ func TestKernellatencyNeighbour(t *testing.T) {
 	})
 }
 
-// TestKernellatencyHealthy sends much, and lets a process take its time to
-// read: the acknowledgement that its read sends was not late.
+// TestKernellatencyHealthy sends much data to a process that reads slowly: the
+// acknowledgement sent by its read is not late.
 func TestKernellatencyHealthy(t *testing.T) {
 	rungsInTurn(t, "kernellatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
@@ -548,12 +548,12 @@ func TestKernellatencyHealthy(t *testing.T) {
 			}
 			buffer := make([]byte, 64<<10)
 			for range 4 {
-				// As much as the window takes, which reading opens again.
+				// Fill the window, which reading opens again.
 				client.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
 				written, _ := client.Write(make([]byte, 256<<10))
 				time.Sleep(300 * time.Millisecond)
 				server.SetReadDeadline(time.Now().Add(20 * time.Second))
-				// What the client's socket still holds comes too.
+				// Read the rest of the client's data.
 				for got := 0; got < written; {
 					n, err := server.Read(buffer)
 					if err != nil {
@@ -573,8 +573,8 @@ func TestKernellatencyHealthy(t *testing.T) {
 	})
 }
 
-// idleVirtioNet finds a network device of the driver virtio_net that nobody
-// uses: it is down.
+// idleVirtioNet finds a network device of the driver virtio_net that is down, and
+// thus unused.
 func idleVirtioNet(t *testing.T) (netlink.Link, bool) {
 	t.Helper()
 	links, err := netlink.LinkList()
@@ -590,9 +590,9 @@ func idleVirtioNet(t *testing.T) (netlink.Link, bool) {
 	return nil, false
 }
 
-// TestVirtcmdlatency sets the address of an idle device, which takes one
-// command each time. Where the kernel has no hook for commands, it
-// holds the answer to what a user can act on.
+// TestVirtcmdlatency changes the address of an idle device, which takes one command
+// each time. If the kernel has no hook for commands, the test checks that the error
+// is useful.
 func TestVirtcmdlatency(t *testing.T) {
 	eachRung(t, "virtcmdlatency", func(t *testing.T, rung Kind) {
 		l := newTestLoader(t, Options{Hooks: rung})
@@ -600,8 +600,8 @@ func TestVirtcmdlatency(t *testing.T) {
 		if err == nil {
 			link, ok := idleVirtioNet(t)
 			need.VM(t, ok, fmt.Sprintf("an idle virtio-net device; the hooks are %+v", p.Hooks()))
-			// There and back: newer kernels send no command for the
-			// address that the device has.
+			// Alternate addresses: newer kernels send no command for the current
+			// address.
 			const n = 6
 			own := slices.Clone(link.Attrs().HardwareAddr)
 			other := slices.Clone(own)

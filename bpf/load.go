@@ -21,34 +21,34 @@ import (
 // or "kprobe", or "tcx" or "clsact" for devices), so that tests can run each of them on one kernel.
 const HooksVariable = "NODESKOOP_HOOKS"
 
-// Options of a Loader. The zero value is good for a node.
+// Options of a Loader. The zero value suits a node.
 type Options struct {
 	// RingSize is the size in bytes of the ring that all events share. It is
 	// rounded up to a power of two of pages; default 1 MiB.
 	RingSize int
-	// Namespaces is for how many network namespaces a probe keeps counters
-	// of their own, default 1024: three in eight are for those that Own does
-	// not name. What finds no room is counted for namespace 0.
+	// Namespaces is the number of network namespaces for which a probe keeps
+	// separate counters, default 1024. Three in eight are for namespaces not named
+	// to Own. Occurrences without room count for namespace 0.
 	Namespaces int
-	// Drops is for how many namespaces, reasons and places together the probe
-	// packetloss keeps counters, default 8192, shared as Namespaces are. What
-	// finds no room is counted by class.
+	// Drops is the number of combinations of namespace, reason and location for
+	// which packetloss keeps counters, default 8192, shared like Namespaces. Drops
+	// without room count by class only.
 	Drops int
-	// EventRate is how many events of one type and namespace the kernel lets
-	// through per second in the long run, default 20; EventBurst how many at
-	// once, default 100.
+	// EventRate is how many events per second of one type and namespace the kernel
+	// lets through on average, default 20; EventBurst is the largest burst, default
+	// 100.
 	EventRate  float64
 	EventBurst int
-	// NoEvents starts with all types of events off, for who only counts.
+	// NoEvents disables all event types, for callers that only count.
 	NoEvents bool
-	// Warn is told what failed without being the failure of a call; nil: nobody.
+	// Warn, if set, receives errors that do not make a call fail.
 	Warn func(what, probe string, err error)
-	// Hooks restricts the rungs, see HooksVariable, which is its default.
+	// Hooks restricts the rungs; the default is HooksVariable.
 	Hooks Kind
 }
 
-// Loader loads probes and owns what they share: the event ring, its limits and
-// its accounts. Its methods may be called from several goroutines.
+// Loader loads probes and owns their shared state: the event ring, its limits and
+// its accounts. It is safe for concurrent use.
 type Loader struct {
 	options Options
 	cpus    int
@@ -61,16 +61,16 @@ type Loader struct {
 	probes  map[*Probe]struct{}
 	closed  bool
 	node    uint32               // see Own
-	owned   []uint32             // sorted
-	former  map[uint32]time.Time // what was owned until then, and is not forgotten yet
-	lacking bool                 // not all of owned found room
+	owned   []uint32             // sorted by inode number
+	former  map[uint32]time.Time // unfollowed namespaces that are not yet forgotten, and since when
+	lacking bool                 // some of owned found no room
 
 	account accountReader
 }
 
-// New creates the event ring. It fails where the kernel or the process's
-// rights allow no eBPF at all, and then says which; probes are loaded one by
-// one afterwards, and the failure of one is not the failure of another.
+// New creates the event ring. It fails with the reason if the kernel or the
+// process's privileges allow no eBPF at all. Each probe is then loaded separately,
+// and its failure does not affect others.
 func New(options Options) (*Loader, error) {
 	if options.RingSize <= 0 {
 		options.RingSize = 1 << 20
@@ -104,8 +104,8 @@ func New(options Options) (*Loader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("number of possible CPUs: %w", err)
 	}
-	// Only kernels before 5.11 charge maps to this limit. Where it cannot be
-	// raised, creating the first map says so.
+	// Only kernels before 5.11 charge maps to this limit. If raising it fails,
+	// creating the first map reports the error.
 	_ = rlimit.RemoveMemlock()
 
 	l := &Loader{
@@ -123,7 +123,7 @@ func New(options Options) (*Loader, error) {
 	return l, nil
 }
 
-// Close detaches every probe and frees what they shared.
+// Close detaches every probe and frees the shared state.
 func (l *Loader) Close() error {
 	l.mu.Lock()
 	l.closed = true
@@ -135,8 +135,8 @@ func (l *Loader) Close() error {
 	l.mu.Unlock()
 
 	var errs []error
-	// Detaching a function hook waits for the kernel's grace periods, so the
-	// probes wait side by side.
+	// Detaching a function hook waits for RCU grace periods, so detach all probes
+	// concurrently.
 	var wg sync.WaitGroup
 	results := make([]error, len(probes))
 	for i, p := range probes {
@@ -150,12 +150,11 @@ func (l *Loader) Close() error {
 	return errors.Join(errs...)
 }
 
-// Symbols is the table of the kernel's functions, which is read when it is
-// first asked.
+// Symbols returns the table of kernel functions, which is read on first use.
 func (l *Loader) Symbols() *Symbols { return l.symbols }
 
-// Reasons names the numbers in events and drop counters. It is complete once
-// a probe has been loaded.
+// Reasons returns the names of the reason numbers in events and drop counters. The
+// table is complete after the first probe was loaded.
 func (l *Loader) Reasons() (*Reasons, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -169,8 +168,8 @@ func (l *Loader) Reasons() (*Reasons, error) {
 	return l.reasons, nil
 }
 
-// kernelTypes gives the kernel's type information, parsed once for all loads.
-// The caller holds the lock.
+// kernelTypes returns the kernel's type information, parsed once for all loads. The
+// caller holds the lock.
 func (l *Loader) kernelTypes() (*kernelTypes, error) {
 	if l.types == nil {
 		types, err := newKernelTypes()
@@ -182,9 +181,8 @@ func (l *Loader) kernelTypes() (*kernelTypes, error) {
 	return l.types, nil
 }
 
-// ReleaseBTF drops the kernel's type information, some 30 MB, and returns the
-// memory to the system. Call it when the probes wanted have been loaded; a
-// later Load reads it anew.
+// ReleaseBTF frees the kernel's type information, some 30 MB. Call it after loading
+// the probes; a later Load reads it again.
 func (l *Loader) ReleaseBTF() {
 	l.mu.Lock()
 	l.types = nil
@@ -192,13 +190,13 @@ func (l *Loader) ReleaseBTF() {
 	debug.FreeOSMemory()
 }
 
-// Load loads and attaches one probe. For each of its hooks it tries the rungs
-// from best to worst until one has really been loaded and attached: the
-// kernel's version says too little (fentry on arm64 before 6.4 loads and then
-// refuses to attach, and distributions backport).
+// Load loads and attaches one probe. For each of its hooks it tries the rungs from
+// best to worst until one is loaded and attached. It never decides by kernel
+// version: fentry on arm64 before 6.4 loads and then refuses to attach, and
+// distributions backport features.
 //
-// Where a hook that the probe cannot do without has no working rung because the
-// kernel has none of them, the error is an *UnsupportedError. See Unsupported.
+// If a required hook has no rung that this kernel supports, the error is an
+// *UnsupportedError. See Unsupported.
 func (l *Loader) Load(name string, config Config) (*Probe, error) {
 	d, ok := definitions[name]
 	if !ok {
@@ -242,12 +240,12 @@ func (l *Loader) Load(name string, config Config) (*Probe, error) {
 			return nil, fmt.Errorf("load probe %s: %w", name, err)
 		}
 	}
-	p.types = nil // not to be kept alive
+	p.types = nil // let the garbage collector free them
 	l.mu.Lock()
 	closed := l.closed
 	if !closed {
 		l.probes[p] = struct{}{}
-		p.follow(l.node, l.owned) // what Own has named since its maps were made
+		p.follow(l.node, l.owned) // namespaces named to Own since the maps were created
 	}
 	l.mu.Unlock()
 	if closed {
@@ -259,9 +257,9 @@ func (l *Loader) Load(name string, config Config) (*Probe, error) {
 
 var errClosed = errors.New("the loader is closed")
 
-// begin gives a Load what it needs of the loader. The lock is not held while a
-// probe is loaded and attached: one that waits in the kernel, for RTNL for one,
-// must not keep others from being loaded.
+// begin prepares a Load. The lock is not held while a probe is loaded and attached,
+// so that a probe that waits in the kernel, for example for RTNL, does not block
+// others.
 func (l *Loader) begin() (*kernelTypes, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -275,8 +273,7 @@ func (l *Loader) begin() (*kernelTypes, error) {
 	return types, err
 }
 
-// createMaps creates the probe's own maps, which the programs of all its
-// rungs then use, whichever of them come to be loaded.
+// createMaps creates the probe's own maps, which the programs of all rungs share.
 func (p *Probe) createMaps(spec *ebpf.CollectionSpec) error {
 	if m, ok := spec.Maps[mapCounters]; ok && m.Type == ebpf.PerCPUHash {
 		m.MaxEntries = p.loader.tableSize()
@@ -350,7 +347,7 @@ func (p *Probe) attach(spec *ebpf.CollectionSpec, types *kernelTypes) error {
 	return nil
 }
 
-// releaseUnused frees the maps that are for other hooks than those in use.
+// releaseUnused closes the maps of rungs that are not in use.
 func (p *Probe) releaseUnused(spec *ebpf.CollectionSpec) {
 	used := map[string]bool{}
 	for name := range p.programs {
@@ -366,8 +363,8 @@ func (p *Probe) releaseUnused(spec *ebpf.CollectionSpec) {
 	}
 }
 
-// rungsOf gives the rungs to try, which a forced kind cuts down to its own
-// wherever the hook has such a rung.
+// rungsOf returns the rungs to try. A forced kind keeps only rungs of that kind,
+// for every hook that has one.
 func (l *Loader) rungsOf(h *hook) []rung {
 	forced := l.options.Hooks
 	if forced == "" || !slices.ContainsFunc(h.rungs, func(r rung) bool { return r.kind == forced }) {
@@ -409,8 +406,8 @@ func (p *Probe) attachRung(spec *ebpf.CollectionSpec, r rung) (err error) {
 		return nil
 	}
 	var links []link.Link
-	// What ends a measurement is listed, and attached, before what begins it,
-	// so that nothing begins which cannot end.
+	// Rungs list programs that end a measurement before those that begin it.
+	// Attaching in that order ensures that no measurement begins that cannot end.
 	for _, name := range r.programs {
 		l, err := attachProgram(one.Programs[name], coll.Programs[name])
 		if err != nil {
@@ -461,7 +458,8 @@ func newKernelTypes() (*kernelTypes, error) {
 	cache := btf.NewCache()
 	spec, err := cache.Kernel()
 	if err != nil {
-		// The library answers "not supported" where it finds none.
+		// The library returns one of these errors if the kernel has no type
+		// information.
 		if errors.Is(err, btf.ErrNotFound) || errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, os.ErrNotExist) {
 			return nil, errNoBTF
 		}
@@ -470,8 +468,8 @@ func newKernelTypes() (*kernelTypes, error) {
 	return &kernelTypes{cache: cache, spec: spec}, nil
 }
 
-// tracepoint gives the parameters of a tracepoint, without the leading one for
-// the kernel's own use, or false where the kernel has no such tracepoint.
+// tracepoint returns the parameters of a tracepoint, without the leading context
+// pointer, or false if the kernel has no such tracepoint.
 func (t *kernelTypes) tracepoint(name string) ([]btf.FuncParam, bool) {
 	var def *btf.Typedef
 	if err := t.spec.TypeByName("btf_trace_"+name, &def); err != nil {

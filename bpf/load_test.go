@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestLoad loads every probe, by every kind of hook that this kernel takes.
+// TestLoad loads every probe with every kind of hook that this kernel accepts.
 func TestLoad(t *testing.T) {
 	for _, forced := range []Kind{"", RawTracepoint, BTFTracepoint, Fentry, Kprobe} {
 		t.Run("hooks="+string(forced), func(t *testing.T) {

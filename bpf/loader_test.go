@@ -16,15 +16,15 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// flood sends datagrams to a port on which nobody listens: each is a drop.
+// flood sends datagrams to a closed port: each is a drop.
 func flood(t testing.TB, a, b *namespace, n int) {
 	t.Helper()
 	b.run(t, "nft", "add table inet flood; add chain inet flood in { type filter hook input priority 0; }; add rule inet flood in udp dport 7 drop")
 	send(t, a.dial(t, "udp", netip.AddrPortFrom(b.v4, 7)), n)
 }
 
-// TestRingFull: what a full ring loses is counted as lost, and the counter of
-// the probe knows nothing of it.
+// TestRingFull: events that find the ring full count as lost, and the probe's
+// counter is not affected.
 func TestRingFull(t *testing.T) {
 	a, b := newPair(t)
 	l := newTestLoader(t, Options{RingSize: 4096, EventRate: 1e9, EventBurst: 1e6})
@@ -39,7 +39,7 @@ func TestRingFull(t *testing.T) {
 	if account.Lost == 0 || account.Suppressed != 0 || account.Seen < n || account.Written+account.Lost != account.Seen {
 		t.Errorf("%+v", account)
 	}
-	// What was written is still there to be read.
+	// Written events can still be read.
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- l.Events(ctx, func(*Event) {}) }()
@@ -69,7 +69,7 @@ func TestEventsOff(t *testing.T) {
 	if account := l.account(PacketLoss); account.Seen != 0 {
 		t.Errorf("%+v", account)
 	}
-	// Turned on again, for three at once.
+	// Enabled again, for a burst of three.
 	if err := l.SetEventLimit(PacketLoss, 0.001, 3); err != nil {
 		t.Fatal(err)
 	}
@@ -84,8 +84,8 @@ func TestEventsOff(t *testing.T) {
 	}
 }
 
-// TestLimitRaised: a bucket that was emptied under a narrow limit opens by the
-// wide one that replaces it, not when the narrow one would have let it.
+// TestLimitRaised: a bucket emptied under a narrow limit reopens by the wide limit
+// that replaces it, not when the narrow one would have allowed it.
 func TestLimitRaised(t *testing.T) {
 	a, b := newPair(t)
 	l := newTestLoader(t, Options{})
@@ -108,7 +108,8 @@ func TestLimitRaised(t *testing.T) {
 	})
 }
 
-// TestForget: the counters of a namespace go, and its number counts from zero.
+// TestForget: the counters of a namespace are deleted, and its number counts from
+// zero.
 func TestForget(t *testing.T) {
 	a, b := newPair(t)
 	l := newTestLoader(t, Options{})
@@ -152,7 +153,7 @@ func TestForget(t *testing.T) {
 	}
 }
 
-// TestManyNamespaces: what finds the table full is counted for namespace 0.
+// TestManyNamespaces: occurrences that find the table full count for namespace 0.
 func TestManyNamespaces(t *testing.T) {
 	a, b := newPair(t)
 	l := newTestLoader(t, Options{Namespaces: 1})
@@ -179,7 +180,7 @@ func TestManyNamespaces(t *testing.T) {
 	}
 }
 
-// TestLeaks loads and closes everything again and again.
+// TestLeaks loads and closes everything repeatedly.
 func TestLeaks(t *testing.T) {
 	need.Root(t)
 	cycle := func() {
@@ -211,7 +212,7 @@ func TestLeaks(t *testing.T) {
 	}
 }
 
-// TestMemory: with all probes loaded and the kernel's types dropped, the heap
+// TestMemory: with all probes loaded and the kernel's types released, the heap
 // holds no more than the probes' own tables.
 func TestMemory(t *testing.T) {
 	l := newTestLoader(t, Options{})
@@ -284,8 +285,8 @@ func TestRingSize(t *testing.T) {
 	}
 }
 
-// BenchmarkPrograms is what each program costs per run, by the kernel's own
-// statistics, whose clock readings are part of it.
+// BenchmarkPrograms reports the cost of each program per run, by the kernel's own
+// statistics, including their clock readings.
 func BenchmarkPrograms(b *testing.B) {
 	x, y := newPair(b)
 	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)

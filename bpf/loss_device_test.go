@@ -14,8 +14,8 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// TestLossBridge loses frames on their way through a bridge, which is the
-// router's. Its ports are p1, whose other end is p0 in a, and q1 with q0 in b.
+// TestLossBridge loses frames in the router's bridge. Its ports are p1, whose peer
+// is p0 in a, and q1 with q0 in b.
 func TestLossBridge(t *testing.T) {
 	x := newLossLab(t)
 	r := x.r.namespace
@@ -65,8 +65,8 @@ func TestLossBridge(t *testing.T) {
 	for _, hook := range []string{"prerouting", "forward", "postrouting"} {
 		var also []DropClass
 		if hook == "prerouting" && len(x.reasons.drop) == 0 {
-			// There the bridge itself runs the rules of this hook (Linux 5.10),
-			// so the function is that of its own losses.
+			// The bridge itself runs this hook's rules there (Linux 5.10), so its
+			// own function loses the packet.
 			also = []DropClass{DropAbnormal}
 		}
 		x.lose(t, "bridge: nft "+hook, loss{in: r, n: losses, source: nftCount(r), class: DropNetfilter, also: also, reasons: "NETFILTER_DROP", from: from, to: to, prepare: func(t *testing.T) {
@@ -77,7 +77,7 @@ func TestLossBridge(t *testing.T) {
 	}
 }
 
-// unreadTap makes a tap device whose descriptor nobody reads.
+// unreadTap creates a tap device whose descriptor is never read.
 func (n *namespace) unreadTap(t *testing.T, name string) {
 	t.Helper()
 	n.do(t, func() error {
@@ -96,7 +96,8 @@ func (n *namespace) unreadTap(t *testing.T, name string) {
 	})
 }
 
-// TestLossDevices loses packets in drivers and for what a device is set up for.
+// TestLossDevices loses packets in drivers, and because of a device's
+// configuration.
 func TestLossDevices(t *testing.T) {
 	x := newLossLab(t)
 	b := x.b
@@ -117,7 +118,8 @@ func TestLossDevices(t *testing.T) {
 	}
 }
 
-// TestLossConntrack loses packets because the table is full or has no entry for them.
+// TestLossConntrack loses packets because the table is full or has no entry for
+// them.
 func TestLossConntrack(t *testing.T) {
 	x := newLossLab(t)
 	b := x.b
@@ -151,7 +153,7 @@ func TestLossConntrack(t *testing.T) {
 	})
 }
 
-// conntrackDrops is the column of /proc/net/stat/nf_conntrack.
+// conntrackDrops reads a column of /proc/net/stat/nf_conntrack.
 func conntrackDrops(n *namespace) func(*testing.T) uint64 {
 	return func(t *testing.T) (sum uint64) {
 		t.Helper()

@@ -11,7 +11,7 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// TestLossFilters loses packets by rules of nftables.
+// TestLossFilters loses packets by nftables rules.
 func TestLossFilters(t *testing.T) {
 	x := newLossLab(t)
 	inet := "add table inet t; add chain inet t c { type filter hook %s priority 0; }; add rule inet t c udp dport %d counter %s"
@@ -40,7 +40,7 @@ func TestLossFilters(t *testing.T) {
 				from: port(from, lossFrom), to: port(to, lossTo), protocol: unix.IPPROTO_UDP,
 				prepare: func(t *testing.T) {
 					rules := fmt.Sprintf(c.rules, c.hook, lossTo, c.verdict)
-					if c.hook == "egress" { // from Linux 5.16 on
+					if c.hook == "egress" { // since Linux 5.16
 						err := c.in.try(func() error { return exec.Command("nft", "-c", rules).Run() })
 						need.Kernel(t, err == nil, "netfilter has no hook egress")
 					}

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestLossFragments loses datagrams that came in pieces.
+// TestLossFragments loses fragmented datagrams.
 func TestLossFragments(t *testing.T) {
 	for _, conntrack := range []bool{false, true} {
 		t.Run(fmt.Sprintf("conntrack=%v", conntrack), func(t *testing.T) {
@@ -24,8 +24,8 @@ func TestLossFragments(t *testing.T) {
 				if six {
 					udp, ip, sys = "Udp6", "Ip6", "ipv6/ip6frag"
 				}
-				// Connection tracking puts IPv6 datagrams together by itself, with
-				// limits of its own, and drops by a verdict.
+				// Connection tracking reassembles IPv6 datagrams itself, with its
+				// own limits, and drops by verdict.
 				class, fails := DropAbnormal, mib(b, ip+".ReasmFails")
 				limit := func(t *testing.T, name, tracked, value string) {
 					b.setting(t, sys+name, value)
@@ -38,12 +38,12 @@ func TestLossFragments(t *testing.T) {
 				}
 				src, dst := port(from, lossFrom), port(to, lossTo)
 				id := uint16(100)
-				// pieces are the fragments of one more datagram.
+				// pieces returns the fragments of a new datagram.
 				pieces := func(n int) [][]byte {
 					id++
 					return fragments(udpPacket(src, dst, make([]byte, n*1000-8)), id, 1000)
 				}
-				// A datagram is one packet or six, as the kernel keeps it.
+				// The kernel keeps a reassembled datagram as one packet or as six.
 				x.lose(t, family+" fragments for a closed port", loss{in: b, n: 10, most: 60, source: mib(b, udp+".NoPorts"), reasons: "NO_SOCKET NOT_SPECIFIED", protocol: unix.IPPROTO_UDP}, func(t *testing.T) {
 					x.a.udp(t, dst, 10, 8000)
 				})
@@ -57,10 +57,10 @@ func TestLossFragments(t *testing.T) {
 					}
 					time.Sleep(1100 * time.Millisecond)
 				})
-				// The fragment that overlaps is lost, and with it those that were
-				// there; newer kernels free those without a word. With conntrack
-				// IPv6 frees them before the one that overlaps: nothing says
-				// whose the first of a row was.
+				// An overlapping fragment is lost together with the earlier
+				// fragments, which newer kernels free without the tracepoint. With
+				// conntrack, IPv6 frees them before the overlapping fragment, so
+				// the owner of the first one is unknown.
 				x.lose(t, family+" fragments that overlap", loss{in: b, n: 5, most: 15, ownerless: conntrack && six, source: fails, class: class, also: []DropClass{DropAbnormal}, reasons: "NOT_SPECIFIED NETFILTER_DROP"}, func(t *testing.T) {
 					for range 5 {
 						p := pieces(3)
@@ -69,7 +69,7 @@ func TestLossFragments(t *testing.T) {
 					}
 				})
 				x.lose(t, family+" fragments beyond the memory", loss{in: b, n: 25, class: class, reasons: "NOT_SPECIFIED NETFILTER_DROP"}, func(t *testing.T) {
-					// There is always room for the first fragment.
+					// The first fragment always has room.
 					server := b.listenUDP(t, to)
 					id++
 					primer := fragments(udpPacket(src, addrPort(server.LocalAddr()), make([]byte, 2992)), id, 1000)

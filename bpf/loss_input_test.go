@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// routeCache adds up a column of /proc/net/stat/rt_cache, where the kernel
-// counts packets with impossible addresses.
+// routeCache sums a column of /proc/net/stat/rt_cache, where the kernel counts
+// packets with impossible addresses.
 func routeCache(n *namespace, column string) func(*testing.T) uint64 {
 	return func(t *testing.T) (sum uint64) {
 		t.Helper()
@@ -43,7 +43,7 @@ func routeCache(n *namespace, column string) func(*testing.T) uint64 {
 	}
 }
 
-// TestLossMalformed gives a host packets that it cannot take.
+// TestLossMalformed sends malformed packets to a host.
 func TestLossMalformed(t *testing.T) {
 	x := newLossLab(t)
 	b := x.b
@@ -57,7 +57,7 @@ func TestLossMalformed(t *testing.T) {
 		}
 		payload := []byte("payload of more than eight bytes")
 		good := udpPacket(src, open, payload)
-		// with changes a byte of the good packet.
+		// with changes one byte of the valid packet.
 		with := func(at int, value byte) []byte {
 			p := slices.Clone(good)
 			p[at] = value
@@ -67,7 +67,7 @@ func TestLossMalformed(t *testing.T) {
 		longUDP[5] = 200
 		for _, c := range []struct {
 			name    string
-			family  string // if it is of one only
+			family  string // if the case applies to one family only
 			packet  []byte
 			source  string
 			class   DropClass
@@ -96,7 +96,7 @@ func TestLossMalformed(t *testing.T) {
 			}
 			x.lose(t, family+" "+c.name, want, func(t *testing.T) {
 				f := ethernet(routerMAC(2, 2), routerMAC(2, 1), c.packet)
-				copy(f[12:14], ethernet(nil, nil, good)) // whatever the version says
+				copy(f[12:14], ethernet(nil, nil, good)) // the IPv4 EtherType, whatever the version field says
 				x.r.inject(t, "right", timesOf(losses, f)...)
 			})
 		}
@@ -105,8 +105,8 @@ func TestLossMalformed(t *testing.T) {
 			f[12], f[13] = 0x88, 0xb5
 			x.r.inject(t, "right", timesOf(losses, f)...)
 		})
-		// The checksum of a large datagram is verified when it is read. By then
-		// the packet leads to no namespace, but the reader does.
+		// The checksum of a large datagram is verified on reading. By then the
+		// packet no longer has a namespace, but the reader does.
 		x.lose(t, family+" UDP checksum found by the reader", loss{
 			in: b, n: losses, source: mib(b, udp+".InCsumErrors"), reasons: "UDP_CSUM NOT_SPECIFIED",
 			from: src, to: open, protocol: unix.IPPROTO_UDP,
@@ -124,7 +124,7 @@ func TestLossMalformed(t *testing.T) {
 	})
 }
 
-// TestLossAddresses gives a host packets whose addresses it refuses.
+// TestLossAddresses sends packets with addresses that the host refuses.
 func TestLossAddresses(t *testing.T) {
 	x := newLossLab(t)
 	addr := netip.MustParseAddr

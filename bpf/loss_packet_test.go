@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Packets made by hand, for what no socket sends.
+// Hand-made packets that no socket would send.
 
-// Where the fields of the headers are that cases damage.
+// Offsets of the header fields that cases damage.
 const (
 	ipv4Length   = 2
 	ipv4Fragment = 6
@@ -42,12 +42,13 @@ func checksum(parts ...[]byte) uint16 {
 	return ^uint16(sum)
 }
 
-// pseudoHeader is what the checksums of UDP, TCP and ICMPv6 cover besides.
+// pseudoHeader returns the part outside the packet that checksums of UDP, TCP and
+// ICMPv6 cover.
 func pseudoHeader(from, to netip.Addr, protocol uint8, length int) []byte {
 	return slices.Concat(from.AsSlice(), to.AsSlice(), []byte{byte(length >> 24), byte(length >> 16), byte(length >> 8), byte(length), 0, 0, 0, protocol})
 }
 
-// headerLength is the IP header's.
+// headerLength is the length of the IP header.
 func headerLength(a netip.Addr) int {
 	if a.Is4() {
 		return 20
@@ -55,7 +56,7 @@ func headerLength(a netip.Addr) int {
 	return 40
 }
 
-// ipPacket puts an IP header before a payload.
+// ipPacket adds an IP header to a payload.
 func ipPacket(from, to netip.Addr, protocol uint8, payload []byte) []byte {
 	if from.Is4() {
 		h := make([]byte, 20)
@@ -96,7 +97,7 @@ func udpDatagram(from, to netip.AddrPort, payload []byte) []byte {
 	return b
 }
 
-// tcpSegment is one by hand.
+// tcpSegment is a hand-made TCP segment.
 type tcpSegment struct {
 	seq, ack uint32
 	flags    uint8
@@ -125,7 +126,7 @@ func (s tcpSegment) packet(from, to netip.AddrPort) []byte {
 	return ipPacket(from.Addr(), to.Addr(), unix.IPPROTO_TCP, b)
 }
 
-// echo is an ICMP packet of a ping, which asks or answers.
+// echoPacket builds an ICMP echo request or reply.
 func echoPacket(from, to netip.Addr, answer bool, payload []byte) []byte {
 	b := append([]byte{8, 0, 0, 0, 0, 1, 0, 1}, payload...)
 	protocol, pseudo := uint8(unix.IPPROTO_ICMP), []byte(nil)
@@ -153,7 +154,7 @@ func damage(packet []byte, offset int) []byte {
 	return packet
 }
 
-// fragments cuts an IP packet into fragments with so much payload each.
+// fragments splits an IP packet into fragments with the given payload size.
 func fragments(packet []byte, id uint16, size int) (list [][]byte) {
 	six := packet[0]>>4 == 6
 	head := 20
@@ -194,7 +195,7 @@ func fragments(packet []byte, id uint16, size int) (list [][]byte) {
 // The hardware addresses of newRouter.
 func routerMAC(subnet, host byte) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, subnet, host} }
 
-// ethernet puts an Ethernet header before an IP packet.
+// ethernet adds an Ethernet header to an IP packet.
 func ethernet(to, from net.HardwareAddr, packet []byte) []byte {
 	kind := []byte{8, 0}
 	if len(packet) > 0 && packet[0]>>4 == 6 {
@@ -203,7 +204,7 @@ func ethernet(to, from net.HardwareAddr, packet []byte) []byte {
 	return slices.Concat(to, from, kind, packet)
 }
 
-// inject sends frames through a device as they are.
+// inject sends raw frames through a device.
 func (n *namespace) inject(t testing.TB, device string, frames ...[]byte) {
 	t.Helper()
 	n.do(t, func() error {
@@ -217,8 +218,7 @@ func (n *namespace) inject(t testing.TB, device string, frames ...[]byte) {
 		}
 		defer unix.Close(fd)
 		for _, f := range frames {
-			// A device that drops the frame may say so at once: that is a
-			// loss, too.
+			// A device may report a dropped frame at once; that is a loss too.
 			if err := unix.Sendto(fd, f, 0, &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index}); err != nil && err != unix.ENOBUFS {
 				return fmt.Errorf("send a frame of %d bytes through %s: %w", len(f), device, err)
 			}
@@ -227,7 +227,8 @@ func (n *namespace) inject(t testing.TB, device string, frames ...[]byte) {
 	})
 }
 
-// toReceiver gives b packets from the router's device, past the router's stack.
+// toReceiver sends packets to b from the router's device, bypassing the router's
+// stack.
 func (x *lossLab) toReceiver(t testing.TB, packets ...[]byte) {
 	t.Helper()
 	var frames [][]byte
@@ -237,7 +238,7 @@ func (x *lossLab) toReceiver(t testing.TB, packets ...[]byte) {
 	x.r.inject(t, "right", frames...)
 }
 
-// toRouter gives the router packets from a's device, past a's stack.
+// toRouter sends packets to the router from a's device, bypassing a's stack.
 func (x *lossLab) toRouter(t testing.TB, packets ...[]byte) {
 	t.Helper()
 	var frames [][]byte
@@ -247,5 +248,5 @@ func (x *lossLab) toRouter(t testing.TB, packets ...[]byte) {
 	x.a.inject(t, "eth0", frames...)
 }
 
-// times repeats a packet.
+// timesOf repeats a packet.
 func timesOf(n int, packet []byte) [][]byte { return slices.Repeat([][]byte{packet}, n) }

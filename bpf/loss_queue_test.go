@@ -21,8 +21,8 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// spare makes a device x0 in a, whose other end is x1 in b, for cases that the
-// devices on the way would not survive. Both ends know each other.
+// spare creates a veth pair x0 in a and x1 in b, for cases that destroy their
+// devices. Both ends have static neighbour entries.
 func (x *lossLab) spare(t *testing.T) {
 	t.Helper()
 	x.a.do(t, func() error {
@@ -47,8 +47,8 @@ func (x *lossLab) spare(t *testing.T) {
 	x.a.configure(t, "x0", routerMAC(3, 2), []netip.Prefix{netip.PrefixFrom(f4, 24), netip.PrefixFrom(f6, 64)}, t4, t6)
 }
 
-// unicastOnly makes a device send no multicast, for cases that know what a queue
-// holds.
+// unicastOnly keeps a device from sending multicast, for cases that need to know
+// the content of a queue.
 func (n *namespace) unicastOnly(t *testing.T, device string) {
 	t.Helper()
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "Dual BSD/GPL", Instructions: asm.Instructions{
@@ -66,7 +66,7 @@ func (n *namespace) unicastOnly(t *testing.T, device string) {
 	n.attach(t, device, netlink.HANDLE_MIN_EGRESS, p)
 }
 
-// spareAddrs are x0's and x1's.
+// spareAddrs returns the addresses of x0 and x1.
 func spareAddrs(six bool) (from, to, nobody netip.Addr) {
 	p := "10.131.3."
 	if six {
@@ -75,7 +75,7 @@ func spareAddrs(six bool) (from, to, nobody netip.Addr) {
 	return netip.MustParseAddr(p + "1"), netip.MustParseAddr(p + "2"), netip.MustParseAddr(p + "99")
 }
 
-// rootDrops is what the root of a device's queueing disciplines dropped.
+// rootDrops reads the drops of a device's root qdisc.
 func rootDrops(n *namespace, device string) func(*testing.T) uint64 {
 	return func(t *testing.T) uint64 {
 		t.Helper()
@@ -91,7 +91,7 @@ func rootDrops(n *namespace, device string) func(*testing.T) uint64 {
 	}
 }
 
-// sink is a port that takes whatever comes.
+// sink opens a port that accepts everything.
 func (n *namespace) sink(t *testing.T, addr netip.Addr) netip.AddrPort {
 	t.Helper()
 	c := n.listenUDP(t, addr)
@@ -113,7 +113,7 @@ func TestLossQueues(t *testing.T) {
 		from, to, nobody := spareAddrs(family == "IPv6")
 		src, dst := port(from, lossFrom), port(to, lossTo)
 
-		// Queues that are full. Each discipline counts what it drops.
+		// Full queues. Each qdisc counts its drops.
 		x.spare(t)
 		const slow = "root handle 1: tbf rate 8bit burst 200 limit 100000"
 		for _, c := range []struct {
@@ -140,9 +140,8 @@ func TestLossQueues(t *testing.T) {
 		}
 		a.run(t, "ip", "link", "del", "x0")
 
-		// Packets that wait when their queue goes. tbf has room for one
-		// datagram. netem keeps them in a tree, whose links take the place of
-		// the packet's device.
+		// Packets in a queue that is deleted. tbf has room for one datagram. netem
+		// keeps packets in a tree, whose links overwrite their device pointer.
 		tbf, netem := "root handle 1: tbf rate 8bit burst 500 limit 100000", "root handle 1: netem delay 1000s limit 1000"
 		type end struct {
 			name, discipline string
@@ -177,7 +176,7 @@ func TestLossQueues(t *testing.T) {
 			}, func(t *testing.T) { sh(t, r, "tc qdisc del dev right root") })
 		}
 
-		// Packets that wait for a neighbour.
+		// Packets that wait for a neighbour's address.
 		for _, c := range []end{
 			{"the link goes down", "", 20, linkDown},
 			{"the device is deleted", "", 20, linkGone},
@@ -200,7 +199,7 @@ func TestLossQueues(t *testing.T) {
 				x.eventually("the device to notice", func() bool { return strings.Contains(sh(t, a, "ip link show x0"), "NO-CARRIER") })
 			},
 		}, func(t *testing.T) { a.udp(t, dst, losses, 10) })
-		// The sender's call fails, before there is a packet.
+		// The sender's call fails before a packet exists.
 		x.lose(t, family+" the device is down", loss{in: a, n: losses, untold: true, prepare: func(t *testing.T) {
 			x.spare(t)
 			linkDown(t)
@@ -210,12 +209,11 @@ func TestLossQueues(t *testing.T) {
 	})
 }
 
-// qdiscReasons are what kernels call a loss in a queueing discipline: one name
-// for all of them, then some of the disciplines' own, then names of a
-// subsystem's.
+// qdiscReasons are the kernels' reasons for a loss in a qdisc: one common name,
+// then names of some qdiscs, then those of a subsystem.
 const qdiscReasons = "QDISC_DROP QDISC_OVERLIMIT FQ_FLOW_LIMIT FQ_BAND_LIMIT QDISC_DROP_GENERIC QDISC_DROP_OVERLIMIT QDISC_DROP_FLOW_LIMIT QUEUE_PURGE NOT_SPECIFIED"
 
-// discipline gives a device queueing disciplines for one case, the root first.
+// discipline configures a device's qdiscs for one case, root first.
 func (n *namespace) discipline(t *testing.T, device string, tc ...string) {
 	t.Helper()
 	t.Cleanup(func() {
@@ -226,7 +224,7 @@ func (n *namespace) discipline(t *testing.T, device string, tc ...string) {
 	}
 }
 
-// softnetDropped is the column of /proc/net/softnet_stat.
+// softnetDropped sums the dropped column of /proc/net/softnet_stat.
 func softnetDropped(t *testing.T) (sum uint64) {
 	t.Helper()
 	data, err := os.ReadFile("/proc/net/softnet_stat")
@@ -246,14 +244,14 @@ func softnetDropped(t *testing.T) (sum uint64) {
 // TestLossRings loses packets between a driver and the stack.
 func TestLossRings(t *testing.T) {
 	x := newLossLab(t)
-	x.b.steal(t, "eth0", false) // what gets through
+	x.b.steal(t, "eth0", false) // packets that get through
 	x.r.run(t, "ethtool", "-K", "right", "tso", "off")
 	from, to := port(x.a.v4, lossFrom), port(x.b.v4, lossTo)
-	// One packet that the router's device cuts into segments, so that all of
-	// them reach the other end at once.
+	// One packet that the router's device segments, so that all segments arrive at
+	// once.
 	burst := func(t *testing.T, segments int) {
 		x.r.do(t, func() error {
-			// A kernel may tell the sender that some of them were dropped.
+			// A kernel may report to the sender that some were dropped.
 			if err := sendSegments(from, to, segments); !errors.Is(err, unix.ENOBUFS) {
 				return err
 			}
@@ -266,22 +264,22 @@ func TestLossRings(t *testing.T) {
 	x.lose(t, "CPU backlog is full", loss{in: x.b, source: softnetDropped, reasons: "CPU_BACKLOG", from: from, to: to, protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 		burst(t, 2000)
 	})
-	// The device gets a ring with GRO. Each ring that is made costs the kernel
-	// an empty packet (netif_napi_add), which nobody loses.
+	// GRO gives the device a ring. Creating a ring makes the kernel free an empty
+	// packet (netif_napi_add), which is not a loss.
 	x.b.run(t, "ethtool", "-K", "eth0", "gro", "on")
 	x.lose(t, "veth ring is full", loss{in: x.b, source: linkCount(x.r.namespace, "right", "tx.dropped"), reasons: "FULL_RING NOT_SPECIFIED", from: from, to: to, protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 		burst(t, 2000)
 	})
 }
 
-// TestLossGroups: where a CPU's queue is full, the frames to a group are lost that
-// somebody has joined. The others nobody misses.
+// TestLossGroups: if a CPU's queue is full, frames to a joined group are lost;
+// frames to other groups are ignored.
 func TestLossGroups(t *testing.T) {
 	x := newLossLab(t)
 	if n := backlogLimit(t); n > 1500 {
 		need.Kernel(t, false, fmt.Sprintf("net.core.netdev_max_backlog is %d, more than one packet has segments", n))
 	}
-	x.b.steal(t, "eth0", false) // what gets through
+	x.b.steal(t, "eth0", false) // packets that get through
 	x.r.run(t, "ethtool", "-K", "right", "tso", "off")
 	from, to := port(x.a.v4, lossFrom), port(x.b.v4, lossTo)
 	group := net.HardwareAddr{1, 0, 0x5e, 1, 2, 3}
@@ -322,7 +320,7 @@ func TestLossGroups(t *testing.T) {
 		x.lose(t, why, loss{in: x.b, source: softnetDropped, reasons: "CPU_BACKLOG", from: from, to: to, protocol: unix.IPPROTO_TCP}, burst)
 	}
 	sighted(t, "nobody has joined", unjoined)
-	// Somewhere among others, and with so many that nobody looks through them.
+	// The group among others, and among too many to search.
 	for _, others := range []int{0, 10, 40} {
 		for i := range others {
 			x.b.run(t, "ip", "maddress", "add", fmt.Sprintf("01:00:5e:02:00:%02x", i), "dev", "eth0")
@@ -345,12 +343,12 @@ func TestLossGroups(t *testing.T) {
 	group = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	lost(t, "to everybody")
 	group = some
-	x.b.run(t, "ethtool", "-K", "eth0", "gro", "on") // it gets a ring
+	x.b.run(t, "ethtool", "-K", "eth0", "gro", "on") // gives it a ring
 	source = linkCount(x.r.namespace, "right", "tx.dropped")
 	sighted(t, "nobody has joined, and a ring is full", unjoined)
 }
 
-// backlogLimit is how many packets may wait for one CPU.
+// backlogLimit is the maximum length of a CPU's backlog.
 func backlogLimit(t *testing.T) int {
 	t.Helper()
 	data, err := os.ReadFile("/proc/sys/net/core/netdev_max_backlog")
@@ -364,14 +362,13 @@ func backlogLimit(t *testing.T) int {
 	return n
 }
 
-// sendSegments sends one TCP packet through the device right that has to be cut
-// into so many segments of 30 bytes. It has an IP option, with which GRO leaves
-// it alone.
+// sendSegments sends one TCP packet through the device right, to be split into
+// segments of 30 bytes. Its IP option prevents GRO.
 func sendSegments(from, to netip.AddrPort, segments int) error {
 	return sendFrame(routerMAC(2, 2), from, to, segments)
 }
 
-// sendFrame is sendSegments in a frame to an address of the link.
+// sendFrame is sendSegments to a given hardware address.
 func sendFrame(host net.HardwareAddr, from, to netip.AddrPort, segments int) error {
 	l, err := netlink.LinkByName("right")
 	if err != nil {
@@ -385,7 +382,7 @@ func sendFrame(host net.HardwareAddr, from, to netip.AddrPort, segments int) err
 	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1); err != nil {
 		return err
 	}
-	vnet := []byte{1, 1} // the checksum is to be filled in; TCP over IPv4
+	vnet := []byte{1, 1} // checksum offload; TCP over IPv4
 	for _, v := range []int{58, 30, 38, 16} {
 		vnet = binary.NativeEndian.AppendUint16(vnet, uint16(v))
 	}

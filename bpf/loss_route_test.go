@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestLossRouter loses packets on their way through a router, and of a sender
-// whose neighbour does not answer.
+// TestLossRouter loses packets in a router, and of a sender whose neighbour does
+// not answer.
 func TestLossRouter(t *testing.T) {
 	x := newLossLab(t)
 	a, b, r := x.a, x.b, x.r.namespace
@@ -16,11 +16,11 @@ func TestLossRouter(t *testing.T) {
 		name, ip, mib           string
 		noRoutes, tooBig        string
 		prefix, via             string
-		nowhere                 netip.Addr // no route leads there
-		deadByRouter, deadByEnd netip.Addr // nobody has these addresses
+		nowhere                 netip.Addr // an address without a route
+		deadByRouter, deadByEnd netip.Addr // addresses without a host
 		from, to                netip.Addr
 		forwarding              string
-		lifetime                int // where the header has its time to live
+		lifetime                int // offset of the TTL in the header
 	}{
 		{
 			"IPv4", "ipv4", "Ip", "IpExt.InNoRoutes", "Ip.FragFails", "10.77.0.0/24", "10.132.0.1",
@@ -32,7 +32,7 @@ func TestLossRouter(t *testing.T) {
 		},
 	} {
 		src, dst, nowhere := port(f.from, lossFrom), port(f.to, lossTo), port(f.nowhere, lossTo)
-		// packet goes from the sender to the receiver, with a byte changed.
+		// packet builds a packet from sender to receiver, with one byte changed.
 		packet := func(size, at int, value byte) []byte {
 			p := udpPacket(src, dst, make([]byte, size))
 			p[at] = value
@@ -53,7 +53,7 @@ func TestLossRouter(t *testing.T) {
 				t.Cleanup(func() { r.run(t, "ip", "route", "del", kind, f.prefix) })
 			}}, func(t *testing.T) { a.udp(t, nowhere, losses, 10) })
 		}
-		// The sender's call fails, before there is a packet.
+		// The sender's call fails before a packet exists.
 		x.lose(t, f.name+" no route at the sender", loss{in: b, n: losses, source: mib(b, f.mib+".OutNoRoutes"), untold: true, prepare: func(t *testing.T) {
 			b.run(t, "ip", "route", "del", "default", "via", f.via)
 			t.Cleanup(func() { b.run(t, "ip", "route", "add", "default", "via", f.via) })
@@ -74,7 +74,7 @@ func TestLossRouter(t *testing.T) {
 			x.toRouter(t, timesOf(losses, p)...)
 		})
 		if f.ip == "ipv4" {
-			// Without that flag the router makes fragments, and loses nothing.
+			// Without that flag the router fragments, and loses nothing.
 			var server *net.UDPConn
 			x.lose(t, f.name+" packet too big, fragmented", loss{in: r, n: 2 * losses, source: mib(r, "Ip.FragCreates"), untold: true, prepare: func(t *testing.T) {
 				narrow(t)
@@ -99,8 +99,9 @@ func TestLossRouter(t *testing.T) {
 			table := f.ip + "/neigh/" + c.device
 			want.prepare = func(t *testing.T) { c.in.setting(t, table+"/retrans_time_ms", "50") }
 			x.lose(t, f.name+" neighbour of the "+c.where+" does not answer", want, func(t *testing.T) { a.udp(t, port(c.dead, lossTo), losses, 10) })
-			// A few packets fit, by their whole size; the others drive out the
-			// oldest, and the few are lost when the neighbour does not answer.
+			// The neighbour's queue holds a few packets, by total size; further
+			// packets evict the oldest, and the remaining ones are lost when the
+			// neighbour does not answer.
 			want.prepare = func(t *testing.T) {
 				c.in.run(t, "ip", "neigh", "flush", "dev", c.device, "nud", "failed", "nud", "incomplete")
 				c.in.setting(t, table+"/retrans_time_ms", "100")

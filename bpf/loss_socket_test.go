@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socketDrops is the column of /proc/net/udp, raw and so on.
+// socketDrops reads the drops column of /proc/net/udp, raw and so on.
 func socketDrops(n *namespace, file string) func(*testing.T) uint64 {
 	return func(t *testing.T) (sum uint64) {
 		t.Helper()
@@ -42,7 +42,7 @@ func socketDrops(n *namespace, file string) func(*testing.T) uint64 {
 	}
 }
 
-// small makes a socket inside the namespace with the least receive buffer there is.
+// small creates a socket inside the namespace with the smallest receive buffer.
 func (n *namespace) small(t *testing.T, domain, kind, protocol int, bind unix.Sockaddr) int {
 	t.Helper()
 	var fd int
@@ -69,7 +69,7 @@ func (n *namespace) small(t *testing.T, domain, kind, protocol int, bind unix.So
 	return fd
 }
 
-// TestLossSockets loses packets at the socket that they are for.
+// TestLossSockets loses packets at their destination socket.
 func TestLossSockets(t *testing.T) {
 	x := newLossLab(t)
 	b := x.b
@@ -79,8 +79,7 @@ func TestLossSockets(t *testing.T) {
 			domain, udp, suffix, icmp = unix.AF_INET6, "Udp6", "6", unix.IPPROTO_ICMPV6
 		}
 		src, dst := port(from, lossFrom), port(to, 4000)
-		// Most of the errors that answer these are held back by the rate limit
-		// of ICMP, before there is a packet.
+		// ICMP's rate limit suppresses most errors before a packet exists.
 		x.lose(t, family+" closed port", loss{
 			in: b, n: losses, source: mib(b, udp+".NoPorts"), reasons: "NO_SOCKET", functions: "__udp4_lib_rcv __udp6_lib_rcv udp_rcv udpv6_rcv",
 			from: src, to: dst, protocol: unix.IPPROTO_UDP, device: "eth0",
@@ -103,9 +102,9 @@ func TestLossSockets(t *testing.T) {
 			b.small(t, domain, unix.SOCK_RAW, 253, nil)
 			x.toReceiver(t, timesOf(40, ipPacket(from, to, 253, make([]byte, 1000)))...)
 		})
-		// The original goes to the ping sockets, of which there is none. From
-		// Linux 6.2 on there is no copy for a socket that is full: the loss is
-		// in the column drops of /proc/net/raw and nowhere else.
+		// The original packet goes to ping sockets, of which there are none. Since
+		// Linux 6.2 there is no copy for a full socket: the loss appears only in
+		// the column drops of /proc/net/raw.
 		x.lose(t, family+" ping socket, full", loss{in: b, only: "raw_rcv rawv6_rcv", maybe: true, source: socketDrops(b, "raw"+suffix), reasons: "SOCKET_RCVBUFF NOT_SPECIFIED", from: port(from, 0), to: port(to, 0), protocol: uint8(icmp)}, func(t *testing.T) {
 			b.small(t, domain, unix.SOCK_RAW, icmp, nil)
 			x.toReceiver(t, timesOf(40, echoPacket(from, to, true, make([]byte, 1000)))...)
@@ -114,8 +113,8 @@ func TestLossSockets(t *testing.T) {
 			rejectAll(t, b.small(t, domain, unix.SOCK_RAW, 253, nil))
 			x.toReceiver(t, timesOf(losses, ipPacket(from, to, 253, make([]byte, 100)))...)
 		})
-		// A packet socket has a copy; the packet itself is delivered. The
-		// kernel frees the copy by consume_skb, and counts it for the socket.
+		// A packet socket gets a copy; the packet itself is delivered. The kernel
+		// frees the copy by consume_skb and counts it for the socket.
 		x.lose(t, family+" packet socket, full", loss{in: b, untold: true}, func(t *testing.T) {
 			fd := b.small(t, unix.AF_PACKET, unix.SOCK_RAW, int(networkOrder(unix.ETH_P_ALL)), nil)
 			c := b.listenUDP(t, to)
@@ -146,7 +145,7 @@ func TestLossSockets(t *testing.T) {
 				x.a.udp(t, dst, losses, 10)
 			})
 		}
-		// Multicast that somebody has asked for.
+		// Multicast to a joined group.
 		group, mac := netip.MustParseAddr("239.1.2.3"), net.HardwareAddr{1, 0, 0x5e, 1, 2, 3}
 		if family == "IPv6" {
 			group, mac = netip.MustParseAddr("ff0e::123"), net.HardwareAddr{0x33, 0x33, 0, 0, 1, 0x23}
@@ -197,8 +196,8 @@ func TestLossSockets(t *testing.T) {
 
 const dropPort4000 = "add table inet t; add chain inet t c { type filter hook input priority 0; }; add rule inet t c udp dport 4000 counter drop"
 
-// inOwnCgroup puts the process into a control group whose program drops what
-// its sockets receive or send, for one case.
+// inOwnCgroup moves the process into a control group whose program drops its
+// sockets' received or sent packets, for one case.
 func inOwnCgroup(t *testing.T, attach ebpf.AttachType) {
 	t.Helper()
 	root, err := cgroupRoot()
@@ -236,7 +235,7 @@ func inOwnCgroup(t *testing.T, attach ebpf.AttachType) {
 
 func networkOrder(v uint16) uint16 { return v<<8 | v>>8 }
 
-// rejectAll attaches a filter that lets nothing through.
+// rejectAll attaches a filter that rejects every packet.
 func rejectAll(t *testing.T, fd int) {
 	t.Helper()
 	raw, err := bpf.Assemble([]bpf.Instruction{bpf.RetConstant{Val: 0}})

@@ -16,7 +16,7 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// filterCount adds up what the actions of tc's filters on a device dropped.
+// filterCount sums the drops by actions of tc filters on a device.
 func filterCount(n *namespace, device, hook string) func(*testing.T) uint64 {
 	return func(t *testing.T) uint64 {
 		t.Helper()
@@ -24,7 +24,7 @@ func filterCount(n *namespace, device, hook string) func(*testing.T) uint64 {
 	}
 }
 
-// dropLength makes an XDP program that drops frames of one length.
+// dropLength creates an XDP program that drops frames of one length.
 func dropLength(t *testing.T, length int) *ebpf.Program {
 	t.Helper()
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "Dual BSD/GPL", Instructions: asm.Instructions{
@@ -43,7 +43,7 @@ func dropLength(t *testing.T, length int) *ebpf.Program {
 	return p
 }
 
-// verdict makes a program that answers the same to each packet.
+// verdict creates a program that returns the same verdict for each packet.
 func verdict(t *testing.T, kind ebpf.ProgramType, all int32) *ebpf.Program {
 	t.Helper()
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: kind, License: "Dual BSD/GPL", Instructions: asm.Instructions{
@@ -56,7 +56,7 @@ func verdict(t *testing.T, kind ebpf.ProgramType, all int32) *ebpf.Program {
 	return p
 }
 
-// needRun runs a command whose work not every machine's kernel can do.
+// needRun runs a command, and skips the test if the kernel lacks the feature.
 func (n *namespace) needRun(t *testing.T, line string) {
 	t.Helper()
 	f := strings.Fields(line)
@@ -71,7 +71,7 @@ func (n *namespace) needRun(t *testing.T, line string) {
 	need.VM(t, err == nil, fmt.Sprint(err))
 }
 
-// attach makes a program a filter of a device that has the qdisc clsact.
+// attach attaches a program as a filter to a device with the qdisc clsact.
 func (n *namespace) attach(t *testing.T, device string, parent uint32, p *ebpf.Program) {
 	t.Helper()
 	n.do(t, func() error {
@@ -86,14 +86,14 @@ func (n *namespace) attach(t *testing.T, device string, parent uint32, p *ebpf.P
 	})
 }
 
-// TestLossTC loses packets by filters of traffic control, and by XDP. All of
-// them are told, also what a program in the driver of a veth pair drops, since
-// a packet from the stack is an skb there. A network card's driver has no skb
-// yet when XDP drops a packet, so it has nothing to tell; no case covers that.
+// TestLossTC loses packets by tc filters and by XDP. All are reported, including
+// those that a program in a veth's driver drops, because packets from the stack are
+// skbs there. When XDP drops a packet in a network card's driver, no skb exists, so
+// no tracepoint reports it; no case covers that.
 func TestLossTC(t *testing.T) {
 	x := newLossLab(t)
-	// A program in the driver needs a ring, and to make one costs the kernel an
-	// empty packet (netif_napi_add), which nobody loses.
+	// A program in the driver needs a ring. Creating a ring makes the kernel free
+	// an empty packet (netif_napi_add), which is not a loss.
 	x.b.run(t, "ethtool", "-K", "eth0", "gro", "on")
 	x.each(t, func(t *testing.T, family string, from, to netip.Addr) {
 		protocol := map[string]string{"IPv4": "ip", "IPv6": "ipv6"}[family]

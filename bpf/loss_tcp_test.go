@@ -22,11 +22,11 @@ func timestamps(value, echo uint32) []byte {
 func TestLossTCP(t *testing.T) {
 	x := newLossLab(t)
 	b := x.b
-	// mute keeps what the receiver answers from the sender, whose answers would
-	// be losses of their own.
+	// mute drops the receiver's answers, which would cause further losses.
 	mute := func(t *testing.T) { x.r.steal(t, "right", false) }
-	// What tcp_rcv_established loses at its end is lost in tcp_v4_do_rcv where the
-	// compiler made that a jump, which leaves no address behind, and else in place.
+	// Drops at the end of tcp_rcv_established count for tcp_v4_do_rcv if the
+	// compiler made that a tail call, which leaves no address, else for the
+	// function itself.
 	inPlace := []DropClass{DropAbnormal}
 	x.each(t, func(t *testing.T, family string, from, to netip.Addr) {
 		established := func(t *testing.T) (client, server *net.TCPConn, src, dst netip.AddrPort) {
@@ -48,9 +48,9 @@ func TestLossTCP(t *testing.T) {
 		}}, func(t *testing.T) {
 			x.toReceiver(t, timesOf(losses, tcpSegment{seq: next, ack: mine, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
 		})
-		// Linux 5.10 frees what TCP itself refuses by __kfree_skb, which tells
-		// nobody: the sockets' own counts (the letter d of ss -m) have it, and
-		// for some kinds the MIB (PAWSEstab, TCPZeroWindowDrop, TCPRcvQDrop).
+		// Linux 5.10 frees the segments that TCP refuses by __kfree_skb, without
+		// the tracepoint. The sockets' own counts (letter d of ss -m) include them,
+		// and for some kinds the MIB (PAWSEstab, TCPZeroWindowDrop, TCPRcvQDrop).
 		x.lose(t, family+" data beyond the window", loss{in: b, ownerless: true, withReasons: true, n: losses, class: DropAbnormal, reasons: "TCP_INVALID_SEQUENCE TCP_OVERWINDOW TCP_INVALID_END_SEQUENCE", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 			_, server, src, dst := established(t)
 			mine, next := sequenceOf(t, server)
@@ -76,9 +76,9 @@ func TestLossTCP(t *testing.T) {
 			_, next := sequenceOf(t, server)
 			x.toReceiver(t, timesOf(losses, tcpSegment{seq: next, payload: []byte("data")}.packet(src, dst))...)
 		})
-		// Where the kernel does not tell the socket (before 6.11), nothing leads to
-		// a namespace: tcp_data_queue has let go of device and route by then, as
-		// the backlog of a socket that is in use has above.
+		// If the kernel does not pass the socket (before 6.11), the owner is
+		// unknown: tcp_data_queue, like the backlog of a locked socket above, has
+		// already released device and route.
 		x.lose(t, family+" data beyond a closed window", loss{in: b, ownerless: true, withReasons: true, n: losses, reasons: "PROTO_MEM TCP_ZEROWINDOW TCP_OVERWINDOW TCP_INVALID_SEQUENCE TCP_INVALID_END_SEQUENCE", protocol: unix.IPPROTO_TCP, prepare: func(t *testing.T) {
 			client, server, s, d := established(t)
 			src, dst = s, d
@@ -89,7 +89,7 @@ func TestLossTCP(t *testing.T) {
 				client.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
 				n, _ = client.Write(make([]byte, 1<<20))
 			}
-			// The client's own attempts would be lost too.
+			// The client's own retransmissions would be lost too.
 			x.a.steal(t, "eth0", true)
 			mine, next = sequenceOf(t, server)
 		}}, func(t *testing.T) {
@@ -103,7 +103,7 @@ func TestLossTCP(t *testing.T) {
 				rejectAll(t, fd)
 				return nil
 			})
-			// What ends the connection is for nobody to count.
+			// Do not count the packets that end the connection.
 			t.Cleanup(func() {
 				rawConn(t, server, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0) })
 			})
@@ -119,7 +119,7 @@ func TestLossTCP(t *testing.T) {
 			x.toReceiver(t, timesOf(losses, tcpSegment{flags: tcpSYN, options: append([]byte{19, 18, 15: 0}, 0, 0, 0, 0)}.packet(port(from, lossFrom), addrPort(l.Addr())))...)
 		})
 		x.lose(t, family+" MD5 missing", loss{in: b, n: losses, source: mib(b, "TcpExt.TCPMD5NotFound"), class: DropTCPRcv, reasons: "TCP_MD5NOTFOUND", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
-			// A listener of package net is MPTCP's, which has no signatures.
+			// A listener of package net uses MPTCP, which has no signatures.
 			l := stream(t, b, to, 0)
 			key := unix.TCPMD5Sig{Keylen: 4}
 			switch sa := sockaddr(port(from, 0)).(type) {
@@ -145,10 +145,9 @@ func TestLossTCP(t *testing.T) {
 				}
 			}
 		})
-		// A SYN that finds no room: the kernel frees it as it frees one that it
-		// answers, by consume_skb. ListenDrops and, for the accept queue,
-		// ListenOverflows count it, on all kernels. With SYN cookies a full SYN
-		// queue loses nothing.
+		// A SYN without room: the kernel frees it by consume_skb, like an answered
+		// SYN. ListenDrops and, for the accept queue, ListenOverflows count it, on
+		// all kernels. With SYN cookies a full SYN queue loses nothing.
 		var fd *socket
 		var listener netip.AddrPort
 		listening := func(backlog int, cookies string) func(*testing.T) {
@@ -164,7 +163,7 @@ func TestLossTCP(t *testing.T) {
 					x.a.dial(t, "tcp", listener)
 				}
 				mute(t)
-				// As many requests as there is room for, and some to spare.
+				// More requests than there is room for.
 				x.toReceiver(t, syns(from, listener, 100, 5)...)
 			}
 		}
@@ -180,7 +179,7 @@ func TestLossTCP(t *testing.T) {
 	})
 }
 
-// syns are n handshakes that begin, from as many ports.
+// syns returns the first segments of n handshakes, from different ports.
 func syns(from netip.Addr, to netip.AddrPort, id, n int) (packets [][]byte) {
 	for i := range n {
 		packets = append(packets, tcpSegment{seq: 1, flags: tcpSYN}.packet(port(from, uint16(30000+id+i)), to))

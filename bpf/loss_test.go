@@ -25,42 +25,42 @@ import (
 	"nodeskoop/internal/testkit/proof"
 )
 
-// TestLoss* cause a known number of losses, one kind per case, and demand that
-// packetloss counts exactly those: in the namespace that lost the packets and
-// in no other, with class, reason and function, and one event for each.
+// TestLoss* cause a known number of losses, one kind per case, and check that
+// packetloss counts exactly those: in the namespace that lost the packets and in no
+// other, with class, reason and function, and one event for each.
 //
-// Each case logs what the kernel told, after the word "survey".
+// Each case logs the kernel's report after the word "survey".
 //
-// Some run in VMs only, which have modules that this machine lacks (tc's own filters and
-// actions, fq_codel, fq, sfq, netem, VLANs of a bridge) or because they change
-// a limit of the whole machine (connection tracking). A full TCP backlog is
-// missing: it takes a socket whose owner holds the lock, and depends on timing.
+// Some run only in VMs, which have more modules (tc filters and actions, fq_codel,
+// fq, sfq, netem, bridge VLANs), or because they change a limit of the whole
+// machine (connection tracking). A full TCP backlog is not covered: it needs a
+// socket whose owner holds the lock, and depends on timing.
 
-// losses is how many packets most cases lose.
+// losses is the number of packets that most cases lose.
 const losses = 25
 
-// The ports of the cases' datagrams.
+// Ports of the cases' datagrams.
 const (
 	lossFrom = 40000
-	lossTo   = 9 // nobody listens there
+	lossTo   = 9 // a closed port
 )
 
-// Names of lossLab.known.
+// Names in lossLab.known.
 const (
 	unattributed  = "unattributed"
 	hostNamespace = "host"
 )
 
-// lossLab is three namespaces in a row, of which the middle one forwards, and
-// one probe for all the cases of a test. a has 10.131.0.1 and fd31::1 on eth0,
-// the router 10.131.0.2 on left and 10.132.0.1 on right, b 10.132.0.2 on eth0.
+// lossLab is three namespaces in a row, of which the middle one forwards, and one
+// probe for all cases of a test. a has 10.131.0.1 and fd31::1 on eth0, the router
+// 10.131.0.2 on left and 10.132.0.1 on right, b 10.132.0.2 on eth0.
 type lossLab struct {
 	*testLoader
 	p       *Probe
 	r       *router
-	a, b    *namespace // the sender and the receiver, if a case does not say otherwise
+	a, b    *namespace // default sender and receiver
 	reasons *Reasons
-	known   map[uint64]string // every namespace in which a case may cause a loss, by inode; 0 is no namespace
+	known   map[uint64]string // all namespaces in which a case may cause a loss, by inode; 0 is the unattributed one
 	first   int               // index of the case's first event
 	// ownerless: the kernel passes no socket with a freed packet (before 6.11).
 	ownerless bool
@@ -101,13 +101,13 @@ func newLossLab(t *testing.T) *lossLab {
 	return x
 }
 
-// lossAddrs are a host's in one of the two subnets.
+// lossAddrs returns a host's addresses in one of the two subnets.
 func lossAddrs(subnet, host byte) (v4, v6 netip.Addr) {
 	return netip.AddrFrom4([4]byte{10, 130 + subnet, 0, host}), netip.AddrFrom16([16]byte{0: 0xfd, 1: 0x30 + subnet, 15: host})
 }
 
-// link makes a device in the router whose other end is eth0 in n. Neighbours
-// are known from the start, so that nothing but the test's packets is sent.
+// link creates a device in the router whose peer is eth0 in n. Static neighbour
+// entries ensure that only the test's packets are sent.
 func (r *router) link(t *testing.T, device string, n *namespace, subnet, mine, theirs byte) {
 	t.Helper()
 	r.do(t, func() error {
@@ -127,7 +127,7 @@ func (r *router) link(t *testing.T, device string, n *namespace, subnet, mine, t
 	}
 }
 
-// configure gives a device addresses and peers whose hardware address is known.
+// configure gives a device addresses, and static entries for its peers.
 func (n *namespace) configure(t *testing.T, device string, mac net.HardwareAddr, addrs []netip.Prefix, peers ...netip.Addr) {
 	t.Helper()
 	n.do(t, func() error {
@@ -162,7 +162,7 @@ func (n *namespace) configure(t *testing.T, device string, mac net.HardwareAddr,
 	})
 }
 
-// quiet waits until the namespaces have sent the multicast reports of their new
+// quiet waits until the namespaces have sent the multicast reports for their new
 // addresses.
 func (x *lossLab) quiet() {
 	x.t.Helper()
@@ -175,47 +175,44 @@ func (x *lossLab) quiet() {
 	still(sent, 25*time.Millisecond, 8, 100)
 }
 
-// loss is what a case demands.
+// loss is the expectation of a case.
 type loss struct {
-	in *namespace // the loser
-	n  uint64     // lost packets; 0: as many as source counts
-	// most is for kernels that lose more than n, up to this many: the pieces of
-	// a datagram, for example.
+	in *namespace // namespace that loses the packets
+	n  uint64     // number of lost packets; 0 means source's count
+	// most, if larger than n, allows kernels to lose up to this many, for example
+	// one per fragment.
 	most uint64
-	// source counts the same losses by other means: nft, tc, the MIB. It is
-	// read before and after the case.
+	// source counts the same losses independently (nft, tc, the MIB), before and
+	// after the case.
 	source func(t *testing.T) uint64
-	// untold is for packets that no kernel passes to kfree_skb: source counts
-	// them, the probe must count none. maybe is for those that only some
-	// kernels pass.
+	// untold: no kernel passes these packets to kfree_skb, so source counts them
+	// and the probe must not. maybe: only some kernels pass them.
 	untold, maybe bool
-	// withReasons is for packets that only kernels with drop reasons (from 5.17
-	// on) pass to kfree_skb.
+	// withReasons: only kernels with drop reasons (since 5.17) pass these packets
+	// to kfree_skb.
 	withReasons bool
-	// ownerless is for losses that kernels which pass no socket may leave
-	// without any way to a namespace.
+	// ownerless: on kernels that pass no socket, the namespace of these losses may
+	// be unknown.
 	ownerless bool
 
 	class DropClass
-	also  []DropClass // that some of the losses have
-	// reasons and functions are names, separated by spaces, of which each loss
-	// has one. Kernels rename and inline, and some give no reasons. Without
-	// functions, any will do.
+	also  []DropClass // classes that some of the losses may have
+	// reasons and functions are alternatives, separated by spaces. Kernels rename
+	// and inline functions, and some give no reasons. Empty functions match any.
 	reasons, functions string
 	// only restricts the comparison to losses in these functions.
 	only string
 
-	// What each event shows, if set.
+	// Addresses of each event, if set.
 	from, to netip.AddrPort
 	protocol uint8
 	device   string
 
-	// prepare does what is not to be counted. What it cleans up lasts for the
-	// case.
+	// prepare does work that is not counted. Its cleanups run after the case.
 	prepare func(t *testing.T)
 }
 
-// lose runs cause, and compares the losses with what is wanted.
+// lose runs cause and compares the losses with the expectation.
 func (x *lossLab) lose(t *testing.T, name string, want loss, cause func(t *testing.T)) {
 	t.Helper()
 	sighted(t, name, func(t *testing.T) {
@@ -249,7 +246,7 @@ func (x *lossLab) lose(t *testing.T, name string, want loss, cause func(t *testi
 	})
 }
 
-// begin waits until the case before has left its last losses and events.
+// begin waits for the last losses and events of the previous case.
 func (x *lossLab) begin() {
 	steady(func() uint64 { return x.lost(x.dropped()) })
 	within(func() bool {
@@ -261,16 +258,16 @@ func (x *lossLab) begin() {
 	})
 }
 
-// within waits for a condition, a while.
+// within waits for a condition for a while.
 func within(ok func() bool) {
 	testkit.Within(testkit.Patience, ok)
 }
 
-// steady waits until a number stands still.
+// steady waits until a number is stable.
 func steady(f func() uint64) uint64 { return still(f, 20*time.Millisecond, 1, 100) }
 
-// still waits until a number is the same for some beats on end, for most beats
-// at the longest, and returns it.
+// still waits until a number is unchanged for consecutive beats, for at most `most`
+// beats, and returns it.
 func still(f func() uint64, beat time.Duration, beats, most int) uint64 {
 	last := f()
 	for same := 0; same < beats && most > 0; most-- {
@@ -284,7 +281,7 @@ func still(f func() uint64, beat time.Duration, beats, most int) uint64 {
 	return last
 }
 
-// dropped gives the counts of all namespaces. The keys have no count.
+// dropped returns the counts of all namespaces, keyed by a Drop without count.
 func (x *lossLab) dropped() map[Drop]uint64 {
 	m := map[Drop]uint64{}
 	if err := x.p.Drops(func(d Drop) {
@@ -298,13 +295,13 @@ func (x *lossLab) dropped() map[Drop]uint64 {
 }
 
 // shared reports whether other programs on this machine lose packets in the
-// namespace too. In a VM there are none.
+// namespace too; never in a VM.
 func (x *lossLab) shared(netns uint64) bool {
 	name := x.known[netns]
 	return (name == unattributed || name == hostNamespace) && !need.InVM()
 }
 
-// lost adds up the counts in the namespaces that are the lab's own.
+// lost sums the counts in the lab's own namespaces.
 func (x *lossLab) lost(m map[Drop]uint64) (n uint64) {
 	for d, count := range m {
 		if x.known[d.Netns] != "" && !x.shared(d.Netns) {
@@ -314,15 +311,15 @@ func (x *lossLab) lost(m map[Drop]uint64) (n uint64) {
 	return n
 }
 
-// eventsOf gives the case's events so far.
+// eventsOf returns the case's events so far.
 func (x *lossLab) eventsOf() []Event {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(x.events[x.first:]), func(e Event) bool { return x.known[e.Netns] == "" })
 }
 
-// report says whether an event is about a multicast report or a neighbour
-// question of the lab's own. No case is about those.
+// report reports whether an event concerns one of the lab's own multicast reports
+// or neighbour solicitations, which no case tests.
 func (w *loss) report(e *Event) bool {
 	return e.Destination.Addr().IsMulticast() && e.Destination != w.to && (e.Protocol == unix.IPPROTO_ICMPV6 || e.Protocol == unix.IPPROTO_IGMP)
 }
@@ -399,10 +396,10 @@ func (x *lossLab) compare(t *testing.T, want *loss, before map[Drop]uint64) {
 	x.compareEvents(t, want, events, expected)
 }
 
-// lossNets are the lab's own addresses.
+// lossNets matches the lab's own addresses.
 var lossNets = regexp.MustCompile(`^(10\.13[12]\.|fd3[12]:)`)
 
-// dropOf finds the count that an event belongs to.
+// dropOf returns the count that an event belongs to.
 func dropOf(m map[Drop]uint64, e *Event) (Drop, bool) {
 	for d, n := range m {
 		if n > 0 && d.Netns == e.Netns && d.Reason == e.Reason && d.Location == e.Location {
@@ -412,12 +409,12 @@ func dropOf(m map[Drop]uint64, e *Event) (Drop, bool) {
 	return Drop{}, false
 }
 
-// has reports whether a name is one of those in a list, or the list is empty.
+// has reports whether a name is in a list, or the list is empty.
 func has(list, name string) bool {
 	return list == "" || slices.Contains(strings.Fields(list), name)
 }
 
-// compareEvents demands n events, each with what is wanted.
+// compareEvents checks that there are n events with the expected fields.
 func (x *lossLab) compareEvents(t *testing.T, want *loss, events []Event, n uint64) {
 	t.Helper()
 	var have uint64
@@ -428,7 +425,7 @@ func (x *lossLab) compareEvents(t *testing.T, want *loss, events []Event, n uint
 		switch {
 		case want.report(&e):
 		case e.Netns != want.in.inode && !(e.Netns == 0 && want.ownerless && x.ownerless):
-			// On a machine that is shared the addresses tell whose it is.
+			// On a shared machine the addresses identify the lab's events.
 			if !x.shared(e.Netns) || lossNets.MatchString(e.Source.Addr().String()) || lossNets.MatchString(e.Destination.Addr().String()) {
 				wrong[says]++
 			}
@@ -453,12 +450,12 @@ func (x *lossLab) compareEvents(t *testing.T, want *loss, events []Event, n uint
 	}
 }
 
-// mib gives one of the kernel's counters.
+// mib returns a reader for one of the kernel's counters.
 func mib(n *namespace, name string) func(*testing.T) uint64 {
 	return func(t *testing.T) uint64 { t.Helper(); return n.counter(t, name) }
 }
 
-// number finds the one number in a program's output.
+// number sums the numbers that match the pattern in a program's output.
 func number(t *testing.T, text, pattern string) (sum uint64) {
 	t.Helper()
 	for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
@@ -471,7 +468,7 @@ func number(t *testing.T, text, pattern string) (sum uint64) {
 	return sum
 }
 
-// nftCount adds the counters of all rules.
+// nftCount sums the counters of all rules.
 func nftCount(n *namespace) func(*testing.T) uint64 {
 	return func(t *testing.T) uint64 {
 		t.Helper()
@@ -479,7 +476,7 @@ func nftCount(n *namespace) func(*testing.T) uint64 {
 	}
 }
 
-// linkCount is a counter of `ip -s link`, as "rx.dropped".
+// linkCount reads a counter of `ip -s link`, such as "rx.dropped".
 func linkCount(n *namespace, device, name string) func(*testing.T) uint64 {
 	return func(t *testing.T) uint64 {
 		t.Helper()
@@ -506,7 +503,7 @@ func (n *namespace) setting(t *testing.T, name, value string) {
 	t.Cleanup(func() { n.sysctl(t, name, string(bytes.TrimSpace(old))) })
 }
 
-// ruleset is nft's for one case.
+// ruleset sets nft's ruleset for one case.
 func (n *namespace) ruleset(t *testing.T, rules string) {
 	t.Helper()
 	n.run(t, "nft", rules)
@@ -519,8 +516,8 @@ func sh(t *testing.T, n *namespace, line string, args ...any) string {
 	return n.run(t, f[0], f[1:]...)
 }
 
-// udp sends datagrams from port lossFrom. What the kernel answers to the
-// sender is no matter.
+// udp sends datagrams from port lossFrom, and ignores errors that the kernel
+// returns.
 func (n *namespace) udp(t *testing.T, to netip.AddrPort, count, size int) {
 	t.Helper()
 	n.do(t, func() error {
@@ -546,8 +543,8 @@ func (n *namespace) udp(t *testing.T, to netip.AddrPort, count, size int) {
 	})
 }
 
-// steal makes a device take packets away without a word, for one case: what it
-// sends (egress) or what it receives.
+// steal makes a device discard packets silently for one case: those that it sends
+// (egress) or receives.
 func (n *namespace) steal(t *testing.T, device string, egress bool) {
 	t.Helper()
 	parent := uint32(netlink.HANDLE_MIN_INGRESS)
@@ -559,7 +556,7 @@ func (n *namespace) steal(t *testing.T, device string, egress bool) {
 	n.attach(t, device, parent, verdict(t, ebpf.SchedCLS, 4 /* TC_ACT_STOLEN */))
 }
 
-// each runs cases for both IP versions.
+// each runs the cases for IPv4 and IPv6.
 func (x *lossLab) each(t *testing.T, f func(t *testing.T, family string, from, to netip.Addr)) {
 	t.Helper()
 	f(t, "IPv4", x.a.v4, x.b.v4)

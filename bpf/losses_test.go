@@ -17,7 +17,7 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// TestLossRules holds the table of rules against what it promises.
+// TestLossRules checks the table of rules for consistency.
 func TestLossRules(t *testing.T) {
 	if len(lossRules) > len(lossTable.rules) {
 		t.Fatalf("%d rules, room for %d", len(lossRules), len(lossTable.rules))
@@ -43,7 +43,7 @@ func TestLossRules(t *testing.T) {
 		}
 		name, group, _ := strings.Cut(r.test, "/")
 		if source.Len() == 0 {
-			continue // in a VM, which has no source
+			continue // VMs have no sources
 		}
 		if !strings.Contains(source.String(), "func "+name+"(") || group != "" && !strings.Contains(source.String(), `{"`+group+`", healthy`) {
 			t.Errorf("rule %d is held by %s, which there is not", i, r.test)
@@ -51,7 +51,7 @@ func TestLossRules(t *testing.T) {
 	}
 }
 
-// TestLossJudge asks the table of rules as user space asks it, by names.
+// TestLossJudge evaluates rules by names, as user space does.
 func TestLossJudge(t *testing.T) {
 	reasons := &Reasons{drop: map[uint32]string{2: "NOT_SPECIFIED", 3: "NO_SOCKET", 4: "TCP_ZEROWINDOW", 5: "QUEUE_PURGE", 6: "SOCKET_RCVBUFF", 7: "TCP_CSUM", 8: "UNHANDLED_PROTO", 9: "NETFILTER_DROP", 10: "TCP_OLD_DATA"}}
 	none := &Reasons{}
@@ -66,19 +66,19 @@ func TestLossJudge(t *testing.T) {
 		{"netlink_unicast", none, ReasonNone, traitNoPacket, NotAPacket},
 		{"skb_release_data", reasons, 2, traitPulled, Delivered},
 		{"skb_release_data", reasons, 2, 0, Lost},
-		{"kfree_skb_list", none, ReasonNone, traitDevice, Lost}, // what a full queue hands back
+		{"kfree_skb_list", none, ReasonNone, traitDevice, Lost}, // packets returned by a full queue
 		{"kfree_skb_list_reason", reasons, 3, traitPulled, Lost},
-		// The window probe of other systems, and real data for a closed window.
+		// A window probe of other systems, and real data for a closed window.
 		{"tcp_data_queue", reasons, 4, traitByte, Delivered},
 		{"tcp_data_queue", reasons, 4, 0, Lost},
-		// A bare acknowledgement is nobody's loss, a damaged one is.
+		// A bare acknowledgement is not a loss; a damaged one is.
 		{"tcp_rcv_state_process", reasons, 2, traitACK, Delivered},
 		{"tcp_rcv_established", reasons, 7, traitACK, Lost},
 		{"tcp_v4_rcv", reasons, 2, traitACK | traitChecksum | traitInformed, Delivered},
 		{"tcp_v4_rcv", none, ReasonNone, traitACK | traitInformed, Lost},                           // a bad checksum
 		{"tcp_v4_rcv", reasons, 2, traitACK | traitChecksum | traitInformed | traitListener, Lost}, // a full accept queue
 		{"tcp_v4_rcv", reasons, 2, traitACK | traitChecksum | traitInformed | traitListener | traitDeferred, Delivered},
-		{"tcp_v4_rcv", reasons, 2, traitACK | traitChecksum, Lost}, // a kernel that tells nothing of sockets
+		{"tcp_v4_rcv", reasons, 2, traitACK | traitChecksum, Lost}, // a kernel that passes no sockets
 		{"tcp_v4_rcv", reasons, 3, traitACK | traitChecksum, Closing},
 		{"tcp_v4_rcv", reasons, 3, traitSYN | traitChecksum, Lost},
 		{"tcp_v4_rcv", reasons, 3, 0, Lost}, // data
@@ -86,13 +86,13 @@ func TestLossJudge(t *testing.T) {
 		{"tcp_v4_rcv", none, ReasonNone, traitSYN | traitChecksum | traitInformed, Lost},                 // a closed port
 		{"tcp_v4_rcv", none, ReasonNone, traitACK | traitChecksum | traitInformed | traitListener, Lost}, // a full accept queue
 		{"tcp_v4_rcv", none, ReasonNone, traitFIN | traitChecksum, Delivered},
-		// Queues of sockets, and those of neighbours and devices.
+		// Queues of sockets, and queues of neighbours and devices.
 		{"inet_sock_destruct", reasons, 5, 0, Closing},
 		{"skb_queue_purge_reason", reasons, 5, traitDevice | traitOutgoing, Closing},
 		{"neigh_destroy", reasons, 5, traitDevice, Lost},
 		{"udp_destruct_common", none, ReasonNone, 0, Closing},
 		{"neigh_destroy", none, ReasonNone, traitDevice, Lost},
-		// Nobody asked for it, or somebody did and had no room.
+		// Without a listener, or with a listener whose queue is full.
 		{"__netif_receive_skb_core", reasons, 8, traitGroup | traitDevice, Unwanted},
 		{"__netif_receive_skb_core", reasons, 8, traitDevice, Lost},
 		{"udp_queue_rcv_one_skb", reasons, 6, traitGroup, Lost},
@@ -111,7 +111,7 @@ func TestLossJudge(t *testing.T) {
 	}
 }
 
-// TestLossSteps searches the table of code addresses as the programs do.
+// TestLossSteps searches the table of code addresses like the programs.
 func TestLossSteps(t *testing.T) {
 	s := symbolsOf(t, kallsyms+"ffffffffc0900000 t sctp_recvmsg\t[sctp]\nffffffffc0900100 t sctp_rcv\t[sctp]\n")
 	if err := s.Err(); err != nil {
@@ -136,10 +136,10 @@ func TestLossSteps(t *testing.T) {
 		module   bool
 	}{
 		{0xffffffff81cc2010, "tcp_v4_rcv", false},
-		{0xffffffff81cc2c10, "tcp_v4_rcv", false},    // its cold part
-		{0xffffffff81cc2000, "tcp_v4_do_rcv", false}, // a call that ends it
+		{0xffffffff81cc2c10, "tcp_v4_rcv", false},    // cold part of the function
+		{0xffffffff81cc2000, "tcp_v4_do_rcv", false}, // return address of a tail call
 		{0xffffffff81000010, "", false},
-		{0xffffffff82000010, "", true}, // behind the kernel's code
+		{0xffffffff82000010, "", true}, // beyond the kernel's code
 		{0xffffffffc0900010, "sctp_recvmsg", true},
 		{0xffffffffc0900110, "sctp_rcv", true},
 		{0x8000000000000100, "", true},
@@ -154,8 +154,8 @@ func TestLossSteps(t *testing.T) {
 	}
 }
 
-// TestSymbolsOfAnotherModule loads a module where another was: its functions
-// have its names at once, and not those that lay there before.
+// TestSymbolsOfAnotherModule loads a module at the address of an earlier one: its
+// functions have its own names at once.
 func TestSymbolsOfAnotherModule(t *testing.T) {
 	s := symbolsOf(t, kallsyms)
 	s.modules = filepath.Join(t.TempDir(), "modules")
@@ -173,7 +173,7 @@ func TestSymbolsOfAnotherModule(t *testing.T) {
 		t.Fatal(got)
 	}
 	generation := s.Generation()
-	// Another use of the module changes nothing.
+	// A change of a module's reference count triggers no reading.
 	now = now.Add(2 * compareAfter)
 	list("nf_tables 300000 7 nft_ct, Live 0xffffffffc0800000\n")
 	if s.Location(there); s.Generation() != generation || s.Stale() {
@@ -191,15 +191,15 @@ func TestSymbolsOfAnotherModule(t *testing.T) {
 	if got := s.Location(there); got != "tun_net_xmit+0x10 [tun]" {
 		t.Errorf("a module where another was: %s", got)
 	}
-	// The kernel's own code needs no comparison.
+	// Lookups in the kernel's own code need no comparison.
 	list("")
 	if got := s.Location(0xffffffff81cc1010); got != "tcp_v4_do_rcv+0x10" || !s.Stale() {
 		t.Errorf("%s, stale %v", got, s.Stale())
 	}
 }
 
-// TestLossAccount: what is lost and what is ignored is every pass of the
-// tracepoint, by a counter of its own on it.
+// TestLossAccount: lost plus ignored packets equal the passes of the tracepoint, by
+// an independent counter.
 func TestLossAccount(t *testing.T) {
 	a, b := newPair(t)
 	l := newTestLoader(t, Options{})
@@ -222,16 +222,16 @@ func TestLossAccount(t *testing.T) {
 	lost, ignored := counted()
 	before := passes() - lost - ignored
 	for _, addrs := range families(a, b) {
-		// Lost: nobody listens there.
+		// Lost: a closed port.
 		send(t, a.dial(t, "udp", netip.AddrPortFrom(addrs[1], 9)), 50)
-		// Not lost: a socket is closed with datagrams unread.
+		// Not lost: a socket closed with unread datagrams.
 		s := b.listenUDP(t, addrs[1])
 		send(t, a.dial(t, "udp", addrPort(s.LocalAddr())), 50)
 		s.Close()
 	}
 	var after, nowLost, nowIgnored uint64
 	l.eventually("what is lost and what is ignored to be all that passed", func() bool {
-		// Nothing may pass between the readings.
+		// Read again if the tracepoint was passed between the readings.
 		was := passes()
 		nowLost, nowIgnored = counted()
 		after = passes()
@@ -240,7 +240,7 @@ func TestLossAccount(t *testing.T) {
 	t.Logf("%d passes: %d lost, %d ignored", after, nowLost-lost, nowIgnored-ignored)
 }
 
-// countPasses counts the passes of a tracepoint by a program of the test's own.
+// countPasses counts the passes of a tracepoint with the test's own program.
 func countPasses(t testing.TB, tracepoint string) func() uint64 {
 	t.Helper()
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
@@ -268,7 +268,7 @@ func countPasses(t testing.TB, tracepoint string) func() uint64 {
 	}
 }
 
-// attachRaw runs a program of the test's own in each pass of a tracepoint.
+// attachRaw attaches the test's own program to a tracepoint.
 func attachRaw(t testing.TB, tracepoint string, instructions asm.Instructions) {
 	t.Helper()
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.RawTracepoint, License: "GPL", Instructions: instructions})
@@ -283,9 +283,9 @@ func attachRaw(t testing.TB, tracepoint string, instructions asm.Instructions) {
 	t.Cleanup(func() { attached.Close() })
 }
 
-// TestLossUndecided makes the programs take the symbols for old, as they are
-// right after a module was loaded: what a module frees is judged by user space,
-// to the same result.
+// TestLossUndecided makes the programs treat the symbols as outdated, as after a
+// module was loaded: user space then judges packets freed by modules, with the same
+// result.
 func TestLossUndecided(t *testing.T) {
 	need.Root(t)
 	a, b := newPair(t)
@@ -316,7 +316,7 @@ func TestLossUndecided(t *testing.T) {
 			t.Errorf("ignored: %+v", e)
 		}
 	}
-	// Reading has brought the table up to date.
+	// Reading updates the table.
 	var loaded uint64
 	if err := p.get(objects.PacketlossVarModulesLoaded, &loaded); err != nil {
 		t.Fatal(err)
@@ -327,8 +327,8 @@ func TestLossUndecided(t *testing.T) {
 	if loaded != known {
 		t.Errorf("the table knows %d modules of %d after it was read", known, loaded)
 	}
-	// An event that user space judges: a message read through SCTP, whose
-	// module frees it.
+	// An event that user space judges: a message read through SCTP, freed by its
+	// module.
 	e := Event{Type: PacketLoss, Detail: uint32(traitUndecided | traitDevice), Reason: ReasonNone}
 	if l.Ignores(&e) {
 		t.Error("a packet of an unknown function was ignored")
@@ -339,9 +339,9 @@ func TestLossUndecided(t *testing.T) {
 	}
 }
 
-// BenchmarkLossVerdicts gives what the program costs per freed packet, lost and
-// ignored, by the kernel's own statistics: as lost goes what a closed port
-// refuses, as ignored what a socket holds that is closed.
+// BenchmarkLossVerdicts reports the program's cost per freed packet, by the
+// kernel's own statistics: for lost packets (a closed port) and ignored ones (data
+// in a closed socket).
 func BenchmarkLossVerdicts(b *testing.B) {
 	x, y := newPair(b)
 	l := newTestLoader(b, Options{})

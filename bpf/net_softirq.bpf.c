@@ -2,7 +2,7 @@
 
 //go:build ignore
 
-/* net_softirq: how long the network softirqs wait and run, per CPU. */
+/* net_softirq: delay and run time of the network softirqs, per CPU. */
 
 #include "headers/kernel.h"
 #include "headers/counter.h"
@@ -30,8 +30,8 @@ struct softirq {
 	__u64 entered_ns[VECTORS];
 };
 
-/* Per CPU, and an array: a softirq runs where it was raised, and what one CPU
- * does to its stamps is no concern of another's. */
+/* A per-CPU array, because a softirq runs on the CPU that raised it, so no other
+ * CPU uses its stamps. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -92,7 +92,7 @@ static __always_inline int raised(__u32 vector)
 	if (!is_net(vector))
 		return 0;
 	s = softirq_of_cpu();
-	/* The first raise is the one that waits. */
+	/* If a softirq is raised again before it runs, the first raise counts. */
 	if (s && !s->raised_ns[vector & 1])
 		s->raised_ns[vector & 1] = bpf_ktime_get_ns();
 	return 0;

@@ -23,7 +23,7 @@ var netSoftirq = definition{
 	defaults: Config{Slow: 10 * time.Millisecond, Slow100: 100 * time.Millisecond},
 }
 
-// The types of its events.
+// Event types of net_softirq.
 const (
 	NetsoftirqSchedSlow   = EventType(objects.SharedEventTypeEVENT_NETSOFTIRQ_SCHED_SLOW)
 	NetsoftirqSched100ms  = EventType(objects.SharedEventTypeEVENT_NETSOFTIRQ_SCHED_100MS)
@@ -31,7 +31,7 @@ const (
 	NetsoftirqExcute100ms = EventType(objects.SharedEventTypeEVENT_NETSOFTIRQ_EXCUTE_100MS)
 )
 
-// Slots of the counters of net_softirq. What is over 100 ms is in both.
+// Counter slots of net_softirq. Latencies over 100 ms count in both slots.
 const (
 	SchedSlow     = int(objects.NetSoftirqSlotSCHED)
 	SchedSlow100  = int(objects.NetSoftirqSlotSCHED100)

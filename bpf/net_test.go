@@ -23,8 +23,7 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// namespace is a network namespace without a name: it goes when its handle
-// does.
+// namespace is an unnamed network namespace, deleted with its handle.
 type namespace struct {
 	handle netns.NsHandle
 	inode  uint64
@@ -33,7 +32,7 @@ type namespace struct {
 	v4, v6 netip.Addr
 }
 
-// newNamespace makes one that all loaders of the test follow.
+// newNamespace creates a namespace that all loaders of the test follow.
 func newNamespace(t testing.TB) *namespace {
 	t.Helper()
 	n := newUnowned(t)
@@ -41,15 +40,15 @@ func newNamespace(t testing.TB) *namespace {
 	return n
 }
 
-// newUnowned makes one that no loader is told of.
+// newUnowned creates a namespace that no loader follows.
 func newUnowned(t testing.TB) *namespace {
 	t.Helper()
 	need.Root(t)
 	n := &namespace{}
 	done := make(chan error)
 	go func() {
-		// The thread is in the new namespace afterwards, so it must not
-		// serve anyone else: it ends with this goroutine.
+		// The thread stays in the new namespace, so it must not run other
+		// goroutines; it ends with this one.
 		runtime.LockOSThread()
 		var err error
 		n.handle, err = netns.New()
@@ -64,8 +63,7 @@ func newUnowned(t testing.TB) *namespace {
 		t.Fatal(err)
 	}
 	n.do(t, func() error {
-		// Neighbour discovery and multicast reports would add packets that
-		// no test asked for.
+		// Neighbour discovery and multicast reports would add unrelated packets.
 		for _, file := range []string{"default/accept_ra", "default/router_solicitations", "default/accept_dad"} {
 			if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+file, []byte("0"), 0); err != nil {
 				return err
@@ -99,7 +97,7 @@ func (n *namespace) do(t testing.TB, f func() error) {
 	}
 }
 
-// run runs a command inside and gives what it printed.
+// run runs a command inside and returns its output.
 func (n *namespace) run(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	need.Program(t, name)
@@ -120,9 +118,9 @@ func (n *namespace) run(t testing.TB, name string, args ...string) string {
 	return out.String()
 }
 
-// ipHere does what the tests ask of ip most often, without a process: in an
-// emulated machine one costs more than most of what the tests do. It reports
-// whether the command was one that it knows.
+// ipHere performs the most common ip commands without a process, which in an
+// emulated machine costs more than most of a test. It reports whether it knows the
+// command.
 func ipHere(args []string) (done bool, err error) {
 	if len(args) < 3 {
 		return false, nil
@@ -180,7 +178,7 @@ func ipHere(args []string) (done bool, err error) {
 	return false, nil
 }
 
-// counter reads one of the kernel's own counters inside, as "Udp.InErrors".
+// counter reads one of the kernel's counters inside, such as "Udp.InErrors".
 func (n *namespace) counter(t testing.TB, name string) uint64 {
 	t.Helper()
 	group, field, _ := strings.Cut(name, ".")
@@ -221,8 +219,8 @@ func (n *namespace) counter(t testing.TB, name string) uint64 {
 	return value
 }
 
-// newPair gives two namespaces that see each other over a veth pair, by IPv4
-// and IPv6, and know each other's hardware addresses already.
+// newPair returns two namespaces connected by a veth pair, with IPv4, IPv6 and
+// static neighbour entries.
 func newPair(t testing.TB) (a, b *namespace) {
 	t.Helper()
 	need.Root(t)
@@ -262,7 +260,7 @@ func newPair(t testing.TB) (a, b *namespace) {
 	}
 	a.neighbour(t, b)
 	b.neighbour(t, a)
-	// The one multicast report per address that cannot be put off.
+	// Wait for the one multicast report per address that cannot be suppressed.
 	for _, n := range []*namespace{a, b} {
 		reports := uint64(0)
 		for range 20 {
@@ -296,12 +294,12 @@ func (n *namespace) neighbour(t testing.TB, peer *namespace) {
 	})
 }
 
-// families are the addresses at which b is reached, one per IP version.
+// families returns the addresses of both ends, by IP version.
 func families(a, b *namespace) map[string][2]netip.Addr {
 	return map[string][2]netip.Addr{"IPv4": {a.v4, b.v4}, "IPv6": {a.v6, b.v6}}
 }
 
-// dial and listen make sockets inside the namespace; those work from anywhere.
+// dial and listen create sockets inside the namespace, usable from any thread.
 func (n *namespace) dial(t testing.TB, network string, to netip.AddrPort) net.Conn {
 	t.Helper()
 	var conn net.Conn
@@ -335,7 +333,7 @@ func (n *namespace) listenUDP(t testing.TB, addr netip.Addr) *net.UDPConn {
 	return c
 }
 
-// connect gives the two ends of a TCP connection from a to b.
+// connect returns both ends of a TCP connection from a to b.
 func connect(t testing.TB, a, b *namespace, addr netip.Addr) (client, server *net.TCPConn) {
 	t.Helper()
 	l := b.listen(t, addr)
@@ -356,7 +354,7 @@ func connect(t testing.TB, a, b *namespace, addr netip.Addr) (client, server *ne
 
 func addrPort(a net.Addr) netip.AddrPort { return netip.MustParseAddrPort(a.String()) }
 
-// closedPort is a port of addr on which nobody listens.
+// closedPort returns a port of addr without a listener.
 func (n *namespace) closedPort(t testing.TB, addr netip.Addr) netip.AddrPort {
 	t.Helper()
 	l := n.listen(t, addr)
@@ -377,13 +375,13 @@ func rawConn(t testing.TB, c syscall.Conn, f func(fd int) error) {
 	}
 }
 
-// socket is a TCP socket of the tests' own making, for what package net would
-// do differently.
+// socket is a TCP socket of raw system calls, where package net would behave
+// differently.
 type socket struct {
 	fd int
 }
 
-// stream makes a TCP socket bound to an address inside the namespace.
+// stream creates a TCP socket bound to an address inside the namespace.
 func stream(t testing.TB, n *namespace, addr netip.Addr, flags int) *socket {
 	t.Helper()
 	s := &socket{}

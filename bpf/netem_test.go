@@ -17,7 +17,7 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// disturb makes the kernel treat what a device sends as a bad line would.
+// disturb configures netem on a device.
 func (n *namespace) disturb(t testing.TB, how ...string) {
 	t.Helper()
 	need.Program(t, "tc")
@@ -33,11 +33,11 @@ func (n *namespace) disturb(t testing.TB, how ...string) {
 	n.run(t, "tc", append([]string{"qdisc", "replace", "dev", n.device, "root", "netem", "limit", "10000"}, how...)...)
 }
 
-// TestTCPRetransByLoss sends over a line that loses packets both ways.
+// TestTCPRetransByLoss sends over a line that loses packets in both directions.
 func TestTCPRetransByLoss(t *testing.T) {
 	rungsInTurn(t, "tcpretrans", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
-		// Each segment is a packet, of which enough are lost.
+		// One segment per packet, so that enough packets are lost.
 		a.run(t, "ip", "link", "set", "dev", a.device, "gso_max_segs", "1")
 		a.disturb(t, "loss", "4%", "delay", "1ms")
 		b.disturb(t, "loss", "2%", "delay", "1ms")
@@ -61,8 +61,8 @@ func TestTCPRetransByLoss(t *testing.T) {
 			io.Copy(io.Discard, client)
 			client.Close()
 			for name, ns := range map[string]*namespace{"a": a, "b": b} {
-				// The last acknowledgements may be lost too: until nothing is
-				// sent again between the two readings.
+				// The last acknowledgements may be lost too: read until nothing is
+				// retransmitted between the two readings.
 				var caused, counted uint64
 				l.eventually("the last retransmission", func() bool {
 					caused = ns.counter(t, "Tcp.RetransSegs")
@@ -81,8 +81,7 @@ func TestTCPRetransByLoss(t *testing.T) {
 	})
 }
 
-// TestNetiftxlatencyByDelay sends through a queue that holds each packet for
-// long.
+// TestNetiftxlatencyByDelay sends through a queue that delays each packet.
 func TestNetiftxlatencyByDelay(t *testing.T) {
 	eachRung(t, "netiftxlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
@@ -111,13 +110,12 @@ func TestNetiftxlatencyByDelay(t *testing.T) {
 	})
 }
 
-// slowFilter makes a device take its time to send each packet, and then not
-// send it: a program of traffic control that copies memory until the time is
-// over. It returns how many packets that were.
+// slowFilter attaches a tc program that holds the CPU for a while per packet by
+// copying memory, then drops the packet. The returned function counts the packets.
 func (n *namespace) slowFilter(t *testing.T, device string, wait time.Duration) (held func() uint64) {
 	t.Helper()
-	// The program can only loop so often; this much memory takes long enough
-	// to copy on any machine.
+	// The number of loops is limited; copying this much memory takes long enough on
+	// any machine.
 	big, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 1 << 20, MaxEntries: 2})
 	if err != nil {
 		t.Fatal(err)
@@ -192,9 +190,9 @@ func (n *namespace) slowFilter(t *testing.T, device string, wait time.Duration) 
 	}
 }
 
-// TestNetiftxlatencySlowDriver sends through a driver that needs long for each
-// packet: that of a bridge, which hands a packet down to its port at once, and
-// the port has a slow filter.
+// TestNetiftxlatencySlowDriver sends through a driver that takes long for each
+// packet: that of a bridge, which passes the packet to its port at once, and the
+// port has a slow filter.
 func TestNetiftxlatencySlowDriver(t *testing.T) {
 	rungsInTurn(t, "netiftxlatency", func(t *testing.T, rung Kind) {
 		a, _ := newPair(t)
@@ -224,7 +222,7 @@ func TestNetiftxlatencySlowDriver(t *testing.T) {
 				return err
 			})
 			for range n {
-				// The caller is told that the packet was not sent.
+				// The call returns an error, because the packet is dropped.
 				_, _ = c.Write([]byte("slowly"))
 			}
 			c.Close()
@@ -237,7 +235,7 @@ func TestNetiftxlatencySlowDriver(t *testing.T) {
 		l.count(p, "of them over 100 ms in the queue", 0, got[QdiscSlow])
 		for _, e := range l.taken(TxlatNetdev100ms, a.inode, 2*n) {
 			if e.Protocol != unix.IPPROTO_UDP {
-				continue // a multicast report of the kernel's
+				continue // a multicast report by the kernel
 			}
 			if e.Latency < 110*time.Millisecond || e.Latency > 20*time.Second || e.Device() != "bridge" || e.Destination.Port() != 9 {
 				t.Errorf("%+v on %s", e, e.Device())

@@ -33,9 +33,9 @@ DEFINE_HISTOGRAMS();
 #define BUCKETS 8192
 DEFINE_STAMPS(queued, BUCKETS);
 
-/* The driver's part begins and ends on one CPU, without another packet to the
- * same device between. A device on top of another hands its packet down while
- * its own part still runs, hence a few places per CPU. */
+/* The driver's part begins and ends on one CPU, with no other packet to the same
+ * device in between. A stacked device passes its packet down while its own part is
+ * still running, hence several slots per CPU. */
 #define NESTED 16
 
 struct started {
@@ -43,10 +43,10 @@ struct started {
 	__u64 sock;
 	__u32 ifindex;
 	__u32 unused;
-	/* For a packet that the driver gives back. */
+	/* to restore the stamp if the driver returns the packet */
 	__u64 key;
 	__u64 identity;
-	__u64 queued_ns; /* 0: not known, or counted */
+	__u64 queued_ns; /* 0 if unknown, or already counted */
 };
 
 struct {
@@ -59,16 +59,16 @@ struct {
 /* A packet as the programs read it, with type information or without. */
 struct queued_packet {
 	const struct sk_buff *skb;
-	const void *argument; /* where the packet's address lies, to be read as a number */
+	const void *argument; /* where the packet's address is stored, to be read as a number */
 	__u64 key;
 	__u64 identity;
 	__u64 device; /* a number that only this device has */
 };
 
-/* An address is used again, also for the segments that the queue makes of
- * others, which were never queued. The time of sending tells packets apart; one
- * that has none (forwarded, a datagram) by its length from the IP header on,
- * to which a VLAN tag that is inserted later adds nothing. */
+/* The kernel reuses addresses, also for segments made in the queue, which were
+ * never queued themselves. The send time distinguishes packets; packets without one
+ * (forwarded, datagrams) are distinguished by their length from the IP header on,
+ * which a later VLAN tag does not change. */
 static __always_inline __u64 identity_of(__u32 tail, __u32 data_len, __u16 network_header)
 {
 	return tail + data_len - network_header;
@@ -89,10 +89,9 @@ static __always_inline struct event *slow(const struct net_device *dev, __u32 sl
 	return e;
 }
 
-/* A device without a queueing discipline takes the packet at once: there is no
- * waiting to be measured. That holds for all of its queues if the discipline
- * at the root is that of the first one itself, and not one that gives each
- * queue its own. */
+/* A device without a queueing discipline transmits at once, so no wait is measured.
+ * All its queues are without one if the root qdisc is that of the first queue
+ * itself, and not one that gives each queue its own. */
 
 static __always_inline bool queues_loaded(const struct net_device *dev)
 {
@@ -108,8 +107,7 @@ static __always_inline bool queues_read(const struct net_device *dev)
 	return BPF_CORE_READ(q, enqueue) || q != BPF_CORE_READ(dev, _tx, qdisc);
 }
 
-/* The lowest bit of a stamp says that the packet is a GSO packet, of which its
- * segments are to know the time as well. */
+/* The lowest bit of a stamp marks a GSO packet, whose segments inherit the time. */
 #define STAMP_GSO 1ull
 
 static __always_inline __u64 number_of(const struct queued_packet *p)
@@ -130,7 +128,7 @@ static __always_inline int on_queue(const struct queued_packet *p, bool gso)
 	return 0;
 }
 
-/* What says that a packet is a GSO packet lies behind its data. */
+/* The GSO fields are behind the packet's data (struct skb_shared_info). */
 static __always_inline bool is_gso(const struct sk_buff *skb)
 {
 	const struct skb_shared_info *shared = shared_info(skb);
@@ -138,7 +136,7 @@ static __always_inline bool is_gso(const struct sk_buff *skb)
 	return BPF_CORE_READ(shared, gso_size);
 }
 
-/* When the packet was queued, 0 if that is not known. */
+/* Returns when the packet was queued, 0 if unknown. */
 static __always_inline __u64 queued_since(const struct queued_packet *p, __u64 now)
 {
 	__u64 since = stamp_take(&queued, BUCKETS, p->key, p->identity), segment;
@@ -153,8 +151,8 @@ static __always_inline __u64 queued_since(const struct queued_packet *p, __u64 n
 	} else if (now - since < slow100_ns || p->identity >> 32) {
 		return since;
 	}
-	/* The stamp may be of a packet that the queue has freed, and this a
-	 * segment at its address: that came later. */
+	/* The stamp may belong to a packet that the qdisc has freed, while this packet
+	 * is a segment at the same address; the segment's time is later. */
 	if (cut_expected(p->device, now)) {
 		segment = cut_take(number_of(p), p->device);
 		if (segment > since)
@@ -163,7 +161,7 @@ static __always_inline __u64 queued_since(const struct queued_packet *p, __u64 n
 	return since;
 }
 
-/* `since`: when the packet was queued, 0 if it was not. */
+/* `since` is the time at which the packet was queued, 0 if it was not. */
 static __always_inline int on_start(const struct queued_packet *p, const struct net_device *dev,
 				    __u32 ifindex, const struct sock *sk, __u64 now, __u64 since)
 {
@@ -194,8 +192,8 @@ static __always_inline int on_start(const struct queued_packet *p, const struct 
 	return 0;
 }
 
-/* The packet is the driver's now, or freed. Whose it was, its socket tells; a
- * packet that was forwarded has none, and its event no addresses. */
+/* The driver has accepted or freed the packet, so the addresses come from its
+ * socket; a forwarded packet has none. */
 #define NET_XMIT_MASK 0x0f
 
 static __always_inline int on_end(const struct net_device *dev, __u32 ifindex, int result)
@@ -232,9 +230,9 @@ static __always_inline int on_end(const struct net_device *dev, __u32 ifindex, i
 	return 0;
 }
 
-/* With type information. An address of the kernel's is no number there that
- * one could calculate with, but the distance of two is. The device is in it
- * since one on top of another hands on the same packet. */
+/* Programs with type information. They may not do arithmetic on a kernel pointer,
+ * but the difference of two pointers is a number. The key includes the device,
+ * since stacked devices pass on the same packet. */
 static __always_inline __u64 key_loaded(const struct sk_buff *skb, const struct net_device *dev)
 {
 	return (__u64)skb - (__u64)dev;
@@ -295,7 +293,7 @@ int btf_xmit(__u64 *ctx)
 	return on_end(dev, dev->ifindex, ctx[1]);
 }
 
-/* Without. */
+/* Programs without type information. */
 static __always_inline struct queued_packet packet_read_raw(struct bpf_raw_tracepoint_args *ctx,
 							    const struct net_device *dev)
 {

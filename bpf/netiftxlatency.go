@@ -14,7 +14,8 @@ var netiftxlatency = definition{
 	hooks: []hook{{
 		name: "packets sent (net_dev_queue, net_dev_start_xmit, net_dev_xmit)",
 		rungs: []rung{
-			// Three times per packet: reading without helpers pays here.
+			// Runs three times per packet, so direct loads instead of helper calls
+			// pay off.
 			{kind: BTFTracepoint, programs: []string{"btf_xmit", "btf_start_xmit", "btf_queue"}},
 			{kind: RawTracepoint, programs: []string{"raw_xmit", "raw_start_xmit", "raw_queue"}},
 		},
@@ -24,13 +25,13 @@ var netiftxlatency = definition{
 	defaults: Config{Slow100: 100 * time.Millisecond},
 }
 
-// The types of its events.
+// Event types of netiftxlatency.
 const (
 	TxlatQdisc100ms  = EventType(objects.SharedEventTypeEVENT_TXLAT_QDISC_100MS)
 	TxlatNetdev100ms = EventType(objects.SharedEventTypeEVENT_TXLAT_NETDEV_100MS)
 )
 
-// Slots of the counters of netiftxlatency.
+// Counter slots of netiftxlatency.
 const (
 	QdiscSlow  = int(objects.NetiftxlatencySlotQDISC)  // over Config.Slow100 in the queueing discipline
 	NetdevSlow = int(objects.NetiftxlatencySlotNETDEV) // over Config.Slow100 in the driver

@@ -2,8 +2,8 @@
 
 //go:build ignore
 
-/* openfiles: counts the descriptors of every process of the node in one go, for
- * the probe fd. Nothing of it runs but when it is asked. */
+/* openfiles: counts the open descriptors of every process of the node at once, for
+ * the probe fd. It runs only on request. */
 
 #include "headers/kernel.h"
 #include "headers/processes.h"
@@ -18,8 +18,8 @@ struct process {
 
 DEFINE_PROCESSES();
 
-/* Each process, those without any descriptor included: who is not in the map
- * had no room in it, or started later. */
+/* Visits each process, including those without descriptors. A process missing from
+ * the map found no room, or started later. */
 SEC("iter/task")
 int each_process(struct bpf_iter__task *ctx)
 {
@@ -29,7 +29,7 @@ int each_process(struct bpf_iter__task *ctx)
 
 	if (!task || task->pid != task->tgid)
 		return 0;
-	/* Where the first thread has ended and others run, those have the
+	/* If the first thread has exited and others run, the others hold the
 	 * descriptors, and each_file does not count them. */
 	if (task->exit_state && task->signal->live.counter > 0)
 		return 0;
@@ -38,8 +38,8 @@ int each_process(struct bpf_iter__task *ctx)
 	return 0;
 }
 
-/* Each descriptor. A thread may have a table of its own; /proc/PID/fd is the
- * first one's. */
+/* Visits each descriptor. A thread may have a descriptor table of its own;
+ * /proc/PID/fd shows the first thread's. */
 SEC("iter/task_file")
 int each_file(struct bpf_iter__task_file *ctx)
 {
@@ -55,7 +55,7 @@ int each_file(struct bpf_iter__task_file *ctx)
 	if (!process || process->generation != generation)
 		return 0;
 	process->open++;
-	/* What /proc shows as socket:[inode]. */
+	/* /proc shows these as socket:[inode]. */
 	if (file->f_inode->i_sb->s_magic == SOCKFS_MAGIC)
 		process->sockets++;
 	return 0;

@@ -4,21 +4,21 @@ import "nodeskoop/bpf/internal/objects"
 
 //go:generate internal/objects/bpf2go -type process OpenFiles openfiles.bpf.c
 
-// OpenFiles counts the descriptors of all processes at once. It is not safe for
-// use by several goroutines.
+// OpenFiles counts the open descriptors of all processes at once. It is not safe
+// for concurrent use.
 type OpenFiles struct {
 	iterators[objects.OpenFilesProcess]
 	counts map[uint32]FileCount
 }
 
-// FileCount is what one process has open.
+// FileCount holds the open descriptors of one process.
 type FileCount struct {
 	Open    int // entries of /proc/PID/fd
-	Sockets int // those that link to socket:[inode]
+	Sockets int // those that are sockets
 }
 
-// NewOpenFiles loads the iterators. Where the error says that the kernel or the
-// process's rights do not allow it, /proc/PID/fd tells the same, but slowly.
+// NewOpenFiles loads the iterators. If the error says that the kernel or the
+// process's privileges do not allow it, /proc/PID/fd is the slower alternative.
 func NewOpenFiles(types *KernelTypes) (*OpenFiles, error) {
 	f := &OpenFiles{counts: map[uint32]FileCount{}}
 	spec, err := objects.LoadOpenFiles()
@@ -31,9 +31,9 @@ func NewOpenFiles(types *KernelTypes) (*OpenFiles, error) {
 	return f, nil
 }
 
-// Read counts again. The map has every process that ran when the call began, by
-// its number in the first PID namespace, but for those beyond 16,384. It is the
-// caller's until the next call.
+// Read counts the descriptors. The map holds every process that existed when the
+// call began, keyed by PID in the initial PID namespace, up to 16,384 of them. The
+// map is valid until the next call.
 func (f *OpenFiles) Read() (map[uint32]FileCount, error) {
 	clear(f.counts)
 	err := f.each(func(pid uint32, o *objects.OpenFilesProcess) { f.counts[pid] = FileCount{int(o.Open), int(o.Sockets)} })

@@ -2,15 +2,15 @@
 
 //go:build ignore
 
-/* packetloss: packets that somebody should have got and did not, by namespace,
- * reason and place.
+/* packetloss: packets that a receiver should have got and did not, by namespace,
+ * reason and location.
  *
- * The kernel frees packets by kfree_skb() also where nothing is lost. What is
- * ignored, and why, is the table of rules in packetloss_rules.go: a rule names
- * functions, reasons and traits of the packet. The programs here find the
- * rules of the function (a search in a table of code addresses), those of the
- * reason (an index), and ask the traits of what both have in common. A packet
- * that no rule names is lost. */
+ * The kernel also frees packets by kfree_skb() when nothing is lost. The table of
+ * rules in packetloss_rules.go defines which packets are ignored, and why: a rule
+ * names functions, reasons and traits of the packet. The programs here look up the
+ * rules of the function (a search in a table of code addresses) and those of the
+ * reason (an index), and test the traits of the rules in both. A packet that
+ * matches no rule is lost. */
 
 #include "headers/kernel.h"
 #include "headers/counter.h"
@@ -22,12 +22,12 @@ struct drop_key {
 	__u32 netns;
 	__u32 reason;
 	__u64 location;
-	__u32 traits; /* of an undecided packet, else 0 */
+	__u32 traits; /* only of an undecided packet */
 	__u32 unused;
 };
 
-/* The value is a count; its upper bits are, on the CPU that made the entry, the
- * room that it takes. */
+/* The value is a count. On the CPU that created the entry, its upper bits hold the
+ * room that the entry occupies. */
 enum drop { DROP_ROOM_SHIFT = 62 };
 
 struct {
@@ -39,13 +39,13 @@ struct {
 
 DEFINE_SHARES(drop_shares, 1024);
 
-/* By class, what has no room in the table of drops. */
+/* Counts by class; only the drops without room in the table of drops. */
 DEFINE_COUNTERS();
 
 /* Classes of lost packets. */
 enum slot { ABNORMAL, TCP_HANDLE, TCP_RCV, TCP_STATM, NETFILTER, SLOTS };
 
-/* Why a packet is no loss. */
+/* Why a packet is not a loss. */
 enum why { LOST, DELIVERED, UNWANTED, CLOSING, NOT_A_PACKET, WHYS };
 
 struct {
@@ -55,54 +55,54 @@ struct {
 	__type(value, __u64);
 } ignored SEC(".maps");
 
-/* Whether the tracepoint has the receiving socket, from the kernel's BTF. */
+/* Whether the tracepoint passes the receiving socket, according to the kernel's
+ * BTF. */
 const volatile bool has_rx_sk = false;
 const volatile bool with_stack = true;
 
-/* Traits of a packet, as the rules name them. */
+/* Traits of a packet, which rules refer to. */
 enum trait {
-	/* What the structure is. */
+	/* Traits of the skb itself. */
 	NO_PACKET = 1 << 0, /* a message of netlink, of a local socket, ... */
-	DEVICE = 1 << 1, /* it is at a device, in no socket's queue */
-	GROUP = 1 << 2, /* the frame was sent to a group, or to everybody */
-	OTHERHOST = 1 << 3, /* the frame was sent to another host */
-	PULLED = 1 << 4, /* its data begins behind its IP header: a part of a packet */
+	DEVICE = 1 << 1, /* it is at a device, not in a socket's queue */
+	GROUP = 1 << 2, /* a multicast or broadcast frame */
+	OTHERHOST = 1 << 3, /* a frame for another host */
+	PULLED = 1 << 4, /* its data begins behind its IP header: part of a larger packet */
 	OUTGOING = 1 << 5, /* a copy for a capture, or of a socket's error queue */
-	COPIED = 1 << 6, /* somebody has, or had, a copy of it */
-	UNJOINED = 1 << 21, /* nobody here has joined the group that the frame was sent to */
-	/* What its headers say. */
+	COPIED = 1 << 6, /* a socket has, or had, a copy of it */
+	UNJOINED = 1 << 21, /* no socket here has joined the frame's group */
+	/* Traits of the headers. */
 	BARE = 1 << 7, /* TCP: neither data nor SYN, FIN or RST */
 	FIN = 1 << 8, /* TCP: FIN without data */
 	RST = 1 << 9, /* TCP: RST; SCTP: ABORT, SHUTDOWN COMPLETE */
 	SYN = 1 << 10, /* TCP: SYN without data */
 	BYTE = 1 << 11, /* TCP: one byte of data */
-	ECHO_REPLY = 1 << 12, /* ICMP, ICMPv6 */
+	ECHO_REPLY = 1 << 12, /* ICMP or ICMPv6 echo reply */
 	ICMPV6 = 1 << 13,
-	CHECKSUM = 1 << 14, /* its checksum is right, or a device said so */
+	CHECKSUM = 1 << 14, /* the checksum is correct, or the device verified it */
 	DHCP_REPLY = 1 << 15, /* UDP to a DHCPv4 client */
-	CONTROL = 1 << 16, /* IGMP, or ICMPv6 to a group */
-	/* What its socket says. */
-	OLD = 1 << 17, /* TCP: the socket has all of it already */
-	LISTENER = 1 << 18, /* TCP: a socket that listens */
-	DEFERRED = 1 << 19, /* TCP: one with TCP_DEFER_ACCEPT */
-	INFORMED = 1 << 20, /* the socket would be known, were there one */
-	/* The kernel leaves the packet to user space to judge. */
+	CONTROL = 1 << 16, /* IGMP, or ICMPv6 to a multicast group */
+	/* Traits of the socket. */
+	OLD = 1 << 17, /* TCP: the socket has received all of its data before */
+	LISTENER = 1 << 18, /* TCP: a listening socket */
+	DEFERRED = 1 << 19, /* TCP: a listening socket with TCP_DEFER_ACCEPT */
+	INFORMED = 1 << 20, /* a receiving socket, if any, would be known here */
+	/* User space has to judge the packet. */
 	UNDECIDED = 1u << 31,
 };
 
 enum size {
 	RULES = 40,
-	REASONS = 256, /* with rules of their own */
+	REASONS = 256, /* reasons that rules may name */
 	STEPS = 2048,
 	EXPIRIES = 4,
 };
 
-/* The rules, in the order in which they are asked; bit n of a mask stands for
- * rule n. */
+/* The rules in the order of testing; bit n of a mask stands for rule n. */
 
 struct rule {
-	__u32 need; /* traits that the packet has */
-	__u32 deny; /* traits that it has not */
+	__u32 need; /* traits that the packet must have */
+	__u32 deny; /* traits that it must not have */
 	__u32 why; /* enum why; 0: no rule */
 	__u32 unused;
 };
@@ -111,16 +111,16 @@ const volatile struct rule rules[RULES] = {};
 
 #define RULE_MASK ((1ull << RULES) - 1)
 
-/* Rules that name no function, that name no reason, and that apply where the
- * kernel gives no reasons. */
+/* Rules without a function, rules without a reason, and rules that match on kernels
+ * without reasons. */
 const volatile __u64 rules_anywhere = 0;
 const volatile __u64 rules_any_reason = 0;
 const volatile __u64 rules_no_reasons = 0;
-/* Rules that ask for traits of the headers or of the socket. */
+/* Rules with traits of the headers or of the socket. */
 const volatile __u64 rules_of_headers = 0;
-/* Rules that ask whether somebody has joined the group. */
+/* Rules with the trait UNJOINED. */
 const volatile __u64 rules_of_members = 0;
-/* Rules that ask for a message, for a frame to a group, and to another host. */
+/* Rules for messages, for frames to a group, and for frames to another host. */
 const volatile __u64 rules_of_messages = 0;
 const volatile __u64 rules_of_groups = 0;
 const volatile __u64 rules_of_others = 0;
@@ -132,16 +132,16 @@ struct {
 	__type(value, __u64);
 } rules_by_reason SEC(".maps");
 
-/* Code addresses: a step is where the rules change. The upper bits of its mask
- * say more of the code from there on. */
+/* A step is a code address at which the set of matching rules changes. The upper
+ * bits of its mask describe the code from there on. */
 enum code_bit {
-	HELPER = 55, /* loses what its caller loses */
-	CLASS = 56, /* three bits: the class of what is lost there */
+	HELPER = 55, /* a helper: the drop belongs to its caller */
+	CLASS = 56, /* three bits: the drop class of this code */
 	LIST = 59, /* frees the parts of a packet */
-	READER = 60, /* runs in the process that reads */
-	FRAGMENT = 61, /* frees the fragment at hand */
-	FRAGMENTS = 62, /* frees a queue of fragments */
-	MODULE = 63, /* beyond the kernel's own code */
+	READER = 60, /* runs in the reading process */
+	FRAGMENT = 61, /* frees the current fragment */
+	FRAGMENTS = 62, /* frees a fragment queue */
+	MODULE = 63, /* outside the kernel's own code */
 };
 
 #define AT(bit) (1ull << (bit))
@@ -151,12 +151,12 @@ struct step {
 	__u64 mask;
 };
 
-/* In order; those that are not in use start at the last address there is. */
+/* In ascending order; unused steps hold the highest address. */
 struct steps {
 	struct step step[STEPS];
 };
 
-/* Two tables: user space writes the one not in use, and then switches. */
+/* Two tables: user space writes the unused one, then switches. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 2);
@@ -164,44 +164,44 @@ struct {
 	__type(value, struct steps);
 } code SEC(".maps");
 
-/* What user space tells, and what it is told: which of the two tables is in
- * use, how many modules were loaded since the start and how many of them it
- * knows, whether the programs that note sockets are attached. */
+/* Shared with user space: the table in use, the number of modules loaded since the
+ * start, how many of them user space knows, and whether the programs that note
+ * sockets are attached. */
 __u32 table_in_use;
 __u64 modules_loaded;
 __u64 modules_known;
 __u32 sockets_noted;
 
-/* The functions that timers of queues of fragments call; 0: none. */
+/* Timer functions of fragment queues; 0 ends the list. */
 __u64 expiries[EXPIRIES];
 
 GO_TYPES(enum slot slot; enum drop drop; enum trait trait; enum size size; enum code_bit code_bit;);
 
-/* A struct sk_buff fits, on each kernel; a smaller one ends in another of its
- * slab. */
+/* At least the size of struct sk_buff on every kernel. Where it is smaller, the
+ * copy reads into the next object of the slab. */
 #define SKB_BYTES 256
 #define NESTED 4
 #define FOUND 16
 
-/* What one program notes for the next on the same CPU. */
+/* Notes of one program for the next one on the same CPU. */
 struct notes {
-	__u64 skb; /* whose socket this is, and which packet lay there: */
+	__u64 skb; /* the noted packet, and below its socket: */
 	__u64 sk;
 	__u64 segment;
-	__u64 state; /* that the socket is in, or 0: one of a connection */
-	__u64 part; /* the next part of a lost packet, freed after it */
-	__u64 part_location; /* where, whose and why that was lost */
+	__u64 state; /* state of that socket, or 0 for one of a connection */
+	__u64 part; /* the next part of a lost packet, which is freed after it */
+	__u64 part_location; /* location, owner and reason of that loss */
 	struct owner part_owner;
-	struct owner fragment_owner; /* of the fragment that was freed last */
-	struct owner expiry_owner; /* of the queue of fragments whose timer runs */
+	struct owner fragment_owner; /* of the fragment freed last */
+	struct owner expiry_owner; /* of the fragment queue whose timer runs */
 	__u32 part_reason;
-	__u32 nested; /* how many packets are being judged on this CPU */
-	/* The packets that are being judged: copied once, their fields cost a
-	 * load each in place of a call. An interrupt may free a packet meanwhile. */
+	__u32 nested; /* number of packets being judged on this CPU */
+	/* Copies of the packets being judged: a field then costs a load instead of a
+	 * helper call. An interrupt may free another packet meanwhile, hence several. */
 	struct {
 		__u8 bytes[SKB_BYTES];
 	} copy[NESTED];
-	/* What was found last for code addresses, in one of the two tables. */
+	/* Cache of search results by code address, for one of the two tables. */
 	struct {
 		__u64 location;
 		__u64 mask;
@@ -228,10 +228,11 @@ static __always_inline const struct sk_buff *copy_of(const struct notes *n, __u3
 	return (const struct sk_buff *)n->copy[nested & (NESTED - 1)].bytes;
 }
 
-/* A return address may be the first of the next function, where the call ends
- * its own: so the search is for what begins before it. It calculates in place
- * of branching, since the verifier would follow each of its ways. All
- * code is in the upper half of the addresses, so a difference has a sign. */
+/* Finds the step for a return address. If a call is the last instruction of its
+ * function, the return address is the start of the next function, so the search
+ * compares with the byte before it. It uses arithmetic instead of branches, because
+ * the verifier follows every branch. All code lies in the upper half of the address
+ * space, so a difference has a sign. */
 VERIFIED_ONCE __u64 search(__u64 location, __u32 table)
 {
 	struct steps *s = bpf_map_lookup_elem(&code, &table);
@@ -243,7 +244,7 @@ VERIFIED_ONCE __u64 search(__u64 location, __u32 table)
 	for (__u64 half = STEPS / 2; half; half /= 2) {
 		__u64 middle = low | half;
 
-		barrier_var(middle); /* or the compiler leaves out the bound */
+		barrier_var(middle); /* keeps the compiler from removing the bound */
 		middle &= STEPS - 1;
 		low |= half & -((s->step[middle].start - location) >> 63);
 	}
@@ -251,8 +252,8 @@ VERIFIED_ONCE __u64 search(__u64 location, __u32 table)
 	return s->step[low & (STEPS - 1)].mask;
 }
 
-/* The search, or what it found last time. An interrupt may search meanwhile, on
- * the same entry: the address is written last and read twice. */
+/* Returns the cached result, or searches. An interrupt may use the same cache entry
+ * meanwhile, so the address is written last and read twice. */
 static __always_inline __u64 code_at(struct notes *n, __u64 location)
 {
 	__u64 table = table_in_use, mask;
@@ -282,7 +283,7 @@ static __always_inline __u64 rules_for(__u32 reason)
 	return mask ? *mask : rules_any_reason;
 }
 
-/* The kernel's own word that nothing is lost. */
+/* The kernel's own statement that the packet was consumed. */
 static __always_inline bool is_consumed(__u32 reason)
 {
 	if (!bpf_core_type_exists(enum skb_drop_reason))
@@ -299,8 +300,8 @@ static __always_inline bool is_local(__u16 family)
 	       family == AF_VSOCK || family == AF_ALG;
 }
 
-/* Messages of local sockets and of the kernel itself travel in the same
- * structure. They have no protocol, no device and no socket of a network. */
+/* Messages of local sockets and of the kernel itself are in the same structure.
+ * They have no protocol, no device and no network socket. */
 VERIFIED_ONCE __u32 kind_of(__u32 nested, __u32 dev_netns)
 {
 	const struct notes *n = notes_here();
@@ -321,7 +322,7 @@ VERIFIED_ONCE __u32 kind_of(__u32 nested, __u32 dev_netns)
 	if (!skb->protocol) {
 		if (!dev_netns && family != AF_INET && family != AF_INET6 && family != AF_PACKET)
 			return NO_PACKET;
-		/* Made by a device for a test of its own. */
+		/* A packet that a device generates for a self-test. */
 		if (!skb->len && !family)
 			return NO_PACKET;
 	}
@@ -345,10 +346,9 @@ VERIFIED_ONCE __u32 kind_of(__u32 nested, __u32 dev_netns)
 #define IFF_ALLMULTI 0x200
 #define GROUPS 32
 
-/* Whether a frame's group is one that its device takes no frames for, as the
- * kernel's own filter says (dev_mc_add). A bridge or the like that takes the
- * device's frames, a device that takes all, and one with more groups than are
- * looked at here may know somebody who asked. */
+/* Whether the device's multicast filter (dev_mc_add) rejects a frame's group. The
+ * group counts as joined if the device is in promiscuous mode, if a bridge or the
+ * like takes its frames, or if it has more groups than are searched here. */
 VERIFIED_ONCE __u32 traits_of_group(__u32 nested)
 {
 	const struct notes *n = notes_here();
@@ -370,7 +370,7 @@ VERIFIED_ONCE __u32 traits_of_group(__u32 nested)
 	    bpf_probe_read_kernel(&to, 6, skb->head + skb->mac_header))
 		return 0;
 	if (to.high == 0xffffffff && to.low == 0xffff)
-		return 0; /* to everybody */
+		return 0; /* broadcast */
 	end = __builtin_preserve_access_index(&dev->mc.list);
 	at = BPF_CORE_READ(end, next);
 	for (int i = 0; i < GROUPS && at; i++) {
@@ -434,12 +434,12 @@ static __always_inline bool is_checked(const struct sk_buff *skb)
 	       BPF_CORE_READ_BITFIELD(skb, csum_valid);
 }
 
-/* Chunks of SCTP that nobody answers, RFC 9260, section 8.4. */
+/* SCTP chunks that are never answered (RFC 9260, section 8.4). */
 #define SCTP_ABORT 6
 #define SCTP_SHUTDOWN_COMPLETE 14
 
-/* Only of packets that were received by a transport protocol or on their way
- * there: what their transport header is, the stack has said. */
+/* Only for packets that a transport protocol received or that are on their way
+ * there, so that the stack has set the transport header. */
 VERIFIED_ONCE __u32 traits_of_headers(__u32 nested, __u64 sk)
 {
 	const struct notes *n = notes_here();
@@ -468,14 +468,14 @@ VERIFIED_ONCE __u32 traits_of_headers(__u32 nested, __u64 sk)
 	} else {
 		return 0;
 	}
-	/* Where nobody has said so yet, behind a plain header. */
+	/* If the transport header is not set yet, it follows a plain IP header. */
 	if (l4 <= l3 || l4 - l3 > 512)
 		l4 = l3 + header;
 	header = l4 - l3;
 	len = len > header ? len - header : 0;
 	if (header > 40)
-		/* Extensions of IPv6 say last what follows; TCP and ICMPv6 do
-		 * not follow others here. */
+		/* IPv6 extensions name the next header last; TCP and ICMPv6 do not follow
+		 * other extensions here. */
 		protocol = ip[0] >> 4 == 6 ? 0 : protocol;
 
 	switch (protocol) {
@@ -494,7 +494,7 @@ VERIFIED_ONCE __u32 traits_of_headers(__u32 nested, __u64 sk)
 	case IPPROTO_IGMP:
 		traits = CONTROL;
 		break;
-	case IPPROTO_HOPOPTS: /* as reports of membership have */
+	case IPPROTO_HOPOPTS: /* membership reports (IGMP, MLD) have this option */
 	case IPPROTO_ICMPV6:
 		if (ip[0] >> 4 == 6 &&
 		    !bpf_probe_read_kernel(&group, sizeof(group), head + l3 + 24) && group == 0xff)
@@ -509,7 +509,7 @@ VERIFIED_ONCE __u32 traits_of_headers(__u32 nested, __u64 sk)
 			traits |= CHECKSUM;
 		break;
 	case IPPROTO_SCTP:
-		/* What the first chunk is, behind the common header. */
+		/* Read the type of the first chunk, behind the common header. */
 		if (!bpf_probe_read_kernel(&type, sizeof(type), head + l4 + 12) &&
 		    (type == SCTP_ABORT || type == SCTP_SHUTDOWN_COMPLETE))
 			traits = RST;
@@ -525,7 +525,7 @@ VERIFIED_ONCE __u32 traits_of_headers(__u32 nested, __u64 sk)
 	return traits;
 }
 
-/* Most packets are to this host: what holds for others only is not asked. */
+/* Most packets are for this host; skip the rules for others then. */
 static __always_inline __u64 rules_that_need(__u32 traits)
 {
 	return (traits & NO_PACKET ? ~0ull : ~rules_of_messages) &
@@ -533,12 +533,12 @@ static __always_inline __u64 rules_that_need(__u32 traits)
 	       (traits & OTHERHOST ? ~0ull : ~rules_of_others);
 }
 
-/* The first rule that names the packet says why it is no loss. */
+/* The first matching rule says why the packet is not a loss. */
 VERIFIED_ONCE __u32 judge(__u64 candidates, __u32 traits)
 {
 #pragma unroll
 	for (int i = 0; i < RULES; i += 8) {
-		/* Few are there to ask. */
+		/* Few candidates are set. */
 		if (!(candidates & 0xffull << i))
 			continue;
 #pragma unroll
@@ -552,7 +552,8 @@ VERIFIED_ONCE __u32 judge(__u64 candidates, __u32 traits)
 	return LOST;
 }
 
-/* Rules of filters have a reason of their own; the others go by the function. */
+/* Drops by filter rules have a reason of their own; other classes follow from the
+ * function. */
 static __always_inline __u32 class_of(__u32 reason, __u64 at)
 {
 	if (bpf_core_type_exists(enum skb_drop_reason) &&
@@ -628,17 +629,17 @@ static __always_inline void tell(void *ctx, const struct sk_buff *skb, struct ow
 	}
 }
 
-/* Whose a lost packet was. What waited in a socket's queue has its device
- * pointer overwritten by the queue's links, so the socket comes first. */
+/* Returns the owner of a lost packet. The links of a socket's queue overwrite the
+ * device pointer of a packet in it, so the socket comes first. */
 static __always_inline struct owner owner_of(const struct sk_buff *skb, const struct sock *sk,
 					     __u64 at, const struct notes *n, struct owner dev)
 {
 	struct owner o = owner_of_sock(sk);
 	struct task_struct *task;
 
-	/* The rest of a queue of fragments is freed when its timer has run
-	 * out, or right after the fragment that was too much. The links of the
-	 * queue lie where a fragment's device was. */
+	/* The rest of a fragment queue is freed when its timer has expired, or right
+	 * after the fragment that exceeded the limit. The queue's links overwrite a
+	 * fragment's device. */
 	if (!o.netns && at & AT(FRAGMENTS))
 		o = n->expiry_owner.netns ? n->expiry_owner : n->fragment_owner;
 	if (!o.netns)
@@ -660,7 +661,7 @@ struct skb_shared_info___parts {
 
 #pragma clang attribute pop
 
-/* The parts of a packet that is freed are freed right after it, one by one. */
+/* The parts of a freed packet are freed one by one right after it. */
 static __always_inline __u64 parts_of(const struct sk_buff *copy)
 {
 	const struct skb_shared_info___parts *shared = (const void *)(copy->head + copy->end);
@@ -670,7 +671,7 @@ static __always_inline __u64 parts_of(const struct sk_buff *copy)
 	return (__u64)BPF_CORE_READ(shared, frag_list);
 }
 
-/* The fields in use lie at the beginning, and from the length on. */
+/* Copy only the parts with fields in use: the beginning, and from the length on. */
 static __always_inline void copy_skb(void *copy, const struct sk_buff *skb)
 {
 	const __u32 rest = bpf_core_field_offset(struct sk_buff, len);
@@ -683,9 +684,9 @@ static __always_inline void copy_skb(void *copy, const struct sk_buff *skb)
 	}
 }
 
-/* The way to the tracepoint from a helper of the kernel: what the helper was
- * called by is what lost the packet. Some compilers give such a helper's code to
- * its callers, and then no frame is its own. */
+/* Frames of the stack to search for the caller of a kernel helper, which is the
+ * function that lost the packet. Some compilers inline such a helper, and then no
+ * frame belongs to it. */
 #define FRAMES 12
 
 static __noinline __u64 caller_of(void *ctx, __u64 location)
@@ -701,7 +702,7 @@ static __noinline __u64 caller_of(void *ctx, __u64 location)
 	return location;
 }
 
-/* Ports and sequence number: another packet at the same address has others. */
+/* Ports and sequence number, which differ for another packet at the same address. */
 static __always_inline __u64 segment_of(const struct sk_buff *skb)
 {
 	const unsigned char *head = BPF_CORE_READ(skb, head);
@@ -712,7 +713,8 @@ static __always_inline __u64 segment_of(const struct sk_buff *skb)
 	return segment;
 }
 
-/* A listener that was closed since is none, and its fields say nothing. */
+/* A listener that was closed since is no longer one, and its fields are
+ * meaningless. */
 static __always_inline const struct sock *still(const struct sock *sk, __u64 noted)
 {
 	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
@@ -736,7 +738,7 @@ static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 loc
 	if (is_consumed(reason))
 		return ignore(DELIVERED);
 	if (!n)
-		return 0; /* cannot be: the map has an entry for each CPU */
+		return 0; /* cannot happen: the map has an entry per CPU */
 	if (n->skb == (__u64)skb) {
 		if (!sk && segment_of(skb) == n->segment)
 			sk = still((const struct sock *)n->sk, n->state);
@@ -751,7 +753,7 @@ static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 loc
 	dev = owner_of_dev(copy->dev);
 	traits = kind_of(nested, dev.netns);
 
-	/* A part of a lost packet is lost with it. */
+	/* A part of a lost packet is lost too. */
 	if (!part) {
 		__u64 candidates = at & rules_for(reason) & RULE_MASK & rules_that_need(traits);
 		bool pending = at & AT(MODULE) && modules_loaded != modules_known;
@@ -764,8 +766,8 @@ static __always_inline int freed(void *ctx, const struct sk_buff *skb, __u64 loc
 		if (candidates & rules_of_members)
 			traits |= traits_of_group(nested);
 		why = candidates ? judge(candidates, traits) : LOST;
-		/* Code of a module that user space does not know yet: it
-		 * judges, by the same rules. */
+		/* The code belongs to a module that user space does not know yet. User
+		 * space will judge the packet by the same rules. */
 		if (why == LOST && pending)
 			undecided = traits | UNDECIDED;
 	}
@@ -810,7 +812,7 @@ int raw_kfree_skb(struct bpf_raw_tracepoint_args *ctx)
 	return freed(ctx, (struct sk_buff *)ctx->args[0], ctx->args[1], reason, rx_sk);
 }
 
-/* Arguments as numbers: see kernellatency.bpf.c. */
+/* Arguments as numbers, see kernellatency.bpf.c. */
 static __always_inline __u64 argument(const __u64 *at)
 {
 	__u64 value = 0;
@@ -819,8 +821,8 @@ static __always_inline __u64 argument(const __u64 *at)
 	return value;
 }
 
-/* As numbers, the packet and its socket go where the verifier lets no pointer
- * with a type go. */
+/* Packet and socket are passed as numbers, because the verifier does not accept
+ * typed pointers everywhere. */
 SEC("tp_btf/kfree_skb")
 int btf_kfree_skb(__u64 *ctx)
 {
@@ -834,8 +836,8 @@ int btf_kfree_skb(__u64 *ctx)
 	return freed(ctx, (struct sk_buff *)argument(&ctx[0]), ctx[1], reason, rx_sk);
 }
 
-/* Modules: what follows is unknown code until user space has read the symbols
- * again. */
+/* After a module is loaded, its code is unknown until user space has read the
+ * symbols again. */
 SEC("raw_tp/module_load")
 int raw_module_load(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -843,8 +845,8 @@ int raw_module_load(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* Queues of fragments: when one has waited for too long, its fragments are
- * freed, which know no device. Its timer knows the namespace. */
+/* When a fragment queue expires, its fragments are freed without a device. The
+ * timer's argument gives the namespace. */
 SEC("raw_tp/timer_expire_entry")
 int raw_timer(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -853,7 +855,7 @@ int raw_timer(struct bpf_raw_tracepoint_args *ctx)
 	struct inet_frag_queue *queue;
 	struct notes *n;
 
-	/* Runs for each timer of the node, and has to be done soon. */
+	/* Runs for each timer of the node, so it must return quickly. */
 	if (function != expiries[0] && function != expiries[1] && function != expiries[2] &&
 	    function != expiries[3])
 		return 0;
@@ -876,8 +878,8 @@ int raw_timer_end(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* Where the tracepoint has no socket: functions that TCP passes with one
- * before it frees a packet, none of them in the path of an established
+/* For kernels whose tracepoint passes no socket: functions that TCP calls with the
+ * socket before it frees a packet. None of them is on the path of an established
  * connection. */
 
 static __always_inline int note_socket(__u64 skb, __u64 sk, __u64 state)
@@ -893,9 +895,9 @@ static __always_inline int note_socket(__u64 skb, __u64 sk, __u64 state)
 	return 0;
 }
 
-/* The last acknowledgement was sent too often: the socket has a field for
- * that, whose address is what the function gets. A request has one, too, and
- * is none. */
+/* The kernel passes the address of the field in the socket that holds the time of
+ * the last rate-limited ACK. A request socket has such a field too, and must be
+ * excluded. */
 static __always_inline int note_connection(__u64 skb, __u64 field)
 {
 	__u64 sk = field - bpf_core_field_offset(struct tcp_sock, last_oow_ack_time);

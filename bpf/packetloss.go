@@ -13,7 +13,7 @@ import (
 
 //go:generate internal/objects/bpf2go -type code_bit -type drop -type drop_key -type rule -type size -type slot -type step -type steps -type trait -type why Packetloss packetloss.bpf.c
 
-// The names of hooks whose state the programs or the symbols are told.
+// Names of hooks whose state the programs or the symbol table need to know.
 const (
 	lossModules = "modules that are loaded (module_load)"
 	lossSockets = "TCP's sockets of freed packets (tcp_check_req, tcp_timewait_state_process, tcp_oow_rate_limited)"
@@ -31,7 +31,7 @@ var packetloss = definition{
 			optional: true,
 			without:  "which function of a module loaded later freed a packet, for up to an interval",
 			needed: func(_ *Probe, types *kernelTypes) bool {
-				_, ok := types.tracepoint("module_load") // a kernel without modules has none
+				_, ok := types.tracepoint("module_load") // a kernel without modules has no such tracepoint
 				return ok
 			},
 		},
@@ -74,7 +74,7 @@ var packetloss = definition{
 	},
 }
 
-// PacketLoss is the type of its events.
+// PacketLoss is the event type of packetloss.
 const PacketLoss = EventType(objects.SharedEventTypeEVENT_PACKETLOSS)
 
 const mapDropShares = objects.PacketlossMapDropShares
@@ -88,14 +88,14 @@ func preparePacketloss(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) 
 	)
 }
 
-// hasReceiver: the tracepoint kfree_skb passes the socket that the packet was
-// for, which it does from 6.11 on.
+// hasReceiver reports whether the tracepoint kfree_skb passes the receiving socket
+// (since 6.11).
 func hasReceiver(types *kernelTypes) bool {
 	params, _ := types.tracepoint("kfree_skb")
 	return len(params) >= 4
 }
 
-// beginLosses fills the tables of reasons and of code, before the programs
+// beginLosses fills the tables of reasons and of code addresses before the programs
 // that read them are attached.
 func beginLosses(p *Probe) error {
 	m, reasons := lossTable, p.loader.reasons
@@ -107,8 +107,8 @@ func beginLosses(p *Probe) error {
 	return p.mapCode(true)
 }
 
-// mapCode writes which rules apply at which code address, again if modules
-// have been loaded since or if it must.
+// mapCode writes which rules apply at which code address, if modules were loaded
+// since the last time or if must is set.
 func (p *Probe) mapCode(must bool) error {
 	var loaded, known uint64
 	var table uint32
@@ -118,7 +118,7 @@ func (p *Probe) mapCode(must bool) error {
 	if loaded == known && !must {
 		return nil
 	}
-	// Without symbols the rules that name functions do not hold: State says so.
+	// Without symbols, rules that name functions do not match; State reports this.
 	if p.loader.symbols.Refresh() == nil {
 		steps, err := p.loader.symbols.steps(lossTable)
 		if err != nil {
@@ -143,7 +143,7 @@ func (p *Probe) mapCode(must bool) error {
 	return nil
 }
 
-// startedLosses tells the programs what could be attached.
+// startedLosses tells the programs which hooks could be attached.
 func startedLosses(p *Probe) error {
 	for _, h := range p.hooks {
 		switch {
@@ -158,15 +158,16 @@ func startedLosses(p *Probe) error {
 			})
 		}
 	}
-	// A module may have been loaded before the program that waits for it was.
+	// A module may have been loaded before the program that detects it was
+	// attached.
 	return p.mapCode(p.loader.symbols.Stale())
 }
 
-// DropClass is the part of the kernel in which a packet was lost.
+// DropClass is the part of the kernel that lost a packet.
 type DropClass int
 
-// The classes of drops, which are the slots of packetloss's counters. Each
-// drop has exactly one, so that their sum is the total at any time.
+// The drop classes are the slots of packetloss's counters. Each drop has exactly
+// one class, so their sum is the total.
 const (
 	DropAbnormal  = DropClass(objects.PacketlossSlotABNORMAL)   // any other function
 	DropTCPHandle = DropClass(objects.PacketlossSlotTCP_HANDLE) // tcp_v4_do_rcv, tcp_v6_do_rcv
@@ -176,8 +177,8 @@ const (
 	dropClasses   = DropClass(objects.PacketlossSlotSLOTS)
 )
 
-// dropFunctions says which class a function belongs to. Drops of the rule
-// engines are there for kernels that give no reasons.
+// dropFunctions maps functions to their class. Functions of the rule engines serve
+// kernels that give no reasons.
 var dropFunctions = map[string]DropClass{
 	"tcp_v4_do_rcv":         DropTCPHandle,
 	"tcp_v6_do_rcv":         DropTCPHandle,
@@ -190,7 +191,7 @@ var dropFunctions = map[string]DropClass{
 	"ip6t_do_table":         DropNetfilter,
 }
 
-// Drop is one counter of packetloss.
+// Drop is one counter of packetloss: a namespace, reason and location.
 type Drop struct {
 	Netns    uint64
 	Reason   uint32
@@ -199,17 +200,17 @@ type Drop struct {
 	Count    uint64
 }
 
-// dropKey is the key of the table of drops. It has traits where the packet is
-// left to judge here.
+// dropKey is the key of the table of drops. Its traits are set if user space has to
+// judge the packet.
 type dropKey = objects.PacketlossDropKey
 
 type dropReader struct {
 	walker[dropKey, uint64]
-	generation int                  // of the symbols that the classes are by
-	classes    map[uint64]DropClass // of the locations seen, by address
-	verdicts   map[dropKey]Why      // of what was left to judge here
-	ignored    [whys]uint64         // of that
-	forgotten  [whys]uint64         // of that, in namespaces that are gone
+	generation int                  // generation of the symbols behind classes
+	classes    map[uint64]DropClass // classes of known locations, by address
+	verdicts   map[dropKey]Why      // verdicts on packets judged in user space
+	ignored    [whys]uint64         // packets ignored by these verdicts
+	forgotten  [whys]uint64         // the same in namespaces that are gone
 	sums       []dropSum
 }
 
@@ -257,7 +258,7 @@ func (p *Probe) classOf(k dropKey) DropClass {
 	}
 	r := &p.drops
 	if g := p.loader.symbols.Generation(); g != r.generation {
-		// Another module may be where one was.
+		// A different module may now be at the same address.
 		r.generation = g
 		clear(r.classes)
 	}
@@ -269,8 +270,8 @@ func (p *Probe) classOf(k dropKey) DropClass {
 	if c, ok := dropFunctions[name]; ok {
 		class = c
 	}
-	// Without a name the class may come to be known with the next reading.
-	// Modules come and go, so the memory of places is bounded.
+	// Do not remember nameless addresses, because the next reading of the symbols
+	// may name them. Modules come and go, so the memory of locations is bounded.
 	if name != "" {
 		if r.classes == nil || len(r.classes) > 4096 {
 			r.classes = map[uint64]DropClass{}
@@ -318,8 +319,8 @@ func (p *Probe) why(k dropKey) Why {
 	return why
 }
 
-// eachLoss calls emit for the counters of lost packets, and sums those of
-// others.
+// eachLoss calls emit for the counters of lost packets, and sums those of ignored
+// ones.
 func (p *Probe) eachLoss(emit func(dropKey, DropClass, uint64)) error {
 	if err := p.mapCode(false); err != nil {
 		return err
@@ -342,7 +343,7 @@ func (p *Probe) eachLoss(emit func(dropKey, DropClass, uint64)) error {
 	})
 }
 
-// eachDrop also counts the entries in use.
+// eachDrop calls emit for every entry and counts the entries in use.
 func (p *Probe) eachDrop(emit func(dropKey, uint64)) error {
 	st, s := &p.rooms, p.rooms.shares[mapDropShares]
 	s.begin()
@@ -359,13 +360,13 @@ func (p *Probe) eachDrop(emit func(dropKey, uint64)) error {
 	if err != nil {
 		return err
 	}
-	// Unowned namespaces without room lose nothing: their classes are counted.
+	// Unowned namespaces without room lose no counts: their drops count by class.
 	st.dropsCrowded, err = s.end(st)
 	return err
 }
 
-// forgetDrops deletes the entries of namespaces. They are few, so a second
-// pass over the keys costs less than an index kept all the time.
+// forgetDrops deletes the entries of namespaces. They are few, so a second pass
+// over the keys costs less than a permanent index.
 func (p *Probe) forgetDrops(gone map[uint32]bool) error {
 	var keys []dropKey
 	err := p.eachDrop(func(k dropKey, n uint64) {
@@ -382,8 +383,8 @@ func (p *Probe) forgetDrops(gone map[uint32]bool) error {
 	return errors.Join(err, remove(p.maps[objects.PacketlossMapDrops], keys))
 }
 
-// Ignores reports whether an event of a lost packet is of none: one that was
-// freed by a module whose functions the kernel's tables did not have yet.
+// Ignores reports whether an event concerns a packet that is not lost: a module
+// freed it whose functions the kernel's tables did not hold yet.
 func (l *Loader) Ignores(e *Event) bool {
 	t := traits(e.Detail)
 	if e.Type != PacketLoss || t&traitUndecided == 0 {

@@ -11,22 +11,22 @@ import (
 	"nodeskoop/bpf/internal/objects"
 )
 
-// Why says why a packet that the kernel freed as dropped is no loss.
+// Why is the reason why a packet that the kernel freed as dropped is not a loss.
 type Why uint32
 
-// Why packets are ignored.
+// Values of Why.
 const (
-	// Lost is a packet that somebody should have got and did not.
+	// Lost: a receiver should have got the packet and did not.
 	Lost = Why(objects.PacketlossWhyLOST)
-	// Delivered is a packet whose content or answer has reached its socket.
+	// Delivered: the packet's data or the reply to it has reached its socket.
 	Delivered = Why(objects.PacketlossWhyDELIVERED)
-	// Unwanted is a packet to a group, to everybody or to another host that
-	// nobody on this node asked for.
+	// Unwanted: a multicast or broadcast packet, or one for another host, that no
+	// socket on this node asked for.
 	Unwanted = Why(objects.PacketlossWhyUNWANTED)
-	// Closing is what a socket held, or was still sent, when it was closed.
+	// Closing: data in, or sent to, a socket that closes.
 	Closing = Why(objects.PacketlossWhyCLOSING)
-	// NotAPacket is a message of netlink or of a local socket, which the
-	// kernel keeps in the same structure as packets.
+	// NotAPacket: a message of netlink or of a local socket, which the kernel
+	// stores in the same structure as packets.
 	NotAPacket = Why(objects.PacketlossWhyNOT_A_PACKET)
 
 	whys = Why(objects.PacketlossWhyWHYS)
@@ -34,7 +34,7 @@ const (
 
 var whyNames = [whys]string{Lost: "lost", Delivered: "delivered", Unwanted: "unwanted", Closing: "closing", NotAPacket: "not_a_packet"}
 
-// String is the value of the label why.
+// String returns the value of the label why.
 func (w Why) String() string {
 	if w < whys {
 		return whyNames[w]
@@ -42,11 +42,11 @@ func (w Why) String() string {
 	return fmt.Sprintf("why_%d", uint32(w))
 }
 
-// WhyIgnored lists the reasons for which packets are ignored.
+// WhyIgnored returns the values of Why for ignored packets.
 func WhyIgnored() []Why { return []Why{Delivered, Unwanted, Closing, NotAPacket} }
 
-// traits of a packet, as the rules name them: enum trait of packetloss.bpf.c,
-// which explains them.
+// traits are properties of a packet that rules refer to: enum trait of
+// packetloss.bpf.c, which explains them.
 type traits uint32
 
 const (
@@ -75,48 +75,49 @@ const (
 	traitUndecided = traits(objects.PacketlossTraitUNDECIDED)
 )
 
-// A lossRule names packets that are no losses, although the kernel frees them
-// by kfree_skb(). All that it says has to hold.
+// A lossRule matches packets that are not lost although the kernel frees them by
+// kfree_skb(). All of its conditions have to hold.
 type lossRule struct {
 	why Why
-	// functions that free the packet; a final * stands for any rest. None:
-	// wherever it is freed.
+	// functions that free the packet; a final * matches any suffix. Empty matches
+	// every function.
 	functions []string
-	// reasons that the kernel gives. None: whatever it says. On a kernel
-	// without reasons (before 5.17) a rule with reasons holds if it names
-	// functions, too, unless it is the reason that decides.
+	// reasons that the kernel gives. Empty matches every reason. On kernels without
+	// reasons (before 5.17) a rule with reasons matches by its functions alone,
+	// unless it names none or is decisive: then only the reason identifies packets
+	// that are not lost.
 	reasons  []string
 	decisive bool
-	// need are traits that the packet has, deny some that it has not.
+	// need are traits that the packet must have, deny those that it must not have.
 	need, deny traits
-	// kernels that free such packets this way, and the test that holds the
-	// rule: a subtest of TestHealthy, or another test.
+	// kernels that free such packets this way, and the test of the rule: a subtest
+	// of TestHealthy, or another test.
 	kernels, test string
 }
 
-// Functions of the kernel that several rules name.
+// Kernel functions that several rules name.
 var (
-	// tcpInput are TCP's functions that take a segment in, with those into which
-	// compilers put them.
+	// tcpInput are TCP's functions that process a segment, and the functions into
+	// which compilers inline them.
 	tcpInput = []string{"tcp_v4_rcv", "tcp_v4_do_rcv", "tcp_v6_rcv", "tcp_v6_do_rcv", "tcp_rcv_*", "tcp_validate_*", "tcp_data_*", "tcp_ack*", "tcp_drop*", "tcp_ofo_*", "tcp_queue_*"}
-	// tcpReceive look for the socket of a segment, and free one with a bad
-	// checksum, too.
+	// tcpReceive look up the socket of a segment, and free segments with a bad
+	// checksum.
 	tcpReceive = []string{"tcp_v4_rcv", "tcp_v6_rcv"}
-	// tcpReasons are those of a segment that a socket judged by its sequence
-	// numbers and time stamps.
+	// tcpReasons are the reasons for discarding a segment by its sequence numbers
+	// and timestamps.
 	tcpReasons = []string{
 		"NOT_SPECIFIED", "TCP_OLD_DATA", "TCP_OLD_SEQUENCE", "TCP_INVALID_SEQUENCE", "TCP_INVALID_END_SEQUENCE",
 		"TCP_INVALID_ACK_SEQUENCE", "TCP_OLD_ACK", "TCP_TOO_OLD_ACK", "TCP_ACK_UNSENT_DATA", "TCP_OVERWINDOW",
 		"TCP_ZEROWINDOW", "TCP_RFC7323_PAWS", "TCP_RFC7323_PAWS_ACK", "TCP_RFC7323_TW_PAWS", "TCP_RFC7323_TSECR",
 		"TCP_FASTOPEN", "TCP_CLOSE",
 	}
-	// socketQueues empty the queues of a socket that closes.
+	// socketQueues are functions that empty the queues of a closing socket.
 	socketQueues = []string{
 		"skb_queue_purge", "skb_queue_purge_reason", "skb_errqueue_purge", "sk_stream_kill_queues", "inet_sock_destruct",
 		"udp_destruct_*", "udpv6_destruct_*", "tcp_disconnect", "packet_sock_destruct", "packet_release",
 	}
-	// unheard are where a packet ends that no protocol, address or socket of
-	// this host waits for.
+	// unheard are functions that free a packet for which this host has no protocol,
+	// address or socket.
 	unheard = []string{
 		"__netif_receive_skb_core", "__netif_receive_skb_one_core", "__netif_receive_skb_list_core", "netif_receive_skb_*",
 		"ip_rcv", "ip_rcv_core", "ip_rcv_finish", "ip_rcv_finish_core", "ip_list_rcv*", "ip_sublist_rcv*", "ip_route_input*",
@@ -136,8 +137,8 @@ var (
 	}
 )
 
-// lossRules are asked in this order; the first that holds says why the packet
-// is ignored. A packet that none names is lost.
+// lossRules are tested in this order; the first match says why the packet is
+// ignored. A packet that matches no rule is lost.
 var lossRules = []lossRule{
 	{
 		// Messages of netlink, audit, uevents, vsock and local sockets.
@@ -145,89 +146,91 @@ var lossRules = []lossRule{
 		kernels: "all", test: "TestHealthy/local",
 	},
 	{
-		// The packet that stands for one when a program asks for a route.
+		// A dummy packet for a route lookup by a program.
 		why: NotAPacket, functions: []string{"inet_rtm_getroute", "inet6_rtm_getroute"},
 		kernels: "to 6.1", test: "TestHealthy/local",
 	},
 	{
-		// What GRO or a reassembly put together is one packet, whose parts
-		// are freed one by one when it has been read.
+		// A packet merged by GRO or reassembly: after the read its parts are freed
+		// one by one.
 		why: Delivered, functions: []string{"kfree_skb_list", "kfree_skb_list_reason", "skb_release_data"},
 		reasons: []string{"NOT_SPECIFIED"}, need: traitPulled,
 		kernels: "to 6.1, and later where TCP frees the packet", test: "TestHealthy/tcp",
 	},
 	{
-		// The end of the function for what it handled: neighbour discovery,
-		// echo requests, errors passed on.
+		// icmpv6_rcv() ends here for handled packets: neighbour discovery, echo
+		// requests, forwarded errors.
 		why: Delivered, functions: []string{"icmpv6_rcv"}, reasons: []string{"NOT_SPECIFIED"},
 		need:    traitICMPv6 | traitChecksum,
 		kernels: "to 6.1", test: "TestHealthy/link",
 	},
 	{
-		// A raw socket got a copy before; the original is for ping sockets.
+		// A raw socket has got a copy; the original is for ping sockets.
 		why: Delivered, functions: []string{"ping_rcv", "icmp_rcv", "icmpv6_rcv"},
 		reasons: []string{"NOT_SPECIFIED", "NO_SOCKET"}, need: traitEchoReply | traitChecksum | traitCopied,
 		kernels: "all", test: "TestHealthy/datagram",
 	},
 	{
-		// The lease that a client of DHCP is offered goes to an address that
-		// it does not have yet. It reads a copy through a packet socket.
+		// The lease offered to a DHCP client goes to an address that the client
+		// does not have yet. The client reads a copy through a packet socket.
 		why: Delivered, functions: []string{"ip_error", "ip_forward", "ip_rcv", "ip_rcv_finish", "ip_rcv_finish_core", "ip_list_rcv*", "ip_sublist_rcv*", "ip_route_input*"},
 		reasons: unheardReasons, need: traitDHCPReply,
 		kernels: "all", test: "TestHealthy/link",
 	},
 	{
-		// The copy that a capture has no room for. Who else should get the
-		// packet, gets it.
+		// The copy for a capture whose buffer is full. The packet itself is
+		// delivered.
 		why: Delivered, functions: []string{"packet_rcv", "packet_rcv_spkt", "tpacket_rcv"},
 		kernels: "all", test: "TestHealthy/link",
 	},
 	{
 		// Acknowledgements, keep-alives and window probes that a socket has
-		// taken in: on a connection that is half closed, or with old numbers.
+		// processed: on a half-closed connection, or with old sequence numbers.
 		why: Delivered, functions: []string{"tcp_rcv_*", "tcp_validate_*", "tcp_data_*", "tcp_ack*", "tcp_drop*"},
 		reasons: tcpReasons, need: traitACK,
 		kernels: "from 5.18", test: "TestHealthy/tcp",
 	},
 	{
-		// The same for a socket in TIME_WAIT.
+		// As above, for a socket in TIME_WAIT.
 		why: Delivered, functions: tcpReceive,
 		reasons: tcpReasons, need: traitACK | traitInformed | traitChecksum, deny: traitListener,
 		kernels: "all", test: "TestHealthy/tcp",
 	},
 	{
-		// The acknowledgement of a handshake to a listener that waits for data.
+		// The final ACK of a handshake, to a listener that waits for data
+		// (TCP_DEFER_ACCEPT).
 		why: Delivered, functions: tcpReceive,
 		reasons: []string{"NOT_SPECIFIED"}, need: traitACK | traitDeferred | traitChecksum,
 		kernels: "all", test: "TestHealthy/tcp",
 	},
 	{
-		// A FIN for a socket in TIME_WAIT, which remembers FIN_WAIT2.
+		// A FIN for a socket in TIME_WAIT whose substate is FIN_WAIT2.
 		why: Delivered, functions: tcpReceive,
 		reasons: tcpReasons, need: traitFIN | traitChecksum,
 		kernels: "all", test: "TestHealthy/tcp",
 	},
 	{
-		// A reset has been heard, whatever it did.
+		// A RST has been processed, whatever its effect.
 		why: Delivered, functions: tcpInput,
 		reasons: append([]string{"TCP_RESET", "TCP_FLAGS"}, tcpReasons...), need: traitRST | traitChecksum,
 		kernels: "all", test: "TestHealthy/tcp",
 	},
 	{
-		// A SYN that came again before the handshake was complete: it was
-		// answered again.
+		// A retransmitted SYN before the handshake was complete: the SYN-ACK was
+		// sent again.
 		why: Delivered, functions: tcpReceive,
 		reasons: []string{"NOT_SPECIFIED"}, need: traitSYN | traitListener | traitChecksum,
 		kernels: "all", test: "TestHealthy/wire",
 	},
 	{
-		// A SYN or SYN-ACK that came again afterwards: a challenge ACK answers.
+		// A retransmitted SYN or SYN-ACK after the handshake: a challenge ACK
+		// answers.
 		why: Delivered, functions: tcpInput,
 		reasons: []string{"TCP_INVALID_SYN"}, decisive: true, need: traitSYN,
 		kernels: "from 5.18", test: "TestHealthy/wire",
 	},
 	{
-		// A segment that came twice: the socket has all of it.
+		// A duplicate segment: the socket has all of its data.
 		why: Delivered, functions: tcpInput, reasons: tcpReasons, need: traitOld, deny: traitListener,
 		kernels: "from 5.18", test: "TestHealthy/wire",
 	},
@@ -236,20 +239,20 @@ var lossRules = []lossRule{
 		kernels: "from 5.18", test: "TestHealthy/wire",
 	},
 	{
-		// The byte by which other systems ask for a window.
+		// The one-byte window probe of other systems.
 		why: Delivered, reasons: []string{"TCP_ZEROWINDOW"}, need: traitByte,
 		kernels: "from 5.18", test: "TestLossJudge",
 	},
 	{
-		// Messages that were read. What does not reach an association is
-		// freed by sctp_rcv.
+		// Messages that were read. sctp_rcv() frees those that reach no
+		// association.
 		why: Delivered, functions: []string{"sctp_chunk_*", "sctp_ulpevent_*", "sctp_ulpq_*", "sctp_recvmsg", "sctp_inq_*", "sctp_outq_*", "sctp_datamsg_*", "sctp_skb_*", "sctp_queue_*"},
 		reasons: []string{"NOT_SPECIFIED", "QUEUE_PURGE"},
 		kernels: "all", test: "TestHealthy/datagram",
 	},
 	{
-		// An acknowledgement, a FIN or a reset that comes when the socket is
-		// gone: it would have changed nothing.
+		// An ACK, FIN or RST that arrives after the socket is gone has no effect
+		// any more.
 		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, decisive: true, need: traitACK | traitChecksum,
 		kernels: "from 5.17", test: "TestHealthy/tcp",
 	},
@@ -262,12 +265,12 @@ var lossRules = []lossRule{
 		kernels: "from 5.17", test: "TestHealthy/tcp",
 	},
 	{
-		// SCTP's ABORT and SHUTDOWN COMPLETE, when the association is gone.
+		// SCTP's ABORT and SHUTDOWN COMPLETE after the association is gone.
 		why: Closing, functions: []string{"sctp_rcv"}, reasons: []string{"NOT_SPECIFIED"}, need: traitRST | traitChecksum,
 		kernels: "all", test: "TestHealthy/datagram",
 	},
 	{
-		// A frame to another host, on a device that takes all.
+		// A frame for another host, on a device in promiscuous mode.
 		why: Unwanted, functions: []string{
 			"__netif_receive_skb_core", "__netif_receive_skb_one_core", "__netif_receive_skb_list_core", "ip_rcv*", "ip_list_rcv*", "ipv6_rcv",
 			"ip6_rcv_core", "ipv6_list_rcv", "arp_rcv", "tcp_v4_rcv", "tcp_v6_rcv", "sctp_rcv", "llc_rcv", "ip_forward", "ip6_forward",
@@ -276,13 +279,13 @@ var lossRules = []lossRule{
 		kernels: "all", test: "TestHealthy/link",
 	},
 	{
-		// Multicast and broadcast that nobody here asked for.
+		// Multicast and broadcast without a listener on this host.
 		why: Unwanted, functions: unheard, reasons: unheardReasons, need: traitGroup,
 		kernels: "all", test: "TestHealthy/link",
 	},
 	{
-		// The same where the queue to those that it might concern is full: that
-		// of a CPU, or of a virtual device.
+		// As above, dropped because the queue towards possible listeners is full:
+		// that of a CPU, or of a virtual device.
 		why: Unwanted, functions: []string{
 			"enqueue_to_backlog", "netif_rx", "netif_rx_internal", "__netif_rx", "netif_rx_ni", "netif_receive_skb*",
 			"veth_xmit", "veth_xdp_rx", "veth_forward_skb",
@@ -295,21 +298,22 @@ var lossRules = []lossRule{
 		kernels: "from 6.6", test: "TestHealthy/link",
 	},
 	{
-		// Queries that a bridge makes for an address that it does not have.
+		// Queries that a bridge generates without having an address to send them
+		// from.
 		why: Unwanted, functions: []string{"__br_multicast_send_query", "br_multicast_send_query", "br_ip6_multicast_alloc_query", "br_multicast_alloc_query"},
 		reasons: []string{"NOT_SPECIFIED"}, deny: traitCopied,
 		kernels: "all", test: "TestHealthy/link",
 	},
 	{
-		// Multicasts that none of a card's ipvlan devices has joined: those
-		// that find the queue full are freed elsewhere.
+		// Multicast that no ipvlan device of the card has joined. Packets that find
+		// the queue full are freed elsewhere.
 		why: Unwanted, functions: []string{"ipvlan_process_multicast", "macvlan_process_broadcast"},
 		reasons: []string{"NOT_SPECIFIED"},
 		kernels: "all", test: "TestHealthy/link",
 	},
 	{
-		// The kernel's own announcements on a link that is down or leads to
-		// nobody: they are repeated when it comes up.
+		// The kernel's own announcements on a link that is down or has no peer; the
+		// kernel repeats them when the link comes up.
 		why: Unwanted, reasons: []string{"QDISC_DROP", "DEV_READY", "NO_TX_TARGET"}, need: traitControl,
 		kernels: "from 5.17", test: "TestHealthy/link",
 	},
@@ -319,8 +323,8 @@ var lossRules = []lossRule{
 		kernels: "all", test: "TestHealthy/link",
 	},
 	{
-		// Data and errors in the queues of a socket that closes. Packets in
-		// the queue of a neighbour or of a device know their device.
+		// Data and errors in the queues of a closing socket. Packets in the queue
+		// of a neighbour or of a device have a device.
 		why: Closing, reasons: []string{"QUEUE_PURGE"}, deny: traitDevice,
 		kernels: "from 6.6", test: "TestHealthy/datagram",
 	},
@@ -329,7 +333,7 @@ var lossRules = []lossRule{
 		kernels: "from 6.6", test: "TestHealthy/datagram",
 	},
 	{
-		// The same where the kernel does not say so.
+		// As above, on kernels without this reason.
 		why: Closing, functions: socketQueues,
 		reasons: []string{"NOT_SPECIFIED"}, need: traitOutgoing,
 		kernels: "all", test: "TestHealthy/datagram",
@@ -340,14 +344,14 @@ var lossRules = []lossRule{
 		kernels: "all", test: "TestHealthy/datagram",
 	},
 	{
-		// What came out of order, and waits for what is missing. The queue's
-		// links lie where the device was.
+		// Out-of-order data in a closing socket. The queue's links overwrite the
+		// packet's device pointer.
 		why: Closing, functions: []string{"skb_rbtree_purge"},
 		kernels: "all", test: "TestHealthy/wire",
 	},
 }
 
-// What the programs need to know of functions besides the rules.
+// Properties of functions that the programs need besides the rules.
 const (
 	atModule     = uint64(1) << objects.PacketlossCodeBitMODULE
 	atFragments  = uint64(1) << objects.PacketlossCodeBitFRAGMENTS
@@ -377,26 +381,26 @@ const (
 	lossReasons = uint32(objects.PacketlossSizeREASONS)
 )
 
-// lossExpiries are what the timers of queues of fragments call; the programs
-// have room for EXPIRIES of them.
+// lossExpiries are the timer functions of fragment queues; the programs have room
+// for EXPIRIES of them.
 var lossExpiries = []string{"ip_expire", "ip6_frag_expire", "nf_ct_frag6_expire"}
 
 type lossStep = objects.PacketlossStep
 
-// lossMasks is the table of rules, as the programs search it.
+// lossMasks holds the rules as bit masks, the form that the programs search.
 type lossMasks struct {
 	rules      [objects.PacketlossSizeRULES]objects.PacketlossRule
-	anywhere   uint64 // rules that name no function
-	anyReason  uint64 // rules that name no reason
-	noReasons  uint64 // rules that hold where the kernel gives none
-	ofHeaders  uint64 // rules that ask for what the headers say
-	ofMembers  uint64 // rules that ask whether somebody has joined the group
-	ofMessages uint64 // rules that ask for a message, not a packet
-	ofGroups   uint64 // rules that ask for a frame to a group
-	ofOthers   uint64 // rules that ask for a frame to another host
+	anywhere   uint64 // rules without a function
+	anyReason  uint64 // rules without a reason
+	noReasons  uint64 // rules that match on kernels without reasons
+	ofHeaders  uint64 // rules with traits of the headers
+	ofMembers  uint64 // rules with the trait UNJOINED
+	ofMessages uint64 // rules for messages that are not packets
+	ofGroups   uint64 // rules for frames to a group
+	ofOthers   uint64 // rules for frames to another host
 	byReason   map[string]uint64
-	byName     map[string]uint64 // functions, in full
-	byPrefix   map[string]uint64 // functions, by how they begin
+	byName     map[string]uint64 // functions by full name
+	byPrefix   map[string]uint64 // functions by prefix
 	prefixLens []int
 }
 
@@ -457,7 +461,7 @@ func makeLossMasks(rules []lossRule) *lossMasks {
 	return m
 }
 
-// at gives the mask of a function, by its name without a compiler's suffix.
+// at returns the mask of a function, given its name without a compiler suffix.
 func (m *lossMasks) at(function string) uint64 {
 	mask := m.anywhere | m.byName[function]
 	for _, n := range m.prefixLens {
@@ -468,7 +472,7 @@ func (m *lossMasks) at(function string) uint64 {
 	return mask
 }
 
-// because gives the mask of a reason.
+// because returns the mask of a reason.
 func (m *lossMasks) because(r *Reasons, reason uint32) uint64 {
 	if len(r.drop) == 0 {
 		return m.noReasons
@@ -476,7 +480,8 @@ func (m *lossMasks) because(r *Reasons, reason uint32) uint64 {
 	return m.anyReason | m.byReason[r.drop[reason]]
 }
 
-// judge is the programs' function of that name, for what they left undecided.
+// judge does in user space what the programs' judge() does, for packets that they
+// left undecided.
 func (m *lossMasks) judge(function string, r *Reasons, reason uint32, t traits) Why {
 	candidates := m.at(function) & m.because(r, reason)
 	for i, rule := range m.rules {
@@ -506,11 +511,11 @@ func prepareLosses(spec *ebpf.CollectionSpec) error {
 	)
 }
 
-// steps makes the table of code addresses, in the order of the addresses.
+// steps builds the table of code addresses, in ascending order.
 func (s *Symbols) steps(m *lossMasks) (*objects.PacketlossSteps, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	const first = uint64(1) << 63 // all code lies above
+	const first = uint64(1) << 63 // kernel code lies above this address
 	var steps []lossStep
 	add := func(start, mask uint64) {
 		if n := len(steps); n > 0 && steps[n-1].Start == start {

@@ -50,8 +50,8 @@ func drops(l *testLoader, p *Probe, netns uint64) (byReason map[string]uint64, b
 	return byReason, byClass, total
 }
 
-// because is how many of the drops have the reason, on a kernel that gives
-// reasons; elsewhere all of them have none.
+// because returns the number of drops with the reason, or all drops on a kernel
+// without reasons.
 func because(l *testLoader, byReason map[string]uint64, reason string) uint64 {
 	reasons, err := l.Reasons()
 	if err != nil {
@@ -67,8 +67,8 @@ func send(t testing.TB, c net.Conn, n int) {
 	t.Helper()
 	payload := []byte("payload")
 	for range n {
-		// A refused datagram answers on a later one; that one goes out too
-		// when it is sent again.
+		// A refused datagram causes an error on a later send, which must be
+		// repeated.
 		if _, err := c.Write(payload); err != nil {
 			if _, err := c.Write(payload); err != nil {
 				t.Fatal(err)
@@ -89,7 +89,7 @@ func testPacketlossNetfilter(t *testing.T, rung Kind) {
 
 	each := uint64(50_000)
 	if need.InVM() {
-		each = 5_000 // an emulated machine takes its time
+		each = 5_000 // an emulated machine is slow
 	}
 	for _, addrs := range families(a, b) {
 		send(t, a.dial(t, "udp", netip.AddrPortFrom(addrs[1], 7)), int(each))
@@ -225,7 +225,7 @@ func testPacketlossSocketBuffer(t *testing.T, rung Kind) {
 			t.Errorf("%s: %d drops, the kernel's RcvbufErrors say %d; %v", family, got, want, byReason)
 		}
 		l.count(p, family+" datagrams for a full socket, by "+group+"RcvbufErrors", want, got)
-		// What a closing socket still held is no loss.
+		// Data in a closing socket are not lost.
 		s.Close()
 		if after := l.settled(p, b.inode)[DropAbnormal] - before[DropAbnormal]; after != got {
 			t.Errorf("%s: closing the socket added %d drops", family, after-got)
@@ -233,9 +233,9 @@ func testPacketlossSocketBuffer(t *testing.T, rung Kind) {
 	}
 }
 
-// TestPacketlossBacklog completes handshakes when the accept queue is full
-// already: the kernel drops their last packet, and says so by ListenOverflows.
-// (A SYN that finds the queue full is consumed by the kernel without a drop.)
+// TestPacketlossBacklog completes handshakes while the accept queue is full: the
+// kernel drops their last packet, and counts ListenOverflows. (It consumes a SYN
+// that finds the queue full without a drop.)
 func TestPacketlossBacklog(t *testing.T) {
 	rungsInTurn(t, "packetloss", testPacketlossBacklog)
 }
@@ -258,14 +258,14 @@ func testPacketlossBacklog(t *testing.T, rung Kind) {
 			}
 		}
 		before, overflows := l.settled(p, b.inode), b.counter(t, "TcpExt.ListenOverflows")
-		// Now the answers to the server's repeated SYN-ACKs get through, but
-		// there is room for two connections only.
+		// Now the answers to the server's retransmitted SYN-ACKs get through, but
+		// there is room for only two connections.
 		if err := unix.Listen(server.fd, 1); err != nil {
 			t.Fatal(err)
 		}
 		a.run(t, "nft", "delete table inet t")
 		l.eventually("the backlog to overflow", func() bool { return b.counter(t, "TcpExt.ListenOverflows") > overflows })
-		// The server's timers go on meanwhile: both are read with nothing
+		// The server's timers keep running: read both counters with nothing
 		// between.
 		var after [8]uint64
 		var want uint64
@@ -284,7 +284,7 @@ func testPacketlossBacklog(t *testing.T, rung Kind) {
 	}
 }
 
-// TestPacketlossLocalMessages: what local sockets throw away is no packet.
+// TestPacketlossLocalMessages: dropped messages of local sockets are not packets.
 func TestPacketlossLocalMessages(t *testing.T) {
 	need.Root(t)
 	a := newNamespace(t)
@@ -310,7 +310,7 @@ func TestPacketlossLocalMessages(t *testing.T) {
 		}
 		defer unix.Close(fd)
 		for range 5 {
-			// To a group, and to a port, that nobody has.
+			// To a group and a port without a listener.
 			unix.Sendto(fd, []byte("nobody"), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << 5})
 			unix.Sendto(fd, []byte("nobody"), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Pid: 1 << 30})
 		}

@@ -16,8 +16,8 @@ import (
 // Kind is a way of hooking into the kernel.
 type Kind string
 
-// The kinds of hooks. A rung may combine several; it then goes by the name of
-// the one that needs most.
+// Kinds of hooks. A rung that combines several has the kind with the highest
+// requirements.
 const (
 	RawTracepoint Kind = "raw_tp"
 	BTFTracepoint Kind = "tp_btf"
@@ -28,38 +28,37 @@ const (
 	Clsact        Kind = "clsact"
 )
 
-// Zero stands for a threshold of zero in a Config, where the zero value means
-// the probe's default.
+// Zero sets a threshold of a Config to zero; the zero value selects the probe's
+// default.
 const Zero time.Duration = -1
 
-// Config of a probe. Fields that a probe has no use for are ignored.
+// Config configures a probe. Probes ignore fields that do not concern them.
 type Config struct {
-	// Slow is the lower threshold of the probe's counters, Slow100 the upper
-	// one; an occurrence over the upper one is counted by both.
+	// Slow and Slow100 are the two thresholds of the probe's counters. A latency
+	// over Slow100 counts for both.
 	Slow, Slow100 time.Duration
-	// Event is from which latency on an event is sent, for the probes whose
-	// events do not go by the two thresholds above.
+	// Event is the latency from which an event is sent, for probes whose events do
+	// not use the two thresholds above.
 	Event time.Duration
-	// NoStack leaves out the kernel stack of the events that have one, which
-	// makes them cheaper.
+	// NoStack omits the kernel stack from events, which makes them cheaper.
 	NoStack bool
-	// Background makes the probe biolatency tell of I/O that nobody waits for,
-	// too: writeback, read-ahead, discards.
+	// Background makes biolatency also send events for I/O that no process waits
+	// for: writeback, read-ahead, discards.
 	Background bool
-	// ownIO, for tests: it tells of this process's own I/O, too.
+	// ownIO, for tests, includes this process's own I/O.
 	ownIO bool
 	// Histograms says what the probes that measure a time keep histograms for.
 	Histograms HistogramsBy
 	// Flows is how many connections the probe flow keeps, default 65536.
 	Flows int
-	// Ports tells connections of the same two addresses apart by their ports.
+	// Ports keeps connections between the same two addresses apart by their ports.
 	Ports bool
-	// Devices makes the probe flow count what the network devices whose names
-	// match one of these patterns (see path.Match) transmit, forwarded packets
-	// too, in place of what sockets send.
+	// Devices makes flow count at the egress of network devices whose names match
+	// one of these patterns (see path.Match), forwarded packets included, instead
+	// of at sockets.
 	Devices []string
-	// Netns is a file that is the network namespace of Devices; empty: that
-	// of the thread that calls Load.
+	// Netns is the path of the network namespace of Devices; empty means that of
+	// the thread that calls Load.
 	Netns string
 }
 
@@ -81,48 +80,48 @@ func (c Config) withDefaults(d Config) Config {
 	return c
 }
 
-// State says how much of a probe works.
+// State says to what extent a probe works.
 type State string
 
-// The states of a probe. A probe that cannot work at all is an
-// UnsupportedError instead.
+// The states of a probe. A probe that cannot work at all gives an UnsupportedError
+// instead.
 const (
 	OK       State = "ok"
 	Degraded State = "degraded"
 )
 
-// Refusal is a rung that the kernel did not take, and what it answered.
+// Refusal is a rung that the kernel refused, and its answer.
 type Refusal struct {
 	Kind     Kind
 	Programs []string
-	Reason   string // for a person
-	Answer   string // the same with the verifier's own words
+	Reason   string // readable explanation
+	Answer   string // the same with the verifier's log
 }
 
-// HookState is how one of a probe's hooks came to be attached.
+// HookState is the outcome of attaching one of a probe's hooks.
 type HookState struct {
 	Name       string
-	Kind       Kind // empty: no rung worked
+	Kind       Kind // empty if no rung worked
 	Programs   []string
-	Devices    []string // where they are attached to devices
-	Limitation string   // what this rung does not see, or what the probe misses without the hook
+	Devices    []string // devices of a device hook
+	Limitation string   // what the rung does not see, or what is missing without the hook
 	Refused    []Refusal
 }
 
-// UnsupportedError is the answer for a probe that cannot work on this machine.
+// UnsupportedError is the error of a probe that cannot work on this machine.
 type UnsupportedError struct {
 	Probe string
 	Hooks []HookState
-	Note  string // what else there is to know, may be empty
+	Note  string // additional information, may be empty
 }
 
-// Error says in one line that a person understands which hook is missing.
+// Error returns one readable line that names the missing hook.
 func (e *UnsupportedError) Error() string {
 	return e.text("", func(r Refusal) string { return r.Reason }, false)
 }
 
-// Detail says what the kernel answered to each kind of hook, with the verifier's
-// own words.
+// Detail returns the kernel's answer to each kind of hook, including the verifier's
+// log.
 func (e *UnsupportedError) Detail() string {
 	return e.text("probe "+e.Probe+" cannot work here: ", func(r Refusal) string { return r.Answer }, true)
 }
@@ -130,8 +129,7 @@ func (e *UnsupportedError) Detail() string {
 func (e *UnsupportedError) text(begin string, answer func(Refusal) string, kinds bool) string {
 	var b strings.Builder
 	b.WriteString(begin)
-	// What was answered for several hooks, or to several kinds of hooks, is said
-	// once.
+	// Report an answer that several hooks or kinds share only once.
 	var all []string
 	hooks := map[string][]string{}
 	for _, h := range e.Hooks {
@@ -180,16 +178,16 @@ type Probe struct {
 	name        string
 	definition  *definition
 	loader      *Loader
-	types       *kernelTypes // while it is being loaded
+	types       *kernelTypes // only during Load
 	config      Config
 	maps        map[string]*ebpf.Map
 	variables   map[string]*ebpf.Variable
 	programs    map[string]*ebpf.Program
 	links       []link.Link
-	devices     *devices // of the probe flow, if it watches such
-	limitations []string // what it does not see whatever its hooks are
+	devices     *devices // for flow with devices, else nil
+	limitations []string // limitations independent of the hooks
 
-	hookMu sync.Mutex // of hooks alone: it is never held over a call into the kernel
+	hookMu sync.Mutex // guards hooks only and is never held during a call into the kernel
 	hooks  []HookState
 
 	mu        sync.Mutex
@@ -201,18 +199,18 @@ type Probe struct {
 	rooms     roomState
 }
 
-// Name of the probe.
+// Name returns the probe's name.
 func (p *Probe) Name() string { return p.name }
 
-// Hooks tells how each hook came to be attached. It does not wait for a call
-// that is under way, however long that takes.
+// Hooks returns the state of each hook. It does not wait for a running call,
+// however long that takes.
 func (p *Probe) Hooks() []HookState {
 	p.hookMu.Lock()
 	defer p.hookMu.Unlock()
 	return slices.Clone(p.hooks)
 }
 
-// State tells how much works, and what does not.
+// State returns the probe's state and its limitations.
 func (p *Probe) State() (State, []string) {
 	limitations := slices.Clone(p.limitations)
 	for _, h := range p.Hooks() {
@@ -232,7 +230,7 @@ func (p *Probe) State() (State, []string) {
 	return OK, nil
 }
 
-// Events are the types that the probe sends.
+// Events returns the event types that the probe sends.
 func (p *Probe) Events() []EventType { return slices.Clone(p.definition.events) }
 
 // Close detaches the probe. Its counters are gone with it.
@@ -249,7 +247,7 @@ func (p *Probe) Close() error {
 	return p.release()
 }
 
-// release detaches in reverse: what begins a measurement goes first.
+// release detaches in reverse order: programs that begin a measurement go first.
 func (p *Probe) release() error {
 	var errs []error
 	if p.devices != nil {
@@ -279,7 +277,7 @@ func set(spec *ebpf.CollectionSpec, name string, value any) error {
 	return nil
 }
 
-// put writes a variable that the probe's programs read while they run.
+// put writes a variable that the running programs read.
 func (p *Probe) put(name string, value any) error {
 	v, ok := p.variables[name]
 	if !ok {
@@ -291,7 +289,7 @@ func (p *Probe) put(name string, value any) error {
 	return nil
 }
 
-// get reads such a variable.
+// get reads a variable of the running programs.
 func (p *Probe) get(name string, value any) error {
 	v, ok := p.variables[name]
 	if !ok {

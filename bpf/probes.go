@@ -8,49 +8,50 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// A rung is one way to hook in: programs that are attached together or not at
-// all, those that end a measurement before those that begin it.
+// A rung is one way to attach a hook: a set of programs that are attached together
+// or not at all, those that end a measurement before those that begin it.
 type rung struct {
 	kind       Kind
 	programs   []string
-	limitation string // what this way does not see
+	limitation string // what this rung does not see
 }
 
-// A hook is what a probe watches, and the ways to, best first.
+// A hook is one observation point of a probe, with the rungs to attach it, best
+// first.
 type hook struct {
 	name     string
 	rungs    []rung
 	optional bool
-	without  string                          // what the probe misses without it, for an optional one
-	needed   func(*Probe, *kernelTypes) bool // nil: always; asked when the hooks before it are attached
+	without  string                          // for an optional hook, what the probe misses without it
+	needed   func(*Probe, *kernelTypes) bool // nil means always; called when the hooks before it are attached
 }
 
-// A definition is all that belongs to one probe. What may be left out says so.
+// A definition holds all properties of one probe.
 type definition struct {
 	spec     func() (*ebpf.CollectionSpec, error)
-	prepare  func(*Probe, *ebpf.CollectionSpec, *kernelTypes) error // nil or: sets the program's constants
-	begin    func(*Probe) error                                     // nil or: fills maps before anything is attached
-	started  func(*Probe) error                                     // nil or: called when everything is attached
+	prepare  func(*Probe, *ebpf.CollectionSpec, *kernelTypes) error // sets the programs' constants; may be nil
+	begin    func(*Probe) error                                     // fills maps before programs are attached; may be nil
+	started  func(*Probe) error                                     // called when all hooks are attached; may be nil
 	hooks    []hook
 	events   []EventType
-	slots    int // of the counters in use
+	slots    int // number of counters in use
 	defaults Config
-	note     string // for users of kernels on which it cannot work
+	note     string // advice for kernels that do not support the probe
 
-	// table and shares name a map besides the counters, by namespace and more,
-	// and the one that says how namespaces share it.
+	// table names a further map keyed by namespace and more; shares names the map
+	// of the namespaces' shares in it.
 	table, shares string
-	counters      func(*Probe, func(netns uint64, slot int, value uint64)) error // nil: the map of counters says all
-	recount       func(*Probe) error                                             // nil or: counts the entries of the table
-	forget        func(p *Probe, gone map[uint32]bool) error                     // nil or: deletes those of namespaces
-	limitations   func(*Probe) []string                                          // nil or: what State adds to what its hooks lack
-	full          string                                                         // what State says while the table is full; "": lackOfRoom
+	counters      func(*Probe, func(netns uint64, slot int, value uint64)) error // reads the counters if the map of counters is not all; may be nil
+	recount       func(*Probe) error                                             // counts the entries of table; may be nil
+	forget        func(p *Probe, gone map[uint32]bool) error                     // deletes the entries of namespaces; may be nil
+	limitations   func(*Probe) []string                                          // adds to the limitations of the hooks in State; may be nil
+	full          string                                                         // the limitation while the table is full; "" means lackOfRoom
 }
 
-// Probes are the names of all probes that Load knows.
+// Probes returns the names of all probes that Load accepts.
 func Probes() []string { return slices.Sorted(maps.Keys(definitions)) }
 
-// thresholds sets the constants of the probes that measure a time.
+// thresholds sets the threshold constants of the latency probes.
 func thresholds(p *Probe, spec *ebpf.CollectionSpec, _ *kernelTypes) error {
 	for name, d := range map[string]time.Duration{
 		"slow_ns": p.config.Slow, "slow100_ns": p.config.Slow100, "event_ns": p.config.Event,

@@ -9,23 +9,23 @@ import (
 	"nodeskoop/bpf/internal/objects"
 )
 
-// Reasons of the kernel for drops and resets, by number. The numbers change
-// with every kernel, so the names come from the running one.
+// Reasons maps the kernel's reason numbers for drops and resets to names. The
+// numbers differ between kernels, so the names come from the running kernel's BTF.
 type Reasons struct {
 	drop   map[uint32]string
 	subsys map[uint32]string
 	reset  map[uint32]string
 }
 
-// Numbers that no kernel gives.
+// Numbers that no kernel uses.
 const (
-	// ReasonNone stands where the kernel gives no reasons (before 5.17).
+	// ReasonNone means that the kernel gives no reasons (before 5.17).
 	ReasonNone = uint32(objects.SharedReasonREASON_NONE)
-	// ReasonOverflow stands for drops that found the table full.
+	// ReasonOverflow counts drops that found the table full.
 	ReasonOverflow = uint32(objects.SharedReasonREASON_OVERFLOW)
 )
 
-// Drop names a drop reason, as "NETFILTER_DROP".
+// Drop returns the name of a drop reason, such as "NETFILTER_DROP".
 func (r *Reasons) Drop(n uint32) string {
 	switch n {
 	case ReasonNone:
@@ -36,15 +36,15 @@ func (r *Reasons) Drop(n uint32) string {
 	if name, ok := r.drop[n]; ok {
 		return name
 	}
-	// The upper half is the subsystem, which numbers its own reasons.
+	// The upper half of the number is the subsystem, which numbers its own reasons.
 	if name, ok := r.subsys[n>>16]; ok && n>>16 != 0 {
 		return name + "_" + strconv.FormatUint(uint64(n&0xffff), 10)
 	}
 	return "REASON_" + strconv.FormatUint(uint64(n), 10)
 }
 
-// Reset names a reason for sending RST, as "TCP_ABORT_ON_CLOSE", or "" where
-// the kernel gives none.
+// Reset returns the name of a reason for sending RST, such as "TCP_ABORT_ON_CLOSE",
+// or "" if the kernel gives none.
 func (r *Reasons) Reset(n uint32) string {
 	if n == ReasonNone {
 		return ""
@@ -55,14 +55,14 @@ func (r *Reasons) Reset(n uint32) string {
 	return "REASON_" + strconv.FormatUint(uint64(n), 10)
 }
 
-// reasonModules define drop reasons of their own.
+// reasonModules are modules that define drop reasons of their own.
 var reasonModules = []string{"openvswitch", "mac80211"}
 
 func readReasons(types *kernelTypes) *Reasons {
 	specs := []*btf.Spec{types.spec}
 	for _, name := range reasonModules {
-		// Not loaded, or not readable without CAP_SYS_ADMIN: the number
-		// will do.
+		// Not loaded, or not readable without CAP_SYS_ADMIN: the number is shown
+		// instead.
 		if spec, err := types.cache.Module(name); err == nil {
 			specs = append(specs, spec)
 		}
@@ -76,7 +76,7 @@ func reasonsFrom(specs []*btf.Spec) *Reasons {
 		collect(spec, "skb_drop_reason", "SKB_DROP_REASON_", r.drop)
 		collect(spec, "skb_drop_reason_subsys", "SKB_DROP_REASON_SUBSYS_", r.subsys)
 		collect(spec, "sk_rst_reason", "SK_RST_REASON_", r.reset)
-		// Their enumerators carry the subsystem in the upper half.
+		// These enumerators include the subsystem in the upper half.
 		for _, name := range []string{"mac80211_drop_reason", "ovs_drop_reason", "qdisc_drop_reason"} {
 			collect(spec, name, "", r.drop)
 		}
@@ -84,8 +84,8 @@ func reasonsFrom(specs []*btf.Spec) *Reasons {
 	return r
 }
 
-// collect adds the enumerators of one enum, without the prefix. Enumerators
-// that only mark an end or a mask share the enum with the reasons.
+// collect adds the enumerators of an enum, without the prefix. It skips enumerators
+// that only mark an end or a mask.
 func collect(spec *btf.Spec, enum, prefix string, into map[uint32]string) {
 	types, err := spec.AnyTypesByName(enum)
 	if err != nil {

@@ -33,7 +33,8 @@ func TestReasons(t *testing.T) {
 	}
 }
 
-// TestKernelReasons reads the running kernel's: the numbers differ on each.
+// TestKernelReasons reads the reasons of the running kernel, whose numbers differ
+// between kernels.
 func TestKernelReasons(t *testing.T) {
 	types, err := newKernelTypes()
 	if err != nil {
@@ -102,8 +103,8 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// TestUnsupported: which answers say that the machine cannot run a probe, and
-// which that something failed that should work. Neither is read from words.
+// TestUnsupported: which errors mean that the machine cannot run a probe, and which
+// are failures. The distinction never depends on texts.
 func TestUnsupported(t *testing.T) {
 	rejects := func(cause error, words ...string) error {
 		return fmt.Errorf("load program: %w", &ebpf.VerifierError{Cause: cause, Log: words})
@@ -154,8 +155,8 @@ func TestUnsupported(t *testing.T) {
 	}
 }
 
-// TestReason: the line for a person has none of the verifier's words, the details
-// have them.
+// TestReason: the readable line excludes the verifier's log, the details include
+// it.
 func TestReason(t *testing.T) {
 	const words = "R2 invalid mem access 'inv'"
 	rejected := explain(&ebpf.VerifierError{Cause: unix.EACCES, Log: []string{words}})
@@ -180,7 +181,7 @@ func TestReason(t *testing.T) {
 	}
 }
 
-// dropNumber finds a drop reason's number by its name.
+// dropNumber returns the number of a drop reason.
 func (r *Reasons) dropNumber(name string) (uint32, bool) {
 	for n, s := range r.drop {
 		if s == name {

@@ -18,10 +18,10 @@ import (
 	"nodeskoop/bpf/internal/objects"
 )
 
-// Events reads the ring and calls f for each event, in the order in which they
-// were written, until the context ends; it then
-// returns nil. End it before closing the loader. The event is overwritten by the next one: f copies what it keeps.
-// At most one reader may run at a time.
+// Events reads the ring and calls f for each event in the order of writing, until
+// the context ends; then it returns nil. End it before closing the loader. The next
+// event overwrites the current one, so f must copy what it keeps. Only one reader
+// may run at a time.
 func (l *Loader) Events(ctx context.Context, f func(*Event)) error {
 	reader, err := ringbuf.NewReader(l.shared[mapEvents])
 	if err != nil {
@@ -52,9 +52,9 @@ func (l *Loader) Events(ctx context.Context, f func(*Event)) error {
 	}
 }
 
-// bootClock gives the time of day at which the kernel's monotonic clock was
-// zero. The two drift apart while the machine sleeps or its clock is set, so it
-// looks again now and then.
+// bootClock converts the kernel's monotonic time to wall-clock time. The two clocks
+// drift apart when the machine sleeps or its clock is set, so the offset is
+// measured again from time to time.
 type bootClock struct {
 	at   time.Time
 	read time.Time
@@ -72,16 +72,16 @@ func (c *bootClock) boot() time.Time {
 	return c.at
 }
 
-// clockOffset is how far CLOCK_MONOTONIC, as this process sees it, is ahead of
-// the kernel's own clock, by which programs stamp events. They differ in a time
-// namespace; a process stays in its own.
+// clockOffset is the difference between CLOCK_MONOTONIC in this process and the
+// kernel's own clock, which stamps events. It is nonzero in a time namespace only,
+// and a process never changes its own.
 var clockOffset = sync.OnceValue(func() time.Duration {
 	text, err := os.ReadFile("/proc/self/timens_offsets")
 	if err != nil {
 		return 0 // before Linux 5.6 there are none
 	}
-	// The file tells of the namespace of children, which is this process's own
-	// too unless it has just asked for another.
+	// time_for_children is the namespace of future children; it differs from this
+	// process's own only after unshare.
 	own, err1 := os.Readlink("/proc/self/ns/time")
 	children, err2 := os.Readlink("/proc/self/ns/time_for_children")
 	if err1 != nil || err2 != nil || own != children {
@@ -90,8 +90,8 @@ var clockOffset = sync.OnceValue(func() time.Duration {
 	return monotonicOffset(string(text))
 })
 
-// monotonicOffset reads a line such as "monotonic 86400 0", in seconds and
-// nanoseconds; before Linux 5.7 clocks were numbers.
+// monotonicOffset parses a line such as "monotonic 86400 0", in seconds and
+// nanoseconds. Before Linux 5.7 the file had clock numbers instead of names.
 func monotonicOffset(text string) time.Duration {
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)
@@ -107,10 +107,9 @@ func monotonicOffset(text string) time.Duration {
 	return 0
 }
 
-// SetEventLimit sets how many events of a type the kernel lets through for
-// each network namespace: so many per second in the long run, so many at once.
-// A rate of zero turns the type off: it is then neither sent nor accounted,
-// which leaves the counters as they are.
+// SetEventLimit sets how many events of a type the kernel lets through per network
+// namespace: perSecond on average, burst at once. A rate of zero turns the type
+// off: its events are neither sent nor accounted, and counters are not affected.
 func (l *Loader) SetEventLimit(t EventType, perSecond float64, burst int) error {
 	if t == 0 || t >= eventTypes {
 		return fmt.Errorf("set the limit of %s: no such type", t)
@@ -126,32 +125,32 @@ func (l *Loader) SetEventLimit(t EventType, perSecond float64, burst int) error 
 	return nil
 }
 
-// EventAccount says what became of the events of one type since the loader was
-// made: Seen = Written + Ignored + Suppressed + Lost. Written ones that were not Read
-// are still in the ring.
+// EventAccount accounts for the events of one type since the loader was created:
+// Seen = Written + Ignored + Suppressed + Lost. Written minus Read are still in the
+// ring.
 type EventAccount struct {
 	Type       EventType
-	Seen       uint64 // occurrences while the type was on
+	Seen       uint64 // occurrences while the type was enabled
 	Written    uint64 // put into the ring
-	Ignored    uint64 // nobody asked to hear of them
+	Ignored    uint64 // never reported: I/O that no process waits for
 	Suppressed uint64 // held back by the token bucket
 	Lost       uint64 // found the ring full
 	Read       uint64 // handed to the function that reads the events
 }
 
-// HeldBack tells how many events of a type the limit of a network namespace has held
-// back since it was first followed.
+// HeldBack is the number of events of a type that the limit of a network namespace
+// has suppressed since the namespace was first followed.
 type HeldBack struct {
-	// Netns is the inode number; 0 is of what belongs to no known namespace, or
-	// to the whole node. The namespaces that are not followed share small
-	// numbers, which are no namespace's.
+	// Netns is the inode number; 0 for unattributed and node-wide events.
+	// Namespaces that are not followed share small numbers, which are never inode
+	// numbers.
 	Netns uint64
 	Type  EventType
 	N     uint64
 }
 
-// HeldBack lists what the limits of the namespaces have held back, where that is
-// anything. With those of namespaces that are not followed any more it is
+// HeldBack lists the nonzero counts of events suppressed per namespace. With the
+// counts of namespaces that are no longer followed, they add up to
 // EventAccount.Suppressed.
 func (l *Loader) HeldBack() ([]HeldBack, error) {
 	var list []HeldBack
@@ -171,20 +170,20 @@ func (l *Loader) HeldBack() ([]HeldBack, error) {
 	return list, nil
 }
 
-// ProgramStats is the cost of one program. Run time and runs are zero unless
-// the kernel's BPF statistics are on (sysctl kernel.bpf_stats_enabled, or
+// ProgramStats is the cost of one program. Run time and runs are zero unless the
+// kernel's BPF statistics are enabled (sysctl kernel.bpf_stats_enabled, or
 // EnableStats).
 type ProgramStats struct {
 	Probe   string
 	Program string
 	RunTime time.Duration
 	Runs    uint64
-	// Missed counts runs that the kernel left out because the program was
-	// already running on that CPU: what they would have counted is missing.
+	// Missed counts runs that the kernel skipped because the program was already
+	// running on that CPU; their counts are missing.
 	Missed uint64
 }
 
-// Stats are the loader's accounts.
+// Stats holds the loader's accounts.
 type Stats struct {
 	Events    []EventAccount
 	Malformed uint64 // records of the ring that could not be decoded
@@ -210,8 +209,8 @@ func (l *Loader) Stats() (Stats, error) {
 		}
 		a := EventAccount{Type: t, Read: l.account.read[t].Load()}
 		for _, c := range l.account.perCPU {
-			// What is in flight on its way to the ring counts as seen a
-			// moment before its outcome is known.
+			// An event counts as seen a moment before its outcome is known; the
+			// difference counts as written.
 			a.Written += c.Seen - c.Ignored - c.Suppressed - c.Lost
 			a.Ignored += c.Ignored
 			a.Suppressed += c.Suppressed
@@ -239,9 +238,8 @@ func (l *Loader) Stats() (Stats, error) {
 	return s, nil
 }
 
-// Forget deletes what all probes keep about a network namespace that is gone.
-// Its number will be given to another one. One that Own named is not followed
-// any more.
+// Forget deletes all state of a network namespace that is gone, since the kernel
+// will reuse its inode number. A namespace named to Own is no longer followed.
 func (l *Loader) Forget(netns uint64) error {
 	l.mu.Lock()
 	if i := slices.Index(l.owned, uint32(netns)); i >= 0 && netns < 1<<32 {

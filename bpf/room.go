@@ -11,8 +11,8 @@ import (
 	"nodeskoop/bpf/internal/objects"
 )
 
-// The rooms in a table of network namespaces that the caller does not follow,
-// by who made them: enum room of headers/room.h, which explains them.
+// Rooms in a table for network namespaces that the caller does not follow, by
+// creator: enum room of headers/room.h, which explains them.
 const (
 	roomNode  = uint32(objects.SharedRoomROOM_NODE)
 	roomRoot  = uint32(objects.SharedRoomROOM_ROOT)
@@ -22,8 +22,8 @@ const (
 
 type share = objects.SharedShare
 
-// roomsOf says how much of a table of n entries each room has. The rest is for
-// namespaces that are followed.
+// roomsOf returns the size of each room in a table of n entries. The rest is for
+// followed namespaces.
 func roomsOf(n int) (most [roomsEnd]uint32) {
 	most[roomNode] = uint32(max(1, n/4))
 	most[roomRoot] = uint32(max(1, n/16))
@@ -31,7 +31,8 @@ func roomsOf(n int) (most [roomsEnd]uint32) {
 	return most
 }
 
-// followed is what is left of a table of n entries when the rooms have theirs.
+// followed returns the number of entries for followed namespaces in a table of n
+// entries.
 func followed(n int) int {
 	for _, most := range roomsOf(n) {
 		n -= int(most)
@@ -39,26 +40,24 @@ func followed(n int) int {
 	return max(n, 1)
 }
 
-// tableSize is the size of a table by namespace: one entry is that of what
-// belongs to no known namespace.
+// tableSize is the size of a table by namespace, with one entry for unattributed
+// occurrences.
 func (l *Loader) tableSize() uint32 { return uint32(max(l.options.Namespaces, 8) + 1) }
 
-// keepFormer is for how long a namespace that is no longer followed keeps what
-// nobody has forgotten: for longer than a cycle of most nodes.
+// keepFormer is how long entries of a namespace that is no longer followed are kept
+// unless Forget deletes them. It is longer than a cycle of most nodes.
 const keepFormer = time.Minute
 
-// ErrNoRoom is wrapped by the error of Own where more namespaces are to be
-// followed than the tables have room for.
+// ErrNoRoom is wrapped by the error of Own if the tables cannot hold all followed
+// namespaces.
 var ErrNoRoom = errors.New("more network namespaces than the tables have room for")
 
 // Own names the network namespaces that the caller follows: the node's own and
-// others. Each has room of its own in all tables from now on, whatever the
-// namespaces that are not named do: these share what is left. What a namespace
-// had counted before it was named stays its own. On an error, Probe.Lacking
-// says which namespaces have no counters of their own.
+// others. From then on each has reserved room in all tables, and all other
+// namespaces share the rest. Counts from before the call stay with the namespace.
+// On an error, Probe.Lacking lists the namespaces without counters of their own.
 //
-// Call it as soon as a namespace is known. It costs little where nothing has
-// changed.
+// Call Own as soon as a namespace is known. A call without changes is cheap.
 func (l *Loader) Own(node uint64, others []uint64) error {
 	set := make([]uint32, 0, len(others)+1)
 	for _, n := range append([]uint64{node}, others...) {
@@ -96,7 +95,7 @@ func (l *Loader) Own(node uint64, others []uint64) error {
 	return nil
 }
 
-// follow takes over another set of namespaces. The caller holds the lock.
+// follow replaces the set of followed namespaces. The caller holds the lock.
 func (l *Loader) follow(node uint32, set []uint32, now time.Time) {
 	buckets := l.shared[mapBuckets]
 	for _, n := range l.owned {
@@ -109,7 +108,7 @@ func (l *Loader) follow(node uint32, set []uint32, now time.Time) {
 		if _, was := slices.BinarySearch(l.owned, n); !was {
 			delete(l.former, n)
 		}
-		// Without an entry it shares the bucket of a room.
+		// On failure the namespace shares the bucket of a room.
 		_ = buckets.Update(n, &objects.SharedEventBucket{}, ebpf.UpdateNoExist)
 	}
 	l.node, l.owned = node, set
@@ -118,24 +117,24 @@ func (l *Loader) follow(node uint32, set []uint32, now time.Time) {
 	}
 }
 
-// roomState is what a probe knows of the namespaces in its tables. Probe.mu
-// guards it.
+// roomState is a probe's record of the namespaces in its tables. Probe.mu guards
+// it.
 type roomState struct {
-	owned []uint32 // sorted, with namespace 0
+	owned []uint32 // sorted, including namespace 0
 
-	lacking []uint64 // of owned: those without counters of their own
-	refused uint64   // counts that found no room
-	full    bool     // some did lately
-	calm    int      // for how many readings none did
-	crowded bool     // a room is more than half used
-	// One is in the table of drops.
+	lacking []uint64 // members of owned without counters of their own
+	refused uint64   // occurrences that found no room
+	full    bool     // occurrences found no room recently
+	calm    int      // readings since the last refusal
+	crowded bool     // a room is more than half full
+	// the same for the table of drops
 	dropsCrowded bool
 
-	shares map[string]*shares // by the name of their map
+	shares map[string]*shares // by map name
 }
 
-// calmAfter is how many readings without a refusal end the word of a full table
-// whose rooms are still crowded.
+// calmAfter is the number of readings without a refusal after which a table no
+// longer counts as full.
 const calmAfter = 4
 
 func (s *roomState) owns(netns uint32) bool {
@@ -143,11 +142,11 @@ func (s *roomState) owns(netns uint32) bool {
 	return ok
 }
 
-// shares is how one table is shared.
+// shares divides one table among namespaces.
 type shares struct {
 	m       *ebpf.Map
-	size    int  // of the table
-	rooms   bool // only the rooms have shares: others have their entries already
+	size    int  // entries of the table
+	rooms   bool // only rooms have shares, because followed namespaces have their entries already
 	demand  map[uint32]int
 	most    map[uint32]uint32 // as it was written last
 	used    map[uint32]uint32 // counted in the reading that goes on
@@ -159,7 +158,7 @@ func newShares(m *ebpf.Map, size int) *shares {
 	return &shares{m: m, size: size, most: map[uint32]uint32{}, used: map[uint32]uint32{}, read: map[uint32]share{}, demand: map[uint32]int{}}
 }
 
-// seedRooms gives the rooms their shares.
+// seedRooms writes the shares of the rooms.
 func (s *shares) seedRooms() error {
 	for room, most := range roomsOf(s.size) {
 		if room == 0 {
@@ -173,10 +172,10 @@ func (s *shares) seedRooms() error {
 	return nil
 }
 
-// allot divides what the rooms leave of the table among the namespaces that are
-// followed. Each gets a base, so that no other can take what it has not asked
-// for yet; the rest goes to those that ask for more, in equal parts up to what
-// they ask for. What is left over then is spread.
+// allot divides the part of the table outside the rooms among the followed
+// namespaces. Each gets a base that no other can take. Namespaces that ask for more
+// share the rest equally, up to what they ask for. The remainder is spread over
+// all.
 func (s *shares) allot(owned []uint32) map[uint32]uint32 {
 	out := make(map[uint32]uint32, len(owned))
 	if len(owned) == 0 || s.rooms {
@@ -250,10 +249,10 @@ func (s *shares) write(owned []uint32, counted bool, read map[uint32]share) erro
 	return errors.Join(errs...)
 }
 
-// begin starts to count entries.
+// begin starts a count of entries.
 func (s *shares) begin() { clear(s.used) }
 
-// count counts an entry of a namespace, which takes room.
+// count adds an entry of a namespace that occupies room.
 func (s *shares) count(st *roomState, netns, room uint32) {
 	if st.owns(netns) {
 		s.used[netns]++
@@ -262,8 +261,8 @@ func (s *shares) count(st *roomState, netns, room uint32) {
 	}
 }
 
-// end writes how much is in use, once all entries have been counted, and what
-// is asked for. It reports whether a room is more than half used.
+// end writes the entries in use and the demands after a complete count. It reports
+// whether a room is more than half full.
 func (s *shares) end(st *roomState) (crowded bool, err error) {
 	clear(s.read)
 	for _, n := range st.owned {
@@ -288,14 +287,14 @@ func (s *shares) end(st *roomState) (crowded bool, err error) {
 	return crowded, s.write(st.owned, true, s.read)
 }
 
-// follow makes room for the namespaces that are followed.
+// follow reserves room for the followed namespaces.
 func (p *Probe) follow(node uint32, set []uint32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return
 	}
-	// What belongs to no known namespace has its room, too.
+	// Unattributed occurrences (namespace 0) have reserved room too.
 	set = append([]uint32{0}, set...)
 	st := &p.rooms
 	st.owned = set
@@ -314,7 +313,7 @@ func (p *Probe) follow(node uint32, set []uint32) {
 			continue
 		}
 		if _, had := s.most[node]; !had && node != 0 {
-			s.demand[node] = s.size // what the node has of its own is much
+			s.demand[node] = s.size // The node's own namespace needs the most.
 		}
 		if err := s.write(set, false, nil); err != nil {
 			// Without a share of its own it has that of a room.
@@ -323,24 +322,25 @@ func (p *Probe) follow(node uint32, set []uint32) {
 	}
 }
 
-// Lacking lists the namespaces named to Own that found no room for counters of
-// their own: what is counted of them is not known.
+// Lacking lists the namespaces named to Own that have no counters of their own.
+// Their counts are unknown.
 func (p *Probe) Lacking() []uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Clone(p.rooms.lacking)
 }
 
-// Room tells how much the probe counted for namespace 0 because a namespace
-// that is not followed found no room for counters of its own (of the probe flow,
-// how many packets are in no flow), whether that was so lately, and whether
-// entries of namespaces that are gone are worth forgetting: a room is more than
-// half used. It is as the last reading of the counters found it.
+// Room returns the number of occurrences counted for namespace 0 because an
+// unfollowed namespace found no room for counters (for flow: packets in no flow),
+// whether that happened recently, and whether a room is more than half full, so
+// that forgetting namespaces that are gone is worthwhile. All values are as of the
+// last reading of the counters.
 func (p *Probe) Room() (refused uint64, full, crowded bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.rooms.refused, p.rooms.full, p.rooms.crowded || p.rooms.dropsCrowded
 }
 
-// lackOfRoom is what State says while unowned namespaces' counters find no room.
+// lackOfRoom is the limitation that State reports while counters of unowned
+// namespaces find no room.
 const lackOfRoom = "in which namespaces outside pods something happened: such namespaces have used up their room in the table, and what finds none counts as unknown; pods and the host have room of their own"

@@ -16,8 +16,8 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// newUsers makes a namespace as a user without privileges does. Root makes one
-// in a user namespace of its own, as a pod may, where uid is 0.
+// newUsers creates a namespace as an unprivileged user does; with uid 0, as root in
+// a user namespace, such as a pod's.
 func newUsers(t testing.TB, uid int) *namespace {
 	t.Helper()
 	need.Root(t)
@@ -53,7 +53,7 @@ func newUsers(t testing.TB, uid int) *namespace {
 
 var loopback = netip.MustParseAddr("127.0.0.1")
 
-// refuse loses n datagrams over lo, and has n connections reset.
+// refuse loses n datagrams over lo, and gets n connections reset.
 func (n *namespace) refuse(t testing.TB, times int) {
 	t.Helper()
 	n.do(t, func() error {
@@ -78,7 +78,7 @@ func (n *namespace) refuse(t testing.TB, times int) {
 	})
 }
 
-// exact demands that all n of refuse are counted for the namespace.
+// exact checks that all occurrences caused by refuse are counted for the namespace.
 func (l *testLoader) exact(loss, reset *Probe, what string, n *namespace, times uint64) {
 	l.t.Helper()
 	l.settled(reset, n.inode)
@@ -93,10 +93,10 @@ func (l *testLoader) exact(loss, reset *Probe, what string, n *namespace, times 
 	}
 }
 
-// TestRoom fills the tables with namespaces that are not followed, made in each
-// of the ways that there are, and holds the counts of those that are followed to
-// what was caused: of one known before, of one that comes while the tables are
-// full, and of one whose first packets come before it is known.
+// TestRoom fills the tables with unfollowed namespaces, created in each possible
+// way, and checks the exact counts of followed ones: one known before, one that
+// comes while the tables are full, and one whose first packets precede its
+// registration.
 func TestRoom(t *testing.T) {
 	for name, make := range map[string]func(testing.TB) *namespace{
 		"node":  newUnowned,
@@ -114,9 +114,9 @@ func testRoom(t *testing.T, name string, make func(testing.TB) *namespace) {
 	early.refuse(t, 3)
 	l.exact(loss, reset, "before", early, 3)
 
-	var gone []uint64 // in the end all that it makes: their numbers come again
+	var gone []uint64 // namespaces to delete at the end, whose numbers are then reused
 	t.Run("full", func(t *testing.T) {
-		unowned := 25 // more than there is room for
+		unowned := 25 // more than the tables hold
 		for range unowned {
 			s := make(t)
 			s.refuse(t, 2)
@@ -127,7 +127,7 @@ func testRoom(t *testing.T, name string, make func(testing.TB) *namespace) {
 		if unknown[ResetNosock] == 0 {
 			t.Error("the room is not full")
 		}
-		var all uint64 // of unowned namespaces and of what has no room
+		var all uint64 // sum of unowned namespaces and of occurrences without room
 		if err := reset.Counters(func(netns uint64, slot int, n uint64) {
 			if slot == ResetNosock && (netns == 0 || slices.Contains(gone, netns)) {
 				all += n
@@ -147,15 +147,15 @@ func testRoom(t *testing.T, name string, make func(testing.TB) *namespace) {
 
 		early.refuse(t, 4)
 		l.exact(loss, reset, "known before", early, 7)
-		// It comes while the tables are full.
+		// A namespace that comes while the tables are full.
 		late := newNamespace(t)
 		gone = append(gone, late.inode)
 		late.refuse(t, 500)
 		l.exact(loss, reset, "while full", late, 500)
 		if name == "node" {
-			return // who is not known then shares with those that fill it
+			return // an unknown namespace then shares the room with those that fill it
 		}
-		// Its packets come first.
+		// Its packets precede its registration.
 		unseen := newUnowned(t)
 		gone = append(gone, unseen.inode)
 		unseen.refuse(t, 5)
@@ -166,7 +166,8 @@ func testRoom(t *testing.T, name string, make func(testing.TB) *namespace) {
 	})
 	l.t = t
 
-	// They are gone: there is room again, and it is not said any more.
+	// After their deletion there is room again, and Room no longer reports a full
+	// table.
 	for _, p := range []*Probe{loss, reset} {
 		if err := p.Forget(gone...); err != nil {
 			t.Fatal(err)
@@ -175,7 +176,7 @@ func testRoom(t *testing.T, name string, make func(testing.TB) *namespace) {
 	for range calmAfter + 1 {
 		counters(t, reset, 0)
 	}
-	if _, full, _ := reset.Room(); full && name != "node" { // other programs of the machine have such
+	if _, full, _ := reset.Room(); full && name != "node" { // other programs of the machine create such namespaces
 		t.Error("it is still said that the table is full")
 	}
 	one := make(t)
@@ -185,8 +186,8 @@ func testRoom(t *testing.T, name string, make func(testing.TB) *namespace) {
 	l.exact(loss, reset, "at the end", early, 8)
 }
 
-// TestDropsWithoutRoom: what has no room in the table of reasons and places is
-// counted by class, the same as it would be there.
+// TestDropsWithoutRoom: drops that find no room in the table of reasons and
+// locations count by class.
 func TestDropsWithoutRoom(t *testing.T) {
 	a, b := newPair(t)
 	l := newTestLoader(t, Options{Drops: 16})
@@ -216,8 +217,8 @@ func TestDropsWithoutRoom(t *testing.T) {
 	}
 }
 
-// TestRoomForFollowed: more namespaces than the tables have room for is an
-// error that is said, and says of which the counters are not known.
+// TestRoomForFollowed: following more namespaces than the tables hold is an error,
+// and Lacking lists those without counters.
 func TestRoomForFollowed(t *testing.T) {
 	a := newNamespace(t)
 	l := newTestLoader(t, Options{Namespaces: 16})
@@ -237,7 +238,7 @@ func TestRoomForFollowed(t *testing.T) {
 	if got := l.settled(p, a.inode); got[ResetNosock] != 3 {
 		t.Errorf("%v", got)
 	}
-	// When some go there is room.
+	// Deleting some makes room.
 	for _, n := range others[5:] {
 		if err := p.Forget(n); err != nil {
 			t.Fatal(err)
@@ -278,8 +279,8 @@ func TestShares(t *testing.T) {
 	}
 }
 
-// TestEventRoom: the namespaces that are not followed share one limit for each
-// type, and one that is followed and keeps below its own is heard.
+// TestEventRoom: unfollowed namespaces share one limit per type; a followed
+// namespace within its own limit is not affected.
 func TestEventRoom(t *testing.T) {
 	a := newNamespace(t)
 	l := newTestLoader(t, Options{EventRate: 0.001, EventBurst: 10})

@@ -14,12 +14,12 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// heldFor is the longest that a test holds RTNL, which the whole machine waits
-// for.
+// heldFor is the maximum time that a test holds RTNL, for which the whole machine
+// waits.
 const heldFor = 8 * time.Second
 
-// While another program holds the kernel's lock on network devices, what is
-// attached goes on to count, and nobody who asks for the hooks waits.
+// While another program holds RTNL, attached devices keep counting, and no caller
+// of Hooks waits.
 func TestFlowWhileRTNLIsHeld(t *testing.T) {
 	eachDeviceKind(t, func(t *testing.T, l *testLoader, kind Kind) {
 		r := newRouter(t)
@@ -34,12 +34,12 @@ func TestFlowWhileRTNLIsHeld(t *testing.T) {
 			return packets
 		}
 		before := datagrams()
-		// A device that is new has to be attached to, which needs the lock.
+		// Attaching to a new device needs the lock.
 		r.run(t, "ip", "link", "add", "plug1", "type", "veth", "peer", "name", "other")
 		release := hang.RTNL(t, heldFor)
 		begin := time.Now()
 		p.Rescan()
-		p.Rescan() // while the first goes on
+		p.Rescan() // while the first scan is running
 		hooks := p.Hooks()
 		_, limitations := p.State()
 		if took := time.Since(begin); took > heldFor/2 {
@@ -64,8 +64,8 @@ func TestFlowWhileRTNLIsHeld(t *testing.T) {
 	})
 }
 
-// A probe that cannot be loaded for the lock keeps no other from being loaded,
-// and nobody from the loader's accounts.
+// A probe that waits for RTNL while loading does not block the loading of others,
+// or the loader's accounts.
 func TestLoadWhileRTNLIsHeld(t *testing.T) {
 	l := newTestLoader(t, Options{})
 	r := newRouter(t)
@@ -76,7 +76,7 @@ func TestLoadWhileRTNLIsHeld(t *testing.T) {
 		_, err := l.Load("flow", Config{Devices: []string{"right"}, Netns: r.path})
 		done <- err
 	}()
-	time.Sleep(300 * time.Millisecond) // it is on its way, and whatever comes is right
+	time.Sleep(300 * time.Millisecond) // let it start; any result is correct
 	if _, err := l.Load("tcpretrans", Config{}); err != nil {
 		t.Errorf("another probe: %v", err)
 	}
@@ -102,7 +102,7 @@ func TestLoadWhileRTNLIsHeld(t *testing.T) {
 	}
 }
 
-// A panic in a network namespace is an error, and leaves no thread there.
+// A panic inside a network namespace becomes an error, and no thread stays there.
 func TestPanicInsideANamespace(t *testing.T) {
 	need.Root(t)
 	n := newNamespace(t)

@@ -14,9 +14,8 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// TestServiceAddress: which end of a connection to a service an event or a flow
-// shows, the service's address or the backend's. docs/EVENTS.md and
-// docs/METRICS.md say the same in words.
+// TestServiceAddress: whether an event or a flow shows the service's or the
+// backend's address, as docs/EVENTS.md and docs/METRICS.md say.
 func TestServiceAddress(t *testing.T) {
 	need.Program(t, "nft")
 	for _, place := range []string{"client", "router"} {
@@ -81,7 +80,7 @@ func testServiceAddress(t *testing.T, place string) {
 		l.eventually("FIN_WAIT2", func() bool { return a.states(t, 5) == 1 })
 		server.Write([]byte("late"))
 		l.eventually("the reset", func() bool { return state(t, server) == "CLOSE" })
-		// The client forgets a connection, and the server does not hear of it.
+		// The client drops a connection silently.
 		client, server = pair()
 		release := b.swallow(t, "tcp flags & rst == rst")
 		client.SetLinger(0)
@@ -90,7 +89,7 @@ func testServiceAddress(t *testing.T, place string) {
 		release()
 		server.Write([]byte("late"))
 		l.eventually("the reset", func() bool { return state(t, server) == "CLOSE" })
-		// Retransmissions at either end, and losses on the way.
+		// Retransmissions at either end, and losses on the path.
 		client, server = pair()
 		release = b.swallow(t, "tcp dport != 0")
 		before := a.counter(t, "Tcp.RetransSegs")
@@ -120,8 +119,8 @@ func testServiceAddress(t *testing.T, place string) {
 			n.run(t, "nft", "delete table inet d")
 			client.SetLinger(0)
 			client.Close()
-			// A RST of the server's that crosses the client's would not be
-			// translated: conntrack has forgotten the connection by then.
+			// A RST of the server that crosses the client's would not be
+			// translated, since conntrack has already dropped the connection.
 			l.eventually("the reset", func() bool { return state(t, server) == "CLOSE" })
 			server.Close()
 		}
@@ -138,7 +137,7 @@ func testServiceAddress(t *testing.T, place string) {
 		return p.String()
 	}
 	where := map[uint64]string{a.inode: "client", b.inode: "backend", r.inode: "router"}
-	// What leaves the namespace in which addresses are translated has been.
+	// A packet that leaves the translating namespace is translated.
 	leaves := map[string]string{"client": "client -> backend", "router": "client -> service"}[place]
 	want := map[string][]string{
 		"TCPRESET_ACTIVE in client":  {"client -> service"},
@@ -146,7 +145,7 @@ func testServiceAddress(t *testing.T, place string) {
 		"TCPRESET_NOSOCK in client":  {"client -> service"},
 		"TCPRESET_PROCESS in client": {"client -> service"},
 		"TCPRETRANS in client":       {"client -> service"},
-		// TCP of the client has no socket for one of these.
+		// TCP of the client has no socket for such a packet.
 		"PACKETLOSS in client":        {leaves, "service -> client"},
 		"flow in client":              {leaves},
 		"PACKETLOSS in router":        {"client -> backend"},
@@ -157,8 +156,8 @@ func testServiceAddress(t *testing.T, place string) {
 		"PACKETLOSS in backend":       {"client -> backend"},
 		"flow in backend":             {"backend -> client"},
 	}
-	// At the first hook of the namespace nothing is translated yet, and what
-	// comes back is at the end of the last.
+	// At the namespace's first hook packets are not translated yet; replies are
+	// translated after its last.
 	if place == "router" {
 		want["PACKETLOSS in router"] = append(want["PACKETLOSS in router"], "client -> service")
 	} else {

@@ -2,8 +2,7 @@
 
 //go:build ignore
 
-/* shared: the maps that all probes share, and the types of what they have in
- * common. It has no program. */
+/* shared: the maps and types that all probes share. It has no program. */
 
 #include "headers/kernel.h"
 #include "headers/counter.h"

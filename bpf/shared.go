@@ -11,7 +11,7 @@ import (
 
 //go:generate internal/objects/bpf2go -type counter -type event -type event_account -type event_bucket -type event_limit -type event_stack -type event_type -type reason -type room -type share -type tuple -type histogram -type histograms -type histogram_bound -type histograms_by Shared shared.bpf.c
 
-// The maps of headers/event.h, created once for all probes.
+// Maps of headers/event.h, created once for all probes.
 const (
 	mapEvents   = objects.SharedMapEvents
 	mapLimits   = objects.SharedMapEventLimits
@@ -19,14 +19,14 @@ const (
 	mapBuckets  = objects.SharedMapEventBuckets
 )
 
-// Those of headers/counter.h, of which each probe has its own.
+// Maps of headers/counter.h, created per probe.
 const (
 	mapCounters      = objects.PacketlossMapCounters
 	mapCounterShares = objects.PacketlossMapCounterShares
 )
 
-// createShared creates the maps, and lets events of all types through unless
-// the options say otherwise.
+// createShared creates the maps and enables events of all types unless the options
+// disable them.
 func (l *Loader) createShared() error {
 	spec, err := objects.LoadShared()
 	if err != nil {
@@ -41,7 +41,7 @@ func (l *Loader) createShared() error {
 		}
 		l.shared[name] = m
 	}
-	// The buckets of the rooms, and of what belongs to no known namespace.
+	// The buckets of the rooms and of unattributed events.
 	for room := range roomsEnd {
 		if err := l.shared[mapBuckets].Put(room, &objects.SharedEventBucket{}); err != nil {
 			return fmt.Errorf("make the first buckets of events: %w", err)
@@ -55,7 +55,7 @@ func (l *Loader) createShared() error {
 	return nil
 }
 
-// ringSize rounds up to what the kernel accepts for a ring: a power of two,
+// ringSize rounds up to a size that the kernel accepts for a ring: a power of two
 // and a multiple of the page size, which is not 4 KiB everywhere.
 func ringSize(n int) uint32 {
 	size := os.Getpagesize()
@@ -65,7 +65,7 @@ func ringSize(n int) uint32 {
 	return uint32(size)
 }
 
-// sharedOf gives those shared maps that a probe's programs use.
+// sharedOf returns the shared maps that a probe's programs use.
 func (l *Loader) sharedOf(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
 	shared := map[string]*ebpf.Map{}
 	for name, m := range l.shared {

@@ -76,7 +76,7 @@ static __always_inline __u32 ticks_of(__u64 ns)
 	return ns >> TICK_SHIFT;
 }
 
-/* TCP's reading of the clock may be the moment before ours. */
+/* TCP's clock reading may be slightly older than ours. */
 static __always_inline __u64 elapsed_ns(__u32 since, __u32 now)
 {
 	__u32 ticks = now - since;
@@ -88,9 +88,9 @@ static __always_inline __u64 elapsed_ns(__u32 since, __u32 now)
 #define WRITERS 4
 #define GONE_READS 8
 
-/* Arrivals (or writes) that are kept as one: so many, the first and the last
- * of them at these times. They are taken to be of one size and evenly spread,
- * so no time is wrong by more than last - first. */
+/* Consecutive arrivals (or writes) kept as one mark: their number, and the times of
+ * the first and the last. They count as equally large and evenly spread, so no time
+ * is wrong by more than last - first. */
 struct mark {
 	__u32 end; /* position behind them */
 	__u32 first;
@@ -98,32 +98,31 @@ struct mark {
 	__u32 many; /* how many << 2 | which of the writers */
 };
 
-/* What has come and was not taken, oldest first. Positions are TCP's sequence
- * numbers, or the number of a datagram.
+/* Data that have come and were not taken, oldest first. Positions are TCP sequence
+ * numbers, or numbers of datagrams.
  *
- * What comes within a sixteenth of the threshold `slow` (62 us) after the first
- * of the last mark joins that mark. Where all marks are in use, those two
- * neighbours become one that lose the least: the time that they would span is
- * set against the age of what they hold plus an eighth of the age of the
- * oldest. So what is old is kept more coarsely than what is new, and the marks
- * never run out.
+ * Data that come within a sixteenth of the threshold `slow` (62 us) after the first
+ * data of the last mark join that mark. If all marks are in use, the two neighbours
+ * whose merging loses least become one: the time that they would span is compared
+ * with the age of their data plus an eighth of the age of the oldest data. Old data
+ * are thus kept more coarsely than new data, and marks never run out.
  *
- * A mark of one arrival is exact. No other is off by more than it spans, which
- * is less than a quarter of the wait in a queue of constant delay; as arrivals
- * in a mark are taken to be evenly spread, random ones are off by 5 % of it, in
- * either direction. A queue that is emptied at once is off by a few percent of
- * the age of its oldest data.
+ * A mark of one arrival is exact. Any other mark is off by at most its span, which
+ * is less than a quarter of the wait in a queue of constant delay. Since arrivals
+ * in a mark count as evenly spread, random arrivals are off by 5 % of the wait, in
+ * either direction. A queue that is emptied at once is off by a few percent of the
+ * age of its oldest data.
  *
- * A TCP socket's queues change under its lock. Of a datagram socket several
- * CPUs may add and take at a time: one end adds at the head, the other takes at
- * the tail, and a mark is complete before the head tells of it. Two that add at
- * once may lose a mark. Two that take at once may take each other's datagram for
- * theirs, and the last of the queue may go without a measurement. */
+ * A TCP socket's queues change under its lock. Several CPUs may add to and take
+ * from a datagram socket's queue at the same time: one end adds at the head, the
+ * other takes at the tail, and a mark is complete before the head includes it. Two
+ * CPUs that add at the same time may lose a mark. Two that take at the same time
+ * may swap their datagrams, and the last datagram of the queue may not be measured. */
 struct queue {
 	__u32 head; /* index of the next mark; & MARKS - 1 gives its place */
 	__u32 tail;
 	__u32 base; /* where the oldest mark's data begin */
-	__u32 best; /* of queue_squeeze */
+	__u32 best; /* used by queue_squeeze */
 	struct mark mark[MARKS];
 };
 
@@ -134,13 +133,13 @@ struct writer {
 
 struct waiting {
 	__u64 identity; /* of the socket, where the map does not go with it */
-	__u64 call_ns; /* how long the data waited that a call took which goes on; or 0 */
-	__u32 call_task; /* whose call that is */
+	__u64 call_ns; /* wait of the oldest data that the current call has taken; 0 if none */
+	__u32 call_task; /* task of that call */
 	__u32 call_at; /* when it took its last piece */
 	__u32 taken; /* position up to which the application has read */
 	__u32 arrived; /* datagrams so far */
-	__u32 gone; /* datagrams that seem to have gone without a read */
-	__u32 gone_reads; /* for how many reads */
+	__u32 gone; /* datagrams dequeued without a known read */
+	__u32 gone_reads; /* number of reads since then */
 	__u32 write_begin; /* position at which the last write began */
 	__u32 sent; /* position up to which TCP has sent */
 	__u32 sent_at;
@@ -150,7 +149,7 @@ struct waiting {
 	struct writer writers[WRITERS];
 };
 
-/* Goes when its socket does: programs with type information can use it. */
+/* Socket storage is freed with its socket; it needs programs with type information. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -158,8 +157,8 @@ struct {
 	__type(value, struct waiting);
 } sockets SEC(".maps");
 
-/* For the others. A closed socket's entry is found again by the next socket
- * at its address, which is why it carries an identity. */
+/* For programs without type information. The next socket at a closed socket's
+ * address finds the same entry, so entries carry an identity. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
@@ -170,10 +169,10 @@ struct {
 /* Too large for the stack. */
 const struct waiting nothing = {};
 
-/* Not 0 while a call may go on that has taken data which waited long: the ends
- * of so many calls are looked at. It spares all others a look into the storage.
- * The end of a call is missed if it sleeps for so many others; what its task
- * reads next from the socket then counts as the same call's. */
+/* Number of call ends to inspect. It is not 0 while a call that took long-waiting
+ * data may still be running; at 0 no lookup is needed. If a call sleeps during that
+ * many other calls, its end is missed, and the task's next read from the socket
+ * counts as the same call. */
 __u32 calls_open;
 
 #define CALLS_OPEN 1024
@@ -194,10 +193,9 @@ static __always_inline struct waiting *find(const struct sock *sk)
 	return w && w->identity == identity_of(sk) ? w : NULL;
 }
 
-/* MPTCP takes the data of its TCP connections into a socket of its own, where
- * they wait for the application, and gives them data without a write. So there
- * is nothing that a program here could measure, and such a connection has no
- * entry. */
+/* MPTCP moves the data of its TCP connections to its own socket, where they wait
+ * for the application, and sends without a write on the connection. Nothing can be
+ * measured here, so such connections have no entry. */
 static __always_inline bool is_mptcp(const struct sock *sk)
 {
 	const struct tcp_sock___mptcp *tp = (const void *)sk;
@@ -258,8 +256,8 @@ static __always_inline __u32 many_of(const struct mark *m)
 	return m->many >> 2;
 }
 
-/* queue_squeeze makes room in a full queue and gives the new head. The oldest
- * mark stays as it is: the other end may be at it. */
+/* queue_squeeze makes room in a full queue and returns the new head. It never
+ * changes the oldest mark, which the other end may be using. */
 static __noinline __u32 queue_squeeze(struct queue *q, __u32 now)
 {
 	__u64 best_span = 1ull << 31, best_age = 1;
@@ -270,9 +268,9 @@ static __noinline __u32 queue_squeeze(struct queue *q, __u32 now)
 	if (!q)
 		return 0;
 	tail = q->tail;
-	/* Kept where the verifier takes it for any number: it would follow what
-	 * comes after for each one else. Another CPU that squeezes, too, may
-	 * choose for this one. */
+	/* Stored in memory, so that the verifier treats it as an arbitrary number;
+	 * otherwise it would check the rest for each value. Another CPU that squeezes
+	 * may overwrite the choice, which is harmless. */
 	choice = &q->best;
 	*choice = MARKS - 2;
 	for (__u32 i = 1; i < MARKS - 1; i++) {
@@ -302,7 +300,7 @@ static __noinline __u32 queue_squeeze(struct queue *q, __u32 now)
 	return tail + MARKS - 1;
 }
 
-/* queue_add notes that the data up to `end` came now. If nothing was waiting,
+/* queue_add records that the data up to `end` came now. If the queue was empty,
  * they begin at `begin`. */
 static __always_inline void queue_add(struct queue *q, __u32 begin, __u32 end, __u32 now,
 				      __u32 writer)
@@ -338,15 +336,15 @@ static __always_inline void queue_clear(struct queue *q)
 	q->tail = q->head;
 }
 
-/* queue_restart has an empty queue use the same memory again. Its ends must not
- * run at a time. */
+/* queue_restart makes an empty queue start over in the same memory. Its two ends
+ * must not run concurrently. */
 static __always_inline void queue_restart(struct queue *q)
 {
 	q->head = 0;
 	q->tail = 0;
 }
 
-/* queue_drop forgets the marks up to a position. */
+/* queue_drop removes the marks up to a position. */
 static __always_inline void queue_drop(struct queue *q, __u32 position)
 {
 	__u32 tail = q->tail, head = q->head;
@@ -362,7 +360,7 @@ static __always_inline void queue_drop(struct queue *q, __u32 position)
 	q->tail = tail;
 }
 
-/* mark_time gives when the data at a position came, of which a mark tells. */
+/* mark_time returns the time at which the data at a position in the mark came. */
 static __always_inline __u32 mark_time(const struct queue *q, const struct mark *m, __u32 position)
 {
 	__u32 many = many_of(m), offset = position - q->base, len = m->end - q->base;
@@ -458,8 +456,8 @@ static __always_inline void read_measured(const struct sock *sk, __u8 protocol, 
 		report(sk, protocol << 8 | READ, now, wait, NULL);
 }
 
-/* The protocol if the probe watches the socket, else 0. With type information
- * it is read without helpers, which these programs run too often for. */
+/* Returns the protocol if the probe watches the socket, else 0. Programs with type
+ * information run too often for helper calls, so they read it directly. */
 static __always_inline __u8 protocol_watched(__u16 family, __u16 protocol, __u8 state)
 {
 	if (family != AF_INET && family != AF_INET6)
@@ -482,10 +480,9 @@ static __always_inline __u8 protocol_loaded(const struct sock *sk)
 				sk->__sk_common.skc_state);
 }
 
-/* What the programs with type information need of a connection: the same as
- * the others, loaded, and TCP's own reading of the clock. TCP reads it when it
- * begins with a segment that came and when it begins to send, which are the
- * moments that count here. */
+/* Fields of a connection, loaded directly by programs with type information, with
+ * TCP's own clock reading. TCP reads the clock when it starts to process a received
+ * segment and when it starts to send, the moments that matter here. */
 struct connection {
 	__u32 rcv_nxt;
 	__u32 copied_seq;
@@ -522,9 +519,9 @@ static __always_inline __u32 snd_nxt_of(const struct sock *sk)
 	return BPF_CORE_READ((const struct tcp_sock *)sk, snd_nxt);
 }
 
-/* A reader moves the whole queue to one of its own first. So that no datagram
- * is counted in both, who adds looks at the reader's queue first; so that none
- * is missed, who takes looks at it last. */
+/* A reader first moves the whole queue to its own. To count no datagram twice, a
+ * CPU that adds inspects the reader's queue first; to miss none, a CPU that takes
+ * inspects it last. */
 static __always_inline __u32 datagrams_unread(const struct sock *sk)
 {
 	__u32 n = BPF_CORE_READ((const struct udp_sock *)sk, reader_queue.qlen);
@@ -553,8 +550,8 @@ static __always_inline __u32 datagrams_left_loaded(const struct sock *sk)
 	return n + BPF_CORE_READ((const struct udp_sock *)sk, reader_queue.qlen);
 }
 
-/* The connection has data up to rcv_nxt, and the application those up to
- * copied. */
+/* The connection has received data up to rcv_nxt, of which the application has read
+ * up to copied. */
 static __always_inline void ready_tcp(struct waiting *w, __u32 rcv_nxt, __u32 copied, __u64 now)
 {
 	struct queue *q;
@@ -569,9 +566,9 @@ static __always_inline void ready_tcp(struct waiting *w, __u32 rcv_nxt, __u32 co
 	} else {
 		end = mark_at(q, q->head - 1)->end;
 		if (end == rcv_nxt)
-			return; /* told again */
-		/* Something has read that no program here sees, or the marks
-		 * are an earlier connection's. */
+			return; /* repeated notification */
+		/* The data were read without a program here noticing, or the marks belong
+		 * to an earlier connection. */
 		if (!after(end, copied) || after(end, rcv_nxt))
 			queue_clear(q);
 		if (after(copied, w->taken) || queue_empty(q))
@@ -580,7 +577,7 @@ static __always_inline void ready_tcp(struct waiting *w, __u32 rcv_nxt, __u32 co
 	queue_add(q, copied, rcv_nxt, ticks_of(now), 0);
 }
 
-/* A datagram came. It may have been read already, by another CPU. */
+/* A datagram arrived, which another CPU may already have read. */
 static __always_inline void ready_datagram(struct waiting *w, __u32 unread)
 {
 	struct queue *q;
@@ -589,12 +586,11 @@ static __always_inline void ready_datagram(struct waiting *w, __u32 unread)
 	if (!w)
 		return;
 	q = &w->in;
-	/* What came before the first datagram that is seen is unread too. */
+	/* Datagrams that came before the first observed one are unread too. */
 	__sync_fetch_and_add(&w->arrived, w->arrived || w->taken || !unread ? 1 : unread);
 	arrived = w->arrived;
 	if (unread <= 1) {
-		/* The only one unread is the one that just came, whatever the
-		 * marks say. */
+		/* Only the new datagram is unread, so all marks are outdated. */
 		queue_clear(q);
 		if (!unread)
 			w->taken = arrived;
@@ -636,7 +632,8 @@ static __always_inline int ready_read(const struct sock *sk)
 	return 0;
 }
 
-/* The bytes up to `copied` have been taken: how long had the oldest waited? */
+/* The bytes up to `copied` have been taken. Returns how long the oldest of them had
+ * waited. */
 static __always_inline __u64 read_tcp(struct waiting *w, __u32 copied, __u64 now)
 {
 	__u32 from = w->taken;
@@ -647,10 +644,9 @@ static __always_inline __u64 read_tcp(struct waiting *w, __u32 copied, __u64 now
 	return queue_take(&w->in, from, copied, ticks_of(now));
 }
 
-/* Whether a call has taken all that it will: it left a part of a segment, or it
- * does not go by the segments at all (splice, sendfile). Otherwise the segment
- * that it has just copied whole is still the first of the queue, and the next
- * may follow. */
+/* Whether a call will take no more data: it left part of a segment, or it does not
+ * take whole segments (splice, sendfile). Otherwise the segment that it has just
+ * copied completely is still first in the queue, and the next may follow. */
 static __always_inline bool call_is_over(const struct sock *sk, __u32 copied)
 {
 	const struct sk_buff *first = BPF_CORE_READ(sk, sk_receive_queue.next);
@@ -660,7 +656,7 @@ static __always_inline bool call_is_over(const struct sock *sk, __u32 copied)
 	       BPF_CORE_READ(cb, end_seq) != copied;
 }
 
-/* A call took a piece of data that waited so long. */
+/* A call took a piece of data that had waited for `wait` ns. */
 static __always_inline int piece_measured(const struct sock *sk, struct waiting *w, __u32 copied,
 					  __u64 now, __u64 wait)
 {
@@ -709,9 +705,9 @@ static __always_inline int read_datagram(const struct sock *sk, __u8 protocol, s
 	if (gone)
 		gone -= loaded ? datagrams_left_loaded(sk) : datagrams_left(sk);
 
-	/* Others have gone too. Either other threads are about to tell of their
-	 * reads, or they have gone without one, as their checksum was wrong.
-	 * Then they are still missing some reads later. */
+	/* Other datagrams were dequeued too. Either other threads are about to report
+	 * their reads, or the datagrams were discarded because of a wrong checksum. In
+	 * the latter case they are still missing some reads later. */
 	if (!after(gone, 0)) {
 		w->gone_reads = 0;
 	} else {
@@ -722,8 +718,8 @@ static __always_inline int read_datagram(const struct sock *sk, __u8 protocol, s
 			w->gone_reads = 0;
 		}
 	}
-	/* Another thread may have been here in the meantime: its read is not to
-	 * be taken back. */
+	/* Another thread may have reported a read meanwhile, which must not be
+	 * overwritten. */
 	__sync_fetch_and_add(&w->taken, 1 + skip);
 	taken += skip;
 	if (queue_empty(&w->in))
@@ -734,7 +730,7 @@ static __always_inline int read_datagram(const struct sock *sk, __u8 protocol, s
 	return 0;
 }
 
-/* A datagram may be empty. The queue of errors and timestamps is another. */
+/* A datagram may be empty. Reads of the error queue do not count. */
 static __always_inline bool taken(int result, int flags)
 {
 	return result >= 0 && !(flags & (MSG_PEEK | MSG_ERRQUEUE));
@@ -806,9 +802,9 @@ int BPF_KPROBE(kp_ready, struct sock *sk)
 	return ready_read(sk);
 }
 
-/* Before 6.3, without function hooks: TCP gets a segment, before it is queued.
- * One that comes out of order becomes readable later, with the one that was
- * missing: it has no mark until the next one comes. */
+/* Before 6.3, without function hooks: TCP receives a segment, before queueing it.
+ * An out-of-order segment becomes readable later, together with the missing one,
+ * and has no mark until the next segment comes. */
 SEC("raw_tp/tcp_probe")
 int raw_segment(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -819,15 +815,14 @@ int raw_segment(struct bpf_raw_tracepoint_args *ctx)
 	struct waiting *w;
 	struct mark *m;
 
-	/* Nothing becomes unread by what has come before: a segment without
-	 * data, or a retransmission. */
+	/* Segments without data, and retransmissions, make no data readable. */
 	if (!after(end_seq, rcv_nxt) || after(BPF_CORE_READ(cb, seq), rcv_nxt))
 		return 0;
 	w = find_or_make(sk, IPPROTO_TCP);
 	if (!w)
 		return 0;
 	if (!queue_empty(&w->in)) {
-		/* TCP did not take the last one. */
+		/* TCP discarded the last segment. */
 		m = mark_at(&w->in, w->in.head - 1);
 		if (after(m->end, rcv_nxt))
 			m->end = rcv_nxt;
@@ -836,8 +831,8 @@ int raw_segment(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* TCP has copied bytes to the application, in the middle of its call: one
- * that waits for more does not make these wait. */
+/* TCP has copied bytes to the application, in the middle of its call. If the call
+ * then waits for more data, the wait does not add to that of these bytes. */
 SEC("tp_btf/tcp_rcv_space_adjust")
 int btf_read_tcp(__u64 *ctx)
 {
@@ -869,9 +864,8 @@ int raw_read_tcp(struct bpf_raw_tracepoint_args *ctx)
 	return piece_taken(sk, w, copied, now, wait);
 }
 
-/* Nothing tells here when a call ends. Where it took a segment whole and there
- * is another, what is taken within a millisecond is taken to be the same
- * call's. */
+/* The end of a call is not visible here. If a call took a whole segment and another
+ * segment exists, data taken within a millisecond count as taken by the same call. */
 SEC("raw_tp/tcp_rcv_space_adjust")
 int raw_read_pieces(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -892,13 +886,12 @@ int raw_read_pieces(struct bpf_raw_tracepoint_args *ctx)
 	w->call_at = ticks_of(now);
 	piece_measured(sk, w, copied, now, wait);
 	if (BPF_CORE_READ(sk, sk_receive_queue.qlen) <= 1)
-		call_ends(w); /* that was the last one */
+		call_ends(w); /* no further data in this call */
 	return 0;
 }
 
-/* TCP has copied so many bytes to the application in this call, which is at its
- * end or about to sleep. A call that has slept tells of more bytes than were
- * taken since. */
+/* TCP has copied this many bytes to the application in the current call, which is
+ * ending or about to sleep. After a sleep the number includes bytes from before. */
 static __always_inline int cleaned_up(const struct sock *sk, struct waiting *w, __u32 copied_seq,
 				      int copied)
 {
@@ -955,7 +948,7 @@ int raw_received(struct bpf_raw_tracepoint_args *ctx)
 	return taken((int)ctx->args[1], (int)ctx->args[2]) ? received_read(sk) : 0;
 }
 
-/* The length is negative for a peek, but for one at an empty datagram. What
+/* The length is negative for a peek, unless the datagram is empty. A datagram that
  * was only peeked at is still in the queue. */
 static __always_inline bool consumed(const struct sk_buff *skb, int len)
 {
@@ -978,7 +971,7 @@ int BPF_KPROBE(kp_consume, struct sock *sk, struct sk_buff *skb, int len)
 
 /* Writing */
 
-/* The account of a type of events, NULL if it is off. */
+/* Returns the account of an event type, NULL if the type is off. */
 static __always_inline struct event_account *event_on(__u32 type)
 {
 	const struct event_limit *limit = bpf_map_lookup_elem(&event_limits, &type);
@@ -986,8 +979,8 @@ static __always_inline struct event_account *event_on(__u32 type)
 	return limit && limit->interval_ns ? bpf_map_lookup_elem(&event_accounts, &type) : NULL;
 }
 
-/* How many of `many` writes, evenly spread over the time from the first to the
- * last, have waited for a threshold. */
+/* Returns how many of `many` writes, evenly spread between the first and the last,
+ * have waited longer than the threshold. */
 VERIFIED_ONCE __u32 over(__u64 threshold, __u64 first_wait, __u64 span, __u32 many)
 {
 	if (first_wait < threshold)
@@ -1072,8 +1065,8 @@ static __noinline int written_out(const struct sock *sk, const struct waiting *w
 	return 0;
 }
 
-/* Everything up to end_seq has left TCP, and what is up to `unseen` did so at a
- * time that is not known. */
+/* Everything up to end_seq has left TCP; the part up to `unseen` did so at an
+ * unknown time. */
 static __always_inline void went_out(const struct sock *sk, struct waiting *w, __u32 unseen,
 				     __u32 end_seq, __u64 now)
 {
@@ -1094,7 +1087,7 @@ static __always_inline void went_out(const struct sock *sk, struct waiting *w, _
 	q->base = base;
 	if (!after(head, tail))
 		return;
-	/* Of several writes some may be done. */
+	/* Some of the mark's writes may be complete. */
 	m = mark_at(q, tail);
 	many = many_of(m);
 	len = m->end - base;
@@ -1114,11 +1107,11 @@ static __always_inline void went_out(const struct sock *sk, struct waiting *w, _
 		written_out(sk, w, &part, now);
 }
 
-/* A segment of data up to end_seq leaves TCP. What is before snd_nxt left
- * earlier, by a way that no program here sees: it waits for its neighbour's
- * address, or was taken by a filter or encrypted before it came to a device. It
- * did not wait in TCP, whenever this one passes (tcp_event_new_data_sent moves
- * snd_nxt when a segment has left). */
+/* A segment of data up to end_seq leaves TCP. Data before snd_nxt left earlier on a
+ * path that no program here sees: the packet waits for its neighbour's address, or
+ * a filter held or encrypted it before the device. Such data did not wait in TCP,
+ * however late the packet passes (tcp_event_new_data_sent moves snd_nxt when a
+ * segment has left). */
 static __always_inline int segment_out(const struct sock *sk, struct waiting *w, __u32 end_seq,
 				       __u64 now)
 {
@@ -1128,7 +1121,7 @@ static __always_inline int segment_out(const struct sock *sk, struct waiting *w,
 	return 0;
 }
 
-/* Whether a segment is the first to carry what is written and not sent. */
+/* Whether a segment is the first to carry written, unsent data. */
 static __always_inline bool is_new(const struct waiting *w, __u32 end_seq)
 {
 	return after(end_seq, w->sent);
@@ -1139,8 +1132,8 @@ static __always_inline bool writer_is(const struct writer *one, __u32 pid, const
 	return one->pid == pid && one->comm[0] == comm[0] && one->comm[1] == comm[1];
 }
 
-/* writer_of gives the writer's place, which may have been that of one who has
- * not written for a while. */
+/* writer_of returns the writer's slot, which may replace that of a writer that has
+ * been inactive. */
 static __always_inline __u32 writer_of(struct waiting *w, __u32 pid, const __u64 comm[2])
 {
 	__u32 at = w->writer & (WRITERS - 1);
@@ -1158,7 +1151,7 @@ static __always_inline __u32 writer_of(struct waiting *w, __u32 pid, const __u64
 	return w->writer = at;
 }
 
-/* The last write ended short of what was asked of it, at write_seq. */
+/* The last write ended short, at write_seq. */
 static __always_inline void settle(const struct sock *sk, struct waiting *w, __u32 write_seq,
 				   __u64 now)
 {
@@ -1169,7 +1162,7 @@ static __always_inline void settle(const struct sock *sk, struct waiting *w, __u
 		return;
 	m->end = write_seq;
 	if (w->write_begin == write_seq) {
-		/* It put in nothing. */
+		/* It wrote nothing. */
 		m->many -= 1 << 2;
 		if (!many_of(m)) {
 			q->head--;
@@ -1177,7 +1170,7 @@ static __always_inline void settle(const struct sock *sk, struct waiting *w, __u
 		}
 	}
 	if (!after(write_seq, w->sent)) {
-		/* What it put in has been sent some time ago. */
+		/* Its bytes were sent some time ago. */
 		__u64 ago = (__u64)(ticks_of(now) - w->sent_at) << TICK_SHIFT;
 
 		went_out(sk, w, q->base, write_seq, now - ago);
@@ -1201,10 +1194,9 @@ static __always_inline void write_begins(const struct sock *sk, struct waiting *
 	queue_add(q, write_seq, write_seq + size, ticks_of(now), writer_of(w, pid, comm));
 }
 
-/* The tracepoint passes several times in a call. Each time, what the call has
- * left would end at the same byte. So would what a non-blocking call is given
- * that goes on after a short write: that one is at the beginning of its
- * buffer. */
+/* The tracepoint fires several times per call. Each time, the remaining data of the
+ * call end at the same byte. So would the data of a non-blocking call that
+ * continues a short write; such a call is at the beginning of its buffer. */
 static __always_inline bool same_call(struct waiting *w, __u32 write_seq, __u32 end, __u8 iter_type,
 				      __u64 iov_offset, __u32 flags)
 {
@@ -1220,16 +1212,16 @@ static __always_inline bool same_call(struct waiting *w, __u32 write_seq, __u32 
 	       iter_type != bpf_core_enum_value(enum iter_type, ITER_UBUF);
 }
 
-/* At the device, TCP's own notes in the packet are overwritten: its header
- * tells, of which this is the beginning. */
+/* At the device, TCP's control block in the skb is overwritten, so read the TCP
+ * header, of which this is the beginning. */
 struct tcp_header {
 	__be16 source, dest;
 	__be32 seq, ack;
 	__u8 offset;
 };
 
-/* Where the data of a segment ends, or false if it has none: it is an
- * acknowledgement or a window probe. */
+/* Returns the end of a segment's data, or false if it has none: an ACK or a window
+ * probe. */
 static __always_inline bool data_end(const struct tcp_header *tcp, __u32 header, __u32 len,
 				     __u32 *end_seq)
 {
@@ -1310,7 +1302,7 @@ int BPF_KPROBE(kp_write, struct sock *sk, struct msghdr *msg, unsigned long size
 	return 0;
 }
 
-/* At the device a tunnel's header may be in the place of TCP's. */
+/* At the device, a tunnel's header may be where TCP's is expected. */
 static __always_inline bool header_of(const struct tcp_header *tcp, __u16 num, __be16 dport)
 {
 	return tcp->source == bpf_htons(num) && tcp->dest == dport;
@@ -1321,7 +1313,7 @@ int btf_queue(__u64 *ctx)
 {
 	const struct sk_buff *skb = (const struct sk_buff *)ctx[0];
 	struct sock *sk = skb->sk;
-	/* A packet's socket may not be loaded from as a connection. */
+	/* The verifier does not allow loads from a packet's socket as a connection. */
 	const struct tcp_sock *tp = (const struct tcp_sock *)sk;
 	struct tcp_header tcp;
 	struct waiting *w;

@@ -15,7 +15,7 @@ var socketlatency = definition{
 		{
 			name: "reads (data ready to data taken)",
 			rungs: []rung{
-				// State that goes with the socket needs type information.
+				// Socket storage needs type information.
 				{kind: BTFTracepoint, programs: []string{"btf_received", "btf_read_tcp", "btf_ready"}},
 				{kind: RawTracepoint, programs: []string{"raw_received", "raw_read_tcp", "raw_ready"}},
 				{kind: Fentry, programs: []string{"fen_consume", "fen_cleanup", "fen_ready"}},
@@ -43,13 +43,13 @@ var socketlatency = definition{
 	defaults: Config{Slow: time.Millisecond, Slow100: 100 * time.Millisecond, Event: 100 * time.Millisecond},
 }
 
-// The types of its events.
+// Event types of socketlatency.
 const (
 	SocklatReadSlow = EventType(objects.SharedEventTypeEVENT_SOCKETLAT_READSLOW)
 	SocklatSendSlow = EventType(objects.SharedEventTypeEVENT_SOCKETLAT_SENDSLOW)
 )
 
-// Slots of the counters of socketlatency. What is over 100 ms is in both.
+// Counter slots of socketlatency. Waits over 100 ms count in both slots.
 const (
 	ReadSlow     = int(objects.SocketlatencySlotREAD)
 	ReadSlow100  = int(objects.SocketlatencySlotREAD100)

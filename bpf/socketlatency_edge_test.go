@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestSocketlatencyEdges: what is told of late, dropped, discarded, urgent, or
-// older than the probe. Each step names how many slow reads it makes.
+// TestSocketlatencyEdges: data with delayed wakeups, dropped, discarded, urgent
+// data, and data older than the probe. Each step states its number of slow reads.
 func TestSocketlatencyEdges(t *testing.T) {
 	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
@@ -37,7 +37,7 @@ func TestSocketlatencyEdges(t *testing.T) {
 		step("the first of two messages, of which one is older than the probe", 1)
 		s3.take(10, 0, false)
 		if !endsOfCalls(p.Hooks()[0]) {
-			last = l.settled(p, b.inode)[ReadSlow100] // within a millisecond or not
+			last = l.settled(p, b.inode)[ReadSlow100] // within a millisecond of each other, or not
 		} else {
 			step("the second", 1)
 		}

@@ -19,15 +19,15 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// TestSocketlatencyHealthy asks and answers many times, with readers that wait
-// for what comes. What the probe counts over 1 ms is no more than what the
-// application measures, which includes the way.
+// TestSocketlatencyHealthy exchanges many requests and replies with readers that
+// wait for data. The probe must not count more reads over 1 ms than the application
+// measures, including the path.
 func TestSocketlatencyHealthy(t *testing.T) {
 	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		l := newTestLoader(t, Options{Hooks: rung})
 		p := l.load("socketlatency", Config{})
-		n := 50000 // questions, and as many answers
+		n := 50000 // requests, and as many replies
 		if need.InVM() {
 			n = 1000
 		}
@@ -71,7 +71,7 @@ func TestSocketlatencyHealthy(t *testing.T) {
 	})
 }
 
-// connectBack makes a datagram socket answer whom it has heard.
+// connectBack connects a datagram socket to its peer.
 func connectBack(t *testing.T, client, server *endpoint) {
 	t.Helper()
 	to, err := unix.Getsockname(client.fd)
@@ -83,8 +83,8 @@ func connectBack(t *testing.T, client, server *endpoint) {
 	}
 }
 
-// questions gives how long questions and answers were on their way. A datagram may
-// be lost on it: a question without an answer is asked again.
+// questions returns how long requests and replies took. A lost datagram leaves a
+// request without a reply; it is repeated.
 func questions(t *testing.T, client, server *endpoint, datagrams bool, n int) (asked, answered []time.Duration) {
 	t.Helper()
 	at := make([]time.Duration, 2*n)
@@ -99,7 +99,7 @@ func questions(t *testing.T, client, server *endpoint, datagrams bool, n int) (a
 	}
 	var over atomic.Bool
 	end := time.Now().Add(testkit.Patience)
-	// read gives the number of what came, and whether anything did.
+	// read returns the number in the received message, and whether one came.
 	read := func(e *endpoint) (number int, came bool) {
 		var b [64]byte
 		got, err := again(func() (int, error) { return unix.Read(e.fd, b[:]) })
@@ -140,7 +140,7 @@ func questions(t *testing.T, client, server *endpoint, datagrams bool, n int) (a
 		at[2*i] = now()
 		write(client, i)
 		number, came := read(client)
-		for came && number < i && !over.Load() { // an answer that was late
+		for came && number < i && !over.Load() { // a late reply
 			number, came = read(client)
 		}
 		if !came {
@@ -156,8 +156,8 @@ func questions(t *testing.T, client, server *endpoint, datagrams bool, n int) (a
 	return asked, answered
 }
 
-// TestSocketlatencyErrorQueue reads the queue of errors and timestamps while
-// data wait. That is no read.
+// TestSocketlatencyErrorQueue reads the error queue while data wait. That is not a
+// read of data.
 func TestSocketlatencyErrorQueue(t *testing.T) {
 	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
@@ -209,9 +209,8 @@ func TestSocketlatencyErrorQueue(t *testing.T) {
 	})
 }
 
-// TestSocketlatencyMPTCP lets data wait in sockets of MPTCP, which the probe
-// does not measure, and in one of TCP that an MPTCP server accepts, which it
-// does.
+// TestSocketlatencyMPTCP makes data wait in MPTCP sockets, which the probe does not
+// measure, and in a TCP socket accepted by an MPTCP server, which it does.
 func TestSocketlatencyMPTCP(t *testing.T) {
 	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
@@ -273,7 +272,7 @@ func TestSocketlatencyMPTCP(t *testing.T) {
 	})
 }
 
-// TestSocketlatencyBeforeAccept: data wait too while the connection waits to be
+// TestSocketlatencyBeforeAccept: data also wait while the connection waits to be
 // accepted.
 func TestSocketlatencyBeforeAccept(t *testing.T) {
 	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
@@ -306,8 +305,8 @@ func TestSocketlatencyBeforeAccept(t *testing.T) {
 	})
 }
 
-// TestSocketlatencyWriter: an event names the thread whose bytes waited, not
-// the one that wrote last.
+// TestSocketlatencyWriter: an event names the thread whose bytes waited, not the
+// last writer.
 func TestSocketlatencyWriter(t *testing.T) {
 	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
@@ -321,7 +320,7 @@ func TestSocketlatencyWriter(t *testing.T) {
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
-				runtime.LockOSThread() // it ends with the goroutine
+				runtime.LockOSThread() // the thread ends with the goroutine
 				comm, _ := unix.BytePtrFromString(name)
 				_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(comm)), 0, 0, 0)
 				f()
@@ -332,7 +331,7 @@ func TestSocketlatencyWriter(t *testing.T) {
 			t.Fatal(err)
 		}
 		full := fillWindow(t, l, client)
-		// Both have 100 bytes in the queue, behind what fills the window.
+		// Both have 100 bytes in the queue, behind the data that fill the window.
 		as("first-writer", func() { client.write(100) })
 		time.Sleep(2 * hold)
 		as("second-writer", func() { client.write(100) })
@@ -359,8 +358,8 @@ func TestSocketlatencyWriter(t *testing.T) {
 	})
 }
 
-// fillWindow writes without waiting until the peer's window is closed and gives
-// how much that was. The last write is not sent, or not all of it.
+// fillWindow writes without blocking until the peer's window is closed, and returns
+// the number of bytes. The last write is not sent, or only in part.
 func fillWindow(t *testing.T, l *testLoader, e *endpoint) (total int) {
 	t.Helper()
 	l.eventually("the window to close", func() bool {
@@ -378,7 +377,7 @@ func fillWindow(t *testing.T, l *testLoader, e *endpoint) (total int) {
 	return total
 }
 
-// unsent is how much of what is written TCP has not sent yet.
+// unsent returns the number of written bytes that TCP has not sent yet.
 func unsent(t testing.TB, fd int) int {
 	t.Helper()
 	const siocoutqnsd = 0x894b
@@ -389,9 +388,9 @@ func unsent(t testing.TB, fd int) int {
 	return n
 }
 
-// TestSocketlatencySendSlow writes more than the peer takes: its window is
-// closed for a while, and so the last writes wait. The kernel tells how much
-// was not sent.
+// TestSocketlatencySendSlow writes more than the peer accepts: its window is closed
+// for a while, so the last writes wait. The kernel provides the number of unsent
+// bytes.
 func TestSocketlatencySendSlow(t *testing.T) {
 	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
@@ -428,14 +427,14 @@ func TestSocketlatencySendSlow(t *testing.T) {
 				}
 				n += got
 			}
-			late := uint64(1) // the last that filled the window
+			late := uint64(1) // the last write that filled the window
 			for _, end := range ends {
 				if end > sent {
 					late++
 				}
 			}
-			// Some that filled it may have waited for a probe of the window,
-			// so what counts is what its opening brought.
+			// Some writes that filled the window may have waited for a window
+			// probe, so count from the opening of the window.
 			want += late
 			got := l.settled(p, a.inode)
 			counted += got[WriteSlow100] - before[WriteSlow100]
@@ -458,8 +457,8 @@ func TestSocketlatencySendSlow(t *testing.T) {
 	})
 }
 
-// TestSocketlatencySendUnseen: what waits below TCP, here for the neighbour's
-// address, did not wait in its socket, though it is late to pass the device.
+// TestSocketlatencySendUnseen: data that wait below TCP, here for the neighbour's
+// address, did not wait in the socket, although they pass the device late.
 func TestSocketlatencySendUnseen(t *testing.T) {
 	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)

@@ -19,26 +19,26 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// now reads the clock of the kernel's timestamps and of the probes' times.
+// now reads the clock of the kernel's timestamps and of the probes.
 func now() time.Duration {
 	var ts unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
 	return time.Duration(ts.Nano())
 }
 
-// endpoint is one end of a connection, as an application has it that calls the
-// kernel itself. Its calls block, for 20 s at most.
+// endpoint is one end of a connection with raw system calls, which block for at
+// most 20 s.
 type endpoint struct {
 	t    testing.TB
 	fd   int
 	mu   *sync.Mutex
-	sent *[]wroteAt // by the other end too: what both know of the data
-	read int        // bytes, or datagrams, that this end has read
+	sent *[]wroteAt // shared by both ends: the calls that wrote the data
+	read int        // number of bytes, or datagrams, that this end has read
 
-	short uint64 // calls that wrote less than they were given, as a signal came in between
+	short uint64 // number of calls that wrote less than requested because of a signal
 }
 
-// wroteAt is one call that wrote: up to which byte, or which datagram.
+// wroteAt is a call that wrote data up to this byte, or this datagram.
 type wroteAt struct {
 	end int
 	at  time.Duration
@@ -60,7 +60,7 @@ func endpoints(t testing.TB, fds ...int) []*endpoint {
 	return ends
 }
 
-// tcpEnds and udpEnds give the two ends of a flow from a to b.
+// tcpEnds and udpEnds return both ends of a flow from a to b.
 func tcpEnds(t testing.TB, a, b *namespace, addr netip.Addr) (client, server *endpoint) {
 	t.Helper()
 	c, s := connect(t, a, b, addr)
@@ -82,7 +82,7 @@ func udpEnds(t testing.TB, a, b *namespace, addr netip.Addr) (client, server *en
 	return ends[0], ends[1]
 }
 
-// dup gives a descriptor of the connection's socket of its own.
+// dup duplicates the descriptor of the connection's socket.
 func dup(t testing.TB, c any) int {
 	t.Helper()
 	fd := -1
@@ -94,7 +94,7 @@ func dup(t testing.TB, c any) int {
 	return fd
 }
 
-// write writes, in one call unless a signal comes in between, and notes when
+// write writes in one call, or in several if signals interrupt it, and records when
 // each call began.
 func (e *endpoint) write(size int) {
 	e.t.Helper()
@@ -122,7 +122,7 @@ func (e *endpoint) write(size int) {
 	}
 }
 
-// datagram sends one.
+// datagram sends one datagram.
 func (e *endpoint) datagram(size int) {
 	e.t.Helper()
 	e.mu.Lock()
@@ -135,8 +135,8 @@ func (e *endpoint) datagram(size int) {
 	*e.sent = append(*e.sent, wroteAt{len(*e.sent) + 1, at})
 }
 
-// take reads once and tells how long the oldest that it took is away from the
-// call that wrote it: a little longer than it has waited in the socket.
+// take reads once and returns the time since the oldest data read were written,
+// slightly more than their wait in the socket.
 func (e *endpoint) take(size, flags int, datagram bool) time.Duration {
 	e.t.Helper()
 	n, err := again(func() (int, error) {
@@ -146,7 +146,7 @@ func (e *endpoint) take(size, flags int, datagram bool) time.Duration {
 	return e.took(n, err, datagram)
 }
 
-// again calls until no signal comes in between.
+// again repeats the call if a signal interrupts it.
 func again(call func() (int, error)) (int, error) {
 	for {
 		if n, err := call(); err != unix.EINTR {
@@ -173,17 +173,17 @@ func (e *endpoint) took(n int, err error, datagram bool) (wait time.Duration) {
 	return wait
 }
 
-// standing is one way in which data come to wait. It returns how long each
-// read's oldest byte or datagram was away, by the application's own clock.
+// standing is one way to make data wait. It returns for each read the age of its
+// oldest byte or datagram, by the application's clock.
 type standing struct {
 	name  string
-	quick bool   // some calls follow each other at once
-	race  uint64 // reads that threads which read at once may lose
+	quick bool   // some calls follow each other immediately
+	race  uint64 // number of reads that concurrent readers may lose
 	tcp   func(t *testing.T, client, server *endpoint) []time.Duration
 	udp   func(t *testing.T, client, server *endpoint) []time.Duration
 }
 
-// every calls f n times, so far apart.
+// every calls f n times with the period between calls.
 func every(period time.Duration, n int, f func()) {
 	next := time.Now()
 	for range n {
@@ -193,8 +193,8 @@ func every(period time.Duration, n int, f func()) {
 	}
 }
 
-// steadyQueue: one end sends n messages a period apart, the other reads one message
-// per period of its own, the first after a delay.
+// steadyQueue: one end sends n messages with a period, the other reads one message
+// per its own period, the first after a delay.
 func steadyQueue(n, size int, period, delay, readPeriod time.Duration, datagram bool) func(*testing.T, *endpoint, *endpoint) []time.Duration {
 	return func(t *testing.T, client, server *endpoint) (waits []time.Duration) {
 		done := make(chan struct{})
@@ -233,7 +233,7 @@ var standings = []standing{
 	{
 		name: "growing delay",
 		tcp:  steadyQueue(60, 100, 5*ms, 5*ms, 12*ms, false),
-		udp:  steadyQueue(60, 0, 5*ms, 5*ms, 12*ms, true), // empty ones
+		udp:  steadyQueue(60, 0, 5*ms, 5*ms, 12*ms, true), // empty datagrams
 	},
 	{
 		name: "burst, then drain", quick: true,
@@ -363,7 +363,8 @@ var standings = []standing{
 	{
 		name: "one call that waits for all", quick: true,
 		tcp: func(t *testing.T, client, server *endpoint) (waits []time.Duration) {
-			// What came before the call waited; what came during it did not.
+			// Data that came before the call waited; data that came during it did
+			// not.
 			for range 2 {
 				client.write(10)
 				time.Sleep(hold)
@@ -382,7 +383,7 @@ var standings = []standing{
 	},
 }
 
-// together4 lets data wait and then reads 40 times, from four threads.
+// together4 lets data wait and then reads 40 times from four threads.
 func together4(take func() time.Duration) (waits []time.Duration) {
 	time.Sleep(hold)
 	var mu sync.Mutex
@@ -401,7 +402,7 @@ func together4(take func() time.Duration) (waits []time.Duration) {
 	return waits
 }
 
-// among is how many waits are over a threshold.
+// among returns how many waits exceed the threshold.
 func among(waits []time.Duration, threshold time.Duration) (n uint64) {
 	for _, w := range waits {
 		if w > threshold {
@@ -411,8 +412,9 @@ func among(waits []time.Duration, threshold time.Duration) (n uint64) {
 	return n
 }
 
-// within demands a count between what the application is sure of and what may
-// be: it also measures the way to the socket and back. So many may be lost.
+// within checks that a count lies between the application's lower and upper bound,
+// since the application also measures the path to the socket and back. Up to `lose`
+// reads may be missing.
 func (l *testLoader) within(what string, waits []time.Duration, threshold, margin time.Duration, lose, counted uint64) {
 	l.t.Helper()
 	least, most := bounds(waits, threshold, margin, lose)
@@ -423,19 +425,19 @@ func (l *testLoader) within(what string, waits []time.Duration, threshold, margi
 	l.t.Logf("%s: counted %d, the application measured %d to %d of %d", what, counted, least, most, len(waits))
 }
 
-// bounds are between which numbers a count has to be.
+// bounds returns the bounds of a count.
 func bounds(waits []time.Duration, threshold, margin time.Duration, lose uint64) (least, most uint64) {
 	least, most = among(waits, threshold+margin), among(waits, threshold)
-	// Where there are more arrivals, or writes, than marks, some marks are of
-	// several that are taken to be evenly spread.
+	// With more arrivals, or writes, than marks, some marks cover several, which
+	// are assumed to be evenly spread.
 	slack := uint64(len(waits) / 100)
 	return least - min(least, slack+lose), most + slack
 }
 
-// repeated reports whether a measurement is to be made once more: outside VMs,
-// and twice at most. On one machine (Linux 6.18.44, itself a guest) tracepoints
-// now and then run none of their programs, a witness's neither, see
-// TestTCPRetransKinds. What is wrong with a probe is so each time.
+// repeated reports whether to repeat a measurement: outside VMs, at most twice. On
+// one machine (Linux 6.18.44, itself a guest) tracepoints sometimes run none of
+// their programs, including independent ones, see TestTCPRetransKinds. A defect of
+// the probe appears every time.
 func (l *testLoader) repeated(attempt int, counted [2]uint64, waits []time.Duration, margin time.Duration, lose uint64) bool {
 	l.t.Helper()
 	if need.InVM() || attempt > 2 {
@@ -450,11 +452,11 @@ func (l *testLoader) repeated(attempt int, counted [2]uint64, waits []time.Durat
 	return false
 }
 
-// endsOfCalls: the hook for reads sees where one call ends and another begins.
+// endsOfCalls reports whether the hook for reads sees the end of each call.
 func endsOfCalls(h HookState) bool { return !slices.Contains(h.Programs, "raw_read_pieces") }
 
-// TestSocketlatencyStandingQueueRead reads from queues that stand, and holds
-// what is counted against what the application measures itself.
+// TestSocketlatencyStandingQueueRead reads from standing queues, and compares
+// counts with the application's own measurement.
 func TestSocketlatencyStandingQueueRead(t *testing.T) {
 	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
@@ -477,7 +479,7 @@ func TestSocketlatencyStandingQueueRead(t *testing.T) {
 						continue
 					}
 					what := fmt.Sprintf("%s %s, %s", family, protocol, s.name)
-					// Where nothing tells when a call ends, calls in quick
+					// If the end of a call is not visible, calls in quick
 					// succession may count as one.
 					if !endsOfCalls(reads) && s.quick {
 						continue
@@ -513,14 +515,14 @@ func TestSocketlatencyStandingQueueRead(t *testing.T) {
 	})
 }
 
-// left is when a segment left TCP.
+// left is the time at which a segment left TCP.
 type left struct {
 	seq, end uint32
 	at       time.Duration
 }
 
-// leaving records what TCP sends out of a device that has no queue, as tcpdump
-// would. The function that it returns ends it.
+// leaving captures the segments that TCP sends through a device without a queue,
+// like tcpdump. The returned function ends the capture.
 func (n *namespace) leaving(t testing.TB) func() []left {
 	t.Helper()
 	fd := -1
@@ -539,11 +541,11 @@ func (n *namespace) leaving(t testing.TB) func() []left {
 			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1),
 			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait))
 	})
-	// The timestamps are of the time of day.
+	// The timestamps are wall-clock times.
 	var wall unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_REALTIME, &wall)
 	offset := time.Duration(wall.Nano()) - now()
-	time.Sleep(200 * time.Millisecond) // until the kernel takes timestamps
+	time.Sleep(200 * time.Millisecond) // until the kernel enables timestamps
 	stop := make(chan struct{})
 	result := make(chan []left, 1)
 	go func() {
@@ -590,9 +592,9 @@ func (n *namespace) leaving(t testing.TB) func() []left {
 	}
 }
 
-// TestSocketlatencyStandingQueueWrite writes faster than TCP may send, so that
-// each write waits in the socket. The truth is when the segments are seen on
-// the device.
+// TestSocketlatencyStandingQueueWrite writes faster than TCP may send, so that each
+// write waits in the socket. The reference is the time of the segments at the
+// device.
 func TestSocketlatencyStandingQueueWrite(t *testing.T) {
 	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
@@ -605,7 +607,7 @@ func TestSocketlatencyStandingQueueWrite(t *testing.T) {
 			for _, size := range []int{1000, 100, 30000} {
 				var before, got [8]uint64
 				var waits []time.Duration
-				var short uint64 // a write that ended short is counted with the next one
+				var short uint64 // a short write counts together with the next one
 				var lose uint64
 				for attempt := 1; ; attempt++ {
 					before, lose = l.settled(p, a.inode), -l.missed()
@@ -630,9 +632,9 @@ func TestSocketlatencyStandingQueueWrite(t *testing.T) {
 	})
 }
 
-// standingWrites writes for a second, which TCP sends at a megabyte per second,
-// and tells how long each write took until its last byte was sent, and how many
-// of them ended short.
+// standingWrites writes for a second, which TCP sends at a megabyte per second, and
+// returns how long each write took until its last byte was sent, and the number of
+// short writes.
 func standingWrites(t *testing.T, a, b *namespace, addr netip.Addr, size int) (waits []time.Duration, short uint64) {
 	client, server := tcpEnds(t, a, b, addr)
 	if err := errors.Join(unix.SetsockoptInt(client.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 200000),
@@ -666,7 +668,7 @@ func standingWrites(t *testing.T, a, b *namespace, addr netip.Addr, size int) (w
 	if len(segments) == 0 {
 		t.Fatal("no segment was seen on the device")
 	}
-	// The first time that each byte was on the device.
+	// The first time that each byte was at the device.
 	first := segments[0].seq
 	segments = slices.DeleteFunc(segments, func(s left) bool { return int(s.end-first) > total+1 })
 	high := segments[:1]

@@ -52,7 +52,7 @@ func testTCPReset(t *testing.T, rung Kind) {
 			}
 		}
 
-		// close() throws away what was to be sent, or was not read.
+		// close() with unsent or unread data.
 		for range n {
 			client, server := connect(t, a, b, addrs[1])
 			if err := client.SetLinger(0); err != nil {
@@ -86,7 +86,7 @@ func testTCPReset(t *testing.T, rung Kind) {
 			}
 		}
 
-		// An acknowledgement of nothing, to a socket that listens.
+		// An ACK for a listening socket without a request.
 		listener := b.listen(t, addrs[1])
 		for i := range n {
 			a.injectSegment(t, madeSegment{from: netip.AddrPortFrom(addrs[0], uint16(20000+i)), to: addrPort(listener.Addr()), seq: 1, ack: 1, flags: flagACK})
@@ -111,8 +111,8 @@ func testTCPReset(t *testing.T, rung Kind) {
 	}
 }
 
-// TestMappedAddresses: a socket for both IP versions talks IPv4, and its
-// addresses are given as such.
+// TestMappedAddresses: a dual-stack socket uses IPv4, and its events show IPv4
+// addresses.
 func TestMappedAddresses(t *testing.T) {
 	a, b := newPair(t)
 	l := newTestLoader(t, Options{})
@@ -140,7 +140,7 @@ func TestMappedAddresses(t *testing.T) {
 	}
 }
 
-// unread is how many bytes a socket has for its reader.
+// unread returns the number of unread bytes in a socket.
 func unread(t testing.TB, c *net.TCPConn) (n int) {
 	t.Helper()
 	rawConn(t, c, func(fd int) (err error) {
@@ -157,18 +157,18 @@ func testTCPRetrans(t *testing.T, rung Kind) {
 	l := newTestLoader(t, Options{Hooks: rung})
 	p := l.load("tcpretrans", Config{})
 	for family, addrs := range families(a, b) {
-		// All counted in a and in b, against the kernel's own counters.
+		// Compare the counts in a and b with the kernel's own counters.
 		before := map[*namespace]uint64{a: a.counter(t, "Tcp.RetransSegs"), b: b.counter(t, "Tcp.RetransSegs")}
 		slots := map[*namespace][8]uint64{a: counters(t, p, a.inode), b: counters(t, p, b.inode)}
 		checks := map[*namespace]*retransCheck{a: newRetransCheck(t, l, p, a), b: newRetransCheck(t, l, p, b)}
 		client, server := connect(t, a, b, addrs[1])
 
 		b.run(t, "nft", "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in tcp dport != 0 drop")
-		// May wait for room, which only what gets through makes.
+		// May block for buffer space, which only acknowledged data free.
 		go client.Write(make([]byte, 64<<10))
 		l.eventually("retransmissions", func() bool { return a.counter(t, "Tcp.RetransSegs") >= before[a]+3 })
 		b.run(t, "nft", "delete table inet t")
-		// The rest arrives, so that nothing is retransmitted any more.
+		// The rest arrives, so retransmissions end.
 		server.SetReadDeadline(time.Now().Add(20 * time.Second))
 		for got := 0; got < 64<<10; {
 			n, err := server.Read(make([]byte, 64<<10))
@@ -178,7 +178,7 @@ func testTCPRetrans(t *testing.T, rung Kind) {
 			got += n
 		}
 
-		// A handshake whose second packet is lost at first.
+		// A handshake whose SYN-ACK is lost at first.
 		a.run(t, "nft", "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in tcp flags & (syn | ack) == (syn | ack) drop")
 		listener := b.listen(t, addrs[1])
 		done := make(chan struct{})

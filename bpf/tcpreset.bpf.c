@@ -2,15 +2,15 @@
 
 //go:build ignore
 
-/* tcpreset: TCP resets, sent and received.
+/* tcpreset: TCP resets sent and received.
  *
- * Sent: a tracepoint sees all of them from 6.10 on. Before, it leaves out a
- * reset that answers a packet without a full socket; the functions that send
- * those are then watched as well, for just these.
+ * Sent: since 6.10 a tracepoint sees all resets. Before, it omits a reset that
+ * answers a packet without a full socket; for these, the functions that send resets
+ * are hooked as well.
  *
- * Received: the tracepoint is in tcp_reset(), which only full sockets reach. A
- * RST that ends a request (SYN_RECV) or a socket in TIME_WAIT is seen where
- * TCP handles those, or where TCP frees the packet. */
+ * Received: the tracepoint is in tcp_reset(), which only full sockets reach. A RST
+ * that ends a request (SYN_RECV) or a socket in TIME_WAIT is detected in the
+ * functions that handle those, or where TCP frees the packet. */
 
 #include "headers/kernel.h"
 #include "headers/counter.h"
@@ -20,10 +20,11 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum slot { NOSOCK, ACTIVE, PROCESS, RECEIVE, SLOTS };
 
-/* Where the tracepoint has the reason; 0: it has none. */
+/* Index of the tracepoint's reason argument; 0 if it has none. */
 const volatile __u32 reason_arg = 0;
 
-/* The code of tcp_validate_incoming(), which hands a RST to tcp_reset(). */
+/* Number of code ranges of tcp_validate_incoming(), which passes a RST to
+ * tcp_reset(). */
 enum size { PARTS = 2 };
 
 struct part {
@@ -41,7 +42,7 @@ enum { FIN_WAIT1 = 4, FIN_WAIT2 = 5, CLOSE_WAIT = 8, LAST_ACK = 9, CLOSING = 11 
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
-/* Sockets that are looked up by their ports are on a chain. */
+/* The link of a socket in its hash chain. */
 struct sock_common___chain {
 	struct hlist_nulls_node___chain {
 		void **pprev;
@@ -54,7 +55,7 @@ struct inet_timewait_sock {
 
 #pragma clang attribute pop
 
-/* Names with a suffix are this file's own. */
+/* Types with a suffix are specific to this file. */
 enum skb_drop_reason___tcp {
 	SKB_DROP_REASON_NOT_SPECIFIED___tcp,
 	SKB_DROP_REASON_TCP_LISTEN_OVERFLOW___tcp,
@@ -62,8 +63,8 @@ enum skb_drop_reason___tcp {
 
 DEFINE_COUNTERS();
 
-/* A connection that this end has closed and the peer has not waits in the
- * structure of TIME_WAIT, too: there the state is another field. */
+/* A connection in FIN_WAIT2 may use the structure of TIME_WAIT; its state is then
+ * in another field. */
 static __always_inline __u8 state_of(const struct sock *sk)
 {
 	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
@@ -73,8 +74,8 @@ static __always_inline __u8 state_of(const struct sock *sk)
 	return BPF_CORE_READ((const struct inet_timewait_sock *)sk, tw_substate);
 }
 
-/* The source of the tuple is this node's end, which is where a packet that is
- * answered was sent to. */
+/* The source of the tuple is this node's end, which is the destination of the
+ * answered packet. */
 static __always_inline int reset_sent(const struct sock *sk, const struct sk_buff *skb,
 				      __u32 reason)
 {
@@ -90,7 +91,8 @@ static __always_inline int reset_sent(const struct sock *sk, const struct sk_buf
 	if (sk)
 		e->tcp_state = state_of(sk);
 	if (skb) {
-		/* Also with a socket: a listening one does not know the peer. */
+		/* Prefer the packet even with a socket: a listening socket does not know
+		 * the peer. */
 		if (tuple_from_skb(skb, &e->tuple))
 			tuple_swap(&e->tuple);
 		event_set_dev(e, BPF_CORE_READ(skb, dev));
@@ -102,8 +104,8 @@ static __always_inline int reset_sent(const struct sock *sk, const struct sk_buf
 }
 
 /* tcp_reset() also ends a connection that gets data after its application has
- * closed it. No RST was received then: one is sent. Only the caller tells the
- * two apart, and only in these states does the latter happen. */
+ * closed it. In that case a RST is sent, and none was received. Only the caller
+ * distinguishes the two, and the second happens only in these states. */
 static __always_inline bool in_validate(__u64 address)
 {
 	for (int i = 0; i < PARTS; i++) {
@@ -131,7 +133,7 @@ static __always_inline bool data_after_close(void *ctx, __u64 caller, __u8 state
 	return true;
 }
 
-/* The caller is 0 where the stack has it. */
+/* A caller of 0 means to look for it on the stack. */
 static __always_inline int reset_received(void *ctx, const struct sock *sk, __u64 caller)
 {
 	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
@@ -180,11 +182,10 @@ static __always_inline bool is_reset(const struct sk_buff *skb)
 	return flags & TCP_FLAG_RST;
 }
 
-/* All resets that answer a packet pass tcp_v4_send_reset() and
- * tcp_v6_send_reset(). They return at once for a packet that is a reset
- * itself. */
+/* All resets that answer a packet go through tcp_v4_send_reset() and
+ * tcp_v6_send_reset(). Both return at once if the packet is itself a reset. */
 
-/* What the tracepoint before 6.10 leaves out. */
+/* Handles resets that the tracepoint before 6.10 omits. */
 static __always_inline int reset_without_full_socket(const struct sock *sk,
 						     const struct sk_buff *skb)
 {
@@ -243,8 +244,8 @@ int BPF_PROG(fen_receive, struct sock *sk)
 	return reset_received(ctx, sk, 0);
 }
 
-/* A function that has not made its frame yet is not on the way that frame
- * pointers show, and so its caller is not either. */
+/* A function that has not set up its frame yet does not appear in a walk of frame
+ * pointers, and neither does its caller. */
 static __always_inline __u64 return_address(struct pt_regs *regs)
 {
 #ifdef __TARGET_ARCH_x86
@@ -263,9 +264,9 @@ int BPF_KPROBE(kp_receive, struct sock *sk)
 	return reset_received(ctx, sk, return_address(ctx));
 }
 
-/* A RST that ended a request or a socket in TIME_WAIT. The socket may be free
- * by now: its memory is of a type that stays a socket's until the programs
- * that may read it are done. */
+/* Handles a RST that ended a request or a socket in TIME_WAIT. The socket may
+ * already be free; type-stable slab memory keeps it a socket until RCU readers are
+ * done. */
 static __always_inline int reset_received_small(const struct sock *sk, const struct sk_buff *skb,
 						__u8 state)
 {
@@ -284,8 +285,8 @@ static __always_inline int reset_received_small(const struct sock *sk, const str
 	return 0;
 }
 
-/* TCP takes what it ends off its chain. What a RST did not end, it had not
- * the right sequence number for, or net.ipv4.tcp_rfc1337 forbade it. */
+/* TCP unhashes a socket that it ends. If the socket is still hashed, the RST had a
+ * wrong sequence number, or net.ipv4.tcp_rfc1337 ignored it. */
 static __always_inline bool is_unchained(const struct sock *sk)
 {
 	return !BPF_CORE_READ((const struct sock_common___chain *)sk, skc_nulls_node.pprev);
@@ -296,8 +297,8 @@ static __always_inline int timewait_done(const struct sock *tw, const struct sk_
 	return is_unchained(tw) ? reset_received_small(tw, skb, state_of(tw)) : 0;
 }
 
-/* `stolen` says that another CPU has taken the request off its chain, and made
- * a socket of it: that socket gets the packet next. */
+/* `stolen` means that another CPU has unhashed the request and created a socket
+ * from it, which gets the packet next. */
 static __always_inline int request_done(const struct sock *req, const struct sk_buff *skb,
 					const bool *stolen)
 {
@@ -316,8 +317,8 @@ int BPF_PROG(fex_timewait, struct sock *tw, struct sk_buff *skb)
 }
 
 /* With fast open there is a full socket, and tcp_reset() is called. The fifth
- * argument is read by a helper: to the verifier of 5.10 a pointer to anything
- * but a structure is invalid. */
+ * argument is read by a helper, because the verifier of 5.10 rejects pointers to
+ * non-structures. */
 SEC("fexit/tcp_check_req")
 int BPF_PROG(fex_request, struct sock *sk, struct sk_buff *skb, struct sock *req, __u8 fastopen)
 {
@@ -329,10 +330,10 @@ int BPF_PROG(fex_request, struct sock *sk, struct sk_buff *skb, struct sock *req
 	return request_done(req, skb, stolen);
 }
 
-/* The call that a CPU is in: both functions run in a softirq. */
+/* The function call in progress on a CPU; both functions run in a softirq. */
 struct call {
 	const struct sock *sk;
-	const struct sk_buff *skb; /* NULL: no RST */
+	const struct sk_buff *skb; /* NULL: not a RST */
 	const bool *stolen;
 };
 
@@ -381,8 +382,7 @@ SEC("kprobe/tcp_check_req")
 int BPF_KPROBE(kp_request, struct sock *sk, struct sk_buff *skb, struct sock *req, __u8 fastopen,
 	       bool *stolen)
 {
-	/* Fast open: as above. The call is noted, for what was noted before
-	 * is over. */
+	/* Fast open: as above. Note the call anyway, which replaces an outdated note. */
 	return begin_call(req, fastopen ? NULL : skb, stolen);
 }
 
@@ -394,9 +394,10 @@ int krp_request(void *ctx)
 	return c && c->skb && c->stolen ? request_done(c->sk, c->skb, c->stolen) : 0;
 }
 
-/* The packet as it is freed, with the socket that it was for: TCP gives no
- * reason for a RST that it has obeyed here. It gives one for any other since
- * it has the enumerator named here; to older kernels the program is invalid. */
+/* Called with a freed packet and the socket that it was for. TCP gives no drop
+ * reason for a RST that it has obeyed here, and since it has the enumerator named
+ * here, it gives one for any other. Older kernels lack the enumerator and reject
+ * the program. */
 static __always_inline int freed(const struct sk_buff *skb, __u32 reason, const struct sock *sk)
 {
 	__u8 state;

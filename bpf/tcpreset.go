@@ -44,7 +44,7 @@ var tcpreset = definition{
 			rungs: []rung{
 				{kind: Fentry, programs: []string{"fex_request", "fex_timewait"}},
 				{kind: Kprobe, programs: []string{"krp_request", "kp_request", "krp_timewait", "kp_timewait"}},
-				// Runs for every packet that is freed, so it is the last.
+				// The last hook, because it runs for every freed packet.
 				{kind: RawTracepoint, programs: []string{"raw_freed"}},
 				{kind: BTFTracepoint, programs: []string{"btf_freed"}},
 			},
@@ -56,7 +56,7 @@ var tcpreset = definition{
 	slots:  int(objects.TcpresetSlotSLOTS),
 }
 
-// The types of its events.
+// Event types of tcpreset.
 const (
 	TCPResetNosock  = EventType(objects.SharedEventTypeEVENT_TCPRESET_NOSOCK)
 	TCPResetActive  = EventType(objects.SharedEventTypeEVENT_TCPRESET_ACTIVE)
@@ -65,8 +65,8 @@ const (
 )
 
 func prepareTCPReset(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) error {
-	// Without symbols, or where the function has none, data that come after
-	// close() count as a reset received, too.
+	// Without symbols or this function's address, data that arrive after close()
+	// count as a received reset too.
 	var validate [objects.TcpresetSizePARTS]objects.TcpresetPart
 	if parts := p.loader.symbols.ranges([]string{"tcp_validate_incoming"}); len(parts) > 0 && len(parts) <= len(validate) {
 		for i, part := range parts {
@@ -81,7 +81,8 @@ func prepareTCPReset(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) er
 	return set(spec, objects.TcpresetVarReasonArg, reasonArg(types))
 }
 
-// reasonArg is where tcp_send_reset has the reason, 0 if it has none.
+// reasonArg returns the index of tcp_send_reset's reason argument, 0 if it has
+// none.
 func reasonArg(types *kernelTypes) uint32 {
 	if params, ok := types.tracepoint("tcp_send_reset"); ok && len(params) >= 3 {
 		return 2
@@ -89,14 +90,14 @@ func reasonArg(types *kernelTypes) uint32 {
 	return 0
 }
 
-// resetsNeedFunctions: the tracepoint leaves out what answers a packet without
-// a full socket where it has no reason yet. If the functions are hooked in its
-// place, they leave out nothing.
+// resetsNeedFunctions reports whether function hooks are needed. A tracepoint
+// without a reason argument omits resets that answer a packet without a full
+// socket. If functions are hooked instead of the tracepoint, they see all resets.
 func resetsNeedFunctions(p *Probe, types *kernelTypes) bool {
 	return p.hooks[0].Kind == RawTracepoint && reasonArg(types) == 0
 }
 
-// Slots of the counters of tcpreset.
+// Counter slots of tcpreset.
 const (
 	ResetNosock  = int(objects.TcpresetSlotNOSOCK)
 	ResetActive  = int(objects.TcpresetSlotACTIVE)

@@ -19,7 +19,7 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// madeSegment is a TCP segment of a test's own making.
+// madeSegment is a hand-made TCP segment.
 type madeSegment struct {
 	from, to netip.AddrPort
 	seq, ack uint32
@@ -27,7 +27,7 @@ type madeSegment struct {
 	data     string
 }
 
-// The flags of a TCP header.
+// TCP header flags.
 const (
 	flagFIN = 1
 	flagSYN = 2
@@ -35,7 +35,7 @@ const (
 	flagACK = 16
 )
 
-// injectSegment sends a segment from inside the namespace, past its TCP.
+// injectSegment sends a segment from inside the namespace, bypassing its TCP.
 func (n *namespace) injectSegment(t testing.TB, s madeSegment) {
 	t.Helper()
 	b := make([]byte, 20, 20+len(s.data))
@@ -82,8 +82,8 @@ func (n *namespace) injectSegment(t testing.TB, s madeSegment) {
 	})
 }
 
-// sequenceOf gives the numbers of the next byte that a connection sends and of
-// the next that it receives.
+// sequenceOf returns the sequence numbers of the next byte that a connection sends
+// and of the next that it expects.
 func sequenceOf(t testing.TB, c *net.TCPConn) (send, receive uint32) {
 	t.Helper()
 	rawConn(t, c, func(fd int) error {
@@ -105,7 +105,7 @@ func sequenceOf(t testing.TB, c *net.TCPConn) (send, receive uint32) {
 	return send, receive
 }
 
-// state is the state of a connection that has a socket.
+// state returns the TCP state of a connection.
 func state(t testing.TB, c *net.TCPConn) (name string) {
 	t.Helper()
 	rawConn(t, c, func(fd int) error {
@@ -118,8 +118,8 @@ func state(t testing.TB, c *net.TCPConn) (name string) {
 	return name
 }
 
-// states counts the sockets and remains of sockets of the namespace that are in
-// a state, as /proc/net/tcp and tcp6 have them.
+// states counts the namespace's sockets in a state, including small ones, from
+// /proc/net/tcp and tcp6.
 func (n *namespace) states(t testing.TB, state uint8) (found int) {
 	t.Helper()
 	n.do(t, func() error {
@@ -139,15 +139,15 @@ func (n *namespace) states(t testing.TB, state uint8) (found int) {
 	return found
 }
 
-// swallow drops what arrives in the namespace and matches a rule, until the
-// function that it returns is called.
+// swallow drops packets that arrive in the namespace and match a rule, until the
+// returned function is called.
 func (n *namespace) swallow(t testing.TB, rule string) func() {
 	t.Helper()
 	n.run(t, "nft", "add table inet s; add chain inet s in { type filter hook input priority 0; }; add rule inet s in "+rule+" counter drop")
 	return func() { n.run(t, "nft", "delete table inet s") }
 }
 
-// swallowed is how many packets the rule has dropped.
+// swallowed returns the number of packets that the rule dropped.
 func (n *namespace) swallowed(t testing.TB) (packets int) {
 	t.Helper()
 	_, counter, _ := strings.Cut(n.run(t, "nft", "list table inet s"), "counter packets ")
@@ -155,15 +155,15 @@ func (n *namespace) swallowed(t testing.TB) (packets int) {
 	return packets
 }
 
-// TestTCPResetReceived: a RST in each state of the receiver counts once, and a
-// RST that TCP does not obey counts never.
+// TestTCPResetReceived: a RST in each state of the receiver counts once, and a RST
+// that TCP ignores does not count.
 func TestTCPResetReceived(t *testing.T) { rungsInTurn(t, "tcpreset", testTCPResetReceived) }
 
 func testTCPResetReceived(t *testing.T, rung Kind) {
 	a, b := newPair(t)
 	l := newTestLoader(t, Options{Hooks: rung, EventRate: 1e6, EventBurst: 1e6})
 	p := l.load("tcpreset", Config{})
-	small := p.Hooks()[len(p.Hooks())-1].Kind // by which SYN_RECV and TIME_WAIT are seen
+	small := p.Hooks()[len(p.Hooks())-1].Kind // the hook for SYN_RECV and TIME_WAIT
 	const n = 5
 	want := map[*namespace]*[4]uint64{a: {}, b: {}}
 	check := func(what string) {
@@ -176,7 +176,7 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 			}
 		}
 	}
-	// seen demands the event of a socket in a state.
+	// seen checks the event of a socket in a state.
 	seen := func(what string, ns *namespace, state string, from netip.AddrPort) {
 		t.Helper()
 		l.eventually(what+": the event of "+from.String()+" in "+state, func() bool {
@@ -198,7 +198,7 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 		listener := b.listen(t, addrs[1])
 		to := addrPort(listener.Addr())
 		embryonic := b.counter(t, "TcpExt.EmbryonicRsts")
-		// a knows nothing of the SYN, and refuses the answer.
+		// a has no socket for the SYN-ACK, and refuses it.
 		for range n {
 			a.injectSegment(t, madeSegment{from: next(), to: to, seq: 1000, flags: flagSYN})
 		}
@@ -213,7 +213,7 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 			seen(family+": SYN_RECV", b, "NEW_SYN_RECV", to)
 		}
 
-		// A RST that is out of the request's window, and one for no request.
+		// A RST outside the request's window, and one without a request.
 		release := a.swallow(t, "tcp flags & (syn | ack) == (syn | ack)")
 		embryonic = b.counter(t, "TcpExt.EmbryonicRsts")
 		for range n {
@@ -227,7 +227,7 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 		if now := b.counter(t, "TcpExt.EmbryonicRsts"); now != embryonic {
 			t.Errorf("%s: %d requests were reset", family, now-embryonic)
 		}
-		// Closed, the listener gives its requests up without a RST.
+		// Closing the listener drops its requests without a RST.
 		listener.Close()
 		release()
 
@@ -237,7 +237,7 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 		}
 		check(family + ": closed port")
 
-		// Fast open has a full socket in SYN_RECV.
+		// A fast open request has a full socket in SYN_RECV.
 		b.sysctl(t, "ipv4/tcp_fastopen", "1538") // server, no cookie, all listeners
 		release = a.swallow(t, "tcp flags & (syn | ack) == (syn | ack)")
 		listener = b.listen(t, addrs[1])
@@ -260,8 +260,8 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 		b.sysctl(t, "ipv4/tcp_fastopen", "1")
 
 		for range n {
-			// Not the number that is expected: a challenge ACK goes back.
-			// Then the number that is.
+			// First a RST with an unexpected sequence number, which a challenge ACK
+			// answers, then one with the expected number.
 			client, server := connect(t, a, b, addrs[1])
 			send, receive := sequenceOf(t, client)
 			s := madeSegment{from: addrPort(client.LocalAddr()), to: addrPort(client.RemoteAddr()), ack: receive, flags: flagRST | flagACK}
@@ -280,7 +280,7 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 			total++
 			server.Close()
 			client.SetLinger(0)
-			client.Close() // a RST to where no socket is
+			client.Close() // a RST for a port without a socket
 			want[a][ResetActive]++
 		}
 		check(family + ": ESTABLISHED")
@@ -320,8 +320,8 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 		}
 		check(family + ": LAST_ACK")
 
-		// Data that come after close() are no RST, though tcp_reset() ends the
-		// connection; a RST is.
+		// Data that arrive after close() are not a RST, although tcp_reset() ends
+		// the connection.
 		for i := range 2 * n {
 			client, server := connect(t, a, b, addrs[1])
 			from := addrPort(client.LocalAddr())
@@ -349,7 +349,7 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 		}
 		check(family + ": FIN_WAIT1, and data after close()")
 
-		// The socket of FIN_WAIT2 whose application has closed it is small.
+		// A closed socket in FIN_WAIT2 uses the small structure.
 		for range n {
 			client, server := connect(t, a, b, addrs[1])
 			from := addrPort(client.LocalAddr())
@@ -358,7 +358,7 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 			}
 			l.eventually("the data to arrive", func() bool { return unread(t, server) > 0 })
 			client.Close()
-			// /proc/net/tcp shows the substate of what waits.
+			// /proc/net/tcp shows the substate of a time-wait socket.
 			l.eventually("FIN_WAIT2", func() bool { return a.states(t, 5) == 1 })
 			server.Close() // with data unread
 			want[b][ResetActive]++
@@ -402,8 +402,8 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 	l.balanced(TCPResetReceive, p, ResetReceive)
 }
 
-// TestTCPHealthy: connections that end as they should, whichever side closes
-// first, reset nothing.
+// TestTCPHealthy: connections that end normally, whichever side closes first, cause
+// no reset.
 func TestTCPHealthy(t *testing.T) {
 	a, b := newPair(t)
 	l := newTestLoader(t, Options{})
@@ -414,11 +414,11 @@ func TestTCPHealthy(t *testing.T) {
 	}
 	a.sysctl(t, "ipv4/ip_local_port_range", "1024 65535")
 	for _, n := range []*namespace{a, b} {
-		// Beyond this number connections end without TIME_WAIT.
+		// Beyond this number, connections end without TIME_WAIT.
 		n.sysctl(t, "ipv4/tcp_max_tw_buckets", "1000000")
 	}
 	const question, answer = "question", "the answer to it"
-	// Who reads the end of the other's data closes second.
+	// The side that reads the end of the other's data closes second.
 	serve := func(c *net.TCPConn) error {
 		defer c.Close()
 		buf := make([]byte, len(question))
@@ -431,7 +431,7 @@ func TestTCPHealthy(t *testing.T) {
 		switch addrPort(c.LocalAddr()).Port() % 4 {
 		case 0: // closes first
 			return nil
-		case 1: // says first that it has done
+		case 1: // reports first that it has closed
 			if err := c.CloseWrite(); err != nil {
 				return err
 			}
@@ -505,11 +505,11 @@ func TestTCPHealthy(t *testing.T) {
 			}()
 		}
 	}
-	// A node in good health sends a RST now and then: before Linux 6.19 a packet
-	// that comes while another CPU makes the connection of its request may find
-	// the listening socket only (inet_ehash_insert), and on a machine that stands
-	// still a FIN is retransmitted, whose second ACK finds none. Such a round is
-	// held to the kernel's own numbers, and there must be one without.
+	// Even a healthy node sometimes sends a RST. Before Linux 6.19, a packet that
+	// arrives while another CPU creates the connection for its request may find
+	// only the listening socket (inet_ehash_insert). On a stalled machine a FIN is
+	// retransmitted, whose second ACK finds no socket. Rounds with such a RST are
+	// compared with the kernel's counters, and at least one round must have none.
 	const threads, rounds = 8, 10
 	connections -= connections % (rounds * threads)
 	var before, after [2]healthyEnd
@@ -580,8 +580,8 @@ func TestTCPHealthy(t *testing.T) {
 	}
 }
 
-// healthyEnd is what a namespace has seen of resets and retransmissions: the
-// probes' numbers, and the kernel's.
+// healthyEnd holds a namespace's resets and retransmissions by the probes and by
+// the kernel.
 type healthyEnd struct{ sent, received, retransmitted, outRsts, aborted, retransSegs uint64 }
 
 func healthyEndOf(l *testLoader, ns *namespace, resets, retrans *Probe) healthyEnd {
@@ -608,8 +608,8 @@ func (e healthyEnd) since(before healthyEnd) healthyEnd {
 	}
 }
 
-// TestTCPResetSent: who sends a RST, of which kind, in which state, and who
-// sends none.
+// TestTCPResetSent: which end sends a RST, of which kind, in which state, and when
+// none is sent.
 func TestTCPResetSent(t *testing.T) { eachRung(t, "tcpreset", testTCPResetSent) }
 
 func testTCPResetSent(t *testing.T, rung Kind) {
@@ -621,8 +621,8 @@ func testTCPResetSent(t *testing.T, rung Kind) {
 		return [3]uint64(got[:3])
 	}
 	var caused, counted uint64
-	// expect runs f, and demands n resets of a kind that the namespace sends,
-	// with events in the state, and none of another kind.
+	// expect runs f and checks that the namespace sends n resets of a kind, with
+	// events in the state, and none of another kind.
 	expect := func(what string, ns *namespace, slot int, state string, n uint64, f func()) {
 		t.Helper()
 		before, rsts := sent(ns), ns.counter(t, "Tcp.OutRsts")
@@ -690,8 +690,8 @@ func testTCPResetSent(t *testing.T, rung Kind) {
 			t.Fatal(err)
 		}
 		to := addrPortOf(listener.local(t))
-		// One whose last packet of the handshake is lost, and two that fill
-		// the accept queue meanwhile.
+		// One connection whose final handshake ACK is lost, and two that fill the
+		// accept queue meanwhile.
 		release := b.swallow(t, "tcp flags & (syn | ack) == ack")
 		late := a.dial(t, "tcp", to).(*net.TCPConn)
 		release()
@@ -733,7 +733,7 @@ func testTCPResetSent(t *testing.T, rung Kind) {
 			s.close()
 		})
 
-		// netfilter's RST is not TCP's.
+		// netfilter's RST does not come from TCP.
 		received := l.settled(p, a.inode)[ResetReceive]
 		expect(family+" reject with tcp reset", b, ResetNosock, "", 0, func() {
 			b.run(t, "nft", "add table inet r; add chain inet r in { type filter hook input priority 0; }; add rule inet r in tcp flags & (syn | ack) == syn reject with tcp reset")
@@ -763,8 +763,8 @@ func addrPortOf(sa unix.Sockaddr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// TestTCPResetWithoutSymbols: whose reset it was, some need the symbols to
-// tell. Without them the probe works, and says what it does not see.
+// TestTCPResetWithoutSymbols: without symbols the owner of some resets is unknown;
+// the probe works and reports that limitation.
 func TestTCPResetWithoutSymbols(t *testing.T) {
 	for _, test := range []struct {
 		name    string

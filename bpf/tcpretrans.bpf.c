@@ -2,7 +2,7 @@
 
 //go:build ignore
 
-/* tcpretrans: segments that TCP sent again, and SYN-ACKs. */
+/* tcpretrans: retransmitted TCP segments and SYN-ACKs. */
 
 #include "headers/kernel.h"
 #include "headers/counter.h"
@@ -17,8 +17,8 @@ enum kind { KIND_SEGMENT, KIND_SYNACK };
 
 GO_TYPES(enum slot slot; enum kind kind;);
 
-/* Newer kernels also report attempts that failed: where they say so; 0: this
- * kernel reports those that succeeded only. */
+/* Index of the argument with the error of a failed attempt, on newer kernels, which
+ * report these too; 0 on kernels that report successful retransmissions only. */
 const volatile __u32 error_arg = 0;
 const volatile bool with_stack = true;
 
@@ -28,7 +28,7 @@ static __always_inline void fill(struct event *e, const struct sock *sk, __u32 k
 {
 	e->detail = kind;
 	e->tcp_state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	/* A request is no full socket. */
+	/* A request is not a full socket. */
 	tuple_from_common(&sk->__sk_common, IPPROTO_TCP, &e->tuple);
 }
 
@@ -64,9 +64,8 @@ static __always_inline int retransmitted(void *ctx, const struct sock *sk,
 	__u64 segments = BPF_CORE_READ(cb, tcp_gso_segs);
 
 	if (c) {
-		/* One packet for the device to cut up counts as what it is cut
-		 * into. Never adds a constant zero: the compiler would make it
-		 * an instruction that kernels before 5.12 do not know. */
+		/* A GSO packet counts as its segments. Never add a constant zero: the
+		 * compiler would emit an instruction that kernels before 5.12 do not have. */
 		__sync_fetch_and_add(&c->slot[SEGMENTS], segments ? segments : 1);
 		__sync_fetch_and_add(&c->slot[CALLS], 1);
 	}
@@ -76,7 +75,7 @@ static __always_inline int retransmitted(void *ctx, const struct sock *sk,
 
 static __always_inline int synack_retransmitted(void *ctx, const struct request_sock *req)
 {
-	/* A request begins as every socket does. */
+	/* A request socket begins with struct sock_common like every socket. */
 	const struct sock *sk = (const struct sock *)req;
 	struct owner o = owner_of_sock(sk);
 

@@ -33,7 +33,7 @@ var tcpretrans = definition{
 	slots:  int(objects.TcpretransSlotSLOTS),
 }
 
-// TCPRetrans is the type of its events.
+// TCPRetrans is the event type of tcpretrans.
 const TCPRetrans = EventType(objects.SharedEventTypeEVENT_TCPRETRANS)
 
 func prepareTCPRetrans(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) error {
@@ -47,15 +47,14 @@ func prepareTCPRetrans(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) 
 	return set(spec, objects.TcpretransVarErrorArg, errorArg)
 }
 
-// Slots of the counters of tcpretrans.
+// Counter slots of tcpretrans.
 const (
-	RetransSegments = int(objects.TcpretransSlotSEGMENTS) // segments of connections, as nstat counts them
+	RetransSegments = int(objects.TcpretransSlotSEGMENTS) // retransmitted segments, as nstat counts them
 	RetransSynAcks  = int(objects.TcpretransSlotSYNACKS)
-	RetransCalls    = int(objects.TcpretransSlotCALLS) // times that the kernel sent one or several of them at once
+	RetransCalls    = int(objects.TcpretransSlotCALLS) // retransmissions of one skb, which holds one or more segments
 )
 
-// What Event.Detail says of a TCPRetrans event: a segment that was sent
-// before, or the second packet of a handshake.
+// Values of Event.Detail for TCPRetrans: a segment, or a SYN-ACK.
 const (
 	RetransSegment = uint32(objects.TcpretransKindKIND_SEGMENT)
 	RetransSynAck  = uint32(objects.TcpretransKindKIND_SYNACK)

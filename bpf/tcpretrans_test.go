@@ -13,8 +13,8 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// retransCheck compares what the probe counts of one namespace with the
-// kernel's own counters, from where it was made.
+// retransCheck compares the probe's counts of a namespace with the kernel's
+// counters since its creation.
 type retransCheck struct {
 	l      *testLoader
 	p      *Probe
@@ -23,8 +23,8 @@ type retransCheck struct {
 	slots  [8]uint64
 }
 
-// The counters of the kernel that tell kinds of retransmissions, and what is
-// none, apart.
+// Kernel counters that distinguish kinds of retransmissions, and probes that are
+// none.
 var retransCounters = []string{
 	"Tcp.RetransSegs", "TcpExt.TCPRetransFail", "TcpExt.TCPTimeouts", "TcpExt.TCPLossProbes", "TcpExt.TCPFastRetrans",
 	"TcpExt.TCPSynRetrans", "TcpExt.TCPKeepAlive", "TcpExt.TCPWinProbe", "TcpExt.TCPSpuriousRtxHostQueues", "TcpExt.TCPDSACKRecv",
@@ -38,17 +38,17 @@ func newRetransCheck(t *testing.T, l *testLoader, p *Probe, ns *namespace) *retr
 	return c
 }
 
-// since is how often the kernel has counted.
+// since returns the growth of a kernel counter.
 func (c *retransCheck) since(t *testing.T, name string) uint64 {
 	return c.ns.counter(t, name) - c.before[name]
 }
 
-// want demands that the probe has counted the segments that the kernel
+// want checks that the probe has counted the segments that the kernel
 // retransmitted, without those that it could not send.
 func (c *retransCheck) want(t *testing.T, what string) (counted uint64) {
 	t.Helper()
 	var sent, refused uint64
-	// The kernel counts before it sends, and the probe after that.
+	// The kernel counts before sending, the probe after.
 	testkit.Within(10*time.Second, func() bool {
 		sent, refused = c.since(t, "Tcp.RetransSegs"), c.since(t, "TcpExt.TCPRetransFail")
 		got := c.l.settled(c.p, c.ns.inode)
@@ -60,7 +60,7 @@ func (c *retransCheck) want(t *testing.T, what string) (counted uint64) {
 	return counted
 }
 
-// TestTCPRetransKinds: what is a retransmission, and what is none.
+// TestTCPRetransKinds: what counts as a retransmission, and what does not.
 func TestTCPRetransKinds(t *testing.T) { rungsInTurn(t, "tcpretrans", testTCPRetransKinds) }
 
 func testTCPRetransKinds(t *testing.T, rung Kind) {
@@ -72,8 +72,8 @@ func testTCPRetransKinds(t *testing.T, rung Kind) {
 		if rung != RawTracepoint && family == "IPv6" {
 			continue // timeouts take long
 		}
-		// refused has a connection whose first segment is lost, and then a
-		// sender that cannot send it again.
+		// refused loses a connection's first segment, then keeps its sender from
+		// retransmitting.
 		refused := func(what string, block, unblock func(), counter string) {
 			t.Helper()
 			client, server := connect(t, a, b, addrs[1])
@@ -115,8 +115,8 @@ func testTCPRetransKinds(t *testing.T, rung Kind) {
 		refused("no route", func() { a.run(t, "ip", append([]string{"route", "del"}, route...)...) },
 			func() { a.run(t, "ip", append([]string{"route", "add"}, route...)...) }, "TcpExt.TCPTimeouts")
 
-		// A segment that waits in this host's queue is not retransmitted. The
-		// queue must not cut it up.
+		// A segment that still waits in this host's queue is not retransmitted. The
+		// queue must not segment it.
 		a.run(t, "ip", "link", "set", "dev", a.device, "gso_max_segs", "1")
 		client, server := connect(t, a, b, addrs[1])
 		c := newRetransCheck(t, l, p, a)
@@ -131,7 +131,7 @@ func testTCPRetransKinds(t *testing.T, rung Kind) {
 		client.Close()
 		server.Close()
 
-		// The end of the data is lost: a loss probe, or the timer.
+		// The end of the data is lost: a loss probe, or the timer, retransmits.
 		client, server = connect(t, a, b, addrs[1])
 		c = newRetransCheck(t, l, p, a)
 		for range 3 { // the first round trips
@@ -149,7 +149,7 @@ func testTCPRetransKinds(t *testing.T, rung Kind) {
 		}
 		c.want(t, family+" loss probe and timeouts")
 
-		// Keep-alives and window probes are none.
+		// Keep-alives and window probes are not retransmissions.
 		c = newRetransCheck(t, l, p, a)
 		rawConn(t, client, func(fd int) error {
 			for option, value := range map[int]int{unix.TCP_KEEPIDLE: 1, unix.TCP_KEEPINTVL: 1} {
@@ -204,8 +204,8 @@ func testTCPRetransKinds(t *testing.T, rung Kind) {
 	l.balanced(TCPRetrans, p, RetransSynAcks, RetransCalls)
 }
 
-// TestTCPRetransByReordering: packets that arrive in another order cause
-// retransmissions of what was not lost, which count as the kernel counts them.
+// TestTCPRetransByReordering: reordered packets cause unnecessary retransmissions,
+// which count as the kernel counts them.
 func TestTCPRetransByReordering(t *testing.T) {
 	a, b := newPair(t)
 	a.run(t, "ip", "link", "set", "dev", a.device, "gso_max_segs", "1")

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestTuple gives crafted packets to the parser that all probes share, by way
-// of the program that runs it for the probe flow.
+// TestTuple feeds crafted packets to the parser that all probes share, through the
+// program of the probe flow.
 func TestTuple(t *testing.T) {
 	l := newTestLoader(t, Options{})
 	p := l.load("flow", Config{Ports: true})
@@ -115,7 +115,7 @@ func TestTuple(t *testing.T) {
 	}
 }
 
-// flowsHeld gives the packets of each flow, whose own counters are left zero.
+// flowsHeld returns the packets of each flow, keyed by a Flow with zero counters.
 func flowsHeld(t testing.TB, p *Probe) map[Flow]uint64 {
 	t.Helper()
 	held := map[Flow]uint64{}

@@ -2,8 +2,8 @@
 
 //go:build ignore
 
-/* virtcmdlatency: how long the host takes over a virtio-net control command.
- * There is no tracepoint; the function is static, and renamed since 6.10. */
+/* virtcmdlatency: duration of virtio-net control commands. There is no tracepoint.
+ * The function is static, and renamed in 6.10. */
 
 #include "headers/kernel.h"
 #include "headers/counter.h"
@@ -20,7 +20,7 @@ const volatile __u64 slow100_ns = 100000000;
 
 DEFINE_HOST_COUNTERS();
 
-/* By thread, not by CPU: the caller waits, and may wake up on another one. */
+/* By thread, not by CPU: the caller may sleep and wake up on another CPU. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);

@@ -26,10 +26,10 @@ var virtcmdlatency = definition{
 	note:     "no tracepoint tells of these commands, so it takes a kernel with fentry or kprobes and the driver virtio_net loaded",
 }
 
-// VirtcmdExcute is the type of its events.
+// VirtcmdExcute is the event type of virtcmdlatency.
 const VirtcmdExcute = EventType(objects.SharedEventTypeEVENT_VIRTCMDEXCUTE)
 
-// Slots of the counters of virtcmdlatency. What is over 100 ms is in both.
+// Counter slots of virtcmdlatency. Commands over 100 ms count in both slots.
 const (
 	CommandSlow    = int(objects.VirtcmdlatencySlotSLOW)
 	CommandSlow100 = int(objects.VirtcmdlatencySlotSLOW100)

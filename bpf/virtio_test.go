@@ -19,19 +19,19 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// The devices of the test VMs, which are known by these addresses and serial
-// numbers (internal/e2e/kernels). A machine of someone's own may have the same
-// addresses: nothing is taken outside such a VM.
+// The devices of the test VMs, identified by these addresses and serial numbers
+// (internal/e2e/kernels). Other machines may have the same addresses, so the tests
+// use them only in such a VM.
 const (
 	nicOnHub1   = "52:54:00:00:00:01" // two on one hub: each hears the other
 	nicOnHub2   = "52:54:00:00:00:02"
 	nicOfQueues = "52:54:00:00:00:03" // with two pairs of queues
-	diskOf33ms  = "iops30"            // an I/O takes as long as 30 in a second
+	diskOf33ms  = "iops30"            // at most 30 I/Os per second, so 33 ms each
 	diskOf200ms = "iops5"
 )
 
-// takeNIC moves a network device of the VM into a namespace of its own for the
-// time of the test, and gives its name there.
+// takeNIC moves a network device of the VM into a namespace of its own during the
+// test.
 func takeNIC(t testing.TB, mac string) *namespace {
 	t.Helper()
 	need.Root(t)
@@ -83,8 +83,8 @@ func newNICPair(t testing.TB) (a, b *namespace) {
 	return a, b
 }
 
-// commands counts the control commands of the driver virtio_net by a kprobe of
-// the kernel's own tracing. It returns the reading.
+// commands counts the control commands of the driver virtio_net with a kprobe of
+// the kernel's own tracing. It returns a function that reads the count.
 func commands(t *testing.T) func() uint64 {
 	t.Helper()
 	const (
@@ -135,9 +135,9 @@ func commands(t *testing.T) func() uint64 {
 	}
 }
 
-// TestVirtcmdlatencyOfADevice turns promiscuous mode on and off, of which the
-// driver tells the device by several commands (newer kernels in a worker), and
-// changes the number of queues, which is one command.
+// TestVirtcmdlatencyOfADevice toggles promiscuous mode, for which the driver sends
+// several commands (newer kernels from a worker), and changes the number of queues,
+// which is one command.
 func TestVirtcmdlatencyOfADevice(t *testing.T) {
 	eachRung(t, "virtcmdlatency", func(t *testing.T, rung Kind) {
 		n := takeNIC(t, nicOfQueues)
@@ -153,7 +153,7 @@ func TestVirtcmdlatencyOfADevice(t *testing.T) {
 		for i := range times {
 			was := sent()
 			n.run(t, "ip", "link", "set", n.device, "promisc", []string{"on", "off"}[i%2])
-			// A worker that has not yet run would do two changes at once.
+			// A worker that has not run yet would merge two changes.
 			l.eventually("the commands", func() bool { return sent() >= was+2 })
 			l.settled(p, 0)
 		}
@@ -163,8 +163,8 @@ func TestVirtcmdlatencyOfADevice(t *testing.T) {
 		}
 		l.count(p, "commands for promiscuous mode on and off, by the kernel's own kprobe", modes, l.settled(p, 0)[CommandSlow]-before)
 
-		// This changes nothing where it is 1 already, and then is an error of
-		// some versions.
+		// If it is already 1, this changes nothing, and some versions return an
+		// error.
 		_ = n.try(func() error { return exec.Command("ethtool", "-L", n.device, "combined", "1").Run() })
 		l.settled(p, 0)
 		start, before = sent(), counters(t, p, 0)[CommandSlow]
@@ -195,7 +195,7 @@ func TestVirtcmdlatencyOfADevice(t *testing.T) {
 	})
 }
 
-// diskOf finds a disk of the VM by its serial number.
+// diskOf returns the disk of the VM with the serial number.
 func diskOf(t *testing.T, serial string) string {
 	t.Helper()
 	need.Root(t)
@@ -213,9 +213,9 @@ func diskOf(t *testing.T, serial string) string {
 	return ""
 }
 
-// TestBiolatencyOfASlowDisk reads and writes a disk that takes 33 ms for each,
-// and one that takes 200 ms. What was slow is told by the caller's own clock,
-// and that the disk did no more than asked, by the kernel's statistics.
+// TestBiolatencyOfASlowDisk reads and writes a disk that takes 33 ms per I/O, and
+// one that takes 200 ms. The reference for slow I/O is the caller's own clock; the
+// kernel's statistics confirm that the disk did no other I/O.
 func TestBiolatencyOfASlowDisk(t *testing.T) {
 	eachRung(t, "biolatency", func(t *testing.T, rung Kind) {
 		for i, disk := range []string{diskOf(t, diskOf33ms), diskOf(t, diskOf200ms)} {
@@ -233,7 +233,7 @@ func testSlowDisk(t *testing.T, rung Kind, disk, takes string) {
 	}
 	defer f.Close()
 	buffer := aligned(4096)
-	// Each slow one is one event, of the one type or the other.
+	// Each slow I/O is one event, of one type or the other.
 	events := func(typ EventType) (ops [2]uint64) {
 		l.eventually("the events to be read", func() bool { a := l.account(typ); return a.Read == a.Written })
 		for _, e := range l.taken(typ, 0, 0) {
@@ -245,8 +245,8 @@ func testSlowDisk(t *testing.T, rung Kind, disk, takes string) {
 		}
 		return ops
 	}
-	// What the caller waits is a little longer than what the disk takes. A
-	// round in which that little may decide is done again.
+	// The caller waits slightly longer than the disk takes. Rounds in which that
+	// difference may matter are repeated.
 	unclear := func(took time.Duration) bool {
 		for _, limit := range []time.Duration{10 * time.Millisecond, 100 * time.Millisecond} {
 			if took >= limit && took < limit+8*time.Millisecond {
@@ -277,7 +277,7 @@ func testSlowDisk(t *testing.T, rung Kind, disk, takes string) {
 				}
 			}
 		}
-		// The disk saves up for a burst, which the first round uses up.
+		// The disk accumulates credit for a burst, which the first round uses up.
 		if slices.ContainsFunc(took, unclear) || slow < n || takes == "200" && slow100 < n {
 			t.Logf("again: %v", took)
 			continue
@@ -304,22 +304,22 @@ func testSlowDisk(t *testing.T, rung Kind, disk, takes string) {
 	t.Fatalf("%s is not as slow as it should be", disk)
 }
 
-// TestKernellatencyOfANIC is TestKernellatency where packets come from a
-// driver: they are received in lists, after GRO.
+// TestKernellatencyOfANIC is TestKernellatency with packets from a driver, which
+// are received in lists, after GRO.
 func TestKernellatencyOfANIC(t *testing.T) {
 	eachRung(t, "kernellatency", func(t *testing.T, rung Kind) {
 		a, b := newNICPair(t)
 		testKernellatency(t, a, b, rung, hold)
 	})
-	// Over the one limit and under the other: every rung compares in one place.
+	// Between the two thresholds; one comparison for every rung.
 	t.Run("shorter", func(t *testing.T) {
 		a, b := newNICPair(t)
 		testKernellatency(t, a, b, "", 40*time.Millisecond)
 	})
 }
 
-// TestNetiftxlatencyOfANIC counts every packet through the queueing discipline
-// and the driver of a real device.
+// TestNetiftxlatencyOfANIC counts every packet through the qdisc and the driver of
+// a real device.
 func TestNetiftxlatencyOfANIC(t *testing.T) {
 	eachRung(t, "netiftxlatency", func(t *testing.T, rung Kind) {
 		a, b := newNICPair(t)

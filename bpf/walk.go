@@ -6,15 +6,15 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// A walker reads all of a map, many entries with one system call, into buffers
-// that it keeps.
+// A walker reads a whole map in batches of many entries per system call, into
+// buffers that it reuses.
 type walker[K, V any] struct {
 	keys   []K
 	values []V
 }
 
-// each calls f for each entry. Of a per-CPU map an entry has as many values as
-// there may be CPUs, of others one; f has them until it returns.
+// each calls f for each entry. An entry of a per-CPU map has one value per possible
+// CPU, an entry of another map has one. The values are valid until f returns.
 func (w *walker[K, V]) each(m *ebpf.Map, perEntry int, f func(*K, []V)) error {
 	if w.keys == nil {
 		n := 1024
@@ -36,7 +36,7 @@ func (w *walker[K, V]) each(m *ebpf.Map, perEntry int, f func(*K, []V)) error {
 	return nil
 }
 
-// remove deletes entries, those that are gone already excepted.
+// remove deletes entries and ignores those that are already gone.
 func remove[K any](m *ebpf.Map, keys []K) error {
 	var errs []error
 	for i := range keys {

@@ -1,6 +1,6 @@
-// Package docs holds the guides, which are the pages of this folder that are
-// written by hand, so that the program can print them. The pages in capitals
-// are generated from the catalogue, and the program prints those from there.
+// Package docs embeds the guides: the hand-written pages of this folder, whose
+// names are in lower case. Pages in upper case are generated from the catalogue,
+// and the program generates them itself.
 package docs
 
 import (
@@ -25,7 +25,7 @@ type Guide struct {
 func Guides() []Guide {
 	entries, err := pages.ReadDir(".")
 	if err != nil {
-		panic(err) // the compiler has embedded the folder
+		panic(err) // impossible: the folder is embedded
 	}
 	guides := make([]Guide, 0, len(entries))
 	for _, e := range entries {

@@ -12,18 +12,18 @@
 #include "kernel.h"
 #include "room.h"
 
-/* The namespace that takes what belongs to no known one, and what found no
- * room: the loader makes its entry before anything is attached, so that no
- * occurrence goes uncounted. */
+/* The pseudo-namespace for unattributed occurrences and those without room. The
+ * loader creates its entry before programs are attached, so that every occurrence
+ * is counted. */
 #define NETNS_NONE 0
 
 #define COUNTER_SLOTS 5
 
-/* One size for all probes, so that one reader serves them all. */
+/* One size for all probes, so that they share one reader. */
 struct counter {
 	__u64 slot[COUNTER_SLOTS];
-	/* On the CPU that made the entry the room that it takes, else 0; in the
-	 * entry of NETNS_NONE how much was counted there without room. */
+	/* On the CPU that created the entry the room that it occupies, else 0; in the
+	 * entry of NETNS_NONE the number of occurrences without room. */
 	__u64 mark;
 };
 
@@ -65,7 +65,7 @@ struct counter {
 			__sync_fetch_and_add(&c->slot[slot], 1);                                   \
 	}
 
-/* For what concerns the whole node: one entry, no lookup of a namespace. */
+/* For node-wide probes: one entry, no lookup of a namespace. */
 #define DEFINE_HOST_COUNTERS()                                                                     \
 	struct {                                                                                   \
 		__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);                                           \

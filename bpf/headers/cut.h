@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 
-/* When the bytes of a GSO packet were queued, for the segments that a queueing
- * discipline (tbf, cake, taprio, netem) or the way to the driver makes of it.
+/* Times at which the bytes of GSO packets were queued, for the segments that a
+ * queueing discipline (tbf, cake, taprio, netem) or the path to the driver makes of
+ * them.
  *
- * A segment is a new skb: its address says nothing. What is found again:
+ * A segment is a new skb, so its address is no key. Segments are matched by:
  *
- * - the time of sending, which TCP writes in each packet and which segments
- *   inherit (a burst). Packets of one burst are queued at the same moment;
- * - else, for TCP (forwarded), the sequence numbers of the flow (a range);
- * - else (UDP), the memory of the payload, which segments share (a range).
+ * - the send time, which TCP writes into each packet and segments inherit (a
+ *   burst). Packets of one burst are queued at the same moment;
+ * - else, for forwarded TCP, the sequence numbers of the flow (a range);
+ * - else, for UDP, the memory of the payload, which segments share (a range).
  *
- * Entries are in buckets of four as in stamp.h. A segment does not take the
- * entry, since the others need it too. An entry goes with the last segment, or
- * with the GSO packet itself if that is sent uncut; what a queue drops leaves
- * its entry behind until it is the oldest of its bucket. */
+ * Entries are in buckets of four as in stamp.h. A segment leaves the entry in
+ * place, since the other segments need it too. The entry is removed with the last
+ * segment, or with the GSO packet itself if that is sent whole. If a qdisc drops
+ * the packet, its entry stays until it is the oldest of its bucket. */
 
 #ifndef NODESKOOP_CUT_H
 #define NODESKOOP_CUT_H
@@ -27,7 +28,7 @@
 struct cut {
 	__u32 tag;
 	__u32 start; /* of a range; 0 for a burst */
-	__u32 length; /* bytes of a range, segments that are left of a burst */
+	__u32 length; /* bytes of a range, or remaining segments of a burst */
 	__u32 unused;
 	__u64 time_ns; /* 0: free */
 };
@@ -43,7 +44,8 @@ struct {
 	__type(value, struct cut_bucket);
 } cuts SEC(".maps");
 
-/* When a device last queued a GSO packet: only then are segments looked for. */
+/* When a device last queued a GSO packet: segments are looked up only for some time
+ * after. */
 #define CUT_DEVICES 256
 #define CUT_DEVICE_NS (600ull * 1000000000)
 
@@ -54,8 +56,8 @@ struct {
 	__type(value, __u64);
 } cut_devices SEC(".maps");
 
-/* Part of a packet's data. The fields' names differ between kernels, their
- * places do not. */
+/* Part of a packet's data. The names of the fields differ between kernels, their
+ * offsets do not. */
 struct fragment {
 	__u64 page;
 	__u32 length;
@@ -81,7 +83,7 @@ struct net_device___cut {
 
 #pragma clang attribute pop
 
-/* Those of a packet that are noted: the default of MAX_SKB_FRAGS. */
+/* Number of fragments noted per packet: the default of MAX_SKB_FRAGS. */
 #define CUT_FRAGMENTS 17
 
 enum cut_operation { CUT_ADD, CUT_REMOVE };
@@ -97,7 +99,7 @@ static __always_inline bool cut_expected(__u64 device, __u64 now)
 {
 	__u64 *last = cut_device(device);
 
-	/* Another CPU may have written a time that is later than ours. */
+	/* Another CPU may have written a later time. */
 	return last && *last && *last + CUT_DEVICE_NS > now;
 }
 
@@ -113,7 +115,7 @@ static __always_inline __u32 cut_tag(__u64 mixed)
 	return mixed >> 16;
 }
 
-/* The entry that a new one replaces. */
+/* Returns the entry that a new one replaces. */
 static __always_inline struct cut *cut_oldest(struct cut_bucket *b)
 {
 	struct cut *oldest = &b->way[0];
@@ -179,9 +181,9 @@ static __always_inline __u64 burst_take(__u64 mixed, __u32 segments)
 	return time_ns;
 }
 
-/* Ranges. The numbers are divided into blocks of a size that is at least the
- * range's, so that a range lies in two blocks at most, and of ranges of one
- * size few lie in a block. Whoever looks for a range tries each size. */
+/* The number space is divided into blocks at least as long as the range, so a range
+ * touches at most two blocks, and few ranges of one size share a block. A lookup
+ * tries each block size. */
 
 #define RANGE_SHIFT_MIN 9
 #define RANGE_SHIFT_MAX 20
@@ -219,7 +221,7 @@ static __always_inline void range_set(__u64 mixed, __u32 start, __u32 length, __
 			w = same;
 	}
 	if (!time_ns) {
-		/* Only what is there is removed. */
+		/* Remove only a matching entry. */
 		if (w->tag == cut_tag(mixed) && w->start == start && w->length == length)
 			w->time_ns = 0;
 		return;
@@ -230,10 +232,10 @@ static __always_inline void range_set(__u64 mixed, __u32 start, __u32 length, __
 	w->time_ns = time_ns;
 }
 
-/* The functions below that are not inlined are global ones, which the verifier
- * looks at once, and not at each call. They take numbers only. */
+/* The functions below that are not inlined are global, so the verifier checks them
+ * once instead of at each call. Global functions take numbers only. */
 
-/* Time zero removes. */
+/* A time of zero removes the range. */
 __noinline int range_put(__u64 key, __u32 start, __u32 length, __u64 time_ns)
 {
 	__u32 shift = range_shift(length);
@@ -246,8 +248,8 @@ __noinline int range_put(__u64 key, __u32 start, __u32 length, __u64 time_ns)
 	return 0;
 }
 
-/* The newest range that has the byte `at`; of the ranges that end with these
- * bytes, the blocks' entries are no longer needed. */
+/* Returns the time of the newest range that contains the byte `at`, and removes the
+ * entries of ranges that end with these bytes. */
 __noinline __u64 range_take(__u64 key, __u32 at, __u32 length)
 {
 	__u64 newest = 0;
@@ -276,7 +278,7 @@ __noinline __u64 range_take(__u64 key, __u32 at, __u32 length)
 	return newest;
 }
 
-/* What of a packet segments have in common with it, other than the time. */
+/* What a packet's segments share with it besides the send time. */
 struct extent {
 	__u64 key;
 	__u32 start;
@@ -290,7 +292,8 @@ static __always_inline __u64 cut_mix(__u64 key, __u64 value)
 	return key ^ key >> 32;
 }
 
-/* The sequence numbers of a TCP packet; `length` is of its data. */
+/* Sets the extent to the sequence numbers of a TCP packet; `length` is that of its
+ * data. */
 static __always_inline void extent_of_tcp(const struct sk_buff *skb, __u64 device,
 					  struct extent *x)
 {
@@ -321,8 +324,8 @@ static __always_inline void extent_of_tcp(const struct sk_buff *skb, __u64 devic
 	x->known = true;
 }
 
-/* The memory of a fragment, as a number in which neighbours are neighbours:
- * the kernel has 64 bytes for each page of 4,096. */
+/* Sets the extent to the memory of a fragment, as a number that is contiguous for
+ * contiguous memory: struct page has 64 bytes for each page of 4,096. */
 static __always_inline void extent_of_fragment(const struct fragment *f, __u64 device,
 					       struct extent *x)
 {
@@ -346,7 +349,7 @@ static __always_inline long fragment_read(const void *shared, __u32 i, struct fr
 		shared + bpf_core_field_offset(struct skb_shared_info, frags) + i * sizeof(*f));
 }
 
-/* cut_note notes that a GSO packet is queued, or that it has left uncut. */
+/* cut_note notes that a GSO packet was queued, or that it has left unsegmented. */
 __noinline int cut_note(__u64 packet, __u64 device, __u64 now, __u32 operation)
 {
 	const struct sk_buff *skb = (const struct sk_buff *)packet;
@@ -364,7 +367,7 @@ __noinline int cut_note(__u64 packet, __u64 device, __u64 now, __u32 operation)
 	if (mstamp_ns) {
 		__u32 segments = BPF_CORE_READ(shared, gso_segs);
 
-		/* Not all packets of others tell how many they are. */
+		/* Packets from virtual machines may lack a segment count. */
 		if (operation == CUT_ADD)
 			burst_add(burst_of(mstamp_ns, device), segments ? segments : 0xffff, now);
 		else
@@ -389,7 +392,7 @@ __noinline int cut_note(__u64 packet, __u64 device, __u64 now, __u32 operation)
 	return 0;
 }
 
-/* cut_take gives when the packet was queued whose segment this is, or 0. */
+/* cut_take returns when the segment's original packet was queued, or 0. */
 __noinline __u64 cut_take(__u64 packet, __u64 device)
 {
 	const struct sk_buff *skb = (const struct sk_buff *)packet;
@@ -400,7 +403,7 @@ __noinline __u64 cut_take(__u64 packet, __u64 device)
 
 	shared = shared_info(skb);
 	if (mstamp_ns) {
-		/* A segment may be a GSO packet still, for the device to cut. */
+		/* The segment may still be a GSO packet for the device to segment. */
 		__u32 segments = BPF_CORE_READ(shared, gso_segs);
 
 		return burst_take(burst_of(mstamp_ns, device), segments ? segments : 1);

@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 
-/* Events: what user space is told about single occurrences.
+/* Events: records of single occurrences for user space.
  *
- * All probes share one ring. Before an occurrence takes room in it, a token
- * bucket of its type and namespace is asked, so that a flood of one kind
- * leaves room for the others. The namespaces that user space follows have
- * buckets of their own; the others share some, see room.h. Each outcome is
- * counted per CPU and type: seen = written to the ring + ignored + suppressed
- * + lost, whatever happens. */
+ * All probes share one ring. Before an event takes room in the ring, it must pass a
+ * token bucket of its type and namespace, so that a flood of one kind leaves room
+ * for others. Namespaces that user space follows have buckets of their own; all
+ * others share buckets, see room.h. Each outcome is counted per CPU and type: seen
+ * = written to the ring + ignored + suppressed + lost, at any time. */
 
 #ifndef NODESKOOP_EVENT_H
 #define NODESKOOP_EVENT_H
@@ -28,37 +27,37 @@ struct event {
 	struct tuple tuple;
 	__u32 netns;
 	__u32 reason;
-	__u32 pid; /* of the process, as user space counts */
+	__u32 pid; /* thread group ID, in the initial PID namespace */
 	__u32 cpu;
 	__u32 detail; /* softirq vector, kind of retransmission, block operation */
 	__u32 ifindex;
 	__u16 type;
 	__u8 tcp_state;
-	__u8 stack_depth; /* how many addresses follow, see struct event_stack */
+	__u8 stack_depth; /* number of addresses that follow, see struct event_stack */
 	__u32 bytes; /* of a block I/O */
 	__u8 comm[16];
 	__u8 name[32]; /* of the device or the disk */
 };
 
-/* Reasons that no kernel gives. */
+/* Reasons that no kernel uses. */
 enum reason {
-	REASON_NONE = 0xffffffff, /* the kernel has none */
-	REASON_OVERFLOW = 0xfffffffe, /* found no room; user space adds it */
+	REASON_NONE = 0xffffffff, /* the kernel gives no reasons */
+	REASON_OVERFLOW = 0xfffffffe, /* found no room; set by user space */
 };
 
-/* For the types that show where in the kernel they happened. */
+/* For event types with a kernel stack. */
 struct event_stack {
 	struct event event;
 	__u64 stack[EVENT_STACK];
 };
 
-/* Nothing else brings the types of what is in the ring into the object, where
- * a test compares them with those of shared.bpf.c, which Go decodes by. */
+/* Puts the types of the ring's records into the object's BTF, where a test compares
+ * them with those of shared.bpf.c, from which Go's types are generated. */
 struct event_stack *const event_layout = NULL;
 
 struct event_limit {
-	__u64 interval_ns; /* between two events in the long run; 0: type is off */
-	__u64 tolerance_ns; /* how far a burst may run ahead */
+	__u64 interval_ns; /* average time between two events; 0: the type is off */
+	__u64 tolerance_ns; /* how far ahead of the average a burst may get */
 };
 
 struct event_account {
@@ -87,14 +86,14 @@ struct {
 	__type(value, struct event_account);
 } event_accounts SEC(".maps");
 
-/* By type: when the bucket will be full again, and how many events it held back. */
+/* By type: when the bucket will be full again, and the number of suppressed events. */
 struct event_bucket {
 	__u64 full[EVENT_TYPES];
 	__u64 held[EVENT_TYPES];
 };
 
-/* By namespace, or by room. User space alone makes entries, those of the rooms
- * before anything is attached. */
+/* Keyed by namespace, or by room. Only user space creates entries; those of the
+ * rooms exist before programs are attached. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
@@ -104,7 +103,7 @@ struct {
 
 enum event_verdict { EVENT_HELD, EVENT_ALLOWED, EVENT_BUSY };
 
-/* EVENT_BUSY: allowed, with more than half of the bucket spent. */
+/* EVENT_BUSY means allowed, with more than half of the bucket used. */
 static __always_inline enum event_verdict event_allowed(__u32 type, struct owner o,
 							const struct event_limit *limit, __u64 now)
 {
@@ -117,17 +116,16 @@ static __always_inline enum event_verdict event_allowed(__u32 type, struct owner
 		b = bpf_map_lookup_elem(&event_buckets, &room);
 	}
 	if (!b || type >= EVENT_TYPES)
-		return EVENT_HELD; /* cannot be: the rooms have theirs */
+		return EVENT_HELD; /* cannot happen: every room has an entry */
 	full = &b->full[type];
-	/* CPUs that race here let at most one event each pass beyond the
-	 * rate; the accounts stay exact. */
+	/* Racing CPUs let at most one extra event each pass; the accounts stay exact. */
 	if (*full < now) {
 		*full = now + limit->interval_ns;
 		return EVENT_ALLOWED;
 	}
 	if (*full - now > limit->tolerance_ns) {
-		/* A bucket that was emptied under another limit is not to stay
-		 * closed for longer than this one could close it. */
+		/* A bucket emptied under an earlier, narrower limit must not stay closed
+		 * longer than the current limit could close it. */
 		if (*full - now > limit->tolerance_ns + limit->interval_ns)
 			*full = now + limit->tolerance_ns + limit->interval_ns;
 		__sync_fetch_and_add(&b->held[type], 1);
@@ -137,7 +135,7 @@ static __always_inline enum event_verdict event_allowed(__u32 type, struct owner
 	return *full - now > limit->tolerance_ns / 2 ? EVENT_BUSY : EVENT_ALLOWED;
 }
 
-/* Where what becomes of a type is counted, NULL if the type is off. */
+/* Returns the account of an event type, NULL if the type is off. */
 static __always_inline struct event_account *event_account_of(__u32 type,
 							      const struct event_limit **limit)
 {
@@ -147,8 +145,8 @@ static __always_inline struct event_account *event_account_of(__u32 type,
 	return bpf_map_lookup_elem(&event_accounts, &type);
 }
 
-/* event_ignore accounts for an occurrence of which nobody asked to hear. The
- * limits do not see it, so it takes no room from those that are told. */
+/* event_ignore counts an occurrence that is never reported. It bypasses the token
+ * buckets, so it takes no tokens from reported events. */
 static __always_inline __attribute__((unused)) void event_ignore(__u32 type)
 {
 	const struct event_limit *limit;
@@ -160,12 +158,12 @@ static __always_inline __attribute__((unused)) void event_ignore(__u32 type)
 	__sync_fetch_and_add(&account->ignored, 1);
 }
 
-/* event_reserve gives a zeroed event with type, namespace, time and CPU set,
- * or NULL: the type is off, its bucket is empty, or the ring is full. For
- * namespaces that have much to say it is full when it is half full: so those
- * that say little are heard. `size` is a constant, of struct event or struct
- * event_stack. The caller fills and submits, with nothing between that can
- * fail. */
+/* event_reserve returns a zeroed event with type, namespace, time and CPU set, or
+ * NULL if the type is off, its bucket is empty, or the ring is full. For namespaces
+ * that have used more than half of their bucket, the ring counts as full when it is
+ * half full, which leaves room for quiet namespaces. `size` is a constant: that of
+ * struct event or struct event_stack. The caller fills and submits the event; no
+ * step in between may fail. */
 static __always_inline void *event_reserve(__u32 type, struct owner o, __u64 now, const __u64 size)
 {
 	const struct event_limit *limit;
@@ -197,7 +195,7 @@ static __always_inline void *event_reserve(__u32 type, struct owner o, __u64 now
 	return e;
 }
 
-/* For what concerns the whole node. */
+/* For node-wide events. */
 static __always_inline __attribute__((unused)) void *event_reserve_host(__u32 type, __u64 now,
 									const __u64 size)
 {

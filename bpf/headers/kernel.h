@@ -2,11 +2,11 @@
 
 /* The kernel's types, as far as the probes read them.
  *
- * Every struct lists only the fields in use, in any order: the loader moves
- * each access to where the running kernel's BTF says the field is. A field
- * that some kernels lack is guarded by bpf_core_field_exists() where it is
- * read. Types of the BPF interface itself (contexts) have a fixed layout and
- * are given whole, outside the attribute. */
+ * Every struct lists only the fields in use, in any order: the loader relocates
+ * each access to the offset in the running kernel's BTF. Reads of fields that some
+ * kernels lack are guarded by bpf_core_field_exists(). Types of the BPF interface
+ * itself (contexts) have a fixed layout and are declared completely, outside the
+ * attribute. */
 
 #ifndef NODESKOOP_KERNEL_H
 #define NODESKOOP_KERNEL_H
@@ -90,7 +90,7 @@ struct __sk_buff {
 	__u32 gso_size;
 };
 
-/* What bpf_get_ns_current_pid_tgid() answers. */
+/* Result of bpf_get_ns_current_pid_tgid(). */
 struct bpf_pidns_info {
 	__u32 pid;
 	__u32 tgid;
@@ -130,7 +130,7 @@ struct pt_regs {
 };
 #endif
 
-/* bpf_tracing.h picks the kernel's register names by this. */
+/* bpf_tracing.h selects the kernel's register names by this macro. */
 #define __VMLINUX_H__
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -141,7 +141,7 @@ struct ns_common {
 	unsigned int inum;
 };
 
-/* Who made a namespace, as the initial user namespace counts users. */
+/* A UID as the initial user namespace sees it: the creator of a namespace. */
 typedef struct {
 	unsigned int val;
 } kuid_t;
@@ -162,7 +162,7 @@ typedef struct {
 
 struct sk_buff;
 
-/* A queueing discipline; without the function it queues nothing. */
+/* A queueing discipline. Without an enqueue function it queues nothing. */
 struct Qdisc {
 	int (*enqueue)(struct sk_buff *, struct Qdisc *, struct sk_buff **);
 };
@@ -193,7 +193,7 @@ struct net_device {
 	struct netdev_queue *_tx;
 	struct Qdisc *qdisc;
 	void *rx_handler;
-	struct netdev_hw_addr_list mc; /* groups that it takes frames for */
+	struct netdev_hw_addr_list mc; /* multicast groups whose frames the device accepts */
 };
 
 struct dst_entry {
@@ -294,7 +294,8 @@ struct tcp_skb_cb {
 	__u16 tcp_gso_segs;
 };
 
-/* Reasons. Only the enumerators in use; their numbers are the kernel's. */
+/* Drop reasons: only the enumerators in use. The loader takes their numbers from
+ * the kernel's BTF. */
 
 enum skb_drop_reason {
 	SKB_NOT_DROPPED_YET,
@@ -302,7 +303,7 @@ enum skb_drop_reason {
 	SKB_DROP_REASON_NETFILTER_DROP,
 };
 
-/* What is in cmd_flags above the operation. */
+/* Flags above the operation in cmd_flags. */
 enum req_flag_bits {
 	__REQ_SYNC = 11,
 	__REQ_FUA = 17,
@@ -310,7 +311,7 @@ enum req_flag_bits {
 	__REQ_RAHEAD = 19,
 };
 
-/* Timers, and the queues of fragments that end by one */
+/* Timers, and the fragment queues that end by one */
 
 struct timer_list {
 	void *function;
@@ -336,8 +337,8 @@ typedef struct {
 } atomic_t;
 
 struct signal_struct {
-	atomic_t live; /* threads that have not ended */
-	unsigned long nvcsw; /* those of threads that have ended */
+	atomic_t live; /* threads that have not exited */
+	unsigned long nvcsw; /* voluntary switches of exited threads */
 	unsigned long nivcsw;
 };
 
@@ -383,10 +384,10 @@ struct request_queue {
 struct request {
 	struct request_queue *q;
 	unsigned int cmd_flags;
-	unsigned int __data_len; /* what is not done yet, in bytes */
+	unsigned int __data_len; /* remaining bytes */
 };
 
-/* Before 5.16 the request knew its disk itself. */
+/* Before 5.16 the request itself pointed to its disk. */
 struct request___disk {
 	struct gendisk *rq_disk;
 };
@@ -459,21 +460,21 @@ enum {
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_tracing.h>
 
-/* A function that the verifier follows once, whatever leads to it: it would follow
- * each of a caller's paths through it else. It has numbers for arguments. */
+/* A function that the verifier checks only once. Without this it would check the
+ * function for every path of every caller. Arguments must be numbers. */
 #define VERIFIED_ONCE __attribute__((noinline))
 
-/* Names types that bpf2go gives to Go (its option -type), as the members of a
- * struct: an object lacks the types that none of its variables has. */
+/* Makes bpf2go export types to Go (its option -type): an object contains only types
+ * that a variable uses, so this macro declares a struct with them as members. */
 #define GO_TYPES(...)                                                                              \
 	struct {                                                                                   \
 		__VA_ARGS__                                                                        \
 	} *const go_types = NULL
 
-/* Namespace inodes come from the kernel's range for such numbers, the initial
- * one's from just below it. Anything else was not read from a namespace: a
- * packet's device pointer shares its place with a queue's links and a
- * receive-side scratch value. */
+/* Namespace inode numbers start at the kernel's dynamic range, and the initial
+ * namespace's lies just below it. Any other value was not read from a namespace: a
+ * packet's device pointer shares memory with a queue's links and a receive-side
+ * scratch value. */
 #define NETNS_INUM_MIN 0xEFFFFF00u
 
 static __always_inline __u32 netns_checked(__u32 inum)
@@ -481,10 +482,10 @@ static __always_inline __u32 netns_checked(__u32 inum)
 	return inum >= NETNS_INUM_MIN ? inum : 0;
 }
 
-/* Whose an occurrence is. */
+/* The owner of an occurrence. */
 struct owner {
 	__u32 netns; /* 0: not known */
-	const struct net *net; /* the same, to be asked who made it; or NULL */
+	const struct net *net; /* the same as a pointer, to read its creator; or NULL */
 };
 
 static __always_inline struct owner owner_of_net(const struct net *net)
@@ -503,7 +504,7 @@ static __always_inline struct owner owner_of_dev(const struct net_device *dev)
 	return owner_of_net(dev ? BPF_CORE_READ(dev, nd_net.net) : NULL);
 }
 
-/* Full, request and time-wait sockets all begin with sock_common. */
+/* Full, request and time-wait sockets all begin with struct sock_common. */
 static __always_inline struct owner owner_of_sock(const struct sock *sk)
 {
 	return owner_of_net(sk ? BPF_CORE_READ(sk, __sk_common.skc_net.net) : NULL);
@@ -519,7 +520,7 @@ static __always_inline struct owner owner_of_skb(const struct sk_buff *skb)
 	o = owner_of_sock(BPF_CORE_READ(skb, sk));
 	if (o.netns)
 		return o;
-	/* The lowest bit says whether the route is referenced. */
+	/* The lowest bit is a flag: whether the route is referenced. */
 	dst = BPF_CORE_READ(skb, _skb_refdst) & ~1ul;
 	return owner_of_dev(dst ? BPF_CORE_READ((struct dst_entry *)dst, dev) : NULL);
 }

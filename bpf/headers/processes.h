@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 
-/* What iterators write of each process, for iterators.go to read. */
+/* What iterators write per process, read by iterators.go. */
 
 #ifndef NODESKOOP_PROCESSES_H
 #define NODESKOOP_PROCESSES_H
 
-/* The map, of struct process, which begins with the generation; and what
- * numbers the readings, so that what an earlier one left behind is known. */
+/* The map of struct process, and the generation: the number of the reading, with
+ * which each value begins, so that values of earlier readings are recognised. */
 #define DEFINE_PROCESSES()                                     \
 	__u32 generation;                                      \
                                                                \

@@ -2,27 +2,27 @@
 
 /* How network namespaces share the room in a table.
  *
- * User space names the namespaces that it follows: each has a share of its own,
- * made before it needs it. All others share what is set apart for them, by who
- * made the namespace, since anybody may make thousands. What finds its share
- * used up gets no entry, and is counted where it cannot be taken for another's.
+ * User space names the namespaces that it follows: each has a reserved share,
+ * created before it is needed. All other namespaces share rooms by the creator of
+ * the namespace, since any user may create thousands. An occurrence whose room is
+ * used up gets no entry and counts under NETNS_NONE.
  *
- * Entries in use are counted up here, and again by user space whenever it has
- * read the table: what it deleted, and what two CPUs counted twice, is free
- * again then. */
+ * The programs only increase the number of used entries. User space recounts it
+ * after each reading of the table, which frees deleted entries and corrects double
+ * counts of racing CPUs. */
 
 #ifndef NODESKOOP_ROOM_H
 #define NODESKOOP_ROOM_H
 
 #include "kernel.h"
 
-/* The rooms of namespaces that user space does not follow. As keys they are no
- * inode number of a namespace. */
+/* Rooms for namespaces that user space does not follow. As map keys they differ
+ * from every namespace inode number. */
 enum room {
-	ROOM_OWN, /* no such room: the namespace has a share of its own */
-	ROOM_NODE, /* made with privileges over the whole machine */
-	ROOM_ROOT, /* made by root in a user namespace, as a pod's may be */
-	ROOM_USERS, /* made by an unprivileged user */
+	ROOM_OWN, /* no room: the namespace has its own share */
+	ROOM_NODE, /* created with privileges over the whole machine */
+	ROOM_ROOT, /* created by root in a user namespace, such as a pod's */
+	ROOM_USERS, /* created by an unprivileged user */
 	ROOMS,
 	NO_ROOM,
 };
@@ -54,8 +54,7 @@ static __always_inline __u32 room_of(const struct net *net)
 	return BPF_CORE_READ(user_ns, owner.val) ? ROOM_USERS : ROOM_ROOT;
 }
 
-/* take_room takes room for an entry, and says of which share: NO_ROOM if that is
- * used up. */
+/* take_room reserves an entry and returns its room; NO_ROOM if that is used up. */
 static __always_inline __u32 take_room(void *shares, struct owner o)
 {
 	struct share *s = bpf_map_lookup_elem(shares, &o.netns);

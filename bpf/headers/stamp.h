@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 
-/* When a packet passed a point: a table of fixed size, in buckets of four.
+/* Times at which packets passed a point, in a table of fixed size with buckets of
+ * four.
  *
- * Nothing is allocated for a packet and nothing needs cleaning after one. A
- * packet takes the entry that its address had before, else a free one of its
- * bucket, else the oldest there. So what waits for long keeps its entry while
- * thousands of others pass: only four more that wait at the same time, and
- * meet it in its bucket, cost a measurement. Of n that wait at a time in b
- * buckets that is a share of about (n / b)^4 / 120. */
+ * No memory is allocated per packet, and no cleanup is needed. A packet takes the
+ * entry that its address had before, else a free one of its bucket, else the oldest
+ * one. A long-waiting packet thus keeps its entry while thousands of others pass. A
+ * measurement is lost only if four more packets wait at the same time in the same
+ * bucket: of n waiting packets in b buckets a share of about (n / b)^4 / 120. */
 
 #ifndef NODESKOOP_STAMP_H
 #define NODESKOOP_STAMP_H
@@ -22,13 +22,13 @@ struct stamp {
 	__u64 time_ns; /* 0: free */
 };
 
-/* One line of the processor's cache, so that looking through it costs what
- * looking at its first entry does. */
+/* One cache line, so that searching the whole bucket costs as much as reading its
+ * first entry. */
 struct stamp_bucket {
 	struct stamp way[STAMP_WAYS];
 };
 
-/* The number of buckets is a power of two, of 13 bits at most. */
+/* The number of buckets is a power of two, at most 2^13. */
 #define DEFINE_STAMPS(name, buckets)                                                               \
 	struct {                                                                                   \
 		__uint(type, BPF_MAP_TYPE_ARRAY);                                                  \
@@ -37,18 +37,18 @@ struct stamp_bucket {
 		__type(value, struct stamp_bucket);                                                \
 	} name SEC(".maps")
 
-/* Which bucket, and what is kept of the key there, come from different bits. */
+/* The bucket and the tag of an entry use different bits of the key. */
 static __always_inline __u64 stamp_mix(__u64 x)
 {
 	return x * 0x9E3779B97F4A7C15ull;
 }
 
-/* stamp_set notes that a packet passes now. The key is its address; the
- * identity is what tells it from another that had the address before, zero if
+/* stamp_set notes that a packet passes now. The key is the packet's address. The
+ * identity distinguishes it from an earlier packet at the same address; zero if
  * nothing does.
  *
- * Two CPUs may write one entry at a time. It then has the key of one and the
- * time of the other, which are the same moment. */
+ * If two CPUs write one entry at the same time, it gets the key of one and the time
+ * of the other, which are practically the same. */
 static __always_inline void stamp_set(void *stamps, __u32 buckets, __u64 key, __u64 identity,
 				      __u64 now)
 {
@@ -76,7 +76,7 @@ static __always_inline void stamp_set(void *stamps, __u32 buckets, __u64 key, __
 	s->time_ns = now;
 }
 
-/* stamp_take gives when the packet passed and forgets it, or 0. */
+/* stamp_take returns the time at which the packet passed and removes it, or 0. */
 static __always_inline __u64 stamp_take(void *stamps, __u32 buckets, __u64 key, __u64 identity)
 {
 	__u64 mixed = stamp_mix(key), time_ns;

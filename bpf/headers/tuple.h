@@ -13,7 +13,7 @@ struct tuple {
 	__u16 sport; /* host order; 0 where the protocol or the packet has none */
 	__u16 dport;
 	__u8 protocol;
-	__u8 family; /* 4, 6, or 0: not known, all else is zero */
+	__u8 family; /* 4, 6, or 0 if unknown, in which case all else is zero */
 	__u16 unused;
 };
 
@@ -49,10 +49,10 @@ static __always_inline bool has_ports(__u8 protocol)
 	       protocol == IPPROTO_UDPLITE || protocol == IPPROTO_DCCP;
 }
 
-/* A packet as the program at hand can read it: as an skb's linear part at a
- * kernel address (a tracing program; what lies beyond `end` is in pages out
- * of its reach, or no part of the packet), or through the context (a program
- * of the traffic path). Which of the two is known when compiling. */
+/* A packet as the current program can read it: as an skb's linear part at a kernel
+ * address (tracing programs; data beyond `end` is in pages out of reach, or not
+ * part of the packet), or through the context (programs on the packet path). The
+ * choice is a compile-time constant. */
 struct packet {
 	struct __sk_buff *context;
 	const unsigned char *head;
@@ -71,8 +71,8 @@ static __always_inline long packet_read(const struct packet *p, __u32 offset, vo
 
 struct headers {
 	__u32 l3; /* offset of the IP header */
-	__u32 l4; /* offset of what follows it and its extensions */
-	bool first; /* no later fragment: the transport header is here */
+	__u32 l4; /* offset behind the IP header and its extensions */
+	bool first; /* not a later fragment, so it has the transport header */
 };
 
 #define IPV4_OFFSET_MASK 0x1fff
@@ -80,13 +80,13 @@ struct headers {
 #define IPV6_EXTENSIONS 6
 #define VLAN_TAGS 2
 
-/* Fills the tuple from the IPv4 header at `offset`; false: it is none. */
+/* Fills the tuple from the IPv4 header at `offset`; false if there is none. */
 static __always_inline bool tuple_parse_v4(const __u8 *ip, __u32 offset, struct tuple *t,
 					   struct headers *h)
 {
 	__u32 ihl = (ip[0] & 15) * 4, total = ip[2] << 8 | ip[3];
 
-	/* A packet too long for the length field has it zero (BIG TCP). */
+	/* In a packet too long for the length field (BIG TCP), the field is zero. */
 	if (ihl < 20 || (total && total < ihl))
 		return false;
 	h->l4 = offset + ihl;
@@ -131,9 +131,9 @@ static __always_inline void tuple_parse_v6(const struct packet *p, const __u8 *i
 	t->protocol = next;
 }
 
-/* tuple_parse reads the headers from `offset` on and answers whether they are
- * IP. `protocol` is what the layer below said, 0 for not known. Ports stay
- * zero where there are none to read. */
+/* tuple_parse reads the headers from `offset` on and returns whether they are IP.
+ * `protocol` is the protocol named by the layer below, 0 if unknown. Ports stay
+ * zero if there are none to read. */
 static __always_inline bool tuple_parse(const struct packet *p, __u32 offset, __be16 protocol,
 					struct tuple *t, struct headers *h)
 {
@@ -171,8 +171,8 @@ static __always_inline bool tuple_parse(const struct packet *p, __u32 offset, __
 	return true;
 }
 
-/* tuple_from_skb walks from the network header and never uses the transport
- * header's offset, which much of the stack leaves unset. */
+/* tuple_from_skb parses from the network header and ignores the offset of the
+ * transport header, which much of the stack leaves unset. */
 static __always_inline bool tuple_from_skb(const struct sk_buff *skb, struct tuple *t)
 {
 	struct packet p = {
@@ -185,8 +185,8 @@ static __always_inline bool tuple_from_skb(const struct sk_buff *skb, struct tup
 			   &h);
 }
 
-/* tuple_from_common fills from what full, request and time-wait sockets share:
- * source is this end. */
+/* tuple_from_common fills the tuple from fields that full, request and time-wait
+ * sockets share; the source is this end. */
 static __always_inline bool tuple_from_common(const struct sock_common *sk, __u8 protocol,
 					      struct tuple *t)
 {
@@ -210,8 +210,8 @@ static __always_inline bool tuple_from_common(const struct sock_common *sk, __u8
 	return true;
 }
 
-/* For a full socket. One that closes has given its port back already, but its
- * last packets still carry it. */
+/* For a full socket. A closing socket has already returned its port, but its last
+ * packets still carry it, so the port comes from the socket's own copy. */
 static __always_inline bool tuple_from_sock(const struct sock *sk, __u8 protocol, struct tuple *t)
 {
 	if (!tuple_from_common(&sk->__sk_common, protocol, t))

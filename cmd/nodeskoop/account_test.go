@@ -13,7 +13,7 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// lossAccount is what the metrics say became of the events of PacketLoss.
+// lossAccount is the account of PacketLoss events in the metrics.
 type lossAccount struct{ seen, written, suppressed, lost, ignored, pending float64 }
 
 func lossAccountIn(fams map[string]*dto.MetricFamily) lossAccount {
@@ -31,8 +31,8 @@ func lossAccountIn(fams map[string]*dto.MetricFamily) lossAccount {
 		get("nodeskoop_events_lost_total"), get("nodeskoop_events_ignored_total"), get("nodeskoop_events_pending")}
 }
 
-// toldIn sums the occurrences over the entries of PacketLoss that a daemon without
-// journald has written.
+// toldIn sums the occurrences in the PacketLoss entries that a daemon without
+// journald wrote.
 func toldIn(t *testing.T, log string) (told float64) {
 	t.Helper()
 	for line := range strings.Lines(log) {
@@ -52,8 +52,8 @@ func toldIn(t *testing.T, log string) (told float64) {
 	return told
 }
 
-// TestEventsMergesForAPerson: what is of one kind is one line with its number, and with
-// --all each is a line; both tell of as many.
+// TestEventsMergesForAPerson: events of one kind become one line with their number;
+// with --all each is a line. Both report the same total.
 func TestEventsMergesForAPerson(t *testing.T) {
 	n := newNode(t, "'packetloss'", "")
 	watch := func(more ...string) *program {
@@ -83,7 +83,7 @@ func TestEventsMergesForAPerson(t *testing.T) {
 		if code := p.ended(); code != 0 {
 			t.Errorf("exit code %d:\n%s", code, p.logged())
 		}
-		// It begins and ends with words; the log is for who asks for it.
+		// The output begins and ends with prose; the log is opt-in.
 		said := p.logged()
 		if !strings.HasPrefix(said, "Watching 1 probe") || !strings.Contains(said, " events in ") || !strings.Contains(said, "\nCOUNT  EVENT       WHOSE ") || !strings.Contains(said, "  PacketLoss  host ") || strings.Contains(said, "level=") {
 			t.Errorf("standard error says:\n%s", said)
@@ -97,13 +97,13 @@ func TestEventsMergesForAPerson(t *testing.T) {
 	t.Logf("\n%s", lines.printed())
 }
 
-// TestEventAccountGoesOn: what a killed daemon had merged and not written is lost, and
-// counted at the next start; what a daemon that ends had merged is written. The sum
-// is exact each time, and no counter falls.
+// TestEventAccountGoesOn: merged events that a killed daemon had not written count
+// as lost at the next start; a clean end writes them. The sum is always exact, and
+// no counter falls.
 func TestEventAccountGoesOn(t *testing.T) {
 	n := newNode(t, "'packetloss'", "[journal]\nrate = 1000\nburst = 1000\ntotal_rate = 1000\n")
 	var last lossAccount
-	// settled is the account once it does not move.
+	// settled returns the account once it is stable.
 	settled := func(what string) lossAccount {
 		t.Helper()
 		now := lossAccountIn(n.cycles(1))

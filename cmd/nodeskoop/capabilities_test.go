@@ -18,8 +18,7 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// unitCapabilities are those that the unit grants, without CAP_, in small
-// letters.
+// unitCapabilities returns the unit's capabilities, without CAP_, in lower case.
 func unitCapabilities(t *testing.T) []string {
 	t.Helper()
 	b, err := os.ReadFile("../../systemd/nodeskoop.service")
@@ -35,7 +34,7 @@ func unitCapabilities(t *testing.T) []string {
 	return caps
 }
 
-// probesWith runs `nodeskoop probes` with these capabilities and no others.
+// probesWith runs `nodeskoop probes` with exactly these capabilities.
 func probesWith(t *testing.T, caps []string, config string) map[string]session.Probe {
 	t.Helper()
 	path, err := binary()
@@ -65,9 +64,9 @@ func probesWith(t *testing.T, caps []string, config string) map[string]session.P
 	return byName
 }
 
-// TestProbesNameTheCapabilityTheyLack takes the unit's capabilities away, one
-// and two at a time. A probe that no longer works must name one of those that
-// are missing, and nothing that is not the cause.
+// TestProbesNameTheCapabilityTheyLack removes the unit's capabilities, one and two
+// at a time. A probe that no longer works must name a removed one, and no unrelated
+// cause.
 func TestProbesNameTheCapabilityTheyLack(t *testing.T) {
 	need.Root(t)
 	need.Program(t, "setpriv", "unshare", "sleep")
@@ -75,7 +74,7 @@ func TestProbesNameTheCapabilityTheyLack(t *testing.T) {
 	if len(all) != 8 {
 		t.Fatalf("the unit grants %v; this test knows 8", all)
 	}
-	// Another user's process, in a network namespace to be entered.
+	// Another user's process, in a network namespace to enter.
 	other := exec.Command("unshare", "--net", "--", "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sleep", "600")
 	if err := other.Start(); err != nil {
 		t.Fatal(err)
@@ -102,12 +101,12 @@ func TestProbesNameTheCapabilityTheyLack(t *testing.T) {
 	for _, test := range []struct {
 		without []string
 		config  string
-		fail    []string // these at least, if they work with everything
-		lack    []string // these work, but say what they miss
+		fail    []string // these probes must fail, if they work with all capabilities
+		lack    []string // these probes work with a limitation
 	}{
 		{nil, host, nil, nil},
 		{[]string{"sys_ptrace"}, host, []string{"io"}, nil},
-		// The kernel's iterators ask for less than each process's own files.
+		// Iterators need fewer capabilities than reading each process's files.
 		{[]string{"sys_ptrace", "sys_admin", "bpf"}, host, append([]string{"fd", "io"}, tracing...), nil},
 		{[]string{"dac_read_search", "dac_override", "sys_admin", "perfmon"}, host, append([]string{"fd"}, tracing...), nil},
 		{[]string{"sys_admin", "bpf"}, host, tracing, nil},

@@ -16,21 +16,21 @@ func checkCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "check",
 		Usage: "test the configuration and this machine, and say how to fix each failure",
-		Description: "Run it as the daemon runs, that is as root: it looks at what this process may do.\n" +
-			"Exit code 0: nothing failed; warnings may stand. 1: something failed. 2: the command line is wrong.",
+		Description: "Run it as root, like the daemon: it tests the privileges of its own process.\n" +
+			"Exit code 0: no failure; there may be warnings. 1: a failure. 2: the command line is wrong.",
 		Flags: append(commonFlags(),
 			jsonFlag("print JSON: a list of check, verdict (ok, warn or FAIL), found and do"),
-			&cli.BoolFlag{Name: "problems", Usage: "print what is not ok only", EnvVars: []string{"NODESKOOP_PROBLEMS"}},
+			&cli.BoolFlag{Name: "problems", Usage: "print only the problems", EnvVars: []string{"NODESKOOP_PROBLEMS"}},
 		),
 		Action: runCheck,
 	}
 }
 
 func runCheck(c *cli.Context) error {
-	// What the log would say of this machine, the findings say.
+	// Discard the log: the findings report the same problems.
 	s, err := newSession(c, io.Discard)
 	if errors.As(err, new(cli.ExitCoder)) {
-		return err // the command line
+		return err // a mistake on the command line
 	}
 	var findings []check.Finding
 	if s == nil {
@@ -51,7 +51,7 @@ func runCheck(c *cli.Context) error {
 		return outputError(err)
 	}
 	if slices.ContainsFunc(findings, func(f check.Finding) bool { return f.Verdict == check.Bad }) {
-		return cli.Exit("", exitFailure) // the lines have said why
+		return cli.Exit("", exitFailure) // the findings have said why
 	}
 	return nil
 }

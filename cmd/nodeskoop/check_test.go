@@ -16,7 +16,8 @@ import (
 	"nodeskoop/internal/testkit/terminal"
 )
 
-// checkIn runs the real check under another program, with the findings by name.
+// checkIn runs check as a child of another program, and returns its findings by
+// name.
 func checkIn(t *testing.T, config string, under ...string) (map[string][]check.Finding, int) {
 	t.Helper()
 	path, err := binary()
@@ -63,7 +64,7 @@ func TestCheckWithoutCapabilities(t *testing.T) {
 	config := configFor(t, t.TempDir())
 	for _, c := range []struct {
 		drop string
-		want map[string]string // a finding that fails or warns, and what it says
+		want map[string]string // expected failing or warning findings, with their texts
 	}{
 		{"-sys_admin,-bpf", map[string]string{"CAP_SYS_ADMIN": "missing", "CAP_BPF": "missing", "4 probes": "the process lacks CAP_BPF"}},
 		{"-sys_admin,-perfmon", map[string]string{"CAP_PERFMON": "missing", "probe packetloss": "or dropped packets (kfree_skb): not permitted: the process lacks CAP_PERFMON"}},
@@ -113,7 +114,7 @@ func TestCheckWithoutRoot(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// t.TempDir's parents are the user's own, too.
+	// The parents of t.TempDir also belong to the test's user.
 	if err := os.Chmod(filepath.Dir(filepath.Dir(config)), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -157,8 +158,7 @@ func TestCheckFoldersThatCannotBeWritten(t *testing.T) {
 	}
 }
 
-// Another writer of the same metrics: the script mode's file, written by the
-// program itself.
+// Another writer of the same metrics: a file that script mode wrote.
 func TestCheckSeesAnotherWriter(t *testing.T) {
 	need.Root(t)
 	other := t.TempDir()
@@ -195,7 +195,7 @@ func TestCheckInATerminal(t *testing.T) {
 		if !strings.Contains(text, " checks: ") {
 			t.Errorf("no summary:\n%s", text)
 		}
-		// Green stands in the picture only if the program wrote it.
+		// The picture contains green only if the program printed it.
 		if coloured := strings.Contains(picture, terminal.Green); coloured != (env == "NO_COLOR=") {
 			t.Errorf("%s: coloured: %v", env, coloured)
 		}

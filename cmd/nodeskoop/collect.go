@@ -23,13 +23,13 @@ func collectCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "collect",
 		Usage: "take one sample and write it to standard output or a file (script mode)",
-		Description: "Exit code 0: every probe gave all its values. 3: some are missing, the others were written.\n" +
-			"A probe that this machine cannot run counts as missing only if it was asked for by name, not as \"default\" or \"all\".\n" +
+		Description: "Exit code 0: every probe gave all its values. 3: some values are missing, the others were written.\n" +
+			"A probe that this machine cannot run counts as missing only if you named it, not with \"default\" or \"all\".\n" +
 			"1: nothing could be written. 2: the command line is wrong.",
 		Flags: append(commonFlags(),
-			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write `FILE`, whole or not at all; FOLDER/ for the configured name in that folder; - for standard output", EnvVars: []string{"NODESKOOP_OUTPUT"}},
-			&cli.BoolFlag{Name: "events", Usage: "send the events that are seen meanwhile to the journal", EnvVars: []string{"NODESKOOP_EVENTS"}},
-			&cli.DurationFlag{Name: "duration", Usage: "let the eBPF probes watch for `TIME` before the sample is taken", EnvVars: []string{"NODESKOOP_DURATION"}},
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write `FILE` atomically; FOLDER/ for the configured name in that folder; - for standard output", EnvVars: []string{"NODESKOOP_OUTPUT"}},
+			&cli.BoolFlag{Name: "events", Usage: "send events that occur meanwhile to the journal", EnvVars: []string{"NODESKOOP_EVENTS"}},
+			&cli.DurationFlag{Name: "duration", Usage: "let the eBPF probes watch for `TIME` before the sample", EnvVars: []string{"NODESKOOP_DURATION"}},
 		),
 		Action: collectOnce,
 	}
@@ -65,7 +65,7 @@ func collectOnce(c *cli.Context) error {
 	defer func() {
 		if kept != nil {
 			if ev.Hub != nil {
-				kept.KeepAtEnd(r) // what was merged has been told by now
+				kept.KeepAtEnd(r) // by now every merged event has been written
 			}
 			kept.Close()
 		}
@@ -82,7 +82,7 @@ func collectOnce(c *cli.Context) error {
 	kept = s.KeepCounters(r, true)
 	r.Until(c.Context)
 	if d > 0 {
-		r.Cycle() // loads the probes
+		r.Cycle() // also loads the probes
 		select {
 		case <-c.Context.Done():
 			return c.Context.Err()
@@ -91,7 +91,7 @@ func collectOnce(c *cli.Context) error {
 	}
 	fams := r.Cycle()
 	if err := c.Context.Err(); err != nil {
-		return err // it was cut short
+		return err // the sample was cut short
 	}
 	kept.Keep(r)
 	if file != nil {
@@ -104,16 +104,15 @@ func collectOnce(c *cli.Context) error {
 	}
 	if missing := missingProbes(r.Status(), s.Config.Named); missing != "" {
 		if unprivileged() {
-			missing += "; what is missing needs root: " + withSudo(argumentsOf(c))
+			missing += "; to get the missing values, run it as root: " + withSudo(argumentsOf(c))
 		}
 		return cli.Exit(missing, exitPartial)
 	}
 	return nil
 }
 
-// missingProbes says which of the probes that were asked for gave no whole values,
-// "" if all did. One that this machine cannot run was asked for only if it was by
-// name.
+// missingProbes names the requested probes that did not give complete values, "" if
+// all did. A probe that this machine cannot run counts only if the user named it.
 func missingProbes(status []collect.ProbeStatus, named []string) string {
 	var failed, lacking []string
 	for _, st := range status {
@@ -135,8 +134,8 @@ func missingProbes(status []collect.ProbeStatus, named []string) string {
 	return strings.Join(parts, "; ")
 }
 
-// writeMetrics writes the families to standard output. A terminal gets them
-// for a person to read: a label may hold whatever a pod's owner likes.
+// writeMetrics writes the families to standard output. On a terminal it escapes
+// control characters: a label may hold any text that a pod's owner chose.
 func writeMetrics(w io.Writer, fams []*dto.MetricFamily, log *slog.Logger) error {
 	if !output.IsTerminal(w) {
 		if err := output.EncodeTo(w, fams, log); err != nil {
@@ -155,8 +154,8 @@ func writeMetrics(w io.Writer, fams []*dto.MetricFamily, log *slog.Logger) error
 	return nil
 }
 
-// isStandardOutput reports whether -o names standard output. That is written
-// to, as a file cannot replace it.
+// isStandardOutput reports whether -o names standard output, which is written
+// directly because a rename cannot replace it.
 func isStandardOutput(o string) bool {
 	if o == "-" {
 		return true

@@ -14,8 +14,8 @@ func configCommand() *cli.Command {
 		Description: "The file is read first, then nodeskoop.d/*.toml beside it, by name; of a key that several set, the last\n" +
 			"holds. \"Set by\" says which. Of --config DIR/NAME.toml the folder is DIR/NAME.d.",
 		Flags: append(commonFlags(),
-			&cli.BoolFlag{Name: "default", Usage: "print the file that is shipped, every key at its default"},
-			&cli.BoolFlag{Name: "check", Usage: "print nothing, and fail if there is a mistake in the configuration"},
+			&cli.BoolFlag{Name: "default", Usage: "print the shipped file, with every key at its default"},
+			&cli.BoolFlag{Name: "check", Usage: "print nothing; fail if the configuration has a mistake"},
 		),
 		Action: func(c *cli.Context) error {
 			if c.Bool("default") && c.Bool("check") {
@@ -28,7 +28,7 @@ func configCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			session.New(version, cfg, c.App.ErrWriter) // logs what is obsolete
+			session.New(version, cfg, c.App.ErrWriter) // logs obsolete options
 			if c.Bool("check") {
 				return nil
 			}

@@ -46,14 +46,14 @@ func (p *program) printed() string { return p.out.String() }
 
 func (p *program) logged() string { return p.Log.String() }
 
-// start runs the program; it is killed at the end of the test.
+// start runs the program and kills it at the end of the test.
 func start(t *testing.T, args ...string) *program {
 	t.Helper()
 	return begin(t, func(*exec.Cmd) {}, args...)
 }
 
-// begin starts the program, prepared by prepare; it is killed at the end of the
-// test. What it does not write elsewhere is in the program's log.
+// begin starts the program after prepare, and kills it at the end of the test.
+// Output that prepare does not redirect goes to the program's log.
 func begin(t *testing.T, prepare func(*exec.Cmd), args ...string) *program {
 	t.Helper()
 	p := &program{t: t}
@@ -71,7 +71,7 @@ func (p *program) signal(s syscall.Signal) {
 	}
 }
 
-// ended waits for the program's end and returns its exit code.
+// ended waits for the program to exit and returns its exit code.
 func (p *program) ended() int {
 	p.t.Helper()
 	if !testkit.Within(testkit.Patience, p.Ended) {
@@ -80,7 +80,7 @@ func (p *program) ended() int {
 	return p.ProcessState.ExitCode()
 }
 
-// parseProm reads an exposition; nil if there is none.
+// parseProm reads an exposition, nil if there is none.
 func parseProm(t testing.TB, path string) map[string]*dto.MetricFamily {
 	t.Helper()
 	b, err := os.ReadFile(path)
@@ -144,7 +144,7 @@ func TestDaemonLivesAndEnds(t *testing.T) {
 		t.Errorf("a second daemon on the same file: exit %d, %s", code, second.logged())
 	}
 
-	// A mistake keeps what was in effect, and is named.
+	// A mistake is reported and leaves the old configuration in effect.
 	conf(t, dir, text("1s", "keeep = true\n"))
 	p.signal(syscall.SIGHUP)
 	testkit.Eventually(t, "the mistake is logged", func() bool { return strings.Contains(p.logged(), "keeep: unknown key") })
@@ -152,7 +152,7 @@ func TestDaemonLivesAndEnds(t *testing.T) {
 		t.Error("a refused reload lost the textfile")
 	}
 
-	// A good change is put into effect.
+	// A valid change takes effect.
 	moved := filepath.Join(dir, "moved.prom")
 	conf(t, dir, strings.Replace(text("1s", "[metrics]\nexclude = ['kubeskoop_tcpext_*']\n"), "n.prom", "moved.prom", 1))
 	p.signal(syscall.SIGHUP)
@@ -188,8 +188,8 @@ func TestDaemonKeepsTheFileOnRequest(t *testing.T) {
 	}
 }
 
-// However often the daemon is killed while it writes, a reader finds a whole
-// file, and what the killed ones left is cleaned up.
+// However often the daemon is killed while writing, readers find a complete file,
+// and the next start cleans up temporary files.
 func TestDaemonKilledAgainAndAgain(t *testing.T) {
 	need.Root(t)
 	dir := t.TempDir()
@@ -219,7 +219,7 @@ func TestDaemonRefusesBadConfig(t *testing.T) {
 	}
 }
 
-// The folder may come later, and go.
+// The folder may appear later, and disappear.
 func TestDaemonWaitsForItsFolder(t *testing.T) {
 	need.Root(t)
 	dir := t.TempDir()
@@ -274,7 +274,8 @@ func TestCollectIsAScript(t *testing.T) {
 		}
 	}
 
-	// A probe that may not work is named, the others are written, exit 3.
+	// A probe without privileges is named, the others' values are written, exit
+	// code 3.
 	need.Program(t, "setpriv")
 	cmd = exec.Command("setpriv", "--bounding-set", "-bpf,-perfmon,-sys_admin", path, "collect", "--config", cfg, "--probe", "tcp,flow")
 	out.Reset()
@@ -285,7 +286,7 @@ func TestCollectIsAScript(t *testing.T) {
 	if !errors.As(err, &exit) || exit.ExitCode() != exitPartial || !strings.Contains(errs.String(), "flow") || !strings.Contains(errs.String(), "CAP_BPF") || !strings.Contains(out.String(), "kubeskoop_tcp_insegs") {
 		t.Errorf("%v, %s", err, &errs)
 	}
-	// A full standard output is a failure.
+	// A full device on standard output is a failure.
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)

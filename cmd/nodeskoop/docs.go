@@ -14,14 +14,14 @@ func docsCommand() *cli.Command {
 	page := func(name, usage string, f func(io.Writer) error) *cli.Command {
 		return &cli.Command{Name: name, Usage: usage, Action: func(c *cli.Context) error { return f(c.App.Writer) }}
 	}
-	// Some pages are about the command line: that of a program of its own, to
-	// which no command has been given.
+	// Some pages describe the whole command line; they get the program without a
+	// command.
 	ofApp := func(name, usage string, f func(io.Writer, *cli.App) error) *cli.Command {
 		return page(name, usage, func(w io.Writer) error { return f(w, newApp(io.Discard, io.Discard)) })
 	}
 	cmd := &cli.Command{
 		Name:  "docs",
-		Usage: "print reference pages made from the catalogue, and the guides",
+		Usage: "print the reference pages and the guides",
 		Subcommands: []*cli.Command{
 			page("metrics", "print the reference of the metrics, in Markdown", docs.Metrics),
 			page("events", "print the reference of the events, in Markdown", docs.Events),

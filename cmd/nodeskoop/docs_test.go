@@ -19,14 +19,14 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// page is what `nodeskoop docs NAME` prints, in a file.
+// page returns the output of `nodeskoop docs NAME`, and a file with it.
 func page(t *testing.T, name, file string) (path, text string) {
 	t.Helper()
 	var out, errs bytes.Buffer
 	if code := run(context.Background(), []string{"nodeskoop", "docs", name}, &out, &errs); code != 0 {
 		t.Fatalf("docs %s: exit code %d: %s", name, code, &errs)
 	}
-	// The completions read the pods in a textfile of ours.
+	// The completions read the pods from the test's textfile.
 	dir := t.TempDir()
 	textfile := config.Default().Textfile
 	text = strings.ReplaceAll(out.String(), textfile.Dir+"/"+textfile.File, filepath.Join(dir, "x.prom"))
@@ -44,8 +44,7 @@ func page(t *testing.T, name, file string) (path, text string) {
 	return path, text
 }
 
-// TestGuides: each guide is printed as it stands in docs/, and the help of docs
-// lists it.
+// TestGuides: each guide is printed as in docs/, and the help of docs lists it.
 func TestGuides(t *testing.T) {
 	var help, errs bytes.Buffer
 	if code := run(context.Background(), []string{"nodeskoop", "docs", "--help"}, &help, &errs); code != 0 {
@@ -97,7 +96,7 @@ func TestManPagesAreCleanAndWhole(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// Bold is a letter, a backspace, and the letter again.
+			// Bold is a letter, a backspace, and the same letter.
 			shown := string(out)
 			for i := strings.IndexByte(shown, '\b'); i > 0; i = strings.IndexByte(shown, '\b') {
 				shown = shown[:i-1] + shown[i+1:]
@@ -111,7 +110,7 @@ func TestManPagesAreCleanAndWhole(t *testing.T) {
 	}
 }
 
-// completions are what every shell must offer.
+// completions are suggestions that every shell must offer.
 var completions = []struct {
 	line  string
 	holds []string
@@ -138,7 +137,7 @@ var completions = []struct {
 func TestBashCompletion(t *testing.T) {
 	need.Program(t, "bash")
 	path, _ := page(t, "bash", "nodeskoop")
-	// readline's part: it splits the line into words, "=" being one.
+	// Readline's part: it splits the line into words, with "=" a separate word.
 	const readline = `
 		source "$1"
 		line=${2//=/ = }
@@ -219,7 +218,7 @@ func TestZshCompletion(t *testing.T) {
 		while zpty -r z line; do print -r -- $line; done`
 	for _, test := range completions {
 		if test.line == "nodeskoop che" || strings.HasSuffix(test.line, "--js") || strings.HasSuffix(test.line, " packet") {
-			continue // a single match is not listed but would be put in
+			continue // zsh inserts a single match instead of listing it
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		cmd := exec.CommandContext(ctx, "zsh", "-f", "-c", keys, "zsh", filepath.Dir(path), test.line)
@@ -231,7 +230,7 @@ func TestZshCompletion(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		// It is read until all is there: zsh goes on waiting for keys.
+		// Read until all suggestions appear: zsh keeps waiting for keys.
 		var shown []byte
 		missing := func() (m []string) {
 			_, list, _ := bytes.Cut(shown, []byte(test.line))

@@ -21,7 +21,7 @@ import (
 	"nodeskoop/internal/testkit/pods"
 )
 
-// scrape asks node_exporter for its metrics.
+// scrape requests node_exporter's metrics.
 func scrape(t *testing.T, e *exporter.Exporter) map[string]*dto.MetricFamily {
 	t.Helper()
 	fams, err := e.Families()
@@ -31,7 +31,7 @@ func scrape(t *testing.T, e *exporter.Exporter) map[string]*dto.MetricFamily {
 	return fams
 }
 
-// value finds the series of a pod; ok is false if there is none.
+// value returns a pod's value; ok is false if there is no such series.
 func value(fams map[string]*dto.MetricFamily, name, namespace, pod string) (v float64, ok bool) {
 	f := fams[name]
 	if f == nil {
@@ -49,8 +49,8 @@ func value(fams map[string]*dto.MetricFamily, name, namespace, pod string) (v fl
 	return 0, false
 }
 
-// The whole way on real parts: pods that containerd runs, the daemon, its
-// textfile, and a node_exporter that serves it.
+// End to end with real components: containerd's pods, the daemon, its textfile, and
+// node_exporter.
 func TestFromPodsToTheScrape(t *testing.T) {
 	need.Root(t)
 	ctd := pods.Start(t)
@@ -88,8 +88,8 @@ app = "${labels:app}"
 		return a && b && c
 	})
 
-	// Every metric of the built probes is there for the host, and for a pod
-	// where it is one per namespace or pod; whose it is, is right.
+	// The host has every metric of the enabled probes, and a pod has those that are
+	// per namespace or pod; the labels are correct.
 	fams := scrape(t, e)
 	if v := fams["node_textfile_scrape_error"].Metric[0].GetGauge().GetValue(); v != 0 {
 		t.Errorf("node_textfile_scrape_error %v", v)
@@ -126,7 +126,7 @@ app = "${labels:app}"
 		}
 	}
 
-	// Traffic inside the pod is the pod's, exactly as its own kernel counters say.
+	// Traffic inside the pod counts for the pod, exactly as in its kernel counters.
 	main := web.Container("main")
 	for range 7 {
 		main.Exec("sh", "-c", "wget -q -O /dev/null http://127.0.0.1:8080/ || true")
@@ -140,7 +140,7 @@ app = "${labels:app}"
 		return v == want
 	})
 
-	// An event inside the pod is the pod's.
+	// An event inside the pod belongs to the pod.
 	main.Exec("sh", "-c", "nc -w 1 127.0.0.1 7 || true")
 	testkit.Eventually(t, "the reset in the pod is an event of the pod", func() bool {
 		for _, line := range strings.Split(p.printed(), "\n") {
@@ -155,7 +155,7 @@ app = "${labels:app}"
 		return v >= 1
 	})
 
-	// A pod that goes takes its series along; one that comes has them soon.
+	// A removed pod loses its series; a new one gets them soon.
 	web.Remove()
 	ctd.RunPod(pods.PodSpec{Namespace: "shop", Name: "web-1", Containers: []pods.ContainerSpec{{Name: "main", Command: []string{"sleep", "100000"}}}})
 	testkit.Eventually(t, "the series follow the pods", func() bool {
@@ -165,7 +165,7 @@ app = "${labels:app}"
 		return !gone && come
 	})
 
-	// The commands see the same.
+	// The commands show the same.
 	bin, _ := binary()
 	out, err := exec.Command(bin, "pods", "--json", "--config", cfg).Output()
 	var rows []podRow
@@ -185,7 +185,7 @@ app = "${labels:app}"
 		t.Errorf("check: %v\n%s", err, check)
 	}
 
-	// While containerd is away the pods' series go on.
+	// While containerd is down, the pods' series continue.
 	ctd.Kill()
 	testkit.Eventually(t, "it is seen that containerd is away", func() bool {
 		v, ok := value(parseProm(t, file), "nodeskoop_containerd_up", "hostNetwork", "hostNetwork")
@@ -204,7 +204,7 @@ app = "${labels:app}"
 	}
 }
 
-// snmp reads one counter of a process's namespace, by another way than ours.
+// snmp reads one counter of a process's namespace independently of the probes.
 func snmp(t *testing.T, pid int, group, name string) float64 {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/snmp", pid))

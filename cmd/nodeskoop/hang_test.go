@@ -18,7 +18,7 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// unread makes a pipe that nobody reads, as small as the kernel allows.
+// unread creates a pipe without a reader, of the smallest possible size.
 func unread(t *testing.T) (w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -32,7 +32,8 @@ func unread(t *testing.T) (w *os.File) {
 	return w
 }
 
-// cycleTime is when the textfile says that the last cycle began; 0: it is not there.
+// cycleTime returns the start of the last cycle from the textfile; 0 if there is
+// none.
 func cycleTime(t *testing.T, file string) float64 {
 	f := parseProm(t, file)["nodeskoop_last_cycle_timestamp_seconds"]
 	if f == nil {
@@ -41,7 +42,7 @@ func cycleTime(t *testing.T, file string) float64 {
 	return f.Metric[0].GetGauge().GetValue()
 }
 
-// goesOn waits for some more cycles.
+// goesOn waits for further cycles.
 func goesOn(t *testing.T, file string) {
 	t.Helper()
 	for range 3 {
@@ -54,7 +55,7 @@ func daemonConf(t *testing.T, dir, rest string) string {
 	return conf(t, dir, fmt.Sprintf("interval = '1s'\n[textfile]\ndir = '%s'\n%s%s", dir, rest, noPods))
 }
 
-// Whoever does not read what the daemon says, or does not answer it, stops
+// A process that does not read the daemon's output, or does not answer it, blocks
 // neither sampling nor the end.
 func TestDaemonWhomNobodyReads(t *testing.T) {
 	need.Root(t)
@@ -108,7 +109,7 @@ func TestDaemonWhomNobodyReads(t *testing.T) {
 	}
 }
 
-// The reader of standard error may go away.
+// The reader of standard error may exit.
 func TestDaemonWhoseReaderGoes(t *testing.T) {
 	need.Root(t)
 	dir := t.TempDir()
@@ -128,9 +129,8 @@ func TestDaemonWhoseReaderGoes(t *testing.T) {
 	}
 }
 
-// A file system that does not answer costs the textfile, and nothing else: the
-// loop is alive, a signal ends the daemon, and when it answers again the file is
-// fresh.
+// A hanging file system affects only the textfile: the loop runs, a signal ends the
+// daemon, and once the file system answers, the file is up to date.
 func TestTextfileOnAHungFileSystem(t *testing.T) {
 	need.Root(t)
 	for _, ends := range []bool{false, true} {
@@ -156,7 +156,7 @@ func TestTextfileOnAHungFileSystem(t *testing.T) {
 			release()
 			continue
 		}
-		// A reload that does not move the file needs no file system.
+		// A reload with the same textfile needs no file system.
 		p.signal(syscall.SIGHUP)
 		testkit.Eventually(t, "a reload goes on", func() bool { return strings.Contains(p.logged(), "reloaded") })
 		release()
@@ -172,8 +172,8 @@ func TestTextfileOnAHungFileSystem(t *testing.T) {
 	}
 }
 
-// A configuration that is no file, that never ends or that does not answer is
-// refused by each command, and keeps a daemon from nothing.
+// A configuration path that is no file, is endless, or hangs is refused by each
+// command, and does not block a daemon.
 func TestConfigThatIsNoFile(t *testing.T) {
 	need.Root(t)
 	dir := t.TempDir()
@@ -261,14 +261,14 @@ func TestSecondSignalEnds(t *testing.T) {
 				if args[0] == "run" {
 					testkit.Eventually(t, "the textfile is there", func() bool { return cycleTime(t, filepath.Join(dir, "nodeskoop.prom")) > 0 })
 					hang.Open(t, dir)
-					time.Sleep(1500 * time.Millisecond) // the next write hangs; if not, the end is a clean one
+					time.Sleep(1500 * time.Millisecond) // the next write hangs; if it does not, the end is clean
 				} else {
 					testkit.Eventually(t, "it waits for its reader", func() bool {
 						return waitsIn(p.PID(), "pipe_w") || args[0] == "events" && strings.Contains(p.logged(), "Watching ")
 					})
 				}
 				p.signal(s)
-				// The signals must not be one.
+				// Two distinct signals, which the kernel must not merge.
 				time.Sleep(200 * time.Millisecond)
 				begin := time.Now()
 				if err := p.Process.Process.Signal(s); err != nil && args[0] != "events" {
@@ -286,7 +286,7 @@ func TestSecondSignalEnds(t *testing.T) {
 	}
 }
 
-// waitsIn reports whether a thread of a process waits in a function of the kernel.
+// waitsIn reports whether a thread of the process waits in the kernel function.
 func waitsIn(pid int, function string) bool {
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/wchan", pid))
 	for _, t := range tasks {
@@ -297,7 +297,7 @@ func waitsIn(pid int, function string) bool {
 	return false
 }
 
-// One signal ends a command that waits for a reader, too, in time.
+// One signal also ends a command that waits for a reader, within the limit.
 func TestOneSignalEndsInTime(t *testing.T) {
 	need.Root(t)
 	need.Short(t)

@@ -21,11 +21,11 @@ import (
 	"nodeskoop/output/history"
 )
 
-// minuteEnv is how long a minute of the history is in a daemon of a test.
+// minuteEnv sets the length of a history minute for a test's daemon.
 const minuteEnv = "NODESKOOP_TEST_MINUTE"
 
-// withMinute is the program in this process, with another minute. The program that is
-// shipped has no such setting.
+// withMinute runs the program in this process with a different history minute. The
+// released program has no such setting.
 func withMinute(minute string) int {
 	var err error
 	if historyMinute, err = time.ParseDuration(minute); err != nil {
@@ -37,11 +37,11 @@ func withMinute(minute string) int {
 	return run(ctx, os.Args, os.Stdout, os.Stderr)
 }
 
-// recorded is what the history of a node says of one counter of the host.
+// recorded is the history of one of the host's counters.
 type recorded struct {
-	minutes []string // when each began, and its increase
+	minutes []string // start and increase of each minute
 	sum     float64
-	first   int // minutes that are the first of a run
+	first   int // number of minutes that are the first of a run
 	damage  history.Damage
 }
 
@@ -66,8 +66,8 @@ func (n *node) recorded(metric string) (r recorded) {
 	return r
 }
 
-// TestHistory: what was counted is what is recorded, over a kill, and a node on which
-// nothing moves records nothing.
+// TestHistory: the history equals the counts, also after a kill; an idle node
+// records nothing.
 func TestHistory(t *testing.T) {
 	const metric = "kubeskoop_netdev_txpackets"
 	n := newNode(t, "'netdev','tcp'", "")
@@ -105,7 +105,7 @@ func TestHistory(t *testing.T) {
 	if after.sum != 37 || after.first != 2 || after.damage.Bytes+int64(after.damage.Frames+after.damage.Values) > 0 {
 		t.Errorf("%+v", after)
 	}
-	// One more may have been written between the look and the kill.
+	// One more minute may have been written between the reading and the kill.
 	if got := strings.Join(after.minutes, "\n"); !strings.HasPrefix(got, strings.Join(before.minutes, "\n")) {
 		t.Errorf("before the kill:\n%v\nafter it:\n%v", before.minutes, after.minutes)
 	}
@@ -167,7 +167,7 @@ func TestHistory(t *testing.T) {
 	}
 }
 
-// TestHistoryMistakes: what cannot be read is said, with what to do.
+// TestHistoryMistakes: unreadable history is reported, with a solution.
 func TestHistoryMistakes(t *testing.T) {
 	cfg := conf(t, t.TempDir(), "[state]\ndir = '/nonexistent'\n")
 	for _, c := range []struct {
@@ -212,9 +212,10 @@ func TestHistoryReload(t *testing.T) {
 	}
 }
 
-// BenchmarkHistory runs the daemon for some minutes beside 110 real pods: 99 as
-// makePods makes them, which are asked for their health, and 11 that serve requests all
-// the time. Each result gives what moved in a minute, and the history's bytes of a day.
+// BenchmarkHistory runs the daemon for some minutes beside 110 real pods: 99 pods
+// of makePods with health requests, and 11 that serve requests all the time. Each
+// result has the number of counters that changed per minute, and the history's
+// bytes per day.
 func BenchmarkHistory(b *testing.B) {
 	need.Root(b)
 	const idle, busy, minutes = 99, 11, 8
@@ -264,7 +265,7 @@ func BenchmarkHistory(b *testing.B) {
 					file += fi.Size()
 				}
 			}
-			if len(names) > 1 { // an hour began: what it names is there twice
+			if len(names) > 1 { // a new hour began, so its names appear twice
 				sizes = nil
 			} else if n > len(sizes) {
 				sizes = append(sizes, file)
@@ -277,7 +278,7 @@ func BenchmarkHistory(b *testing.B) {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait()
 		_ = log.Close()
-		// The first two frames name the series and the gauges.
+		// The first two frames contain the names of series and gauges.
 		each := float64(sizes[minutes-1]-sizes[1]) / (minutes - 2)
 		b.ReportMetric(0, "ns/op")
 		b.ReportMetric(float64(series), "series")

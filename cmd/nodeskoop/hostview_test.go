@@ -16,7 +16,7 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// in runs the program in namespaces of its own; what it says and its exit code.
+// in runs the program in its own namespaces, and returns its output and exit code.
 func in(t *testing.T, args ...string) (out string, code int) {
 	t.Helper()
 	path, err := binary()
@@ -39,13 +39,13 @@ func in(t *testing.T, args ...string) (out string, code int) {
 	return string(b), code
 }
 
-// In a container of its own what is not the host's is refused, with the flag that
-// helps, by each command; with what is the host's all works.
+// In a container, each command refuses whatever is not the host's, and names the
+// flag that helps; with the host's namespaces everything works.
 func TestContainerOfItsOwn(t *testing.T) {
 	need.Root(t)
 	need.Program(t, "unshare", "nsenter")
 	pids, _ := os.Readlink("/proc/1/ns/pid")
-	_, foreign := os.Stat("/proc/sys/net/core/netdev_max_backlog") // only the kernel's first network namespace has it
+	_, foreign := os.Stat("/proc/sys/net/core/netdev_max_backlog") // only the initial network namespace has this file
 	need.Kernel(t, pids == "pid:[4026531836]" && foreign == nil, "this test is in a container itself")
 	dir := t.TempDir()
 	cfg := conf(t, dir, noPods)
@@ -71,12 +71,12 @@ func TestContainerOfItsOwn(t *testing.T) {
 	if list := strings.Join(failed(out), "\n"); code != exitFailure || !strings.Contains(list, "host's namespace: ") || !strings.Contains(list, "--pid=host") {
 		t.Errorf("check in a PID namespace of its own: exit %d, %s", code, list)
 	}
-	// config looks at nothing.
+	// config inspects nothing.
 	if out, code := in(t, slices.Concat(pid, []string{"NODESKOOP", "config", "--config", cfg})...); code != 0 {
 		t.Errorf("config: exit %d, %s", code, out)
 	}
 
-	// The namespace may be named; then only what is sampled of processes is missing.
+	// With host_netns set, only samples of processes are missing.
 	space := nsnet.New(t)
 	named := filepath.Join(dir, "netns")
 	if err := os.WriteFile(named, nil, 0o644); err != nil {
@@ -93,7 +93,7 @@ func TestContainerOfItsOwn(t *testing.T) {
 		t.Errorf("with host_netns: exit %d, %.3000s", code, out)
 	}
 
-	// The network: process 1 tells which is the host's, if it may be looked at.
+	// Network: process 1 identifies the host's namespace, if it may be inspected.
 	_, hidden := os.Stat("/proc/1/ns/net")
 	out, code = in(t, "unshare", "--net", "NODESKOOP", "collect", "--config", cfg, "--probe", "netdev,tcp")
 	if hidden != nil {
@@ -126,9 +126,9 @@ func TestContainerOfItsOwn(t *testing.T) {
 		t.Errorf("check in a cgroup namespace of its own: exit %d, %s", code, list)
 	}
 
-	// A container whose process 1 is a system's manager is a machine of its own,
-	// and what is its own goes out as the host's.
-	shell := filepath.Join(dir, "systemd") // which gives the process its name
+	// A container with its own init system is a machine, published under the host's
+	// labels.
+	shell := filepath.Join(dir, "systemd") // sets the process's name
 	sh, err := exec.LookPath("sh")
 	if err != nil {
 		t.Fatal(err)
@@ -146,7 +146,7 @@ func TestContainerOfItsOwn(t *testing.T) {
 		t.Errorf("check in a machine of its own: %.3000s", out)
 	}
 
-	// The host's own: all works.
+	// With the host's own namespaces everything works.
 	out, code = in(t, "NODESKOOP", "collect", "--config", cfg, "--probe", "tcp,fd,io,flow")
 	if code != 0 || !strings.Contains(out, "kubeskoop_fdopenfd") {
 		t.Errorf("on the host: exit %d, %.2000s", code, out)

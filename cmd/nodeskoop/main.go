@@ -1,6 +1,6 @@
-// Command nodeskoop runs KubeSkoop's network probes on one Linux host: it
-// writes their metrics as a textfile for node_exporter and names the pods by
-// asking containerd.
+// Command nodeskoop runs KubeSkoop's network probes on one Linux host. It writes
+// their metrics as a textfile for node_exporter and asks containerd for the names
+// of pods.
 package main
 
 import (
@@ -28,29 +28,30 @@ import (
 	"nodeskoop/output"
 )
 
-// version is set when a package is built.
+// version is set by the linker when a package is built.
 var version = "0.1.0-dev"
 
-// The exit codes.
+// Exit codes.
 const (
-	exitFailure = 1 // it could not do what was asked
+	exitFailure = 1 // the command failed
 	exitUsage   = 2 // the command line is wrong
 	exitPartial = 3 // some probes that were asked for gave no whole values, or a report lacks its journal or history; what there was was written
 	exitHeld    = 4 // the daemon: the timer of script mode writes the textfile; nodeskoop.service names it, too
 )
 
-// The main thread stands for the process in procfs: /proc/self/ns/net is its
-// network namespace. No goroutine that enters a pod's namespace may run on it.
+// The main thread represents the process in procfs: /proc/self/ns/net is its
+// network namespace. Locking it here keeps goroutines that enter a pod's namespace
+// off this thread.
 func init() { runtime.LockOSThread() }
 
-// The help fits a window, and has examples.
+// Help fits the window and has examples.
 func init() { cli.HelpPrinter = docs.Help }
 
 func main() {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
-	// A reader that goes away is an error of the write, for run to judge: it
-	// must not end a daemon that prints events, nor keep a command from
+	// A reader that closes the pipe must cause a write error, which run handles.
+	// SIGPIPE would end a daemon that prints events, and keep commands from
 	// cleaning up.
 	signal.Ignore(syscall.SIGPIPE)
 	signals := make(chan os.Signal, 8)
@@ -59,17 +60,16 @@ func main() {
 	os.Exit(run(ctx, os.Args, os.Stdout, os.Stderr))
 }
 
-// endWithin is how long the end may take after a signal: less than the unit's
-// TimeoutStopSec, and more than the steps of a clean end may take together.
+// endWithin limits a clean end after a signal: shorter than the unit's
+// TimeoutStopSec, longer than all steps of a clean end together.
 const endWithin = 15 * time.Second
 
-// beforeForcedEnd restores the terminal, if a command has taken it; nil: none
-// has.
+// beforeForcedEnd restores the terminal if a command has taken it; nil if none has.
 var beforeForcedEnd atomic.Pointer[func()]
 
-// obey begins the end at the first signal. A second one ends the process
-// whatever it waits for, and so does time: standard output that nobody reads, or
-// a file system that does not answer, may make a clean end impossible.
+// obey starts a clean end at the first signal. A second signal, or the time limit,
+// ends the process immediately: standard output without a reader, or a hanging file
+// system, may block a clean end.
 func obey(signals <-chan os.Signal, stop func()) {
 	<-signals
 	stop()
@@ -87,12 +87,12 @@ func obey(signals <-chan os.Signal, stop func()) {
 	os.Exit(code)
 }
 
-// flushFor is how long the end waits for standard error to take what is left
-// of the log.
+// flushFor is how long the end waits for standard error to accept the remaining
+// log.
 const flushFor = 2 * time.Second
 
-// run is the program: it returns the exit code. Nothing that is logged waits
-// for standard error to be read.
+// run runs the program and returns its exit code. Logging never waits for a reader
+// of standard error.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	log := output.NewPatient(stderr)
 	defer log.Flush(flushFor)
@@ -103,7 +103,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	wrote := out.Flush()
 	switch {
 	case errors.Is(wrote, syscall.EPIPE) && (err == nil || errors.Is(err, syscall.EPIPE)):
-		return 0 // the reader, as head, has had enough
+		return 0 // the reader, such as head, closed the pipe
 	case wrote != nil && !errors.As(err, new(outputFailure)) && (err == nil || errors.Is(err, wrote)):
 		err = outputError(wrote)
 	}
@@ -120,7 +120,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitFailure
 }
 
-// outputFailure says that something is missing on standard output.
+// outputFailure is the error of incomplete standard output.
 type outputFailure struct{ cause error }
 
 func outputError(err error) error { return outputFailure{err} }
@@ -147,8 +147,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		HideHelpCommand: true,
 		Writer:          stdout,
 		ErrWriter:       stderr,
-		ExitErrHandler:  func(*cli.Context, error) {},        // run says it
-		Flags:           append(commonFlags(), cli.HelpFlag), // beside a command "help" the library adds none
+		ExitErrHandler:  func(*cli.Context, error) {},        // run reports the error
+		Flags:           append(commonFlags(), cli.HelpFlag), // the library adds no help flag if a command "help" exists
 		Commands: []*cli.Command{
 			runCommand(), collectCommand(), eventsCommand(), diagnoseCommand(), reportCommand(), historyCommand(), topCommand(), probesCommand(), podsCommand(),
 			checkCommand(), configCommand(), docsCommand(), helpCommand(),
@@ -165,8 +165,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 	return app
 }
 
-// refuseMistakes makes each mistake on the command line of some commands, and of
-// theirs, an error with exitUsage. parent is what stands before their names.
+// refuseMistakes makes every usage error of the commands and their subcommands end
+// with exitUsage. parent is the prefix of their names.
 func refuseMistakes(parent string, commands []*cli.Command) {
 	for _, cmd := range commands {
 		name := strings.TrimSpace(parent + " " + cmd.Name)
@@ -198,18 +198,18 @@ func commonFlags() []cli.Flag {
 	}
 }
 
-// jsonFlag is --json of the commands that print for people otherwise.
+// jsonFlag is the flag --json of commands that otherwise print text.
 func jsonFlag(usage string) cli.Flag {
 	return &cli.BoolFlag{Name: "json", Usage: usage, EnvVars: []string{"NODESKOOP_JSON"}}
 }
 
-// podFlag is --pod of the commands that show pods.
+// podFlag is the flag --pod of commands that show pods.
 func podFlag(usage string) cli.Flag {
 	return &cli.StringSliceFlag{Name: "pod", Usage: usage, EnvVars: []string{"NODESKOOP_POD"}}
 }
 
-// common finds a common flag wherever it was given, the nearest to the
-// command's name first.
+// common returns a common flag's value, which may stand before or after the
+// command's name. The position nearest to the command wins.
 func common(c *cli.Context, name string) (value string, given bool) {
 	for _, x := range c.Lineage() {
 		if x.Command != nil && x.IsSet(name) {
@@ -219,8 +219,7 @@ func common(c *cli.Context, name string) (value string, given bool) {
 	return c.String(name), false
 }
 
-// newSession reads the flags and the configuration, and looks at the host. Its
-// log goes to log.
+// newSession reads flags and configuration, and inspects the host. It logs to log.
 func newSession(c *cli.Context, log io.Writer) (*session.Session, error) {
 	cfg, err := loadConfig(c)
 	if err != nil {
@@ -233,12 +232,12 @@ func newSession(c *cli.Context, log io.Writer) (*session.Session, error) {
 	}
 	s := session.New(version, cfg, log)
 	if _, asked := common(c, "log-level"); !asked && c.Command.Name != "run" && s.Level.Level() == slog.LevelInfo {
-		s.Level.Set(slog.LevelWarn) // what is as it should be is not worth a line of cron's mail
+		s.Level.Set(slog.LevelWarn) // keep normal conditions out of cron's mail
 	}
 	return s, s.SeeHost(c.Context)
 }
 
-// loadConfig reads the configuration and lays the flags over it.
+// loadConfig reads the configuration and applies the flags.
 func loadConfig(c *cli.Context) (*config.Config, error) {
 	file, named := common(c, "config")
 	cfg, err := config.Load(file, named)

@@ -76,7 +76,8 @@ func TestCommandLineMistakes(t *testing.T) {
 	}
 }
 
-// The environment's mistakes are those of the flags, and named as what they are.
+// Mistakes in environment variables are usage errors like those in flags, and name
+// the variable.
 func TestEnvironmentMistakes(t *testing.T) {
 	for _, c := range []struct{ name, value, want string }{
 		{"NODESKOOP_TOP_INTERVAL", "5", `NODESKOOP_TOP_INTERVAL: "5" is not a duration: give a unit, such as 5s`},
@@ -93,8 +94,8 @@ func TestEnvironmentMistakes(t *testing.T) {
 	}
 }
 
-// Every help fits a window of 80 columns. Every command has examples, and each of
-// them is a command line that the program takes.
+// Every help fits 80 columns. Every command has examples, and the program accepts
+// each.
 func TestHelpAndItsExamples(t *testing.T) {
 	app := newApp(io.Discard, io.Discard)
 	if names := app.Flags; len(names) != len(commonFlags())+1 {
@@ -139,7 +140,7 @@ func TestHelpAndItsExamples(t *testing.T) {
 			}
 		}
 	}
-	for _, f := range commonFlags() { // each is told apart from a command's own
+	for _, f := range commonFlags() { // distinguish them from a command's own flags
 		if _, out, _ := call(t, "pods", "--help"); !strings.Contains(out[strings.Index(out, "\nFlags of every command:\n"):], "--"+f.Names()[0]) {
 			t.Errorf("--%s is not among the flags of every command:\n%s", f.Names()[0], out)
 		}
@@ -217,7 +218,7 @@ func TestFlagsBeforeAndAfterTheCommand(t *testing.T) {
 	}
 }
 
-// A sample from cron makes no mail while all is well.
+// A sample from cron causes no mail if there is no problem.
 func TestCollectIsQuiet(t *testing.T) {
 	need.Root(t)
 	if code, out, errs := call(t, "collect", "--config", "/dev/null", "--probe", "tcp,softnet"); code != 0 || errs != "" || !strings.Contains(out, "kubeskoop_tcp_insegs") {
@@ -228,7 +229,7 @@ func TestCollectIsQuiet(t *testing.T) {
 	}
 }
 
-// What host_netns names is looked at before anything is measured in it.
+// The path in host_netns is checked before measuring in it.
 func TestHostNetnsIsANamespace(t *testing.T) {
 	for name, want := range map[string]string{"/etc/passwd": "is not a namespace", "/nonexistent": "no such file"} {
 		file := filepath.Join(t.TempDir(), "x.toml")
@@ -269,8 +270,8 @@ func TestProbesListsAll(t *testing.T) {
 	}
 }
 
-// A reload reads the files beside the configuration again, those that are new
-// included; a mistake in one of them keeps what was in effect.
+// A reload reads the drop-in files again, including new ones; a mistake in one
+// leaves the old configuration in effect.
 func TestReloadReadsTheFolder(t *testing.T) {
 	need.Root(t)
 	dir := t.TempDir()
@@ -298,8 +299,8 @@ func TestReloadReadsTheFolder(t *testing.T) {
 	testkit.Eventually(t, "the log is text again", func() bool { return strings.Contains(p.logged(), "msg=reloaded") })
 }
 
-// A key that has no effect any more is said at the start, and the format of the
-// log is that of the configuration in effect, after a reload, too.
+// An obsolete key is reported at the start. The log's format follows the effective
+// configuration, also after a reload.
 func TestLogOfTheConfiguration(t *testing.T) {
 	need.Root(t)
 	dir := t.TempDir()

@@ -17,7 +17,7 @@ import (
 	"nodeskoop/internal/testkit/terminal"
 )
 
-// What an error quotes is one line that does nothing.
+// Quoted input in an error is a single, harmless line.
 func TestErrorsAreSafe(t *testing.T) {
 	for _, n := range nasty.Names {
 		for _, args := range [][]string{
@@ -27,7 +27,7 @@ func TestErrorsAreSafe(t *testing.T) {
 			if code == 0 || out != "" {
 				t.Errorf("%q: exit %d, %q", args, code, out)
 			}
-			message := errs[strings.LastIndex(strings.TrimSuffix(errs, "\n"), "\n")+1:] // the log has its lines before
+			message := errs[strings.LastIndex(strings.TrimSuffix(errs, "\n"), "\n")+1:] // skip the log's lines
 			if r := nasty.Acts(errs); r >= 0 || !strings.HasPrefix(message, "nodeskoop: ") {
 				t.Errorf("%q: %U in %q", args, r, errs)
 			}
@@ -35,8 +35,8 @@ func TestErrorsAreSafe(t *testing.T) {
 	}
 }
 
-// The whole way: a pod whose names and labels are an attack, in what each
-// command prints on a terminal and to a program.
+// End to end: a pod whose names and labels attack the terminal, in the output of
+// each command, for terminals and for programs.
 func TestNastyPodInEveryCommand(t *testing.T) {
 	need.Root(t)
 	ctd := pods.Start(t)
@@ -60,7 +60,7 @@ func TestNastyPodInEveryCommand(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Raw, it would have wiped the screen, or have hidden the rest of its line.
+		// Raw, the name would clear the screen or hide the rest of the line.
 		if _, err := x.End(60 * time.Second); err != nil && args[0] != "check" {
 			t.Errorf("%v: %v", args, err)
 		}
@@ -73,7 +73,7 @@ func TestNastyPodInEveryCommand(t *testing.T) {
 		cmd.Env = append(os.Environ(), "NODESKOOP_CONFIG="+config)
 		out, _ := cmd.Output()
 		if args[0] == "collect" {
-			// A program reads this one, as it is.
+			// JSON is for programs, so it contains the original text.
 			if !bytes.Contains(out, []byte("\x1b[2J")) {
 				t.Errorf("%v: the label is not what it is", args)
 			}

@@ -17,7 +17,7 @@ import (
 	"nodeskoop/internal/quote"
 )
 
-// podRow is one pod as `nodeskoop pods` prints it.
+// podRow is one pod in the output of `nodeskoop pods`.
 type podRow struct {
 	Namespace   string            `json:"namespace"`
 	Pod         string            `json:"pod"`
@@ -28,7 +28,7 @@ type podRow struct {
 	Addresses   []netip.Addr      `json:"addresses"`
 	Processes   []int             `json:"processes"`
 	Labels      map[string]string `json:"labels,omitempty"`
-	// LabelsLeftOut counts further labels, of a pod that has very many.
+	// LabelsLeftOut is the number of labels omitted from a pod with very many.
 	LabelsLeftOut int       `json:"labels_left_out,omitempty"`
 	Started       time.Time `json:"started"`
 }
@@ -44,7 +44,7 @@ func podsCommand() *cli.Command {
 				return err
 			}
 			level := s.Level.Level()
-			s.Level.Set(slog.LevelError) // the end says why containerd does not answer
+			s.Level.Set(slog.LevelError) // the last line says why containerd does not answer
 			index := s.WatchPods(c.Context, s.Config, s.Host)
 			s.Level.Set(level)
 			if err := session.Named(index); err != nil {
@@ -97,7 +97,7 @@ func join[T any](list []T) string {
 	return strings.Join(s, ",")
 }
 
-// shorten keeps a column readable where a pod has many processes.
+// shorten keeps a column readable for a pod with many processes.
 func shorten(s string) string {
 	const most = 40
 	if len(s) <= most {

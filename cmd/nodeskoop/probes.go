@@ -13,7 +13,7 @@ import (
 func probesCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "probes",
-		Usage: "print the probes, whether they are enabled, and whether they work here or why not",
+		Usage: "print the probes: whether they are enabled, and whether they work here or why not",
 		Flags: append(commonFlags(), jsonFlag("print JSON")),
 		Action: func(c *cli.Context) error {
 			s, err := newSession(c, c.App.ErrWriter)

@@ -27,12 +27,12 @@ import (
 )
 
 const (
-	profileEnv  = "NODESKOOP_PROFILED" // the folder that the profiles of a daemon go to
+	profileEnv  = "NODESKOOP_PROFILED" // folder for a daemon's profiles
 	profileTime = time.Minute
 )
 
-// profiled is the daemon in this process, which takes profiles of itself
-// between SIGUSR1 and SIGUSR2. The program that is shipped has no such signals.
+// profiled runs the daemon in this process, with profiles taken between SIGUSR1 and
+// SIGUSR2. The released program has no such signals.
 func profiled(dir string) int {
 	runtime.MemProfileRate = 512
 	signals := make(chan os.Signal, 1)
@@ -108,8 +108,7 @@ func BenchmarkDaemon(b *testing.B) {
 	}
 }
 
-// makePods makes pods that do as idle pods do: a server, which is asked for its
-// health every few seconds.
+// makePods creates idle pods: a server with a health request every few seconds.
 func makePods(b *testing.B, ctd *pods.Containerd, from, to int) {
 	b.Helper()
 	var wg sync.WaitGroup
@@ -186,7 +185,7 @@ func profileDaemon(b *testing.B, ctd *pods.Containerd, dir string, n int, probes
 		})
 	}
 	testkit.Eventually(b, fmt.Sprintf("a textfile with %d pods", n), func() bool { return int(sample()["nodeskoop_pods"]) == n })
-	time.Sleep(5 * time.Second) // buffers grow to their size
+	time.Sleep(5 * time.Second) // let buffers grow
 
 	signalled(syscall.SIGUSR1, "allocs-before")
 	before, from, at := sample(), usageOf(b, cmd.Process.Pid), time.Now()
@@ -196,8 +195,8 @@ func profileDaemon(b *testing.B, ctd *pods.Containerd, dir string, n int, probes
 	signalled(syscall.SIGUSR2, "allocs-after")
 
 	grown := func(name string) float64 { return after[name] - before[name] }
-	cycles := took.Seconds() - grown("nodeskoop_cycles_missed_total") // one a second
-	b.ReportMetric(0, "ns/op")                                        // says how long it was watched
+	cycles := took.Seconds() - grown("nodeskoop_cycles_missed_total") // one per second
+	b.ReportMetric(0, "ns/op")                                        // no time per operation
 	b.ReportMetric(float64((to.CPU-from.CPU).Microseconds())/1000/cycles, "cpu-ms/cycle")
 	b.ReportMetric(100*grown("nodeskoop_bpf_run_seconds_total")/took.Seconds(), "bpf-%cpu")
 	b.ReportMetric(grown("nodeskoop_bpf_runs_total")/took.Seconds(), "bpf-runs/s")
@@ -227,7 +226,7 @@ func usageOf(b *testing.B, pid int) testkit.Usage {
 	return u
 }
 
-// machineCPU is the time that all CPUs together were busy.
+// machineCPU returns the busy time of all CPUs together.
 func machineCPU(b *testing.B) (busy time.Duration) {
 	b.Helper()
 	stat, err := os.ReadFile("/proc/stat")

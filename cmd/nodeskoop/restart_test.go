@@ -24,7 +24,8 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// node is a host that is a network namespace, with a daemon's configuration.
+// node is a network namespace that stands for a host, with a daemon's
+// configuration.
 type node struct {
 	t         *testing.T
 	host, far *nsnet.Space
@@ -34,8 +35,7 @@ type node struct {
 	last      map[string]float64
 }
 
-// keptProbes are those whose counters the program makes up from more than one
-// reading of the kernel.
+// keptProbes are probes that compute counters from several readings of the kernel.
 const keptProbes = "'netdev','qdisc','softnet','conntrack','io','packetloss','tcpreset','tcpretrans','socketlatency','kernellatency','netiftxlatency','net_softirq','tcp'"
 
 func newNode(t *testing.T, probes, more string) *node {
@@ -53,7 +53,7 @@ func newNode(t *testing.T, probes, more string) *node {
 func (n *node) state() string { return filepath.Join(n.dir, "state") }
 func (n *node) file() string  { return filepath.Join(n.dir, "nodeskoop.prom") }
 
-// link makes an interface and sends packets over it.
+// link creates an interface and sends packets over it.
 func (n *node) link(name string, packets int) {
 	n.t.Helper()
 	n.n++
@@ -73,7 +73,7 @@ func (n *node) link(name string, packets int) {
 	_ = c.Close()
 }
 
-// trouble makes the other counters move.
+// trouble makes the other counters rise.
 func (n *node) trouble() {
 	c := n.host.Dial("udp", "127.0.0.1:9")
 	for range 6 {
@@ -117,7 +117,7 @@ func countersIn(fams map[string]*dto.MetricFamily) map[string]float64 {
 	return out
 }
 
-// seen compares what a reader sees with what it saw before.
+// seen compares a reader's values with its previous ones.
 func (n *node) seen(what string, fams map[string]*dto.MetricFamily) {
 	n.t.Helper()
 	now := countersIn(fams)
@@ -133,7 +133,7 @@ func (n *node) txPackets() float64 {
 	return n.last["kubeskoop_netdev_txpackets,n1,hostNetwork,hostNetwork"]
 }
 
-// cycles waits until the daemon has written that often.
+// cycles waits for the given number of cycles.
 func (n *node) cycles(count int) map[string]*dto.MetricFamily {
 	n.t.Helper()
 	stamp := func() float64 {
@@ -150,9 +150,8 @@ func (n *node) cycles(count int) map[string]*dto.MetricFamily {
 	return parseProm(n.t, n.file())
 }
 
-// TestNoCounterFallsAtARestart: the program ends as it likes, while interfaces,
-// processes and qdiscs come and go, and no counter of the host ever falls, nor
-// counts anything twice.
+// TestNoCounterFallsAtARestart: the daemon is stopped and killed while interfaces,
+// processes and qdiscs come and go; no counter of the host falls or counts twice.
 func TestNoCounterFallsAtARestart(t *testing.T) {
 	n := newNode(t, keptProbes, "")
 	n.link("nic", 100)
@@ -173,7 +172,7 @@ func TestNoCounterFallsAtARestart(t *testing.T) {
 		if n.txPackets() != sent {
 			t.Errorf("%s: %v packets, want %v", what, n.txPackets(), sent)
 		}
-		// One that is there at the last cycle and gone at the next start.
+		// An interface that exists in the last cycle and is gone at the next start.
 		n.link("last", 7)
 		sent += 7
 		n.seen(what, n.cycles(2))
@@ -182,7 +181,7 @@ func TestNoCounterFallsAtARestart(t *testing.T) {
 			p.signal(end)
 			<-p.Done()
 			n.seen(what+", what it left", parseProm(t, n.file()))
-			// Nobody may take the old file for the new daemon's.
+			// Remove the old file, so that it is not mistaken for the new daemon's.
 			if err := os.Remove(n.file()); err != nil {
 				t.Fatal(err)
 			}
@@ -212,7 +211,7 @@ func TestNoCounterFallsAtARestart(t *testing.T) {
 	p.ended()
 }
 
-// script takes one sample to standard output.
+// script writes one sample to standard output.
 func (n *node) script(args ...string) (fams map[string]*dto.MetricFamily, stderr string) {
 	n.t.Helper()
 	path, err := binary()
@@ -237,7 +236,7 @@ func (n *node) script(args ...string) (fams map[string]*dto.MetricFamily, stderr
 	return fams, stderr
 }
 
-// TestNoCounterFallsInScriptMode: each sample goes on from the one before.
+// TestNoCounterFallsInScriptMode: each sample continues from the previous one.
 func TestNoCounterFallsInScriptMode(t *testing.T) {
 	n := newNode(t, keptProbes, "")
 	n.link("nic", 100)
@@ -259,7 +258,7 @@ func TestNoCounterFallsInScriptMode(t *testing.T) {
 			n.host.Run("ip", "link", "del", "gone")
 		}
 	}
-	// One probe asked for by hand takes nothing from the others.
+	// A manual run of one probe does not affect the others' state.
 	fams, _ := n.script()
 	n.seen("before", fams)
 	n.host.Run("ip", "link", "del", "gone")
@@ -273,7 +272,8 @@ func TestNoCounterFallsInScriptMode(t *testing.T) {
 	}
 }
 
-// TestStateThatCannotBeUsed: it is said once, and everything works from there on.
+// TestStateThatCannotBeUsed: it is reported once, and the program works from then
+// on.
 func TestStateThatCannotBeUsed(t *testing.T) {
 	for _, x := range []struct {
 		name, says, level string
@@ -326,7 +326,7 @@ func TestStateThatCannotBeUsed(t *testing.T) {
 			if said != 1 {
 				t.Errorf("%d lines at %s with %q:\n%s", said, x.level, x.says, p.logged())
 			}
-			// The next run has what this one kept.
+			// The next run continues from this one's state.
 			p = start(t, "run", "--config", n.cfg)
 			n.seen("the next run", n.cycles(1))
 			if strings.Contains(p.logged(), "are reset") {
@@ -343,8 +343,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// anotherBoot makes a state one of another boot, with the checksum that it has
-// to have then.
+// anotherBoot changes the boot in a state file, and its checksum accordingly.
 func anotherBoot(t *testing.T, path string) {
 	b, err := os.ReadFile(path)
 	must(t, err)
@@ -364,9 +363,9 @@ func anotherBoot(t *testing.T, path string) {
 	must(t, os.WriteFile(path, encoding.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b)), 0o600))
 }
 
-// TestOneProcessKeepsTheState: a sample by hand beside the daemon shows what
-// the daemon shows, changes nothing and says nothing; a second daemon says that
-// its counters are not kept.
+// TestOneProcessKeepsTheState: a manual sample beside the daemon shows the same
+// values, changes nothing and reports nothing; a second daemon reports that its
+// counters are not saved.
 func TestOneProcessKeepsTheState(t *testing.T) {
 	n := newNode(t, "'netdev'", "")
 	n.link("nic", 10)
@@ -394,8 +393,8 @@ func TestOneProcessKeepsTheState(t *testing.T) {
 	testkit.Eventually(t, "the second daemon takes over", func() bool { return strings.Contains(second.logged(), "counters are kept again") })
 }
 
-// TestStateOff: nothing is kept where it is not wanted, nor where it cannot be,
-// which is said; the values are written all the same.
+// TestStateOff: no state is written if it is disabled, or if that fails, which is
+// reported; the values are written anyway.
 func TestStateOff(t *testing.T) {
 	n := newNode(t, "'netdev'", "counters = false\n")
 	p := start(t, "run", "--config", n.cfg)
@@ -407,7 +406,7 @@ func TestStateOff(t *testing.T) {
 	p.ended()
 
 	n = newNode(t, "'netdev'", "")
-	must(t, os.WriteFile(n.state(), nil, 0o600)) // no folder
+	must(t, os.WriteFile(n.state(), nil, 0o600)) // a file instead of a folder
 	p = start(t, "run", "--config", n.cfg)
 	n.cycles(3)
 	if c := strings.Count(p.logged(), "cannot be kept"); c != 1 {

@@ -21,17 +21,17 @@ import (
 func runCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "run",
-		Usage: "sample every probe each interval and keep the textfile fresh (the daemon)",
-		Description: "SIGHUP reads the configuration again; a mistake in it keeps what was in effect.\n" +
+		Usage: "run the daemon: sample every probe each interval, update the textfile, send events",
+		Description: "SIGHUP reads the configuration again; with a mistake in it the old one stays in effect.\n" +
 			"SIGTERM and SIGINT end it and remove the textfile, unless textfile.keep is set. A second one ends it at once.",
-		Flags:  append(commonFlags(), &cli.BoolFlag{Name: "foreground-events", Usage: "also print what goes to the journal, one line each: what is of one kind is one line, with its number", EnvVars: []string{"NODESKOOP_FOREGROUND_EVENTS"}}),
+		Flags:  append(commonFlags(), &cli.BoolFlag{Name: "foreground-events", Usage: "also print the journal's entries, one line each", EnvVars: []string{"NODESKOOP_FOREGROUND_EVENTS"}}),
 		Action: runDaemon,
 	}
 }
 
 func runDaemon(c *cli.Context) error {
-	// A reader of standard output or error that goes away must not end the
-	// daemon.
+	// The daemon must survive readers of standard output or error that close the
+	// pipe.
 	signal.Ignore(syscall.SIGPIPE)
 	s, err := newSession(c, c.App.ErrWriter)
 	if err != nil {
@@ -55,11 +55,10 @@ func runDaemon(c *cli.Context) error {
 	return err
 }
 
-// historyMinute is how long a minute of the history is; 0: a minute. Tests set it.
+// historyMinute is the length of a history minute, for tests; 0 means a minute.
 var historyMinute time.Duration
 
-// abort ends the program at once, with the exit code that a shell gives to what
-// SIGABRT ends.
+// abort ends the program at once, with the exit code that shells use for SIGABRT.
 func abort(log io.Writer) {
 	if p, ok := log.(*output.Patient); ok {
 		p.Flush(flushFor)
@@ -67,8 +66,8 @@ func abort(log io.Writer) {
 	os.Exit(128 + int(syscall.SIGABRT))
 }
 
-// sinks are where the daemon's events go. Without journald, the lines that
-// were asked for stand in for it.
+// sinks returns the sinks of the daemon's events. Without journald,
+// --foreground-events replaces it.
 func sinks(c *cli.Context, log *slog.Logger) []event.Sink {
 	if !c.Bool("foreground-events") {
 		return []event.Sink{session.JournalSink(log)}

@@ -17,9 +17,9 @@ import (
 	"nodeskoop/internal/testkit/terminal"
 )
 
-// inDocs runs nodeskoop as on a node: containerd's socket, the configuration
-// and the textfile's folder are in their usual places, in a mount namespace of
-// its own. The commands are sh's.
+// inDocs runs shell commands with nodeskoop as on a node: in a mount namespace that
+// has containerd's socket, the configuration and the textfile's folder at their
+// usual paths.
 func inDocs(t *testing.T, ctd *pods.Containerd, columns, rows int, commands string) *terminal.Terminal {
 	t.Helper()
 	path, err := binary()
@@ -49,12 +49,12 @@ run() { printf '\033[1;32m#\033[0m %%s\n' "$*"; "$@"; }
 	return x
 }
 
-// localVersion is what a distribution appends to a kernel's version.
+// localVersion matches a distribution's suffix of the kernel version.
 var localVersion = regexp.MustCompile(`(Linux [0-9]+\.[0-9]+\.[0-9]+)[-+][^ <\n]+`)
 
-// TestScreenshots runs check, events and top in a terminal while pods are in
-// trouble, and draws what they show. `make screenshots` puts the pictures into
-// docs/images; otherwise only what they show is tested.
+// TestScreenshots runs check, events and top in a terminal beside faulty pods.
+// `make screenshots` writes their screens to docs/images; otherwise the test only
+// checks the text.
 func TestScreenshots(t *testing.T) {
 	need.Root(t)
 	need.Program(t, "nft", "unshare", "nsenter", "prometheus-node-exporter")
@@ -85,14 +85,14 @@ func TestScreenshots(t *testing.T) {
 		}
 	}
 	nft(web, "ip protocol icmp drop")
-	// A rule of the node, by which the kubelet is closed to pods.
+	// A rule on the node that closes the kubelet's port to pods.
 	if out, err := exec.Command("nsenter", "--net="+ctd.Netns, "nft", "add table ip t; add chain ip t in { type filter hook input priority 0; }; add rule ip t in tcp dport 10250 drop").CombinedOutput(); err != nil {
 		t.Fatalf("nft on the node: %v: %s", err, out)
 	}
 	nft(db, "tcp dport 5433 drop")
 	webAddr, dbAddr := web.Addrs[0], db.Addrs[0]
-	// The client loads pages, asks a port that nobody listens on, sends what is
-	// dropped by a rule, connects to what never answers, and holds a connection.
+	// The client loads pages, connects to a closed port, sends packets that a rule
+	// drops, connects to an address that never answers, and holds a connection.
 	pod("shop", "load-0", fmt.Sprintf(`while :; do
   wget -q -O /dev/null http://%[1]s:8080/page
   nc -w 1 %[2]s 5432 </dev/null
@@ -147,7 +147,7 @@ wait
 		t.Fatal(err)
 	}
 	save("top", "nodeskoop top", x)
-	// The page of one pod, found by its name.
+	// The page of one pod, found by name.
 	if err := errors.Join(x.Resize(120, 34), x.Keys("/shop/web-0\r\r")); err != nil {
 		t.Fatal(err)
 	}

@@ -13,13 +13,13 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// A daemon that is stopped for longer than the watchdog's time, and let go on, goes
-// on, and says in one line which samples are missing. SIGABRT, which systemd sends to
-// one that it has not heard of, leaves one line too, not the stack of everything.
+// A daemon stopped for longer than the watchdog's timeout continues when resumed,
+// and reports the missing samples in one line. SIGABRT, which systemd's watchdog
+// sends, also leaves one line instead of all stacks.
 func TestDaemonThatWasStopped(t *testing.T) {
 	need.Root(t)
 	need.Short(t)
-	const away = 17 * time.Second // more than the least gap that is told
+	const away = 17 * time.Second // longer than the shortest reported gap
 	dir := t.TempDir()
 	p := begin(t, func(cmd *exec.Cmd) {
 		cmd.Env = append(os.Environ(), "WATCHDOG_USEC=2000000", "STATE_DIRECTORY="+t.TempDir())

@@ -16,7 +16,7 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// printers are commands that print, each once, without anything to find.
+// printers are command lines that print without needing anything.
 var printers = [][]string{
 	{"--help"}, {"--version"}, {"config"}, {"config", "--default"}, {"probes"}, {"probes", "--json"}, {"check"}, {"check", "--json"},
 	{"docs", "metrics"}, {"docs", "events"}, {"docs", "probes"}, {"docs", "man"}, {"docs", "man-config"}, {"docs", "bash"}, {"docs", "zsh"}, {"docs", "fish"}, {"docs", "catalog"},
@@ -24,7 +24,7 @@ var printers = [][]string{
 	{"top", "--once", "--interval", "100ms", "--probe", "netdev"}, {"top", "--once", "--json", "--interval", "100ms", "--probe", "netdev"},
 }
 
-// execute runs the program as its own process with standard output at out.
+// execute runs the program as a process with standard output to out.
 func execute(t *testing.T, out *os.File, args ...string) (code int, stderr string) {
 	t.Helper()
 	path, err := binary()
@@ -41,7 +41,7 @@ func execute(t *testing.T, out *os.File, args ...string) (code int, stderr strin
 	return cmd.ProcessState.ExitCode(), errs.String()
 }
 
-// What cannot be printed is an error of the command, whichever it is.
+// Failing to print is an error of every command.
 func TestFullDiskIsAFailure(t *testing.T) {
 	need.Root(t)
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
@@ -57,12 +57,12 @@ func TestFullDiskIsAFailure(t *testing.T) {
 	}
 }
 
-// A reader that has had enough is no failure, and nothing is said of it.
+// A reader that closes the pipe is no failure, and causes no message.
 func TestClosedPipeIsNoFailure(t *testing.T) {
 	need.Root(t)
 	for _, args := range printers {
 		if args[0] == "check" {
-			continue // its own exit code says what it found
+			continue // its exit code depends on findings
 		}
 		r, w, err := os.Pipe()
 		if err != nil {
@@ -81,7 +81,7 @@ func TestPrintedWhole(t *testing.T) {
 	need.Root(t)
 	for _, args := range printers {
 		if args[0] == "check" || args[0] == "probes" {
-			continue // they may have something to say on standard error
+			continue // may print to standard error
 		}
 		out, err := os.Create(filepath.Join(t.TempDir(), "out"))
 		if err != nil {
@@ -96,8 +96,8 @@ func TestPrintedWhole(t *testing.T) {
 	}
 }
 
-// /dev/stdout is a file where standard output is one: it is written, not
-// replaced, and what was in it before stays.
+// /dev/stdout may be a file: it is written, not replaced, and its earlier content
+// stays.
 func TestOutputIsStandardOutput(t *testing.T) {
 	need.Root(t)
 	for _, name := range []string{"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/dev/../dev/stdout"} {
@@ -123,7 +123,7 @@ func TestOutputIsStandardOutput(t *testing.T) {
 	}
 }
 
-// -o replaces files only.
+// -o replaces regular files only.
 func TestOutputRefusesWhatIsNoFile(t *testing.T) {
 	need.Root(t)
 	dir := t.TempDir()
@@ -153,7 +153,7 @@ func TestOutputRefusesWhatIsNoFile(t *testing.T) {
 			t.Errorf("%s is %v now, %v", path, after.Mode(), err)
 		}
 	}
-	// Relative names, and a folder by a link, are as good as any.
+	// Relative names, and a folder behind a link, work too.
 	t.Chdir(dir)
 	if err := os.Mkdir("real", 0o755); err != nil {
 		t.Fatal(err)
@@ -171,8 +171,8 @@ func TestOutputRefusesWhatIsNoFile(t *testing.T) {
 	}
 }
 
-// watching runs `nodeskoop events` with standard output at out while knock is
-// called again and again, each time for one event, until it ends by itself.
+// watching runs `nodeskoop events` with standard output to out, and calls knock,
+// which causes one event, until the program exits.
 func watching(t *testing.T, out *os.File, knock func()) (code int, stderr string) {
 	t.Helper()
 	path, err := binary()
@@ -200,7 +200,7 @@ func watching(t *testing.T, out *os.File, knock func()) (code int, stderr string
 	return cmd.ProcessState.ExitCode(), errs.String()
 }
 
-// Events that cannot be printed end the command that was to print them.
+// If events cannot be printed, the command ends.
 func TestEventsIntoAFullDisk(t *testing.T) {
 	need.Root(t)
 	s := nsnet.New(t)
@@ -227,7 +227,7 @@ func TestEventsIntoAFullDisk(t *testing.T) {
 	}
 	lines := bufio.NewReader(r)
 	first := make(chan string, 1)
-	go func() { // as head -n 1
+	go func() { // like head -n 1
 		line, _ := lines.ReadString('\n')
 		r.Close()
 		first <- line

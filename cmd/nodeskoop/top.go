@@ -21,7 +21,7 @@ import (
 func topCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "top",
-		Usage: "show what the network does to each pod now, in a live table",
+		Usage: "show the network activity and problems of each pod in a live table",
 		Description: "One row per pod with a network namespace of its own, and one for the host. Rates are of the last\n" +
 			"interval; \"-\" is what is not known: before the second sample, or because a counter was reset.\n" +
 			"Enter opens one pod: its drops and who caused them, peers, queues, events, processes.\n" +
@@ -45,10 +45,10 @@ func topCommand() *cli.Command {
 	}
 }
 
-// topArguments are the checked arguments.
+// topArguments are the validated arguments.
 type topArguments struct {
 	interval time.Duration
-	count    int // 0: until it is ended
+	count    int // 0 means without end
 	order    top.Order
 }
 
@@ -74,7 +74,8 @@ func topArgumentsOf(c *cli.Context) (a topArguments, err error) {
 	return a, err
 }
 
-// hasScreen reports whether a terminal of that name takes more than lines of text.
+// hasScreen reports whether the terminal type can draw a screen, not only lines of
+// text.
 func hasScreen(term string) bool { return term != "" && term != "dumb" }
 
 func runTop(c *cli.Context) error {
@@ -144,7 +145,7 @@ func runTop(c *cli.Context) error {
 	if err != nil {
 		return fmt.Errorf("use the terminal (TERM=%q): %w; --count prints tables without it", os.Getenv("TERM"), err)
 	}
-	defer screen.Fini() // a panic must not leave the terminal as it is
+	defer screen.Fini() // restore the terminal even after a panic
 	fini := screen.Fini
 	beforeForcedEnd.Store(&fini)
 	defer beforeForcedEnd.Store(nil)

@@ -27,7 +27,7 @@ func TestTopCommandLine(t *testing.T) {
 	}
 }
 
-// topRows are the first words of the table's rows.
+// topRows returns the first words of the table's rows.
 func topRows(text string) string {
 	var out []string
 	for _, line := range strings.Split(text, "\n") {
@@ -38,8 +38,7 @@ func topRows(text string) string {
 	return strings.Join(out, " ")
 }
 
-// The program in a real terminal: it draws, takes keys, and leaves the
-// terminal as it was.
+// The program in a real terminal draws, handles keys, and restores the terminal.
 func TestTopInATerminal(t *testing.T) {
 	need.Root(t)
 	path, err := binary()
@@ -51,7 +50,7 @@ func TestTopInATerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer x.Close()
-	// A rate that is known is in the host's row after the second sample.
+	// After the second sample the host's row has a rate.
 	if err := x.Wait(60*time.Second, func(s string) bool {
 		for _, line := range strings.Split(s, "\n") {
 			if f := strings.Fields(line); len(f) > 3 && f[0] == "host" && f[1] != "-" && f[3] != "-" {
@@ -81,8 +80,8 @@ func TestTopInATerminal(t *testing.T) {
 	}
 }
 
-// A terminal that takes lines of text only gets a table after each interval, as wide
-// as it is, and nothing else.
+// On a dumb terminal it prints one table per interval, of the terminal's width, and
+// nothing else.
 func TestTopOnADumbTerminal(t *testing.T) {
 	need.Root(t)
 	path, err := binary()

@@ -9,7 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// What the library says of a flag. It has no types for these.
+// Error texts of the library about flags, which has no error types for them.
 var (
 	badValue    = regexp.MustCompile(`^invalid (?:boolean )?value ("(?s:.*)") for (?:flag )?-([^\s:]+): `)
 	badVariable = regexp.MustCompile(`^could not parse ("(?s:.*)") as \S+ value from environment variable ("[^"]*") for flag ([^\s:]+): `)
@@ -17,8 +17,7 @@ var (
 	noValue     = regexp.MustCompile(`^flag needs an argument: -(.*)$`)
 )
 
-// usageError says what is wrong with a command's flags, what to give instead, and
-// which command helps.
+// usageError explains a wrong flag, the valid alternatives, and where to find help.
 func usageError(help string, flags []cli.Flag) cli.OnUsageErrorFunc {
 	return func(_ *cli.Context, err error, _ bool) error {
 		text := err.Error()
@@ -35,7 +34,7 @@ func usageError(help string, flags []cli.Flag) cli.OnUsageErrorFunc {
 	}
 }
 
-// dashes writes a flag as it is typed.
+// dashes formats a flag as typed on a command line.
 func dashes(name string) string {
 	if len(name) == 1 {
 		return "-" + name
@@ -43,7 +42,7 @@ func dashes(name string) string {
 	return "--" + strings.TrimLeft(name, "-")
 }
 
-// wants says what a flag takes, of a value that is something else.
+// wants describes the values that a flag accepts.
 func wants(flags []cli.Flag, name string) string {
 	i := slices.IndexFunc(flags, func(f cli.Flag) bool { return slices.Contains(f.Names(), name) })
 	if i < 0 {
@@ -60,7 +59,7 @@ func wants(flags []cli.Flag, name string) string {
 	return "is no value for it"
 }
 
-// noCommand is the error of a command, or a page, that does not exist.
+// noCommand is the error for a command, or a page, that does not exist.
 func noCommand(kind, name string, commands []*cli.Command, help string) error {
 	var names []string
 	for _, c := range commands {

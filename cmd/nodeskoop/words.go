@@ -24,15 +24,15 @@ import (
 	"nodeskoop/output"
 )
 
-// argumentsKey is where the App's Metadata has the command line.
+// argumentsKey is the key of the command line in the App's Metadata.
 const argumentsKey = "arguments"
 
-// tracingRights are the capabilities of which a process without root has to
-// have one to load BPF programs; Linux before 5.8 knows the second alone.
+// tracingRights are the capabilities of which a process without root needs one to
+// load BPF programs. Linux before 5.8 has CAP_SYS_ADMIN only.
 const tracingRights = 1<<unix.CAP_BPF | 1<<unix.CAP_SYS_ADMIN
 
-// unprivileged reports whether this process lacks what sudo would give it: it is
-// not root, and was not given the capabilities instead. Tests replace it.
+// unprivileged reports whether sudo would help: the process is not root and has
+// none of tracingRights. Tests replace it.
 var unprivileged = func() bool {
 	if os.Geteuid() == 0 {
 		return false
@@ -41,13 +41,13 @@ var unprivileged = func() bool {
 	return err != nil || have&tracingRights == 0
 }
 
-// argumentsOf is the command line as it was given.
+// argumentsOf returns the original command line.
 func argumentsOf(c *cli.Context) []string {
 	args, _ := c.App.Metadata[argumentsKey].([]string)
 	return args
 }
 
-// withSudo is a command line with sudo before it, to be pasted.
+// withSudo returns the command line with sudo, ready to paste.
 func withSudo(args []string) string {
 	words := []string{"sudo"}
 	for _, a := range args {
@@ -56,7 +56,7 @@ func withSudo(args []string) string {
 	return strings.Join(words, " ")
 }
 
-// shellWord quotes what a shell would not take as one word, as it stands.
+// shellWord quotes a word for the shell if needed.
 func shellWord(s string) string {
 	plain := func(r rune) bool {
 		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./=,:@%+", r)
@@ -71,7 +71,7 @@ func shellWord(s string) string {
 // do without it they do.
 var rootOnly = []string{"diagnose", "events", "top"}
 
-// needRoot is the error of a command that can do nothing without root.
+// needRoot is the error of a command that needs root.
 func needRoot(c *cli.Context) error {
 	if unprivileged() {
 		return cli.Exit("needs root: "+withSudo(argumentsOf(c)), exitFailure)
@@ -79,8 +79,8 @@ func needRoot(c *cli.Context) error {
 	return nil
 }
 
-// complaint is what the program says of the error that ends it. What was
-// forbidden may be allowed to root.
+// complaint formats the error that ends the program. If permission was denied, it
+// suggests sudo.
 func complaint(err error, args []string) string {
 	if errors.Is(err, fs.ErrPermission) && unprivileged() {
 		return err.Error() + "; needs root: " + withSudo(args)
@@ -88,8 +88,8 @@ func complaint(err error, args []string) string {
 	return err.Error()
 }
 
-// unknownPod is the error of a --pod that names no pod here: a mistake on the
-// command line if the pods are known.
+// unknownPod is the error for a --pod that does not exist here; it is a usage error
+// if the list of pods is known.
 func unknownPod(err error) error {
 	if errors.Is(err, session.ErrNoSuchPod) {
 		return cli.Exit(err.Error(), exitUsage)
@@ -108,9 +108,9 @@ func say(w io.Writer, text string) {
 	}
 }
 
-// firstWords is the line with which a command begins that goes on until it is
-// ended: what it watches, and what it does not. named is why pods have no names,
-// nil if they have.
+// firstWords is the first line of a command that runs until interrupted: what it
+// watches, and what it cannot watch. named is why pods have no names, nil if they
+// have.
 func firstWords(status []collect.ProbeStatus, named error) string {
 	up := 0
 	var unsupported, failed []string
@@ -139,7 +139,7 @@ func firstWords(status []collect.ProbeStatus, named error) string {
 	return b.String()
 }
 
-// list joins words as a sentence does.
+// list joins words with commas and "and".
 func list(words []string) string {
 	if len(words) < 2 {
 		return strings.Join(words, "")
@@ -155,7 +155,7 @@ func plural(n int, one, many string) string {
 	return many
 }
 
-// mostSummaryRows is how many kinds the summary of events shows.
+// mostSummaryRows is the maximum number of kinds in the summary of events.
 const mostSummaryRows = 30
 
 // writeSummary writes what a Summary has seen, in lines of at most width
@@ -201,8 +201,8 @@ func writeSummary(w io.Writer, s *event.Summary, span string, width int) error {
 	return err
 }
 
-// fit shortens the cells of the columns that are named, the first of them first,
-// until the rows are at most width columns wide.
+// fit shortens cells of the named columns, the first column first, until each row
+// is at most width columns wide.
 func fit(rows [][]string, width int, columns ...int) {
 	if width <= 0 {
 		return
@@ -213,7 +213,7 @@ func fit(rows [][]string, width int, columns ...int) {
 		over += n
 	}
 	for _, c := range columns {
-		const least = 12 // of which something can be read
+		const least = 12 // minimum readable width
 		room := max(min(widths[c], least), widths[c]-max(over, 0))
 		over -= widths[c] - room
 		for _, r := range rows {
@@ -224,7 +224,7 @@ func fit(rows [][]string, width int, columns ...int) {
 	}
 }
 
-// lasting writes a time of which nobody wants the fractions.
+// lasting formats a duration without needless fractions.
 func lasting(d time.Duration) string {
 	if d < time.Second {
 		return d.Round(time.Millisecond).String()
@@ -232,13 +232,13 @@ func lasting(d time.Duration) string {
 	return d.Round(time.Second).String()
 }
 
-// logWidth is the width of the window that shows the log, 0 if there is none.
+// logWidth is the width of the log's terminal, 0 if it is none.
 func logWidth(w io.Writer) int { return output.Width(behind(w)) }
 
 // logIsTerminal reports whether the log goes to a terminal.
 func logIsTerminal(w io.Writer) bool { return output.IsTerminal(behind(w)) }
 
-// behind is what the log is written to in the end.
+// behind returns the writer that the log finally goes to.
 func behind(w io.Writer) io.Writer {
 	if p, ok := w.(*output.Patient); ok {
 		return p.Writer()

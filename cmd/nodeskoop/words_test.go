@@ -55,7 +55,7 @@ func TestFirstWords(t *testing.T) {
 	}
 }
 
-// asUser runs f as if this process were a user's without root.
+// asUser runs f as if this process were unprivileged.
 func asUser(t *testing.T, f func()) {
 	before := unprivileged
 	unprivileged = func() bool { return true }
@@ -63,8 +63,8 @@ func asUser(t *testing.T, f func()) {
 	f()
 }
 
-// What needs root says so in one line, which can be pasted, and before anything
-// is loaded. A mistake on the command line comes first.
+// A command that needs root reports that in one line that can be pasted, before
+// loading anything. Usage errors come first.
 func TestNeedsRoot(t *testing.T) {
 	asUser(t, func() {
 		for _, c := range []struct {
@@ -88,9 +88,9 @@ func TestNeedsRoot(t *testing.T) {
 	})
 }
 
-// A real user, without root: one line, and nothing is loaded.
+// A real unprivileged user: one line, and nothing is loaded.
 func TestUserNeedsRoot(t *testing.T) {
-	need.Root(t) // to become another
+	need.Root(t) // to switch the user
 	path, err := binary()
 	if err != nil {
 		t.Fatal(err)
@@ -99,7 +99,7 @@ func TestUserNeedsRoot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Where anybody may run it.
+	// A folder that every user can access.
 	dir, err := os.MkdirTemp("", "nodeskoop")
 	if err != nil {
 		t.Fatal(err)
@@ -116,7 +116,8 @@ func TestUserNeedsRoot(t *testing.T) {
 		var out, errs strings.Builder
 		cmd.Stdout, cmd.Stderr = &out, &errs
 		_ = cmd.Run()
-		// A user may not look at process 1; what of it is not the host's comes first.
+		// An unprivileged user cannot inspect process 1; the missing privilege is
+		// reported first.
 		want := "nodeskoop: needs root: sudo " + path + " " + strings.Join(args, " ") + "\n"
 		if code := cmd.ProcessState.ExitCode(); code != exitFailure || errs.String() != want || out.String() != "" {
 			t.Errorf("%v: exit %d, %q, %q; want %q", args, code, out.String(), errs.String(), want)
@@ -124,8 +125,7 @@ func TestUserNeedsRoot(t *testing.T) {
 	}
 }
 
-// What was forbidden is said with the command that may be allowed it; root is not
-// told to become root.
+// If permission was denied, the message suggests sudo, except to root.
 func TestComplaint(t *testing.T) {
 	denied := fmt.Errorf("read the configuration: %w", &fs.PathError{Op: "open", Path: "/x", Err: syscall.EACCES})
 	args := []string{"nodeskoop", "config", "--config", "/x"}
@@ -197,7 +197,7 @@ COUNT  EVENT             WHOSE                         REASON, PEER    WORST   F
 		}
 	}
 
-	// Many kinds are not all shown, and none is left uncounted.
+	// With many kinds only some are listed, but all are counted.
 	var many []*event.Event
 	for i := range 50 {
 		e := *slow
@@ -210,7 +210,7 @@ COUNT  EVENT             WHOSE                         REASON, PEER    WORST   F
 	}
 }
 
-// What is said is whole where no window shows it.
+// Without a terminal, text is not wrapped.
 func TestSay(t *testing.T) {
 	var b strings.Builder
 	text := strings.Repeat("a word ", 40) + "end."

@@ -10,15 +10,15 @@ var (
 )
 
 const (
-	biolatPointsKnown = "from Linux 6.5 on not of flushes, nor of writes that need one before or after them; on older kernels the queue is that of an I/O scheduler alone"
+	biolatPointsKnown = "except, since Linux 6.5, for flushes and for writes with a flush before or after them; before 6.5, queue covers an I/O scheduler's queue only"
 
 	biolatMessage = "{operation} took {latency}{points}"
 
-	// biolatTold says which I/O is told.
-	biolatTold = "There are events for I/O that somebody waits for: reads, synchronous writes (O_DIRECT, O_SYNC, fsync, the commit of a file system's journal) and flushes of a disk's cache. " +
-		"What nobody waits for is counted (nodeskoop_events_ignored_total) and not told: writeback of the page cache, read-ahead unless the process that began it sleeps until it ends, discards and other commands. The option writeback of the probe brings these back. nodeskoop's own I/O is never told."
+	// biolatTold explains which I/O becomes an event.
+	biolatTold = "Only I/O that a process waits for becomes an event: reads, synchronous writes (O_DIRECT, O_SYNC, fsync, commits of a file system's journal) and flushes of the disk's cache. " +
+		"Other I/O only counts in nodeskoop_events_ignored_total: writeback of the page cache, read-ahead (unless the process that started it sleeps until it ends), discards and other commands. The probe's option writeback turns events on for these too. nodeskoop's own I/O never becomes an event."
 
-	biolatWhere = "KUBESKOOP_OPERATION says what was done and KUBESKOOP_BYTES to how much. KUBESKOOP_LATENCY_QUEUE_NS is the time until the driver took the request (the last time, if it gave the request back), KUBESKOOP_LATENCY_DEVICE_NS the time from there to the end. A long time in the queue means that more is asked of the disk than it does; a long time in the device, that the disk or the volume behind it is slow."
+	biolatWhere = "KUBESKOOP_OPERATION is the operation and KUBESKOOP_BYTES its size. KUBESKOOP_LATENCY_QUEUE_NS is the time until the driver took the request (for the last time, if the driver requeued it); KUBESKOOP_LATENCY_DEVICE_NS is the time from there to completion. A long queue time means that processes ask for more than the disk can do; a long device time means that the disk or the volume behind it is slow."
 )
 
 var biolatency = Probe{
@@ -26,11 +26,11 @@ var biolatency = Probe{
 	Title:  "latency of block I/O",
 	Rank:   22,
 	Source: EBPF, Overhead: "medium", Measured: "not measurable", Default: true,
-	Cost:         "Runs at the start, the issue and the end of each block I/O, 0.2 to 1 us each time.",
+	Cost:         "Runs when each block I/O is queued, issued and completed, 0.2 to 1 us each time.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
 	Options: []Option{{
 		Key: "slow", Default: 10 * time.Millisecond,
-		Help: "the latency above which there is an event",
+		Help: "the latency above which an event is sent",
 	}, {
 		Key: "writeback", Default: false,
 		Help: "events of I/O that nobody waits for, too: writeback of the page cache, read-ahead, discards",
@@ -45,9 +45,9 @@ var biolatency = Probe{
 		MessageID: "6301bbfca0c5154e0ff9bb510944fe0c",
 		Summary:   "A block I/O took over 10 ms",
 		Message:   biolatMessage,
-		Explain: "Somebody waited over 10 ms for the disk KUBESKOOP_DISK. KUBESKOOP_COMM is the process that started the I/O. " + biolatWhere + "\n\n" +
+		Explain: "A process waited over 10 ms for the disk KUBESKOOP_DISK. KUBESKOOP_COMM is the process that started the I/O. " + biolatWhere + "\n\n" +
 			biolatTold + "\n\n" +
-			"On a spinning disk this is normal. On an SSD or a cloud volume the queue is long, another one uses the same device, or the volume is at its limit of operations per second.",
+			"On a spinning disk this is normal. On an SSD or a cloud volume the queue is long, another machine uses the same device, or the volume is at its limit of operations per second.",
 		Next: []Step{
 			stepDisk,
 			{"pidstat -d 1", "which processes read and write"},
@@ -58,9 +58,9 @@ var biolatency = Probe{
 		MessageID: "6fced11d2bd8a1e6047a8387cdde8d51",
 		Summary:   "A block I/O took over 100 ms",
 		Message:   biolatMessage,
-		Explain: "Somebody waited over 100 ms for the disk KUBESKOOP_DISK: a database in its commit, etcd in its heartbeat, kubelet, a process that is paged in. KUBESKOOP_COMM is the process that started the I/O. " + biolatWhere + "\n\n" +
+		Explain: "A process waited over 100 ms for the disk KUBESKOOP_DISK: a database in a commit, etcd in a heartbeat, kubelet, a process that is being paged in. KUBESKOOP_COMM is the process that started the I/O. " + biolatWhere + "\n\n" +
 			biolatTold + "\n\n" +
-			"Usually the volume is throttled by its provider or by a limit of a cgroup (io.max), its queue is full of somebody's bulk writes, or the device fails and repeats.",
+			"Usually the provider or a cgroup limit (io.max) throttles the volume, another process's bulk writes fill its queue, or the device fails and retries.",
 		Next: []Step{
 			stepDisk,
 			{"pidstat -d 1", "which processes read and write"},

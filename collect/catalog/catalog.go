@@ -1,8 +1,8 @@
-// Package catalog declares every probe, metric and event: what it is called,
-// what it means, what moves it, what to do about it, and what it costs. Each
-// probe has a file of its own; lists, documentation, the shipped configuration,
-// the journal's message catalog and the dashboards follow from it. It is data
-// alone, and imports nothing of this project.
+// Package catalog declares every probe, metric and event: name, meaning, cause,
+// next steps and cost. Each probe has a file of its own. Lists, documentation, the
+// shipped configuration, the journal's message catalog and the dashboards are
+// generated from these declarations. The package holds data only and imports
+// nothing of this project.
 package catalog
 
 import (
@@ -16,19 +16,19 @@ import (
 	"time"
 )
 
-// Options that several probes have.
+// Options that several probes share.
 var (
 	podsOption = Option{Key: "pods", Default: false,
-		Help: "also sample the network namespaces of pods; otherwise the host's alone"}
+		Help: "also sample the network namespaces of pods, not only the host's"}
 	slowOption = Option{Key: "slow", Default: 10 * time.Millisecond,
-		Help: "the latency above which the slow counter counts (the name of the 100ms counter says its own)"}
+		Help: "the latency above which the slow counter counts (the 100ms counter always uses 100 ms)"}
 	eventOption = Option{Key: "event", Default: 100 * time.Millisecond,
-		Help: "the latency above which there is an event"}
+		Help: "the latency above which an event is sent"}
 	stackOption = Option{Key: "stack", Default: true,
-		Help: "events carry the kernel's stack"}
+		Help: "events carry the kernel stack"}
 )
 
-const nodeWide = " The kernel counts this for the whole node, so every namespace shows the host's figure."
+const nodeWide = " The kernel counts this for the whole node, so every namespace shows the same value."
 
 // Type is the Prometheus type of a metric.
 type Type uint8
@@ -59,9 +59,9 @@ type Scope uint8
 // The scopes of the contract.
 const (
 	PerNetns Scope = iota + 1 // one series per network namespace
-	PerPod                    // one series per pod, over all its processes; the host's is everything outside pods
+	PerPod                    // one series per pod, summed over its processes; processes outside pods are the host's
 	PerHost                   // one series
-	PerFlow                   // one series per connection
+	PerFlow                   // one series per flow: a pair of addresses, and with probes.flow.ports their ports
 )
 
 // String returns the scope as the contract's table spells it.
@@ -79,7 +79,7 @@ func (s Scope) String() string {
 	return fmt.Sprintf("Scope(%d)", uint8(s))
 }
 
-// Source names where a probe's data come from.
+// Source is the origin of a probe's data.
 type Source uint8
 
 // The three sources.
@@ -110,20 +110,20 @@ type Metric struct {
 	Help  string
 	// Labels are the names of the labels beyond k8s_node, k8s_namespace and k8s_pod.
 	Labels []string
-	// Field is the kernel's own name for the value where the probe looks it up
-	// by name (a column of /proc/PID/net/snmp, say).
+	// Field is the kernel's name of the value, for probes that look values up by
+	// name (such as a column of /proc/PID/net/snmp).
 	Field string
-	// Alias names another metric whose series this one repeats under the
-	// spelling that dashboards in the wild use. Written only with compat_names.
+	// Alias names the metric whose series this one repeats. Such a metric exists
+	// for dashboards that use its name, and is written only with compat_names.
 	Alias string
 	// Extra marks a metric beyond the contract's table.
 	Extra bool
-	// Kernel names the kernel's counter or path, and the functions that move it.
+	// Kernel names the kernel's counter or path, and the functions that change it.
 	Kernel string
-	// Rises says what makes it rise, or for a gauge what moves it.
+	// Rises says what makes the value rise, or for a gauge change.
 	Rises string
-	// Recorded says of a gauge that the history on the node keeps it, as it does all
-	// counters: those that top shows, and those that say how full something was.
+	// Recorded makes the history keep a gauge; it keeps every counter. Gauges that
+	// top shows and gauges of fill levels are recorded.
 	Recorded bool
 	// Unit is that of a histogram's bounds and sum. Its name ends in it.
 	Unit string
@@ -167,7 +167,7 @@ const (
 	FieldPID     FieldGroup = "pid"
 	FieldIfname  FieldGroup = "ifname"
 	FieldDisk    FieldGroup = "disk"
-	// FieldOperation is what a block I/O does, and to how many bytes.
+	// FieldOperation is the operation of a block I/O and its size in bytes.
 	FieldOperation FieldGroup = "operation"
 	FieldVector    FieldGroup = "vector"
 	FieldLocation  FieldGroup = "location"
@@ -186,8 +186,8 @@ const (
 	PriNotice  Priority = 5
 )
 
-// LevelNotice is the level of syslog's notice in the log, which slog has no name
-// for: what an operator may want to know although nothing is wrong.
+// LevelNotice is the slog level for syslog's notice, for which slog has no name:
+// news for the operator although nothing is wrong.
 const LevelNotice = slog.LevelInfo + 2
 
 // String returns the priority's syslog keyword.
@@ -201,14 +201,14 @@ func (p Priority) String() string {
 	return fmt.Sprintf("Priority(%d)", uint8(p))
 }
 
-// Warn says from where on an entry of the journal is a warning. A single
-// occurrence is a notice, however bad it is.
+// Warn holds the thresholds at which a journal entry becomes a warning. An entry
+// for a single occurrence is always a notice.
 type Warn struct {
-	// Count is the number of occurrences, of one kind and in one window, that an
-	// entry stands for; 0: no number of them is.
+	// Count is the number of merged occurrences at which an entry is a warning; 0
+	// disables this threshold.
 	Count uint64
-	// Latency is a longest latency that makes an entry of two or more a warning;
-	// 0: none does.
+	// Latency is the worst latency at which an entry of two or more occurrences is
+	// a warning; 0 disables this threshold.
 	Latency time.Duration
 }
 
@@ -217,44 +217,42 @@ type EventType struct {
 	Name string
 	// Path is the kernel path on which the event is seen.
 	Path string
-	// Threshold is the default above which a latency is an event; 0 where
-	// every occurrence is one.
+	// Threshold is the default latency above which an occurrence is an event; 0
+	// makes every occurrence an event.
 	Threshold time.Duration
-	// Below, where not 0, is the upper end: from there on the occurrence is
-	// another event type's.
+	// Below is the upper limit of the latency; from there on the occurrence belongs
+	// to another event type. 0 means no limit.
 	Below  time.Duration
 	Warn   Warn
 	Fields []FieldGroup
-	// Extra are those of Fields that are beyond the contract's table.
+	// Extra lists the members of Fields that the contract's table does not have.
 	Extra []FieldGroup
-	// Points are the intermediate latencies of FieldPoints, and PointsKnown says
-	// when there are any.
+	// Points names the intermediate latencies of FieldPoints. PointsKnown says in
+	// which cases the kernel provides them.
 	Points      []string
 	PointsKnown string
 	// MessageID is the journal's MESSAGE_ID, 32 hexadecimal digits.
 	MessageID string
 	// Summary says in one sentence what happened.
 	Summary string
-	// Message says the same in a few words, as one line of a log does.
-	// {latency} stands for the latency, {operation} for what FieldOperation says,
-	// {points} for the points in brackets, or nothing. {from}, {to} and {ends}
-	// stand for the pods at the ends other than the event's own, or nothing:
-	// {from} where the peer sent what the event is about, {to} where it was sent
-	// to the peer, {ends} where the connection is written in the direction of the
-	// packet.
+	// Message is Summary as a short log line. {latency} stands for the latency,
+	// {operation} for the fields of FieldOperation, {points} for the points in
+	// brackets. {from}, {to} and {ends} name the pods at the ends other than the
+	// event's own: {from} if the peer sent the data, {to} if the data went to the
+	// peer, {ends} for both in the packet's direction. Unknown values become "".
 	Message string
-	// Explain says what that means and what it usually comes from, in
-	// paragraphs separated by an empty line.
+	// Explain gives the meaning and the usual causes, in paragraphs separated by an
+	// empty line.
 	Explain string
-	// Next are the commands that look further.
+	// Next are commands for further investigation.
 	Next []Step
 
 	probe string
 	id    int
 }
 
-// Grade is the priority of an entry that stands for so many occurrences, of which
-// the worst took latency.
+// Grade returns the priority of an entry for that number of merged occurrences;
+// latency is the worst of them.
 func (e *EventType) Grade(occurrences uint64, latency time.Duration) Priority {
 	w := e.Warn
 	if occurrences > 1 && (w.Count > 0 && occurrences >= w.Count || w.Latency > 0 && latency >= w.Latency) {
@@ -263,7 +261,7 @@ func (e *EventType) Grade(occurrences uint64, latency time.Duration) Priority {
 	return PriNotice
 }
 
-// Grades says in a sentence which priority an entry has.
+// Grades describes the thresholds of Grade in one sentence.
 func (e *EventType) Grades() string {
 	many := strconv.FormatUint(e.Warn.Count, 10)
 	switch w := e.Warn; {
@@ -277,7 +275,7 @@ func (e *EventType) Grades() string {
 	return fmt.Sprintf("One occurrence is a notice; an entry of %s or more is a warning, and so is one of two or more if one took %v or longer.", many, e.Warn.Latency)
 }
 
-// Probe returns the name of the probe that sees the event.
+// Probe returns the name of the probe that reports the event.
 func (e *EventType) Probe() string { return e.probe }
 
 // ID returns the event type's index in Events.
@@ -288,18 +286,17 @@ type Probe struct {
 	Name string
 	// Aliases are other names that the command line and configuration accept.
 	Aliases []string
-	// Title says in a few words what the probe looks at.
+	// Title names the probe's subject in a few words.
 	Title    string
 	Source   Source
-	Overhead string // what the specification grants it: low, medium or high
-	// Measured is what it costs, in a word or two: docs/performance.md has how that
-	// was measured, and a test holds the two together. Empty for a probe that nobody
-	// has measured.
+	Overhead string // limit by the specification: low, medium or high
+	// Measured is the measured cost with its unit, empty if not measured. A test
+	// compares it with docs/measurements/costs.md and docs/performance.md.
 	Measured string
 	// Default says whether the probe runs when the configuration names none.
 	Default bool
-	// Rank decides the order of the families in the textfile, and which of them
-	// max_series cuts first: the last ones. Without it a probe is behind all.
+	// Rank orders the families in the textfile; max_series cuts from the end. Probes
+	// with rank 0 come last.
 	Rank int
 	// Extra marks a probe beyond the contract's table, with all its metrics and
 	// events.
@@ -308,34 +305,34 @@ type Probe struct {
 	Events  []EventType
 	// Options are the keys of the probe's configuration table.
 	Options []Option
-	// Capabilities are those that the probe needs beside CapSysPtrace, which all
-	// need.
+	// Capabilities are those that the probe needs in addition to CapSysPtrace, which
+	// every probe needs.
 	Capabilities []Capability
-	// Cost says in a sentence what the probe adds to the node's work. The times
-	// are those of make bench-bpf, net of an empty program at the same place.
+	// Cost describes in one sentence the work that the probe adds to the node. Times
+	// come from make bench-bpf, minus those of an empty program at the same hook.
 	Cost string
 }
 
-// Capability is one of capabilities(7) that probes need.
+// Capability is a capability of capabilities(7) that probes need.
 type Capability struct {
 	Name string
 	Why  string
-	// Mild says that without it something is missing, but no probe fails.
+	// Mild means that without the capability details are missing but no probe fails.
 	Mild bool
 }
 
 // The capabilities that probes need.
 var (
-	CapSysPtrace     = Capability{Name: "CAP_SYS_PTRACE", Why: "to tell the network namespaces of processes apart"}
+	CapSysPtrace     = Capability{Name: "CAP_SYS_PTRACE", Why: "to read which network namespace each process is in"}
 	CapSysAdmin      = Capability{Name: "CAP_SYS_ADMIN", Why: "to enter the network namespaces of pods"}
 	CapDACReadSearch = Capability{Name: "CAP_DAC_READ_SEARCH", Why: "to list the descriptors of other users' processes"}
-	CapNetAdmin      = Capability{Name: "CAP_NET_ADMIN", Why: "to read statistics, and to count what devices and cgroups send"}
+	CapNetAdmin      = Capability{Name: "CAP_NET_ADMIN", Why: "to read conntrack statistics, and to attach BPF programs to devices and cgroups"}
 	CapBPF           = Capability{Name: "CAP_BPF", Why: "to load BPF programs"}
 	CapPerfmon       = Capability{Name: "CAP_PERFMON", Why: "to attach BPF programs to the kernel's hooks"}
 	CapSyslog        = Capability{Name: "CAP_SYSLOG", Why: "to name the kernel functions in events", Mild: true}
 )
 
-// Capabilities lists them in the order in which they are reported.
+// Capabilities returns all capabilities in the order of reports.
 func Capabilities() []Capability {
 	return []Capability{CapSysPtrace, CapSysAdmin, CapDACReadSearch, CapNetAdmin, CapBPF, CapPerfmon, CapSyslog}
 }
@@ -375,9 +372,9 @@ func (p *Probe) rank() int {
 // HasMetrics reports whether the probe yields metrics.
 func (p *Probe) HasMetrics() bool { return len(p.Metrics) > 0 }
 
-// index finds what is declared by name and by ID.
+// index finds declarations by name and by ID.
 type index struct {
-	probes  map[string]*Probe // aliases too
+	probes  map[string]*Probe // by name and by alias
 	metrics map[string]*Metric
 	events  map[string]*EventType
 	allM    []*Metric
@@ -427,11 +424,11 @@ func Probes() []*Probe {
 	return out
 }
 
-// Metrics returns every metric, by ID: the contract's, the extras, and those
-// of the tool about itself.
+// Metrics returns every metric in the order of IDs: the contract's, the extras, and
+// the tool's metrics about itself.
 func Metrics() []*Metric { return declared.allM }
 
-// Events returns every event type, by ID.
+// Events returns every event type in the order of IDs.
 func Events() []*EventType { return declared.allE }
 
 // ProbeByName finds a probe by its name or an alias; nil if there is none.
@@ -443,8 +440,8 @@ func MetricByName(name string) *Metric { return declared.metrics[name] }
 // EventByName finds an event type; nil if there is none.
 func EventByName(name string) *EventType { return declared.events[name] }
 
-// MustMetric is MetricByName for names that the program itself spells: an
-// unknown one is a mistake in the code, and panics.
+// MustMetric is MetricByName for names in the program's own code; it panics if there
+// is no such metric.
 func MustMetric(name string) *Metric {
 	m := declared.metrics[name]
 	if m == nil {
@@ -453,7 +450,7 @@ func MustMetric(name string) *Metric {
 	return m
 }
 
-// Has reports whether the event type declares a group of fields.
+// Has reports whether the event type declares the field group.
 func (e *EventType) Has(g FieldGroup) bool {
 	for _, f := range e.Fields {
 		if f == g {

@@ -74,7 +74,7 @@ func TestCatalogueHoldsTheContractsMetrics(t *testing.T) {
 		if m.Probe() != row["probe"] || m.Type.String() != row["type"] || m.Scope.String() != row["scope"] || m.Extra {
 			t.Errorf("%s: %s, %s, %s, extra %v; the table says %v", name, m.Probe(), m.Type, m.Scope, m.Extra, row)
 		}
-		// Where the table names a column of a MIB file, the probe reads that one.
+		// If the table names a column of a MIB file, the probe must read that column.
 		if f := regexp.MustCompile(`\b(Tcp|Udp|TcpExt|IpExt)\.\w+$`).FindString(row["kernel source"]); f != "" && m.Field != f {
 			t.Errorf("%s reads %s; the table says %s", name, m.Field, f)
 		}
@@ -163,8 +163,8 @@ func TestCatalogueHoldsTheContractsEvents(t *testing.T) {
 		if (len(e.Points) > 0) != e.Has(FieldPoints) || (e.PointsKnown != "") != e.Has(FieldPoints) {
 			t.Errorf("%s: points %v, known %q", e.Name, e.Points, e.PointsKnown)
 		}
-		// The table grades a type by what its occurrences mean where they are many:
-		// what it calls a warning is one much sooner.
+		// The table's priority is that of many occurrences: types with the priority
+		// warning reach it with far fewer.
 		if many := row["priority"] == "warning"; e.Warn.Count < 2 || many != (e.Warn.Count <= 100) {
 			t.Errorf("%s is a warning from %d occurrences on; the table says %s", e.Name, e.Warn.Count, row["priority"])
 		}
@@ -175,8 +175,8 @@ func TestCatalogueHoldsTheContractsEvents(t *testing.T) {
 	}
 }
 
-// A single occurrence is a notice, whatever it is; many are a warning, and so are
-// two that took far too long.
+// A single occurrence is a notice; many are a warning, and so are two with an extreme
+// latency.
 func TestGrade(t *testing.T) {
 	for _, e := range Events() {
 		for _, c := range []struct {
@@ -221,7 +221,7 @@ func TestCatalogueSaysWhatMovesEachMetric(t *testing.T) {
 	}
 }
 
-// TestProbesHaveAFile: who looks for a probe finds it by its name.
+// TestProbesHaveAFile checks that the file of each probe has the probe's name.
 func TestProbesHaveAFile(t *testing.T) {
 	for _, p := range Probes() {
 		b, err := os.ReadFile(p.Name + ".go")

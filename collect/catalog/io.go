@@ -5,7 +5,7 @@ var io = Probe{
 	Title:  "system calls and storage I/O of processes",
 	Rank:   9,
 	Source: Procfs, Overhead: "low", Measured: "1 to 4 us/process", Default: true,
-	Cost: "Reads /proc once a cycle for every process: with tcpsummary the most expensive of this kind, and nothing on the way of packets.",
+	Cost: "Reads /proc once per cycle for every process: with tcpsummary the most expensive probe outside eBPF; adds nothing to the packet path.",
 	Metrics: []Metric{{
 		Name: "kubeskoop_io_ioreadsyscall", Type: Counter, Work: true, Scope: PerPod, Field: "syscr",
 		Help:   "read()-like system calls of all processes (syscr); what exited processes had counted is kept.",
@@ -20,12 +20,12 @@ var io = Probe{
 		Name: "kubeskoop_io_ioreadbytes", Type: Counter, Work: true, Scope: PerPod, Field: "read_bytes",
 		Help:   "Bytes that all processes made storage read, the page cache's hits not counted (read_bytes); what exited processes had counted is kept.",
 		Kernel: "/proc/PID/io read_bytes; task_io_account_read()",
-		Rises:  "Data that are not in the page cache are fetched from storage, read-ahead included.",
+		Rises:  "Data that are not in the page cache are read from storage, read-ahead included.",
 	}, {
 		Name: "kubeskoop_io_iowritebytes", Type: Counter, Work: true, Scope: PerPod, Field: "write_bytes",
 		Help:   "Bytes that all processes sent towards storage (write_bytes); what exited processes had counted is kept.",
 		Kernel: "/proc/PID/io write_bytes; task_io_account_write()",
-		Rises:  "A process makes pages of the page cache dirty, or writes with O_DIRECT. It counts when it writes, not when the disk does; what is truncated before is not taken back.",
+		Rises:  "A process dirties pages of the page cache, or writes with O_DIRECT. Bytes count when the process writes, not when the disk does; data truncated before writeback stay counted.",
 	}, {
 		Name: "kubeskoop_io_readsyscall", Type: Counter, Work: true, Scope: PerPod, Alias: "kubeskoop_io_ioreadsyscall", Extra: true,
 		Help: "read()-like system calls of all processes. The same series as kubeskoop_io_ioreadsyscall, under the name that dashboards use.",

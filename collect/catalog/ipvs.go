@@ -5,7 +5,7 @@ var ipvs = Probe{
 	Title:  "IPVS totals",
 	Rank:   8,
 	Source: Procfs, Overhead: "low", Measured: "under 1 ms/cycle", Default: true,
-	Cost:    "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
+	Cost:    "Reads kernel counters once per cycle; adds nothing to the packet path.",
 	Options: []Option{podsOption},
 	Metrics: []Metric{{
 		Name: "kubeskoop_ipvs_connections", Type: Counter, Work: true, Scope: PerNetns,
@@ -21,7 +21,7 @@ var ipvs = Probe{
 		Name: "kubeskoop_ipvs_outgoingbytes", Type: Counter, Work: true, Scope: PerNetns,
 		Help:   "Bytes that IPVS sent back to clients; 0 while ip_vs is not loaded.",
 		Kernel: "ip_vs_stats outbytes; ip_vs_out_stats()",
-		Rises:  "A backend's answer passes IPVS on its way back; with direct routing none does.",
+		Rises:  "A backend's reply passes through IPVS. With direct routing replies bypass it.",
 	}, {
 		Name: "kubeskoop_ipvs_incomingbytes", Type: Counter, Work: true, Scope: PerNetns,
 		Help:   "Bytes that IPVS received for its virtual services; 0 while ip_vs is not loaded.",
@@ -31,6 +31,6 @@ var ipvs = Probe{
 		Name: "kubeskoop_ipvs_outgoingpackets", Type: Counter, Work: true, Scope: PerNetns,
 		Help:   "Packets that IPVS sent back to clients; 0 while ip_vs is not loaded.",
 		Kernel: "ip_vs_stats outpkts; ip_vs_out_stats()",
-		Rises:  "A backend's answer passes IPVS on its way back; with direct routing none does.",
+		Rises:  "A backend's reply passes through IPVS. With direct routing replies bypass it.",
 	}},
 }

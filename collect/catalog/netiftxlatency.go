@@ -7,14 +7,14 @@ var netiftxlatency = Probe{
 	Title:  "time of sent packets in the qdisc and the driver",
 	Rank:   17,
 	Source: EBPF, Overhead: "high", Measured: "10 to 52 ns/step",
-	Cost:         "Runs for each packet sent: 52 and 50 ns at the driver, and at the queue 10 ns where the device has none.",
+	Cost:         "Runs for each packet sent: 52 and 50 ns at the driver, and 10 ns at the qdisc where the device has none.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
 	Options:      []Option{histogramsOption},
 	Metrics: []Metric{{
 		Name: "kubeskoop_netiftxlat_qdiscslow100ms", Type: Counter, Scope: PerNetns,
-		Help:   "Packets that left the queueing discipline over 100 ms after their data went in; each segment of a GSO packet that is segmented on the way counts.",
+		Help:   "Packets that left the queueing discipline over 100 ms after their data entered it; if a GSO packet is segmented there, each segment counts.",
 		Kernel: "net:net_dev_queue to net:net_dev_start_xmit",
-		Rises:  "A rate limit or a full device holds the packet in its queue for over 100 ms. The unit is the packet that the driver gets: a GSO packet that it takes whole is one; one that tbf, cake, taprio or netem segments in the queue, or the kernel segments for a device without TSO, is as many as its segments. Not counted, since nothing tells when they were queued: segments of a UDP GSO packet whose data are no page fragments (a device without scatter-gather, a virtual machine's packet, segments of up to about 100 bytes) or that GRO merged; segments of forwarded SCTP; copies by netem's `duplicate`; packets to which the queue gives another departure time (etf in deadline mode, taprio with txtime-assist, fq beyond its horizon).",
+		Rises:  "A rate limit or a full device holds a packet in the queue for over 100 ms. The unit is the packet that the driver gets: a GSO packet counts once if the driver takes it whole, and once per segment if tbf, cake, taprio or netem segments it, or the kernel does for a device without TSO. Some packets are not counted, because the kernel keeps no queueing time for them: segments of a UDP GSO packet that GRO merged or whose data are no page fragments (a device without scatter-gather, a virtual machine's packet, segments of up to about 100 bytes); segments of forwarded SCTP; copies by netem's `duplicate`; packets whose departure time the qdisc changes (etf in deadline mode, taprio with txtime-assist, fq beyond its horizon).",
 	}, {
 		Name: "kubeskoop_netiftxlat_netdevslow100ms", Type: Counter, Scope: PerNetns,
 		Help:   "Packets that the network driver took over 100 ms to accept.",
@@ -35,7 +35,7 @@ var netiftxlatency = Probe{
 		Next: []Step{
 			stepQdisc,
 			{"nsenter -t PID -n ip -s link show", "packets, drops and carrier changes of the interfaces"},
-			{"nodeskoop events --event TXLAT_QDISC_100MS", "whether all packets wait or those of one connection"},
+			{"nodeskoop events --event TXLAT_QDISC_100MS", "whether all packets wait, or only those of one connection"},
 		},
 	}, {
 		Name: "TXLAT_NETDEV_100MS", Path: "net_dev_start_xmit -> net_dev_xmit", Threshold: 100 * time.Millisecond, Warn: Warn{Count: 20},
@@ -43,8 +43,8 @@ var netiftxlatency = Probe{
 		MessageID: "9dfb369bab13dfae627655daa05f1119",
 		Summary:   "The network driver took over 100 ms to accept a packet",
 		Message:   "network driver took {latency} to accept a packet{ends}",
-		Explain: "The driver of an interface (KUBESKOOP_IFNAME) took over 100 ms to accept one packet. That is no queue: the CPU was inside the driver for that time, or was taken away from it.\n\n" +
-			"On a virtual machine the hypervisor did not run this CPU, or the host's side of virtio was slow. On hardware the driver waited for a lock, a register or a reset. On a tunnel or veth the time is that of everything behind it.",
+		Explain: "The driver of an interface (KUBESKOOP_IFNAME) took over 100 ms to accept one packet. The packet did not wait in a queue: the driver held the CPU all that time, or the hypervisor took the CPU away.\n\n" +
+			"On a virtual machine the hypervisor did not run this CPU, or the host's side of virtio was slow. On hardware the driver waited for a lock, a register or a reset. On a tunnel or veth the time includes everything behind the device.",
 		Next: []Step{
 			stepSteal,
 			{"ethtool -S DEVICE", "the driver's own counters: ring full, timeouts, resets"},

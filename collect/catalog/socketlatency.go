@@ -4,10 +4,10 @@ import "time"
 
 var socketlatency = Probe{
 	Name:   "socketlatency",
-	Title:  "time that data wait in sockets",
+	Title:  "waiting time of data in sockets",
 	Rank:   20,
 	Source: EBPF, Overhead: "high", Measured: "45 to 139 ns/step",
-	Cost:         "Runs for each read and write of a socket: 62 and 118 ns for TCP's reads, 139 and 45 ns for its writes; a socket that has had data takes 0.8 KB.",
+	Cost:         "Runs for each read and write of a socket: 62 and 118 ns for a TCP read, 139 and 45 ns for a TCP write. Each socket that has had data takes 0.8 KB.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
 	Options: []Option{{
 		Key: "slow", Default: time.Millisecond, Help: slowOption.Help,
@@ -16,17 +16,17 @@ var socketlatency = Probe{
 		Name: "kubeskoop_socketlatency_read100ms", Type: Counter, Scope: PerNetns,
 		Help:   "Reads whose oldest byte or datagram had waited over 100 ms in the socket.",
 		Kernel: "sk_data_ready to the copy of the bytes, or of the datagram, to the application",
-		Rises:  "The same for over 100 ms.",
+		Rises:  "As read1ms, for over 100 ms.",
 	}, {
 		Name: "kubeskoop_socketlatency_read1ms", Type: Counter, Scope: PerNetns,
 		Help:   "Reads whose oldest byte or datagram had waited over 1 ms in the socket, those over 100 ms included.",
 		Kernel: "sk_data_ready to the copy of the bytes, or of the datagram, to the application",
-		Rises:  "The application is slow to read: busy, not scheduled, held by its CPU limit, or waiting for something else. TCP and UDP; one call is one read, and its wait is that of the oldest byte or datagram that it takes. Peeks and reads of the error queue do not count. A wait is exact while up to 16 arrivals are unread, those within 62 us of each other being one; beyond that it may be off by 5 % of the age of the oldest data in the socket. Data below SO_RCVLOWAT begin to wait when the kernel tells the reader of them; the data of a SYN (TCP Fast Open) begin with the data after them. MPTCP connections are not measured. Where several threads read one datagram socket at the same time, a read may be measured by the datagram of another, or not at all. By the tracepoints of Linux before 6.3 alone, reads of whole segments within a millisecond of each other may count as one, data that filled a gap wait from the segment after them on, and data below SO_RCVLOWAT from their own.",
+		Rises:  "The application is slow to read: busy, not scheduled, held by its CPU limit, or waiting for something else. TCP and UDP. One call is one read; its wait is that of the oldest byte or datagram that it takes. Peeks and reads of the error queue do not count. A wait is exact for up to 16 unread arrivals, where arrivals within 62 us of each other are one; with more it may be off by 5 % of the age of the oldest data in the socket. The wait of data below SO_RCVLOWAT starts when the kernel wakes the reader; the wait of data in a SYN (TCP Fast Open) starts with the data after it. MPTCP connections are not measured. If several threads read one datagram socket at the same time, a read may be measured by another thread's datagram, or not at all. Before Linux 6.3, where the kernel allows tracepoints only, reads of whole segments within a millisecond of each other may count as one, the wait of data that filled a gap starts with the next segment, and the wait of data below SO_RCVLOWAT starts with their arrival.",
 	}, {
 		Name: "kubeskoop_socketlatency_write100ms", Type: Counter, Scope: PerNetns,
 		Help:   "TCP writes whose last byte was sent over 100 ms after the call began.",
 		Kernel: "tcp_sendmsg_locked() to the transmission of the write's last byte",
-		Rises:  "The same for over 100 ms.",
+		Rises:  "As write1ms, for over 100 ms.",
 	}, {
 		Name: "kubeskoop_socketlatency_write1ms", Type: Counter, Scope: PerNetns,
 		Help:   "TCP writes whose last byte was sent over 1 ms after the call began, those over 100 ms included.",
@@ -42,10 +42,10 @@ var socketlatency = Probe{
 		MessageID: "78b7d0ac84773ce0ce4cda11b43c589b",
 		Summary:   "An application left received data unread for over 100 ms",
 		Message:   "received data{from} waited {latency} to be read",
-		Explain: "The oldest byte, or the datagram, that the application (KUBESKOOP_COMM, process KUBESKOOP_PID) read had been in the socket's receive queue for over 100 ms. The network had delivered: the application was slow. An application that is steadily behind has one such read after another.\n\n" +
-			"Usually it is busy with something else (one thread for all connections, garbage collection, a lock), waits for a backend, or does not get its CPU: a limit of its cgroup throttles it.",
+		Explain: "The oldest byte, or the datagram, that the application (KUBESKOOP_COMM, process KUBESKOOP_PID) read had been in the socket's receive queue for over 100 ms. The network had delivered it; the application was slow. An application that is permanently behind has one such read after another.\n\n" +
+			"Usually the application is busy (one thread for all connections, garbage collection, a lock), waits for a backend, or gets no CPU because its cgroup limit throttles it.",
 		Next: []Step{
-			{"cat \"/sys/fs/cgroup$(cut -d: -f3- /proc/PID/cgroup | tail -n 1)/cpu.stat\"", "with KUBESKOOP_PID: nr_throttled and throttled_usec, whether a CPU limit held it (cgroup v2)"},
+			{"cat \"/sys/fs/cgroup$(cut -d: -f3- /proc/PID/cgroup | tail -n 1)/cpu.stat\"", "with KUBESKOOP_PID: nr_throttled and throttled_usec show whether a CPU limit throttled it (cgroup v2)"},
 			stepSockets,
 			stepSteal,
 		},
@@ -55,8 +55,8 @@ var socketlatency = Probe{
 		MessageID: "2330fcf1562ae4b848668d77e827062c",
 		Summary:   "Data that an application wrote was not sent for over 100 ms",
 		Message:   "written data{to} waited {latency} to be sent",
-		Explain: "TCP sent the last byte of a write by an application (KUBESKOOP_COMM, process KUBESKOOP_PID) over 100 ms after the call began; the time for which the call blocked is included. Where writes follow each other within 62 us, one entry tells of the first, and the others count as suppressed.\n\n" +
-			"TCP held them back: the peer's receive window is closed because its application does not read, the congestion window is small after losses, or the queue of the interface is full. A peer that does not read shows as SOCKETLAT_READSLOW on its own node.",
+		Explain: "TCP sent the last byte of a write by an application (KUBESKOOP_COMM, process KUBESKOOP_PID) over 100 ms after the call began; this includes the time that the call blocked. Of writes within 62 us of each other, only the first is reported, and the others count as suppressed.\n\n" +
+			"TCP held the data back: the peer's receive window is closed because its application does not read, the congestion window is small after losses, or the queue of the interface is full. A peer that does not read shows as SOCKETLAT_READSLOW on its own node.",
 		Next: []Step{
 			{"ss -tinm dst PEER", "in the pod's namespace: rwnd_limited, sndbuf_limited, cwnd, retrans of that connection"},
 			{"nodeskoop events --probe tcpretrans,packetloss,netiftxlatency", "whether packets are lost, or wait in a queue"},

@@ -2,18 +2,18 @@ package catalog
 
 import "regexp"
 
-// Step is a command that looks further into an event, and what it shows.
+// Step is a command that investigates an event, and a description of its output.
 type Step struct {
-	// Command is what to type. A word of Placeholders stands for what the reader
-	// fills in. It must not be one of the journal's own, @FIELD@: journalctl
-	// replaces it by a field as it was stored, and anyone may write an entry with
-	// any MESSAGE_ID and any field. Even ours have names that others chose.
+	// Command is the shell command. The reader replaces words of Placeholders.
+	// Never use the journal's own placeholders, @FIELD@: journalctl would insert
+	// the stored field into the command, and any process may write an entry with
+	// any MESSAGE_ID and field. Even our own entries hold names chosen by others.
 	Command string
 	Shows   string
 }
 
-// Placeholders are the words of a Step's Command that the reader replaces, and
-// by what.
+// Placeholders are the words in a Step's Command that the reader replaces, with
+// their replacement.
 var Placeholders = []struct{ Word, Means string }{
 	{"PID", "a process of the pod (nodeskoop pods lists them), or 1 for the host"},
 	{"PEER", "the entry's KUBESKOOP_DADDR"},
@@ -24,8 +24,7 @@ var Placeholders = []struct{ Word, Means string }{
 
 var placeholderWord = regexp.MustCompile(`[A-Z]+`)
 
-// Placeholder returns the word of Placeholders that the command has, "" if it
-// has none.
+// Placeholder returns the first word of Placeholders in the command, or "".
 func (s Step) Placeholder() string {
 	for _, word := range placeholderWord.FindAllString(s.Command, -1) {
 		for _, p := range Placeholders {
@@ -37,15 +36,15 @@ func (s Step) Placeholder() string {
 	return ""
 }
 
-// The steps that more than one event needs.
+// Steps that several events share.
 var (
 	stepSockets  = Step{"nsenter -t PID -n ss -tinm", "the pod's connections: queues, round-trip times, retransmissions, the processes' memory"}
 	stepCounters = Step{"nsenter -t PID -n nstat -az", "the counters of the pod's IP stack"}
 	stepRules    = Step{"nft list ruleset; iptables-save -c", "the firewall's rules, with how often each matched"}
-	stepQdisc    = Step{"nsenter -t PID -n tc -s qdisc show", "what waits in the queues, what they dropped, and the rate that each is held to"}
-	stepSteal    = Step{"top -b -n 1 -w 200 | head -20; cat /proc/pressure/cpu", "who keeps the CPUs busy, and how much the hypervisor takes (st)"}
-	stepSoftnet  = Step{"cat /proc/net/softnet_stat", "by CPU in hexadecimal: packets taken, dropped for a full backlog, and how often the budget ran out"}
+	stepQdisc    = Step{"nsenter -t PID -n tc -s qdisc show", "packets queued and dropped per qdisc, and its rate limit"}
+	stepSteal    = Step{"top -b -n 1 -w 200 | head -20; cat /proc/pressure/cpu", "the processes that keep the CPUs busy, and the share that the hypervisor takes (st)"}
+	stepSoftnet  = Step{"cat /proc/net/softnet_stat", "per CPU in hexadecimal: packets processed, packets dropped because the backlog was full, and how often the budget ran out"}
 	stepIRQ      = Step{"cat /proc/interrupts /proc/softirqs", "which CPU takes the interrupts of which queue"}
-	stepDisk     = Step{"iostat -x 1; cat /proc/pressure/io", "how busy each disk is, the length of its queue, and how much the node waits for it"}
-	stepKernel   = Step{"journalctl -k --since -1h", "what the kernel said: errors of devices, lockups, resets"}
+	stepDisk     = Step{"iostat -x 1; cat /proc/pressure/io", "how busy each disk is, the length of its queue, and the share of time that tasks wait for I/O"}
+	stepKernel   = Step{"journalctl -k --since -1h", "the kernel's messages: device errors, lockups, resets"}
 )

@@ -5,10 +5,10 @@ var tcpext = Probe{
 	Title:  "TCP counters of the Linux extended MIB",
 	Rank:   4,
 	Source: Procfs, Overhead: "low", Measured: "60 us/namespace", Default: true,
-	Cost: "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
+	Cost: "Reads kernel counters once per cycle; adds nothing to the packet path.",
 	Metrics: []Metric{{
 		Name: "kubeskoop_tcpext_listendrops", Type: Counter, Scope: PerNetns, Field: "TcpExt.ListenDrops",
-		Help:   "SYNs dropped at a listening socket, for whatever cause; accept queue overflows included.",
+		Help:   "SYNs dropped at a listening socket for any reason, including accept queue overflows.",
 		Kernel: "netstat TcpExt ListenDrops; tcp_conn_request(), tcp_v4_syn_recv_sock(), tcp_v6_syn_recv_sock()",
 		Rises:  "A SYN, or the ACK that would complete a handshake, is dropped: accept queue full, SYN backlog full without SYN cookies, no memory, no route. Rises with every listenoverflows.",
 	}, {
@@ -28,24 +28,24 @@ var tcpext = Probe{
 		Rises:  "Acknowledgements show a hole, and the lost segment is retransmitted without waiting for the timer: loss or reordering on the way. The segments of a GSO packet count one by one.",
 	}, {
 		Name: "kubeskoop_tcpext_tcpretransfail", Type: Counter, Scope: PerNetns, Field: "TcpExt.TCPRetransFail",
-		Help:   "Segments retransmitted that the layers below TCP refused.",
+		Help:   "Retransmissions that the layers below TCP refused.",
 		Kernel: "netstat TcpExt TCPRetransFail; __tcp_retransmit_skb()",
-		Rises:  "A segment should be retransmitted and the layers below refuse: no memory, a firewall on the way out, a full queue. The segments of a GSO packet count one by one. Where there is no route, or the first transmission still waits in this host's queue, TCP does not try, and nothing counts.",
+		Rises:  "The layers below TCP refuse a retransmission: no memory, an output firewall rule, a full queue. The segments of a GSO packet count one by one. Without a route, or while the first transmission still waits in this host's queue, TCP does not try, and nothing counts.",
 	}, {
 		Name: "kubeskoop_tcpext_tcptimeouts", Type: Counter, Scope: PerNetns, Field: "TcpExt.TCPTimeouts",
 		Help:   "Expirations of the retransmission timer.",
 		Kernel: "netstat TcpExt TCPTimeouts; tcp_retransmit_timer(), tcp_syn_ack_timeout()",
-		Rises:  "Nothing came back within the retransmission timer (200 ms at least; 1 s for SYNs). Each is a visible stall.",
+		Rises:  "No acknowledgement came before the retransmission timer expired (200 ms at least; 1 s for SYNs). Each is a visible stall.",
 	}, {
 		Name: "kubeskoop_tcpext_tcpabortonclose", Type: Counter, Scope: PerNetns, Field: "TcpExt.TCPAbortOnClose",
 		Help:   "Connections reset because the application closed the socket with data still unread.",
 		Kernel: "netstat TcpExt TCPAbortOnClose; __tcp_close()",
-		Rises:  "The application closes a socket whose data it has not read; the peer gets RST. A process that is killed does so, too.",
+		Rises:  "The application closes a socket whose data it has not read; the peer gets RST. So does a process that is killed.",
 	}, {
 		Name: "kubeskoop_tcpext_tcpabortonmemory", Type: Counter, Scope: PerNetns, Field: "TcpExt.TCPAbortOnMemory",
 		Help:   "Connections aborted for lack of TCP memory or because of too many orphans.",
 		Kernel: "netstat TcpExt TCPAbortOnMemory; tcp_out_of_resources(), __tcp_close()",
-		Rises:  "A connection without a process is given up: more orphans than net.ipv4.tcp_max_orphans, or TCP memory above the last value of net.ipv4.tcp_mem.",
+		Rises:  "A connection without a process is aborted: more orphans than net.ipv4.tcp_max_orphans, or TCP memory above the last value of net.ipv4.tcp_mem.",
 	}, {
 		Name: "kubeskoop_tcpext_tcpabortontimeout", Type: Counter, Scope: PerNetns, Field: "TcpExt.TCPAbortOnTimeout",
 		Help:   "Connections aborted because a retransmission, keep-alive or other timer ran out.",
@@ -65,7 +65,7 @@ var tcpext = Probe{
 		Name: "kubeskoop_tcpext_tcpabortfailed", Type: Counter, Scope: PerNetns, Field: "TcpExt.TCPAbortFailed",
 		Help:   "RST segments that could not be sent when a connection was aborted.",
 		Kernel: "netstat TcpExt TCPAbortFailed; tcp_send_active_reset()",
-		Rises:  "The RST of an abort could not be made or sent: no memory, no route. The peer learns nothing.",
+		Rises:  "The RST of an abort could not be created or sent: no memory, no route. The peer is not informed.",
 	}, {
 		Name: "kubeskoop_tcpext_tcpackskippedsynrecv", Type: Counter, Scope: PerNetns, Field: "TcpExt.TCPACKSkippedSynRecv",
 		Help:   "ACKs not sent in SYN_RECV because of the rate limit on answers to out-of-window segments.",
@@ -80,37 +80,37 @@ var tcpext = Probe{
 		Name: "kubeskoop_tcpext_tcpackskippedseq", Type: Counter, Scope: PerNetns, Field: "TcpExt.TCPACKSkippedSeq",
 		Help:   "ACKs to segments outside the window not sent because of the rate limit.",
 		Kernel: "netstat TcpExt TCPACKSkippedSeq; tcp_validate_incoming(), tcp_oow_rate_limited()",
-		Rises:  "Segments outside the window arrive faster than they are answered: a peer that is out of step, or a loop of two such ends.",
+		Rises:  "Segments outside the window arrive faster than they are answered: a peer that is out of sync, or two such peers that answer each other in a loop.",
 	}, {
 		Name: "kubeskoop_tcpext_tcpackskippedfinwait2", Type: Counter, Scope: PerNetns, Field: "TcpExt.TCPACKSkippedFinWait2",
 		Help:   "ACKs not sent in FIN_WAIT2 because of the rate limit.",
 		Kernel: "netstat TcpExt TCPACKSkippedFinWait2; tcp_timewait_check_oow_rate_limit()",
-		Rises:  "The same, for a connection that this end has closed and the peer has not.",
+		Rises:  "As tcpackskippedseq, for a connection that this end has closed and the peer has not.",
 	}, {
 		Name: "kubeskoop_tcpext_tcpackskippedtimewait", Type: Counter, Scope: PerNetns, Field: "TcpExt.TCPACKSkippedTimeWait",
 		Help:   "ACKs not sent in TIME_WAIT because of the rate limit.",
 		Kernel: "netstat TcpExt TCPACKSkippedTimeWait; tcp_timewait_check_oow_rate_limit()",
-		Rises:  "The same, for a connection in TIME_WAIT: the peer goes on sending to a closed connection.",
+		Rises:  "As tcpackskippedseq, for a connection in TIME_WAIT: the peer keeps sending to a closed connection.",
 	}, {
 		Name: "kubeskoop_tcpext_tcpackskippedchallenge", Type: Counter, Scope: PerNetns, Field: "TcpExt.TCPACKSkippedChallenge",
 		Help:   "Challenge ACKs (RFC 5961) not sent because of the rate limit.",
 		Kernel: "netstat TcpExt TCPACKSkippedChallenge; tcp_send_challenge_ack()",
-		Rises:  "A connection gets more RST, SYN or odd ACK segments that call for a challenge than are answered: a peer out of step, or an attack with guessed segments.",
+		Rises:  "A connection gets more RST, SYN or invalid ACK segments than the rate limit on challenge ACKs allows: a peer out of sync, or an attack with guessed segments.",
 	}, {
 		Name: "kubeskoop_tcpext_tcprcvqdrop", Type: Counter, Scope: PerNetns, Field: "TcpExt.TCPRcvQDrop",
 		Help:   "Packets (a GRO packet is one) dropped because the socket's receive queue had no room.",
 		Kernel: "netstat TcpExt TCPRcvQDrop; tcp_data_queue()",
-		Rises:  "Data arrive in order and there is no memory for them: the receive buffer is exhausted by small segments, or TCP is at its memory limit.",
+		Rises:  "Data arrive in order and the socket has no memory for them: the receive buffer is exhausted by small segments, or TCP is at its memory limit.",
 	}, {
 		Name: "kubeskoop_tcpext_tcpmemorypressures", Type: Counter, Scope: PerNetns, Field: "TcpExt.TCPMemoryPressures",
 		Help:   "Times that TCP entered memory pressure.",
 		Kernel: "netstat TcpExt TCPMemoryPressures; tcp_enter_memory_pressure()",
-		Rises:  "TCP buffers of the node pass the middle value of net.ipv4.tcp_mem. The limit is the node's; it counts in the namespace whose socket met it.",
+		Rises:  "TCP buffers of the node exceed the middle value of net.ipv4.tcp_mem. The limit is node-wide; the namespace whose socket met it counts.",
 	}, {
 		Name: "kubeskoop_tcpext_tcpmemorypressureschrono", Type: Counter, Scope: PerNetns, Field: "TcpExt.TCPMemoryPressuresChrono",
 		Help:   "Time, in milliseconds, that TCP spent under memory pressure.",
 		Kernel: "netstat TcpExt TCPMemoryPressuresChrono; tcp_leave_memory_pressure()",
-		Rises:  "Memory pressure ends: then the milliseconds that it lasted are added at once.",
+		Rises:  "Memory pressure ends; its whole duration is added at that moment.",
 	}, {
 		Name: "kubeskoop_tcpext_pawsactive", Type: Counter, Work: true, Scope: PerNetns, Field: "TcpExt.PAWSActive",
 		Help:   "SYN-ACKs rejected in SYN_SENT for an old timestamp (PAWS, RFC 7323).",
@@ -120,7 +120,7 @@ var tcpext = Probe{
 		Name: "kubeskoop_tcpext_pawsestab", Type: Counter, Scope: PerNetns, Field: "TcpExt.PAWSEstab",
 		Help:   "Segments rejected on connections for an old timestamp (PAWS, RFC 7323).",
 		Kernel: "netstat TcpExt PAWSEstab; tcp_validate_incoming()",
-		Rises:  "A segment's timestamp is older than the connection's latest: late duplicates, or several machines behind one NAT address. Kernels since 6.14 count some causes apart (PAWSOldAck).",
+		Rises:  "A segment's timestamp is older than the connection's latest: late duplicates, or several machines behind one NAT address. Since Linux 6.14 some causes count separately (PAWSOldAck).",
 	}, {
 		Name: "kubeskoop_tcpext_embryonicrsts", Type: Counter, Scope: PerNetns, Field: "TcpExt.EmbryonicRsts",
 		Help:   "Connections in SYN_RECV that a RST ended, received or sent.",
@@ -130,7 +130,7 @@ var tcpext = Probe{
 		Name: "kubeskoop_tcpext_tcpwinprobe", Type: Counter, Scope: PerNetns, Field: "TcpExt.TCPWinProbe",
 		Help:   "Probes sent because the peer's receive window was closed.",
 		Kernel: "netstat TcpExt TCPWinProbe; tcp_send_probe0()",
-		Rises:  "The peer's application does not read: its window is closed, and this end asks whether it opened.",
+		Rises:  "The peer's application does not read, so its window is closed; this end probes whether it has opened.",
 	}, {
 		Name: "kubeskoop_tcpext_tcpkeepalive", Type: Counter, Work: true, Scope: PerNetns, Field: "TcpExt.TCPKeepAlive",
 		Help:   "Keep-alive probes sent.",
@@ -155,7 +155,7 @@ var tcpext = Probe{
 		Name: "kubeskoop_tcpext_tcpbacklogdrop", Type: Counter, Scope: PerNetns, Field: "TcpExt.TCPBacklogDrop",
 		Help:   "Packets (a GRO packet is one) dropped because the backlog of a socket in use was full.",
 		Kernel: "netstat TcpExt TCPBacklogDrop; tcp_add_backlog()",
-		Rises:  "Segments arrive for a socket that the application holds locked, more than its buffers may take meanwhile.",
+		Rises:  "While the application holds the socket locked, more segments arrive than its buffers may take.",
 	}, {
 		Name: "kubeskoop_tcpext_pfmemallocdrop", Type: Counter, Scope: PerNetns, Field: "TcpExt.PFMemallocDrop",
 		Help:   "Packets dropped because they sat in the memory reserve and their socket was not allowed to use it.",

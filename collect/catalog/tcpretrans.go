@@ -5,14 +5,14 @@ var tcpretrans = Probe{
 	Title:  "TCP retransmissions",
 	Rank:   16,
 	Source: EBPF, Overhead: "low", Measured: "not measurable", Default: true,
-	Cost:         "Runs for retransmissions alone, about 200 ns each: traffic without them pays nothing that can be measured.",
+	Cost:         "Runs only for retransmissions, about 200 ns each; other traffic has no measurable cost.",
 	Capabilities: []Capability{CapBPF, CapPerfmon, CapSyslog},
 	Options:      []Option{stackOption},
 	Metrics: []Metric{{
 		Name: "kubeskoop_tcpretrans_total", Type: Counter, Scope: PerNetns, Extra: true,
 		Help:   "TCP segments retransmitted, SYN and SYN-ACK included; the segments of a GSO packet count one by one.",
 		Kernel: "tracepoints tcp:tcp_retransmit_skb, tcp:tcp_retransmit_synack",
-		Rises:  "A segment, SYN or SYN-ACK is retransmitted. On every kernel tcp_retranssegs less tcpext_tcpretransfail: what this host refuses to send does not count. Loss probes that repeat data, and what reordering causes, count; keep-alives and window probes do not.",
+		Rises:  "A segment, SYN or SYN-ACK is retransmitted. On every kernel the value equals tcp_retranssegs minus tcpext_tcpretransfail: retransmissions that this host refuses to send do not count. Loss probes with data and retransmissions caused by reordering count; keep-alives and window probes do not.",
 	}},
 	Events: []EventType{{
 		Name: "TCPRetrans", Path: "tcp:tcp_retransmit_skb, tcp:tcp_retransmit_synack", Warn: Warn{Count: 1000},
@@ -20,12 +20,12 @@ var tcpretrans = Probe{
 		MessageID: "ac3e0b5bc29177094c1e26038dabf68e",
 		Summary:   "TCP retransmitted a segment",
 		Message:   "TCP segment retransmitted{to}",
-		Explain: "TCP retransmitted a segment because no acknowledgement came in time, or because later acknowledgements show a hole. Either the segment or its acknowledgement was lost, the peer is slow, or packets arrive in another order. Some are normal on the Internet; inside a cluster the rate should be near zero. An event is one retransmission of one packet: a GSO packet is one event, and kubeskoop_tcpretrans_total counts its segments. A retransmission that this host refuses to send (a firewall rule on the way out, a full queue, no route) is no event.\n\n" +
-			"In SYN_SENT the server's host does not answer: it is down, or a firewall drops silently. In NEW_SYN_RECV or SYN_RECV the client does not see the answer: often a wrong route back. In ESTABLISHED a link loses packets, a queue on the way is full, or packets of full size do not fit (MTU of an overlay).",
+		Explain: "TCP retransmitted a segment because no acknowledgement came in time, or because later acknowledgements show a hole. Either the segment or its acknowledgement was lost, the peer is slow, or packets arrive out of order. Some are normal on the Internet; inside a cluster the rate should be near zero. An event is one retransmission of one packet: a GSO packet is one event, while kubeskoop_tcpretrans_total counts its segments. A retransmission that this host refuses to send (an output firewall rule, a full queue, no route) causes no event.\n\n" +
+			"In SYN_SENT the server's host does not answer: the host is down, or a firewall drops packets silently. In NEW_SYN_RECV or SYN_RECV the client does not see the answer: often a wrong route back. In ESTABLISHED a link loses packets, a queue on the way is full, or packets of full size do not fit (MTU of an overlay).",
 		Next: []Step{
 			stepSockets,
 			{"nodeskoop events --probe packetloss,tcpretrans", "whether this node drops the packets itself"},
-			{"ping -M do -s 1422 -c 3 PEER", "whether large packets pass: 1422 is an MTU of 1450 less the headers"},
+			{"ping -M do -s 1422 -c 3 PEER", "whether large packets pass: 1422 is an MTU of 1450 minus the headers"},
 			{"ip -s -s link show", "errors of the network card"},
 		},
 	}},

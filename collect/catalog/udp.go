@@ -5,20 +5,20 @@ var udp = Probe{
 	Title:  "UDP counters of the SNMP MIB",
 	Rank:   2,
 	Source: Procfs, Overhead: "low", Measured: "32 us/namespace", Default: true,
-	Cost: "Reads the kernel's own counters once a cycle; nothing on the way of packets.",
+	Cost: "Reads kernel counters once per cycle; adds nothing to the packet path.",
 	Metrics: []Metric{{
 		Name: "kubeskoop_udp_indatagrams", Type: Counter, Work: true, Scope: PerNetns, Field: "Udp.InDatagrams",
 		Help:   "UDP datagrams that applications read (IPv4).",
 		Kernel: "snmp Udp InDatagrams; udp_recvmsg(), udp_queue_rcv_one_skb()",
-		Rises:  "An application reads a datagram, or a tunnel inside the kernel (VXLAN) takes it. What still waits in the receive buffer has not counted yet. IPv4.",
+		Rises:  "An application reads a datagram, or a tunnel in the kernel (VXLAN) receives it. Datagrams that still wait in the receive buffer do not count yet. IPv4.",
 	}, {
 		Name: "kubeskoop_udp_noports", Type: Counter, Scope: PerNetns, Field: "Udp.NoPorts",
-		Help:   "UDP datagrams for a port on which nothing listens (IPv4).",
+		Help:   "UDP datagrams for a port without a bound socket (IPv4).",
 		Kernel: "snmp Udp NoPorts; __udp4_lib_rcv()",
 		Rises:  "A datagram arrives for a port on which no socket is bound; the sender gets ICMP port unreachable. IPv4.",
 	}, {
 		Name: "kubeskoop_udp_inerrors", Type: Counter, Scope: PerNetns, Field: "Udp.InErrors",
-		Help:   "UDP datagrams that could not be delivered, full receive buffers and bad checksums included (IPv4).",
+		Help:   "UDP datagrams that could not be delivered, including full receive buffers and bad checksums (IPv4).",
 		Kernel: "snmp Udp InErrors; __udp_queue_rcv_skb(), udp_queue_rcv_one_skb()",
 		Rises:  "A datagram for a bound socket is dropped: its buffer is full, UDP memory is short, the checksum is bad, or a socket filter or IPsec policy refuses it. IPv4.",
 	}, {

@@ -16,7 +16,7 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// file is what these tests look at in a dashboard.
+// file is the part of a dashboard that these tests read.
 type file struct {
 	UID           string
 	SchemaVersion int
@@ -73,7 +73,7 @@ func load(t *testing.T, uid string) (file, []byte) {
 	return f, b
 }
 
-// all returns the panels, those inside closed rows too.
+// all returns all panels, including those in closed rows.
 func (f file) all() []filePanel {
 	var out []filePanel
 	for _, p := range f.Panels {
@@ -97,12 +97,12 @@ func TestFilesAreFresh(t *testing.T) {
 var (
 	label = regexp.MustCompile(`([a-z0-9_]+)\s*(?:=~|!~|!=|=)\s*"`)
 	rule  = regexp.MustCompile(`\b[a-z0-9_]+:[a-z0-9_:]+`)
-	// The units that Grafana knows, as far as they are used here. Its pps, cps and
-	// Bps are not among them: they write 0.7 as 700 m.
+	// Grafana's units used here. Its pps, cps and Bps are forbidden, since they
+	// write 0.7 as 700 m.
 	units = []string{count, duration, bytesPerSecond, octets, share}
 )
 
-// rules are the names that the recording rules record.
+// rules returns the names of all recording rules.
 func rules(t *testing.T) (names []string) {
 	t.Helper()
 	b, err := os.ReadFile("../prometheus/nodeskoop.rules.yml")
@@ -129,7 +129,7 @@ func TestPanelsAskForWhatExists(t *testing.T) {
 		check := func(where, expr string) {
 			labels := []string{"k8s_node", "k8s_namespace", "k8s_pod"}
 			whole := expr
-			// What Prometheus' rules make.
+			// Replace recording rules by plain metrics.
 			expr = rule.ReplaceAllStringFunc(expr, func(n string) string {
 				if !slices.Contains(recorded, n) {
 					t.Errorf("%s: no rule records %s", where, n)
@@ -240,7 +240,7 @@ func TestPanelsAskForWhatExists(t *testing.T) {
 			}
 			for _, x := range p.Targets {
 				check(where, x.Expr)
-				// The names of metrics begin with a small letter; words do not.
+				// A lower-case legend is a metric name without words.
 				if l := x.LegendFormat; p.Type != "table" && !regexp.MustCompile(`^(\{\{|[A-Z])`).MatchString(l) {
 					t.Errorf("%s: query %s has the legend %q", where, x.RefID, l)
 				}
@@ -252,7 +252,7 @@ func TestPanelsAskForWhatExists(t *testing.T) {
 			t.Errorf("on no dashboard: %s", r)
 		}
 	}
-	// Whoever opens the dashboards sees the whole contract.
+	// The dashboards together show every metric of the contract.
 	for _, m := range catalog.Metrics() {
 		if m.Alias == "" && m.Probe() != "" && !shown[m.Name] {
 			t.Errorf("on no dashboard: %s", m.Name)
@@ -288,7 +288,7 @@ func place(t *testing.T, where string, panels []filePanel) {
 	}
 }
 
-// TestQueriesParse hands every query to Prometheus' own parser, as a rule.
+// TestQueriesParse checks every query with Prometheus' own parser, as a rule.
 func TestQueriesParse(t *testing.T) {
 	need.Program(t, "promtool")
 	fill := strings.NewReplacer("$__rate_interval", "1m", "$__range", "1h", "$__interval", "15s", "$top", "10", "$node", "n.+", "$namespace", "shop", "$pod", "web-0")
@@ -330,8 +330,8 @@ func TestQueriesParse(t *testing.T) {
 	t.Logf("%d queries", queries)
 }
 
-// TestLinksLeadSomewhere: each address in a dashboard is of one that is shipped,
-// or of Node Exporter Full.
+// TestLinksLeadSomewhere checks that each link leads to a shipped dashboard, or to
+// Node Exporter Full.
 func TestLinksLeadSomewhere(t *testing.T) {
 	known := []string{"rYdddlPWk"}
 	for _, d := range dashboards() {
@@ -352,8 +352,8 @@ func TestLinksLeadSomewhere(t *testing.T) {
 	}
 }
 
-// TestEveryMetricHasWords: a legend has words for each metric of the Catalogue
-// that it may have to show, and for no other.
+// TestEveryMetricHasWords checks that words has a legend for each metric that a
+// panel may show, and no other.
 func TestEveryMetricHasWords(t *testing.T) {
 	for name, w := range words {
 		m := catalog.MetricByName("kubeskoop_" + name)

@@ -1,13 +1,13 @@
 package main
 
-// worstOf is the top nodes or namespaces by the highest value in the shown time,
-// the same ones at every moment.
+// worstOf selects the nodes or namespaces with the highest peak in the displayed
+// time range, the same ones for the whole graph.
 func worstOf(expr string) string {
 	return "(" + expr + ") and topk($top, max_over_time((" + expr + ")[$__range:$__interval] @ end()))"
 }
 
-// fleet asks the recording rules and what nodeskoop says of itself, a few series
-// for each node, so that it answers for thousands.
+// fleet queries only recording rules and nodeskoop's metrics about itself, a few
+// series per node, so that it works for thousands of nodes.
 func fleet() dashboard {
 	const who = "{{k8s_node}}"
 	recorded := func(metric string) string { return "k8s_node:kubeskoop_" + metric + ":rate5m{" + ofNode + "}" }
@@ -31,7 +31,7 @@ func fleet() dashboard {
 		table.columns = append(table.columns, column{title: title, value: len(table.targets), unit: unit, thresholds: thresholds, wide: 98})
 		table.targets = append(table.targets, target{expr, ""})
 	}
-	// A rule's name would be a column that sets its rows apart.
+	// The rule's name would be an extra column that keeps the table's rows apart.
 	only := func(expr string) string { return "max by (k8s_node) (" + expr + ")" }
 	red := threshold{"red", 1e-9}
 	add("Age", "max by (k8s_node, instance, job) ("+age+")", duration, threshold{"orange", 60}, threshold{"red", 120})

@@ -1,6 +1,6 @@
-// Command grafana writes the dashboards of this folder. Their panels are
-// declared in fleet.go, nodes.go, pods.go and events.go, in terms of the
-// metrics of the Catalogue and of the recording rules; `make generate` runs it.
+// Command grafana writes the dashboards in this folder. fleet.go, nodes.go, pods.go
+// and events.go declare their panels from metrics of the Catalogue and recording
+// rules. `make generate` runs it.
 package main
 
 import (
@@ -11,8 +11,8 @@ import (
 	"regexp"
 )
 
-// metricName finds the metrics of the Catalogue in a query, those inside the
-// name of a recording rule too.
+// metricName matches metrics of the Catalogue in a query, also inside the names of
+// recording rules.
 var metricName = regexp.MustCompile(`\b(?:kubeskoop|nodeskoop)_[a-z0-9_]+`)
 
 func main() {
@@ -34,18 +34,17 @@ func main() {
 
 func dashboards() []dashboard { return []dashboard{fleet(), nodes(), pods(), events()} }
 
-// dashboard is one dashboard: rows of panels, in the order in which they are
-// shown.
+// dashboard is one dashboard: rows of panels, in display order.
 type dashboard struct {
 	uid, title, about string
 	vars              []variable
 	rows              []row
-	where             string // what its annotations are restricted to
+	where             string // selector that restricts its annotations
 }
 
 type row struct {
 	title  string
-	closed bool // its panels ask nothing until somebody opens it
+	closed bool // collapsed; its panels run no query until a user opens it
 	panels []panel
 }
 
@@ -53,16 +52,16 @@ type panel struct {
 	title, about string
 	kind         string // timeseries, stat, table or heatmap
 	unit         string
-	wide         int // columns of 24; 8 if 0
-	high         int // rows; 8 if 0
+	wide         int // width in columns of 24; 0 means 8
+	high         int // height in rows; 0 means 8
 	targets      []target
-	mirrored     string // series whose name matches are drawn below the axis
+	mirrored     string // regular expression of series to draw below the axis
 	stacked      bool
 	max          float64
 	thresholds   []threshold
-	none         string   // what stands there where nothing is to be shown
-	columns      []column // of a table, in their order
-	sorted       []string // titles of a table's columns, the most important one first
+	none         string   // text for an empty panel
+	columns      []column // of a table, in display order
+	sorted       []string // sort columns of a table by title, most important first
 	links        []link
 }
 
@@ -71,28 +70,27 @@ type threshold struct {
 	from  float64
 }
 
-// target is one query and the name that each of its series gets.
+// target is a query with the legend of its series.
 type target struct {
 	expr, legend string
 }
 
-// column is one column of a table: a label, or the value of the query with the
-// index value.
+// column is a column of a table: a label, or the value of the query at index value.
 type column struct {
 	title      string
-	label      string // of the series; "" for a value
+	label      string // label of the series; "" for a value
 	value      int
 	unit       string
-	hidden     bool // for links alone
-	wide       int  // pixels; 0: what is left
+	hidden     bool // only used in links
+	wide       int  // pixels; 0 means the remaining width
 	links      []link
 	thresholds []threshold
 }
 
-// link leads to another dashboard.
+// link leads to another dashboard or page.
 type link struct{ title, url string }
 
-// variable is chosen at the top of a dashboard: one of what a query finds, or of
+// variable is a choice at the top of a dashboard: from a query's results, or from
 // options.
 type variable struct {
 	name, label, query string
@@ -100,12 +98,12 @@ type variable struct {
 	options            []string
 }
 
-// object keeps JSON short; keys come out sorted, so that the files are stable.
+// object is a JSON object. Keys are written sorted, so that the files are stable.
 type object = map[string]any
 
 var source = object{"type": "prometheus", "uid": "${datasource}"}
 
-// schemaVersion is that of Grafana 12 and 13; older ones read it, too.
+// schemaVersion is that of Grafana 12 and 13; older versions read it too.
 const schemaVersion = 42
 
 func render(d dashboard) ([]byte, error) {
@@ -150,16 +148,16 @@ func (v variable) object() object {
 	o["type"], o["datasource"], o["refresh"], o["sort"], o["regex"] = "query", source, 2, 1, ""
 	o["query"] = object{"query": v.query, "refId": "PrometheusVariableQueryEditor-VariableQuery", "qryType": 1}
 	if v.all {
-		// .* in place of every value by name keeps the queries short.
+		// .* instead of a list of all values keeps the queries short
 		o["allValue"] = ".*"
 		o["current"] = object{"text": []string{"All"}, "value": []string{"$__all"}}
 	}
 	return o
 }
 
-// annotations are the lines and areas in the panels: alerts that fire, and on
-// demand the events by kind. Not every Grafana knows $__rate_interval there: two
-// minutes hold two samples of any scrape interval that the alerts are made for.
+// annotations mark firing alerts in the panels and, on demand, events by kind. Not
+// every Grafana supports $__rate_interval here; two minutes contain two samples of
+// any supported scrape interval.
 func annotations(where string) []object {
 	return []object{{
 		"builtIn": 1, "datasource": object{"type": "grafana", "uid": "-- Grafana --"}, "enable": true, "hide": true,
@@ -177,7 +175,7 @@ func annotations(where string) []object {
 }
 
 // layOut places the panels of each row from the left, in lines of 24 columns.
-// The panels of a closed row take no room below it.
+// Panels of a closed row occupy no lines.
 func layOut(rows []row) []object {
 	var out []object
 	id, y := 0, 0
@@ -218,8 +216,8 @@ func layOut(rows []row) []object {
 	return out
 }
 
-// least is how far an axis reaches at least, so that a line at 0 is not drawn
-// on one of 100: 10000 % for a share.
+// least is the minimum upper end of an axis by unit, so that a line at 0 does not
+// get an axis up to 100, which is 10000 % for a share.
 var least = map[string]float64{share: 0.01, bytesPerSecond: 1024, octets: 1024, duration: 0.01, count: 4}
 
 func (p panel) object(id int, at object) object {
@@ -273,7 +271,7 @@ func (p panel) object(id int, at object) object {
 			defaults["max"] = p.max
 		}
 		if p.links != nil {
-			custom["fillOpacity"] = 0 // many lines, whose areas would lie over each other
+			custom["fillOpacity"] = 0 // the areas of many lines would cover each other
 		}
 		if p.stacked {
 			custom["stacking"], custom["fillOpacity"] = object{"mode": "normal", "group": "A"}, 30
@@ -355,7 +353,7 @@ func override(matcher, what string, properties ...object) object {
 	return object{"matcher": object{"id": matcher, "options": what}, "properties": properties}
 }
 
-// field is what Grafana calls a column before it is renamed.
+// field returns Grafana's name of a column before it is renamed.
 func (c column) field(queries int) string {
 	switch {
 	case c.label != "":
@@ -388,8 +386,8 @@ func (c column) override() object {
 	return override("byName", c.title, p...)
 }
 
-// transformations join the queries of a table by the labels that all have, and
-// leave the columns that are declared, in their order and with their titles.
+// transformations join a table's queries by their common labels, and keep the
+// declared columns, in order and with their titles.
 func (p panel) transformations() []object {
 	include, rename, index := object{}, object{}, object{}
 	for i, c := range p.columns {

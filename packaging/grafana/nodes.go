@@ -1,6 +1,6 @@
 package main
 
-// rarer holds the counters that stay still on most nodes.
+// rarer is the row of counters that rarely change.
 func rarer(perSecond, hold func(names ...string) []target, pressure string) row {
 	return row{title: "Rarer counters", closed: true, panels: []panel{
 		{title: "TCP segments", unit: segments, targets: perSecond("tcp_insegs", "tcp_outsegs", "tcp_inerrs")},
@@ -19,12 +19,12 @@ func rarer(perSecond, hold func(names ...string) []target, pressure string) row 
 	}}
 }
 
-// onHost are rates of the host's own namespace, and nowOnHost its gauges.
+// onHost queries rates of the host's own namespace, nowOnHost its gauges.
 func onHost(names ...string) []target    { return rates(ofHost, names...) }
 func nowOnHost(names ...string) []target { return values(ofHost, names...) }
 
 func nodes() dashboard {
-	// One of the node's own values has no name but what it is.
+	// A single value needs no legend.
 	stat := func(title, unit, about, expr string, thresholds ...threshold) panel {
 		return panel{title: title, kind: "stat", unit: unit, wide: 4, high: 4, about: about, targets: []target{{expr, title}}, thresholds: thresholds}
 	}

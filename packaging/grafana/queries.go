@@ -2,8 +2,8 @@ package main
 
 import "strings"
 
-// What the queries select. The host's own series carry "hostNetwork", or
-// nothing with pods.host_label = "": the dashboards work with both.
+// Label selectors. The host's own series have k8s_pod="hostNetwork", or "" with
+// pods.host_label = ""; the dashboards work with both.
 const (
 	ofNode = `k8s_node=~"$node"`
 	ofHost = ofNode + `, k8s_pod=~"hostNetwork|"`
@@ -14,8 +14,8 @@ const (
 	byPod  = "k8s_node, k8s_namespace, k8s_pod"
 )
 
-// Units. Grafana's own pps and Bps write 0.7 as 700 m, which reads as mega:
-// count: and the binary ones have no such prefix.
+// Units. Grafana's own pps and Bps write 0.7 as 700 m, which reads as mega.
+// "count:" units and binary units have no such prefix.
 const (
 	share          = "percentunit"
 	octets         = "bytes"
@@ -39,27 +39,27 @@ var (
 
 const sameTime = "&${datasource:queryparam}&${__url_time_range}"
 
-// Where a click leads. Node Exporter Full is dashboard 1860 of grafana.com,
-// whose uid does not change.
+// Link targets. Node Exporter Full is dashboard 1860 of grafana.com, whose uid is
+// stable.
 var (
 	toNode     = link{"Node ${__data.fields.Node}", "/d/nodeskoop-nodes?var-node=${__data.fields.Node}" + sameTime}
 	toExporter = link{"Node Exporter Full of ${__data.fields.Node}", "/d/rYdddlPWk?var-job=${__data.fields.job}&var-node=${__data.fields.instance}&${__url_time_range}"}
 	toPod      = link{"Pod ${__data.fields.Pod}", "/d/nodeskoop-pods?var-node=${__data.fields.Node}&var-namespace=${__data.fields.Namespace}&var-pod=${__data.fields.Pod}" + sameTime}
 	toEvents   = link{"Events of ${__data.fields.Node}", "/d/nodeskoop-events?var-node=${__data.fields.Node}" + sameTime}
 
-	// The same, from a line of a graph.
+	// The same links from a line of a graph.
 	lineToNode = []link{{"Node ${__field.labels.k8s_node}", "/d/nodeskoop-nodes?var-node=${__field.labels.k8s_node}" + sameTime}}
 	lineToPod  = []link{{"Pod ${__field.labels.k8s_pod}",
 		"/d/nodeskoop-pods?var-node=${__field.labels.k8s_node}&var-namespace=${__field.labels.k8s_namespace}&var-pod=${__field.labels.k8s_pod}" + sameTime}}
 	lineToPeer = []link{{"Pod ${__field.labels.dst_pod}", "/d/nodeskoop-pods?var-namespace=${__field.labels.dst_namespace}&var-pod=${__field.labels.dst_pod}" + sameTime}}
 )
 
-// rate is the rate of a counter in one place.
+// rate returns the query for a counter's rate under a selector.
 func rate(metric, where string) string {
 	return "rate(" + metric + "{" + where + "}[$__rate_interval])"
 }
 
-// rates makes one target for each counter, named by its words.
+// rates returns one target per counter, with its legend.
 func rates(where string, names ...string) []target {
 	var t []target
 	for _, n := range names {
@@ -77,7 +77,7 @@ func values(where string, names ...string) []target {
 	return t
 }
 
-// summed is rates over all pods that are selected.
+// summed is rates, summed over all selected pods.
 func summed(names ...string) []target {
 	var t []target
 	for _, n := range names {
@@ -95,14 +95,15 @@ func held(names ...string) []target {
 	return t
 }
 
-// overall is a counter's rate by pod over all of the shown time, as it is at its
-// end: what pods are ranked by, so that the same ones are shown at every moment.
+// overall returns the query for a counter's rate by pod over the whole displayed
+// time range, evaluated at its end. Ranking pods by it selects the same ones for
+// the whole graph.
 func overall(metric, where string) string {
 	return "sum by (" + byPod + ") (rate(" + metric + "{" + where + "}[$__range] @ end()))"
 }
 
-// top is a counter of the pods where it rises fastest over the shown time, zeros
-// left out.
+// top returns the pods with the highest rates of a counter over the displayed time
+// range, without zeros.
 func top(metric, where string) []target {
 	return []target{{"sum by (" + byPod + ") (" + rate(metric, where) + ") and topk($top, " + overall(metric, where) + " > 0)", perPod}}
 }
@@ -112,18 +113,20 @@ func highest(metric, where string) []target {
 	return []target{{"sum by (" + byPod + ") (" + metric + "{" + where + "}) and topk($top, sum by (" + byPod + ") (max_over_time(" + metric + "{" + where + "}[$__range] @ end())) > 0)", perPod}}
 }
 
-// retransmitted is the part of the sent segments that had to be retransmitted.
+// retransmitted returns the query for the share of sent segments that were
+// retransmissions.
 func retransmitted(where string) string {
 	return rate("kubeskoop_tcp_retranssegs", where) + " / (" + rate("kubeskoop_tcp_outsegs", where) + " > 0)"
 }
 
-// notByRule is the rate of lost packets that no rule of netfilter dropped.
+// notByRule returns the query for the rate of lost packets that no netfilter rule
+// dropped.
 func notByRule(where string) string {
 	return "sum by (" + byPod + ") (" + rate("kubeskoop_packetloss_total", where) + ") - sum by (" + byPod + ") (" + rate("kubeskoop_packetloss_netfilter", where) + ")"
 }
 
-// signs is how many signs of trouble each pod shows, so that a table can begin
-// with the worst. What a probe that does not run would say counts for nothing.
+// signs returns the query for the number of symptoms of each pod, by which tables
+// sort. A probe that does not run adds none.
 func signs(where string) string {
 	base := "0 * sum by (" + byPod + ") (" + rate("kubeskoop_netdev_rxbytes", where) + ")"
 	sum := func(metric string) string { return "sum by (" + byPod + ") (" + rate(metric, where) + ")" }
@@ -141,7 +144,7 @@ func signs(where string) string {
 	return strings.Join(terms, " + ")
 }
 
-// standOut is the table of pods, those with the most signs of trouble first.
+// standOut is a table of pods, those with the most symptoms first.
 func standOut(where string, high int) panel {
 	p := panel{title: "Pods that stand out", kind: "table", unit: count, wide: 24, high: high, none: "-",
 		about: "Pods by the number of signs of trouble: packets lost, packets dropped by a rule, over 1 % of the segments retransmitted, accept queue overflows, UDP receive buffer full, packets dropped in a queueing discipline. A click on a pod shows that pod.",
@@ -171,7 +174,7 @@ func standOut(where string, high int) panel {
 	return p
 }
 
-// firing is the table of alerts that fire.
+// firing is a table of firing alerts.
 func firing(where string, wide, high int) panel {
 	return panel{title: "Alerts that fire", kind: "table", unit: count, wide: wide, high: high, none: "No alert fires",
 		about:   "Those of nodeskoop.rules.yml and others with the label k8s_node, as Prometheus' rules find them. Each alert's description and runbook are in its annotations.",

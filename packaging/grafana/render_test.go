@@ -32,8 +32,8 @@ import (
 	"nodeskoop/internal/testkit/recording"
 )
 
-// empty are the panels that show nothing of the recorded nodes, and why. A panel
-// that is listed here and shows something is a failure, too.
+// empty lists the panels that are empty with the recorded nodes, and why. It is an
+// error if a listed panel shows data.
 var empty = map[string]string{
 	`nodeskoop-nodes, timeseries "Time in BPF programs"`:               "the kernel's statistics are off",
 	`nodeskoop-nodes, timeseries "virtio-net control commands"`:        "the recorded machine's kernel does not support the probe virtcmdlatency",
@@ -71,17 +71,17 @@ const (
 	pageEnd   = 16
 )
 
-// largest is how large a picture may be.
+// largest is the maximum size of a picture in bytes.
 const largest = 300_000
 
-// recorded is where what was recorded is put in time.
+// recorded is the time to which recordings are shifted.
 var recorded = time.Date(2026, 1, 1, 10, 0, 0, 0, time.UTC)
 
 // view is one picture of a dashboard.
 type view struct {
 	board dashboard
 	theme string
-	open  bool // its closed rows, opened, and nothing else
+	open  bool // only its closed rows, opened
 	query url.Values
 }
 
@@ -96,7 +96,7 @@ func (v view) name() string {
 	return name + ".png"
 }
 
-// report is what the page says of what it has drawn.
+// report is the page's report on what it has drawn.
 type report struct {
 	Board     string
 	Variables []struct {
@@ -114,8 +114,8 @@ type report struct {
 	}
 }
 
-// TestRender draws each dashboard with Grafana's own components in a browser,
-// from a Prometheus that has recorded nodes, and looks at what each panel shows.
+// TestRender draws each dashboard in a browser with Grafana's own components, from
+// a Prometheus with recorded nodes, and checks each panel.
 func TestRender(t *testing.T) {
 	pictures := os.Getenv("NODESKOOP_RENDER")
 	need.Target(t, "render", pictures != "")
@@ -206,14 +206,13 @@ func TestRender(t *testing.T) {
 }
 
 var (
-	// milli is a number with the prefix of SI for a thousandth, which reads as
-	// the one for a million.
+	// milli matches a number with the SI prefix m (milli), which reads as M (mega).
 	milli = regexp.MustCompile(`^-?[0-9.]+ *m[A-Za-z/]+$`)
 	timed = regexp.MustCompile(`^-?[0-9.]+ *(ms|mins?)$`)
 	leads = regexp.MustCompile(` /d/([A-Za-z0-9-]+)\?`)
 )
 
-// check holds what was drawn against what has to be.
+// check compares the drawn panels with the expected ones.
 func (r report) check(t *testing.T, v view, found map[string]bool) {
 	t.Helper()
 	boards := []string{"rYdddlPWk"}
@@ -266,7 +265,7 @@ func (r report) check(t *testing.T, v view, found map[string]bool) {
 	}
 }
 
-// height is how high a picture of all panels is.
+// height returns the height of a picture with all panels.
 func height(v view) int {
 	rows, y := 0, 0
 	for _, o := range layOut(v.board.rows) {
@@ -288,7 +287,7 @@ func height(v view) int {
 	return pageTop + rows*pageCell + pageEnd
 }
 
-// run runs a program to its end.
+// run runs a program and returns its output.
 func run(t *testing.T, dir string, limit time.Duration, name string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
@@ -296,15 +295,14 @@ func run(t *testing.T, dir string, limit time.Duration, name string, args ...str
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir, cmd.WaitDelay = dir, time.Second
 	out, err := cmd.CombinedOutput()
-	// A browser's helpers may hold the output some time longer.
+	// A browser's helper processes may hold the output open for some time.
 	if err != nil && !errors.Is(err, exec.ErrWaitDelay) {
 		t.Fatalf("%s: %v\n%s", cmd, err, out)
 	}
 	return string(out)
 }
 
-// bundle makes the page, with npm's packages as the lock file has them. They
-// stay in .cache.
+// bundle builds the page with the npm packages of the lock file, below .cache.
 func bundle(t *testing.T) (dir string) {
 	t.Helper()
 	work, err := filepath.Abs("../../.cache/render")
@@ -329,7 +327,7 @@ func bundle(t *testing.T) (dir string) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	installed := filepath.Join(work, "node_modules/.package-lock.json") // npm writes it last
+	installed := filepath.Join(work, "node_modules/.package-lock.json") // npm writes this file last
 	changed := copied("package.json")
 	if copied("package-lock.json") || changed {
 		_ = os.Remove(installed)
@@ -351,14 +349,14 @@ func bundle(t *testing.T) (dir string) {
 	return dir
 }
 
-// store is a Prometheus' folder.
+// store is a Prometheus data folder.
 type store struct {
 	dir  string
 	runs *testkit.Process
 }
 
-// blocks loads what was recorded. Each recording becomes a node of its own. length
-// is the time that the first of them shows.
+// blocks loads the recordings, each as a node of its own. length is the duration of
+// the first.
 func blocks(t *testing.T) (s *store, length, step time.Duration) {
 	t.Helper()
 	files, err := filepath.Glob("testdata/recorded/*.yml.gz")
@@ -388,8 +386,8 @@ func blocks(t *testing.T) (s *store, length, step time.Duration) {
 		}
 		nodes = append(nodes, n)
 	}
-	// The first one has all metrics: what is shown is its time, at whose end the
-	// others end, too.
+	// The first recording has all metrics; the displayed time range is its own, and
+	// the other recordings end with it.
 	length = nodes[0].length
 	for i, n := range nodes {
 		text := filepath.Join(t.TempDir(), "samples")
@@ -408,7 +406,7 @@ func blocks(t *testing.T) (s *store, length, step time.Duration) {
 	return s, length, step
 }
 
-// start starts Prometheus, again if it runs, and returns its address.
+// start starts or restarts Prometheus, and returns its address.
 func (s *store) start(t *testing.T) string {
 	t.Helper()
 	if s.runs != nil {
@@ -443,10 +441,10 @@ func (s *store) start(t *testing.T) string {
 	return "http://" + addr
 }
 
-// evaluate adds what the rules would have made of what was recorded. promtool
-// makes the series of recording rules and none of alerts, so that an alert is
-// written as a rule that records ALERTS while its condition has held for its
-// time. It returns the address of Prometheus, which it starts again.
+// evaluate adds the results of the rules for the recordings. promtool creates
+// series for recording rules but not for alerts, so each alert is written as a rule
+// that records ALERTS once its condition has held long enough. It restarts
+// Prometheus and returns its address.
 func (s *store) evaluate(t *testing.T, prometheus string, start, end time.Time) string {
 	t.Helper()
 	var answer struct {
@@ -489,7 +487,7 @@ func (s *store) evaluate(t *testing.T, prometheus string, start, end time.Time) 
 			alerts = append(alerts, object{"record": "ALERTS", "expr": expr, "labels": labels})
 		}
 	}
-	// Alerts read what rules record.
+	// Alerts read recorded series.
 	for _, rules := range [][]object{records, alerts} {
 		b, err := json.Marshal(object{"groups": []object{{"name": "all", "rules": rules}}}) // JSON is YAML
 		if err != nil {
@@ -506,7 +504,7 @@ func (s *store) evaluate(t *testing.T, prometheus string, start, end time.Time) 
 	return prometheus
 }
 
-// photograph writes what a browser shows of a page.
+// photograph writes a screenshot of a page.
 func photograph(t *testing.T, address, file string, height int) {
 	t.Helper()
 	profile := t.TempDir()
@@ -514,8 +512,8 @@ func photograph(t *testing.T, address, file string, height int) {
 		"--user-data-dir="+profile, fmt.Sprintf("--window-size=%d,%d", pageWidth, height), "--virtual-time-budget=60000", "--screenshot="+file, address)
 }
 
-// shrink packs a picture with the 256 colours that it has the most of; a page
-// has few, and the others are the edges of letters.
+// shrink reduces a picture to its 256 most frequent colours; a page has few, and
+// the others are edges of letters.
 func shrink(file string) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {

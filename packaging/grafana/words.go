@@ -6,8 +6,8 @@ import (
 	"nodeskoop/collect/catalog"
 )
 
-// words are what the legends say in place of the metrics' names, by the name
-// without kubeskoop_. A panel's title says what kind of thing is counted.
+// words are the legends of metrics, by name without kubeskoop_. The panel's title
+// provides the context.
 var words = map[string]string{
 	"conntrack_drop": "Dropped: no entry", "conntrack_earlydrop": "Evicted early", "conntrack_entries": "Entries", "conntrack_error": "Protocol errors",
 	"conntrack_found": "NAT tuple in use", "conntrack_ignore": "Ignored", "conntrack_insert": "Inserted", "conntrack_insertfailed": "Insert failed",
@@ -65,8 +65,8 @@ var words = map[string]string{
 	"virtcmdlatency_latency": "Slow", "virtcmdlatency_latency100ms": "Over 100 ms",
 }
 
-// word is the legend of a metric. A name without one is a mistake in this
-// package, and panics.
+// word returns the legend of a metric. A missing legend is a bug in this package
+// and panics.
 func word(name string) string {
 	w := words[name]
 	if w == "" {
@@ -75,8 +75,8 @@ func word(name string) string {
 	return w
 }
 
-// describe is a panel's description: what the panel says of itself, then the
-// Catalogue's text of each metric that the panel shows.
+// describe returns a panel's description: its own text, then the Catalogue's text
+// for each metric in it.
 func describe(p panel) string {
 	var paragraphs []string
 	if p.about != "" {
@@ -92,7 +92,7 @@ func describe(p panel) string {
 			}
 		}
 	}
-	// A table's columns are named by its head; eight texts are no tooltip.
+	// Table heads name the columns; a tooltip with eight texts is useless.
 	if len(metrics) > 8 && p.about != "" {
 		metrics = nil
 	}
@@ -113,9 +113,9 @@ func describe(p panel) string {
 	return strings.Join(paragraphs, "\n\n")
 }
 
-// declared finds the metric of the Catalogue that a name in a query stands for:
-// a recording rule's name holds that of what it records, without _total, or
-// with what it is restricted to.
+// declared returns the Catalogue's metric for a name in a query. The name of a
+// recording rule contains that of its metric, without _total or with a suffix for
+// its selection.
 func declared(name string) *catalog.Metric {
 	if m := histogram(name); m != nil {
 		return m

@@ -331,7 +331,7 @@ func (s *suite) logNamespace() {
 	if out := s.run("journalctl", "-q", "--after-cursor="+cursor, "_PID="+pid, "-o", "cat"); strings.TrimSpace(out) != "" {
 		t.Errorf("the journal of all has entries of it:\n%s", tail(out))
 	}
-	if out, _ := s.try("nodeskoop", "check"); !strings.Contains(out, "journalctl --namespace=nodeskoop shows what the service writes") {
+	if out, _ := s.try("nodeskoop", "check"); !strings.Contains(out, "journalctl --namespace=nodeskoop shows the service's entries") {
 		t.Errorf("check does not say where the entries are:\n%s", out)
 	}
 	t.Logf("the namespace: %s", s.run("journalctl", "--namespace=nodeskoop", "--disk-usage"))

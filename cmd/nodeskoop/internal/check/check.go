@@ -1,6 +1,6 @@
-// Package check finds out whether nodeskoop works on a machine, and how to fix
-// what does not: the configuration, the kernel, the process's rights, each
-// probe, the outputs and containerd.
+// Package check tests whether nodeskoop works on a machine, and says how to fix
+// each problem. It tests the configuration, the kernel, the process's privileges,
+// each probe, the outputs and containerd.
 package check
 
 import (
@@ -23,7 +23,7 @@ import (
 	"nodeskoop/internal/quote"
 )
 
-// Verdict is how one check came out.
+// Verdict is the result of one check.
 type Verdict string
 
 const (
@@ -37,19 +37,19 @@ type Finding struct {
 	Check   string  `json:"check"`
 	Verdict Verdict `json:"verdict"`
 	Found   string  `json:"found"`
-	// Do is the command, or the change, that fixes it.
+	// Do is the command or change that fixes the problem.
 	Do string `json:"do,omitempty"`
 }
 
-// Problems are the findings that are not ok.
+// Problems returns the findings that are not ok.
 func Problems(findings []Finding) []Finding {
 	return slices.DeleteFunc(slices.Clone(findings), func(f Finding) bool { return f.Verdict == Good })
 }
 
-// Write prints one line each, what is to be done below it, those that are not ok
-// once more, since the first lines have left the window by then, and how many
-// there were. With problems set it prints those that are not ok alone. Lines are
-// broken at width, if it is not 0.
+// Write prints one line per finding with its fix below. It then repeats the
+// problems, since the first lines may have scrolled off the screen, and prints
+// totals. With problems set it prints only findings that are not ok. A width other
+// than 0 wraps lines.
 func Write(w io.Writer, findings []Finding, width int, color, problems bool) error {
 	name := 0
 	count := map[Verdict]int{}
@@ -123,38 +123,38 @@ func Write(w io.Writer, findings []Finding, width int, color, problems bool) err
 	return err
 }
 
-// checker looks at one machine. Tests give it the tree of another.
+// checker checks one machine. Tests give it the file tree of another.
 type checker struct {
 	cfg  *config.Config
-	root string // where the machine's files are, "" for this one's
+	root string // root of the machine's file tree, "" for this machine
 	now  time.Time
-	// capabilities of the process in question, and its user.
+	// Capabilities and user of the checked process.
 	capabilities uint64
 	uid          int
-	release      string // of the kernel
+	release      string // the kernel's release
 }
 
-// path is where a file of the machine is.
+// path returns the location of a file of the machine.
 func (k *checker) path(name string) string { return k.root + name }
 
-// traces reports whether any of the probes that are enabled is eBPF's.
+// traces reports whether an eBPF probe is enabled.
 func (k *checker) traces() bool { return len(k.enabled(catalog.EBPF)) > 0 }
 
-// enabled are the probes that are, of some sources.
+// enabled returns the enabled probes of the given sources.
 func (k *checker) enabled(sources ...catalog.Source) []string {
 	return slices.DeleteFunc(slices.Clone(k.cfg.Probes), func(name string) bool {
 		return !slices.Contains(sources, catalog.ProbeByName(name).Source)
 	})
 }
 
-// BadConfig is all that is found where the configuration cannot be used.
+// BadConfig returns the findings for a configuration that cannot be used.
 func BadConfig(err error) []Finding {
 	return []Finding{{"configuration", Bad, strings.ReplaceAll(err.Error(), "\n", "; "),
 		"fix what the message names; nodeskoop config --default prints the shipped file"}}
 }
 
-// Run looks at this machine. The session has seen the host, or has the error
-// that kept it from that.
+// Run checks this machine. The session has inspected the host, or holds the error
+// of that.
 func Run(ctx context.Context, s *session.Session) []Finding {
 	k := &checker{cfg: s.Config, now: time.Now(), uid: os.Geteuid()}
 	out := []Finding{{"configuration", Good, cmp.Or(strings.Join(s.Config.Files, ", "), "no "+config.DefaultFile+": the defaults"), ""}}
@@ -190,7 +190,8 @@ func checkHost(s *session.Session) Finding {
 	return judgeHost(s.Host, s.Config.HostNetns)
 }
 
-// judgeHost is what of the host is seen; named is the option host_netns.
+// judgeHost says which parts of the host are visible; named is the option
+// host_netns.
 func judgeHost(v session.Host, named string) Finding {
 	const name = "host's namespace"
 	switch {
@@ -211,8 +212,8 @@ func judgeHost(v session.Host, named string) Finding {
 	return Finding{name, Good, "that of process 1, which is the host's", ""}
 }
 
-// lacking is how bad it is that this machine cannot run some probes: a failure
-// only if one of them was asked for by name.
+// lacking returns the verdict on probes that this machine cannot run: a failure
+// only if the user named one of them.
 func (k *checker) lacking(probes []string) Verdict {
 	if slices.ContainsFunc(probes, func(name string) bool { return slices.Contains(k.cfg.Named, name) }) {
 		return Bad
@@ -220,7 +221,7 @@ func (k *checker) lacking(probes []string) Verdict {
 	return Warning
 }
 
-// probes tries each probe for real.
+// probes runs each probe once.
 func (k *checker) probes(s *session.Session) []Finding {
 	if s.HostErr != nil {
 		return []Finding{{"probes", Bad, "not tried: what they gave would not be the host's", "see the host's namespace above"}}
@@ -232,9 +233,9 @@ func (k *checker) probes(s *session.Session) []Finding {
 	return k.probeLines(rows)
 }
 
-// probeLines are those of the probes that are enabled: the ones that read
-// procfs or ask netlink together where they work, the others one by one, and
-// those that fail for one reason together.
+// probeLines returns the lines for enabled probes. Working procfs and netlink
+// probes share a line, working eBPF probes have one each, and probes that fail for
+// the same reason share one.
 func (k *checker) probeLines(rows []session.Probe) []Finding {
 	var out []Finding
 	var plain []string
@@ -248,7 +249,7 @@ func (k *checker) probeLines(rows []session.Probe) []Finding {
 		switch {
 		case !r.Enabled:
 		case !r.Works:
-			// The loader names the probe, which is in the line's name already.
+			// The line's name already contains the probe, which the loader repeats.
 			why := cause{strings.TrimPrefix(r.Reason, "load probe "+r.Probe+": "), r.Supported}
 			if failed[why] == nil {
 				causes = append(causes, why)
@@ -308,7 +309,7 @@ func (k *checker) probeLines(rows []session.Probe) []Finding {
 	return out
 }
 
-// refusedBPF says what may be behind a refusal that no capability explains.
+// refusedBPF suggests causes of a refusal that missing capabilities do not explain.
 func (k *checker) refusedBPF() string {
 	if k.status("Seccomp") == "2" {
 		return "a system call filter is on this process: allow bpf and perf_event_open in it (SystemCallFilter= of the unit, --system-call-filter= of systemd-nspawn, the seccomp profile of a container)"

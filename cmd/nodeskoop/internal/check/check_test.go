@@ -22,8 +22,8 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// tree makes a machine's files: their contents by path; a path that ends in /
-// is a folder.
+// tree creates a machine's files, contents by path; a path that ends in / is a
+// folder.
 func tree(t *testing.T, files map[string]string) string {
 	t.Helper()
 	root := t.TempDir()
@@ -61,8 +61,7 @@ func checkerOf(t *testing.T, text string, files map[string]string) *checker {
 	return k
 }
 
-// beProcess gives a process of the tree what a real one has: an executable, a
-// user, and the machine's root folder.
+// beProcess adds a process's executable, user and root folder to the tree.
 func beProcess(t *testing.T, k *checker, dir, exe string) {
 	t.Helper()
 	try := func(err error) {
@@ -100,7 +99,7 @@ func TestCheckFindings(t *testing.T) {
 		files  map[string]string
 		run    func(*checker) Finding
 		want   Verdict
-		found  string // a part of it
+		found  string // substring of the finding
 		do     string
 	}{
 		{"kernel", "", map[string]string{"/proc/self/net/snmp": ""}, (*checker).kernel, Good, "Linux 6.1.0-13-amd64", ""},
@@ -157,7 +156,7 @@ func TestCheckFindings(t *testing.T) {
 		{"no file yet", "", map[string]string{textfileDir: ""}, (*checker).file, Good, "not there yet", ""},
 		{"no file of a daemon", "", map[string]string{"/proc/77/cmdline": "/usr/sbin/nodeskoop\x00run\x00"}, (*checker).file, Warning, "although the daemon runs", "journalctl"},
 		{"fresh file", "", map[string]string{textfileDir + "nodeskoop.prom": "x 1\n"}, (*checker).file, Good, "4 bytes, mode 0644, 0s old", ""},
-		{"old file", "", map[string]string{textfileDir + "nodeskoop.prom": "x 1\n"}, func(k *checker) Finding { k.now = k.now.Add(time.Hour); return k.file() }, Warning, "1h0m0s old: nobody refreshes it", "rm "},
+		{"old file", "", map[string]string{textfileDir + "nodeskoop.prom": "x 1\n"}, func(k *checker) Finding { k.now = k.now.Add(time.Hour); return k.file() }, Warning, "1h0m0s old: no process updates it", "rm "},
 		{"file of tomorrow", "", map[string]string{textfileDir + "nodeskoop.prom": "x 1\n"}, func(k *checker) Finding { k.now = k.now.Add(-time.Hour); return k.file() }, Warning, "in the future", "clock"},
 		{"secret file", "", map[string]string{textfileDir + "nodeskoop.prom": "x 1\n"}, func(k *checker) Finding {
 			_ = os.Chmod(k.path(textfileDir+"nodeskoop.prom"), 0o600)
@@ -224,8 +223,8 @@ func TestCheckFindings(t *testing.T) {
 	}
 }
 
-// TestCheckFolderUnderAnotherName: node_exporter's container has the folder
-// mounted elsewhere.
+// TestCheckFolderUnderAnotherName: node_exporter's container mounts the folder
+// elsewhere.
 func TestCheckFolderUnderAnotherName(t *testing.T) {
 	need.Root(t)
 	k := checkerOf(t, "", map[string]string{textfileDir: "", "/proc/12/cmdline": "node_exporter\x00--collector.textfile.directory=/host\x00"})
@@ -278,15 +277,15 @@ func TestCapabilityLines(t *testing.T) {
 	}
 }
 
-// inNamespace are files of a machine whose unit has a journal namespace.
+// inNamespace adds files of a machine whose unit has a journal namespace.
 func inNamespace(files map[string]string) map[string]string {
 	all := map[string]string{"/lib/systemd/system/nodeskoop.service": "[Service]\nType=notify\n", "/etc/systemd/system/nodeskoop.service.d/log-namespace.conf": "[Service]\nLogNamespace=quiet\n"}
 	maps.Copy(all, files)
 	return all
 }
 
-// TestJournalNamespace: the socket is that of the namespace, and it is said how to
-// read what is in it.
+// TestJournalNamespace: check tests the namespace's socket, and says how to read
+// that journal.
 func TestJournalNamespace(t *testing.T) {
 	for _, file := range []string{"/run/systemd/journal/socket", "/run/systemd/journal.quiet/socket"} {
 		k := checkerOf(t, "", inNamespace(map[string]string{file: ""}))
@@ -307,7 +306,7 @@ func TestJournalNamespace(t *testing.T) {
 }
 
 func TestProbeLines(t *testing.T) {
-	// What a kernel does not have is a failure only of what was asked for by name.
+	// A missing kernel feature is a failure only for probes that the user named.
 	k := checkerOf(t, "[probes]\nenabled = [\"all\", \"biolatency\"]", map[string]string{"/proc/self/status": "Name:\tx\nSeccomp:\t2\n"})
 	lines := k.probeLines([]session.Probe{
 		{Probe: "tcp", Enabled: true, Works: true, Supported: true},
@@ -487,7 +486,7 @@ func TestBesideNodeExporter(t *testing.T) {
 	}
 }
 
-// What is not ok stands at the end, where a window still shows it, or alone.
+// Problems appear at the end, where the screen still shows them, or alone.
 func TestWriteProblems(t *testing.T) {
 	good, warn, bad := Finding{"kernel", Good, "Linux", ""}, Finding{"journald", Warning, "away", "do that"}, Finding{"textfile folder", Bad, "absent", "do this"}
 	const (

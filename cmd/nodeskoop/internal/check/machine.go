@@ -33,7 +33,7 @@ func (k *checker) kernel() Finding {
 	return Finding{"kernel", Good, found, ""}
 }
 
-// before reports whether the kernel is older than a version.
+// before reports whether the kernel is older than the version.
 func (k *checker) before(major, minor int) bool {
 	var a, b int
 	if n, _ := fmt.Sscanf(k.release, "%d.%d", &a, &b); n < 2 {
@@ -42,7 +42,7 @@ func (k *checker) before(major, minor int) bool {
 	return a < major || a == major && b < minor
 }
 
-// capabilityLines is one line for each capability that an enabled probe needs.
+// capabilityLines returns one line per capability that an enabled probe needs.
 func (k *checker) capabilityLines() []Finding {
 	bits := map[string]int{
 		"CAP_SYS_PTRACE": unix.CAP_SYS_PTRACE, "CAP_SYS_ADMIN": unix.CAP_SYS_ADMIN, "CAP_DAC_READ_SEARCH": unix.CAP_DAC_READ_SEARCH,
@@ -84,8 +84,8 @@ func howToGet(capability string) string {
 	return "run it as root (sudo nodeskoop check); in a unit add " + capability + " to CapabilityBoundingSet=; in a container --cap-add " + strings.TrimPrefix(capability, "CAP_")
 }
 
-// status is one line of this process's /proc/self/status, "" if there is none. The
-// library that reads capabilities knows neither NoNewPrivs nor Seccomp.
+// status returns a field of /proc/self/status, "" if missing. The library for
+// capabilities does not provide NoNewPrivs and Seccomp.
 func (k *checker) status(name string) string {
 	b, err := os.ReadFile(k.path("/proc/self/status"))
 	if err != nil {
@@ -99,8 +99,8 @@ func (k *checker) status(name string) string {
 	return ""
 }
 
-// userNamespace: capabilities of another user namespace than the first are
-// none for BPF.
+// userNamespace checks that the process is in the initial user namespace: BPF
+// ignores capabilities of any other.
 func (k *checker) userNamespace() Finding {
 	const name = "user namespace"
 	b, err := os.ReadFile(k.path("/proc/self/uid_map"))
@@ -114,7 +114,7 @@ func (k *checker) userNamespace() Finding {
 		"run it outside of the user namespace: PrivateUsers=no in a unit, no rootless container"}
 }
 
-// btf is the kernel's type information.
+// btf checks for the kernel's type information.
 func (k *checker) btf() Finding {
 	const name, file = "BTF", "/sys/kernel/btf/vmlinux"
 	do := "boot a kernel with CONFIG_DEBUG_INFO_BTF (that of Debian 11, Ubuntu 20.10, RHEL 8.2 and newer), or leave the eBPF probes out: the others need none"
@@ -143,7 +143,7 @@ func (k *checker) btf() Finding {
 	return Finding{name, Bad, err.Error(), do}
 }
 
-// lockdown is the kernel's own limit on root.
+// lockdown checks for kernel lockdown, which restricts even root.
 func (k *checker) lockdown() Finding {
 	const name, file = "lockdown", "/sys/kernel/security/lockdown"
 	b, err := os.ReadFile(k.path(file))
@@ -167,8 +167,8 @@ func (k *checker) lockdown() Finding {
 	return Finding{name, Good, mode + ": allows what the probes do", ""}
 }
 
-// kprobes are the last rung of most hooks, and need tracefs where perf does
-// not offer them.
+// kprobes checks for kprobes, the last rung of most hooks. They need tracefs if
+// perf does not offer them.
 func (k *checker) kprobes() Finding {
 	const name = "kprobes, tracefs"
 	if _, err := os.Stat(k.path("/sys/bus/event_source/devices/kprobe/type")); err == nil {
@@ -188,7 +188,7 @@ func (k *checker) kprobes() Finding {
 	return Finding{name, Good, "perf offers no kprobes and tracefs is not mounted: only tracepoints and fentry are used (mount -t tracefs tracefs /sys/kernel/tracing, should the kernel have kprobes)", ""}
 }
 
-// symbols are the names of the kernel's functions.
+// symbols checks whether the kernel shows the names of its functions.
 func (k *checker) symbols() Finding {
 	const name = "kernel symbols"
 	needs := slices.ContainsFunc(k.cfg.Probes, func(p string) bool { return p == "packetloss" || p == "tcpretrans" })
@@ -222,8 +222,8 @@ func (k *checker) sysctl(name string) string {
 	return strings.TrimSpace(string(b))
 }
 
-// memlock matters only before 5.11: since then the kernel counts BPF maps in
-// the control group.
+// memlock checks RLIMIT_MEMLOCK, which matters only before 5.11: newer kernels
+// charge BPF maps to the control group.
 func (k *checker) memlock() []Finding {
 	if !k.before(5, 11) || !k.traces() {
 		return nil
@@ -243,7 +243,8 @@ func (k *checker) memlock() []Finding {
 // Bits of struct timex.
 const clockUnsynchronised = 0x40
 
-// clock is whether timestamps mean something.
+// clock checks whether the clock is synchronised, so that timestamps are
+// meaningful.
 func (k *checker) clock() Finding {
 	var tx unix.Timex
 	if _, err := unix.Adjtimex(&tx); err != nil {
@@ -266,7 +267,7 @@ func judgeClock(now time.Time, synchronised bool, maxError time.Duration) Findin
 	return Finding{name, Good, at + ", synchronised", ""}
 }
 
-// judgePods is how many of the pods can be measured.
+// judgePods says how many of the pods can be measured.
 func judgePods(pods []*owner.Pod) Finding {
 	var host int
 	var without []string

@@ -26,7 +26,7 @@ import (
 	"nodeskoop/output/history"
 )
 
-// folder is where the textfile goes.
+// folder checks the folder of the textfile.
 func (k *checker) folder() Finding {
 	const name = "textfile folder"
 	dir := k.path(k.cfg.Textfile.Dir)
@@ -54,7 +54,7 @@ func (k *checker) folder() Finding {
 		return Finding{name, Bad, "cannot write there: " + err.Error(), do}
 	}
 	defer os.Remove(f.Name())
-	// A full disk lets an empty file be made.
+	// On a full disk an empty file can be created, so write data.
 	_, err = f.Write(make([]byte, 64<<10))
 	if err = errors.Join(err, f.Close()); err != nil {
 		return Finding{name, Bad, "cannot write there: " + err.Error(), "make room there: df -h " + word}
@@ -71,7 +71,7 @@ func (k *checker) folder() Finding {
 	return Finding{name, Good, dir + " can be written", ""}
 }
 
-// file is the textfile that is there now.
+// file checks the present textfile.
 func (k *checker) file() Finding {
 	const name = "textfile"
 	path := k.path(filepath.Join(k.cfg.Textfile.Dir, k.cfg.Textfile.File))
@@ -95,14 +95,14 @@ func (k *checker) file() Finding {
 	if age < -time.Second {
 		return Finding{name, Warning, found + ": written in the future", "look at the clock below"}
 	}
-	// The timer's period is a minute.
+	// The timer runs every minute.
 	if limit := max(3*k.cfg.Interval, 3*time.Minute); age > limit {
-		return Finding{name, Warning, found + ": nobody refreshes it, and node_exporter goes on serving it", "systemctl restart nodeskoop, or rm " + word}
+		return Finding{name, Warning, found + ": no process updates it, and node_exporter keeps serving it", "systemctl restart nodeskoop, or rm " + word}
 	}
 	return Finding{name, Good, found, ""}
 }
 
-// state is where the counters are kept.
+// state checks the folder of the counters.
 func (k *checker) state() Finding {
 	const name = "state folder"
 	if !k.cfg.State.Counters {
@@ -132,7 +132,7 @@ func (k *checker) state() Finding {
 	return Finding{name, Good, dir + " can be written", ""}
 }
 
-// history is what the daemon records on the node.
+// history checks the history on the node.
 func (k *checker) history() Finding {
 	const name = "history"
 	if !k.cfg.History.Enabled {
@@ -152,20 +152,20 @@ func (k *checker) history() Finding {
 	return Finding{name, Good, fmt.Sprintf("%.1f MB since %s, of at most %s", float64(bytes)/1e6, oldest.Local().Format("2006-01-02 15:04"), k.cfg.History.Max), ""}
 }
 
-// maxTextfile is how much of another writer's file is looked at, maxTextfiles
-// how much of all of them, and maxOtherFiles at how many.
+// maxTextfile limits the bytes read of another writer's file, maxTextfiles those of
+// all files, and maxOtherFiles the number of files.
 const (
 	maxTextfile   = 16 << 20
 	maxTextfiles  = 64 << 20
 	maxOtherFiles = 1000
 )
 
-// otherWriters looks for metrics of ours in the folder's other files.
+// otherWriters looks for our metrics in the folder's other files.
 func (k *checker) otherWriters() []Finding {
 	const name = "other writers"
 	dir := k.path(k.cfg.Textfile.Dir)
 	names, err := filepath.Glob(filepath.Join(globEscape(dir), "*.prom"))
-	hidden, _ := filepath.Glob(filepath.Join(globEscape(dir), ".*.prom")) // node_exporter reads those, too
+	hidden, _ := filepath.Glob(filepath.Join(globEscape(dir), ".*.prom")) // node_exporter reads hidden files too
 	if err != nil {
 		return nil
 	}
@@ -184,7 +184,7 @@ func (k *checker) otherWriters() []Finding {
 		families, read, err := familiesIn(path, min(maxTextfile, room))
 		room -= read
 		if errors.Is(err, errLink) {
-			out = append(out, Finding{name, Warning, path + " is a symbolic link: what it leads to was not looked at, and node_exporter reads it", "ls -l " + word})
+			out = append(out, Finding{name, Warning, path + " is a symbolic link: node_exporter reads its target, which was not checked", "ls -l " + word})
 			continue
 		}
 		if err != nil {
@@ -221,13 +221,13 @@ func (k *checker) otherWriters() []Finding {
 	return out
 }
 
-// globEscape lets a path stand for itself in a pattern.
+// globEscape escapes a path for use in a pattern.
 func globEscape(path string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
 }
 
-// familiesIn are the names of the metric families in a textfile, of which at
-// most so many bytes are read. It returns how many were.
+// familiesIn returns the names of the metric families in the first `most` bytes of
+// a textfile, and the number of bytes read.
 func familiesIn(path string, most int64) ([]string, int64, error) {
 	f, err := openRegular(path)
 	if err != nil {
@@ -239,7 +239,8 @@ func familiesIn(path string, most int64) ([]string, int64, error) {
 	return names, most - r.N, err
 }
 
-// families are the names in a text exposition, in order, each once.
+// families returns the family names in a text exposition, in order, without
+// duplicates.
 func families(r io.Reader) ([]string, error) {
 	var out []string
 	seen := map[string]bool{}
@@ -250,7 +251,7 @@ func families(r io.Reader) ([]string, error) {
 			seen[name] = true
 			out = append(out, name)
 		}
-		for errors.Is(err, bufio.ErrBufferFull) { // the rest of a long line
+		for errors.Is(err, bufio.ErrBufferFull) { // skip the rest of a long line
 			_, err = lines.ReadSlice('\n')
 		}
 		if errors.Is(err, io.EOF) {
@@ -262,7 +263,7 @@ func families(r io.Reader) ([]string, error) {
 	}
 }
 
-// familyOf is the name of the family that a line belongs to, "" if none.
+// familyOf returns the family name of a line, "" if it has none.
 func familyOf(line []byte) string {
 	s := strings.TrimLeft(string(line[:min(len(line), 512)]), " \t")
 	if rest, ok := strings.CutPrefix(s, "#"); ok {
@@ -281,14 +282,14 @@ func familyOf(line []byte) string {
 	return s[:end]
 }
 
-// runningExporter is a node_exporter that runs here.
+// runningExporter is a running node_exporter.
 type runningExporter struct {
 	machineProcess
 	dirs    []string
-	without bool // textfiles are switched off
+	without bool // its textfile collector is disabled
 }
 
-// exporterProcesses finds them.
+// exporterProcesses returns all running node_exporters.
 func (k *checker) exporterProcesses() []runningExporter {
 	var out []runningExporter
 	for _, p := range k.processesNamed("node_exporter", "prometheus-node-exporter") {
@@ -311,12 +312,11 @@ func (k *checker) exporterProcesses() []runningExporter {
 	return out
 }
 
-// exporters looks at the node_exporters that run here, if any.
+// exporters checks the running node_exporters.
 func (k *checker) exporters() Finding { return k.judgeExporters(k.exporterProcesses()) }
 
-// judgeExporters: it takes one that reads the folder. What a process says of
-// itself is in what was found, never in what is to be done: that is root's to
-// type.
+// judgeExporters requires one node_exporter that reads the folder. Text from
+// processes appears only in Found, never in Do, whose commands root may paste.
 func (k *checker) judgeExporters(all []runningExporter) Finding {
 	const name = "node_exporter"
 	dir := k.cfg.Textfile.Dir
@@ -334,7 +334,7 @@ func (k *checker) judgeExporters(all []runningExporter) Finding {
 			doubted = append(doubted, fmt.Sprintf("%s calls itself %s, but %s", who, e.name, e.doubt))
 			continue
 		}
-		// One in a container is not this machine's to restart.
+		// A node_exporter in a container is not restarted from this machine.
 		severity, restart := Bad, "start it with "+flag
 		if !k.sameRoot(e.pid) {
 			severity, who = Warning, who+", which has a root folder of its own,"
@@ -374,7 +374,7 @@ func (k *checker) judgeExporters(all []runningExporter) Finding {
 	return worst
 }
 
-// textfileDirs finds the folders on a node_exporter's command line.
+// textfileDirs returns the textfile folders on a node_exporter's command line.
 func textfileDirs(args []string) []string {
 	var dirs []string
 	for i, a := range args {
@@ -388,8 +388,8 @@ func textfileDirs(args []string) []string {
 	return slices.DeleteFunc(dirs, func(d string) bool { return d == "" })
 }
 
-// daemon is the process of a daemon that runs with this configuration, 0 if
-// none does.
+// daemon returns the PID of a daemon that runs with this configuration, 0 if there
+// is none.
 func (k *checker) daemon() int {
 	for _, p := range k.processesNamed("nodeskoop") {
 		if p.doubt == "" && slices.Contains(p.args[1:], "run") && configOf(p.args) == cmp.Or(k.cfg.File, config.DefaultFile) {
@@ -400,8 +400,8 @@ func (k *checker) daemon() int {
 	return 0
 }
 
-// daemonRights are the capabilities of the daemon that runs, which its unit may
-// keep smaller than those of who checks.
+// daemonRights checks the capabilities of the running daemon, which its unit may
+// restrict further than those of the checking process.
 func (k *checker) daemonRights() []Finding {
 	pid := k.daemon()
 	if pid == 0 {
@@ -427,7 +427,7 @@ func (k *checker) daemonRights() []Finding {
 	return out
 }
 
-// configOf is the configuration file that a command line names.
+// configOf returns the configuration file that a command line names.
 func configOf(args []string) string {
 	for i, a := range args {
 		for _, flag := range []string{"--config", "-config", "-c", "--c"} {
@@ -442,7 +442,8 @@ func configOf(args []string) string {
 	return config.DefaultFile
 }
 
-// modes: the daemon and the timer must not both write.
+// modes checks that only one of daemon and timer is active, since both would write
+// the textfile.
 func (k *checker) modes() Finding {
 	const name = "daemon or timer"
 	enabled := func(link string) bool {
@@ -462,16 +463,17 @@ func (k *checker) modes() Finding {
 	case daemon:
 		return Finding{name, Warning, "nodeskoop.service is enabled, but does not run", "systemctl start nodeskoop; journalctl -u nodeskoop"}
 	}
-	return Finding{name, Warning, "neither is there: nobody writes the textfile", "systemctl enable --now nodeskoop, or nodeskoop run"}
+	return Finding{name, Warning, "neither is active: no process writes the textfile", "systemctl enable --now nodeskoop, or nodeskoop run"}
 }
 
-// journal is where events go, and what it lets through.
+// journal checks the journal that receives events, and its rate limits.
 func (k *checker) journal() []Finding {
 	const name = "journald"
 	socket := k.path(output.DefaultJournalSocket)
 	namespace, from := k.logNamespace()
 	if namespace != "" {
-		// In the unit systemd mounts this folder over that of the other journal.
+		// In the unit's mount namespace, systemd mounts this folder over that of
+		// the default journal.
 		socket = k.path("/run/systemd/journal." + namespace + "/socket")
 	}
 	if err := output.JournalAvailable(socket); err != nil {
@@ -479,17 +481,17 @@ func (k *checker) journal() []Finding {
 	}
 	out := []Finding{{name, Good, socket + " takes entries", ""}}
 	if namespace != "" {
-		out = append(out, Finding{"journal namespace", Good, fmt.Sprintf("%s (%s): journalctl --namespace=%s shows what the service writes, plain journalctl does not", namespace, from, namespace), ""})
+		out = append(out, Finding{"journal namespace", Good, fmt.Sprintf("%s (%s): journalctl --namespace=%s shows the service's entries, plain journalctl does not", namespace, from, namespace), ""})
 	}
 	return append(out, k.journalStorage(), k.journalRate())
 }
 
-// logNamespace is the journal namespace of the service, "" for the journal of all,
-// and the file that sets it.
+// logNamespace returns the journal namespace of the service, "" for the default
+// journal, and the file that sets it.
 func (k *checker) logNamespace() (name, from string) {
 	name, from = k.iniValue("system/nodeskoop.service", "LogNamespace")
 	if !namespaceName.MatchString(name) {
-		return "", "" // systemd takes no other
+		return "", "" // systemd accepts no other names
 	}
 	return name, from
 }
@@ -504,7 +506,7 @@ func LogNamespace() string {
 // namespaceName is what a journal namespace may be called here: a path is made of it.
 var namespaceName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
 
-// journaldConf is the configuration of the journald of a namespace.
+// journaldConf returns the configuration file of a namespace's journald.
 func journaldConf(namespace string) string {
 	if namespace == "" {
 		return "journald.conf"
@@ -512,12 +514,11 @@ func journaldConf(namespace string) string {
 	return "journald@" + namespace + ".conf"
 }
 
-// iniDirs are where systemd looks for its configuration, the strongest first.
+// iniDirs are systemd's configuration directories, highest precedence first.
 var iniDirs = []string{"/etc/systemd/", "/run/systemd/", "/usr/local/lib/systemd/", "/usr/lib/systemd/", "/lib/systemd/"}
 
-// iniValue is what a key of systemd's configuration is set to by the main file,
-// if it has one, and its drop-ins, and by which file. An assignment of nothing
-// takes the earlier ones back.
+// iniValue returns the value of a key from a systemd configuration file and its
+// drop-ins, and the file that sets it. An empty assignment resets earlier ones.
 func (k *checker) iniValue(main, key string) (value, from string) {
 	var files []string
 	for _, d := range iniDirs {
@@ -558,7 +559,7 @@ func (k *checker) iniValue(main, key string) (value, from string) {
 	return value, from
 }
 
-// systemdUnits are those of systemd.time(7) that limits are given in.
+// systemdUnits are the time units of systemd.time(7) used for limits.
 var systemdUnits = map[string]time.Duration{
 	"": time.Second, "s": time.Second, "sec": time.Second, "second": time.Second, "seconds": time.Second,
 	"us": time.Microsecond, "usec": time.Microsecond, "µs": time.Microsecond, "ms": time.Millisecond, "msec": time.Millisecond,
@@ -567,7 +568,7 @@ var systemdUnits = map[string]time.Duration{
 	"d": 24 * time.Hour, "day": 24 * time.Hour, "days": 24 * time.Hour, "w": 7 * 24 * time.Hour, "week": 7 * 24 * time.Hour, "weeks": 7 * 24 * time.Hour,
 }
 
-// parseSystemdTime reads a span such as "30s", "1min 30s" or "5".
+// parseSystemdTime parses a time span such as "30s", "1min 30s" or "5".
 func parseSystemdTime(s string) (time.Duration, bool) {
 	var sum time.Duration
 	s = strings.TrimSpace(s)
@@ -600,7 +601,7 @@ func parseSystemdTime(s string) (time.Duration, bool) {
 	return sum, true
 }
 
-// journaldUnit is the journald of a namespace.
+// journaldUnit returns the unit of a namespace's journald.
 func journaldUnit(namespace string) string {
 	if namespace == "" {
 		return "systemd-journald"
@@ -613,7 +614,7 @@ func (k *checker) journalStorage() Finding {
 	namespace, _ := k.logNamespace()
 	storage, from := k.iniValue(journaldConf(namespace), "Storage")
 	if storage == "" && namespace != "" {
-		storage = "persistent" // the default there
+		storage = "persistent" // the default in a journal namespace
 	}
 	if from != "" {
 		from = " (" + from + ")"
@@ -628,8 +629,8 @@ func (k *checker) journalStorage() Finding {
 	return Finding{name, Warning, "volatile" + from + ": events are lost at the next boot", "mkdir -p /var/log/journal; systemctl restart systemd-journald"}
 }
 
-// journalRate compares what journald lets through with what the daemon may
-// write. Where the unit sets limits of its own, they count.
+// journalRate compares journald's rate limit with the daemon's maximum rate. Limits
+// in the unit take precedence.
 func (k *checker) journalRate() Finding {
 	const name = "journal rate limit"
 	namespace, _ := k.logNamespace()

@@ -17,26 +17,26 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// Any user may start a process with any name and arguments, and may put any
-// file into a folder of theirs. What check says, and the commands that it
-// offers to root, must not be theirs to choose: a process counts if it is what
-// it calls itself, and only as far as what it says can be verified.
+// Any user may start a process with any name and arguments, and may put any file
+// into a folder of their own. check must not let them choose its findings, or the
+// commands that it suggests to root. A process therefore counts only if its
+// executable is verified, and its arguments only as far as they can be verified.
 
-// maxCmdline is how much of a command line is read. A process may make its own
-// as long as its memory.
+// maxCmdline limits the bytes read of a command line, which a process can make as
+// long as its memory.
 const maxCmdline = 64 << 10
 
-// machineProcess is a process of one of the names that were looked for.
+// machineProcess is a process found by name.
 type machineProcess struct {
 	pid  string
-	name string // of the executable, or what it calls itself if that is not known
+	name string // name of the executable, or argv[0] if that is unknown
 	args []string
-	// doubt is why what the process says is not believed, "" if it is.
+	// doubt is why the process is not trusted, "" if it is.
 	doubt string
 }
 
-// processesNamed finds the processes whose executable, or whose first
-// argument, has one of the names.
+// processesNamed returns processes whose executable, or argv[0], has one of the
+// names.
 func (k *checker) processesNamed(names ...string) []machineProcess {
 	entries, _ := kernel.DirNames(k.path("/proc"))
 	slices.SortFunc(entries, func(a, b string) int {
@@ -75,7 +75,7 @@ func (k *checker) processesNamed(names ...string) []machineProcess {
 	return out
 }
 
-// innermost is what the kernel answered.
+// innermost unwraps an error down to the kernel's.
 func innermost(err error) error {
 	var errno syscall.Errno
 	if errors.As(err, &errno) {
@@ -84,9 +84,10 @@ func innermost(err error) error {
 	return err
 }
 
-// doubtOf says why a process whose executable has the right name is not
-// believed, "" if it is: the executable is root's, and the process is the
-// system's, not a login's. Who checks may believe themselves.
+// doubtOf returns why a process whose executable has the right name is not trusted,
+// "" if it is. It is trusted if root owns the executable and the system, not a
+// login session, started the process. Processes of the checking user are trusted
+// too.
 func (k *checker) doubtOf(dir string) string {
 	fi, err := os.Stat(dir + "/exe")
 	if err != nil {
@@ -113,7 +114,7 @@ func (k *checker) doubtOf(dir string) string {
 	return ""
 }
 
-// uidsIn are the four user IDs in a process's status.
+// uidsIn parses the four user IDs in a process's status.
 func uidsIn(status string) ([]int, error) {
 	b, err := readAtMost(status, maxCmdline)
 	if err != nil {
@@ -139,14 +140,15 @@ func uidsIn(status string) ([]int, error) {
 	return nil, errors.New("its status names none")
 }
 
-// systemUser reports whether a user ID is root's, a package's, nobody's, or one
-// that systemd lends to a unit (DynamicUser=), and so no person's.
+// systemUser reports whether a user ID belongs to no person: root's, a package's,
+// nobody's, or one that systemd allocates to a unit (DynamicUser=).
 func systemUser(uid int) bool {
 	return uid < 1000 || uid >= 61184 && uid <= 65519 || uid == 65534
 }
 
-// startedBySystem reports whether the process's control group is one that only
-// root makes, of a container. A service's is none: cron starts what users ask.
+// startedBySystem reports whether the process is in a container's control group,
+// which only root can create. A service's control group is no proof: cron starts
+// commands of users.
 func (k *checker) startedBySystem(dir string) bool {
 	b, err := readAtMost(dir+"/cgroup", maxCmdline)
 	if err != nil {
@@ -166,7 +168,7 @@ func (k *checker) startedBySystem(dir string) bool {
 	return false
 }
 
-// readAtMost reads the first bytes of a file.
+// readAtMost reads the first `most` bytes of a file.
 func readAtMost(path string, most int64) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -176,12 +178,11 @@ func readAtMost(path string, most int64) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, most))
 }
 
-// errLink says that what was to be opened is a symbolic link.
+// errLink is the error for a symbolic link in place of a file.
 var errLink = errors.New("it is a symbolic link, which is not followed")
 
-// openRegular opens a file for reading, if it is one: not a link, and neither a
-// FIFO that waits for its writer nor a device that does something when it is
-// opened.
+// openRegular opens a regular file for reading. It refuses links, FIFOs, whose open
+// waits for a writer, and devices, whose open may have side effects.
 func openRegular(path string) (*os.File, error) {
 	fail := func(err error) (*os.File, error) { return nil, fmt.Errorf("open %s: %w", path, err) }
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -200,7 +201,7 @@ func openRegular(path string) (*os.File, error) {
 	default:
 		return fail(errors.New("it is not a regular file: node_exporter may hang on it at each scrape"))
 	}
-	// What was looked at, whatever has the name by now.
+	// Reopen the inspected file itself, whatever now has its name.
 	f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
 		return fail(innermost(err))
@@ -208,27 +209,27 @@ func openRegular(path string) (*os.File, error) {
 	return f, nil
 }
 
-// The bounds on following a pattern for folders, which any process may have on
-// its command line.
+// Limits for expanding folder patterns, which any process may have on its command
+// line.
 const (
-	maxPatterns     = 16     // of one process
-	maxPatternNames = 20_000 // that are compared
+	maxPatterns     = 16     // patterns of one process
+	maxPatternNames = 20_000 // names compared
 	maxPatternTime  = 2 * time.Second
 	maxPatternDepth = 32
 )
 
 var errTooMuch = errors.New("its pattern fits too many names to follow")
 
-// folderWalk looks for a folder below a root, by a pattern.
+// folderWalk looks for a folder below a root by a pattern.
 type folderWalk struct {
-	root  int // descriptor
+	root  int // file descriptor
 	want  os.FileInfo
 	names int
 	until time.Time
 }
 
-// readsFolder reports whether one of the patterns of a process leads to the
-// folder, as the process sees its files. It returns the pattern.
+// readsFolder reports whether one of a process's patterns matches the folder, as
+// seen in the process's file system, and returns that pattern.
 func (k *checker) readsFolder(pid string, patterns []string, dir string) (string, bool, error) {
 	want, err := os.Stat(k.path(dir))
 	if err != nil {
@@ -243,7 +244,7 @@ func (k *checker) readsFolder(pid string, patterns []string, dir string) (string
 		err     error
 	}
 	done := make(chan answer, 1)
-	go func() { // a file system of the process may never answer
+	go func() { // the process's file system may hang
 		root, err := unix.Open(filepath.Join(k.path("/proc"), pid, "root"), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			done <- answer{err: fmt.Errorf("look at its files: %w", err)}
@@ -270,8 +271,8 @@ func (k *checker) readsFolder(pid string, patterns []string, dir string) (string
 	}
 }
 
-// find reports whether the pattern fits the folder. That a part of it leads
-// nowhere is no error.
+// find reports whether the pattern matches the folder. A path that does not exist
+// is not an error.
 func (w *folderWalk) find(pattern string) (bool, error) {
 	if !filepath.IsAbs(pattern) {
 		return false, fmt.Errorf("%q is relative to a folder that cannot be told", pattern)
@@ -283,7 +284,7 @@ func (w *folderWalk) find(pattern string) (bool, error) {
 	return w.below("/", parts)
 }
 
-// below looks for parts of a pattern below a path.
+// below matches the rest of a pattern below a path.
 func (w *folderWalk) below(path string, parts []string) (bool, error) {
 	for len(parts) > 0 && !strings.ContainsAny(parts[0], `*?[\`) {
 		path, parts = filepath.Join(path, parts[0]), parts[1:]
@@ -327,7 +328,7 @@ func (w *folderWalk) below(path string, parts []string) (bool, error) {
 	}
 }
 
-// open opens a path in the process's view: links lead where they lead there.
+// open opens a path inside the process's root, so that links resolve there.
 func (w *folderWalk) open(path string, flags int) (int, error) {
 	for {
 		fd, err := unix.Openat2(w.root, path, &unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
@@ -337,7 +338,7 @@ func (w *folderWalk) open(path string, flags int) (int, error) {
 	}
 }
 
-// sameRoot reports whether a process has the root folder of this machine.
+// sameRoot reports whether a process has the same root folder as this machine.
 func (k *checker) sameRoot(pid string) bool {
 	here, err := os.Stat(k.path("/"))
 	there, err2 := os.Stat(filepath.Join(k.path("/proc"), pid, "root"))

@@ -21,8 +21,8 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// pretender starts a shell that is called name, is owner's file and runs as
-// user, with further arguments.
+// pretender starts a shell under another name, from a file of owner, as user, with
+// arguments.
 func pretender(t *testing.T, name string, owner, user int, mode os.FileMode, args ...string) (pid string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "pretender")
@@ -42,8 +42,8 @@ func pretender(t *testing.T, name string, owner, user int, mode os.FileMode, arg
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(user), Gid: uint32(user)}}
 	pid = strconv.Itoa(testkit.Hold(t, cmd).PID())
-	// The program has started when the kernel has closed the descriptors; the
-	// arguments are there a little later (load_elf_binary in fs/binfmt_elf.c).
+	// The process is ready when the kernel has closed its descriptors; the
+	// arguments appear slightly later (load_elf_binary in fs/binfmt_elf.c).
 	testkit.Eventually(t, "the pretender has its command line", func() bool {
 		b, _ := os.ReadFile("/proc/" + pid + "/cmdline")
 		return strings.HasPrefix(string(b), exe+"\x00")
@@ -51,7 +51,7 @@ func pretender(t *testing.T, name string, owner, user int, mode os.FileMode, arg
 	return pid
 }
 
-// verdictOn is what check says of some processes alone, and how long that took.
+// verdictOn returns the finding on the given processes only, and the time taken.
 func verdictOn(dir string, pids ...string) (Finding, time.Duration) {
 	k := &checker{cfg: config.Default(), now: time.Now()}
 	k.cfg.Textfile.Dir = dir
@@ -60,8 +60,7 @@ func verdictOn(dir string, pids ...string) (Finding, time.Duration) {
 	return k.judgeExporters(only), time.Since(start)
 }
 
-// A process is no node_exporter because it says so, and what it says is in no
-// command.
+// A process is not trusted because of its name, and its text appears in no command.
 func TestCheckDoubtsPretenders(t *testing.T) {
 	need.Root(t)
 	dir := t.TempDir()
@@ -99,7 +98,7 @@ func TestCheckDoubtsPretenders(t *testing.T) {
 			}
 		})
 	}
-	// The name alone: another program that calls itself so.
+	// Only the name: a different program that calls itself node_exporter.
 	cmd := exec.Command("bash", "-c", `exec -a node_exporter sleep 1000`)
 	if err := cmd.Start(); err != nil {
 		t.Skip(err)
@@ -113,7 +112,7 @@ func TestCheckDoubtsPretenders(t *testing.T) {
 	if f, _ := verdictOn(dir, pid); f.Verdict != Warning || !strings.Contains(f.Found, "none runs here") || !strings.Contains(f.Found, "calls itself node_exporter, but it runs /") {
 		t.Errorf("%+v", f)
 	}
-	// Beside a real one they change nothing.
+	// Beside a real one they make no difference.
 	real := pretender(t, "prometheus-node-exporter", 0, 0, 0o755, textfiles(dir))
 	fake := pretender(t, "node_exporter", 1000, 1000, 0o755, textfiles(evil))
 	if f, _ := verdictOn(dir, pid, fake, real); f.Verdict != Good {
@@ -159,8 +158,8 @@ func TestStartedBySystem(t *testing.T) {
 	}
 }
 
-// Whatever somebody put into the folder is looked at, and not opened unless it
-// is a file.
+// Entries that other users put into the folder are inspected, and opened only if
+// they are regular files.
 func TestOtherWritersOpensFilesOnly(t *testing.T) {
 	need.Root(t)
 	dir := t.TempDir()
@@ -171,8 +170,8 @@ func TestOtherWritersOpensFilesOnly(t *testing.T) {
 	const name = "$(touch pwned) '\x1b[2J.prom"
 	for _, err := range []error{
 		unix.Mkfifo(dir+"/fifo.prom", 0o644),
-		// Opened, this one would wind a tape, or start a watchdog: there is no such
-		// device, so to open it fails otherwise.
+		// Opening such a device could rewind a tape or start a watchdog. No such
+		// device exists here, so opening it would fail with a different error.
 		unix.Mknod(dir+"/device.prom", unix.S_IFCHR|0o666, int(unix.Mkdev(9, 3))),
 		os.Symlink(secret, dir+"/link.prom"),
 		os.Symlink("/dev/zero", dir+"/zero.prom"),
@@ -209,7 +208,7 @@ func TestOtherWritersOpensFilesOnly(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", file, got, want)
 		}
 	}
-	// The commands name that file, and nothing else happens.
+	// The suggested commands name that file, and have no side effects.
 	need.Program(t, "bash")
 	for _, f := range k.otherWriters() {
 		if i := strings.Index(f.Do, "rm "); i >= 0 && strings.Contains(f.Found, "pwned") {
@@ -228,7 +227,7 @@ func TestOtherWritersOpensFilesOnly(t *testing.T) {
 	}
 }
 
-// A folder with very much in it is looked at in part, and that is said.
+// A folder with very many files is read in part, and the finding says so.
 func TestOtherWritersIsBounded(t *testing.T) {
 	dir := t.TempDir()
 	for i := range maxOtherFiles + 5 {

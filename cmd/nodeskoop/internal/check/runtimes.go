@@ -16,8 +16,8 @@ import (
 	"nodeskoop/collect/pod"
 )
 
-// containers are the lines about who runs containers here, and which of them have
-// names.
+// containers checks which container runtimes run here, and which of their
+// containers have names.
 func (k *checker) containers(ctx context.Context, s *session.Session) []Finding {
 	const name = "containerd"
 	index := s.WatchPods(ctx, s.Config, s.Host)
@@ -41,7 +41,7 @@ func (k *checker) containers(ctx context.Context, s *session.Session) []Finding 
 	return append(out, k.unnamed(index, st.Socket)...)
 }
 
-// judgeDockerNames tells of containers of Docker whose names could not be read.
+// judgeDockerNames reports Docker containers whose names could not be read.
 func judgeDockerNames(pods []*owner.Pod) []Finding {
 	var ids []string
 	for _, p := range pods {
@@ -64,13 +64,13 @@ func few(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// containerGroup is the name of a container's control group, as runtimes give
-// them: libpod-ID.scope, crio-ID, docker-ID.scope, or the ID alone. That of a
-// container's monitor (crio-conmon-ID.scope) holds nothing of the container.
+// containerGroup matches the control groups that runtimes create for containers:
+// libpod-ID.scope, crio-ID, docker-ID.scope, or the bare ID. The control group of a
+// container's monitor (crio-conmon-ID.scope) does not count.
 var containerGroup = regexp.MustCompile(`^(?:(.*)[-:])?([0-9a-f]{64})(?:\.scope)?$`)
 
-// containerOf finds the innermost container in a control group's path, and its
-// runtime as far as names tell: "" is one of containerd's or not to be told.
+// containerOf returns the innermost container in a control group's path, and its
+// runtime if the name reveals it; "" means containerd's or unknown.
 func containerOf(path string) (runtime, id string) {
 	parts := strings.Split(path, "/")
 	for i, part := range slices.Backward(parts) {
@@ -91,14 +91,14 @@ func containerOf(path string) (runtime, id string) {
 	return "", ""
 }
 
-// unnamed tells of containers that run here and have no names, by the control
+// unnamed reports running containers without names, found through the control
 // groups of all processes.
 func (k *checker) unnamed(pods owner.Pods, socket string) []Finding {
 	entries, err := os.ReadDir(k.path("/proc"))
 	if err != nil {
-		return nil // the lines above have said so
+		return nil // reported by the lines above
 	}
-	found := map[string]map[string]bool{} // the containers' IDs by runtime
+	found := map[string]map[string]bool{} // container IDs by runtime
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
@@ -106,7 +106,7 @@ func (k *checker) unnamed(pods owner.Pods, socket string) []Finding {
 		}
 		b, err := os.ReadFile(k.path("/proc/" + e.Name() + "/cgroup"))
 		if err != nil {
-			continue // it has ended
+			continue // it has exited
 		}
 		for line := range strings.Lines(string(b)) {
 			_, line, _ = strings.Cut(strings.TrimSuffix(line, "\n"), ":")

@@ -38,7 +38,7 @@ func TestContainerOf(t *testing.T) {
 	}
 }
 
-// knownProcesses are Pods that some processes belong to.
+// knownProcesses are Pods with known processes.
 type knownProcesses struct {
 	owner.NoPods
 	pids []int
@@ -69,7 +69,7 @@ func TestUnnamedContainers(t *testing.T) {
 	for _, test := range []struct {
 		name, config, socket string
 		known                []int
-		want                 map[string][]string // what the lines hold, by name
+		want                 map[string][]string // expected substrings by the finding's name
 	}{
 		{"all named", "", socket, []int{10, 11, 12, 20, 30, 40}, nil},
 		{"Podman and CRI-O", "", socket, []int{10, 11, 12, 40}, map[string][]string{

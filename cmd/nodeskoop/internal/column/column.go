@@ -1,4 +1,4 @@
-// Package column lays text out in columns, as a terminal counts them.
+// Package column formats text in columns by its width on a terminal.
 package column
 
 import (
@@ -12,8 +12,8 @@ import (
 	"nodeskoop/internal/quote"
 )
 
-// Write writes rows of cells, each as quote.Safe writes it, in columns that
-// are as wide as they need to be. It changes the rows.
+// Write writes rows of cells, escaped by quote.Safe, in columns of the required
+// width. It modifies the rows.
 func Write(w io.Writer, rows [][]string) error {
 	for _, r := range rows {
 		for i, text := range r {
@@ -35,7 +35,7 @@ func Write(w io.Writer, rows [][]string) error {
 	return err
 }
 
-// Widths are those that the columns of some rows need.
+// Widths returns the widths that the columns of the rows need.
 func Widths(rows [][]string) []int {
 	widths := make([]int, len(rows[0]))
 	for _, r := range rows {
@@ -46,8 +46,7 @@ func Widths(rows [][]string) []int {
 	return widths
 }
 
-// Pad fills text up with spaces, or cuts it, to width columns. The spaces are
-// behind the text if left is set, and before it otherwise.
+// Pad pads or cuts text to width columns, aligned to the left or to the right.
 func Pad(text string, width int, left bool) string {
 	n := displaywidth.String(text)
 	if n > width {
@@ -63,8 +62,9 @@ func Pad(text string, width int, left bool) string {
 	return strings.Repeat(" ", width-n) + text
 }
 
-// Middle cuts text to width columns in its middle. Names that a controller makes
-// differ at both ends: batch/svc11-7d9f8b6c44-x2k9p becomes batch/sv…44-x2k9p.
+// Middle shortens text to width columns by cutting its middle. Names from
+// controllers differ at both ends: batch/svc11-7d9f8b6c44-x2k9p becomes
+// batch/sv…44-x2k9p.
 func Middle(text string, width int) string {
 	if displaywidth.String(text) <= width {
 		return text
@@ -96,8 +96,8 @@ func Middle(text string, width int) string {
 	return text[:begin] + "…" + text[end:]
 }
 
-// From leaves out the first columns of a text. A character that is cut in two
-// leaves a space.
+// From removes the first columns of a text. A wide character cut in half becomes a
+// space.
 func From(text string, columns int) string {
 	if columns <= 0 {
 		return text
@@ -112,10 +112,10 @@ func From(text string, columns int) string {
 	return ""
 }
 
-// Width is how many columns a text takes.
+// Width returns the number of columns that a text occupies.
 func Width(text string) int { return displaywidth.String(text) }
 
-// Dash stands for a cell that is empty.
+// Dash returns "-" for an empty cell.
 func Dash(s string) string {
 	if s == "" {
 		return "-"
@@ -123,7 +123,7 @@ func Dash(s string) string {
 	return s
 }
 
-// YesNo is the cell of a yes or no.
+// YesNo formats a boolean cell.
 func YesNo(b bool) string {
 	if b {
 		return "yes"

@@ -69,8 +69,8 @@ func TestFrom(t *testing.T) {
 	}
 }
 
-// FuzzCut: whatever a name is, what is shown of it fills its column, is UTF-8, and
-// keeps both ends.
+// FuzzCut: the shortened form of any name fills its column, is UTF-8, and keeps
+// both ends.
 func FuzzCut(f *testing.F) {
 	for _, n := range append([]string{"batch/svc11-7d9f8b6c44-x2k9p", "👨‍👩‍👧‍👦/👍🏽", "🇩🇪🇯🇵", ""}, nasty.Names...) {
 		for _, width := range []int{0, 1, 5, 20} {

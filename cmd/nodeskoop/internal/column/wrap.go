@@ -6,8 +6,8 @@ import (
 	"github.com/clipperhouse/displaywidth"
 )
 
-// Wrap breaks text at spaces into lines of at most width characters, where
-// its words allow. A width that is too small to be worth it breaks nothing.
+// Wrap breaks text at spaces into lines of at most width characters; longer words
+// stay whole. A very small width disables wrapping.
 func Wrap(text string, width int) []string {
 	if width < 24 {
 		return []string{text}

@@ -1,5 +1,4 @@
-// Package config is the configuration file: what may stand in it, what it
-// means, and how it is printed.
+// Package config reads, validates and prints the configuration file.
 package config
 
 import (
@@ -22,27 +21,28 @@ import (
 	"nodeskoop/output/history"
 )
 
-// DefaultFile is read where no other is named; it may be absent.
+// DefaultFile is the configuration file if the command line names none; it may be
+// absent.
 const DefaultFile = "/etc/nodeskoop/nodeskoop.toml"
 
-// DefaultStateDir is where the state is without systemd, which tells by
-// $STATE_DIRECTORY where it made the folder of StateDirectory=.
+// DefaultStateDir is the state folder if systemd does not set $STATE_DIRECTORY
+// (StateDirectory=).
 const DefaultStateDir = "/var/lib/nodeskoop"
 
 // Config is the effective configuration.
 type Config struct {
-	File     string            // that is read first, there or not
-	Files    []string          // where it was read from, in this order; none: nowhere
-	Origins  map[string]string // of each key that is set, what set it: FILE:LINE, or a flag
-	Obsolete []string          // what the files say of options that have no effect any more
+	File     string            // file read first, whether or not it exists
+	Files    []string          // files read, in order; empty if none
+	Origins  map[string]string // by key, the source of its value: FILE:LINE, or a flag
+	Obsolete []string          // warnings about obsolete options in the files
 
 	NodeName          string
 	Interval, Timeout time.Duration
 	CompatNames       bool
 	HostNetns         string
-	Selection         []string // probes.enabled, as it is written
-	Probes            []string // the probes to run, by name, sorted
-	Named             []string // those of them that were asked for by name, not as "default" or "all"
+	Selection         []string // probes.enabled as written
+	Probes            []string // enabled probes by name, sorted
+	Named             []string // the enabled probes that the user named, not by "default" or "all"
 	Textfile          Textfile
 	State             State
 	History           History
@@ -51,8 +51,8 @@ type Config struct {
 	Pods              Pods
 	Log               Log
 
-	// options are the values of the probes' options, each a pointer to a value
-	// of the type that the catalogue declares by its default.
+	// options holds the values of probe options, each a pointer to the type of the
+	// option's default in the catalogue.
 	options map[*catalog.Option]any
 }
 
@@ -73,8 +73,8 @@ type State struct {
 // History is the section [history].
 type History struct {
 	Enabled bool
-	Max     string // a size
-	MaxAge  string // an age
+	Max     string // size with unit
+	MaxAge  string // age with unit
 }
 
 // Metrics is the section [metrics].
@@ -95,7 +95,7 @@ type Pods struct {
 	Labels    []Label // [pods.labels], sorted by name
 }
 
-// Label is a label of the user's own.
+// Label is a user-defined label.
 type Label struct {
 	Text     string // of the template
 	Template owner.LabelTemplate
@@ -104,7 +104,7 @@ type Label struct {
 // Log is the section [log].
 type Log struct{ Level, Format string }
 
-// Default is the configuration of a machine without a file.
+// Default returns the configuration of a machine without a file.
 func Default() *Config {
 	c := &Config{
 		Interval: 15 * time.Second, Timeout: 2 * time.Second, CompatNames: true,
@@ -131,9 +131,8 @@ func Default() *Config {
 	return c
 }
 
-// SelectProbes turns a selection (names, aliases, "default", "all", "-NAME")
-// into the names of probes, sorted. A selection that only leaves out starts
-// from the default.
+// SelectProbes resolves a selection (names, aliases, "default", "all", "-NAME") to
+// sorted probe names. A selection of exclusions alone starts from the default.
 func SelectProbes(selection []string) ([]string, error) {
 	chosen := map[string]bool{}
 	set := func(on bool, match func(*catalog.Probe) bool) {
@@ -170,7 +169,7 @@ func SelectProbes(selection []string) ([]string, error) {
 	return names, nil
 }
 
-// Select sets the probes to run.
+// Select sets the enabled probes.
 func (c *Config) Select(selection []string) (err error) {
 	if c.Probes, err = SelectProbes(selection); err != nil {
 		return err
@@ -192,41 +191,42 @@ func probeNames() string {
 	return strings.Join(names, ", ")
 }
 
-// Node is the value of k8s_node.
+// Node returns the value of k8s_node.
 func (c *Config) Node() string {
 	host, _ := os.Hostname()
 	return cmp.Or(c.NodeName, os.Getenv("NODE_NAME"), host)
 }
 
-// StateDir is the folder of the state.
+// StateDir returns the state folder.
 func (c *Config) StateDir() string {
 	given, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":")
 	return cmp.Or(c.State.Dir, given, DefaultStateDir)
 }
 
-// HistoryDir is the folder of the history.
+// HistoryDir returns the folder of the history.
 func (c *Config) HistoryDir() string { return filepath.Join(c.StateDir(), history.Folder) }
 
-// Limits are how many bytes the history may take, and how old it may be.
+// Limits returns the maximum size of the history in bytes, and its maximum age.
 func (h History) Limits() (bytes int64, age time.Duration) {
-	bytes, _ = parseSize(h.Max) // they were checked when they were read
+	bytes, _ = parseSize(h.Max) // validated when read
 	age, _ = parseAge(h.MaxAge)
 	return bytes, age
 }
 
-// units are those of sizes.
+// units are the units of sizes.
 var units = []struct {
 	name  string
 	bytes int64
 }{{"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}}
 
-// The bounds of the history. A file has an eighth of its size at most, and an hour.
+// Limits of the history's options. One file holds at most an eighth of the size,
+// and an hour.
 const (
 	minHistory, maxHistory       = 1_000_000, 100_000_000_000
 	minHistoryAge, maxHistoryAge = time.Hour, 10 * 365 * 24 * time.Hour
 )
 
-// parseSize reads a size such as "64 MB".
+// parseSize parses a size such as "64 MB".
 func parseSize(s string) (int64, error) {
 	for _, u := range units {
 		text, ok := strings.CutSuffix(strings.ToUpper(s), strings.ToUpper(u.name))
@@ -242,7 +242,7 @@ func parseSize(s string) (int64, error) {
 	return 0, fmt.Errorf("%q is not a size: write a whole number and a unit (KB, MB, GB, KiB, MiB, GiB), such as \"64 MB\"", s)
 }
 
-// parseAge reads an age: as a duration, or in days such as "14d".
+// parseAge parses an age: a duration, or days such as "14d".
 func parseAge(s string) (age time.Duration, err error) {
 	if days, ok := strings.CutSuffix(s, "d"); ok {
 		var n int64
@@ -261,9 +261,9 @@ func parseAge(s string) (age time.Duration, err error) {
 	return age, nil
 }
 
-// Perm is the textfile's mode.
+// Perm returns the textfile's mode.
 func (t Textfile) Perm() fs.FileMode {
-	m, _ := parseMode(t.Mode) // it was checked when it was read
+	m, _ := parseMode(t.Mode) // validated when read
 	return m
 }
 
@@ -275,7 +275,7 @@ func parseMode(s string) (fs.FileMode, error) {
 	return fs.FileMode(m), nil
 }
 
-// ParseLevel reads the name of a level of the log.
+// ParseLevel parses the name of a log level.
 func ParseLevel(name string) (slog.Level, error) {
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(name)); err != nil {
@@ -284,7 +284,7 @@ func ParseLevel(name string) (slog.Level, error) {
 	return l, nil
 }
 
-// Templates are the user's labels.
+// Templates returns the templates of the user's labels.
 func (p Pods) Templates() []owner.LabelTemplate {
 	var t []owner.LabelTemplate
 	for _, l := range p.Labels {
@@ -293,7 +293,7 @@ func (p Pods) Templates() []owner.LabelTemplate {
 	return t
 }
 
-// Options are what a Runner is told by the configuration.
+// Options returns the configuration's part of a Runner's options.
 func (c *Config) Options() collect.Options {
 	o := collect.Options{
 		Node: c.Node(), HostLabel: c.Pods.HostLabel,
@@ -314,7 +314,7 @@ func (c *Config) Options() collect.Options {
 	return o
 }
 
-// FlowDevices reports whether the probe flow counts what devices transmit.
+// FlowDevices reports whether the probe flow counts at devices.
 func (c *Config) FlowDevices() bool {
 	devices, _ := settingFor("probes.flow.devices").value(c).([]string)
 	return len(devices) > 0

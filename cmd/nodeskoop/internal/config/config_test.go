@@ -24,7 +24,7 @@ func TestEmptyConfigIsTheDefault(t *testing.T) {
 	}
 }
 
-// values are those of all keys, and the labels.
+// values returns the values of all keys, and the labels.
 func values(c *Config) map[string]any {
 	v := map[string]any{}
 	for _, s := range settings {
@@ -69,7 +69,7 @@ app = "${labels:app}"
 	}
 }
 
-// Sizes and ages are read in the units that people write.
+// Sizes and ages are parsed in their usual units.
 func TestHistoryLimits(t *testing.T) {
 	for text, want := range map[string]History{
 		"64 MB":   {MaxAge: "14d"},
@@ -93,7 +93,7 @@ func TestHistoryLimits(t *testing.T) {
 	}
 }
 
-// Each mistake is named with its file, line and key, and with what is allowed.
+// Each mistake is reported with file, line and key, and with the valid values.
 func TestConfigMistakes(t *testing.T) {
 	for name, c := range map[string]struct {
 		text string
@@ -184,7 +184,7 @@ func TestSelectProbes(t *testing.T) {
 	}
 }
 
-// folder makes a configuration file and its folder, and returns the file's name.
+// folder creates a configuration file with drop-ins, and returns its name.
 func folder(t *testing.T, main string, files map[string]string) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "nodeskoop.toml")
@@ -207,8 +207,8 @@ func folder(t *testing.T, main string, files map[string]string) string {
 	return file
 }
 
-// The files of the folder are read after the main one, by name. The last that sets
-// a key wins, and is named; keys that it does not set stay as they are.
+// Drop-ins are read after the main file, by name. The last value of a key wins, and
+// its file is reported; other keys stay.
 func TestConfigFolder(t *testing.T) {
 	main := "interval = '20s'\nnode_name = 'main'\n[metrics]\nexclude = ['a']\n[pods.labels]\napp = 'main'\nz = 'main'\n"
 	file := folder(t, main, map[string]string{
@@ -255,7 +255,7 @@ func TestConfigFolder(t *testing.T) {
 	}
 }
 
-// Each mistake of each file is named with the file and the line.
+// Each mistake in each file is reported with file and line.
 func TestConfigFolderMistakes(t *testing.T) {
 	file := folder(t, "\ninterval = 5\n", map[string]string{"a.toml": "x = 1", "b.toml": "[metrics]\n\ninclude = ['[']", "c.toml": "[", "d.toml": "node_name = 'good'"})
 	_, err := Load(file, false)
@@ -285,11 +285,11 @@ func TestConfigFolderIsOptional(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	// What was named must be there, whatever its folder has.
+	// A file named by the user must exist, whatever its drop-in folder contains.
 	if _, err := Load(folder(t, "absent", map[string]string{"x.toml": ""}), true); err == nil || !strings.Contains(err.Error(), "nodeskoop config --default") {
 		t.Errorf("%v", err)
 	}
-	// What is no file is not passed over: somebody meant it to be read.
+	// A drop-in that is not a file is an error, since the user meant it to be read.
 	file := folder(t, "", map[string]string{})
 	if err := os.Mkdir(filepath.Join(Folder(file), "x.toml"), 0o755); err != nil {
 		t.Fatal(err)
@@ -306,7 +306,7 @@ func TestConfigFolderIsOptional(t *testing.T) {
 	}
 }
 
-// What `config` prints is a configuration file with the same meaning.
+// The output of `config` is a configuration file with the same meaning.
 func TestConfigPrintsItself(t *testing.T) {
 	text := "node_name = \"q\\\"\\\\\\n\\u0001é\"\ninterval = '2m'\n[probes]\nenabled = ['-tcp']\n[pods]\nsockets = ['/a', '/b']\n[pods.labels]\nx = 'a\"${labels:b}'\n"
 	c, err := Parse("f.toml", text)
@@ -336,8 +336,8 @@ func TestConfigPrintsItself(t *testing.T) {
 	}
 }
 
-// With every # before a key removed the shipped file still is one, and means
-// the default.
+// With every # before a key removed, the shipped file is valid and equals the
+// default.
 func TestShippedConfig(t *testing.T) {
 	b, err := os.ReadFile("../../../../packaging/nodeskoop.toml")
 	if err != nil {
@@ -401,7 +401,7 @@ func FuzzConfig(f *testing.F) {
 	})
 }
 
-// nested are texts of 16 kB whose nesting takes memory by the square of its depth.
+// nested are texts of 16 kB whose nesting takes memory by the square of the depth.
 var nested = map[string]string{
 	"a dotted key":     strings.Repeat("a.", 8000) + "a = 1\n",
 	"a table's name":   "[" + strings.Repeat("a.", 8000) + "a]\n",
@@ -427,7 +427,7 @@ func TestConfigIsBounded(t *testing.T) {
 			t.Errorf("%s: %d MB of memory", name, took>>20)
 		}
 	}
-	// As much as a file may have of what is wrong.
+	// As many mistakes as a file may contain.
 	for name, line := range map[string]string{"keys": "k%d = 1\n", "tables": "[t%d]\n", "lists of tables": "[[l]]\nx%d = 1\n", "labels": "[pods.labels]\n", "junk": "%d\x00\xff = [[\n"} {
 		var b strings.Builder
 		for i := 0; b.Len() < maxConfigSize-100; i++ {
@@ -444,7 +444,7 @@ func TestConfigIsBounded(t *testing.T) {
 			t.Errorf("%s: %d MB of memory", name, took>>20)
 		}
 	}
-	// What looks deep and is not.
+	// Texts that look deeply nested but are not.
 	for _, text := range []string{
 		"node_name = \"[[[[[[[[[[[[a.b.c.d.e.f.g.h.i.j.k\"\n", "node_name = '''\n[[[[[[[[[[[[[\n'''\n", "# [[[[[[[[[[[[[[[[ a.a.a.a.a.a.a.a.a.a.a.a\n",
 		"node_name = \"\"\"a\\\"\"\"\"\"\n", "[metrics]\nexclude = ['a', \"b\", '''c''', \"\"\"d\"\"\", 'e.f.g.h.i.j.k.l.m.n.o']\n", "node_name = \"\\\\\"\n[pods]\nnamespace = 'a.b.c.d.e.f.g.h.i.j.k'\n",

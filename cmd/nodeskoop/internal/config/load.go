@@ -20,20 +20,20 @@ import (
 	"nodeskoop/internal/bounded"
 )
 
-// A file that is read, and its text.
+// source is a configuration file and its text.
 type source struct{ file, text string }
 
-// Folder is where the files are that are read after a configuration file: for
-// nodeskoop.toml nodeskoop.d beside it.
+// Folder returns the drop-in folder of a configuration file: nodeskoop.d beside
+// nodeskoop.toml.
 func Folder(file string) string { return strings.TrimSuffix(file, ".toml") + ".d" }
 
-// maxConfigFiles is how many files of a folder are read.
+// maxConfigFiles is the maximum number of drop-in files.
 const maxConfigFiles = 100
 
-// Load reads a configuration file, and then those of its Folder that end in .toml,
-// in the order of their names. A key that several of them set has the value of
-// the last one. The default file may be absent; one that was named must be there.
-// The error names each mistake with its file and line.
+// Load reads a configuration file, then the files in its Folder that end in .toml,
+// in the order of names. If several set a key, the last value wins. The default
+// file may be absent; a file named by the user must exist. The error lists each
+// mistake with file and line.
 func Load(file string, named bool) (*Config, error) {
 	var sources []source
 	text, err := bounded.ReadFile(file, maxConfigSize)
@@ -52,7 +52,7 @@ func Load(file string, named bool) (*Config, error) {
 	for _, name := range names {
 		text, err := bounded.ReadFile(name, maxConfigSize)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // it was removed meanwhile
+			continue // removed in the meantime
 		}
 		if err != nil {
 			return nil, fmt.Errorf("read the configuration: %w", err)
@@ -70,8 +70,8 @@ func Load(file string, named bool) (*Config, error) {
 // listWait is how long a file system may take to list a folder.
 const listWait = 5 * time.Second
 
-// filesIn returns the files of a folder that end in .toml, sorted. Hidden ones are
-// an editor's, or half written. A folder that is absent has none.
+// filesIn returns the files of a folder that end in .toml, sorted. It skips hidden
+// files, which belong to editors or are incomplete. An absent folder has no files.
 func filesIn(folder string) ([]string, error) {
 	entries, err := bounded.Within(listWait, func() ([]fs.DirEntry, error) { return os.ReadDir(folder) })
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
@@ -95,10 +95,10 @@ func filesIn(folder string) ([]string, error) {
 	return names, nil
 }
 
-// Parse reads the text of a configuration file called file.
+// Parse parses the text of a configuration file; file is its name in errors.
 func Parse(file, text string) (*Config, error) { return parse([]source{{file, text}}) }
 
-// parse reads files, each over those before it.
+// parse parses the files in order; later files override earlier ones.
 func parse(sources []source) (*Config, error) {
 	c := Default()
 	var mistakes []error
@@ -114,7 +114,7 @@ func parse(sources []source) (*Config, error) {
 	return c, c.Select(c.Selection)
 }
 
-// read lays what a file says over the configuration.
+// read applies one file to the configuration.
 func (c *Config) read(file, text string) error {
 	if err := checkShape(file, text); err != nil {
 		return err
@@ -155,7 +155,7 @@ type loader struct {
 	md   *toml.MetaData
 	c    *Config
 	errs []lineError
-	more int // mistakes that are not named
+	more int // mistakes beyond those listed
 }
 
 type lineError struct {
@@ -167,7 +167,8 @@ type lineError struct {
 
 func (e lineError) Error() string { return fmt.Sprintf("%s:%d: %s: %v", e.file, e.line, e.key, e.err) }
 
-// nowhere fails to decode anything, and so learns where the value stands.
+// nowhere is a decoding target that always fails, which reveals the line of a
+// value.
 type nowhere struct{}
 
 func (*nowhere) UnmarshalTOML(any) error { return errors.New("") }
@@ -183,7 +184,7 @@ func (l *loader) fail(key string, p toml.Primitive, err error) {
 	l.errs = append(l.errs, lineError{l.file, l.line(p), key, err})
 }
 
-// line is where a value stands.
+// line returns the line number of a value.
 func (l *loader) line(p toml.Primitive) int {
 	var pe toml.ParseError
 	if errors.As(l.md.PrimitiveDecode(p, &nowhere{}), &pe) {
@@ -192,7 +193,7 @@ func (l *loader) line(p toml.Primitive) int {
 	return 0
 }
 
-// origin takes down where a key is set.
+// origin records where a key is set.
 func (l *loader) origin(key string, p toml.Primitive) {
 	l.c.Origins[key] = fmt.Sprintf("%s:%d", l.file, l.line(p))
 }
@@ -208,7 +209,7 @@ func (l *loader) table(prefix string, values map[string]toml.Primitive) {
 				l.origin(s.Key, p)
 			}
 		case isTable(key):
-			// Decoded into a map of its own, a number would be an empty table.
+			// Decoded into a separate map, a number would become an empty table.
 			var whole any
 			var sub map[string]toml.Primitive
 			err := errors.Join(l.md.PrimitiveDecode(p, &whole), l.md.PrimitiveDecode(p, &sub))
@@ -244,7 +245,7 @@ func (l *loader) userLabels(values map[string]toml.Primitive) {
 		l.origin("pods.labels."+name, p)
 		all := l.c.Pods.Labels
 		i, has := slices.BinarySearchFunc(all, name, func(l Label, name string) int { return cmp.Compare(l.Template.Name, name) })
-		if has { // of a file that was read before
+		if has { // set by a file read earlier
 			all[i] = label
 		} else {
 			l.c.Pods.Labels = slices.Insert(all, i, label)
@@ -252,7 +253,7 @@ func (l *loader) userLabels(values map[string]toml.Primitive) {
 	}
 }
 
-// decode reads a value into what v points to.
+// decode decodes a TOML value into the variable that v points to.
 func decode(md *toml.MetaData, p toml.Primitive, v any) error {
 	d, isDuration := v.(*time.Duration)
 	var text string
@@ -284,7 +285,7 @@ func decode(md *toml.MetaData, p toml.Primitive, v any) error {
 }
 
 func settingFor(key string) *Setting {
-	// Options of a probe may also be given under one of its aliases.
+	// Probe options may also be given under an alias of the probe.
 	if parts := strings.SplitN(key, ".", 3); len(parts) == 3 && parts[0] == "probes" {
 		if p := catalog.ProbeByName(parts[1]); p != nil {
 			key = "probes." + p.Name + "." + parts[2]
@@ -298,8 +299,8 @@ func settingFor(key string) *Setting {
 	return nil
 }
 
-// obsolete says why an option of a probe has no effect any more, if it once
-// had one.
+// obsolete returns why a probe option no longer has an effect, "" if it was never
+// an option.
 func obsolete(key string) string {
 	parts := strings.SplitN(key, ".", 3)
 	if len(parts) != 3 || parts[0] != "probes" {
@@ -330,7 +331,7 @@ func isTable(key string) bool {
 	return false
 }
 
-// allowed says what may stand in the table that prefix names.
+// allowed lists the valid keys of the table named by prefix.
 func allowed(prefix string) string {
 	seen := map[string]bool{}
 	var names []string

@@ -14,23 +14,22 @@ import (
 
 // Setting is one key of the configuration file.
 type Setting struct {
-	Key     string // with its tables, joined by dots
+	Key     string // full key, with tables joined by dots
 	Default any
 	Help    string
 
-	probe *catalog.Probe // whose option it is, nil if none's
+	probe *catalog.Probe // owner of the option, nil for other keys
 	value func(*Config) any
-	// read puts what decode reads into a pointer of the key's type into a
-	// configuration.
+	// read decodes a value into the configuration.
 	read func(c *Config, decode func(any) error) error
 }
 
-// table and name are the two parts of a key.
+// table and name return the two parts of the key.
 func (s *Setting) table() string { return s.Key[:max(0, strings.LastIndexByte(s.Key, '.'))] }
 func (s *Setting) name() string  { return s.Key[strings.LastIndexByte(s.Key, '.')+1:] }
 
-// field is the setting of one field of the configuration. Its default is what
-// Default has there.
+// field declares the setting of a configuration field. Its default comes from
+// Default.
 func field[T any](key, help string, at func(*Config) *T, check func(T) error) Setting {
 	return Setting{
 		Key: key, Default: *at(Default()), Help: help,
@@ -51,7 +50,7 @@ func field[T any](key, help string, at func(*Config) *T, check func(T) error) Se
 	}
 }
 
-// option is the setting of an option of a probe.
+// option declares the setting of a probe option.
 func option(p *catalog.Probe, o *catalog.Option) Setting {
 	key, help := "probes."+p.Name+"."+o.Key, upperFirst(o.Help)+"."
 	var s Setting
@@ -91,11 +90,11 @@ func optionAt[T any](o *catalog.Option) func(*Config) *T {
 	return func(c *Config) *T { return c.options[o].(*T) }
 }
 
-// settings are all keys but those of [pods.labels], in the file's order.
+// settings are all keys except those of [pods.labels], in the file's order.
 var settings = declareSettings()
 
-// Settings are all keys of the configuration file but those of [pods.labels],
-// in the file's order. The caller must not change them.
+// Settings returns all keys of the configuration file except those of
+// [pods.labels], in the file's order. The caller must not modify the slice.
 func Settings() []Setting { return settings }
 
 func declareSettings() []Setting {
@@ -104,11 +103,11 @@ func declareSettings() []Setting {
 			func(c *Config) *string { return &c.NodeName }, nil),
 		field("interval", "Time between two samples.",
 			func(c *Config) *time.Duration { return &c.Interval }, durationIn(time.Second, time.Hour)),
-		field("timeout", "Longest that one probe may take on one pod or namespace before it is given up.",
+		field("timeout", "Time limit for one probe on one pod or namespace; the probe's values for it are then missing.",
 			func(c *Config) *time.Duration { return &c.Timeout }, durationIn(10*time.Millisecond, time.Minute)),
-		field("compat_names", "Also write the metric names that dashboards of the original use (kubeskoop_fd_openfd, kubeskoop_io_readbytes, ...).",
+		field("compat_names", "Also write the metric names that KubeSkoop's dashboards use (kubeskoop_fd_openfd, kubeskoop_io_readbytes, ...).",
 			func(c *Config) *bool { return &c.CompatNames }, nil),
-		field("host_netns", "A file that is the host's network namespace. Empty: that of process 1, which is the host's unless this is a container with a PID namespace of its own.",
+		field("host_netns", "Path of the host's network namespace. Empty: that of process 1, which is the host's unless this is a container with its own PID namespace.",
 			func(c *Config) *string { return &c.HostNetns }, nil),
 
 		field("probes.enabled", "Probes to run: names, \"default\", \"all\", and \"-NAME\" to leave one out.",
@@ -139,49 +138,49 @@ func declareSettings() []Setting {
 				_, err := parseMode(s)
 				return err
 			}),
-		field("textfile.keep", "Leave the file in place on a clean stop. node_exporter then goes on serving its last values.",
+		field("textfile.keep", "Leave the file in place on a clean stop. node_exporter then keeps serving its last values.",
 			func(c *Config) *bool { return &c.Textfile.Keep }, nil),
-		field("textfile.max_series", "Most series of one file; what is left out is counted in nodeskoop_series_left_out. 0: no limit.",
+		field("textfile.max_series", "Maximum number of series in the file; nodeskoop_series_left_out counts those left out. 0: no limit.",
 			func(c *Config) *int64 { return &c.Textfile.MaxSeries }, intIn(0, 10_000_000)),
 
-		field("state.dir", "The folder of what the next start goes on from. Empty: $STATE_DIRECTORY, which systemd sets, else "+DefaultStateDir+".",
+		field("state.dir", "The folder of saved counters and of the history. Empty: $STATE_DIRECTORY, which systemd sets, else "+DefaultStateDir+".",
 			func(c *Config) *string { return &c.State.Dir }, func(d string) error {
 				if d == "" {
 					return nil
 				}
 				return absolute(d)
 			}),
-		field("state.counters", "Keep what deleted interfaces, ended processes and the BPF programs had counted, so that no counter falls when the daemon restarts, nor between two samples of `nodeskoop collect`.",
+		field("state.counters", "Save the counts of deleted interfaces, exited processes and BPF programs, so that no counter falls when the daemon restarts, or between two samples of `nodeskoop collect`.",
 			func(c *Config) *bool { return &c.State.Counters }, nil),
 
-		field("history.enabled", "Record on the node, per minute, which counters moved, in the folder history of the state's. Off removes nothing.",
+		field("history.enabled", "Record on the node, per minute, which counters changed, in the subfolder history of state.dir. Turning it off deletes nothing.",
 			func(c *Config) *bool { return &c.History.Enabled }, nil),
-		field("history.max", "Space that the history may take; the oldest hours go first.",
+		field("history.max", "Maximum size of the history; the oldest hours are deleted first.",
 			func(c *Config) *string { return &c.History.Max }, func(s string) error {
 				_, err := parseSize(s)
 				return err
 			}),
-		field("history.max_age", "Age from which on an hour of the history is removed, in days (14d) or as a duration (36h).",
+		field("history.max_age", "Maximum age of the history, in days (14d) or as a duration (36h).",
 			func(c *Config) *string { return &c.History.MaxAge }, func(s string) error {
 				_, err := parseAge(s)
 				return err
 			}),
 
-		field("metrics.include", "Names of the probes' metrics to write; * and ? match as in a shell. Empty: all. Metrics of nodeskoop about itself are written in any case.",
+		field("metrics.include", "Names of the probes' metrics to write; * and ? match as in a shell. Empty: all. Metrics of nodeskoop about itself are always written.",
 			func(c *Config) *[]string { return &c.Metrics.Include }, globs),
-		field("metrics.exclude", "Names of metrics to leave out, included or not; * and ? match as in a shell.",
+		field("metrics.exclude", "Names of metrics to leave out, even if metrics.include matches them; * and ? match as in a shell.",
 			func(c *Config) *[]string { return &c.Metrics.Exclude }, globs),
 		field("metrics.skip_zero", "Leave out counters of a pod that have been 0 since the start.",
 			func(c *Config) *bool { return &c.Metrics.SkipZero }, nil),
 
-		field("journal.rate", "Entries a second that one event type and pod may send to the journal. What is of one kind is one entry, with its number.",
+		field("journal.rate", "Journal entries per second for one event type and pod. Events of one kind are merged into one entry with their number.",
 			func(c *Config) *int64 { return &c.Journal.Rate }, intIn(1, 100_000)),
-		field("journal.burst", "Entries that one event type and pod may send at once.",
+		field("journal.burst", "Largest burst of journal entries for one event type and pod.",
 			func(c *Config) *int64 { return &c.Journal.Burst }, intIn(1, 100_000)),
-		field("journal.total_rate", "Entries a second over all types and pods, for those that have more to say than the limits above let them: who keeps below them is heard whatever the others do.",
+		field("journal.total_rate", "Journal entries per second over all event types and pods. It restricts only types and pods that exceed the limits above.",
 			func(c *Config) *int64 { return &c.Journal.TotalRate }, intIn(1, 100_000)),
 
-		field("pods.sockets", "Sockets of containerd to try, in this order. Empty: the usual ones, those of k3s, rke2, k0s and microk8s included, and that of a containerd that Docker has started.",
+		field("pods.sockets", "Sockets of containerd to try, in this order. Empty: the usual ones, including those of k3s, rke2, k0s and microk8s, and that of a containerd started by Docker.",
 			func(c *Config) *[]string { return &c.Pods.Sockets }, func(sockets []string) error {
 				for _, s := range sockets {
 					if err := absolute(s); err != nil {
@@ -192,7 +191,7 @@ func declareSettings() []Setting {
 			}),
 		field("pods.namespace", "Namespaces of containerd to follow, separated by commas; \"*\": all. Kubernetes' pods are in k8s.io, containers of Docker in moby.",
 			func(c *Config) *string { return &c.Pods.Namespace }, notEmpty),
-		field("pods.host_label", "The value of k8s_namespace and k8s_pod for the host's own series; \"\" suits dashboards made for the original.",
+		field("pods.host_label", "The value of k8s_namespace and k8s_pod for the host's own series; \"\" suits KubeSkoop's dashboards.",
 			func(c *Config) *string { return &c.Pods.HostLabel }, nil),
 
 		field("log.level", "debug, info, warn or error.",
@@ -212,7 +211,7 @@ func declareSettings() []Setting {
 
 func upperFirst(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
 
-// globs checks patterns of the form that path.Match takes.
+// globs validates patterns for path.Match.
 func globs(patterns []string) error {
 	for _, g := range patterns {
 		if _, err := path.Match(g, ""); err != nil {

@@ -2,19 +2,18 @@ package config
 
 import "fmt"
 
-// The limits of a configuration file. The keys that exist lie three deep, and
-// the shipped file has some 10 KiB; the TOML library takes memory by the square
+// Limits of a configuration file. Existing keys are at most three levels deep, and
+// the shipped file has some 10 KiB. The TOML library's memory grows with the square
 // of the depth.
 const (
 	maxConfigSize  = 256 << 10
 	maxConfigDepth = 8
-	maxMistakes    = 20 // that one message names
+	maxMistakes    = 20 // maximum number of mistakes in one message
 )
 
-// checkShape refuses a text that is nested deeper than any configuration, before
-// it is parsed. It knows of TOML only what it takes to count brackets and the
-// dots of keys outside of strings and comments; what is no TOML at all the
-// parser tells.
+// checkShape rejects excessively nested text before parsing. It knows only enough
+// TOML to count brackets and the dots of keys outside strings and comments; the
+// parser reports invalid TOML.
 func checkShape(file, text string) error {
 	line, depth, dots := 1, 0, 0
 	for i := 0; i < len(text); i++ {
@@ -44,9 +43,9 @@ func checkShape(file, text string) error {
 	return nil
 }
 
-// endOfString returns where the string that begins at i ends: the index of its
-// last quote, or of the last byte that can belong to it. lines counts its
-// newlines.
+// endOfString returns the end of the string that begins at i: the index of its
+// closing quote, or of the last byte if it is not closed. lines is the number of
+// newlines in it.
 func endOfString(text string, i int) (end, lines int) {
 	quote := text[i]
 	if len(text) >= i+3 && text[i+1] == quote && text[i+2] == quote {
@@ -59,7 +58,7 @@ func endOfString(text string, i int) (end, lines int) {
 					lines++
 				}
 			case text[j] == quote && len(text) >= j+3 && text[j+1] == quote && text[j+2] == quote:
-				// Two quotes more may stand before the closing ones.
+				// A multi-line string may end with up to two more quotes.
 				for j += 2; j+1 < len(text) && text[j+1] == quote; j++ {
 				}
 				return j, lines
@@ -70,7 +69,7 @@ func endOfString(text string, i int) (end, lines int) {
 	for j := i + 1; j < len(text); j++ {
 		switch {
 		case text[j] == '\n':
-			return j - 1, 0 // no string goes over the end of its line
+			return j - 1, 0 // a string ends at the end of its line
 		case text[j] == '\\' && quote == '"':
 			j++
 			if j < len(text) && text[j] == '\n' {

@@ -9,13 +9,13 @@ import (
 	"nodeskoop/internal/quote"
 )
 
-// Write prints the configuration as commented TOML. Where shipped is set each
-// key is commented out, so that a later version's defaults apply.
+// Write prints the configuration as commented TOML. With shipped set every key is
+// commented out, so that the defaults of later versions apply.
 func (c *Config) Write(w io.Writer, shipped bool) error {
 	var b strings.Builder
-	b.WriteString("# Configuration of nodeskoop. `nodeskoop config` prints what is in effect,\n# `systemctl reload nodeskoop` applies a change.\n")
+	b.WriteString("# Configuration of nodeskoop. `nodeskoop config` prints the effective configuration,\n# `systemctl reload nodeskoop` applies a change.\n")
 	if shipped {
-		b.WriteString("# Files of yours in nodeskoop.d beside this one (NAME.toml) are read after it, by\n# name; what they set holds.\n")
+		b.WriteString("# Your own files in nodeskoop.d beside this file (NAME.toml) are read after it, in\n# the order of their names, and override it.\n")
 	}
 	mark := ""
 	if shipped {
@@ -39,8 +39,8 @@ func (c *Config) Write(w io.Writer, shipped bool) error {
 	return err
 }
 
-// writeOrigin says where a key is set. A name of a file may hold anything but an
-// end of its line.
+// writeOrigin writes where a key is set. A file name may contain any character;
+// newlines are escaped.
 func (c *Config) writeOrigin(b *strings.Builder, key string) {
 	if from, ok := c.Origins[key]; ok {
 		b.WriteString("# Set by " + quote.SafeLine(from) + "\n")
@@ -55,7 +55,7 @@ func (c *Config) writeLabels(b *strings.Builder) {
 	}
 }
 
-// Literal writes a value as TOML does.
+// Literal formats a value as TOML.
 func Literal(v any) string {
 	switch v := v.(type) {
 	case string:
@@ -72,7 +72,7 @@ func Literal(v any) string {
 	return fmt.Sprint(v)
 }
 
-// tomlString quotes s as a basic string of TOML.
+// tomlString quotes s as a basic TOML string.
 func tomlString(s string) string {
 	var b strings.Builder
 	b.WriteByte('"')
@@ -91,7 +91,7 @@ func tomlString(s string) string {
 	return b.String()
 }
 
-// shortDuration writes 1m0s as 1m and 1h0m0s as 1h.
+// shortDuration formats 1m0s as 1m and 1h0m0s as 1h.
 func shortDuration(d time.Duration) string {
 	s := d.String()
 	if t, ok := strings.CutSuffix(s, "m0s"); ok {

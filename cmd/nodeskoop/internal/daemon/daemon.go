@@ -1,6 +1,6 @@
-// Package daemon is `nodeskoop run`: it samples each interval, keeps the
-// textfile fresh, sends events, reads its configuration again when it is told
-// to, and tells systemd how it does.
+// Package daemon implements `nodeskoop run`: it samples every interval, writes the
+// textfile, sends events, reloads its configuration on request, and reports its
+// state to systemd.
 package daemon
 
 import (
@@ -39,35 +39,35 @@ type daemon struct {
 	counters *session.Counters
 	ready    atomic.Bool  // the first textfile was written
 	failing  atomic.Bool  // the last write of the textfile failed
-	writing  atomic.Int64 // when the write that is under way began, in Unix nanoseconds; 0: none is
+	writing  atomic.Int64 // start of the write in progress, in Unix nanoseconds; 0 if there is none
 	patience time.Duration
-	abort    func()        // ends the program
-	minute   time.Duration // of the history
+	abort    func()        // ends the program immediately
+	minute   time.Duration // length of a history minute
 
 	mu       sync.Mutex
-	history  *history.History // nil: there is none
+	history  *history.History // nil if disabled
 	pods     owner.Pods
 	stopPods context.CancelFunc
-	refused  error // why the configuration in effect is not the file's
+	refused  error // why the last reload was refused, nil if it was not
 }
 
-// Options are what a daemon is made of.
+// Options configure a daemon.
 type Options struct {
 	Session *session.Session
-	// Load reads the configuration again.
+	// Load reads the configuration.
 	Load func() (*config.Config, error)
-	// Sinks makes those that events go to.
+	// Sinks creates the sinks for events.
 	Sinks func() []event.Sink
-	// Reload is sent what asks for that, Aborted what ends the program at once.
+	// Reload receives requests to reload, Aborted requests to end immediately.
 	Reload, Aborted <-chan os.Signal
-	// Abort ends the program at once, as failed.
+	// Abort ends the program immediately, as failed.
 	Abort func()
-	// Minute is how long a minute of the history is; 0: a minute, which only tests
-	// change.
+	// Minute is the length of a history minute; 0 means a minute. Only tests change
+	// it.
 	Minute time.Duration
 }
 
-// Run is the daemon. It ends with ctx.
+// Run runs the daemon until ctx ends.
 func Run(ctx context.Context, o Options) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -76,8 +76,8 @@ func Run(ctx context.Context, o Options) error {
 	if err := timerHolds(ctx, systemdRuns, "systemctl", filepath.Join(s.Config.Textfile.Dir, s.Config.Textfile.File)); err != nil {
 		return err
 	}
-	// A cycle allocates little, so collecting more often costs little time and
-	// keeps the daemon small.
+	// A cycle allocates little, so frequent garbage collection costs little CPU
+	// time and keeps memory small.
 	debug.SetGCPercent(25)
 
 	d := &daemon{Session: s, load: o.Load, patience: patience, abort: o.Abort, minute: o.Minute}
@@ -143,29 +143,29 @@ func Run(ctx context.Context, o Options) error {
 	d.stopPods()
 	if !s.Config.Textfile.Keep {
 		if err := session.Within(endStep, d.file.Remove); err != nil {
-			s.Log.Error("removing the textfile failed; node_exporter goes on serving it", "error", err)
+			s.Log.Error("removing the textfile failed; node_exporter keeps serving it", "error", err)
 		}
 	}
 	s.Log.Info("stopped")
 	return nil
 }
 
-// endStep is how long the textfile's file system may hold up the end.
+// endStep limits how long the textfile's file system may delay the end.
 const endStep = 2 * time.Second
 
-// follow starts to follow containerd as a configuration says.
+// follow starts to follow containerd according to the configuration.
 func (d *daemon) follow(ctx context.Context, cfg *config.Config, view session.Host) (owner.Pods, context.CancelFunc) {
 	ctx, stop := context.WithCancel(ctx)
 	return d.WatchPods(ctx, cfg, view), stop
 }
 
-// writeHangs reports whether a write of the textfile has not returned for long.
+// writeHangs reports whether a write of the textfile has been running for too long.
 func (d *daemon) writeHangs() bool {
 	since := d.writing.Load()
 	return since != 0 && time.Since(time.Unix(0, since)) > d.patience
 }
 
-// write is the Runner's sink. It may hang on a file system that does not answer.
+// write is the Runner's sink. It hangs if the file system hangs.
 func (d *daemon) write(fams []*dto.MetricFamily) {
 	d.writing.Store(time.Now().UnixNano())
 	defer d.writing.Store(0)
@@ -195,7 +195,7 @@ func (d *daemon) write(fams []*dto.MetricFamily) {
 	systemd.Status(status)
 }
 
-// status is the line that `systemctl status` shows.
+// status returns the status line for `systemctl status`.
 func (d *daemon) status(fams []*dto.MetricFamily) string {
 	series := 0
 	for _, f := range fams {
@@ -233,11 +233,11 @@ func (d *daemon) status(fams []*dto.MetricFamily) string {
 	return b.String()
 }
 
-// reload reads the configuration again and puts it into effect, wholly or not
-// at all. All that may take time is done beside the sampling loop; between two
-// cycles only what is ready takes effect.
+// reload reads the configuration and applies it completely or not at all. Slow
+// steps run concurrently with the sampling loop; the change itself takes effect
+// between two cycles.
 func (d *daemon) reload(ctx context.Context, between chan<- func()) {
-	// Before the first textfile the start goes on: Ready would end it.
+	// Before the first textfile the unit is still starting; READY=1 would end that.
 	ready := d.ready.Load()
 	if ready {
 		systemd.Reloading()
@@ -323,9 +323,9 @@ func (d *daemon) tryReload(ctx context.Context, between chan<- func()) error {
 	return nil
 }
 
-// retarget lets the textfile be the one of another configuration, if it is
-// another. A file system that does not answer keeps it where it is, also when it
-// answers later.
+// retarget switches to the textfile of another configuration. If the file system of
+// the new one hangs, the old textfile stays in use, even if the new one answers
+// later.
 func (d *daemon) retarget(cfg *config.Config) error {
 	was, is := d.Config.Textfile, cfg.Textfile
 	if was.Dir == is.Dir && was.File == is.File && was.Mode == is.Mode {
@@ -341,7 +341,7 @@ func (d *daemon) retarget(cfg *config.Config) error {
 		return err
 	})
 	if errors.Is(err, bounded.ErrNoAnswer) && !state.CompareAndSwap(pending, abandoned) {
-		return nil // it has just answered
+		return nil // it has answered meanwhile
 	}
 	return err
 }

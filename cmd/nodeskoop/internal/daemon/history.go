@@ -5,16 +5,16 @@ import (
 	"nodeskoop/output/history"
 )
 
-// recorder is the history of now, nil if there is none: a reload may change it while a
-// write of the textfile hangs.
+// recorder returns the current history, nil if there is none. A reload may replace
+// it while a write of the textfile hangs.
 func (d *daemon) recorder() *history.History {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.history
 }
 
-// useHistory lets the history be the one that a configuration asks for. The one
-// before, if it is another, writes its last minute beside the loop.
+// useHistory switches to the history of a configuration. A replaced history writes
+// its last minute concurrently with the loop.
 func (d *daemon) useHistory(cfg *config.Config) {
 	before := d.recorder()
 	if before != nil && cfg.History.Enabled && cfg.HistoryDir() == d.Config.HistoryDir() {
@@ -30,14 +30,14 @@ func (d *daemon) useHistory(cfg *config.Config) {
 	}
 }
 
-// closeHistory writes the minute that is open.
+// closeHistory writes the unfinished minute.
 func (d *daemon) closeHistory() {
 	if h := d.recorder(); h != nil {
 		h.Close(endStep)
 	}
 }
 
-// historySelf are the values of the history about itself.
+// historySelf adds the history's metrics about itself.
 func (d *daemon) historySelf(add func(metric string, value float64, labels ...string)) {
 	h := d.recorder()
 	if h == nil {

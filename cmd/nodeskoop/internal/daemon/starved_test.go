@@ -13,15 +13,15 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// TestJudge: what of the time for which the loop does not get on is held against it.
+// TestJudge: which part of the time without progress counts as hanging.
 func TestJudge(t *testing.T) {
 	const step = time.Second
 	for name, c := range map[string]struct {
-		late    time.Duration // beyond the step, of each look
-		wait    time.Duration // for a CPU, over all threads, between two looks
-		used    time.Duration // of CPU, between two looks
-		unknown bool          // the kernel does not tell who waited
-		tells   int           // each how many looks it does, 0: each
+		late    time.Duration // extra delay of each look
+		wait    time.Duration // time waiting for a CPU between two looks, over all threads
+		used    time.Duration // CPU time between two looks
+		unknown bool          // the kernel does not report waits
+		tells   int           // number of looks after which the kernel reports; 0 means each
 		looks   int
 		min     time.Duration
 		max     time.Duration
@@ -64,7 +64,7 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestOneStack: the goroutine that is asked for, in a line, and no other.
+// TestOneStack extracts the requested goroutine, in one line, and no other.
 func TestOneStack(t *testing.T) {
 	const dump = "goroutine 1 [select, 2 minutes, locked to thread]:\n" +
 		"nodeskoop/collect.(*Runner).hand(0xc000, {0x1, 0x2})\n\t/src/nodeskoop/collect/runner.go:270 +0x1f\n" +
@@ -80,12 +80,12 @@ func TestOneStack(t *testing.T) {
 	}
 }
 
-// starvedVariable makes TestStarved the process that is starved.
+// starvedVariable makes TestStarved run as the starved process.
 const starvedVariable = "NODESKOOP_TEST_STARVED"
 
-// TestStarved: a loop that does not get on because its process has next to no CPU
-// is not ended for that; on the same machine, with as little patience, one that
-// hangs is (TestWatchdogStarvesWhenTheLoopHangs).
+// TestStarved: a loop whose process gets hardly any CPU is not ended; on the same
+// machine, with the same patience, a hanging loop is
+// (TestWatchdogStarvesWhenTheLoopHangs).
 func TestStarved(t *testing.T) {
 	if os.Getenv(starvedVariable) != "" {
 		starve(t)
@@ -103,7 +103,7 @@ func TestStarved(t *testing.T) {
 	t.Logf("%s", out)
 }
 
-// smallGroup makes a control group whose processes have 2 % of a CPU.
+// smallGroup creates a control group limited to 2 % of a CPU.
 func smallGroup(t *testing.T) (procs string) {
 	t.Helper()
 	name := fmt.Sprintf("nodeskoop-starved-%d", os.Getpid())
@@ -116,7 +116,7 @@ func smallGroup(t *testing.T) (procs string) {
 			continue
 		}
 		t.Cleanup(func() { _ = syscall.Rmdir(dir) })
-		// Not made if it is not there: then this is no folder of control groups.
+		// Do not create the file: if it is missing, this is no cgroup folder.
 		f, err := os.OpenFile(filepath.Join(dir, kind.file), os.O_WRONLY, 0)
 		if err != nil {
 			continue

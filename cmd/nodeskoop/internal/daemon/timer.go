@@ -9,21 +9,20 @@ import (
 	"time"
 )
 
-// ErrTimer is what Run returns an error of where the timer of script mode holds the
-// textfile.
+// ErrTimer means that the timer of script mode writes the textfile.
 var ErrTimer = errors.New("nodeskoop-collect.timer is active")
 
-// systemdRuns is there where systemd is the machine's manager (sd_booted(3)).
+// systemdRuns exists if systemd is the init system (sd_booted(3)).
 const systemdRuns = "/run/systemd/system"
 
-// askSystemd is how long systemctl may take. A manager that is busy for longer has
-// other worries than the textfile.
+// askSystemd limits how long systemctl may take. A manager busy for longer has
+// bigger problems than the textfile.
 const askSystemd = 5 * time.Second
 
-// timerHolds fails if the timer of script mode is active: a sample of it would
-// replace the textfile at path, which the daemon writes. systemd knows that and
-// nobody else: between two samples the timer has no process and no lock. What it
-// cannot be asked is no reason not to start.
+// timerHolds fails if the timer of script mode is active, since its samples would
+// replace the daemon's textfile at path. Only systemd knows: between two samples
+// the timer has no process and no lock. If systemd cannot be asked, the daemon
+// starts.
 func timerHolds(ctx context.Context, running, systemctl, path string) error {
 	if fi, err := os.Lstat(running); err != nil || !fi.IsDir() {
 		return nil

@@ -19,23 +19,22 @@ import (
 
 const (
 	// patience is how long one step of the sampling loop may take before it counts
-	// as hanging: the kernel's verifier on a slow machine, a disk that stalls. It is
-	// a time in which the daemon could run.
+	// as hanging: the verifier on a slow machine, a stalled disk. Only time with a
+	// CPU counts.
 	patience = 30 * time.Second
-	// looks is how often the watchdog looks within the patience.
+	// looks is how many times per patience the watchdog looks.
 	looks = 6
-	// endAfter is after how many patiences the daemon ends itself.
+	// endAfter is the number of patiences after which the daemon ends itself.
 	endAfter = 2
 )
 
-// watchdog tells systemd that the daemon is alive, at a steady rate, but only
-// while the sampling loop gets on: however long the interval is, a loop that
-// hangs is noticed, and the daemon ends itself if it goes on. Until the first
-// textfile is written it asks for time.
+// watchdog notifies systemd at a steady rate while the sampling loop makes
+// progress. It thus detects a hanging loop whatever the interval is; if the loop
+// stays hanging, the daemon ends itself. Until the first textfile is written, it
+// extends the start timeout.
 //
-// That the loop does not get on while the daemon has no CPU is not held against
-// it: a machine that stands still is not helped by a restart, which would lose
-// what the probes know.
+// Time in which the daemon gets no CPU does not count as hanging: a restart does
+// not help a stalled machine, and would lose the probes' state.
 func (d *daemon) watchdog(ctx context.Context) {
 	every := systemd.WatchdogInterval()
 	step := d.patience / looks
@@ -63,7 +62,7 @@ func (d *daemon) watchdog(ctx context.Context) {
 			}
 			told = true
 		case !d.ready.Load():
-			// Not while the file cannot be written: then the start fails.
+			// If the file cannot be written, let the start fail.
 			if !d.failing.Load() && !d.writeHangs() {
 				systemd.Starting(endAfter * d.patience)
 			}
@@ -80,15 +79,15 @@ func (d *daemon) watchdog(ctx context.Context) {
 	}
 }
 
-// tellStack logs an error with the stack of the sampling loop, and no other: who
-// looks for what hangs wants that one, and SIGQUIT shows all.
+// tellStack logs an error with the stack of the sampling loop only, the one that
+// explains a hang. SIGQUIT prints all stacks.
 func (d *daemon) tellStack(message string, hung time.Duration) {
 	stack, others := stackOf(d.runner.Goroutine())
 	d.Log.Error(message, "for", hung.Round(time.Second), "stack", stack, "other goroutines", others, "hint", "systemctl kill -s QUIT nodeskoop shows all goroutines")
 }
 
-// endAborted ends the daemon on SIGABRT, by which systemd's watchdog ends what it
-// has not heard of for long.
+// endAborted ends the daemon on SIGABRT, which systemd's watchdog sends to a
+// service that stopped notifying.
 func (d *daemon) endAborted(ctx context.Context, aborted <-chan os.Signal) {
 	select {
 	case <-ctx.Done():
@@ -98,8 +97,8 @@ func (d *daemon) endAborted(ctx context.Context, aborted <-chan os.Signal) {
 	}
 }
 
-// judge tells a loop that hangs from one that was not let run. It is asked at a
-// steady rate.
+// judge distinguishes a hanging loop from a loop that gets no CPU. It must be
+// called at a steady rate.
 type judge struct {
 	step   time.Duration
 	delays func() (map[int]time.Duration, bool) // see kernel.RunDelays
@@ -107,17 +106,17 @@ type judge struct {
 
 	patience bounded.Patience
 
-	hung   time.Duration // for which the loop did not get on although it could
+	hung   time.Duration // time without progress although the loop could run
 	before map[int]time.Duration
-	passed time.Duration // since it was first seen not to get on
-	first  time.Duration // CPU time of the process then
+	passed time.Duration // time since the lack of progress was first noticed
+	first  time.Duration // CPU time of the process at that moment
 }
 
 func newJudge(step time.Duration) *judge {
 	return &judge{step: step, delays: kernel.RunDelays, used: cpuTime, patience: bounded.NewPatience(step)}
 }
 
-// cpuTime is how long the process has run.
+// cpuTime returns the CPU time of the process.
 func cpuTime() time.Duration {
 	var u unix.Rusage
 	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
@@ -126,12 +125,13 @@ func cpuTime() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// look returns for how long the loop has not got on although it could run, of the
-// time for which it is overdue. Two things speak for it: that this goroutine, too,
-// is asked late (the process was stopped, or nothing of it ran), and that threads
-// of the process were ready and waited for a CPU. The kernel tells of a wait when it
-// is over, which may be after the look that took the time for the loop's: a long
-// wait takes back earlier time. But what the process did run, the loop could have.
+// look returns how long the loop has made no progress although it could run, out of
+// the time by which it is overdue. Two signs show that it could not run: this
+// goroutine was called late (the process was stopped, or got no CPU), and threads
+// of the process waited for a CPU. The kernel reports a wait only when it ends,
+// possibly after a look that blamed the loop for that time, so a long wait reduces
+// earlier time. CPU time that the process did use always counts, since the loop
+// could have used it.
 func (j *judge) look(overdue time.Duration, now time.Time) time.Duration {
 	passed := j.patience.Passed(now)
 	if overdue < j.step {
@@ -145,7 +145,7 @@ func (j *judge) look(overdue time.Duration, now time.Time) time.Duration {
 		j.passed += passed
 		j.hung += passed
 	case j.before == nil:
-		j.first = used // the next look knows
+		j.first = used // accounted for at the next look
 	default:
 		j.passed += passed
 		j.hung = min(max(j.hung+passed-kernel.Waited(j.before, delays), used-j.first), j.passed)
@@ -155,8 +155,8 @@ func (j *judge) look(overdue time.Duration, now time.Time) time.Duration {
 	return j.hung
 }
 
-// stackOf is the stack of one goroutine in a line, innermost first, and how many
-// others there are.
+// stackOf returns the stack of one goroutine in one line, innermost first, and the
+// number of other goroutines.
 func stackOf(id uint64) (stack string, others int) {
 	buf := make([]byte, 64<<10)
 	for {
@@ -171,7 +171,7 @@ func stackOf(id uint64) (stack string, others int) {
 	}
 }
 
-// oneStack finds a goroutine's stack in what runtime.Stack writes of all.
+// oneStack extracts a goroutine's stack from runtime.Stack's dump of all.
 func oneStack(dump []byte, id uint64) (stack string, others int) {
 	head := []byte("goroutine " + strconv.FormatUint(id, 10) + " ")
 	for block := range bytes.SplitSeq(bytes.TrimSpace(dump), []byte("\n\n")) {
@@ -190,7 +190,7 @@ func oneStack(dump []byte, id uint64) (stack string, others int) {
 	return cmp.Or(stack, "the loop has ended"), others
 }
 
-// call is a line of a stack that names a function, without its arguments.
+// call returns the function in a line of a stack, without arguments.
 func call(line string) string {
 	if i := strings.LastIndexByte(line, '('); i > 0 && strings.HasSuffix(line, ")") {
 		return line[:i]
@@ -198,13 +198,13 @@ func call(line string) string {
 	return line
 }
 
-// place is the file and line in a line of a stack.
+// place returns the file and line in a line of a stack.
 func place(line string) string {
 	at, _, _ := strings.Cut(strings.TrimSpace(line), " +0x")
 	return at
 }
 
-// base leaves out the folders of the last path in s.
+// base returns the last element of a path.
 func base(s string) string {
 	from := strings.LastIndex(s, "created by ")
 	if from >= 0 {

@@ -19,7 +19,7 @@ import (
 	"nodeskoop/systemd"
 )
 
-// manager listens as systemd does.
+// manager listens on a socket like systemd.
 type manager struct {
 	t *testing.T
 	c *net.UnixConn
@@ -36,7 +36,7 @@ func newManager(t *testing.T) *manager {
 	return &manager{t, c}
 }
 
-// next is the next message, "" if none comes within the time.
+// next returns the next message, "" if none comes in time.
 func (m *manager) next(within time.Duration) string {
 	buf := make([]byte, 4096)
 	_ = m.c.SetReadDeadline(time.Now().Add(within))
@@ -47,8 +47,8 @@ func (m *manager) next(within time.Duration) string {
 	return string(buf[:n])
 }
 
-// watched is a daemon with a Runner of no probes, and what its loop does between
-// two cycles. It logs to log, and aborted is closed when it ends itself.
+// watched runs a daemon without probes; between supplies the loop's work between
+// two cycles. The daemon logs to log; aborted is closed when it ends itself.
 func watched(t *testing.T, patience time.Duration, ready bool, between <-chan func()) (log *testkit.Log, aborted <-chan struct{}) {
 	r, err := collect.NewRunner(collect.Options{Interval: time.Hour, HostNetns: "/proc/self/ns/net"})
 	if err != nil {
@@ -92,8 +92,8 @@ func TestWatchdogStarvesWhenTheLoopHangs(t *testing.T) {
 	log, aborted := watched(t, 100*time.Millisecond, true, between)
 	<-entered
 	defer close(release)
-	// What was sent before the patience ended may still be read; then nothing
-	// comes for as long as systemd would wait, several times over.
+	// Messages sent before the patience ended may still arrive; after that none may
+	// come for several watchdog timeouts.
 	quiet := false
 	for range 100 {
 		if m.next(time.Second) == "" {
@@ -104,7 +104,7 @@ func TestWatchdogStarvesWhenTheLoopHangs(t *testing.T) {
 	if !quiet {
 		t.Error("the watchdog is fed although the sampling loop hangs")
 	}
-	// The daemon ends itself, and says where it hangs in a line.
+	// The daemon ends itself, and logs in one line where it hangs.
 	select {
 	case <-aborted:
 	case <-time.After(testkit.Patience):
@@ -154,7 +154,8 @@ func TestProbesDoNotHoldTheWatchdogUp(t *testing.T) {
 		}, nil)
 		close(done)
 	}()
-	// The first cycle takes longer than the patience, and is not held against it.
+	// The first cycle takes longer than the patience, which does not count as
+	// hanging.
 	for i := range 8 {
 		if got := m.next(30 * time.Second); got != "WATCHDOG=1" {
 			t.Fatalf("message %d: %q", i, got)

@@ -12,14 +12,12 @@ import (
 	"nodeskoop/collect/catalog"
 )
 
-// The completions are made from the command line that the program really
-// has, and run nothing of it when they complete: on a node that is in trouble a
-// shell that waits is the last thing that anybody needs. The pods they read out of
-// the textfile where it usually is.
+// The completions are generated from the real command line, and do not run the
+// program: on a node in trouble a shell must not block. They read the names of pods
+// from the textfile in its default folder.
 
-// podNames is a line of shell that prints the pods in the textfile of the default
-// configuration, as NAMESPACE/NAME, and host. Names of pods are what Kubernetes
-// allows them to be; another is left out.
+// podNames returns a shell command that prints the pods in the default textfile as
+// NAMESPACE/NAME, and host. Names that Kubernetes would not allow are skipped.
 func podNames() string {
 	t := config.Default().Textfile
 	const char = "[a-zA-Z0-9._-]"
@@ -27,8 +25,7 @@ func podNames() string {
 	return "echo host; sed -n 's|.*k8s_namespace=\"\\(" + name + "\\)\",k8s_pod=\"\\(" + name + "\\)\".*|\\1/\\2|p' " + t.Dir + "/" + t.File + " 2>/dev/null | grep -v '^" + config.Default().Pods.HostLabel + "/' | sort -u"
 }
 
-// valuesOf are the words that a flag's value may be; files says that it is a
-// path.
+// valuesOf returns the words that a flag accepts; files means that it takes a path.
 func valuesOf(flag string) (words []string, files bool) {
 	switch flag {
 	case "probe":
@@ -50,14 +47,14 @@ func valuesOf(flag string) (words []string, files bool) {
 	return words, files
 }
 
-// completed is a flag as a shell offers it.
+// completed is a flag in a shell completion.
 type completed struct {
-	names []string // with their dashes, the long one first
+	names []string // with dashes, the long name first
 	usage string
 	value bool
 	words []string
 	files bool
-	pods  bool // its value is a pod
+	pods  bool // takes the name of a pod
 }
 
 func completedFlags(flags []cli.Flag) []completed {
@@ -153,7 +150,7 @@ func Bash(w io.Writer, app *cli.App) error {
 		case f.files:
 			fmt.Fprintf(&b, "    %s)\n      compopt -o filenames 2>/dev/null\n      mapfile -t COMPREPLY < <(compgen -f -- \"$cur\")\n      return ;;\n", key)
 		case f.names[0] == "--probe":
-			// A list: the part behind the last comma is completed.
+			// In a list, complete the part behind the last comma.
 			fmt.Fprintf(&b, "    %s)\n      compopt -o nospace 2>/dev/null\n      local head=''\n      [[ $cur == *,* ]] && head=${cur%%,*},\n      mapfile -t COMPREPLY < <(compgen -P \"$head\" -W '%s' -- \"${cur##*,}\")\n      return ;;\n",
 				key, strings.Join(f.words, " "))
 		default:
@@ -174,7 +171,7 @@ func Bash(w io.Writer, app *cli.App) error {
 	return err
 }
 
-// zshSpec is a flag as _arguments takes it.
+// zshSpec formats a flag for _arguments.
 func zshSpec(f completed) string {
 	quote := func(s string) string {
 		return strings.NewReplacer("'", "'\\''", "[", "\\[", "]", "\\]", ":", "\\:").Replace(s)
@@ -252,7 +249,7 @@ func Fish(w io.Writer, app *cli.App) error {
 	var b strings.Builder
 	b.WriteString(s)
 	b.WriteString("\nfunction __nodeskoop_pods\n    " + podNames() + "\nend\n")
-	// What the flags' values may be is ours to say.
+	// The accepted values come from valuesOf.
 	done := map[string]bool{}
 	for _, c := range app.Commands {
 		for _, f := range completedFlags(c.Flags) {

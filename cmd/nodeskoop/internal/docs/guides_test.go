@@ -10,8 +10,8 @@ import (
 	guides "nodeskoop/docs"
 )
 
-// TestGuides: each page of docs/ that is written by hand is a guide, begins
-// with its title, and is whole.
+// TestGuides: each hand-written page of docs/ is an embedded guide that begins with
+// its title.
 func TestGuides(t *testing.T) {
 	files, err := filepath.Glob("../../../../docs/*.md")
 	if err != nil {

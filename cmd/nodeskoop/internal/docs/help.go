@@ -12,8 +12,7 @@ import (
 	"nodeskoop/cmd/nodeskoop/internal/column"
 )
 
-// helpWidth is the widest that a line of help is: that of the smallest window
-// which anybody has.
+// helpWidth is the maximum width of help, that of the smallest common terminal.
 const helpWidth = 80
 
 // commonNames are the flags that every command has.
@@ -21,8 +20,8 @@ var commonNames = []string{"config", "probe", "log-level"}
 
 func isCommon(f cli.Flag) bool { return slices.Contains(commonNames, f.Names()[0]) }
 
-// Help writes what --help shows of the program, a *cli.App, or of a command, a
-// *cli.Command. It is a cli.HelpPrinter.
+// Help writes the --help output of the program (*cli.App) or of a command
+// (*cli.Command). It is a cli.HelpPrinter.
 func Help(w io.Writer, _ string, of any) {
 	var h help
 	switch of := of.(type) {
@@ -97,15 +96,14 @@ func (h *help) title(name, usage string) { h.text(name+" - "+usage, 0); h.b.Writ
 
 func (h *help) head(title string) { h.b.WriteString("\n" + title + ":\n") }
 
-// text writes a text, broken between words, behind so many blanks.
+// text writes wrapped text, indented by spaces.
 func (h *help) text(s string, indent int) {
 	for _, line := range column.Wrap(s, helpWidth-indent) {
 		h.b.WriteString(strings.Repeat(" ", indent) + line + "\n")
 	}
 }
 
-// item writes a term, and what it means beside it, or below it where the term is
-// long.
+// item writes a term with its meaning beside it, or below it if the term is long.
 func (h *help) item(term, means string, at int) {
 	const indent = 3
 	h.b.WriteString(strings.Repeat(" ", indent) + term)
@@ -147,8 +145,7 @@ func (h *help) flags(flags []cli.Flag) {
 	}
 }
 
-// defaultOf is the value that a flag has where it is not given, "" where that goes
-// without saying.
+// defaultOf returns a flag's default value, "" if the default is obvious.
 func defaultOf(f cli.Flag) string {
 	doc, ok := f.(cli.DocGenerationFlag)
 	if !ok || !doc.TakesValue() {

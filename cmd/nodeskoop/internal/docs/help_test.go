@@ -26,7 +26,7 @@ func TestHelpIsLaidOut(t *testing.T) {
 		"nodeskoop events - print events\n\nUsage: nodeskoop events [FLAG...]\n\na word or two a word",
 		"\nFlags:\n   --duration TIME      watch for TIME\n   --json               print JSON [$NODESKOOP_JSON]\n   --pod NAMESPACE/NAME\n                        only NAMESPACE/NAME, at either end,",
 		"\nFlags of every command:\n   --config FILE        read FILE (default /etc/x)\n",
-		"\nExamples:\n   nodeskoop events\n       watch all there is\n",
+		"\nExamples:\n   nodeskoop events\n       watch all events\n",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("the help lacks %q:\n%s", want, got)

@@ -1,5 +1,5 @@
-// Package docs writes the pages about the program that are made from the
-// catalogue and the command line: manual pages, references, completions.
+// Package docs generates pages from the catalogue and the command line: manual
+// pages, references, shell completions.
 package docs
 
 import (
@@ -21,12 +21,12 @@ import (
 	"nodeskoop/output/history"
 )
 
-// page is a manual page in Markdown. In what its methods take only backquotes
-// mean anything: what stands between them is bold.
+// page is a manual page in Markdown. Its methods treat backquotes as bold and
+// escape everything else.
 type page struct{ b bytes.Buffer }
 
-// newPage begins a page. Its date is that of SOURCE_DATE_EPOCH, so that two
-// builds of one commit are the same.
+// newPage starts a page. The date comes from SOURCE_DATE_EPOCH, for reproducible
+// builds.
 func newPage(app *cli.App, name string, section int, summary string) *page {
 	date := ""
 	if epoch, err := strconv.ParseInt(os.Getenv("SOURCE_DATE_EPOCH"), 10, 64); err == nil {
@@ -46,7 +46,7 @@ func (p *page) item(term, s string) {
 	fmt.Fprintf(&p.b, "**%s**\n: %s\n\n", markdown(term), markdown(s))
 }
 
-// example writes lines as they are.
+// example writes lines verbatim.
 func (p *page) example(lines ...string) {
 	p.b.WriteString("> ```\n")
 	for _, l := range lines {
@@ -55,7 +55,7 @@ func (p *page) example(lines ...string) {
 	p.b.WriteString("> ```\n\n")
 }
 
-// flags writes the flags as items.
+// flags writes a list of flags.
 func (p *page) flags(flags []cli.Flag) {
 	for _, f := range flags {
 		if f == cli.HelpFlag {
@@ -69,7 +69,7 @@ func (p *page) flags(flags []cli.Flag) {
 	}
 }
 
-// markdown lets a text of one paragraph stand for itself.
+// markdown escapes a text of one paragraph.
 func markdown(s string) string {
 	parts := strings.Split(strings.Join(strings.Fields(s), " "), "`")
 	for i := 0; i < len(parts); i += 2 {
@@ -78,11 +78,12 @@ func markdown(s string) string {
 	return strings.Join(parts, "`")
 }
 
-// exact lets roff show what is to be typed as it is typed. md2man leaves these
-// characters as they are, for which roff has typographic ones.
+// exact escapes characters of commands for which roff would print typographic
+// variants, and which md2man does not escape.
 var exact = strings.NewReplacer("\\-", "\\-", "-", "\\-", "'", "\\(aq", "`", "\\(ga", "^", "\\(ha", "~", "\\(ti", "\"", "\\(dq")
 
-// typed is exact, with what is not ASCII by its number: troff reads bytes.
+// typed applies exact and replaces non-ASCII characters by their number, since
+// troff reads bytes.
 func typed(line string) string {
 	var b strings.Builder
 	for _, r := range exact.Replace(line) {
@@ -95,9 +96,9 @@ func typed(line string) string {
 	return b.String()
 }
 
-// roff writes the page for man. What md2man makes of it is cleaned of what
-// mandoc -Tlint does not like: empty lines, lines over 80 bytes, and a paragraph
-// that begins where a section does.
+// roff writes the page as roff. It removes from md2man's output what mandoc -Tlint
+// rejects: empty lines, lines over 80 bytes, and a paragraph at the start of a
+// section.
 func (p *page) roff(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString(".\\\" Made by nodeskoop docs. Do not edit.\n")
@@ -123,7 +124,7 @@ func (p *page) roff(w io.Writer) error {
 	return err
 }
 
-// fold breaks a line of text between words.
+// fold wraps a line of text.
 func fold(b *strings.Builder, line string) {
 	const width = 78
 	n := 0
@@ -147,7 +148,7 @@ func fold(b *strings.Builder, line string) {
 
 func upperFirst(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
 
-// flagWords are a flag as it is typed, what it does, and its variable.
+// flagWords returns a flag as typed, its usage, and its environment variable.
 func flagWords(f cli.Flag) (term, usage, env string) {
 	doc, ok := f.(cli.DocGenerationFlag)
 	if !ok {
@@ -181,7 +182,7 @@ func flagWords(f cli.Flag) (term, usage, env string) {
 	return term, usage, env
 }
 
-// ownFlags are the flags of a command that are not common to all.
+// ownFlags returns the flags of a command that are not common to all.
 func ownFlags(cmd *cli.Command) []cli.Flag {
 	var own []cli.Flag
 	for _, f := range cmd.VisibleFlags() {
@@ -198,8 +199,8 @@ func Man(w io.Writer, app *cli.App) error {
 	p.section("SYNOPSIS")
 	p.b.WriteString("**nodeskoop** [*option*...] *command* [*option*...]\n\n")
 	p.section("DESCRIPTION")
-	p.text("nodeskoop runs network probes on one Linux host. It writes their metrics as a textfile that node_exporter serves, writes events to the systemd journal, and names the pods by asking containerd. It opens no port and asks no API server.")
-	p.text("The service `nodeskoop.service` runs `nodeskoop run`. Script mode, for those who want no daemon, is `nodeskoop-collect.timer`. Each refuses to start beside the other.")
+	p.text("nodeskoop runs network probes on one Linux host. It writes their metrics as a textfile that node_exporter serves, writes events to the systemd journal, and asks containerd for the names of pods. It opens no port and needs no API server.")
+	p.text("The service `nodeskoop.service` runs `nodeskoop run`. Script mode, without a daemon, is `nodeskoop-collect.timer`. Each refuses to start beside the other.")
 	p.section("COMMANDS")
 	for _, cmd := range app.Commands {
 		if cmd.Hidden {
@@ -216,7 +217,7 @@ func Man(w io.Writer, app *cli.App) error {
 		}
 	}
 	p.section("OPTIONS")
-	p.text("These are accepted before and after the command's name.")
+	p.text("These options are accepted before and after the command's name.")
 	p.flags(app.Flags)
 	p.item("--help, -h", "Show help.")
 	p.item("--version, -v", "Print the version.")
@@ -228,7 +229,7 @@ func Man(w io.Writer, app *cli.App) error {
 		}
 	}
 	p.section("TOP")
-	p.text("The columns of `nodeskoop top`. Rates are of the last interval; - is what is not known.")
+	p.text("The columns of `nodeskoop top`. Rates are those of the last interval; - means unknown.")
 	columns, keys := top.Reference()
 	for _, c := range columns {
 		p.item(c.Head, fmt.Sprintf("%s, %s. Sorted by with `--sort %s` or the key %s.", upperFirst(c.Shows), c.Unit, c.Name, c.Key))
@@ -239,12 +240,12 @@ func Man(w io.Writer, app *cli.App) error {
 	}
 	p.section("EXIT STATUS")
 	p.item("0", "Done; every requested probe gave all its values.")
-	p.item("1", "It could not be done; the message says why.")
+	p.item("1", "The command failed; the message says why.")
 	p.item("2", "The command line is wrong.")
 	p.item("3", "`collect`: some probes gave no complete values, those of the others were written. `report`: the journal or the history could not be read, which the report says.")
 	p.item("4", "`run`: nodeskoop-collect.timer is active and writes the same textfile.")
 	p.section("SIGNALS")
-	p.item("SIGHUP", "`run` reads the configuration again. A mistake in it is logged, and what was in effect is kept.")
+	p.item("SIGHUP", "`run` reads the configuration again. If it contains a mistake, that is logged and the old configuration stays in effect.")
 	p.item("SIGTERM, SIGINT", "`run` ends, and removes the textfile unless textfile.keep is set.")
 	p.section("PROBES")
 	for _, probe := range catalog.Probes() {
@@ -255,7 +256,7 @@ func Man(w io.Writer, app *cli.App) error {
 		p.item(probe.Name, fmt.Sprintf("%s, from %s.%s", upperFirst(probe.Title), probe.Source, on))
 	}
 	p.section("EVENTS")
-	p.text("Events are in the journal under the identifier nodeskoop. With `journalctl -x` each comes with what it usually means and what to look at next.")
+	p.text("Events are in the journal under the identifier nodeskoop. `journalctl -x` adds the usual meaning of each, and commands for further investigation.")
 	p.example("journalctl -t nodeskoop -x", "journalctl KUBESKOOP_EVENT=PacketLoss K8S_POD=web-0 -o json")
 	for _, e := range catalog.Events() {
 		p.item(e.Name, e.Summary+" (probe "+e.Probe()+").")
@@ -266,16 +267,16 @@ func Man(w io.Writer, app *cli.App) error {
 		p.item(c.ID, c.Means)
 	}
 	p.section("METRICS")
-	p.text("`nodeskoop docs metrics` prints the table of metrics. Alert on their age, since node_exporter serves a file for ever:")
+	p.text("`nodeskoop docs metrics` prints the table of metrics. Alert on their age, since node_exporter serves an old file forever:")
 	p.example("time() - nodeskoop_last_cycle_timestamp_seconds > 60")
 	p.section("FILES")
 	p.item(config.DefaultFile, "The configuration; see nodeskoop.toml(5). If it is absent the defaults apply.")
-	p.item(config.Folder(config.DefaultFile)+"/*.toml", "Files that are read after it, in the order of their names.")
+	p.item(config.Folder(config.DefaultFile)+"/*.toml", "Drop-in files, read after it in the order of their names.")
 	textfile := config.Default().Textfile
 	p.item(textfile.Dir+"/"+textfile.File, "The textfile.")
-	p.item(config.DefaultStateDir+"/counters", "What the next start, or the next `collect`, goes on from: what deleted interfaces and ended processes had counted, and the counters of the BPF programs. It is replaced each cycle before the textfile, so that no reader has seen more than a start after a kill begins with. It belongs to one boot; one that is damaged, another user's or of another boot is not used, which is logged, and counters are reset. The daemon holds "+config.DefaultStateDir+"/lock meanwhile; a `collect` beside it goes on from the file and leaves it as it is. See `[state]` in nodeskoop.toml(5).")
-	p.item(config.DefaultStateDir+"/"+history.Folder+"/", "The history: what `run` has recorded of each minute, a file an hour, by UTC. The increase of each counter that rose is there, and of the gauges that top shows or that say how full something is the last value and the highest. A daemon that is killed loses the minute that is open; a file that is damaged loses what is damaged. The oldest files are removed when there are more bytes than history.max, or when they are older than history.max_age. On a disk that is full or read-only the history pauses until the next hour, which is logged, and nothing else does. See `[history]` in nodeskoop.toml(5).")
-	p.item("/usr/share/doc/nodeskoop", "The guides, which `nodeskoop docs` prints too, and the references. Dashboards and alert rules are in examples/.")
+	p.item(config.DefaultStateDir+"/counters", "The counts from which the next start, or the next `collect`, continues: those of deleted interfaces, exited processes and BPF programs. The file is replaced each cycle before the textfile, so that counters do not fall after a kill. It is valid for one boot: if it is damaged, another user's or of another boot, that is logged and counters are reset. The daemon holds "+config.DefaultStateDir+"/lock while it runs; a `collect` beside it reads the file and does not change it. See `[state]` in nodeskoop.toml(5).")
+	p.item(config.DefaultStateDir+"/"+history.Folder+"/", "The history that `run` records: one frame per minute, one file per hour (UTC). A frame holds the increase of each counter that rose, and the last and highest values of gauges that top shows or that are fill levels. A killed daemon loses the current minute; a damaged file loses the damaged frames. The oldest files are removed when the history exceeds history.max or history.max_age. On a full or read-only disk the history pauses until the next hour, which is logged; nothing else is affected. See `[history]` in nodeskoop.toml(5).")
+	p.item("/usr/share/doc/nodeskoop", "The guides and references that `nodeskoop docs` prints. Dashboards and alert rules are in examples/.")
 	p.section("SEE ALSO")
 	p.text("nodeskoop.toml(5), prometheus-node-exporter(1), journalctl(1), systemctl(1)")
 	return p.roff(w)
@@ -288,9 +289,9 @@ func ManConfig(w io.Writer, app *cli.App) error {
 	p.text("`" + config.DefaultFile + "`")
 	p.text("`" + config.Folder(config.DefaultFile) + "/*.toml`")
 	p.section("DESCRIPTION")
-	p.text("The file is in TOML. Every key may be left out; each stands below with its default. A mistake is refused with its file, line and key; a daemon that runs keeps what it had.")
-	p.text("The files of the folder that end in .toml are read after it, in the order of their names; hidden ones are not. Each may hold any key, and of a key that several set the last holds. `--config` DIR/NAME.toml reads that file and DIR/NAME.d/*.toml in their place.")
-	p.text("`systemctl reload nodeskoop` applies a change, and fails on a mistake. `nodeskoop config` prints what is in effect and which line of which file set it, `nodeskoop config --check` only tests it, `nodeskoop check` tests it on this machine.")
+	p.text("The file is in TOML. Every key is optional; the list below shows the defaults. A mistake is reported with file, line and key, and a running daemon keeps its old configuration.")
+	p.text("Files in the folder that end in .toml are read after it, in the order of their names; hidden files are ignored. Each may set any key, and the last value wins. `--config` DIR/NAME.toml reads that file and DIR/NAME.d/*.toml instead.")
+	p.text("`systemctl reload nodeskoop` applies a change, and fails on a mistake. `nodeskoop config` prints the effective configuration, with the file and line that set each key. `nodeskoop config --check` only validates it; `nodeskoop check` also tests it on this machine.")
 	p.text("If textfile.dir is not the default, the service needs `ReadWritePaths=` for it: see `systemctl edit nodeskoop`.")
 	table := "\x00"
 	for _, s := range config.Settings() {

@@ -14,10 +14,10 @@ import (
 	"nodeskoop/collect/owner"
 )
 
-// generatedMark tells who opens a page in an editor where it comes from.
+// generatedMark tells readers of the source that the page is generated.
 const generatedMark = "<!-- Made from the catalogue by `make generate`. Do not edit. -->\n"
 
-// Probes writes the table of probes of docs/reading.md.
+// Probes writes the table of probes in docs/reading.md.
 func Probes(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString("| probe | looks at | from | on by default | events |\n|---|---|---|---|---|\n")
@@ -32,12 +32,12 @@ func Probes(w io.Writer) error {
 	return err
 }
 
-// Metrics writes the reference of the metrics, docs/METRICS.md.
+// Metrics writes the reference of metrics, docs/METRICS.md.
 func Metrics(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString(generatedMark + `# Metrics
 
-Every series carries ` + "`k8s_node`, `k8s_namespace` and `k8s_pod`" + `. For the host's own network namespace, and for what the kernel counts for the whole node, both pod labels are ` + "`" + owner.DefaultHostLabel + "`" + ` (or ` + "`pods.host_label`" + `).
+Every series carries ` + "`k8s_node`, `k8s_namespace` and `k8s_pod`" + `. For the host's own network namespace, and for node-wide values, both pod labels are ` + "`" + owner.DefaultHostLabel + "`" + ` (or ` + "`pods.host_label`" + `).
 
 How to read the tables:
 
@@ -77,7 +77,7 @@ How to read the tables:
 			fmt.Fprintf(&b, "| `%s`<br>%s per %s | %s | %s | %s |\n", m.Name, m.Type, scopeWords(m), cell(m.Help), cell(m.Rises), cell(m.Kernel))
 		}
 		if len(same) > 0 {
-			fmt.Fprintf(&b, "\nWith `compat_names`, under the names that dashboards in the wild use: %s.\n", strings.Join(same, ", "))
+			fmt.Fprintf(&b, "\nWith `compat_names`, also under the names that existing dashboards use: %s.\n", strings.Join(same, ", "))
 		}
 	}
 	b.WriteString("\n## nodeskoop itself\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n")
@@ -135,7 +135,7 @@ func scopeWords(m *catalog.Metric) string {
 
 // groupFields are the journal fields of each group.
 var groupFields = map[catalog.FieldGroup]string{
-	catalog.FieldTuple: "`KUBESKOOP_PROTOCOL`, `KUBESKOOP_SADDR`, `_SPORT`, `_DADDR`, `_DPORT`, and whose the two ends are: " +
+	catalog.FieldTuple: "`KUBESKOOP_PROTOCOL`, `KUBESKOOP_SADDR`, `_SPORT`, `_DADDR`, `_DPORT`, and the owners of the two ends: " +
 		"`KUBESKOOP_SRC_TYPE`, `_SRC_NAMESPACE`, `_SRC_POD`, `_SRC_NODE`, `KUBESKOOP_DST_TYPE`, `_DST_NAMESPACE`, `_DST_POD`, `_DST_NODE`",
 	catalog.FieldLatency:   "`KUBESKOOP_LATENCY_NS`",
 	catalog.FieldOperation: "`KUBESKOOP_OPERATION`, `KUBESKOOP_BYTES`",
@@ -151,7 +151,7 @@ var groupFields = map[catalog.FieldGroup]string{
 	catalog.FieldStack:     "`KUBESKOOP_STACK`",
 }
 
-// Events writes the reference of the events, docs/EVENTS.md.
+// Events writes the reference of events, docs/EVENTS.md.
 func Events(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString(generatedMark + `# Events
@@ -165,24 +165,24 @@ journalctl KUBESKOOP_EVENT=PacketLoss K8S_POD=web-0       # of one kind and pod
 journalctl KUBESKOOP_EVENT=PacketLoss -o json --output-fields=KUBESKOOP_REASON,KUBESKOOP_LOCATION,K8S_POD
 ` + "```" + `
 
-Fields of every event: ` + "`MESSAGE`, `MESSAGE_ID`, `PRIORITY`, `SYSLOG_IDENTIFIER=nodeskoop`, `KUBESKOOP_EVENT`, `KUBESKOOP_PROBE`, `K8S_NODE`, `K8S_NAMESPACE`, `K8S_POD`, `KUBESKOOP_NETNS`" + ` (the inode of the network namespace) and ` + "`KUBESKOOP_TIMESTAMP_US`" + ` (when the kernel saw it). A field without a value is left out. An occurrence is one event: a SLOW event and its 100MS twin are never both sent.
+Fields of every event: ` + "`MESSAGE`, `MESSAGE_ID`, `PRIORITY`, `SYSLOG_IDENTIFIER=nodeskoop`, `KUBESKOOP_EVENT`, `KUBESKOOP_PROBE`, `K8S_NODE`, `K8S_NAMESPACE`, `K8S_POD`, `KUBESKOOP_NETNS`" + ` (the inode of the network namespace) and ` + "`KUBESKOOP_TIMESTAMP_US`" + ` (when the kernel saw it). A field without a value is left out. One occurrence sends one event: never both a SLOW event and its 100MS counterpart.
 
-Events of one kind are merged. A kind is the event type, the pod, the reason and location, the TCP state, the vector, the device or disk, the process (all kworker threads are one), the protocol and the peer: the remote address, with its port where a service has it (below 32768). The first event of a kind is an entry at once. What comes after it is one entry at the end of a window: of 10 s, which doubles to 10 min while it goes on. After a window in which nothing came the next event is an entry at once again, and begins a window of twice the length; after a minute more without any, or another such window if that is longer, the kind starts over. The fields of such an entry are those of its worst occurrence (the longest latency, or else the first), and:
+Events of one kind are merged. A kind is the event type, the pod, the reason and location, the TCP state, the vector, the device or disk, the process (all kworker threads are one), the protocol and the peer: the remote address, with its port if that is a service's (below 32768). The first event of a kind is written at once. Later events of the kind become one entry at the end of a window. The window is 10 s, and doubles up to 10 min while events continue. After a window without events, the next event is again written at once, and starts a window of twice the length. After a further minute without events (or a further window, if that is longer) the kind starts over. A merged entry has the fields of its worst occurrence (the longest latency, else the first), and:
 
 | field | holds |
 |---|---|
-| ` + "`KUBESKOOP_COUNT`" + ` | for how many occurrences the entry stands; an entry without it stands for one |
-| ` + "`KUBESKOOP_FIRST_US`, `KUBESKOOP_LAST_US`" + ` | when the kernel saw the first and the last of them |
-| ` + "`KUBESKOOP_PEERS`" + ` | how many peers they have, if more than one; it stops at 128 |
-| ` + "`KUBESKOOP_SUPPRESSED`" + ` | in any entry: how many events of its type and pod a rate limit held back since their last entry |
+| ` + "`KUBESKOOP_COUNT`" + ` | number of occurrences in the entry; without this field it is one |
+| ` + "`KUBESKOOP_FIRST_US`, `KUBESKOOP_LAST_US`" + ` | times of the first and the last of them in the kernel |
+| ` + "`KUBESKOOP_PEERS`" + ` | number of their peers, if more than one; at most 128 |
+| ` + "`KUBESKOOP_SUPPRESSED`" + ` | in any entry: number of events of its type and pod that a rate limit suppressed since their last entry |
 
-An address or a port that not all occurrences have is left out, and is a * in ` + "`MESSAGE`" + `. The ninth peer of one pod and reason shares an entry with all that follow. Limits are on entries: ` + "`journal.rate`, `burst` and `total_rate`" + `. Always, and for each type, ` + "`nodeskoop_events_seen_total`" + ` is the sum of ` + "`nodeskoop_events_written_total`" + ` (the sum of ` + "`KUBESKOOP_COUNT`" + `), ` + "`ignored_total`, `suppressed_total`, `lost_total` and `pending`" + `.
+An address or a port that differs between the occurrences is left out, and shown as * in ` + "`MESSAGE`" + `. From the ninth peer of one pod and reason on, peers share an entry. Limits apply to entries: ` + "`journal.rate`, `burst` and `total_rate`" + `. Always, and for each type, ` + "`nodeskoop_events_seen_total`" + ` is the sum of ` + "`nodeskoop_events_written_total`" + ` (the sum of ` + "`KUBESKOOP_COUNT`" + `), ` + "`ignored_total`, `suppressed_total`, `lost_total` and `pending`" + `.
 
-An entry that stands for one occurrence has priority 5, notice. One that stands for as many as the table says, or more, has priority 4, warning: ` + "`journalctl -t nodeskoop -p warning`" + ` shows what lasts or is many.
+An entry of one occurrence has priority 5, notice. An entry of at least as many occurrences as the table says has priority 4, warning: ` + "`journalctl -t nodeskoop -p warning`" + ` shows lasting and frequent problems.
 
-Addresses of services: an event of a socket (` + "`TCPRESET_ACTIVE`, `TCPRESET_RECEIVE`, `TCPRetrans`, `SOCKETLAT_READSLOW`, `SOCKETLAT_SENDSLOW`, `TXLAT_NETDEV_100MS`" + `) shows the addresses of that socket. At the client of a service that is the service's address; at the backend it is the backend's own. An event of a packet shows the packet's header at that place. In a pod whose node translates (kube-proxy), every event of the client shows the service, and every event of the backend the backend; the node's own namespace shows either, before and after the translation. A client in the host's network has the translation in its own namespace: ` + "`PacketLoss`, `TXKERNEL_SLOW` and `TXLAT_QDISC_100MS`" + ` of what it sends, and ` + "`PacketLoss`" + ` of an answer in a firewall's input rules, show the backend; what TCP has received (` + "`TCPRESET_NOSOCK`, `TCPRESET_PROCESS`, `RXKERNEL_SLOW`" + `) shows the service.
+Addresses of services: an event of a socket (` + "`TCPRESET_ACTIVE`, `TCPRESET_RECEIVE`, `TCPRetrans`, `SOCKETLAT_READSLOW`, `SOCKETLAT_SENDSLOW`, `TXLAT_NETDEV_100MS`" + `) shows the addresses of that socket. At the client of a service that is the service's address; at the backend it is the backend's own. An event of a packet shows the addresses in the packet's header at that point. For a pod whose node translates addresses (kube-proxy), every event of the client shows the service, and every event of the backend the backend; the node's own namespace shows one before the translation and the other after it. A client in the host's network is translated in its own namespace: ` + "`PacketLoss`, `TXKERNEL_SLOW` and `TXLAT_QDISC_100MS`" + ` of sent packets, and ` + "`PacketLoss`" + ` of a reply in a firewall's input rules, show the backend; events of packets that TCP has received (` + "`TCPRESET_NOSOCK`, `TCPRESET_PROCESS`, `RXKERNEL_SLOW`" + `) show the service.
 
-Commands to look at next have words in capitals that you fill in: ` + placeholders() + `. journalctl -x does not fill them in: anyone may write to the journal, with any field, and a command must not take a name from there.
+The commands below contain words in capitals that you replace: ` + placeholders() + `. journalctl -x does not replace them: any process may write any field to the journal, and a command must not use such text.
 
 | event | probe | when | warning from | what happened |
 |---|---|---|---|---|
@@ -294,7 +294,7 @@ func warnFrom(e *catalog.EventType) string {
 	return strconv.FormatUint(e.Warn.Count, 10)
 }
 
-// placeholders says what the words stand for that the reader fills in.
+// placeholders describes the words in commands that the reader replaces.
 func placeholders() string {
 	var means []string
 	for _, p := range catalog.Placeholders {
@@ -303,7 +303,7 @@ func placeholders() string {
 	return strings.Join(means, "; ")
 }
 
-// when says which occurrences are events.
+// when describes which occurrences become events.
 func when(e *catalog.EventType) string {
 	switch {
 	case e.Below != 0:
@@ -316,5 +316,5 @@ func when(e *catalog.EventType) string {
 
 func spell(d time.Duration) string { return strings.Replace(d.String(), "ms", " ms", 1) }
 
-// cell makes a text safe inside a Markdown table.
+// cell escapes text for a Markdown table.
 func cell(s string) string { return strings.ReplaceAll(s, "|", "\\|") }

@@ -17,7 +17,7 @@ import (
 	"nodeskoop/collect/catalog"
 )
 
-// pages are the project's pages for users.
+// pages returns the project's pages for users.
 func pages(t *testing.T) map[string]string {
 	t.Helper()
 	files, err := filepath.Glob("../../../../docs/*.md")
@@ -41,7 +41,7 @@ func TestPagesNameWhatExists(t *testing.T) {
 	for file, text := range pages(t) {
 		for _, n := range names.FindAllString(text, -1) {
 			base := strings.TrimRight(n, "*.{")
-			// What stands for several, and the names of recording rules.
+			// Skip patterns and names of recording rules.
 			if strings.HasSuffix(n, "*") || strings.HasSuffix(n, ".") || strings.HasSuffix(base, "_") || strings.Contains(text, ":"+base+":") {
 				continue
 			}
@@ -78,8 +78,8 @@ func TestPagesConfigureWhatExists(t *testing.T) {
 	}
 }
 
-// What a page shows is often appended to the shipped file, which has every
-// section already.
+// Users often append a page's example to the shipped file, which already has every
+// section; the error must explain that.
 func TestASectionTwiceIsExplained(t *testing.T) {
 	shipped, err := os.ReadFile("../../../../packaging/nodeskoop.toml")
 	if err != nil {
@@ -91,7 +91,7 @@ func TestASectionTwiceIsExplained(t *testing.T) {
 	}
 }
 
-// anchors are those of the headings of a page, as GitHub makes them.
+// anchors returns the anchors of a page's headings, as GitHub generates them.
 func anchors(t *testing.T, file string) []string {
 	t.Helper()
 	b, err := os.ReadFile(file)
@@ -112,9 +112,7 @@ var (
 	fence   = regexp.MustCompile("(?ms)^```.*?^```")
 )
 
-// TestPagesLink follows the links inside the project, to headings too.
-// The README is read by somebody who has never heard of the project, and every page
-// can be reached from it.
+// TestReadme: the README is short, and links to every page.
 func TestReadme(t *testing.T) {
 	all := pages(t)
 	readme := all["../../../../README.md"]
@@ -128,6 +126,7 @@ func TestReadme(t *testing.T) {
 	}
 }
 
+// TestPagesLink follows the links inside the project, including those to headings.
 func TestPagesLink(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	for file, text := range pages(t) {
@@ -151,14 +150,19 @@ func TestPagesLink(t *testing.T) {
 	}
 }
 
-// TestOverheadIsMeasured holds what the program says of a probe's cost to what was
-// measured: docs/performance.md is the one place that numbers come from.
+// TestOverheadIsMeasured compares the catalogue's costs of probes with the
+// measurements in docs/measurements/costs.md, and the table of docs/performance.md
+// with both.
 func TestOverheadIsMeasured(t *testing.T) {
-	b, err := os.ReadFile("../../../../docs/performance.md")
+	b, err := os.ReadFile("../../../../docs/measurements/costs.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	text := string(b)
+	page, err := os.ReadFile("../../../../docs/performance.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	cells := func(line string) (out []string) {
 		for _, c := range strings.Split(line, "|") {
 			out = append(out, strings.TrimSpace(c))
@@ -171,7 +175,7 @@ func TestOverheadIsMeasured(t *testing.T) {
 	number := func(s string) float64 {
 		v, err := strconv.ParseFloat(strings.ReplaceAll(s, ",", ""), 64)
 		if err != nil {
-			t.Fatalf("docs/performance.md: %q is no number", s)
+			t.Fatalf("docs/measurements/costs.md: %q is no number", s)
 		}
 		return v
 	}
@@ -183,14 +187,14 @@ func TestOverheadIsMeasured(t *testing.T) {
 	for _, line := range strings.Split(table, "\n")[1:] {
 		row := cells(line)
 		if len(row) < 4 {
-			t.Fatalf("docs/performance.md: %q is no row of the table", line)
+			t.Fatalf("docs/measurements/costs.md: %q is no row of the table", line)
 		}
 		if row[0] != "" {
 			probe = row[0]
 		}
 		programs[probe] += " " + row[2] + " " + row[3] + " "
 	}
-	// Microseconds of a cycle of a probe with 110 namespaces.
+	// Microseconds of a probe's cycle with 110 namespaces.
 	_, table, _ = strings.Cut(text, "### Where it goes\n")
 	cycle := map[string]float64{}
 	var head []string
@@ -215,7 +219,7 @@ func TestOverheadIsMeasured(t *testing.T) {
 			for _, m := range ns.FindAllStringSubmatch(p.Cost+" "+p.Measured, -1) {
 				for _, n := range m[1:] {
 					if n != "" && !regexp.MustCompile(`\b`+n+`\b`).MatchString(rows) {
-						t.Errorf("%s: %s ns are not in docs/performance.md: %s", p.Name, n, rows)
+						t.Errorf("%s: %s ns are not in docs/measurements/costs.md: %s", p.Name, n, rows)
 					}
 				}
 			}
@@ -224,25 +228,46 @@ func TestOverheadIsMeasured(t *testing.T) {
 		case unit == "namespace":
 			got := number(strings.TrimSuffix(value, " us"))
 			if want := cycle[p.Name] / 110; math.Abs(got-want) > 1 {
-				t.Errorf("%s: %s, docs/performance.md has %.0f us", p.Name, p.Measured, want)
+				t.Errorf("%s: %s, docs/measurements/costs.md has %.0f us", p.Name, p.Measured, want)
 			}
 		case unit == "cycle":
 			if value != "under 1 ms" || cycle[p.Name] == 0 || cycle[p.Name] >= 1000 {
-				t.Errorf("%s: %s, docs/performance.md has %.0f us", p.Name, p.Measured, cycle[p.Name])
+				t.Errorf("%s: %s, docs/measurements/costs.md has %.0f us", p.Name, p.Measured, cycle[p.Name])
 			}
 		case p.Name == "fd" || p.Name == "io":
 			if !strings.Contains(text, "fd and io cost 3 to 10 and 1 to 4 us per idle process") || p.Measured != map[string]string{"fd": "3 to 10 us/process", "io": "1 to 4 us/process"}[p.Name] {
-				t.Errorf("%s: %s is not in docs/performance.md", p.Name, p.Measured)
+				t.Errorf("%s: %s is not in docs/measurements/costs.md", p.Name, p.Measured)
 			}
 		case p.Measured == "not measurable":
-			if !strings.Contains(text, "`packetloss`, `tcpreset`, `tcpretrans`, `biolatency`. Together they cost a request and a datagram nothing that can be measured") || !strings.Contains("tcpreset tcpretrans biolatency", p.Name) {
-				t.Errorf("%s: docs/performance.md does not say that it is not measurable", p.Name)
+			if !strings.Contains(text, "`packetloss`, `tcpreset`, `tcpretrans`, `biolatency`. Together they have no measurable cost on a request or a datagram") || !strings.Contains("tcpreset tcpretrans biolatency", p.Name) {
+				t.Errorf("%s: docs/measurements/costs.md does not say that it is not measurable", p.Name)
 			}
 		case p.Measured == "" && !p.Extra, programs[p.Name] == "" && p.Measured != "not measured" && p.Measured != "":
 			t.Errorf("%s: %q was not measured", p.Name, p.Measured)
 		}
 		if len(p.Measured) > 20 {
 			t.Errorf("%s: %q is too long for a column", p.Name, p.Measured)
+		}
+	}
+	// The page repeats the catalogue's figures of the probes; each other figure in its
+	// table is one of the measurements.
+	shown := map[string]string{}
+	figure := regexp.MustCompile(`[0-9][0-9.]*`)
+	for _, line := range strings.Split(string(page), "\n") {
+		row := cells(line)
+		if len(row) != 5 {
+			continue
+		}
+		shown[strings.Trim(row[0], "`")] = row[2]
+		for _, n := range figure.FindAllString(row[2], -1) {
+			if strings.Contains(row[0], " ") && !regexp.MustCompile(`\b`+regexp.QuoteMeta(n)+`\b`).MatchString(text) {
+				t.Errorf("docs/performance.md: %s of %q is not in docs/measurements/costs.md", n, row[0])
+			}
+		}
+	}
+	for _, p := range catalog.Probes() {
+		if got := shown[p.Name]; !p.Extra && got != p.Measured {
+			t.Errorf("docs/performance.md: %s costs %q, the catalogue says %q", p.Name, got, p.Measured)
 		}
 	}
 }
@@ -272,13 +297,11 @@ func TestEachAlertIsListed(t *testing.T) {
 	}
 }
 
-// rulesFile are the alerts that are shipped.
+// rulesFile has the shipped alerts.
 const rulesFile = "../../../../packaging/prometheus/nodeskoop.rules.yml"
 
-// TestAlertsHaveARunbook: each alert names a heading of docs/troubleshooting.md
-// that is there.
-// TestEachAlertWasRecorded: each alert fires on the recorded numbers of a trouble, and
-// none on those of a healthy node. `make check-rules` holds the rules against them.
+// TestEachAlertWasRecorded: each alert fires on a recorded faulty node, and none on a
+// recorded healthy node. `make check-rules` runs the rules on the recordings.
 func TestEachAlertWasRecorded(t *testing.T) {
 	rules, err := os.ReadFile("../../../../packaging/prometheus/nodeskoop.rules.yml")
 	if err != nil {
@@ -321,6 +344,8 @@ func TestEachAlertWasRecorded(t *testing.T) {
 	}
 }
 
+// TestAlertsHaveARunbook: each alert links to an existing heading of
+// docs/troubleshooting.md.
 func TestAlertsHaveARunbook(t *testing.T) {
 	rules, err := os.ReadFile(rulesFile)
 	if err != nil {
@@ -342,9 +367,9 @@ func TestAlertsHaveARunbook(t *testing.T) {
 	}
 }
 
-// TestConntrackRunbook runs the command of ConntrackTableFills on what conntrack
-// prints: the source of most entries comes last, whatever has a state and what has
-// none.
+// TestConntrackRunbook runs the command of ConntrackTableFills on conntrack's
+// output: the source with the most entries comes last, for entries with and without
+// a state.
 func TestConntrackRunbook(t *testing.T) {
 	rules, err := os.ReadFile(rulesFile)
 	if err != nil {

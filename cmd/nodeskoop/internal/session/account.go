@@ -6,8 +6,7 @@ import (
 	"nodeskoop/collect/event"
 )
 
-// Keep implements collect.Kept: the account of the events, by the names of their
-// types.
+// Keep implements collect.Kept: it stores the account of events by type name.
 func (e *Events) Keep(b []byte) []byte {
 	for _, t := range catalog.Events() {
 		n := e.Hub.Counts(t)
@@ -21,8 +20,8 @@ func (e *Events) Keep(b []byte) []byte {
 	return b
 }
 
-// Recall implements collect.Kept. What was pending when the earlier run kept its
-// account, and was not written by a clean end, is lost.
+// Recall implements collect.Kept. Events that were pending when the earlier run
+// saved its account count as lost, unless a clean end has written them.
 func (e *Events) Recall(b []byte) error {
 	all := map[*catalog.EventType]event.Counts{}
 	d := collect.NewDecoder(b)

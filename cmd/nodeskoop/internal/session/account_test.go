@@ -8,7 +8,7 @@ import (
 	"nodeskoop/collect/event"
 )
 
-// accountOf makes Events whose account is counts, all of one type.
+// accountOf creates Events with the given counts of one type.
 func accountOf(t testing.TB, typ *catalog.EventType, counts event.Counts) *Events {
 	h := event.NewHub(event.HubOptions{})
 	t.Cleanup(func() { _ = h.Close(context.Background()) })
@@ -18,7 +18,8 @@ func accountOf(t testing.TB, typ *catalog.EventType, counts event.Counts) *Event
 	return &Events{Hub: h}
 }
 
-// The account goes on from what was kept; what was pending then is lost, once.
+// The account continues from the saved one; events pending then count as lost,
+// once.
 func TestAccountIsKept(t *testing.T) {
 	loss, bio := catalog.EventByName("PacketLoss"), catalog.EventByName("BIOLAT_10MS")
 	first := accountOf(t, loss, event.Counts{Written: 1 << 40, Suppressed: 3, Lost: 2, Ignored: 5})
@@ -37,20 +38,21 @@ func TestAccountIsKept(t *testing.T) {
 		t.Errorf("of nothing %d bytes are kept", len(b))
 	}
 
-	// A type that this program does not have is passed over.
+	// A type unknown to this program is skipped.
 	unknown := append([]byte{4}, "gone\x01\x02\x03\x04\x05"...)
 	third := accountOf(t, nil, event.Counts{})
 	if err := third.Recall(append(unknown, kept[len("before"):]...)); err != nil || third.Hub.Counts(loss) != first.Hub.Counts(loss) {
 		t.Errorf("%v, %+v", err, third.Hub.Counts(loss))
 	}
-	// What is cut is taken not at all.
+	// A truncated account is rejected completely.
 	fourth := accountOf(t, nil, event.Counts{})
 	if err := fourth.Recall(kept[len("before") : len(kept)-1]); err == nil || fourth.Hub.Counts(loss) != (event.Counts{}) {
 		t.Errorf("%v, %+v", err, fourth.Hub.Counts(loss))
 	}
 }
 
-// FuzzRecall: whatever was kept, the account balances, and is kept again as it is.
+// FuzzRecall: whatever the saved text, the account balances, and saving it again
+// gives the same.
 func FuzzRecall(f *testing.F) {
 	f.Add([]byte("\x0aPacketLoss\x01\x02\x03\x04\x05"))
 	f.Add([]byte("\x04gone\x01"))

@@ -9,19 +9,18 @@ import (
 	"nodeskoop/output"
 )
 
-// Counters are what has to be known for the counters to go on after a restart,
-// in a file.
+// Counters is the file of the state with which counters continue after a restart.
 type Counters struct {
 	log  *slog.Logger
-	file *output.StateFile // nil: they are not kept
-	// beside: while another process keeps them, this one says nothing of it.
+	file *output.StateFile // nil if disabled
+	// another process may hold the file without a warning
 	beside  bool
 	failing bool
 	cut     bool
 }
 
-// KeepCounters lets the counters of r go on from what an earlier run kept, and
-// be kept. beside says that it is in order if another process does the latter.
+// KeepCounters restores the counters of r from an earlier run, and stores them from
+// now on. beside means that another process may do the latter.
 func (s *Session) KeepCounters(r *collect.Runner, beside bool) *Counters {
 	k := s.NewCounters(r, s.Config)
 	k.beside = beside
@@ -29,7 +28,8 @@ func (s *Session) KeepCounters(r *collect.Runner, beside bool) *Counters {
 		return k
 	}
 	file := k.file
-	// Before it is read: who writes it meanwhile would write what is older.
+	// Lock before reading: a concurrent writer would otherwise overwrite the file
+	// with older counters.
 	k.lock()
 	data, err := file.Read(collect.MaxState)
 	if err == nil && data != nil {
@@ -37,14 +37,14 @@ func (s *Session) KeepCounters(r *collect.Runner, beside bool) *Counters {
 	}
 	switch {
 	case errors.Is(err, collect.ErrOtherMachine):
-		s.Log.Info("counters are reset: those that were kept are of another boot or container", "state", file.Path())
+		s.Log.Info("counters are reset: the saved ones are of another boot or container", "state", file.Path())
 	case err != nil:
-		s.Log.Warn("counters are reset: those that were kept cannot be used", "state", file.Path(), "error", err)
+		s.Log.Warn("counters are reset: the saved ones cannot be used", "state", file.Path(), "error", err)
 	}
 	return k
 }
 
-// NewCounters lets the counters of r be kept as a configuration says.
+// NewCounters stores the counters of r as the configuration says.
 func (s *Session) NewCounters(r *collect.Runner, cfg *config.Config) *Counters {
 	k := &Counters{log: s.Log}
 	if !cfg.State.Counters {
@@ -55,7 +55,7 @@ func (s *Session) NewCounters(r *collect.Runner, cfg *config.Config) *Counters {
 		err = r.Keep()
 	}
 	if err != nil {
-		s.Log.Warn("counters are not kept; the next start loses what deleted interfaces and ended processes had counted", "error", err)
+		s.Log.Warn("counters are not saved; the next start loses the counts of deleted interfaces and exited processes", "error", err)
 		return k
 	}
 	k.file = file
@@ -73,18 +73,17 @@ func (k *Counters) lock() {
 	}
 }
 
-// fail says once that keeping the counters does not work.
+// fail logs once that storing the counters failed.
 func (k *Counters) fail(err error) {
 	if !k.failing {
-		k.log.Warn("counters cannot be kept; until they can, a restart loses what deleted interfaces and ended processes had counted",
+		k.log.Warn("saving the counters failed; until it works, a restart loses the counts of deleted interfaces and exited processes",
 			"error", err, "hint", "give it a folder of its own with state.dir, or set state.counters = false")
 	}
 	k.failing = true
 }
 
-// Keep writes what the last cycle of r left. It comes before the values of the
-// cycle are published: whenever the program ends, no reader has seen more than
-// the next run begins with.
+// Keep stores the counters of r's last cycle. Call it before publishing the cycle's
+// values, so that the next run never starts below a published value.
 func (k *Counters) Keep(r *collect.Runner) {
 	if k.file == nil {
 		return
@@ -111,14 +110,14 @@ func (k *Counters) Keep(r *collect.Runner) {
 	}
 }
 
-// KeepAtEnd writes what has changed since the last cycle of r: at a clean end every
-// event has been told or is lost, and the account says so.
+// KeepAtEnd stores changes since r's last cycle: after a clean end every event is
+// written or lost, and the account includes it.
 func (k *Counters) KeepAtEnd(r *collect.Runner) {
 	r.KeepAtEnd()
 	k.Keep(r)
 }
 
-// Close lets another process keep them.
+// Close releases the file for other processes.
 func (k *Counters) Close() {
 	if k.file != nil {
 		k.file.Close()

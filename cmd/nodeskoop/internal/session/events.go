@@ -16,18 +16,17 @@ import (
 	"nodeskoop/output"
 )
 
-// drainFor is how long the end of the program waits for what was queued.
+// drainFor is how long the end of the program waits for queued events.
 const drainFor = 2 * time.Second
 
-// Events is the way of an event: from the tracing probes through the hub to
-// the sinks.
+// Events connects the tracing probes through the hub to the sinks.
 type Events struct {
 	Tracer *trace.Tracer
-	Hub    *event.Hub // nil: they go nowhere
+	Hub    *event.Hub // nil: events are discarded
 }
 
-// NewEvents starts the way of events to sinks. adjust, unless nil, changes how they
-// are merged and limited, and which are wanted.
+// NewEvents starts the delivery of events to the sinks. adjust, unless nil, changes
+// merging, limits and selection.
 func (s *Session) NewEvents(pods owner.Pods, adjust func(*event.HubOptions), sinks ...event.Sink) *Events {
 	o := s.HubOptions(s.Config, s.Host, pods)
 	if adjust != nil {
@@ -48,20 +47,20 @@ func (s *Session) HubOptions(cfg *config.Config, view Host, pods owner.Pods) eve
 		Window: event.DefaultWindow, MaxWindow: event.DefaultMaxWindow,
 		Rate: int(cfg.Journal.Rate), Burst: int(cfg.Journal.Burst), TotalRate: int(cfg.Journal.TotalRate),
 		Pods: pods, ForeignPIDs: view.ForeignPIDs, Log: s.Log,
-		// The node's addresses are those of the host's namespace, which need not
-		// be this process's.
+		// The node's addresses are those of the host's network namespace, which may
+		// differ from this process's.
 		NodeAddrs: func() ([]netip.Addr, error) { return kernel.AddrsOf(file) },
 	}
 }
 
-// EventLimits are those of the kernel. They bound what the daemon has to read; what
-// it reads it merges, and the limits of the configuration are on what it writes.
+// EventLimits returns the kernel's limits. They bound the events that the daemon
+// reads; the configured limits apply to merged entries.
 func EventLimits(cfg *config.Config) trace.EventLimits {
 	l := trace.DefaultEventLimits
 	return trace.EventLimits{Rate: max(l.Rate, int(cfg.Journal.Rate)), Burst: max(l.Burst, int(cfg.Journal.Burst))}
 }
 
-// JournalSink is where the daemon's events go.
+// JournalSink returns the sink for the daemon's events.
 func JournalSink(log *slog.Logger) event.Sink {
 	if err := output.JournalAvailable(""); err != nil {
 		log.Warn("there is no journald: events go to standard error as JSON", "error", err)
@@ -70,7 +69,7 @@ func JournalSink(log *slog.Logger) event.Sink {
 	return output.NewJournal(output.JournalOptions{Log: log})
 }
 
-// Close ends the way of events. The probes must have been closed before.
+// Close ends the delivery of events. Close the probes first.
 func (e *Events) Close(log *slog.Logger) {
 	if err := e.Tracer.Close(); err != nil {
 		log.Warn("detaching from the kernel failed", "error", err)
@@ -85,8 +84,8 @@ func (e *Events) Close(log *slog.Logger) {
 	}
 }
 
-// Self adds the accounts of the event types of the probes that are to run, and
-// what the BPF programs cost where the kernel tells.
+// Self returns a function that adds the accounts of the enabled probes' event
+// types, and the cost of the BPF programs if the kernel measures it.
 func (e *Events) Self(r *collect.Runner) func(add func(string, float64, ...string)) {
 	return func(add func(string, float64, ...string)) {
 		e.Tracer.Account()

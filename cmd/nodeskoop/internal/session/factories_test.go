@@ -8,7 +8,7 @@ import (
 	"nodeskoop/collect/trace"
 )
 
-// TestFactories: each probe of the catalogue is built somewhere, and once.
+// TestFactories: each probe of the catalogue has exactly one factory.
 func TestFactories(t *testing.T) {
 	var declared, built []string
 	for _, p := range catalog.Probes() {

@@ -12,14 +12,14 @@ import (
 	"nodeskoop/collect/owner"
 )
 
-// Filter says which events, and which pods, to show.
+// Filter selects the events and pods to show.
 type Filter struct {
-	pods  [][2]string // namespace ("" is any) and name
+	pods  [][2]string // namespace ("" matches any) and name
 	types map[string]bool
 }
 
-// NewFilter makes a Filter from the arguments of --pod and of --event. Without
-// any it lets all through.
+// NewFilter creates a Filter from the arguments of --pod and --event. An empty
+// Filter selects all.
 func NewFilter(pods, types []string) (Filter, error) {
 	w := Filter{types: map[string]bool{}}
 	for _, p := range pods {
@@ -46,18 +46,17 @@ func NewFilter(pods, types []string) (Filter, error) {
 	return w, nil
 }
 
-// NamesPods reports whether pods were asked for by name, the host and the unknown
-// owner aside.
+// NamesPods reports whether the filter names pods other than the host and the
+// unknown owner.
 func (w Filter) NamesPods() bool {
 	return slices.ContainsFunc(w.pods, func(want [2]string) bool { return !isHost(want) && !isUnknown(want) })
 }
 
-// ErrNoSuchPod is what Check returns an error of where the pods are known and
-// one that was asked for is not among them.
+// ErrNoSuchPod means that a requested pod does not run here.
 var ErrNoSuchPod = errors.New("no such pod")
 
-// Check fails if a pod that was asked for does not run here, and names those that
-// are called alike. named is why the pods are not known, nil if they are.
+// Check fails if a requested pod does not run here, and suggests similar names.
+// named is why the pods are unknown, nil if they are known.
 func (w Filter) Check(running []*owner.Pod, named error) error {
 	for _, want := range w.pods {
 		text := want[1]
@@ -75,7 +74,7 @@ func (w Filter) Check(running []*owner.Pod, named error) error {
 	return nil
 }
 
-// noSuchPod is an ErrNoSuchPod of one pod.
+// noSuchPod is the ErrNoSuchPod for one pod.
 type noSuchPod struct {
 	pod  string
 	near []string
@@ -91,10 +90,10 @@ func (e noSuchPod) Error() string {
 	return fmt.Sprintf("--pod: no pod %q runs here; %s", e.pod, hint)
 }
 
-// maxNearest is how many pods an error suggests.
+// maxNearest is the number of pods that an error suggests.
 const maxNearest = 5
 
-// nearest returns the names of the pods that are called most like text.
+// nearest returns the names of pods most similar to text.
 func nearest(text string, running []*owner.Pod) []string {
 	type candidate struct {
 		name     string
@@ -108,7 +107,7 @@ func nearest(text string, running []*owner.Pod) []string {
 			d = distance(text, name)
 		}
 		_, own, _ := strings.Cut(text, "/")
-		if strings.Contains(full, text) || own != "" && own == name { // a part of it, or another namespace
+		if strings.Contains(full, text) || own != "" && own == name { // a part of the name, or another namespace
 			d = min(d, 1)
 		}
 		if d <= max(2, len(text)/4) {
@@ -125,8 +124,8 @@ func nearest(text string, running []*owner.Pod) []string {
 	return names
 }
 
-// distance is how many characters have to be put in, taken out or changed to make
-// b of a (Levenshtein's).
+// distance is the Levenshtein distance: the number of insertions, deletions and
+// substitutions that turn a into b.
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
@@ -159,7 +158,7 @@ func isPod(want [2]string, p *owner.Pod) bool {
 	return p != nil && p.Name == want[1] && (want[0] == "" || p.Namespace == want[0])
 }
 
-// WantsProbe reports whether a probe has events to show.
+// WantsProbe reports whether the filter selects any of a probe's events.
 func (w Filter) WantsProbe(p *catalog.Probe) bool {
 	return len(w.types) == 0 || slices.ContainsFunc(p.Events, func(e catalog.EventType) bool { return w.types[e.Name] })
 }
@@ -191,7 +190,7 @@ func (w Filter) Wants(e *event.Event) bool {
 	})
 }
 
-// WantsPod reports whether a pod, or the host, is to be shown.
+// WantsPod reports whether the filter selects a pod, or the host.
 func (w Filter) WantsPod(host bool, namespace, name string) bool {
 	return len(w.pods) == 0 || slices.ContainsFunc(w.pods, func(want [2]string) bool {
 		if isHost(want) {

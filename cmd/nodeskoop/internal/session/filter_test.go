@@ -8,7 +8,7 @@ import (
 	"nodeskoop/collect/owner"
 )
 
-// A pod that does not run here is an error, with the pods that are called alike.
+// A pod that does not run here is an error that lists pods with similar names.
 func TestFilterCheck(t *testing.T) {
 	running := []*owner.Pod{
 		{Namespace: "kube-system", Name: "coredns-7d764666f9-x2b7k"},
@@ -20,8 +20,8 @@ func TestFilterCheck(t *testing.T) {
 	for _, c := range []struct {
 		pod   string
 		named error
-		want  string // of the error; "" if there is none
-		no    string // that it does not say
+		want  string // substring of the error; "" means no error
+		no    string // substring that must not be in it
 	}{
 		{pod: "shop/client-0"},
 		{pod: "client-0"},

@@ -7,8 +7,8 @@ import (
 	"nodeskoop/output/history"
 )
 
-// NewHistory is the history that a configuration asks for, nil if it asks for none.
-// minute is how long a minute is, 0 for all but tests.
+// NewHistory opens the history of a configuration, nil if it is disabled. minute is
+// the length of a minute, 0 except in tests.
 func (s *Session) NewHistory(cfg *config.Config, minute time.Duration) *history.History {
 	if !cfg.History.Enabled {
 		return nil

@@ -15,41 +15,41 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// rootCgroup is the inode number of the root of a control group file system:
-// kernfs numbers its nodes from 1 on.
+// rootCgroup is the inode number of the root of a cgroup file system; kernfs
+// numbers from 1.
 const rootCgroup = 1
 
-// facts are what can be found out about where this process runs.
+// facts describe where this process runs.
 type facts struct {
-	// hostPIDs: procfs is of the PID namespace that the kernel began with.
+	// hostPIDs: /proc belongs to the initial PID namespace.
 	hostPIDs bool
-	// booted: process 1 is systemd, in a PID namespace of its own: this is a
-	// machine of its own, as systemd-nspawn, LXC and kind make them.
+	// booted: process 1 is systemd in a PID namespace other than the initial one: a
+	// machine as systemd-nspawn, LXC and kind create them.
 	booted bool
-	// init is why the network namespace of process 1 cannot be told, nil if it
-	// can.
+	// init is why the network namespace of process 1 is unknown, nil if known.
 	init error
-	// ownNetns and initNetns: the network namespace of this process, and of
-	// process 1, is the one that the kernel began with.
+	// ownNetns, initNetns: the network namespace of this process, or of process 1,
+	// is the initial one.
 	ownNetns, initNetns bool
-	// cgroups: this process sees control groups from the host's (or the booted
-	// machine's) root on; unified: the one of version 2 is the kernel's own root.
+	// cgroups: this process sees control groups from the root of the host (or
+	// booted machine); unified: the root of cgroup v2 is the kernel's own root.
 	cgroups, unified bool
 }
 
-// Host is what of the host can be seen from here: what is not the host's
-// must not go out under its name.
+// Host describes which parts of the host are visible from here. Data of another
+// machine or container must not be published under the host's name.
 type Host struct {
-	// Netns is a file that is the host's network namespace; "" stands for that
-	// of process 1.
+	// Netns is the path of the host's network namespace; "" means that of process
+	// 1.
 	Netns string
-	// Refused says why probes may not run, by name.
+	// Refused says by probe name why probes must not run.
 	Refused map[string]error
-	// ForeignPIDs: the kernel numbers processes otherwise than procfs does.
+	// ForeignPIDs: procfs does not show the initial PID namespace, so PIDs from the
+	// kernel differ.
 	ForeignPIDs bool
-	// Machine: the host is a container that has booted a system of its own.
+	// Machine: the host is a container with its own init system.
 	Machine bool
-	// Guessed says why this process's own network namespace stands for that of
+	// Guessed says why this process's network namespace is used in place of that of
 	// process 1.
 	Guessed error
 }
@@ -60,8 +60,8 @@ const (
 	cgroupHelp = "start the container with --cgroupns=host -v /sys/fs/cgroup:/sys/fs/cgroup:ro (in a pod: privileged, and a hostPath volume of /sys/fs/cgroup)"
 )
 
-// judgeHost says what of the host is seen, or why it cannot be told. named is
-// the option host_netns.
+// judgeHost derives which parts of the host are visible, or why that is unknown.
+// named is the option host_netns.
 func judgeHost(f facts, named string, devices bool) (Host, error) {
 	v := Host{Netns: named, Refused: map[string]error{}, ForeignPIDs: !f.hostPIDs}
 	refuse := func(why error, probes ...string) {
@@ -87,15 +87,15 @@ func judgeHost(f facts, named string, devices bool) (Host, error) {
 	if !f.cgroups {
 		refuse(errors.New("the processes of pods cannot be told from the host's: this process sees a part of the control groups only; "+cgroupHelp), "fd", "io")
 	}
-	// In a machine of its own network the root of its control groups holds all
-	// that sends there.
+	// In a machine with its own network namespace, the root of its control groups
+	// covers every sender in it.
 	if !devices && !f.unified && (!v.Machine || !f.cgroups || f.initNetns) {
 		refuse(errors.New("only a part of the host's sockets would be counted: this process does not see the root of the control groups; "+cgroupHelp+"; or set probes.flow.devices"), "flow")
 	}
 	return v, nil
 }
 
-// lookAround finds the facts out.
+// lookAround collects the facts.
 func lookAround() facts {
 	var f facts
 	f.hostPIDs = hostsProcfs()
@@ -114,15 +114,15 @@ func lookAround() facts {
 	return f
 }
 
-// inode is 0 for what cannot be told.
+// inode returns a file's inode number, 0 if unknown.
 func inode(path string) uint64 {
 	ino, _ := kernel.Inode(path)
 	return ino
 }
 
-// hostsProcfs reports whether /proc is of the PID namespace that the kernel
-// began with. Where process 1 may not be looked at, it is known by the kernel's
-// own threads, which are in no other: PF_KTHREAD cannot be feigned.
+// hostsProcfs reports whether /proc shows the initial PID namespace. If process 1
+// must not be inspected, kernel threads prove it, since only that namespace has
+// them; PF_KTHREAD cannot be forged.
 func hostsProcfs() bool {
 	if ino := inode("/proc/1/ns/pid"); ino != 0 {
 		return ino == kernel.FirstPIDNamespace
@@ -131,8 +131,7 @@ func hostsProcfs() bool {
 	return err == nil && s.Flags&kernel.KernelThread != 0
 }
 
-// bootedSystemd reports whether process 1 is systemd as a system's manager
-// (sd_booted(3)).
+// bootedSystemd reports whether systemd is process 1 (sd_booted(3)).
 func bootedSystemd() bool {
 	fi, err := os.Lstat("/run/systemd/system")
 	if err != nil || !fi.IsDir() {
@@ -142,10 +141,9 @@ func bootedSystemd() bool {
 	return err == nil && strings.TrimSpace(string(comm)) == "systemd"
 }
 
-// initialNetns reports whether the thread is in the network namespace that the
-// kernel began with. Its number is fixed since Linux 6.18; before, it is the only
-// one that has the sysctls of the whole kernel (net_core_table in
-// net/core/sysctl_net_core.c).
+// initialNetns reports whether the thread is in the initial network namespace. Its
+// inode number is fixed since Linux 6.18. Before, it is the only one with the
+// kernel-wide sysctls (net_core_table in net/core/sysctl_net_core.c).
 func initialNetns() bool {
 	if inode("/proc/thread-self/ns/net") == kernel.FirstNetNamespace {
 		return true
@@ -154,9 +152,9 @@ func initialNetns() bool {
 	return err == nil
 }
 
-// lookAtCgroups reports whether control groups are seen from their root on, and
-// whether the root of version 2 is the kernel's. A machine without control
-// groups sees all there are.
+// lookAtCgroups reports whether all control groups are visible from their root, and
+// whether the root of cgroup v2 is the kernel's. Without control groups both are
+// true.
 func lookAtCgroups(booted bool) (all, unified bool) {
 	own := inode("/proc/self/ns/cgroup")
 	fromRoot := own == 0 || own == kernel.FirstCgroupNamespace || booted && own == inode("/proc/1/ns/cgroup")
@@ -178,17 +176,17 @@ func lookAtCgroups(booted bool) (all, unified bool) {
 		}
 	}
 	if !mounted {
-		return true, true // the probe flow says what it lacks
+		return true, true // the probe flow reports its limitation
 	}
 	return fromRoot && root, unified
 }
 
-// unmangle undoes how the kernel writes blanks in paths.
+// unmangle decodes the kernel's escapes in paths.
 func unmangle(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
-// ViewHost judges what of the host is seen with a configuration.
+// ViewHost determines which parts of the host are visible with a configuration.
 func ViewHost(cfg *config.Config) (Host, error) {
 	named := cfg.HostNetns
 	if named != "" {
@@ -211,5 +209,5 @@ func isNamespace(file string) error {
 	return nil
 }
 
-// NetnsFile is the file that is the host's network namespace.
+// NetnsFile returns the path of the host's network namespace.
 func (v Host) NetnsFile() string { return cmp.Or(v.Netns, "/proc/1/ns/net") }

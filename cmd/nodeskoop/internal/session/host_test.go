@@ -16,7 +16,7 @@ func TestJudgeHost(t *testing.T) {
 		f       facts
 		named   string
 		devices bool
-		err     string // of the whole
+		err     string // error of ViewHost
 		refused []string
 		netns   string
 		foreign bool

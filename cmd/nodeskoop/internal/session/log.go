@@ -21,7 +21,7 @@ func newHandler(w io.Writer, json *atomic.Bool, level slog.Leveler) slog.Handler
 	return h
 }
 
-// nameLevel writes the level that slog would call INFO+2 as syslog does.
+// nameLevel writes LevelNotice as NOTICE, which slog would call INFO+2.
 func nameLevel(groups []string, a slog.Attr) slog.Attr {
 	if len(groups) == 0 && a.Key == slog.LevelKey && a.Value.Any() == catalog.LevelNotice {
 		return slog.String(slog.LevelKey, "NOTICE")
@@ -29,7 +29,7 @@ func nameLevel(groups []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// formats writes lines or JSON objects: a reload may change which.
+// formats writes text lines or JSON objects; a reload may switch the format.
 type formats struct {
 	json           *atomic.Bool
 	lines, objects slog.Handler

@@ -11,7 +11,7 @@ import (
 	"nodeskoop/collect/trace"
 )
 
-// Probe is one probe as it works here. `nodeskoop probes` prints it.
+// Probe describes how one probe works here. `nodeskoop probes` prints it.
 type Probe struct {
 	Probe    string `json:"probe"`
 	Title    string `json:"title"`
@@ -21,31 +21,32 @@ type Probe struct {
 	Granted  string `json:"granted"`  // by the specification
 	Enabled  bool   `json:"enabled"`
 	Works    bool   `json:"works"`
-	// Supported: what keeps the probe from working is no trait of this machine.
+	// Supported is false if this machine cannot run the probe.
 	Supported bool   `json:"supported"`
 	Reason    string `json:"reason,omitempty"` // one line
-	// Detail is what the kernel answered, the verifier's own words included.
+	// Detail is the kernel's answer, including the verifier's log.
 	Detail string `json:"detail,omitempty"`
 	Hook   string `json:"hook,omitempty"`
-	// Devices are those that the hook is on, for a probe that watches devices.
+	// Devices lists the devices that the hook is attached to, for a probe that
+	// watches devices.
 	Devices []string `json:"devices,omitempty"`
-	// Limitations is what the probe cannot see here.
+	// Limitations lists what the probe cannot see on this machine.
 	Limitations []string `json:"lacks,omitempty"`
-	// Refused says why the kernel did not take better hooks, Answers the same
-	// with the verifier's own words.
+	// Refused says why the kernel refused better hooks; Answers is the same with
+	// the verifier's log.
 	Refused []string `json:"refused,omitempty"`
 	Answers []string `json:"answers,omitempty"`
 	Metrics int      `json:"metrics"`
 	Events  int      `json:"events"`
 }
 
-// TryProbes samples every probe once on the host, enabled or not.
+// TryProbes samples every probe once on the host, whether enabled or not.
 func (s *Session) TryProbes() ([]Probe, error) {
 	if s.HostErr != nil {
 		return nil, s.HostErr
 	}
 	o := s.Options(s.Config, s.Host)
-	o.Log = nil // the rows tell
+	o.Log = nil // failures are in the rows
 	var err error
 	if o.Enabled, err = config.SelectProbes([]string{"all"}); err != nil {
 		return nil, err
@@ -70,7 +71,7 @@ func (s *Session) TryProbes() ([]Probe, error) {
 		case errors.As(st.Err, &lack):
 			row.Reason, row.Detail = lack.Reason, lack.Detail
 		case st.Err != nil:
-			row.Reason, row.Detail, _ = strings.Cut(st.Err.Error(), "\n") // a panic has its stack
+			row.Reason, row.Detail, _ = strings.Cut(st.Err.Error(), "\n") // a panic's error includes its stack
 		}
 		rows = append(rows, row)
 	}

@@ -1,5 +1,5 @@
-// Package session is what the commands work with: a configuration in effect, a
-// log, what of the host is seen, its pods, a Runner, and the way of events.
+// Package session holds what all commands use: the effective configuration, the
+// log, the view of the host, its pods, a Runner, and the delivery of events.
 package session
 
 import (
@@ -26,17 +26,17 @@ import (
 
 // Session is one run of a command.
 type Session struct {
-	Version string // of the program
-	Once    bool   // it ends after a cycle or two
-	Service bool   // it goes on until it is told to end, with nobody before it
-	ForPods bool   // it is about pods that were named: without the list of pods it ends
+	Version string // version of the program
+	Once    bool   // ends after one or two cycles
+	Service bool   // runs unattended until told to end
+	ForPods bool   // about named pods, so it fails without the list of pods
 	Config  *config.Config
 	Log     *slog.Logger
 	Level   *slog.LevelVar
-	Host    Host  // what of the host is seen with Config
-	HostErr error // why nothing may be measured here
+	Host    Host  // view of the host under Config
+	HostErr error // why nothing may be measured here, nil if it may
 
-	json atomic.Bool // the log's format
+	json atomic.Bool // the log is JSON
 }
 
 // New begins a session whose log goes to log.
@@ -47,7 +47,7 @@ func New(version string, cfg *config.Config, log io.Writer) *Session {
 	return s
 }
 
-// Use puts a configuration into effect, as far as it is about the log.
+// Use applies the configuration's log settings.
 func (s *Session) Use(cfg *config.Config) {
 	s.Config = cfg
 	if l, err := config.ParseLevel(cfg.Log.Level); err == nil {
@@ -59,9 +59,9 @@ func (s *Session) Use(cfg *config.Config) {
 	}
 }
 
-// Hush keeps the log still until the function it returns is called, for a
-// command that says in words how it begins. A log of which more or less was asked
-// for than warnings is left as it is.
+// Hush silences the log until the returned function is called, for commands that
+// describe their start in words. If the user chose a log level, the log stays as it
+// is.
 func (s *Session) Hush() (speak func()) {
 	if s.Level.Level() != slog.LevelWarn {
 		return func() {}
@@ -70,7 +70,8 @@ func (s *Session) Hush() (speak func()) {
 	return func() { s.Level.Set(slog.LevelWarn) }
 }
 
-// SeeHost judges what of the host is seen, and logs what is not as usual.
+// SeeHost determines which parts of the host are visible, and logs anything
+// unusual.
 func (s *Session) SeeHost(ctx context.Context) error {
 	if s.Host, s.HostErr = ViewHost(s.Config); s.HostErr != nil {
 		return s.HostErr
@@ -88,20 +89,21 @@ func (s *Session) SeeHost(ctx context.Context) error {
 	return nil
 }
 
-// Factories are the probes; those that trace share a tracer.
+// Factories returns the factories of all probes; tracing probes share the tracer.
 func Factories(tracer *trace.Tracer) []collect.Factory {
 	return slices.Concat(proc.Probes(), netlink.Probes(), tracer.Factories())
 }
 
-// FirstPods is how long a command waits to hear from containerd before it
-// goes on without pods.
+// FirstPods is how long a command waits for containerd before it continues without
+// pods.
 const FirstPods = 2 * time.Second
 
-// namedPods is how long a command waits that cannot go on without pods.
+// namedPods is how long a command waits for containerd if it cannot continue
+// without pods.
 const namedPods = 20 * time.Second
 
-// WatchPods starts to follow containerd, and waits until its pods are known
-// or it is clear that it does not answer.
+// WatchPods starts to follow containerd, and returns when its pods are known or
+// when it clearly does not answer.
 func (s *Session) WatchPods(ctx context.Context, cfg *config.Config, host Host) *pod.Index {
 	index := pod.Watch(ctx, pod.Options{
 		Sockets:   cfg.Pods.Sockets,
@@ -123,7 +125,7 @@ func (s *Session) WatchPods(ctx context.Context, cfg *config.Config, host Host) 
 	return index
 }
 
-// Named is why the pods of an index are not known, nil while containerd answers.
+// Named returns why the pods of an index are unknown, nil while containerd answers.
 func Named(index *pod.Index) error {
 	if index.Connected() {
 		return nil
@@ -131,14 +133,14 @@ func Named(index *pod.Index) error {
 	return cmp.Or(index.Status().Err, errors.New("containerd has not answered yet"))
 }
 
-// NewRunner builds the Runner of the session's configuration.
+// NewRunner creates the Runner for the session's configuration.
 func (s *Session) NewRunner(pods owner.Pods, tracer *trace.Tracer) (*collect.Runner, error) {
 	o := s.Options(s.Config, s.Host)
 	o.Pods = pods
 	return collect.NewRunner(o, Factories(tracer)...)
 }
 
-// Options are the Runner's for a configuration, but for the pods.
+// Options returns the Runner's options for a configuration, without pods.
 func (s *Session) Options(cfg *config.Config, host Host) collect.Options {
 	o := cfg.Options()
 	o.Version, o.Log, o.HostNetns, o.Refused, o.Once, o.Service = s.Version, s.Log, host.Netns, host.Refused, s.Once, s.Service

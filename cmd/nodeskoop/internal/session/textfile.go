@@ -14,10 +14,10 @@ import (
 	"nodeskoop/output"
 )
 
-// FileWait is how long the file system of the textfile may take for one step.
+// FileWait is how long the textfile's file system may take per operation.
 const FileWait = 30 * time.Second
 
-// Within runs f, which may hang on a file system, and waits up to d for it.
+// Within runs f, which may hang on a file system, and waits for at most d.
 func Within(d time.Duration, f func() error) error {
 	_, err := bounded.Within(d, func() (none struct{}, err error) { return none, f() })
 	if errors.Is(err, bounded.ErrNoAnswer) {
@@ -26,13 +26,12 @@ func Within(d time.Duration, f func() error) error {
 	return err
 }
 
-// OpenTextfile is the textfile of a configuration.
+// OpenTextfile opens the textfile of a configuration.
 func OpenTextfile(cfg *config.Config, log *slog.Logger) (*output.Textfile, error) {
 	return output.NewTextfile(cfg.Textfile.Dir, cfg.Textfile.File, cfg.Textfile.Perm(), log)
 }
 
-// OutputFile is the textfile at a path. A folder has it under the configured
-// name.
+// OutputFile opens the textfile at a path. In a folder it has the configured name.
 func (s *Session) OutputFile(path string) (*output.Textfile, error) {
 	dir, name := filepath.Split(path)
 	if name == "" {

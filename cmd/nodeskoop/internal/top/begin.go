@@ -7,16 +7,16 @@ import (
 	"nodeskoop/collect/owner"
 )
 
-// Begin loads the probes, until ctx ends, and returns how each of them does. The
-// first table compares with a later sample: none is lost.
+// Begin loads the probes, which run until ctx ends, and returns their status. A
+// later sample is the base of the first table, so no value is lost.
 func (s *Sampler) Begin(ctx context.Context) []collect.ProbeStatus {
 	s.runner.Until(ctx)
 	s.runner.Cycle()
 	return s.runner.Status()
 }
 
-// Running returns the pods that run now.
+// Running returns the running pods.
 func (s *Sampler) Running() []*owner.Pod { return s.pods.Running() }
 
-// Named is why pods have no names, nil while containerd answers.
+// Named returns why pods have no names, nil while containerd answers.
 func (s *Sampler) Named() error { return s.status() }

@@ -2,17 +2,17 @@ package top
 
 import "slices"
 
-// Column is one number that top shows of each pod. The list of them is in the
-// order of importance: a narrow window shows the first.
+// Column is a number that top shows for each pod. Columns are listed by importance:
+// a narrow window shows the first ones.
 type Column struct {
 	Name  string // for --sort, and in JSON
-	key   rune   // sorts by it
+	key   rune   // key that sorts by the column
 	head  string
-	shows string // what it counts, in words
+	shows string // description
 	unit  string
 	probe string
-	// metrics are summed up. resetsSum and hostDropsSum stand for what no metric
-	// tells.
+	// metrics are summed. resetsSum and hostDropsSum are pseudo-metrics for values
+	// that no metric has.
 	metrics []string
 }
 
@@ -22,25 +22,27 @@ const (
 	rightNow  = "now"
 )
 
-// gauge reports whether a column is shown as it is, not as a rate.
+// gauge reports whether the column shows a value, not a rate.
 func (c *Column) gauge() bool { return c.unit != perSecond }
 
-// cells is the width of a column: of a head, and of what short and cell.text make.
+// cells returns the width of the column: the widest of its head and of the texts of
+// short and cell.text.
 func (c *Column) cells() int {
 	if c.Name == hostDrops {
-		return 6 // with the + of what is at least so much
+		return 6 // with the + of a lower bound
 	}
 	return 5
 }
 
 const (
-	// resetsSum is the sum of the kernel's four counters of the probe tcpreset.
+	// resetsSum is the sum of the four slots of the probe tcpreset.
 	resetsSum = "resets"
-	// hostDropsSum counts events: no counter of the kernel has addresses.
+	// hostDropsSum counts events, because the kernel's counters have no addresses.
 	hostDropsSum = "host drops"
 )
 
-// hostDrops is the name of the column of losses of a pod's packets on the host.
+// hostDrops is the name of the column of drops on the host that hit packets of the
+// pod.
 const hostDrops = "host_drops"
 
 var columns = []Column{
@@ -58,13 +60,13 @@ var columns = []Column{
 	{"tx_packets", 'P', "TX-P", "packets sent", perSecond, "netdev", []string{"kubeskoop_netdev_txpackets"}},
 }
 
-// The heads of what is no number.
+// Heads of the columns that are not numbers.
 const (
 	headPod    = "POD"
-	headReason = "REASON" // of most drops
+	headReason = "REASON" // reason of most drops
 )
 
-// Names are those of all columns.
+// Names returns the names of all columns.
 func Names() []string {
 	var names []string
 	for _, c := range columns {
@@ -73,7 +75,7 @@ func Names() []string {
 	return names
 }
 
-// Probes are the probes that top has a column for.
+// Probes returns the probes that have a column in top.
 func Probes() []string {
 	var names []string
 	for _, c := range columns {
@@ -84,7 +86,7 @@ func Probes() []string {
 	return names
 }
 
-// Columns are those of the chosen probes.
+// Columns returns the columns of the chosen probes.
 func Columns(probes []string) []Column {
 	return slices.DeleteFunc(slices.Clone(columns), func(c Column) bool { return !slices.Contains(probes, c.probe) })
 }

@@ -15,52 +15,52 @@ import (
 )
 
 const (
-	// keptKinds is how many kinds of events of one pod are remembered, the last
-	// that occurred.
+	// keptKinds is the maximum number of kinds of events remembered per pod, the
+	// most recent ones.
 	keptKinds = 64
-	// keptPods bounds the pods with events between two samples, after which only
-	// those that run are kept.
+	// keptPods is the number of pods with events between two samples beyond which
+	// events of pods that no longer run are dropped.
 	keptPods = 4096
 )
 
-// The kernel's limits on events of one type and network namespace. They are above
-// what most faults make, so that the losses on the host are counted one by one, and
-// low enough that a flood costs a few percent of a CPU.
+// The kernel's limits on events of one type and network namespace. They exceed the
+// rate of most faults, so that every drop on the host is counted, and a flood still
+// costs only a few percent of a CPU.
 const (
-	eventRate  = 500 // a second
+	eventRate  = 500 // per second
 	eventBurst = 2000
 )
 
-// kindKey is what occurrences of one kind have in common.
+// kindKey identifies a kind of event.
 type kindKey struct {
 	typ              *catalog.EventType
-	host             bool // it is the host's, and hit a packet of the pod
+	host             bool // a drop on the host that hit a packet of the pod
 	peer             string
 	reason, function string
 	comm             string
 }
 
-// kind is what is known of one kind of events of a pod.
+// kind is the summary of one kind of a pod's events.
 type kind struct {
 	kindKey
 	count uint64
 	last  time.Time
-	worst time.Duration // of the latencies
+	worst time.Duration // worst latency
 }
 
-// podEvents are the events of one pod, or of the host.
+// podEvents holds the events of one pod, or of the host.
 type podEvents struct {
-	id        string // of the pod: those of another with its name are not its
+	id        string // the pod's ID, since another pod may have the same name later
 	kinds     map[kindKey]*kind
 	hostDrops uint64
-	forgotten bool // there were more kinds than are kept
+	forgotten bool // more kinds occurred than are kept
 }
 
-// tally is the sink of the events: it counts them by pod and kind.
+// tally is the sink that counts events by pod and kind.
 type tally struct {
 	mu   sync.Mutex
 	pods map[podName]*podEvents
-	// held counts losses of the host of which no event tells, because of a limit.
+	// held counts drops on the host whose events a limit suppressed.
 	held uint64
 }
 
@@ -68,8 +68,8 @@ func newTally() *tally { return &tally{pods: map[podName]*podEvents{}} }
 
 var packetLoss = catalog.EventByName("PacketLoss")
 
-// Send counts an event for its owner, and a loss of the host's for the pods whose
-// packet it was.
+// Send counts an event for its owner. A drop on the host also counts for the pods
+// at the ends of the packet.
 func (t *tally) Send(e *event.Event, done func(*event.Event, bool)) {
 	t.count(e)
 	if done != nil {
@@ -77,7 +77,7 @@ func (t *tally) Send(e *event.Event, done func(*event.Event, bool)) {
 	}
 }
 
-// Close does nothing: what was sent has been counted.
+// Close does nothing: sent events are already counted.
 func (*tally) Close(context.Context) error { return nil }
 
 func (t *tally) count(e *event.Event) {
@@ -106,12 +106,12 @@ func (t *tally) count(e *event.Event) {
 	}
 }
 
-// of returns what is known of a pod. The caller holds the lock.
+// of returns the events of a pod. The caller holds the lock.
 func (t *tally) of(name podName, id string) *podEvents {
 	p := t.pods[name]
 	if p == nil || p.id != id {
 		if p == nil && len(t.pods) >= keptPods {
-			return &podEvents{kinds: map[kindKey]*kind{}} // it counts nowhere
+			return &podEvents{kinds: map[kindKey]*kind{}} // not stored anywhere
 		}
 		p = &podEvents{id: id, kinds: map[kindKey]*kind{}}
 		t.pods[name] = p
@@ -119,7 +119,7 @@ func (t *tally) of(name podName, id string) *podEvents {
 	return p
 }
 
-// hostDropsOf tells how many losses of the host hit packets of a pod.
+// hostDropsOf returns the number of drops on the host that hit packets of a pod.
 func (t *tally) hostDropsOf(name podName, id string) uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -129,14 +129,15 @@ func (t *tally) hostDropsOf(name podName, id string) uint64 {
 	return 0
 }
 
-// heldBack tells how many losses of the host no event told of so far.
+// heldBack returns the number of drops on the host whose events were suppressed so
+// far.
 func (t *tally) heldBack() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.held
 }
 
-// forget drops the events of all pods but those that a function wants kept.
+// forget drops the events of pods for which keep returns false.
 func (t *tally) forget(keep func(podName) bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -147,8 +148,8 @@ func (t *tally) forget(keep func(podName) bool) {
 	}
 }
 
-// kindsOf are the kinds of events of a pod, the last that occurred first. more says
-// that there were others.
+// kindsOf returns the kinds of a pod's events, most recent first. more means that
+// further kinds occurred.
 func (t *tally) kindsOf(name podName, id string) (kinds []kind, more bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -165,8 +166,8 @@ func (t *tally) kindsOf(name podName, id string) (kinds []kind, more bool) {
 	return kinds, p.forgotten
 }
 
-// add counts an event in its kind. self is the pod whose packet or socket it is, nil
-// for the host.
+// add counts an event in its kind. self is the pod whose packet or socket it
+// concerns, nil for the host.
 func (p *podEvents) add(e *event.Event, self *owner.Pod, host bool) {
 	function, _, _ := strings.Cut(e.Location, "+")
 	key := kindKey{typ: e.Type, host: host, peer: peerOf(e, self), reason: e.Reason, function: function, comm: event.CommonComm(e.Comm)}
@@ -192,9 +193,9 @@ func (p *podEvents) add(e *event.Event, self *owner.Pod, host bool) {
 	k.worst = max(k.worst, e.Latency)
 }
 
-// peerOf says with whom a pod's packet or connection was, and which end's service
-// it was about: "from shop/load-0 to :8080", "to 10.0.0.9:443". It is empty where
-// the event has no addresses.
+// peerOf describes the peer of a pod's packet or connection, and the service port
+// at either end: "from shop/load-0 to :8080", "to 10.0.0.9:443". It is empty for
+// events without addresses.
 func peerOf(e *event.Event, self *owner.Pod) string {
 	if !e.Type.Has(catalog.FieldTuple) || !e.Src.Addr.IsValid() && !e.Dst.Addr.IsValid() {
 		return ""
@@ -216,10 +217,10 @@ func peerOf(e *event.Event, self *owner.Pod) string {
 	case ownSrc:
 		return "to " + nameOf(&e.Dst) + to
 	}
-	return "from " + from + " to " + nameOf(&e.Dst) + to // it is forwarded
+	return "from " + from + " to " + nameOf(&e.Dst) + to // a forwarded packet
 }
 
-// servicePort is the port of an end if a service has it.
+// servicePort returns the port of an end if that end is the service.
 func servicePort(end, other *event.Endpoint) string {
 	if port := event.ServicePort(end, other); port != 0 {
 		return ":" + strconv.Itoa(int(port))
@@ -227,7 +228,7 @@ func servicePort(end, other *event.Endpoint) string {
 	return ""
 }
 
-// nameOf is the pod of an end of a connection, or its address.
+// nameOf returns the pod at an end of a connection, or its address.
 func nameOf(end *event.Endpoint) string {
 	switch {
 	case end.Pod != nil && !end.Pod.HostNetwork:

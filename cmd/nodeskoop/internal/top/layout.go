@@ -9,27 +9,27 @@ import (
 
 const (
 	columnGap = 1
-	// leastName is how much of a name is shown while there is room for anything.
+	// leastName is the minimum width of a name, if the window has room.
 	leastName = 20
-	// leastReason is the narrowest that the reason is shown.
+	// leastReason is the minimum width of the reason.
 	leastReason = 8
 )
 
-// layout says which columns stand on a line, and how wide they are.
+// layout holds the visible columns and their widths.
 type layout struct {
-	name   int   // the width of names
-	shown  []int // the columns by index, from left to right
-	reason int   // the width of the reason; 0: it is not shown
-	// left and right count the columns that are hidden on either side, the reason
-	// among them.
+	name   int   // width of names
+	shown  []int // indexes of the visible columns, from left to right
+	reason int   // width of the reason; 0 hides it
+	// left and right are the numbers of columns hidden on either side, including
+	// the reason.
 	left, right int
 }
 
-// arrange lays columns out on a line of a width; 0 is without bound. The name
-// gets what the longest needs, up to half of the line, then come the columns in
-// their order, without the first skip, as many as fit. The column that is sorted by
-// is always shown. What is left is the name's, and then the reason's. reason is how
-// wide the widest is, 0 if there is none to show.
+// arrange lays out columns in a line of the given width; 0 means unlimited. The
+// name gets the width of the longest, up to half of the line. Then come the columns
+// in their order without the first skip, as many as fit. The sorted column is
+// always visible. The name, then the reason, get the remaining width. reason is the
+// width of the widest reason, 0 if there is none.
 func arrange(cols []Column, width, longest, reason, skip int, sorted string) layout {
 	all := len(cols)
 	if reason > 0 {
@@ -97,7 +97,7 @@ func arrange(cols []Column, width, longest, reason, skip int, sorted string) lay
 	return l
 }
 
-// field is a part of a line: a column by its index, fieldName or fieldReason.
+// field is a part of a line: the index of a column, fieldName or fieldReason.
 type field struct{ col, width int }
 
 const (
@@ -105,7 +105,7 @@ const (
 	fieldReason = -2
 )
 
-// fields are the parts of a line, with columnGap between them.
+// fields returns the parts of a line, which are separated by columnGap.
 func (l *layout) fields(cols []Column) []field {
 	out := []field{{fieldName, l.name}}
 	for _, i := range l.shown {
@@ -117,7 +117,7 @@ func (l *layout) fields(cols []Column) []field {
 	return out
 }
 
-// head is the head of a part of a line, filled up to its width.
+// head returns the padded head of a field.
 func (f field) head(cols []Column) string {
 	switch f.col {
 	case fieldName:
@@ -128,7 +128,7 @@ func (f field) head(cols []Column) string {
 	return column.Pad(cols[f.col].head, f.width, false)
 }
 
-// text is what a row has in a part of a line, filled up to its width.
+// text returns the padded text of a row's field.
 func (f field) text(cols []Column, r *row) string {
 	switch f.col {
 	case fieldName:
@@ -139,7 +139,7 @@ func (f field) text(cols []Column, r *row) string {
 	return column.Pad(r.cells[f.col].text(&cols[f.col]), f.width, false)
 }
 
-// longest are the widths of the widest name and reason of some rows.
+// longest returns the widths of the widest name and the widest reason.
 func longest(rows []row) (name, reason int) {
 	name, reason = len(headPod), len(headReason)
 	for i := range rows {
@@ -149,7 +149,7 @@ func longest(rows []row) (name, reason int) {
 	return name, reason
 }
 
-// hasReason reports whether there is a reason to show beside some columns.
+// hasReason reports whether one of the columns has a reason to show.
 func hasReason(cols []Column) bool {
 	return slices.ContainsFunc(cols, func(c Column) bool { return c.Name == "drops" })
 }

@@ -15,7 +15,7 @@ import (
 )
 
 func TestArrange(t *testing.T) {
-	const wide = 1000 // of a reason that takes what there is
+	const wide = 1000 // width of a very long reason
 	for _, c := range []struct {
 		name                         string
 		width, longest, reason, skip int
@@ -42,8 +42,8 @@ func TestArrange(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
 		}
 	}
-	// Whatever the width: it is kept to, nothing is shown twice or forgotten, and the
-	// sorted column is there.
+	// For every width: the line fits, no column is duplicated or missing, and the
+	// sorted column is visible.
 	for width := leastWidth; width < 220; width += 3 {
 		for long := 3; long < 120; long += 13 {
 			for skip := range len(columns) + 2 {
@@ -112,14 +112,14 @@ func TestPeer(t *testing.T) {
 	}
 }
 
-// A loss of the host is the host's own, and shows at each pod whose packet it was;
-// one of a pod is that pod's alone.
+// A drop on the host counts for the host and for each pod at the packet's ends; a
+// drop in a pod counts for that pod only.
 func TestTallyOfTheHostsLosses(t *testing.T) {
 	for _, c := range []struct {
 		name           string
 		e              event.Event
-		web, load      uint64 // losses on the host
-		atWeb, atLoad  int    // kinds
+		web, load      uint64 // drops on the host
+		atWeb, atLoad  int    // kinds of events
 		atHost         int
 		held           uint64
 		merged, counts uint64
@@ -155,7 +155,7 @@ func TestTallyOfTheHostsLosses(t *testing.T) {
 		if x.heldBack() != c.held || done != 1 {
 			t.Errorf("%s: %d held back, done %d times", c.name, x.heldBack(), done)
 		}
-		// Another pod of the name begins with nothing.
+		// A later pod of the same name starts from zero.
 		if n := x.hostDropsOf(webName, "w2") + uint64(kinds(webName, "w2")); n != 0 {
 			t.Errorf("%s: another web-0 has %d", c.name, n)
 		}
@@ -169,7 +169,7 @@ func TestTallyOfTheHostsLosses(t *testing.T) {
 	}
 }
 
-// Kinds are bounded: the last that occurred are kept.
+// The number of kinds is bounded: the most recent ones are kept.
 func TestTallyIsBounded(t *testing.T) {
 	x := newTally()
 	const more = 3 * keptKinds

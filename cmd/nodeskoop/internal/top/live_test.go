@@ -22,7 +22,8 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// routed makes a host with two pods behind it, a with 10.1.0.2 and b with 10.2.0.2.
+// routed creates a host with two pods behind it, a with 10.1.0.2 and b with
+// 10.2.0.2.
 func routed(t *testing.T) (host, a, b *nsnet.Space, pods *nsnet.Pods) {
 	t.Helper()
 	host, a, b = nsnet.New(t), nsnet.New(t), nsnet.New(t)
@@ -42,7 +43,7 @@ func routed(t *testing.T) (host, a, b *nsnet.Space, pods *nsnet.Pods) {
 	}
 	host.AwaitUp("pod1")
 	host.AwaitUp("pod2")
-	// Neighbours are known from here on.
+	// Neighbour entries exist from here on.
 	there, asks := b.Packets("udp", "10.2.0.2:7"), a.Dial("udp", "10.2.0.2:7")
 	testkit.Eventually(t, "a datagram gets from a to b", func() bool {
 		fmt.Fprint(asks, "x")
@@ -50,14 +51,14 @@ func routed(t *testing.T) (host, a, b *nsnet.Space, pods *nsnet.Pods) {
 		_, _, err := there.ReadFrom(make([]byte, 8))
 		return err == nil
 	})
-	_ = there.Close() // with whatever came twice
+	_ = there.Close() // including duplicates
 	_ = asks.Close()
 	return host, a, b, pods
 }
 
-// What the host's rules drop shows at the pods whose packets they were, N for N,
-// and what a pod's own rules drop at that pod alone. On a healthy node all is 0 and
-// nothing is told.
+// Packets dropped by the host's rules appear at the pods at their ends, N for N;
+// packets dropped by a pod's own rules appear at that pod only. On a healthy node
+// all is 0 and no event is sent.
 func TestHostDropsShowAtThePod(t *testing.T) {
 	need.Program(t, "nft")
 	host, a, b, pods := routed(t)
@@ -82,7 +83,7 @@ func TestHostDropsShowAtThePod(t *testing.T) {
 		sample()
 	}
 
-	// Healthy traffic over the same way.
+	// Healthy traffic over the same path.
 	heard := b.Packets("udp", "10.2.0.2:12")
 	well := a.Dial("udp", "10.2.0.2:12")
 	for range 20 {
@@ -153,7 +154,7 @@ func TestHostDropsShowAtThePod(t *testing.T) {
 	}
 }
 
-// The page of a pod has what its namespace and its processes have.
+// The page of a pod shows its namespace and processes.
 func TestPageOfAPod(t *testing.T) {
 	host, a, b, pods := routed(t)
 	s := newSampler(t, pods, host.Path)
@@ -164,7 +165,7 @@ func TestPageOfAPod(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer server.Close()
-	a.Dial("tcp", "10.2.0.2:80") // waits to be accepted
+	a.Dial("tcp", "10.2.0.2:80") // stays in the accept queue
 	if _, err := client.Write(make([]byte, 1234)); err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +210,7 @@ func TestPageOfAPod(t *testing.T) {
 	}
 }
 
-// discard is a terminal of 200 columns and 50 rows that counts what is written.
+// discard is a terminal of 200 columns and 50 rows that counts the bytes written.
 type discard struct {
 	written int
 	ended   chan struct{}
@@ -233,7 +234,7 @@ func (d *discard) Read([]byte) (int, error)    { <-d.ended; return 0, net.ErrClo
 func (d *discard) Write(b []byte) (int, error) { d.written += len(b); return len(b), nil }
 func (*discard) Close() error                  { return nil }
 
-// BenchmarkTop refreshes the table of 200 pods that sleep, each second: an iteration
+// BenchmarkTop refreshes the table of 200 idle pods every second, so an iteration
 // takes a second. -benchtime 60x measures a minute.
 func BenchmarkTop(b *testing.B) {
 	need.Root(b)

@@ -8,16 +8,16 @@ import (
 	"sync"
 )
 
-// Log keeps the log while the screen belongs to the table.
+// Log buffers the log while the table occupies the screen.
 type Log struct {
 	mu    sync.Mutex
 	lines []string
-	more  int // that were not kept
+	more  int // number of records dropped
 }
 
 const maxScreenLog = 200
 
-// Write takes one record of the log.
+// Write takes one log record.
 func (l *Log) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -29,7 +29,7 @@ func (l *Log) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// last is the newest record that is a warning or worse, without its time.
+// last returns the newest record of level warning or above, without its time.
 func (l *Log) last() string {
 	if l == nil {
 		return ""
@@ -47,7 +47,7 @@ func (l *Log) last() string {
 	return ""
 }
 
-// Flush writes what was kept.
+// Flush writes the buffered records.
 func (l *Log) Flush(w io.Writer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -18,9 +18,9 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// The bounds of a page.
+// Limits of a page.
 const (
-	pageSockets   = 20_000 // TCP sockets that are looked at
+	pageSockets   = 20_000 // maximum number of TCP sockets read
 	pagePeers     = 20
 	pageListeners = 20
 	pageEvents    = 20
@@ -28,35 +28,36 @@ const (
 	pageCauses    = 20
 )
 
-// page is what is known of one pod, or of the host. What is not known says why.
+// page holds the details of one pod, or of the host. For missing parts it holds the
+// error.
 type page struct {
 	name    podName
 	at      time.Time
-	begun   time.Time // of counting
+	begun   time.Time // start of counting
 	columns []Column
-	row     *row       // nil: the pod has no row any more
-	pod     *owner.Pod // nil: the host, or one that has ended
+	row     *row       // nil if the pod no longer has a row
+	pod     *owner.Pod // nil for the host, or a pod that has ended
 	reasons []reason
-	// hostDrops are the losses of the host that hit packets of the pod, with a +
-	// where there may be more of them.
+	// hostDrops is the number of drops on the host that hit packets of the pod,
+	// with a + if there may be more.
 	hostDrops string
 	// lossErr is why drops are not counted, nil if they are.
 	lossErr error
-	kinds   []kind // the last that occurred first
-	more    bool   // there were other kinds
+	kinds   []kind // most recent first
+	more    bool   // further kinds occurred
 
 	sockets    socketList
 	socketErr  error
 	processes  []process
-	unlisted   int // further processes
+	unlisted   int // number of processes beyond the list
 	processErr error
 }
 
 // reason is a reason of drops.
 type reason struct {
 	name   string
-	total  float64 // since counting began
-	second float64 // in the last interval; below 0: not known
+	total  float64 // since the start of counting
+	second float64 // rate in the last interval; negative if unknown
 }
 
 type process struct {
@@ -64,36 +65,36 @@ type process struct {
 	name string
 }
 
-// socketList sums up the TCP sockets of a namespace.
+// socketList summarises the TCP sockets of a namespace.
 type socketList struct {
 	listeners []listener
 	peers     []peer
-	// others are how many listeners and peers are left out.
+	// Numbers of listeners and peers not listed.
 	otherListeners, otherPeers int
-	unseen                     int // sockets beyond pageSockets
+	unseen                     int // number of sockets beyond pageSockets
 }
 
-// listener is a listening socket: its backlog, and how much that may become.
+// listener is a listening socket with its backlog and the limit of that.
 type listener struct {
 	addr             netip.AddrPort
 	waiting, backlog uint32
 }
 
-// peer is the other end of connections.
+// peer is the remote end of connections.
 type peer struct {
 	addr netip.Addr
-	pod  string // its name, "" if the address is no pod's here
-	// port is the service's: the peer's, or with inbound the pod's own.
+	pod  string // name of its pod, "" if the address belongs to none here
+	// port is the service's port: the peer's, or the pod's own if inbound.
 	port        uint16
 	inbound     bool
 	connections int
 	rx, tx      uint64
 }
 
-// Open has the samples from now on carry the page of a pod; nil: of none.
+// Open makes the samples from now on include the page of a pod; nil for none.
 func (s *Sampler) Open(name *podName) { s.open.Store(name) }
 
-// again is the last sample with the page that is open now.
+// again returns the last sample with the currently open page.
 func (s *Sampler) again() *Table {
 	name := s.open.Load()
 	if s.table == nil || name == nil {
@@ -104,7 +105,7 @@ func (s *Sampler) again() *Table {
 	return &t
 }
 
-// pageOf makes the page of a pod.
+// pageOf creates the page of a pod.
 func (s *Sampler) pageOf(name podName) *page {
 	p := &page{name: name, at: time.Now(), begun: s.begun, columns: s.columns}
 	sandbox := hostLabel
@@ -145,14 +146,15 @@ func (s *Sampler) pageOf(name podName) *page {
 	return p
 }
 
-// socketsWithin is how long the kernel may take to list the sockets of a namespace:
-// a page waits for it.
+// socketsWithin limits how long the kernel may take to list a namespace's sockets,
+// since a page waits for it.
 const socketsWithin = time.Second
 
-// processesWithin is the same for the list of a pod's processes.
+// processesWithin limits how long listing a pod's processes may take.
 const processesWithin = time.Second
 
-// readSockets lists the TCP sockets in the namespace of a pod, nil for the host's.
+// readSockets lists the TCP sockets in the namespace of a pod, or of the host if p
+// is nil.
 func (s *Sampler) readSockets(p *owner.Pod) (socketList, error) {
 	if s.sockets != nil && !s.sockets.Over(0, nil) {
 		return socketList{}, s.sockets.Hangs("listing TCP sockets")
@@ -187,8 +189,8 @@ func (s *Sampler) readSockets(p *owner.Pod) (socketList, error) {
 	return s.sockets.Value, s.sockets.Err
 }
 
-// sumUp gathers connections by their other end, the most bytes in queues and the
-// most connections first.
+// sumUp groups connections by peer, ordered by queued bytes, then by number of
+// connections.
 func sumUp(all []netlink.TCPSocket) (l socketList) {
 	listens := map[uint16]bool{}
 	for _, s := range all {
@@ -205,7 +207,7 @@ func sumUp(all []netlink.TCPSocket) (l socketList) {
 	sums := map[key]*peer{}
 	for _, s := range all {
 		if s.State == netlink.TCPListen || s.State == netlink.TCPTimeWait {
-			continue // no connection, or one that is over
+			continue // not a connection, or a closed one
 		}
 		k := key{s.Remote.Addr(), s.Remote.Port(), false}
 		if listens[s.Local.Port()] {
@@ -238,14 +240,14 @@ func sumUp(all []netlink.TCPSocket) (l socketList) {
 	return l
 }
 
-// readProcesses lists the processes of a pod. The host's are not listed.
+// readProcesses lists the processes of a pod. It does not list the host's.
 func (s *Sampler) readProcesses(p *owner.Pod) (list []process, more int, err error) {
 	if p == nil {
 		return nil, 0, errors.New("the host's are all that are in no pod: see ps")
 	}
 	type answer struct {
 		pids []int
-		err  error // some may be listed all the same
+		err  error // part of the list may still be valid
 	}
 	a, err := bounded.Within(processesWithin, func() (a answer, _ error) {
 		a.pids, a.err = s.pods.Processes(p, nil)
@@ -263,7 +265,7 @@ func (s *Sampler) readProcesses(p *owner.Pod) (list []process, more int, err err
 	for _, pid := range pids {
 		name, e := os.ReadFile(s.files.proc + "/" + strconv.Itoa(pid) + "/comm")
 		if errors.Is(e, os.ErrNotExist) {
-			continue // it has ended
+			continue // it has exited
 		}
 		if e != nil {
 			err = cmp.Or(err, fmt.Errorf("read the name of process %d: %w", pid, e))
@@ -274,7 +276,7 @@ func (s *Sampler) readProcesses(p *owner.Pod) (list []process, more int, err err
 }
 
 // reasonsOf compares the drops of a pod by reason in two samples. second is the
-// length of the interval between them; 0: there is nothing to compare with.
+// interval in seconds; 0 means that there is no earlier sample.
 func reasonsOf(now, last map[string]float64, second float64) (out []reason) {
 	for _, name := range slices.Sorted(maps.Keys(now)) {
 		r := reason{name, now[name], -1}
@@ -291,7 +293,7 @@ func reasonsOf(now, last map[string]float64, second float64) (out []reason) {
 	return out
 }
 
-// podAt names the owner of an address, "" if it is no pod's.
+// podAt returns the pod that owns an address, "" if none does.
 func podAt(pods owner.Pods, a netip.Addr) string {
 	if p := pods.ByAddr(a); p != nil && !p.HostNetwork {
 		return p.Namespace + "/" + p.Name

@@ -11,7 +11,7 @@ import (
 	"nodeskoop/internal/quote"
 )
 
-// pageLines are the head and the window on the page that is open.
+// pageLines returns the head and the visible lines of the open page.
 func (v *View) pageLines(width, room int) []line {
 	name := v.page.namespace + "/" + v.page.pod
 	if *v.page == hostName {
@@ -19,7 +19,7 @@ func (v *View) pageLines(width, room int) []line {
 	}
 	name = quote.Safe(name)
 	if v.shown == nil {
-		return []line{styled(styleBold, column.Middle(name, width)), plain("reading what is known of it ...")}
+		return []line{styled(styleBold, column.Middle(name, width)), plain("reading the details ...")}
 	}
 	all := v.shown.lines()
 	v.visible = room
@@ -38,7 +38,7 @@ func (v *View) pageLines(width, room int) []line {
 		at += "  PAUSED"
 	}
 	above, below := v.pageScroll, len(all)-room-v.pageScroll
-	const marks = 10 // room for how much is hidden
+	const marks = 10 // room for the numbers of hidden lines
 	title := column.Middle(name, max(1, width-column.Width(at)-2-marks)) + "  " + at
 	lines := []line{scrolled(title, width, above, below)}
 	for _, l := range all[v.pageScroll:min(len(all), v.pageScroll+room)] {
@@ -47,7 +47,7 @@ func (v *View) pageLines(width, room int) []line {
 	return lines
 }
 
-// from leaves out the first columns of a line.
+// from removes the first columns of a line.
 func (l line) from(columns int) line {
 	var out line
 	for _, s := range l {
@@ -58,7 +58,7 @@ func (l line) from(columns int) line {
 	return out
 }
 
-// writer makes the lines of a page: a head, and below it lines or a table.
+// writer builds the lines of a page: heads, with lines or a table below.
 type writer struct{ lines []line }
 
 func (w *writer) section(title, about string) {
@@ -79,7 +79,7 @@ func (w *writer) trouble(text string) {
 	w.lines = append(w.lines, styled(styleWarn, "  "+quote.SafeLine(text)))
 }
 
-// table writes rows below heads. The first numbers columns are numbers.
+// table writes rows below heads. The first `numbers` columns are right-aligned.
 func (w *writer) table(numbers int, rows ...[]string) {
 	for _, r := range rows {
 		for i := range r {
@@ -100,7 +100,7 @@ func (w *writer) table(numbers int, rows ...[]string) {
 	}
 }
 
-// lines are those of a page. What is not known says why.
+// lines returns the lines of a page, with an explanation for each missing part.
 func (p *page) lines() []line {
 	var w writer
 	p.writeWho(&w)
@@ -136,7 +136,7 @@ func (p *page) writeWho(w *writer) {
 	w.note(text)
 }
 
-// cell is a column's cell of the page's row, "-" if it has none.
+// cell returns the text of a column in the page's row, "-" if there is none.
 func (p *page) cell(name string) string {
 	if p.row != nil {
 		for i := range p.row.cells {

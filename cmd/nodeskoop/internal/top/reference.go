@@ -1,13 +1,13 @@
 package top
 
-// ColumnHelp is what the documentation says of a column.
+// ColumnHelp is the documentation of a column.
 type ColumnHelp struct{ Name, Head, Shows, Unit, Key string }
 
-// KeyHelp is what the documentation says of a key.
+// KeyHelp is the documentation of a key.
 type KeyHelp struct{ Press, Does string }
 
-// Reference is what the documentation says of the columns, the most important
-// first, and of the keys that do not sort by a column.
+// Reference returns the documentation of the columns, by importance, and of the
+// keys that do not sort.
 func Reference() (all []ColumnHelp, keys []KeyHelp) {
 	for _, c := range columns {
 		all = append(all, ColumnHelp{c.Name, c.head, c.shows, c.unit, string(c.key)})

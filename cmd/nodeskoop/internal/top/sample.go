@@ -1,5 +1,5 @@
-// Package top shows what the network does to each pod: it takes samples, and
-// shows each as a table, on a screen or as JSON.
+// Package top samples the network activity of each pod, and shows it as a table, on
+// a screen or as JSON.
 package top
 
 import (
@@ -25,13 +25,13 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// cell is one number of one pod. A counter's is there only if it was sampled
-// twice of the same pod and was not reset in between.
+// cell is one number of one pod. A counter has a cell only if it was sampled twice
+// for the same pod without a reset in between.
 type cell struct {
 	known  bool
-	count  float64 // what a counter rose by in the interval, or a gauge's value
-	second float64 // the same per second, or a gauge's value
-	least  bool    // it is that or more
+	count  float64 // increase of a counter in the interval, or value of a gauge
+	second float64 // the counter's rate per second, or the gauge's value
+	least  bool    // a lower bound
 }
 
 // row is one pod, or the host.
@@ -39,8 +39,8 @@ type row struct {
 	host           bool
 	namespace, pod string
 	netns          uint64
-	cells          []cell // by column
-	reason         string // of most of the drops, "" if there were none
+	cells          []cell // by column index
+	reason         string // reason of most drops, "" if there were none
 	reasons        []reason
 }
 
@@ -66,56 +66,56 @@ type Table struct {
 	columns  []Column
 	rows     []row
 	took     time.Duration
-	// troubles says by probe what is not seen here.
+	// troubles lists by probe what is not visible here.
 	troubles []trouble
-	// containerd is why pods are not named, nil while it answers.
+	// containerd is why pods are not named, nil while containerd answers.
 	containerd error
-	page       *page // of the pod that is open, nil if none is
+	page       *page // of the open pod, nil if none is open
 }
 
 type trouble struct {
 	probe  string
 	text   string
-	failed bool // and it failed: more may be seen later
-	whole  bool // nothing of the probe is seen
+	failed bool // it failed, so a later sample may see more
+	whole  bool // the whole probe is missing
 }
 
-// Sampler takes the samples, with the Runner that the daemon uses.
+// Sampler takes samples with the same Runner as the daemon.
 type Sampler struct {
 	runner  *collect.Runner
 	tracer  *trace.Tracer
 	pods    owner.Pods
-	status  func() error // of containerd
-	host    uint64       // network namespace
+	status  func() error // state of containerd
+	host    uint64       // the host's network namespace
 	columns []Column
 	events  *tally
-	lost    func() uint64 // losses whose events were lost
+	lost    func() uint64 // number of drops whose events were lost
 	files   hostFiles
 
 	last   map[podName]counters
 	lastAt time.Time
-	// seen counts by column the cycles on end with a value. The first of them is
-	// not compared: the probe was loaded in that cycle, some time after it began.
+	// seen counts consecutive cycles with a value, by column. The first of them is
+	// not compared, because the probe was loaded only during that cycle.
 	seen map[string]int
-	held uint64 // of events, at the last sample
-	// begun is when the counting began.
+	held uint64 // suppressed events as of the last sample
+	// begun is the start of counting.
 	begun time.Time
 
-	table   *Table // the last
+	table   *Table // last table
 	open    atomic.Pointer[podName]
-	sockets *bounded.Call[socketList] // the last question for sockets; nil: there was none
+	sockets *bounded.Call[socketList] // last request for sockets; nil if there was none
 }
 
-// hostFiles is where the host's namespace and processes are.
+// hostFiles are the paths of the host's network namespace and procfs.
 type hostFiles struct{ netns, proc string }
 
 type podName struct{ namespace, pod string }
 
-// counters are the values of one pod in one sample.
+// counters holds the values of one pod in one sample.
 type counters struct {
 	sandbox string // the pod's own ID
 	netns   uint64
-	values  map[string]float64 // by metric
+	values  map[string]float64 // by metric name
 	reasons map[string]float64
 	classes map[string]float64
 }
@@ -131,19 +131,19 @@ const hostLabel = "(host)"
 
 var hostName = podName{hostLabel, hostLabel}
 
-// NewSampler makes the Sampler of some columns; end releases it.
+// NewSampler creates the Sampler for the columns; end releases it.
 func NewSampler(ctx context.Context, s *session.Session, columns []Column) (sampler *Sampler, end func(), err error) {
 	o := s.Options(s.Config, s.Host)
 	o.Enabled = nil
 	for _, col := range columns {
 		o.Enabled = append(o.Enabled, col.probe)
 	}
-	// What the configuration leaves out of the textfile is not left out here.
+	// top shows values even if the configuration excludes them from the textfile.
 	o.HostLabel, o.Exclude, o.SkipZero, o.MaxSeries, o.CompatNames, o.Labels = hostLabel, nil, false, 0, false, nil
 	index := s.WatchPods(ctx, s.Config, s.Host)
 	events := newTally()
 	h := s.HubOptions(s.Config, s.Host, index)
-	// Each event is counted: a person who looks for a second sees what happened in it.
+	// Deliver every event, without merging or limits, so that each counts at once.
 	h.HostLabel, h.Window, h.Rate, h.Burst, h.TotalRate = hostLabel, 0, 0, 0, 0
 	hub := event.NewHub(h, events)
 	o.Probes = withoutStacks(o.Probes)
@@ -168,8 +168,8 @@ func NewSampler(ctx context.Context, s *session.Session, columns []Column) (samp
 	return &Sampler{runner: r, tracer: tracer, pods: index, status: func() error { return session.Named(index) }, host: host, files: files, columns: columns, events: events, lost: func() uint64 { return hub.Counts(packetLoss).Lost }}, end, nil
 }
 
-// withoutStacks adds to the options of probes that events carry no stack: top shows
-// none, and each costs the reader of the events microseconds.
+// withoutStacks disables the stacks of events, which top does not show and which
+// cost the reader microseconds each.
 func withoutStacks(options map[string]map[string]any) map[string]map[string]any {
 	out := maps.Clone(options)
 	if out == nil {
@@ -189,23 +189,23 @@ func withoutStacks(options map[string]map[string]any) map[string]map[string]any 
 	return out
 }
 
-// sample takes one sample and compares it with the one before.
+// sample takes a sample and compares it with the previous one.
 func (s *Sampler) sample() *Table {
 	if s.seen == nil {
 		s.seen, s.begun = map[string]int{}, time.Now()
-		s.look(s.counters(s.runner.Cycle())) // loads the probes
+		s.look(s.counters(s.runner.Cycle())) // also loads the probes
 	}
 	before := s.identities()
 	at := time.Now()
 	fams := s.runner.Cycle()
-	s.tracer.Account() // what the kernel held back
+	s.tracer.Account() // events suppressed in the kernel
 	resets, loaded, resetErr := s.tracer.Resets()
 	now := s.counters(fams)
 	if loaded {
 		for _, c := range now {
 			c.values[resetsSum] = float64(resets[c.netns])
 			if c.netns == s.host {
-				c.values[resetsSum] += float64(resets[0]) // of no known namespace
+				c.values[resetsSum] += float64(resets[0]) // unattributed resets
 			}
 		}
 	}
@@ -243,7 +243,7 @@ func (s *Sampler) sample() *Table {
 	return t
 }
 
-// look takes down which probes gave values.
+// look records which probes gave values.
 func (s *Sampler) look(now map[podName]counters) {
 	for _, col := range s.columns {
 		some := false
@@ -264,13 +264,13 @@ func (s *Sampler) look(now map[podName]counters) {
 	}
 }
 
-// sees reports whether any column of a probe has values.
+// sees reports whether any of a probe's columns has values.
 func (s *Sampler) sees(probe string) bool {
 	return slices.ContainsFunc(s.columns, func(c Column) bool { return c.probe == probe && s.seen[c.Name] > 0 })
 }
 
-// identities are the pods that have a network namespace of their own, as the
-// Runner names them: the newest of those with the same name.
+// identities returns the pods with a network namespace of their own, by the
+// Runner's names; of pods with the same name the newest.
 func (s *Sampler) identities() map[podName]counters {
 	pods := s.pods.Running()
 	ids := make(map[podName]counters, len(pods))
@@ -286,7 +286,7 @@ func (s *Sampler) identities() map[podName]counters {
 	return ids
 }
 
-// counters sorts the families' values by pod.
+// counters groups the families' values by pod.
 func (s *Sampler) counters(fams []*dto.MetricFamily) map[podName]counters {
 	wanted := map[string]bool{}
 	for _, col := range s.columns {
@@ -318,7 +318,7 @@ func (s *Sampler) counters(fams []*dto.MetricFamily) map[podName]counters {
 				}
 			}
 			if k == (podName{owner.UnknownLabel, owner.UnknownLabel}) {
-				continue // no pod's and not the host's: a row has an owner
+				continue // neither a pod nor the host, so it has no row
 			}
 			c, ok := out[k]
 			if !ok {
@@ -333,7 +333,7 @@ func (s *Sampler) counters(fams []*dto.MetricFamily) map[podName]counters {
 			switch {
 			case isReason || isClass:
 				if value == 0 {
-					continue // most pods lose nothing
+					continue // most pods have no drops
 				}
 				if c.reasons == nil {
 					c.reasons, c.classes = map[string]float64{}, map[string]float64{}
@@ -350,7 +350,7 @@ func (s *Sampler) counters(fams []*dto.MetricFamily) map[podName]counters {
 		}
 	}
 	for name, c := range out {
-		// The host's losses that hit pods are its own losses, too.
+		// Drops on the host that hit pods count for the host too.
 		if _, counted := c.values["kubeskoop_packetloss_total"]; counted && name != hostName {
 			c.values[hostDropsSum] = float64(s.events.hostDropsOf(name, c.sandbox))
 		}
@@ -358,8 +358,8 @@ func (s *Sampler) counters(fams []*dto.MetricFamily) map[podName]counters {
 	return out
 }
 
-// row compares one pod's values with those of the sample before.
-// held says that losses of the host were counted by nobody.
+// row compares a pod's values with those of the previous sample. held means that
+// some drops on the host were not counted.
 func (s *Sampler) row(name podName, now counters, interval time.Duration, held bool) row {
 	r := row{namespace: name.namespace, pod: name.pod, netns: now.netns, cells: make([]cell, len(s.columns))}
 	if name.pod == hostLabel {
@@ -412,15 +412,15 @@ func byName(a, b row) int {
 	return cmp.Or(strings.Compare(a.namespace, b.namespace), strings.Compare(a.pod, b.pod))
 }
 
-// Order says which rows are shown, and in which order.
+// Order selects and sorts the rows to show.
 type Order struct {
-	Column  string // its name, or "pod"
+	Column  string // name of a column, or "pod"
 	Reverse bool
-	Filter  string         // part of the name
+	Filter  string         // substring of the name
 	Pods    session.Filter // exact names
 }
 
-// apply returns the rows to show: the greatest first, what is not known last.
+// apply returns the rows to show in descending order, unknown values last.
 func (o Order) apply(t *Table) []row {
 	rows := slices.DeleteFunc(slices.Clone(t.rows), func(r row) bool {
 		return o.Filter != "" && !strings.Contains(strings.ToLower(r.name()), strings.ToLower(o.Filter)) || !o.Pods.WantsPod(r.host, r.namespace, r.pod)
@@ -449,7 +449,7 @@ func (o Order) apply(t *Table) []row {
 	return rows
 }
 
-// short writes a number in at most five characters.
+// short formats a number in at most five characters.
 func short(v float64) string {
 	switch {
 	case v == 0:
@@ -473,7 +473,7 @@ func short(v float64) string {
 	return fmt.Sprintf("%.0e", v*math.Pow(1000, 6))
 }
 
-// text is what a table shows of the cell.
+// text returns the cell's text in a table.
 func (c *cell) text(col *Column) string {
 	switch {
 	case !c.known:

@@ -24,13 +24,13 @@ import (
 	"nodeskoop/internal/testkit/terminal"
 )
 
-// screenEnv has the test's binary draw a node on its terminal instead of testing:
-// of the number of pods that it holds, or of pods with nastyPods names.
+// screenEnv makes the test binary draw a node on its terminal: with that number of
+// pods, or with pods named nastyPods.
 const screenEnv = "NODESKOOP_TEST_TOP_PODS"
 
 const nastyPods = "nasty"
 
-// nastyNode is a node of pods whose names are an attack on a terminal.
+// nastyNode is a node whose pods have names that attack a terminal.
 func nastyNode() *Table {
 	t := nodeOf(0, 0)
 	for i, n := range nasty.Names {
@@ -48,7 +48,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// drawNode draws a node until it is told to end. Each SIGUSR1 is the next sample.
+// drawNode draws a node until a signal ends it. Each SIGUSR1 draws the next sample.
 func drawNode(pods string) int {
 	n := 0
 	fmt.Sscan(pods, &n)
@@ -97,8 +97,8 @@ var workloads = []string{
 
 const podLetters = "bcdfghjklmnpqrstvwxz2456789"
 
-// nodeOf is a sample of a node with so many pods, named as Kubernetes and people do.
-// From one sample to the next a tenth of the pods has other numbers.
+// nodeOf returns a sample of a node with that many realistically named pods. Each
+// sample changes the numbers of a tenth of them.
 func nodeOf(pods, number int) *Table {
 	t := &Table{at: time.Date(2026, 11, 27, 22, 41, number, 0, time.Local), interval: time.Second, columns: columns}
 	suffix := func(seed, n int) string {
@@ -140,7 +140,7 @@ func nodeOf(pods, number int) *Table {
 	return t
 }
 
-// pageOfTest is a page with something of all that there can be.
+// pageOfTest is a page with every possible part.
 func pageOfTest(name podName) *page {
 	addr := netip.MustParseAddr
 	at := time.Date(2026, 11, 27, 22, 41, 38, 0, time.Local)
@@ -173,7 +173,7 @@ func pageOfTest(name podName) *page {
 	}
 }
 
-// shown is the text of a frame.
+// shown returns the text of a frame.
 func shown(lines []line) string {
 	var b strings.Builder
 	for _, l := range lines {
@@ -188,7 +188,7 @@ func shown(lines []line) string {
 
 var sizes = [][2]int{{40, 10}, {80, 24}, {120, 30}, {200, 50}}
 
-// TestGoldenScreens holds what a person sees on windows of the usual sizes.
+// TestGoldenScreens compares screens of the usual sizes with golden files.
 func TestGoldenScreens(t *testing.T) {
 	t.Setenv("TZ", "UTC")
 	for _, size := range sizes {
@@ -215,7 +215,7 @@ func TestGoldenScreens(t *testing.T) {
 			if len(lines) > height {
 				t.Errorf("%s, %dx%d: %d lines", name, width, height, len(lines))
 			}
-			var cut strings.Builder // as the screen cuts it
+			var cut strings.Builder // cut like the screen
 			for l := range strings.Lines(shown(lines)) {
 				cut.WriteString(strings.TrimRight(column.Pad(strings.TrimSuffix(l, "\n"), width, true), " ") + "\n")
 			}
@@ -224,8 +224,8 @@ func TestGoldenScreens(t *testing.T) {
 	}
 }
 
-// asDrawn is a text as package terminal gives it: a character that takes two cells
-// has an empty one behind it, and marks are not kept.
+// asDrawn returns a text as package terminal reports it: a wide character is
+// followed by an empty cell, and combining marks are dropped.
 func asDrawn(s string) string {
 	var b strings.Builder
 	for _, r := range s {
@@ -240,7 +240,7 @@ func asDrawn(s string) string {
 	return b.String()
 }
 
-// awaitFrame waits until a terminal shows what a view has to show.
+// awaitFrame waits until a terminal shows the view's frame.
 func awaitFrame(t *testing.T, x *terminal.Terminal, v *View, what string, width, height int) {
 	t.Helper()
 	wanted := ""
@@ -252,8 +252,8 @@ func awaitFrame(t *testing.T, x *terminal.Terminal, v *View, what string, width,
 	}
 }
 
-// TestTopIsResized: the program in a real terminal shows on each size what it is to
-// show, whatever size came before, and keeps the order, the selection and the page.
+// TestTopIsResized: in a real terminal each size shows the right frame, whatever
+// the previous size, and keeps order, selection and page.
 func TestTopIsResized(t *testing.T) {
 	x, err := terminal.Start(80, 24, []string{screenEnv + "=60", "LC_ALL=C.UTF-8"}, os.Args[0])
 	if err != nil {
@@ -309,8 +309,8 @@ func TestTopIsResized(t *testing.T) {
 	}
 }
 
-// TestTopWritesWhatChanged: a refresh writes the cells that have changed, and no
-// others: of 200 pods nothing but the time where no number changed.
+// TestTopWritesWhatChanged: a refresh writes only changed cells: with 200 unchanged
+// pods only the time.
 func TestTopWritesWhatChanged(t *testing.T) {
 	x, err := terminal.Start(200, 50, []string{screenEnv + "=200", "LC_ALL=C.UTF-8"}, os.Args[0])
 	if err != nil {
@@ -324,9 +324,8 @@ func TestTopWritesWhatChanged(t *testing.T) {
 		awaitFrame(t, x, v, fmt.Sprintf("sample %d", n), 200, 50)
 	}
 	sampled(0)
-	// The library has the screen drawn whole once more when it tells the size of the
-	// terminal at the start, which may come after the first frame: hence without the
-	// largest.
+	// The library redraws the screen once when it reports the terminal's size,
+	// possibly after the first frame, so ignore the largest value.
 	written := []int{x.Written()}
 	const refreshes = 11
 	for n := 1; n <= refreshes; n++ {
@@ -351,7 +350,7 @@ func TestTopWritesWhatChanged(t *testing.T) {
 	}
 }
 
-// Names that are an attack on a terminal reach a real one quoted.
+// Names that attack a terminal arrive escaped at a real one.
 func TestNastyNamesInATerminal(t *testing.T) {
 	x, err := terminal.Start(120, 30, []string{screenEnv + "=" + nastyPods, "LC_ALL=C.UTF-8"}, os.Args[0])
 	if err != nil {
@@ -370,8 +369,7 @@ func TestNastyNamesInATerminal(t *testing.T) {
 	}
 }
 
-// In a locale without the characters for it, what is cut and what is scrolled is
-// marked by others.
+// In an ASCII locale, other characters mark cut text and scrolled windows.
 func TestTopInASCII(t *testing.T) {
 	x, err := terminal.Start(40, 10, []string{screenEnv + "=60", "LC_ALL=C"}, os.Args[0])
 	if err != nil {
@@ -385,7 +383,7 @@ func TestTopInASCII(t *testing.T) {
 	}
 }
 
-// Names reach a page quoted.
+// Names are escaped on a page.
 func TestTopPageIsSafe(t *testing.T) {
 	for _, n := range nasty.Names {
 		p := pageOfTest(podName{n, n})

@@ -15,8 +15,8 @@ import (
 	"nodeskoop/internal/quote"
 )
 
-// Each gives a table to write after each interval, count times, or until ctx
-// ends if that is 0. It fails at once if no column has anything to show.
+// Each calls write with a table after each interval, count times, or until ctx ends
+// if count is 0. It fails at once if no column has values.
 func (s *Sampler) Each(ctx context.Context, interval time.Duration, count int, log *slog.Logger, write func(*Table) error) error {
 	s.runner.Until(ctx)
 	if err := s.sample().complain(log); err != nil {
@@ -37,8 +37,8 @@ func (s *Sampler) Each(ctx context.Context, interval time.Duration, count int, l
 	return nil
 }
 
-// complain says once what is seen in part, and fails if nothing is. What fails
-// is in the Runner's log.
+// complain logs once which probes are partly visible, and fails if none is visible.
+// Failures are in the Runner's log.
 func (t *Table) complain(log *slog.Logger) error {
 	dead := map[string]bool{}
 	for _, x := range t.troubles {
@@ -54,7 +54,7 @@ func (t *Table) complain(log *slog.Logger) error {
 	return errors.New("none of the probes works here; nodeskoop check says what to do")
 }
 
-// Write prints the table in lines of at most so many columns; 0 is without bound.
+// Write prints the table in lines of at most width columns; 0 means unlimited.
 func (t *Table) Write(w io.Writer, order Order, width int) error {
 	rows := order.apply(t)
 	name, reason := longest(rows)
@@ -89,7 +89,7 @@ func (t *Table) Write(w io.Writer, order Order, width int) error {
 	return err
 }
 
-// WriteJSON prints one object per row. Numbers that are not known are null.
+// WriteJSON prints one object per row. Unknown numbers are null.
 func (t *Table) WriteJSON(w io.Writer, order Order) error {
 	var b bytes.Buffer
 	for _, r := range order.apply(t) {

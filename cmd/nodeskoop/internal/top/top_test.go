@@ -74,7 +74,7 @@ func TestTopColumnsAreTheCatalogues(t *testing.T) {
 	}
 }
 
-// A rate is of one pod's counter that went on counting, or it is not there.
+// A rate comes from an uninterrupted counter of one pod, or is missing.
 func TestTopRates(t *testing.T) {
 	drops, slow, queue := columnAt(t, "drops"), columnAt(t, "socket_slow"), columnAt(t, "tx_queue")
 	name := podName{"shop", "web"}
@@ -130,7 +130,7 @@ func TestTopRates(t *testing.T) {
 				t.Errorf("%s: %s is %s, want %s", c.name, columns[at].Name, got, c.want[i])
 			}
 		}
-		// What events were held back of makes a number a lower bound, if there is one.
+		// Suppressed events make a number a lower bound.
 		at := columnAt(t, hostDrops)
 		whole, held := r.cells[at].text(&columns[at]), s.row(name, c.now, 2*time.Second, true)
 		if got := held.cells[at].text(&columns[at]); got != strings.Replace(whole+"+", "-+", "-", 1) {
@@ -148,7 +148,7 @@ func TestReasons(t *testing.T) {
 		{map[string]float64{"A": 100, "B": 9}, map[string]float64{"A": 99, "B": 2}, 2, []reason{{"B", 9, 3.5}, {"A", 100, 0.5}}},
 		{map[string]float64{"A": 2, "B": 2}, nil, 1, []reason{{"A", 2, 2}, {"B", 2, 2}}},
 		{map[string]float64{"A": 2, "none": 0}, map[string]float64{"A": 2}, 1, []reason{{"A", 2, 0}}},
-		{map[string]float64{"A": 2, "B": 1}, map[string]float64{"A": 3}, 1, []reason{{"B", 1, 1}, {"A", 2, -1}}}, // it was reset
+		{map[string]float64{"A": 2, "B": 1}, map[string]float64{"A": 3}, 1, []reason{{"B", 1, 1}, {"A", 2, -1}}}, // the counter was reset
 		{map[string]float64{"A": 2}, map[string]float64{"A": 1}, 0, []reason{{"A", 2, -1}}},
 		{nil, nil, 1, nil},
 	} {
@@ -158,7 +158,7 @@ func TestReasons(t *testing.T) {
 	}
 }
 
-// table makes a sample of rows: names and drops a second, -1 is not known.
+// table creates a sample of rows: drops per second by name; -1 means unknown.
 func table(rows map[string]float64) *Table {
 	t := &Table{at: time.Unix(0, 0), interval: time.Second, columns: columns}
 	for name, v := range rows {
@@ -206,7 +206,7 @@ func TestTopOrder(t *testing.T) {
 	}
 }
 
-// deviceCounters are the four of eth0 in s, by another way than the probe's.
+// deviceCounters returns the four counters of eth0, independently of the probe.
 func deviceCounters(t *testing.T, s *nsnet.Space) [4]float64 {
 	t.Helper()
 	var links []struct {
@@ -221,7 +221,7 @@ func deviceCounters(t *testing.T, s *nsnet.Space) [4]float64 {
 	return [4]float64{x.RX.Bytes, x.TX.Bytes, x.RX.Packets, x.TX.Packets}
 }
 
-// newSampler makes a Sampler of pods, and of a host that is a namespace's file.
+// newSampler creates a Sampler of pods, and of a host with the namespace in a file.
 func newSampler(t testing.TB, pods owner.Pods, hostFile string) *Sampler {
 	t.Helper()
 	host, err := kernel.Inode(hostFile)
@@ -249,7 +249,7 @@ func newSampler(t testing.TB, pods owner.Pods, hostFile string) *Sampler {
 	return &Sampler{runner: r, tracer: tracer, pods: pods, status: func() error { return nil }, host: host, files: hostFiles{hostFile, "/proc"}, columns: columns, events: events, lost: func() uint64 { return hub.Counts(packetLoss).Lost }}
 }
 
-// What was caused between two samples is what top shows, no more, no less.
+// top shows exactly the traffic caused between two samples.
 func TestTopCountsWhatWasCaused(t *testing.T) {
 	need.Program(t, "nft")
 	a, b := nsnet.New(t), nsnet.New(t)
@@ -291,7 +291,7 @@ func TestTopCountsWhatWasCaused(t *testing.T) {
 				}
 			})
 		}
-		// What nobody reads waits in b's receive queue.
+		// Unread data wait in b's receive queue.
 		client := a.Dial("tcp", "10.0.0.2:80")
 		server, err := listener.Accept()
 		if err != nil {
@@ -300,7 +300,7 @@ func TestTopCountsWhatWasCaused(t *testing.T) {
 		if _, err := client.Write(make([]byte, written)); err != nil {
 			t.Fatal(err)
 		}
-		// All is acknowledged, so all has arrived.
+		// Everything is acknowledged, so everything has arrived.
 		testkit.Eventually(t, "the data have arrived", func() bool {
 			rows := strings.Fields(a.Run("ss", "-Htn", "dport", "=", ":80"))
 			return len(rows) > 2 && rows[2] == "0"
@@ -312,7 +312,7 @@ func TestTopCountsWhatWasCaused(t *testing.T) {
 		server.Close()
 		client.Close()
 		if !quiet {
-			// The kernel sent something of its own just around a sample.
+			// The kernel sent a packet of its own during a sample.
 			if try == 5 {
 				t.Fatal("the namespaces never keep quiet")
 			}
@@ -350,7 +350,7 @@ func TestTopCountsWhatWasCaused(t *testing.T) {
 		break
 	}
 
-	// Another pod of the same name: nothing is known of it until the next sample.
+	// Another pod of the same name: its values are unknown until the next sample.
 	again := b.Pod("b")
 	again.ID = "b2"
 	pods.List[1] = again
@@ -363,7 +363,7 @@ func TestTopCountsWhatWasCaused(t *testing.T) {
 	}
 }
 
-// screenOf runs a view on a terminal that only exists in memory.
+// screenOf runs a view on an in-memory terminal.
 func screenOf(t *testing.T, columns, rows int, v *View) (tables chan *Table, text func() string, keys func(string), ended chan struct{}) {
 	t.Helper()
 	mock := vt.NewMockTerm(vt.MockOptSize{X: vt.Col(columns), Y: vt.Row(rows)})
@@ -404,7 +404,7 @@ func screenOf(t *testing.T, columns, rows int, v *View) (tables chan *Table, tex
 	return tables, text, func(s string) { mock.SendRaw([]byte(s)) }, ended
 }
 
-// until waits for the screen to show something.
+// until waits for the screen to satisfy ok.
 func until(t *testing.T, text func() string, what string, ok func(string) bool) {
 	t.Helper()
 	testkit.Await(t, func() error {
@@ -415,7 +415,7 @@ func until(t *testing.T, text func() string, what string, ok func(string) bool) 
 	})
 }
 
-// names are the first words of the table's rows.
+// names returns the first words of the table's rows.
 func names(text string) string {
 	var out []string
 	for _, line := range strings.Split(text, "\n") {
@@ -434,7 +434,7 @@ func TestTopScreen(t *testing.T) {
 	first.troubles = []trouble{{"kernellatency", "the process lacks CAP_BPF", true, true}, {"socketlatency", "does not see writes", false, false}}
 	tables <- first
 	until(t, text, "the first sample", func(s string) bool {
-		return names(s) == "host shop/db shop/web" && strings.Contains(s, "no kernellatency here: the process lacks CAP_BPF") && strings.Contains(s, "in part: socketlatency")
+		return names(s) == "host shop/db shop/web" && strings.Contains(s, "no kernellatency here: the process lacks CAP_BPF") && strings.Contains(s, "limited on this kernel: socketlatency")
 	})
 	tables <- table(map[string]float64{"host": 1, "shop/web": 5, "shop/db": 3})
 	until(t, text, "the second", func(s string) bool { return names(s) == "shop/web shop/db host" })
@@ -460,7 +460,7 @@ func TestTopScreen(t *testing.T) {
 	keys(" ")
 	until(t, text, "paused", func(s string) bool { return strings.Contains(s, "PAUSED") })
 	tables <- table(map[string]float64{"host": 99})
-	keys("p") // another column: it draws, and the old table
+	keys("p") // selecting another column redraws the old table
 	until(t, text, "still paused", func(s string) bool { return names(s) == "shop/web shop/db host" })
 	keys(" ")
 	until(t, text, "no longer paused", func(s string) bool { return !strings.Contains(s, "PAUSED") })
@@ -472,7 +472,8 @@ func TestTopScreen(t *testing.T) {
 	until(t, text, "many pods", func(s string) bool {
 		return strings.HasPrefix(names(s), "shop/web-00 shop/web-01") && strings.Contains(s, "40 of 40 rows")
 	})
-	// The selection goes down, and the window with it; Enter opens the selected.
+	// The selection moves down and scrolls the window; Enter opens the selected
+	// row.
 	opened := make(chan podName, 1)
 	v.open = func(name *podName) {
 		if name != nil {
@@ -484,7 +485,7 @@ func TestTopScreen(t *testing.T) {
 		t.Errorf("Enter opens %v", name)
 	}
 	until(t, text, "a page that is not sampled yet", func(s string) bool {
-		return strings.HasPrefix(s, "shop/web-01") && strings.Contains(s, "reading what is known of it")
+		return strings.HasPrefix(s, "shop/web-01") && strings.Contains(s, "reading the details")
 	})
 	x := table(many)
 	x.page = pageOfTest(podName{"shop", "web-01"})
@@ -546,7 +547,7 @@ func TestTopJSONAndPlain(t *testing.T) {
 	}
 }
 
-// A plain table is as wide as the terminal, and says what it left out.
+// A plain table is as wide as the terminal, and names the columns left out.
 func TestPlainTableFits(t *testing.T) {
 	x := nodeOf(30, 38)
 	for _, width := range []int{20, 40, 80, 120, 200} {
@@ -565,7 +566,7 @@ func TestPlainTableFits(t *testing.T) {
 	}
 }
 
-// What a pod is called does nothing to a terminal.
+// The name of a pod cannot affect a terminal.
 func TestTopIsSafe(t *testing.T) {
 	x := &Table{at: time.Now(), interval: time.Second, columns: columns[:2]}
 	for _, n := range nasty.Names {
@@ -585,7 +586,8 @@ func TestTopIsSafe(t *testing.T) {
 	}
 }
 
-// Top's head, rows, footer and log show nothing raw, whatever fails.
+// Head, rows, footer and log of top contain no raw control characters, whatever
+// fails.
 func TestTopScreenIsSafe(t *testing.T) {
 	for _, n := range nasty.Names {
 		log := new(Log)

@@ -16,30 +16,30 @@ import (
 	"nodeskoop/internal/quote"
 )
 
-// View shows the samples on a terminal, and takes its keys.
+// View shows samples on a terminal and handles its keys.
 type View struct {
 	Screen   tcell.Screen
 	Order    Order
 	Interval time.Duration
 	Log      *Log
 
-	// open has samples carry the page of a pod; nil in tests of the keys alone.
+	// open makes samples include the page of a pod; nil in tests without a sampler.
 	open func(*podName)
 
 	table  *Table
 	paused bool
 	help   bool
-	typing bool   // a filter is being written
-	before string // the filter before that
+	typing bool   // a filter is being typed
+	before string // the filter before typing
 
-	rows     []row    // as they were drawn
-	selected *podName // nil: the first row
-	scroll   int      // rows above the window
-	skip     int      // columns to the left of the window
-	visible  int      // rows that have room
+	rows     []row    // as last drawn
+	selected *podName // nil selects the first row
+	scroll   int      // number of rows above the window
+	skip     int      // number of columns to the left of the window
+	visible  int      // number of rows in the window
 
-	page       *podName // that is open
-	shown      *page    // the last that was sampled of it
+	page       *podName // pod of the open page
+	shown      *page    // last sampled page
 	pageScroll int
 	pageSkip   int
 	helpScroll int
@@ -83,16 +83,16 @@ func (v *View) Run(ctx context.Context, s *Sampler) {
 	v.loop(ctx, tables)
 }
 
-// loop draws what comes from tables, and does what the keys say.
+// loop draws tables and handles keys.
 func (v *View) loop(ctx context.Context, tables <-chan *Table) {
-	v.Screen.RegisterRuneFallback('…', "~") // in a locale without it
+	v.Screen.RegisterRuneFallback('…', "~") // for locales without UTF-8
 	v.draw()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case t := <-tables:
-			// A page that was just opened is shown while the table stands still.
+			// Show a newly opened page even while the table is paused.
 			if !v.paused {
 				v.table = t
 			}
@@ -116,7 +116,7 @@ func (v *View) loop(ctx context.Context, tables <-chan *Table) {
 	}
 }
 
-// key does what a key says, and reports whether that is the end.
+// key handles a key, and reports whether it ends the view.
 func (v *View) key(e *tcell.EventKey) (end bool) {
 	r := rune(0)
 	if e.Key() == tcell.KeyRune {
@@ -189,7 +189,7 @@ func (v *View) key(e *tcell.EventKey) (end bool) {
 	return false
 }
 
-// typeFilter takes a key of the filter that is being written.
+// typeFilter handles a key while a filter is being typed.
 func (v *View) typeFilter(e *tcell.EventKey) {
 	switch e.Key() {
 	case tcell.KeyEnter:
@@ -206,7 +206,7 @@ func (v *View) typeFilter(e *tcell.EventKey) {
 	v.selected, v.scroll = nil, 0
 }
 
-// pageKey takes a key of an open page.
+// pageKey handles a key on an open page.
 func (v *View) pageKey(e *tcell.EventKey) {
 	switch e.Key() {
 	case tcell.KeyEscape:
@@ -225,7 +225,7 @@ func (v *View) pageKey(e *tcell.EventKey) {
 	}
 }
 
-// scrollBy moves a window over lines; who draws it keeps it within them.
+// scrollBy scrolls a window; drawing keeps it within the lines.
 func (v *View) scrollBy(at *int, key tcell.Key) {
 	switch key {
 	case tcell.KeyUp:
@@ -243,10 +243,10 @@ func (v *View) scrollBy(at *int, key tcell.Key) {
 	}
 }
 
-// pageStep is by how many columns a page scrolls sideways.
+// pageStep is the number of columns by which a page scrolls sideways.
 const pageStep = 10
 
-// at is the index of the selected row.
+// at returns the index of the selected row.
 func (v *View) at() int {
 	if v.selected == nil {
 		return 0
@@ -254,7 +254,7 @@ func (v *View) at() int {
 	return max(0, slices.IndexFunc(v.rows, func(r row) bool { return r.id() == *v.selected }))
 }
 
-// move selects another row. The selection stays with its pod wherever that goes.
+// move selects another row. The selection follows its pod when rows are sorted.
 func (v *View) move(by int) {
 	if len(v.rows) == 0 {
 		return
@@ -275,7 +275,7 @@ func (v *View) enter() {
 	}
 }
 
-// step makes another column the one to sort by.
+// step sorts by another column.
 func (v *View) step(by int) {
 	if v.table == nil {
 		return
@@ -290,7 +290,7 @@ func (v *View) step(by int) {
 	v.Order.Column = names[(at+by+len(names))%len(names)]
 }
 
-// The styles. The screen honours NO_COLOR.
+// Styles. The screen honours NO_COLOR.
 var (
 	stylePlain   = tcell.StyleDefault
 	styleBold    = tcell.StyleDefault.Bold(true)
@@ -300,8 +300,8 @@ var (
 	styleWarn    = tcell.StyleDefault.Foreground(color.Olive)
 )
 
-// span is a text in one style, and line what stands on a line of the screen. What
-// is in them shows on a terminal as it is.
+// span is text in one style, and line is a line of the screen. Both must be safe
+// for a terminal.
 type (
 	span struct {
 		text  string
@@ -314,16 +314,16 @@ func plain(text string) line                        { return line{{text, stylePl
 func styled(style tcell.Style, text string) line    { return line{{text, style}} }
 func (l line) add(style tcell.Style, s string) line { return append(l, span{s, style}) }
 
-// The smallest window that shows anything.
+// Minimum size of the window.
 const (
 	leastWidth  = 20
 	leastHeight = 5
-	// tallEnough is where there is room for what is the same all the time.
+	// tallEnough is the height from which constant lines are shown.
 	tallEnough = 11
 )
 
-// draw shows what there is to show. Only cells that differ from what is on the
-// terminal are written to it.
+// draw draws the current state. The screen writes only changed cells to the
+// terminal.
 func (v *View) draw() {
 	width, height := v.Screen.Size()
 	lines := v.frame(width, height)
@@ -345,7 +345,7 @@ func (v *View) draw() {
 	v.Screen.Show()
 }
 
-// frame makes the lines of a screen.
+// frame returns the lines of the screen.
 func (v *View) frame(width, height int) []line {
 	if width < leastWidth || height < leastHeight {
 		return []line{plain("too small")}
@@ -370,7 +370,7 @@ func (v *View) frame(width, height int) []line {
 	return append(lines[:1+room], footer...)
 }
 
-// tableLines are the head and the table: a line for each row that has room.
+// tableLines returns the head and the rows that fit.
 func (v *View) tableLines(width, room int) []line {
 	t := v.table
 	v.rows = v.Order.apply(t)
@@ -381,7 +381,7 @@ func (v *View) tableLines(width, room int) []line {
 	name, _ := longest(v.rows)
 	reason := 0
 	if hasReason(t.columns) {
-		reason = width // as wide as there is room, so that it does not jump
+		reason = width // use all remaining room, so that the width does not change with the content
 	}
 	arranged := func(skip int) layout { return arrange(t.columns, width, name, reason, skip, v.Order.Column) }
 	for v.skip > 0 && arranged(v.skip-1).right == 0 {
@@ -425,7 +425,7 @@ func (v *View) tableLines(width, room int) []line {
 	return lines
 }
 
-// styleOf is the style of a cell.
+// styleOf returns the style of a cell.
 func styleOf(cols []Column, f field, text string) tcell.Style {
 	switch {
 	case f.col == fieldName:
@@ -444,8 +444,8 @@ func styleOf(cols []Column, f field, text string) tcell.Style {
 	return stylePlain
 }
 
-// head is the first line: what is shown, and at its end how many columns are hidden
-// on either side.
+// head returns the first line: the subject, and at its end the numbers of columns
+// hidden on either side.
 func (v *View) head(width int, l *layout) line {
 	t := v.table
 	hidden := ""
@@ -471,7 +471,7 @@ func (v *View) head(width int, l *layout) line {
 		fmt.Sprintf("top %s%s", at, state))
 }
 
-// fitted is the first of some texts that has room, with another at the line's end.
+// fitted returns the first of the texts that fits beside end.
 func (v *View) fitted(width, room int, end string, texts ...string) line {
 	text := texts[len(texts)-1]
 	for _, x := range texts {
@@ -483,7 +483,7 @@ func (v *View) fitted(width, room int, end string, texts ...string) line {
 	return styled(styleBold, column.Pad(text, width-column.Width(end), true)+end)
 }
 
-// footer names what is not seen, and the keys.
+// footer lists what is not visible, and the keys.
 func (v *View) footer(width, height int) []line {
 	var lines []line
 	add := func(style tcell.Style, text string) {
@@ -502,12 +502,12 @@ func (v *View) footer(width, height int) []line {
 		}
 	}
 	if len(part) > 0 && height > tallEnough {
-		add(styleDim, "in part: "+strings.Join(part, ", ")+" (nodeskoop probes says what they do not see)")
+		add(styleDim, "limited on this kernel: "+strings.Join(part, ", ")+" (see nodeskoop probes)")
 	}
 	if last := v.Log.last(); last != "" {
 		add(styleWarn, last)
 	}
-	// What is on the screen must not be all footer.
+	// The footer takes at most a third of the screen.
 	if len(lines) > height/3 {
 		lines = lines[:height/3]
 	}
@@ -530,7 +530,7 @@ func (v *View) footer(width, height int) []line {
 	return append(lines, styled(styleReverse, column.Pad(text, width, true)))
 }
 
-// helpLines are the head and the window on the list of keys.
+// helpLines returns the head and the visible part of the list of keys.
 func (v *View) helpLines(width, room int) []line {
 	var all []line
 	const hang = 10
@@ -569,7 +569,7 @@ func (v *View) helpLines(width, room int) []line {
 	return append(lines, all[v.helpScroll:min(len(all), v.helpScroll+room)]...)
 }
 
-// scrolled is a head with how many lines are hidden above and below.
+// scrolled returns a head with the numbers of hidden lines above and below.
 func scrolled(text string, width, above, below int) line {
 	end := ""
 	if above > 0 {

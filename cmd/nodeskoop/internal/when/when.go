@@ -1,4 +1,4 @@
-// Package when reads points in time as people write them on a command line.
+// Package when parses points in time from a command line.
 package when
 
 import (
@@ -8,20 +8,20 @@ import (
 	"time"
 )
 
-// Forms says what Parse reads, for messages and help.
+// Forms describes the formats that Parse accepts, for messages and help.
 const Forms = `"2026-11-27 03:00", "03:00" (today), "2h ago" or -2h, "now", "today", "yesterday", or RFC 3339`
 
 var layouts = []struct {
 	layout string
-	today  bool // only the time of the day is given
+	today  bool // the text has a time of day only
 }{
 	{"2006-01-02 15:04:05", false}, {"2006-01-02 15:04", false}, {"2006-01-02", false},
 	{"2006-01-02T15:04:05", false}, {"2006-01-02T15:04", false},
 	{"15:04:05", true}, {"15:04", true},
 }
 
-// Parse reads a point in time. What has no zone is in that of now, and what has no
-// date is of the day of now.
+// Parse parses a point in time. Without a zone it is in that of now, and without a
+// date it is on the day of now.
 func Parse(text string, now time.Time) (time.Time, error) {
 	s := strings.TrimSpace(text)
 	midnight := time.Date(now.Year(), now.Month(), now.Day(), 0, 0, 0, 0, now.Location())
@@ -56,7 +56,7 @@ func Parse(text string, now time.Time) (time.Time, error) {
 	return time.Time{}, fmt.Errorf("%q is not a point in time: write %s", text, Forms)
 }
 
-// length reads a duration, which may be in days.
+// length parses a duration, which may be in days.
 func length(s string) (time.Duration, bool) {
 	if days, ok := strings.CutSuffix(s, "d"); ok {
 		n, err := strconv.ParseUint(days, 10, 16)
