@@ -86,7 +86,7 @@ func familiesOver(sets [][]*dto.LabelPair, value func(family, series int) float6
 				s = counter(value(i, j), set...)
 			case catalog.Histogram:
 				v := value(i, j)
-				s = histogram(m.Bounds, uint64(min(v, 1<<60)), v, set...)
+				s = histogram(m.Bounds, uint64(min(v, 1<<52)), v, set...) // readers keep counts as float64
 			}
 			s.Label = set // shared, not a copy
 			f.Metric = append(f.Metric, s)
