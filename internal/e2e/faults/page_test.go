@@ -18,6 +18,7 @@ func page(watch time.Duration, ones, twos, quiet []outcome) []byte {
 	for _, o := range quiet {
 		scenes = append(scenes, o.how[0])
 	}
+	release, _, _ := strings.Cut(unix.ByteSliceToString(u.Release[:]), "-")
 	for _, o := range ones {
 		if o.first() {
 			first++
@@ -42,7 +43,7 @@ with another end.
 
 | Fault | Made how | Proof | Named first | Rank | Evidence |
 |---|---|---|---|---|---|
-`, unix.ByteSliceToString(u.Release[:]), watch.Seconds(), first, len(ones), count(twos, outcome.first), len(twos),
+`, release, watch.Seconds(), first, len(ones), count(twos, outcome.first), len(twos),
 		count(twos, func(o outcome) bool { return o.rank(0) > 0 && o.rank(1) > 0 }),
 		count(quiet, func(o outcome) bool { return len(o.Findings) == 0 }), len(quiet), strings.Join(scenes, ", "))
 	for _, o := range ones {
