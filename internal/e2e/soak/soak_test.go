@@ -96,7 +96,7 @@ func (s *soak) restarts(length time.Duration) {
 	if s.daemonRestarts < 3 || s.compared-before < 1000 {
 		s.t.Errorf("too little was tried: %d restarts, %d comparisons", s.daemonRestarts, s.compared-before)
 	}
-	if log := s.daemon.log.String(); strings.Contains(log, "panic") || strings.Contains(log, "are reset") || strings.Contains(log, "cannot be kept") {
+	if log := s.daemon.log.String(); strings.Contains(log, "panic") || strings.Contains(log, "are reset") || strings.Contains(log, "saving the counters failed") {
 		s.t.Errorf("the daemon's log:\n%s", log)
 	}
 	s.removePod(s.lasting)
