@@ -479,7 +479,7 @@ func (s *suite) enableAll() {
 	}
 	s.run("rm", own)
 
-	s.configure("interval", `"1s"`, "probes.enabled", `["all"]`, "probes.conntrack.pods", "true", "probes.ipvs.pods", "true",
+	s.configure("interval", `"1s"`, "probes.enabled", `["all"]`, "probes.conntrack.pods", "true", "probes.ipvs.pods", "true", "probes.socketlatency.histograms", `"pods"`,
 		// First exact numbers, whatever else goes on here; the limits come later.
 		"journal.rate", "5000", "journal.burst", "5000", "journal.total_rate", "100000")
 	if err := json.Unmarshal([]byte(s.run("nodeskoop", "probes", "--json")), &s.probes); err != nil {

@@ -143,8 +143,11 @@ func TestProbesDoNotHoldTheWatchdogUp(t *testing.T) {
 		abort: func() { t.Error("the daemon ends itself") }}
 	d.ready.Store(true)
 	ctx, cancel := context.WithCancel(t.Context())
-	cycles, done := make(chan struct{}, 100), make(chan struct{})
-	go d.watchdog(ctx)
+	cycles, done, fed := make(chan struct{}, 100), make(chan struct{}), make(chan struct{})
+	go func() {
+		d.watchdog(ctx) // its last message must not reach the next test's socket
+		close(fed)
+	}()
 	go func() {
 		r.Run(ctx, func([]*dto.MetricFamily) {
 			select {
@@ -165,6 +168,7 @@ func TestProbesDoNotHoldTheWatchdogUp(t *testing.T) {
 	close(release)
 	cancel()
 	<-done
+	<-fed
 	r.Close()
 }
 
