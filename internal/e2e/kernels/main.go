@@ -59,6 +59,9 @@ var seldom = []struct {
 	// Whose a histogram is, and that none is counted when it is off, is the same code on
 	// all; TestHistogramsOf each probe holds the counts everywhere.
 	{"TestHistogramsOff|TestHistogramsOfStrangers", []string{"5.10", newest}},
+	// The programs' other tests hold each histogram against the probe's counters when
+	// they end.
+	{"TestHistogramsOfSockets|TestHistogramsOfTheStack|TestHistogramsOfDevices|TestHistogramsOfDisks", []string{"5.10", "6.12", newest}},
 	// A process's number in its PID namespace; the test runs another by each hook.
 	{"TestBiolatencyOwnInPIDNamespace", []string{"5.10", newest}},
 	// With a containerd, which the VMs have not.
