@@ -3,7 +3,6 @@ package diagnose
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -23,20 +22,11 @@ func Probes() []string {
 	return []string{"biolatency", "conntrack", "net_softirq", "packetloss", "socketlatency", "softnet", "tcpreset", "tcpretrans"}
 }
 
-// The kernel's limits on events of one type and network namespace, a second: above
-// what most faults make, so that each is seen, and low enough that a flood costs a
-// few percent of a CPU.
-const (
-	eventRate  = 500
-	eventBurst = 2000
-	mostEvents = 50_000 // that are kept
-)
+const mostEvents = 50_000 // that are kept
 
 // Node is how findings name the node.
 const Node = "node"
 
-// hostLabel is the host's label in the families. No pod can have that name.
-const hostLabel = "(host)"
 
 // nameOfPod is how findings name a pod.
 func nameOfPod(p *owner.Pod) string {
@@ -134,57 +124,21 @@ type watcher struct {
 	runner *collect.Runner
 	tracer *trace.Tracer
 	pods   owner.Pods
-	hub    *event.Hub
 	seen   occurrences
 	status func() error // of containerd
 }
 
 // newWatcher makes a watcher; end releases it.
 func newWatcher(ctx context.Context, s *session.Session) (w *watcher, end func(), err error) {
-	o := s.Options(s.Config, s.Host)
-	o.HostLabel, o.Exclude, o.SkipZero, o.MaxSeries, o.CompatNames, o.Labels = hostLabel, nil, false, 0, false, nil
-	index := s.WatchPods(ctx, s.Config, s.Host)
-	w = &watcher{pods: index, status: func() error { return session.Named(index) }}
-	h := s.HubOptions(s.Config, s.Host, index)
-	h.HostLabel, h.Window, h.Rate, h.Burst, h.TotalRate = hostLabel, 0, 0, 0, 0
-	w.hub = event.NewHub(h, &w.seen)
-	o.Probes = withOptions(o.Probes)
-	w.tracer = trace.New(trace.Options{Hub: w.hub, Limits: trace.EventLimits{Rate: eventRate, Burst: eventBurst}, Log: s.Log})
-	o.Pods = index
-	way := session.Events{Tracer: w.tracer, Hub: w.hub}
-	w.runner, err = collect.NewRunner(o, session.Factories(w.tracer)...)
+	w = &watcher{}
+	probes := session.WithOption(session.WithoutStacks(s.Config.Options().Probes), "conntrack", "pods", true)
+	x, err := s.NewOnlooker(ctx, s.Config.Options().Enabled, probes, &w.seen)
 	if err != nil {
-		way.Close(s.Log)
 		return nil, nil, err
 	}
-	return w, func() {
-		w.runner.Close()
-		way.Close(s.Log)
-	}, nil
-}
-
-// withOptions lets conntrack look at pods, too, and events carry no stack, which
-// costs their reader microseconds.
-func withOptions(options map[string]map[string]any) map[string]map[string]any {
-	out := maps.Clone(options)
-	if out == nil {
-		out = map[string]map[string]any{}
-	}
-	set := func(probe, key string, value any) {
-		of := maps.Clone(out[probe])
-		if of == nil {
-			of = map[string]any{}
-		}
-		of[key] = value
-		out[probe] = of
-	}
-	for _, p := range catalog.Probes() {
-		if slices.ContainsFunc(p.Options, func(o catalog.Option) bool { return o.Key == "stack" }) {
-			set(p.Name, "stack", false)
-		}
-	}
-	set("conntrack", "pods", true)
-	return out
+	w.runner, w.tracer, w.pods = x.Runner, x.Tracer, x.Pods
+	w.status = func() error { return session.Named(x.Pods) }
+	return w, x.Close, nil
 }
 
 // values are the metrics of one owner.
@@ -235,7 +189,7 @@ func ownerOf(m *dto.Metric) string {
 		}
 	}
 	switch {
-	case pod == hostLabel:
+	case pod == session.OnlookerHost:
 		return Node
 	case pod == "", pod == owner.UnknownLabel && namespace == owner.UnknownLabel:
 		return ""

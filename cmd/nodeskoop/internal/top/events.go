@@ -23,14 +23,6 @@ const (
 	keptPods = 4096
 )
 
-// The kernel's limits on events of one type and network namespace. They exceed the
-// rate of most faults, so that every drop on the host is counted, and a flood still
-// costs only a few percent of a CPU.
-const (
-	eventRate  = 500 // per second
-	eventBurst = 2000
-)
-
 // kindKey identifies a kind of event.
 type kindKey struct {
 	typ              *catalog.EventType

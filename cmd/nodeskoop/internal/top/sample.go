@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -17,8 +16,6 @@ import (
 
 	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/collect"
-	"nodeskoop/collect/catalog"
-	"nodeskoop/collect/event"
 	"nodeskoop/collect/owner"
 	"nodeskoop/collect/trace"
 	"nodeskoop/internal/bounded"
@@ -126,67 +123,28 @@ func (c *counters) of(other *counters) bool {
 	return c.sandbox == other.sandbox && c.netns == other.netns
 }
 
-// hostLabel is the host's label in the families. No pod can have that name.
-const hostLabel = "(host)"
+const hostLabel = session.OnlookerHost
 
 var hostName = podName{hostLabel, hostLabel}
 
 // NewSampler creates the Sampler for the columns; end releases it.
 func NewSampler(ctx context.Context, s *session.Session, columns []Column) (sampler *Sampler, end func(), err error) {
-	o := s.Options(s.Config, s.Host)
-	o.Enabled = nil
+	var enabled []string
 	for _, col := range columns {
-		o.Enabled = append(o.Enabled, col.probe)
+		enabled = append(enabled, col.probe)
 	}
-	// top shows values even if the configuration excludes them from the textfile.
-	o.HostLabel, o.Exclude, o.SkipZero, o.MaxSeries, o.CompatNames, o.Labels = hostLabel, nil, false, 0, false, nil
-	index := s.WatchPods(ctx, s.Config, s.Host)
 	events := newTally()
-	h := s.HubOptions(s.Config, s.Host, index)
-	// Deliver every event, without merging or limits, so that each counts at once.
-	h.HostLabel, h.Window, h.Rate, h.Burst, h.TotalRate = hostLabel, 0, 0, 0, 0
-	hub := event.NewHub(h, events)
-	o.Probes = withoutStacks(o.Probes)
-	tracer := trace.New(trace.Options{Hub: hub, Limits: trace.EventLimits{Rate: eventRate, Burst: eventBurst}, Log: s.Log})
-	o.Pods = index
-	r, err := collect.NewRunner(o, session.Factories(tracer)...)
-	way := session.Events{Tracer: tracer, Hub: hub}
+	x, err := s.NewOnlooker(ctx, enabled, session.WithoutStacks(s.Config.Options().Probes), events)
 	if err != nil {
-		way.Close(s.Log)
 		return nil, nil, err
-	}
-	end = func() {
-		r.Close()
-		way.Close(s.Log)
 	}
 	files := hostFiles{netns: s.Host.NetnsFile(), proc: "/proc"}
 	host, err := kernel.Inode(files.netns)
 	if err != nil {
-		end()
+		x.Close()
 		return nil, nil, fmt.Errorf("find the host's network namespace: %w", err)
 	}
-	return &Sampler{runner: r, tracer: tracer, pods: index, status: func() error { return session.Named(index) }, host: host, files: files, columns: columns, events: events, lost: func() uint64 { return hub.Counts(packetLoss).Lost }}, end, nil
-}
-
-// withoutStacks disables the stacks of events, which top does not show and which
-// cost the reader microseconds each.
-func withoutStacks(options map[string]map[string]any) map[string]map[string]any {
-	out := maps.Clone(options)
-	if out == nil {
-		out = map[string]map[string]any{}
-	}
-	for _, p := range catalog.Probes() {
-		if !slices.ContainsFunc(p.Options, func(o catalog.Option) bool { return o.Key == "stack" }) {
-			continue
-		}
-		of := maps.Clone(out[p.Name])
-		if of == nil {
-			of = map[string]any{}
-		}
-		of["stack"] = false
-		out[p.Name] = of
-	}
-	return out
+	return &Sampler{runner: x.Runner, tracer: x.Tracer, pods: x.Pods, status: func() error { return session.Named(x.Pods) }, host: host, files: files, columns: columns, events: events, lost: func() uint64 { return x.Hub.Counts(packetLoss).Lost }}, x.Close, nil
 }
 
 // sample takes a sample and compares it with the previous one.

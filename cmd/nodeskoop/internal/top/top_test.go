@@ -230,8 +230,8 @@ func newSampler(t testing.TB, pods owner.Pods, hostFile string) *Sampler {
 	}
 	events := newTally()
 	hub := event.NewHub(event.HubOptions{HostLabel: hostLabel, HostNetns: host, Pods: pods, NodeAddrs: func() ([]netip.Addr, error) { return kernel.AddrsOf(hostFile) }}, events)
-	tracer := trace.New(trace.Options{Hub: hub, Limits: trace.EventLimits{Rate: eventRate, Burst: eventBurst}})
-	r, err := collect.NewRunner(collect.Options{Enabled: Probes(), Probes: withoutStacks(nil), HostLabel: hostLabel, HostNetns: hostFile, Pods: pods}, session.Factories(tracer)...)
+	tracer := trace.New(trace.Options{Hub: hub, Limits: session.OnlookerEvents})
+	r, err := collect.NewRunner(collect.Options{Enabled: Probes(), Probes: session.WithoutStacks(nil), HostLabel: hostLabel, HostNetns: hostFile, Pods: pods}, session.Factories(tracer)...)
 	if err != nil {
 		t.Fatal(err)
 	}
