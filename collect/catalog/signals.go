@@ -21,7 +21,7 @@ var signals = []Signal{
 	{"drop.rpfilter", "the reverse path filter dropped {n} packets from {peer} in {time}", "nsenter -t PID -n nstat -az TcpExtIPReversePathFilter"},
 	{"drop.queue", "{n} packets to {peer} were dropped by a queue in {time}", sourceQdisc},
 	{"drop.socket", "{n} packets from {peer} found no room in their socket ({what}) in {time}", sourceEvents + "PacketLoss"},
-	{"drop.memory", "{n} packets from {peer} were dropped for want of memory in {time}", sourceEvents + "PacketLoss"},
+	{"drop.memory", "{n} packets from {peer} were dropped for lack of memory in {time}", sourceEvents + "PacketLoss"},
 	{"drop.local", "{n} packets between this end and {peer} were lost on this node in {time}", sourceEvents + "PacketLoss"},
 
 	{"tcp.retransmitted", "{n} segments to {peer} were retransmitted in {time}", sourceEvents + "TCPRetrans"},
