@@ -27,7 +27,6 @@ const mostEvents = 50_000 // that are kept
 // Node is how findings name the node.
 const Node = "node"
 
-
 // nameOfPod is how findings name a pod.
 func nameOfPod(p *owner.Pod) string {
 	if p.HostNetwork {
