@@ -39,7 +39,7 @@ func (s *Session) NewOnlooker(ctx context.Context, enabled []string, probes map[
 	x.Tracer = trace.New(trace.Options{Hub: x.Hub, Limits: OnlookerEvents, Log: s.Log})
 	o := s.Options(s.Config, s.Host)
 	o.Enabled, o.Probes, o.Pods = enabled, probes, x.Pods
-	o.HostLabel, o.Exclude, o.SkipZero, o.MaxSeries, o.CompatNames, o.Labels = OnlookerHost, nil, false, 0, false, nil
+	o.HostLabel, o.Include, o.Exclude, o.SkipZero, o.MaxSeries, o.CompatNames, o.Labels = OnlookerHost, nil, nil, false, 0, false, nil
 	var err error
 	if x.Runner, err = collect.NewRunner(o, Factories(x.Tracer)...); err != nil {
 		x.closeEvents()
