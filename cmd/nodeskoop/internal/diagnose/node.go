@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/prometheus/procfs"
+	"github.com/prometheus/procfs/blockdevice"
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/internal/kernel"
@@ -17,7 +19,7 @@ import (
 
 // nodeState is what the kernel tells of the whole node at one moment.
 type nodeState struct {
-	cpus  []cpuTimes
+	cpus  map[int64]procfs.CPUStat
 	disks map[string]disk
 	// stall is how long some task waited, in microseconds, by resource (cpu, io).
 	stall map[string]uint64
@@ -30,9 +32,6 @@ type nodeState struct {
 	failed                map[string]error
 }
 
-// cpuTimes are the jiffies of one CPU.
-type cpuTimes struct{ softirq, idle, all uint64 }
-
 // disk is what a disk has done.
 type disk struct {
 	ios   uint64 // reads and writes that ended
@@ -40,20 +39,20 @@ type disk struct {
 }
 
 func readNode() *nodeState {
-	n := &nodeState{disks: map[string]disk{}, stall: map[string]uint64{}, failed: map[string]error{}}
+	n := &nodeState{stall: map[string]uint64{}, failed: map[string]error{}}
 	part := func(name string, err error) {
 		if err != nil {
 			n.failed[name] = err
 		}
 	}
-	b, err := os.ReadFile("/proc/stat")
+	proc, err := procfs.NewFS("/proc")
 	if err == nil {
-		n.cpus, err = parseCPUs(b)
+		var stat procfs.Stat
+		stat, err = proc.Stat()
+		n.cpus = stat.CPU
 	}
 	part("times of CPUs", err)
-	if b, err = os.ReadFile("/proc/diskstats"); err == nil {
-		n.disks, err = parseDisks(b)
-	}
+	n.disks, err = readDisks()
 	part("disks", err)
 	for _, what := range []string{"cpu", "io"} {
 		stall, err := readStall("/proc/pressure/" + what)
@@ -76,55 +75,23 @@ func readNode() *nodeState {
 	return n
 }
 
-// parseCPUs reads the times of each CPU from /proc/stat.
-func parseCPUs(b []byte) (list []cpuTimes, err error) {
-	for line := range strings.Lines(string(b)) {
-		f := strings.Fields(line)
-		if len(f) < 8 || !strings.HasPrefix(f[0], "cpu") || f[0] == "cpu" {
-			continue
-		}
-		var c cpuTimes
-		for i, text := range f[1:min(len(f), 9)] { // guest times are in user's
-			x, err := strconv.ParseUint(text, 10, 64)
-			if err != nil {
-				return nil, fmt.Errorf("read /proc/stat: %s: %.40q is no number", f[0], text)
-			}
-			c.all += x
-			switch i {
-			case 3, 4: // idle, iowait
-				c.idle += x
-			case 6:
-				c.softirq = x
-			}
-		}
-		list = append(list, c)
+// readDisks reads what the disks have done since the node came up, but for those in
+// memory.
+func readDisks() (map[string]disk, error) {
+	fs, err := blockdevice.NewFS("/proc", "/sys")
+	if err != nil {
+		return nil, err
 	}
-	if len(list) == 0 {
-		return nil, errors.New("read /proc/stat: there is no CPU in it")
+	all, err := fs.ProcDiskstats()
+	if err != nil {
+		return nil, fmt.Errorf("read /proc/diskstats: %w", err)
 	}
-	return list, nil
-}
-
-// parseDisks reads /proc/diskstats (Documentation/admin-guide/iostats.rst).
-func parseDisks(b []byte) (map[string]disk, error) {
 	out := map[string]disk{}
-	for line := range strings.Lines(string(b)) {
-		f := strings.Fields(line)
-		if len(f) < 14 {
-			return nil, fmt.Errorf("read /proc/diskstats: %d columns in %.80q", len(f), line)
+	for i := range all {
+		d := &all[i]
+		if !strings.HasPrefix(d.DeviceName, "ram") && !strings.HasPrefix(d.DeviceName, "zram") {
+			out[d.DeviceName] = disk{ios: d.ReadIOs + d.WriteIOs, waits: d.ReadTicks + d.WriteTicks}
 		}
-		if strings.HasPrefix(f[2], "ram") || strings.HasPrefix(f[2], "zram") {
-			continue
-		}
-		var n [4]uint64
-		for i, c := range []int{3, 6, 7, 10} {
-			x, err := strconv.ParseUint(f[c], 10, 64)
-			if err != nil {
-				return nil, fmt.Errorf("read /proc/diskstats: %s: %.40q is no number", f[2], f[c])
-			}
-			n[i] = x
-		}
-		out[f[2]] = disk{ios: n[0] + n[2], waits: n[1] + n[3]}
 	}
 	return out, nil
 }
@@ -155,21 +122,22 @@ func parseStall(b []byte) (uint64, error) {
 }
 
 func (n *nodeState) readTCPMem() error {
-	b, err := os.ReadFile("/proc/thread-self/net/sockstat")
+	// Of the thread, which may be in another namespace than its process.
+	proc, err := procfs.NewFS("/proc/thread-self")
 	if err != nil {
 		return err
 	}
-	for line := range strings.Lines(string(b)) {
-		if !strings.HasPrefix(line, "TCP:") {
-			continue
-		}
-		_, text, _ := strings.Cut(line, " mem ")
-		if n.tcpMem, err = strconv.ParseUint(strings.TrimSpace(text), 10, 64); err != nil {
-			return fmt.Errorf("read /proc/net/sockstat: mem: %.40q is no number", text)
+	stat, err := proc.NetSockstat()
+	if err != nil {
+		return err
+	}
+	for _, p := range stat.Protocols {
+		if p.Protocol == "TCP" && p.Mem != nil {
+			n.tcpMem = uint64(max(0, *p.Mem))
 		}
 	}
 	var low uint64
-	b, err = os.ReadFile("/proc/sys/net/ipv4/tcp_mem")
+	b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_mem")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // this process is not in the kernel's first network namespace
 	}
@@ -180,7 +148,8 @@ func (n *nodeState) readTCPMem() error {
 }
 
 // readARP reads the number of entries of all namespaces' ARP table, and how often
-// there was no room (neigh_stat_seq_show in net/core/neighbour.c).
+// there was no room (neigh_stat_seq_show in net/core/neighbour.c). procfs's reader of
+// this file panics on a line that is longer than the first.
 func (n *nodeState) readARP() error {
 	b, err := os.ReadFile("/proc/thread-self/net/stat/arp_cache")
 	if errors.Is(err, fs.ErrNotExist) {

@@ -3,6 +3,8 @@ package diagnose
 import (
 	"encoding/binary"
 	"net/netip"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,8 +14,6 @@ import (
 // What kernels write.
 const (
 	someCounters = "Ip: Forwarding DefaultTTL InReceives OutNoRoutes\nIp: 1 64 4194 7\nTcp: RtoAlgorithm MaxConn ActiveOpens\nTcp: 1 -1 12\n"
-	someCPUs     = "cpu  10 0 20 300 4 0 6 0 0 0\ncpu0 5 0 10 150 2 0 1 0 0 0\ncpu1 5 0 10 150 2 0 5 0 0 0\nintr 1 2\n"
-	someDisks    = "   1       0 ram0 0 0 0 0 0 0 0 0 0 0 0\n   8       0 sda 10 1 80 500 20 2 160 1500 0 900 2000 0 0 0 0 0 0\n 259 0 nvme0n1p1 1 0 8 2 3 0 24 4 0 5 6\n"
 	someStall    = "some avg10=4.15 avg60=5.70 avg300=3.61 total=1619999866\nfull avg10=0.00 avg60=0.04 avg300=0.53 total=118921364\n"
 	someARP      = "entries  allocs   destroys hash_grows lookups  hits     res_failed rcv_probes_mcast rcv_probes_ucast periodic_gc_runs forced_gc_runs unresolved_discards table_fulls\n00000011 0 0 0 0 0 0 0 0 0 0 0 00000002\n00000011 0 0 0 0 0 0 0 0 0 0 0 0000000a\n"
 	someLimits   = "Limit                     Soft Limit           Hard Limit           Units     \nMax processes             127236               127236               processes \nMax open files            1024                 524288               files     \n"
@@ -24,7 +24,7 @@ const (
 func TestParse(t *testing.T) {
 	check := func(what string, got, want any, err error) {
 		t.Helper()
-		if d := cmp.Diff(want, got, cmp.AllowUnexported(cpuTimes{}, disk{})); d != "" || err != nil {
+		if d := cmp.Diff(want, got); d != "" || err != nil {
 			t.Errorf("%s: %v, %s", what, err, d)
 		}
 	}
@@ -34,10 +34,6 @@ func TestParse(t *testing.T) {
 	six := map[string]uint64{}
 	err = parseCounters6([]byte("Ip6InReceives                   \t12\nUdp6RcvbufErrors 3\n"), six)
 	check("counters of IPv6", six, map[string]uint64{"Ip6InReceives": 12, "Udp6RcvbufErrors": 3}, err)
-	cpus, err := parseCPUs([]byte(someCPUs))
-	check("CPUs", cpus, []cpuTimes{{1, 152, 168}, {5, 152, 172}}, err)
-	disks, err := parseDisks([]byte(someDisks))
-	check("disks", disks, map[string]disk{"sda": {30, 2000}, "nvme0n1p1": {4, 6}}, err)
 	stall, err := parseStall([]byte(someStall))
 	check("pressure", stall, uint64(1619999866), err)
 	entries, fulls, err := parseARP([]byte(someARP))
@@ -55,6 +51,31 @@ func TestParse(t *testing.T) {
 		if parseCounters([]byte(bad), map[string]uint64{}) == nil {
 			t.Errorf("%q is read", bad)
 		}
+	}
+}
+
+// TestReadNode: this machine's own numbers, each CPU and disk of it.
+func TestReadNode(t *testing.T) {
+	n := readNode()
+	for what, err := range n.failed {
+		t.Errorf("%s: %v", what, err)
+	}
+	online, err := filepath.Glob("/sys/devices/system/cpu/cpu[0-9]*/topology")
+	if err != nil || len(n.cpus) != len(online) || len(online) == 0 {
+		t.Errorf("%d CPUs, %d are online (%v)", len(n.cpus), len(online), err)
+	}
+	disks, err := filepath.Glob("/sys/block/*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range disks {
+		name := filepath.Base(filepath.Dir(f))
+		if _, ok := n.disks[strings.ReplaceAll(name, "!", "/")]; !ok && !strings.Contains(name, "ram") && !strings.HasPrefix(name, "loop") {
+			t.Errorf("nothing of the disk %s", name)
+		}
+	}
+	if len(n.disks) == 0 && len(disks) > 0 {
+		t.Errorf("no disk of %d", len(disks))
 	}
 }
 
@@ -112,17 +133,13 @@ func TestLookups(t *testing.T) {
 
 // FuzzParse: whatever a file or a packet holds, it is read or refused.
 func FuzzParse(f *testing.F) {
-	for _, s := range []string{someCounters, someCPUs, someDisks, someStall, someARP, someLimits, someMounts, someIO, "4:cpu:/a/b\n", "E\x00"} {
+	for _, s := range []string{someCounters, someStall, someARP, someLimits, someMounts, someIO, "4:cpu:/a/b\n", "E\x00"} {
 		f.Add([]byte(s))
 	}
 	f.Add(packet(netip.MustParseAddrPort("10.0.0.2:40000"), netip.MustParseAddrPort("10.0.0.9:53"), 7, false))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		_ = parseCounters(b, map[string]uint64{})
 		_ = parseCounters6(b, map[string]uint64{})
-		if cpus, err := parseCPUs(b); err == nil && len(cpus) == 0 {
-			t.Error("no CPU, and no error")
-		}
-		_, _ = parseDisks(b)
 		_, _ = parseStall(b)
 		_, _, _ = parseARP(b)
 		_ = parseLimit(b)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/procfs"
 	"github.com/vishvananda/netlink"
 )
 
@@ -909,12 +910,11 @@ func (o *observer) node() {
 		return
 	}
 	window := o.took().Seconds()
-	for i := range after.cpus {
-		if i >= len(before.cpus) || after.cpus[i].all <= before.cpus[i].all {
-			continue
+	for cpu, now := range after.cpus {
+		was, ok := before.cpus[cpu]
+		if all := allTimes(&now) - allTimes(&was); ok && all > 0 {
+			o.add(observation{signal: "cpu.softirq", owner: Node, what: strconv.FormatInt(cpu, 10), value: 100 * max(0, now.SoftIRQ-was.SoftIRQ) / all})
 		}
-		all := float64(after.cpus[i].all - before.cpus[i].all)
-		o.add(observation{signal: "cpu.softirq", owner: Node, what: strconv.Itoa(i), value: 100 * float64(since(after.cpus[i].softirq, before.cpus[i].softirq)) / all})
 	}
 	for name, d := range after.disks {
 		old, ok := before.disks[name]
@@ -933,6 +933,12 @@ func (o *observer) node() {
 	if after.arpMax > 0 {
 		o.add(observation{signal: "neighbour.table_used", owner: Node, value: 100 * float64(after.arp) / float64(after.arpMax)})
 	}
+}
+
+// allTimes is how long a CPU has been there, in seconds. What guests had is in the
+// user's times.
+func allTimes(c *procfs.CPUStat) float64 {
+	return c.User + c.Nice + c.System + c.Idle + c.Iowait + c.IRQ + c.SoftIRQ + c.Steal
 }
 
 // natPorts are the ports that NAT has given out to one destination.

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/procfs"
 	"github.com/vishvananda/netlink"
 
 	"nodeskoop/collect/catalog"
@@ -279,9 +280,9 @@ func TestObserve(t *testing.T) {
 			r.after.groups[web] = groupState{done: map[ioKey]uint64{k: 150}, limits: []ioLimit{{k, 5}}}
 		}, "disk.limit shop/web-0 100 8:0 riops=5"},
 		{"a busy CPU and a slow disk", func(r *recording) {
-			r.before.node = &nodeState{cpus: []cpuTimes{{}, {}}, disks: map[string]disk{"sda": {}}, stall: map[string]uint64{"io": 0}}
-			r.after.node = &nodeState{cpus: []cpuTimes{{1, 900, 1000}, {800, 100, 1000}}, disks: map[string]disk{"sda": {20, 4000}}, stall: map[string]uint64{"io": 9_000_000}}
-		}, "cpu.softirq node 80 1\ncpu.softirq node 0.1 0\ndisk.ios node 20 sda\ndisk.stall node 90\ndisk.wait node 200 sda"},
+			r.before.node = &nodeState{cpus: map[int64]procfs.CPUStat{0: {}, 3: {}}, disks: map[string]disk{"sda": {}}, stall: map[string]uint64{"io": 0}}
+			r.after.node = &nodeState{cpus: map[int64]procfs.CPUStat{0: {Idle: 9.99, SoftIRQ: 0.01}, 2: {SoftIRQ: 5}, 3: {Idle: 2, SoftIRQ: 8}}, disks: map[string]disk{"sda": {20, 4000}}, stall: map[string]uint64{"io": 9_000_000}}
+		}, "cpu.softirq node 80 3\ncpu.softirq node 0.1 0\ndisk.ios node 20 sda\ndisk.stall node 90\ndisk.wait node 200 sda"},
 		{"slow and lost lookups", func(r *recording) {
 			a := netip.MustParseAddr
 			r.lookups = []lookup{{a(clientAddr), a(far), at(1), at(1.01)}, {a(clientAddr), a(far), at(2), at(3.5)}, {a(clientAddr), a(far), at(3), time.Time{}}, {a(clientAddr), a(far), at(9), time.Time{}}}
