@@ -129,6 +129,9 @@ type Cause struct {
 	// Explains names the causes whose signs this one brings about as well. They are
 	// not named for the same ends.
 	Explains []string
+	// NodeWide says that any pod of the node may feel it, whichever ends its signs
+	// name: what it explains of others is named after it.
+	NodeWide bool
 	// Means says what happens, and what usually brings it about.
 	Means string
 	// Healthy is what looks alike and is no trouble, and how the two are told apart.

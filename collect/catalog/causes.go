@@ -245,7 +245,7 @@ var causes = []Cause{{
 	Healthy:  "None: what a healthy network damages does not get past the card.",
 	Next:     []Step{{"ethtool -k DEVICE", "the offloads; ethtool -K DEVICE tx off tries without"}, {"nsenter -t PID -n nstat -az '*CsumErrors'", "by protocol"}},
 }, {
-	ID: "softirq-cpu-busy", Blame: BlameNode, Whose: OfTheNode, Weight: 0.8,
+	ID: "softirq-cpu-busy", Blame: BlameNode, NodeWide: true, Whose: OfTheNode, Weight: 0.8,
 	Title: "A CPU of the node is busy with softirqs: it cannot take all packets",
 	One: []Sign{{Signal: "cpu.softirq", AtLeast: 50, Why: "A CPU that does nothing else for half of the time makes what it receives wait, and cannot take a burst."},
 		{Signal: "kubeskoop_softnet_dropped", AtLeast: 10, Of: "kubeskoop_softnet_processed", Share: 0.01, Why: "Packets that found the backlog of a CPU full: one of a hundred is more than a burst."}},
@@ -301,7 +301,7 @@ var causes = []Cause{{
 	Healthy:  "I/O below the limit is not delayed.",
 	Next:     []Step{{"cat /proc/PID/cgroup", "the control group, whose io.max, io.stat and io.pressure say more"}, stepDisk},
 }, {
-	ID: "tcp-memory-pressure", Blame: BlameNode, Weight: 0.85,
+	ID: "tcp-memory-pressure", Blame: BlameNode, NodeWide: true, Weight: 0.85,
 	Title:    "TCP is short of memory on the node",
 	One:      []Sign{{Signal: "tcp.memory", AtLeast: 100, Why: "Above the second number of net.ipv4.tcp_mem TCP shrinks its buffers."}, {Signal: "TcpExtTCPMemoryPressures", AtLeast: 1, Why: "It did so in the time."}},
 	More:     []Sign{{Signal: "TcpExtTCPAbortOnMemory", AtLeast: 1}, {Signal: "drop.memory", AtLeast: 1}},

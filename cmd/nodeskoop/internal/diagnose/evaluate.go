@@ -136,6 +136,7 @@ func evaluate(list []observation, took time.Duration) []Finding {
 		found = append(found, m.findings(c, took)...)
 	}
 	found = joined(unexplained(found))
+	afterNodeWide(found)
 	slices.SortStableFunc(found, func(a, b *Finding) int {
 		return cmp.Or(cmp.Compare(b.Score, a.Score), strings.Compare(a.Cause, b.Cause), strings.Compare(a.Blame, b.Blame))
 	})
@@ -359,10 +360,23 @@ func unexplained(all []*Finding) []*Finding {
 	return out
 }
 
+// afterNodeWide names after a cause that any pod of the node may feel what it
+// explains: a pod's own trouble may be what is left of it, or a second one.
+func afterNodeWide(all []*Finding) {
+	for _, g := range all {
+		for _, f := range all {
+			if g.about.NodeWide && !f.about.NodeWide && slices.Contains(g.about.Explains, f.Cause) {
+				f.Score = min(f.Score, g.Score-0.01)
+			}
+		}
+	}
+}
+
 // related reports whether a finding is about an end that another is about, too. One
-// that is about the node alone concerns all of its pods.
+// that is about the node alone concerns all of its pods, but for a node-wide one, beside
+// which a pod may have a trouble of its own.
 func related(a, b *Finding) bool {
-	if a.parties[Node] && len(a.parties) == 1 {
+	if a.parties[Node] && len(a.parties) == 1 && !a.about.NodeWide {
 		return true
 	}
 	for p := range a.parties {

@@ -185,6 +185,34 @@ func TestTwoCauses(t *testing.T) {
 	}
 }
 
+// TestNodeWide: what a node-wide cause brings about comes after it, and is named all
+// the same, as it may be a trouble of its own; what it does not bring about keeps its
+// place.
+func TestNodeWide(t *testing.T) {
+	cause := func(id string) []observation {
+		for _, c := range cases {
+			if c.cause == id {
+				return c.is
+			}
+		}
+		t.Fatal(id)
+		return nil
+	}
+	busy := cause("softirq-cpu-busy")
+	for _, is := range [][]observation{busy, append([]observation{seen("drop.backlog", Node, "shop/other-0", 40)}, busy...)} {
+		for _, c := range []struct{ with, first, second string }{
+			{"udp-receive-buffer-full", "softirq-cpu-busy", "udp-receive-buffer-full"},
+			{"wire-loss", "softirq-cpu-busy", "wire-loss"},
+			{"closed-port", "closed-port", "softirq-cpu-busy"},
+		} {
+			got := evaluate(append(append([]observation{}, is...), cause(c.with)...), 10*time.Second)
+			if len(got) != 2 || got[0].Cause != c.first || got[1].Cause != c.second {
+				t.Errorf("with %s: %s", c.with, names(got))
+			}
+		}
+	}
+}
+
 // TestFindingsAreWhole: each has evidence that can be checked, and a next command.
 func TestFindingsAreWhole(t *testing.T) {
 	for _, c := range cases {

@@ -257,7 +257,11 @@ In a source or command, ` + "`PID`" + ` is a process of the pod that shows the s
 		}
 		fmt.Fprintf(&b, "\nLooks alike and is none: %s\n", c.Healthy)
 		if len(c.Explains) > 0 {
-			b.WriteString("\nNot named beside it: " + strings.Join(c.Explains, ", ") + ".\n")
+			way := "Not named beside it"
+			if c.NodeWide {
+				way = "Not named beside it for the same ends, and named after it for others"
+			}
+			b.WriteString("\n" + way + ": " + strings.Join(c.Explains, ", ") + ".\n")
 		}
 		b.WriteString("\nNext:\n\n")
 		for _, s := range c.Next {
