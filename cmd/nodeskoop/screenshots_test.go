@@ -119,7 +119,7 @@ func TestScreenshots(t *testing.T) {
   [ -e /tmp/held ] || { touch /tmp/held; (sleep 50 | nc %[1]s 8080; rm /tmp/held) & }
 done 2>/dev/null`, webAddr, dbAddr))
 
-	x = inDocs(t, ctd, 132, 90, `prometheus-node-exporter --web.listen-address=127.0.0.1:0 >/dev/null 2>&1 & exporter=$!
+	x = inDocs(t, ctd, 100, 90, `prometheus-node-exporter --web.listen-address=127.0.0.1:0 >/dev/null 2>&1 & exporter=$!
 nodeskoop run >/dev/null 2>&1 & daemon=$!
 until [ -e /var/lib/prometheus/node-exporter/nodeskoop.prom ]; do sleep 0.1; done
 clear
@@ -138,7 +138,7 @@ wait
 	save("check", "nodeskoop check", x)
 	x.Close()
 
-	x = inDocs(t, ctd, 186, 24, "clear; run nodeskoop events --probe packetloss,tcpreset,tcpretrans --pod shop/web-0 --pod shop/db-0\n")
+	x = inDocs(t, ctd, 160, 24, "clear; run nodeskoop events --probe packetloss,tcpreset,tcpretrans --pod shop/web-0 --pod shop/db-0\n")
 	if err := x.Wait(90*time.Second, func(s string) bool {
 		return strings.Contains(s, "TCPRetrans") && strings.Contains(s, "PacketLoss") && strings.Contains(s, "TCPRESET_NOSOCK") && strings.Contains(s, "shop/db-0") &&
 			strings.Count(s, "\n") > 20
@@ -165,7 +165,7 @@ wait
 	}
 	save("top", "nodeskoop top", x)
 	// The page of one pod, found by name.
-	if err := errors.Join(x.Resize(120, 34), x.Keys("/shop/web-0\r\r")); err != nil {
+	if err := errors.Join(x.Resize(100, 34), x.Keys("/shop/web-0\r\r")); err != nil {
 		t.Fatal(err)
 	}
 	if err := x.Wait(90*time.Second, func(s string) bool {
