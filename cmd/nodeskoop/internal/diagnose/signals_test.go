@@ -163,8 +163,16 @@ func TestObserve(t *testing.T) {
 		{"resets that the peer has not sent", func(r *recording) {
 			r.events = []occurrence{{typ: "TCPRESET_RECEIVE", owner: client, src: endAt(client, clientAddr, 40000), dst: endAt(web, webAddr, 8080), state: "ESTABLISHED", at: at(1), n: 1}}
 		}, "reset.unsent shop/client-0 shop/web-0 1"},
+		{"resets, of which some of others were held back", func(r *recording) {
+			r.left = map[leftOut]uint64{{"lab/thief-0", "TCPRESET_NOSOCK"}: 9, {web, "TCPRESET_RECEIVE"}: 9, {web, "PacketLoss"}: 9, {"", "TCPRESET_NOSOCK"}: 9}
+			r.events = []occurrence{{typ: "TCPRESET_RECEIVE", owner: client, src: endAt(client, clientAddr, 40000), dst: endAt(web, webAddr, 8080), state: "ESTABLISHED", at: at(1), n: 1}}
+		}, "reset.unsent shop/client-0 shop/web-0 1"},
+		{"resets, of which some that are unattributed were held back", func(r *recording) {
+			r.left = map[leftOut]uint64{{unattributed, "TCPRESET_NOSOCK"}: 1}
+			r.events = []occurrence{{typ: "TCPRESET_RECEIVE", owner: client, src: endAt(client, clientAddr, 40000), dst: endAt(web, webAddr, 8080), state: "ESTABLISHED", at: at(1), n: 1}}
+		}, ""},
 		{"resets, of which some were held back", func(r *recording) {
-			r.left = 1
+			r.left = map[leftOut]uint64{{web, "TCPRESET_ACTIVE"}: 1}
 			r.events = []occurrence{{typ: "TCPRESET_RECEIVE", owner: client, src: endAt(client, clientAddr, 40000), dst: endAt(web, webAddr, 8080), state: "ESTABLISHED", at: at(1), n: 1}}
 		}, ""},
 		{"resets, of which this kernel does not show all", func(r *recording) {
