@@ -2,6 +2,8 @@ package diagnose
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"testing"
 	"time"
 )
@@ -72,5 +74,33 @@ func TestHeldBackIsOfItsOwner(t *testing.T) {
 	o.keep("shop/web-1", occurrence{typ: "TCPRESET_ACTIVE", n: 1}, 0)
 	if _, left := o.since(time.Time{}); len(left) != 1 || left[leftOut{"shop/web-0", "TCPRESET_ACTIVE"}] != 7 {
 		t.Errorf("left out: %v", left)
+	}
+}
+
+// TestFairShare: who has little keeps it all, and the room is used.
+func TestFairShare(t *testing.T) {
+	for _, c := range []struct {
+		all  map[string]int
+		most int
+		want map[string]int
+	}{
+		{map[string]int{"a": 3, "b": 4}, 7, map[string]int{"a": 3, "b": 4}},
+		{map[string]int{"a": 1000, "b": 4}, 10, map[string]int{"a": 6, "b": 4}},
+		{map[string]int{"a": 1000, "b": 1000}, 10, map[string]int{"a": 5, "b": 5}},
+		{map[string]int{"a": 1000, "b": 1, "c": 1000, "d": 2}, 10, map[string]int{"a": 3, "b": 1, "c": 3, "d": 2}},
+		{map[string]int{"a": 1000}, 10, map[string]int{"a": 10}},
+		{map[string]int{"a": 9, "b": 9, "c": 9}, 2, map[string]int{"a": 1, "b": 1}},
+	} {
+		var all []string
+		for _, name := range slices.Sorted(maps.Keys(c.all)) {
+			all = append(all, slices.Repeat([]string{name}, c.all[name])...)
+		}
+		got := map[string]int{}
+		for _, name := range fairShare(all, c.most, func(s string) string { return s }) {
+			got[name]++
+		}
+		if !maps.Equal(got, c.want) {
+			t.Errorf("of %v with room for %d: %v, want %v", c.all, c.most, got, c.want)
+		}
 	}
 }
