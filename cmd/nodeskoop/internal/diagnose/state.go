@@ -69,6 +69,9 @@ type link struct {
 	name, mac string
 	mtu       int
 	up        bool
+	// index is the interface's, and of a veth peer that of its other end, in the
+	// namespace where that is.
+	index, peer int
 }
 
 // timerPersist is the timer of window probes (net/ipv4/inet_diag.c,
@@ -284,7 +287,11 @@ func (s *netnsState) readLinks() error {
 	}
 	for _, l := range links {
 		a := l.Attrs()
-		s.links = append(s.links, link{a.Name, a.HardwareAddr.String(), a.MTU, a.Flags&net.FlagUp != 0})
+		x := link{name: a.Name, mac: a.HardwareAddr.String(), mtu: a.MTU, up: a.Flags&net.FlagUp != 0, index: a.Index}
+		if l.Type() == "veth" {
+			x.peer = a.ParentIndex
+		}
+		s.links = append(s.links, x)
 		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 			return fmt.Errorf("list the addresses of %s: %w", a.Name, err)
