@@ -27,7 +27,7 @@ var DefaultSockets = []string{
 	"/run/k3s/containerd/containerd.sock",
 	"/run/k0s/containerd.sock",
 	"/var/snap/microk8s/common/run/containerd.sock",
-	"/run/docker/containerd/containerd.sock",
+	dockerContainerd,
 }
 
 // Options choose the containerd to follow, and what to keep.
@@ -48,7 +48,9 @@ type Options struct {
 	// Labels are the pod labels to keep in any case; of the others only a limited number is
 	// kept. See Index.KeepLabels.
 	Labels []string
-	Log    *slog.Logger
+	// Runtimes: log which other runtimes listen here and run containers without names.
+	Runtimes bool
+	Log      *slog.Logger
 }
 
 const (
@@ -67,11 +69,12 @@ const (
 
 // intervals can be shortened by tests.
 type intervals struct {
-	resync time.Duration // between listings
-	ping   time.Duration // between checks that containerd still answers
+	resync   time.Duration // between listings
+	ping     time.Duration // between checks that containerd still answers
+	runtimes time.Duration // between looks for other runtimes
 }
 
-var usual = intervals{resync: 30 * time.Second, ping: 10 * time.Second}
+var usual = intervals{resync: 30 * time.Second, ping: 10 * time.Second, runtimes: 15 * time.Second}
 
 var errNotKnown = errors.New("containerd has not listed its containers yet")
 
@@ -103,7 +106,9 @@ func watch(ctx context.Context, opt Options, every intervals) *Index {
 
 		names:       map[podName][]*group{},
 		sharedShims: map[int]bool{},
+		looked:      time.Now(),
 	}
+	w.x.sockets = opt.Sockets
 	w.x.labels.Store(&opt.Labels)
 	go w.run(ctx)
 	return w.x
@@ -168,6 +173,8 @@ type watcher struct {
 	refused  int          // rounds since that log line with a socket but no answer
 	denied   bool         // unreadable namespaces of processes have been logged
 	unnamed  bool         // an unnamed Docker container has been logged
+	looked   time.Time    // last look for other runtimes
+	said     []string     // what has been logged about them
 }
 
 // run finds a containerd that answers, follows it until the connection ends, and starts
@@ -197,6 +204,7 @@ func (w *watcher) run(ctx context.Context) {
 			w.checkTasks()
 			w.checkStored(time.Now())
 			w.x.prune(time.Now())
+			w.sayRuntimes(time.Now())
 		}))
 	}
 	w.x.setStatus(Status{Err: context.Cause(ctx)})
@@ -248,8 +256,8 @@ func (w *watcher) round(ctx context.Context) (answered bool, err error) {
 	err = fmt.Errorf("%w at any of %s", errAbsent, strings.Join(w.opt.Sockets, ", "))
 	found := false
 	for _, s := range w.opt.Sockets {
-		path := strings.TrimPrefix(s, "unix://")
-		if st, statErr := os.Stat(path); statErr != nil || st.Mode()&os.ModeSocket == 0 {
+		path, there := socketFile(s)
+		if !there {
 			continue
 		}
 		cl, version, connErr := connect(ctx, path)
@@ -269,6 +277,13 @@ func (w *watcher) round(ctx context.Context) (answered bool, err error) {
 		found = true
 	}
 	return false, err
+}
+
+// socketFile returns the path of a candidate, and whether there is a socket.
+func socketFile(candidate string) (path string, there bool) {
+	path = strings.TrimPrefix(candidate, "unix://")
+	st, err := os.Stat(path)
+	return path, err == nil && st.Mode()&os.ModeSocket != 0
 }
 
 // report logs a line when the connection to containerd ends or no containerd is found at
@@ -447,6 +462,9 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 			w.checkStored(now)
 		case now := <-prune.C:
 			w.x.prune(now)
+			if answered {
+				w.sayRuntimes(now)
+			}
 		}
 	}
 }
