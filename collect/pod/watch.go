@@ -59,7 +59,8 @@ const (
 	resyncSoon = time.Second      // after the first listing, and after lost events
 	resyncHung = 10 * time.Second // while a shim hangs
 	pruneEvery = 5 * time.Second
-	// storedEvery is how often sandboxes without processes are checked.
+	// storedEvery is how often sandboxes without processes are checked, and new ones asked
+	// for.
 	storedEvery = time.Second
 	addrsEvery  = 2 * time.Minute
 	maxEvents   = 4096 // waiting to be handled
@@ -392,6 +393,8 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 	list()
 	pings := make(chan error, 1)
 	pinging := false
+	polled := make(chan map[key]*types.Sandbox, 1)
+	polling := false
 	resync := time.NewTimer(time.Hour)
 	defer resync.Stop()
 	ping := time.NewTicker(w.every.ping)
@@ -460,6 +463,17 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 			}
 		case now := <-stored.C:
 			w.checkStored(now)
+			if known := w.storing(now); known != nil && !polling {
+				polling = true
+				cl := w.cl
+				aside(&wg, fail, func() { polled <- cl.newSandboxes(ctx, known) })
+			}
+		case list := <-polled:
+			polling = false
+			for k, r := range list {
+				w.seq++ // as an event: a listing that began before does not know it
+				w.storeSandbox(k, r, time.Now())
+			}
 		case now := <-prune.C:
 			w.x.prune(now)
 			if answered {
