@@ -227,13 +227,16 @@ func TestHistogramsOfTheStack(t *testing.T) {
 		udp, udpServer := udpPair(t, a, b, b.v4)
 		l.settled(p, b.inode)
 		received, sent := histogramsOf(t, p, b.inode)[RxLatency], histogramsOf(t, p, a.inode)[TxLatency]
-		buffer := make([]byte, 64)
-		for range n {
+		data, buffer := make([]byte, 100), make([]byte, 100)
+		for i := range n {
+			// Segments of less data than a header may have are told from bare ACKs by
+			// their headers.
+			size := 1 + i%len(data)
 			for _, pair := range [][2]net.Conn{{udp, udpServer}, {client, server}} {
-				if _, err := pair[0].Write([]byte("data")); err != nil {
+				if _, err := pair[0].Write(data[:size]); err != nil {
 					t.Fatal(err)
 				}
-				if _, err := io.ReadAtLeast(pair[1], buffer, 4); err != nil {
+				if _, err := io.ReadAtLeast(pair[1], buffer, size); err != nil {
 					t.Fatal(err)
 				}
 			}
