@@ -103,7 +103,7 @@ func startRedis(s *Server) {
 	s.t.Helper()
 	s.begin(false, "redis-server", "--port", "6379", "--bind", "*", "--protected-mode", "no", "--save", "", "--appendonly", "no")
 	s.await(6379)
-	if _, err := redis("set", 16)(s, s.Near, "10.0.0.2", 20*redisKeys); err != nil { // nearly all keys
+	if _, err := redis("set", 16)(s, s.Near, "10.0.0.2", 5*redisKeys); err != nil { // nearly all keys
 		s.t.Fatal(err)
 	}
 }

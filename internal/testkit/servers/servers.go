@@ -123,16 +123,22 @@ func (s *Server) Turn(w Workload, path Path) Turn {
 		}
 		s.count[key] = max(1000, int(first.rate*turnLength.Seconds()))
 	}
-	server, client, softirq := s.serv.cpu(s.t), s.client.cpu(s.t), testkit.SoftirqCPU()
-	got, err := w.run(s, from, address, s.count[key])
-	if err != nil || got.operations == 0 || got.rate == 0 {
-		s.t.Fatalf("%s, %s over %s: %v operations: %v", s.Name, w.Name, path, got.operations, err)
-	}
-	return Turn{
-		Operations: got.operations, Rate: got.rate, P99: got.p99,
-		Server: s.serv.cpu(s.t) - server, Client: s.client.cpu(s.t) - client + got.cpu,
-		Softirq: testkit.SoftirqCPU() - softirq,
-	}
+	var turn Turn
+	// On a busy machine a second may pass before a process has its first turn.
+	testkit.Eventually(s.t, fmt.Sprintf("%s answered requests of %s over %s", s.Name, w.Name, path), func() bool {
+		server, client, softirq := s.serv.cpu(s.t), s.client.cpu(s.t), testkit.SoftirqCPU()
+		got, err := w.run(s, from, address, s.count[key])
+		if err != nil {
+			s.t.Fatalf("%s, %s over %s: %v", s.Name, w.Name, path, err)
+		}
+		turn = Turn{
+			Operations: got.operations, Rate: got.rate, P99: got.p99,
+			Server: s.serv.cpu(s.t) - server, Client: s.client.cpu(s.t) - client + got.cpu,
+			Softirq: testkit.SoftirqCPU() - softirq,
+		}
+		return turn.Operations > 0 && turn.Rate > 0
+	})
+	return turn
 }
 
 // begin starts a program of the server. As anyone, a user without privileges, it is in a
@@ -155,7 +161,7 @@ func (s *Server) begin(anyone bool, name string, args ...string) *testkit.Proces
 
 // ask runs a load generator and returns its output.
 func (s *Server) ask(from *nsnet.Space, name string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), testkit.Patience)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*testkit.Patience)
 	defer cancel()
 	cmd := s.client.command(ctx, name, args...)
 	cmd.Dir = s.dir
