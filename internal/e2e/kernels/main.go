@@ -92,7 +92,7 @@ const special = "6.12"
 
 type options struct {
 	arch, kernels, run, skip, packages, variants, accel, icount, cache, table string
-	jobs, count                                                               int
+	jobs, count, dearest                                                      int
 	refresh, update, keep, again                                              bool
 	timeout                                                                   time.Duration
 }
@@ -106,6 +106,7 @@ func main() {
 	flag.StringVar(&o.run, "run", "", "only tests that match the `regexp`; support.tsv is then left alone")
 	flag.StringVar(&o.skip, "skip", "", "no tests that match the `regexp`")
 	flag.IntVar(&o.count, "count", 1, "how often to run each test, to look for one that fails now and then")
+	flag.IntVar(&o.dearest, "costs", 12, "print as many of the tests that take most CPU time")
 	// A VM waits for half of its time, and none should be left for the end.
 	flag.IntVar(&o.jobs, "j", runtime.NumCPU()*5/2, "VMs at a time, of 1.5 GiB each")
 	flag.StringVar(&o.accel, "accel", "tcg,thread=single", "QEMU's accelerator; kvm where there is one")
@@ -439,6 +440,9 @@ func (o *options) conclude(root string, reports []*report, wanted, missing []str
 	fmt.Printf("\n%s\n", table(plains))
 	for _, r := range reports {
 		r.print()
+	}
+	if o.dearest > 0 && len(reports) > 0 && len(reports[0].machine.costs) > 0 {
+		fmt.Printf("\n%s\n\n", costTable(reports, o.dearest))
 	}
 	if whole {
 		for _, r := range plains {
