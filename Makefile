@@ -19,11 +19,14 @@ NODE ?=
 RECORDED ?= $(CURDIR)/packaging/prometheus/tests/recorded
 ARCH ?= amd64
 KERNELS_FLAGS ?=
+PAIRS ?= 12
+SERVERS ?=
+PROBES ?=
 DEBIAN ?= bookworm
 STAGES ?=
 
 .DEFAULT_GOAL := build
-.PHONY: help go build run demo bench-bpf test test-unit test-install test-kernels quiet record race lint generate render record-boards check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-gate soak test-faults faults-doc deps packages check-packages clean
+.PHONY: help go build run demo bench-bpf test test-unit test-install test-kernels quiet record race lint generate render record-boards check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-servers bench-gate soak test-faults faults-doc deps packages check-packages clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -163,6 +166,14 @@ bench-curves: deps ## measure how the cost of a cycle grows, up to 1,000 namespa
 
 bench-pods: deps ## run the daemon beside 0, 110 and 500 real pods: its CPU, memory and BPF programs, with profiles in build/profiles (20 minutes)
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_PROFILES=$(CURDIR)/build/profiles $(GO) test -run '^$$' -bench '^BenchmarkDaemon$$' -benchtime 1x -timeout 60m ./cmd/nodeskoop
+
+bench-servers: deps ## measure what probes cost nginx, Redis, PostgreSQL and memcached, in PAIRS pairs of turns (100 minutes; SERVERS='Redis/GET/veth' or PROBES=all,flow for some)
+	@.ci/deps servers
+	@mkdir -p build
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_SERVERS=$(PAIRS) NODESKOOP_SERVERS_ONLY='$(SERVERS)' NODESKOOP_SERVERS_PROBES='$(PROBES)' \
+	  NODESKOOP_SERVERS_OUT=$(CURDIR)/build/servers.tsv $(GO) test -count=1 -v -timeout 0 -run '^TestServers$$' ./bpf
+	@$(GO) run ./internal/testkit/servers/table build/servers.tsv
+	@$(GO) run ./internal/testkit/servers/table -alone build/servers.tsv
 
 bench-gate: deps ## check cost ratios, to baselines of the same run, against testdata/budgets.tsv
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_GATE=1 $(GO) test -count=1 -v -run TestGate -timeout 10m ./internal/e2e/compare

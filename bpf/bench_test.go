@@ -24,6 +24,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 )
 
@@ -110,7 +111,7 @@ type probeSwitches struct {
 	refused map[string]error
 }
 
-func newSwitches(b *testing.B, options Options) *probeSwitches {
+func newSwitches(b testing.TB, options Options) *probeSwitches {
 	b.Helper()
 	l := newTestLoader(b, options)
 	s := &probeSwitches{byName: map[string]*probeSwitch{}, refused: map[string]error{}}
@@ -147,8 +148,8 @@ func (s *probeSwitches) all() (all []*probeSwitch) {
 
 // toggle is a set of programs that a turn has on or off.
 type toggle interface {
-	on(b *testing.B)
-	off(b *testing.B)
+	on(t testing.TB)
+	off(t testing.TB)
 	// runs returns the number of its programs' runs while statistics were on.
 	runs() uint64
 }
@@ -161,7 +162,7 @@ func toggles(probes []*probeSwitch) (all []toggle) {
 }
 
 // empty returns an empty program for each program of the probes.
-func (s *probeSwitches) empty(b *testing.B) (all []toggle) {
+func (s *probeSwitches) empty(b testing.TB) (all []toggle) {
 	b.Helper()
 	for _, p := range s.all() {
 		for name := range p.programs {
@@ -178,7 +179,7 @@ type probeSwitch struct {
 	spec *ebpf.CollectionSpec
 }
 
-func (s *probeSwitch) on(b *testing.B) {
+func (s *probeSwitch) on(b testing.TB) {
 	b.Helper()
 	for _, h := range s.hooks {
 		for _, name := range h.Programs {
@@ -191,7 +192,7 @@ func (s *probeSwitch) on(b *testing.B) {
 	}
 }
 
-func (s *probeSwitch) off(b *testing.B) {
+func (s *probeSwitch) off(b testing.TB) {
 	b.Helper()
 	for _, l := range slices.Backward(s.links) {
 		if err := l.Close(); err != nil {
@@ -300,19 +301,9 @@ func measurePairs(b *testing.B, probes []toggle, run traffic) {
 	}
 }
 
-func median(v []float64) float64 { return quantile(v, 0.5) }
+func median(v []float64) float64 { return testkit.Quantile(v, 0.5) }
 
-func quartiles(v []float64) float64 { return quantile(v, 0.75) - quantile(v, 0.25) }
-
-func quantile(v []float64, q float64) float64 {
-	s := slices.Sorted(slices.Values(v))
-	at := q * float64(len(s)-1)
-	i := int(at)
-	if i+1 >= len(s) {
-		return s[i]
-	}
-	return s[i] + (at-float64(i))*(s[i+1]-s[i])
-}
+func quartiles(v []float64) float64 { return testkit.Quantile(v, 0.75) - testkit.Quantile(v, 0.25) }
 
 // worker is a thread that runs one end of the traffic. It uses raw system calls, so
 // that Go's scheduler does not affect the measurement.
@@ -328,13 +319,13 @@ type worker struct {
 // ksoftirqd.
 func together(b *testing.B, workers ...*worker) time.Duration {
 	b.Helper()
-	before := ksoftirqdTime()
+	before := testkit.SoftirqCPU()
 	var wg sync.WaitGroup
 	for _, w := range workers {
 		wg.Go(w.run)
 	}
 	wg.Wait()
-	total := ksoftirqdTime() - before
+	total := testkit.SoftirqCPU() - before
 	for _, w := range workers {
 		if w.err != nil {
 			b.Fatal(w.err)
@@ -392,28 +383,6 @@ func pinTo(cpu int) error {
 		return fmt.Errorf("keep the thread on CPU %d: %w", cpu, err)
 	}
 	return nil
-}
-
-var ksoftirqds = sync.OnceValue(func() (files []string) {
-	names, _ := filepath.Glob("/proc/[0-9]*/comm")
-	for _, name := range names {
-		if comm, err := os.ReadFile(name); err == nil && strings.HasPrefix(string(comm), "ksoftirqd/") {
-			files = append(files, filepath.Join(filepath.Dir(name), "schedstat"))
-		}
-	}
-	return files
-})
-
-func ksoftirqdTime() (sum time.Duration) {
-	for _, file := range ksoftirqds() {
-		var ns int64
-		if data, err := os.ReadFile(file); err == nil {
-			if _, err := fmt.Sscan(string(data), &ns); err == nil {
-				sum += time.Duration(ns)
-			}
-		}
-	}
-	return sum
 }
 
 // plainSocket returns a connection's socket for threads that block in it, with a
@@ -734,7 +703,7 @@ type emptyProgram struct {
 
 // newEmpty loads an empty program for a section and its target, nil if the section
 // is not supported.
-func newEmpty(b *testing.B, section, attachTo string) *emptyProgram {
+func newEmpty(b testing.TB, section, attachTo string) *emptyProgram {
 	b.Helper()
 	kind, _, _ := strings.Cut(section, "/")
 	spec := &ebpf.ProgramSpec{Name: "empty", License: "GPL", AttachTo: attachTo, SectionName: section}
@@ -761,7 +730,7 @@ func newEmpty(b *testing.B, section, attachTo string) *emptyProgram {
 }
 
 // loadProgram loads a program for the duration of the benchmark.
-func loadProgram(b *testing.B, spec *ebpf.ProgramSpec) *emptyProgram {
+func loadProgram(b testing.TB, spec *ebpf.ProgramSpec) *emptyProgram {
 	b.Helper()
 	program, err := ebpf.NewProgram(spec)
 	if err != nil {
@@ -827,7 +796,7 @@ func newReads(b *testing.B, section, attachTo string) *emptyProgram {
 	})
 }
 
-func (e *emptyProgram) on(b *testing.B) {
+func (e *emptyProgram) on(b testing.TB) {
 	b.Helper()
 	var err error
 	if e.link, err = attachProgram(e.spec, e.Program); err != nil {
@@ -835,7 +804,7 @@ func (e *emptyProgram) on(b *testing.B) {
 	}
 }
 
-func (e *emptyProgram) off(b *testing.B) {
+func (e *emptyProgram) off(b testing.TB) {
 	b.Helper()
 	if err := e.link.Close(); err != nil {
 		b.Fatalf("detach an empty program from %s: %v", e.spec.SectionName, err)

@@ -1,12 +1,15 @@
 package bpf
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -227,13 +230,16 @@ func TestHistogramsOfTheStack(t *testing.T) {
 		udp, udpServer := udpPair(t, a, b, b.v4)
 		l.settled(p, b.inode)
 		received, sent := histogramsOf(t, p, b.inode)[RxLatency], histogramsOf(t, p, a.inode)[TxLatency]
-		buffer := make([]byte, 64)
-		for range n {
+		data, buffer := make([]byte, 100), make([]byte, 100)
+		for i := range n {
+			// Segments of less data than a header may have are told from bare ACKs by
+			// their headers.
+			size := 1 + i%len(data)
 			for _, pair := range [][2]net.Conn{{udp, udpServer}, {client, server}} {
-				if _, err := pair[0].Write([]byte("data")); err != nil {
+				if _, err := pair[0].Write(data[:size]); err != nil {
 					t.Fatal(err)
 				}
-				if _, err := io.ReadAtLeast(pair[1], buffer, 4); err != nil {
+				if _, err := io.ReadAtLeast(pair[1], buffer, size); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -260,6 +266,73 @@ func TestHistogramsOfTheStack(t *testing.T) {
 		}
 		l.count(p, "packets of a namespace without traffic", 0, histogramsOf(t, p, idle.inode)[RxLatency].Count()+histogramsOf(t, p, idle.inode)[TxLatency].Count())
 	})
+}
+
+// Nothing is lost of what all CPUs count at the same time: each request and each answer
+// is one segment of data, and one write.
+func TestHistogramsInParallel(t *testing.T) {
+	for name, which := range map[string]int{"kernellatency": TxLatency, "socketlatency": WriteLatency} {
+		t.Run(name, func(t *testing.T) {
+			eachRung(t, name, func(t *testing.T, rung Kind) {
+				a, b := newPair(t)
+				l := newTestLoader(t, Options{Hooks: rung})
+				p := l.load(name, Config{Histograms: HistogramsPods})
+				const connections, requests = 8, 1000
+				var ends [connections][2]net.Conn
+				for i := range ends {
+					ends[i][0], ends[i][1] = connect(t, a, b, b.v4)
+				}
+				l.settled(p, b.inode)
+				before := [2]Histogram{histogramsOf(t, p, a.inode)[which], histogramsOf(t, p, b.inode)[which]}
+				again := [2]uint64{a.counter(t, "Tcp.RetransSegs"), b.counter(t, "Tcp.RetransSegs")}
+				var wg sync.WaitGroup
+				var errs [connections][2]error
+				for i, pair := range ends {
+					for side := range pair {
+						wg.Go(func() {
+							buffer := make([]byte, 64)
+							for n := range 2 * requests {
+								var err error
+								if n%2 == side {
+									_, err = pair[side].Write(buffer)
+								} else {
+									_, err = io.ReadFull(pair[side], buffer)
+								}
+								if err != nil {
+									errs[i][side] = err
+									pair[side].Close()
+									return
+								}
+							}
+						})
+					}
+				}
+				wg.Wait()
+				for i := range errs {
+					if err := errors.Join(errs[i][:]...); err != nil {
+						t.Fatal(err)
+					}
+				}
+				l.settled(p, b.inode)
+				for side, ns := range []*namespace{a, b} {
+					h := histogramsOf(t, p, ns.inode)[which]
+					got, want := h.Count()-before[side].Count(), uint64(connections*requests)
+					most := want
+					switch {
+					case p.Hooks()[1].Kind == "":
+						want, most = 0, 0 // this kernel has no hook for them
+					case name == "kernellatency" && staged(p.Hooks()[1]):
+						most = math.MaxUint64 // bare ACKs count
+					case name == "kernellatency":
+						most += ns.counter(t, "Tcp.RetransSegs") - again[side]
+					}
+					if got < want || got > most {
+						t.Errorf("side %d: %d counted, want %d to %d: %v", side, got, want, most, h)
+					}
+				}
+			})
+		})
+	}
 }
 
 // Each packet that a device sends is in the histogram of the driver's time, and in

@@ -165,13 +165,17 @@ static __always_inline bool sends_data(const struct leaving *l)
 	       l->state < TCP_LISTEN + 2 && l->state != TCP_LISTEN;
 }
 
+#define TCP_HEADER_MAX 60
+
 /* A bare ACK of a process that has read carries the time of the packet before
- * it (until Linux 6.13 or so). */
+ * it (until Linux 6.13 or so). What is longer than any header has data, which
+ * spares most packets the read. */
 static __always_inline bool is_bare_ack(const struct leaving *l)
 {
 	__u8 place[2]; /* length of the header, flags */
 
-	if (bpf_probe_read_kernel(place, sizeof(place), l->th + 12))
+	if (l->len > l->header + TCP_HEADER_MAX ||
+	    bpf_probe_read_kernel(place, sizeof(place), l->th + 12))
 		return false;
 	return !(place[1] & (TCP_FLAG_FIN | TCP_FLAG_SYN | TCP_FLAG_RST)) &&
 	       l->len <= l->header + (place[0] >> 4) * 4;
@@ -212,16 +216,21 @@ static __always_inline bool is_measured(__u64 since, __u64 now)
 static __always_inline int left_stack(const struct sk_buff *skb, const struct sock *sk,
 				      const struct leaving *l, __u64 now, bool neighbour)
 {
-	__u64 latency = now - l->since, task;
+	__u64 latency = now - l->since;
 
 	/* A device on top of another, or on the way out of the pod, has counted
 	 * the packet: only the socket's own device is the end of the stack. */
 	if ((l->first && l->first != l->dev) || !sends_data(l) || is_bare_ack(l))
 		return 0;
-	task = bpf_get_current_task();
-	if (!neighbour && resolving_tasks && bpf_map_lookup_elem(&resolving, &task))
-		return 0;
-	measured_of(HIST_TX, latency, owner_of_sock(sk), INTERRUPTED);
+	if (!neighbour && resolving_tasks) {
+		__u64 task = bpf_get_current_task();
+
+		if (bpf_map_lookup_elem(&resolving, &task))
+			return 0;
+	}
+	/* Softirqs are off where a packet reaches a device (__dev_queue_xmit), and what
+	 * counts for a neighbour adds with one instruction. */
+	measured_of(HIST_TX, latency, owner_of_sock(sk), neighbour ? INTERRUPTED : ALONE);
 	if (latency >= slow_ns)
 		slow(skb, l->dev, owner_of_sock(sk), TX, now, latency, NULL);
 	return 0;

@@ -1019,10 +1019,10 @@ VERIFIED_ONCE int many_measured(__u32 netns, __u64 first_wait, __u64 span, __u32
 }
 
 static __always_inline void writes_measured(const struct sock *sk, __u64 wait, __u64 span,
-					    __u32 many)
+					    __u32 many, enum interrupted how)
 {
 	if (many == 1)
-		measured_of(HIST_WRITE, wait, owner_of_sock(sk), INTERRUPTED);
+		measured_of(HIST_WRITE, wait, owner_of_sock(sk), how);
 	else if (keep_histograms == HISTOGRAMS_PODS)
 		many_measured(owner_of_sock(sk).netns, wait, span, many);
 	else if (keep_histograms == HISTOGRAMS_NODE)
@@ -1032,7 +1032,7 @@ static __always_inline void writes_measured(const struct sock *sk, __u64 wait, _
 /* So many writes of a mark, the first of them, are done. One event tells of
  * them; the others count as suppressed. */
 static __noinline int written_out(const struct sock *sk, const struct waiting *w,
-				  const struct mark *m, __u64 now)
+				  const struct mark *m, __u64 now, enum interrupted how)
 {
 	__u64 wait, span;
 	struct event_account *account;
@@ -1044,7 +1044,7 @@ static __noinline int written_out(const struct sock *sk, const struct waiting *w
 	many = many_of(m);
 	wait = elapsed_ns(m->first, ticks_of(now));
 	span = (__u64)(m->last - m->first) << TICK_SHIFT;
-	writes_measured(sk, wait, span, many);
+	writes_measured(sk, wait, span, many, how);
 	if (wait < slow_ns)
 		return 0;
 	o = owner_of_sock(sk);
@@ -1068,7 +1068,7 @@ static __noinline int written_out(const struct sock *sk, const struct waiting *w
 /* Everything up to end_seq has left TCP; the part up to `unseen` did so at an
  * unknown time. */
 static __always_inline void went_out(const struct sock *sk, struct waiting *w, __u32 unseen,
-				     __u32 end_seq, __u64 now)
+				     __u32 end_seq, __u64 now, enum interrupted how)
 {
 	struct queue *q = &w->out;
 	__u32 tail = q->tail, head = q->head, base = q->base, len, many, done;
@@ -1079,7 +1079,7 @@ static __always_inline void went_out(const struct sock *sk, struct waiting *w, _
 		if (after(m->end, end_seq))
 			break;
 		if (after(m->end, unseen))
-			written_out(sk, w, m, now);
+			written_out(sk, w, m, now, how);
 		base = m->end;
 		tail++;
 	}
@@ -1104,7 +1104,7 @@ static __always_inline void went_out(const struct sock *sk, struct waiting *w, _
 	m->many = (many - done) << 2 | (m->many & 3);
 	q->base = part.end;
 	if (after(part.end, unseen))
-		written_out(sk, w, &part, now);
+		written_out(sk, w, &part, now, how);
 }
 
 /* A segment of data up to end_seq leaves TCP. Data before snd_nxt left earlier on a
@@ -1113,11 +1113,11 @@ static __always_inline void went_out(const struct sock *sk, struct waiting *w, _
  * however late the packet passes (tcp_event_new_data_sent moves snd_nxt when a
  * segment has left). */
 static __always_inline int segment_out(const struct sock *sk, struct waiting *w, __u32 end_seq,
-				       __u64 now)
+				       __u64 now, enum interrupted how)
 {
 	w->sent = end_seq;
 	w->sent_at = ticks_of(now);
-	went_out(sk, w, snd_nxt_of(sk), end_seq, now);
+	went_out(sk, w, snd_nxt_of(sk), end_seq, now, how);
 	return 0;
 }
 
@@ -1173,7 +1173,7 @@ static __always_inline void settle(const struct sock *sk, struct waiting *w, __u
 		/* Its bytes were sent some time ago. */
 		__u64 ago = (__u64)(ticks_of(now) - w->sent_at) << TICK_SHIFT;
 
-		went_out(sk, w, q->base, write_seq, now - ago);
+		went_out(sk, w, q->base, write_seq, now - ago, INTERRUPTED);
 	}
 }
 
@@ -1308,6 +1308,7 @@ static __always_inline bool header_of(const struct tcp_header *tcp, __u16 num, _
 	return tcp->source == bpf_htons(num) && tcp->dest == dport;
 }
 
+/* Softirqs are off where a packet reaches a device (__dev_queue_xmit). */
 SEC("tp_btf/net_dev_queue")
 int btf_queue(__u64 *ctx)
 {
@@ -1331,7 +1332,8 @@ int btf_queue(__u64 *ctx)
 	return segment_out(sk, w, end_seq,
 			   bpf_core_field_exists(tp->tcp_clock_cache) ?
 				   BPF_CORE_READ(tp, tcp_clock_cache) :
-				   bpf_ktime_get_ns());
+				   bpf_ktime_get_ns(),
+			   ALONE);
 }
 
 SEC("raw_tp/net_dev_queue")
@@ -1356,7 +1358,7 @@ int raw_queue(struct bpf_raw_tracepoint_args *ctx)
 	    !header_of(&tcp, BPF_CORE_READ(sk, __sk_common.skc_num),
 		       BPF_CORE_READ(sk, __sk_common.skc_dport)))
 		return 0;
-	return segment_out(sk, w, end_seq, bpf_ktime_get_ns());
+	return segment_out(sk, w, end_seq, bpf_ktime_get_ns(), ALONE);
 }
 
 SEC("fentry/__tcp_transmit_skb")
@@ -1372,7 +1374,7 @@ int BPF_PROG(fen_transmit, struct sock *sk, struct sk_buff *skb)
 	end_seq = BPF_CORE_READ(cb, end_seq);
 	if (end_seq == BPF_CORE_READ(cb, seq) || !is_new(w, end_seq) || !connection_load(sk, &c))
 		return 0;
-	return segment_out(sk, w, end_seq, c.clock_ns);
+	return segment_out(sk, w, end_seq, c.clock_ns, INTERRUPTED);
 }
 
 SEC("kprobe/__tcp_transmit_skb")
@@ -1387,5 +1389,5 @@ int BPF_KPROBE(kp_transmit, struct sock *sk, struct sk_buff *skb)
 	end_seq = BPF_CORE_READ(cb, end_seq);
 	if (end_seq == BPF_CORE_READ(cb, seq) || !is_new(w, end_seq))
 		return 0;
-	return segment_out(sk, w, end_seq, bpf_ktime_get_ns());
+	return segment_out(sk, w, end_seq, bpf_ktime_get_ns(), INTERRUPTED);
 }

@@ -3,8 +3,10 @@ package testkit
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -90,3 +92,26 @@ func OpenFiles(t testing.TB) int {
 	}
 	return len(entries)
 }
+
+// SoftirqCPU returns the CPU time that the kernel's ksoftirqd threads have used so far.
+func SoftirqCPU() (sum time.Duration) {
+	for _, file := range ksoftirqds() {
+		var ns int64
+		if data, err := os.ReadFile(file); err == nil {
+			if _, err := fmt.Sscan(string(data), &ns); err == nil {
+				sum += time.Duration(ns)
+			}
+		}
+	}
+	return sum
+}
+
+var ksoftirqds = sync.OnceValue(func() (files []string) {
+	names, _ := filepath.Glob("/proc/[0-9]*/comm")
+	for _, name := range names {
+		if comm, err := os.ReadFile(name); err == nil && strings.HasPrefix(string(comm), "ksoftirqd/") {
+			files = append(files, filepath.Join(filepath.Dir(name), "schedstat"))
+		}
+	}
+	return files
+})

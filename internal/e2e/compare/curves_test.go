@@ -45,7 +45,7 @@ func cycles(r *collect.Runner, n int, between func()) float64 {
 			took = append(took, c/1e3)
 		}
 	}
-	return quantile(took, 0.5)
+	return testkit.Quantile(took, 0.5)
 }
 
 func without(names, left []string) []string {

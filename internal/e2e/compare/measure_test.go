@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -27,20 +26,7 @@ type ratio struct{ low, mid, high float64 }
 func (r ratio) String() string { return fmt.Sprintf("%.2f (%.2f to %.2f)", r.mid, r.low, r.high) }
 
 func ratioOf(v []float64) ratio {
-	return ratio{quantile(v, 0.25), quantile(v, 0.5), quantile(v, 0.75)}
-}
-
-func quantile(v []float64, q float64) float64 {
-	s := slices.Sorted(slices.Values(v))
-	if len(s) == 0 {
-		return 0
-	}
-	at := q * float64(len(s)-1)
-	i := int(at)
-	if i+1 >= len(s) {
-		return s[i]
-	}
-	return s[i] + (at-float64(i))*(s[i+1]-s[i])
+	return ratio{testkit.Quantile(v, 0.25), testkit.Quantile(v, 0.5), testkit.Quantile(v, 0.75)}
 }
 
 // cpuOf is the CPU time of another process.

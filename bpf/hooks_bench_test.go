@@ -1,0 +1,119 @@
+package bpf
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/testkit"
+	"nodeskoop/internal/testkit/need"
+)
+
+// BenchmarkHooksCost gives what a run of the first, second, third and fourth program on one
+// tracepoint costs, if all of them only return. A tracepoint with one function is called
+// directly, one with several through a list. Turns with n and n-1 programs alternate; the
+// result is the median of their differences, with the distance of the quartiles. "none" is
+// what turns differ that are alike.
+//
+// The tracepoint is bpf_test_finish, which nothing calls but the system call that the
+// benchmark repeats.
+func BenchmarkHooksCost(b *testing.B) {
+	need.Root(b)
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + 2))
+	call := newTestRun(b)
+	for _, section := range []string{"raw_tp/bpf_test_finish", "tp_btf/bpf_test_finish"} {
+		const most = 4
+		var programs [most]*emptyProgram
+		for i := range programs {
+			programs[i] = newEmpty(b, section, "bpf_test_finish")
+		}
+		for n := range most + 1 {
+			name := []string{"none", "first", "second", "third", "fourth"}[n]
+			b.Run(section+"/"+name, func(b *testing.B) {
+				for _, p := range programs[:max(0, n-1)] {
+					p.on(b)
+					defer p.off(b)
+				}
+				for b.Loop() {
+					var cost []float64
+					for i := range 4 * costPairs {
+						var turns [2]float64 // without the nth program, with it
+						for j := range turns {
+							side := (i + j) % 2
+							on := side == 1 && n > 0
+							if on {
+								programs[n-1].on(b)
+							}
+							turns[side] = call.turn(b)
+							if on {
+								programs[n-1].off(b)
+							}
+						}
+						cost = append(cost, turns[1]-turns[0])
+					}
+					b.ReportMetric(0, "ns/op")
+					b.ReportMetric(median(cost), "ns/run")
+					b.ReportMetric(quartiles(cost), "ns-iqr")
+				}
+			})
+		}
+	}
+}
+
+// testRun is the system call BPF_PROG_TEST_RUN for a program that only returns.
+type testRun struct {
+	attr struct { // union bpf_attr, member test
+		prog, result            uint32
+		sizeIn, sizeOut         uint32
+		in, out                 uint64
+		repeat, duration        uint32
+		contextIn, contextOut   uint32
+		pointerIn, pointerOut   uint64
+		flags, cpu, batch, some uint32
+	}
+	packet [64]byte
+	pin    runtime.Pinner
+}
+
+func newTestRun(b *testing.B) *testRun {
+	b.Helper()
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "nothing", License: "GPL", Type: ebpf.SocketFilter,
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { program.Close() })
+	c := &testRun{}
+	c.pin.Pin(c)
+	b.Cleanup(c.pin.Unpin)
+	c.attr.prog = uint32(program.FD())
+	c.attr.in, c.attr.sizeIn = uint64(uintptr(unsafe.Pointer(&c.packet))), uint32(len(c.packet))
+	c.attr.repeat = 1
+	return c
+}
+
+// turn calls for a short while and returns the CPU time of a call, in nanoseconds.
+func (c *testRun) turn(b *testing.B) (ns float64) {
+	b.Helper()
+	w := &worker{work: func() error {
+		const calls = 20000
+		start := testkit.ThreadCPU()
+		for range calls {
+			if _, _, errno := unix.RawSyscall(unix.SYS_BPF, unix.BPF_PROG_TEST_RUN, uintptr(unsafe.Pointer(&c.attr)), unsafe.Sizeof(c.attr)); errno != 0 {
+				return fmt.Errorf("run a program by BPF_PROG_TEST_RUN: %w", errno)
+			}
+		}
+		ns = float64(testkit.ThreadCPU()-start) / float64(calls) / float64(time.Nanosecond)
+		return nil
+	}}
+	together(b, w)
+	return ns
+}
