@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -236,8 +237,8 @@ func (n *node) pauseless() {
 func (n *node) ends() {
 	const situation = "refused connection between pods"
 	n.demand(situation, "the event of each end has both pods", func() (string, error) {
-		rows, err := n.listed()
-		if err != nil {
+		var rows map[podName]row
+		if err := n.within(func() (err error) { rows, err = n.listed(); return err }); err != nil {
 			return "", err
 		}
 		for _, to := range rows[server.podName()].Addresses {
@@ -398,15 +399,17 @@ func (n *node) delays(seen []time.Duration, late []string) (string, error) {
 
 // restarts restarts each of the three while pods talk, come and go.
 func (n *node) restarts(next string) {
-	rows, err := n.listed()
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	from, err := n.pause(client.podName())
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	to := rows[server.podName()].Addresses[0]
+	var from int
+	var to netip.Addr
+	n.await("the pods that talk are listed", func() error {
+		rows, err := n.listed()
+		if err != nil {
+			return err
+		}
+		to = rows[server.podName()].Addresses[0]
+		from, err = n.pause(client.podName())
+		return err
+	})
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { talk(ctx, from, to.String()) })
