@@ -145,7 +145,7 @@ check-rules: deps ## check and test the alert and recording rules with promtool,
 	  to=build/recorded/$$(basename "$$f" .gz); gunzip -c "$$f" > "$$to"; promtool test rules "$$to"; \
 	done
 
-screenshots: deps ## run check, events and top beside faulty pods, and write their screens to docs/images
+screenshots: deps ## run check, diagnose, events and top beside faulty pods, and write their screens to docs/images
 	@mkdir -p docs/images
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_SCREENSHOTS=$(CURDIR)/docs/images $(GO) test -count=1 -run '^TestScreenshots$$' ./cmd/nodeskoop
 

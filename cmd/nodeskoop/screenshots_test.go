@@ -52,7 +52,7 @@ run() { printf '\033[1;32m#\033[0m %%s\n' "$*"; "$@"; }
 // localVersion matches a distribution's suffix of the kernel version.
 var localVersion = regexp.MustCompile(`(Linux [0-9]+\.[0-9]+\.[0-9]+)[-+][^ <\n]+`)
 
-// TestScreenshots runs check, events and top in a terminal beside faulty pods.
+// TestScreenshots runs check, diagnose, events and top in a terminal beside faulty pods.
 // `make screenshots` writes their screens to docs/images; otherwise the test only
 // checks the text.
 func TestScreenshots(t *testing.T) {
@@ -75,6 +75,23 @@ func TestScreenshots(t *testing.T) {
 	pod := func(namespace, name, command string) *pods.Pod {
 		return ctd.RunPod(pods.PodSpec{Namespace: namespace, Name: name, Containers: []pods.ContainerSpec{{Name: "main", Command: []string{"sh", "-c", command}}}})
 	}
+	// A server that forgot all but its loopback address, and a client that asks it.
+	orders := pod("shop", "orders-0", "httpd -p 127.0.0.1:8080 -h /tmp; sleep 100000")
+	api := pod("shop", "api-0", fmt.Sprintf("while :; do nc -w 1 %s 8080 </dev/null; sleep 0.1; done 2>/dev/null", orders.Addrs[0]))
+	x := inDocs(t, ctd, 100, 60, "clear; run nodeskoop diagnose --for 5s || true\n")
+	if _, err := x.End(90 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"shop/orders-0", "loopback address", "shop/api-0"} {
+		if !strings.Contains(x.Text(), want) {
+			t.Errorf("diagnose does not show %q:\n%s", want, x.Text())
+		}
+	}
+	save("diagnose", "nodeskoop diagnose", x)
+	x.Close()
+	api.Remove()
+	orders.Remove()
+
 	web := pod("shop", "web-0", "dd if=/dev/zero of=/tmp/page bs=1k count=200 2>/dev/null; httpd -p 8080 -h /tmp; sleep 100000")
 	db := pod("shop", "db-0", "sleep 100000")
 	pod("infra", "dns-0", "sleep 100000")
@@ -102,7 +119,7 @@ func TestScreenshots(t *testing.T) {
   [ -e /tmp/held ] || { touch /tmp/held; (sleep 50 | nc %[1]s 8080; rm /tmp/held) & }
 done 2>/dev/null`, webAddr, dbAddr))
 
-	x := inDocs(t, ctd, 132, 90, `prometheus-node-exporter --web.listen-address=127.0.0.1:0 >/dev/null 2>&1 & exporter=$!
+	x = inDocs(t, ctd, 100, 90, `prometheus-node-exporter --web.listen-address=127.0.0.1:0 >/dev/null 2>&1 & exporter=$!
 nodeskoop run >/dev/null 2>&1 & daemon=$!
 until [ -e /var/lib/prometheus/node-exporter/nodeskoop.prom ]; do sleep 0.1; done
 clear
@@ -121,7 +138,7 @@ wait
 	save("check", "nodeskoop check", x)
 	x.Close()
 
-	x = inDocs(t, ctd, 186, 24, "clear; run nodeskoop events --probe packetloss,tcpreset,tcpretrans --pod shop/web-0 --pod shop/db-0\n")
+	x = inDocs(t, ctd, 160, 24, "clear; run nodeskoop events --probe packetloss,tcpreset,tcpretrans --pod shop/web-0 --pod shop/db-0\n")
 	if err := x.Wait(90*time.Second, func(s string) bool {
 		return strings.Contains(s, "TCPRetrans") && strings.Contains(s, "PacketLoss") && strings.Contains(s, "TCPRESET_NOSOCK") && strings.Contains(s, "shop/db-0") &&
 			strings.Count(s, "\n") > 20
@@ -148,7 +165,7 @@ wait
 	}
 	save("top", "nodeskoop top", x)
 	// The page of one pod, found by name.
-	if err := errors.Join(x.Resize(120, 34), x.Keys("/shop/web-0\r\r")); err != nil {
+	if err := errors.Join(x.Resize(100, 34), x.Keys("/shop/web-0\r\r")); err != nil {
 		t.Fatal(err)
 	}
 	if err := x.Wait(90*time.Second, func(s string) bool {

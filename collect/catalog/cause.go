@@ -12,7 +12,7 @@ type Signal struct {
 	// {time} for how long was watched.
 	Text string
 	// Source is where the reader finds the number with a standard tool. PID and
-	// DEVICE are as in a Step.
+	// DEVICE are as in a Step, PEERPID is a process of the other end.
 	Source string
 }
 

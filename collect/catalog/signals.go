@@ -34,7 +34,7 @@ var signals = []Signal{
 	{"tcp.aborts", "{n} connections were closed with data unread, or by SO_LINGER 0, in {time}", "nsenter -t PID -n nstat -az TcpExtTCPAbortOnClose TcpExtTCPAbortOnData"},
 	{"tcp.refused", "{n} connections to {peer} were refused at port {what}, where nobody listens", sourceEvents + "TCPRESET_NOSOCK"},
 	{"udp.refused", "{n} datagrams to {peer} came to port {what}, which no socket has", sourceEvents + "PacketLoss"},
-	{"tcp.loopback_only", "{n} connections to {peer} were refused at port {what}, where it listens on the loopback address alone", "nsenter -t PID -n ss -tln"},
+	{"tcp.loopback_only", "{n} connections to {peer} were refused at port {what}, where it listens on the loopback address alone", "nsenter -t PEERPID -n ss -tln"},
 	{"reset.unsent", "{n} resets came in the name of {peer}, which sent none, in {time}", sourceEvents + "TCPRESET_RECEIVE"},
 	{"listen.full", "connections that wait to be accepted: {n}, port {what}", "nsenter -t PID -n ss -tln"},
 	{"syn.half_open", "{n} handshakes are half open", "nsenter -t PID -n ss -tan state syn-recv"},

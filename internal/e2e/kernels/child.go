@@ -37,8 +37,8 @@ func untilTold() (context.Context, error) {
 
 // runChild runs a program that ends with this one, however this one ends, and
 // with the command's context. It gets no signal of this process's group: then
-// it would look as if it had failed by itself.
-func runChild(cmd *exec.Cmd) error {
+// it would look as if it had failed by itself. started is called with its number.
+func runChild(cmd *exec.Cmd, started func(pid int)) error {
 	// The kernel sends Pdeathsig when the thread ends, so it has to last.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -46,5 +46,9 @@ func runChild(cmd *exec.Cmd) error {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	cmd.SysProcAttr.Setpgid, cmd.SysProcAttr.Pdeathsig = true, syscall.SIGKILL
-	return cmd.Run()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	started(cmd.Process.Pid)
+	return cmd.Wait()
 }

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 		// It ignores what can be ignored.
 		cmd := exec.CommandContext(ctx, "sh", "-c", `trap "" INT TERM HUP; echo $$; exec sleep 1000`)
 		cmd.Stdout = os.Stdout
-		_ = runChild(cmd)
+		_ = runChild(cmd, func(int) {})
 		if os.Getenv(lingers) != "" {
 			time.Sleep(time.Hour) // an archive is written meanwhile
 		}

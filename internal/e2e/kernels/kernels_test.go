@@ -4,11 +4,13 @@ import (
 	"archive/tar"
 	"bytes"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -318,5 +320,29 @@ func TestSeldom(t *testing.T) {
 				t.Errorf("no package has %s", name)
 			}
 		}
+	}
+}
+
+// TestMeasure: what a process takes is put down to the test that its output names last,
+// a part to its test.
+func TestMeasure(t *testing.T) {
+	output := filepath.Join(t.TempDir(), "log")
+	script := `burn() { i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; }
+burn; printf '@run bpf\n=== RUN   TestOne\n' > ` + output + `; burn; printf '=== RUN   TestOne/part\n' >> ` + output + `; burn
+printf '=== RUN   TestTwo\n' >> ` + output + `; sleep 1`
+	cmd := exec.Command("sh", "-c", script)
+	stop, got := make(chan struct{}), make(chan costs, 1)
+	if err := runChild(cmd, func(pid int) { go func() { got <- measure(pid, output, stop) }() }); err != nil {
+		t.Fatal(err)
+	}
+	close(stop)
+	c := <-got
+	all := cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	if sum := c["boot"] + c["bpf"] + c["TestOne"] + c["TestTwo"]; len(c) == 0 || sum > all+20*time.Millisecond || c["TestOne/part"] != 0 {
+		t.Errorf("%v, of %v", c, all)
+	}
+	table := costTable([]*report{{machine: &machine{kernel: &kernel{Release: "6.1.0"}, variant: plain, costs: costs{"TestOne": time.Second, "TestTwo": 2 * time.Second}}}}, 1)
+	if !strings.Contains(table, "TestTwo") || strings.Contains(table, "TestOne") {
+		t.Error(table)
 	}
 }

@@ -56,7 +56,8 @@ type machine struct {
 	logs    string // path of the logs, without extension
 	turn    int    // which of the rungs it takes, where a test goes by turns
 
-	cpu time.Duration // that it took
+	cpu   time.Duration // that it took
+	costs costs         // of each test
 }
 
 // test is one test program, and how it is run.
@@ -212,9 +213,11 @@ func (m *machine) run(ctx context.Context, userland string, tests tree, keep boo
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
-	ended := runChild(cmd)
+	stop, measured := make(chan struct{}), make(chan costs, 1)
+	ended := runChild(cmd, func(pid int) { go func() { measured <- measure(pid, results, stop) }() })
+	close(stop)
 	if cmd.ProcessState != nil {
-		m.cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+		m.cpu, m.costs = cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime(), <-measured
 	}
 	out, err := os.ReadFile(results)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -448,7 +448,11 @@ func fillNextWith(list []Finding, pids, addrs map[string]string) {
 		}
 		for j := range f.Evidence {
 			e := &f.Evidence[j]
-			e.Source = placed(e.Source, pids[e.of], peer, f.what)
+			source, pid := e.Source, pids[e.of]
+			if strings.Contains(source, "PEERPID") {
+				source, pid = strings.ReplaceAll(source, "PEERPID", "PID"), pids[e.with]
+			}
+			e.Source = placed(source, pid, peer, f.what)
 		}
 	}
 }

@@ -43,7 +43,8 @@ type Evidence struct {
 	Source string  `json:"source"`
 	Value  float64 `json:"value"`
 
-	of string // whose number it is
+	of   string // whose number it is
+	with string // its other end
 }
 
 // NotLooked is what could not be looked at.
@@ -276,7 +277,7 @@ func newFinding(c *catalog.Cause, x *observation, evidence []observation, streng
 		if y.owner != f.Blame {
 			text = nameText(y.owner) + ": " + text
 		}
-		f.Evidence = append(f.Evidence, Evidence{Text: text, Source: s.Source, Value: y.value, of: y.owner})
+		f.Evidence = append(f.Evidence, Evidence{Text: text, Source: s.Source, Value: y.value, of: y.owner, with: y.peer})
 	}
 	return f
 }

@@ -75,6 +75,32 @@ func TestReportIsSafe(t *testing.T) {
 	}
 }
 
+// TestSourceOfTheOtherEnd: where a number is found at the other end, the command enters
+// that end; where the end is not on this node, no other process stands for it.
+func TestSourceOfTheOtherEnd(t *testing.T) {
+	for pids, want := range map[*map[string]string]string{
+		{web: "4711", client: "815"}: "nsenter -t 4711 -n ss -tln",
+		{client: "815"}:              "nsenter -t PID -n ss -tln",
+	} {
+		list := evaluate([]observation{{signal: "tcp.loopback_only", owner: client, peer: web, value: 9, what: ":8080", blame: web}}, time.Second)
+		fillNextWith(list, *pids, nil)
+		if len(list) != 1 || len(list[0].Evidence) != 1 || list[0].Evidence[0].Source != want {
+			t.Errorf("%+v, want %q", list, want)
+		}
+	}
+	for _, c := range cases {
+		list := evaluate(c.is, time.Second)
+		fillNextWith(list, map[string]string{Node: "1"}, nil)
+		for _, f := range list {
+			for _, e := range f.Evidence {
+				if strings.Contains(e.Source, "PEERPID") {
+					t.Errorf("%s: %s", f.Cause, e.Source)
+				}
+			}
+		}
+	}
+}
+
 func TestPlaced(t *testing.T) {
 	for _, c := range []struct{ command, pid, peer, device, want string }{
 		{"nsenter -t PID -n tracepath -n PEER", "7", far, "", "nsenter -t 7 -n tracepath -n 192.0.2.7"},

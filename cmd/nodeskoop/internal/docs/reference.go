@@ -227,7 +227,7 @@ func Causes(w io.Writer) error {
 
 The thresholds tell a fault from what a node in good health shows, too. Where nothing is clear nothing is named: a wrong name sends somebody to the wrong machine.
 
-In a source or command, ` + "`PID`" + ` is a process of the pod that shows the sign, or 1 for the node, ` + "`PEER`" + ` the other end and ` + "`DEVICE`" + ` an interface; ` + "`nodeskoop diagnose`" + ` fills them in.
+In a source or command, ` + "`PID`" + ` is a process of the pod that shows the sign, or 1 for the node, ` + "`PEERPID`" + ` one of the other end, ` + "`PEER`" + ` the other end and ` + "`DEVICE`" + ` an interface; ` + "`nodeskoop diagnose`" + ` fills them in.
 
 | cause | to blame | what happens |
 |---|---|---|

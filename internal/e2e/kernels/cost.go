@@ -1,0 +1,89 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/procfs"
+)
+
+// costs is how much CPU time of this machine a VM took for each test, and for what is
+// no test under the name of the suite that was to come.
+type costs map[string]time.Duration
+
+// sampling is how often it is looked which test runs: what a test costs is known that
+// exactly.
+const sampling = 250 * time.Millisecond
+
+// begun matches the line with which a suite or a test begins; a part counts as its test.
+var begun = regexp.MustCompile(`(?m)^(?:=== RUN +|@run )([^/\s]+)`)
+
+// measure asks for the CPU time of a process and for the test that its output names
+// last, until stop is closed.
+func measure(pid int, output string, stop <-chan struct{}) costs {
+	c := costs{}
+	proc, err := procfs.NewProc(pid)
+	if err != nil {
+		return c
+	}
+	test, before := "boot", 0.0
+	var read int64
+	var left []byte
+	tick := time.NewTicker(sampling)
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			return c
+		case <-tick.C:
+		}
+		stat, err := proc.Stat()
+		if err != nil {
+			return c
+		}
+		now := stat.CPUTime()
+		c[test] += time.Duration((now - before) * float64(time.Second))
+		before = now
+		if f, err := os.Open(output); err == nil {
+			more, _ := io.ReadAll(io.NewSectionReader(f, read, 1<<20))
+			f.Close()
+			read += int64(len(more))
+			left = append(left, more...)
+			end := bytes.LastIndexByte(left, '\n') + 1
+			if names := begun.FindAllSubmatch(left[:end], -1); len(names) > 0 {
+				test = string(names[len(names)-1][1])
+			}
+			left = append([]byte(nil), left[end:]...)
+		}
+	}
+}
+
+// costTable prints the tests that took most CPU time in all VMs together.
+func costTable(reports []*report, most int) string {
+	sum := costs{}
+	for _, r := range reports {
+		for test, took := range r.machine.costs {
+			sum[test] += took
+		}
+	}
+	tests := slices.SortedFunc(maps.Keys(sum), func(a, b string) int { return int((sum[b] - sum[a]) / time.Millisecond) })
+	var b strings.Builder
+	fmt.Fprintf(&b, "%-44s %6s", "seconds of CPU", "all")
+	for _, r := range reports {
+		fmt.Fprintf(&b, " %6.6s", r.machine.name())
+	}
+	for _, test := range tests[:min(most, len(tests))] {
+		fmt.Fprintf(&b, "\n%-44.44s %6.1f", test, sum[test].Seconds())
+		for _, r := range reports {
+			fmt.Fprintf(&b, " %6.1f", r.machine.costs[test].Seconds())
+		}
+	}
+	return b.String()
+}
