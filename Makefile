@@ -15,6 +15,7 @@ FUZZ ?= ./...
 SECONDS_TO_RUN ?=
 DURATION ?= 10m
 FAULTS ?= all
+NODES ?= all
 NODE ?=
 RECORDED ?= $(CURDIR)/packaging/prometheus/tests/recorded
 ARCH ?= amd64
@@ -26,7 +27,7 @@ DEBIAN ?= bookworm
 STAGES ?=
 
 .DEFAULT_GOAL := build
-.PHONY: help go build run demo bench-bpf test test-unit test-install test-kernels quiet record race lint generate render record-boards check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-servers bench-gate soak test-faults faults-doc deps packages check-packages clean
+.PHONY: help go build run demo bench-bpf test test-unit test-install test-kernels test-nodes quiet record race lint generate render record-boards check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-servers bench-gate soak test-faults faults-doc deps packages check-packages clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -68,6 +69,13 @@ test-install: deps packages ## install the packages on a Debian machine (DEBIAN=
 	  NODESKOOP_INSTALL_RPM="$$(ls $(CURDIR)/build/packages/*.$$(uname -m).rpm)" \
 	  $(GO) test -count=1 -v -timeout 15m ./internal/e2e/install
 
+# The kubelet and containerd 2 are built of Go modules, once; internal/e2e/nodes/binaries keeps them.
+test-nodes: deps ## run a kubelet's pods on containerd 1.6, 1.7 and 2, restart and kill everything, and hold what nodeskoop shows against the kubelet and the kernel (NODES=short: one containerd, fewer pods); the table is in build/nodes.md
+	@mkdir -p build
+	binaries=$$(internal/e2e/nodes/binaries $(if $(filter short,$(NODES)),kubelet containerd-1.6)); \
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_NODES='$(NODES)' NODESKOOP_NODES_BINARIES="$$binaries" NODESKOOP_NODES_TABLE=$(CURDIR)/build/nodes.md \
+	  $(GO) test -count=1 -v -timeout 40m ./internal/e2e/nodes
+
 # Only entries about the test machine count; other machines may run on the same
 # kernel.
 quiet: deps packages ## run a healthy machine for DURATION, which must log no warning, then cause ten faults, which must each be reported
@@ -98,7 +106,7 @@ race: deps ## run the tests under the race detector (needs a C compiler)
 lint: go ## go vet, staticcheck, shellcheck
 	$(GO) vet ./...
 	$(GO) tool -modfile=packaging/tools/go.mod staticcheck -checks inherit,ST1020,ST1021,ST1022 ./...
-	shellcheck .ci/run .ci/deps .ci/get-go .ci/report-failures .ci/report-skips .ci/test-unit .ci/check-bpf bpf/internal/objects/bpf2go bpf/internal/objects/generate packaging/run-here packaging/update-docs packaging/demo \
+	shellcheck .ci/run .ci/deps internal/e2e/nodes/binaries .ci/get-go .ci/report-failures .ci/report-skips .ci/test-unit .ci/check-bpf bpf/internal/objects/bpf2go bpf/internal/objects/generate packaging/run-here packaging/update-docs packaging/demo \
 	  packaging/version packaging/copyright packaging/build-packages packaging/check-packages packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm
 	shellcheck -s sh packaging/rpm/post packaging/rpm/preun packaging/rpm/postun internal/e2e/install/make-root internal/e2e/compare/tools
 

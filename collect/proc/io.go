@@ -175,6 +175,7 @@ func (p *ioProbe) Sample(v *collect.View) error {
 		}
 		r, err := p.read(v, pid)
 		switch {
+		case err == nil && host && p.starting(v, &r):
 		case err == nil:
 			p.take(s, &r, host)
 		case isGone(err):

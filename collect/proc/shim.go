@@ -65,6 +65,25 @@ func (p *ioProbe) isShim(v *collect.View, pid int) (bool, error) {
 	return err == nil && r.start == want, nil
 }
 
+// startTime is how long a container may take from the start of its first process until
+// containerd's event about it has been handled.
+const startTime = 60 * ticksPerSecond // in clock ticks
+
+// starting reports whether a process listed as the host's may be the first of a container
+// that is not known yet, or has joined its control group since the listing: a young child of
+// a pod's shim. It is not the host's then: what it counts until its pod's next sample is the
+// pod's, and if it ends before, the shim inherits its counts.
+func (p *ioProbe) starting(v *collect.View, r *reading) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i, ok := p.shims[r.parent]
+	if !ok || clockTicks() > r.start+startTime {
+		return false
+	}
+	x := p.procs[r.parent]
+	return x != nil && !x.gone && x.start == v.Reapers()[i].Start
+}
+
 // readShims counts the shims of a pod as processes of the pod.
 func (p *ioProbe) readShims(v *collect.View, s *ioTotals, failed *unreadable) error {
 	for _, x := range v.Reapers() {

@@ -196,6 +196,55 @@ func TestIOShimOfHost(t *testing.T) {
 	}
 }
 
+// TestIOStarting: what a container's first process counts before the container is known is
+// the pod's, not the host's. The same process below another parent is the host's.
+func TestIOStarting(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		shim bool
+	}{{"child of a shim", true}, {"child of another process", false}} {
+		t.Run(c.name, func(t *testing.T) {
+			rw := direct(t)
+			s := newIOPods(t)
+			shim := startJob(t, nil, "sh", "-c", rw+`while read what; do ( w; w; exec sleep 1000 ) & q=$!; echo $q; done; kill $q`)
+			pid := shim.cmd.Process.Pid
+			var members []int
+			s.add("a", 1<<22-1, func() []int { return members })
+			s.pods.List[0].PIDs = nil
+			if c.shim {
+				s.pods.List[0].Reapers = []owner.Process{{PID: pid, Start: startOf(t, pid)}}
+			}
+			s.sample()
+			shim.send("start")
+			first, err := strconv.Atoi(shim.line())
+			if err != nil {
+				t.Fatal(err)
+			}
+			testkit.Eventually(t, "it has written", func() bool {
+				b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", first))
+				return err == nil && string(b) == "sleep\n"
+			})
+			wrote := ioFile(t, first)[ioWriteBytes]
+			s.sample()
+			s.sample()
+			if x := s.probe.ledger.procs[first]; (x == nil) != c.shim {
+				t.Errorf("before its pod lists it, it is counted with %+v", x)
+			}
+			members = []int{first}
+			s.sample()
+			want := uint64(0)
+			if c.shim {
+				want = wrote
+			}
+			got := s.sums("a")[ioWriteBytes]
+			proof.Count(t, "io", "procfs", "bytes written by a container's first process before the container is known, "+c.name, want, got)
+			if got != want || wrote < 2*256<<10 {
+				t.Errorf("the pod wrote %d bytes, want %d of %d", got, want, wrote)
+			}
+		})
+	}
+}
+
 // TestExecBetweenSamples: every exec in a real pod counts for the pod with all its writes,
 // though no sample ever sees its process.
 func TestExecBetweenSamples(t *testing.T) {
