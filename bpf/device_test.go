@@ -378,7 +378,7 @@ func TestFlow(t *testing.T) {
 		// The size of each retransmission is unknown, at most a full segment.
 		want := payload + segments*header + 8
 		if flow.Bytes < want || flow.Bytes > want+again*1448 {
-			t.Errorf("%s: %d bytes, want %d; %d segments were sent again", family, flow.Bytes, want, again)
+			t.Errorf("%s: %d bytes, want %d; %d segments were retransmitted", family, flow.Bytes, want, again)
 		}
 		t.Logf("%s: %d packets, %d bytes", family, flow.Packets, flow.Bytes)
 	}

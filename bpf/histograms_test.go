@@ -251,8 +251,8 @@ func TestHistogramsOfTheStack(t *testing.T) {
 		if h := p.Hooks()[0]; !staged(h) && !slices.Contains(h.Programs, "raw_data_ready") && !slices.Contains(h.Programs, "btf_data_ready") {
 			want = n // datagrams are not seen
 		}
-		// A bare ACK is a packet, too, where all are seen, and so is a segment that is
-		// sent again.
+		// A bare ACK is a packet, too, where all are seen, and so is a
+		// retransmitted segment.
 		got := in.Count() - received.Count()
 		if got < want || !staged(p.Hooks()[0]) && got > want+n/10 {
 			t.Errorf("received %d, want %d: %v", got, want, in)

@@ -217,7 +217,7 @@ var lossRules = []lossRule{
 	},
 	{
 		// A retransmitted SYN before the handshake was complete: the SYN-ACK was
-		// sent again.
+		// retransmitted.
 		why: Delivered, functions: tcpReceive,
 		reasons: []string{"NOT_SPECIFIED"}, need: traitSYN | traitListener | traitChecksum,
 		kernels: "all", test: "TestHealthy/wire",

@@ -148,6 +148,7 @@ func (p *planner) plan(from *inventory) *plan {
 		if !m.live {
 			out.gone = append(out.gone, m)
 			delete(p.memories, key)
+			m.leave()
 		}
 	}
 	return out

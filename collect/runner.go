@@ -241,6 +241,7 @@ func ownPID(root string) int {
 func (r *Runner) Close() {
 	r.drop(r.instances)
 	r.instances = nil
+	r.planner.each((*memory).leave)
 	_ = unix.Close(r.self.fd)
 }
 

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"nodeskoop/collect/owner"
 )
 
@@ -51,6 +53,51 @@ type memory struct {
 	kept  []byte             // state as last encoded, see keeper
 	stuck map[op]int         // hanging calls, with the number of workers that hang in each
 	hung  map[string]*source // probes whose own code hangs, outside a kernel call
+	door  door
+	gone  bool // nothing will use the door
+}
+
+// door is an open directory of a process, /proc/PID, through which a namespace was
+// reached. It pins neither the process nor the namespace: once the process has ended,
+// reads through it fail, whoever has its number then.
+type door struct{ dir, pid int }
+
+// takeDoor returns the door of the last cycle, which the caller then owns. ok is false if
+// there is none, or if its process is not one of pids any more.
+func (m *memory) takeDoor(pids []int) (d door, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.door.pid == 0 || !slices.Contains(pids, m.door.pid) {
+		return d, false
+	}
+	d, m.door = m.door, door{}
+	return d, true
+}
+
+// putDoor leaves a door for the next cycle.
+func (m *memory) putDoor(d door) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.gone {
+		d.close()
+		return
+	}
+	m.door.close()
+	m.door = d
+}
+
+// leave closes the door for good: the target is gone.
+func (m *memory) leave() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.door.close()
+	m.door, m.gone = door{}, true
+}
+
+func (d door) close() {
+	if d.pid != 0 {
+		_ = unix.Close(d.dir)
+	}
 }
 
 // op names one call into the kernel.

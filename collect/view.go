@@ -174,11 +174,23 @@ func (v *View) Do(pid int, what string, fn func() error) error {
 	return err
 }
 
-// openNetns opens /proc/PID of a process in the target's namespace. The open directory pins
-// the process: after its exit, reads fail even if the number is reused.
+// openNetns opens /proc/PID of a process in the target's namespace, or takes the one that was
+// opened in the last cycle. The directory is that of one process: after its exit, reads fail
+// even if the number is reused.
 func (v *View) openNetns() error {
 	if v.dir >= 0 {
 		return nil
+	}
+	if d, ok := v.t.takeDoor(v.t.pids); ok {
+		ino, err := v.netnsOf(d.dir, d.pid)
+		if err == nil && (ino == v.t.inode || v.t.inode == 0) {
+			v.dir, v.pid = d.dir, d.pid
+			return nil
+		}
+		d.close() // its process has ended, or moved to another namespace
+		if err == errAbandoned {
+			return err
+		}
 	}
 	result := kernel.ErrGone
 	for _, pid := range v.t.pids {
@@ -245,14 +257,15 @@ func (v *View) readNet(name string, buf []byte) ([]byte, error) {
 }
 
 func (v *View) netnsOf(dir, pid int) (uint64, error) {
-	var st unix.Stat_t
-	err := v.Do(pid, "stat ns/net", func() error {
-		return unix.Fstatat(dir, "ns/net", &st, 0)
+	var inode uint64
+	err := v.Do(pid, "stat ns/net", func() (err error) {
+		inode, err = kernel.LinkedNetns(dir, "ns/net")
+		return err
 	})
 	if err != nil {
 		return 0, v.procError("stat", pid, "ns/net", err)
 	}
-	return st.Ino, nil
+	return inode, nil
 }
 
 // OpenProc opens the directory of a process under procfs. Reads through the descriptor fail
@@ -419,7 +432,7 @@ func (v *View) procError(verb string, pid int, name string, err error) error {
 // reset prepares the View for another target.
 func (v *View) reset(t *target) {
 	if v.dir >= 0 {
-		_ = unix.Close(v.dir)
+		v.t.putDoor(door{v.dir, v.pid})
 	}
 	v.t, v.dir, v.pid, v.nfile = t, -1, 0, 0
 }

@@ -223,7 +223,8 @@ const timeOfDay = "15:04:05.000"
 const narrow = 40
 
 // line appends one event to t.buf: the time, the owner, what happened, and the type's name.
-// A line wider than the window is shown without the name, and cut if it is still too wide.
+// A line wider than the window is shown without the name, then without the connection if the
+// pods at both ends are named, and cut if it is still too wide.
 func (t *Terminal) line(e *event.Event) {
 	if t.json {
 		t.buf, t.scratch = e.AppendJSON(t.buf, t.scratch)
@@ -251,6 +252,12 @@ func (t *Terminal) line(e *event.Event) {
 	if t.columns > 0 {
 		width := displaywidth.Bytes(text)
 		named = width+2+len(e.Type.Name) <= room
+		if width > room {
+			if brief, ok := e.AppendBrief(text[:owner+2]); ok {
+				text, t.scratch = brief, brief
+				width = displaywidth.Bytes(text)
+			}
+		}
 		if width > room {
 			text = displaywidth.TruncateBytes(text, room, ellipsis)
 			if owner > len(text)-len(ellipsis) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -106,6 +107,10 @@ func TestTerminalLinesFitTheWindow(t *testing.T) {
 				t.Errorf("%d columns of %d: %s", n, width, line)
 			}
 			text := strings.TrimSuffix(whole[i], "  "+events[i].Type.Name)
+			if brief, ok := events[i].AppendBrief(events[i].AppendOwner(nil)); ok && displaywidth.String(text) > max(width, narrow) {
+				owner := len(events[i].AppendOwner(nil))
+				text = text[:len("22:13:20.123  ")] + string(brief[:owner]) + ": " + string(brief[owner:])
+			}
 			if width < narrow {
 				text = text[len("22:13:20.123  "):]
 			}
@@ -118,6 +123,22 @@ func TestTerminalLinesFitTheWindow(t *testing.T) {
 				t.Errorf("%d columns: coloured %q, plain %q", width, line, plain[i])
 			}
 		}
+	}
+}
+
+// TestNarrowLineKeepsTheReason: where both pods are named, a line that is too wide for the
+// connection still says why; where the peer is an address, the address stays.
+func TestNarrowLineKeepsTheReason(t *testing.T) {
+	i := slices.IndexFunc(catalog.Events(), func(e *catalog.EventType) bool { return e.Name == "PacketLoss" })
+	e := eventOf(catalog.Events()[i])
+	e.Pod, e.Reason = &owner.Pod{Namespace: "shop", Name: "db-0"}, "NETFILTER_DROP"
+	opt := TerminalOptions{Color: ColorNever, Width: func() int { return 80 }}
+	if got := printed(t, opt, e); !strings.Contains(got, "from default/web-0 dropped: NETFILTER_DROP") {
+		t.Error(got)
+	}
+	e.Src.Pod, e.Dst.Pod = nil, e.Pod
+	if got := printed(t, opt, e); !strings.Contains(got, "10.0.0.5:443 -> ") {
+		t.Error(got)
 	}
 }
 

@@ -24,12 +24,14 @@ func collectCommand() *cli.Command {
 		Name:  "collect",
 		Usage: "take one sample and write it to standard output or a file (script mode)",
 		Description: "Exit code 0: every probe gave all its values. 3: some values are missing, the others were written.\n" +
+			"The values of pods are missing if containerd has a socket here and did not list its pods in time.\n" +
 			"A probe that this machine cannot run counts as missing only if you named it, not with \"default\" or \"all\".\n" +
 			"1: nothing could be written. 2: the command line is wrong.",
 		Flags: append(commonFlags(),
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write `FILE` atomically; FOLDER/ for the configured name in that folder; - for standard output", EnvVars: []string{"NODESKOOP_OUTPUT"}},
 			&cli.BoolFlag{Name: "events", Usage: "send events that occur meanwhile to the journal", EnvVars: []string{"NODESKOOP_EVENTS"}},
 			&cli.DurationFlag{Name: "duration", Usage: "let the eBPF probes watch for `TIME` before the sample", EnvVars: []string{"NODESKOOP_DURATION"}},
+			waitFlag(),
 		),
 		Action: collectOnce,
 	}
@@ -44,6 +46,9 @@ func collectOnce(c *cli.Context) error {
 	d := c.Duration("duration")
 	if d < 0 || d > 24*time.Hour {
 		return cli.Exit(fmt.Sprintf("--duration: %v is out of range: use 0 to 24h", d), exitUsage)
+	}
+	if s.PodsWait, err = waitTime(c); err != nil {
+		return err
 	}
 	var file *output.Textfile
 	if o := c.String("output"); o != "" && !isStandardOutput(o) {
@@ -102,13 +107,37 @@ func collectOnce(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if missing := missingProbes(r.Status(), s.Config.Named); missing != "" {
+	missing := missingProbes(r.Status(), s.Config.Named)
+	if err := s.MissingPods(pods); err != nil {
+		if missing != "" {
+			missing += "; "
+		}
+		missing += fmt.Sprintf("the values of pods are missing, as containerd has not listed them: %v", err)
+		if s.PodsWait == 0 && !unprivileged() {
+			missing += "; --wait 30s waits longer for it"
+		}
+	}
+	if missing != "" {
 		if unprivileged() {
 			missing += "; to get the missing values, run it as root: " + withSudo(argumentsOf(c))
 		}
 		return cli.Exit(missing, exitPartial)
 	}
 	return nil
+}
+
+// waitFlag is the flag --wait of commands that ask containerd once.
+func waitFlag() cli.Flag {
+	return &cli.DurationFlag{Name: "wait", Usage: "wait up to `TIME` until containerd has listed its pods, even if it does not run yet", EnvVars: []string{"NODESKOOP_WAIT"}}
+}
+
+// waitTime returns the value of --wait.
+func waitTime(c *cli.Context) (time.Duration, error) {
+	d := c.Duration("wait")
+	if d < 0 || d > time.Hour {
+		return 0, cli.Exit(fmt.Sprintf("--wait: %v is out of range: use 0 to 1h", d), exitUsage)
+	}
+	return d, nil
 }
 
 // missingProbes names the requested probes that did not give complete values, "" if

@@ -39,6 +39,8 @@ func TestCommandLineMistakes(t *testing.T) {
 		{[]string{"--probe", "ping", "config"}, `unknown probe "ping"`},
 		{[]string{"collect", "--log-level", "loud"}, `"loud" is not a level`},
 		{[]string{"collect", "--duration", "-1s"}, "out of range"},
+		{[]string{"collect", "--wait", "2h"}, "--wait: 2h0m0s is out of range"},
+		{[]string{"pods", "--wait", "-1s"}, "out of range"},
 		{[]string{"collect", "extra"}, "takes no argument"},
 		{[]string{"--bogus"}, "there is no flag --bogus; see nodeskoop help\n"},
 		{[]string{"collect", "--bogus=3"}, "there is no flag --bogus; see nodeskoop help collect\n"},

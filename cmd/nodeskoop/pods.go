@@ -37,10 +37,15 @@ func podsCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "pods",
 		Usage: "print the pods that containerd runs here, with their namespaces, addresses and processes",
-		Flags: append(commonFlags(), jsonFlag("print JSON")),
+		Description: "Exit code 1: there is no containerd here. 3: there is one, or --wait was given, and it did not list its pods\n" +
+			"in time.",
+		Flags: append(commonFlags(), waitFlag(), jsonFlag("print JSON")),
 		Action: func(c *cli.Context) error {
 			s, err := newSession(c, c.App.ErrWriter)
 			if err != nil {
+				return err
+			}
+			if s.PodsWait, err = waitTime(c); err != nil {
 				return err
 			}
 			level := s.Level.Level()
@@ -51,7 +56,14 @@ func podsCommand() *cli.Command {
 				if unprivileged() {
 					return needRoot(c)
 				}
-				return fmt.Errorf("list the pods: %w; is containerd running, and may this user open its socket? (pods.sockets names others; nodeskoop check says who else runs containers here)", err)
+				code, wait := exitFailure, ""
+				if s.MissingPods(index) != nil {
+					code = exitPartial
+					if s.PodsWait == 0 {
+						wait = "--wait 30s waits longer; "
+					}
+				}
+				return cli.Exit(fmt.Sprintf("list the pods: %v; is containerd running, and may this user open its socket? (%spods.sockets names others; nodeskoop check says who else runs containers here)", err, wait), code)
 			}
 			rows := []podRow{}
 			for _, p := range index.Running() {

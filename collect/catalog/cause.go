@@ -132,6 +132,14 @@ type Cause struct {
 	// NodeWide says that any pod of the node may feel it, whichever ends its signs
 	// name: what it explains of others is named after it.
 	NodeWide bool
+	// Passing says that at the node it hits what merely passes, the packets of any pod,
+	// and so explains what pods have, too. Without it the node has it as an end of its own
+	// connections, as a process in a pod may.
+	Passing bool
+	// Whole says that an end has it with all of its peers: which peer the signs name is
+	// chance. Without it a cause of two ends explains only what these two have with each
+	// other, so that one client's trouble does not hide another's.
+	Whole bool
 	// Means says what happens, and what usually brings it about.
 	Means string
 	// Healthy is what looks alike and is no trouble, and how the two are told apart.

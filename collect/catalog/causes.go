@@ -16,7 +16,7 @@ var lossOf = []string{"wire-loss", "wire-reordering", "mtu-black-hole", "dns-slo
 
 // causes are in the order of the way of a packet.
 var causes = []Cause{{
-	ID: "policy-drop-pod", Blame: BlameOwner, Whose: OfPods, Weight: 0.9,
+	ID: "policy-drop-pod", Blame: BlameOwner, Whose: OfPods, Whole: true, Weight: 0.9,
 	Title: "A rule in the network namespace of {blame} drops packets ({what})",
 	All: []Sign{{Signal: "drop.rule", AtLeast: 2,
 		Why: "A client whose packets are dropped tries again after 1 and 3 seconds. A single drop may be a scan. Of TCP those drops count whose sender retransmits, or which go on."}},
@@ -26,7 +26,7 @@ var causes = []Cause{{
 	Healthy:  "A policy that does what it shall looks the same: the finding says which peer it keeps out.",
 	Next:     []Step{stepPodRules},
 }, {
-	ID: "policy-drop-host", Blame: BlameNode, Whose: OfTheNode, Weight: 0.9,
+	ID: "policy-drop-host", Blame: BlameNode, Whose: OfTheNode, Passing: true, Whole: true, Weight: 0.9,
 	Title: "A rule of the node drops packets to {peer} ({what})",
 	All: []Sign{{Signal: "drop.rule", AtLeast: 2,
 		Why: "As for policy-drop-pod. Drops of what strangers send to the node itself are not counted."}},
@@ -75,7 +75,7 @@ var causes = []Cause{{
 	Healthy:  "One burst that overflowed for a moment.",
 	Next:     []Step{stepListeners, {"nsenter -t PID -n sysctl net.core.somaxconn", "the largest backlog that a process can ask for"}},
 }, {
-	ID: "syn-flood", Blame: BlamePeer, Weight: 0.85,
+	ID: "syn-flood", Blame: BlamePeer, Whole: true, Weight: 0.85,
 	Title: "SYNs that are never followed up fill the queue of {owner}",
 	All:   []Sign{{Signal: "syn.half_open", AtLeast: 16, Why: "Handshakes of honest clients are over within a round trip, so that a few are half open at any time."}},
 	One: []Sign{{Signal: "syn.refused", AtLeast: 16, Why: "The queue is full."}, {Signal: "syn.cookies_unanswered", AtLeast: 16, Why: "Honest clients answer a cookie."},
@@ -149,7 +149,7 @@ var causes = []Cause{{
 	Healthy:  "Losses alone bring no reordering about.",
 	Next:     []Step{stepSockets, {"nsenter -t PID -n nstat -az '*Reorder*' '*DSACK*'", "how often, and how many retransmissions were needless"}},
 }, {
-	ID: "bandwidth-limit", Blame: BlameOwner, Weight: 0.85,
+	ID: "bandwidth-limit", Blame: BlameOwner, Passing: true, Weight: 0.85,
 	Title: "The shaper of {what} ({owner}) is at its rate",
 	All: []Sign{{Signal: "shaper.waits", AtLeast: 20, Of: "shaper.packets", Share: 0.1,
 		Why: "Of the packets one of ten or more had to wait for the rate."}},
@@ -159,7 +159,7 @@ var causes = []Cause{{
 	Healthy:  "A shaper whose rate is not reached makes no packet wait for long.",
 	Next:     []Step{stepQdisc},
 }, {
-	ID: "qdisc-full", Blame: BlameOwner, Weight: 0.8,
+	ID: "qdisc-full", Blame: BlameOwner, Passing: true, Weight: 0.8,
 	Title: "The queue of {what} ({owner}) is full",
 	All: []Sign{{Signal: "queue.drops", AtLeast: 10, Of: "queue.packets", Share: 0.005,
 		Why: "fq_codel drops a packet now and then to keep its queue short; one of two hundred is more than that."}},
@@ -169,7 +169,7 @@ var causes = []Cause{{
 	Healthy:  "Few drops of a queue that manages itself.",
 	Next:     []Step{stepQdisc},
 }, {
-	ID: "conntrack-full", Blame: BlameOwner, Weight: 0.95,
+	ID: "conntrack-full", Blame: BlameOwner, Passing: true, Weight: 0.95,
 	Title: "The conntrack table of {blame} is full",
 	All: []Sign{{Signal: "conntrack.used", AtLeast: 95, Why: "The kernel drops new connections at 100 %; some entries end meanwhile."},
 		{Signal: "kubeskoop_conntrack_drop", AtLeast: 1, Why: "Each is a packet of a new connection that was dropped."}},
@@ -178,7 +178,7 @@ var causes = []Cause{{
 	Healthy:  "A table that is nearly full and drops nothing.",
 	Next:     []Step{stepConntrack, {"conntrack -L | awk '{print $1, $4}' | sort | uniq -c | sort -rn | head", "of what there are most entries"}},
 }, {
-	ID: "nat-ports-used-up", Blame: BlameNode, Weight: 0.9,
+	ID: "nat-ports-used-up", Blame: BlameNode, Passing: true, Weight: 0.9,
 	Title:    "NAT has no port left for connections to {what}",
 	All:      []Sign{{Signal: "nat.ports", AtLeast: 75, Why: "Of the ports between the lowest and the highest that it has given out to this destination most are taken. What clients choose themselves is every other port at most."}},
 	One:      []Sign{{Signal: "kubeskoop_conntrack_insertfailed", AtLeast: 1, Why: "Connections for which no port was found."}, {Signal: "drop.untracked", AtLeast: 1, Why: "Their packets are dropped."}},
@@ -187,7 +187,7 @@ var causes = []Cause{{
 	Healthy:  "Many connections to many destinations share the ports.",
 	Next:     []Step{stepRules, stepConntrack},
 }, {
-	ID: "conntrack-race", Blame: BlameOwner, Weight: 0.85,
+	ID: "conntrack-race", Blame: BlameOwner, Passing: true, Weight: 0.85,
 	Title: "Connections that begin at the same moment collide in conntrack",
 	All: []Sign{{Signal: "kubeskoop_conntrack_insertfailed", AtLeast: 3,
 		Why: "Each is a packet that is lost: a DNS lookup of five seconds. One or two are chance."}},
@@ -198,7 +198,7 @@ var causes = []Cause{{
 	Healthy:  "Since Linux 5.0 most such collisions are resolved, and count nowhere.",
 	Next:     []Step{stepConntrack, {"nsenter -t PID -n cat /etc/resolv.conf", "options use-vc or single-request-reopen avoid it, and so does a DNS cache on the node"}},
 }, {
-	ID: "neighbour-table-full", Blame: BlameOwner, Weight: 0.9,
+	ID: "neighbour-table-full", Blame: BlameOwner, Passing: true, Whole: true, Weight: 0.9,
 	Title:    "The neighbour table is full",
 	One:      []Sign{{Signal: "neighbour.table_full", AtLeast: 1, Why: "Each is an entry that could not be made."}, {Signal: "drop.neighbour_table", AtLeast: 1, Why: "Each is a packet that was dropped for it."}},
 	More:     []Sign{{Signal: "neighbour.table_used", AtLeast: 90, OfNode: true}},
@@ -215,7 +215,7 @@ var causes = []Cause{{
 	Healthy:  "Clients of a pod that has been replaced try the old address for a moment.",
 	Next:     []Step{stepNeigh},
 }, {
-	ID: "no-route", Blame: BlameOwner, Weight: 0.85,
+	ID: "no-route", Blame: BlameOwner, Passing: true, Whole: true, Weight: 0.85,
 	Title: "{blame} has no route to where it sends",
 	One: []Sign{{Signal: "IpOutNoRoutes", AtLeast: 3, Why: "Each is a call that failed with \"network is unreachable\". IPv6 is not counted: a program that sorts addresses asks for such routes in good health."},
 		{Signal: "IpInNoRoutes", AtLeast: 3, Why: "Each is a packet that was to be forwarded."},
@@ -226,7 +226,7 @@ var causes = []Cause{{
 	Healthy:  "A route that is missing for a moment while a pod starts.",
 	Next:     []Step{stepRoutes},
 }, {
-	ID: "arp-flux", Blame: BlameNode, Weight: 0.85,
+	ID: "arp-flux", Blame: BlameNode, Passing: true, Whole: true, Weight: 0.85,
 	Title: "An interface of the node answers ARP for the address of another",
 	One: []Sign{{Signal: "arp.other_device", AtLeast: 1, Why: "The entry is wrong: it cannot be so in good health."},
 		{Signal: "rpfilter.shared", AtLeast: 3, Why: "What comes by one of two interfaces of a network, and was to come by the other, is dropped."}},

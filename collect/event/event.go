@@ -146,7 +146,20 @@ func (e *Event) AppendOwner(b []byte) []byte {
 
 // AppendWhat appends what happened, how often, on which connection, and the details that
 // the event type declares.
-func (e *Event) AppendWhat(b []byte) []byte {
+func (e *Event) AppendWhat(b []byte) []byte { return e.appendWhat(b, true) }
+
+// AppendBrief is AppendWhat without the connection, for a narrow line, where the text names
+// the pod at the other end. ok is false, and nothing is appended, where it does not: there
+// the connection's addresses alone say who it was.
+func (e *Event) AppendBrief(b []byte) (text []byte, ok bool) {
+	other := func(p *owner.Pod) bool { return p != nil && !samePod(p, e.Pod) }
+	if e.recorded.message != "" || !e.Type.Has(catalog.FieldTuple) || !other(e.Src.Pod) && !other(e.Dst.Pod) {
+		return b, false
+	}
+	return e.appendWhat(b, false), true
+}
+
+func (e *Event) appendWhat(b []byte, connection bool) []byte {
 	if e.recorded.message != "" {
 		return e.appendRecorded(b)
 	}
@@ -155,7 +168,7 @@ func (e *Event) AppendWhat(b []byte) []byte {
 		b = e.AppendTimes(append(b, ", "...))
 	}
 	start := len(b)
-	if e.Type.Has(catalog.FieldTuple) {
+	if connection && e.Type.Has(catalog.FieldTuple) {
 		if b = e.AppendTuple(append(b, ": "...)); len(b) == start+2 {
 			b = b[:start]
 		}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -152,15 +153,40 @@ func (c *client) container(ctx context.Context, k key) (*containers.Container, e
 	return r.GetContainer(), err
 }
 
-// sandboxes lists the sandbox store; containerd before 2.0 has none.
-func (c *client) sandboxes(ctx context.Context, namespace string) ([]*types.Sandbox, error) {
+// sandboxes lists the sandbox store, or what one of the filters lets through; containerd
+// before 2.0 has no store.
+func (c *client) sandboxes(ctx context.Context, namespace string, filters ...string) ([]*types.Sandbox, error) {
 	ctx, cancel := context.WithTimeout(in(ctx, namespace), listTimeout)
 	defer cancel()
-	r, err := sandboxes.NewStoreClient(c.conn).List(ctx, &sandboxes.StoreListRequest{})
+	r, err := sandboxes.NewStoreClient(c.conn).List(ctx, &sandboxes.StoreListRequest{Filters: filters})
 	if status.Code(err) == codes.Unimplemented {
 		return nil, nil
 	}
 	return r.GetList(), err
+}
+
+// newSandboxes lists the sandbox stores without the sandboxes that are known, which are
+// given by containerd namespace. What cannot be listed is left to the next listing of all.
+func (c *client) newSandboxes(ctx context.Context, known map[string][]string) map[key]*types.Sandbox {
+	found := map[key]*types.Sandbox{}
+	for ns, ids := range known {
+		others := make([]string, len(ids))
+		for i, id := range ids {
+			others[i] = "id!=" + strconv.Quote(id)
+		}
+		var filters []string // none: all
+		if len(others) > 0 {
+			filters = []string{strings.Join(others, ",")}
+		}
+		list, err := c.sandboxes(ctx, ns, filters...)
+		if err != nil {
+			continue
+		}
+		for _, s := range list {
+			found[key{ns, s.GetSandboxID()}] = s
+		}
+	}
+	return found
 }
 
 // eachSandbox asks for sandboxes one by one. It leaves out those that are not in the store

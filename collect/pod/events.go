@@ -114,12 +114,45 @@ func (w *watcher) fetchSandbox(ctx context.Context, k key, now time.Time) {
 	if err != nil {
 		return // not in the store
 	}
+	w.storeSandbox(k, r, now)
+}
+
+// storeSandbox takes over a record of the sandbox store.
+func (w *watcher) storeSandbox(k key, r *types.Sandbox, now time.Time) {
 	if a := aboutSandbox(r); a != nil {
 		a.bound(w.x.keptLabels())
 		g := w.group(k)
 		g.stored, g.touched = a, w.seq
 		w.evaluate(g, now, true)
 	}
+}
+
+// completeWithin is the age at which the record of a sandbox counts as complete. The CRI
+// stores it before the sandbox has a network namespace and addresses.
+const completeWithin = time.Minute
+
+// storing returns what is known of the containerd namespaces that have a sandbox which is
+// not a container. No event tells of the next one there: containerd's CRI starts it without.
+// The first is found by its first container, or by a listing.
+func (w *watcher) storing(now time.Time) map[string][]string {
+	known := map[string][]string{}
+	for k, g := range w.groups {
+		if g.stored != nil {
+			known[k.ns] = nil
+		}
+	}
+	if len(known) == 0 {
+		return nil
+	}
+	for k, g := range w.groups {
+		ids, ok := known[k.ns]
+		a := g.stored
+		incomplete := a != nil && !a.hostNetwork && (g.first.IsZero() || len(a.addrs) == 0) && now.Sub(a.created) < completeWithin
+		if ok && !incomplete {
+			known[k.ns] = append(ids, k.id)
+		}
+	}
+	return known
 }
 
 func (w *watcher) taskRuns(ctx context.Context, k key, pid int, now time.Time) {

@@ -129,6 +129,8 @@ type Index struct {
 		sync.Mutex
 		Status
 	}
+	sockets []string // candidates
+
 	first chan struct{} // closed after the first listing
 	tried chan struct{} // closed when every socket has failed once
 	done  chan struct{} // closed when Watch has ended
@@ -508,6 +510,35 @@ func (x *Index) Sync(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// Await waits for the first listing of pods, for as long as ctx lasts, even if no socket
+// answers yet or there is none.
+func (x *Index) Await(ctx context.Context) error {
+	select {
+	case <-x.first:
+		return nil
+	case <-x.done:
+		return context.Canceled
+	case <-ctx.Done():
+		return cmp.Or(x.Status().Err, errNotKnown)
+	}
+}
+
+// Missing returns why no pods have been listed although there is a containerd's socket, or
+// even without one if they are expected. It returns nil after the first listing.
+func (x *Index) Missing(expected bool) error {
+	if isClosed(x.first) {
+		return nil
+	}
+	for _, s := range x.sockets {
+		_, there := socketFile(s)
+		expected = expected || there
+	}
+	if !expected {
+		return nil
+	}
+	return cmp.Or(x.Status().Err, errNotKnown)
 }
 
 // Wait returns when all goroutines of Watch have ended, after the end of its ctx.

@@ -27,7 +27,7 @@ var DefaultSockets = []string{
 	"/run/k3s/containerd/containerd.sock",
 	"/run/k0s/containerd.sock",
 	"/var/snap/microk8s/common/run/containerd.sock",
-	"/run/docker/containerd/containerd.sock",
+	dockerContainerd,
 }
 
 // Options choose the containerd to follow, and what to keep.
@@ -48,7 +48,9 @@ type Options struct {
 	// Labels are the pod labels to keep in any case; of the others only a limited number is
 	// kept. See Index.KeepLabels.
 	Labels []string
-	Log    *slog.Logger
+	// Runtimes: log which other runtimes listen here and run containers without names.
+	Runtimes bool
+	Log      *slog.Logger
 }
 
 const (
@@ -57,7 +59,8 @@ const (
 	resyncSoon = time.Second      // after the first listing, and after lost events
 	resyncHung = 10 * time.Second // while a shim hangs
 	pruneEvery = 5 * time.Second
-	// storedEvery is how often sandboxes without processes are checked.
+	// storedEvery is how often sandboxes without processes are checked, and new ones asked
+	// for.
 	storedEvery = time.Second
 	addrsEvery  = 2 * time.Minute
 	maxEvents   = 4096 // waiting to be handled
@@ -67,11 +70,12 @@ const (
 
 // intervals can be shortened by tests.
 type intervals struct {
-	resync time.Duration // between listings
-	ping   time.Duration // between checks that containerd still answers
+	resync   time.Duration // between listings
+	ping     time.Duration // between checks that containerd still answers
+	runtimes time.Duration // between looks for other runtimes
 }
 
-var usual = intervals{resync: 30 * time.Second, ping: 10 * time.Second}
+var usual = intervals{resync: 30 * time.Second, ping: 10 * time.Second, runtimes: 15 * time.Second}
 
 var errNotKnown = errors.New("containerd has not listed its containers yet")
 
@@ -103,7 +107,9 @@ func watch(ctx context.Context, opt Options, every intervals) *Index {
 
 		names:       map[podName][]*group{},
 		sharedShims: map[int]bool{},
+		looked:      time.Now(),
 	}
+	w.x.sockets = opt.Sockets
 	w.x.labels.Store(&opt.Labels)
 	go w.run(ctx)
 	return w.x
@@ -168,6 +174,8 @@ type watcher struct {
 	refused  int          // rounds since that log line with a socket but no answer
 	denied   bool         // unreadable namespaces of processes have been logged
 	unnamed  bool         // an unnamed Docker container has been logged
+	looked   time.Time    // last look for other runtimes
+	said     []string     // what has been logged about them
 }
 
 // run finds a containerd that answers, follows it until the connection ends, and starts
@@ -197,6 +205,7 @@ func (w *watcher) run(ctx context.Context) {
 			w.checkTasks()
 			w.checkStored(time.Now())
 			w.x.prune(time.Now())
+			w.sayRuntimes(time.Now())
 		}))
 	}
 	w.x.setStatus(Status{Err: context.Cause(ctx)})
@@ -248,8 +257,8 @@ func (w *watcher) round(ctx context.Context) (answered bool, err error) {
 	err = fmt.Errorf("%w at any of %s", errAbsent, strings.Join(w.opt.Sockets, ", "))
 	found := false
 	for _, s := range w.opt.Sockets {
-		path := strings.TrimPrefix(s, "unix://")
-		if st, statErr := os.Stat(path); statErr != nil || st.Mode()&os.ModeSocket == 0 {
+		path, there := socketFile(s)
+		if !there {
 			continue
 		}
 		cl, version, connErr := connect(ctx, path)
@@ -269,6 +278,13 @@ func (w *watcher) round(ctx context.Context) (answered bool, err error) {
 		found = true
 	}
 	return false, err
+}
+
+// socketFile returns the path of a candidate, and whether there is a socket.
+func socketFile(candidate string) (path string, there bool) {
+	path = strings.TrimPrefix(candidate, "unix://")
+	st, err := os.Stat(path)
+	return path, err == nil && st.Mode()&os.ModeSocket != 0
 }
 
 // report logs a line when the connection to containerd ends or no containerd is found at
@@ -377,6 +393,8 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 	list()
 	pings := make(chan error, 1)
 	pinging := false
+	polled := make(chan map[key]*types.Sandbox, 1)
+	polling := false
 	resync := time.NewTimer(time.Hour)
 	defer resync.Stop()
 	ping := time.NewTicker(w.every.ping)
@@ -445,8 +463,22 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 			}
 		case now := <-stored.C:
 			w.checkStored(now)
+			if known := w.storing(now); known != nil && !polling {
+				polling = true
+				cl := w.cl
+				aside(&wg, fail, func() { polled <- cl.newSandboxes(ctx, known) })
+			}
+		case list := <-polled:
+			polling = false
+			for k, r := range list {
+				w.seq++ // as an event: a listing that began before does not know it
+				w.storeSandbox(k, r, time.Now())
+			}
 		case now := <-prune.C:
 			w.x.prune(now)
+			if answered {
+				w.sayRuntimes(now)
+			}
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -40,6 +41,31 @@ func Inode(path string) (uint64, error) {
 func FileInode(fd int) (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
+		return 0, err
+	}
+	return st.Ino, nil
+}
+
+// LinkedNetns returns the inode number of the network namespace that the link name below
+// the directory dir of procfs leads to. The text of such a link, net:[4026531840], has the
+// number (fs/nsfs.c, ns_get_name), and is read in half the time that following it takes.
+func LinkedNetns(dir int, name string) (uint64, error) {
+	var room [64]byte
+	text, err := ReadLink(dir, name, room[:])
+	if err == nil {
+		if rest, ok := bytes.CutPrefix(text, []byte("net:[")); ok {
+			if digits, ok := bytes.CutSuffix(rest, []byte("]")); ok {
+				if n, ok := Uint(digits); ok {
+					return n, nil
+				}
+			}
+		}
+	} else if !errors.Is(err, unix.EINVAL) {
+		return 0, err
+	}
+	// It is a link to such a link, or the namespace itself, as a bind mount is.
+	var st unix.Stat_t
+	if err := unix.Fstatat(dir, name, &st, 0); err != nil {
 		return 0, err
 	}
 	return st.Ino, nil

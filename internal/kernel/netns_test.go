@@ -154,3 +154,34 @@ func TestNetnsCookie(t *testing.T) {
 		t.Errorf("%d here and %d there, %v", own, other, err)
 	}
 }
+
+// LinkedNetns finds what Inode finds, through procfs' links and through others.
+func TestLinkedNetns(t *testing.T) {
+	_, path, inode := newNetns(t)
+	dir := t.TempDir()
+	file, odd := filepath.Join(dir, "file"), filepath.Join(dir, "odd")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("net:[4026531840", odd); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	own, err := Inode(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]uint64{OwnNetns: here(t), path: inode, link: inode, file: own} {
+		if got, err := LinkedNetns(unix.AT_FDCWD, name); got != want || err != nil {
+			t.Errorf("%s: %d, %v; want %d", name, got, err, want)
+		}
+	}
+	for _, name := range []string{odd, filepath.Join(dir, "none"), "/proc/self/task/1/ns/net"} {
+		if got, err := LinkedNetns(unix.AT_FDCWD, name); !errors.Is(err, unix.ENOENT) {
+			t.Errorf("%s: %d, %v; want %v", name, got, err, unix.ENOENT)
+		}
+	}
+}

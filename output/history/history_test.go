@@ -533,6 +533,59 @@ func TestRoom(t *testing.T) {
 	}
 }
 
+// TestRoomIsFair: a pod that makes up series leaves room for the series of others, those
+// that come later included, and has room again itself once its series are gone.
+func TestRoomIsFair(t *testing.T) {
+	const most, each = 8 * ownShare, 140
+	tr, at := newTracker(time.Minute), newClock()
+	tr.most = most
+	observe := func(own map[string]int) {
+		t.Helper()
+		name, one := "c", 1.0
+		f := &dto.MetricFamily{Name: &name, Type: dto.MetricType_COUNTER.Enum()}
+		for _, pod := range slices.Sorted(maps.Keys(own)) {
+			for i := range own[pod] {
+				f.Metric = append(f.Metric, &dto.Metric{Label: pairs("k8s_namespace", "team", "k8s_pod", pod, "port", fmt.Sprint(i)), Counter: &dto.Counter{Value: &one}})
+			}
+		}
+		tr.observe(at.now(), []*dto.MetricFamily{f})
+		at.pass(time.Minute)
+	}
+	own := func(pod string) int {
+		if o := tr.owners["team/"+pod]; o != nil {
+			return o.series
+		}
+		return 0
+	}
+	observe(map[string]int{"a-thief": 10 * most})
+	if n := own("a-thief"); n != most/2 {
+		t.Errorf("the flood has %d series, want %d", n, most/2)
+	}
+	pods := map[string]int{"a-thief": 10 * most}
+	for i := range 14 {
+		pods[fmt.Sprintf("web-%02d", i)] = each
+	}
+	observe(pods)
+	for pod, n := range pods {
+		if got := own(pod); pod != "a-thief" && got != n {
+			t.Errorf("of %d series of %s %d are followed", n, pod, got)
+		}
+	}
+	if tr.leftOut != 10*most-most/2 {
+		t.Errorf("%d series are left out, want those of the flood", tr.leftOut)
+	}
+	for range 3 { // all are gone in a whole minute
+		observe(map[string]int{"web-00": each})
+	}
+	if tr.all != each || len(tr.owners) != 1 || own("web-00") != each {
+		t.Errorf("%d series of %d owners are left", tr.all, len(tr.owners))
+	}
+	observe(map[string]int{"b-thief": 10 * most, "web-00": each})
+	if n := own("b-thief"); n+each != most/2 {
+		t.Errorf("the next flood has %d series, want %d", n, most/2-each)
+	}
+}
+
 // TestProperties writes many random histories, and reads them whole and in part.
 func TestProperties(t *testing.T) {
 	for seed := range uint64(20) {

@@ -16,6 +16,12 @@ const (
 	// maxSeries is the most series that are followed at a time, and the most in one file: a
 	// reader needs memory for all series of a file.
 	maxSeries = 1 << 16
+	// ownShare is how many series of a pod always find room: several times what a pod has.
+	// Series beyond it find room in the first half alone, so that a pod that makes up series
+	// takes none of the room of others.
+	ownShare = 512
+	// The labels that say whose a series is: the contract's.
+	labelNamespace, labelPod = "k8s_namespace", "k8s_pod"
 	// maxName is the most bytes of a name or a label value.
 	maxName = 4096
 )
@@ -43,8 +49,10 @@ type tracker struct {
 	families map[string]*family
 	sets     map[string]*labelSet // by key, from appendKey
 	all      int                  // series that are followed
-	leftOut  int                  // in the last cycle, for lack of room
-	n        uint64               // cycles so far
+	most     int                  // maxSeries, except in tests
+	owners   map[string]*seriesOwner
+	leftOut  int    // in the last cycle, for lack of room
+	n        uint64 // cycles so far
 
 	begun bool
 	open  minute
@@ -71,6 +79,13 @@ type labelSet struct {
 	pairs  []*dto.LabelPair // from the last cycle in which they changed
 	labels []Label          // nil: cannot be recorded
 	users  int              // number of series
+	owner  *seriesOwner
+}
+
+// seriesOwner is a pod, or the node, with its series.
+type seriesOwner struct {
+	name   string // "" of what has no pod's labels: the node's
+	series int
 }
 
 // tracked is one series, or all series of a histogram.
@@ -90,7 +105,7 @@ type part struct {
 }
 
 func newTracker(length time.Duration) *tracker {
-	return &tracker{length: length, families: map[string]*family{}, sets: map[string]*labelSet{}}
+	return &tracker{length: length, most: maxSeries, families: map[string]*family{}, sets: map[string]*labelSet{}, owners: map[string]*seriesOwner{}}
 }
 
 // observe adds a cycle. With the first cycle of a new minute it returns the previous
@@ -197,23 +212,55 @@ func (t *tracker) find(known *family, f *dto.MetricFamily, m *dto.Metric) *track
 	t.key = appendKey(t.key[:0], m.Label)
 	set := t.sets[string(t.key)]
 	if set == nil {
-		if t.all >= maxSeries {
+		if t.all >= t.most {
 			return nil
 		}
 		set = newLabelSet(string(t.key), m.Label)
+		set.owner = t.owner(m.Label)
 	} else if s := known.bySet[set]; s != nil {
 		set.pairs = append(set.pairs[:0], m.Label...) // the engine may have replaced them
 		return s
 	}
 	s := newTracked(known.kind, set, f, m)
-	if s == nil || t.all+len(s.parts) > maxSeries {
+	if s == nil || !t.hasRoom(set.owner, len(s.parts)) {
 		return nil
 	}
 	t.all += len(s.parts)
+	t.owners[set.owner.name] = set.owner
+	set.owner.series += len(s.parts)
 	t.sets[set.key] = set
 	set.users++
 	known.bySet[set] = s
 	return s
+}
+
+// owner returns whose labels they are.
+func (t *tracker) owner(labels []*dto.LabelPair) *seriesOwner {
+	var namespace, pod string
+	for _, l := range labels {
+		switch l.GetName() {
+		case labelNamespace:
+			namespace = l.GetValue()
+		case labelPod:
+			pod = l.GetValue()
+		}
+	}
+	name := ""
+	if pod != "" && pod != namespace { // no pod has the host's labels, which are equal
+		name = namespace + "/" + pod
+	}
+	if o := t.owners[name]; o != nil {
+		return o
+	}
+	return &seriesOwner{name: name}
+}
+
+// hasRoom reports whether n more series of an owner are followed.
+func (t *tracker) hasRoom(o *seriesOwner, n int) bool {
+	if o.name != "" && o.series+n > min(ownShare, t.most/2) && t.all+n > t.most/2 {
+		return false
+	}
+	return t.all+n <= t.most
 }
 
 func newLabelSet(key string, pairs []*dto.LabelPair) *labelSet {
@@ -346,6 +393,9 @@ func (t *tracker) forget() {
 			}
 			delete(f.bySet, set)
 			t.all -= len(s.parts)
+			if set.owner.series -= len(s.parts); set.owner.series == 0 {
+				delete(t.owners, set.owner.name)
+			}
 			if set.users--; set.users == 0 {
 				delete(t.sets, set.key)
 			}

@@ -312,7 +312,7 @@ func (s *suite) causeEvents() {
 }
 
 // patientTCP makes a pod's TCP wait 20 seconds for an acknowledgement of
-// another, so that a segment which is kept back is not sent again.
+// another, so that it does not retransmit a segment which is kept back.
 func (s *suite) patientTCP(from, to *pods.Pod) {
 	s.Helper()
 	for _, a := range to.Addrs {

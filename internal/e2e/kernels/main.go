@@ -45,7 +45,12 @@ var seldom = []struct {
 	{"TestObjectsOfBothArchitectures|TestLeaks|TestMemory|TestRingFull|TestForget|TestEventsOff|TestManyNamespaces|TestUnownedLeaveTheMaps", nil},
 	{"TestSymbolsRefreshRarely|TestShares|TestManyFlows|TestFlowSeriesAreShared|TestRoomIsSaid|TestMillionDescriptors|TestLoopWhileRTNLIsHeld", nil},
 	// Who made a namespace is read from the kernel; how its tables fill is not.
-	{"TestRoom|TestEventRoom|TestDropsWithoutRoom|TestRoomForFollowed|TestRoomForPods", []string{"5.10", newest}},
+	{"TestRoom|TestDropsWithoutRoom|TestRoomForFollowed", []string{"5.10", newest}},
+	{"TestEventRoom|TestRoomForPods", []string{"5.10"}},
+	// A clock's offset is added by the same code on all.
+	{"TestEventTime", []string{"5.10"}},
+	{"TestEventTimeInTimeNamespace|TestEntriesTellWhatTheKernelHeldBack|TestHistogramsAsTheOptionSays", []string{newest}},
+	{"TestEndedPodLeavesTheMaps|TestIdleFlowsLeaveTheMap", []string{"5.10"}},
 	// Hundreds of commands.
 	{"TestInterfacesByIdentity", []string{"5.10"}},
 	// RTNL is held in the same way by all.
@@ -75,6 +80,23 @@ var seldom = []struct {
 	{"TestFlowLeavesForeignFilters|TestFlowTakesStaleFiltersOnly|TestFlowDevicesComeAndGo|TestFlowForwardedSegments|TestFlowSegmentsOfOtherKinds", []string{"5.10"}},
 }
 
+// between are the tests that run on each kernel; the oldest and the newest run the others
+// too, but for the seldom ones. A program of ours differs between kernels in the hooks and
+// fields that it takes: TestRungs loads each rung everywhere, one test of each probe holds
+// what each rung counts against what was caused (support.tsv fails if none is left), and
+// each probe is shown a healthy machine. What else a test finds on the oldest, which has the
+// fewest hooks, and on the newest, which has the newest ways of the kernel, is the same on
+// those between.
+var between = []struct{ tests, why string }{
+	{"TestRungs|TestEveryProbeLoadsOrSaysWhy|TestBlindness|TestSighted|TestLayouts|TestDefinitions|TestReasons|TestKernelReasons", "what this kernel has"},
+	{"TestBiolatency|TestBiolatencyMerged|TestBiolatencyQueue|TestFlow|TestFlowUnits|TestFlowForwarded|TestKernellatency|TestKernellatencyNeighbour|TestNetSoftirq|TestNetiftxlatencyCountsAll|TestNetiftxlatencyFullQueue|TestNetiftxlatencyByDelay|TestSocketlatencySendSlow|TestSocketlatencyReadSlow|TestTCPReset|TestTCPRetrans|TestVirtcmdlatency|TestVirtcmdlatencyOfADevice", "what each rung counts"},
+	{"TestPacketloss.*|TestLossSockets|TestLossRouter|TestLossTCP|TestLossDevices|TestLossRules", "the kernel's reasons for a loss, of which each series has more"},
+	{"TestNetiftxlatencySegments|TestNetiftxlatencySegmentsByDelay", "where the kernel cuts up a packet"},
+	{"TestHealthy|TestKernellatencyHealthy|TestNetiftxlatencyHealthy|TestSocketlatencyHealthy|TestTCPHealthy|TestNoLossOfAPod", "a healthy machine"},
+	{"TestTCPResetReceived|TestTCPRetransByLoss|TestTCPRetransByReordering|TestTCPRetransKinds", "TCP's own tracepoints"},
+	{"Test.*Against.*|TestIOMoves|TestIOTwoPods|TestIOIdle|TestIOIgnored|TestFDComesAndGoes|TestQdiscTrees|TestTCPTextEqualsSockDiag|TestConntrackFile|TestConntrackModule|TestFamilies|TestListTCP|TestWatch", "the kernel's files and its answers to netlink"},
+}
+
 // turnOf gives which of the rungs a kernel takes in tests that go by turns:
 // neighbours take others. It is the same whichever kernels run.
 func turnOf(series string) int {
@@ -93,7 +115,7 @@ const special = "6.12"
 type options struct {
 	arch, kernels, run, skip, packages, variants, accel, icount, cache, table string
 	jobs, count, dearest                                                      int
-	refresh, update, keep, again                                              bool
+	refresh, update, keep, again, all                                         bool
 	timeout                                                                   time.Duration
 }
 
@@ -115,6 +137,7 @@ func main() {
 	flag.StringVar(&o.cache, "cache", "", "folder for kernels and programs; default $NODESKOOP_CACHE, else nodeskoop in the user's cache folder")
 	flag.BoolVar(&o.refresh, "refresh", false, "look for newer kernels than the cached ones")
 	flag.BoolVar(&o.update, "update", false, "write what was found to support.tsv")
+	flag.BoolVar(&o.all, "all", false, "run on each kernel what otherwise runs on the oldest and the newest alone")
 	flag.BoolVar(&o.keep, "keep", false, "keep the VMs' files, and print how to boot them")
 	flag.BoolVar(&o.again, "again", false, "run nothing: read the logs of the last run again")
 	flag.StringVar(&o.table, "readme", "", "run nothing; print docs/kernels.md's table made from this support.tsv")
@@ -275,10 +298,13 @@ func (o *options) machines(found []*kernel, logs string) (machines []*machine) {
 			timeout: o.timeout, logs: filepath.Join(logs, name), turn: turnOf(k.series()),
 		})
 	}
-	var last *kernel
+	var last, oldest *kernel
 	for _, k := range found {
 		if last == nil || compareSeries(k.series(), last.series()) > 0 {
 			last = k
+		}
+		if oldest == nil || compareSeries(k.series(), oldest.series()) < 0 {
+			oldest = k
 		}
 	}
 	for _, k := range found {
@@ -292,9 +318,17 @@ func (o *options) machines(found []*kernel, logs string) (machines []*machine) {
 			left = append(left, o.skip)
 		}
 		skip := strings.Join(left, "|")
+		run := o.run
+		if run == "" && !o.all && k != last && k != oldest {
+			var names []string
+			for _, t := range between {
+				names = append(names, t.tests)
+			}
+			run = "^(" + strings.Join(names, "|") + ")$"
+		}
 		var tests []test
 		for _, p := range strings.Split(o.packages, ",") {
-			tests = append(tests, o.test(p, o.run, skip))
+			tests = append(tests, o.test(p, run, skip))
 		}
 		add(k, plain, tests)
 	}

@@ -30,6 +30,10 @@ type PodSpec struct {
 	// CgroupParent replaces the default control group below Containerd.Cgroup,
 	// /kubepods/besteffort/pod<UID>.
 	CgroupParent string
+	// Attempt numbers the sandboxes of one pod, from 0.
+	Attempt uint32
+	// Runtime is "" for runc, or SandboxRuntime.
+	Runtime string
 }
 
 // ContainerSpec describes a container to make.
@@ -47,7 +51,7 @@ type ContainerSpec struct {
 // Pod is a running pod.
 type Pod struct {
 	PodSpec
-	// ID is the sandbox's ID, PID its first process.
+	// ID is the sandbox's ID, PID its first process, 0 if the sandbox is no container.
 	ID  string
 	PID int
 	// Addrs are its addresses according to containerd.
@@ -104,7 +108,7 @@ func (c *Containerd) TryRunPod(ctx context.Context, spec PodSpec) (*Pod, error) 
 	}
 	p := &Pod{PodSpec: spec, c: c}
 	p.config = &cri.PodSandboxConfig{
-		Metadata:     &cri.PodSandboxMetadata{Name: spec.Name, Namespace: spec.Namespace, Uid: spec.UID},
+		Metadata:     &cri.PodSandboxMetadata{Name: spec.Name, Namespace: spec.Namespace, Uid: spec.UID, Attempt: spec.Attempt},
 		Hostname:     hostname,
 		LogDirectory: logs,
 		// Without DNS servers containerd would copy /etc/resolv.conf, which may be a link
@@ -121,13 +125,15 @@ func (c *Containerd) TryRunPod(ctx context.Context, spec PodSpec) (*Pod, error) 
 	}
 	what := "pod " + spec.Namespace + "/" + spec.Name
 	client := c.cri()
-	r, err := client.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: p.config})
+	r, err := client.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: p.config, RuntimeHandler: spec.Runtime})
 	if err != nil {
 		return nil, fmt.Errorf("run the sandbox of %s: %w", what, err)
 	}
 	p.ID = r.PodSandboxId
-	if p.PID, err = c.taskPID(ctx, CRINamespace, p.ID); err != nil {
-		return p, err
+	if spec.Runtime != SandboxRuntime {
+		if p.PID, err = c.taskPID(ctx, CRINamespace, p.ID); err != nil {
+			return p, err
+		}
 	}
 	s, err := client.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: p.ID})
 	if err != nil {

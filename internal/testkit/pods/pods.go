@@ -15,6 +15,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -53,6 +55,9 @@ type Containerd struct {
 	// PIDNamespace, if set between New and Run, gives containerd its own PID namespace. It
 	// cannot run pods then.
 	PIDNamespace bool
+	// Programs, if set between New and Run, is the folder of another containerd than that
+	// of $PATH; see SandboxAPI.
+	Programs string
 
 	t        testing.TB
 	service  *Service // nil: the instance belongs to the test
@@ -130,6 +135,13 @@ func New(t testing.TB) *Containerd {
 	if err := os.WriteFile(filepath.Join(dir, "cni", "10.conflist"), []byte(network(dir)), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	self, err := os.Executable()
+	if err == nil {
+		err = os.Symlink(self, filepath.Join(dir, shimName))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := writeImages(filepath.Join(dir, "images.tar")); err != nil {
 		t.Fatalf("make the images: %v", err)
 	}
@@ -155,10 +167,62 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   disable_apparmor = true
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "overlayfs"
-  [plugins."io.containerd.grpc.v1.cri".cni]
+%[4]s  [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "%[2]s"
     conf_dir = "%[1]s/cni"
-`, c.dir, c.cni, pauseImage)
+`, c.dir, c.cni, pauseImage, c.sandboxes())
+}
+
+// sandboxes configures the runtime SandboxRuntime for a containerd that has the sandbox API.
+// containerd 1.7 calls the setting sandbox_mode; see TryRun.
+func (c *Containerd) sandboxes() string {
+	if c.Programs == "" {
+		return ""
+	}
+	return fmt.Sprintf(`    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.%s]
+      runtime_type = "%s"
+      sandboxer = "shim"
+      sandbox_mode = "shim"
+`, SandboxRuntime, filepath.Join(c.dir, shimName))
+}
+
+// SandboxAPI returns the folders of the containerds with the sandbox API, which
+// make test-nodes keeps: Debian 13's, which has it as an experiment, and containerd 2. It
+// skips the test without any.
+func SandboxAPI(t testing.TB) []string {
+	t.Helper()
+	cache := os.Getenv("NODESKOOP_CACHE")
+	if cache == "" {
+		user, err := os.UserCacheDir()
+		if err != nil {
+			t.Skipf("needs a containerd with the sandbox API, and there is no cache folder: %v", err)
+		}
+		cache = filepath.Join(user, "nodeskoop")
+	}
+	dir := filepath.Join(cache, "nodes", runtime.GOARCH)
+	var found []string
+	for _, name := range []string{"containerd-trixie", "containerd-v2.*"} {
+		some, _ := filepath.Glob(filepath.Join(dir, name))
+		found = append(found, some...)
+	}
+	if len(found) == 0 {
+		t.Skipf("needs a containerd with the sandbox API: make test-nodes keeps two in %s", dir)
+	}
+	return found
+}
+
+// FewAddresses leaves n IPv4 addresses for pods, which are reused in turn. Call it between
+// New and Run.
+func (c *Containerd) FewAddresses(n int) {
+	c.t.Helper()
+	file := filepath.Join(c.dir, "cni", "10.conflist")
+	const first = `"rangeStart": "10.88.77.2"`
+	text := strings.Replace(network(c.dir), first, fmt.Sprintf(`%s, "rangeEnd": "10.88.77.%d"`, first, 1+n), 1)
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		c.t.Fatal(err)
+	}
 }
 
 func network(dir string) string {
@@ -193,8 +257,11 @@ func (c *Containerd) TryRun() error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command("containerd", "--config", config)
+	cmd := exec.Command(c.program("containerd"), "--config", config)
 	cmd.Stdout, cmd.Stderr = log, log
+	if c.Programs != "" {
+		cmd.Env = append(os.Environ(), "PATH="+c.Programs+":"+os.Getenv("PATH"), "ENABLE_CRI_SANDBOXES=1")
+	}
 	// With Pdeathsig the thread that starts it must live until the end of the test.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if c.PIDNamespace {
@@ -219,6 +286,14 @@ func (c *Containerd) TryRun() error {
 		return nil
 	}
 	return c.importImages(CRINamespace)
+}
+
+// program returns the path of one of containerd's programs, or its name in $PATH.
+func (c *Containerd) program(name string) string {
+	if c.Programs == "" {
+		return name
+	}
+	return filepath.Join(c.Programs, name)
 }
 
 // await waits until containerd and its CRI plugin answer.
@@ -335,7 +410,7 @@ func (c *Containerd) TryCtr(namespace string, args ...string) (string, error) {
 	if c.service != nil {
 		socket = c.service.Socket
 	}
-	cmd, start := c.command("ctr", append([]string{"--address", socket, "--namespace", namespace}, args...)...)
+	cmd, start := c.command(c.program("ctr"), append([]string{"--address", socket, "--namespace", namespace}, args...)...)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	if err := start(); err != nil {

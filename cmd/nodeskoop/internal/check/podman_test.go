@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"nodeskoop/collect/owner"
+	"nodeskoop/collect/pod"
 	"nodeskoop/internal/kernel"
 	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
@@ -96,7 +97,7 @@ func TestPodman(t *testing.T) {
 	k := checkerOf(t, "", nil)
 	k.root = ""
 	counted := func() (n int, do string) {
-		for _, f := range k.unnamed(owner.NoPods{}, "/run/containerd/containerd.sock") {
+		for _, f := range k.unnamed(owner.NoPods{}, pod.Status{Socket: "/run/containerd/containerd.sock"}, nil) {
 			if f.Check == "containers of Podman" {
 				if _, err := fmt.Sscan(f.Found, &n); err != nil {
 					t.Fatalf("%q: %v", f.Found, err)

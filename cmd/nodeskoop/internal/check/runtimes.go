@@ -38,7 +38,7 @@ func (k *checker) containers(ctx context.Context, s *session.Session) []Finding 
 		}
 		out = append(out, Finding{name, Warning, why, do})
 	}
-	return append(out, k.unnamed(index, st.Socket)...)
+	return append(out, k.unnamed(index, st, pod.Runtimes(k.path("/proc")))...)
 }
 
 // judgeDockerNames reports Docker containers whose names could not be read.
@@ -82,9 +82,9 @@ func containerOf(path string) (runtime, id string) {
 		case prefix == "libpod":
 			runtime = "Podman"
 		case prefix == "crio":
-			runtime = "CRI-O"
+			runtime = pod.CRIO
 		case prefix == "docker", prefix == "" && i > 0 && parts[i-1] == "docker", strings.HasSuffix(m[1], ":docker"):
-			runtime = "Docker"
+			runtime = pod.Docker
 		}
 		return runtime, m[2]
 	}
@@ -92,8 +92,8 @@ func containerOf(path string) (runtime, id string) {
 }
 
 // unnamed reports running containers without names, found through the control
-// groups of all processes.
-func (k *checker) unnamed(pods owner.Pods, socket string) []Finding {
+// groups of all processes, and runtimes that listen here whose containers have none.
+func (k *checker) unnamed(pods owner.Pods, st pod.Status, listening []pod.Runtime) []Finding {
 	entries, err := os.ReadDir(k.path("/proc"))
 	if err != nil {
 		return nil // reported by the lines above
@@ -132,25 +132,40 @@ func (k *checker) unnamed(pods owner.Pods, socket string) []Finding {
 	}
 	var out []Finding
 	for _, r := range []struct{ runtime, do string }{
-		{"Docker", "if Docker runs a containerd of its own: pods.sockets = [\"/run/docker/containerd/containerd.sock\"]; else " + whose},
-		{"CRI-O", whose + ", and crictl inspect ID which pod it is"},
+		{pod.Docker, "if Docker runs a containerd of its own: pods.sockets = [\"/run/docker/containerd/containerd.sock\"]; else " + whose},
+		{pod.CRIO, whose + ", and crictl inspect ID which pod it is"},
 		{"Podman", whose + ", and podman ps --ns which container"},
 		{"", "pods.sockets, if they are another containerd's; else " + whose},
 	} {
 		ids := len(found[r.runtime])
-		if ids == 0 {
-			continue
-		}
 		name, do := "containers", r.do
 		if r.runtime != "" {
 			name += " of " + r.runtime
 		}
+		why, instead, listens := "", "", false
+		for _, l := range listening {
+			if l.Name == r.runtime || l.Name == pod.CRIDockerd && r.runtime == pod.Docker {
+				why, instead = l.Unnamed(st)
+				listens = true
+			}
+		}
 		switch {
-		case r.runtime == "Docker" && !follows("moby"):
+		case why != "":
+			if ids > 0 {
+				why = fmt.Sprintf("%d have no name: %s", ids, why)
+			}
+			out = append(out, Finding{name, Warning, why, instead})
+			continue
+		case ids == 0:
+			if listens && st.Socket != "" && follows("moby") {
+				out = append(out, Finding{name, Good, "named through the containerd behind " + st.Socket, ""})
+			}
+			continue
+		case r.runtime == pod.Docker && !follows("moby"):
 			do = "pods.namespace = \"" + k.cfg.Pods.Namespace + ",moby\": what Docker runs is in that namespace of containerd"
 		case r.runtime == "" && k.cfg.Pods.Namespace != "*":
 			do = "pods.namespace = \"*\", if they are to be named, which is " + strconv.Quote(k.cfg.Pods.Namespace) + "; else " + whose
-		case socket == "" && r.runtime != "CRI-O" && r.runtime != "Podman":
+		case st.Socket == "" && r.runtime != pod.CRIO && r.runtime != "Podman":
 			do = "see containerd above"
 		}
 		out = append(out, Finding{name, Warning, fmt.Sprintf("%d %s", ids, without), do})

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"nodeskoop/collect/owner"
+	"nodeskoop/collect/pod"
 )
 
 func TestContainerOf(t *testing.T) {
@@ -54,6 +55,10 @@ func (k knownProcesses) ByPID(pid int) *owner.Pod {
 func TestUnnamedContainers(t *testing.T) {
 	const socket = "/run/containerd/containerd.sock"
 	id := func(n int) string { return fmt.Sprintf("%064x", n) }
+	docker, crio := pod.Runtime{Name: pod.Docker, Socket: "/run/docker.sock"}, pod.Runtime{Name: pod.CRIO, Socket: "/run/crio/crio.sock"}
+	own := docker
+	own.Containerd = "/run/docker/containerd/containerd.sock"
+	dockerd := pod.Runtime{Name: pod.CRIDockerd, Socket: "/run/cri-dockerd.sock", Containerd: own.Containerd}
 	files := map[string]string{
 		"/proc/1/cgroup":   "0::/init.scope\n",
 		"/proc/10/cgroup":  "0::/system.slice/docker-" + id(1) + ".scope\n",
@@ -69,27 +74,39 @@ func TestUnnamedContainers(t *testing.T) {
 	for _, test := range []struct {
 		name, config, socket string
 		known                []int
+		listening            []pod.Runtime
 		want                 map[string][]string // expected substrings by the finding's name
 	}{
-		{"all named", "", socket, []int{10, 11, 12, 20, 30, 40}, nil},
-		{"Podman and CRI-O", "", socket, []int{10, 11, 12, 40}, map[string][]string{
+		{"all named", "", socket, []int{10, 11, 12, 20, 30, 40}, nil, nil},
+		{"Podman and CRI-O", "", socket, []int{10, 11, 12, 40}, nil, map[string][]string{
 			"containers of Podman": {"1 have no name", "podman ps --ns"}, "containers of CRI-O": {"1 have no name", "crictl inspect"}}},
-		{"Docker with a containerd of its own", "", socket, []int{20, 30, 40}, map[string][]string{
+		{"Docker with a containerd of its own", "", socket, []int{20, 30, 40}, nil, map[string][]string{
 			"containers of Docker": {"2 have no name", "/run/docker/containerd/containerd.sock"}}},
-		{"Docker left out", "[pods]\nnamespace = \"k8s.io\"", socket, []int{20, 30, 40}, map[string][]string{
+		{"Docker left out", "[pods]\nnamespace = \"k8s.io\"", socket, []int{20, 30, 40}, nil, map[string][]string{
 			"containers of Docker": {"2 have no name", `pods.namespace = "k8s.io,moby"`}}},
-		{"another namespace", "[pods]\nnamespace = \"k8s.io\"", socket, []int{10, 11, 12, 20, 30}, map[string][]string{
+		{"another namespace", "[pods]\nnamespace = \"k8s.io\"", socket, []int{10, 11, 12, 20, 30}, nil, map[string][]string{
 			"containers": {"1 have no name", `pods.namespace = "*"`}}},
-		{"no containerd", "", "", []int{20, 30}, map[string][]string{
+		{"no containerd", "", "", []int{20, 30}, nil, map[string][]string{
 			"containers of Docker": {"2 have no name", "see containerd above"}, "containers": {"1 have no name", "see containerd above"}}},
+		{"all named, and Docker listens", "", socket, []int{10, 11, 12, 20, 30, 40}, []pod.Runtime{docker}, map[string][]string{
+			"containers of Docker": {"named through the containerd behind " + socket}}},
+		{"Docker listens and is left out", "[pods]\nnamespace = \"k8s.io\"", socket, []int{10, 11, 12, 20, 30, 40}, []pod.Runtime{docker}, nil},
+		{"Docker has a containerd of its own, no container", "", socket, []int{10, 11, 12, 20, 30, 40}, []pod.Runtime{own}, map[string][]string{
+			"containers of Docker": {"Docker listens on /run/docker.sock", "pods.sockets = [\"/run/docker/containerd/containerd.sock\"]"}}},
+		{"cri-dockerd, two containers, no containerd", "", "", []int{20, 30, 40}, []pod.Runtime{dockerd}, map[string][]string{
+			"containers of Docker": {"2 have no name: cri-dockerd listens on", "systemctl status docker"}}},
+		{"CRI-O listens", "", socket, []int{10, 11, 12, 20, 40}, []pod.Runtime{crio}, map[string][]string{
+			"containers of CRI-O": {"1 have no name: CRI-O listens on /run/crio/crio.sock", "crictl pods"}}},
+		{"CRI-O listens and runs nothing", "", "", []int{10, 11, 12, 20, 30, 40}, []pod.Runtime{crio}, map[string][]string{
+			"containers of CRI-O": {"CRI-O listens on /run/crio/crio.sock", "crictl pods"}}},
 	} {
 		k := checkerOf(t, test.config, files)
-		got := k.unnamed(knownProcesses{pids: test.known}, test.socket)
+		got := k.unnamed(knownProcesses{pids: test.known}, pod.Status{Socket: test.socket}, test.listening)
 		if len(got) != len(test.want) {
 			t.Errorf("%s: %d lines, want %d: %v", test.name, len(got), len(test.want), got)
 		}
 		for _, f := range got {
-			if f.Verdict != Warning {
+			if (f.Verdict == Good) != strings.HasPrefix(f.Found, "named") || f.Verdict == Bad {
 				t.Errorf("%s: %s is %s", test.name, f.Check, f.Verdict)
 			}
 			want, ok := test.want[f.Check]

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"nodeskoop/cmd/nodeskoop/internal/when"
 	"nodeskoop/collect"
 	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/event"
@@ -243,17 +244,10 @@ func parseSize(s string) (int64, error) {
 }
 
 // parseAge parses an age: a duration, or days such as "14d".
-func parseAge(s string) (age time.Duration, err error) {
-	if days, ok := strings.CutSuffix(s, "d"); ok {
-		var n int64
-		if n, err = strconv.ParseInt(days, 10, 16); err == nil {
-			age = time.Duration(n) * 24 * time.Hour
-		}
-	} else {
-		age, err = time.ParseDuration(s)
-	}
+func parseAge(s string) (time.Duration, error) {
+	age, ok := when.Length(s)
 	switch {
-	case err != nil:
+	case !ok:
 		return 0, fmt.Errorf("%q is not an age: write a number and a unit, such as \"14d\" or \"36h\"", s)
 	case age < minHistoryAge || age > maxHistoryAge:
 		return 0, fmt.Errorf("%q is out of range: use \"1h\" to \"3650d\"", s)

@@ -466,8 +466,12 @@ func (d *Doctor) notLooked(r *recording) []NotLooked {
 	for what, why := range d.failed {
 		list = append(list, NotLooked{what, why})
 	}
-	if r.left > 0 {
-		list = append(list, NotLooked{"events", fmt.Sprintf("%d of them were held back by a rate limit: there is much more of what was seen", r.left)})
+	ofOwner := map[string]uint64{}
+	for x, n := range r.left {
+		ofOwner[x.owner] += n
+	}
+	for name, n := range ofOwner {
+		list = append(list, NotLooked{"events of " + cmp.Or(nameText(name), "namespaces of no pod"), fmt.Sprintf("%d of them were held back by a rate limit: there is much more of what was seen", n)})
 	}
 	if r.after.node != nil && r.after.node.tcpMax == 0 && r.after.node.failed["memory of TCP"] == nil {
 		list = append(list, NotLooked{"memory of TCP", "this process is not in the kernel's first network namespace, which alone shows net.ipv4.tcp_mem"})

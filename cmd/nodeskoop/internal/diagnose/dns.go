@@ -19,6 +19,7 @@ type lookup struct {
 	client, server netip.Addr
 	asked          time.Time
 	answered       time.Time // zero: not
+	device         int       // index of the node's interface that the question came by
 }
 
 // lookupKey tells questions apart. The server is not in it: a service's address is
@@ -29,14 +30,42 @@ type lookupKey struct {
 	id     uint16
 }
 
-// mostLookups is how many questions are followed.
+// mostLookups is how many questions are followed. Where there are more, those that come
+// by the interface with the most are left out: what comes by a pod's interface is the
+// pod's, whichever addresses it has made up.
 const mostLookups = 100_000
 
 // lookups follows the questions to DNS servers that pass through one namespace.
 type lookups struct {
 	fd   int
 	all  map[lookupKey]*lookup
+	by   map[int][]lookupKey // by device
+	rich int                 // the device with the most
+	most int
 	done chan struct{}
+}
+
+func newLookups(most int) *lookups {
+	return &lookups{fd: -1, all: map[lookupKey]*lookup{}, by: map[int][]lookupKey{}, most: most, done: make(chan struct{})}
+}
+
+// follow follows another question, nil if there is no room.
+func (l *lookups) follow(k lookupKey, device int, at time.Time) *lookup {
+	if len(l.all) >= l.most {
+		keys := l.by[l.rich]
+		if len(keys) <= len(l.by[device])+1 {
+			return nil
+		}
+		delete(l.all, keys[len(keys)-1])
+		l.by[l.rich] = keys[:len(keys)-1]
+	}
+	x := &lookup{client: k.client, asked: at, device: device}
+	l.all[k] = x
+	l.by[device] = append(l.by[device], k)
+	if len(l.by[device]) > len(l.by[l.rich]) {
+		l.rich = device
+	}
+	return x
 }
 
 // dnsOnly lets UDP from and to port 53 through, which is neither encapsulated nor a
@@ -74,7 +103,7 @@ const (
 // watchDNS begins to follow the lookups in the network namespace that the file path
 // is, until ctx ends. The socket takes part in nothing: it gets copies.
 func watchDNS(ctx context.Context, path string) (*lookups, error) {
-	l := &lookups{fd: -1, all: map[lookupKey]*lookup{}, done: make(chan struct{})}
+	l := newLookups(mostLookups)
 	err := kernel.InNetns(path, 0, func() error {
 		// With protocol 0 it receives nothing before the filter is there.
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -108,9 +137,13 @@ func watchDNS(ctx context.Context, path string) (*lookups, error) {
 		defer unix.Close(l.fd)
 		var buf [512]byte
 		for ctx.Err() == nil {
-			n, _, err := unix.Recvfrom(l.fd, buf[:], 0)
+			n, from, err := unix.Recvfrom(l.fd, buf[:], 0)
 			if err == nil {
-				l.add(buf[:n], time.Now())
+				device := 0
+				if ll, ok := from.(*unix.SockaddrLinklayer); ok {
+					device = ll.Ifindex
+				}
+				l.add(buf[:n], device, time.Now())
 			} else if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ENETDOWN) {
 				return
 			}
@@ -119,8 +152,8 @@ func watchDNS(ctx context.Context, path string) (*lookups, error) {
 	return l, nil
 }
 
-// add takes in a packet, from its IP header on.
-func (l *lookups) add(b []byte, at time.Time) {
+// add takes in a packet, from its IP header on, that was seen at a device.
+func (l *lookups) add(b []byte, device int, at time.Time) {
 	var src, dst netip.Addr
 	var udp []byte
 	switch {
@@ -141,9 +174,8 @@ func (l *lookups) add(b []byte, at time.Time) {
 	case to == dnsPort && !response:
 		k := lookupKey{src, from, id}
 		x := l.all[k]
-		if x == nil && len(l.all) < mostLookups {
-			x = &lookup{client: src, asked: at}
-			l.all[k] = x
+		if x == nil {
+			x = l.follow(k, device, at)
 		}
 		if x != nil && x.answered.IsZero() {
 			x.server = dst // the last that is seen is the one that really gets it

@@ -31,6 +31,7 @@ type Finding struct {
 
 	about   *catalog.Cause
 	parties map[string]bool // that it is about
+	ends    []string        // that its first sign names
 	what    string
 	owner   string
 	peer    string
@@ -258,6 +259,11 @@ func newFinding(c *catalog.Cause, x *observation, evidence []observation, streng
 			f.peer = y.peer
 		}
 	}
+	for _, p := range []string{x.owner, x.peer} {
+		if p != "" && !slices.Contains(f.ends, p) {
+			f.ends = append(f.ends, p)
+		}
+	}
 	for _, p := range []string{f.owner, f.peer, f.Blame} {
 		if p != "" && p != Path {
 			f.parties[p] = true
@@ -373,17 +379,29 @@ func afterNodeWide(all []*Finding) {
 	}
 }
 
-// related reports whether a finding is about an end that another is about, too. One
-// that is about the node alone concerns all of its pods, but for a node-wide one, beside
-// which a pod may have a trouble of its own.
+// related reports whether what a is about may bring b about. What passes through the
+// node concerns all of its pods, but for a node-wide cause, beside which a pod may have a
+// trouble of its own. A cause of two ends concerns what these two have with each other:
+// anybody may have trouble with a pod, and must not hide what others have with it.
 func related(a, b *Finding) bool {
-	if a.parties[Node] && len(a.parties) == 1 && !a.about.NodeWide {
+	if a.about.Passing && slices.Equal(a.ends, []string{Node}) {
 		return true
 	}
-	for p := range a.parties {
-		if b.parties[p] && (p != Node || len(b.parties) == 1) {
-			return true
+	if a.about.Whole {
+		for p := range a.parties {
+			if b.parties[p] && (p != Node || len(b.parties) == 1) {
+				return true
+			}
+		}
+		return false
+	}
+	if len(a.ends) == 1 && a.ends[0] == Node && a.about.NodeWide {
+		return len(b.parties) == 1 && b.parties[Node]
+	}
+	for _, p := range a.ends {
+		if !slices.Contains(b.ends, p) && (p != Node || len(a.ends) == 1) {
+			return false
 		}
 	}
-	return false
+	return true
 }

@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -228,6 +229,57 @@ func TestFindingsAreWhole(t *testing.T) {
 					t.Errorf("%s: evidence %+v", f.Cause, e)
 				}
 			}
+		}
+	}
+}
+
+// TestNoFindingHidesAnothers: what a process does in its pod, or as a user of the node,
+// hides no finding about others. What really is behind a finding does.
+func TestNoFindingHidesAnothers(t *testing.T) {
+	const thief, user = "lab/thief-0", Node
+	loss := []observation{seen("tcp.lost", client, "192.0.2.7", 60), seen("TcpOutSegs", client, "", 1000)}
+	lossTo := func(peer string) []observation {
+		return []observation{seen("tcp.lost", client, peer, 60), seen("TcpOutSegs", client, "", 1000)}
+	}
+	overflow := func(owner string) []observation {
+		return []observation{seen("TcpExtListenOverflows", owner, "", 900), {signal: "listen.full", owner: owner, value: 2, what: ":9, which holds 1"}}
+	}
+	for _, c := range []struct {
+		name       string
+		stolen, by []observation
+		cause      string // of stolen
+		hidden     bool
+	}{
+		{"a user of the node does not accept", loss, overflow(user), "wire-loss", false},
+		{"the node's own service does not accept, and a pod has trouble with it", lossTo(Node), overflow(user), "wire-loss", true},
+		{"a pod does not accept", lossTo(web), overflow(web), "wire-loss", true},
+		{"a user of the node has a socket that is full", []observation{{signal: "dns.slow", owner: client, peer: web, value: 6, what: "2s"}, seen("dns.lookups", client, web, 8)},
+			[]observation{seen("udp.full", user, "", 900), seen("udp.datagrams", user, "", 1000)}, "dns-slow", false},
+		{"the DNS server of the node has a socket that is full", []observation{{signal: "dns.slow", owner: client, peer: Node, value: 6, what: "2s"}, seen("dns.lookups", client, Node, 8)},
+			[]observation{seen("udp.full", Node, "", 900), seen("udp.datagrams", Node, "", 1000)}, "dns-slow", true},
+		{"another client does not read", loss, []observation{seen("window.closed", client, thief, 3)}, "wire-loss", false},
+		{"the client does not read", lossTo(web), []observation{seen("window.closed", client, web, 3)}, "wire-loss", true},
+		{"somebody leaves unread what the pod sends", loss, []observation{seen("unread.stands", thief, client, 50_000)}, "wire-loss", false},
+		{"somebody calls an address that is not there", loss, []observation{seen("drop.neighbour", thief, "10.0.0.99", 20)}, "wire-loss", false},
+		{"somebody sends the pod wrong checksums", loss, []observation{seen("checksum.bad", client, thief, 20)}, "wire-loss", false},
+		{"resets of a path, and a closed port of the same server", []observation{seen("reset.unsent", client, web, 9)},
+			[]observation{{signal: "tcp.refused", owner: thief, peer: web, value: 9, what: ":1", blame: web}}, "reset-by-middlebox", false},
+		{"conntrack of the node is full", loss, []observation{{signal: "conntrack.used", owner: Node, value: 100, what: "10 of 10"}, seen("kubeskoop_conntrack_drop", Node, "", 9)}, "wire-loss", true},
+		{"a pod's own shaper", loss, []observation{{signal: "shaper.waits", owner: thief, value: 500, what: "eth0"}, {signal: "shaper.packets", owner: thief, value: 900, what: "eth0"}, {signal: "shaper.queue", owner: thief, value: 9, what: "eth0"}}, "wire-loss", false},
+	} {
+		alone := evaluate(c.stolen, 10*time.Second)
+		if len(alone) != 1 || alone[0].Cause != c.cause {
+			t.Errorf("%s: alone: %s", c.name, names(alone))
+			continue
+		}
+		by := evaluate(c.by, 10*time.Second)
+		if len(by) == 0 {
+			t.Errorf("%s: it is no trouble", c.name)
+		}
+		both := evaluate(append(append([]observation{}, c.stolen...), c.by...), 10*time.Second)
+		i := slices.IndexFunc(both, func(f Finding) bool { return f.Cause == c.cause && f.Pod == alone[0].Pod && f.Blame == alone[0].Blame })
+		if hidden := i < 0; hidden != c.hidden {
+			t.Errorf("%s: hidden %v, want %v: %s", c.name, hidden, c.hidden, names(both))
 		}
 	}
 }

@@ -108,26 +108,64 @@ func packet(src, dst netip.AddrPort, id uint16, response bool) []byte {
 func TestLookups(t *testing.T) {
 	pod, service, server := netip.MustParseAddrPort("10.0.0.2:40000"), netip.MustParseAddrPort("10.96.0.10:53"), netip.MustParseAddrPort("10.0.0.9:53")
 	six := netip.MustParseAddrPort("[fd00::2]:40000")
-	l := &lookups{all: map[lookupKey]*lookup{}, done: make(chan struct{})}
+	l := newLookups(9)
 	close(l.done)
 	at := func(ms int) time.Time { return begin.Add(time.Duration(ms) * time.Millisecond) }
-	l.add(packet(pod, service, 7, false), at(0))
-	l.add(packet(pod, server, 7, false), at(1))
-	l.add(packet(pod, server, 7, false), at(5000)) // it is asked once more
-	l.add(packet(server, pod, 7, true), at(5010))
-	l.add(packet(service, pod, 7, true), at(5011))
-	l.add(packet(server, pod, 9, true), at(10)) // nobody asked
-	l.add(packet(six, netip.MustParseAddrPort("[fd00::9]:53"), 8, false), at(3))
+	l.add(packet(pod, service, 7, false), 3, at(0))
+	l.add(packet(pod, server, 7, false), 3, at(1))
+	l.add(packet(pod, server, 7, false), 3, at(5000)) // it is asked once more
+	l.add(packet(server, pod, 7, true), 3, at(5010))
+	l.add(packet(service, pod, 7, true), 3, at(5011))
+	l.add(packet(server, pod, 9, true), 3, at(10)) // nobody asked
+	l.add(packet(six, netip.MustParseAddrPort("[fd00::9]:53"), 8, false), 3, at(3))
 	got := map[netip.Addr]lookup{}
 	for _, x := range l.end() {
 		got[x.client] = x
 	}
 	want := map[netip.Addr]lookup{
-		pod.Addr(): {pod.Addr(), server.Addr(), at(0), at(5010)},
-		six.Addr(): {client: six.Addr(), server: netip.MustParseAddr("fd00::9"), asked: at(3)},
+		pod.Addr(): {pod.Addr(), server.Addr(), at(0), at(5010), 3},
+		six.Addr(): {client: six.Addr(), server: netip.MustParseAddr("fd00::9"), asked: at(3), device: 3},
 	}
 	if len(got) != 2 || got[pod.Addr()] != want[pod.Addr()] || got[six.Addr()] != want[six.Addr()] {
 		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
+// TestLookupsAreFollowedFairly: questions that come by one interface, from whatever
+// addresses, do not take the room of what comes by others.
+func TestLookupsAreFollowedFairly(t *testing.T) {
+	server := netip.MustParseAddrPort("10.0.0.9:53")
+	client := func(i int) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 40000)
+	}
+	const most, flood, few = 100, 1000, 10
+	for _, first := range []bool{true, false} {
+		l := newLookups(most)
+		close(l.done)
+		ask := func(from, n, device int) {
+			for i := range n {
+				l.add(packet(client(from+i), server, uint16(i), false), device, begin)
+			}
+		}
+		if first {
+			ask(0, flood, 1)
+		}
+		ask(10_000, few, 2)
+		ask(20_000, few, 3)
+		ask(0, flood, 1)
+		for i := range few { // an answer is seen by another interface
+			l.add(packet(server, client(10_000+i), uint16(i), true), 9, begin.Add(time.Second))
+		}
+		got, answered := map[int]int{}, 0
+		for _, x := range l.end() {
+			got[x.device]++
+			if !x.answered.IsZero() {
+				answered++
+			}
+		}
+		if got[2] != few || got[3] != few || got[1] != most-2*few || answered != few {
+			t.Errorf("the flood first %v: %v followed, %d answered", first, got, answered)
+		}
 	}
 }
 
@@ -150,6 +188,6 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 		_ = groupMounts(b)
-		(&lookups{all: map[lookupKey]*lookup{}}).add(b, begin)
+		newLookups(9).add(b, 1, begin)
 	})
 }

@@ -44,7 +44,7 @@ type recording struct {
 	// middle are the connections at moments between, by owner.
 	middle []map[string][]socket
 	events []occurrence
-	left   uint64 // events that were not kept
+	left   map[leftOut]uint64 // events that were not kept
 	// resetsUnseen says that this kernel shows not all resets that are sent.
 	resetsUnseen bool
 	lookups      []lookup
@@ -777,13 +777,13 @@ func (o *observer) resets() {
 		}
 		switch e.typ {
 		case "TCPRESET_RECEIVE":
-			// Both ends are here, and the peer has not sent it. Where events were
+			// Both ends are here, and the peer has not sent it. Where its events were
 			// held back, or are not seen, nobody can tell.
 			k := way{bare(e.dst), bare(e.src)}
 			switch {
 			case sent[k] > 0:
 				sent[k]--
-			case isPodName(e.dst.name) && o.left == 0 && !o.resetsUnseen && e.dst.name != e.owner && e.state != "NEW_SYN_RECV":
+			case isPodName(e.dst.name) && o.showsResetsOf(e.dst.name) && e.dst.name != e.owner && e.state != "NEW_SYN_RECV":
 				o.add(observation{signal: "reset.unsent", owner: e.owner, peer: e.dst.name, value: float64(e.n)})
 				continue
 			}
@@ -821,6 +821,17 @@ func (o *observer) resets() {
 		}
 		o.add(observation{signal: signal, owner: k.owner, peer: k.peer, value: r.n, what: ":" + strconv.Itoa(int(k.port)), blame: k.peer})
 	}
+}
+
+// showsResetsOf reports whether all resets that a pod sent were seen. What was held back
+// of others' does not matter, but for those that may be anybody's.
+func (o *observer) showsResetsOf(name string) bool {
+	for x := range o.left {
+		if (x.owner == name || x.owner == unattributed) && strings.HasPrefix(x.typ, "TCPRESET_") && x.typ != "TCPRESET_RECEIVE" {
+			return false
+		}
+	}
+	return !o.resetsUnseen
 }
 
 func bare(e end) end { return end{addr: e.addr, port: e.port} }
@@ -877,6 +888,21 @@ const (
 	lostLookup = 2 * time.Second
 )
 
+// devices are the node's ends of the pairs of interfaces that a pod is connected by, none
+// if it is connected in another way. What the pod sends is seen there first.
+func (o *observer) devices(name string) (own []int) {
+	at, node := o.after.netns[name], o.after.netns[Node]
+	if name == Node || at == nil || node == nil {
+		return nil
+	}
+	for _, l := range at.links {
+		if l.peer != 0 && slices.ContainsFunc(node.links, func(n link) bool { return n.index == l.peer && n.peer == l.index }) {
+			own = append(own, l.peer)
+		}
+	}
+	return own
+}
+
 // names are the lookups of DNS, by server.
 func (o *observer) names() {
 	type of struct{ client, server string }
@@ -884,6 +910,9 @@ func (o *observer) names() {
 	worst := map[of]time.Duration{}
 	for _, l := range o.lookups {
 		k := of{o.nameOf(l.client), o.nameOf(l.server)}
+		if own := o.devices(k.client); len(own) > 0 && !slices.Contains(own, l.device) {
+			continue // somebody else asks with the pod's address
+		}
 		took := l.answered.Sub(l.asked)
 		if l.answered.IsZero() {
 			if took = o.after.at.Sub(l.asked); took < lostLookup {

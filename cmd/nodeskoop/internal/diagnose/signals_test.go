@@ -163,8 +163,16 @@ func TestObserve(t *testing.T) {
 		{"resets that the peer has not sent", func(r *recording) {
 			r.events = []occurrence{{typ: "TCPRESET_RECEIVE", owner: client, src: endAt(client, clientAddr, 40000), dst: endAt(web, webAddr, 8080), state: "ESTABLISHED", at: at(1), n: 1}}
 		}, "reset.unsent shop/client-0 shop/web-0 1"},
+		{"resets, of which some of others were held back", func(r *recording) {
+			r.left = map[leftOut]uint64{{"lab/thief-0", "TCPRESET_NOSOCK"}: 9, {web, "TCPRESET_RECEIVE"}: 9, {web, "PacketLoss"}: 9, {"", "TCPRESET_NOSOCK"}: 9}
+			r.events = []occurrence{{typ: "TCPRESET_RECEIVE", owner: client, src: endAt(client, clientAddr, 40000), dst: endAt(web, webAddr, 8080), state: "ESTABLISHED", at: at(1), n: 1}}
+		}, "reset.unsent shop/client-0 shop/web-0 1"},
+		{"resets, of which some that are unattributed were held back", func(r *recording) {
+			r.left = map[leftOut]uint64{{unattributed, "TCPRESET_NOSOCK"}: 1}
+			r.events = []occurrence{{typ: "TCPRESET_RECEIVE", owner: client, src: endAt(client, clientAddr, 40000), dst: endAt(web, webAddr, 8080), state: "ESTABLISHED", at: at(1), n: 1}}
+		}, ""},
 		{"resets, of which some were held back", func(r *recording) {
-			r.left = 1
+			r.left = map[leftOut]uint64{{web, "TCPRESET_ACTIVE"}: 1}
 			r.events = []occurrence{{typ: "TCPRESET_RECEIVE", owner: client, src: endAt(client, clientAddr, 40000), dst: endAt(web, webAddr, 8080), state: "ESTABLISHED", at: at(1), n: 1}}
 		}, ""},
 		{"resets, of which this kernel does not show all", func(r *recording) {
@@ -285,8 +293,14 @@ func TestObserve(t *testing.T) {
 		}, "cpu.softirq node 80 3\ncpu.softirq node 0.1 0\ndisk.ios node 20 sda\ndisk.stall node 90\ndisk.wait node 200 sda"},
 		{"slow and lost lookups", func(r *recording) {
 			a := netip.MustParseAddr
-			r.lookups = []lookup{{a(clientAddr), a(far), at(1), at(1.01)}, {a(clientAddr), a(far), at(2), at(3.5)}, {a(clientAddr), a(far), at(3), time.Time{}}, {a(clientAddr), a(far), at(9), time.Time{}}}
+			r.lookups = []lookup{{a(clientAddr), a(far), at(1), at(1.01), 4}, {a(clientAddr), a(far), at(2), at(3.5), 4}, {a(clientAddr), a(far), at(3), time.Time{}, 4}, {a(clientAddr), a(far), at(9), time.Time{}, 4}}
 		}, "dns.lookups shop/client-0 192.0.2.7 3\ndns.slow shop/client-0 192.0.2.7 2 7s"},
+		{"lookups with a pod's address that came by another's interface", func(r *recording) {
+			a := netip.MustParseAddr
+			r.after.netns[client].links = []link{{name: "eth0", index: 2, peer: 5}}
+			r.after.netns[Node].links = []link{{name: "veth1", index: 5, peer: 2}, {name: "veth2", index: 6, peer: 2}}
+			r.lookups = []lookup{{a(clientAddr), a(far), at(1), at(1.01), 5}, {a(clientAddr), a(far), at(1), time.Time{}, 6}, {a(clientAddr), a(far), at(2), time.Time{}, 6}}
+		}, "dns.lookups shop/client-0 192.0.2.7 1"},
 		{"a neighbour at another of the node's interfaces", func(r *recording) {
 			r.after.netns[Node].links = []link{{name: "eth0", mac: "02:00:00:00:00:01"}, {name: "eth1", mac: "02:00:00:00:00:02"}}
 			r.after.netns[Node].addrs = []address{{netip.MustParseAddr("10.0.0.1"), 24, "eth0"}}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -68,6 +69,9 @@ type link struct {
 	name, mac string
 	mtu       int
 	up        bool
+	// index is the interface's, and of a veth peer that of its other end, in the
+	// namespace where that is.
+	index, peer int
 }
 
 // timerPersist is the timer of window probes (net/ipv4/inet_diag.c,
@@ -91,7 +95,9 @@ type netnsState struct {
 	failed map[string]error
 }
 
-// mostSockets is how many sockets of a namespace are looked at.
+// mostSockets is how many sockets of a namespace are looked at. Where there are more,
+// those of the user with the most are left out: on the node, a user's hundred thousand
+// sockets do not hide a service of another's.
 const mostSockets = 50_000
 
 // readNetns reads the state of the namespace that the calling thread is in. whole
@@ -175,6 +181,7 @@ func addrOf(ip net.IP) netip.Addr {
 }
 
 func (s *netnsState) readSockets() error {
+	var all []*netlink.InetDiagTCPInfoResp
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		list, err := netlink.SocketDiagTCPInfo(family)
 		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
@@ -183,19 +190,61 @@ func (s *netnsState) readSockets() error {
 			}
 			return fmt.Errorf("list TCP sockets (sock_diag): %w", err)
 		}
-		for _, x := range list {
-			if len(s.sockets) == mostSockets {
-				return nil
-			}
-			m := x.InetDiagMsg
-			s.sockets = append(s.sockets, socket{
-				state: m.State, rx: m.RQueue, tx: m.WQueue, timer: m.Timer, info: x.TCPInfo,
-				local:  netip.AddrPortFrom(addrOf(m.ID.Source), m.ID.SourcePort),
-				remote: netip.AddrPortFrom(addrOf(m.ID.Destination), m.ID.DestinationPort),
-			})
+		all = append(all, list...)
+	}
+	for _, x := range fairShare(all, mostSockets, func(x *netlink.InetDiagTCPInfoResp) socketClass {
+		m := x.InetDiagMsg
+		switch m.State {
+		case timeWait, synRecv: // these have no user
+			return socketClass{state: m.State}
+		case listening:
+			return socketClass{uid: m.UID, state: listening}
 		}
+		return socketClass{uid: m.UID}
+	}) {
+		m := x.InetDiagMsg
+		s.sockets = append(s.sockets, socket{
+			state: m.State, rx: m.RQueue, tx: m.WQueue, timer: m.Timer, info: x.TCPInfo,
+			local:  netip.AddrPortFrom(addrOf(m.ID.Source), m.ID.SourcePort),
+			remote: netip.AddrPortFrom(addrOf(m.ID.Destination), m.ID.DestinationPort),
+		})
 	}
 	return nil
+}
+
+// socketClass is what sockets share the room with.
+type socketClass struct {
+	uid   uint32
+	state uint8 // 0: of any other
+}
+
+// fairShare returns the elements, in their order, or most of them where there are more:
+// as many of each class as there is room for if all get the same, and what a class does
+// not need goes to the others.
+func fairShare[T any, C comparable](all []T, most int, of func(T) C) []T {
+	if len(all) <= most {
+		return all
+	}
+	count := map[C]int{}
+	for _, x := range all {
+		count[of(x)]++
+	}
+	share, room := most, most
+	for left, sizes := len(count), slices.Sorted(maps.Values(count)); left > 0; left-- {
+		if share = room / left; sizes[len(sizes)-left] > share {
+			break // the others have more as well
+		}
+		room -= sizes[len(sizes)-left]
+	}
+	out := make([]T, 0, most)
+	taken := map[C]int{}
+	for _, x := range all {
+		if c := of(x); taken[c] < max(share, 1) && len(out) < most {
+			taken[c]++
+			out = append(out, x)
+		}
+	}
+	return out
 }
 
 func (s *netnsState) readQdiscs() error {
@@ -238,7 +287,11 @@ func (s *netnsState) readLinks() error {
 	}
 	for _, l := range links {
 		a := l.Attrs()
-		s.links = append(s.links, link{a.Name, a.HardwareAddr.String(), a.MTU, a.Flags&net.FlagUp != 0})
+		x := link{name: a.Name, mac: a.HardwareAddr.String(), mtu: a.MTU, up: a.Flags&net.FlagUp != 0, index: a.Index}
+		if l.Type() == "veth" {
+			x.peer = a.ParentIndex
+		}
+		s.links = append(s.links, x)
 		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 			return fmt.Errorf("list the addresses of %s: %w", a.Name, err)

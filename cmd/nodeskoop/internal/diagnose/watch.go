@@ -1,8 +1,10 @@
 package diagnose
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -22,7 +24,9 @@ func Probes() []string {
 	return []string{"biolatency", "conntrack", "net_softirq", "packetloss", "socketlatency", "softnet", "tcpreset", "tcpretrans"}
 }
 
-const mostEvents = 50_000 // that are kept
+// mostEvents is how many events are kept. Where there are more, those of the owner with
+// the most are left out: no pod's flood takes the room of another's events.
+const mostEvents = 50_000
 
 // Node is how findings name the node.
 const Node = "node"
@@ -35,12 +39,22 @@ func nameOfPod(p *owner.Pod) string {
 	return p.Namespace + "/" + p.Name
 }
 
-// occurrences is the sink of the events: it keeps them.
+// occurrences is the sink of the events: it keeps them, by owner.
 type occurrences struct {
 	mu   sync.Mutex
-	list []occurrence
-	left uint64 // were not kept, by limits of the kernel or of mostEvents
+	of   map[string][]occurrence
+	all  int
+	most int // 0: mostEvents
+	// left were not kept, by limits of the kernel or of mostEvents.
+	left map[leftOut]uint64
 }
+
+// leftOut is what events are left out of: those of one owner and type.
+type leftOut struct{ owner, typ string }
+
+// unattributed is the owner of what the kernel left no way to know the namespace of. It
+// may be anybody's.
+const unattributed = "unattributed"
 
 // occurrence is what is kept of an event.
 type occurrence struct {
@@ -96,26 +110,63 @@ func (o *occurrences) Send(e *event.Event, done func(*event.Event, bool)) {
 	case e.OfHost():
 		x.owner = Node
 	}
-	o.mu.Lock()
-	if o.left += e.Suppressed; len(o.list) < mostEvents {
-		o.list = append(o.list, x)
-	} else {
-		o.left += x.n
+	name := x.owner
+	if e.Unattributed() {
+		name = unattributed
 	}
-	o.mu.Unlock()
+	o.keep(name, x, e.Suppressed)
 	if done != nil {
 		done(e, true)
 	}
 }
 
+// keep keeps an event of an owner, of which some were suppressed.
+func (o *occurrences) keep(name string, x occurrence, suppressed uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.of == nil {
+		o.of, o.left = map[string][]occurrence{}, map[leftOut]uint64{}
+	}
+	if suppressed > 0 {
+		o.left[leftOut{name, x.typ}] += suppressed
+	}
+	if o.all >= cmp.Or(o.most, mostEvents) {
+		richest, most := name, len(o.of[name])
+		for other, list := range o.of {
+			if len(list) > most+1 { // else the two would take turns
+				richest, most = other, len(list)
+			}
+		}
+		if richest == name {
+			o.left[leftOut{name, x.typ}] += x.n
+			return
+		}
+		list := o.of[richest]
+		last := list[most-1]
+		o.of[richest] = list[:most-1]
+		o.left[leftOut{richest, last.typ}] += last.n
+		o.all--
+	}
+	o.of[name] = append(o.of[name], x)
+	o.all++
+}
+
 // Close does nothing: what was sent is kept.
 func (*occurrences) Close(context.Context) error { return nil }
 
-// since takes what happened from a moment on.
-func (o *occurrences) since(t time.Time) (list []occurrence, left uint64) {
+// since takes what happened from a moment on, and what was left out.
+func (o *occurrences) since(t time.Time) (list []occurrence, left map[leftOut]uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(o.list), func(x occurrence) bool { return x.at.Before(t) }), o.left
+	for _, name := range slices.Sorted(maps.Keys(o.of)) {
+		for _, x := range o.of[name] {
+			if !x.at.Before(t) {
+				list = append(list, x)
+			}
+		}
+	}
+	slices.SortStableFunc(list, func(a, b occurrence) int { return a.at.Compare(b.at) })
+	return list, maps.Clone(o.left)
 }
 
 // watcher runs the probes.

@@ -50,6 +50,7 @@ var examples = map[string][]Example{
 	},
 	"pods": {
 		{"nodeskoop pods", "list the known pods and their addresses"},
+		{"nodeskoop pods --wait 1m", "the same soon after boot, when containerd may not run yet"},
 	},
 	"check": {
 		{"nodeskoop check", "does it work here, and how to fix what does not"},

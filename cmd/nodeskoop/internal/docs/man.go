@@ -242,7 +242,7 @@ func Man(w io.Writer, app *cli.App) error {
 	p.item("0", "Done; every requested probe gave all its values.")
 	p.item("1", "The command failed; the message says why.")
 	p.item("2", "The command line is wrong.")
-	p.item("3", "`collect`: some probes gave no complete values, those of the others were written. `report`: the journal or the history could not be read, which the report says.")
+	p.item("3", "`collect`: some probes gave no complete values, or containerd did not list its pods; the other values were written. `pods`: containerd did not list its pods. `report`: the journal or the history could not be read, which the report says.")
 	p.item("4", "`run`: nodeskoop-collect.timer is active and writes the same textfile.")
 	p.section("SIGNALS")
 	p.item("SIGHUP", "`run` reads the configuration again. If it contains a mistake, that is logged and the old configuration stays in effect.")

@@ -257,9 +257,12 @@ In a source or command, ` + "`PID`" + ` is a process of the pod that shows the s
 		}
 		fmt.Fprintf(&b, "\nLooks alike and is none: %s\n", c.Healthy)
 		if len(c.Explains) > 0 {
-			way := "Not named beside it"
-			if c.NodeWide {
-				way = "Not named beside it for the same ends, and named after it for others"
+			way := "Not named beside it for the same ends"
+			switch {
+			case c.NodeWide:
+				way += ", and named after it for others"
+			case c.Passing:
+				way += "; at the node, for all pods"
 			}
 			b.WriteString("\n" + way + ": " + strings.Join(c.Explains, ", ") + ".\n")
 		}

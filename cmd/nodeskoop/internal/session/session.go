@@ -30,11 +30,14 @@ type Session struct {
 	Once    bool   // ends after one or two cycles
 	Service bool   // runs unattended until told to end
 	ForPods bool   // about named pods, so it fails without the list of pods
-	Config  *config.Config
-	Log     *slog.Logger
-	Level   *slog.LevelVar
-	Host    Host  // view of the host under Config
-	HostErr error // why nothing may be measured here, nil if it may
+	// PodsWait is how long to wait for a containerd that has not listed its pods, or does
+	// not run yet. 0: for a containerd that answers slowly, FirstPods.
+	PodsWait time.Duration
+	Config   *config.Config
+	Log      *slog.Logger
+	Level    *slog.LevelVar
+	Host     Host  // view of the host under Config
+	HostErr  error // why nothing may be measured here, nil if it may
 
 	json atomic.Bool // the log is JSON
 }
@@ -111,19 +114,27 @@ func (s *Session) WatchPods(ctx context.Context, cfg *config.Config, host Host) 
 		HostNetns: host.Netns,
 		Reserved:  []string{cfg.Pods.HostLabel},
 		Labels:    owner.Keys(cfg.Pods.Templates()),
+		Runtimes:  s.Service,
 		Log:       s.Log,
 	})
-	patience := FirstPods
-	if s.ForPods {
+	patience, sync := FirstPods, index.Sync
+	switch {
+	case s.PodsWait > 0:
+		patience, sync = s.PodsWait, index.Await
+	case s.ForPods:
 		patience = namedPods
 	}
 	wait, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if err := index.Sync(wait); err != nil {
+	if err := sync(wait); err != nil {
 		s.Log.Debug("no pods yet", "error", err)
 	}
 	return index
 }
+
+// MissingPods returns why no pods have been listed although they were expected: there is
+// a containerd's socket, or the session was to wait for them. It returns nil otherwise.
+func (s *Session) MissingPods(index *pod.Index) error { return index.Missing(s.PodsWait > 0) }
 
 // Named returns why the pods of an index are unknown, nil while containerd answers.
 func Named(index *pod.Index) error {

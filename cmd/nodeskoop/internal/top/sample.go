@@ -89,7 +89,7 @@ type Sampler struct {
 	lost    func() uint64 // number of drops whose events were lost
 	files   hostFiles
 
-	last   map[podName]counters
+	last   map[podName]*counters
 	lastAt time.Time
 	// seen counts consecutive cycles with a value, by column. The first of them is
 	// not compared, because the probe was loaded only during that cycle.
@@ -112,10 +112,49 @@ type podName struct{ namespace, pod string }
 type counters struct {
 	sandbox string // the pod's own ID
 	netns   uint64
-	values  map[string]float64 // by metric name
+	values  amounts
 	reasons map[string]float64
 	classes map[string]float64
 }
+
+// amounts are the values of the columns' metrics, by metricIndex; NaN stands for a
+// metric without a value.
+type amounts []float64
+
+// metricIndex numbers the metrics of all columns. top has values of each pod in every
+// cycle: a map of each pod costs more than all that is done with the values.
+var metricIndex = func() map[string]int {
+	index := map[string]int{}
+	for i := range columns {
+		for _, m := range columns[i].metrics {
+			if _, known := index[m]; !known {
+				index[m] = len(index)
+			}
+		}
+	}
+	return index
+}()
+
+func newAmounts() amounts {
+	a := make(amounts, len(metricIndex))
+	for i := range a {
+		a[i] = math.NaN()
+	}
+	return a
+}
+
+// of returns the value of a column's metric.
+func (a amounts) of(metric string) (v float64, have bool) {
+	if a == nil {
+		return 0, false
+	}
+	v = a[metricIndex[metric]]
+	return v, !math.IsNaN(v)
+}
+
+func (a amounts) set(metric string, v float64) { a[metricIndex[metric]] = v }
+
+func (a amounts) add(metric string, v float64) { a[metricIndex[metric]] += v }
 
 // of reports whether they are of the same pod in the same network namespace:
 // another of the same name counts from 0.
@@ -161,14 +200,14 @@ func (s *Sampler) sample() *Table {
 	now := s.counters(fams)
 	if loaded {
 		for _, c := range now {
-			c.values[resetsSum] = float64(resets[c.netns])
+			c.values.set(resetsSum, float64(resets[c.netns]))
 			if c.netns == s.host {
-				c.values[resetsSum] += float64(resets[0]) // unattributed resets
+				c.values.add(resetsSum, float64(resets[0])) // unattributed resets
 			}
 		}
 	}
 	for name, c := range now {
-		if b := before[name]; name.pod != hostLabel && !b.of(&c) {
+		if b := before[name]; name.pod != hostLabel && !b.of(c) {
 			delete(now, name) // replaced while it was sampled: the next sample tells
 		}
 	}
@@ -202,13 +241,16 @@ func (s *Sampler) sample() *Table {
 }
 
 // look records which probes gave values.
-func (s *Sampler) look(now map[podName]counters) {
+func (s *Sampler) look(now map[podName]*counters) {
 	for _, col := range s.columns {
 		some := false
 		for _, c := range now {
 			for _, m := range col.metrics {
-				_, have := c.values[m]
+				_, have := c.values.of(m)
 				some = some || have
+			}
+			if some {
+				break
 			}
 		}
 		if col.Name == resetsSum {
@@ -245,96 +287,113 @@ func (s *Sampler) identities() map[podName]counters {
 }
 
 // counters groups the families' values by pod.
-func (s *Sampler) counters(fams []*dto.MetricFamily) map[podName]counters {
-	wanted := map[string]bool{}
-	for _, col := range s.columns {
-		for _, m := range col.metrics {
-			wanted[m] = true
-		}
-	}
+func (s *Sampler) counters(fams []*dto.MetricFamily) map[podName]*counters {
 	ids := s.identities()
-	out := make(map[podName]counters, len(ids)+1)
+	out := make(map[podName]*counters, len(ids)+1)
+	// The engine gives all series of a target that have no further labels one array of
+	// labels.
+	shared := make(map[**dto.LabelPair]*counters, len(ids)+1)
 	for _, f := range fams {
 		name := f.GetName()
 		class, isClass := strings.CutPrefix(name, "kubeskoop_packetloss_")
 		isClass = isClass && class != "total" && class != "reason"
 		isReason := class == "reason"
-		if !wanted[name] && !isClass && !isReason {
+		wanted := slices.ContainsFunc(s.columns, func(c Column) bool { return slices.Contains(c.metrics, name) })
+		if !wanted && !isClass && !isReason {
 			continue
 		}
+		at := metricIndex[name]
 		for _, m := range f.GetMetric() {
-			var k podName
-			reason := ""
-			for _, l := range m.GetLabel() {
-				switch l.GetName() {
-				case owner.LabelNamespace:
-					k.namespace = l.GetValue()
-				case owner.LabelPod:
-					k.pod = l.GetValue()
-				case "reason":
-					reason = l.GetValue()
-				}
-			}
-			if k == (podName{owner.UnknownLabel, owner.UnknownLabel}) {
-				continue // neither a pod nor the host, so it has no row
-			}
-			c, ok := out[k]
-			if !ok {
-				c = ids[k]
-				if k.pod == hostLabel {
-					c = counters{sandbox: hostLabel, netns: s.host}
-				}
-				c.values = make(map[string]float64, len(wanted))
-				out[k] = c
-			}
 			value := m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			if !wanted && value == 0 {
+				continue // most pods have no drops
+			}
+			if len(m.Label) == 0 {
+				continue
+			}
+			c, known := shared[&m.Label[0]]
+			if !known {
+				c = s.countersOf(m, ids, out)
+				shared[&m.Label[0]] = c
+			}
 			switch {
-			case isReason || isClass:
-				if value == 0 {
-					continue // most pods have no drops
-				}
-				if c.reasons == nil {
-					c.reasons, c.classes = map[string]float64{}, map[string]float64{}
-					out[k] = c
-				}
-				if isReason {
-					c.reasons[reason] = value
-				} else {
-					c.classes[class] = value
-				}
+			case c == nil: // neither a pod nor the host, so it has no row
+			case wanted:
+				c.values[at] = value
+			case isReason:
+				c.reasons = put(c.reasons, labelOf(m, "reason"), value)
 			default:
-				c.values[name] = value
+				c.classes = put(c.classes, class, value)
 			}
 		}
 	}
 	for name, c := range out {
 		// Drops on the host that hit pods count for the host too.
-		if _, counted := c.values["kubeskoop_packetloss_total"]; counted && name != hostName {
-			c.values[hostDropsSum] = float64(s.events.hostDropsOf(name, c.sandbox))
+		if _, counted := c.values.of("kubeskoop_packetloss_total"); counted && name != hostName {
+			c.values.set(hostDropsSum, float64(s.events.hostDropsOf(name, c.sandbox)))
 		}
 	}
 	return out
 }
 
+// countersOf returns the counters of a series' owner, and adds them if they are the
+// first; nil if it has no owner.
+func (s *Sampler) countersOf(m *dto.Metric, ids map[podName]counters, out map[podName]*counters) *counters {
+	k := podName{labelOf(m, owner.LabelNamespace), labelOf(m, owner.LabelPod)}
+	if k == (podName{owner.UnknownLabel, owner.UnknownLabel}) {
+		return nil
+	}
+	c := out[k]
+	if c == nil {
+		c = &counters{}
+		if *c = ids[k]; k.pod == hostLabel {
+			*c = counters{sandbox: hostLabel, netns: s.host}
+		}
+		c.values = newAmounts()
+		out[k] = c
+	}
+	return c
+}
+
+func labelOf(m *dto.Metric, name string) string {
+	for _, l := range m.GetLabel() {
+		if l.GetName() == name {
+			return l.GetValue()
+		}
+	}
+	return ""
+}
+
+func put(m map[string]float64, name string, v float64) map[string]float64 {
+	if m == nil {
+		m = map[string]float64{}
+	}
+	m[name] = v
+	return m
+}
+
 // row compares a pod's values with those of the previous sample. held means that
 // some drops on the host were not counted.
-func (s *Sampler) row(name podName, now counters, interval time.Duration, held bool) row {
+func (s *Sampler) row(name podName, now *counters, interval time.Duration, held bool) row {
 	r := row{namespace: name.namespace, pod: name.pod, netns: now.netns, cells: make([]cell, len(s.columns))}
 	if name.pod == hostLabel {
 		r = row{host: true, netns: now.netns, cells: r.cells}
 	}
-	last, ok := s.last[name]
-	same := ok && last.of(&now) && interval > 0
+	last := s.last[name]
+	same := last != nil && last.of(now) && interval > 0
+	if last == nil {
+		last = &counters{}
+	}
 	for i, col := range s.columns {
 		c := cell{known: true}
 		for _, m := range col.metrics {
-			v, have := now.values[m]
+			v, have := now.values.of(m)
 			if col.gauge() {
 				c.known = c.known && have
 				c.count += v
 				continue
 			}
-			was, had := last.values[m]
+			was, had := last.values.of(m)
 			c.known = c.known && same && s.seen[col.Name] > 2 && have && had && v >= was
 			c.count += v - was
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -78,47 +79,50 @@ func TestTopColumnsAreTheCatalogues(t *testing.T) {
 func TestTopRates(t *testing.T) {
 	drops, slow, queue := columnAt(t, "drops"), columnAt(t, "socket_slow"), columnAt(t, "tx_queue")
 	name := podName{"shop", "web"}
-	values := func(drops, read, write, queue float64) counters {
-		return counters{sandbox: "one", netns: 7, values: map[string]float64{
-			"kubeskoop_packetloss_total":         drops,
-			"kubeskoop_socketlatency_read1ms":    read,
-			"kubeskoop_socketlatency_write1ms":   write,
-			"kubeskoop_tcpsummary_tcptxqueue":    queue,
-			"kubeskoop_tcpretrans_total":         1,
-			"kubeskoop_kernellatency_rxslow":     1,
-			"kubeskoop_kernellatency_txslow":     1,
-			"kubeskoop_tcpsummary_tcprxqueue":    0,
-			"kubeskoop_netdev_rxbytes":           1,
-			"kubeskoop_netdev_txbytes":           1,
-			"kubeskoop_netdev_rxpackets":         1,
-			"kubeskoop_netdev_txpackets":         1,
-			resetsSum:                            0,
-			hostDropsSum:                         drops / 2,
-			"kubeskoop_not_a_column_of_the_view": 3,
-		}}
+	values := func(drops, read, write, queue float64) *counters {
+		c := &counters{sandbox: "one", netns: 7, values: newAmounts()}
+		for metric, v := range map[string]float64{
+			"kubeskoop_packetloss_total":       drops,
+			"kubeskoop_socketlatency_read1ms":  read,
+			"kubeskoop_socketlatency_write1ms": write,
+			"kubeskoop_tcpsummary_tcptxqueue":  queue,
+			"kubeskoop_tcpretrans_total":       1,
+			"kubeskoop_kernellatency_rxslow":   1,
+			"kubeskoop_kernellatency_txslow":   1,
+			"kubeskoop_tcpsummary_tcprxqueue":  0,
+			"kubeskoop_netdev_rxbytes":         1,
+			"kubeskoop_netdev_txbytes":         1,
+			"kubeskoop_netdev_rxpackets":       1,
+			"kubeskoop_netdev_txpackets":       1,
+			resetsSum:                          0,
+			hostDropsSum:                       drops / 2,
+		} {
+			c.values.set(metric, v)
+		}
+		return c
 	}
 	was := values(10, 5, 6, 100)
 	other := values(30, 5, 6, 100)
 	other.sandbox = "two"
 	without := values(10, 5, 6, 100)
-	delete(without.values, "kubeskoop_socketlatency_write1ms")
+	without.values.set("kubeskoop_socketlatency_write1ms", math.NaN())
 	for _, c := range []struct {
 		name string
-		last map[podName]counters
+		last map[podName]*counters
 		seen int
-		now  counters
+		now  *counters
 		want [3]string // drops, socket latency, queue
 	}{
-		{"twice", map[podName]counters{name: was}, 3, values(30, 6, 8, 70), [3]string{"10", "1.5", "70"}},
-		{"nothing", map[podName]counters{name: was}, 3, was, [3]string{"0", "0", "100"}},
+		{"twice", map[podName]*counters{name: was}, 3, values(30, 6, 8, 70), [3]string{"10", "1.5", "70"}},
+		{"nothing", map[podName]*counters{name: was}, 3, was, [3]string{"0", "0", "100"}},
 		{"the first sample", nil, 3, was, [3]string{"-", "-", "100"}},
-		{"a new pod", map[podName]counters{{"shop", "db"}: was}, 3, was, [3]string{"-", "-", "100"}},
-		{"another of the same name", map[podName]counters{name: was}, 3, other, [3]string{"-", "-", "100"}},
-		{"one counter was reset", map[podName]counters{name: was}, 3, values(4, 5, 6, 100), [3]string{"-", "0", "100"}},
-		{"one of two was reset, hidden by the other", map[podName]counters{name: was}, 3, values(10, 2, 20, 100), [3]string{"0", "-", "100"}},
-		{"one of two is missing now", map[podName]counters{name: was}, 3, without, [3]string{"0", "-", "100"}},
-		{"one of two was missing", map[podName]counters{name: without}, 3, was, [3]string{"0", "-", "100"}},
-		{"loaded while the last sample was taken", map[podName]counters{name: was}, 2, values(30, 6, 8, 70), [3]string{"-", "-", "70"}},
+		{"a new pod", map[podName]*counters{{"shop", "db"}: was}, 3, was, [3]string{"-", "-", "100"}},
+		{"another of the same name", map[podName]*counters{name: was}, 3, other, [3]string{"-", "-", "100"}},
+		{"one counter was reset", map[podName]*counters{name: was}, 3, values(4, 5, 6, 100), [3]string{"-", "0", "100"}},
+		{"one of two was reset, hidden by the other", map[podName]*counters{name: was}, 3, values(10, 2, 20, 100), [3]string{"0", "-", "100"}},
+		{"one of two is missing now", map[podName]*counters{name: was}, 3, without, [3]string{"0", "-", "100"}},
+		{"one of two was missing", map[podName]*counters{name: without}, 3, was, [3]string{"0", "-", "100"}},
+		{"loaded while the last sample was taken", map[podName]*counters{name: was}, 2, values(30, 6, 8, 70), [3]string{"-", "-", "70"}},
 	} {
 		s := &Sampler{columns: columns, last: c.last, seen: map[string]int{}}
 		for _, col := range columns {

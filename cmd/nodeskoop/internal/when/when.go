@@ -1,4 +1,4 @@
-// Package when parses points in time from a command line.
+// Package when parses points in time, and lengths of time, as a person writes them.
 package when
 
 import (
@@ -50,14 +50,14 @@ func Parse(text string, now time.Time) (time.Time, error) {
 	if !before {
 		ago, before = strings.CutPrefix(s, "-")
 	}
-	if d, ok := length(strings.ReplaceAll(ago, " ", "")); before && ok {
+	if d, ok := Length(strings.ReplaceAll(ago, " ", "")); before && ok {
 		return now.Add(-d), nil
 	}
 	return time.Time{}, fmt.Errorf("%q is not a point in time: write %s", text, Forms)
 }
 
-// length parses a duration, which may be in days.
-func length(s string) (time.Duration, bool) {
+// Length parses a duration of 0 or more, such as "36h", which may be in whole days: "14d".
+func Length(s string) (time.Duration, bool) {
 	if days, ok := strings.CutSuffix(s, "d"); ok {
 		n, err := strconv.ParseUint(days, 10, 16)
 		return time.Duration(n) * 24 * time.Hour, err == nil
