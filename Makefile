@@ -175,6 +175,8 @@ bench-curves: deps ## measure how the cost of a cycle grows, up to 1,000 namespa
 bench-pods: deps ## run the daemon beside 0, 110 and 500 real pods: its CPU, memory and BPF programs, with profiles in build/profiles (20 minutes)
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_PROFILES=$(CURDIR)/build/profiles $(GO) test -run '^$$' -bench '^BenchmarkDaemon$$' -benchtime 1x -timeout 60m ./cmd/nodeskoop
 
+# A whole run on a quiet machine becomes testdata/servers.tsv, of which make generate
+# makes the tables in docs/.
 bench-servers: deps ## measure what probes cost nginx, Redis, PostgreSQL and memcached, in PAIRS pairs of turns (100 minutes; SERVERS='Redis/GET/veth' or PROBES=all,flow for some)
 	@.ci/deps servers
 	@mkdir -p build
@@ -184,6 +186,7 @@ bench-servers: deps ## measure what probes cost nginx, Redis, PostgreSQL and mem
 	@$(GO) run ./internal/testkit/servers/table -alone build/servers.tsv
 
 bench-gate: deps ## check cost ratios, to baselines of the same run, against testdata/budgets.tsv
+	@.ci/deps servers
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_GATE=1 $(GO) test -count=1 -v -run TestGate -timeout 10m ./internal/e2e/compare
 
 soak: deps ## run the daemon for DURATION while other services restart; resources must not accumulate

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -23,6 +24,7 @@ import (
 	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
+	"nodeskoop/internal/testkit/servers"
 	"nodeskoop/output"
 )
 
@@ -100,6 +102,7 @@ func TestGate(t *testing.T) {
 	t.Run("encode", func(t *testing.T) { hold(t, gateEncode) })
 	t.Run("resident", func(t *testing.T) { hold(t, gateResident) })
 	t.Run("programs", func(t *testing.T) { hold(t, gatePrograms) })
+	t.Run("servers", func(t *testing.T) { hold(t, gateServers) })
 }
 
 // spaces makes namespaces with a process and some connections each.
@@ -284,6 +287,32 @@ func gatePrograms(t testing.TB) map[string]float64 {
 	}
 	if len(got) == 0 {
 		t.Fatalf("no program was measured on %s:\n%s", runtime.GOARCH, out)
+	}
+	return got
+}
+
+// gateServers reads what the default and all eBPF probes cost a server whose requests are
+// small, over veth.
+func gateServers(t testing.TB) map[string]float64 {
+	out := filepath.Join(t.TempDir(), "servers.tsv")
+	cmd := exec.Command("go", "test", "-count=1", "-run", "^TestServers$", "nodeskoop/bpf")
+	cmd.Env = append(os.Environ(), "NODESKOOP_TEST_STRICT=1", "NODESKOOP_SERVERS=9", "NODESKOOP_SERVERS_ONLY=^Redis/GET/veth$",
+		"NODESKOOP_SERVERS_PROBES=default,all", "NODESKOOP_SERVERS_OUT="+out)
+	if said, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", cmd, err, said)
+	}
+	f, err := os.Open(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	_, results, err := servers.Read(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, r := range results {
+		got[fmt.Sprintf("CPU of a %s %s over %s, %s probes / none", r.Server, r.Workload, r.Path, r.Probes)] = r.CPU.Mid
 	}
 	return got
 }
