@@ -11,10 +11,10 @@ var (
 	stepConntrack = Step{"conntrack -S; sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max", "the counters by CPU, and how full the table is"}
 )
 
-// lossOf are the causes whose signs every loss of packets brings about.
+// lossOf are the causes whose signs appear after any loss of packets.
 var lossOf = []string{"wire-loss", "wire-reordering", "mtu-black-hole", "dns-slow"}
 
-// causes are in the order of the way of a packet.
+// causes are ordered along the path of a packet.
 var causes = []Cause{{
 	ID: "policy-drop-pod", Blame: BlameOwner, Whose: OfPods, Weight: 0.9,
 	Title: "A rule in the network namespace of {blame} drops packets ({what})",
