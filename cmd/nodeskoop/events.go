@@ -41,7 +41,8 @@ func eventsCommand() *cli.Command {
 	}
 }
 
-// The windows in which events of one kind are one line: a person is waiting.
+// The windows in which events of one kind share a line. They are short, since a
+// person is waiting.
 const (
 	watchWindow    = 2 * time.Second
 	watchMaxWindow = 10 * time.Second

@@ -35,8 +35,8 @@ var version = "0.1.0-dev"
 const (
 	exitFailure = 1 // the command failed
 	exitUsage   = 2 // the command line is wrong
-	exitPartial = 3 // some probes that were asked for gave no whole values, or a report lacks its journal or history; what there was was written
-	exitHeld    = 4 // the daemon: the timer of script mode writes the textfile; nodeskoop.service names it, too
+	exitPartial = 3 // some requested probes gave incomplete values, or a report lacks its journal or history; the rest was written
+	exitHeld    = 4 // the daemon: the timer of script mode writes the textfile; nodeskoop.service refers to this code, too
 )
 
 // The main thread represents the process in procfs: /proc/self/ns/net is its

@@ -72,8 +72,8 @@ func printReport(c *cli.Context) error {
 	return nil
 }
 
-// reportEvents gives a report the events of the journal. What is wrong with the
-// journal is in the report, too.
+// reportEvents adds the journal's events to a report. Problems with the journal
+// become part of the report.
 func reportEvents(ctx context.Context, b *report.Builder, filter session.Filter, since, until time.Time) error {
 	r := newJournalReader(since, until)
 	for e, err := range r.Events(ctx) {
@@ -97,8 +97,8 @@ func reportEvents(ctx context.Context, b *report.Builder, filter session.Filter,
 	return nil
 }
 
-// reportHistory gives a report the counters of the history. What is wrong with the
-// history is in the report, too. That there is none is no error.
+// reportHistory adds the history's counters to a report. Problems with the history
+// become part of the report. A missing history is not an error.
 func reportHistory(b *report.Builder, cfg *config.Config, filter session.Filter) error {
 	r := &history.Reader{Dir: cfg.HistoryDir()}
 	oldest, _, err := r.Span()
@@ -127,7 +127,8 @@ func reportHistory(b *report.Builder, cfg *config.Config, filter session.Filter)
 	return nil
 }
 
-// pageMode lets only the owner read a page: whose connections failed is not for all.
+// pageMode lets only the owner read a page, since failed connections are
+// confidential.
 const pageMode = 0o600
 
 func writeReport(c *cli.Context, r *report.Report) error {
@@ -142,7 +143,7 @@ func writeReport(c *cli.Context, r *report.Report) error {
 	return printed(r.Write(c.App.Writer, output.Width(c.App.Writer)))
 }
 
-// printed is the error of a write to standard output.
+// printed returns the error of writing to standard output.
 func printed(err error) error {
 	if err != nil {
 		return outputError(err)

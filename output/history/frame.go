@@ -102,9 +102,9 @@ type named struct {
 	set uint64
 }
 
-// told is a gauge's value as last written.
+// told is the last written value of a gauge.
 type told struct {
-	value float64 // 0 also stands for a gauge that does not exist
+	value float64 // 0 also if the gauge does not exist
 	frame int     // frame that first had this value; 0: none
 }
 

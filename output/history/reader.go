@@ -60,7 +60,7 @@ type Sample struct {
 	Value float64
 	// Peak is the highest value of a gauge in the minute.
 	Peak float64
-	// Gone: the gauge existed before and does not any more.
+	// Gone: the gauge existed before and no longer does.
 	Gone bool
 }
 

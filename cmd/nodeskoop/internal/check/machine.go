@@ -167,8 +167,8 @@ func (k *checker) lockdown() Finding {
 	return Finding{name, Good, mode + ": allows what the probes do", ""}
 }
 
-// kprobes checks for kprobes, the last rung of most hooks. They need tracefs if
-// perf does not offer them.
+// kprobes checks for kprobes, the last hook that most probes fall back to. They
+// need tracefs if perf does not offer them.
 func (k *checker) kprobes() Finding {
 	const name = "kprobes, tracefs"
 	if _, err := os.Stat(k.path("/sys/bus/event_source/devices/kprobe/type")); err == nil {

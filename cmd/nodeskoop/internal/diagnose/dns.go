@@ -13,16 +13,15 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// lookup is a question to a DNS server over UDP, as it was seen on the node's
-// interfaces.
+// lookup is a query to a DNS server over UDP, as seen on the node's interfaces.
 type lookup struct {
 	client, server netip.Addr
 	asked          time.Time
 	answered       time.Time // zero: not
 }
 
-// lookupKey tells questions apart. The server is not in it: a service's address is
-// replaced on the way, and the packet is seen before and after.
+// lookupKey identifies a query. The server is not part of it: a service's address
+// is translated on the way, and the packet is seen before and after.
 type lookupKey struct {
 	client netip.Addr
 	port   uint16
@@ -32,16 +31,16 @@ type lookupKey struct {
 // mostLookups is how many questions are followed.
 const mostLookups = 100_000
 
-// lookups follows the questions to DNS servers that pass through one namespace.
+// lookups follows the DNS queries that pass through one namespace.
 type lookups struct {
 	fd   int
 	all  map[lookupKey]*lookup
 	done chan struct{}
 }
 
-// dnsOnly lets UDP from and to port 53 through, which is neither encapsulated nor a
-// later fragment. The socket is of the type SOCK_DGRAM: the filter sees the packet
-// from the IP header on.
+// dnsOnly accepts UDP from and to port 53 that is neither encapsulated nor a later
+// fragment. On a SOCK_DGRAM socket the filter sees the packet from the IP header
+// on.
 var dnsOnly = []unix.SockFilter{
 	{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 0},
 	{Code: unix.BPF_ALU | unix.BPF_RSH | unix.BPF_K, K: 4},
@@ -71,12 +70,12 @@ const (
 	allFrames = 0x0300 // ETH_P_ALL in the network's byte order
 )
 
-// watchDNS begins to follow the lookups in the network namespace that the file path
-// is, until ctx ends. The socket takes part in nothing: it gets copies.
+// watchDNS starts to follow the DNS queries in the network namespace at path, until
+// ctx ends. The socket receives copies and does not affect the traffic.
 func watchDNS(ctx context.Context, path string) (*lookups, error) {
 	l := &lookups{fd: -1, all: map[lookupKey]*lookup{}, done: make(chan struct{})}
 	err := kernel.InNetns(path, 0, func() error {
-		// With protocol 0 it receives nothing before the filter is there.
+		// With protocol 0 the socket receives nothing before the filter is set.
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return fmt.Errorf("open a packet socket: %w (needs CAP_NET_RAW)", err)
@@ -119,7 +118,7 @@ func watchDNS(ctx context.Context, path string) (*lookups, error) {
 	return l, nil
 }
 
-// add takes in a packet, from its IP header on.
+// add processes a packet, from its IP header on.
 func (l *lookups) add(b []byte, at time.Time) {
 	var src, dst netip.Addr
 	var udp []byte
@@ -146,7 +145,7 @@ func (l *lookups) add(b []byte, at time.Time) {
 			l.all[k] = x
 		}
 		if x != nil && x.answered.IsZero() {
-			x.server = dst // the last that is seen is the one that really gets it
+			x.server = dst // the last one seen is the server that really receives it
 		}
 	case from == dnsPort && response:
 		if x := l.all[lookupKey{dst, to, id}]; x != nil && x.answered.IsZero() {
@@ -155,7 +154,7 @@ func (l *lookups) add(b []byte, at time.Time) {
 	}
 }
 
-// end waits for the end of watching, and returns what was seen.
+// end waits until the observation has ended, and returns the queries.
 func (l *lookups) end() []lookup {
 	<-l.done
 	list := make([]lookup, 0, len(l.all))

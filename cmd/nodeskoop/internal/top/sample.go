@@ -117,8 +117,8 @@ type counters struct {
 	classes map[string]float64
 }
 
-// of reports whether they are of the same pod in the same network namespace:
-// another of the same name counts from 0.
+// of reports whether both belong to the same pod in the same network namespace.
+// Another pod of the same name counts from 0.
 func (c *counters) of(other *counters) bool {
 	return c.sandbox == other.sandbox && c.netns == other.netns
 }
@@ -169,7 +169,7 @@ func (s *Sampler) sample() *Table {
 	}
 	for name, c := range now {
 		if b := before[name]; name.pod != hostLabel && !b.of(&c) {
-			delete(now, name) // replaced while it was sampled: the next sample tells
+			delete(now, name) // the pod was replaced during the sample, so wait for the next one
 		}
 	}
 	s.look(now)
@@ -228,7 +228,7 @@ func (s *Sampler) sees(probe string) bool {
 }
 
 // identities returns the pods with a network namespace of their own, by the
-// Runner's names; of pods with the same name the newest.
+// Runner's names; for pods with the same name, the newest.
 func (s *Sampler) identities() map[podName]counters {
 	pods := s.pods.Running()
 	ids := make(map[podName]counters, len(pods))
