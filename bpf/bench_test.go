@@ -149,7 +149,8 @@ func (s *probeSwitches) all() (all []*probeSwitch) {
 type toggle interface {
 	on(b *testing.B)
 	off(b *testing.B)
-	// runs returns the number of its programs' runs while statistics were on.
+	// runs returns the total number of runs of its programs while statistics were
+	// on.
 	runs() uint64
 }
 

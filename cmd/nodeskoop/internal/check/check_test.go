@@ -486,7 +486,8 @@ func TestBesideNodeExporter(t *testing.T) {
 	}
 }
 
-// Problems appear at the end, where the screen still shows them, or alone.
+// Problems are repeated at the end, where the screen still shows them, or shown
+// alone.
 func TestWriteProblems(t *testing.T) {
 	good, warn, bad := Finding{"kernel", Good, "Linux", ""}, Finding{"journald", Warning, "away", "do that"}, Finding{"textfile folder", Bad, "absent", "do this"}
 	const (
