@@ -22,11 +22,11 @@ func reportCommand() *cli.Command {
 		Name:  "report",
 		Usage: "tell what happened: events by kind and over time, gaps, counters that stand out",
 		Description: "Without flags, in the last hour. The events are those that the daemon has written to the\n" +
-			"journal, the counters those of its history (see nodeskoop history), which are compared with the hour before --since. A counter stands\n" +
-			"out if it rose to five or more, to three times what the hour before makes one expect, and by more than chance and\n" +
+			"journal; the counters come from its history (see nodeskoop history) and are compared with the hour before --since. A counter stands\n" +
+			"out if it rose by five or more, by three times the expected increase or more, and by more than chance and\n" +
 			"more packets explain.\n" +
 			"--html writes a page to attach to an incident: one file, without scripts, that needs nothing else. Only its owner may read it.\n" +
-			"What cannot be read is said in the report; the exit code is 3 then.",
+			"The report names what cannot be read; the exit code is then 3.",
 		Flags: append(append(commonFlags(), pastFlags("what happened", ", an hour before --until if it is not given")...),
 			podFlag("only what concerns `NAMESPACE/NAME`, at either end; NAME alone is in any namespace; \"host\" is the host"),
 			&cli.StringFlag{Name: "html", Usage: "write a page to `FILE`; - is standard output", EnvVars: []string{"NODESKOOP_HTML"}},

@@ -23,7 +23,7 @@ var (
 )
 
 // perPods is the part of Rises that says how histograms are kept per pod.
-const perPods = " One for the node; with the option histograms = \"pods\" one for each pod and the host, and what is of no pod known then is in that of `unknown`."
+const perPods = " One for the node; with the option histograms = \"pods\" one for each pod and the host; values of other namespaces are in that of `unknown`."
 
 // latency declares a latency histogram of a probe.
 func latency(name string, labels []string, help, kernel, rises string) Metric {
