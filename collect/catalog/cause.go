@@ -88,7 +88,7 @@ const (
 func (b Blame) String() string {
 	switch b {
 	case BlameOwner:
-		return "the pod, or the node, that shows it"
+		return "the pod, or the node, with the symptom"
 	case BlamePeer:
 		return "the other end"
 	case BlameNode:

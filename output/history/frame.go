@@ -77,7 +77,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // Another version or a bug wrote it.
 var errDamaged = errors.New("the frame is invalid")
 
-// names numbers the strings, label sets and series of one file, for the writer.
+// names assigns numbers to the strings, label sets and series of one file, for the writer.
 type names struct {
 	strings map[string]uint64
 	texts   []string

@@ -71,7 +71,7 @@ const (
 
 // Stats are a History's statistics.
 type Stats struct {
-	Known   bool      // Bytes and Oldest are valid because something was written since the start
+	Known   bool      // something was written since the start, so Bytes and Oldest are valid
 	Bytes   int64     // on disk
 	Oldest  time.Time // start of the oldest file
 	Written uint64    // minutes written

@@ -306,7 +306,7 @@ func (t *tracker) count(p *part, before uint64, v float64) {
 }
 
 // end returns the current minute and ends it; nil if it has only the sample that increases
-// are against.
+// are relative to.
 func (t *tracker) end() *minute {
 	if t.n <= t.base {
 		return nil

@@ -16,10 +16,10 @@ import (
 	"nodeskoop/internal/testkit/pods"
 )
 
-// filtered counts losses caused by a netfilter rule.
+// filtered matches losses caused by a netfilter rule.
 const filtered = "KUBESKOOP_REASON=NETFILTER_DROP"
 
-// brief returns an entry without the fields that only counting needs.
+// brief restricts the output to the fields that counting needs.
 const brief = "--output-fields=KUBESKOOP_EVENT,KUBESKOOP_COUNT"
 
 // reader reads and parses the textfile continuously, as fast as it can.

@@ -161,7 +161,7 @@ func (k *checker) lockdown() Finding {
 		return Finding{name, Warning, fmt.Sprintf("%s says %q", file, strings.TrimSpace(string(b))), "nothing: the probes below are tried for real"}
 	}
 	if mode == "confidentiality" && k.traces() {
-		return Finding{name, k.lacking(k.enabled(catalog.EBPF)), "confidentiality: BPF programs may not read the kernel's memory, so hardly an eBPF probe works",
+		return Finding{name, k.lacking(k.enabled(catalog.EBPF)), "confidentiality: BPF programs may not read the kernel's memory, so almost no eBPF probe works",
 			"boot with lockdown=integrity, or leave out " + strings.Join(k.enabled(catalog.EBPF), ", ")}
 	}
 	return Finding{name, Good, mode + ": allows what the probes do", ""}

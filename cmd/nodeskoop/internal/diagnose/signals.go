@@ -445,7 +445,7 @@ func since(now, was uint64) uint64 {
 	return now - was
 }
 
-// shapers observes the queueing disciplines that limit traffic to a rate.
+// shapers are the queueing disciplines that limit traffic to a rate.
 var shapers = []string{"tbf", "htb", "hfsc", "cake"}
 
 // atRate is the used share of a shaper's rate above which the rate is the

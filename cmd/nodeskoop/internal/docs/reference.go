@@ -256,11 +256,11 @@ In a source or command, ` + "`PID`" + ` is a process of the pod that shows the s
 				b.WriteString("- " + signText(&group.signs[i]) + "\n")
 			}
 		}
-		fmt.Fprintf(&b, "\nLooks alike and is none: %s\n", c.Healthy)
+		fmt.Fprintf(&b, "\nSimilar, but harmless: %s\n", c.Healthy)
 		if len(c.Explains) > 0 {
 			way := "Not named beside it"
 			if c.NodeWide {
-				way = "Not named beside it for the same ends, and named after it for others"
+				way = "Not reported as well for the same ends, and reported after it for others"
 			}
 			b.WriteString("\n" + way + ": " + strings.Join(c.Explains, ", ") + ".\n")
 		}
