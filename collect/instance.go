@@ -161,7 +161,7 @@ func (r *Runner) drop(list []*instance) {
 	r.beat(closeWait)
 	for in, c := range closings {
 		if !c.Over(time.Until(deadline), nil) {
-			r.opt.Log.Warn("closing a probe hangs in the kernel; the daemon continues without waiting for it", "probe", in.info.Name, "error", c.Hangs("closing it"))
+			r.opt.Log.Warn("closing a probe hangs in the kernel; it goes on beside", "probe", in.info.Name, "error", c.Hangs("closing it"))
 		} else if c.Err != nil {
 			r.opt.Log.Warn("closing a probe failed", "probe", in.info.Name, "error", c.Err)
 		}
@@ -193,7 +193,7 @@ func (r *Runner) judge() {
 			s.Limitations = append(s.Limitations, err.Error())
 			if !in.told {
 				in.told = true
-				r.opt.Log.Info("skipped processes that the kernel hides", "probe", s.Name, "processes", s.Protected, "error", err)
+				r.opt.Log.Info("some processes are shown to nobody, and are left out", "probe", s.Name, "processes", s.Protected, "error", err)
 			}
 		}
 		status = append(status, s)
@@ -225,11 +225,11 @@ func (r *Runner) judge() {
 		}
 	}
 	for _, x := range lacking {
-		r.opt.Log.Info(fmt.Sprintf("this machine cannot run these probes: %s: %s", strings.Join(x.probes, ", "), x.text))
+		r.opt.Log.Info(fmt.Sprintf("left out, as this machine cannot run them: %s: %s", strings.Join(x.probes, ", "), x.text))
 	}
 	failed := "probe failed"
 	if r.opt.Service {
-		failed += "; it will be retried"
+		failed += "; it is tried again"
 	}
 	for _, x := range failures {
 		r.opt.Log.Error(failed, "probe", strings.Join(x.probes, ", "), "error", x.text,

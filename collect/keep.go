@@ -223,11 +223,11 @@ func parseState(data []byte) (machine string, all map[pastKey]past, err error) {
 	rest, ok := bytes.CutPrefix(data, []byte(stateMagic))
 	switch {
 	case !ok || len(rest) < 1+crc32.Size:
-		return "", nil, errors.New("it is not a state of nodeskoop")
+		return "", nil, errors.New("it is no state of nodeskoop's")
 	case len(data) > MaxState:
 		return "", nil, fmt.Errorf("it has %d bytes, more than %d", len(data), MaxState)
 	case rest[0] != stateVersion:
-		return "", nil, fmt.Errorf("it has version %d, but this program reads version %d", rest[0], stateVersion)
+		return "", nil, fmt.Errorf("it is of version %d, and this program knows %d", rest[0], stateVersion)
 	}
 	body := data[:len(data)-crc32.Size]
 	if crc32.ChecksumIEEE(body) != binary.BigEndian.Uint32(data[len(body):]) {

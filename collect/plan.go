@@ -177,13 +177,13 @@ func (p *planner) speakers(from *inventory) map[[2]string]*owner.Pod {
 	leaveOut := func(pod *owner.Pod, other string) {
 		if !p.told[pod.ID] {
 			p.told[pod.ID] = true
-			from.log.Warn("a pod has labels that are already in use, and is left out of the metrics", "namespace", pod.Namespace, "pod", pod.Name, "id", pod.ID, "other", other)
+			from.log.Warn("a pod has the labels of something else and is left out of the metrics", "namespace", pod.Namespace, "pod", pod.Name, "id", pod.ID, "other", other)
 		}
 	}
 	for _, a := range pods {
 		k := [2]string{a.Namespace, a.Name}
 		if a.Namespace == a.Name && (a.Name == from.hostLabel || a.Name == owner.UnknownLabel) {
-			leaveOut(a, "the labels of the host, or of an unknown namespace")
+			leaveOut(a, "what stands for the host, or for an unknown namespace")
 			continue
 		}
 		b := m[k]

@@ -44,7 +44,7 @@ func (r *Runner) askSelf() []selfValue {
 	}
 	r.beat(wait)
 	if !r.asking.Over(wait, r.stop) {
-		r.sayMute(r.asking.Hangs("collecting nodeskoop's own metrics"))
+		r.sayMute(r.asking.Hangs("counting what the tool does itself"))
 		return nil
 	}
 	list, err := r.asking.Value, r.asking.Err

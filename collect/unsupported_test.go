@@ -53,7 +53,7 @@ func TestUnsupportedIsNotFailed(t *testing.T) {
 	for text, n := range map[string]int{
 		"left out, as this machine cannot run them: packetloss, tcpreset: this kernel has no type information": 1,
 		"left out, as this machine cannot run them: softnet: this kernel has no softnet":                       1,
-		"level=ERROR": 1, "probe failed; it will be retried": 1, "the verifier's words": 0, "level=WARN": 0,
+		"level=ERROR": 1, "probe failed; it is tried again": 1, "the verifier's words": 0, "level=WARN": 0,
 	} {
 		if got := strings.Count(said, text); got != n {
 			t.Errorf("%q is said %d times, want %d:\n%s", text, got, n, said)

@@ -162,7 +162,7 @@ func (t *Textfile) Retarget(dir, file string, mode fs.FileMode) error {
 	}
 	if !same {
 		if err := t.remove(); err != nil {
-			t.log.Warn("the textfile in the previous folder was not removed", "error", err)
+			t.log.Warn("the textfile in the old place stays", "error", err)
 		}
 		t.folder, t.where = nil, ""
 	}
@@ -242,7 +242,7 @@ func (t *Textfile) write(families []*dto.MetricFamily) (int64, error) {
 	t.release()
 	t.held = f
 	if link != "" {
-		t.log.Warn("the textfile's name was a symbolic link; the link was replaced by the file, and its target is unchanged", "file", t.at.String(), "link", link)
+		t.log.Warn("the textfile's name was a symbolic link: it is the file now, and what the link led to is as it was", "file", t.at.String(), "link", link)
 	}
 	return n, nil
 }
@@ -414,12 +414,12 @@ func (t *Textfile) enter(root *os.Root) error {
 		_ = d.Close()
 	}
 	if t.folder != nil {
-		t.log.Warn("the textfile's path now leads to another folder; files in the previous one stay there",
+		t.log.Warn("the textfile's folder is another one now; what is in the one before stays there",
 			"folder", t.at.dir, "before", t.where, "now", where)
 	}
 	t.folder, t.where, t.stale = fi, where, ""
 	if err := t.clean(root); err != nil {
-		t.log.Warn("leftovers of an earlier run could not be removed from the textfile's folder", "error", err)
+		t.log.Warn("leftovers of an earlier run stay in the textfile's folder", "error", err)
 	}
 	return nil
 }

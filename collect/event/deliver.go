@@ -76,7 +76,7 @@ func (h *Hub) deliver(e *Event, now time.Time) {
 			report = nil
 		}
 		if err := bounded.Guard(func() { s.Send(e, report) }); err != nil {
-			h.say("a sink failed to take an event", err)
+			h.say("a sink did not take an event", err)
 			if i == 0 {
 				h.reported(e, false)
 			}
@@ -89,7 +89,7 @@ func (h *Hub) deliver(e *Event, now time.Time) {
 func (h *Hub) owe(o owing, now time.Time) {
 	e := Event{Type: o.typ, Netns: o.netns, PID: -1, CPU: -1}
 	if err := bounded.Guard(func() { h.attribute(&e); h.label(h.opt.Load(), &e) }); err != nil {
-		h.say("finding the owner of events that the kernel suppressed failed", err)
+		h.say("finding out whose events the kernel held back failed", err)
 		return
 	}
 	if e.Pod == nil && h.process[o.typ.ID()] {

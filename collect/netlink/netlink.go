@@ -98,7 +98,7 @@ func nextMessage(b []byte) (h header, payload, rest []byte, err error) {
 	}
 	n := binary.NativeEndian.Uint32(b)
 	if n < unix.SizeofNlMsghdr || uint64(n) > uint64(len(b)) {
-		return h, nil, nil, fmt.Errorf("%w: its header says %d bytes, but there are %d", errMalformed, n, len(b))
+		return h, nil, nil, fmt.Errorf("%w: it says that it has %d bytes, and %d are there", errMalformed, n, len(b))
 	}
 	h.typ = binary.NativeEndian.Uint16(b[4:])
 	h.flags = binary.NativeEndian.Uint16(b[6:])
@@ -113,7 +113,7 @@ func nextAttr(b []byte) (typ uint16, value, rest []byte, err error) {
 	}
 	n := int(binary.NativeEndian.Uint16(b))
 	if n < unix.SizeofNlAttr || n > len(b) {
-		return 0, nil, nil, fmt.Errorf("%w: an attribute's header says %d bytes, but there are %d", errMalformed, n, len(b))
+		return 0, nil, nil, fmt.Errorf("%w: an attribute says that it has %d bytes, and %d are there", errMalformed, n, len(b))
 	}
 	typ = binary.NativeEndian.Uint16(b[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
 	return typ, b[unix.SizeofNlAttr:n], b[min(align(n), len(b)):], nil

@@ -84,7 +84,7 @@ func (p *qdisc) listen(s *qdiscs) {
 	l, err := listenQdiscs()
 	if err != nil {
 		p.host.Deaf()
-		p.log.Warn("cannot listen for changes of queueing disciplines; counts of replaced ones may be missing", "error", err)
+		p.log.Warn("cannot listen for queueing disciplines that come and go; what one that is replaced had counted may be missing", "error", err)
 		return
 	}
 	p.host.Set(l, s)
@@ -128,7 +128,7 @@ func (p *qdisc) hear(s *qdiscs) (heard bool, err error) {
 		return nil
 	})
 	if lost {
-		p.log.Warn("messages about queueing disciplines were lost, because the receive buffer was full; the last counts of deleted ones may be missing")
+		p.log.Warn("the kernel had more to say of queueing disciplines that came and went than there was room for; what they counted at last may be missing")
 	}
 	return heard || lost, err
 }

@@ -318,8 +318,8 @@ func (w *watcher) sayUnnamed(err error) {
 		return
 	}
 	w.unnamed = true
-	w.opt.Log.Warn("cannot read the name of a Docker container; it is called by its ID until its file can be read", "error", err,
-		"hint", "the file belongs to root; reading it through containerd's mount namespace takes CAP_SYS_PTRACE")
+	w.opt.Log.Warn("cannot read the name of a container of Docker; it goes by its ID until its file can be read", "error", err,
+		"hint", "the file is root's; where this process does not see it, reading it as containerd does takes CAP_SYS_PTRACE")
 }
 
 // owns reports whether, among the groups that share a network namespace, this is the one
@@ -554,7 +554,7 @@ func (w *watcher) nameOf(g *group, a *about, now time.Time) string {
 			return o != g && oa != nil && (oa.kind != plain || !o.renamed)
 		})
 		if g.renamed {
-			w.opt.Log.Warn("a container outside pods has a name that is already in use, and is called by its ID", "namespace", base.namespace, "name", base.name, "label", "containerd:"+g.id)
+			w.opt.Log.Warn("a container outside pods has the name of something else and is called by its ID", "namespace", base.namespace, "name", base.name, "label", "containerd:"+g.id)
 		}
 	}
 	w.register(g, base)

@@ -215,7 +215,7 @@ func (w *watcher) guardedRound(ctx context.Context) (answered bool, err error) {
 	return answered, err
 }
 
-var errPanic = errors.New("nodeskoop failed to follow it because of a bug; see the log")
+var errPanic = errors.New("following it failed by a mistake in nodeskoop, which the log has")
 
 func (w *watcher) sayPanic(err error) {
 	if err != nil && w.panicked.CompareAndSwap(false, true) {

@@ -169,7 +169,7 @@ func (p *probe) forget(gone []uint64) error {
 	}
 	_, full, _ := p.bpf.Room()
 	if full && !p.full && p.kind.name != flowName {
-		p.tracer.opt.Log.Warn("unowned network namespaces have used up their room in a table; their further counts are unknown's, while pods and the host have room of their own",
+		p.tracer.opt.Log.Warn("network namespaces that are no pod's have used up their room in a table; what finds none counts as unknown, pods and the host have room of their own",
 			"probe", p.kind.name, "hint", "ls -l /proc/[0-9]*/ns/net shows who made so many; their entries are dropped when they are gone")
 	}
 	p.full = full

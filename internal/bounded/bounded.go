@@ -36,7 +36,7 @@ func (b *Call[T]) Over(d time.Duration, stop <-chan struct{}) bool { return Clos
 
 // Hangs returns an error that the call has not returned yet.
 func (b *Call[T]) Hangs(what string) error {
-	return fmt.Errorf("%s has not returned for %v: it waits in the kernel or for another program, and is not retried before it returns (the stacks in /proc/PID/task/*/stack of this process say where)",
+	return fmt.Errorf("%s has not returned for %v: it waits in the kernel or for another program, and is not tried again before it returns (the stacks in /proc/PID/task/*/stack of this process say where)",
 		what, time.Since(b.Since).Round(100*time.Millisecond))
 }
 

@@ -196,7 +196,7 @@ func judgeHost(v session.Host, named string) Finding {
 	const name = "host's namespace"
 	switch {
 	case v.Machine:
-		return Finding{name, Warning, "this is a container that has booted a system of its own: \"hostNetwork\" is what this container has, not the host around it", "nothing, if that is intended; else run nodeskoop on the host"}
+		return Finding{name, Warning, "this is a container that has booted a system of its own: \"hostNetwork\" is what this container has, not the host around it", "nothing, if that is wanted; else run nodeskoop on the host"}
 	case len(v.Refused) > 0:
 		var names []string
 		for p := range v.Refused {

@@ -177,7 +177,7 @@ func (d *daemon) write(fams []*dto.MetricFamily) {
 	failed := d.failing.Swap(err != nil)
 	switch {
 	case err != nil && !failed:
-		d.Log.Error("writing the textfile failed; it is retried each cycle", "error", err)
+		d.Log.Error("writing the textfile failed; it is tried again each cycle", "error", err)
 	case err == nil && failed:
 		d.Log.Info("the textfile is written again", "textfile", d.file.Path())
 	}

@@ -91,7 +91,7 @@ func (k *Counters) Keep(r *collect.Runner) {
 	data, cut := r.Kept()
 	if (cut > 0) != k.cut {
 		if k.cut = cut > 0; k.cut {
-			k.log.Warn("the saved state is full; counters of some targets may fall at the next start", "targets", cut, "bytes", collect.MaxState)
+			k.log.Warn("there is more to keep than the state has room for; counters of some targets may fall at the next start", "targets", cut, "bytes", collect.MaxState)
 		}
 	}
 	if err := k.file.Lock(); err != nil {
