@@ -50,26 +50,27 @@ const volatile __u64 own_pidns_ino = 0;
 
 DEFINE_HOST_COUNTERS();
 
-/* Whether a process waits for an I/O. File reads carry REQ_RAHEAD both if a process
- * waits for the first of the pages and if none does (page_cache_sync_ra(),
- * page_cache_async_ra()); completion tells them apart. */
+/* Whether a process waits for an I/O. File reads carry REQ_RAHEAD whether or not
+ * a process waits for the first page (page_cache_sync_ra(),
+ * page_cache_async_ra()). Completion tells the two cases apart. */
 enum wait { NOBODY, SOMEBODY, READER };
 
 #define DISK_NAME 32
 
-/* Whose a histogram is. Operations without a number of their own count as OTHER. */
+/* The key of a histogram. Operations without a number of their own count as
+ * OTHER. */
 #define OTHER 4
 
 struct disk_operation {
-	char disk[DISK_NAME]; /* as disk_name, "" for what finds no room */
+	char disk[DISK_NAME]; /* as disk_name, "" for disks that find no room */
 	__u32 operation;
 };
 
 GO_TYPES(enum slot slot; enum operation operation; enum point point; enum wait wait;
 	 struct disk_operation disk_operation;);
 
-/* A name of a disk is given again only when its disk is gone. The loader makes
- * the entries of the disk "" before anything is attached. */
+/* A disk's name is reused only when its disk is gone. The loader creates the
+ * entries of the disk "" before programs are attached. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, 512);
@@ -81,7 +82,7 @@ const struct histogram no_histogram = {};
 
 struct issued {
 	__u64 time_ns;
-	__u64 issue_ns; /* when the driver took it last; 0: not known */
+	__u64 issue_ns; /* when the driver last took it; 0: not known */
 	__u64 task; /* the task that started the I/O (struct task_struct), possibly gone */
 	__u32 pid;
 	__u32 tid;
@@ -141,10 +142,11 @@ static __always_inline enum wait who_waits(__u8 operation, __u32 flags)
 	case FLUSH:
 		return SOMEBODY;
 	}
-	return NOBODY; /* discards, zeroing, zones, commands of the driver's own */
+	return NOBODY; /* discards, zeroing, zones, the driver's own commands */
 }
 
-/* Read the operation once nothing can be merged into the request any more. */
+/* Call when nothing can be merged into the request any more: the operation is
+ * final then. */
 static __always_inline void note_issue(const struct request *rq, struct issued *i, __u64 now)
 {
 	__u32 flags = BPF_CORE_READ(rq, cmd_flags);
@@ -209,8 +211,8 @@ static __always_inline void measured_of_disk(const struct request *rq, __u8 oper
 		histogram_add(h, ns, INTERRUPTED);
 }
 
-/* To be asked before the request's pages are unlocked, which wakes the reader.
- * The task may have ended, and its structure be another's. */
+/* Call before the request's pages are unlocked, which wakes the reader. The
+ * task may have ended and its structure may be reused. */
 static __always_inline void look_for_reader(struct issued *i)
 {
 	const struct task_struct *task = (const struct task_struct *)i->task;

@@ -52,8 +52,8 @@ func prepareBiolatency(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) 
 }
 
 // setOwn tells the programs which process is this one, independently of PID
-// namespaces. /proc/self/ns/pid refers to the namespace of the reading process,
-// whichever namespace /proc was mounted for.
+// namespaces. /proc/self/ns/pid is the PID namespace of the reading process, even
+// if /proc was mounted in another one.
 func setOwn(spec *ebpf.CollectionSpec) error {
 	const file = "/proc/self/ns/pid"
 	var ns unix.Stat_t

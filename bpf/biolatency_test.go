@@ -22,9 +22,9 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// A request that never completed leaves its entry behind. The next request in the
-// same structure, which may reach the device without a scheduler's queue, must
-// start from its own time.
+// TestBiolatencyForgetsWhatNeverEnded: a request that never completed leaves its
+// entry behind. The next request in the same structure, which may reach the device
+// without a scheduler's queue, must start from its own time.
 func TestBiolatencyForgetsWhatNeverEnded(t *testing.T) {
 	eachRung(t, "biolatency", func(t *testing.T, rung Kind) {
 		need.Root(t)

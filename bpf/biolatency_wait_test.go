@@ -92,7 +92,7 @@ type blockCase struct {
 	name  string
 	flags int
 	do    func(f *os.File, at int64) error
-	// operation of the events, with BlockBackground if no process waits.
+	// operation of the events, with BlockBackground if no process waits
 	operation, bytes uint32
 	// done returns the expected number by the kernel's count; nil means blockIOs.
 	done func(diskStats) uint64
@@ -431,8 +431,8 @@ func TestBiolatencyQueue(t *testing.T) {
 		}
 		l.count(p, "writes at a time: told", caused, uint64(len(l.ofDisk(disk))-before))
 		// One write is in the device, others in its queue as far as it has room.
-		// Writers that find the queue full wait before a request exists, which no
-		// tracepoint shows.
+		// Writers that find the queue full wait before their request exists, and no
+		// tracepoint shows that wait.
 		if fastest < delay || waited < delay-delay/4 {
 			t.Errorf("%v in the device that takes %v, and up to %v in its queue", fastest, delay, waited)
 		}

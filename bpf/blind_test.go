@@ -82,7 +82,7 @@ type attempt struct {
 	unseen    func() uint64
 	goroutine string // name of its goroutine
 	last      bool   // no further attempt follows
-	blind     bool   // a count is too low, and the kernel ran softirqs without programs
+	blind     bool   // a count is too low, and softirqs ran without programs
 }
 
 // errBlind ends an attempt whose count is too low for this reason; further checks

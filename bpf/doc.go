@@ -5,10 +5,10 @@
 // keys everything by the inode number of a network namespace. Metric names and pods
 // belong to other packages.
 //
-// Counters live in per-CPU maps and stay exact whatever becomes of events. An event
+// Counters live in per-CPU maps and stay exact even if events are lost. An event
 // passes a token bucket in the kernel and then one ring buffer that all probes
-// share. Events held back by the bucket or a full ring are counted by type, so that
-// seen = written + suppressed + lost at any time.
+// share. Events suppressed by the bucket or lost to a full ring are counted by
+// type, so that seen = written + suppressed + lost at any time.
 //
 // Each NAME.bpf.c has a NAME.go beside it with that probe's hooks (best first),
 // constants and compiler directive. Types shared by both languages are declared in

@@ -125,8 +125,7 @@ type FlowEntry struct {
 	// Bytes and Packets count IP packets as they leave the node: each segment of a
 	// GSO packet counts, with its headers.
 	Bytes, Packets uint64
-	// Made distinguishes entries of the same connection, of which one follows
-	// another.
+	// Made distinguishes successive entries of the same connection.
 	Made uint64
 	// Idle is the number of complete sweeps in which the connection sent nothing.
 	Idle uint32

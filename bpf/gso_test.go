@@ -197,7 +197,7 @@ type slowSegments struct {
 	queue    *namespace // owner of the queue
 	behind   *capture
 	traced   *Probe // counts packets for which the tracepoints ran
-	skipped  uint64 // packets that left without a run of the programs
+	skipped  uint64 // packets that left although no program ran
 	expected uint64
 	counted  uint64
 	packets  int

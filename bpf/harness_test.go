@@ -84,11 +84,11 @@ func (l *testLoader) loaded() (probes []*Probe) {
 	return probes
 }
 
-// missed is how many runs of the probes' programs the kernel says to have left
-// out. A preemptible kernel may preempt the program of a function hook; until
-// it continues, no other task runs it on that CPU (bpf_prog_inc_misses_counter
-// in kernel/bpf/trampoline.c). Measured with 7.3 on a busy machine: 10 of 40
-// reads by four threads, in one round of ten.
+// missed is the number of runs of the probes' programs that the kernel skipped. A
+// preemptible kernel may preempt the program of a function hook; until it
+// continues, no other task runs it on that CPU (bpf_prog_inc_misses_counter in
+// kernel/bpf/trampoline.c). Measured with 7.3 on a busy machine: 10 of 40 reads by
+// four threads, in one round of ten.
 func (l *testLoader) missed() (n uint64) {
 	l.t.Helper()
 	stats, err := l.Stats()

@@ -444,8 +444,8 @@ func announcements(t *testing.T, h *healthy) {
 	}
 }
 
-// offer sends a client a DHCP server's reply: a datagram for an address that the
-// client does not have yet. Its packet socket gets the reply.
+// offer sends a client a DHCP server's reply, addressed to an address that the
+// client does not have yet. The client's packet socket gets the reply.
 func offer(t *testing.T, h *healthy) {
 	client, server := h.namespace(t), h.namespace(t)
 	cable(t, client, "eth0", server, "eth0")

@@ -415,7 +415,7 @@ func atOnce(run func(t *testing.T, h *healthy, from, to netip.Addr)) func(*testi
 	}
 }
 
-// times scales a number of repetitions; an emulated machine is slow.
+// times scales a number of repetitions, since an emulated machine is slow.
 func times(host, vm int) int {
 	if need.InVM() {
 		return vm

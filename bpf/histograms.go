@@ -13,27 +13,27 @@ import (
 	"nodeskoop/bpf/internal/objects"
 )
 
-// The maps of headers/histogram.h, of which each probe has its own, and that of
-// biolatency.
+// Names of the maps of headers/histogram.h, which each probe has, and of
+// biolatency's map.
 const (
 	mapHistograms      = objects.KernellatencyMapHistograms
 	mapNetnsHistograms = objects.KernellatencyMapNetnsHistograms
 	mapDiskHistograms  = objects.BiolatencyMapDiskHistograms
 )
 
-// HistogramsBy says what the histograms of a probe are kept for.
+// HistogramsBy says for what a probe keeps separate histograms.
 type HistogramsBy uint32
 
-// What they are kept for. A probe that measures what is no namespace's keeps them
-// for the node where it is told to keep them for pods.
+// The values of HistogramsBy. A probe that does not know namespaces keeps
+// node-wide histograms even if set to HistogramsPods.
 const (
-	HistogramsNode HistogramsBy = iota // one set for the node, biolatency one for each disk
-	HistogramsPods                     // one set for each namespace that is followed
+	HistogramsNode HistogramsBy = iota // one set for the node, or in biolatency one for each disk
+	HistogramsPods                     // one set for each followed namespace
 	HistogramsOff                      // none
 )
 
-// HistogramBounds are the upper bounds of the buckets but for the last, which has
-// none. A latency of exactly a bound is above it.
+// HistogramBounds are the upper bounds of the buckets. The last bucket has no
+// bound. A latency equal to a bound counts as above it.
 var HistogramBounds = func() []time.Duration {
 	var out []time.Duration
 	for _, us := range []objects.SharedHistogramBound{
@@ -50,19 +50,19 @@ var HistogramBounds = func() []time.Duration {
 }()
 
 const (
-	// HistogramBuckets is how many buckets a histogram has.
+	// HistogramBuckets is the number of buckets of a histogram.
 	HistogramBuckets = len(objects.SharedHistogram{}.Bucket)
-	// MaxHistograms is the most that a probe has for one namespace.
+	// MaxHistograms is the maximum number of histograms per namespace and probe.
 	MaxHistograms = len(objects.SharedHistograms{}.Of)
 )
 
-// Histogram is how often something took how long.
+// Histogram is a distribution of latencies.
 type Histogram struct {
 	Buckets [HistogramBuckets]uint64 // not cumulative
 	SumNs   uint64
 }
 
-// Count is how many latencies are in it.
+// Count returns the number of latencies in the histogram.
 func (h Histogram) Count() (n uint64) {
 	for _, b := range h.Buckets {
 		n += b
@@ -84,8 +84,8 @@ type histogramReader struct {
 	single []objects.SharedHistograms
 }
 
-// setHistograms says what the histograms are kept for, and makes room for those
-// of namespaces.
+// setHistograms sets what the histograms are kept for, and sizes the map for
+// namespaces.
 func (p *Probe) setHistograms(spec *ebpf.CollectionSpec) error {
 	if _, has := spec.Variables[objects.KernellatencyVarKeepHistograms]; !has {
 		return nil
@@ -102,7 +102,8 @@ func (p *Probe) setHistograms(spec *ebpf.CollectionSpec) error {
 	return set(spec, objects.KernellatencyVarKeepHistograms, uint32(by))
 }
 
-// histogramsOfNetns is the map of them, nil if they are not kept for namespaces.
+// histogramsOfNetns returns the map of histograms by namespace, nil if there is
+// none.
 func (p *Probe) histogramsOfNetns() *ebpf.Map {
 	if p.config.Histograms != HistogramsPods {
 		return nil
@@ -118,8 +119,8 @@ func (p *Probe) followHistograms(set []uint32) {
 	}
 	none := make([]objects.SharedHistograms, p.loader.cpus)
 	for _, n := range set {
-		// One that finds no room is counted with what is no followed namespace's;
-		// its counters find none, either, and say so.
+		// Without room, the namespace's latencies count as unattributed. Its
+		// counters find no room either, which State reports.
 		if err := m.Update(n, none, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
 			p.loader.options.Warn("making room for histograms failed", p.name, err)
 			return
@@ -127,7 +128,8 @@ func (p *Probe) followHistograms(set []uint32) {
 	}
 }
 
-// seedDisks makes the entries of the disk that stands for those without room.
+// seedDisks creates the entries of the disk "", which stands for disks without
+// room.
 func (p *Probe) seedDisks() error {
 	m := p.maps[mapDiskHistograms]
 	if m == nil {
@@ -142,10 +144,9 @@ func (p *Probe) seedDisks() error {
 	return nil
 }
 
-// Histograms calls f for each namespace that has histograms and each of the first
-// n, with the sum over the CPUs. Those of the node are of namespace 0, and so is
-// what belongs to no namespace that is followed. f has the histogram until it
-// returns.
+// Histograms calls f for each namespace and each of its first n histograms, with
+// the sum over the CPUs. Namespace 0 has the node's histograms and the latencies
+// of unfollowed namespaces. The histogram is valid until f returns.
 func (p *Probe) Histograms(n int, f func(netns uint64, which int, h *Histogram)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -177,9 +178,9 @@ func (p *Probe) Histograms(n int, f func(netns uint64, which int, h *Histogram))
 }
 
 // DiskHistograms calls f for each disk and operation (BlockRead and others) that
-// biolatency has seen, with the sum over the CPUs. A disk that found no room has
-// the name "". f may be called twice for one disk and operation, and has the
-// histogram until it returns.
+// biolatency has seen, with the sum over the CPUs. Disks that found no room have
+// the name "". f may be called twice for one disk and operation. The histogram is
+// valid until f returns.
 func (p *Probe) DiskHistograms(f func(disk string, operation uint32, h *Histogram)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -217,11 +218,12 @@ func diskName(key *objects.BiolatencyDiskOperation) string {
 	return string(name)
 }
 
-// forgetDisks deletes what a table that is half full has of disks that are gone.
+// forgetDisks deletes the entries of disks that are gone, if the table is more
+// than half full.
 func forgetDisks(m *ebpf.Map, keys []objects.BiolatencyDiskOperation) error {
 	const disks = "/sys/block/"
 	if _, err := os.Stat(disks); err != nil {
-		return nil // who sees no disk knows of none that is gone
+		return nil // without a list of disks, none is known to be gone
 	}
 	var gone []objects.BiolatencyDiskOperation
 	for i := range keys {

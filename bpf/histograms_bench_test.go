@@ -13,14 +13,14 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// histogramProbes are the probes that keep histograms, and how many each has for a
-// namespace; biolatency has them by disk.
+// histogramProbes are the probes that keep histograms, with the number per
+// namespace; biolatency keeps them per disk.
 var histogramProbes = map[string]int{"biolatency": 0, "kernellatency": 2, "net_softirq": 4, "netiftxlatency": 2, "socketlatency": 2}
 
-// BenchmarkHistogramCost gives what a run of each program takes without histograms,
-// with the node's and with those of pods. All three are attached and see the same
-// packets: each result is the median over windows of the difference of the same
-// window.
+// BenchmarkHistogramCost reports the cost per run of each program without
+// histograms, with the node's, and with those of pods. All three variants are
+// attached and see the same packets. Each result is the median, over windows, of
+// the difference within a window.
 func BenchmarkHistogramCost(b *testing.B) {
 	need.Root(b)
 	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
@@ -59,7 +59,8 @@ func BenchmarkHistogramCost(b *testing.B) {
 			kinds := []HistogramsBy{HistogramsOff, HistogramsNode, HistogramsPods}
 			diffs := map[string]map[HistogramsBy][]float64{}
 			base := map[string][]float64{}
-			// Who is first at a tracepoint finds less in the cache.
+			// The first program at a tracepoint finds less data in the cache, so
+			// take turns.
 			for turn := range 6 {
 				l := newTestLoader(b, Options{NoEvents: true})
 				probes := map[HistogramsBy]*Probe{}

@@ -19,8 +19,8 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// above is how many latencies of a histogram are of a threshold or longer, and
-// whether it can tell.
+// above returns how many latencies of a histogram reach a threshold, and whether
+// the threshold is a bound of the histogram.
 func above(h *Histogram, threshold time.Duration) (n uint64, tells bool) {
 	if threshold == 0 {
 		return h.Count(), true
@@ -35,14 +35,14 @@ func above(h *Histogram, threshold time.Duration) (n uint64, tells bool) {
 	return n, true
 }
 
-// agreement is what a probe's counters and its histograms say of the same: the
-// histograms are added up.
+// agreement pairs counters of a probe with the histograms that count the same;
+// several histograms are summed.
 type agreement struct {
 	histograms []int
 	slot       int
 	threshold  func(Config) time.Duration
-	// most: the counter may be higher. Of a read that takes several segments the
-	// histogram has what the first slow one waited, the counter the longest wait.
+	// most: the counter may be higher. For a read of several segments, the
+	// histogram has the wait of the first slow one, the counter the longest wait.
 	most bool
 }
 
@@ -66,7 +66,8 @@ var agreements = map[string][]agreement{
 	},
 }
 
-// readHistograms are all of a probe, those of namespaces and of disks added up.
+// readHistograms returns all histograms of a probe, summed over namespaces or
+// disks.
 func readHistograms(t testing.TB, p *Probe) (all [MaxHistograms]Histogram) {
 	t.Helper()
 	sum := func(which int, h *Histogram) {
@@ -85,9 +86,9 @@ func readHistograms(t testing.TB, p *Probe) (all [MaxHistograms]Histogram) {
 	return all
 }
 
-// agree holds the histograms of a probe against its counters. All loaders of tests
-// do so at their end, so every test of a latency is one of its histogram. The machine
-// does not stand still: the counter is read before the histogram and after it.
+// agree compares the histograms of a probe with its counters. All test loaders do so
+// at their end, so every test of a latency also tests its histogram. The machine is
+// never idle, so the counter is read before and after the histogram.
 func (l *testLoader) agree(p *Probe) {
 	l.t.Helper()
 	if p.config.Histograms == HistogramsOff {
@@ -127,8 +128,8 @@ func (l *testLoader) agree(p *Probe) {
 	}
 }
 
-// soon waits for a condition for a short time: what runs in between is counted by one
-// of two and not yet by the other.
+// soon waits for a condition for a short time: an occurrence may already be in one of
+// the two counts and not yet in the other.
 func (l *testLoader) soon(ok func() bool) bool {
 	for range 50 {
 		if ok() {
@@ -152,8 +153,9 @@ func histogramsOf(t testing.TB, p *Probe, netns uint64) (all [MaxHistograms]Hist
 	return all
 }
 
-// Each read that takes data is in the histogram of its namespace, in the bucket of
-// its wait, and so is each write. A namespace without traffic has none.
+// TestHistogramsOfSockets: each read that takes data counts in the histogram of its
+// namespace, in the bucket of its wait, and so does each write. A namespace without
+// traffic has no counts.
 func TestHistogramsOfSockets(t *testing.T) {
 	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
@@ -209,7 +211,7 @@ func TestHistogramsOfSockets(t *testing.T) {
 	})
 }
 
-// bottom is the least that the latencies of a histogram are together.
+// bottom is the lower bound of the sum of a histogram's latencies.
 func bottom(h *Histogram) (ns uint64) {
 	for i, n := range h.Buckets[1:] {
 		ns += n * uint64(HistogramBounds[i])
@@ -217,8 +219,8 @@ func bottom(h *Histogram) (ns uint64) {
 	return ns
 }
 
-// Each datagram that reaches its socket is in the histogram of received packets, and
-// each segment of data in that of sent ones.
+// TestHistogramsOfTheStack: each datagram that reaches its socket counts in the
+// histogram of received packets, and each segment with data in that of sent packets.
 func TestHistogramsOfTheStack(t *testing.T) {
 	eachRung(t, "kernellatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
@@ -369,7 +371,7 @@ func TestHistogramsOfDevices(t *testing.T) {
 	})
 }
 
-// A probe that is to keep none counts none.
+// TestHistogramsOff: a probe without histograms counts none.
 func TestHistogramsOff(t *testing.T) {
 	l := newTestLoader(t, Options{})
 	for name := range histogramProbes {
@@ -388,7 +390,8 @@ func TestHistogramsOff(t *testing.T) {
 	}
 }
 
-// Each I/O of a disk is in the histogram of its disk and operation.
+// TestHistogramsOfDisks: each I/O of a disk counts in the histogram of its disk and
+// operation.
 func TestHistogramsOfDisks(t *testing.T) {
 	eachRung(t, "biolatency", func(t *testing.T, rung Kind) {
 		need.Root(t)
@@ -432,8 +435,8 @@ func TestHistogramsOfDisks(t *testing.T) {
 	})
 }
 
-// What belongs to no namespace that is followed counts for namespace 0, and what was
-// of one that is gone goes with it.
+// TestHistogramsOfStrangers: latencies of unfollowed namespaces count for namespace
+// 0. The histograms of a namespace that is gone are deleted.
 func TestHistogramsOfStrangers(t *testing.T) {
 	l := newTestLoader(t, Options{})
 	p := l.load("socketlatency", Config{Histograms: HistogramsPods})

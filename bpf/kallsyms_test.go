@@ -97,7 +97,7 @@ func TestSymbolsRefresh(t *testing.T) {
 }
 
 // TestSymbolsRefreshRarely looks up an unknown address repeatedly: the symbols are
-// read again ever more rarely, until modules change.
+// read again at growing intervals, until modules change.
 func TestSymbolsRefreshRarely(t *testing.T) {
 	need.Short(t)
 	for name, text := range map[string]string{"unknown": kallsyms, "no addresses": "0000000000000000 T _text\n"} {

@@ -31,8 +31,8 @@ const volatile __u64 event_ns = 100000000;
 
 DEFINE_COUNTERS();
 DEFINE_HISTOGRAMS();
-/* Packets on their way through the stack are few, but for those that a filter
- * in user space holds. */
+/* Few packets are on their way through the stack at one time, except those
+ * that a filter in user space holds. */
 #define BUCKETS 2048
 DEFINE_STAMPS(received, BUCKETS);
 DEFINE_STAMPS(delivered, BUCKETS);
@@ -100,8 +100,8 @@ int raw_tcp_probe(struct bpf_raw_tracepoint_args *ctx)
 			      (const struct sock *)ctx->args[0]);
 }
 
-/* Also runs for TCP sockets, which it skips. The packet's address is read as a
- * number, which the table needs. */
+/* Also runs for TCP sockets, which it skips. The address of the packet is read
+ * as a number, as the table needs it. */
 SEC("tp_btf/sk_data_ready")
 int btf_data_ready(__u64 *ctx)
 {
@@ -125,9 +125,10 @@ int raw_data_ready(struct bpf_raw_tracepoint_args *ctx)
 	return reached_socket(BPF_CORE_READ(sk, sk_receive_queue.prev), sk);
 }
 
-/* TCP writes its send time into each packet, by the clock that we read. */
+/* TCP writes its send time into each packet, by the clock that these programs
+ * read. */
 
-/* What is read of a packet that leaves the stack, and of its socket. */
+/* The fields that are read of a leaving packet and of its socket. */
 struct leaving {
 	__u64 since;
 	const struct net_device *dev;
@@ -157,8 +158,8 @@ static __always_inline struct leaving leaving_read(const struct sk_buff *skb, co
 	return l;
 }
 
-/* Resets and SYN-ACKs carry other sockets, and times that stand for something
- * else. */
+/* Resets and SYN-ACKs carry other sockets, and their time fields mean
+ * something else. */
 static __always_inline bool sends_data(const struct leaving *l)
 {
 	return l->protocol == IPPROTO_TCP && l->state != TCP_TIME_WAIT && l->state != TCP_CLOSE &&
@@ -201,12 +202,12 @@ struct {
 	__type(value, __u32);
 } resolving SEC(".maps");
 
-/* How many tasks are among them, so that others are spared the look. One that
- * found no room any more is counted for good, which costs them that look. */
+/* Number of those tasks, so that other tasks skip the lookup. A task that
+ * finds no room is never subtracted, so the lookups continue. */
 __u32 resolving_tasks;
 
-/* Whether the time that a packet took is to be counted. A paced packet's may lie
- * ahead. */
+/* Whether a packet's latency is counted. The send time of a paced packet may
+ * lie in the future. */
 static __always_inline bool is_measured(__u64 since, __u64 now)
 {
 	return since && since <= now &&

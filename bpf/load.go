@@ -16,9 +16,10 @@ import (
 	"github.com/cilium/ebpf/rlimit"
 )
 
-// HooksVariable names the environment variable that restricts every hook which
-// has a rung of the given kind to just that rung ("raw_tp", "tp_btf", "fentry"
-// or "kprobe", or "tcx" or "clsact" for devices), so that tests can run each of them on one kernel.
+// HooksVariable names the environment variable that restricts hooks to one kind of rung:
+// "raw_tp", "tp_btf", "fentry" or "kprobe", or for devices "tcx" or "clsact". Each hook
+// that has a rung of this kind uses only that rung. With it, tests can run each kind on one
+// kernel.
 const HooksVariable = "NODESKOOP_HOOKS"
 
 // Options of a Loader. The zero value suits a node.

@@ -20,7 +20,7 @@ enum vector { NET_TX_SOFTIRQ = 2, NET_RX_SOFTIRQ };
 
 #define VECTORS 2
 
-/* One for each vector and stage, as histogram_of() has them. */
+/* One for each vector and stage, as numbered by histogram_of(). */
 enum histogram_slot { HIST_TX_SCHED, HIST_TX_EXCUTE, HIST_RX_SCHED, HIST_RX_EXCUTE };
 
 GO_TYPES(enum slot slot; enum vector vector; enum histogram_slot histogram_slot;);
@@ -66,7 +66,7 @@ static __always_inline __u32 histogram_of(__u32 slot, __u32 vector)
 	return (vector & 1) << 1 | (slot == EXCUTE);
 }
 
-/* One occurrence is one event, of the worse of its two types. */
+/* One occurrence is one event, of the more severe of its two types. */
 static __always_inline void measured(__u32 slot, __u32 type, __u32 vector, __u64 now, __u64 latency)
 {
 	measured_of_node(histogram_of(slot, vector), latency, ALONE);

@@ -47,7 +47,7 @@ const (
 	SoftirqRXExcute = int(objects.NetSoftirqHistogramSlotHIST_RX_EXCUTE)
 )
 
-// What Event.Detail says of an event of net_softirq: the softirq.
+// Values of Event.Detail for net_softirq: the softirq.
 const (
 	SoftirqNetTX = uint32(objects.NetSoftirqVectorNET_TX_SOFTIRQ)
 	SoftirqNetRX = uint32(objects.NetSoftirqVectorNET_RX_SOFTIRQ)

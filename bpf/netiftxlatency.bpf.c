@@ -28,8 +28,8 @@ const volatile __u64 slow100_ns = 100000000;
 
 DEFINE_COUNTERS();
 DEFINE_HISTOGRAMS();
-/* Queueing disciplines hold a thousand packets, fq_codel ten thousand; and they
- * are full when it matters. */
+/* Queueing disciplines hold a thousand packets, fq_codel ten thousand, and the
+ * measurement matters most when they are full. */
 #define BUCKETS 8192
 DEFINE_STAMPS(queued, BUCKETS);
 

@@ -83,10 +83,10 @@ enum trait {
 	DHCP_REPLY = 1 << 15, /* UDP to a DHCPv4 client */
 	CONTROL = 1 << 16, /* IGMP, or ICMPv6 to a multicast group */
 	/* Traits of the socket. */
-	OLD = 1 << 17, /* TCP: the socket has received all of its data before */
+	OLD = 1 << 17, /* TCP: the socket has already received all of its data */
 	LISTENER = 1 << 18, /* TCP: a listening socket */
 	DEFERRED = 1 << 19, /* TCP: a listening socket with TCP_DEFER_ACCEPT */
-	INFORMED = 1 << 20, /* a receiving socket, if any, would be known here */
+	INFORMED = 1 << 20, /* if there is a receiving socket, it is known here */
 	/* User space has to judge the packet. */
 	UNDECIDED = 1u << 31,
 };
@@ -197,7 +197,7 @@ struct notes {
 	__u32 part_reason;
 	__u32 nested; /* number of packets being judged on this CPU */
 	/* Copies of the packets being judged: a field then costs a load instead of a
-	 * helper call. An interrupt may free another packet meanwhile, hence several. */
+	 * helper call. An interrupt may free another packet meanwhile, so there are several.  */
 	struct {
 		__u8 bytes[SKB_BYTES];
 	} copy[NESTED];
@@ -283,7 +283,7 @@ static __always_inline __u64 rules_for(__u32 reason)
 	return mask ? *mask : rules_any_reason;
 }
 
-/* The kernel's own statement that the packet was consumed. */
+/* The kernel's drop reason says that the packet was consumed. */
 static __always_inline bool is_consumed(__u32 reason)
 {
 	if (!bpf_core_type_exists(enum skb_drop_reason))
@@ -684,9 +684,9 @@ static __always_inline void copy_skb(void *copy, const struct sk_buff *skb)
 	}
 }
 
-/* Frames of the stack to search for the caller of a kernel helper, which is the
- * function that lost the packet. Some compilers inline such a helper, and then no
- * frame belongs to it. */
+/* Frames of the stack to search for the caller of a kernel helper, which is
+ * the function that lost the packet. Some compilers inline such a helper, and
+ * then no frame belongs to it. */
 #define FRAMES 12
 
 static __noinline __u64 caller_of(void *ctx, __u64 location)
@@ -713,7 +713,7 @@ static __always_inline __u64 segment_of(const struct sk_buff *skb)
 	return segment;
 }
 
-/* A listener that was closed since is no longer one, and its fields are
+/* A listener that has been closed since is no longer one, and its fields are
  * meaningless. */
 static __always_inline const struct sock *still(const struct sock *sk, __u64 noted)
 {

@@ -219,10 +219,10 @@ type dropSum struct {
 	count [dropClasses]uint64
 }
 
-// Losses calls f for each reason and place in which a namespace lost packets, and
-// tells how many packets the kernel freed as dropped that were no losses, by why:
-// together they are all that it freed so. Losses that found no room in the table
-// have ReasonOverflow and no place: their class is known.
+// Losses calls f for each reason and location at which a namespace lost packets,
+// and returns the number of ignored packets by Why. Lost and ignored packets
+// together are all packets that the kernel freed as dropped. Losses that found no
+// room in the table have ReasonOverflow and no location; their class is known.
 func (p *Probe) Losses(f func(Drop)) (ignored map[Why]uint64, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -247,7 +247,7 @@ func (p *Probe) Losses(f func(Drop)) (ignored map[Why]uint64, err error) {
 		for _, n := range values {
 			ignored[why] += n
 		}
-		ignored[why] += p.drops.ignored[why] // what was left to judge is in the other table
+		ignored[why] += p.drops.ignored[why] // packets left for user space to judge are in the other table
 	}
 	return ignored, nil
 }
@@ -302,8 +302,8 @@ func (p *Probe) dropCounters(f func(netns uint64, slot int, value uint64)) error
 	return nil
 }
 
-// why judges a lost packet that the kernel left to judge here: one that was
-// freed by a module whose functions were not known yet.
+// why judges a packet that the programs left undecided: a module freed it whose
+// functions were not known yet.
 func (p *Probe) why(k dropKey) Why {
 	r := &p.drops
 	k.Netns = 0
@@ -384,7 +384,7 @@ func (p *Probe) forgetDrops(gone map[uint32]bool) error {
 }
 
 // Ignores reports whether an event concerns a packet that is not lost: a module
-// freed it whose functions the kernel's tables did not hold yet.
+// freed it whose functions were not yet in the programs' tables.
 func (l *Loader) Ignores(e *Event) bool {
 	t := traits(e.Detail)
 	if e.Type != PacketLoss || t&traitUndecided == 0 {

@@ -251,8 +251,7 @@ var lossRules = []lossRule{
 		kernels: "all", test: "TestHealthy/datagram",
 	},
 	{
-		// An ACK, FIN or RST that arrives after the socket is gone has no effect
-		// any more.
+		// An ACK, FIN or RST that arrives after the socket is gone has no effect.
 		why: Closing, functions: tcpReceive, reasons: []string{"NO_SOCKET"}, decisive: true, need: traitACK | traitChecksum,
 		kernels: "from 5.17", test: "TestHealthy/tcp",
 	},

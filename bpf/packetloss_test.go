@@ -13,7 +13,7 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// Drops is what Losses calls its argument for.
+// Drops is the record that Losses passes to its callback.
 func (p *Probe) Drops(f func(Drop)) error {
 	_, err := p.Losses(f)
 	return err
@@ -22,7 +22,7 @@ func (p *Probe) Drops(f func(Drop)) error {
 // Ignored is what Losses returns.
 func (p *Probe) Ignored() (map[Why]uint64, error) { return p.Losses(func(Drop) {}) }
 
-// drops gives the drops of a namespace by reason and by class.
+// drops returns the losses of a namespace by reason and by class.
 func drops(l *testLoader, p *Probe, netns uint64) (byReason map[string]uint64, byClass [dropClasses]uint64, total uint64) {
 	l.t.Helper()
 	reasons, err := l.Reasons()

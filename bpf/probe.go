@@ -47,11 +47,13 @@ type Config struct {
 	Background bool
 	// ownIO, for tests, includes this process's own I/O.
 	ownIO bool
-	// Histograms says what the probes that measure a time keep histograms for.
+	// Histograms says for what probes that measure latencies keep separate
+	// histograms.
 	Histograms HistogramsBy
 	// Flows is how many connections the probe flow keeps, default 65536.
 	Flows int
-	// Ports keeps connections between the same two addresses apart by their ports.
+	// Ports keeps connections between the same two addresses apart by their
+	// ports.
 	Ports bool
 	// Devices makes flow count at the egress of network devices whose names match
 	// one of these patterns (see path.Match), forwarded packets included, instead
@@ -80,7 +82,7 @@ func (c Config) withDefaults(d Config) Config {
 	return c
 }
 
-// State says to what extent a probe works.
+// State says how completely a probe works.
 type State string
 
 // The states of a probe. A probe that cannot work at all gives an UnsupportedError

@@ -23,7 +23,7 @@ type hook struct {
 	rungs    []rung
 	optional bool
 	without  string                          // for an optional hook, what the probe misses without it
-	needed   func(*Probe, *kernelTypes) bool // nil means always; called when the hooks before it are attached
+	needed   func(*Probe, *kernelTypes) bool // nil means always; called after the previous hooks are attached
 }
 
 // A definition holds all properties of one probe.
@@ -41,7 +41,7 @@ type definition struct {
 	// table names a further map keyed by namespace and more; shares names the map
 	// of the namespaces' shares in it.
 	table, shares string
-	counters      func(*Probe, func(netns uint64, slot int, value uint64)) error // reads the counters if the map of counters is not all; may be nil
+	counters      func(*Probe, func(netns uint64, slot int, value uint64)) error // reads the counters if they are not only in the map of counters; may be nil
 	recount       func(*Probe) error                                             // counts the entries of table; may be nil
 	forget        func(p *Probe, gone map[uint32]bool) error                     // deletes the entries of namespaces; may be nil
 	limitations   func(*Probe) []string                                          // adds to the limitations of the hooks in State; may be nil

@@ -21,7 +21,7 @@ type Reasons struct {
 const (
 	// ReasonNone means that the kernel gives no reasons (before 5.17).
 	ReasonNone = uint32(objects.SharedReasonREASON_NONE)
-	// ReasonOverflow counts drops that found the table full.
+	// ReasonOverflow counts drops for which the table had no room.
 	ReasonOverflow = uint32(objects.SharedReasonREASON_OVERFLOW)
 )
 
@@ -61,8 +61,8 @@ var reasonModules = []string{"openvswitch", "mac80211"}
 func readReasons(types *kernelTypes) *Reasons {
 	specs := []*btf.Spec{types.spec}
 	for _, name := range reasonModules {
-		// Not loaded, or not readable without CAP_SYS_ADMIN: the number is shown
-		// instead.
+		// The module is not loaded, or not readable without CAP_SYS_ADMIN. The
+		// number is shown instead.
 		if spec, err := types.cache.Module(name); err == nil {
 			specs = append(specs, spec)
 		}

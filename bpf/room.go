@@ -207,8 +207,9 @@ func (s *shares) allot(owned []uint32) map[uint32]uint32 {
 	return out
 }
 
-// write brings the map up to date: shares of those that are followed, and how
-// much is in use, where that was counted. What is in read was read of it already.
+// write updates the map: the shares of the followed namespaces, and the number of
+// used entries where it was counted. read holds entries of the map that were read
+// already.
 func (s *shares) write(owned []uint32, counted bool, read map[uint32]share) error {
 	most := s.allot(owned)
 	var errs []error
@@ -294,7 +295,7 @@ func (p *Probe) follow(node uint32, set []uint32) {
 	if p.closed {
 		return
 	}
-	// Unattributed occurrences (namespace 0) have reserved room too.
+	// Unattributed occurrences (namespace 0) have reserved room, too.
 	set = append([]uint32{0}, set...)
 	st := &p.rooms
 	st.owned = set
@@ -316,7 +317,7 @@ func (p *Probe) follow(node uint32, set []uint32) {
 			s.demand[node] = s.size // The node's own namespace needs the most.
 		}
 		if err := s.write(set, false, nil); err != nil {
-			// Without a share of its own it has that of a room.
+			// Without a share of its own, the namespace uses that of a room.
 			p.loader.options.Warn("sharing a table failed", p.name, err)
 		}
 	}

@@ -156,8 +156,8 @@ func testServiceAddress(t *testing.T, place string) {
 		"PACKETLOSS in backend":       {"client -> backend"},
 		"flow in backend":             {"backend -> client"},
 	}
-	// At the namespace's first hook packets are not translated yet; replies are
-	// translated after its last.
+	// At the namespace's first hook packets are not translated yet. Replies are
+	// translated only after its last hook.
 	if place == "router" {
 		want["PACKETLOSS in router"] = append(want["PACKETLOSS in router"], "client -> service")
 	} else {

@@ -28,7 +28,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum slot { READ, READ100, WRITE, WRITE100, SLOTS };
 
-/* A read counts when it takes data, by what they waited; see read_measured(). */
+/* A read counts when it takes data, with the wait of these data; see
+ * read_measured(). */
 enum histogram_slot { HIST_READ, HIST_WRITE };
 
 GO_TYPES(enum slot slot; enum histogram_slot histogram_slot;);
@@ -42,7 +43,7 @@ const volatile __u64 event_ns = 100000000;
 DEFINE_COUNTERS();
 DEFINE_HISTOGRAMS();
 
-/* Fields that this probe alone reads. The loader ignores what follows ___. */
+/* Fields that only this probe reads. The loader ignores what follows ___. */
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct tcp_sock___mptcp {
@@ -103,9 +104,9 @@ struct mark {
  *
  * Data that come within a sixteenth of the threshold `slow` (62 us) after the first
  * data of the last mark join that mark. If all marks are in use, the two neighbours
- * whose merging loses least become one: the time that they would span is compared
- * with the age of their data plus an eighth of the age of the oldest data. Old data
- * are thus kept more coarsely than new data, and marks never run out.
+ * that lose least by it are merged: the time that they would span is compared with
+ * the age of their data plus an eighth of the age of the oldest data. Old data are
+ * thus kept more coarsely than new data, and marks never run out.
  *
  * A mark of one arrival is exact. Any other mark is off by at most its span, which
  * is less than a quarter of the wait in a queue of constant delay. Since arrivals
@@ -370,11 +371,11 @@ static __always_inline __u32 mark_time(const struct queue *q, const struct mark 
 	return m->first + (__u64)(m->last - m->first) * ((__u64)offset * many / len) / (many - 1);
 }
 
-/* What a wait is that no mark tells of. */
+/* The wait if no mark covers the data. */
 #define UNKNOWN_WAIT ~0ull
 
-/* queue_take gives how long the data at the position `from`, the oldest that
- * are taken, have waited, and forgets what is taken, which is up to `to`. */
+/* queue_take returns how long the data at position `from`, the oldest of those
+ * taken, have waited. It removes the marks up to position `to`. */
 static __always_inline __u64 queue_take(struct queue *q, __u32 from, __u32 to, __u32 now)
 {
 	const struct mark *m;
@@ -430,10 +431,10 @@ static __noinline int report(const struct sock *sk, __u32 protocol_slot, __u64 n
 	return 0;
 }
 
-/* read_measured counts a read whose data waited so long. `before` is what was
- * counted of the same call already, 0 if that was not slow. What is not slow
- * counts in the histogram with each piece that a call takes: only of slow ones
- * it is known which belong to one call. */
+/* read_measured counts a read whose data waited for `wait` ns. `before` is the
+ * wait already counted for the same call, 0 if that was not slow. A wait that
+ * is not slow counts in the histogram once per piece that a call takes,
+ * because only slow pieces are assigned to calls. */
 static __always_inline void read_measured(const struct sock *sk, __u8 protocol, __u64 now,
 					  __u64 before, __u64 wait)
 {
@@ -567,7 +568,7 @@ static __always_inline void ready_tcp(struct waiting *w, __u32 rcv_nxt, __u32 co
 		end = mark_at(q, q->head - 1)->end;
 		if (end == rcv_nxt)
 			return; /* repeated notification */
-		/* The data were read without a program here noticing, or the marks belong
+		/* The data were read on a path that no program here sees, or the marks belong
 		 * to an earlier connection. */
 		if (!after(end, copied) || after(end, rcv_nxt))
 			queue_clear(q);
@@ -674,8 +675,8 @@ static __always_inline int piece_measured(const struct sock *sk, struct waiting 
 	return 0;
 }
 
-/* Most pieces have not waited long: those cost a comparison more than their place
- * in the histogram. */
+/* Most pieces have not waited long. For them, one comparison is cheaper than a
+ * search for the bucket. */
 static __always_inline int piece_taken(const struct sock *sk, struct waiting *w, __u32 copied,
 				       __u64 now, __u64 wait)
 {
@@ -802,9 +803,9 @@ int BPF_KPROBE(kp_ready, struct sock *sk)
 	return ready_read(sk);
 }
 
-/* Before 6.3, without function hooks: TCP receives a segment, before queueing it.
- * An out-of-order segment becomes readable later, together with the missing one,
- * and has no mark until the next segment comes. */
+/* Before 6.3, without function hooks: runs when TCP receives a segment, before
+ * it is queued. An out-of-order segment becomes readable later, together with
+ * the missing one, and has no mark until the next segment comes. */
 SEC("raw_tp/tcp_probe")
 int raw_segment(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -990,8 +991,8 @@ VERIFIED_ONCE __u32 over(__u64 threshold, __u64 first_wait, __u64 span, __u32 ma
 	return 1 + (first_wait - threshold) * (many - 1) / span;
 }
 
-/* The same many writes in the histogram. Of each bucket are those that are over
- * its lower bound and not over its upper one. */
+/* Counts `many` writes, spread as in over(), in the histogram. A bucket gets
+ * those that are over its lower bound and not over its upper bound. */
 VERIFIED_ONCE int many_measured(__u32 netns, __u64 first_wait, __u64 span, __u32 many)
 {
 	static const __u64 bounds[] = {
@@ -1029,8 +1030,8 @@ static __always_inline void writes_measured(const struct sock *sk, __u64 wait, _
 		many_measured(NETNS_NONE, wait, span, many);
 }
 
-/* So many writes of a mark, the first of them, are done. One event tells of
- * them; the others count as suppressed. */
+/* The first `many` writes of a mark are complete. One event reports them; the
+ * others count as suppressed. */
 static __noinline int written_out(const struct sock *sk, const struct waiting *w,
 				  const struct mark *m, __u64 now, enum interrupted how)
 {
@@ -1107,11 +1108,11 @@ static __always_inline void went_out(const struct sock *sk, struct waiting *w, _
 		written_out(sk, w, &part, now, how);
 }
 
-/* A segment of data up to end_seq leaves TCP. Data before snd_nxt left earlier on a
- * path that no program here sees: the packet waits for its neighbour's address, or
- * a filter held or encrypted it before the device. Such data did not wait in TCP,
- * however late the packet passes (tcp_event_new_data_sent moves snd_nxt when a
- * segment has left). */
+/* A segment of data up to end_seq leaves TCP. Data before snd_nxt left earlier
+ * on a path that no program here sees: the packet waits for its neighbour's
+ * address, or a filter held or encrypted it before the device. Such data did not
+ * wait in TCP, even if the packet passes late (tcp_event_new_data_sent moves
+ * snd_nxt when a segment has left). */
 static __always_inline int segment_out(const struct sock *sk, struct waiting *w, __u32 end_seq,
 				       __u64 now, enum interrupted how)
 {

@@ -632,7 +632,7 @@ func TestSocketlatencyStandingQueueWrite(t *testing.T) {
 	})
 }
 
-// standingWrites writes for a second, which TCP sends at a megabyte per second, and
+// standingWrites writes for a second while TCP sends a megabyte per second. It
 // returns how long each write took until its last byte was sent, and the number of
 // short writes.
 func standingWrites(t *testing.T, a, b *namespace, addr netip.Addr, size int) (waits []time.Duration, short uint64) {

@@ -382,7 +382,8 @@ SEC("kprobe/tcp_check_req")
 int BPF_KPROBE(kp_request, struct sock *sk, struct sk_buff *skb, struct sock *req, __u8 fastopen,
 	       bool *stolen)
 {
-	/* Fast open: as above. Note the call anyway, which replaces an outdated note. */
+	/* Fast open: as above. Note the call all the same, to replace an
+	 * outdated note. */
 	return begin_call(req, fastopen ? NULL : skb, stolen);
 }
 
@@ -394,10 +395,10 @@ int krp_request(void *ctx)
 	return c && c->skb && c->stolen ? request_done(c->sk, c->skb, c->stolen) : 0;
 }
 
-/* Called with a freed packet and the socket that it was for. TCP gives no drop
- * reason for a RST that it has obeyed here, and since it has the enumerator named
- * here, it gives one for any other. Older kernels lack the enumerator and reject
- * the program. */
+/* Called with a freed packet and its socket. TCP gives no drop reason for a
+ * RST that it has obeyed here. Kernels that have the enumerator named here
+ * give a reason for every other RST. Older kernels lack the enumerator and
+ * reject the program. */
 static __always_inline int freed(const struct sk_buff *skb, __u32 reason, const struct sock *sk)
 {
 	__u8 state;

@@ -508,7 +508,7 @@ func TestTCPHealthy(t *testing.T) {
 	// Even a healthy node sometimes sends a RST. Before Linux 6.19, a packet that
 	// arrives while another CPU creates the connection for its request may find
 	// only the listening socket (inet_ehash_insert). On a stalled machine a FIN is
-	// retransmitted, whose second ACK finds no socket. Rounds with such a RST are
+	// retransmitted, and the second ACK finds no socket. Rounds with such a RST are
 	// compared with the kernel's counters, and at least one round must have none.
 	const threads, rounds = 8, 10
 	connections -= connections % (rounds * threads)

@@ -323,7 +323,7 @@ func TestReloadReachesProbesThatStay(t *testing.T) {
 	if built != 1 || len(env.Who.Running()) != 1 {
 		t.Errorf("the probe was built %d times", built)
 	}
-	// A different host namespace: nothing of the previous one is left.
+	// Another host namespace: no state of the previous one is left.
 	o.HostNetns = filepath.Join(root, "20/ns/net")
 	if err := r.Apply(o); err != nil {
 		t.Fatal(err)

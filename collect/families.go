@@ -25,7 +25,7 @@ type selection struct {
 type families struct {
 	selection
 	excluded []bool // by metric ID
-	aliased  []bool // a compatibility name of it is written, even if its own name is not
+	aliased  []bool // an alias of it is written, even if its own name is excluded
 	aliases  []*catalog.Metric
 	order    []capKey
 	byID     []family
@@ -47,7 +47,7 @@ func matches(globs []string, name string) bool {
 	})
 }
 
-// types are Prometheus' names of the Catalogue's types.
+// types maps the Catalogue's types to those of Prometheus.
 var types = map[catalog.Type]dto.MetricType{
 	catalog.Counter: dto.MetricType_COUNTER, catalog.Gauge: dto.MetricType_GAUGE, catalog.Histogram: dto.MetricType_HISTOGRAM,
 }
@@ -103,8 +103,8 @@ func (f *families) fill(rows []row, host *labelSet) {
 	}
 }
 
-// seriesOf is how many series some rows are. Those of what is left out do not count
-// for much.
+// seriesOf returns the number of series of some rows. Rows of cut series hold a
+// count, so the result is an estimate.
 func seriesOf(rows []row) (n int) {
 	for i := range rows {
 		n += rows[i].metric.Series()
@@ -140,7 +140,7 @@ type capKey struct {
 
 // The ranks, first to last: the host's series; the series that every pod has, oldest pod
 // first; series with further labels; flows. In the last two, where a pod may have any
-// number, every owner's first series come before any owner's second.
+// number, the owners take turns.
 const (
 	rankHost = iota
 	rankPod
@@ -160,8 +160,8 @@ func rankOf(r *row) int8 {
 	return rankPod
 }
 
-// capOrder sorts rows for max_series. A series keeps its place from cycle to cycle,
-// whatever pods come and go and in whatever order the probes added their rows.
+// capOrder sorts rows for max_series. The place of a series depends neither on
+// other pods nor on the order in which the probes added their rows.
 func (f *families) capOrder(rows []row) []capKey {
 	f.order = f.order[:0]
 	for i := range rows {
@@ -267,7 +267,7 @@ func newMetric(m *catalog.Metric) *dto.Metric {
 	return &dto.Metric{Gauge: &dto.Gauge{Value: new(float64)}}
 }
 
-// write puts a histogram into the form of a family, with cumulative buckets.
+// write converts a histogram to the family's form, with cumulative buckets.
 func (h *Histogram) write(to *dto.Histogram) {
 	var n uint64
 	for i, b := range to.Bucket {

@@ -171,7 +171,7 @@ func TestMaxSeriesIsDeterministicAndFair(t *testing.T) {
 		want  string
 	}{
 		{3, "1+2+0 0+0+0 0+0+0 0+0+0"}, // the host's stay
-		{5, "1+2+0 1+0+0 1+0+0 0+0+0"}, // then what every pod has, oldest pod first
+		{5, "1+2+0 1+0+0 1+0+0 0+0+0"}, // then the series that every pod has, oldest pod first
 		{6, "1+2+0 1+0+0 1+0+0 1+0+0"},
 		{9, "1+2+0 1+1+0 1+1+0 1+1+0"},  // then one reason each
 		{13, "1+2+0 1+1+0 1+3+0 1+3+0"}, // then further reasons in turn
@@ -188,8 +188,8 @@ func TestMaxSeriesIsDeterministicAndFair(t *testing.T) {
 	}
 }
 
-// A histogram is as many series as it is lines, for a cap too: it is there as a whole
-// or not at all.
+// A histogram counts as many series as it has lines, also for a cap, which drops it
+// as a whole.
 func TestHistogramsCountAsTheirSeries(t *testing.T) {
 	root, _ := fakeProc(t, 20)
 	m, n := catalog.MustMetric("nodeskoop_kernellatency_seconds"), catalog.MustMetric("kubeskoop_softnet_processed")

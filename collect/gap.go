@@ -11,12 +11,12 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// minGap is the shortest gap between samples that is reported, however short the interval
-// is.
+// minGap is the shortest gap between samples that is reported, even if the interval is
+// shorter.
 const minGap = 15 * time.Second
 
-// moment is the time of a sample, by the wall clock and by the two clocks that cannot be
-// set.
+// moment is the time of a sample: by the wall clock, and by the two clocks that nobody
+// can set.
 type moment struct {
 	wall       time.Time
 	boot, mono time.Duration // CLOCK_BOOTTIME, CLOCK_MONOTONIC
@@ -65,8 +65,8 @@ func newGaps() *gaps {
 // late records that the loop is d behind the heartbeat that it promised.
 func (g *gaps) late(d time.Duration) { g.stood = max(g.stood, d) }
 
-// sampled records a sample. If the time since the previous one exceeds most, told is the
-// message for the operator and why its reason; otherwise both are empty.
+// sampled records a sample. If more than most passed since the previous one, it returns
+// a message for the operator and the reason; otherwise both are empty.
 func (g *gaps) sampled(bootID string, most time.Duration) (told string, why gapReason) {
 	now := g.now()
 	now.bootID = bootID
@@ -78,7 +78,7 @@ func (g *gaps) sampled(bootID string, most time.Duration) (told string, why gapR
 	}
 	gap := now.boot - last.boot
 	if last.bootID != now.bootID {
-		// Only the wall clock continues over a boot, and it may have been set.
+		// Only the wall clock continues across a boot, and it may have been set.
 		gap = now.wall.Sub(last.wall)
 		if gap <= 0 {
 			return fmt.Sprintf("no samples between %s, by a clock that has been set back since, and %s: the machine was restarted", stamp(last.wall), stamp(now.wall)), gapRebooted

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// clocks are a machine's clocks, which a test moves on.
+// clocks are a machine's clocks, controlled by the test.
 type clocks struct {
 	moment
 	delays map[int]time.Duration

@@ -146,8 +146,8 @@ func probes(cycle *int) []Factory {
 	}
 }
 
-// latencies is a histogram with so many values in its first buckets and in its last
-// one, each of a second.
+// latencies returns a histogram with the given counts in its first buckets and in
+// its last one, each of a second.
 func latencies(m *catalog.Metric, buckets ...uint64) *Histogram {
 	h := &Histogram{Buckets: make([]uint64, len(m.Bounds)+1)}
 	copy(h.Buckets, buckets)

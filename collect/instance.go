@@ -172,7 +172,7 @@ func (r *Runner) drop(list []*instance) {
 // judge turns the cycle's outcomes into the probes' status and logs changes.
 func (r *Runner) judge() {
 	status := make([]ProbeStatus, 0, len(r.instances))
-	// One line per error, naming all probes that it affects.
+	// One line per error, with the names of all probes that it affects.
 	var failures, lacking sayings
 	for _, in := range r.instances {
 		s := ProbeStatus{Name: in.info.Name, Err: in.err}
@@ -240,7 +240,7 @@ func (r *Runner) judge() {
 	r.mu.Unlock()
 }
 
-// sayings are messages in the order of their first use, each with its probes.
+// sayings are messages in order of first use, each with its probes.
 type sayings []saying
 
 type saying struct {

@@ -56,12 +56,12 @@ type keeper struct {
 	past map[pastKey]past
 
 	also   []alsoKept          // state that is not a probe's
-	sample func([]byte) []byte // appends the time of the last sample; nil: unknown
+	sample func([]byte) []byte // appends the time of the last sample; nil: not kept
 	before []byte              // what sample appended in an earlier process, possibly before a boot
 
 	machine    string // boot, PID namespace and time namespace; see kernel.MachineID
 	buf, spare []byte
-	cut        int // targets that did not fit into the last encoded state
+	cut        int // number of targets that did not fit into the last encoded state
 	now        func() time.Duration
 }
 
@@ -129,9 +129,9 @@ func (m *memory) appendKept(b []byte, now time.Duration) []byte {
 	return b
 }
 
-// encode encodes the state: first the plan's targets, then absent ones. there and enabled
-// report whether a target is present and a probe enabled; connected, whether the list of
-// pods is known.
+// encode encodes the state: first the plan's targets, then absent ones. there reports
+// whether a target is present, enabled whether a probe is. connected says whether the
+// list of pods is known.
 func (k *keeper) encode(p *plan, there, enabled func(string) bool, connected bool) {
 	if k.machine == "" {
 		return // state is not saved
@@ -195,7 +195,7 @@ func (k *keeper) use(data []byte) error {
 	if err != nil {
 		return err
 	}
-	// The time of the last sample is valid over a boot.
+	// The time of the last sample remains valid after a boot.
 	k.before = all[sampleKey].data
 	delete(all, sampleKey)
 	if machine != k.machine {
@@ -255,8 +255,8 @@ func appendEntry(b []byte, target, probe string, seen time.Duration, data func([
 	b = appendString(b, target)
 	b = appendString(b, probe)
 	b = binary.AppendUvarint(b, uint64(seen))
-	// Reserve four bytes for the length, a uvarint with padding: it is known only
-	// afterwards.
+	// Reserve four bytes for the length, as a padded uvarint, because the length
+	// is not known yet.
 	at := len(b)
 	b = data(append(b, 0, 0, 0, 0))
 	n := len(b) - at - 4

@@ -17,13 +17,13 @@ type row struct {
 	hist   *Histogram // of a histogram, in place of value
 	labels []string   // the values of metric.Labels
 
-	leftOut int // above 0: the number of series left out; value is unused
+	leftOut int // if above 0, the number of series left out, and value is unused
 }
 
 // Histogram is the value of a histogram.
 type Histogram struct {
-	// Buckets are how many values are in each, the one above all bounds included:
-	// one more than the metric has Bounds. They are not cumulative.
+	// Buckets are the counts of the buckets, not cumulative. There is one more
+	// than the metric has Bounds: the last bucket has no upper bound.
 	Buckets []uint64
 	Sum     float64 // in the metric's Unit
 }

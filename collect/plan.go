@@ -12,8 +12,8 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// plan lists the targets and jobs of one cycle, in the order of the output. It is all that
-// workers know, and is immutable.
+// plan lists the targets and jobs of one cycle, in the order of the output. It is
+// immutable and holds everything that workers need.
 type plan struct {
 	cycle    uint64
 	node     string
@@ -59,7 +59,7 @@ type inventory struct {
 
 // hostNetns is the host's network namespace.
 type hostNetns struct {
-	key   string // identifies the namespace over restarts of the program
+	key   string // identifies the namespace across restarts of the program
 	inode uint64
 	path  string
 	pids  []int
@@ -77,7 +77,7 @@ func newPlanner() *planner {
 	return &planner{memories: map[string]*memory{}, told: map[string]bool{}, unknown: &target{memory: m, granularity: EachNetns, unknown: true}}
 }
 
-// each calls f for every target's memory, the unattributed one's included.
+// each calls f with the memory of every target, including the unattributed one.
 func (p *planner) each(f func(*memory)) {
 	for _, m := range p.memories {
 		f(m)
@@ -154,7 +154,7 @@ func (p *planner) plan(from *inventory) *plan {
 	return out
 }
 
-// podKey identifies a pod over restarts of its sandbox, or a container outside pods.
+// podKey identifies a pod across new sandboxes, or a container outside pods.
 type podKey struct{ namespace, name, uid, plain string }
 
 func keyOf(p *owner.Pod) podKey { return podKey{p.Namespace, p.Name, p.UID, plainID(p)} }
@@ -170,8 +170,8 @@ func plainID(p *owner.Pod) string {
 
 // speakers chooses one pod for each pair of pod labels; only that one has series. Two
 // sandboxes of one pod are one pod, and the newer counts. A recreated pod replaces its
-// terminating predecessor of the same name. Among other pods with equal labels all but one
-// are left out, as are pods with the host's labels; that is logged.
+// terminating predecessor of the same name. Of other pods with equal labels, only one has
+// series. Pods with the host's labels have none. Both cases are logged.
 func (p *planner) speakers(from *inventory) map[[2]string]*owner.Pod {
 	pods := from.pods
 	m := make(map[[2]string]*owner.Pod, len(pods))

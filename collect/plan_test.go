@@ -142,7 +142,7 @@ func TestSample(t *testing.T) {
 	}
 }
 
-// TestFamilies: encoding needs nothing but rows and label sets.
+// TestFamilies: encoding depends only on rows and label sets.
 func TestFamilies(t *testing.T) {
 	host, some := &labelSet{}, &labelSet{pod: pod("a", 5, 20)}
 	host.set("node1", "host", "host", nil, nil)

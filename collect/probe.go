@@ -38,8 +38,8 @@ type Probe interface {
 
 // Hooked is a Probe that can attach to the kernel in several ways.
 type Hooked interface {
-	// Hook names the kinds of hooks in use, which become a label value: no part of it may
-	// vary with pods. limitations say what the probe cannot see with these hooks.
+	// Hook names the kinds of hooks in use, which become a label value: it must not
+	// depend on pods. limitations say what the probe cannot see with these hooks.
 	Hook() (hook string, limitations []string)
 }
 
@@ -54,8 +54,8 @@ type Env struct {
 	HostNetns string
 	// Once: see the Runner's Options.
 	Once bool
-	// Who finds the owners of addresses and namespaces, after a reload by the new
-	// configuration. Call its ReadAddrs from a worker only.
+	// Who finds the owners of addresses and namespaces. After a reload it uses
+	// the new configuration. Call its ReadAddrs only from a worker.
 	Who *owner.Resolver
 	Log *slog.Logger
 }
@@ -70,8 +70,8 @@ type Factory struct {
 var ErrNotBuilt = errors.New("this program does not contain it")
 
 // UnsupportedError says that this machine cannot run a probe: the kernel lacks a feature,
-// or a policy forbids it. It is not a failure. A Factory returns it, or Sample where the
-// lack shows only there.
+// or a policy forbids it. It is not a failure. A Factory returns it, or Sample if the
+// lack is only detected there.
 type UnsupportedError struct {
 	// Reason is one readable line. Probes that lack the same feature give the same Reason.
 	Reason string
@@ -94,9 +94,9 @@ func (e *StuckError) Error() string {
 // PartialError says that some processes are missing in a probe's values.
 type PartialError struct {
 	Err error
-	// Protected counts processes that the kernel hides whatever the capabilities. If it is
-	// not 0, nothing else is missing: the values are written, and the probe counts as
-	// working. If it is 0, the values are left out.
+	// Protected counts processes that the kernel hides regardless of capabilities. If
+	// it is not 0, only these are missing: the values are written, and the probe counts
+	// as working. If it is 0, other processes are missing and the values are left out.
 	Protected int
 }
 

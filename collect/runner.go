@@ -95,7 +95,8 @@ type Runner struct {
 	blind     bool // the last call for the pods failed
 	who       *owner.Resolver
 
-	// Calls that may hang, each in its own goroutine; nil: none is under way.
+	// Calls that may hang, each in its own goroutine. A field is nil while no
+	// such call is running.
 	listing *bounded.Call[processLists]
 	asking  *bounded.Call[[]selfValue]
 	handing *bounded.Call[struct{}] // handing over the families to the sink
@@ -113,7 +114,7 @@ type Runner struct {
 }
 
 const (
-	// handWait is how long a cycle waits for the sink.
+	// handWait limits how long a cycle waits for the sink.
 	handWait = 4 * time.Second
 	// closeWait limits how long detaching probes delays a reload or shutdown. The kernel's
 	// grace periods are short, but another program may hold a lock for long.
@@ -306,13 +307,13 @@ func (r *Runner) hand(sink func([]*dto.MetricFamily), fams []*dto.MetricFamily) 
 	}
 	r.handing = bounded.Begin(func() (none struct{}, err error) { sink(fams); return none, nil })
 	r.beat(handWait)
-	// Wait also during shutdown, so that the last file is complete.
+	// Wait during shutdown, too, so that the last file is complete.
 	if r.handing.Over(handWait, nil) {
 		r.handed()
 		return
 	}
 	r.opt.Log.Error("handing over the values hangs; sampling goes on, and what it samples is lost until then", "error", r.handing.Hangs("writing them"))
-	r.newFamilies() // the old ones belong to the sink now
+	r.newFamilies() // the sink still uses the old ones
 }
 
 func (r *Runner) handed() {
@@ -328,14 +329,14 @@ func (r *Runner) beat(wait time.Duration) {
 	r.due.Store(int64(time.Since(r.born) + wait))
 }
 
-// Overdue returns how late the loop's heartbeat is: in a cycle since its last step, between
-// two cycles since the next one was due. A hanging probe does not delay heartbeats. It may
-// be called from any goroutine.
+// Overdue returns how late the loop's heartbeat is. During a cycle it counts from the last
+// step, between cycles from the time when the next cycle was due. A hanging probe does not
+// delay heartbeats. It may be called from any goroutine.
 func (r *Runner) Overdue() time.Duration {
 	return max(0, time.Since(r.born)-time.Duration(r.due.Load()))
 }
 
-// Goroutine is the ID of the goroutine that runs Run, as stack traces show it. It may be
+// Goroutine is the ID of the goroutine that runs Run, as in stack traces. It may be
 // called from any goroutine.
 func (r *Runner) Goroutine() uint64 { return r.loop.Load() }
 
@@ -403,7 +404,7 @@ func (r *Runner) makePlan() *plan {
 	return p
 }
 
-// running returns the running pods, or the previous ones if the resolver fails.
+// running returns the running pods, or the previous list if the resolver fails.
 func (r *Runner) running() []*owner.Pod {
 	err := bounded.Guard(func() { r.ran = r.opt.Pods.Running() })
 	if err != nil && !r.blind {
@@ -437,7 +438,7 @@ func (r *Runner) listProcesses(pods []*owner.Pod) (processLists, error) {
 
 // keepAll encodes the probes' state.
 func (r *Runner) keepAll() {
-	// Without a connection to containerd the list of pods is not known to be complete.
+	// While containerd is not connected, the list of pods may be incomplete.
 	r.keeper.encode(r.plan, func(key string) bool { return r.planner.memories[key] != nil }, r.enabled, r.opt.Pods.Connected())
 }
 
@@ -470,7 +471,7 @@ func (r *Runner) KeepAtEnd() {
 }
 
 // Kept returns the encoded state of the last cycle, and how many targets did not fit. The
-// bytes are valid until the next cycle but one.
+// bytes stay valid during the next cycle.
 func (r *Runner) Kept() (data []byte, cut int) { return r.keeper.buf, r.keeper.cut }
 
 // Recall continues the counters from an earlier process's Kept. It takes either all of the

@@ -210,7 +210,7 @@ func TestHostLabelAndHostNetworkPods(t *testing.T) {
 	root, ns := fakeProc(t, 20)
 	h := pod("h", ns[0], 20)
 	h.HostNetwork = true
-	shared := pod("s", ns[0], 20) // a container outside pods in the host's namespace
+	shared := pod("s", ns[0], 20) // a container outside pods, in the host's namespace
 	r := newRunner(t, Options{ProcRoot: root, Pods: &somePods{running: []*owner.Pod{h, shared}}},
 		probe("tcp", EachNetns, readValue(mInsegs)))
 	o := r.opt

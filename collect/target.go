@@ -11,16 +11,16 @@ import (
 	"nodeskoop/collect/owner"
 )
 
-// target is what one Sample call of a cycle is about. It is made for one cycle and
-// immutable; its memory holds what lasts longer.
+// target is the subject of one Sample call: a namespace, a pod or the node. It is
+// made for one cycle and immutable; its memory holds the state that lasts longer.
 type target struct {
 	*memory
 	granularity Granularity
 	pod         *owner.Pod // nil: the host
 	inode       uint64
-	pids        []int // processes through which to reach the namespace; for EachPod, the processes to sample
+	pids        []int // processes that give access to the namespace; for EachPod, the processes to sample
 	path        string
-	// unknown: it stands for values that belong to no known namespace.
+	// unknown marks the target for values whose namespace is not known.
 	unknown bool
 	// err, for EachPod, says why the processes are not known; nothing is sampled then.
 	err     error
@@ -46,7 +46,7 @@ type memory struct {
 	key         string // identifies the target, also over restarts
 	granularity Granularity
 	live        bool     // present in this cycle
-	labels      labelSet // of its series; workers do not use it
+	labels      labelSet // labels of its series; workers do not use them
 
 	mu    sync.Mutex
 	state map[string]any     // by probe

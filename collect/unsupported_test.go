@@ -65,7 +65,7 @@ func TestUnsupportedIsNotFailed(t *testing.T) {
 		}
 	}
 
-	// It is checked again, seldom: a module may have been loaded.
+	// It is seldom checked again, since a module may have been loaded.
 	for _, in := range r.instances {
 		if in.info.Name == "packetloss" {
 			if wait := time.Until(in.retry); wait < minLookAgain/2 || wait > maxLookAgain {
@@ -91,7 +91,8 @@ func TestUnsupportedIsNotFailed(t *testing.T) {
 	}
 }
 
-// TestOnceSaysNothingOfLater: a process that ends after one sample announces no retry.
+// TestOnceSaysNothingOfLater: a process that ends after one sample does not announce a
+// retry.
 func TestOnceSaysNothingOfLater(t *testing.T) {
 	root, _ := fakeProc(t)
 	var log bytes.Buffer

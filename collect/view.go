@@ -85,7 +85,7 @@ func (v *View) Add(m *catalog.Metric, value float64, labels ...string) {
 	v.rows = append(v.rows, row{of: &v.t.labels, metric: m, value: value, labels: labels})
 }
 
-// AddHistogram is Add for a histogram, which the probe must not change any more.
+// AddHistogram is Add for a histogram. The probe must not change h afterwards.
 func (v *View) AddHistogram(m *catalog.Metric, h *Histogram, labels ...string) {
 	v.rows = append(v.rows, row{of: &v.t.labels, metric: m, hist: h, labels: labels})
 }
@@ -337,7 +337,8 @@ func (v *View) ReadNet(name string) ([]byte, error) {
 		return nil, err
 	}
 	if errors.Is(err, kernel.ErrGone) && v.dir >= 0 {
-		// ENOENT has two causes. If the process is still alive, the kernel lacks the file.
+		// ENOENT is ambiguous. If the process is still alive, the kernel lacks the
+		// file.
 		if _, e := v.netnsOf(v.dir, v.pid); e == nil {
 			err = fmt.Errorf("read %s/%d/net/%s: %w", v.plan.procRoot, v.pid, name, fs.ErrNotExist)
 		}

@@ -21,11 +21,11 @@ var errAbandoned = errors.New("abandoned after a timeout")
 // calls is the state that a worker shares with the loop that watches it.
 type calls struct {
 	mu        sync.Mutex
-	abandoned bool // the worker's results are not wanted any more
+	abandoned bool // the worker's results are no longer wanted
 	op        op   // the kernel call under way, if inOp
 	inOp      bool
 
-	threadLost bool // the thread could not return to its namespace; only the worker uses this
+	threadLost bool // the thread could not return to its namespace; only the worker itself reads this
 }
 
 // enter records the start of a kernel call. It fails if the worker is abandoned.
@@ -58,15 +58,15 @@ type worker struct {
 
 	calls
 	// calls.mu protects the following fields, too.
-	byOp    bool // abandoned because of a kernel call, not of the probe's own code
+	byOp    bool // abandoned because of a kernel call, not the probe's own code
 	j, i    int  // position: jobs[j].run[i]
 	started time.Time
 	mark    int // rows before this index are complete
 	jobMark int // rows before this index belong to earlier jobs
 	rows    []row
 
-	// Used by overtime: started of the last probe it saw, and how long the process had run
-	// by then.
+	// State of overtime: the start of the last probe that it saw, and how long the
+	// process had run by then.
 	seen      time.Time
 	ranBefore time.Duration
 }
@@ -109,8 +109,8 @@ func sample(p *plan, rows []row, stop <-chan struct{}, beat func()) []row {
 	}
 }
 
-// successor is a worker that continues where w stopped. The capacity limit makes its next
-// append copy the rows: w may still write behind its mark.
+// successor is a worker that continues where w stopped. The slice's capacity is limited,
+// so that append copies the rows: w may still write behind its mark.
 func (w *worker) successor() *worker {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -136,7 +136,7 @@ func (w *worker) overtime(ran time.Duration) bool {
 	probe := job.run[w.i]
 	err := fmt.Errorf("it did not return within %v", w.plan.timeout)
 	stuck := job.hang(w.op, w.inOp, probe)
-	// A hanging call is remembered, so that the same probe can be tried again on the
+	// Remember the hanging call, so that the same probe can still be tried on the
 	// target's other processes and files.
 	if w.inOp {
 		err = &StuckError{w.op.pid, w.op.what}
@@ -190,7 +190,7 @@ func (w *worker) work() {
 	}
 }
 
-// report is the result of one Sample call beside its rows.
+// report is the result of one Sample call, without its rows.
 type report struct {
 	err         error
 	hooked      bool // the probe is Hooked; hook and limitations are set
@@ -254,7 +254,8 @@ func (w *worker) take(job *job, probe *source, err error) {
 		w.rows = w.rows[:w.jobMark]
 		w.i = len(job.run)
 	case errors.As(err, &part) && part.Protected > 0:
-		// Hidden processes are not part of the sum.
+		// Hidden processes are not part of the sum, which is complete without
+		// them.
 		w.rows = w.view.rows
 		probe.protected += part.Protected
 		probe.protectedErr = fmt.Errorf("%s: %w", job.target, err)

@@ -82,7 +82,7 @@ type guard struct {
 type complaint struct{ family, why string }
 
 // labelSlice identifies a slice of labels by its address. All series of a network namespace
-// share one slice, so most are checked once for dozens of families. Labels do not change
+// share one slice, so it is checked once for dozens of families. Labels do not change
 // during an exposition.
 type labelSlice struct {
 	first **dto.LabelPair

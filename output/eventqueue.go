@@ -139,8 +139,8 @@ func (q *eventQueue) killed() bool {
 	}
 }
 
-// giveUpAfter is how long the goroutine may take to notice that it must end. After that it
-// counts as hanging in the kernel, and is abandoned.
+// giveUpAfter is how long the goroutine may take to notice that it must end. A goroutine
+// that takes longer counts as hanging in the kernel and is abandoned.
 const giveUpAfter = 100 * time.Millisecond
 
 // close makes the goroutine write the queued events until ctx ends. Then it uses wake to

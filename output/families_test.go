@@ -31,7 +31,8 @@ func gauge(v float64, ls ...*dto.LabelPair) *dto.Metric {
 	return &dto.Metric{Label: ls, Gauge: &dto.Gauge{Value: &v}}
 }
 
-// histogram has as many values in each bucket, and one more above all bounds.
+// histogram returns a histogram with the given number of values in each bucket, and
+// one more value above all bounds.
 func histogram(bounds []float64, each uint64, sum float64, ls ...*dto.LabelPair) *dto.Metric {
 	h := &dto.Histogram{SampleCount: new(uint64), SampleSum: &sum}
 	var n uint64

@@ -50,7 +50,7 @@ const (
 	// is dropped. An absent journald does not count as an attempt.
 	maxAttempts = 3
 
-	// maxKept is the most memory in bytes that the encoder keeps between events.
+	// maxKept is the maximum memory in bytes that the encoder keeps between events.
 	maxKept = 1 << 20
 
 	// shortStack is how many lines of a stack are kept if the event is too large for the

@@ -558,8 +558,8 @@ func listenAt(t testing.TB, path string) *net.UnixConn {
 	return c
 }
 
-// TestJournalFindsAReplacedSocket: the socket was replaced, and nobody reads the old one
-// any more.
+// TestJournalFindsAReplacedSocket: the socket was replaced, and nobody reads the old
+// one.
 func TestJournalFindsAReplacedSocket(t *testing.T) {
 	path := socketPath(t)
 	old := listenAt(t, path)

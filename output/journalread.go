@@ -23,47 +23,47 @@ import (
 )
 
 // JournalReader reads events back from the journal. The zero value reads all of
-// them. It is not for two goroutines at a time.
+// them. It is not safe for concurrent use.
 //
 // It runs journalctl: libsystemd, the only other reader of journal files, needs
-// cgo, and the program is built without.
+// cgo, and the program is built without it.
 //
-// Anyone may write to the journal, with any field. So an entry is an event only if
-// journald itself says that root, or a unit of nodeskoop's, wrote it: the names of
-// fields that journald adds begin with an underscore, and it takes none of these
-// from a program.
+// Any process may write to the journal, with any field. So an entry is accepted as
+// an event only if journald confirms that root or a unit of nodeskoop wrote it.
+// journald adds these fields itself; their names begin with an underscore, and it
+// accepts none of them from a program.
 type JournalReader struct {
-	// Since and Until select the events of which an occurrence lies at Since or
-	// later and before Until. The zero value is no limit.
+	// Since and Until select the events with an occurrence at or after Since and
+	// before Until. The zero value is no limit.
 	Since, Until time.Time
 	// Types selects types; nil: all.
 	Types []*catalog.EventType
-	// Namespace is the journal namespace of the unit, which is read beside the
-	// journal of all; "": there is none.
+	// Namespace is the unit's journal namespace, which is read in addition to the
+	// default journal; "" means none.
 	Namespace string
 	// Command begins the command line; nil: journalctl.
 	Command []string
 
-	// Skipped is what was met so far and could not be read.
+	// Skipped counts the entries so far that could not be read.
 	Skipped JournalSkipped
 }
 
 // JournalSkipped counts entries that are left out.
 type JournalSkipped struct {
-	Damaged int // are no JSON, or larger than any entry of an event
-	Unknown int // are events of a type that this version does not know
+	Damaged int // entries that are not JSON, or larger than any event's entry
+	Unknown int // events of a type that this version does not know
 }
 
 // units are those that write events.
 var units = []string{"nodeskoop.service", "nodeskoop-collect.service"}
 
 const (
-	// maxEntry is how large an entry may be. The largest of an event have a stack.
+	// maxEntry is the maximum size of an entry. The largest events carry a stack.
 	maxEntry = 1 << 20
-	// told is how long after its last occurrence an entry may be written: at the
-	// end of the longest window.
+	// told is the maximum delay between an occurrence and its entry: the longest
+	// window.
 	told = event.DefaultMaxWindow + time.Minute
-	// maxComplaint is how much of what journalctl says is kept.
+	// maxComplaint is how much of journalctl's error output is kept.
 	maxComplaint = 4096
 )
 
@@ -79,8 +79,7 @@ func (r *JournalReader) arguments() []string {
 		args = append(args, "--namespace=+"+r.Namespace)
 	}
 	if !r.Since.IsZero() {
-		// The clock of the kernel's time stamps and that of journald differ by
-		// some milliseconds.
+		// The kernel's and journald's clocks differ by some milliseconds.
 		args = append(args, "--since=@"+strconv.FormatInt(r.Since.Unix()-1, 10))
 	}
 	if !r.Until.IsZero() {
@@ -102,9 +101,9 @@ func (r *JournalReader) arguments() []string {
 	return args
 }
 
-// Events yields the events in the order in which they were written. An error is
-// the last thing: the journal cannot be read to its end. A context that ends is
-// none. Memory does not grow with the journal.
+// Events yields the events in the order of their entries. An error ends the
+// sequence: the rest of the journal cannot be read. A context that ends is not an
+// error. Memory does not grow with the journal.
 func (r *JournalReader) Events(ctx context.Context) iter.Seq2[*event.Event, error] {
 	return func(yield func(*event.Event, error) bool) {
 		more := true
@@ -131,8 +130,8 @@ func (r *JournalReader) wants(e *event.Event) bool {
 		(r.Types == nil || slices.Contains(r.Types, e.Type))
 }
 
-// Begins is when the journal begins, of whatever entries; the zero time if it has
-// none.
+// Begins returns the time of the journal's first entry, of any kind; the zero time
+// if it is empty.
 func (r *JournalReader) Begins(ctx context.Context) (begins time.Time, err error) {
 	args := slices.Clone(r.Command)
 	if args == nil {
@@ -152,7 +151,8 @@ func (r *JournalReader) Begins(ctx context.Context) (begins time.Time, err error
 	return begins, err
 }
 
-// run runs journalctl and hands over its lines until one is enough.
+// run runs journalctl and calls line with each line of its output, until line
+// returns false.
 func (r *JournalReader) run(ctx context.Context, args []string, line func([]byte) bool) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -175,7 +175,7 @@ func (r *JournalReader) run(ctx context.Context, args []string, line func([]byte
 		case tooLong, err != nil && len(text) > 0 && ctx.Err() == nil: // or torn off, by nobody here
 			r.Skipped.Damaged++
 		case err != nil:
-		// Lines of journalctl's own begin so: -- No entries --
+		// journalctl's own lines have this form: -- No entries --
 		case len(text) > 0 && !bytes.HasPrefix(text, []byte("-- ")):
 			enough = !line(text) || ctx.Err() != nil
 		}
@@ -203,7 +203,7 @@ func (r *JournalReader) run(ctx context.Context, args []string, line func([]byte
 	return nil
 }
 
-// head keeps the beginning of what is written to it.
+// head keeps the beginning of the text written to it.
 type head struct {
 	mu   sync.Mutex
 	text strings.Builder
@@ -225,8 +225,8 @@ func (h *head) String() string {
 	return h.text.String()
 }
 
-// readLine reads a line, without the newline. Of one that is longer than limit it
-// keeps nothing. What it returns is valid until the next call.
+// readLine reads a line without its newline. tooLong says that the line exceeds
+// limit; its text is dropped then. The result is valid until the next call.
 func readLine(b *bufio.Reader, limit int) (line []byte, tooLong bool, err error) {
 	line, err = b.ReadSlice('\n')
 	if err == bufio.ErrBufferFull {
@@ -250,8 +250,8 @@ func readLine(b *bufio.Reader, limit int) (line []byte, tooLong bool, err error)
 	return bytes.TrimSuffix(line, []byte("\n")), tooLong, err
 }
 
-// decodeEntry reads an entry of `journalctl --output=json`. It returns nil for one
-// that nobody says nodeskoop has written.
+// decodeEntry decodes an entry of `journalctl --output=json`. It returns nil if the
+// entry is not confirmed to be nodeskoop's.
 func decodeEntry(line []byte) (*event.Event, error) {
 	var entry map[string]json.RawMessage
 	if err := json.Unmarshal(line, &entry); err != nil {
@@ -274,8 +274,8 @@ func decodeEntry(line []byte) (*event.Event, error) {
 	return e, err
 }
 
-// trusted reports whether root or a unit of nodeskoop's wrote an entry, as journald
-// says. A field of journald's has one value, as a string.
+// trusted reports whether journald confirms that root or a unit of nodeskoop wrote
+// an entry. A field of journald's has one value, a string.
 func trusted(entry map[string]json.RawMessage) bool {
 	is := func(name string, values ...string) bool {
 		var s string
@@ -284,7 +284,7 @@ func trusted(entry map[string]json.RawMessage) bool {
 	return is("_TRANSPORT", "journal") && (is("_UID", "0") || is("_SYSTEMD_UNIT", units...))
 }
 
-// journalTime reads a time of journald's; the zero time if it is none.
+// journalTime parses a time written by journald; the zero time if it is invalid.
 func journalTime(us string) time.Time {
 	n, err := strconv.ParseInt(us, 10, 64)
 	if t := time.UnixMicro(n); err == nil && n > 0 && t.Year() < 10000 {
@@ -293,9 +293,9 @@ func journalTime(us string) time.Time {
 	return time.Time{}
 }
 
-// fieldText is the value of a field: a string; an array of bytes as numbers, where
-// it has some that are no text; an array of values where the field was given several
-// times, of which the first counts; or null, which is "".
+// fieldText returns the value of a field. In JSON it is a string, an array of byte
+// values if it is not text, an array of values if the field occurs several times
+// (the first counts), or null, which becomes "".
 func fieldText(raw json.RawMessage) string {
 	if len(raw) == 0 {
 		return ""

@@ -21,7 +21,8 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// entry is a line of journalctl's, with what journald says of root.
+// entry returns a line of journalctl's output, with journald's fields of an entry
+// by root.
 func entry(change map[string]any) string {
 	e := map[string]any{"__REALTIME_TIMESTAMP": "1700000000000000", "_TRANSPORT": "journal", "_UID": "0", "KUBESKOOP_EVENT": "PacketLoss",
 		"MESSAGE": "shop/web-0: packet dropped", "K8S_NAMESPACE": "shop", "K8S_POD": "web-0", "KUBESKOOP_TIMESTAMP_US": "1699999999000000"}
@@ -91,8 +92,8 @@ func TestDecodeEntry(t *testing.T) {
 	}
 }
 
-// Whatever a line holds, it is an event only if journald says so, and what is shown of
-// it does nothing.
+// Whatever a line holds, it is an event only if journald confirms its origin, and its
+// text cannot affect a terminal.
 func FuzzDecodeEntry(f *testing.F) {
 	f.Add([]byte(entry(nil)))
 	f.Add([]byte(entry(map[string]any{"_UID": "1000"})))
@@ -124,7 +125,7 @@ func FuzzDecodeEntry(f *testing.F) {
 	})
 }
 
-// prints is a command line that prints some lines, whatever arguments follow.
+// prints returns a command line that prints lines and ignores further arguments.
 func prints(script string) []string { return []string{"sh", "-c", script, "journalctl"} }
 
 func readEvents(ctx context.Context, r *JournalReader) (events []*event.Event, err error) {
@@ -159,7 +160,7 @@ func TestJournalReaderFailures(t *testing.T) {
 	}
 }
 
-// What is torn, too large or of another version costs itself alone.
+// A torn or too large entry, or one of another version, is skipped alone.
 func TestJournalReaderSkips(t *testing.T) {
 	r := &JournalReader{Command: prints("echo '-- No entries --'; echo '" + entry(nil) + "'; head -c 3000000 /dev/zero | tr '\\0' x; echo; echo '{'; echo '" +
 		entry(map[string]any{"KUBESKOOP_EVENT": "New"}) + "'; echo; head -c 100000 /dev/zero | tr '\\0' ' '; echo '" + entry(nil) + "'; printf '%s' '" + entry(nil)[:70] + "'")}
@@ -169,7 +170,8 @@ func TestJournalReaderSkips(t *testing.T) {
 	}
 }
 
-// An entry that stands for many is there if one of them lies in the range.
+// A merged entry is included if its time from first to last occurrence touches the
+// range.
 func TestJournalReaderRange(t *testing.T) {
 	at := func(s int) time.Time { return time.Unix(1_700_000_000+int64(s), 0) }
 	us := func(s int) string { return strconv.FormatInt(at(s).UnixMicro(), 10) }
@@ -205,7 +207,7 @@ func TestJournalReaderRange(t *testing.T) {
 	}
 }
 
-// A reader that has enough, and one whose context ends, end journalctl.
+// journalctl is ended when the reader has had enough, and when its context ends.
 func TestJournalReaderEnds(t *testing.T) {
 	endless := prints("while :; do echo '" + entry(nil) + "'; done")
 	n := 0
@@ -228,7 +230,7 @@ func TestJournalReaderEnds(t *testing.T) {
 			break
 		}
 	}
-	// What is torn off since the reader has gone is not damaged.
+	// A line torn because the reader ended is not damaged.
 	ctx, stop = context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer stop()
 	torn := &JournalReader{Command: prints("printf '{'; exec sleep 1000")}
@@ -267,10 +269,10 @@ func TestJournalReaderOfAHugeJournal(t *testing.T) {
 	}
 }
 
-// What Journal wrote a real journald gives back, field by field, and of what another
-// user writes with the same fields nothing.
+// A real journald returns what Journal wrote, field by field, and nothing of what
+// another user writes with the same fields.
 func TestJournalReaderReadsWhatJournalWrote(t *testing.T) {
-	need.Program(t, "setpriv", "/usr/bin/python3") // a user may not be let into another one
+	need.Program(t, "setpriv", "/usr/bin/python3") // Debian's python3 by path: the other user may not enter the folder of another python
 	d := journald.New(t, "64M")
 	j := NewJournal(JournalOptions{Path: d.Socket})
 	var want []string

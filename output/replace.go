@@ -10,8 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ReplaceFile writes a file for a person, whole or not at all: what had its name
-// stays until the last byte is written. What is no regular file is not replaced.
+// ReplaceFile atomically replaces a file meant for a person: the old content stays
+// until the last byte is written. It refuses to replace anything but a regular
+// file.
 func ReplaceFile(path string, mode fs.FileMode, write func(io.Writer) error) error {
 	abs, err := filepath.Abs(path)
 	if err != nil {

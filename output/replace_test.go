@@ -32,7 +32,7 @@ func TestReplaceFile(t *testing.T) {
 	if err := ReplaceFile(in("page.html"), 0o640, func(w io.Writer) error { _, _ = io.WriteString(w, "half"); return torn }); !errors.Is(err, torn) {
 		t.Error(err)
 	}
-	// What is no file stays what it is.
+	// A path that is not a regular file stays unchanged.
 	if err := errors.Join(os.Mkdir(in("folder"), 0o755), unix.Mkfifo(in("fifo"), 0o644), os.Symlink("/dev/null", in("null")), os.Symlink("page.html", in("link"))); err != nil {
 		t.Fatal(err)
 	}

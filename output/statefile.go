@@ -31,8 +31,8 @@ const (
 // StateFile is the state that the program passes to its next run: one small file in a
 // folder of its own, replaced atomically.
 //
-// Nothing is synced to disk. A killed program loses nothing by that, and after a crash of
-// the machine the state, which is of another boot, is useless.
+// Nothing is synced to disk. A killed program loses nothing by that. A crash of the
+// machine makes the state useless anyway, since it is valid for one boot only.
 //
 // Only the process that holds the lock file may write; others may read. All methods may be
 // called from any goroutine.

@@ -401,7 +401,7 @@ func BenchmarkTerminalLine(b *testing.B) {
 	}
 }
 
-// With dates a line begins with its own, unless that takes more room than it is worth.
+// With dates, each line begins with its date, unless the line has no room for it.
 func TestTerminalDates(t *testing.T) {
 	e := eventOf(catalog.EventByName("PacketLoss"))
 	for width, want := range map[int]string{

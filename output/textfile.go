@@ -82,7 +82,7 @@ type TextfileStats struct {
 type Textfile struct {
 	log *slog.Logger
 
-	path atomic.Pointer[string] // at, for callers that must not wait for a write
+	path atomic.Pointer[string] // path for callers that must not wait for a write
 
 	mu     sync.Mutex
 	at     place

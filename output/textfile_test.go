@@ -805,7 +805,8 @@ func TestFolderBecomesASymlink(t *testing.T) {
 	if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "before="+dir+" now="+other) {
 		t.Errorf("log:\n%s", log)
 	}
-	// The file in the previous folder is not held any more, and counts as another's.
+	// The file in the previous folder is no longer held, and counts as another
+	// writer's.
 	if err := tf.Remove(); err != nil {
 		t.Fatal(err)
 	}

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 
-/* How long things took, by powers of about three, one copy per CPU.
+/* Latency histograms with bounds that grow by a factor of about three, one
+ * copy per CPU.
  *
- * By default one set for the node, which a program finds without knowing whose
- * the packet is. On request one for each namespace that user space follows; it
- * makes them, so that none is allocated here, and what belongs to no such
- * namespace is counted for NETNS_NONE. */
+ * By default there is one set for the node, which needs no owner lookup. On
+ * request there is one for each namespace that user space follows. User space
+ * creates these, so the programs allocate nothing. Latencies of other
+ * namespaces count for NETNS_NONE. */
 
 #ifndef NODESKOOP_HISTOGRAM_H
 #define NODESKOOP_HISTOGRAM_H
@@ -13,8 +14,8 @@
 #include "kernel.h"
 #include "counter.h"
 
-/* The upper bounds in microseconds. A latency of exactly a bound is above it, as
- * it is above a threshold of the counters. */
+/* Upper bounds in microseconds. A latency equal to a bound counts as above it,
+ * as with the thresholds of the counters. */
 enum histogram_bound {
 	HISTOGRAM_BOUND_0 = 10,
 	HISTOGRAM_BOUND_1 = 30,
@@ -32,7 +33,7 @@ enum histogram_bound {
 
 #define HISTOGRAM_BOUND(n) (HISTOGRAM_BOUND_##n * 1000ull)
 #define HISTOGRAM_BUCKETS 13
-/* The most that a probe has for one namespace; one size for all probes. */
+/* Maximum number of histograms per namespace; one size for all probes. */
 #define HISTOGRAMS 4
 
 struct histogram {
@@ -52,10 +53,10 @@ enum histograms_by {
 
 const volatile __u32 keep_histograms = HISTOGRAMS_NODE;
 
-/* Most latencies are of the first few buckets: they take two comparisons. It is half
- * the latency that is compared, which the compiler is not to know: of what is compared
- * the verifier notes the range, and would follow the rest of the program once for each
- * bucket. */
+/* Most latencies are in the first few buckets, which take two comparisons. Compare
+ * half the latency, in a form that the compiler does not see through: the verifier
+ * tracks the range of a compared value, and would verify the rest of the program
+ * once per bucket. */
 static __always_inline __u32 histogram_bucket(__u64 ns)
 {
 #define BELOW(n) (ns < HISTOGRAM_BOUND(n) / 2)
@@ -76,9 +77,9 @@ static __always_inline __u32 histogram_bucket(__u64 ns)
 #undef BELOW
 }
 
-/* Whether what counts may be interrupted by what counts in the same histogram on
- * the same CPU. Where softirqs are off nothing can: that spares two locked
- * additions, which cost more than all the rest. */
+/* Whether an update may be interrupted by another update of the same histogram
+ * on the same CPU. Where softirqs are disabled it cannot, which saves two
+ * atomic additions, the largest part of the cost. */
 enum interrupted { ALONE, INTERRUPTED };
 
 static __always_inline void histogram_add(struct histogram *h, __u64 ns, enum interrupted how)
@@ -130,7 +131,7 @@ static __always_inline void histogram_add(struct histogram *h, __u64 ns, enum in
 		return h ? h : bpf_map_lookup_elem(&netns_histograms, &none);                      \
 	}
 
-/* measured_of_node counts a latency in one of the node's histograms. */
+/* measured_of_node counts a latency in a histogram of the node. */
 #define measured_of_node(which, ns, how)                                                               \
 	do {                                                                                       \
 		if (keep_histograms != HISTOGRAMS_OFF) {                                             \
@@ -141,8 +142,8 @@ static __always_inline void histogram_add(struct histogram *h, __u64 ns, enum in
 		}                                                                                  \
 	} while (0)
 
-/* measured_of counts it in the node's or in those of an owner, which is looked
- * for only then. */
+/* measured_of counts a latency in a histogram of the node, or of the owner.
+ * The owner is only looked up in the second case. */
 #define measured_of(which, ns, owner, how)                                                         \
 	do {                                                                                       \
 		if (keep_histograms == HISTOGRAMS_PODS) {                                            \

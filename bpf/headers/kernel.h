@@ -460,8 +460,8 @@ enum {
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_tracing.h>
 
-/* A function that the verifier checks only once. Without this it would check the
- * function for every path of every caller. Arguments must be numbers. */
+/* A function that the verifier checks once rather than for every path of every
+ * caller. Arguments must be numbers. */
 #define VERIFIED_ONCE __attribute__((noinline))
 
 /* Makes bpf2go export types to Go (its option -type): an object contains only types

@@ -27,7 +27,7 @@ func checkCommand() *cli.Command {
 }
 
 func runCheck(c *cli.Context) error {
-	// Discard the log: the findings report the same problems.
+	// Discard the log, because the findings report the same problems.
 	s, err := newSession(c, io.Discard)
 	if errors.As(err, new(cli.ExitCoder)) {
 		return err // a mistake on the command line

@@ -11,8 +11,8 @@ func configCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "config",
 		Usage: "print the effective configuration as commented TOML",
-		Description: "The file is read first, then nodeskoop.d/*.toml beside it, by name; of a key that several set, the last\n" +
-			"holds. \"Set by\" says which. Of --config DIR/NAME.toml the folder is DIR/NAME.d.",
+		Description: "The file is read first, then nodeskoop.d/*.toml beside it, by name. If several set a key, the last one wins;\n" +
+			"\"Set by\" names it. For --config DIR/NAME.toml, the folder is DIR/NAME.d.",
 		Flags: append(commonFlags(),
 			&cli.BoolFlag{Name: "default", Usage: "print the shipped file, with every key at its default"},
 			&cli.BoolFlag{Name: "check", Usage: "print nothing; fail if the configuration has a mistake"},

@@ -15,11 +15,11 @@ import (
 func diagnoseCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "diagnose",
-		Usage: "look for some seconds, and name the causes of trouble",
+		Usage: "observe for some seconds, and name the causes of trouble",
 		Description: "Takes two samples of the node and its pods, with the events between them, and names the causes that they show, most\n" +
 			"likely first: each with its evidence, where the numbers come from, which end is to blame, and the next command.\n" +
-			"What follows from a cause is not named beside it. On a node in good health it finds nothing.\n" +
-			"It runs beside a daemon, and changes nothing. A fault is found only while it shows: let the trouble go on meanwhile.\n" +
+			"Consequences of a named cause are not listed. On a healthy node it finds nothing.\n" +
+			"It runs beside a daemon, and changes nothing. A fault is found only while it occurs: keep the trouble going.\n" +
 			"nodeskoop docs causes prints which causes it knows, and what each rests on.",
 		Flags: append(commonFlags(),
 			&cli.DurationFlag{Name: "for", Usage: "look for `TIME`", Value: 10 * time.Second, EnvVars: []string{"NODESKOOP_FOR"}},
@@ -70,7 +70,7 @@ func runDiagnose(c *cli.Context) error {
 	report, err := doctor.Look(c.Context, took, only, func() {
 		speak()
 		if logIsTerminal(c.App.ErrWriter) {
-			say(c.App.ErrWriter, fmt.Sprintf("Looking for %v. Let the trouble go on.", took))
+			say(c.App.ErrWriter, fmt.Sprintf("Observing for %v. Keep the trouble going.", took))
 		}
 	})
 	if err != nil {

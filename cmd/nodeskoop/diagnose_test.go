@@ -41,8 +41,8 @@ type diagnosis struct {
 	NotLooked []struct{ What, Why string } `json:"not_looked"`
 }
 
-// TestDiagnose: a rule in a pod that drops what another sends it is named, at that
-// pod and alone; of a pod that has nothing to do with it nothing is.
+// TestDiagnose: a rule in a pod that drops what another pod sends is named, and
+// only that pod is blamed. For an unrelated pod nothing is found.
 func TestDiagnose(t *testing.T) {
 	need.Root(t)
 	need.Short(t)
@@ -85,7 +85,7 @@ func TestDiagnose(t *testing.T) {
 	if d.Pods != 3 || d.Seconds < 5 || d.Version == "" || d.Begin.IsZero() {
 		t.Errorf("%+v", d)
 	}
-	// The machine may have troubles of its own meanwhile.
+	// The machine may have problems of its own meanwhile.
 	if len(d.Findings) == 0 || d.Findings[0].Cause != "policy-drop-pod" || d.Findings[0].Blame != "shop/web-0" || d.Findings[0].Pod != "shop/web-0" {
 		t.Errorf("%+v", d.Findings)
 	}

@@ -204,7 +204,7 @@ app = "${labels:app}"
 	}
 }
 
-// snmp reads one counter of a process's namespace independently of the probes.
+// snmp reads a counter of a process's namespace without the probes.
 func snmp(t *testing.T, pid int, group, name string) float64 {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/snmp", pid))

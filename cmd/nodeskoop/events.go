@@ -24,24 +24,25 @@ func eventsCommand() *cli.Command {
 		Name:  "events",
 		Usage: "print events as they happen, or those of the journal, one line each",
 		Description: "Needs neither journald nor a configuration file. Without --probe every probe that has events runs.\n" +
-			"It watches beside a daemon that runs; each counts for itself. Events of one kind (type, pod, peer, reason, process, disk) are\n" +
-			"one line at once for the first, and then one line at the end of each window in which more came, with their number and the\n" +
-			"longest latency: windows of 2 s that double to 10 s while it goes on. --all prints each event as it comes.\n" +
-			"\"(+N suppressed)\" in a line is how many events of that type and pod a rate limit held back since the last line of them.\n" +
+			"It can run beside a daemon; each counts separately. Events of one kind (type, pod, peer, reason, process, disk) are merged:\n" +
+			"the first is a line at once, and further ones are one line at the end of each window, with their number and the\n" +
+			"longest latency. The window is 2 s, and doubles up to 10 s while events continue. --all prints each event as it comes.\n" +
+			"\"(+N suppressed)\" in a line is the number of events of that type and pod that a rate limit suppressed since their last line.\n" +
 			"Where standard output is a terminal, lines are cut to its width. At the end standard error has a summary by kind.\n" +
-			"With --since or --until it prints what the daemon has written to the journal instead, and ends. A line is an entry there, with\n" +
-			"the daemon's windows of 10 s to 10 min; one that stands for many is printed if any of them lies between the two.",
+			"With --since or --until it prints the journal's entries by the daemon instead, and ends. The daemon merges over windows of\n" +
+			"10 s to 10 min; a merged entry is printed if any of its events may lie in the range.",
 		Flags: append(append(commonFlags(), pastFlags("events of the journal that occurred", "")...),
 			jsonFlag("print JSON, with the names of the journal's fields"),
-			podFlag("only events of `NAMESPACE/NAME`, at either end; NAME alone is in any namespace; \"host\" is the host, \"unknown\" what the kernel left no way to know the owner of"),
-			&cli.BoolFlag{Name: "all", Usage: "print each event, also where many are of one kind", EnvVars: []string{"NODESKOOP_ALL"}},
+			podFlag("only events of `NAMESPACE/NAME`, at either end; NAME alone is in any namespace; \"host\" is the host, \"unknown\" an owner that the kernel gives no way to know"),
+			&cli.BoolFlag{Name: "all", Usage: "print each event, without merging", EnvVars: []string{"NODESKOOP_ALL"}},
 			&cli.StringSliceFlag{Name: "event", Usage: "only events of `TYPE`", EnvVars: []string{"NODESKOOP_EVENT"}},
 		),
 		Action: watchEvents,
 	}
 }
 
-// The windows in which events of one kind are one line: a person is waiting.
+// The windows in which events of one kind share a line. They are short, since a
+// person is waiting.
 const (
 	watchWindow    = 2 * time.Second
 	watchMaxWindow = 10 * time.Second

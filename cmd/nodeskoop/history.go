@@ -39,8 +39,8 @@ type historyLine struct {
 	Minute time.Time         `json:"minute"`
 	Metric string            `json:"metric,omitempty"`
 	Labels map[string]string `json:"labels,omitempty"`
-	// Increase is a counter's, Value and Highest are a gauge's. Gone: the gauge is
-	// there no more.
+	// Increase is set for a counter, Value and Highest for a gauge. Gone: the gauge
+	// no longer exists.
 	Increase *float64 `json:"increase,omitempty"`
 	Value    *float64 `json:"value,omitempty"`
 	Highest  *float64 `json:"highest,omitempty"`

@@ -20,12 +20,13 @@ import (
 	"nodeskoop/output/history"
 )
 
-// usualSpan is how long before --until a report, and what the history has, begins if
-// --since does not say.
+// usualSpan is the time before --until at which a report, or a query of the history,
+// begins by default.
 const usualSpan = time.Hour
 
-// pastFlags are --since and --until of the commands that look back. What they select
-// ends in a verb: "minutes that begin". usual says what holds without --since.
+// pastFlags returns --since and --until for the commands that look back. what is a
+// phrase that ends in a verb, such as "minutes that begin". usual describes the
+// default of --since.
 func pastFlags(what, usual string) []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "since", Usage: "only " + what + " at `TIME` or later" + usual + ": " + when.Forms, EnvVars: []string{"NODESKOOP_SINCE"}},
@@ -33,8 +34,8 @@ func pastFlags(what, usual string) []cli.Flag {
 	}
 }
 
-// pastRange reads --since and --until. Without --since it is span before the end; with
-// a span of 0, what is not given is the zero time.
+// pastRange reads --since and --until. The default of --since is span before the end;
+// with a span of 0, times that are not given are the zero time.
 func pastRange(c *cli.Context, now time.Time, span time.Duration) (since, until time.Time, err error) {
 	for _, f := range []struct {
 		name string
@@ -61,8 +62,8 @@ func pastRange(c *cli.Context, now time.Time, span time.Duration) (since, until 
 	return since, until, nil
 }
 
-// journalCommand begins the command line that reads the journal; nil is journalctl.
-// Tests replace it.
+// journalCommand is the command that reads the journal; nil means journalctl. Tests
+// replace it.
 var journalCommand []string
 
 // newJournalReader reads the journal to which the unit writes.
@@ -70,10 +71,10 @@ func newJournalReader(since, until time.Time) *output.JournalReader {
 	return &output.JournalReader{Since: since, Until: until, Namespace: check.LogNamespace(), Command: journalCommand}
 }
 
-// maxUnwritten is how many events that were read wait to be written.
+// maxUnwritten is the maximum number of events that were read and not yet written.
 const maxUnwritten = 1024
 
-// pastEvents prints what the journal has, as watchEvents prints what comes.
+// pastEvents prints events of the journal in the format of watchEvents.
 func pastEvents(c *cli.Context, filter session.Filter) error {
 	now := time.Now()
 	since, until, err := pastRange(c, now, 0)
@@ -107,8 +108,8 @@ func pastEvents(c *cli.Context, filter session.Filter) error {
 		case <-ctx.Done():
 		}
 	}()
-	// A terminal gives up what it has no room for: a journal is read no faster than
-	// its events are written.
+	// A terminal drops what does not fit into its queue, so read the journal only
+	// as fast as events are written.
 	room := make(chan struct{}, maxUnwritten)
 	for e, failed := range r.Events(ctx) {
 		if failed != nil {
@@ -124,7 +125,7 @@ func pastEvents(c *cli.Context, filter session.Filter) error {
 		case <-ctx.Done():
 		}
 	}
-	// However long the reader takes: it may be a pager.
+	// Wait without a limit, since the reader may be a pager.
 	for range maxUnwritten {
 		select {
 		case room <- struct{}{}:
@@ -154,15 +155,15 @@ func pastEvents(c *cli.Context, filter session.Filter) error {
 	return errors.Join(err, skippedEntries(r.Skipped))
 }
 
-// closeWait is how long the end waits for a reader that does not read any more.
+// closeWait is how long the end waits for a reader that has stopped reading.
 const closeWait = time.Second
 
-// sameDay reports whether two times are of the same day.
+// sameDay reports whether two times are on the same day.
 func sameDay(a, b time.Time) bool {
 	return a.Local().Format(time.DateOnly) == b.Local().Format(time.DateOnly)
 }
 
-// spanOf says which time a summary is about.
+// spanOf describes the period of a summary.
 func spanOf(since, until time.Time) string {
 	from := "until "
 	if !since.IsZero() {
@@ -175,7 +176,8 @@ func spanOf(since, until time.Time) string {
 	return from + until.Local().Format(form)
 }
 
-// journalBegins says that a journal does not reach back far enough, "" if it does.
+// journalBegins says that the journal does not reach back far enough, "" if it
+// does.
 func journalBegins(begins, since time.Time) string {
 	switch {
 	case begins.IsZero():
@@ -186,8 +188,8 @@ func journalBegins(begins, since time.Time) string {
 	return ""
 }
 
-// skippedEntries is the error of a journal of which not all could be read, nil if
-// all could.
+// skippedEntries is the error that parts of the journal could not be read, nil if
+// there are none.
 func skippedEntries(s output.JournalSkipped) error {
 	var err error
 	if s.Damaged > 0 {
@@ -199,7 +201,7 @@ func skippedEntries(s output.JournalSkipped) error {
 	return err
 }
 
-// pastTop prints the table of a minute of the history.
+// pastTop prints the table of a history minute.
 func pastTop(c *cli.Context, order top.Order) error {
 	for _, name := range []string{"interval", "count"} {
 		if c.IsSet(name) {

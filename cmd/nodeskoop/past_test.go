@@ -21,14 +21,15 @@ import (
 	"nodeskoop/output"
 )
 
-// fromJournal lets the commands read what a script prints instead of the journal.
+// fromJournal makes the commands read the output of a script in place of the
+// journal.
 func fromJournal(t *testing.T, script string) {
 	t.Helper()
 	journalCommand = []string{"sh", "-c", script, "journalctl"}
 	t.Cleanup(func() { journalCommand = nil })
 }
 
-// journalEntries are events as journalctl prints those of root.
+// journalEntries returns events as journalctl prints entries written by root.
 func journalEntries(events ...*event.Event) string {
 	var b strings.Builder
 	for _, e := range events {
@@ -53,7 +54,7 @@ func journalFile(t *testing.T, events ...*event.Event) {
 	fromJournal(t, "cat "+name)
 }
 
-// loss is a packet that a pod lost.
+// loss is the loss of a packet by a pod.
 func loss(at time.Time, pod string) *event.Event {
 	return &event.Event{Type: catalog.EventByName("PacketLoss"), Time: at, Pod: &owner.Pod{ID: pod, Namespace: "shop", Name: pod}, PID: -1, CPU: -1, Reason: "NETFILTER_DROP", Protocol: "TCP"}
 }
@@ -124,8 +125,8 @@ func TestPastMistakes(t *testing.T) {
 	}
 }
 
-// slow is a reader that takes its time, the more the longer it reads: more than the
-// end waits for one that does not read.
+// slow is a reader that pauses, longer in total than the end of the program waits
+// for a reader that hangs.
 type slow struct {
 	bytes.Buffer
 	writes int
@@ -137,8 +138,8 @@ func (b *slow) Write(p []byte) (int, error) {
 	return b.Buffer.Write(p)
 }
 
-// A journal is read no faster than its events are written: none is lost to a reader
-// that takes its time.
+// The journal is read only as fast as events are written, so a slow reader loses
+// none.
 func TestPastEventsWaitForTheReader(t *testing.T) {
 	const events = 9000 // more than any queue holds
 	line := strings.TrimSpace(journalEntries(loss(time.Now().Add(-time.Minute), "web-0")))
@@ -150,8 +151,8 @@ func TestPastEventsWaitForTheReader(t *testing.T) {
 	}
 }
 
-// The program itself, with a journald of its own: a reader that goes away, Ctrl-C, and
-// what another user claims.
+// The program itself with a real journald: a reader that closes the pipe, Ctrl-C, and
+// entries forged by another user.
 func TestPastEventsOfAJournald(t *testing.T) {
 	need.Root(t)
 	if _, err := os.Stat("/etc/machine-id"); err != nil {
@@ -182,7 +183,7 @@ func TestPastEventsOfAJournald(t *testing.T) {
 	if out, err := d.Enter("sh", "-c", strings.Join(nodeskoop, " ")+" 2>&1 | head -n 2").CombinedOutput(); err != nil || strings.Count(string(out), "packet dropped") != 2 || strings.Contains(string(out), "nodeskoop:") {
 		t.Errorf("head: %v, %s", err, out)
 	}
-	// Ctrl-C while nobody reads: the pipe is full.
+	// Ctrl-C while the pipe is full and nobody reads.
 	stopped := d.Enter(nodeskoop...)
 	errs.Reset()
 	stopped.Stderr = &errs

@@ -22,11 +22,11 @@ func reportCommand() *cli.Command {
 		Name:  "report",
 		Usage: "tell what happened: events by kind and over time, gaps, counters that stand out",
 		Description: "Without flags, in the last hour. The events are those that the daemon has written to the\n" +
-			"journal, the counters those of its history (see nodeskoop history), which are compared with the hour before --since. A counter stands\n" +
-			"out if it rose to five or more, to three times what the hour before makes one expect, and by more than chance and\n" +
+			"journal; the counters come from its history (see nodeskoop history) and are compared with the hour before --since. A counter stands\n" +
+			"out if it rose by five or more, by three times the expected increase or more, and by more than chance and\n" +
 			"more packets explain.\n" +
 			"--html writes a page to attach to an incident: one file, without scripts, that needs nothing else. Only its owner may read it.\n" +
-			"What cannot be read is said in the report; the exit code is 3 then.",
+			"The report names what cannot be read; the exit code is then 3.",
 		Flags: append(append(commonFlags(), pastFlags("what happened", ", an hour before --until if it is not given")...),
 			podFlag("only what concerns `NAMESPACE/NAME`, at either end; NAME alone is in any namespace; \"host\" is the host"),
 			&cli.StringFlag{Name: "html", Usage: "write a page to `FILE`; - is standard output", EnvVars: []string{"NODESKOOP_HTML"}},
@@ -72,8 +72,8 @@ func printReport(c *cli.Context) error {
 	return nil
 }
 
-// reportEvents gives a report the events of the journal. What is wrong with the
-// journal is in the report, too.
+// reportEvents adds the journal's events to a report. Problems with the journal
+// become part of the report.
 func reportEvents(ctx context.Context, b *report.Builder, filter session.Filter, since, until time.Time) error {
 	r := newJournalReader(since, until)
 	for e, err := range r.Events(ctx) {
@@ -97,8 +97,8 @@ func reportEvents(ctx context.Context, b *report.Builder, filter session.Filter,
 	return nil
 }
 
-// reportHistory gives a report the counters of the history. What is wrong with the
-// history is in the report, too. That there is none is no error.
+// reportHistory adds the history's counters to a report. Problems with the history
+// become part of the report. A missing history is not an error.
 func reportHistory(b *report.Builder, cfg *config.Config, filter session.Filter) error {
 	r := &history.Reader{Dir: cfg.HistoryDir()}
 	oldest, _, err := r.Span()
@@ -127,7 +127,8 @@ func reportHistory(b *report.Builder, cfg *config.Config, filter session.Filter)
 	return nil
 }
 
-// pageMode lets only the owner read a page: whose connections failed is not for all.
+// pageMode lets only the owner read a page, since failed connections are
+// confidential.
 const pageMode = 0o600
 
 func writeReport(c *cli.Context, r *report.Report) error {
@@ -142,7 +143,7 @@ func writeReport(c *cli.Context, r *report.Report) error {
 	return printed(r.Write(c.App.Writer, output.Width(c.App.Writer)))
 }
 
-// printed is the error of a write to standard output.
+// printed returns the error of writing to standard output.
 func printed(err error) error {
 	if err != nil {
 		return outputError(err)

@@ -15,7 +15,7 @@ import (
 	"nodeskoop/output/history"
 )
 
-// withHistory is a configuration whose history is in a folder that is returned.
+// withHistory returns a configuration with a history, and the history's folder.
 func withHistory(t *testing.T) (cfg, dir string) {
 	t.Helper()
 	state := t.TempDir()
@@ -81,7 +81,8 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// What cannot be read is in the report, and the exit code says that it lacks it.
+// What cannot be read is named in the report, and the exit code says that the
+// report is incomplete.
 func TestReportOfHalf(t *testing.T) {
 	cfg, dir := withHistory(t)
 	fromJournal(t, "echo 'Failed to open the journal: no reason' >&2; exit 1")
@@ -108,7 +109,7 @@ func TestReportOfHalf(t *testing.T) {
 	}
 }
 
-// Events of many pods are a page that is bounded, and a text that fits.
+// Events of many pods give a page of bounded size, and a text that fits the window.
 func TestReportOfMany(t *testing.T) {
 	cfg, _ := withHistory(t)
 	var events []*event.Event

@@ -28,7 +28,7 @@ import (
 const argumentsKey = "arguments"
 
 // tracingRights are the capabilities of which a process without root needs one to
-// load BPF programs. Linux before 5.8 has CAP_SYS_ADMIN only.
+// load BPF programs. Before Linux 5.8 only CAP_SYS_ADMIN exists.
 const tracingRights = 1<<unix.CAP_BPF | 1<<unix.CAP_SYS_ADMIN
 
 // unprivileged reports whether sudo would help: the process is not root and has
@@ -67,8 +67,8 @@ func shellWord(s string) string {
 	return quote.Shell(s)
 }
 
-// rootOnly are the commands that can do nothing at all without root. What others can
-// do without it they do.
+// rootOnly are the commands that are useless without root. The other commands do
+// what they can.
 var rootOnly = []string{"diagnose", "events", "top"}
 
 // needRoot is the error of a command that needs root.
@@ -97,8 +97,8 @@ func unknownPod(err error) error {
 	return err
 }
 
-// say writes a line of words to the log, broken to the window in which it is shown;
-// nothing if there are no words.
+// say writes words to the log, wrapped to the width of the window, and nothing for
+// an empty text.
 func say(w io.Writer, text string) {
 	if text == "" {
 		return
@@ -158,8 +158,8 @@ func plural(n int, one, many string) string {
 // mostSummaryRows is the maximum number of kinds in the summary of events.
 const mostSummaryRows = 30
 
-// writeSummary writes what a Summary has seen, in lines of at most width
-// columns; 0 is any number. span says of which time: "in 5s".
+// writeSummary writes the result of a Summary in lines of at most width columns; 0
+// means unlimited. span describes the period: "in 5s".
 func writeSummary(w io.Writer, s *event.Summary, span string, width int) error {
 	kinds, more := s.Kinds()
 	total := more
@@ -232,7 +232,8 @@ func lasting(d time.Duration) string {
 	return d.Round(time.Second).String()
 }
 
-// logWidth is the width of the log's terminal, 0 if it is none.
+// logWidth is the width of the terminal that the log goes to, 0 if it is not a
+// terminal.
 func logWidth(w io.Writer) int { return output.Width(behind(w)) }
 
 // logIsTerminal reports whether the log goes to a terminal.

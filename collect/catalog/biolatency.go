@@ -33,12 +33,12 @@ var biolatency = Probe{
 		Help: "the latency above which an event is sent",
 	}, {
 		Key: "writeback", Default: false,
-		Help: "events of I/O that nobody waits for, too: writeback of the page cache, read-ahead, discards",
+		Help: "also events of I/O that no process waits for: writeback of the page cache, read-ahead, discards",
 	}, nodeHistogramsOption},
 	Metrics: []Metric{latency("nodeskoop_biolatency_seconds", []string{"disk", "operation"},
 		"Time of block I/O from its start to its end, by disk and operation.",
 		"block_io_start to block_io_done; before Linux 6.5 block_rq_insert or block_rq_issue to block_rq_complete",
-		"Each I/O counts at its end, whether or not somebody waits for it, that of nodeskoop included. `operation` is read, write, flush, discard or other; requests that the kernel merges are one. A disk's series appear with its first I/O. Devices that pass I/O on without requests of their own (most of dm and md) have none: the disks below them count. What finds no room (over 512 disks and operations) has an empty `disk`.")},
+		"Each I/O counts at its end, whether or not a process waits for it, including nodeskoop's own. `operation` is read, write, flush, discard or other; requests that the kernel merges are one. A disk's series appear with its first I/O. Devices that pass I/O on without requests of their own (most of dm and md) have none: the disks below them count. I/O that finds no room (over 512 disks and operations) has an empty `disk`.")},
 	Events: []EventType{{
 		Name: "BIOLAT_10MS", Path: "block I/O start -> done", Threshold: 10 * time.Millisecond, Below: 100 * time.Millisecond, Warn: Warn{Count: 1000},
 		Fields: biolatFields, Extra: biolatExtra, Points: biolatPoints, PointsKnown: biolatPointsKnown,

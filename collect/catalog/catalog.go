@@ -33,7 +33,8 @@ const nodeWide = " The kernel counts this for the whole node, so every namespace
 // Type is the Prometheus type of a metric.
 type Type uint8
 
-// The two types that the contract uses, and one of ours.
+// The types of the contract's metrics, and Histogram, which only nodeskoop's own
+// metrics have.
 const (
 	Counter Type = iota + 1
 	Gauge
@@ -120,18 +121,20 @@ type Metric struct {
 	Extra bool
 	// Kernel names the kernel's counter or path, and the functions that change it.
 	Kernel string
-	// Rises says what makes the value rise, or for a gauge change.
+	// Rises says which condition raises the value. For a gauge, it says what
+	// changes the value.
 	Rises string
 	// Recorded makes the history keep a gauge; it keeps every counter. Gauges that
 	// top shows and gauges of fill levels are recorded.
 	Recorded bool
-	// Unit is that of a histogram's bounds and sum. Its name ends in it.
+	// Unit is the unit of a histogram's bounds and sum, and the suffix of the
+	// metric's name.
 	Unit string
-	// Bounds are the upper bounds of a histogram's buckets, but for the last one,
-	// which has none.
+	// Bounds are the upper bounds of a histogram's buckets. The last bucket has
+	// no upper bound and is not listed.
 	Bounds []float64
-	// Work says of a counter that ordinary work moves it: that it rises, or rises
-	// faster, is no trouble by itself.
+	// Work marks a counter that rises in ordinary operation. A higher rate of it
+	// is not a sign of trouble.
 	Work bool
 
 	probe string
@@ -145,8 +148,8 @@ func (m *Metric) Probe() string { return m.probe }
 // ID returns the metric's index in Metrics.
 func (m *Metric) ID() int { return m.id }
 
-// Series is how many lines of the text format one value of the metric is: of a
-// histogram its buckets, its sum and its count.
+// Series is the number of lines in the text format per value: 1, or for a
+// histogram its buckets, sum and count.
 func (m *Metric) Series() int {
 	if m.Type == Histogram {
 		return len(m.Bounds) + 3
@@ -186,8 +189,8 @@ const (
 	PriNotice  Priority = 5
 )
 
-// LevelNotice is the slog level for syslog's notice, for which slog has no name:
-// news for the operator although nothing is wrong.
+// LevelNotice is the slog level of syslog's notice, for which slog has no name:
+// something worth knowing, though nothing is wrong.
 const LevelNotice = slog.LevelInfo + 2
 
 // String returns the priority's syslog keyword.
@@ -286,7 +289,7 @@ type Probe struct {
 	Name string
 	// Aliases are other names that the command line and configuration accept.
 	Aliases []string
-	// Title names the probe's subject in a few words.
+	// Title is a short description of the probe's subject.
 	Title    string
 	Source   Source
 	Overhead string // limit by the specification: low, medium or high
@@ -344,8 +347,9 @@ type Option struct {
 	Help    string
 	// OneOf are the values that a string may have; nil: any.
 	OneOf []string
-	// Obsolete says why an option that once was has no effect any more. It is
-	// accepted, so that no daemon refuses an older file, and shown nowhere.
+	// Obsolete says why an option no longer has an effect. The option is still
+	// accepted, so that the daemon starts with an older file, but it is not
+	// shown.
 	Obsolete string
 }
 

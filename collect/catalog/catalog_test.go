@@ -43,8 +43,9 @@ func TestCatalogueHoldsTheContractsProbes(t *testing.T) {
 			continue
 		}
 		kinds := row["kinds"]
-		// The table gives tcpretrans metrics but lists none: the extra one is it. What
-		// the table does not give a probe is extra.
+		// The contract's table says that tcpretrans has metrics but lists none, so
+		// its metric is an extra one. Probes without metrics in the table may have
+		// extra ones, too.
 		extra := !strings.Contains(kinds, "metrics") && !slices.ContainsFunc(p.Metrics, func(m Metric) bool { return !m.Extra })
 		if p.Kinds() != kinds && !(extra && p.Kinds() == "metrics,"+kinds) || p.Source.String() != row["source"] || p.Overhead != row["overhead that the specification grants it"] {
 			t.Errorf("%s: %s, %s, %s; the table says %v", p.Name, p.Kinds(), p.Source, p.Overhead, row)
@@ -163,7 +164,7 @@ func TestCatalogueHoldsTheContractsEvents(t *testing.T) {
 		if (len(e.Points) > 0) != e.Has(FieldPoints) || (e.PointsKnown != "") != e.Has(FieldPoints) {
 			t.Errorf("%s: points %v, known %q", e.Name, e.Points, e.PointsKnown)
 		}
-		// The table's priority is that of many occurrences: types with the priority
+		// The table's priority is that of many occurrences. Types with the priority
 		// warning reach it with far fewer.
 		if many := row["priority"] == "warning"; e.Warn.Count < 2 || many != (e.Warn.Count <= 100) {
 			t.Errorf("%s is a warning from %d occurrences on; the table says %s", e.Name, e.Warn.Count, row["priority"])

@@ -2,26 +2,26 @@ package catalog
 
 import "strings"
 
-// Signal declares one thing that diagnose measures: of the node, of a pod, or of
-// what a pod has with a peer.
+// Signal declares a quantity that diagnose measures: of the node, of a pod, or of
+// a pod's traffic with one peer.
 type Signal struct {
-	// Name is how a Sign refers to it.
+	// Name identifies the signal in a Sign.
 	Name string
 	// Text is the evidence as a sentence. {n} stands for the number, {peer} for
-	// the other end, {what} for what the number is of (a port, a device, a disk),
-	// {time} for how long was watched.
+	// the other end, {what} for the port, device or disk that the number belongs
+	// to, and {time} for the length of the observation.
 	Text string
-	// Source is where the reader finds the number with a standard tool. PID and
-	// DEVICE are as in a Step, PEERPID is a process of the other end.
+	// Source is the standard command that shows the number. PID and DEVICE are as
+	// in a Step; PEERPID is a process at the other end.
 	Source string
 }
 
-// mibs are the prefixes of the kernel's counters of the IP stack, as nstat spells
-// them. Their names are signals without a declaration.
+// mibs are the prefixes of the kernel's IP stack counters, as nstat spells them.
+// These counters are signals without a declaration.
 var mibs = []string{"TcpExt", "Tcp", "UdpLite", "Udp", "IpExt", "Ip", "IcmpMsg", "Icmp", "MPTcpExt"}
 
-// IsCounter reports whether a name is that of one of the kernel's counters of the
-// IP stack as nstat spells it.
+// IsCounter reports whether name is an IP stack counter of the kernel, as nstat
+// spells it.
 func IsCounter(name string) bool {
 	for _, m := range mibs {
 		if rest, ok := strings.CutPrefix(name, m); ok && rest != "" && (rest[0] >= 'A' && rest[0] <= 'Z' || rest[0] == '6') {
@@ -31,8 +31,8 @@ func IsCounter(name string) bool {
 	return false
 }
 
-// SignalByName finds a signal: one that is declared, or one of the kernel's
-// counters, or a metric. It is nil for what is none.
+// SignalByName finds a declared signal, a kernel counter or a metric by name; nil
+// if there is none.
 func SignalByName(name string) *Signal {
 	for i := range signals {
 		if signals[i].Name == name {
@@ -51,16 +51,18 @@ func SignalByName(name string) *Signal {
 // Signals returns the signals that are declared.
 func Signals() []Signal { return signals }
 
-// Sign is what a Cause rests on: a signal, and from where on it counts.
+// Sign is a condition of a Cause: a signal and its threshold.
 type Sign struct {
 	Signal string
 	// AtLeast is the least value that counts.
 	AtLeast float64
-	// Of names another signal of the same owner, of which the value has to be at
-	// least the part Share: 20 drops are many of 100 packets and few of a million.
+	// Of names another signal of the same owner. The value must be at least the
+	// fraction Share of it: 20 drops are many among 100 packets and few among a
+	// million.
 	Of    string
 	Share float64
-	// OfNode says that the signal is looked for on the node, whoever is examined.
+	// OfNode says that the signal is always the node's, even if a pod is
+	// examined.
 	OfNode bool
 	// Why argues for the threshold.
 	Why string
@@ -73,11 +75,12 @@ type Blame uint8
 const (
 	// BlameOwner is the pod, or the node, that has the signal.
 	BlameOwner Blame = iota + 1
-	// BlamePeer is the other end: a pod, or an address; the path where many are.
+	// BlamePeer is the other end: a pod or an address. If many peers are
+	// affected, it is the path to them.
 	BlamePeer
 	// BlameNode is the node.
 	BlameNode
-	// BlamePath is the way between the two ends.
+	// BlamePath is the path between the two ends.
 	BlamePath
 )
 
@@ -85,7 +88,7 @@ const (
 func (b Blame) String() string {
 	switch b {
 	case BlameOwner:
-		return "the pod, or the node, that shows it"
+		return "the pod, or the node, with the symptom"
 	case BlamePeer:
 		return "the other end"
 	case BlameNode:
@@ -105,32 +108,36 @@ const (
 	OfTheNode
 )
 
-// Cause declares why pods may have trouble: how it shows, whose fault it is, what
-// follows from it, and what to look at.
+// Cause declares a possible cause of trouble: its signs, the end to blame, its
+// consequences, and the next steps.
 type Cause struct {
 	ID string
-	// Title is one line for a person, with {blame}, {owner}, {peer} and {what}.
+	// Title is a one-line description with the placeholders {blame}, {owner},
+	// {peer} and {what}.
 	Title string
 	Blame Blame
 	// Whose says whose signs count; 0: anybody's.
 	Whose Whose
-	// Weight is how sure the cause is once its signs hold, from 0 to 1. Of several
-	// findings the one with the greatest is named first: what only this cause can
-	// bring about has more than what several can.
+	// Weight is the confidence in the cause once its signs hold, from 0 to 1.
+	// Findings are sorted by it. A sign that only one cause can produce gives
+	// that cause a higher weight than a sign shared by several causes.
 	Weight float64
-	// All must hold. The first is that whose owner and peer the finding is about.
+	// All must hold. The first sign determines the owner and the peer of the
+	// finding.
 	All []Sign
-	// One of these must hold, if there are any.
+	// At least one of these must hold, unless the list is empty.
 	One []Sign
-	// Not lists what must not hold: it shows that all is well, or another cause.
+	// Not lists signs that rule the cause out: they show that all is well, or
+	// that another cause applies.
 	Not []Sign
 	// More is further evidence, where it holds.
 	More []Sign
-	// Explains names the causes whose signs this one brings about as well. They are
-	// not named for the same ends.
+	// Explains names causes whose signs are consequences of this cause. For the
+	// same ends, they are not reported as well.
 	Explains []string
-	// NodeWide says that any pod of the node may feel it, whichever ends its signs
-	// name: what it explains of others is named after it.
+	// NodeWide marks a cause that may affect every pod of the node, not only the
+	// ends that its signs name. Findings about other pods that it explains are
+	// reported after it.
 	NodeWide bool
 	// Passing says that at the node it hits what merely passes, the packets of any pod,
 	// and so explains what pods have, too. Without it the node has it as an end of its own
@@ -142,7 +149,8 @@ type Cause struct {
 	Whole bool
 	// Means says what happens, and what usually brings it about.
 	Means string
-	// Healthy is what looks alike and is no trouble, and how the two are told apart.
+	// Healthy describes a harmless condition that looks similar, and how to tell
+	// the two apart.
 	Healthy string
 	Next    []Step
 }

@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// TestCausesAreWhole: what a cause refers to is there, and a reader finds out all.
+// TestCausesAreWhole: everything that a cause refers to exists, and every text is
+// there.
 func TestCausesAreWhole(t *testing.T) {
 	ids, used := map[string]bool{}, map[string]bool{}
 	id := regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)

@@ -1,8 +1,9 @@
 package catalog
 
-// latencyBounds are the bounds of all histograms of latencies, in seconds: those of
-// the kernel's programs (bpf/headers/histogram.h). The thresholds of the counters
-// are among them by default, so that a counter is what is above a bound.
+// latencyBounds are the bounds of all latency histograms, in seconds, as the BPF
+// programs count them (bpf/headers/histogram.h). They include the default
+// thresholds of the counters, so a counter equals the sum of the buckets above a
+// bound.
 var latencyBounds = []float64{10e-6, 30e-6, 100e-6, 300e-6, 1e-3, 3e-3, 10e-3, 30e-3, 0.1, 0.3, 1, 10}
 
 // The values of the option histograms.
@@ -12,8 +13,8 @@ const (
 	HistogramsOff  = "off"
 )
 
-// Options of the probes that have histograms: of those that know a pod, and of
-// those that do not.
+// Options of probes that have histograms: probes that know the pod, and probes
+// that do not.
 var (
 	histogramsOption = Option{Key: "histograms", Default: HistogramsNode, OneOf: []string{HistogramsNode, HistogramsPods, HistogramsOff},
 		Help: "what distributions are kept for: the node, each pod (30 more series each, and 0.1 to 0.3 us more for each packet or call), or nothing"}
@@ -21,10 +22,10 @@ var (
 		Help: "what distributions are kept for: the node, or nothing"}
 )
 
-// perPods says in a Rises how a histogram is kept for pods.
-const perPods = " One for the node; with the option histograms = \"pods\" one for each pod and the host, and what is of no pod known then is in that of `unknown`."
+// perPods is the part of Rises that says how histograms are kept per pod.
+const perPods = " One for the node; with the option histograms = \"pods\" one for each pod and the host; values of other namespaces are in that of `unknown`."
 
-// latency is a histogram of latencies of a probe.
+// latency declares a latency histogram of a probe.
 func latency(name string, labels []string, help, kernel, rises string) Metric {
 	return Metric{
 		Name: name, Type: Histogram, Scope: PerHost, Extra: true, Unit: "seconds", Bounds: latencyBounds,

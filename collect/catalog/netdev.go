@@ -8,7 +8,7 @@ var netdev = Probe{
 	Cost: "Reads kernel counters once per cycle; adds nothing to the packet path.",
 	Metrics: []Metric{{
 		Name: "kubeskoop_netdev_rxbytes", Type: Counter, Work: true, Scope: PerNetns, Field: "rx.bytes",
-		Help:   "Bytes received, every interface but lo; what removed interfaces had counted is kept.",
+		Help:   "Bytes received on all interfaces except lo; counts of removed interfaces included.",
 		Kernel: "net/dev receive bytes; dev_get_stats()",
 		Rises:  "Frames are received, link header included on most devices.",
 	}, {
@@ -18,7 +18,7 @@ var netdev = Probe{
 		Rises:  "The device received damaged frames: cable, optics, duplex, a broken peer.",
 	}, {
 		Name: "kubeskoop_netdev_txbytes", Type: Counter, Work: true, Scope: PerNetns, Field: "tx.bytes",
-		Help:   "Bytes sent, every interface but lo; what removed interfaces had counted is kept.",
+		Help:   "Bytes sent on all interfaces except lo; counts of removed interfaces included.",
 		Kernel: "net/dev transmit bytes; dev_get_stats()",
 		Rises:  "Frames are sent, link header included on most devices.",
 	}, {
@@ -28,7 +28,7 @@ var netdev = Probe{
 		Rises:  "The device could not send: carrier lost, a tunnel without a route, a ring that stalled.",
 	}, {
 		Name: "kubeskoop_netdev_rxpackets", Type: Counter, Work: true, Scope: PerNetns, Field: "rx.packets",
-		Help:   "Packets received, every interface but lo; what removed interfaces had counted is kept.",
+		Help:   "Packets received on all interfaces except lo; counts of removed interfaces included.",
 		Kernel: "net/dev receive packets; dev_get_stats()",
 		Rises:  "Frames are received on any interface.",
 	}, {
@@ -38,7 +38,7 @@ var netdev = Probe{
 		Rises:  "The device's ring was full (missed), or the stack discarded the frame: unknown protocol, unconfigured VLAN, full CPU backlog.",
 	}, {
 		Name: "kubeskoop_netdev_txpackets", Type: Counter, Work: true, Scope: PerNetns, Field: "tx.packets",
-		Help:   "Packets sent, every interface but lo; what removed interfaces had counted is kept.",
+		Help:   "Packets sent on all interfaces except lo; counts of removed interfaces included.",
 		Kernel: "net/dev transmit packets; dev_get_stats()",
 		Rises:  "Frames are sent on any interface.",
 	}, {

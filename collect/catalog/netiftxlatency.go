@@ -23,7 +23,7 @@ var netiftxlatency = Probe{
 	}, latency("nodeskoop_netiftxlatency_seconds", []string{"stage"},
 		"Time of sent packets in the queueing discipline and in the driver, by stage.",
 		"net:net_dev_queue to net:net_dev_start_xmit (stage qdisc), and from there to net:net_dev_xmit (stage driver)",
-		"Each packet that a driver gets counts in driver, and, if its device has a queueing discipline, in qdisc. One that the driver gives back waits on: it counts in qdisc once, when it is taken, and in driver each time."+perPods)},
+		"Each packet that a driver gets counts in driver, and, if its device has a queueing discipline, in qdisc. A packet that the driver returns waits again: it counts once in qdisc, when the driver takes it, and each time in driver."+perPods)},
 	Events: []EventType{{
 		Name: "TXLAT_QDISC_100MS", Path: "net_dev_queue -> net_dev_start_xmit", Threshold: 100 * time.Millisecond, Warn: Warn{Count: 100},
 		Fields:    []FieldGroup{FieldTuple, FieldLatency, FieldIfname},

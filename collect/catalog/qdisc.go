@@ -9,12 +9,12 @@ var qdisc = Probe{
 	Capabilities: []Capability{CapSysAdmin},
 	Metrics: []Metric{{
 		Name: "kubeskoop_qdisc_bytes", Type: Counter, Work: true, Scope: PerNetns,
-		Help:   "Bytes sent through the root qdiscs of every interface but lo; what removed qdiscs had counted is kept.",
+		Help:   "Bytes sent through the root qdiscs of all interfaces except lo; counts of removed qdiscs included.",
 		Kernel: "TCA_STATS2 basic; qdisc_bstats_update()",
 		Rises:  "A root qdisc hands a packet on. Devices without a queue (veth, lo by default) have none.",
 	}, {
 		Name: "kubeskoop_qdisc_packets", Type: Counter, Work: true, Scope: PerNetns,
-		Help:   "Packets sent through the root qdiscs of every interface but lo; what removed qdiscs had counted is kept.",
+		Help:   "Packets sent through the root qdiscs of all interfaces except lo; counts of removed qdiscs included.",
 		Kernel: "TCA_STATS2 basic; qdisc_bstats_update()",
 		Rises:  "A root qdisc hands a packet on.",
 	}, {

@@ -7,8 +7,8 @@ const (
 	sourceQdisc   = "nsenter -t PID -n tc -s qdisc show"
 )
 
-// signals are what diagnose measures beside the kernel's counters of the IP stack
-// and the metrics.
+// signals are the quantities that diagnose measures in addition to the kernel's
+// IP stack counters and the metrics.
 var signals = []Signal{
 	{"drop.rule", "a rule dropped {n} packets ({what}) between this end and {peer} in {time}", sourceEvents + "PacketLoss"},
 	{"drop.untracked", "conntrack could not enter the connections of {n} packets in {time}, and dropped them", sourceEvents + "PacketLoss"},

@@ -7,7 +7,8 @@ type Step struct {
 	// Command is the shell command. The reader replaces words of Placeholders.
 	// Never use the journal's own placeholders, @FIELD@: journalctl would insert
 	// the stored field into the command, and any process may write an entry with
-	// any MESSAGE_ID and field. Even our own entries hold names chosen by others.
+	// any MESSAGE_ID and field. Names in nodeskoop's own entries are chosen by
+	// others, too.
 	Command string
 	Shows   string
 }

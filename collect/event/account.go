@@ -21,15 +21,15 @@ type Counts struct {
 	Suppressed uint64
 	// Lost counts occurrences that should have been written and could not be.
 	Lost uint64
-	// Ignored counts occurrences that are not wanted: by Filter, or by the probe in the
-	// kernel.
+	// Ignored counts occurrences that Filter, or the probe in the kernel, does not
+	// want.
 	Ignored uint64
-	// Pending counts events under way, and events that are merged until their window ends.
+	// Pending counts events that are queued, or merged until their window ends.
 	Pending uint64
 }
 
-// account counts the events by what became of them, per EventType.ID. Its methods may be
-// called from any goroutine.
+// account counts the events of each type by outcome, indexed by EventType.ID. Its
+// methods may be called from any goroutine.
 type account []typeAccount
 
 type typeAccount struct {

@@ -28,7 +28,7 @@ func (h *Hub) send(e *Event, now time.Time) {
 	}
 }
 
-// fate is what becomes of an event in decide.
+// fate is the outcome of decide for an event.
 type fate uint8
 
 const (

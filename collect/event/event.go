@@ -58,7 +58,7 @@ type Event struct {
 	Node, HostLabel string
 
 	unowned      bool // the network namespace is neither the host's nor a pod's
-	unattributed bool // the kernel left no way to know the network namespace
+	unattributed bool // the kernel gives no way to know the network namespace
 	unresolved   bool // finding the owner failed
 
 	bucket *bucket // holds the count behind Suppressed; nil: nothing is limited
@@ -70,8 +70,8 @@ type Event struct {
 // unknown network namespace. It is valid once the Hub has labelled the event.
 func (e *Event) OfHost() bool { return e.Pod == nil && !e.unowned && !e.unattributed }
 
-// Unattributed reports whether the event is of a packet or socket whose network namespace
-// the kernel left no way to know. It is valid once the Hub has labelled the event.
+// Unattributed reports whether the kernel gives no way to know the network namespace of
+// the event's packet or socket. It is valid once the Hub has labelled the event.
 func (e *Event) Unattributed() bool { return e.unattributed }
 
 // The kinds of an Endpoint. The empty string means EndUnknown.

@@ -39,7 +39,7 @@ type holds struct {
 	ofNetns map[uint64]int // events waiting, by namespace
 	forAddr int            // events waiting for an address only
 	unowned map[unowned]time.Time
-	unknown map[netip.Addr]time.Time // addresses without an owner, and when that was found
+	unknown map[netip.Addr]time.Time // addresses without an owner, and the time of each lookup
 }
 
 type heldEvent struct {
@@ -49,8 +49,8 @@ type heldEvent struct {
 	addr            bool // waits for an address only
 }
 
-// unowned is a network namespace or process that was still not a pod's when a held event of
-// it was sent. Its next events are not held; each asks for the owner again anyway.
+// unowned is a network namespace or process that still belonged to no pod when a held event
+// was sent. Its next events are not held, but the owner is looked up for each.
 type unowned struct {
 	netns uint64
 	pid   int
@@ -109,8 +109,8 @@ func (h *holds) keep(x heldEvent, hold time.Duration) {
 	h.wake(x.since.Add(min(retryHeld, hold)))
 }
 
-// hasNewAddr reports whether an end of e has an address without an owner, unless that was
-// found a moment ago.
+// hasNewAddr reports whether an end of e has an address without an owner, unless it was
+// looked up a moment ago.
 func (h *holds) hasNewAddr(e *Event, now time.Time) bool {
 	return h.isNewAddr(e, &e.Src, now) || h.isNewAddr(e, &e.Dst, now)
 }

@@ -96,7 +96,7 @@ func TestHolds(t *testing.T) {
 		t.Errorf("%d sent at the end, %v", len(sent), h.ofNetns)
 	}
 
-	// An event that waits for an address and is sent early frees its place.
+	// An event that waits for an address and is sent early gives up its place.
 	reset()
 	e := event(lossType, hostInode)
 	e.Src.Addr = netip.MustParseAddr("203.0.113.1")

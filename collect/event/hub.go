@@ -36,7 +36,8 @@ type HubOptions struct {
 	// NodeAddrs lists the node's own addresses and is called repeatedly. nil lists those of
 	// this process's network namespace.
 	NodeAddrs func() ([]netip.Addr, error)
-	// Log gets one line when a resolver or a sink first panics; nil: no log.
+	// Log receives one line at the first panic of a resolver or a sink; nil: no
+	// log.
 	Log *slog.Logger
 	// ForeignPIDs says that the kernel's process numbers are those of another PID
 	// namespace, so that they identify nobody here. Events that have only such a number are
@@ -63,7 +64,7 @@ const (
 
 // Hub takes events from the probes. It finds their owner, ignores unwanted ones, merges
 // those of one kind, limits their rate, and sends them to the sinks, in this order. Each
-// event is counted by what became of it. All methods may be called from any goroutine.
+// event is counted by its outcome. All methods may be called from any goroutine.
 type Hub struct {
 	opt     atomic.Pointer[HubOptions]
 	who     *owner.Resolver
@@ -79,7 +80,7 @@ type Hub struct {
 	closed bool
 
 	// The Hub's goroutine owns the following fields.
-	process  []bool // by EventType.ID: the owner is found by process
+	process  []bool // by EventType.ID: the owner is found by its process
 	held     holds
 	kinds    kinds
 	limits   limiter

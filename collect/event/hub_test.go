@@ -256,7 +256,8 @@ func TestHubHoldsEventsOfNewAddrs(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		const hold = 200*time.Millisecond + 2*retryHeld // the Resolver limits how often it reads
-		// A bridge appears with the first pod, and the first event is about it.
+		// A bridge is created with the first pod, and the first event is about the
+		// bridge.
 		addrs = []netip.Addr{netip.MustParseAddr("::ffff:198.51.100.1")}
 		sent(offer("198.51.100.1", hostInode), EndNode, hold)
 		sent(offer("198.51.100.1", hostInode), EndNode, 0)
@@ -267,7 +268,7 @@ func TestHubHoldsEventsOfNewAddrs(t *testing.T) {
 				t.Errorf("%v", h.held.unknown)
 			}
 		}
-		// The address may belong to the node by now.
+		// The address may belong to the node by then.
 		time.Sleep(unknownAddrFor)
 		addrs = append(addrs, netip.MustParseAddr("203.0.113.9"))
 		sent(offer("203.0.113.9", hostInode), EndNode, hold)

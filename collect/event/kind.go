@@ -7,8 +7,8 @@ import (
 	"nodeskoop/collect/catalog"
 )
 
-// kindKey is what occurrences of one kind have in common, except for the peer. Latency,
-// stack, CPU and PID are not in it: they vary while one problem lasts.
+// kindKey holds what all occurrences of a kind have in common, except the peer.
+// Latency, stack, CPU and PID are not part of it, because they vary during one problem.
 type kindKey struct {
 	bucketKey
 	reason, location, tcpState string
@@ -50,7 +50,7 @@ func CommonComm(comm string) string {
 const ephemeral = 32768
 
 // peer is the remote side of a connection, without its ephemeral port. Kinds with the same
-// kindKey differ in it only.
+// kindKey differ only in their peers.
 type peer struct {
 	addr netip.Addr
 	// port is the peer's service port; 0 if the peer is the client.

@@ -41,7 +41,7 @@ type bucket struct {
 	tokens float64
 	last   time.Duration // since limiter.start
 	used   bool
-	loud   bool // it was empty, and has not been full since
+	loud   bool // its tokens ran out, and it has not been full since
 
 	// owed counts suppressed occurrences that the next entry of the type and owner must
 	// report. A sink that loses that entry adds its number again.
@@ -90,7 +90,7 @@ func (l *limiter) allow(by limits, key bucketKey, at time.Time) (*bucket, bool) 
 		}
 		b.tokens-- // even if the total suppresses it below: the owner has used its share
 	} else {
-		b.last, b.loud = now, true // without a rate, every owner counts as loud
+		b.last, b.loud = now, true // without a rate, every owner counts as over its limit
 	}
 	if by.total > 0 {
 		rate := float64(by.total)

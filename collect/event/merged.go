@@ -100,7 +100,7 @@ type gathered struct {
 	// Fields that differ between the occurrences, and are left out of the entry.
 	srcAddr, dstAddr, srcPort, dstPort, netns bool
 
-	peers     map[peer]struct{} // for the kind of all other peers; the map is reused
+	peers     map[peer]struct{} // for the kind that covers all remaining peers; the map is reused
 	morePeers bool
 }
 

@@ -13,22 +13,22 @@ import (
 	"nodeskoop/internal/quote"
 )
 
-// ErrNoEvent says that fields are not those of an event that the Catalogue has.
+// ErrNoEvent says that the fields describe no event type of the Catalogue.
 var ErrNoEvent = errors.New("no event of the catalogue")
 
-// recorded is what an Event that was read back says in its own words, which may be
-// those of another version.
+// recorded holds the texts of an Event that was read back. They may have been
+// written by another version.
 type recorded struct {
 	message  string
 	priority catalog.Priority // 0: none was recorded
 }
 
-// FromFields makes the Event whose Fields they are. It never fails for a field that
-// is missing or makes no sense: an entry may be of another version. at is the time
-// of an entry that tells none. The Event keeps the recorded words and priority, and
-// the limits of when it was written do not hold for it again: no Hub takes it.
+// FromFields decodes an Event from its Fields. Missing or invalid fields are not an
+// error, because an entry may come from another version. at is the time for entries
+// without one of their own. The Event keeps the recorded message and priority. It
+// must not be offered to a Hub, since it has passed the limits already.
 //
-// Who wrote the fields is for the caller to know.
+// The caller must check who wrote the fields.
 func FromFields(fields map[string]string, at time.Time) (*Event, error) {
 	name := fields["KUBESKOOP_EVENT"]
 	t := catalog.EventByName(name)
@@ -69,7 +69,7 @@ func FromFields(fields map[string]string, at time.Time) (*Event, error) {
 	f.end(&srcFields, &e.Src, many)
 	f.end(&dstFields, &e.Dst, many)
 	if ports := e.Src.Port != 0 || e.Dst.Port != 0 || e.Protocol == "TCP" || e.Protocol == "UDP"; many && ports {
-		// Fields leaves out a port that differs between the occurrences.
+		// Fields omits ports that differ between the occurrences.
 		e.Src.anyPort, e.Dst.anyPort = f[srcFields.port] == "", f[dstFields.port] == ""
 	}
 	if e.Pod != nil && !samePodOf(e.Src.Pod, e.Pod) && !samePodOf(e.Dst.Pod, e.Pod) {
@@ -78,7 +78,7 @@ func FromFields(fields map[string]string, at time.Time) (*Event, error) {
 	return e, nil
 }
 
-// samePodOf is samePod of an end that may be no pod's.
+// samePodOf is samePod for an end that may not be a pod.
 func samePodOf(p, q *owner.Pod) bool { return p != nil && samePod(p, q) }
 
 // fieldReader reads fields as Fields writes them.
@@ -96,8 +96,8 @@ func (f fieldReader) unsigned(name string) uint64 {
 	return n
 }
 
-// The years that a time may be of: others cannot be written in RFC 3339, or are of
-// a clock that was never set.
+// The range of valid years. RFC 3339 has no others, and earlier ones come from a
+// clock that was never set.
 var (
 	earliest = time.Date(1970, 1, 2, 0, 0, 0, 0, time.UTC)
 	latest   = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -111,8 +111,8 @@ func (f fieldReader) time(name string, otherwise time.Time) time.Time {
 	return otherwise
 }
 
-// merged reads how often an event occurred. How long the window was is in the
-// message alone.
+// merged reads how often an event occurred. Only the message contains the length
+// of the window.
 func (f fieldReader) merged(n uint64, at time.Time) *Merged {
 	m := &Merged{Count: n, First: f.time("KUBESKOOP_FIRST_US", at), Last: f.time("KUBESKOOP_LAST_US", at), Peers: int(f.number("KUBESKOOP_PEERS", 0))}
 	if m.Last.Before(m.First) {
@@ -122,8 +122,9 @@ func (f fieldReader) merged(n uint64, at time.Time) *Merged {
 	return m
 }
 
-// owner finds out whose the event is. The labels of the host are configured, and
-// may be empty as those of an unowned namespace are, so that the message decides.
+// owner determines the owner of the event. The message decides, because the
+// host's labels are configurable and may be empty, like those of an unowned
+// namespace.
 func (f fieldReader) owner(e *Event) {
 	namespace, name := f["K8S_NAMESPACE"], f["K8S_POD"]
 	said := func(whose string) bool { return strings.HasPrefix(e.recorded.message, whose) }
@@ -141,7 +142,7 @@ func (f fieldReader) owner(e *Event) {
 	}
 }
 
-// podNamed is a pod of which the name is all that is known.
+// podNamed returns a pod of which only the name is known.
 func podNamed(namespace, name string) *owner.Pod {
 	return &owner.Pod{ID: namespace + "/" + name, Namespace: namespace, Name: name}
 }
@@ -165,7 +166,7 @@ func (f fieldReader) end(names *endFields, end *Endpoint, many bool) {
 	end.Node = f[names.node]
 }
 
-// appendRecorded appends the recorded message without whose the event is.
+// appendRecorded appends the recorded message without its owner.
 func (e *Event) appendRecorded(b []byte) []byte {
 	text := e.recorded.message
 	if rest, ok := strings.CutPrefix(quote.Safe(text), string(e.AppendOwner(nil))+": "); ok {

@@ -14,8 +14,8 @@ import (
 	"nodeskoop/internal/testkit/nasty"
 )
 
-// A type's fields are read back as what they were, whoever's event it is and for
-// however many it stands.
+// The fields of each type are read back unchanged, for every owner and number of
+// occurrences.
 func TestFromFieldsIsTheWayBack(t *testing.T) {
 	db := &owner.Pod{ID: "db", Namespace: "shop", Name: "db-0"}
 	at := time.UnixMicro(1_700_000_000_000_001)
@@ -68,7 +68,7 @@ func TestFromFieldsIsTheWayBack(t *testing.T) {
 	}
 }
 
-// What is missing, makes no sense or is of another version costs nothing but itself.
+// A missing or invalid field, or one of another version, affects only itself.
 func TestFromFieldsOfOtherVersions(t *testing.T) {
 	at := time.Unix(1_700_000_000, 0)
 	e, err := FromFields(map[string]string{
@@ -96,7 +96,7 @@ func TestFromFieldsOfOtherVersions(t *testing.T) {
 	}
 }
 
-// Whatever the fields hold, what a person reads of it does nothing to a terminal.
+// Whatever the fields hold, the text for a person cannot affect a terminal.
 func TestFromFieldsOfNastyNames(t *testing.T) {
 	for _, typ := range catalog.Events() {
 		_, fields := fieldsOf(fullEvent(typ))

@@ -35,7 +35,7 @@ type summaryKey struct {
 type SummaryKind struct {
 	Type  *catalog.EventType
 	Whose string // the owner, as from AppendOwner
-	What  string // reason, disk or device, and peer; "" if there is none
+	What  string // reason, disk or device, and peer; "" if none applies
 	Count uint64 // occurrences
 	Worst time.Duration
 	// First and Last are the kernel's times of the first and last occurrence.
@@ -112,8 +112,8 @@ func (e *Event) appendKind(b []byte) []byte {
 	return b
 }
 
-// AppendReason appends why an event of its type and owner came about, as far as that
-// tells kinds apart: the kernel's reason, the disk, the device, the process.
+// AppendReason appends the cause of an event, as far as it distinguishes kinds: the
+// kernel's reason, the disk, the device or the process.
 func (e *Event) AppendReason(b []byte) []byte {
 	start := len(b)
 	for _, g := range e.Type.Fields {

@@ -17,11 +17,11 @@ type windows struct{ first, longest time.Duration }
 // kind is an open kind. Its first occurrence was sent at once; the occurrences until its
 // window ends become one entry. After a window without occurrences it is idle: the next one
 // is sent at once and starts a window of twice the length. An intermittent problem is thus
-// reported ever less often.
+// reported at growing intervals.
 type kind struct {
 	of     *group
 	peer   peer
-	others bool // it stands for all peers of the group without a kind of their own
+	others bool // covers all peers of the group that have no kind of their own
 
 	owner      *holder
 	prev, next *kind // of the same owner, in order of opening
@@ -44,8 +44,8 @@ type group struct {
 	others *kind   // nil: not open
 }
 
-// idleWindows is how many first windows an idle kind is kept, unless its own window is
-// longer.
+// idleWindows is the number of first windows that an idle kind is kept, or its own
+// window if that is longer.
 const idleWindows = 6
 
 // maxPeers is how many peers of one group get a kind of their own. Later peers share one

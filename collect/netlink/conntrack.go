@@ -44,7 +44,7 @@ type conntrack struct {
 	counters    [ctCounters]*catalog.Metric
 	entries     *catalog.Metric
 	max         *catalog.Metric
-	loaded      atomic.Bool // ctnetlink is loaded, so a request does not load it
+	loaded      atomic.Bool // ctnetlink is loaded, so a request loads no module
 }
 
 func newConntrack(env collect.Env) (collect.Probe, error) {
@@ -160,7 +160,7 @@ func (p *conntrack) Sample(v *collect.View) error {
 }
 
 // hasSysctls returns an error if a missing sysctl proves nothing, as in a procfs mounted
-// with subset=pid, which shows processes only.
+// with subset=pid, which contains only processes.
 func (p *conntrack) hasSysctls(v *collect.View) error {
 	dir := p.root + "/sys/net"
 	var user uint64

@@ -55,7 +55,7 @@ func (h *qdiscHost) want(what string, packets float64) {
 func (h *qdiscHost) again() { h.sampler = h.sampler.Again() }
 
 // TestQdiscMadeAnew: a root qdisc is deleted and recreated with the same handle between two
-// samples. Whatever the new one counts, each packet counts once.
+// samples. Each packet counts once, whatever the counters of the new one.
 func TestQdiscMadeAnew(t *testing.T) {
 	h := newQdiscHost(t)
 	h.want("first", 0)

@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Listener receives the kernel's messages about interfaces and qdiscs that come and go in
-// its network namespace, with their counters at that moment. Two readings of counters
-// cannot distinguish an interface that moved in with a history from one that was created.
+// Listener receives the kernel's messages about interfaces and qdiscs that appear in or
+// disappear from its network namespace, with their counters at that moment. Readings of
+// the counters alone cannot tell an interface that moved in from one that was created.
 //
 // It keeps its namespace alive, so only the host's has one. It is not safe for concurrent
 // use.
@@ -84,7 +84,7 @@ func listen(what string, groups ...int) (*Listener, error) {
 }
 
 // Drain calls each with the messages received so far, in order, without waiting for more.
-// lost says that the kernel had no room for some.
+// lost reports that the kernel dropped some because the buffer was full.
 func (l *Listener) Drain(each func(typ uint16, msg []byte) error) (lost bool, err error) {
 	for {
 		n, _, err := unix.Recvfrom(l.c.fd, l.c.buf, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
@@ -126,7 +126,7 @@ func (l *Listener) Close() error {
 type HostListener[T any] struct {
 	l    *Listener
 	of   *T
-	deaf bool // a Listener could not be opened, which is logged once
+	deaf bool // opening a Listener failed, and the error was logged
 }
 
 // Wanted reports whether a Listener should be opened for this state.

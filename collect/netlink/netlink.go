@@ -37,7 +37,7 @@ func refused(err error) bool {
 }
 
 // answerWithin limits the wait for one part of an answer. The kernel answers during the
-// system call; the limit only prevents that a thread hangs forever if it does not.
+// system call; the limit only keeps a thread from hanging forever.
 const answerWithin = 3 * time.Second
 
 // bufSize is the largest part that the kernel sends of a dump (netlink_recvmsg in

@@ -147,12 +147,12 @@ type rootQdisc struct {
 // qdiscSum is the probe's output.
 type qdiscSum struct{ bytes, packets, drops, overlimits, qlen, backlog uint64 }
 
-// qdiscs is the state of one namespace: the qdiscs of the last sample, each with what it
-// has counted since it was first seen, and the sum of those that are gone.
+// qdiscs is the state of one namespace: the qdiscs of the last sample with their counts
+// since they were first seen, and the sum of deleted qdiscs.
 type qdiscs struct {
 	known []knownQdisc
 	gone  qdiscSum
-	began bool  // after a first sample: unknown qdiscs are new
+	began bool  // the first sample is done, so unknown qdiscs are new
 	lo    int32 // index of the loopback interface; 0: unknown
 	next  int   // likely index of the next interface in known
 	found []rootQdisc
@@ -161,7 +161,7 @@ type qdiscs struct {
 type knownQdisc struct {
 	rootQdisc
 	sum  qdiscSum // its counters in 64 bits, and its gauges
-	away qdiscSum // counts of deleted children, missing in the kernel's counters and included in rootQdisc
+	away qdiscSum // counts of deleted children, which the kernel's counters lack and rootQdisc includes
 	seen bool     // in this sample
 }
 
@@ -228,7 +228,8 @@ func (s *qdiscs) read(v *collect.View, hear func(*qdiscs) (bool, error)) error {
 		if err != nil {
 			return err
 		}
-		// The dump may or may not include what came and went until now.
+		// The dump may or may not include qdiscs that came or went before this
+		// point.
 		heard, err := hear(s)
 		if err != nil {
 			return err
@@ -247,7 +248,8 @@ func (s *qdiscs) read(v *collect.View, hear func(*qdiscs) (bool, error)) error {
 	}
 }
 
-// hear counts a root qdisc that came or went, with its counters at that moment.
+// hear counts a root qdisc that was created or deleted, with its counters at that
+// moment.
 func (s *qdiscs) hear(came bool, q *rootQdisc) {
 	if !s.began {
 		return // the first sample will include it if it exists
@@ -267,7 +269,7 @@ func (s *qdiscs) hear(came bool, q *rootQdisc) {
 	}
 }
 
-// hearChild records that a qdisc below a root went. If the root shows the sum of its
+// hearChild records that a child qdisc was deleted. If the root shows the sum of its
 // children, its counters are lower by these counts from now on.
 func (s *qdiscs) hearChild(parent uint32, q *rootQdisc) {
 	s.next = 0
@@ -491,8 +493,8 @@ func (s *qdiscs) add(q *rootQdisc) {
 		s.gone.keep(&k.sum)
 		k.start(q)
 	case k.wentDown(q):
-		// A child was replaced, and its counts are gone. The others' counts must not be
-		// added again.
+		// A child was replaced, so its counts are missing. Do not add the other
+		// children's counts a second time.
 		k.update(q)
 	default:
 		k.sum.bytes += q.bytes - k.bytes
@@ -532,8 +534,8 @@ func (k *knownQdisc) update(q *rootQdisc) {
 	k.sum.qlen, k.sum.backlog = uint64(q.qlen), uint64(q.queue)
 }
 
-// newPackets returns how many packets q has counted since k. The count may have wrapped at
-// 32 bits if the kernel does not send 64.
+// newPackets returns how many packets q has counted since k. If the kernel does not send
+// 64 bits, the count may have wrapped at 32.
 func (k *knownQdisc) newPackets(q *rootQdisc) uint64 {
 	switch {
 	case q.wide && k.wide:
@@ -545,8 +547,8 @@ func (k *knownQdisc) newPackets(q *rootQdisc) uint64 {
 	return uint64(q.packets32 - k.packets32)
 }
 
-// tornRead is above the number of packets that can be counted between the kernel's readings
-// of bytes and packets, which are not atomic.
+// tornRead exceeds the number of packets that the kernel can count between its readings of
+// bytes and packets, which are not atomic.
 const tornRead = 1 << 24
 
 // wentDown reports whether q's counters were reset since k. No packet is empty and bytes do

@@ -85,8 +85,8 @@ type tcpSocket struct {
 
 func socketOf(msg []byte) tcpSocket { return tcpSocket{msg[0], [sizeofSockID]byte(msg[4:])} }
 
-// MostKnown is the largest number of sockets for which AskTCP makes single requests. So
-// many cost about as much as a walk through a table of usual size.
+// MostKnown is the largest number of sockets for which AskTCP makes single requests.
+// That many requests cost about as much as a walk through a table of usual size.
 const MostKnown = 64
 
 // TCPSockets remembers the connections that ReadTCP found, for AskTCP. The zero value is

@@ -17,14 +17,14 @@ import (
 type Watch struct {
 	events, questions conn
 	heard             uint64           // messages received so far
-	last              map[int32]uint64 // heard at the last message of a namespace, by ID
+	last              map[int32]uint64 // value of heard at the last message of a namespace, by ID
 	lost              uint64           // heard at the last loss of messages
 	hdr               unix.Msghdr
 	iov               unix.Iovec
 	control           [64]byte
 }
 
-// NoID stands for the ID of a namespace that has none in the host's.
+// NoID is the ID of a namespace to which the host's has assigned none.
 const NoID = int32(unix.NETNSA_NSID_NOT_ASSIGNED)
 
 // watchRoom is the receive buffer, in bytes, for the messages between two samples.
@@ -108,7 +108,8 @@ func (w *Watch) Mark() (mark uint64, err error) {
 }
 
 // Changed reports whether an interface of a namespace may have been created, deleted, moved
-// or renamed between a Mark and this call, or the ID given to another namespace.
+// or renamed between a Mark and this call, or whether its ID was assigned to another
+// namespace.
 func (w *Watch) Changed(id int32, mark uint64) (bool, error) {
 	err := w.drain()
 	return id < 0 || w.last[id] > mark || w.lost > mark, err
@@ -128,14 +129,14 @@ func (w *Watch) drain() error {
 			w.lost = w.heard
 			continue
 		case err != nil:
-			// The socket may be useless: all namespaces count as changed.
+			// The socket may be unusable, so all namespaces count as changed.
 			w.heard++
 			w.lost = w.heard
 			return fmt.Errorf("netlink: receive %s: %w", w.events.what, err)
 		}
 		w.heard++
 		if id < 0 {
-			// From the host's own namespace: only assignments of IDs matter.
+			// From the host's own namespace only assignments of IDs matter.
 			h, payload, _, err := nextMessage(w.events.buf[:min(n, len(w.events.buf))])
 			if err != nil || h.typ != unix.RTM_NEWNSID && h.typ != rtmDelNSID {
 				continue

@@ -1,5 +1,5 @@
-// Package owner names the owner of a network namespace, process, control group or address:
-// it has the types Pod and Pods, and the labels of both. Package pod finds the pods.
+// Package owner defines Pod and Pods, which name the owner of a network namespace,
+// process, control group or address, and the labels of owners. Package pod finds the pods.
 package owner
 
 import (
@@ -10,7 +10,8 @@ import (
 // Pod is a pod that containerd runs here, or a container outside pods, whose containerd
 // namespace and name then stand for the pod's. A Pod is immutable once handed out.
 type Pod struct {
-	// ID is the sandbox's container ID. It changes when the sandbox is recreated.
+	// ID is the sandbox's container ID. A new sandbox of the same pod has another
+	// ID.
 	ID string
 	// Namespace, Name and UID are Kubernetes' own. UID is empty outside pods.
 	Namespace, Name, UID string
@@ -36,8 +37,8 @@ type Pod struct {
 	Alone []int
 	// ProcessesErr says why the pod's processes cannot be listed; nil if they can.
 	ProcessesErr error
-	// Reapers are processes outside the pod's control groups that serve this pod only and
-	// inherit the counts of its exited processes: its shims.
+	// Reapers are the pod's shims: processes outside its control groups that serve
+	// only this pod and inherit the counts of its exited processes.
 	Reapers []Process
 	// Started is when the pod was first seen or created.
 	Started time.Time

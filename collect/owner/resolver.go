@@ -84,8 +84,8 @@ func (r *Resolver) Unowned(netns uint64) bool {
 }
 
 // End finds the owner of the address of one end of a connection: the kind, and for EndPod
-// the pod. where is the pod in whose network namespace the address was seen; nil stands for
-// the host's, or with unowned for a namespace of neither.
+// the pod. where is the pod whose network namespace the address was seen in. If it is nil,
+// that is the host's namespace, or with unowned one that belongs to no one.
 func (r *Resolver) End(a netip.Addr, where *Pod, unowned bool) (kind string, p *Pod) {
 	a = a.Unmap()
 	switch {
@@ -158,8 +158,8 @@ type addrSet struct {
 	addrs map[netip.Addr]struct{}
 }
 
-// apply replaces the function that reads the addresses. If the host's namespace has
-// changed, the addresses are dropped.
+// apply replaces the function that reads the addresses, and drops the addresses if
+// the host's namespace has changed.
 func (n *nodeAddrs) apply(list func() ([]netip.Addr, error), sameHost bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Limits on the labels of one pod, which may have a megabyte and more. The labels that the
-// caller names are kept in any case, of the others maxLabels. A value longer than
-// maxLabelValue is left out and not cut: a cut value could equal another one.
+// Limits on the labels of one pod, which may exceed a megabyte. Labels that the caller
+// names are always kept; of the others, maxLabels are. A value longer than maxLabelValue
+// is left out rather than cut, because a cut value could equal another one.
 const (
 	maxLabels     = 64
 	maxLabelBytes = 16 << 10

@@ -19,7 +19,8 @@ import (
 // hierarchy is one mounted control group tree.
 type hierarchy struct {
 	v2 bool
-	// options are the superblock's: for a v1 tree its controllers, or name=X.
+	// options are the superblock's options: the controllers of a v1 tree, or
+	// name=X.
 	options string
 	// root is the mounted part of the tree, mount the mount point.
 	root, mount string
@@ -309,8 +310,8 @@ func podGroup(path, uid string) string {
 }
 
 // containerID finds a container's ID in the name of its control group: the last run of
-// exactly 64 hexadecimal digits. Runtimes name the group ID, cri-containerd-ID.scope or
-// SLICE:cri-containerd:ID.
+// exactly 64 hexadecimal digits. Runtimes name the group "ID",
+// "cri-containerd-ID.scope" or "SLICE:cri-containerd:ID".
 func containerID(name []byte) []byte {
 	const length = 64
 	for end := len(name); end >= length; {
@@ -332,7 +333,7 @@ func containerID(name []byte) []byte {
 func isHex(c byte) bool { return '0' <= c && c <= '9' || 'a' <= c && c <= 'f' }
 
 // podUID finds a pod's UID in the name of its control group and appends it to buf. The name
-// is podUID, or kubepods-besteffort-podUID.slice with _ for -.
+// is "podUID", or "kubepods-besteffort-podUID.slice" with _ in place of -.
 func podUID(buf, name []byte) []byte {
 	name, _, slice := bytes.Cut(name, []byte(".slice"))
 	if slice {

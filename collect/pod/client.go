@@ -66,8 +66,8 @@ func connect(ctx context.Context, socket string) (*client, string, error) {
 	return c, v, nil
 }
 
-// dial records which process listens. Containers' files that this process cannot see are
-// reachable through that process's mount namespace.
+// dial records which process listens. Its mount namespace gives access to containers'
+// files that this process cannot see.
 func (c *client) dial(ctx context.Context, path string) (net.Conn, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
@@ -235,7 +235,8 @@ func (c *client) task(ctx context.Context, k key) (pid int, err error) {
 	}
 }
 
-// topics are the events about containers, tasks and sandboxes that come and go.
+// topics are the events about the start and end of containers, tasks and
+// sandboxes.
 const topics = `topic~="^/?(tasks/(create|start|exit|delete)|containers/(create|update|delete)|sandboxes/.*)$"`
 
 func (c *client) subscribe(ctx context.Context, follow []string) (grpc.ServerStreamingClient[types.Envelope], error) {

@@ -20,8 +20,8 @@ import (
 // Docker runs its containers through containerd, in the containerd namespace moby, but
 // gives containerd neither their names nor their labels: such a record has only the label
 // labelDocker. Docker keeps the name in DATA-ROOT/containers/ID/config.v2.json. Reading
-// that file takes fewer privileges than Docker's socket, which can do anything to the node;
-// and Docker may be stopped or hang while its containers run on.
+// that file takes fewer privileges than using Docker's socket, which gives control of the
+// node. It also works while Docker is stopped or hangs and its containers run.
 
 const (
 	// labelDocker is the label of each record that Docker makes in containerd.
@@ -51,7 +51,7 @@ type mount struct {
 
 // dockerFile returns the path of Docker's file about a container. The data root is found
 // from the files that Docker mounts into each container, which lie beside it; if two
-// containers share a network namespace, they are the other container's.
+// containers share a network namespace, these files may be the other container's.
 func dockerFile(id string, mounts []mount) string {
 	root := dockerDataRoot
 	for _, m := range mounts {
@@ -113,10 +113,10 @@ func (d *dockerFiles) do(f func() (dockerAnswer, error)) (dockerAnswer, error) {
 	return c.Value, c.Err
 }
 
-// name adds to containerd's record of a Docker container what Docker's file says. If the
+// name completes containerd's record of a Docker container from Docker's file. If the
 // file cannot be read, the container keeps the name made from its ID. root is the root of
-// containerd's mount namespace, "" if unknown: a service without access to /home, or a
-// container, finds the file there.
+// containerd's mount namespace, "" if unknown. The file is read there because a service
+// without access to /home, or a container, does not see it elsewhere.
 func (d *dockerFiles) name(a *about, root string) error {
 	if a.record == "" {
 		return nil
@@ -142,7 +142,8 @@ func (d *dockerFiles) name(a *about, root string) error {
 	return nil
 }
 
-// changed reports whether the file has changed: containerd does not see docker rename.
+// changed reports whether the file has changed, because containerd has no event for
+// docker rename.
 func (d *dockerFiles) changed(file string, stamp fileStamp) bool {
 	if file == "" {
 		return false

@@ -158,7 +158,7 @@ func (w *watcher) storing(now time.Time) map[string][]string {
 func (w *watcher) taskRuns(ctx context.Context, k key, pid int, now time.Time) {
 	c := w.containers[k]
 	if c == nil || c.kind == sandbox && !c.hostNetwork && len(c.addrs) == 0 {
-		// The record may have got the addresses only now.
+		// The addresses may have been added to the record only now.
 		if f := w.fetch(ctx, k, now); f != nil {
 			c = f
 		}
@@ -168,7 +168,7 @@ func (w *watcher) taskRuns(ctx context.Context, k key, pid int, now time.Time) {
 	}
 	c.touched, c.unknown = w.seq, false
 	w.setTask(c, pid, now)
-	w.evaluate(w.groupOf(c), now, false) // publish the name first: reading addresses takes longer
+	w.evaluate(w.groupOf(c), now, false) // publish the name first, since reading addresses takes longer
 	w.evaluate(w.groupOf(c), now, true)
 }
 
@@ -182,7 +182,8 @@ func (w *watcher) taskEnded(k key, pid int, now time.Time) {
 	w.evaluate(w.groupOf(c), now, false)
 }
 
-// checkTasks ends the tasks whose processes have exited, while no containerd reports it.
+// checkTasks ends the tasks whose processes have exited without an event from
+// containerd.
 func (w *watcher) checkTasks() {
 	now := time.Now()
 	for _, c := range w.containers {

@@ -26,7 +26,7 @@ type container struct {
 	key
 	*about
 	task    process
-	unknown bool // the shim did not answer: it is unknown whether it runs
+	unknown bool // the shim did not answer, so it is unknown whether the task runs
 	cgroups cgroups
 	// unlisted says why cgroups is not known.
 	unlisted error
@@ -39,10 +39,10 @@ type process struct {
 	pid    int
 	start  uint64
 	netns  uint64
-	unread bool // start and netns could not be read although it may run
+	unread bool // start and netns could not be read, although the process may run
 }
 
-// past is an ended task of a pod that continues.
+// past is an ended task of a pod that is still running.
 type past struct {
 	process
 	cgroups
@@ -224,13 +224,13 @@ func (w *watcher) evaluate(g *group, now time.Time, readAddrs bool) {
 		}
 		w.publish(g, a, path, running, now)
 	case g.netns != 0 && !g.host:
-		// Before a pod's first task, or after its last one.
+		// Before the pod's first task, or after its last one.
 		w.publish(g, a, path, waiting, now)
 	default:
 		w.x.end(g.key, ended, now)
 	}
 	if wasOwner && (!g.owner || g.netns != wasNetns) {
-		// Another group in the same namespace owns it now.
+		// Another group in the same namespace becomes its owner.
 		for _, o := range w.groups {
 			if o != g && o.running && !o.owner && o.netns == wasNetns {
 				w.evaluate(o, now, true)
@@ -239,7 +239,7 @@ func (w *watcher) evaluate(g *group, now time.Time, readAddrs bool) {
 	}
 }
 
-// about returns the record that describes the group's pod; nil if there is none left.
+// about returns the record that describes the group's pod; nil if none is left.
 func (g *group) about() *about {
 	if len(g.members) > 0 && g.members[0].kind != member {
 		return g.members[0].about
@@ -253,8 +253,8 @@ func (g *group) about() *about {
 	return nil
 }
 
-// locate sets whether the group runs, and its network namespace. It returns a path of the
-// namespace, "" if only its processes lead to it.
+// locate determines whether the group runs, and its network namespace. It returns a path
+// of the namespace, or "" if only /proc of its processes leads to it.
 func (w *watcher) locate(g *group, a *about) (path string) {
 	unknown := false
 	for _, c := range g.members {
@@ -329,7 +329,8 @@ func (w *watcher) owns(g *group, now time.Time) bool {
 		if o == g || !o.running || o.netns != g.netns {
 			continue
 		}
-		// The inode number may have been reused: then its previous group has ended.
+		// The inode number may have been reused, which means that its previous
+		// group has ended.
 		stale := w.isStale(o)
 		for _, c := range o.members {
 			if c.task.pid != 0 && !w.alive(c.task) {
@@ -354,8 +355,8 @@ func (w *watcher) owns(g *group, now time.Time) bool {
 	return true
 }
 
-// isStale reports whether a sandbox without a process of its own, which runs as long as its
-// network namespace exists, has lost the namespace.
+// isStale reports whether the network namespace of a sandbox without a process is gone.
+// Such a sandbox runs as long as its namespace exists.
 func (w *watcher) isStale(g *group) bool {
 	a := g.about()
 	if a == nil || a != g.stored || g.netns == 0 || g.host {
@@ -369,7 +370,7 @@ func (w *watcher) isStale(g *group) bool {
 }
 
 // checkStored ends the sandboxes without processes whose network namespace is gone, which
-// no event reports. Their inode number and addresses are free then.
+// no event reports. Their inode numbers and addresses may be reused.
 func (w *watcher) checkStored(now time.Time) {
 	for _, g := range w.groups {
 		if w.isStale(g) {
@@ -466,8 +467,8 @@ func (w *watcher) publish(g *group, a *about, path string, to rank, now time.Tim
 	w.x.put(g.key, p, to, t, now)
 }
 
-// alone reports whether a shim serves this group only. A shim that has ever served two
-// groups is never attributed to either.
+// alone reports whether a shim serves this group only. A shim that once served two
+// groups is not attributed to either again.
 func (w *watcher) alone(g *group, shim int, now time.Time) bool {
 	var others []*group
 	for _, o := range w.groups {
@@ -497,7 +498,7 @@ func (w *watcher) alone(g *group, shim int, now time.Time) bool {
 func (w *watcher) expectGroups(t *traces, c *container, uid string) {
 	for _, path := range c.groups {
 		if ownGroup(path, c.id, nil) != len(path) {
-			continue // the name does not show that it is this container's own
+			continue // the name does not prove that the group is this container's own
 		}
 		for _, root := range w.roots {
 			t.addPath(root+path, uid)

@@ -31,7 +31,7 @@ const (
 	keepNetns = 5 * time.Second
 )
 
-// rank decides between two pods that share an inode number or an address.
+// rank decides which of two pods wins a shared inode number or address.
 type rank uint8
 
 const (
@@ -45,8 +45,8 @@ type record struct {
 	pod   *owner.Pod
 	rank  rank
 	since time.Time // start of this rank
-	// stopped is when the pod last ran, as far as known. From then on its network namespace
-	// may end, and another namespace may get the number.
+	// stopped is when the pod last ran, as far as known. After that its network
+	// namespace may end, and a new namespace may get the number.
 	stopped time.Time
 	traces
 }
@@ -61,8 +61,9 @@ type traces struct {
 	paths  []string // control groups of its containers, and the pod's own
 }
 
-// beats reports whether a is found rather than b by a key that they share. Inode numbers
-// and addresses are reused, so a running pod wins, then the younger one.
+// beats reports whether a wins over b for a key that both have. Inode numbers and
+// addresses are reused, so a running pod wins over an ended one, and then the younger
+// pod.
 func (a *record) beats(b *record) bool {
 	if a.rank != b.rank {
 		return a.rank > b.rank
@@ -80,8 +81,8 @@ func newLookup[K comparable](keys func(*record) []K) lookup[K] {
 	return lookup[K]{map[K]*record{}, keys}
 }
 
-// update moves r from its old keys to its new ones. If r was lowered, another record may
-// win a key now, so the best of all records is searched.
+// update moves r from its old keys to its new ones. If the rank of r fell, another
+// record may win a key, so the best of all records is searched for.
 func (l *lookup[K]) update(r, had *record, lowered bool, all map[key]*record) {
 	keys := l.keys(r)
 	for _, k := range l.keys(had) {
@@ -155,8 +156,8 @@ func newIndex(procRoot string) *Index {
 	return x
 }
 
-// KeepLabels replaces the pod labels to keep in any case (Options.Labels). The labels of
-// pods known already are read again soon.
+// KeepLabels replaces the pod labels to keep in any case (Options.Labels). Labels of
+// known pods are soon read again.
 func (x *Index) KeepLabels(names []string) {
 	if slices.Equal(names, x.keptLabels()) {
 		return
@@ -287,7 +288,7 @@ func (x *Index) Running() []*owner.Pod {
 		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name),
 			a.Started.Compare(b.Started), strings.Compare(a.ID, b.ID))
 	})
-	x.list.Store(&list) // writers hold the lock, so no newer list is overwritten
+	x.list.Store(&list) // writers hold the lock, so this cannot overwrite a newer list
 	return list
 }
 
@@ -303,8 +304,8 @@ func podOf(r *record) *owner.Pod {
 // namespace it returns nil.
 //
 // The kernel gives the next namespace the lowest free number, often that of a pod that has
-// just ended. An occurrence after a pod has stopped is therefore the pod's only while its
-// namespace still exists.
+// just ended. An occurrence after the pod's end is therefore attributed to the pod only
+// while its namespace still exists.
 func (x *Index) ByNetns(inode uint64, at time.Time) *owner.Pod {
 	x.mu.RLock()
 	r := x.netns.m[inode]
@@ -340,7 +341,8 @@ func (x *Index) ByPID(pid int) *owner.Pod {
 	var buf [2048]byte
 	data, err := readProc(x.procRoot, pid, "cgroup", buf[:0])
 	if err == nil && inRoots(data) {
-		// In cgroup v1 a process whose main thread has exited is also in the roots.
+		// In cgroup v1, a process whose main thread has exited appears in the
+		// root groups, too.
 		if dir := kernel.ProcessDir(x.procRoot, pid); strings.Contains(dir, "/task/") {
 			data, err = kernel.ReadFile(unix.AT_FDCWD, dir+"/cgroup", data[:0])
 		}
@@ -359,8 +361,9 @@ func (x *Index) ByPID(pid int) *owner.Pod {
 	return first
 }
 
-// ownerOrFirst finds the pod of a /proc/PID/cgroup, or else the pod of which pid was a
-// container's first process, with the start time of that process.
+// ownerOrFirst finds the pod of a /proc/PID/cgroup. If there is none, it finds the pod
+// whose container had pid as its first process, and returns the start time of that
+// process.
 func (x *Index) ownerOrFirst(data []byte, pid int) (owner, first *owner.Pod, start uint64) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
@@ -439,8 +442,8 @@ func (x *Index) ByCgroup(id uint64) *owner.Pod {
 }
 
 // Processes appends to buf the processes in p's control groups and their descendants,
-// sorted and without duplicates. Of a container without a control group of its own it
-// appends the first process. After an error some may be missing.
+// sorted and without duplicates. If a container has no control group of its own, only
+// its first process is appended. After an error some may be missing.
 func (x *Index) Processes(p *owner.Pod, buf []int) ([]int, error) {
 	if len(p.Cgroups) == 0 {
 		return append(buf, p.PIDs...), p.ProcessesErr

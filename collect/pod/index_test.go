@@ -70,7 +70,7 @@ func TestReuse(t *testing.T) {
 		t.Errorf("the namespace is not c's: %+v", p)
 	}
 	x.prune(at(81))
-	check("c", "given up") // a and b are forgotten, and c has lost the number
+	check("c", "given up") // a and b are forgotten, and c has lost the inode number
 	if len(x.records) != 2 {
 		t.Errorf("%d records", len(x.records))
 	}

@@ -132,8 +132,8 @@ func (l *listing) run(ctx context.Context, cl *client, follow []string) {
 	l.askTasks(ctx, cl, ask)
 }
 
-// askTasks asks for each task separately: in one call for all, a hanging shim would delay
-// them all; this way it costs only its own pod.
+// askTasks asks for each task separately, so that a hanging shim delays only its own pod
+// and not all tasks.
 func (l *listing) askTasks(ctx context.Context, cl *client, ask []key) {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
@@ -162,7 +162,7 @@ func (l *listing) askTasks(ctx context.Context, cl *client, ask []key) {
 	wg.Wait()
 }
 
-// apply stores a listing, except where later events have changed the state.
+// apply takes over a listing, except where later events have changed the state.
 func (w *watcher) apply(l *listing) {
 	now := time.Now()
 	w.sayUnnamed(l.unnamed)

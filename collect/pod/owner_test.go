@@ -48,7 +48,7 @@ func TestOneName(t *testing.T) {
 	c := pods.Start(t)
 	x, log := follow(t, c, Options{Reserved: []string{"hostNetwork"}})
 	synced(t, x)
-	// name waits until the index gives a pod or container that name.
+	// name waits until the index has a pod or container with that name.
 	name := func(x *Index, id, want string) {
 		t.Helper()
 		soon(t, func() error {
@@ -70,7 +70,7 @@ func TestOneName(t *testing.T) {
 	name(x, first.ID, "default/web")
 	named(t, "the pod's namespace", x.ByNetns(netnsOf(t, first.PID), time.Time{}), first.ID)
 	named(t, "the container's process", x.ByPID(plain.PID), plain.ID)
-	// A pod that comes later gets its own name.
+	// A pod that appears later gets its own name.
 	early := c.RunPlain(pods.PlainSpec{Namespace: "default", ID: "db"})
 	name(x, early.ID, "default/db")
 	late := c.RunPod(pods.PodSpec{Namespace: "default", Name: "db"})

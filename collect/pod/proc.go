@@ -40,7 +40,7 @@ const netlinkTimeout = 2 * time.Second
 const maxAddrs = 256
 
 // maxHungLists is how many listings of addresses may hang in the kernel. Beyond it, further
-// listings fail at once: they would wait for the same lock.
+// listings fail at once: they would wait for the same lock, too.
 const maxHungLists = 2
 
 var hungLists atomic.Int32
@@ -54,7 +54,7 @@ func addrsIn(path string, inode uint64) ([]netip.Addr, error) {
 	var hung, over atomic.Bool
 	addrs, err := bounded.Within(netlinkTimeout, func() (addrs []netip.Addr, err error) {
 		defer func() {
-			// The second of the two to get here undoes the count.
+			// Whichever comes second undoes the count.
 			if over.Store(true); hung.CompareAndSwap(true, false) {
 				hungLists.Add(-1)
 			}

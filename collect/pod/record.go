@@ -49,8 +49,8 @@ type about struct {
 	addrs       []netip.Addr
 	groups      []string // see specGroups
 
-	// record is Docker's file about the container, "" if it is not Docker's; stamp is the
-	// version that was read.
+	// record is the path of Docker's file about the container, "" if the container is
+	// not Docker's. stamp identifies the version that was read.
 	record string
 	stamp  fileStamp
 }

@@ -42,8 +42,8 @@ type Options struct {
 	ProcRoot string
 	// HostNetns is the path of the host's network namespace; "" means that of process 1.
 	HostNetns string
-	// Reserved are label values with another meaning if both pod labels have them, such as
-	// the host's. UnknownLabel is always reserved.
+	// Reserved are values that a pod may not have in both pod labels because they have
+	// another meaning, such as the host's. UnknownLabel is always reserved.
 	Reserved []string
 	// Labels are the pod labels to keep in any case; of the others only a limited number is
 	// kept. See Index.KeepLabels.
@@ -211,7 +211,8 @@ func (w *watcher) run(ctx context.Context) {
 	w.x.setStatus(Status{Err: context.Cause(ctx)})
 }
 
-// guardedRound is round, ended by a panic in it, which is logged once.
+// guardedRound is round with a recover: a panic ends the round and is logged
+// once.
 func (w *watcher) guardedRound(ctx context.Context) (answered bool, err error) {
 	if p := bounded.Guard(func() { answered, err = w.round(ctx) }); p != nil {
 		w.sayPanic(p)
@@ -360,7 +361,8 @@ func (w *watcher) session(ctx context.Context, socket, version string) (answered
 			select {
 			case incoming <- e:
 			default:
-				// Drop the event: containerd would buffer all that is not received.
+				// Drop the event. Otherwise containerd would buffer all events
+				// that are not received.
 				select {
 				case lost <- struct{}{}:
 				default:

@@ -311,7 +311,7 @@ func TestShortPods(t *testing.T) {
 			t.Errorf("%s was never seen to run", l.Name)
 		}
 		if time.Since(l.ended) > keepEnded/2 {
-			continue // on a slow machine it may be forgotten by now
+			continue // on a slow machine the index may have forgotten it
 		}
 		if last[l.netns] == l.ID && time.Since(l.ended) < keepNetns/2 {
 			if p := x.ByNetns(l.netns, time.Time{}); p == nil || p.Namespace != "jobs" {
@@ -878,7 +878,7 @@ func TestSandboxStore(t *testing.T) {
 	}
 	holder := exec.Command("busybox", "sleep", "1000")
 	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	runtime.LockOSThread() // the signal is sent when the thread ends
+	runtime.LockOSThread() // Pdeathsig is sent when the parent's thread ends
 	defer runtime.UnlockOSThread()
 	if err := holder.Start(); err != nil {
 		t.Fatal(err)

@@ -31,7 +31,7 @@ type ioProbe struct {
 	mu sync.Mutex
 	ledger
 	activity snapshot[bpf.Activity]
-	lookedAt uint64 // tick at or before the last reading of activity
+	lookedAt uint64 // tick of the last reading of activity, or earlier
 
 	began bool        // a target has been sampled
 	own   ioCounts    // the shims' own calls, to be added to the host's next sample
@@ -98,7 +98,7 @@ func (p *ioProbe) begin(v *collect.View, s *ioTotals) {
 // supports.
 const ticksPerSecond = 100
 
-// clockTicks is the time since boot in the unit of /proc/PID/stat.
+// clockTicks is the time since boot in clock ticks, as in /proc/PID/stat.
 func clockTicks() uint64 {
 	return max(uint64(kernel.SinceBoot()/(time.Second/ticksPerSecond)), ticksPerSecond)
 }

@@ -29,7 +29,7 @@ type ledger struct {
 	procs map[int]*process
 	clock uint64     // logical time, see tick
 	cycle uint64     // number of host samples; the host is the last target of each cycle
-	gone  []*process // exited; it is still open where their counts are
+	gone  []*process // exited, but the target of their counts is not yet known
 }
 
 // The summed values of /proc/PID/io.
@@ -76,11 +76,11 @@ type reading struct {
 	io     ioCounts
 }
 
-// since returns the growth of the counts since x, and the growth of reaped. Of a new
-// process all counts are growth.
+// since returns the growth of the counts since x, and the growth of reaped. If the
+// process is new, all its counts are growth.
 func (r *reading) since(x *reading) (d ioCounts, faults uint64) {
 	for i := range d {
-		// The kernel's counts never fall. If one did, it would count again only above its
+		// The kernel's counts never fall. If one does, count only what exceeds its
 		// previous maximum.
 		d[i] = max(r.io[i], x.io[i]) - x.io[i]
 	}
@@ -129,7 +129,7 @@ type ioTotals struct {
 	since uint64
 }
 
-// sight is the outcome of a look at a process.
+// sight is the result of looking at a process.
 type sight int
 
 const (
@@ -269,7 +269,8 @@ func (l *ledger) reconcile(s *ioTotals, host bool, inits []int, see look) error 
 	return nil
 }
 
-// pending reports whether it is open where the counts of some exited process are.
+// pending reports whether the target of an exited process' counts is not yet
+// known.
 func (l *ledger) pending(s *ioTotals) bool {
 	return slices.ContainsFunc(l.gone, func(x *process) bool { return x.wait == nil || x.wait == s })
 }
@@ -328,8 +329,8 @@ func (l *ledger) ancestor(x *process) *process {
 	return e
 }
 
-// check finds which of the processes have exited. A zombie has not: its parent has not
-// inherited its counts yet.
+// check finds which of the processes have exited. A zombie has not exited in this
+// sense, since its parent has not inherited its counts yet.
 func (l *ledger) check(list []*process, see look) error {
 	for _, x := range list {
 		r, is, err := see(x.pid, x.reaped)
@@ -352,8 +353,8 @@ func (l *ledger) assign(s *ioTotals, inits []int, see look) error {
 	l.gone = nil
 	for _, x := range list {
 		x.hops = 0
-		// Readings of different moments could form a circle, so limit the length of the
-		// chain.
+		// The readings are from different moments, so the parents could form a
+		// circle. Limit the length of the chain.
 		for e := l.ancestor(x); e != nil && e.gone && x.hops < len(l.procs); e = l.ancestor(e) {
 			x.hops++
 		}
@@ -382,8 +383,8 @@ func (l *ledger) find(s *ioTotals, x *process, inits []int, see look) error {
 		got := e.countsOf(x)
 		switch {
 		case e.gone:
-			// It may have inherited them before its own exit. If not, they went to its own
-			// parent.
+			// It may have inherited them before it exited. If not, they went to
+			// its parent.
 			got = got && e.owner == s
 			need = max(need, e.at)
 		case e.owner != s || e.read < need:

@@ -330,8 +330,8 @@ func TestLedger(t *testing.T) {
 			w.work(10, 20)
 			w.work(11, 50)
 			all(w)
-			// The parent is read before it reaps the child; the child is gone when it is
-			// looked for.
+			// The child exits between two readings: the parent is read before it
+			// reaps the child, and the child is gone when it is read.
 			w.later = []func(){func() {}, func() { w.end(11) }}
 			all(w)
 			all(w)

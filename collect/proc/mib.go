@@ -159,7 +159,7 @@ func nameOf(l *mibLayout, n int) string {
 	return "?"
 }
 
-// readOptional reads a file that some kernels do not have; it returns nil if there is none.
+// readOptional reads a file that some kernels do not have. It returns nil if there is none.
 func readOptional(v *collect.View, name string) ([]byte, error) {
 	b, err := v.ReadNet(name)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -311,18 +311,19 @@ type interfaces struct {
 	total [netdevFields]uint64
 	list  []iface // as of the last sample
 	top   int32   // highest index ever seen
-	began bool    // after a first sample: unknown interfaces are new
+	began bool    // the first sample is done, so unknown interfaces are new
 	next  int     // likely index of the next interface in list or read
 	read  []ifaceLine
 	req   ifreq
-	// looked: the kernel was asked about the interfaces that were not read.
+	// looked: the kernel was asked about the interfaces that are missing in the
+	// file.
 	looked bool
 
 	// watched: the indexes were read consistently, and the Watch reports every later change.
 	watched bool
 	watch   int    // netdev.watches of that Watch
 	id      int32  // of the namespace, in the host's
-	mark    uint64 // of the Watch, before the indexes were read
+	mark    uint64 // position in the Watch before the indexes were read
 	asked   uint64 // cycle in which id was queried
 }
 
@@ -331,7 +332,7 @@ type iface struct {
 	index  int32 // 0: unknown
 	values [netdevFields]uint64
 	missed uint8 // samples in a row without it
-	gone   bool  // the kernel does not have it any more
+	gone   bool  // the kernel no longer has it
 }
 
 type ifaceLine struct {
@@ -411,8 +412,8 @@ func (s *interfaces) known(adopt bool) bool {
 	return true
 }
 
-// ask reads the indexes of the interfaces that were read, and reports whether each is that
-// of the interface that had the name before.
+// ask reads the indexes of the interfaces that were read, and reports whether every name
+// still belongs to the interface that had it before.
 func (s *interfaces) ask(fd int) (same bool) {
 	same = s.began
 	s.next = 0
@@ -429,9 +430,9 @@ func (s *interfaces) ask(fd int) (same bool) {
 	return same
 }
 
-// look finds which of the interfaces that were not read are gone. The file may lack an
-// existing one: it is longer than a page, and older kernels lose their position in it when
-// an interface is deleted.
+// look determines which of the interfaces missing in the file are gone. The file may lack
+// an existing interface: it is longer than a page, and older kernels lose their position
+// in it when an interface is deleted.
 func (s *interfaces) look(fd int) {
 	s.next, s.looked = 0, true
 	for i := range s.list {
@@ -590,8 +591,8 @@ func (s *interfaces) update(departed []departure) {
 	n := 0
 	for i := range s.list {
 		f := &s.list[i]
-		// If the kernel cannot be asked, an interface counts as gone when two readings in a
-		// row lack it.
+		// If the kernel cannot be asked, an interface counts as gone once two
+		// successive readings lack it.
 		if f.gone || f.missed > 1 && (f.index == 0 || !s.looked) {
 			continue
 		}
@@ -624,7 +625,8 @@ func (s *interfaces) hear(came bool, x *ifaceLine) (went bool) {
 	return false
 }
 
-// new reports whether an interface that was not there before counts in full.
+// new reports whether an interface that appeared since the last sample counts in
+// full.
 func (s *interfaces) new(x *ifaceLine, departed []departure) bool {
 	switch {
 	case !s.began:

@@ -166,7 +166,7 @@ func TestInterfacesByIdentity(t *testing.T) {
 	}
 }
 
-// spied is netdev, with the cycle in which it last entered each pod's namespace.
+// spied is netdev, with the last cycle in which it entered each pod's namespace.
 type spied struct {
 	*netdev
 	asked map[string]uint64

@@ -66,8 +66,8 @@ func (u *unreadable) err() error {
 	if u.count > 1 {
 		part.Err = fmt.Errorf("%w; and %d more processes", u.first, u.count-1)
 	}
-	// With every capability that reading needs, only a rule outside our control can have
-	// refused a process.
+	// The process has every capability that reading needs, so only a rule outside its
+	// control can have refused access.
 	if u.denied == u.count && mayTrace() {
 		part.Protected = u.count
 		part.Err = fmt.Errorf("protected from every other process: %w", part.Err)
@@ -76,7 +76,7 @@ func (u *unreadable) err() error {
 }
 
 // mayTrace reports whether this process has the capabilities to read other users'
-// processes. In a user namespace of its own the capabilities hold for that namespace only.
+// processes. Capabilities in a separate user namespace apply only to that namespace.
 var mayTrace = sync.OnceValue(func() bool {
 	if user, err := kernel.Inode("/proc/self/ns/user"); err != nil || user != kernel.FirstUserNamespace {
 		return false
@@ -86,8 +86,8 @@ var mayTrace = sync.OnceValue(func() bool {
 	return err == nil && have&need == need
 })
 
-// typeInfo is the kernel's BTF for the probes of one Runner. They are built one after
-// another and then sampled; the first sample releases it.
+// typeInfo is the kernel's BTF for the probes of one Runner. The probes are built one
+// after another; the first sample releases the BTF.
 type typeInfo struct {
 	types   *bpf.KernelTypes
 	release func()
@@ -103,7 +103,7 @@ func newTypeInfo() typeInfo {
 type snapshot[V any] struct {
 	log      *slog.Logger
 	release  func()       // releases the BTF that the iterator was loaded with
-	instead  string       // log text: what is done without the iterator
+	instead  string       // for the log: what happens without the iterator
 	iterator iterator[V]  // nil: none
 	cycle    uint64       // of the last reading
 	of       map[uint32]V // nil: not read, or failed
@@ -172,8 +172,8 @@ func (s *snapshot[V]) drop() error {
 	return i.Close()
 }
 
-// mayIterate returns an error if BPF iterators over processes are of no use: for a single
-// cycle, or if procfs numbers processes differently from the kernel.
+// mayIterate returns an error if BPF iterators over processes do not pay off (for a
+// single cycle) or do not work (if procfs numbers processes differently from the kernel).
 func mayIterate(env collect.Env) error {
 	if env.Once {
 		return errors.New("it is done once only")

@@ -32,8 +32,8 @@ func readProcess(root string, pid int, reaped uint64, buf []byte) (r reading, er
 			faults: stat.Faults + stat.ReapedFaults, reaped: stat.ReapedFaults, io: r.io}
 		switch {
 		case stat.State == 'X':
-			// The kernel is about to remove the process. Only then is it certain that the
-			// parent has its counts.
+			// The kernel is about to remove the process. Only after that has the
+			// parent certainly inherited its counts.
 			time.Sleep(100 * time.Microsecond)
 		case r.reaped == reaped:
 			return r, r.askThreads(root, stat.Threads)
@@ -46,8 +46,8 @@ func readProcess(root string, pid int, reaped uint64, buf []byte) (r reading, er
 	return r, r.askThreads(root, stat.Threads)
 }
 
-// askThreads finds whether a process whose main thread is exiting continues with another
-// thread.
+// askThreads determines whether a process whose main thread is exiting continues with
+// another thread.
 func (r *reading) askThreads(root string, threads uint64) error {
 	if !r.ending || threads < 2 {
 		return nil

@@ -14,13 +14,13 @@ import (
 type shim struct {
 	threads map[int]*threadCounts
 	ended   ioCounts // last counts of its exited threads
-	told    ioCounts // own calls given to the host so far
+	told    ioCounts // own calls already added to the host
 	reaped  uint64   // cminflt at the last split
 	begun   bool
-	// moved: the host counted it before, so it is unknown which earlier counts are its own.
+	// moved: the host counted it before, so its earlier own calls are not known.
 	moved bool
-	// recalled from saved state: all counts since then go to the pod. Its own calls in that
-	// time are few and cannot be separated.
+	// recalled from saved state: all counts since then go to the pod. The shim's own
+	// calls in that time are few and cannot be separated.
 	recalled bool
 }
 
@@ -57,7 +57,7 @@ func (p *ioProbe) isShim(v *collect.View, pid int) (bool, error) {
 	if x != nil && !x.gone && x.start == want {
 		return true, nil
 	}
-	// Its pod has not been sampled, or its number was reused.
+	// Its pod has not been sampled, or its PID was reused.
 	r, err := p.read(v, pid)
 	if err != nil && !isGone(err) && !partial(err) {
 		return false, err
@@ -138,7 +138,7 @@ func (p *ioProbe) split(v *collect.View, s *ioTotals, failed *unreadable) error 
 		h.reaped = x.reaped
 		p.mu.Unlock()
 		if ask {
-			// The threads are read after the process. What they count in between is
+			// The threads are read after the process. Calls in between are
 			// subtracted from the next growth.
 			var sum ioCounts
 			err := v.Do(x.pid, "io of threads", func() (err error) {

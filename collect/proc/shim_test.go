@@ -83,7 +83,7 @@ func TestIOShim(t *testing.T) {
 			}
 		}
 	}
-	ended := ioCounts{} // of long-lived children, whose counts reappear in the shim
+	ended := ioCounts{} // of earlier children, whose counts reappear in the shim
 	var own ioCounts
 	files := func() (want ioCounts) {
 		want = ioFile(t, pid)
@@ -131,7 +131,7 @@ func TestIOShim(t *testing.T) {
 		do("own")
 		check("a child without I/O")
 		do("long")
-		for { // until it is done and has no child left, which would be the host's
+		for { // until it is done and has no child left, which would count for the host
 			if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", members[0])); err != nil || string(b) == "sleep\n" {
 				break
 			}

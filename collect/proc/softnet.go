@@ -154,8 +154,8 @@ func (s *softnetState) parse(b []byte) error {
 		l.N++
 		return l.Errorf("no line for any CPU")
 	}
-	// Without numbers, the lines are the online CPUs in order. If their number changes, it
-	// is unknown which one went or came, so all continue from their current values.
+	// Without CPU numbers, the lines are the online CPUs in order. If their number
+	// changes, the affected CPU is unknown, so all continue from their current values.
 	moved := !numbered && s.rows != 0 && s.rows != len(s.row) || s.rows != 0 && s.numbered != numbered
 	s.rows, s.numbered = len(s.row), numbered
 	if moved {

@@ -53,7 +53,7 @@ func ssSum(t *testing.T, out string) map[string]float64 {
 // everyState makes sockets in every state in a, some with queued bytes.
 func everyState(t *testing.T, a, b *nsnet.Space) {
 	t.Helper()
-	// b answers nothing on port 80, and a's answers from port 81 never arrive.
+	// b does not answer on port 80, and a's answers from port 81 never arrive.
 	b.Run("nft", "add", "table", "inet", "t")
 	b.Run("nft", "add", "chain", "inet", "t", "c", "{ type filter hook input priority 0; }")
 	b.Run("nft", "add", "rule", "inet", "t", "c", "tcp", "dport", "80", "drop")

@@ -67,7 +67,7 @@ func TestUserNamespace(t *testing.T) {
 	}
 }
 
-// TestNoDescriptorsLeft: without a descriptor to list processes with there are no values:
+// TestNoDescriptorsLeft: without a descriptor for listing processes there are no values:
 // neither 0, nor a pod's processes counted as the host's.
 func TestNoDescriptorsLeft(t *testing.T) {
 	if !again(t, nil) {

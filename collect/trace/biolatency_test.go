@@ -16,9 +16,9 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// TestBlockEvents: a process that waits for a disk is told of, with what it waited
-// for. Writeback is counted and ignored, or told where that is asked for, and
-// this process's own reads are ignored whatever is asked for.
+// TestBlockEvents: a process that waits for a disk causes an event with the wait.
+// Writeback is counted and ignored, or reported if configured. This process's own
+// reads are always ignored.
 func TestBlockEvents(t *testing.T) {
 	need.Program(t, "dd")
 	for _, writeback := range []bool{false, true} {
@@ -42,7 +42,8 @@ func TestBlockEvents(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer f.Close()
-			// Nothing else may write these pages back: it would be told of as another's.
+			// Keep others from writing these pages back, which would be reported as
+			// their I/O.
 			if _, err := f.WriteAt(make([]byte, block), 1<<20); err != nil {
 				t.Fatal(err)
 			}

@@ -19,7 +19,7 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// TestEventTime: an event is of the time of day at which it happened.
+// TestEventTime: an event has the time of day of its occurrence.
 func TestEventTime(t *testing.T) {
 	l := newLab(t, EventLimits{20, 100}, nil, "packetloss")
 	before := time.Now()
@@ -39,20 +39,21 @@ func TestEventTime(t *testing.T) {
 	}
 }
 
-// TestEventTimeInTimeNamespace: so it is where this process sees other clocks
-// than the kernel's.
+// TestEventTimeInTimeNamespace: the same if this process sees other clocks than the
+// kernel's.
 func TestEventTimeInTimeNamespace(t *testing.T) {
 	need.Root(t)
 	need.Program(t, "unshare")
 	_, err := os.Stat("/proc/self/ns/time")
 	need.Kernel(t, err == nil, fmt.Sprintf("no time namespaces: %v", err))
-	// No clock may begin before 0, and this machine may have been booted just now.
+	// A time namespace cannot set a clock below 0, and this machine may have just
+	// been booted.
 	var up unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &up); err != nil {
 		t.Fatal(err)
 	}
 	for _, offset := range []int64{864000, -min(60, up.Sec/2)} {
-		// Before Linux 6.3 only a child is in the namespace for good.
+		// Before Linux 6.3 only children enter the namespace.
 		cmd := exec.Command("unshare", "--fork", "--time", "--monotonic", strconv.FormatInt(offset, 10), "--boottime", "864000", os.Args[0], "-test.run", "^TestEventTime$", "-test.count", "1")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("monotonic %d: %v\n%s", offset, err, out)
@@ -60,8 +61,8 @@ func TestEventTimeInTimeNamespace(t *testing.T) {
 	}
 }
 
-// TestFlowsOfAnotherHost: with host_netns the node's addresses are those of
-// that namespace, not of the daemon's.
+// TestFlowsOfAnotherHost: with host_netns, the node's addresses are those of that
+// namespace, not of the daemon's.
 func TestFlowsOfAnotherHost(t *testing.T) {
 	need.Root(t)
 	host, peer := nsnet.New(t), nsnet.New(t)

@@ -15,7 +15,8 @@ type converter struct {
 	reasons *bpf.Reasons
 }
 
-// event makes an event of a record, and copies what the record only lends.
+// event makes an event from a record. It copies data that is only valid during
+// the call.
 func (c *converter) event(e *bpf.Event) *event.Event {
 	t := eventTypes[e.Type]
 	out := &event.Event{Type: t, Time: e.Time, Netns: e.Netns, Latency: e.Latency, PID: -1, CPU: -1}
@@ -101,8 +102,8 @@ func protocolName(n uint8) string {
 	return strconv.Itoa(int(n))
 }
 
-// operationName names what a block I/O does; "" for an operation whose number
-// is not the same on all kernels.
+// operationName names the operation of a block I/O. It returns "" for an
+// operation whose number differs between kernels.
 func operationName(detail uint32) string {
 	switch detail {
 	case bpf.BlockRead | bpf.BlockBackground:

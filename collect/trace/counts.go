@@ -17,42 +17,42 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// maxUnowned is how many unowned namespaces (neither the host's nor a pod's) a
-// probe follows before it looks which of them are gone.
+// maxUnowned is the number of unowned namespaces that a probe follows before it
+// checks which of them are gone.
 const maxUnowned = 64
 
 // counts follows the kernel's counters of one probe by network namespace. The
-// kernel's keys are inode numbers, and a number is given to another namespace
-// once its own is gone, while the counter under it goes on. So each reading
-// counts for whoever has the number then, and what an earlier owner of it had
-// counted does not.
+// kernel keys them by inode number. When a namespace is gone, another may get its
+// number, and the counter continues. So each reading's growth counts for the
+// current owner of the number, and growth under an earlier owner does not.
 type counts struct {
 	cycle uint64
 	known map[uint64]*count
-	// unattributed is what the kernel left no way to know the namespace of. It
-	// is a series of its own, so that it is nobody's and no total lacks it.
+	// unattributed holds counts for which the kernel gives no way to know the
+	// namespace. They have a series of their own, so that totals are complete and
+	// no pod gets them.
 	unattributed count
 	// The times of the last reading and the one before it.
 	read, readBefore time.Time
-	// most is how many unowned namespaces there may be until the next look at them.
+	// most is the number of unowned namespaces at which they are checked next.
 	most     int
 	roomless []uint64 // namespaces that the kernel's table has no room for
-	left     int      // how many pods were left out of the cycle for that
+	left     int      // number of pods without values in this cycle because of that
 }
 
 type count struct {
-	pod    string               // the ID of the pod whose namespace it was last
-	cycle  uint64               // when it was last a pod's or the host's
+	pod    string               // ID of the pod that owned the namespace last
+	cycle  uint64               // last cycle in which the namespace was a pod's or the host's
 	first  time.Time            // the reading that found it
 	values [bpf.MaxSlots]uint64 // as the kernel has them
 	kernel *latencies           // the same; nil: none
 	tally
-	// before is the tally of the reading before the last, while it is
-	// nobody's.
+	// before is the tally at the reading before the last, while the namespace is
+	// unowned.
 	before tally
 }
 
-// tally is what one owner of a number has counted.
+// tally is the count of one owner of a namespace number.
 type tally struct {
 	slots   [bpf.MaxSlots]uint64
 	reasons map[uint32]uint64 // packetloss: the same, by the kernel's reason
@@ -78,12 +78,12 @@ func (t *tally) sub(d *tally) {
 	}
 }
 
-// carried is what is shown of one namespace (or, of counters that are the
-// node's, of all): what earlier runs of the program or the probe had counted,
-// and what the kernel has since. The kernel's part begins at 0 with each load.
+// carried holds the exported counts of one namespace, or of the node for
+// node-wide counters: the counts of earlier runs of the program or the probe,
+// plus the kernel's. The kernel's part starts at 0 with each load.
 type carried struct{ before, shown tally }
 
-// Keep appends what is shown, or nothing if that is 0.
+// Keep appends the exported counts, or nothing if they are 0.
 func (c *carried) Keep(b []byte) []byte {
 	if c.shown.slots == ([bpf.MaxSlots]uint64{}) && len(c.shown.reasons) == 0 && c.shown.latencies == nil {
 		return b
@@ -143,15 +143,15 @@ func (c *carried) show(now *tally) *tally {
 	return &c.shown
 }
 
-// begin starts a reading: each namespace of the cycle has counters, 0 at first, but
-// for those that the kernel's table has no room for.
+// begin starts a reading. Each namespace of the cycle gets counters, 0 at first,
+// unless the kernel's table has no room for it.
 func (c *counts) begin(v *collect.View, roomless []uint64) {
 	c.roomless, c.left = roomless, 0
 	c.beginAt(v.Netns(), v.ProcRoot(), time.Now())
 }
 
-// beginAt starts a reading at a moment, over the namespaces of the cycle and whose
-// each is.
+// beginAt starts a reading at a time, given the namespaces of the cycle and their
+// owners.
 func (c *counts) beginAt(netns iter.Seq2[uint64, *owner.Pod], root string, now time.Time) {
 	if c.known == nil {
 		c.known = map[uint64]*count{}
@@ -177,8 +177,8 @@ func (c *counts) own(inode uint64, pod *owner.Pod, root string) {
 	n := c.at(inode)
 	switch {
 	case n.cycle == 0 && pod != nil && !n.first.IsZero():
-		// What was nobody's may have been this pod's before the pod was known,
-		// or that of a namespace that is gone.
+		// Counts of an unowned namespace may belong to this pod, before the pod
+		// was known, or to an earlier namespace of the same number.
 		switch born := bornAt(pod, root); {
 		case born.After(c.read) || born.After(n.first) && !born.After(c.readBefore):
 			n.tally = tally{}
@@ -192,8 +192,8 @@ func (c *counts) own(inode uint64, pod *owner.Pod, root string) {
 	n.pod, n.cycle = id, c.cycle
 }
 
-// bornAt is when a pod's network namespace was made, or a little later. A file
-// that is the namespace, as CNI has it, is as old as the namespace is.
+// bornAt returns when a pod's network namespace was created, or slightly later.
+// The bind mount that CNI makes is as old as the namespace.
 func bornAt(pod *owner.Pod, root string) time.Time {
 	var st unix.Stat_t
 	if p := pod.NetnsPath; p != "" && !strings.HasPrefix(p, root+"/") && unix.Stat(p, &st) == nil && st.Ino == pod.Netns {
@@ -211,7 +211,7 @@ func (c *counts) at(netns uint64) *count {
 	return n
 }
 
-// found is at for what the kernel has counted.
+// found is at for a namespace with counts in the kernel.
 func (c *counts) found(netns uint64) *count {
 	if netns == 0 {
 		return &c.unattributed
@@ -228,14 +228,14 @@ func (c *counts) add(netns uint64, slot int, value uint64) {
 	n := c.found(netns)
 	was := n.values[slot]
 	if value < was {
-		was = 0 // the kernel's entry was deleted and made anew
+		was = 0 // the kernel's entry was deleted and recreated
 	}
 	n.slots[slot] += value - was
 	n.values[slot] = value
 }
 
-// each calls f with the counters of each namespace of the cycle, and with those
-// of none as namespace 0.
+// each calls f with the counters of each namespace of the cycle. Unattributed
+// counters have namespace 0.
 func (c *counts) each(v *collect.View, f func(netns uint64, shown *tally)) {
 	for inode, n := range c.known {
 		if n.cycle != c.cycle {
@@ -252,9 +252,9 @@ func (c *counts) each(v *collect.View, f func(netns uint64, shown *tally)) {
 	f(0, collect.NetnsState[carried](v, 0).show(&c.unattributed.tally))
 }
 
-// sweep returns the namespaces that are gone, and forgets them: pods' that
-// ended, and, once there are many others or the kernel's table is crowded,
-// those of them that are not alive.
+// sweep forgets namespaces that are gone, and returns them: the namespaces of
+// ended pods, and those unowned ones that no longer exist. It checks the unowned
+// ones only if there are many or the kernel's table is nearly full.
 func (c *counts) sweep(crowded bool, alive func() map[uint64]bool) []uint64 {
 	var gone []uint64
 	unowned := 0
@@ -274,8 +274,8 @@ func (c *counts) sweep(crowded bool, alive func() map[uint64]bool) []uint64 {
 				unowned--
 			}
 		}
-		// Where many of them stay, not each cycle has to go through all
-		// processes, as long as the kernel's table has room.
+		// If many of them stay, do not search all processes in each cycle while
+		// the kernel's table has room.
 		c.most = min(2*unowned, 8*maxUnowned)
 	}
 	for _, inode := range gone {
@@ -284,8 +284,8 @@ func (c *counts) sweep(crowded bool, alive func() map[uint64]bool) []uint64 {
 	return gone
 }
 
-// liveNetns lists the network namespaces that processes are in, or that have
-// a name below /run/netns.
+// liveNetns lists the network namespaces that have a process, or a name below
+// /run/netns.
 func liveNetns(procRoot string) map[uint64]bool {
 	alive := map[uint64]bool{}
 	for _, in := range []struct{ dir, file string }{{procRoot, "/ns/net"}, {"/run/netns", ""}} {
@@ -296,7 +296,7 @@ func liveNetns(procRoot string) map[uint64]bool {
 			}
 			inode, err := kernel.Inode(in.dir + "/" + name + in.file)
 			if in.file != "" && errors.Is(err, unix.ENOENT) {
-				// Perhaps only the first thread of the process has ended.
+				// Perhaps only the main thread of the process has exited.
 				if pid, e := strconv.Atoi(name); e == nil {
 					inode, err = kernel.Inode(kernel.ProcessDir(procRoot, pid) + in.file)
 				}

@@ -17,19 +17,18 @@ var (
 	flowPackets = catalog.MustMetric("kubeskoop_flow_packets")
 )
 
-// idleCycles is for how many cycles a flow that sends nothing keeps its
-// series where others wait for one, and how long one without a series is
-// kept. On a node whose pods come and go there are soon ten thousands
-// that never send again: of each interface with an address of its own that it
-// announced, for one.
+// idleCycles is the number of idle cycles after which a flow loses its series if
+// other flows wait for one, and after which a flow without series is deleted. On
+// a node with short-lived pods, tens of thousands of flows never send again, for
+// example one for each interface that announced its address.
 const idleCycles = 20
 
-// idleUnowned is the same for unowned namespaces: their flows are kept only in case
-// they become a pod's.
+// idleUnowned is the same for unowned namespaces, whose flows are kept only in case
+// the namespace becomes a pod's.
 const idleUnowned = 4
 
-// flowKind labels what the node's sockets or the host's devices sent, by
-// connection.
+// flowKind labels, by connection, the traffic that the node's sockets or the
+// host's devices sent.
 var flowKind = kind{name: "flow", whole: true, begin: func(p *probe, env collect.Env) func(*collect.View) error {
 	f := &flows{probe: p, who: p.tracer.who, shown: map[bpf.FlowKey]*series{}, spaces: map[uint64]*space{}, most: 1000}
 	devices, _ := env.Options["devices"].([]string)
@@ -40,19 +39,19 @@ var flowKind = kind{name: "flow", whole: true, begin: func(p *probe, env collect
 	return f.sample
 }}
 
-// series is a flow that has series: without ports, all connections of two
-// addresses are one, in the kernel already.
+// series is a flow that has series. Without ports, the kernel already combines
+// all connections between two addresses into one flow.
 type series struct {
-	total sums   // never falls: what the kernel's map evicted stays in it
+	total sums   // never falls: includes counts that the kernel's map evicted
 	entry sums   // the kernel's entry in the last cycle
 	made  uint64 // which entry that was
-	moved uint64 // the cycle in which it last sent something
-	held  uint64 // the cycle in which the kernel last had an entry of it
+	moved uint64 // last cycle in which it sent something
+	held  uint64 // last cycle in which the kernel had an entry for it
 }
 
 type sums struct{ bytes, packets uint64 }
 
-// add takes what the kernel's entry has now.
+// add updates the flow from the kernel's current entry.
 func (x *series) add(e *bpf.FlowEntry, cycle uint64) {
 	x.held = cycle
 	now := sums{e.Bytes, e.Packets}
@@ -72,7 +71,7 @@ type space struct {
 	all   int // with series and without
 	shown int
 	most  int         // that may have series
-	best  []candidate // the busiest of those without series: a heap, the least on top
+	best  []candidate // the busiest flows without series: a heap with the least busy on top
 }
 
 // candidate is a flow that may get series.
@@ -116,8 +115,8 @@ func (s *space) offer(c candidate, n int) {
 	}
 }
 
-// flows remembers of the kernel's map only what has series. What else is worth
-// knowing of a connection, the map's entry knows itself.
+// flows remembers only the flows that have series. The map's entries hold
+// everything else.
 type flows struct {
 	*probe
 	who     *owner.Resolver
@@ -128,8 +127,8 @@ type flows struct {
 	spaces  map[uint64]*space
 }
 
-// netns is the namespace that a flow's series are of: those of devices are the
-// host's, whose devices they are.
+// netns returns the namespace to whose owner a flow's series belong. Flows of
+// devices belong to the host, as the devices do.
 func (f *flows) netns(k *bpf.FlowKey) uint64 {
 	if f.devices {
 		return 0
@@ -137,8 +136,8 @@ func (f *flows) netns(k *bpf.FlowKey) uint64 {
 	return k.Netns()
 }
 
-// sample reads the kernel's map in calls of their own: what is worked out
-// between them is no call that could hang.
+// sample reads the kernel's map in separate calls, because computations in
+// between cannot hang.
 func (f *flows) sample(v *collect.View) error {
 	var gone []uint64
 	var ends ends
@@ -172,7 +171,7 @@ func (f *flows) sample(v *collect.View) error {
 	})
 }
 
-// begin starts a cycle: the namespaces whose flows may have series are known.
+// begin starts a cycle and determines the namespaces whose flows may have series.
 func (f *flows) begin(v *collect.View) {
 	f.cycle++
 	f.follow(v)
@@ -186,8 +185,8 @@ func (f *flows) begin(v *collect.View) {
 	}
 }
 
-// read takes the kernel's entries of flows that have series, counts the others,
-// and drops those that have sent nothing for long.
+// read updates the flows that have series, counts the others, and deletes flows
+// that have been idle for long.
 func (f *flows) read() error {
 	err := f.bpf.SweepFlows(func(e bpf.FlowEntry) (keep bool) {
 		netns := f.netns(&e.Key)
@@ -214,15 +213,15 @@ func (f *flows) read() error {
 			s.all++
 			s.shown++
 		} else {
-			delete(f.shown, k) // of a namespace that is neither the host's nor a pod's any more
+			delete(f.shown, k) // of a namespace that is no longer the host's or a pod's
 		}
 	}
 	return nil
 }
 
-// share divides the series among the namespaces: each gets what it asks for, up
-// to a bound that is the same for all. It takes series from those that are idle
-// or more than a namespace's share, and returns how many flows there are.
+// share divides the series among the namespaces. Each gets as many as it asks
+// for, up to a limit that is the same for all. It takes series from idle flows
+// and from namespaces above their share, and returns the number of flows.
 func (f *flows) share() (all int) {
 	for _, s := range f.spaces {
 		all += s.all
@@ -260,8 +259,8 @@ func (f *flows) share() (all int) {
 	return all
 }
 
-// shrink takes the series of the least busy flows of namespaces that have more
-// than their share.
+// shrink takes the series of the least busy flows from namespaces that exceed
+// their share.
 func (f *flows) shrink() {
 	keys := make([]bpf.FlowKey, 0, len(f.shown))
 	for k := range f.shown {
@@ -290,7 +289,7 @@ func (f *flows) wants() bool {
 	return false
 }
 
-// choose gives what is free to the busiest flows of each namespace.
+// choose gives free series to the busiest flows of each namespace.
 func (f *flows) choose() error {
 	err := f.bpf.EachFlow(func(e bpf.FlowEntry) {
 		s := f.spaces[f.netns(&e.Key)]
@@ -313,7 +312,7 @@ func (f *flows) choose() error {
 	return nil
 }
 
-// show adds the series, and counts those that are left out.
+// show adds the series, and counts the flows without series.
 func (f *flows) show(v *collect.View, ends ends, all int) {
 	keys := make([]bpf.FlowKey, 0, len(f.shown))
 	for k := range f.shown {
@@ -337,7 +336,7 @@ func (f *flows) show(v *collect.View, ends ends, all int) {
 	v.LeaveOut(flowPackets, max(0, all-len(keys)))
 }
 
-// ends names the two ends of flows in one cycle.
+// ends names the ends of flows, within one cycle.
 type ends struct {
 	who   *owner.Resolver
 	node  string
@@ -363,9 +362,9 @@ func (e ends) labels(netns uint64, k *bpf.FlowKey) []string {
 	return append(out, strconv.Itoa(int(from.Port())), strconv.Itoa(int(to.Port())))
 }
 
-// end appends address, type, node, namespace and pod of one end of a flow that
-// the pod where sends; nil: no pod. The source is that pod, whatever address it
-// has.
+// end appends address, type, node, namespace and pod of one end of a flow. where
+// is the sending pod, nil if the sender is not a pod. The source is that pod,
+// whatever its address.
 func (e ends) end(out []string, a netip.Addr, where *owner.Pod, source bool) []string {
 	text, node := "", e.node
 	if a.IsValid() {

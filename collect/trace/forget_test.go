@@ -13,9 +13,9 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// TestUnownedLeaveTheMaps: namespaces outside pods that come and go, as
-// those of services with a private network do, leave nothing behind in any
-// probe, whether it has metrics by namespace or not.
+// TestUnownedLeaveTheMaps: short-lived namespaces outside pods, such as those of
+// services with a private network, leave no entries in any probe, with or without
+// metrics by namespace.
 func TestUnownedLeaveTheMaps(t *testing.T) {
 	l := newLab(t, EventLimits{}, nil, "flow", "packetloss", "tcpreset", "tcpretrans")
 	l.values()
@@ -58,7 +58,7 @@ func TestUnownedLeaveTheMaps(t *testing.T) {
 			t.Errorf("%s holds something of %d namespaces, want %d", name, before[name], len(unowned))
 		}
 	}
-	// A thread that was in one may take its time to end.
+	// A thread in such a namespace may take some time to end.
 	var left map[string]int
 	testkit.Within(testkit.Patience, func() bool {
 		l.values()
@@ -70,12 +70,12 @@ func TestUnownedLeaveTheMaps(t *testing.T) {
 	}
 }
 
-// TestIdleFlowsLeaveTheMap: a connection without a series that sends nothing
-// any more takes room for some cycles only, however many the map would hold.
+// TestIdleFlowsLeaveTheMap: an idle connection without a series keeps its entry
+// only for some cycles, even if the map has room.
 func TestIdleFlowsLeaveTheMap(t *testing.T) {
 	l := newLabAfter(t, func(l *lab) {
 		for _, s := range []*nsnet.Space{l.a, l.b} {
-			s.Sysctl("net/ipv6/conf/all/disable_ipv6", "1") // a late report of a group would be a flow, and take a series
+			s.Sysctl("net/ipv6/conf/all/disable_ipv6", "1") // a late group report would be a flow and take a series
 		}
 	}, nsnet.New(t).Path, Options{}, map[string]map[string]any{"flow": {"ports": true, "max_series": int64(2)}}, "flow")
 	l.a.Packets("udp", "127.0.0.1:9")
@@ -121,7 +121,7 @@ func TestIdleFlowsLeaveTheMap(t *testing.T) {
 		return fmt.Sprintf("kubeskoop_flow_packets{web-0,UDP,127.0.0.1,pod,n1,test,web-0,127.0.0.1,pod,n1,test,web-0,%d,9}", port)
 	}
 	for range idleCycles + 1 {
-		send(1, 103) // one that goes on sending is not forgotten
+		send(1, 103) // a flow that continues to send is kept
 		l.values()
 	}
 	if got := held(); !slices.Equal(got, []int{101, 102, 103, 104, 105, 106, 107, 108, 109, 110}) {
@@ -131,8 +131,8 @@ func TestIdleFlowsLeaveTheMap(t *testing.T) {
 	if got := held(); !slices.Equal(got, []int{101, 102, 103}) {
 		t.Errorf("the map still holds %v", got)
 	}
-	// Those with series have been idle for as long, and others wait for one: so
-	// the one that goes on sending has it now.
+	// The flows with series have been idle for as long, and others wait for series,
+	// so the active one has one now.
 	if got[series(103)] != idleCycles+2 {
 		t.Errorf("%v packets of the one that goes on sending, want %d\n%v", got[series(103)], idleCycles+2, got)
 	}
@@ -142,8 +142,8 @@ func TestIdleFlowsLeaveTheMap(t *testing.T) {
 	}
 }
 
-// refusedConnection asks a closed port over lo: a flow, a reset, and a packet
-// that is dropped.
+// refusedConnection connects to a closed port over lo, which causes a flow, a reset
+// and a dropped packet.
 func refusedConnection() error {
 	for _, typ := range []int{unix.SOCK_DGRAM, unix.SOCK_STREAM} {
 		fd, err := unix.Socket(unix.AF_INET, typ|unix.SOCK_CLOEXEC, 0)

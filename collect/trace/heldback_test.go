@@ -7,8 +7,8 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// What the kernel held back is told by the entries of the pod whose events they were,
-// once each, and by no other's.
+// Events that the kernel suppressed are reported once each, in the entries of the pod
+// that they belong to.
 func TestEntriesTellWhatTheKernelHeldBack(t *testing.T) {
 	l := newLab(t, EventLimits{20, 100}, nil, "packetloss")
 	for _, s := range []*nsnet.Space{l.a, l.b} {

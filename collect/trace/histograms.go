@@ -12,14 +12,14 @@ import (
 	"nodeskoop/collect/catalog"
 )
 
-// latencies are the histograms of a namespace or of the node, by their number in
+// latencies are the histograms of a namespace or of the node, by their index in
 // the kernel.
 type latencies [bpf.MaxHistograms]bpf.Histogram
 
-// grow adds by how much a histogram of the kernel has grown.
+// grow adds the growth of a histogram in the kernel.
 func grow(to, now, was *bpf.Histogram) {
 	if now.Count() < was.Count() {
-		was = &bpf.Histogram{} // the kernel's entry was deleted and made again
+		was = &bpf.Histogram{} // the kernel's entry was deleted and recreated
 	}
 	for i, n := range now.Buckets {
 		to.Buckets[i] += n - was.Buckets[i]
@@ -35,7 +35,8 @@ func (l *latencies) clone() *latencies {
 	return &c
 }
 
-// plus is the sum of two, either of which may be nil; nil if both are.
+// plus returns the sum of two histograms. Either may be nil; the sum is nil if
+// both are.
 func (l *latencies) plus(o *latencies) *latencies {
 	switch {
 	case l == nil:
@@ -50,11 +51,11 @@ func (l *latencies) plus(o *latencies) *latencies {
 	return &sum
 }
 
-// keptHistograms begins the histograms in what is kept of a carried: no reason of
-// the kernel has that number.
+// keptHistograms marks the start of the histograms in the saved state of a
+// carried. No reason of the kernel has that number.
 const keptHistograms = 1 << 40
 
-// keep appends a histogram as recall reads it.
+// keep appends a histogram in the form that recall reads.
 func keep(b []byte, h *bpf.Histogram) []byte {
 	return collect.AppendUints(collect.AppendUints(b, h.Buckets[:]...), h.SumNs)
 }
@@ -64,12 +65,12 @@ func recall(d *collect.Decoder, h *bpf.Histogram) {
 	h.SumNs = d.Uint()
 }
 
-// written is a histogram as it is written.
+// written converts a histogram to the form of its metric.
 func written(h *bpf.Histogram) *collect.Histogram {
 	return &collect.Histogram{Buckets: slices.Clone(h.Buckets[:]), Sum: float64(h.SumNs) / float64(time.Second)}
 }
 
-// histogramsBy is what the option histograms asks for.
+// histogramsBy converts the value of the option histograms.
 func histogramsBy(options map[string]any) bpf.HistogramsBy {
 	switch options["histograms"] {
 	case catalog.HistogramsPods:
@@ -108,7 +109,7 @@ func (p *probe) readLatencies() (*latencies, error) {
 	return &now, err
 }
 
-// addLatencies adds the node's histograms as they are shown.
+// addLatencies adds the values of the node's histograms.
 func (p *probe) addLatencies(v *collect.View, shown *tally) {
 	for which, labels := range p.kind.histograms {
 		v.AddHistogram(p.kind.histogram, shown.histogram(which), labels...)
@@ -118,7 +119,7 @@ func (p *probe) addLatencies(v *collect.View, shown *tally) {
 // biolatencyHistogram is by disk and operation.
 var biolatencyHistogram = catalog.MustMetric("nodeskoop_biolatency_seconds")
 
-// operations are the values of its label, by the kernel's number.
+// operations are the label's values, by the kernel's number.
 var operations = map[uint32]string{
 	bpf.BlockRead: "read", bpf.BlockWrite: "write", bpf.BlockFlush: "flush", bpf.BlockDiscard: "discard", bpf.BlockOther: "other",
 }
@@ -146,7 +147,7 @@ func (d *disks) Keep(b []byte) []byte {
 	return b
 }
 
-// Recall restores those whose disks are still there.
+// Recall restores the histograms whose disks still exist.
 func (d *disks) Recall(b []byte) error {
 	d.all = map[diskKey]*diskLatency{}
 	in := collect.NewDecoder(b)
@@ -161,14 +162,14 @@ func (d *disks) Recall(b []byte) error {
 	return in.Err()
 }
 
-// there reports whether the kernel has a disk, as far as can be seen.
+// there reports whether a disk exists; true if that cannot be determined.
 func there(disk string) bool {
 	_, err := os.Lstat("/sys/block/" + strings.ReplaceAll(disk, "/", "!"))
 	return !errors.Is(err, os.ErrNotExist)
 }
 
-// take takes the kernel's histograms. One that the kernel had and has no more is of
-// a disk that is gone.
+// take updates the histograms from the kernel's. If the kernel no longer has an
+// earlier one, its disk is gone.
 func (d *disks) take(read func(func(disk string, operation uint32, h *bpf.Histogram)) error) error {
 	if d.all == nil {
 		d.all = map[diskKey]*diskLatency{}
@@ -193,7 +194,7 @@ func (d *disks) take(read func(func(disk string, operation uint32, h *bpf.Histog
 		l := d.all[k]
 		if l == nil {
 			if h.Count() == 0 {
-				continue // it stands for those that find no room
+				continue // the entry for disks that find no room
 			}
 			l = &diskLatency{}
 			d.all[k] = l

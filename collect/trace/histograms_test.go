@@ -11,8 +11,8 @@ import (
 	"nodeskoop/collect/catalog"
 )
 
-// The catalogue's bounds are those by which the kernel's programs count, for all
-// histograms of latencies: the pages tell of one set.
+// The catalogue's bounds are those of the BPF programs, for all latency histograms,
+// since the documentation describes one set.
 func TestBoundsAreTheKernels(t *testing.T) {
 	found := 0
 	for _, m := range catalog.Metrics() {
@@ -42,8 +42,8 @@ func some(n ...uint64) (h bpf.Histogram) {
 	return h
 }
 
-// What earlier runs had counted comes first, and what the kernel has since on top. An
-// entry of the kernel that was made again takes nothing away.
+// The counts of earlier runs are the base, and the kernel's counts are added. If the
+// kernel's entry is recreated, nothing is lost.
 func TestHistogramsAreCarried(t *testing.T) {
 	var first carried
 	first.show(&tally{latencies: &latencies{1: some(3, 0, 7)}})
@@ -79,7 +79,7 @@ func TestHistogramsAreCarried(t *testing.T) {
 	}
 }
 
-// A disk's histograms go on after a restart, and go with the disk.
+// A disk's histograms continue after a restart, and are removed with the disk.
 func TestDisksAreCarried(t *testing.T) {
 	kernel := map[diskKey]bpf.Histogram{}
 	read := func(f func(string, uint32, *bpf.Histogram)) error {
@@ -117,7 +117,7 @@ func TestDisksAreCarried(t *testing.T) {
 	if err := second.Recall(data); err != nil {
 		t.Fatal(err)
 	}
-	// There is no such disk here, unless there is.
+	// Normally no such disk exists on this machine.
 	if there("vda") != (second.all[diskKey{"vda", bpf.BlockRead}] != nil) || second.all[diskKey{"", bpf.BlockRead}] == nil {
 		t.Errorf("recalled %v", slices.Collect(maps.Keys(second.all)))
 	}
@@ -130,7 +130,7 @@ func TestDisksAreCarried(t *testing.T) {
 	}
 }
 
-// Histograms are the node's, or each pod's on request, or none; all of them from the
+// Histograms are the node's, or each pod's on request, or off. All exist from the
 // first cycle on.
 func TestHistogramsAsTheOptionSays(t *testing.T) {
 	const driver, n = "nodeskoop_netiftxlatency_seconds{%s,driver}", 500

@@ -11,8 +11,8 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// Where host_netns names another namespace than this process's, the node's own
-// addresses are those of the one that is named.
+// If host_netns names another namespace than this process's, the node's addresses
+// are those of the named namespace.
 func TestFlowsOfANamedHost(t *testing.T) {
 	host := nsnet.New(t)
 	host.Run("ip", "addr", "add", "192.0.2.77/32", "dev", "lo")

@@ -8,8 +8,8 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// TestLiveNetns: a namespace is in use by a process whose first thread has ended, if
-// another one goes on.
+// TestLiveNetns: a namespace is in use by a process whose main thread has ended
+// while another one runs.
 func TestLiveNetns(t *testing.T) {
 	root := t.TempDir()
 	for name, text := range map[string]string{

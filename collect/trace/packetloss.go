@@ -22,8 +22,8 @@ var (
 	}
 )
 
-// packetlossKind has the five classes, their sum, the reasons, and what was no
-// loss.
+// packetlossKind has the five classes, their sum, the reasons, and the ignored
+// packets.
 var packetlossKind = kind{name: "packetloss", begin: func(p *probe, _ collect.Env) func(*collect.View) error {
 	loss := &losses{probe: p, last: map[lossKey]uint64{}, spare: map[lossKey]uint64{}}
 	return loss.sample
@@ -31,7 +31,7 @@ var packetlossKind = kind{name: "packetloss", begin: func(p *probe, _ collect.En
 
 type losses struct {
 	*probe
-	last, spare map[lossKey]uint64 // the kernel's entries of the last reading; memory for the next
+	last, spare map[lossKey]uint64 // the kernel's entries at the last reading; memory for the next
 }
 
 // lossKey is one of the kernel's entries.
@@ -42,9 +42,9 @@ type lossKey struct {
 }
 
 func (l *losses) sample(v *collect.View) error {
-	// Classes and reasons are sums over how much each entry has grown since the
-	// last reading, so they add up to one total, whatever becomes of an entry,
-	// of a namespace's number and of what a place in the kernel is known as.
+	// Classes and reasons are sums of the growth of each entry since the last
+	// reading. So they add up to one total, even if entries are deleted, a
+	// namespace number is reused, or a location gets another name.
 	l.follow(v)
 	entries := l.spare
 	clear(entries)
@@ -86,7 +86,7 @@ func (l *losses) sample(v *collect.View) error {
 	return l.forget(l.sweep(v))
 }
 
-// take counts how much one of the kernel's entries has grown.
+// take counts the growth of one of the kernel's entries.
 func (l *losses) take(entries map[lossKey]uint64, k lossKey, class bpf.DropClass, value uint64) {
 	was, twice := entries[k]
 	if !twice {

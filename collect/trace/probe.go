@@ -11,22 +11,25 @@ import (
 	"nodeskoop/collect/catalog"
 )
 
-// kind is how one of the probes differs from the others.
+// kind holds the properties in which the probes differ.
 type kind struct {
 	name string
 	// slots are the metrics of the kernel's counters, by slot.
 	slots []*catalog.Metric
-	// histogram is the metric of the kernel's histograms, which have these labels by
-	// their number; nil: there are none, or they are not by namespace.
+	// histogram is the metric of the kernel's histograms, and its labels by their
+	// index. It is nil if there are no histograms, or if they are not kept by
+	// namespace.
 	histogram  *catalog.Metric
 	histograms [][]string
-	// begin, where set, makes what samples the probe; else its slots are.
+	// begin makes the function that samples the probe; nil: its slots are
+	// sampled.
 	begin func(*probe, collect.Env) func(*collect.View) error
-	// whole says that what begin makes calls the kernel through the View.
+	// whole says that the function from begin makes its kernel calls through the
+	// View.
 	whole bool
 }
 
-// config turns the options of the configuration file into the loader's.
+// config converts the options of the configuration file to the loader's.
 func (k kind) config(env collect.Env) bpf.Config {
 	o := env.Options
 	var c bpf.Config
@@ -62,7 +65,7 @@ type probe struct {
 	counts counts
 	// histograms is what there are histograms for.
 	histograms bpf.HistogramsBy
-	full       bool // namespaces found no room, and that has been logged
+	full       bool // some namespaces found no room, and this has been logged
 }
 
 // Granularity is collect.Node: one reading of a map serves all namespaces.
@@ -80,14 +83,14 @@ func (p *probe) Sample(v *collect.View) error {
 	return v.Do(0, "counters of "+p.kind.name, func() error { return p.sampleSlots(v) })
 }
 
-// perHost reports whether the counters are the whole node's.
+// perHost reports whether the counters are node-wide.
 func (p *probe) perHost() bool {
 	return len(p.kind.slots) > 0 && p.kind.slots[0].Scope == catalog.PerHost
 }
 
-// sampleSlots adds the metric of each slot: for each namespace of the cycle,
-// those without a count included, or once for the node. A probe without
-// metrics counts all the same, and has to forget what is gone.
+// sampleSlots adds the metric of each slot: for every namespace of the cycle,
+// including those without counts, or once for the node. A probe without metrics
+// is read as well, to forget namespaces that are gone.
 func (p *probe) sampleSlots(v *collect.View) error {
 	if p.perHost() {
 		var now tally
@@ -129,8 +132,8 @@ func (p *probe) sampleSlots(v *collect.View) error {
 	})
 }
 
-// byNetns reads the kernel's counters, calls add with those of each namespace
-// of the cycle, and forgets what is gone.
+// byNetns reads the kernel's counters, calls add with those of each namespace of
+// the cycle, and forgets namespaces that are gone.
 func (p *probe) byNetns(v *collect.View, add func(netns uint64, shown *tally)) error {
 	p.follow(v)
 	if err := p.bpf.Counters(p.counts.add); err != nil {
@@ -145,8 +148,8 @@ func (p *probe) byNetns(v *collect.View, add func(netns uint64, shown *tally)) e
 	return p.forget(p.sweep(v))
 }
 
-// follow begins a cycle. Pods that are new have room of their own in the
-// kernel's tables from then on, if they had none yet.
+// follow begins a cycle. It reserves room in the kernel's tables for pods that
+// have none yet.
 func (p *probe) follow(v *collect.View) {
 	p.tracer.follow()
 	p.counts.begin(v, p.bpf.Lacking())
@@ -158,8 +161,8 @@ func (p *probe) sweep(v *collect.View) []uint64 {
 	return p.counts.sweep(crowded, func() map[uint64]bool { return p.tracer.alive(v.Cycle(), p.root) })
 }
 
-// forget drops what the kernel keeps of namespaces that are gone, and says what
-// there was no room for.
+// forget deletes the kernel's entries of namespaces that are gone, and logs if
+// there was no room for some.
 func (p *probe) forget(gone []uint64) error {
 	if err := p.bpf.Forget(gone...); err != nil {
 		p.tracer.opt.Log.Debug("forgetting network namespaces failed", "probe", p.kind.name, "error", err)
@@ -176,11 +179,11 @@ func (p *probe) forget(gone []uint64) error {
 	return nil
 }
 
-// Hook names the kinds of hooks in use, and what they cannot see.
+// Hook names the kinds of hooks in use, and their limitations.
 func (p *probe) Hook() (string, []string) {
 	var hooks []string
 	for _, h := range p.bpf.Hooks() {
-		// Not on which devices: the name is a label, and devices come and go
+		// Leave out the devices: the name is a label, and devices come and go
 		// with pods.
 		k := string(h.Kind)
 		if k != "" && !slices.Contains(hooks, k) {

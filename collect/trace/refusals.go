@@ -6,9 +6,8 @@ import (
 	"nodeskoop/bpf"
 )
 
-// Refusals says which ways to attach a loaded probe the kernel did not take
-// before it took the one in use, and why: for a person, and with the verifier's
-// own words.
+// Refusals returns the ways to attach a loaded probe that the kernel refused
+// before it accepted the one in use, with the verifier's text as the reason.
 func (t *Tracer) Refusals(name string) (reasons, answers []string) {
 	var hooks []bpf.HookState
 	t.mu.Lock()
@@ -32,8 +31,8 @@ func (t *Tracer) Refusals(name string) (reasons, answers []string) {
 	return reasons, answers
 }
 
-// Devices names the network devices that a probe is attached to; none where it
-// watches no devices, or is not loaded.
+// Devices names the network devices that a probe is attached to. It is empty if
+// the probe watches no devices or is not loaded.
 func (t *Tracer) Devices(name string) []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -33,13 +33,13 @@ func program(t *testing.T) string {
 	return p
 }
 
-// row is what a test reads of `nodeskoop probes --json`.
+// row is the part of `nodeskoop probes --json` that a test reads.
 type row struct {
 	Probe, Source, Reason, Hook string
 	Works                       bool
 }
 
-// finding is what a test reads of `nodeskoop check --json`.
+// finding is the part of `nodeskoop check --json` that a test reads.
 type finding struct{ Check, Verdict, Found, Do string }
 
 // command runs nodeskoop, without type information if hidden, and returns its
@@ -64,9 +64,9 @@ func command(t *testing.T, hidden bool, args ...string) ([]byte, int) {
 	return out, cmd.ProcessState.ExitCode()
 }
 
-// refused runs nodeskoop where the kernel refuses eBPF programs their work, and
-// demands that the other probes work on, and that it says what is the matter.
-// It returns the names of the eBPF probes that work all the same.
+// refused runs nodeskoop on a kernel that refuses eBPF programs. It checks that the
+// other probes work and that the output says what is wrong. It returns the eBPF
+// probes that work all the same.
 func refused(t *testing.T, hidden bool, reason string) (working []string) {
 	t.Helper()
 	need.Root(t)
@@ -84,7 +84,7 @@ func refused(t *testing.T, hidden bool, reason string) (working []string) {
 	for _, r := range rows {
 		info := catalog.ProbeByName(r.Probe)
 		if info.Source != catalog.EBPF {
-			// Processes that the kernel hides from everyone are not the matter here.
+			// Ignore processes that the kernel hides from everyone.
 			if !r.Works {
 				t.Errorf("%s does not work: %s", r.Probe, r.Reason)
 			}
@@ -112,8 +112,8 @@ func refused(t *testing.T, hidden bool, reason string) (working []string) {
 		t.Errorf("the table does not name %d probes and %q:\n%s", tracing-len(working), reason, text)
 	}
 
-	// All series of the others are there. What the machine cannot run is no
-	// failure, unless it was asked for by name.
+	// The other probes' series are complete. A probe that the machine cannot run is
+	// a failure only if it was requested by name.
 	out, code = command(t, hidden, nodeskoop, "collect", "--probe", "all", "--config", config)
 	if code != 0 {
 		t.Errorf("collect: exit code %d, want 0", code)
@@ -153,8 +153,8 @@ func refused(t *testing.T, hidden bool, reason string) (working []string) {
 	return working
 }
 
-// checked runs `nodeskoop check` and returns what it found about a thing; it
-// demands that the thing has the verdict, and a word on what to do.
+// checked runs `nodeskoop check` and returns the finding with a name. It checks
+// that the finding has the verdict, and advice.
 func checked(t *testing.T, hidden bool, about string) finding {
 	t.Helper()
 	out, _ := command(t, hidden, program(t), "check", "--json", "--config", os.DevNull)
@@ -180,8 +180,8 @@ func checked(t *testing.T, hidden bool, about string) finding {
 	return findings[i]
 }
 
-// TestNoBTF hides the kernel's type information, without which no eBPF program
-// can be fitted to it.
+// TestNoBTF hides the kernel's type information, without which no eBPF program can
+// be loaded.
 func TestNoBTF(t *testing.T) {
 	need.Program(t, "sh", "mount")
 	hide := os.Getenv("NODESKOOP_TEST_VM") != "nobtf"
@@ -197,8 +197,8 @@ func TestNoBTF(t *testing.T) {
 	}
 }
 
-// TestLockdown runs where the kernel keeps its memory from everyone, programs
-// of eBPF included.
+// TestLockdown runs on a kernel under lockdown, which keeps eBPF programs from
+// reading its memory.
 func TestLockdown(t *testing.T) {
 	state, err := os.ReadFile("/sys/kernel/security/lockdown")
 	if os.Getenv("NODESKOOP_TEST_VM") == "lockdown" && (err != nil || !strings.Contains(string(state), "[confidentiality]")) {

@@ -18,8 +18,8 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// refuse loses n datagrams of a namespace over lo, and has n connections reset:
-// as many packets again are lost.
+// refuse loses n datagrams of a namespace over lo, and resets n connections, which
+// loses n more packets.
 func refuse(s *nsnet.Space, n int) error {
 	var err error
 	s.Do(func() {
@@ -32,11 +32,11 @@ func refuse(s *nsnet.Space, n int) error {
 	return err
 }
 
-// TestRoomForPods: namespaces that are no pod's fill the tables. A pod that is
-// there, one that appears then and one that appears when its packets have come
-// count all of them, the same by class, by reason and in total; the rest is
-// unknown's, never the host's, and is said; and when the others are gone, so is
-// what was said of them.
+// TestRoomForPods: unowned namespaces fill the tables. A pod known before, a pod
+// that appears then, and a pod whose packets precede it count all of their packets,
+// equally by class, by reason and in total. All other counts belong to unknown,
+// never to the host, and the log says so. When the unowned namespaces are gone, so
+// are their messages and limitations.
 func TestRoomForPods(t *testing.T) {
 	var log testkit.Log
 	l := newLabOf(t, Options{Limits: EventLimits{20, 100}, Log: slog.New(slog.NewTextHandler(&log, nil)), tables: bpf.Options{Namespaces: 64, Drops: 64}},
@@ -114,7 +114,7 @@ func TestRoomForPods(t *testing.T) {
 		}
 		exact("while full", "late", 500)
 	})
-	// The unowned namespaces are gone. What they had is free again.
+	// The unowned namespaces are gone, and their room is free again.
 	for range 2 {
 		l.values()
 	}
@@ -123,7 +123,7 @@ func TestRoomForPods(t *testing.T) {
 			t.Errorf("%s is still full", p.kind.name)
 		}
 	}
-	// One whose packets come before it is known.
+	// A pod whose packets precede it.
 	unseen, pod := add("unseen")
 	if err := refuse(unseen, 5); err != nil {
 		t.Fatal(err)
@@ -141,8 +141,8 @@ func TestRoomForPods(t *testing.T) {
 	}
 }
 
-// TestRoomIsSaid: where nobody takes the room, nothing is said of it. More pods
-// than there is room for are left out, and the probe is not up.
+// TestRoomIsSaid: while there is room, nothing is logged. Pods beyond the room have
+// no values, and the probe is not up.
 func TestRoomIsSaid(t *testing.T) {
 	var log testkit.Log
 	l := newLabOf(t, Options{Log: slog.New(slog.NewTextHandler(&log, nil)), tables: bpf.Options{Namespaces: 48}}, nil, "tcpreset")
@@ -180,8 +180,8 @@ func TestRoomIsSaid(t *testing.T) {
 	l.want(l.values(), map[string]float64{"nodeskoop_tcpreset_total{web-0,nosock}": 2, "nodeskoop_tcpreset_total{db-0,nosock}": 0})
 }
 
-// TestManyFlows: a pod with very many destinations neither takes the series of
-// others nor much time or memory.
+// TestManyFlows: a pod with very many destinations takes no series from others, and
+// costs little time and memory.
 func TestManyFlows(t *testing.T) {
 	need.Short(t)
 	const most = 300
@@ -267,7 +267,7 @@ func TestFlowSeriesAreShared(t *testing.T) {
 		f := &flows{most: c.most, shown: map[bpf.FlowKey]*series{}, spaces: map[uint64]*space{}, cycle: 1}
 		for i, n := range c.all {
 			f.spaces[uint64(i+1)] = &space{all: n}
-			// All series that there are belong to the first, so far.
+			// At first all existing series belong to the first pod.
 			for j := range min(n, c.most) {
 				if i == 0 {
 					f.shown[key(1, j)] = &series{total: sums{bytes: uint64(j)}, moved: 1, held: 1}
@@ -294,7 +294,7 @@ func TestFlowSeriesAreShared(t *testing.T) {
 	}
 }
 
-// flowKeyOf makes a key through the map's own form.
+// flowKeyOf creates a key in the form of the map.
 func flowKeyOf(netns uint64, i int) bpf.FlowKey {
 	return bpf.NewFlowKey(netns, 17, netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), 1), netip.AddrPortFrom(netip.MustParseAddr("10.0.0.2"), uint16(i)))
 }

@@ -14,9 +14,8 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// A lock of the kernel that another program holds costs flow its values, and
-// nothing else: neither when probes are loaded, nor when they are sampled, nor
-// when they are closed.
+// If another program holds a lock of the kernel, only flow loses its values: probes
+// are still loaded, sampled and closed.
 func TestLoopWhileRTNLIsHeld(t *testing.T) {
 	need.Root(t)
 	var log bytes.Buffer

@@ -10,12 +10,12 @@ import (
 
 var resetTotal = catalog.MustMetric("nodeskoop_tcpreset_total")
 
-// resetKinds are the values of the label kind, by slot: the ends of the events'
-// names.
+// resetKinds are the values of the label kind, by slot. They are the suffixes of
+// the event names.
 var resetKinds = [...]string{bpf.ResetNosock: "nosock", bpf.ResetActive: "active", bpf.ResetProcess: "process", bpf.ResetReceive: "receive"}
 
-// tcpreset has no metrics in the contract, but its events are limited and
-// resets are not.
+// The contract has no metrics for tcpreset. Its events are rate-limited, so
+// resets are counted separately.
 var tcpresetKind = kind{name: "tcpreset", begin: func(p *probe, _ collect.Env) func(*collect.View) error {
 	return func(v *collect.View) error {
 		return p.byNetns(v, func(netns uint64, shown *tally) {
@@ -26,9 +26,9 @@ var tcpresetKind = kind{name: "tcpreset", begin: func(p *probe, _ collect.Env) f
 	}
 }}
 
-// Resets gives how many RST the kernel has sent and received in each network
-// namespace since the probe tcpreset was loaded. It gives none, and false,
-// while the probe is not loaded.
+// Resets returns how many RST segments the kernel has sent and received in each
+// network namespace since the probe tcpreset was loaded. It returns false while
+// the probe is not loaded.
 func (t *Tracer) Resets() (map[uint64]uint64, bool, error) {
 	var reset *probe
 	t.mu.Lock()

@@ -55,7 +55,7 @@ func (s *sink) of(event string) (out []*event.Event) {
 	return out
 }
 
-// lab is two pods joined by a veth, with probes that watch them.
+// lab is two pods joined by a veth, with probes that observe them.
 type lab struct {
 	t      *testing.T
 	a, b   *nsnet.Space
@@ -77,21 +77,21 @@ func newLabOf(t *testing.T, opt Options, opts map[string]map[string]any, probes 
 	return newLabIn(t, "/proc/self/ns/net", opt, opts, probes...)
 }
 
-// newLabIn is newLabOf where another namespace is the node's own: one in which
-// the machine's connections are not.
+// newLabIn is newLabOf with a separate namespace as the node's, in which the
+// machine's connections do not appear.
 func newLabIn(t *testing.T, hostNetns string, opt Options, opts map[string]map[string]any, probes ...string) *lab {
 	t.Helper()
 	return newLabAfter(t, func(*lab) {}, hostNetns, opt, opts, probes...)
 }
 
-// newLabAfter calls before when both pods are connected and nothing is loaded.
+// newLabAfter calls before when both pods are connected and no probe is loaded.
 func newLabAfter(t *testing.T, before func(*lab), hostNetns string, opt Options, opts map[string]map[string]any, probes ...string) *lab {
 	t.Helper()
 	need.Root(t)
 	need.Program(t, "ip", "nft")
 	l := &lab{t: t, a: nsnet.New(t), b: nsnet.New(t), sink: &sink{}}
 	for _, s := range []*nsnet.Space{l.a, l.b} {
-		// Nothing but the test's own packets, also later on a slow machine.
+		// Allow only the test's own packets, also later on a slow machine.
 		for name, value := range map[string]string{
 			"accept_ra": "0", "router_solicitations": "0", "accept_dad": "0", "addr_gen_mode": "1",
 			"mldv1_unsolicited_report_interval": "2000000000", "mldv2_unsolicited_report_interval": "2000000000",
@@ -100,7 +100,7 @@ func newLabAfter(t *testing.T, before func(*lab), hostNetns string, opt Options,
 		}
 	}
 	nsnet.Connect(l.a, l.b)
-	// The one report per address that cannot be put off.
+	// The one report per address that cannot be suppressed.
 	for _, s := range []*nsnet.Space{l.a, l.b} {
 		sent := func() string {
 			for line := range strings.Lines(s.File("/proc/net/snmp6")) {
@@ -148,8 +148,8 @@ func newLabAfter(t *testing.T, before func(*lab), hostNetns string, opt Options,
 	return l
 }
 
-// values runs one cycle: "metric{pod}" or "metric{pod,labels}" -> value, of a
-// histogram its count.
+// values runs one cycle: "metric{pod}" or "metric{pod,labels}" -> value. The value
+// of a histogram is its count.
 func (l *lab) values() map[string]float64 {
 	l.t.Helper()
 	out := map[string]float64{}
@@ -183,7 +183,7 @@ func (l *lab) want(got map[string]float64, want map[string]float64) {
 	}
 }
 
-// settled waits until nothing is on the way, and returns the account. Other
+// settled waits until no events are under way, and returns the account. Other
 // namespaces of the machine may add to it.
 func (l *lab) settled(name string, atLeast uint64) event.Counts {
 	l.t.Helper()
@@ -206,7 +206,7 @@ func (l *lab) flood(from *nsnet.Space, to string, n int) {
 	for range n {
 		_, err := c.Write([]byte("x"))
 		if errors.Is(err, unix.ECONNREFUSED) {
-			_, err = c.Write([]byte("x")) // the answer to the one before; nothing was sent
+			_, err = c.Write([]byte("x")) // this error answered an earlier datagram; nothing was sent
 		}
 		if err != nil {
 			l.t.Fatal(err)
@@ -214,8 +214,8 @@ func (l *lab) flood(from *nsnet.Space, to string, n int) {
 	}
 }
 
-// What a rule of netfilter drops is the pod's, every packet, with its reason;
-// events are limited, and what is held back is accounted.
+// Every packet that a netfilter rule drops in a pod is counted for the pod, with
+// its reason. Events are limited, and the suppressed ones are accounted for.
 func TestLossOfAPod(t *testing.T) {
 	l := newLab(t, EventLimits{20, 100}, nil, "packetloss")
 	zero := l.values()
@@ -262,7 +262,7 @@ func TestLossOfAPod(t *testing.T) {
 	if acc.Suppressed == 0 || acc.Written < 100 {
 		t.Errorf("%+v: want about 100 written at once, the rest suppressed", acc)
 	}
-	v4 := false // it comes first, and may use up the limit
+	v4 := false // IPv4 comes first, and may use up the limit
 	for _, e := range l.sink.of("PacketLoss") {
 		if e.Netns != l.b.Inode || e.Reason != reason {
 			continue
@@ -279,8 +279,8 @@ func TestLossOfAPod(t *testing.T) {
 	}
 }
 
-// What nobody misses is in no pod's counters and no event, and is counted by why;
-// what has no known owner has series of its own.
+// Packets that are not lost are counted by why, and appear in no pod's counters and
+// no event. Losses without a known owner have series of their own.
 func TestNoLossOfAPod(t *testing.T) {
 	l := newLab(t, EventLimits{20, 100}, nil, "packetloss")
 	zero := l.values()
@@ -297,8 +297,8 @@ func TestNoLossOfAPod(t *testing.T) {
 	unread := func() {
 		for _, to := range []string{"10.0.0.2:0", "[fd00::2]:0"} {
 			c := l.b.Packets("udp", to)
-			// Once the next hop is known nothing waits for it, to come when the
-			// socket is gone.
+			// When the next hop is known, no packet waits for it and arrives after
+			// the socket is closed.
 			l.flood(l.a, c.LocalAddr().String(), 1)
 			_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
 			if _, _, err := c.ReadFrom(make([]byte, 2000)); err != nil {
@@ -311,11 +311,11 @@ func TestNoLossOfAPod(t *testing.T) {
 			}
 		}
 	}
-	// Outside VMs, twice again at most: on one machine (Linux 6.18.44, itself a
-	// guest) tracepoints now and then run none of their programs.
+	// Outside VMs, repeat at most twice: on one machine (Linux 6.18.44, itself a
+	// guest) tracepoints sometimes run none of their programs.
 	for attempt := 1; ; attempt++ {
 		unread()
-		// Sockets give back what they hold a grace period later.
+		// Sockets release their data after a grace period.
 		all := testkit.Within(10*time.Second, func() bool {
 			got = l.values()
 			return got[closing] >= zero[closing]+2*n
@@ -335,7 +335,7 @@ func TestNoLossOfAPod(t *testing.T) {
 			t.Errorf("%s: %d found no room", probe, n)
 		}
 	}
-	l.flood(l.a, "10.0.0.2:9", 1) // one that is lost, behind all that is not
+	l.flood(l.a, "10.0.0.2:9", 1) // a lost packet, after all that are not lost
 	l.settled("PacketLoss", 1)
 	for _, e := range l.sink.of("PacketLoss") {
 		if (e.Netns == l.a.Inode || e.Netns == l.b.Inode) && e.Dst.Port != 9 {
@@ -344,8 +344,8 @@ func TestNoLossOfAPod(t *testing.T) {
 	}
 }
 
-// queued waits until b's UDP sockets hold n datagrams. Each takes a few hundred
-// bytes of the socket's memory at least (skb->truesize).
+// queued waits until b's UDP sockets hold n datagrams. Each datagram takes at least
+// a few hundred bytes of the socket's memory (skb->truesize).
 func (l *lab) queued(n uint64) {
 	l.t.Helper()
 	var held uint64
@@ -366,7 +366,8 @@ func (l *lab) queued(n uint64) {
 	}
 }
 
-// dropReason is the reason as this kernel gives it: before 5.17 it gave none.
+// dropReason returns the reason as this kernel gives it; kernels before 5.17 give
+// none.
 func dropReason(t *testing.T, name string) string {
 	t.Helper()
 	spec, err := btf.LoadKernelSpec()
@@ -429,8 +430,8 @@ func TestResetsOfAPod(t *testing.T) {
 	l.want(got, resets("db-0", 10, 0, 0, 0))
 }
 
-// A number that the kernel gives to another namespace brings nothing of what
-// the namespace before had counted, by class, by reason or as a whole.
+// If the kernel reuses a namespace number, the new namespace's values include
+// nothing that the earlier one counted, by class, by reason or in total.
 func TestReusedNamespaceNumber(t *testing.T) {
 	at := func(cycle int) time.Time { return time.Unix(1000+10*int64(cycle), 0) }
 	type step struct {
@@ -478,15 +479,15 @@ func TestReusedNamespaceNumber(t *testing.T) {
 	}
 }
 
-// A place in the kernel whose name comes to be known later, as a module's does,
-// takes nothing from the class that it counted as before.
+// A location whose name becomes known later, such as a module's, does not reduce
+// the class that it counted for before.
 func TestLossClassesNeverFall(t *testing.T) {
 	l := losses{probe: &probe{}, last: map[lossKey]uint64{}}
 	l.counts.known = map[uint64]*count{}
 	read := func(class bpf.DropClass, value uint64) {
 		entries := map[lossKey]uint64{}
 		l.take(entries, lossKey{7, 3, 0x10}, class, value)
-		l.take(entries, lossKey{7, 3, 0x10}, class, value) // a walk through a map may see one twice
+		l.take(entries, lossKey{7, 3, 0x10}, class, value) // a walk through a map may return an entry twice
 		l.last = entries
 	}
 	read(bpf.DropAbnormal, 5)
@@ -501,7 +502,7 @@ func TestLossClassesNeverFall(t *testing.T) {
 	}
 }
 
-// What earlier runs had counted comes first, and what the kernel has since on top.
+// The counts of earlier runs are the base, and the kernel's counts are added.
 func TestCountersAreCarried(t *testing.T) {
 	var first carried
 	first.show(&tally{slots: [bpf.MaxSlots]uint64{3, 0, 5}, reasons: map[uint32]uint64{2: 3, 70: 5}})
@@ -522,7 +523,7 @@ func TestCountersAreCarried(t *testing.T) {
 	}
 }
 
-// Entries of a pod that has ended leave the kernel's maps.
+// Entries of a pod that has ended are deleted from the kernel's maps.
 func TestEndedPodLeavesTheMaps(t *testing.T) {
 	l := newLab(t, EventLimits{20, 100}, nil, "packetloss")
 	l.flood(l.a, "10.0.0.2:9", 3) // nothing listens
@@ -581,8 +582,8 @@ func TestFlowsOfAPod(t *testing.T) {
 			v6 += v
 		}
 	}
-	// Of the four connections the busiest have series: three, but for those that
-	// the other namespaces' own packets take, of which each has a share.
+	// The busiest three of the four connections have series, unless packets of the
+	// other namespaces take some, each of which has a share.
 	left := got["nodeskoop_series_left_out{hostNetwork,kubeskoop_flow_packets}"]
 	others := 0
 	for k := range got {
@@ -594,7 +595,7 @@ func TestFlowsOfAPod(t *testing.T) {
 	if v4 != want[0] || v6 != want[1] || series == 0 || series+others != 3 || left < 1 {
 		t.Errorf("IPv4 %v packets, IPv6 %v, %d series, %d of others, %v left out; want %v, 3 in all, at least 1\n%v", v4, v6, series, others, left, want, got)
 	}
-	// 20 bytes of IPv4 and 8 of UDP go with each 100.
+	// Each 100 bytes of payload have 20 bytes of IPv4 header and 8 of UDP.
 	for k, v := range got {
 		if strings.HasPrefix(k, "kubeskoop_flow_bytes{web-0,UDP,10.0.0.1,") {
 			p := got[strings.Replace(k, "bytes", "packets", 1)]
@@ -605,7 +606,7 @@ func TestFlowsOfAPod(t *testing.T) {
 	}
 }
 
-// All ten are declared, and each that works says by which hook.
+// All ten probes are declared, and each working one reports its hook.
 func TestEveryProbeLoadsOrSaysWhy(t *testing.T) {
 	need.Root(t)
 	p := New(Options{})
@@ -650,7 +651,7 @@ func TestEventTypesMatch(t *testing.T) {
 
 func netDial(addr string) (net.Conn, error) { return net.DialTimeout("tcp", addr, 5*time.Second) }
 
-// What a pod sends to itself is the pod's at both ends.
+// Traffic from a pod to itself has the pod at both ends.
 func TestFlowsToOneself(t *testing.T) {
 	l := newLab(t, EventLimits{20, 100}, map[string]map[string]any{"flow": {}}, "flow")
 	want := map[string]float64{}
@@ -667,8 +668,8 @@ func TestFlowsToOneself(t *testing.T) {
 	l.want(l.values(), want)
 }
 
-// Without ports, the connections of two addresses are one flow. It goes by
-// what was sent also when the kernel's entry is shared.
+// Without ports, the connections between two addresses are one flow. Its series
+// depend on the sent traffic even if the kernel's entry is shared.
 func TestFlowsWithoutPorts(t *testing.T) {
 	l := newLab(t, EventLimits{20, 100}, map[string]map[string]any{"flow": {}}, "flow")
 	l.b.Packets("udp", "10.0.0.2:99")
@@ -686,7 +687,7 @@ func TestFlowsWithoutPorts(t *testing.T) {
 	l.want(l.values(), map[string]float64{"kubeskoop_flow_packets" + labels: 42, "kubeskoop_flow_bytes" + labels: 42 * 128})
 }
 
-// What devices transmit is the host's, whoever sent it.
+// Traffic counted at devices belongs to the host, whoever sent it.
 func TestFlowsOfDevices(t *testing.T) {
 	l := newLab(t, EventLimits{20, 100}, map[string]map[string]any{"flow": {"devices": []string{"lo"}, "ports": true}}, "flow")
 	for _, s := range l.r.Status() {

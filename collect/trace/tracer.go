@@ -1,6 +1,5 @@
-// Package trace holds the probes that watch the kernel with eBPF. What
-// they count is counted in the kernel; here counters get their metrics' names,
-// and records of the kernel become events.
+// Package trace has the probes that use eBPF. The kernel counts; this package
+// maps counters to metrics, and records of the kernel to events.
 package trace
 
 import (
@@ -22,18 +21,18 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// EventLimits are how many events of one type and network namespace the
-// kernel lets through: so many a second in the long run, so many at once.
+// EventLimits limit the events of one type and network namespace that the kernel
+// sends: the rate per second on average, and the largest burst.
 type EventLimits struct{ Rate, Burst int }
 
-// DefaultEventLimits are far above what is written of one kind, so that nearly all
-// that happens is counted in an entry, and low enough that a flood in one namespace
-// costs the daemon 0.1 % of a CPU.
+// DefaultEventLimits are far above the limits on journal entries, so that merged
+// entries count nearly all occurrences. They are low enough that a flood in one
+// namespace costs the daemon 0.1 % of a CPU.
 var DefaultEventLimits = EventLimits{Rate: 100, Burst: 500}
 
 // Options say what a Tracer does with events.
 type Options struct {
-	// Hub takes the events; nil: the kernel sends none, and only counts.
+	// Hub takes the events. If it is nil, the kernel only counts and sends none.
 	Hub    *event.Hub
 	Limits EventLimits
 	Log    *slog.Logger
@@ -41,9 +40,9 @@ type Options struct {
 	tables bpf.Options // for tests: how large the tables are
 }
 
-// Tracer is what these probes share: one loader, one ring of events and its
-// reader. It touches the kernel when the first probe is built, so a machine
-// without eBPF runs the other probes all the same.
+// Tracer holds what these probes share: one loader, and one event ring with its
+// reader. It does not use eBPF before the first probe is built, so a machine
+// without eBPF can run the other probes.
 type Tracer struct {
 	opt Options
 
@@ -53,27 +52,28 @@ type Tracer struct {
 	done   chan struct{}
 	fresh  bool // a probe was loaded since the type information was dropped
 	probes map[*probe]struct{}
-	// building counts the probes that are being loaded: the loader is theirs, too.
+	// building counts the probes that are being loaded, during which the loader
+	// is in use, too.
 	building int
 	told     map[bpf.EventType]bpf.EventAccount // what the Hub knows of already
 	owed     map[heldBack]uint64                // of it, by whose it is
 	limits   EventLimits
 
-	who       *owner.Resolver // the Hub's; without one the Runner's, nil before the first probe
+	who       *owner.Resolver // the Hub's; without a Hub the Runner's, which is nil before the first probe
 	hostNetns uint64
 
-	living struct { // the namespaces with a process or a name, read once a cycle
+	living struct { // the namespaces with a process or a name, read once per cycle
 		sync.Mutex
 		cycle uint64
 		netns map[uint64]bool
 	}
 
-	panicked atomic.Bool // that an event was lost to a panic has been logged
+	panicked atomic.Bool // the loss of an event to a panic has been logged
 }
 
-// followEvery is how often the tracer looks for new pods. Their namespaces have
-// room of their own in the kernel's tables from then on; what they counted
-// before, they have in the room of others.
+// followEvery is how often the tracer looks for new pods. From then on their
+// namespaces have reserved room in the kernel's tables; before, they count in the
+// room of unowned namespaces.
 const followEvery = 200 * time.Millisecond
 
 // New returns a Tracer without probes.
@@ -88,7 +88,7 @@ func New(opt Options) *Tracer {
 	return t
 }
 
-// eventTypes says which of the Catalogue's types each of the kernel's is.
+// eventTypes maps the kernel's event types to the Catalogue's.
 var eventTypes = func() map[bpf.EventType]*catalog.EventType {
 	byName := map[string]*catalog.EventType{}
 	for _, e := range catalog.Events() {
@@ -127,7 +127,7 @@ func (t *Tracer) build(k kind, env collect.Env) (collect.Probe, error) {
 		t.building--
 		t.mu.Unlock()
 	}()
-	// The lock is not held meanwhile: loading may hang in the kernel.
+	// Do not hold the lock here, since loading may hang in the kernel.
 	loaded, err := loader.Load(k.name, k.config(env))
 	if err != nil {
 		return nil, supported(err)
@@ -142,7 +142,8 @@ func (t *Tracer) build(k kind, env collect.Env) (collect.Probe, error) {
 	return pr, nil
 }
 
-// supported makes an UnsupportedError of an error of package bpf that is one.
+// supported converts package bpf's error for an unsupported probe to an
+// UnsupportedError.
 func supported(err error) error {
 	if !bpf.Unsupported(err) {
 		return err
@@ -154,7 +155,7 @@ func supported(err error) error {
 	return out
 }
 
-// enter gives the loader to a build that begins.
+// enter hands the loader to a build that begins.
 func (t *Tracer) enter(env collect.Env) (*bpf.Loader, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -175,7 +176,8 @@ func (t *Tracer) enter(env collect.Env) (*bpf.Loader, error) {
 	return t.loader, nil
 }
 
-// start makes the loader and reads its ring. The caller holds the lock.
+// start creates the loader and starts reading its ring. The caller holds the
+// lock.
 func (t *Tracer) start() error {
 	opt := t.opt.tables
 	opt.EventRate, opt.EventBurst, opt.NoEvents = float64(t.limits.Rate), t.limits.Burst, t.opt.Hub == nil
@@ -198,7 +200,7 @@ func (t *Tracer) start() error {
 	return nil
 }
 
-// followPods gives the namespaces of new pods their room, soon after they came,
+// followPods reserves room for the namespaces of new pods soon after their start,
 // until ctx ends.
 func (t *Tracer) followPods(ctx context.Context) {
 	tick := time.NewTicker(followEvery)
@@ -217,8 +219,8 @@ func (t *Tracer) followPods(ctx context.Context) {
 	}
 }
 
-// follow gives the namespaces of new pods their room. While another holds the
-// tracer, that waits for the next time.
+// follow reserves room for the namespaces of new pods. If the tracer is locked,
+// it leaves that to the next call.
 func (t *Tracer) follow() {
 	if t.mu.TryLock() {
 		defer t.mu.Unlock()
@@ -226,7 +228,7 @@ func (t *Tracer) follow() {
 	}
 }
 
-// own names the namespaces of the host and of the pods to the loader. The caller
+// own tells the loader the namespaces of the host and of the pods. The caller
 // holds the lock.
 func (t *Tracer) own() {
 	if t.loader == nil || t.who == nil {
@@ -242,8 +244,7 @@ func (t *Tracer) own() {
 	_ = t.loader.Own(t.hostNetns, netns)
 }
 
-// alive lists the network namespaces that are there, as they were when it was
-// asked first in a cycle.
+// alive lists the network namespaces that existed at the first call of a cycle.
 func (t *Tracer) alive(cycle uint64, procRoot string) map[uint64]bool {
 	t.living.Lock()
 	defer t.living.Unlock()
@@ -253,9 +254,9 @@ func (t *Tracer) alive(cycle uint64, procRoot string) map[uint64]bool {
 	return t.living.netns
 }
 
-// Unroomed tells how much each probe counted as unknown because a network
-// namespace that is no pod's found no room for counters of its own; of flow, how
-// many packets are in no flow.
+// Unroomed returns, for each probe, how many occurrences counted as unknown
+// because an unowned namespace found no room. For flow, it is the number of
+// packets that belong to no flow.
 func (t *Tracer) Unroomed() map[string]uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -268,8 +269,8 @@ func (t *Tracer) Unroomed() map[string]uint64 {
 	return n
 }
 
-// read takes events out of the ring and offers them to the Hub until ctx ends,
-// and each second tells it of those that the kernel held back.
+// read takes events out of the ring and offers them to the Hub until ctx ends.
+// Each second it reports to the Hub what the kernel suppressed.
 func (t *Tracer) read(ctx context.Context, loader *bpf.Loader) {
 	account := make(chan struct{})
 	go func() {
@@ -297,7 +298,7 @@ func (t *Tracer) read(ctx context.Context, loader *bpf.Loader) {
 		if err == nil {
 			break
 		}
-		// Counting goes on; only events are missing meanwhile.
+		// Counters continue; only events are missing meanwhile.
 		if err.Error() != said {
 			said = err.Error()
 			t.opt.Log.Error("reading events from the kernel failed; the counters are complete all the same", "error", err)
@@ -310,8 +311,8 @@ func (t *Tracer) read(ctx context.Context, loader *bpf.Loader) {
 	<-account
 }
 
-// offer makes an event of a record. A record that makes that panic is lost, and
-// counted; the panic is logged once.
+// offer makes an event from a record. If that panics, the record counts as lost;
+// the first panic is logged.
 func (t *Tracer) offer(c *converter, e *bpf.Event) {
 	err := bounded.Guard(func() { t.opt.Hub.Offer(c.event(e)) })
 	if err == nil {
@@ -323,8 +324,8 @@ func (t *Tracer) offer(c *converter, e *bpf.Event) {
 	}
 }
 
-// Account tells the Hub of the events that the kernel held back, ignored or lost
-// since the last call.
+// Account reports to the Hub the events that the kernel suppressed, ignored or
+// lost since the last call.
 func (t *Tracer) Account() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -352,13 +353,14 @@ func (t *Tracer) Account() {
 	}
 }
 
-// heldBack is a limit in the kernel: that of a type and namespace.
+// heldBack identifies a limit in the kernel, of one type and namespace.
 type heldBack struct {
 	netns uint64
 	typ   bpf.EventType
 }
 
-// owe tells the Hub whose events the kernel held back. The caller holds the lock.
+// owe reports to the Hub whose events the kernel suppressed. The caller holds the
+// lock.
 func (t *Tracer) owe() {
 	list, err := t.loader.HeldBack()
 	if err != nil {
@@ -377,8 +379,9 @@ func (t *Tracer) owe() {
 	t.owed = now
 }
 
-// Programs tells what the programs of all probes cost, for the metrics about
-// the tool itself; all zero unless the kernel's BPF statistics are on.
+// Programs returns the run time and runs of each probe's programs, for
+// nodeskoop's own metrics. All are zero unless the kernel's BPF statistics are
+// on.
 func (t *Tracer) Programs() []bpf.ProgramStats {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -418,7 +421,8 @@ func (t *Tracer) reasons() (*bpf.Reasons, error) {
 	return loader.Reasons()
 }
 
-// releaseMemory gives back the memory that loading took, once all probes are loaded.
+// releaseMemory returns the memory used for loading to the kernel, once all probes
+// are loaded.
 func (t *Tracer) releaseMemory() {
 	t.mu.Lock()
 	fresh, loader := t.fresh, t.loader
@@ -429,8 +433,8 @@ func (t *Tracer) releaseMemory() {
 	}
 }
 
-// closed is told that a probe was closed. The last one ends the tracer's own
-// work.
+// closed records that a probe was closed. The last one ends the tracer's own
+// goroutines.
 func (t *Tracer) closed(pr *probe) error {
 	t.mu.Lock()
 	delete(t.probes, pr)
@@ -442,8 +446,8 @@ func (t *Tracer) closed(pr *probe) error {
 	return nil
 }
 
-// Close detaches all probes and ends the reading of events. What was written
-// to the ring before has been offered to the Hub.
+// Close detaches all probes and ends the reading of events. Events that were in
+// the ring before are still offered to the Hub.
 func (t *Tracer) Close() error {
 	t.Account()
 	t.mu.Lock()

@@ -3,8 +3,8 @@ package bounded
 import "time"
 
 // Patience measures time in which this process could run. If a step takes much longer than
-// planned, only a part of it counts: the process was stopped or had no CPU, and so had no
-// chance to see what it waits for.
+// planned, the process was stopped or had no CPU, and could not see what it waits for;
+// only a part of that step counts.
 type Patience struct {
 	step time.Duration
 	last time.Time

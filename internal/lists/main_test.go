@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestWrite adds a probe to a tree whose lists do not know it, and takes it away
+// TestWrite adds a probe to a tree whose lists do not have it yet, and removes it
 // again.
 func TestWrite(t *testing.T) {
 	root := t.TempDir()

@@ -11,8 +11,8 @@ import (
 
 // All text from others (names of processes, interfaces, pods, containers, files and
 // devices, and errors that quote them) leaves the program through AppendSafe if a person
-// reads it, and through AppendJSON or AppendSafeJSON if a program does. In a command to be
-// copied, it passes through Shell.
+// reads it, and through AppendJSON or AppendSafeJSON if a program does. In a command that
+// the reader may copy, it passes through Shell.
 
 // maxMarks is the most combining marks that may follow a character. No script needs more,
 // and many of them draw over the lines above and below.
@@ -26,7 +26,7 @@ func shows(r rune) bool {
 	return strconv.IsPrint(r) && !unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
 }
 
-// AppendSafe appends s such that it can neither affect a terminal nor pass for other text.
+// AppendSafe appends s such that it can neither affect a terminal nor imitate other text.
 // Invisible characters, and marks without a base character, become escapes such as \x1b or
 // \u202e; bytes that are not UTF-8 become U+FFFD. The result is one line.
 func AppendSafe(b []byte, s string) []byte {

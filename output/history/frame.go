@@ -77,7 +77,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // Another version or a bug wrote it.
 var errDamaged = errors.New("the frame makes no sense")
 
-// names numbers the strings, label sets and series of one file, for the writer.
+// names assigns numbers to the strings, label sets and series of one file, for the writer.
 type names struct {
 	strings map[string]uint64
 	texts   []string
@@ -102,9 +102,9 @@ type named struct {
 	set uint64
 }
 
-// told is a gauge's value as last written.
+// told is the last written value of a gauge.
 type told struct {
-	value float64 // 0 also stands for a gauge that does not exist
+	value float64 // 0 also if the gauge does not exist
 	frame int     // frame that first had this value; 0: none
 }
 

@@ -2,9 +2,9 @@ package history
 
 import "time"
 
-// Gap says why there are no samples before a minute, if there are none, and from
-// when on; why is "" if there are. last is when the minute before ended, the zero
-// time if there is none.
+// Gap returns why there are no samples before a minute, and since when; why is ""
+// if there is no gap. last is the end of the previous minute, the zero time if
+// there is none.
 func (m *Minute) Gap(last time.Time) (from time.Time, why string) {
 	set := m.To.Sub(m.From) - m.Elapsed
 	switch {

@@ -3,13 +3,13 @@
 //
 // A History is a sink: Observe gets the families of each cycle, and allocates almost
 // nothing. When a minute of the wall clock is over, a goroutine appends its changes as one
-// frame to the file of the hour (see frame.go for the format). A disk that hangs, is full
-// or read-only costs minutes of the history, and nothing else. A Reader reads the files.
+// frame to the file of the hour (see frame.go for the format). If the disk hangs, is full
+// or is read-only, only minutes of the history are lost. A Reader reads the files.
 //
 // A counter is recorded as its increase. The first value of a series is the base of its
 // increases; a value below the previous one is an increase from 0, as in Prometheus'
-// increase(). Of a histogram, each bucket's own
-// count is recorded (see BucketSuffix). Its sum would take the space of five buckets.
+// increase(). Of a histogram, each bucket's own count is recorded (see BucketSuffix). Its
+// sum would take the space of five buckets.
 //
 // A gauge is recorded if the Catalogue says so: gauges that top shows, and those that show
 // how full something was. It is written when it has moved by more than an eighth since it
@@ -63,7 +63,7 @@ func now() instant {
 }
 
 const (
-	// maxPending is how many minutes can wait while the disk hangs.
+	// maxPending is the number of minutes that can wait while the disk hangs.
 	maxPending = 5
 	// slowWrite is how long a write may take before it is logged.
 	slowWrite = 30 * time.Second
@@ -71,7 +71,7 @@ const (
 
 // Stats are a History's statistics.
 type Stats struct {
-	Known   bool      // Bytes and Oldest are valid: something was written since the start
+	Known   bool      // something was written since the start, so Bytes and Oldest are valid
 	Bytes   int64     // on disk
 	Oldest  time.Time // start of the oldest file
 	Written uint64    // minutes written

@@ -30,7 +30,7 @@ type Query struct {
 type Minute struct {
 	// Start is the start of the minute on the wall clock.
 	Start time.Time
-	// From and To are the wall-clock times of the sample that the increases are against and
+	// From and To are the wall-clock times of the sample that the increases are relative to, and
 	// of the last sample of the minute. Usually From is the previous minute's To. If the
 	// daemon did not run, the machine was suspended, or minutes could not be written, From
 	// may be another sample, or be long ago.
@@ -60,7 +60,7 @@ type Sample struct {
 	Value float64
 	// Peak is the highest value of a gauge in the minute.
 	Peak float64
-	// Gone: the gauge existed before and does not any more.
+	// Gone: the gauge existed before and no longer does.
 	Gone bool
 }
 

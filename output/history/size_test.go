@@ -128,9 +128,9 @@ func newMachine(pods int) *machine {
 	return x
 }
 
-// kinds are the series of the node's histograms with their medians, and how many
-// values each gets for a request on the node. Both are about those of a busy machine
-// with all probes, which has two disks: of 15 series 65 buckets moved in 20 s.
+// kinds are the series of the node's histograms with their medians, and the number
+// of values per request on the node. Both are close to those of a busy machine with
+// two disks and all probes: of 15 series, 65 buckets moved in 20 s.
 var kinds = map[string]struct {
 	median map[string]float64
 	rate   float64
@@ -142,8 +142,8 @@ var kinds = map[string]struct {
 	"nodeskoop_softirq_seconds":        {map[string]float64{"NET_TX delay": 2e-6, "NET_TX run": 2e-6, "NET_RX delay": 2e-6, "NET_RX run": 15e-6}, 5},
 }
 
-// spread is a histogram that grows: by latencies that are lognormal about their own
-// median.
+// spread is a growing histogram whose latencies have a lognormal distribution
+// around a median.
 type spread struct {
 	of           *dto.Histogram
 	median, rate float64
@@ -165,10 +165,10 @@ func (x *machine) addHistograms(f *dto.MetricFamily, m *catalog.Metric, host []*
 	}
 }
 
-// grow lets the histograms grow by so many requests.
+// grow adds the latencies of a number of requests to the histograms.
 func (x *machine) grow(requests float64) {
 	for _, s := range x.spread {
-		// Of so many a tenth of their number is drawn, each for ten.
+		// Draw a tenth of the latencies, and count each ten times.
 		for range int(requests * s.rate / 10) {
 			v := s.median * math.Exp(1.2*x.rnd.NormFloat64())
 			*s.of.SampleCount += 10

@@ -29,7 +29,7 @@ const (
 // minute is the content of one frame. It is immutable once it is passed to the writer.
 type minute struct {
 	start    time.Time // on the wall clock
-	from, to instant   // of the sample that increases are against, and of the last sample
+	from, to instant   // times of the sample that increases are relative to, and of the last sample
 	cycles   int
 	first    bool // first minute of this run of the daemon
 	// Counters that increased, and all gauges.
@@ -56,7 +56,7 @@ type tracker struct {
 
 	begun bool
 	open  minute
-	base  uint64 // the cycle that the current minute's increases are against
+	base  uint64 // cycle that the current minute's increases are relative to
 	key   []byte
 	sizes [2]int // number of the last minute's counters and gauges
 }
@@ -272,7 +272,7 @@ func newLabelSet(key string, pairs []*dto.LabelPair) *labelSet {
 		}
 		labels = append(labels, Label{l.GetName(), l.GetValue()})
 	}
-	if len(labels) < maxLabels { // one more is needed for a histogram's le
+	if len(labels) < maxLabels { // a histogram's le takes one more
 		set.labels = labels
 	}
 	return set
@@ -311,7 +311,7 @@ func (t *tracker) update(known *family, s *tracked, m *dto.Metric) {
 		v = m.GetCounter().GetValue()
 	}
 	if math.IsNaN(v) || math.IsInf(v, 0) || m.Histogram != nil && len(m.Histogram.Bucket)+1 != len(s.parts) {
-		return // not a value, or other buckets than at first: as if the series were absent
+		return // not a value, or the buckets have changed: treated as absent
 	}
 	s.seen = t.n
 	switch {
@@ -337,8 +337,8 @@ func (t *tracker) update(known *family, s *tracked, m *dto.Metric) {
 func (t *tracker) count(p *part, before uint64, v float64) {
 	switch {
 	case before < t.base || before == 0:
-		// New, or absent for a minute: the increase since then cannot be assigned to a
-		// minute.
+		// New, or absent for a minute, so it is not known in which minute the value
+		// rose.
 		p.base, p.carry = v, 0
 	case before == t.base:
 		p.base, p.carry = p.last, 0
@@ -353,7 +353,7 @@ func (t *tracker) count(p *part, before uint64, v float64) {
 }
 
 // end returns the current minute and ends it; nil if it has only the sample that increases
-// are against.
+// are relative to.
 func (t *tracker) end() *minute {
 	if t.n <= t.base {
 		return nil

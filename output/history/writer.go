@@ -276,8 +276,8 @@ func (w *writer) begin(hour time.Time) error {
 // clock.
 const inFuture = 24 * time.Hour
 
-// trim removes files until more bytes fit. Because of age it removes at most one file per
-// minute, so that a clock that is wrong for a moment costs one file only.
+// trim removes files until more bytes fit. It removes at most one file per minute because
+// of its age, so that a clock that is wrong for a moment costs only one file.
 func (w *writer) trim(now time.Time, more int64) error {
 	w.mu.Lock()
 	most, age := w.maxBytes, w.maxAge

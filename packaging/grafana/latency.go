@@ -7,17 +7,18 @@ import (
 	"nodeskoop/collect/catalog"
 )
 
-// buckets is the rate at which each bucket of a histogram fills.
+// buckets returns the query for the rate at which each bucket of a histogram grows.
 func buckets(metric, where string) string {
 	return "sum by (le) (" + rate(metric+"_bucket", where) + ")"
 }
 
-// heat is a heat map of a histogram. Without the probe it is empty.
+// heat is a heat map of a histogram. It is empty if the probe does not run.
 func heat(title, metric, where, none string) panel {
 	return panel{title: title, kind: "heatmap", unit: duration, none: none, targets: []target{{buckets(metric, where), "{{le}}"}}}
 }
 
-// p99 is the 99th percentile of a histogram for each combination of labels.
+// p99 returns the query for a histogram's 99th percentile, for each combination of
+// labels.
 func p99(metric, where, legend string, labels ...string) target {
 	by := strings.Join(append([]string{"le"}, labels...), ", ")
 	return target{"histogram_quantile(0.99, sum by (" + by + ") (" + rate(metric+"_bucket", where) + "))", legend}
@@ -25,7 +26,7 @@ func p99(metric, where, legend string, labels ...string) target {
 
 const percentile = "99 of 100 took no longer, as far as the buckets tell: their bounds are 10 us, 30 us, 100 us and so on."
 
-// distributions are the latencies that all of a node has, and of whatever else.
+// distributions is the row of latencies per node, and per disk or other label.
 func distributions() row {
 	const off = "The probe is off, or nothing was measured in this time"
 	and := func(more string) string { return ofNode + ", " + more }
@@ -57,7 +58,7 @@ func distributions() row {
 	}}
 }
 
-// podDistributions are those of pods, which a probe keeps on request.
+// podDistributions is the row of latencies per pod, which probes keep on request.
 func podDistributions() []panel {
 	const off = "Needs histograms = \"pods\" in the probe's table of nodeskoop.toml"
 	and := func(more string) string { return ofPod + ", " + more }
@@ -69,11 +70,11 @@ func podDistributions() []panel {
 	}
 }
 
-// suffix ends the names of the series of a histogram.
+// suffix matches the ends of the names of a histogram's series.
 var suffix = regexp.MustCompile(`_(bucket|sum|count)$`)
 
-// histogram finds the histogram that a name in a query is a series of; nil if it is
-// none's.
+// histogram returns the histogram that a name in a query belongs to; nil if there
+// is none.
 func histogram(name string) *catalog.Metric {
 	if m := catalog.MetricByName(suffix.ReplaceAllString(name, "")); m != nil && m.Type == catalog.Histogram && m.Name != name {
 		return m

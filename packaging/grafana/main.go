@@ -282,8 +282,8 @@ func (p panel) object(id int, at object) object {
 			"tooltip": object{"mode": "multi", "sort": "desc"},
 		}
 	case "heatmap":
-		// The unit of the fields is that of their values; the bounds have theirs on the
-		// axis.
+		// The fields have the unit of their values; the axis of bounds has its own
+		// unit.
 		defaults = object{"custom": object{"hideFrom": object{"legend": false, "tooltip": false, "viz": false}, "scaleDistribution": object{"type": "linear"}}}
 		if p.none != "" {
 			defaults["noValue"] = p.none

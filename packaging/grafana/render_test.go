@@ -60,7 +60,7 @@ var empty = map[string]string{
 	`nodeskoop-events, timeseries "TXLAT: over 100 ms in the driver"`:  "no packet was slow on the way out",
 }
 
-// before says of what was recorded that it is older than the histograms.
+// before is the reason for panels whose recording is older than the histograms.
 const before = "the nodes were recorded before there were histograms"
 
 // The page's measures, those of render/board.tsx.
@@ -206,7 +206,8 @@ func TestRender(t *testing.T) {
 }
 
 var (
-	// milli matches a number with the SI prefix m (milli), which reads as M (mega).
+	// milli matches a number with the SI prefix m (milli), which looks like M
+	// (mega).
 	milli = regexp.MustCompile(`^-?[0-9.]+ *m[A-Za-z/]+$`)
 	timed = regexp.MustCompile(`^-?[0-9.]+ *(ms|mins?)$`)
 	leads = regexp.MustCompile(` /d/([A-Za-z0-9-]+)\?`)

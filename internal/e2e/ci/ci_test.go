@@ -1,5 +1,5 @@
-// Package ci holds the scripts that read the output of `go test -v` for make and
-// CI against outputs in testdata: what a script passes over, nobody sees. It
+// Package ci tests the scripts that read the output of `go test -v` for make and
+// CI, on outputs in testdata: nobody notices a failure that a script overlooks. It
 // needs a shell and awk, and is part of `make test-unit`.
 package ci
 

@@ -8,9 +8,9 @@ import (
 	"testing"
 )
 
-// TestGetGo: a Go that can build the project is left alone; where there is none
-// Debian's is unpacked, that which go.mod names rather than a newer one; and where
-// there is none either, the message says what is needed.
+// TestGetGo: a Go that can build the project is kept. If there is none, Debian's is
+// unpacked: the version that go.mod names rather than a newer one. If Debian has
+// none either, the message says what is needed.
 func TestGetGo(t *testing.T) {
 	const (
 		fits  = "#!/bin/sh\necho go version go1.26.9\n"
@@ -19,7 +19,7 @@ func TestGetGo(t *testing.T) {
 		cache = "#!/bin/sh\ncase $1 in\npkgnames) printf '%s\\n' $PACKAGES golang-1.26-doc ;;\nshow) case \" $PACKAGES \" in *\" $3 \"*) echo 'Filename: pool/x.deb' ;; *) exit 100 ;; esac ;;\nesac\n"
 		get   = "#!/bin/sh\nfor last; do :; done\ncase \" $* \" in *' download '*) touch \"$last.deb\" ;; esac\n"
 	)
-	// A stub for dpkg-deb: what it unpacks is a Go that says which package it is of.
+	// A stub for dpkg-deb: it unpacks a Go that prints which package it comes from.
 	unpack := func(stub string) string {
 		return "#!/bin/sh\nversion=${2##*golang-} version=${version%-*}\nmkdir -p \"$3/usr/lib/go-$version/bin\"\ncat > \"$3/usr/lib/go-$version/bin/go\" <<'END'\n" + stub + "END\nchmod 755 \"$3/usr/lib/go-$version/bin/go\"\n"
 	}

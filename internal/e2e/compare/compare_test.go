@@ -50,11 +50,11 @@ func compareProcfs(t *testing.T) {
 	}
 }
 
-// tool is something that hooks into the kernel. Its process is ready when its
-// hooks are in place.
+// tool is a program that hooks into the kernel. Its process is ready when its hooks
+// are attached.
 type tool struct {
 	name  string
-	start func(t testing.TB) *testkit.Process // nil: it does not work on this kernel
+	start func(t testing.TB) *testkit.Process // nil if it does not work on this kernel
 }
 
 func ours(probes string) tool {
@@ -64,8 +64,7 @@ func ours(probes string) tool {
 	}}
 }
 
-// script is a program for bpftrace. All its places are tracepoints, which any
-// kernel allows.
+// script is a bpftrace program. It uses only tracepoints, which any kernel allows.
 func script(name, text string) tool {
 	return tool{"bpftrace: " + name, func(t testing.TB) *testkit.Process {
 		p := runTraced(t, "bpftrace", "-e", text+` BEGIN { printf("attached\n"); }`)
@@ -77,8 +76,8 @@ func script(name, text string) tool {
 	}}
 }
 
-// packaged is a tool of Debian's libbpf-tools or bpfcc-tools. It says nothing
-// when it is ready: its programs are asked for.
+// packaged is a tool of Debian's libbpf-tools or bpfcc-tools. It prints nothing
+// when it is ready, so the kernel is asked for its programs.
 func packaged(path string, args ...string) tool {
 	name := strings.TrimPrefix(path, "/usr/sbin/")
 	return tool{name + " " + strings.Join(args, " "), func(t testing.TB) *testkit.Process {
@@ -111,8 +110,8 @@ func holdsPrograms(pid int) bool {
 	return false
 }
 
-// compareHooks: what probes cost the traffic, beside tools that hook into the
-// same places, and beside nothing.
+// compareHooks compares how much probes slow down traffic with tools that hook into
+// the same functions, and with no hooks.
 func compareHooks(t *testing.T, rounds int) {
 	l := newLink(t)
 	for _, group := range [][]tool{
@@ -176,8 +175,8 @@ func compareHooks(t *testing.T, rounds int) {
 	}
 }
 
-// stream is the bytes that iperf3 gets through one TCP connection for a second
-// of the CPU time that both its ends use.
+// stream returns the bytes that iperf3 transfers over one TCP connection per second
+// of CPU time of both ends.
 func (l *link) stream(t testing.TB) float64 {
 	t.Helper()
 	server := exec.Command("iperf3", "-s", "-1", "-p", "7100")
@@ -216,8 +215,8 @@ func (l *link) stream(t testing.TB) float64 {
 	return perCPU
 }
 
-// compareFlood: a packet is lost as often as one thread can. What of it is
-// accounted for, what does each loss cost the one who sends, and the watcher?
+// compareFlood: one thread loses packets as fast as it can. How many losses are
+// accounted for, and what does each cost the sender and the tool?
 func compareFlood(t *testing.T) {
 	l := newLink(t)
 	l.a.Sysctl("net/ipv4/icmp_ratelimit", "0")
@@ -243,7 +242,7 @@ func compareFlood(t *testing.T) {
 		got := counted() - from
 		t.Logf("%s: %.0f losses in %v, of which it told or counted %.1f %%; a loss cost its sender %.2f times as much CPU, and the watcher %.0f %% of that", name, n, length, got/n*100, with.cpu/base.cpu, used/n/with.cpu*100)
 	}
-	// Losses elsewhere on the machine are not of the namespace that is watched.
+	// Losses elsewhere on the machine do not belong to the observed namespace.
 	d, file := daemon(t, "packetloss", "1s", fmt.Sprintf("host_netns = '%s'\n", l.b.Path))
 	flood("nodeskoop packetloss", d, func() float64 { return metric(t, file, "kubeskoop_packetloss_total") })
 	d.Stop()

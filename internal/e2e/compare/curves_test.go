@@ -17,9 +17,9 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// TestCurves prints how the cost of a cycle of the 13 probes grows: with
-// namespaces, idle sockets and processes, and what each probe has of it. It
-// takes no measure of growth for good or bad; the gate holds the slope.
+// TestCurves prints how the cost of a cycle of the 13 probes grows with namespaces,
+// idle sockets and processes, and each probe's share. It does not judge the growth;
+// the gate checks the slope.
 func TestCurves(t *testing.T) {
 	need.Target(t, "bench-curves", os.Getenv("NODESKOOP_CURVES") != "")
 	need.Root(t)
@@ -30,11 +30,11 @@ func TestCurves(t *testing.T) {
 	t.Run("processes", curveProcesses)
 }
 
-// processProbes look at every process of the node, the others at namespaces.
+// processProbes read every process of the node; the others read namespaces.
 var processProbes = []string{"fd", "io"}
 
-// cycles gives the CPU time of a cycle: the median of several, in microseconds,
-// after those that build what later ones reuse. between comes before each.
+// cycles returns the CPU time of a cycle: the median of several, in microseconds,
+// after cycles that allocate what later ones reuse. between runs before each.
 func cycles(r *collect.Runner, n int, between func()) float64 {
 	var took []float64
 	for i := range n + 2 {
@@ -53,8 +53,8 @@ func without(names, left []string) []string {
 }
 
 // curveNamespaces: each namespace has a process and 10 idle ends of connections,
-// whose sockets are this process's. So the probes of processes have a share that is
-// the same for any number of namespaces.
+// whose sockets belong to this process. So the cost of the process probes does not
+// depend on the number of namespaces.
 func curveNamespaces(t *testing.T) {
 	const most = 1000
 	names, factories := procfsProbes()
@@ -86,7 +86,7 @@ func curveNamespaces(t *testing.T) {
 }
 
 // curveSockets: one namespace with idle connections, and again with a segment
-// before each cycle, after which all have to be looked at.
+// before each cycle, after which all connections must be read.
 func curveSockets(t *testing.T) {
 	names, factories := procfsProbes()
 	names = without(names, processProbes)

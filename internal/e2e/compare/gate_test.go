@@ -28,10 +28,10 @@ import (
 	"nodeskoop/output"
 )
 
-// budgetsFile holds the most that each ratio may be, and what was measured.
+// budgetsFile holds the limit of each ratio, and the measured value.
 const budgetsFile = "../../../testdata/budgets.tsv"
 
-// budget is the most that a ratio may be.
+// budget is the limit of a ratio.
 type budget struct {
 	measured, limit float64
 	against         string
@@ -62,9 +62,9 @@ func budgets(t testing.TB) map[string]*budget {
 	return all
 }
 
-// TestGate holds the ratios that are cheap to measure against their budgets.
-// One that is over is measured once more: a neighbour on the machine may have
-// had a bad moment, a change for the worse stays.
+// TestGate compares the ratios that are cheap to measure with their budgets. A
+// ratio over its budget is measured once more: a disturbance by other programs
+// passes, a regression stays.
 func TestGate(t *testing.T) {
 	need.Target(t, "bench-gate", os.Getenv("NODESKOOP_GATE") != "")
 	need.Root(t)
@@ -105,7 +105,7 @@ func TestGate(t *testing.T) {
 	t.Run("servers", func(t *testing.T) { hold(t, gateServers) })
 }
 
-// spaces makes namespaces with a process and some connections each.
+// spaces creates namespaces with a process and some connections each.
 func spaces(t testing.TB, n, connections int) *nsnet.Pods {
 	t.Helper()
 	pods := &nsnet.Pods{}
@@ -126,7 +126,7 @@ func procfsProbes() ([]string, []collect.Factory) {
 	return names, factories
 }
 
-// newRunner is the daemon's own, over the namespaces of a test.
+// newRunner creates the daemon's Runner for the namespaces of a test.
 func newRunner(t testing.TB, pods owner.Pods, names []string, factories []collect.Factory) *collect.Runner {
 	t.Helper()
 	r, err := collect.NewRunner(collect.Options{Node: "node", HostLabel: "host", HostNetns: "/proc/self/ns/net", Enabled: names, Pods: pods}, factories...)
@@ -137,7 +137,7 @@ func newRunner(t testing.TB, pods owner.Pods, names []string, factories []collec
 	return r
 }
 
-// pairs runs two sides in turn and gives the ratios of what they return.
+// pairs runs two sides in turn and returns the ratios of their results.
 func pairs(n int, ours, base func() float64) []float64 {
 	ours()
 	base()
@@ -158,8 +158,8 @@ func pairs(n int, ours, base func() float64) []float64 {
 
 const scrapes = 5 // of node_exporter in one turn
 
-// cycleRatio is the CPU time of a cycle of the 13 probes per namespace, to that
-// of a scrape of node_exporter, which sees one namespace.
+// cycleRatio is the CPU time of a cycle of the 13 probes per namespace, divided by
+// that of a scrape of node_exporter, which reads one namespace.
 func cycleRatio(t testing.TB, pods *nsnet.Pods, n int) []float64 {
 	names, factories := procfsProbes()
 	r := newRunner(t, pods, names, factories)
@@ -181,14 +181,14 @@ func gateCycle(t testing.TB) map[string]float64 {
 	pods := spaces(t, 20, 9)
 	got := map[string]float64{"cycle per namespace / node_exporter scrape": ratioOf(cycleRatio(t, pods, 9)).mid}
 
-	// Growth: twice the namespaces may cost twice as much. The probes of
-	// processes would add what the machine's own cost.
+	// Growth: twice the namespaces may cost twice as much. The process probes are
+	// left out, since they would add the cost of the machine's own processes.
 	names, factories := procfsProbes()
 	names = slices.DeleteFunc(names, func(n string) bool { return n == "io" || n == "fd" })
 	whole, half := newRunner(t, pods, names, factories), newRunner(t, &nsnet.Pods{List: pods.List[:10]}, names, factories)
 	got["cycle of 20 namespaces / of 10"] = ratioOf(pairs(9, func() float64 { return cycleCPU(whole) }, func() float64 { return cycleCPU(half) })).mid
 
-	// Sockets through which nothing goes may be as many as they like.
+	// Idle sockets must not add cost, however many there are.
 	crowd, quiet := nsnet.New(t), nsnet.New(t)
 	crowd.Sockets(10000)
 	many := newRunner(t, &nsnet.Pods{List: []*owner.Pod{crowd.Pod("crowd")}}, names, factories)
@@ -241,14 +241,15 @@ func gateResident(t testing.TB) map[string]float64 {
 	return map[string]float64{"resident memory / node_exporter's": residentOf(t, d) / residentOf(t, e.Process)}
 }
 
-// readsOfAPacket is how the unit of a program is named in budgets.tsv that mostly
-// reads what no cache has: the clock is no measure of that.
+// readsOfAPacket is the unit in budgets.tsv for programs that mostly read uncached
+// memory, for which clock readings are no reference.
 const readsOfAPacket = "a copy of a freed packet's structure and ten reads of it"
 
-// gatePrograms reads, per BPF program, what a run costs beyond an empty
-// program in the same place, in units of what a program that reads the clock
-// twice costs beyond an empty one. An empty one is no unit: most of its cost is
-// the statistics', which differ between machines by more than the programs do.
+// gatePrograms measures, per BPF program, the cost of a run beyond that of an empty
+// program at the same hook. Its unit is the cost of a program that reads the clock
+// twice, also beyond an empty one. The empty program itself is no unit: most of its
+// cost comes from the statistics, which differ more between machines than programs
+// do.
 func gatePrograms(t testing.TB) map[string]float64 {
 	cmd := exec.Command("go", "test", "-run", "^$", "-bench", "Cost/programs", "-benchtime", "1x", "nodeskoop/bpf")
 	cmd.Env = append(os.Environ(), "NODESKOOP_TEST_STRICT=1")
@@ -270,7 +271,7 @@ func gatePrograms(t testing.TB) map[string]float64 {
 		if i := strings.LastIndexByte(name, '-'); i > 0 {
 			name = name[:i]
 		}
-		// What runs seldom is not measured well, and costs nobody much.
+		// A program that runs seldom cannot be measured well, and costs little.
 		if values["runs"] < 10000 || values["reference-ns"] <= 0 {
 			continue
 		}

@@ -20,7 +20,7 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// ratio is what pairs of turns gave: the median, and the quartiles around it.
+// ratio is the result of pairs of turns: the median and the quartiles.
 type ratio struct{ low, mid, high float64 }
 
 func (r ratio) String() string { return fmt.Sprintf("%.2f (%.2f to %.2f)", r.mid, r.low, r.high) }
@@ -29,7 +29,7 @@ func ratioOf(v []float64) ratio {
 	return ratio{testkit.Quantile(v, 0.25), testkit.Quantile(v, 0.5), testkit.Quantile(v, 0.75)}
 }
 
-// cpuOf is the CPU time of another process.
+// cpuOf returns the CPU time of another process.
 func cpuOf(t testing.TB, p *testkit.Process) time.Duration {
 	t.Helper()
 	d, err := testkit.CPUOf(p.PID())
@@ -39,7 +39,7 @@ func cpuOf(t testing.TB, p *testkit.Process) time.Duration {
 	return d
 }
 
-// residentOf is the memory of a process in bytes.
+// residentOf returns the resident memory of a process in bytes.
 func residentOf(t testing.TB, p *testkit.Process) float64 {
 	t.Helper()
 	u, err := testkit.UsageOf(p.PID())
@@ -49,7 +49,7 @@ func residentOf(t testing.TB, p *testkit.Process) float64 {
 	return float64(u.Resident)
 }
 
-// run starts a program. Nothing of it stays on this machine.
+// run starts a program in a mount namespace of its own.
 func run(t testing.TB, name string, args ...string) *testkit.Process {
 	t.Helper()
 	cmd := exec.Command(name, args...)
@@ -59,7 +59,7 @@ func run(t testing.TB, name string, args ...string) *testkit.Process {
 	return p
 }
 
-// runTraced starts a program that wants tracefs, and sees to it that it is there.
+// runTraced starts a program that needs tracefs, and mounts it if necessary.
 func runTraced(t testing.TB, name string, args ...string) *testkit.Process {
 	t.Helper()
 	return run(t, "unshare", append([]string{"--mount", "sh", "-c", `mount -t tracefs tracefs /sys/kernel/tracing && exec "$0" "$@"`, name}, args...)...)
@@ -67,8 +67,8 @@ func runTraced(t testing.TB, name string, args ...string) *testkit.Process {
 
 func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 
-// daemon starts nodeskoop with some probes, without pods, and waits until it
-// has written a file with all of them up.
+// daemon starts nodeskoop with some probes, without pods, and waits until it has
+// written a textfile in which all are up.
 func daemon(t testing.TB, probes, interval string, more ...string) (p *testkit.Process, file string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -94,7 +94,7 @@ func daemon(t testing.TB, probes, interval string, more ...string) (p *testkit.P
 	return p, file
 }
 
-// metric adds up the series of one family in a textfile.
+// metric sums the series of one family in a textfile.
 func metric(t testing.TB, file, name string, labels ...string) (sum float64) {
 	t.Helper()
 	b, err := os.ReadFile(file)
@@ -120,8 +120,8 @@ lines:
 	return sum
 }
 
-// startExporter runs node_exporter with the collectors that cover what the
-// procfs probes do, as far as they go.
+// startExporter runs node_exporter with the collectors that correspond to the
+// procfs probes, as far as they exist.
 func startExporter(t testing.TB) *exporter.Exporter {
 	t.Helper()
 	return exporter.Start(t, "--collector.netstat", "--collector.netstat.fields=.*", "--collector.sockstat",
@@ -135,8 +135,7 @@ func scrape(t testing.TB, e *exporter.Exporter) {
 	}
 }
 
-// link is two namespaces with a veth between them, and sockets of each in the
-// hands of this process.
+// link is two namespaces joined by a veth, with sockets of this process in each.
 type link struct {
 	a, b       *nsnet.Space
 	tcpA, tcpB int
@@ -184,13 +183,13 @@ func newLink(t testing.TB) *link {
 	return l
 }
 
-// turn is a stretch of one kind of traffic: what each operation took of the
-// CPU, and how many there were per second.
+// turn is a period of one kind of traffic: the CPU time per operation, and the
+// operations per second.
 type turn struct{ cpu, rate float64 }
 
-// traffic does operations in batches for a while, on a thread of its own. Both
-// ends are the one thread's: nobody is woken, so that the CPU time is that of
-// the network stack and of what is hooked into it.
+// traffic performs operations in batches for a while, on a locked thread. The
+// thread owns both ends, so no wakeups occur, and the CPU time is that of the
+// network stack and its hooks.
 func traffic(t testing.TB, length time.Duration, batch func() (int, error)) turn {
 	t.Helper()
 	var result turn

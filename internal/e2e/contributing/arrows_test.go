@@ -7,9 +7,8 @@ import (
 	"testing"
 )
 
-// below lists for each room what it may import of the project, and for a room
-// that is not here nothing is said. Helpers without arrows of their own may be
-// imported by all.
+// below lists what each package may import from the project. Packages that are not
+// listed are not checked. Helpers without an entry may be imported by all.
 var below = map[string][]string{
 	"bpf/internal/objects": {},
 	"bpf":                  {"bpf/internal/objects"},
@@ -31,7 +30,7 @@ var below = map[string][]string{
 
 var helpers = []string{"internal/kernel", "internal/bounded", "internal/quote"}
 
-// TestArrows: the rooms import in one direction, as CONTRIBUTING.md draws it.
+// TestArrows: imports go in one direction, as the table in CONTRIBUTING.md says.
 func TestArrows(t *testing.T) {
 	cmd := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "./...")
 	cmd.Dir = "../../.."

@@ -1,5 +1,5 @@
-// Package contributing proves that the steps of CONTRIBUTING.md add a probe: its
-// code blocks and its commands are run as they stand.
+// Package contributing proves that the steps of CONTRIBUTING.md add a probe: it
+// runs the page's code blocks and commands unchanged.
 package contributing
 
 import (
@@ -19,7 +19,7 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// What a section of the page adds, and in how many files at most.
+// The sections of the page, and how many files each may add.
 var sections = []struct {
 	title, probe, metric, event string
 	files                       int

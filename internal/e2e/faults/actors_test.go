@@ -24,7 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The test binary is also what runs in pods, under this name.
+// The test binary also runs in pods, at this path.
 const actorPath = "/bin/actor"
 
 // actorVerb, as the first argument, makes the test binary an actor.
@@ -48,10 +48,10 @@ var actors = map[string]func([]string) error{
 	"hoard":  actHoard,
 }
 
-// requestSize is that of a request and of its answer where nothing else is asked.
+// requestSize is the default size of a request and of its answer.
 const requestSize = 64
 
-// actServe answers each request with as many bytes.
+// actServe answers each request with the same number of bytes.
 func actServe(args []string) error {
 	f := flag.NewFlagSet("serve", flag.ExitOnError)
 	backlog := f.Int("backlog", 128, "connections that wait to be accepted")
@@ -122,7 +122,8 @@ func actServe(args []string) error {
 	return nil
 }
 
-// listen is net.Listen with a backlog, which the kernel counts from 0.
+// listen is net.Listen with a backlog. The kernel's number is one less than the
+// connections that fit.
 func listen(addr string, backlog int) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -160,7 +161,7 @@ func answerRequests(c net.Conn, after, burn time.Duration) {
 	}
 }
 
-// awaitData waits until a request has come, and leaves it in the socket for a
+// awaitData waits until a request has arrived, and leaves it in the socket for a
 // while.
 func awaitData(c net.Conn, after time.Duration) bool {
 	raw, err := c.(*net.TCPConn).SyscallConn()
@@ -193,8 +194,7 @@ func trickle(c net.Conn, rate int) {
 	}
 }
 
-// actAsk sends requests and awaits the answers, over and over; what fails is tried
-// again.
+// actAsk sends requests and awaits the answers repeatedly. It retries failures.
 func actAsk(args []string) error {
 	f := flag.NewFlagSet("ask", flag.ExitOnError)
 	every := f.Duration("every", 200*time.Millisecond, "time between two requests of one asker")
@@ -225,7 +225,8 @@ func actAsk(args []string) error {
 	return nil
 }
 
-// askFrom makes a connection and asks until it fails, or has asked enough.
+// askFrom opens a connection and sends requests until one fails or the number is
+// reached.
 func askFrom(d net.Dialer, addr string, b []byte, every, limit time.Duration, fresh bool, keep int) error {
 	c, err := d.Dial("tcp", addr)
 	if err != nil {
@@ -247,7 +248,7 @@ func askFrom(d net.Dialer, addr string, b []byte, every, limit time.Duration, fr
 	}
 }
 
-// actStream writes to a server that reads, at most so many bytes a second.
+// actStream writes to a server that reads, at a limited rate in bytes per second.
 func actStream(args []string) error {
 	f := flag.NewFlagSet("stream", flag.ExitOnError)
 	rate := f.Int("rate", 0, "bytes a second, 0 for as many as go")
@@ -270,7 +271,7 @@ func actStream(args []string) error {
 	}
 }
 
-// actHold opens connections, never uses them, and tries for more.
+// actHold opens connections that it never uses, and keeps trying to open more.
 func actHold(args []string) error {
 	f := flag.NewFlagSet("hold", flag.ExitOnError)
 	every := f.Duration("every", 10*time.Millisecond, "time between two connections")
@@ -292,7 +293,7 @@ func actHold(args []string) error {
 	}
 }
 
-// actDeaf has a socket for datagrams that it never reads.
+// actDeaf has a datagram socket that it never reads.
 func actDeaf(args []string) error {
 	c, err := net.ListenPacket("udp", args[0])
 	if err != nil {
@@ -371,8 +372,8 @@ func actResolver(args []string) error {
 	}
 }
 
-// actLookup asks a resolver, as the C library does: a socket for a name, both types
-// at once, again after the limit.
+// actLookup queries a resolver as the C library does: one socket per name, both
+// types at once, and a retry after the timeout.
 func actLookup(args []string) error {
 	f := flag.NewFlagSet("lookup", flag.ExitOnError)
 	every := f.Duration("every", 200*time.Millisecond, "time between two names")
@@ -392,7 +393,8 @@ func actLookup(args []string) error {
 				if *aligned {
 					next := time.Now().Truncate(*every).Add(*every)
 					time.Sleep(time.Until(next))
-					// Ports in a row would be those of a range that is used up.
+					// Consecutive ports would look like those of an exhausted
+					// range.
 					d.LocalAddr = &net.UDPAddr{Port: *port + int(next.UnixNano()/int64(*every)*7919%20000)}
 				}
 				_ = lookUp(d, f.Arg(0), *limit)
@@ -435,7 +437,7 @@ func lookUp(d net.Dialer, resolver string, limit time.Duration) error {
 	return err
 }
 
-// actSyns sends SYNs from addresses that nobody has.
+// actSyns sends SYNs from unused addresses.
 func actSyns(args []string) error {
 	f := flag.NewFlagSet("syns", flag.ExitOnError)
 	every := f.Duration("every", 5*time.Millisecond, "time between two")
@@ -486,7 +488,8 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// actScan sends a datagram to each of 60,000 addresses from one on, 2,000 a second.
+// actScan sends a datagram to each of 60,000 consecutive addresses, 2,000 per
+// second.
 func actScan(args []string) error {
 	first, err := netip.ParseAddr(args[0])
 	if err != nil {
@@ -507,7 +510,7 @@ func actScan(args []string) error {
 	}
 }
 
-// actRead reads a block device past all caches.
+// actRead reads a block device, bypassing all caches.
 func actRead(args []string) error {
 	f := flag.NewFlagSet("read", flag.ExitOnError)
 	every := f.Duration("every", 20*time.Millisecond, "time between two reads")
@@ -532,8 +535,8 @@ func actRead(args []string) error {
 	}
 }
 
-// actHoard fills buffers of connections that nobody reads until the memory of TCP
-// is under pressure, gives them up, and does it again.
+// actHoard fills buffers of connections that nobody reads until TCP is under memory
+// pressure, frees them, and starts over.
 func actHoard(args []string) error {
 	pages, err := strconv.Atoi(args[0])
 	if err != nil {
@@ -556,7 +559,7 @@ func actHoard(args []string) error {
 	}
 }
 
-// hoard holds memory until TCP has so many pages.
+// hoard fills memory until TCP uses the given number of pages.
 func hoard(l net.Listener, d *net.Dialer, pages int) error {
 	chunk := make([]byte, 1<<20)
 	for {
@@ -605,7 +608,8 @@ func memoryOfTCP() (int, error) {
 	return 0, errors.New("/proc/net/sockstat has no line TCP")
 }
 
-// heldVariable makes an actor end with its standard input. One in a pod has none.
+// heldVariable makes an actor end when its standard input ends. Actors in pods have
+// no standard input.
 const heldVariable = "NODESKOOP_TEST_HELD"
 
 // act runs an actor.

@@ -22,21 +22,22 @@ import (
 	"nodeskoop/internal/testkit/tracked"
 )
 
-// fault is one thing that goes wrong, with what diagnose has to say of it.
+// fault is a fault and the expected result of diagnose.
 type fault struct {
 	cause string
 	// how it is made, for a reader.
 	how string
-	// make makes it, and returns who may be blamed, and the proof.
+	// make creates the fault, and returns the ends that may be blamed, and the
+	// proof.
 	make func(*scene) (blame []string, p proof)
-	// machine: all namespaces of the machine are in trouble while it lasts. It is made
-	// where it is asked for by its name, or NODESKOOP_FAULTS_MACHINE is set.
+	// machine: the fault affects all namespaces of the machine. It is only created
+	// if requested by name, or if NODESKOOP_FAULTS_MACHINE is set.
 	machine bool
 }
 
 const blameNode, blamePath = "node", "path"
 
-// beyond are the ends that stand for what lies behind the wire.
+// beyond lists the ends that stand for hosts behind the wire.
 func beyond(address string) []string {
 	host, _, _ := strings.Cut(address, ":")
 	return []string{host, address}
@@ -267,7 +268,7 @@ var faults = []fault{
 		if err := os.WriteFile(filepath.Join(dir, "blkio.throttle.read_iops_device"), []byte(number+" 5"), 0); err != nil {
 			s.Fatal(err)
 		}
-		// A process that the limit holds waits in the kernel.
+		// A process that the limit throttles waits in the kernel.
 		return []string{db.label()}, proof{what: "share of 20 looks at which the reader of " + db.Name + " waits for the disk (/proc/PID/stat)", least: 0.7, level: true, read: func() (float64, error) {
 			waits := 0.0
 			for range 20 {
@@ -315,8 +316,7 @@ var faults = []fault{
 		s.node.run(s, `nft 'add table inet flux; add chain inet flux input { type filter hook input priority 0; }; add rule inet flux input iifname flux0 ip daddr %s counter comment "by-flux0"'`, gateway)
 		s.node.start(s, s.program, "serve", fmt.Sprintf("%s:%d", gateway, s.port()))
 		client := s.pod("client")
-		// The answer that comes last counts, if in the same moment, too: that by the
-		// veth.
+		// The last answer wins, even within the same moment: the one from the veth.
 		client.run(s, "sysctl -qw net.ipv4.neigh.eth0.locktime=-1; ip neigh flush to "+gateway)
 		client.act(pods.ContainerSpec{Name: "main"}, "ask", "-fresh", "-limit", "1s", "-askers", "3", fmt.Sprintf("%s:%d", gateway, s.port()))
 		return []string{blameNode}, matched("the node", s.node, "by-flux0", 20)
@@ -333,7 +333,8 @@ var faults = []fault{
 		if err := os.WriteFile(file, []byte(rules.String()), 0o600); err != nil {
 			s.Fatal(err)
 		}
-		// Another CPU than the sender's receives, as with a NIC of several queues.
+		// Another CPU than the sender's receives the packets, as with a multi-queue
+		// NIC.
 		gw.run(s, "nft -f %s && unshare -m sh -c 'mount -t sysfs sysfs /sys && mount -o remount,rw /sys && echo 2 > /sys/class/net/eth0/queues/rx-0/rps_cpus'", file)
 		s.pod("client", "send", "-every", "1ms", "-burst", "4", gw.at(5300))
 		return []string{blameNode}, inFile("jiffies that CPU 1 spent in softirqs (/proc/stat)", "/proc/stat", `cpu1 \d+ \d+ \d+ \d+ \d+ \d+ (\d+)`, 500)
@@ -347,7 +348,7 @@ var faults = []fault{
 		if err != nil {
 			s.Fatal(err)
 		}
-		// A pod may not have buffers of that size.
+		// A pod may not have buffers of this size.
 		s.node.start(s, s.program, "hoard", strconv.Itoa(pressure))
 		return []string{blameNode}, nstat("the node", s.node, "TcpExtTCPMemoryPressures", 1)
 	}, machine: true},
@@ -365,8 +366,8 @@ var faults = []fault{
 	}, machine: true},
 }
 
-// forgeResets listens to what the node carries to a server, and sends one client in
-// ten segments a reset in the server's name. The server has not sent it.
+// forgeResets captures the node's traffic to a server, and sends one client in ten
+// segments a reset in the server's name, which the server has not sent.
 func (s *scene) forgeResets(web *pod) proof {
 	s.Helper()
 	fd, err := unix.Open(string(s.node), unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -374,7 +375,7 @@ func (s *scene) forgeResets(web *pod) proof {
 		s.Fatal(err)
 	}
 	defer unix.Close(fd)
-	// The bridge takes frames before those who want IPv4 alone.
+	// The bridge takes frames before sockets that want only IPv4.
 	const all, ipv4 = unix.ETH_P_ALL << 8, unix.ETH_P_IP >> 8
 	ear, mouth := -1, -1
 	var e error

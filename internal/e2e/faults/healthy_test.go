@@ -14,10 +14,10 @@ import (
 	"nodeskoop/internal/testkit/pods"
 )
 
-// settle starts pods that do what pods in good health do: a web server that is asked
-// over connections that last and over fresh ones, look-ups, pings, a disk that is
-// written, log files, an idle pod, and a server beyond. They are there from the first
-// fault to the last, so that no finding may be about them.
+// settle starts pods that do what healthy pods do: a web server with long-lived and
+// short-lived clients, DNS lookups, pings, a disk that is written, log files, an idle
+// pod, and an external server. They run from the first fault to the last, and no
+// finding may be about them.
 func (l *lab) settle(t *testing.T) {
 	s := &scene{l, t, 900}
 	web, dns := s.server("-drain"), s.pod("dns", "dns", ":53").listens(53)
@@ -34,13 +34,13 @@ func (l *lab) settle(t *testing.T) {
 	l.node.every(t, 0.2, fmt.Sprintf("seq 1000 >> %s; mv %[1]s %[1]s.1", file))
 }
 
-// calm are scenes of good health that a look may take for a fault.
+// calm are healthy scenes that could be mistaken for a fault.
 var calm = []struct {
 	name string
 	make func(*scene)
 }{
 	{"a rolling restart", func(s *scene) {
-		// The old server ends once its last connection has.
+		// The old server ends when its last connection has ended.
 		old := s.server("-drain")
 		next := s.pod("next", "serve", "-late", "2s", ":8080")
 		s.pod("client", "ask", "-follow", "-every", "50ms", "-askers", "2", "-keep", "40", old.at(8080), next.at(8080))
@@ -58,7 +58,7 @@ var calm = []struct {
 		s.pod("sink", "drain", ":5300").listens(5300)
 		sink := s.pod("dns", "dns", ":53").listens(53)
 		client.act(pods.ContainerSpec{Name: "names"}, "lookup", "-every", "10ms", "-askers", "2", sink.at(53))
-		// Limits that nobody reaches, and rules that let all through.
+		// Limits that are not reached, and rules that accept all packets.
 		limit := filepath.Join(cgroup(s, web.Container("main"), "cpu"), "cpu.cfs_quota_us")
 		if err := os.WriteFile(limit, []byte("150000"), 0); err != nil {
 			s.Fatal(err)
@@ -86,7 +86,7 @@ var calm = []struct {
 	}},
 }
 
-// healthy runs diagnose beside one of the scenes of good health.
+// healthy runs diagnose during a healthy scene.
 func (l *lab) healthy(t *testing.T, i int) diagnosis {
 	t.Cleanup(func() { l.clean(t) })
 	calm[i].make(&scene{l, t, 901})

@@ -12,7 +12,7 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// outcome is what diagnose said of one fault, or of two.
+// outcome is the result of diagnose for one fault, or for two.
 type outcome struct {
 	causes []string
 	how    []string
@@ -21,15 +21,15 @@ type outcome struct {
 	diagnosis
 }
 
-// rank is the place of a fault among the findings, from 1 on; 0 if it is not named.
-// The right cause at a wrong end is not named.
+// rank is the position of a fault among the findings, from 1; 0 if it is not named.
+// The right cause at a wrong end does not count as named.
 func (o outcome) rank(i int) int {
 	return 1 + slices.IndexFunc(o.Findings, func(f finding) bool {
 		return f.Cause == o.causes[i] && slices.Contains(o.blame[i], f.Blame)
 	})
 }
 
-// first reports whether one of the faults is named before all else.
+// first reports whether one of the faults is named first.
 func (o outcome) first() bool {
 	for i := range o.causes {
 		if o.rank(i) == 1 {
@@ -55,7 +55,7 @@ func (o outcome) named() string {
 	return strings.Join(list, "\n    ")
 }
 
-// lookAt makes faults, runs diagnose beside them, and proves that they were there.
+// lookAt creates faults, runs diagnose, and proves that the faults existed.
 func (l *lab) lookAt(t *testing.T, list ...fault) outcome {
 	t.Helper()
 	var o outcome
@@ -70,7 +70,7 @@ func (l *lab) lookAt(t *testing.T, list ...fault) outcome {
 	for _, p := range proofs {
 		p.begun(t)
 	}
-	// All have begun: from here on each has to last.
+	// All faults have begun. From here on, each must last.
 	for _, p := range proofs {
 		before = append(before, p.begun(t))
 	}
@@ -87,7 +87,7 @@ func (l *lab) lookAt(t *testing.T, list ...fault) outcome {
 	return o
 }
 
-// What a double is made of. Each pair is one that a node in trouble has.
+// The pairs of doubles. Each pair is one that can occur together on a node.
 var doubles = [][2]string{
 	{"accept-queue-full", "wire-loss"},
 	{"policy-drop-pod", "dns-slow"},
@@ -105,7 +105,7 @@ var doubles = [][2]string{
 	{"nat-ports-used-up", "reset-by-middlebox"},
 }
 
-// The faults of the short form: one for each place at which diagnose looks.
+// The faults of the short run: one for each kind of data that diagnose reads.
 var short = []string{"accept-queue-full", "policy-drop-pod", "no-route"}
 
 func byCause(t testing.TB, cause string) fault {
@@ -117,10 +117,10 @@ func byCause(t testing.TB, cause string) fault {
 	return faults[i]
 }
 
-// TestFaults makes the faults that NODESKOOP_FAULTS names: all, short, singles,
-// doubles, healthy, or causes; A+B is a double. With NODESKOOP_FAULTS_PROOF they are
-// proved to be there and diagnose does not run. NODESKOOP_FAULTS_DOC is the page that
-// is written. Faults of the whole machine want NODESKOOP_FAULTS_MACHINE or their names.
+// TestFaults creates the faults that NODESKOOP_FAULTS names: all, short, singles,
+// doubles, healthy, or causes; A+B is a double. With NODESKOOP_FAULTS_PROOF, only the
+// proofs are checked and diagnose does not run. NODESKOOP_FAULTS_DOC is the page to
+// write. Faults of the whole machine need NODESKOOP_FAULTS_MACHINE or their names.
 func TestFaults(t *testing.T) {
 	asked := os.Getenv("NODESKOOP_FAULTS")
 	need.Target(t, "test-faults", asked != "")
@@ -185,7 +185,8 @@ func TestFaults(t *testing.T) {
 			if b, err := json.Marshal(o.diagnosis); err == nil && !o.first() {
 				t.Logf("%s", b)
 			}
-			// A double has to be told in part; of singles the whole run decides.
+			// At least one fault of a double must be named first. Singles are
+			// judged over the whole run.
 			if len(list) > 1 && !o.first() {
 				t.Errorf("neither fault is named first")
 			}

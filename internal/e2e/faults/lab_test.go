@@ -30,16 +30,16 @@ const (
 	routerAddress  = "192.0.2.254"
 	outsideAddress = "198.51.100.7"
 	outsideIPv6    = "2001:db8:2::7"
-	// The pods' networks, as package pods has them.
+	// The pods' networks, as defined in package pods.
 	podNetwork, podNetwork6 = "10.88.76.0/22", "fd77:88::/64"
 	// The node's, as pods see it.
 	gateway = "10.88.77.1"
 )
 
-// netns is a file that is a network namespace.
+// netns is the file of a network namespace.
 type netns string
 
-// run runs a command line in the namespace and fails the test if that fails.
+// run runs a command in the namespace. A failure fails the test.
 func (n netns) run(t testing.TB, format string, args ...any) string {
 	t.Helper()
 	out, err := n.try(format, args...)
@@ -60,7 +60,7 @@ func (n netns) try(format string, args ...any) (string, error) {
 	return string(out), nil
 }
 
-// command is a command line that runs in the namespace.
+// command returns a command that runs in the namespace.
 func (n netns) command(line string) *exec.Cmd {
 	return exec.Command("nsenter", "--net="+string(n), "bash", "-c", line)
 }
@@ -73,15 +73,16 @@ func (n netns) start(t testing.TB, program string, args ...string) {
 	hold(t, cmd)
 }
 
-// every runs a command line over and over until the test ends.
+// every runs a command repeatedly until the test ends.
 func (n netns) every(t testing.TB, seconds float64, line string) {
 	t.Helper()
-	// read has more than 128 to say when its time is over, and 1 at the end of its
-	// input, which is that of the test.
+	// read returns a status above 128 at its timeout, and 1 at the end of its
+	// input, which is the end of the test.
 	hold(t, n.command(fmt.Sprintf("while read -t %v -r; [ $? -gt 128 ]; do %s; done", seconds, line)))
 }
 
-// hold starts a program whose input ends with this process, however that ends.
+// hold starts a program whose input is closed when this process ends, in whatever
+// way.
 func hold(t testing.TB, cmd *exec.Cmd) {
 	t.Helper()
 	if _, err := cmd.StdinPipe(); err != nil {
@@ -143,8 +144,8 @@ func newLab(t *testing.T) *lab {
 	return l
 }
 
-// connect makes the wire. Its interfaces neither build nor take large segments: a
-// wire has none.
+// connect creates the wire. Its interfaces neither create nor accept large
+// segments, like a physical wire.
 func (l *lab) connect(t *testing.T, wire, outside *nsnet.Space) {
 	l.node.run(t, "ip link add up0 type veth peer name down0 netns %d", wire.PID)
 	l.wire.run(t, "ip link add out0 type veth peer name eth0 netns %d", outside.PID)
@@ -162,27 +163,27 @@ func (l *lab) connect(t *testing.T, wire, outside *nsnet.Space) {
 	for _, n := range []netns{l.node, l.wire} {
 		n.run(t, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
 	}
-	// What a server that has ended still has to say to a pod that is gone is no fault.
+	// Late packets of an ended server to a deleted pod are no fault.
 	l.outside.run(t, "sysctl -qw net.ipv4.tcp_orphan_retries=1")
 	l.node.run(t, "ip route add default via %s; ip route add default via 2001:db8:1::fe", routerAddress)
 	l.wire.run(t, "ip route add %s via %s; ip route add %s via 2001:db8:1::1", podNetwork, nodeAddress, podNetwork6)
 	l.outside.run(t, "ip route add default via 198.51.100.254; ip route add default via 2001:db8:2::fe")
 }
 
-// scene is the part of the lab in which one fault is made. What it makes is gone at
-// the end of its test.
+// scene is the part of the lab in which one fault is created. Everything in it is
+// removed at the end of its test.
 type scene struct {
 	*lab
 	testing.TB
-	// id tells the faults apart that are there at the same time.
+	// id distinguishes faults that exist at the same time.
 	id int
 }
 
-// port is one that no other scene uses outside.
+// port returns a port that no other scene uses outside.
 func (s *scene) port() int { return 8080 + s.id }
 
-// outsider starts an actor behind the wire; %d in its last argument is the scene's
-// port.
+// outsider starts an actor behind the wire. A %d in its last argument becomes the
+// scene's port.
 func (s *scene) outsider(actor ...string) (address string) {
 	s.Helper()
 	actor[len(actor)-1] = fmt.Sprintf(actor[len(actor)-1], s.port())
@@ -194,7 +195,7 @@ func (s *scene) outsider(actor ...string) (address string) {
 	return fmt.Sprintf("%s:%d", outsideAddress, s.port())
 }
 
-// pod makes a pod of an actor; an idle one if there are no arguments.
+// pod creates a pod that runs an actor, or an idle pod without arguments.
 func (s *scene) pod(name string, actor ...string) *pod {
 	s.Helper()
 	t := s.TB
@@ -261,7 +262,7 @@ func (p *pod) listens(port int) *pod {
 // label is what diagnose calls the pod.
 func (p *pod) label() string { return p.Namespace + "/" + p.Name }
 
-// at is the pod's IPv4 address with a port.
+// at returns the pod's IPv4 address with a port.
 func (p *pod) at(port int) string { return netip.AddrPortFrom(p.v4(), uint16(port)).String() }
 
 func (p *pod) v4() netip.Addr {
@@ -273,7 +274,8 @@ func (p *pod) v4() netip.Addr {
 	return netip.Addr{}
 }
 
-// cgroup is the folder of a container's control group in a hierarchy of version 1.
+// cgroup returns the control group of a container in a hierarchy of version 1, as a
+// folder.
 func cgroup(t testing.TB, k *pods.Container, controller string) string {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", k.PID))
@@ -290,7 +292,7 @@ func cgroup(t testing.TB, k *pods.Container, controller string) string {
 	return ""
 }
 
-// clean takes away rules and tracked connections that a fault left in namespaces that
+// clean removes rules and tracked connections that a fault left in namespaces that
 // outlive it.
 func (l *lab) clean(t testing.TB) {
 	t.Helper()
@@ -304,7 +306,8 @@ func (l *lab) clean(t testing.TB) {
 	}
 }
 
-// queue hands what the wire forwards and a match of iptables fits to f.
+// queue passes the packets that the wire forwards and an iptables match selects to
+// f.
 func (s *scene) queue(match string, f func(*nfqueue.Queue, nfqueue.Packet)) {
 	s.Helper()
 	t, n, number := s.TB, s.wire, uint16(1+s.id)

@@ -79,7 +79,7 @@ func (o outcome) firstNamed() string {
 	return o.Findings[0].Cause + ", " + o.Findings[0].Blame
 }
 
-// evidence is what the first finding rests on.
+// evidence is the evidence of the first finding.
 func (o outcome) evidence() string {
 	if len(o.Findings) == 0 {
 		return ""
@@ -91,7 +91,7 @@ func (o outcome) evidence() string {
 	return strings.Join(list[:min(len(list), 2)], "; ")
 }
 
-// others are the findings that are about none of the faults.
+// others are the findings about none of the faults.
 func (o outcome) others() (list []string) {
 	for i, f := range o.Findings {
 		if i+1 != o.rank(0) && i+1 != o.rank(1) {
@@ -101,7 +101,7 @@ func (o outcome) others() (list []string) {
 	return list
 }
 
-// cell makes text fit for a cell of a table.
+// cell formats text for a table cell.
 func cell(text string) string {
 	return strings.NewReplacer("|", `\|`, "\n", " ", "<", "&lt;").Replace(text)
 }

@@ -36,7 +36,8 @@ func TestRank(t *testing.T) {
 	}
 }
 
-// TestPairs: a pair is of two faults that there are, and neither breaks the machine.
+// TestPairs: each pair consists of existing faults, and neither affects the whole
+// machine.
 func TestPairs(t *testing.T) {
 	for _, d := range doubles {
 		for _, cause := range d {

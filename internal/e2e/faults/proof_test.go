@@ -14,17 +14,17 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// proof is a number that is not nodeskoop's and shows that a fault is there.
+// proof is a number that shows independently of nodeskoop that a fault exists.
 type proof struct {
 	what string
 	read func() (float64, error)
-	// least is how much the number has to rise while diagnose looks; with level, how
-	// large it has to be before and after.
+	// least is the minimum increase of the number while diagnose runs; with level,
+	// its minimum before and after.
 	least float64
 	level bool
 }
 
-// begun waits until the fault is there, and returns where the number stands.
+// begun waits until the fault exists, and returns the current number.
 func (p proof) begun(t testing.TB) float64 {
 	t.Helper()
 	first, err := p.read()
@@ -44,8 +44,8 @@ func (p proof) begun(t testing.TB) float64 {
 	return now
 }
 
-// held fails the test unless the fault was there since before was read. It returns
-// the proof for a reader.
+// held fails the test unless the fault has existed since before was read. It
+// returns the proof as text.
 func (p proof) held(t testing.TB, before float64, took time.Duration) string {
 	t.Helper()
 	now, err := p.read()
@@ -84,7 +84,7 @@ func nstat(where string, n netns, counter string, least float64) proof {
 	}}
 }
 
-// matched is the counter of a rule of nftables that has a comment.
+// matched reads the counter of the nftables rule with a comment.
 func matched(where string, n netns, comment string, least float64) proof {
 	return proof{what: "packets of the rule " + comment + " of " + where + " (nft list ruleset)", least: least, read: func() (float64, error) {
 		out, err := n.try("nft list ruleset")
@@ -95,7 +95,7 @@ func matched(where string, n netns, comment string, least float64) proof {
 	}}
 }
 
-// ruled is the counter of a rule of iptables that has a comment.
+// ruled reads the counter of the iptables rule with a comment.
 func ruled(where string, n netns, table, comment string, least float64) proof {
 	return proof{what: "packets of the rule " + comment + " of " + where + " (iptables -nvxL)", least: least, read: func() (float64, error) {
 		out, err := n.try("iptables -w -t %s -nvxL", table)
@@ -106,7 +106,7 @@ func ruled(where string, n netns, table, comment string, least float64) proof {
 	}}
 }
 
-// queued is a counter of the queue of an interface: dropped or overlimits.
+// queued reads a counter of an interface's queue: dropped or overlimits.
 func queued(where string, n netns, dev, counter string, least float64) proof {
 	return proof{what: counter + " of " + dev + " of " + where + " (tc -s qdisc)", least: least, read: func() (float64, error) {
 		out, err := n.try("tc -s qdisc show dev %s", dev)
@@ -125,7 +125,7 @@ func sockets(where string, n netns, filter string, least float64) proof {
 	}}
 }
 
-// tracking is the sum of counters over all CPUs' statistics of connection tracking.
+// tracking sums counters of conntrack's statistics over all CPUs.
 func tracking(where string, n netns, least float64, counters ...string) proof {
 	return proof{what: strings.Join(counters, " + ") + " of " + where + " (conntrack -S)", least: least, read: func() (float64, error) {
 		out, err := n.try("conntrack -S")
@@ -155,8 +155,8 @@ func inFile(what, path, pattern string, least float64) proof {
 	}}
 }
 
-// waited is how many milliseconds a read of a block device takes, on average since
-// now: the number of a loop device goes on from its last user.
+// waited is the average time of a read of a block device since now, in
+// milliseconds. A loop device keeps its counters from an earlier user.
 func waited(t testing.TB, device string, least float64) proof {
 	t.Helper()
 	name := filepath.Base(device)
@@ -181,8 +181,7 @@ func waited(t testing.TB, device string, least float64) proof {
 	}}
 }
 
-// sumOfColumn is the sum over the CPUs of a column, in hexadecimal, of a file of
-// /proc/net/stat.
+// sumOfColumn sums a hexadecimal column of a file in /proc/net/stat over the CPUs.
 func sumOfColumn(table, name string) (float64, error) {
 	lines := strings.Split(strings.TrimSpace(table), "\n")
 	at := slices.Index(strings.Fields(lines[0]), name)

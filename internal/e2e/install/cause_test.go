@@ -20,16 +20,16 @@ import (
 	"nodeskoop/internal/testkit/nfqueue"
 )
 
-// The test binary is also the program that causes events: pods have it under
-// this name.
+// The test binary is also the program that causes events. Pods have it at this
+// path.
 const causeProgram = "/cause"
 
-// hold is how long things are kept waiting: well over the probes' 100 ms. TCP
-// does not retransmit what waits, see patientTCP.
+// hold is how long packets and data are delayed: well over the probes' 100 ms. TCP
+// does not retransmit them; see patientTCP.
 const hold = 300 * time.Millisecond
 
-// cause runs one way of causing events. It prints how many it caused, unless
-// the caller knows.
+// cause runs one way of causing events. It prints how many it caused, unless the
+// caller knows the number.
 func cause(args []string) error {
 	if len(args) == 0 {
 		return errors.New("which?")
@@ -86,7 +86,7 @@ func cause(args []string) error {
 	return fmt.Errorf("%q is not known", args[0])
 }
 
-// causeDatagrams sends datagrams, evenly if it is told how many a second.
+// causeDatagrams sends datagrams, evenly if given a rate per second.
 func causeDatagrams(addr string, count, size, perSecond int) error {
 	c, err := net.Dial("udp", addr)
 	if err != nil {
@@ -95,7 +95,7 @@ func causeDatagrams(addr string, count, size, perSecond int) error {
 	defer c.Close()
 	b := make([]byte, size)
 	if perSecond > 0 {
-		// Who has it sent for a while may stop it.
+		// The caller may stop a long run early.
 		go func() {
 			_, _ = io.Copy(io.Discard, os.Stdin)
 			os.Exit(0)
@@ -108,7 +108,7 @@ func causeDatagrams(addr string, count, size, perSecond int) error {
 		}
 		_, err := c.Write(b)
 		if errors.Is(err, unix.ECONNREFUSED) {
-			_, err = c.Write(b) // that was the answer to one before; nothing was sent
+			_, err = c.Write(b) // this error answered an earlier datagram; nothing was sent
 		}
 		if err != nil {
 			return err
@@ -130,7 +130,7 @@ func causeRefused(addr string, count int) error {
 	return nil
 }
 
-// serve answers each line with itself, and reads until the peer ends.
+// serve echoes each line until the peer closes.
 func serve(addrs []string) error {
 	failed := make(chan error)
 	for _, addr := range addrs {
@@ -155,8 +155,8 @@ func serve(addrs []string) error {
 	return <-failed
 }
 
-// causeAborts connects to a server, waits until it has the connection, and
-// gives that up.
+// causeAborts connects to a server, waits until the server has accepted, and aborts
+// the connection.
 func causeAborts(addr string, count int) error {
 	for range count {
 		c, err := net.Dial("tcp", addr)
@@ -185,7 +185,7 @@ func echo(c net.Conn) error {
 	return err
 }
 
-// causeExchange lets a server answer, one line after another.
+// causeExchange exchanges one line after another with a server.
 func causeExchange(addr string, count int) error {
 	c, err := net.Dial("tcp", addr)
 	if err != nil {
@@ -200,7 +200,7 @@ func causeExchange(addr string, count int) error {
 	return nil
 }
 
-// causeUnanswered tries to connect for a while, to all addresses at once.
+// causeUnanswered tries for a while to connect to all addresses at once.
 func causeUnanswered(limit time.Duration, addrs []string) error {
 	done := make(chan error)
 	for _, addr := range addrs {
@@ -221,7 +221,7 @@ func causeUnanswered(limit time.Duration, addrs []string) error {
 	return errors.Join(errs...)
 }
 
-// causeStray sends acknowledgements of nothing to a socket that listens.
+// causeStray sends acknowledgements of nothing to a listening socket.
 func causeStray(addr string, count int) error {
 	to, err := netip.ParseAddrPort(addr)
 	if err != nil {
@@ -278,7 +278,7 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// pair is a connection of this process with itself.
+// pair returns both ends of a connection within this process.
 func pair(network, addr string) (client, server *net.TCPConn, err error) {
 	l, err := net.Listen(network, addr)
 	if err != nil {
@@ -325,8 +325,8 @@ func lateRead(client, server *net.TCPConn) error {
 	return err
 }
 
-// causeLateSends writes more than the peer takes, in one call, so that its
-// window is closed for a while.
+// causeLateSends writes more than the peer reads, in one call, so that its window
+// is closed for a while.
 func causeLateSends() error {
 	for _, at := range loopbacks {
 		client, server, err := pair(at[0], at[1])
@@ -342,8 +342,9 @@ func causeLateSends() error {
 	return nil
 }
 
-// closeWindow makes the receiver's buffer small and the sender's large. The
-// sender's socket takes all of a call at once: two calls would be two writes.
+// closeWindow gives the receiver a small buffer and the sender a large one. The
+// sender's socket then takes all data in one call, since two calls would be two
+// writes.
 func closeWindow(client, server *net.TCPConn) error {
 	return errors.Join(server.SetReadBuffer(16<<10), client.SetWriteBuffer(1<<20))
 }
@@ -361,14 +362,15 @@ func lateSend(client, server *net.TCPConn) error {
 	return err
 }
 
-// openPastCaches opens a block device for direct I/O, with a block to read into.
+// openPastCaches opens a block device for direct I/O, and allocates a buffer of one
+// block.
 func openPastCaches(device string) (*os.File, []byte, error) {
 	f, err := os.OpenFile(device, os.O_RDONLY|unix.O_DIRECT, 0)
 	b := make([]byte, 8192)
 	return f, b[4096-int(uintptr(unsafe.Pointer(&b[0]))%4096):][:4096], err
 }
 
-// causeReads reads a block device past all caches.
+// causeReads reads a block device, bypassing all caches.
 func causeReads(device string, count int, stride, offset int64) error {
 	f, b, err := openPastCaches(device)
 	if err != nil {
@@ -385,8 +387,8 @@ func causeReads(device string, count int, stride, offset int64) error {
 	return nil
 }
 
-// holdQueue lets each packet of a netfilter queue go on after a while. It ends
-// with its standard input.
+// holdQueue delays each packet of a netfilter queue. It ends with its standard
+// input.
 func holdQueue(number uint16) error {
 	q, err := nfqueue.Open(number, false)
 	if err != nil {
@@ -400,7 +402,7 @@ func holdQueue(number uint16) error {
 	return q.Serve(func(p nfqueue.Packet) { time.AfterFunc(hold, func() { _ = q.Accept(p.ID) }) })
 }
 
-// causeMain is main for the program under its other name.
+// causeMain is main of the program under its other name.
 func causeMain() {
 	if err := cause(os.Args[1:]); err != nil {
 		fmt.Fprintf(os.Stderr, "cause %s: %v\n", strings.Join(os.Args[1:], " "), err)

@@ -15,17 +15,17 @@ import (
 	"nodeskoop/internal/testkit/pods"
 )
 
-// slowDisk is a loop device over another one, which is throttled for the
-// processes of one container: the loop driver does its block I/O in the name of
-// who asks.
+// slowDisk is a loop device over another one, which is throttled for the processes
+// of one container: the loop driver does block I/O on behalf of the requesting
+// process.
 type slowDisk struct {
 	s            *suite
 	device       string // in the machine, too
-	lower, group string // the device that is throttled, and the folder of the control group
+	lower, group string // the throttled device, and the folder of the control group
 }
 
-// makeSlowDisk makes a device for a container, which is told the device. It
-// returns nil where the kernel can make none, and says why.
+// makeSlowDisk creates a device for a container, whose specification gets it. If
+// the kernel cannot, it returns nil and the reason.
 func (s *suite) makeSlowDisk(name string, of func(device string) *pods.Container) *slowDisk {
 	s.Helper()
 	file := filepath.Join(s.dir, name)
@@ -60,7 +60,7 @@ func (s *suite) makeSlowDisk(name string, of func(device string) *pods.Container
 	return &slowDisk{s: s, device: upper, lower: fmt.Sprintf("%d:%d", major, minor), group: filepath.Dir(throttle)}
 }
 
-// limit sets how many reads or writes a second the device takes.
+// limit sets the device's limit of reads or writes per second.
 func (d *slowDisk) limit(what string, perSecond int) {
 	d.s.Helper()
 	file := d.group + "/blkio.throttle." + what + "_iops_device"
@@ -71,12 +71,12 @@ func (d *slowDisk) limit(what string, perSecond int) {
 	d.s.write(d.group+"/io.max", fmt.Sprintf("%s %ciops=%d", d.lower, what[0], perSecond))
 }
 
-// command makes a command of the machine for which the disk is slow.
+// command returns a command of the machine for which the disk is slow.
 func (d *slowDisk) command(command ...string) *exec.Cmd {
 	return d.s.machine.command("sh", append([]string{"-c", `echo $$ > "$0/cgroup.procs" && exec "$@"`, d.group}, command...)...)
 }
 
-// run runs such a command, which has to succeed.
+// run runs such a command, which must succeed.
 func (d *slowDisk) run(command ...string) string {
 	d.s.Helper()
 	cmd := d.command(command...)
@@ -88,9 +88,9 @@ func (d *slowDisk) run(command ...string) string {
 	return out.String()
 }
 
-// throttle is the file that limits the reads of a container, by cgroup v1 or
-// v2. The loop driver reads the lower device in the name of who reads the
-// upper. Where the kernel has no limit it is "".
+// throttle returns the file that limits the reads of a container, in cgroup v1 or
+// v2, "" if the kernel has no limit. The loop driver reads the lower device on
+// behalf of the process that reads the upper one.
 func (s *suite) throttle(k *pods.Container) string {
 	s.Helper()
 	groups := s.run("cat", fmt.Sprintf("/proc/%d/cgroup", k.PID))
@@ -107,8 +107,8 @@ func (s *suite) throttle(k *pods.Container) string {
 	return ""
 }
 
-// loop makes a loop device over a file; it ends with the test. Where the
-// kernel has none it is "".
+// loop creates a loop device over a file, until the end of the test. It returns ""
+// if the kernel has none.
 func (s *suite) loop(path string) string {
 	s.Helper()
 	file, err := os.OpenFile(path, os.O_RDWR, 0)

@@ -57,7 +57,7 @@ func (s *suite) podEvents(event string, p *pods.Pod, more ...string) []entry {
 	return s.journal(append(more, "KUBESKOOP_EVENT="+event, "K8S_NAMESPACE="+p.Namespace, "K8S_POD="+p.Name)...)
 }
 
-// occurrences is for how many events entries stand.
+// occurrences sums the occurrences of entries.
 func occurrences(entries []entry) (n int) {
 	for _, e := range entries {
 		count, err := strconv.Atoi(e.text("KUBESKOOP_COUNT"))
@@ -69,15 +69,15 @@ func occurrences(entries []entry) (n int) {
 	return n
 }
 
-// windows is how long what came in the first windows of a kind may take to be an
-// entry.
+// windows is the maximum delay of the entry for occurrences in the first windows of
+// a kind.
 const windows = 45 * time.Second
 
-// longWindow is how long it may take after a trouble of a minute or two: the
-// window doubles while that lasts.
+// longWindow is the delay after a trouble of a minute or two, since the window
+// doubles during the trouble.
 const longWindow = 4 * time.Minute
 
-// told waits until nothing of some types is merged any more, or as long as a few
+// told waits until no events of some types are pending, or for as long as a few
 // windows last.
 func (s *suite) told(events ...string) {
 	s.Helper()
@@ -100,26 +100,25 @@ func (s *suite) in(p *pods.Pod, name string, args ...string) string {
 func v4(p *pods.Pod, port int) string { return fmt.Sprintf("%s:%d", p.Addrs[0], port) }
 func v6(p *pods.Pod, port int) string { return fmt.Sprintf("[%s]:%d", p.Addrs[1], port) }
 
-// expectation is how many events there must be after something was caused.
+// expectation is the expected number of events after something was caused.
 type expectation struct {
 	event string
 	pod   *pods.Pod
 	count int
-	// metric, if there is one, counts them too.
+	// metric, unless empty, counts them too.
 	metric string
-	// also names more fields that each entry must have.
+	// also lists further fields that each entry must have.
 	also map[string]string
 }
 
-// expect causes something, and demands exactly the events that it is to
-// cause, in the journal and in the metrics.
+// expect causes something, and checks that exactly the expected events are in the
+// journal and in the metrics.
 func (s *suite) expect(what string, do func(), want ...expectation) {
 	s.Helper()
 	s.expectCounted(what, func() []expectation { do(); return want }, want...)
 }
 
-// expectCounted is expect for what is only known how often it was when it
-// has happened.
+// expectCounted is expect for causes whose number is only known afterwards.
 func (s *suite) expectCounted(what string, do func() []expectation, of ...expectation) {
 	t := s.T
 	t.Helper()
@@ -172,7 +171,7 @@ func (s *suite) expectCounted(what string, do func() []expectation, of ...expect
 	}
 }
 
-// snmp is a counter of a pod's kernel tables, past nodeskoop.
+// snmp reads a counter of a pod's kernel tables, independently of nodeskoop.
 func (s *suite) snmp(p *pods.Pod, group, name string) int {
 	s.Helper()
 	n, err := counter(s.in(p, "cat", "/proc/net/snmp"), group, name)
@@ -182,7 +181,8 @@ func (s *suite) snmp(p *pods.Pod, group, name string) int {
 	return n
 }
 
-// causeEvents causes what can be caused, each kind a known number of times.
+// causeEvents causes each kind of event that can be caused, a known number of
+// times.
 func (s *suite) causeEvents() {
 	t := s.T
 	web, client := s.web, s.client
@@ -262,7 +262,7 @@ func (s *suite) causeEvents() {
 	if _, no := unsupported["netiftxlatency"]; !no {
 		// 1,442 bytes take 180 ms; the first packet finds the bucket full.
 		s.in(client, "tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "64kbit", "burst", "1600", "limit", "100000")
-		// The pod's kernel may send some packets of its own, which wait, too.
+		// The pod's kernel may send packets of its own, which wait as well.
 		const metric = "kubeskoop_netiftxlat_qdiscslow100ms"
 		before, all := s.podValue(metric, "shop", "client-0"), occurrences(s.podEvents("TXLAT_QDISC_100MS", client))
 		exec("datagrams", v4(web, 9), "5", "1400")
@@ -281,7 +281,7 @@ func (s *suite) causeEvents() {
 		s.causeSlowDisk()
 	}
 	if _, no := unsupported["net_softirq"]; !no {
-		// The kernel's own softirqs are late as soon as "late" is a microsecond.
+		// The kernel's softirqs are late once the threshold is a microsecond.
 		s.configure("probes.net_softirq.slow", `"1us"`)
 		exec("datagrams", v4(web, 9), "200", "100")
 		for _, event := range []string{"NETSOFTIRQ_SCHED_SLOW", "NETSOFTIRQ_EXCUTE_SLOW"} {
@@ -363,8 +363,8 @@ func (s *suite) causeHeld() {
 	stop()
 }
 
-// causeSlowDisk lets a container read a disk that is slow: a loop device over
-// another one, which is throttled.
+// causeSlowDisk lets a container read a slow disk: a loop device over a throttled
+// one.
 func (s *suite) causeSlowDisk() {
 	t := s.T
 	var reader *pods.Container
@@ -380,15 +380,15 @@ func (s *suite) causeSlowDisk() {
 	for i, c := range []struct {
 		event            string
 		perSecond, reads int
-		// Milliseconds that a read takes: at least for an event, and so many
-		// that it was the disk, not a CPU that others had.
+		// Durations of a read in milliseconds: the minimum for an event, and the
+		// minimum at which the disk was slow rather than a CPU busy.
 		least, clearly int
 	}{{"BIOLAT_10MS", 40, 24, 10, 0}, {"BIOLAT_100MS", 4, 6, 100, 200}} {
 		disk.limit("read", c.perSecond)
 		of := []string{"KUBESKOOP_EVENT=" + c.event, "KUBESKOOP_DISK=" + filepath.Base(upper)}
 		before := len(s.journal(of...))
-		// What was read once is in memory. A call takes at least as long as
-		// its block I/O.
+		// Data that were read once are cached. A call takes at least as long as its
+		// block I/O.
 		clearly, perhaps := 0, 0
 		out := reader.Exec(causeProgram, "reads", upper, strconv.Itoa(c.reads), strconv.Itoa(1<<17), strconv.Itoa(i<<16))
 		for _, f := range strings.Fields(out) {
@@ -401,7 +401,7 @@ func (s *suite) causeSlowDisk() {
 			}
 			took = append(took, ms)
 		}
-		// What happened before is told of in the same entry, if it was merged.
+		// If an earlier occurrence was merged, the same entry includes it.
 		for _, ms := range took {
 			if ms >= c.least {
 				perhaps++
@@ -428,7 +428,7 @@ func (s *suite) causeSlowDisk() {
 	reader.Stop()
 }
 
-// account is what nodeskoop says became of the events of one type.
+// account is nodeskoop's account of the events of one type.
 type account struct{ seen, written, suppressed, lost, ignored, pending, entries float64 }
 
 func accountsOf(f families) map[string]account {
@@ -452,9 +452,9 @@ func accountsOf(f families) map[string]account {
 	return out
 }
 
-// accounted demands that every event is accounted for: what was seen is written,
-// suppressed, lost, ignored or pending, and the entries that are called written are
-// in the journal. It returns a reading that all this holds for.
+// accounted checks that every event is accounted for: seen equals written,
+// suppressed, lost, ignored and pending, and the entries that count as written are
+// in the journal. It returns a reading for which this holds.
 func (s *suite) accounted() map[string]account {
 	t := s.T
 	t.Helper()
@@ -466,8 +466,8 @@ func (s *suite) accounted() map[string]account {
 		}
 		return n
 	}
-	// The machine's other events never stand still, so each reading is held
-	// against an earlier and a later one of the other kind.
+	// The machine's other events continue, so each reading is compared with an
+	// earlier and a later one of the other kind.
 	journal0 := inJournal()
 	first := accountsOf(parse(t, []byte(s.read(textfile))))
 	var later map[string]account
@@ -501,7 +501,7 @@ func (s *suite) accounted() map[string]account {
 	return later
 }
 
-// explain looks at the catalog: every type has its explanation.
+// explain checks that the catalog explains every type.
 func (s *suite) explain() {
 	t := s.T
 	for _, e := range table(t, "events.tsv") {
@@ -530,7 +530,7 @@ func (s *suite) explain() {
 	}
 }
 
-// flood causes more than the limit lets through.
+// flood causes more events than the limit allows.
 func (s *suite) flood() {
 	t := s.T
 	web := s.web
@@ -558,11 +558,11 @@ func (s *suite) flood() {
 	if written == 0 || written > n/2 || a.suppressed < n/2 {
 		t.Errorf("%d drops: %d in the journal, and in all %+v", n, written, a)
 	}
-	// The pod's entries of that flood, and those that follow, say how many were kept
-	// back.
+	// The pod's entries during and after the flood say how many events were
+	// suppressed.
 	told := 0.0
 	if err := s.awaits(windows, func() error {
-		send(1) // nobody listens there; that is a loss, too
+		send(1) // nobody listens there, so that is a loss, too
 		told = 0
 		for _, e := range s.podEvents("PacketLoss", web, "--output-fields=KUBESKOOP_SUPPRESSED") {
 			k, _ := strconv.Atoi(e.text("KUBESKOOP_SUPPRESSED"))

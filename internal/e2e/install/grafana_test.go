@@ -19,7 +19,7 @@ const (
 	rulesDir   = "/etc/prometheus/rules/"
 )
 
-// shipped lists the files of the package that end so.
+// shipped lists the package's files with a suffix.
 func (s *suite) shipped(suffix string) []string {
 	s.Helper()
 	var list []string
@@ -34,7 +34,7 @@ func (s *suite) shipped(suffix string) []string {
 	return list
 }
 
-// ask calls Prometheus and fills in what it answers.
+// ask queries Prometheus and decodes the answer.
 func (s *suite) ask(path string, into any) error {
 	b, err := s.get(prometheus + path)
 	if err != nil {
@@ -53,7 +53,7 @@ func (s *suite) ask(path string, into any) error {
 	return json.Unmarshal(answer.Data, into)
 }
 
-// query returns how many series an expression has now.
+// query returns the current number of series of an expression.
 func (s *suite) query(expr string) (int, error) {
 	var data struct {
 		ResultType string
@@ -70,8 +70,8 @@ func (s *suite) query(expr string) (int, error) {
 	return len(series), err
 }
 
-// alert loads the shipped rules and lets one alert fire: events that journald
-// does not take are lost.
+// alert loads the shipped rules and makes one alert fire: events that journald does
+// not take are lost.
 func (s *suite) alert() {
 	t := s.T
 	for _, file := range s.shipped(".rules.yml") {
@@ -117,8 +117,8 @@ func (s *suite) alert() {
 		s.run("systemctl", "kill", "-s", "STOP", "systemd-journald")
 		defer s.run("systemctl", "kill", "-s", "CONT", "systemd-journald")
 		s.until("events are lost while journald stands still", longWindow, func() error {
-			// The kernel's bucket of the pod may be as empty as the limit
-			// before allowed; then it takes some seconds to open.
+			// The kernel's bucket for the pod may still be empty from the earlier
+			// limit, and then needs some seconds to refill.
 			s.client.Container("main").Exec(causeProgram, "datagrams", v4(s.web, 9), "10000", "100")
 			if a := accountsOf(parse(t, []byte(s.read(textfile))))["PacketLoss"]; a.lost == before.lost {
 				return fmt.Errorf("before %+v, now %+v", before, a)
@@ -148,7 +148,7 @@ func (s *suite) alert() {
 	s.configure("journal.rate", "1", "journal.burst", "20")
 }
 
-// dashboard is what matters here of a dashboard's file.
+// dashboard has the relevant parts of a dashboard's file.
 type dashboard struct {
 	Title      string
 	Panels     []panel
@@ -173,7 +173,7 @@ type variable struct {
 
 var labelValues = regexp.MustCompile(`^label_values\((?:(.+), *)?([a-z_0-9]+)\)$`)
 
-// values are those that Grafana would offer for a variable.
+// values returns the choices that Grafana would offer for a variable.
 func (s *suite) values(query string) ([]string, error) {
 	m := labelValues.FindStringSubmatch(strings.TrimSpace(query))
 	if m == nil {
@@ -199,7 +199,7 @@ func substitute(expr string, values map[string]string) string {
 	})
 }
 
-// targets lists the queries of panels and of those within.
+// targets lists the queries of panels and of nested panels.
 func targets(panels []panel) map[string][]string {
 	out := map[string][]string{}
 	for _, p := range panels {
@@ -215,8 +215,8 @@ func targets(panels []panel) map[string][]string {
 	return out
 }
 
-// exempt says why an expression cannot have data on this machine: its probe
-// has no hook in this kernel, or the kernel's statistics are off.
+// exempt says why an expression cannot have data on this machine: its probe has no
+// hook in this kernel, or the kernel's statistics are off.
 func (s *suite) exempt(expr string) string {
 	unsupported := s.unsupported()
 	for _, m := range table(s.T, "metrics.tsv") {
@@ -235,18 +235,18 @@ func (s *suite) exempt(expr string) string {
 	return ""
 }
 
-// dashboards asks Prometheus every query of the shipped dashboards.
+// dashboards sends Prometheus every query of the shipped dashboards.
 func (s *suite) dashboards() {
 	t := s.T
-	// The rules for the fleet are evaluated once a minute. Panels look back in steps
-	// that are multiples of 15 s, the last of which may be before the first evaluation.
+	// The fleet's rules are evaluated once a minute. Panels look back in steps of a
+	// multiple of 15 s, the last of which may precede the first evaluation.
 	s.until("Prometheus has what the rules record", 2*time.Minute, func() error {
 		if n, err := s.query("max_over_time(k8s_namespace:kubeskoop_packetloss_total:rate5m[5m:15s])"); err != nil || n == 0 {
 			return fmt.Errorf("%d series (%v)", n, err)
 		}
 		return nil
 	})
-	// A cap that is reached has series of its own, for as long as there are flows.
+	// A cap that is reached has series of its own while there are flows.
 	s.configure("probes.flow.max_series", "1")
 	defer s.configure("probes.flow.max_series", "1000")
 	s.until("Prometheus has what a cap left out", 15*time.Second, func() error {
@@ -301,8 +301,8 @@ func (s *suite) dashboards() {
 				}
 				asked++
 				n, err := s.query(expr)
-				// A panel that shows what is above 0 may be empty; the
-				// series behind it may not.
+				// A panel that shows values above 0 may be empty, but the series
+				// behind it must exist.
 				if bare := regexp.MustCompile(` *> *0\b`).ReplaceAllString(expr, ""); err == nil && n == 0 && bare != expr {
 					quiet++
 					n, err = s.query(bare)
@@ -319,7 +319,7 @@ func (s *suite) dashboards() {
 	}
 }
 
-// The metrics that the original's dashboards show, without those of rdma.
+// The metrics shown by the original's dashboards, without those of rdma.
 var (
 	originalGauges = strings.Fields(`
 		tcpsummary_tcptimewaitconn tcpsummary_tcpestablishedconn tcpsummary_tcpclosewaitconn tcpsummary_tcpsynsentconn
@@ -331,7 +331,7 @@ var (
 		udp_rcvbuferrors udp_sndbuferrors udp_noports udp_inerrors`)
 )
 
-// panelsOf makes the queries of the original for one selector.
+// panelsOf returns the original's queries for one selector.
 func panelsOf(selector string) []string {
 	list := []string{"kubeskoop_sock_inuse{" + selector + "} + kubeskoop_sock_orphan{" + selector + "}"}
 	for _, m := range originalGauges {
@@ -343,8 +343,8 @@ func panelsOf(selector string) []string {
 	return list
 }
 
-// originalPanels asks what the original's dashboards ask: as they are with
-// pods.host_label = "", and by default with the host's label put in.
+// originalPanels runs the queries of the original's dashboards: unchanged with
+// pods.host_label = "", and by default with the host's label inserted.
 func (s *suite) originalPanels() {
 	t := s.T
 	asked := 0

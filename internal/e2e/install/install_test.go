@@ -1,13 +1,13 @@
 // Package install proves that the packages do on a node what the documentation
-// says: installed with apt on a Debian system with systemd, node_exporter,
-// Prometheus, and containerd with pods, all of them real, they find what is
-// caused, outlive the restart of every neighbour, upgrade, and leave nothing
+// says. They are installed with apt on a Debian system with real systemd,
+// node_exporter, Prometheus, and containerd with pods. They must report what is
+// caused, survive the restart of every neighbour, upgrade, and leave nothing
 // behind. The system is a container with systemd as its process 1.
 //
-// `make test-install` makes the packages and runs it, and passes them in
-// NODESKOOP_INSTALL_DEB and NODESKOOP_INSTALL_RPM; without these it is skipped. It
-// needs root, systemd-nspawn, nsenter and tar, and the first time mmdebstrap and a
-// Debian mirror (make-root).
+// `make test-install` builds the packages and runs the test, and passes the
+// packages in NODESKOOP_INSTALL_DEB and NODESKOOP_INSTALL_RPM; without these it is
+// skipped. It needs root, systemd-nspawn, nsenter and tar, and the first time
+// mmdebstrap and a Debian mirror (make-root).
 package install
 
 import (
@@ -42,7 +42,8 @@ const (
 	node     = "node-1" // the machine's host name
 )
 
-// stage is one step of the proof: the ones after it build on what it left.
+// stage is one step of the test. Each builds on the state that the previous ones
+// left.
 type stage struct {
 	name string
 	run  func(*suite)
@@ -54,7 +55,7 @@ type suite struct {
 	*testing.T
 
 	deb    string // the package, as the machine sees it
-	older  string // the same as an earlier version, newer as a later one with another conffile
+	older  string // the package as an earlier version; newer is a later one with another conffile
 	newer  string
 	before []string // the machine's files before the first installation
 	ctd    *pods.Containerd
@@ -106,7 +107,7 @@ func TestInstall(t *testing.T) {
 		t.Logf("   %d took %.1f s", i, time.Since(start).Seconds())
 	}
 	start := time.Now()
-	// As the kubelet does when a node goes down.
+	// As the kubelet does when a node shuts down.
 	for _, p := range []*pods.Pod{s.web, s.client, s.agent} {
 		if p != nil {
 			p.Remove()
@@ -116,7 +117,7 @@ func TestInstall(t *testing.T) {
 	t.Logf("   powered off in %.1f s", time.Since(start).Seconds())
 }
 
-// diagnose prints what somebody would look at first.
+// diagnose prints what helps to find the cause of a failure.
 func (s *suite) diagnose(t *testing.T) {
 	for _, c := range [][]string{
 		{"systemctl", "--failed", "--no-legend", "--plain"},
@@ -169,7 +170,7 @@ scrape_configs:
   - targets: ["127.0.0.1:9100"]
 `
 
-// prepare gives the system what an operator would have configured before.
+// prepare configures the system as its operator would have done before.
 func (s *suite) prepare(root string) {
 	t := s.T
 	writeFile(t, root+"/etc/hostname", node+"\n")
@@ -217,7 +218,8 @@ func copyFile(t *testing.T, from, to string, mode os.FileMode) {
 	}
 }
 
-// files lists all that the system has, but for what programs write as they run.
+// files lists all files of the system, except those that programs write while they
+// run.
 func (s *suite) files() []string {
 	s.Helper()
 	out := s.run("find", "/", "-xdev", "(", "-path", "/proc", "-o", "-path", "/sys", "-o", "-path", "/run", "-o", "-path", "/dev", "-o", "-path", "/tmp",
@@ -229,15 +231,15 @@ func (s *suite) files() []string {
 	return list
 }
 
-// install is what an operator does: apt install ./nodeskoop_*.deb.
+// install does what an operator does: apt install ./nodeskoop_*.deb.
 func (s *suite) install() {
 	t := s.T
 	s.before = s.files()
 	mode := func(path string) string { return strings.TrimSpace(s.run("stat", "-c", "%a %U %G", path)) }
 	folder := mode(filepath.Dir(textfile))
 	s.run("apt-get", "-qq", "install", "-y", s.older)
-	// apt returns when the service is ready, which means that the first file
-	// is there, and complete.
+	// apt returns when the service is ready, which means that the first textfile is
+	// complete.
 	if !s.exists(textfile) {
 		t.Fatalf("apt has installed the package, and %s is missing: %s", textfile, s.property(unit, "ActiveState"))
 	}
@@ -290,13 +292,13 @@ func (s *suite) install() {
 		t.Error(err)
 	}
 
-	// The tool says itself that all is well.
+	// The tool itself must report that all is well.
 	if out, err := s.try("nodeskoop", "check"); err != nil {
 		t.Errorf("nodeskoop check: %v\n%s", err, out)
 	} else if !strings.Contains(out, "node_exporter") {
 		t.Errorf("nodeskoop check says nothing of the node_exporter that runs:\n%s", out)
 	}
-	// And that something is wrong, with what to do, where it is.
+	// It must also report a problem, with the fix, if there is one.
 	const exporter = "/etc/default/prometheus-node-exporter"
 	was := s.read(exporter)
 	s.write(exporter, "ARGS=--collector.textfile.directory=/srv/elsewhere\n")
@@ -353,8 +355,8 @@ func (s *suite) runPods() {
 	}
 }
 
-// setKey changes a key in a configuration file, as an operator does with an
-// editor: the commented default is replaced.
+// setKey changes a key in a configuration file as an operator would with an editor:
+// it replaces the commented default.
 func setKey(t *testing.T, config, table, key, value string) string {
 	t.Helper()
 	lines := strings.Split(config, "\n")
@@ -386,8 +388,7 @@ func (s *suite) edit(keys ...string) {
 	s.write(conffile, config)
 }
 
-// configure changes keys and reloads. The daemon must still be the same
-// process.
+// configure changes keys and reloads. The daemon must remain the same process.
 func (s *suite) configure(keys ...string) {
 	s.Helper()
 	s.edit(keys...)
@@ -402,7 +403,7 @@ func (s *suite) configure(keys ...string) {
 	s.nextCycles(2)
 }
 
-// nextCycles waits until the daemon has written its file n more times.
+// nextCycles waits until the daemon has written its textfile n more times.
 func (s *suite) nextCycles(n int) {
 	s.Helper()
 	first := ""
@@ -428,8 +429,8 @@ type probeRow struct {
 	Supported             bool
 }
 
-// unsupported are the probes that the machine's kernel has no hook for, by
-// what nodeskoop itself says.
+// unsupported returns the probes that nodeskoop reports as unsupported on the
+// machine's kernel.
 func (s *suite) unsupported() map[string]string {
 	out := map[string]string{}
 	for _, p := range s.probes {
@@ -453,7 +454,7 @@ func (s *suite) enableAll() {
 	if log := s.run("journalctl", "-u", unit, "-n", "20", "-o", "cat"); !strings.Contains(log, conffile+":") || !strings.Contains(log, `interval: "soon" is not a duration`) {
 		t.Errorf("the journal does not name the mistake of a reload:\n%s", log)
 	}
-	// A signal from elsewhere is refused by the daemon itself.
+	// The daemon itself must refuse a reload by a signal from elsewhere.
 	s.run("systemctl", "kill", "--kill-who=main", "--signal=HUP", unit)
 	s.until("the status names the mistake", 30*time.Second, func() error {
 		if text := s.property(unit, "StatusText"); !strings.Contains(text, "interval") {
@@ -466,7 +467,7 @@ func (s *suite) enableAll() {
 	}
 	s.write(conffile, good)
 
-	// A tool that looks after many nodes adds a file, and takes it away.
+	// A tool that manages many nodes adds a file and removes it.
 	const own = "/etc/nodeskoop/nodeskoop.d/50-fleet.toml"
 	s.write(own, "interval = \"7s\"\n")
 	s.run("systemctl", "reload", unit)
@@ -480,7 +481,7 @@ func (s *suite) enableAll() {
 	s.run("rm", own)
 
 	s.configure("interval", `"1s"`, "probes.enabled", `["all"]`, "probes.conntrack.pods", "true", "probes.ipvs.pods", "true", "probes.socketlatency.histograms", `"pods"`,
-		// First exact numbers, whatever else goes on here; the limits come later.
+		// Exact numbers come first, with high limits; the limits are tested later.
 		"journal.rate", "5000", "journal.burst", "5000", "journal.total_rate", "100000")
 	if err := json.Unmarshal([]byte(s.run("nodeskoop", "probes", "--json")), &s.probes); err != nil {
 		t.Fatal(err)

@@ -16,11 +16,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stormAddress is that of the interface that broadcasts go out of.
+// stormAddress is the address of the interface that sends the broadcasts.
 const stormAddress = "198.18.0.1"
 
-// causeStorm sends a burst of broadcasts now and then, each as one packet that
-// is cut into sixty where it is sent: they reach the other end at once.
+// causeStorm sends bursts of broadcasts, each as one packet that is segmented into
+// sixty when sent, so that they arrive at once.
 func causeStorm(seconds int) error {
 	c, err := net.Dial("udp4", "198.18.0.255:9")
 	if err != nil {
@@ -55,9 +55,9 @@ func control(c syscall.Conn, set func(fd int) error) error {
 	return failed
 }
 
-// causeTracked makes exchanges of datagrams with addresses of lo, each known as
-// one that lasts, until the table of connections is full to a share. For a whole
-// one it goes on until a hundred were refused.
+// causeTracked exchanges datagrams with addresses of lo, each a long-lived tracked
+// connection, until the conntrack table is filled to a share. To fill it
+// completely, it continues until a hundred were refused.
 func causeTracked(percent int) error {
 	limit, err := sysctl("nf_conntrack_max")
 	if err != nil {
@@ -87,7 +87,7 @@ func causeTracked(percent int) error {
 	if err != nil {
 		return err
 	}
-	// An exchange that goes on after two seconds is not given up for another.
+	// An exchange that continues after two seconds is assured and not evicted.
 	time.Sleep(2500 * time.Millisecond)
 	if _, err := exchanges(client, port, made-refused); err != nil {
 		return err
@@ -113,7 +113,7 @@ func sysctl(name string) (int, error) {
 	return strconv.Atoi(strings.TrimSpace(string(text)))
 }
 
-// atOnce is how many exchanges are under way: a socket's buffer holds them.
+// atOnce is the number of concurrent exchanges, which a socket's buffer can hold.
 const atOnce = 32
 
 func exchanges(c *net.UDPConn, port uint16, count int) (refused int, err error) {
@@ -126,8 +126,8 @@ func exchanges(c *net.UDPConn, port uint16, count int) (refused int, err error) 
 	return refused, nil
 }
 
-// exchangesFrom sends to some addresses from 127.1.0.0 on and awaits their
-// answers. The kernel refuses to send what it cannot track.
+// exchangesFrom sends to consecutive addresses from 127.1.0.0 on and awaits the
+// answers. The kernel refuses to send packets that it cannot track.
 func exchangesFrom(c *net.UDPConn, port uint16, first, count int) (refused int, err error) {
 	sent := 0
 	for i := first; i < first+count; i++ {
@@ -153,7 +153,7 @@ func exchangesFrom(c *net.UDPConn, port uint16, first, count int) (refused int, 
 	return refused, nil
 }
 
-// answer sends back what comes, from the address that it was sent to.
+// answer echoes datagrams, from the address that each was sent to.
 func answer(c *net.UDPConn) {
 	b, oob := make([]byte, 16), make([]byte, 128)
 	for {
@@ -165,8 +165,8 @@ func answer(c *net.UDPConn) {
 	}
 }
 
-// causeHoard fills buffers of connections that nobody reads until TCP says that
-// it is under pressure, and gives them up at once.
+// causeHoard fills buffers of connections that nobody reads until TCP reports
+// memory pressure, and then frees them.
 func causeHoard() error {
 	pressures := func() (int, error) {
 		table, err := os.ReadFile("/proc/self/net/netstat")
@@ -227,8 +227,8 @@ func causeHoard() error {
 	return errors.New("8 GB in the buffers of TCP are no pressure")
 }
 
-// counter reads a value of one of the kernel's tables that have their names in the
-// line before: /proc/net/snmp and netstat.
+// counter reads a value of a kernel table with a line of names: /proc/net/snmp and
+// netstat.
 func counter(table, group, name string) (int, error) {
 	var names []string
 	for line := range strings.Lines(table) {

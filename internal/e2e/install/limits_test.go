@@ -9,7 +9,7 @@ import (
 	"nodeskoop/internal/testkit/pods"
 )
 
-// fillConnections has the table of connections of the machine filled to a share.
+// fillConnections fills the machine's conntrack table to a share.
 func (h *healthy) fillConnections(percent int) {
 	h.Helper()
 	h.run("sh", "-c", "for f in udp_timeout udp_timeout_stream; do echo 7200 > /proc/sys/net/netfilter/nf_conntrack_$f; done")
@@ -17,16 +17,16 @@ func (h *healthy) fillConnections(percent int) {
 	h.Log(strings.TrimSpace(h.run("/srv"+causeProgram, "track", strconv.Itoa(percent))))
 }
 
-// emptyConnections ends what fillConnections did. Where the table is full,
-// Prometheus cannot connect either.
+// emptyConnections undoes fillConnections. While the table is full, Prometheus
+// cannot connect either.
 func (h *healthy) emptyConnections() {
 	h.Helper()
 	h.run("nft", "delete table inet t")
 	h.run("/srv"+causeProgram, "forget")
 }
 
-// liveGone has the daemon stopped after an hour, and nobody starts it again: the
-// alert wants that its metrics were there an hour before, all the time.
+// liveGone stops the daemon after an hour and does not start it again: the alert
+// requires that its metrics existed continuously an hour before.
 func liveGone(h *healthy, d time.Duration) {
 	h.Helper()
 	begin := time.Now()
@@ -39,16 +39,16 @@ func liveGone(h *healthy, d time.Duration) {
 	h.run("systemctl", "start", unit)
 }
 
-// parts divides the time from now on by sixty: until waits for the end of one, and lasts is how
-// long some of them are.
+// parts divides the remaining time by sixty: until waits for the end of a part, lasts
+// returns the length of some parts.
 func (h *healthy) parts(d time.Duration) (until func(sixtieth int), lasts func(from, to int) time.Duration) {
 	begin := time.Now()
 	return func(sixtieth int) { time.Sleep(time.Until(begin.Add(d * time.Duration(sixtieth) / 60))) },
 		func(from, to int) time.Duration { return d * time.Duration(to-from) / 60 }
 }
 
-// due says of an alert that it has to fire, if its trouble lasts as long as the
-// alert's range and "for", and some more: a scrape and an evaluation.
+// due says that an alert must fire if its trouble lasts for the alert's range and
+// "for", plus a scrape and an evaluation.
 func (h *healthy) due(alert string, lasts, needs time.Duration) {
 	if lasts >= needs+2*time.Minute {
 		h.must = append(h.must, alert)
@@ -57,8 +57,8 @@ func (h *healthy) due(alert string, lasts, needs time.Duration) {
 	}
 }
 
-// storm has a bridge flood bursts of broadcasts to many ports in a pod's
-// namespace: more than the backlog of a CPU holds.
+// storm makes a bridge flood bursts of broadcasts to many ports in a pod's
+// namespace, more than the backlog of a CPU holds.
 func (h *healthy) storm(p *pods.Pod, lasts time.Duration) {
 	h.Helper()
 	h.in(p, "sh", "-ec", `

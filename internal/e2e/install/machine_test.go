@@ -28,18 +28,18 @@ import (
 	"nodeskoop/internal/testkit/pods"
 )
 
-// machine is a Debian system with systemd as its process 1, in namespaces of
-// its own. Nothing of it is left when the test ends.
+// machine is a Debian system with systemd as its process 1, in its own namespaces.
+// Everything is removed when the test ends.
 type machine struct {
 	t *testing.T
-	// dir is its folder here, root its root folder as its own processes see
-	// it: with what it mounted.
+	// dir is the machine's folder here, root its root folder as its own processes
+	// see it, mounts included.
 	dir, root string
 	cgroup    string
 	leader    int // its process 1, as this machine counts
 	off       bool
-	// disk is the block device of its own that has its files, such as
-	// "loop0", or empty where they are in a folder.
+	// disk is the machine's own block device with its files, such as "loop0", or
+	// empty if they are in a folder.
 	disk string
 
 	nspawn *exec.Cmd
@@ -48,10 +48,10 @@ type machine struct {
 	client *http.Client
 }
 
-// debianRelease is the release of Debian that the machine has.
+// debianRelease is the machine's Debian release.
 func debianRelease() string { return cmp.Or(os.Getenv("NODESKOOP_INSTALL_DEBIAN"), "bookworm") }
 
-// tarball makes the system's files if they are not there from an earlier run.
+// tarball creates the system's files unless an earlier run did.
 func tarball(t *testing.T) string {
 	t.Helper()
 	script, err := os.ReadFile("make-root")
@@ -84,15 +84,15 @@ func tarball(t *testing.T) string {
 	return file
 }
 
-// boot unpacks the system, lets prepare change its files, starts it, and
-// returns when it runs.
+// boot unpacks the system, lets prepare change its files, starts it, and returns
+// when it runs.
 func boot(t *testing.T, prepare func(root string)) *machine {
 	t.Helper()
 	return bootFrom(t, prepare, false)
 }
 
-// bootFromDisk is boot with the files on a block device that is the machine's
-// alone, so that its block I/O is told from its neighbours' by the device.
+// bootFromDisk is boot with the files on a block device of the machine's own, so
+// that the device distinguishes its block I/O from that of others.
 func bootFromDisk(t *testing.T, prepare func(root string)) *machine {
 	t.Helper()
 	need.Program(t, "mke2fs")
@@ -131,7 +131,7 @@ func bootFrom(t *testing.T, prepare func(root string), ownDisk bool) *machine {
 	if out, err := exec.Command("tar", "-xf", tar, "-C", root, "--numeric-owner", "--xattrs", "--xattrs-include=*").CombinedOutput(); err != nil {
 		t.Fatalf("unpack %s (delete it to have it made again): %v\n%s", tar, err, out)
 	}
-	// The kernel is this machine's, and so are its modules.
+	// The kernel belongs to the test's machine, and so do its modules.
 	if err := os.Symlink("/dev/null", filepath.Join(root, "etc/systemd/system/systemd-modules-load.service")); err != nil {
 		t.Fatal(err)
 	}
@@ -147,9 +147,9 @@ func bootFrom(t *testing.T, prepare func(root string), ownDisk bool) *machine {
 }
 
 // makeDisk moves the files into an ext4 file system on a loop device in memory,
-// which the machine's process 1 mounts. The kernel frees both as soon as nobody
-// mounts it, however the test ended; the function that is returned is called
-// when it is mounted.
+// which the machine's process 1 mounts. The kernel frees both when the last mount
+// ends, even if the test was killed. Call the returned function when the file
+// system is mounted.
 func (m *machine) makeDisk(root string) (mounted func()) {
 	m.t.Helper()
 	device, err := memoryDisk(filepath.Base(m.dir), 4<<30)
@@ -167,7 +167,7 @@ func (m *machine) makeDisk(root string) (mounted func()) {
 	return func() { device.Close() }
 }
 
-// memoryDisk makes a loop device over memory, with blocks as those of a disk.
+// memoryDisk creates a loop device in memory, with the block size of a disk.
 func memoryDisk(name string, size int64) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
@@ -209,8 +209,8 @@ func loopDevice(fd int, blockSize uint32) (*os.File, error) {
 	return nil, errors.New("others take each free loop device first")
 }
 
-// gone demands that nothing of the machine is left here. The kernel frees some
-// of it a moment after the last process has ended.
+// gone checks that nothing of the machine is left. The kernel frees some of it
+// shortly after the last process has ended.
 func (m *machine) gone() {
 	var left []string
 	testkit.Within(testkit.Patience, func() bool {
@@ -222,7 +222,7 @@ func (m *machine) gone() {
 	}
 }
 
-// left tells what there is of the machine.
+// left describes what is left of the machine.
 func (m *machine) left() (list []string) {
 	name := filepath.Base(m.dir)
 	if exists(m.dir) {
@@ -258,12 +258,12 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// start runs systemd-nspawn in control groups that are the machine's, and in
-// a mount namespace with an empty /run, where it keeps notes, and with the
-// machine's disk, if it has one. loaded is called when that is mounted.
+// start runs systemd-nspawn in the machine's control groups, in a mount namespace
+// with an empty /run, where nspawn keeps state, and with the machine's disk, if it
+// has one. It calls loaded when the disk is mounted.
 func (m *machine) start(root string, loaded func()) {
 	m.t.Helper()
-	// A cpuset that was just made has no CPUs, and takes no processes.
+	// A new cpuset has no CPUs, and accepts no processes.
 	const script = `
 for h in $(awk '$3 ~ /^cgroup2?$/ { print $2 }' /proc/mounts); do
   mkdir -p "$h$0"
@@ -279,12 +279,13 @@ exec systemd-nspawn "$@"`
 		"-c", script, m.cgroup,
 		"-D", root, "--register=no", "--keep-unit", "--machine=node-1",
 		"--private-network", "--capability=all",
-		// By default nspawn forbids what the BPF programs and containerd need.
+		// By default nspawn forbids system calls that the BPF programs and
+		// containerd need.
 		"--system-call-filter=bpf perf_event_open @mount @keyring",
 		"--tmpfs=/var/lib/containerd:mode=0711", // overlayfs may not be on another one
 		"--console=pipe", "-b",
-		// On a machine with cgroup v1 the systemd of Debian 13 would not start. In a
-		// container its arguments stand for the kernel's command line.
+		// On a machine with cgroup v1, the systemd of Debian 13 refuses to start.
+		// In a container its arguments replace the kernel's command line.
 		"SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",
 	}
 	m.nspawn = exec.Command("sh", args...)
@@ -325,16 +326,16 @@ exec systemd-nspawn "$@"`
 	if out, _ := m.try("systemctl", "--failed", "--no-legend", "--plain"); strings.TrimSpace(out) != "" {
 		m.t.Fatalf("units of the untouched system failed:\n%s", out)
 	}
-	// With cgroup v1 nspawn leaves it to the host to make groups; containers
-	// in the machine need some.
+	// With cgroup v1, nspawn leaves the creation of groups to the host, and
+	// containers in the machine need some.
 	m.run("sh", "-c", `awk '$3 == "cgroup" && $4 ~ /^ro/ { print $2 }' /proc/mounts | while read -r h; do
 		mount -o remount,bind,rw,nosuid,nodev,noexec "$h"
 	done`)
-	// nspawn hides the names of the kernel's functions; a machine has them.
+	// nspawn hides the names of the kernel's functions, which a real machine has.
 	m.run("sh", "-c", "! mountpoint -q /proc/kallsyms || umount /proc/kallsyms")
 }
 
-// poweroff ends the machine as its operator would.
+// poweroff shuts the machine down as its operator would.
 func (m *machine) poweroff() {
 	m.t.Helper()
 	m.off = true
@@ -387,7 +388,7 @@ func (m *machine) read(path string) string {
 	return string(b)
 }
 
-// write makes a file of the machine, and the folder that it is in.
+// write creates a file of the machine and its folder.
 func (m *machine) write(path, content string) {
 	m.t.Helper()
 	writeFile(m.t, m.root+path, content)
@@ -415,7 +416,7 @@ func (m *machine) dial(_ context.Context, network, addr string) (net.Conn, error
 	return c, err
 }
 
-// get asks a web server in the machine.
+// get sends a request to a web server in the machine.
 func (m *machine) get(url string) ([]byte, error) {
 	resp, err := m.client.Get(url)
 	if err != nil {
@@ -429,7 +430,7 @@ func (m *machine) get(url string) ([]byte, error) {
 	return b, err
 }
 
-// until waits for a condition; the last error says what it lacked.
+// until waits for a condition. On failure it reports the condition's last error.
 func (m *machine) until(what string, limit time.Duration, ok func() error) {
 	m.t.Helper()
 	if err := m.awaits(limit, ok); err != nil {
@@ -454,13 +455,13 @@ func (m *machine) awaits(limit time.Duration, ok func() error) error {
 	return err
 }
 
-// property is what `systemctl show` says of a unit.
+// property returns a property of a unit from `systemctl show`.
 func (m *machine) property(unit, name string) string {
 	m.t.Helper()
 	return strings.TrimSpace(m.run("systemctl", "show", unit, "--value", "-p", name))
 }
 
-// tail is the end of a long text.
+// tail returns the end of a long text.
 func tail(s string) string {
 	const most = 3000
 	if len(s) > most {

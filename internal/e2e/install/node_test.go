@@ -20,35 +20,35 @@ import (
 	"nodeskoop/internal/testkit/pods"
 )
 
-// patience is how long a call of containerd may take on a starved machine.
+// patience is how long a call of containerd may take on an overloaded machine.
 const patience = 3 * time.Minute
 
 // samplePackage is a small package that is installed, upgraded and removed.
 const samplePackage = "quiet-sample"
 
-// healthy is a machine in good health: pods that idle, pods that talk to each
-// other, and what an operator and his timers do on a node.
+// healthy is a healthy machine: idle pods, pods that talk to each other, and what
+// an operator and timers do on a node.
 type healthy struct {
 	*suite
 	idle, busy []*pods.Pod
 	made       int
 	networks   []netip.Prefix // the pods'
 	resolver   string         // at the gateway of that network
-	zone       string         // the resolver's folder, as the machine sees it
+	zone       string         // the resolver's folder, as seen in the machine
 	samples    []string
 	must       []string  // alerts that have to fire
-	maybe      []string  // alerts whose trouble was too short for them to have to fire
+	maybe      []string  // alerts that may fire, but need not, because their trouble is short
 	slow       *slowDisk // where packages are installed, if not nil
 
-	// netns are the network namespaces that the machine's processes were seen
-	// in, and lost is the highest kubeskoop_packetloss_total by namespace/pod.
+	// netns are the network namespaces in which the machine's processes were seen.
+	// lost is the highest kubeskoop_packetloss_total by namespace/pod.
 	netns map[string]seen
 	lost  map[string]float64
-	did   map[string]int // traffic of pods that have ended, by its kind
+	did   map[string]int // traffic of pods that have ended, by kind
 }
 
-// seen is when a namespace was seen for the first and the last time, and when
-// its pod was removed.
+// seen holds the first and the last time that a namespace was seen, and when its
+// pod was removed.
 type seen struct{ first, last, removed time.Time }
 
 // lookEach is the time between two looks.
@@ -57,14 +57,15 @@ const lookEach = 5 * time.Second
 // bootHealthy boots a machine with a disk of its own and installs the package.
 func bootHealthy(t *testing.T) *healthy {
 	t.Helper()
-	// Machines that run side by side are told apart by their pods' addresses.
+	// Machines that run at the same time differ in their pods' addresses.
 	net4, net6 := fmt.Sprintf("10.89.%d.", os.Getpid()%250), fmt.Sprintf("fd77:89:%x::", os.Getpid()%250)
 	h := &healthy{suite: &suite{T: t}, resolver: net4 + "1:5353",
 		networks: []netip.Prefix{netip.MustParsePrefix(net4 + "0/24"), netip.MustParsePrefix(net6 + "/64")},
 		zone:     "/srv/zone", netns: map[string]seen{}, lost: map[string]float64{}, did: map[string]int{}}
 	h.machine = bootFromDisk(t, func(root string) {
 		h.prepare(root)
-		// dpkg is as slow as on any node, and Prometheus scrapes as seldom.
+		// Undo settings that speed up tests: dpkg is as slow, and Prometheus
+		// scrapes as seldom, as on a real node.
 		if err := os.Remove(root + "/etc/dpkg/dpkg.cfg.d/fast"); err != nil {
 			t.Fatal(err)
 		}
@@ -89,7 +90,7 @@ func bootHealthy(t *testing.T) *healthy {
 	return h
 }
 
-// sampleDeb makes a package of some files below /usr/share.
+// sampleDeb builds a package of some files below /usr/share.
 func sampleDeb(t *testing.T, root, version string) (path string) {
 	t.Helper()
 	tree := t.TempDir()
@@ -135,7 +136,7 @@ func (h *healthy) remove(p *pods.Pod) {
 	h.netns[ns] = s
 }
 
-// fill starts pods: those that idle, and those that talk to each other.
+// fill starts idle pods, and pods that talk to each other.
 func (h *healthy) fill(idle, busy int) {
 	h.Helper()
 	start := time.Now()
@@ -163,8 +164,8 @@ func (h *healthy) busyPod() *pods.Pod {
 	return h.pod("shop", fmt.Sprintf("web-%d", h.made), false, nil, causeProgram, "busy", h.resolver)
 }
 
-// publish writes the addresses of the busy pods for the resolver, which reads
-// them for each query.
+// publish writes the addresses of the busy pods for the resolver, which reads them
+// on each query.
 func (h *healthy) publish() {
 	h.Helper()
 	var b strings.Builder
@@ -179,7 +180,7 @@ func (h *healthy) publish() {
 	}
 }
 
-// rollIdle replaces the idle pod that is oldest.
+// rollIdle replaces the oldest idle pod.
 func (h *healthy) rollIdle() {
 	h.Helper()
 	h.idle = append(h.idle, h.idlePod())
@@ -187,9 +188,9 @@ func (h *healthy) rollIdle() {
 	h.idle = h.idle[1:]
 }
 
-// rollBusy replaces the busy pod that is oldest, as a rollout does: the new one
-// is ready before the old one leaves the resolver, and that one is asked to
-// end before it is stopped.
+// rollBusy replaces the oldest busy pod as a rollout does: the new pod is ready
+// before the old one leaves the resolver, and the old one drains before it is
+// stopped.
 func (h *healthy) rollBusy() {
 	h.Helper()
 	h.busy = append(h.busy, h.busyPod())
@@ -217,7 +218,7 @@ func (h *healthy) drain(p *pods.Pod) {
 
 var trafficLine = regexp.MustCompile(`traffic: (.*)\n`)
 
-// count adds what a busy pod has done.
+// count adds the traffic of a busy pod.
 func (h *healthy) count(p *pods.Pod) {
 	h.Helper()
 	log := h.read("/srv/pods/logs/" + p.UID + "/main.log")
@@ -249,14 +250,14 @@ func (h *healthy) upgradeSample(version int) {
 	run("apt-get", "-qq", "install", "-y", "--allow-downgrades", h.samples[version%len(h.samples)])
 }
 
-// rotateLogs does what a day does to a node's logs.
+// rotateLogs rotates logs as a node does daily.
 func (h *healthy) rotateLogs() {
 	h.Helper()
 	h.run("journalctl", "-q", "--rotate")
 	h.run("savelog", "-q", "-c", "3", "/var/log/dpkg.log")
 }
 
-// rhythm is how often something is done on a machine. What is 0 is never done.
+// rhythm is how often each activity happens on a machine; 0 means never.
 type rhythm struct {
 	idle, busy     time.Duration // a pod is replaced
 	packages, logs time.Duration // a package is upgraded, the logs are rotated
@@ -296,7 +297,7 @@ func (h *healthy) live(d time.Duration, r rhythm) {
 	h.look()
 }
 
-// sampled waits until the daemon has sampled all that has happened so far.
+// sampled waits until the daemon has sampled everything up to now.
 func (h *healthy) sampled() {
 	h.Helper()
 	since := float64(time.Now().Unix())
@@ -305,7 +306,7 @@ func (h *healthy) sampled() {
 		if err != nil {
 			return err
 		}
-		// The cycle that ends next may have begun before.
+		// The next cycle to end may have begun earlier.
 		f := parse(h.T, b)
 		at, _ := f.value("nodeskoop_last_cycle_timestamp_seconds")
 		if took, _ := f.value("nodeskoop_last_cycle_duration_seconds"); at-took <= since {
@@ -315,7 +316,7 @@ func (h *healthy) sampled() {
 	})
 }
 
-// look notes what the daemon counts and which namespaces there are.
+// look records the daemon's counts and the existing namespaces.
 func (h *healthy) look() {
 	h.Helper()
 	links, _ := filepath.Glob(h.root + "/proc/[0-9]*/ns/net")
@@ -337,7 +338,7 @@ func (h *healthy) look() {
 	}
 }
 
-// saw notes that a network namespace exists now.
+// saw records that a network namespace exists now.
 func (h *healthy) saw(link string) {
 	ns := netnsOf(link)
 	if ns == "" {
@@ -350,15 +351,16 @@ func (h *healthy) saw(link string) {
 	h.netns[ns] = s
 }
 
-// netnsOf is the number of a network namespace, by a link of a process to it.
+// netnsOf returns the number of a network namespace, given the link in /proc/PID/ns
+// of a process in it.
 func netnsOf(link string) string {
 	to, _ := os.Readlink(link)
 	return strings.Trim(strings.TrimPrefix(to, "net:"), "[]")
 }
 
-// ours are the entries of the daemon's that are about this machine. The others
-// are about what else runs on this kernel: other disks, other namespaces, which
-// may have a number that was a pod's before, and the test's own program.
+// ours selects the daemon's entries about this machine. The others concern what
+// else runs on this kernel: other disks, other namespaces (which may have the
+// number of an earlier pod's), and the test program.
 func (h *healthy) ours(entries []entry) (list, elsewhere []entry) {
 	own := filepath.Base(os.Args[0])
 	own = own[:min(len(own), 15)]
@@ -369,7 +371,7 @@ func (h *healthy) ours(entries []entry) (list, elsewhere []entry) {
 		case foreign && !ours:
 			return false
 		case ns == "":
-			// Those of namespaces that are no pod's are merged.
+			// Entries about unowned namespaces are merged.
 			return ours || e.text("K8S_POD") != "" || e.text("KUBESKOOP_SADDR") == ""
 		}
 		at, s := e.time(), h.netns[ns]
@@ -389,8 +391,8 @@ func (h *healthy) ours(entries []entry) (list, elsewhere []entry) {
 	return list, elsewhere
 }
 
-// ends reports whether an end of an entry's packet has an address of the pods'
-// networks, and whether one has an address that nobody in the machine has.
+// ends reports whether an end of an entry's packet has an address in the pods'
+// networks, and whether an end has an address that does not exist in the machine.
 func ends(e entry, networks []netip.Prefix) (ours, foreign bool) {
 	for _, field := range []string{"KUBESKOOP_SADDR", "KUBESKOOP_DADDR"} {
 		a, err := netip.ParseAddr(e.text(field))
@@ -424,7 +426,7 @@ func TestEnds(t *testing.T) {
 	}
 }
 
-// written are all entries of the daemon's, events and its log.
+// written returns all entries of the daemon, events and log.
 func (h *healthy) written() []entry {
 	h.Helper()
 	var list []entry
@@ -452,7 +454,7 @@ func (e entry) micros(field string) time.Time {
 	return time.UnixMicro(n)
 }
 
-// occurrences is for how many an entry stands.
+// occurrences returns the number of occurrences of an entry.
 func (e entry) occurrences() int {
 	if n, err := strconv.Atoi(e.text("KUBESKOOP_COUNT")); err == nil {
 		return n
@@ -462,7 +464,7 @@ func (e entry) occurrences() int {
 
 var digits = regexp.MustCompile(`[0-9]+`)
 
-// kindOf is what entries have in common that are about one thing.
+// kindOf returns what entries about the same problem have in common.
 func kindOf(e entry) string {
 	if e.text("KUBESKOOP_EVENT") == "" {
 		return "log: " + digits.ReplaceAllString(e.text("MESSAGE"), "N")
@@ -477,7 +479,7 @@ func kindOf(e entry) string {
 	return b.String()
 }
 
-// byKind lists entries by kind, those with the most first.
+// byKind lists entries by kind, most frequent kinds first.
 func byKind(entries []entry) string {
 	type sum struct {
 		entries, occurrences int

@@ -11,7 +11,7 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// duration is how long a machine is to live, as `make` was told.
+// duration is how long the machine runs, as passed by make.
 func duration(t *testing.T, target, variable string) time.Duration {
 	t.Helper()
 	text := os.Getenv(variable)
@@ -23,8 +23,8 @@ func duration(t *testing.T, target, variable string) time.Duration {
 	return d
 }
 
-// TestQuiet: a machine in good health has the daemon write next to nothing,
-// nothing of it a warning, and no pod of it loses a packet.
+// TestQuiet: on a healthy machine the daemon writes almost nothing and no warning,
+// and no pod loses a packet.
 func TestQuiet(t *testing.T) {
 	const mostEntries = 20
 	d := duration(t, "quiet", "NODESKOOP_QUIET")

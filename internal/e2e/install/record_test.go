@@ -28,8 +28,8 @@ import (
 // recordedEach is the time between two samples of a recording.
 const recordedEach = 30 * time.Second
 
-// nodes are the machines that can be recorded. Each lives for a while, and says
-// in healthy.must which alerts have to fire.
+// nodes are the machines that can be recorded. Each runs for a while, and
+// healthy.must lists the alerts that have to fire.
 var nodes = map[string]struct {
 	what string
 	live func(*healthy, time.Duration)
@@ -42,13 +42,12 @@ var nodes = map[string]struct {
 	allProbes:  {"all probes, and pods in each kind of trouble", liveAllProbes},
 }
 
-// allProbes is the node that is recorded with all of its metrics, for the
-// dashboards.
+// allProbes is the node that is recorded with all its metrics, for the dashboards.
 const allProbes = "all-probes"
 
-// TestRecord writes what the shipped rules read of a machine as a test of
-// promtool, and runs that. The probes of block I/O see the whole kernel: record
-// where nothing else runs.
+// TestRecord writes what the shipped rules read of a machine as a promtool test,
+// and runs that. The block I/O probes see the whole kernel, so record on an
+// otherwise idle machine.
 func TestRecord(t *testing.T) {
 	d := duration(t, "record", "NODESKOOP_RECORD")
 	name := os.Getenv("NODESKOOP_RECORD_NODE")
@@ -107,13 +106,13 @@ func TestRecord(t *testing.T) {
 		t.Errorf("%s has %d bytes, want at most %d", file, packed.Len(), most)
 	}
 	t.Logf("%s: %v, %d series, %d bytes, packed %d; alerts: %s", file, r.length, len(r.series), len(text), packed.Len(), strings.Join(h.must, ", "))
-	if name != allProbes { // which is for the dashboards; which alerts fire depends on how long it is
+	if name != allProbes { // this recording is for the dashboards; which alerts fire depends on its length
 		h.promtool(text)
 	}
 }
 
 // onlyWorking enables the default probes, or all, without those that this kernel
-// forbids.
+// does not support.
 func (h *healthy) onlyWorking(which string) {
 	h.Helper()
 	var rows []probeRow
@@ -130,7 +129,7 @@ func (h *healthy) onlyWorking(which string) {
 	h.reconfigure("probes.enabled", "["+strings.Join(enabled, ", ")+"]")
 }
 
-// reconfigure is configure on a machine that samples as seldom as a node does.
+// reconfigure is configure on a machine that samples as seldom as a real node.
 func (h *healthy) reconfigure(keys ...string) {
 	h.Helper()
 	h.edit(keys...)
@@ -146,8 +145,7 @@ func (h *healthy) fillFor(name string) {
 	h.fill(pods.idle, pods.busy)
 }
 
-// scraped waits until Prometheus has what the daemon has seen so far, and
-// returns the time.
+// scraped waits until Prometheus has everything up to now, and returns the time.
 func (h *healthy) scraped() time.Time {
 	h.Helper()
 	h.sampled()
@@ -183,8 +181,8 @@ func liveDebian(h *healthy, d time.Duration) {
 	h.live(d, rhythm{idle: 10 * time.Minute, packages: time.Minute, logs: 10 * time.Minute})
 }
 
-// mountSlowly has packages installed on a disk that takes over 10 ms for a
-// block, as a busy network disk does.
+// mountSlowly installs packages on a disk that takes over 10 ms per block, like a
+// busy network disk.
 func (h *healthy) mountSlowly(d *slowDisk, folder string) {
 	h.Helper()
 	if out, err := exec.Command("mke2fs", "-q", "-F", "-t", "ext4", d.device).CombinedOutput(); err != nil {
@@ -202,8 +200,8 @@ func (h *healthy) mountSlowly(d *slowDisk, folder string) {
 	h.slow = d
 }
 
-// liveTroubles has trouble for a half of the time, then no containerd and no
-// netlink, and in the end no daemon.
+// liveTroubles causes trouble for half of the time, then stops containerd, blocks
+// netlink, and finally kills the daemon.
 func liveTroubles(h *healthy, d time.Duration) {
 	h.Helper()
 	until, lasts := h.parts(d)
@@ -247,8 +245,7 @@ func liveTroubles(h *healthy, d time.Duration) {
 	}
 	h.reconfigure("probes.enabled", "["+enabled[1]+`, "flow"]`)
 	h.due("NodeskoopSeriesLeftOut", lasts(from, 46), 15*time.Minute)
-	// What was merged and not yet written is lost with a daemon that is killed;
-	// systemd starts the next one.
+	// A killed daemon loses its pending events; systemd starts the next one.
 	until(28)
 	lost := func() (n float64) {
 		for _, a := range accountsOf(parse(h.T, []byte(h.read(textfile)))) {
@@ -290,8 +287,8 @@ func liveTroubles(h *healthy, d time.Duration) {
 	h.run("systemctl", "start", "containerd")
 	h.ctd.Await()
 
-	// A daemon that nobody starts again, as after the last of its attempts,
-	// leaves its file.
+	// A daemon that is not restarted, as after its last start attempt, leaves its
+	// textfile behind.
 	h.override("[Service]\nRestart=no\n")
 	h.sampled()
 	h.run("systemctl", "kill", "-s", "KILL", unit)
@@ -300,8 +297,7 @@ func liveTroubles(h *healthy, d time.Duration) {
 	h.run("systemctl", "start", unit)
 }
 
-// causing has something caused in a pod's network namespace while the test goes
-// on.
+// causing causes something in a pod's network namespace while the test continues.
 func (h *healthy) causing(p *pods.Pod, d time.Duration, what string, perSecond int, args ...string) *testkit.Process {
 	h.Helper()
 	return testkit.Start(h.T, h.command("nsenter", append([]string{"-t", strconv.Itoa(p.PID), "-n", "/srv" + causeProgram, "steadily", what,
@@ -318,8 +314,8 @@ func (h *healthy) ended(running []*testkit.Process) {
 	}
 }
 
-// liveAllProbes has each kind of trouble for a while, and three of them to the
-// end.
+// liveAllProbes causes each kind of trouble for a while, and three of them until
+// the end.
 func liveAllProbes(h *healthy, d time.Duration) {
 	h.Helper()
 	sixtieths, _ := h.parts(d)
@@ -365,7 +361,7 @@ func liveAllProbes(h *healthy, d time.Duration) {
 	h.ended(running)
 }
 
-// ownMetrics are all metrics of ours that Prometheus has.
+// ownMetrics returns all of nodeskoop's metrics that Prometheus has.
 func (h *healthy) ownMetrics() []string {
 	h.Helper()
 	names, err := h.values(`label_values({__name__=~"(kubeskoop|nodeskoop)_.+"}, __name__)`)
@@ -378,8 +374,7 @@ func (h *healthy) ownMetrics() []string {
 	})
 }
 
-// ruleMetrics are the metrics that the rules read, as Prometheus has
-// understood the rules.
+// ruleMetrics returns the metrics that the rules read, as parsed by Prometheus.
 func (h *healthy) ruleMetrics() []string {
 	h.Helper()
 	var rules struct {
@@ -401,8 +396,8 @@ func (h *healthy) ruleMetrics() []string {
 
 var metricName = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|[a-zA-Z_:][a-zA-Z0-9_:]*`)
 
-// metricsOf lists the names of metrics in an expression that no rule records:
-// those of ours, and up.
+// metricsOf lists the metrics in an expression that no rule records: nodeskoop's,
+// and up.
 func metricsOf(expr string) []string {
 	var list []string
 	for _, name := range metricName.FindAllString(expr, -1) {
@@ -413,7 +408,7 @@ func metricsOf(expr string) []string {
 	return list
 }
 
-// rangeOf asks Prometheus for an expression at all times of a recording.
+// rangeOf evaluates an expression in Prometheus at all times of a recording.
 func (h *healthy) rangeOf(expr string, start, end time.Time) ([]recorded.Series, error) {
 	var data struct {
 		Result []struct {
@@ -447,8 +442,8 @@ func (h *healthy) rangeOf(expr string, start, end time.Time) ([]recorded.Series,
 	return list, nil
 }
 
-// samplesOf is the recording of a metric. Times of day are told from the
-// beginning, where promtool's clock begins.
+// samplesOf returns the recording of a metric. Values that are times count from the
+// beginning, where promtool's clock starts.
 func (h *healthy) samplesOf(metric string, start, end time.Time) []recorded.Series {
 	h.Helper()
 	list, err := h.rangeOf(metric, start, end)
@@ -465,7 +460,7 @@ func (h *healthy) samplesOf(metric string, start, end time.Time) []recorded.Seri
 	return list
 }
 
-// promtool runs the recording with the rules that the machine has.
+// promtool runs the recording with the machine's rules.
 func (h *healthy) promtool(test string) {
 	h.Helper()
 	h.write("/srv/recorded/test.yml", test)

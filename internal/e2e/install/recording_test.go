@@ -16,11 +16,11 @@ import (
 	recorded "nodeskoop/internal/testkit/recording"
 )
 
-// recordedRules is the name of the rules, beside which `make check-rules`
+// recordedRules is the file name of the rules, beside which `make check-rules`
 // unpacks the recordings.
 const recordedRules = "nodeskoop.rules.yml"
 
-// recording is what the rules read of a machine, and which alerts have to fire.
+// recording holds what the rules read of a machine, and which alerts have to fire.
 type recording struct {
 	name, what, kernel, version string
 	length                      time.Duration
@@ -29,7 +29,7 @@ type recording struct {
 	maybe                       []string // those that may fire or not
 }
 
-// String is the recording as a test of promtool: over its whole length these
+// String returns the recording as a promtool test: over its whole length these
 // alerts fire, and no others.
 func (r recording) String() string {
 	var b strings.Builder
@@ -60,8 +60,8 @@ func TestMetricsOf(t *testing.T) {
 	}
 }
 
-// TestRecording: promtool reads a recording, and says so where an alert fires
-// that does not belong there, or one that belongs there does not.
+// TestRecording: promtool can read a recording, and reports an alert that fires
+// unexpectedly or does not fire.
 func TestRecording(t *testing.T) {
 	need.Program(t, "promtool")
 	dir := t.TempDir()

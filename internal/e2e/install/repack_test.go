@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// repack makes a deb of the same content and another version, which sorts
-// before or after that of the original. change may change the tree.
+// repack builds a deb with the same content and another version, which sorts before
+// or after the original's. change may modify the files.
 func repack(t *testing.T, root, deb, how string, change func(tree string)) string {
 	t.Helper()
 	tree := filepath.Join(t.TempDir(), how)
@@ -39,7 +39,7 @@ func repack(t *testing.T, root, deb, how string, change func(tree string)) strin
 	if change != nil {
 		change(tree)
 	}
-	// Checksums would tell of a conffile that is not what it was.
+	// Checksums would reveal the changed conffile.
 	_ = os.Remove(filepath.Join(tree, "DEBIAN", "md5sums"))
 	to := strings.TrimSuffix(deb, ".deb") + "-" + how + ".deb"
 	run("dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", tree, root+to)

@@ -16,13 +16,13 @@ import (
 	"nodeskoop/internal/testkit/pods"
 )
 
-// filtered are losses that a rule of netfilter caused, and no others.
+// filtered matches losses caused by a netfilter rule.
 const filtered = "KUBESKOOP_REASON=NETFILTER_DROP"
 
-// brief leaves out the fields that only counting does not need.
+// brief restricts the output to the fields that counting needs.
 const brief = "--output-fields=KUBESKOOP_EVENT,KUBESKOOP_COUNT"
 
-// reader reads the textfile all the time, as fast as it can, and parses it.
+// reader reads and parses the textfile continuously, as fast as it can.
 type reader struct {
 	stop  chan struct{}
 	done  chan struct{}
@@ -64,8 +64,8 @@ func (r *reader) end() {
 	<-r.done
 }
 
-// dropping runs something while a rule drops what comes to a pod's UDP port 9,
-// and returns how much the rule dropped.
+// dropping runs something while a rule drops packets to a pod's UDP port 9, and
+// returns how many the rule dropped.
 func (s *suite) dropping(p *pods.Pod, do func()) int {
 	s.Helper()
 	s.in(p, "nft", "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in udp dport 9 counter drop")
@@ -80,13 +80,13 @@ func (s *suite) dropping(p *pods.Pod, do func()) int {
 	return n
 }
 
-// restarts restarts what nodeskoop talks to, one after another, while events
-// are caused.
+// restarts restarts each program that nodeskoop talks to, one after another, while
+// events are caused.
 func (s *suite) restarts() {
 	t := s.T
 	s.configure("journal.rate", "5000", "journal.burst", "5000")
-	// What is merged of earlier drops is written at the end, and the windows of a
-	// new daemon are short.
+	// Merged occurrences of earlier drops are written at the end, and the windows
+	// of a new daemon are short.
 	s.run("systemctl", "restart", unit)
 	s.nextCycles(2)
 	pid := s.property(unit, "MainPID")
@@ -96,7 +96,7 @@ func (s *suite) restarts() {
 	counted := s.podValue("kubeskoop_packetloss_netfilter", "shop", "web-0")
 	r := s.startReader()
 
-	// The load does not go through containerd, which ends meanwhile.
+	// The load must not depend on containerd, which is stopped meanwhile.
 	const perSecond, most = 150, 60 * 150
 	stop := make(chan struct{})
 	type result struct {
@@ -189,7 +189,7 @@ func (s *suite) restarts() {
 		t.Errorf("the service was restarted: NRestarts was %s, is %s", restarted, v)
 	}
 
-	// A pod that comes after the restart of containerd has a name.
+	// A pod started after the restart of containerd must get its name.
 	late := s.ctd.RunPod(pods.PodSpec{Namespace: "shop", Name: "late-0", Containers: []pods.ContainerSpec{{Name: "main"}}})
 	s.until("a pod that starts now is in the scrape", 15*time.Second, func() error {
 		f := s.scrape()
@@ -210,7 +210,7 @@ func (s *suite) restarts() {
 	s.configure("journal.rate", "1", "journal.burst", "20")
 }
 
-// override changes the unit as an operator does, and restarts the service.
+// override changes the unit as an operator would, and restarts the service.
 func (s *suite) override(settings string) {
 	s.Helper()
 	const file = "/etc/systemd/system/nodeskoop.service.d/override.conf"
@@ -222,8 +222,8 @@ func (s *suite) override(settings string) {
 	s.restart()
 }
 
-// restart restarts the service with the unit as it is by now. It has no part in how
-// often the unit may be started in five minutes.
+// restart restarts the service with the current unit. It does not count towards the
+// unit's start limit.
 func (s *suite) restart() {
 	s.Helper()
 	s.run("systemctl", "daemon-reload")
@@ -231,13 +231,13 @@ func (s *suite) restart() {
 	s.run("systemctl", "restart", unit)
 }
 
-// watchdog: a daemon that stands still is restarted, one that is idle is not. With
-// the unit as it is shipped, one that was stopped for a while goes on.
+// watchdog: a hanging daemon is restarted, an idle one is not. With the shipped
+// unit, a daemon that was stopped for a while continues.
 func (s *suite) watchdog() {
 	t := s.T
 	s.edit("interval", `"30s"`)
 	s.override("[Service]\nWatchdogSec=3\nRestartSec=1\n")
-	// Ready means that the first file is there: it was written before.
+	// Ready means that the first textfile exists, so it was written before.
 	ready, err := time.Parse("Mon 2006-01-02 15:04:05.000000 MST", strings.TrimSpace(s.run("systemctl", "show", unit, "--value", "--timestamp=us+utc", "-p", "ActiveEnterTimestamp")))
 	if err != nil {
 		t.Fatal(err)
@@ -282,7 +282,7 @@ func (s *suite) watchdog() {
 	if now, n := s.property(unit, "MainPID"), s.property(unit, "NRestarts"); now != pid || n != "0" {
 		t.Errorf("stopped for 20 s: process %s became %s, NRestarts=%s", pid, now, n)
 	}
-	// A busy machine may stand still as well, for less.
+	// A busy machine may stall as well, but for a shorter time.
 	out, told := s.run("journalctl", "-b", "-q", "_PID="+pid, "-o", "cat", "--after-cursor="+cursor), 0
 	for _, m := range regexp.MustCompile(`no samples between \S+ and \S+ \(([^)]*)\)`).FindAllStringSubmatch(out, -1) {
 		if d, err := time.ParseDuration(m[1]); err != nil || d >= gap {
@@ -294,9 +294,9 @@ func (s *suite) watchdog() {
 	}
 }
 
-// logNamespace: with the shipped drop-in, events and the log go to a journal of
-// nodeskoop's own and nowhere else, through the socket that systemd puts in the place
-// of the other one, and check says where they are.
+// logNamespace: with the shipped drop-in, events and the log go only to nodeskoop's
+// own journal, through the socket that systemd mounts over the default one, and check
+// says where they are.
 func (s *suite) logNamespace() {
 	t := s.T
 	const examples = "/usr/share/doc/nodeskoop/examples/"
@@ -340,7 +340,7 @@ func (s *suite) logNamespace() {
 	s.nextCycles(2)
 }
 
-// aptInstall installs a package of the same name, whatever its version is.
+// aptInstall installs a package of the same name, whatever its version.
 func (s *suite) aptInstall(deb string, options ...string) {
 	s.Helper()
 	args := append([]string{"-qq", "install", "-y", "--allow-downgrades"}, options...)
@@ -352,7 +352,7 @@ func (s *suite) version() string {
 	return strings.TrimSpace(s.run("dpkg-query", "-W", "-f", "${Version}", "nodeskoop"))
 }
 
-// errors are what the service itself logged at err or above since a moment.
+// errors returns what the service itself has logged at err or above since a moment.
 func (s *suite) errorsSince(cursor string) string {
 	s.Helper()
 	out := s.run("journalctl", "-b", "-q", "-u", unit, "-p", "err", "-o", "cat", "--after-cursor="+cursor)
@@ -369,7 +369,7 @@ func (s *suite) cursor() string {
 	return strings.TrimSpace(c)
 }
 
-// upgrade goes up and down through the versions.
+// upgrade installs newer and older versions in turn.
 func (s *suite) upgrade() {
 	t := s.T
 	edited := s.read(conffile)
@@ -405,9 +405,9 @@ func (s *suite) upgrade() {
 		return nil
 	})
 
-	// The next version has another conffile: dpkg keeps what was edited. The
-	// folder now belongs to node_exporter's user, as on Fedora; it still does
-	// afterwards, and can be written.
+	// The next version has another conffile: dpkg keeps what was edited. The folder
+	// now belongs to node_exporter's user, as on Fedora; afterwards it still does,
+	// and the folder can be written.
 	folder := filepath.Dir(textfile)
 	s.run("chown", "prometheus:prometheus", folder)
 	defer s.run("chown", "root:root", folder)
@@ -453,7 +453,7 @@ func (s *suite) upgrade() {
 	}
 }
 
-// scriptMode: the timer stands in for the daemon, but not beside it.
+// scriptMode: the timer replaces the daemon, but does not run beside it.
 func (s *suite) scriptMode() {
 	t := s.T
 	const timer = "nodeskoop-collect.timer"
@@ -532,7 +532,7 @@ func (s *suite) scriptMode() {
 func (s *suite) purge() {
 	t := s.T
 	edited := s.read(conffile)
-	// Neither has anything to warn of: a folder that is not empty, for one.
+	// Neither has a reason to warn, for example about a folder that is not empty.
 	quietly := func(what string) {
 		t.Helper()
 		if out := s.run("sh", "-c", "apt-get -qq "+what+" -y nodeskoop 2>&1"); strings.Contains(strings.ToLower(out), "warning") {
@@ -574,7 +574,7 @@ func (s *suite) purge() {
 	}
 }
 
-// leftovers demands that the machine has the files that it had at first.
+// leftovers checks that the machine has the same files as at the start.
 func (s *suite) leftovers(after string) {
 	t := s.T
 	t.Helper()
@@ -591,9 +591,9 @@ func (s *suite) leftovers(after string) {
 	}
 }
 
-// rpmPackage installs the rpm as a Fedora or RHEL would: units are disabled by
-// preset, and nothing starts. The machine's systemd is real; its distribution
-// is still Debian, so dependencies are not looked at.
+// rpmPackage installs the rpm as Fedora or RHEL would: units are disabled by
+// preset, and nothing starts. The machine's systemd is real, but its distribution
+// is Debian, so dependencies are not checked.
 func (s *suite) rpmPackage() {
 	t := s.T
 	from := os.Getenv("NODESKOOP_INSTALL_RPM")
@@ -611,7 +611,8 @@ func (s *suite) rpmPackage() {
 		t.Helper()
 		return s.run("rpm", append([]string{"--dbpath", "/srv/rpmdb"}, args...)...)
 	}
-	// Debian 12's rpm does not install anything without it, Debian 13's does not know it.
+	// Debian 12's rpm installs nothing without this option, which Debian 13's does not
+	// know.
 	force := []string{"--force-debian"}
 	if _, err := s.try("rpm", force[0], "--version"); err != nil {
 		force = nil
@@ -660,7 +661,8 @@ func (s *suite) rpmPackage() {
 		t.Error("the service of the rpm writes no textfile")
 	}
 
-	// An upgrade, to the same version: the scripts cannot tell.
+	// Upgrade to the same version, which the scripts cannot distinguish from a
+	// newer one.
 	s.write(conffile, setKey(t, s.read(conffile), "", "interval", `"2s"`))
 	edited, pid := s.read(conffile), s.property(unit, "MainPID")
 	do(append(slices.Clone(force), "--nodeps", "-U", "--force", rpm)...)
@@ -678,7 +680,7 @@ func (s *suite) rpmPackage() {
 	if out, _ := s.try("pgrep", "-x", "nodeskoop"); out != "" {
 		t.Errorf("after rpm -e there are processes: %s", out)
 	}
-	// rpm keeps an edited configuration beside; that is all that it keeps.
+	// rpm keeps an edited configuration under another name, and nothing else.
 	if !s.exists(conffile + ".rpmsave") {
 		t.Errorf("rpm -e has not kept what was edited as %s.rpmsave", conffile)
 	}

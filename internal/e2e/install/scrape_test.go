@@ -35,8 +35,8 @@ func tryParse(b []byte) (families, error) {
 	return f, err
 }
 
-// value is the sum of the series that have these labels ("name", "value"), and
-// how many there are.
+// value returns the sum and the number of the series with these labels ("name",
+// "value").
 func (f families) value(name string, labels ...string) (sum float64, n int) {
 	if f[name] == nil {
 		return 0, 0
@@ -100,8 +100,8 @@ func table(t *testing.T, name string) []map[string]string {
 	return out
 }
 
-// TestTables: what the stages look up in the tables is there, before
-// any of them runs.
+// TestTables: everything that the stages look up in the tables is there. It fails
+// before a stage does.
 func TestTables(t *testing.T) {
 	for name, columns := range map[string][]string{"metrics.tsv": {"metric", "probe", "type", "scope"}, "events.tsv": {"event", "message_id"}} {
 		rows := table(t, name)
@@ -118,7 +118,7 @@ func TestTables(t *testing.T) {
 	}
 }
 
-// scrapeContract holds one scrape of node_exporter against the table of all
+// scrapeContract compares one scrape of node_exporter with the table of all
 // metrics.
 func (s *suite) scrapeContract() {
 	t := s.T
@@ -192,7 +192,7 @@ func (s *suite) scrapeContract() {
 	if _, n := f.value("node_textfile_mtime_seconds", "file", textfile); n != 1 {
 		t.Errorf("node_exporter does not name %s among the files that it reads", textfile)
 	}
-	// Between two pods a flow has a pod at either end.
+	// A flow between two pods has a pod at either end.
 	if v, n := f.value("kubeskoop_flow_packets", "k8s_pod", "client-0", "src_pod", "client-0", "dst_pod", "web-0", "dst_type", "pod"); n == 0 || v < 20 {
 		t.Errorf("kubeskoop_flow_packets from client-0 to web-0 is %v in %d series", v, n)
 	}

@@ -14,11 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// slowReader is what the program that reads a slow disk calls itself.
+// slowReader is the process name of the program that reads a slow disk.
 const slowReader = "slow-reads"
 
-// causeSteadily causes one thing over and over, evenly. It prints "caused N",
-// and "perhaps N" for occurrences of which it cannot tell.
+// causeSteadily causes one thing repeatedly at a steady rate. It prints "caused N",
+// and "perhaps N" for occurrences that it cannot decide.
 func causeSteadily(what string, seconds, perSecond int, args []string) error {
 	s := steady{end: time.Now().Add(time.Duration(seconds) * time.Second), each: time.Second / time.Duration(perSecond), args: args}
 	causes := map[string]func(*steady) error{
@@ -50,8 +50,8 @@ type steady struct {
 	caused, perhaps atomic.Int64
 }
 
-// pace calls f evenly until the time is over. What a starved machine delays is
-// not made up for.
+// pace calls f at a steady rate until the time is over. It does not catch up on
+// calls that an overloaded machine delays.
 func (s *steady) pace(f func() error) error {
 	for next := time.Now(); time.Now().Before(s.end); next = next.Add(s.each) {
 		if late := time.Since(next); late > 0 {
@@ -65,7 +65,7 @@ func (s *steady) pace(f func() error) error {
 	return nil
 }
 
-// counted is pace for what f causes once each time.
+// counted is pace for an f that causes one occurrence per call.
 func (s *steady) counted(f func() error) error {
 	return s.pace(func() error {
 		err := f()
@@ -76,8 +76,8 @@ func (s *steady) counted(f func() error) error {
 	})
 }
 
-// datagrams sends from a socket that is not connected: the answer that nobody
-// listens does not keep it from sending.
+// datagrams sends from an unconnected socket, so that ICMP errors do not make a
+// send fail.
 func (s *steady) datagrams() error {
 	to, err := net.ResolveUDPAddr("udp", s.args[0])
 	if err != nil {
@@ -95,8 +95,8 @@ func (s *steady) datagrams() error {
 	})
 }
 
-// exchange lets servers answer, each over one connection, and over another
-// where an answer takes too long.
+// exchange sends requests to servers, each over one connection, and over a new one
+// if an answer takes too long.
 func (s *steady) exchange() error {
 	var all sync.WaitGroup
 	errs := make([]error, len(s.args))
@@ -126,7 +126,7 @@ func (s *steady) exchange() error {
 	return errors.Join(errs...)
 }
 
-// knock tries to connect to a server that may not take it.
+// knock tries to connect to a server that may refuse.
 func (s *steady) knock() error {
 	return s.counted(func() error {
 		if c, err := net.DialTimeout("tcp", s.args[0], 2*time.Second); err == nil {
@@ -148,7 +148,7 @@ func (s *steady) stray() error {
 	return s.counted(func() error { return causeStray(s.args[0], 1) })
 }
 
-// unanswered begins connections that all last until the end.
+// unanswered starts connections that all last until the end.
 func (s *steady) unanswered() error {
 	var waiting sync.WaitGroup
 	var mu sync.Mutex
@@ -168,9 +168,8 @@ func (s *steady) unanswered() error {
 	return errors.Join(append(errs, err)...)
 }
 
-// pairs gives f connections of this process with itself, each to one call at a
-// time, and waits for all of them. f sets up what a connection needs when it is
-// new.
+// pairs calls f with connections within this process, one call at a time each, and
+// waits for all calls. f sets up new connections.
 func (s *steady) pairs(setUp func(client, server *net.TCPConn) error, f func(client, server *net.TCPConn) error) error {
 	type both struct{ client, server *net.TCPConn }
 	idle := make(chan both, 64)
@@ -182,7 +181,7 @@ func (s *steady) pairs(setUp func(client, server *net.TCPConn) error, f func(cli
 		case p = <-idle:
 		default:
 			var err error
-			// As those of one server, whose port says that they are of one kind.
+			// Connections of one server have the same port, so they are one kind.
 			if p.client, p.server, err = pair("tcp4", "127.0.0.1:8080"); err != nil {
 				return err
 			}
@@ -214,8 +213,8 @@ func (s *steady) readLate() error {
 
 func (s *steady) sendLate() error { return s.pairs(closeWindow, lateSend) }
 
-// readSlowly reads a block device past all caches, one block after another. The
-// device, which is to take some 250 ms for each, sets the pace.
+// readSlowly reads a block device block by block, bypassing all caches. The device,
+// which should take some 250 ms per block, sets the pace.
 func (s *steady) readSlowly() error {
 	runtime.LockOSThread()
 	name := append([]byte(slowReader), 0)
@@ -236,8 +235,8 @@ func (s *steady) readSlowly() error {
 		if _, err := f.ReadAt(b, i<<16%size); err != nil {
 			return err
 		}
-		// A call takes at least as long as its block I/O, and on a starved
-		// machine longer.
+		// A call takes at least as long as its block I/O, and longer on an
+		// overloaded machine.
 		switch took := time.Since(start); {
 		case took > 180*time.Millisecond:
 			s.caused.Add(1)
@@ -260,7 +259,7 @@ func deaf(addr string) error {
 	return unix.Pause()
 }
 
-// full listens with the shortest queue and accepts nobody.
+// full listens with the shortest queue and accepts no connection.
 func full(addr string) error {
 	at, err := netip.ParseAddrPort(addr)
 	if err != nil {

@@ -23,24 +23,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Healthy traffic. Nothing in it has a timeout that a starved machine would
-// meet: a client that gave up would reset its connection, or leave the answer
-// without a socket, and both are what the probes look for.
+// Healthy traffic. It has no timeouts that an overloaded machine could exceed: a
+// client that gives up resets its connection or leaves an answer without a socket,
+// and the probes look for both.
 const (
 	busyName    = "web.shop."
 	busyPort    = 80
 	requestEach = 200 * time.Millisecond
 	checkEach   = 2 * time.Second
 	lookupEach  = time.Second
-	// A client keeps its connections so long, and then opens others.
+	// How long a client keeps its connections before it opens others.
 	reconnectEach = 20 * time.Second
-	// A replica that ends waits so long after its last connection: a check may
-	// be under way.
+	// How long an ending replica waits after its last connection, since a check may
+	// be on its way.
 	lastWords = 5 * time.Second
 )
 
-// resolve answers queries for addresses over UDP from a file of lines "NAME
-// ADDRESS", which is read for each query.
+// resolve answers address queries over UDP from a file of lines "NAME ADDRESS",
+// which it reads on each query.
 func resolve(addr, file string) error {
 	c, err := net.ListenPacket("udp", addr)
 	if err != nil {
@@ -95,8 +95,8 @@ func answerQuery(query []byte, zone string) ([]byte, error) {
 	return m.Pack()
 }
 
-// lookUp asks a resolver for the addresses of a name, by one socket for each
-// query, as resolvers of the C library do.
+// lookUp asks a resolver for the addresses of a name, with one socket per query, as
+// the C library does.
 func lookUp(resolver, name string) ([]netip.Addr, error) {
 	var list []netip.Addr
 	for i, typ := range []dnsmessage.Type{dnsmessage.TypeA, dnsmessage.TypeAAAA} {
@@ -137,7 +137,7 @@ func lookUp(resolver, name string) ([]netip.Addr, error) {
 	return list, nil
 }
 
-// ping sends one echo request and waits for the answer to it.
+// ping sends one echo request and waits for the reply.
 func ping(to netip.Addr, seq int) error {
 	network, local, proto := "ip4:icmp", "0.0.0.0", 1
 	var typ icmp.Type = ipv4.ICMPTypeEcho
@@ -190,9 +190,9 @@ func (t *traffic) fail(what string, err error) {
 	fmt.Printf("%s: %v\n", what, err)
 }
 
-// busy is a replica of a service: it answers requests and makes some to the
-// others, whose addresses the resolver has. At SIGTERM it makes no more,
-// answers until nobody is connected any more, and ends.
+// busy is a replica of a service: it answers requests and sends requests to the
+// others, whose addresses it gets from the resolver. On SIGTERM it sends no more,
+// answers until all connections are closed, and ends.
 func busy(resolver string) error {
 	var did traffic
 	var connected atomic.Int64
@@ -241,8 +241,8 @@ func busy(resolver string) error {
 	return server.Close()
 }
 
-// requests asks the replicas for pages over connections that it keeps. The
-// connections to a replica that the resolver no longer names are closed.
+// requests gets pages from the replicas over connections that it keeps. It closes
+// connections to replicas that the resolver no longer names.
 func requests(ctx context.Context, resolver string, did *traffic) {
 	clients := map[netip.Addr]*http.Client{}
 	closeAll := func() {
@@ -284,7 +284,7 @@ func requests(ctx context.Context, resolver string, did *traffic) {
 			to := targets[i%len(targets)]
 			c := clients[to]
 			if c == nil {
-				// A connection that is not idle yet when the idle ones are closed
+				// A connection that becomes idle after the idle ones were closed
 				// closes itself.
 				c = &http.Client{Transport: &http.Transport{IdleConnTimeout: lastWords, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 					did.Connections.Add(1)

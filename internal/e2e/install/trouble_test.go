@@ -14,30 +14,31 @@ import (
 )
 
 const (
-	troubleLasts = 12 // seconds: longer than the first window in which occurrences are merged
+	troubleLasts = 12 // seconds: longer than the first merging window
 	troubleEach  = 8  // a second
 )
 
-// trouble is one thing that goes wrong, over and over.
+// trouble is something that goes wrong repeatedly.
 type trouble struct {
 	name string
-	// match are the fields of the entries that are about it.
+	// match are the fields of its entries.
 	match []string
-	// begin causes it for some seconds, and returns how often that was by
-	// somebody else's count. more is how many occurrences nobody can tell of.
+	// begin causes the trouble for some seconds, and returns how often it occurred
+	// by an independent count. more is the number of occurrences that cannot be
+	// decided.
 	begin func() (caused, more int)
 
 	began        time.Time
 	caused, more int
 }
 
-// TestTroubles: each of ten troubles is told within two seconds, is told again
-// as it lasts, in few entries, whose counts are exact.
+// TestTroubles: each of ten troubles is reported within two seconds, and again
+// while it lasts, in few entries with exact counts.
 func TestTroubles(t *testing.T) {
 	const (
 		mostEntries = 12
 		soon        = 2 * time.Second
-		// The window in which a trouble ends may be twice as long as the first.
+		// The last window of a trouble may be twice as long as the first.
 		settles = 90 * time.Second
 	)
 	duration(t, "quiet", "NODESKOOP_QUIET")
@@ -106,7 +107,7 @@ func TestTroubles(t *testing.T) {
 	t.Logf("%d s each, %d a second:\n%s", troubleLasts, troubleEach, &table)
 }
 
-// begin is when the kernel saw the first of what the entries are about.
+// begin is the kernel's time of the first occurrence in the entries.
 func begin(entries []entry) time.Time {
 	first := entries[0].micros("KUBESKOOP_TIMESTAMP_US")
 	for _, e := range entries {
@@ -123,15 +124,15 @@ func ofPod(event string, p *pods.Pod, more ...string) []string {
 	return append([]string{"KUBESKOOP_EVENT=" + event, "K8S_NAMESPACE=" + p.Namespace, "K8S_POD=" + p.Name}, more...)
 }
 
-// inNetns runs the program of causes in a pod's network namespace, with
-// nothing of a container's start in between.
+// inNetns runs the program of causes in a pod's network namespace, without starting
+// a container.
 func (h *healthy) inNetns(p *pods.Pod, args ...string) string {
 	h.Helper()
 	return h.in(p, "/srv"+causeProgram, args...)
 }
 
-// steadily causes something for a while from a pod's network namespace, and
-// returns how often the program says it did.
+// steadily causes something for a while in a pod's network namespace, and returns
+// the program's own count.
 func (h *healthy) steadily(p *pods.Pod, what string, perSecond int, args ...string) (caused, perhaps int) {
 	h.Helper()
 	out := h.inNetns(p, append([]string{"steadily", what, strconv.Itoa(troubleLasts), strconv.Itoa(perSecond)}, args...)...)
@@ -151,7 +152,7 @@ func (h *healthy) counts(out string) (caused, perhaps int) {
 	return caused, perhaps
 }
 
-// rise is how much a counter of a pod's kernel tables rises while do runs.
+// rise returns the increase of a counter of a pod's kernel tables while do runs.
 func (h *healthy) rise(p *pods.Pod, group, name string, do func()) int {
 	h.Helper()
 	was := h.snmp(p, group, name)
@@ -159,8 +160,8 @@ func (h *healthy) rise(p *pods.Pod, group, name string, do func()) int {
 	return h.snmp(p, group, name) - was
 }
 
-// troubles starts a pod or two for each trouble: what one causes is told of no
-// other.
+// troubles starts a pod or two for each trouble, so that each trouble's entries are
+// about different pods.
 func (h *healthy) troubles() []trouble {
 	h.Helper()
 	serve := func(name string, command ...string) *pods.Pod {
@@ -230,7 +231,7 @@ func (h *healthy) troubles() []trouble {
 	return list
 }
 
-// diskPod is the pod for whose control group a disk is slow.
+// diskPod is the pod whose control group has a slow disk.
 func (h *healthy) diskPod(string) *pods.Container {
 	h.Helper()
 	return h.pod("trouble", "disk", false, nil).Container("main")

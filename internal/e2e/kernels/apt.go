@@ -23,8 +23,8 @@ const (
 	securityVariable = "NODESKOOP_DEBIAN_SECURITY_MIRROR"
 )
 
-// apt asks Debian's archive with lists and settings of its own: those of the
-// machine are neither read, but for the mirror and the proxy, nor touched.
+// apt queries Debian's archive with its own lists and settings. It does not change
+// the machine's, and uses only their mirror and proxy.
 type apt struct {
 	dir     string
 	arch    string
@@ -33,8 +33,8 @@ type apt struct {
 	trouble string // what the update complained of
 }
 
-// mirrors gives where the archive and its security updates are: as the
-// environment says, else as this machine has it, else the public ones.
+// mirrors returns the locations of the archive and of its security updates: from
+// the environment, else from this machine's settings, else the public ones.
 func mirrors() (archive, security string) {
 	archive, security = os.Getenv(mirrorVariable), os.Getenv(securityVariable)
 	files, _ := filepath.Glob("/etc/apt/sources.list.d/*")
@@ -124,7 +124,7 @@ Acquire::http::Timeout "30";
 	)
 }
 
-// proxies are the machine's own settings of how to reach the network.
+// proxies are the machine's own proxy settings.
 func proxies() string {
 	out, err := exec.Command("apt-config", "dump").Output()
 	if err != nil {
@@ -151,8 +151,8 @@ func (a *apt) run(dir, name string, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-// update reads the archive's lists, once. That one suite is gone does not
-// matter to the others, so its error is told where something is not found.
+// update reads the archive's lists, once. A missing suite does not affect the
+// others, so its error is only reported if a package is not found.
 func (a *apt) update() {
 	if a.updated {
 		return
@@ -173,7 +173,7 @@ func (a *apt) notFound(what string) error {
 
 var imageName = regexp.MustCompile(`^linux-image-(\d+)\.(\d+)\.(\d+)(?:-(\d+)|\+deb(\d+)(?:\.(\d+))?)-cloud-(amd64|arm64)$`)
 
-// version gives the numbers in a kernel package's name, nil if it is none.
+// version returns the numbers in a kernel package's name, nil if there are none.
 func version(name string) []int {
 	m := imageName.FindStringSubmatch(name)
 	if m == nil {
@@ -187,8 +187,8 @@ func version(name string) []int {
 	return v
 }
 
-// images are the kernel packages of a series ("6.1"), newest first; those of
-// any series for "newest".
+// images returns the kernel packages of a series ("6.1"), newest first; for
+// "newest" those of any series.
 func images(names []string, series string) []string {
 	found := slices.DeleteFunc(slices.Clone(names), func(n string) bool {
 		v := version(n)
@@ -198,7 +198,7 @@ func images(names []string, series string) []string {
 	return found
 }
 
-// kernelPackages gives the packages of a series' newest kernel.
+// kernelPackages returns the packages of a series' newest kernel.
 func (a *apt) kernelPackages(series string) ([]string, error) {
 	a.update()
 	out, err := a.run(a.dir, "apt-cache", "pkgnames", "linux-image-")
@@ -223,7 +223,7 @@ func (a *apt) kernelPackages(series string) ([]string, error) {
 	return nil, a.notFound("a kernel " + series + " for " + a.arch)
 }
 
-// closure gives the packages that some need, themselves included.
+// closure returns packages with all their dependencies.
 func (a *apt) closure(names []string) ([]string, error) {
 	a.update()
 	out, err := a.run(a.dir, "apt-get", append([]string{"install", "-qq", "--print-uris"}, names...)...)
@@ -240,7 +240,7 @@ func (a *apt) closure(names []string) ([]string, error) {
 	return packages, nil
 }
 
-// download gives the files of packages, below dir. apt holds them against the
+// download returns the files of packages, below dir. apt verifies them with the
 // archive's signed lists.
 func (a *apt) download(dir string, packages []string) ([]string, error) {
 	a.update()

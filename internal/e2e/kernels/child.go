@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// untilTold gives a context that ends when the runner is told to end, or when
-// whoever started it has ended: make and sudo do not always pass on the signal
-// that ends them. A second signal ends the runner at once.
+// untilTold returns a context that ends when the runner is told to end, or when its
+// parent has ended: make and sudo do not always pass the signal on. A second signal
+// ends the runner at once.
 func untilTold() (context.Context, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	told := make(chan os.Signal, 2) // neither of the two is lost
@@ -35,11 +35,12 @@ func untilTold() (context.Context, error) {
 	return ctx, nil
 }
 
-// runChild runs a program that ends with this one, however this one ends, and
-// with the command's context. It gets no signal of this process's group: then
-// it would look as if it had failed by itself. started is called with its number.
+// runChild runs a program that ends with this process, however that ends, and with
+// the command's context. It is outside this process's group, so that signals to the
+// group do not look like a failure of the program. started is called with its PID.
 func runChild(cmd *exec.Cmd, started func(pid int)) error {
-	// The kernel sends Pdeathsig when the thread ends, so it has to last.
+	// The kernel sends Pdeathsig when the parent's thread ends, so the thread must
+	// stay alive.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if cmd.SysProcAttr == nil {

@@ -14,7 +14,7 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// asRunner makes the test program a runner of one program that takes no hint.
+// asRunner makes the test program a runner of one program that ignores signals.
 const asRunner = "NODESKOOP_TEST_RUNNER"
 
 func TestMain(m *testing.M) {
@@ -37,10 +37,10 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// lingers makes the runner slow to end after its child has.
+// lingers delays the runner's end after its child has ended.
 const lingers = "NODESKOOP_TEST_RUNNER_LINGERS"
 
-// running reports whether a process is there and not a zombie.
+// running reports whether a process exists and is not a zombie.
 func running(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && !strings.Contains(string(b), ") Z ")
@@ -68,7 +68,8 @@ func TestNoChildStays(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// The shell stands for make. It does not become the runner.
+			// The shell stands for make. The exit keeps it from being replaced by
+			// the runner.
 			cmd := exec.Command("sh", "-c", `"$0"; exit 1`, self)
 			cmd.Env = append(os.Environ(), asRunner+"=1", c.env)
 			out, err := cmd.StdoutPipe()

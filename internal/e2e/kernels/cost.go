@@ -14,19 +14,20 @@ import (
 	"github.com/prometheus/procfs"
 )
 
-// costs is how much CPU time of this machine a VM took for each test, and for what is
-// no test under the name of the suite that was to come.
+// costs is the CPU time that a VM used for each test. Time outside tests counts under
+// the name of the next suite.
 type costs map[string]time.Duration
 
-// sampling is how often it is looked which test runs: what a test costs is known that
-// exactly.
+// sampling is the interval at which the running test is determined, and thus the
+// accuracy of a test's cost.
 const sampling = 250 * time.Millisecond
 
-// begun matches the line with which a suite or a test begins; a part counts as its test.
+// begun matches the line at the start of a suite or a test; a subtest counts as its
+// test.
 var begun = regexp.MustCompile(`(?m)^(?:=== RUN +|@run )([^/\s]+)`)
 
-// measure asks for the CPU time of a process and for the test that its output names
-// last, until stop is closed.
+// measure samples the CPU time of a process, and assigns it to the test that its
+// output names last, until stop is closed.
 func measure(pid int, output string, stop <-chan struct{}) costs {
 	c := costs{}
 	proc, err := procfs.NewProc(pid)
@@ -65,7 +66,7 @@ func measure(pid int, output string, stop <-chan struct{}) costs {
 	}
 }
 
-// costTable prints the tests that took most CPU time in all VMs together.
+// costTable prints the tests that used the most CPU time in all VMs together.
 func costTable(reports []*report, most int) string {
 	sum := costs{}
 	for _, r := range reports {

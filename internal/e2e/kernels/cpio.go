@@ -11,12 +11,12 @@ import (
 	"strings"
 )
 
-// tree is a file system to be, by path without a leading slash.
+// tree is a file system to be packed, by path without a leading slash.
 type tree map[string]entry
 
 type entry struct {
 	mode uint32 // with the file type, as stat has it
-	data []byte // of a file, or where a link points
+	data []byte // content of a file, or target of a link
 }
 
 const (
@@ -39,8 +39,8 @@ func (t tree) add(name, from string, mode uint32) error {
 	return nil
 }
 
-// write gives the tree in the format that the kernel unpacks its first root
-// from ("newc"), folders before what is in them.
+// write writes the tree in the format of an initramfs ("newc"), folders before
+// their content.
 func (t tree) write(w io.Writer) error {
 	for _, name := range slices.Sorted(maps.Keys(t)) {
 		for d := path.Dir(name); d != "."; d = path.Dir(d) {
@@ -71,7 +71,7 @@ func (t tree) write(w io.Writer) error {
 	return b.Flush()
 }
 
-// pad fills up to a multiple of four.
+// pad pads to a multiple of four bytes.
 func pad(w *bufio.Writer, n int) {
 	for ; n%4 != 0; n++ {
 		w.WriteByte(0)

@@ -17,17 +17,17 @@ import (
 	"strings"
 )
 
-// newest stands for the newest kernel of the backports, whichever it is.
+// newest stands for the newest kernel of the backports.
 const newest = "newest"
 
-// kernel is one of Debian's, unpacked in the cache.
+// kernel is one of Debian's kernels, unpacked in the cache.
 type kernel struct {
 	Release  string // as uname -r has it
 	Packages []string
 	dir      string
 }
 
-// series is the part of the release that a table can be kept by: "6.12".
+// series is the part of the release that identifies it in a table: "6.12".
 func (k *kernel) series() string {
 	parts := strings.SplitN(k.Release, ".", 3)
 	return strings.Join(parts[:min(2, len(parts))], ".")
@@ -35,8 +35,8 @@ func (k *kernel) series() string {
 
 func (k *kernel) image() string { return filepath.Join(k.dir, "vmlinuz") }
 
-// fetchKernel gives the kernel from the cache, downloading it first if need be
-// or, with refresh, if there is a newer one.
+// fetchKernel returns the kernel from the cache. It downloads the kernel if it is
+// missing or, with refresh, if there is a newer one.
 func fetchKernel(cache string, a func() (*apt, error), arch, series string, refresh bool) (*kernel, error) {
 	dir := filepath.Join(cache, arch, "kernel-"+series)
 	k, err := cachedKernel(dir)
@@ -105,7 +105,7 @@ func cachedKernel(dir string) (*kernel, error) {
 	return k, nil
 }
 
-// take keeps the kernel's image and its modules, all in one folder.
+// take stores the kernel's image and its modules in one folder.
 func (k *kernel) take(dir string) func(*tar.Header, io.Reader) error {
 	return func(h *tar.Header, r io.Reader) error {
 		base := path.Base(h.Name)
@@ -131,12 +131,11 @@ func (k *kernel) take(dir string) func(*tar.Header, io.Reader) error {
 	}
 }
 
-// modules gives the modules of the names wanted and what they depend on, in
-// the order in which they can be loaded. A name that is not there is built in,
-// or unknown to this kernel: the tests find out which.
+// modules returns the wanted modules and their dependencies in loading order. A
+// missing name is built in, or unknown to this kernel; the tests find out.
 //
-// Checking their signatures takes an emulated CPU longer than all else about
-// them, so they are left off unless signed.
+// Verifying signatures is the slowest part of loading on an emulated CPU, so
+// signatures are removed unless signed is set.
 func (k *kernel) modules(wanted []string, signed bool) (files []string, t tree, err error) {
 	names, err := os.ReadDir(k.dir)
 	if err != nil {
@@ -186,8 +185,8 @@ func (k *kernel) modules(wanted []string, signed bool) (files []string, t tree, 
 	return files, t, nil
 }
 
-// withoutSignature cuts off what follows the module proper: the signature, 12
-// bytes that describe it, of which the last four are its length, and a mark.
+// withoutSignature cuts off the data behind the module: the signature, 12 bytes
+// that describe it, the last four of which are its length, and a marker.
 func withoutSignature(module []byte) []byte {
 	const mark, head = "~Module signature appended~\n", 12
 	rest, ok := bytes.CutSuffix(module, []byte(mark))
@@ -226,7 +225,7 @@ func decompress(file string) ([]byte, error) {
 	return cmd.Output()
 }
 
-// dependsOn reads what a module says it needs.
+// dependsOn reads the dependencies from a module.
 func dependsOn(module []byte) ([]string, error) {
 	f, err := elf.NewFile(bytes.NewReader(module))
 	if err != nil {

@@ -231,7 +231,7 @@ func TestCompare(t *testing.T) {
 	}
 }
 
-// TestSupportTable: the committed table is as the program would write it.
+// TestSupportTable: the program would write the committed table unchanged.
 func TestSupportTable(t *testing.T) {
 	data, err := os.ReadFile("../../../testdata/support.tsv")
 	if err != nil {
@@ -292,8 +292,8 @@ func FuzzParseSupport(f *testing.F) {
 	})
 }
 
-// TestSeldom: each name in the list is a test's, so that a test that is renamed
-// does not begin to run on all kernels.
+// TestSeldom: each name in the list is a test's, so that a renamed test does not
+// start to run on all kernels.
 func TestSeldom(t *testing.T) {
 	var declared []string
 	for _, p := range packages {
@@ -323,8 +323,8 @@ func TestSeldom(t *testing.T) {
 	}
 }
 
-// TestMeasure: what a process takes is put down to the test that its output names last,
-// a part to its test.
+// TestMeasure: CPU time is assigned to the test that the output names last, a subtest's
+// to its test.
 func TestMeasure(t *testing.T) {
 	output := filepath.Join(t.TempDir(), "log")
 	script := `burn() { i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; }

@@ -1,11 +1,11 @@
 // Command kernels proves on which kernels each hook of each probe loads and counts
-// what was caused: it runs the project's tests inside VMs, one per kernel that
-// Debian ships, and holds the results against testdata/support.tsv.
+// what was caused. It runs the project's tests inside VMs, one per kernel that
+// Debian ships, and compares the results with testdata/support.tsv.
 //
 // `make test-kernels` builds and runs it; README.md beside it has the flags. It
 // needs QEMU and the Debian archive's keyring (make deps), 1.5 GiB for each VM,
 // /dev/net/tun, and root or user namespaces; the first time it downloads the
-// kernels. It is no part of `make test`, whose kernel is the machine's.
+// kernels. It is not part of `make test`, which uses the machine's kernel.
 package main
 
 import (
@@ -24,7 +24,7 @@ import (
 	"time"
 )
 
-// series are the kernels to run by default, those first that take longest.
+// series are the kernels that run by default, slowest first.
 var series = map[string][]string{
 	"amd64": {"6.18", newest, "6.12", "5.10", "6.1"},
 	"arm64": {"6.12", "6.1"},
@@ -33,15 +33,15 @@ var series = map[string][]string{
 // packages are those whose tests depend on the kernel.
 var packages = []string{"bpf", "collect/trace", "collect/proc", "collect/netlink"}
 
-// seldom are tests that say little of a kernel, and on which they run all the
-// same: emulated CPUs are slow, and there is one run for each kernel.
+// seldom lists tests that depend little on the kernel, and the kernels on which
+// they run all the same: emulated CPUs are slow, and each kernel takes a run.
 var seldom = []struct {
 	tests string
 	on    []string
 }{
 	{"TestLoad", nil}, // TestRungs does more
-	// The loader's own tables and limits, and parsers that are fed with files:
-	// the machine that runs make test does these, on whichever kernel it has.
+	// Tests of the loader's own tables and limits, and of parsers with captured
+	// files. The machine that runs make test runs these, on its own kernel.
 	{"TestObjectsOfBothArchitectures|TestLeaks|TestMemory|TestRingFull|TestForget|TestEventsOff|TestManyNamespaces|TestUnownedLeaveTheMaps", nil},
 	{"TestSymbolsRefreshRarely|TestShares|TestManyFlows|TestFlowSeriesAreShared|TestRoomIsSaid|TestMillionDescriptors|TestLoopWhileRTNLIsHeld", nil},
 	// Who made a namespace is read from the kernel; how its tables fill is not.
@@ -53,30 +53,30 @@ var seldom = []struct {
 	{"TestEndedPodLeavesTheMaps|TestIdleFlowsLeaveTheMap", []string{"5.10"}},
 	// Hundreds of commands.
 	{"TestInterfacesByIdentity", []string{"5.10"}},
-	// RTNL is held in the same way by all.
+	// RTNL is held in the same way on all kernels.
 	{"TestFlowWhileRTNLIsHeld|TestLoadWhileRTNLIsHeld", []string{"6.12"}},
 	{"TestDamaged|TestTruncated|TestTCPSummaryText|TestTCPSummaryMany|TestTCPSummaryFollows", nil},
-	// Which of its addresses a service's connection is shown by.
+	// Which address of a service an event or a flow shows.
 	{"TestServiceAddress", []string{"5.10", "6.12"}},
-	// Requests that end without a word to the tracepoints that newer kernels do
-	// not need.
+	// Requests that end without a tracepoint, which newer kernels do not need.
 	{"TestBiolatencyMerged", []string{"5.10", "6.1"}},
-	// Whose a histogram is, and that none is counted when it is off, is the same code on
-	// all; TestHistogramsOf each probe holds the counts everywhere.
+	// The owner of a histogram, and that none is counted when it is off, are the same
+	// code on all kernels; TestHistogramsOf each probe checks the counts everywhere.
 	{"TestHistogramsOff|TestHistogramsOfStrangers", []string{"5.10", newest}},
-	// The programs' other tests hold each histogram against the probe's counters when
-	// they end.
+	// The programs' other tests compare each histogram with the probe's counters
+	// when they end.
 	{"TestHistogramsOfSockets|TestHistogramsOfTheStack|TestHistogramsOfDevices|TestHistogramsOfDisks", []string{"5.10", "6.12", newest}},
-	// A process's number in its PID namespace; the test runs another by each hook.
+	// A process's number in its PID namespace; the test covers another part with
+	// each hook.
 	{"TestBiolatencyOwnInPIDNamespace", []string{"5.10", newest}},
-	// With a containerd, which the VMs have not.
+	// Needs a containerd, which the VMs do not have.
 	{"TestExecBetweenSamples", nil},
 	// Many processes in turn.
 	{"TestIOReaped|TestIOEachRead|TestIORestarted", nil},
 	{"TestFDComesAndGoes", []string{"6.12"}},
-	// What goes on beside the probe flow on a device. This kernel attaches by
-	// clsact, and lets a packet be cut up as older ones do; the machine that
-	// runs make test has tcx.
+	// Other programs beside the probe flow on a device. This kernel attaches by
+	// clsact, and segments a packet as older kernels do; the machine that runs make
+	// test has tcx.
 	{"TestFlowLeavesForeignFilters|TestFlowTakesStaleFiltersOnly|TestFlowDevicesComeAndGo|TestFlowForwardedSegments|TestFlowSegmentsOfOtherKinds", []string{"5.10"}},
 }
 
@@ -109,7 +109,7 @@ func turnOf(series string) int {
 	return turn
 }
 
-// special is the kernel that is booted in other ways too.
+// special is the kernel that is also booted in other ways.
 const special = "6.12"
 
 type options struct {
@@ -129,7 +129,7 @@ func main() {
 	flag.StringVar(&o.skip, "skip", "", "no tests that match the `regexp`")
 	flag.IntVar(&o.count, "count", 1, "how often to run each test, to look for one that fails now and then")
 	flag.IntVar(&o.dearest, "costs", 12, "print as many of the tests that take most CPU time")
-	// A VM waits for half of its time, and none should be left for the end.
+	// A VM waits half of its time, and none should be left over for the end.
 	flag.IntVar(&o.jobs, "j", runtime.NumCPU()*5/2, "VMs at a time, of 1.5 GiB each")
 	flag.StringVar(&o.accel, "accel", "tcg,thread=single", "QEMU's accelerator; kvm where there is one")
 	flag.StringVar(&o.icount, "icount", "shift=1,sleep=on", "QEMU's -icount, which ties the VM's time to the instructions that it runs; empty: real time")
@@ -237,7 +237,7 @@ func kernels(ctx context.Context, o *options) (ok bool, err error) {
 			start := time.Now()
 			text, err := m.run(ctx, userland, tests, o.keep)
 			if err != nil && ctx.Err() == nil && !strings.Contains(text, "\n@run ") {
-				// That is no fault of the tests: none of them was begun.
+				// That is not a failure of the tests, since none was started.
 				fmt.Fprintf(os.Stderr, "%s did not come up, once more: %v\n", m.name(), err)
 				text, err = m.run(ctx, userland, tests, o.keep)
 			}
@@ -253,7 +253,7 @@ func kernels(ctx context.Context, o *options) (ok bool, err error) {
 	return o.conclude(root, reports, wanted, missing)
 }
 
-// reread makes reports of the logs of plain boots that are there.
+// reread makes reports from existing logs of plain boots.
 func (o *options) reread(logs string) (reports []*report, err error) {
 	files, err := filepath.Glob(filepath.Join(logs, o.arch+"-*.log"))
 	if err != nil {
@@ -282,7 +282,7 @@ func (o *options) reread(logs string) (reports []*report, err error) {
 	return reports, nil
 }
 
-// machines are the VMs to run: each kernel, and the special boots of one.
+// machines returns the VMs to run: each kernel, and the special boots of one.
 func (o *options) machines(found []*kernel, logs string) (machines []*machine) {
 	variants := strings.Split(o.variants, ",")
 	add := func(k *kernel, variant string, tests []test) {
@@ -346,7 +346,7 @@ func (o *options) machines(found []*kernel, logs string) (machines []*machine) {
 	return machines
 }
 
-// test runs the tests of a package, whose folder they find as they do here.
+// test runs the tests of a package, in the same folder as on this machine.
 func (o *options) test(pkg, run, skip string) test {
 	limit := o.timeout - time.Minute
 	args := []string{"/t/" + testFile(pkg), "-test.v", "-test.timeout=" + limit.String()}
@@ -361,14 +361,14 @@ func (o *options) test(pkg, run, skip string) test {
 	}
 	dir := "/t/" + pkg
 	if pkg == "collect/proc" {
-		dir = "/disk/" + pkg // the probe io counts what goes to a disk
+		dir = "/disk/" + pkg // the probe io counts I/O that reaches a disk
 	}
 	return test{Name: strings.ReplaceAll(pkg, "/", "."), Dir: dir, Args: args, Timeout: o.timeout}
 }
 
 func testFile(pkg string) string { return strings.ReplaceAll(pkg, "/", "-") + ".test" }
 
-// build makes what the VMs run: the tests, the program itself, and the first
+// build builds what the VMs run: the tests, the program itself, and the first
 // process.
 func build(ctx context.Context, root, dir string, o *options) (tree, error) {
 	fmt.Fprintf(os.Stderr, "building the tests for %s\n", o.arch)
@@ -431,8 +431,8 @@ func (t tree) addAll(root, dir, to string) error {
 // skipsAllowed are the reasons for which a test may be skipped in a VM.
 var skipsAllowed = regexp.MustCompile(`^this (kernel|containerd): |^long test`)
 
-// check makes failures of what a VM must not do: leave out a suite, or skip a
-// test for a reason that the VM could have met.
+// check turns into failures what a VM must not do: leave out a suite, or skip a
+// test for a reason that the VM could have avoided.
 func (r *report) check() {
 	for _, t := range r.machine.tests {
 		if !slices.Contains(r.ended, t.Name) && r.err == nil {
@@ -450,7 +450,7 @@ func (r *report) check() {
 	slices.Sort(r.failed)
 }
 
-// conclude prints all that was found, and tells whether it is as it should be.
+// conclude prints all results, and reports whether they are as expected.
 func (o *options) conclude(root string, reports []*report, wanted, missing []string) (ok bool, err error) {
 	file := filepath.Join(root, "testdata", "support.tsv")
 	expected, err := readSupport(file)

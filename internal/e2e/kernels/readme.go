@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// printReadme prints the table of docs/kernels.md: what each probe uses on each kernel.
+// printReadme prints the table of docs/kernels.md: the hooks that each probe uses on
+// each kernel.
 func printReadme(file string) error {
 	table, err := readSupport(file)
 	if err != nil {

@@ -10,13 +10,13 @@ import (
 	"nodeskoop/internal/testkit/proof"
 )
 
-// byDefault is the rung that stands for what a probe uses by itself.
+// byDefault is the rung that stands for the probe's own choice.
 const byDefault = "default"
 
-// outcome is what became of one rung of one probe on one kernel.
+// outcome is the result of one rung of one probe on one kernel.
 type outcome struct {
 	probe, rung string
-	chosen      string // for the rung byDefault: the kinds of hooks that it came to
+	chosen      string // for the rung byDefault: the kinds of hooks that were chosen
 	taken       bool
 	limitations []string
 	refused     string
@@ -26,7 +26,7 @@ type outcome struct {
 	wrong       bool
 }
 
-// result is the outcome in the words of the table.
+// result returns the outcome as the table spells it.
 func (o *outcome) result() string {
 	partly := ""
 	if len(o.limitations) > 0 {
@@ -46,7 +46,7 @@ func (o *outcome) result() string {
 	}
 }
 
-// classes of refusals, by what the loader says; the first that fits.
+// classes of refusals, by the loader's message; the first match applies.
 var classes = []struct{ text, class string }{
 	{"no such function or tracepoint", "absent"},
 	{"has no type information", "no BTF"},
@@ -57,7 +57,7 @@ var classes = []struct{ text, class string }{
 	{"does not support it", "not supported"},
 }
 
-// class gives the kind of reason, without what differs between versions.
+// class returns the kind of a reason, without details that differ between versions.
 func class(reason string) string {
 	for _, c := range classes {
 		if strings.Contains(reason, c.text) {
@@ -172,8 +172,8 @@ func (r *report) read(text string) {
 			r.failed = append(r.failed, suite+": "+line)
 		}
 	}
-	// A count belongs to a rung that was forced, or to what the probe chose:
-	// which of them, is known when all is read.
+	// A count belongs to a forced rung, or to the probe's choice; which of them is
+	// known after all lines are read.
 	for _, l := range lines {
 		switch {
 		case l.Chosen:
@@ -215,13 +215,13 @@ func (r *report) counted(l proof.Line) *outcome {
 	if def != nil {
 		return def
 	}
-	// A probe without rungs: its source is what it uses.
+	// For a probe without rungs, the hook is its source.
 	o := r.outcome(l.Probe, byDefault)
 	o.taken, o.chosen = true, l.Hook
 	return o
 }
 
-// probes are those of the report, in the order of their names.
+// probes returns the report's probes, sorted by name.
 func (r *report) probes() []string {
 	var names []string
 	for _, o := range r.outcomes {
@@ -233,8 +233,8 @@ func (r *report) probes() []string {
 	return names
 }
 
-// table prints a line per probe: what it uses, what was caused and counted, and
-// what became of each rung.
+// table prints a line per probe: the hooks in use, the caused and counted numbers,
+// and the result of each rung.
 func table(reports []*report) string {
 	rows := [][]string{{"KERNEL", "PROBE", "USES", "CAUSED", "COUNTED", "RESULT", "EVERY RUNG: COUNTED/CAUSED, OR WHY NOT"}}
 	for _, r := range reports {
@@ -285,7 +285,7 @@ func table(reports []*report) string {
 	return columns(rows)
 }
 
-// columns sets rows out, all but the last column as wide as they need.
+// columns aligns rows in columns as wide as needed, except for the last one.
 func columns(rows [][]string) string {
 	width := make([]int, 16)
 	for _, row := range rows {

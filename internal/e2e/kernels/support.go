@@ -73,7 +73,7 @@ func compareSeries(x, y string) int {
 	return slices.Compare(a[:], b[:])
 }
 
-// supports is a report in the form of the table.
+// supports converts a report to the table's form.
 func (r *report) supports() []support {
 	var found []support
 	for _, o := range r.outcomes {
@@ -82,9 +82,8 @@ func (r *report) supports() []support {
 	return found
 }
 
-// compare holds what a VM found against the table. A series that the table
-// does not know, such as a newer kernel than anyone saw when it was written,
-// fails only if a probe has no way left to work.
+// compare compares a VM's results with the table. For a series that the table does
+// not have, such as a newer kernel, it fails only if no rung of a probe works.
 func compare(r *report, table []support) (failures, notes []string) {
 	arch, series := r.machine.arch, r.machine.kernel.series()
 	expected := map[string]string{}
@@ -123,14 +122,13 @@ func compare(r *report, table []support) (failures, notes []string) {
 	return failures, nil
 }
 
-// same reports whether two results mean the same. A rung of several programs
-// may be refused for more than one reason, and which the kernel is asked about
-// first is chance.
+// same reports whether two results mean the same. A rung of several programs may be
+// refused for several reasons, and which one the kernel reports first is chance.
 func same(want, got string) bool {
 	return want == got || strings.HasPrefix(want, "refused: ") && strings.HasPrefix(got, "refused: ")
 }
 
-// updated gives the table with the rows of what ran replaced.
+// updated returns the table with the rows of the kernels that ran replaced.
 func updated(table []support, reports []*report) []support {
 	for _, r := range reports {
 		table = slices.DeleteFunc(table, func(s support) bool {

@@ -12,13 +12,13 @@ import (
 	"strings"
 )
 
-// programs are the packages that the tests' programs come from.
+// programs are the packages of the programs that the tests use.
 var programs = []string{
 	"dash", "coreutils", "grep", "sed", "mawk", "util-linux", "mount", "procps", "kmod", "libc-bin",
 	"iproute2", "ethtool", "nftables", "iptables", "conntrack", "ipvsadm", "iperf3", "busybox-static", "e2fsprogs",
 }
 
-// leftOut is what nothing in a test VM reads.
+// leftOut lists files that nothing in a test VM reads.
 var leftOut = []string{
 	"usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale", "usr/share/lintian", "usr/share/bash-completion",
 	"usr/share/bug", "usr/share/perl", "usr/share/i18n", "usr/share/zsh", "usr/share/gcc", "usr/include", "usr/games",
@@ -26,11 +26,11 @@ var leftOut = []string{
 	"usr/lib/systemd", "var", "etc/init.d", "etc/pam.d", "etc/security",
 }
 
-// userlandFormat changes when the archive is made differently.
+// userlandFormat changes when the archive is built differently.
 const userlandFormat = "1"
 
-// fetchUserland gives the archive with the programs, all of them from Debian
-// for the architecture of the VM, so that the machine's own do not matter.
+// fetchUserland returns the archive with the programs. All come from Debian for the
+// VM's architecture, so they do not depend on this machine's.
 func fetchUserland(cache string, a func() (*apt, error), arch string) (string, error) {
 	sum := sha256.Sum256([]byte(strings.Join(append([]string{userlandFormat}, programs...), " ") + strings.Join(leftOut, " ")))
 	file := filepath.Join(cache, arch, fmt.Sprintf("userland-%x.cpio", sum[:6]))
@@ -115,7 +115,7 @@ func merged(name string) string {
 	return name
 }
 
-// finish adds what the packages' installation scripts would have made.
+// finish adds what the packages' installation scripts would have created.
 func (t tree) finish() {
 	for _, d := range []string{"bin", "sbin", "lib", "lib64"} {
 		t.link(d, "usr/"+d)

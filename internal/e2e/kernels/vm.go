@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// modules are loaded before the tests, those of them that a kernel has: what
-// `ip`, `tc` and `nft` would otherwise have the kernel load by itself.
+// modules are loaded before the tests, if the kernel has them. On a real machine
+// `ip`, `tc` and `nft` load them on demand.
 var modules = []string{
 	"virtio_pci", "virtio_console", "virtio_net", "virtio_blk", "net_failover", "failover",
 	"veth", "dummy", "macvlan", "ipvlan", "8021q", "bonding", "bridge", "vxlan", "tun", "ifb", "loop", "null_blk", "mq-deadline",
@@ -30,14 +30,14 @@ var modules = []string{
 	"sctp", "vsock", "vsock_loopback", "ip_gre", "ip6_gre", "ipip", "ip6_tunnel", "sit", "wireguard", "geneve",
 }
 
-// disks are a VM's: two slow ones, and one for files.
+// disks are the VM's disks: two slow ones, and one for files.
 var disks = []struct {
 	serial string
 	size   int64
 	iops   int // 0: as fast as it can
 }{{"iops30", 8 << 20, 30}, {"iops5", 8 << 20, 5}, {"files", 128 << 20, 0}}
 
-// variants of a boot, by what the tests find as NODESKOOP_TEST_VM.
+// variants of a boot, which tests read from NODESKOOP_TEST_VM.
 const (
 	plain    = "1"
 	lockdown = "lockdown"
@@ -54,13 +54,13 @@ type machine struct {
 	tests   []test
 	timeout time.Duration
 	logs    string // path of the logs, without extension
-	turn    int    // which of the rungs it takes, where a test goes by turns
+	turn    int    // number of the rung to use in tests that take turns
 
 	cpu   time.Duration // that it took
 	costs costs         // of each test
 }
 
-// test is one test program, and how it is run.
+// test is one test program and how to run it.
 type test struct {
 	Name    string
 	Dir     string
@@ -76,8 +76,8 @@ func (m *machine) name() string {
 	return n
 }
 
-// prepare writes the archive that the kernel unpacks its root from: three
-// parts, of which the last is the tests'.
+// prepare writes the kernel's initramfs in three parts, the last of which holds the
+// tests.
 func (m *machine) prepare(dir, userland string, tests tree) (string, error) {
 	files, mods, err := m.kernel.modules(modules, m.variant == lockdown)
 	if err != nil {
@@ -125,33 +125,33 @@ func (m *machine) prepare(dir, userland string, tests tree) (string, error) {
 	return initrd.Name(), initrd.Close()
 }
 
-// qemu gives the command line. Two network cards share a hub, so that packets
-// pass a real driver without leaving the VM; a third has several queues, which
-// only a tap device gives it, in the network namespace that QEMU is started in.
+// qemu returns the command line. Two network cards share a hub, so that packets
+// pass a real driver without leaving the VM. A third has several queues, for which
+// it needs a tap device, in the network namespace in which QEMU runs.
 func (m *machine) qemu(dir, initrd, results string) []string {
-	// What more a CPU can do an emulated one is slow at: more registers to save,
-	// page tables of five levels.
+	// Further features make an emulated CPU slow: more registers to save, five
+	// levels of page tables.
 	args := []string{"qemu-system-x86_64", "-cpu", "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdtscp,+rdrand,+tsc-deadline,+fsgsbase"}
 	console := "ttyS0"
 	if m.arch == "arm64" {
 		args = []string{"qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a57"}
 		console = "ttyAMA0"
 	}
-	// Nobody attacks it, so it need not defend itself.
+	// The VM is not exposed to attacks, so mitigations are off.
 	command := "console=" + console + " loglevel=4 panic=-1 mitigations=off cryptomgr.notests rcupdate.rcu_expedited=1" +
 		" init_on_alloc=0 init_on_free=0 hardened_usercopy=off randomize_kstack_offset=off transparent_hugepage=always apparmor=0 nowatchdog"
 	if m.variant == lockdown {
 		command += " lockdown=confidentiality"
 	}
-	// By its own clock a VM runs evenly however busy this machine is, so what
-	// the tests measure does not depend on that. Idle time passes as it does
-	// here, for the disks are slow by the time here.
+	// With an instruction-counting clock, a VM runs evenly however busy this
+	// machine is, so measurements in the tests do not depend on its load. Idle time
+	// passes in real time, because the disks' delays are in real time.
 	if m.icount != "" && strings.HasPrefix(m.accel, "tcg") {
 		args = append(args, "-icount", m.icount)
 	}
 	args = append(args,
-		// One CPU: with more, emulation and the kernel's patching of its own
-		// code are at odds now and then.
+		// One CPU: with more, emulation sometimes conflicts with the kernel's
+		// patching of its own code.
 		"-accel", m.accel, "-smp", "1", "-m", "1536", "-nographic", "-no-reboot", "-nic", "none",
 		"-kernel", m.kernel.image(), "-initrd", initrd, "-append", command,
 		"-device", "virtio-serial-pci",
@@ -168,8 +168,8 @@ func (m *machine) qemu(dir, initrd, results string) []string {
 	return args
 }
 
-// run boots the VM and gives what the tests printed. An error is about the VM,
-// not about the tests.
+// run boots the VM and returns the tests' output. An error is about the VM, not
+// about the tests.
 func (m *machine) run(ctx context.Context, userland string, tests tree, keep bool) (string, error) {
 	if ctx.Err() != nil {
 		return "", errors.New("stopped")
@@ -206,7 +206,7 @@ func (m *machine) run(ctx context.Context, userland string, tests tree, keep boo
 	}
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = console, console
-	// A network namespace of its own, which ends with it.
+	// Use a separate network namespace, which ends with the process.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	if os.Getuid() != 0 {
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
@@ -237,7 +237,7 @@ func (m *machine) run(ctx context.Context, userland string, tests tree, keep boo
 	return text, nil
 }
 
-// quoted makes words of a command line that a shell takes as they are.
+// quoted quotes words of a command line for a shell.
 func quoted(args []string) []string {
 	var words []string
 	for _, a := range args {

@@ -35,16 +35,17 @@ import (
 
 const (
 	cycle   = 2 * time.Second // the daemon's interval
-	churn   = 10              // pods that are to come and go each second
+	churn   = 10              // number of pods started and removed per second
 	workers = 6               // that make them
 	spaces  = 10              // network namespaces outside pods, each second
 )
 
 func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 
-// TestSoak lets pods come and go, floods the event probes, and restarts every
-// neighbour of the daemon. Every so often all of it pauses and everything goes:
-// then the daemon has to be what it was in the first pause.
+// TestSoak starts and removes pods, floods the event probes, and restarts
+// everything that the daemon talks to. At intervals all activity pauses and all
+// pods are removed. Then the daemon must be in the same state as in the first
+// pause.
 func TestSoak(t *testing.T) {
 	length, err := time.ParseDuration(os.Getenv("NODESKOOP_SOAK"))
 	need.Target(t, "soak", err == nil)
@@ -59,7 +60,7 @@ func TestSoak(t *testing.T) {
 		t.FailNow()
 	}
 
-	// The first pause comes when everything has been in use once.
+	// The first pause comes after every part has been used once.
 	const rounds = 6
 	warm := min(max(length/10, 20*time.Second), 3*time.Minute)
 	s.round(warm)
@@ -78,9 +79,8 @@ func TestSoak(t *testing.T) {
 	s.restarts(max(length/rounds, time.Minute))
 }
 
-// restarts makes the same trouble while the daemon itself is restarted and
-// killed: no counter that a reader sees may fall by it, neither of the host nor
-// of a pod that goes on.
+// restarts does the same while the daemon itself is restarted and killed: no
+// counter may fall for a reader, neither the host's nor that of a continuing pod.
 func (s *soak) restarts(length time.Duration) {
 	<-s.daemon.done // it was made to show its goroutines
 	s.daemon = s.start("third")
@@ -114,7 +114,7 @@ func (s *soak) restartDaemon() {
 	_ = s.daemon.cmd.Process.Signal(signal)
 	select {
 	case <-s.daemon.done:
-	case <-time.After(time.Minute): // it may get little of a busy machine
+	case <-time.After(time.Minute): // on a busy machine it may get little CPU time
 		s.t.Errorf("%v did not end the daemon; it is killed", signal)
 		_ = s.daemon.cmd.Process.Kill()
 		<-s.daemon.done
@@ -122,9 +122,9 @@ func (s *soak) restartDaemon() {
 	s.daemon = s.start(fmt.Sprintf("restart-%d", s.daemonRestarts))
 }
 
-// monotonic demands that no counter is below what the scrape before saw. Pods
-// have names of their own here, so a series is never another's. flow's begin
-// anew with each run, and so do those of the tool about itself.
+// monotonic checks that no counter is below its value in the previous scrape. Pod
+// names are unique here, so a series never changes its owner. The counters of flow,
+// and those about nodeskoop itself, are reset with each run.
 func (s *soak) monotonic(fams map[string]*dto.MetricFamily) {
 	now := map[string]float64{}
 	for name, f := range fams {
@@ -158,13 +158,15 @@ type soak struct {
 	daemon   *daemon
 	exporter *exporter.Exporter
 
-	// Whoever uses containerd holds it for reading, who restarts it for writing.
+	// Users of containerd hold it for reading, the restarting goroutine for
+	// writing.
 	containerd                                           sync.RWMutex
 	made, failed, foreign, datagrams, scrapes, badScrape atomic.Uint64
 	ctdRestarts, journaldRestarts, exporterRestarts      int
 	peak                                                 state
 
-	// Whoever looks at the daemon holds it for reading, who restarts it for writing.
+	// Readers of the daemon's state hold it for reading, the restarting goroutine
+	// for writing.
 	running        sync.RWMutex
 	killing        bool // it is restarted
 	daemonRestarts int
@@ -173,7 +175,7 @@ type soak struct {
 	compared       int
 }
 
-// round makes all the trouble there is for a while.
+// round runs all kinds of activity for a while.
 func (s *soak) round(length time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), length)
 	defer cancel()
@@ -195,7 +197,7 @@ func (s *soak) round(length time.Duration) {
 	wg.Wait()
 }
 
-// every calls f after each wait, but not for long after the end.
+// every calls f at intervals, until shortly after the end.
 func every(ctx context.Context, wait time.Duration, f func()) {
 	for {
 		select {
@@ -207,7 +209,7 @@ func every(ctx context.Context, wait time.Duration, f func()) {
 	}
 }
 
-// podsComeAndGo runs real pods, which live for some seconds.
+// podsComeAndGo runs real pods that live for some seconds.
 func (s *soak) podsComeAndGo(ctx context.Context, tokens <-chan time.Time) {
 	for ctx.Err() == nil {
 		select {
@@ -236,7 +238,7 @@ func (s *soak) makePod() *pods.Pod {
 	n := s.made.Add(1)
 	p, err := s.ctd.TryRunPod(ctx, pods.PodSpec{Namespace: "soak", Name: fmt.Sprintf("pod-%d", n), Containers: []pods.ContainerSpec{{
 		Name: "main",
-		// A refused connection, a lost datagram, a served request.
+		// Causes a refused connection, a lost datagram and a served request.
 		Command: []string{"sh", "-c", "nc -w 1 127.0.0.1 7; echo x | nc -u -w 1 127.0.0.1 9; httpd -p 8080; wget -q -O /dev/null http://127.0.0.1:8080/; sleep 1000"},
 	}}})
 	if err != nil {
@@ -262,8 +264,8 @@ func (s *soak) removePod(p *pods.Pod) {
 	}
 }
 
-// spacesComeAndGo makes network namespaces that no pod has, as services with
-// a private network do, and loses a packet in each.
+// spacesComeAndGo creates network namespaces outside pods, as services with a
+// private network do, and loses a packet in each.
 func (s *soak) spacesComeAndGo(ctx context.Context) {
 	every(ctx, time.Second/spaces, func() {
 		if err := inSpace(func() error {
@@ -319,7 +321,7 @@ func (s *soak) flood(ctx context.Context) {
 			b := make([]byte, 64)
 			for end := time.Now().Add(time.Second); time.Now().Before(end); {
 				for range 100 {
-					// One that hears of the closed port is not sent.
+					// A datagram is not sent if the call reports the closed port.
 					if _, err := c.Write(b); err == nil {
 						s.datagrams.Add(1)
 					}
@@ -362,7 +364,7 @@ func (s *soak) restartJournald() {
 	}
 }
 
-// scrape asks node_exporter again and again, and restarts it now and then.
+// scrape scrapes node_exporter continuously, and restarts it now and then.
 func (s *soak) scrape(ctx context.Context) {
 	every(ctx, 3*time.Second, func() {
 		s.running.RLock()
@@ -389,7 +391,7 @@ func (s *soak) scrape(ctx context.Context) {
 	})
 }
 
-// look keeps the worst of what is seen under load.
+// look keeps the maximum of the values seen under load.
 func (s *soak) look() {
 	s.running.RLock()
 	defer s.running.RUnlock()
@@ -411,7 +413,7 @@ func (s *soak) look() {
 	s.peak.nets = max(s.peak.nets, now.nets)
 }
 
-// pause waits until everything that was made is gone, and the daemon knows.
+// pause waits until everything created is gone, and the daemon has noticed.
 func (s *soak) pause() state {
 	s.t.Helper()
 	return s.pauseFor(0)
@@ -427,7 +429,7 @@ func (s *soak) pauseFor(pods float64) state {
 			s.t.Fatalf("look at the daemon: %v", err)
 		}
 		if now.pods == pods && now.connected && now.alike(last) {
-			// Memory that is free goes back to the machine a while later.
+			// The runtime returns free memory to the machine with a delay.
 			seen := now.accounts
 			time.Sleep(3 * cycle)
 			if now, err = s.daemon.state(); err != nil {
@@ -444,8 +446,8 @@ func (s *soak) pauseFor(pods float64) state {
 	}
 }
 
-// balance demands that what had been seen a while ago is accounted for now.
-// The machine's own events go on meanwhile.
+// balance checks that events seen a while ago are accounted for now. The machine's
+// own events continue meanwhile.
 func (s *soak) balance(before, now map[string]account) {
 	for event, a := range now {
 		if sum := a.written + a.suppressed + a.lost + a.ignored + a.pending; sum != a.seen || sum < before[event].seen {
@@ -460,35 +462,35 @@ func (s *soak) report() {
 		s.made.Load(), s.failed.Load(), s.foreign.Load(), s.datagrams.Load(), s.scrapes.Load(), s.badScrape.Load(), s.ctdRestarts, s.journaldRestarts, s.exporterRestarts)
 }
 
-// judge demands that every pause was like the first.
+// judge checks that every pause was like the first.
 func (s *soak) judge(rests []state) {
 	first, last := rests[0], rests[len(rests)-1]
 	for i, r := range rests {
 		if r.fds != first.fds || r.maps != first.maps {
 			s.t.Errorf("pause %d: %d open files and %d BPF maps, %d and %d in the first", i+1, r.fds, r.maps, first.fds, first.maps)
 		}
-		// The kernel's counters of namespaces outside pods are looked through
-		// only when there are many of them; 64 for each of eight probes.
+		// The daemon checks the kernel's counters of unowned namespaces only when
+		// there are many of them: 64 for each of eight probes.
 		if r.entries > first.entries+8*64+64 {
 			s.t.Errorf("pause %d: %d entries in BPF maps, %d in the first", i+1, r.entries, first.entries)
 		}
-		// The runtime keeps the threads that hung calls once needed.
+		// The runtime keeps threads that hung calls once needed.
 		if r.threads > first.threads+4 {
 			s.t.Errorf("pause %d: %d threads, %d in the first", i+1, r.threads, first.threads)
 		}
-		// The kernel tells by slabs, of which each CPU keeps some, and takes
-		// namespaces apart some at a time.
+		// The kernel counts by slabs, of which each CPU keeps some, and frees
+		// namespaces in batches.
 		if r.nets > first.nets+32 {
 			s.t.Errorf("pause %d: the kernel has %d network namespaces, %d in the first", i+1, r.nets, first.nets)
 		}
-		// Losses of packets are told by reason, and reasons turn up.
+		// Packet losses are counted by reason, and new reasons appear over time.
 		if r.series > first.series+16 {
 			s.t.Errorf("pause %d: %v series, %v in the first", i+1, r.series, first.series)
 		}
 	}
-	// A single reading of memory depends on when the collector ran, so several
-	// are compared: what grows all the time is over at the end, however slowly
-	// it grows. (It was 5 MiB an hour of flows once, which 1/8 let pass.)
+	// A single reading of memory depends on when the garbage collector ran, so
+	// several are compared. A leak shows at the end, however slow it is. (Flows
+	// once leaked 5 MiB an hour, which a limit of 1/8 did not detect.)
 	third := (len(rests) + 2) / 3
 	early, late := least(rests[1:1+third]), least(rests[len(rests)-third:])
 	if late > early+early/16+512<<10 {
@@ -500,7 +502,7 @@ func (s *soak) judge(rests []state) {
 	if log := s.daemon.log.String(); strings.Contains(log, "panic") {
 		s.t.Errorf("the daemon's log:\n%s", log)
 	}
-	// A new daemon tells how many goroutines there have to be.
+	// A new daemon shows how many goroutines are normal.
 	worn := s.daemon.goroutines(s.t)
 	s.daemon = s.start("second")
 	s.pause()
@@ -519,12 +521,12 @@ func least(rests []state) int {
 	return n
 }
 
-// state is what the daemon holds at one moment.
+// state is the daemon's resource use at one moment.
 type state struct {
 	fds, threads, maps, entries int
 	resident, anonymous         int // bytes
-	spaces                      int // network namespaces of the machine that processes are in
-	nets                        int // network namespaces that the kernel has, whoever holds them
+	spaces                      int // network namespaces of the machine that have processes
+	nets                        int // network namespaces that exist in the kernel, for whatever reason
 	pods, series, cycle         float64
 	connected                   bool
 	accounts                    map[string]account
@@ -540,7 +542,8 @@ func (s state) String() string {
 	return fmt.Sprintf("%3d %7d %4d %7d %8d %8d %10d %5d %4v %6v %4.0f ms", s.fds, s.threads, s.maps, s.entries, s.resident>>10, s.anonymous>>10, s.spaces, s.nets, s.pods, s.series, s.cycle*1000)
 }
 
-// alike reports whether nothing comes or goes any more.
+// alike reports whether two readings have equal counts, which means that nothing is
+// being created or removed.
 func (s state) alike(t state) bool {
 	return s.fds == t.fds && s.maps == t.maps && s.entries == t.entries && s.series == t.series
 }
@@ -552,8 +555,8 @@ type daemon struct {
 	done chan struct{}
 }
 
-// start runs the daemon as on a node, with all probes, and journald where it
-// expects it.
+// start runs the daemon as on a node, with all probes, and with journald at the
+// expected path.
 func (s *soak) start(name string) *daemon {
 	s.t.Helper()
 	dir := filepath.Join(s.dir, "textfile")
@@ -589,7 +592,7 @@ func (s *soak) start(name string) *daemon {
 	return d
 }
 
-// startExporter starts node_exporter, or leaves the one before in its place.
+// startExporter starts node_exporter, or leaves a running one in place.
 func (s *soak) startExporter() {
 	e, err := exporter.TryStart(s.t, exporter.Textfile(filepath.Join(s.dir, "textfile"))...)
 	if err != nil {
@@ -621,7 +624,7 @@ func (d *daemon) state() (s state, err error) {
 	if err != nil {
 		return s, err
 	}
-	// A file that is open for a moment only is no matter here.
+	// Ignore files that are open only for a moment.
 	seen := map[string]bool{}
 	for _, fd := range fds {
 		link, err := os.Readlink("/proc/" + pid + "/fd/" + fd.Name())
@@ -669,8 +672,8 @@ func (d *daemon) state() (s state, err error) {
 
 var mapID = regexp.MustCompile(`(?m)^map_id:\s*(\d+)`)
 
-// entriesOf counts the entries of a map by namespace; one of another kind has
-// a fixed size, or is a cache.
+// entriesOf counts the entries of a map by namespace. Other maps have a fixed size
+// or are caches.
 func entriesOf(id ebpf.MapID) (n int) {
 	m, err := ebpf.NewMapFromID(id)
 	if err != nil {
@@ -700,8 +703,8 @@ func spacesOfProcesses() int {
 	return len(inodes)
 }
 
-// spacesOfKernel is how many network namespaces are in the kernel's memory; 0
-// where it does not tell.
+// spacesOfKernel returns the number of network namespaces in the kernel's memory; 0
+// if the kernel does not show it.
 func spacesOfKernel() int {
 	slabs, err := os.ReadFile("/proc/slabinfo")
 	if err != nil {
@@ -716,7 +719,8 @@ func spacesOfKernel() int {
 	return 0
 }
 
-// goroutines ends the daemon with the signal by which Go shows them.
+// goroutines ends the daemon with SIGQUIT, on which Go prints the goroutines, and
+// counts them.
 func (d *daemon) goroutines(t *testing.T) int {
 	t.Helper()
 	d.log.keep()
@@ -736,7 +740,7 @@ func (d *daemon) goroutines(t *testing.T) int {
 	return n
 }
 
-// tail is the end of what a program writes.
+// tail returns the end of a program's output.
 type tail struct {
 	mu  sync.Mutex
 	b   []byte
@@ -753,7 +757,7 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// keep drops what was written so far, and nothing from then on.
+// keep discards the output so far, and keeps everything from then on.
 func (t *tail) keep() {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -11,7 +11,7 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// TestSizes measures what docs/fleet.md says of a pod's series.
+// TestSizes measures the sizes of a pod's series that docs/fleet.md states.
 func TestSizes(t *testing.T) {
 	need.Target(t, "transcripts", os.Getenv("NODESKOOP_TRANSCRIPTS") != "")
 	n := newNode(t)

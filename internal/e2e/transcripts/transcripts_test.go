@@ -1,12 +1,11 @@
-// Package transcripts proves that docs/troubleshooting.md shows what is seen: it
-// causes the troubles that the page is about, in real pods, looks at each as the
-// page says, demands what the page draws its conclusion from, and writes what the
-// tools printed into the page.
+// Package transcripts proves that docs/troubleshooting.md shows real output. It
+// causes the faults of the page in real pods, runs the page's commands, checks the
+// output for what the page concludes from, and writes it into the page.
 //
-// `make transcripts` runs it, by NODESKOOP_TRANSCRIPTS=1, after make build; it is
-// no part of `make test`, as it changes the page. It needs root, containerd with
-// its tools and node_exporter (make deps), and nft, ss, nsenter, conntrack,
-// losetup and nstat.
+// `make transcripts` runs it, by NODESKOOP_TRANSCRIPTS=1, after make build. It is
+// not part of `make test`, as it changes the page. It needs root, containerd with
+// its tools and node_exporter (make deps), and nft, ss, nsenter, conntrack, losetup
+// and nstat.
 package transcripts
 
 import (
@@ -77,7 +76,7 @@ func (n *node) pod(name string, command ...string) *pods.Pod {
 		Containers: []pods.ContainerSpec{{Name: "main", Command: command}}})
 }
 
-// server is pod, for one that listens: it returns when it does.
+// server is pod for a program that listens: it returns when the program does.
 func (n *node) server(name, network string, port int, command ...string) *pods.Pod {
 	n.t.Helper()
 	p := n.pod(name, command...)
@@ -88,14 +87,14 @@ func (n *node) server(name, network string, port int, command ...string) *pods.P
 	return p
 }
 
-// reader is a pod whose process, this program, reads datagrams.
+// reader is a pod whose process, this test binary, reads datagrams.
 func (n *node) reader(name string, port int) *pods.Pod {
 	n.t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	// Readable in the container, which the folder of tests is not.
+	// The container can read this folder, unlike the test's own.
 	dir, err := os.MkdirTemp(n.dir, "")
 	if err == nil {
 		err = os.Chmod(dir, 0o755)
@@ -120,7 +119,7 @@ func (n *node) reader(name string, port int) *pods.Pod {
 	return p
 }
 
-// serve, as the first argument, makes this program read datagrams.
+// serve, as the first argument, makes the test binary read datagrams.
 const serve = "serve-datagrams"
 
 func TestMain(m *testing.M) {
@@ -158,17 +157,17 @@ func (n *node) start(line string, stdout, stderr *testkit.Log) *exec.Cmd {
 	return cmd
 }
 
-// transcript is what the user of the node sees.
+// transcript is what a user of the node sees.
 type transcript struct {
 	*node
 	name string
-	on   string // what a command goes through to where the user is, if that is another PID namespace
+	on   string // prefix of commands, if the user is in another PID namespace
 	b    strings.Builder
 }
 
 func (n *node) transcript(name string) *transcript { return &transcript{node: n, name: name} }
 
-// run types a command and shows what it prints.
+// run types a command and records its output.
 func (x *transcript) run(line string) string {
 	x.t.Helper()
 	var out, errs testkit.Log
@@ -184,8 +183,8 @@ func (x *transcript) run(line string) string {
 	return out.String()
 }
 
-// watch types a command that prints events until Ctrl-C, causes them, and
-// shows the first lines.
+// watch types a command that prints events until Ctrl-C, causes the events, and
+// records the first lines.
 func (x *transcript) watch(line string, lines int, cause func()) {
 	x.t.Helper()
 	var out, errs testkit.Log
@@ -209,7 +208,7 @@ func (x *transcript) watch(line string, lines int, cause func()) {
 	fmt.Fprintf(&x.b, "$ %s\n%s^C\n", line, strings.Join(shown[:min(len(shown), lines)], ""))
 }
 
-// want demands that the transcript shows what it is there to show.
+// want checks that the transcript contains what it is meant to show.
 func (x *transcript) want(patterns ...string) {
 	x.t.Helper()
 	for _, p := range patterns {
@@ -241,8 +240,8 @@ func (x *transcript) write() {
 	}
 }
 
-// signal stops or continues the processes of a container but its first, which
-// is only told where it has no others.
+// signal stops or continues the processes of a container except its first, or the
+// first if it is alone.
 func signal(t *testing.T, k *pods.Container, sig syscall.Signal) {
 	t.Helper()
 	if err := syscall.Kill(k.PID, sig); err != nil {
@@ -250,8 +249,8 @@ func signal(t *testing.T, k *pods.Container, sig syscall.Signal) {
 	}
 }
 
-// TestTranscripts causes the troubles of docs/troubleshooting.md and writes what
-// the tools print into it.
+// TestTranscripts causes the faults of docs/troubleshooting.md and writes the
+// output of the tools into it.
 func TestTranscripts(t *testing.T) {
 	need.Target(t, "transcripts", os.Getenv("NODESKOOP_TRANSCRIPTS") != "")
 	n := newNode(t)
@@ -287,7 +286,8 @@ func TestTranscripts(t *testing.T) {
 			})
 			x.watch("nodeskoop events --probe socketlatency --pod shop/api-0", 2, func() {
 				for range 2 {
-					// As a long garbage collection would, or a CPU limit that is used up.
+					// As during a long garbage collection, or with an exhausted CPU
+					// limit.
 					_ = syscall.Kill(cat, syscall.SIGSTOP)
 					time.Sleep(350 * time.Millisecond)
 					_ = syscall.Kill(cat, syscall.SIGCONT)
@@ -384,7 +384,7 @@ func TestTranscripts(t *testing.T) {
 			if err := os.WriteFile(rules, []byte(w.String()), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			// Packets for the pod are another CPU's to receive, as with a NIC of several queues.
+			// Another CPU receives the pod's packets, as with a multi-queue NIC.
 			setUp := "nft -f " + rules + " && unshare -m sh -c 'mount -t sysfs sysfs /sys && mount -o remount,rw /sys && echo 2 > /sys/class/net/eth0/queues/rx-0/rps_cpus'"
 			if out, err := execIn(gw.PID, setUp); err != nil {
 				t.Fatalf("%v: %s", err, out)
@@ -406,7 +406,7 @@ func TestTranscripts(t *testing.T) {
 				t.Fatal(err)
 			}
 			var out testkit.Log
-			// Another exporter that runs on this machine is not to be seen.
+			// Hide other exporters that run on this machine.
 			e := n.start("exec unshare --pid --fork --kill-child --mount-proc "+exporter.Program+" --web.listen-address=127.0.0.1:0 --collector.textfile.directory="+other, &out, &out)
 			defer func() { _ = e.Process.Kill(); _ = e.Wait() }()
 			testkit.Eventually(n.t, "node_exporter listens", func() bool { return exporter.Address(out.String()) != "" })
@@ -437,7 +437,7 @@ func execIn(pid int, line string) (string, error) {
 	return string(out), err
 }
 
-// childOf finds a child of a process; 0 if it has none.
+// childOf returns a child of a process; 0 if it has none.
 func childOf(pid int) int {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 	if err != nil {
@@ -451,7 +451,7 @@ func childOf(pid int) int {
 	return child
 }
 
-// loopDevice makes a loop device over a file, which it makes, or a device.
+// loopDevice creates a loop device over a device, or over a file, which it creates.
 func loopDevice(t *testing.T, over string) string {
 	t.Helper()
 	if !strings.HasPrefix(over, "/dev/") {
@@ -471,8 +471,8 @@ func loopDevice(t *testing.T, over string) string {
 	return dev
 }
 
-// slowDown makes a device answer a process's group, for which the upper
-// device's thread asks, four reads a second.
+// slowDown limits a device to four reads per second for a process's group, on whose
+// behalf the upper device reads.
 func slowDown(t *testing.T, dev string, pid int) {
 	t.Helper()
 	var stat unix.Stat_t
@@ -491,7 +491,7 @@ func slowDown(t *testing.T, dev string, pid int) {
 	}
 }
 
-// binDir is where nodeskoop is: what make built, or NODESKOOP_BIN.
+// binDir returns the folder of the program: build, or NODESKOOP_BIN.
 func binDir() string {
 	if d := os.Getenv("NODESKOOP_BIN"); d != "" {
 		return d

@@ -1,4 +1,4 @@
-// Package browser lets tests look at a page in Chromium, by the DevTools protocol over
+// Package browser lets tests inspect a page in Chromium, by the DevTools protocol over
 // a pipe.
 package browser
 
@@ -18,7 +18,7 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// patience is how long the browser may take for an answer.
+// patience limits the wait for the browser's answer.
 const patience = 60 * time.Second
 
 // Browser is a Chromium without a window.
@@ -50,7 +50,7 @@ func Start(t testing.TB) *Browser {
 	}
 	cmd := exec.Command("chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars",
 		"--user-data-dir="+t.TempDir(), "--remote-debugging-pipe", "about:blank")
-	cmd.ExtraFiles = []*os.File{fromUs, fromIt} // 3 and 4, as the protocol has it
+	cmd.ExtraFiles = []*os.File{fromUs, fromIt} // descriptors 3 and 4, as the protocol requires
 	b := &Browser{t: t, to: to, ask: map[int]chan answer{}, on: map[string]func(string, json.RawMessage){}}
 	testkit.Start(t, cmd)
 	fromUs.Close()
@@ -60,7 +60,7 @@ func Start(t testing.TB) *Browser {
 	return b
 }
 
-// read takes what the browser says until it ends.
+// read processes the browser's messages until it ends.
 func (b *Browser) read(from *os.File) {
 	r := bufio.NewReader(from)
 	for {
@@ -91,7 +91,7 @@ func (b *Browser) read(from *os.File) {
 	}
 }
 
-// call asks the browser for something; result may be nil.
+// call sends the browser a request; result may be nil.
 func (b *Browser) call(session, method string, params, result any) {
 	b.t.Helper()
 	ch := make(chan answer, 1)
@@ -138,7 +138,7 @@ type Page struct {
 	requests []string
 }
 
-// Open shows a page in a window of some size, on a dark or a light system.
+// Open loads a page in a window of the given size, in dark or light mode.
 func (b *Browser) Open(url string, width, height int, dark bool) *Page {
 	b.t.Helper()
 	var made struct{ TargetID string }
@@ -187,15 +187,15 @@ func (p *Page) event(method string, params json.RawMessage) {
 	}
 }
 
-// Problems are what the browser has complained about: errors of scripts, and what the
-// page's policy forbids.
+// Problems returns the browser's complaints: script errors, and violations of the
+// page's policy.
 func (p *Page) Problems() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return append([]string(nil), p.problems...)
 }
 
-// Requests are the addresses that were asked for, the page's own included.
+// Requests returns the requested addresses, the page's own included.
 func (p *Page) Requests() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -218,7 +218,7 @@ func (p *Page) Evaluate(expression string, result any) {
 	}
 }
 
-// Overflow is what is wider than the window, "" if nothing is.
+// Overflow describes elements wider than the window, "" if there are none.
 func (p *Page) Overflow() string {
 	p.b.t.Helper()
 	var wide []string
@@ -226,8 +226,7 @@ func (p *Page) Overflow() string {
 	return strings.Join(wide, "; ")
 }
 
-// Picture is a PNG of the page from its top, as high as the page but no higher than
-// that.
+// Picture returns a PNG of the page from its top, at most as high as the page.
 func (p *Page) Picture(highest int) []byte {
 	p.b.t.Helper()
 	var size [2]int

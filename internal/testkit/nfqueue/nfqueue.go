@@ -1,6 +1,6 @@
-// Package nfqueue takes packets from a netfilter queue, to which a rule of
-// iptables sends them, and decides what becomes of each: a test's wire that
-// loses, delays, reorders or damages.
+// Package nfqueue takes packets from a netfilter queue, to which an iptables rule
+// sends them, and decides the verdict on each. With it a test can lose, delay,
+// reorder or damage packets.
 package nfqueue
 
 import (
@@ -38,7 +38,7 @@ const (
 type Packet struct {
 	ID uint32
 	// Data begins with the IP header; nil for a queue without data. It is valid
-	// until the function that got it returns.
+	// until the callback returns.
 	Data []byte
 }
 
@@ -49,8 +49,8 @@ type Queue struct {
 	number uint16
 }
 
-// Open takes a queue in the network namespace of the calling thread. With data,
-// packets come with all their bytes, segmented as the interface would.
+// Open opens a queue in the network namespace of the calling thread. With data,
+// packets come with all their bytes, and GSO packets are segmented.
 func Open(number uint16, data bool) (*Queue, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
@@ -75,10 +75,10 @@ func Open(number uint16, data bool) (*Queue, error) {
 	return q, nil
 }
 
-// Close gives the queue back: packets that still come to it are dropped.
+// Close closes the queue: packets that still arrive at it are dropped.
 func (q *Queue) Close() error { return q.file.Close() }
 
-// Serve calls f for each packet until the queue is closed, and returns nil then.
+// Serve calls f for each packet. It returns nil when the queue is closed.
 func (q *Queue) Serve(f func(Packet)) error {
 	b := make([]byte, 128<<10)
 	for {
@@ -87,7 +87,7 @@ func (q *Queue) Serve(f func(Packet)) error {
 		case errors.Is(err, os.ErrClosed):
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
-			continue // more came than the socket holds: those were dropped
+			continue // the socket's buffer overflowed, and packets were dropped
 		case err != nil:
 			return err
 		}
@@ -95,7 +95,7 @@ func (q *Queue) Serve(f func(Packet)) error {
 	}
 }
 
-// parse calls f for each packet of a message of the kernel.
+// parse calls f for each packet in a kernel message.
 func parse(b []byte, f func(Packet)) {
 	for len(b) >= 20 {
 		length := int(binary.NativeEndian.Uint32(b))
@@ -128,13 +128,13 @@ func parse(b []byte, f func(Packet)) {
 	}
 }
 
-// Accept lets a packet go on. An error is that of a queue that was closed.
+// Accept accepts a packet. An error means that the queue was closed.
 func (q *Queue) Accept(id uint32) error { return q.verdict(id, accept, nil) }
 
 // Drop ends a packet.
 func (q *Queue) Drop(id uint32) error { return q.verdict(id, drop, nil) }
 
-// Replace lets a packet go on with other bytes. Checksums are left as they are.
+// Replace accepts a packet with other bytes. It does not update checksums.
 func (q *Queue) Replace(id uint32, data []byte) error { return q.verdict(id, accept, data) }
 
 func (q *Queue) verdict(id, what uint32, data []byte) error {
@@ -149,7 +149,7 @@ func (q *Queue) verdict(id, what uint32, data []byte) error {
 	return q.send(m)
 }
 
-// configure sends a request and awaits the kernel's answer.
+// configure sends a request and waits for the kernel's answer.
 func (q *Queue) configure(kind uint16, payload ...byte) error {
 	if err := q.send(attribute(q.message(messageConfig, unix.NLM_F_ACK), kind, payload)); err != nil {
 		return err
@@ -167,7 +167,7 @@ func (q *Queue) configure(kind uint16, payload ...byte) error {
 	return nil
 }
 
-// message begins a message: a header of netlink and one of nfnetlink.
+// message returns the start of a message: a header of netlink and one of nfnetlink.
 func (q *Queue) message(kind, flags uint16) []byte {
 	m := make([]byte, 20)
 	binary.NativeEndian.PutUint16(m[4:], subsystem|kind)

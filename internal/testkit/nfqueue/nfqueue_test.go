@@ -10,7 +10,7 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// TestVerdicts: of three datagrams one goes on, one is dropped, and one arrives
+// TestVerdicts: of three datagrams one is accepted, one is dropped, and one arrives
 // with another byte in it.
 func TestVerdicts(t *testing.T) {
 	need.Root(t)

@@ -1,6 +1,6 @@
-// Package slowfile makes a file that takes its time: a file system of one file,
-// which the test itself provides through FUSE. A loop device over it is a disk that
-// is slow for whoever uses it, with no limit in any control group.
+// Package slowfile provides a slow file: a file system of one file, which the test
+// itself implements through FUSE. A loop device over it is a disk that is slow for
+// all users, without limits in control groups.
 package slowfile
 
 import (
@@ -36,12 +36,12 @@ const (
 	opDestroy   = 38
 	opBatch     = 42 // FUSE_BATCH_FORGET
 
-	directIO   = 1 // FOPEN_DIRECT_IO: no page is kept, so that each read is slow
+	directIO   = 1 // FOPEN_DIRECT_IO: no page is cached, so that each read is slow
 	headerSize = 40
 )
 
-// variable makes the test's own program, which does nothing else then, the
-// server. A server in the process that waits for it could not be killed.
+// variable makes the test's own binary the server. A server within the test's
+// process could not be killed while that process waits for it.
 const variable = "NODESKOOP_TEST_SLOWFILE"
 
 func init() {
@@ -59,8 +59,8 @@ func init() {
 	os.Exit(0)
 }
 
-// Disk makes a block device of size bytes, all of them zero, whose reads and writes
-// take the time after at least. It ends with the test.
+// Disk creates a block device of size bytes, all zero, whose reads and writes take
+// at least the time after. It ends with the test.
 func Disk(t testing.TB, size int64, after time.Duration) (device string) {
 	t.Helper()
 	need.Root(t)
@@ -75,7 +75,8 @@ func Disk(t testing.TB, size int64, after time.Duration) (device string) {
 	if err := unix.Mount("slow", path, "fuse", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 		t.Fatalf("mount a file of FUSE on %s: %v", path, err)
 	}
-	// The device keeps the file, and no end of the test leaves a mount.
+	// The device keeps the file open, so the mount can be removed at once and does
+	// not outlive the test.
 	defer func() {
 		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
 			t.Errorf("unmount %s: %v", path, err)
@@ -95,10 +96,10 @@ type server struct {
 	after time.Duration
 }
 
-// device is /dev/fuse in the process of the server.
+// device is the descriptor of /dev/fuse in the server.
 const device = 3
 
-// serve answers requests until the file system is gone.
+// serve answers requests until the file system is unmounted.
 func (s *server) serve() error {
 	b := make([]byte, 1<<20+4096)
 	for {
@@ -153,7 +154,7 @@ func (s *server) reply(unique uint64, code int32, body []byte) {
 	}
 }
 
-// initAnswer is a struct fuse_init_out of protocol 7.31.
+// initAnswer is struct fuse_init_out of protocol 7.31.
 func initAnswer() []byte {
 	b := make([]byte, 64)
 	binary.NativeEndian.PutUint32(b, 7)

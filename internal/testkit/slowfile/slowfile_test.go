@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// TestDisk: a device of the size that was asked for, whose reads and writes are slow.
+// TestDisk: the device has the requested size, and its reads and writes are slow.
 func TestDisk(t *testing.T) {
 	const after = 50 * time.Millisecond
 	device := Disk(t, 1<<20, after)

@@ -11,8 +11,8 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// Limit is how many connections a table holds. A test that would have to make
-// more than a million of them is skipped.
+// Limit returns the maximum number of tracked connections. It skips the test if that
+// is above a million.
 func Limit(t testing.TB) int {
 	t.Helper()
 	b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_max")
@@ -27,8 +27,8 @@ func Limit(t testing.TB) int {
 	return limit
 }
 
-// Established are the commands of a file for conntrack -R that make n
-// established connections. The kernel drops none of them early.
+// Established returns the input of conntrack -R that creates n established
+// connections. The kernel evicts none of them early.
 func Established(n int) string {
 	var w strings.Builder
 	for i := range n {

@@ -123,7 +123,7 @@ func Write(w io.Writer, findings []Finding, width int, color, problems bool) err
 	return err
 }
 
-// checker checks one machine. Tests give it the file tree of another.
+// checker checks one machine. Tests give it the file tree of another machine.
 type checker struct {
 	cfg  *config.Config
 	root string // root of the machine's file tree, "" for this machine
@@ -154,7 +154,7 @@ func BadConfig(err error) []Finding {
 }
 
 // Run checks this machine. The session has inspected the host, or holds the error
-// of that.
+// of the inspection.
 func Run(ctx context.Context, s *session.Session) []Finding {
 	k := &checker{cfg: s.Config, now: time.Now(), uid: os.Geteuid()}
 	out := []Finding{{"configuration", Good, cmp.Or(strings.Join(s.Config.Files, ", "), "no "+config.DefaultFile+": the defaults"), ""}}

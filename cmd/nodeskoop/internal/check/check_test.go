@@ -117,7 +117,7 @@ func TestCheckFindings(t *testing.T) {
 
 		{"no lockdown", "", map[string]string{"/sys/kernel/security/lockdown": "[none] integrity confidentiality\n"}, (*checker).lockdown, Good, "none", ""},
 		{"integrity", "", map[string]string{"/sys/kernel/security/lockdown": "none [integrity] confidentiality\n"}, (*checker).lockdown, Good, "integrity", ""},
-		{"confidentiality", "", map[string]string{"/sys/kernel/security/lockdown": "none integrity [confidentiality]\n"}, (*checker).lockdown, Warning, "hardly an eBPF probe works", "lockdown=integrity"},
+		{"confidentiality", "", map[string]string{"/sys/kernel/security/lockdown": "none integrity [confidentiality]\n"}, (*checker).lockdown, Warning, "almost no eBPF probe works", "lockdown=integrity"},
 		{"confidentiality without eBPF", "[probes]\nenabled = [\"tcp\"]", map[string]string{"/sys/kernel/security/lockdown": "none integrity [confidentiality]\n"}, (*checker).lockdown, Good, "confidentiality", ""},
 		{"lockdown unknown", "", nil, (*checker).lockdown, Good, "tried for real", ""},
 		{"lockdown says nonsense", "", map[string]string{"/sys/kernel/security/lockdown": "[\n"}, (*checker).lockdown, Warning, `says "["`, ""},
@@ -486,7 +486,8 @@ func TestBesideNodeExporter(t *testing.T) {
 	}
 }
 
-// Problems appear at the end, where the screen still shows them, or alone.
+// Problems are repeated at the end, where the screen still shows them, or shown
+// alone.
 func TestWriteProblems(t *testing.T) {
 	good, warn, bad := Finding{"kernel", Good, "Linux", ""}, Finding{"journald", Warning, "away", "do that"}, Finding{"textfile folder", Bad, "absent", "do this"}
 	const (

@@ -161,14 +161,14 @@ func (k *checker) lockdown() Finding {
 		return Finding{name, Warning, fmt.Sprintf("%s says %q", file, strings.TrimSpace(string(b))), "nothing: the probes below are tried for real"}
 	}
 	if mode == "confidentiality" && k.traces() {
-		return Finding{name, k.lacking(k.enabled(catalog.EBPF)), "confidentiality: BPF programs may not read the kernel's memory, so hardly an eBPF probe works",
+		return Finding{name, k.lacking(k.enabled(catalog.EBPF)), "confidentiality: BPF programs may not read the kernel's memory, so almost no eBPF probe works",
 			"boot with lockdown=integrity, or leave out " + strings.Join(k.enabled(catalog.EBPF), ", ")}
 	}
 	return Finding{name, Good, mode + ": allows what the probes do", ""}
 }
 
-// kprobes checks for kprobes, the last rung of most hooks. They need tracefs if
-// perf does not offer them.
+// kprobes checks for kprobes, the last hook that most probes fall back to. They
+// need tracefs if perf does not offer them.
 func (k *checker) kprobes() Finding {
 	const name = "kprobes, tracefs"
 	if _, err := os.Stat(k.path("/sys/bus/event_source/devices/kprobe/type")); err == nil {

@@ -497,13 +497,13 @@ func (k *checker) logNamespace() (name, from string) {
 }
 
 // LogNamespace is the journal namespace of the service on this machine, "" for the
-// journal of all.
+// default journal.
 func LogNamespace() string {
 	name, _ := (&checker{}).logNamespace()
 	return name
 }
 
-// namespaceName is what a journal namespace may be called here: a path is made of it.
+// namespaceName matches valid journal namespaces, since a path is made from the name.
 var namespaceName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
 
 // journaldConf returns the configuration file of a namespace's journald.

@@ -16,7 +16,7 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// podman runs the real program, with all that it keeps in a folder of the test.
+// podman runs the real program, with all its state in a folder of the test.
 type podman struct {
 	t      *testing.T
 	global []string
@@ -48,7 +48,8 @@ func newPodman(t *testing.T) *podman {
 	if err == nil {
 		err = os.WriteFile(filepath.Join(p.rootfs, "bin/busybox"), b, 0o755)
 	}
-	// The machine's own settings are about networks and cgroups that are not there.
+	// The machine's own settings refer to networks and cgroups that do not exist
+	// here.
 	settings := filepath.Join(dir, "containers.conf")
 	if err == nil {
 		err = os.WriteFile(settings, nil, 0o644)
@@ -82,16 +83,16 @@ func (p *podman) do(args ...string) string {
 	return out
 }
 
-// start starts a container that sleeps, in a network namespace of its own.
+// start starts a sleeping container in its own network namespace.
 func (p *podman) start(name string) (id string) {
 	p.t.Helper()
 	return p.do("run", "--detach", "--name", name, "--network", "none", "--log-driver", "none", "--security-opt", "seccomp=unconfined",
 		"--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--rootfs", p.rootfs, "/bin/busybox", "sleep", "1000000")
 }
 
-// TestPodman: a container of a real Podman is counted as one without a name, its
-// monitor is not, and the command that check names leads from the number that an
-// event carries to the container.
+// TestPodman: a container of a real Podman counts as unnamed, and its monitor does
+// not count. The command that check suggests leads from the namespace number in an
+// event to the container.
 func TestPodman(t *testing.T) {
 	p := newPodman(t)
 	k := checkerOf(t, "", nil)

@@ -216,7 +216,7 @@ func (d *daemon) status(fams []*dto.MetricFamily) string {
 	}
 	var b strings.Builder
 	if refused != nil {
-		fmt.Fprintf(&b, "configuration refused, the one before is in effect: %v; ", refused)
+		fmt.Fprintf(&b, "configuration refused, the previous one stays in effect: %v; ", refused)
 	}
 	fmt.Fprintf(&b, "%d series, %d pods", series, len(pods.Running()))
 	if !pods.Connected() {

@@ -189,7 +189,7 @@ func TestStatusIsOneLine(t *testing.T) {
 	d := &daemon{Session: &session.Session{Log: slog.New(slog.DiscardHandler)}, runner: r, pods: owner.NoPods{}, refused: fmt.Errorf("a.toml:1: bad\na.toml:2: worse")}
 	name, value := "n", 1.0
 	fams := []*dto.MetricFamily{{Name: &name, Metric: []*dto.Metric{{Gauge: &dto.Gauge{Value: &value}}, {Gauge: &dto.Gauge{Value: &value}}}}}
-	if got, want := d.status(fams), "configuration refused, the one before is in effect: a.toml:1: bad\na.toml:2: worse; 2 series, 0 pods (containerd does not answer), 0 of 0 probes work"; got != want {
+	if got, want := d.status(fams), "configuration refused, the previous one stays in effect: a.toml:1: bad\na.toml:2: worse; 2 series, 0 pods (containerd does not answer), 0 of 0 probes work"; got != want {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}
 	systemd.Status(d.status(fams))

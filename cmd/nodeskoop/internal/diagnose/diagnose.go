@@ -1,6 +1,6 @@
-// Package diagnose looks at a node and its pods for some seconds and names the
-// causes of trouble. It makes a recording of two moments and of the events between,
-// observes signals in it, and evaluates the causes of the catalogue on them.
+// Package diagnose observes a node and its pods for some seconds and names the
+// causes of trouble. It records the state at two moments and the events in between,
+// derives signals from them, and evaluates the catalogue's causes.
 package diagnose
 
 import (
@@ -35,17 +35,17 @@ type Report struct {
 	Findings  []Finding   `json:"findings"`
 	NotLooked []NotLooked `json:"not_looked"`
 
-	only []string // the pods, or Node, that were asked for; none: all
+	only []string // the requested pods, or Node; none: all
 }
 
-// The bounds of what may hang in the kernel.
+// Limits on calls that may hang in the kernel.
 const (
 	netnsWithin = 5 * time.Second
 	groupWithin = 3 * time.Second
-	readers     = 4 // namespaces that are read at the same time
+	readers     = 4 // number of namespaces that are read at the same time
 )
 
-// target is a network namespace that is looked at.
+// target is a network namespace to examine.
 type target struct {
 	name  string
 	path  string
@@ -57,7 +57,7 @@ type target struct {
 type Doctor struct {
 	session *session.Session
 	watcher *watcher
-	failed  map[string]string // what could not be looked at, and why
+	failed  map[string]string // what could not be examined, and why
 }
 
 // New makes a Doctor; end releases it.
@@ -75,7 +75,8 @@ func (d *Doctor) Running() []*owner.Pod { return d.watcher.pods.Running() }
 // Named is why pods have no names, nil while containerd answers.
 func (d *Doctor) Named() error { return d.watcher.status() }
 
-// Names are those of the running pods that a filter wants, as findings have them.
+// Names are the names of the running pods that a filter selects, as used in
+// findings.
 func (d *Doctor) Names(filter session.Filter) (names []string) {
 	if filter.WantsPod(true, "", "") {
 		names = append(names, Node)
@@ -88,9 +89,8 @@ func (d *Doctor) Names(filter session.Filter) (names []string) {
 	return names
 }
 
-// Look looks for some time and reports what it found: of the ends that only names
-// and what they have to do with, or of all if it names none. begun is called when it
-// begins.
+// Look observes for some time and returns its findings: those that concern an end in
+// only, or all if only is empty. It calls begun when the observation begins.
 func (d *Doctor) Look(ctx context.Context, took time.Duration, only []string, begun func()) (*Report, error) {
 	d.watcher.runner.Until(ctx)
 	d.watcher.sample() // loads the probes
@@ -142,13 +142,13 @@ func (d *Doctor) Look(ctx context.Context, took time.Duration, only []string, be
 	return report, nil
 }
 
-// concerns reports whether a finding has to do with an end: it is one of its own, or
-// the node alone is to blame.
+// concerns reports whether a finding involves an end, or blames the node alone.
 func (f *Finding) concerns(name string) bool {
 	return f.parties[name] || f.Blame == Node && len(f.parties) == 1
 }
 
-// fail notes what cannot be looked at. The first reason stays.
+// fail records what cannot be examined. If called again for the same subject, the
+// first reason stays.
 func (d *Doctor) fail(what string, err error) {
 	if d.failed[what] == "" {
 		d.failed[what] = firstLine(err)
@@ -177,10 +177,10 @@ func (d *Doctor) targets() []target {
 	return list
 }
 
-// moment reads the state of the node and all pods. whole also reads what changes no
-// counter. The probes are sampled before the first moment, and by the caller after
-// the second: what they count lies around the moments, and no event between is left
-// out.
+// moment reads the state of the node and all pods. whole also reads state that no
+// counter depends on. The probes are sampled before the first moment, and by the
+// caller after the second, so that their counts cover the moments and every event
+// in between.
 func (d *Doctor) moment(whole bool) moment {
 	m := moment{at: time.Now(), netns: map[string]*netnsState{}, groups: map[string]groupState{}, ids: map[string]string{}}
 	if !whole {
@@ -238,11 +238,11 @@ func (d *Doctor) moment(whole bool) moment {
 	return m
 }
 
-// looksBetween is how often connections are looked at between the two moments: what
-// stands is told from what passes.
+// looksBetween is how often connections are read between the two moments, to
+// distinguish lasting states from passing ones.
 const looksBetween = 2
 
-// connections are those of the node and all pods.
+// connections returns those of the node and all pods.
 func (d *Doctor) connections() map[string][]socket {
 	type result struct {
 		name string
@@ -267,8 +267,8 @@ func (d *Doctor) connections() map[string][]socket {
 	return out
 }
 
-// inside calls f in the network namespace of a target, and waits for it no longer
-// than netnsWithin.
+// inside calls f in the network namespace of a target, and waits for at most
+// netnsWithin.
 func inside[T any](t target, f func() (T, error)) (T, error) {
 	return bounded.Within(netnsWithin, func() (v T, err error) {
 		inner := kernel.InNetns(t.path, t.inode, func() error {
@@ -279,7 +279,7 @@ func inside[T any](t target, f func() (T, error)) (T, error) {
 	})
 }
 
-// each calls f with each target, some at a time.
+// each calls f with each target, several at a time.
 func each[T any](targets []target, f func(target) T) []T {
 	out := make([]T, len(targets))
 	todo := make(chan int, len(targets))
@@ -299,7 +299,7 @@ func each[T any](targets []target, f func(target) T) []T {
 	return out
 }
 
-// descriptors looks how near to their limit the processes of pods are.
+// descriptors reads how close the pods' processes are to their descriptor limit.
 func (d *Doctor) descriptors() map[string]descriptors {
 	out := map[string]descriptors{}
 	for _, p := range d.Running() {
@@ -336,12 +336,12 @@ func (d *Doctor) addresses(r *recording) {
 	}
 }
 
-// mostTracked is how many entries of conntrack are listed. To list more takes the
-// kernel and this program too long.
+// mostTracked is the maximum number of conntrack entries that are listed. Listing
+// more takes too long.
 const mostTracked = 300_000
 
-// nat counts the ports that NAT has given out, where conntrack could not enter
-// connections: only then the table is listed.
+// nat counts the ports that NAT uses. It lists the conntrack table, and only if
+// conntrack could not insert connections.
 func (d *Doctor) nat(r *recording) {
 	r.nat = map[string]natPorts{}
 	for _, t := range d.targets() {
@@ -366,7 +366,7 @@ func (d *Doctor) nat(r *recording) {
 	}
 }
 
-// readNAT lists the table of connections of the namespace that the thread is in.
+// readNAT lists the connections tracked in the thread's namespace.
 func readNAT() (natPorts, error) {
 	var flows []*netlink.ConntrackFlow
 	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
@@ -379,9 +379,9 @@ func readNAT() (natPorts, error) {
 	return usedPorts(flows), nil
 }
 
-// usedPorts finds the destination to which NAT has given out the most ports in a row:
-// where a range is used up, all of its ports are taken. The range itself is in a rule,
-// and not known; other rules may have given out other ports to the same destination.
+// usedPorts finds the destination for which NAT uses the longest run of consecutive
+// ports: in an exhausted range, all ports are used. The range itself is part of a rule
+// and not known. Other rules may have used other ports to the same destination.
 func usedPorts(flows []*netlink.ConntrackFlow) (most natPorts) {
 	type to struct {
 		proto     uint8
@@ -404,7 +404,7 @@ func usedPorts(flows []*netlink.ConntrackFlow) (most natPorts) {
 		all := slices.Sorted(maps.Keys(used))
 		for begin, i := 0, 1; i <= len(all); i++ {
 			if i < len(all) && all[i]-all[i-1] <= 2 {
-				continue // a single port between them may have just become free
+				continue // a single free port in the run may have just been released
 			}
 			n := natPorts{used: float64(i - begin), room: float64(all[i-1]-all[begin]) + 1, to: netip.AddrPortFrom(k.addr, k.port).String()}
 			if begin = i; n.used >= leastPorts && cmp.Or(cmp.Compare(n.used/n.room, most.used/max(most.room, 1)), cmp.Compare(n.used, most.used)) > 0 {
@@ -415,12 +415,11 @@ func usedPorts(flows []*netlink.ConntrackFlow) (most natPorts) {
 	return most
 }
 
-// leastPorts is the smallest range that NAT is likely to be given: fewer connections
-// may have ports in a row by chance.
+// leastPorts is the smallest plausible NAT range. Fewer connections may have
+// consecutive ports by chance.
 const leastPorts = 8
 
-// fillNext makes the commands that look further, with the process that they are
-// about.
+// fillNext completes the suggested commands with the process that they are about.
 func (d *Doctor) fillNext(list []Finding) {
 	pids, addrs := map[string]string{Node: "1"}, map[string]string{}
 	for _, p := range d.Running() {
@@ -437,7 +436,7 @@ func (d *Doctor) fillNext(list []Finding) {
 	fillNextWith(list, pids, addrs)
 }
 
-// fillNextWith is fillNext with a process and an address of each pod.
+// fillNextWith is fillNext, given a process and an address of each pod.
 func fillNextWith(list []Finding, pids, addrs map[string]string) {
 	for i := range list {
 		f := &list[i]
@@ -457,10 +456,11 @@ func fillNextWith(list []Finding, pids, addrs map[string]string) {
 	}
 }
 
-// shownBy is between a command and what it shows: the line can be pasted.
+// shownBy separates a command from the description of its output, such that the
+// line can be pasted.
 const shownBy = "  # "
 
-// notLooked lists what could not be looked at.
+// notLooked lists what could not be examined.
 func (d *Doctor) notLooked(r *recording) []NotLooked {
 	list := append([]NotLooked{}, d.watcher.troubles()...)
 	for what, why := range d.failed {

@@ -13,8 +13,7 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// lookup is a question to a DNS server over UDP, as it was seen on the node's
-// interfaces.
+// lookup is a query to a DNS server over UDP, as seen on the node's interfaces.
 type lookup struct {
 	client, server netip.Addr
 	asked          time.Time
@@ -22,8 +21,8 @@ type lookup struct {
 	device         int       // index of the node's interface that the question came by
 }
 
-// lookupKey tells questions apart. The server is not in it: a service's address is
-// replaced on the way, and the packet is seen before and after.
+// lookupKey identifies a query. The server is not part of it: a service's address
+// is translated on the way, and the packet is seen before and after.
 type lookupKey struct {
 	client netip.Addr
 	port   uint16
@@ -35,7 +34,7 @@ type lookupKey struct {
 // pod's, whichever addresses it has made up.
 const mostLookups = 100_000
 
-// lookups follows the questions to DNS servers that pass through one namespace.
+// lookups follows the DNS queries that pass through one namespace.
 type lookups struct {
 	fd   int
 	all  map[lookupKey]*lookup
@@ -100,12 +99,12 @@ const (
 	allFrames = 0x0300 // ETH_P_ALL in the network's byte order
 )
 
-// watchDNS begins to follow the lookups in the network namespace that the file path
-// is, until ctx ends. The socket takes part in nothing: it gets copies.
+// watchDNS starts to follow the DNS queries in the network namespace at path, until
+// ctx ends. The socket receives copies and does not affect the traffic.
 func watchDNS(ctx context.Context, path string) (*lookups, error) {
 	l := newLookups(mostLookups)
 	err := kernel.InNetns(path, 0, func() error {
-		// With protocol 0 it receives nothing before the filter is there.
+		// With protocol 0 the socket receives nothing before the filter is set.
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return fmt.Errorf("open a packet socket: %w (needs CAP_NET_RAW)", err)
@@ -178,7 +177,7 @@ func (l *lookups) add(b []byte, device int, at time.Time) {
 			x = l.follow(k, device, at)
 		}
 		if x != nil && x.answered.IsZero() {
-			x.server = dst // the last that is seen is the one that really gets it
+			x.server = dst // the last one seen is the server that really receives it
 		}
 	case from == dnsPort && response:
 		if x := l.all[lookupKey{dst, to, id}]; x != nil && x.answered.IsZero() {
@@ -187,7 +186,7 @@ func (l *lookups) add(b []byte, device int, at time.Time) {
 	}
 }
 
-// end waits for the end of watching, and returns what was seen.
+// end waits until the observation has ended, and returns the queries.
 func (l *lookups) end() []lookup {
 	<-l.done
 	list := make([]lookup, 0, len(l.all))

@@ -11,7 +11,7 @@ import (
 	"nodeskoop/collect/catalog"
 )
 
-// Path is how findings name the way between two ends.
+// Path is the name of the path between two ends in findings.
 const Path = "path"
 
 // Finding is a cause that was found.
@@ -20,11 +20,11 @@ type Finding struct {
 	Cause string `json:"cause"`
 	// Title is one line for a person.
 	Title string `json:"title"`
-	// Pod is the pod that shows it, "" for the node.
+	// Pod is the pod with the symptom, "" for the node.
 	Pod string `json:"pod"`
 	// Blame is the end that is to blame: a pod, "node", an address, or "path".
 	Blame string `json:"blame"`
-	// Score is how sure it is, from 0 to 1.
+	// Score is the confidence, from 0 to 1.
 	Score    float64    `json:"score"`
 	Evidence []Evidence `json:"evidence"`
 	Next     []string   `json:"next"`
@@ -38,7 +38,7 @@ type Finding struct {
 	weight  float64 // of the strongest occurrence
 }
 
-// Evidence is one number that a finding rests on.
+// Evidence is one number that supports a finding.
 type Evidence struct {
 	Text   string  `json:"text"`
 	Source string  `json:"source"`
@@ -48,7 +48,7 @@ type Evidence struct {
 	with string // its other end
 }
 
-// NotLooked is what could not be looked at.
+// NotLooked is something that could not be examined.
 type NotLooked struct {
 	What string `json:"what"`
 	Why  string `json:"why"`
@@ -65,8 +65,8 @@ func bySignal(list []observation) observations {
 	return m
 }
 
-// kindOf is what signals have in common that measure the same thing: its kind
-// names a device.
+// kindOf returns the part of a signal's name before the dot. Signals of one kind are
+// about the same subject, such as a device.
 func kindOf(signal string) string {
 	kind, _, ok := strings.Cut(signal, ".")
 	if !ok {
@@ -75,7 +75,7 @@ func kindOf(signal string) string {
 	return kind
 }
 
-// of returns the greatest observation of a signal that is about the same as x.
+// of returns the largest observation of a signal about the same subject as x.
 func (m observations) of(signal string, x *observation, onNode bool) (found observation, ok bool) {
 	owner := x.owner
 	if onNode {
@@ -95,8 +95,8 @@ func (m observations) of(signal string, x *observation, onNode bool) (found obse
 	return found, ok
 }
 
-// total is the sum of a signal that is about the same as x: a part is compared with
-// all that there is.
+// total returns the sum of a signal about the same subject as x, with which a part
+// is compared.
 func (m observations) total(signal string, x *observation) float64 {
 	sum := 0.0
 	for _, y := range m[signal] {
@@ -108,7 +108,7 @@ func (m observations) total(signal string, x *observation) float64 {
 	return sum
 }
 
-// holds reports whether a sign holds for what x is about.
+// holds reports whether a sign holds for the subject of x.
 func (m observations) holds(s *catalog.Sign, x *observation) (y observation, ok bool) {
 	if y, ok = m.of(s.Signal, x, s.OfNode); !ok {
 		return y, false
@@ -130,7 +130,7 @@ func counts(w catalog.Whose, owner string) bool {
 	return true
 }
 
-// evaluate names the causes of what was observed, the most likely first.
+// evaluate names the causes of the observations, most likely first.
 func evaluate(list []observation, took time.Duration) []Finding {
 	m := bySignal(list)
 	var found []*Finding
@@ -149,7 +149,8 @@ func evaluate(list []observation, took time.Duration) []Finding {
 	return out
 }
 
-// findings are those of one cause, one for each time that its first sign was seen.
+// findings returns the findings of one cause, one for each observation of its first
+// sign.
 func (m observations) findings(c *catalog.Cause, took time.Duration) (found []*Finding) {
 	leads := c.All
 	if len(leads) > 0 {
@@ -171,7 +172,7 @@ func (m observations) findings(c *catalog.Cause, took time.Duration) (found []*F
 	return found
 }
 
-// joined makes one finding of those that name one cause and one end.
+// joined merges findings that name the same cause and the same end.
 func joined(all []*Finding) (out []*Finding) {
 	for _, f := range all {
 		k := slices.IndexFunc(out, func(g *Finding) bool { return g.about == f.about && g.Blame == f.Blame })
@@ -187,8 +188,8 @@ func joined(all []*Finding) (out []*Finding) {
 	return out
 }
 
-// judge looks whether a cause holds for what x is about, with what evidence and how
-// far beyond the thresholds.
+// judge reports whether a cause holds for the subject of x, with the evidence and
+// how far it exceeds the thresholds.
 func (m observations) judge(c *catalog.Cause, lead *catalog.Sign, x *observation) (evidence []observation, strength float64, ok bool) {
 	evidence = []observation{*x}
 	take := func(y observation) {
@@ -228,7 +229,7 @@ func (m observations) judge(c *catalog.Cause, lead *catalog.Sign, x *observation
 			further++
 		}
 	}
-	// A tenfold of the threshold is as sure as it gets.
+	// Ten times the threshold gives the maximum confidence.
 	strength = min(1, math.Log10(max(1, x.value/lead.AtLeast)))
 	if len(c.More) > 0 {
 		strength = (strength + float64(further)/float64(len(c.More))) / 2
@@ -288,7 +289,7 @@ func newFinding(c *catalog.Cause, x *observation, evidence []observation, streng
 	return f
 }
 
-// join takes in another finding of the same cause and blame.
+// join merges another finding of the same cause and blame.
 func (f *Finding) join(g *Finding) {
 	if g.weight > f.weight {
 		*f, *g = *g, *f
@@ -304,7 +305,7 @@ func (f *Finding) join(g *Finding) {
 	}
 }
 
-// mostEvidence is how many numbers a finding shows.
+// mostEvidence is the maximum number of values that a finding shows.
 const mostEvidence = 8
 
 func (f *Finding) finish() {
@@ -317,7 +318,7 @@ func (f *Finding) finish() {
 	f.Score = math.Round(f.Score*100) / 100
 }
 
-// nameText is how a sentence names an end.
+// nameText returns the name of an end for a sentence.
 func nameText(name string) string {
 	switch name {
 	case Node:
@@ -328,7 +329,8 @@ func nameText(name string) string {
 	return name
 }
 
-// fill replaces the places of a text, {name}. One that is not known ends it.
+// fill replaces the placeholders {name} of a text. It stops at the first unknown
+// one.
 func fill(text string, places map[string]string) string {
 	before, rest, ok := strings.Cut(text, "{")
 	place, after, closed := strings.Cut(rest, "}")
@@ -350,7 +352,7 @@ func duration(d time.Duration) string {
 	return strconv.FormatFloat(math.Round(d.Seconds()*10)/10, 'f', -1, 64) + " s"
 }
 
-// unexplained leaves out what follows from another finding about the same ends.
+// unexplained removes findings that another finding about the same ends explains.
 func unexplained(all []*Finding) []*Finding {
 	follows := func(f *Finding) bool {
 		return slices.ContainsFunc(all, func(g *Finding) bool {
@@ -367,8 +369,8 @@ func unexplained(all []*Finding) []*Finding {
 	return out
 }
 
-// afterNodeWide names after a cause that any pod of the node may feel what it
-// explains: a pod's own trouble may be what is left of it, or a second one.
+// afterNodeWide moves findings behind a node-wide cause that explains them. It does
+// not remove them: a pod's own trouble may be an after-effect, or a second problem.
 func afterNodeWide(all []*Finding) {
 	for _, g := range all {
 		for _, f := range all {

@@ -20,8 +20,8 @@ func seen(signal, owner, peer string, value float64) observation {
 	return observation{signal: signal, owner: owner, peer: peer, value: value}
 }
 
-// cases are what was observed of each cause, and of what looks most like it on a node
-// in good health: no cause is to be named there.
+// cases lists observations for each cause, and for the most similar healthy
+// condition, in which no cause may be named.
 var cases = []struct {
 	cause, blame string
 	is, healthy  []observation
@@ -40,7 +40,7 @@ var cases = []struct {
 		[]observation{{signal: "tcp.loopback_only", owner: client, peer: web, value: 1, what: ":8080", blame: web}}},
 	{"mtu-black-hole", Path,
 		[]observation{{signal: "stuck.large", owner: client, peer: far, value: 1}, seen("tcp.lost", client, far, 12), seen("TcpOutSegs", client, "", 80)},
-		// A path that loses everything: small segments, too.
+		// A path that loses all packets, small segments included.
 		[]observation{{signal: "stuck.large", owner: client, peer: far, value: 1}, seen("stuck.small", client, far, 1)}},
 	{"accept-queue-full", web,
 		[]observation{seen("TcpExtListenOverflows", web, "", 37), {signal: "listen.full", owner: web, value: 9, what: ":8080 holds 8"}, seen("syn.half_open", web, client, 40), seen("synack.retransmitted", web, client, 40), seen("tcp.lost", client, web, 60), seen("TcpOutSegs", client, "", 500)},
@@ -154,8 +154,8 @@ func names(list []Finding) string {
 	return strings.Join(out, ", ")
 }
 
-// TestCauses: each cause is named where it is, alone and at the end that is to blame,
-// and not where it only looks so.
+// TestCauses: each cause is named in its case, as the only cause and with the right
+// end, and not in the healthy case.
 func TestCauses(t *testing.T) {
 	tested := map[string]bool{}
 	for _, c := range cases {
@@ -174,7 +174,7 @@ func TestCauses(t *testing.T) {
 	}
 }
 
-// TestTwoCauses: of two faults at different ends both are named.
+// TestTwoCauses: of two faults at different ends, both are named.
 func TestTwoCauses(t *testing.T) {
 	for i, a := range cases {
 		for _, b := range cases[i+1:] {
@@ -186,9 +186,8 @@ func TestTwoCauses(t *testing.T) {
 	}
 }
 
-// TestNodeWide: what a node-wide cause brings about comes after it, and is named all
-// the same, as it may be a trouble of its own; what it does not bring about keeps its
-// place.
+// TestNodeWide: consequences of a node-wide cause are named after it, since they may
+// be separate problems. Other findings keep their place.
 func TestNodeWide(t *testing.T) {
 	cause := func(id string) []observation {
 		for _, c := range cases {
@@ -214,7 +213,8 @@ func TestNodeWide(t *testing.T) {
 	}
 }
 
-// TestFindingsAreWhole: each has evidence that can be checked, and a next command.
+// TestFindingsAreWhole: each finding has evidence that can be verified, and a next
+// command.
 func TestFindingsAreWhole(t *testing.T) {
 	for _, c := range cases {
 		for _, f := range evaluate(c.is, 10*time.Second) {

@@ -17,17 +17,18 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-// nodeState is what the kernel tells of the whole node at one moment.
+// nodeState is the state of the whole node at one moment.
 type nodeState struct {
 	cpus  map[int64]procfs.CPUStat
 	disks map[string]disk
-	// stall is how long some task waited, in microseconds, by resource (cpu, io).
+	// stall is how long some task was stalled, in microseconds, by resource (cpu,
+	// io).
 	stall map[string]uint64
-	// tcpMem are the pages that TCP has, tcpPressure and tcpMax when it saves and
-	// where it ends (net.ipv4.tcp_mem).
+	// tcpMem is the number of pages that TCP uses; tcpPressure and tcpMax are the
+	// thresholds of memory pressure and the limit (net.ipv4.tcp_mem).
 	tcpMem, tcpPressure, tcpMax uint64
-	// arp are the entries of the neighbour table of IPv4, arpFulls how often there
-	// was no room, arpMax net.ipv4.neigh.default.gc_thresh3.
+	// arp is the number of entries in the IPv4 neighbour table, arpFulls how often
+	// the table was full, arpMax net.ipv4.neigh.default.gc_thresh3.
 	arp, arpFulls, arpMax uint64
 	failed                map[string]error
 }
@@ -57,13 +58,13 @@ func readNode() *nodeState {
 	for _, what := range []string{"cpu", "io"} {
 		stall, err := readStall("/proc/pressure/" + what)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EOPNOTSUPP) {
-			continue // a kernel without PSI: what rests on it is not looked at
+			continue // a kernel without PSI: the signals from it are not observed
 		}
 		n.stall[what] = stall
 		part("pressure of "+what, err)
 	}
-	// The first namespace alone has these. Where process 1 cannot be looked at, this
-	// process may be in it.
+	// Only the initial namespace has these. If process 1 cannot be inspected, this
+	// process may be in the initial namespace.
 	kernelWide := func() error {
 		part("memory of TCP", n.readTCPMem())
 		part("neighbour table", n.readARP())
@@ -75,8 +76,7 @@ func readNode() *nodeState {
 	return n
 }
 
-// readDisks reads what the disks have done since the node came up, but for those in
-// memory.
+// readDisks reads the disks' statistics since boot, without RAM disks.
 func readDisks() (map[string]disk, error) {
 	fs, err := blockdevice.NewFS("/proc", "/sys")
 	if err != nil {
@@ -96,8 +96,8 @@ func readDisks() (map[string]disk, error) {
 	return out, nil
 }
 
-// readStall reads for how long some task waited, in microseconds, from a file of
-// PSI (Documentation/accounting/psi.rst).
+// readStall reads from a PSI file how long some task was stalled, in microseconds
+// (Documentation/accounting/psi.rst).
 func readStall(path string) (uint64, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -122,7 +122,8 @@ func parseStall(b []byte) (uint64, error) {
 }
 
 func (n *nodeState) readTCPMem() error {
-	// Of the thread, which may be in another namespace than its process.
+	// Use the thread's files, since its namespace may differ from that of its
+	// process.
 	proc, err := procfs.NewFS("/proc/thread-self")
 	if err != nil {
 		return err
@@ -139,7 +140,7 @@ func (n *nodeState) readTCPMem() error {
 	var low uint64
 	b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_mem")
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // this process is not in the kernel's first network namespace
+		return nil // this process is not in the initial network namespace
 	}
 	if err == nil {
 		_, err = fmt.Sscan(string(b), &low, &n.tcpPressure, &n.tcpMax)
@@ -147,9 +148,9 @@ func (n *nodeState) readTCPMem() error {
 	return err
 }
 
-// readARP reads the number of entries of all namespaces' ARP table, and how often
-// there was no room (neigh_stat_seq_show in net/core/neighbour.c). procfs's reader of
-// this file panics on a line that is longer than the first.
+// readARP reads the number of ARP entries of all namespaces, and how often the table
+// was full (neigh_stat_seq_show in net/core/neighbour.c). procfs's reader of this
+// file panics on a line that is longer than the first.
 func (n *nodeState) readARP() error {
 	b, err := os.ReadFile("/proc/thread-self/net/stat/arp_cache")
 	if errors.Is(err, fs.ErrNotExist) {
@@ -196,20 +197,20 @@ func parseARP(b []byte) (entries, fulls uint64, err error) {
 	return entries, fulls, nil
 }
 
-// groupState is what the control groups of a pod have counted.
+// groupState holds the statistics of a pod's control groups.
 type groupState struct {
 	periods, throttled uint64 // of the CPU quota
-	// throttledFor is how long, in nanoseconds, the group had to wait.
+	// throttledFor is how long, in nanoseconds, the group was throttled.
 	throttledFor uint64
 	// throttledIn is the group that was throttled most often.
 	throttledIn   string
 	throttledMost uint64
-	// limits are the groups' limits of disks: bytes or operations a second.
+	// limits are the groups' I/O limits, in bytes or operations per second.
 	limits []ioLimit
-	// done are what the groups have done, by device and kind.
+	// done is the groups' I/O, by device and kind.
 	done map[ioKey]uint64
-	// stall is how long some task waited for disks, in microseconds; stalls says
-	// whether the kernel tells.
+	// stall is how long some task was stalled by I/O, in microseconds; stalls says
+	// whether the kernel reports it.
 	stall  uint64
 	stalls bool
 }
@@ -222,8 +223,8 @@ type ioLimit struct {
 	most uint64
 }
 
-// groupDirs are the directories of a control group and of those above it, but for
-// the root. The innermost comes first.
+// groupDirs returns the directories of a control group and of its ancestors without
+// the root, innermost first.
 func groupDirs(mounts map[string]string, file []byte, controller string) []string {
 	for line := range strings.Lines(string(file)) {
 		_, rest, _ := strings.Cut(strings.TrimSpace(line), ":")
@@ -248,8 +249,8 @@ func groupDirs(mounts map[string]string, file []byte, controller string) []strin
 	return nil
 }
 
-// groupMounts finds where the trees of control groups are mounted: "" is version
-// 2, the others are controllers of version 1.
+// groupMounts finds the mount points of the control group trees: "" is version 2,
+// the other keys are controllers of version 1.
 func groupMounts(mountinfo []byte) map[string]string {
 	out := map[string]string{}
 	for line := range strings.Lines(string(mountinfo)) {
@@ -274,8 +275,8 @@ func groupMounts(mountinfo []byte) map[string]string {
 	return out
 }
 
-// readGroups reads what the control groups of some processes have counted. A group
-// that is above several of them counts once.
+// readGroups reads the statistics of the control groups of some processes. A group
+// that is an ancestor of several of them counts once.
 func readGroups(mounts map[string]string, pids []int) (g groupState, err error) {
 	g.done = map[ioKey]uint64{}
 	seen := map[string]bool{}
@@ -308,7 +309,7 @@ func readGroups(mounts map[string]string, pids []int) (g groupState, err error) 
 	return g, nil
 }
 
-// readCPU adds cpu.stat. Of several groups of a pod each throttles on its own.
+// readCPU adds cpu.stat. The groups of a pod are throttled independently.
 func (g *groupState) readCPU(dir string) {
 	b, err := os.ReadFile(dir + "/cpu.stat")
 	if err != nil {
@@ -336,7 +337,7 @@ func (g *groupState) readCPU(dir string) {
 	}
 }
 
-// readIO reads io.max, and of the innermost groups io.stat and io.pressure.
+// readIO reads io.max, and of the innermost groups also io.stat and io.pressure.
 func (g *groupState) readIO(dir string, innermost bool) {
 	if b, err := os.ReadFile(dir + "/io.max"); err == nil {
 		for device, fields := range nestedKeys(b) {
@@ -361,7 +362,8 @@ func (g *groupState) readIO(dir string, innermost bool) {
 	}
 }
 
-// nestedKeys reads lines of a device and KEY=NUMBER; "max" is left out.
+// nestedKeys parses lines of a device and KEY=NUMBER pairs. It skips the value
+// "max".
 func nestedKeys(b []byte) map[string]map[string]uint64 {
 	out := map[string]map[string]uint64{}
 	for line := range strings.Lines(string(b)) {
@@ -425,15 +427,15 @@ func (g *groupState) readBlkio(dir string, innermost bool) {
 	}
 }
 
-// descriptors is how near the process of some that is nearest to its limit of
-// descriptors is.
+// descriptors returns the descriptors and the limit of the process that is closest
+// to its limit.
 type descriptors struct {
 	pid         int
 	comm        string
 	open, limit uint64
 }
 
-// mostProcesses is how many processes of a pod are looked at.
+// mostProcesses is the maximum number of processes of a pod that are examined.
 const mostProcesses = 500
 
 func readDescriptors(pids []int) (d descriptors) {
@@ -460,7 +462,7 @@ func readDescriptors(pids []int) (d descriptors) {
 	return d
 }
 
-// parseLimit reads the soft limit of descriptors from /proc/PID/limits, 0 if there
+// parseLimit parses the soft limit of descriptors in /proc/PID/limits, 0 if there
 // is none.
 func parseLimit(b []byte) uint64 {
 	for line := range strings.Lines(string(b)) {

@@ -54,7 +54,7 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// TestReadNode: this machine's own numbers, each CPU and disk of it.
+// TestReadNode: the values are this machine's own, with each CPU and disk.
 func TestReadNode(t *testing.T) {
 	n := readNode()
 	for what, err := range n.failed {
@@ -79,7 +79,7 @@ func TestReadNode(t *testing.T) {
 	}
 }
 
-// packet is a message of DNS in UDP from the IP header on.
+// packet builds a DNS message in UDP, from the IP header on.
 func packet(src, dst netip.AddrPort, id uint16, response bool) []byte {
 	var b []byte
 	if src.Addr().Is4() {
@@ -103,8 +103,8 @@ func packet(src, dst netip.AddrPort, id uint16, response bool) []byte {
 	return b
 }
 
-// TestLookups: a question that is seen before and after the address of a service is
-// replaced is one, and its server the one that gets it.
+// TestLookups: a query seen before and after the translation of a service's address
+// counts once, and its server is the one that receives it.
 func TestLookups(t *testing.T) {
 	pod, service, server := netip.MustParseAddrPort("10.0.0.2:40000"), netip.MustParseAddrPort("10.96.0.10:53"), netip.MustParseAddrPort("10.0.0.9:53")
 	six := netip.MustParseAddrPort("[fd00::2]:40000")

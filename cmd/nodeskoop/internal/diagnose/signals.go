@@ -15,33 +15,34 @@ import (
 // observation is a signal that was measured.
 type observation struct {
 	signal string
-	// owner is the pod that has it, or Node.
+	// owner is the pod that the observation belongs to, or Node.
 	owner string
-	// peer is the other end: a pod, Node or an address; "" where there is none.
+	// peer is the other end: a pod, Node or an address; "" if there is none.
 	peer  string
 	value float64
-	// what the number is of: a port, a device.
+	// what the number belongs to: a port, a device
 	what string
-	// blame is the end that is to blame where the observation itself tells; ""
-	// leaves it to the cause.
+	// blame is the end to blame if the observation itself shows it; "" leaves it to
+	// the cause.
 	blame string
 }
 
-// moment is what was read at one time.
+// moment is the state that was read at one time.
 type moment struct {
 	at     time.Time
 	node   *nodeState
 	values map[string]values
 	netns  map[string]*netnsState
 	groups map[string]groupState
-	// ids are the IDs of the pods: another of the same name is another.
+	// ids are the pods' IDs, which distinguish a pod from a later one of the same
+	// name.
 	ids map[string]string
 }
 
 // recording is all that diagnose looks at.
 type recording struct {
 	before, after moment
-	// middle are the connections at moments between, by owner.
+	// middle holds the connections at the moments in between, by owner.
 	middle []map[string][]socket
 	events []occurrence
 	left   map[leftOut]uint64 // events that were not kept
@@ -49,16 +50,17 @@ type recording struct {
 	resetsUnseen bool
 	lookups      []lookup
 	descriptors  map[string]descriptors
-	// nat are the ports that NAT has given out, by owner.
+	// nat holds the ports that NAT uses, by owner.
 	nat map[string]natPorts
-	// pods are the names of pods by address, nodes the addresses of the node.
+	// pods maps addresses to pod names; nodes holds the node's addresses.
 	pods  map[netip.Addr]string
 	nodes map[netip.Addr]bool
 }
 
 func (r *recording) took() time.Duration { return r.after.at.Sub(r.before.at) }
 
-// nameOf is whose an address is: a pod's, the node's, or the address itself.
+// nameOf returns the owner of an address: a pod, the node, or else the address
+// itself.
 func (r *recording) nameOf(a netip.Addr) string {
 	switch {
 	case r.pods[a] != "":
@@ -71,7 +73,8 @@ func (r *recording) nameOf(a netip.Addr) string {
 	return a.String()
 }
 
-// observer gathers observations: those of one signal, owner, peer and kind are one.
+// observer collects observations. Those of the same signal, owner, peer and kind
+// are merged.
 type observer struct {
 	*recording
 	all map[observationKey]*observation
@@ -146,7 +149,7 @@ func observe(r *recording) []observation {
 	return list
 }
 
-// counters are those of the IP stack, and sums of them.
+// counters observes the IP stack's counters, and sums of them.
 func (o *observer) counters(name string, before, after *netnsState) {
 	rise := func(counter string) float64 {
 		was, ok := before.counters[counter]
@@ -189,7 +192,7 @@ func (o *observer) counters(name string, before, after *netnsState) {
 	}
 }
 
-// sharesSegment reports whether two interfaces have addresses of one network.
+// sharesSegment reports whether two interfaces have addresses in the same network.
 func sharesSegment(s *netnsState) bool {
 	for i, a := range s.addrs {
 		for _, b := range s.addrs[i+1:] {
@@ -202,7 +205,7 @@ func sharesSegment(s *netnsState) bool {
 	return false
 }
 
-// damaged is the pod that all packets with a wrong checksum came from, "" if there is
+// damaged returns the pod that sent all packets with a wrong checksum, "" if there is
 // none.
 func (o *observer) damaged(name string) (from string) {
 	for _, e := range o.events {
@@ -220,7 +223,7 @@ func (o *observer) damaged(name string) (from string) {
 // connection names a connection of a namespace.
 type connection struct{ local, remote netip.AddrPort }
 
-// isOpen reports whether a socket is a connection that may have data to send.
+// isOpen reports whether a socket is a connection on which data may be sent.
 func (s *socket) isOpen() bool {
 	switch s.state {
 	case established, closeWait, 4 /* FIN_WAIT1 */, 9 /* LAST_ACK */, 11 /* CLOSING */ :
@@ -229,14 +232,14 @@ func (s *socket) isOpen() bool {
 	return false
 }
 
-// isStuck reports whether what a socket has sent goes unacknowledged after two
-// timeouts or more.
+// isStuck reports whether the data that a socket has sent are unacknowledged after
+// two or more timeouts.
 func (s *socket) isStuck() bool {
 	return s.isOpen() && s.info.Unacked > 0 && s.timer != timerPersist && (s.info.Retransmits >= 2 || s.info.Backoff >= 2)
 }
 
-// sockets observes connections: in the sample at the begin, the first, and in those
-// that follow.
+// sockets observes connections: in the sample at the start, which is the first, and
+// in later ones.
 func (o *observer) sockets(name string, after *netnsState, samples [][]socket) {
 	was := map[connection]*socket{}
 	for i := range samples[0] {
@@ -332,7 +335,8 @@ func (o *observer) sockets(name string, after *netnsState, samples [][]socket) {
 		reordered := s.info.Reord_seen
 		if old != nil && old.info != nil {
 			reordered = uint32(since(uint64(reordered), uint64(old.info.Reord_seen)))
-			// Nothing was read in all the time: what came is what there is more of.
+			// The application has read nothing during the observation, so all
+			// received data have been added to the queue.
 			if s.state == established && old.rx > 0 && s.rx >= leastUnread && s.rx >= old.rx &&
 				since(s.info.Bytes_received, old.info.Bytes_received) == uint64(s.rx-old.rx) {
 				o.add(observation{signal: "unread.stands", owner: name, peer: o.nameOf(s.remote.Addr()), value: float64(s.rx)})
@@ -342,14 +346,14 @@ func (o *observer) sockets(name string, after *netnsState, samples [][]socket) {
 	}
 }
 
-// leastLimited is for how long, in microseconds, a sender has had to wait for a
-// window.
+// leastLimited is the minimum time, in microseconds, for which a sender must have
+// waited for window space.
 const leastLimited = 1_000_000
 
-// trickles reports whether a peer opens its window by and by alone: the sender has
-// had no window for half of the time, and the peer takes far longer than a round trip
-// to make room for one window. A reader that keeps up takes one in each round trip,
-// however small it is.
+// trickles reports whether a peer opens its window only slowly: the sender had no
+// window for half of the time, and the peer takes far longer than a round trip to
+// free one window of space. A reader that keeps up frees one window per round trip,
+// however small.
 func (o *observer) trickles(s, old *socket, window uint32) bool {
 	took := o.took()
 	if time.Duration(since(s.info.Rwnd_limited, old.info.Rwnd_limited))*time.Microsecond < took/2 {
@@ -363,9 +367,9 @@ func (o *observer) trickles(s, old *socket, window uint32) bool {
 	return perWindow >= 50*time.Millisecond && perWindow >= 4*time.Duration(s.info.Rtt)*time.Microsecond
 }
 
-// leastAsked is how many handshakes, over all samples, have to be without an answer,
-// and none with one. A sample that meets a handshake of a path that works meets
-// connections more often.
+// leastAsked is the minimum number of unanswered handshakes, over all samples and
+// with none answered. If a path works, a sample is more likely to see a connection
+// than a handshake.
 const leastAsked = 3
 
 func sum(m map[string]float64) (total float64) {
@@ -375,12 +379,12 @@ func sum(m map[string]float64) (total float64) {
 	return total
 }
 
-// peer is what the sockets of a namespace show of another end.
+// peer is what the sockets of a namespace show about another end.
 type peer struct {
 	answers bool // handshakes, or small segments
 	takes   bool // large segments get through
-	// Of its global IPv6 addresses: SYNs without an answer, by sample, and whether a
-	// connection was there in any.
+	// For global IPv6 addresses: unanswered SYNs, by sample, and whether any sample
+	// had a connection.
 	v6     bool
 	asked  float64
 	opened bool
@@ -417,7 +421,7 @@ func (o *observer) peers(samples [][]socket, was map[connection]*socket) map[str
 			if old != nil && old.info != nil {
 				acked, received = since(acked, old.info.Bytes_acked), since(received, old.info.Bytes_received)
 			}
-			// A connection that is new has had its handshake in the time.
+			// A new connection has completed its handshake during the observation.
 			p.answers = p.answers || old == nil || received > 0 || acked > 0
 			p.takes = p.takes || acked > 4*uint64(max(s.info.Snd_mss, 536))
 		}
@@ -425,13 +429,13 @@ func (o *observer) peers(samples [][]socket, was map[connection]*socket) map[str
 	return peers
 }
 
-// worksOver4 reports whether a socket is a connection over IPv4 that was made.
+// worksOver4 reports whether a socket is an established IPv4 connection.
 func worksOver4(s socket) bool {
 	return s.remote.Addr().Is4() && !s.remote.Addr().IsLoopback() && (s.state == established || s.state == timeWait || s.state == closeWait)
 }
 
-// leastUnread is how many unread bytes are more than what a closed or idle
-// connection leaves: the last record of TLS, a protocol's farewell.
+// leastUnread is more unread bytes than a closed or idle connection leaves, such as
+// a last TLS record or a protocol's closing message.
 const leastUnread = 4096
 
 func since(now, was uint64) uint64 {
@@ -441,11 +445,11 @@ func since(now, was uint64) uint64 {
 	return now - was
 }
 
-// shapers are the queueing disciplines that hold traffic to a rate.
+// shapers are the queueing disciplines that limit traffic to a rate.
 var shapers = []string{"tbf", "htb", "hfsc", "cake"}
 
-// atRate is how much of a shaper's rate is used where the rate is what holds traffic
-// up. Where it is less, its queue is too short for bursts.
+// atRate is the used share of a shaper's rate above which the rate is the
+// bottleneck. Below it, the queue is too short for bursts.
 const atRate = 0.8
 
 func (o *observer) qdiscs(name string, before, after *netnsState) {
@@ -478,7 +482,7 @@ func (o *observer) qdiscs(name string, before, after *netnsState) {
 			s.backlog = max(s.backlog, float64(q.qlen))
 			s.drops = max(s.drops, drops)
 		case q.kind == "netem":
-			// What it loses is the loss of the wire that it plays.
+			// Its losses imitate the losses of a link.
 		default:
 			s.full, s.sent = max(s.full, drops), max(s.sent, packets+drops)
 		}
@@ -495,7 +499,7 @@ func (o *observer) qdiscs(name string, before, after *netnsState) {
 	}
 }
 
-// ports looks for destinations for which no ephemeral port is left.
+// ports looks for destinations for which all ephemeral ports are used.
 func (o *observer) ports(name string, after *netnsState) {
 	if after.portsTo == 0 {
 		return
@@ -559,7 +563,7 @@ func functionOf(location string) string {
 	return function
 }
 
-// dropSignals are the signals of the kernel's reasons of drops.
+// dropSignals maps the kernel's drop reasons to signals.
 var dropSignals = map[string]string{
 	"NETFILTER_DROP": "drop.rule", "IP_OUTNOROUTES": "drop.no_route", "IP_INNOROUTES": "drop.no_route",
 	"NEIGH_FAILED": "drop.neighbour", "NEIGH_QUEUEFULL": "drop.neighbour", "NEIGH_DEAD": "drop.neighbour",
@@ -570,17 +574,17 @@ var dropSignals = map[string]string{
 	"PROTO_MEM": "drop.memory", "SOCKET_BACKLOG": "drop.socket",
 }
 
-// hookFunction drops packets for rules of iptables, and for conntrack.
+// hookFunction drops packets for iptables rules, and for conntrack.
 const hookFunction = "nf_hook_slow"
 
-// ruleFunctions drop packets for rules, on kernels without reasons.
+// ruleFunctions drop packets for rules, on kernels without drop reasons.
 var ruleFunctions = []string{hookFunction, "nft_do_chain", "ipt_do_table", "ip6t_do_table", "nf_hook_slow_list"}
 
-// drops are the packets that were lost in the namespace of a pod or the node.
+// drops observes the packets lost in the namespace of a pod or the node.
 func (o *observer) drops() {
-	// Conntrack drops what it cannot enter in the hook itself, where rules of
-	// iptables drop, too. It counts how many those are; newer kernels count those that
-	// it could not insert in both.
+	// Conntrack drops packets whose connection it cannot insert. It does so in the
+	// hook in which iptables rules drop packets, too, and counts these drops; newer
+	// kernels count failed insertions in both counters.
 	untracked := map[string]float64{}
 	for name := range o.after.values {
 		v := rises(o.before.values[name], o.after.values[name])
@@ -611,8 +615,9 @@ func (o *observer) drops() {
 		}
 		switch signal {
 		case "drop.rule":
-			// What the world sends to a node and its firewall refuses is the
-			// firewall's work, and so are packets that it forwards for nobody here.
+			// Packets from outside that the node's firewall refuses are the
+			// firewall's purpose. So are packets that it forwards for no pod of
+			// this node.
 			if e.owner == Node && e.src.name != Node && !isPodName(e.src.name) && !isPodName(e.dst.name) {
 				continue
 			}
@@ -642,7 +647,7 @@ func (o *observer) drops() {
 		if signal != "" {
 			o.add(observation{signal: signal, owner: e.owner, peer: peer, value: float64(e.n), what: what})
 		}
-		// A loss on this node is none of the path's, whichever end retransmits.
+		// A loss on this node is not the path's fault, whichever end retransmits.
 		if e.src.known() {
 			o.add(observation{signal: "drop.local", owner: e.src.name, peer: e.dst.name, value: float64(e.n)})
 		}
@@ -651,20 +656,21 @@ func (o *observer) drops() {
 		}
 	}
 	for k, d := range rules {
-		// Rules drop what comes late for a connection that conntrack has forgotten,
-		// as kube-proxy's do, and nobody misses it. Of TCP those drops count that a
-		// sender makes up for, or that go on.
+		// Rules, such as kube-proxy's, drop late packets of a connection that
+		// conntrack has forgotten, which is harmless. Of TCP, count drops that a
+		// sender retransmits, or that continue.
 		if d.wanted || d.n >= leastDropped && d.last.Sub(d.first) >= o.took()/3 {
 			o.add(observation{signal: "drop.rule", owner: k.owner, peer: k.peer, value: d.n, what: k.what})
 		}
 	}
 }
 
-// leastDropped is how many packets of TCP to one port a rule has to drop where no
-// sender is seen to retransmit: it is on another machine, or gives up at once.
+// leastDropped is the minimum number of TCP packets to one port that a rule drops
+// if no sender is seen to retransmit. The sender may be on another machine, or give
+// up at once.
 const leastDropped = 10
 
-// talk is what two addresses have with each other at the port of a service.
+// talk identifies the traffic of two addresses at the port of a service.
 type talk struct {
 	low, high string
 	port      uint16
@@ -674,8 +680,8 @@ func talkOf(e occurrence) talk {
 	return talk{min(e.src.addr, e.dst.addr), max(e.src.addr, e.dst.addr), servicePort(e.src, e.dst)}
 }
 
-// retransmitted is between whom, and at which port, a segment was retransmitted that
-// opens a connection or carries data.
+// retransmitted holds the ends and the port of retransmitted segments that open a
+// connection or carry data.
 func (o *observer) retransmitted() map[talk]bool {
 	out := map[talk]bool{}
 	for _, e := range o.events {
@@ -686,13 +692,14 @@ func (o *observer) retransmitted() map[talk]bool {
 	return out
 }
 
-// isPodName reports whether a name is a pod's: no address has a slash.
+// isPodName reports whether a name is a pod's. Addresses contain no slash.
 func isPodName(name string) bool { return strings.Contains(name, "/") }
 
-// ephemeral is where the kernel's range of ephemeral ports begins by default.
+// ephemeral is the start of the kernel's default range of ephemeral ports.
 const ephemeral = 32768
 
-// servicePort is the port of a connection that is the service's, 0 if none is.
+// servicePort returns the service's port of a connection, 0 if neither end is a
+// service.
 func servicePort(a, b end) uint16 {
 	low := min(a.port, b.port)
 	if low == 0 || low >= ephemeral {
@@ -701,8 +708,8 @@ func servicePort(a, b end) uint16 {
 	return low
 }
 
-// needed is which part of an owner's retransmissions the other ends did not report as
-// needless (DSACK, RFC 2883).
+// needed returns the share of an owner's retransmissions that the other ends did not
+// report as unnecessary (DSACK, RFC 2883).
 func (o *observer) needed(name string) float64 {
 	before, after := o.before.netns[name], o.after.netns[name]
 	if before == nil || after == nil {
@@ -741,7 +748,7 @@ func (o *observer) retransmissions() {
 	}
 }
 
-// resets compares the resets that were received with those that were sent.
+// resets compares the received resets with the sent ones.
 func (o *observer) resets() {
 	type way struct{ from, to end }
 	sent := map[way]int{}
@@ -795,15 +802,16 @@ func (o *observer) resets() {
 				note(service{e.dst.name, e.owner, e.src.addr, e.src.port, false}, e)
 			}
 		case "PacketLoss":
-			// A datagram to a port below the ephemeral ones: that is no answer which
-			// comes after its client has given up.
+			// A datagram to a port below the ephemeral range. Above, it may be an
+			// answer whose client has given up.
 			if e.reason == "NO_SOCKET" && e.protocol == "UDP" && e.dst.name == e.owner && isPodName(e.owner) && servicePort(e.dst, e.src) == e.dst.port && e.dst.port != 0 {
 				note(service{e.src.name, e.owner, e.dst.addr, e.dst.port, true}, e)
 			}
 		}
 	}
 	for k, r := range refused {
-		// A server that starts is refused for a moment, and not at the end.
+		// A starting server refuses connections for a moment, but not at the end of
+		// the observation.
 		if r.last.Sub(r.first) < o.took()/3 || o.after.at.Sub(r.last) > o.took()/2 {
 			continue
 		}
@@ -858,8 +866,8 @@ func listensOn(sockets []socket, addr string, port uint16) (there, loopback bool
 	return there, loopback
 }
 
-// latencies are reads and I/Os that came late. Of reads the seconds with any count: a
-// process that stood still once has many to make up for.
+// latencies observes slow reads and I/Os. Reads are counted as seconds with at least
+// one, because a process that was paused once makes many slow reads afterwards.
 func (o *observer) latencies() {
 	type reader struct{ owner, comm string }
 	seconds := map[reader]map[int64]bool{}
@@ -881,10 +889,10 @@ func (o *observer) latencies() {
 }
 
 const (
-	// slowLookup is more than any server takes for what it knows, and than most
-	// take for what they have to ask others for.
+	// slowLookup is longer than any server needs for a cached answer, and than most
+	// need to ask other servers.
 	slowLookup = 500 * time.Millisecond
-	// lostLookup is when a question counts as unanswered.
+	// lostLookup is when a query counts as unanswered.
 	lostLookup = 2 * time.Second
 )
 
@@ -964,13 +972,13 @@ func (o *observer) node() {
 	}
 }
 
-// allTimes is how long a CPU has been there, in seconds. What guests had is in the
-// user's times.
+// allTimes returns for how long a CPU has existed, in seconds. Guest time is
+// included in user time.
 func allTimes(c *procfs.CPUStat) float64 {
 	return c.User + c.Nice + c.System + c.Idle + c.Iowait + c.IRQ + c.SoftIRQ + c.Steal
 }
 
-// natPorts are the ports that NAT has given out to one destination.
+// natPorts holds the ports that NAT uses for one destination.
 type natPorts struct {
 	used, room float64
 	to         string
@@ -990,8 +998,8 @@ func (o *observer) conntrack() {
 	}
 }
 
-// arpFlux looks for a neighbour's entry that has the node's address with the
-// hardware address of another of the node's interfaces than has it.
+// arpFlux looks for a neighbour entry in which the node's address has the hardware
+// address of the wrong interface of the node.
 func (o *observer) arpFlux() {
 	node := o.after.netns[Node]
 	if node == nil {

@@ -22,7 +22,7 @@ const (
 )
 
 // record is a recording of ten seconds of a node with two pods, in which nothing
-// happened. f adds what did.
+// happened. f adds changes.
 func record(f func(r *recording)) []observation {
 	state := func() map[string]*netnsState {
 		m := map[string]*netnsState{}
@@ -48,7 +48,8 @@ func port(addr string, n uint16) netip.AddrPort {
 
 func endAt(name, addr string, n uint16) end { return end{name: name, addr: addr, port: n} }
 
-// text is what was observed, a line each, without what is always there.
+// text returns the observations, one per line, without those that are always
+// present.
 func text(list []observation) string {
 	var out []string
 	for _, x := range list {
@@ -329,7 +330,7 @@ func TestObserve(t *testing.T) {
 	}
 }
 
-// TestUsedPorts: the destination of which NAT has given out all ports in a row.
+// TestUsedPorts: the destination for which NAT uses all ports of a range.
 func TestUsedPorts(t *testing.T) {
 	flow := func(from, to uint16, dst string) *netlink.ConntrackFlow {
 		return &netlink.ConntrackFlow{

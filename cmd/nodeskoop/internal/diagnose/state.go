@@ -21,11 +21,12 @@ import (
 type socket struct {
 	state         uint8
 	local, remote netip.AddrPort
-	// rx and tx are bytes; of a listening socket the connections that wait and how
-	// many may.
+	// rx and tx are bytes. For a listening socket they are the number of waiting
+	// connections and its limit.
 	rx, tx uint32
 	timer  uint8 // that runs (idiag_timer)
-	// info is nil where the kernel tells none: of sockets that are no connections.
+	// info is nil if the kernel reports none, as for sockets that are not
+	// connections.
 	info *netlink.TCPInfo
 }
 
@@ -46,11 +47,11 @@ type qdisc struct {
 	handle         uint32
 	bytes, packets uint64
 	drops, limits  uint64 // overlimits
-	rate           uint64 // bytes a second that it lets through; 0: not known
+	rate           uint64 // configured rate in bytes per second; 0: not known
 	qlen, backlog  uint64
 }
 
-// neighbour is an entry of the tables of ARP and neighbour discovery.
+// neighbour is an entry of the neighbour tables (ARP, NDP).
 type neighbour struct {
 	addr  netip.Addr
 	mac   string
@@ -78,7 +79,7 @@ type link struct {
 // inet_diag_msg_sock_fill).
 const timerPersist = 4
 
-// netnsState is what the kernel tells of one network namespace at one moment.
+// netnsState is the state of one network namespace at one moment.
 type netnsState struct {
 	counters   map[string]uint64 // as nstat names them
 	sockets    []socket
@@ -86,12 +87,12 @@ type netnsState struct {
 	neighbours []neighbour
 	addrs      []address
 	links      []link
-	// default4 and default6: there is a route to everywhere.
+	// default4 and default6: there is a default route.
 	default4, default6 bool
 	// portsFrom to portsTo are the ephemeral ports.
 	portsFrom, portsTo uint16
 	twMax, tw          uint64 // TIME_WAIT sockets
-	// failed is why parts are missing, by part.
+	// failed maps missing parts to the reason.
 	failed map[string]error
 }
 
@@ -100,8 +101,8 @@ type netnsState struct {
 // sockets do not hide a service of another's.
 const mostSockets = 50_000
 
-// readNetns reads the state of the namespace that the calling thread is in. whole
-// also reads what changes no counter.
+// readNetns reads the state of the calling thread's namespace. whole also reads
+// state that no counter depends on.
 func readNetns(whole bool) *netnsState {
 	s := &netnsState{counters: map[string]uint64{}, failed: map[string]error{}}
 	part := func(name string, err error) {
@@ -133,8 +134,8 @@ func readNetns(whole bool) *netnsState {
 	return s
 }
 
-// parseCounters reads /proc/PID/net/snmp or netstat: pairs of lines, one of names
-// and one of numbers. A number may be below 0 (Tcp MaxConn): it is left out.
+// parseCounters parses /proc/PID/net/snmp or netstat: pairs of lines, one with
+// names and one with numbers. It skips negative numbers (Tcp MaxConn).
 func parseCounters(b []byte, to map[string]uint64) error {
 	for len(b) > 0 {
 		var names, values []byte
@@ -159,7 +160,7 @@ func parseCounters(b []byte, to map[string]uint64) error {
 	return nil
 }
 
-// parseCounters6 reads /proc/PID/net/snmp6: a name and a number in each line.
+// parseCounters6 parses /proc/PID/net/snmp6: a name and a number per line.
 func parseCounters6(b []byte, to map[string]uint64) error {
 	for line := range strings.Lines(string(b)) {
 		f := strings.Fields(line)
@@ -340,7 +341,7 @@ func (s *netnsState) readRoutes() error {
 	return nil
 }
 
-// readPorts reads what bounds the connections of a namespace.
+// readPorts reads the limits on a namespace's connections.
 func (s *netnsState) readPorts() error {
 	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
 	if err != nil {
@@ -350,7 +351,7 @@ func (s *netnsState) readPorts() error {
 		return fmt.Errorf("read net.ipv4.ip_local_port_range: %q is no range", b)
 	}
 	if s.twMax, err = readNumber("/proc/sys/net/ipv4/tcp_max_tw_buckets"); errors.Is(err, fs.ErrNotExist) {
-		err = nil // before Linux 4.20 it is the first namespace's
+		err = nil // before Linux 4.20 only the initial namespace has it
 	}
 	s.tw = uint64(len(slices.DeleteFunc(slices.Clone(s.sockets), func(x socket) bool { return x.state != timeWait })))
 	return err

@@ -59,7 +59,7 @@ const unattributed = "unattributed"
 // occurrence is what is kept of an event.
 type occurrence struct {
 	typ      string
-	owner    string // a pod, Node, or "" for what is neither's
+	owner    string // a pod, Node, or "" if it belongs to neither
 	src, dst end
 	reason   string
 	function string // that dropped a packet
@@ -72,7 +72,7 @@ type occurrence struct {
 	n        uint64
 }
 
-// end is one end of a connection. Its name is that of a pod, Node, or the address.
+// end is one end of a connection. Its name is a pod, Node, or the address.
 type end struct {
 	name string
 	addr string
@@ -194,11 +194,11 @@ func newWatcher(ctx context.Context, s *session.Session) (w *watcher, end func()
 // values are the metrics of one owner.
 type values map[string]float64
 
-// sample takes one sample: the values of the node and of each pod. Labels beyond
-// the pod's are summed up.
+// sample takes one sample: the values of the node and of each pod, summed over all
+// other labels.
 func (w *watcher) sample() map[string]values {
 	out := map[string]values{}
-	shared := map[string]bool{} // pods of the same name: nobody's value is known
+	shared := map[string]bool{} // Several pods have the same name, so the values of none are known.
 	seen := map[string]string{}
 	for _, p := range w.pods.Running() {
 		if p.HostNetwork {
@@ -247,8 +247,8 @@ func ownerOf(m *dto.Metric) string {
 	return namespace + "/" + pod
 }
 
-// rises are what the counters rose by between two samples, and the gauges of the
-// second. A counter that fell was reset: what it rose by is not known.
+// rises returns the counters' increases between two samples, and the gauges of the
+// second. A counter that fell was reset, so its increase is not known.
 func rises(before, after values) values {
 	out := values{}
 	for name, v := range after {
@@ -263,14 +263,14 @@ func rises(before, after values) values {
 	return out
 }
 
-// limited reports whether a probe does not work, or does not see all on this kernel.
+// limited reports whether a probe does not work, or has limitations on this kernel.
 func (w *watcher) limited(probe string) bool {
 	return !slices.ContainsFunc(w.runner.Status(), func(st collect.ProbeStatus) bool {
 		return st.Name == probe && st.Up && len(st.Limitations) == 0
 	})
 }
 
-// troubles says which probes do not work, and why.
+// troubles lists the probes that do not work, and why.
 func (w *watcher) troubles() []NotLooked {
 	var list []NotLooked
 	for _, st := range w.runner.Status() {

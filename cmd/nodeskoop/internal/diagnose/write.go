@@ -12,7 +12,7 @@ import (
 
 var placeholder = regexp.MustCompile(`\b(PID|PEER|DEVICE|DISK|GROUP)\b`)
 
-// placed fills the placeholders of a command in, as far as they are known.
+// placed fills in the known placeholders of a command.
 func placed(command, pid, peer, device string) string {
 	return placeholder.ReplaceAllStringFunc(command, func(word string) string {
 		value := ""
@@ -37,7 +37,7 @@ func placed(command, pid, peer, device string) string {
 	})
 }
 
-// deviceName is what is a device's name of what a number is of.
+// deviceName returns the device name in the subject of a number.
 func deviceName(what string) string {
 	if strings.ContainsAny(what, " :,/") {
 		return ""
@@ -45,7 +45,7 @@ func deviceName(what string) string {
 	return what
 }
 
-// shellWord quotes what a shell would not take as one word.
+// shellWord returns s as one word for a shell, quoted if necessary.
 func shellWord(s string) string {
 	for _, r := range s {
 		if !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.:@/", r)) {
@@ -55,11 +55,11 @@ func shellWord(s string) string {
 	return s
 }
 
-// plainWidth is the width of what is not a window.
+// plainWidth is the width if the output is not a terminal.
 const plainWidth = 80
 
-// Write writes the report for a person, in lines of at most width columns where
-// words allow; 0 is 80. Commands are not broken: they are to be pasted.
+// Write writes the report for a person, in lines of at most width columns if the
+// words allow; 0 means 80. Commands are not wrapped, so that they can be pasted.
 func (r *Report) Write(w io.Writer, width int) error {
 	if width <= 0 {
 		width = plainWidth

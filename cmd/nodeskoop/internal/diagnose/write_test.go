@@ -52,8 +52,8 @@ func TestGoldenReport(t *testing.T) {
 	}
 }
 
-// TestReportIsSafe: whatever pods, devices and processes are called, nothing of it
-// reaches a terminal raw, and each finding keeps its lines.
+// TestReportIsSafe: names of pods, devices and processes cannot affect a terminal,
+// and each finding keeps its lines.
 func TestReportIsSafe(t *testing.T) {
 	for _, name := range nasty.Names {
 		pod := "shop/" + name
@@ -75,8 +75,8 @@ func TestReportIsSafe(t *testing.T) {
 	}
 }
 
-// TestSourceOfTheOtherEnd: where a number is found at the other end, the command enters
-// that end; where the end is not on this node, no other process stands for it.
+// TestSourceOfTheOtherEnd: for a number of the other end, the command enters that end.
+// If the end is not on this node, no other process takes its place.
 func TestSourceOfTheOtherEnd(t *testing.T) {
 	for pids, want := range map[*map[string]string]string{
 		{web: "4711", client: "815"}: "nsenter -t 4711 -n ss -tln",
@@ -115,7 +115,8 @@ func TestPlaced(t *testing.T) {
 	}
 }
 
-// TestConcerns: of one pod is told what it is an end of, and what the node alone does.
+// TestConcerns: for one pod, the report has findings about an end of its traffic, and
+// about the node alone.
 func TestConcerns(t *testing.T) {
 	all := append(append(append([]observation{}, cases[0].is...), seen("cpu.softirq", Node, "", 90)), seen("IpOutNoRoutes", "shop/db-0", "", 9))
 	var got []string

@@ -108,7 +108,8 @@ func bounds() string {
 		for _, b := range m.Bounds {
 			texts = append(texts, strings.Replace(time.Duration(math.Round(b*1e9)).String(), "µ", "u", 1))
 		}
-		// Those of the first stand for all: a test holds them together.
+		// The options of the first probe represent all; a test checks that they are
+		// equal.
 		all = append(all, fmt.Sprintf("the upper bounds of its %d buckets are %s and +Inf, in %s", len(texts)+1, strings.Join(texts, ", "), m.Unit))
 	}
 	return slices.Compact(all)[0]
@@ -255,7 +256,7 @@ In a source or command, ` + "`PID`" + ` is a process of the pod that shows the s
 				b.WriteString("- " + signText(&group.signs[i]) + "\n")
 			}
 		}
-		fmt.Fprintf(&b, "\nLooks alike and is none: %s\n", c.Healthy)
+		fmt.Fprintf(&b, "\nSimilar, but harmless: %s\n", c.Healthy)
 		if len(c.Explains) > 0 {
 			way := "Not named beside it for the same ends"
 			switch {
@@ -275,7 +276,7 @@ In a source or command, ` + "`PID`" + ` is a process of the pod that shows the s
 	return err
 }
 
-// signText is a sign in words: what is seen, from where on, and where.
+// signText describes a sign: the observation, the threshold and the source.
 func signText(s *catalog.Sign) string {
 	signal := catalog.SignalByName(s.Signal)
 	text := strings.NewReplacer("{n}", "N", "{peer}", "the other end", "{what}", "...", "{time}", "the time").Replace(signal.Text)
@@ -293,7 +294,7 @@ func signText(s *catalog.Sign) string {
 	return text
 }
 
-// warnFrom says how many occurrences make an entry a warning.
+// warnFrom describes from how many occurrences on an entry is a warning.
 func warnFrom(e *catalog.EventType) string {
 	if e.Warn.Count == 0 {
 		return "-"

@@ -21,7 +21,7 @@ type Options struct {
 	Node, Version      string
 	Made, Since, Until time.Time
 	Pods               []string
-	// HostLabel is what the history calls the host.
+	// HostLabel is the host's label in the history.
 	HostLabel string
 }
 
@@ -37,12 +37,12 @@ const (
 	maxDistributions = 12
 )
 
-// steps are those that a timeline may have.
+// steps are the allowed step lengths of a timeline.
 var steps = []time.Duration{time.Second, 2 * time.Second, 5 * time.Second, 10 * time.Second, 15 * time.Second, 30 * time.Second,
 	time.Minute, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute, 15 * time.Minute, 30 * time.Minute,
 	time.Hour, 2 * time.Hour, 3 * time.Hour, 6 * time.Hour, 12 * time.Hour, 24 * time.Hour}
 
-// Builder gathers what a Report tells. It is not for two goroutines at a time.
+// Builder collects the data of a Report. It is not safe for concurrent use.
 type Builder struct {
 	r     Report
 	host  string
@@ -56,7 +56,7 @@ type Builder struct {
 	before time.Duration               // that was sampled in the hour before
 	during time.Duration
 	last   time.Time // when the minute before ended
-	begun  bool      // a minute of the report's own time was there
+	begun  bool      // a minute within the report's time was read
 }
 
 type kindKey struct {
@@ -69,7 +69,7 @@ type laneKey struct {
 	whose string
 }
 
-// series is what is compared of a counter.
+// series holds the values of a counter that are compared.
 type series struct {
 	of          *history.Series
 	now, before float64
@@ -88,7 +88,7 @@ func New(o Options) *Builder {
 	return b
 }
 
-// step is how long one place of a timeline is.
+// step is the length of one place of a timeline.
 func step(length time.Duration) time.Duration {
 	for _, s := range steps {
 		if length <= maxSteps*s {
@@ -98,12 +98,12 @@ func step(length time.Duration) time.Duration {
 	return (length/maxSteps/time.Hour + 1) * time.Hour
 }
 
-// places is how many places a timeline has.
+// places is the number of places of a timeline.
 func (r *Report) places() int {
 	return int(min(maxSteps, max(1, (r.Until.Sub(r.Since)+r.Step-1)/r.Step)))
 }
 
-// Unknown says that something cannot be told, and why.
+// Unknown records what is not known, and why.
 func (b *Builder) Unknown(why string) { b.r.Unknown = append(b.r.Unknown, why) }
 
 // Event takes an event of the journal.
@@ -160,8 +160,8 @@ func (b *Builder) lane(key laneKey, e *event.Event, n uint64) {
 	b.r.spread(l.Counts, e.FirstSeen(), e.LastSeen(), float64(n))
 }
 
-// spread adds n that came between two moments, evenly, to the places of a timeline.
-// What lies outside of it goes to none.
+// spread distributes n evenly over the places of a timeline between two moments.
+// The part outside the timeline is dropped.
 func (r *Report) spread(places []float64, first, last time.Time, n float64) {
 	from, to := first.Sub(r.Since), last.Sub(r.Since)
 	if from == to {
@@ -179,10 +179,11 @@ func (r *Report) spread(places []float64, first, last time.Time, n float64) {
 	}
 }
 
-// The hour before is what a report is compared with.
+// A report's counters are compared with the hour before it.
 const hourBefore = time.Hour
 
-// lag is how old the newest minute of a history that is being written may be.
+// lag is the maximum age of the newest minute of a history that is still being
+// written.
 const lag = 3 * time.Minute
 
 // Minutes is a history, as history.Reader reads it.
@@ -190,7 +191,8 @@ type Minutes interface {
 	Minutes(q history.Query) iter.Seq2[*history.Minute, error]
 }
 
-// History reads what a report needs of the history. keep selects series; nil: all.
+// History reads the part of the history that a report needs. keep selects series;
+// nil: all.
 func (b *Builder) History(h Minutes, keep func(*history.Series) bool) error {
 	kept := func(s *history.Series) bool { return compared(s) && (keep == nil || keep(s)) }
 	for m, err := range h.Minutes(history.Query{Since: b.r.Since.Add(-hourBefore), Until: b.r.Until, Keep: kept}) {
@@ -220,8 +222,8 @@ func (b *Builder) History(h Minutes, keep func(*history.Series) bool) error {
 	return nil
 }
 
-// compared reports whether a series may stand out: a counter of a probe, but not one
-// of each connection.
+// compared reports whether a series may be reported: a probe's counter, but not one
+// per connection.
 func compared(s *history.Series) bool {
 	if s.Kind != history.Counter {
 		return false
@@ -233,8 +235,7 @@ func compared(s *history.Series) bool {
 	return part != ""
 }
 
-// histogramOf takes the name of a histogram's series apart. part is "" for what is
-// none.
+// histogramOf splits the name of a histogram's series. part is "" if it is not one.
 func histogramOf(metric string) (base, part string) {
 	for _, part := range []string{"_bucket", "_count", "_sum"} {
 		if base, ok := strings.CutSuffix(metric, part); ok && strings.HasSuffix(base, "_seconds") {
@@ -276,7 +277,8 @@ func (b *Builder) minute(m *history.Minute) {
 	}
 }
 
-// find returns what is known of a series, nil if there is no room.
+// find returns the record of a series, a new one if necessary; nil if there is no
+// room.
 func (b *Builder) find(s *history.Series) *series {
 	if x, known := b.names[s]; known {
 		return x
@@ -295,7 +297,7 @@ func (b *Builder) find(s *history.Series) *series {
 	return x
 }
 
-// gap adds a gap, as far as it lies in the report's time.
+// gap adds the part of a gap that lies within the report's time.
 func (b *Builder) gap(from, to time.Time, why string) {
 	if from.Before(b.r.Since) {
 		from = b.r.Since
@@ -326,7 +328,7 @@ func (b *Builder) lastGap() {
 	}
 }
 
-// whoseSeries says whose a series is, as events have it.
+// whoseSeries returns the owner of a series, named as in events.
 func (b *Builder) whoseSeries(s *history.Series) string {
 	namespace, pod := s.Label(owner.LabelNamespace), s.Label(owner.LabelPod)
 	switch {
@@ -338,8 +340,8 @@ func (b *Builder) whoseSeries(s *history.Series) string {
 	return quote.Safe(namespace) + "/" + quote.Safe(pod)
 }
 
-// labelsOf are the labels of a series that its metric declares, or of a histogram all
-// that say neither whose it is nor which bucket.
+// labelsOf returns the labels of a series that its metric declares. For a histogram
+// it returns all except those of the owner and the bucket.
 func labelsOf(s *history.Series, m *catalog.Metric) string {
 	var parts []string
 	for _, l := range s.Labels {
@@ -354,22 +356,24 @@ func labelsOf(s *history.Series, m *catalog.Metric) string {
 	return strings.Join(parts, " ")
 }
 
-// What makes a counter stand out: it rose by so many at least, by so many times what it
-// would have at the rate of the hour before, and by more than chance makes of that.
+// Thresholds above which a counter stands out: its increase, the factor over the
+// expected increase at the rate of the hour before, and the distance from what chance
+// explains.
 const (
 	leastTrouble, timesTrouble = 5, 3
-	leastNew                   = 100 // of a pod that had no packets in the hour before
+	leastNew                   = 100 // for a pod without packets in the hour before
 	leastWork, timesWork       = 1000, 4
 	sigmas                     = 5
 )
 
-// standsOut reports whether a rise is more than an expected one explains.
+// standsOut reports whether an increase exceeds the expected one by more than
+// chance.
 func standsOut(rose, expected, least, times float64) bool {
 	return rose >= least && rose >= times*expected && rose-expected >= sigmas*math.Sqrt(expected+1)
 }
 
-// compare finds the counters that stand out, and the distributions. It returns those
-// counters by the name of their series.
+// compare finds the counters that stand out, and the distributions. It returns the
+// counters by series name.
 func (b *Builder) compare() map[string]*Counter {
 	var trouble, work []*Counter
 	names := map[*Counter]string{}
@@ -424,9 +428,9 @@ func (b *Builder) compare() map[string]*Counter {
 // mostGrowth is how much growth excuses.
 const mostGrowth = 100
 
-// growth is by owner how many times as many packets as in the hour before there were,
-// where there were more: twice the work makes twice the resets. It is 0 of an owner
-// that had none then.
+// growth returns, by owner, the factor by which its packets grew over the hour
+// before, at least 1, since twice the work makes twice the resets. It is 0 for an
+// owner without packets then.
 func (b *Builder) growth(scale float64) map[string]float64 {
 	packets := map[string][2]float64{}
 	for _, s := range b.series {
@@ -454,7 +458,7 @@ func byScore(list []*Counter) {
 	})
 }
 
-// choose takes the first of a list that is sorted, and no more than maxPods of one
+// choose returns the first entries of a sorted list, with at most maxPods of one
 // metric.
 func choose(list []*Counter, limit int) (chosen []Counter, more int) {
 	chosen = []Counter{}
@@ -470,8 +474,8 @@ func choose(list []*Counter, limit int) (chosen []Counter, more int) {
 	return chosen, more
 }
 
-// distinct sorts counters, and leaves out those that say the same as another: of one
-// probe and owner and the same numbers. The one with most labels stays.
+// distinct sorts counters and drops duplicates: counters of one probe and owner with
+// equal numbers. The one with the most labels stays.
 func distinct(list []*Counter) []*Counter {
 	type key struct {
 		probe, whose   string
@@ -488,7 +492,7 @@ func distinct(list []*Counter) []*Counter {
 	return slices.DeleteFunc(list, func(c *Counter) bool { return best[key{c.typ.Probe(), c.Whose, c.Rose, c.Expected}] != c })
 }
 
-// onePerOwner sorts counters, and leaves one to each owner and probe: bytes and packets
+// onePerOwner sorts counters and keeps one per owner and probe, since bytes and packets
 // rise together.
 func onePerOwner(list []*Counter) []*Counter {
 	byScore(list)
@@ -526,9 +530,9 @@ func addHistogram(all map[string]*histogram, base, part, whose string, s *series
 	}
 }
 
-// distributions are those that have something in them, those that became slower most
-// first. A bucket that did not move is not in the history: the ones that any histogram
-// of the metric has are those of all.
+// distributions returns the histograms with values, those that slowed down most first.
+// The history lacks buckets that did not change, so the bounds are collected from all
+// histograms of the metric.
 func distributions(all map[string]*histogram) (chosen []Distribution, more int) {
 	bounds := map[string]map[float64]bool{}
 	for _, h := range all {
@@ -569,7 +573,8 @@ func distributions(all map[string]*histogram) (chosen []Distribution, more int) 
 	return chosen, max(0, len(list)-maxDistributions)
 }
 
-// apart makes counts of buckets of the cumulative ones, of now (0) or before (1).
+// apart converts cumulative buckets to counts per bucket, for now (0) or before
+// (1).
 func (h *histogram) apart(when int) []float64 {
 	out := make([]float64, len(h.Bounds)+1)
 	below := 0.0

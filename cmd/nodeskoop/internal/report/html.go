@@ -22,15 +22,14 @@ var pageText string
 
 var pageTemplate = template.Must(template.New("page").Parse(pageText))
 
-// largestPage is how large a page may be. A page that names make larger, which may be
-// as long as somebody likes and are longer still when they are escaped, shows less.
+// largestPage is the maximum size of a page. Names may be long, and longer when
+// escaped, so a page that exceeds the limit shows fewer rows.
 const largestPage = 480_000
 
-// limits are how many rows a page shows.
+// limits are the maximum numbers of rows on a page.
 type limits struct{ kinds, lanes, gaps int }
 
-// WriteHTML writes the report as one page that needs nothing else, neither a script
-// nor another file.
+// WriteHTML writes the report as one self-contained page without scripts.
 func (r *Report) WriteHTML(w io.Writer) error {
 	for l := (limits{200, 40, 100}); ; l = (limits{l.kinds / 2, l.lanes / 2, l.gaps / 2}) {
 		var b bytes.Buffer
@@ -44,8 +43,8 @@ func (r *Report) WriteHTML(w io.Writer) error {
 	}
 }
 
-// page is what the template shows. All texts are safe for a terminal, too; that they
-// are escaped for HTML is the template's.
+// page is the data of the template. All texts are safe for a terminal; the template
+// escapes them for HTML.
 type page struct {
 	Version, Subject, Span, Headline, Held string
 	Quiet                                  bool
@@ -108,16 +107,16 @@ type meaning struct {
 	Next          []catalog.Step
 }
 
-// The longest texts of a page. A message is longer than a name.
+// The maximum lengths of texts on a page. A message may be longer than a name.
 const (
 	maxName    = 120
 	maxMessage = 300
 )
 
-// short is a text as a cell shows it.
+// short shortens a text for a table cell.
 func short(s string) string { return column.Middle(quote.Safe(s), maxName) }
 
-// leftOut says how many of something are not shown.
+// leftOut says how many items are not shown.
 func leftOut(n int, what string) string {
 	if n <= 0 {
 		return ""
@@ -125,7 +124,7 @@ func leftOut(n int, what string) string {
 	return number(float64(n)) + " more " + what + " are not shown."
 }
 
-// join makes one paragraph of sentences, some of which may be missing.
+// join makes one paragraph of sentences and skips empty ones.
 func join(sentences ...string) string {
 	return strings.Join(slices.DeleteFunc(sentences, func(s string) bool { return s == "" }), " ")
 }
@@ -152,7 +151,7 @@ func (r *Report) page(l limits) *page {
 		{"Counters that stand out", r.Counters, join("Expected is what the rate of the hour before comes to, and more of it where there were more packets.", leftOut(r.MoreCounters, "counters"))},
 		{"More work than in the hour before", r.Traffic, ""},
 	} {
-		// Of a quiet time there is only the first line.
+		// If nothing happened, the first line is all there is.
 		if len(t.list) > 0 && !r.empty() {
 			p.Tables = append(p.Tables, r.counterTable(t.title, t.list, t.words))
 		}
@@ -168,7 +167,7 @@ func (r *Report) page(l limits) *page {
 	return p
 }
 
-// ticks are how many labels the axis of time has. A phone shows every second one.
+// ticks is the number of labels on the time axis. A phone shows every second one.
 const ticks = 5
 
 func (p *page) timeline(r *Report, l limits) {
@@ -239,7 +238,7 @@ func (r *Report) counterTable(title string, list []Counter, words string) counte
 	return t
 }
 
-// barPath draws counts as the path of an SVG of 24 units height, one unit wide each.
+// barPath draws counts as an SVG path, 24 units high and one unit wide each.
 func barPath(counts []float64) string {
 	top := slices.Max(counts)
 	var b []byte
@@ -247,7 +246,7 @@ func barPath(counts []float64) string {
 		if n <= 0 {
 			continue
 		}
-		// One occurrence among a million is seen, too.
+		// Even one occurrence among a million is visible.
 		h := max(1.5, 24*height(n, top))
 		b = append(b, 'M')
 		b = strconv.AppendInt(b, int64(i), 10)

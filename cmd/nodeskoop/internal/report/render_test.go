@@ -20,16 +20,16 @@ import (
 const (
 	samplePage    = "../../../../docs/report-sample.html"
 	samplePicture = "../../../../docs/images/report.png"
-	// pageNote names the note in the picture that says of which page it is.
+	// pageNote names the PNG text chunk that identifies the page in the picture.
 	pageNote = "nodeskoop-page"
-	// highest is how much of the page the picture shows.
+	// highest is the maximum height of the page in the picture.
 	highest = 1500
 )
 
-// TestRender shows pages in a browser, as wide as a phone and as a desk, on light and
-// dark systems: nothing is wider than the window, nothing is asked for, and nothing
-// goes wrong. `make render` puts the picture of the sample into docs/images, and all pictures into
-// the folder NODESKOOP_RENDER_ALL, if there is one.
+// TestRender loads pages in a browser, in the width of a phone and of a desktop, in light
+// and dark mode. Nothing may be wider than the window, request anything, or fail. `make
+// render` puts the picture of the sample into docs/images, and all pictures into the folder
+// NODESKOOP_RENDER_ALL, if set.
 func TestRender(t *testing.T) {
 	pictures := os.Getenv("NODESKOOP_RENDER")
 	need.Target(t, "render", pictures != "")
@@ -89,7 +89,7 @@ func digest(page string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// noted adds a note to a picture: of which page it is.
+// noted adds a note to a picture that identifies its page.
 func noted(t *testing.T, picture []byte, page string) []byte {
 	t.Helper()
 	const header = 8 + 12 + 13 // the signature and the chunk IHDR
@@ -102,7 +102,7 @@ func noted(t *testing.T, picture []byte, page string) []byte {
 	return bytes.Join([][]byte{picture[:header], chunk, picture[header:]}, nil)
 }
 
-// The picture in docs/images is one of the sample that is beside it.
+// The picture in docs/images shows the sample in docs/.
 func TestPictureIsOfTheSample(t *testing.T) {
 	page, err := os.ReadFile(samplePage)
 	if err != nil {

@@ -1,10 +1,10 @@
-// Package report tells what happened on a node: the events of the journal by kind and
-// over time, gaps in sampling, and the counters and distributions of the history that
-// stand out against the hour before. A Builder gathers, a Report is what it found, and
-// text, JSON and a page of HTML are its forms.
+// Package report describes what happened on a node: the journal's events by kind and
+// over time, gaps in sampling, and the history's counters and distributions that stand
+// out against the hour before. A Builder collects the data, a Report is the result,
+// and it is written as text, JSON or an HTML page.
 //
-// Whatever the journal and the history hold, a Report is bounded: what is left out is
-// counted.
+// A Report is bounded, whatever the journal and the history hold. What it leaves out
+// is counted.
 package report
 
 import (
@@ -26,23 +26,22 @@ type Report struct {
 	Made    time.Time `json:"made"`
 	Since   time.Time `json:"since"`
 	Until   time.Time `json:"until"`
-	// Pods are those that were asked for; none: all.
+	// Pods are the requested pods; none: all.
 	Pods []string `json:"pods,omitempty"`
-	// Quiet: nothing happened. Where Unknown says that not all is known, it is not
-	// claimed.
+	// Quiet: nothing happened. It is false if Unknown says that data are missing.
 	Quiet   bool     `json:"quiet"`
 	Unknown []string `json:"unknown,omitempty"`
 
-	// Events counts occurrences, and Suppressed those that a rate limit held back.
+	// Events counts occurrences, and Suppressed those that a rate limit suppressed.
 	Events     uint64 `json:"events"`
 	Suppressed uint64 `json:"suppressed,omitempty"`
-	// Owners are who has events: pods, the host.
+	// Owners lists the owners of the events: pods, the host.
 	Owners int    `json:"owners"`
 	Kinds  []Kind `json:"kinds"`
 	// MoreEvents counts the occurrences of kinds for which there was no room.
 	MoreEvents uint64 `json:"more_events,omitempty"`
 
-	// Step is how long a place of Timeline's counts is.
+	// Step is the time that each count in Timeline covers.
 	Step     time.Duration `json:"step_ns"`
 	Timeline []Lane        `json:"timeline"`
 	// MoreLanes counts the occurrences that no lane shows.
@@ -50,10 +49,11 @@ type Report struct {
 
 	Gaps []Gap `json:"gaps"`
 
-	// Counters are those of trouble that stand out, Traffic those of work.
+	// Counters are the symptoms that stand out, Traffic the counters of ordinary
+	// work that do.
 	Counters []Counter `json:"counters"`
 	Traffic  []Counter `json:"traffic"`
-	// MoreCounters counts those of Counters that are left out.
+	// MoreCounters is the number of counters left out of Counters.
 	MoreCounters int `json:"more_counters,omitempty"`
 
 	Distributions     []Distribution `json:"distributions,omitempty"`
@@ -72,7 +72,7 @@ type Kind struct {
 	First    time.Time     `json:"first"`
 	Last     time.Time     `json:"last"`
 	Priority string        `json:"priority"`
-	// Message is that of the entry that stands for most.
+	// Message is the message of the entry with the most occurrences.
 	Message string `json:"message"`
 
 	most uint64
@@ -88,12 +88,12 @@ type Lane struct {
 	Whose   string `json:"whose"`
 	Count   uint64 `json:"count"`
 	Warning bool   `json:"warning"`
-	// Counts are of each Step since Since. The occurrences of an entry that stands
-	// for many are spread evenly between its first and its last.
+	// Counts has one number per Step from Since on. The occurrences of a merged
+	// entry are spread evenly between the first and the last.
 	Counts []float64 `json:"counts"`
 }
 
-// Gap is a time of which there are no samples, or not all.
+// Gap is a period without samples, or with incomplete ones.
 type Gap struct {
 	From time.Time `json:"from"`
 	To   time.Time `json:"to"`
@@ -104,37 +104,38 @@ type Gap struct {
 type Counter struct {
 	Metric string `json:"metric"`
 	Whose  string `json:"whose"`
-	// Labels are those beside node and pod: reason=NO_SOCKET.
+	// Labels are the labels other than node and pod: reason=NO_SOCKET.
 	Labels string `json:"labels,omitempty"`
-	// Rose is by how much it rose, Expected by how much it would have risen at the
-	// rate of the hour before, times the growth of its owner's packets. Known says
-	// whether that is known.
+	// Rose is the increase. Expected is the increase at the rate of the hour
+	// before, times the growth of its owner's packets; Known says whether it is
+	// known.
 	Rose     float64 `json:"rose"`
 	Expected float64 `json:"expected"`
 	Known    bool    `json:"expected_known"`
-	// Most is how much it rose in the minute in which it rose most.
+	// Most is the largest increase within a minute.
 	Most   float64   `json:"most"`
 	MostAt time.Time `json:"most_at"`
-	// Minutes are how much it rose in each Step since Since.
+	// Minutes has the increase in each Step from Since on.
 	Minutes []float64 `json:"steps,omitempty"`
 
 	score float64
 	typ   *catalog.Metric
 }
 
-// Distribution is a histogram: how long something took, and took in the hour before.
+// Distribution is a latency histogram, for the report's time and for the hour
+// before.
 type Distribution struct {
 	Metric string `json:"metric"`
 	Whose  string `json:"whose"`
 	Labels string `json:"labels,omitempty"`
-	// Bounds are the upper ends of the buckets, in seconds. Now and Before have one
-	// bucket more: what took longer than any.
+	// Bounds are the upper bounds of the buckets, in seconds. Now and Before have
+	// one more bucket, for longer latencies.
 	Bounds []float64 `json:"bounds_seconds"`
 	Now    []float64 `json:"now"`
 	Before []float64 `json:"before"`
 }
 
-// Count is how many a distribution is of.
+// Count returns the number of values in a distribution.
 func Count(buckets []float64) (n float64) {
 	for _, b := range buckets {
 		n += b
@@ -142,9 +143,9 @@ func Count(buckets []float64) (n float64) {
 	return n
 }
 
-// Quantile is the time within which a share q of the buckets' lies. over says that it
-// is longer than the last bound, which is returned then; ok is false if the buckets
-// are empty.
+// Quantile estimates the value below which the share q of the values in buckets lies.
+// over says that it is above the last bound, which is then returned; ok is false if the
+// buckets are empty.
 func (d *Distribution) Quantile(q float64, buckets []float64) (seconds float64, over, ok bool) {
 	all := Count(buckets)
 	if all <= 0 {
@@ -206,10 +207,10 @@ func (r *Report) Headline() string {
 	return strings.Join(parts, "; ") + "."
 }
 
-// empty reports whether there is nothing to tell.
+// empty reports whether there is nothing to report.
 func (r *Report) empty() bool { return r.Events == 0 && len(r.Gaps) == 0 && len(r.Counters) == 0 }
 
-// owners says whose the events are, if they are not of one.
+// owners names the owners of the events, unless there is only one.
 func (r *Report) owners() string {
 	switch {
 	case r.Owners < 2:
@@ -222,7 +223,7 @@ func (r *Report) owners() string {
 	return " at " + counted(r.Owners, "owner")
 }
 
-// story are the first lanes of the timeline in the order in which they begin.
+// story returns the first lanes of the timeline, ordered by their start.
 func (r *Report) story(lanes int) []Lane {
 	shown := slices.Clone(r.Timeline[:min(len(r.Timeline), lanes)])
 	begin := func(l Lane) int { return slices.IndexFunc(l.Counts, func(n float64) bool { return n > 0 }) }
@@ -230,7 +231,7 @@ func (r *Report) story(lanes int) []Lane {
 	return shown
 }
 
-// counted is a number of things: "1 gap", "2 gaps".
+// counted formats a number of things: "1 gap", "2 gaps".
 func counted(n int, thing string) string {
 	if n == 1 {
 		return "1 " + thing
@@ -238,7 +239,7 @@ func counted(n int, thing string) string {
 	return strconv.Itoa(n) + " " + thing + "s"
 }
 
-// number writes a number of occurrences, with a comma between each three digits.
+// number formats a number with a comma between groups of three digits.
 func number(f float64) string {
 	s := strconv.FormatFloat(f, 'f', 0, 64)
 	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
@@ -247,7 +248,7 @@ func number(f float64) string {
 	return s
 }
 
-// latency writes how long something took, "" if it is not known.
+// latency formats a latency, "" if it is not known.
 func latency(d time.Duration) string {
 	if d <= 0 {
 		return ""
@@ -263,7 +264,8 @@ func lasting(d time.Duration) string {
 	return d.Round(time.Second).String()
 }
 
-// Times is how many times what was expected a counter rose, "" if that says nothing.
+// Times formats the factor by which a counter exceeded its expected increase, "" if
+// that is meaningless.
 func (c *Counter) Times() string {
 	switch {
 	case !c.Known:
@@ -274,7 +276,8 @@ func (c *Counter) Times() string {
 	return number(c.Rose/c.Expected) + "x"
 }
 
-// Help says what moves the counter, in a sentence; "" if the catalogue does not.
+// Help describes in a sentence what increases the counter; "" if the catalogue does
+// not say.
 func (c *Counter) Help() string {
 	if c.typ == nil {
 		return ""

@@ -24,7 +24,7 @@ import (
 	"nodeskoop/output/history"
 )
 
-// A report is in the zone of its reader. The samples are in that of nobody.
+// A report uses the reader's time zone. The samples are in UTC.
 func TestMain(m *testing.M) {
 	time.Local = time.UTC
 	os.Exit(m.Run())
@@ -39,7 +39,7 @@ func options() Options {
 	return Options{Node: "worker-7", Version: "dev", Made: until.Add(5 * time.Minute), Since: since, Until: until, HostLabel: "hostNetwork"}
 }
 
-// rows are the lines of a table in testdata, without its comment.
+// rows returns the lines of a table in testdata, without its comment.
 func rows(t testing.TB, name string) (rows [][]string) {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("../../../../testdata/report", name))
@@ -54,8 +54,7 @@ func rows(t testing.TB, name string) (rows [][]string) {
 	return rows
 }
 
-// badHour are the events of an hour that went wrong, as they are read back from the
-// journal.
+// badHour returns the events of an hour with faults, as read back from the journal.
 func badHour(t testing.TB) (events []*event.Event) {
 	t.Helper()
 	for _, r := range rows(t, "events.tsv") {
@@ -113,7 +112,7 @@ func (h minutes) Minutes(q history.Query) iter.Seq2[*history.Minute, error] {
 
 var labelPair = regexp.MustCompile(`([a-z0-9_]+)="([^"]*)"`)
 
-// seriesOf is a series as the text format has it.
+// seriesOf parses a series in the text format.
 func seriesOf(text string) *history.Series {
 	name, labels, _ := strings.Cut(text, "{")
 	s := &history.Series{Metric: name}
@@ -123,8 +122,7 @@ func seriesOf(text string) *history.Series {
 	return s
 }
 
-// steadily is a history of an hour and the one before it in which nothing but time
-// passes.
+// steadily is a history of an hour and the hour before it without any change.
 func steadily() (h minutes) {
 	last := since.Add(-time.Hour)
 	for i := range 120 {
@@ -239,8 +237,8 @@ func golden(t *testing.T, file, got string) {
 	}
 }
 
-// TestGoldenSample holds the sample of docs/, and the same hour on a terminal, against
-// what is made of the recorded hour now.
+// TestGoldenSample compares the sample in docs/, and its form for a terminal, with the
+// current report on the recorded hour.
 func TestGoldenSample(t *testing.T) {
 	r := badReport(t)
 	golden(t, samplePage, pageOf(t, r))
@@ -267,7 +265,8 @@ func TestTextFits(t *testing.T) {
 	}
 }
 
-// What was told is what the report counts: the sum of the kinds, and of the lanes.
+// The report counts every reported event: in the sum of the kinds, and of the
+// lanes.
 func TestEveryEventIsCounted(t *testing.T) {
 	events := badHour(t)
 	r := badReport(t)
@@ -299,7 +298,7 @@ func TestEveryEventIsCounted(t *testing.T) {
 	}
 }
 
-// What rose is what stands out, with the number by which it rose; what went on as
+// A counter that rose stands out, with its increase; a counter that continues as
 // before does not.
 func TestCountersThatStandOut(t *testing.T) {
 	r := badReport(t)
@@ -361,8 +360,9 @@ func TestQuantiles(t *testing.T) {
 	}
 }
 
-// A morning has more of everything than the night before, and a pod that is new has
-// what it did not have: that is no trouble. What grows more than the work does is.
+// In the morning everything rises faster than at night, and a new pod has counts
+// that it did not have before: neither is trouble. A counter that grows more than
+// the work is.
 func TestMoreWorkIsNoTrouble(t *testing.T) {
 	b := New(options())
 	h := steadily()
@@ -396,14 +396,14 @@ func TestMoreWorkIsNoTrouble(t *testing.T) {
 	}
 }
 
-// A healthy hour is one line, and a short page without a table.
+// A healthy hour gives one line, and a short page without a table.
 func TestQuiet(t *testing.T) {
 	b := New(options())
 	h := steadily()
 	work := []*history.Series{seriesOf(`kubeskoop_netdev_rxbytes{k8s_namespace="shop",k8s_pod="web-0"}`), seriesOf(`kubeskoop_tcp_insegs{k8s_namespace="shop",k8s_pod="web-0"}`)}
 	noise := seriesOf(`kubeskoop_tcp_estabresets{k8s_namespace="shop",k8s_pod="web-0"}`)
 	for i, m := range h {
-		for _, s := range work { // ten times as much as in the hour before
+		for _, s := range work { // ten times the hour before
 			m.Samples = append(m.Samples, history.Sample{Series: s, Value: 1000 * float64(1+i/60*9)})
 		}
 		if i%20 == 3 {
@@ -427,7 +427,8 @@ func TestQuiet(t *testing.T) {
 	}
 }
 
-// What cannot be read is said, and then nothing is claimed.
+// If something cannot be read, the report says so, and does not claim that all is
+// quiet.
 func TestUnknownIsSaid(t *testing.T) {
 	b := New(options())
 	if err := b.History(minutes{}, nil); err != nil {
@@ -486,7 +487,7 @@ func TestGaps(t *testing.T) {
 	}
 }
 
-// The minute that is open, and the one that is being written, are no gap.
+// The current minute, and the one being written, are not a gap.
 func TestNowIsNoGap(t *testing.T) {
 	o := options()
 	o.Until = since.Add(time.Hour + 2*time.Minute)
@@ -500,7 +501,7 @@ func TestNowIsNoGap(t *testing.T) {
 	}
 }
 
-// attacks are names that would be more than names in a page.
+// attacks are names that try to inject HTML.
 var attacks = append([]string{`<script>alert(1)</script>`, `"><img src=x onerror=alert(1)>`, "</style><b>", "'&<>\"`", "javascript:alert(1)", "{{.}}", "]]>"}, nasty.Names...)
 
 // nastyReport is a report in which all names are attacks.

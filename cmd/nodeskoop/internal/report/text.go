@@ -14,7 +14,7 @@ import (
 	"nodeskoop/internal/quote"
 )
 
-// The bounds of the text: a window or two of it.
+// The limits of the text, which fits one or two screens.
 const (
 	textKinds         = 20
 	textLanes         = 15
@@ -23,11 +23,11 @@ const (
 	textDistributions = 8
 )
 
-// leastWidth is the narrowest that the text is made for.
+// leastWidth is the minimum width that the text supports.
 const leastWidth = 60
 
-// Write writes the report for a terminal of some width in columns; 0 is 80. Of a quiet
-// time it is a line, and what is not known.
+// Write writes the report for a terminal of the given width in columns; 0 means 80. If
+// nothing happened, it writes one line, and what is not known.
 func (r *Report) Write(w io.Writer, width int) error {
 	if width <= 0 {
 		width = 80
@@ -47,7 +47,7 @@ func (r *Report) Write(w io.Writer, width int) error {
 	return err
 }
 
-// text is a Report that is being written.
+// text is a Report being written.
 type text struct {
 	*Report
 	b     bytes.Buffer
@@ -83,8 +83,7 @@ const (
 	dayTime  = "15:04:05"
 )
 
-// clock is how times of the report are written: with the date where it has several
-// days.
+// clock formats times of the report, with the date if it covers several days.
 func (r *Report) clock() string {
 	if r.Since.Local().Format(time.DateOnly) == r.Until.Local().Format(time.DateOnly) {
 		return dayTime
@@ -92,7 +91,7 @@ func (r *Report) clock() string {
 	return "01-02 " + dayTime
 }
 
-// Span is the report's time: "2026-11-27 03:00:00 to 04:00:00 CET".
+// Span formats the report's time: "2026-11-27 03:00:00 to 04:00:00 CET".
 func (r *Report) Span() string {
 	until := dayTime
 	if r.clock() != dayTime {
@@ -166,8 +165,8 @@ func bars(counts []float64, columns int) string {
 	return string(out)
 }
 
-// height is how high a bar is, from 0 to 1. The root lets a few beside very many be
-// seen.
+// height is the height of a bar, from 0 to 1. The square root keeps small counts
+// visible beside large ones.
 func height(n, top float64) float64 {
 	if top <= 0 {
 		return 0
@@ -175,7 +174,7 @@ func height(n, top float64) float64 {
 	return math.Sqrt(n / top)
 }
 
-// resample spreads counts over another number of places.
+// resample distributes counts over another number of places.
 func resample(counts []float64, places int) []float64 {
 	out := make([]float64, places)
 	for i, n := range counts {
@@ -218,7 +217,7 @@ func (t *text) timeline() {
 	t.left(len(t.Timeline)-textLanes, "rows")
 }
 
-// laneName is whose a lane is, and its type, in some columns.
+// laneName formats the owner and the type of a lane in the given width.
 func laneName(l Lane, width int) string {
 	return column.Middle(l.Whose, max(8, width-len(l.Event)-1)) + " " + l.Event
 }
@@ -234,7 +233,7 @@ func (t *text) gaps() {
 	t.left(len(t.Gaps)-textGaps, "gaps")
 }
 
-// gapTime says when a gap is, and how long.
+// gapTime formats the time and the length of a gap.
 func (r *Report) gapTime(g Gap) string {
 	clock := r.clock()
 	if d := g.To.Sub(g.From); d >= time.Second {
@@ -243,8 +242,8 @@ func (r *Report) gapTime(g Gap) string {
 	return g.From.Local().Format(clock)
 }
 
-// usualPrefix is what the names of almost all counters begin with. The text leaves it
-// to the head of the column.
+// usualPrefix is the common prefix of almost all counter names. The text shows it
+// once, in the head of the column.
 const usualPrefix = "kubeskoop_"
 
 // name is the counter with its labels.
@@ -299,7 +298,7 @@ func (d *Distribution) name() string {
 	return name
 }
 
-// words are a distribution's median and 99th percentile, and those of before.
+// words formats a distribution's median and 99th percentile, now and before.
 func (d *Distribution) words() string {
 	of := func(buckets []float64) string {
 		return "p50 " + d.quantile(0.5, buckets) + ", p99 " + d.quantile(0.99, buckets)
@@ -311,7 +310,7 @@ func (d *Distribution) words() string {
 	return s
 }
 
-// quantile writes one: 12.3ms, over 10.0s, or - where there is none.
+// quantile formats one: 12.3ms, over 10.0s, or - if there is none.
 func (d *Distribution) quantile(q float64, buckets []float64) string {
 	seconds, over, ok := d.Quantile(q, buckets)
 	if !ok {

@@ -163,15 +163,15 @@ func (w Filter) WantsProbe(p *catalog.Probe) bool {
 	return len(w.types) == 0 || slices.ContainsFunc(p.Events, func(e catalog.EventType) bool { return w.types[e.Name] })
 }
 
-// Types are the event types to show: those that were asked for, of some probes; nil
-// is any probe.
+// Types returns the event types to show: those requested, limited to some probes;
+// nil means any probe.
 func (w Filter) Types(probes []string) []*catalog.EventType {
 	return slices.DeleteFunc(slices.Clone(catalog.Events()), func(t *catalog.EventType) bool {
 		return len(w.types) > 0 && !w.types[t.Name] || probes != nil && !slices.Contains(probes, t.Probe())
 	})
 }
 
-// Wants reports whether an event is to be shown.
+// Wants reports whether to show an event.
 func (w Filter) Wants(e *event.Event) bool {
 	if len(w.types) > 0 && !w.types[e.Type.Name] {
 		return false

@@ -28,9 +28,9 @@ type Onlooker struct {
 	session *Session
 }
 
-// NewOnlooker starts the probes of enabled with these options, usually made of
-// s.Config. Its values are whole whatever the configuration leaves out of the textfile;
-// sink gets each event at once, without merging or limits.
+// NewOnlooker starts the enabled probes with these options, usually made from s.Config.
+// It yields all values, including those that the configuration leaves out of the
+// textfile. sink gets each event at once, without merging or limits.
 func (s *Session) NewOnlooker(ctx context.Context, enabled []string, probes map[string]map[string]any, sink event.Sink) (*Onlooker, error) {
 	x := &Onlooker{Pods: s.WatchPods(ctx, s.Config, s.Host), session: s}
 	h := s.HubOptions(s.Config, s.Host, x.Pods)

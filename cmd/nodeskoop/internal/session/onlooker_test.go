@@ -12,8 +12,8 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// TestOnlookerIsWhole: what the configuration leaves out of the textfile an Onlooker has
-// all the same, under the same names and labels.
+// TestOnlookerIsWhole: an Onlooker has the values that the configuration leaves out of
+// the textfile, under the same names and labels.
 func TestOnlookerIsWhole(t *testing.T) {
 	need.Root(t)
 	families := func(change func(*config.Config)) map[string][]*dto.Metric {

@@ -23,8 +23,8 @@ func WithOption(options map[string]map[string]any, probe, key string, value any)
 	return out
 }
 
-// WithoutStacks returns the options of the probes such that no event carries a kernel
-// stack, whose functions take the reader microseconds to name. It does not change options.
+// WithoutStacks returns the options such that no event carries a kernel stack, since
+// resolving a stack takes microseconds per event. It does not change options.
 func WithoutStacks(options map[string]map[string]any) map[string]map[string]any {
 	for _, p := range catalog.Probes() {
 		if slices.ContainsFunc(p.Options, func(o catalog.Option) bool { return o.Key == "stack" }) {

@@ -242,7 +242,7 @@ func BenchmarkTop(b *testing.B) {
 	for i := range 200 {
 		s := nsnet.Make(b)
 		ends.Run("ip", "link", "add", fmt.Sprint("v", i), "type", "veth", "peer", "name", "eth0", "netns", fmt.Sprint(s.PID))
-		// As it has one whose peer is in the host's namespace.
+		// Like a namespace whose veth peer is in the host's namespace.
 		ns, err := os.Open(s.Path)
 		if err != nil {
 			b.Fatal(err)

@@ -15,31 +15,31 @@ type Minutes interface {
 	Minutes(q history.Query) iter.Seq2[*history.Minute, error]
 }
 
-// NoMinuteError says that a history lacks the minute that was asked for.
+// NoMinuteError says that the history lacks the requested minute.
 type NoMinuteError struct{ At time.Time }
 
 func (e NoMinuteError) Error() string {
 	return "the history has no minute of " + e.At.Format("2006-01-02 15:04") + ": nodeskoop history --since shows which it has, and why not"
 }
 
-// probeUp is the gauge that says which probes gave values.
+// probeUp is the gauge that shows which probes yielded values.
 const probeUp = "nodeskoop_probe_up"
 
-// pastMetrics are what a column sums up of a history that knows sums by another name.
+// pastMetrics maps columns to the metrics that the history has in place of their own.
 var pastMetrics = map[string][]string{resetsSum: {"nodeskoop_tcpreset_total"}}
 
-// PastColumns are those of some columns that a history can tell of: not what is
-// counted from events.
+// PastColumns returns the columns that a history can fill. Columns counted from
+// events are not among them.
 func PastColumns(columns []Column) []Column {
 	return slices.DeleteFunc(slices.Clone(columns), func(c Column) bool { return c.Name == hostDrops })
 }
 
-// pastLength is how long a minute of a history is.
+// pastLength is the length of a history minute.
 const pastLength = time.Minute
 
-// Past is the table of the minute of a history in which at lies. A counter that is not
-// in a minute did not rise in it, if its probe gave values then; pods of which nothing
-// moved have no row. label is what the history calls the host.
+// Past returns the table of the history minute that contains at. A counter missing
+// from a minute did not rise, if its probe yielded values then. Pods without any
+// change have no row. label is the host's label in the history.
 func Past(h Minutes, at time.Time, columns []Column, label string) (*Table, error) {
 	start := at.Truncate(pastLength)
 	t := &Table{columns: columns, dated: true}
@@ -71,7 +71,7 @@ func Past(h Minutes, at time.Time, columns []Column, label string) (*Table, erro
 	return t, nil
 }
 
-// Unknown are the probes of which the table of a minute has nothing, or not all.
+// Unknown lists the probes whose values in the minute are missing or incomplete.
 func (t *Table) Unknown() []string {
 	var names []string
 	for _, x := range t.troubles {
@@ -88,12 +88,12 @@ type past struct {
 	rows  map[podName]*pastRow
 }
 
-// pastRow is what a minute has of a pod.
+// pastRow holds the values of one pod in a minute.
 type pastRow struct {
 	values, reasons, classes map[string]float64
 }
 
-// metricsOf are those that a column sums up in a history.
+// metricsOf returns the metrics that a column sums in a history.
 func metricsOf(c *Column) []string {
 	if m := pastMetrics[c.metrics[0]]; m != nil {
 		return m
@@ -114,7 +114,7 @@ func (p *past) take(s *history.Sample) {
 	name := podName{s.Label(owner.LabelNamespace), s.Label(owner.LabelPod)}
 	switch name {
 	case podName{owner.UnknownLabel, owner.UnknownLabel}:
-		return // no pod's and not the host's: a row has an owner
+		return // neither a pod's nor the host's, so it has no row
 	case podName{p.label, p.label}, podName{owner.DefaultHostLabel, owner.DefaultHostLabel}:
 		name = hostName
 	}
@@ -125,7 +125,7 @@ func (p *past) take(s *history.Sample) {
 	}
 	value := s.Value
 	if s.Kind == history.Gauge && !s.Gone {
-		value = max(s.Value, s.Peak) // a queue that filled up and drained is what one looks for
+		value = max(s.Value, s.Peak) // show the peak: a queue that filled up and drained matters
 	}
 	switch class, is := strings.CutPrefix(s.Metric, "kubeskoop_packetloss_"); {
 	case class == "reason" && is:

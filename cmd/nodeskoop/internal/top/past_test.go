@@ -34,8 +34,8 @@ func (h minutes) Minutes(q history.Query) iter.Seq2[*history.Minute, error] {
 	}
 }
 
-// The table of a minute has what moved in it, per second of it; what is not known is
-// not 0.
+// The table of a minute shows what changed in it, per second. Unknown values are not
+// shown as 0.
 func TestPast(t *testing.T) {
 	start := time.Date(2026, 11, 27, 3, 14, 0, 0, time.Local)
 	of := func(kind history.Kind, metric, namespace, pod string, more ...string) *history.Series {
@@ -100,7 +100,7 @@ func TestPast(t *testing.T) {
 	if _, err := Past(h, start.Add(time.Hour), columns, "node"); !errors.As(err, &NoMinuteError{}) || !strings.Contains(err.Error(), "no minute of 2026-11-27 04:14") {
 		t.Error(err)
 	}
-	// A restart in a minute: the two parts are one table.
+	// If the daemon was restarted within a minute, both parts are added up.
 	h = append(h, minute(start, count(600, of(history.Counter, "kubeskoop_packetloss_total", "data", "db-0"))))
 	if table, err = Past(h, start, columns, "node"); err != nil || table.interval != 2*time.Minute || table.rows[1].cells[0].count != 1200 {
 		t.Errorf("%v, %+v", err, table)

@@ -270,7 +270,7 @@ func (s *Sampler) sees(probe string) bool {
 }
 
 // identities returns the pods with a network namespace of their own, by the
-// Runner's names; of pods with the same name the newest.
+// Runner's names; for pods with the same name, the newest.
 func (s *Sampler) identities() map[podName]counters {
 	pods := s.pods.Running()
 	ids := make(map[podName]counters, len(pods))

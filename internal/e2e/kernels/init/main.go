@@ -1,7 +1,6 @@
-// Command init is the first process of a test VM. It mounts what a node has,
-// loads the kernel modules, runs the test programs and turns the machine off.
-// What the tests print goes to the virtio port "results", between marks that
-// the host looks for.
+// Command init is the first process of a test VM. It mounts what a node has, loads
+// the kernel modules, runs the test programs and turns the machine off. The tests'
+// output goes to the virtio port "results", between marks that the host recognises.
 package main
 
 import (
@@ -19,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// plan is what the host leaves in /plan.json.
+// plan is the content of /plan.json, written by the host.
 type plan struct {
 	Modules []string // files, in the order of loading
 	HideBTF bool
@@ -40,8 +39,8 @@ func main() {
 		}
 		return
 	}
-	// The first process reaps whatever loses its parent, so it must wait for
-	// any child; package os/exec waits for its own. Hence two processes.
+	// The first process must reap orphans, so it waits for any child. Package
+	// os/exec waits for its own children, hence a second process.
 	if err := mounts(); err != nil {
 		fmt.Fprintln(os.Stderr, "init:", err)
 	}
@@ -104,7 +103,7 @@ func tests() error {
 	}
 	began := uptime()
 	var failed []string
-	// Else each namespace gets a device of each kind of tunnel.
+	// Otherwise each namespace gets a fallback device for each kind of tunnel.
 	if err := os.WriteFile("/proc/sys/net/core/fb_tunnels_only_for_init_net", []byte("2"), 0); err != nil {
 		failed = append(failed, err.Error())
 	}
@@ -154,7 +153,8 @@ func tests() error {
 	return nil
 }
 
-// run gives a test program its own deadline some time to print where it hangs.
+// run runs a test program. The program's own timeout is shorter, so that it can
+// print where it hangs.
 func run(cmd *exec.Cmd, timeout time.Duration) error {
 	if err := cmd.Start(); err != nil {
 		return err
@@ -179,8 +179,8 @@ func load(file string) error {
 	return nil
 }
 
-// disk makes a file system on the disk "files", mounts it, and copies the
-// folders there in which tests run that are about disks.
+// disk creates a file system on the disk "files", mounts it, and copies the folders
+// of the tests that need a disk there.
 func disk() error {
 	names, _ := filepath.Glob("/sys/block/*/serial")
 	for _, n := range names {
@@ -208,7 +208,7 @@ func disk() error {
 	return errors.New("no disk with the serial number files")
 }
 
-// results opens the port to the host, which appears a moment after its driver.
+// results opens the port to the host, which appears shortly after its driver.
 func results() (*os.File, error) {
 	for range 200 {
 		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
@@ -222,7 +222,7 @@ func results() (*os.File, error) {
 	return nil, errors.New("no virtio port called results: is the module virtio_console there?")
 }
 
-// complaints repeats what the kernel found wrong with itself.
+// complaints prints errors that the kernel reported about itself.
 func complaints(out io.Writer) {
 	fd, err := unix.Open("/dev/kmsg", unix.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
