@@ -229,9 +229,7 @@ static __always_inline int left_stack(const struct sk_buff *skb, const struct so
 		if (bpf_map_lookup_elem(&resolving, &task))
 			return 0;
 	}
-	/* Softirqs are off where a packet reaches a device (__dev_queue_xmit), and what
-	 * counts for a neighbour adds with one instruction. */
-	measured_of(HIST_TX, latency, owner_of_sock(sk), neighbour ? INTERRUPTED : ALONE);
+	measured_of(HIST_TX, latency, owner_of_sock(sk), INTERRUPTED);
 	if (latency >= slow_ns)
 		slow(skb, l->dev, owner_of_sock(sk), TX, now, latency, NULL);
 	return 0;

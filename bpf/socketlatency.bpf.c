@@ -1020,10 +1020,10 @@ VERIFIED_ONCE int many_measured(__u32 netns, __u64 first_wait, __u64 span, __u32
 }
 
 static __always_inline void writes_measured(const struct sock *sk, __u64 wait, __u64 span,
-					    __u32 many, enum interrupted how)
+					    __u32 many)
 {
 	if (many == 1)
-		measured_of(HIST_WRITE, wait, owner_of_sock(sk), how);
+		measured_of(HIST_WRITE, wait, owner_of_sock(sk), INTERRUPTED);
 	else if (keep_histograms == HISTOGRAMS_PODS)
 		many_measured(owner_of_sock(sk).netns, wait, span, many);
 	else if (keep_histograms == HISTOGRAMS_NODE)
@@ -1033,7 +1033,7 @@ static __always_inline void writes_measured(const struct sock *sk, __u64 wait, _
 /* The first `many` writes of a mark are complete. One event reports them; the
  * others count as suppressed. */
 static __noinline int written_out(const struct sock *sk, const struct waiting *w,
-				  const struct mark *m, __u64 now, enum interrupted how)
+				  const struct mark *m, __u64 now)
 {
 	__u64 wait, span;
 	struct event_account *account;
@@ -1045,7 +1045,7 @@ static __noinline int written_out(const struct sock *sk, const struct waiting *w
 	many = many_of(m);
 	wait = elapsed_ns(m->first, ticks_of(now));
 	span = (__u64)(m->last - m->first) << TICK_SHIFT;
-	writes_measured(sk, wait, span, many, how);
+	writes_measured(sk, wait, span, many);
 	if (wait < slow_ns)
 		return 0;
 	o = owner_of_sock(sk);
@@ -1069,7 +1069,7 @@ static __noinline int written_out(const struct sock *sk, const struct waiting *w
 /* Everything up to end_seq has left TCP; the part up to `unseen` did so at an
  * unknown time. */
 static __always_inline void went_out(const struct sock *sk, struct waiting *w, __u32 unseen,
-				     __u32 end_seq, __u64 now, enum interrupted how)
+				     __u32 end_seq, __u64 now)
 {
 	struct queue *q = &w->out;
 	__u32 tail = q->tail, head = q->head, base = q->base, len, many, done;
@@ -1080,7 +1080,7 @@ static __always_inline void went_out(const struct sock *sk, struct waiting *w, _
 		if (after(m->end, end_seq))
 			break;
 		if (after(m->end, unseen))
-			written_out(sk, w, m, now, how);
+			written_out(sk, w, m, now);
 		base = m->end;
 		tail++;
 	}
@@ -1105,7 +1105,7 @@ static __always_inline void went_out(const struct sock *sk, struct waiting *w, _
 	m->many = (many - done) << 2 | (m->many & 3);
 	q->base = part.end;
 	if (after(part.end, unseen))
-		written_out(sk, w, &part, now, how);
+		written_out(sk, w, &part, now);
 }
 
 /* A segment of data up to end_seq leaves TCP. Data before snd_nxt left earlier
@@ -1114,11 +1114,11 @@ static __always_inline void went_out(const struct sock *sk, struct waiting *w, _
  * wait in TCP, even if the packet passes late (tcp_event_new_data_sent moves
  * snd_nxt when a segment has left). */
 static __always_inline int segment_out(const struct sock *sk, struct waiting *w, __u32 end_seq,
-				       __u64 now, enum interrupted how)
+				       __u64 now)
 {
 	w->sent = end_seq;
 	w->sent_at = ticks_of(now);
-	went_out(sk, w, snd_nxt_of(sk), end_seq, now, how);
+	went_out(sk, w, snd_nxt_of(sk), end_seq, now);
 	return 0;
 }
 
@@ -1174,7 +1174,7 @@ static __always_inline void settle(const struct sock *sk, struct waiting *w, __u
 		/* Its bytes were sent some time ago. */
 		__u64 ago = (__u64)(ticks_of(now) - w->sent_at) << TICK_SHIFT;
 
-		went_out(sk, w, q->base, write_seq, now - ago, INTERRUPTED);
+		went_out(sk, w, q->base, write_seq, now - ago);
 	}
 }
 
@@ -1309,7 +1309,6 @@ static __always_inline bool header_of(const struct tcp_header *tcp, __u16 num, _
 	return tcp->source == bpf_htons(num) && tcp->dest == dport;
 }
 
-/* Softirqs are off where a packet reaches a device (__dev_queue_xmit). */
 SEC("tp_btf/net_dev_queue")
 int btf_queue(__u64 *ctx)
 {
@@ -1333,8 +1332,7 @@ int btf_queue(__u64 *ctx)
 	return segment_out(sk, w, end_seq,
 			   bpf_core_field_exists(tp->tcp_clock_cache) ?
 				   BPF_CORE_READ(tp, tcp_clock_cache) :
-				   bpf_ktime_get_ns(),
-			   ALONE);
+				   bpf_ktime_get_ns());
 }
 
 SEC("raw_tp/net_dev_queue")
@@ -1359,7 +1357,7 @@ int raw_queue(struct bpf_raw_tracepoint_args *ctx)
 	    !header_of(&tcp, BPF_CORE_READ(sk, __sk_common.skc_num),
 		       BPF_CORE_READ(sk, __sk_common.skc_dport)))
 		return 0;
-	return segment_out(sk, w, end_seq, bpf_ktime_get_ns(), ALONE);
+	return segment_out(sk, w, end_seq, bpf_ktime_get_ns());
 }
 
 SEC("fentry/__tcp_transmit_skb")
@@ -1375,7 +1373,7 @@ int BPF_PROG(fen_transmit, struct sock *sk, struct sk_buff *skb)
 	end_seq = BPF_CORE_READ(cb, end_seq);
 	if (end_seq == BPF_CORE_READ(cb, seq) || !is_new(w, end_seq) || !connection_load(sk, &c))
 		return 0;
-	return segment_out(sk, w, end_seq, c.clock_ns, INTERRUPTED);
+	return segment_out(sk, w, end_seq, c.clock_ns);
 }
 
 SEC("kprobe/__tcp_transmit_skb")
@@ -1390,5 +1388,5 @@ int BPF_KPROBE(kp_transmit, struct sock *sk, struct sk_buff *skb)
 	end_seq = BPF_CORE_READ(cb, end_seq);
 	if (end_seq == BPF_CORE_READ(cb, seq) || !is_new(w, end_seq))
 		return 0;
-	return segment_out(sk, w, end_seq, bpf_ktime_get_ns(), INTERRUPTED);
+	return segment_out(sk, w, end_seq, bpf_ktime_get_ns());
 }
