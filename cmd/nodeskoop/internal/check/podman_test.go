@@ -1,6 +1,7 @@
 package check
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -59,7 +60,20 @@ func newPodman(t *testing.T) *podman {
 	}
 	t.Setenv("CONTAINERS_CONF", settings)
 	t.Setenv("PODMAN_IGNORE_CGROUPSV1_WARNING", "1")
-	t.Cleanup(func() { _, _ = p.try("rm", "--all", "--force", "--time", "0") })
+	t.Cleanup(func() {
+		_, _ = p.try("rm", "--all", "--force", "--time", "0")
+		// conmon starts a program of Podman's that tidies up, and writes there.
+		testkit.Eventually(t, "no process of Podman uses "+dir, func() bool {
+			files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return !slices.ContainsFunc(files, func(f string) bool {
+				b, err := os.ReadFile(f)
+				return err == nil && bytes.Contains(b, []byte(dir))
+			})
+		})
+	})
 	return p
 }
 
