@@ -141,9 +141,9 @@ var causes = []Cause{{
 }, {
 	ID: "wire-reordering", Blame: BlamePath, Weight: 0.65,
 	Title: "Packets between {owner} and {peer} arrive out of order",
-	All: []Sign{{Signal: "reordered.peer", AtLeast: 3, Why: "Segments that arrived after later ones, without having been lost."},
-		{Signal: "tcp.reordered", AtLeast: 5, Of: "TcpOutSegs", Share: 0.001, Why: "One in a thousand, since a path with parallel links sometimes reorders packets."}},
-	More:     []Sign{{Signal: "TcpExtTCPDSACKRecv", AtLeast: 1}},
+	One: []Sign{{Signal: "reordered.peer", AtLeast: 5, Of: "sent.peer", Share: 0.001, Why: "Segments that arrived after later ones, without having been lost. One in a thousand, since a path with parallel links sometimes reorders packets."},
+		{Signal: "needless.peer", AtLeast: 20, Of: "sent.peer", Share: 0.01, Why: "TCP took late segments for lost ones: where the delay is longer than the round trip, no segment is seen out of order. One in a hundred, since a pause of the other end causes a few."}},
+	More:     []Sign{{Signal: "tcp.reordered", AtLeast: 5}, {Signal: "TcpExtTCPDSACKRecv", AtLeast: 1}},
 	Explains: []string{"wire-loss"},
 	Means:    "The path has parallel links of different delay (a bond, ECMP per packet, a shaper), and TCP takes late segments for lost ones.",
 	Healthy:  "Losses alone cause no reordering.",

@@ -332,9 +332,13 @@ func (o *observer) sockets(name string, after *netnsState, samples [][]socket) {
 		if !s.isOpen() || s.remote.Addr().IsLoopback() {
 			continue
 		}
-		reordered := s.info.Reord_seen
+		reordered, needless := s.info.Reord_seen, s.info.Dsack_dups
+		retransmitted, sent := s.info.Total_retrans, s.info.Data_segs_out
 		if old != nil && old.info != nil {
 			reordered = uint32(since(uint64(reordered), uint64(old.info.Reord_seen)))
+			needless = uint32(since(uint64(needless), uint64(old.info.Dsack_dups)))
+			retransmitted = uint32(since(uint64(retransmitted), uint64(old.info.Total_retrans)))
+			sent = uint32(since(uint64(sent), uint64(old.info.Data_segs_out)))
 			// The application has read nothing during the observation, so all
 			// received data have been added to the queue.
 			if s.state == established && old.rx > 0 && s.rx >= leastUnread && s.rx >= old.rx &&
@@ -342,7 +346,14 @@ func (o *observer) sockets(name string, after *netnsState, samples [][]socket) {
 				o.add(observation{signal: "unread.stands", owner: name, peer: o.nameOf(s.remote.Addr()), value: float64(s.rx)})
 			}
 		}
-		o.add(observation{signal: "reordered.peer", owner: name, peer: o.nameOf(s.remote.Addr()), value: float64(reordered)})
+		peer := o.nameOf(s.remote.Addr())
+		o.add(observation{signal: "reordered.peer", owner: name, peer: peer, value: float64(reordered)})
+		o.add(observation{signal: "sent.peer", owner: name, peer: peer, value: float64(sent)})
+		// Between two ends on this node a busy CPU delays acknowledgements, not a path. And
+		// where segments were lost, too, most retransmissions were necessary.
+		if !isPodName(peer) && peer != Node && needless > retransmitted/2 {
+			o.add(observation{signal: "needless.peer", owner: name, peer: peer, value: float64(needless)})
+		}
 	}
 }
 

@@ -318,6 +318,20 @@ func TestObserve(t *testing.T) {
 			r.before.netns[web].counters["UdpInCsumErrors"], r.after.netns[web].counters["UdpInCsumErrors"] = 0, 4
 			r.events = []occurrence{{typ: "PacketLoss", owner: web, src: endAt(client, clientAddr, 40000), dst: endAt(web, webAddr, 53), protocol: "UDP", reason: "UDP_CSUM", at: at(1), n: 4}}
 		}, "checksum.bad shop/web-0 shop/client-0 4\ndrop.checksum shop/web-0 shop/client-0 4\ndrop.local shop/client-0 shop/web-0 4\ndrop.local shop/web-0 shop/client-0 4"},
+		{"late segments on the wire, and between pods", func(r *recording) {
+			at := func(n uint32) []socket {
+				info := &netlink.TCPInfo{Dsack_dups: n, Total_retrans: n, Data_segs_out: 10 * n}
+				return []socket{{state: established, local: port(clientAddr, 40000), remote: port(far, 80), info: info},
+					{state: established, local: port(clientAddr, 40001), remote: port(webAddr, 80), info: info}}
+			}
+			r.before.netns[client].sockets, r.after.netns[client].sockets = at(10), at(110)
+		}, "needless.peer shop/client-0 192.0.2.7 100\nsent.peer shop/client-0 192.0.2.7 1000\nsent.peer shop/client-0 shop/web-0 1000"},
+		{"losses on the wire, a few segments of which were late", func(r *recording) {
+			at := func(n uint32) []socket {
+				return []socket{{state: established, local: port(clientAddr, 40000), remote: port(far, 80), info: &netlink.TCPInfo{Dsack_dups: n, Total_retrans: 3 * n, Data_segs_out: 10 * n}}}
+			}
+			r.before.netns[client].sockets, r.after.netns[client].sockets = at(10), at(110)
+		}, "sent.peer shop/client-0 192.0.2.7 1000"},
 		{"retransmissions, half of them needless", func(r *recording) {
 			r.events = []occurrence{{typ: "TCPRetrans", owner: client, src: endAt(client, clientAddr, 40000), dst: endAt(far, far, 80), state: "ESTABLISHED", at: at(1), n: 20},
 				{typ: "TCPRetrans", owner: client, src: endAt(client, clientAddr, 40001), dst: endAt(far, far, 80), state: "SYN_SENT", at: at(1), n: 2}}
