@@ -28,7 +28,7 @@ func inDocs(t *testing.T, ctd *pods.Containerd, columns, rows int, commands stri
 	}
 	script := fmt.Sprintf(`set -e
 mount -t tmpfs x /run
-mkdir -p /run/containerd /run/etc/nodeskoop /run/work /run/bin /run/lib/prometheus/node-exporter
+mkdir -p /run/containerd /run/etc/nodeskoop /run/work /run/bin /run/lib/prometheus/node-exporter /run/lib/nodeskoop
 touch /run/containerd/containerd.sock /run/host
 mount --bind %s /run/containerd/containerd.sock
 mount --bind %s /run/host
@@ -37,6 +37,7 @@ mount --bind /run/lib /var/lib
 printf 'host_netns = "/run/host"\n' > /etc/nodeskoop/nodeskoop.toml
 ln -s %s /run/bin/nodeskoop
 PATH=/run/bin:$PATH
+export STATE_DIRECTORY=/var/lib/nodeskoop
 clear() { printf '\033[H\033[2J'; }
 # The prompt, and what is typed.
 run() { printf '\033[1;32m#\033[0m %%s\n' "$*"; "$@"; }
