@@ -190,14 +190,15 @@ func (c *Containerd) sandboxes() string {
 
 // SandboxAPI returns the folders of the containerds with the sandbox API, which
 // make test-nodes keeps: Debian 13's, which has it as an experiment, and containerd 2. It
-// skips the test without any.
+// skips the test unless that target runs it.
 func SandboxAPI(t testing.TB) []string {
 	t.Helper()
+	need.Target(t, "test-nodes", os.Getenv("NODESKOOP_NODES_BINARIES") != "")
 	cache := os.Getenv("NODESKOOP_CACHE")
 	if cache == "" {
 		user, err := os.UserCacheDir()
 		if err != nil {
-			t.Skipf("needs a containerd with the sandbox API, and there is no cache folder: %v", err)
+			t.Fatalf("the cache folder with the containerds: %v", err)
 		}
 		cache = filepath.Join(user, "nodeskoop")
 	}
@@ -208,7 +209,7 @@ func SandboxAPI(t testing.TB) []string {
 		found = append(found, some...)
 	}
 	if len(found) == 0 {
-		t.Skipf("needs a containerd with the sandbox API: make test-nodes keeps two in %s", dir)
+		t.Fatalf("there is no containerd with the sandbox API in %s, where make test-nodes keeps two", dir)
 	}
 	return found
 }
