@@ -254,6 +254,12 @@ func (s *slowSegments) tcp(t *testing.T, family string, from, to *namespace, add
 		if _, err := client.Write(make([]byte, size)); err != nil {
 			t.Fatal(err)
 		}
+		// What TCP holds back, as on a CPU that was taken away meanwhile, is queued later.
+		s.l.eventually("the data to be queued", func() bool {
+			kept := 0
+			rawConn(t, client, func(fd int) error { kept = unsent(t, fd); return nil })
+			return kept == 0
+		})
 		writes = append(writes, written{at, time.Now(), size})
 		total += size
 		s.l.eventually("the data to leave", func() bool {
