@@ -429,7 +429,7 @@ func (t tree) addAll(root, dir, to string) error {
 }
 
 // skipsAllowed are the reasons for which a test may be skipped in a VM.
-var skipsAllowed = regexp.MustCompile(`^this (kernel|containerd): |^long test`)
+var skipsAllowed = regexp.MustCompile(`^this (kernel|containerd): |^long test|^runs by make `)
 
 // check turns into failures what a VM must not do: leave out a suite, or skip a
 // test for a reason that the VM could have avoided.
