@@ -283,12 +283,16 @@ func (s *suite) watchdog() {
 		t.Errorf("stopped for 20 s: process %s became %s, NRestarts=%s", pid, now, n)
 	}
 	// A busy machine may stall as well, but for a shorter time.
-	out, told := s.run("journalctl", "-b", "-q", "_PID="+pid, "-o", "cat", "--after-cursor="+cursor), 0
-	for _, m := range regexp.MustCompile(`no samples between \S+ and \S+ \(([^)]*)\)`).FindAllStringSubmatch(out, -1) {
-		if d, err := time.ParseDuration(m[1]); err != nil || d >= gap {
-			told++
+	told, out := 0, ""
+	testkit.Within(testkit.Patience, func() bool { // journald takes it a little later
+		told, out = 0, s.run("journalctl", "-b", "-q", "_PID="+pid, "-o", "cat", "--after-cursor="+cursor)
+		for _, m := range regexp.MustCompile(`no samples between \S+ and \S+ \(([^)]*)\)`).FindAllStringSubmatch(out, -1) {
+			if d, err := time.ParseDuration(m[1]); err != nil || d >= gap {
+				told++
+			}
 		}
-	}
+		return told > 0
+	})
 	if told != 1 {
 		t.Errorf("the gap is told %d times:\n%s", told, tail(out))
 	}
