@@ -324,8 +324,22 @@ const (
 
 // draw draws the current state. The screen writes only changed cells to the
 // terminal.
+//
+// Show takes the terminal's size, which may have changed since the lines were laid
+// out. Such a screen is drawn again, as its event may have been handled already.
 func (v *View) draw() {
-	width, height := v.Screen.Size()
+	for {
+		width, height := v.Screen.Size()
+		v.put(width, height)
+		v.Screen.Show()
+		if w, h := v.Screen.Size(); w == width && h == height {
+			return
+		}
+	}
+}
+
+// put lays out the current state for a size.
+func (v *View) put(width, height int) {
 	lines := v.frame(width, height)
 	for y := range height {
 		x := 0
@@ -342,7 +356,6 @@ func (v *View) draw() {
 			v.Screen.PutStrStyled(x, y, strings.Repeat(" ", width-x), stylePlain)
 		}
 	}
-	v.Screen.Show()
 }
 
 // frame returns the lines of the screen.
