@@ -123,15 +123,17 @@ func (t *Terminal) Keys(s string) error {
 	return err
 }
 
-// Resize changes the size, and the kernel notifies the program.
+// Resize changes the size, and notifies the program: by the signal SIGWINCH, and by a
+// report among its input if it asked for such (mode 2048). A program that gets the report
+// asks the kernel for the size, so the kernel has to know it first.
 func (t *Terminal) Resize(columns, rows int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.size = vt.Coord{X: vt.Col(columns), Y: vt.Row(rows)}
-	t.draw.SetSize(t.size)
 	if err := setSize(int(t.master.Fd()), columns, rows); err != nil {
 		return fmt.Errorf("give a terminal %d columns and %d rows: %w", columns, rows, err)
 	}
+	t.size = vt.Coord{X: vt.Col(columns), Y: vt.Row(rows)}
+	t.draw.SetSize(t.size)
 	return nil
 }
 
