@@ -21,14 +21,14 @@ type counterEntry = objects.SharedCounter
 
 // counterReader sums per-CPU values.
 type counterReader struct {
-	walker[uint32, counterEntry]
+	walker[NetnsID, counterEntry]
 	single []counterEntry
 }
 
 // Counters calls f for each namespace with counters and each slot in use, with the
 // sum over the CPUs. Node-wide probes report namespace 0; the other probes report
 // unattributed occurrences under it.
-func (p *Probe) Counters(f func(netns uint64, slot int, value uint64)) error {
+func (p *Probe) Counters(f func(netns NetnsID, slot int, value uint64)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -45,7 +45,7 @@ func (p *Probe) Counters(f func(netns uint64, slot int, value uint64)) error {
 }
 
 // readCounters implements Counters and also counts the entries in use.
-func (p *Probe) readCounters(f func(netns uint64, slot int, value uint64)) error {
+func (p *Probe) readCounters(f func(netns NetnsID, slot int, value uint64)) error {
 	m, r := p.maps[mapCounters], &p.counter
 	if m.Type() == ebpf.PerCPUArray {
 		if err := m.Lookup(uint32(0), &r.single); err != nil {
@@ -60,7 +60,7 @@ func (p *Probe) readCounters(f func(netns uint64, slot int, value uint64)) error
 	st, s := &p.rooms, p.rooms.shares[mapCounterShares]
 	s.begin()
 	var refused uint64
-	err := r.each(m, p.loader.cpus, func(key *uint32, values []counterEntry) {
+	err := r.each(m, p.loader.cpus, func(key *NetnsID, values []counterEntry) {
 		netns := *key
 		var mark uint64
 		for cpu := range values {
@@ -72,7 +72,7 @@ func (p *Probe) readCounters(f func(netns uint64, slot int, value uint64)) error
 			s.count(st, netns, uint32(mark))
 		}
 		for slot := range p.definition.slots {
-			f(uint64(netns), slot, sumSlot(values, slot))
+			f(netns, slot, sumSlot(values, slot))
 		}
 	})
 	if err != nil {
@@ -100,7 +100,7 @@ func sumSlot(values []counterEntry, slot int) (sum uint64) {
 func (p *Probe) seedCounters() error {
 	p.rooms.shares = map[string]*shares{}
 	if m := p.maps[mapCounters]; m != nil && m.Type() == ebpf.PerCPUHash {
-		if err := m.Put(uint32(0), make([]counterEntry, p.loader.cpus)); err != nil {
+		if err := m.Put(NetnsID(0), make([]counterEntry, p.loader.cpus)); err != nil {
 			return fmt.Errorf("make the first counter: %w", err)
 		}
 		p.rooms.shares[mapCounterShares] = newShares(p.maps[mapCounterShares], p.loader.options.Namespaces)
@@ -121,7 +121,7 @@ func (p *Probe) seedCounters() error {
 func (p *Probe) recount() error {
 	var errs []error
 	if m := p.maps[mapCounters]; m != nil && m.Type() == ebpf.PerCPUHash {
-		errs = append(errs, p.readCounters(func(uint64, int, uint64) {}))
+		errs = append(errs, p.readCounters(func(NetnsID, int, uint64) {}))
 	}
 	if p.definition.recount != nil {
 		errs = append(errs, p.definition.recount(p))
@@ -130,11 +130,11 @@ func (p *Probe) recount() error {
 }
 
 // Forget deletes the counters of network namespaces that are gone.
-func (p *Probe) Forget(netns ...uint64) error {
-	gone := make(map[uint32]bool, len(netns))
+func (p *Probe) Forget(netns ...NetnsID) error {
+	gone := make(map[NetnsID]bool, len(netns))
 	for _, n := range netns {
-		if n != 0 && n <= 1<<32-1 {
-			gone[uint32(n)] = true
+		if n != 0 {
+			gone[n] = true
 		}
 	}
 	if len(gone) == 0 {
@@ -162,7 +162,7 @@ func (p *Probe) Forget(netns ...uint64) error {
 	// The room of deleted entries is free again at once.
 	err = errors.Join(err, p.recount())
 	if err != nil {
-		return fmt.Errorf("probe %s: forget the namespaces %d: %w", p.name, netns, err)
+		return fmt.Errorf("probe %s: forget the namespaces %x: %w", p.name, netns, err)
 	}
 	return nil
 }

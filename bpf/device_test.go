@@ -392,7 +392,7 @@ func TestFlow(t *testing.T) {
 	l.count(p, "datagrams, by the device's counter", packets1-packets, flow.Packets)
 	l.count(p, "bytes of them, by the device's counter", bytes1-bytes, flow.Bytes+14*flow.Packets)
 
-	if err := l.Forget(a.inode); err != nil {
+	if err := l.forget(a.inode); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.Flows(func(f Flow) {
@@ -508,7 +508,7 @@ func TestFlowShares(t *testing.T) {
 		t.Errorf("%d flows after the share has grown, %d before; %d of the other", of[a.inode], first, of[b.inode])
 	}
 	// Deleted entries free their room.
-	if err := p.SweepFlows(func(e FlowEntry) bool { return e.Key.Netns() != a.inode }); err != nil {
+	if err := p.SweepFlows(func(e FlowEntry) bool { return e.Key.Netns().Inode() != a.inode }); err != nil {
 		t.Fatal(err)
 	}
 	sweep()

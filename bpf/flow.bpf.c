@@ -30,7 +30,7 @@ const volatile __u32 device_netns = 0;
 
 struct flow_key {
 	struct tuple tuple;
-	__u32 netns;
+	__u64 netns; /* netns_id; of devices the inode number */
 };
 
 struct flow {
@@ -184,7 +184,7 @@ static __always_inline void account(struct __sk_buff *skb, const __u32 offset, _
 	}
 	if (!with_ports)
 		key.tuple.sport = key.tuple.dport = 0;
-	key.netns = o.netns;
+	key.netns = netns_id(o);
 	__sync_fetch_and_add(&c->slot[BYTES], bytes);
 	__sync_fetch_and_add(&c->slot[PACKETS], packets);
 

@@ -39,7 +39,7 @@ var flow = definition{
 	defaults: Config{Flows: 65536},
 	table:    objects.FlowMapFlows,
 	shares:   mapFlowShares,
-	forget:   func(p *Probe, gone map[uint32]bool) error { return p.flows.forget(p.maps[objects.FlowMapFlows], gone) },
+	forget:   func(p *Probe, gone map[NetnsID]bool) error { return p.flows.forget(p.maps[objects.FlowMapFlows], gone) },
 	full:     lackOfFlows,
 }
 
@@ -80,7 +80,7 @@ const (
 type FlowKey struct{ key objects.FlowFlowKey }
 
 // NewFlowKey returns the key of a connection between two valid addresses.
-func NewFlowKey(netns uint64, protocol uint8, source, destination netip.AddrPort) FlowKey {
+func NewFlowKey(netns NetnsID, protocol uint8, source, destination netip.AddrPort) FlowKey {
 	t := objects.SharedTuple{
 		Saddr: source.Addr().As16(), Daddr: destination.Addr().As16(),
 		Sport: source.Port(), Dport: destination.Port(),
@@ -89,12 +89,12 @@ func NewFlowKey(netns uint64, protocol uint8, source, destination netip.AddrPort
 	if source.Addr().Is4() {
 		t.Family = 4
 	}
-	return FlowKey{objects.FlowFlowKey{Tuple: t, Netns: uint32(netns)}}
+	return FlowKey{objects.FlowFlowKey{Tuple: t, Netns: uint64(netns)}}
 }
 
-// Netns returns the inode number of the network namespace of the socket or the
-// devices.
-func (k *FlowKey) Netns() uint64 { return uint64(k.key.Netns) }
+// Netns returns the network namespace of the socket. Of the devices' namespace it has
+// the inode number only.
+func (k *FlowKey) Netns() NetnsID { return NetnsID(k.key.Netns) }
 
 // Ends returns the protocol and the two ends, the sender's first.
 func (k *FlowKey) Ends() (protocol uint8, source, destination netip.AddrPort) {
@@ -172,7 +172,7 @@ func (p *Probe) SweepFlows(f func(FlowEntry) (keep bool)) error {
 			if !f(p.flows.entry(k, v)) && len(p.flows.drop) < mostDropped {
 				return false
 			}
-			s.count(st, k.Netns, v.Room)
+			s.count(st, NetnsID(k.Netns), v.Room)
 			return true
 		})
 		if err != nil {
@@ -181,7 +181,7 @@ func (p *Probe) SweepFlows(f func(FlowEntry) (keep bool)) error {
 		refused := s.refused
 		st.crowded, err = s.end(st)
 		st.full = s.refused > refused
-		return errors.Join(err, p.readCounters(func(_ uint64, slot int, n uint64) {
+		return errors.Join(err, p.readCounters(func(_ NetnsID, slot int, n uint64) {
 			if slot == FlowsFailed {
 				st.refused = n
 			}
@@ -211,9 +211,9 @@ func (p *Probe) eachFlow(f func(*ebpf.Map) error) error {
 }
 
 // forget deletes the connections of the namespaces.
-func (r *flowReader) forget(m *ebpf.Map, gone map[uint32]bool) error {
+func (r *flowReader) forget(m *ebpf.Map, gone map[NetnsID]bool) error {
 	for {
-		err := r.sweep(m, func(k *flowKey, _ *flowValue) bool { return !gone[k.Netns] || len(r.drop) == mostDropped })
+		err := r.sweep(m, func(k *flowKey, _ *flowValue) bool { return !gone[NetnsID(k.Netns)] || len(r.drop) == mostDropped })
 		if err != nil || len(r.drop) < mostDropped {
 			return err
 		}

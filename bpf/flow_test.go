@@ -13,7 +13,7 @@ type Flow struct {
 // Flows calls f for each connection that the map holds.
 func (p *Probe) Flows(f func(Flow)) error {
 	return p.EachFlow(func(e FlowEntry) {
-		flow := Flow{Netns: e.Key.Netns(), Bytes: e.Bytes, Packets: e.Packets}
+		flow := Flow{Netns: e.Key.Netns().Inode(), Bytes: e.Bytes, Packets: e.Packets}
 		flow.Protocol, flow.Source, flow.Destination = e.Key.Ends()
 		f(flow)
 	})

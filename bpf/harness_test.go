@@ -107,24 +107,24 @@ var following followers
 
 type followers struct {
 	mu         sync.Mutex
-	namespaces []uint64
+	namespaces []Netns
 	loaders    []*Loader
 }
 
 // nodeNetns is the node's own namespace, read before the main thread may enter
 // another.
-var nodeNetns = func() uint64 {
+var nodeNetns = func() Netns {
 	inode, _ := kernel.Inode("/proc/self/ns/net")
-	return inode
+	return Netns{inode, "/proc/self/ns/net"}
 }()
 
 // add follows a namespace until the end of the test.
-func (f *followers) add(t testing.TB, netns uint64) {
+func (f *followers) add(t testing.TB, netns Netns) {
 	t.Helper()
 	f.change(t, func() { f.namespaces = append(f.namespaces, netns) })
 	t.Cleanup(func() {
 		f.change(t, func() {
-			f.namespaces = slices.DeleteFunc(f.namespaces, func(n uint64) bool { return n == netns })
+			f.namespaces = slices.DeleteFunc(f.namespaces, func(n Netns) bool { return n == netns })
 		})
 	})
 }
@@ -411,12 +411,45 @@ func (l *testLoader) eventually(what string, ok func() bool) {
 	l.t.Fatalf("after %v it never came true: %s", testkit.Patience, what)
 }
 
+// ids lists what the loader's probes have in their tables with these inode numbers.
+func (l *testLoader) ids(inodes ...uint64) (ids []NetnsID) {
+	l.t.Helper()
+	note := func(n NetnsID) {
+		if slices.Contains(inodes, n.Inode()) && !slices.Contains(ids, n) {
+			ids = append(ids, n)
+		}
+	}
+	for _, n := range l.Followed() {
+		note(n)
+	}
+	for p := range l.probes {
+		err := p.Counters(func(n NetnsID, _ int, _ uint64) { note(n) })
+		if err == nil && p.name == "flow" {
+			err = p.EachFlow(func(e FlowEntry) { note(e.Key.Netns()) })
+		}
+		if err != nil {
+			l.t.Fatal(err)
+		}
+	}
+	return ids
+}
+
+// forget makes the loader forget namespaces.
+func (l *testLoader) forget(inodes ...uint64) error {
+	l.t.Helper()
+	var errs []error
+	for _, id := range l.ids(inodes...) {
+		errs = append(errs, l.Forget(id))
+	}
+	return errors.Join(errs...)
+}
+
 func counters(t testing.TB, p *Probe, netns uint64) [8]uint64 {
 	t.Helper()
 	var slots [8]uint64
-	if err := p.Counters(func(n uint64, slot int, value uint64) {
-		if n == netns {
-			slots[slot] = value
+	if err := p.Counters(func(n NetnsID, slot int, value uint64) {
+		if n.Inode() == netns {
+			slots[slot] += value
 		}
 	}); err != nil {
 		t.Fatal(err)
@@ -456,7 +489,7 @@ func (l *testLoader) account(t EventType) EventAccount {
 func (l *testLoader) balanced(t EventType, p *Probe, slots ...int) EventAccount {
 	l.t.Helper()
 	sum := func() (n uint64) {
-		if err := p.Counters(func(_ uint64, slot int, value uint64) {
+		if err := p.Counters(func(_ NetnsID, slot int, value uint64) {
 			if slices.Contains(slots, slot) {
 				n += value
 			}

@@ -159,7 +159,7 @@ func (w *lossWatch) read() map[lostAt]uint64 {
 	}
 	lost := map[lostAt]uint64{}
 	if err := w.p.Drops(func(d Drop) {
-		lost[lostAt{d.Netns, reasons.Drop(d.Reason), w.l.Symbols().Location(d.Location)}] += d.Count
+		lost[lostAt{d.Netns.Inode(), reasons.Drop(d.Reason), w.l.Symbols().Location(d.Location)}] += d.Count
 	}); err != nil {
 		w.l.t.Fatal(err)
 	}

@@ -79,7 +79,7 @@ func (h *Histogram) add(one *objects.SharedHistogram) {
 
 // histogramReader keeps the buffers of a reading.
 type histogramReader struct {
-	walker[uint32, objects.SharedHistograms]
+	walker[NetnsID, objects.SharedHistograms]
 	disks  walker[objects.BiolatencyDiskOperation, objects.SharedHistogram]
 	single []objects.SharedHistograms
 }
@@ -112,7 +112,7 @@ func (p *Probe) histogramsOfNetns() *ebpf.Map {
 }
 
 // followHistograms makes the entries of namespaces.
-func (p *Probe) followHistograms(set []uint32) {
+func (p *Probe) followHistograms(set []NetnsID) {
 	m := p.histogramsOfNetns()
 	if m == nil {
 		return
@@ -147,25 +147,25 @@ func (p *Probe) seedDisks() error {
 // Histograms calls f for each namespace and each of its first n histograms, with
 // the sum over the CPUs. Namespace 0 has the node's histograms and the latencies
 // of unfollowed namespaces. The histogram is valid until f returns.
-func (p *Probe) Histograms(n int, f func(netns uint64, which int, h *Histogram)) error {
+func (p *Probe) Histograms(n int, f func(netns NetnsID, which int, h *Histogram)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return fmt.Errorf("read the histograms of probe %s: it is closed", p.name)
 	}
 	r := &p.histogram
-	each := func(netns uint32, values []objects.SharedHistograms) {
+	each := func(netns NetnsID, values []objects.SharedHistograms) {
 		for which := range n {
 			var h Histogram
 			for cpu := range values {
 				h.add(&values[cpu].Of[which])
 			}
-			f(uint64(netns), which, &h)
+			f(netns, which, &h)
 		}
 	}
 	var err error
 	if m := p.histogramsOfNetns(); m != nil {
-		err = r.each(m, p.loader.cpus, func(netns *uint32, values []objects.SharedHistograms) { each(*netns, values) })
+		err = r.each(m, p.loader.cpus, func(netns *NetnsID, values []objects.SharedHistograms) { each(*netns, values) })
 	} else if m := p.maps[mapHistograms]; m != nil && p.config.Histograms != HistogramsOff {
 		if err = m.Lookup(uint32(0), &r.single); err == nil {
 			each(0, r.single)

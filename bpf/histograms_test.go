@@ -76,7 +76,7 @@ func readHistograms(t testing.TB, p *Probe) (all [MaxHistograms]Histogram) {
 		}
 		all[which].SumNs += h.SumNs
 	}
-	err := p.Histograms(MaxHistograms, func(_ uint64, which int, h *Histogram) { sum(which, h) })
+	err := p.Histograms(MaxHistograms, func(_ NetnsID, which int, h *Histogram) { sum(which, h) })
 	if err == nil {
 		err = p.DiskHistograms(func(_ string, _ uint32, h *Histogram) { sum(0, h) })
 	}
@@ -95,7 +95,7 @@ func (l *testLoader) agree(p *Probe) {
 		return
 	}
 	total := func(slot int) (n uint64) {
-		if err := p.Counters(func(_ uint64, s int, value uint64) {
+		if err := p.Counters(func(_ NetnsID, s int, value uint64) {
 			if s == slot {
 				n += value
 			}
@@ -143,8 +143,8 @@ func (l *testLoader) soon(ok func() bool) bool {
 // histogramsOf are those of one namespace.
 func histogramsOf(t testing.TB, p *Probe, netns uint64) (all [MaxHistograms]Histogram) {
 	t.Helper()
-	if err := p.Histograms(MaxHistograms, func(n uint64, which int, h *Histogram) {
-		if n == netns {
+	if err := p.Histograms(MaxHistograms, func(n NetnsID, which int, h *Histogram) {
+		if n.Inode() == netns {
 			all[which] = *h
 		}
 	}); err != nil {
@@ -475,7 +475,7 @@ func TestHistogramsOfStrangers(t *testing.T) {
 	}
 	followed := newNamespace(t)
 	there := func() (found bool) {
-		if err := p.Histograms(1, func(netns uint64, _ int, _ *Histogram) { found = found || netns == followed.inode }); err != nil {
+		if err := p.Histograms(1, func(netns NetnsID, _ int, _ *Histogram) { found = found || netns.Inode() == followed.inode }); err != nil {
 			t.Fatal(err)
 		}
 		return found
@@ -483,7 +483,7 @@ func TestHistogramsOfStrangers(t *testing.T) {
 	if !there() {
 		t.Error("a namespace that is followed has no histograms")
 	}
-	if err := p.Forget(followed.inode); err != nil || there() {
+	if err := p.Forget(l.ids(followed.inode)...); err != nil || there() {
 		t.Errorf("forgotten: %v", err)
 	}
 }

@@ -61,10 +61,17 @@ type Loader struct {
 	reasons *Reasons
 	probes  map[*Probe]struct{}
 	closed  bool
-	node    uint32               // see Own
-	owned   []uint32             // sorted by inode number
-	former  map[uint32]time.Time // unfollowed namespaces that are not yet forgotten, and since when
-	lacking bool                 // some of owned found no room
+	node    NetnsID               // see Own
+	owned   []NetnsID             // sorted
+	former  map[NetnsID]time.Time // unfollowed namespaces that are not yet forgotten, and since when
+	lacking bool                  // some of owned found no room
+
+	identities *identities // nil until needed
+	refused    struct {    // the last attempt to load them, if it failed
+		at  time.Time
+		err error
+	}
+	identified map[Netns]identity // what Own was told
 
 	account accountReader
 }
@@ -115,7 +122,7 @@ func New(options Options) (*Loader, error) {
 		shared:  map[string]*ebpf.Map{},
 		symbols: NewSymbols(),
 		probes:  map[*Probe]struct{}{},
-		former:  map[uint32]time.Time{},
+		former:  map[NetnsID]time.Time{},
 	}
 	if err := l.createShared(); err != nil {
 		l.Close()
@@ -145,6 +152,7 @@ func (l *Loader) Close() error {
 	}
 	wg.Wait()
 	errs = append(errs, results...)
+	errs = append(errs, l.identities.close())
 	for _, m := range l.shared {
 		errs = append(errs, m.Close())
 	}

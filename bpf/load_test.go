@@ -29,7 +29,7 @@ func TestLoad(t *testing.T) {
 						t.Logf("    not %s %v: %s", r.Kind, r.Programs, r.Reason)
 					}
 				}
-				if err := p.Counters(func(uint64, int, uint64) {}); err != nil {
+				if err := p.Counters(func(NetnsID, int, uint64) {}); err != nil {
 					t.Error(err)
 				}
 			}

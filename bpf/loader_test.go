@@ -135,12 +135,12 @@ func TestForget(t *testing.T) {
 		}
 	}
 	once()
-	if err := l.Forget(b.inode); err != nil {
+	if err := l.forget(b.inode); err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range []*Probe{loss, reset} {
-		if err := p.Counters(func(netns uint64, _ int, _ uint64) {
-			if netns == b.inode {
+		if err := p.Counters(func(netns NetnsID, _ int, _ uint64) {
+			if netns.Inode() == b.inode {
 				t.Errorf("%s: namespace %d is still there", p.Name(), netns)
 			}
 		}); err != nil {
@@ -168,7 +168,7 @@ func TestManyNamespaces(t *testing.T) {
 	}
 	l.settled(p, 0)
 	var nosock uint64
-	if err := p.Counters(func(_ uint64, slot int, n uint64) {
+	if err := p.Counters(func(_ NetnsID, slot int, n uint64) {
 		if slot == ResetNosock {
 			nosock += n
 		}
@@ -265,7 +265,7 @@ func TestLoaderErrors(t *testing.T) {
 	if err := p.Close(); err != nil {
 		t.Error(err)
 	}
-	if err := p.Counters(func(uint64, int, uint64) {}); err == nil {
+	if err := p.Counters(func(NetnsID, int, uint64) {}); err == nil {
 		t.Error("a closed probe counts")
 	}
 	if err := l.Close(); err != nil {

@@ -304,7 +304,7 @@ func (x *lossLab) shared(netns uint64) bool {
 // lost sums the counts in the lab's own namespaces.
 func (x *lossLab) lost(m map[Drop]uint64) (n uint64) {
 	for d, count := range m {
-		if x.known[d.Netns] != "" && !x.shared(d.Netns) {
+		if x.known[d.Netns.Inode()] != "" && !x.shared(d.Netns.Inode()) {
 			n += count
 		}
 	}
@@ -364,18 +364,18 @@ func (x *lossLab) compare(t *testing.T, want *loss, before map[Drop]uint64) {
 	}
 	var counted uint64
 	for d, n := range got {
-		if n == 0 || x.known[d.Netns] == "" || x.shared(d.Netns) {
+		if n == 0 || x.known[d.Netns.Inode()] == "" || x.shared(d.Netns.Inode()) {
 			continue
 		}
 		reason, function := x.reasons.Drop(d.Reason), x.Symbols().Function(d.Location)
-		owner := d.Netns == want.in.inode || d.Netns == 0 && want.ownerless && x.ownerless
+		owner := d.Netns.Inode() == want.in.inode || d.Netns == 0 && want.ownerless && x.ownerless
 		aside := owner && !has(want.only, function)
-		t.Logf("survey: %d lost; %s: %d of class %d, %s, %s", want.n, x.known[d.Netns], n, d.Class, reason, function)
+		t.Logf("survey: %d lost; %s: %d of class %d, %s, %s", want.n, x.known[d.Netns.Inode()], n, d.Class, reason, function)
 		switch {
 		case aside:
 			continue
 		case !owner:
-			t.Errorf("%d losses in namespace %s, for %s in %s", n, x.known[d.Netns], reason, function)
+			t.Errorf("%d losses in namespace %s, for %s in %s", n, x.known[d.Netns.Inode()], reason, function)
 			continue
 		case d.Class != want.class && !slices.Contains(want.also, d.Class):
 			t.Errorf("%d losses of class %d, want %d", n, d.Class, want.class)
@@ -402,7 +402,7 @@ var lossNets = regexp.MustCompile(`^(10\.13[12]\.|fd3[12]:)`)
 // dropOf returns the count that an event belongs to.
 func dropOf(m map[Drop]uint64, e *Event) (Drop, bool) {
 	for d, n := range m {
-		if n > 0 && d.Netns == e.Netns && d.Reason == e.Reason && d.Location == e.Location {
+		if n > 0 && d.Netns.Inode() == e.Netns && d.Reason == e.Reason && d.Location == e.Location {
 			return d, true
 		}
 	}

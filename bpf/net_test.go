@@ -36,8 +36,13 @@ type namespace struct {
 func newNamespace(t testing.TB) *namespace {
 	t.Helper()
 	n := newUnowned(t)
-	following.add(t, n.inode)
+	following.add(t, n.netns())
 	return n
+}
+
+// netns is the namespace as a loader follows it.
+func (n *namespace) netns() Netns {
+	return Netns{n.inode, fmt.Sprintf("/proc/self/fd/%d", int(n.handle))}
 }
 
 // newUnowned creates a namespace that no loader follows.

@@ -19,11 +19,10 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 struct drop_key {
-	__u32 netns;
-	__u32 reason;
+	__u64 netns; /* netns_id */
 	__u64 location;
+	__u32 reason;
 	__u32 traits; /* only of an undecided packet */
-	__u32 unused;
 };
 
 /* The value is a count. On the CPU that created the entry, its upper bits hold the
@@ -567,7 +566,7 @@ static __always_inline void count_drop(struct owner o, __u32 reason, __u64 locat
 				       __u64 at)
 {
 	struct drop_key key = {
-		.netns = o.netns, .reason = reason, .location = location, .traits = traits
+		.netns = netns_id(o), .location = location, .reason = reason, .traits = traits
 	};
 	__u64 *n = bpf_map_lookup_elem(&drops, &key), fresh;
 	__u32 room;

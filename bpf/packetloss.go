@@ -193,7 +193,7 @@ var dropFunctions = map[string]DropClass{
 
 // Drop is one counter of packetloss: a namespace, reason and location.
 type Drop struct {
-	Netns    uint64
+	Netns    NetnsID
 	Reason   uint32
 	Location uint64
 	Class    DropClass
@@ -215,7 +215,7 @@ type dropReader struct {
 }
 
 type dropSum struct {
-	netns uint32
+	netns NetnsID
 	count [dropClasses]uint64
 }
 
@@ -232,7 +232,7 @@ func (p *Probe) Losses(f func(Drop)) (ignored map[Why]uint64, err error) {
 	}
 	err = p.eachLoss(func(k dropKey, class DropClass, n uint64) {
 		if n > 0 {
-			f(Drop{Netns: uint64(k.Netns), Reason: k.Reason, Location: k.Location, Class: class, Count: n})
+			f(Drop{Netns: NetnsID(k.Netns), Reason: k.Reason, Location: k.Location, Class: class, Count: n})
 		}
 	})
 	if err != nil {
@@ -281,13 +281,13 @@ func (p *Probe) classOf(k dropKey) DropClass {
 	return class
 }
 
-func (p *Probe) dropCounters(f func(netns uint64, slot int, value uint64)) error {
+func (p *Probe) dropCounters(f func(netns NetnsID, slot int, value uint64)) error {
 	r := &p.drops
 	r.sums = r.sums[:0]
 	err := p.eachLoss(func(k dropKey, class DropClass, n uint64) {
-		i, found := slices.BinarySearchFunc(r.sums, k.Netns, func(s dropSum, netns uint32) int { return cmp.Compare(s.netns, netns) })
+		i, found := slices.BinarySearchFunc(r.sums, NetnsID(k.Netns), func(s dropSum, netns NetnsID) int { return cmp.Compare(s.netns, netns) })
 		if !found {
-			r.sums = slices.Insert(r.sums, i, dropSum{netns: k.Netns})
+			r.sums = slices.Insert(r.sums, i, dropSum{netns: NetnsID(k.Netns)})
 		}
 		r.sums[i].count[class] += n
 	})
@@ -296,7 +296,7 @@ func (p *Probe) dropCounters(f func(netns uint64, slot int, value uint64)) error
 	}
 	for _, s := range r.sums {
 		for class, n := range s.count {
-			f(uint64(s.netns), class, n)
+			f(s.netns, class, n)
 		}
 	}
 	return nil
@@ -338,8 +338,8 @@ func (p *Probe) eachLoss(emit func(dropKey, DropClass, uint64)) error {
 	if err != nil {
 		return err
 	}
-	return p.readCounters(func(netns uint64, slot int, n uint64) {
-		emit(dropKey{Netns: uint32(netns), Reason: ReasonOverflow}, DropClass(slot), n)
+	return p.readCounters(func(netns NetnsID, slot int, n uint64) {
+		emit(dropKey{Netns: uint64(netns), Reason: ReasonOverflow}, DropClass(slot), n)
 	})
 }
 
@@ -354,7 +354,7 @@ func (p *Probe) eachDrop(emit func(dropKey, uint64)) error {
 			n += v & (1<<objects.PacketlossDropDROP_ROOM_SHIFT - 1)
 			room |= uint32(v >> objects.PacketlossDropDROP_ROOM_SHIFT)
 		}
-		s.count(st, k.Netns, room)
+		s.count(st, NetnsID(k.Netns), room)
 		emit(*k, n)
 	})
 	if err != nil {
@@ -367,10 +367,10 @@ func (p *Probe) eachDrop(emit func(dropKey, uint64)) error {
 
 // forgetDrops deletes the entries of namespaces. They are few, so a second pass
 // over the keys costs less than a permanent index.
-func (p *Probe) forgetDrops(gone map[uint32]bool) error {
+func (p *Probe) forgetDrops(gone map[NetnsID]bool) error {
 	var keys []dropKey
 	err := p.eachDrop(func(k dropKey, n uint64) {
-		if !gone[k.Netns] {
+		if !gone[NetnsID(k.Netns)] {
 			return
 		}
 		keys = append(keys, k)

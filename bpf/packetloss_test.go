@@ -31,7 +31,7 @@ func drops(l *testLoader, p *Probe, netns uint64) (byReason map[string]uint64, b
 	}
 	byReason = map[string]uint64{}
 	if err := p.Drops(func(d Drop) {
-		if d.Netns != netns {
+		if d.Netns.Inode() != netns {
 			return
 		}
 		byReason[reasons.Drop(d.Reason)] += d.Count

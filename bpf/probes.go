@@ -41,11 +41,11 @@ type definition struct {
 	// table names a further map keyed by namespace and more; shares names the map
 	// of the namespaces' shares in it.
 	table, shares string
-	counters      func(*Probe, func(netns uint64, slot int, value uint64)) error // reads the counters if they are not only in the map of counters; may be nil
-	recount       func(*Probe) error                                             // counts the entries of table; may be nil
-	forget        func(p *Probe, gone map[uint32]bool) error                     // deletes the entries of namespaces; may be nil
-	limitations   func(*Probe) []string                                          // adds to the limitations of the hooks in State; may be nil
-	full          string                                                         // the limitation while the table is full; "" means lackOfRoom
+	counters      func(*Probe, func(netns NetnsID, slot int, value uint64)) error // reads the counters if they are not only in the map of counters; may be nil
+	recount       func(*Probe) error                                              // counts the entries of table; may be nil
+	forget        func(p *Probe, gone map[NetnsID]bool) error                     // deletes the entries of namespaces; may be nil
+	limitations   func(*Probe) []string                                           // adds to the limitations of the hooks in State; may be nil
+	full          string                                                          // the limitation while the table is full; "" means lackOfRoom
 }
 
 // Probes returns the names of all probes that Load accepts.

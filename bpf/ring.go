@@ -238,11 +238,11 @@ func (l *Loader) Stats() (Stats, error) {
 	return s, nil
 }
 
-// Forget deletes all state of a network namespace that is gone, since the kernel
-// will reuse its inode number. A namespace named to Own is no longer followed.
-func (l *Loader) Forget(netns uint64) error {
+// Forget deletes all state of a network namespace that is gone. A namespace named to
+// Own is no longer followed.
+func (l *Loader) Forget(netns NetnsID) error {
 	l.mu.Lock()
-	if i := slices.Index(l.owned, uint32(netns)); i >= 0 && netns < 1<<32 {
+	if i := slices.Index(l.owned, netns); i >= 0 {
 		l.follow(l.node, slices.Delete(slices.Clone(l.owned), i, i+1), time.Now())
 	}
 	probes := make([]*Probe, 0, len(l.probes))

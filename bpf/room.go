@@ -56,32 +56,33 @@ var ErrNoRoom = errors.New("more network namespaces than the tables have room fo
 // others. From then on each has reserved room in all tables, and all other
 // namespaces share the rest. Counts from before the call stay with the namespace.
 // On an error, Probe.Lacking lists the namespaces without counters of their own.
+// ID tells what each is called in the counts.
 //
 // Call Own as soon as a namespace is known. A call without changes is cheap.
-func (l *Loader) Own(node uint64, others []uint64) error {
-	set := make([]uint32, 0, len(others)+1)
-	for _, n := range append([]uint64{node}, others...) {
-		if n != 0 && n <= 1<<32-1 {
-			set = append(set, uint32(n))
-		}
-	}
-	slices.Sort(set)
-	set = slices.Compact(set)
-
+func (l *Loader) Own(node Netns, others []Netns) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return errors.New("name the network namespaces to follow: the loader is closed")
 	}
+	l.identify(append([]Netns{node}, others...))
+	set := make([]NetnsID, 0, len(l.identified))
+	for _, i := range l.identified {
+		if i.err == nil && i.id != 0 {
+			set = append(set, i.id)
+		}
+	}
+	slices.Sort(set)
+	set = slices.Compact(set)
 	now := time.Now()
-	if l.node != uint32(node) || !slices.Equal(set, l.owned) || l.lacking {
-		l.follow(uint32(node), set, now)
+	if own := l.identified[node].id; l.node != own || !slices.Equal(set, l.owned) || l.lacking {
+		l.follow(own, set, now)
 	}
 	for n, since := range l.former {
 		if now.Sub(since) >= keepFormer {
 			delete(l.former, n)
 			for p := range l.probes {
-				_ = p.Forget(uint64(n))
+				_ = p.Forget(n)
 			}
 		}
 	}
@@ -96,20 +97,18 @@ func (l *Loader) Own(node uint64, others []uint64) error {
 }
 
 // follow replaces the set of followed namespaces. The caller holds the lock.
-func (l *Loader) follow(node uint32, set []uint32, now time.Time) {
+func (l *Loader) follow(node NetnsID, set []NetnsID, now time.Time) {
 	buckets := l.shared[mapBuckets]
 	for _, n := range l.owned {
 		if _, still := slices.BinarySearch(set, n); !still {
-			_ = buckets.Delete(n)
+			_ = buckets.Delete(uint32(n))
 			l.former[n] = now
 		}
 	}
 	for _, n := range set {
-		if _, was := slices.BinarySearch(l.owned, n); !was {
-			delete(l.former, n)
-		}
+		delete(l.former, n)
 		// On failure the namespace shares the bucket of a room.
-		_ = buckets.Update(n, &objects.SharedEventBucket{}, ebpf.UpdateNoExist)
+		_ = buckets.Update(uint32(n), &objects.SharedEventBucket{}, ebpf.UpdateNoExist)
 	}
 	l.node, l.owned = node, set
 	for p := range l.probes {
@@ -120,13 +119,13 @@ func (l *Loader) follow(node uint32, set []uint32, now time.Time) {
 // roomState is a probe's record of the namespaces in its tables. Probe.mu guards
 // it.
 type roomState struct {
-	owned []uint32 // sorted, including namespace 0
+	owned []uint32 // inode numbers, sorted, including namespace 0
 
-	lacking []uint64 // members of owned without counters of their own
-	refused uint64   // occurrences that found no room
-	full    bool     // occurrences found no room recently
-	calm    int      // readings since the last refusal
-	crowded bool     // a room is more than half full
+	lacking []NetnsID // followed namespaces without counters of their own
+	refused uint64    // occurrences that found no room
+	full    bool      // occurrences found no room recently
+	calm    int       // readings since the last refusal
+	crowded bool      // a room is more than half full
 	// the same for the table of drops
 	dropsCrowded bool
 
@@ -254,9 +253,9 @@ func (s *shares) write(owned []uint32, counted bool, read map[uint32]share) erro
 func (s *shares) begin() { clear(s.used) }
 
 // count adds an entry of a namespace that occupies room.
-func (s *shares) count(st *roomState, netns, room uint32) {
-	if st.owns(netns) {
-		s.used[netns]++
+func (s *shares) count(st *roomState, netns NetnsID, room uint32) {
+	if inode := uint32(netns); st.owns(inode) {
+		s.used[inode]++
 	} else {
 		s.used[room]++
 	}
@@ -289,22 +288,27 @@ func (s *shares) end(st *roomState) (crowded bool, err error) {
 }
 
 // follow reserves room for the followed namespaces.
-func (p *Probe) follow(node uint32, set []uint32) {
+func (p *Probe) follow(node NetnsID, set []NetnsID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return
 	}
 	// Unattributed occurrences (namespace 0) have reserved room, too.
-	set = append([]uint32{0}, set...)
+	set = append([]NetnsID{0}, set...)
 	st := &p.rooms
-	st.owned = set
+	inodes := make([]uint32, 0, len(set))
+	for _, n := range set {
+		inodes = append(inodes, uint32(n))
+	}
+	slices.Sort(inodes)
+	st.owned = slices.Compact(inodes)
 	st.lacking = st.lacking[:0]
 	if m := p.maps[mapCounters]; m != nil && m.Type() == ebpf.PerCPUHash {
 		none := make([]counterEntry, p.loader.cpus)
 		for _, n := range set {
 			if err := m.Update(n, none, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
-				st.lacking = append(st.lacking, uint64(n))
+				st.lacking = append(st.lacking, n)
 			}
 		}
 	}
@@ -313,10 +317,10 @@ func (p *Probe) follow(node uint32, set []uint32) {
 		if s.rooms {
 			continue
 		}
-		if _, had := s.most[node]; !had && node != 0 {
-			s.demand[node] = s.size // The node's own namespace needs the most.
+		if _, had := s.most[uint32(node)]; !had && node != 0 {
+			s.demand[uint32(node)] = s.size // The node's own namespace needs the most.
 		}
-		if err := s.write(set, false, nil); err != nil {
+		if err := s.write(st.owned, false, nil); err != nil {
 			// Without a share of its own, the namespace uses that of a room.
 			p.loader.options.Warn("sharing a table failed", p.name, err)
 		}
@@ -325,7 +329,7 @@ func (p *Probe) follow(node uint32, set []uint32) {
 
 // Lacking lists the namespaces named to Own that have no counters of their own.
 // Their counts are unknown.
-func (p *Probe) Lacking() []uint64 {
+func (p *Probe) Lacking() []NetnsID {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Clone(p.rooms.lacking)

@@ -128,8 +128,8 @@ func testRoom(t *testing.T, name string, make func(testing.TB) *namespace) {
 			t.Error("the room is not full")
 		}
 		var all uint64 // sum of unowned namespaces and of occurrences without room
-		if err := reset.Counters(func(netns uint64, slot int, n uint64) {
-			if slot == ResetNosock && (netns == 0 || slices.Contains(gone, netns)) {
+		if err := reset.Counters(func(netns NetnsID, slot int, n uint64) {
+			if slot == ResetNosock && (netns == 0 || slices.Contains(gone, netns.Inode())) {
 				all += n
 			}
 		}); err != nil {
@@ -160,7 +160,7 @@ func testRoom(t *testing.T, name string, make func(testing.TB) *namespace) {
 		gone = append(gone, unseen.inode)
 		unseen.refuse(t, 5)
 		l.exact(loss, reset, "not known", unseen, 5)
-		following.add(t, unseen.inode)
+		following.add(t, unseen.netns())
 		unseen.refuse(t, 6)
 		l.exact(loss, reset, "known late", unseen, 11)
 	})
@@ -169,7 +169,7 @@ func testRoom(t *testing.T, name string, make func(testing.TB) *namespace) {
 	// After their deletion there is room again, and Room no longer reports a full
 	// table.
 	for _, p := range []*Probe{loss, reset} {
-		if err := p.Forget(gone...); err != nil {
+		if err := p.Forget(l.ids(gone...)...); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -223,15 +223,15 @@ func TestRoomForFollowed(t *testing.T) {
 	a := newNamespace(t)
 	l := newTestLoader(t, Options{Namespaces: 16})
 	p := l.load("tcpreset", Config{})
-	others := []uint64{a.inode}
+	others := []Netns{a.netns()}
 	for i := range 40 {
-		others = append(others, 0xf8000000+uint64(i))
+		others = append(others, Netns{Inode: 0xf8000000 + uint64(i)})
 	}
-	if err := l.Own(1, others[:5]); err != nil || len(p.Lacking()) != 0 {
+	if err := l.Own(Netns{Inode: 1}, others[:5]); err != nil || len(p.Lacking()) != 0 {
 		t.Errorf("%v, lacking %v", err, p.Lacking())
 	}
-	err := l.Own(1, others)
-	if lacking := p.Lacking(); err == nil || len(lacking) == 0 || len(lacking) > 30 || slices.Contains(lacking, a.inode) {
+	err := l.Own(Netns{Inode: 1}, others)
+	if lacking := p.Lacking(); err == nil || len(lacking) == 0 || len(lacking) > 30 || slices.ContainsFunc(lacking, func(id NetnsID) bool { return id.Inode() == a.inode }) {
 		t.Errorf("%v, lacking %v", err, lacking)
 	}
 	a.refuse(t, 3)
@@ -240,11 +240,11 @@ func TestRoomForFollowed(t *testing.T) {
 	}
 	// Deleting some makes room.
 	for _, n := range others[5:] {
-		if err := p.Forget(n); err != nil {
+		if err := p.Forget(l.ids(n.Inode)...); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := l.Own(1, others[:8]); err != nil || len(p.Lacking()) != 0 {
+	if err := l.Own(Netns{Inode: 1}, others[:8]); err != nil || len(p.Lacking()) != 0 {
 		t.Errorf("%v, lacking %v", err, p.Lacking())
 	}
 }

@@ -56,8 +56,8 @@ func TestServers(t *testing.T) {
 		}
 		t.Run(k.Name, func(t *testing.T) {
 			s := servers.Start(t, k, root)
-			following.add(t, s.Near.Inode)
-			following.add(t, s.Far.Inode)
+			following.add(t, Netns{s.Near.Inode, s.Near.Path})
+			following.add(t, Netns{s.Far.Inode, s.Far.Path})
 			sets := serverSets(t)
 			for _, w := range wanted {
 				for _, r := range compareSets(t, sets, pairs, func() servers.Turn { return s.Turn(w.of, w.path) }) {

@@ -993,14 +993,14 @@ VERIFIED_ONCE __u32 over(__u64 threshold, __u64 first_wait, __u64 span, __u32 ma
 
 /* Counts `many` writes, spread as in over(), in the histogram. A bucket gets
  * those that are over its lower bound and not over its upper bound. */
-VERIFIED_ONCE int many_measured(__u32 netns, __u64 first_wait, __u64 span, __u32 many)
+VERIFIED_ONCE int many_measured(__u64 id, __u64 first_wait, __u64 span, __u32 many)
 {
 	static const __u64 bounds[] = {
 		HISTOGRAM_BOUND(0), HISTOGRAM_BOUND(1), HISTOGRAM_BOUND(2), HISTOGRAM_BOUND(3),
 		HISTOGRAM_BOUND(4), HISTOGRAM_BOUND(5), HISTOGRAM_BOUND(6), HISTOGRAM_BOUND(7),
 		HISTOGRAM_BOUND(8), HISTOGRAM_BOUND(9), HISTOGRAM_BOUND(10), HISTOGRAM_BOUND(11),
 	};
-	struct histograms *hs = keep_histograms == HISTOGRAMS_PODS ? histograms_of_netns(netns) :
+	struct histograms *hs = keep_histograms == HISTOGRAMS_PODS ? histograms_of_netns(id) :
 								   histograms_of_node();
 	__u32 below = many;
 	struct histogram *h;
@@ -1025,7 +1025,7 @@ static __always_inline void writes_measured(const struct sock *sk, __u64 wait, _
 	if (many == 1)
 		measured_of(HIST_WRITE, wait, owner_of_sock(sk), INTERRUPTED);
 	else if (keep_histograms == HISTOGRAMS_PODS)
-		many_measured(owner_of_sock(sk).netns, wait, span, many);
+		many_measured(netns_id(owner_of_sock(sk)), wait, span, many);
 	else if (keep_histograms == HISTOGRAMS_NODE)
 		many_measured(NETNS_NONE, wait, span, many);
 }

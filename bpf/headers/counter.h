@@ -31,7 +31,7 @@ struct counter {
 	struct {                                                                                   \
 		__uint(type, BPF_MAP_TYPE_PERCPU_HASH);                                            \
 		__uint(max_entries, 1024);                                                         \
-		__type(key, __u32);                                                                \
+		__type(key, __u64);                                                                \
 		__type(value, struct counter);                                                     \
 	} counters SEC(".maps");                                                                   \
                                                                                                    \
@@ -39,15 +39,15 @@ struct counter {
                                                                                                    \
 	static __always_inline __attribute__((unused)) struct counter *counter_of(struct owner o)  \
 	{                                                                                          \
-		struct counter *c = bpf_map_lookup_elem(&counters, &o.netns), fresh = {};          \
-		__u32 none = NETNS_NONE;                                                           \
+		__u64 id = netns_id(o), none = NETNS_NONE;                                         \
+		struct counter *c = bpf_map_lookup_elem(&counters, &id), fresh = {};               \
                                                                                                    \
 		if (c)                                                                             \
 			return c;                                                                  \
 		fresh.mark = take_room(&counter_shares, o);                                        \
 		if (fresh.mark != NO_ROOM) {                                                       \
-			bpf_map_update_elem(&counters, &o.netns, &fresh, BPF_NOEXIST);             \
-			c = bpf_map_lookup_elem(&counters, &o.netns);                              \
+			bpf_map_update_elem(&counters, &id, &fresh, BPF_NOEXIST);                  \
+			c = bpf_map_lookup_elem(&counters, &id);                                   \
 			if (c)                                                                     \
 				return c;                                                          \
 		}                                                                                  \

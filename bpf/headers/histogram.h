@@ -118,15 +118,15 @@ static __always_inline void histogram_add(struct histogram *h, __u64 ns, enum in
 	struct {                                                                                   \
 		__uint(type, BPF_MAP_TYPE_PERCPU_HASH);                                            \
 		__uint(max_entries, 1);                                                            \
-		__type(key, __u32);                                                                \
+		__type(key, __u64);                                                                \
 		__type(value, struct histograms);                                                  \
 	} netns_histograms SEC(".maps");                                                           \
                                                                                                    \
 	static __always_inline __attribute__((unused)) struct histograms *                         \
-	histograms_of_netns(__u32 netns)                                                           \
+	histograms_of_netns(__u64 id)                                                              \
 	{                                                                                          \
-		struct histograms *h = bpf_map_lookup_elem(&netns_histograms, &netns);             \
-		__u32 none = NETNS_NONE;                                                           \
+		struct histograms *h = bpf_map_lookup_elem(&netns_histograms, &id);                \
+		__u64 none = NETNS_NONE;                                                           \
                                                                                                    \
 		return h ? h : bpf_map_lookup_elem(&netns_histograms, &none);                      \
 	}
@@ -147,7 +147,7 @@ static __always_inline void histogram_add(struct histogram *h, __u64 ns, enum in
 #define measured_of(which, ns, owner, how)                                                         \
 	do {                                                                                       \
 		if (keep_histograms == HISTOGRAMS_PODS) {                                            \
-			struct histograms *of_netns = histograms_of_netns((owner).netns);          \
+			struct histograms *of_netns = histograms_of_netns(netns_id(owner));        \
                                                                                                    \
 			if (of_netns)                                                              \
 				histogram_add(&of_netns->of[which], ns, how);                       \

@@ -154,6 +154,7 @@ struct user_namespace {
 struct net {
 	struct ns_common ns;
 	struct user_namespace *user_ns;
+	__u32 hash_mix; /* random, drawn when the namespace is made (setup_net) */
 };
 
 typedef struct {
@@ -487,6 +488,16 @@ struct owner {
 	__u32 netns; /* 0: not known */
 	const struct net *net; /* the same as a pointer, to read its creator; or NULL */
 };
+
+/* The key of a namespace in tables. When a namespace is gone, another soon gets its
+ * inode number. The upper half, which the kernel draws at random for each namespace,
+ * tells them apart. User space knows it from identity.bpf.c. */
+static __always_inline __u64 netns_id(struct owner o)
+{
+	const struct net *net = o.net;
+
+	return net ? (__u64)BPF_CORE_READ(net, hash_mix) << 32 | o.netns : o.netns;
+}
 
 static __always_inline struct owner owner_of_net(const struct net *net)
 {

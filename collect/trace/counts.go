@@ -3,11 +3,8 @@ package trace
 import (
 	"errors"
 	"iter"
-	"maps"
 	"slices"
 	"strconv"
-	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,61 +18,40 @@ import (
 // checks which of them are gone.
 const maxUnowned = 64
 
-// counts follows the kernel's counters of one probe by network namespace. The
-// kernel keys them by inode number. When a namespace is gone, another may get its
-// number, and the counter continues. So each reading's growth counts for the
-// current owner of the number, and growth under an earlier owner does not.
+// counts follows the kernel's counters of one probe by network namespace.
 type counts struct {
 	cycle uint64
-	known map[uint64]*count
+	known map[bpf.NetnsID]*count
 	// unattributed holds counts for which the kernel gives no way to know the
 	// namespace. They have a series of their own, so that totals are complete and
 	// no pod gets them.
 	unattributed count
-	// The times of the last reading and the one before it.
-	read, readBefore time.Time
+	// followed are the namespaces of the cycle by inode number.
+	followed map[uint64]bpf.NetnsID
 	// most is the number of unowned namespaces at which they are checked next.
 	most     int
-	roomless []uint64 // namespaces that the kernel's table has no room for
-	left     int      // number of pods without values in this cycle because of that
+	roomless []bpf.NetnsID // namespaces that the kernel's table has no room for
+	left     int           // number of pods without values in this cycle
+	why      error         // why they have none
+	// The pods whose namespace was not known in the last cycle, and in this one. For one
+	// cycle that is no trouble: the pod has just come, or is about to go.
+	unknownBefore, unknown map[string]bool
 }
 
 type count struct {
 	pod    string               // ID of the pod that owned the namespace last
 	cycle  uint64               // last cycle in which the namespace was a pod's or the host's
-	first  time.Time            // the reading that found it
 	values [bpf.MaxSlots]uint64 // as the kernel has them
 	kernel *latencies           // the same; nil: none
 	tally
-	// before is the tally at the reading before the last, while the namespace is
-	// unowned.
-	before tally
 }
 
-// tally is the count of one owner of a namespace number.
+// tally is the count of one owner of a namespace.
 type tally struct {
 	slots   [bpf.MaxSlots]uint64
 	reasons map[uint32]uint64 // packetloss: the same, by the kernel's reason
 	// latencies are the histograms; nil: none.
 	latencies *latencies
-}
-
-func (t *tally) sub(d *tally) {
-	for i := range t.slots {
-		t.slots[i] -= d.slots[i]
-	}
-	for r, n := range d.reasons {
-		t.reasons[r] -= n
-	}
-	if d.latencies == nil {
-		return
-	}
-	for i := range d.latencies {
-		for b, n := range d.latencies[i].Buckets {
-			t.latencies[i].Buckets[b] -= n
-		}
-		t.latencies[i].SumNs -= d.latencies[i].SumNs
-	}
 }
 
 // carried holds the exported counts of one namespace, or of the node for
@@ -144,65 +120,47 @@ func (c *carried) show(now *tally) *tally {
 }
 
 // begin starts a reading. Each namespace of the cycle gets counters, 0 at first,
-// unless the kernel's table has no room for it.
-func (c *counts) begin(v *collect.View, roomless []uint64) {
-	c.roomless, c.left = roomless, 0
-	c.beginAt(v.Netns(), v.ProcRoot(), time.Now())
-}
-
-// beginAt starts a reading at a time, given the namespaces of the cycle and their
-// owners.
-func (c *counts) beginAt(netns iter.Seq2[uint64, *owner.Pod], root string, now time.Time) {
+// unless the kernel's table has no room for it, or id does not know it.
+func (c *counts) begin(netns iter.Seq2[uint64, *owner.Pod], id func(*owner.Pod) (bpf.NetnsID, error), roomless []bpf.NetnsID) {
 	if c.known == nil {
-		c.known = map[uint64]*count{}
+		c.known, c.followed = map[bpf.NetnsID]*count{}, map[uint64]bpf.NetnsID{}
+		c.unknown, c.unknownBefore = map[string]bool{}, map[string]bool{}
 	}
 	c.cycle++
+	c.roomless, c.left, c.why = roomless, 0, nil
+	clear(c.followed)
+	c.unknown, c.unknownBefore = c.unknownBefore, c.unknown
+	clear(c.unknown)
 	for inode, pod := range netns {
-		c.own(inode, pod, root)
-	}
-	c.readBefore, c.read = c.read, now
-	for _, n := range c.known {
-		if n.cycle == 0 {
-			n.before = tally{n.slots, maps.Clone(n.reasons), n.latencies.clone()}
+		whose := ""
+		if pod != nil {
+			whose = pod.ID
 		}
+		n, err := id(pod)
+		if err != nil {
+			c.unknown[whose] = true
+			if c.unknownBefore[whose] {
+				c.left++
+				c.why = err
+			}
+			continue
+		}
+		c.followed[inode] = n
+		c.own(n, whose)
 	}
 }
 
-// own notes whose a namespace is.
-func (c *counts) own(inode uint64, pod *owner.Pod, root string) {
-	id := ""
-	if pod != nil {
-		id = pod.ID
-	}
-	n := c.at(inode)
-	switch {
-	case n.cycle == 0 && pod != nil && !n.first.IsZero():
-		// Counts of an unowned namespace may belong to this pod, before the pod
-		// was known, or to an earlier namespace of the same number.
-		switch born := bornAt(pod, root); {
-		case born.After(c.read) || born.After(n.first) && !born.After(c.readBefore):
-			n.tally = tally{}
-		case born.After(c.readBefore) && born.After(n.first):
-			n.sub(&n.before)
-		}
-		n.before = tally{}
-	case n.cycle != 0 && n.pod != id:
+// own notes whose a namespace is. What it counted before its pod was known is the
+// pod's.
+func (c *counts) own(netns bpf.NetnsID, pod string) {
+	n := c.at(netns)
+	if n.cycle != 0 && n.pod != pod {
 		n.tally = tally{}
 	}
-	n.pod, n.cycle = id, c.cycle
+	n.pod, n.cycle = pod, c.cycle
 }
 
-// bornAt returns when a pod's network namespace was created, or slightly later.
-// The bind mount that CNI makes is as old as the namespace.
-func bornAt(pod *owner.Pod, root string) time.Time {
-	var st unix.Stat_t
-	if p := pod.NetnsPath; p != "" && !strings.HasPrefix(p, root+"/") && unix.Stat(p, &st) == nil && st.Ino == pod.Netns {
-		return time.Unix(st.Ctim.Unix())
-	}
-	return pod.Started
-}
-
-func (c *counts) at(netns uint64) *count {
+func (c *counts) at(netns bpf.NetnsID) *count {
 	n := c.known[netns]
 	if n == nil {
 		n = &count{}
@@ -212,19 +170,15 @@ func (c *counts) at(netns uint64) *count {
 }
 
 // found is at for a namespace with counts in the kernel.
-func (c *counts) found(netns uint64) *count {
+func (c *counts) found(netns bpf.NetnsID) *count {
 	if netns == 0 {
 		return &c.unattributed
 	}
-	n := c.at(netns)
-	if n.first.IsZero() {
-		n.first = c.read
-	}
-	return n
+	return c.at(netns)
 }
 
 // add takes one counter of the kernel.
-func (c *counts) add(netns uint64, slot int, value uint64) {
+func (c *counts) add(netns bpf.NetnsID, slot int, value uint64) {
 	n := c.found(netns)
 	was := n.values[slot]
 	if value < was {
@@ -236,41 +190,42 @@ func (c *counts) add(netns uint64, slot int, value uint64) {
 
 // each calls f with the counters of each namespace of the cycle. Unattributed
 // counters have namespace 0.
-func (c *counts) each(v *collect.View, f func(netns uint64, shown *tally)) {
-	for inode, n := range c.known {
-		if n.cycle != c.cycle {
-			continue
-		}
-		if slices.Contains(c.roomless, inode) {
+func (c *counts) each(v *collect.View, f func(inode uint64, shown *tally)) {
+	for inode, netns := range c.followed {
+		if slices.Contains(c.roomless, netns) {
 			c.left++
+			c.why = bpf.ErrNoRoom
 			continue
 		}
 		if k := collect.NetnsState[carried](v, inode); k != nil {
-			f(inode, k.show(&n.tally))
+			f(inode, k.show(&c.at(netns).tally))
 		}
 	}
 	f(0, collect.NetnsState[carried](v, 0).show(&c.unattributed.tally))
 }
 
 // sweep forgets namespaces that are gone, and returns them: the namespaces of
-// ended pods, and those unowned ones that no longer exist. It checks the unowned
-// ones only if there are many or the kernel's table is nearly full.
-func (c *counts) sweep(crowded bool, alive func() map[uint64]bool) []uint64 {
-	var gone []uint64
+// ended pods, those whose number is now another's, and those unowned ones that no
+// longer exist. It checks the unowned ones only if there are many or the kernel's
+// table is nearly full.
+func (c *counts) sweep(crowded bool, alive func() map[uint64]bool) []bpf.NetnsID {
+	var gone []bpf.NetnsID
 	unowned := 0
-	for inode, n := range c.known {
+	for netns, n := range c.known {
+		now, followed := c.followed[netns.Inode()]
 		switch {
-		case n.cycle == 0:
+		case n.cycle == c.cycle:
+		case n.cycle > 0 || followed && now != netns:
+			gone = append(gone, netns)
+		default:
 			unowned++
-		case n.cycle < c.cycle:
-			gone = append(gone, inode)
 		}
 	}
 	if unowned > max(c.most, maxUnowned) || crowded {
 		alive := alive()
-		for inode, n := range c.known {
-			if n.cycle == 0 && !alive[inode] {
-				gone = append(gone, inode)
+		for netns, n := range c.known {
+			if n.cycle == 0 && !alive[netns.Inode()] {
+				gone = append(gone, netns)
 				unowned--
 			}
 		}
@@ -278,8 +233,8 @@ func (c *counts) sweep(crowded bool, alive func() map[uint64]bool) []uint64 {
 		// the kernel's table has room.
 		c.most = min(2*unowned, 8*maxUnowned)
 	}
-	for _, inode := range gone {
-		delete(c.known, inode)
+	for _, netns := range gone {
+		delete(c.known, netns)
 	}
 	return gone
 }

@@ -30,7 +30,7 @@ const idleUnowned = 4
 // flowKind labels, by connection, the traffic that the node's sockets or the
 // host's devices sent.
 var flowKind = kind{name: "flow", whole: true, begin: func(p *probe, env collect.Env) func(*collect.View) error {
-	f := &flows{probe: p, who: p.tracer.who, shown: map[bpf.FlowKey]*series{}, spaces: map[uint64]*space{}, most: 1000}
+	f := &flows{probe: p, who: p.tracer.who, shown: map[bpf.FlowKey]*series{}, spaces: map[bpf.NetnsID]*space{}, most: 1000}
 	devices, _ := env.Options["devices"].([]string)
 	f.devices = len(devices) > 0
 	if n, ok := env.Options["max_series"].(int64); ok {
@@ -124,12 +124,12 @@ type flows struct {
 	most    int
 	cycle   uint64
 	shown   map[bpf.FlowKey]*series
-	spaces  map[uint64]*space
+	spaces  map[bpf.NetnsID]*space
 }
 
 // netns returns the namespace to whose owner a flow's series belong. Flows of
 // devices belong to the host, as the devices do.
-func (f *flows) netns(k *bpf.FlowKey) uint64 {
+func (f *flows) netns(k *bpf.FlowKey) bpf.NetnsID {
 	if f.devices {
 		return 0
 	}
@@ -139,7 +139,7 @@ func (f *flows) netns(k *bpf.FlowKey) uint64 {
 // sample reads the kernel's map in separate calls, because computations in
 // between cannot hang.
 func (f *flows) sample(v *collect.View) error {
-	var gone []uint64
+	var gone []bpf.NetnsID
 	var ends ends
 	err := v.Do(0, "flows", func() error {
 		if err := f.who.ReadAddrs(); err != nil {
@@ -180,7 +180,7 @@ func (f *flows) begin(v *collect.View) {
 		f.spaces[0] = &space{}
 		return
 	}
-	for netns := range v.Netns() {
+	for _, netns := range f.counts.followed {
 		f.spaces[netns] = &space{}
 	}
 }
@@ -238,11 +238,11 @@ func (f *flows) share() (all int) {
 			}
 		}
 	}
-	order := make([]uint64, 0, len(f.spaces))
+	order := make([]bpf.NetnsID, 0, len(f.spaces))
 	for netns := range f.spaces {
 		order = append(order, netns)
 	}
-	slices.SortFunc(order, func(a, b uint64) int {
+	slices.SortFunc(order, func(a, b bpf.NetnsID) int {
 		return cmp.Or(cmp.Compare(f.spaces[a].all, f.spaces[b].all), cmp.Compare(a, b))
 	})
 	left := f.most
@@ -319,11 +319,11 @@ func (f *flows) show(v *collect.View, ends ends, all int) {
 		keys = append(keys, k)
 	}
 	slices.SortFunc(keys, func(a, b bpf.FlowKey) int { return a.Compare(&b) })
-	add := func(netns uint64, m *catalog.Metric, value uint64, labels []string) {
+	add := func(netns bpf.NetnsID, m *catalog.Metric, value uint64, labels []string) {
 		if f.devices {
 			v.Add(m, float64(value), labels...) // the host's
 		} else {
-			v.AddNetns(netns, m, float64(value), labels...)
+			v.AddNetns(netns.Inode(), m, float64(value), labels...)
 		}
 	}
 	for _, k := range keys {
@@ -340,7 +340,7 @@ func (f *flows) show(v *collect.View, ends ends, all int) {
 type ends struct {
 	who   *owner.Resolver
 	node  string
-	netns map[uint64]*owner.Pod
+	netns map[uint64]*owner.Pod // by inode number
 }
 
 func (f *flows) ends(v *collect.View) ends {
@@ -352,11 +352,11 @@ func (f *flows) ends(v *collect.View) ends {
 }
 
 // labels are the values of the metrics' labels, in the Catalogue's order.
-func (e ends) labels(netns uint64, k *bpf.FlowKey) []string {
+func (e ends) labels(netns bpf.NetnsID, k *bpf.FlowKey) []string {
 	protocol, from, to := k.Ends()
 	out := make([]string, 0, 13)
 	out = append(out, protocolName(protocol))
-	where := e.netns[netns]
+	where := e.netns[netns.Inode()]
 	out = e.end(out, from.Addr(), where, true)
 	out = e.end(out, to.Addr(), where, false)
 	return append(out, strconv.Itoa(int(from.Port())), strconv.Itoa(int(to.Port())))

@@ -35,13 +35,13 @@ func TestUnownedLeaveTheMaps(t *testing.T) {
 		n := map[string]int{}
 		for p := range l.tracer.probes {
 			seen := map[uint64]bool{}
-			note := func(netns uint64) {
-				if unowned[netns] && !seen[netns] {
-					seen[netns] = true
+			note := func(netns bpf.NetnsID) {
+				if inode := netns.Inode(); unowned[inode] && !seen[inode] {
+					seen[inode] = true
 					n[p.kind.name]++
 				}
 			}
-			if err := p.bpf.Counters(func(netns uint64, _ int, _ uint64) { note(netns) }); err != nil {
+			if err := p.bpf.Counters(func(netns bpf.NetnsID, _ int, _ uint64) { note(netns) }); err != nil {
 				t.Fatal(err)
 			}
 			if p.kind.name == flowKind.name {
@@ -107,7 +107,7 @@ func TestIdleFlowsLeaveTheMap(t *testing.T) {
 		t.Helper()
 		for p := range l.tracer.probes {
 			if err := p.bpf.EachFlow(func(e bpf.FlowEntry) {
-				if _, from, to := e.Key.Ends(); e.Key.Netns() == l.a.Inode && to.Port() == 9 {
+				if _, from, to := e.Key.Ends(); e.Key.Netns().Inode() == l.a.Inode && to.Port() == 9 {
 					ports = append(ports, int(from.Port()))
 				}
 			}); err != nil {

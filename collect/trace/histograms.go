@@ -82,7 +82,7 @@ func histogramsBy(options map[string]any) bpf.HistogramsBy {
 }
 
 // addHistogram takes one histogram of the kernel.
-func (c *counts) addHistogram(netns uint64, which int, h *bpf.Histogram) {
+func (c *counts) addHistogram(netns bpf.NetnsID, which int, h *bpf.Histogram) {
 	n := c.found(netns)
 	if n.kernel == nil {
 		n.kernel = &latencies{}
@@ -105,7 +105,7 @@ func (t *tally) histogram(which int) *collect.Histogram {
 // readLatencies reads the node's histograms.
 func (p *probe) readLatencies() (*latencies, error) {
 	var now latencies
-	err := p.bpf.Histograms(len(p.kind.histograms), func(_ uint64, which int, h *bpf.Histogram) { now[which] = *h })
+	err := p.bpf.Histograms(len(p.kind.histograms), func(_ bpf.NetnsID, which int, h *bpf.Histogram) { now[which] = *h })
 	return &now, err
 }
 

@@ -70,7 +70,7 @@ func TestHistogramsAreCarried(t *testing.T) {
 		t.Error("what is cut off is recalled")
 	}
 
-	c := counts{known: map[uint64]*count{}}
+	c := counts{known: map[bpf.NetnsID]*count{}}
 	for _, h := range []bpf.Histogram{some(3), some(5, 1), some(1)} {
 		c.addHistogram(7, 2, &h)
 	}

@@ -36,15 +36,15 @@ type losses struct {
 
 // lossKey is one of the kernel's entries.
 type lossKey struct {
-	netns    uint64
+	netns    bpf.NetnsID
 	reason   uint32
 	location uint64
 }
 
 func (l *losses) sample(v *collect.View) error {
 	// Classes and reasons are sums of the growth of each entry since the last
-	// reading. So they add up to one total, even if entries are deleted, a
-	// namespace number is reused, or a location gets another name.
+	// reading. So they add up to one total, even if entries are deleted, or
+	// a location gets another name.
 	l.follow(v)
 	entries := l.spare
 	clear(entries)
@@ -60,19 +60,19 @@ func (l *losses) sample(v *collect.View) error {
 	if err != nil {
 		return err
 	}
-	l.counts.each(v, func(netns uint64, shown *tally) {
+	l.counts.each(v, func(inode uint64, shown *tally) {
 		var total uint64
 		for class, m := range lossByClass {
-			v.AddNetns(netns, m, float64(shown.slots[class]))
+			v.AddNetns(inode, m, float64(shown.slots[class]))
 			total += shown.slots[class]
 		}
-		v.AddNetns(netns, lossTotal, float64(total))
+		v.AddNetns(inode, lossTotal, float64(total))
 		byName := map[string]uint64{}
 		for reason, n := range shown.reasons {
 			byName[names.Drop(reason)] += n
 		}
 		for _, name := range slices.Sorted(maps.Keys(byName)) {
-			v.AddNetns(netns, lossReason, float64(byName[name]), name)
+			v.AddNetns(inode, lossReason, float64(byName[name]), name)
 		}
 	})
 	var now tally

@@ -9,6 +9,7 @@ import (
 	"nodeskoop/bpf"
 	"nodeskoop/collect"
 	"nodeskoop/collect/catalog"
+	"nodeskoop/collect/owner"
 )
 
 // kind holds the properties in which the probes differ.
@@ -59,9 +60,11 @@ const flowName = "flow"
 type probe struct {
 	tracer *Tracer
 	kind   kind
+	loader *bpf.Loader
 	bpf    *bpf.Probe
 	sample func(*collect.View) error
 	root   string // where procfs is
+	host   bpf.Netns
 	counts counts
 	// histograms is what there are histograms for.
 	histograms bpf.HistogramsBy
@@ -94,7 +97,7 @@ func (p *probe) perHost() bool {
 func (p *probe) sampleSlots(v *collect.View) error {
 	if p.perHost() {
 		var now tally
-		if err := p.bpf.Counters(func(_ uint64, slot int, value uint64) { now.slots[slot] = value }); err != nil {
+		if err := p.bpf.Counters(func(_ bpf.NetnsID, slot int, value uint64) { now.slots[slot] = value }); err != nil {
 			return err
 		}
 		ofNode := p.kind.histogram != nil && p.histograms != bpf.HistogramsOff
@@ -120,13 +123,13 @@ func (p *probe) sampleSlots(v *collect.View) error {
 		}
 		p.addLatencies(v, collect.State[carried](v).show(&tally{latencies: now}))
 	}
-	return p.byNetns(v, func(netns uint64, shown *tally) {
+	return p.byNetns(v, func(inode uint64, shown *tally) {
 		for slot, m := range p.kind.slots {
-			v.AddNetns(netns, m, float64(shown.slots[slot]))
+			v.AddNetns(inode, m, float64(shown.slots[slot]))
 		}
 		if p.histograms == bpf.HistogramsPods {
 			for which, labels := range p.kind.histograms {
-				v.AddNetnsHistogram(netns, p.kind.histogram, shown.histogram(which), labels...)
+				v.AddNetnsHistogram(inode, p.kind.histogram, shown.histogram(which), labels...)
 			}
 		}
 	})
@@ -134,7 +137,7 @@ func (p *probe) sampleSlots(v *collect.View) error {
 
 // byNetns reads the kernel's counters, calls add with those of each namespace of
 // the cycle, and forgets namespaces that are gone.
-func (p *probe) byNetns(v *collect.View, add func(netns uint64, shown *tally)) error {
+func (p *probe) byNetns(v *collect.View, add func(inode uint64, shown *tally)) error {
 	p.follow(v)
 	if err := p.bpf.Counters(p.counts.add); err != nil {
 		return err
@@ -152,18 +155,27 @@ func (p *probe) byNetns(v *collect.View, add func(netns uint64, shown *tally)) e
 // have none yet.
 func (p *probe) follow(v *collect.View) {
 	p.tracer.follow()
-	p.counts.begin(v, p.bpf.Lacking())
+	p.counts.begin(v.Netns(), p.id, p.bpf.Lacking())
+}
+
+// id returns the name in the kernel's tables of the namespace of a pod, or of the
+// host if pod is nil.
+func (p *probe) id(pod *owner.Pod) (bpf.NetnsID, error) {
+	if pod == nil {
+		return p.loader.ID(p.host)
+	}
+	return p.loader.ID(netnsOf(pod, p.root))
 }
 
 // sweep lists the namespaces that are gone.
-func (p *probe) sweep(v *collect.View) []uint64 {
+func (p *probe) sweep(v *collect.View) []bpf.NetnsID {
 	_, _, crowded := p.bpf.Room()
 	return p.counts.sweep(crowded, func() map[uint64]bool { return p.tracer.alive(v.Cycle(), p.root) })
 }
 
 // forget deletes the kernel's entries of namespaces that are gone, and logs if
 // there was no room for some.
-func (p *probe) forget(gone []uint64) error {
+func (p *probe) forget(gone []bpf.NetnsID) error {
 	if err := p.bpf.Forget(gone...); err != nil {
 		p.tracer.opt.Log.Debug("forgetting network namespaces failed", "probe", p.kind.name, "error", err)
 	}
@@ -174,7 +186,7 @@ func (p *probe) forget(gone []uint64) error {
 	}
 	p.full = full
 	if n := p.counts.left; n > 0 {
-		return &collect.MissingError{Err: fmt.Errorf("counters of %d pods are left out: %w", n, bpf.ErrNoRoom)}
+		return &collect.MissingError{Err: fmt.Errorf("counters of %d network namespaces are left out: %w", n, p.counts.why)}
 	}
 	return nil
 }

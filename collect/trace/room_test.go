@@ -251,7 +251,7 @@ func TestManyFlows(t *testing.T) {
 
 // TestFlowSeriesAreShared divides series among namespaces.
 func TestFlowSeriesAreShared(t *testing.T) {
-	key := func(netns uint64, i int) (k bpf.FlowKey) { return flowKeyOf(netns, i) }
+	key := func(netns bpf.NetnsID, i int) (k bpf.FlowKey) { return flowKeyOf(netns, i) }
 	for _, c := range []struct {
 		most int
 		all  []int // flows by namespace
@@ -264,9 +264,9 @@ func TestFlowSeriesAreShared(t *testing.T) {
 		{2, []int{9, 9, 9, 9}, []int{0, 0, 1, 1}},
 		{0, []int{9}, []int{0}},
 	} {
-		f := &flows{most: c.most, shown: map[bpf.FlowKey]*series{}, spaces: map[uint64]*space{}, cycle: 1}
+		f := &flows{most: c.most, shown: map[bpf.FlowKey]*series{}, spaces: map[bpf.NetnsID]*space{}, cycle: 1}
 		for i, n := range c.all {
-			f.spaces[uint64(i+1)] = &space{all: n}
+			f.spaces[bpf.NetnsID(i+1)] = &space{all: n}
 			// At first all existing series belong to the first pod.
 			for j := range min(n, c.most) {
 				if i == 0 {
@@ -278,7 +278,7 @@ func TestFlowSeriesAreShared(t *testing.T) {
 		f.share()
 		got := make([]int, len(c.all))
 		for i := range c.all {
-			got[i] = f.spaces[uint64(i+1)].most
+			got[i] = f.spaces[bpf.NetnsID(i+1)].most
 		}
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%d series for %v flows: %v, want %v", c.most, c.all, got, c.want)
@@ -295,6 +295,6 @@ func TestFlowSeriesAreShared(t *testing.T) {
 }
 
 // flowKeyOf creates a key in the form of the map.
-func flowKeyOf(netns uint64, i int) bpf.FlowKey {
+func flowKeyOf(netns bpf.NetnsID, i int) bpf.FlowKey {
 	return bpf.NewFlowKey(netns, 17, netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), 1), netip.AddrPortFrom(netip.MustParseAddr("10.0.0.2"), uint16(i)))
 }

@@ -31,10 +31,16 @@ var tcpresetKind = kind{name: "tcpreset", begin: func(p *probe, _ collect.Env) f
 // the probe is not loaded.
 func (t *Tracer) Resets() (map[uint64]uint64, bool, error) {
 	var reset *probe
+	followed := map[uint64]bpf.NetnsID{}
 	t.mu.Lock()
 	for pr := range t.probes {
 		if pr.kind.name == tcpresetKind.name {
 			reset = pr
+		}
+	}
+	if t.loader != nil {
+		for _, netns := range t.loader.Followed() {
+			followed[netns.Inode()] = netns
 		}
 	}
 	t.mu.Unlock()
@@ -42,7 +48,11 @@ func (t *Tracer) Resets() (map[uint64]uint64, bool, error) {
 		return nil, false, nil
 	}
 	n := map[uint64]uint64{}
-	if err := reset.bpf.Counters(func(netns uint64, _ int, value uint64) { n[netns] += value }); err != nil {
+	if err := reset.bpf.Counters(func(netns bpf.NetnsID, _ int, value uint64) {
+		if now, ok := followed[netns.Inode()]; !ok || now == netns {
+			n[netns.Inode()] += value
+		}
+	}); err != nil {
 		return nil, false, fmt.Errorf("read the resets: %w", err)
 	}
 	return n, true, nil

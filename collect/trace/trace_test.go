@@ -431,20 +431,39 @@ func TestResetsOfAPod(t *testing.T) {
 }
 
 // If the kernel reuses a namespace number, the new namespace's values include
-// nothing that the earlier one counted, by class, by reason or in total.
+// nothing that the earlier one counted, by class, by reason or in total. A namespace
+// keeps what it counted before its pod was known.
 func TestReusedNamespaceNumber(t *testing.T) {
-	at := func(cycle int) time.Time { return time.Unix(1000+10*int64(cycle), 0) }
+	const inode = 7
+	space := func(instance int) bpf.NetnsID { return bpf.NetnsID(instance)<<32 | inode }
 	type step struct {
-		pod          string // "" : nobody's
-		born         int    // seconds before the step's reading
-		kernel, want uint64
+		pod    string         // "": nobody's
+		space  int            // which namespace has the number
+		kernel map[int]uint64 // by namespace
+		want   uint64
 	}
 	for name, steps := range map[string][]step{
-		"one pod after another":                           {{"a", 99, 5, 5}, {"a", 99, 9, 9}, {"b", 5, 9, 0}, {"b", 99, 12, 3}, {"b", 99, 1, 4}, {"b", 99, 4, 7}},
-		"a pod that is known late keeps what it counted":  {{"", 0, 5, 0}, {"a", 15, 7, 7}, {"a", 99, 8, 8}},
-		"nobody's namespace ended before the pod's began": {{"", 0, 5, 0}, {"", 0, 6, 0}, {"a", 5, 8, 2}, {"a", 99, 9, 3}},
-		"and the pod was not known at once":               {{"", 0, 5, 0}, {"", 0, 8, 0}, {"a", 15, 9, 4}},
-		"nor for long":                                    {{"", 0, 5, 0}, {"", 0, 6, 0}, {"", 0, 8, 0}, {"a", 25, 9, 1}},
+		"one pod after another": {
+			{"a", 1, map[int]uint64{1: 5}, 5}, {"a", 1, map[int]uint64{1: 9}, 9},
+			{"b", 2, map[int]uint64{1: 9}, 0}, {"b", 2, map[int]uint64{2: 3}, 3},
+			{"b", 2, map[int]uint64{2: 1}, 4}, {"b", 2, map[int]uint64{2: 4}, 7},
+		},
+		"two pods in one namespace": {
+			{"a", 1, map[int]uint64{1: 5}, 5}, {"b", 1, map[int]uint64{1: 7}, 2},
+		},
+		"a pod that is known late": {
+			{"", 1, map[int]uint64{1: 5}, 0}, {"a", 1, map[int]uint64{1: 7}, 7}, {"a", 1, map[int]uint64{1: 8}, 8},
+		},
+		"nobody's namespace before the pod's": {
+			{"", 1, map[int]uint64{1: 5}, 0}, {"", 1, map[int]uint64{1: 6}, 0},
+			{"a", 2, map[int]uint64{1: 8}, 0}, {"a", 2, map[int]uint64{2: 3}, 3},
+		},
+		"nobody's namespace between two readings": {
+			{"a", 2, map[int]uint64{1: 600}, 0}, {"a", 2, map[int]uint64{2: 1}, 1},
+		},
+		"and the pod counts in the same reading": {
+			{"a", 2, map[int]uint64{1: 600, 2: 4}, 4}, {"a", 2, map[int]uint64{2: 6}, 6},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := losses{probe: &probe{}, last: map[lossKey]uint64{}}
@@ -452,28 +471,121 @@ func TestReusedNamespaceNumber(t *testing.T) {
 			for i, s := range steps {
 				netns := map[uint64]*owner.Pod{}
 				if s.pod != "" {
-					netns[7] = &owner.Pod{ID: s.pod, Started: at(i).Add(-time.Duration(s.born) * time.Second)}
+					netns[inode] = &owner.Pod{ID: s.pod}
 				}
-				c.beginAt(maps.All(netns), "/proc", at(i))
+				c.begin(maps.All(netns), func(*owner.Pod) (bpf.NetnsID, error) { return space(s.space), nil }, nil)
 				entries := map[lossKey]uint64{}
-				l.take(entries, lossKey{7, 3, 0x10}, bpf.DropTCPRcv, s.kernel)
+				for instance, n := range s.kernel {
+					l.take(entries, lossKey{space(instance), 3, 0x10}, bpf.DropTCPRcv, n)
+					c.add(space(instance), int(bpf.DropAbnormal), n)
+				}
 				l.last = entries
-				c.add(7, int(bpf.DropAbnormal), s.kernel)
-				n := c.known[7]
-				if s.pod == "" {
-					continue
+				if s.pod != "" {
+					if n := c.known[c.followed[inode]]; n.slots[bpf.DropTCPRcv] != s.want || n.reasons[3] != s.want || n.slots[bpf.DropAbnormal] != s.want {
+						t.Errorf("step %d: %v by class, %v by reason, want %d", i, n.slots, n.reasons, s.want)
+					}
 				}
-				if n.slots[bpf.DropTCPRcv] != s.want || n.reasons[3] != s.want || n.slots[bpf.DropAbnormal] != s.want {
-					t.Errorf("step %d: %v by class, %v by reason, want %d", i, n.slots, n.reasons, s.want)
+				for _, gone := range c.sweep(false, nil) {
+					if gone == space(s.space) {
+						t.Errorf("step %d: the namespace that has the number is forgotten", i)
+					}
+				}
+				if s.pod != "" && len(c.known) != 1 {
+					t.Errorf("step %d: %d namespaces of one number", i, len(c.known))
 				}
 			}
-			known := c.known[7].cycle > 0
-			c.beginAt(maps.All(map[uint64]*owner.Pod{}), "/proc", at(len(steps)))
-			if !known {
-				return
-			}
-			if gone := c.sweep(false, nil); !slices.Equal(gone, []uint64{7}) || len(c.known) != 0 {
+			c.begin(maps.All(map[uint64]*owner.Pod{}), nil, nil)
+			last := space(steps[len(steps)-1].space)
+			if gone := c.sweep(false, nil); !slices.Equal(gone, []bpf.NetnsID{last}) || len(c.known) != 0 {
 				t.Errorf("gone %v, known %v", gone, c.known)
+			}
+		})
+	}
+}
+
+// TestUnidentifiedPod: of a pod whose namespace cannot be identified, values are
+// missing, not 0, and others have theirs.
+func TestUnidentifiedPod(t *testing.T) {
+	l := newLab(t, EventLimits{}, nil, "tcpreset")
+	if err := refuse(l.a, 2); err != nil {
+		t.Fatal(err)
+	}
+	lost := l.b.Pod("lost")
+	lost.NetnsPath = t.TempDir() + "/gone"
+	l.pods.List[1] = lost
+	l.values() // a pod that has just come is no trouble
+	got := map[string]float64{}
+	for _, f := range l.r.Cycle() {
+		for _, m := range f.Metric {
+			if f.GetName() == "nodeskoop_tcpreset_total" {
+				got[m.Label[2].GetValue()] += m.GetCounter().GetValue()
+			}
+		}
+	}
+	if v, ok := got["web-0"]; !ok || v < 2 {
+		t.Errorf("the pod beside it: %v, %v", v, ok)
+	}
+	if v, ok := got["lost"]; ok {
+		t.Errorf("a namespace that is not known counts %v", v)
+	}
+	for _, s := range l.r.Status() {
+		if s.Err == nil || !strings.Contains(s.Err.Error(), "counters of 1 network namespaces are left out") || !strings.Contains(s.Err.Error(), lost.NetnsPath) {
+			t.Errorf("it is not told: %v", s.Err)
+		}
+	}
+}
+
+// TestStrangerOfTheSameNumber: a namespace outside pods loses packets and ends, and a
+// new pod gets its number before anything was read. The pod counts what is its own.
+func TestStrangerOfTheSameNumber(t *testing.T) {
+	for _, known := range []bool{false, true} { // whether the stranger's counts were read before it ended
+		t.Run(fmt.Sprintf("read=%v", known), func(t *testing.T) {
+			l := newLab(t, EventLimits{}, map[string]map[string]any{"socketlatency": {"histograms": "pods"}}, "tcpreset", "packetloss", "flow", "socketlatency")
+			var inode uint64
+			t.Run("stranger", func(t *testing.T) {
+				s := nsnet.Make(t)
+				inode = s.Inode
+				if err := refuse(s, 300); err != nil {
+					t.Fatal(err)
+				}
+				if known {
+					l.values()
+				}
+			})
+			// The kernel gives the lowest free number, once the namespace is destroyed.
+			var s *nsnet.Space
+			if !testkit.Within(testkit.Patience, func() bool {
+				s = nsnet.Make(t)
+				return s.Inode == inode
+			}) {
+				t.Skip("this kernel: no new namespace got the number of one that ended")
+			}
+			l.pods.List = append(l.pods.List, s.Pod("heir"))
+			sum := func() map[string]float64 {
+				got := map[string]float64{}
+				for key, v := range l.values() {
+					name, labels, _ := strings.Cut(key, "{")
+					if strings.Contains(labels, "heir") {
+						got[name] += v
+					}
+				}
+				return got
+			}
+			counted := []string{"nodeskoop_tcpreset_total", "kubeskoop_packetloss_total", "kubeskoop_flow_packets", "nodeskoop_socketlatency_seconds"}
+			for range 2 {
+				got := sum()
+				for _, name := range counted {
+					if got[name] != 0 {
+						t.Errorf("%s of a pod that did nothing: %v", name, got[name])
+					}
+				}
+			}
+			if err := refuse(s, 3); err != nil {
+				t.Fatal(err)
+			}
+			got := sum()
+			if got["nodeskoop_tcpreset_total"] != 6 || got["kubeskoop_packetloss_total"] != 6 || got["kubeskoop_flow_packets"] != 12 {
+				t.Errorf("its own: %v, want 6 resets, 6 losses, and 12 packets (datagrams, ICMP answers, SYN and RST)", got)
 			}
 		})
 	}
@@ -483,7 +595,7 @@ func TestReusedNamespaceNumber(t *testing.T) {
 // the class that it counted for before.
 func TestLossClassesNeverFall(t *testing.T) {
 	l := losses{probe: &probe{}, last: map[lossKey]uint64{}}
-	l.counts.known = map[uint64]*count{}
+	l.counts.known = map[bpf.NetnsID]*count{}
 	read := func(class bpf.DropClass, value uint64) {
 		entries := map[lossKey]uint64{}
 		l.take(entries, lossKey{7, 3, 0x10}, class, value)
@@ -537,8 +649,8 @@ func TestEndedPodLeavesTheMaps(t *testing.T) {
 		t.Errorf("the pod that has ended has a series: %v", v)
 	}
 	for pr := range l.tracer.probes {
-		err := pr.bpf.Counters(func(netns uint64, slot int, value uint64) {
-			if netns == gone && value > 0 {
+		err := pr.bpf.Counters(func(netns bpf.NetnsID, slot int, value uint64) {
+			if netns.Inode() == gone && value > 0 {
 				t.Errorf("the kernel still counts namespace %d: slot %d is %d", netns, slot, value)
 			}
 		})

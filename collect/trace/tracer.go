@@ -59,8 +59,9 @@ type Tracer struct {
 	owed     map[heldBack]uint64                // of it, by whose it is
 	limits   EventLimits
 
-	who       *owner.Resolver // the Hub's; without a Hub the Runner's, which is nil before the first probe
-	hostNetns uint64
+	who      *owner.Resolver // the Hub's; without a Hub the Runner's, which is nil before the first probe
+	host     bpf.Netns
+	procRoot string
 
 	living struct { // the namespaces with a process or a name, read once per cycle
 		sync.Mutex
@@ -134,7 +135,7 @@ func (t *Tracer) build(k kind, env collect.Env) (collect.Probe, error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	pr := &probe{tracer: t, kind: k, bpf: loaded, root: env.ProcRoot, histograms: histogramsBy(env.Options)}
+	pr := &probe{tracer: t, kind: k, loader: loader, bpf: loaded, root: env.ProcRoot, host: t.host, histograms: histogramsBy(env.Options)}
 	if k.begin != nil {
 		pr.sample = k.begin(pr, env)
 	}
@@ -169,9 +170,10 @@ func (t *Tracer) enter(env collect.Env) (*bpf.Loader, error) {
 	if t.opt.Hub == nil {
 		t.who = env.Who
 	}
-	if host, err := kernel.Inode(env.HostNetns); err == nil {
-		t.hostNetns = host
+	if inode, err := kernel.Inode(env.HostNetns); err == nil {
+		t.host = bpf.Netns{Inode: inode, Path: env.HostNetns}
 	}
+	t.procRoot = env.ProcRoot
 	t.own()
 	return t.loader, nil
 }
@@ -234,14 +236,23 @@ func (t *Tracer) own() {
 	if t.loader == nil || t.who == nil {
 		return
 	}
-	var netns []uint64
+	var netns []bpf.Netns
 	for _, pod := range t.who.Running() {
 		if pod.Netns != 0 && !pod.HostNetwork {
-			netns = append(netns, pod.Netns)
+			netns = append(netns, netnsOf(pod, t.procRoot))
 		}
 	}
 	// Probes say what lacks room.
-	_ = t.loader.Own(t.hostNetns, netns)
+	_ = t.loader.Own(t.host, netns)
+}
+
+// netnsOf returns the network namespace of a pod.
+func netnsOf(pod *owner.Pod, procRoot string) bpf.Netns {
+	path := pod.NetnsPath
+	if path == "" && len(pod.PIDs) > 0 {
+		path = kernel.ProcessDir(procRoot, pod.PIDs[0]) + "/ns/net"
+	}
+	return bpf.Netns{Inode: pod.Netns, Path: path}
 }
 
 // alive lists the network namespaces that existed at the first call of a cycle.

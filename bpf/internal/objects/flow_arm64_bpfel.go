@@ -34,7 +34,7 @@ type FlowFlowKey struct {
 		Family   uint8
 		Unused   uint16
 	}
-	Netns uint32
+	Netns uint64
 }
 
 type FlowSlot uint32

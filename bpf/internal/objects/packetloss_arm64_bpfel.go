@@ -33,11 +33,10 @@ const (
 
 type PacketlossDropKey struct {
 	_        structs.HostLayout
-	Netns    uint32
-	Reason   uint32
+	Netns    uint64
 	Location uint64
+	Reason   uint32
 	Traits   uint32
-	Unused   uint32
 }
 
 type PacketlossRule struct {

@@ -93,6 +93,7 @@ var between = []struct{ tests, why string }{
 	{"TestPacketloss.*|TestLossSockets|TestLossRouter|TestLossTCP|TestLossDevices|TestLossRules", "the kernel's reasons for a loss, of which each series has more"},
 	{"TestNetiftxlatencySegments|TestNetiftxlatencySegmentsByDelay", "where the kernel cuts up a packet"},
 	{"TestHealthy|TestKernellatencyHealthy|TestNetiftxlatencyHealthy|TestSocketlatencyHealthy|TestTCPHealthy|TestNoLossOfAPod", "a healthy machine"},
+	{"TestStrangerOfTheSameNumber", "what tells a namespace from an earlier one with its number"},
 	{"TestTCPResetReceived|TestTCPRetransByLoss|TestTCPRetransByReordering|TestTCPRetransKinds", "TCP's own tracepoints"},
 	{"Test.*Against.*|TestIOMoves|TestIOTwoPods|TestIOIdle|TestIOIgnored|TestFDComesAndGoes|TestQdiscTrees|TestTCPTextEqualsSockDiag|TestConntrackFile|TestConntrackModule|TestFamilies|TestListTCP|TestWatch", "the kernel's files and its answers to netlink"},
 }

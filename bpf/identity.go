@@ -1,0 +1,135 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"nodeskoop/bpf/internal/objects"
+	"nodeskoop/internal/kernel"
+)
+
+//go:generate internal/objects/bpf2go Identity identity.bpf.c
+
+// NetnsID identifies a network namespace. The lower half is its inode number, which
+// the kernel gives to another namespace once this one is gone. The upper half is a
+// number that the kernel draws at random for each namespace (net->hash_mix,
+// net/core/net_namespace.c, setup_net), and tells the two apart. The zero NetnsID
+// stands for occurrences of which the namespace is not known, or that found no room.
+type NetnsID uint64
+
+// Inode returns the inode number.
+func (id NetnsID) Inode() uint64 { return uint64(uint32(id)) }
+
+// Netns is a network namespace that the caller follows.
+type Netns struct {
+	Inode uint64
+	// Path is a file of the namespace, by which it is entered once to learn its
+	// NetnsID. Another namespace with the same number must have another path. Without a
+	// path the upper half of the NetnsID is 0.
+	Path string
+}
+
+// identity is what is known of a namespace.
+type identity struct {
+	id  NetnsID
+	err error // why it is not known
+}
+
+// identities asks the kernel for the NetnsIDs of namespaces.
+type identities struct{ program *ebpf.Program }
+
+func newIdentities(types *kernelTypes) (*identities, error) {
+	spec, err := objects.LoadIdentity()
+	if err != nil {
+		return nil, err
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: types.cache})
+	if err != nil {
+		return nil, fmt.Errorf("load the program that identifies network namespaces: %w", explain(err))
+	}
+	defer coll.Close()
+	return &identities{coll.DetachProgram(objects.IdentityProgOwnNamespace)}, nil
+}
+
+func (i *identities) close() error {
+	if i == nil {
+		return nil
+	}
+	return i.program.Close()
+}
+
+// of enters the namespace and returns its NetnsID.
+func (i *identities) of(n Netns) (NetnsID, error) {
+	var upper uint32
+	err := kernel.InNetns(n.Path, n.Inode, func() (err error) {
+		upper, err = i.program.Run(&ebpf.RunOptions{})
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("identify the network namespace %d: %w", n.Inode, err)
+	}
+	return NetnsID(upper)<<32 | NetnsID(n.Inode), nil
+}
+
+var errNotOwned = errors.New("identify a network namespace: it is not followed")
+
+// ID returns the NetnsID of a namespace that the last call of Own named. The error says
+// why it is not known; the next call of Own tries again.
+func (l *Loader) ID(n Netns) (NetnsID, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	i, ok := l.identified[n]
+	if !ok {
+		i.err = errNotOwned
+	}
+	return i.id, i.err
+}
+
+// Followed lists the namespaces named to Own.
+func (l *Loader) Followed() []NetnsID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.owned)
+}
+
+// identify updates the NetnsIDs of the followed namespaces. It enters each namespace
+// once, so a call without changes is cheap. The caller holds the lock.
+func (l *Loader) identify(set []Netns) {
+	identified := make(map[Netns]identity, len(set))
+	for _, n := range set {
+		i, ok := l.identified[n]
+		if !ok || i.err != nil {
+			i.id, i.err = l.idOf(n)
+		}
+		identified[n] = i
+	}
+	l.identified = identified
+}
+
+func (l *Loader) idOf(n Netns) (NetnsID, error) {
+	if n.Path == "" {
+		return NetnsID(n.Inode), nil
+	}
+	if l.identities == nil {
+		if now := time.Now(); l.refused.err == nil || now.Sub(l.refused.at) >= time.Minute {
+			l.refused.at, l.refused.err = now, l.loadIdentities()
+		}
+		if l.refused.err != nil {
+			return 0, l.refused.err
+		}
+	}
+	return l.identities.of(n)
+}
+
+func (l *Loader) loadIdentities() error {
+	types, err := l.kernelTypes()
+	if err != nil {
+		return err
+	}
+	l.identities, err = newIdentities(types)
+	return err
+}
