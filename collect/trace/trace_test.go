@@ -540,7 +540,7 @@ func TestUnidentifiedPod(t *testing.T) {
 func TestStrangerOfTheSameNumber(t *testing.T) {
 	for _, known := range []bool{false, true} { // whether the stranger's counts were read before it ended
 		t.Run(fmt.Sprintf("read=%v", known), func(t *testing.T) {
-			l := newLab(t, EventLimits{}, map[string]map[string]any{"socketlatency": {"histograms": "pods"}}, "tcpreset", "packetloss", "flow", "socketlatency")
+			l := newLab(t, EventLimits{}, nil, "tcpreset", "packetloss", "flow")
 			var inode uint64
 			t.Run("stranger", func(t *testing.T) {
 				s := nsnet.Make(t)
@@ -571,7 +571,7 @@ func TestStrangerOfTheSameNumber(t *testing.T) {
 				}
 				return got
 			}
-			counted := []string{"nodeskoop_tcpreset_total", "kubeskoop_packetloss_total", "kubeskoop_flow_packets", "nodeskoop_socketlatency_seconds"}
+			counted := []string{"nodeskoop_tcpreset_total", "kubeskoop_packetloss_total", "kubeskoop_flow_packets"}
 			for range 2 {
 				got := sum()
 				for _, name := range counted {
