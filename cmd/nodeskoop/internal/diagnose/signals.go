@@ -820,7 +820,15 @@ func (o *observer) resets() {
 			}
 		}
 	}
+	// Who tries many ports of one peer scans it: it misses none of them.
+	ports := map[[2]string]int{}
+	for k := range refused {
+		ports[[2]string{k.owner, k.peer}]++
+	}
 	for k, r := range refused {
+		if ports[[2]string{k.owner, k.peer}] >= scannedPorts {
+			continue
+		}
 		// A starting server refuses connections for a moment, but not at the end of
 		// the observation.
 		if r.last.Sub(r.first) < o.took()/3 || o.after.at.Sub(r.last) > o.took()/2 {
@@ -841,6 +849,10 @@ func (o *observer) resets() {
 		o.add(observation{signal: signal, owner: k.owner, peer: k.peer, value: r.n, what: ":" + strconv.Itoa(int(k.port)), blame: k.peer})
 	}
 }
+
+// scannedPorts is the number of refusing ports of a peer from which the client counts as
+// one that scans. A client of a service has a few.
+const scannedPorts = 10
 
 // showsResetsOf reports whether all resets that a pod sent were seen. What was held back
 // of others' does not matter, but for those that may be anybody's.

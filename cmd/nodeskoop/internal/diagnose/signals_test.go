@@ -129,6 +129,17 @@ func TestObserve(t *testing.T) {
 					occurrence{typ: "TCPRESET_RECEIVE", owner: client, src: endAt(client, clientAddr, 40000+uint16(i)), dst: endAt(web, webAddr, 8080), state: "SYN_SENT", at: at(float64(i)), n: 1})
 			}
 		}, "tcp.refused shop/client-0 shop/web-0 9 :8080 !shop/web-0"},
+		{"a few closed ports, and one who tries all", func(r *recording) {
+			for i := range 9 {
+				for p := range uint16(scannedPorts) {
+					r.events = append(r.events, occurrence{typ: "TCPRESET_NOSOCK", owner: web, src: endAt(web, webAddr, 100+p), dst: endAt(far, far, 40000+uint16(i)), at: at(float64(i)), n: 1})
+					if p > 0 {
+						r.events = append(r.events, occurrence{typ: "TCPRESET_NOSOCK", owner: web, src: endAt(web, webAddr, 8080+p%2), dst: endAt(client, clientAddr, 40000+uint16(i)), at: at(float64(i)), n: 1},
+							occurrence{typ: "TCPRESET_RECEIVE", owner: client, src: endAt(client, clientAddr, 40000+uint16(i)), dst: endAt(web, webAddr, 8080+p%2), state: "SYN_SENT", at: at(float64(i)), n: 1})
+					}
+				}
+			}
+		}, "tcp.refused shop/client-0 shop/web-0 45 :8081 !shop/web-0\ntcp.refused shop/client-0 shop/web-0 36 :8080 !shop/web-0"},
 		{"a server that starts", func(r *recording) {
 			for i := range 9 {
 				r.events = append(r.events, occurrence{typ: "TCPRESET_NOSOCK", owner: web, src: endAt(web, webAddr, 8080), dst: endAt(client, clientAddr, 40000+uint16(i)), at: at(float64(i)), n: 1},
