@@ -35,33 +35,16 @@ import (
 // empty lists the panels that are empty with the recorded nodes, and why. It is an
 // error if a listed panel shows data.
 var empty = map[string]string{
-	`nodeskoop-nodes, timeseries "Time in BPF programs"`:               "the kernel's statistics are off",
-	`nodeskoop-nodes, timeseries "virtio-net control commands"`:        "the recorded machine's kernel does not support the probe virtcmdlatency",
-	`nodeskoop-nodes, timeseries "Most storage read"`:                  "no recorded pod uses storage",
-	`nodeskoop-nodes, timeseries "Most storage written"`:               "no recorded pod uses storage",
-	`nodeskoop-nodes, heatmap "Block I/O: reads"`:                      before,
-	`nodeskoop-nodes, heatmap "Block I/O: writes and flushes"`:         before,
-	`nodeskoop-nodes, timeseries "Block I/O by disk, 99th percentile"`: before,
-	`nodeskoop-nodes, heatmap "Received data until they are read"`:     before,
-	`nodeskoop-nodes, heatmap "Written data until they are sent"`:      before,
-	`nodeskoop-nodes, timeseries "On the way, 99th percentile"`:        before,
-	`nodeskoop-nodes, heatmap "Stack: received packets"`:               before,
-	`nodeskoop-nodes, heatmap "Stack: sent packets"`:                   before,
-	`nodeskoop-nodes, heatmap "Device: queueing discipline"`:           before,
-	`nodeskoop-nodes, heatmap "Device: driver"`:                        before,
-	`nodeskoop-nodes, heatmap "Softirqs: delay"`:                       before,
-	`nodeskoop-nodes, heatmap "Softirqs: run"`:                         before,
-	`nodeskoop-pods, heatmap "Received data until they are read"`:      before,
-	`nodeskoop-pods, heatmap "Written data until they are sent"`:       before,
-	`nodeskoop-pods, timeseries "Read late, 99th percentile by pod"`:   before,
-	`nodeskoop-events, timeseries "VIRTCMDEXCUTE"`:                     "the recorded machine's kernel does not support the probe virtcmdlatency",
-	`nodeskoop-events, timeseries "TXKERNEL: over 100 ms"`:             "no packet was slow inside the kernel",
-	`nodeskoop-events, timeseries "TXLAT: over 100 ms in the qdisc"`:   "no packet was slow on the way out",
-	`nodeskoop-events, timeseries "TXLAT: over 100 ms in the driver"`:  "no packet was slow on the way out",
+	`nodeskoop-nodes, timeseries "Time in BPF programs"`:              "the kernel's statistics are off",
+	`nodeskoop-nodes, timeseries "virtio-net control commands"`:       "the recorded machine's kernel does not support the probe virtcmdlatency",
+	`nodeskoop-nodes, timeseries "Most storage read"`:                 "no recorded pod uses storage",
+	`nodeskoop-nodes, timeseries "Most storage written"`:              "no recorded pod uses storage",
+	`nodeskoop-events, timeseries "VIRTCMDEXCUTE"`:                    "the recorded machine's kernel does not support the probe virtcmdlatency",
+	`nodeskoop-events, timeseries "TXKERNEL: over 100 ms"`:            "no packet was slow inside the kernel",
+	`nodeskoop-events, timeseries "Suppressed by a rate limit"`:       "no event was over its rate limit",
+	`nodeskoop-events, timeseries "TXLAT: over 100 ms in the qdisc"`:  "no packet was slow on the way out",
+	`nodeskoop-events, timeseries "TXLAT: over 100 ms in the driver"`: "no packet was slow on the way out",
 }
-
-// before is the reason for panels whose recording is older than the histograms.
-const before = "the nodes were recorded before there were histograms"
 
 // The page's measures, those of render/board.tsx.
 const (
