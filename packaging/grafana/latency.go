@@ -18,10 +18,11 @@ func heat(title, metric, where, none string) panel {
 }
 
 // p99 returns the query for a histogram's 99th percentile, for each combination of
-// labels.
+// labels. Where nothing was measured the percentile is NaN, for which a legend shows the
+// panel's text for no data, so such values are left out.
 func p99(metric, where, legend string, labels ...string) target {
 	by := strings.Join(append([]string{"le"}, labels...), ", ")
-	return target{"histogram_quantile(0.99, sum by (" + by + ") (" + rate(metric+"_bucket", where) + "))", legend}
+	return target{"histogram_quantile(0.99, sum by (" + by + ") (" + rate(metric+"_bucket", where) + ")) >= 0", legend}
 }
 
 const percentile = "99 of 100 took no longer, as far as the buckets tell: their bounds are 10 us, 30 us, 100 us and so on."

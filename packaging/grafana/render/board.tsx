@@ -12,7 +12,7 @@ import { createRoot } from 'react-dom/client';
 import { lastValueFrom } from 'rxjs';
 import {
   applyFieldOverrides, createDataFrame, createTheme, DataFrame, dateTime, Field, FieldConfigOptionsRegistry, FieldType, formattedValueToString,
-  getFieldDisplayName, locationUtil, reduceField, standardTransformers, standardTransformersRegistry, ThemeContext, transformDataFrame,
+  getFieldDisplayName, getValueFormat, locationUtil, reduceField, standardTransformers, standardTransformersRegistry, ThemeContext, transformDataFrame,
 } from '@grafana/data';
 import { BigValue, BigValueGraphMode, GlobalStyles, PanelChrome, TimeSeries } from '@grafana/ui';
 import { TableNG } from '@grafana/ui/unstable';
@@ -206,7 +206,7 @@ function drawRegions(builder: any, regions: Region[]) {
 
 const boundOf = (f: DataFrame) => (f.name === '+Inf' ? Infinity : Number(f.name));
 
-function Heat({ frames, width, height }: { frames: DataFrame[]; width: number; height: number }) {
+function Heat({ frames, unit, width, height }: { frames: DataFrame[]; unit: string; width: number; height: number }) {
   const rows = [...frames].sort((a, b) => boundOf(a) - boundOf(b));
   const values = rows.map((f) => f.fields[1].values as Array<number | null>);
   const times = rows[0].fields[0].values as number[];
@@ -217,7 +217,7 @@ function Heat({ frames, width, height }: { frames: DataFrame[]; width: number; h
   return (
     <svg width={width} height={height} fontSize={10} fill={theme.colors.text.secondary}>
       {rows.map((f, row) => (
-        <text key={row} x={left - 6} y={height - bottom - (row + 0.3) * high} textAnchor="end">{f.name}</text>
+        <text key={row} x={left - 6} y={height - bottom - (row + 0.3) * high} textAnchor="end">{boundOf(f) < Infinity ? formattedValueToString(getValueFormat(unit)(boundOf(f))) : f.name}</text>
       ))}
       {cells.flatMap((line, row) =>
         line.map((n, i) => n > 0 && (
@@ -257,7 +257,7 @@ function Figure({ panel, drawn, regions, width, height }: any) {
     );
   }
   if (panel.type === 'heatmap') {
-    return <Heat frames={frames} width={width} height={height} />;
+    return <Heat frames={frames} unit={panel.options.yAxis.unit} width={width} height={height} />;
   }
   if (panel.type === 'stat') {
     return (
