@@ -161,7 +161,7 @@ func (r *Runner) drop(list []*instance) {
 	r.beat(closeWait)
 	for in, c := range closings {
 		if !c.Over(time.Until(deadline), nil) {
-			r.opt.Log.Warn("closing a probe hangs in the kernel; it goes on beside", "probe", in.info.Name, "error", c.Hangs("closing it"))
+			r.opt.Log.Warn("closing a probe hangs in the kernel; sampling continues without it", "probe", in.info.Name, "error", c.Hangs("closing it"))
 		} else if c.Err != nil {
 			r.opt.Log.Warn("closing a probe failed", "probe", in.info.Name, "error", c.Err)
 		}
@@ -193,7 +193,7 @@ func (r *Runner) judge() {
 			s.Limitations = append(s.Limitations, err.Error())
 			if !in.told {
 				in.told = true
-				r.opt.Log.Info("some processes are shown to nobody, and are left out", "probe", s.Name, "processes", s.Protected, "error", err)
+				r.opt.Log.Info("some processes are readable by nobody and are left out", "probe", s.Name, "processes", s.Protected, "error", err)
 			}
 		}
 		status = append(status, s)

@@ -232,7 +232,7 @@ func TestOneBadMemory(t *testing.T) {
 	if v := values(r.Cycle()); v[txBytes+"{node1,hostNetwork,hostNetwork}"] != 20 {
 		t.Errorf("%v", v)
 	}
-	if s := log.String(); strings.Count(s, "are reset") != 1 || !strings.Contains(s, "probe=conntrack") || !strings.Contains(s, "not mine") {
+	if s := log.String(); strings.Count(s, "start again at 0") != 1 || !strings.Contains(s, "probe=conntrack") || !strings.Contains(s, "not mine") {
 		t.Errorf("the log says %q", s)
 	}
 }

@@ -178,7 +178,7 @@ func (p *planner) speakers(from *inventory) map[[2]string]*owner.Pod {
 	leaveOut := func(pod *owner.Pod, other string) {
 		if !p.told[pod.ID] {
 			p.told[pod.ID] = true
-			from.log.Warn("a pod has the labels of something else and is left out of the metrics", "namespace", pod.Namespace, "pod", pod.Name, "id", pod.ID, "other", other)
+			from.log.Warn("a pod has the same labels as another one and is left out of the metrics", "namespace", pod.Namespace, "pod", pod.Name, "id", pod.ID, "other", other)
 		}
 	}
 	for _, a := range pods {

@@ -302,7 +302,7 @@ func (r *Runner) hand(sink func([]*dto.MetricFamily), fams []*dto.MetricFamily) 
 			r.missed++
 			return
 		}
-		r.opt.Log.Info("handing over the values works again", "after", time.Since(r.handing.Since).Round(time.Millisecond))
+		r.opt.Log.Info("writing the values works again", "after", time.Since(r.handing.Since).Round(time.Millisecond))
 		r.handed()
 	}
 	r.handing = bounded.Begin(func() (none struct{}, err error) { sink(fams); return none, nil })
@@ -312,13 +312,13 @@ func (r *Runner) hand(sink func([]*dto.MetricFamily), fams []*dto.MetricFamily) 
 		r.handed()
 		return
 	}
-	r.opt.Log.Error("handing over the values hangs; sampling goes on, and what it samples is lost until then", "error", r.handing.Hangs("writing them"))
+	r.opt.Log.Error("writing the values hangs; sampling continues, and its values are lost until writing works", "error", r.handing.Hangs("writing them"))
 	r.newFamilies() // the sink still uses the old ones
 }
 
 func (r *Runner) handed() {
 	if r.handing.Err != nil {
-		r.opt.Log.Error("handing over the values failed", "error", r.handing.Err)
+		r.opt.Log.Error("writing the values failed", "error", r.handing.Err)
 	}
 	r.handing = nil
 }
@@ -408,7 +408,7 @@ func (r *Runner) makePlan() *plan {
 func (r *Runner) running() []*owner.Pod {
 	err := bounded.Guard(func() { r.ran = r.opt.Pods.Running() })
 	if err != nil && !r.blind {
-		r.opt.Log.Error("asking for the pods failed; those of before stand in", "error", err)
+		r.opt.Log.Error("listing the pods failed; the last list is used", "error", err)
 	}
 	r.blind = err != nil
 	return r.ran

@@ -59,7 +59,7 @@ func (r *Runner) askSelf() []selfValue {
 // sayMute logs a failure of askSelf once.
 func (r *Runner) sayMute(err error) {
 	if err != nil && !r.mute {
-		r.opt.Log.Error("some values of nodeskoop about itself are missing", "error", err)
+		r.opt.Log.Error("some of nodeskoop's own metrics are missing", "error", err)
 	}
 	r.mute = err != nil
 }

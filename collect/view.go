@@ -39,7 +39,7 @@ func stateOf[T any](v *View, t *target) *T {
 	s := new(T)
 	if k, ok := any(s).(Kept); ok {
 		if err := v.plan.keeper.recall(t.key, probe, k); err != nil {
-			v.plan.log.Warn("what was kept of a probe's counters cannot be used; they are reset", "probe", probe, "target", t.String(), "error", err)
+			v.plan.log.Warn("the saved counters of a probe are unreadable; they start again at 0", "probe", probe, "target", t.String(), "error", err)
 			s = new(T)
 		}
 	}

@@ -340,7 +340,7 @@ func (g *guard) drop(f *dto.MetricFamily, series []*dto.Metric, why string) {
 		return
 	}
 	g.logged[c] = struct{}{}
-	g.log.Error("series left out: the whole file would be lost with it; logged once",
+	g.log.Error("a series is left out, because node_exporter would reject the whole file with it; logged once",
 		"family", c.family, "reason", why, "series", len(series), "first", labelsText(series[0].GetLabel()))
 }
 

@@ -162,7 +162,7 @@ func (t *Textfile) Retarget(dir, file string, mode fs.FileMode) error {
 	}
 	if !same {
 		if err := t.remove(); err != nil {
-			t.log.Warn("the textfile in the old place stays", "error", err)
+			t.log.Warn("the textfile at the old path stays", "error", err)
 		}
 		t.folder, t.where = nil, ""
 	}
@@ -242,7 +242,7 @@ func (t *Textfile) write(families []*dto.MetricFamily) (int64, error) {
 	t.release()
 	t.held = f
 	if link != "" {
-		t.log.Warn("the textfile's name was a symbolic link: it is the file now, and what the link led to is as it was", "file", t.at.String(), "link", link)
+		t.log.Warn("the textfile's path was a symbolic link; it is replaced by the file, and the link's target is unchanged", "file", t.at.String(), "link", link)
 	}
 	return n, nil
 }
@@ -359,7 +359,7 @@ func (t *Textfile) claim(f *os.File) error {
 	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil && !t.noLock {
 		// Nobody else can have opened the file, so the file system does not support locks.
 		t.noLock = true
-		t.log.Warn("the textfile cannot be locked here: a second writer would not be noticed", "file", t.at.String(), "error", err)
+		t.log.Warn("the textfile cannot be locked on this file system; a second writer would go unnoticed", "file", t.at.String(), "error", err)
 	}
 	if err := f.Chmod(t.mode); err != nil {
 		return step(fmt.Sprintf("set the mode %#o of the temporary file", uint32(t.mode)), err)
@@ -414,7 +414,7 @@ func (t *Textfile) enter(root *os.Root) error {
 		_ = d.Close()
 	}
 	if t.folder != nil {
-		t.log.Warn("the textfile's folder is another one now; what is in the one before stays there",
+		t.log.Warn("the textfile's folder was replaced; files in the former one stay there",
 			"folder", t.at.dir, "before", t.where, "now", where)
 	}
 	t.folder, t.where, t.stale = fi, where, ""

@@ -144,7 +144,7 @@ func TestTextfileOnAHungFileSystem(t *testing.T) {
 		testkit.Eventually(t, "the textfile is there", func() bool { return cycleTime(t, file) > 0 })
 		last := cycleTime(t, file)
 		release := hang.Open(t, dir)
-		testkit.Eventually(t, "it is said", func() bool { return strings.Contains(p.logged(), "handing over the values hangs") })
+		testkit.Eventually(t, "it is said", func() bool { return strings.Contains(p.logged(), "writing the values hangs") })
 		if ends {
 			p.signal(syscall.SIGTERM)
 			if code := p.ended(); code != 0 {
@@ -162,7 +162,7 @@ func TestTextfileOnAHungFileSystem(t *testing.T) {
 		release()
 		testkit.Eventually(t, "the file is fresh again", func() bool { return cycleTime(t, file) > last+1 })
 		goesOn(t, file)
-		if n := strings.Count(p.logged(), "handing over the values hangs"); n != 1 {
+		if n := strings.Count(p.logged(), "writing the values hangs"); n != 1 {
 			t.Errorf("said %d times, want once", n)
 		}
 		p.signal(syscall.SIGTERM)

@@ -390,7 +390,7 @@ func TestOneProcessKeepsTheState(t *testing.T) {
 	}
 	p.signal(syscall.SIGTERM)
 	p.ended()
-	testkit.Eventually(t, "the second daemon takes over", func() bool { return strings.Contains(second.logged(), "counters are kept again") })
+	testkit.Eventually(t, "the second daemon takes over", func() bool { return strings.Contains(second.logged(), "counters are saved again") })
 }
 
 // TestStateOff: no state is written if it is disabled, or if that fails, which is
@@ -399,7 +399,7 @@ func TestStateOff(t *testing.T) {
 	n := newNode(t, "'netdev'", "counters = false\n")
 	p := start(t, "run", "--config", n.cfg)
 	n.cycles(2)
-	if _, err := os.Stat(n.state()); err == nil || strings.Contains(p.logged(), "kept again") || strings.Contains(p.logged(), "saving the counters") {
+	if _, err := os.Stat(n.state()); err == nil || strings.Contains(p.logged(), "saved again") || strings.Contains(p.logged(), "saving the counters") {
 		t.Errorf("%v, %s", err, p.logged())
 	}
 	p.signal(syscall.SIGTERM)
@@ -413,5 +413,5 @@ func TestStateOff(t *testing.T) {
 		t.Errorf("it was said %d times:\n%s", c, p.logged())
 	}
 	must(t, os.Remove(n.state()))
-	testkit.Eventually(t, "it is kept", func() bool { return strings.Contains(p.logged(), "counters are kept again") })
+	testkit.Eventually(t, "it is kept", func() bool { return strings.Contains(p.logged(), "counters are saved again") })
 }

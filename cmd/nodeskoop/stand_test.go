@@ -33,7 +33,7 @@ func TestDaemonThatWasStopped(t *testing.T) {
 	testkit.Eventually(t, "the gap is told", func() bool { return strings.Contains(p.logged(), "no samples between") })
 	goesOn(t, file)
 	log := p.logged()
-	for text, n := range map[string]int{"no samples between": 1, "the daemon stood still": 1, `level=WARN msg="no samples between`: 1, "does not get on": 0, "level=ERROR": 0} {
+	for text, n := range map[string]int{"no samples between": 1, "the daemon stood still": 1, `level=WARN msg="no samples between`: 1, "makes no progress": 0, "level=ERROR": 0} {
 		if got := strings.Count(log, text); got != n {
 			t.Errorf("the log has %q %d times, want %d", text, got, n)
 		}

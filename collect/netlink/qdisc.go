@@ -84,7 +84,7 @@ func (p *qdisc) listen(s *qdiscs) {
 	l, err := listenQdiscs()
 	if err != nil {
 		p.host.Deaf()
-		p.log.Warn("cannot listen for queueing disciplines that come and go; what one that is replaced had counted may be missing", "error", err)
+		p.log.Warn("cannot follow changes of queueing disciplines; counts of one that is replaced may be missing", "error", err)
 		return
 	}
 	p.host.Set(l, s)
@@ -128,7 +128,7 @@ func (p *qdisc) hear(s *qdiscs) (heard bool, err error) {
 		return nil
 	})
 	if lost {
-		p.log.Warn("the kernel had more to say of queueing disciplines that came and went than there was room for; what they counted at last may be missing")
+		p.log.Warn("notifications about queueing disciplines were lost; the last counts of those that went may be missing")
 	}
 	return heard || lost, err
 }

@@ -330,7 +330,7 @@ func TestDockerRecords(t *testing.T) {
 		c.RunPlain(pods.PlainSpec{Namespace: "moby", ID: id, Labels: map[string]string{labelDocker: "x"}})
 		awaitPod(t, x, "moby", id[:12], 1)
 	}
-	if n := log.count("cannot read the name of a container of Docker"); n != 1 {
+	if n := log.count("cannot read the name of a Docker container"); n != 1 {
 		t.Errorf("the log says %d times that names cannot be read", n)
 	}
 }

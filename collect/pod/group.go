@@ -161,7 +161,7 @@ func (w *watcher) setTask(c *container, pid int, now time.Time) {
 	dir := kernel.ProcessDir(w.opt.ProcRoot, pid)
 	if c.task.netns, err = netnsInode(dir + "/ns/net"); errors.Is(err, fs.ErrPermission) && !w.denied {
 		w.denied = true
-		w.opt.Log.Warn("cannot tell the network namespaces of containers' processes; only those that containerd names are known", "error", err, "hint", "needs CAP_SYS_PTRACE")
+		w.opt.Log.Warn("cannot read the network namespaces of containers' processes; only those that containerd names are known", "error", err, "hint", "needs CAP_SYS_PTRACE")
 	}
 	var a, b [2048]byte
 	file, err := kernel.ReadFile(unix.AT_FDCWD, dir+"/cgroup", a[:0])
@@ -318,7 +318,7 @@ func (w *watcher) sayUnnamed(err error) {
 		return
 	}
 	w.unnamed = true
-	w.opt.Log.Warn("cannot read the name of a container of Docker; it goes by its ID until its file can be read", "error", err,
+	w.opt.Log.Warn("cannot read the name of a Docker container; its ID is used until its file is readable", "error", err,
 		"hint", "the file is root's; where this process does not see it, reading it as containerd does takes CAP_SYS_PTRACE")
 }
 
@@ -554,7 +554,7 @@ func (w *watcher) nameOf(g *group, a *about, now time.Time) string {
 			return o != g && oa != nil && (oa.kind != plain || !o.renamed)
 		})
 		if g.renamed {
-			w.opt.Log.Warn("a container outside pods has the name of something else and is called by its ID", "namespace", base.namespace, "name", base.name, "label", "containerd:"+g.id)
+			w.opt.Log.Warn("a container outside pods has a name that is taken; its ID is used", "namespace", base.namespace, "name", base.name, "label", "containerd:"+g.id)
 		}
 	}
 	w.register(g, base)

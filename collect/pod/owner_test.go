@@ -101,7 +101,7 @@ func TestOneName(t *testing.T) {
 	// Without a conflict a container keeps its name.
 	free := c.RunPlain(pods.PlainSpec{Namespace: "default", ID: "free"})
 	name(x, free.ID, "default/free")
-	if n := log.count("called by its ID"); n != 4 {
+	if n := log.count("has a name that is taken"); n != 4 {
 		t.Errorf("said %d times, want once for each of four: %q", n, log.lines())
 	}
 	// A second Index sees the same, except for a container whose rival is gone.

@@ -141,7 +141,7 @@ func hostNetns(opt Options) uint64 {
 	}
 	host, err := netnsInode(path)
 	if err != nil {
-		opt.Log.Warn("cannot tell the host's network namespace, taking this process's own", "error", err, "hint", "it needs CAP_SYS_PTRACE; else set host_netns to a file that is a network namespace")
+		opt.Log.Warn("cannot read which network namespace is the host's; taking this process's own", "error", err, "hint", "it needs CAP_SYS_PTRACE; else set host_netns to a file that is a network namespace")
 		host, _ = netnsInode("/proc/thread-self/ns/net")
 	}
 	return host
@@ -228,7 +228,7 @@ var errPanic = errors.New("following it failed by a mistake in nodeskoop, which 
 
 func (w *watcher) sayPanic(err error) {
 	if err != nil && w.panicked.CompareAndSwap(false, true) {
-		w.opt.Log.Error("following containerd failed", "error", err)
+		w.opt.Log.Error("watching containerd failed", "error", err)
 	}
 }
 

@@ -151,7 +151,7 @@ func (p *netdev) listen(v *collect.View, s *interfaces) error {
 		p.mu.Lock()
 		p.host.Deaf()
 		p.mu.Unlock()
-		p.log.Warn("cannot listen for interfaces that come and go; one that moves into the host's network namespace may count what it counted elsewhere", "error", err)
+		p.log.Warn("cannot follow changes of interfaces; one that moves into the host's network namespace may include what it counted elsewhere", "error", err)
 	}
 	return nil
 }
@@ -195,7 +195,7 @@ func (p *netdev) hear(v *collect.View, s *interfaces) (bool, error) {
 		return nil
 	})
 	if lost {
-		p.log.Warn("the kernel had more to say of interfaces that came and went than there was room for; what those counted whose beginning was missed may be wrong by it")
+		p.log.Warn("notifications about interfaces were lost; interfaces that came meanwhile may include what they counted elsewhere")
 	}
 	return heard || lost, err
 }

@@ -151,7 +151,7 @@ func (s *snapshot[V]) refreshIn(cycle uint64) {
 	if s.of = of; err == nil {
 		if s.failures > 0 {
 			s.failures = 0
-			s.log.Info("an iterator over all processes works again")
+			s.log.Info("reading all processes through a BPF iterator works again")
 		}
 		return
 	}

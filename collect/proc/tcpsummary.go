@@ -116,7 +116,7 @@ func (p *tcpsummary) read(v *collect.View, t *netlink.TCPTable) error {
 		p.textOnly.Store(true)
 	}
 	p.warn.Do(func() {
-		p.log.Warn("sock_diag is not to be had, reading /proc/PID/net/tcp instead, which costs more", "error", err)
+		p.log.Warn("sock_diag is not available; reading /proc/PID/net/tcp instead, which costs more", "error", err)
 	})
 	return readTCPText(v, t)
 }

@@ -93,7 +93,7 @@ func TestRoomForPods(t *testing.T) {
 		if n := l.tracer.Unroomed(); n["tcpreset"] == 0 || n["packetloss"] == 0 {
 			t.Errorf("without room: %v", n)
 		}
-		if s := log.String(); strings.Count(s, "used up their room") != 2 {
+		if s := log.String(); strings.Count(s, "have filled their part") != 2 {
 			t.Errorf("the log says\n%s", s)
 		}
 		for _, s := range l.r.Status() {
@@ -136,7 +136,7 @@ func TestRoomForPods(t *testing.T) {
 	}
 	exact("known late", "unseen", 11)
 	exact("early at the end", "early", 7)
-	if n := strings.Count(log.String(), "used up their room"); n != 2 {
+	if n := strings.Count(log.String(), "have filled their part"); n != 2 {
 		t.Errorf("it is said %d times", n)
 	}
 }

@@ -215,7 +215,7 @@ func (t *Tracer) followPods(ctx context.Context) {
 		case <-tick.C:
 			if err := bounded.Guard(t.follow); err != nil && !said {
 				said = true
-				t.opt.Log.Error("giving new pods their room in the kernel's tables failed; each cycle does it too", "error", err)
+				t.opt.Log.Error("reserving room for new pods in the kernel's tables failed; each cycle tries again", "error", err)
 			}
 		}
 	}
@@ -312,7 +312,7 @@ func (t *Tracer) read(ctx context.Context, loader *bpf.Loader) {
 		// Counters continue; only events are missing meanwhile.
 		if err.Error() != said {
 			said = err.Error()
-			t.opt.Log.Error("reading events from the kernel failed; the counters are complete all the same", "error", err)
+			t.opt.Log.Error("reading events from the kernel failed; the counters stay complete", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -331,7 +331,7 @@ func (t *Tracer) offer(c *converter, e *bpf.Event) {
 	}
 	t.opt.Hub.CountOnly(eventTypes[e.Type], 0, 1)
 	if t.panicked.CompareAndSwap(false, true) {
-		t.opt.Log.Error("an event is lost, as others like it may be from now on without a word", "event", e.Type.String(), "error", err)
+		t.opt.Log.Error("an event is lost; others like it may follow and are not logged", "event", e.Type.String(), "error", err)
 	}
 }
 

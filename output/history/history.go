@@ -178,7 +178,7 @@ func (h *History) Close(d time.Duration) {
 	if end.Over(d, nil) {
 		h.result(end.Err)
 	} else if d > 0 {
-		h.opt.Log.Warn("the last minutes of the history are not written: the disk does not answer", "folder", h.opt.Dir)
+		h.opt.Log.Warn("the last minutes of the history are not written: the disk does not respond", "folder", h.opt.Dir)
 	}
 }
 
@@ -214,7 +214,7 @@ func (h *History) reap() {
 	if !c.Over(0, nil) {
 		if !h.slow && time.Since(c.Since) > slowWrite {
 			h.slow = true
-			h.opt.Log.Warn("the history is not written: the disk does not answer; sampling goes on, and minutes are lost until it does", "folder", h.opt.Dir, "error", c.Hangs("writing it"))
+			h.opt.Log.Warn("the history is not written: the disk does not respond; sampling continues, and minutes are lost until it does", "folder", h.opt.Dir, "error", c.Hangs("writing it"))
 		}
 		return
 	}
@@ -233,7 +233,7 @@ func (h *History) result(panicked error) {
 		h.opt.Log.Error("the history is off until the next start", "error", panicked)
 	case err != nil && !h.failing:
 		h.failing = true
-		h.opt.Log.Warn("the history cannot be written; it is tried again each hour, and the minutes until then are lost", "error", err,
+		h.opt.Log.Warn("writing the history failed; it is tried again each hour, and the minutes until then are lost", "error", err,
 			"hint", "give it room, or a folder that can be written with state.dir, or set history.enabled = false")
 	case err == nil && written > 0 && (h.failing || h.slow):
 		h.failing, h.slow = false, false

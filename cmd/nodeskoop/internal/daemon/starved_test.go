@@ -162,7 +162,7 @@ func starve(t *testing.T) {
 		t.Errorf("the daemon has ended itself although it had no CPU:\n%s", log)
 	default:
 	}
-	if strings.Contains(log.String(), "does not get on") {
+	if strings.Contains(log.String(), "makes no progress") {
 		t.Errorf("it is said to hang:\n%s", log)
 	}
 }

@@ -53,12 +53,12 @@ func (d *daemon) watchdog(ctx context.Context) {
 		}
 		switch {
 		case hangs >= endAfter*d.patience && every > 0:
-			d.Log.Error("the sampling loop still does not get on; the daemon ends itself, to be started again", "for", hangs.Round(time.Second))
+			d.Log.Error("the sampling loop still makes no progress; the daemon ends itself to be restarted", "for", hangs.Round(time.Second))
 			d.abort()
 			return
 		case hangs > d.patience:
 			if !told {
-				d.tellStack("the sampling loop does not get on, although the daemon has CPU", hangs)
+				d.tellStack("the sampling loop makes no progress, although the daemon has CPU", hangs)
 			}
 			told = true
 		case !d.ready.Load():

@@ -91,7 +91,7 @@ func (k *Counters) Keep(r *collect.Runner) {
 	data, cut := r.Kept()
 	if (cut > 0) != k.cut {
 		if k.cut = cut > 0; k.cut {
-			k.log.Warn("there is more to keep than the state has room for; counters of some targets may fall at the next start", "targets", cut, "bytes", collect.MaxState)
+			k.log.Warn("the saved state is full; counters of some targets may fall at the next start", "targets", cut, "bytes", collect.MaxState)
 		}
 	}
 	if err := k.file.Lock(); err != nil {
@@ -106,7 +106,7 @@ func (k *Counters) Keep(r *collect.Runner) {
 	}
 	if k.failing {
 		k.failing = false
-		k.log.Info("counters are kept again", "state", k.file.Path())
+		k.log.Info("counters are saved again", "state", k.file.Path())
 	}
 }
 
