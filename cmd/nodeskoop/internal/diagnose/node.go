@@ -229,7 +229,7 @@ func groupDirs(mounts map[string]string, file []byte, controller string) []strin
 	for line := range strings.Lines(string(file)) {
 		_, rest, _ := strings.Cut(strings.TrimSpace(line), ":")
 		names, path, ok := strings.Cut(rest, ":")
-		if !ok || strings.Contains(path, "..") {
+		if !ok || !strings.HasPrefix(path, "/") || strings.Contains(path, "..") {
 			continue
 		}
 		has := names == controller // "" is version 2

@@ -171,7 +171,7 @@ func TestLookupsAreFollowedFairly(t *testing.T) {
 
 // FuzzParse: whatever a file or a packet holds, it is read or refused.
 func FuzzParse(f *testing.F) {
-	for _, s := range []string{someCounters, someStall, someARP, someLimits, someMounts, someIO, "4:cpu:/a/b\n", "E\x00"} {
+	for _, s := range []string{someCounters, someStall, someARP, someLimits, someMounts, someIO, "4:cpu:/a/b\n", "4:cpu:a\n", "E\x00"} {
 		f.Add([]byte(s))
 	}
 	f.Add(packet(netip.MustParseAddrPort("10.0.0.2:40000"), netip.MustParseAddrPort("10.0.0.9:53"), 7, false))
