@@ -7,12 +7,13 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"nodeskoop/bpf/internal/objects"
 	"nodeskoop/internal/kernel"
 )
 
-//go:generate internal/objects/bpf2go Identity identity.bpf.c
+//go:generate internal/objects/bpf2go -type half Identity identity.bpf.c
 
 // NetnsID identifies a network namespace. The lower half is its inode number, which
 // the kernel gives to another namespace once this one is gone. The upper half is a
@@ -27,9 +28,9 @@ func (id NetnsID) Inode() uint64 { return uint64(uint32(id)) }
 // Netns is a network namespace that the caller follows.
 type Netns struct {
 	Inode uint64
-	// Path is a file of the namespace, by which it is entered once to learn its
-	// NetnsID. Another namespace with the same number must have another path. Without a
-	// path the upper half of the NetnsID is 0.
+	// Path is a file of the namespace, which is opened once to learn its NetnsID.
+	// Another namespace with the same number must have another path. Without a path
+	// the upper half of the NetnsID is 0.
 	Path string
 }
 
@@ -52,7 +53,7 @@ func newIdentities(types *kernelTypes) (*identities, error) {
 		return nil, fmt.Errorf("load the program that identifies network namespaces: %w", explain(err))
 	}
 	defer coll.Close()
-	return &identities{coll.DetachProgram(objects.IdentityProgOwnNamespace)}, nil
+	return &identities{coll.DetachProgram(objects.IdentityProgNetnsOfFile)}, nil
 }
 
 func (i *identities) close() error {
@@ -62,17 +63,28 @@ func (i *identities) close() error {
 	return i.program.Close()
 }
 
-// of enters the namespace and returns its NetnsID.
+// of returns the NetnsID of a namespace.
 func (i *identities) of(n Netns) (NetnsID, error) {
-	var upper uint32
-	err := kernel.InNetns(n.Path, n.Inode, func() (err error) {
-		upper, err = i.program.Run(&ebpf.RunOptions{})
-		return err
-	})
+	fd, err := kernel.Open(unix.AT_FDCWD, n.Path, unix.O_NONBLOCK)
+	if err != nil {
+		return 0, fmt.Errorf("identify the network namespace %d: open %s: %w (needs CAP_SYS_PTRACE for that of another process)", n.Inode, n.Path, err)
+	}
+	defer unix.Close(fd)
+	half := func(h objects.IdentityHalf) (uint32, error) {
+		return i.program.Run(&ebpf.RunOptions{Context: []uint64{uint64(fd), uint64(h)}})
+	}
+	lower, err := half(objects.IdentityHalfLOWER)
+	if err == nil && uint64(lower) != n.Inode {
+		err = fmt.Errorf("%s is another namespace by now", n.Path)
+	}
+	upper := uint32(0)
+	if err == nil {
+		upper, err = half(objects.IdentityHalfUPPER)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("identify the network namespace %d: %w", n.Inode, err)
 	}
-	return NetnsID(upper)<<32 | NetnsID(n.Inode), nil
+	return NetnsID(upper)<<32 | NetnsID(lower), nil
 }
 
 var errNotOwned = errors.New("identify a network namespace: it is not followed")
@@ -96,8 +108,8 @@ func (l *Loader) Followed() []NetnsID {
 	return slices.Clone(l.owned)
 }
 
-// identify updates the NetnsIDs of the followed namespaces. It enters each namespace
-// once, so a call without changes is cheap. The caller holds the lock.
+// identify updates the NetnsIDs of the followed namespaces. It asks for each once, so a
+// call without changes is cheap. The caller holds the lock.
 func (l *Loader) identify(set []Netns) {
 	identified := make(map[Netns]identity, len(set))
 	for _, n := range set {

@@ -343,6 +343,14 @@ struct signal_struct {
 	unsigned long nivcsw;
 };
 
+struct fdtable {
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
 struct task_struct {
 	int pid;
 	int tgid;
@@ -351,6 +359,7 @@ struct task_struct {
 	struct task_struct *real_parent;
 	struct signal_struct *signal;
 	struct nsproxy *nsproxy;
+	struct files_struct *files;
 	unsigned long nvcsw;
 	unsigned long nivcsw;
 	__u64 start_boottime;
@@ -366,6 +375,7 @@ struct super_block {
 
 struct inode {
 	struct super_block *i_sb;
+	void *i_private; /* of a namespace's file: its struct ns_common */
 };
 
 struct file {

@@ -14,6 +14,7 @@ import (
 
 	"nodeskoop/cmd/nodeskoop/internal/config"
 	"nodeskoop/cmd/nodeskoop/internal/session"
+	"nodeskoop/collect/catalog"
 	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 )
@@ -143,5 +144,39 @@ func TestProbesNameTheCapabilityTheyLack(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestCountsNeedNoMoreCapabilities: with the capabilities that the catalogue gives the
+// eBPF probes, the counters by namespace have their owner. To enter a namespace would
+// need one more.
+func TestCountsNeedNoMoreCapabilities(t *testing.T) {
+	need.Root(t)
+	need.Program(t, "setpriv")
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(t.TempDir(), "none.toml")
+	if err := os.WriteFile(config, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	works := probesWith(t, unitCapabilities(t), config)
+	for _, p := range catalog.Probes() {
+		i := slices.IndexFunc(p.Metrics, func(m catalog.Metric) bool {
+			return m.Scope == catalog.PerNetns && m.Type == catalog.Counter && len(m.Labels) == 0
+		})
+		if p.Source != catalog.EBPF || i < 0 || !works[p.Name].Works {
+			continue
+		}
+		set := "-all,+sys_ptrace"
+		for _, c := range p.Capabilities {
+			set += ",+" + strings.ToLower(strings.TrimPrefix(c.Name, "CAP_"))
+		}
+		out, err := exec.Command("setpriv", "--bounding-set="+set, "--inh-caps=-all", "--no-new-privs", path, "collect", "--config", config, "--probe", p.Name).CombinedOutput()
+		host := regexp.MustCompile("(?m)^" + p.Metrics[i].Name + `\{.*k8s_pod="hostNetwork"`)
+		if err != nil || !host.Match(out) || strings.Contains(string(out), "left out") {
+			t.Errorf("%s with %s: %v\n%s", p.Name, set, err, out)
+		}
 	}
 }

@@ -12,11 +12,19 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type IdentityHalf uint32
+
+const (
+	IdentityHalfLOWER IdentityHalf = 0
+	IdentityHalfUPPER IdentityHalf = 1
+)
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	IdentityProgOwnNamespace = "own_namespace"
+	IdentityProgNetnsOfFile = "netns_of_file"
+	IdentityVarGoTypes      = "go_types"
 )
 
 // LoadIdentity returns the embedded CollectionSpec for Identity.
@@ -61,7 +69,7 @@ type IdentitySpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type IdentityProgramSpecs struct {
-	OwnNamespace *ebpf.ProgramSpec `ebpf:"own_namespace"`
+	NetnsOfFile *ebpf.ProgramSpec `ebpf:"netns_of_file"`
 }
 
 // IdentityMapSpecs contains maps before they are loaded into the kernel.
@@ -74,6 +82,7 @@ type IdentityMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type IdentityVariableSpecs struct {
+	GoTypes *ebpf.VariableSpec `ebpf:"go_types"`
 }
 
 // IdentityObjects contains all objects after they have been loaded into the kernel.
@@ -106,18 +115,19 @@ func (m *IdentityMaps) Close() error {
 //
 // It can be passed to LoadIdentityObjects or ebpf.CollectionSpec.LoadAndAssign.
 type IdentityVariables struct {
+	GoTypes *ebpf.Variable `ebpf:"go_types"`
 }
 
 // IdentityPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to LoadIdentityObjects or ebpf.CollectionSpec.LoadAndAssign.
 type IdentityPrograms struct {
-	OwnNamespace *ebpf.Program `ebpf:"own_namespace"`
+	NetnsOfFile *ebpf.Program `ebpf:"netns_of_file"`
 }
 
 func (p *IdentityPrograms) Close() error {
 	return _IdentityClose(
-		p.OwnNamespace,
+		p.NetnsOfFile,
 	)
 }
 
