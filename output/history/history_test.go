@@ -856,7 +856,7 @@ func TestFullDisk(t *testing.T) {
 		cycle(m)
 	}
 	s := h.Stats()
-	if s.Written == 0 || s.Lost == 0 || s.Written+s.Lost != 18 || times(&log, "cannot be written") != 1 || times(&log, "no space left") != 1 {
+	if s.Written == 0 || s.Lost == 0 || s.Written+s.Lost != 18 || times(&log, "writing the history failed") != 1 || times(&log, "no space left") != 1 {
 		t.Errorf("%+v, %s", s, log.String())
 	}
 	got, r := readAll(t, dir, Query{})
