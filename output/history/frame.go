@@ -38,9 +38,13 @@ import (
 //	strings   the number of the first, how many, and each with its length
 //	sets      of labels: the number of the first, how many, and of each how many
 //	          labels, with name and value by string
-//	series    the number of the first, how many, and of each its kind, and its metric's
-//	          string and its set as differences to those of the one before
-//	values    how many, then the numbers of the series as differences, then the values
+//	series    how many of the file have a base, the number of the first that follows, how
+//	          many, then of each its metric's string, as the difference to that of the one
+//	          before, times two, plus its kind; then of each its set, as such a difference;
+//	          then the bases of those that have one
+//	toggles   series with a base that have no value, and series without a base that have
+//	          one: how many, then of each how many series are between the one before and it
+//	values    as in values.go
 //
 // Each file numbers its own strings, sets and series, from 0. A frame defines those that
 // are new in it, and repeats those that were new in the previous frame. Likewise a changed
@@ -48,11 +52,11 @@ import (
 // single frame the rest of the file still has all names and all gauge levels. Gauges start
 // at 0 in each file: a gauge that was not written is 0 or does not exist.
 //
-// A value that is a whole number v is written as 2v. Otherwise a code precedes it: 1 before
-// the 8 bytes of a fraction, 3 for a gauge that no longer exists, 5 before a gauge's last
-// and highest value.
+// The bases are in a file's first two frames. If both are lost, so are nearly all names, and
+// the other frames' values count as lost.
 const (
-	magic      = "nsk\x01"
+	magic      = "nsk\x02"
+	magicOld   = "nsk\x01" // of frames of another format, which are skipped
 	headerSize = 16
 	suffix     = ".nsh" // of file names
 
@@ -63,10 +67,6 @@ const (
 	maxStrings = 8 << 20 // bytes of all strings in a file
 	maxLabels  = 64      // labels of a series
 	maxAllLbls = 1 << 20 // labels of all sets in a file
-
-	codeFloat = 1
-	codeGone  = 3
-	codePeak  = 5
 
 	flagFirst = 1
 )
@@ -86,6 +86,7 @@ type names struct {
 	series  map[*Series]uint64
 	list    []named
 	told    []told // gauges as last written, by series
+	bases   []base // by series: those of the first frame
 	frames  int
 	bytes   int // total length of the strings
 	labels  int // labels of all sets
@@ -191,6 +192,7 @@ type encoder struct {
 	fresh   []*Series
 	there   []bool // by series: the gauge exists
 	plain   []byte
+	toggles []byte
 	out     bytes.Buffer
 	deflate *flate.Writer
 }
@@ -198,6 +200,9 @@ type encoder struct {
 // frame encodes a minute, and numbers new names. The bytes are valid until the next call.
 func (e *encoder) frame(n *names, m *minute) ([]byte, error) {
 	e.choose(n, m)
+	if n.frames == 1 {
+		n.bases = basesOf(n.list, e.entries)
+	}
 	b := e.plain[:0]
 	flags := uint64(0)
 	if m.first {
@@ -226,34 +231,24 @@ func (e *encoder) frame(n *names, m *minute) ([]byte, error) {
 			b = binary.AppendUvarint(b, n.strings[l.Value])
 		}
 	}
+	b = binary.AppendUvarint(b, uint64(len(n.bases)))
 	b = binary.AppendUvarint(b, uint64(first[2]))
-	b = binary.AppendUvarint(b, uint64(len(n.list)-first[2]))
-	var metric, set uint64
-	for _, s := range n.list[first[2]:] {
-		m := n.strings[s.Metric]
-		b = append(b, byte(s.Kind))
-		b = binary.AppendVarint(b, int64(m-metric))
-		b = binary.AppendVarint(b, int64(s.set-set))
-		metric, set = m, s.set
+	fresh := n.list[first[2]:]
+	b = binary.AppendUvarint(b, uint64(len(fresh)))
+	var metric, set int64
+	for _, s := range fresh {
+		m := int64(n.strings[s.Metric])
+		b = binary.AppendVarint(b, (m-metric)<<1|int64(s.Kind))
+		metric = m
 	}
-
-	b = binary.AppendUvarint(b, uint64(len(e.entries)))
-	last := uint64(0)
-	for _, x := range e.entries {
-		b = binary.AppendUvarint(b, x.series-last)
-		last = x.series
+	for _, s := range fresh {
+		b = binary.AppendVarint(b, int64(s.set)-set)
+		set = int64(s.set)
 	}
-	for _, x := range e.entries {
-		switch {
-		case x.gone:
-			b = binary.AppendUvarint(b, codeGone)
-		case x.of.Kind == Gauge && x.peaked():
-			b = binary.AppendUvarint(b, codePeak)
-			b = appendValue(appendValue(b, x.v), x.peak)
-		default:
-			b = appendValue(b, x.v)
-		}
+	for _, base := range n.bases[min(first[2], len(n.bases)):] {
+		b = binary.AppendUvarint(b, uint64(base.value))
 	}
+	b = e.appendValues(b, n)
 	e.plain = b
 	if len(b) > maxPlain {
 		return nil, fmt.Errorf("a minute has %d bytes, more than the %d that a frame may have", len(b), maxPlain)
@@ -316,13 +311,6 @@ func compareSeries(a, b *Series) int {
 	})
 }
 
-func appendValue(b []byte, v float64) []byte {
-	if v >= 0 && v < 1<<53 && v == math.Trunc(v) {
-		return binary.AppendUvarint(b, uint64(v)<<1)
-	}
-	return binary.LittleEndian.AppendUint64(binary.AppendUvarint(b, codeFloat), math.Float64bits(v))
-}
-
 // seal makes a frame from an uncompressed payload.
 func (e *encoder) seal(plain []byte) ([]byte, error) {
 	e.out.Reset()
@@ -356,7 +344,7 @@ func (e *encoder) seal(plain []byte) ([]byte, error) {
 
 // header parses the header at the start of b. ok is false if there is none.
 func header(b []byte) (length int, sum uint32, ok bool) {
-	if len(b) < headerSize || string(b[:4]) != magic || binary.LittleEndian.Uint32(b[12:]) != crc32.Checksum(b[:12], castagnoli) {
+	if len(b) < headerSize || string(b[:4]) != magic && string(b[:4]) != magicOld || binary.LittleEndian.Uint32(b[12:]) != crc32.Checksum(b[:12], castagnoli) {
 		return 0, 0, false
 	}
 	n := binary.LittleEndian.Uint32(b[4:])
@@ -375,7 +363,9 @@ type content struct {
 	sets            [][]int // string numbers of name and value of each label
 	firstName       int
 	series          []rawSeries
-	values          cursor // position behind the names
+	based           int    // series of the file that have a base
+	bases           []base // nil: they are in another frame
+	values          cursor // position of the toggles
 }
 
 // rawSeries is a series with the numbers of its metric and label set.
@@ -446,20 +436,6 @@ func (c *cursor) bytes(n int) []byte {
 	return b
 }
 
-func (c *cursor) value() float64 {
-	u := c.uint()
-	switch {
-	case u&1 == 0:
-		return float64(u >> 1)
-	case u == codeFloat:
-		if b := c.bytes(8); b != nil {
-			return math.Float64frombits(binary.LittleEndian.Uint64(b))
-		}
-	}
-	c.bad = true
-	return 0
-}
-
 // inflater decompresses payloads into a buffer that it reuses.
 type inflater struct {
 	r   io.ReadCloser
@@ -512,13 +488,25 @@ func parse(plain []byte) (*content, error) {
 		}
 		c.sets = append(c.sets, set)
 	}
+	c.based = r.count(maxFileSeries)
 	c.firstName = r.count(maxFileSeries)
-	var s rawSeries
-	for n := r.count(min(maxFileSeries, len(r.b))); n > 0 && !r.bad; n-- {
-		s.kind = Kind(r.count(int(Gauge)))
-		s.metric += r.step()
-		s.set += r.step()
-		c.series = append(c.series, s)
+	c.series = make([]rawSeries, r.count(min(maxFileSeries, len(r.b))))
+	metric, set := 0, 0
+	for i := range c.series {
+		v := r.step()
+		metric += v >> 1
+		c.series[i] = rawSeries{kind: Kind(v & 1), metric: metric}
+	}
+	for i := range c.series {
+		set += r.step()
+		c.series[i].set = set
+	}
+	if c.firstName == 0 && c.based <= len(c.series) {
+		c.bases = make([]base, c.based)
+		for i, s := range c.series[:c.based] {
+			c.bases[i] = base{kind: s.kind, set: uint64(s.set), value: float64(r.count(1<<53 - 1))}
+		}
+		setLeads(c.bases)
 	}
 	if r.bad {
 		return nil, errDamaged
@@ -528,42 +516,3 @@ func parse(plain []byte) (*content, error) {
 
 // maxFileSeries is the most series in a file: the last frame may exceed the limit of full.
 const maxFileSeries = 2 * maxSeries
-
-// each reads the values. It must be called only once.
-func (c *content) each(yield func(series int, v, peak float64, gone bool)) error {
-	r := c.values
-	n := r.count(min(maxFileSeries, len(r.b)))
-	numbers := make([]int, n)
-	last := 0
-	for i := range numbers {
-		last += r.count(maxFileSeries)
-		if last > maxFileSeries {
-			return errDamaged
-		}
-		numbers[i] = last
-	}
-	for _, s := range numbers {
-		var v, peak float64
-		gone := false
-		code, size := binary.Uvarint(r.b)
-		switch {
-		case size > 0 && code == codeGone:
-			r.b, gone = r.b[size:], true
-		case size > 0 && code == codePeak:
-			r.b = r.b[size:]
-			v = r.value()
-			peak = r.value()
-		default:
-			v = r.value()
-			peak = v
-		}
-		if r.bad {
-			return errDamaged
-		}
-		yield(s, v, peak, gone)
-	}
-	if r.bad {
-		return errDamaged
-	}
-	return nil
-}

@@ -218,8 +218,11 @@ func (r *Reader) frames(b []byte) iter.Seq[[]byte] {
 				r.Damage.Bytes += int64(len(b)) // truncated
 				return
 			}
-			payload := b[headerSize : headerSize+length]
+			payload, old := b[headerSize:headerSize+length], string(b[:4]) == magicOld
 			b = b[headerSize+length:]
+			if old {
+				continue
+			}
 			if crc32.Checksum(payload, castagnoli) != sum {
 				r.Damage.Frames++
 				continue
@@ -243,6 +246,7 @@ type table struct {
 	series map[int]*Series // nil: known, and not selected
 	bytes  int
 	labels int
+	bases  []base // by series; nil: not known
 	keep   func(*Series) bool
 }
 
@@ -300,6 +304,9 @@ func (t *table) learn(c *content) bool {
 		}
 		t.series[n] = s
 	}
+	if t.bases == nil {
+		t.bases = c.bases
+	}
 	return true
 }
 
@@ -319,7 +326,7 @@ func (r *Reader) minutes(b []byte, q Query) iter.Seq[*Minute] {
 				return
 			}
 			if !q.Since.IsZero() && c.start.Before(q.Since) {
-				_ = c.each(func(n int, v, _ float64, gone bool) {
+				_, _ = t.each(c, func(n int, v, _ float64, gone bool) {
 					if s := t.series[n]; s != nil && s.Kind == Gauge {
 						levels[n] = Sample{s, v, v, gone}
 					}
@@ -328,7 +335,7 @@ func (r *Reader) minutes(b []byte, q Query) iter.Seq[*Minute] {
 			}
 			m := &Minute{Start: c.start, From: c.from, To: c.to, Elapsed: c.boot, Asleep: max(0, c.boot-c.mono), Cycles: c.cycles, First: c.first, Fresh: fresh}
 			fresh = false
-			err = c.each(func(n int, v, peak float64, gone bool) {
+			lost, err := t.each(c, func(n int, v, peak float64, gone bool) {
 				s, known := t.series[n]
 				switch {
 				case !known:
@@ -342,6 +349,7 @@ func (r *Reader) minutes(b []byte, q Query) iter.Seq[*Minute] {
 				r.Damage.Frames++
 				continue
 			}
+			r.Damage.Values += lost
 			for _, n := range slices.Sorted(maps.Keys(levels)) {
 				if s := levels[n]; !s.Gone && s.Value != 0 {
 					m.Samples = append(m.Samples, s)
