@@ -294,7 +294,8 @@ func (s *suite) watchdog() {
 		return told > 0
 	})
 	if told != 1 {
-		t.Errorf("the gap is told %d times:\n%s", told, tail(out))
+		t.Errorf("the gap is told %d times:\n%s\nall of the time:\n%s\n%s", told, tail(out),
+			tail(s.run("journalctl", "-b", "-q", "-o", "short-precise", "--after-cursor="+cursor)), s.run("systemctl", "status", "--no-pager", "-n", "0", unit))
 	}
 }
 
