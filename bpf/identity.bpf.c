@@ -10,12 +10,8 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-enum half { LOWER, UPPER };
-
-GO_TYPES(enum half half;);
-
-/* Returns a half of the netns_id() of the namespace. The arguments are a descriptor of
- * the calling process, and the half. */
+/* Returns the upper half of the netns_id() of the namespace. The argument is a
+ * descriptor of the calling process. */
 SEC("raw_tp")
 int netns_of_file(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -25,7 +21,5 @@ int netns_of_file(struct bpf_raw_tracepoint_args *ctx)
 
 	bpf_probe_read_kernel(&file, sizeof(file), files + ctx->args[0]);
 	net = BPF_CORE_READ(file, f_inode, i_private) - bpf_core_field_offset(struct net, ns);
-	if (ctx->args[1] == UPPER)
-		return BPF_CORE_READ(net, hash_mix);
-	return BPF_CORE_READ(net, ns.inum);
+	return BPF_CORE_READ(net, hash_mix);
 }

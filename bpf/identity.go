@@ -13,7 +13,7 @@ import (
 	"nodeskoop/internal/kernel"
 )
 
-//go:generate internal/objects/bpf2go -type half Identity identity.bpf.c
+//go:generate internal/objects/bpf2go Identity identity.bpf.c
 
 // NetnsID identifies a network namespace. The lower half is its inode number, which
 // the kernel gives to another namespace once this one is gone. The upper half is a
@@ -65,26 +65,16 @@ func (i *identities) close() error {
 
 // of returns the NetnsID of a namespace.
 func (i *identities) of(n Netns) (NetnsID, error) {
-	fd, err := kernel.Open(unix.AT_FDCWD, n.Path, unix.O_NONBLOCK)
+	fd, err := kernel.OpenNetns(n.Path, n.Inode)
 	if err != nil {
-		return 0, fmt.Errorf("identify the network namespace %d: open %s: %w (needs CAP_SYS_PTRACE for that of another process)", n.Inode, n.Path, err)
+		return 0, fmt.Errorf("identify a network namespace: %w", err)
 	}
 	defer unix.Close(fd)
-	half := func(h objects.IdentityHalf) (uint32, error) {
-		return i.program.Run(&ebpf.RunOptions{Context: []uint64{uint64(fd), uint64(h)}})
-	}
-	lower, err := half(objects.IdentityHalfLOWER)
-	if err == nil && uint64(lower) != n.Inode {
-		err = fmt.Errorf("%s is another namespace by now", n.Path)
-	}
-	upper := uint32(0)
-	if err == nil {
-		upper, err = half(objects.IdentityHalfUPPER)
-	}
+	upper, err := i.program.Run(&ebpf.RunOptions{Context: []uint64{uint64(fd)}})
 	if err != nil {
-		return 0, fmt.Errorf("identify the network namespace %d: %w", n.Inode, err)
+		return 0, fmt.Errorf("identify the network namespace %s: %w", n.Path, err)
 	}
-	return NetnsID(upper)<<32 | NetnsID(lower), nil
+	return NetnsID(upper)<<32 | NetnsID(n.Inode), nil
 }
 
 var errNotOwned = errors.New("identify a network namespace: it is not followed")

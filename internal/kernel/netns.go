@@ -101,19 +101,31 @@ func SwitchNetns(ns, own int, fn func() error) (lost bool, err error) {
 // inode; 0 stands for any. It returns a panic in fn as an error. fn may hang in the kernel;
 // a caller that must not wait uses bounded.Within.
 func InNetns(path string, inode uint64, fn func() error) error {
-	ns, err := Open(unix.AT_FDCWD, path, unix.O_NONBLOCK)
+	ns, err := OpenNetns(path, inode)
 	if err != nil {
-		return fmt.Errorf("open the network namespace %s: %w (needs CAP_SYS_PTRACE for that of another process)", path, err)
+		return err
 	}
 	defer unix.Close(ns)
+	return InNetnsFD(ns, fn)
+}
+
+// OpenNetns opens the network namespace at path, if its inode number is inode; 0 stands for
+// any. The caller closes the descriptor.
+func OpenNetns(path string, inode uint64) (int, error) {
+	ns, err := Open(unix.AT_FDCWD, path, unix.O_NONBLOCK)
+	if err != nil {
+		return -1, fmt.Errorf("open the network namespace %s: %w (needs CAP_SYS_PTRACE for that of another process)", path, err)
+	}
 	is, err := FileInode(ns)
 	if err != nil {
-		return fmt.Errorf("stat the network namespace %s: %w", path, err)
+		unix.Close(ns)
+		return -1, fmt.Errorf("stat the network namespace %s: %w", path, err)
 	}
 	if inode != 0 && is != inode {
-		return fmt.Errorf("%s is another network namespace by now", path)
+		unix.Close(ns)
+		return -1, fmt.Errorf("%s is another network namespace by now", path)
 	}
-	return InNetnsFD(ns, fn)
+	return ns, nil
 }
 
 // InNetnsFD is InNetns for an open namespace.

@@ -12,19 +12,11 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type IdentityHalf uint32
-
-const (
-	IdentityHalfLOWER IdentityHalf = 0
-	IdentityHalfUPPER IdentityHalf = 1
-)
-
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	IdentityProgNetnsOfFile = "netns_of_file"
-	IdentityVarGoTypes      = "go_types"
 )
 
 // LoadIdentity returns the embedded CollectionSpec for Identity.
@@ -82,7 +74,6 @@ type IdentityMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type IdentityVariableSpecs struct {
-	GoTypes *ebpf.VariableSpec `ebpf:"go_types"`
 }
 
 // IdentityObjects contains all objects after they have been loaded into the kernel.
@@ -115,7 +106,6 @@ func (m *IdentityMaps) Close() error {
 //
 // It can be passed to LoadIdentityObjects or ebpf.CollectionSpec.LoadAndAssign.
 type IdentityVariables struct {
-	GoTypes *ebpf.Variable `ebpf:"go_types"`
 }
 
 // IdentityPrograms contains all programs after they have been loaded into the kernel.
