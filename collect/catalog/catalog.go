@@ -441,6 +441,22 @@ func ProbeByName(name string) *Probe { return declared.probes[name] }
 // MetricByName finds a metric; nil if there is none.
 func MetricByName(name string) *Metric { return declared.metrics[name] }
 
+// MetricBySeries finds the metric that a series of this name belongs to; nil if there is
+// none. The series of a histogram have a suffix.
+func MetricBySeries(name string) *Metric {
+	if m := declared.metrics[name]; m != nil {
+		return m
+	}
+	for _, suffix := range []string{"_bucket", "_sum", "_count"} {
+		if of, cut := strings.CutSuffix(name, suffix); cut {
+			if m := declared.metrics[of]; m != nil && m.Type == Histogram {
+				return m
+			}
+		}
+	}
+	return nil
+}
+
 // EventByName finds an event type; nil if there is none.
 func EventByName(name string) *EventType { return declared.events[name] }
 

@@ -234,3 +234,23 @@ func TestProbesHaveAFile(t *testing.T) {
 		}
 	}
 }
+
+func TestMetricBySeries(t *testing.T) {
+	for name, want := range map[string]string{
+		"kubeskoop_packetloss_total":            "kubeskoop_packetloss_total",
+		"nodeskoop_biolatency_seconds_bucket":   "nodeskoop_biolatency_seconds",
+		"nodeskoop_biolatency_seconds_sum":      "nodeskoop_biolatency_seconds",
+		"nodeskoop_biolatency_seconds_count":    "nodeskoop_biolatency_seconds",
+		"kubeskoop_packetloss_total_count":      "", // is no histogram
+		"nodeskoop_biolatency_seconds_quantile": "",
+		"":                                      "",
+	} {
+		got := ""
+		if m := MetricBySeries(name); m != nil {
+			got = m.Name
+		}
+		if got != want {
+			t.Errorf("%q: %q, want %q", name, got, want)
+		}
+	}
+}

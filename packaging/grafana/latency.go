@@ -1,7 +1,6 @@
 package main
 
 import (
-	"regexp"
 	"strings"
 
 	"nodeskoop/collect/catalog"
@@ -71,13 +70,10 @@ func podDistributions() []panel {
 	}
 }
 
-// suffix matches the ends of the names of a histogram's series.
-var suffix = regexp.MustCompile(`_(bucket|sum|count)$`)
-
 // histogram returns the histogram that a name in a query belongs to; nil if there
 // is none.
 func histogram(name string) *catalog.Metric {
-	if m := catalog.MetricByName(suffix.ReplaceAllString(name, "")); m != nil && m.Type == catalog.Histogram && m.Name != name {
+	if m := catalog.MetricBySeries(name); m != nil && m.Type == catalog.Histogram && m.Name != name {
 		return m
 	}
 	return nil

@@ -370,16 +370,10 @@ func (h *healthy) ownMetrics() []string {
 		h.Fatal(err)
 	}
 	return slices.DeleteFunc(names, func(name string) bool {
-		m := catalog.MetricByName(name)
-		if m == nil {
-			m = catalog.MetricByName(ofHistogram.ReplaceAllString(name, ""))
-		}
+		m := catalog.MetricBySeries(name)
 		return m == nil || m.Alias != ""
 	})
 }
-
-// ofHistogram matches the ends of the names of a histogram's series.
-var ofHistogram = regexp.MustCompile(`_(bucket|sum|count)$`)
 
 // ruleMetrics returns the metrics that the rules read, as parsed by Prometheus.
 func (h *healthy) ruleMetrics() []string {
