@@ -43,7 +43,7 @@ var causes = []Cause{{
 		{Signal: "udp.refused", AtLeast: 3, Why: "The same of datagrams."}},
 	Explains: []string{"reset-by-middlebox", "ipv6-half-broken"},
 	Means:    "Connections are refused with RST, datagrams with an ICMP message: the server has ended or not started, or listens on another port than its clients expect.",
-	Healthy:  "Connections are refused for a moment while a pod starts or is replaced. Who tries ten ports or more of one peer scans it.",
+	Healthy:  "Connections are refused for a moment while a pod starts or is replaced. Who tries ten ports or more of one peer scans it, unless it is the node.",
 	Next:     []Step{stepListeners, {"kubectl get endpointslices -A", "whether a service sends traffic to this port"}},
 }, {
 	ID: "wrong-listen-address", Blame: BlamePeer, Weight: 0.95,

@@ -820,13 +820,14 @@ func (o *observer) resets() {
 			}
 		}
 	}
-	// Who tries many ports of one peer scans it: it misses none of them.
+	// Who tries many ports of one peer scans it: it misses none of them. Not so the node:
+	// its processes are many users', and the scan of one must not hide what another misses.
 	ports := map[[2]string]int{}
 	for k := range refused {
 		ports[[2]string{k.owner, k.peer}]++
 	}
 	for k, r := range refused {
-		if ports[[2]string{k.owner, k.peer}] >= scannedPorts {
+		if k.owner != Node && ports[[2]string{k.owner, k.peer}] >= scannedPorts {
 			continue
 		}
 		// A starting server refuses connections for a moment, but not at the end of

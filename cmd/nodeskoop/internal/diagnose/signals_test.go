@@ -140,6 +140,23 @@ func TestObserve(t *testing.T) {
 				}
 			}
 		}, "tcp.refused shop/client-0 shop/web-0 45 :8081 !shop/web-0\ntcp.refused shop/client-0 shop/web-0 36 :8080 !shop/web-0"},
+		{"a scan from the node hides nothing of the node's", func(r *recording) {
+			for i := range 9 {
+				for p := range uint16(scannedPorts) {
+					n := uint64(1)
+					if p == 0 && i%2 == 0 {
+						n = 5
+					}
+					r.events = append(r.events, occurrence{typ: "TCPRESET_NOSOCK", owner: web, src: endAt(web, webAddr, 100+p), dst: endAt(Node, "10.0.0.1", 40000+uint16(i)), at: at(float64(i)), n: n},
+						occurrence{typ: "TCPRESET_RECEIVE", owner: Node, src: endAt(Node, "10.0.0.1", 40000+uint16(i)), dst: endAt(web, webAddr, 100+p), state: "SYN_SENT", at: at(float64(i)), n: n})
+				}
+			}
+		}, "tcp.refused node shop/web-0 29 :100 !shop/web-0" + func() (rest string) {
+			for p := 1; p < scannedPorts; p++ {
+				rest += fmt.Sprintf("\ntcp.refused node shop/web-0 9 :%d !shop/web-0", 100+p)
+			}
+			return rest
+		}()},
 		{"a server that starts", func(r *recording) {
 			for i := range 9 {
 				r.events = append(r.events, occurrence{typ: "TCPRESET_NOSOCK", owner: web, src: endAt(web, webAddr, 8080), dst: endAt(client, clientAddr, 40000+uint16(i)), at: at(float64(i)), n: 1},
