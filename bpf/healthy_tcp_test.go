@@ -23,10 +23,10 @@ import (
 
 var healthyTCP = []healthyCase{
 	{name: "connections that the client closes first", run: each(func(t *testing.T, h *healthy, from, to netip.Addr) {
-		churn(t, h, from, to, times(25_000, 500), true)
+		churn(t, h, from, to, times(25_000, 100), true)
 	})},
 	{name: "connections that the server closes first", run: each(func(t *testing.T, h *healthy, from, to netip.Addr) {
-		churn(t, h, from, to, times(25_000, 500), false)
+		churn(t, h, from, to, times(25_000, 100), false)
 	})},
 	{name: "connections by SYN cookies", run: each(func(t *testing.T, h *healthy, from, to netip.Addr) {
 		h.b.withSysctl(t, "ipv4/tcp_syncookies", "2")
@@ -691,7 +691,7 @@ func keepalive(t *testing.T, h *healthy, from, to netip.Addr) {
 // zeroWindow stops reading until the sender probes the closed window.
 func zeroWindow(t *testing.T, h *healthy, from, to netip.Addr) {
 	client, server := connect(t, h.a, h.b, to)
-	const size = 16 << 20
+	size := times(16<<20, 1<<20)
 	wrote := make(chan error, 1)
 	go func() {
 		_, err := client.Write(make([]byte, size))

@@ -157,7 +157,7 @@ func histogramsOf(t testing.TB, p *Probe, netns uint64) (all [MaxHistograms]Hist
 // namespace, in the bucket of its wait, and so does each write. A namespace without
 // traffic has no counts.
 func TestHistogramsOfSockets(t *testing.T) {
-	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "socketlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		idle := newNamespace(t)
 		l := newTestLoader(t, Options{Hooks: rung})
@@ -168,7 +168,7 @@ func TestHistogramsOfSockets(t *testing.T) {
 		if p.Hooks()[0].Limitation != "" {
 			pairs = pairs[:1] // this rung sees TCP only
 		}
-		const quick, late = 200, 5
+		quick, late := times(200, 50), 5
 		wait := 40 * time.Millisecond
 		buffer := make([]byte, 64)
 		reads, writes := uint64(0), uint64(0)
@@ -222,12 +222,12 @@ func bottom(h *Histogram) (ns uint64) {
 // TestHistogramsOfTheStack: each datagram that reaches its socket counts in the
 // histogram of received packets, and each segment with data in that of sent packets.
 func TestHistogramsOfTheStack(t *testing.T) {
-	eachRung(t, "kernellatency", func(t *testing.T, rung Kind) {
+	rungsInTurn(t, "kernellatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
 		idle := newNamespace(t)
 		l := newTestLoader(t, Options{Hooks: rung})
 		p := l.load("kernellatency", Config{Histograms: HistogramsPods})
-		const n = 300
+		n := times(300, 100)
 		client, server := connect(t, a, b, b.v4)
 		udp, udpServer := udpPair(t, a, b, b.v4)
 		l.settled(p, b.inode)
@@ -251,19 +251,19 @@ func TestHistogramsOfTheStack(t *testing.T) {
 		out := histogramsOf(t, p, a.inode)[TxLatency]
 		want := uint64(2 * n)
 		if h := p.Hooks()[0]; !staged(h) && !slices.Contains(h.Programs, "raw_data_ready") && !slices.Contains(h.Programs, "btf_data_ready") {
-			want = n // datagrams are not seen
+			want = uint64(n) // datagrams are not seen
 		}
 		// A bare ACK is a packet, too, where all are seen, and so is a
 		// retransmitted segment.
 		got := in.Count() - received.Count()
-		if got < want || !staged(p.Hooks()[0]) && got > want+n/10 {
+		if got < want || !staged(p.Hooks()[0]) && got > want+uint64(n/10) {
 			t.Errorf("received %d, want %d: %v", got, want, in)
 		}
 		want = uint64(n)
 		if staged(p.Hooks()[1]) {
-			want = 2 * n
+			want = uint64(2 * n)
 		}
-		if got := out.Count() - sent.Count(); got < want || !staged(p.Hooks()[1]) && got > want+n/10 {
+		if got := out.Count() - sent.Count(); got < want || !staged(p.Hooks()[1]) && got > want+uint64(n/10) {
 			t.Errorf("sent %d, want %d: %v", got, want, out)
 		}
 		l.count(p, "packets of a namespace without traffic", 0, histogramsOf(t, p, idle.inode)[RxLatency].Count()+histogramsOf(t, p, idle.inode)[TxLatency].Count())
@@ -275,11 +275,12 @@ func TestHistogramsOfTheStack(t *testing.T) {
 func TestHistogramsInParallel(t *testing.T) {
 	for name, which := range map[string]int{"kernellatency": TxLatency, "socketlatency": WriteLatency} {
 		t.Run(name, func(t *testing.T) {
-			eachRung(t, name, func(t *testing.T, rung Kind) {
+			rungsInTurn(t, name, func(t *testing.T, rung Kind) {
 				a, b := newPair(t)
 				l := newTestLoader(t, Options{Hooks: rung})
 				p := l.load(name, Config{Histograms: HistogramsPods})
-				const connections, requests = 8, 1000
+				const connections = 8
+				requests := times(1000, 100)
 				var ends [connections][2]net.Conn
 				for i := range ends {
 					ends[i][0], ends[i][1] = connect(t, a, b, b.v4)
