@@ -392,76 +392,67 @@ func unsent(t testing.TB, fd int) int {
 	return n
 }
 
-// TestSocketlatencySendSlow writes more than the peer accepts: its window is closed
-// for a while, so the last writes wait. The kernel provides the number of unsent
-// bytes.
-func TestSocketlatencySendSlow(t *testing.T) {
-	eachRung(t, "socketlatency", func(t *testing.T, rung Kind) {
-		a, b := newPair(t)
-		l := newTestLoader(t, Options{Hooks: rung, EventRate: 1e6, EventBurst: 1e6})
-		p := l.load("socketlatency", Config{})
-		if writes := p.Hooks()[1]; writes.Kind == "" {
-			t.Skipf("this kernel: %+v", writes.Refused)
+// sendSlow writes more than the peer accepts: its window is closed for a while, so the
+// last writes wait. The kernel provides the number of unsent bytes.
+func sendSlow(t *testing.T, l *testLoader, p *Probe, a, b *namespace) {
+	var want, counted uint64
+	for family, addrs := range families(a, b) {
+		client, server := tcpEnds(t, a, b, addrs[1])
+		if err := unix.SetsockoptInt(server.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 16<<10); err != nil {
+			t.Fatal(err)
 		}
-		var want, counted uint64
-		for family, addrs := range families(a, b) {
-			client, server := tcpEnds(t, a, b, addrs[1])
-			if err := unix.SetsockoptInt(server.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 16<<10); err != nil {
-				t.Fatal(err)
-			}
-			total, ends := fillWindow(t, l, client)
-			for range 20 {
-				n, err := again(func() (int, error) {
-					return unix.SendmsgN(client.fd, make([]byte, 500), nil, nil, unix.MSG_DONTWAIT)
-				})
-				if err != nil {
-					break
-				}
-				total += n
-				ends = append(ends, total)
-			}
-			time.Sleep(hold)
-			// A window probe may send the rest of a write meanwhile, late as well.
-			var sent int
-			var before [8]uint64
-			l.eventually("nothing to be sent", func() bool {
-				sent = total - unsent(t, client.fd)
-				before = l.settled(p, a.inode)
-				return total-unsent(t, client.fd) == sent
+		total, ends := fillWindow(t, l, client)
+		for range 20 {
+			n, err := again(func() (int, error) {
+				return unix.SendmsgN(client.fd, make([]byte, 500), nil, nil, unix.MSG_DONTWAIT)
 			})
-			for n := 0; n < total; {
-				got, err := again(func() (int, error) { return unix.Read(server.fd, make([]byte, 64<<10)) })
-				if err != nil || got == 0 {
-					t.Fatal(got, err)
-				}
-				n += got
+			if err != nil {
+				break
 			}
-			var late uint64
-			for _, end := range ends {
-				if end > sent {
-					late++
-				}
-			}
-			want += late
-			got := l.settled(p, a.inode)
-			counted += got[WriteSlow100] - before[WriteSlow100]
-			if counted != want {
-				t.Errorf("%s: %v after %v, want %d slow writes more", family, got[:4], before[:4], late)
-			}
-			for _, e := range l.taken(SocklatSendSlow, a.inode, 1) {
-				if e.Latency < 100*ms || int(e.PID) != os.Getpid() || e.Comm() == "" {
-					t.Errorf("%s: %+v by %q", family, e, e.Comm())
-				}
-				local, _ := unix.Getsockname(client.fd)
-				if e.Source.Addr() == addrs[0] && !slices.Contains([]int{portOfAddress(local)}, int(e.Source.Port())) {
-					t.Errorf("%s: %+v", family, e)
-				}
-			}
-			unix.Close(client.fd)
+			total += n
+			ends = append(ends, total)
 		}
-		l.count(p, "writes into a closed window", want, counted)
-		l.balanced(SocklatSendSlow, p, WriteSlow100)
-	})
+		time.Sleep(hold)
+		// A window probe may send the rest of a write meanwhile, late as well.
+		var sent int
+		var before [8]uint64
+		l.eventually("nothing to be sent", func() bool {
+			sent = total - unsent(t, client.fd)
+			before = l.settled(p, a.inode)
+			return total-unsent(t, client.fd) == sent
+		})
+		for n := 0; n < total; {
+			got, err := again(func() (int, error) { return unix.Read(server.fd, make([]byte, 64<<10)) })
+			if err != nil || got == 0 {
+				t.Fatal(got, err)
+			}
+			n += got
+		}
+		var late uint64
+		for _, end := range ends {
+			if end > sent {
+				late++
+			}
+		}
+		want += late
+		got := l.settled(p, a.inode)
+		counted += got[WriteSlow100] - before[WriteSlow100]
+		if counted != want {
+			t.Errorf("%s: %v after %v, want %d slow writes more", family, got[:4], before[:4], late)
+		}
+		for _, e := range l.taken(SocklatSendSlow, a.inode, 1) {
+			if e.Latency < 100*ms || int(e.PID) != os.Getpid() || e.Comm() == "" {
+				t.Errorf("%s: %+v by %q", family, e, e.Comm())
+			}
+			local, _ := unix.Getsockname(client.fd)
+			if e.Source.Addr() == addrs[0] && !slices.Contains([]int{portOfAddress(local)}, int(e.Source.Port())) {
+				t.Errorf("%s: %+v", family, e)
+			}
+		}
+		unix.Close(client.fd)
+	}
+	l.count(p, "writes into a closed window", want, counted)
+	l.balanced(SocklatSendSlow, p, WriteSlow100)
 }
 
 // TestSocketlatencySendUnseen: data that wait below TCP, here for the neighbour's

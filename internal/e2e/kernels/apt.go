@@ -3,6 +3,7 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -171,12 +172,13 @@ func (a *apt) notFound(what string) error {
 	return fmt.Errorf("the Debian archive no longer has %s", what)
 }
 
-var imageName = regexp.MustCompile(`^linux-image-(\d+)\.(\d+)\.(\d+)(?:-(\d+)|\+deb(\d+)(?:\.(\d+))?)-cloud-(amd64|arm64)$`)
+var imageName = regexp.MustCompile(`^linux-image-(\d+)\.(\d+)\.(\d+)(?:-(\d+)|\+deb(\d+)(?:\.(\d+))?)(?:-(cloud|rt))?-(?:amd64|arm64)$`)
 
-// version returns the numbers in a kernel package's name, nil if there are none.
-func version(name string) []int {
+// version returns the numbers in a kernel package's name, nil if there are none or the
+// package is of another flavour.
+func version(name, flavour string) []int {
 	m := imageName.FindStringSubmatch(name)
-	if m == nil {
+	if m == nil || cmp.Or(m[7], generic) != flavour {
 		return nil
 	}
 	var v []int
@@ -187,14 +189,16 @@ func version(name string) []int {
 	return v
 }
 
-// images returns the kernel packages of a series ("6.1"), newest first; for
+// images returns the kernel packages of a series ("6.1", "6.12-rt"), newest first; for
 // "newest" those of any series.
 func images(names []string, series string) []string {
+	number, flavour, _ := strings.Cut(series, "-")
+	flavour = cmp.Or(flavour, cloud)
 	found := slices.DeleteFunc(slices.Clone(names), func(n string) bool {
-		v := version(n)
-		return v == nil || series != newest && fmt.Sprintf("%d.%d", v[0], v[1]) != series
+		v := version(n, flavour)
+		return v == nil || number != newest && fmt.Sprintf("%d.%d", v[0], v[1]) != number
 	})
-	slices.SortFunc(found, func(x, y string) int { return slices.Compare(version(y), version(x)) })
+	slices.SortFunc(found, func(x, y string) int { return slices.Compare(version(y, flavour), version(x, flavour)) })
 	return found
 }
 

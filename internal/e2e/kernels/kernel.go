@@ -20,6 +20,15 @@ import (
 // newest stands for the newest kernel of the backports.
 const newest = "newest"
 
+// Debian's flavours of a kernel. A series without a flavour means cloud, which has the
+// drivers of virtual machines only. The generic flavour adds drivers. The rt flavour is
+// the generic one with PREEMPT_RT.
+const (
+	cloud   = "cloud"
+	generic = "generic"
+	rt      = "rt"
+)
+
 // kernel is one of Debian's kernels, unpacked in the cache.
 type kernel struct {
 	Release  string // as uname -r has it
@@ -27,10 +36,19 @@ type kernel struct {
 	dir      string
 }
 
-// series is the part of the release that identifies it in a table: "6.12".
+// series is the part of the release that identifies it in a table: "6.12", or
+// "6.12-rt" for a flavour other than cloud.
 func (k *kernel) series() string {
 	parts := strings.SplitN(k.Release, ".", 3)
-	return strings.Join(parts[:min(2, len(parts))], ".")
+	series := strings.Join(parts[:min(2, len(parts))], ".")
+	switch {
+	case len(parts) < 3 || strings.Contains(parts[2], "-"+cloud+"-"):
+		return series
+	case strings.Contains(parts[2], "-"+rt+"-"):
+		return series + "-" + rt
+	default:
+		return series + "-" + generic
+	}
 }
 
 func (k *kernel) image() string { return filepath.Join(k.dir, "vmlinuz") }

@@ -3,16 +3,18 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 )
 
 func TestMirrors(t *testing.T) {
@@ -34,11 +36,16 @@ func TestImages(t *testing.T) {
 	names := strings.Fields(`linux-image-cloud-amd64 linux-image-6.1.0-9-cloud-amd64 linux-image-6.1.0-50-cloud-amd64
 		linux-image-6.1.0-51-cloud-amd64-dbg linux-image-6.1.0-52-cloud-amd64-unsigned linux-image-6.1.0-53-amd64
 		linux-image-6.12.9+deb13-cloud-amd64 linux-image-6.12.12+deb12-cloud-amd64 linux-image-6.12.12+deb13-cloud-amd64
-		linux-image-6.12.12+deb13.1-cloud-amd64 linux-image-7.3.4+deb13-cloud-amd64 linux-image-7.2.12+deb13-cloud-amd64`)
+		linux-image-6.12.12+deb13.1-cloud-amd64 linux-image-7.3.4+deb13-cloud-amd64 linux-image-7.2.12+deb13-cloud-amd64
+		linux-image-6.12.9+deb13-rt-amd64 linux-image-6.12.12+deb13-rt-amd64 linux-image-rt-amd64 linux-image-7.4.1+deb13-rt-amd64 linux-image-6.1.0-53-rt-amd64-dbg`)
 	for series, want := range map[string][]string{
-		"6.1":  {"linux-image-6.1.0-50-cloud-amd64", "linux-image-6.1.0-9-cloud-amd64"},
-		"6.12": {"linux-image-6.12.12+deb13.1-cloud-amd64", "linux-image-6.12.12+deb13-cloud-amd64", "linux-image-6.12.12+deb12-cloud-amd64", "linux-image-6.12.9+deb13-cloud-amd64"},
-		"5.10": nil,
+		"6.1":         {"linux-image-6.1.0-50-cloud-amd64", "linux-image-6.1.0-9-cloud-amd64"},
+		"6.12":        {"linux-image-6.12.12+deb13.1-cloud-amd64", "linux-image-6.12.12+deb13-cloud-amd64", "linux-image-6.12.12+deb12-cloud-amd64", "linux-image-6.12.9+deb13-cloud-amd64"},
+		"6.12-rt":     {"linux-image-6.12.12+deb13-rt-amd64", "linux-image-6.12.9+deb13-rt-amd64"},
+		"6.1-generic": {"linux-image-6.1.0-53-amd64"},
+		"newest-rt":   {"linux-image-7.4.1+deb13-rt-amd64", "linux-image-6.12.12+deb13-rt-amd64", "linux-image-6.12.9+deb13-rt-amd64"},
+		"6.1-rt":      nil,
+		"5.10":        nil,
 	} {
 		if got := images(names, series); !slices.Equal(got, want) {
 			t.Errorf("%s: %q", series, got)
@@ -50,7 +57,7 @@ func TestImages(t *testing.T) {
 }
 
 func TestSeries(t *testing.T) {
-	for release, want := range map[string]string{"6.1.0-50-cloud-amd64": "6.1", "6.12.117+deb13-cloud-arm64": "6.12", "7": "7", "": ""} {
+	for release, want := range map[string]string{"6.1.0-50-cloud-amd64": "6.1", "6.12.117+deb13-cloud-arm64": "6.12", "6.12.118+deb13-rt-amd64": "6.12-rt", "6.1.0-53-amd64": "6.1-generic", "6.12-rt": "6.12-rt", "7": "7", "": ""} {
 		if got := (&kernel{Release: release}).series(); got != want {
 			t.Errorf("%s: %s", release, got)
 		}
@@ -74,7 +81,7 @@ func TestTake(t *testing.T) {
 		}
 	}
 	want := tree{"usr/bin/dash": {typeFile | 0o755, []byte("dash")}, "usr/bin/again": {typeFile | 0o755, []byte("dash")}, "usr/lib64/ld.so": {typeLink | 0o777, []byte("/lib/ld.so")}}
-	if d := cmp.Diff(want, files, cmp.AllowUnexported(entry{})); d != "" {
+	if d := gocmp.Diff(want, files, gocmp.AllowUnexported(entry{})); d != "" {
 		t.Error(d)
 	}
 	if err := files.take(&tar.Header{Typeflag: tar.TypeLink, Name: "x", Linkname: "nowhere"}, nil); err == nil {
@@ -171,13 +178,13 @@ func TestRead(t *testing.T) {
 		{"amd64", "6.1", "a", "kprobe", "refused: absent"},
 		{"amd64", "6.1", "udp", byDefault, "counts wrong"},
 	}
-	if d := cmp.Diff(want, r.supports(), cmp.AllowUnexported(support{})); d != "" {
+	if d := gocmp.Diff(want, r.supports(), gocmp.AllowUnexported(support{})); d != "" {
 		t.Error(d)
 	}
-	if d := cmp.Diff([]string{"bpf.TestA", "bpf: exit status 1", "gone: did not run", "trace.TestB is skipped: needs the moon"}, r.failed); d != "" {
+	if d := gocmp.Diff([]string{"bpf.TestA", "bpf: exit status 1", "gone: did not run", "trace.TestB is skipped: needs the moon"}, r.failed); d != "" {
 		t.Error(d)
 	}
-	if d := cmp.Diff([]string{"module x.ko: exec format error", "BUG: something"}, r.notes); d != "" {
+	if d := gocmp.Diff([]string{"module x.ko: exec format error", "BUG: something"}, r.notes); d != "" {
 		t.Error(d)
 	}
 	if r.release != "6.1.0-50-cloud-amd64" || r.passed != 3 || r.seconds != 13.5 || r.ok() {
@@ -292,10 +299,9 @@ func FuzzParseSupport(f *testing.F) {
 	})
 }
 
-// TestSeldom: each name in the list is a test's, so that a renamed test does not
-// start to run on all kernels.
-func TestSeldom(t *testing.T) {
-	var declared []string
+// declared lists the names of all tests that the VMs can run.
+func declared(t *testing.T) (names []string) {
+	t.Helper()
 	for _, p := range packages {
 		files, err := filepath.Glob(filepath.Join("../../..", p, "*_test.go"))
 		if err != nil || len(files) == 0 {
@@ -309,15 +315,98 @@ func TestSeldom(t *testing.T) {
 			for line := range strings.Lines(string(b)) {
 				if name, ok := strings.CutPrefix(line, "func "); ok {
 					name, _, _ = strings.Cut(name, "(")
-					declared = append(declared, name)
+					names = append(names, name)
 				}
 			}
 		}
 	}
+	return names
+}
+
+// TestSeldom: each name in the list is a test's, so that a renamed test does not
+// start to run on all kernels.
+func TestSeldom(t *testing.T) {
+	all := declared(t)
 	for _, s := range seldom {
 		for name := range strings.SplitSeq(s.tests, "|") {
-			if !slices.Contains(declared, name) {
+			if !slices.Contains(all, name) {
 				t.Errorf("no package has %s", name)
+			}
+			for _, k := range s.on {
+				if listed("amd64", k) && !slices.ContainsFunc(betweenOn(k), func(pattern string) bool { return regexp.MustCompile(pattern).MatchString(name) }) {
+					t.Errorf("%s never runs on %s: the table between does not have it", name, k)
+				}
+			}
+		}
+	}
+}
+
+// TestBetween: each name in the table is a test's, and each kernel is one that runs.
+func TestBetween(t *testing.T) {
+	all := declared(t)
+	for _, b := range between {
+		for name := range strings.SplitSeq(b.tests, "|") {
+			match := regexp.MustCompile("^(" + name + ")$").MatchString
+			if !slices.ContainsFunc(all, match) {
+				t.Errorf("no package has %s", name)
+			}
+		}
+		for _, k := range b.on {
+			if !slices.Contains(series["amd64"], k) || !listed("amd64", k) {
+				t.Errorf("%s: %s is no kernel between the oldest and the newest, and no flavour", b.why, k)
+			}
+		}
+	}
+}
+
+// TestSuites: what a healthy machine shows, and what was caused, is tested on the oldest
+// kernel, the newest, one between, and a flavour that differs; where a kernel runs in the
+// list of those that are asked for makes no difference.
+func TestSuites(t *testing.T) {
+	runs := func(k string, asked []string, name string) bool {
+		o := &options{arch: "amd64", variants: plain, packages: "bpf"}
+		var found []*kernel
+		for _, series := range asked {
+			number, flavour, _ := strings.Cut(strings.Replace(series, newest, "7.3", 1), "-")
+			found = append(found, &kernel{Release: number + ".1-" + cmp.Or(flavour, cloud) + "-amd64"})
+		}
+		for _, m := range o.machines(found, "") {
+			if m.kernel.series() != strings.Replace(k, newest, "7.3", 1) {
+				continue
+			}
+			match := func(flag string) bool {
+				for _, a := range m.tests[0].Args {
+					if pattern, ok := strings.CutPrefix(a, flag); ok {
+						return regexp.MustCompile(pattern).MatchString(name)
+					}
+				}
+				return flag == "-test.run="
+			}
+			return match("-test.run=") && !match("-test.skip=")
+		}
+		t.Fatalf("no VM for %s", k)
+		return false
+	}
+	for _, c := range []struct {
+		test string
+		on   []string
+	}{
+		{"TestRungs", series["amd64"]},
+		{"TestHealthy", []string{"5.10", "6.12", "6.12-rt", newest}},
+		{"TestSocketlatencyHealthy", []string{"5.10", "6.12", "6.12-rt", newest}},
+		{"TestTCPReset", series["amd64"]},
+		{"TestPacketlossNetfilter", series["amd64"]},
+		{"TestLossTCP", []string{"5.10", "6.1", "6.12", newest}},
+		{"TestRoom", []string{"5.10", newest}},
+		{"TestEventTime", []string{"5.10"}},
+		{"TestLoad", nil},
+	} {
+		for _, k := range series["amd64"] {
+			want := slices.Contains(c.on, k)
+			for _, asked := range [][]string{series["amd64"], {k}} {
+				if got := runs(k, asked, c.test); got != want {
+					t.Errorf("%s on %s, of %v: %v", c.test, k, asked, got)
+				}
 			}
 		}
 	}

@@ -26,7 +26,7 @@ import (
 
 // series are the kernels that run by default, slowest first.
 var series = map[string][]string{
-	"amd64": {"6.18", newest, "6.12", "5.10", "6.1"},
+	"amd64": {"6.18", newest, "6.12", "6.12-" + rt, "5.10", "6.1"},
 	"arm64": {"6.12", "6.1"},
 }
 
@@ -39,7 +39,10 @@ var seldom = []struct {
 	tests string
 	on    []string
 }{
-	{"TestLoad", nil}, // TestRungs does more
+	{"TestLoad", nil},    // TestRungs does more
+	{"TestDrained", nil}, // a tool of the tests
+	// What the loader says of a failure.
+	{"TestLoaderErrors|TestLimitRaised", []string{"5.10"}},
 	// Tests of the loader's own tables and limits, and of parsers with captured
 	// files. The machine that runs make test runs these, on its own kernel.
 	{"TestObjectsOfBothArchitectures|TestLeaks|TestMemory|TestRingFull|TestForget|TestEventsOff|TestManyNamespaces|TestUnownedLeaveTheMaps", nil},
@@ -54,48 +57,81 @@ var seldom = []struct {
 	// Hundreds of commands.
 	{"TestInterfacesByIdentity", []string{"5.10"}},
 	// RTNL is held in the same way on all kernels.
-	{"TestFlowWhileRTNLIsHeld|TestLoadWhileRTNLIsHeld", []string{"6.12"}},
+	{"TestFlowWhileRTNLIsHeld|TestLoadWhileRTNLIsHeld", []string{newest}},
 	{"TestDamaged|TestTruncated|TestTCPSummaryText|TestTCPSummaryMany|TestTCPSummaryFollows", nil},
 	// Which address of a service an event or a flow shows.
-	{"TestServiceAddress", []string{"5.10", "6.12"}},
+	{"TestServiceAddress", []string{"5.10", newest}},
 	// Requests that end without a tracepoint, which newer kernels do not need.
 	{"TestBiolatencyMerged", []string{"5.10", "6.1"}},
 	// The owner of a histogram, and that none is counted when it is off, are the same
-	// code on all kernels; TestHistogramsOf each probe checks the counts everywhere.
-	{"TestHistogramsOff|TestHistogramsOfStrangers", []string{"5.10", newest}},
+	// code on all kernels.
+	{"TestHistogramsOff|TestHistogramsOfStrangers", []string{"5.10"}},
 	// The programs' other tests compare each histogram with the probe's counters
 	// when they end.
-	{"TestHistogramsOfSockets|TestHistogramsOfTheStack|TestHistogramsOfDevices|TestHistogramsOfDisks", []string{"5.10", "6.12", newest}},
+	{"TestHistogramsOfSockets|TestHistogramsOfDevices|TestHistogramsOfDisks", []string{"5.10", newest}},
 	// A process's number in its PID namespace; the test covers another part with
 	// each hook.
 	{"TestBiolatencyOwnInPIDNamespace", []string{"5.10", newest}},
 	// Needs a containerd, which the VMs do not have.
 	{"TestExecBetweenSamples", nil},
 	// Many processes in turn.
-	{"TestIOReaped|TestIOEachRead|TestIORestarted", nil},
-	{"TestFDComesAndGoes", []string{"6.12"}},
+	{"TestIOReaped|TestIOEachRead|TestIORestarted|TestFDComesAndGoes", nil},
 	// Other programs beside the probe flow on a device. This kernel attaches by
 	// clsact, and segments a packet as older kernels do; the machine that runs make
 	// test has tcx.
 	{"TestFlowLeavesForeignFilters|TestFlowTakesStaleFiltersOnly|TestFlowDevicesComeAndGo|TestFlowForwardedSegments|TestFlowSegmentsOfOtherKinds", []string{"5.10"}},
 }
 
-// between are the tests that run on each kernel; the oldest and the newest run the others
-// too, but for the seldom ones. A program of ours differs between kernels in the hooks and
-// fields that it takes: TestRungs loads each rung everywhere, one test of each probe holds
-// what each rung counts against what was caused (support.tsv fails if none is left), and
-// each probe is shown a healthy machine. What else a test finds on the oldest, which has the
-// fewest hooks, and on the newest, which has the newest ways of the kernel, is the same on
-// those between.
-var between = []struct{ tests, why string }{
-	{"TestRungs|TestEveryProbeLoadsOrSaysWhy|TestBlindness|TestSighted|TestLayouts|TestDefinitions|TestReasons|TestKernelReasons", "what this kernel has"},
-	{"TestBiolatency|TestBiolatencyMerged|TestBiolatencyQueue|TestFlow|TestFlowUnits|TestFlowForwarded|TestKernellatency|TestKernellatencyNeighbour|TestNetSoftirq|TestNetiftxlatencyCountsAll|TestNetiftxlatencyFullQueue|TestNetiftxlatencyByDelay|TestSocketlatencySendSlow|TestSocketlatencyReadSlow|TestTCPReset|TestTCPRetrans|TestVirtcmdlatency|TestVirtcmdlatencyOfADevice", "what each rung counts"},
-	{"TestPacketloss.*|TestLossSockets|TestLossRouter|TestLossTCP|TestLossDevices|TestLossRules", "the kernel's reasons for a loss, of which each series has more"},
-	{"TestNetiftxlatencySegments|TestNetiftxlatencySegmentsByDelay", "where the kernel cuts up a packet"},
-	{"TestHealthy|TestKernellatencyHealthy|TestNetiftxlatencyHealthy|TestSocketlatencyHealthy|TestTCPHealthy|TestNoLossOfAPod", "a healthy machine"},
-	{"TestStrangerOfTheSameNumber", "what tells a namespace from an earlier one with its number"},
-	{"TestTCPResetReceived|TestTCPRetransByLoss|TestTCPRetransByReordering|TestTCPRetransKinds", "TCP's own tracepoints"},
-	{"Test.*Against.*|TestIOMoves|TestIOTwoPods|TestIOIdle|TestIOIgnored|TestFDComesAndGoes|TestQdiscTrees|TestTCPTextEqualsSockDiag|TestConntrackFile|TestConntrackModule|TestFamilies|TestListTCP|TestWatch", "the kernel's files and its answers to netlink"},
+// The kernels between the oldest and the newest, and the other flavours.
+var (
+	inner    = []string{"6.1", "6.12", "6.18"}
+	middle   = []string{"6.12"}
+	realtime = []string{"6.12-" + rt}
+)
+
+// between are the tests of the amd64 kernels between the oldest and the newest, and of
+// another flavour than cloud; the oldest and the newest run all, but for the seldom ones. A
+// program of ours differs between kernels in the hooks and fields that it takes: TestRungs
+// loads each rung everywhere, one test of each probe holds what each rung counts against
+// what was caused (support.tsv fails if none is left). What another test finds on the
+// oldest, which has the fewest hooks, on the newest, which has the newest ways of the
+// kernel, and on one in the middle, is the same on their neighbours.
+//
+// With PREEMPT_RT, softirqs run in threads, a task may preempt another's program, and
+// spinlocks sleep. Debian's rt flavour has the generic flavour's other settings, and stands
+// for those too.
+var between = []struct {
+	tests string
+	on    []string
+	why   string
+}{
+	{"TestRungs|TestBlindness|TestSighted|TestLayouts|TestDefinitions|TestReasons|TestKernelReasons", slices.Concat(inner, realtime), "what this kernel has"},
+	{"TestBiolatency|TestBiolatencyMerged|TestFlow|TestFlowUnits|TestFlowForwarded|TestKernellatency|TestNetSoftirq|TestNetiftxlatencyCountsAll|TestSocketlatencySlow|TestTCPReset|TestTCPRetrans|TestVirtcmdlatency|TestVirtcmdlatencyOfADevice|TestPacketlossNetfilter", slices.Concat(inner, realtime), "what each rung counts"},
+	{"TestBiolatencyQueue|TestKernellatencyNeighbour|TestNetiftxlatencyFullQueue|TestNetiftxlatencyByDelay", slices.Concat(middle, realtime), "where each rung begins and ends"},
+	{"TestEveryProbeLoadsOrSaysWhy", slices.Concat(middle, realtime), "the whole program, which loads what TestRungs does"},
+	{"TestHistogramsInParallel|TestHistogramsOfTheStack", realtime, "what programs count that preempt each other"},
+	{"TestPacketloss.*|TestLossSockets|TestLossRouter|TestLossTCP|TestLossDevices|TestLossRules", []string{"6.1", "6.12"}, "the kernel's reasons for a loss, of which each series has more"},
+	{"TestNetiftxlatencySegments|TestNetiftxlatencySegmentsByDelay", middle, "where the kernel cuts up a packet"},
+	{"TestHealthy|TestKernellatencyHealthy|TestNetiftxlatencyHealthy|TestSocketlatencyHealthy|TestTCPHealthy|TestNoLossOfAPod", slices.Concat(middle, realtime), "a healthy machine"},
+	{"TestStrangerOfTheSameNumber", inner, "what tells a namespace from an earlier one with its number"},
+	{"TestTCPResetReceived|TestTCPRetransByLoss|TestTCPRetransByReordering|TestTCPRetransKinds", middle, "TCP's own tracepoints"},
+	{"Test.*Against.*|TestIOMoves", slices.Concat(inner, realtime), "what the probes of files and netlink count"},
+	{"TestIOTwoPods|TestIOIdle|TestIOIgnored|TestQdiscTrees|TestTCPTextEqualsSockDiag|TestConntrackFile|TestConntrackModule|TestFamilies|TestListTCP|TestWatch", middle, "the kernel's files and its answers to netlink"},
+}
+
+// betweenOn returns patterns of the tests that run on a kernel of the table between.
+func betweenOn(series string) (patterns []string) {
+	for _, t := range between {
+		if slices.Contains(t.on, series) {
+			patterns = append(patterns, "^("+t.tests+")$")
+		}
+	}
+	return patterns
+}
+
+// listed reports whether the table between names a kernel.
+func listed(arch, series string) bool {
+	return arch == "amd64" && (slices.Contains(inner, series) || strings.Contains(series, "-"))
 }
 
 // turnOf gives which of the rungs a kernel takes in tests that go by turns:
@@ -262,7 +298,7 @@ func (o *options) reread(logs string) (reports []*report, err error) {
 	}
 	for _, f := range files {
 		series := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(f), o.arch+"-"), ".log")
-		if strings.Contains(series, "-") || o.kernels != "" && !slices.Contains(strings.Split(o.kernels, ","), series) {
+		if strings.HasSuffix(series, "-"+lockdown) || strings.HasSuffix(series, "-"+noBTF) || o.kernels != "" && !slices.Contains(strings.Split(o.kernels, ","), series) {
 			continue
 		}
 		text, err := os.ReadFile(f)
@@ -299,13 +335,10 @@ func (o *options) machines(found []*kernel, logs string) (machines []*machine) {
 			timeout: o.timeout, logs: filepath.Join(logs, name), turn: turnOf(k.series()),
 		})
 	}
-	var last, oldest *kernel
+	var last *kernel
 	for _, k := range found {
-		if last == nil || compareSeries(k.series(), last.series()) > 0 {
+		if !listed(o.arch, k.series()) && (last == nil || compareSeries(k.series(), last.series()) > 0) {
 			last = k
-		}
-		if oldest == nil || compareSeries(k.series(), oldest.series()) < 0 {
-			oldest = k
 		}
 	}
 	for _, k := range found {
@@ -320,12 +353,8 @@ func (o *options) machines(found []*kernel, logs string) (machines []*machine) {
 		}
 		skip := strings.Join(left, "|")
 		run := o.run
-		if run == "" && !o.all && k != last && k != oldest {
-			var names []string
-			for _, t := range between {
-				names = append(names, t.tests)
-			}
-			run = "^(" + strings.Join(names, "|") + ")$"
+		if run == "" && !o.all && listed(o.arch, k.series()) {
+			run = strings.Join(betweenOn(k.series()), "|")
 		}
 		var tests []test
 		for _, p := range strings.Split(o.packages, ",") {

@@ -65,12 +65,12 @@ func formatSupport(table []support) []byte {
 	return b.Bytes()
 }
 
-// compareSeries orders "5.10" after "5.9".
+// compareSeries orders "5.10" after "5.9", and "6.12-rt" after "6.12".
 func compareSeries(x, y string) int {
 	var a, b [2]int
 	fmt.Sscanf(x, "%d.%d", &a[0], &a[1])
 	fmt.Sscanf(y, "%d.%d", &b[0], &b[1])
-	return slices.Compare(a[:], b[:])
+	return cmp.Or(slices.Compare(a[:], b[:]), strings.Compare(x, y))
 }
 
 // supports converts a report to the table's form.

@@ -18,6 +18,7 @@ import (
 // modules are loaded before the tests, if the kernel has them. On a real machine
 // `ip`, `tc` and `nft` load them on demand.
 var modules = []string{
+	"crc32c_generic", "ext4", // built into the cloud flavour
 	"virtio_pci", "virtio_console", "virtio_net", "virtio_blk", "net_failover", "failover",
 	"veth", "dummy", "macvlan", "ipvlan", "8021q", "bonding", "bridge", "vxlan", "tun", "ifb", "loop", "null_blk", "mq-deadline",
 	"sch_ingress", "sch_tbf", "sch_netem", "sch_htb", "sch_fq_codel", "sch_fq", "sch_prio", "sch_mqprio", "sch_multiq", "sch_sfq",
@@ -94,6 +95,7 @@ func (m *machine) prepare(dir, userland string, tests tree) (string, error) {
 		Env: []string{
 			"NODESKOOP_TEST_STRICT=1", "NODESKOOP_TEST_VM=" + m.variant,
 			"NODESKOOP_TEST_BINARY=/usr/bin/nodeskoop",
+			"GOGC=400", // the VM has more memory than CPU
 			fmt.Sprintf("NODESKOOP_TEST_TURN=%d", m.turn),
 		},
 		Tests: m.tests,
