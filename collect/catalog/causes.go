@@ -294,8 +294,9 @@ var causes = []Cause{{
 	Next:    []Step{stepDisk, stepKernel},
 }, {
 	ID: "disk-throttled", Blame: BlameOwner, Whose: OfPods, Weight: 0.8,
-	Title:    "{blame} is at the limit of its control group for disks ({what})",
-	All:      []Sign{{Signal: "disk.limit", AtLeast: 85, Why: "The limit is enforced over slices of 100 ms, so that the mean stays somewhat below it."}},
+	Title: "{blame} is at the limit of its control group for disks ({what})",
+	One: []Sign{{Signal: "disk.limit", AtLeast: 85, Why: "The limit is enforced over slices of 100 ms, so that the mean stays somewhat below it."},
+		{Signal: "disk.held", AtLeast: 30, Why: "Few I/Os a second stay further below it; then their processes wait, and the disk is fast."}},
 	More:     []Sign{{Signal: "disk.stall", AtLeast: 5}},
 	Explains: []string{"slow-disk"},
 	Means:    "The pod reads or writes as much as its control group may (io.max, blkio.throttle), and its processes wait.",

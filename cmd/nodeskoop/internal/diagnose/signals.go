@@ -617,17 +617,41 @@ func (o *observer) groups(name string, before, after groupState) {
 		o.add(observation{signal: "cpu.throttled", owner: name, what: after.throttledIn, value: 100 * float64(since(after.throttled, before.throttled)) / float64(after.periods-before.periods)})
 	}
 	o.add(observation{signal: "cpu.throttled_time", owner: name, what: after.throttledIn, value: 100 * float64(since(after.throttledFor, before.throttledFor)) / 1e9 / window})
+	stall := 0.0
 	if after.stalls && before.stalls {
-		o.add(observation{signal: "disk.stall", owner: name, value: 100 * float64(since(after.stall, before.stall)) / 1e6 / window})
+		stall = 100 * float64(since(after.stall, before.stall)) / 1e6 / window
+		o.add(observation{signal: "disk.stall", owner: name, value: stall})
 	}
 	for _, l := range after.limits {
 		if l.most == 0 {
 			continue
 		}
 		rate := float64(since(after.done[l.ioKey], before.done[l.ioKey])) / window
-		o.add(observation{signal: "disk.limit", owner: name, value: 100 * rate / float64(l.most), what: l.device + " " + l.kind + "=" + strconv.FormatUint(l.most, 10)})
+		what := l.device + " " + l.kind + "=" + strconv.FormatUint(l.most, 10)
+		o.add(observation{signal: "disk.limit", owner: name, value: 100 * rate / float64(l.most), what: what})
+		// The kernel grants I/O in slices of 100 ms, so that few large I/Os stay well below
+		// their limit.
+		if rate >= 0.6*float64(l.most) && o.isFast(l.device) {
+			o.add(observation{signal: "disk.held", owner: name, value: stall, what: what})
+		}
 	}
 }
+
+// isFast reports whether a disk that did I/O took no time for it.
+func (o *observer) isFast(device string) bool {
+	if o.before.node == nil || o.after.node == nil {
+		return false
+	}
+	for name, d := range o.after.node.disks {
+		if old := o.before.node.disks[name]; d.device == device && d.ios > old.ios {
+			return float64(d.waits-old.waits)/float64(d.ios-old.ios) < fastDisk
+		}
+	}
+	return false
+}
+
+// fastDisk is less than any disk takes that a process notices, in milliseconds.
+const fastDisk = 20
 
 func functionOf(location string) string {
 	function, _, _ := strings.Cut(location, "+")

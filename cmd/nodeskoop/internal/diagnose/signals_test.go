@@ -342,9 +342,15 @@ func TestObserve(t *testing.T) {
 			r.before.groups[web] = groupState{done: map[ioKey]uint64{k: 100}}
 			r.after.groups[web] = groupState{done: map[ioKey]uint64{k: 150}, limits: []ioLimit{{k, 5}}}
 		}, "disk.limit shop/web-0 100 8:0 riops=5"},
+		{"a pod that waits below its limit, for a fast disk", func(r *recording) {
+			heldAt(r, 40)
+		}, "disk.held shop/web-0 60 8:0 riops=5\ndisk.ios node 40 sda\ndisk.limit shop/web-0 80 8:0 riops=5\ndisk.stall shop/web-0 60\ndisk.wait node 1 sda"},
+		{"a pod that waits below its limit, for a slow disk", func(r *recording) {
+			heldAt(r, 4000)
+		}, "disk.ios node 40 sda\ndisk.limit shop/web-0 80 8:0 riops=5\ndisk.stall shop/web-0 60\ndisk.wait node 100 sda"},
 		{"a busy CPU and a slow disk", func(r *recording) {
 			r.before.node = &nodeState{cpus: map[int64]procfs.CPUStat{0: {}, 3: {}}, disks: map[string]disk{"sda": {}}, stall: map[string]uint64{"io": 0}}
-			r.after.node = &nodeState{cpus: map[int64]procfs.CPUStat{0: {Idle: 9.99, SoftIRQ: 0.01}, 2: {SoftIRQ: 5}, 3: {Idle: 2, SoftIRQ: 8}}, disks: map[string]disk{"sda": {20, 4000}}, stall: map[string]uint64{"io": 9_000_000}}
+			r.after.node = &nodeState{cpus: map[int64]procfs.CPUStat{0: {Idle: 9.99, SoftIRQ: 0.01}, 2: {SoftIRQ: 5}, 3: {Idle: 2, SoftIRQ: 8}}, disks: map[string]disk{"sda": {ios: 20, waits: 4000}}, stall: map[string]uint64{"io": 9_000_000}}
 		}, "cpu.softirq node 80 3\ncpu.softirq node 0.1 0\ndisk.ios node 20 sda\ndisk.stall node 90\ndisk.wait node 200 sda"},
 		{"slow and lost lookups", func(r *recording) {
 			a := netip.MustParseAddr
@@ -431,4 +437,14 @@ func stuck(r *recording, before, after netlink.TCPInfo) {
 			{state: established, local: port(webAddr, 8080), remote: port(far, 40000), rx: 64, info: &info},
 			{state: established, local: port("127.0.0.1", 8080), remote: port("127.0.0.1", 40001), rx: 64, info: &info}}
 	}
+}
+
+// heldAt adds a pod that made 40 reads in 10 s of the 50 that it may make, and waited for
+// 6 s. The disk took so many milliseconds for all of them.
+func heldAt(r *recording, waits uint64) {
+	k := ioKey{"8:0", "riops"}
+	r.before.groups[web] = groupState{stalls: true}
+	r.after.groups[web] = groupState{stalls: true, stall: 6_000_000, done: map[ioKey]uint64{k: 40}, limits: []ioLimit{{k, 5}}}
+	r.before.node = &nodeState{disks: map[string]disk{"sda": {device: "8:0"}}}
+	r.after.node = &nodeState{disks: map[string]disk{"sda": {device: "8:0", ios: 40, waits: waits}}}
 }
