@@ -115,8 +115,8 @@ var between = []struct {
 	{"TestHealthy|TestKernellatencyHealthy|TestNetiftxlatencyHealthy|TestSocketlatencyHealthy|TestTCPHealthy|TestNoLossOfAPod", slices.Concat(middle, realtime), "a healthy machine"},
 	{"TestStrangerOfTheSameNumber", inner, "what tells a namespace from an earlier one with its number"},
 	{"TestTCPResetReceived|TestTCPRetransByLoss|TestTCPRetransByReordering|TestTCPRetransKinds", middle, "TCP's own tracepoints"},
-	{"Test.*Against.*|TestIOMoves", slices.Concat(inner, realtime), "what the probes of files and netlink count"},
-	{"TestIOTwoPods|TestIOIdle|TestIOIgnored|TestQdiscTrees|TestTCPTextEqualsSockDiag|TestConntrackFile|TestConntrackModule|TestFamilies|TestListTCP|TestWatch", middle, "the kernel's files and its answers to netlink"},
+	{"Test.*Against.*|TestIOMoves|TestIOIdle", slices.Concat(inner, realtime), "what the probes of files and netlink count"},
+	{"TestIOTwoPods|TestIOIgnored|TestQdiscTrees|TestTCPTextEqualsSockDiag|TestConntrackFile|TestConntrackModule|TestFamilies|TestListTCP|TestWatch", middle, "the kernel's files and its answers to netlink"},
 }
 
 // betweenOn returns patterns of the tests that run on a kernel of the table between.
