@@ -27,6 +27,8 @@ type observation struct {
 	blame string
 	// from is the end that sent what a rule of the node dropped.
 	from string
+	// in is whose namespace shows it; "" is the owner's.
+	in string
 	// parts is how many observations this is the sum of, 0 for one that was made; others
 	// are their other ends. It has no peer, or anyone as its owner.
 	parts  int
@@ -563,18 +565,18 @@ func (o *observer) qdiscs(name string, before, after *netnsState) {
 		ofPods = o.podDevices()
 	}
 	for device, s := range devices {
-		name := name
+		name, in := name, ""
 		if pod := ofPods[device]; pod != "" {
 			// What is sent to the pod, and to nobody else, goes through it.
-			name, device = pod, device+" of the node"
+			name, device, in = pod, device+" of the node", Node
 		}
-		o.add(observation{signal: "shaper.packets", owner: name, what: device, value: s.packets + s.drops})
-		o.add(observation{signal: "shaper.waits", owner: name, what: device, value: s.limits})
-		o.add(observation{signal: "shaper.queue", owner: name, what: device, value: s.backlog})
-		o.add(observation{signal: "shaper.drops", owner: name, what: device, value: s.drops})
+		o.add(observation{signal: "shaper.packets", owner: name, what: device, in: in, value: s.packets + s.drops})
+		o.add(observation{signal: "shaper.waits", owner: name, what: device, in: in, value: s.limits})
+		o.add(observation{signal: "shaper.queue", owner: name, what: device, in: in, value: s.backlog})
+		o.add(observation{signal: "shaper.drops", owner: name, what: device, in: in, value: s.drops})
 		if s.packets == 0 { // a shaper's inner queue is full because of the shaper
-			o.add(observation{signal: "queue.drops", owner: name, what: device, value: s.full})
-			o.add(observation{signal: "queue.packets", owner: name, what: device, value: s.sent})
+			o.add(observation{signal: "queue.drops", owner: name, what: device, in: in, value: s.full})
+			o.add(observation{signal: "queue.packets", owner: name, what: device, in: in, value: s.sent})
 		}
 	}
 }
