@@ -47,7 +47,7 @@ type devices struct {
 	frames      *ebpf.Program
 	packets     *ebpf.Program
 	held        map[int]*attachment // by index, since a name may pass to another device
-	limitations []string            // of the last scan
+	limitations []string            // result of the last scan
 	closed      bool
 
 	// mu is held during requests to the kernel about devices, which wait as long as
@@ -171,7 +171,7 @@ func (d *devices) scan() (first, err error) {
 		}
 		h, err := d.attach(l)
 		if errors.Is(err, unix.ENODEV) {
-			continue // removed meanwhile
+			continue // the device was removed meanwhile
 		}
 		if err != nil {
 			err = fmt.Errorf("attach to device %s: %w", a.Name, explainDevice(err))

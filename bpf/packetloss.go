@@ -210,7 +210,7 @@ type dropReader struct {
 	classes    map[uint64]DropClass // classes of known locations, by address
 	verdicts   map[dropKey]Why      // verdicts on packets judged in user space
 	ignored    [whys]uint64         // packets ignored by these verdicts
-	forgotten  [whys]uint64         // the same in namespaces that are gone
+	forgotten  [whys]uint64         // packets of namespaces that are gone, ignored in the same way
 	sums       []dropSum
 }
 

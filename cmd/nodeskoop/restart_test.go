@@ -83,7 +83,7 @@ func (n *node) trouble() {
 	_, _ = n.host.Try("sh", "-c", "for i in 1 2 3; do head -c 100000 /dev/zero | cat > /dev/null; done")
 }
 
-// counters are the values of an exposition that may never fall: all counters
+// countersIn returns the values of an exposition that may never fall: all counters
 // but flow's and those of the tool about itself, and all of a histogram. Loop devices
 // come and go with other tests.
 func countersIn(fams map[string]*dto.MetricFamily) map[string]float64 {
@@ -272,8 +272,8 @@ func TestNoCounterFallsInScriptMode(t *testing.T) {
 	}
 }
 
-// TestStateThatCannotBeUsed: it is reported once, and the program works from then
-// on.
+// TestStateThatCannotBeUsed: unusable state is reported once, and the program works
+// from then on.
 func TestStateThatCannotBeUsed(t *testing.T) {
 	for _, x := range []struct {
 		name, says, level string

@@ -93,7 +93,7 @@ func (h *Hub) owe(o owing, now time.Time) {
 		return
 	}
 	if e.Pod == nil && h.process[o.typ.ID()] {
-		return // the owner depends on the process, which the namespace does not show
+		return // the owner depends on the process, and the namespace does not identify it
 	}
 	h.limits.bucket(bucketOf(&e), now).owed.Add(o.n)
 	h.wakeSweep()

@@ -121,8 +121,8 @@ func (l *Listener) Close() error {
 	return nil
 }
 
-// HostListener is the Listener of the host's namespace together with the state that it
-// updates. The zero value has none. It is not safe for concurrent use.
+// HostListener is the Listener of the host's namespace, with the state that it updates.
+// The zero value has no Listener. It is not safe for concurrent use.
 type HostListener[T any] struct {
 	l    *Listener
 	of   *T

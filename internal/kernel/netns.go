@@ -63,7 +63,7 @@ func LinkedNetns(dir int, name string) (uint64, error) {
 	} else if !errors.Is(err, unix.EINVAL) {
 		return 0, err
 	}
-	// It is a link to such a link, or the namespace itself, as a bind mount is.
+	// The link leads to another such link, or to a bind mount of the namespace itself.
 	var st unix.Stat_t
 	if err := unix.Fstatat(dir, name, &st, 0); err != nil {
 		return 0, err

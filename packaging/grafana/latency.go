@@ -17,8 +17,8 @@ func heat(title, metric, where, none string) panel {
 }
 
 // p99 returns the query for a histogram's 99th percentile, for each combination of
-// labels. Where nothing was measured the percentile is NaN, for which a legend shows the
-// panel's text for no data, so such values are left out.
+// labels. A percentile without measurements is NaN. The query drops it, since a legend
+// would show the panel's text for no data.
 func p99(metric, where, legend string, labels ...string) target {
 	by := strings.Join(append([]string{"le"}, labels...), ", ")
 	return target{"histogram_quantile(0.99, sum by (" + by + ") (" + rate(metric+"_bucket", where) + ")) >= 0", legend}

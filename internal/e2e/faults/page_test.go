@@ -91,7 +91,7 @@ func (o outcome) evidence() string {
 	return strings.Join(list[:min(len(list), 2)], "; ")
 }
 
-// others are the findings about none of the faults.
+// others are the findings that belong to none of the faults.
 func (o outcome) others() (list []string) {
 	for i, f := range o.Findings {
 		if i+1 != o.rank(0) && i+1 != o.rank(1) {

@@ -22,7 +22,7 @@ const newest = "newest"
 
 // kernel is one of Debian's kernels, unpacked in the cache.
 type kernel struct {
-	Release  string // as uname -r has it
+	Release  string // release as shown by uname -r
 	Packages []string
 	dir      string
 }

@@ -30,7 +30,7 @@ var series = map[string][]string{
 	"arm64": {"6.12", "6.1"},
 }
 
-// packages are those whose tests depend on the kernel.
+// packages lists the packages with tests that depend on the kernel.
 var packages = []string{"bpf", "collect/trace", "collect/proc", "collect/netlink"}
 
 // seldom lists tests that depend little on the kernel, and the kernels on which
@@ -39,19 +39,20 @@ var seldom = []struct {
 	tests string
 	on    []string
 }{
-	{"TestLoad", nil}, // TestRungs does more
+	{"TestLoad", nil}, // TestRungs checks more
 	// Tests of the loader's own tables and limits, and of parsers with captured
 	// files. The machine that runs make test runs these, on its own kernel.
 	{"TestObjectsOfBothArchitectures|TestLeaks|TestMemory|TestRingFull|TestForget|TestEventsOff|TestManyNamespaces|TestUnownedLeaveTheMaps", nil},
 	{"TestSymbolsRefreshRarely|TestShares|TestManyFlows|TestFlowSeriesAreShared|TestRoomIsSaid|TestMillionDescriptors|TestLoopWhileRTNLIsHeld", nil},
-	// Who made a namespace is read from the kernel; how its tables fill is not.
+	// The creator of a namespace comes from the kernel. How the tables fill up does not
+	// depend on the kernel.
 	{"TestRoom|TestDropsWithoutRoom|TestRoomForFollowed", []string{"5.10", newest}},
 	{"TestEventRoom|TestRoomForPods", []string{"5.10"}},
-	// A clock's offset is added by the same code on all.
+	// All kernels use the same code to add a clock's offset.
 	{"TestEventTime", []string{"5.10"}},
 	{"TestEventTimeInTimeNamespace|TestEntriesTellWhatTheKernelHeldBack|TestHistogramsAsTheOptionSays", []string{newest}},
 	{"TestEndedPodLeavesTheMaps|TestIdleFlowsLeaveTheMap", []string{"5.10"}},
-	// Hundreds of commands.
+	// These run hundreds of commands.
 	{"TestInterfacesByIdentity", []string{"5.10"}},
 	// RTNL is held in the same way on all kernels.
 	{"TestFlowWhileRTNLIsHeld|TestLoadWhileRTNLIsHeld", []string{"6.12"}},
@@ -63,15 +64,15 @@ var seldom = []struct {
 	// The owner of a histogram, and that none is counted when it is off, are the same
 	// code on all kernels; TestHistogramsOf each probe checks the counts everywhere.
 	{"TestHistogramsOff|TestHistogramsOfStrangers", []string{"5.10", newest}},
-	// The programs' other tests compare each histogram with the probe's counters
-	// when they end.
+	// Other tests of these probes also compare each histogram with the probe's
+	// counters, at their end.
 	{"TestHistogramsOfSockets|TestHistogramsOfTheStack|TestHistogramsOfDevices|TestHistogramsOfDisks", []string{"5.10", "6.12", newest}},
-	// A process's number in its PID namespace; the test covers another part with
-	// each hook.
+	// These use a process's number in its PID namespace. With each hook the test covers
+	// another part.
 	{"TestBiolatencyOwnInPIDNamespace", []string{"5.10", newest}},
 	// Needs a containerd, which the VMs do not have.
 	{"TestExecBetweenSamples", nil},
-	// Many processes in turn.
+	// These run many processes, one after another.
 	{"TestIOReaped|TestIOEachRead|TestIORestarted", nil},
 	{"TestFDComesAndGoes", []string{"6.12"}},
 	// Other programs beside the probe flow on a device. This kernel attaches by
@@ -80,13 +81,14 @@ var seldom = []struct {
 	{"TestFlowLeavesForeignFilters|TestFlowTakesStaleFiltersOnly|TestFlowDevicesComeAndGo|TestFlowForwardedSegments|TestFlowSegmentsOfOtherKinds", []string{"5.10"}},
 }
 
-// between are the tests that run on each kernel; the oldest and the newest run the others
-// too, but for the seldom ones. A program of ours differs between kernels in the hooks and
-// fields that it takes: TestRungs loads each rung everywhere, one test of each probe holds
-// what each rung counts against what was caused (support.tsv fails if none is left), and
-// each probe is shown a healthy machine. What else a test finds on the oldest, which has the
-// fewest hooks, and on the newest, which has the newest ways of the kernel, is the same on
-// those between.
+// between lists the tests that run on every kernel. All other tests, except the seldom
+// ones, run on the oldest and the newest kernel only. A BPF program differs between
+// kernels in its hooks and in the fields that it reads. So on every kernel TestRungs
+// loads each rung, a test of each probe compares the count of each rung with what was
+// caused (support.tsv fails if no rung is left), and each probe runs on a healthy
+// machine. The oldest kernel has the fewest hooks, the newest has the newest kernel
+// code. The other tests find nothing on the kernels between that they do not find on
+// these two.
 var between = []struct{ tests, why string }{
 	{"TestRungs|TestEveryProbeLoadsOrSaysWhy|TestBlindness|TestSighted|TestLayouts|TestDefinitions|TestReasons|TestKernelReasons", "what this kernel has"},
 	{"TestBiolatency|TestBiolatencyMerged|TestBiolatencyQueue|TestFlow|TestFlowUnits|TestFlowForwarded|TestKernellatency|TestKernellatencyNeighbour|TestNetSoftirq|TestNetiftxlatencyCountsAll|TestNetiftxlatencyFullQueue|TestNetiftxlatencyByDelay|TestSocketlatencySendSlow|TestSocketlatencyReadSlow|TestTCPReset|TestTCPRetrans|TestVirtcmdlatency|TestVirtcmdlatencyOfADevice", "what each rung counts"},
@@ -98,8 +100,8 @@ var between = []struct{ tests, why string }{
 	{"Test.*Against.*|TestIOMoves|TestIOTwoPods|TestIOIdle|TestIOIgnored|TestFDComesAndGoes|TestQdiscTrees|TestTCPTextEqualsSockDiag|TestConntrackFile|TestConntrackModule|TestFamilies|TestListTCP|TestWatch", "the kernel's files and its answers to netlink"},
 }
 
-// turnOf gives which of the rungs a kernel takes in tests that go by turns:
-// neighbours take others. It is the same whichever kernels run.
+// turnOf returns which rungs a kernel uses in tests that take turns. Neighbouring
+// kernels use different ones. The result does not depend on which kernels run.
 func turnOf(series string) int {
 	turn := 0
 	for _, older := range []string{"5.10", "6.1", "6.12", "6.18"} {
@@ -130,7 +132,8 @@ func main() {
 	flag.StringVar(&o.skip, "skip", "", "no tests that match the `regexp`")
 	flag.IntVar(&o.count, "count", 1, "how often to run each test, to look for one that fails now and then")
 	flag.IntVar(&o.dearest, "costs", 12, "print as many of the tests that take most CPU time")
-	// A VM waits half of its time, and none should be left over for the end.
+	// A VM waits half of its time. Start the slowest first, so that none is left over
+	// for the end.
 	flag.IntVar(&o.jobs, "j", runtime.NumCPU()*5/2, "VMs at a time, of 1.5 GiB each")
 	flag.StringVar(&o.accel, "accel", "tcg,thread=single", "QEMU's accelerator; kvm where there is one")
 	flag.StringVar(&o.icount, "icount", "shift=1,sleep=on", "QEMU's -icount, which ties the VM's time to the instructions that it runs; empty: real time")
@@ -432,8 +435,8 @@ func (t tree) addAll(root, dir, to string) error {
 // skipsAllowed are the reasons for which a test may be skipped in a VM.
 var skipsAllowed = regexp.MustCompile(`^this (kernel|containerd): |^long test|^runs by make `)
 
-// check turns into failures what a VM must not do: leave out a suite, or skip a
-// test for a reason that the VM could have avoided.
+// check turns skipped tests and suites into failures, unless the VM had no way to run
+// them.
 func (r *report) check() {
 	for _, t := range r.machine.tests {
 		if !slices.Contains(r.ended, t.Name) && r.err == nil {

@@ -201,7 +201,8 @@ func openRegular(path string) (*os.File, error) {
 	default:
 		return fail(errors.New("it is not a regular file: node_exporter may hang on it at each scrape"))
 	}
-	// Reopen the inspected file itself, whatever now has its name.
+	// Reopen the inspected file itself, since its name may belong to another file by
+	// now.
 	f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
 		return fail(innermost(err))

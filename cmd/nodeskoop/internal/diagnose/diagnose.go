@@ -50,7 +50,7 @@ type target struct {
 	name  string
 	path  string
 	inode uint64
-	pod   *owner.Pod // nil: the node
+	pod   *owner.Pod // nil for the node
 }
 
 // Doctor looks at a node.
@@ -242,7 +242,7 @@ func (d *Doctor) moment(whole bool) moment {
 // distinguish lasting states from passing ones.
 const looksBetween = 2
 
-// connections returns those of the node and all pods.
+// connections returns the connections of the node and of all pods.
 func (d *Doctor) connections() map[string][]socket {
 	type result struct {
 		name string
@@ -256,7 +256,7 @@ func (d *Doctor) connections() map[string][]socket {
 			return s.sockets, err
 		})
 		if err != nil {
-			return result{} // the moment at the end says why
+			return result{} // the moment at the end reports the error
 		}
 		return result{t.name, list}
 	}) {
@@ -392,7 +392,7 @@ func usedPorts(flows []*netlink.ConntrackFlow) (most natPorts) {
 	for _, f := range flows {
 		nat, was := addrOf(f.Reverse.DstIP), addrOf(f.Forward.SrcIP)
 		if nat == was && f.Reverse.DstPort == f.Forward.SrcPort {
-			continue // its source is its own
+			continue // NAT has not changed the source
 		}
 		k := to{f.Forward.Protocol, nat, addrOf(f.Reverse.SrcIP), f.Reverse.SrcPort}
 		if ports[k] == nil {

@@ -30,12 +30,12 @@ type Finding struct {
 	Next     []string   `json:"next"`
 
 	about   *catalog.Cause
-	parties map[string]bool // that it is about
-	ends    []string        // that its first sign names
+	parties map[string]bool // the ends that the finding is about
+	ends    []string        // the ends that the cause's first sign names
 	what    string
 	owner   string
 	peer    string
-	weight  float64 // of the strongest occurrence
+	weight  float64 // weight of the strongest occurrence
 }
 
 // Evidence is one number that supports a finding.
@@ -44,8 +44,8 @@ type Evidence struct {
 	Source string  `json:"source"`
 	Value  float64 `json:"value"`
 
-	of   string // whose number it is
-	with string // its other end
+	of   string // owner of the number
+	with string // the other end of that owner's traffic
 }
 
 // NotLooked is something that could not be examined.
@@ -381,10 +381,11 @@ func afterNodeWide(all []*Finding) {
 	}
 }
 
-// related reports whether what a is about may bring b about. What passes through the
-// node concerns all of its pods, but for a node-wide cause, beside which a pod may have a
-// trouble of its own. A cause of two ends concerns what these two have with each other:
-// anybody may have trouble with a pod, and must not hide what others have with it.
+// related reports whether a may bring about b. A fault of traffic that passes through
+// the node concerns all of its pods. It is different with a node-wide cause, since a
+// pod may have a trouble of its own beside it. A cause between two ends concerns only
+// the traffic between these two: any process may have trouble with a pod, and must not
+// hide the troubles that others have with it.
 func related(a, b *Finding) bool {
 	if a.about.Passing && slices.Equal(a.ends, []string{Node}) {
 		return true

@@ -71,7 +71,7 @@ var cases = []struct {
 		[]observation{seen("tcp.lost", client, far, 12), seen("TcpOutSegs", client, "", 90000)}},
 	{"wire-loss", Path,
 		[]observation{seen("tcp.lost", client, far, 60), seen("TcpOutSegs", client, "", 2000)},
-		// It is lost on this node.
+		// The packet is lost on this node.
 		[]observation{seen("tcp.lost", client, far, 60), seen("TcpOutSegs", client, "", 2000), seen("drop.local", client, far, 1)}},
 	{"wire-reordering", Path,
 		[]observation{seen("reordered.peer", client, far, 80), seen("tcp.reordered", client, "", 80), seen("TcpOutSegs", client, "", 9000), seen("tcp.lost", client, far, 90)},
@@ -130,7 +130,7 @@ var cases = []struct {
 		[]observation{seen("ipv6.syn", client, "2001:db8::7", 1)}},
 	{"slow-disk", Node,
 		[]observation{{signal: "disk.wait", owner: Node, value: 210, what: "sda"}, {signal: "disk.ios", owner: Node, value: 60, what: "sda"}, seen("disk.stall", Node, "", 90)},
-		// Written back in the background.
+		// The kernel writes these back in the background.
 		[]observation{{signal: "disk.wait", owner: Node, value: 210, what: "sda"}, {signal: "disk.ios", owner: Node, value: 600, what: "sda"}, seen("disk.stall", Node, "", 3)}},
 	{"disk-throttled", web,
 		[]observation{{signal: "disk.limit", owner: web, value: 99, what: "8:0 wbps=1048576"}, seen("disk.stall", web, "", 80)},
@@ -236,8 +236,8 @@ func TestFindingsAreWhole(t *testing.T) {
 	}
 }
 
-// TestNoFindingHidesAnothers: what a process does in its pod, or as a user of the node,
-// hides no finding about others. What really is behind a finding does.
+// TestNoFindingHidesAnothers: the actions of a process in its pod, or of a user of the
+// node, hide no finding about others. The real reason of a finding does hide it.
 func TestNoFindingHidesAnothers(t *testing.T) {
 	const thief, user = "lab/thief-0", Node
 	loss := []observation{seen("tcp.lost", client, "192.0.2.7", 60), seen("TcpOutSegs", client, "", 1000)}
@@ -250,7 +250,7 @@ func TestNoFindingHidesAnothers(t *testing.T) {
 	for _, c := range []struct {
 		name       string
 		stolen, by []observation
-		cause      string // of stolen
+		cause      string // expected cause in place of stolen
 		hidden     bool
 	}{
 		{"a user of the node does not accept", loss, overflow(user), "wire-loss", false},

@@ -35,8 +35,8 @@ type nodeState struct {
 
 // disk is what a disk has done.
 type disk struct {
-	ios   uint64 // reads and writes that ended
-	waits uint64 // how long they took together, in milliseconds
+	ios   uint64 // reads and writes that have ended
+	waits uint64 // their total duration, in milliseconds
 }
 
 func readNode() *nodeState {
@@ -140,7 +140,7 @@ func (n *nodeState) readTCPMem() error {
 	var low uint64
 	b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_mem")
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // this process is not in the initial network namespace
+		return nil // errors are expected: this process is not in the initial network namespace
 	}
 	if err == nil {
 		_, err = fmt.Sscan(string(b), &low, &n.tcpPressure, &n.tcpMax)
@@ -154,7 +154,7 @@ func (n *nodeState) readTCPMem() error {
 func (n *nodeState) readARP() error {
 	b, err := os.ReadFile("/proc/thread-self/net/stat/arp_cache")
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // the first namespace alone has it
+		return nil // only the first namespace has this file
 	}
 	if err != nil {
 		return err
@@ -199,7 +199,7 @@ func parseARP(b []byte) (entries, fulls uint64, err error) {
 
 // groupState holds the statistics of a pod's control groups.
 type groupState struct {
-	periods, throttled uint64 // of the CPU quota
+	periods, throttled uint64 // periods of the CPU quota, and those with throttling
 	// throttledFor is how long, in nanoseconds, the group was throttled.
 	throttledFor uint64
 	// throttledIn is the group that was throttled most often.
@@ -313,7 +313,7 @@ func readGroups(mounts map[string]string, pids []int) (g groupState, err error) 
 func (g *groupState) readCPU(dir string) {
 	b, err := os.ReadFile(dir + "/cpu.stat")
 	if err != nil {
-		return // the controller is not there
+		return // this controller is absent
 	}
 	for line := range strings.Lines(string(b)) {
 		name, text, _ := strings.Cut(strings.TrimSpace(line), " ")

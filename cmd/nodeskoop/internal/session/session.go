@@ -28,8 +28,8 @@ import (
 type Session struct {
 	Version string // version of the program
 	Once    bool   // ends after one or two cycles
-	Service bool   // runs unattended until told to end
-	ForPods bool   // about named pods, so it fails without the list of pods
+	Service bool   // the command runs unattended until it is stopped
+	ForPods bool   // the command is about named pods, so it fails without the list of pods
 	// PodsWait is how long to wait for a containerd that has not listed its pods, or does
 	// not run yet. 0: for a containerd that answers slowly, FirstPods.
 	PodsWait time.Duration
@@ -37,7 +37,7 @@ type Session struct {
 	Log      *slog.Logger
 	Level    *slog.LevelVar
 	Host     Host  // view of the host under Config
-	HostErr  error // why nothing may be measured here, nil if it may
+	HostErr  error // why measuring is not allowed here, nil if it is
 
 	json atomic.Bool // the log is JSON
 }

@@ -265,7 +265,7 @@ func (s *Sampler) readProcesses(p *owner.Pod) (list []process, more int, err err
 	for _, pid := range pids {
 		name, e := os.ReadFile(s.files.proc + "/" + strconv.Itoa(pid) + "/comm")
 		if errors.Is(e, os.ErrNotExist) {
-			continue // it has exited
+			continue // the process has exited
 		}
 		if e != nil {
 			err = cmp.Or(err, fmt.Errorf("read the name of process %d: %w", pid, e))
