@@ -27,7 +27,7 @@ type EventLimits struct{ Rate, Burst int }
 
 // DefaultEventLimits are far above the limits on journal entries, so that merged
 // entries count nearly all occurrences. They are low enough that a flood in one
-// namespace costs the daemon 0.1 % of a CPU.
+// namespace costs the daemon a negligible share of a CPU.
 var DefaultEventLimits = EventLimits{Rate: 100, Burst: 500}
 
 // Options say what a Tracer does with events.
