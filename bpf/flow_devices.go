@@ -224,7 +224,7 @@ func (d *devices) programFor(l netlink.Link) (*ebpf.Program, error) {
 	case "none", "ppp", "ipip", "tunnel6", "sit", "gre", "unknown519", "unknown823": // the last two: RAWIP, IP6GRE
 		return d.packets, nil
 	default:
-		return nil, fmt.Errorf("its packets begin with a header of type %q, which is none that the probe can read", encap)
+		return nil, fmt.Errorf("its packets begin with a header of type %q, which the probe cannot read", encap)
 	}
 }
 
@@ -487,7 +487,7 @@ func newLease() (lease, error) {
 	l := lease{name: hex.EncodeToString(b[:])}
 	var err error
 	if l.fd, err = bindLease(l.name); err != nil {
-		return lease{fd: -1}, fmt.Errorf("bind the socket @%s%s, which tells that this process lives: %w", filterName, l.name, err)
+		return lease{fd: -1}, fmt.Errorf("bind the socket @%s%s, which shows that this process runs: %w", filterName, l.name, err)
 	}
 	return l, nil
 }

@@ -134,11 +134,11 @@ func (p *Probe) mapCode(must bool) error {
 		var starts [objects.PacketlossSizeEXPIRIES]uint64
 		copy(starts[:], p.loader.symbols.starts(lossExpiries))
 		if err := p.put(objects.PacketlossVarExpiries, starts); err != nil {
-			return fmt.Errorf("write what the timers of fragments call: %w", err)
+			return fmt.Errorf("write the timer functions of fragment queues: %w", err)
 		}
 	}
 	if err := p.put(objects.PacketlossVarModulesKnown, loaded); err != nil {
-		return fmt.Errorf("say which modules the code table knows: %w", err)
+		return fmt.Errorf("write which modules the code table covers: %w", err)
 	}
 	return nil
 }
@@ -150,7 +150,7 @@ func startedLosses(p *Probe) error {
 		case h.Kind == "":
 		case h.Name == lossSockets:
 			if err := p.put(objects.PacketlossVarSocketsNoted, uint32(1)); err != nil {
-				return fmt.Errorf("say that sockets are noted: %w", err)
+				return fmt.Errorf("write that the hooks for sockets are attached: %w", err)
 			}
 		case h.Name == lossModules:
 			p.loader.symbols.follow(func() (n uint64, ok bool) {

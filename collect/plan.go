@@ -245,7 +245,7 @@ func listProcesses(root string, who owner.Pods, pods []*owner.Pod) processLists 
 		if of.pids, err = who.Processes(p, of.pids); err != nil {
 			of.err = errors.Join(of.err, err)
 			if l.host.err == nil {
-				l.host.err = fmt.Errorf("the processes of pod %s/%s cannot be told from the others: %w", p.Namespace, p.Name, err)
+				l.host.err = fmt.Errorf("the processes of pod %s/%s cannot be distinguished from the others: %w", p.Namespace, p.Name, err)
 			}
 		}
 		for _, pid := range of.pids[before:] {

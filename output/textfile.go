@@ -460,7 +460,7 @@ func (t *Textfile) taken(root *os.Root, at place) error {
 		}
 		return fmt.Errorf("%w: stop it, or set another textfile.file; `fuser -v %s` names it", ErrInUse, at)
 	}
-	return fmt.Errorf("%w: it changes all the time", ErrInUse)
+	return fmt.Errorf("%w: it is replaced again and again", ErrInUse)
 }
 
 // ours reports whether fi is the last file that this process wrote.

@@ -109,7 +109,7 @@ func (l *Listener) Drain(each func(typ uint16, msg []byte) error) (lost bool, er
 				err = each(h.typ, payload)
 			}
 			if err != nil {
-				return lost, fmt.Errorf("netlink: read what was said of %s: %w", l.c.what, err)
+				return lost, fmt.Errorf("netlink: read a notification about %s: %w", l.c.what, err)
 			}
 		}
 	}

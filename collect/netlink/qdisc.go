@@ -128,7 +128,7 @@ func (p *qdisc) hear(s *qdiscs) (heard bool, err error) {
 		return nil
 	})
 	if lost {
-		p.log.Warn("notifications about queueing disciplines were lost; the last counts of those that went may be missing")
+		p.log.Warn("notifications about queueing disciplines were lost; the last counts of deleted ones may be missing")
 	}
 	return heard || lost, err
 }

@@ -169,7 +169,7 @@ func readDocker(file string) (dockerAnswer, error) {
 		return dockerAnswer{}, &os.PathError{Op: "stat", Path: file, Err: err}
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size > maxDockerFile {
-		return dockerAnswer{}, fmt.Errorf("read %s: it is no regular file of at most %d bytes", file, maxDockerFile)
+		return dockerAnswer{}, fmt.Errorf("read %s: it is not a regular file of at most %d bytes", file, maxDockerFile)
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxDockerFile))
 	if err != nil {

@@ -90,7 +90,7 @@ func (w *watcher) handle(ctx context.Context, e *types.Envelope) {
 func (w *watcher) fetch(ctx context.Context, k key, now time.Time) *container {
 	r, err := w.cl.container(ctx, k)
 	if err != nil {
-		w.opt.Log.Debug("a container that an event told of is not found", "namespace", k.ns, "container", k.id, "error", plainError(err))
+		w.opt.Log.Debug("containerd sent an event about a container that it does not have", "namespace", k.ns, "container", k.id, "error", plainError(err))
 		return nil
 	}
 	a := aboutContainer(k.ns, r)

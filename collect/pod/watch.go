@@ -142,7 +142,7 @@ func hostNetns(opt Options) uint64 {
 	}
 	host, err := netnsInode(path)
 	if err != nil {
-		opt.Log.Warn("cannot read which network namespace is the host's; taking this process's own", "error", err, "hint", "it needs CAP_SYS_PTRACE; else set host_netns to a file that is a network namespace")
+		opt.Log.Warn("cannot read the host's network namespace; using this process's own", "error", err, "hint", "it needs CAP_SYS_PTRACE; else set host_netns to a file that is a network namespace")
 		host, _ = netnsInode("/proc/thread-self/ns/net")
 	}
 	return host
@@ -225,7 +225,7 @@ func (w *watcher) guardedRound(ctx context.Context) (answered bool, err error) {
 	return answered, err
 }
 
-var errPanic = errors.New("following it failed by a mistake in nodeskoop, which the log has")
+var errPanic = errors.New("following it failed because of a bug in nodeskoop; the log has the details")
 
 func (w *watcher) sayPanic(err error) {
 	if err != nil && w.panicked.CompareAndSwap(false, true) {

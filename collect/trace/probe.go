@@ -181,7 +181,7 @@ func (p *probe) forget(gone []bpf.NetnsID) error {
 	}
 	_, full, _ := p.bpf.Room()
 	if full && !p.full && p.kind.name != flowName {
-		p.tracer.opt.Log.Warn("network namespaces outside pods have filled their part of a table; what they cause beyond it counts as unknown; pods and the host are not affected",
+		p.tracer.opt.Log.Warn("network namespaces outside pods have filled their part of a table; the occurrences beyond it count as unknown; pods and the host are not affected",
 			"probe", p.kind.name, "hint", "ls -l /proc/[0-9]*/ns/net shows who made so many; their entries are dropped when they are gone")
 	}
 	p.full = full

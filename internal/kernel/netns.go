@@ -151,7 +151,7 @@ func inNetns(ns int, fn func() error, done chan<- error) {
 	own, e := Open(unix.AT_FDCWD, OwnNetns, 0)
 	if e != nil {
 		runtime.UnlockOSThread()
-		err = fmt.Errorf("open the own network namespace: %w", e)
+		err = fmt.Errorf("open this thread's network namespace: %w", e)
 		return
 	}
 	defer unix.Close(own)

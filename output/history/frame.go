@@ -75,7 +75,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // errDamaged is the error for a payload that has the right checksum but cannot be parsed.
 // Another version or a bug wrote it.
-var errDamaged = errors.New("the frame makes no sense")
+var errDamaged = errors.New("the frame's content is invalid")
 
 // names assigns numbers to the strings, label sets and series of one file, for the writer.
 type names struct {

@@ -82,7 +82,7 @@ func TestCheckDoubtsPretenders(t *testing.T) {
 		"another folder":                     {0, 0, 0o755, textfiles(evil), Bad, "not " + dir},
 		"a pattern without end":              {0, 0, 0o755, textfiles("/*/*/*/*/*/*/*/*/*"), Warning, "too many names"},
 		"a pattern through itself":           {0, 0, 0o755, textfiles("/proc/self/root/*/self/root/*/self/root/proc/*/root/*/x"), Bad, "not " + dir},
-		"a folder relative to its own":       {0, 0, 0o755, textfiles("x/*"), Warning, "is relative to a folder that cannot be told"},
+		"a folder relative to its own":       {0, 0, 0o755, textfiles("x/*"), Warning, "is relative to an unknown folder"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			pid := pretender(t, "node_exporter", c.owner, c.user, c.mode, c.arg)

@@ -114,7 +114,7 @@ func parseStall(b []byte) (uint64, error) {
 		_, text, _ := strings.Cut(line, " total=")
 		n, err := strconv.ParseUint(strings.TrimSpace(text), 10, 64)
 		if err != nil {
-			return 0, fmt.Errorf("read the pressure: %.40q is no number", text)
+			return 0, fmt.Errorf("read the pressure: %.40q is not a number", text)
 		}
 		return n, nil
 	}
@@ -183,14 +183,14 @@ func parseARP(b []byte) (entries, fulls uint64, err error) {
 			continue
 		}
 		if entries, err = strconv.ParseUint(f[0], 16, 64); err != nil {
-			return 0, 0, fmt.Errorf("read /proc/net/stat/arp_cache: %.40q is no hexadecimal number", f[0])
+			return 0, 0, fmt.Errorf("read /proc/net/stat/arp_cache: %.40q is not a hexadecimal number", f[0])
 		}
 		if column < 0 || column >= len(f) {
 			continue // before Linux 3.6
 		}
 		x, err := strconv.ParseUint(f[column], 16, 64)
 		if err != nil {
-			return 0, 0, fmt.Errorf("read /proc/net/stat/arp_cache: %.40q is no hexadecimal number", f[column])
+			return 0, 0, fmt.Errorf("read /proc/net/stat/arp_cache: %.40q is not a hexadecimal number", f[column])
 		}
 		fulls += x
 	}

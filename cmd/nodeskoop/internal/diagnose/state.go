@@ -153,7 +153,7 @@ func parseCounters(b []byte, to map[string]uint64) error {
 			if x, err := strconv.ParseUint(v[i], 10, 64); err == nil {
 				to[prefix+n[i]] = x
 			} else if !strings.HasPrefix(v[i], "-") {
-				return fmt.Errorf("read the counters: %s%s: %.40q is no number", prefix, n[i], v[i])
+				return fmt.Errorf("read the counters: %s%s: %.40q is not a number", prefix, n[i], v[i])
 			}
 		}
 	}
@@ -165,11 +165,11 @@ func parseCounters6(b []byte, to map[string]uint64) error {
 	for line := range strings.Lines(string(b)) {
 		f := strings.Fields(line)
 		if len(f) != 2 {
-			return fmt.Errorf("read the counters of IPv6: %.60q is no name and number", line)
+			return fmt.Errorf("read the counters of IPv6: %.60q is not a name and a number", line)
 		}
 		x, err := strconv.ParseUint(f[1], 10, 64)
 		if err != nil {
-			return fmt.Errorf("read the counters of IPv6: %s: %.40q is no number", f[0], f[1])
+			return fmt.Errorf("read the counters of IPv6: %s: %.40q is not a number", f[0], f[1])
 		}
 		to[f[0]] = x
 	}
@@ -347,7 +347,7 @@ func (s *netnsState) readPorts() error {
 		return err
 	}
 	if _, err := fmt.Sscan(string(b), &s.portsFrom, &s.portsTo); err != nil || s.portsTo < s.portsFrom {
-		return fmt.Errorf("read net.ipv4.ip_local_port_range: %q is no range", b)
+		return fmt.Errorf("read net.ipv4.ip_local_port_range: %q is not a range", b)
 	}
 	if s.twMax, err = readNumber("/proc/sys/net/ipv4/tcp_max_tw_buckets"); errors.Is(err, fs.ErrNotExist) {
 		err = nil // before Linux 4.20 only the initial namespace has this file
@@ -363,7 +363,7 @@ func readNumber(path string) (uint64, error) {
 	}
 	n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
 	if err != nil {
-		return 0, fmt.Errorf("read %s: %.40q is no number", path, b)
+		return 0, fmt.Errorf("read %s: %.40q is not a number", path, b)
 	}
 	return n, nil
 }

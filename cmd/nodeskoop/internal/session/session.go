@@ -87,7 +87,7 @@ func (s *Session) SeeHost(ctx context.Context) error {
 		if have, err := kernel.OwnCapabilities(); err == nil && have&(1<<unix.CAP_SYS_PTRACE) != 0 {
 			level, hint = slog.LevelInfo, "this kernel hides process 1 from everyone"
 		}
-		s.Log.Log(ctx, level, "cannot look at process 1; this process is in the kernel's first network namespace, which is the host's", "error", s.Host.Guessed, "hint", hint)
+		s.Log.Log(ctx, level, "cannot read the network namespace of process 1; this process's own is the initial one, which is the host's", "error", s.Host.Guessed, "hint", hint)
 	}
 	return nil
 }
