@@ -181,8 +181,8 @@ func TestStateIsRefused(t *testing.T) {
 		data []byte
 		want string
 	}{
-		"empty":          {[]byte{}, "no state"},
-		"text":           {[]byte("# HELP something\n"), "no state"},
+		"empty":          {[]byte{}, "not a state"},
+		"text":           {[]byte("# HELP something\n"), "not a state"},
 		"cut":            {good[:len(good)-1], "damaged"},
 		"a bit":          {flipped(good, len(good)/2), "damaged"},
 		"longer":         {append(bytes.Clone(good), 0), "damaged"},

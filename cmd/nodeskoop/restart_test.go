@@ -289,7 +289,7 @@ func TestStateThatCannotBeUsed(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		{"empty", "no state", "WARN", func(t *testing.T, path string) { must(t, os.Truncate(path, 0)) }},
+		{"empty", "not a state", "WARN", func(t *testing.T, path string) { must(t, os.Truncate(path, 0)) }},
 		{"another boot", "another boot", "INFO", anotherBoot},
 		{"another user's", "belongs to user 65534", "WARN", func(t *testing.T, path string) { must(t, os.Chown(path, 65534, 65534)) }},
 		{"anyone's", "mode 0666", "WARN", func(t *testing.T, path string) { must(t, os.Chmod(path, 0o666)) }},
@@ -297,7 +297,7 @@ func TestStateThatCannotBeUsed(t *testing.T) {
 			must(t, os.Rename(path, path+".moved"))
 			must(t, os.Symlink(path+".moved", path))
 		}},
-		{"a pipe", "no regular file", "WARN", func(t *testing.T, path string) {
+		{"a pipe", "not a regular file", "WARN", func(t *testing.T, path string) {
 			must(t, os.Remove(path))
 			must(t, unix.Mkfifo(path, 0o600))
 		}},

@@ -89,8 +89,8 @@ func (d *Doctor) Names(filter session.Filter) (names []string) {
 	return names
 }
 
-// Look observes for some time and returns its findings: those that concern an end in
-// only, or all if only is empty. It calls begun when the observation begins.
+// Look observes for some time and returns its findings. If only is not empty, it leaves
+// out findings that concern none of the ends in only. It calls begun when the observation begins.
 func (d *Doctor) Look(ctx context.Context, took time.Duration, only []string, begun func()) (*Report, error) {
 	d.watcher.runner.Until(ctx)
 	d.watcher.sample() // loads the probes

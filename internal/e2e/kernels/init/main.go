@@ -103,7 +103,7 @@ func tests() error {
 	}
 	began := uptime()
 	var failed []string
-	// Otherwise each namespace gets a fallback device for each kind of tunnel.
+	// Keep the kernel from creating fallback devices for tunnels in each namespace.
 	if err := os.WriteFile("/proc/sys/net/core/fb_tunnels_only_for_init_net", []byte("2"), 0); err != nil {
 		failed = append(failed, err.Error())
 	}
