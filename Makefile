@@ -92,8 +92,9 @@ record: deps packages ## record the alerts' metrics of a machine for DURATION (6
 test-faults: deps ## make the faults that diagnose names, in pods and on a wire, and hold what it says of them (FAULTS=short, singles, doubles, healthy, or causes: A,B+C)
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_FAULTS='$(FAULTS)' $(GO) test -count=1 -v -timeout 60m ./internal/e2e/faults
 
-faults-doc: deps ## make all faults and write what diagnose says of them into docs/faults.md
-	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_FAULTS=all NODESKOOP_FAULTS_DOC=$(CURDIR)/docs/faults.md $(GO) test -count=1 -v -timeout 60m ./internal/e2e/faults
+faults-doc: deps ## make all faults, also those of the whole machine, and write what diagnose says of them into docs/faults.md
+	$(SUDO) internal/e2e/compare/tools
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_FAULTS=all NODESKOOP_FAULTS_MACHINE=1 NODESKOOP_FAULTS_DOC=$(CURDIR)/docs/faults.md $(GO) test -count=1 -v -timeout 60m ./internal/e2e/faults
 
 test-kernels: deps ## run the tests that depend on the kernel in VMs, on all kernels that Debian has (ARCH=arm64 for those)
 	@mkdir -p build

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -61,6 +62,7 @@ var healthyLink = []healthyCase{
 	{name: "delay by netem", run: netemDelay},
 	{name: "queue of tbf", run: tbfQueue},
 	{name: "interface set down", run: interfaceDown},
+	{name: "ports of a bridge that go down", run: portsDown, moves: unhandled},
 	{name: "namespace deleted", run: namespaceDeleted},
 }
 
@@ -838,6 +840,47 @@ func interfaceDown(t *testing.T, h *healthy) {
 	a.ip(t, "link set eth0 down")
 	b.ip(t, "link set eth0 down")
 	a.ip(t, "link del eth0")
+}
+
+// portsDown floods announcements and broadcasts while a port, and the end behind it, go
+// down again and again, as when pods end: for a moment the bridge still forwards to them.
+func portsDown(t *testing.T, h *healthy) {
+	host := h.namespace(t)
+	host.ip(t, "link add br0 type bridge mcast_snooping 0")
+	from, to := h.container(t, host, 1), h.container(t, host, 2)
+	for _, n := range []*namespace{from, to} {
+		n.addresses(t, " nodad")
+	}
+	testkit.Eventually(t, "the bridge's queue", func() bool { return !strings.Contains(host.ip(t, "link show br0"), "qdisc noop ") })
+	device := from.index(t, "eth0")
+	report := from.socketIn(t, unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_ICMPV6)
+	names := from.bound(t, unix.IPPROTO_UDP, from.v4)
+	must(t, unix.SetsockoptInt(names, unix.SOL_SOCKET, unix.SO_BROADCAST, 1))
+	must(t, unix.SetsockoptString(names, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "eth0"))
+	var sends sync.WaitGroup
+	stop := make(chan struct{})
+	sends.Add(1)
+	go func() {
+		defer sends.Done()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			_ = unix.Sendto(report, []byte{143, 0, 0, 0, 0, 0, 0, 0}, 0, &unix.SockaddrInet6{Addr: netip.MustParseAddr("ff02::16").As16(), ZoneId: uint32(device)})
+			_ = unix.Sendto(names, []byte("anybody?"), 0, sockaddr(netip.MustParseAddrPort("255.255.255.255:137")))
+			time.Sleep(20 * time.Microsecond)
+		}
+	}()
+	for range times(60, 10) {
+		host.ip(t, "link set port2 down")
+		host.ip(t, "link set port2 up")
+		to.ip(t, "link set eth0 down")
+		to.ip(t, "link set eth0 up")
+	}
+	close(stop)
+	sends.Wait()
 }
 
 func namespaceDeleted(t *testing.T, h *healthy) {

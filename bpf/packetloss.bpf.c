@@ -70,6 +70,7 @@ enum trait {
 	OUTGOING = 1 << 5, /* a copy for a capture, or of a socket's error queue */
 	COPIED = 1 << 6, /* a socket has, or had, a copy of it */
 	UNJOINED = 1 << 21, /* no socket here has joined the frame's group */
+	DOWN = 1 << 22, /* a multicast or broadcast frame at a device that is down */
 	/* Traits of the headers. */
 	BARE = 1 << 7, /* TCP: neither data nor SYN, FIN or RST */
 	FIN = 1 << 8, /* TCP: FIN without data */
@@ -117,7 +118,7 @@ const volatile __u64 rules_any_reason = 0;
 const volatile __u64 rules_no_reasons = 0;
 /* Rules with traits of the headers or of the socket. */
 const volatile __u64 rules_of_headers = 0;
-/* Rules with the trait UNJOINED. */
+/* Rules with the traits UNJOINED and DOWN. */
 const volatile __u64 rules_of_members = 0;
 /* Rules for messages, for frames to a group, and for frames to another host. */
 const volatile __u64 rules_of_messages = 0;
@@ -344,8 +345,10 @@ VERIFIED_ONCE __u32 kind_of(__u32 nested, __u32 dev_netns)
 #define IFF_PROMISC 0x100
 #define IFF_ALLMULTI 0x200
 #define GROUPS 32
+#define LINK_STATE_START 0 /* bits of net_device's state (enum netdev_state_t) */
+#define LINK_STATE_NOCARRIER 2
 
-/* Whether the device's multicast filter (dev_mc_add) rejects a frame's group. The
+/* Whether the device is down, and whether its multicast filter (dev_mc_add) rejects a frame's group. The
  * group counts as joined if the device is in promiscuous mode, if a bridge or the
  * like takes its frames, or if it has more groups than are searched here. */
 VERIFIED_ONCE __u32 traits_of_group(__u32 nested)
@@ -359,11 +362,18 @@ VERIFIED_ONCE __u32 traits_of_group(__u32 nested)
 		__u16 low;
 		__u16 unused;
 	} to = {}, group = {};
+	unsigned long state;
 
 	if (!n)
 		return 0;
 	skb = copy_of(n, nested);
 	dev = skb->dev;
+	if (!dev)
+		return 0;
+	/* A device that goes down loses these before its flag (dev_close_many()). */
+	state = BPF_CORE_READ(dev, state);
+	if (!(state & 1ul << LINK_STATE_START) || state & 1ul << LINK_STATE_NOCARRIER)
+		return DOWN;
 	if (BPF_CORE_READ(dev, type) != ARPHRD_ETHER || BPF_CORE_READ(dev, rx_handler) ||
 	    BPF_CORE_READ(dev, flags) & (IFF_PROMISC | IFF_ALLMULTI) ||
 	    bpf_probe_read_kernel(&to, 6, skb->head + skb->mac_header))

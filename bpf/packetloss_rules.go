@@ -57,6 +57,7 @@ const (
 	traitPulled    = traits(objects.PacketlossTraitPULLED)
 	traitOutgoing  = traits(objects.PacketlossTraitOUTGOING)
 	traitCopied    = traits(objects.PacketlossTraitCOPIED)
+	traitDown      = traits(objects.PacketlossTraitDOWN)
 	traitUnjoined  = traits(objects.PacketlossTraitUNJOINED)
 	traitACK       = traits(objects.PacketlossTraitBARE)
 	traitFIN       = traits(objects.PacketlossTraitFIN)
@@ -293,6 +294,12 @@ var lossRules = []lossRule{
 		kernels: "all", test: "TestLossGroups",
 	},
 	{
+		// Multicast and broadcast at a device that is down, or on its way down or up, as
+		// a bridge's port is when its pod ends: there is nobody that it could reach.
+		why: Unwanted, need: traitGroup | traitDown,
+		kernels: "all", test: "TestHealthy/link",
+	},
+	{
 		why: Unwanted, reasons: []string{"IPV6_NDISC_NS_OTHERHOST"},
 		kernels: "from 6.6", test: "TestHealthy/link",
 	},
@@ -317,7 +324,8 @@ var lossRules = []lossRule{
 		kernels: "from 5.17", test: "TestHealthy/link",
 	},
 	{
-		why: Unwanted, functions: []string{"__dev_queue_xmit", "__dev_xmit_skb", "kfree_skb_list", "kfree_skb_list_reason", "br_dev_xmit", "br_flood", "br_multicast_flood"},
+		why: Unwanted, functions: []string{"__dev_queue_xmit", "__dev_xmit_skb", "kfree_skb_list", "kfree_skb_list_reason", "br_dev_xmit", "br_flood", "br_multicast_flood",
+			"br_dev_queue_push_xmit", "br_forward_finish", "__br_forward", "__dev_forward_skb", "__dev_forward_skb2", "dev_forward_skb*"},
 		reasons: []string{"NOT_SPECIFIED"}, need: traitControl,
 		kernels: "all", test: "TestHealthy/link",
 	},
@@ -393,7 +401,7 @@ type lossMasks struct {
 	anyReason  uint64 // rules without a reason
 	noReasons  uint64 // rules that match on kernels without reasons
 	ofHeaders  uint64 // rules with traits of the headers
-	ofMembers  uint64 // rules with the trait UNJOINED
+	ofMembers  uint64 // rules with the traits UNJOINED and DOWN
 	ofMessages uint64 // rules for messages that are not packets
 	ofGroups   uint64 // rules for frames to a group
 	ofOthers   uint64 // rules for frames to another host
@@ -435,10 +443,10 @@ func makeLossMasks(rules []lossRule) *lossMasks {
 		if len(r.reasons) == 0 || len(r.functions) > 0 && !r.decisive {
 			m.noReasons |= bit
 		}
-		if (r.need|r.deny)&^(traitNoPacket|traitDevice|traitGroup|traitOtherHost|traitPulled|traitOutgoing|traitCopied|traitUnjoined) != 0 {
+		if (r.need|r.deny)&^(traitNoPacket|traitDevice|traitGroup|traitOtherHost|traitPulled|traitOutgoing|traitCopied|traitUnjoined|traitDown) != 0 {
 			m.ofHeaders |= bit
 		}
-		if r.need&traitUnjoined != 0 {
+		if r.need&(traitUnjoined|traitDown) != 0 {
 			m.ofMembers |= bit
 		}
 		if r.need&traitNoPacket != 0 {

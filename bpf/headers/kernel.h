@@ -189,6 +189,7 @@ struct net_device {
 	char name[16];
 	int ifindex;
 	unsigned int flags;
+	unsigned long state;
 	unsigned short type;
 	possible_net_t nd_net;
 	struct netdev_queue *_tx;

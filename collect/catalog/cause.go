@@ -9,7 +9,8 @@ type Signal struct {
 	Name string
 	// Text is the evidence as a sentence. {n} stands for the number, {peer} for
 	// the other end, {what} for the port, device or disk that the number belongs
-	// to, and {time} for the length of the observation.
+	// to, {from} for the sender of a packet, and {time} for the length of the
+	// observation.
 	Text string
 	// Source is the standard command that shows the number. PID and DEVICE are as
 	// in a Step; PEERPID is a process at the other end.
@@ -61,6 +62,10 @@ type Sign struct {
 	// million.
 	Of    string
 	Share float64
+	// Many is the least sum of the values that an end has with several others, each of
+	// which is below AtLeast; 0: values are not summed. For a cause at the peer the sum
+	// is over those that have to do with it, and over the peers otherwise.
+	Many float64
 	// OfNode says that the signal is always the node's, even if a pod is
 	// examined.
 	OfNode bool

@@ -60,7 +60,7 @@ func TestCausesAreWhole(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 		for _, p := range places.FindAllString(s.Text, -1) {
-			if !strings.Contains("{n} {peer} {what} {time}", p) {
+			if !strings.Contains("{n} {peer} {what} {from} {time}", p) {
 				t.Errorf("%s: the text has %s", s.Name, p)
 			}
 		}

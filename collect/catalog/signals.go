@@ -11,6 +11,7 @@ const (
 // IP stack counters and the metrics.
 var signals = []Signal{
 	{"drop.rule", "a rule dropped {n} packets ({what}) between this end and {peer} in {time}", sourceEvents + "PacketLoss"},
+	{"drop.node", "a rule dropped {n} packets ({what}) from {from} to {peer} in {time}", sourceEvents + "PacketLoss"},
 	{"drop.untracked", "conntrack could not enter the connections of {n} packets in {time}, and dropped them", sourceEvents + "PacketLoss"},
 	{"drop.no_route", "{n} packets to {peer} had no route in {time}", sourceEvents + "PacketLoss"},
 	{"drop.neighbour", "{n} packets to {peer} were dropped in {time}, as the next hop did not answer", "nsenter -t PID -n ip neigh show"},
@@ -46,6 +47,7 @@ var signals = []Signal{
 	{"stuck.large", "connections to {peer} that retransmit full segments in vain, while small ones get through: {n}", sourceSockets + "  # backoff, mss"},
 	{"stuck.small", "connections to {peer} that retransmit small segments in vain: {n}", sourceSockets + "  # backoff"},
 	{"unread.stands", "{n} bytes from {peer} wait in the receive queue, and none was read in {time}", sourceSockets + "  # Recv-Q"},
+	{"unread.server", "{n} connections at port {what} hold data, and nobody read or wrote at this port in {time}", "nsenter -t PID -n ss -tanp  # Recv-Q"},
 	{"read.late", "process {what} read data over 100 ms late in {n} % of the seconds", sourceEvents + "SOCKETLAT_READSLOW"},
 	{"ports.open", "{n} % of the ephemeral ports to one destination have an open connection: {what}", "nsenter -t PID -n ss -tan; nsenter -t PID -n sysctl net.ipv4.ip_local_port_range"},
 	{"ports.time_wait", "{n} % of the ephemeral ports to one destination are taken, most by TIME_WAIT: {what}", "nsenter -t PID -n ss -tan state time-wait; nsenter -t PID -n sysctl net.ipv4.ip_local_port_range"},
@@ -54,7 +56,8 @@ var signals = []Signal{
 	{"udp.full", "{n} datagrams found the receive buffer full in {time}", "nsenter -t PID -n nstat -az UdpRcvbufErrors Udp6RcvbufErrors"},
 	{"udp.datagrams", "{n} datagrams arrived in {time}", "nsenter -t PID -n nstat -az UdpInDatagrams Udp6InDatagrams"},
 	{"checksum.bad", "{n} packets had a wrong checksum in {time}", "nsenter -t PID -n nstat -az '*CsumErrors'"},
-	{"dns.slow", "{n} lookups at {peer} took half a second or more, or had no answer; the worst {what}", "tcpdump -ni any port 53"},
+	{"dns.slow", "{n} lookups at {peer} took half a second or more, or had no answer", "tcpdump -ni any port 53"},
+	{"dns.worst", "the slowest lookup at {peer} took {n} s", "tcpdump -ni any port 53"},
 	{"dns.lookups", "{n} lookups were made at {peer} in {time}", "tcpdump -ni any port 53"},
 
 	{"ipv6.no_route", "{n} packets had no IPv6 route in {time}, although there is a global IPv6 address", "nsenter -t PID -n ip -6 route show"},
@@ -84,5 +87,6 @@ var signals = []Signal{
 	{"disk.stall", "some process waited for disks {n} % of the time", "cat /proc/pressure/io"},
 	{"disk.late", "{n} I/Os of {what} took over 10 ms in {time}", sourceEvents + "BIOLAT_10MS"},
 	{"disk.limit", "its I/O is at {n} % of its limit: {what}", "cat /proc/PID/cgroup  # io.max and io.stat there; version 1: blkio.throttle.*"},
+	{"disk.held", "its processes waited for disks {n} % of the time at over 60 % of a limit ({what}), while the disk itself was fast", "cat /proc/PID/cgroup  # io.max and io.pressure there; version 1: blkio.throttle.*"},
 	{"tcp.memory", "TCP has {n} % of the memory at which it begins to save ({what})", "cat /proc/net/sockstat; sysctl net.ipv4.tcp_mem"},
 }

@@ -89,6 +89,7 @@ const (
 	PacketlossTraitOUTGOING   PacketlossTrait = 32
 	PacketlossTraitCOPIED     PacketlossTrait = 64
 	PacketlossTraitUNJOINED   PacketlossTrait = 2097152
+	PacketlossTraitDOWN       PacketlossTrait = 4194304
 	PacketlossTraitBARE       PacketlossTrait = 128
 	PacketlossTraitFIN        PacketlossTrait = 256
 	PacketlossTraitRST        PacketlossTrait = 512

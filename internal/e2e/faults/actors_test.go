@@ -495,14 +495,18 @@ func actScan(args []string) error {
 	if err != nil {
 		return err
 	}
-	c, err := net.ListenUDP("udp4", nil)
-	if err != nil {
-		return err
+	// A packet that waits for its neighbour takes up its socket's send buffer, which
+	// holds less than 300 of them, for three seconds.
+	var sockets [64]*net.UDPConn
+	for i := range sockets {
+		if sockets[i], err = net.ListenUDP("udp4", nil); err != nil {
+			return err
+		}
 	}
 	for {
 		a := first
 		for i := range 60000 {
-			_, _ = c.WriteToUDPAddrPort([]byte("?"), netip.AddrPortFrom(a, 9)) // fails while the table is full
+			_, _ = sockets[i%len(sockets)].WriteToUDPAddrPort([]byte("?"), netip.AddrPortFrom(a, 9)) // fails while the table is full
 			if a = a.Next(); i%20 == 0 {
 				time.Sleep(10 * time.Millisecond)
 			}

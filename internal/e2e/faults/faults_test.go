@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/internal/kernel"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/loopdev"
 	"nodeskoop/internal/testkit/nfqueue"
 	"nodeskoop/internal/testkit/pods"
@@ -25,6 +26,8 @@ import (
 // fault is a fault and the expected result of diagnose.
 type fault struct {
 	cause string
+	// variant distinguishes faults of one cause; "" for the plain one.
+	variant string
 	// how describes for a reader how the fault is created.
 	how string
 	// make creates the fault, and returns the ends that may be blamed, and the
@@ -33,6 +36,14 @@ type fault struct {
 	// machine: the fault affects all namespaces of the machine. It is only created
 	// if requested by name, or if NODESKOOP_FAULTS_MACHINE is set.
 	machine bool
+}
+
+// name identifies a fault: its cause, and the variant.
+func (f fault) name() string {
+	if f.variant == "" {
+		return f.cause
+	}
+	return f.cause + "/" + f.variant
 }
 
 const blameNode, blamePath = "node", "path"
@@ -59,6 +70,13 @@ var faults = []fault{
 	{cause: "closed-port", how: "a client asks a port on which the pod has no server", make: func(s *scene) ([]string, proof) {
 		web := s.server()
 		s.pod("client", "ask", "-fresh", "-every", "100ms", web.at(8081))
+		return []string{web.label()}, nstat(web.Name, web.netns, "TcpOutRsts", 20)
+	}},
+	{cause: "closed-port", variant: "many", how: "100 addresses, each once, ask a port on which the pod has no server", make: func(s *scene) ([]string, proof) {
+		web := s.server()
+		s.wire.run(s, "ip route replace 203.0.113.0/24 via %s", outsideAddress)
+		s.outside.run(s, `nft 'add table ip spoofed; add chain ip spoofed pre { type filter hook prerouting priority 0; }; add rule ip spoofed pre ip daddr 203.0.113.0/24 drop'`)
+		s.outside.start(s, s.program, "syns", "-every", "100ms", web.at(8081))
 		return []string{web.label()}, nstat(web.Name, web.netns, "TcpOutRsts", 20)
 	}},
 	{cause: "mtu-black-hole", how: "a link beyond carries 1,280 bytes at most, and its router's ICMP is dropped", make: func(s *scene) ([]string, proof) {
@@ -97,6 +115,20 @@ var faults = []fault{
 		p.what = "sockets of " + web.Name + " with unread data (ss -Htan)"
 		return []string{web.label()}, p
 	}},
+	{cause: "slow-reader", variant: "stopped", how: "the process of a server is stopped (SIGSTOP) while clients wait for answers", make: func(s *scene) ([]string, proof) {
+		web := s.server()
+		s.pod("client", "ask", "-every", "50ms", "-askers", "4", "-limit", "1m", web.at(8080))
+		testkit.Eventually(s, "the clients are connected", func() bool {
+			out, err := web.try("ss -Htan state established 'sport = :8080'")
+			return err == nil && strings.Count(out, "\n") >= 4
+		})
+		if err := unix.Kill(web.Container("main").PID, unix.SIGSTOP); err != nil {
+			s.Fatal(err)
+		}
+		p := sockets(web.Name, web.netns, "state established 'sport = :8080' | awk '$1 > 0'", 4)
+		p.what = "sockets of " + web.Name + " with unread data (ss -Htan)"
+		return []string{web.label()}, p
+	}},
 	{cause: "zero-window", how: "a server beyond reads 20 kB/s of what a pod streams to it", make: func(s *scene) ([]string, proof) {
 		addr := s.outsider("serve", "-rate", "20000", ":%d")
 		s.pod("client", "stream", addr)
@@ -115,11 +147,18 @@ var faults = []fault{
 	{cause: "wire-loss", how: "the wire loses 5 % of all segments", make: func(s *scene) ([]string, proof) {
 		addr := s.outsider("serve", ":%d")
 		s.pod("client", "ask", "-every", "20ms", "-askers", "6", "-size", "1024", addr)
-		rule := fmt.Sprintf("FORWARD -p tcp --dport %d -m statistic --mode random --probability 0.05 -m comment --comment lost%d -j DROP", s.port(), s.id)
-		rule2 := fmt.Sprintf("FORWARD -p tcp --sport %d -m statistic --mode random --probability 0.05 -m comment --comment lost-answers%d -j DROP", s.port(), s.id)
-		s.wire.run(s, "iptables -w -A %s && iptables -w -A %s", rule, rule2)
-		s.Cleanup(func() { s.wire.run(s, "iptables -w -D %s && iptables -w -D %s", rule, rule2) })
-		return []string{blamePath}, ruled("the wire", s.wire, "filter", fmt.Sprintf("lost%d", s.id), 5)
+		return []string{blamePath}, s.lose()
+	}},
+	{cause: "wire-loss", variant: "many", how: "the wire loses 5 % of all segments to 40 addresses, of which each gets few", make: func(s *scene) ([]string, proof) {
+		s.outsider("serve", ":%d")
+		ask := []string{"ask", "-fresh", "-askers", "4", "-every", "50ms", "-size", "1024"}
+		for i := range 40 {
+			addr := fmt.Sprintf("198.51.100.%d", 100+i)
+			s.outside.run(s, "ip addr replace %s/24 dev eth0", addr)
+			ask = append(ask, fmt.Sprintf("%s:%d", addr, s.port()))
+		}
+		s.pod("client", ask...)
+		return []string{blamePath}, s.lose()
 	}},
 	{cause: "wire-reordering", how: "the wire holds one segment in eight for 8 ms", make: func(s *scene) ([]string, proof) {
 		addr := s.outsider("serve", "-discard", ":%d")
@@ -365,6 +404,16 @@ var faults = []fault{
 			return sumOfColumn(string(b), "table_fulls")
 		}}
 	}, machine: true},
+}
+
+// lose makes the wire lose 5 % of the segments from and to the scene's port.
+func (s *scene) lose() proof {
+	s.Helper()
+	rule := fmt.Sprintf("FORWARD -p tcp --dport %d -m statistic --mode random --probability 0.05 -m comment --comment lost%d -j DROP", s.port(), s.id)
+	rule2 := fmt.Sprintf("FORWARD -p tcp --sport %d -m statistic --mode random --probability 0.05 -m comment --comment lost-answers%d -j DROP", s.port(), s.id)
+	s.wire.run(s, "iptables -w -A %s && iptables -w -A %s", rule, rule2)
+	s.Cleanup(func() { s.wire.run(s, "iptables -w -D %s && iptables -w -D %s", rule, rule2) })
+	return ruled("the wire", s.wire, "filter", fmt.Sprintf("lost%d", s.id), 5)
 }
 
 // forgeResets captures the node's traffic to a server, and sends one client in ten

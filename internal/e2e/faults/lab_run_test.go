@@ -14,10 +14,12 @@ import (
 
 // outcome is the result of diagnose for one fault, or for two.
 type outcome struct {
+	names  []string
 	causes []string
 	how    []string
 	blame  [][]string
 	proofs []string
+	beside string // what bpftrace showed, "" if it did not run
 	diagnosis
 }
 
@@ -63,7 +65,7 @@ func (l *lab) lookAt(t *testing.T, list ...fault) outcome {
 	t.Cleanup(func() { l.clean(t) })
 	for id, f := range list {
 		blame, p := f.make(&scene{l, t, id})
-		o.causes, o.how, o.blame = append(o.causes, f.cause), append(o.how, f.how), append(o.blame, blame)
+		o.names, o.causes, o.how, o.blame = append(o.names, f.name()), append(o.causes, f.cause), append(o.how, f.how), append(o.blame, blame)
 		proofs = append(proofs, p)
 	}
 	var before []float64
@@ -74,6 +76,10 @@ func (l *lab) lookAt(t *testing.T, list ...fault) outcome {
 	for _, p := range proofs {
 		before = append(before, p.begun(t))
 	}
+	var stop func() string
+	if l.compare {
+		stop = besides(t)
+	}
 	start := time.Now()
 	if l.proofOnly {
 		time.Sleep(l.watch)
@@ -81,6 +87,9 @@ func (l *lab) lookAt(t *testing.T, list ...fault) outcome {
 		o.diagnosis = l.diagnose(t)
 	}
 	took := time.Since(start)
+	if stop != nil {
+		o.beside = stop()
+	}
 	for i, p := range proofs {
 		o.proofs = append(o.proofs, p.held(t, before[i], took))
 	}
@@ -108,11 +117,11 @@ var doubles = [][2]string{
 // The faults of the short run: one for each kind of data that diagnose reads.
 var short = []string{"accept-queue-full", "policy-drop-pod", "no-route"}
 
-func byCause(t testing.TB, cause string) fault {
+func byName(t testing.TB, name string) fault {
 	t.Helper()
-	i := slices.IndexFunc(faults, func(f fault) bool { return f.cause == cause })
+	i := slices.IndexFunc(faults, func(f fault) bool { return f.name() == name })
 	if i < 0 {
-		t.Fatalf("there is no fault %q", cause)
+		t.Fatalf("there is no fault %q", name)
 	}
 	return faults[i]
 }
@@ -129,7 +138,7 @@ func TestFaults(t *testing.T) {
 	healthy := 0
 	addPairs := func() {
 		for _, d := range doubles {
-			pairs = append(pairs, []fault{byCause(t, d[0]), byCause(t, d[1])})
+			pairs = append(pairs, []fault{byName(t, d[0]), byName(t, d[1])})
 		}
 	}
 	for _, what := range strings.Split(asked, ",") {
@@ -150,14 +159,14 @@ func TestFaults(t *testing.T) {
 			healthy = len(calm)
 		case "short":
 			for _, cause := range short {
-				singles = append(singles, []fault{byCause(t, cause)})
+				singles = append(singles, []fault{byName(t, cause)})
 			}
 			healthy = 1
 		default:
 			if a, b, two := strings.Cut(what, "+"); two {
-				pairs = append(pairs, []fault{byCause(t, a), byCause(t, b)})
+				pairs = append(pairs, []fault{byName(t, a), byName(t, b)})
 			} else {
-				singles = append(singles, []fault{byCause(t, what)})
+				singles = append(singles, []fault{byName(t, what)})
 			}
 		}
 	}
@@ -165,12 +174,13 @@ func TestFaults(t *testing.T) {
 	if os.Getenv("NODESKOOP_FAULTS_PROOF") != "" {
 		l.proofOnly, l.watch = true, 4*time.Second
 	}
+	l.compare = os.Getenv("NODESKOOP_FAULTS_DOC") != ""
 	l.settle(t)
 	var ones, twos, quiet []outcome
 	run := func(list []fault, results *[]outcome) {
 		var names []string
 		for _, f := range list {
-			names = append(names, f.cause)
+			names = append(names, f.name())
 		}
 		t.Run(strings.Join(names, "+"), func(t *testing.T) {
 			o := l.lookAt(t, list...)

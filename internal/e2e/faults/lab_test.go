@@ -100,6 +100,7 @@ type lab struct {
 	env                 []string
 	watch               time.Duration // how long diagnose observes
 	proofOnly           bool
+	compare             bool // with what bpftrace shows
 }
 
 func newLab(t *testing.T) *lab {

@@ -2,6 +2,7 @@ package faults
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,6 +25,11 @@ func page(watch time.Duration, ones, twos, quiet []outcome) []byte {
 			first++
 		}
 	}
+	about, title, rule := "", "", ""
+	compared := slices.ContainsFunc(ones, func(o outcome) bool { return o.beside != "" })
+	if compared {
+		about, title, rule = besideText, " bpftrace beside it |", "---|"
+	}
 	fmt.Fprintf(&w, `# What diagnose finds
 
 `+"`make faults-doc`"+` wrote this page on Linux %s. It makes each fault for real, in
@@ -40,21 +46,33 @@ all the time.
 
 Rank is the place of the fault among the findings. `+"`-`"+` is a fault that is not named, or
 with another end.
-
-| Fault | Made how | Proof | Named first | Rank | Evidence |
-|---|---|---|---|---|---|
+%s
+| Fault | Made how | Proof | Named first | Rank | Evidence |%s
+|---|---|---|---|---|---|%s
 `, release, watch.Seconds(), first, len(ones), count(twos, outcome.first), len(twos),
 		count(twos, func(o outcome) bool { return o.rank(0) > 0 && o.rank(1) > 0 }),
-		count(quiet, func(o outcome) bool { return len(o.Findings) == 0 }), len(quiet), strings.Join(scenes, ", "))
+		count(quiet, func(o outcome) bool { return len(o.Findings) == 0 }), len(quiet), strings.Join(scenes, ", "), about, title, rule)
 	for _, o := range ones {
-		fmt.Fprintf(&w, "| %s | %s | %s | %s | %s | %s |\n", o.causes[0], cell(o.how[0]), cell(o.proofs[0]), o.firstNamed(), place(o.rank(0)), cell(o.evidence()))
+		fmt.Fprintf(&w, "| %s | %s | %s | %s | %s | %s |", o.names[0], cell(o.how[0]), cell(o.proofs[0]), o.firstNamed(), place(o.rank(0)), cell(o.evidence()))
+		if compared {
+			fmt.Fprintf(&w, " %s |", cell(o.beside))
+		}
+		w.WriteByte('\n')
 	}
 	w.WriteString("\n## Two faults at once\n\n| Faults | Named first | Ranks | Also named |\n|---|---|---|---|\n")
 	for _, o := range twos {
-		fmt.Fprintf(&w, "| %s, %s | %s | %s, %s | %s |\n", o.causes[0], o.causes[1], o.firstNamed(), place(o.rank(0)), place(o.rank(1)), cell(strings.Join(o.others(), "; ")))
+		fmt.Fprintf(&w, "| %s, %s | %s | %s, %s | %s |\n", o.names[0], o.names[1], o.firstNamed(), place(o.rank(0)), place(o.rank(1)), cell(strings.Join(o.others(), "; ")))
 	}
 	return []byte(w.String())
 }
+
+// besideText introduces what bpftrace shows.
+const besideText = `
+The last column is what a bpftrace program shows of the whole node in the same time: packets
+that the kernel dropped, by reason, and TCP's retransmissions and resets, each from five
+on. It says neither whose they are nor why. Of bcc's tools, tcpdrop and tcpretrans need
+function hooks and the kernel's headers; where this page was made there are neither.
+`
 
 func count(list []outcome, is func(outcome) bool) (n int) {
 	for _, o := range list {

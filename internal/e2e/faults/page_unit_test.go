@@ -9,7 +9,7 @@ import (
 // TestRank: the right cause at a wrong end is not named, and of two faults either
 // may be first.
 func TestRank(t *testing.T) {
-	o := outcome{causes: []string{"closed-port", "wire-loss"}, how: []string{"a", "b"}, blame: [][]string{{"shop/web-0"}, {"path"}}, proofs: []string{"p", "q"}}
+	o := outcome{names: []string{"closed-port", "wire-loss"}, causes: []string{"closed-port", "wire-loss"}, how: []string{"a", "b"}, blame: [][]string{{"shop/web-0"}, {"path"}}, proofs: []string{"p", "q"}}
 	for _, c := range []struct {
 		named string // findings as CAUSE@BLAME, in their order
 		ranks [2]int
@@ -41,12 +41,12 @@ func TestRank(t *testing.T) {
 func TestPairs(t *testing.T) {
 	for _, d := range doubles {
 		for _, cause := range d {
-			if byCause(t, cause).machine {
+			if byName(t, cause).machine {
 				t.Errorf("%v: %s is in trouble with all namespaces of the machine", d, cause)
 			}
 		}
 	}
 	for _, cause := range short {
-		byCause(t, cause)
+		byName(t, cause)
 	}
 }

@@ -35,7 +35,10 @@ type Finding struct {
 	what    string
 	owner   string
 	peer    string
-	weight  float64 // weight of the strongest occurrence
+	weight  float64       // weight of the strongest occurrence
+	is      observation   // the observation that the finding rests on
+	seen    []observation // the evidence
+	took    time.Duration // length of the observation
 }
 
 // Evidence is one number that supports a finding.
@@ -82,7 +85,7 @@ func (m observations) of(signal string, x *observation, onNode bool) (found obse
 		owner = Node
 	}
 	for _, y := range m[signal] {
-		if y.owner != owner || x.peer != "" && y.peer != "" && x.peer != y.peer && !onNode {
+		if owner != anyone && y.owner != owner || x.peer != "" && y.peer != "" && x.peer != y.peer && !onNode {
 			continue
 		}
 		if kindOf(signal) == kindOf(x.signal) && x.what != "" && y.what != "" && x.what != y.what {
@@ -100,7 +103,7 @@ func (m observations) of(signal string, x *observation, onNode bool) (found obse
 func (m observations) total(signal string, x *observation) float64 {
 	sum := 0.0
 	for _, y := range m[signal] {
-		if y.owner == x.owner && (x.peer == "" || y.peer == "" || x.peer == y.peer) &&
+		if (x.owner == anyone || y.owner == x.owner) && (x.peer == "" || y.peer == "" || x.peer == y.peer) &&
 			(kindOf(signal) != kindOf(x.signal) || x.what == "" || y.what == "" || x.what == y.what) {
 			sum += y.value
 		}
@@ -149,8 +152,8 @@ func evaluate(list []observation, took time.Duration) []Finding {
 	return out
 }
 
-// findings returns the findings of one cause, one for each observation of its first
-// sign.
+// findings returns the findings of one cause: one for each observation of its first
+// sign, and for what only several observations together show.
 func (m observations) findings(c *catalog.Cause, took time.Duration) (found []*Finding) {
 	leads := c.All
 	if len(leads) > 0 {
@@ -159,17 +162,77 @@ func (m observations) findings(c *catalog.Cause, took time.Duration) (found []*F
 		leads = c.One
 	}
 	for i := range leads {
-		for j := range m[leads[i].Signal] {
-			x := &m[leads[i].Signal][j]
-			if !counts(c.Whose, x.owner) || !m.enough(&leads[i], x) {
+		lead := &leads[i]
+		var few []*observation
+		for j := range m[lead.Signal] {
+			x := &m[lead.Signal][j]
+			switch {
+			case !counts(c.Whose, x.owner):
+			case !m.enough(lead, x):
+				few = append(few, x)
+			default:
+				if evidence, strength, ok := m.judge(c, lead, x); ok {
+					found = append(found, newFinding(c, x, evidence, strength, took))
+				}
+			}
+		}
+		if lead.Many == 0 {
+			continue
+		}
+		for _, x := range m.together(c, few) {
+			if x.value < lead.Many || lead.Of != "" && x.value < lead.Share*m.total(lead.Of, x) {
 				continue
 			}
-			if evidence, strength, ok := m.judge(c, &leads[i], x); ok {
+			if evidence, strength, ok := m.judge(c, lead, x); ok {
 				found = append(found, newFinding(c, x, evidence, strength, took))
 			}
 		}
 	}
 	return found
+}
+
+// together sums the observations of a signal that have the end to blame in common and
+// differ in the other end. Those that a sign against the cause rules out are left out.
+func (m observations) together(c *catalog.Cause, list []*observation) (sums []*observation) {
+	for _, x := range list {
+		if m.ruledOut(c, x) || x.peer == "" {
+			continue
+		}
+		part, other := *x, x.peer
+		if c.Blame == catalog.BlamePeer {
+			part.owner, other = anyone, x.owner
+		} else {
+			part.peer = ""
+		}
+		i := slices.IndexFunc(sums, func(y *observation) bool {
+			return y.owner == part.owner && y.peer == part.peer && y.what == part.what && y.blame == part.blame
+		})
+		if i < 0 {
+			part.parts, part.others = 1, []string{other}
+			sums = append(sums, &part)
+			continue
+		}
+		sum := sums[i]
+		sum.value += part.value
+		sum.parts++
+		if sum.from != part.from {
+			sum.from = ""
+		}
+		if !slices.Contains(sum.others, other) {
+			sum.others = append(sum.others, other)
+		}
+	}
+	return slices.DeleteFunc(sums, func(x *observation) bool { return x.parts < 2 })
+}
+
+// ruledOut reports whether a sign against the cause holds for the subject of x.
+func (m observations) ruledOut(c *catalog.Cause, x *observation) bool {
+	for i := range c.Not {
+		if _, ok := m.holds(&c.Not[i], x); ok {
+			return true
+		}
+	}
+	return false
 }
 
 // joined merges findings that name the same cause and the same end.
@@ -193,7 +256,7 @@ func joined(all []*Finding) (out []*Finding) {
 func (m observations) judge(c *catalog.Cause, lead *catalog.Sign, x *observation) (evidence []observation, strength float64, ok bool) {
 	evidence = []observation{*x}
 	take := func(y observation) {
-		if !slices.Contains(evidence, y) {
+		if !slices.ContainsFunc(evidence, y.same) {
 			evidence = append(evidence, y)
 		}
 	}
@@ -209,6 +272,10 @@ func (m observations) judge(c *catalog.Cause, lead *catalog.Sign, x *observation
 	}
 	one := len(c.One) == 0
 	for i := range c.One {
+		if &c.One[i] == lead {
+			one = true
+			continue
+		}
 		if y, ok := m.holds(&c.One[i], x); ok {
 			one = true
 			take(y)
@@ -217,10 +284,9 @@ func (m observations) judge(c *catalog.Cause, lead *catalog.Sign, x *observation
 	if !one {
 		return nil, 0, false
 	}
-	for i := range c.Not {
-		if _, ok := m.holds(&c.Not[i], x); ok {
-			return nil, 0, false
-		}
+	// The parts of a sum were examined one by one.
+	if x.parts == 0 && m.ruledOut(c, x) {
+		return nil, 0, false
 	}
 	further := 0
 	for i := range c.More {
@@ -238,7 +304,7 @@ func (m observations) judge(c *catalog.Cause, lead *catalog.Sign, x *observation
 }
 
 func newFinding(c *catalog.Cause, x *observation, evidence []observation, strength float64, took time.Duration) *Finding {
-	f := &Finding{Cause: c.ID, about: c, owner: x.owner, peer: x.peer, what: x.what, parties: map[string]bool{}}
+	f := &Finding{Cause: c.ID, about: c, owner: x.owner, peer: x.peer, what: x.what, parties: map[string]bool{}, is: *x, seen: evidence, took: took}
 	switch c.Blame {
 	case catalog.BlameOwner:
 		f.Blame = x.owner
@@ -256,17 +322,22 @@ func newFinding(c *catalog.Cause, x *observation, evidence []observation, streng
 		if f.what == "" {
 			f.what = y.what
 		}
-		if f.peer == "" && y.peer != "" && c.Blame != catalog.BlamePeer {
+		if f.peer == "" && y.peer != "" && c.Blame != catalog.BlamePeer && x.parts == 0 {
 			f.peer = y.peer
 		}
 	}
-	for _, p := range []string{x.owner, x.peer} {
+	ends := []string{x.owner, x.peer}
+	if x.owner == anyone {
+		// The trouble that one of them has with the peer may be another.
+		ends = append(slices.Clone(x.others), x.peer)
+	}
+	for _, p := range ends {
 		if p != "" && !slices.Contains(f.ends, p) {
 			f.ends = append(f.ends, p)
 		}
 	}
-	for _, p := range []string{f.owner, f.peer, f.Blame} {
-		if p != "" && p != Path {
+	for _, p := range append([]string{f.owner, f.peer, f.Blame, x.from}, x.others...) {
+		if p != "" && p != Path && p != anyone {
 			f.parties[p] = true
 		}
 	}
@@ -275,17 +346,6 @@ func newFinding(c *catalog.Cause, x *observation, evidence []observation, streng
 	}
 	f.weight = x.value
 	f.Score = c.Weight * (0.9 + 0.1*strength)
-	for _, y := range evidence {
-		s := catalog.SignalByName(y.signal)
-		if s == nil {
-			continue
-		}
-		text := fill(s.Text, map[string]string{"n": number(y.value), "peer": cmp.Or(y.peer, f.peer, "the other end"), "what": cmp.Or(y.what, "any port"), "time": duration(took)})
-		if y.owner != f.Blame {
-			text = nameText(y.owner) + ": " + text
-		}
-		f.Evidence = append(f.Evidence, Evidence{Text: text, Source: s.Source, Value: y.value, of: y.owner, with: y.peer})
-	}
 	return f
 }
 
@@ -298,24 +358,116 @@ func (f *Finding) join(g *Finding) {
 	for p := range g.parties {
 		f.parties[p] = true
 	}
-	for _, e := range g.Evidence {
-		if !slices.Contains(f.Evidence, e) && len(f.Evidence) < mostEvidence {
-			f.Evidence = append(f.Evidence, e)
+	for _, y := range g.seen {
+		if !slices.ContainsFunc(f.seen, y.same) {
+			f.seen = append(f.seen, y)
 		}
 	}
 }
 
-// mostEvidence is the maximum number of values that a finding shows.
-const mostEvidence = 8
+const (
+	// mostEvidence is the maximum number of values that a finding shows.
+	mostEvidence = 8
+	// mostEnds is the maximum number of other ends that are shown with a number each.
+	mostEnds = 3
+)
 
+// summed replaces the observations of a signal with many other ends by their sum: with
+// one peer where that is to blame, and of one owner otherwise.
+func (f *Finding) summed() (out []observation) {
+	type subject struct{ signal, owner, peer, what string }
+	subjectOf := func(y *observation) (k subject, other string) {
+		if f.about.Blame == catalog.BlamePeer && y.peer == f.Blame {
+			return subject{y.signal, anyone, y.peer, y.what}, y.owner
+		}
+		return subject{y.signal, y.owner, "", y.what}, y.peer
+	}
+	ends := map[subject]int{}
+	for i := range f.seen {
+		y := &f.seen[i]
+		if k, other := subjectOf(y); y.parts > 0 {
+			ends[k] += len(y.others)
+		} else if s := catalog.SignalByName(y.signal); other != "" && s != nil && strings.Contains(s.Text, "{peer}") {
+			ends[k]++
+		}
+	}
+	at := map[subject]int{}
+	for _, y := range f.seen {
+		k, other := subjectOf(&y)
+		if ends[k] <= mostEnds || other == "" && y.parts == 0 {
+			out = append(out, y)
+			continue
+		}
+		if y.parts == 0 {
+			y.parts, y.others = 1, []string{other}
+		}
+		i, ok := at[k]
+		if !ok {
+			y.owner, y.peer, y.others = k.owner, k.peer, slices.Clone(y.others)
+			at[k] = len(out)
+			out = append(out, y)
+			continue
+		}
+		sum := &out[i]
+		sum.value += y.value
+		sum.parts += y.parts
+		if sum.from != y.from {
+			sum.from = ""
+		}
+		for _, o := range y.others {
+			if !slices.Contains(sum.others, o) {
+				sum.others = append(sum.others, o)
+			}
+		}
+	}
+	return out
+}
+
+// finish writes the texts of the finding.
 func (f *Finding) finish() {
 	f.Title = fill(f.about.Title, map[string]string{
-		"blame": nameText(f.Blame), "owner": nameText(f.owner), "peer": nameText(cmp.Or(f.peer, "the other end")), "what": cmp.Or(f.what, "any port"),
+		"blame": nameText(f.Blame), "owner": f.is.ownerText(f.owner), "peer": f.is.peerText(f.peer), "what": cmp.Or(f.what, "any port"),
 	})
 	if strings.HasPrefix(f.Title, "the ") || !strings.HasPrefix(f.about.Title, "{") {
 		f.Title = strings.ToUpper(f.Title[:1]) + f.Title[1:] // but not the name of a pod
 	}
 	f.Score = math.Round(f.Score*100) / 100
+	for _, y := range f.summed() {
+		s := catalog.SignalByName(y.signal)
+		if s == nil || len(f.Evidence) == mostEvidence {
+			continue
+		}
+		text := fill(s.Text, map[string]string{"n": number(y.value), "peer": y.peerText(f.peer), "what": cmp.Or(y.what, "any port"), "time": duration(f.took), "from": nameText(cmp.Or(y.from, "several ends"))})
+		if y.owner != f.Blame {
+			text = y.ownerText(y.owner) + ": " + text
+		}
+		f.Evidence = append(f.Evidence, Evidence{Text: text, Source: s.Source, Value: y.value, of: y.owner, with: y.peer})
+	}
+}
+
+// ownerText is the owner of an observation in a sentence.
+func (y *observation) ownerText(name string) string {
+	if name == anyone {
+		return manyText(y.others)
+	}
+	return nameText(name)
+}
+
+// peerText is the other end of an observation in a sentence, or else that of its
+// finding.
+func (y *observation) peerText(other string) string {
+	if y.parts > 0 && y.owner != anyone {
+		return manyText(y.others)
+	}
+	return nameText(cmp.Or(y.peer, other, "the other end"))
+}
+
+// manyText describes several ends. The first had the most.
+func manyText(ends []string) string {
+	if len(ends) == 1 {
+		return nameText(ends[0])
+	}
+	return strconv.Itoa(len(ends)) + " ends (such as " + nameText(ends[0]) + ")"
 }
 
 // nameText returns the name of an end for a sentence.

@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -30,20 +31,23 @@ var cases = []struct {
 		[]observation{{signal: "drop.rule", owner: web, peer: client, value: 3, what: "TCP port 8080"}, seen("syn.retransmitted", client, web, 2), seen("tcp.lost", client, web, 40), seen("TcpOutSegs", client, "", 100)},
 		[]observation{seen("drop.rule", web, far, 1)}},
 	{"policy-drop-host", Node,
-		[]observation{{signal: "drop.rule", owner: Node, peer: web, value: 4, what: "TCP port 8080"}, seen("syn.retransmitted", client, web, 3)},
-		[]observation{seen("drop.rule", Node, web, 1)}},
+		[]observation{{signal: "drop.node", owner: Node, peer: web, value: 4, what: "TCP port 8080", from: client}, seen("syn.retransmitted", client, web, 3)},
+		[]observation{seen("drop.node", Node, web, 1)}},
 	{"closed-port", web,
-		[]observation{{signal: "tcp.refused", owner: client, peer: web, value: 9, what: ":8080", blame: web}},
-		[]observation{{signal: "tcp.refused", owner: client, peer: web, value: 2, what: ":8080", blame: web}}},
+		[]observation{{signal: "tcp.refused", owner: client, peer: web, value: 9, what: "8080", blame: web}},
+		[]observation{{signal: "tcp.refused", owner: client, peer: web, value: 2, what: "8080", blame: web}}},
+	{"closed-port", web,
+		[]observation{{signal: "udp.refused", owner: client, peer: web, value: 9, what: "8125", blame: web}},
+		[]observation{{signal: "udp.refused", owner: client, peer: web, value: 2, what: "8125", blame: web}}},
 	{"wrong-listen-address", web,
-		[]observation{{signal: "tcp.loopback_only", owner: client, peer: web, value: 9, what: ":8080", blame: web}},
-		[]observation{{signal: "tcp.loopback_only", owner: client, peer: web, value: 1, what: ":8080", blame: web}}},
+		[]observation{{signal: "tcp.loopback_only", owner: client, peer: web, value: 9, what: "8080", blame: web}},
+		[]observation{{signal: "tcp.loopback_only", owner: client, peer: web, value: 1, what: "8080", blame: web}}},
 	{"mtu-black-hole", Path,
 		[]observation{{signal: "stuck.large", owner: client, peer: far, value: 1}, seen("tcp.lost", client, far, 12), seen("TcpOutSegs", client, "", 80)},
 		// A path that loses all packets, small segments included.
 		[]observation{{signal: "stuck.large", owner: client, peer: far, value: 1}, seen("stuck.small", client, far, 1)}},
 	{"accept-queue-full", web,
-		[]observation{seen("TcpExtListenOverflows", web, "", 37), {signal: "listen.full", owner: web, value: 9, what: ":8080 holds 8"}, seen("syn.half_open", web, client, 40), seen("synack.retransmitted", web, client, 40), seen("tcp.lost", client, web, 60), seen("TcpOutSegs", client, "", 500)},
+		[]observation{seen("TcpExtListenOverflows", web, "", 37), {signal: "listen.full", owner: web, value: 9, what: "8080, which holds 8"}, seen("syn.half_open", web, client, 40), seen("synack.retransmitted", web, client, 40), seen("tcp.lost", client, web, 60), seen("TcpOutSegs", client, "", 500)},
 		[]observation{seen("TcpExtListenOverflows", web, "", 2)}},
 	{"syn-flood", far,
 		[]observation{seen("syn.half_open", web, far, 120), seen("syn.refused", web, "", 4000), seen("TcpExtListenDrops", web, "", 100)},
@@ -57,6 +61,9 @@ var cases = []struct {
 	{"slow-reader", web,
 		[]observation{seen("unread.stands", web, client, 90000)},
 		[]observation{seen("read.late", Node, "", 90)}},
+	{"slow-reader", web,
+		[]observation{{signal: "unread.server", owner: web, value: 6, what: "8080"}},
+		[]observation{{signal: "unread.server", owner: web, value: 1, what: "8080"}}},
 	{"zero-window", far,
 		[]observation{seen("window.closed", client, far, 2), seen("TcpExtTCPWinProbe", client, "", 9)},
 		[]observation{seen("TcpExtTCPWinProbe", client, "", 3)}},
@@ -120,7 +127,7 @@ var cases = []struct {
 		[]observation{seen("cpu.throttled", web, "", 80), seen("cpu.throttled_time", web, "", 60), {signal: "read.late", owner: web, value: 90, what: "server"}},
 		[]observation{seen("cpu.throttled", web, "", 30), seen("cpu.throttled_time", web, "", 1)}},
 	{"descriptor-limit", web,
-		[]observation{{signal: "fd.used", owner: web, value: 100, what: "server[7], 64 of 64"}, seen("TcpExtListenOverflows", web, "", 40), {signal: "listen.full", owner: web, value: 9, what: ":8080 holds 8"}},
+		[]observation{{signal: "fd.used", owner: web, value: 100, what: "server[7], 64 of 64"}, seen("TcpExtListenOverflows", web, "", 40), {signal: "listen.full", owner: web, value: 9, what: "8080, which holds 8"}},
 		[]observation{{signal: "fd.used", owner: web, value: 90, what: "server[7], 900 of 1000"}}},
 	{"ipv6-half-broken", client,
 		[]observation{{signal: "ipv6.no_route", owner: client, value: 9, blame: client}},
@@ -135,6 +142,9 @@ var cases = []struct {
 	{"disk-throttled", web,
 		[]observation{{signal: "disk.limit", owner: web, value: 99, what: "8:0 wbps=1048576"}, seen("disk.stall", web, "", 80)},
 		[]observation{{signal: "disk.limit", owner: web, value: 40, what: "8:0 wbps=1048576"}}},
+	{"disk-throttled", web,
+		[]observation{{signal: "disk.limit", owner: web, value: 70, what: "8:0 riops=5"}, {signal: "disk.held", owner: web, value: 60, what: "8:0 riops=5"}, seen("disk.stall", web, "", 60)},
+		[]observation{{signal: "disk.limit", owner: web, value: 70, what: "8:0 riops=5"}, {signal: "disk.held", owner: web, value: 9, what: "8:0 riops=5"}, seen("disk.stall", web, "", 9)}},
 	{"tcp-memory-pressure", Node,
 		[]observation{{signal: "tcp.memory", owner: Node, value: 110, what: "900 pages"}, seen("TcpExtTCPMemoryPressures", Node, "", 1)},
 		[]observation{{signal: "tcp.memory", owner: Node, value: 60, what: "500 pages"}}},
@@ -145,8 +155,8 @@ var cases = []struct {
 		[]observation{{signal: "ports.open", owner: client, peer: web, value: 100, what: "10.0.0.9:80, 500 of 500"}},
 		[]observation{{signal: "ports.open", owner: client, peer: web, value: 60, what: "10.0.0.9:80, 300 of 500"}}},
 	{"dns-slow", "kube-system/dns-0",
-		[]observation{{signal: "dns.slow", owner: client, peer: "kube-system/dns-0", value: 6, what: "2s"}, seen("dns.lookups", client, "kube-system/dns-0", 8)},
-		[]observation{{signal: "dns.slow", owner: client, peer: "kube-system/dns-0", value: 6, what: "2s"}, seen("dns.lookups", client, "kube-system/dns-0", 800)}},
+		[]observation{{signal: "dns.slow", owner: client, peer: "kube-system/dns-0", value: 6}, seen("dns.lookups", client, "kube-system/dns-0", 8)},
+		[]observation{{signal: "dns.slow", owner: client, peer: "kube-system/dns-0", value: 6}, seen("dns.lookups", client, "kube-system/dns-0", 800)}},
 }
 
 func names(list []Finding) string {
@@ -216,6 +226,85 @@ func TestNodeWide(t *testing.T) {
 	}
 }
 
+// TestManyEnds: what an end has with many others counts together, where no pair has
+// enough for itself, and is one finding. A little with many is none.
+func TestManyEnds(t *testing.T) {
+	tried := map[string]bool{}
+	for _, c := range cases {
+		about := catalog.Causes()[slices.IndexFunc(catalog.Causes(), func(x *catalog.Cause) bool { return x.ID == c.cause })]
+		leads := about.One
+		if len(about.All) > 0 {
+			leads = about.All[:1]
+		}
+		for _, lead := range leads {
+			i := slices.IndexFunc(c.is, func(x observation) bool { return x.signal == lead.Signal })
+			if lead.Many == 0 || i < 0 {
+				continue
+			}
+			tried[lead.Signal] = true
+			spread := func(n int, total float64) (list []observation) {
+				for k := range n {
+					x := c.is[i]
+					x.value = total / float64(n)
+					if other := fmt.Sprintf("shop/other-%d", k); about.Blame == catalog.BlamePeer {
+						x.owner = other
+						if lead.Of != "" {
+							list = append(list, observation{signal: lead.Of, owner: other, peer: x.peer, value: x.value / lead.Share / 2})
+						}
+					} else {
+						x.peer = other
+					}
+					list = append(list, x)
+				}
+				if lead.Of != "" && about.Blame != catalog.BlamePeer {
+					list = append(list, seen(lead.Of, c.is[i].owner, "", total/lead.Share/2))
+				}
+				return list
+			}
+			many := int(lead.Many) * 4
+			got := evaluate(spread(many, lead.Many*2), 10*time.Second)
+			if len(got) != 1 || got[0].Cause != c.cause || got[0].Blame != c.blame {
+				t.Errorf("%s of %d others: %s", lead.Signal, many, names(got))
+				continue
+			}
+			if all := got[0].Title + got[0].Evidence[0].Text; !strings.Contains(all, fmt.Sprintf("%d ends (such as shop/other-0)", many)) || strings.ContainsAny(all, "{}*") || len(got[0].Evidence) > 2 {
+				t.Errorf("%s: %q, %+v", lead.Signal, got[0].Title, got[0].Evidence)
+			}
+			if got := evaluate(spread(many, lead.Many*0.9), 10*time.Second); len(got) != 0 {
+				t.Errorf("a little %s of %d others: %s", lead.Signal, many, names(got))
+			}
+		}
+	}
+	for _, c := range catalog.Causes() {
+		for _, s := range c.Signs() {
+			if s.Many != 0 && !tried[s.Signal] {
+				t.Errorf("%s: %s with many ends is not tried", c.ID, s.Signal)
+			}
+		}
+	}
+}
+
+// TestManyPeersAreOneLine: a finding about many peers shows their sum.
+func TestManyPeersAreOneLine(t *testing.T) {
+	var list []observation
+	for i := range 40 {
+		list = append(list, seen("drop.neighbour_table", client, fmt.Sprintf("10.99.0.%d", i), float64(100-i)))
+	}
+	got := evaluate(list, 10*time.Second)
+	if len(got) != 1 || len(got[0].Evidence) != 1 || got[0].Evidence[0].Value != 3220 || !strings.HasPrefix(got[0].Evidence[0].Text, "3220 packets to 40 ends (such as 10.99.0.0) were dropped") {
+		t.Errorf("%+v", got)
+	}
+	// Some of the clients have enough for themselves.
+	list = nil
+	for i := range 40 {
+		list = append(list, observation{signal: "tcp.refused", owner: fmt.Sprintf("10.99.0.%d", i), peer: web, value: float64(1 + i%8), what: "8081", blame: web})
+	}
+	got = evaluate(list, 10*time.Second)
+	if len(got) != 1 || len(got[0].Evidence) != 1 || got[0].Evidence[0].Value != 180 || !strings.HasPrefix(got[0].Evidence[0].Text, "40 ends (such as 10.99.0.") || !strings.Contains(got[0].Evidence[0].Text, "): 180 connections to shop/web-0 were refused at port 8081") {
+		t.Errorf("%+v", got)
+	}
+}
+
 // TestFindingsAreWhole: each finding has evidence that can be verified, and a next
 // command.
 func TestFindingsAreWhole(t *testing.T) {
@@ -245,7 +334,7 @@ func TestNoFindingHidesAnothers(t *testing.T) {
 		return []observation{seen("tcp.lost", client, peer, 60), seen("TcpOutSegs", client, "", 1000)}
 	}
 	overflow := func(owner string) []observation {
-		return []observation{seen("TcpExtListenOverflows", owner, "", 900), {signal: "listen.full", owner: owner, value: 2, what: ":9, which holds 1"}}
+		return []observation{seen("TcpExtListenOverflows", owner, "", 900), {signal: "listen.full", owner: owner, value: 2, what: "9, which holds 1"}}
 	}
 	for _, c := range []struct {
 		name       string
@@ -256,9 +345,9 @@ func TestNoFindingHidesAnothers(t *testing.T) {
 		{"a user of the node does not accept", loss, overflow(user), "wire-loss", false},
 		{"the node's own service does not accept, and a pod has trouble with it", lossTo(Node), overflow(user), "wire-loss", true},
 		{"a pod does not accept", lossTo(web), overflow(web), "wire-loss", true},
-		{"a user of the node has a socket that is full", []observation{{signal: "dns.slow", owner: client, peer: web, value: 6, what: "2s"}, seen("dns.lookups", client, web, 8)},
+		{"a user of the node has a socket that is full", []observation{{signal: "dns.slow", owner: client, peer: web, value: 6}, seen("dns.lookups", client, web, 8)},
 			[]observation{seen("udp.full", user, "", 900), seen("udp.datagrams", user, "", 1000)}, "dns-slow", false},
-		{"the DNS server of the node has a socket that is full", []observation{{signal: "dns.slow", owner: client, peer: Node, value: 6, what: "2s"}, seen("dns.lookups", client, Node, 8)},
+		{"the DNS server of the node has a socket that is full", []observation{{signal: "dns.slow", owner: client, peer: Node, value: 6}, seen("dns.lookups", client, Node, 8)},
 			[]observation{seen("udp.full", Node, "", 900), seen("udp.datagrams", Node, "", 1000)}, "dns-slow", true},
 		{"another client does not read", loss, []observation{seen("window.closed", client, thief, 3)}, "wire-loss", false},
 		{"the client does not read", lossTo(web), []observation{seen("window.closed", client, web, 3)}, "wire-loss", true},
@@ -266,7 +355,7 @@ func TestNoFindingHidesAnothers(t *testing.T) {
 		{"somebody calls an address that is not there", loss, []observation{seen("drop.neighbour", thief, "10.0.0.99", 20)}, "wire-loss", false},
 		{"somebody sends the pod wrong checksums", loss, []observation{seen("checksum.bad", client, thief, 20)}, "wire-loss", false},
 		{"resets of a path, and a closed port of the same server", []observation{seen("reset.unsent", client, web, 9)},
-			[]observation{{signal: "tcp.refused", owner: thief, peer: web, value: 9, what: ":1", blame: web}}, "reset-by-middlebox", false},
+			[]observation{{signal: "tcp.refused", owner: thief, peer: web, value: 9, what: "1", blame: web}}, "reset-by-middlebox", false},
 		{"conntrack of the node is full", loss, []observation{{signal: "conntrack.used", owner: Node, value: 100, what: "10 of 10"}, seen("kubeskoop_conntrack_drop", Node, "", 9)}, "wire-loss", true},
 		{"a pod's own shaper", loss, []observation{{signal: "shaper.waits", owner: thief, value: 500, what: "eth0"}, {signal: "shaper.packets", owner: thief, value: 900, what: "eth0"}, {signal: "shaper.queue", owner: thief, value: 9, what: "eth0"}}, "wire-loss", false},
 	} {

@@ -35,8 +35,9 @@ type nodeState struct {
 
 // disk is what a disk has done.
 type disk struct {
-	ios   uint64 // reads and writes that have ended
-	waits uint64 // their total duration, in milliseconds
+	ios    uint64 // reads and writes that have ended
+	waits  uint64 // their total duration, in milliseconds
+	device string // MAJOR:MINOR
 }
 
 func readNode() *nodeState {
@@ -90,7 +91,7 @@ func readDisks() (map[string]disk, error) {
 	for i := range all {
 		d := &all[i]
 		if !strings.HasPrefix(d.DeviceName, "ram") && !strings.HasPrefix(d.DeviceName, "zram") {
-			out[d.DeviceName] = disk{ios: d.ReadIOs + d.WriteIOs, waits: d.ReadTicks + d.WriteTicks}
+			out[d.DeviceName] = disk{ios: d.ReadIOs + d.WriteIOs, waits: d.ReadTicks + d.WriteTicks, device: fmt.Sprintf("%d:%d", d.MajorNumber, d.MinorNumber)}
 		}
 	}
 	return out, nil

@@ -25,6 +25,20 @@ type observation struct {
 	// blame is the end to blame if the observation itself shows it; "" leaves it to
 	// the cause.
 	blame string
+	// from is the end that sent what a rule of the node dropped.
+	from string
+	// parts is how many observations this is the sum of, 0 for one that was made; others
+	// are their other ends. It has no peer, or anyone as its owner.
+	parts  int
+	others []string
+}
+
+// anyone is the owner of a sum of what several ends have with one peer.
+const anyone = "*"
+
+// same reports whether two observations are one.
+func (x observation) same(y observation) bool {
+	return x.signal == y.signal && x.owner == y.owner && x.peer == y.peer && x.what == y.what && x.from == y.from
 }
 
 // moment is the state that was read at one time.
@@ -80,13 +94,13 @@ type observer struct {
 	all map[observationKey]*observation
 }
 
-type observationKey struct{ signal, owner, peer, what string }
+type observationKey struct{ signal, owner, peer, what, from string }
 
 func (o *observer) add(x observation) {
 	if x.value == 0 || x.owner == "" {
 		return
 	}
-	k := observationKey{x.signal, x.owner, x.peer, x.what}
+	k := observationKey{x.signal, x.owner, x.peer, x.what, x.from}
 	if was := o.all[k]; was != nil {
 		was.value += x.value
 		was.blame = cmp.Or(was.blame, x.blame)
@@ -144,7 +158,7 @@ func observe(r *recording) []observation {
 		list = append(list, *x)
 	}
 	slices.SortFunc(list, func(a, b observation) int {
-		return cmp.Or(strings.Compare(a.signal, b.signal), strings.Compare(a.owner, b.owner), cmp.Compare(b.value, a.value), strings.Compare(a.peer, b.peer), strings.Compare(a.what, b.what))
+		return cmp.Or(strings.Compare(a.signal, b.signal), strings.Compare(a.owner, b.owner), cmp.Compare(b.value, a.value), strings.Compare(a.peer, b.peer), strings.Compare(a.what, b.what), strings.Compare(a.from, b.from))
 	})
 	return list
 }
@@ -305,7 +319,7 @@ func (o *observer) sockets(name string, after *netnsState, samples [][]socket) {
 		}
 	}
 	for port, s := range full {
-		o.add(observation{signal: "listen.full", owner: name, value: float64(s.rx), what: ":" + strconv.Itoa(int(port)) + ", which holds " + strconv.Itoa(int(s.tx))})
+		o.add(observation{signal: "listen.full", owner: name, value: float64(s.rx), what: strconv.Itoa(int(port)) + ", which holds " + strconv.Itoa(int(s.tx))})
 	}
 	most, from := 0.0, ""
 	for peer, n := range halfOpen {
@@ -326,6 +340,7 @@ func (o *observer) sockets(name string, after *netnsState, samples [][]socket) {
 			o.add(observation{signal: "ipv6.stuck", owner: name, peer: peer, value: p.asked, blame: blame})
 		}
 	}
+	o.servers(name, after, samples, was)
 	for i := range after.sockets {
 		s := &after.sockets[i]
 		old := was[connection{s.local, s.remote}]
@@ -354,6 +369,51 @@ func (o *observer) sockets(name string, after *netnsState, samples [][]socket) {
 		if !isPodName(peer) && peer != Node && needless > retransmitted/2 {
 			o.add(observation{signal: "needless.peer", owner: name, peer: peer, value: float64(needless)})
 		}
+	}
+}
+
+// holdsRequest reports whether data of a client stand in a socket of a server. The FIN of
+// a client that has given up counts as one byte.
+func (s *socket) holdsRequest() bool {
+	return s.info != nil && (s.state == established && s.rx > 0 || s.state == closeWait && s.rx > 1)
+}
+
+// servers looks for servers that are stuck: clients of a port have sent data, and nobody
+// has read from or written to any connection of the port. Clients on the loopback
+// interface count, as a proxy beside the server is one.
+func (o *observer) servers(name string, after *netnsState, samples [][]socket, was map[connection]*socket) {
+	stands := map[uint16]float64{}
+	for i := range after.sockets {
+		s := &after.sockets[i]
+		if s.state == listening {
+			stands[s.local.Port()] += 0
+		}
+	}
+	for i := range after.sockets {
+		s := &after.sockets[i]
+		old := was[connection{s.local, s.remote}]
+		if _, serves := stands[s.local.Port()]; serves && s.holdsRequest() && old != nil && old.holdsRequest() {
+			stands[s.local.Port()]++
+		}
+	}
+	for _, sample := range samples[1:] {
+		for i := range sample {
+			s := &sample[i]
+			if stands[s.local.Port()] == 0 || !s.isOpen() {
+				continue
+			}
+			old := was[connection{s.local, s.remote}]
+			if old == nil || old.info == nil {
+				old = &socket{info: &netlink.TCPInfo{}}
+			}
+			read := int64(since(s.info.Bytes_received, old.info.Bytes_received)) - (int64(s.rx) - int64(old.rx))
+			if read > 0 || s.info.Bytes_acked > old.info.Bytes_acked {
+				stands[s.local.Port()] = 0
+			}
+		}
+	}
+	for port, n := range stands {
+		o.add(observation{signal: "unread.server", owner: name, value: n, what: strconv.Itoa(int(port))})
 	}
 }
 
@@ -557,17 +617,41 @@ func (o *observer) groups(name string, before, after groupState) {
 		o.add(observation{signal: "cpu.throttled", owner: name, what: after.throttledIn, value: 100 * float64(since(after.throttled, before.throttled)) / float64(after.periods-before.periods)})
 	}
 	o.add(observation{signal: "cpu.throttled_time", owner: name, what: after.throttledIn, value: 100 * float64(since(after.throttledFor, before.throttledFor)) / 1e9 / window})
+	stall := 0.0
 	if after.stalls && before.stalls {
-		o.add(observation{signal: "disk.stall", owner: name, value: 100 * float64(since(after.stall, before.stall)) / 1e6 / window})
+		stall = 100 * float64(since(after.stall, before.stall)) / 1e6 / window
+		o.add(observation{signal: "disk.stall", owner: name, value: stall})
 	}
 	for _, l := range after.limits {
 		if l.most == 0 {
 			continue
 		}
 		rate := float64(since(after.done[l.ioKey], before.done[l.ioKey])) / window
-		o.add(observation{signal: "disk.limit", owner: name, value: 100 * rate / float64(l.most), what: l.device + " " + l.kind + "=" + strconv.FormatUint(l.most, 10)})
+		what := l.device + " " + l.kind + "=" + strconv.FormatUint(l.most, 10)
+		o.add(observation{signal: "disk.limit", owner: name, value: 100 * rate / float64(l.most), what: what})
+		// The kernel grants I/O in slices of 100 ms, so that few large I/Os stay well below
+		// their limit.
+		if rate >= 0.6*float64(l.most) && o.isFast(l.device) {
+			o.add(observation{signal: "disk.held", owner: name, value: stall, what: what})
+		}
 	}
 }
+
+// isFast reports whether a disk that did I/O took no time for it.
+func (o *observer) isFast(device string) bool {
+	if o.before.node == nil || o.after.node == nil {
+		return false
+	}
+	for name, d := range o.after.node.disks {
+		if old := o.before.node.disks[name]; d.device == device && d.ios > old.ios {
+			return float64(d.waits-old.waits)/float64(d.ios-old.ios) < fastDisk
+		}
+	}
+	return false
+}
+
+// fastDisk is less than any disk takes that a process notices, in milliseconds.
+const fastDisk = 20
 
 func functionOf(location string) string {
 	function, _, _ := strings.Cut(location, "+")
@@ -602,7 +686,7 @@ func (o *observer) drops() {
 		untracked[name] = max(v["kubeskoop_conntrack_insertfailed"], v["kubeskoop_conntrack_drop"])
 	}
 	wanted := o.retransmitted()
-	type rule struct{ owner, peer, what string }
+	type rule struct{ owner, peer, what, from string }
 	type dropped struct {
 		n           float64
 		first, last time.Time
@@ -640,7 +724,7 @@ func (o *observer) drops() {
 				signal, peer, what = "drop.untracked", "", ""
 				break
 			}
-			k := rule{e.owner, peer, what}
+			k := rule{e.owner, peer, what, e.src.name}
 			d := rules[k]
 			if d == nil {
 				d = &dropped{first: e.at}
@@ -671,7 +755,11 @@ func (o *observer) drops() {
 		// conntrack has forgotten, which is harmless. Of TCP, count drops that a
 		// sender retransmits, or that continue.
 		if d.wanted || d.n >= leastDropped && d.last.Sub(d.first) >= o.took()/3 {
-			o.add(observation{signal: "drop.rule", owner: k.owner, peer: k.peer, value: d.n, what: k.what})
+			x := observation{signal: "drop.rule", owner: k.owner, peer: k.peer, value: d.n, what: k.what}
+			if k.owner == Node {
+				x.signal, x.from = "drop.node", k.from
+			}
+			o.add(x)
 		}
 	}
 }
@@ -827,13 +915,31 @@ func (o *observer) resets() {
 	for k := range refused {
 		ports[[2]string{k.owner, k.peer}]++
 	}
+	// When a port refused anybody.
+	at := map[service]*refusals{}
 	for k, r := range refused {
 		if k.owner != Node && ports[[2]string{k.owner, k.peer}] >= scannedPorts {
+			delete(refused, k)
 			continue
 		}
+		k.owner = anyone
+		if all := at[k]; all == nil {
+			at[k] = &refusals{first: r.first, last: r.last}
+		} else {
+			if r.first.Before(all.first) {
+				all.first = r.first
+			}
+			if r.last.After(all.last) {
+				all.last = r.last
+			}
+		}
+	}
+	for k, r := range refused {
 		// A starting server refuses connections for a moment, but not at the end of
 		// the observation.
-		if r.last.Sub(r.first) < o.took()/3 || o.after.at.Sub(r.last) > o.took()/2 {
+		anybody := k
+		anybody.owner = anyone
+		if all := at[anybody]; all.last.Sub(all.first) < o.took()/3 || o.after.at.Sub(all.last) > o.took()/2 {
 			continue
 		}
 		signal := "tcp.refused"
@@ -848,7 +954,7 @@ func (o *observer) resets() {
 				signal = "tcp.loopback_only"
 			}
 		}
-		o.add(observation{signal: signal, owner: k.owner, peer: k.peer, value: r.n, what: ":" + strconv.Itoa(int(k.port)), blame: k.peer})
+		o.add(observation{signal: signal, owner: k.owner, peer: k.peer, value: r.n, what: strconv.Itoa(int(k.port)), blame: k.peer})
 	}
 }
 
@@ -961,7 +1067,8 @@ func (o *observer) names() {
 	for k, n := range all {
 		o.add(observation{signal: "dns.lookups", owner: k.client, peer: k.server, value: n})
 		if slow[k] > 0 {
-			o.add(observation{signal: "dns.slow", owner: k.client, peer: k.server, value: slow[k], what: worst[k].Round(10 * time.Millisecond).String()})
+			o.add(observation{signal: "dns.slow", owner: k.client, peer: k.server, value: slow[k]})
+			o.add(observation{signal: "dns.worst", owner: k.client, peer: k.server, value: worst[k].Seconds()})
 		}
 	}
 }

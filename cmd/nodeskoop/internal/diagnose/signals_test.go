@@ -128,7 +128,7 @@ func TestObserve(t *testing.T) {
 				r.events = append(r.events, occurrence{typ: "TCPRESET_NOSOCK", owner: web, src: endAt(web, webAddr, 8080), dst: endAt(client, clientAddr, 40000+uint16(i)), at: at(float64(i)), n: 1},
 					occurrence{typ: "TCPRESET_RECEIVE", owner: client, src: endAt(client, clientAddr, 40000+uint16(i)), dst: endAt(web, webAddr, 8080), state: "SYN_SENT", at: at(float64(i)), n: 1})
 			}
-		}, "tcp.refused shop/client-0 shop/web-0 9 :8080 !shop/web-0"},
+		}, "tcp.refused shop/client-0 shop/web-0 9 8080 !shop/web-0"},
 		{"a few closed ports, and one who tries all", func(r *recording) {
 			for i := range 9 {
 				for p := range uint16(scannedPorts) {
@@ -139,7 +139,7 @@ func TestObserve(t *testing.T) {
 					}
 				}
 			}
-		}, "tcp.refused shop/client-0 shop/web-0 45 :8081 !shop/web-0\ntcp.refused shop/client-0 shop/web-0 36 :8080 !shop/web-0"},
+		}, "tcp.refused shop/client-0 shop/web-0 45 8081 !shop/web-0\ntcp.refused shop/client-0 shop/web-0 36 8080 !shop/web-0"},
 		{"a scan from the node hides nothing of the node's", func(r *recording) {
 			for i := range 9 {
 				for p := range uint16(scannedPorts) {
@@ -151,9 +151,9 @@ func TestObserve(t *testing.T) {
 						occurrence{typ: "TCPRESET_RECEIVE", owner: Node, src: endAt(Node, "10.0.0.1", 40000+uint16(i)), dst: endAt(web, webAddr, 100+p), state: "SYN_SENT", at: at(float64(i)), n: n})
 				}
 			}
-		}, "tcp.refused node shop/web-0 29 :100 !shop/web-0" + func() (rest string) {
+		}, "tcp.refused node shop/web-0 29 100 !shop/web-0" + func() (rest string) {
 			for p := 1; p < scannedPorts; p++ {
-				rest += fmt.Sprintf("\ntcp.refused node shop/web-0 9 :%d !shop/web-0", 100+p)
+				rest += fmt.Sprintf("\ntcp.refused node shop/web-0 9 %d !shop/web-0", 100+p)
 			}
 			return rest
 		}()},
@@ -174,12 +174,12 @@ func TestObserve(t *testing.T) {
 				r.events = append(r.events, occurrence{typ: "TCPRESET_NOSOCK", owner: web, src: endAt(web, webAddr, 8080), dst: endAt(far, far, 40000), at: at(float64(i)), n: 1})
 			}
 			r.after.netns[web].sockets = []socket{{state: listening, local: port("127.0.0.1", 8080)}}
-		}, "tcp.loopback_only 192.0.2.7 shop/web-0 9 :8080 !shop/web-0"},
+		}, "tcp.loopback_only 192.0.2.7 shop/web-0 9 8080 !shop/web-0"},
 		{"datagrams to a closed port", func(r *recording) {
 			for i := range 9 {
 				r.events = append(r.events, occurrence{typ: "PacketLoss", owner: web, src: endAt(far, far, 40000), dst: endAt(web, webAddr, 8125), protocol: "UDP", reason: "NO_SOCKET", at: at(float64(i)), n: 1})
 			}
-		}, "drop.local shop/web-0 192.0.2.7 9\nudp.refused 192.0.2.7 shop/web-0 9 :8125 !shop/web-0"},
+		}, "drop.local shop/web-0 192.0.2.7 9\nudp.refused 192.0.2.7 shop/web-0 9 8125 !shop/web-0"},
 		{"answers that come after their clients have given up", func(r *recording) {
 			for i := range 9 {
 				r.events = append(r.events, occurrence{typ: "PacketLoss", owner: web, src: endAt(far, far, 53), dst: endAt(web, webAddr, 40000), protocol: "UDP", reason: "NO_SOCKET", at: at(float64(i)), n: 1})
@@ -247,6 +247,32 @@ func TestObserve(t *testing.T) {
 			r.before.netns[client].sockets = []socket{connected(netlink.TCPInfo{Bytes_received: 5000}, 5000, 0)}
 			r.after.netns[client].sockets = []socket{connected(netlink.TCPInfo{Bytes_received: 95000}, 95000, 0)}
 		}, "unread.stands shop/client-0 192.0.2.7 9.5e+04"},
+		{"a server that is stuck, also for a proxy beside it", func(r *recording) {
+			stuck(r, netlink.TCPInfo{Bytes_received: 64}, netlink.TCPInfo{Bytes_received: 64})
+		}, "unread.server shop/web-0 2 8080"},
+		{"a server that lets requests wait and answers others", func(r *recording) {
+			stuck(r, netlink.TCPInfo{Bytes_received: 64}, netlink.TCPInfo{Bytes_received: 64})
+			r.middle[1][web] = []socket{{state: established, local: port(webAddr, 8080), remote: port(far, 40009), info: &netlink.TCPInfo{Bytes_received: 64, Bytes_acked: 64}}}
+		}, ""},
+		{"a server that reads one of its connections", func(r *recording) {
+			stuck(r, netlink.TCPInfo{Bytes_received: 64}, netlink.TCPInfo{Bytes_received: 128})
+		}, ""},
+		{"clients that have come and gone without a word", func(r *recording) {
+			for _, at := range []*[]socket{&r.before.netns[web].sockets, &r.after.netns[web].sockets} {
+				*at = []socket{{state: listening, local: port("::", 8080), tx: 8}}
+				for i := range 9 {
+					*at = append(*at, socket{state: closeWait, local: port(webAddr, 8080), remote: port(far, uint16(40000+i)), rx: 1, info: &netlink.TCPInfo{}})
+				}
+			}
+		}, ""},
+		{"a client that does not read what its server tells it now and then", func(r *recording) {
+			for _, at := range []*[]socket{&r.before.netns[client].sockets, &r.after.netns[client].sockets} {
+				*at = nil
+				for i := range 9 {
+					*at = append(*at, socket{state: established, local: port(clientAddr, uint16(40000+i)), remote: port(far, 443), rx: 500, info: &netlink.TCPInfo{Bytes_received: 500}})
+				}
+			}
+		}, ""},
 		{"data of which some were read", func(r *recording) {
 			r.before.netns[client].sockets = []socket{connected(netlink.TCPInfo{Bytes_received: 5000}, 5000, 0)}
 			r.after.netns[client].sockets = []socket{connected(netlink.TCPInfo{Bytes_received: 995000}, 95000, 0)}
@@ -258,7 +284,7 @@ func TestObserve(t *testing.T) {
 		{"a full accept queue", func(r *recording) {
 			r.middle[0][web] = []socket{{state: listening, local: port("::", 8080), rx: 9, tx: 8}}
 			r.after.netns[web].sockets = []socket{{state: listening, local: port("::", 8080), rx: 2, tx: 8}}
-		}, "listen.full shop/web-0 9 :8080, which holds 8"},
+		}, "listen.full shop/web-0 9 8080, which holds 8"},
 		{"half-open handshakes of one address, in each sample", func(r *recording) {
 			var half []socket
 			for i := range 30 {
@@ -316,14 +342,20 @@ func TestObserve(t *testing.T) {
 			r.before.groups[web] = groupState{done: map[ioKey]uint64{k: 100}}
 			r.after.groups[web] = groupState{done: map[ioKey]uint64{k: 150}, limits: []ioLimit{{k, 5}}}
 		}, "disk.limit shop/web-0 100 8:0 riops=5"},
+		{"a pod that waits below its limit, for a fast disk", func(r *recording) {
+			heldAt(r, 40)
+		}, "disk.held shop/web-0 60 8:0 riops=5\ndisk.ios node 40 sda\ndisk.limit shop/web-0 80 8:0 riops=5\ndisk.stall shop/web-0 60\ndisk.wait node 1 sda"},
+		{"a pod that waits below its limit, for a slow disk", func(r *recording) {
+			heldAt(r, 4000)
+		}, "disk.ios node 40 sda\ndisk.limit shop/web-0 80 8:0 riops=5\ndisk.stall shop/web-0 60\ndisk.wait node 100 sda"},
 		{"a busy CPU and a slow disk", func(r *recording) {
 			r.before.node = &nodeState{cpus: map[int64]procfs.CPUStat{0: {}, 3: {}}, disks: map[string]disk{"sda": {}}, stall: map[string]uint64{"io": 0}}
-			r.after.node = &nodeState{cpus: map[int64]procfs.CPUStat{0: {Idle: 9.99, SoftIRQ: 0.01}, 2: {SoftIRQ: 5}, 3: {Idle: 2, SoftIRQ: 8}}, disks: map[string]disk{"sda": {20, 4000}}, stall: map[string]uint64{"io": 9_000_000}}
+			r.after.node = &nodeState{cpus: map[int64]procfs.CPUStat{0: {Idle: 9.99, SoftIRQ: 0.01}, 2: {SoftIRQ: 5}, 3: {Idle: 2, SoftIRQ: 8}}, disks: map[string]disk{"sda": {ios: 20, waits: 4000}}, stall: map[string]uint64{"io": 9_000_000}}
 		}, "cpu.softirq node 80 3\ncpu.softirq node 0.1 0\ndisk.ios node 20 sda\ndisk.stall node 90\ndisk.wait node 200 sda"},
 		{"slow and lost lookups", func(r *recording) {
 			a := netip.MustParseAddr
 			r.lookups = []lookup{{a(clientAddr), a(far), at(1), at(1.01), 4}, {a(clientAddr), a(far), at(2), at(3.5), 4}, {a(clientAddr), a(far), at(3), time.Time{}, 4}, {a(clientAddr), a(far), at(9), time.Time{}, 4}}
-		}, "dns.lookups shop/client-0 192.0.2.7 3\ndns.slow shop/client-0 192.0.2.7 2 7s"},
+		}, "dns.lookups shop/client-0 192.0.2.7 3\ndns.slow shop/client-0 192.0.2.7 2\ndns.worst shop/client-0 192.0.2.7 7"},
 		{"lookups with a pod's address that came by another's interface", func(r *recording) {
 			a := netip.MustParseAddr
 			r.after.netns[client].links = []link{{name: "eth0", index: 2, peer: 5}}
@@ -396,4 +428,23 @@ func TestUsedPorts(t *testing.T) {
 	if got := usedPorts(flows[:12]); got != (natPorts{}) {
 		t.Errorf("of a few: %+v", got)
 	}
+}
+
+// stuck adds a server at port 8080 with a client and a proxy, whose requests stand.
+func stuck(r *recording, before, after netlink.TCPInfo) {
+	for at, info := range map[*[]socket]netlink.TCPInfo{&r.before.netns[web].sockets: before, &r.after.netns[web].sockets: after} {
+		*at = []socket{{state: listening, local: port("::", 8080), tx: 8},
+			{state: established, local: port(webAddr, 8080), remote: port(far, 40000), rx: 64, info: &info},
+			{state: established, local: port("127.0.0.1", 8080), remote: port("127.0.0.1", 40001), rx: 64, info: &info}}
+	}
+}
+
+// heldAt adds a pod that made 40 reads in 10 s of the 50 that it may make, and waited for
+// 6 s. The disk took so many milliseconds for all of them.
+func heldAt(r *recording, waits uint64) {
+	k := ioKey{"8:0", "riops"}
+	r.before.groups[web] = groupState{stalls: true}
+	r.after.groups[web] = groupState{stalls: true, stall: 6_000_000, done: map[ioKey]uint64{k: 40}, limits: []ioLimit{{k, 5}}}
+	r.before.node = &nodeState{disks: map[string]disk{"sda": {device: "8:0"}}}
+	r.after.node = &nodeState{disks: map[string]disk{"sda": {device: "8:0", ios: 40, waits: waits}}}
 }

@@ -82,7 +82,7 @@ func TestSourceOfTheOtherEnd(t *testing.T) {
 		{web: "4711", client: "815"}: "nsenter -t 4711 -n ss -tln",
 		{client: "815"}:              "nsenter -t PID -n ss -tln",
 	} {
-		list := evaluate([]observation{{signal: "tcp.loopback_only", owner: client, peer: web, value: 9, what: ":8080", blame: web}}, time.Second)
+		list := evaluate([]observation{{signal: "tcp.loopback_only", owner: client, peer: web, value: 9, what: "8080", blame: web}}, time.Second)
 		fillNextWith(list, *pids, nil)
 		if len(list) != 1 || len(list[0].Evidence) != 1 || list[0].Evidence[0].Source != want {
 			t.Errorf("%+v, want %q", list, want)

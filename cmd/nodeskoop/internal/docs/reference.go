@@ -279,8 +279,11 @@ In a source or command, ` + "`PID`" + ` is a process of the pod that shows the s
 // signText describes a sign: the observation, the threshold and the source.
 func signText(s *catalog.Sign) string {
 	signal := catalog.SignalByName(s.Signal)
-	text := strings.NewReplacer("{n}", "N", "{peer}", "the other end", "{what}", "...", "{time}", "the time").Replace(signal.Text)
+	text := strings.NewReplacer("{n}", "N", "{peer}", "the other end", "{from}", "one end", "{what}", "...", "{time}", "the time").Replace(signal.Text)
 	text += fmt.Sprintf(", N at least %v", s.AtLeast)
+	if s.Many != 0 {
+		text += fmt.Sprintf(", or %v with several other ends together", s.Many)
+	}
 	if s.Of != "" {
 		text += fmt.Sprintf(" and %v %% of `%s`", s.Share*100, s.Of)
 	}
