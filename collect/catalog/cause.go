@@ -62,9 +62,10 @@ type Sign struct {
 	// million.
 	Of    string
 	Share float64
-	// Many is the least sum of the values that an end has with several others, each of
-	// which is below AtLeast; 0: values are not summed. For a cause at the peer the sum
-	// is over those that have to do with it, and over the peers otherwise.
+	// Many is the threshold for the sum over several other ends whose values are each
+	// below AtLeast; 0: values are not summed. For a cause at the peer, the values of
+	// all ends that deal with that peer are summed, otherwise those of one owner with
+	// all of its peers.
 	Many float64
 	// OfNode says that the signal is always the node's, even if a pod is
 	// examined.

@@ -100,7 +100,7 @@ type lab struct {
 	env                 []string
 	watch               time.Duration // how long diagnose observes
 	proofOnly           bool
-	compare             bool // with what bpftrace shows
+	compare             bool // compare with the output of bpftrace
 }
 
 func newLab(t *testing.T) *lab {

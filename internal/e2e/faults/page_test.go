@@ -66,7 +66,7 @@ with another end.
 	return []byte(w.String())
 }
 
-// besideText introduces what bpftrace shows.
+// besideText introduces the output of bpftrace.
 const besideText = `
 The last column is what a bpftrace program shows of the whole node in the same time: packets
 that the kernel dropped, by reason, and TCP's retransmissions and resets, each from five

@@ -153,7 +153,8 @@ func evaluate(list []observation, took time.Duration) []Finding {
 }
 
 // findings returns the findings of one cause: one for each observation of its first
-// sign, and for what only several observations together show.
+// sign, and one for each sum of several observations that reaches the threshold only
+// together.
 func (m observations) findings(c *catalog.Cause, took time.Duration) (found []*Finding) {
 	leads := c.All
 	if len(leads) > 0 {
@@ -191,8 +192,8 @@ func (m observations) findings(c *catalog.Cause, took time.Duration) (found []*F
 	return found
 }
 
-// together sums the observations of a signal that have the end to blame in common and
-// differ in the other end. Those that a sign against the cause rules out are left out.
+// together sums the observations of a signal that have the same end to blame and
+// different other ends. It skips observations that a sign against the cause rules out.
 func (m observations) together(c *catalog.Cause, list []*observation) (sums []*observation) {
 	for _, x := range list {
 		if m.ruledOut(c, x) || x.peer == "" {
@@ -284,7 +285,7 @@ func (m observations) judge(c *catalog.Cause, lead *catalog.Sign, x *observation
 	if !one {
 		return nil, 0, false
 	}
-	// The parts of a sum were examined one by one.
+	// The parts of a sum have been examined one by one.
 	if x.parts == 0 && m.ruledOut(c, x) {
 		return nil, 0, false
 	}
@@ -328,7 +329,7 @@ func newFinding(c *catalog.Cause, x *observation, evidence []observation, streng
 	}
 	ends := []string{x.owner, x.peer}
 	if x.owner == anyone {
-		// The trouble that one of them has with the peer may be another.
+		// One of them may have another trouble with the peer.
 		ends = append(slices.Clone(x.others), x.peer)
 	}
 	for _, p := range ends {
@@ -372,8 +373,9 @@ const (
 	mostEnds = 3
 )
 
-// summed replaces the observations of a signal with many other ends by their sum: with
-// one peer where that is to blame, and of one owner otherwise.
+// summed replaces the observations of a signal with many other ends by their sum: the
+// sum over all owners with one peer if the peer is to blame, else the sum over the
+// peers of one owner.
 func (f *Finding) summed() (out []observation) {
 	type subject struct{ signal, owner, peer, what string }
 	subjectOf := func(y *observation) (k subject, other string) {
@@ -445,7 +447,7 @@ func (f *Finding) finish() {
 	}
 }
 
-// ownerText is the owner of an observation in a sentence.
+// ownerText returns the owner of an observation as a part of a sentence.
 func (y *observation) ownerText(name string) string {
 	if name == anyone {
 		return manyText(y.others)
@@ -453,8 +455,8 @@ func (y *observation) ownerText(name string) string {
 	return nameText(name)
 }
 
-// peerText is the other end of an observation in a sentence, or else that of its
-// finding.
+// peerText returns the other end of an observation, or else of its finding, as a part
+// of a sentence.
 func (y *observation) peerText(other string) string {
 	if y.parts > 0 && y.owner != anyone {
 		return manyText(y.others)

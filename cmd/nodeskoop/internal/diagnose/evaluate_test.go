@@ -226,8 +226,9 @@ func TestNodeWide(t *testing.T) {
 	}
 }
 
-// TestManyEnds: what an end has with many others counts together, where no pair has
-// enough for itself, and is one finding. A little with many is none.
+// TestManyEnds: the small numbers that an end has with many others add up to one
+// finding, even if no pair alone reaches the threshold. Very small numbers with many
+// ends give no finding.
 func TestManyEnds(t *testing.T) {
 	tried := map[string]bool{}
 	for _, c := range cases {
@@ -294,7 +295,7 @@ func TestManyPeersAreOneLine(t *testing.T) {
 	if len(got) != 1 || len(got[0].Evidence) != 1 || got[0].Evidence[0].Value != 3220 || !strings.HasPrefix(got[0].Evidence[0].Text, "3220 packets to 40 ends (such as 10.99.0.0) were dropped") {
 		t.Errorf("%+v", got)
 	}
-	// Some of the clients have enough for themselves.
+	// Some of the clients reach the threshold alone.
 	list = nil
 	for i := range 40 {
 		list = append(list, observation{signal: "tcp.refused", owner: fmt.Sprintf("10.99.0.%d", i), peer: web, value: float64(1 + i%8), what: "8081", blame: web})

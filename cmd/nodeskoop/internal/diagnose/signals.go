@@ -25,18 +25,19 @@ type observation struct {
 	// blame is the end to blame if the observation itself shows it; "" leaves it to
 	// the cause.
 	blame string
-	// from is the end that sent what a rule of the node dropped.
+	// from is the end that sent the packets which a rule of the node dropped.
 	from string
-	// parts is how many observations this is the sum of, 0 for one that was made; others
-	// are their other ends. It has no peer, or anyone as its owner.
+	// parts is the number of observations that this one sums up, 0 for a single one;
+	// others are the other ends of the parts. A sum has no peer, or anyone as its
+	// owner.
 	parts  int
 	others []string
 }
 
-// anyone is the owner of a sum of what several ends have with one peer.
+// anyone is the owner of a sum over the ends that deal with one peer.
 const anyone = "*"
 
-// same reports whether two observations are one.
+// same reports whether two observations are equal.
 func (x observation) same(y observation) bool {
 	return x.signal == y.signal && x.owner == y.owner && x.peer == y.peer && x.what == y.what && x.from == y.from
 }
@@ -372,15 +373,15 @@ func (o *observer) sockets(name string, after *netnsState, samples [][]socket) {
 	}
 }
 
-// holdsRequest reports whether data of a client stand in a socket of a server. The FIN of
-// a client that has given up counts as one byte.
+// holdsRequest reports whether a server's socket holds unread data of a client. The FIN
+// of a client that has given up counts as one byte.
 func (s *socket) holdsRequest() bool {
 	return s.info != nil && (s.state == established && s.rx > 0 || s.state == closeWait && s.rx > 1)
 }
 
-// servers looks for servers that are stuck: clients of a port have sent data, and nobody
-// has read from or written to any connection of the port. Clients on the loopback
-// interface count, as a proxy beside the server is one.
+// servers looks for stuck servers: clients of a port have sent data, and no process has
+// read from or written to any connection of the port. Clients on the loopback interface
+// count, such as a proxy in the server's pod.
 func (o *observer) servers(name string, after *netnsState, samples [][]socket, was map[connection]*socket) {
 	stands := map[uint16]float64{}
 	for i := range after.sockets {
@@ -629,15 +630,15 @@ func (o *observer) groups(name string, before, after groupState) {
 		rate := float64(since(after.done[l.ioKey], before.done[l.ioKey])) / window
 		what := l.device + " " + l.kind + "=" + strconv.FormatUint(l.most, 10)
 		o.add(observation{signal: "disk.limit", owner: name, value: 100 * rate / float64(l.most), what: what})
-		// The kernel grants I/O in slices of 100 ms, so that few large I/Os stay well below
-		// their limit.
+		// The kernel grants I/O in slices of 100 ms, so pods with few large I/Os stay
+		// well below their limit.
 		if rate >= 0.6*float64(l.most) && o.isFast(l.device) {
 			o.add(observation{signal: "disk.held", owner: name, value: stall, what: what})
 		}
 	}
 }
 
-// isFast reports whether a disk that did I/O took no time for it.
+// isFast reports whether a disk did I/O and took hardly any time for it.
 func (o *observer) isFast(device string) bool {
 	if o.before.node == nil || o.after.node == nil {
 		return false
@@ -650,7 +651,7 @@ func (o *observer) isFast(device string) bool {
 	return false
 }
 
-// fastDisk is less than any disk takes that a process notices, in milliseconds.
+// fastDisk, in milliseconds, is a mean time of I/O that no process notices.
 const fastDisk = 20
 
 func functionOf(location string) string {
@@ -915,7 +916,7 @@ func (o *observer) resets() {
 	for k := range refused {
 		ports[[2]string{k.owner, k.peer}]++
 	}
-	// When a port refused anybody.
+	// The refusals of each port, by any client.
 	at := map[service]*refusals{}
 	for k, r := range refused {
 		if k.owner != Node && ports[[2]string{k.owner, k.peer}] >= scannedPorts {
