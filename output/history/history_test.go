@@ -778,7 +778,7 @@ func TestAge(t *testing.T) {
 		}
 	}
 	h := open(t, dir, at, func(o *Options) { o.MaxAge = 90 * time.Minute })
-	for m, want := range []int{5, 5, 5, 4, 4} { // those of 8:00 and 9:00 are too old
+	for m, want := range []int{5, 5, 5, 4, 4} { // the files of 8:00 and 9:00 are too old
 		h.Observe(exposition("a{x} 1"))
 		settle(t, h)
 		at.pass(time.Minute)

@@ -112,7 +112,7 @@ func TestCheckDoubtsPretenders(t *testing.T) {
 	if f, _ := verdictOn(dir, pid); f.Verdict != Warning || !strings.Contains(f.Found, "none runs here") || !strings.Contains(f.Found, "calls itself node_exporter, but it runs /") {
 		t.Errorf("%+v", f)
 	}
-	// Beside a real one they have no effect.
+	// Beside a real node_exporter, such processes have no effect.
 	real := pretender(t, "prometheus-node-exporter", 0, 0, 0o755, textfiles(dir))
 	fake := pretender(t, "node_exporter", 1000, 1000, 0o755, textfiles(evil))
 	if f, _ := verdictOn(dir, pid, fake, real); f.Verdict != Good {
