@@ -48,7 +48,7 @@ var packetloss = definition{
 				{kind: Kprobe, programs: []string{"kp_check_req", "kp_timewait", "kp_out_of_window"}},
 			},
 			optional: true,
-			without:  "which acknowledgements of handshakes and which segments out of order were no loss: all count as lost; the kernel tells from 6.11 on",
+			without:  "which acknowledgements of handshakes and which segments out of order were no loss: all count as lost; the kernel distinguishes them from 6.11 on",
 			needed:   func(_ *Probe, types *kernelTypes) bool { return !hasReceiver(types) },
 		},
 		{

@@ -24,7 +24,7 @@ func p99(metric, where, legend string, labels ...string) target {
 	return target{"histogram_quantile(0.99, sum by (" + by + ") (" + rate(metric+"_bucket", where) + ")) >= 0", legend}
 }
 
-const percentile = "99 of 100 took no longer, as far as the buckets tell: their bounds are 10 us, 30 us, 100 us and so on."
+const percentile = "99 of 100 took no longer, with the resolution of the buckets, whose bounds are 10 us, 30 us, 100 us and so on."
 
 // distributions is the row of latencies per node, and per disk or other label.
 func distributions() row {
