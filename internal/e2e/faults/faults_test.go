@@ -61,6 +61,12 @@ var faults = []fault{
 		s.pod("client", "ask", "-fresh", "-limit", "1s", "-askers", "3", web.at(8080))
 		return []string{web.label()}, matched(web.Name, web.netns, "deny-web", 5)
 	}},
+	{cause: "policy-drop-pod", variant: "reject", how: "a rule in the pod rejects what comes to the port of its server, with a reset, once in 3 s", make: func(s *scene) ([]string, proof) {
+		web := s.server()
+		web.run(s, `nft 'add table inet np; add chain inet np input { type filter hook input priority 0; }; add rule inet np input tcp dport 8080 counter reject with tcp reset comment "reject-web"'`)
+		s.pod("client", "ask", "-fresh", "-every", "3s", web.at(8080))
+		return []string{web.label()}, matched(web.Name, web.netns, "reject-web", 2)
+	}},
 	{cause: "policy-drop-host", how: "a rule of the node drops what a pod forwards to a server beyond", make: func(s *scene) ([]string, proof) {
 		addr := s.outsider("serve", ":%d")
 		client := s.pod("client", "ask", "-fresh", "-limit", "1s", "-askers", "3", addr)
@@ -179,6 +185,26 @@ var faults = []fault{
 		client.run(s, "tc qdisc add dev eth0 root tbf rate 2mbit burst 10k limit 300k")
 		client.act(pods.ContainerSpec{Name: "main"}, "stream", addr)
 		return []string{client.label()}, queued(client.Name, client.netns, "eth0", "overlimits", 50)
+	}},
+	{cause: "bandwidth-limit", variant: "veth", how: "a shaper (tbf) on the node's end of a pod's veth lets 2 Mbit/s into the pod, to which another streams", make: func(s *scene) ([]string, proof) {
+		sink := s.pod("sink", "serve", "-discard", ":8080").listens(8080)
+		// The kernel names the other end of a veth by its index: eth0@if7.
+		link, err := sink.try("ip -o link show eth0")
+		if err != nil {
+			s.Fatal(err)
+		}
+		index, err := number(link, `eth0@if(\d+)`)
+		if err != nil {
+			s.Fatal(err)
+		}
+		dev, err := s.node.try("ip -o link | awk -F '[ :@]+' '$1 == %.0f { print $2 }'", index)
+		if err != nil {
+			s.Fatal(err)
+		}
+		dev = strings.TrimSpace(dev)
+		s.node.run(s, "tc qdisc replace dev %s root tbf rate 2mbit burst 10k limit 300k", dev)
+		s.pod("client", "stream", sink.at(8080))
+		return []string{sink.label()}, queued("the node", s.node, dev, "overlimits", 50)
 	}},
 	{cause: "qdisc-full", how: "a queue of 15 kB (tbf of 20 Mbit/s) gets bursts of 60 kB of a pod that sends 5 Mbit/s", make: func(s *scene) ([]string, proof) {
 		addr := s.outsider("drain", ":%d")

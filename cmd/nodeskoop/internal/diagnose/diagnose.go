@@ -440,7 +440,7 @@ func (d *Doctor) fillNext(list []Finding) {
 func fillNextWith(list []Finding, pids, addrs map[string]string) {
 	for i := range list {
 		f := &list[i]
-		pid := cmp.Or(pids[f.Blame], pids[f.owner])
+		pid := cmp.Or(pids[f.is.in], pids[f.Blame], pids[f.owner])
 		peer := cmp.Or(addrs[f.peer], f.peer)
 		for _, s := range f.about.Next {
 			f.Next = append(f.Next, placed(s.Command, pid, peer, f.what)+shownBy+s.Shows)

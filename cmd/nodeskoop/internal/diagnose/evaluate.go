@@ -443,7 +443,7 @@ func (f *Finding) finish() {
 		if y.owner != f.Blame {
 			text = y.ownerText(y.owner) + ": " + text
 		}
-		f.Evidence = append(f.Evidence, Evidence{Text: text, Source: s.Source, Value: y.value, of: y.owner, with: y.peer})
+		f.Evidence = append(f.Evidence, Evidence{Text: text, Source: s.Source, Value: y.value, of: cmp.Or(y.in, y.owner), with: y.peer})
 	}
 }
 

@@ -27,6 +27,8 @@ type observation struct {
 	blame string
 	// from is the end that sent the packets which a rule of the node dropped.
 	from string
+	// in is the owner of the namespace that shows the observation; "" is the owner's.
+	in string
 	// parts is the number of observations that this one sums up, 0 for a single one;
 	// others are the other ends of the parts. A sum has no peer, or anyone as its
 	// owner.
@@ -559,14 +561,23 @@ func (o *observer) qdiscs(name string, before, after *netnsState) {
 			s.full, s.sent = max(s.full, drops), max(s.sent, packets+drops)
 		}
 	}
+	ofPods := map[string]string{}
+	if name == Node {
+		ofPods = o.podDevices()
+	}
 	for device, s := range devices {
-		o.add(observation{signal: "shaper.packets", owner: name, what: device, value: s.packets + s.drops})
-		o.add(observation{signal: "shaper.waits", owner: name, what: device, value: s.limits})
-		o.add(observation{signal: "shaper.queue", owner: name, what: device, value: s.backlog})
-		o.add(observation{signal: "shaper.drops", owner: name, what: device, value: s.drops})
+		name, in := name, ""
+		if pod := ofPods[device]; pod != "" {
+			// What is sent to the pod, and to nobody else, goes through it.
+			name, device, in = pod, device+" of the node", Node
+		}
+		o.add(observation{signal: "shaper.packets", owner: name, what: device, in: in, value: s.packets + s.drops})
+		o.add(observation{signal: "shaper.waits", owner: name, what: device, in: in, value: s.limits})
+		o.add(observation{signal: "shaper.queue", owner: name, what: device, in: in, value: s.backlog})
+		o.add(observation{signal: "shaper.drops", owner: name, what: device, in: in, value: s.drops})
 		if s.packets == 0 { // a shaper's inner queue is full because of the shaper
-			o.add(observation{signal: "queue.drops", owner: name, what: device, value: s.full})
-			o.add(observation{signal: "queue.packets", owner: name, what: device, value: s.sent})
+			o.add(observation{signal: "queue.drops", owner: name, what: device, in: in, value: s.full})
+			o.add(observation{signal: "queue.packets", owner: name, what: device, in: in, value: s.sent})
 		}
 	}
 }
@@ -676,6 +687,14 @@ const hookFunction = "nf_hook_slow"
 // ruleFunctions drop packets for rules, on kernels without drop reasons.
 var ruleFunctions = []string{hookFunction, "nft_do_chain", "ipt_do_table", "ip6t_do_table", "nf_hook_slow_list"}
 
+// dropSignal is the signal of a lost packet, "" if there is none.
+func dropSignal(e occurrence) string {
+	if e.reason == "" && slices.Contains(ruleFunctions, e.function) {
+		return "drop.rule"
+	}
+	return dropSignals[e.reason]
+}
+
 // drops observes the packets lost in the namespace of a pod or the node.
 func (o *observer) drops() {
 	// Conntrack drops packets whose connection it cannot insert. It does so in the
@@ -686,7 +705,7 @@ func (o *observer) drops() {
 		v := rises(o.before.values[name], o.after.values[name])
 		untracked[name] = max(v["kubeskoop_conntrack_insertfailed"], v["kubeskoop_conntrack_drop"])
 	}
-	wanted := o.retransmitted()
+	wanted := o.missed()
 	type rule struct{ owner, peer, what, from string }
 	type dropped struct {
 		n           float64
@@ -698,10 +717,7 @@ func (o *observer) drops() {
 		if e.typ != "PacketLoss" || e.owner == "" {
 			continue
 		}
-		signal := dropSignals[e.reason]
-		if signal == "" && e.reason == "" && slices.Contains(ruleFunctions, e.function) {
-			signal = "drop.rule"
-		}
+		signal := dropSignal(e)
 		peer, what := e.dst.name, ""
 		if e.dst.name == e.owner {
 			peer = e.src.name
@@ -780,11 +796,15 @@ func talkOf(e occurrence) talk {
 	return talk{min(e.src.addr, e.dst.addr), max(e.src.addr, e.dst.addr), servicePort(e.src, e.dst)}
 }
 
-// retransmitted holds the ends and the port of retransmitted segments that open a
-// connection or carry data.
-func (o *observer) retransmitted() map[talk]bool {
+// missed holds the ends and the port of segments whose loss was noticed: those that open
+// a connection or carry data and were retransmitted, and those that open one and were
+// refused, as a rule that rejects them does.
+func (o *observer) missed() map[talk]bool {
 	out := map[talk]bool{}
 	for _, e := range o.events {
+		if e.typ == "TCPRESET_RECEIVE" && e.state == "SYN_SENT" {
+			out[talkOf(e)] = true
+		}
 		if e.typ == "TCPRetrans" && slices.Contains([]string{"SYN_SENT", "SYN_RECV", "NEW_SYN_RECV", "ESTABLISHED", "CLOSE_WAIT"}, e.state) {
 			out[talkOf(e)] = true
 		}
@@ -878,12 +898,22 @@ func (o *observer) resets() {
 		r.n += float64(e.n)
 		r.last = e.at
 	}
+	// A rule that rejects packets drops them and answers in the name of their receiver.
+	rejected := map[talk]bool{}
+	for _, e := range o.events {
+		if e.typ == "PacketLoss" && dropSignal(e) == "drop.rule" {
+			rejected[talkOf(e)] = true
+		}
+	}
 	for _, e := range o.events {
 		if e.owner == "" {
 			continue
 		}
 		switch e.typ {
 		case "TCPRESET_RECEIVE":
+			if rejected[talkOf(e)] {
+				continue
+			}
 			// Both ends are on this node, and the peer sent no such reset. The peer's
 			// events may have been held back or unseen; then this cannot be decided.
 			k := way{bare(e.dst), bare(e.src)}
@@ -1041,6 +1071,21 @@ func (o *observer) devices(name string) (own []int) {
 		}
 	}
 	return own
+}
+
+// podDevices returns the pod of each of the node's interfaces that leads to a pod.
+func (o *observer) podDevices() map[string]string {
+	pods := map[string]string{}
+	for pod := range o.after.netns {
+		for _, index := range o.devices(pod) {
+			for _, l := range o.after.netns[Node].links {
+				if l.index == index {
+					pods[l.name] = pod
+				}
+			}
+		}
+	}
+	return pods
 }
 
 // names observes the DNS queries, by server.

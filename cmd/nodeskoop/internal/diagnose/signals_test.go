@@ -247,6 +247,19 @@ func TestObserve(t *testing.T) {
 			r.before.netns[client].sockets = []socket{connected(netlink.TCPInfo{Bytes_received: 5000}, 5000, 0)}
 			r.after.netns[client].sockets = []socket{connected(netlink.TCPInfo{Bytes_received: 95000}, 95000, 0)}
 		}, "unread.stands shop/client-0 192.0.2.7 9.5e+04"},
+		{"a rule that rejects", func(r *recording) {
+			for i := range 3 {
+				from := endAt(client, clientAddr, uint16(40000+i))
+				r.events = append(r.events, occurrence{typ: "PacketLoss", owner: web, src: from, dst: endAt(web, webAddr, 8080), protocol: "TCP", reason: "NETFILTER_DROP", at: at(float64(3 * i)), n: 1},
+					occurrence{typ: "TCPRESET_RECEIVE", owner: client, src: from, dst: endAt(web, webAddr, 8080), state: "SYN_SENT", at: at(float64(3 * i)), n: 1})
+			}
+		}, "drop.local shop/client-0 shop/web-0 3\ndrop.local shop/web-0 shop/client-0 3\ndrop.rule shop/web-0 shop/client-0 3 TCP port 8080"},
+		{"a shaper of the node in front of a pod", func(r *recording) {
+			r.after.netns[client].links = []link{{name: "eth0", index: 2, peer: 5}}
+			r.after.netns[Node].links = []link{{name: "veth1", index: 5, peer: 2}, {name: "up0", index: 6}}
+			r.before.netns[Node].qdiscs = []qdisc{{device: "veth1", kind: "tbf", handle: 1, rate: 1000}, {device: "up0", kind: "fq_codel"}}
+			r.after.netns[Node].qdiscs = []qdisc{{device: "veth1", kind: "tbf", handle: 1, rate: 1000, bytes: 9900, packets: 100, limits: 90}, {device: "up0", kind: "fq_codel", packets: 7}}
+		}, "queue.packets node 7 up0\nshaper.packets shop/client-0 100 veth1 of the node\nshaper.waits shop/client-0 90 veth1 of the node"},
 		{"a server that is stuck, also for a proxy beside it", func(r *recording) {
 			stuck(r, netlink.TCPInfo{Bytes_received: 64}, netlink.TCPInfo{Bytes_received: 64})
 		}, "unread.server shop/web-0 2 8080"},
