@@ -67,11 +67,11 @@ type Event struct {
 
 	Netns    uint64 // inode of the network namespace, 0 if none is known
 	CPU      uint32
-	PID      uint32 // of the process, in the initial PID namespace
+	PID      uint32 // process ID, in the initial PID namespace
 	Ifindex  uint32
 	Reason   uint32 // see Reasons
 	Detail   uint32 // softirq vector, kind of retransmission, block operation
-	Bytes    uint32 // of a block I/O
+	Bytes    uint32 // size of a block I/O
 	Protocol uint8  // IP protocol
 	TCPState uint8  // the kernel's number, see TCPStateName
 

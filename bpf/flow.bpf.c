@@ -30,7 +30,7 @@ const volatile __u32 device_netns = 0;
 
 struct flow_key {
 	struct tuple tuple;
-	__u64 netns; /* netns_id; of devices the inode number */
+	__u64 netns; /* netns_id; for devices only the inode number */
 };
 
 struct flow {

@@ -92,8 +92,8 @@ func NewFlowKey(netns NetnsID, protocol uint8, source, destination netip.AddrPor
 	return FlowKey{objects.FlowFlowKey{Tuple: t, Netns: uint64(netns)}}
 }
 
-// Netns returns the network namespace of the socket. Of the devices' namespace it has
-// the inode number only.
+// Netns returns the network namespace of the socket. For flows counted at devices only
+// the inode number is set.
 func (k *FlowKey) Netns() NetnsID { return NetnsID(k.key.Netns) }
 
 // Ends returns the protocol and the two ends, the sender's first.

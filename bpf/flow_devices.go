@@ -47,7 +47,7 @@ type devices struct {
 	frames      *ebpf.Program
 	packets     *ebpf.Program
 	held        map[int]*attachment // by index, since a name may pass to another device
-	limitations []string            // of the last scan
+	limitations []string            // result of the last scan
 	closed      bool
 
 	// mu is held during requests to the kernel about devices, which wait as long as
@@ -171,7 +171,7 @@ func (d *devices) scan() (first, err error) {
 		}
 		h, err := d.attach(l)
 		if errors.Is(err, unix.ENODEV) {
-			continue // removed meanwhile
+			continue // the device was removed meanwhile
 		}
 		if err != nil {
 			err = fmt.Errorf("attach to device %s: %w", a.Name, explainDevice(err))
@@ -224,7 +224,7 @@ func (d *devices) programFor(l netlink.Link) (*ebpf.Program, error) {
 	case "none", "ppp", "ipip", "tunnel6", "sit", "gre", "unknown519", "unknown823": // the last two: RAWIP, IP6GRE
 		return d.packets, nil
 	default:
-		return nil, fmt.Errorf("its packets begin with a header of type %q, which is none that the probe can read", encap)
+		return nil, fmt.Errorf("its packets begin with a header of type %q, which the probe cannot read", encap)
 	}
 }
 
@@ -487,7 +487,7 @@ func newLease() (lease, error) {
 	l := lease{name: hex.EncodeToString(b[:])}
 	var err error
 	if l.fd, err = bindLease(l.name); err != nil {
-		return lease{fd: -1}, fmt.Errorf("bind the socket @%s%s, which tells that this process lives: %w", filterName, l.name, err)
+		return lease{fd: -1}, fmt.Errorf("bind the socket @%s%s, which shows that this process runs: %w", filterName, l.name, err)
 	}
 	return l, nil
 }

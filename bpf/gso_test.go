@@ -254,7 +254,8 @@ func (s *slowSegments) tcp(t *testing.T, family string, from, to *namespace, add
 		if _, err := client.Write(make([]byte, size)); err != nil {
 			t.Fatal(err)
 		}
-		// What TCP holds back, as on a CPU that was taken away meanwhile, is queued later.
+		// TCP may hold back part of a write, for example while its CPU was taken away.
+		// That part is queued later.
 		s.l.eventually("the data to be queued", func() bool {
 			kept := 0
 			rawConn(t, client, func(fd int) error { kept = unsent(t, fd); return nil })

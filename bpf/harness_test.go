@@ -411,7 +411,7 @@ func (l *testLoader) eventually(what string, ok func() bool) {
 	l.t.Fatalf("after %v it never came true: %s", testkit.Patience, what)
 }
 
-// ids lists what the loader's probes have in their tables with these inode numbers.
+// ids returns the NetnsIDs under which the probes' tables hold these inode numbers.
 func (l *testLoader) ids(inodes ...uint64) (ids []NetnsID) {
 	l.t.Helper()
 	note := func(n NetnsID) {

@@ -309,7 +309,7 @@ func echoRequest(to netip.Addr, id, seq, size int) []byte {
 	binary.BigEndian.PutUint16(b[4:], uint16(id))
 	binary.BigEndian.PutUint16(b[6:], uint16(seq))
 	if to.Is4() {
-		binary.BigEndian.PutUint16(b[2:], checksum(b)) // the kernel computes that of ICMPv6
+		binary.BigEndian.PutUint16(b[2:], checksum(b)) // for ICMPv6 the kernel computes the checksum
 	}
 	return b
 }

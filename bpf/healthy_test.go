@@ -322,7 +322,7 @@ func (h *healthy) namespace(t *testing.T) *namespace {
 	n := &namespace{device: "eth0"}
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // as in newNamespace
+		runtime.LockOSThread() // for the reason given in newNamespace
 		var err error
 		n.handle, err = netns.New()
 		done <- err

@@ -122,7 +122,7 @@ func BenchmarkHistogramCost(b *testing.B) {
 			for program, by := range diffs {
 				b.Run(program, func(b *testing.B) {
 					for b.Loop() {
-						continue // it has been measured
+						continue // the total has been measured already
 					}
 					b.ReportMetric(0, "ns/op")
 					b.ReportMetric(median(base[program]), "off-ns")

@@ -234,8 +234,8 @@ func TestHistogramsOfTheStack(t *testing.T) {
 		received, sent := histogramsOf(t, p, b.inode)[RxLatency], histogramsOf(t, p, a.inode)[TxLatency]
 		data, buffer := make([]byte, 100), make([]byte, 100)
 		for i := range n {
-			// Segments of less data than a header may have are told from bare ACKs by
-			// their headers.
+			// A segment with less data than the longest header is distinguished from a
+			// bare ACK by its headers.
 			size := 1 + i%len(data)
 			for _, pair := range [][2]net.Conn{{udp, udpServer}, {client, server}} {
 				if _, err := pair[0].Write(data[:size]); err != nil {
@@ -253,8 +253,7 @@ func TestHistogramsOfTheStack(t *testing.T) {
 		if h := p.Hooks()[0]; !staged(h) && !slices.Contains(h.Programs, "raw_data_ready") && !slices.Contains(h.Programs, "btf_data_ready") {
 			want = uint64(n) // datagrams are not seen
 		}
-		// A bare ACK is a packet, too, where all are seen, and so is a
-		// retransmitted segment.
+		// If the hook sees all packets, bare ACKs and retransmitted segments count too.
 		got := in.Count() - received.Count()
 		if got < want || !staged(p.Hooks()[0]) && got > want+uint64(n/10) {
 			t.Errorf("received %d, want %d: %v", got, want, in)
@@ -270,8 +269,8 @@ func TestHistogramsOfTheStack(t *testing.T) {
 	})
 }
 
-// Nothing is lost of what all CPUs count at the same time: each request and each answer
-// is one segment of data, and one write.
+// CPUs that count at the same time lose nothing: each request and each answer is one
+// segment with data, and one write.
 func TestHistogramsInParallel(t *testing.T) {
 	for name, which := range map[string]int{"kernellatency": TxLatency, "socketlatency": WriteLatency} {
 		t.Run(name, func(t *testing.T) {
@@ -338,8 +337,8 @@ func TestHistogramsInParallel(t *testing.T) {
 	}
 }
 
-// Each packet that a device sends is in the histogram of the driver's time, and in
-// that of the queue's if it has one.
+// Each packet that a device sends is in the histogram of the driver's time. If the
+// device has a queue, it is also in the histogram of the queue's.
 func TestHistogramsOfDevices(t *testing.T) {
 	eachRung(t, "netiftxlatency", func(t *testing.T, rung Kind) {
 		a, b := newPair(t)
@@ -378,7 +377,7 @@ func TestHistogramsOff(t *testing.T) {
 	for name := range histogramProbes {
 		p, err := l.Load(name, Config{Slow: Zero, Slow100: Zero, Histograms: HistogramsOff})
 		if err != nil {
-			continue // TestRungs says so
+			continue // TestRungs reports hooks that the kernel refuses
 		}
 		a, b := newPair(t)
 		udp, _ := udpPair(t, a, b, b.v4)

@@ -15,14 +15,14 @@ import (
 	"nodeskoop/internal/testkit/need"
 )
 
-// BenchmarkHooksCost gives what a run of the first, second, third and fourth program on one
-// tracepoint costs, if all of them only return. A tracepoint with one function is called
-// directly, one with several through a list. Turns with n and n-1 programs alternate; the
-// result is the median of their differences, with the distance of the quartiles. "none" is
-// what turns differ that are alike.
+// BenchmarkHooksCost measures the cost of the first, second, third and fourth program
+// on one tracepoint, when all of them only return. A tracepoint with one function is
+// called directly, one with several through a list. Turns with n and n-1 programs
+// alternate; the result is the median of their differences, with the distance of the
+// quartiles. "none" compares turns that both have no program, and thus shows the noise.
 //
-// The tracepoint is bpf_test_finish, which nothing calls but the system call that the
-// benchmark repeats.
+// The tracepoint is bpf_test_finish. Only the system call that the benchmark repeats
+// fires it.
 func BenchmarkHooksCost(b *testing.B) {
 	need.Root(b)
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + 2))

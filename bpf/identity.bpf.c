@@ -2,9 +2,9 @@
 
 //go:build ignore
 
-/* identity: tells user space what netns_id() sees of a network namespace. It runs only
- * on request, in the process that asks and has opened the namespace's file. To enter the
- * namespace instead would need CAP_SYS_ADMIN. */
+/* identity: tells user space the netns_id() of a network namespace. It runs
+ * only on request, in the process that asks and has opened the namespace's
+ * file. Entering the namespace instead would need CAP_SYS_ADMIN. */
 
 #include "headers/kernel.h"
 

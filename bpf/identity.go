@@ -15,11 +15,12 @@ import (
 
 //go:generate internal/objects/bpf2go Identity identity.bpf.c
 
-// NetnsID identifies a network namespace. The lower half is its inode number, which
-// the kernel gives to another namespace once this one is gone. The upper half is a
-// number that the kernel draws at random for each namespace (net->hash_mix,
-// net/core/net_namespace.c, setup_net), and tells the two apart. The zero NetnsID
-// stands for occurrences of which the namespace is not known, or that found no room.
+// NetnsID identifies a network namespace. The lower half is its inode number, which the
+// kernel gives to another namespace once this one is gone. The upper half is a number
+// that the kernel draws at random for each namespace (net->hash_mix,
+// net/core/net_namespace.c, setup_net). It distinguishes namespaces that had the same
+// inode number. The zero NetnsID stands for occurrences whose namespace is unknown, or
+// that found no room.
 type NetnsID uint64
 
 // Inode returns the inode number.
@@ -34,10 +35,10 @@ type Netns struct {
 	Path string
 }
 
-// identity is what is known of a namespace.
+// identity is the result of asking for a namespace's NetnsID.
 type identity struct {
 	id  NetnsID
-	err error // why it is not known
+	err error // why the NetnsID is unknown
 }
 
 // identities asks the kernel for the NetnsIDs of namespaces.

@@ -121,7 +121,7 @@ func (it *iterators[V]) each(see func(pid uint32, v *V)) error {
 		}
 	})
 	if err != nil {
-		return fmt.Errorf("read what iterators saw of processes: %w", err)
+		return fmt.Errorf("read the results of the iterators over processes: %w", err)
 	}
 	for _, pid := range it.stale {
 		if err := m.Delete(pid); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {

@@ -31,8 +31,8 @@ const volatile __u64 event_ns = 100000000;
 
 DEFINE_COUNTERS();
 DEFINE_HISTOGRAMS();
-/* Few packets are on their way through the stack at one time, except those
- * that a filter in user space holds. */
+/* Few packets are in the stack at the same time, except those held by a filter in
+ * user space. */
 #define BUCKETS 2048
 DEFINE_STAMPS(received, BUCKETS);
 DEFINE_STAMPS(delivered, BUCKETS);
@@ -128,13 +128,14 @@ int raw_data_ready(struct bpf_raw_tracepoint_args *ctx)
 /* TCP writes its send time into each packet, by the clock that these programs
  * read. */
 
-/* The fields that are read of a leaving packet and of its socket. */
+/* Fields of a leaving packet and of its socket that decide whether it
+ * counts. */
 struct leaving {
 	__u64 since;
 	const struct net_device *dev;
-	const struct net_device *first; /* the socket's own */
-	const unsigned char *th; /* TCP's header */
-	__u32 header; /* where that is in the packet */
+	const struct net_device *first; /* the device that the socket's route leaves by */
+	const unsigned char *th; /* start of the TCP header */
+	__u32 header; /* offset of the TCP header in the packet */
 	__u32 len;
 	__u16 protocol;
 	__u8 state;
@@ -168,9 +169,9 @@ static __always_inline bool sends_data(const struct leaving *l)
 
 #define TCP_HEADER_MAX 60
 
-/* A bare ACK of a process that has read carries the time of the packet before
- * it (until Linux 6.13 or so). What is longer than any header has data, which
- * spares most packets the read. */
+/* Until about Linux 6.13, a bare ACK sent by a reading process carries the time of
+ * the previous packet, so bare ACKs are skipped. A packet longer than any header has
+ * data; for these the header need not be read. */
 static __always_inline bool is_bare_ack(const struct leaving *l)
 {
 	__u8 place[2]; /* length of the header, flags */
@@ -219,8 +220,8 @@ static __always_inline int left_stack(const struct sk_buff *skb, const struct so
 {
 	__u64 latency = now - l->since;
 
-	/* A device on top of another, or on the way out of the pod, has counted
-	 * the packet: only the socket's own device is the end of the stack. */
+	/* Devices above another one, and devices on the way out of the pod, also see
+	 * the packet. Only the socket's own device is the end of the stack. */
 	if ((l->first && l->first != l->dev) || !sends_data(l) || is_bare_ack(l))
 		return 0;
 	if (!neighbour && resolving_tasks) {

@@ -73,8 +73,8 @@ const (
 	PointLocalIn = int(objects.KernellatencyPointPOINT_LOCAL_IN) // local delivery decision to transport protocol
 
 	PointRoute       = int(objects.KernellatencyPointPOINT_ROUTE)       // socket until the packet has its route and header
-	PointLocalOut    = int(objects.KernellatencyPointPOINT_LOCAL_OUT)   // from there through the LOCAL_OUT hooks
-	PointPostrouting = int(objects.KernellatencyPointPOINT_POSTROUTING) // from there through the POSTROUTING hooks
+	PointLocalOut    = int(objects.KernellatencyPointPOINT_LOCAL_OUT)   // from PointRoute's end through the LOCAL_OUT hooks
+	PointPostrouting = int(objects.KernellatencyPointPOINT_POSTROUTING) // from PointLocalOut's end through the POSTROUTING hooks
 )
 
 // The histograms of kernellatency.

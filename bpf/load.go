@@ -71,7 +71,7 @@ type Loader struct {
 		at  time.Time
 		err error
 	}
-	identified map[Netns]identity // what Own was told
+	identified map[Netns]identity // the namespaces named to Own, with the answers
 
 	account accountReader
 }

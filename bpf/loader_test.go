@@ -89,7 +89,7 @@ func TestEventsOff(t *testing.T) {
 func TestLimitRaised(t *testing.T) {
 	a, b := newPair(t)
 	l := newTestLoader(t, Options{})
-	if err := l.SetEventLimit(PacketLoss, 0.01, 3); err != nil { // refilled after five minutes
+	if err := l.SetEventLimit(PacketLoss, 0.01, 3); err != nil { // the bucket is full again after five minutes
 		t.Fatal(err)
 	}
 	p := l.load("packetloss", Config{})

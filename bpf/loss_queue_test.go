@@ -343,7 +343,7 @@ func TestLossGroups(t *testing.T) {
 	group = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	lost(t, "to everybody")
 	group = some
-	x.b.run(t, "ethtool", "-K", "eth0", "gro", "on") // gives it a ring
+	x.b.run(t, "ethtool", "-K", "eth0", "gro", "on") // GRO gives the device a ring
 	source = linkCount(x.r.namespace, "right", "tx.dropped")
 	sighted(t, "nobody has joined, and a ring is full", unjoined)
 }

@@ -216,7 +216,7 @@ type loss struct {
 func (x *lossLab) lose(t *testing.T, name string, want loss, cause func(t *testing.T)) {
 	t.Helper()
 	sighted(t, name, func(t *testing.T) {
-		want := want // each attempt loses its own number
+		want := want // each attempt has its own expectation
 		outer := x.t
 		x.t = t
 		defer func() { x.t = outer }()

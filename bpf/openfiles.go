@@ -14,7 +14,7 @@ type OpenFiles struct {
 // FileCount holds the open descriptors of one process.
 type FileCount struct {
 	Open    int // entries of /proc/PID/fd
-	Sockets int // those that are sockets
+	Sockets int // number of the sockets among them
 }
 
 // NewOpenFiles loads the iterators. If the error says that the kernel or the

@@ -22,7 +22,7 @@ struct drop_key {
 	__u64 netns; /* netns_id */
 	__u64 location;
 	__u32 reason;
-	__u32 traits; /* only of an undecided packet */
+	__u32 traits; /* set only for an undecided packet */
 };
 
 /* The value is a count. On the CPU that created the entry, its upper bits hold the
@@ -63,10 +63,10 @@ const volatile bool with_stack = true;
 enum trait {
 	/* Traits of the skb itself. */
 	NO_PACKET = 1 << 0, /* a message of netlink, of a local socket, ... */
-	DEVICE = 1 << 1, /* it is at a device, not in a socket's queue */
+	DEVICE = 1 << 1, /* the packet is at a device, not in a socket's queue */
 	GROUP = 1 << 2, /* a multicast or broadcast frame */
 	OTHERHOST = 1 << 3, /* a frame for another host */
-	PULLED = 1 << 4, /* its data begins behind its IP header: part of a larger packet */
+	PULLED = 1 << 4, /* the data begins behind the IP header: a part of a larger packet */
 	OUTGOING = 1 << 5, /* a copy for a capture, or of a socket's error queue */
 	COPIED = 1 << 6, /* a socket has, or had, a copy of it */
 	UNJOINED = 1 << 21, /* no socket here has joined the frame's group */
@@ -192,8 +192,8 @@ struct notes {
 	__u64 part; /* the next part of a lost packet, which is freed after it */
 	__u64 part_location; /* location, owner and reason of that loss */
 	struct owner part_owner;
-	struct owner fragment_owner; /* of the fragment freed last */
-	struct owner expiry_owner; /* of the fragment queue whose timer runs */
+	struct owner fragment_owner; /* owner of the fragment freed last */
+	struct owner expiry_owner; /* owner of the fragment queue whose timer runs */
 	__u32 part_reason;
 	__u32 nested; /* number of packets being judged on this CPU */
 	/* Copies of the packets being judged: a field then costs a load instead of a

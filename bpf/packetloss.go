@@ -48,7 +48,7 @@ var packetloss = definition{
 				{kind: Kprobe, programs: []string{"kp_check_req", "kp_timewait", "kp_out_of_window"}},
 			},
 			optional: true,
-			without:  "which acknowledgements of handshakes and which segments out of order were no loss: all count as lost; the kernel tells from 6.11 on",
+			without:  "which acknowledgements of handshakes and which segments out of order were no loss: all count as lost; the kernel distinguishes them from 6.11 on",
 			needed:   func(_ *Probe, types *kernelTypes) bool { return !hasReceiver(types) },
 		},
 		{
@@ -134,11 +134,11 @@ func (p *Probe) mapCode(must bool) error {
 		var starts [objects.PacketlossSizeEXPIRIES]uint64
 		copy(starts[:], p.loader.symbols.starts(lossExpiries))
 		if err := p.put(objects.PacketlossVarExpiries, starts); err != nil {
-			return fmt.Errorf("write what the timers of fragments call: %w", err)
+			return fmt.Errorf("write the timer functions of fragment queues: %w", err)
 		}
 	}
 	if err := p.put(objects.PacketlossVarModulesKnown, loaded); err != nil {
-		return fmt.Errorf("say which modules the code table knows: %w", err)
+		return fmt.Errorf("write which modules the code table covers: %w", err)
 	}
 	return nil
 }
@@ -150,7 +150,7 @@ func startedLosses(p *Probe) error {
 		case h.Kind == "":
 		case h.Name == lossSockets:
 			if err := p.put(objects.PacketlossVarSocketsNoted, uint32(1)); err != nil {
-				return fmt.Errorf("say that sockets are noted: %w", err)
+				return fmt.Errorf("write that the hooks for sockets are attached: %w", err)
 			}
 		case h.Name == lossModules:
 			p.loader.symbols.follow(func() (n uint64, ok bool) {
@@ -210,7 +210,7 @@ type dropReader struct {
 	classes    map[uint64]DropClass // classes of known locations, by address
 	verdicts   map[dropKey]Why      // verdicts on packets judged in user space
 	ignored    [whys]uint64         // packets ignored by these verdicts
-	forgotten  [whys]uint64         // the same in namespaces that are gone
+	forgotten  [whys]uint64         // packets of namespaces that are gone, ignored in the same way
 	sums       []dropSum
 }
 

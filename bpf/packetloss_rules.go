@@ -294,8 +294,8 @@ var lossRules = []lossRule{
 		kernels: "all", test: "TestLossGroups",
 	},
 	{
-		// Multicast and broadcast at a device that is down, or on its way down or up, as
-		// a bridge's port is when its pod ends: there is nobody that it could reach.
+		// Multicast and broadcast at a device that is down, or is just going down or
+		// up, such as a bridge's port when its pod ends: the frame could reach nobody.
 		why: Unwanted, need: traitGroup | traitDown,
 		kernels: "all", test: "TestHealthy/link",
 	},

@@ -165,7 +165,7 @@ func (l *Loader) HeldBack() ([]HeldBack, error) {
 		}
 	}
 	if err := it.Err(); err != nil {
-		return nil, fmt.Errorf("list what the limits on events have held back: %w", err)
+		return nil, fmt.Errorf("list the events that limits suppressed: %w", err)
 	}
 	return list, nil
 }

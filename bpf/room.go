@@ -56,7 +56,7 @@ var ErrNoRoom = errors.New("more network namespaces than the tables have room fo
 // others. From then on each has reserved room in all tables, and all other
 // namespaces share the rest. Counts from before the call stay with the namespace.
 // On an error, Probe.Lacking lists the namespaces without counters of their own.
-// ID tells what each is called in the counts.
+// ID returns the key of each in the counts.
 //
 // Call Own as soon as a namespace is known. A call without changes is cheap.
 func (l *Loader) Own(node Netns, others []Netns) error {
@@ -147,10 +147,10 @@ type shares struct {
 	size    int  // entries of the table
 	rooms   bool // only rooms have shares, because followed namespaces have their entries already
 	demand  map[uint32]int
-	most    map[uint32]uint32 // as it was written last
-	used    map[uint32]uint32 // counted in the reading that goes on
-	read    map[uint32]share  // of the map, in that reading
-	refused uint64            // to namespaces that are followed
+	most    map[uint32]uint32 // the shares written last
+	used    map[uint32]uint32 // counted during the current reading
+	read    map[uint32]share  // entries of the map, read during the current reading
+	refused uint64            // occurrences in followed namespaces that found no room
 }
 
 func newShares(m *ebpf.Map, size int) *shares {

@@ -145,7 +145,7 @@ func testServiceAddress(t *testing.T, place string) {
 		"TCPRESET_NOSOCK in client":  {"client -> service"},
 		"TCPRESET_PROCESS in client": {"client -> service"},
 		"TCPRETRANS in client":       {"client -> service"},
-		// TCP of the client has no socket for such a packet.
+		// TCP at the client has no socket for such a packet.
 		"PACKETLOSS in client":        {leaves, "service -> client"},
 		"flow in client":              {leaves},
 		"PACKETLOSS in router":        {"client -> backend"},

@@ -133,10 +133,10 @@ struct writer {
 };
 
 struct waiting {
-	__u64 identity; /* of the socket, where the map does not go with it */
+	__u64 identity; /* of the socket; set if the map outlives the socket */
 	__u64 call_ns; /* wait of the oldest data that the current call has taken; 0 if none */
 	__u32 call_task; /* task of that call */
-	__u32 call_at; /* when it took its last piece */
+	__u32 call_at; /* time at which that call last took data */
 	__u32 taken; /* position up to which the application has read */
 	__u32 arrived; /* datagrams so far */
 	__u32 gone; /* datagrams dequeued without a known read */
@@ -144,7 +144,7 @@ struct waiting {
 	__u32 write_begin; /* position at which the last write began */
 	__u32 sent; /* position up to which TCP has sent */
 	__u32 sent_at;
-	__u32 writer; /* the last one */
+	__u32 writer; /* index of the last writer */
 	struct queue in;
 	struct queue out;
 	struct writer writers[WRITERS];
@@ -1152,7 +1152,7 @@ static __always_inline __u32 writer_of(struct waiting *w, __u32 pid, const __u64
 	return w->writer = at;
 }
 
-/* The last write ended short, at write_seq. */
+/* The last write ended early, at write_seq. */
 static __always_inline void settle(const struct sock *sk, struct waiting *w, __u32 write_seq,
 				   __u64 now)
 {
@@ -1163,7 +1163,7 @@ static __always_inline void settle(const struct sock *sk, struct waiting *w, __u
 		return;
 	m->end = write_seq;
 	if (w->write_begin == write_seq) {
-		/* It wrote nothing. */
+		/* The call wrote nothing. */
 		m->many -= 1 << 2;
 		if (!many_of(m)) {
 			q->head--;
@@ -1171,7 +1171,7 @@ static __always_inline void settle(const struct sock *sk, struct waiting *w, __u
 		}
 	}
 	if (!after(write_seq, w->sent)) {
-		/* Its bytes were sent some time ago. */
+		/* The bytes of this write were sent some time ago. */
 		__u64 ago = (__u64)(ticks_of(now) - w->sent_at) << TICK_SHIFT;
 
 		went_out(sk, w, q->base, write_seq, now - ago);
@@ -1208,7 +1208,7 @@ static __always_inline bool same_call(struct waiting *w, __u32 write_seq, __u32 
 	if (iov_offset)
 		return true;
 	if (write_seq == w->write_begin)
-		return !(flags & MSG_DONTWAIT); /* it has waited for space */
+		return !(flags & MSG_DONTWAIT); /* the call has waited for space */
 	return !bpf_core_enum_value_exists(enum iter_type, ITER_UBUF) ||
 	       iter_type != bpf_core_enum_value(enum iter_type, ITER_UBUF);
 }

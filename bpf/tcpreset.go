@@ -27,7 +27,7 @@ var tcpreset = definition{
 				{kind: Kprobe, programs: []string{"kp_rest_v4", "kp_rest_v6"}},
 			},
 			optional: true,
-			without:  "resets that answer a packet without a socket, which the tracepoint tells of from Linux 6.10 on",
+			without:  "resets that answer a packet without a socket, which the tracepoint reports from Linux 6.10 on",
 			needed:   resetsNeedFunctions,
 		},
 		{

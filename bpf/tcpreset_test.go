@@ -384,7 +384,7 @@ func testTCPResetReceived(t *testing.T, rung Kind) {
 			s.seq = receive + 1
 			if i < n {
 				a.sysctl(t, "ipv4/tcp_rfc1337", "1")
-				b.injectSegment(t, s) // which is ignored
+				b.injectSegment(t, s) // with this sysctl, TIME_WAIT ignores a RST
 				a.sysctl(t, "ipv4/tcp_rfc1337", "0")
 				continue
 			}

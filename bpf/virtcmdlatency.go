@@ -23,7 +23,7 @@ var virtcmdlatency = definition{
 	events:   []EventType{VirtcmdExcute},
 	slots:    int(objects.VirtcmdlatencySlotSLOTS),
 	defaults: Config{Slow: 10 * time.Millisecond, Slow100: 100 * time.Millisecond},
-	note:     "no tracepoint tells of these commands, so it takes a kernel with fentry or kprobes and the driver virtio_net loaded",
+	note:     "no tracepoint reports these commands, so it takes a kernel with fentry or kprobes and the driver virtio_net loaded",
 }
 
 // VirtcmdExcute is the event type of virtcmdlatency.

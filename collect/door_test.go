@@ -12,14 +12,14 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// A process's directory is kept from cycle to cycle, and another process is used once it
-// has ended, has moved to another namespace, or is the pod's no longer, even if another
-// process has its number. No descriptor is left behind.
+// The directory of one process is kept from cycle to cycle. Another process takes its
+// place once the first has ended, moved to another namespace, or left the pod, even if
+// a new process has its number. No descriptor is left open.
 func TestDoors(t *testing.T) {
 	root, netns := fakeProc(t, 20, 21, 22)
 	shared := netns[1]
 	at := func(pid int, name string) string { return filepath.Join(root, fmt.Sprint(pid), name) }
-	move := func(pid, to int) { // into the network namespace of another process
+	move := func(pid, to int) { // move puts a process into the network namespace of another one
 		t.Helper()
 		if err := os.Remove(at(pid, "ns/net")); err != nil {
 			t.Fatal(err)
@@ -30,7 +30,8 @@ func TestDoors(t *testing.T) {
 	}
 	move(21, 20)
 	pods := &somePods{running: []*owner.Pod{{ID: "a", UID: "a", Namespace: "ns", Name: "a", Netns: shared, PIDs: []int{20, 21}}}}
-	// The descriptors of the pod's processes; others of the test program come and go.
+	// Count only descriptors of the pod's processes, since the test program opens
+	// others.
 	doors := func() (n int) {
 		t.Helper()
 		links, err := filepath.Glob("/proc/self/fd/*")
@@ -76,7 +77,7 @@ func TestDoors(t *testing.T) {
 	if err := os.RemoveAll(at(90, "ns")); err != nil {
 		t.Fatal(err)
 	}
-	for _, d := range []string{"ns", "net"} { // another process with the number of the one that ended
+	for _, d := range []string{"ns", "net"} { // another process gets the number of the ended one
 		if err := os.MkdirAll(at(20, d), 0o755); err != nil {
 			t.Fatal(err)
 		}

@@ -25,7 +25,7 @@ type selection struct {
 type families struct {
 	selection
 	excluded []bool // by metric ID
-	aliased  []bool // an alias of it is written, even if its own name is excluded
+	aliased  []bool // a written alias repeats this metric, even if the metric's own name is excluded
 	aliases  []*catalog.Metric
 	order    []capKey
 	byID     []family

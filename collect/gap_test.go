@@ -173,7 +173,7 @@ func TestGapOverRestart(t *testing.T) {
 		t.Errorf("5 hours count as %v s:\n%s", n, &log)
 	}
 
-	// A timer's run reports no gap, but the daemon after it knows of its sample.
+	// A timer's run reports no gap, but the next daemon continues from its sample.
 	log.Reset()
 	o.Service = false
 	r = keeping(t, o, data, tcp)

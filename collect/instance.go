@@ -193,7 +193,7 @@ func (r *Runner) judge() {
 			s.Limitations = append(s.Limitations, err.Error())
 			if !in.told {
 				in.told = true
-				r.opt.Log.Info("some processes are readable by nobody and are left out", "probe", s.Name, "processes", s.Protected, "error", err)
+				r.opt.Log.Info("skipped processes that the kernel hides from everyone", "probe", s.Name, "processes", s.Protected, "error", err)
 			}
 		}
 		status = append(status, s)

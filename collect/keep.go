@@ -223,7 +223,7 @@ func parseState(data []byte) (machine string, all map[pastKey]past, err error) {
 	rest, ok := bytes.CutPrefix(data, []byte(stateMagic))
 	switch {
 	case !ok || len(rest) < 1+crc32.Size:
-		return "", nil, errors.New("it is no state of nodeskoop's")
+		return "", nil, errors.New("it is not a state of nodeskoop's")
 	case len(data) > MaxState:
 		return "", nil, fmt.Errorf("it has %d bytes, more than %d", len(data), MaxState)
 	case rest[0] != stateVersion:

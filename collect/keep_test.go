@@ -181,8 +181,8 @@ func TestStateIsRefused(t *testing.T) {
 		data []byte
 		want string
 	}{
-		"empty":          {[]byte{}, "no state"},
-		"text":           {[]byte("# HELP something\n"), "no state"},
+		"empty":          {[]byte{}, "not a state"},
+		"text":           {[]byte("# HELP something\n"), "not a state"},
 		"cut":            {good[:len(good)-1], "damaged"},
 		"a bit":          {flipped(good, len(good)/2), "damaged"},
 		"longer":         {append(bytes.Clone(good), 0), "damaged"},
@@ -324,7 +324,7 @@ func FuzzState(f *testing.F) {
 	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		_, _, _ = parseState(b)
-		// Damage under a valid checksum, too.
+		// Damaged state that has a valid checksum.
 		if len(b) > 4 {
 			machine, all, err := parseState(sealed(b))
 			if err != nil {
@@ -341,7 +341,7 @@ func FuzzState(f *testing.F) {
 	})
 }
 
-// State that is not a probe's is saved beside the probes' state, and once more at the end.
+// State beside that of the probes is saved with it, and once more at the end.
 func TestKeepAlso(t *testing.T) {
 	root, _ := fakeProc(t)
 	o := Options{ProcRoot: root}
@@ -373,7 +373,7 @@ func TestKeepAlso(t *testing.T) {
 		if v := values(r.Cycle()); v[txBytes+"{node1,hostNetwork,hostNetwork}"] != 30 {
 			t.Errorf("the probe's own: %v", v)
 		}
-		// A Runner without that KeepAlso passes the state on to the next one.
+		// A Runner without that KeepAlso hands the state on unchanged.
 		passes := keeping(t, o, data, counting("netdev", txBytes, EachNetns))
 		passes.Cycle()
 		again.n = 0

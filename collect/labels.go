@@ -14,7 +14,7 @@ type row struct {
 	of     *labelSet
 	metric *catalog.Metric
 	value  float64
-	hist   *Histogram // of a histogram, in place of value
+	hist   *Histogram // value of a histogram, in place of value
 	labels []string   // the values of metric.Labels
 
 	leftOut int // if above 0, the number of series left out, and value is unused

@@ -50,8 +50,8 @@ func (p enterer) Sample(v *collect.View) error {
 	return err
 }
 
-// If code panics or fails in a pod's network namespace, its thread returns from there: the
-// next probe does not run in that pod.
+// If code in a pod's network namespace panics or fails, its thread returns from that
+// namespace: the next probe does not run in that pod.
 func TestPanicInAPodsNamespace(t *testing.T) {
 	need.Root(t)
 	pods := []*nsnet.Space{nsnet.New(t), nsnet.New(t)}

@@ -18,7 +18,7 @@ type plan struct {
 	cycle    uint64
 	node     string
 	procRoot string
-	timeout  time.Duration // for one Sample call
+	timeout  time.Duration // limit of one Sample call
 	self     selfNetns
 	keeper   *keeper
 	log      *slog.Logger
@@ -28,10 +28,10 @@ type plan struct {
 	host    *target
 	unknown *target            // unattributed values; no probe samples it
 	netns   map[uint64]*target // by inode number
-	gone    []*memory          // of targets that are gone
+	gone    []*memory          // memory of targets that are gone
 }
 
-// job is one target and the probes to run on it.
+// job is one target with the probes to run on it.
 type job struct {
 	*target
 	run []*source
@@ -245,7 +245,7 @@ func listProcesses(root string, who owner.Pods, pods []*owner.Pod) processLists 
 		if of.pids, err = who.Processes(p, of.pids); err != nil {
 			of.err = errors.Join(of.err, err)
 			if l.host.err == nil {
-				l.host.err = fmt.Errorf("the processes of pod %s/%s cannot be told from the others: %w", p.Namespace, p.Name, err)
+				l.host.err = fmt.Errorf("the processes of pod %s/%s cannot be distinguished from the others: %w", p.Namespace, p.Name, err)
 			}
 		}
 		for _, pid := range of.pids[before:] {

@@ -31,7 +31,7 @@ func describe(p *plan) string {
 // a target is present, absent or unknown.
 func TestPlan(t *testing.T) {
 	a, b := pod("a", 5, 20), pod("b", 6, 30)
-	shared := pod("c", 5, 21) // in a's namespace
+	shared := pod("c", 5, 21) // a pod in a's namespace
 	onHost := pod("h", 0, 40)
 	onHost.HostNetwork = true
 	from := inventory{

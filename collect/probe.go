@@ -54,8 +54,8 @@ type Env struct {
 	HostNetns string
 	// Once: see the Runner's Options.
 	Once bool
-	// Who finds the owners of addresses and namespaces. After a reload it uses
-	// the new configuration. Call its ReadAddrs only from a worker.
+	// Who finds the owners of addresses and namespaces. After a reload it uses the new
+	// configuration. Call Who.ReadAddrs only from a worker.
 	Who *owner.Resolver
 	Log *slog.Logger
 }

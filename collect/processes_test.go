@@ -143,7 +143,8 @@ func TestTwoSandboxesOfOnePod(t *testing.T) {
 	want(t, got, "kubeskoop_fdopenfd{node1,hostNetwork,hostNetwork}", 1) // process 1
 }
 
-// A container outside pods never gets a pod's series, and nothing gets the host's.
+// A container outside pods never gets a pod's series. Neither a pod nor a container
+// gets the host's.
 func TestLabelsOfSomethingElse(t *testing.T) {
 	root, ns := fakeProc(t, 20, 30, 40, 50)
 	web, plain, unknown, host := pod("web", ns[1], 20), pod("p", ns[2], 30), pod("unknown", ns[3], 40), pod("h", ns[4], 50)
@@ -155,7 +156,7 @@ func TestLabelsOfSomethingElse(t *testing.T) {
 		var log bytes.Buffer
 		r := newRunner(t, Options{ProcRoot: root, Pods: &somePods{running: running}, Log: slog.New(slog.NewTextHandler(&log, nil))}, probe("tcp", EachNetns, readValue(mInsegs)), count("fd", mFD))
 		for range 3 {
-			got := values(r.Cycle()) // panics on a duplicate series
+			got := values(r.Cycle()) // values panics on a duplicate series
 			want(t, got, "kubeskoop_tcp_insegs{node1,ns,web}", 20)
 			want(t, got, "kubeskoop_tcp_insegs{node1,hostNetwork,hostNetwork}", 1)
 			absent(t, got, "kubeskoop_tcp_insegs{node1,unknown,unknown}")

@@ -84,7 +84,7 @@ type Runner struct {
 
 	instances []*instance
 	planner   *planner
-	plan      *plan // of the last cycle
+	plan      *plan // plan of the last cycle
 	rows      []row
 	fam       *families
 	missed    uint64
@@ -269,7 +269,7 @@ func (r *Runner) Run(ctx context.Context, sink func([]*dto.MetricFamily), betwee
 	for ctx.Err() == nil {
 		fams := r.Cycle()
 		if ctx.Err() != nil {
-			break // it may be incomplete
+			break // the cycle may be incomplete
 		}
 		r.hand(sink, fams)
 		r.beat(0)

@@ -130,7 +130,7 @@ func (m *memory) returned(call op, inCall bool, probe *source) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !inCall {
-		if m.hung[probe.name] == probe { // else the probe was dropped meanwhile
+		if m.hung[probe.name] == probe { // otherwise the probe was dropped meanwhile
 			delete(m.hung, probe.name)
 		}
 	} else if m.stuck[call]--; m.stuck[call] <= 0 {
@@ -173,13 +173,13 @@ type source struct {
 	// As of the last call of Hook.
 	hook        string
 	limitations []string
-	outcome     // of this cycle
+	outcome     // result of this cycle
 }
 
 // outcome is a probe's result of one cycle.
 type outcome struct {
 	failed       int     // targets without complete values
-	failedOn     *target // the last of them
+	failedOn     *target // last target without complete values
 	firstErr     error
 	protected    int // processes that the kernel hides
 	protectedErr error

@@ -91,8 +91,7 @@ func TestUnsupportedIsNotFailed(t *testing.T) {
 	}
 }
 
-// TestOnceSaysNothingOfLater: a process that ends after one sample does not announce a
-// retry.
+// TestOnceSaysNothingOfLater: a process that ends after one sample announces no retry.
 func TestOnceSaysNothingOfLater(t *testing.T) {
 	root, _ := fakeProc(t)
 	var log bytes.Buffer

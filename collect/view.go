@@ -187,7 +187,7 @@ func (v *View) openNetns() error {
 			v.dir, v.pid = d.dir, d.pid
 			return nil
 		}
-		d.close() // its process has ended, or moved to another namespace
+		d.close() // the process has ended, or moved to another namespace
 		if err == errAbandoned {
 			return err
 		}
@@ -223,7 +223,7 @@ func (v *View) openNetnsOf(pid int) error {
 			}
 		}
 		if err == nil && ino != v.t.inode {
-			err = kernel.ErrGone // it has moved to another namespace
+			err = kernel.ErrGone // the process has moved to another namespace
 		}
 		if err != nil {
 			_ = unix.Close(dir)

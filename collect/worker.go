@@ -21,11 +21,11 @@ var errAbandoned = errors.New("abandoned after a timeout")
 // calls is the state that a worker shares with the loop that watches it.
 type calls struct {
 	mu        sync.Mutex
-	abandoned bool // the worker's results are no longer wanted
+	abandoned bool // the loop no longer wants the worker's results
 	op        op   // the kernel call under way, if inOp
 	inOp      bool
 
-	threadLost bool // the thread could not return to its namespace; only the worker itself reads this
+	threadLost bool // the thread could not return to its namespace; used by the worker only
 }
 
 // enter records the start of a kernel call. It fails if the worker is abandoned.

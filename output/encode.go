@@ -212,8 +212,8 @@ func (g *guard) series(f *dto.MetricFamily, m *dto.Metric, index int) string {
 
 const noValue = "it has no value of its family's type"
 
-// histogramRefused says why a histogram cannot be written, "" if it can. The bucket
-// of +Inf is expfmt's to add.
+// histogramRefused returns why a histogram cannot be written, "" if it can. expfmt adds
+// the bucket of +Inf.
 func histogramRefused(m *dto.Metric) string {
 	h := m.Histogram
 	if h == nil {

@@ -27,9 +27,9 @@ type eventQueue struct {
 	counts  []eventCount  // by EventType.ID
 
 	mu     sync.Mutex
-	closed bool     // Send accepts no more events
+	closed bool     // closed makes Send reject events
 	dead   bool     // the goroutine was abandoned and its results are ignored
-	busy   []queued // taken by the goroutine, not reported yet
+	busy   []queued // taken by the goroutine, and not reported yet
 	told   []queued // second buffer, swapped with busy
 }
 

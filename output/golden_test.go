@@ -57,7 +57,7 @@ func inEveryForm(f func(name string, e *event.Event)) {
 		f(typ.Name, eventOf(typ))
 	}
 	for _, name := range slices.Sorted(maps.Keys(variants)) {
-		if name != "long" { // its size has a test of its own
+		if name != "long" { // the size has a test of its own
 			e := eventOf(catalog.EventByName("PacketLoss"))
 			variants[name](e)
 			f("PacketLoss, "+name, e)

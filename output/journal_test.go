@@ -271,7 +271,7 @@ func TestJournaldHasEveryFieldOfEveryType(t *testing.T) {
 		if w, l := j.Counts(typ); w != uint64(len(variants)) || l != 0 {
 			t.Errorf("%s: %d written, %d lost", typ.Name, w, l)
 		}
-		// Fields are indexed, as users query them.
+		// Users find entries by these fields.
 		out := d.Journalctl("-o", "json", "-a", "KUBESKOOP_EVENT="+typ.Name, "MESSAGE_ID="+typ.MessageID, "K8S_POD=web-0",
 			"KUBESKOOP_PROBE="+typ.Probe())
 		lines := bytes.Split(bytes.TrimSpace(out), []byte{'\n'})
@@ -353,7 +353,7 @@ func TestJournaldRestarts(t *testing.T) {
 			p.send(e, 1000)
 		}
 		p.await(t, 300*i+100)
-		d.Sync() // what a killed journald has not read is lost with its socket
+		d.Sync() // a killed journald's unread messages are lost with its socket
 		d.Kill()
 		if err := JournalAvailable(d.Socket); !errors.Is(err, unix.ECONNREFUSED) {
 			t.Errorf("without journald: %v", err)

@@ -64,7 +64,7 @@ func (p *Patient) run() {
 		p.waiting, p.lost, p.bytes = nil, 0, 0
 		p.mu.Unlock()
 		for _, l := range lines {
-			_, _ = p.w.Write(l) // nothing is left to report the error to
+			_, _ = p.w.Write(l) // there is nothing left to report the error to
 		}
 		if lost > 0 {
 			fmt.Fprintf(p.w, "nodeskoop: %d lines of the log are lost: nobody read it\n", lost)

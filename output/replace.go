@@ -60,7 +60,7 @@ func replaceFile(at place, mode fs.FileMode, write func(io.Writer) error) error 
 	if err != nil {
 		return err
 	}
-	defer f.Close() // again, where all went well
+	defer f.Close() // closes again after success, which does no harm
 	err = write(f)
 	if err == nil {
 		err = f.Chmod(mode)

@@ -106,7 +106,7 @@ func (s *StateFile) Read(limit int) ([]byte, error) {
 	}
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		return nil, fmt.Errorf("%s is no regular file", s.Path())
+		return nil, fmt.Errorf("%s is not a regular file", s.Path())
 	case st.Uid != uint32(os.Geteuid()) || st.Mode&0o022 != 0:
 		return nil, fmt.Errorf("%s belongs to user %d and has mode %#o: only this program's user may write it", s.Path(), st.Uid, st.Mode&0o777)
 	}

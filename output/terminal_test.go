@@ -126,8 +126,8 @@ func TestTerminalLinesFitTheWindow(t *testing.T) {
 	}
 }
 
-// TestNarrowLineKeepsTheReason: where both pods are named, a line that is too wide for the
-// connection still says why; where the peer is an address, the address stays.
+// TestNarrowLineKeepsTheReason: if both pods are named, a line that is too narrow for
+// the connection still has the reason. If the peer is an address, the address stays.
 func TestNarrowLineKeepsTheReason(t *testing.T) {
 	i := slices.IndexFunc(catalog.Events(), func(e *catalog.EventType) bool { return e.Name == "PacketLoss" })
 	e := eventOf(catalog.Events()[i])
@@ -401,7 +401,7 @@ func BenchmarkTerminalLine(b *testing.B) {
 	}
 }
 
-// With dates, each line begins with its date, unless the line has no room for it.
+// With dates, each line begins with its date, if there is room.
 func TestTerminalDates(t *testing.T) {
 	e := eventOf(catalog.EventByName("PacketLoss"))
 	for width, want := range map[int]string{

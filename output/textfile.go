@@ -157,7 +157,7 @@ func (t *Textfile) Retarget(dir, file string, mode fs.FileMode) error {
 			return fmt.Errorf("textfile %s: %w", next, err)
 		}
 		if fi, err := root.Lstat(file); err == nil && t.ours(fi) {
-			same = true // the same file by another path
+			same = true // another path of the same file
 		}
 	}
 	if !same {
@@ -269,7 +269,7 @@ func replaceable(root *os.Root, at place) error {
 	}
 	fi, err := root.Lstat(at.file)
 	if err != nil {
-		return nil // it does not exist; the write reports other errors
+		return nil // the file does not exist; the write reports other errors
 	}
 	found := fi.Mode()
 	if found&fs.ModeSymlink != 0 {
@@ -429,7 +429,7 @@ func (t *Textfile) taken(root *os.Root, at place) error {
 	for range 100 {
 		fi, err := root.Lstat(at.file)
 		if err != nil {
-			return nil // it does not exist; the write reports other errors
+			return nil // the file does not exist; the write reports other errors
 		}
 		if !fi.Mode().IsRegular() || t.ours(fi) {
 			return nil
@@ -439,19 +439,19 @@ func (t *Textfile) taken(root *os.Root, at place) error {
 			continue
 		}
 		if err != nil {
-			return nil // not readable: the folder's permissions decide
+			return nil // not readable: access depends on the folder's permissions
 		}
 		fi, err = f.Stat()
 		locked, lockErr := writeLocked(f)
 		now, nowErr := root.Lstat(at.file)
-		_ = f.Close() // not earlier: the inode number could be reused
+		_ = f.Close() // close it only now, since its inode number could be reused
 		switch {
 		case err != nil || lockErr != nil:
 			return nil
 		case !locked && (nowErr != nil || os.SameFile(now, fi)):
 			return nil
 		case !locked:
-			continue // its writer has just replaced it
+			continue // the writer has just replaced the file
 		}
 		if age := time.Since(fi.ModTime()); age > takeOverAge {
 			t.log.Warn("taking over the textfile from a process that holds it but has not written it",
@@ -460,7 +460,7 @@ func (t *Textfile) taken(root *os.Root, at place) error {
 		}
 		return fmt.Errorf("%w: stop it, or set another textfile.file; `fuser -v %s` names it", ErrInUse, at)
 	}
-	return fmt.Errorf("%w: it changes all the time", ErrInUse)
+	return fmt.Errorf("%w: it is replaced again and again", ErrInUse)
 }
 
 // ours reports whether fi is the last file that this process wrote.
@@ -474,7 +474,7 @@ func (t *Textfile) ours(fi os.FileInfo) bool {
 
 func (t *Textfile) release() {
 	if t.held != nil {
-		_ = t.held.Close() // its errors were reported by fill
+		_ = t.held.Close() // fill has reported the errors
 		t.held = nil
 	}
 }

@@ -984,7 +984,7 @@ func TestWriteCleansANewFolder(t *testing.T) {
 func TestSecondWriterIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	cmd := writer(t, dir)
-	for range 50 { // while it keeps writing
+	for range 50 { // while the writer keeps writing
 		tf, err := NewTextfile(dir, promFile, 0, nil)
 		if !errors.Is(err, ErrInUse) {
 			t.Fatalf("%v, %v; want ErrInUse", tf, err)
@@ -1042,7 +1042,7 @@ func TestOneOfTwoWritersGoesOn(t *testing.T) {
 	if err := winner.Remove(); err != nil {
 		t.Error(err)
 	}
-	write(t, a, 2) // it is released
+	write(t, a, 2) // the file is released now
 	wantFile(t, dir, 2)
 }
 

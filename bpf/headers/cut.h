@@ -27,7 +27,7 @@
 
 struct cut {
 	__u32 tag;
-	__u32 start; /* of a range; 0 for a burst */
+	__u32 start; /* first byte of a range; 0 for a burst */
 	__u32 length; /* bytes of a range, or remaining segments of a burst */
 	__u32 unused;
 	__u64 time_ns; /* 0: free */

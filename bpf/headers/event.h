@@ -34,9 +34,9 @@ struct event {
 	__u16 type;
 	__u8 tcp_state;
 	__u8 stack_depth; /* number of addresses that follow, see struct event_stack */
-	__u32 bytes; /* of a block I/O */
+	__u32 bytes; /* size of a block I/O */
 	__u8 comm[16];
-	__u8 name[32]; /* of the device or the disk */
+	__u8 name[32]; /* name of the device or the disk */
 };
 
 /* Reasons that no kernel uses. */

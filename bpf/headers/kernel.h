@@ -154,7 +154,7 @@ struct user_namespace {
 struct net {
 	struct ns_common ns;
 	struct user_namespace *user_ns;
-	__u32 hash_mix; /* random, drawn when the namespace is made (setup_net) */
+	__u32 hash_mix; /* random, drawn when the namespace is created (setup_net) */
 };
 
 typedef struct {
@@ -218,7 +218,7 @@ struct sock_common {
 	__u16 skc_family;
 	volatile unsigned char skc_state;
 	possible_net_t skc_net;
-	__u32 skc_tw_rcv_nxt; /* of a time-wait socket */
+	__u32 skc_tw_rcv_nxt; /* TCP only: the rcv_nxt of a time-wait socket */
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
 };
@@ -497,12 +497,13 @@ static __always_inline __u32 netns_checked(__u32 inum)
 /* The owner of an occurrence. */
 struct owner {
 	__u32 netns; /* 0: not known */
-	const struct net *net; /* the same as a pointer, to read its creator; or NULL */
+	const struct net *net; /* the namespace as a pointer, to read its creator; or NULL */
 };
 
-/* The key of a namespace in tables. When a namespace is gone, another soon gets its
- * inode number. The upper half, which the kernel draws at random for each namespace,
- * tells them apart. User space knows it from identity.bpf.c. */
+/* The key of a namespace in tables. When a namespace is gone, another soon
+ * gets its inode number. The upper half, which the kernel draws at random
+ * for each namespace, distinguishes them. User space reads it by
+ * identity.bpf.c. */
 static __always_inline __u64 netns_id(struct owner o)
 {
 	const struct net *net = o.net;

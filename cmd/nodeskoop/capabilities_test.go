@@ -75,7 +75,7 @@ func TestProbesNameTheCapabilityTheyLack(t *testing.T) {
 	if len(all) != 8 {
 		t.Fatalf("the unit grants %v; this test knows 8", all)
 	}
-	// Another user's process, in a network namespace to enter.
+	// A process of another user, whose network namespace the probes have to enter.
 	other := exec.Command("unshare", "--net", "--", "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sleep", "600")
 	if err := other.Start(); err != nil {
 		t.Fatal(err)
@@ -102,7 +102,7 @@ func TestProbesNameTheCapabilityTheyLack(t *testing.T) {
 	for _, test := range []struct {
 		without []string
 		config  string
-		fail    []string // these probes must fail, if they work with all capabilities
+		fail    []string // probes that must fail, unless they fail with all capabilities too
 		lack    []string // these probes work with a limitation
 	}{
 		{nil, host, nil, nil},
@@ -147,9 +147,9 @@ func TestProbesNameTheCapabilityTheyLack(t *testing.T) {
 	}
 }
 
-// TestCountsNeedNoMoreCapabilities: with the capabilities that the catalogue gives the
-// eBPF probes, the counters by namespace have their owner. To enter a namespace would
-// need one more.
+// TestCountsNeedNoMoreCapabilities: with the capabilities that the catalogue lists for
+// the eBPF probes, counters by namespace are assigned to their owner. Entering a
+// namespace would need one capability more.
 func TestCountsNeedNoMoreCapabilities(t *testing.T) {
 	need.Root(t)
 	need.Program(t, "setpriv")

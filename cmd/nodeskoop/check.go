@@ -51,7 +51,7 @@ func runCheck(c *cli.Context) error {
 		return outputError(err)
 	}
 	if slices.ContainsFunc(findings, func(f check.Finding) bool { return f.Verdict == check.Bad }) {
-		return cli.Exit("", exitFailure) // the findings have said why
+		return cli.Exit("", exitFailure) // the findings contain the reason
 	}
 	return nil
 }

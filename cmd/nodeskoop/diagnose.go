@@ -20,7 +20,7 @@ func diagnoseCommand() *cli.Command {
 			"likely first: each with its evidence, where the numbers come from, which end is to blame, and the next command.\n" +
 			"Consequences of a named cause are not listed. On a healthy node it finds nothing.\n" +
 			"It runs beside a daemon, and changes nothing. A fault is found only while it occurs: keep the trouble going.\n" +
-			"nodeskoop docs causes prints which causes it knows, and what each rests on.",
+			"nodeskoop docs causes prints the causes that it knows, with the evidence for each.",
 		Flags: append(commonFlags(),
 			&cli.DurationFlag{Name: "for", Usage: "look for `TIME`", Value: 10 * time.Second, EnvVars: []string{"NODESKOOP_FOR"}},
 			&cli.StringFlag{Name: "pod", Usage: "only what concerns the pod `NAMESPACE/NAME`; NAME alone is in any namespace; \"host\" is the node", EnvVars: []string{"NODESKOOP_POD"}},

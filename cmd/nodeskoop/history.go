@@ -22,9 +22,9 @@ func historyCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "history",
 		Usage: "print which counters moved in each minute, from the record that the daemon keeps on the node",
-		Description: "A line is a minute (when it began), how much a counter rose in it, and its series. Of a gauge, where it moved by more than an\n" +
-			"eighth, the line has its last value and, if that was higher, its highest in the minute. Minutes for which there are no samples\n" +
-			"are a line that begins with --.",
+		Description: "Each line has the start of a minute, the increase of a counter in that minute, and its series. For a gauge that moved by more\n" +
+			"than an eighth, the line has its last value and, if that was higher, its highest value in the minute. A gap without samples is\n" +
+			"a line that begins with --.",
 		Flags: append(append(commonFlags(), pastFlags("minutes that begin", ", an hour before --until if it is not given")...),
 			podFlag("only series of `NAMESPACE/NAME`; NAME alone is in any namespace; \"host\" is the host"),
 			&cli.StringSliceFlag{Name: "metric", Usage: "only metrics of this `NAME`; * and ? match as in a shell", EnvVars: []string{"NODESKOOP_METRIC"}},

@@ -35,7 +35,7 @@ var version = "0.1.0-dev"
 const (
 	exitFailure = 1 // the command failed
 	exitUsage   = 2 // the command line is wrong
-	exitPartial = 3 // probes that were asked for gave no whole values, containerd did not list its pods, or a report lacks its journal or history; what there was was written
+	exitPartial = 3 // some requested probes have incomplete values, containerd did not list its pods, or a report lacks its journal or history; the available rest was written
 	exitHeld    = 4 // the daemon: the timer of script mode writes the textfile; nodeskoop.service names it, too
 )
 
@@ -44,7 +44,7 @@ const (
 // off this thread.
 func init() { runtime.LockOSThread() }
 
-// Help fits the window and has examples.
+// The program's own help fits the window and has examples.
 func init() { cli.HelpPrinter = docs.Help }
 
 func main() {

@@ -69,7 +69,7 @@ func TestPastEvents(t *testing.T) {
 	journalFile(t, loss(yesterday, "web-0"), loss(now.Add(-3*time.Minute), "web-0"), many, reset)
 	for _, c := range []struct {
 		args  []string
-		want  []string // of each line, and of standard error
+		want  []string // expected texts: one per line of output, then one on standard error
 		count int
 	}{
 		{[]string{"--since", "-1h"}, []string{"shop/web-0: packet dropped", "shop/db-0: packet dropped, 1,240 times in 60 s", "shop/web-0: TCP reset received", "\n1242 events from "}, 3},

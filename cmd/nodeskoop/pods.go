@@ -49,7 +49,7 @@ func podsCommand() *cli.Command {
 				return err
 			}
 			level := s.Level.Level()
-			s.Level.Set(slog.LevelError) // the last line says why containerd does not answer
+			s.Level.Set(slog.LevelError) // the command's own last line gives the reason
 			index := s.WatchPods(c.Context, s.Config, s.Host)
 			s.Level.Set(level)
 			if err := session.Named(index); err != nil {

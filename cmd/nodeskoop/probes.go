@@ -61,7 +61,7 @@ func probesCommand() *cli.Command {
 				}
 			}
 			if unprivileged() {
-				fmt.Fprintf(c.App.ErrWriter, "nodeskoop: to try every probe needs root: %s\n", withSudo(argumentsOf(c)))
+				fmt.Fprintf(c.App.ErrWriter, "nodeskoop: trying every probe needs root: %s\n", withSudo(argumentsOf(c)))
 			}
 			return nil
 		},

@@ -21,11 +21,11 @@ func reportCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "report",
 		Usage: "tell what happened: events by kind and over time, gaps, counters that stand out",
-		Description: "Without flags, in the last hour. The events are those that the daemon has written to the\n" +
-			"journal; the counters come from its history (see nodeskoop history) and are compared with the hour before --since. A counter stands\n" +
-			"out if it rose by five or more, by three times the expected increase or more, and by more than chance and\n" +
-			"more packets explain.\n" +
-			"--html writes a page to attach to an incident: one file, without scripts, that needs nothing else. Only its owner may read it.\n" +
+		Description: "Without flags the report covers the last hour. Its events are those that the daemon has written to the\n" +
+			"journal; its counters come from the daemon's history (see nodeskoop history) and are compared with the hour before --since. A counter stands\n" +
+			"out if it rose by five or more, by three times the expected increase or more, and by more than\n" +
+			"chance and a growth in packets explain.\n" +
+			"--html writes a page to attach to an incident: one self-contained file without scripts. Only its owner may read it.\n" +
 			"The report names what cannot be read; the exit code is then 3.",
 		Flags: append(append(commonFlags(), pastFlags("what happened", ", an hour before --until if it is not given")...),
 			podFlag("only what concerns `NAMESPACE/NAME`, at either end; NAME alone is in any namespace; \"host\" is the host"),

@@ -44,12 +44,12 @@ func TestReport(t *testing.T) {
 		r.Node != "worker-7" || len(r.Pods) != 1 || r.Quiet {
 		t.Errorf("exit %d, %s, %v\n%s", code, errs, err, out)
 	}
-	// The end alone: the hour before it.
+	// With --until alone, the report covers the hour before it.
 	if code, out, _ := call(t, "report", "--config", cfg, "--until", "-90m", "--json"); code != 0 || json.Unmarshal([]byte(out), &r) != nil || r.Events != 1 || r.Until.Sub(r.Since) != time.Hour {
 		t.Errorf("exit %d\n%s", code, out)
 	}
 	file := filepath.Join(dir, "..", "page.html")
-	for range 2 { // it replaces its own
+	for range 2 { // the second page replaces the first
 		if code, out, errs := call(t, "report", "--config", cfg, "--html", file); code != 0 || out != "" || errs != "" {
 			t.Errorf("exit %d, %q, %q", code, out, errs)
 		}
@@ -90,7 +90,7 @@ func TestReportOfHalf(t *testing.T) {
 	if code != exitPartial || !strings.Contains(out, "Which events there were is not known:") || strings.Contains(out, "Nothing happened") || !strings.Contains(errs, "the report is not complete: read the journal: journalctl: Failed to open the journal: no reason\n") {
 		t.Errorf("exit %d, %s\n%s", code, errs, out)
 	}
-	// A history that is no folder.
+	// A history that is not a folder.
 	if err := errors.Join(os.Remove(dir), os.WriteFile(dir, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}

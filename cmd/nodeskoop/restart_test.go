@@ -83,7 +83,7 @@ func (n *node) trouble() {
 	_, _ = n.host.Try("sh", "-c", "for i in 1 2 3; do head -c 100000 /dev/zero | cat > /dev/null; done")
 }
 
-// counters are the values of an exposition that may never fall: all counters
+// countersIn returns the values of an exposition that may never fall: all counters
 // but flow's and those of the tool about itself, and all of a histogram. Loop devices
 // come and go with other tests.
 func countersIn(fams map[string]*dto.MetricFamily) map[string]float64 {
@@ -272,8 +272,8 @@ func TestNoCounterFallsInScriptMode(t *testing.T) {
 	}
 }
 
-// TestStateThatCannotBeUsed: it is reported once, and the program works from then
-// on.
+// TestStateThatCannotBeUsed: unusable state is reported once, and the program works
+// from then on.
 func TestStateThatCannotBeUsed(t *testing.T) {
 	for _, x := range []struct {
 		name, says, level string
@@ -289,7 +289,7 @@ func TestStateThatCannotBeUsed(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		{"empty", "no state", "WARN", func(t *testing.T, path string) { must(t, os.Truncate(path, 0)) }},
+		{"empty", "not a state", "WARN", func(t *testing.T, path string) { must(t, os.Truncate(path, 0)) }},
 		{"another boot", "another boot", "INFO", anotherBoot},
 		{"another user's", "belongs to user 65534", "WARN", func(t *testing.T, path string) { must(t, os.Chown(path, 65534, 65534)) }},
 		{"anyone's", "mode 0666", "WARN", func(t *testing.T, path string) { must(t, os.Chmod(path, 0o666)) }},
@@ -297,7 +297,7 @@ func TestStateThatCannotBeUsed(t *testing.T) {
 			must(t, os.Rename(path, path+".moved"))
 			must(t, os.Symlink(path+".moved", path))
 		}},
-		{"a pipe", "no regular file", "WARN", func(t *testing.T, path string) {
+		{"a pipe", "not a regular file", "WARN", func(t *testing.T, path string) {
 			must(t, os.Remove(path))
 			must(t, unix.Mkfifo(path, 0o600))
 		}},

@@ -22,7 +22,7 @@ func runCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "run",
 		Usage: "run the daemon: sample every probe each interval, update the textfile, send events",
-		Description: "SIGHUP reads the configuration again; with a mistake in it the old one stays in effect.\n" +
+		Description: "SIGHUP reads the configuration again; if that has a mistake, the old one stays in effect.\n" +
 			"SIGTERM and SIGINT end it and remove the textfile, unless textfile.keep is set. A second one ends it at once.",
 		Flags:  append(commonFlags(), &cli.BoolFlag{Name: "foreground-events", Usage: "also print the journal's entries, one line each", EnvVars: []string{"NODESKOOP_FOREGROUND_EVENTS"}}),
 		Action: runDaemon,

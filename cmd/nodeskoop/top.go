@@ -22,14 +22,14 @@ func topCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "top",
 		Usage: "show the network activity and problems of each pod in a live table",
-		Description: "One row per pod with a network namespace of its own, and one for the host. Rates are of the last\n" +
-			"interval; \"-\" is what is not known: before the second sample, or because a counter was reset.\n" +
+		Description: "One row per pod with a network namespace of its own, and one for the host. Rates are those of the last\n" +
+			"interval; \"-\" is an unknown value: there is no second sample yet, or a counter was reset.\n" +
 			"Enter opens one pod: its drops and who caused them, peers, queues, events, processes.\n" +
-			"It enables just the probes of its columns (" + strings.Join(top.Probes(), ", ") + "), beside a daemon\n" +
-			"that may run, and ends them with it. Keys: ? lists them.\n" +
-			"--at prints the table of a minute of the past, from the history that the daemon keeps on the node; of queues\n" +
-			"it has the highest value. It needs no probe, and no daemon that runs.\n" +
-			"Where standard output is no terminal or TERM is dumb or unset, and with --count, it prints one table after\n" +
+			"It runs only the probes of its columns (" + strings.Join(top.Probes(), ", ") + "), until it ends, beside a\n" +
+			"running daemon if there is one. The key ? lists the keys.\n" +
+			"--at prints the table of a minute of the past, from the history that the daemon keeps on the node; for queues\n" +
+			"it shows the highest value. It needs neither probes nor a running daemon.\n" +
+			"If standard output is not a terminal, TERM is dumb or unset, or with --count, it prints one table after\n" +
 			"each interval.",
 		Flags: append(commonFlags(),
 			&cli.DurationFlag{Name: "interval", Aliases: []string{"i"}, Usage: "`TIME` between two samples", Value: 2 * time.Second, EnvVars: []string{"NODESKOOP_TOP_INTERVAL"}},

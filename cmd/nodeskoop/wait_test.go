@@ -11,8 +11,9 @@ import (
 	"nodeskoop/internal/testkit/pods"
 )
 
-// TestWaitForContainerd: collect and pods wait for a containerd that is slow or not there
-// yet. Without its answer the exit code tells that pods are missing, if there is one.
+// TestWaitForContainerd: collect and pods wait for a containerd that is slow or not
+// there yet. If it does not answer, and a machine has a containerd, the exit code says
+// that pods are missing.
 func TestWaitForContainerd(t *testing.T) {
 	need.Root(t)
 	ctd := pods.New(t)

@@ -197,7 +197,7 @@ func writeSummary(w io.Writer, s *event.Summary, span string, width int) error {
 	if more == 0 {
 		return nil
 	}
-	_, err := fmt.Fprintf(w, "%d of them are of further kinds.\n", more)
+	_, err := fmt.Fprintf(w, "%d of them are of kinds not listed.\n", more)
 	return err
 }
 

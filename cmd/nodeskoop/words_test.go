@@ -205,7 +205,7 @@ COUNT  EVENT             WHOSE                         REASON, PEER    WORST   F
 		many = append(many, &e)
 	}
 	got := summary(0, many...)
-	if !strings.Contains(got, "\n50 events in 4m5s:\n") || !strings.HasSuffix(got, "\n20 of them are of further kinds.\n") || strings.Count(got, "BIOLAT_10MS") != mostSummaryRows {
+	if !strings.Contains(got, "\n50 events in 4m5s:\n") || !strings.HasSuffix(got, "\n20 of them are of kinds not listed.\n") || strings.Count(got, "BIOLAT_10MS") != mostSummaryRows {
 		t.Errorf("%s", got)
 	}
 }

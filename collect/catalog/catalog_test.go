@@ -43,8 +43,8 @@ func TestCatalogueHoldsTheContractsProbes(t *testing.T) {
 			continue
 		}
 		kinds := row["kinds"]
-		// The contract's table says that tcpretrans has metrics but lists none, so
-		// its metric is an extra one. Probes without metrics in the table may have
+		// The contract's table says that tcpretrans has metrics but lists none, so the
+		// probe's metric is an extra one. Probes without metrics in the table may have
 		// extra ones, too.
 		extra := !strings.Contains(kinds, "metrics") && !slices.ContainsFunc(p.Metrics, func(m Metric) bool { return !m.Extra })
 		if p.Kinds() != kinds && !(extra && p.Kinds() == "metrics,"+kinds) || p.Source.String() != row["source"] || p.Overhead != row["overhead that the specification grants it"] {
@@ -241,7 +241,7 @@ func TestMetricBySeries(t *testing.T) {
 		"nodeskoop_biolatency_seconds_bucket":   "nodeskoop_biolatency_seconds",
 		"nodeskoop_biolatency_seconds_sum":      "nodeskoop_biolatency_seconds",
 		"nodeskoop_biolatency_seconds_count":    "nodeskoop_biolatency_seconds",
-		"kubeskoop_packetloss_total_count":      "", // is no histogram
+		"kubeskoop_packetloss_total_count":      "", // packetloss_total is not a histogram
 		"nodeskoop_biolatency_seconds_quantile": "",
 		"":                                      "",
 	} {

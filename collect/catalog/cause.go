@@ -62,9 +62,10 @@ type Sign struct {
 	// million.
 	Of    string
 	Share float64
-	// Many is the least sum of the values that an end has with several others, each of
-	// which is below AtLeast; 0: values are not summed. For a cause at the peer the sum
-	// is over those that have to do with it, and over the peers otherwise.
+	// Many is the threshold for the sum over several other ends whose values are each
+	// below AtLeast; 0: values are not summed. For a cause at the peer, the values of
+	// all ends that deal with that peer are summed, otherwise those of one owner with
+	// all of its peers.
 	Many float64
 	// OfNode says that the signal is always the node's, even if a pod is
 	// examined.
@@ -104,7 +105,7 @@ func (b Blame) String() string {
 	return ""
 }
 
-// Whose says whose signals count.
+// Whose selects the owners whose signals count.
 type Whose uint8
 
 // Those whose signals count.
@@ -144,15 +145,15 @@ type Cause struct {
 	// ends that its signs name. Findings about other pods that it explains are
 	// reported after it.
 	NodeWide bool
-	// Passing says that at the node it hits what merely passes, the packets of any pod,
-	// and so explains what pods have, too. Without it the node has it as an end of its own
-	// connections, as a process in a pod may.
+	// Passing says that at the node, the cause hits packets of any pod that the node
+	// forwards, and thus explains the pods' symptoms, too. Without Passing, the cause
+	// at the node concerns only the node's own connections.
 	Passing bool
-	// Whole says that an end has it with all of its peers: which peer the signs name is
-	// chance. Without it a cause of two ends explains only what these two have with each
-	// other, so that one client's trouble does not hide another's.
+	// Whole says that the cause affects all peers of an end, so the peer that the signs
+	// name is chance. Without Whole, a cause between two ends explains only findings
+	// between these two. One client's trouble then does not hide another's.
 	Whole bool
-	// Means says what happens, and what usually brings it about.
+	// Means says what happens, and what usually causes it.
 	Means string
 	// Healthy describes a harmless condition that looks similar, and how to tell
 	// the two apart.

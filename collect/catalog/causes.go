@@ -19,7 +19,7 @@ var causes = []Cause{{
 	ID: "policy-drop-pod", Blame: BlameOwner, Whose: OfPods, Whole: true, Weight: 0.9,
 	Title: "A rule in the network namespace of {blame} drops packets ({what})",
 	All: []Sign{{Signal: "drop.rule", AtLeast: 2, Many: 10,
-		Why: "A client whose packets are dropped tries again after 1 and 3 seconds. A single drop may be a scan. Of TCP, only drops count that the sender retransmits, that are answered by a reset, or that continue."}},
+		Why: "A client whose packets are dropped tries again after 1 and 3 seconds. A single drop may be a scan. For TCP, drops count only if the sender retransmits, a reset answers them, or they continue."}},
 	More:     []Sign{{Signal: "syn.retransmitted", AtLeast: 1}},
 	Explains: append([]string{"ipv6-half-broken"}, lossOf...),
 	Means:    "A rule of nftables or iptables, or a network policy built on them, drops or rejects packets in the pod's own network namespace.",
@@ -43,7 +43,7 @@ var causes = []Cause{{
 		{Signal: "udp.refused", AtLeast: 3, Many: 6, Why: "The same of datagrams."}},
 	Explains: []string{"reset-by-middlebox", "ipv6-half-broken"},
 	Means:    "Connections are refused with RST, datagrams with an ICMP message: the server has ended or not started, or listens on another port than its clients expect.",
-	Healthy:  "Connections are refused for a moment while a pod starts or is replaced. Who tries ten ports or more of one peer scans it, unless it is the node.",
+	Healthy:  "Connections are refused for a moment while a pod starts or is replaced. A client that tries ten or more ports of one peer scans it, and is not reported unless it is the node.",
 	Next:     []Step{stepListeners, {"kubectl get endpointslices -A", "whether a service sends traffic to this port"}},
 }, {
 	ID: "wrong-listen-address", Blame: BlamePeer, Weight: 0.95,
@@ -57,7 +57,7 @@ var causes = []Cause{{
 	ID: "mtu-black-hole", Blame: BlamePath, Weight: 0.85,
 	Title: "Large packets to {peer} get lost, small ones get through",
 	All: []Sign{{Signal: "stuck.large", AtLeast: 1,
-		Why: "Connections that retransmit full segments after two timeouts, to a peer that answers handshakes, and none of which gets more than four segments through."}},
+		Why: "The connections retransmit full segments after two timeouts, although the peer answers handshakes, and none of them gets more than four segments through."}},
 	Not: []Sign{{Signal: "stuck.small", AtLeast: 1, Why: "Small segments are lost, too, so size is not the cause."},
 		{Signal: "window.closed", AtLeast: 1, Why: "The peer's receive window is closed, so the segments wait for it."}},
 	More:     []Sign{{Signal: "drop.too_big", AtLeast: 1}, {Signal: "tcp.retransmitted", AtLeast: 1}},
@@ -167,7 +167,7 @@ var causes = []Cause{{
 	More:     []Sign{{Signal: "drop.queue", AtLeast: 1}},
 	Explains: lossOf,
 	Means:    "More packets are sent than the interface takes, and its queue has no room: too short a queue, or too slow a link.",
-	Healthy:  "Few drops of a queue that manages itself.",
+	Healthy:  "A few drops by a qdisc that keeps its queue short, such as fq_codel.",
 	Next:     []Step{stepQdisc},
 }, {
 	ID: "conntrack-full", Blame: BlameOwner, Passing: true, Weight: 0.95,
@@ -195,7 +195,7 @@ var causes = []Cause{{
 	Not:      []Sign{{Signal: "conntrack.used", AtLeast: 95, Why: "The table is full."}},
 	More:     []Sign{{Signal: "drop.untracked", AtLeast: 1}},
 	Explains: lossOf,
-	Means:    "Two packets of one socket (the A and the AAAA question of a lookup) pass DNAT at the same moment, get different entries, and the second is refused.",
+	Means:    "Two packets of one socket (the A and the AAAA query of a lookup) pass DNAT at the same moment and get different entries. The kernel drops the second packet.",
 	Healthy:  "Since Linux 5.0 most such collisions are resolved, and count nowhere.",
 	Next:     []Step{stepConntrack, {"nsenter -t PID -n cat /etc/resolv.conf", "options use-vc or single-request-reopen avoid it, and so does a DNS cache on the node"}},
 }, {
@@ -266,7 +266,7 @@ var causes = []Cause{{
 	Next:     []Step{stepCPUStat, {"kubectl top pod -A", "its use; spec.containers[].resources.limits.cpu is its limit"}},
 }, {
 	ID: "descriptor-limit", Blame: BlameOwner, Whose: OfPods, Weight: 0.9,
-	Title:    "A process of {blame} has all the descriptors that it may have",
+	Title:    "A process of {blame} has reached its limit of descriptors",
 	All:      []Sign{{Signal: "fd.used", AtLeast: 98, Why: "At 100 % accept and open fail with \"too many open files\"."}},
 	Explains: []string{"accept-queue-full", "slow-reader", "zero-window", "wire-loss"},
 	Means:    "The process is at its soft limit of descriptors (RLIMIT_NOFILE): it leaks them, or has more connections than it was made for.",

@@ -25,7 +25,7 @@ var conntrack = Probe{
 		Rises:  "Stays 0 since Linux 5.10.",
 	}, {
 		Name: "kubeskoop_conntrack_insert", Type: Counter, Work: true, Scope: PerNetns, Field: "insert",
-		Help:   "Entries inserted into the conntrack table (insert, over all CPUs); since Linux 4.9 those that programs insert alone.",
+		Help:   "Entries inserted into the conntrack table (insert, over all CPUs); since Linux 4.9 only those that programs insert.",
 		Kernel: "CTA_STATS_INSERT; nf_conntrack_hash_check_insert()",
 		Rises:  "Since Linux 4.9 only entries that a program inserts through netlink count (conntrackd, conntrack -I).",
 	}, {

@@ -17,7 +17,7 @@ var selfMetrics = []Metric{{
 	Help: "Sampling cycles that were skipped because the previous one still ran.",
 }, {
 	Name: "nodeskoop_gap_seconds_total", Type: Counter, Scope: PerHost, Labels: []string{"reason"}, Extra: true,
-	Help: "Seconds without samples, over gaps longer than three intervals and 15 s, by reason: the daemon was stopped, the machine was rebooted or suspended, the daemon got no_cpu, the daemon stood_still, or a cycle was slow. Kept over restarts; the log has a line for each gap.",
+	Help: "Seconds without samples, over gaps longer than three intervals and 15 s, by reason: stopped (the daemon did not run), rebooted, suspended (the machine), no_cpu (the daemon got no CPU), stood_still (the daemon was frozen), slow (a cycle took too long). Kept over restarts; the log has a line for each gap.",
 }, {
 	Name: "nodeskoop_probe_up", Type: Gauge, Recorded: true, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
 	Help: "1 if the probe gave all its values in the last cycle, 0 if any are missing. Missing for a probe that this machine does not support.",

@@ -81,7 +81,7 @@ var signals = []Signal{
 	{"cpu.softirq", "CPU {what} spent {n} % of the time in softirqs", "mpstat -P ALL 1 10  # %soft"},
 	{"cpu.throttled", "the CPU quota stopped it in {n} % of the periods", "cat GROUP/cpu.stat  # nr_throttled of nr_periods"},
 	{"cpu.throttled_time", "the CPU quota stopped it for {n} % of the time, summed over the CPUs", "cat GROUP/cpu.stat  # throttled_usec"},
-	{"fd.used", "a process has {n} % of the descriptors that it may have: {what}", "ls /proc/PID/fd | wc -l; prlimit -n -p PID"},
+	{"fd.used", "a process has used {n} % of its limit of descriptors: {what}", "ls /proc/PID/fd | wc -l; prlimit -n -p PID"},
 	{"disk.wait", "an I/O of {what} took {n} ms on average", "iostat -x 10 2  # await"},
 	{"disk.ios", "{what} did {n} I/Os in {time}", "iostat -x 10 2"},
 	{"disk.stall", "some process waited for disks {n} % of the time", "cat /proc/pressure/io"},

@@ -31,7 +31,7 @@ var socketlatency = Probe{
 		Name: "kubeskoop_socketlatency_write1ms", Type: Counter, Scope: PerNetns,
 		Help:   "TCP writes whose last byte was sent over 1 ms after the call began, those over 100 ms included.",
 		Kernel: "tcp_sendmsg_locked() to the transmission of the write's last byte",
-		Rises:  "Written data wait in the socket: the peer's window or the congestion window is closed, or Nagle waits. TCP alone. One call is one write; its wait ends when TCP gives its last byte to the IP layer for the first time, and includes the time for which the call blocks. So a large write that the line takes over 1 ms to carry counts too. A write that ended short is counted with the next one. Before Linux 6.5, sendfile and splice are no such writes. MPTCP connections are not measured.",
+		Rises:  "Written data wait in the socket: the peer's window or the congestion window is closed, or Nagle waits. TCP only. One call is one write; its wait ends when TCP gives its last byte to the IP layer for the first time, and includes the time for which the call blocks. So a large write that the line takes over 1 ms to carry counts too. A write that ended short is counted with the next one. Before Linux 6.5, sendfile and splice do not count as writes. MPTCP connections are not measured.",
 	}, latency("nodeskoop_socketlatency_seconds", []string{"direction"},
 		"Time that received data wait for their reader (read), and written data to be sent (write).",
 		"as kubeskoop_socketlatency_read1ms and kubeskoop_socketlatency_write1ms",

@@ -55,7 +55,7 @@ var tcpext = Probe{
 		Name: "kubeskoop_tcpext_tcpabortonlinger", Type: Counter, Scope: PerNetns, Field: "TcpExt.TCPAbortOnLinger",
 		Help:   "Connections aborted in FIN_WAIT2 because the closed socket had a negative TCP_LINGER2.",
 		Kernel: "netstat TcpExt TCPAbortOnLinger; __tcp_close()",
-		Rises:  "A socket with a negative TCP_LINGER2 is closed in FIN_WAIT2. Only applications that set this option move it.",
+		Rises:  "A socket with a negative TCP_LINGER2 is closed in FIN_WAIT2. Only applications that set this option increase it.",
 	}, {
 		Name: "kubeskoop_tcpext_tcpabortondata", Type: Counter, Scope: PerNetns, Field: "TcpExt.TCPAbortOnData",
 		Help:   "Connections reset because data arrived after the application closed, or by close() with a linger time of 0.",

@@ -6,8 +6,8 @@ import (
 	"nodeskoop/internal/bounded"
 )
 
-// attribute finds the event's pod, and reports whether the answer is final. If the resolver
-// panics, the event is unattributed.
+// attribute finds the event's pod, and reports whether the answer is final. If the
+// resolver panics, the event becomes unattributed.
 func (h *Hub) attribute(e *Event) (sure bool) {
 	if e.Pod != nil {
 		return true

@@ -89,11 +89,11 @@ func (h *Hub) deliver(e *Event, now time.Time) {
 func (h *Hub) owe(o owing, now time.Time) {
 	e := Event{Type: o.typ, Netns: o.netns, PID: -1, CPU: -1}
 	if err := bounded.Guard(func() { h.attribute(&e); h.label(h.opt.Load(), &e) }); err != nil {
-		h.say("finding out whose events the kernel held back failed", err)
+		h.say("finding the owner of suppressed events failed", err)
 		return
 	}
 	if e.Pod == nil && h.process[o.typ.ID()] {
-		return // the owner depends on the process, which the namespace does not show
+		return // the owner depends on the process, and the namespace does not identify it
 	}
 	h.limits.bucket(bucketOf(&e), now).owed.Add(o.n)
 	h.wakeSweep()

@@ -148,9 +148,9 @@ func (e *Event) AppendOwner(b []byte) []byte {
 // the event type declares.
 func (e *Event) AppendWhat(b []byte) []byte { return e.appendWhat(b, true) }
 
-// AppendBrief is AppendWhat without the connection, for a narrow line, where the text names
-// the pod at the other end. ok is false, and nothing is appended, where it does not: there
-// the connection's addresses alone say who it was.
+// AppendBrief is AppendWhat without the connection, for a narrow line. It needs a pod
+// at the other end, which the text then names. Without one, only the addresses identify
+// the peer: ok is false, and nothing is appended.
 func (e *Event) AppendBrief(b []byte) (text []byte, ok bool) {
 	other := func(p *owner.Pod) bool { return p != nil && !samePod(p, e.Pod) }
 	if e.recorded.message != "" || !e.Type.Has(catalog.FieldTuple) || !other(e.Src.Pod) && !other(e.Dst.Pod) {

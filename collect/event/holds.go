@@ -12,7 +12,7 @@ import (
 const (
 	defaultHold = time.Second
 	maxHeld     = 1024
-	maxHeldOf   = 64 // of one namespace
+	maxHeldOf   = 64 // limit for one namespace
 	retryHeld   = 50 * time.Millisecond
 
 	maxUnowned = 4096

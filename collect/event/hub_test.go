@@ -699,7 +699,7 @@ func TestHubTellsOfWhatTheKernelSuppressed(t *testing.T) {
 		h.CountOnly(lossType, 40, 2)
 		h.Owe(lossType, hostInode, 30)
 		h.Owe(lossType, 77, 9)
-		h.Owe(lossType, 9999, 1) // an unowned namespace, which shares with all others
+		h.Owe(lossType, 9999, 1) // an unowned namespace, which shares a limit with all others
 		synctest.Wait()
 		wantCounts(t, h, lossType, Counts{Offered: 42, Suppressed: 40, Lost: 2})
 		tells := func(typ *catalog.EventType, netns, want uint64) {

@@ -39,9 +39,9 @@ func newLimiter(now time.Time) limiter {
 
 type bucket struct {
 	tokens float64
-	last   time.Duration // since limiter.start
+	last   time.Duration // time since limiter.start
 	used   bool
-	loud   bool // its tokens ran out, and it has not been full since
+	loud   bool // the tokens ran out, and the bucket has not been full since
 
 	// owed counts suppressed occurrences that the next entry of the type and owner must
 	// report. A sink that loses that entry adds its number again.

@@ -141,9 +141,9 @@ func (e *Event) AppendReason(b []byte) []byte {
 	return b
 }
 
-// AppendPeer appends who is at the other end of the connection, without the port:
-// "from shop/db-0", "peer 192.0.2.1", "several peers". It appends nothing where that
-// is not known.
+// AppendPeer appends the other end of the connection, without the port: "from
+// shop/db-0", "peer 192.0.2.1", "several peers". It appends nothing if that end is
+// unknown.
 func (e *Event) AppendPeer(b []byte) []byte {
 	if !e.Type.Has(catalog.FieldTuple) {
 		return b
@@ -156,7 +156,7 @@ func (e *Event) AppendPeer(b []byte) []byte {
 			b = append(b, " several peers"...)
 		}
 	}
-	if len(b) > start { // the space that begins it
+	if len(b) > start { // drop the leading space
 		b = append(b[:start], b[start+1:]...)
 	}
 	return b

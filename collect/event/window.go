@@ -24,7 +24,7 @@ type kind struct {
 	others bool // covers all peers of the group that have no kind of their own
 
 	owner      *holder
-	prev, next *kind // of the same owner, in order of opening
+	prev, next *kind // neighbours of the same owner, in order of opening
 
 	seq    uint64 // position in the order of opening
 	place  int    // index in kinds.due

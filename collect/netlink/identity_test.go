@@ -92,8 +92,9 @@ func TestQdiscMadeAnew(t *testing.T) {
 	h.want("stays gone", 0)
 }
 
-// TestQdiscChildrenReplaced: mq shows the sum of its children. When one is replaced, its
-// counts stay, and those of the others count once.
+// TestQdiscChildrenReplaced: mq shows the sum of its children. When a child is
+// replaced, its counts stay in the probe's sum, and the other children's counts are
+// counted once.
 func TestQdiscChildrenReplaced(t *testing.T) {
 	h := newQdiscHost(t)
 	h.tc("add", "dev", "v", "root", "handle", "1:", "mq")

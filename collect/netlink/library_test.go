@@ -25,7 +25,7 @@ var statOpinion = opinion.File{Name: "net/stat/nf_conntrack", Header: 1, Lacks: 
 	list, err := fs.ConntrackStat()
 	v := opinion.Values{}
 	for _, c := range list {
-		v["entries"] = float64(c.Entries) // of the whole table, repeated on each line
+		v["entries"] = float64(c.Entries) // entries of the whole table, repeated on each line
 		for name, n := range map[string]uint64{"found": c.Found, "invalid": c.Invalid, "ignore": c.Ignore, "insert": c.Insert,
 			"insert_failed": c.InsertFailed, "drop": c.Drop, "early_drop": c.EarlyDrop, "search_restart": c.SearchRestart} {
 			v[name] += float64(n)

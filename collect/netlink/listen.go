@@ -109,7 +109,7 @@ func (l *Listener) Drain(each func(typ uint16, msg []byte) error) (lost bool, er
 				err = each(h.typ, payload)
 			}
 			if err != nil {
-				return lost, fmt.Errorf("netlink: read what was said of %s: %w", l.c.what, err)
+				return lost, fmt.Errorf("netlink: read a notification about %s: %w", l.c.what, err)
 			}
 		}
 	}
@@ -121,8 +121,8 @@ func (l *Listener) Close() error {
 	return nil
 }
 
-// HostListener is the Listener of the host's namespace together with the state that it
-// updates. The zero value has none. It is not safe for concurrent use.
+// HostListener is the Listener of the host's namespace, with the state that it updates.
+// The zero value has no Listener. It is not safe for concurrent use.
 type HostListener[T any] struct {
 	l    *Listener
 	of   *T

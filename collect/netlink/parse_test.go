@@ -197,7 +197,7 @@ func TestQdiscCounters(t *testing.T) {
 		{q("htb", 2, 60, 2, 0, 0), qdiscSum{5210, 54, 3, 4, 1, 10}},   // another handle
 		{q("tbf", 2, 70, 2, 0, 0), qdiscSum{5280, 56, 3, 4, 1, 10}},   // another kind
 		{q("tbf", 2, 80, 2, max, 0), qdiscSum{5290, 56, 3, 4, 1, 10}}, // drops fell: continue from there
-		{q("tbf", 2, 90, 2, 4, 0), qdiscSum{5300, 56, 8, 4, 1, 10}},   // and wrapped
+		{q("tbf", 2, 90, 2, 4, 0), qdiscSum{5300, 56, 8, 4, 1, 10}},   // drops wrapped
 		{q("mq", 0, 1<<40, max-9, 0, 0), qdiscSum{5300 + 1<<40, 56 + max - 9, 8, 4, 1, 10}},
 		{q("mq", 0, 1<<40+5000, 10, 0, 0), qdiscSum{10300 + 1<<40, 56 + max + 11, 8, 4, 1, 10}}, // packets wrapped, on a kernel that sends 32 bits
 		{q("mq", 0, 1<<39, 5, 0, 0), qdiscSum{10300 + 1<<40, 56 + max + 11, 8, 4, 1, 10}},       // a child of mq was replaced
@@ -220,7 +220,7 @@ func TestQdiscCounters(t *testing.T) {
 		{q("htb", 1, 1<<40, max, 0, 0), max},
 		{wide(q("htb", 1, 1<<40+500, 4, 0, 0), max+5), max + 5}, // 64 bits from here on
 		{wide(q("htb", 1, 1<<40+900, 8, 0, 0), max+9), max + 9},
-		{q("htb", 1, 1<<40+950, 9, 0, 0), max + 18}, // replaced: the kernel sends 32 bits again
+		{q("htb", 1, 1<<40+950, 9, 0, 0), max + 18}, // the qdisc was replaced, and the new one sends 32 bits
 	} {
 		s.begin()
 		s.add(x.q)
@@ -275,7 +275,7 @@ func TestConntrackCPUs(t *testing.T) {
 	add(0, 12, 1)
 	add(3, 6, 2)
 	want(12+math.MaxUint32+7, 3)
-	add(0, 5, 1) // it fell, which no kernel shows
+	add(0, 5, 1) // the counter fell, which no kernel shows
 	want(12+math.MaxUint32+7, 3)
 }
 

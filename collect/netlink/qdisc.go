@@ -128,7 +128,7 @@ func (p *qdisc) hear(s *qdiscs) (heard bool, err error) {
 		return nil
 	})
 	if lost {
-		p.log.Warn("notifications about queueing disciplines were lost; the last counts of those that went may be missing")
+		p.log.Warn("notifications about queueing disciplines were lost; the last counts of deleted ones may be missing")
 	}
 	return heard || lost, err
 }
@@ -162,7 +162,7 @@ type knownQdisc struct {
 	rootQdisc
 	sum  qdiscSum // its counters in 64 bits, and its gauges
 	away qdiscSum // counts of deleted children, which the kernel's counters lack and rootQdisc includes
-	seen bool     // in this sample
+	seen bool     // seen in this sample
 }
 
 // plus adds the counts t to a root's counters.
@@ -259,7 +259,7 @@ func (s *qdiscs) hear(came bool, q *rootQdisc) {
 	same := k != nil && k.handle == q.handle && k.kind == q.kind
 	switch {
 	case same:
-		s.add(q) // it was changed, or goes
+		s.add(q) // the qdisc was changed, or is about to go
 		if !came {
 			s.drop(q.ifindex)
 		}

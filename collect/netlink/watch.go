@@ -65,7 +65,8 @@ func (w *Watch) Close() error {
 }
 
 // ID returns the ID of an open namespace, or NoID (rtnl_net_getid in
-// net/core/net_namespace.c). Changes before the namespace had an ID are not reported.
+// net/core/net_namespace.c). The kernel does not report changes from before the
+// namespace had an ID.
 func (w *Watch) ID(ns int) (id int32, err error) {
 	var req [unix.SizeofNlMsghdr + 4 + 8]byte // struct rtgenmsg, NETNSA_FD
 	putHeader(req[:], unix.RTM_GETNSID, 0)

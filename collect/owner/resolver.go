@@ -165,7 +165,7 @@ func (n *nodeAddrs) apply(list func() ([]netip.Addr, error), sameHost bool) {
 	defer n.mu.Unlock()
 	n.list = list
 	if !sameHost {
-		n.call = nil // its result is not wanted any more
+		n.call = nil // nobody wants this reading's result any more
 		n.known.Store(nil)
 	}
 }

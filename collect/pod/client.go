@@ -29,9 +29,9 @@ import (
 )
 
 const (
-	answerTimeout = 2 * time.Second  // for one record, or the version
-	taskTimeout   = time.Second      // for one task: containerd asks its shim
-	listTimeout   = 20 * time.Second // for all records of a namespace
+	answerTimeout = 2 * time.Second  // limit for one record, or the version
+	taskTimeout   = time.Second      // limit for one task, since containerd has to ask its shim
+	listTimeout   = 20 * time.Second // limit for all records of a namespace
 	maxMessage    = 16 << 20         // the limit of containerd's own clients
 )
 
@@ -153,8 +153,8 @@ func (c *client) container(ctx context.Context, k key) (*containers.Container, e
 	return r.GetContainer(), err
 }
 
-// sandboxes lists the sandbox store, or what one of the filters lets through; containerd
-// before 2.0 has no store.
+// sandboxes lists the sandboxes in the store that one of the filters matches; without
+// filters, all. containerd before 2.0 has no store.
 func (c *client) sandboxes(ctx context.Context, namespace string, filters ...string) ([]*types.Sandbox, error) {
 	ctx, cancel := context.WithTimeout(in(ctx, namespace), listTimeout)
 	defer cancel()
@@ -165,8 +165,8 @@ func (c *client) sandboxes(ctx context.Context, namespace string, filters ...str
 	return r.GetList(), err
 }
 
-// newSandboxes lists the sandbox stores without the sandboxes that are known, which are
-// given by containerd namespace. What cannot be listed is left to the next listing of all.
+// newSandboxes lists the sandboxes in the stores, except known ones, which are given by
+// containerd namespace. The next complete listing covers what could not be listed.
 func (c *client) newSandboxes(ctx context.Context, known map[string][]string) map[key]*types.Sandbox {
 	found := map[key]*types.Sandbox{}
 	for ns, ids := range known {
@@ -174,7 +174,7 @@ func (c *client) newSandboxes(ctx context.Context, known map[string][]string) ma
 		for i, id := range ids {
 			others[i] = "id!=" + strconv.Quote(id)
 		}
-		var filters []string // none: all
+		var filters []string // without filters the store lists all sandboxes
 		if len(others) > 0 {
 			filters = []string{strings.Join(others, ",")}
 		}
@@ -189,8 +189,8 @@ func (c *client) newSandboxes(ctx context.Context, known map[string][]string) ma
 	return found
 }
 
-// eachSandbox asks for sandboxes one by one. It leaves out those that are not in the store
-// or too large for a message.
+// eachSandbox asks for each sandbox separately. It skips sandboxes that are not in the
+// store or too large for a message.
 func (c *client) eachSandbox(ctx context.Context, namespace string, ids map[string]bool) ([]*types.Sandbox, error) {
 	var list []*types.Sandbox
 	for id := range ids {
@@ -213,8 +213,8 @@ func (c *client) sandbox(ctx context.Context, k key) (*types.Sandbox, error) {
 	return r.GetSandbox(), err
 }
 
-// task returns the PID of a container's first process; 0 if none runs. It fails if the shim
-// does not answer: whether the container runs is not known then.
+// task returns the PID of a container's first process; 0 if none runs. It fails if the
+// shim does not answer, since it is then unknown whether the container runs.
 func (c *client) task(ctx context.Context, k key) (pid int, err error) {
 	ctx, cancel := context.WithTimeout(in(ctx, k.ns), taskTimeout)
 	defer cancel()

@@ -169,7 +169,7 @@ func readDocker(file string) (dockerAnswer, error) {
 		return dockerAnswer{}, &os.PathError{Op: "stat", Path: file, Err: err}
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size > maxDockerFile {
-		return dockerAnswer{}, fmt.Errorf("read %s: it is no regular file of at most %d bytes", file, maxDockerFile)
+		return dockerAnswer{}, fmt.Errorf("read %s: it is not a regular file of at most %d bytes", file, maxDockerFile)
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxDockerFile))
 	if err != nil {
@@ -192,9 +192,9 @@ func parseDocker(b []byte) (r dockerRecord, err error) {
 	return r, err
 }
 
-// applyDocker takes over what Docker's file says. If Kubernetes runs pods through Docker
-// (cri-dockerd), the container's name holds the pod's name, and labels repeat it. Both must
-// agree: labels may come from an image, names may not.
+// applyDocker takes the name and the labels from Docker's file. If Kubernetes runs pods
+// through Docker (cri-dockerd), the container's name holds the pod's name, and labels
+// repeat it. Both must agree: labels may come from an image, names may not.
 func (a *about) applyDocker(r *dockerRecord) {
 	name := strings.TrimPrefix(r.Name, "/")
 	if name == "" {

@@ -59,7 +59,7 @@ func (w *watcher) handle(ctx context.Context, e *types.Envelope) {
 		}
 	case "tasks/exit":
 		var ev apievents.TaskExit
-		if read(&ev) && ev.ID == ev.ContainerID { // else the event is about an exec process
+		if read(&ev) && ev.ID == ev.ContainerID { // other exit events are about exec processes
 			k.id = ev.ContainerID
 			w.taskEnded(k, int(ev.Pid), now)
 		}
@@ -70,7 +70,7 @@ func (w *watcher) handle(ctx context.Context, e *types.Envelope) {
 			w.taskEnded(k, int(ev.Pid), now)
 		}
 	case "sandboxes/create", "sandboxes/start":
-		var ev apievents.SandboxStart // the ID is field 1 of both messages
+		var ev apievents.SandboxStart // in both messages the ID is field 1
 		if read(&ev) {
 			k.id = ev.SandboxID
 			w.fetchSandbox(ctx, k, now)
@@ -90,7 +90,7 @@ func (w *watcher) handle(ctx context.Context, e *types.Envelope) {
 func (w *watcher) fetch(ctx context.Context, k key, now time.Time) *container {
 	r, err := w.cl.container(ctx, k)
 	if err != nil {
-		w.opt.Log.Debug("a container that an event told of is not found", "namespace", k.ns, "container", k.id, "error", plainError(err))
+		w.opt.Log.Debug("containerd sent an event about a container that it does not have", "namespace", k.ns, "container", k.id, "error", plainError(err))
 		return nil
 	}
 	a := aboutContainer(k.ns, r)
@@ -127,13 +127,14 @@ func (w *watcher) storeSandbox(k key, r *types.Sandbox, now time.Time) {
 	}
 }
 
-// completeWithin is the age at which the record of a sandbox counts as complete. The CRI
-// stores it before the sandbox has a network namespace and addresses.
+// completeWithin is the age at which the record of a sandbox counts as complete. The
+// CRI stores the record before the sandbox has a network namespace and addresses.
 const completeWithin = time.Minute
 
-// storing returns what is known of the containerd namespaces that have a sandbox which is
-// not a container. No event tells of the next one there: containerd's CRI starts it without.
-// The first is found by its first container, or by a listing.
+// storing holds the containerd namespaces that have a sandbox which is not a container.
+// In these, containerd's CRI starts further sandboxes without an event, so they have to
+// be asked for. The first such sandbox is found by its first container, or by a
+// listing.
 func (w *watcher) storing(now time.Time) map[string][]string {
 	known := map[string][]string{}
 	for k, g := range w.groups {
@@ -158,7 +159,7 @@ func (w *watcher) storing(now time.Time) map[string][]string {
 func (w *watcher) taskRuns(ctx context.Context, k key, pid int, now time.Time) {
 	c := w.containers[k]
 	if c == nil || c.kind == sandbox && !c.hostNetwork && len(c.addrs) == 0 {
-		// The addresses may have been added to the record only now.
+		// The addresses may have been added to the record only just now.
 		if f := w.fetch(ctx, k, now); f != nil {
 			c = f
 		}

@@ -31,7 +31,7 @@ const (
 	keepNetns = 5 * time.Second
 )
 
-// rank decides which of two pods wins a shared inode number or address.
+// rank decides which of two pods owns a shared inode number or address.
 type rank uint8
 
 const (

@@ -61,7 +61,7 @@ func TestReuse(t *testing.T) {
 	check("d")
 	x.end(key{"k8s.io", "d"}, waiting, at(30))
 	check("c")
-	put("d", 1, running) // it may run again
+	put("d", 1, running) // a pod may run again
 	check("d")
 	x.end(key{"k8s.io", "d"}, ended, at(31))
 	x.end(key{"k8s.io", "c"}, ended, at(31))

@@ -121,7 +121,7 @@ func (l *listing) run(ctx context.Context, cl *client, follow []string) {
 		}
 		for _, s := range stored {
 			if _, ok := l.containers[key{n, s.GetSandboxID()}]; ok {
-				continue // it has a pause container with the same data
+				continue // the sandbox has a pause container with the same data
 			}
 			if a := aboutSandbox(s); a != nil {
 				a.bound(l.keep)

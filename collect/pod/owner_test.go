@@ -159,7 +159,7 @@ func TestFirstProcessMoved(t *testing.T) {
 	c := pods.Start(t)
 	p := c.RunPod(pods.PodSpec{Namespace: "vm", Name: "systemd", Containers: []pods.ContainerSpec{
 		{Name: "main", Command: []string{"sh", "-c", "sleep 1001 & sleep 1002 & wait"}}}})
-	plain := c.RunPlain(pods.PlainSpec{Namespace: "vm", ID: "vm"}) // in its namespace
+	plain := c.RunPlain(pods.PlainSpec{Namespace: "vm", ID: "vm"}) // a container in the same containerd namespace
 	other := c.RunPod(pods.PodSpec{Namespace: "vm", Name: "other"})
 	main := p.Container("main").PID
 	var children []int

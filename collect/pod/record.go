@@ -78,7 +78,7 @@ func aboutContainer(namespace string, c *containers.Container) *about {
 			a.sandbox = sandboxOf(c.GetExtensions()[extContainer])
 		}
 		if a.sandbox == "" {
-			a.sandbox = a.uid // no sandbox ID: at least the pod's containers stay together
+			a.sandbox = a.uid // without a sandbox ID, at least the pod's containers stay together
 		}
 	}
 	if a.kind == plain || a.sandbox == "" {
@@ -98,7 +98,7 @@ func aboutContainer(namespace string, c *containers.Container) *about {
 	if readJSON(c.GetSpec(), &spec) {
 		a.groups = specGroups(spec.Linux.CgroupsPath)
 	}
-	// Docker's plugins have the label, too, but no file.
+	// Docker's plugins have this label as well, but no file.
 	if a.kind == plain && l[labelDocker] != "" && isLongID(c.GetID()) && !strings.HasPrefix(namespace, "plugins.") {
 		a.record = dockerFile(c.GetID(), spec.Mounts)
 	}

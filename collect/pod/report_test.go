@@ -29,7 +29,7 @@ func TestAbsentThenSilentIsLoggedOnceEach(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() // it never accepts
+	defer l.Close() // the listener never accepts
 	testkit.Eventually(t, "containerd's silence is logged", func() bool { return log.count("containerd does not answer") > 0 })
 	if log.count("it hangs, or the machine is overloaded") != 1 {
 		t.Errorf("the reason: %q", log.lines())

@@ -22,8 +22,8 @@ const (
 	CRIDockerd = "cri-dockerd"
 )
 
-// dockerContainerd is the socket of the containerd that dockerd starts where the machine
-// has none for it.
+// dockerContainerd is the socket of the containerd that dockerd starts if the machine
+// runs no other.
 const dockerContainerd = "/run/docker/containerd/containerd.sock"
 
 // runtimeSockets are the usual sockets of runtimes that are not asked.
@@ -36,7 +36,7 @@ var runtimeSockets = []Runtime{
 // Runtime is a container runtime other than containerd.
 type Runtime struct {
 	Name   string
-	Socket string // on which it listens
+	Socket string // the socket that the runtime listens on
 	// Containerd is the socket of the containerd that dockerd has started for itself, "" if
 	// there is none.
 	Containerd string
@@ -80,9 +80,9 @@ func Runtimes(procRoot string) []Runtime {
 	return found
 }
 
-// socketAt reports whether there is a socket at path below root, and where a symbolic link
-// leads to: the package podman-docker links Docker's socket to Podman's, which is not
-// Docker's.
+// socketAt reports whether there is a socket at path below root, and returns the target
+// of a symbolic link. The package podman-docker makes Docker's socket a link to
+// Podman's, which is not Docker's.
 func socketAt(root, path string) (real string, ok bool) {
 	if to, err := os.Readlink(root + path); err == nil {
 		if strings.Contains(to, "podman") || !strings.HasPrefix(to, "/") {
@@ -121,8 +121,9 @@ func listensOn(list []byte, path string) bool {
 	return false
 }
 
-// Unnamed says why containers of r have no names in that state of the connection to
-// containerd, and what to do. Both are "" if they have names, or if the state says enough.
+// Unnamed says why containers of r have no names while the connection to containerd is
+// in that state, and what to do. Both texts are "" if the containers have names, or if
+// the state itself gives the reason.
 func (r Runtime) Unnamed(st Status) (why, do string) {
 	listens := fmt.Sprintf("%s listens on %s", r.Name, r.Socket)
 	if r.Name == CRIDockerd {
@@ -145,8 +146,9 @@ func (r Runtime) Unnamed(st Status) (why, do string) {
 	return "", ""
 }
 
-// sayRuntimes logs, once for each runtime and reason, that containers have no names. It
-// looks once in every.runtimes, so that what starts with this process has time to.
+// sayRuntimes logs once per runtime and reason that containers have no names. It looks
+// once per every.runtimes, so that runtimes started together with this process have
+// time to start.
 func (w *watcher) sayRuntimes(now time.Time) {
 	if !w.opt.Runtimes || now.Sub(w.looked) < w.every.runtimes {
 		return

@@ -34,8 +34,8 @@ func listOf(paths ...string) string {
 	return b.String()
 }
 
-// machineOf makes a tree with sockets, and links of the form "PATH -> TARGET", and a list
-// of what listens, and returns its procfs.
+// machineOf makes a file tree with sockets, links of the form "PATH -> TARGET", and a
+// list of listening sockets. It returns the tree's procfs.
 func machineOf(t testing.TB, files, listening []string) (procRoot string) {
 	t.Helper()
 	procRoot = t.TempDir()
@@ -100,7 +100,7 @@ func TestRuntimes(t *testing.T) {
 	}
 }
 
-// The kernel's own list shows who listens, and no longer once nobody does.
+// The kernel's own list shows which sockets have a listener.
 func TestListensOn(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a b.sock")
 	listed := func() bool {
@@ -149,7 +149,7 @@ func TestUnnamedRuntimes(t *testing.T) {
 		name    string
 		r       Runtime
 		st      Status
-		why, do string // expected parts; "": nothing is said
+		why, do string // expected parts; "" means that nothing is logged
 	}{
 		{"CRI-O beside containerd", crio, answers, crioSocket, "crictl pods"},
 		{"CRI-O alone", crio, absent, "names only containerd's pods", "lsns"},
@@ -158,7 +158,7 @@ func TestUnnamedRuntimes(t *testing.T) {
 		{"cri-dockerd through Docker's own containerd", dockerd, own, "", ""},
 		{"Docker's own containerd beside another", with, answers, "behind " + DefaultSockets[0], `pods.sockets = ["` + dockerContainerd + `"]`},
 		{"Docker without a containerd", docker, absent, "no socket of the containerd", "--containerd"},
-		{"Docker whose containerd is silent", docker, silent, "", ""}, // containerd's own line says so
+		{"Docker whose containerd is silent", docker, silent, "", ""}, // another line, about containerd, gives the reason
 		{"Docker's own containerd is silent", with, silent, dockerContainerd, "systemctl status docker"},
 		{"cri-dockerd whose containerd is silent", dockerd, silent, "runs pods through Docker", "systemctl status docker"},
 		{"before the first try", docker, Status{}, "", ""},
@@ -170,8 +170,8 @@ func TestUnnamedRuntimes(t *testing.T) {
 	}
 }
 
-// What another runtime lacks is logged once, however long it lasts, only if asked for, and
-// not at all where there is none.
+// Missing names of another runtime's containers are logged once, however long that
+// lasts, and only on request. Nothing is logged without such a runtime.
 func TestRuntimesAreLoggedOnce(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -208,7 +208,7 @@ func TestRuntimesAreLoggedOnce(t *testing.T) {
 	}
 }
 
-// A containerd that is there and silent is missed; one that is not there, only if it was
+// A silent containerd counts as missing. An absent one counts as missing only if it was
 // expected.
 func TestMissing(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "c.sock")
@@ -230,7 +230,7 @@ func TestMissing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() // it never accepts
+	defer l.Close() // the listener never accepts
 	testkit.Eventually(t, "its silence is the reason", func() bool {
 		err := x.Missing(false)
 		return err != nil && strings.Contains(err.Error(), "no answer in time")

@@ -14,9 +14,10 @@ import (
 	"nodeskoop/internal/testkit/pods"
 )
 
-// TestSandboxAPI: pods whose sandbox is no container but a shim's own process, as those of
-// Kata and Kuasar. Each is known with its namespace and address although no event tells of
-// it, ends with its network namespace, and leaves name and address to its successor.
+// TestSandboxAPI: pods whose sandbox is not a container but a process of the shim, as
+// with Kata and Kuasar. containerd sends no event about them. Each is still known with
+// its namespace and address, ends with its network namespace, and leaves name and
+// address to its successor.
 func TestSandboxAPI(t *testing.T) {
 	need.Root(t)
 	for _, programs := range pods.SandboxAPI(t) {
@@ -44,10 +45,10 @@ func testSandboxAPI(t *testing.T, programs string) {
 	}
 	lone := run("lone", "", 0)
 	every := usual
-	every.resync = time.Hour // no listing finds what comes later
+	every.resync = time.Hour // keep listings from finding later sandboxes
 	x, _ := followEvery(t, c, Options{}, every)
 	synced(t, x)
-	// await waits until p is the pod of its name, once, and has its addresses.
+	// await waits until p is the only pod of its name, and has its addresses.
 	await := func(x *Index, p *pods.Pod) *owner.Pod {
 		t.Helper()
 		var got *owner.Pod
@@ -93,7 +94,7 @@ func testSandboxAPI(t *testing.T, programs string) {
 	gone(deleted, was.Netns)
 	t.Logf("a pod was made in %v, known %v later, removed in %v, and its end seen %v later", made.Sub(began), known.Sub(made), removed.Sub(known), time.Since(removed))
 
-	// A new sandbox for the same pod, as the kubelet makes it while the record of the first
+	// The kubelet makes a new sandbox for the same pod while the record of the first
 	// remains.
 	first := run("web-0", "", 0)
 	was = await(x, first)
@@ -116,7 +117,7 @@ func testSandboxAPI(t *testing.T, programs string) {
 		p := run(fmt.Sprintf("turn-%d", i), "", 0)
 		was := await(x, p)
 		owners[v4(p)] = append(owners[v4(p)], p.Name)
-		p.Stop() // its record stays, with the address in it
+		p.Stop() // the record stays, and contains the address
 		gone(p, was.Netns)
 	}
 	if len(owners) > addresses {

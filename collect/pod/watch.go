@@ -48,7 +48,8 @@ type Options struct {
 	// Labels are the pod labels to keep in any case; of the others only a limited number is
 	// kept. See Index.KeepLabels.
 	Labels []string
-	// Runtimes: log which other runtimes listen here and run containers without names.
+	// Runtimes: log which other runtimes listen on this machine and run containers
+	// without names.
 	Runtimes bool
 	Log      *slog.Logger
 }
@@ -59,8 +60,8 @@ const (
 	resyncSoon = time.Second      // after the first listing, and after lost events
 	resyncHung = 10 * time.Second // while a shim hangs
 	pruneEvery = 5 * time.Second
-	// storedEvery is how often sandboxes without processes are checked, and new ones asked
-	// for.
+	// storedEvery is how often sandboxes without processes are checked, and new
+	// sandboxes are looked for.
 	storedEvery = time.Second
 	addrsEvery  = 2 * time.Minute
 	maxEvents   = 4096 // waiting to be handled
@@ -141,7 +142,7 @@ func hostNetns(opt Options) uint64 {
 	}
 	host, err := netnsInode(path)
 	if err != nil {
-		opt.Log.Warn("cannot read which network namespace is the host's; taking this process's own", "error", err, "hint", "it needs CAP_SYS_PTRACE; else set host_netns to a file that is a network namespace")
+		opt.Log.Warn("cannot read the host's network namespace; using this process's own", "error", err, "hint", "it needs CAP_SYS_PTRACE; else set host_netns to a file that is a network namespace")
 		host, _ = netnsInode("/proc/thread-self/ns/net")
 	}
 	return host
@@ -175,7 +176,7 @@ type watcher struct {
 	denied   bool         // unreadable namespaces of processes have been logged
 	unnamed  bool         // an unnamed Docker container has been logged
 	looked   time.Time    // last look for other runtimes
-	said     []string     // what has been logged about them
+	said     []string     // messages that have been logged about runtimes
 }
 
 // run finds a containerd that answers, follows it until the connection ends, and starts
@@ -224,7 +225,7 @@ func (w *watcher) guardedRound(ctx context.Context) (answered bool, err error) {
 	return answered, err
 }
 
-var errPanic = errors.New("following it failed by a mistake in nodeskoop, which the log has")
+var errPanic = errors.New("following it failed because of a bug in nodeskoop; the log has the details")
 
 func (w *watcher) sayPanic(err error) {
 	if err != nil && w.panicked.CompareAndSwap(false, true) {

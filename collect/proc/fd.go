@@ -32,9 +32,9 @@ type fd struct {
 // emptyProcess is a process with one thread and no descriptors, such as a kernel thread. It
 // is checked again after emptyFor cycles, or at once if it was missing in a cycle, since
 // its number may have been reused.
-type emptyProcess struct{ seen, checked uint64 } // cycles
+type emptyProcess struct{ seen, checked uint64 } // counted in cycles
 
-const emptyFor = 16 // cycles
+const emptyFor = 16 // counted in cycles
 
 // isEmpty reports whether a process without descriptors in the iterator really has none.
 // The iterator looks at the main thread, which has none after its exit.

@@ -33,7 +33,7 @@ type ioProbe struct {
 	activity snapshot[bpf.Activity]
 	lookedAt uint64 // tick of the last reading of activity, or earlier
 
-	began bool        // a target has been sampled
+	began bool        // at least one target has been sampled
 	own   ioCounts    // the shims' own calls, to be added to the host's next sample
 	shims map[int]int // indexes into the host's View.Reapers, by PID
 }

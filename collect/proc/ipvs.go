@@ -9,12 +9,12 @@ import (
 )
 
 // ipvs samples the totals in /proc/PID/net/ip_vs_stats, which are hexadecimal
-// (net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_stats_show). Without the module the file does not
-// exist, and all values are 0.
+// (net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_stats_show). Without the module the file does
+// not exist, and all values are 0.
 //
-// prometheus/procfs' IPVSStats does not fit: it does not check the names of the columns
-// (TestLibraryLoses), and needs a directory, which a namespace held by a bind mount only
-// does not have.
+// prometheus/procfs' IPVSStats is no alternative: it does not check the names of the
+// columns (TestLibraryLoses), and needs a procfs directory, which a namespace kept only
+// by a bind mount lacks.
 type ipvs struct {
 	granularity collect.Granularity
 	metrics     [ipvsColumns]*catalog.Metric

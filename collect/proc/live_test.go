@@ -150,7 +150,7 @@ func (p *pair) trouble(t *testing.T) {
 	l := p.b.Listen("tcp", "10.0.0.2:778")
 	lost := p.a.Dial("tcp", "10.0.0.2:778")
 	idle := p.a.Dial("tcp", "10.0.0.2:778").(*net.TCPConn)
-	for range 2 { // nobody reads
+	for range 2 { // nobody reads from these connections
 		if _, err := l.Accept(); err != nil {
 			t.Fatal(err)
 		}
@@ -516,9 +516,9 @@ func TestSoftnetCPUsOffline(t *testing.T) {
 	}{
 		{"00000010 00000001" + rest + "00000000\n00000020 00000002" + rest + "00000001\n", 0x30, 3},
 		{"00000011 00000001" + rest + "00000000\n", 0x31, 3},                                                                                              // CPU 1 is offline
-		{"00000012 00000001" + rest + "00000000\n00000025 00000003" + rest + "00000001\n", 0x37, 4},                                                       // and back
-		{"fffffff0 00000001" + rest + "00000000\n00000025 00000003" + rest + "00000001\n", 0x37, 4},                                                       // it fell
-		{"00000005 00000001" + rest + "00000000\n00000025 00000003" + rest + "00000001\n", 0x37 + 0x15, 4},                                                // it wrapped
+		{"00000012 00000001" + rest + "00000000\n00000025 00000003" + rest + "00000001\n", 0x37, 4},                                                       // CPU 1 is back
+		{"fffffff0 00000001" + rest + "00000000\n00000025 00000003" + rest + "00000001\n", 0x37, 4},                                                       // a counter fell
+		{"00000005 00000001" + rest + "00000000\n00000025 00000003" + rest + "00000001\n", 0x37 + 0x15, 4},                                                // a counter wrapped
 		{"00000006 00000001" + rest + "00000000\n00000025 00000003" + rest + "00000001\n00000100 00000000" + rest + "00000007\n", 0x37 + 0x16 + 0x100, 4}, // a new one
 	} {
 		if err := os.WriteFile(filepath.Join(root, "1/net/softnet_stat"), []byte(x.file), 0o644); err != nil {

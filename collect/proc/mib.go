@@ -21,7 +21,7 @@ import (
 // A value that this kernel does not have is 0.
 type mib struct {
 	file    string // below /proc/PID/net
-	path    string // the same for errors: "net/snmp"
+	path    string // path in errors: "net/snmp"
 	section string
 	metrics []*catalog.Metric
 	names   []string // name of each metric's value

@@ -40,19 +40,19 @@ type netdev struct {
 	root    string
 	once    bool
 	metrics []*catalog.Metric
-	fields  []string // such as "rx.bytes", of each metric
+	fields  []string // kernel's name of each metric's value, such as "rx.bytes"
 	layout  atomic.Pointer[netdevLayout]
 
 	mu       sync.Mutex
 	host     netlink.HostListener[interfaces]
-	departed []departure    // of this cycle and the previous one
+	departed []departure    // departures of this cycle and the previous one
 	watch    *netlink.Watch // nil without CAP_NET_BROADCAST
 	watches  int            // number of Watches opened so far
 }
 
 // departure is an interface that moved from the host's namespace to another.
 type departure struct {
-	index  int32 // in its new namespace
+	index  int32 // index in its new namespace
 	values [netdevFields]uint64
 	cycle  uint64
 }
@@ -322,7 +322,7 @@ type interfaces struct {
 	// watched: the indexes were read consistently, and the Watch reports every later change.
 	watched bool
 	watch   int    // netdev.watches of that Watch
-	id      int32  // of the namespace, in the host's
+	id      int32  // ID of the namespace in the host's
 	mark    uint64 // position in the Watch before the indexes were read
 	asked   uint64 // cycle in which id was queried
 }

@@ -105,10 +105,10 @@ type snapshot[V any] struct {
 	release  func()       // releases the BTF that the iterator was loaded with
 	instead  string       // for the log: what happens without the iterator
 	iterator iterator[V]  // nil: none
-	cycle    uint64       // of the last reading
+	cycle    uint64       // cycle of the last reading
 	of       map[uint32]V // nil: not read, or failed
 	retry    uint64       // first cycle in which to retry
-	failures uint64       // in a row
+	failures uint64       // number of failures in a row
 }
 
 // maxRetry is the most cycles between two attempts of a failing iterator.

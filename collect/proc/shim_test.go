@@ -83,7 +83,7 @@ func TestIOShim(t *testing.T) {
 			}
 		}
 	}
-	ended := ioCounts{} // of earlier children, whose counts reappear in the shim
+	ended := ioCounts{} // counts of earlier children, which reappear in the shim
 	var own ioCounts
 	files := func() (want ioCounts) {
 		want = ioFile(t, pid)

@@ -14,8 +14,9 @@ import (
 // namespace. Its numbers are hexadecimal with 32 bits.
 //
 // prometheus/procfs' NetSoftnetStat is not used because it accepts malformed files
-// (TestLibraryLoses): a truncated number, an empty file, a CPU twice, and the lines before
-// one that is too long for it. Its errors do not name the line.
+// (TestLibraryLoses): a truncated number, an empty file, a CPU that is listed twice,
+// and a file of which one line is too long for its buffer. Its errors do not name the
+// line.
 type softnet struct {
 	processed, dropped *catalog.Metric
 }
@@ -138,7 +139,7 @@ func (s *softnetState) parse(b []byte) error {
 			}
 			n++
 		}
-		if n < 9 { // the number in Linux 2.6
+		if n < 9 { // Linux 2.6 prints this many columns
 			return l.Errorf("%d columns, not at least 9", n)
 		}
 		if len(s.row) > 0 && numbered != (n > softnetIndex) {

@@ -196,7 +196,7 @@ func TestEmptyProcesses(t *testing.T) {
 	threads(1)
 	check(1, true)
 	threads(2)
-	check(2, true) // not checked
+	check(2, true) // not checked again
 	for c := uint64(3); c < 1+emptyFor; c++ {
 		check(c, true)
 	}
@@ -204,7 +204,7 @@ func TestEmptyProcesses(t *testing.T) {
 	threads(1)
 	check(2+emptyFor, true)
 	threads(2)
-	check(4+emptyFor, false) // it was missing in a cycle
+	check(4+emptyFor, false) // the process was missing in a cycle
 	check(5+emptyFor, false)
 	if len(p.empty) != 0 {
 		t.Errorf("%v", p.empty)

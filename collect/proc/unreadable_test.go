@@ -19,8 +19,8 @@ import (
 
 const badPlaceEnv = "NODESKOOP_TEST_BAD_PLACE"
 
-// again runs the test again in a process of its own with attr, and fails if that fails. It
-// reports whether this is that process.
+// again runs the test in a separate process with attr, and fails if that fails. It
+// reports whether this is the separate process.
 func again(t *testing.T, attr *syscall.SysProcAttr) bool {
 	t.Helper()
 	if os.Getenv(badPlaceEnv) != "" {

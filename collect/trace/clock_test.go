@@ -39,8 +39,8 @@ func TestEventTime(t *testing.T) {
 	}
 }
 
-// TestEventTimeInTimeNamespace: the same if this process sees other clocks than the
-// kernel's.
+// TestEventTimeInTimeNamespace: TestEventTime in a time namespace, in which this
+// process's clocks differ from the kernel's.
 func TestEventTimeInTimeNamespace(t *testing.T) {
 	need.Root(t)
 	need.Program(t, "unshare")

@@ -31,25 +31,25 @@ type counts struct {
 	// most is the number of unowned namespaces at which they are checked next.
 	most     int
 	roomless []bpf.NetnsID // namespaces that the kernel's table has no room for
-	left     int           // number of pods without values in this cycle
-	why      error         // why they have none
-	// The pods whose namespace was not known in the last cycle, and in this one. For one
-	// cycle that is no trouble: the pod has just come, or is about to go.
+	left     int           // number of pods without values in this cycle, and the reason
+	why      error         // reason of the pods counted in left
+	// The pods whose namespace was unknown in the last cycle, and in this one. A single
+	// cycle is no trouble: the pod has just appeared, or is about to end.
 	unknownBefore, unknown map[string]bool
 }
 
 type count struct {
 	pod    string               // ID of the pod that owned the namespace last
 	cycle  uint64               // last cycle in which the namespace was a pod's or the host's
-	values [bpf.MaxSlots]uint64 // as the kernel has them
-	kernel *latencies           // the same; nil: none
+	values [bpf.MaxSlots]uint64 // values as the kernel has them
+	kernel *latencies           // histograms as the kernel has them; nil if none
 	tally
 }
 
-// tally is the count of one owner of a namespace.
+// tally holds the counts of one owner of a namespace.
 type tally struct {
 	slots   [bpf.MaxSlots]uint64
-	reasons map[uint32]uint64 // packetloss: the same, by the kernel's reason
+	reasons map[uint32]uint64 // for packetloss, the same counts by the kernel's reason
 	// latencies are the histograms; nil: none.
 	latencies *latencies
 }
@@ -119,8 +119,8 @@ func (c *carried) show(now *tally) *tally {
 	return &c.shown
 }
 
-// begin starts a reading. Each namespace of the cycle gets counters, 0 at first,
-// unless the kernel's table has no room for it, or id does not know it.
+// begin starts a reading. Each namespace of the cycle gets counters, 0 at first, unless
+// the kernel's table has no room for it or id cannot identify it.
 func (c *counts) begin(netns iter.Seq2[uint64, *owner.Pod], id func(*owner.Pod) (bpf.NetnsID, error), roomless []bpf.NetnsID) {
 	if c.known == nil {
 		c.known, c.followed = map[bpf.NetnsID]*count{}, map[uint64]bpf.NetnsID{}
@@ -150,8 +150,8 @@ func (c *counts) begin(netns iter.Seq2[uint64, *owner.Pod], id func(*owner.Pod) 
 	}
 }
 
-// own notes whose a namespace is. What it counted before its pod was known is the
-// pod's.
+// own records the owner of a namespace. Its earlier counts, from before its pod was
+// known, are the pod's, too.
 func (c *counts) own(netns bpf.NetnsID, pod string) {
 	n := c.at(netns)
 	if n.cycle != 0 && n.pod != pod {
@@ -204,10 +204,10 @@ func (c *counts) each(v *collect.View, f func(inode uint64, shown *tally)) {
 	f(0, collect.NetnsState[carried](v, 0).show(&c.unattributed.tally))
 }
 
-// sweep forgets namespaces that are gone, and returns them: the namespaces of
-// ended pods, those whose number is now another's, and those unowned ones that no
-// longer exist. It checks the unowned ones only if there are many or the kernel's
-// table is nearly full.
+// sweep forgets namespaces that are gone, and returns them: the namespaces of ended
+// pods, namespaces whose number another one has now, and unowned ones that no longer
+// exist. It checks unowned ones only if there are many or the kernel's table is nearly
+// full.
 func (c *counts) sweep(crowded bool, alive func() map[uint64]bool) []bpf.NetnsID {
 	var gone []bpf.NetnsID
 	unowned := 0

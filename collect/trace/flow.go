@@ -23,8 +23,8 @@ var (
 // example one for each interface that announced its address.
 const idleCycles = 20
 
-// idleUnowned is the same for unowned namespaces, whose flows are kept only in case
-// the namespace becomes a pod's.
+// idleUnowned is idleCycles for flows of unowned namespaces, which are kept only in
+// case the namespace becomes a pod's.
 const idleUnowned = 4
 
 // flowKind labels, by connection, the traffic that the node's sockets or the
@@ -44,7 +44,7 @@ var flowKind = kind{name: "flow", whole: true, begin: func(p *probe, env collect
 type series struct {
 	total sums   // never falls: includes counts that the kernel's map evicted
 	entry sums   // the kernel's entry in the last cycle
-	made  uint64 // which entry that was
+	made  uint64 // identifies the entry in entry
 	moved uint64 // last cycle in which it sent something
 	held  uint64 // last cycle in which the kernel had an entry for it
 }
@@ -56,7 +56,7 @@ func (x *series) add(e *bpf.FlowEntry, cycle uint64) {
 	x.held = cycle
 	now := sums{e.Bytes, e.Packets}
 	if e.Made != x.made || now.bytes < x.entry.bytes || now.packets < x.entry.packets {
-		x.made, x.entry = e.Made, sums{} // evicted, and made again
+		x.made, x.entry = e.Made, sums{} // the entry was evicted and created again
 	}
 	if now != x.entry {
 		x.moved = cycle
@@ -68,9 +68,9 @@ func (x *series) add(e *bpf.FlowEntry, cycle uint64) {
 
 // space counts the flows of one network namespace in one cycle.
 type space struct {
-	all   int // with series and without
+	all   int // flows with and without series
 	shown int
-	most  int         // that may have series
+	most  int         // maximum number of flows with series
 	best  []candidate // the busiest flows without series: a heap with the least busy on top
 }
 
@@ -192,7 +192,7 @@ func (f *flows) read() error {
 		netns := f.netns(&e.Key)
 		s := f.spaces[netns]
 		if s == nil {
-			f.counts.at(netns) // has to be forgotten, too
+			f.counts.at(netns) // counts has to forget this namespace, too
 			return e.Idle <= idleUnowned
 		}
 		if x := f.shown[e.Key]; x != nil {
@@ -213,7 +213,7 @@ func (f *flows) read() error {
 			s.all++
 			s.shown++
 		} else {
-			delete(f.shown, k) // of a namespace that is no longer the host's or a pod's
+			delete(f.shown, k) // the namespace is no longer the host's or a pod's
 		}
 	}
 	return nil
@@ -279,7 +279,7 @@ func (f *flows) shrink() {
 	}
 }
 
-// wants reports whether flows without series may get some.
+// wants reports whether any flow without series may get series.
 func (f *flows) wants() bool {
 	for _, s := range f.spaces {
 		if s.shown < s.most {
@@ -321,7 +321,7 @@ func (f *flows) show(v *collect.View, ends ends, all int) {
 	slices.SortFunc(keys, func(a, b bpf.FlowKey) int { return a.Compare(&b) })
 	add := func(netns bpf.NetnsID, m *catalog.Metric, value uint64, labels []string) {
 		if f.devices {
-			v.Add(m, float64(value), labels...) // the host's
+			v.Add(m, float64(value), labels...) // the count of evicted flows belongs to the host
 		} else {
 			v.AddNetns(netns.Inode(), m, float64(value), labels...)
 		}

@@ -26,7 +26,7 @@ func TestEntriesTellWhatTheKernelHeldBack(t *testing.T) {
 		return n
 	}
 	testkit.Eventually(t, "entries of the pod tell of all that was held back", func() bool {
-		l.flood(l.a, "10.0.0.2:9", 1) // for an entry to tell
+		l.flood(l.a, "10.0.0.2:9", 1) // so that there is an entry to report the number
 		l.flood(l.b, "10.0.0.1:9", 1)
 		l.settled("PacketLoss", 0)
 		list, err := l.tracer.loader.HeldBack()

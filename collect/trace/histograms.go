@@ -81,7 +81,7 @@ func histogramsBy(options map[string]any) bpf.HistogramsBy {
 	return bpf.HistogramsNode
 }
 
-// addHistogram takes one histogram of the kernel.
+// addHistogram adds one histogram of the kernel.
 func (c *counts) addHistogram(netns bpf.NetnsID, which int, h *bpf.Histogram) {
 	n := c.found(netns)
 	if n.kernel == nil {
@@ -116,7 +116,7 @@ func (p *probe) addLatencies(v *collect.View, shown *tally) {
 	}
 }
 
-// biolatencyHistogram is by disk and operation.
+// biolatencyHistogram has a histogram for each disk and operation.
 var biolatencyHistogram = catalog.MustMetric("nodeskoop_biolatency_seconds")
 
 // operations are the label's values, by the kernel's number.
@@ -124,7 +124,7 @@ var operations = map[uint32]string{
 	bpf.BlockRead: "read", bpf.BlockWrite: "write", bpf.BlockFlush: "flush", bpf.BlockDiscard: "discard", bpf.BlockOther: "other",
 }
 
-// disks are the histograms of disks.
+// disks holds the histograms of the disks.
 type disks struct{ all map[diskKey]*diskLatency }
 
 type diskKey struct {
@@ -134,10 +134,10 @@ type diskKey struct {
 
 type diskLatency struct {
 	kernel, shown bpf.Histogram
-	read          bool // in the last reading
+	read          bool // seen in the last reading
 }
 
-// Keep appends those that have counted.
+// Keep appends the histograms that are not empty.
 func (d *disks) Keep(b []byte) []byte {
 	for k, l := range d.all {
 		b = collect.AppendUints(b, uint64(len(k.disk)))

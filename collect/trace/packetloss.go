@@ -42,9 +42,9 @@ type lossKey struct {
 }
 
 func (l *losses) sample(v *collect.View) error {
-	// Classes and reasons are sums of the growth of each entry since the last
-	// reading. So they add up to one total, even if entries are deleted, or
-	// a location gets another name.
+	// Classes and reasons sum the growth of each entry since the last reading. Both
+	// thus add up to the same total, even if entries are deleted or a location gets
+	// another name.
 	l.follow(v)
 	entries := l.spare
 	clear(entries)
@@ -52,7 +52,7 @@ func (l *losses) sample(v *collect.View) error {
 		l.take(entries, lossKey{d.Netns, d.Reason, d.Location}, d.Class, d.Count)
 	})
 	if err != nil {
-		maps.Copy(l.last, entries) // what was read has been counted
+		maps.Copy(l.last, entries) // these entries are counted now
 		return err
 	}
 	l.last, l.spare = entries, l.last
@@ -93,7 +93,7 @@ func (l *losses) take(entries map[lossKey]uint64, k lossKey, class bpf.DropClass
 		was = l.last[k]
 	}
 	if value < was {
-		was = 0 // it was deleted and made anew
+		was = 0 // the entry was deleted and recreated
 	}
 	entries[k] = value
 	if value == was {

@@ -22,8 +22,8 @@ type kind struct {
 	// namespace.
 	histogram  *catalog.Metric
 	histograms [][]string
-	// begin makes the function that samples the probe; nil: its slots are
-	// sampled.
+	// begin makes the function that samples the probe. If it is nil, the probe's slots
+	// are sampled.
 	begin func(*probe, collect.Env) func(*collect.View) error
 	// whole says that the function from begin makes its kernel calls through the
 	// View.
@@ -66,7 +66,7 @@ type probe struct {
 	root   string // where procfs is
 	host   bpf.Netns
 	counts counts
-	// histograms is what there are histograms for.
+	// histograms says for what the probe keeps histograms.
 	histograms bpf.HistogramsBy
 	full       bool // some namespaces found no room, and this has been logged
 }
@@ -158,8 +158,8 @@ func (p *probe) follow(v *collect.View) {
 	p.counts.begin(v.Netns(), p.id, p.bpf.Lacking())
 }
 
-// id returns the name in the kernel's tables of the namespace of a pod, or of the
-// host if pod is nil.
+// id returns the key in the kernel's tables of a pod's namespace, or of the host's if
+// pod is nil.
 func (p *probe) id(pod *owner.Pod) (bpf.NetnsID, error) {
 	if pod == nil {
 		return p.loader.ID(p.host)
@@ -173,15 +173,15 @@ func (p *probe) sweep(v *collect.View) []bpf.NetnsID {
 	return p.counts.sweep(crowded, func() map[uint64]bool { return p.tracer.alive(v.Cycle(), p.root) })
 }
 
-// forget deletes the kernel's entries of namespaces that are gone, and logs if
-// there was no room for some.
+// forget deletes the kernel's entries of namespaces that are gone. It logs if some
+// occurrences found no room.
 func (p *probe) forget(gone []bpf.NetnsID) error {
 	if err := p.bpf.Forget(gone...); err != nil {
 		p.tracer.opt.Log.Debug("forgetting network namespaces failed", "probe", p.kind.name, "error", err)
 	}
 	_, full, _ := p.bpf.Room()
 	if full && !p.full && p.kind.name != flowName {
-		p.tracer.opt.Log.Warn("network namespaces outside pods have filled their part of a table; what they cause beyond it counts as unknown; pods and the host are not affected",
+		p.tracer.opt.Log.Warn("network namespaces outside pods have filled their part of a table; the occurrences beyond it count as unknown; pods and the host are not affected",
 			"probe", p.kind.name, "hint", "ls -l /proc/[0-9]*/ns/net shows who made so many; their entries are dropped when they are gone")
 	}
 	p.full = full

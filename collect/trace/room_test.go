@@ -32,11 +32,11 @@ func refuse(s *nsnet.Space, n int) error {
 	return err
 }
 
-// TestRoomForPods: unowned namespaces fill the tables. A pod known before, a pod
-// that appears then, and a pod whose packets precede it count all of their packets,
-// equally by class, by reason and in total. All other counts belong to unknown,
-// never to the host, and the log says so. When the unowned namespaces are gone, so
-// are their messages and limitations.
+// TestRoomForPods: unowned namespaces fill the tables. Three pods count all of their
+// packets, equally by class, by reason and in total: one known before, one that appears
+// then, and one whose packets precede it. All other counts belong to unknown, never to
+// the host, and the log says so. When the unowned namespaces are gone, so are their
+// messages and limitations.
 func TestRoomForPods(t *testing.T) {
 	var log testkit.Log
 	l := newLabOf(t, Options{Limits: EventLimits{20, 100}, Log: slog.New(slog.NewTextHandler(&log, nil)), tables: bpf.Options{Namespaces: 64, Drops: 64}},
@@ -108,7 +108,7 @@ func TestRoomForPods(t *testing.T) {
 
 		late, pod := add("late")
 		l.pods.List = append(l.pods.List, pod)
-		l.values() // or a fifth of a second
+		l.values() // or nobody counts for a fifth of a second
 		if err := refuse(late, 500); err != nil {
 			t.Fatal(err)
 		}
@@ -141,8 +141,8 @@ func TestRoomForPods(t *testing.T) {
 	}
 }
 
-// TestRoomIsSaid: while there is room, nothing is logged. Pods beyond the room have
-// no values, and the probe is not up.
+// TestRoomIsSaid: nothing is logged while there is room. Pods beyond the room have no
+// values, and the probe is not up.
 func TestRoomIsSaid(t *testing.T) {
 	var log testkit.Log
 	l := newLabOf(t, Options{Log: slog.New(slog.NewTextHandler(&log, nil)), tables: bpf.Options{Namespaces: 48}}, nil, "tcpreset")

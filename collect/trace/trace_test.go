@@ -437,9 +437,9 @@ func TestReusedNamespaceNumber(t *testing.T) {
 	const inode = 7
 	space := func(instance int) bpf.NetnsID { return bpf.NetnsID(instance)<<32 | inode }
 	type step struct {
-		pod    string         // "": nobody's
-		space  int            // which namespace has the number
-		kernel map[int]uint64 // by namespace
+		pod    string         // pod that owns the number; "" for an unowned namespace
+		space  int            // identifies the namespace that has the number
+		kernel map[int]uint64 // the kernel's counts, by namespace
 		want   uint64
 	}
 	for name, steps := range map[string][]step{
@@ -503,8 +503,8 @@ func TestReusedNamespaceNumber(t *testing.T) {
 	}
 }
 
-// TestUnidentifiedPod: of a pod whose namespace cannot be identified, values are
-// missing, not 0, and others have theirs.
+// TestUnidentifiedPod: if a pod's namespace cannot be identified, that pod's values are
+// missing, not 0, and other pods have theirs.
 func TestUnidentifiedPod(t *testing.T) {
 	l := newLab(t, EventLimits{}, nil, "tcpreset")
 	if err := refuse(l.a, 2); err != nil {
@@ -513,7 +513,7 @@ func TestUnidentifiedPod(t *testing.T) {
 	lost := l.b.Pod("lost")
 	lost.NetnsPath = t.TempDir() + "/gone"
 	l.pods.List[1] = lost
-	l.values() // a pod that has just come is no trouble
+	l.values() // a pod that has just appeared is no trouble
 	got := map[string]float64{}
 	for _, f := range l.r.Cycle() {
 		for _, m := range f.Metric {
@@ -535,10 +535,10 @@ func TestUnidentifiedPod(t *testing.T) {
 	}
 }
 
-// TestStrangerOfTheSameNumber: a namespace outside pods loses packets and ends, and a
-// new pod gets its number before anything was read. The pod counts what is its own.
+// TestStrangerOfTheSameNumber: a namespace outside pods loses packets and ends. Before
+// any reading, a new pod gets its number. The pod counts only its own packets.
 func TestStrangerOfTheSameNumber(t *testing.T) {
-	for _, known := range []bool{false, true} { // whether the stranger's counts were read before it ended
+	for _, known := range []bool{false, true} { // whether the unowned namespace's counts were read before it ended
 		t.Run(fmt.Sprintf("read=%v", known), func(t *testing.T) {
 			l := newLab(t, EventLimits{}, nil, "tcpreset", "packetloss", "flow")
 			var inode uint64
@@ -552,7 +552,8 @@ func TestStrangerOfTheSameNumber(t *testing.T) {
 					l.values()
 				}
 			})
-			// The kernel gives the lowest free number, once the namespace is destroyed.
+			// Once the namespace is destroyed, the kernel reuses its number, which is
+			// then the lowest free one.
 			var s *nsnet.Space
 			if !testkit.Within(testkit.Patience, func() bool {
 				s = nsnet.Make(t)
@@ -608,7 +609,7 @@ func TestLossClassesNeverFall(t *testing.T) {
 	if n.slots[bpf.DropAbnormal] != 5 || n.slots[bpf.DropNetfilter] != 2 || n.reasons[3] != 7 {
 		t.Errorf("%v, %v", n.slots, n.reasons)
 	}
-	read(bpf.DropNetfilter, 1) // the entry was deleted and made anew
+	read(bpf.DropNetfilter, 1) // the entry was deleted and recreated
 	if n.slots[bpf.DropNetfilter] != 3 || n.reasons[3] != 8 {
 		t.Errorf("%v, %v", n.slots, n.reasons)
 	}

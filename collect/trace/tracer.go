@@ -27,7 +27,7 @@ type EventLimits struct{ Rate, Burst int }
 
 // DefaultEventLimits are far above the limits on journal entries, so that merged
 // entries count nearly all occurrences. They are low enough that a flood in one
-// namespace costs the daemon 0.1 % of a CPU.
+// namespace costs the daemon a negligible share of a CPU.
 var DefaultEventLimits = EventLimits{Rate: 100, Burst: 500}
 
 // Options say what a Tracer does with events.
@@ -37,7 +37,7 @@ type Options struct {
 	Limits EventLimits
 	Log    *slog.Logger
 
-	tables bpf.Options // for tests: how large the tables are
+	tables bpf.Options // sizes of the tables, for tests
 }
 
 // Tracer holds what these probes share: one loader, and one event ring with its
@@ -55,11 +55,11 @@ type Tracer struct {
 	// building counts the probes that are being loaded, during which the loader
 	// is in use, too.
 	building int
-	told     map[bpf.EventType]bpf.EventAccount // what the Hub knows of already
-	owed     map[heldBack]uint64                // of it, by whose it is
+	told     map[bpf.EventType]bpf.EventAccount // the accounts as of the last report to the Hub
+	owed     map[heldBack]uint64                // the suppressed events among them, by owner
 	limits   EventLimits
 
-	who      *owner.Resolver // the Hub's; without a Hub the Runner's, which is nil before the first probe
+	who      *owner.Resolver // the Hub's; without a Hub the Runner's, which is nil before the first probe is built
 	host     bpf.Netns
 	procRoot string
 
@@ -72,9 +72,9 @@ type Tracer struct {
 	panicked atomic.Bool // the loss of an event to a panic has been logged
 }
 
-// followEvery is how often the tracer looks for new pods. From then on their
-// namespaces have reserved room in the kernel's tables; before, they count in the
-// room of unowned namespaces.
+// followEvery is how often the tracer looks for new pods, to reserve room for their
+// namespaces in the kernel's tables. Until then they count in the room of unowned
+// namespaces.
 const followEvery = 200 * time.Millisecond
 
 // New returns a Tracer without probes.
@@ -242,7 +242,7 @@ func (t *Tracer) own() {
 			netns = append(netns, netnsOf(pod, t.procRoot))
 		}
 	}
-	// Probes say what lacks room.
+	// The probes report what found no room.
 	_ = t.loader.Own(t.host, netns)
 }
 
@@ -345,7 +345,7 @@ func (t *Tracer) Account() {
 	}
 	stats, err := t.loader.Stats()
 	if err != nil {
-		return // the next call tells
+		return // the next call reports the rest
 	}
 	held := false
 	for _, a := range stats.Events {
@@ -370,12 +370,12 @@ type heldBack struct {
 	typ   bpf.EventType
 }
 
-// owe reports to the Hub whose events the kernel suppressed. The caller holds the
-// lock.
+// owe reports to the Hub the owners of events that the kernel suppressed. The caller
+// holds the lock.
 func (t *Tracer) owe() {
 	list, err := t.loader.HeldBack()
 	if err != nil {
-		return // they are in the account
+		return // the account includes them
 	}
 	now := make(map[heldBack]uint64, len(list))
 	for _, h := range list {
@@ -383,7 +383,7 @@ func (t *Tracer) owe() {
 		now[key] = h.N
 		was := t.owed[key]
 		if was > h.N {
-			was = 0 // the namespace is another
+			was = 0 // the number belongs to another namespace now
 		}
 		t.opt.Hub.Owe(eventTypes[h.Type], h.Netns, h.N-was)
 	}

@@ -2,9 +2,9 @@ package bounded
 
 import "time"
 
-// Patience measures time in which this process could run. If a step takes much longer than
-// planned, the process was stopped or had no CPU, and could not see what it waits for;
-// only a part of that step counts.
+// Patience measures time in which this process could run. If a step takes much longer
+// than planned, the process was stopped or had no CPU, so it could not have seen what
+// it waits for. Only a part of such a step counts.
 type Patience struct {
 	step time.Duration
 	last time.Time

@@ -57,8 +57,8 @@ func parseSchedstat(s string) (delay time.Duration, ok bool) {
 	return time.Duration(n), err == nil && n >= 0
 }
 
-// Waited sums how much longer threads have waited for a CPU than before. A thread that has
-// ended since is not included.
+// Waited returns the time by which the threads' waits for a CPU have grown. A thread
+// that has ended since is not included.
 func Waited(before, now map[int]time.Duration) (sum time.Duration) {
 	for tid, d := range now {
 		sum += max(0, d-before[tid])

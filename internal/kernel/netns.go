@@ -63,7 +63,7 @@ func LinkedNetns(dir int, name string) (uint64, error) {
 	} else if !errors.Is(err, unix.EINVAL) {
 		return 0, err
 	}
-	// It is a link to such a link, or the namespace itself, as a bind mount is.
+	// The link leads to another such link, or to a bind mount of the namespace itself.
 	var st unix.Stat_t
 	if err := unix.Fstatat(dir, name, &st, 0); err != nil {
 		return 0, err
@@ -151,7 +151,7 @@ func inNetns(ns int, fn func() error, done chan<- error) {
 	own, e := Open(unix.AT_FDCWD, OwnNetns, 0)
 	if e != nil {
 		runtime.UnlockOSThread()
-		err = fmt.Errorf("open the own network namespace: %w", e)
+		err = fmt.Errorf("open this thread's network namespace: %w", e)
 		return
 	}
 	defer unix.Close(own)

@@ -155,7 +155,7 @@ func TestNetnsCookie(t *testing.T) {
 	}
 }
 
-// LinkedNetns finds what Inode finds, through procfs' links and through others.
+// LinkedNetns returns the same number as Inode, for procfs' links and for others.
 func TestLinkedNetns(t *testing.T) {
 	_, path, inode := newNetns(t)
 	dir := t.TempDir()

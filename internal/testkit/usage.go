@@ -15,7 +15,7 @@ import (
 
 // Usage is a process's use of CPU and memory.
 type Usage struct {
-	CPU                 time.Duration // of all its threads so far, with nanosecond resolution
+	CPU                 time.Duration // CPU time of all threads so far, with nanosecond resolution
 	Resident, Anonymous int           // bytes
 	Threads             int
 }

@@ -60,8 +60,8 @@ const (
 	headerSize = 16
 	suffix     = ".nsh" // of file names
 
-	maxPayload = 4 << 20  // of a frame, compressed
-	maxPlain   = 16 << 20 // of a frame, uncompressed
+	maxPayload = 4 << 20  // maximum size of a compressed payload
+	maxPlain   = 16 << 20 // maximum size of an uncompressed payload
 	maxFile    = 16 << 20 // size at which a writer starts another file
 	maxRead    = maxFile + maxPayload + headerSize
 	maxStrings = 8 << 20 // bytes of all strings in a file
@@ -75,7 +75,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // errDamaged is the error for a payload that has the right checksum but cannot be parsed.
 // Another version or a bug wrote it.
-var errDamaged = errors.New("the frame makes no sense")
+var errDamaged = errors.New("the frame's content is invalid")
 
 // names assigns numbers to the strings, label sets and series of one file, for the writer.
 type names struct {
@@ -86,7 +86,7 @@ type names struct {
 	series  map[*Series]uint64
 	list    []named
 	told    []told // gauges as last written, by series
-	bases   []base // by series: those of the first frame
+	bases   []base // bases by series: those of the first frame
 	frames  int
 	bytes   int // total length of the strings
 	labels  int // labels of all sets
@@ -284,7 +284,7 @@ func (e *encoder) choose(n *names, m *minute) {
 	for _, v := range m.gauges {
 		i, known := n.series[v.of]
 		if !known {
-			continue // it is 0, as are all gauges that were not written
+			continue // a gauge that was not written is 0
 		}
 		e.there[i] = true
 		if told := n.tell(i, v.v); told || v.peaked() {
@@ -363,8 +363,8 @@ type content struct {
 	sets            [][]int // string numbers of name and value of each label
 	firstName       int
 	series          []rawSeries
-	based           int    // series of the file that have a base
-	bases           []base // nil: they are in another frame
+	based           int    // number of the file's series that have a base
+	bases           []base // nil if another frame has them
 	values          cursor // position of the toggles
 }
 

@@ -336,7 +336,7 @@ func randomHistory(t testing.TB, dir string, at *clock, rnd *rand.Rand, minutes 
 				if rnd.IntN(8) == 0 {
 					gauges[name] = float64(rnd.IntN(4))
 				}
-				if v := gauges[name]; v < 3 { // else the gauge does not exist
+				if v := gauges[name]; v < 3 { // otherwise the gauge does not exist
 					lines = append(lines, fmt.Sprintf("%s %v", name, v))
 				}
 			}
@@ -454,7 +454,8 @@ func TestEveryByte(t *testing.T) {
 	if len(ends) != minutes || ends[minutes-1] != len(whole) {
 		t.Fatalf("frames end at %d of %d", ends, len(whole))
 	}
-	// check reads b, which lacks the minute lost, and all from the minute until on.
+	// check reads b, in which the minute lost is damaged and the minutes from until on
+	// are missing.
 	check := func(what string, b []byte, lost, until int) {
 		t.Helper()
 		var r Reader
@@ -533,8 +534,8 @@ func TestRoom(t *testing.T) {
 	}
 }
 
-// TestRoomIsFair: a pod that makes up series leaves room for the series of others, those
-// that come later included, and has room again itself once its series are gone.
+// TestRoomIsFair: a pod that makes up series leaves room for other pods' series,
+// including later ones. Once its series are gone, it has room itself again.
 func TestRoomIsFair(t *testing.T) {
 	const most, each = 8 * ownShare, 140
 	tr, at := newTracker(time.Minute), newClock()
@@ -574,7 +575,7 @@ func TestRoomIsFair(t *testing.T) {
 	if tr.leftOut != 10*most-most/2 {
 		t.Errorf("%d series are left out, want those of the flood", tr.leftOut)
 	}
-	for range 3 { // all are gone in a whole minute
+	for range 3 { // a whole minute passes without them
 		observe(map[string]int{"web-00": each})
 	}
 	if tr.all != each || len(tr.owners) != 1 || own("web-00") != each {
@@ -777,7 +778,7 @@ func TestAge(t *testing.T) {
 		}
 	}
 	h := open(t, dir, at, func(o *Options) { o.MaxAge = 90 * time.Minute })
-	for m, want := range []int{5, 5, 5, 4, 4} { // those of 8:00 and 9:00 are too old
+	for m, want := range []int{5, 5, 5, 4, 4} { // the files of 8:00 and 9:00 are too old
 		h.Observe(exposition("a{x} 1"))
 		settle(t, h)
 		at.pass(time.Minute)
@@ -968,7 +969,7 @@ func FuzzReader(f *testing.F) {
 	length, _, _ := header(b)
 	first := b[:headerSize+length] // has the bases of the others
 	f.Fuzz(func(t *testing.T, b []byte, payload bool) {
-		if payload { // of a frame with the right checksums
+		if payload { // build a frame with the right checksums
 			var e encoder
 			sealed, err := e.seal(b)
 			if err != nil {

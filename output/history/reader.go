@@ -75,7 +75,7 @@ type Damage struct {
 // Reader reads a history, also while a daemon writes it. It is not safe for concurrent use.
 type Reader struct {
 	Dir    string
-	Damage Damage // so far
+	Damage Damage // damage so far
 }
 
 // Span returns the start of the oldest file, or the zero time if there is none, and the
@@ -149,7 +149,7 @@ func (r *Reader) hour(all []file, q Query, yield func(*Minute, error) bool) bool
 	for _, f := range all {
 		b, err := r.read(f.name)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // it was removed to make room
+			continue // the writer has removed it to make room
 		}
 		if err != nil {
 			r.Damage.Files = append(r.Damage.Files, err)
@@ -215,7 +215,7 @@ func (r *Reader) frames(b []byte) iter.Seq[[]byte] {
 				continue
 			}
 			if length > len(b)-headerSize {
-				r.Damage.Bytes += int64(len(b)) // truncated
+				r.Damage.Bytes += int64(len(b)) // the file is truncated
 				return
 			}
 			payload, old := b[headerSize:headerSize+length], string(b[:4]) == magicOld
@@ -243,10 +243,10 @@ func (r *Reader) frames(b []byte) iter.Seq[[]byte] {
 type table struct {
 	texts  map[int]string
 	sets   map[int][]Label
-	series map[int]*Series // nil: known, and not selected
+	series map[int]*Series // nil: the series is known, and not selected
 	bytes  int
 	labels int
-	bases  []base // by series; nil: not known
+	bases  []base // by series; nil: unknown
 	keep   func(*Series) bool
 }
 

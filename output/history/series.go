@@ -11,10 +11,10 @@ const (
 	Gauge               // a value is the last of the minute
 )
 
-// BucketSuffix follows the name of a histogram in the names of its buckets, which are
-// all that is recorded of it. Each has the label le, its upper bound or +Inf, and a
-// value of its own: what is in the buckets below it is not in it. So most of them do
-// not move in most minutes.
+// BucketSuffix ends the names of a histogram's buckets, the only part of a histogram
+// that is recorded. Each bucket has the label le, its upper bound or +Inf. Unlike in
+// Prometheus, its value does not include the buckets below, so that in most minutes
+// most buckets do not change.
 const BucketSuffix = "_bucket"
 
 // Label is one label of a series.

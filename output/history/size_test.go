@@ -128,9 +128,9 @@ func newMachine(pods int) *machine {
 	return x
 }
 
-// kinds are the series of the node's histograms with their medians, and the number
-// of values per request on the node. Both are close to those of a busy machine with
-// two disks and all probes: of 15 series, 65 buckets moved in 20 s.
+// kinds are the series of the node's histograms, with their medians and the number of
+// values per request on the node. Both numbers are close to those of a busy machine
+// with two disks and all probes: there, 65 buckets of 15 series changed in 20 s.
 var kinds = map[string]struct {
 	median map[string]float64
 	rate   float64
@@ -225,11 +225,11 @@ func (x *machine) cycle() {
 	}
 }
 
-// mostADay is the most bytes of a day of TestSizes.
+// mostADay is the maximum size of a day in TestSizes, in bytes.
 const mostADay = 3_050_000
 
-// TestSizes measures the size of a day of this node, about three times that of the real
-// ones in BenchmarkHistory. docs/fleet.md has both numbers.
+// TestSizes measures the size of a day of the simulated node. It is about three times
+// the size measured by BenchmarkHistory on real pods. docs/fleet.md has both numbers.
 func TestSizes(t *testing.T) {
 	need.Short(t)
 	var before int64

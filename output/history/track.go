@@ -13,16 +13,16 @@ import (
 )
 
 const (
-	// maxSeries is the most series that are followed at a time, and the most in one file: a
-	// reader needs memory for all series of a file.
+	// maxSeries is the maximum number of series that are followed at a time, and of
+	// series in one file: a reader needs memory for all series of a file.
 	maxSeries = 1 << 16
-	// ownShare is how many series of a pod always find room: several times what a pod has.
-	// Series beyond it find room in the first half alone, so that a pod that makes up series
-	// takes none of the room of others.
+	// ownShare is the number of series of a pod that always find room, several times
+	// what a pod has. Further series of the pod find room only in the first half of
+	// maxSeries, so a pod that makes up series leaves room for others.
 	ownShare = 512
-	// The labels that say whose a series is: the contract's.
+	// The contract's labels for the owner of a series.
 	labelNamespace, labelPod = "k8s_namespace", "k8s_pod"
-	// maxName is the most bytes of a name or a label value.
+	// maxName is the maximum length of a name or a label value, in bytes.
 	maxName = 4096
 )
 
@@ -45,13 +45,13 @@ type value struct {
 
 // tracker turns cycles into minutes.
 type tracker struct {
-	length   time.Duration // of a minute
+	length   time.Duration // length of a minute
 	families map[string]*family
 	sets     map[string]*labelSet // by key, from appendKey
 	all      int                  // series that are followed
 	most     int                  // maxSeries, except in tests
 	owners   map[string]*seriesOwner
-	leftOut  int    // in the last cycle, for lack of room
+	leftOut  int    // series without room in the last cycle
 	n        uint64 // cycles so far
 
 	begun bool
@@ -67,7 +67,7 @@ type family struct {
 	kind Kind
 	// alias is the family that this one repeats under another name.
 	alias string
-	order []*tracked // as in the last cycle
+	order []*tracked // order of the last cycle
 	spare []*tracked // buffer for the next cycle
 	bySet map[*labelSet]*tracked
 	seen  uint64 // last cycle with this family
@@ -76,7 +76,7 @@ type family struct {
 // labelSet is a set of labels, shared by all series of a pod.
 type labelSet struct {
 	key    string
-	pairs  []*dto.LabelPair // from the last cycle in which they changed
+	pairs  []*dto.LabelPair // pairs of the last cycle in which they changed
 	labels []Label          // nil: cannot be recorded
 	users  int              // number of series
 	owner  *seriesOwner
@@ -84,7 +84,7 @@ type labelSet struct {
 
 // seriesOwner is a pod, or the node, with its series.
 type seriesOwner struct {
-	name   string // "" of what has no pod's labels: the node's
+	name   string // "" for series without a pod's labels, which are the node's
 	series int
 }
 
@@ -99,9 +99,9 @@ type tracked struct {
 type part struct {
 	of    *Series
 	last  float64
-	base  float64 // of a counter: value at the start of the minute
-	carry float64 // of a counter: increase in this minute before a reset
-	peak  float64 // of a gauge: highest value in this minute
+	base  float64 // for a counter, the value at the start of the minute
+	carry float64 // for a counter, the increase in this minute before a reset
+	peak  float64 // for a gauge, the highest value in this minute
 }
 
 func newTracker(length time.Duration) *tracker {
@@ -234,7 +234,7 @@ func (t *tracker) find(known *family, f *dto.MetricFamily, m *dto.Metric) *track
 	return s
 }
 
-// owner returns whose labels they are.
+// owner returns the owner of a set of labels.
 func (t *tracker) owner(labels []*dto.LabelPair) *seriesOwner {
 	var namespace, pod string
 	for _, l := range labels {
@@ -246,7 +246,7 @@ func (t *tracker) owner(labels []*dto.LabelPair) *seriesOwner {
 		}
 	}
 	name := ""
-	if pod != "" && pod != namespace { // no pod has the host's labels, which are equal
+	if pod != "" && pod != namespace { // both labels of the host have the same value; no pod has such labels
 		name = namespace + "/" + pod
 	}
 	if o := t.owners[name]; o != nil {
@@ -255,7 +255,7 @@ func (t *tracker) owner(labels []*dto.LabelPair) *seriesOwner {
 	return &seriesOwner{name: name}
 }
 
-// hasRoom reports whether n more series of an owner are followed.
+// hasRoom reports whether there is room for n more series of an owner.
 func (t *tracker) hasRoom(o *seriesOwner, n int) bool {
 	if o.name != "" && o.series+n > min(ownShare, t.most/2) && t.all+n > t.most/2 {
 		return false
@@ -272,7 +272,7 @@ func newLabelSet(key string, pairs []*dto.LabelPair) *labelSet {
 		}
 		labels = append(labels, Label{l.GetName(), l.GetValue()})
 	}
-	if len(labels) < maxLabels { // a histogram's le takes one more
+	if len(labels) < maxLabels { // leave room for a histogram's le
 		set.labels = labels
 	}
 	return set
@@ -311,7 +311,7 @@ func (t *tracker) update(known *family, s *tracked, m *dto.Metric) {
 		v = m.GetCounter().GetValue()
 	}
 	if math.IsNaN(v) || math.IsInf(v, 0) || m.Histogram != nil && len(m.Histogram.Bucket)+1 != len(s.parts) {
-		return // not a value, or the buckets have changed: treated as absent
+		return // no valid value, or the buckets have changed: treat the series as absent
 	}
 	s.seen = t.n
 	switch {

@@ -6,29 +6,32 @@ import (
 	"math/bits"
 )
 
-// The values of a frame are written as differences to what is expected of them, which are
-// small numbers that DEFLATE compresses well. What is expected comes from the bases: what
-// the series of the file's first frame had there, in whole numbers.
+// Values are written as differences to predictions. The better a prediction, the
+// smaller the difference, and the better DEFLATE compresses it. Predictions come from
+// the bases: the values of the series in the file's first frame, rounded to whole
+// numbers.
 //
-// A gauge is expected to have its base. So is a set's lead: the counter of the set with the
-// largest base. Another counter is expected to have grown against its base as its lead has:
-// a pod with twice the packets has twice the segments. A series without a base, which came
-// later, is expected to be 0.
+// The prediction for a gauge is its base. Each label set has a lead, the counter with
+// the largest base, whose prediction is also its base. Every other counter of the set
+// is predicted to change in proportion to its lead: a pod with twice the packets has
+// twice the segments. The prediction for a series without a base, which appeared later,
+// is 0.
 
 // base is a series of the file's first frame.
 type base struct {
 	kind  Kind
 	set   uint64
-	value float64 // a whole number
-	lead  uint64  // the series of the set's lead; a gauge's own
+	value float64 // always a whole number
+	lead  uint64  // series number of the set's lead; for a gauge its own
 }
 
 // basesOf returns the bases of a file, from the values of its first frame.
 //
-// Pods that have health checks only have nearly the same counters, and their mean is nearer
-// to what each will have than its own value of one minute. So a base is the mean of the
-// metric's values of as many bits, unless it differs from that by more than chance: the
-// root of a count.
+// Pods that get only health checks have nearly the same counts. For these, the mean
+// over the pods predicts later minutes better than a pod's own first value. So the base
+// of a counter is the mean over the values of the same metric and the same number of
+// bits, if its own value differs from that mean by chance only: by at most the square
+// root.
 func basesOf(list []named, entries []entry) []base {
 	bases := make([]base, len(list))
 	for i, s := range list {
@@ -60,7 +63,7 @@ func basesOf(list []named, entries []entry) []base {
 
 // setLeads sets the lead of each base.
 func setLeads(bases []base) {
-	leads := map[uint64]uint64{} // by set
+	leads := map[uint64]uint64{} // series number of the lead, by set
 	for i, b := range bases {
 		l, known := leads[b.set]
 		if b.kind == Counter && (!known || b.value > bases[l].value) {
@@ -75,11 +78,11 @@ func setLeads(bases []base) {
 	}
 }
 
-// predictor says what is expected of the values of one frame. What counters are expected to
-// be depends on their leads, so values are written in two rounds, leads and gauges first.
+// predictor predicts the values of one frame. The prediction for a counter depends on
+// the value of its lead, so values are written in two rounds: leads and gauges first.
 type predictor struct {
 	bases []base
-	now   []float64 // by series with a base: its value in the frame, 0 before it is known
+	now   []float64 // value in the frame of each series with a base; 0 while unknown
 }
 
 func newPredictor(bases []base) *predictor {
@@ -94,7 +97,7 @@ func (p *predictor) round(series uint64) int {
 	return 1
 }
 
-// expect returns what is expected of a series.
+// expect returns the prediction for a series.
 func (p *predictor) expect(series uint64) float64 {
 	if series >= uint64(len(p.bases)) {
 		return 0
@@ -104,10 +107,10 @@ func (p *predictor) expect(series uint64) float64 {
 	if b.lead == series || lead == 0 || now == 0 {
 		return b.value
 	}
-	return math.Round(b.value * now / lead) // IEEE 754: the same on all machines
+	return math.Round(b.value * now / lead) // IEEE 754 rounds in the same way on all machines
 }
 
-// learn takes the value of a series.
+// learn records the value of a series for later predictions.
 func (p *predictor) learn(series uint64, v float64) {
 	if series < uint64(len(p.bases)) && whole(v) {
 		p.now[series] = v
@@ -119,13 +122,13 @@ func whole(v float64) bool { return v >= 0 && v < 1<<53 && v == math.Trunc(v) }
 
 // A number is a code or, from codes on, a difference in zig-zag encoding.
 const (
-	codeFloat = iota // before the 8 bytes of a number that is not whole
-	codeGone         // instead of the value of a gauge that no longer exists
-	codePeak         // before a gauge's last and highest value; the first is what is expected of the second
+	codeFloat = iota // precedes the 8 bytes of a number that is not whole
+	codeGone         // replaces the value of a gauge that no longer exists
+	codePeak         // precedes a gauge's last and highest value; the last is the prediction for the highest
 	codes
 )
 
-// appendValues appends which series have values, and these.
+// appendValues appends which series have values, and then the values.
 func (e *encoder) appendValues(b []byte, n *names) []byte {
 	toggles, count, next := e.toggles[:0], uint64(0), uint64(0)
 	entries := e.entries
@@ -163,7 +166,7 @@ func (e *encoder) appendValues(b []byte, n *names) []byte {
 	return b
 }
 
-// appendNumber appends a number of which another is expected.
+// appendNumber appends a number as the difference to its prediction.
 func appendNumber(b []byte, v, expected float64) []byte {
 	if !whole(v) || !whole(expected) {
 		return binary.LittleEndian.AppendUint64(append(b, codeFloat), math.Float64bits(v))
@@ -172,8 +175,8 @@ func appendNumber(b []byte, v, expected float64) []byte {
 	return binary.AppendUvarint(b, uint64(d<<1^d>>63)+codes)
 }
 
-// each reads the values, and yields them in the order of the series. Without the bases all
-// are lost.
+// each reads the values, and yields them in the order of the series. Without bases, all
+// values are lost.
 func (t *table) each(c *content, yield func(series int, v, peak float64, gone bool)) (lost int, err error) {
 	entries, r, err := c.present()
 	if err != nil || len(t.bases) != c.based {
@@ -209,12 +212,12 @@ func (t *table) each(c *content, yield func(series int, v, peak float64, gone bo
 	return 0, nil
 }
 
-// present returns an entry for each series that has a value, and a cursor behind them.
+// present returns which series have a value, and a cursor at the values.
 func (c *content) present() ([]entry, cursor, error) {
 	r := c.values
 	toggles := r.count(min(maxFileSeries, len(r.b)))
 	if c.based > toggles+len(r.b) {
-		return nil, r, errDamaged // a value has a byte at least
+		return nil, r, errDamaged // each value takes at least one byte
 	}
 	var entries []entry
 	next := 0
@@ -236,7 +239,7 @@ func (c *content) present() ([]entry, cursor, error) {
 	return entries, r, nil
 }
 
-// code reads a code if that is what comes next.
+// code reads a code, if the next number is one.
 func (c *cursor) code(code byte) bool {
 	if len(c.b) == 0 || c.b[0] != code {
 		return false
@@ -245,7 +248,7 @@ func (c *cursor) code(code byte) bool {
 	return true
 }
 
-// number reads a number of which another is expected.
+// number reads a number, given its prediction.
 func (c *cursor) number(expected float64) float64 {
 	u := c.uint()
 	if u == codeFloat {

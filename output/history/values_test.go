@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// valuesOf encodes entries, decodes them, and returns what came out.
+// valuesOf encodes entries and returns them as decoded.
 func valuesOf(t testing.TB, bases []base, series int, in []entry) (out []entry) {
 	t.Helper()
 	e := encoder{entries: in}
@@ -28,7 +28,8 @@ func valuesOf(t testing.TB, bases []base, series int, in []entry) (out []entry) 
 	return out
 }
 
-// TestValues: values of all kinds survive, with any base and beside any others.
+// TestValues: values of all kinds are read back unchanged, with any base and beside any
+// others.
 func TestValues(t *testing.T) {
 	const top = 1<<53 - 1
 	counter, gauge := &Series{Kind: Counter}, &Series{Kind: Gauge}
@@ -76,8 +77,8 @@ func TestValues(t *testing.T) {
 	}
 }
 
-// TestExpect: values that are as expected take a byte each: counters that grow as their
-// lead does, and gauges that stay.
+// TestExpect: values that equal their prediction take one byte each: counters that grow
+// in proportion to their lead, and unchanged gauges.
 func TestExpect(t *testing.T) {
 	var list []named
 	minute := func(factors ...float64) (all []entry) {
@@ -100,7 +101,8 @@ func TestExpect(t *testing.T) {
 		bytes   int
 	}{
 		{"as in the first frame", []float64{1, 40}, 10},
-		// The two leads differ from their bases, by four bytes at most, and the gauges.
+		// The two leads differ from their bases, by four bytes at most, and so do the
+		// gauges.
 		{"more traffic of one, less of the other", []float64{1.7, 24}, 8 + 4 + 4},
 	} {
 		e := encoder{entries: minute(c.factors...)}
@@ -110,7 +112,8 @@ func TestExpect(t *testing.T) {
 	}
 }
 
-// TestBases: near values of one metric have their mean for a base, and others their own.
+// TestBases: similar values of one metric have their mean as base, and others their own
+// value.
 func TestBases(t *testing.T) {
 	var list []named
 	var all []entry
@@ -127,7 +130,7 @@ func TestBases(t *testing.T) {
 	}
 }
 
-// TestOtherFormat: frames of the other format are skipped, and are no damage.
+// TestOtherFormat: frames of another format are skipped, and do not count as damage.
 func TestOtherFormat(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), Folder)
 	want := randomHistory(t, dir, newClock(), rand.New(rand.NewPCG(1, 2)), 3)

@@ -265,7 +265,7 @@ func TestPanelsDoNotOverlap(t *testing.T) {
 		f, _ := load(t, d.uid)
 		groups := [][]filePanel{f.Panels}
 		for _, p := range f.Panels {
-			groups = append(groups, p.Panels) // of a closed row
+			groups = append(groups, p.Panels) // the panels of a closed row
 		}
 		for _, panels := range groups {
 			place(t, d.uid, panels)

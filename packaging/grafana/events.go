@@ -12,7 +12,7 @@ func events() dashboard {
 		return panel{title: title, kind: "stat", unit: count, wide: 4, high: 4, about: about, targets: []target{{expr, title}}, thresholds: thresholds}
 	}
 	account := panel{title: "The account, by event", kind: "table", unit: count, wide: 24, high: 11, none: "-",
-		about:   "In the shown time. Seen = told + ignored + suppressed + lost + pending: whatever occurs is in one of them. Increases are extrapolated to the ends of the shown time, so a sum may be off by one.",
+		about:   "In the shown time. Seen = written + ignored + suppressed + lost + pending: whatever occurs is in one of them. Increases are extrapolated to the ends of the shown time, so a sum may be off by one.",
 		columns: []column{{title: "Event", label: "event"}, {title: "Node", label: "k8s_node", links: []link{toNode}}},
 		sorted:  []string{"Told"},
 	}

@@ -17,14 +17,14 @@ func heat(title, metric, where, none string) panel {
 }
 
 // p99 returns the query for a histogram's 99th percentile, for each combination of
-// labels. Where nothing was measured the percentile is NaN, for which a legend shows the
-// panel's text for no data, so such values are left out.
+// labels. A percentile without measurements is NaN. The query drops it, since a legend
+// would show the panel's text for no data.
 func p99(metric, where, legend string, labels ...string) target {
 	by := strings.Join(append([]string{"le"}, labels...), ", ")
 	return target{"histogram_quantile(0.99, sum by (" + by + ") (" + rate(metric+"_bucket", where) + ")) >= 0", legend}
 }
 
-const percentile = "99 of 100 took no longer, as far as the buckets tell: their bounds are 10 us, 30 us, 100 us and so on."
+const percentile = "99 of 100 took no longer, with the resolution of the buckets, whose bounds are 10 us, 30 us, 100 us and so on."
 
 // distributions is the row of latencies per node, and per disk or other label.
 func distributions() row {

@@ -60,7 +60,7 @@ type panel struct {
 	max          float64
 	thresholds   []threshold
 	none         string   // text for an empty panel
-	columns      []column // of a table, in display order
+	columns      []column // columns of a table, in display order
 	sorted       []string // sort columns of a table by title, most important first
 	links        []link
 }

@@ -64,7 +64,7 @@ var recorded = time.Date(2026, 1, 1, 10, 0, 0, 0, time.UTC)
 type view struct {
 	board dashboard
 	theme string
-	open  bool // only its closed rows, opened
+	open  bool // only its closed rows, which the test opens
 	query url.Values
 }
 

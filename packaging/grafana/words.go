@@ -92,7 +92,8 @@ func describe(p panel) string {
 			}
 		}
 	}
-	// Table heads name the columns; a tooltip with eight texts is useless.
+	// The heads of a table name its columns; a tooltip with eight texts would be
+	// useless.
 	if len(metrics) > 8 && p.about != "" {
 		metrics = nil
 	}

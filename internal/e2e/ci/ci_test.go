@@ -1,6 +1,6 @@
-// Package ci tests the scripts that read the output of `go test -v` for make and
-// CI, on outputs in testdata: nobody notices a failure that a script overlooks. It
-// needs a shell and awk, and is part of `make test-unit`.
+// Package ci tests the scripts that read the output of `go test -v` for make and CI, on
+// outputs in testdata. A failure that a script overlooks would go unnoticed. The
+// package needs a shell and awk, and is part of `make test-unit`.
 package ci
 
 import (

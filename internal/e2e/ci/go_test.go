@@ -30,9 +30,9 @@ func TestGetGo(t *testing.T) {
 	for _, test := range []struct {
 		name, goStub, unpacked string
 		packages               string
-		lacks                  string // a program that is not there
-		unpacks                string // the version, "" for none
-		fails                  string // what the message says, "" for success
+		lacks                  string // a program that is missing
+		unpacks                string // the unpacked version, "" for none
+		fails                  string // the expected message, "" for success
 	}{
 		{name: "a Go that fits", goStub: fits},
 		{name: "none, and Debian has the version", unpacked: fits, packages: "golang-1.25-go golang-1.26-go golang-1.27-go", unpacks: "1.26"},

@@ -76,8 +76,8 @@ func script(name, text string) tool {
 	}}
 }
 
-// packaged is a tool of Debian's libbpf-tools or bpfcc-tools. It prints nothing
-// when it is ready, so the kernel is asked for its programs.
+// packaged is a tool of Debian's libbpf-tools or bpfcc-tools. It prints nothing when it
+// is ready, so readiness is read from the kernel's list of programs.
 func packaged(path string, args ...string) tool {
 	name := strings.TrimPrefix(path, "/usr/sbin/")
 	return tool{name + " " + strings.Join(args, " "), func(t testing.TB) *testkit.Process {
@@ -94,7 +94,7 @@ func packaged(path string, args ...string) tool {
 			t.Logf("%s does not run on this kernel: %s", name, out)
 			return nil
 		}
-		time.Sleep(200 * time.Millisecond) // from loaded to attached
+		time.Sleep(200 * time.Millisecond) // time from loading to attaching
 		return p
 	}}
 }
@@ -238,7 +238,7 @@ func compareFlood(t *testing.T) {
 		with := traffic(t, length, l.losses)
 		n := float64(caused() - before)
 		used := float64(cpuOf(t, p) - cpu)
-		time.Sleep(2500 * time.Millisecond) // what is under way arrives
+		time.Sleep(2500 * time.Millisecond) // wait for packets that are under way
 		got := counted() - from
 		t.Logf("%s: %.0f losses in %v, of which it told or counted %.1f %%; a loss cost its sender %.2f times as much CPU, and the watcher %.0f %% of that", name, n, length, got/n*100, with.cpu/base.cpu, used/n/with.cpu*100)
 	}

@@ -156,7 +156,7 @@ func pairs(n int, ours, base func() float64) []float64 {
 	return out
 }
 
-const scrapes = 5 // of node_exporter in one turn
+const scrapes = 5 // scrapes of node_exporter in one turn
 
 // cycleRatio is the CPU time of a cycle of the 13 probes per namespace, divided by
 // that of a scrape of node_exporter, which reads one namespace.

@@ -55,7 +55,7 @@ func run(t testing.TB, name string, args ...string) *testkit.Process {
 	cmd := exec.Command(name, args...)
 	cmd.Env = append(os.Environ(), "STATE_DIRECTORY="+t.TempDir())
 	p := testkit.Start(t, cmd)
-	t.Cleanup(p.Stop) // what holds hooks lets them go
+	t.Cleanup(p.Stop) // detaches the hooks
 	return p
 }
 

@@ -88,7 +88,7 @@ func actServe(args []string) error {
 					return
 				}
 				if err != nil {
-					time.Sleep(10 * time.Millisecond) // no descriptor is left
+					time.Sleep(10 * time.Millisecond) // pause while no descriptor is free
 					continue
 				}
 				wg.Add(1)
@@ -506,7 +506,7 @@ func actScan(args []string) error {
 	for {
 		a := first
 		for i := range 60000 {
-			_, _ = sockets[i%len(sockets)].WriteToUDPAddrPort([]byte("?"), netip.AddrPortFrom(a, 9)) // refused where the table is full
+			_, _ = sockets[i%len(sockets)].WriteToUDPAddrPort([]byte("?"), netip.AddrPortFrom(a, 9)) // fails while the table is full
 			if a = a.Next(); i%20 == 0 {
 				time.Sleep(10 * time.Millisecond)
 			}
@@ -533,7 +533,7 @@ func actRead(args []string) error {
 			if at == 0 {
 				return fmt.Errorf("read %s: %w", f.Arg(0), err)
 			}
-			at = -int64(*size) // the end
+			at = -int64(*size) // end of the device
 		}
 		time.Sleep(*every)
 	}
@@ -598,7 +598,7 @@ func hoard(l net.Listener, d *net.Dialer, pages int) error {
 	}
 }
 
-// memoryOfTCP is in pages, of all namespaces.
+// memoryOfTCP returns TCP's memory of all namespaces, in pages.
 func memoryOfTCP() (int, error) {
 	b, err := os.ReadFile("/proc/net/sockstat")
 	if err != nil {

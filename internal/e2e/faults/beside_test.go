@@ -13,22 +13,23 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// beside is what somebody would run without nodeskoop: a bpftrace program that counts
-// what the kernel drops, by reason, and TCP's retransmissions and resets.
+// beside is a program that an engineer would use without nodeskoop: it counts, with
+// bpftrace, dropped packets by the kernel's reason, and TCP's retransmissions and
+// resets.
 const beside = `BEGIN { printf("attached\n"); }
 tracepoint:skb:kfree_skb { @["drop", args->reason] = count(); }
 tracepoint:tcp:tcp_retransmit_skb { @["retransmitted", 0] = count(); }
 tracepoint:tcp:tcp_send_reset { @["reset sent", 0] = count(); }`
 
-// besides runs that program until the function that it returns is called, which gives
-// what it counted; nil if bpftrace is not there or does not run here.
+// besides starts that program. The returned function stops it and returns its counts.
+// It is nil if bpftrace is missing or does not run here.
 func besides(t testing.TB) func() string {
 	t.Helper()
 	if _, err := exec.LookPath("bpftrace"); err != nil {
 		return nil
 	}
 	var out, errs testkit.Log
-	// The numbers of the reasons come first.
+	// The program first prints the numbers of the reasons.
 	cmd := exec.Command("unshare", "--mount", "sh", "-c", `mount -t tracefs tracefs /sys/kernel/tracing && grep -o '{ [0-9]*, "[A-Z_0-9]*" }' /sys/kernel/tracing/events/skb/kfree_skb/format; exec bpftrace -f json -e "$0"`, beside)
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	p, err := testkit.TryStart(t, cmd)
@@ -48,11 +49,11 @@ func besides(t testing.TB) func() string {
 
 var reasonOf = regexp.MustCompile(`\{ (\d+), "([A-Z_0-9]+)" \}`)
 
-// leastBeside is the least number that somebody would look at: a node in good health
-// drops and resets a few things, too.
+// leastBeside is the least count that is shown, since a healthy node also drops and
+// resets a few packets.
 const leastBeside = 5
 
-// counted describes what bpftrace printed, the largest numbers first.
+// counted formats bpftrace's counts, the largest first.
 func counted(out string) string {
 	names := map[string]string{}
 	for _, m := range reasonOf.FindAllStringSubmatch(out, -1) {

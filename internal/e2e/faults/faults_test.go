@@ -28,7 +28,7 @@ type fault struct {
 	cause string
 	// variant distinguishes faults of one cause; "" for the plain one.
 	variant string
-	// how it is made, for a reader.
+	// how describes for a reader how the fault is created.
 	how string
 	// make creates the fault, and returns the ends that may be blamed, and the
 	// proof.
@@ -221,7 +221,7 @@ var faults = []fault{
 		if err := os.WriteFile(file, []byte(tracked.Established(tracked.Limit(s.TB))), 0o600); err != nil {
 			s.Fatal(err)
 		}
-		_, _ = s.node.try("conntrack -R %s >/dev/null 2>&1", file) // the last ones may find no room
+		_, _ = s.node.try("conntrack -R %s >/dev/null 2>&1", file) // the last connections may find no room
 		return []string{blameNode}, tracking("the node", s.node, 5, "drop")
 	}},
 	{cause: "conntrack-race", how: "three pods behind one address ask a resolver at the same instant from the same port, past 60,000 rules", make: func(s *scene) ([]string, proof) {
@@ -381,7 +381,8 @@ var faults = []fault{
 		s.node.run(s, `nft 'add table inet flux; add chain inet flux input { type filter hook input priority 0; }; add rule inet flux input iifname flux0 ip daddr %s counter comment "by-flux0"'`, gateway)
 		s.node.start(s, s.program, "serve", fmt.Sprintf("%s:%d", gateway, s.port()))
 		client := s.pod("client")
-		// The last answer wins, even within the same moment: the one from the veth.
+		// If several answers arrive, even within the same moment, the last one wins:
+		// the one from the veth.
 		client.run(s, "sysctl -qw net.ipv4.neigh.eth0.locktime=-1; ip neigh flush to "+gateway)
 		client.act(pods.ContainerSpec{Name: "main"}, "ask", "-fresh", "-limit", "1s", "-askers", "3", fmt.Sprintf("%s:%d", gateway, s.port()))
 		return []string{blameNode}, matched("the node", s.node, "by-flux0", 20)

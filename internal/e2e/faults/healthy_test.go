@@ -15,9 +15,9 @@ import (
 )
 
 // settle starts pods that do what healthy pods do: a web server with long-lived and
-// short-lived clients, DNS lookups, pings, a disk that is written, log files, an idle
-// pod, and an external server. They run from the first fault to the last, and no
-// finding may be about them.
+// short-lived clients, DNS lookups, pings, disk writes, log files, an idle pod, and an
+// external server. They run from the first fault to the last, and no finding may be
+// about them.
 func (l *lab) settle(t *testing.T) {
 	s := &scene{l, t, 900}
 	web, dns := s.server("-drain"), s.pod("dns", "dns", ":53").listens(53)
@@ -81,7 +81,7 @@ var calm = []struct {
 			_, _ = client.try("for p in 22 23; do echo > /dev/tcp/%s/$p; done", web.v4())
 		})
 		s.Cleanup(func() { later.Stop() })
-		// One that nobody serves is asked once.
+		// A single query to a port without a server.
 		testkit.Start(s, client.command("timeout 2 bash -c 'echo > /dev/tcp/10.88.79.240/80'"))
 	}},
 }

@@ -72,7 +72,7 @@ func (l *lab) lookAt(t *testing.T, list ...fault) outcome {
 	for _, p := range proofs {
 		p.begun(t)
 	}
-	// All faults have begun. From here on, each must last.
+	// All faults exist now. From here on, each must last.
 	for _, p := range proofs {
 		before = append(before, p.begun(t))
 	}
@@ -230,7 +230,7 @@ func TestFaults(t *testing.T) {
 		}
 	}
 	t.Logf("%d of %d faults are named first with the right end, %d of %d pairs have one of the two first; %d looks at good health", len(ones)-missed, len(ones), count(twos, outcome.first), len(twos), len(quiet))
-	// 22 of 24.
+	// at least 22 of 24
 	if missed*12 > len(ones) {
 		t.Errorf("%d of %d faults are not named first with the right end, want a twelfth at most", missed, len(ones))
 	}

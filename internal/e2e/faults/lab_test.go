@@ -24,7 +24,7 @@ import (
 	"nodeskoop/internal/testkit/pods"
 )
 
-// The addresses of the wire. The node's side, and the server's.
+// The addresses on the wire: the node's end, and the server's.
 const (
 	nodeAddress    = "192.0.2.1"
 	routerAddress  = "192.0.2.254"
@@ -32,7 +32,7 @@ const (
 	outsideIPv6    = "2001:db8:2::7"
 	// The pods' networks, as defined in package pods.
 	podNetwork, podNetwork6 = "10.88.76.0/22", "fd77:88::/64"
-	// The node's, as pods see it.
+	// The node's address, as pods see it.
 	gateway = "10.88.77.1"
 )
 
@@ -98,9 +98,9 @@ type lab struct {
 	program             string // the test binary, which containers may read
 	nodeskoop           string
 	env                 []string
-	watch               time.Duration // how long diagnose looks
+	watch               time.Duration // how long diagnose observes
 	proofOnly           bool
-	compare             bool // with what bpftrace shows
+	compare             bool // compare with the output of bpftrace
 }
 
 func newLab(t *testing.T) *lab {
@@ -332,7 +332,7 @@ func (s *scene) queue(match string, f func(*nfqueue.Queue, nfqueue.Packet)) {
 	go func() { _ = q.Serve(func(p nfqueue.Packet) { f(q, p) }) }()
 }
 
-// finding is what diagnose names.
+// finding is one finding of diagnose.
 type finding struct {
 	Cause    string  `json:"cause"`
 	Title    string  `json:"title"`
@@ -347,7 +347,7 @@ type finding struct {
 	Next []string `json:"next"`
 }
 
-// diagnosis is what diagnose answers.
+// diagnosis is the output of diagnose.
 type diagnosis struct {
 	Pods      int       `json:"pods"`
 	Seconds   float64   `json:"seconds"`

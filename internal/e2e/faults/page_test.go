@@ -66,7 +66,7 @@ with another end.
 	return []byte(w.String())
 }
 
-// besideText introduces what bpftrace shows.
+// besideText introduces the output of bpftrace.
 const besideText = `
 The last column is what a bpftrace program shows of the whole node in the same time: packets
 that the kernel dropped, by reason, and TCP's retransmissions and resets, each from five
@@ -109,7 +109,7 @@ func (o outcome) evidence() string {
 	return strings.Join(list[:min(len(list), 2)], "; ")
 }
 
-// others are the findings about none of the faults.
+// others are the findings that belong to none of the faults.
 func (o outcome) others() (list []string) {
 	for i, f := range o.Findings {
 		if i+1 != o.rank(0) && i+1 != o.rank(1) {

@@ -11,7 +11,7 @@ import (
 func TestRank(t *testing.T) {
 	o := outcome{names: []string{"closed-port", "wire-loss"}, causes: []string{"closed-port", "wire-loss"}, how: []string{"a", "b"}, blame: [][]string{{"shop/web-0"}, {"path"}}, proofs: []string{"p", "q"}}
 	for _, c := range []struct {
-		named string // CAUSE@BLAME, in their order
+		named string // findings as CAUSE@BLAME, in their order
 		ranks [2]int
 		first bool
 	}{

@@ -20,12 +20,12 @@ import (
 // process.
 type slowDisk struct {
 	s            *suite
-	device       string // in the machine, too
+	device       string // device has the same name in the machine
 	lower, group string // the throttled device, and the folder of the control group
 }
 
-// makeSlowDisk creates a device for a container, whose specification gets it. If
-// the kernel cannot, it returns nil and the reason.
+// makeSlowDisk creates a device and adds it to a container's specification. If the
+// kernel cannot limit the device, it returns nil and the reason.
 func (s *suite) makeSlowDisk(name string, of func(device string) *pods.Container) *slowDisk {
 	s.Helper()
 	file := filepath.Join(s.dir, name)

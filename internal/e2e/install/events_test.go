@@ -197,7 +197,7 @@ func (s *suite) causeEvents() {
 	const n = 7
 	count := strconv.Itoa(n)
 	unsupported := s.unsupported()
-	// Neighbours are found before anything is counted.
+	// Resolve neighbours before anything is counted.
 	exec("exchange", v4(web, 80), "1")
 	exec("exchange", v6(web, 8080), "1")
 
@@ -311,8 +311,8 @@ func (s *suite) causeEvents() {
 	t.Logf("%d of 19 types of event are in the journal; not caused here: %s", len(seen), strings.Join(missing, ", "))
 }
 
-// patientTCP makes a pod's TCP wait 20 seconds for an acknowledgement of
-// another, so that it does not retransmit a segment which is kept back.
+// patientTCP makes a pod's TCP wait 20 seconds for an acknowledgement, so that it does
+// not retransmit a segment that the test holds back.
 func (s *suite) patientTCP(from, to *pods.Pod) {
 	s.Helper()
 	for _, a := range to.Addrs {
@@ -320,7 +320,7 @@ func (s *suite) patientTCP(from, to *pods.Pod) {
 	}
 }
 
-// causeHeld keeps packets in a netfilter queue.
+// causeHeld delays packets in a netfilter queue.
 func (s *suite) causeHeld() {
 	web, client := s.web, s.client
 	const n = 3
@@ -363,8 +363,7 @@ func (s *suite) causeHeld() {
 	stop()
 }
 
-// causeSlowDisk lets a container read a slow disk: a loop device over a throttled
-// one.
+// causeSlowDisk makes a container read a slow disk: a loop device over a throttled one.
 func (s *suite) causeSlowDisk() {
 	t := s.T
 	var reader *pods.Container
@@ -376,7 +375,7 @@ func (s *suite) causeSlowDisk() {
 		return
 	}
 	upper := disk.device
-	var took []int // all reads, in milliseconds
+	var took []int // durations of all reads, in milliseconds
 	for i, c := range []struct {
 		event            string
 		perSecond, reads int
@@ -562,7 +561,7 @@ func (s *suite) flood() {
 	// suppressed.
 	told := 0.0
 	if err := s.awaits(windows, func() error {
-		send(1) // nobody listens there, so that is a loss, too
+		send(1) // a datagram to a port without a listener is a loss, too
 		told = 0
 		for _, e := range s.podEvents("PacketLoss", web, "--output-fields=KUBESKOOP_SUPPRESSED") {
 			k, _ := strconv.Atoi(e.text("KUBESKOOP_SUPPRESSED"))

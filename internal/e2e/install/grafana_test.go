@@ -70,8 +70,8 @@ func (s *suite) query(expr string) (int, error) {
 	return len(series), err
 }
 
-// alert loads the shipped rules and makes one alert fire: events that journald does
-// not take are lost.
+// alert loads the shipped rules and makes one alert fire, by losing events: journald
+// does not accept them.
 func (s *suite) alert() {
 	t := s.T
 	for _, file := range s.shipped(".rules.yml") {
@@ -99,7 +99,7 @@ func (s *suite) alert() {
 				if r.Health == "err" {
 					t.Fatalf("rule %s: %s", r.Name, r.LastError)
 				}
-				if g.Name != "nodeskoop-fleet" && r.Health != "ok" { // the fleet's are evaluated once a minute
+				if g.Name != "nodeskoop-fleet" && r.Health != "ok" { // the fleet's rules are evaluated only once a minute
 					return fmt.Errorf("%s is %s", r.Name, r.Health)
 				}
 				n++

@@ -180,7 +180,7 @@ func (s *suite) prepare(root string) {
 	if err := os.MkdirAll(root+"/etc/prometheus/rules", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// Nothing of it outlives the test.
+	// Nothing of the machine outlives the test.
 	writeFile(t, root+"/etc/dpkg/dpkg.cfg.d/fast", "force-unsafe-io\n")
 	// No repository can be reached.
 	_ = os.Remove(root + "/etc/apt/sources.list")
@@ -266,12 +266,12 @@ func (s *suite) install() {
 		t.Errorf("the timer of script mode is %q after the installation, want disabled", strings.TrimSpace(out))
 	}
 
-	// Who may read what.
+	// Owners and permissions of the files.
 	for path, want := range map[string]string{
 		textfile:               "644 root root",
 		conffile:               "644 root root",
 		"/usr/sbin/nodeskoop":  "755 root root",
-		filepath.Dir(textfile): folder, // is node_exporter's
+		filepath.Dir(textfile): folder, // belongs to node_exporter's user
 	} {
 		if got := mode(path); got != want {
 			t.Errorf("%s is %s, want %s", path, got, want)
@@ -445,7 +445,7 @@ func (s *suite) enableAll() {
 	t := s.T
 	pid := s.property(unit, "MainPID")
 
-	// A mistake changes nothing, and says so.
+	// A mistake changes nothing, and is reported.
 	good := s.read(conffile)
 	s.write(conffile, setKey(t, good, "", "interval", `"soon"`))
 	if out, err := s.try("systemctl", "reload", unit); err == nil {

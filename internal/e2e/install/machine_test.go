@@ -36,7 +36,7 @@ type machine struct {
 	// see it, mounts included.
 	dir, root string
 	cgroup    string
-	leader    int // its process 1, as this machine counts
+	leader    int // PID of its process 1, in this machine's PID namespace
 	off       bool
 	// disk is the machine's own block device with its files, such as "loop0", or
 	// empty if they are in a folder.
@@ -202,7 +202,7 @@ func loopDevice(fd int, blockSize uint32) (*os.File, error) {
 			return device, nil
 		}
 		device.Close()
-		if !errors.Is(err, unix.EBUSY) { // somebody else took it meanwhile
+		if !errors.Is(err, unix.EBUSY) { // another process took the device meanwhile
 			return nil, fmt.Errorf("configure %s: %w", device.Name(), err)
 		}
 	}
@@ -282,7 +282,7 @@ exec systemd-nspawn "$@"`
 		// By default nspawn forbids system calls that the BPF programs and
 		// containerd need.
 		"--system-call-filter=bpf perf_event_open @mount @keyring",
-		"--tmpfs=/var/lib/containerd:mode=0711", // overlayfs may not be on another one
+		"--tmpfs=/var/lib/containerd:mode=0711", // overlayfs may not lie on another overlayfs
 		"--console=pipe", "-b",
 		// On a machine with cgroup v1, the systemd of Debian 13 refuses to start.
 		// In a container its arguments replace the kernel's command line.

@@ -32,9 +32,9 @@ type healthy struct {
 	*suite
 	idle, busy []*pods.Pod
 	made       int
-	networks   []netip.Prefix // the pods'
-	resolver   string         // at the gateway of that network
-	zone       string         // the resolver's folder, as seen in the machine
+	networks   []netip.Prefix // networks of the pods
+	resolver   string         // address of the resolver, the gateway of that network
+	zone       string         // folder of the resolver, as seen in the machine
 	samples    []string
 	must       []string  // alerts that have to fire
 	maybe      []string  // alerts that may fire, but need not, because their trouble is short
@@ -342,7 +342,7 @@ func (h *healthy) look() {
 func (h *healthy) saw(link string) {
 	ns := netnsOf(link)
 	if ns == "" {
-		return // its process has ended
+		return // the process has ended
 	}
 	s := seen{first: h.netns[ns].first, last: time.Now()}
 	if s.first.IsZero() {
@@ -358,9 +358,9 @@ func netnsOf(link string) string {
 	return strings.Trim(strings.TrimPrefix(to, "net:"), "[]")
 }
 
-// ours selects the daemon's entries about this machine. The others concern what
-// else runs on this kernel: other disks, other namespaces (which may have the
-// number of an earlier pod's), and the test program.
+// ours selects the daemon's entries about this machine. Other entries are about other
+// disks and namespaces on this kernel (such a namespace may have the number of an ended
+// pod's), and about the test program.
 func (h *healthy) ours(entries []entry) (list, elsewhere []entry) {
 	own := filepath.Base(os.Args[0])
 	own = own[:min(len(own), 15)]

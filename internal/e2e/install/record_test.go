@@ -246,7 +246,7 @@ func liveTroubles(h *healthy, d time.Duration) {
 	}
 	h.reconfigure("probes.enabled", "["+enabled[1]+`, "flow"]`)
 	h.due("NodeskoopSeriesLeftOut", lasts(from, 46), 15*time.Minute)
-	// A killed daemon loses its pending events; systemd starts the next one.
+	// A killed daemon loses its pending events. systemd starts another daemon.
 	until(28)
 	lost := func() (n float64) {
 		for _, a := range accountsOf(parse(h.T, []byte(h.read(textfile)))) {
@@ -305,7 +305,7 @@ func (h *healthy) causing(p *pods.Pod, d time.Duration, what string, perSecond i
 		strconv.Itoa(int(d / time.Second)), strconv.Itoa(perSecond)}, args...)...))
 }
 
-// ended waits for what causes trouble.
+// ended waits for the processes that cause trouble.
 func (h *healthy) ended(running []*testkit.Process) {
 	h.Helper()
 	for _, p := range running {

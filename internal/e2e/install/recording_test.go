@@ -26,7 +26,7 @@ type recording struct {
 	length                      time.Duration
 	series                      []recorded.Series
 	alerts                      []string
-	maybe                       []string // those that may fire or not
+	maybe                       []string // alerts that may fire, but need not
 }
 
 // String returns the recording as a promtool test: over its whole length these

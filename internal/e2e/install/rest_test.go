@@ -273,10 +273,10 @@ func (s *suite) watchdog() {
 	s.override("")
 	s.nextCycles(2)
 	pid = s.property(unit, "MainPID")
-	const gap = 20 * time.Second // more than the least that is told
+	const gap = 20 * time.Second // longer than the shortest reported gap
 	told := func() (n int, out string) {
-		// Of this process alone. A cursor would rely on the order of entries in the files
-		// that journald left when it was restarted.
+		// Read the log of this process alone. A cursor would depend on the order of
+		// entries in the files that journald left when it was restarted.
 		out = s.run("journalctl", "-b", "-q", "_PID="+pid, "-o", "cat")
 		for _, m := range regexp.MustCompile(`no samples between \S+ and \S+ \(([^)]*)\)`).FindAllStringSubmatch(out, -1) {
 			// A busy machine may stall as well, but for a shorter time.
@@ -296,7 +296,7 @@ func (s *suite) watchdog() {
 		t.Errorf("stopped for 20 s: process %s became %s, NRestarts=%s", pid, now, n)
 	}
 	n, out := 0, ""
-	testkit.Within(testkit.Patience, func() bool { // journald takes it a little later
+	testkit.Within(testkit.Patience, func() bool { // journald receives the entry slightly later
 		n, out = told()
 		return n > before
 	})
@@ -365,7 +365,7 @@ func (s *suite) version() string {
 	return strings.TrimSpace(s.run("dpkg-query", "-W", "-f", "${Version}", "nodeskoop"))
 }
 
-// errors returns what the service itself has logged at err or above since a moment.
+// errorsSince returns what the service itself has logged at err or above since a moment.
 func (s *suite) errorsSince(cursor string) string {
 	s.Helper()
 	out := s.run("journalctl", "-b", "-q", "-u", unit, "-p", "err", "-o", "cat", "--after-cursor="+cursor)
@@ -390,7 +390,7 @@ func (s *suite) upgrade() {
 	r := s.startReader()
 	s.aptInstall(s.deb)
 	r.end()
-	torn := slices.DeleteFunc(r.errs, func(err error) bool { return errors.Is(err, fs.ErrNotExist) }) // between stop and start there is none
+	torn := slices.DeleteFunc(r.errs, func(err error) bool { return errors.Is(err, fs.ErrNotExist) }) // between stop and start there is no textfile
 	if len(torn) > 0 {
 		t.Errorf("a reader found the textfile torn at the upgrade: %v", torn)
 	}
@@ -435,7 +435,7 @@ func (s *suite) upgrade() {
 		t.Errorf("dpkg has not left the new conffile as %s.dpkg-dist", conffile)
 	}
 
-	// Who disabled the service, keeps that.
+	// A user who has disabled the service keeps it disabled.
 	s.run("systemctl", "disable", "--now", unit)
 	if s.exists(textfile) {
 		t.Error("a stopped service leaves its textfile")
@@ -513,7 +513,7 @@ func (s *suite) scriptMode() {
 		}
 		return nil
 	})
-	// And the other way round.
+	// The daemon replaces the timer in the same way.
 	if _, err := s.try("systemctl", "enable", "--now", unit); err == nil || !strings.Contains(err.Error(), "nodeskoop") {
 		t.Errorf("systemctl enable --now %s beside the timer is not refused with a message: %v", unit, err)
 	} else {
@@ -541,11 +541,11 @@ func (s *suite) scriptMode() {
 	}
 }
 
-// purge: remove keeps the configuration, purge nothing.
+// purge: removing the package keeps the configuration, purging it removes everything.
 func (s *suite) purge() {
 	t := s.T
 	edited := s.read(conffile)
-	// Neither has a reason to warn, for example about a folder that is not empty.
+	// Neither has a reason for a warning, such as a folder that is not empty.
 	quietly := func(what string) {
 		t.Helper()
 		if out := s.run("sh", "-c", "apt-get -qq "+what+" -y nodeskoop 2>&1"); strings.Contains(strings.ToLower(out), "warning") {
@@ -579,7 +579,7 @@ func (s *suite) purge() {
 	}
 	quietly("purge")
 	for _, file := range s.rules {
-		s.run("rm", file) // the operator's copy
+		s.run("rm", file) // remove the operator's copy
 	}
 	s.leftovers("purge")
 	if v := s.property(unit, "LoadState"); v != "not-found" {

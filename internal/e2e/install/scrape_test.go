@@ -58,7 +58,7 @@ series:
 	return sum, n
 }
 
-// scrape is what Prometheus gets from node_exporter.
+// scrape is the answer that Prometheus gets from node_exporter.
 func (s *suite) scrape() families {
 	s.Helper()
 	b, err := s.get("http://127.0.0.1:9100/metrics")
@@ -100,7 +100,7 @@ func table(t *testing.T, name string) []map[string]string {
 	return out
 }
 
-// TestTables: everything that the stages look up in the tables is there. It fails
+// TestTables: the tables contain everything that the stages look up. This test fails
 // before a stage does.
 func TestTables(t *testing.T) {
 	for name, columns := range map[string][]string{"metrics.tsv": {"metric", "probe", "type", "scope"}, "events.tsv": {"event", "message_id"}} {
@@ -199,7 +199,7 @@ func (s *suite) scrapeContract() {
 	for _, p := range s.probes {
 		supported, up := 1.0, 1
 		if _, ok := unsupported[p.Probe]; ok {
-			supported, up = 0, 0 // neither up nor down
+			supported, up = 0, 0 // such a probe is neither up nor down
 		}
 		if v, n := f.value("nodeskoop_probe_up", "probe", p.Probe); n != up || n == 1 && v != 1 {
 			t.Errorf("nodeskoop_probe_up of %s is %v (%d series), want %d series", p.Probe, v, n, up)

@@ -148,7 +148,7 @@ func (s *steady) stray() error {
 	return s.counted(func() error { return causeStray(s.args[0], 1) })
 }
 
-// unanswered starts connections that all last until the end.
+// unanswered starts connections and holds them, unanswered, until the end.
 func (s *steady) unanswered() error {
 	var waiting sync.WaitGroup
 	var mu sync.Mutex
@@ -247,13 +247,13 @@ func (s *steady) readSlowly() error {
 	return nil
 }
 
-// deaf takes datagrams and never reads them.
+// deaf receives datagrams and never reads them.
 func deaf(addr string) error {
 	c, err := net.ListenPacket("udp", addr)
 	if err != nil {
 		return err
 	}
-	if err := c.(*net.UDPConn).SetReadBuffer(1); err != nil { // the kernel makes it its least
+	if err := c.(*net.UDPConn).SetReadBuffer(1); err != nil { // the kernel raises this to its minimum
 		return err
 	}
 	return unix.Pause()

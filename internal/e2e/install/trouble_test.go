@@ -15,7 +15,7 @@ import (
 
 const (
 	troubleLasts = 12 // seconds: longer than the first merging window
-	troubleEach  = 8  // a second
+	troubleEach  = 8  // per second
 )
 
 // trouble is something that goes wrong repeatedly.
@@ -173,7 +173,7 @@ func (h *healthy) troubles() []trouble {
 	server, aborts, waits := serve("server", "serve", "0.0.0.0:80"), idle("aborts"), idle("waits")
 	deaf := serve("deaf", "deaf", "0.0.0.0:9")
 	reader, sender := idle("reader"), idle("sender")
-	// Neighbours are found before anything is counted.
+	// Resolve neighbours before anything is counted.
 	h.inNetns(aborts, "exchange", v4(server, 80), "1")
 
 	list := []trouble{{

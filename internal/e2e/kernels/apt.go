@@ -31,7 +31,7 @@ type apt struct {
 	arch    string
 	config  string
 	updated bool
-	trouble string // what the update complained of
+	trouble string // error of the update
 }
 
 // mirrors returns the locations of the archive and of its security updates: from
@@ -216,7 +216,7 @@ func (a *apt) kernelPackages(series string) ([]string, error) {
 			continue
 		}
 		packages := []string{name}
-		// Newer ones come in parts.
+		// Newer kernels come in several packages.
 		for _, part := range []string{"linux-binary-", "linux-modules-"} {
 			if p := part + strings.TrimPrefix(name, "linux-image-"); strings.Contains(show, p) {
 				packages = append(packages, p)

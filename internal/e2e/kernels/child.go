@@ -12,12 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// untilTold returns a context that ends when the runner is told to end, or when its
-// parent has ended: make and sudo do not always pass the signal on. A second signal
+// untilTold returns a context that ends when the runner gets a signal to end, or when
+// its parent has ended: make and sudo do not always pass the signal on. A second signal
 // ends the runner at once.
 func untilTold() (context.Context, error) {
 	ctx, cancel := context.WithCancel(context.Background())
-	told := make(chan os.Signal, 2) // neither of the two is lost
+	told := make(chan os.Signal, 2) // room for both
 	signal.Notify(told, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	go func() {
 		<-told
@@ -35,9 +35,10 @@ func untilTold() (context.Context, error) {
 	return ctx, nil
 }
 
-// runChild runs a program that ends with this process, however that ends, and with
-// the command's context. It is outside this process's group, so that signals to the
-// group do not look like a failure of the program. started is called with its PID.
+// runChild runs a program that ends with the command's context, and with this process,
+// however this process ends. The program is outside this process's group, so that
+// signals to the group do not look like a failure of the program. started is called
+// with its PID.
 func runChild(cmd *exec.Cmd, started func(pid int)) error {
 	// The kernel sends Pdeathsig when the parent's thread ends, so the thread must
 	// stay alive.

@@ -26,12 +26,12 @@ func TestMain(m *testing.M) {
 		if err != nil {
 			panic(err)
 		}
-		// It ignores what can be ignored.
+		// The program ignores all signals that can be ignored.
 		cmd := exec.CommandContext(ctx, "sh", "-c", `trap "" INT TERM HUP; echo $$; exec sleep 1000`)
 		cmd.Stdout = os.Stdout
 		_ = runChild(cmd, func(int) {})
 		if os.Getenv(lingers) != "" {
-			time.Sleep(time.Hour) // an archive is written meanwhile
+			time.Sleep(time.Hour) // long enough to write an archive
 		}
 		os.Exit(1)
 	}
@@ -50,8 +50,8 @@ func running(pid int) bool {
 func TestNoChildStays(t *testing.T) {
 	for _, c := range []struct {
 		name    string
-		signals []syscall.Signal // one after another
-		parent  bool             // to the runner's parent
+		signals []syscall.Signal // signals to send, one after another
+		parent  bool             // send them to the runner's parent
 		env     string
 	}{
 		{"Ctrl-C", []syscall.Signal{syscall.SIGINT}, false, ""},

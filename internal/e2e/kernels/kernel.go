@@ -31,7 +31,7 @@ const (
 
 // kernel is one of Debian's kernels, unpacked in the cache.
 type kernel struct {
-	Release  string // as uname -r has it
+	Release  string // release as shown by uname -r
 	Packages []string
 	dir      string
 }

@@ -30,7 +30,7 @@ var series = map[string][]string{
 	"arm64": {"6.12", "6.1"},
 }
 
-// packages are those whose tests depend on the kernel.
+// packages lists the packages with tests that depend on the kernel.
 var packages = []string{"bpf", "collect/trace", "collect/proc", "collect/netlink"}
 
 // seldom lists tests that depend little on the kernel, and the kernels on which
@@ -47,14 +47,15 @@ var seldom = []struct {
 	// files. The machine that runs make test runs these, on its own kernel.
 	{"TestObjectsOfBothArchitectures|TestLeaks|TestMemory|TestRingFull|TestForget|TestEventsOff|TestManyNamespaces|TestUnownedLeaveTheMaps", nil},
 	{"TestSymbolsRefreshRarely|TestShares|TestManyFlows|TestFlowSeriesAreShared|TestRoomIsSaid|TestMillionDescriptors|TestLoopWhileRTNLIsHeld", nil},
-	// Who made a namespace is read from the kernel; how its tables fill is not.
+	// The creator of a namespace comes from the kernel. How the tables fill up does not
+	// depend on the kernel.
 	{"TestRoom|TestDropsWithoutRoom|TestRoomForFollowed", []string{"5.10", newest}},
 	{"TestEventRoom|TestRoomForPods", []string{"5.10"}},
-	// A clock's offset is added by the same code on all.
+	// All kernels use the same code to add a clock's offset.
 	{"TestEventTime", []string{"5.10"}},
 	{"TestEventTimeInTimeNamespace|TestEntriesTellWhatTheKernelHeldBack|TestHistogramsAsTheOptionSays", []string{newest}},
 	{"TestEndedPodLeavesTheMaps|TestIdleFlowsLeaveTheMap", []string{"5.10"}},
-	// Hundreds of commands.
+	// These run hundreds of commands.
 	{"TestInterfacesByIdentity", []string{"5.10"}},
 	// RTNL is held in the same way on all kernels.
 	{"TestFlowWhileRTNLIsHeld|TestLoadWhileRTNLIsHeld", []string{newest}},
@@ -134,8 +135,8 @@ func listed(arch, series string) bool {
 	return arch == "amd64" && (slices.Contains(inner, series) || strings.Contains(series, "-"))
 }
 
-// turnOf gives which of the rungs a kernel takes in tests that go by turns:
-// neighbours take others. It is the same whichever kernels run.
+// turnOf returns which rungs a kernel uses in tests that take turns. Neighbouring
+// kernels use different ones. The result does not depend on which kernels run.
 func turnOf(series string) int {
 	turn := 0
 	for _, older := range []string{"5.10", "6.1", "6.12", "6.18"} {
@@ -166,7 +167,8 @@ func main() {
 	flag.StringVar(&o.skip, "skip", "", "no tests that match the `regexp`")
 	flag.IntVar(&o.count, "count", 1, "how often to run each test, to look for one that fails now and then")
 	flag.IntVar(&o.dearest, "costs", 12, "print as many of the tests that take most CPU time")
-	// A VM waits half of its time, and none should be left over for the end.
+	// A VM waits half of its time. Start the slowest first, so that none is left over
+	// for the end.
 	flag.IntVar(&o.jobs, "j", runtime.NumCPU()*5/2, "VMs at a time, of 1.5 GiB each")
 	flag.StringVar(&o.accel, "accel", "tcg,thread=single", "QEMU's accelerator; kvm where there is one")
 	flag.StringVar(&o.icount, "icount", "shift=1,sleep=on", "QEMU's -icount, which ties the VM's time to the instructions that it runs; empty: real time")
@@ -461,8 +463,8 @@ func (t tree) addAll(root, dir, to string) error {
 // skipsAllowed are the reasons for which a test may be skipped in a VM.
 var skipsAllowed = regexp.MustCompile(`^this (kernel|containerd): |^long test|^runs by make `)
 
-// check turns into failures what a VM must not do: leave out a suite, or skip a
-// test for a reason that the VM could have avoided.
+// check turns skipped tests and suites into failures, unless the VM had no way to run
+// them.
 func (r *report) check() {
 	for _, t := range r.machine.tests {
 		if !slices.Contains(r.ended, t.Name) && r.err == nil {

@@ -71,11 +71,11 @@ func class(reason string) string {
 type report struct {
 	machine  *machine
 	release  string
-	err      error // of the VM
+	err      error // error of the VM
 	ended    []string
 	passed   int
-	failed   []string          // tests
-	skipped  map[string]string // test: reason
+	failed   []string          // names of tests
+	skipped  map[string]string // by test: the reason
 	said     map[string][]string
 	notes    []string
 	seconds  float64
@@ -101,7 +101,7 @@ var (
 	saidLine   = regexp.MustCompile(`^ *\S+\.go:\d+: (.*)`)
 )
 
-// read takes in a VM's output.
+// read parses a VM's output.
 func (r *report) read(text string) {
 	r.skipped, r.said = map[string]string{}, map[string][]string{}
 	var suite, test string

@@ -35,7 +35,7 @@ var modules = []string{
 var disks = []struct {
 	serial string
 	size   int64
-	iops   int // 0: as fast as it can
+	iops   int // I/O operations per second; 0 is unlimited
 }{{"iops30", 8 << 20, 30}, {"iops5", 8 << 20, 5}, {"files", 128 << 20, 0}}
 
 // variants of a boot, which tests read from NODESKOOP_TEST_VM.
@@ -57,8 +57,8 @@ type machine struct {
 	logs    string // path of the logs, without extension
 	turn    int    // number of the rung to use in tests that take turns
 
-	cpu   time.Duration // that it took
-	costs costs         // of each test
+	cpu   time.Duration // CPU time that the VM used
+	costs costs         // CPU time of each test
 }
 
 // test is one test program and how to run it.

@@ -1,8 +1,8 @@
-// Package nodes tests nodeskoop on nodes with a real kubelet and real containerds: the pods
-// that it shows are the kubelet's, whatever becomes of the pods, of the kubelet, of
-// containerd and of nodeskoop itself. `make test-nodes` runs it.
+// Package nodes tests nodeskoop on nodes with a real kubelet and real containerds. The
+// pods that nodeskoop shows must be the kubelet's, whatever happens to pods, kubelet,
+// containerd and nodeskoop itself. `make test-nodes` runs the package.
 //
-// The kubelet and containerd 2 are built from Go modules of their own, in the folders
-// kubelet and containerd, so that the project's module requires nothing of Kubernetes. The
-// script binaries builds and downloads what is missing.
+// The kubelet and containerd 2 are built from separate Go modules, in the folders
+// kubelet and containerd, so that the project's own module does not require Kubernetes.
+// The script binaries builds and downloads them.
 package nodes

@@ -17,17 +17,18 @@ type podName [2]string
 
 func (p podName) String() string { return p[0] + "/" + p[1] }
 
-// textfile is one file of nodeskoop's.
+// textfile is one version of nodeskoop's textfile.
 type textfile struct {
-	begin  time.Time // of the cycle
-	read   time.Time // when the test saw it
+	begin  time.Time // start of the cycle
+	read   time.Time // time at which the test read the file
 	values map[string]float64
-	pods   map[podName]int // how many series each has
+	pods   map[podName]int // number of series of each pod
 	types  map[string]string
-	load   time.Duration // contention for the CPUs until read
+	load   time.Duration // value of contention when the file was read
 }
 
-// waited is how long tasks had to wait for a CPU since an earlier reading of contention.
+// waited returns how long tasks had to wait for a CPU since an earlier value of
+// contention.
 func (f *textfile) waited(since time.Duration) time.Duration { return f.load - since }
 
 const (
@@ -35,7 +36,7 @@ const (
 	unknownLabel = "unknown"
 )
 
-// parse reads a textfile. A series that is there twice is an error.
+// parse reads a textfile. A duplicate series is an error.
 func parse(text []byte) (*textfile, error) {
 	f := &textfile{values: map[string]float64{}, pods: map[podName]int{}, types: map[string]string{}}
 	for line := range strings.Lines(string(text)) {
@@ -83,7 +84,8 @@ func label(series, name string) (string, bool) {
 	return "", false
 }
 
-// podOf returns the pod that a series belongs to; not ok: the host's, nobody's.
+// podOf returns the pod that a series belongs to; ok is false for the host and for
+// unattributed series.
 func podOf(series string) (p podName, ok bool) {
 	p[0], _ = label(series, "k8s_namespace")
 	p[1], ok = label(series, "k8s_pod")
@@ -113,9 +115,9 @@ type follower struct {
 	done chan struct{}
 
 	mu      sync.Mutex
-	files   []*textfile // without values, but for the last
+	files   []*textfile // only the last one has values
 	lasting map[podName]bool
-	counted map[string]float64 // counters of what lasts, at their last reading
+	counted map[string]float64 // counters of lasting pods, at their last reading
 	faults  []string
 	reads   int
 }
@@ -142,7 +144,7 @@ func (f *follower) run() {
 		}
 		info, err := os.Stat(f.file)
 		if err != nil {
-			continue // nodeskoop does not run
+			continue // nodeskoop does not run now
 		}
 		inode := info.Sys().(*syscall.Stat_t).Ino ^ uint64(info.ModTime().UnixNano())
 		if inode == last {
@@ -180,7 +182,8 @@ func (f *follower) take(text []byte) {
 	}
 	for series, v := range file.values {
 		name, _, _ := strings.Cut(series, "{")
-		// Flows begin with each run, and so does what nodeskoop says of itself.
+		// The counters of flow, and those about nodeskoop itself, start from 0 in each
+		// run.
 		if file.types[name] != "counter" || !strings.HasPrefix(name, "kubeskoop_") || strings.HasPrefix(name, "kubeskoop_flow_") {
 			continue
 		}
@@ -201,8 +204,8 @@ func (f *follower) fault(format string, args ...any) {
 	}
 }
 
-// holds declares that pods last from now on: they are in each file, and their counters never
-// fall.
+// holds declares that pods last from now on: each file must have them, and their
+// counters must never fall.
 func (f *follower) holds(last ...podName) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -211,14 +214,14 @@ func (f *follower) holds(last ...podName) {
 	}
 }
 
-// releases ends what holds declared.
+// releases ends the declarations made with holds.
 func (f *follower) releases() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	clear(f.lasting)
 }
 
-// verdict returns what went wrong since the last call.
+// verdict returns the faults since the last call, and the number of files read.
 func (f *follower) verdict() (faults []string, reads int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -227,7 +230,7 @@ func (f *follower) verdict() (faults []string, reads int) {
 	return faults, reads
 }
 
-// last returns the last file whose cycle began at or after a time; nil: there is none yet.
+// last returns the last file, if its cycle began at or after a time; else nil.
 func (f *follower) last(since time.Time) *textfile {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -237,7 +240,7 @@ func (f *follower) last(since time.Time) *textfile {
 	return nil
 }
 
-// cycles returns the files whose cycles began within a time.
+// cycles returns the files whose cycles began between two times.
 func (f *follower) cycles(from, to time.Time) (within []*textfile) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

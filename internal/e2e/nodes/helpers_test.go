@@ -18,7 +18,7 @@ kubeskoop_tcp_insegs{k8s_node="node1",k8s_namespace="hostNetwork",k8s_pod="hostN
 kubeskoop_tcp_insegs{k8s_node="node1",k8s_namespace="default",k8s_pod="plain-node1"} 7
 `
 
-// TestParse: a file has the series of the pods that it names, and each once.
+// TestParse: a file has series of each pod that it names, without duplicates.
 func TestParse(t *testing.T) {
 	f, err := parse([]byte(sample))
 	if err != nil {
@@ -45,7 +45,8 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// TestFollower: a fault of what lasts is told, and the same of what does not last is none.
+// TestFollower: a fault of a lasting pod is reported; the same in a pod that does not
+// last is not a fault.
 func TestFollower(t *testing.T) {
 	plain := podName{"default", "plain-node1"}
 	falls := strings.Replace(sample, "} 7", "} 6", 1)
@@ -83,7 +84,7 @@ func TestFollower(t *testing.T) {
 	}
 }
 
-// TestBinaries reads what the script binaries prints.
+// TestBinaries parses the output of the script binaries.
 func TestBinaries(t *testing.T) {
 	got, err := readBinaries("kubelet=/k\ncontainerd-2=/c\n")
 	if err != nil || !maps.Equal(got, binaries{"kubelet": "/k", "containerd-2": "/c"}) {
@@ -96,7 +97,7 @@ func TestBinaries(t *testing.T) {
 	}
 }
 
-// TestTable: a row for each demand, in order, and a column for each node.
+// TestTable: the table has a row for each demand, in order, and a column for each node.
 func TestTable(t *testing.T) {
 	r := table{cells: map[[2]string]string{}}
 	r.set("old", "churn", "in time", "yes")
@@ -112,7 +113,8 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// TestModules: what nodes are built of stays out of the project's own module.
+// TestModules: the modules of the kubelet and of containerd are not in the project's
+// own go.mod.
 func TestModules(t *testing.T) {
 	ours, err := os.ReadFile("../../../go.mod")
 	if err != nil {

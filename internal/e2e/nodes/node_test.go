@@ -23,14 +23,14 @@ import (
 	"nodeskoop/internal/testkit/pods"
 )
 
-// patience is how long a situation may take to come about: the kubelet waits some seconds
-// between its attempts.
+// patience is how long a test waits for a situation: the kubelet pauses for some
+// seconds between its attempts.
 const patience = 2 * time.Minute
 
 // node is a containerd, a kubelet and a nodeskoop.
 type node struct {
 	t       *testing.T
-	name    string // of its column
+	name    string // name of its column in the table
 	ctd     *pods.Containerd
 	kubelet *pods.Kubelet
 	watch   *follower
@@ -38,11 +38,11 @@ type node struct {
 	config  string
 	daemon  *exec.Cmd
 	ended   chan struct{}
-	empty   holdings        // nodeskoop's before the first pod
+	empty   holdings        // nodeskoop's holdings before the first pod
 	spaces  map[string]bool // the pods' network namespaces, as links of /proc/PID/ns/net
 }
 
-// use makes programs of a folder those that are started from now on.
+// use makes a folder's programs the ones that are started from now on.
 func use(dir string) error {
 	path := os.Getenv("PATH")
 	if before := os.Getenv("NODESKOOP_NODES_IN_USE"); before != "" {
@@ -98,7 +98,7 @@ func newNode(t *testing.T, name string, b binaries) *node {
 
 func (n *node) log() string { return filepath.Join(n.dir, "log") }
 
-// start runs nodeskoop in containerd's namespaces, where journald is not.
+// start runs nodeskoop in containerd's namespaces, where there is no journald.
 func (n *node) start(program string) error {
 	log, err := os.OpenFile(n.log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -154,7 +154,7 @@ func (n *node) file() (*textfile, error) {
 	return f, nil
 }
 
-// demand holds what is demanded in a situation, and reports it in the table.
+// demand checks one demand in a situation, and reports the result in the table.
 func (n *node) demand(situation, demand string, f func() (detail string, err error)) {
 	n.t.Helper()
 	begin := time.Now()
@@ -171,13 +171,13 @@ func (n *node) demand(situation, demand string, f func() (detail string, err err
 	n.t.Logf("%-14s %-28s %-60s %s (%.1f s)", n.name, situation, demand, cell, time.Since(begin).Seconds())
 }
 
-// eventually is demand for what comes true after a while.
+// eventually is demand for a condition that becomes true after a while.
 func (n *node) eventually(situation, demand string, f func() error) {
 	n.t.Helper()
 	n.demand(situation, demand, func() (string, error) { return "", n.within(f) })
 }
 
-// steady demands that nothing was wrong with any textfile since the last call.
+// steady demands that no textfile since the last call had a fault.
 func (n *node) steady(situation string) {
 	n.t.Helper()
 	n.demand(situation, "each series once in each file; what lasts is in each, and no counter of it falls", func() (string, error) {
@@ -189,7 +189,7 @@ func (n *node) steady(situation string) {
 	})
 }
 
-// running lists the kubelet's pods that run.
+// running lists the kubelet's running pods.
 func (n *node) running() (map[podName]pods.KubeletPod, error) {
 	list, err := n.kubelet.Pods()
 	if err != nil {
@@ -235,7 +235,7 @@ func (n *node) remove(m manifest) {
 	}
 }
 
-// fileOf is short: names of files may have 255 bytes.
+// fileOf returns a short name, since file names are limited to 255 bytes.
 func fileOf(m manifest) string { return m.namespace + "_" + m.name[:min(len(m.name), 40)] }
 
 // row is a pod as nodeskoop lists it.
@@ -249,7 +249,7 @@ type row struct {
 
 func (r row) name() podName { return podName{r.Namespace, r.Pod} }
 
-// listed returns what `nodeskoop pods` prints. A pod that is listed twice is an error.
+// listed returns the output of `nodeskoop pods`. A duplicate pod is an error.
 func (n *node) listed() (map[podName]row, error) {
 	cmd := exec.Command(testkit.Nodeskoop(n.t), "pods", "--json", "--config", n.config)
 	var out, errs bytes.Buffer
@@ -274,7 +274,7 @@ func (n *node) listed() (map[podName]row, error) {
 	return found, nil
 }
 
-// samePods demands that the textfile has the kubelet's pods, and no others, and that
+// samePods demands that the textfile has exactly the kubelet's pods, and that
 // `nodeskoop pods` lists each once.
 func (n *node) samePods() error {
 	want, err := n.running()
@@ -354,7 +354,7 @@ func (n *node) processes(p pods.KubeletPod) (pids []int, err error) {
 	return pids, err
 }
 
-// usage is what the kernel says of a pod's processes.
+// usage is the kernel's account of a pod's processes.
 type usage struct{ files, reads, writes float64 }
 
 func (n *node) usage(p pods.KubeletPod) (u usage, pids []int, err error) {
@@ -387,12 +387,13 @@ func (n *node) usage(p pods.KubeletPod) (u usage, pids []int, err error) {
 	return u, pids, nil
 }
 
-// owned demands that pods' processes, descriptors and I/O are those of their control
-// groups, and their namespaces and addresses those of their processes.
+// owned demands that the processes, descriptors and I/O of pods are those of their
+// control groups, and that namespaces and addresses are those of their processes.
 //
-// I/O of processes that have ended is the pod's, too: of init containers, and of runc,
-// which the shim runs for each container. runc starts a container as a process of the host's
-// that moves into the group: what it called before is the host's, if nodeskoop saw it there.
+// I/O of ended processes is the pod's, too: that of init containers, and that of runc,
+// which the shim runs for each container. runc starts a container as a process of the
+// host, which then moves into the group. If nodeskoop saw that process before the move,
+// its earlier calls are the host's.
 func (n *node) owned(wanted ...manifest) error {
 	rows, err := n.listed()
 	if err != nil {
@@ -456,14 +457,14 @@ func (n *node) owned(wanted ...manifest) error {
 	return nil
 }
 
-// What runc's processes may read and write while they start a pod: its writes are fewer
-// than those that a container is known for.
+// The maximum I/O of runc's processes while they start a pod. Their writes are fewer
+// than the known writes of a container.
 const (
 	runcReads  = 3000
 	runcWrites = known - 50
 )
 
-// pause is the process of a pod's sandbox.
+// pause returns the process of a pod's sandbox.
 func (n *node) pause(p podName) (int, error) {
 	kubelet, err := n.running()
 	if err != nil {
@@ -514,10 +515,10 @@ func (n *node) events() (all []map[string]string, err error) {
 	return all, lines.Err()
 }
 
-// holdings is what nodeskoop holds of the kernel.
+// holdings are the kernel objects that nodeskoop holds.
 type holdings struct {
 	files, mounts int
-	spaces        []string // network namespaces that it has open
+	spaces        []string // open network namespaces
 }
 
 func (n *node) holdings() (h holdings, err error) {
@@ -528,7 +529,7 @@ func (n *node) holdings() (h holdings, err error) {
 	}
 	for _, fd := range fds {
 		link, err := os.Readlink(dir + "/fd/" + fd.Name())
-		// What it reads for a moment does not count.
+		// Skip files that are open only while they are read.
 		if err != nil || strings.HasPrefix(link, "/proc/") || strings.HasPrefix(link, n.dir) && link != n.log() {
 			continue
 		}
@@ -542,8 +543,8 @@ func (n *node) holdings() (h holdings, err error) {
 	return h, err
 }
 
-// contention is for how long some task had to wait for a CPU, since the machine started; 0
-// where the kernel does not tell.
+// contention returns for how long some task had to wait for a CPU since the machine
+// started; 0 if the kernel does not say.
 func contention() time.Duration {
 	text, _ := os.ReadFile("/proc/pressure/cpu")
 	_, rest, _ := strings.Cut(string(text), "total=")

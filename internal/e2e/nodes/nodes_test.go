@@ -86,7 +86,7 @@ func TestNodes(t *testing.T) {
 	}
 }
 
-// quiet are shapes that start no process of their own while they run.
+// quiet lists the shapes that start no further processes while they run.
 var quiet = []string{
 	"plain", "two containers", "init containers", "native sidecar", "hostNetwork", "hostPID", "shareProcessNamespace",
 	"guaranteed", "burstable", "best effort", "privileged", "not root", "long dotted name", "hostPort",
@@ -156,7 +156,7 @@ func (n *node) shapes() {
 			p := shapes["exec probes"].podName()
 			u, _, err := n.usage(found[p])
 			if err != nil {
-				return err // a process of the probe ended meanwhile
+				return err // a process of the exec probe ended meanwhile
 			}
 			f, err := n.file()
 			if v, ok := f.value("kubeskoop_fdopenfd", p); err == nil && (!ok || v != u.files) {
@@ -169,7 +169,7 @@ func (n *node) shapes() {
 	n.steady(situation)
 }
 
-// lasting are pods that nothing happens to.
+// lasting are pods that are left alone.
 func (n *node) lasting() (last []podName) {
 	for _, name := range append([]string{"crash loop", "exec probes"}, quiet...) {
 		last = append(last, shapes[name].podName())
@@ -177,7 +177,7 @@ func (n *node) lasting() (last []podName) {
 	return append(last, server.podName(), client.podName())
 }
 
-// again deletes a static pod and makes it again, under the same name and UID.
+// again deletes a static pod and creates it with the same name and UID.
 func (n *node) again() {
 	const situation = "deleted and remade"
 	m := shapes[situation]
@@ -209,7 +209,8 @@ func (n *node) again() {
 	n.eventually(situation, "the same pods as the kubelet's, each once", n.samePods)
 }
 
-// pauseless kills the process of a sandbox: the kubelet replaces all of the pod.
+// pauseless kills the process of a sandbox, after which the kubelet replaces the whole
+// pod.
 func (n *node) pauseless() {
 	const situation = "pause process killed"
 	m := shapes[situation]
@@ -233,7 +234,8 @@ func (n *node) pauseless() {
 	n.steady(situation)
 }
 
-// ends demands that an event names the pods at both ends: a connection to a closed port.
+// ends demands that an event names the pods at both ends of a connection to a closed
+// port.
 func (n *node) ends() {
 	const situation = "refused connection between pods"
 	n.demand(situation, "the event of each end has both pods", func() (string, error) {
@@ -246,7 +248,7 @@ func (n *node) ends() {
 			if err != nil {
 				return "", err
 			}
-			_ = cmd.Run() // it is refused
+			_ = cmd.Run() // the connection is refused
 			for _, want := range []map[string]string{
 				{"KUBESKOOP_EVENT": "TCPRESET_NOSOCK", "K8S_NAMESPACE": server.namespace, "K8S_POD": server.podName()[1],
 					"KUBESKOOP_SRC_POD": server.podName()[1], "KUBESKOOP_DST_POD": client.podName()[1], "KUBESKOOP_SADDR": to.String(), "KUBESKOOP_SPORT": "81"},
@@ -288,16 +290,16 @@ func contains(all, part map[string]string) bool {
 	return true
 }
 
-// What a pod's start and end may take until nodeskoop knows. The time that some task of the
-// machine had to wait for a CPU is not counted, so that a busy machine does not fail the
-// test; that much more is the most.
+// The time limits for nodeskoop to notice the start and the end of a pod. Time in which
+// some task of the machine had to wait for a CPU is added to them, up to busyLimit, so
+// that a busy machine does not fail the test.
 const (
 	startLimit = time.Second
 	endLimit   = 2 * time.Second
 	busyLimit  = 10 * time.Second
 )
 
-// churn makes pods come and go.
+// churn creates and removes pods.
 func (n *node) churn(count int) {
 	situation := fmt.Sprintf("%d pods come and go", count)
 	boxes, err := watchSandboxes(n.ctd.Socket)
@@ -397,7 +399,8 @@ func (n *node) delays(seen []time.Duration, late []string) (string, error) {
 	return fmt.Sprintf("yes; median %.1f s, last %.1f s", round(seen[len(seen)/2]), round(seen[len(seen)-1])), nil
 }
 
-// restarts restarts each of the three while pods talk, come and go.
+// restarts restarts containerd, the kubelet and nodeskoop while pods exchange traffic,
+// start and end.
 func (n *node) restarts(next string) {
 	var from int
 	var to netip.Addr
@@ -466,7 +469,7 @@ func (n *node) kubeletAgain(sig syscall.Signal) error {
 	return n.kubelet.TryRun()
 }
 
-// talk makes the pod of a process ask another.
+// talk makes a pod, given by its process, send a request to another.
 func talk(ctx context.Context, from int, to string) {
 	for ctx.Err() == nil {
 		_ = exec.CommandContext(ctx, "nsenter", "-t", strconv.Itoa(from), "-n", "busybox", "wget", "-q", "-O", "/dev/null", "http://"+to+"/").Run()
@@ -474,7 +477,7 @@ func talk(ctx context.Context, from int, to string) {
 	}
 }
 
-// come makes pods come and go, some at a time.
+// come creates and removes pods, several at a time.
 func (n *node) come(ctx context.Context) {
 	const most = 4
 	var there []manifest
@@ -504,7 +507,7 @@ func (n *node) come(ctx context.Context) {
 	}
 }
 
-// empties removes all pods, and demands that nothing of them stays.
+// empties removes all pods, and demands that nothing of them is left.
 func (n *node) empties() {
 	const situation = "all pods removed"
 	n.watch.releases()

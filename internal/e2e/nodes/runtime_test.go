@@ -15,12 +15,12 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// sandbox is what containerd said of a pod's sandbox.
+// sandbox is what containerd reported about a pod's sandbox.
 type sandbox struct {
 	pod            podName
-	started, ended time.Time     // ended is zero while it runs
-	load           time.Duration // the load meter at the start
-	loadEnd        time.Duration // and at the end
+	started, ended time.Time     // ended is zero while the sandbox runs
+	load           time.Duration // value of contention at the start
+	loadEnd        time.Duration // value of contention at the end
 }
 
 // sandboxes records when sandboxes start and end, by containerd's events.
@@ -32,7 +32,8 @@ type sandboxes struct {
 	all map[string]*sandbox
 }
 
-// watchSandboxes subscribes to containerd's events. A restart of containerd ends it.
+// watchSandboxes subscribes to containerd's events. A restart of containerd ends the
+// subscription.
 func watchSandboxes(socket string) (*sandboxes, error) {
 	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -95,7 +96,7 @@ func (s *sandboxes) close() {
 	<-s.done
 }
 
-// of returns what is known of the sandboxes of a namespace's pods.
+// of returns the recorded sandboxes of a namespace's pods.
 func (s *sandboxes) of(namespace string) (found []sandbox) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

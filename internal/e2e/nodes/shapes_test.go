@@ -14,10 +14,10 @@ type object map[string]any
 type manifest struct {
 	namespace, name string
 	spec            object
-	ended           float64 // known writes of containers that end
+	ended           float64 // known number of writes of containers that end
 }
 
-// podName is what the kubelet calls a static pod: it adds the node's name.
+// podName returns the kubelet's name of a static pod, which ends in the node's name.
 func (m manifest) podName() podName { return podName{m.namespace, m.name + "-node1"} }
 
 func (m manifest) object() object {
@@ -32,10 +32,11 @@ func (m manifest) object() object {
 	}
 }
 
-// idle is a process that lasts and does nothing.
+// idle is a shell command that never ends and does nothing.
 const idle = "exec sleep 1000000"
 
-// writes makes n calls of write(2) in a shell of its own, which n lines cost.
+// writes returns shell commands that make n calls of write(2): one per line of output,
+// all in the shell itself.
 func writes(n int) string {
 	return fmt.Sprintf("i=0; while [ $i -lt %d ]; do i=$((i+1)); echo x; done > /tmp/w; ", n)
 }
@@ -62,7 +63,7 @@ func pod(namespace, name string, spec object) manifest {
 	return manifest{namespace: namespace, name: name, spec: spec}
 }
 
-// withEnded declares known writes of containers that end.
+// withEnded sets the known number of writes of containers that end.
 func (m manifest) withEnded(writes float64) manifest {
 	m.ended = writes
 	return m
@@ -72,10 +73,10 @@ func resources(kind, cpu, memory string) object {
 	return object{"resources": object{kind: object{"cpu": cpu, "memory": memory}}}
 }
 
-// Of each container that writes, this many calls are known.
+// Each container that writes makes this number of write calls.
 const known = 300
 
-// shapes are kinds of pods, by what is special about them.
+// shapes are kinds of pods, keyed by what is special about them.
 var shapes = map[string]manifest{
 	"plain": pod("default", "plain", nil),
 	"two containers": pod("shop", "two", object{"containers": []object{
@@ -123,7 +124,7 @@ var shapes = map[string]manifest{
 	"pause process killed": pod("default", "pauseless", nil),
 }
 
-// Two pods that talk.
+// Two pods that exchange requests.
 var (
 	server = pod("shop", "server", object{"containers": []object{container("main", "exec httpd -f -p 80")}})
 	client = pod("shop", "client", nil)

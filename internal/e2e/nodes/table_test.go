@@ -7,7 +7,7 @@ import (
 	"sync"
 )
 
-// table is what was found: a row for each situation and demand, a column for each node.
+// table holds the results: a row for each situation and demand, a column for each node.
 type table struct {
 	mu    sync.Mutex
 	nodes []string
@@ -35,7 +35,7 @@ func (t *table) set(node, situation, demand, cell string) {
 	t.cells[[2]string{row, node}] = cell
 }
 
-// String is the table in Markdown.
+// String returns the table in Markdown.
 func (t *table) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -55,7 +55,7 @@ func (t *table) String() string {
 	return b.String()
 }
 
-// write stores the table where NODESKOOP_NODES_TABLE names a file.
+// write stores the table in the file that NODESKOOP_NODES_TABLE names.
 func (t *table) write() error {
 	file := os.Getenv("NODESKOOP_NODES_TABLE")
 	if file == "" {

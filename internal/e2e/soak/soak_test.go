@@ -36,8 +36,8 @@ import (
 const (
 	cycle   = 2 * time.Second // the daemon's interval
 	churn   = 10              // number of pods started and removed per second
-	workers = 6               // that make them
-	spaces  = 10              // network namespaces outside pods, each second
+	workers = 6               // goroutines that create pods
+	spaces  = 10              // network namespaces outside pods per second
 )
 
 func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
@@ -82,7 +82,7 @@ func TestSoak(t *testing.T) {
 // restarts does the same while the daemon itself is restarted and killed: no
 // counter may fall for a reader, neither the host's nor that of a continuing pod.
 func (s *soak) restarts(length time.Duration) {
-	<-s.daemon.done // it was made to show its goroutines
+	<-s.daemon.done // SIGQUIT has already ended it
 	s.daemon = s.start("third")
 	s.lasting = s.makePod()
 	if s.lasting == nil {
@@ -168,10 +168,10 @@ type soak struct {
 	// Readers of the daemon's state hold it for reading, the restarting goroutine
 	// for writing.
 	running        sync.RWMutex
-	killing        bool // it is restarted
+	killing        bool // the daemon is being restarted
 	daemonRestarts int
 	lasting        *pods.Pod
-	counters       map[string]float64 // of the last scrape
+	counters       map[string]float64 // counters of the last scrape
 	compared       int
 }
 
@@ -287,7 +287,7 @@ func (s *soak) spacesComeAndGo(ctx context.Context) {
 func inSpace(f func() error) error {
 	result := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends
+		runtime.LockOSThread() // never unlock: the thread ends with the goroutine
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			result <- err
 			return
@@ -419,7 +419,7 @@ func (s *soak) pause() state {
 	return s.pauseFor(0)
 }
 
-// pauseFor is pause where some pods stay.
+// pauseFor is pause for the case that some pods stay.
 func (s *soak) pauseFor(pods float64) state {
 	s.t.Helper()
 	var last state
@@ -612,7 +612,7 @@ func (d *daemon) families() (map[string]*dto.MetricFamily, error) {
 	return p.TextToMetricFamilies(f)
 }
 
-// state looks at the daemon from outside.
+// state reads the daemon's state from the outside.
 func (d *daemon) state() (s state, err error) {
 	pid := strconv.Itoa(d.cmd.Process.Pid)
 	usage, err := testkit.UsageOf(d.cmd.Process.Pid)

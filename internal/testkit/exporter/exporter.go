@@ -25,7 +25,7 @@ const Program = "prometheus-node-exporter"
 // Exporter is a node_exporter that listens on a port chosen by the kernel.
 type Exporter struct {
 	*testkit.Process
-	URL string // of its metrics page
+	URL string // address of its metrics page
 }
 
 // Textfile returns the flags for node_exporter's textfile collector on a folder.

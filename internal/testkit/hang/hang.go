@@ -96,7 +96,7 @@ func RTNL(t testing.TB, most time.Duration) (release func()) {
 		_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(sock), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(ifr)))
 	}()
 	release = sync.OnceFunc(func() {
-		_ = unix.Close(ufd) // the kernel then provides the page
+		_ = unix.Close(ufd) // closing makes the kernel provide the page
 		<-done
 		_ = unix.Close(sock)
 		_ = unix.Munmap(mem)

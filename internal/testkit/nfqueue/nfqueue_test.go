@@ -33,7 +33,7 @@ func TestVerdicts(t *testing.T) {
 			default:
 				changed := append([]byte(nil), p.Data...)
 				changed[last] = 'd'
-				// A checksum of 0 is none.
+				// A checksum of 0 means that there is none.
 				changed[26], changed[27] = 0, 0
 				_ = q.Replace(p.ID, changed)
 			}

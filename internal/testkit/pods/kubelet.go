@@ -54,7 +54,7 @@ type KubeletContainer struct {
 	ContainerID  string // containerd://ID
 }
 
-// HostPorts gives pods the ports of the host that they ask for. Call it before Run.
+// HostPorts lets pods use the ports of the host that they ask for. Call it before Run.
 func (c *Containerd) HostPorts() {
 	c.t.Helper()
 	file := filepath.Join(c.dir, "cni", "10.conflist")
@@ -68,8 +68,8 @@ func (c *Containerd) HostPorts() {
 // nodeAddress is the address that the kubelet reports as the node's.
 const nodeAddress = "192.168.250.2"
 
-// kernelSettings are what the kubelet demands of the kernel. It sees files with these
-// values, so that the machine's own settings are neither read nor changed.
+// kernelSettings are values that the kubelet requires of the kernel's settings. It sees
+// them in files, so the machine's own settings are neither read nor changed.
 var kernelSettings = map[string]string{
 	"vm/overcommit_memory":      "1",
 	"vm/panic_on_oom":           "0",
@@ -87,7 +87,7 @@ func (c *Containerd) Kubelet(program string) *Kubelet {
 	need.Program(t, program, "sh")
 	k := &Kubelet{Program: program, c: c}
 	k.client = http.Client{Timeout: callTimeout, Transport: &http.Transport{
-		DisableKeepAlives: true, // a restart ends them
+		DisableKeepAlives: true, // a restart of the kubelet ends idle connections
 		DialContext: func(context.Context, string, string) (conn net.Conn, err error) {
 			err = c.space.do(func() error {
 				conn, err = net.DialTimeout("tcp", "127.0.0.1:10255", callTimeout)
@@ -121,14 +121,16 @@ func (c *Containerd) Kubelet(program string) *Kubelet {
 	return k
 }
 
-// prepareNode makes what a kubelet expects of its machine, on the thread in the namespaces.
+// prepareNode creates what a kubelet expects on its machine. It runs on the thread in
+// the namespaces.
 func prepareNode(dir string) error {
 	for _, d := range []string{"/var/log"} {
 		if err := unix.Mount("tmpfs", d, "tmpfs", 0, "mode=0755"); err != nil {
 			return fmt.Errorf("mount a tmpfs on %s: %w", d, err)
 		}
 	}
-	// The kubelet mounts into pods' folders, which are to appear in containers.
+	// The kubelet mounts volumes into pods' folders; these mounts must appear in
+	// containers.
 	if err := unix.Mount("", "/var/lib", "", unix.MS_SHARED, ""); err != nil {
 		return fmt.Errorf("make /var/lib shared: %w", err)
 	}
@@ -143,7 +145,7 @@ func prepareNode(dir string) error {
 			return fmt.Errorf("show the kernel setting %s as %s: %w", name, value, err)
 		}
 	}
-	// The node's own address is on one end of a pair that leads nowhere.
+	// The node's address is on a veth whose peer is not connected further.
 	eth0 := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "ext0"}
 	if err := netlink.LinkAdd(eth0); err != nil {
 		return fmt.Errorf("add the interface eth0: %w", err)
@@ -167,8 +169,8 @@ func prepareNode(dir string) error {
 	return nil
 }
 
-// makeCgroups makes the pods' parent, and a control group for the kubelet of the same name
-// in all hierarchies, as the kubelet demands.
+// makeCgroups creates the parent group of the pods, and in every hierarchy a control
+// group of the same name for the kubelet, which requires it.
 func (k *Kubelet) makeCgroups() error {
 	for _, root := range cgroupRoots() {
 		parent := filepath.Join(root, k.c.Cgroup)
@@ -177,7 +179,7 @@ func (k *Kubelet) makeCgroups() error {
 			return err
 		}
 		for _, dir := range []string{parent, own} {
-			// A group of cpuset takes processes only once it has CPUs and memory.
+			// A cpuset group accepts processes only once it has CPUs and memory.
 			for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 				of, err := os.ReadFile(filepath.Join(filepath.Dir(dir), file))
 				if errors.Is(err, os.ErrNotExist) {
@@ -297,14 +299,14 @@ func (k *Kubelet) Pods() ([]KubeletPod, error) {
 	return list.Items, nil
 }
 
-// Put makes the kubelet run a pod, or another in place of the one that was put under that
-// name of a file.
+// Put makes the kubelet run a pod. A pod that was put under the same file name before
+// is replaced.
 func (k *Kubelet) Put(name string, manifest any) error {
 	b, err := json.Marshal(manifest)
 	if err != nil {
 		return err
 	}
-	// The kubelet leaves files alone whose names begin with a dot.
+	// The kubelet ignores files whose names begin with a dot.
 	tmp := filepath.Join(k.manifests(), "."+name)
 	if err := os.WriteFile(tmp, b, 0o644); err != nil {
 		return err
@@ -312,7 +314,7 @@ func (k *Kubelet) Put(name string, manifest any) error {
 	return os.Rename(tmp, filepath.Join(k.manifests(), name+".json"))
 }
 
-// Remove makes the kubelet end the pod that was put under a name.
+// Remove makes the kubelet end the pod with that file name.
 func (k *Kubelet) Remove(name string) error {
 	return os.Remove(filepath.Join(k.manifests(), name+".json"))
 }

@@ -188,9 +188,9 @@ func (c *Containerd) sandboxes() string {
 `, SandboxRuntime, filepath.Join(c.dir, shimName))
 }
 
-// SandboxAPI returns the folders of the containerds with the sandbox API, which
-// make test-nodes keeps: Debian 13's, which has it as an experiment, and containerd 2. It
-// skips the test unless that target runs it.
+// SandboxAPI returns the folders of the containerds with the sandbox API, which make
+// test-nodes provides: Debian 13's, in which the API is experimental, and containerd 2.
+// It skips the test unless make test-nodes runs it.
 func SandboxAPI(t testing.TB) []string {
 	t.Helper()
 	need.Target(t, "test-nodes", os.Getenv("NODESKOOP_NODES_BINARIES") != "")
@@ -263,7 +263,8 @@ func (c *Containerd) TryRun() error {
 	if c.Programs != "" {
 		cmd.Env = append(os.Environ(), "PATH="+c.Programs+":"+os.Getenv("PATH"), "ENABLE_CRI_SANDBOXES=1")
 	}
-	// With Pdeathsig the thread that starts it must live until the end of the test.
+	// Pdeathsig is sent when the starting thread ends, so that thread must live until
+	// the end of the test.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if c.PIDNamespace {
 		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID

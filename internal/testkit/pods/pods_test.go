@@ -29,8 +29,8 @@ func netnsOf(t *testing.T, pid int) uint64 {
 	return inode(t, fmt.Sprintf("/proc/%d/ns/net", pid))
 }
 
-// TestHarness runs one of each kind, and checks that the machine shows nothing of it,
-// during and after.
+// TestHarness runs a pod, a container and a service of each kind, and checks that the
+// machine shows nothing of them, during and after the test.
 func TestHarness(t *testing.T) {
 	var dir, cgroup string
 	t.Run("instance", func(t *testing.T) {
@@ -77,7 +77,7 @@ func TestHarness(t *testing.T) {
 		if line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", shim)); !strings.Contains(string(line), "containerd-shim") {
 			t.Errorf("process %d is no shim: %q", shim, line)
 		}
-		c.Freeze(shim)() // and thaw
+		c.Freeze(shim)() // Freeze and thaw the shim at once.
 
 		c.Stop()
 		c.Run()
@@ -92,10 +92,10 @@ func TestHarness(t *testing.T) {
 		if _, err := os.Stat(fmt.Sprintf("/proc/%d", p.PID)); err == nil {
 			t.Error("the sandbox runs on after its removal")
 		}
-		c.Freeze(c.ShimPID(host.PID)) // so that the clean-up has to cope with it
+		c.Freeze(c.ShimPID(host.PID)) // the clean-up has to cope with a frozen shim
 	})
 	if dir == "" {
-		return // skipped
+		return // the test was skipped
 	}
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
 		t.Errorf("the instance's folder is left behind: %v", err)

@@ -22,13 +22,14 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// SandboxRuntime is the PodSpec.Runtime of pods whose sandbox is no container, as those of
-// Kata and Kuasar: a shim with containerd's sandbox API runs a process in the pod's network
-// namespace, where they run a virtual machine. Such a pod has no containers here.
+// SandboxRuntime is the PodSpec.Runtime of pods whose sandbox is not a container, as
+// with Kata and Kuasar. A shim with containerd's sandbox API runs a plain process in
+// the pod's network namespace, in place of a virtual machine. Such a pod has no
+// containers in these tests.
 const SandboxRuntime = "sandboxed"
 
-// shimName makes a test binary that is called by this name the shim. The name begins as
-// every shim's, so that the sweeper ends it, too.
+// shimName is the file name by which a test binary serves as the shim. It begins like
+// every shim's name, so that the sweeper ends it, too.
 const shimName = "containerd-shim-sandboxed-v1"
 
 func init() {
@@ -62,13 +63,13 @@ func beShim(args []string) error {
 	case action == "start" && id != "":
 		return startShim(id)
 	case action == "delete":
-		return nil // an empty answer: exit code 0
+		return nil // the empty answer means exit code 0
 	}
 	return fmt.Errorf("the shim does not know %q", args)
 }
 
-// startShim starts the server with a socket in the instance's folder, whose path is short
-// enough for one.
+// startShim starts the server. Its socket is in the instance's folder, whose path is
+// short enough for a socket.
 func startShim(id string) error {
 	path := filepath.Join(filepath.Dir(os.Args[0]), id[:12]+".sock")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
@@ -80,7 +81,7 @@ func startShim(id string) error {
 	if err != nil {
 		return err
 	}
-	// Its output is not this one's: containerd reads that to the end.
+	// Do not inherit standard output, which containerd reads to its end.
 	cmd := exec.Command(os.Args[0], "serve")
 	cmd.ExtraFiles = []*os.File{f}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -102,7 +103,7 @@ func serveShim() error {
 	}
 	s := &shim{ended: make(chan struct{}), shutdown: make(chan struct{})}
 	sandboxapi.RegisterTTRPCSandboxService(server, s)
-	// containerd asks for the task that the sandbox would be after its own restart.
+	// After a restart containerd asks for the sandbox's task.
 	server.RegisterService("containerd.task.v2.Task", &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
 		"Connect": func(context.Context, func(any) error) (any, error) {
 			return &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid()), TaskPid: uint32(s.pid())}, nil
@@ -110,7 +111,7 @@ func serveShim() error {
 	}})
 	go func() {
 		<-s.shutdown
-		time.Sleep(100 * time.Millisecond) // the answer is on its way
+		time.Sleep(100 * time.Millisecond) // let the answer be sent
 		_ = server.Close()
 	}()
 	if err := server.Serve(context.Background(), l); !errors.Is(err, ttrpc.ErrServerClosed) {
@@ -176,7 +177,7 @@ func (s *shim) StartSandbox(context.Context, *sandboxapi.StartSandboxRequest) (*
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	// It answers as soon as it is in the namespace.
+	// The server answers once it is in the namespace.
 	if n, err := out.Read(make([]byte, 16)); n == 0 {
 		return nil, errors.Join(fmt.Errorf("the sandbox does not get ready: %w", err), cmd.Wait())
 	}

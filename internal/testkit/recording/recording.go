@@ -49,7 +49,7 @@ func Notation(values []float64) string {
 				n++
 			}
 			i += n
-			if i > n { // not the first sample
+			if i > n { // there is an earlier sample
 				words = append(words, "stale")
 				n--
 			}
@@ -168,7 +168,7 @@ func parse(r io.Reader) (list []Series, step time.Duration, err error) {
 			continue
 		}
 		const between = "', values: '"
-		at := strings.LastIndex(rest, between) // a label may contain it, too
+		at := strings.LastIndex(rest, between) // the last match, since a label may contain the text
 		notation, ok := strings.CutSuffix(rest[max(at, 0):], "'}")
 		if at < 0 || !ok {
 			return nil, 0, fmt.Errorf("line %d: %.80q is no series and its values", n, line)

@@ -16,12 +16,13 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// Connections is how many connections a load generator keeps busy.
+// Connections is the number of connections that a load generator keeps busy.
 const Connections = 16
 
-// Kinds are the servers. Each answers on one CPU: nginx with one process, Redis and
-// memcached with one thread, PostgreSQL with a process for each connection. They are set up
-// as their packages do, without logs of requests and without waiting for a disk.
+// Kinds are the measured servers. Each answers on one CPU: nginx with one process,
+// Redis and memcached with one thread, PostgreSQL with one process per connection. They
+// are configured as by their packages, but without request logs and without waiting for
+// a disk.
 var Kinds = []Kind{
 	{Name: "nginx", programs: []string{"nginx", "wrk"}, start: startNginx, Workloads: []Workload{
 		{"100 B", http("/100")},
@@ -86,7 +87,7 @@ func startNginx(s *Server) {
 	s.await(80)
 }
 
-// http asks nginx for a file as long as a turn takes.
+// http requests files from nginx for the length of a turn.
 func http(path string, more ...string) func(*Server, *nsnet.Space, string, int) (load, error) {
 	return func(s *Server, from *nsnet.Space, address string, _ int) (load, error) {
 		args := append([]string{"--threads", "1", "--connections", strconv.Itoa(Connections),
@@ -103,12 +104,12 @@ func startRedis(s *Server) {
 	s.t.Helper()
 	s.begin(false, "redis-server", "--port", "6379", "--bind", "*", "--protected-mode", "no", "--save", "", "--appendonly", "no")
 	s.await(6379)
-	if _, err := redis("set", 16)(s, s.Near, "10.0.0.2", 5*redisKeys); err != nil { // nearly all keys
+	if _, err := redis("set", 16)(s, s.Near, "10.0.0.2", 5*redisKeys); err != nil { // fills nearly all keys
 		s.t.Fatal(err)
 	}
 }
 
-// redisKeys is how many keys redis-benchmark chooses from.
+// redisKeys is the number of keys that redis-benchmark chooses from.
 const redisKeys = 10_000
 
 func redis(command string, pipeline int) func(*Server, *nsnet.Space, string, int) (load, error) {
@@ -122,8 +123,8 @@ func redis(command string, pipeline int) func(*Server, *nsnet.Space, string, int
 	}
 }
 
-// postgresProgram finds a program of PostgreSQL, which Debian keeps in a folder for each
-// version, beside the folders of $PATH.
+// postgresProgram returns the path of a program of PostgreSQL. Debian keeps these in a
+// folder per version, outside $PATH.
 func postgresProgram(s *Server, name string) string {
 	s.t.Helper()
 	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
@@ -149,7 +150,7 @@ func startPostgres(s *Server) {
 	if err != nil {
 		s.t.Fatalf("%v\n%s", err, made.Log)
 	}
-	// Checkpoints and vacuuming would fall into some turns only.
+	// Disable checkpoints and vacuuming, which would affect only some turns.
 	s.begin(true, postgresProgram(s, "postgres"), "-D", data, "-c", "listen_addresses=*", "-c", "unix_socket_directories=",
 		"-c", "synchronous_commit=off", "-c", "autovacuum=off", "-c", "checkpoint_timeout=1h", "-c", "max_wal_size=8GB")
 	testkit.Await(s.t, func() error {
@@ -179,13 +180,13 @@ func startMemcached(s *Server) {
 	s.t.Helper()
 	s.begin(false, "memcached", "-u", "root", "-t", "1", "-U", "0", "-p", "11211")
 	s.await(11211)
-	if _, err := s.Workloads[1].run(s, s.Near, "10.0.0.2", 1); err != nil { // get finds the key
+	if _, err := s.Workloads[1].run(s, s.Near, "10.0.0.2", 1); err != nil { // so that get finds the key
 		s.t.Fatal(err)
 	}
 }
 
-// memcached is the only load generator that is not a program of its own: Debian's reports no
-// latencies.
+// memcached is the only server whose load generator is part of this process, since
+// Debian's reports no latencies.
 func memcached(request, answer string) func(*Server, *nsnet.Space, string, int) (load, error) {
 	return func(s *Server, from *nsnet.Space, address string, n int) (l load, err error) {
 		to := unix.SockaddrInet4{Port: 11211, Addr: [4]byte{127, 0, 0, 1}}

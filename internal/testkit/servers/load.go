@@ -41,9 +41,9 @@ func parseWrk(out string) (l load, err error) {
 	return l, errors.Join(errs[:]...)
 }
 
-// parseRedis reads the report of redis-benchmark --csv about n requests.
+// parseRedis reads the report of redis-benchmark --csv on n requests.
 func parseRedis(out string, n int) (l load, err error) {
-	at := strings.Index(out, `"test"`) // warnings come first
+	at := strings.Index(out, `"test"`) // skip warnings
 	if at < 0 {
 		return l, fmt.Errorf("redis-benchmark printed no table:\n%s", out)
 	}
@@ -67,8 +67,8 @@ func parseRedis(out string, n int) (l load, err error) {
 
 var pgbenchRate = regexp.MustCompile(`(?m)^tps = ([\d.]+) `)
 
-// parsePgbench reads the report of pgbench and its log of transactions, of which the third
-// column is the latency in microseconds.
+// parsePgbench reads the report of pgbench, and its log of transactions, in which the
+// third column is the latency in microseconds.
 func parsePgbench(out, transactions string) (l load, err error) {
 	rate := pgbenchRate.FindStringSubmatch(out)
 	if rate == nil {
@@ -94,8 +94,8 @@ func parsePgbench(out, transactions string) (l load, err error) {
 	return l, nil
 }
 
-// repeat sends a request n times on Connections connections, each of which waits for its
-// answer, on this thread.
+// repeat sends a request n times over Connections connections from this thread. Each
+// connection waits for its answer before the next request.
 func repeat(to unix.Sockaddr, request, answer []byte, n int) (l load, err error) {
 	type connection struct {
 		sent time.Time

@@ -58,7 +58,7 @@ func TestParse(t *testing.T) {
 			}
 		})
 	}
-	// A report that lacks something, or says that requests failed, is an error and no turn.
+	// A report that lacks a value, or says that requests failed, is an error.
 	for name, parse := range map[string]func() (load, error){
 		"nothing of wrk":           func() (load, error) { return parseWrk("") },
 		"wrk without a percentile": func() (load, error) { return parseWrk(strings.ReplaceAll(wrkReport, "99%", "98%")) },

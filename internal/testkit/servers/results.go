@@ -13,11 +13,11 @@ import (
 	"nodeskoop/internal/testkit"
 )
 
-// Ratio is how values with probes relate to those without: the median over pairs, and the
-// quartiles.
+// Ratio is the ratio of values with probes to values without: the median over pairs,
+// and the quartiles.
 type Ratio struct{ Low, Mid, High float64 }
 
-// RatioOf returns the Ratio of a list.
+// RatioOf returns the Ratio of a list of ratios.
 func RatioOf(v []float64) Ratio {
 	return Ratio{testkit.Quantile(v, 0.25), testkit.Quantile(v, 0.5), testkit.Quantile(v, 0.75)}
 }
@@ -27,7 +27,7 @@ func (r Ratio) String() string {
 	return fmt.Sprintf("%s (%s to %s)", percent(r.Mid), percent(r.Low), percent(r.High))
 }
 
-// percent is the change in percent. Of a larger one no decimal is known.
+// percent formats the change in percent, with a decimal if the change is small.
 func percent(ratio float64) string {
 	change := (ratio - 1) * 100
 	if change > -9.95 && change < 9.95 {
@@ -36,21 +36,21 @@ func percent(ratio float64) string {
 	return fmt.Sprintf("%+.0f %%", change)
 }
 
-// Result is what a set of probes cost one workload.
+// Result is the cost of a set of probes for one workload.
 type Result struct {
 	Server, Workload string
 	Path             Path
-	Probes           string // a probe, or one of the sets
+	Probes           string // name of a probe, or of one of the sets below
 	Pairs            int
-	// CPU is of both ends and ServerCPU of the server, of one operation.
+	// CPU is the CPU time per operation of both ends, ServerCPU that of the server.
 	CPU, ServerCPU, Rate, P99 Ratio
-	// The medians without probes.
+	// Medians of the turns without probes.
 	BaseCPU  float64 // microseconds
 	BaseRate float64 // operations per second
 	BaseP99  float64 // microseconds
 }
 
-// Sets of probes, besides each alone.
+// Sets of probes, in addition to each probe alone.
 const (
 	// Hooks are programs that only return, at all places where All has programs.
 	Hooks   = "hooks only"
@@ -58,12 +58,13 @@ const (
 	All     = "all"
 )
 
-// columns is the first line of a file of results that is no comment.
+// columns is the header line of a file of results.
 const columns = "server\tworkload\tpath\tprobes\tpairs" +
 	"\tcpu low\tcpu\tcpu high\tserver cpu low\tserver cpu\tserver cpu high\trate low\trate\trate high\tp99 low\tp99\tp99 high" +
 	"\tus without\trate without\tp99 us without"
 
-// Write writes results as a table with tabs, machine as a comment before it.
+// Write writes results as a table separated by tabs, after a comment that names the
+// machine.
 func Write(w io.Writer, machine string, results []Result) error {
 	b := bufio.NewWriter(w)
 	fmt.Fprintf(b, "# %s\n%s\n", machine, columns)
@@ -77,7 +78,7 @@ func Write(w io.Writer, machine string, results []Result) error {
 	return b.Flush()
 }
 
-// Read reads what Write wrote.
+// Read reads the output of Write.
 func Read(r io.Reader) (machine string, results []Result, err error) {
 	s := bufio.NewScanner(r)
 	headed := false
@@ -115,13 +116,14 @@ func Read(r io.Reader) (machine string, results []Result, err error) {
 	return machine, results, s.Err()
 }
 
-// row is one workload on one path, with the results by set of probes.
+// row holds the results for one workload on one path, by set of probes.
 type row struct {
 	Result
 	by map[string]Result
 }
 
-// rows groups results, those first of which All, else Default, take the most CPU.
+// rows groups results by workload and path. Rows in which All (or, without it, Default)
+// takes the most CPU time come first.
 func rows(results []Result) (list []row) {
 	for _, r := range results {
 		i := slices.IndexFunc(list, func(x row) bool {
@@ -139,8 +141,8 @@ func rows(results []Result) (list []row) {
 	return list
 }
 
-// Table writes what the default and all probes cost each workload, in Markdown, the most
-// expensive first.
+// Table writes what the default probes and all probes cost each workload, in Markdown,
+// the most expensive workload first.
 func Table(w io.Writer, results []Result) {
 	fmt.Fprint(w, "| server | requests | path | CPU of one without probes | CPU, default probes | CPU, all probes | rate, all probes | p99, all probes |\n|---|---|---|---|---|---|---|---|\n")
 	for _, x := range rows(results) {
@@ -150,13 +152,13 @@ func Table(w io.Writer, results []Result) {
 	}
 }
 
-// digits writes a number of microseconds with as many decimals as it may have.
+// digits formats a number of microseconds with a sensible number of decimals.
 func digits(us float64) string {
 	return strconv.FormatFloat(us, 'f', max(0, 1-int(math.Log10(max(us, 1)))), 64)
 }
 
-// TableAlone writes what each set of probes costs each workload, in Markdown, with a table
-// for each server.
+// TableAlone writes what each set of probes costs each workload, in Markdown, with one
+// table per server.
 func TableAlone(w io.Writer, results []Result) {
 	var sets []string
 	for _, r := range results {
@@ -188,7 +190,7 @@ func TableAlone(w io.Writer, results []Result) {
 	}
 }
 
-// known is a ratio of a result, empty if it was not measured.
+// known formats a ratio of a result, "" if it was not measured.
 func known(r Result, x Ratio) string {
 	if r.Pairs == 0 {
 		return ""

@@ -48,7 +48,7 @@ func TestResults(t *testing.T) {
 	}
 }
 
-// FuzzRead: a damaged file is an error or results, and no panic.
+// FuzzRead: a damaged file gives an error or results, and never a panic.
 func FuzzRead(f *testing.F) {
 	var text bytes.Buffer
 	if err := Write(&text, "a machine", someResults()); err != nil {
@@ -64,7 +64,8 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
-// TestTables: the most expensive workload comes first, and what was not measured is empty.
+// TestTables: the most expensive workload comes first, and a missing measurement is an
+// empty cell.
 func TestTables(t *testing.T) {
 	for name, c := range map[string]struct {
 		write func(*bytes.Buffer)

@@ -21,24 +21,24 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// turnLength is about how long a turn takes. The load generator of nginx, wrk, takes whole
-// seconds only.
+// turnLength is the approximate length of a turn. wrk, the load generator of nginx,
+// accepts whole seconds only.
 const turnLength = time.Second
 
-// Path is the way between a load generator and its server.
+// Path is the path between a load generator and its server.
 type Path string
 
-// The paths. The server has a namespace of its own; over Loopback the load generator is in
-// it, too.
+// The paths. The server has its own namespace; with Loopback, the load generator runs
+// in that namespace, too.
 const (
 	Loopback Path = "loopback"
 	Veth     Path = "veth"
 )
 
-// Paths are all paths.
+// Paths lists all paths.
 var Paths = []Path{Loopback, Veth}
 
-// Kind is a kind of server and what is asked of it.
+// Kind is a kind of server with its workloads.
 type Kind struct {
 	Name      string
 	Workloads []Workload
@@ -47,18 +47,19 @@ type Kind struct {
 	start    func(s *Server)
 }
 
-// Workload is one kind of requests.
+// Workload is one kind of request.
 type Workload struct {
 	Name string
-	// run makes requests: n of them, or for turnLength if the load generator counts time.
+	// run makes n requests, or requests for turnLength if the load generator counts
+	// time.
 	run func(s *Server, from *nsnet.Space, address string, n int) (load, error)
 }
 
-// load is what a load generator reports.
+// load is the report of a load generator.
 type load struct {
-	operations, rate float64 // rate is per second
+	operations, rate float64 // rate is operations per second
 	p99              time.Duration
-	cpu              time.Duration // of a load generator that is part of this process
+	cpu              time.Duration // CPU time, if the load generator is part of this process
 }
 
 // Turn is the result of one turn.
@@ -66,14 +67,16 @@ type Turn struct {
 	Operations float64
 	Rate       float64 // operations per second
 	P99        time.Duration
-	// CPU time of all operations. Softirq is that of ksoftirqd, which works for both ends.
+	// CPU time of all operations. Softirq is the time of ksoftirqd, which works for
+	// both ends.
 	Server, Client, Softirq time.Duration
 }
 
-// CPU returns the CPU time of one operation in nanoseconds: both ends, with ksoftirqd.
+// CPU returns the CPU time per operation in nanoseconds: that of both ends and of
+// ksoftirqd.
 func (t Turn) CPU() float64 { return float64(t.Server+t.Client+t.Softirq) / t.Operations }
 
-// ServerCPU returns the CPU time that the server takes for one operation, in nanoseconds.
+// ServerCPU returns the server's CPU time per operation, in nanoseconds.
 func (t Turn) ServerCPU() float64 { return float64(t.Server) / t.Operations }
 
 // Server is a running server. It ends with the test.
@@ -85,7 +88,7 @@ type Server struct {
 	t            testing.TB
 	dir          string
 	client, serv *group
-	count        map[string]int // operations in a turn, by workload and path
+	count        map[string]int // operations per turn, by workload and path
 }
 
 // Start starts a server. cgroups is the root of the cgroup2 tree.
@@ -107,8 +110,8 @@ func Start(t testing.TB, k Kind, cgroups string) *Server {
 	return s
 }
 
-// Turn makes requests for about a second. The first turn of a workload and path also finds
-// out how many that are.
+// Turn makes requests for about a second. The first turn of a workload and path also
+// determines how many requests that takes.
 func (s *Server) Turn(w Workload, path Path) Turn {
 	s.t.Helper()
 	from, address := s.Near, "10.0.0.2"
@@ -124,7 +127,7 @@ func (s *Server) Turn(w Workload, path Path) Turn {
 		s.count[key] = max(1000, int(first.rate*turnLength.Seconds()))
 	}
 	var turn Turn
-	// On a busy machine a second may pass before a process has its first turn.
+	// On a busy machine a process may not run for a second after its start.
 	testkit.Eventually(s.t, fmt.Sprintf("%s answered requests of %s over %s", s.Name, w.Name, path), func() bool {
 		server, client, softirq := s.serv.cpu(s.t), s.client.cpu(s.t), testkit.SoftirqCPU()
 		got, err := w.run(s, from, address, s.count[key])
@@ -141,8 +144,9 @@ func (s *Server) Turn(w Workload, path Path) Turn {
 	return turn
 }
 
-// begin starts a program of the server. As anyone, a user without privileges, it is in a
-// user namespace, where files of this process's user are its own.
+// begin starts a program of the server. With anyone, the program runs as a user without
+// privileges, in a user namespace that maps this process's user, so that it can use
+// this process's files.
 func (s *Server) begin(anyone bool, name string, args ...string) *testkit.Process {
 	s.t.Helper()
 	cmd := s.serv.command(context.Background(), name, args...)
@@ -155,7 +159,7 @@ func (s *Server) begin(anyone bool, name string, args ...string) *testkit.Proces
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.t.Cleanup(p.Stop) // with its children
+	s.t.Cleanup(p.Stop) // kills its children, too
 	return p
 }
 
@@ -173,8 +177,8 @@ func (s *Server) ask(from *nsnet.Space, name string, args ...string) (string, er
 	return string(out), nil
 }
 
-// unprivileged makes a program run as another user than root, for programs that refuse to
-// run as root.
+// unprivileged makes a program run as a user other than root, for programs that refuse
+// to run as root.
 func unprivileged(cmd *exec.Cmd) {
 	a := cmd.SysProcAttr
 	a.Cloneflags |= unix.CLONE_NEWUSER
@@ -182,12 +186,12 @@ func unprivileged(cmd *exec.Cmd) {
 	a.GidMappings = append(a.GidMappings, sysID(os.Getgid()))
 }
 
-// group is a control group for processes on one CPU. It counts their CPU time, that of
-// ended ones included.
+// group is a control group for processes on one CPU. It counts their CPU time,
+// including that of ended processes.
 type group struct {
 	dir string
 	fd  int
-	on  int // CPU
+	on  int // number of the CPU
 }
 
 func newGroup(t testing.TB, root, name string, cpu int) *group {
@@ -200,7 +204,8 @@ func newGroup(t testing.TB, root, name string, cpu int) *group {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// This runs after the processes have ended: they start later.
+	// Cleanups run in reverse order: this one runs after those of the processes, which
+	// start later.
 	t.Cleanup(func() {
 		_ = unix.Close(g.fd)
 		if !testkit.Within(testkit.Patience, func() bool { return os.Remove(g.dir) == nil }) {
@@ -231,7 +236,7 @@ func (g *group) cpu(t testing.TB) time.Duration {
 	return 0
 }
 
-// command is a command that starts in the group.
+// command returns a command that starts in the group.
 func (g *group) command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
@@ -239,8 +244,8 @@ func (g *group) command(ctx context.Context, name string, args ...string) *exec.
 	return cmd
 }
 
-// in runs f on a thread in the namespace and on the group's CPU, both of which the
-// programs that f starts inherit.
+// in runs f on a thread in the namespace and on the group's CPU. Programs that f starts
+// inherit both.
 func (g *group) in(space *nsnet.Space, f func() error) (err error) {
 	space.Do(func() {
 		var was, one unix.CPUSet

@@ -134,7 +134,7 @@ func (s *server) serve() error {
 			time.AfterFunc(s.after, func() { s.reply(unique, 0, data) })
 		case opWrite:
 			answer := make([]byte, 8)
-			copy(answer, body[16:20]) // all of it
+			copy(answer, body[16:20]) // the whole write
 			time.AfterFunc(s.after, func() { s.reply(unique, 0, answer) })
 		case opRelease, opFsync, opFlush, opDestroy:
 			s.reply(unique, 0, nil)

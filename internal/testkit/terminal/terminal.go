@@ -123,9 +123,9 @@ func (t *Terminal) Keys(s string) error {
 	return err
 }
 
-// Resize changes the size, and notifies the program: by the signal SIGWINCH, and by a
-// report among its input if it asked for such (mode 2048). A program that gets the report
-// asks the kernel for the size, so the kernel has to know it first.
+// Resize changes the size, and notifies the program: by SIGWINCH, and by a report in
+// its input if it asked for one (mode 2048). The kernel must know the new size before
+// the report, since a program that gets the report asks the kernel for the size.
 func (t *Terminal) Resize(columns, rows int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -27,8 +27,8 @@ func Limit(t testing.TB) int {
 	return limit
 }
 
-// Established returns the input of conntrack -R that creates n established
-// connections. The kernel evicts none of them early.
+// Established returns input for conntrack -R that creates n established connections.
+// The kernel evicts none of them early.
 func Established(n int) string {
 	var w strings.Builder
 	for i := range n {

@@ -207,7 +207,7 @@ func judgeHost(v session.Host, named string) Finding {
 	case named != "":
 		return Finding{name, Good, named, ""}
 	case v.Guessed != nil:
-		return Finding{name, Good, fmt.Sprintf("this process is in it; that of process 1 cannot be told (%v)", v.Guessed), ""}
+		return Finding{name, Good, fmt.Sprintf("this process is in it; that of process 1 cannot be read (%v)", v.Guessed), ""}
 	}
 	return Finding{name, Good, "that of process 1, which is the host's", ""}
 }

@@ -176,7 +176,7 @@ func (k *checker) otherWriters() []Finding {
 			continue
 		}
 		if looked == maxOtherFiles || room <= 0 {
-			out = append(out, Finding{name, Warning, fmt.Sprintf("only the first %d other .prom files were looked at", looked), "ls " + quote.Shell(dir)})
+			out = append(out, Finding{name, Warning, fmt.Sprintf("only the first %d other .prom files were inspected", looked), "ls " + quote.Shell(dir)})
 			break
 		}
 		looked++
@@ -355,7 +355,7 @@ func (k *checker) judgeExporters(all []runningExporter) Finding {
 		case len(e.dirs) == 0:
 			note(severity, who+" reads no textfiles", restart)
 		case err != nil:
-			note(Warning, fmt.Sprintf("whether %s reads %s cannot be told: %v", who, dir, err), restart)
+			note(Warning, fmt.Sprintf("whether %s reads %s is unknown: %v", who, dir, err), restart)
 		default:
 			note(severity, who+" reads "+strings.Join(e.dirs, ", ")+", not "+dir, restart+"; or set textfile.dir to a folder that it reads")
 		}

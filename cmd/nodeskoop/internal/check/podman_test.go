@@ -62,7 +62,7 @@ func newPodman(t *testing.T) *podman {
 	t.Setenv("PODMAN_IGNORE_CGROUPSV1_WARNING", "1")
 	t.Cleanup(func() {
 		_, _ = p.try("rm", "--all", "--force", "--time", "0")
-		// conmon starts a program of Podman's that tidies up, and writes there.
+		// conmon starts a cleanup program of Podman's, which writes there.
 		testkit.Eventually(t, "no process of Podman uses "+dir, func() bool {
 			files, err := filepath.Glob("/proc/[0-9]*/cmdline")
 			if err != nil {

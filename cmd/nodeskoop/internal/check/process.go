@@ -60,7 +60,7 @@ func (k *checker) processesNamed(names ...string) []machineProcess {
 		runs := filepath.Base(strings.TrimSuffix(exe, " (deleted)"))
 		switch {
 		case err != nil && slices.Contains(names, p.name):
-			p.doubt = "its executable cannot be told: " + innermost(err).Error()
+			p.doubt = "its executable is unknown: " + innermost(err).Error()
 		case err != nil:
 			continue
 		case slices.Contains(names, runs):
@@ -91,7 +91,7 @@ func innermost(err error) error {
 func (k *checker) doubtOf(dir string) string {
 	fi, err := os.Stat(dir + "/exe")
 	if err != nil {
-		return "its executable cannot be told: " + innermost(err).Error()
+		return "its executable is unknown: " + innermost(err).Error()
 	}
 	st, ok := fi.Sys().(*syscall.Stat_t)
 	switch {
@@ -104,7 +104,7 @@ func (k *checker) doubtOf(dir string) string {
 	}
 	uids, err := uidsIn(dir + "/status")
 	if err != nil {
-		return "its user cannot be told: " + err.Error()
+		return "its user is unknown: " + err.Error()
 	}
 	for _, uid := range uids {
 		if !systemUser(uid) && uid != k.uid && !k.startedBySystem(dir) {
@@ -137,7 +137,7 @@ func uidsIn(status string) ([]int, error) {
 			return uids, nil
 		}
 	}
-	return nil, errors.New("its status names none")
+	return nil, errors.New("its status has no line Uid")
 }
 
 // systemUser reports whether a user ID belongs to no person: root's, a package's,
@@ -201,7 +201,8 @@ func openRegular(path string) (*os.File, error) {
 	default:
 		return fail(errors.New("it is not a regular file: node_exporter may hang on it at each scrape"))
 	}
-	// Reopen the inspected file itself, whatever now has its name.
+	// Reopen the inspected file itself, since its name may belong to another file by
+	// now.
 	f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
 		return fail(innermost(err))
@@ -218,7 +219,7 @@ const (
 	maxPatternDepth = 32
 )
 
-var errTooMuch = errors.New("its pattern fits too many names to follow")
+var errTooMuch = errors.New("its pattern matches too many names")
 
 // folderWalk looks for a folder below a root by a pattern.
 type folderWalk struct {
@@ -247,7 +248,7 @@ func (k *checker) readsFolder(pid string, patterns []string, dir string) (string
 	go func() { // the process's file system may hang
 		root, err := unix.Open(filepath.Join(k.path("/proc"), pid, "root"), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			done <- answer{err: fmt.Errorf("look at its files: %w", err)}
+			done <- answer{err: fmt.Errorf("read its files: %w", err)}
 			return
 		}
 		defer unix.Close(root)
@@ -267,7 +268,7 @@ func (k *checker) readsFolder(pid string, patterns []string, dir string) (string
 	case a := <-done:
 		return a.pattern, a.ok, a.err
 	case <-time.After(maxPatternTime + time.Second):
-		return "", false, errors.New("its files do not answer")
+		return "", false, errors.New("its file system does not answer")
 	}
 }
 
@@ -275,7 +276,7 @@ func (k *checker) readsFolder(pid string, patterns []string, dir string) (string
 // is not an error.
 func (w *folderWalk) find(pattern string) (bool, error) {
 	if !filepath.IsAbs(pattern) {
-		return false, fmt.Errorf("%q is relative to a folder that cannot be told", pattern)
+		return false, fmt.Errorf("%q is relative to an unknown folder", pattern)
 	}
 	parts := strings.Split(strings.Trim(filepath.Clean(pattern), "/"), "/")
 	if len(parts) > maxPatternDepth {

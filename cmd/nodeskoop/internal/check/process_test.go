@@ -82,7 +82,7 @@ func TestCheckDoubtsPretenders(t *testing.T) {
 		"another folder":                     {0, 0, 0o755, textfiles(evil), Bad, "not " + dir},
 		"a pattern without end":              {0, 0, 0o755, textfiles("/*/*/*/*/*/*/*/*/*"), Warning, "too many names"},
 		"a pattern through itself":           {0, 0, 0o755, textfiles("/proc/self/root/*/self/root/*/self/root/proc/*/root/*/x"), Bad, "not " + dir},
-		"a folder relative to its own":       {0, 0, 0o755, textfiles("x/*"), Warning, "is relative to a folder that cannot be told"},
+		"a folder relative to its own":       {0, 0, 0o755, textfiles("x/*"), Warning, "is relative to an unknown folder"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			pid := pretender(t, "node_exporter", c.owner, c.user, c.mode, c.arg)
@@ -112,7 +112,7 @@ func TestCheckDoubtsPretenders(t *testing.T) {
 	if f, _ := verdictOn(dir, pid); f.Verdict != Warning || !strings.Contains(f.Found, "none runs here") || !strings.Contains(f.Found, "calls itself node_exporter, but it runs /") {
 		t.Errorf("%+v", f)
 	}
-	// Beside a real one they have no effect.
+	// Beside a real node_exporter, such processes have no effect.
 	real := pretender(t, "prometheus-node-exporter", 0, 0, 0o755, textfiles(dir))
 	fake := pretender(t, "node_exporter", 1000, 1000, 0o755, textfiles(evil))
 	if f, _ := verdictOn(dir, pid, fake, real); f.Verdict != Good {

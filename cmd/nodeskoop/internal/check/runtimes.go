@@ -106,7 +106,7 @@ func (k *checker) unnamed(pods owner.Pods, st pod.Status, listening []pod.Runtim
 		}
 		b, err := os.ReadFile(k.path("/proc/" + e.Name() + "/cgroup"))
 		if err != nil {
-			continue // it has exited
+			continue // the process has exited
 		}
 		for line := range strings.Lines(string(b)) {
 			_, line, _ = strings.Cut(strings.TrimSuffix(line, "\n"), ":")

@@ -68,7 +68,7 @@ func TestUnnamedContainers(t *testing.T) {
 		"/proc/21/cgroup":  "0::/machine.slice/libpod-conmon-" + id(3) + ".scope\n",
 		"/proc/30/cgroup":  "0::/kubepods.slice/crio-" + id(4) + ".scope\n",
 		"/proc/40/cgroup":  "0::/kubepods.slice/cri-containerd-" + id(5) + ".scope\n",
-		"/proc/50/cgroup":  "", // has ended
+		"/proc/50/cgroup":  "", // the process has ended
 		"/proc/self/other": "",
 	}
 	for _, test := range []struct {

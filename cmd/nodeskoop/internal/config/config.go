@@ -98,7 +98,7 @@ type Pods struct {
 
 // Label is a user-defined label.
 type Label struct {
-	Text     string // of the template
+	Text     string // text of the template
 	Template owner.LabelTemplate
 }
 

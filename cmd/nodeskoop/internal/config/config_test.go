@@ -401,7 +401,8 @@ func FuzzConfig(f *testing.F) {
 	})
 }
 
-// nested are texts of 16 kB whose nesting takes memory by the square of the depth.
+// nested are texts of 16 kB. Parsing one takes memory that grows with the square of the
+// depth.
 var nested = map[string]string{
 	"a dotted key":     strings.Repeat("a.", 8000) + "a = 1\n",
 	"a table's name":   "[" + strings.Repeat("a.", 8000) + "a]\n",

@@ -245,7 +245,7 @@ func (l *loader) userLabels(values map[string]toml.Primitive) {
 		l.origin("pods.labels."+name, p)
 		all := l.c.Pods.Labels
 		i, has := slices.BinarySearchFunc(all, name, func(l Label, name string) int { return cmp.Compare(l.Template.Name, name) })
-		if has { // set by a file read earlier
+		if has { // a file read earlier has set the key
 			all[i] = label
 		} else {
 			l.c.Pods.Labels = slices.Insert(all, i, label)

@@ -341,7 +341,7 @@ func (d *daemon) retarget(cfg *config.Config) error {
 		return err
 	})
 	if errors.Is(err, bounded.ErrNoAnswer) && !state.CompareAndSwap(pending, abandoned) {
-		return nil // it has answered meanwhile
+		return nil // the file system has answered meanwhile
 	}
 	return err
 }

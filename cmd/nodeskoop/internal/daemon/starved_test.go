@@ -21,7 +21,7 @@ func TestJudge(t *testing.T) {
 		wait    time.Duration // time waiting for a CPU between two looks, over all threads
 		used    time.Duration // CPU time between two looks
 		unknown bool          // the kernel does not report waits
-		tells   int           // number of looks after which the kernel reports; 0 means each
+		tells   int           // number of looks until the kernel reports a wait; 0 means at each look
 		looks   int
 		min     time.Duration
 		max     time.Duration

@@ -49,7 +49,7 @@ func (d *daemon) watchdog(ctx context.Context) {
 		overdue := d.runner.Overdue()
 		hangs := j.look(overdue, time.Now())
 		if overdue < step {
-			told = false // another hang is another line; one that was taken back for a while is the same
+			told = false // Log each hang once, even if it seems to end for a moment.
 		}
 		switch {
 		case hangs >= endAfter*d.patience && every > 0:

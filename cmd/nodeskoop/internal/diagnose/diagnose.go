@@ -50,7 +50,7 @@ type target struct {
 	name  string
 	path  string
 	inode uint64
-	pod   *owner.Pod // nil: the node
+	pod   *owner.Pod // nil for the node
 }
 
 // Doctor looks at a node.
@@ -89,8 +89,8 @@ func (d *Doctor) Names(filter session.Filter) (names []string) {
 	return names
 }
 
-// Look observes for some time and returns its findings: those that concern an end in
-// only, or all if only is empty. It calls begun when the observation begins.
+// Look observes for some time and returns its findings. If only is not empty, it leaves
+// out findings that concern none of the ends in only. It calls begun when the observation begins.
 func (d *Doctor) Look(ctx context.Context, took time.Duration, only []string, begun func()) (*Report, error) {
 	d.watcher.runner.Until(ctx)
 	d.watcher.sample() // loads the probes
@@ -242,7 +242,7 @@ func (d *Doctor) moment(whole bool) moment {
 // distinguish lasting states from passing ones.
 const looksBetween = 2
 
-// connections returns those of the node and all pods.
+// connections returns the connections of the node and of all pods.
 func (d *Doctor) connections() map[string][]socket {
 	type result struct {
 		name string
@@ -256,7 +256,7 @@ func (d *Doctor) connections() map[string][]socket {
 			return s.sockets, err
 		})
 		if err != nil {
-			return result{} // the moment at the end says why
+			return result{} // the moment at the end reports the error
 		}
 		return result{t.name, list}
 	}) {
@@ -392,7 +392,7 @@ func usedPorts(flows []*netlink.ConntrackFlow) (most natPorts) {
 	for _, f := range flows {
 		nat, was := addrOf(f.Reverse.DstIP), addrOf(f.Forward.SrcIP)
 		if nat == was && f.Reverse.DstPort == f.Forward.SrcPort {
-			continue // its source is its own
+			continue // NAT has not changed the source
 		}
 		k := to{f.Forward.Protocol, nat, addrOf(f.Reverse.SrcIP), f.Reverse.SrcPort}
 		if ports[k] == nil {

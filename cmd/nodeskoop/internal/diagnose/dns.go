@@ -17,8 +17,8 @@ import (
 type lookup struct {
 	client, server netip.Addr
 	asked          time.Time
-	answered       time.Time // zero: not
-	device         int       // index of the node's interface that the question came by
+	answered       time.Time // zero if there was no answer
+	device         int       // index of the node's interface at which the query arrived
 }
 
 // lookupKey identifies a query. The server is not part of it: a service's address
@@ -29,17 +29,17 @@ type lookupKey struct {
 	id     uint16
 }
 
-// mostLookups is how many questions are followed. Where there are more, those that come
-// by the interface with the most are left out: what comes by a pod's interface is the
-// pod's, whichever addresses it has made up.
+// mostLookups is the maximum number of queries that are followed. Beyond it, queries of
+// the interface with the most queries are left out. A pod may invent source addresses,
+// but all of its queries arrive by its own interface.
 const mostLookups = 100_000
 
 // lookups follows the DNS queries that pass through one namespace.
 type lookups struct {
 	fd   int
 	all  map[lookupKey]*lookup
-	by   map[int][]lookupKey // by device
-	rich int                 // the device with the most
+	by   map[int][]lookupKey // keys of the queries, by interface
+	rich int                 // the interface with the most queries
 	most int
 	done chan struct{}
 }
@@ -48,7 +48,7 @@ func newLookups(most int) *lookups {
 	return &lookups{fd: -1, all: map[lookupKey]*lookup{}, by: map[int][]lookupKey{}, most: most, done: make(chan struct{})}
 }
 
-// follow follows another question, nil if there is no room.
+// follow begins to follow a query. It returns nil if there is no room.
 func (l *lookups) follow(k lookupKey, device int, at time.Time) *lookup {
 	if len(l.all) >= l.most {
 		keys := l.by[l.rich]
@@ -67,9 +67,9 @@ func (l *lookups) follow(k lookupKey, device int, at time.Time) *lookup {
 	return x
 }
 
-// dnsOnly lets UDP from and to port 53 through, which is neither encapsulated nor a
-// later fragment. The socket is of the type SOCK_DGRAM: the filter sees the packet
-// from the IP header on.
+// dnsOnly passes UDP from and to port 53 that is neither encapsulated nor a later
+// fragment. The socket is of type SOCK_DGRAM: the filter sees the packet from the IP
+// header on.
 var dnsOnly = []unix.SockFilter{
 	{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 0},
 	{Code: unix.BPF_ALU | unix.BPF_RSH | unix.BPF_K, K: 4},
@@ -151,7 +151,7 @@ func watchDNS(ctx context.Context, path string) (*lookups, error) {
 	return l, nil
 }
 
-// add takes in a packet, from its IP header on, that was seen at a device.
+// add records a packet, given from its IP header on, that was seen at a device.
 func (l *lookups) add(b []byte, device int, at time.Time) {
 	var src, dst netip.Addr
 	var udp []byte
@@ -177,7 +177,7 @@ func (l *lookups) add(b []byte, device int, at time.Time) {
 			x = l.follow(k, device, at)
 		}
 		if x != nil && x.answered.IsZero() {
-			x.server = dst // the last one seen is the server that really receives it
+			x.server = dst // the last server seen is the one that really receives the query
 		}
 	case from == dnsPort && response:
 		if x := l.all[lookupKey{dst, to, id}]; x != nil && x.answered.IsZero() {

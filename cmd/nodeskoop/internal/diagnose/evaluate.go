@@ -30,15 +30,15 @@ type Finding struct {
 	Next     []string   `json:"next"`
 
 	about   *catalog.Cause
-	parties map[string]bool // that it is about
-	ends    []string        // that its first sign names
+	parties map[string]bool // the ends that the finding is about
+	ends    []string        // the ends that the cause's first sign names
 	what    string
 	owner   string
 	peer    string
-	weight  float64       // of the strongest occurrence
-	is      observation   // that the finding rests on
+	weight  float64       // weight of the strongest occurrence
+	is      observation   // the observation that the finding rests on
 	seen    []observation // the evidence
-	took    time.Duration // of the observation
+	took    time.Duration // length of the observation
 }
 
 // Evidence is one number that supports a finding.
@@ -47,8 +47,8 @@ type Evidence struct {
 	Source string  `json:"source"`
 	Value  float64 `json:"value"`
 
-	of   string // whose number it is
-	with string // its other end
+	of   string // owner of the number
+	with string // the other end of that owner's traffic
 }
 
 // NotLooked is something that could not be examined.
@@ -153,7 +153,8 @@ func evaluate(list []observation, took time.Duration) []Finding {
 }
 
 // findings returns the findings of one cause: one for each observation of its first
-// sign, and for what only several observations together show.
+// sign, and one for each sum of several observations that reaches the threshold only
+// together.
 func (m observations) findings(c *catalog.Cause, took time.Duration) (found []*Finding) {
 	leads := c.All
 	if len(leads) > 0 {
@@ -191,8 +192,8 @@ func (m observations) findings(c *catalog.Cause, took time.Duration) (found []*F
 	return found
 }
 
-// together sums the observations of a signal that have the end to blame in common and
-// differ in the other end. Those that a sign against the cause rules out are left out.
+// together sums the observations of a signal that have the same end to blame and
+// different other ends. It skips observations that a sign against the cause rules out.
 func (m observations) together(c *catalog.Cause, list []*observation) (sums []*observation) {
 	for _, x := range list {
 		if m.ruledOut(c, x) || x.peer == "" {
@@ -284,7 +285,7 @@ func (m observations) judge(c *catalog.Cause, lead *catalog.Sign, x *observation
 	if !one {
 		return nil, 0, false
 	}
-	// The parts of a sum were examined one by one.
+	// The parts of a sum have been examined one by one.
 	if x.parts == 0 && m.ruledOut(c, x) {
 		return nil, 0, false
 	}
@@ -328,7 +329,7 @@ func newFinding(c *catalog.Cause, x *observation, evidence []observation, streng
 	}
 	ends := []string{x.owner, x.peer}
 	if x.owner == anyone {
-		// The trouble that one of them has with the peer may be another.
+		// One of them may have another trouble with the peer.
 		ends = append(slices.Clone(x.others), x.peer)
 	}
 	for _, p := range ends {
@@ -372,8 +373,9 @@ const (
 	mostEnds = 3
 )
 
-// summed replaces the observations of a signal with many other ends by their sum: with
-// one peer where that is to blame, and of one owner otherwise.
+// summed replaces the observations of a signal with many other ends by their sum: the
+// sum over all owners with one peer if the peer is to blame, else the sum over the
+// peers of one owner.
 func (f *Finding) summed() (out []observation) {
 	type subject struct{ signal, owner, peer, what string }
 	subjectOf := func(y *observation) (k subject, other string) {
@@ -445,7 +447,7 @@ func (f *Finding) finish() {
 	}
 }
 
-// ownerText is the owner of an observation in a sentence.
+// ownerText returns the owner of an observation as a part of a sentence.
 func (y *observation) ownerText(name string) string {
 	if name == anyone {
 		return manyText(y.others)
@@ -453,8 +455,8 @@ func (y *observation) ownerText(name string) string {
 	return nameText(name)
 }
 
-// peerText is the other end of an observation in a sentence, or else that of its
-// finding.
+// peerText returns the other end of an observation, or else of its finding, as a part
+// of a sentence.
 func (y *observation) peerText(other string) string {
 	if y.parts > 0 && y.owner != anyone {
 		return manyText(y.others)
@@ -533,10 +535,11 @@ func afterNodeWide(all []*Finding) {
 	}
 }
 
-// related reports whether what a is about may bring b about. What passes through the
-// node concerns all of its pods, but for a node-wide cause, beside which a pod may have a
-// trouble of its own. A cause of two ends concerns what these two have with each other:
-// anybody may have trouble with a pod, and must not hide what others have with it.
+// related reports whether a may bring about b. A fault of traffic that passes through
+// the node concerns all of its pods. It is different with a node-wide cause, since a
+// pod may have a trouble of its own beside it. A cause between two ends concerns only
+// the traffic between these two: any process may have trouble with a pod, and must not
+// hide the troubles that others have with it.
 func related(a, b *Finding) bool {
 	if a.about.Passing && slices.Equal(a.ends, []string{Node}) {
 		return true

@@ -78,9 +78,9 @@ var cases = []struct {
 		[]observation{seen("tcp.lost", client, far, 12), seen("TcpOutSegs", client, "", 90000)}},
 	{"wire-loss", Path,
 		[]observation{seen("tcp.lost", client, far, 60), seen("TcpOutSegs", client, "", 2000)},
-		// It is lost on this node.
+		// The packet is lost on this node.
 		[]observation{seen("tcp.lost", client, far, 60), seen("TcpOutSegs", client, "", 2000), seen("drop.local", client, far, 45)}},
-	// One that was lost here does not explain sixty.
+	// One packet lost on this node does not explain sixty.
 	{"wire-loss", Path,
 		[]observation{seen("tcp.lost", client, far, 60), seen("TcpOutSegs", client, "", 2000), seen("drop.local", client, far, 1)},
 		[]observation{seen("drop.local", client, far, 1)}},
@@ -141,7 +141,7 @@ var cases = []struct {
 		[]observation{seen("ipv6.syn", client, "2001:db8::7", 1)}},
 	{"slow-disk", Node,
 		[]observation{{signal: "disk.wait", owner: Node, value: 210, what: "sda"}, {signal: "disk.ios", owner: Node, value: 60, what: "sda"}, seen("disk.stall", Node, "", 90)},
-		// Written back in the background.
+		// The kernel writes these back in the background.
 		[]observation{{signal: "disk.wait", owner: Node, value: 210, what: "sda"}, {signal: "disk.ios", owner: Node, value: 600, what: "sda"}, seen("disk.stall", Node, "", 3)}},
 	{"disk-throttled", web,
 		[]observation{{signal: "disk.limit", owner: web, value: 99, what: "8:0 wbps=1048576"}, seen("disk.stall", web, "", 80)},
@@ -230,8 +230,9 @@ func TestNodeWide(t *testing.T) {
 	}
 }
 
-// TestManyEnds: what an end has with many others counts together, where no pair has
-// enough for itself, and is one finding. A little with many is none.
+// TestManyEnds: the small numbers that an end has with many others add up to one
+// finding, even if no pair alone reaches the threshold. Very small numbers with many
+// ends give no finding.
 func TestManyEnds(t *testing.T) {
 	tried := map[string]bool{}
 	for _, c := range cases {
@@ -298,7 +299,7 @@ func TestManyPeersAreOneLine(t *testing.T) {
 	if len(got) != 1 || len(got[0].Evidence) != 1 || got[0].Evidence[0].Value != 3220 || !strings.HasPrefix(got[0].Evidence[0].Text, "3220 packets to 40 ends (such as 10.99.0.0) were dropped") {
 		t.Errorf("%+v", got)
 	}
-	// Some of the clients have enough for themselves.
+	// Some of the clients reach the threshold alone.
 	list = nil
 	for i := range 40 {
 		list = append(list, observation{signal: "tcp.refused", owner: fmt.Sprintf("10.99.0.%d", i), peer: web, value: float64(1 + i%8), what: "8081", blame: web})
@@ -329,8 +330,8 @@ func TestFindingsAreWhole(t *testing.T) {
 	}
 }
 
-// TestNoFindingHidesAnothers: what a process does in its pod, or as a user of the node,
-// hides no finding about others. What really is behind a finding does.
+// TestNoFindingHidesAnothers: the actions of a process in its pod, or of a user of the
+// node, hide no finding about others. The real reason of a finding does hide it.
 func TestNoFindingHidesAnothers(t *testing.T) {
 	const thief, user = "lab/thief-0", Node
 	loss := []observation{seen("tcp.lost", client, "192.0.2.7", 60), seen("TcpOutSegs", client, "", 1000)}
@@ -343,7 +344,7 @@ func TestNoFindingHidesAnothers(t *testing.T) {
 	for _, c := range []struct {
 		name       string
 		stolen, by []observation
-		cause      string // of stolen
+		cause      string // expected cause in place of stolen
 		hidden     bool
 	}{
 		{"a user of the node does not accept", loss, overflow(user), "wire-loss", false},

@@ -35,8 +35,8 @@ type nodeState struct {
 
 // disk is what a disk has done.
 type disk struct {
-	ios    uint64 // reads and writes that ended
-	waits  uint64 // how long they took together, in milliseconds
+	ios    uint64 // reads and writes that have ended
+	waits  uint64 // their total duration, in milliseconds
 	device string // MAJOR:MINOR
 }
 
@@ -115,7 +115,7 @@ func parseStall(b []byte) (uint64, error) {
 		_, text, _ := strings.Cut(line, " total=")
 		n, err := strconv.ParseUint(strings.TrimSpace(text), 10, 64)
 		if err != nil {
-			return 0, fmt.Errorf("read the pressure: %.40q is no number", text)
+			return 0, fmt.Errorf("read the pressure: %.40q is not a number", text)
 		}
 		return n, nil
 	}
@@ -141,7 +141,7 @@ func (n *nodeState) readTCPMem() error {
 	var low uint64
 	b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_mem")
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // this process is not in the initial network namespace
+		return nil // errors are expected: this process is not in the initial network namespace
 	}
 	if err == nil {
 		_, err = fmt.Sscan(string(b), &low, &n.tcpPressure, &n.tcpMax)
@@ -155,7 +155,7 @@ func (n *nodeState) readTCPMem() error {
 func (n *nodeState) readARP() error {
 	b, err := os.ReadFile("/proc/thread-self/net/stat/arp_cache")
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // the first namespace alone has it
+		return nil // only the first namespace has this file
 	}
 	if err != nil {
 		return err
@@ -184,14 +184,14 @@ func parseARP(b []byte) (entries, fulls uint64, err error) {
 			continue
 		}
 		if entries, err = strconv.ParseUint(f[0], 16, 64); err != nil {
-			return 0, 0, fmt.Errorf("read /proc/net/stat/arp_cache: %.40q is no hexadecimal number", f[0])
+			return 0, 0, fmt.Errorf("read /proc/net/stat/arp_cache: %.40q is not a hexadecimal number", f[0])
 		}
 		if column < 0 || column >= len(f) {
 			continue // before Linux 3.6
 		}
 		x, err := strconv.ParseUint(f[column], 16, 64)
 		if err != nil {
-			return 0, 0, fmt.Errorf("read /proc/net/stat/arp_cache: %.40q is no hexadecimal number", f[column])
+			return 0, 0, fmt.Errorf("read /proc/net/stat/arp_cache: %.40q is not a hexadecimal number", f[column])
 		}
 		fulls += x
 	}
@@ -200,7 +200,7 @@ func parseARP(b []byte) (entries, fulls uint64, err error) {
 
 // groupState holds the statistics of a pod's control groups.
 type groupState struct {
-	periods, throttled uint64 // of the CPU quota
+	periods, throttled uint64 // periods of the CPU quota, and those with throttling
 	// throttledFor is how long, in nanoseconds, the group was throttled.
 	throttledFor uint64
 	// throttledIn is the group that was throttled most often.
@@ -314,7 +314,7 @@ func readGroups(mounts map[string]string, pids []int) (g groupState, err error) 
 func (g *groupState) readCPU(dir string) {
 	b, err := os.ReadFile(dir + "/cpu.stat")
 	if err != nil {
-		return // the controller is not there
+		return // this controller is absent
 	}
 	for line := range strings.Lines(string(b)) {
 		name, text, _ := strings.Cut(strings.TrimSpace(line), " ")

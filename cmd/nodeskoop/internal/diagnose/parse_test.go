@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// What kernels write.
+// File contents as kernels write them.
 const (
 	someCounters = "Ip: Forwarding DefaultTTL InReceives OutNoRoutes\nIp: 1 64 4194 7\nTcp: RtoAlgorithm MaxConn ActiveOpens\nTcp: 1 -1 12\n"
 	someStall    = "some avg10=4.15 avg60=5.70 avg300=3.61 total=1619999866\nfull avg10=0.00 avg60=0.04 avg300=0.53 total=118921364\n"
@@ -113,10 +113,10 @@ func TestLookups(t *testing.T) {
 	at := func(ms int) time.Time { return begin.Add(time.Duration(ms) * time.Millisecond) }
 	l.add(packet(pod, service, 7, false), 3, at(0))
 	l.add(packet(pod, server, 7, false), 3, at(1))
-	l.add(packet(pod, server, 7, false), 3, at(5000)) // it is asked once more
+	l.add(packet(pod, server, 7, false), 3, at(5000)) // the client repeats the query
 	l.add(packet(server, pod, 7, true), 3, at(5010))
 	l.add(packet(service, pod, 7, true), 3, at(5011))
-	l.add(packet(server, pod, 9, true), 3, at(10)) // nobody asked
+	l.add(packet(server, pod, 9, true), 3, at(10)) // an answer without a query
 	l.add(packet(six, netip.MustParseAddrPort("[fd00::9]:53"), 8, false), 3, at(3))
 	got := map[netip.Addr]lookup{}
 	for _, x := range l.end() {
@@ -131,8 +131,8 @@ func TestLookups(t *testing.T) {
 	}
 }
 
-// TestLookupsAreFollowedFairly: questions that come by one interface, from whatever
-// addresses, do not take the room of what comes by others.
+// TestLookupsAreFollowedFairly: queries at one interface, from whatever addresses, take
+// no room from queries at other interfaces.
 func TestLookupsAreFollowedFairly(t *testing.T) {
 	server := netip.MustParseAddrPort("10.0.0.9:53")
 	client := func(i int) netip.AddrPort {
@@ -153,7 +153,7 @@ func TestLookupsAreFollowedFairly(t *testing.T) {
 		ask(10_000, few, 2)
 		ask(20_000, few, 3)
 		ask(0, flood, 1)
-		for i := range few { // an answer is seen by another interface
+		for i := range few { // the answer passes another interface
 			l.add(packet(server, client(10_000+i), uint16(i), true), 9, begin.Add(time.Second))
 		}
 		got, answered := map[int]int{}, 0
@@ -169,7 +169,7 @@ func TestLookupsAreFollowedFairly(t *testing.T) {
 	}
 }
 
-// FuzzParse: whatever a file or a packet holds, it is read or refused.
+// FuzzParse: any content of a file or a packet is either read or refused.
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{someCounters, someStall, someARP, someLimits, someMounts, someIO, "4:cpu:/a/b\n", "4:cpu:a\n", "E\x00"} {
 		f.Add([]byte(s))

@@ -20,25 +20,26 @@ type observation struct {
 	// peer is the other end: a pod, Node or an address; "" if there is none.
 	peer  string
 	value float64
-	// what the number belongs to: a port, a device
+	// subject of the number: a port, a device
 	what string
 	// blame is the end to blame if the observation itself shows it; "" leaves it to
 	// the cause.
 	blame string
-	// from is the end that sent what a rule of the node dropped.
+	// from is the end that sent the packets which a rule of the node dropped.
 	from string
-	// in is whose namespace shows it; "" is the owner's.
+	// in is the owner of the namespace that shows the observation; "" is the owner's.
 	in string
-	// parts is how many observations this is the sum of, 0 for one that was made; others
-	// are their other ends. It has no peer, or anyone as its owner.
+	// parts is the number of observations that this one sums up, 0 for a single one;
+	// others are the other ends of the parts. A sum has no peer, or anyone as its
+	// owner.
 	parts  int
 	others []string
 }
 
-// anyone is the owner of a sum of what several ends have with one peer.
+// anyone is the owner of a sum over the ends that deal with one peer.
 const anyone = "*"
 
-// same reports whether two observations are one.
+// same reports whether two observations are equal.
 func (x observation) same(y observation) bool {
 	return x.signal == y.signal && x.owner == y.owner && x.peer == y.peer && x.what == y.what && x.from == y.from
 }
@@ -61,8 +62,8 @@ type recording struct {
 	// middle holds the connections at the moments in between, by owner.
 	middle []map[string][]socket
 	events []occurrence
-	left   map[leftOut]uint64 // events that were not kept
-	// resetsUnseen says that this kernel shows not all resets that are sent.
+	left   map[leftOut]uint64 // numbers of events that were not kept
+	// resetsUnseen says that on this kernel the probe does not see all sent resets.
 	resetsUnseen bool
 	lookups      []lookup
 	descriptors  map[string]descriptors
@@ -356,8 +357,8 @@ func (o *observer) sockets(name string, after *netnsState, samples [][]socket) {
 			needless = uint32(since(uint64(needless), uint64(old.info.Dsack_dups)))
 			retransmitted = uint32(since(uint64(retransmitted), uint64(old.info.Total_retrans)))
 			sent = uint32(since(uint64(sent), uint64(old.info.Data_segs_out)))
-			// The application has read nothing during the observation, so all
-			// received data have been added to the queue.
+			// If the application has read nothing during the observation, all received
+			// data have been added to the queue.
 			if s.state == established && old.rx > 0 && s.rx >= leastUnread && s.rx >= old.rx &&
 				since(s.info.Bytes_received, old.info.Bytes_received) == uint64(s.rx-old.rx) {
 				o.add(observation{signal: "unread.stands", owner: name, peer: o.nameOf(s.remote.Addr()), value: float64(s.rx)})
@@ -366,23 +367,23 @@ func (o *observer) sockets(name string, after *netnsState, samples [][]socket) {
 		peer := o.nameOf(s.remote.Addr())
 		o.add(observation{signal: "reordered.peer", owner: name, peer: peer, value: float64(reordered)})
 		o.add(observation{signal: "sent.peer", owner: name, peer: peer, value: float64(sent)})
-		// Between two ends on this node a busy CPU delays acknowledgements, not a path. And
-		// where segments were lost, too, most retransmissions were necessary.
+		// If both ends are on this node, a busy CPU delays acknowledgements, not a
+		// path. If segments were lost as well, most retransmissions were necessary.
 		if !isPodName(peer) && peer != Node && needless > retransmitted/2 {
 			o.add(observation{signal: "needless.peer", owner: name, peer: peer, value: float64(needless)})
 		}
 	}
 }
 
-// holdsRequest reports whether data of a client stand in a socket of a server. The FIN of
-// a client that has given up counts as one byte.
+// holdsRequest reports whether a server's socket holds unread data of a client. The FIN
+// of a client that has given up counts as one byte.
 func (s *socket) holdsRequest() bool {
 	return s.info != nil && (s.state == established && s.rx > 0 || s.state == closeWait && s.rx > 1)
 }
 
-// servers looks for servers that are stuck: clients of a port have sent data, and nobody
-// has read from or written to any connection of the port. Clients on the loopback
-// interface count, as a proxy beside the server is one.
+// servers looks for stuck servers: clients of a port have sent data, and no process has
+// read from or written to any connection of the port. Clients on the loopback interface
+// count, such as a proxy in the server's pod.
 func (o *observer) servers(name string, after *netnsState, samples [][]socket, was map[connection]*socket) {
 	stands := map[uint16]float64{}
 	for i := range after.sockets {
@@ -441,8 +442,8 @@ func (o *observer) trickles(s, old *socket, window uint32) bool {
 }
 
 // leastAsked is the minimum number of unanswered handshakes, over all samples and
-// with none answered. If a path works, a sample is more likely to see a connection
-// than a handshake.
+// without any answered one. If a path works, a sample is more likely to see a
+// connection than a handshake.
 const leastAsked = 3
 
 func sum(m map[string]float64) (total float64) {
@@ -454,8 +455,8 @@ func sum(m map[string]float64) (total float64) {
 
 // peer is what the sockets of a namespace show about another end.
 type peer struct {
-	answers bool // handshakes, or small segments
-	takes   bool // large segments get through
+	answers bool // the end answers handshakes, or takes small segments
+	takes   bool // the end takes large segments
 	// For global IPv6 addresses: unanswered SYNs, by sample, and whether any sample
 	// had a connection.
 	v6     bool
@@ -536,7 +537,7 @@ func (o *observer) qdiscs(name string, before, after *netnsState) {
 		if i >= 0 {
 			old = before.qdiscs[i]
 		} else if slices.ContainsFunc(before.qdiscs, func(b qdisc) bool { return b.device == q.device }) {
-			continue // it was replaced
+			continue // the qdisc was replaced
 		}
 		s := devices[q.device]
 		if s == nil {
@@ -544,7 +545,7 @@ func (o *observer) qdiscs(name string, before, after *netnsState) {
 			devices[q.device] = s
 		}
 		packets, drops := float64(q.packets-old.packets), float64(since(q.drops, old.drops))
-		used := 1.0 // of a rate that is not known
+		used := 1.0 // a qdisc without a known rate counts as fully used
 		if q.rate > 0 {
 			used = float64(since(q.bytes, old.bytes)) / o.took().Seconds() / float64(q.rate)
 		}
@@ -640,15 +641,15 @@ func (o *observer) groups(name string, before, after groupState) {
 		rate := float64(since(after.done[l.ioKey], before.done[l.ioKey])) / window
 		what := l.device + " " + l.kind + "=" + strconv.FormatUint(l.most, 10)
 		o.add(observation{signal: "disk.limit", owner: name, value: 100 * rate / float64(l.most), what: what})
-		// The kernel grants I/O in slices of 100 ms, so that few large I/Os stay well below
-		// their limit.
+		// The kernel grants I/O in slices of 100 ms, so pods with few large I/Os stay
+		// well below their limit.
 		if rate >= 0.6*float64(l.most) && o.isFast(l.device) {
 			o.add(observation{signal: "disk.held", owner: name, value: stall, what: what})
 		}
 	}
 }
 
-// isFast reports whether a disk that did I/O took no time for it.
+// isFast reports whether a disk did I/O and took hardly any time for it.
 func (o *observer) isFast(device string) bool {
 	if o.before.node == nil || o.after.node == nil {
 		return false
@@ -661,7 +662,7 @@ func (o *observer) isFast(device string) bool {
 	return false
 }
 
-// fastDisk is less than any disk takes that a process notices, in milliseconds.
+// fastDisk, in milliseconds, is a mean time of I/O that no process notices.
 const fastDisk = 20
 
 func functionOf(location string) string {
@@ -877,7 +878,7 @@ func (o *observer) resets() {
 		}
 	}
 	type service struct {
-		owner string // that was refused
+		owner string // owner of the refused traffic
 		peer  string
 		addr  string
 		port  uint16
@@ -913,8 +914,8 @@ func (o *observer) resets() {
 			if rejected[talkOf(e)] {
 				continue
 			}
-			// Both ends are here, and the peer has not sent it. Where its events were
-			// held back, or are not seen, nobody can tell.
+			// Both ends are on this node, and the peer sent no such reset. The peer's
+			// events may have been held back or unseen; then this cannot be decided.
 			k := way{bare(e.dst), bare(e.src)}
 			switch {
 			case sent[k] > 0:
@@ -931,20 +932,21 @@ func (o *observer) resets() {
 				note(service{e.dst.name, e.owner, e.src.addr, e.src.port, false}, e)
 			}
 		case "PacketLoss":
-			// A datagram to a port below the ephemeral range. Above, it may be an
-			// answer whose client has given up.
+			// Only datagrams to a port below the ephemeral range. One to a port above
+			// may be an answer to a client that has given up.
 			if e.reason == "NO_SOCKET" && e.protocol == "UDP" && e.dst.name == e.owner && isPodName(e.owner) && servicePort(e.dst, e.src) == e.dst.port && e.dst.port != 0 {
 				note(service{e.src.name, e.owner, e.dst.addr, e.dst.port, true}, e)
 			}
 		}
 	}
-	// Who tries many ports of one peer scans it: it misses none of them. Not so the node:
-	// its processes are many users', and the scan of one must not hide what another misses.
+	// A client that tries many ports of one peer scans it and needs none of them. The
+	// node is an exception: its processes belong to many users, and one user's scan
+	// must not hide another's trouble.
 	ports := map[[2]string]int{}
 	for k := range refused {
 		ports[[2]string{k.owner, k.peer}]++
 	}
-	// When a port refused anybody.
+	// The refusals of each port, by any client.
 	at := map[service]*refusals{}
 	for k, r := range refused {
 		if k.owner != Node && ports[[2]string{k.owner, k.peer}] >= scannedPorts {
@@ -977,7 +979,7 @@ func (o *observer) resets() {
 		} else if at != nil {
 			anywhere, loopback := listensOn(at.sockets, k.addr, k.port)
 			if anywhere {
-				continue // it listens by now
+				continue // the port has a listener by now
 			}
 			if loopback {
 				signal = "tcp.loopback_only"
@@ -987,12 +989,12 @@ func (o *observer) resets() {
 	}
 }
 
-// scannedPorts is the number of refusing ports of a peer from which the client counts as
-// one that scans. A client of a service has a few.
+// scannedPorts is the number of refusing ports of one peer that make a client a
+// scanner. A client of a service tries few.
 const scannedPorts = 10
 
-// showsResetsOf reports whether all resets that a pod sent were seen. What was held back
-// of others' does not matter, but for those that may be anybody's.
+// showsResetsOf reports whether all resets that a pod sent were seen. Held-back events
+// of other owners do not matter, but unattributed ones may be this pod's.
 func (o *observer) showsResetsOf(name string) bool {
 	for x := range o.left {
 		if (x.owner == name || x.owner == unattributed) && strings.HasPrefix(x.typ, "TCPRESET_") && x.typ != "TCPRESET_RECEIVE" {
@@ -1056,8 +1058,8 @@ const (
 	lostLookup = 2 * time.Second
 )
 
-// devices are the node's ends of the pairs of interfaces that a pod is connected by, none
-// if it is connected in another way. What the pod sends is seen there first.
+// devices returns the node's interfaces at the other end of a pod's veth pairs, none if
+// the pod is connected in another way. Packets of the pod are seen there first.
 func (o *observer) devices(name string) (own []int) {
 	at, node := o.after.netns[name], o.after.netns[Node]
 	if name == Node || at == nil || node == nil {
@@ -1071,7 +1073,7 @@ func (o *observer) devices(name string) (own []int) {
 	return own
 }
 
-// podDevices gives the pod of each of the node's interfaces that connects one.
+// podDevices returns the pod of each of the node's interfaces that leads to a pod.
 func (o *observer) podDevices() map[string]string {
 	pods := map[string]string{}
 	for pod := range o.after.netns {
@@ -1086,7 +1088,7 @@ func (o *observer) podDevices() map[string]string {
 	return pods
 }
 
-// names are the lookups of DNS, by server.
+// names observes the DNS queries, by server.
 func (o *observer) names() {
 	type of struct{ client, server string }
 	all, slow := map[of]float64{}, map[of]float64{}
@@ -1094,7 +1096,7 @@ func (o *observer) names() {
 	for _, l := range o.lookups {
 		k := of{o.nameOf(l.client), o.nameOf(l.server)}
 		if own := o.devices(k.client); len(own) > 0 && !slices.Contains(own, l.device) {
-			continue // somebody else asks with the pod's address
+			continue // somebody else uses the pod's address
 		}
 		took := l.answered.Sub(l.asked)
 		if l.answered.IsZero() {
@@ -1148,7 +1150,7 @@ func (o *observer) node() {
 	}
 }
 
-// allTimes returns for how long a CPU has existed, in seconds. Guest time is
+// allTimes returns the time for which a CPU has existed, in seconds. Guest time is
 // included in user time.
 func allTimes(c *procfs.CPUStat) float64 {
 	return c.User + c.Nice + c.System + c.Idle + c.Iowait + c.IRQ + c.SoftIRQ + c.Steal

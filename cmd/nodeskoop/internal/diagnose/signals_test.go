@@ -429,9 +429,9 @@ func TestUsedPorts(t *testing.T) {
 	for i := range uint16(20) {
 		flows = append(flows, flow(30000+i, 40000+i, far), flow(31000+i, 40000+7*i, "192.0.2.8"))
 	}
-	// Of another rule.
+	// These belong to another rule.
 	flows = append(flows, flow(32000, 1025, far), flow(32001, 50000, far))
-	// What clients choose is every other port.
+	// Clients choose every other port.
 	for i := range uint16(60) {
 		flows = append(flows, flow(33000+2*i, 45000+2*i, "192.0.2.9"))
 	}

@@ -24,7 +24,7 @@ type socket struct {
 	// rx and tx are bytes. For a listening socket they are the number of waiting
 	// connections and its limit.
 	rx, tx uint32
-	timer  uint8 // that runs (idiag_timer)
+	timer  uint8 // the running timer (idiag_timer)
 	// info is nil if the kernel reports none, as for sockets that are not
 	// connections.
 	info *netlink.TCPInfo
@@ -58,7 +58,7 @@ type neighbour struct {
 	state int
 }
 
-// address is one of an interface.
+// address is an address of an interface.
 type address struct {
 	addr   netip.Addr
 	bits   int
@@ -70,8 +70,8 @@ type link struct {
 	name, mac string
 	mtu       int
 	up        bool
-	// index is the interface's, and of a veth peer that of its other end, in the
-	// namespace where that is.
+	// index is the interface's index. peer is the index of a veth's other end, in that
+	// end's namespace.
 	index, peer int
 }
 
@@ -81,7 +81,7 @@ const timerPersist = 4
 
 // netnsState is the state of one network namespace at one moment.
 type netnsState struct {
-	counters   map[string]uint64 // as nstat names them
+	counters   map[string]uint64 // named as in nstat
 	sockets    []socket
 	qdiscs     []qdisc
 	neighbours []neighbour
@@ -96,9 +96,9 @@ type netnsState struct {
 	failed map[string]error
 }
 
-// mostSockets is how many sockets of a namespace are looked at. Where there are more,
-// those of the user with the most are left out: on the node, a user's hundred thousand
-// sockets do not hide a service of another's.
+// mostSockets is the maximum number of sockets per namespace that are examined. Beyond
+// it, sockets of the user with the most sockets are left out, so that on the node one
+// user's hundred thousand sockets do not hide another user's service.
 const mostSockets = 50_000
 
 // readNetns reads the state of the calling thread's namespace. whole also reads
@@ -153,7 +153,7 @@ func parseCounters(b []byte, to map[string]uint64) error {
 			if x, err := strconv.ParseUint(v[i], 10, 64); err == nil {
 				to[prefix+n[i]] = x
 			} else if !strings.HasPrefix(v[i], "-") {
-				return fmt.Errorf("read the counters: %s%s: %.40q is no number", prefix, n[i], v[i])
+				return fmt.Errorf("read the counters: %s%s: %.40q is not a number", prefix, n[i], v[i])
 			}
 		}
 	}
@@ -165,11 +165,11 @@ func parseCounters6(b []byte, to map[string]uint64) error {
 	for line := range strings.Lines(string(b)) {
 		f := strings.Fields(line)
 		if len(f) != 2 {
-			return fmt.Errorf("read the counters of IPv6: %.60q is no name and number", line)
+			return fmt.Errorf("read the counters of IPv6: %.60q is not a name and a number", line)
 		}
 		x, err := strconv.ParseUint(f[1], 10, 64)
 		if err != nil {
-			return fmt.Errorf("read the counters of IPv6: %s: %.40q is no number", f[0], f[1])
+			return fmt.Errorf("read the counters of IPv6: %s: %.40q is not a number", f[0], f[1])
 		}
 		to[f[0]] = x
 	}
@@ -213,15 +213,14 @@ func (s *netnsState) readSockets() error {
 	return nil
 }
 
-// socketClass is what sockets share the room with.
+// socketClass distinguishes the sockets that share the room.
 type socketClass struct {
 	uid   uint32
-	state uint8 // 0: of any other
+	state uint8 // 0 stands for any other state
 }
 
-// fairShare returns the elements, in their order, or most of them where there are more:
-// as many of each class as there is room for if all get the same, and what a class does
-// not need goes to the others.
+// fairShare returns the elements in their order, at most `most` of them. Each class
+// gets an equal share of the room; what a class does not need goes to the others.
 func fairShare[T any, C comparable](all []T, most int, of func(T) C) []T {
 	if len(all) <= most {
 		return all
@@ -233,7 +232,7 @@ func fairShare[T any, C comparable](all []T, most int, of func(T) C) []T {
 	share, room := most, most
 	for left, sizes := len(count), slices.Sorted(maps.Values(count)); left > 0; left-- {
 		if share = room / left; sizes[len(sizes)-left] > share {
-			break // the others have more as well
+			break // the remaining classes need at least as much
 		}
 		room -= sizes[len(sizes)-left]
 	}
@@ -348,10 +347,10 @@ func (s *netnsState) readPorts() error {
 		return err
 	}
 	if _, err := fmt.Sscan(string(b), &s.portsFrom, &s.portsTo); err != nil || s.portsTo < s.portsFrom {
-		return fmt.Errorf("read net.ipv4.ip_local_port_range: %q is no range", b)
+		return fmt.Errorf("read net.ipv4.ip_local_port_range: %q is not a range", b)
 	}
 	if s.twMax, err = readNumber("/proc/sys/net/ipv4/tcp_max_tw_buckets"); errors.Is(err, fs.ErrNotExist) {
-		err = nil // before Linux 4.20 only the initial namespace has it
+		err = nil // before Linux 4.20 only the initial namespace has this file
 	}
 	s.tw = uint64(len(slices.DeleteFunc(slices.Clone(s.sockets), func(x socket) bool { return x.state != timeWait })))
 	return err
@@ -364,7 +363,7 @@ func readNumber(path string) (uint64, error) {
 	}
 	n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
 	if err != nil {
-		return 0, fmt.Errorf("read %s: %.40q is no number", path, b)
+		return 0, fmt.Errorf("read %s: %.40q is not a number", path, b)
 	}
 	return n, nil
 }

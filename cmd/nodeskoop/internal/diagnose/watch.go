@@ -24,8 +24,9 @@ func Probes() []string {
 	return []string{"biolatency", "conntrack", "net_softirq", "packetloss", "socketlatency", "softnet", "tcpreset", "tcpretrans"}
 }
 
-// mostEvents is how many events are kept. Where there are more, those of the owner with
-// the most are left out: no pod's flood takes the room of another's events.
+// mostEvents is the maximum number of events that are kept. Beyond it, events of the
+// owner with the most events are left out, so no pod's flood takes room from another's
+// events.
 const mostEvents = 50_000
 
 // Node is how findings name the node.
@@ -39,31 +40,32 @@ func nameOfPod(p *owner.Pod) string {
 	return p.Namespace + "/" + p.Name
 }
 
-// occurrences is the sink of the events: it keeps them, by owner.
+// occurrences is the sink of the events. It keeps them by owner.
 type occurrences struct {
 	mu   sync.Mutex
 	of   map[string][]occurrence
 	all  int
-	most int // 0: mostEvents
-	// left were not kept, by limits of the kernel or of mostEvents.
+	most int // 0 means mostEvents
+	// left counts events that were not kept, because of the kernel's limits or of
+	// mostEvents.
 	left map[leftOut]uint64
 }
 
-// leftOut is what events are left out of: those of one owner and type.
+// leftOut is the owner and type of events that were not kept.
 type leftOut struct{ owner, typ string }
 
-// unattributed is the owner of what the kernel left no way to know the namespace of. It
-// may be anybody's.
+// unattributed is the owner of events whose namespace the kernel left no way to know.
+// They may be anybody's.
 const unattributed = "unattributed"
 
-// occurrence is what is kept of an event.
+// occurrence holds the fields of an event that findings need.
 type occurrence struct {
 	typ      string
 	owner    string // a pod, Node, or "" if it belongs to neither
 	src, dst end
 	reason   string
-	function string // that dropped a packet
-	state    string // of TCP
+	function string // function that dropped the packet
+	state    string // TCP state
 	comm     string
 	disk     string
 	protocol string
@@ -120,7 +122,7 @@ func (o *occurrences) Send(e *event.Event, done func(*event.Event, bool)) {
 	}
 }
 
-// keep keeps an event of an owner, of which some were suppressed.
+// keep keeps an event of an owner, and counts those suppressed before it.
 func (o *occurrences) keep(name string, x occurrence, suppressed uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -133,7 +135,7 @@ func (o *occurrences) keep(name string, x occurrence, suppressed uint64) {
 	if o.all >= cmp.Or(o.most, mostEvents) {
 		richest, most := name, len(o.of[name])
 		for other, list := range o.of {
-			if len(list) > most+1 { // else the two would take turns
+			if len(list) > most+1 { // without the +1 the two owners would take turns
 				richest, most = other, len(list)
 			}
 		}
@@ -151,10 +153,10 @@ func (o *occurrences) keep(name string, x occurrence, suppressed uint64) {
 	o.all++
 }
 
-// Close does nothing: what was sent is kept.
+// Close does nothing, since sent events are already kept.
 func (*occurrences) Close(context.Context) error { return nil }
 
-// since takes what happened from a moment on, and what was left out.
+// since returns the events since a moment, and the numbers of events left out.
 func (o *occurrences) since(t time.Time) (list []occurrence, left map[leftOut]uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -175,7 +177,7 @@ type watcher struct {
 	tracer *trace.Tracer
 	pods   owner.Pods
 	seen   occurrences
-	status func() error // of containerd
+	status func() error // status of containerd
 }
 
 // newWatcher makes a watcher; end releases it.

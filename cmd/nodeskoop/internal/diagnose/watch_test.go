@@ -8,14 +8,14 @@ import (
 	"time"
 )
 
-// TestEventsAreKeptFairly: the events of one owner do not take the room of another's,
-// whichever come first, and what is left out is counted for its owner.
+// TestEventsAreKeptFairly: the events of one owner take no room from another's,
+// whichever come first. Events left out are counted for their owner.
 func TestEventsAreKeptFairly(t *testing.T) {
 	const most, flood, few = 100, 1000, 20
 	begin := time.Unix(1000, 0)
 	for _, c := range []struct {
 		name string
-		// order yields whose event the i-th is.
+		// order returns the owner of the i-th event
 		order func(i int) string
 	}{
 		{"the flood first", func(i int) string {
@@ -66,8 +66,7 @@ func TestEventsAreKeptFairly(t *testing.T) {
 	}
 }
 
-// TestHeldBackIsOfItsOwner: what a limit held back counts for the owner and type whose
-// events it held back.
+// TestHeldBackIsOfItsOwner: suppressed events count for their own owner and type.
 func TestHeldBackIsOfItsOwner(t *testing.T) {
 	var o occurrences
 	o.keep("shop/web-0", occurrence{typ: "TCPRESET_ACTIVE", n: 1}, 7)
@@ -77,7 +76,7 @@ func TestHeldBackIsOfItsOwner(t *testing.T) {
 	}
 }
 
-// TestFairShare: who has little keeps it all, and the room is used.
+// TestFairShare: a class with few elements keeps all of them, and the room is used up.
 func TestFairShare(t *testing.T) {
 	for _, c := range []struct {
 		all  map[string]int

@@ -62,8 +62,15 @@ func (p *page) flags(flags []cli.Flag) {
 			continue
 		}
 		term, usage, env := flagWords(f)
+		var more []string
+		if v := defaultOf(f); v != "" {
+			more = append(more, "default "+v)
+		}
 		if env != "" {
-			usage += " (environment variable `" + env + "`)"
+			more = append(more, "environment variable `"+env+"`")
+		}
+		if len(more) > 0 {
+			usage += " (" + strings.Join(more, "; ") + ")"
 		}
 		p.item(term, upperFirst(usage)+".")
 	}
@@ -232,7 +239,7 @@ func Man(w io.Writer, app *cli.App) error {
 	p.text("The columns of `nodeskoop top`. Rates are those of the last interval; - means unknown.")
 	columns, keys := top.Reference()
 	for _, c := range columns {
-		p.item(c.Head, fmt.Sprintf("%s, %s. Sorted by with `--sort %s` or the key %s.", upperFirst(c.Shows), c.Unit, c.Name, c.Key))
+		p.item(c.Head, fmt.Sprintf("%s, %s. `--sort %s` or the key %s sorts by it.", upperFirst(c.Shows), c.Unit, c.Name, c.Key))
 	}
 	p.text("The keys:")
 	for _, k := range keys {

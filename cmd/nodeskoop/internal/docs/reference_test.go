@@ -126,10 +126,35 @@ func TestReadme(t *testing.T) {
 	}
 }
 
-// TestPagesLink follows the links inside the project, including those to headings.
+// documents returns all of the project's pages in Markdown, those for contributors
+// included.
+func documents(t *testing.T) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	err := filepath.WalkDir("../../../..", func(path string, d os.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == ".cache" || d.Name() == ".git" || d.Name() == "build"):
+			return filepath.SkipDir
+		case d.IsDir() || filepath.Ext(path) != ".md":
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		out[path] = string(b)
+		return err
+	})
+	if err != nil || len(out) <= len(pages(t)) {
+		t.Fatalf("%v, %d pages", err, len(out))
+	}
+	return out
+}
+
+// TestPagesLink follows the links inside the project, including those to headings and
+// to pictures.
 func TestPagesLink(t *testing.T) {
-	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
-	for file, text := range pages(t) {
+	link := regexp.MustCompile(`(?:\]\(|\bsrc(?:set)?="|\bhref=")([^)\s"]+)[)"]`)
+	for file, text := range documents(t) {
 		for _, m := range link.FindAllStringSubmatch(fence.ReplaceAllString(text, ""), -1) {
 			if strings.Contains(m[1], "://") {
 				continue

@@ -30,9 +30,9 @@ const (
 	maxKinds         = 1000
 	maxLanes         = 500
 	maxSteps         = 120
-	maxSeries        = 200_000 // that are compared
+	maxSeries        = 200_000 // maximum number of compared series
 	maxCounters      = 20
-	maxPods          = 5 // of one counter
+	maxPods          = 5 // maximum number of pods with the same counter
 	maxTraffic       = 6
 	maxDistributions = 12
 )
@@ -51,11 +51,11 @@ type Builder struct {
 	whose map[string]struct{}
 
 	series map[string]*series
-	names  map[*history.Series]*series // of one file, mostly
-	full   bool                        // there was no room for a series
-	before time.Duration               // that was sampled in the hour before
+	names  map[*history.Series]*series // series of the current file; some of other files
+	full   bool                        // a series found no room
+	before time.Duration               // time sampled in the hour before
 	during time.Duration
-	last   time.Time // when the minute before ended
+	last   time.Time // end of the previous minute
 	begun  bool      // a minute within the report's time was read
 }
 
@@ -249,7 +249,7 @@ func (b *Builder) minute(m *history.Minute) {
 	own := !m.Start.Before(b.r.Since)
 	if from, why := m.Gap(b.last); why != "" && own {
 		to := m.From
-		if from.Equal(m.From) { // it is in the minute
+		if from.Equal(m.From) { // the gap is within the minute
 			to = m.To
 		}
 		b.gap(from, to, why)
@@ -361,7 +361,7 @@ func labelsOf(s *history.Series, m *catalog.Metric) string {
 // explains.
 const (
 	leastTrouble, timesTrouble = 5, 3
-	leastNew                   = 100 // for a pod without packets in the hour before
+	leastNew                   = 100 // minimum for a pod without packets in the hour before
 	leastWork, timesWork       = 1000, 4
 	sigmas                     = 5
 )
@@ -505,7 +505,7 @@ func onePerOwner(list []*Counter) []*Counter {
 	})
 }
 
-// histogram gathers the series of one.
+// histogram collects the series of one histogram.
 type histogram struct {
 	Distribution
 	buckets map[float64]*[2]float64 // by upper bound: now and before, cumulative
@@ -588,7 +588,7 @@ func (h *histogram) apart(when int) []float64 {
 	return out
 }
 
-// Report is what was gathered.
+// Report returns the report on the collected data.
 func (b *Builder) Report() *Report {
 	r := &b.r
 	for _, k := range b.kinds {

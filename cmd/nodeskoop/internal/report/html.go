@@ -52,7 +52,7 @@ type page struct {
 	Unknown                                []string
 
 	Ticks     []tick
-	Places    int // of timelines
+	Places    int // number of places of a timeline
 	GapPath   string
 	Lanes     []laneRow
 	LaneWords string
@@ -74,7 +74,7 @@ type page struct {
 
 type tick struct {
 	Text string
-	Wide bool // only where there is room
+	Wide bool // only if the page is wide enough
 }
 
 type laneRow struct {

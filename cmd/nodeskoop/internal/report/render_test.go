@@ -83,13 +83,13 @@ func TestRender(t *testing.T) {
 	}
 }
 
-// digest tells pages apart.
+// digest distinguishes pages.
 func digest(page string) string {
 	sum := sha256.Sum256([]byte(page))
 	return hex.EncodeToString(sum[:])
 }
 
-// noted adds a note to a picture that identifies its page.
+// noted adds to a picture the note that identifies its page.
 func noted(t *testing.T, picture []byte, page string) []byte {
 	t.Helper()
 	const header = 8 + 12 + 13 // the signature and the chunk IHDR

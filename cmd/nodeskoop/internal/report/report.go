@@ -256,7 +256,7 @@ func latency(d time.Duration) string {
 	return string(event.AppendLatency(nil, d))
 }
 
-// lasting writes how long a gap is.
+// lasting formats the length of a gap.
 func lasting(d time.Duration) string {
 	if d >= time.Minute {
 		return strings.TrimSuffix(d.Round(time.Second).String(), "0s")

@@ -87,7 +87,7 @@ func badHour(t testing.TB) (events []*event.Event) {
 	return events
 }
 
-// minutes is a history in memory.
+// minutes is a history held in memory.
 type minutes []*history.Minute
 
 func (h minutes) Minutes(q history.Query) iter.Seq2[*history.Minute, error] {
@@ -135,7 +135,7 @@ func steadily() (h minutes) {
 	return h
 }
 
-// badHistory is that of the same hour.
+// badHistory is the history of the same hour.
 func badHistory(t testing.TB) minutes {
 	t.Helper()
 	h := steadily()
@@ -168,7 +168,7 @@ func badHistory(t testing.TB) minutes {
 		for i, m := range h {
 			n, ok := own[i-60]
 			if !ok {
-				if usual >= 1 { // it is never quite the same
+				if usual >= 1 { // the counts vary slightly
 					n = math.Floor(usual * (0.9 + 0.2*float64(i*7919%101)/101))
 					if strings.Contains(s.Metric, "_seconds_") {
 						n = usual
@@ -220,7 +220,7 @@ func pageOf(t testing.TB, r *Report) string {
 	return b.String()
 }
 
-// golden holds a text against a file.
+// golden compares a text with a file.
 func golden(t *testing.T, file, got string) {
 	t.Helper()
 	if os.Getenv("NODESKOOP_TEST_UPDATE") != "" {
@@ -360,9 +360,9 @@ func TestQuantiles(t *testing.T) {
 	}
 }
 
-// In the morning everything rises faster than at night, and a new pod has counts
-// that it did not have before: neither is trouble. A counter that grows more than
-// the work is.
+// In the morning everything rises faster than at night, and a new pod has counts that
+// it did not have before: neither is trouble. A counter that grows more than the work
+// is trouble.
 func TestMoreWorkIsNoTrouble(t *testing.T) {
 	b := New(options())
 	h := steadily()
@@ -403,7 +403,7 @@ func TestQuiet(t *testing.T) {
 	work := []*history.Series{seriesOf(`kubeskoop_netdev_rxbytes{k8s_namespace="shop",k8s_pod="web-0"}`), seriesOf(`kubeskoop_tcp_insegs{k8s_namespace="shop",k8s_pod="web-0"}`)}
 	noise := seriesOf(`kubeskoop_tcp_estabresets{k8s_namespace="shop",k8s_pod="web-0"}`)
 	for i, m := range h {
-		for _, s := range work { // ten times the hour before
+		for _, s := range work { // ten times as much as in the hour before
 			m.Samples = append(m.Samples, history.Sample{Series: s, Value: 1000 * float64(1+i/60*9)})
 		}
 		if i%20 == 3 {
@@ -539,7 +539,7 @@ func nastyReport(t testing.TB) *Report {
 	return b.Report()
 }
 
-// Whatever names hold, a page shows them and does nothing.
+// Whatever the names contain, a page shows them as text.
 func TestNastyNames(t *testing.T) {
 	r := nastyReport(t)
 	if len(r.Counters) == 0 || len(r.Distributions) == 0 {
@@ -569,8 +569,8 @@ const (
 	badTimes = 7
 )
 
-// badDay is a day with more of everything than is shown, and names as long as they may
-// be.
+// badDay is a day with more of everything than a report shows, and with names of the
+// maximum length.
 func badDay(t testing.TB) *Report {
 	t.Helper()
 	o := options()
@@ -598,7 +598,7 @@ func badDay(t testing.TB) *Report {
 	return b.Report()
 }
 
-// A bad day is a page one can mail, and what it leaves out is said.
+// The page of a bad day is small enough to mail, and states what it leaves out.
 func TestBadDay(t *testing.T) {
 	r := badDay(t)
 	var told uint64

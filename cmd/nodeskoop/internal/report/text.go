@@ -149,7 +149,7 @@ func (t *text) kinds() {
 	}
 }
 
-// blocks draw how much there was.
+// blocks draw amounts.
 var blocks = []rune("▁▂▃▄▅▆▇█")
 
 // bars draws counts in some columns.
@@ -269,7 +269,7 @@ func (t *text) counters(title string, list []Counter, more int) {
 		rows = append(rows, []string{number(c.Rose), expected, c.MostAt.Local().Format("15:04"), column.Middle(c.Whose, max(18, t.width/3-6)), strings.TrimPrefix(c.name(), usualPrefix)})
 	}
 	var table bytes.Buffer
-	_ = column.Write(&table, rows) // a buffer takes all
+	_ = column.Write(&table, rows) // writing to a buffer never fails
 	for l := range strings.Lines(table.String()) {
 		t.b.WriteString(strings.TrimRight(column.Pad(strings.TrimSuffix(l, "\n"), t.width, true), " ") + "\n")
 	}
@@ -310,7 +310,7 @@ func (d *Distribution) words() string {
 	return s
 }
 
-// quantile formats one: 12.3ms, over 10.0s, or - if there is none.
+// quantile formats one quantile: 12.3ms, over 10.0s, or - if there is none.
 func (d *Distribution) quantile(q float64, buckets []float64) string {
 	seconds, over, ok := d.Quantile(q, buckets)
 	if !ok {

@@ -74,18 +74,18 @@ func judgeHost(f facts, named string, devices bool) (Host, error) {
 	v.Machine = !f.hostPIDs && f.booted
 	if !f.hostPIDs && !f.booted {
 		if named == "" {
-			return v, fmt.Errorf("the host cannot be seen from here: this process is in a PID namespace of its own, whose process 1 is not the host's, so its network and its processes would be taken for the host's: %s; or set host_netns to a file that is the host's network namespace, and do without the probes fd and io", pidHelp)
+			return v, fmt.Errorf("cannot measure the host: this process is in a PID namespace of its own, and would report the network and the processes of that container as the host's: %s; or set host_netns to the file of the host's network namespace, which leaves out the probes fd and io", pidHelp)
 		}
-		refuse(errors.New("the host's processes cannot be seen: this process is in a PID namespace of its own; "+pidHelp), "fd", "io")
+		refuse(errors.New("cannot read the host's processes: this process is in a PID namespace of its own; "+pidHelp), "fd", "io")
 	}
 	if named == "" && f.init != nil {
 		if !f.ownNetns {
-			return v, fmt.Errorf("the host's network namespace cannot be told: that of process 1 cannot be looked at (%w), and this process is in one of its own: give it CAP_SYS_PTRACE, or start the container with %s, or set host_netns to a file that is the host's network namespace", f.init, netHelp)
+			return v, fmt.Errorf("cannot find the host's network namespace: that of process 1 cannot be read (%w), and this process is in another one: give it CAP_SYS_PTRACE, or start the container with %s, or set host_netns to the file of the host's network namespace", f.init, netHelp)
 		}
 		v.Netns, v.Guessed = "/proc/self/ns/net", f.init
 	}
 	if !f.cgroups {
-		refuse(errors.New("the processes of pods cannot be told from the host's: this process sees a part of the control groups only; "+cgroupHelp), "fd", "io")
+		refuse(errors.New("cannot distinguish the processes of pods from the host's: this process sees only a part of the control groups; "+cgroupHelp), "fd", "io")
 	}
 	// In a machine with its own network namespace, the root of its control groups
 	// covers every sender in it.

@@ -56,7 +56,7 @@ func TestOnlookerIsWhole(t *testing.T) {
 	}
 }
 
-// nothing takes no event.
+// nothing is a sink that discards events.
 type nothing struct{}
 
 func (nothing) Send(e *event.Event, done func(*event.Event, bool)) {

@@ -28,8 +28,8 @@ import (
 type Session struct {
 	Version string // version of the program
 	Once    bool   // ends after one or two cycles
-	Service bool   // runs unattended until told to end
-	ForPods bool   // about named pods, so it fails without the list of pods
+	Service bool   // the command runs unattended until it is stopped
+	ForPods bool   // the command is about named pods, so it fails without the list of pods
 	// PodsWait is how long to wait for a containerd that has not listed its pods, or does
 	// not run yet. 0: for a containerd that answers slowly, FirstPods.
 	PodsWait time.Duration
@@ -37,7 +37,7 @@ type Session struct {
 	Log      *slog.Logger
 	Level    *slog.LevelVar
 	Host     Host  // view of the host under Config
-	HostErr  error // why nothing may be measured here, nil if it may
+	HostErr  error // why measuring is not allowed here, nil if it is
 
 	json atomic.Bool // the log is JSON
 }
@@ -87,7 +87,7 @@ func (s *Session) SeeHost(ctx context.Context) error {
 		if have, err := kernel.OwnCapabilities(); err == nil && have&(1<<unix.CAP_SYS_PTRACE) != 0 {
 			level, hint = slog.LevelInfo, "this kernel hides process 1 from everyone"
 		}
-		s.Log.Log(ctx, level, "cannot look at process 1; this process is in the kernel's first network namespace, which is the host's", "error", s.Host.Guessed, "hint", hint)
+		s.Log.Log(ctx, level, "cannot read the network namespace of process 1; this process's own is the initial one, which is the host's", "error", s.Host.Guessed, "hint", hint)
 	}
 	return nil
 }

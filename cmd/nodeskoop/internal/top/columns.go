@@ -5,7 +5,7 @@ import "slices"
 // Column is a number that top shows for each pod. Columns are listed by importance:
 // a narrow window shows the first ones.
 type Column struct {
-	Name  string // for --sort, and in JSON
+	Name  string // name for --sort and in JSON
 	key   rune   // key that sorts by the column
 	head  string
 	shows string // description
@@ -29,7 +29,7 @@ func (c *Column) gauge() bool { return c.unit != perSecond }
 // short and cell.text.
 func (c *Column) cells() int {
 	if c.Name == hostDrops {
-		return 6 // with the + of a lower bound
+		return 6 // room for the + of a lower bound
 	}
 	return 5
 }

@@ -166,7 +166,7 @@ func (s *Sampler) readSockets(p *owner.Pod) (socketList, error) {
 			path = s.files.proc + "/" + strconv.Itoa(p.PIDs[0]) + "/ns/net"
 		}
 		if path == "" || inode == 0 {
-			return socketList{}, errors.New("no process and no file of the pod's network namespace is known")
+			return socketList{}, errors.New("neither a process nor a file of the pod's network namespace is known")
 		}
 	}
 	s.sockets = bounded.Begin(func() (l socketList, err error) {
@@ -243,7 +243,7 @@ func sumUp(all []netlink.TCPSocket) (l socketList) {
 // readProcesses lists the processes of a pod. It does not list the host's.
 func (s *Sampler) readProcesses(p *owner.Pod) (list []process, more int, err error) {
 	if p == nil {
-		return nil, 0, errors.New("the host's are all that are in no pod: see ps")
+		return nil, 0, errors.New("the host's processes are all those outside pods: see ps")
 	}
 	type answer struct {
 		pids []int
@@ -265,7 +265,7 @@ func (s *Sampler) readProcesses(p *owner.Pod) (list []process, more int, err err
 	for _, pid := range pids {
 		name, e := os.ReadFile(s.files.proc + "/" + strconv.Itoa(pid) + "/comm")
 		if errors.Is(e, os.ErrNotExist) {
-			continue // it has exited
+			continue // the process has exited
 		}
 		if e != nil {
 			err = cmp.Or(err, fmt.Errorf("read the name of process %d: %w", pid, e))

@@ -252,7 +252,7 @@ func (p *page) writePeers(w *writer) {
 		w.note(fmt.Sprintf("and %d more", n))
 	}
 	if n := p.sockets.unseen; n > 0 {
-		w.note(fmt.Sprintf("%d further sockets were not looked at", n))
+		w.note(fmt.Sprintf("%d further sockets were not read", n))
 	}
 }
 

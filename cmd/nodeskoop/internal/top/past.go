@@ -84,7 +84,7 @@ func (t *Table) Unknown() []string {
 type past struct {
 	table *Table
 	label string
-	up    map[string]bool // by probe: it gave all its values
+	up    map[string]bool // by probe: whether it gave all its values
 	rows  map[podName]*pastRow
 }
 
@@ -168,7 +168,7 @@ func (p *past) row(name podName, values *pastRow) row {
 	return r
 }
 
-// clock writes when the table is of.
+// clock formats the time of the table.
 func (t *Table) clock() string {
 	if t.dated {
 		return t.at.Local().Format("2006-01-02 15:04:05")

@@ -28,7 +28,7 @@ type cell struct {
 	known  bool
 	count  float64 // increase of a counter in the interval, or value of a gauge
 	second float64 // the counter's rate per second, or the gauge's value
-	least  bool    // a lower bound
+	least  bool    // the number is a lower bound
 }
 
 // row is one pod, or the host.
@@ -58,8 +58,8 @@ func (r *row) name() string {
 // Table is one sample.
 type Table struct {
 	at       time.Time
-	dated    bool          // it is of another time than now
-	interval time.Duration // since the one before; 0 for the first
+	dated    bool          // the table is of a time in the past
+	interval time.Duration // time since the previous sample; 0 for the first
 	columns  []Column
 	rows     []row
 	took     time.Duration
@@ -67,13 +67,13 @@ type Table struct {
 	troubles []trouble
 	// containerd is why pods are not named, nil while containerd answers.
 	containerd error
-	page       *page // of the open pod, nil if none is open
+	page       *page // page of the open pod, nil if none is open
 }
 
 type trouble struct {
 	probe  string
 	text   string
-	failed bool // it failed, so a later sample may see more
+	failed bool // the probe failed, so a later sample may see more
 	whole  bool // the whole probe is missing
 }
 
@@ -110,19 +110,19 @@ type podName struct{ namespace, pod string }
 
 // counters holds the values of one pod in one sample.
 type counters struct {
-	sandbox string // the pod's own ID
+	sandbox string // ID of the pod's sandbox
 	netns   uint64
 	values  amounts
 	reasons map[string]float64
 	classes map[string]float64
 }
 
-// amounts are the values of the columns' metrics, by metricIndex; NaN stands for a
-// metric without a value.
+// amounts holds the values of the columns' metrics, indexed by metricIndex. NaN means
+// that a metric has no value.
 type amounts []float64
 
-// metricIndex numbers the metrics of all columns. top has values of each pod in every
-// cycle: a map of each pod costs more than all that is done with the values.
+// metricIndex numbers the metrics of all columns. Each pod has values in every cycle,
+// and a map per pod would cost more CPU time than the rest of top.
 var metricIndex = func() map[string]int {
 	index := map[string]int{}
 	for i := range columns {
@@ -156,8 +156,8 @@ func (a amounts) set(metric string, v float64) { a[metricIndex[metric]] = v }
 
 func (a amounts) add(metric string, v float64) { a[metricIndex[metric]] += v }
 
-// of reports whether they are of the same pod in the same network namespace:
-// another of the same name counts from 0.
+// of reports whether both belong to the same pod in the same network namespace. Another
+// pod of the same name counts from 0.
 func (c *counters) of(other *counters) bool {
 	return c.sandbox == other.sandbox && c.netns == other.netns
 }
@@ -208,7 +208,7 @@ func (s *Sampler) sample() *Table {
 	}
 	for name, c := range now {
 		if b := before[name]; name.pod != hostLabel && !b.of(c) {
-			delete(now, name) // replaced while it was sampled: the next sample tells
+			delete(now, name) // the pod was replaced during the sample; the next sample has its values
 		}
 	}
 	s.look(now)
@@ -290,8 +290,7 @@ func (s *Sampler) identities() map[podName]counters {
 func (s *Sampler) counters(fams []*dto.MetricFamily) map[podName]*counters {
 	ids := s.identities()
 	out := make(map[podName]*counters, len(ids)+1)
-	// The engine gives all series of a target that have no further labels one array of
-	// labels.
+	// All series of a target that have no further labels share one array of labels.
 	shared := make(map[**dto.LabelPair]*counters, len(ids)+1)
 	for _, f := range fams {
 		name := f.GetName()

@@ -43,7 +43,7 @@ func (t *Table) complain(log *slog.Logger) error {
 	dead := map[string]bool{}
 	for _, x := range t.troubles {
 		if dead[x.probe] = x.whole; !x.failed {
-			log.Info("a probe sees only a part", "probe", x.probe, "hint", x.text)
+			log.Info("a probe is limited on this kernel", "probe", x.probe, "hint", x.text)
 		}
 	}
 	for _, col := range t.columns {

@@ -322,11 +322,11 @@ const (
 	tallEnough = 11
 )
 
-// draw draws the current state. The screen writes only changed cells to the
-// terminal.
+// draw draws the current state. The screen writes only changed cells to the terminal.
 //
-// Show takes the terminal's size, which may have changed since the lines were laid
-// out. Such a screen is drawn again, as its event may have been handled already.
+// Show asks for the terminal's size, which may have changed since the lines were laid
+// out. Then draw lays them out again, because the view may have handled the event of
+// that change already.
 func (v *View) draw() {
 	for {
 		width, height := v.Screen.Size()

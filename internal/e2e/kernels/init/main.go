@@ -103,7 +103,7 @@ func tests() error {
 	}
 	began := uptime()
 	var failed []string
-	// Otherwise each namespace gets a fallback device for each kind of tunnel.
+	// Keep the kernel from creating fallback devices for tunnels in each namespace.
 	if err := os.WriteFile("/proc/sys/net/core/fb_tunnels_only_for_init_net", []byte("2"), 0); err != nil {
 		failed = append(failed, err.Error())
 	}
@@ -198,7 +198,7 @@ func disk() error {
 			return fmt.Errorf("mount %s: %w", device, err)
 		}
 		if _, err := os.Stat("/t/collect"); err != nil {
-			return nil // none of those tests is to run
+			return nil // no such test runs
 		}
 		if b, err := exec.Command("cp", "-a", "/t/collect", "/disk/").CombinedOutput(); err != nil {
 			return fmt.Errorf("cp -a /t/collect /disk/: %w: %s", err, b)

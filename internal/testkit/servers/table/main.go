@@ -1,5 +1,5 @@
-// Command table prints the results of `make bench-servers` as tables in Markdown: what the
-// default and all probes cost, or with -alone what each probe costs.
+// Command table prints the results of `make bench-servers` as tables in Markdown: what
+// the default and all probes cost or, with -alone, what each probe costs.
 package main
 
 import (
