@@ -9,12 +9,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/slowfilter"
 )
 
 // disturb configures netem on a device.
@@ -110,80 +109,20 @@ func TestNetiftxlatencyByDelay(t *testing.T) {
 	})
 }
 
-// slowFilter attaches a tc program that holds the CPU for a while per packet by
-// copying memory, then drops the packet. The returned function counts the packets.
+// slowFilter attaches a tc program that holds the CPU for a while per packet, then
+// drops the packet. The returned function counts the packets.
 func (n *namespace) slowFilter(t *testing.T, device string, wait time.Duration) (held func() uint64) {
 	t.Helper()
-	// The number of loops is limited; copying this much memory takes long enough on
-	// any machine.
-	big, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 1 << 20, MaxEntries: 2})
+	f, err := slowfilter.Load(wait)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { big.Close() })
-	count, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { count.Close() })
-	const shot = 2 // TC_ACT_SHOT
-	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "slow_filter", Type: ebpf.SchedCLS, License: "Dual BSD/GPL",
-		Instructions: asm.Instructions{
-			asm.FnKtimeGetNs.Call(),
-			asm.Mov.Reg(asm.R6, asm.R0),
-			asm.StoreImm(asm.RFP, -4, 0, asm.Word), // the source
-			asm.StoreImm(asm.RFP, -8, 1, asm.Word), // the destination
-			asm.LoadMapPtr(asm.R1, big.FD()),
-			asm.Mov.Reg(asm.R2, asm.RFP),
-			asm.Add.Imm(asm.R2, -4),
-			asm.FnMapLookupElem.Call(),
-			asm.JEq.Imm(asm.R0, 0, "out"),
-			asm.Mov.Reg(asm.R7, asm.R0),
-			asm.Mov.Imm(asm.R8, 8000),
-			asm.LoadMapPtr(asm.R1, big.FD()).WithSymbol("copy"),
-			asm.Mov.Reg(asm.R2, asm.RFP),
-			asm.Add.Imm(asm.R2, -8),
-			asm.Mov.Reg(asm.R3, asm.R7),
-			asm.Mov.Imm(asm.R4, 0),
-			asm.FnMapUpdateElem.Call(),
-			asm.FnKtimeGetNs.Call(),
-			asm.Sub.Reg(asm.R0, asm.R6),
-			asm.JGE.Imm(asm.R0, int32(wait), "done"),
-			asm.Sub.Imm(asm.R8, 1),
-			asm.JNE.Imm(asm.R8, 0, "copy"),
-			asm.Ja.Label("out"),
-			asm.LoadMapPtr(asm.R1, count.FD()).WithSymbol("done"),
-			asm.Mov.Reg(asm.R2, asm.RFP),
-			asm.Add.Imm(asm.R2, -4),
-			asm.FnMapLookupElem.Call(),
-			asm.JEq.Imm(asm.R0, 0, "out"),
-			asm.Mov.Imm(asm.R1, 1),
-			asm.StoreXAdd(asm.R0, asm.R1, asm.DWord),
-			asm.Mov.Imm(asm.R0, shot).WithSymbol("out"),
-			asm.Return(),
-		},
-	})
-	if err != nil {
-		t.Fatalf("load the slow filter: %v", err)
-	}
-	t.Cleanup(func() { program.Close() })
-	n.do(t, func() error {
-		link, err := netlink.LinkByName(device)
-		if err != nil {
-			return err
-		}
-		attrs := netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}
-		return errors.Join(
-			netlink.QdiscAdd(&netlink.GenericQdisc{QdiscAttrs: attrs, QdiscType: "clsact"}),
-			netlink.FilterAdd(&netlink.BpfFilter{
-				FilterAttrs: netlink.FilterAttrs{LinkIndex: link.Attrs().Index, Parent: netlink.HANDLE_MIN_EGRESS, Handle: 1, Protocol: 3 /* all */, Priority: 1},
-				Fd:          program.FD(), Name: "slow_filter", DirectAction: true,
-			}))
-	})
-	return func() (n uint64) {
+	t.Cleanup(f.Close)
+	n.do(t, func() error { return f.Attach(device, netlink.HANDLE_MIN_EGRESS) })
+	return func() uint64 {
 		t.Helper()
-		if err := count.Lookup(uint32(0), &n); err != nil {
+		n, err := f.Held()
+		if err != nil {
 			t.Fatal(err)
 		}
 		return n
