@@ -27,7 +27,7 @@ DEBIAN ?= bookworm
 STAGES ?=
 
 .DEFAULT_GOAL := build
-.PHONY: help go build run demo bench-bpf test test-unit test-install test-kernels test-nodes quiet record race lint generate render record-boards check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-servers bench-gate soak test-faults faults-doc deps packages check-packages clean
+.PHONY: help go build run demo bench-bpf test test-unit test-install test-vm test-kernels test-nodes quiet record race lint generate render record-boards check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-servers bench-gate soak test-faults faults-doc deps packages check-packages clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -68,6 +68,15 @@ test-install: deps packages ## install the packages on a Debian machine (DEBIAN=
 	  NODESKOOP_INSTALL_DEB="$$(ls $(CURDIR)/build/packages/*_$$(dpkg --print-architecture).deb)" \
 	  NODESKOOP_INSTALL_RPM="$$(ls $(CURDIR)/build/packages/*.$$(uname -m).rpm)" \
 	  $(GO) test -count=1 -v -timeout 15m ./internal/e2e/install
+
+# The kernel is the release's own, with hooks that this machine's may lack, and control
+# groups are of version 2.
+test-vm: deps packages ## install the package in a VM with Debian 13 and its kernel, and test on it what a container cannot show: all 23 probes, the unit's limits, events of slow drivers and softirqs
+	@mkdir -p build
+	$(GO) build -o build/test-kernels ./internal/e2e/kernels
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_INSTALL_VM=$(CURDIR)/build/test-kernels TMPDIR=/var/tmp \
+	  NODESKOOP_INSTALL_DEB="$$(ls $(CURDIR)/build/packages/*_$$(dpkg --print-architecture).deb)" \
+	  $(GO) test -count=1 -v -timeout 60m -run '^TestVM$$' ./internal/e2e/install
 
 # The kubelet and containerd 2 are built of Go modules, once; internal/e2e/nodes/binaries keeps them.
 test-nodes: deps ## run a kubelet's pods on containerd 1.6, 1.7 and 2, restart and kill everything, and hold what nodeskoop shows against the kubelet and the kernel (NODES=short: one containerd, fewer pods); the table is in build/nodes.md

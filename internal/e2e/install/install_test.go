@@ -316,7 +316,7 @@ func (s *suite) install() {
 
 // runPods attaches to the machine's containerd and runs some pods.
 func (s *suite) runPods() {
-	s.ctd = pods.Attach(s.T, pods.Service{Root: s.root, Socket: "/run/containerd/containerd.sock", Dir: "/srv/pods", Command: s.command})
+	s.ctd = pods.Attach(s.T, pods.Service{Root: s.root, Socket: "/run/containerd/containerd.sock", Dir: "/srv/pods", Command: s.command, Systemd: s.systemdGroups})
 	tools := map[string]string{causeProgram: "/srv" + causeProgram}
 	container := func(command ...string) []pods.ContainerSpec {
 		return []pods.ContainerSpec{{Name: "main", Command: command, Mounts: tools}}

@@ -41,6 +41,8 @@ type machine struct {
 	// disk is the machine's own block device with its files, such as "loop0", or
 	// empty if they are in a folder.
 	disk string
+	// systemdGroups says that systemd makes the control groups of containers.
+	systemdGroups bool
 
 	nspawn *exec.Cmd
 	exited chan struct{}

@@ -180,6 +180,9 @@ func main() {
 	flag.BoolVar(&o.keep, "keep", false, "keep the VMs' files, and print how to boot them")
 	flag.BoolVar(&o.again, "again", false, "run nothing: read the logs of the last run again")
 	flag.StringVar(&o.table, "readme", "", "run nothing; print docs/kernels.md's table made from this support.tsv")
+	disk := flag.String("disk", "", "run no tests: boot this disk `image`, with the first of the kernels, until it turns itself off")
+	results := flag.String("results", "results", "the file for what a disk image's system writes to the virtio port of this name")
+	memory := flag.Int("memory", 3072, "MiB of a VM that boots a disk image")
 	flag.Parse()
 	if o.table != "" {
 		if err := printReadme(o.table); err != nil {
@@ -189,8 +192,12 @@ func main() {
 		return
 	}
 	ctx, err := untilTold()
-	ok := false
-	if err == nil {
+	ok := *disk != ""
+	switch {
+	case err != nil:
+	case ok:
+		err = bootDisk(ctx, &o, *disk, *results, *memory)
+	default:
 		ok, err = kernels(ctx, &o)
 	}
 	if err != nil {

@@ -20,6 +20,8 @@ type Service struct {
 	Socket, Dir string
 	// Command returns a command that runs in the machine.
 	Command func(name string, args ...string) *exec.Cmd
+	// Systemd says that systemd makes containerd's control groups (SystemdCgroup).
+	Systemd bool
 }
 
 // Attach waits for the service and loads the images. Pods outlive the test, and end with

@@ -28,7 +28,7 @@ type PodSpec struct {
 	HostNetwork bool
 	Containers  []ContainerSpec
 	// CgroupParent replaces the default control group below Containerd.Cgroup,
-	// /kubepods/besteffort/pod<UID>.
+	// /kubepods/besteffort/pod<UID>, or a slice of systemd's.
 	CgroupParent string
 	// Attempt numbers the sandboxes of one pod, from 0.
 	Attempt uint32
@@ -91,6 +91,10 @@ func (c *Containerd) TryRunPod(ctx context.Context, spec PodSpec) (*Pod, error) 
 	}
 	if spec.CgroupParent == "" {
 		spec.CgroupParent = "/kubepods/besteffort/pod" + spec.UID
+		if c.service != nil && c.service.Systemd {
+			slice := "kubepods-besteffort-pod" + strings.ReplaceAll(spec.UID, "-", "_") + ".slice"
+			spec.CgroupParent = "/kubepods.slice/kubepods-besteffort.slice/" + slice
+		}
 	}
 	labels := map[string]string{
 		"io.kubernetes.pod.name":      spec.Name,

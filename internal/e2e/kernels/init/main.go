@@ -22,8 +22,11 @@ import (
 type plan struct {
 	Modules []string // files, in the order of loading
 	HideBTF bool
-	Env     []string
-	Tests   []struct {
+	// Root is the serial number of a disk. If set, the disk's process 1 takes over,
+	// and there are no tests.
+	Root  string
+	Env   []string
+	Tests []struct {
 		Name    string
 		Dir     string
 		Args    []string
@@ -39,9 +42,15 @@ func main() {
 		}
 		return
 	}
+	if p, err := readPlan(); err == nil && p.Root != "" {
+		if err := errors.Join(mounts(basics), takeOver(p)); err != nil {
+			fmt.Fprintln(os.Stderr, "init:", err)
+		}
+		unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	}
 	// The first process must reap orphans, so it waits for any child. Package
 	// os/exec waits for its own children, hence a second process.
-	if err := mounts(); err != nil {
+	if err := errors.Join(mounts(basics), mounts(rest)); err != nil {
 		fmt.Fprintln(os.Stderr, "init:", err)
 	}
 	child, err := os.StartProcess("/init", []string{"/init", "tests"}, &os.ProcAttr{
@@ -65,41 +74,100 @@ func main() {
 	unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 
-func mounts() error {
+// mount is a kind of file system and where it is mounted.
+type mount struct{ kind, at string }
+
+var (
+	// basics are what a system's own process 1 finds mounted.
+	basics = []mount{{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}}
+	rest   = []mount{
+		{"devpts", "/dev/pts"},
+		{"tmpfs", "/dev/shm"},
+		{"tmpfs", "/run"},
+		{"tmpfs", "/tmp"},
+		{"tracefs", "/sys/kernel/tracing"},
+		{"debugfs", "/sys/kernel/debug"},
+		{"securityfs", "/sys/kernel/security"},
+		{"bpf", "/sys/fs/bpf"},
+		{"cgroup2", "/sys/fs/cgroup"},
+	}
+)
+
+func mounts(list []mount) error {
 	var errs []error
-	for _, m := range []struct{ kind, at, data string }{
-		{"proc", "/proc", ""},
-		{"sysfs", "/sys", ""},
-		{"devtmpfs", "/dev", ""},
-		{"devpts", "/dev/pts", ""},
-		{"tmpfs", "/dev/shm", ""},
-		{"tmpfs", "/run", ""},
-		{"tmpfs", "/tmp", ""},
-		{"tracefs", "/sys/kernel/tracing", ""},
-		{"debugfs", "/sys/kernel/debug", ""},
-		{"securityfs", "/sys/kernel/security", ""},
-		{"bpf", "/sys/fs/bpf", ""},
-		{"cgroup2", "/sys/fs/cgroup", ""},
-	} {
+	for _, m := range list {
 		if err := os.MkdirAll(m.at, 0o755); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		if err := unix.Mount(m.kind, m.at, m.kind, 0, m.data); err != nil && !errors.Is(err, unix.EBUSY) {
+		if err := unix.Mount(m.kind, m.at, m.kind, 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
 			errs = append(errs, fmt.Errorf("mount %s on %s: %w", m.kind, m.at, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func tests() error {
+func readPlan() (*plan, error) {
 	data, err := os.ReadFile("/plan.json")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var p plan
 	if err := json.Unmarshal(data, &p); err != nil {
-		return fmt.Errorf("/plan.json: %w", err)
+		return nil, fmt.Errorf("/plan.json: %w", err)
+	}
+	return &p, nil
+}
+
+// takeOver loads the modules, makes a disk the root and runs its process 1. It returns
+// only if that fails.
+func takeOver(p *plan) error {
+	for _, m := range p.Modules {
+		if err := load(m); err != nil {
+			fmt.Fprintf(os.Stderr, "init: module %s: %v\n", filepath.Base(m), err)
+		}
+	}
+	device, err := deviceOf(p.Root)
+	if err != nil {
+		return err
+	}
+	const root = "/newroot"
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(device, root, "ext4", 0, ""); err != nil {
+		return fmt.Errorf("mount %s: %w", device, err)
+	}
+	for _, m := range basics {
+		if err := unix.Mount(m.at, root+m.at, "", unix.MS_MOVE, ""); err != nil {
+			return fmt.Errorf("move %s: %w", m.at, err)
+		}
+	}
+	if err := errors.Join(os.Chdir(root), unix.Mount(".", "/", "", unix.MS_MOVE, ""), unix.Chroot("."), os.Chdir("/")); err != nil {
+		return fmt.Errorf("make %s the root: %w", device, err)
+	}
+	return unix.Exec("/sbin/init", []string{"/sbin/init"}, []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"})
+}
+
+// deviceOf finds the disk with a serial number, which may appear shortly after its
+// driver.
+func deviceOf(serial string) (string, error) {
+	for range 200 {
+		names, _ := filepath.Glob("/sys/block/*/serial")
+		for _, n := range names {
+			if b, err := os.ReadFile(n); err == nil && strings.TrimSpace(string(b)) == serial {
+				return filepath.Join("/dev", filepath.Base(filepath.Dir(n))), nil
+			}
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return "", fmt.Errorf("no disk with the serial number %s", serial)
+}
+
+func tests() error {
+	p, err := readPlan()
+	if err != nil {
+		return err
 	}
 	began := uptime()
 	var failed []string
