@@ -107,8 +107,8 @@ var between = []struct {
 	why   string
 }{
 	{"TestRungs|TestBlindness|TestSighted|TestLayouts|TestDefinitions|TestReasons|TestKernelReasons", slices.Concat(inner, realtime), "what this kernel has"},
-	{"TestBiolatency|TestBiolatencyMerged|TestFlow|TestFlowUnits|TestFlowForwarded|TestKernellatency|TestNetSoftirq|TestNetiftxlatencyCountsAll|TestSocketlatencySlow|TestTCPReset|TestTCPRetrans|TestVirtcmdlatency|TestVirtcmdlatencyOfADevice|TestPacketlossNetfilter", slices.Concat(inner, realtime), "what each rung counts"},
-	{"TestBiolatencyQueue|TestKernellatencyNeighbour|TestNetiftxlatencyFullQueue|TestNetiftxlatencyByDelay", slices.Concat(middle, realtime), "where each rung begins and ends"},
+	{"TestBiolatency|TestBiolatencyMerged|TestFlow|TestFlowUnits|TestFlowForwarded|TestKernellatency|TestNetSoftirq|TestNetiftxlatencyCountsAll|TestNetiftxlatencyFullQueue|TestSocketlatencySlow|TestTCPReset|TestTCPRetrans|TestVirtcmdlatency|TestVirtcmdlatencyOfADevice|TestPacketlossNetfilter", slices.Concat(inner, realtime), "what each rung counts"},
+	{"TestBiolatencyQueue|TestKernellatencyNeighbour|TestNetiftxlatencyByDelay", slices.Concat(middle, realtime), "where each rung begins and ends"},
 	{"TestEveryProbeLoadsOrSaysWhy", slices.Concat(middle, realtime), "the whole program, which loads what TestRungs does"},
 	{"TestHistogramsInParallel|TestHistogramsOfTheStack", realtime, "what programs count that preempt each other"},
 	{"TestPacketloss.*|TestLossSockets|TestLossRouter|TestLossTCP|TestLossDevices|TestLossRules", []string{"6.1", "6.12"}, "the kernel's reasons for a loss, of which each series has more"},
