@@ -120,7 +120,11 @@ func (m observations) holds(s *catalog.Sign, x *observation) (y observation, ok 
 }
 
 func (m observations) enough(s *catalog.Sign, y *observation) bool {
-	return y.value >= s.AtLeast && (s.Of == "" || y.value >= s.Share*m.total(s.Of, y))
+	least := s.AtLeast
+	if y.parts > 0 {
+		least = s.Many
+	}
+	return y.value >= least && (s.Of == "" || y.value >= s.Share*m.total(s.Of, y))
 }
 
 func counts(w catalog.Whose, owner string) bool {
@@ -164,26 +168,25 @@ func (m observations) findings(c *catalog.Cause, took time.Duration) (found []*F
 	}
 	for i := range leads {
 		lead := &leads[i]
-		var few []*observation
+		var strong, weak []*observation
 		for j := range m[lead.Signal] {
 			x := &m[lead.Signal][j]
 			switch {
 			case !counts(c.Whose, x.owner):
-			case !m.enough(lead, x):
-				few = append(few, x)
+			case m.enough(lead, x):
+				strong = append(strong, x)
 			default:
-				if evidence, strength, ok := m.judge(c, lead, x); ok {
-					found = append(found, newFinding(c, x, evidence, strength, took))
+				weak = append(weak, x)
+			}
+		}
+		if lead.Many > 0 {
+			for _, x := range m.together(c, weak) {
+				if m.enough(lead, x) {
+					strong = append(strong, x)
 				}
 			}
 		}
-		if lead.Many == 0 {
-			continue
-		}
-		for _, x := range m.together(c, few) {
-			if x.value < lead.Many || lead.Of != "" && x.value < lead.Share*m.total(lead.Of, x) {
-				continue
-			}
+		for _, x := range strong {
 			if evidence, strength, ok := m.judge(c, lead, x); ok {
 				found = append(found, newFinding(c, x, evidence, strength, took))
 			}
@@ -205,25 +208,31 @@ func (m observations) together(c *catalog.Cause, list []*observation) (sums []*o
 		} else {
 			part.peer = ""
 		}
+		part.parts, part.others = 1, []string{other}
 		i := slices.IndexFunc(sums, func(y *observation) bool {
 			return y.owner == part.owner && y.peer == part.peer && y.what == part.what && y.blame == part.blame
 		})
 		if i < 0 {
-			part.parts, part.others = 1, []string{other}
 			sums = append(sums, &part)
-			continue
-		}
-		sum := sums[i]
-		sum.value += part.value
-		sum.parts++
-		if sum.from != part.from {
-			sum.from = ""
-		}
-		if !slices.Contains(sum.others, other) {
-			sum.others = append(sum.others, other)
+		} else {
+			sums[i].absorb(&part)
 		}
 	}
 	return slices.DeleteFunc(sums, func(x *observation) bool { return x.parts < 2 })
+}
+
+// absorb adds another sum to a sum.
+func (y *observation) absorb(part *observation) {
+	y.value += part.value
+	y.parts += part.parts
+	if y.from != part.from {
+		y.from = ""
+	}
+	for _, other := range part.others {
+		if !slices.Contains(y.others, other) {
+			y.others = append(y.others, other)
+		}
+	}
 }
 
 // ruledOut reports whether a sign against the cause holds for the subject of x.
@@ -410,17 +419,7 @@ func (f *Finding) summed() (out []observation) {
 			out = append(out, y)
 			continue
 		}
-		sum := &out[i]
-		sum.value += y.value
-		sum.parts += y.parts
-		if sum.from != y.from {
-			sum.from = ""
-		}
-		for _, o := range y.others {
-			if !slices.Contains(sum.others, o) {
-				sum.others = append(sum.others, o)
-			}
-		}
+		out[i].absorb(&y)
 	}
 	return out
 }

@@ -695,6 +695,12 @@ func dropSignal(e occurrence) string {
 	return dropSignals[e.reason]
 }
 
+// onItsWay reports whether a packet was lost at one of its ends or at the node. Anybody
+// else may send packets with any addresses, and lose them.
+func (e *occurrence) onItsWay() bool {
+	return e.owner == Node || e.owner != "" && (e.owner == e.src.name || e.owner == e.dst.name)
+}
+
 // drops observes the packets lost in the namespace of a pod or the node.
 func (o *observer) drops() {
 	// Conntrack drops packets whose connection it cannot insert. It does so in the
@@ -760,10 +766,10 @@ func (o *observer) drops() {
 			o.add(observation{signal: signal, owner: e.owner, peer: peer, value: float64(e.n), what: what})
 		}
 		// A loss on this node is not the path's fault, whichever end retransmits.
-		if e.src.known() {
+		if e.src.known() && e.onItsWay() {
 			o.add(observation{signal: "drop.local", owner: e.src.name, peer: e.dst.name, value: float64(e.n)})
 		}
-		if e.dst.known() {
+		if e.dst.known() && e.onItsWay() {
 			o.add(observation{signal: "drop.local", owner: e.dst.name, peer: e.src.name, value: float64(e.n)})
 		}
 	}
@@ -901,7 +907,7 @@ func (o *observer) resets() {
 	// A rule that rejects packets drops them and answers in the name of their receiver.
 	rejected := map[talk]bool{}
 	for _, e := range o.events {
-		if e.typ == "PacketLoss" && dropSignal(e) == "drop.rule" {
+		if e.typ == "PacketLoss" && dropSignal(e) == "drop.rule" && e.onItsWay() {
 			rejected[talkOf(e)] = true
 		}
 	}
@@ -947,15 +953,15 @@ func (o *observer) resets() {
 		ports[[2]string{k.owner, k.peer}]++
 	}
 	// The refusals of each port, by any client.
-	at := map[service]*refusals{}
+	byAnybody := map[service]*refusals{}
 	for k, r := range refused {
 		if k.owner != Node && ports[[2]string{k.owner, k.peer}] >= scannedPorts {
 			delete(refused, k)
 			continue
 		}
 		k.owner = anyone
-		if all := at[k]; all == nil {
-			at[k] = &refusals{first: r.first, last: r.last}
+		if all := byAnybody[k]; all == nil {
+			byAnybody[k] = &refusals{first: r.first, last: r.last}
 		} else {
 			if r.first.Before(all.first) {
 				all.first = r.first
@@ -970,7 +976,7 @@ func (o *observer) resets() {
 		// the observation.
 		anybody := k
 		anybody.owner = anyone
-		if all := at[anybody]; all.last.Sub(all.first) < o.took()/3 || o.after.at.Sub(all.last) > o.took()/2 {
+		if all := byAnybody[anybody]; all.last.Sub(all.first) < o.took()/3 || o.after.at.Sub(all.last) > o.took()/2 {
 			continue
 		}
 		signal := "tcp.refused"

@@ -254,6 +254,15 @@ func TestObserve(t *testing.T) {
 					occurrence{typ: "TCPRESET_RECEIVE", owner: client, src: from, dst: endAt(web, webAddr, 8080), state: "SYN_SENT", at: at(float64(3 * i)), n: 1})
 			}
 		}, "drop.local shop/client-0 shop/web-0 3\ndrop.local shop/web-0 shop/client-0 3\ndrop.rule shop/web-0 shop/client-0 3 TCP port 8080"},
+		{"a rule of somebody else, who sends with the addresses of both", func(r *recording) {
+			for i := range 3 {
+				from := endAt(client, clientAddr, uint16(40000+i))
+				for _, thief := range []string{"", "lab/thief-0"} {
+					r.events = append(r.events, occurrence{typ: "PacketLoss", owner: thief, src: from, dst: endAt(web, webAddr, 8080), protocol: "TCP", reason: "NETFILTER_DROP", at: at(float64(3 * i)), n: 1})
+				}
+				r.events = append(r.events, occurrence{typ: "TCPRESET_RECEIVE", owner: client, src: from, dst: endAt(web, webAddr, 8080), state: "ESTABLISHED", at: at(float64(3 * i)), n: 1})
+			}
+		}, "reset.unsent shop/client-0 shop/web-0 3"},
 		{"a shaper of the node in front of a pod", func(r *recording) {
 			r.after.netns[client].links = []link{{name: "eth0", index: 2, peer: 5}}
 			r.after.netns[Node].links = []link{{name: "veth1", index: 5, peer: 2}, {name: "up0", index: 6}}
