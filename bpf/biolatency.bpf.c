@@ -42,11 +42,9 @@ const volatile bool queue_first = false;
 /* Also send events for I/O that no process waits for. */
 const volatile bool tell_background = false;
 
-/* This process, whose own I/O causes no event: its PID in its own PID namespace,
- * and the device and inode of that namespace. */
+/* This process, whose own I/O causes no event, by its PID in the initial PID
+ * namespace; 0: no process. */
 const volatile __u32 own_pid = 0;
-const volatile __u64 own_pidns_dev = 0;
-const volatile __u64 own_pidns_ino = 0;
 
 DEFINE_HOST_COUNTERS();
 
@@ -55,30 +53,56 @@ DEFINE_HOST_COUNTERS();
  * page_cache_async_ra()). Completion tells the two cases apart. */
 enum wait { NOBODY, SOMEBODY, READER };
 
-#define DISK_NAME 32
+/* The histograms of a disk by operation. Operations without a number of their own
+ * count as OTHER. */
+enum { OTHER = 4, OPERATIONS };
 
-/* The key of a histogram. Operations without a number of their own count as
- * OTHER. */
-#define OTHER 4
+struct operation_histograms {
+	struct histogram of[OPERATIONS];
+};
 
-struct disk_operation {
-	char disk[DISK_NAME]; /* as disk_name, "" for disks that find no room */
-	__u32 operation;
+/* Disks are numbered in the order of their first I/O, and counted by number. 0 stands
+ * for the disks that find no room. */
+#define DISKS 128
+
+struct disk_name {
+	char name[32]; /* as gendisk's disk_name */
 };
 
 GO_TYPES(enum slot slot; enum operation operation; enum point point; enum wait wait;
-	 struct disk_operation disk_operation;);
+	 struct disk_name disk_name; struct operation_histograms disk_histograms;);
 
-/* A disk's name is reused only when its disk is gone. The loader creates the
- * entries of the disk "" before programs are attached. */
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
-	__uint(max_entries, 512);
-	__type(key, struct disk_operation);
-	__type(value, struct histogram);
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, DISKS);
+	__type(key, __u32);
+	__type(value, struct operation_histograms);
 } disk_histograms SEC(".maps");
 
-const struct histogram no_histogram = {};
+/* A disk's name is reused only when its disk is gone. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, DISKS);
+	__type(key, struct disk_name);
+	__type(value, __u32);
+} disk_numbers SEC(".maps");
+
+/* The numbers that no disk has. User space fills it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, DISKS);
+	__type(value, __u32);
+} free_numbers SEC(".maps");
+
+/* The numbers of disks by their diskseq, which the kernel never reuses: looking one up
+ * by name takes longer than all else at the end of an I/O. An entry is one word, so
+ * that no reader sees half of it: the diskseq, and in its last byte the number. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, DISKS);
+	__type(key, __u32);
+	__type(value, __u64);
+} recent_disks SEC(".maps");
 
 struct issued {
 	__u64 time_ns;
@@ -122,16 +146,6 @@ static __always_inline bool is_stale(const struct request *rq, const struct issu
 	return i->time_ns + 1000000 < BPF_CORE_READ((const struct request___times *)rq, start_time_ns);
 }
 
-/* The helper returns an error if the current process is in another PID namespace. */
-static __always_inline bool is_own(void)
-{
-	struct bpf_pidns_info current;
-
-	return own_pid &&
-	       !bpf_get_ns_current_pid_tgid(own_pidns_dev, own_pidns_ino, &current, sizeof(current)) &&
-	       current.tgid == own_pid;
-}
-
 static __always_inline enum wait who_waits(__u8 operation, __u32 flags)
 {
 	switch (operation) {
@@ -167,7 +181,7 @@ static __always_inline int started(const struct request *rq, bool issue)
 	i.pid = id >> 32;
 	i.tid = id;
 	i.task = bpf_get_current_task();
-	i.own = is_own();
+	i.own = own_pid && i.pid == own_pid;
 	bpf_get_current_comm(i.comm, sizeof(i.comm));
 	i.flags = BPF_CORE_READ(rq, cmd_flags);
 	i.operation = i.flags & OPERATION;
@@ -190,25 +204,52 @@ static __always_inline const struct gendisk *disk_of(const struct request *rq)
 	return BPF_CORE_READ(rq, q, disk);
 }
 
+/* The number of a disk by its name; a disk without one gets the next that is free. */
+static __noinline __u32 number_by_name(const struct gendisk *disk)
+{
+	struct disk_name key = {};
+	__u32 *known, number;
+
+	bpf_core_read(&key.name, sizeof(key.name), &disk->disk_name);
+	known = bpf_map_lookup_elem(&disk_numbers, &key);
+	if (known)
+		return *known;
+	if (bpf_map_pop_elem(&free_numbers, &number))
+		return 0;
+	if (!bpf_map_update_elem(&disk_numbers, &key, &number, BPF_NOEXIST))
+		return number;
+	/* Another CPU was faster. */
+	bpf_map_push_elem(&free_numbers, &number, BPF_ANY);
+	known = bpf_map_lookup_elem(&disk_numbers, &key);
+	return known ? *known : 0;
+}
+
+static __always_inline __u32 number_of_disk(const struct gendisk *disk)
+{
+	__u64 *recent = NULL, seq = 0;
+	__u32 number, at;
+
+	if (bpf_core_field_exists(disk->diskseq)) {
+		seq = BPF_CORE_READ(disk, diskseq);
+		at = seq % DISKS;
+		recent = bpf_map_lookup_elem(&recent_disks, &at);
+		if (recent && *recent >> 8 == seq)
+			return *recent & 0xff;
+	}
+	number = number_by_name(disk);
+	if (recent && number)
+		*(volatile __u64 *)recent = seq << 8 | number;
+	return number;
+}
+
 static __always_inline void measured_of_disk(const struct request *rq, __u8 operation, __u64 ns)
 {
-	struct disk_operation key = { .operation = operation > DISCARD ? OTHER : operation };
 	const struct gendisk *disk = disk_of(rq);
-	struct histogram *h;
+	__u32 number = disk ? number_of_disk(disk) : 0, of = operation > DISCARD ? OTHER : operation;
+	struct operation_histograms *h = bpf_map_lookup_elem(&disk_histograms, &number);
 
-	if (disk)
-		bpf_core_read(&key.disk, sizeof(key.disk), &disk->disk_name);
-	h = bpf_map_lookup_elem(&disk_histograms, &key);
-	if (!h) {
-		bpf_map_update_elem(&disk_histograms, &key, &no_histogram, BPF_NOEXIST);
-		h = bpf_map_lookup_elem(&disk_histograms, &key);
-	}
-	if (!h) {
-		__builtin_memset(&key.disk, 0, sizeof(key.disk));
-		h = bpf_map_lookup_elem(&disk_histograms, &key);
-	}
 	if (h)
-		histogram_add(h, ns, INTERRUPTED);
+		histogram_add(&h->of[of], ns, INTERRUPTED);
 }
 
 /* Call before the request's pages are unlocked, which wakes the reader. The

@@ -2,16 +2,14 @@ package bpf
 
 import (
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"nodeskoop/bpf/internal/objects"
 )
 
-//go:generate internal/objects/bpf2go -type disk_operation -type issued -type operation -type point -type slot -type wait Biolatency biolatency.bpf.c
+//go:generate internal/objects/bpf2go -type operation_histograms -type disk_name -type issued -type operation -type point -type slot -type wait Biolatency biolatency.bpf.c
 
 var biolatency = definition{
 	spec:    objects.LoadBiolatency,
@@ -44,34 +42,15 @@ func prepareBiolatency(p *Probe, spec *ebpf.CollectionSpec, types *kernelTypes) 
 		return err
 	}
 	if !p.config.ownIO {
-		if err := setOwn(spec); err != nil {
+		pid, err := p.loader.ownPID()
+		if err != nil {
+			return fmt.Errorf("leave its own I/O out of events: %w", err)
+		}
+		if err := set(spec, objects.BiolatencyVarOwnPid, pid); err != nil {
 			return err
 		}
 	}
 	return thresholds(p, spec, types)
-}
-
-// setOwn tells the programs which process is this one, independently of PID
-// namespaces. /proc/self/ns/pid is the PID namespace of the reading process, even
-// if /proc was mounted in another one.
-func setOwn(spec *ebpf.CollectionSpec) error {
-	const file = "/proc/self/ns/pid"
-	var ns unix.Stat_t
-	if err := unix.Stat(file, &ns); err != nil {
-		return fmt.Errorf("find this process's PID namespace, to leave its own I/O out of events: stat %s: %w", file, err)
-	}
-	// The kernel's dev_t has 20 bits for the minor number.
-	dev := uint64(unix.Major(ns.Dev))<<20 | uint64(unix.Minor(ns.Dev))
-	for name, value := range map[string]any{
-		objects.BiolatencyVarOwnPid:      uint32(os.Getpid()),
-		objects.BiolatencyVarOwnPidnsDev: dev,
-		objects.BiolatencyVarOwnPidnsIno: ns.Ino,
-	} {
-		if err := set(spec, name, value); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // Counter slots of biolatency. I/O over 100 ms counts in both slots.

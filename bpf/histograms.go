@@ -14,11 +14,14 @@ import (
 )
 
 // Names of the maps of headers/histogram.h, which each probe has, and of
-// biolatency's map.
+// biolatency's maps.
 const (
 	mapHistograms      = objects.KernellatencyMapHistograms
 	mapNetnsHistograms = objects.KernellatencyMapNetnsHistograms
 	mapDiskHistograms  = objects.BiolatencyMapDiskHistograms
+	mapDiskNumbers     = objects.BiolatencyMapDiskNumbers
+	mapFreeNumbers     = objects.BiolatencyMapFreeNumbers
+	mapRecentDisks     = objects.BiolatencyMapRecentDisks
 )
 
 // HistogramsBy says for what a probe keeps separate histograms.
@@ -80,7 +83,8 @@ func (h *Histogram) add(one *objects.SharedHistogram) {
 // histogramReader keeps the buffers of a reading.
 type histogramReader struct {
 	walker[NetnsID, objects.SharedHistograms]
-	disks  walker[objects.BiolatencyDiskOperation, objects.SharedHistogram]
+	disks  walker[objects.BiolatencyDiskName, uint32]
+	disk   []objects.BiolatencyOperationHistograms
 	single []objects.SharedHistograms
 }
 
@@ -128,17 +132,15 @@ func (p *Probe) followHistograms(set []NetnsID) {
 	}
 }
 
-// seedDisks creates the entries of the disk "", which stands for disks without
-// room.
-func (p *Probe) seedDisks() error {
-	m := p.maps[mapDiskHistograms]
+// numberDisks makes the numbers that disks get. 0 stands for disks without room.
+func (p *Probe) numberDisks() error {
+	m := p.maps[mapFreeNumbers]
 	if m == nil {
 		return nil
 	}
-	none := make([]objects.SharedHistogram, p.loader.cpus)
-	for operation := BlockRead; operation <= BlockOther; operation++ {
-		if err := m.Put(objects.BiolatencyDiskOperation{Operation: operation}, none); err != nil {
-			return fmt.Errorf("make the first histograms: %w", err)
+	for number := uint32(1); number < p.maps[mapDiskHistograms].MaxEntries(); number++ {
+		if err := m.Put(nil, number); err != nil {
+			return fmt.Errorf("make the numbers of disks: %w", err)
 		}
 	}
 	return nil
@@ -177,60 +179,108 @@ func (p *Probe) Histograms(n int, f func(netns NetnsID, which int, h *Histogram)
 	return nil
 }
 
-// DiskHistograms calls f for each disk and operation (BlockRead and others) that
-// biolatency has seen, with the sum over the CPUs. Disks that found no room have
-// the name "". f may be called twice for one disk and operation. The histogram is
-// valid until f returns.
+// DiskHistograms calls f for each disk that biolatency has seen and each of its
+// operations (BlockRead and others), with the sum over the CPUs. Disks that found no
+// room have the name "". The histogram is valid until f returns.
 func (p *Probe) DiskHistograms(f func(disk string, operation uint32, h *Histogram)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return fmt.Errorf("read the histograms of probe %s: it is closed", p.name)
 	}
-	m := p.maps[mapDiskHistograms]
-	if m == nil || p.config.Histograms == HistogramsOff {
+	if p.maps[mapDiskHistograms] == nil || p.config.Histograms == HistogramsOff {
 		return nil
 	}
-	var keys []objects.BiolatencyDiskOperation
-	err := p.histogram.disks.each(m, p.loader.cpus, func(key *objects.BiolatencyDiskOperation, values []objects.SharedHistogram) {
-		var h Histogram
-		for cpu := range values {
-			h.add(&values[cpu])
-		}
-		keys = append(keys, *key)
-		f(diskName(key), key.Operation, &h)
-	})
-	if err == nil && len(keys) > int(m.MaxEntries())/2 {
-		err = forgetDisks(m, keys)
-	}
-	if err != nil {
+	if err := p.readDisks(f); err != nil {
 		return fmt.Errorf("read the histograms of probe %s: %w", p.name, err)
 	}
 	return nil
 }
 
-func diskName(key *objects.BiolatencyDiskOperation) string {
-	b := make([]byte, len(key.Disk))
-	for i, c := range key.Disk {
+func (p *Probe) readDisks(f func(disk string, operation uint32, h *Histogram)) error {
+	histograms := p.maps[mapDiskHistograms]
+	disks := []numberedDisk{{}}
+	if err := p.histogram.disks.each(p.maps[mapDiskNumbers], 1, func(name *objects.BiolatencyDiskName, number []uint32) {
+		disks = append(disks, numberedDisk{key: *name, number: number[0]})
+	}); err != nil {
+		return err
+	}
+	for _, d := range disks {
+		if err := histograms.Lookup(d.number, &p.histogram.disk); err != nil {
+			return err
+		}
+		for operation := range p.histogram.disk[0].Of {
+			var h Histogram
+			for cpu := range p.histogram.disk {
+				h.add((*objects.SharedHistogram)(&p.histogram.disk[cpu].Of[operation]))
+			}
+			f(d.name(), uint32(operation), &h)
+		}
+	}
+	if len(disks) > int(histograms.MaxEntries())/2 {
+		return p.forgetDisks(disks[1:])
+	}
+	return nil
+}
+
+// A numberedDisk is a disk that biolatency has seen. The one without a name has the
+// number 0.
+type numberedDisk struct {
+	key    objects.BiolatencyDiskName
+	number uint32
+}
+
+func (d *numberedDisk) name() string {
+	b := make([]byte, len(d.key.Name))
+	for i, c := range d.key.Name {
 		b[i] = byte(c)
 	}
 	name, _, _ := bytes.Cut(b, []byte{0})
 	return string(name)
 }
 
-// forgetDisks deletes the entries of disks that are gone, if the table is more
-// than half full.
-func forgetDisks(m *ebpf.Map, keys []objects.BiolatencyDiskOperation) error {
-	const disks = "/sys/block/"
-	if _, err := os.Stat(disks); err != nil {
+// forgetDisks frees the numbers of disks that are gone.
+func (p *Probe) forgetDisks(disks []numberedDisk) error {
+	const block = "/sys/block/"
+	if _, err := os.Stat(block); err != nil {
 		return nil // without a list of disks, none is known to be gone
 	}
-	var gone []objects.BiolatencyDiskOperation
-	for i := range keys {
-		name := diskName(&keys[i])
-		if _, err := os.Lstat(disks + strings.ReplaceAll(name, "/", "!")); name != "" && errors.Is(err, os.ErrNotExist) {
-			gone = append(gone, keys[i])
+	none := make([]objects.BiolatencyOperationHistograms, p.loader.cpus)
+	for i := range disks {
+		d := &disks[i]
+		// In sysfs a name has "!" for "/".
+		if _, err := os.Lstat(block + strings.ReplaceAll(d.name(), "/", "!")); !errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err := p.maps[mapDiskNumbers].Delete(&d.key); err != nil {
+			return err
+		}
+		if err := p.forgetRecent(d.number); err != nil {
+			return err
+		}
+		if err := p.maps[mapDiskHistograms].Put(d.number, none); err != nil {
+			return err
+		}
+		if err := p.maps[mapFreeNumbers].Put(nil, d.number); err != nil {
+			return err
 		}
 	}
-	return remove(m, gone)
+	return nil
+}
+
+// forgetRecent makes the programs look a disk up by its name again.
+func (p *Probe) forgetRecent(number uint32) error {
+	m := p.maps[mapRecentDisks]
+	for at := range m.MaxEntries() {
+		var recent uint64
+		if err := m.Lookup(at, &recent); err != nil {
+			return err
+		}
+		if uint32(recent&0xff) == number {
+			if err := m.Put(at, uint64(0)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

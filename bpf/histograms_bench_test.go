@@ -59,13 +59,12 @@ func BenchmarkHistogramCost(b *testing.B) {
 			kinds := []HistogramsBy{HistogramsOff, HistogramsNode, HistogramsPods}
 			diffs := map[string]map[HistogramsBy][]float64{}
 			base := map[string][]float64{}
-			// The first program at a tracepoint finds less data in the cache, so
-			// take turns.
-			for turn := range 6 {
+			// Programs at a tracepoint run in the order of their attachment, and each
+			// finds in the cache what those before it used: take all orders in turn.
+			for _, order := range permutations(kinds) {
 				l := newTestLoader(b, Options{NoEvents: true})
 				probes := map[HistogramsBy]*Probe{}
-				for i := range kinds {
-					by := kinds[(i+turn)%len(kinds)]
+				for _, by := range order {
 					p, err := l.Load(name, Config{Histograms: by})
 					if err != nil {
 						b.Skip(err)
@@ -132,4 +131,18 @@ func BenchmarkHistogramCost(b *testing.B) {
 			}
 		})
 	}
+}
+
+// permutations returns all orders of some values.
+func permutations[T any](of []T) (all [][]T) {
+	if len(of) < 2 {
+		return [][]T{of}
+	}
+	for i := range of {
+		rest := slices.Delete(slices.Clone(of), i, i+1)
+		for _, p := range permutations(rest) {
+			all = append(all, append([]T{of[i]}, p...))
+		}
+	}
+	return all
 }

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nodeskoop/bpf/internal/objects"
 	"nodeskoop/internal/testkit/loopdev"
 	"nodeskoop/internal/testkit/need"
 )
@@ -432,6 +433,86 @@ func TestHistogramsOfDisks(t *testing.T) {
 		if h := of(BlockRead); h.SumNs < bottom(&h) || h.SumNs == 0 {
 			t.Errorf("a sum of %d ns in %v", h.SumNs, h)
 		}
+	})
+}
+
+// TestDisksWithoutRoom: the I/O of disks that find no number counts for the disk
+// without a name, once each. The numbers of disks that are gone are given to others,
+// which count from 0.
+func TestDisksWithoutRoom(t *testing.T) {
+	eachRung(t, "biolatency", func(t *testing.T, rung Kind) {
+		need.Root(t)
+		l := newTestLoader(t, Options{Hooks: rung})
+		p := l.load("biolatency", Config{})
+		reads := func() map[string]uint64 {
+			n := map[string]uint64{}
+			if err := p.DiskHistograms(func(disk string, op uint32, h *Histogram) {
+				if op == BlockRead {
+					n[disk] = h.Count()
+				}
+			}); err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		const n = 20
+		read := func(device string) {
+			t.Helper()
+			f, err := os.OpenFile(device, os.O_RDONLY|unix.O_DIRECT, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			for i := range n {
+				if _, err := f.ReadAt(aligned(4096), int64(i)*4096); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		known, late := loopdev.New(t), loopdev.New(t)
+		kept := reads()[filepath.Base(known)]
+		read(known)
+		l.eventually("the end of all I/O", func() bool { return reads()[filepath.Base(known)] >= kept+n })
+
+		// Disks that are gone have all other numbers, and latencies.
+		var number uint32
+		stale := make([]objects.BiolatencyOperationHistograms, l.cpus)
+		stale[0].Of[BlockRead].Bucket[0] = 1000
+		for p.maps[mapFreeNumbers].LookupAndDelete(nil, &number) == nil {
+			var key objects.BiolatencyDiskName
+			for i, c := range fmt.Sprintf("gone%d", number) {
+				key.Name[i] = int8(c)
+			}
+			if err := errors.Join(p.maps[mapDiskNumbers].Put(key, number), p.maps[mapDiskHistograms].Put(number, stale)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		read(late)
+		nameless := func() (n uint64) { // reads() would free the numbers
+			var of []objects.BiolatencyOperationHistograms
+			if err := p.maps[mapDiskHistograms].Lookup(uint32(0), &of); err != nil {
+				t.Fatal(err)
+			}
+			for cpu := range of {
+				for _, b := range of[cpu].Of[BlockRead].Bucket {
+					n += b
+				}
+			}
+			return n
+		}
+		l.eventually("the end of all I/O", func() bool { return nameless() >= n })
+		// Other disks may have had their first I/O meanwhile.
+		l.count(p, "reads of a disk that found no number", n, min(n, nameless()))
+		l.count(p, "reads of a disk with a number", n, reads()[filepath.Base(known)]-kept) // frees the numbers
+		for disk, n := range reads() {
+			if n == 1000 {
+				t.Errorf("%s is gone and still has %d reads", disk, n)
+			}
+		}
+		read(late)
+		l.eventually("the end of all I/O", func() bool { return reads()[filepath.Base(late)] >= n })
+		l.count(p, "reads of a disk with the number of another", n, reads()[filepath.Base(late)])
+		l.count(p, "reads of a disk without a number, kept", n, min(n, reads()[""]))
 	})
 }
 

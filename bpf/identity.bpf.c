@@ -2,16 +2,16 @@
 
 //go:build ignore
 
-/* identity: tells user space the netns_id() of a network namespace. It runs
- * only on request, in the process that asks and has opened the namespace's
- * file. Entering the namespace instead would need CAP_SYS_ADMIN. */
+/* identity: tells user space what only the kernel knows of it and of a network
+ * namespace. The programs run only on request, in the process that asks. */
 
 #include "headers/kernel.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* Returns the upper half of the netns_id() of the namespace. The argument is a
- * descriptor of the calling process. */
+/* Returns the upper half of the netns_id() of a network namespace. The argument is a
+ * descriptor of the calling process, which has opened the namespace's file. Entering
+ * the namespace instead would need CAP_SYS_ADMIN. */
 SEC("raw_tp")
 int netns_of_file(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -22,4 +22,11 @@ int netns_of_file(struct bpf_raw_tracepoint_args *ctx)
 	bpf_probe_read_kernel(&file, sizeof(file), files + ctx->args[0]);
 	net = BPF_CORE_READ(file, f_inode, i_private) - bpf_core_field_offset(struct net, ns);
 	return BPF_CORE_READ(net, hash_mix);
+}
+
+/* Returns the PID of the calling process in the initial PID namespace. */
+SEC("raw_tp")
+int own_pid(void *ctx)
+{
+	return bpf_get_current_pid_tgid() >> 32;
 }

@@ -41,8 +41,8 @@ type identity struct {
 	err error // why the NetnsID is unknown
 }
 
-// identities asks the kernel for the NetnsIDs of namespaces.
-type identities struct{ program *ebpf.Program }
+// identities asks the kernel for the NetnsIDs of namespaces, and for this process's PID.
+type identities struct{ netns, pid *ebpf.Program }
 
 func newIdentities(types *kernelTypes) (*identities, error) {
 	spec, err := objects.LoadIdentity()
@@ -51,17 +51,17 @@ func newIdentities(types *kernelTypes) (*identities, error) {
 	}
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: types.cache})
 	if err != nil {
-		return nil, fmt.Errorf("load the program that identifies network namespaces: %w", explain(err))
+		return nil, fmt.Errorf("load the programs that identify network namespaces and this process: %w", explain(err))
 	}
 	defer coll.Close()
-	return &identities{coll.DetachProgram(objects.IdentityProgNetnsOfFile)}, nil
+	return &identities{coll.DetachProgram(objects.IdentityProgNetnsOfFile), coll.DetachProgram(objects.IdentityProgOwnPid)}, nil
 }
 
 func (i *identities) close() error {
 	if i == nil {
 		return nil
 	}
-	return i.program.Close()
+	return errors.Join(i.netns.Close(), i.pid.Close())
 }
 
 // of returns the NetnsID of a namespace.
@@ -71,7 +71,7 @@ func (i *identities) of(n Netns) (NetnsID, error) {
 		return 0, fmt.Errorf("identify a network namespace: %w", err)
 	}
 	defer unix.Close(fd)
-	upper, err := i.program.Run(&ebpf.RunOptions{Context: []uint64{uint64(fd)}})
+	upper, err := i.netns.Run(&ebpf.RunOptions{Context: []uint64{uint64(fd)}})
 	if err != nil {
 		return 0, fmt.Errorf("identify the network namespace %s: %w", n.Path, err)
 	}
@@ -117,15 +117,37 @@ func (l *Loader) idOf(n Netns) (NetnsID, error) {
 	if n.Path == "" {
 		return NetnsID(n.Inode), nil
 	}
-	if l.identities == nil {
-		if now := time.Now(); l.refused.err == nil || now.Sub(l.refused.at) >= time.Minute {
-			l.refused.at, l.refused.err = now, l.loadIdentities()
-		}
-		if l.refused.err != nil {
-			return 0, l.refused.err
-		}
+	if err := l.needIdentities(); err != nil {
+		return 0, err
 	}
 	return l.identities.of(n)
+}
+
+// ownPID returns the PID of this process in the initial PID namespace, which is what
+// programs see. This process may be in another one, and /proc of a third.
+func (l *Loader) ownPID() (uint32, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.needIdentities(); err != nil {
+		return 0, fmt.Errorf("ask for this process's PID: %w", err)
+	}
+	pid, err := l.identities.pid.Run(&ebpf.RunOptions{})
+	if err != nil {
+		return 0, fmt.Errorf("ask for this process's PID: %w", err)
+	}
+	return pid, nil
+}
+
+// needIdentities loads the programs, at most one failing attempt a minute. The caller
+// holds the lock.
+func (l *Loader) needIdentities() error {
+	if l.identities != nil {
+		return nil
+	}
+	if now := time.Now(); l.refused.err == nil || now.Sub(l.refused.at) >= time.Minute {
+		l.refused.at, l.refused.err = now, l.loadIdentities()
+	}
+	return l.refused.err
 }
 
 func (l *Loader) loadIdentities() error {

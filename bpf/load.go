@@ -307,7 +307,7 @@ func (p *Probe) createMaps(spec *ebpf.CollectionSpec) error {
 	if err := p.seedCounters(); err != nil {
 		return err
 	}
-	if err := p.seedDisks(); err != nil {
+	if err := p.numberDisks(); err != nil {
 		return err
 	}
 	p.loader.mu.Lock()

@@ -36,6 +36,7 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_PERCPU_HASH = 5,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_QUEUE = 22,
 	BPF_MAP_TYPE_SK_STORAGE = 24,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
@@ -88,12 +89,6 @@ struct __sk_buff {
 	__u32 gso_segs;
 	__u64 sk __attribute__((aligned(8)));
 	__u32 gso_size;
-};
-
-/* Result of bpf_get_ns_current_pid_tgid(). */
-struct bpf_pidns_info {
-	__u32 pid;
-	__u32 tgid;
 };
 
 struct task_struct;
@@ -387,6 +382,7 @@ struct file {
 
 struct gendisk {
 	char disk_name[32];
+	__u64 diskseq; /* since 5.15; a loop device gets another with each file */
 };
 
 struct request_queue {

@@ -13,10 +13,9 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type BiolatencyDiskOperation struct {
-	_         structs.HostLayout
-	Disk      [32]int8
-	Operation uint32
+type BiolatencyDiskName struct {
+	_    structs.HostLayout
+	Name [32]int8
 }
 
 type BiolatencyIssued struct {
@@ -48,6 +47,15 @@ const (
 	BiolatencyOperationBACKGROUND   BiolatencyOperation = 256
 )
 
+type BiolatencyOperationHistograms struct {
+	_  structs.HostLayout
+	Of [5]struct {
+		_      structs.HostLayout
+		Bucket [13]uint64
+		SumNs  uint64
+	}
+}
+
 type BiolatencyPoint uint32
 
 const (
@@ -77,10 +85,13 @@ const (
 const (
 	BiolatencyMapCounters       = "counters"
 	BiolatencyMapDiskHistograms = "disk_histograms"
+	BiolatencyMapDiskNumbers    = "disk_numbers"
 	BiolatencyMapEventAccounts  = "event_accounts"
 	BiolatencyMapEventBuckets   = "event_buckets"
 	BiolatencyMapEventLimits    = "event_limits"
 	BiolatencyMapEvents         = "events"
+	BiolatencyMapFreeNumbers    = "free_numbers"
+	BiolatencyMapRecentDisks    = "recent_disks"
 	BiolatencyMapRequests       = "requests"
 	BiolatencyProgRawIoComplete = "raw_io_complete"
 	BiolatencyProgRawIoDone     = "raw_io_done"
@@ -92,10 +103,7 @@ const (
 	BiolatencyVarEventLayout    = "event_layout"
 	BiolatencyVarGoTypes        = "go_types"
 	BiolatencyVarKeepHistograms = "keep_histograms"
-	BiolatencyVarNoHistogram    = "no_histogram"
 	BiolatencyVarOwnPid         = "own_pid"
-	BiolatencyVarOwnPidnsDev    = "own_pidns_dev"
-	BiolatencyVarOwnPidnsIno    = "own_pidns_ino"
 	BiolatencyVarQueueFirst     = "queue_first"
 	BiolatencyVarSlow100Ns      = "slow100_ns"
 	BiolatencyVarSlowNs         = "slow_ns"
@@ -159,10 +167,13 @@ type BiolatencyProgramSpecs struct {
 type BiolatencyMapSpecs struct {
 	Counters       *ebpf.MapSpec `ebpf:"counters"`
 	DiskHistograms *ebpf.MapSpec `ebpf:"disk_histograms"`
+	DiskNumbers    *ebpf.MapSpec `ebpf:"disk_numbers"`
 	EventAccounts  *ebpf.MapSpec `ebpf:"event_accounts"`
 	EventBuckets   *ebpf.MapSpec `ebpf:"event_buckets"`
 	EventLimits    *ebpf.MapSpec `ebpf:"event_limits"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
+	FreeNumbers    *ebpf.MapSpec `ebpf:"free_numbers"`
+	RecentDisks    *ebpf.MapSpec `ebpf:"recent_disks"`
 	Requests       *ebpf.MapSpec `ebpf:"requests"`
 }
 
@@ -173,10 +184,7 @@ type BiolatencyVariableSpecs struct {
 	EventLayout    *ebpf.VariableSpec `ebpf:"event_layout"`
 	GoTypes        *ebpf.VariableSpec `ebpf:"go_types"`
 	KeepHistograms *ebpf.VariableSpec `ebpf:"keep_histograms"`
-	NoHistogram    *ebpf.VariableSpec `ebpf:"no_histogram"`
 	OwnPid         *ebpf.VariableSpec `ebpf:"own_pid"`
-	OwnPidnsDev    *ebpf.VariableSpec `ebpf:"own_pidns_dev"`
-	OwnPidnsIno    *ebpf.VariableSpec `ebpf:"own_pidns_ino"`
 	QueueFirst     *ebpf.VariableSpec `ebpf:"queue_first"`
 	Slow100Ns      *ebpf.VariableSpec `ebpf:"slow100_ns"`
 	SlowNs         *ebpf.VariableSpec `ebpf:"slow_ns"`
@@ -205,10 +213,13 @@ func (o *BiolatencyObjects) Close() error {
 type BiolatencyMaps struct {
 	Counters       *ebpf.Map `ebpf:"counters"`
 	DiskHistograms *ebpf.Map `ebpf:"disk_histograms"`
+	DiskNumbers    *ebpf.Map `ebpf:"disk_numbers"`
 	EventAccounts  *ebpf.Map `ebpf:"event_accounts"`
 	EventBuckets   *ebpf.Map `ebpf:"event_buckets"`
 	EventLimits    *ebpf.Map `ebpf:"event_limits"`
 	Events         *ebpf.Map `ebpf:"events"`
+	FreeNumbers    *ebpf.Map `ebpf:"free_numbers"`
+	RecentDisks    *ebpf.Map `ebpf:"recent_disks"`
 	Requests       *ebpf.Map `ebpf:"requests"`
 }
 
@@ -216,10 +227,13 @@ func (m *BiolatencyMaps) Close() error {
 	return _BiolatencyClose(
 		m.Counters,
 		m.DiskHistograms,
+		m.DiskNumbers,
 		m.EventAccounts,
 		m.EventBuckets,
 		m.EventLimits,
 		m.Events,
+		m.FreeNumbers,
+		m.RecentDisks,
 		m.Requests,
 	)
 }
@@ -231,10 +245,7 @@ type BiolatencyVariables struct {
 	EventLayout    *ebpf.Variable `ebpf:"event_layout"`
 	GoTypes        *ebpf.Variable `ebpf:"go_types"`
 	KeepHistograms *ebpf.Variable `ebpf:"keep_histograms"`
-	NoHistogram    *ebpf.Variable `ebpf:"no_histogram"`
 	OwnPid         *ebpf.Variable `ebpf:"own_pid"`
-	OwnPidnsDev    *ebpf.Variable `ebpf:"own_pidns_dev"`
-	OwnPidnsIno    *ebpf.Variable `ebpf:"own_pidns_ino"`
 	QueueFirst     *ebpf.Variable `ebpf:"queue_first"`
 	Slow100Ns      *ebpf.Variable `ebpf:"slow100_ns"`
 	SlowNs         *ebpf.Variable `ebpf:"slow_ns"`

@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	IdentityProgNetnsOfFile = "netns_of_file"
+	IdentityProgOwnPid      = "own_pid"
 )
 
 // LoadIdentity returns the embedded CollectionSpec for Identity.
@@ -62,6 +63,7 @@ type IdentitySpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type IdentityProgramSpecs struct {
 	NetnsOfFile *ebpf.ProgramSpec `ebpf:"netns_of_file"`
+	OwnPid      *ebpf.ProgramSpec `ebpf:"own_pid"`
 }
 
 // IdentityMapSpecs contains maps before they are loaded into the kernel.
@@ -113,11 +115,13 @@ type IdentityVariables struct {
 // It can be passed to LoadIdentityObjects or ebpf.CollectionSpec.LoadAndAssign.
 type IdentityPrograms struct {
 	NetnsOfFile *ebpf.Program `ebpf:"netns_of_file"`
+	OwnPid      *ebpf.Program `ebpf:"own_pid"`
 }
 
 func (p *IdentityPrograms) Close() error {
 	return _IdentityClose(
 		p.NetnsOfFile,
+		p.OwnPid,
 	)
 }
 
