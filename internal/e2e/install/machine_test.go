@@ -127,16 +127,7 @@ func bootFrom(t *testing.T, prepare func(root string), ownDisk bool) *machine {
 		}
 	})
 	root := filepath.Join(dir, "root")
-	if err := os.Mkdir(root, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("tar", "-xf", tar, "-C", root, "--numeric-owner", "--xattrs", "--xattrs-include=*").CombinedOutput(); err != nil {
-		t.Fatalf("unpack %s (delete it to have it made again): %v\n%s", tar, err, out)
-	}
-	// The kernel belongs to the test's machine, and so do its modules.
-	if err := os.Symlink("/dev/null", filepath.Join(root, "etc/systemd/system/systemd-modules-load.service")); err != nil {
-		t.Fatal(err)
-	}
+	unpack(t, tar, root)
 	prepare(root)
 	loaded := func() {}
 	if ownDisk {
@@ -146,6 +137,23 @@ func bootFrom(t *testing.T, prepare func(root string), ownDisk bool) *machine {
 	m.start(root, loaded)
 	t.Logf("made the machine's files in %.1f s, started it in %.1f s", prepared.Sub(start).Seconds(), time.Since(prepared).Seconds())
 	return m
+}
+
+// unpack makes the system's files, without the units of what the test's machine or VM does
+// for it: it loads the modules.
+func unpack(t *testing.T, tar, root string, masked ...string) {
+	t.Helper()
+	if err := os.Mkdir(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("tar", "-xf", tar, "-C", root, "--numeric-owner", "--xattrs", "--xattrs-include=*").CombinedOutput(); err != nil {
+		t.Fatalf("unpack %s (delete it to have it made again): %v\n%s", tar, err, out)
+	}
+	for _, unit := range append(masked, "systemd-modules-load.service") {
+		if err := os.Symlink("/dev/null", filepath.Join(root, "etc/systemd/system", unit)); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // makeDisk moves the files into an ext4 file system on a loop device in memory,

@@ -103,14 +103,9 @@ func vmTable(out string) string {
 func vmImage(t *testing.T, dir string) string {
 	t.Helper()
 	t.Setenv("NODESKOOP_INSTALL_DEBIAN", "trixie")
-	tar := tarball(t)
 	root := filepath.Join(dir, "root")
-	if err := os.Mkdir(root, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("tar", "-xf", tar, "-C", root, "--numeric-owner", "--xattrs", "--xattrs-include=*").CombinedOutput(); err != nil {
-		t.Fatalf("unpack %s (delete it to have it made again): %v\n%s", tar, err, out)
-	}
+	// Without udev there are no units of devices, for which these would wait.
+	unpack(t, tarball(t), root, "serial-getty@ttyS0.service", "getty@tty1.service")
 	s := &suite{T: t}
 	s.prepare(root)
 	// The system's own kernel has no AppArmor profiles of others, and systemd its groups.
@@ -150,13 +145,6 @@ ExecStart=/bin/sh /srv/run-proof
 `, inVM, name(s.deb), name(s.older), os.Getenv("NODESKOOP_INSTALL_ONLY")))
 	if err := os.Symlink("../proof.service", root+"/etc/systemd/system/multi-user.target.wants/proof.service"); err != nil {
 		t.Fatal(err)
-	}
-	// Without udev there are no units of devices, for which it would wait; the modules are
-	// loaded.
-	for _, unit := range []string{"serial-getty@ttyS0.service", "getty@tty1.service", "systemd-modules-load.service"} {
-		if err := os.Symlink("/dev/null", filepath.Join(root, "etc/systemd/system", unit)); err != nil {
-			t.Fatal(err)
-		}
 	}
 	image := filepath.Join(dir, "root.img")
 	f, err := os.Create(image)

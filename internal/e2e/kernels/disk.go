@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,9 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"sync"
-	"syscall"
 	"time"
 )
 
@@ -25,18 +23,11 @@ const rootSerial = "root"
 // once the modules are loaded, and waits until the VM turns itself off. What the system
 // writes to the virtio port "results" is in the file named so.
 func bootDisk(ctx context.Context, o *options, disk, results string, memory int) error {
-	if o.kernels == "" {
-		o.kernels = special
-	}
-	root, err := moduleRoot()
+	root, archive, err := o.begin()
 	if err != nil {
 		return err
 	}
-	if o.cache, err = cacheFolder(o.cache); err != nil {
-		return err
-	}
-	archive := sync.OnceValues(func() (*apt, error) { return newApt(filepath.Join(o.cache, o.arch, "apt"), o.arch) })
-	k, err := fetchKernel(o.cache, archive, o.arch, o.kernels, o.refresh)
+	k, err := fetchKernel(o.cache, archive, o.arch, cmp.Or(o.kernels, special), o.refresh)
 	if err != nil {
 		return err
 	}
@@ -45,42 +36,22 @@ func bootDisk(ctx context.Context, o *options, disk, results string, memory int)
 		return err
 	}
 	defer os.RemoveAll(dir)
-	m := &machine{arch: o.arch, accel: o.accel, icount: o.icount, kernel: k, variant: plain}
+	m := &machine{arch: o.arch, accel: o.accel, icount: o.icount, kernel: k, variant: plain, timeout: o.timeout, memory: memory}
 	initrd, err := diskInitrd(ctx, root, dir, m)
 	if err != nil {
 		return err
 	}
-	for _, d := range disks {
-		if err := sparse(filepath.Join(dir, d.serial), d.size); err != nil {
-			return err
-		}
-	}
-	args := m.qemu(dir, initrd, results)
-	args[slices.Index(args, "-m")+1] = strconv.Itoa(memory)
-	args = append(args,
-		"-drive", fmt.Sprintf("file=%s,if=none,id=%s,format=raw,cache=unsafe", disk, rootSerial),
-		"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%[1]s", rootSerial))
-	console, err := os.Create(results + ".console")
-	if err != nil {
+	if err := makeDisks(dir); err != nil {
 		return err
 	}
-	defer console.Close()
-	ctx, cancel := context.WithTimeout(ctx, o.timeout)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.Stdout, cmd.Stderr = console, console
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	args := append(m.qemu(dir, initrd, results),
+		"-drive", fmt.Sprintf("file=%s,if=none,id=%s,format=raw,cache=unsafe", disk, rootSerial),
+		"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%[1]s", rootSerial))
 	start := time.Now()
-	ended := runChild(cmd, func(int) {})
-	switch {
-	case errors.Is(ctx.Err(), context.Canceled):
-		return errors.New("stopped")
-	case ctx.Err() != nil:
-		return fmt.Errorf("not done after %v; its console says: %s", o.timeout, lastLines(console.Name(), 20))
-	case ended != nil:
-		return fmt.Errorf("%s: %w: %s", args[0], ended, lastLines(console.Name(), 20))
+	if err := m.boot(ctx, args, results+".console", func(int) {}); err != nil {
+		return err
 	}
-	fmt.Fprintf(os.Stderr, "%s ran for %.0f s (%.0f s of CPU)\n", k.Release, time.Since(start).Seconds(), (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds())
+	fmt.Fprintf(os.Stderr, "%s ran for %.0f s (%.0f s of CPU)\n", k.Release, time.Since(start).Seconds(), m.cpu.Seconds())
 	return nil
 }
 

@@ -216,11 +216,8 @@ func kernels(ctx context.Context, o *options) (ok bool, err error) {
 	if o.kernels != "" {
 		wanted = strings.Split(o.kernels, ",")
 	}
-	root, err := moduleRoot()
+	root, archive, err := o.begin()
 	if err != nil {
-		return false, err
-	}
-	if o.cache, err = cacheFolder(o.cache); err != nil {
 		return false, err
 	}
 	logs := filepath.Join(root, "build", "kernels")
@@ -238,8 +235,6 @@ func kernels(ctx context.Context, o *options) (ok bool, err error) {
 	if _, err := exec.LookPath(qemu); err != nil {
 		return false, fmt.Errorf("needs %s: apt-get install qemu-system-x86 qemu-system-arm (make deps does)", qemu)
 	}
-
-	archive := sync.OnceValues(func() (*apt, error) { return newApt(filepath.Join(o.cache, o.arch, "apt"), o.arch) })
 	userland, err := fetchUserland(o.cache, archive, o.arch)
 	if err != nil {
 		return false, fmt.Errorf("the VMs' programs: %w", err)
@@ -297,6 +292,18 @@ func kernels(ctx context.Context, o *options) (ok bool, err error) {
 	}
 	wg.Wait()
 	return o.conclude(root, reports, wanted, missing)
+}
+
+// begin finds the project and the folder of the cache, and returns how to reach Debian's
+// archive.
+func (o *options) begin() (root string, archive func() (*apt, error), err error) {
+	if root, err = moduleRoot(); err != nil {
+		return "", nil, err
+	}
+	if o.cache, err = cacheFolder(o.cache); err != nil {
+		return "", nil, err
+	}
+	return root, sync.OnceValues(func() (*apt, error) { return newApt(filepath.Join(o.cache, o.arch, "apt"), o.arch) }), nil
 }
 
 // reread makes reports from existing logs of plain boots.

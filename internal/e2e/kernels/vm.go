@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -56,6 +58,7 @@ type machine struct {
 	timeout time.Duration
 	logs    string // path of the logs, without extension
 	turn    int    // number of the rung to use in tests that take turns
+	memory  int    // MiB; 0 is what the tests need
 
 	cpu   time.Duration // CPU time that the VM used
 	costs costs         // CPU time of each test
@@ -154,7 +157,7 @@ func (m *machine) qemu(dir, initrd, results string) []string {
 	args = append(args,
 		// One CPU: with more, emulation sometimes conflicts with the kernel's
 		// patching of its own code.
-		"-accel", m.accel, "-smp", "1", "-m", "1536", "-nographic", "-no-reboot", "-nic", "none",
+		"-accel", m.accel, "-smp", "1", "-m", strconv.Itoa(cmp.Or(m.memory, 1536)), "-nographic", "-no-reboot", "-nic", "none",
 		"-kernel", m.kernel.image(), "-initrd", initrd, "-append", command,
 		"-device", "virtio-serial-pci",
 		"-chardev", "file,id=results,path="+results, "-device", "virtserialport,chardev=results,name=results",
@@ -187,27 +190,46 @@ func (m *machine) run(ctx context.Context, userland string, tests tree, keep boo
 	if err != nil {
 		return "", err
 	}
-	for _, d := range disks {
-		if err := sparse(filepath.Join(dir, d.serial), d.size); err != nil {
-			return "", err
-		}
+	if err := makeDisks(dir); err != nil {
+		return "", err
 	}
 	results := m.logs + ".log"
 	os.Remove(results)
-	console, err := os.Create(m.logs + ".console")
-	if err != nil {
-		return "", err
-	}
-	defer console.Close()
-
-	ctx, cancel := context.WithTimeout(ctx, m.timeout)
-	defer cancel()
 	args := m.qemu(dir, initrd, results)
 	if keep {
 		fmt.Fprintf(os.Stderr, "%s: unshare --net %s\n", m.name(), strings.Join(quoted(args), " "))
 	}
+	stop, measured := make(chan struct{}), make(chan costs, 1)
+	console := m.logs + ".console"
+	err = m.boot(ctx, args, console, func(pid int) { go func() { measured <- measure(pid, results, stop) }() })
+	close(stop)
+	if m.cpu > 0 {
+		m.costs = <-measured
+	}
+	out, failed := os.ReadFile(results)
+	if failed != nil && !errors.Is(failed, os.ErrNotExist) {
+		return "", errors.Join(err, failed)
+	}
+	text := string(bytes.ToValidUTF8(bytes.ReplaceAll(out, []byte("\r\n"), []byte("\n")), []byte("?")))
+	if err == nil && !strings.Contains(text, "\n@done ") {
+		err = fmt.Errorf("it ended before its tests did; its console says: %s", lastLines(console, 40))
+	}
+	return text, err
+}
+
+// boot runs QEMU until the VM turns itself off, and notes the CPU time. began gets QEMU's
+// PID. The console goes to a file, with whose last lines an error ends.
+func (m *machine) boot(ctx context.Context, args []string, console string, began func(pid int)) error {
+	m.cpu = 0
+	f, err := os.Create(console)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	ctx, cancel := context.WithTimeout(ctx, m.timeout)
+	defer cancel()
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.Stdout, cmd.Stderr = console, console
+	cmd.Stdout, cmd.Stderr = f, f
 	// Use a separate network namespace, which ends with the process.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	if os.Getuid() != 0 {
@@ -215,28 +237,19 @@ func (m *machine) run(ctx context.Context, userland string, tests tree, keep boo
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
-	stop, measured := make(chan struct{}), make(chan costs, 1)
-	ended := runChild(cmd, func(pid int) { go func() { measured <- measure(pid, results, stop) }() })
-	close(stop)
+	err = runChild(cmd, began)
 	if cmd.ProcessState != nil {
-		m.cpu, m.costs = cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime(), <-measured
+		m.cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
 	}
-	out, err := os.ReadFile(results)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return "", err
-	}
-	text := string(bytes.ToValidUTF8(bytes.ReplaceAll(out, []byte("\r\n"), []byte("\n")), []byte("?")))
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
-		return text, errors.New("stopped")
+		return errors.New("stopped")
 	case ctx.Err() != nil:
-		return text, fmt.Errorf("not done after %v; its console says: %s", m.timeout, lastLines(console.Name(), 10))
-	case ended != nil:
-		return text, fmt.Errorf("%s: %w: %s", args[0], ended, lastLines(console.Name(), 20))
-	case !strings.Contains(text, "\n@done "):
-		return text, fmt.Errorf("it ended before its tests did; its console says: %s", lastLines(console.Name(), 40))
+		return fmt.Errorf("not done after %v; its console says: %s", m.timeout, lastLines(console, 10))
+	case err != nil:
+		return fmt.Errorf("%s: %w: %s", args[0], err, lastLines(console, 20))
 	}
-	return text, nil
+	return nil
 }
 
 // quoted quotes words of a command line for a shell.
@@ -251,12 +264,18 @@ func quoted(args []string) []string {
 	return words
 }
 
-func sparse(file string, size int64) error {
-	f, err := os.Create(file)
-	if err != nil {
-		return err
+// makeDisks makes the files of the VM's disks.
+func makeDisks(dir string) error {
+	for _, d := range disks {
+		f, err := os.Create(filepath.Join(dir, d.serial))
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Truncate(d.size), f.Close()); err != nil {
+			return err
+		}
 	}
-	return errors.Join(f.Truncate(size), f.Close())
+	return nil
 }
 
 func lastLines(file string, n int) string {
