@@ -271,7 +271,7 @@ func TestHistogramsOfTheStack(t *testing.T) {
 }
 
 // CPUs that count at the same time lose nothing: each request and each answer is one
-// segment with data, and one write.
+// segment with data, and one write. Those that the kernel leaves out are known.
 func TestHistogramsInParallel(t *testing.T) {
 	for name, which := range map[string]int{"kernellatency": TxLatency, "socketlatency": WriteLatency} {
 		t.Run(name, func(t *testing.T) {
@@ -286,6 +286,7 @@ func TestHistogramsInParallel(t *testing.T) {
 					ends[i][0], ends[i][1] = connect(t, a, b, b.v4)
 				}
 				l.settled(p, b.inode)
+				missed := l.missed()
 				before := [2]Histogram{histogramsOf(t, p, a.inode)[which], histogramsOf(t, p, b.inode)[which]}
 				again := [2]uint64{a.counter(t, "Tcp.RetransSegs"), b.counter(t, "Tcp.RetransSegs")}
 				var wg sync.WaitGroup
@@ -317,6 +318,7 @@ func TestHistogramsInParallel(t *testing.T) {
 					}
 				}
 				l.settled(p, b.inode)
+				missed = l.missed() - missed
 				for side, ns := range []*namespace{a, b} {
 					h := histogramsOf(t, p, ns.inode)[which]
 					got, want := h.Count()-before[side].Count(), uint64(connections*requests)
@@ -329,8 +331,8 @@ func TestHistogramsInParallel(t *testing.T) {
 					case name == "kernellatency":
 						most += ns.counter(t, "Tcp.RetransSegs") - again[side]
 					}
-					if got < want || got > most {
-						t.Errorf("side %d: %d counted, want %d to %d: %v", side, got, want, most, h)
+					if got+missed < want || got > most {
+						t.Errorf("side %d: %d counted and %d left out, want %d to %d: %v", side, got, missed, want, most, h)
 					}
 				}
 			})
