@@ -83,12 +83,11 @@ func connectBack(t *testing.T, client, server *endpoint) {
 	}
 }
 
-// questions returns how long requests and replies took. A lost datagram leaves a
-// request without a reply; it is repeated.
+// questions returns how long each request and each reply took, of those that are read. A
+// request without a reply is repeated: a datagram was lost, or the other end is slow and
+// reads the request twice.
 func questions(t *testing.T, client, server *endpoint, datagrams bool, n int) (asked, answered []time.Duration) {
 	t.Helper()
-	at := make([]time.Duration, 2*n)
-	asked, answered = make([]time.Duration, n), make([]time.Duration, n)
 	if datagrams {
 		for _, e := range []*endpoint{client, server} {
 			wait := unix.NsecToTimeval(int64(2 * time.Second))
@@ -99,21 +98,23 @@ func questions(t *testing.T, client, server *endpoint, datagrams bool, n int) (a
 	}
 	var over atomic.Bool
 	end := time.Now().Add(testkit.Patience)
-	// read returns the number in the received message, and whether one came.
-	read := func(e *endpoint) (number int, came bool) {
+	// read returns the number in the received message, how long ago it was written, and
+	// whether one came.
+	read := func(e *endpoint) (number int, took time.Duration, came bool) {
 		var b [64]byte
 		got, err := again(func() (int, error) { return unix.Read(e.fd, b[:]) })
 		switch {
 		case err == unix.EAGAIN && datagrams && time.Now().Before(end):
-			return 0, false
+			return 0, 0, false
 		case (err != nil || got != len(b)) && !over.Swap(true):
 			t.Errorf("%d bytes of a request: %v", got, err)
 		}
-		return int(binary.NativeEndian.Uint64(b[:])), true
+		return int(binary.NativeEndian.Uint64(b[:])), now() - time.Duration(binary.NativeEndian.Uint64(b[8:])), true
 	}
 	write := func(e *endpoint, number int) {
 		var b [64]byte
 		binary.NativeEndian.PutUint64(b[:], uint64(number))
+		binary.NativeEndian.PutUint64(b[8:], uint64(now()))
 		got, err := again(func() (int, error) { return unix.Write(e.fd, b[:]) })
 		if (err != nil || got != len(b)) && !over.Swap(true) {
 			t.Errorf("%d bytes of a request: %v", got, err)
@@ -123,31 +124,29 @@ func questions(t *testing.T, client, server *endpoint, datagrams bool, n int) (a
 	go func() {
 		defer close(done)
 		for !over.Load() {
-			switch i, came := read(server); {
+			switch i, took, came := read(server); {
 			case !came:
 			case i == n: // the last
+				asked = append(asked, took)
 				return
 			default:
-				if asked[i] == 0 {
-					asked[i] = now() - at[2*i]
-				}
-				at[2*i+1] = now()
+				asked = append(asked, took)
 				write(server, i)
 			}
 		}
 	}()
 	for i := 0; i < n && !over.Load(); {
-		at[2*i] = now()
 		write(client, i)
-		number, came := read(client)
+		number, took, came := read(client)
 		for came && number < i && !over.Load() { // a late reply
-			number, came = read(client)
+			answered = append(answered, took)
+			number, took, came = read(client)
 		}
 		if !came {
 			t.Logf("no answer to question %d: it is asked again", i)
 			continue
 		}
-		answered[i] = now() - at[2*i+1]
+		answered = append(answered, took)
 		i++
 	}
 	write(client, n)
