@@ -26,7 +26,7 @@ import (
 
 // series are the kernels that run by default, slowest first.
 var series = map[string][]string{
-	"amd64": {"6.18", newest, "6.12", "6.12-" + rt, "5.10", "6.1"},
+	"amd64": {newest, "5.10", "6.12-" + rt, "6.12", "6.1", "6.18"},
 	"arm64": {"6.12", "6.1"},
 }
 
@@ -49,14 +49,13 @@ var seldom = []struct {
 	{"TestSymbolsRefreshRarely|TestShares|TestManyFlows|TestFlowSeriesAreShared|TestRoomIsSaid|TestMillionDescriptors|TestLoopWhileRTNLIsHeld", nil},
 	// The creator of a namespace comes from the kernel. How the tables fill up does not
 	// depend on the kernel.
-	{"TestRoom|TestDropsWithoutRoom|TestRoomForFollowed", []string{"5.10", newest}},
-	{"TestEventRoom|TestRoomForPods", []string{"5.10"}},
+	{"TestRoom|TestDropsWithoutRoom|TestRoomForFollowed|TestEventRoom|TestRoomForPods", []string{"5.10"}},
 	// All kernels use the same code to add a clock's offset.
 	{"TestEventTime", []string{"5.10"}},
 	{"TestEventTimeInTimeNamespace|TestEntriesTellWhatTheKernelHeldBack|TestHistogramsAsTheOptionSays", []string{newest}},
 	{"TestEndedPodLeavesTheMaps|TestIdleFlowsLeaveTheMap", []string{"5.10"}},
-	// These run hundreds of commands.
-	{"TestInterfacesByIdentity", []string{"5.10"}},
+	// It runs hundreds of commands, and compares what every kernel numbers in the same way.
+	{"TestInterfacesByIdentity", nil},
 	// RTNL is held in the same way on all kernels.
 	{"TestFlowWhileRTNLIsHeld|TestLoadWhileRTNLIsHeld", []string{newest}},
 	{"TestDamaged|TestTruncated|TestTCPSummaryText|TestTCPSummaryMany|TestTCPSummaryFollows", nil},
@@ -100,7 +99,7 @@ var (
 //
 // With PREEMPT_RT, softirqs run in threads, a task may preempt another's program, and
 // spinlocks sleep. Debian's rt flavour has the generic flavour's other settings, and stands
-// for those too.
+// for those too, and for its series where the series says no more.
 var between = []struct {
 	tests string
 	on    []string
@@ -108,15 +107,15 @@ var between = []struct {
 }{
 	{"TestRungs|TestBlindness|TestSighted|TestLayouts|TestDefinitions|TestReasons|TestKernelReasons", slices.Concat(inner, realtime), "what this kernel has"},
 	{"TestBiolatency|TestBiolatencyMerged|TestFlow|TestFlowUnits|TestFlowForwarded|TestKernellatency|TestNetSoftirq|TestNetiftxlatencyCountsAll|TestNetiftxlatencyFullQueue|TestSocketlatencySlow|TestTCPReset|TestTCPRetrans|TestVirtcmdlatency|TestVirtcmdlatencyOfADevice|TestPacketlossNetfilter", slices.Concat(inner, realtime), "what each rung counts"},
-	{"TestBiolatencyQueue|TestKernellatencyNeighbour|TestNetiftxlatencyByDelay", slices.Concat(middle, realtime), "where each rung begins and ends"},
-	{"TestEveryProbeLoadsOrSaysWhy", slices.Concat(middle, realtime), "the whole program, which loads what TestRungs does"},
+	{"TestBiolatencyQueue|TestKernellatencyNeighbour|TestNetiftxlatencyByDelay", realtime, "where each rung begins and ends"},
+	{"TestEveryProbeLoadsOrSaysWhy", realtime, "the whole program, which loads what TestRungs does"},
 	{"TestHistogramsInParallel|TestHistogramsOfTheStack", realtime, "what programs count that preempt each other"},
 	{"TestPacketloss.*|TestLossSockets|TestLossRouter|TestLossTCP|TestLossDevices|TestLossRules", []string{"6.1", "6.12"}, "the kernel's reasons for a loss, of which each series has more"},
 	{"TestNetiftxlatencySegments|TestNetiftxlatencySegmentsByDelay", middle, "where the kernel cuts up a packet"},
-	{"TestHealthy|TestKernellatencyHealthy|TestNetiftxlatencyHealthy|TestSocketlatencyHealthy|TestTCPHealthy|TestNoLossOfAPod", slices.Concat(middle, realtime), "a healthy machine"},
-	{"TestStrangerOfTheSameNumber", inner, "what tells a namespace from an earlier one with its number"},
+	{"TestHealthy|TestKernellatencyHealthy|TestNetiftxlatencyHealthy|TestSocketlatencyHealthy|TestTCPHealthy|TestNoLossOfAPod", realtime, "a healthy machine"},
+	{"TestStrangerOfTheSameNumber", middle, "what tells a namespace from an earlier one with its number"},
 	{"TestTCPResetReceived|TestTCPRetransByLoss|TestTCPRetransByReordering|TestTCPRetransKinds", middle, "TCP's own tracepoints"},
-	{"Test.*Against.*|TestIOMoves|TestIOIdle", slices.Concat(inner, realtime), "what the probes of files and netlink count"},
+	{"Test.*Against.*|TestIOMoves|TestIOIdle", []string{"6.1", "6.18", "6.12-" + rt}, "what the probes of files and netlink count"},
 	{"TestIOTwoPods|TestIOIgnored|TestQdiscTrees|TestTCPTextEqualsSockDiag|TestConntrackFile|TestConntrackModule|TestFamilies|TestListTCP|TestWatch", middle, "the kernel's files and its answers to netlink"},
 }
 
@@ -146,6 +145,12 @@ func turnOf(series string) int {
 	}
 	return turn
 }
+
+// The halves of the tests of bpf.
+const (
+	firstHalf  = "^Test[^L-Z]"
+	secondHalf = "^Test[L-Z]"
+)
 
 // special is the kernel that is also booted in other ways.
 const special = "6.12"
@@ -268,7 +273,7 @@ func kernels(ctx context.Context, o *options) (ok bool, err error) {
 	if len(machines) == 0 {
 		return false, errors.New("there is nothing to run")
 	}
-	reports := make([]*report, len(machines))
+	results := make([]result, len(machines))
 	slots := make(chan struct{}, max(1, o.jobs))
 	var wg sync.WaitGroup
 	for i, m := range machines {
@@ -282,16 +287,53 @@ func kernels(ctx context.Context, o *options) (ok bool, err error) {
 				fmt.Fprintf(os.Stderr, "%s did not come up, once more: %v\n", m.name(), err)
 				text, err = m.run(ctx, userland, tests, o.keep)
 			}
-			r := &report{machine: m, err: err}
-			r.read(text)
-			r.check()
-			reports[i] = r
+			results[i] = result{m, text, err}
+			r := newReport(results[i])
 			fmt.Fprintf(os.Stderr, "%-14s %s, %d tests passed, %d failed, %d skipped, in %.0f s (%.0f s of CPU)\n",
 				m.name(), m.kernel.Release, r.passed, len(r.failed), len(r.skipped), time.Since(start).Seconds(), m.cpu.Seconds())
 		})
 	}
 	wg.Wait()
-	return o.conclude(root, reports, wanted, missing)
+	return o.conclude(root, joined(results), wanted, missing)
+}
+
+// result is what a VM has written, and what went wrong with it.
+type result struct {
+	machine *machine
+	text    string
+	err     error
+}
+
+func newReport(of result) *report {
+	r := &report{machine: of.machine, err: of.err}
+	r.read(of.text)
+	r.check()
+	return r
+}
+
+// joined makes one report of the parts of a boot.
+func joined(results []result) (reports []*report) {
+	whole := map[string]*result{}
+	var names []string
+	for _, of := range results {
+		name := of.machine.name()
+		first, known := whole[name]
+		if !known {
+			of.machine.part = 0
+			whole[name], names = &of, append(names, name)
+			continue
+		}
+		first.text += of.text
+		first.err = errors.Join(first.err, of.err)
+		first.machine.cpu += of.machine.cpu
+		for test, took := range of.machine.costs {
+			first.machine.costs[test] += took
+		}
+	}
+	for _, name := range names {
+		reports = append(reports, newReport(*whole[name]))
+	}
+	return reports
 }
 
 // begin finds the project and the folder of the cache, and returns how to reach Debian's
@@ -312,8 +354,9 @@ func (o *options) reread(logs string) (reports []*report, err error) {
 	if err != nil {
 		return nil, err
 	}
+	var results []result
 	for _, f := range files {
-		series := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(f), o.arch+"-"), ".log")
+		series, _, _ := strings.Cut(strings.TrimSuffix(strings.TrimPrefix(filepath.Base(f), o.arch+"-"), ".log"), "+")
 		if strings.HasSuffix(series, "-"+lockdown) || strings.HasSuffix(series, "-"+noBTF) || o.kernels != "" && !slices.Contains(strings.Split(o.kernels, ","), series) {
 			continue
 		}
@@ -321,14 +364,13 @@ func (o *options) reread(logs string) (reports []*report, err error) {
 		if err != nil {
 			return nil, err
 		}
-		r := &report{machine: &machine{arch: o.arch, variant: plain, kernel: &kernel{Release: series}}}
-		if !strings.Contains(string(text), "\n@done ") {
-			r.err = errors.New("it ended before its tests did")
+		of := result{machine: &machine{arch: o.arch, variant: plain, kernel: &kernel{Release: series}, costs: costs{}}, text: string(text)}
+		if !strings.Contains(of.text, "\n@done ") {
+			of.err = errors.New("it ended before its tests did")
 		}
-		r.read(string(text))
-		r.check()
-		reports = append(reports, r)
+		results = append(results, of)
 	}
+	reports = joined(results)
 	if len(reports) == 0 {
 		return nil, fmt.Errorf("%s has no logs for %s", logs, o.arch)
 	}
@@ -338,7 +380,7 @@ func (o *options) reread(logs string) (reports []*report, err error) {
 // machines returns the VMs to run: each kernel, and the special boots of one.
 func (o *options) machines(found []*kernel, logs string) (machines []*machine) {
 	variants := strings.Split(o.variants, ",")
-	add := func(k *kernel, variant string, tests []test) {
+	add := func(k *kernel, variant string, part int, tests []test) {
 		if !slices.Contains(variants, variant) {
 			return
 		}
@@ -346,9 +388,12 @@ func (o *options) machines(found []*kernel, logs string) (machines []*machine) {
 		if variant != plain {
 			name += "-" + variant
 		}
+		if part > 1 {
+			name += fmt.Sprintf("+%d", part)
+		}
 		machines = append(machines, &machine{
 			arch: o.arch, accel: o.accel, icount: o.icount, kernel: k, variant: variant, tests: tests,
-			timeout: o.timeout, logs: filepath.Join(logs, name), turn: turnOf(k.series()),
+			timeout: o.timeout, logs: filepath.Join(logs, name), turn: turnOf(k.series()), part: part, costs: costs{},
 		})
 	}
 	var last *kernel
@@ -376,7 +421,14 @@ func (o *options) machines(found []*kernel, logs string) (machines []*machine) {
 		for _, p := range strings.Split(o.packages, ",") {
 			tests = append(tests, o.test(p, run, skip))
 		}
-		add(k, plain, tests)
+		if run != "" || len(tests) < 2 {
+			add(k, plain, 0, tests)
+			continue
+		}
+		// All tests in one VM would go on when the other kernels' have ended.
+		tests[0] = o.test(packages[0], firstHalf, skip)
+		add(k, plain, 1, tests)
+		add(k, plain, 2, []test{o.test(packages[0], secondHalf, skip)})
 	}
 	for _, k := range found {
 		if k.series() != special || o.run != "" && o.variants == strings.Join([]string{plain, lockdown, noBTF}, ",") {
@@ -386,7 +438,7 @@ func (o *options) machines(found []*kernel, logs string) (machines []*machine) {
 			if o.run != "" {
 				v.run = o.run
 			}
-			add(k, v.variant, []test{o.test("collect/trace", v.run, "")})
+			add(k, v.variant, 0, []test{o.test("collect/trace", v.run, "")})
 		}
 	}
 	return machines

@@ -59,6 +59,7 @@ type machine struct {
 	logs    string // path of the logs, without extension
 	turn    int    // number of the rung to use in tests that take turns
 	memory  int    // MiB; 0 is what the tests need
+	part    int    // 1 and 2: a part of the kernel's tests; 0: all
 
 	cpu   time.Duration // CPU time that the VM used
 	costs costs         // CPU time of each test
@@ -220,7 +221,7 @@ func (m *machine) run(ctx context.Context, userland string, tests tree, keep boo
 // boot runs QEMU until the VM turns itself off, and notes the CPU time. began gets QEMU's
 // PID. The console goes to a file, with whose last lines an error ends.
 func (m *machine) boot(ctx context.Context, args []string, console string, began func(pid int)) error {
-	m.cpu = 0
+	m.cpu, m.costs = 0, costs{}
 	f, err := os.Create(console)
 	if err != nil {
 		return err
