@@ -115,7 +115,7 @@ var between = []struct {
 	{"TestHealthy|TestKernellatencyHealthy|TestNetiftxlatencyHealthy|TestSocketlatencyHealthy|TestTCPHealthy|TestNoLossOfAPod", realtime, "a healthy machine"},
 	{"TestStrangerOfTheSameNumber", middle, "what tells a namespace from an earlier one with its number"},
 	{"TestTCPResetReceived|TestTCPRetransByLoss|TestTCPRetransByReordering|TestTCPRetransKinds", middle, "TCP's own tracepoints"},
-	{"Test.*Against.*|TestIOMoves|TestIOIdle", []string{"6.1", "6.18", "6.12-" + rt}, "what the probes of files and netlink count"},
+	{"Test.*Against.*|TestIOMoves|TestIOIdle", slices.Concat(inner, realtime), "what the probes of files and netlink count"},
 	{"TestIOTwoPods|TestIOIgnored|TestQdiscTrees|TestTCPTextEqualsSockDiag|TestConntrackFile|TestConntrackModule|TestFamilies|TestListTCP|TestWatch", middle, "the kernel's files and its answers to netlink"},
 }
 
