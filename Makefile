@@ -70,7 +70,7 @@ test-install: deps packages ## install the packages on a Debian machine (DEBIAN=
 	  $(GO) test -count=1 -v -timeout 15m ./internal/e2e/install
 
 # The kernel is the release's own, with hooks that this machine's may lack, and control
-# groups are of version 2.
+# groups are cgroup v2.
 test-vm: deps packages ## install the package in a VM with Debian 13 and its kernel, and test on it what a container cannot show: all 23 probes, the unit's limits, events of slow drivers and softirqs
 	@mkdir -p build
 	$(GO) build -o build/test-kernels ./internal/e2e/kernels

@@ -150,7 +150,7 @@ func (s *probeSwitches) all() (all []*probeSwitch) {
 type toggle interface {
 	on(t testing.TB)
 	off(t testing.TB)
-	// runs returns the number of its programs' runs while statistics were on.
+	// runs returns how often the toggle's programs ran while statistics were on.
 	runs() uint64
 }
 
@@ -284,7 +284,7 @@ func measurePairs(b *testing.B, probes []toggle, run traffic) {
 		}
 	}
 	if n := counted() - before; n > 0 {
-		b.Logf("somebody had the kernel's BPF statistics on during %d runs: the probes look dearer than they are", n)
+		b.Logf("somebody had the kernel's BPF statistics on during %d runs: the measured costs of probes are too high", n)
 	}
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(median(rate), "%rate")
@@ -594,7 +594,7 @@ func benchmarkEachProgram(b *testing.B, switches *probeSwitches) {
 		for name, program := range p.programs {
 			key := p.name + "." + name
 			programs[key] = program
-			// At the program's own hook, under the same load.
+			// Measure an empty program at the same hook, under the same load.
 			section, to := p.spec.Programs[name].SectionName, p.spec.Programs[name].AttachTo
 			floorOf[key] = section
 			if floors[section] != nil {

@@ -87,7 +87,7 @@ struct {
 	__type(value, __u32);
 } disk_numbers SEC(".maps");
 
-/* The numbers that no disk has. User space fills it. */
+/* The free disk numbers. User space fills the list. */
 struct {
 	__uint(type, BPF_MAP_TYPE_QUEUE);
 	__uint(max_entries, DISKS);
@@ -218,7 +218,7 @@ static __noinline __u32 number_by_name(const struct gendisk *disk)
 		return 0;
 	if (!bpf_map_update_elem(&disk_numbers, &key, &number, BPF_NOEXIST))
 		return number;
-	/* Another CPU was faster. */
+	/* Another CPU has numbered the disk meanwhile. */
 	bpf_map_push_elem(&free_numbers, &number, BPF_ANY);
 	known = bpf_map_lookup_elem(&disk_numbers, &key);
 	return known ? *known : 0;

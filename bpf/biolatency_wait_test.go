@@ -136,8 +136,8 @@ func blockCases() []blockCase {
 }
 
 // TestBiolatencyTells: I/O that a process waits for becomes an event, with its
-// operation and the division of its time. Other I/O is counted and ignored, unless
-// Background is set.
+// operation and the time in the queue and in the device. Other I/O is counted and
+// ignored, unless Background is set.
 func TestBiolatencyTells(t *testing.T) {
 	for _, background := range []bool{false, true} {
 		for _, c := range blockCases() {

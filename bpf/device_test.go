@@ -105,7 +105,7 @@ func TestNetiftxlatencyFullQueue(t *testing.T) {
 		qdisc("add", "1kbit")
 		l := newTestLoader(t, Options{Hooks: rung})
 		p := l.load("netiftxlatency", Config{Slow100: Zero})
-		// Several sockets, since one may not have so many packets in flight.
+		// Several sockets, since the send buffer of one does not hold so many packets.
 		const sockets, each = 4, 100
 		var conns []net.Conn
 		before, _ := deviceSent(t, a)
@@ -209,8 +209,8 @@ func testNetSoftirq(t *testing.T, rung Kind) {
 	}
 }
 
-// slowedLoop creates a loop device over another one that is limited to so many
-// reads per second.
+// slowedLoop creates a loop device that is backed by another one, which is
+// limited to so many reads per second.
 func slowedLoop(t testing.TB, perSecond int) string {
 	t.Helper()
 	lower := loopdev.New(t)
@@ -440,8 +440,8 @@ func find(t testing.TB, l *testLoader, p *Probe, netns uint64, from, to netip.Ad
 }
 
 // TestFlowShares: a namespace with more connections than its share takes no room
-// from others, and its packets without room are counted. Its share grows by what it
-// needs and others do not.
+// from other namespaces, and its packets that find no room are counted. The share
+// grows if the namespace needs more room and others do not.
 func TestFlowShares(t *testing.T) {
 	a, b := newPair(t)
 	l := newTestLoader(t, Options{})
@@ -478,7 +478,7 @@ func TestFlowShares(t *testing.T) {
 		}
 		return of, packets
 	}
-	// Every packet is either in a flow or counted as without room.
+	// Every packet is either part of a flow or counted as having found no room.
 	var of map[uint64]int
 	l.eventually("the flows and what had no room to be all packets", func() bool {
 		was := counters(t, p, 0)
@@ -507,7 +507,7 @@ func TestFlowShares(t *testing.T) {
 	if of[a.inode] <= first || of[a.inode] > 320 || of[b.inode] < 10 {
 		t.Errorf("%d flows after the share has grown, %d before; %d of the other", of[a.inode], first, of[b.inode])
 	}
-	// Deleted entries free their room.
+	// The room of deleted entries is free again.
 	if err := p.SweepFlows(func(e FlowEntry) bool { return e.Key.Netns().Inode() != a.inode }); err != nil {
 		t.Fatal(err)
 	}

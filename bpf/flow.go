@@ -44,7 +44,7 @@ var flow = definition{
 }
 
 // lackOfFlows is the limitation that State reports while connections find no room.
-const lackOfFlows = "some connections of network namespaces that have more than their share of the table holds"
+const lackOfFlows = "some connections of network namespaces that have more connections than their share of the table"
 
 const mapFlowShares = objects.FlowMapFlowShares
 

@@ -402,7 +402,7 @@ func (d *devices) detach(index int, h *attachment) error {
 	if err != nil {
 		var gone netlink.LinkNotFoundError
 		if errors.As(err, &gone) || errors.Is(err, unix.ENODEV) {
-			return nil // the filter went with it
+			return nil // the filter was deleted with the device
 		}
 		return err
 	}

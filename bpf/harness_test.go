@@ -291,7 +291,7 @@ func force(t testing.TB, name Kind) Kind {
 	text, digits, numbered := strings.Cut(string(name), "-")
 	kind := Kind(text)
 	if kind == Cgroup {
-		return "" // it has no such rung
+		return "" // the probe has no such rung
 	}
 	if !numbered {
 		return kind

@@ -62,7 +62,7 @@ var healthyLink = []healthyCase{
 	{name: "delay by netem", run: netemDelay},
 	{name: "queue of tbf", run: tbfQueue},
 	{name: "interface set down", run: interfaceDown},
-	// The sender counts what the bridge could not pass on.
+	// The sender counts the packets that the bridge could not forward.
 	{name: "ports of a bridge that go down", run: portsDown, moves: append([]string{"Ip6OutDiscards", "Ip.OutDiscards"}, unhandled...)},
 	{name: "namespace deleted", run: namespaceDeleted},
 }
@@ -674,7 +674,7 @@ func tunnel(format string) func(*testing.T, *healthy) {
 	}
 }
 
-// tun has a device whose packets a program reads and answers.
+// tun sends echo requests through a tun device, and answers them from the device's file.
 func tun(t *testing.T, h *healthy) {
 	a := newNamespace(t)
 	a.inode = h.own0(t, a)

@@ -24,7 +24,8 @@ const (
 	mapRecentDisks     = objects.BiolatencyMapRecentDisks
 )
 
-// HistogramsBy says for what a probe keeps separate histograms.
+// HistogramsBy selects whether a probe keeps one set of histograms, or one for each
+// namespace.
 type HistogramsBy uint32
 
 // The values of HistogramsBy. A probe that does not know namespaces keeps
@@ -88,7 +89,7 @@ type histogramReader struct {
 	single []objects.SharedHistograms
 }
 
-// setHistograms sets what the histograms are kept for, and sizes the map for
+// setHistograms sets how the histograms are divided, and sizes the map for
 // namespaces.
 func (p *Probe) setHistograms(spec *ebpf.CollectionSpec) error {
 	if _, has := spec.Variables[objects.KernellatencyVarKeepHistograms]; !has {
@@ -115,7 +116,7 @@ func (p *Probe) histogramsOfNetns() *ebpf.Map {
 	return p.maps[mapNetnsHistograms]
 }
 
-// followHistograms makes the entries of namespaces.
+// followHistograms creates the histogram entries of followed namespaces.
 func (p *Probe) followHistograms(set []NetnsID) {
 	m := p.histogramsOfNetns()
 	if m == nil {
@@ -132,7 +133,7 @@ func (p *Probe) followHistograms(set []NetnsID) {
 	}
 }
 
-// numberDisks makes the numbers that disks get. 0 stands for disks without room.
+// numberDisks fills the list of free disk numbers. 0 stands for disks without room.
 func (p *Probe) numberDisks() error {
 	m := p.maps[mapFreeNumbers]
 	if m == nil {

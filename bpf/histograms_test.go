@@ -271,7 +271,7 @@ func TestHistogramsOfTheStack(t *testing.T) {
 }
 
 // CPUs that count at the same time lose nothing: each request and each answer is one
-// segment with data, and one write. Those that the kernel leaves out are known.
+// segment with data, and one write. The kernel reports how many program runs it skipped.
 func TestHistogramsInParallel(t *testing.T) {
 	for name, which := range map[string]int{"kernellatency": TxLatency, "socketlatency": WriteLatency} {
 		t.Run(name, func(t *testing.T) {

@@ -2,8 +2,8 @@
 
 //go:build ignore
 
-/* identity: tells user space what only the kernel knows of it and of a network
- * namespace. The programs run only on request, in the process that asks. */
+/* identity: the random part of a namespace's ID, and the caller's PID in the initial
+ * PID namespace. The programs run only on request, in the process that asks. */
 
 #include "headers/kernel.h"
 

@@ -5,7 +5,7 @@
 /* kernellatency: time of packets between driver and socket.
  *
  * With function hooks, every IPv4 and IPv6 packet is measured, with its stages.
- * Without them, tracepoints allow to measure received TCP data and datagrams, and
+ * Without them, tracepoints measure only received TCP data and datagrams, and
  * sent TCP. */
 
 #include "headers/kernel.h"
@@ -133,7 +133,7 @@ int raw_data_ready(struct bpf_raw_tracepoint_args *ctx)
 struct leaving {
 	__u64 since;
 	const struct net_device *dev;
-	const struct net_device *first; /* the device that the socket's route leaves by */
+	const struct net_device *first; /* the output device of the socket's route */
 	const unsigned char *th; /* start of the TCP header */
 	__u32 header; /* offset of the TCP header in the packet */
 	__u32 len;

@@ -65,8 +65,8 @@ func TestLossBridge(t *testing.T) {
 	for _, hook := range []string{"prerouting", "forward", "postrouting"} {
 		var also []DropClass
 		if hook == "prerouting" && len(x.reasons.drop) == 0 {
-			// The bridge itself runs this hook's rules there (Linux 5.10), so its
-			// own function loses the packet.
+			// On Linux 5.10 the bridge itself runs the rules of this hook, so a
+			// function of the bridge drops the packet.
 			also = []DropClass{DropAbnormal}
 		}
 		x.lose(t, "bridge: nft "+hook, loss{in: r, n: losses, source: nftCount(r), class: DropNetfilter, also: also, reasons: "NETFILTER_DROP", from: from, to: to, prepare: func(t *testing.T) {

@@ -53,7 +53,7 @@ func (n *namespace) unicastOnly(t *testing.T, device string) {
 	t.Helper()
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "Dual BSD/GPL", Instructions: asm.Instructions{
 		asm.Mov.Reg(asm.R6, asm.R1),
-		asm.LoadAbs(0, asm.Byte), // of the destination's hardware address
+		asm.LoadAbs(0, asm.Byte), // the first byte of the destination's hardware address
 		asm.And.Imm(asm.R0, 1),
 		asm.LSh.Imm(asm.R0, 2), // TC_ACT_OK or TC_ACT_STOLEN
 		asm.Return(),
@@ -244,7 +244,7 @@ func softnetDropped(t *testing.T) (sum uint64) {
 // TestLossRings loses packets between a driver and the stack.
 func TestLossRings(t *testing.T) {
 	x := newLossLab(t)
-	x.b.steal(t, "eth0", false) // packets that get through
+	x.b.steal(t, "eth0", false) // discards the packets that get through
 	x.r.run(t, "ethtool", "-K", "right", "tso", "off")
 	from, to := port(x.a.v4, lossFrom), port(x.b.v4, lossTo)
 	// One packet that the router's device segments, so that all segments arrive at
@@ -279,7 +279,7 @@ func TestLossGroups(t *testing.T) {
 	if n := backlogLimit(t); n > 1500 {
 		need.Kernel(t, false, fmt.Sprintf("net.core.netdev_max_backlog is %d, more than one packet has segments", n))
 	}
-	x.b.steal(t, "eth0", false) // packets that get through
+	x.b.steal(t, "eth0", false) // discards the packets that get through
 	x.r.run(t, "ethtool", "-K", "right", "tso", "off")
 	from, to := port(x.a.v4, lossFrom), port(x.b.v4, lossTo)
 	group := net.HardwareAddr{1, 0, 0x5e, 1, 2, 3}

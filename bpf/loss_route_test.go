@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestLossRouter loses packets in a router, and of a sender whose neighbour does
-// not answer.
+// TestLossRouter loses packets in a router, and packets of a sender whose
+// neighbour does not answer.
 func TestLossRouter(t *testing.T) {
 	x := newLossLab(t)
 	a, b, r := x.a, x.b, x.r.namespace

@@ -48,9 +48,10 @@ func TestLossTCP(t *testing.T) {
 		}}, func(t *testing.T) {
 			x.toReceiver(t, timesOf(losses, tcpSegment{seq: next, ack: mine, flags: tcpACK | tcpPSH, payload: []byte("data")}.packet(src, dst))...)
 		})
-		// Linux 5.10 frees the segments that TCP refuses by __kfree_skb, without
-		// the tracepoint. The sockets' own counts (letter d of ss -m) include them,
-		// and for some kinds the MIB (PAWSEstab, TCPZeroWindowDrop, TCPRcvQDrop).
+		// When TCP refuses a segment, Linux 5.10 frees it with __kfree_skb(), which
+		// does not pass the tracepoint kfree_skb. The sockets' own counts (letter d
+		// of ss -m) include them, and for some kinds the MIB (PAWSEstab,
+		// TCPZeroWindowDrop, TCPRcvQDrop).
 		x.lose(t, family+" data beyond the window", loss{in: b, ownerless: true, withReasons: true, n: losses, class: DropAbnormal, reasons: "TCP_INVALID_SEQUENCE TCP_OVERWINDOW TCP_INVALID_END_SEQUENCE", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
 			_, server, src, dst := established(t)
 			mine, next := sequenceOf(t, server)
@@ -119,7 +120,7 @@ func TestLossTCP(t *testing.T) {
 			x.toReceiver(t, timesOf(losses, tcpSegment{flags: tcpSYN, options: append([]byte{19, 18, 15: 0}, 0, 0, 0, 0)}.packet(port(from, lossFrom), addrPort(l.Addr())))...)
 		})
 		x.lose(t, family+" MD5 missing", loss{in: b, n: losses, source: mib(b, "TcpExt.TCPMD5NotFound"), class: DropTCPRcv, reasons: "TCP_MD5NOTFOUND", protocol: unix.IPPROTO_TCP}, func(t *testing.T) {
-			// A listener of package net uses MPTCP, which has no signatures.
+			// Package net listens with MPTCP, which does not support TCP-MD5 signatures.
 			l := stream(t, b, to, 0)
 			key := unix.TCPMD5Sig{Keylen: 4}
 			switch sa := sockaddr(port(from, 0)).(type) {

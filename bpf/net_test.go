@@ -380,8 +380,8 @@ func rawConn(t testing.TB, c syscall.Conn, f func(fd int) error) {
 	}
 }
 
-// socket is a TCP socket of raw system calls, where package net would behave
-// differently.
+// socket is a TCP socket used through raw system calls, for tests in which a
+// connection of package net would behave differently.
 type socket struct {
 	fd int
 }

@@ -209,7 +209,7 @@ static __always_inline int on_end(const struct net_device *dev, __u32 ifindex, i
 	since = s->time_ns;
 	s->time_ns = 0;
 	if (s->queued_ns) {
-		/* The driver did not take it: it waits on. */
+		/* The driver did not accept the packet, which keeps waiting. */
 		if (result >= NET_XMIT_MASK)
 			stamp_set(&queued, BUCKETS, s->key, s->identity, s->queued_ns);
 		else

@@ -38,7 +38,7 @@ struct {
 
 DEFINE_SHARES(drop_shares, 1024);
 
-/* Counts by class; only the drops without room in the table of drops. */
+/* Counts by class, only of drops that found no room in the table of drops. */
 DEFINE_COUNTERS();
 
 /* Classes of lost packets. */
@@ -67,7 +67,7 @@ enum trait {
 	GROUP = 1 << 2, /* a multicast or broadcast frame */
 	OTHERHOST = 1 << 3, /* a frame for another host */
 	PULLED = 1 << 4, /* the data begins behind the IP header: a part of a larger packet */
-	OUTGOING = 1 << 5, /* a copy for a capture, or of a socket's error queue */
+	OUTGOING = 1 << 5, /* a copy made for a capture, or in a socket's error queue */
 	COPIED = 1 << 6, /* a socket has, or had, a copy of it */
 	UNJOINED = 1 << 21, /* no socket here has joined the frame's group */
 	DOWN = 1 << 22, /* a multicast or broadcast frame at a device that is down */
@@ -135,13 +135,13 @@ struct {
 /* A step is a code address at which the set of matching rules changes. The upper
  * bits of its mask describe the code from there on. */
 enum code_bit {
-	HELPER = 55, /* a helper: the drop belongs to its caller */
+	HELPER = 55, /* code of a helper: the drop belongs to its caller */
 	CLASS = 56, /* three bits: the drop class of this code */
-	LIST = 59, /* frees the parts of a packet */
-	READER = 60, /* runs in the reading process */
-	FRAGMENT = 61, /* frees the current fragment */
-	FRAGMENTS = 62, /* frees a fragment queue */
-	MODULE = 63, /* outside the kernel's own code */
+	LIST = 59, /* code that frees the parts of a packet */
+	READER = 60, /* code that runs in the reading process */
+	FRAGMENT = 61, /* code that frees the current fragment */
+	FRAGMENTS = 62, /* code that frees a fragment queue */
+	MODULE = 63, /* code outside the kernel's own */
 };
 
 #define AT(bit) (1ull << (bit))

@@ -39,7 +39,7 @@ var packetloss = definition{
 			name:     "fragments that waited for too long (timer_expire_entry)",
 			rungs:    []rung{{kind: RawTracepoint, programs: []string{"raw_timer_end", "raw_timer"}}},
 			optional: true,
-			without:  "whose the fragments are that wait for others in vain: they are unattributed",
+			without:  "the owners of fragments whose datagram never becomes complete: they are unattributed",
 		},
 		{
 			name: lossSockets,
@@ -107,8 +107,8 @@ func beginLosses(p *Probe) error {
 	return p.mapCode(true)
 }
 
-// mapCode writes which rules apply at which code address, if modules were loaded
-// since the last time or if must is set.
+// mapCode writes the table of rules by code address, if modules were loaded
+// since the last call or if must is set.
 func (p *Probe) mapCode(must bool) error {
 	var loaded, known uint64
 	var table uint32

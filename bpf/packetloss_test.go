@@ -19,7 +19,7 @@ func (p *Probe) Drops(f func(Drop)) error {
 	return err
 }
 
-// Ignored is what Losses returns.
+// Ignored returns the number of ignored packets by Why, as Losses does.
 func (p *Probe) Ignored() (map[Why]uint64, error) { return p.Losses(func(Drop) {}) }
 
 // drops returns the losses of a namespace by reason and by class.

@@ -47,7 +47,7 @@ type Config struct {
 	Background bool
 	// ownIO, for tests, includes this process's own I/O.
 	ownIO bool
-	// Histograms says for what probes that measure latencies keep separate
+	// Histograms selects how probes that measure latencies divide their
 	// histograms.
 	Histograms HistogramsBy
 	// Flows is how many connections the probe flow keeps, default 65536.

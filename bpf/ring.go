@@ -133,7 +133,7 @@ type EventAccount struct {
 	Seen       uint64 // occurrences while the type was enabled
 	Written    uint64 // put into the ring
 	Ignored    uint64 // never reported: I/O that no process waits for
-	Suppressed uint64 // held back by the token bucket
+	Suppressed uint64 // suppressed by the token bucket
 	Lost       uint64 // found the ring full
 	Read       uint64 // handed to the function that reads the events
 }

@@ -348,4 +348,4 @@ func (p *Probe) Room() (refused uint64, full, crowded bool) {
 
 // lackOfRoom is the limitation that State reports while counters of unowned
 // namespaces find no room.
-const lackOfRoom = "in which namespaces outside pods something happened: such namespaces have used up their room in the table, and what finds none counts as unknown; pods and the host have room of their own"
+const lackOfRoom = "the owners of some occurrences in namespaces outside pods: such namespaces have used up their room in the table, and occurrences that find none count as unknown; pods and the host have room of their own"

@@ -53,7 +53,8 @@ func newUsers(t testing.TB, uid int) *namespace {
 
 var loopback = netip.MustParseAddr("127.0.0.1")
 
-// refuse loses n datagrams over lo, and gets n connections reset.
+// refuse sends n datagrams and n SYNs to a closed port over lo: 2n lost packets and n
+// resets.
 func (n *namespace) refuse(t testing.TB, times int) {
 	t.Helper()
 	n.do(t, func() error {
@@ -198,7 +199,7 @@ func TestDropsWithoutRoom(t *testing.T) {
 		send(t, a.dial(t, "udp", netip.AddrPortFrom(addrs[1], 7)), n) // netfilter
 		send(t, a.dial(t, "udp", netip.AddrPortFrom(addrs[1], 9)), n) // a closed port
 	}
-	b.refuse(t, n) // over lo: a closed port, and a TCP segment for one
+	b.refuse(t, n) // over lo: datagrams, and TCP segments, for a closed port
 	l.settled(p, b.inode)
 	byReason, byClass, total := drops(l, p, b.inode)
 	want := [dropClasses]uint64{DropNetfilter: 2 * n, DropAbnormal: 3 * n, DropTCPRcv: n}

@@ -41,7 +41,7 @@ func (l *Loader) createShared() error {
 		}
 		l.shared[name] = m
 	}
-	// The buckets of the rooms and of unattributed events.
+	// Create the buckets of the rooms and of unattributed events.
 	for room := range roomsEnd {
 		if err := l.shared[mapBuckets].Put(room, &objects.SharedEventBucket{}); err != nil {
 			return fmt.Errorf("make the first buckets of events: %w", err)

@@ -52,7 +52,7 @@ func testTCPReset(t *testing.T, rung Kind) {
 			}
 		}
 
-		// close() with unsent or unread data.
+		// Call close() with unsent or unread data.
 		for range n {
 			client, server := connect(t, a, b, addrs[1])
 			if err := client.SetLinger(0); err != nil {
@@ -164,7 +164,7 @@ func testTCPRetrans(t *testing.T, rung Kind) {
 		client, server := connect(t, a, b, addrs[1])
 
 		b.run(t, "nft", "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in tcp dport != 0 drop")
-		// May block until acknowledgements free buffer space.
+		// Write may block until acknowledgements free buffer space.
 		go client.Write(make([]byte, 64<<10))
 		l.eventually("retransmissions", func() bool { return a.counter(t, "Tcp.RetransSegs") >= before[a]+3 })
 		b.run(t, "nft", "delete table inet t")
@@ -178,7 +178,7 @@ func testTCPRetrans(t *testing.T, rung Kind) {
 			got += n
 		}
 
-		// A handshake whose first SYN-ACK is lost.
+		// Lose the first SYN-ACK of a handshake.
 		a.run(t, "nft", "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in tcp flags & (syn | ack) == (syn | ack) drop")
 		listener := b.listen(t, addrs[1])
 		done := make(chan struct{})

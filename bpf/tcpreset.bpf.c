@@ -133,7 +133,7 @@ static __always_inline bool data_after_close(void *ctx, __u64 caller, __u8 state
 	return true;
 }
 
-/* A caller of 0 means to look for it on the stack. */
+/* If the caller is 0, it is looked up on the stack. */
 static __always_inline int reset_received(void *ctx, const struct sock *sk, __u64 caller)
 {
 	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);

@@ -36,7 +36,7 @@ type ProbeStatus struct {
 type instance struct {
 	info   *catalog.Probe
 	source *source // nil: not built yet
-	err    error   // why it is not built
+	err    error   // why the probe could not be built
 	opts   map[string]any
 	// refused says why the probe may not run; nil if it may.
 	refused error

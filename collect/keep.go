@@ -47,7 +47,7 @@ const keepUnused = 24 * time.Hour
 var sampleKey = pastKey{"", "sample"}
 
 // ErrOtherMachine says that the state is of another boot, PID namespace or time namespace,
-// where process numbers and times mean something else.
+// where PIDs and times mean something else.
 var ErrOtherMachine = errors.New("it is of another boot or container")
 
 // keeper holds the state of targets and probes that are absent now.

@@ -184,7 +184,7 @@ func (p *planner) speakers(from *inventory) map[[2]string]*owner.Pod {
 	for _, a := range pods {
 		k := [2]string{a.Namespace, a.Name}
 		if a.Namespace == a.Name && (a.Name == from.hostLabel || a.Name == owner.UnknownLabel) {
-			leaveOut(a, "what stands for the host, or for an unknown namespace")
+			leaveOut(a, "the labels of the host, or of an unknown namespace")
 			continue
 		}
 		b := m[k]

@@ -227,7 +227,7 @@ func (r *Runner) newFamilies() {
 	r.fam = newFamilies(selection{r.opt.Include, r.opt.Exclude, r.opt.CompatNames, r.opt.SkipZero, r.opt.MaxSeries})
 }
 
-// ownPID is this process's number under root, which may be the procfs of another PID
+// ownPID is this process's PID under root, which may be the procfs of another PID
 // namespace.
 func ownPID(root string) int {
 	if name, err := os.Readlink(root + "/self"); err == nil {

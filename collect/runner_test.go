@@ -234,8 +234,7 @@ func TestNewestSandboxSpeaksForPod(t *testing.T) {
 	want(t, values(r.Cycle()), "kubeskoop_tcp_insegs{node1,ns,web}", 30)
 }
 
-// A process number that was reused must not give the new process's values to the pod of the
-// old one.
+// A PID that was reused must not give the new process's values to the pod of the old one.
 func TestReusedProcessNumber(t *testing.T) {
 	root, ns := fakeProc(t, 20, 30)
 	stale := pod("a", ns[1], 30)

@@ -59,7 +59,7 @@ type memory struct {
 
 // door is an open directory of a process, /proc/PID, through which a namespace was
 // reached. It pins neither the process nor the namespace: once the process has ended,
-// reads through it fail, whoever has its number then.
+// reads through it fail, even if another process has its PID by then.
 type door struct{ dir, pid int }
 
 // takeDoor returns the door of the last cycle, which the caller then owns. ok is false if

@@ -278,7 +278,7 @@ __noinline __u64 range_take(__u64 key, __u32 at, __u32 length)
 	return newest;
 }
 
-/* What a packet's segments share with it besides the send time. */
+/* A property of a packet, besides the send time, that its segments inherit. */
 struct extent {
 	__u64 key;
 	__u32 start;

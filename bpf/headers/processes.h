@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 
-/* What iterators write per process, read by iterators.go. */
+/* The records that iterators write per process. iterators.go reads them. */
 
 #ifndef NODESKOOP_PROCESSES_H
 #define NODESKOOP_PROCESSES_H

@@ -98,7 +98,7 @@ func TestEventsMergesForAPerson(t *testing.T) {
 }
 
 // TestEventAccountGoesOn: merged events that a killed daemon had not written count
-// as lost at the next start; a clean end writes them. The sum is always exact, and
+// as lost at the next start; a clean shutdown writes them. The sum is always exact, and
 // no counter falls.
 func TestEventAccountGoesOn(t *testing.T) {
 	n := newNode(t, "'packetloss'", "[journal]\nrate = 1000\nburst = 1000\ntotal_rate = 1000\n")

@@ -30,7 +30,7 @@ func runCheck(c *cli.Context) error {
 	// Discard the log, because the findings report the same problems.
 	s, err := newSession(c, io.Discard)
 	if errors.As(err, new(cli.ExitCoder)) {
-		return err // a mistake on the command line
+		return err // a usage error
 	}
 	var findings []check.Finding
 	if s == nil {

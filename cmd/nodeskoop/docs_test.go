@@ -137,7 +137,8 @@ var completions = []struct {
 func TestBashCompletion(t *testing.T) {
 	need.Program(t, "bash")
 	path, _ := page(t, "bash", "nodeskoop")
-	// Readline's part: it splits the line into words, with "=" a separate word.
+	// readline does the part of completion that bash's Readline does: it splits the
+	// line into words, with "=" a separate word.
 	const readline = `
 		source "$1"
 		line=${2//=/ = }

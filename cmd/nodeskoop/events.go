@@ -114,7 +114,7 @@ func watchEvents(c *cli.Context) error {
 	ev.Close(s.Log)
 	if err := lines.Err(); up && !errors.Is(err, syscall.EPIPE) {
 		if logIsTerminal(c.App.ErrWriter) {
-			fmt.Fprintln(c.App.ErrWriter) // behind the terminal's ^C
+			fmt.Fprintln(c.App.ErrWriter) // after the ^C that the terminal shows
 		}
 		_ = writeSummary(c.App.ErrWriter, seen, "in "+lasting(time.Since(begun)), logWidth(c.App.ErrWriter))
 	}

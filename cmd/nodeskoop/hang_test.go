@@ -56,7 +56,7 @@ func daemonConf(t *testing.T, dir, rest string) string {
 }
 
 // A process that does not read the daemon's output, or does not answer it, blocks
-// neither sampling nor the end.
+// neither sampling nor the shutdown.
 func TestDaemonWhomNobodyReads(t *testing.T) {
 	need.Root(t)
 	for name, prepare := range map[string]func(*testing.T, *exec.Cmd){
@@ -261,7 +261,7 @@ func TestSecondSignalEnds(t *testing.T) {
 				if args[0] == "run" {
 					testkit.Eventually(t, "the textfile is there", func() bool { return cycleTime(t, filepath.Join(dir, "nodeskoop.prom")) > 0 })
 					hang.Open(t, dir)
-					time.Sleep(1500 * time.Millisecond) // the next write hangs; if it does not, the end is clean
+					time.Sleep(1500 * time.Millisecond) // the next write hangs; if it does not, the shutdown is clean
 				} else {
 					testkit.Eventually(t, "it waits for its reader", func() bool {
 						return waitsIn(p.PID(), "pipe_w") || args[0] == "events" && strings.Contains(p.logged(), "Watching ")

@@ -117,7 +117,7 @@ func TestHistory(t *testing.T) {
 		t.Errorf("bytes: %v", f)
 	}
 
-	// A clean end loses nothing.
+	// A clean shutdown loses nothing.
 	n.link("last", 5)
 	n.cycles(2)
 	p.signal(syscall.SIGTERM)
@@ -144,7 +144,7 @@ func TestHistory(t *testing.T) {
 	if code, out, errs := call(t, "history", "--config", n.cfg, "--metric", metric); code != 0 || errs != "" || !strings.Contains(out, "  kubeskoop_netdev_txpackets{k8s_node=\"n1\",k8s_namespace=\"hostNetwork\",k8s_pod=\"hostNetwork\"}\n") || !strings.Contains(out, ": the daemon was started\n") {
 		t.Errorf("history: exit %d, %s\n%s", code, errs, out)
 	}
-	// A report of the same, and the table of a minute of it.
+	// A report on the same history, and the table of one of its minutes.
 	journalFile(t)
 	code, out, errs = call(t, "report", "--config", n.cfg, "--json")
 	var r report.Report

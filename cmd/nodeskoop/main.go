@@ -60,16 +60,16 @@ func main() {
 	os.Exit(run(ctx, os.Args, os.Stdout, os.Stderr))
 }
 
-// endWithin limits a clean end after a signal: shorter than the unit's
-// TimeoutStopSec, longer than all steps of a clean end together.
+// endWithin limits a clean shutdown after a signal: shorter than the unit's
+// TimeoutStopSec, longer than all steps of a clean shutdown together.
 const endWithin = 15 * time.Second
 
 // beforeForcedEnd restores the terminal if a command has taken it; nil if none has.
 var beforeForcedEnd atomic.Pointer[func()]
 
-// obey starts a clean end at the first signal. A second signal, or the time limit,
-// ends the process immediately: standard output without a reader, or a hanging file
-// system, may block a clean end.
+// obey starts a clean shutdown at the first signal. A second signal, or the time
+// limit, ends the process immediately: standard output without a reader, or a
+// hanging file system, may block a clean shutdown.
 func obey(signals <-chan os.Signal, stop func()) {
 	<-signals
 	stop()
@@ -87,7 +87,7 @@ func obey(signals <-chan os.Signal, stop func()) {
 	os.Exit(code)
 }
 
-// flushFor is how long the end waits for standard error to accept the remaining
+// flushFor is how long the shutdown waits for standard error to accept the remaining
 // log.
 const flushFor = 2 * time.Second
 

@@ -155,7 +155,7 @@ func pastEvents(c *cli.Context, filter session.Filter) error {
 	return errors.Join(err, skippedEntries(r.Skipped))
 }
 
-// closeWait is how long the end waits for a reader that has stopped reading.
+// closeWait is how long the shutdown waits for a reader that has stopped reading.
 const closeWait = time.Second
 
 // sameDay reports whether two times are on the same day.

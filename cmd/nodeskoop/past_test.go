@@ -125,8 +125,8 @@ func TestPastMistakes(t *testing.T) {
 	}
 }
 
-// slow is a reader that pauses, longer in total than the end of the program waits
-// for a reader that hangs.
+// slow is a reader that pauses, longer in total than the shutdown waits for a
+// reader that hangs.
 type slow struct {
 	bytes.Buffer
 	writes int

@@ -109,7 +109,7 @@ func join[T any](list []T) string {
 	return strings.Join(s, ",")
 }
 
-// shorten keeps a column readable for a pod with many processes.
+// shorten cuts a list of processes, so that the column stays readable for a pod with many.
 func shorten(s string) string {
 	const most = 40
 	if len(s) <= most {

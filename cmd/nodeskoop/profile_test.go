@@ -84,7 +84,7 @@ func profiled(dir string) int {
 //	series             of one cycle
 //
 // With NODESKOOP_PROFILES the profiles stay in that folder, beside cpu.txt and
-// allocs.txt, which name the functions that weigh most.
+// allocs.txt, which list the most expensive functions.
 func BenchmarkDaemon(b *testing.B) {
 	need.Root(b)
 	need.Program(b, "go")

@@ -86,7 +86,7 @@ func reportEvents(ctx context.Context, b *report.Builder, filter session.Filter,
 		}
 	}
 	if err := skippedEntries(r.Skipped); err != nil {
-		b.Unknown("Of the journal not all could be read: " + err.Error() + ".")
+		b.Unknown("The journal could not be read completely: " + err.Error() + ".")
 		return err
 	}
 	if begins, err := r.Begins(ctx); err == nil {
@@ -121,7 +121,7 @@ func reportHistory(b *report.Builder, cfg *config.Config, filter session.Filter)
 	}
 	if d := r.Damage; d.Frames > 0 || d.Values > 0 || len(d.Files) > 0 {
 		err := errors.Join(append(d.Files, fmt.Errorf("%d minutes and %d values of the history in %s are damaged and left out", d.Frames, d.Values, r.Dir))...)
-		b.Unknown("Of the history not all could be read: " + err.Error() + ".")
+		b.Unknown("The history could not be read completely: " + err.Error() + ".")
 		return err
 	}
 	return nil

@@ -66,8 +66,8 @@ func abort(log io.Writer) {
 	os.Exit(128 + int(syscall.SIGABRT))
 }
 
-// sinks returns the sinks of the daemon's events. Without journald,
-// --foreground-events replaces it.
+// sinks returns the sinks of the daemon's events. With --foreground-events and
+// without journald, events are only printed.
 func sinks(c *cli.Context, log *slog.Logger) []event.Sink {
 	if !c.Bool("foreground-events") {
 		return []event.Sink{session.JournalSink(log)}

@@ -67,8 +67,8 @@ func shellWord(s string) string {
 	return quote.Shell(s)
 }
 
-// rootOnly are the commands that are useless without root. The other commands do
-// what they can.
+// rootOnly are the commands that are useless without root. The other commands
+// work in part.
 var rootOnly = []string{"diagnose", "events", "top"}
 
 // needRoot is the error of a command that needs root.
@@ -239,7 +239,7 @@ func logWidth(w io.Writer) int { return output.Width(behind(w)) }
 // logIsTerminal reports whether the log goes to a terminal.
 func logIsTerminal(w io.Writer) bool { return output.IsTerminal(behind(w)) }
 
-// behind returns the writer that the log finally goes to.
+// behind returns the underlying writer of the log.
 func behind(w io.Writer) io.Writer {
 	if p, ok := w.(*output.Patient); ok {
 		return p.Writer()

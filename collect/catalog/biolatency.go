@@ -2,7 +2,7 @@ package catalog
 
 import "time"
 
-// What the events of block I/O carry.
+// The fields that events of block I/O carry.
 var (
 	biolatFields = []FieldGroup{FieldOperation, FieldProcess, FieldLatency, FieldPoints, FieldDisk}
 	biolatExtra  = []FieldGroup{FieldOperation, FieldPoints}

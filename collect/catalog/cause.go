@@ -150,7 +150,7 @@ type Cause struct {
 	// at the node concerns only the node's own connections.
 	Passing bool
 	// Whole says that the cause affects all peers of an end, so the peer that the signs
-	// name is chance. Without Whole, a cause between two ends explains only findings
+	// name is arbitrary. Without Whole, a cause between two ends explains only findings
 	// between these two. One client's trouble then does not hide another's.
 	Whole bool
 	// Means says what happens, and what usually causes it.

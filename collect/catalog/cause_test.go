@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestCausesAreWhole: everything that a cause refers to exists, and every text is
-// there.
+// TestCausesAreWhole: everything that a cause refers to exists, and no text is
+// missing.
 func TestCausesAreWhole(t *testing.T) {
 	ids, used := map[string]bool{}, map[string]bool{}
 	id := regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)

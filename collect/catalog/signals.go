@@ -86,7 +86,7 @@ var signals = []Signal{
 	{"disk.ios", "{what} did {n} I/Os in {time}", "iostat -x 10 2"},
 	{"disk.stall", "some process waited for disks {n} % of the time", "cat /proc/pressure/io"},
 	{"disk.late", "{n} I/Os of {what} took over 10 ms in {time}", sourceEvents + "BIOLAT_10MS"},
-	{"disk.limit", "its I/O is at {n} % of its limit: {what}", "cat /proc/PID/cgroup  # io.max and io.stat there; version 1: blkio.throttle.*"},
-	{"disk.held", "its processes waited for disks {n} % of the time at over 60 % of a limit ({what}), while the disk itself was fast", "cat /proc/PID/cgroup  # io.max and io.pressure there; version 1: blkio.throttle.*"},
-	{"tcp.memory", "TCP has {n} % of the memory at which it begins to save ({what})", "cat /proc/net/sockstat; sysctl net.ipv4.tcp_mem"},
+	{"disk.limit", "its I/O is at {n} % of its limit: {what}", "cat /proc/PID/cgroup  # io.max and io.stat there; cgroup v1: blkio.throttle.*"},
+	{"disk.held", "its processes waited for disks {n} % of the time at over 60 % of a limit ({what}), while the disk itself was fast", "cat /proc/PID/cgroup  # io.max and io.pressure there; cgroup v1: blkio.throttle.*"},
+	{"tcp.memory", "TCP uses {n} % of the memory above which it shrinks its buffers ({what})", "cat /proc/net/sockstat; sysctl net.ipv4.tcp_mem"},
 }

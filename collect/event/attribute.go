@@ -18,7 +18,7 @@ func (h *Hub) attribute(e *Event) (sure bool) {
 	}
 	err := bounded.Guard(func() { e.Pod, sure = h.who.Owner(e.Netns, pid, e.Time) })
 	if err != nil {
-		h.say("finding out whose an event is failed; it is sent without", err)
+		h.say("finding the owner of an event failed; the event is sent without one", err)
 		e.Pod, e.unresolved, sure = nil, true, true
 	}
 	return sure

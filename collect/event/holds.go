@@ -168,7 +168,8 @@ func (h *holds) gone(x *heldEvent) {
 	}
 }
 
-// retry sends the held events whose pod is known now, and those whose time is over.
+// retry sends the held events whose pod is known now, and those whose hold time has
+// expired.
 func (h *holds) retry(now time.Time) {
 	if len(h.waiting) == 0 {
 		return

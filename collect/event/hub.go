@@ -39,9 +39,8 @@ type HubOptions struct {
 	// Log receives one line at the first panic of a resolver or a sink; nil: no
 	// log.
 	Log *slog.Logger
-	// ForeignPIDs says that the kernel's process numbers are those of another PID
-	// namespace, so that they identify nobody here. Events that have only such a number are
-	// unattributed.
+	// ForeignPIDs says that the kernel's PIDs are those of another PID namespace, so that
+	// they identify nobody here. Events that have only such a number are unattributed.
 	ForeignPIDs bool
 	// Filter selects the events that are wanted; nil: all. Other events are neither merged
 	// nor limited nor written.

@@ -306,7 +306,8 @@ func TestHubHoldsEventsOfNewAddrs(t *testing.T) {
 		if n := len(h.held.unknown) + len(h.held.waiting) + h.held.forAddr + len(h.held.ofNetns); n != 0 {
 			t.Errorf("%d things kept", n)
 		}
-		// Many addresses, as from an attacker, cause few readings and lose no event.
+		// Many unknown addresses, as from an attacker, cause few readings of the node's
+		// addresses and lose no event.
 		mu.Lock()
 		before := readings
 		mu.Unlock()
@@ -984,8 +985,8 @@ func TestHubSurvivesPanics(t *testing.T) {
 	wantCounts(t, h, lossType, Counts{Offered: 10, Lost: 10})
 }
 
-// If the kernel's process numbers are of another PID namespace, they are not used: here the
-// number belongs to another process.
+// If the kernel's PIDs are of another PID namespace, they are not used: here the
+// PID belongs to another process.
 func TestHubOfForeignPIDs(t *testing.T) {
 	pods := &podTable{pids: map[int]*owner.Pod{42: {ID: "x", Namespace: "ns", Name: "x"}}}
 	for _, foreign := range []bool{false, true} {

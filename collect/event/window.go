@@ -59,7 +59,7 @@ type kinds struct {
 
 	groups map[kindKey]*group
 	owners map[whose]*holder
-	due    byEnd // all open kinds, by end
+	due    byEnd // all open kinds, ordered by the end of their window
 	seq    uint64
 }
 
@@ -93,7 +93,7 @@ func (ks *kinds) take(e *Event, w windows, now time.Time) (first bool) {
 	return true
 }
 
-// find returns the open kind for a peer; nil if there is none.
+// find returns the kind that covers a peer; nil if none is open.
 func (g *group) find(p peer) *kind {
 	for _, k := range g.kinds {
 		if k.peer == p {

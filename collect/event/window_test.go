@@ -98,7 +98,7 @@ func TestWindows(t *testing.T) {
 	// A kind that was quiet starts over.
 	each(5*time.Second, 20*time.Second)
 	m.want(t, "again", "1h42m0s first 10.0.0.9 1", "1h42m10s window 10.0.0.9 1")
-	// If the program stood still, the window ends when the program continues.
+	// If the process was stopped, the window ends when the process continues.
 	m.now = m.now.Add(5 * time.Minute)
 	m.tick(m.w, m.now)
 	m.want(t, "after a pause", "1h47m20s window 10.0.0.9 2")
@@ -110,8 +110,9 @@ func TestWindows(t *testing.T) {
 	}
 }
 
-// An intermittent problem is reported at once each time, and its windows double. If it was
-// absent for a minute, or for a whole window, it is treated as new.
+// Each recurrence of an intermittent problem is reported at once, and each starts a window
+// of twice the length. If it was absent for a minute, or for a whole window, it is treated
+// as new.
 func TestIdleKinds(t *testing.T) {
 	for every, want := range map[time.Duration][]string{
 		15 * time.Second: {"0s first 10.0.0.9 1", "15s first 10.0.0.9 1", "35s window 10.0.0.9 1", "1m15s window 10.0.0.9 2", "2m35s window 10.0.0.9 6", "5m15s window 10.0.0.9 10"},

@@ -340,7 +340,7 @@ func tracked(t *testing.T) *nsnet.Space {
 			t.Cleanup(func() { _ = d.Close() })
 		}
 	}
-	// A segment without a connection, and an ICMP error about none.
+	// A segment of no connection, and an ICMP error that refers to no connection.
 	b.Do(func() {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_TCP)
 		if err != nil {
@@ -363,7 +363,7 @@ func tracked(t *testing.T) *nsnet.Space {
 			_ = unix.Sendto(icmp, []byte{3, 3, 0, 0, 0, 0, 0, 0}, 0, &unix.SockaddrInet4{Addr: [4]byte{10, 0, 0, 1}})
 		}
 	})
-	// Entries made by hand, and two flows to which NAT wants to give the same port.
+	// Entries that conntrack -I inserts, and two flows for which NAT chooses the same port.
 	for i := range 3 {
 		a.Run("conntrack", "-I", "-s", "192.0.2.1", "-d", "192.0.2.2", "-p", "udp", "--sport", strconv.Itoa(1+i), "--dport", "9", "-t", "600")
 	}

@@ -68,10 +68,11 @@ var ErrNoSockDiag = errors.New("this kernel does not list TCP sockets through so
 // follows inet_diag_dump_icsk in net/ipv4/inet_diag.c.
 //
 // The kernel keeps the connections of all namespaces in one hash table, and each request
-// walks all of it. So ReadTCP makes one request for both families, in the older form; if
-// the kernel does not know that form any more, it makes one per family.
+// walks all of it. So ReadTCP makes one request for both families, in the older format
+// (TCPDIAG_GETSOCK); if the kernel no longer supports that format, ReadTCP makes one
+// request per family.
 //
-// Unless known is nil, it remembers the connections in it.
+// Unless known is nil, ReadTCP remembers the connections in known.
 func ReadTCP(v *collect.View, t *TCPTable, known *TCPSockets) error {
 	return onSockDiag(v, "list TCP sockets", func(c *conn) error { return readTCP(c, t, known) })
 }
@@ -109,7 +110,7 @@ func (s *TCPSockets) reset() {
 	*s = TCPSockets{all: s.all[:0], restless: s.restless[:0]}
 }
 
-// Complete reports whether enough is remembered for AskTCP.
+// Complete reports whether s holds all connections that AskTCP must request.
 func (s *TCPSockets) Complete() bool {
 	return s.found == uint64(len(s.all)) || s.found == uint64(len(s.restless))+s.resting
 }

@@ -9,9 +9,10 @@ import (
 )
 
 // Watch listens in the host's network namespace for changes of interfaces in the other
-// namespaces. A namespace without a change need not be entered to read its interfaces again.
-// The kernel reports a namespace that has an ID in the host's. It gives an ID to a namespace
-// with a veth whose peer is in the host's, and to one that an interface was moved to.
+// namespaces. A namespace without a change need not be entered to read its interfaces
+// again. The kernel reports the changes of each namespace that has an ID in the host's
+// namespace. A namespace gets an ID if it has a veth whose peer is in the host's namespace,
+// or if an interface is moved to it.
 //
 // A Watch pins only the host's namespace. It is not safe for use by several goroutines.
 type Watch struct {

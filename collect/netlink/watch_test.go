@@ -28,7 +28,7 @@ func newWatched(t *testing.T) *watched {
 	return x
 }
 
-// open opens the file that is a namespace.
+// open opens the file of a namespace.
 func (x *watched) open(s *nsnet.Space) int {
 	x.t.Helper()
 	fd, err := unix.Open(s.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)

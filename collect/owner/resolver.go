@@ -24,8 +24,8 @@ type Sources struct {
 	// HostNetns is the inode number of the host's network namespace. If it is 0, every
 	// namespace that is not a pod's counts as the host's.
 	HostNetns uint64
-	// ForeignPIDs says that the kernel's process numbers are those of another PID
-	// namespace, so that they identify nobody here.
+	// ForeignPIDs says that the kernel's PIDs are those of another PID namespace,
+	// so that they identify nobody here.
 	ForeignPIDs bool
 	// NodeAddrs lists the node's own addresses: those in the host's network namespace. It
 	// may hang.

@@ -81,7 +81,7 @@ func TestReuse(t *testing.T) {
 	}
 }
 
-// TestEndedBound ends more pods than are remembered.
+// TestEndedBound ends more pods than the index remembers.
 func TestEndedBound(t *testing.T) {
 	x := newIndex("/proc")
 	const n = maxEnded + 100

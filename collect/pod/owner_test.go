@@ -86,7 +86,7 @@ func TestOneName(t *testing.T) {
 	two := c.RunPlain(pods.PlainSpec{Namespace: "tools", ID: "id-2", Labels: map[string]string{labelNerdctl: "x"}})
 	name(x, two.ID, "tools/containerd:id-2")
 	name(x, one.ID, "tools/x")
-	// The labels of the host, and of unattributed.
+	// Containers with the names that label the host and unattributed series.
 	host := c.RunPlain(pods.PlainSpec{Namespace: "hostNetwork", ID: "hostNetwork"})
 	name(x, host.ID, "hostNetwork/containerd:hostNetwork")
 	unknown := c.RunPod(pods.PodSpec{Namespace: "unknown", Name: "unknown"})
@@ -428,7 +428,7 @@ func TestSharedShim(t *testing.T) {
 	check("a", 0)
 	check("b", 1)
 	check("c", 0)
-	// A parent process that is not a shim is not taken for one.
+	// A parent process that is not a shim does not count as a shim.
 	if s := w.shimOf(1); s.PID != 0 {
 		t.Errorf("process 1 is a shim: %+v", s)
 	}

@@ -54,7 +54,8 @@ func addrsIn(path string, inode uint64) ([]netip.Addr, error) {
 	var hung, over atomic.Bool
 	addrs, err := bounded.Within(netlinkTimeout, func() (addrs []netip.Addr, err error) {
 		defer func() {
-			// Whichever comes second undoes the count.
+			// The call may end while the caller counts it as hanging: the later of the
+			// two undoes the count.
 			if over.Store(true); hung.CompareAndSwap(true, false) {
 				hungLists.Add(-1)
 			}

@@ -514,7 +514,7 @@ func (w *watcher) samePIDs(socket string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("containerd behind %s is in another PID namespace than this process, so its process numbers mean nothing here: run nodeskoop in containerd's PID namespace", socket)
+	return fmt.Errorf("containerd behind %s is in another PID namespace than this process, so its PIDs mean nothing here: run nodeskoop in containerd's PID namespace", socket)
 }
 
 func (w *watcher) up(socket, version string) {

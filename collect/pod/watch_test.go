@@ -925,8 +925,8 @@ func TestSandboxStore(t *testing.T) {
 	}
 }
 
-// TestOtherPIDs refuses a containerd in another PID namespace: its process numbers would
-// stand for other processes here.
+// TestOtherPIDs refuses a containerd in another PID namespace: its PIDs would stand for
+// other processes here.
 func TestOtherPIDs(t *testing.T) {
 	c := pods.New(t)
 	c.PIDNamespace = true

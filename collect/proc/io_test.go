@@ -27,8 +27,8 @@ import (
 	"nodeskoop/internal/testkit/proof"
 )
 
-// TestMain makes the test binary serve as a process to sample. keptTypes is never released:
-// a VM reads it slowly.
+// keptTypes is the kernel's type information for all tests. It is never released, because
+// reading it takes long in a VM.
 var keptTypes = typeInfo{new(bpf.KernelTypes), func() {}}
 
 func TestMain(m *testing.M) {
@@ -86,7 +86,7 @@ func openMuch(dir string) {
 	_, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
 	check(err)
 	check(unix.Pipe(make([]int, 2)))
-	for range 1500 { // more than one read of the directory
+	for range 1500 { // more entries than one getdents64 call returns
 		_, err = unix.Dup(2)
 		check(err)
 	}

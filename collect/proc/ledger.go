@@ -383,13 +383,13 @@ func (l *ledger) find(s *ioTotals, x *process, inits []int, see look) error {
 		got := e.countsOf(x)
 		switch {
 		case e.gone:
-			// It may have inherited them before it exited. If not, they went to
-			// its parent.
+			// e may have inherited the counts before it exited. If not, they
+			// went to e's parent.
 			got = got && e.owner == s
 			need = max(need, e.at)
 		case e.owner != s || e.read < need:
-			// Everything that e inherits from x has arrived: x and the processes between
-			// them are known to be gone.
+			// Read e again. x and the processes between x and e are known to be gone, so
+			// e has inherited by now whatever it inherits from x.
 			r, is, err := see(e.pid, e.reaped)
 			switch {
 			case err != nil:

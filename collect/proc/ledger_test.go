@@ -63,7 +63,7 @@ type world struct {
 	l      *ledger
 	procs  map[int]*invented
 	totals map[string]*ioTotals // by target; "host" is the host's
-	true   map[string]uint64    // counts of processes while they were in the target
+	true   map[string]uint64    // expected sums: what processes counted while they were in the target
 	later  []func()             // events before the next looks, one before each
 	clock  uint64
 }
@@ -451,7 +451,7 @@ func TestLedgerEnding(t *testing.T) {
 	w.sample("pod", "host")
 	w.work(10, 6)
 	w.exit(10)
-	w.fork(11, 1, "pod") // it starts and ends between two samples
+	w.fork(11, 1, "pod") // process 11 starts and ends between two samples
 	w.work(11, 100)
 	w.exit(11)
 	w.sample("pod", "host")

@@ -34,7 +34,7 @@ type counts struct {
 	left     int           // number of pods without values in this cycle, and the reason
 	why      error         // reason of the pods counted in left
 	// The pods whose namespace was unknown in the last cycle, and in this one. A single
-	// cycle is no trouble: the pod has just appeared, or is about to end.
+	// cycle is not reported: the pod has just appeared, or is about to end.
 	unknownBefore, unknown map[string]bool
 }
 

@@ -66,7 +66,7 @@ type probe struct {
 	root   string // where procfs is
 	host   bpf.Netns
 	counts counts
-	// histograms says for what the probe keeps histograms.
+	// histograms says how the probe's histograms are divided.
 	histograms bpf.HistogramsBy
 	full       bool // some namespaces found no room, and this has been logged
 }
@@ -182,7 +182,7 @@ func (p *probe) forget(gone []bpf.NetnsID) error {
 	_, full, _ := p.bpf.Room()
 	if full && !p.full && p.kind.name != flowName {
 		p.tracer.opt.Log.Warn("network namespaces outside pods have filled their part of a table; the occurrences beyond it count as unknown; pods and the host are not affected",
-			"probe", p.kind.name, "hint", "ls -l /proc/[0-9]*/ns/net shows who made so many; their entries are dropped when they are gone")
+			"probe", p.kind.name, "hint", "ls -l /proc/[0-9]*/ns/net shows who created so many; their entries are dropped when they are gone")
 	}
 	p.full = full
 	if n := p.counts.left; n > 0 {

@@ -18,8 +18,8 @@ import (
 	"nodeskoop/internal/testkit/nsnet"
 )
 
-// refuse loses n datagrams of a namespace over lo, and resets n connections, which
-// loses n more packets.
+// refuse sends n datagrams and n SYNs to a closed port over lo in a namespace: 2n
+// lost packets and n resets.
 func refuse(s *nsnet.Space, n int) error {
 	var err error
 	s.Do(func() {

@@ -237,7 +237,7 @@ func TestLossOfAPod(t *testing.T) {
 	got := l.values()
 	because := float64(2 * n)
 	if reason == "NOT_SPECIFIED" {
-		because = got["kubeskoop_packetloss_total{db-0}"] // all that was lost
+		because = got["kubeskoop_packetloss_total{db-0}"] // all losses
 	}
 	l.want(got, map[string]float64{
 		"kubeskoop_packetloss_netfilter{db-0}":             2 * n,
@@ -513,7 +513,7 @@ func TestUnidentifiedPod(t *testing.T) {
 	lost := l.b.Pod("lost")
 	lost.NetnsPath = t.TempDir() + "/gone"
 	l.pods.List[1] = lost
-	l.values() // a pod that has just appeared is no trouble
+	l.values() // a pod that has just appeared causes no failure
 	got := map[string]float64{}
 	for _, f := range l.r.Cycle() {
 		for _, m := range f.Metric {

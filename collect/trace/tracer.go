@@ -242,7 +242,7 @@ func (t *Tracer) own() {
 			netns = append(netns, netnsOf(pod, t.procRoot))
 		}
 	}
-	// The probes report what found no room.
+	// Each probe reports the namespaces that found no room, so the error is ignored here.
 	_ = t.loader.Own(t.host, netns)
 }
 

@@ -19,8 +19,8 @@ func SinceBoot() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// MachineID identifies the boot, the PID namespace and the time namespace. Process numbers,
-// namespace numbers and times since boot are comparable only with equal IDs.
+// MachineID identifies the boot, the PID namespace and the time namespace. PIDs, namespace
+// numbers and times since boot are comparable only with equal IDs.
 func MachineID(root string) (string, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package quote writes text from others (names of pods, interfaces, processes) such that it
-// cannot affect a terminal, a shell or a JSON reader.
+// Package quote writes untrusted text (names of pods, interfaces, processes) such that the
+// text cannot affect a terminal, a shell or a JSON reader.
 package quote
 
 import (
@@ -9,7 +9,7 @@ import (
 	"unicode/utf8"
 )
 
-// All text from others (names of processes, interfaces, pods, containers, files and
+// All untrusted text (names of processes, interfaces, pods, containers, files and
 // devices, and errors that quote them) leaves the program through AppendSafe if a person
 // reads it, and through AppendJSON or AppendSafeJSON if a program does. In a command that
 // the reader may copy, it passes through Shell.

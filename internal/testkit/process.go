@@ -56,7 +56,7 @@ func TryStart(t testing.TB, cmd *exec.Cmd) (*Process, error) {
 	return p, nil
 }
 
-// PID returns the program's process number.
+// PID returns the program's process ID.
 func (p *Process) PID() int { return p.Process.Pid }
 
 // Done is closed when the program has ended.
@@ -129,7 +129,7 @@ func TryHold(t testing.TB, cmd *exec.Cmd) (*Held, error) {
 	return h, nil
 }
 
-// PID returns the program's process number.
+// PID returns the program's process ID.
 func (h *Held) PID() int { return h.Process.Pid }
 
 // End closes the program's input and waits for its end. Further output is lost. A second

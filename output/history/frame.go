@@ -360,10 +360,10 @@ type content struct {
 	firstText       int
 	texts           []string
 	firstSet        int
-	sets            [][]int // string numbers of name and value of each label
+	sets            [][]int // of each set, the string numbers of the names and values of its labels
 	firstName       int
 	series          []rawSeries
-	based           int    // number of the file's series that have a base
+	based           int    // how many of the file's series have a base
 	bases           []base // nil if another frame has them
 	values          cursor // position of the toggles
 }

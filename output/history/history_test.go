@@ -113,7 +113,7 @@ func open(t testing.TB, dir string, c *clock, change ...func(*Options)) *History
 		f(&o)
 	}
 	h := New(o)
-	t.Cleanup(func() { h.Close(time.Minute) }) // before the folder is removed
+	t.Cleanup(func() { h.Close(time.Minute) }) // runs before the folder is removed
 	return h
 }
 
@@ -409,7 +409,7 @@ func replayOf(minutes iter.Seq[*Minute]) (got model) {
 // near compares models, ignoring rounding in sums of fractions.
 var near = cmp.Options{cmp.AllowUnexported(model{}), cmp.Comparer(func(a, b float64) bool { return a-b < 1e-6*(1+a) && b-a < 1e-6*(1+a) })}
 
-// same compares like near, but faster.
+// same compares maps as near compares models, but faster.
 func same(a, b map[string]float64) bool {
 	for name, x := range a {
 		if y, ok := b[name]; !ok || x-y > 1e-6*(1+x) || y-x > 1e-6*(1+x) {
@@ -429,8 +429,9 @@ func only(t testing.TB, dir string) string {
 	return names[0]
 }
 
-// TestEveryByte: a file cut at any byte is a prefix of what was written. With any byte
-// damaged it has all minutes but one, with their names and levels.
+// TestEveryByte: from a file truncated at any byte, the reader returns the minutes
+// before that byte. If any byte is damaged, the reader returns all minutes but one,
+// with their names and levels.
 func TestEveryByte(t *testing.T) {
 	at, rnd := newClock(), rand.New(rand.NewPCG(1, 2))
 	dir := filepath.Join(t.TempDir(), Folder)
@@ -575,7 +576,7 @@ func TestRoomIsFair(t *testing.T) {
 	if tr.leftOut != 10*most-most/2 {
 		t.Errorf("%d series are left out, want those of the flood", tr.leftOut)
 	}
-	for range 3 { // a whole minute passes without them
+	for range 3 { // a whole minute passes without the other series
 		observe(map[string]int{"web-00": each})
 	}
 	if tr.all != each || len(tr.owners) != 1 || own("web-00") != each {

@@ -206,8 +206,8 @@ func appendKey(b []byte, labels []*dto.LabelPair) []byte {
 	return b
 }
 
-// find returns the series with the labels of m, a new one if necessary, or nil if there is
-// no room.
+// find returns the series with the labels of m. It adds the series if there is none, and
+// returns nil if there is no room.
 func (t *tracker) find(known *family, f *dto.MetricFamily, m *dto.Metric) *tracked {
 	t.key = appendKey(t.key[:0], m.Label)
 	set := t.sets[string(t.key)]

@@ -239,7 +239,7 @@ func (c *content) present() ([]entry, cursor, error) {
 	return entries, r, nil
 }
 
-// code reads a code, if the next number is one.
+// code consumes the next byte if it is the given code, and reports whether it was.
 func (c *cursor) code(code byte) bool {
 	if len(c.b) == 0 || c.b[0] != code {
 		return false

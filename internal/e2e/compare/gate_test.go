@@ -247,9 +247,9 @@ const readsOfAPacket = "a copy of a freed packet's structure and ten reads of it
 
 // gatePrograms measures, per BPF program, the cost of a run beyond that of an empty
 // program at the same hook. Its unit is the cost of a program that reads the clock
-// twice, also beyond an empty one. The empty program itself is no unit: most of its
-// cost comes from the statistics, which differ more between machines than programs
-// do.
+// twice, also beyond an empty one. The cost of the empty program itself is not
+// suitable as a unit: most of it comes from the statistics, whose cost differs more
+// between machines than that of programs.
 func gatePrograms(t testing.TB) map[string]float64 {
 	cmd := exec.Command("go", "test", "-run", "^$", "-bench", "Cost/programs", "-benchtime", "1x", "nodeskoop/bpf")
 	cmd.Env = append(os.Environ(), "NODESKOOP_TEST_STRICT=1")

@@ -125,7 +125,7 @@ func connectOnce(t *testing.T) {
 	c.Close()
 }
 
-// copied is a copy of the project without what is built.
+// copied is a copy of the project without build output.
 func copied(t *testing.T, from string) string {
 	t.Helper()
 	entries, err := os.ReadDir(from)

@@ -275,8 +275,8 @@ func (p *pod) v4() netip.Addr {
 	return netip.Addr{}
 }
 
-// cgroup returns the control group of a container in a hierarchy of version 1, as a
-// folder.
+// cgroup returns the folder of a container's control group in a hierarchy of cgroup
+// v1.
 func cgroup(t testing.TB, k *pods.Container, controller string) string {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", k.PID))

@@ -221,7 +221,7 @@ func causeUnanswered(limit time.Duration, addrs []string) error {
 	return errors.Join(errs...)
 }
 
-// causeStray sends acknowledgements of nothing to a listening socket.
+// causeStray sends ACKs that belong to no connection to a listening socket.
 func causeStray(addr string, count int) error {
 	to, err := netip.ParseAddrPort(addr)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 	"nodeskoop/internal/testkit/pods"
 )
 
-// slowDisk is a loop device over another one, which is throttled for the processes
+// slowDisk is a loop device backed by another one, which is throttled for the processes
 // of one container: the loop driver does block I/O on behalf of the requesting
 // process.
 type slowDisk struct {
@@ -107,7 +107,7 @@ func (s *suite) throttle(k *pods.Container) string {
 	return ""
 }
 
-// loop creates a loop device over a file, until the end of the test. It returns ""
+// loop creates a loop device backed by a file, until the end of the test. It returns ""
 // if the kernel has none.
 func (s *suite) loop(path string) string {
 	s.Helper()

@@ -73,8 +73,8 @@ func occurrences(entries []entry) (n int) {
 // a kind.
 const windows = 45 * time.Second
 
-// longWindow is the delay after a trouble of a minute or two, since the window
-// doubles during the trouble.
+// longWindow is the delay after a problem that lasted a minute or two, since
+// the window doubles meanwhile.
 const longWindow = 4 * time.Minute
 
 // told waits until no events of some types are pending, or for as long as a few
@@ -363,7 +363,8 @@ func (s *suite) causeHeld() {
 	stop()
 }
 
-// causeSlowDisk makes a container read a slow disk: a loop device over a throttled one.
+// causeSlowDisk makes a container read a slow disk: a loop device backed by a throttled
+// one.
 func (s *suite) causeSlowDisk() {
 	t := s.T
 	var reader *pods.Container

@@ -246,7 +246,7 @@ func (s *suite) dashboards() {
 		}
 		return nil
 	})
-	// A cap that is reached has series of its own while there are flows.
+	// nodeskoop_series_left_out has series only while a cap leaves out series.
 	s.configure("probes.flow.max_series", "1")
 	defer s.configure("probes.flow.max_series", "1000")
 	s.until("Prometheus has what a cap left out", 15*time.Second, func() error {

@@ -1,8 +1,9 @@
 // Package install proves that the packages do on a node what the documentation
 // says. They are installed with apt on a Debian system with real systemd,
-// node_exporter, Prometheus, and containerd with pods. They must report what is
-// caused, survive the restart of every neighbour, upgrade, and leave nothing
-// behind. The system is a container with systemd as its process 1.
+// node_exporter, Prometheus, and containerd with pods. The installed program must
+// report the caused events, survive restarts of every service that it uses,
+// upgrade, and leave nothing behind when removed. The system is a container with
+// systemd as its process 1.
 //
 // `make test-install` builds the packages and runs the test, and passes the
 // packages in NODESKOOP_INSTALL_DEB and NODESKOOP_INSTALL_RPM; without these it is

@@ -41,7 +41,7 @@ type machine struct {
 	// disk is the machine's own block device with its files, such as "loop0", or
 	// empty if they are in a folder.
 	disk string
-	// systemdGroups says that systemd makes the control groups of containers.
+	// systemdGroups says that systemd creates the control groups of containers.
 	systemdGroups bool
 
 	nspawn *exec.Cmd
@@ -139,8 +139,8 @@ func bootFrom(t *testing.T, prepare func(root string), ownDisk bool) *machine {
 	return m
 }
 
-// unpack makes the system's files, without the units of what the test's machine or VM does
-// for it: it loads the modules.
+// unpack creates the system's files. It masks the units whose work the test's machine or
+// VM does itself, such as loading modules.
 func unpack(t *testing.T, tar, root string, masked ...string) {
 	t.Helper()
 	if err := os.Mkdir(root, 0o755); err != nil {
@@ -190,7 +190,7 @@ func memoryDisk(name string, size int64) (*os.File, error) {
 	return loopDevice(fd, 4096)
 }
 
-// loopDevice makes a loop device over a file. The kernel frees it when its last
+// loopDevice creates a loop device backed by a file. The kernel frees it when its last
 // user closes it or ends.
 func loopDevice(fd int, blockSize uint32) (*os.File, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
@@ -232,7 +232,8 @@ func (m *machine) gone() {
 	}
 }
 
-// left describes what is left of the machine.
+// left lists what is left of the machine: its folder, mounts, control groups, loop
+// devices and processes.
 func (m *machine) left() (list []string) {
 	name := filepath.Base(m.dir)
 	if exists(m.dir) {

@@ -37,7 +37,7 @@ type healthy struct {
 	zone       string         // folder of the resolver, as seen in the machine
 	samples    []string
 	must       []string  // alerts that have to fire
-	maybe      []string  // alerts that may fire, but need not, because their trouble is short
+	maybe      []string  // alerts that may fire, but need not, because their condition is brief
 	slow       *slowDisk // where packages are installed, if not nil
 
 	// netns are the network namespaces in which the machine's processes were seen.

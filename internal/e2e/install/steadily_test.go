@@ -168,8 +168,9 @@ func (s *steady) unanswered() error {
 	return errors.Join(append(errs, err)...)
 }
 
-// pairs calls f with connections within this process, one call at a time each, and
-// waits for all calls. f sets up new connections.
+// pairs calls f at a steady rate, each time with a connection within this process
+// that no other call uses, and waits for all calls. setUp prepares a new
+// connection.
 func (s *steady) pairs(setUp func(client, server *net.TCPConn) error, f func(client, server *net.TCPConn) error) error {
 	type both struct{ client, server *net.TCPConn }
 	idle := make(chan both, 64)

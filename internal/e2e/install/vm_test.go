@@ -24,9 +24,9 @@ import (
 )
 
 // vmStages are the stages that a VM runs, on a kernel of its own with function hooks, with
-// control groups of version 2 alone, of which systemd is in charge.
+// cgroup v2 alone, which systemd manages.
 var vmStages = []stage{
-	{"the system: systemd, control groups of version 2, hooks", (*suite).aWholeSystem},
+	{"the system: systemd, cgroup v2, hooks", (*suite).aWholeSystem},
 	{"apt installs it and the service is ready", (*suite).install},
 	{"pods of containerd, in control groups of systemd's", (*suite).runPods},
 	{"a reload enables every probe", (*suite).enableAll},
@@ -192,7 +192,7 @@ func testSystem(t *testing.T) {
 	}
 }
 
-// aWholeSystem: nothing is failed, and the system is what this test is for.
+// aWholeSystem: no unit has failed, and the system has what this test needs.
 func (s *suite) aWholeSystem() {
 	t := s.T
 	s.until("the system has started", 3*time.Minute, func() error {

@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// untilTold returns a context that ends when the runner gets a signal to end, or when
-// its parent has ended: make and sudo do not always pass the signal on. A second signal
-// ends the runner at once.
+// untilTold returns a context that ends when the runner gets a signal, or when its
+// parent process has exited: make and sudo do not always pass the signal on. A second
+// signal ends the runner at once.
 func untilTold() (context.Context, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	told := make(chan os.Signal, 2) // room for both

@@ -15,7 +15,7 @@ import (
 type tree map[string]entry
 
 type entry struct {
-	mode uint32 // with the file type, as stat has it
+	mode uint32 // st_mode of stat(2), file type included
 	data []byte // content of a file, or target of a link
 }
 

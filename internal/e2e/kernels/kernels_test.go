@@ -359,9 +359,9 @@ func TestBetween(t *testing.T) {
 	}
 }
 
-// TestSuites: what a healthy machine shows, and what was caused, is tested on the oldest
-// kernel, the newest, and one between in a flavour that differs; where a kernel runs in the
-// list of those that are asked for makes no difference.
+// TestSuites: the tests of healthy traffic and of exact counts run on the oldest kernel,
+// the newest, and one between of a flavour other than cloud. The order of the requested
+// kernels makes no difference.
 func TestSuites(t *testing.T) {
 	runs := func(k string, asked []string, name string) bool {
 		o := &options{arch: "amd64", variants: plain, packages: strings.Join(packages, ",")}

@@ -41,7 +41,7 @@ var seldom = []struct {
 }{
 	{"TestLoad", nil},    // TestRungs does more
 	{"TestDrained", nil}, // a tool of the tests
-	// What the loader says of a failure.
+	// The loader's messages about a failure.
 	{"TestLoaderErrors|TestLimitRaised", []string{"5.10"}},
 	// Tests of the loader's own tables and limits, and of parsers with captured
 	// files. The machine that runs make test runs these, on its own kernel.
@@ -69,7 +69,7 @@ var seldom = []struct {
 	// The programs' other tests compare each histogram with the probe's counters
 	// when they end.
 	{"TestHistogramsOfSockets|TestHistogramsOfDevices|TestHistogramsOfDisks", []string{"5.10", newest}},
-	// A process's number in its PID namespace; the test covers another part with
+	// A process's PID in its PID namespace; the test covers another part with
 	// each hook.
 	{"TestBiolatencyOwnInPIDNamespace", []string{"5.10", newest}},
 	// Needs a containerd, which the VMs do not have.
@@ -89,17 +89,19 @@ var (
 	realtime = []string{"6.12-" + rt}
 )
 
-// between are the tests of the amd64 kernels between the oldest and the newest, and of
-// another flavour than cloud; the oldest and the newest run all, but for the seldom ones. A
-// program of ours differs between kernels in the hooks and fields that it takes: TestRungs
-// loads each rung everywhere, one test of each probe holds what each rung counts against
-// what was caused (support.tsv fails if none is left). What another test finds on the
-// oldest, which has the fewest hooks, on the newest, which has the newest ways of the
-// kernel, and on one in the middle, is the same on their neighbours.
+// between lists the tests that run on the amd64 kernels between the oldest and the newest,
+// and on the flavours other than cloud. The oldest and the newest kernel run all tests
+// except the seldom ones. A probe differs between kernels only in the hooks and fields that
+// it uses. TestRungs therefore loads each rung on every kernel, and one test per probe
+// compares the count of each rung with what was caused (the comparison with support.tsv
+// fails if there is no such test). The other tests run on the oldest kernel, which has the
+// fewest hooks, on the newest, and on one in the middle; their results are the same on
+// neighbouring kernels.
 //
 // With PREEMPT_RT, softirqs run in threads, a task may preempt another's program, and
-// spinlocks sleep. Debian's rt flavour has the generic flavour's other settings, and stands
-// for those too, and for its series where the series says no more.
+// spinlocks sleep. Debian's rt flavour otherwise has the settings of the generic flavour, so
+// a test on it covers the generic flavour too, and covers the cloud kernel of its series where
+// that kernel differs in nothing that the test sees.
 var between = []struct {
 	tests string
 	on    []string
@@ -111,15 +113,15 @@ var between = []struct {
 	{"TestEveryProbeLoadsOrSaysWhy", realtime, "the whole program, which loads what TestRungs does"},
 	{"TestHistogramsInParallel|TestHistogramsOfTheStack", realtime, "what programs count that preempt each other"},
 	{"TestPacketloss.*|TestLossSockets|TestLossRouter|TestLossTCP|TestLossDevices|TestLossRules", []string{"6.1", "6.12"}, "the kernel's reasons for a loss, of which each series has more"},
-	{"TestNetiftxlatencySegments|TestNetiftxlatencySegmentsByDelay", middle, "where the kernel cuts up a packet"},
+	{"TestNetiftxlatencySegments|TestNetiftxlatencySegmentsByDelay", middle, "where the kernel segments a packet"},
 	{"TestHealthy|TestKernellatencyHealthy|TestNetiftxlatencyHealthy|TestSocketlatencyHealthy|TestTCPHealthy|TestNoLossOfAPod", realtime, "a healthy machine"},
-	{"TestStrangerOfTheSameNumber", middle, "what tells a namespace from an earlier one with its number"},
+	{"TestStrangerOfTheSameNumber", middle, "what distinguishes a namespace from an earlier one with its number"},
 	{"TestTCPResetReceived|TestTCPRetransByLoss|TestTCPRetransByReordering|TestTCPRetransKinds", middle, "TCP's own tracepoints"},
 	{"Test.*Against.*|TestIOMoves|TestIOIdle", slices.Concat(inner, realtime), "what the probes of files and netlink count"},
 	{"TestIOTwoPods|TestIOIgnored|TestQdiscTrees|TestTCPTextEqualsSockDiag|TestConntrackFile|TestConntrackModule|TestFamilies|TestListTCP|TestWatch", middle, "the kernel's files and its answers to netlink"},
 }
 
-// betweenOn returns patterns of the tests that run on a kernel of the table between.
+// betweenOn returns patterns of the tests that the table between lists for a kernel.
 func betweenOn(series string) (patterns []string) {
 	for _, t := range between {
 		if slices.Contains(t.on, series) {
@@ -172,8 +174,8 @@ func main() {
 	flag.StringVar(&o.skip, "skip", "", "no tests that match the `regexp`")
 	flag.IntVar(&o.count, "count", 1, "how often to run each test, to look for one that fails now and then")
 	flag.IntVar(&o.dearest, "costs", 12, "print as many of the tests that take most CPU time")
-	// A VM waits half of its time. Start the slowest first, so that none is left over
-	// for the end.
+	// A VM waits half of its time. The slowest start first, so that none of them runs
+	// alone at the end.
 	flag.IntVar(&o.jobs, "j", runtime.NumCPU()*5/2, "VMs at a time, of 1.5 GiB each")
 	flag.StringVar(&o.accel, "accel", "tcg,thread=single", "QEMU's accelerator; kvm where there is one")
 	flag.StringVar(&o.icount, "icount", "shift=1,sleep=on", "QEMU's -icount, which ties the VM's time to the instructions that it runs; empty: real time")

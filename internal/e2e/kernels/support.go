@@ -123,7 +123,7 @@ func compare(r *report, table []support) (failures, notes []string) {
 }
 
 // same reports whether two results mean the same. A rung of several programs may be
-// refused for several reasons, and which one the kernel reports first is chance.
+// refused for several reasons, and which one the kernel reports first is arbitrary.
 func same(want, got string) bool {
 	return want == got || strings.HasPrefix(want, "refused: ") && strings.HasPrefix(got, "refused: ")
 }

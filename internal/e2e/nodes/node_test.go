@@ -38,7 +38,7 @@ type node struct {
 	config  string
 	daemon  *exec.Cmd
 	ended   chan struct{}
-	empty   holdings        // nodeskoop's holdings before the first pod
+	empty   holdings        // kernel objects that nodeskoop held before the first pod
 	spaces  map[string]bool // the pods' network namespaces, as links of /proc/PID/ns/net
 }
 

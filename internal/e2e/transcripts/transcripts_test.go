@@ -1,6 +1,7 @@
 // Package transcripts proves that docs/troubleshooting.md shows real output. It
-// causes the faults of the page in real pods, runs the page's commands, checks the
-// output for what the page concludes from, and writes it into the page.
+// causes the faults of the page in real pods, runs the page's commands, checks that
+// the output contains the facts on which the page's conclusions rest, and writes
+// the output into the page.
 //
 // `make transcripts` runs it, by NODESKOOP_TRANSCRIPTS=1, after make build. It is
 // not part of `make test`, as it changes the page. It needs root, containerd with
@@ -451,7 +452,7 @@ func childOf(pid int) int {
 	return child
 }
 
-// loopDevice creates a loop device over a device, or over a file, which it creates.
+// loopDevice creates a loop device backed by a device, or by a file, which it creates.
 func loopDevice(t *testing.T, over string) string {
 	t.Helper()
 	if !strings.HasPrefix(over, "/dev/") {

@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// New returns a block device of 4 MiB over a new file. It is freed at the end of the test.
+// New returns a loop device of 4 MiB backed by a new file. It is freed at the end of
+// the test.
 func New(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "disk")
@@ -20,7 +21,7 @@ func New(t testing.TB) string {
 	return Over(t, path)
 }
 
-// Over returns a block device over a file or another block device.
+// Over returns a loop device backed by a file or another block device.
 func Over(t testing.TB, path string) string {
 	t.Helper()
 	file, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -45,7 +46,7 @@ func Over(t testing.TB, path string) string {
 	if err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_SET_FD, int(file.Fd())); err != nil {
 		t.Skipf("this kernel: no loop device: %v", err)
 	}
-	// It is freed with its last user, too, should the test end by a panic.
+	// The kernel also frees the device with its last user, for example if the test panics.
 	if err := unix.IoctlLoopSetStatus64(int(loop.Fd()), &unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}); err != nil {
 		t.Errorf("set %s to be freed with its last user: %v", name, err)
 	}

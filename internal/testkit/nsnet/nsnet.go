@@ -1,5 +1,5 @@
-// Package nsnet makes network namespaces for tests, each held by a process, and samples
-// probes in them through a Runner.
+// Package nsnet creates network namespaces for tests, each held by a process, and
+// samples probes in them through a Runner.
 package nsnet
 
 import (

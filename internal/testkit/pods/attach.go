@@ -20,7 +20,7 @@ type Service struct {
 	Socket, Dir string
 	// Command returns a command that runs in the machine.
 	Command func(name string, args ...string) *exec.Cmd
-	// Systemd says that systemd makes containerd's control groups (SystemdCgroup).
+	// Systemd says that systemd creates containerd's control groups (SystemdCgroup).
 	Systemd bool
 }
 

@@ -1,6 +1,6 @@
 // Package proof records what a test has proved: that a probe with a certain hook counted
-// exactly what was caused. `make test-kernels` makes its table of kernels and probes from
-// these lines of the test's log.
+// exactly what was caused. Each record is a line in the test's log, from which `make
+// test-kernels` generates the table of kernels and probes.
 package proof
 
 import (

@@ -20,9 +20,9 @@ import (
 const Connections = 16
 
 // Kinds are the measured servers. Each answers on one CPU: nginx with one process,
-// Redis and memcached with one thread, PostgreSQL with one process per connection. They
-// are configured as by their packages, but without request logs and without waiting for
-// a disk.
+// Redis and memcached with one thread, PostgreSQL with one process per connection.
+// Their configuration is that of Debian's packages, but they write no request logs and
+// do not wait for a disk.
 var Kinds = []Kind{
 	{Name: "nginx", programs: []string{"nginx", "wrk"}, start: startNginx, Workloads: []Workload{
 		{"100 B", http("/100")},

@@ -1,6 +1,6 @@
 // Package slowfile provides a slow file: a file system of one file, which the test
-// itself implements through FUSE. A loop device over it is a disk that is slow for
-// all users, without limits in control groups.
+// itself implements through FUSE. A loop device backed by it is a disk that is
+// slow for all users, without limits in control groups.
 package slowfile
 
 import (

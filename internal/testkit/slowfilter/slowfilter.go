@@ -1,6 +1,6 @@
 // Package slowfilter is a tc program that makes each packet slow: it holds the CPU,
-// then drops the packet. A device's egress so becomes a slow driver, and its ingress
-// a long softirq.
+// then drops the packet. On a device's egress the program acts as a slow driver, on
+// its ingress as a long softirq.
 package slowfilter
 
 import (

@@ -203,7 +203,7 @@ func judgeHost(v session.Host, named string) Finding {
 			names = append(names, p)
 		}
 		slices.Sort(names)
-		return Finding{name, Warning, "the host's network is seen, but not all that is the host's: " + strings.Join(names, ", ") + " are refused (see below)", "the flags that the probes' lines name"}
+		return Finding{name, Warning, "the host's network is visible, but not everything of the host: " + strings.Join(names, ", ") + " are refused (see below)", "the flags that the probes' lines name"}
 	case named != "":
 		return Finding{name, Good, named, ""}
 	case v.Guessed != nil:
@@ -224,7 +224,7 @@ func (k *checker) lacking(probes []string) Verdict {
 // probes runs each probe once.
 func (k *checker) probes(s *session.Session) []Finding {
 	if s.HostErr != nil {
-		return []Finding{{"probes", Bad, "not tried: what they gave would not be the host's", "see the host's namespace above"}}
+		return []Finding{{"probes", Bad, "not tried: their values would not be the host's", "see the host's namespace above"}}
 	}
 	rows, err := s.TryProbes()
 	if err != nil {

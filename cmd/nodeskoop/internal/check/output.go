@@ -658,6 +658,6 @@ func (k *checker) journalRate() Finding {
 	if allowed >= float64(rate) {
 		return Finding{name, Good, found, ""}
 	}
-	return Finding{name, Warning, found + ". journald drops what is beyond, and nodeskoop_events_written_total counts it as written",
+	return Finding{name, Warning, found + ". journald drops the entries beyond this limit, and nodeskoop_events_written_total counts them as written",
 		fmt.Sprintf("set journal.total_rate = %d, or LogRateLimitIntervalSec=1s and LogRateLimitBurst=20000 in the unit (systemctl edit nodeskoop)", max(1, int(allowed)))}
 }

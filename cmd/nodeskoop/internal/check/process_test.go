@@ -60,7 +60,7 @@ func verdictOn(dir string, pids ...string) (Finding, time.Duration) {
 	return k.judgeExporters(only), time.Since(start)
 }
 
-// A process is not trusted because of its name, and its text appears in no command.
+// A process's name alone earns no trust, and its text appears in no command.
 func TestCheckDoubtsPretenders(t *testing.T) {
 	need.Root(t)
 	dir := t.TempDir()

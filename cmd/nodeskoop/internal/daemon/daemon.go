@@ -150,7 +150,7 @@ func Run(ctx context.Context, o Options) error {
 	return nil
 }
 
-// endStep limits how long the textfile's file system may delay the end.
+// endStep limits how long the textfile's file system may delay the shutdown.
 const endStep = 2 * time.Second
 
 // follow starts to follow containerd according to the configuration.

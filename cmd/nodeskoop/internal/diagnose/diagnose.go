@@ -53,7 +53,7 @@ type target struct {
 	pod   *owner.Pod // nil for the node
 }
 
-// Doctor looks at a node.
+// Doctor examines a node.
 type Doctor struct {
 	session *session.Session
 	watcher *watcher
@@ -471,10 +471,10 @@ func (d *Doctor) notLooked(r *recording) []NotLooked {
 		ofOwner[x.owner] += n
 	}
 	for name, n := range ofOwner {
-		list = append(list, NotLooked{"events of " + cmp.Or(nameText(name), "namespaces of no pod"), fmt.Sprintf("%d of them were held back by a rate limit: there is much more of what was seen", n)})
+		list = append(list, NotLooked{"events of " + cmp.Or(nameText(name), "namespaces of no pod"), fmt.Sprintf("a rate limit suppressed %d of them: far more occurred than were seen", n)})
 	}
 	if r.after.node != nil && r.after.node.tcpMax == 0 && r.after.node.failed["memory of TCP"] == nil {
-		list = append(list, NotLooked{"memory of TCP", "this process is not in the kernel's first network namespace, which alone shows net.ipv4.tcp_mem"})
+		list = append(list, NotLooked{"memory of TCP", "this process is not in the initial network namespace, which alone shows net.ipv4.tcp_mem"})
 	}
 	slices.SortFunc(list, func(a, b NotLooked) int { return strings.Compare(a.What, b.What) })
 	return list

@@ -67,9 +67,9 @@ func (l *lookups) follow(k lookupKey, device int, at time.Time) *lookup {
 	return x
 }
 
-// dnsOnly passes UDP from and to port 53 that is neither encapsulated nor a later
-// fragment. The socket is of type SOCK_DGRAM: the filter sees the packet from the IP
-// header on.
+// dnsOnly passes UDP from and to port 53 that is not encapsulated, and of a
+// fragmented datagram only the first fragment. The socket is of type SOCK_DGRAM: the
+// filter sees the packet from the IP header on.
 var dnsOnly = []unix.SockFilter{
 	{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 0},
 	{Code: unix.BPF_ALU | unix.BPF_RSH | unix.BPF_K, K: 4},

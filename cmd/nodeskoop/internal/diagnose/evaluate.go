@@ -196,7 +196,7 @@ func (m observations) findings(c *catalog.Cause, took time.Duration) (found []*F
 }
 
 // together sums the observations of a signal that have the same end to blame and
-// different other ends. It skips observations that a sign against the cause rules out.
+// different other ends. It skips observations that a Not sign of the cause rules out.
 func (m observations) together(c *catalog.Cause, list []*observation) (sums []*observation) {
 	for _, x := range list {
 		if m.ruledOut(c, x) || x.peer == "" {
@@ -235,7 +235,7 @@ func (y *observation) absorb(part *observation) {
 	}
 }
 
-// ruledOut reports whether a sign against the cause holds for the subject of x.
+// ruledOut reports whether one of the cause's Not signs holds for the subject of x.
 func (m observations) ruledOut(c *catalog.Cause, x *observation) bool {
 	for i := range c.Not {
 		if _, ok := m.holds(&c.Not[i], x); ok {
@@ -294,7 +294,7 @@ func (m observations) judge(c *catalog.Cause, lead *catalog.Sign, x *observation
 	if !one {
 		return nil, 0, false
 	}
-	// The parts of a sum have been examined one by one.
+	// The parts of a sum were tested against the Not signs one by one.
 	if x.parts == 0 && m.ruledOut(c, x) {
 		return nil, 0, false
 	}
@@ -338,7 +338,7 @@ func newFinding(c *catalog.Cause, x *observation, evidence []observation, streng
 	}
 	ends := []string{x.owner, x.peer}
 	if x.owner == anyone {
-		// One of them may have another trouble with the peer.
+		// One of the owners may have another problem with the peer.
 		ends = append(slices.Clone(x.others), x.peer)
 	}
 	for _, p := range ends {
@@ -454,8 +454,8 @@ func (y *observation) ownerText(name string) string {
 	return nameText(name)
 }
 
-// peerText returns the other end of an observation, or else of its finding, as a part
-// of a sentence.
+// peerText returns the other end of an observation as a part of a sentence: other,
+// the other end of the finding, if the observation names none.
 func (y *observation) peerText(other string) string {
 	if y.parts > 0 && y.owner != anyone {
 		return manyText(y.others)
@@ -534,11 +534,11 @@ func afterNodeWide(all []*Finding) {
 	}
 }
 
-// related reports whether a may bring about b. A fault of traffic that passes through
-// the node concerns all of its pods. It is different with a node-wide cause, since a
-// pod may have a trouble of its own beside it. A cause between two ends concerns only
-// the traffic between these two: any process may have trouble with a pod, and must not
-// hide the troubles that others have with it.
+// related reports whether a may cause b. A fault of traffic that passes through the
+// node concerns all of its pods. A node-wide cause is treated differently, since a pod
+// may have a separate problem at the same time. A cause between two ends concerns only
+// the traffic between these two: any process may have a problem with a pod, and must
+// not hide the problems that others have with that pod.
 func related(a, b *Finding) bool {
 	if a.about.Passing && slices.Equal(a.ends, []string{Node}) {
 		return true

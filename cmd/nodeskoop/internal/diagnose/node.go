@@ -233,7 +233,7 @@ func groupDirs(mounts map[string]string, file []byte, controller string) []strin
 		if !ok || !strings.HasPrefix(path, "/") || strings.Contains(path, "..") {
 			continue
 		}
-		has := names == controller // "" is version 2
+		has := names == controller // "" is cgroup v2
 		for n := range strings.SplitSeq(names, ",") {
 			has = has || n == controller
 		}
@@ -250,8 +250,8 @@ func groupDirs(mounts map[string]string, file []byte, controller string) []strin
 	return nil
 }
 
-// groupMounts finds the mount points of the control group trees: "" is version 2,
-// the other keys are controllers of version 1.
+// groupMounts finds the mount points of the control group trees: "" is cgroup v2,
+// the other keys are controllers of cgroup v1.
 func groupMounts(mountinfo []byte) map[string]string {
 	out := map[string]string{}
 	for line := range strings.Lines(string(mountinfo)) {
@@ -384,7 +384,7 @@ func nestedKeys(b []byte) map[string]map[string]uint64 {
 	return out
 }
 
-// readBlkio is readIO of version 1.
+// readBlkio is readIO for cgroup v1, whose controller is blkio.
 func (g *groupState) readBlkio(dir string, innermost bool) {
 	for kind, file := range map[string]string{"rbps": "read_bps_device", "wbps": "write_bps_device", "riops": "read_iops_device", "wiops": "write_iops_device"} {
 		b, err := os.ReadFile(dir + "/blkio.throttle." + file)

@@ -304,7 +304,8 @@ func (o *observer) sockets(name string, after *netnsState, samples [][]socket) {
 				}
 			}
 		}
-		// What stands is there in each sample.
+		// A handshake that stays half open is in each sample, so the smallest sample
+		// counts.
 		if sum(half) < sum(halfOpen) || halfOpen == nil {
 			halfOpen = half
 		}
@@ -568,7 +569,7 @@ func (o *observer) qdiscs(name string, before, after *netnsState) {
 	for device, s := range devices {
 		name, in := name, ""
 		if pod := ofPods[device]; pod != "" {
-			// What is sent to the pod, and to nobody else, goes through it.
+			// Only packets to this pod pass through the interface.
 			name, device, in = pod, device+" of the node", Node
 		}
 		o.add(observation{signal: "shaper.packets", owner: name, what: device, in: in, value: s.packets + s.drops})
@@ -921,7 +922,8 @@ func (o *observer) resets() {
 				continue
 			}
 			// Both ends are on this node, and the peer sent no such reset. The peer's
-			// events may have been held back or unseen; then this cannot be decided.
+			// events may have been suppressed or not seen; then the origin of the
+			// reset cannot be decided.
 			k := way{bare(e.dst), bare(e.src)}
 			switch {
 			case sent[k] > 0:
@@ -999,8 +1001,8 @@ func (o *observer) resets() {
 // scanner. A client of a service tries few.
 const scannedPorts = 10
 
-// showsResetsOf reports whether all resets that a pod sent were seen. Held-back events
-// of other owners do not matter, but unattributed ones may be this pod's.
+// showsResetsOf reports whether all resets that a pod sent were seen. Suppressed
+// events of other owners do not matter, but unattributed ones may be this pod's.
 func (o *observer) showsResetsOf(name string) bool {
 	for x := range o.left {
 		if (x.owner == name || x.owner == unattributed) && strings.HasPrefix(x.typ, "TCPRESET_") && x.typ != "TCPRESET_RECEIVE" {

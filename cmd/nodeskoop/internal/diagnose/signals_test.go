@@ -452,7 +452,7 @@ func TestUsedPorts(t *testing.T) {
 	}
 }
 
-// stuck adds a server at port 8080 with a client and a proxy, whose requests stand.
+// stuck adds a server at port 8080 with a client and a proxy, whose requests get no answer.
 func stuck(r *recording, before, after netlink.TCPInfo) {
 	for at, info := range map[*[]socket]netlink.TCPInfo{&r.before.netns[web].sockets: before, &r.after.netns[web].sockets: after} {
 		*at = []socket{{state: listening, local: port("::", 8080), tx: 8},

@@ -220,7 +220,8 @@ type socketClass struct {
 }
 
 // fairShare returns the elements in their order, at most `most` of them. Each class
-// gets an equal share of the room; what a class does not need goes to the others.
+// gets an equal share of the room; the part of a share that a class does not need
+// goes to the others.
 func fairShare[T any, C comparable](all []T, most int, of func(T) C) []T {
 	if len(all) <= most {
 		return all

@@ -53,7 +53,7 @@ type Builder struct {
 	series map[string]*series
 	names  map[*history.Series]*series // series of the current file; some of other files
 	full   bool                        // a series found no room
-	before time.Duration               // time sampled in the hour before
+	before time.Duration               // time sampled in the hour before the report begins
 	during time.Duration
 	last   time.Time // end of the previous minute
 	begun  bool      // a minute within the report's time was read
@@ -321,7 +321,7 @@ func (b *Builder) lastGap() {
 		b.gap(b.last, b.r.Until, "no samples came any more: the daemon was stopped, or could not write")
 	}
 	if b.begun && b.before == 0 {
-		b.Unknown("The history has no minute of the hour before: what was usual is not known, and counters are taken to have stood still.")
+		b.Unknown("The history has no minute of the hour before: the usual rates are not known, and counters are compared with no increase.")
 	}
 	if b.full {
 		b.Unknown("More series moved than can be compared; some counters are left out.")

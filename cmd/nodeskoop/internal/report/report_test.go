@@ -598,7 +598,8 @@ func badDay(t testing.TB) *Report {
 	return b.Report()
 }
 
-// The page of a bad day is small enough to mail, and states what it leaves out.
+// The HTML page of a day with very many events is small enough to mail, and states what
+// it leaves out.
 func TestBadDay(t *testing.T) {
 	r := badDay(t)
 	var told uint64

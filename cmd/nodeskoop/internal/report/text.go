@@ -27,7 +27,7 @@ const (
 const leastWidth = 60
 
 // Write writes the report for a terminal of the given width in columns; 0 means 80. If
-// nothing happened, it writes one line, and what is not known.
+// nothing happened, it writes one line, followed by what is not known.
 func (r *Report) Write(w io.Writer, width int) error {
 	if width <= 0 {
 		width = 80

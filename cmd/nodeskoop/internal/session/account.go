@@ -21,7 +21,7 @@ func (e *Events) Keep(b []byte) []byte {
 }
 
 // Recall implements collect.Kept. Events that were pending when the earlier run
-// saved its account count as lost, unless a clean end has written them.
+// saved its account count as lost, unless a clean shutdown has written them.
 func (e *Events) Recall(b []byte) error {
 	all := map[*catalog.EventType]event.Counts{}
 	d := collect.NewDecoder(b)

@@ -110,7 +110,7 @@ func (k *Counters) Keep(r *collect.Runner) {
 	}
 }
 
-// KeepAtEnd stores changes since r's last cycle: after a clean end every event is
+// KeepAtEnd stores changes since r's last cycle: after a clean shutdown every event is
 // written or lost, and the account includes it.
 func (k *Counters) KeepAtEnd(r *collect.Runner) {
 	r.KeepAtEnd()

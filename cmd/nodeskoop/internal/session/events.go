@@ -16,7 +16,7 @@ import (
 	"nodeskoop/output"
 )
 
-// drainFor is how long the end of the program waits for queued events.
+// drainFor is how long the shutdown waits for queued events.
 const drainFor = 2 * time.Second
 
 // Events connects the tracing probes through the hub to the sinks.

@@ -2,8 +2,8 @@ package top
 
 import "slices"
 
-// Column is a number that top shows for each pod. Columns are listed by importance:
-// a narrow window shows the first ones.
+// Column is a number that top shows for each pod. Columns are listed in order of
+// importance: a narrow window shows the first ones.
 type Column struct {
 	Name  string // name for --sort and in JSON
 	key   rune   // key that sorts by the column

@@ -56,9 +56,9 @@ func routed(t *testing.T) (host, a, b *nsnet.Space, pods *nsnet.Pods) {
 	return host, a, b, pods
 }
 
-// Packets dropped by the host's rules appear at the pods at their ends, N for N;
-// packets dropped by a pod's own rules appear at that pod only. On a healthy node
-// all is 0 and no event is sent.
+// Each packet dropped by the host's rules counts once for each pod that sent it
+// or should have received it; a packet dropped by a pod's own rules counts for
+// that pod only. On a healthy node all counts are 0 and no event is sent.
 func TestHostDropsShowAtThePod(t *testing.T) {
 	need.Program(t, "nft")
 	host, a, b, pods := routed(t)

@@ -217,7 +217,7 @@ func (p *page) writeQueues(w *writer) {
 	}
 	w.table(2, rows...)
 	if n := p.sockets.otherListeners; n > 0 {
-		w.note(fmt.Sprintf("and %d more, with fewer or as many that wait", n))
+		w.note(fmt.Sprintf("and %d more, with the same number of waiting connections or fewer", n))
 	}
 }
 
@@ -286,7 +286,7 @@ func (p *page) writeEvents(w *writer) {
 	}
 	w.table(1, rows...)
 	if p.more {
-		w.note(fmt.Sprintf("kinds beyond the last %d are forgotten, and count from 1 when they come again", keptKinds))
+		w.note(fmt.Sprintf("kinds beyond the last %d are forgotten, and count from 1 when they occur again", keptKinds))
 	}
 }
 

@@ -6,7 +6,7 @@ type ColumnHelp struct{ Name, Head, Shows, Unit, Key string }
 // KeyHelp is the documentation of a key.
 type KeyHelp struct{ Press, Does string }
 
-// Reference returns the documentation of the columns, by importance, and of the
+// Reference returns the documentation of the columns, in order of importance, and of the
 // keys that do not sort.
 func Reference() (all []ColumnHelp, keys []KeyHelp) {
 	for _, c := range columns {

@@ -24,8 +24,8 @@ import (
 	"nodeskoop/internal/testkit/terminal"
 )
 
-// screenEnv makes the test binary draw a node on its terminal: with that number of
-// pods, or with pods named nastyPods.
+// screenEnv makes the test binary draw a node on its terminal: with as many pods
+// as the value says, or with the pods named nastyPods.
 const screenEnv = "NODESKOOP_TEST_TOP_PODS"
 
 const nastyPods = "nasty"
