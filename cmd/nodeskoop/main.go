@@ -136,7 +136,7 @@ func (e outputFailure) Error() string {
 	if errno == syscall.ENOSPC || errno == syscall.EDQUOT {
 		hint = "; free some space there: see df and df -i"
 	}
-	return fmt.Sprintf("write to standard output: %v: what is there is incomplete%s", cause, hint)
+	return fmt.Sprintf("write to standard output: %v: the output is incomplete%s", cause, hint)
 }
 
 func newApp(stdout, stderr io.Writer) *cli.App {

@@ -51,7 +51,7 @@ func TestFullDiskIsAFailure(t *testing.T) {
 	defer full.Close()
 	for _, args := range printers {
 		code, errs := execute(t, full, args...)
-		if code != exitFailure || !strings.Contains(errs, "write to standard output: no space left on device: what is there is incomplete") {
+		if code != exitFailure || !strings.Contains(errs, "write to standard output: no space left on device: the output is incomplete") {
 			t.Errorf("%v: exit %d, %q", args, code, errs)
 		}
 	}

@@ -25,7 +25,7 @@ var tcpreset = Probe{
 		Fields:    []FieldGroup{FieldTuple, FieldTCPState, FieldReason},
 		MessageID: "9ad9b9a25e78454df065a1c284cc4549",
 		Summary:   "TCP sent an active RST (close() with unread data, linger, abort, timeout)",
-		Message:   "TCP reset sent{to}, connection given up",
+		Message:   "TCP reset sent{to}, connection aborted",
 		Explain: "This end ended a connection with RST instead of FIN, and the peer's application sees \"connection reset by peer\". KUBESKOOP_SADDR and KUBESKOOP_SPORT are this end. KUBESKOOP_TCP_STATE is CLOSE in most cases: the kernel changes it before it sends the RST.\n\n" +
 			"Usually an application closed a socket that still held data it had not read, closed it with SO_LINGER and a time of 0, or closed a listening socket whose queue still held connections. When a process exits, the kernel closes its sockets: with RST where data are unread, and with FIN elsewhere. The kernel itself sends a RST when keep-alive probes get no answer (for as long as TCP_USER_TIMEOUT, if set), when there are too many orphaned sockets or too little TCP memory, and for `ss -K`. A connection whose data are never acknowledged ends without a RST: neither the last retransmission nor TCP_USER_TIMEOUT sends one. KUBESKOOP_REASON is the cause (Linux 6.12 and newer); the reason TCP_STATE means linger, a listening socket, or `ss -K`.",
 		Next: []Step{

@@ -249,7 +249,7 @@ func TestSockstatMalformed(t *testing.T) {
 		{"sockets: used 5\n", "net/sockstat line 2: the line TCP: is missing"},
 		{"TCP: inuse\n", `net/sockstat line 1: the value "" of "inuse" is not a number`},
 		{"TCP: inuse x\n", `the value "x" of "inuse" is not a number`},
-		{"TCP: orphan 5\n", "it does not tell the sockets in use"},
+		{"TCP: orphan 5\n", "it has no number of sockets in use"},
 		{"TCP: inuse 5", "the file ends within it"},
 		{"TCP: inuse 5 tw -1 mem 3 later 9\n", ""},
 	} {

@@ -112,7 +112,7 @@ func (s *sockstat) parseLine(l *kernel.Lines, b []byte) error {
 		}
 	}
 	if !found {
-		return l.Errorf("it does not tell the sockets in use")
+		return l.Errorf("it has no number of sockets in use")
 	}
 	return nil
 }

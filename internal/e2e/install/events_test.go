@@ -226,7 +226,7 @@ func (s *suite) causeEvents() {
 		expectation{"TCPRESET_NOSOCK", web, 2 * n, "", map[string]string{"KUBESKOOP_SPORT": "7", "KUBESKOOP_DST_POD": "client-0"}},
 		expectation{"TCPRESET_RECEIVE", client, 2 * n, "", map[string]string{"KUBESKOOP_DPORT": "7", "KUBESKOOP_DST_POD": "web-0"}})
 
-	s.expect("connections given up", func() {
+	s.expect("connections aborted", func() {
 		exec("abort", v4(web, 80), count)
 		exec("abort", v6(web, 8080), count)
 	},

@@ -132,7 +132,7 @@ func TestCheckFindings(t *testing.T) {
 		{"symbols not wanted", "[probes]\nenabled = [\"tcp\"]", nil, (*checker).symbols, Good, "no enabled probe", ""},
 
 		{"first user namespace", "", map[string]string{"/proc/self/uid_map": "         0          0 4294967295\n"}, (*checker).userNamespace, Good, "first", ""},
-		{"another", "", map[string]string{"/proc/self/uid_map": "         0     100000      65536\n"}, (*checker).userNamespace, Bad, "not the first", "PrivateUsers=no"},
+		{"another", "", map[string]string{"/proc/self/uid_map": "         0     100000      65536\n"}, (*checker).userNamespace, Bad, "not the initial", "PrivateUsers=no"},
 
 		{"state", "[state]\ndir = \"/s\"", map[string]string{"/s/": ""}, (*checker).state, Good, "can be written", ""},
 		{"no state yet", "[state]\ndir = \"/s\"", nil, (*checker).state, Good, "not there yet", ""},
@@ -190,7 +190,7 @@ func TestCheckFindings(t *testing.T) {
 		{"persistent", "", map[string]string{"/var/log/journal/": ""}, (*checker).journalStorage, Good, "persistent", ""},
 		{"volatile", "", nil, (*checker).journalStorage, Warning, "volatile", "mkdir -p /var/log/journal"},
 		{"volatile by name", "", map[string]string{"/var/log/journal/": "", "/etc/systemd/journald.conf": "[Journal]\nStorage=volatile\n"}, (*checker).journalStorage, Warning, "volatile (/etc/systemd/journald.conf)", ""},
-		{"none", "", map[string]string{"/usr/lib/systemd/journald.conf.d/10.conf": "[Journal]\nStorage=none\n"}, (*checker).journalStorage, Warning, "thrown away", "persistent"},
+		{"none", "", map[string]string{"/usr/lib/systemd/journald.conf.d/10.conf": "[Journal]\nStorage=none\n"}, (*checker).journalStorage, Warning, "not stored", "persistent"},
 
 		{"a namespace", "", inNamespace(nil), (*checker).journalStorage, Good, "persistent", ""},
 		{"a namespace that keeps nothing", "", inNamespace(map[string]string{"/etc/systemd/journald@quiet.conf": "[Journal]\nStorage=none\n"}), (*checker).journalStorage, Warning, "none (/etc/systemd/journald@quiet.conf)", "systemctl restart systemd-journald@quiet"},

@@ -110,7 +110,7 @@ func (k *checker) userNamespace() Finding {
 	if f := strings.Fields(string(b)); len(f) == 3 && f[0] == "0" && f[1] == "0" && f[2] == "4294967295" {
 		return Finding{name, Good, "the first one", ""}
 	}
-	return Finding{name, Bad, "not the first one: BPF and the namespaces of pods are refused, whatever the capabilities say",
+	return Finding{name, Bad, "not the initial one: BPF and the namespaces of pods are refused, whatever the capabilities say",
 		"run it outside of the user namespace: PrivateUsers=no in a unit, no rootless container"}
 }
 

@@ -622,7 +622,7 @@ func (k *checker) journalStorage() Finding {
 	_, err := os.Stat(k.path("/var/log/journal"))
 	switch {
 	case storage == "none":
-		return Finding{name, Warning, "none" + from + ": events are thrown away", "set Storage=persistent in /etc/systemd/" + journaldConf(namespace) + "; systemctl restart " + journaldUnit(namespace)}
+		return Finding{name, Warning, "none" + from + ": events are not stored", "set Storage=persistent in /etc/systemd/" + journaldConf(namespace) + "; systemctl restart " + journaldUnit(namespace)}
 	case storage == "persistent" || storage != "volatile" && err == nil:
 		return Finding{name, Good, "persistent" + from, ""}
 	}

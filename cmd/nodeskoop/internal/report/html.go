@@ -148,7 +148,7 @@ func (r *Report) page(l limits) *page {
 		list  []Counter
 		words string
 	}{
-		{"Counters that stand out", r.Counters, join("Expected is what the rate of the hour before comes to, and more of it where there were more packets.", leftOut(r.MoreCounters, "counters"))},
+		{"Counters that stand out", r.Counters, join("Expected is the increase at the rate of the hour before, scaled up where there were more packets.", leftOut(r.MoreCounters, "counters"))},
 		{"More work than in the hour before", r.Traffic, ""},
 	} {
 		// If nothing happened, the first line is all there is.
@@ -196,7 +196,7 @@ func (p *page) timeline(r *Report, l limits) {
 	for _, lane := range shown {
 		p.Lanes = append(p.Lanes, laneRow{lane.Event, short(lane.Whose), number(float64(lane.Count)), barPath(lane.Counts), lane.Warning})
 	}
-	what := "A bar is " + lasting(r.Step) + "; its height grows with the root of the count, for each row by itself."
+	what := "A bar is " + lasting(r.Step) + "; its height is the square root of the count, scaled for each row."
 	if p.GapPath != "" {
 		what += " Where the ground is red there are no samples."
 	}

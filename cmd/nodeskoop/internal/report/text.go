@@ -108,7 +108,7 @@ func (t *text) head() {
 	t.line(subject + ", " + t.Span())
 	t.line(t.Headline())
 	if t.Suppressed > 0 {
-		t.line(fmt.Sprintf("Rate limits held back %s events more.", number(float64(t.Suppressed))))
+		t.line(fmt.Sprintf("Rate limits suppressed %s more events.", number(float64(t.Suppressed))))
 	}
 	for _, u := range t.Unknown {
 		t.line(quote.SafeLine(u))
