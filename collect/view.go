@@ -145,6 +145,10 @@ func (v *View) LeaveOut(m *catalog.Metric, n int) {
 // Pod returns the target's pod; nil for the host.
 func (v *View) Pod() *owner.Pod { return v.t.pod }
 
+// Inode returns the inode number of the target's network namespace; 0 if the target has
+// none.
+func (v *View) Inode() uint64 { return v.t.inode }
+
 // PIDs returns the processes to sample, for probes of granularity EachPod.
 func (v *View) PIDs() []int { return v.t.pids }
 

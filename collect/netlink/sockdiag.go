@@ -46,6 +46,16 @@ func (t *TCPTable) Add(state uint8, rx, tx uint32) error {
 	return nil
 }
 
+// Connections returns the number of sockets that do not listen.
+func (t *TCPTable) Connections() (n uint64) {
+	for state, sockets := range t.States {
+		if state != TCPListen {
+			n += sockets
+		}
+	}
+	return n
+}
+
 const (
 	inetDiagGetSock = 18 // TCPDIAG_GETSOCK, the older request for both families
 	sizeofSockID    = 48 // struct inet_diag_sockid

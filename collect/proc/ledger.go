@@ -30,6 +30,9 @@ type ledger struct {
 	clock uint64     // logical time, see tick
 	cycle uint64     // number of host samples; the host is the last target of each cycle
 	gone  []*process // exited, but the target of their counts is not yet known
+
+	children map[int]*process // the first child of each parent in procs, by the parent's PID
+	stamp    uint64           // number of the last search for suspects
 }
 
 // The summed values of /proc/PID/io.
@@ -107,6 +110,12 @@ type process struct {
 	shim  *shim     // set if it is a pod's shim
 	wait  *ioTotals // gone: a process of this target has inherited its counts
 	hops  int       // gone: number of exited processes up to its first live ancestor
+
+	// Its place among the children of the parent named under.
+	under          int
+	linked         bool
+	before, behind *process
+	stamp          uint64 // the last search for suspects that met it
 }
 
 // countsOf reports whether x's growth may include the counts of the exited process y.
@@ -157,6 +166,7 @@ func (l *ledger) recall(s *ioTotals) {
 		case x == nil:
 			x = &process{reading: r, owner: s}
 			l.procs[r.pid] = x
+			l.link(x)
 		case x.start == r.start && !x.gone && x.owner.samples == 0:
 			for _, y := range l.gone {
 				if y.wait == x.owner {
@@ -206,6 +216,9 @@ func (l *ledger) observe(s *ioTotals, r *reading, host bool, activity bpf.Activi
 			// unreadable, or beyond maxKept.
 			x.reading = *r
 		}
+		if earlier := l.procs[r.pid]; earlier != nil {
+			l.unlink(earlier)
+		}
 		l.procs[r.pid] = x
 	}
 	if x.owner != s {
@@ -231,6 +244,43 @@ func (l *ledger) grow(x *process, r *reading) {
 	}
 	x.at = l.tick()
 	x.reading, x.read = *r, x.at
+	l.link(x)
+}
+
+// link puts a process of procs among the children of its parent, which may have changed.
+func (l *ledger) link(x *process) {
+	if x.linked && x.under == x.parent {
+		return
+	}
+	l.unlink(x)
+	if l.children == nil {
+		l.children = map[int]*process{}
+	}
+	first := l.children[x.parent]
+	if first != nil {
+		first.before = x
+	}
+	x.linked, x.under, x.behind = true, x.parent, first
+	l.children[x.parent] = x
+}
+
+// unlink removes a process that leaves procs or changes its parent.
+func (l *ledger) unlink(x *process) {
+	if !x.linked {
+		return
+	}
+	switch {
+	case x.before != nil:
+		x.before.behind = x.behind
+	case x.behind != nil:
+		l.children[x.under] = x.behind
+	default:
+		delete(l.children, x.under)
+	}
+	if x.behind != nil {
+		x.behind.before = x.before
+	}
+	x.linked, x.before, x.behind = false, nil, nil
 }
 
 // hold marks a process that cannot be read as present.
@@ -296,28 +346,70 @@ func (l *ledger) missing(s *ioTotals, host bool) (list []*process) {
 
 // suspects lists processes that existed when they were read, but may have been reaped
 // before their parent was read, so that the parent's growth may include their counts.
+//
+// It begins at the processes of s that have reaped children and follows their descendants
+// through those that have exited: looking at all processes of the node for each pod would
+// be quadratic.
 func (l *ledger) suspects(s *ioTotals) (list []*process) {
-	if !slices.ContainsFunc(s.members, func(x *process) bool { return x.grownFaults > 0 && x.owner == s }) {
+	l.stamp++
+	reaped := false
+	for _, e := range s.members {
+		if e.grownFaults > 0 && e.owner == s {
+			reaped = true
+			list = l.below(list, s, e)
+		}
+	}
+	if !reaped {
 		return nil
 	}
-	for _, x := range l.procs {
-		if x.gone {
-			continue
-		}
-		// A process without counts matters, too: it may have passed on those of its
-		// children.
-		reaped := func(e *process) bool {
-			return e.owner == s && e.at > x.at && e.grownFaults > 0 && e.countsOf(x)
-		}
-		e := l.ancestor(x)
-		for n := 0; e != nil && e.gone && !reaped(e) && n < len(l.procs); n++ {
-			e = l.ancestor(e)
-		}
-		if e != nil && reaped(e) || e == nil && x.owner == s && x.born == s.samples && slices.ContainsFunc(s.members, reaped) {
+	for _, x := range s.members {
+		if x.owner == s && x.born == s.samples && l.meets(x) && l.suspect(s, x) {
 			list = append(list, x)
 		}
 	}
 	return list
+}
+
+// below appends the suspects among the children of e, and of its exited descendants.
+func (l *ledger) below(list []*process, s *ioTotals, e *process) []*process {
+	for x := l.children[e.pid]; x != nil; x = x.behind {
+		if !l.meets(x) {
+			continue
+		}
+		if x.gone {
+			list = l.below(list, s, x)
+		} else if l.suspect(s, x) {
+			list = append(list, x)
+		}
+	}
+	return list
+}
+
+// meets reports whether this search for suspects meets x, which is in procs, for the first
+// time.
+func (l *ledger) meets(x *process) bool {
+	if x.stamp == l.stamp || !x.linked {
+		return false
+	}
+	x.stamp = l.stamp
+	return true
+}
+
+// suspect reports whether a process may have been reaped by one of s.
+func (l *ledger) suspect(s *ioTotals, x *process) bool {
+	if x.gone {
+		return false
+	}
+	// A process without counts matters, too: it may have passed on those of its
+	// children.
+	reaped := func(e *process) bool {
+		return e.owner == s && e.at > x.at && e.grownFaults > 0 && e.countsOf(x)
+	}
+	e := l.ancestor(x)
+	for n := 0; e != nil && e.gone && !reaped(e) && n < len(l.procs); n++ {
+		e = l.ancestor(e)
+	}
+	return e != nil && reaped(e) || e == nil && x.owner == s && x.born == s.samples && slices.ContainsFunc(s.members, reaped)
 }
 
 // ancestor returns the parent of x; nil if it was never counted.
@@ -470,6 +562,7 @@ func (l *ledger) end(s *ioTotals, host bool) {
 	// ancestors.
 	for pid, x := range l.procs {
 		if x.gone && x.cycle != l.cycle {
+			l.unlink(x)
 			delete(l.procs, pid)
 		}
 	}

@@ -159,13 +159,50 @@ func (w *world) sample(targets ...string) {
 				w.l.hold(s, pid)
 			}
 		}
-		if err := w.l.reconcile(s, host, nil, w.look); err != nil {
+		err := w.l.reconcile(s, host, nil, func(pid int, reaped uint64) (reading, sight, error) {
+			w.compare(s)
+			return w.look(pid, reaped)
+		})
+		if err != nil {
 			w.t.Fatal(err)
 		}
+		w.compare(s)
 		w.l.end(s, host)
 		if !s.sum.covers(&before) {
 			w.t.Errorf("the sum of %s fell from %v to %v", name, before, s.sum)
 		}
+	}
+}
+
+// compare compares the suspects with those that a search through all processes finds.
+func (w *world) compare(s *ioTotals) {
+	w.t.Helper()
+	var want, got []int
+	if slices.ContainsFunc(s.members, func(x *process) bool { return x.grownFaults > 0 && x.owner == s }) {
+		for pid, x := range w.l.procs {
+			if w.l.suspect(s, x) {
+				want = append(want, pid)
+			}
+		}
+	}
+	for _, x := range w.l.suspects(s) {
+		got = append(got, x.pid)
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		w.t.Fatalf("the suspects are %v, a search through all processes finds %v", got, want)
+	}
+	linked := 0
+	for parent, x := range w.l.children {
+		for ; x != nil; x = x.behind {
+			if linked++; w.l.procs[x.pid] != x || x.parent != parent {
+				w.t.Fatalf("process %d is listed below %d", x.pid, parent)
+			}
+		}
+	}
+	if linked != len(w.l.procs) {
+		w.t.Fatalf("%d of %d processes are listed below their parents", linked, len(w.l.procs))
 	}
 }
 

@@ -17,7 +17,7 @@ func Probes() []collect.Factory {
 		{Name: "softnet", New: newSoftnet},
 		{Name: "tcp", New: newTCP},
 		{Name: "tcpext", New: newTCPExt},
-		{Name: "tcpsummary", New: newTCPSummary},
+		{Name: "tcpsummary", New: t.newTCPSummary},
 		{Name: "udp", New: newUDP},
 	}
 }

@@ -98,8 +98,9 @@ func newTypeInfo() typeInfo {
 	return typeInfo{types, types.Release}
 }
 
-// snapshot is the output of a BPF iterator over all processes, read once per cycle. It is
-// not safe for concurrent use.
+// snapshot is the output of a BPF iterator over all processes, by PID, or of a walk through
+// all TCP connections, by network namespace. It is read once per cycle, and not safe for
+// concurrent use.
 type snapshot[V any] struct {
 	log      *slog.Logger
 	release  func()       // releases the BTF that the iterator was loaded with
@@ -119,20 +120,24 @@ type iterator[V any] interface {
 	Close() error
 }
 
-// newSnapshot loads the iterator if possible.
+// newSnapshot loads the iterator over processes if possible.
 func newSnapshot[V any, I iterator[V]](env collect.Env, t typeInfo, instead string, load func(*bpf.KernelTypes) (I, error)) snapshot[V] {
 	s := snapshot[V]{log: env.Log, release: t.release, instead: instead}
-	err := mayIterate(env)
+	s.load(mayIterate(env), func() (iterator[V], error) { return load(t.types) })
+	return s
+}
+
+// load loads the iterator unless err says why not to.
+func (s *snapshot[V]) load(err error, load func() (iterator[V], error)) {
 	if err == nil {
-		var i I
-		if i, err = load(t.types); err == nil {
+		var i iterator[V]
+		if i, err = load(); err == nil {
 			s.iterator = i
 		}
 	}
 	if err != nil {
-		s.log.Debug(instead, "reason", err)
+		s.log.Debug(s.instead, "reason", err)
 	}
-	return s
 }
 
 // refresh reads the iterator once per cycle. If that fails, it retries some cycles later.
@@ -151,7 +156,7 @@ func (s *snapshot[V]) refreshIn(cycle uint64) {
 	if s.of = of; err == nil {
 		if s.failures > 0 {
 			s.failures = 0
-			s.log.Info("reading all processes through a BPF iterator works again")
+			s.log.Info("reading through BPF works again", "before", s.instead)
 		}
 		return
 	}

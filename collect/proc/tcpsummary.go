@@ -16,6 +16,9 @@ import (
 // tcpsummary counts TCP connections by state and sums their queues, over IPv4 and IPv6. It
 // uses sock_diag, or /proc/PID/net/tcp and tcp6 if the kernel has no sock_diag
 // (net/ipv4/tcp_ipv4.c, tcp4_seq_show).
+//
+// If many namespaces have connections, and the kernel permits it, a BPF program reads the
+// connections of all of them once per cycle, which then costs less.
 type tcpsummary struct {
 	log              *slog.Logger
 	established      *catalog.Metric
@@ -27,20 +30,27 @@ type tcpsummary struct {
 	counters *mib        // TCP's MIB counters
 	textOnly atomic.Bool // this kernel has no sock_diag
 	warn     sync.Once
+
+	mu   sync.Mutex
+	walk walk
 }
 
 // known is the state of one namespace.
 type known struct {
-	// The values before the last dump of all connections.
+	// The values before the last time that all connections were read.
 	counters [maxMIB]uint64
 	inuse    uint64
 	timeWait uint64
+	valid    bool // they are known
 
-	sockets netlink.TCPSockets
-	valid   bool
+	sockets    netlink.TCPSockets
+	remembered bool // sockets holds enough for AskTCP
+
+	connections uint64 // in the last cycle
+	table       table
 }
 
-func newTCPSummary(env collect.Env) (collect.Probe, error) {
+func (t typeInfo) newTCPSummary(env collect.Env) (collect.Probe, error) {
 	counters, err := newMIB("tcp", "snmp")
 	if err != nil {
 		return nil, err
@@ -55,12 +65,17 @@ func newTCPSummary(env collect.Env) (collect.Probe, error) {
 		synRecv:     catalog.MustMetric("kubeskoop_tcpsummary_tcpsynrecvconn"),
 		txQueue:     catalog.MustMetric("kubeskoop_tcpsummary_tcptxqueue"),
 		rxQueue:     catalog.MustMetric("kubeskoop_tcpsummary_tcprxqueue"),
+		walk:        newWalk(env, t),
 	}, nil
 }
 
 func (*tcpsummary) Granularity() collect.Granularity { return collect.EachNetns }
 
-func (*tcpsummary) Close() error { return nil }
+func (p *tcpsummary) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.walk.drop()
+}
 
 func (p *tcpsummary) Sample(v *collect.View) error {
 	var t netlink.TCPTable
@@ -78,8 +93,9 @@ func (p *tcpsummary) Sample(v *collect.View) error {
 }
 
 // read gets the connections. The kernel keeps those of all namespaces in one table, and a
-// dump of one namespace walks the whole table, which costs more than all other probes
-// together. So it dumps only if the set of connections may have changed.
+// dump of one namespace walks the whole table. So it dumps only if the set of connections
+// may have changed, and not at all in a cycle in which walking once for all namespaces costs
+// less.
 func (p *tcpsummary) read(v *collect.View, t *netlink.TCPTable) error {
 	s, err := readSockstat(v)
 	if err != nil {
@@ -102,7 +118,14 @@ func (p *tcpsummary) read(v *collect.View, t *netlink.TCPTable) error {
 	}
 	now.valid = err == nil
 	last := collect.State[known](v)
-	if last.still(&now) {
+	still := last.still(&now)
+	done, err := p.readAll(v, t, last, still)
+	if done || err != nil && !partial(err) {
+		last.remembered = false
+		last.set(&now)
+		return err
+	}
+	if still && last.remembered {
 		err := netlink.AskTCP(v, t, &last.sockets)
 		if err == nil || !partial(err) && !errors.Is(err, netlink.ErrNoSuchSocket) {
 			return err
@@ -124,13 +147,19 @@ func (p *tcpsummary) read(v *collect.View, t *netlink.TCPTable) error {
 // list dumps all connections, and remembers them for AskTCP unless a pending request is
 // among them, which may time out without changing any counter.
 func (p *tcpsummary) list(v *collect.View, t *netlink.TCPTable, last, now *known) error {
-	last.valid = false
+	last.valid, last.remembered = false, false
 	if err := netlink.ReadTCP(v, t, &last.sockets); err != nil {
 		return err
 	}
-	last.counters, last.inuse, last.timeWait = now.counters, now.inuse, now.timeWait
-	last.valid = now.valid && last.sockets.Complete() && t.States[netlink.TCPSynRecv] == 0
+	last.set(now)
+	last.remembered = last.sockets.Complete() && t.States[netlink.TCPSynRecv] == 0
+	last.connections = t.Connections()
 	return nil
+}
+
+// set takes over the values of now.
+func (k *known) set(now *known) {
+	k.counters, k.inuse, k.timeWait, k.valid = now.counters, now.inuse, now.timeWait, now.valid
 }
 
 // still reports whether the set of connections is unchanged. No connection appears without

@@ -126,13 +126,16 @@ func everyState(t *testing.T, a, b *nsnet.Space) {
 }
 
 func TestTCPSummaryAgainstSS(t *testing.T) {
+	inBothWays(t, func(t *testing.T, p *pair, prove prover) { againstSS(t, p, prove) })
+}
+
+func againstSS(t *testing.T, p *pair, prove prover) {
 	need.Program(t, "ss", "nft")
-	p := newPair(t, "tcpsummary")
 	everyState(t, p.a, p.b)
 	for name, s := range map[string]*nsnet.Space{"a": p.a, "b": p.b} {
 		v, out := p.sampleStill(t, func() string { return s.Run("ss", "-tanH") })
 		want := ssSum(t, out)
-		v.Prove(t, "tcpsummary", "sock_diag", "ss", name, want)
+		prove(t, v, name, want)
 		if name == "a" {
 			for m, min := range map[string]float64{
 				"established": 10, "timewait": 4, "closewait": 6, "synsent": 3, "synrecv": 4,
@@ -190,7 +193,7 @@ func TestTCPSummaryText(t *testing.T) {
 	p.Sampler = nsnet.NewSampler(t, collect.Options{Enabled: []string{"tcpsummary"},
 		Pods: &nsnet.Pods{List: []*owner.Pod{p.a.Pod("a")}}},
 		collect.Factory{Name: "tcpsummary", New: func(e collect.Env) (collect.Probe, error) {
-			x, err := newTCPSummary(e)
+			x, err := keptTypes.newTCPSummary(e)
 			x.(*tcpsummary).textOnly.Store(true)
 			return x, err
 		}})
@@ -201,7 +204,10 @@ func TestTCPSummaryText(t *testing.T) {
 // TestTCPSummaryEmpty: a namespace without sockets is not dumped; another has only
 // TIME_WAIT connections.
 func TestTCPSummaryEmpty(t *testing.T) {
-	p := newPair(t, "tcpsummary")
+	inBothWays(t, func(t *testing.T, p *pair, _ prover) { summaryEmpty(t, p) })
+}
+
+func summaryEmpty(t *testing.T, p *pair) {
 	zero := ssSum(t, "")
 	p.Sample().Want(t, "a", zero)
 	l := p.b.Listen("tcp", "10.0.0.2:0")
@@ -222,8 +228,11 @@ func TestTCPSummaryEmpty(t *testing.T) {
 // TestTCPSummaryFollows samples after each of several changes: nothing is dumped if nothing
 // changed, and the values are never out of date.
 func TestTCPSummaryFollows(t *testing.T) {
+	inBothWays(t, func(t *testing.T, p *pair, _ prover) { summaryFollows(t, p) })
+}
+
+func summaryFollows(t *testing.T, p *pair) {
 	need.Program(t, "ss", "nft")
-	p := newPair(t, "tcpsummary")
 	a, b := p.a, p.b
 	check := func(what string) {
 		t.Helper()
@@ -309,8 +318,11 @@ func TestTCPSummaryFollows(t *testing.T) {
 
 // TestTCPSummaryMany has more connections than MostKnown, most of them idle.
 func TestTCPSummaryMany(t *testing.T) {
+	inBothWays(t, func(t *testing.T, p *pair, _ prover) { summaryMany(t, p) })
+}
+
+func summaryMany(t *testing.T, p *pair) {
 	need.Program(t, "ss")
-	p := newPair(t, "tcpsummary")
 	check := func(what string) {
 		t.Helper()
 		for range 2 { // the second time nothing has changed
