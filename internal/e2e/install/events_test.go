@@ -174,7 +174,7 @@ func (s *suite) expectCounted(what string, do func() []expectation, of ...expect
 // snmp reads a counter of a pod's kernel tables, independently of nodeskoop.
 func (s *suite) snmp(p *pods.Pod, group, name string) int {
 	s.Helper()
-	n, err := counter(s.in(p, "cat", "/proc/net/snmp"), group, name)
+	n, err := counter(s.in(p, "cat", "/proc/net/snmp", "/proc/net/netstat"), group, name)
 	if err != nil {
 		s.Fatal(err)
 	}
