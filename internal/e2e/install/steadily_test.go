@@ -156,10 +156,7 @@ func (s *steady) unanswered() error {
 	err := s.pace(func() error {
 		s.caused.Add(1)
 		waiting.Go(func() {
-			// TCP retransmits a SYN after 1, 3 and 7 s, hence at the same moments as new
-			// connections begin. They close between two of these: the kernel counts a
-			// retransmission at the moment of the close, but may not send it.
-			if err := causeUnanswered(max(time.Until(s.end)+s.each/2, time.Millisecond), s.args); err != nil {
+			if err := causeUnanswered(max(time.Until(s.end), time.Millisecond), s.args); err != nil {
 				mu.Lock()
 				errs = append(errs, err)
 				mu.Unlock()
