@@ -42,13 +42,7 @@ func BenchmarkTCPWalk(b *testing.B) {
 		}
 		sampler := func(enabled []string, change func(*tcpsummary)) *nsnet.Sampler {
 			return nsnet.NewSampler(b, collect.Options{Enabled: enabled, Pods: pods},
-				append(Probes(), collect.Factory{Name: "tcpsummary", New: func(e collect.Env) (collect.Probe, error) {
-					made, err := keptTypes.newTCPSummary(e)
-					if err == nil {
-						change(made.(*tcpsummary))
-					}
-					return made, err
-				}})...)
+				append(Probes(), summaryFactory(change))...)
 		}
 		ways := []*nsnet.Sampler{
 			sampler([]string{"sock", "tcp"}, func(*tcpsummary) {}), // the files that tcpsummary reads

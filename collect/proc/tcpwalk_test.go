@@ -41,18 +41,7 @@ func eachAlone() collect.Factory { return summaryFactory(func(p *tcpsummary) { _
 // was none.
 func alwaysWalking(t *testing.T) collect.Factory {
 	t.Helper()
-	need.Root(t)
-	c, err := bpf.NewConnections(keptTypes.types)
-	if err != nil {
-		need.Kernel(t, false, err.Error())
-	}
-	shared, err := c.Shares()
-	if !shared {
-		need.Kernel(t, false, fmt.Sprintf("the namespaces do not share the table of TCP connections: %v", err))
-	}
-	if err := c.Close(); err != nil {
-		t.Error(err)
-	}
+	newConnections(t) // or the kernel cannot walk
 	return summaryFactory(func(p *tcpsummary) {
 		p.walk.always = true
 		counted := &countedWalks{iterator: p.walk.all.iterator}
@@ -148,7 +137,11 @@ func newConnections(t *testing.T) *bpf.Connections {
 	if err != nil {
 		need.Kernel(t, false, err.Error())
 	}
-	t.Cleanup(func() { _ = c.Close() })
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	if shared, err := c.Shares(); !shared {
 		need.Kernel(t, false, fmt.Sprintf("the namespaces do not share the table of TCP connections: %v", err))
 	}
