@@ -134,6 +134,8 @@ struct writer {
 
 struct waiting {
 	__u64 identity; /* of the socket; set if the map outlives the socket */
+	__u64 socket_number; /* used by as_number */
+	__u64 writers_number;
 	__u64 call_ns; /* wait of the oldest data that the current call has taken; 0 if none */
 	__u32 call_task; /* task of that call */
 	__u32 call_at; /* time at which that call last took data */
@@ -232,6 +234,14 @@ static __always_inline struct waiting *stored_or_made(struct sock *sk, __u8 prot
 	if (w || (protocol == IPPROTO_TCP && is_mptcp(sk)))
 		return w;
 	return bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+}
+
+/* as_number returns a pointer as a number, which a VERIFIED_ONCE function may get. To the
+ * verifier, what is read back from a map is a number. */
+static __always_inline __u64 as_number(volatile __u64 *memory, const void *pointer)
+{
+	*memory = (__u64)pointer;
+	return *memory;
 }
 
 /* Whether one position is behind another. */
@@ -345,26 +355,11 @@ static __always_inline void queue_restart(struct queue *q)
 	q->tail = 0;
 }
 
-/* queue_drop removes the marks up to a position. */
-static __always_inline void queue_drop(struct queue *q, __u32 position)
+/* mark_time returns the time at which the data at a position in the mark came, if the
+ * mark's data begin at `base`. */
+static __always_inline __u32 mark_time(const struct mark *m, __u32 base, __u32 position)
 {
-	__u32 tail = q->tail, head = q->head;
-
-	for (int i = 0; i < MARKS && after(head, tail); i++) {
-		const struct mark *m = mark_at(q, tail);
-
-		if (after(m->end, position))
-			break;
-		q->base = m->end;
-		tail++;
-	}
-	q->tail = tail;
-}
-
-/* mark_time returns the time at which the data at a position in the mark came. */
-static __always_inline __u32 mark_time(const struct queue *q, const struct mark *m, __u32 position)
-{
-	__u32 many = many_of(m), offset = position - q->base, len = m->end - q->base;
+	__u32 many = many_of(m), offset = position - base, len = m->end - base;
 
 	if (many < 2 || offset >= len)
 		return m->first;
@@ -378,21 +373,23 @@ static __always_inline __u32 mark_time(const struct queue *q, const struct mark 
  * taken, have waited. It removes the marks up to position `to`. */
 static __always_inline __u64 queue_take(struct queue *q, __u32 from, __u32 to, __u32 now)
 {
-	const struct mark *m;
-	__u64 wait;
+	__u32 tail = q->tail, head = q->head, base = q->base;
+	__u64 wait = UNKNOWN_WAIT;
 
-	if (queue_empty(q))
-		return UNKNOWN_WAIT;
-	m = mark_at(q, q->tail);
-	if (!after(m->end, from)) {
-		queue_drop(q, from);
-		if (queue_empty(q))
-			return UNKNOWN_WAIT;
-		m = mark_at(q, q->tail);
+	for (int i = 0; i < MARKS && after(head, tail); i++) {
+		const struct mark *m = mark_at(q, tail);
+
+		if (wait == UNKNOWN_WAIT && after(m->end, from))
+			wait = elapsed_ns(mark_time(m, base, from), now);
+		if (after(m->end, to))
+			break;
+		base = m->end;
+		tail++;
 	}
-	wait = elapsed_ns(mark_time(q, m, from), now);
-	if (!after(m->end, to))
-		queue_drop(q, to);
+	if (tail != q->tail) {
+		q->base = base;
+		q->tail = tail;
+	}
 	return wait;
 }
 
@@ -406,10 +403,13 @@ static __always_inline void count_many(struct owner o, __u32 slot, __u32 n)
 		__sync_fetch_and_add(&c->slot[slot], n);
 }
 
-static __noinline int report(const struct sock *sk, __u32 protocol_slot, __u64 now, __u64 wait,
-			     const struct writer *writer)
+/* report sends an event about the socket `number`. `writer` is the address of a struct
+ * writer, or 0. */
+VERIFIED_ONCE int report(__u64 number, __u32 protocol_slot, __u64 now, __u64 wait, __u64 writer)
 {
 	__u32 slot = protocol_slot & 0xff, protocol = protocol_slot >> 8;
+	const struct sock *sk = (const struct sock *)number;
+	struct writer by = {};
 	struct event *e;
 
 	e = event_reserve(slot == READ ? EVENT_SOCKETLAT_READSLOW : EVENT_SOCKETLAT_SENDSLOW,
@@ -422,8 +422,9 @@ static __noinline int report(const struct sock *sk, __u32 protocol_slot, __u64 n
 	if (writer) {
 		/* The task that triggers the transmission (often ACK
 		 * processing) is not the writer. */
-		e->pid = writer->pid;
-		__builtin_memcpy(e->comm, writer->comm, sizeof(e->comm));
+		bpf_probe_read_kernel(&by, sizeof(by), (const void *)writer);
+		e->pid = by.pid;
+		__builtin_memcpy(e->comm, by.comm, sizeof(e->comm));
 	} else {
 		event_set_process(e);
 	}
@@ -431,30 +432,31 @@ static __noinline int report(const struct sock *sk, __u32 protocol_slot, __u64 n
 	return 0;
 }
 
-/* read_measured counts a read whose data waited for `wait` ns. `before` is the
+/* read_measured counts a read of the socket `number` whose data waited for `wait` ns. `before` is the
  * wait already counted for the same call, 0 if that was not slow. A wait that
  * is not slow counts in the histogram once per piece that a call takes,
  * because only slow pieces are assigned to calls. */
-static __always_inline void read_measured(const struct sock *sk, __u8 protocol, __u64 now,
-					  __u64 before, __u64 wait)
+VERIFIED_ONCE int read_measured(__u64 number, __u32 protocol, __u64 now, __u64 before, __u64 wait)
 {
+	const struct sock *sk = (const struct sock *)number;
 	struct owner o;
 
 	if (wait == UNKNOWN_WAIT)
-		return;
+		return 0;
 	if (before < slow_ns)
 		measured_of(HIST_READ, wait, owner_of_sock(sk), INTERRUPTED);
 	if (wait < slow_ns)
-		return;
+		return 0;
 	o = owner_of_sock(sk);
 	if (before < slow_ns)
 		count_many(o, READ, 1);
 	if (wait < slow100_ns && wait < event_ns)
-		return;
+		return 0;
 	if (before < slow100_ns && wait >= slow100_ns)
 		count_many(o, READ100, 1);
 	if (before < event_ns && wait >= event_ns)
-		report(sk, protocol << 8 | READ, now, wait, NULL);
+		report(number, protocol << 8 | READ, now, wait, 0);
+	return 0;
 }
 
 /* Returns the protocol if the probe watches the socket, else 0. Programs with type
@@ -551,23 +553,26 @@ static __always_inline __u32 datagrams_left_loaded(const struct sock *sk)
 	return n + BPF_CORE_READ((const struct udp_sock *)sk, reader_queue.qlen);
 }
 
+/* Data that came: the positions at which they begin and end, and the time. */
+struct arrival {
+	__u32 begin, end;
+	__u64 now;
+};
+
 /* The connection has received data up to rcv_nxt, of which the application has read
- * up to copied. */
-static __always_inline void ready_tcp(struct waiting *w, __u32 rcv_nxt, __u32 copied, __u64 now)
+ * up to copied. Returns whether a mark must be added. */
+static __always_inline bool ready_tcp(struct waiting *w, __u32 rcv_nxt, __u32 copied)
 {
-	struct queue *q;
+	struct queue *q = &w->in;
 	__u32 end;
 
-	if (!w)
-		return;
-	q = &w->in;
 	if (queue_empty(q)) {
 		w->taken = copied;
 		queue_restart(q);
 	} else {
 		end = mark_at(q, q->head - 1)->end;
 		if (end == rcv_nxt)
-			return; /* repeated notification */
+			return false; /* repeated notification */
 		/* The data were read on a path that no program here sees, or the marks belong
 		 * to an earlier connection. */
 		if (!after(end, copied) || after(end, rcv_nxt))
@@ -575,18 +580,16 @@ static __always_inline void ready_tcp(struct waiting *w, __u32 rcv_nxt, __u32 co
 		if (after(copied, w->taken) || queue_empty(q))
 			w->taken = copied;
 	}
-	queue_add(q, copied, rcv_nxt, ticks_of(now), 0);
+	return true;
 }
 
-/* A datagram arrived, which another CPU may already have read. */
-static __always_inline void ready_datagram(struct waiting *w, __u32 unread)
+/* A datagram arrived, which another CPU may already have read. Returns whether a mark must
+ * be added. */
+static __always_inline bool ready_datagram(struct waiting *w, __u32 unread, struct arrival *a)
 {
-	struct queue *q;
+	struct queue *q = &w->in;
 	__u32 arrived;
 
-	if (!w)
-		return;
-	q = &w->in;
 	/* Datagrams that came before the first observed one are unread too. */
 	__sync_fetch_and_add(&w->arrived, w->arrived || w->taken || !unread ? 1 : unread);
 	arrived = w->arrived;
@@ -598,38 +601,60 @@ static __always_inline void ready_datagram(struct waiting *w, __u32 unread)
 		else if (!after(arrived, w->taken))
 			w->taken = arrived - 1;
 	}
-	if (after(arrived, w->taken))
-		queue_add(q, arrived - 1, arrived, ticks_of(bpf_ktime_get_ns()), 0);
+	if (!after(arrived, w->taken))
+		return false;
+	a->begin = arrived - 1;
+	a->end = arrived;
+	a->now = bpf_ktime_get_ns();
+	return true;
 }
 
 static __always_inline int ready_loaded(struct sock *sk)
 {
 	__u8 protocol = protocol_loaded(sk);
+	struct waiting *w = NULL;
+	struct arrival a = {};
 	struct connection c;
 
 	if (protocol == IPPROTO_TCP) {
 		if (connection_load(sk, &c) && c.rcv_nxt != c.copied_seq)
-			ready_tcp(stored_or_made(sk, protocol), c.rcv_nxt, c.copied_seq,
-				  c.clock_ns);
-	} else if (protocol) {
-		ready_datagram(stored_or_made(sk, protocol), datagrams_unread_loaded(sk));
+			w = stored_or_made(sk, protocol);
+		if (!w || !ready_tcp(w, c.rcv_nxt, c.copied_seq))
+			return 0;
+		a.begin = c.copied_seq;
+		a.end = c.rcv_nxt;
+		a.now = c.clock_ns;
+	} else {
+		if (protocol)
+			w = stored_or_made(sk, protocol);
+		if (!w || !ready_datagram(w, datagrams_unread_loaded(sk), &a))
+			return 0;
 	}
+	queue_add(&w->in, a.begin, a.end, ticks_of(a.now), 0);
 	return 0;
 }
 
 static __always_inline int ready_read(const struct sock *sk)
 {
 	__u8 protocol = protocol_read(sk);
-	__u32 rcv_nxt, copied;
+	struct waiting *w = NULL;
+	struct arrival a = {};
 
 	if (protocol == IPPROTO_TCP) {
-		copied = copied_seq_of(sk);
-		rcv_nxt = rcv_nxt_of(sk);
-		if (rcv_nxt != copied)
-			ready_tcp(find_or_make(sk, protocol), rcv_nxt, copied, bpf_ktime_get_ns());
-	} else if (protocol) {
-		ready_datagram(find_or_make(sk, protocol), datagrams_unread(sk));
+		a.begin = copied_seq_of(sk);
+		a.end = rcv_nxt_of(sk);
+		if (a.end != a.begin)
+			w = find_or_make(sk, protocol);
+		if (!w || !ready_tcp(w, a.end, a.begin))
+			return 0;
+		a.now = bpf_ktime_get_ns();
+	} else {
+		if (protocol)
+			w = find_or_make(sk, protocol);
+		if (!w || !ready_datagram(w, datagrams_unread(sk), &a))
+			return 0;
 	}
+	queue_add(&w->in, a.begin, a.end, ticks_of(a.now), 0);
 	return 0;
 }
 
@@ -665,7 +690,7 @@ static __always_inline int piece_measured(const struct sock *sk, struct waiting 
 	__u64 before = w->call_task == task ? w->call_ns : 0;
 
 	if (wait > before)
-		read_measured(sk, IPPROTO_TCP, now, before, wait);
+		read_measured(as_number(&w->socket_number, sk), IPPROTO_TCP, now, before, wait);
 	else
 		wait = before;
 	w->call_task = task;
@@ -685,7 +710,7 @@ static __always_inline int piece_taken(const struct sock *sk, struct waiting *w,
 	if (wait >= slow_ns)
 		return piece_measured(sk, w, copied, now, wait);
 	if (!w->call_ns || w->call_task != (__u32)bpf_get_current_pid_tgid())
-		read_measured(sk, IPPROTO_TCP, now, 0, wait);
+		read_measured(as_number(&w->socket_number, sk), IPPROTO_TCP, now, 0, wait);
 	return 0;
 }
 
@@ -727,7 +752,7 @@ static __always_inline int read_datagram(const struct sock *sk, __u8 protocol, s
 		return 0;
 	now = bpf_ktime_get_ns();
 	wait = queue_take(&w->in, taken - 1, taken, ticks_of(now));
-	read_measured(sk, protocol, now, 0, wait);
+	read_measured(as_number(&w->socket_number, sk), protocol, now, 0, wait);
 	return 0;
 }
 
@@ -812,7 +837,7 @@ int raw_segment(struct bpf_raw_tracepoint_args *ctx)
 	const struct sock *sk = (const struct sock *)ctx->args[0];
 	const struct sk_buff *skb = (const struct sk_buff *)ctx->args[1];
 	const struct tcp_skb_cb *cb = (const struct tcp_skb_cb *)&skb->cb[0];
-	__u32 rcv_nxt = rcv_nxt_of(sk), end_seq = BPF_CORE_READ(cb, end_seq);
+	__u32 rcv_nxt = rcv_nxt_of(sk), end_seq = BPF_CORE_READ(cb, end_seq), copied;
 	struct waiting *w;
 	struct mark *m;
 
@@ -828,7 +853,9 @@ int raw_segment(struct bpf_raw_tracepoint_args *ctx)
 		if (after(m->end, rcv_nxt))
 			m->end = rcv_nxt;
 	}
-	ready_tcp(w, end_seq, copied_seq_of(sk), bpf_ktime_get_ns());
+	copied = copied_seq_of(sk);
+	if (ready_tcp(w, end_seq, copied))
+		queue_add(&w->in, copied, end_seq, ticks_of(bpf_ktime_get_ns()), 0);
 	return 0;
 }
 
@@ -912,7 +939,7 @@ static __always_inline int cleaned_up(const struct sock *sk, struct waiting *w, 
 		return 0;
 	}
 	w->call_ns = wait;
-	read_measured(sk, IPPROTO_TCP, now, before, wait);
+	read_measured(as_number(&w->socket_number, sk), IPPROTO_TCP, now, before, wait);
 	return 0;
 }
 
@@ -1030,21 +1057,18 @@ static __always_inline void writes_measured(const struct sock *sk, __u64 wait, _
 		many_measured(NETNS_NONE, wait, span, many);
 }
 
-/* The first `many` writes of a mark are complete. One event reports them; the
- * others count as suppressed. */
-static __noinline int written_out(const struct sock *sk, const struct waiting *w,
-				  const struct mark *m, __u64 now)
+/* The first `many` writes of a mark of the socket `number` are complete. One event reports
+ * them; the others count as suppressed. `writers` is the address of the socket's. */
+VERIFIED_ONCE int mark_out(__u64 number, __u32 first, __u64 last_many, __u64 writers, __u64 now)
 {
-	__u64 wait, span;
+	const struct sock *sk = (const struct sock *)number;
+	__u32 type, n, many = (__u32)last_many >> 2;
 	struct event_account *account;
-	__u32 type, many, n;
+	__u64 wait, span;
 	struct owner o;
 
-	if (!sk || !w || !m)
-		return 0;
-	many = many_of(m);
-	wait = elapsed_ns(m->first, ticks_of(now));
-	span = (__u64)(m->last - m->first) << TICK_SHIFT;
+	wait = elapsed_ns(first, ticks_of(now));
+	span = (__u64)((__u32)(last_many >> 32) - first) << TICK_SHIFT;
 	writes_measured(sk, wait, span, many);
 	if (wait < slow_ns)
 		return 0;
@@ -1054,7 +1078,8 @@ static __noinline int written_out(const struct sock *sk, const struct waiting *w
 	n = over(event_ns, wait, span, many);
 	if (!n)
 		return 0;
-	report(sk, IPPROTO_TCP << 8 | WRITE, now, wait, &w->writers[m->many & (WRITERS - 1)]);
+	report(number, IPPROTO_TCP << 8 | WRITE, now, wait,
+	       writers + (last_many & (WRITERS - 1)) * sizeof(struct writer));
 	if (n < 2)
 		return 0;
 	type = EVENT_SOCKETLAT_SENDSLOW;
@@ -1064,6 +1089,14 @@ static __noinline int written_out(const struct sock *sk, const struct waiting *w
 		__sync_fetch_and_add(&account->suppressed, n - 1);
 	}
 	return 0;
+}
+
+static __always_inline void written_out(const struct sock *sk, struct waiting *w,
+					const struct mark *m, __u64 now)
+{
+	__u64 writers = as_number(&w->writers_number, &w->writers);
+
+	mark_out(as_number(&w->socket_number, sk), m->first, (__u64)m->last << 32 | m->many, writers, now);
 }
 
 /* Everything up to end_seq has left TCP; the part up to `unseen` did so at an
