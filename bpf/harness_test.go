@@ -35,15 +35,25 @@ type testLoader struct {
 func newTestLoader(t testing.TB, options Options) *testLoader {
 	t.Helper()
 	need.Root(t)
+	kept.close(t)
 	rung := options.Hooks
 	options.Hooks = force(t, rung)
+	l := openTestLoader(t, options)
+	l.rung = rung
+	t.Cleanup(func() { l.close(t) })
+	l.lend(t)
+	return l
+}
+
+// openTestLoader returns a loader that belongs to no test yet.
+func openTestLoader(t testing.TB, options Options) *testLoader {
+	t.Helper()
 	l, err := New(options)
 	if err != nil {
 		t.Fatal(err)
 	}
 	shared.lend(l)
-	following.load(t, l)
-	tl := &testLoader{Loader: l, t: t, rung: rung}
+	tl := &testLoader{Loader: l}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
@@ -56,22 +66,72 @@ func newTestLoader(t testing.TB, options Options) *testLoader {
 	tl.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
-			t.Errorf("reader: %v", err)
-		}
-	})
-	t.Cleanup(func() {
-		tl.stop()
-		for _, p := range tl.loaded() {
-			tl.agree(p)
-		}
-		if n := tl.missed(); n > 0 {
-			t.Logf("the kernel left out %d runs of programs that were preempted", n)
-		}
-		if err := l.Close(); err != nil {
-			t.Errorf("close: %v", err)
+			tl.t.Errorf("reader: %v", err)
 		}
 	})
 	return tl
+}
+
+// lend makes a test the loader's owner until its end.
+func (l *testLoader) lend(t testing.TB) {
+	t.Helper()
+	l.t = t
+	following.load(t, l.Loader)
+	missed := l.missed()
+	t.Cleanup(func() {
+		for _, p := range l.loaded() {
+			l.agree(p)
+		}
+		if n := l.missed() - missed; n > 0 {
+			t.Logf("the kernel left out %d runs of programs that were preempted", n)
+		}
+	})
+}
+
+func (l *testLoader) close(t testing.TB) {
+	t.Helper()
+	l.t = t
+	l.stop()
+	if err := l.Close(); err != nil {
+		t.Errorf("close: %v", err)
+	}
+}
+
+// kept is the loader of the last lossLab, in an emulated machine, where loading
+// packetloss takes longer than most tests of a lab. The next lab takes it over; the next
+// other loader closes it first.
+var kept keptLoader
+
+type keptLoader struct {
+	l *testLoader
+	p *Probe
+}
+
+// load returns a loader with packetloss, for a lossLab.
+func (k *keptLoader) load(t testing.TB, options Options, config Config) (*testLoader, *Probe) {
+	t.Helper()
+	if !need.InVM() {
+		l := newTestLoader(t, options)
+		return l, l.load("packetloss", config)
+	}
+	if k.p != nil {
+		k.l.lend(t)
+		return k.l, k.p
+	}
+	need.Root(t)
+	k.close(t) // one whose load failed
+	k.l = openTestLoader(t, options)
+	k.l.lend(t)
+	k.p = k.l.load("packetloss", config)
+	return k.l, k.p
+}
+
+func (k *keptLoader) close(t testing.TB) {
+	t.Helper()
+	if k.l != nil {
+		k.l.close(t)
+	}
+	*k = keptLoader{}
 }
 
 // loaded are the probes that are not closed.

@@ -87,8 +87,8 @@ func newLossLab(t *testing.T) *lossLab {
 	for _, f := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
 		r.sysctl(t, f, "1")
 	}
-	l := newTestLoader(t, Options{EventRate: 1e6, EventBurst: 1e6})
-	x := &lossLab{testLoader: l, p: l.load("packetloss", Config{NoStack: true}), r: r, a: r.a, b: r.b, ownerless: socketsAreNoted()}
+	l, p := kept.load(t, Options{EventRate: 1e6, EventBurst: 1e6}, Config{NoStack: true})
+	x := &lossLab{testLoader: l, p: p, r: r, a: r.a, b: r.b, ownerless: socketsAreNoted()}
 	x.quiet()
 	host, err := kernel.Inode("/proc/self/ns/net")
 	if err != nil {

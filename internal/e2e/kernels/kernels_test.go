@@ -359,8 +359,8 @@ func TestBetween(t *testing.T) {
 	}
 }
 
-// TestSuites: the tests of healthy traffic and of exact counts run on the oldest kernel,
-// the newest, and one between of a flavour other than cloud. The order of the requested
+// TestSuites: the tests of healthy traffic run on the oldest kernel and on the newest with
+// real-time preemption, those of exact counts also on two between. The order of the requested
 // kernels makes no difference.
 func TestSuites(t *testing.T) {
 	runs := func(k string, asked []string, name string) bool {
@@ -398,8 +398,8 @@ func TestSuites(t *testing.T) {
 		on   []string
 	}{
 		{"TestRungs", series["amd64"]},
-		{"TestHealthy", []string{"5.10", "6.12-rt", newest}},
-		{"TestSocketlatencyHealthy", []string{"5.10", "6.12-rt", newest}},
+		{"TestHealthy", []string{"5.10", newest + "-rt"}},
+		{"TestSocketlatencyHealthy", []string{"5.10", newest, newest + "-rt"}},
 		{"TestTCPReset", series["amd64"]},
 		{"TestPacketlossNetfilter", series["amd64"]},
 		{"TestLossTCP", []string{"5.10", "6.1", "6.12", newest}},

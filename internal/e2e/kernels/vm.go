@@ -175,18 +175,6 @@ func (m *machine) qemu(dir, initrd, results string) []string {
 	return args
 }
 
-// tapScript is the file that QEMU runs with the name of the tap device.
-const tapScript = "tap-up"
-
-// makeTapScript writes tapScript. The kernel loses what is written to a tap that is
-// down, and a test that runs beside the VM and counts the whole machine's losses would
-// count these. Of one that is up, the frames are for another host, which is no loss.
-// Without IPv6, the tap itself sends nothing.
-func makeTapScript(dir string) error {
-	const script = "#!/bin/sh\nset -e\necho 1 > \"/proc/sys/net/ipv6/conf/$1/disable_ipv6\"\nip link set \"$1\" up\n"
-	return os.WriteFile(filepath.Join(dir, tapScript), []byte(script), 0o700)
-}
-
 // run boots the VM and returns the tests' output. An error is about the VM, not
 // about the tests.
 func (m *machine) run(ctx context.Context, userland string, tests tree, keep bool) (string, error) {
