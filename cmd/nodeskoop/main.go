@@ -64,7 +64,8 @@ func main() {
 // TimeoutStopSec, longer than all steps of a clean shutdown together.
 const endWithin = 15 * time.Second
 
-// beforeForcedEnd restores the terminal if a command has taken it; nil if none has.
+// beforeForcedEnd undoes what must not outlive the process: it restores the terminal that
+// a command has taken, or removes the daemon's textfile. nil if there is nothing.
 var beforeForcedEnd atomic.Pointer[func()]
 
 // obey starts a clean shutdown at the first signal. A second signal, or the time
