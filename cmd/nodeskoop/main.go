@@ -95,6 +95,7 @@ const flushFor = 2 * time.Second
 // run runs the program and returns its exit code. Logging never waits for a reader
 // of standard error.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	unsetEmpty()
 	log := output.NewPatient(stderr)
 	defer log.Flush(flushFor)
 	out := output.NewStandard(stdout)
@@ -119,6 +120,17 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return coder.ExitCode()
 	}
 	return exitFailure
+}
+
+// unsetEmpty makes an empty variable of a flag the same as none. Service managers and
+// scripts set variables whose value is not given, and a flag would take the empty text for
+// a choice: no probe at all, or a file without a name.
+func unsetEmpty() {
+	for _, v := range os.Environ() {
+		if name, value, _ := strings.Cut(v, "="); value == "" && strings.HasPrefix(name, "NODESKOOP_") {
+			_ = os.Unsetenv(name)
+		}
+	}
 }
 
 // outputFailure is the error of incomplete standard output.
@@ -248,6 +260,9 @@ func loadConfig(c *cli.Context) (*config.Config, error) {
 	if p, ok := common(c, "probe"); ok {
 		if err := cfg.Select(strings.FieldsFunc(p, func(r rune) bool { return r == ',' || r == ' ' })); err != nil {
 			return nil, cli.Exit("--probe: "+err.Error(), exitUsage)
+		}
+		if len(cfg.Probes) == 0 {
+			return nil, cli.Exit(fmt.Sprintf("--probe: %q leaves no probe to run; see nodeskoop probes", p), exitUsage)
 		}
 	}
 	if l, ok := common(c, "log-level"); ok {

@@ -28,6 +28,29 @@ func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	return code, o.String(), e.String()
 }
 
+// An empty variable is the same as none.
+func TestEmptyVariables(t *testing.T) {
+	want := ""
+	for _, set := range []bool{false, true} {
+		if set {
+			for _, name := range []string{"PROBE", "CONFIG", "LOG_LEVEL", "EVENTS", "DURATION", "WAIT", "OUTPUT", "JSON"} {
+				t.Setenv("NODESKOOP_"+name, "")
+			}
+		}
+		code, out, errs := call(t, "probes")
+		if n := strings.Count(out, "\n"); code != 0 || n < 20 {
+			t.Fatalf("set: %v: exit %d, %s%s", set, code, out, errs)
+		}
+		code, out, errs = call(t, "config")
+		if want == "" {
+			want = out
+		}
+		if code != 0 || out != want {
+			t.Errorf("set: %v: exit %d, %s, other output than without: %v", set, code, errs, out != want)
+		}
+	}
+}
+
 func TestCommandLineMistakes(t *testing.T) {
 	for _, c := range []struct {
 		args []string
@@ -37,6 +60,9 @@ func TestCommandLineMistakes(t *testing.T) {
 		{[]string{"collect", "--bogus"}, "bogus"},
 		{[]string{"collect", "--probe", "ping"}, `unknown probe "ping"`},
 		{[]string{"--probe", "ping", "config"}, `unknown probe "ping"`},
+		{[]string{"collect", "--probe", ""}, `--probe: "" leaves no probe to run`},
+		{[]string{"collect", "--probe", ","}, `--probe: "," leaves no probe to run`},
+		{[]string{"collect", "--probe", "tcp,-tcp"}, `--probe: "tcp,-tcp" leaves no probe to run`},
 		{[]string{"collect", "--log-level", "loud"}, `"loud" is not a level`},
 		{[]string{"collect", "--duration", "-1s"}, "out of range"},
 		{[]string{"collect", "--wait", "2h"}, "--wait: 2h0m0s is out of range"},
