@@ -42,7 +42,7 @@ var socketlatency = Probe{
 		MessageID: "78b7d0ac84773ce0ce4cda11b43c589b",
 		Summary:   "An application left received data unread for over 100 ms",
 		Message:   "received data{from} waited {latency} to be read",
-		Explain: "The oldest byte, or the datagram, that the application (KUBESKOOP_COMM, process KUBESKOOP_PID) read had been in the socket's receive queue for over 100 ms. The network had delivered it; the application was slow. KUBESKOOP_SADDR and KUBESKOOP_SPORT are the socket's own end; KUBESKOOP_DADDR is missing for a UDP socket that is not connected to one peer. An application that is permanently behind has one such read after another.\n\n" +
+		Explain: "The oldest byte, or the datagram, that the application (KUBESKOOP_COMM, process KUBESKOOP_PID) read had been in the socket's receive queue for over 100 ms. The network had delivered it; the application was slow. An application that is permanently behind has one such read after another.\n\n" +
 			"Usually the application is busy (one thread for all connections, garbage collection, a lock), waits for a backend, or gets no CPU because its cgroup limit throttles it.",
 		Next: []Step{
 			{"cat \"/sys/fs/cgroup$(cut -d: -f3- /proc/PID/cgroup | tail -n 1)/cpu.stat\"", "with KUBESKOOP_PID: nr_throttled and throttled_usec show whether a CPU limit throttled it (cgroup v2)"},
