@@ -273,7 +273,7 @@ func TestCollectIsQuiet(t *testing.T) {
 
 // The path in host_netns is checked before measuring in it.
 func TestHostNetnsIsANamespace(t *testing.T) {
-	for name, want := range map[string]string{"/etc/passwd": "is not a namespace", "/nonexistent": "no such file"} {
+	for name, want := range map[string]string{"/etc/passwd": "is not a namespace", "/nonexistent": "no such file", "/proc/self/ns/mnt": "is a namespace of another kind"} {
 		file := filepath.Join(t.TempDir(), "x.toml")
 		if err := os.WriteFile(file, []byte("host_netns = \""+name+"\"\n"), 0o644); err != nil {
 			t.Fatal(err)
