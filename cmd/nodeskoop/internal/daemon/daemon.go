@@ -323,6 +323,7 @@ func (d *daemon) tryReload(ctx context.Context, between chan<- func()) error {
 		d.Host = view
 		d.Use(cfg)
 		d.keep.Store(cfg.Textfile.Keep)
+		d.file.SetInterval(cfg.Interval)
 		d.events.Hub.Apply(hub)
 	}
 	select {
