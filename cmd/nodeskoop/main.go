@@ -197,9 +197,26 @@ func refuseMistakes(parent string, commands []*cli.Command) {
 			case c.Args().Present() && !takesArgs:
 				return cli.Exit(fmt.Sprintf("%s takes no argument, got %q; see %s", name, c.Args().First(), help), exitUsage)
 			}
+			if flag := emptyFlag(c, cmd.Flags); flag != "" {
+				return cli.Exit(fmt.Sprintf("--%s has an empty value: give one, or leave the flag out; see %s", flag, help), exitUsage)
+			}
 			return action(c)
 		}
 	}
+}
+
+// emptyFlag returns the name of a flag whose value was given as an empty text, as a script
+// does whose variable is not set. The command would run as if the flag had not been given:
+// events --since would not end, collect --output would print.
+func emptyFlag(c *cli.Context, flags []cli.Flag) string {
+	for _, f := range flags {
+		if s, ok := f.(*cli.StringFlag); ok {
+			if value, given := common(c, s.Name); given && value == "" {
+				return s.Name
+			}
+		}
+	}
+	return ""
 }
 
 // commonFlags are accepted before and after the command's name.
