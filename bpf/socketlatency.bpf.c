@@ -459,27 +459,30 @@ VERIFIED_ONCE int read_measured(__u64 number, __u32 protocol, __u64 now, __u64 b
 	return 0;
 }
 
-/* Returns the protocol if the probe watches the socket, else 0. Programs with type
- * information run too often for helper calls, so they read it directly. */
-static __always_inline __u8 protocol_watched(__u16 family, __u16 protocol, __u8 state)
+/* Returns the protocol if the probe watches the socket, else 0. A raw socket may have
+ * the protocol of TCP or UDP too, but neither its ports nor its queues. Programs with
+ * type information run too often for helper calls, so they read it directly. */
+static __always_inline __u8 protocol_watched(__u16 family, __u16 type, __u16 protocol, __u8 state)
 {
 	if (family != AF_INET && family != AF_INET6)
 		return 0;
 	if (protocol == IPPROTO_TCP)
-		return state == TCP_LISTEN ? 0 : IPPROTO_TCP;
+		return type != SOCK_STREAM || state == TCP_LISTEN ? 0 : IPPROTO_TCP;
+	if (type != SOCK_DGRAM)
+		return 0;
 	return protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE ? protocol : 0;
 }
 
 static __always_inline __u8 protocol_read(const struct sock *sk)
 {
 	return protocol_watched(BPF_CORE_READ(sk, __sk_common.skc_family),
-				BPF_CORE_READ(sk, sk_protocol),
+				BPF_CORE_READ(sk, sk_type), BPF_CORE_READ(sk, sk_protocol),
 				BPF_CORE_READ(sk, __sk_common.skc_state));
 }
 
 static __always_inline __u8 protocol_loaded(const struct sock *sk)
 {
-	return protocol_watched(sk->__sk_common.skc_family, sk->sk_protocol,
+	return protocol_watched(sk->__sk_common.skc_family, sk->sk_type, sk->sk_protocol,
 				sk->__sk_common.skc_state);
 }
 

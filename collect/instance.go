@@ -224,8 +224,16 @@ func (r *Runner) judge() {
 			in.lacking = ""
 		}
 	}
+	r.mu.Lock()
+	r.status = status
+	r.mu.Unlock()
 	for _, x := range lacking {
 		r.opt.Log.Info(fmt.Sprintf("left out, as this machine cannot run them: %s: %s", strings.Join(x.probes, ", "), x.text))
+	}
+	select {
+	case <-r.stop:
+		return // the cycle was cut short: what is missing is no failure
+	default:
 	}
 	failed := "probe failed"
 	if r.opt.Service {
@@ -235,9 +243,6 @@ func (r *Runner) judge() {
 		r.opt.Log.Error(failed, "probe", strings.Join(x.probes, ", "), "error", x.text,
 			"hint", "nodeskoop check says what to do")
 	}
-	r.mu.Lock()
-	r.status = status
-	r.mu.Unlock()
 }
 
 // sayings are messages in order of first use, each with its probes.

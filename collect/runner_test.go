@@ -2,6 +2,7 @@ package collect
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -585,5 +586,29 @@ func TestLabelTemplates(t *testing.T) {
 	s.set("n", "a\xffb", "c", p, nil)
 	if v := s.pairs[1].GetValue(); v != "a\uFFFDb" {
 		t.Errorf("invalid UTF-8 became %q", v)
+	}
+}
+
+// TestStoppedCycleIsNoFailure: a cycle that is cut short because the process ends leaves
+// probes without values, but none has failed.
+func TestStoppedCycleIsNoFailure(t *testing.T) {
+	root, _ := fakeProc(t)
+	var log bytes.Buffer
+	wait := make(chan struct{})
+	defer close(wait)
+	r := newRunner(t, Options{ProcRoot: root, Log: slog.New(slog.NewTextHandler(&log, nil))},
+		Factory{"flow", func(Env) (Probe, error) { <-wait; return nil, unix.EMFILE }},
+		probe("tcp", EachNetns, func(*View) error { <-wait; return nil }))
+	ctx, stop := context.WithCancel(context.Background())
+	stop()
+	r.Until(ctx)
+	r.Cycle()
+	if said := log.String(); strings.Contains(said, "probe failed") {
+		t.Error(said)
+	}
+	for _, s := range r.Status() {
+		if s.Up {
+			t.Errorf("%s is up without a sample", s.Name)
+		}
 	}
 }

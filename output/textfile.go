@@ -50,8 +50,10 @@ const (
 
 	// takeOverAge is the age at which a textfile is taken over although another process
 	// holds it. A process that is stopped, or was killed while it hung in the kernel, must
-	// not block its successor until the next boot.
-	takeOverAge = 10 * time.Minute
+	// not block its successor until the next boot. A writer with a long interval lives
+	// although its file is old: takeOverMissed intervals must have passed, too.
+	takeOverAge    = 10 * time.Minute
+	takeOverMissed = 3
 )
 
 // TextfileStats are a Textfile's statistics.
@@ -94,6 +96,7 @@ type Textfile struct {
 	stale  string      // our temporary file that could not be removed
 	noLock bool        // the lack of locks has been logged
 
+	takeOver          atomic.Int64 // age at which a file that another process holds is taken over, in nanoseconds
 	bytes             atomic.Int64
 	failures, dropped atomic.Uint64
 }
@@ -111,10 +114,17 @@ func (p place) open() (*os.Root, error) { return os.OpenRoot(p.dir + "/") }
 // the umask is ignored. If another process writes the file, the error is ErrInUse. The
 // folder may be missing: each write looks for it.
 func NewTextfile(dir, file string, mode fs.FileMode, log *slog.Logger) (*Textfile, error) {
+	return NewTextfileOf(0, dir, file, mode, log)
+}
+
+// NewTextfileOf is NewTextfile for a file that its writers replace each interval. Another
+// writer is taken for dead only after some intervals.
+func NewTextfileOf(interval time.Duration, dir, file string, mode fs.FileMode, log *slog.Logger) (*Textfile, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
 	t := &Textfile{log: log}
+	t.SetInterval(interval)
 	t.enc.guard.log = log
 	if err := t.Retarget(dir, file, mode); err != nil {
 		return nil, err
@@ -170,6 +180,11 @@ func (t *Textfile) Retarget(dir, file string, mode fs.FileMode) error {
 	path := next.String()
 	t.path.Store(&path)
 	return nil
+}
+
+// SetInterval changes the interval at which the file is replaced; see NewTextfileOf.
+func (t *Textfile) SetInterval(interval time.Duration) {
+	t.takeOver.Store(int64(max(takeOverAge, takeOverMissed*interval)))
 }
 
 // Path returns the absolute path of the file, without waiting for a Write.
@@ -453,7 +468,7 @@ func (t *Textfile) taken(root *os.Root, at place) error {
 		case !locked:
 			continue // the writer has just replaced the file
 		}
-		if age := time.Since(fi.ModTime()); age > takeOverAge {
+		if age := time.Since(fi.ModTime()); age > time.Duration(t.takeOver.Load()) {
 			t.log.Warn("taking over the textfile from a process that holds it but has not written it",
 				"file", at.String(), "for", age.Round(time.Second))
 			return nil

@@ -1096,6 +1096,39 @@ func TestTakeOverFromAStuckWriter(t *testing.T) {
 	wantFile(t, dir, 3)
 }
 
+// A writer with a long interval is not stuck between two writes.
+func TestLongIntervalIsNotStuck(t *testing.T) {
+	dir := t.TempDir()
+	first, err := NewTextfileOf(time.Hour, dir, promFile, 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, first, 1)
+	aged := func(age time.Duration) {
+		at := time.Now().Add(-age)
+		if err := os.Chtimes(first.Path(), at, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	aged(time.Hour)
+	if tf, err := NewTextfileOf(time.Hour, dir, promFile, 0, nil); !errors.Is(err, ErrInUse) {
+		t.Fatalf("%v, %v", tf, err)
+	}
+	write(t, first, 2)
+	aged(takeOverMissed*time.Hour + time.Minute)
+	second, err := NewTextfileOf(time.Hour, dir, promFile, 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, second, 3)
+	wantFailure(t, first, ErrInUse)
+	second.SetInterval(time.Second)
+	first.SetInterval(time.Second)
+	aged(takeOverAge + time.Second)
+	write(t, first, 4)
+	wantFile(t, dir, 4)
+}
+
 func TestCloseKeepsTheFileAndLetsItGo(t *testing.T) {
 	dir := t.TempDir()
 	tf, _ := newTextfile(t, dir)

@@ -228,6 +228,7 @@ struct sock {
 	struct sock_common __sk_common;
 	struct sk_buff_head sk_receive_queue;
 	struct dst_entry *sk_dst_cache;
+	__u16 sk_type;
 	__u16 sk_protocol;
 };
 
@@ -413,6 +414,9 @@ enum {
 	AF_PACKET = 17,
 	AF_ALG = 38,
 	AF_VSOCK = 40,
+
+	SOCK_STREAM = 1,
+	SOCK_DGRAM = 2,
 
 	PACKET_BROADCAST = 1,
 	PACKET_MULTICAST = 2,

@@ -86,6 +86,9 @@ func collectOnce(c *cli.Context) error {
 	}
 	kept = s.KeepCounters(r, true)
 	r.Until(c.Context)
+	if err := c.Context.Err(); err != nil {
+		return err // while it waited for containerd
+	}
 	if d > 0 {
 		r.Cycle() // also loads the probes
 		select {

@@ -188,6 +188,28 @@ func TestDaemonKeepsTheFileOnRequest(t *testing.T) {
 	}
 }
 
+// Two signals in a row, as timeout(1) sends them, leave no stale textfile either.
+func TestDaemonRemovesTheFileAtOnce(t *testing.T) {
+	need.Root(t)
+	for keep, left := range map[string]bool{"": false, "keep = true\n": true} {
+		for range 5 {
+			dir := t.TempDir()
+			file := filepath.Join(dir, "nodeskoop.prom")
+			p := start(t, "run", "--probe", "tcp", "--config", conf(t, dir, fmt.Sprintf("[textfile]\ndir = '%s'\n%s%s", dir, keep, noPods)))
+			testkit.Eventually(t, "the textfile is there", func() bool { return parseProm(t, file) != nil })
+			p.signal(syscall.SIGHUP)
+			p.signal(syscall.SIGTERM)
+			p.signal(syscall.SIGINT)
+			if code := p.ended(); code != 0 && code != 128+int(syscall.SIGINT) && code != 128+int(syscall.SIGTERM) {
+				t.Errorf("exit code %d", code)
+			}
+			if (parseProm(t, file) != nil) != left {
+				t.Errorf("%q: the textfile is left: %v, want %v", keep, !left, left)
+			}
+		}
+	}
+}
+
 // However often the daemon is killed while writing, readers find a complete file,
 // and the next start cleans up temporary files.
 func TestDaemonKilledAgainAndAgain(t *testing.T) {

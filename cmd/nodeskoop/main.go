@@ -64,7 +64,8 @@ func main() {
 // TimeoutStopSec, longer than all steps of a clean shutdown together.
 const endWithin = 15 * time.Second
 
-// beforeForcedEnd restores the terminal if a command has taken it; nil if none has.
+// beforeForcedEnd undoes what must not outlive the process: it restores the terminal that
+// a command has taken, or removes the daemon's textfile. nil if there is nothing.
 var beforeForcedEnd atomic.Pointer[func()]
 
 // obey starts a clean shutdown at the first signal. A second signal, or the time
@@ -94,6 +95,7 @@ const flushFor = 2 * time.Second
 // run runs the program and returns its exit code. Logging never waits for a reader
 // of standard error.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	unsetEmpty()
 	log := output.NewPatient(stderr)
 	defer log.Flush(flushFor)
 	out := output.NewStandard(stdout)
@@ -118,6 +120,17 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return coder.ExitCode()
 	}
 	return exitFailure
+}
+
+// unsetEmpty makes an empty variable of a flag the same as none. Service managers and
+// scripts set variables whose value is not given, and a flag would take the empty text for
+// a choice: no probe at all, or a file without a name.
+func unsetEmpty() {
+	for _, v := range os.Environ() {
+		if name, value, _ := strings.Cut(v, "="); value == "" && strings.HasPrefix(name, "NODESKOOP_") {
+			_ = os.Unsetenv(name)
+		}
+	}
 }
 
 // outputFailure is the error of incomplete standard output.
@@ -184,9 +197,26 @@ func refuseMistakes(parent string, commands []*cli.Command) {
 			case c.Args().Present() && !takesArgs:
 				return cli.Exit(fmt.Sprintf("%s takes no argument, got %q; see %s", name, c.Args().First(), help), exitUsage)
 			}
+			if flag := emptyFlag(c, cmd.Flags); flag != "" {
+				return cli.Exit(fmt.Sprintf("--%s has an empty value: give one, or leave the flag out; see %s", flag, help), exitUsage)
+			}
 			return action(c)
 		}
 	}
+}
+
+// emptyFlag returns the name of a flag whose value was given as an empty text, as a script
+// does whose variable is not set. The command would run as if the flag had not been given:
+// events --since would not end, collect --output would print.
+func emptyFlag(c *cli.Context, flags []cli.Flag) string {
+	for _, f := range flags {
+		if s, ok := f.(*cli.StringFlag); ok {
+			if value, given := common(c, s.Name); given && value == "" {
+				return s.Name
+			}
+		}
+	}
+	return ""
 }
 
 // commonFlags are accepted before and after the command's name.
@@ -247,6 +277,9 @@ func loadConfig(c *cli.Context) (*config.Config, error) {
 	if p, ok := common(c, "probe"); ok {
 		if err := cfg.Select(strings.FieldsFunc(p, func(r rune) bool { return r == ',' || r == ' ' })); err != nil {
 			return nil, cli.Exit("--probe: "+err.Error(), exitUsage)
+		}
+		if len(cfg.Probes) == 0 {
+			return nil, cli.Exit(fmt.Sprintf("--probe: %q leaves no probe to run; see nodeskoop probes", p), exitUsage)
 		}
 	}
 	if l, ok := common(c, "log-level"); ok {

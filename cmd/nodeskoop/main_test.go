@@ -28,6 +28,29 @@ func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	return code, o.String(), e.String()
 }
 
+// An empty variable is the same as none.
+func TestEmptyVariables(t *testing.T) {
+	want := ""
+	for _, set := range []bool{false, true} {
+		if set {
+			for _, name := range []string{"PROBE", "CONFIG", "LOG_LEVEL", "EVENTS", "DURATION", "WAIT", "OUTPUT", "JSON"} {
+				t.Setenv("NODESKOOP_"+name, "")
+			}
+		}
+		code, out, errs := call(t, "probes")
+		if n := strings.Count(out, "\n"); code != 0 || n < 20 {
+			t.Fatalf("set: %v: exit %d, %s%s", set, code, out, errs)
+		}
+		code, out, errs = call(t, "config")
+		if want == "" {
+			want = out
+		}
+		if code != 0 || out != want {
+			t.Errorf("set: %v: exit %d, %s, other output than without: %v", set, code, errs, out != want)
+		}
+	}
+}
+
 func TestCommandLineMistakes(t *testing.T) {
 	for _, c := range []struct {
 		args []string
@@ -37,6 +60,17 @@ func TestCommandLineMistakes(t *testing.T) {
 		{[]string{"collect", "--bogus"}, "bogus"},
 		{[]string{"collect", "--probe", "ping"}, `unknown probe "ping"`},
 		{[]string{"--probe", "ping", "config"}, `unknown probe "ping"`},
+		{[]string{"collect", "--probe", ""}, "--probe has an empty value"},
+		{[]string{"--probe=", "collect"}, "--probe has an empty value"},
+		{[]string{"check", "--config", ""}, "--config has an empty value"},
+		{[]string{"collect", "-o", ""}, "--output has an empty value"},
+		{[]string{"events", "--since", ""}, "--since has an empty value"},
+		{[]string{"report", "--html="}, "--html has an empty value"},
+		{[]string{"top", "--at", ""}, "--at has an empty value"},
+		{[]string{"diagnose", "--pod", ""}, "--pod has an empty value"},
+		{[]string{"config", "--log-level", ""}, "--log-level has an empty value"},
+		{[]string{"collect", "--probe", ","}, `--probe: "," leaves no probe to run`},
+		{[]string{"collect", "--probe", "tcp,-tcp"}, `--probe: "tcp,-tcp" leaves no probe to run`},
 		{[]string{"collect", "--log-level", "loud"}, `"loud" is not a level`},
 		{[]string{"collect", "--duration", "-1s"}, "out of range"},
 		{[]string{"collect", "--wait", "2h"}, "--wait: 2h0m0s is out of range"},
@@ -220,6 +254,20 @@ func TestFlagsBeforeAndAfterTheCommand(t *testing.T) {
 	}
 }
 
+// A command that is interrupted says so, in words, and blames no probe.
+func TestInterrupted(t *testing.T) {
+	need.Root(t)
+	for _, args := range [][]string{{"collect", "--duration", "1h"}, {"collect", "--wait", "1h"}, {"diagnose", "--for", "10m"}} {
+		p := start(t, append(args, "--config", daemonConf(t, t.TempDir(), ""), "--probe", "tcp", "--log-level", "debug")...)
+		testkit.Eventually(t, "it follows containerd", func() bool { return strings.Contains(p.logged(), "containerd") })
+		p.signal(syscall.SIGTERM)
+		code, said := p.ended(), p.logged()
+		if code != exitFailure || !strings.Contains(said, "interrupted by a signal") || strings.Contains(said, "probe failed") || p.printed() != "" {
+			t.Errorf("%v: exit %d, %s%s", args, code, said, p.printed())
+		}
+	}
+}
+
 // A sample from cron causes no mail if there is no problem.
 func TestCollectIsQuiet(t *testing.T) {
 	need.Root(t)
@@ -233,7 +281,7 @@ func TestCollectIsQuiet(t *testing.T) {
 
 // The path in host_netns is checked before measuring in it.
 func TestHostNetnsIsANamespace(t *testing.T) {
-	for name, want := range map[string]string{"/etc/passwd": "is not a namespace", "/nonexistent": "no such file"} {
+	for name, want := range map[string]string{"/etc/passwd": "is not a namespace", "/nonexistent": "no such file", "/proc/self/ns/mnt": "is a namespace of another kind"} {
 		file := filepath.Join(t.TempDir(), "x.toml")
 		if err := os.WriteFile(file, []byte("host_netns = \""+name+"\"\n"), 0o644); err != nil {
 			t.Fatal(err)

@@ -23,7 +23,7 @@ func runCommand() *cli.Command {
 		Name:  "run",
 		Usage: "run the daemon: sample every probe each interval, update the textfile, send events",
 		Description: "SIGHUP reads the configuration again; if that has a mistake, the old one stays in effect.\n" +
-			"SIGTERM and SIGINT end it and remove the textfile, unless textfile.keep is set. A second one ends it at once.",
+			"SIGTERM and SIGINT end it and remove the textfile, unless textfile.keep is set. A second one ends it at once; it too removes the textfile.",
 		Flags:  append(commonFlags(), &cli.BoolFlag{Name: "foreground-events", Usage: "also print the journal's entries, one line each", EnvVars: []string{"NODESKOOP_FOREGROUND_EVENTS"}}),
 		Action: runDaemon,
 	}
@@ -46,8 +46,9 @@ func runDaemon(c *cli.Context) error {
 	defer signal.Stop(abrt)
 	err = daemon.Run(c.Context, daemon.Options{
 		Session: s, Reload: hup, Aborted: abrt, Abort: func() { abort(c.App.ErrWriter) }, Sinks: func() []event.Sink { return sinks(c, s.Log) },
-		Load:   func() (*config.Config, error) { return loadConfig(c) },
-		Minute: historyMinute,
+		BeforeForcedEnd: func(f func()) { beforeForcedEnd.Store(&f) },
+		Load:            func() (*config.Config, error) { return loadConfig(c) },
+		Minute:          historyMinute,
 	})
 	if errors.Is(err, daemon.ErrTimer) {
 		return cli.Exit(err.Error(), exitHeld)

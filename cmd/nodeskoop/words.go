@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -84,6 +85,9 @@ func needRoot(c *cli.Context) error {
 func complaint(err error, args []string) string {
 	if errors.Is(err, fs.ErrPermission) && unprivileged() {
 		return err.Error() + "; needs root: " + withSudo(args)
+	}
+	if errors.Is(err, context.Canceled) {
+		return "interrupted by a signal before it was done: nothing was written; start it again"
 	}
 	return err.Error()
 }

@@ -139,7 +139,7 @@ func TestMessageOfUnusualEvents(t *testing.T) {
 		"no addresses": {"PacketLoss", func(e *Event) { e.Protocol, e.Src, e.Dst = "ARP", Endpoint{}, Endpoint{} },
 			"default/web-0: packet dropped: ARP, NETFILTER_DROP at nft_do_chain+0x12a"},
 		"one address": {"PacketLoss", func(e *Event) { e.Src = Endpoint{} },
-			"default/web-0: packet dropped: ?:0 -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a"},
+			"default/web-0: packet dropped: ? -> 10.0.0.9:51234 TCP, NETFILTER_DROP at nft_do_chain+0x12a"},
 		"nothing known": {"PacketLoss", func(e *Event) { *e = Event{Type: e.Type, PID: -1, CPU: -1} },
 			"host: packet dropped"},
 		"no reason": {"PacketLoss", func(e *Event) { e.Reason = "" },

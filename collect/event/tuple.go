@@ -24,6 +24,9 @@ func (e *Event) AppendTuple(b []byte) []byte {
 }
 
 func (p *Endpoint) isGiven() bool { return p.anyAddr || p.Addr.IsValid() }
+
+// isKnown: the peer of a datagram socket that is not connected is not.
+func (p *Endpoint) isKnown() bool { return p.isGiven() || p.hasPort() }
 func (p *Endpoint) hasPort() bool { return p.anyPort || p.Port != 0 }
 
 func appendEnd(b []byte, end *Endpoint, ports bool) []byte {
@@ -33,6 +36,8 @@ func appendEnd(b []byte, end *Endpoint, ports bool) []byte {
 		return append(b, '*')
 	case end.anyAddr:
 		b = append(b, '*')
+	case !end.isKnown():
+		return append(b, '?')
 	case !a.IsValid():
 		b = append(b, '?')
 	case !ports:
@@ -68,7 +73,7 @@ func (w *fieldWriter) end(f *endFields, end *Endpoint, ports bool) {
 		w.buf = a.AppendTo(w.buf[:0])
 		w.put(f.addr, w.buf)
 	}
-	if ports && !end.anyPort {
+	if ports && !end.anyPort && end.isKnown() {
 		w.unsigned(f.port, uint64(end.Port))
 	}
 	if !end.Addr.IsValid() {

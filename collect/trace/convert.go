@@ -25,7 +25,11 @@ func (c *converter) event(e *bpf.Event) *event.Event {
 		case catalog.FieldTuple:
 			out.Protocol = protocolName(e.Protocol)
 			out.Src = event.Endpoint{Addr: e.Source.Addr(), Port: e.Source.Port()}
-			out.Dst = event.Endpoint{Addr: e.Destination.Addr(), Port: e.Destination.Port()}
+			// No packet goes to the unspecified address: it is what a datagram socket has for
+			// a peer while it is not connected to one. The peer is then unknown.
+			if !e.Destination.Addr().IsUnspecified() || e.Destination.Port() != 0 {
+				out.Dst = event.Endpoint{Addr: e.Destination.Addr(), Port: e.Destination.Port()}
+			}
 		case catalog.FieldPoints:
 			for i, name := range t.Points {
 				if i < len(e.Points) && e.Points[i] > 0 {

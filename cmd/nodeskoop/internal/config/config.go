@@ -272,7 +272,8 @@ func parseMode(s string) (fs.FileMode, error) {
 // ParseLevel parses the name of a log level.
 func ParseLevel(name string) (slog.Level, error) {
 	var l slog.Level
-	if err := l.UnmarshalText([]byte(name)); err != nil {
+	// slog also accepts numbers, such as INFO+3.
+	if err := l.UnmarshalText([]byte(name)); err != nil || strings.ContainsAny(name, "+-") {
 		return l, fmt.Errorf("%q is not a level: use debug, info, warn or error", name)
 	}
 	return l, nil

@@ -141,7 +141,26 @@ func TestConfigMistakes(t *testing.T) {
 		"syntax":             {"interval = \n", []string{"f.toml:1: "}},
 		"twice":              {"interval = '5s'\ninterval = '6s'", []string{"f.toml:2: "}},
 		"several at once":    {"a = 1\ninterval = 5\n[pods]\nb = 2", []string{"f.toml:1: a:", "f.toml:2: interval:", "f.toml:4: pods.b:"}},
-		"empty key":          {"\"\" = 1", []string{"f.toml:1: : unknown key"}},
+		"level and number":   {"[log]\nlevel = 'info+3'", []string{"f.toml:2: log.level: \"info+3\" is not a level"}},
+		// A table that only its keys create has the line of the first of them.
+		"dotted table":        {"\n\nb.z = 1\n", []string{"f.toml:3: b: unknown key"}},
+		"dotted twice":        {"\n\nb.z.y = 1\nb.a = 2", []string{"f.toml:3: b: unknown key"}},
+		"dotted probe":        {"\nprobes.ping.slow = '1s'", []string{"f.toml:2: probes.ping: unknown key; allowed in [probes]:"}},
+		"header of a subkey":  {"\n[foo.bar]\nx = 1", []string{"f.toml:2: foo: unknown key"}},
+		"list in a table":     {"\n[[foo.bar]]\nx = 1", []string{"f.toml:2: foo: unknown key"}},
+		"key of a value":      {"\ninterval.x = '1s'", []string{"f.toml:2: interval: must be a duration in quotes"}},
+		"key of a label":      {"\npods.labels.x.y = '1'", []string{"f.toml:2: pods.labels.x: must be a string"}},
+		"dot in quotes":       {"'textfile.dir' = '/x'", []string{"f.toml:1: \"textfile.dir\": unknown key; allowed here: node_name,"}},
+		"dot in quotes below": {"[probes]\n'net_softirq.slow' = '20ms'", []string{"f.toml:2: \"probes.net_softirq.slow\": unknown key; allowed in [probes]:"}},
+		"table in quotes":     {"['probes.conntrack']\npods = true", []string{"f.toml:1: \"probes.conntrack\": unknown key"}},
+		"twice by an alias":   {"[probes.softirq]\nslow = '20ms'\n[probes.net_softirq]\nslow = '30ms'", []string{"f.toml:2: probes.softirq.slow: line 4 sets it too"}},
+		"folder with NUL":     {"[textfile]\ndir = \"/x\\u0000y\"", []string{"f.toml:2: textfile.dir: \"/x\\x00y\" has a control character"}},
+		"folder of two lines": {"[state]\ndir = \"/x\\ny\"", []string{"f.toml:2: state.dir: \"/x\\ny\" has a control character"}},
+		"file of two lines":   {"[textfile]\nfile = \"x\\ny.prom\"", []string{"f.toml:2: textfile.file: \"x\\ny.prom\" has a control character"}},
+		"file is too long":    {"[textfile]\nfile = '" + strings.Repeat("é", 126) + ".prom'", []string{"f.toml:2: textfile.file: has 257 bytes: a file name has at most 255"}},
+		"socket of two lines": {"[pods]\nsockets = [\"/x\\n\"]", []string{"has a control character"}},
+		"namespace with NUL":  {"host_netns = \"/x\\u0000\"", []string{"f.toml:1: host_netns:"}},
+		"empty key":           {"\"\" = 1", []string{"f.toml:1: : unknown key"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Parse("f.toml", c.text)

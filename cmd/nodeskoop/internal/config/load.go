@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -119,7 +120,7 @@ func (c *Config) read(file, text string) error {
 	if err := checkShape(file, text); err != nil {
 		return err
 	}
-	l := &loader{file: file, c: c}
+	l := &loader{file: file, c: c, seen: map[string]int{}}
 	var top map[string]toml.Primitive
 	md, err := toml.Decode(text, &top)
 	if err != nil {
@@ -154,6 +155,7 @@ type loader struct {
 	file string
 	md   *toml.MetaData
 	c    *Config
+	seen map[string]int // lines of the keys that this file sets
 	errs []lineError
 	more int // mistakes beyond those listed
 }
@@ -184,13 +186,24 @@ func (l *loader) fail(key string, p toml.Primitive, err error) {
 	l.errs = append(l.errs, lineError{l.file, l.line(p), key, err})
 }
 
-// line returns the line number of a value.
+// line returns the line number of a value. A table that only its keys create, as a.b = 1
+// creates a, has none in the library; it begins at the first of them.
 func (l *loader) line(p toml.Primitive) int {
 	var pe toml.ParseError
-	if errors.As(l.md.PrimitiveDecode(p, &nowhere{}), &pe) {
+	if errors.As(l.md.PrimitiveDecode(p, &nowhere{}), &pe) && pe.Position.Line > 0 {
 		return pe.Position.Line
 	}
-	return 0
+	first := 0
+	var keys map[string]toml.Primitive
+	if l.md.PrimitiveDecode(p, &keys) != nil {
+		return 0
+	}
+	for _, key := range keys { // checkShape limits the depth
+		if n := l.line(key); n > 0 && (first == 0 || n < first) {
+			first = n
+		}
+	}
+	return first
 }
 
 // origin records where a key is set.
@@ -202,7 +215,14 @@ func (l *loader) table(prefix string, values map[string]toml.Primitive) {
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		p, key := values[name], prefix+name
 		switch s := settingFor(key); {
+		case strings.Contains(name, "."):
+			// In quotes it is one name. It is no other spelling of a key, which could then
+			// stand twice in a file.
+			l.fail(strconv.Quote(key), p, errors.New("unknown key; "+allowed(prefix)))
+		case s != nil && l.seen[s.Key] > 0:
+			l.fail(key, p, fmt.Errorf("line %d sets it too, under another name of the probe: each key stands once in a file", l.seen[s.Key]))
 		case s != nil:
+			l.seen[s.Key] = l.line(p)
 			if err := s.read(l.c, func(v any) error { return decode(l.md, p, v) }); err != nil {
 				l.fail(s.Key, p, err)
 			} else {

@@ -8,6 +8,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+
+	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect/catalog"
 )
@@ -108,7 +111,7 @@ func declareSettings() []Setting {
 		field("compat_names", "Also write the metric names that KubeSkoop's dashboards use (kubeskoop_fd_openfd, kubeskoop_io_readbytes, ...).",
 			func(c *Config) *bool { return &c.CompatNames }, nil),
 		field("host_netns", "Path of the host's network namespace. Empty: that of process 1, which is the host's unless this is a container with its own PID namespace.",
-			func(c *Config) *string { return &c.HostNetns }, nil),
+			func(c *Config) *string { return &c.HostNetns }, printable),
 
 		field("probes.enabled", "Probes to run: names, \"default\", \"all\", and \"-NAME\" to leave one out.",
 			func(c *Config) *[]string { return &c.Selection }, func(names []string) error {
@@ -125,13 +128,16 @@ func declareSettings() []Setting {
 	}
 	return append(s,
 		field("textfile.dir", "The folder that node_exporter reads (its flag --collector.textfile.directory).",
-			func(c *Config) *string { return &c.Textfile.Dir }, notEmpty),
+			func(c *Config) *string { return &c.Textfile.Dir }, both(notEmpty, printable)),
 		field("textfile.file", "The file's name; it must end in .prom.",
 			func(c *Config) *string { return &c.Textfile.File }, func(s string) error {
 				if !strings.HasSuffix(s, ".prom") || s == ".prom" || strings.Contains(s, "/") {
 					return errors.New("must be a file name that ends in .prom, without a folder: node_exporter reads no other")
 				}
-				return nil
+				if len(s) > unix.NAME_MAX {
+					return fmt.Errorf("has %d bytes: a file name has at most %d", len(s), unix.NAME_MAX)
+				}
+				return printable(s)
 			}),
 		field("textfile.mode", "The file's permissions, octal. node_exporter must be able to read it.",
 			func(c *Config) *string { return &c.Textfile.Mode }, func(s string) error {
@@ -246,9 +252,28 @@ func notEmpty(s string) error {
 	return nil
 }
 
+// both applies two checks.
+func both(a, b func(string) error) func(string) error {
+	return func(s string) error {
+		if err := a(s); err != nil {
+			return err
+		}
+		return b(s)
+	}
+}
+
+// printable rejects control characters. No path has them on purpose, the kernel takes no
+// NUL, and a line of a log or of check's output must not end within a path.
+func printable(s string) error {
+	if i := strings.IndexFunc(s, unicode.IsControl); i >= 0 {
+		return fmt.Errorf("%q has a control character", s)
+	}
+	return nil
+}
+
 func absolute(path string) error {
 	if !filepath.IsAbs(path) {
 		return fmt.Errorf("%q is not an absolute path", path)
 	}
-	return nil
+	return printable(path)
 }

@@ -38,6 +38,7 @@ type daemon struct {
 	runner   *collect.Runner
 	counters *session.Counters
 	ready    atomic.Bool  // the first textfile was written
+	keep     atomic.Bool  // the textfile stays at the end
 	failing  atomic.Bool  // the last write of the textfile failed
 	writing  atomic.Int64 // start of the write in progress, in Unix nanoseconds; 0 if there is none
 	patience time.Duration
@@ -62,6 +63,9 @@ type Options struct {
 	Reload, Aborted <-chan os.Signal
 	// Abort ends the program immediately, as failed.
 	Abort func()
+	// BeforeForcedEnd registers what to do if the program must end without a clean
+	// shutdown, such as after a second signal.
+	BeforeForcedEnd func(f func())
 	// Minute is the length of a history minute; 0 means a minute. Only tests change
 	// it.
 	Minute time.Duration
@@ -94,6 +98,12 @@ func Run(ctx context.Context, o Options) error {
 		return fmt.Errorf("prepare the textfile in %s: %w", s.Config.Textfile.Dir, err)
 	}
 	defer func() { _ = session.Within(endStep, func() error { d.file.Close(); return nil }) }()
+	d.keep.Store(s.Config.Textfile.Keep)
+	if o.BeforeForcedEnd != nil {
+		// timeout(1) and others send their signal to the process and to its group, so a
+		// second signal need not mean that somebody has lost patience.
+		o.BeforeForcedEnd(func() { _ = d.removeFile() })
+	}
 	d.pods, d.stopPods = d.follow(ctx, s.Config, s.Host)
 	defer func() {
 		if d.counters != nil {
@@ -141,13 +151,19 @@ func Run(ctx context.Context, o Options) error {
 
 	systemd.Stopping()
 	d.stopPods()
-	if !s.Config.Textfile.Keep {
-		if err := session.Within(endStep, d.file.Remove); err != nil {
-			s.Log.Error("removing the textfile failed; node_exporter keeps serving it", "error", err)
-		}
+	if err := session.Within(endStep, d.removeFile); err != nil {
+		s.Log.Error("removing the textfile failed; node_exporter keeps serving it", "error", err)
 	}
 	s.Log.Info("stopped")
 	return nil
+}
+
+// removeFile removes the textfile, unless it is to be kept.
+func (d *daemon) removeFile() error {
+	if d.keep.Load() {
+		return nil
+	}
+	return d.file.Remove()
 }
 
 // endStep limits how long the textfile's file system may delay the shutdown.
@@ -306,6 +322,8 @@ func (d *daemon) tryReload(ctx context.Context, between chan<- func()) error {
 		d.useHistory(cfg)
 		d.Host = view
 		d.Use(cfg)
+		d.keep.Store(cfg.Textfile.Keep)
+		d.file.SetInterval(cfg.Interval)
 		d.events.Hub.Apply(hub)
 	}
 	select {

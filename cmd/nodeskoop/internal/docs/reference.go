@@ -137,7 +137,7 @@ func scopeWords(m *catalog.Metric) string {
 // groupFields are the journal fields of each group.
 var groupFields = map[catalog.FieldGroup]string{
 	catalog.FieldTuple: "`KUBESKOOP_PROTOCOL`, `KUBESKOOP_SADDR`, `_SPORT`, `_DADDR`, `_DPORT`, and the owners of the two ends: " +
-		"`KUBESKOOP_SRC_TYPE`, `_SRC_NAMESPACE`, `_SRC_POD`, `_SRC_NODE`, `KUBESKOOP_DST_TYPE`, `_DST_NAMESPACE`, `_DST_POD`, `_DST_NODE`",
+		"`KUBESKOOP_SRC_TYPE`, `_SRC_NAMESPACE`, `_SRC_POD`, `_SRC_NODE`, `KUBESKOOP_DST_TYPE`, `_DST_NAMESPACE`, `_DST_POD`, `_DST_NODE`; those of an unknown end, such as the peer of a UDP socket that is not connected, are missing",
 	catalog.FieldLatency:   "`KUBESKOOP_LATENCY_NS`",
 	catalog.FieldOperation: "`KUBESKOOP_OPERATION`, `KUBESKOOP_BYTES`",
 	catalog.FieldProcess:   "`KUBESKOOP_COMM`, `KUBESKOOP_PID`",

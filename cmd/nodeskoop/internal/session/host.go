@@ -206,6 +206,15 @@ func isNamespace(file string) error {
 	case st.Type != unix.NSFS_MAGIC:
 		return fmt.Errorf("host_netns: %s is not a namespace: let it name a file such as /proc/PID/ns/net or /run/netns/NAME", file)
 	}
+	fd, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("host_netns: open %s: %w (needs CAP_SYS_PTRACE for that of another process)", file, err)
+	}
+	defer unix.Close(fd)
+	// Without the request (Linux before 4.11) entering the namespace tells.
+	if kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE); err == nil && kind != unix.CLONE_NEWNET {
+		return fmt.Errorf("host_netns: %s is a namespace of another kind: let it name that of a network, such as /proc/PID/ns/net or /run/netns/NAME", file)
+	}
 	return nil
 }
 

@@ -28,7 +28,7 @@ func Within(d time.Duration, f func() error) error {
 
 // OpenTextfile opens the textfile of a configuration.
 func OpenTextfile(cfg *config.Config, log *slog.Logger) (*output.Textfile, error) {
-	return output.NewTextfile(cfg.Textfile.Dir, cfg.Textfile.File, cfg.Textfile.Perm(), log)
+	return output.NewTextfileOf(cfg.Interval, cfg.Textfile.Dir, cfg.Textfile.File, cfg.Textfile.Perm(), log)
 }
 
 // OutputFile opens the textfile at a path. In a folder it has the configured name.
@@ -39,5 +39,5 @@ func (s *Session) OutputFile(path string) (*output.Textfile, error) {
 	} else if fi, err := os.Stat(path); err == nil && fi.IsDir() {
 		dir, name = path, s.Config.Textfile.File
 	}
-	return output.NewTextfile(cmp.Or(dir, "."), name, s.Config.Textfile.Perm(), s.Log)
+	return output.NewTextfileOf(s.Config.Interval, cmp.Or(dir, "."), name, s.Config.Textfile.Perm(), s.Log)
 }
