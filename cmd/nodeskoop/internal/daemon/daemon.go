@@ -206,7 +206,11 @@ func (d *daemon) status(fams []*dto.MetricFamily) string {
 	d.mu.Unlock()
 	probes := d.runner.Status()
 	var down, lacking []string
+	able := 0
 	for _, p := range probes {
+		if !p.Unsupported && !p.Resting {
+			able++
+		}
 		switch {
 		case p.Unsupported:
 			lacking = append(lacking, p.Name)
@@ -222,7 +226,6 @@ func (d *daemon) status(fams []*dto.MetricFamily) string {
 	if !pods.Connected() {
 		b.WriteString(" (containerd does not answer)")
 	}
-	able := len(probes) - len(lacking)
 	fmt.Fprintf(&b, ", %d of %d probes work", able-len(down), able)
 	if len(down) > 0 {
 		fmt.Fprintf(&b, " (not %s)", strings.Join(down, ", "))
