@@ -21,6 +21,7 @@ import (
 	"nodeskoop/cmd/nodeskoop/internal/config"
 	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/collect"
+	"nodeskoop/collect/escalate"
 	"nodeskoop/collect/event"
 	"nodeskoop/collect/owner"
 	"nodeskoop/internal/bounded"
@@ -65,6 +66,8 @@ type Options struct {
 	// Minute is the length of a history minute; 0 means a minute. Only tests change
 	// it.
 	Minute time.Duration
+	// Escalate is the budget of the probes on standby. Only tests change it.
+	Escalate escalate.Options
 }
 
 // Run runs the daemon until ctx ends.
@@ -110,6 +113,7 @@ func Run(ctx context.Context, o Options) error {
 	defer r.Close()
 	d.runner = r
 	r.KeepAlso("events", d.events)
+	escalateFrom(r, o.Escalate, s.Log)
 	d.counters = s.KeepCounters(r, false)
 	d.history = s.NewHistory(s.Config, o.Minute)
 	defer d.closeHistory()
