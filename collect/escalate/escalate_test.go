@@ -94,7 +94,7 @@ func TestSigns(t *testing.T) {
 	}{
 		"losses":              {pod(rises{"packetloss_total": 160}), pod(rises{"packetloss_total": 100}), "shop/web: 160 packets lost in 15s"},
 		"losses by a rule":    {host(rises{"packetloss_total": 900, "packetloss_netfilter": 700}), host(rises{"packetloss_total": 900, "packetloss_netfilter": 900}), "node: 200 packets lost in 15s"},
-		"retransmissions":     {pod(rises{"tcp_retranssegs": 20, "tcp_outsegs": 300}), pod(rises{"tcp_retranssegs": 400, "tcp_outsegs": 90000}), "shop/web: 20 TCP segments retransmitted (6.7 %) in 15s"},
+		"retransmissions":     {pod(rises{"tcp_retranssegs": 20, "tcp_outsegs": 300}), pod(rises{"tcp_retranssegs": 400, "tcp_outsegs": 21000}), "shop/web: 20 TCP segments retransmitted (6.7 %) in 15s"},
 		"few retransmissions": {host(rises{"tcp_retranssegs": 15, "tcp_outsegs": 16}), host(rises{"tcp_retranssegs": 14, "tcp_outsegs": 16}), "node: 15 TCP segments retransmitted (93.8 %) in 15s"},
 		"timeouts":            {pod(rises{"tcpext_tcpabortontimeout": 5, "tcp_activeopens": 20}), pod(rises{"tcpext_tcpabortontimeout": 5, "tcp_activeopens": 90}), "shop/web: 5 connections ended by a timeout (25.0 %) in 15s"},
 		"resets":              {pod(rises{"tcpext_tcpabortonclose": 3, "tcpext_tcpabortondata": 2, "tcp_passiveopens": 20}), pod(rises{"tcpext_tcpabortondata": 9, "tcp_passiveopens": 100}), "shop/web: 5 connections closed with RST (25.0 %) in 15s"},
@@ -442,6 +442,39 @@ func TestHealthyNodesAreSilent(t *testing.T) {
 		t.Logf("%s: %d samples of %s: %s", name, cycles, strings.Join(slices.Sorted(maps.Keys(used)), ", "), strings.Join(told, "; "))
 		if (len(told) == 0) != healthy || cycles < 60 || len(used) < 5 {
 			t.Errorf("%s: %d samples, %d metrics, told: %q", name, cycles, len(used), told)
+		}
+	}
+}
+
+// TestSharesOfHealthyNodes: how far the recorded nodes stay below the share of
+// retransmissions.
+func TestSharesOfHealthyNodes(t *testing.T) {
+	for _, name := range []string{"idle", "busy", "debian"} {
+		list, each, err := recording.Read("../../packaging/prometheus/tests/recorded/" + name + ".yml.gz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		most, rate := 0.0, 0.0
+		for _, a := range list {
+			for _, b := range list {
+				if a.Labels["__name__"] != "kubeskoop_tcp_retranssegs" || b.Labels["__name__"] != "kubeskoop_tcp_outsegs" || a.Labels["k8s_pod"] != b.Labels["k8s_pod"] {
+					continue
+				}
+				for i := 1; i < len(a.Values); i++ {
+					n, of := a.Values[i]-a.Values[i-1], b.Values[i]-b.Values[i-1]
+					if math.IsNaN(n) || math.IsNaN(of) {
+						continue
+					}
+					rate = max(rate, n/each.Seconds())
+					if of > 100 {
+						most = max(most, n/of)
+					}
+				}
+			}
+		}
+		t.Logf("%s: at most %.2f retransmissions a second, %.2f %% of the segments", name, rate, 100*most)
+		if rate > 0.5 && most > 0.01 {
+			t.Errorf("%s: too close to the threshold", name)
 		}
 	}
 }

@@ -26,12 +26,9 @@ type sign struct {
 // are silent on healthy nodes. TestHealthyNodesAreSilent replays recorded hours of some.
 // The squeezes of softnet_stat and the pressure of CPUs and disks are no signs: each node
 // with work to do has them. The share of softirqs and the stalls for memory are.
+//
+// The signs that say more come first, since the first one is told.
 var signs = []sign{
-	// The alert PacketsDropped: more than 10 a second. Packets that a rule drops are
-	// explained.
-	{what: "packets lost", plus: []string{"kubeskoop_packetloss_total"}, minus: "kubeskoop_packetloss_netfilter", least: 10 * observed},
-	// The alert TCPRetransmissions: one in twenty. The number is that of wire-loss.
-	withShare(from("TCP segments retransmitted", "wire-loss", "tcp.lost", []string{"kubeskoop_tcp_retranssegs"}, "kubeskoop_tcp_outsegs"), 0.05),
 	// As aborted-connections, by the kernel instead of the application.
 	from("connections ended by a timeout", "aborted-connections", "tcp.aborts", []string{"kubeskoop_tcpext_tcpabortontimeout"}, opens...),
 	from("connections closed with RST", "aborted-connections", "tcp.aborts", []string{"kubeskoop_tcpext_tcpabortonclose", "kubeskoop_tcpext_tcpabortondata"}, opens...),
@@ -40,6 +37,13 @@ var signs = []sign{
 	from("packets found a queue of an interface full", "qdisc-full", "queue.drops", []string{"kubeskoop_qdisc_drops"}, "kubeskoop_qdisc_drops", "kubeskoop_qdisc_packets"),
 	from("packets found the backlog of a CPU full", "softirq-cpu-busy", "kubeskoop_softnet_dropped", []string{"kubeskoop_softnet_dropped"}, "kubeskoop_softnet_processed"),
 	from("packets found no room in conntrack", "conntrack-full", "kubeskoop_conntrack_drop", []string{"kubeskoop_conntrack_drop"}),
+	// The alert PacketsDropped: more than 10 a second. Packets that a rule drops are
+	// explained.
+	{what: "packets lost", plus: []string{"kubeskoop_packetloss_total"}, minus: "kubeskoop_packetloss_netfilter", least: 10 * observed},
+	// One in fifty, between the alert TCPRetransmissions (one in twenty) and wire-loss (one
+	// in two hundred): outsegs includes acknowledgements, so that a path that loses one in
+	// twenty shows half of that, and servers of far clients retransmit one in a hundred.
+	withShare(from("TCP segments retransmitted", "wire-loss", "tcp.lost", []string{"kubeskoop_tcp_retranssegs"}, "kubeskoop_tcp_outsegs"), 0.02),
 }
 
 var opens = []string{"kubeskoop_tcp_activeopens", "kubeskoop_tcp_passiveopens"}
