@@ -27,7 +27,7 @@ DEBIAN ?= bookworm
 STAGES ?=
 
 .DEFAULT_GOAL := build
-.PHONY: help go build run demo bench-bpf test test-unit test-install test-vm test-kernels test-nodes quiet record race lint generate render record-boards check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-servers bench-gate soak test-faults faults-doc deps packages check-packages clean
+.PHONY: help go build run demo bench-bpf test test-unit test-install test-vm test-kernels test-nodes quiet record race lint generate render record-boards check-metrics check-rules transcripts screenshots fuzz bench bench-compare bench-curves bench-pods bench-servers bench-gate soak test-faults test-escalation faults-doc deps packages check-packages clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -100,6 +100,9 @@ record: deps packages ## record the alerts' metrics of a machine for DURATION (6
 # All of it takes a quarter of an hour; FAULTS=short takes a minute.
 test-faults: deps ## make the faults that diagnose names, in pods and on a wire, and hold what it says of them (FAULTS=short, singles, doubles, healthy, or causes: A,B+C)
 	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_FAULTS='$(FAULTS)' $(GO) test -count=1 -v -timeout 60m ./internal/e2e/faults
+
+test-escalation: deps ## make faults, and show which of them make the daemon watch closer, and which events then explain them (FAULTS=all, healthy, or causes: A,B)
+	$(SUDO) env NODESKOOP_TEST_STRICT=1 NODESKOOP_ESCALATE='$(FAULTS)' $(GO) test -count=1 -v -timeout 90m -run '^TestEscalation$$' ./internal/e2e/faults
 
 faults-doc: deps ## make all faults, also those of the whole machine, and write what diagnose says of them into docs/faults.md
 	$(SUDO) internal/e2e/compare/tools

@@ -16,6 +16,8 @@ import (
 type ProbeStatus struct {
 	Name string
 	Up   bool
+	// Resting: the probe is on standby and does not run. Up is then true.
+	Resting bool
 	// Unsupported: this machine cannot run the probe, which is not a failure. Err is the
 	// reason and wraps an *UnsupportedError.
 	Unsupported bool
@@ -44,6 +46,11 @@ type instance struct {
 	delay   time.Duration
 	// loading is the call that builds the probe; nil: none is under way.
 	loading *bounded.Call[Probe]
+
+	// standby: see Options.Standby. tried says that the probe was loaded once, trial that
+	// loading closes it at once. closing is the call that closes it; nil: none is under way.
+	standby, tried, trial bool
+	closing               *bounded.Call[struct{}]
 
 	limited string // limitations, as logged last
 	lacking string // reason of an UnsupportedError, as logged last; "" if supported
@@ -90,6 +97,10 @@ func (r *Runner) build(now time.Time) {
 			in.source.outcome = outcome{}
 			continue
 		}
+		if in.standby {
+			r.advance(in, now)
+			continue
+		}
 		if in.loading == nil && now.Before(in.retry) {
 			continue
 		}
@@ -103,34 +114,55 @@ func (r *Runner) build(now time.Time) {
 			in.err = in.loading.Hangs("loading it")
 			continue
 		}
-		probe, err := in.loading.Value, in.loading.Err
-		in.loading, in.err = nil, err
+		r.take(in, now)
 		r.beat(0)
-		if err == nil {
-			in.source = &source{name: in.info.Name, probe: probe, granularity: probe.Granularity()}
-		} else {
-			least, most := minRetry, maxRetry
-			if errors.As(err, new(*UnsupportedError)) {
-				least, most = minLookAgain, maxLookAgain
-			}
-			in.delay = min(max(2*in.delay, least), most)
-			in.retry = now.Add(in.delay)
-		}
 	}
+}
+
+// take takes a probe that has been loaded. If loading failed, it sets the time of the next
+// attempt.
+func (r *Runner) take(in *instance, now time.Time) {
+	probe, err := in.loading.Value, in.loading.Err
+	in.loading, in.err = nil, err
+	if err == nil {
+		in.tried = true
+		if probe != nil { // nil: it was a trial
+			in.source = &source{name: in.info.Name, probe: probe, granularity: probe.Granularity(), keep: in.standby}
+		}
+		return
+	}
+	least, most := minRetry, maxRetry
+	if errors.As(err, new(*UnsupportedError)) {
+		least, most = minLookAgain, maxLookAgain
+	}
+	in.delay = min(max(2*in.delay, least), most)
+	in.retry = now.Add(in.delay)
 }
 
 // create starts to build a probe.
 func (r *Runner) create(in *instance) *bounded.Call[Probe] {
 	f, ok := r.factories[in.info.Name]
 	env := Env{Options: in.opts, ProcRoot: r.opt.ProcRoot, HostNetns: r.host.path, Once: r.opt.Once, Who: r.who, Log: r.opt.Log.With("probe", in.info.Name)}
+	standby, trial, turn := in.standby, in.standby && in.trial, r.turn
 	return bounded.Begin(func() (Probe, error) {
+		if standby {
+			select {
+			case turn <- struct{}{}:
+				defer func() { <-turn }()
+			case <-time.After(loadTurn): // the other one hangs
+			}
+		}
 		switch {
 		case !ok:
 			return nil, ErrNotBuilt
 		case in.refused != nil:
 			return nil, in.refused
 		}
-		return f.New(env)
+		probe, err := f.New(env)
+		if trial && err == nil {
+			return nil, probe.Close()
+		}
+		return probe, err
 	})
 }
 
@@ -139,6 +171,9 @@ func (r *Runner) create(in *instance) *bounded.Call[Probe] {
 func (r *Runner) drop(list []*instance) {
 	closings := map[*instance]*bounded.Call[struct{}]{}
 	for _, in := range list {
+		if in.closing != nil {
+			closings[in] = in.closing // a probe on standby that is not loaded either
+		}
 		if source, loading := in.source, in.loading; source != nil || loading != nil {
 			closings[in] = bounded.Begin(func() (none struct{}, err error) {
 				var probe Probe
@@ -162,11 +197,18 @@ func (r *Runner) drop(list []*instance) {
 	for in, c := range closings {
 		if !c.Over(time.Until(deadline), nil) {
 			r.opt.Log.Warn("closing a probe hangs in the kernel; sampling continues without it", "probe", in.info.Name, "error", c.Hangs("closing it"))
-		} else if c.Err != nil {
-			r.opt.Log.Warn("closing a probe failed", "probe", in.info.Name, "error", c.Err)
+		} else {
+			r.closed(in, c)
 		}
 	}
 	r.beat(0)
+}
+
+// closed logs a failure to close a probe.
+func (r *Runner) closed(in *instance, c *bounded.Call[struct{}]) {
+	if c.Err != nil {
+		r.opt.Log.Warn("closing a probe failed", "probe", in.info.Name, "error", c.Err)
+	}
 }
 
 // judge turns the cycle's outcomes into the probes' status and logs changes.
@@ -181,9 +223,10 @@ func (r *Runner) judge() {
 			s.Hook, s.Limitations = of.hook, slices.Clone(of.limitations)
 		}
 		s.Up = s.Err == nil
+		s.Resting = in.standby && in.source == nil && s.Up
 		var lack *UnsupportedError
 		s.Unsupported = errors.As(s.Err, &lack)
-		if l := strings.Join(s.Limitations, "; "); l != in.limited {
+		if l := strings.Join(s.Limitations, "; "); in.source != nil && l != in.limited {
 			if in.limited = l; l != "" {
 				r.opt.Log.Info("probe works in part", "probe", s.Name, "does not see", l)
 			}

@@ -7,7 +7,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"iter"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path"
@@ -48,6 +50,9 @@ type Options struct {
 	// Enabled names the probes to run; Probes holds their options by name.
 	Enabled []string
 	Probes  map[string]map[string]any
+	// Standby names the probes that run only while Decide says so. An enabled probe is not
+	// on standby.
+	Standby []string
 	// Labels are the additional labels that the operator configured.
 	Labels []owner.LabelTemplate
 	// CompatNames also writes the metrics that have an Alias.
@@ -95,6 +100,12 @@ type Runner struct {
 	blind     bool // the last call for the pods failed
 	who       *owner.Resolver
 
+	decide    func(iter.Seq[Value]) bool // see Decide
+	awake     bool                       // the probes on standby run, or are being loaded
+	undecided bool                       // the last call of decide failed
+	still     map[string][]stillRow      // counters of probes on standby as of their last cycle, by probe
+	turn      chan struct{}              // taken while a probe on standby is loaded
+
 	// Calls that may hang, each in its own goroutine. A field is nil while no
 	// such call is running.
 	listing *bounded.Call[processLists]
@@ -108,9 +119,10 @@ type Runner struct {
 	loop   atomic.Uint64 // the goroutine of Run
 	due    atomic.Int64  // deadline of the loop's next heartbeat, since born
 
-	mu     sync.Mutex
-	status []ProbeStatus
-	selves []func(add func(m string, value float64, labels ...string))
+	mu      sync.Mutex
+	status  []ProbeStatus
+	standby map[string]bool // see Standby
+	selves  []func(add func(m string, value float64, labels ...string))
 }
 
 const (
@@ -123,7 +135,8 @@ const (
 
 // NewRunner builds a Runner from the probes that this program contains.
 func NewRunner(opt Options, factories ...Factory) (*Runner, error) {
-	r := &Runner{factories: map[string]Factory{}, planner: newPlanner(), keeper: newKeeper(), gaps: newGaps(), who: owner.NewResolver(owner.Sources{}), born: time.Now()}
+	r := &Runner{factories: map[string]Factory{}, planner: newPlanner(), keeper: newKeeper(), gaps: newGaps(), who: owner.NewResolver(owner.Sources{}), born: time.Now(), still: map[string][]stillRow{}, turn: make(chan struct{}, 1)}
+	r.KeepAlso("standby", standbyState{r})
 	for _, f := range factories {
 		r.factories[f.Name] = f
 	}
@@ -186,14 +199,15 @@ func (r *Runner) Prepare(opt Options) (commit func(), err error) {
 	host.key = fmt.Sprintf("host %d %x", host.inode, r.cookieOf(host.path, host.inode))
 
 	var next []*instance
-	for _, name := range opt.Enabled {
+	for i, name := range slices.Concat(opt.Enabled, opt.Standby) {
 		info := catalog.ProbeByName(name)
 		if info == nil {
 			return nil, fmt.Errorf("unknown probe %q", name)
 		}
-		next = append(next, &instance{info: info, opts: probeOptions(info, opt.Probes[info.Name]), refused: opt.Refused[info.Name]})
+		next = append(next, &instance{info: info, opts: probeOptions(info, opt.Probes[info.Name]), refused: opt.Refused[info.Name], standby: i >= len(opt.Enabled)})
 	}
-	slices.SortFunc(next, func(a, b *instance) int { return strings.Compare(a.info.Name, b.info.Name) })
+	// Of two instances of one probe, the enabled one comes first and stays.
+	slices.SortStableFunc(next, func(a, b *instance) int { return strings.Compare(a.info.Name, b.info.Name) })
 	next = slices.CompactFunc(next, func(a, b *instance) bool { return a.info == b.info })
 
 	return func() { r.commit(opt, host, next) }, nil
@@ -206,7 +220,11 @@ func (r *Runner) commit(opt Options, host hostNetns, next []*instance) {
 	kept := map[*instance]bool{}
 	for i, n := range next {
 		for _, old := range r.instances {
-			if sameHost && old.info == n.info && reflect.DeepEqual(old.opts, n.opts) && sameError(opt.Refused[n.info.Name], old.refused) {
+			// Keep a probe that begins or ceases to be on standby if it runs.
+			if sameHost && old.info == n.info && (old.standby == n.standby || old.source != nil) && reflect.DeepEqual(old.opts, n.opts) && sameError(opt.Refused[n.info.Name], old.refused) {
+				if old.standby = n.standby; old.source != nil {
+					old.source.keep = n.standby
+				}
 				next[i], kept[old] = old, true
 			}
 		}
@@ -219,6 +237,9 @@ func (r *Runner) commit(opt Options, host hostNetns, next []*instance) {
 	}
 	r.drop(dropped)
 	r.instances = next
+	maps.DeleteFunc(r.still, func(probe string, _ []stillRow) bool {
+		return !slices.ContainsFunc(next, func(in *instance) bool { return in.standby && in.info.Name == probe })
+	})
 	r.planner.each(func(m *memory) { m.labels.pairs = nil }) // rebuilt from the new templates
 	r.newFamilies()
 }
@@ -363,6 +384,8 @@ func (r *Runner) Cycle() []*dto.MetricFamily {
 	r.rows = sample(r.plan, r.rows[:0], r.stop, func() { r.beat(0) })
 	r.beat(0)
 	r.judge()
+	r.rows = r.appendStill(r.rows)
+	r.switchStandby()
 	r.markSample()
 	values := r.askSelf()
 	r.keepAll() // save before publishing: counters never fall below values that were read
@@ -439,7 +462,7 @@ func (r *Runner) listProcesses(pods []*owner.Pod) (processLists, error) {
 // keepAll encodes the probes' state.
 func (r *Runner) keepAll() {
 	// While containerd is not connected, the list of pods may be incomplete.
-	r.keeper.encode(r.plan, func(key string) bool { return r.planner.memories[key] != nil }, r.enabled, r.opt.Pods.Connected())
+	r.keeper.encode(r.plan, func(key string) bool { return r.planner.memories[key] != nil || key == r.planner.unknown.key }, r.enabled, r.opt.Pods.Connected())
 }
 
 func (r *Runner) enabled(probe string) bool {

@@ -81,6 +81,9 @@ func (r *Runner) selfValues(start time.Time, others []selfValue, add func(string
 		if s.Unsupported {
 			continue // unsupported probes are neither up nor down
 		}
+		if s.Resting {
+			continue // nor are probes that are not to run
+		}
 		add("nodeskoop_probe_up", boolValue(s.Up), s.Name)
 		add("nodeskoop_probe_duration_seconds", s.Duration.Seconds(), s.Name)
 		add("nodeskoop_probe_failed_targets", float64(s.Failed), s.Name)

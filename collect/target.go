@@ -173,7 +173,8 @@ type source struct {
 	// As of the last call of Hook.
 	hook        string
 	limitations []string
-	outcome     // result of this cycle
+	keep        bool // keep the rows
+	outcome          // result of this cycle
 }
 
 // outcome is a probe's result of one cycle.
@@ -184,6 +185,7 @@ type outcome struct {
 	protected    int // processes that the kernel hides
 	protectedErr error
 	took         time.Duration
+	rows         []row // if kept
 }
 
 // fail records that the probe has no complete values for t.

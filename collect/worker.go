@@ -266,6 +266,9 @@ func (w *worker) take(job *job, probe *source, err error) {
 		// A sum with a missing part is not written.
 		probe.fail(job.target, err)
 	}
+	if probe.keep && w.mark < len(w.rows) {
+		probe.rows = append(probe.rows, w.rows[w.mark:]...)
+	}
 	w.mark = len(w.rows)
 	w.next(job)
 }

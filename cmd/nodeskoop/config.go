@@ -34,7 +34,9 @@ func configCommand() *cli.Command {
 			}
 			if _, given := common(c, "probe"); given {
 				cfg.Selection = cfg.Probes
-				cfg.Origins["probes.enabled"] = "--probe, or NODESKOOP_PROBE"
+				for _, key := range []string{"probes.enabled", "probes.escalate"} {
+					cfg.Origins[key] = "--probe, or NODESKOOP_PROBE"
+				}
 			}
 			if _, given := common(c, "log-level"); given {
 				cfg.Origins["log.level"] = "--log-level, or NODESKOOP_LOG_LEVEL"

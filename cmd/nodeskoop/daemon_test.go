@@ -32,6 +32,9 @@ func TestMain(m *testing.M) {
 	if minute := os.Getenv(minuteEnv); minute != "" {
 		os.Exit(withMinute(minute))
 	}
+	if length := os.Getenv(escalateEnv); length != "" {
+		os.Exit(withEscalation(length))
+	}
 	os.Exit(testkit.Main(m))
 }
 

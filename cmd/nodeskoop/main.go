@@ -275,6 +275,7 @@ func loadConfig(c *cli.Context) (*config.Config, error) {
 		return nil, err
 	}
 	if p, ok := common(c, "probe"); ok {
+		cfg.Escalation = []string{} // these probes alone
 		if err := cfg.Select(strings.FieldsFunc(p, func(r rune) bool { return r == ',' || r == ' ' })); err != nil {
 			return nil, cli.Exit("--probe: "+err.Error(), exitUsage)
 		}

@@ -13,7 +13,7 @@ import (
 func probesCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "probes",
-		Usage: "print the probes: whether they are enabled, and whether they work here or why not",
+		Usage: "print the probes: whether they are enabled or escalated, and whether they work here or why not",
 		Flags: append(commonFlags(), jsonFlag("print JSON")),
 		Action: func(c *cli.Context) error {
 			s, err := newSession(c, c.App.ErrWriter)
@@ -38,7 +38,11 @@ func probesCommand() *cli.Command {
 				case len(r.Limitations) > 0:
 					works = "in part"
 				}
-				lines = append(lines, []string{r.Probe, r.Kinds, r.Source, column.Dash(r.Overhead), column.YesNo(r.Enabled), column.Dash(r.Hook), works})
+				enabled := column.YesNo(r.Enabled)
+				if r.Escalated {
+					enabled = "escalated"
+				}
+				lines = append(lines, []string{r.Probe, r.Kinds, r.Source, column.Dash(r.Overhead), enabled, column.Dash(r.Hook), works})
 			}
 			if err := column.Write(c.App.Writer, lines); err != nil {
 				return err

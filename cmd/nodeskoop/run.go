@@ -14,6 +14,7 @@ import (
 	"nodeskoop/cmd/nodeskoop/internal/config"
 	"nodeskoop/cmd/nodeskoop/internal/daemon"
 	"nodeskoop/cmd/nodeskoop/internal/session"
+	"nodeskoop/collect/escalate"
 	"nodeskoop/collect/event"
 	"nodeskoop/output"
 )
@@ -49,6 +50,7 @@ func runDaemon(c *cli.Context) error {
 		BeforeForcedEnd: func(f func()) { beforeForcedEnd.Store(&f) },
 		Load:            func() (*config.Config, error) { return loadConfig(c) },
 		Minute:          historyMinute,
+		Escalate:        escalateOptions,
 	})
 	if errors.Is(err, daemon.ErrTimer) {
 		return cli.Exit(err.Error(), exitHeld)
@@ -58,6 +60,10 @@ func runDaemon(c *cli.Context) error {
 
 // historyMinute is the length of a history minute, for tests; 0 means a minute.
 var historyMinute time.Duration
+
+// escalateOptions is the budget of the probes on standby, for tests; zero means that of
+// the documentation.
+var escalateOptions escalate.Options
 
 // abort ends the program at once, with the exit code that shells use for SIGABRT.
 func abort(log io.Writer) {

@@ -298,6 +298,9 @@ type Probe struct {
 	Measured string
 	// Default says whether the probe runs when the configuration names none.
 	Default bool
+	// Escalate says whether the probe, where it is not enabled, runs for some minutes
+	// after a sign of a fault. Its values explain faults.
+	Escalate bool
 	// Rank orders the families in the textfile; max_series cuts from the end. Probes
 	// with rank 0 come last.
 	Rank int

@@ -6,7 +6,7 @@ var kernellatency = Probe{
 	Name:   "kernellatency",
 	Title:  "time of packets inside the IP stack",
 	Rank:   19,
-	Source: EBPF, Overhead: "high", Measured: "26 to 42 ns/step",
+	Source: EBPF, Overhead: "high", Measured: "26 to 42 ns/step", Escalate: true,
 	Cost:         "Runs twice for each received packet (41 and 42 ns) and once for each sent one (26 ns).",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
 	Options:      []Option{slowOption, eventOption, histogramsOption},

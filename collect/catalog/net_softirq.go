@@ -6,7 +6,7 @@ var netSoftirq = Probe{
 	Name: "net_softirq", Aliases: []string{"softirq"},
 	Title:  "delay and run time of the network softirqs",
 	Rank:   18,
-	Source: EBPF, Overhead: "high", Measured: "39 to 43 ns/step",
+	Source: EBPF, Overhead: "high", Measured: "39 to 43 ns/step", Escalate: true,
 	Cost:         "Runs three times for each network softirq: 39, 40 and 43 ns.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
 	Options:      []Option{slowOption, nodeHistogramsOption},

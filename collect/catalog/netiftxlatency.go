@@ -6,7 +6,7 @@ var netiftxlatency = Probe{
 	Name: "netiftxlatency", Aliases: []string{"netiftxlat"},
 	Title:  "time of sent packets in the qdisc and the driver",
 	Rank:   17,
-	Source: EBPF, Overhead: "high", Measured: "10 to 52 ns/step",
+	Source: EBPF, Overhead: "high", Measured: "10 to 52 ns/step", Escalate: true,
 	Cost:         "Runs for each packet sent: 52 and 50 ns at the driver, and 10 ns at the qdisc where the device has none.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
 	Options:      []Option{histogramsOption},

@@ -20,7 +20,10 @@ var selfMetrics = []Metric{{
 	Help: "Seconds without samples, over gaps longer than three intervals and 15 s, by reason: stopped (the daemon did not run), rebooted, suspended (the machine), no_cpu (the daemon got no CPU), stood_still (the daemon was frozen), slow (a cycle took too long). Kept over restarts; the log has a line for each gap.",
 }, {
 	Name: "nodeskoop_probe_up", Type: Gauge, Recorded: true, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
-	Help: "1 if the probe gave all its values in the last cycle, 0 if any are missing. Missing for a probe that this machine does not support.",
+	Help: "1 if the probe gave all its values in the last cycle, 0 if any are missing. Missing for a probe that this machine does not support, and for one of probes.escalate while it does not run.",
+}, {
+	Name: "nodeskoop_probe_escalated", Type: Gauge, Recorded: true, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
+	Help: "1 while a probe of probes.escalate runs after a sign of a fault, else 0. At 0 the counters that the probe has written stand still. Missing for an enabled probe, which always runs.",
 }, {
 	Name: "nodeskoop_probe_supported", Type: Gauge, Recorded: true, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
 	Help: "1 if this machine can run the probe, 0 if the kernel lacks a feature or a policy forbids it. At 0 the probe has no other series, which is not a failure.",

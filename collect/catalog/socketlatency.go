@@ -6,7 +6,7 @@ var socketlatency = Probe{
 	Name:   "socketlatency",
 	Title:  "waiting time of data in sockets",
 	Rank:   20,
-	Source: EBPF, Overhead: "high", Measured: "45 to 139 ns/step",
+	Source: EBPF, Overhead: "high", Measured: "45 to 139 ns/step", Escalate: true,
 	Cost:         "Runs for each read and write of a socket: 62 and 118 ns for a TCP read, 139 and 45 ns for a TCP write. Each socket that has had data takes 0.8 KB.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
 	Options: []Option{{

@@ -6,7 +6,7 @@ var virtcmdlatency = Probe{
 	Name:   "virtcmdlatency",
 	Title:  "duration of virtio-net control commands",
 	Rank:   21,
-	Source: EBPF, Overhead: "high", Measured: "not measured",
+	Source: EBPF, Overhead: "high", Measured: "not measured", Escalate: true,
 	Cost:         "Runs only for control commands, which a running machine hardly ever sends.",
 	Capabilities: []Capability{CapBPF, CapPerfmon},
 	Options:      []Option{slowOption},

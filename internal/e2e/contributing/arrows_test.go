@@ -20,6 +20,7 @@ var below = map[string][]string{
 	"collect/event":        {"bpf", "collect/catalog", "collect/owner"},
 	"collect":              {"bpf", "collect/catalog", "collect/owner"},
 	"collect/pod":          {"collect/owner"},
+	"collect/escalate":     {"collect", "collect/catalog"},
 	"collect/proc":         {"bpf", "collect", "collect/catalog", "collect/owner", "collect/netlink"},
 	"collect/netlink":      {"bpf", "collect", "collect/catalog", "collect/owner"},
 	"collect/trace":        {"bpf", "collect", "collect/catalog", "collect/owner", "collect/event"},

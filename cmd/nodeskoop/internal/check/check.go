@@ -233,24 +233,24 @@ func (k *checker) probes(s *session.Session) []Finding {
 	return k.probeLines(rows)
 }
 
-// probeLines returns the lines for enabled probes. Working procfs and netlink
+// probeLines returns the lines for enabled and escalated probes. Working procfs and netlink
 // probes share a line, working eBPF probes have one each, and probes that fail for
 // the same reason share one.
 func (k *checker) probeLines(rows []session.Probe) []Finding {
 	var out []Finding
 	var plain []string
 	type cause struct {
-		reason    string
-		supported bool
+		reason               string
+		supported, escalated bool
 	}
 	failed := map[cause][]string{}
 	var causes []cause
 	for _, r := range rows {
 		switch {
-		case !r.Enabled:
+		case !r.Enabled && !r.Escalated:
 		case !r.Works:
 			// The line's name already contains the probe, which the loader repeats.
-			why := cause{strings.TrimPrefix(r.Reason, "load probe "+r.Probe+": "), r.Supported}
+			why := cause{strings.TrimPrefix(r.Reason, "load probe "+r.Probe+": "), r.Supported, r.Escalated}
 			if failed[why] == nil {
 				causes = append(causes, why)
 			}
@@ -287,7 +287,11 @@ func (k *checker) probeLines(rows []session.Probe) []Finding {
 		for i, n := range names {
 			without[i] = `"-` + n + `"`
 		}
-		do := "or leave it out: probes.enabled = [\"default\", " + strings.Join(without, ", ") + "]"
+		key := "probes.enabled"
+		if why.escalated {
+			key = "probes.escalate"
+		}
+		do := "or leave it out: " + key + " = [\"default\", " + strings.Join(without, ", ") + "]"
 		switch {
 		case strings.Contains(reason, "CAP_"):
 			do = "give it the capabilities (see above), " + do

@@ -44,6 +44,8 @@ type Config struct {
 	Selection         []string // probes.enabled as written
 	Probes            []string // enabled probes by name, sorted
 	Named             []string // the enabled probes that the user named, not by "default" or "all"
+	Escalation        []string // probes.escalate as written
+	Escalate          []string // probes that run after a sign of a fault, by name, sorted; none of them is enabled
 	Textfile          Textfile
 	State             State
 	History           History
@@ -109,16 +111,16 @@ type Log struct{ Level, Format string }
 func Default() *Config {
 	c := &Config{
 		Interval: 15 * time.Second, Timeout: 2 * time.Second, CompatNames: true,
-		Selection: []string{"default"},
-		Textfile:  Textfile{Dir: "/var/lib/prometheus/node-exporter", File: "nodeskoop.prom", Mode: "0644", MaxSeries: 50000},
-		State:     State{Counters: true},
-		History:   History{Enabled: true, Max: "64 MB", MaxAge: "14d"},
-		Metrics:   Metrics{Include: []string{}, Exclude: []string{}},
-		Journal:   Journal{Rate: event.DefaultEventRate, Burst: event.DefaultEventBurst, TotalRate: event.DefaultTotalRate},
-		Pods:      Pods{Sockets: []string{}, Namespace: "*", HostLabel: owner.DefaultHostLabel},
-		Log:       Log{Level: "info", Format: "text"},
-		Origins:   map[string]string{},
-		options:   map[*catalog.Option]any{},
+		Selection: []string{"default"}, Escalation: []string{"default"},
+		Textfile: Textfile{Dir: "/var/lib/prometheus/node-exporter", File: "nodeskoop.prom", Mode: "0644", MaxSeries: 50000},
+		State:    State{Counters: true},
+		History:  History{Enabled: true, Max: "64 MB", MaxAge: "14d"},
+		Metrics:  Metrics{Include: []string{}, Exclude: []string{}},
+		Journal:  Journal{Rate: event.DefaultEventRate, Burst: event.DefaultEventBurst, TotalRate: event.DefaultTotalRate},
+		Pods:     Pods{Sockets: []string{}, Namespace: "*", HostLabel: owner.DefaultHostLabel},
+		Log:      Log{Level: "info", Format: "text"},
+		Origins:  map[string]string{},
+		options:  map[*catalog.Option]any{},
 	}
 	_ = c.Select(c.Selection)
 	for _, p := range catalog.Probes() {
@@ -135,6 +137,15 @@ func Default() *Config {
 // SelectProbes resolves a selection (names, aliases, "default", "all", "-NAME") to
 // sorted probe names. A selection of exclusions alone starts from the default.
 func SelectProbes(selection []string) ([]string, error) {
+	return selectProbes(selection, func(p *catalog.Probe) bool { return p.Default })
+}
+
+// selectEscalated is SelectProbes for probes.escalate, which has a default of its own.
+func selectEscalated(selection []string) ([]string, error) {
+	return selectProbes(selection, func(p *catalog.Probe) bool { return p.Escalate })
+}
+
+func selectProbes(selection []string, isDefault func(*catalog.Probe) bool) ([]string, error) {
 	chosen := map[string]bool{}
 	set := func(on bool, match func(*catalog.Probe) bool) {
 		for _, p := range catalog.Probes() {
@@ -143,7 +154,6 @@ func SelectProbes(selection []string) ([]string, error) {
 			}
 		}
 	}
-	isDefault := func(p *catalog.Probe) bool { return p.Default }
 	if len(selection) > 0 && strings.HasPrefix(selection[0], "-") {
 		set(true, isDefault)
 	}
@@ -170,11 +180,15 @@ func SelectProbes(selection []string) ([]string, error) {
 	return names, nil
 }
 
-// Select sets the enabled probes.
+// Select sets the enabled probes, and those that run after a sign of a fault.
 func (c *Config) Select(selection []string) (err error) {
 	if c.Probes, err = SelectProbes(selection); err != nil {
 		return err
 	}
+	if c.Escalate, err = selectEscalated(c.Escalation); err != nil {
+		return err
+	}
+	c.Escalate = slices.DeleteFunc(c.Escalate, func(name string) bool { return slices.Contains(c.Probes, name) })
 	c.Named = slices.DeleteFunc(slices.Clone(c.Probes), func(name string) bool {
 		return !slices.ContainsFunc(selection, func(s string) bool {
 			p := catalog.ProbeByName(s)

@@ -128,8 +128,9 @@ func TestConfigMistakes(t *testing.T) {
 		"history key":        {"[history]\nsize = '1 MB'", []string{"f.toml:2: history.size: unknown key; allowed in [history]: enabled, max, max_age"}},
 		"file":               {"[textfile]\nfile = '../x.prom'", []string{"f.toml:2: textfile.file: must be a file name that ends in .prom"}},
 		"file suffix":        {"[textfile]\nfile = 'x.txt'", []string{"must be a file name that ends in .prom"}},
+		"unknown escalated":  {"[probes]\nescalate = ['flow', 'ping']", []string{"f.toml:2: probes.escalate: unknown probe \"ping\": the probes are biolatency, conntrack,"}},
 		"unknown probe":      {"[probes]\nenabled = ['tcp', 'ping']", []string{"f.toml:2: probes.enabled: unknown probe \"ping\": the probes are biolatency, conntrack,"}},
-		"unknown probe name": {"[probes.ping]\nx = 1", []string{"f.toml:1: probes.ping: unknown key; allowed in [probes]: enabled, [probes.biolatency], [probes.conntrack]"}},
+		"unknown probe name": {"[probes.ping]\nx = 1", []string{"f.toml:1: probes.ping: unknown key; allowed in [probes]: enabled, escalate, [probes.biolatency], [probes.conntrack]"}},
 		"probe option":       {"[probes.conntrack]\npod = true", []string{"f.toml:2: probes.conntrack.pod: unknown key; allowed in [probes.conntrack]: pods"}},
 		"probe no options":   {"[probes.tcp]\npods = true", []string{"f.toml:2: probes.tcp.pods: unknown key; no key is allowed in [probes.tcp]"}},
 		"glob":               {"[metrics]\nexclude = ['[']", []string{"f.toml:2: metrics.exclude: \"[\" is not a pattern"}},
@@ -200,6 +201,28 @@ func TestSelectProbes(t *testing.T) {
 	}
 	if _, err := SelectProbes([]string{"-"}); err == nil {
 		t.Error("\"-\" was accepted")
+	}
+}
+
+// TestEscalate: probes.escalate takes what probes.enabled takes, with a default of its own,
+// and an enabled probe is not in it.
+func TestEscalate(t *testing.T) {
+	const def = "kernellatency net_softirq netiftxlatency socketlatency virtcmdlatency"
+	for text, want := range map[string]string{
+		"":                               def,
+		"escalate = ['default']":         def,
+		"escalate = []":                  "",
+		"escalate = ['flow', 'softirq']": "flow net_softirq",
+		"escalate = ['-virtcmdlatency']": strings.TrimSuffix(def, " virtcmdlatency"),
+		"escalate = ['all', '-flow']":    def,
+		"escalate = ['default', 'flow']": "flow " + def,
+		"enabled = ['all']":              "",
+		"enabled = ['default', 'kernellatency', 'net_softirq']\nescalate = ['default']": "netiftxlatency socketlatency virtcmdlatency",
+	} {
+		c, err := Parse("f.toml", "[probes]\n"+text)
+		if err != nil || strings.Join(c.Escalate, " ") != want {
+			t.Errorf("%q: %v, %v, want %s", text, c.Escalate, err, want)
+		}
 	}
 }
 

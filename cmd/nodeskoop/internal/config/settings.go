@@ -75,6 +75,12 @@ func option(p *catalog.Probe, o *catalog.Option) Setting {
 	return s
 }
 
+// escalated lists the default of probes.escalate.
+func escalated() string {
+	names, _ := selectEscalated([]string{"default"})
+	return strings.Join(names[:len(names)-1], ", ") + " and " + names[len(names)-1]
+}
+
 // oneOf allows some strings, or any if there are none.
 func oneOf(allowed []string) func(string) error {
 	if allowed == nil {
@@ -116,6 +122,11 @@ func declareSettings() []Setting {
 		field("probes.enabled", "Probes to run: names, \"default\", \"all\", and \"-NAME\" to leave one out.",
 			func(c *Config) *[]string { return &c.Selection }, func(names []string) error {
 				_, err := SelectProbes(names)
+				return err
+			}),
+		field("probes.escalate", "Probes to run for five minutes, at most twice an hour, when the enabled ones see a sign of a fault: as in probes.enabled, but \"default\" means "+escalated()+". An enabled probe always runs. []: none.",
+			func(c *Config) *[]string { return &c.Escalation }, func(names []string) error {
+				_, err := selectEscalated(names)
 				return err
 			}),
 	}

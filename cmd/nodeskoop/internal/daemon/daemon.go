@@ -21,6 +21,7 @@ import (
 	"nodeskoop/cmd/nodeskoop/internal/config"
 	"nodeskoop/cmd/nodeskoop/internal/session"
 	"nodeskoop/collect"
+	"nodeskoop/collect/escalate"
 	"nodeskoop/collect/event"
 	"nodeskoop/collect/owner"
 	"nodeskoop/internal/bounded"
@@ -69,6 +70,8 @@ type Options struct {
 	// Minute is the length of a history minute; 0 means a minute. Only tests change
 	// it.
 	Minute time.Duration
+	// Escalate is the budget of the probes on standby. Only tests change it.
+	Escalate escalate.Options
 }
 
 // Run runs the daemon until ctx ends.
@@ -120,6 +123,7 @@ func Run(ctx context.Context, o Options) error {
 	defer r.Close()
 	d.runner = r
 	r.KeepAlso("events", d.events)
+	escalateFrom(r, o.Escalate, s.Log)
 	d.counters = s.KeepCounters(r, false)
 	d.history = s.NewHistory(s.Config, o.Minute)
 	defer d.closeHistory()
@@ -222,7 +226,11 @@ func (d *daemon) status(fams []*dto.MetricFamily) string {
 	d.mu.Unlock()
 	probes := d.runner.Status()
 	var down, lacking []string
+	able := 0
 	for _, p := range probes {
+		if !p.Unsupported && !p.Resting {
+			able++
+		}
 		switch {
 		case p.Unsupported:
 			lacking = append(lacking, p.Name)
@@ -238,7 +246,6 @@ func (d *daemon) status(fams []*dto.MetricFamily) string {
 	if !pods.Connected() {
 		b.WriteString(" (containerd does not answer)")
 	}
-	able := len(probes) - len(lacking)
 	fmt.Fprintf(&b, ", %d of %d probes work", able-len(down), able)
 	if len(down) > 0 {
 		fmt.Fprintf(&b, " (not %s)", strings.Join(down, ", "))

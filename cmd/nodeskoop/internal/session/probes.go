@@ -20,7 +20,9 @@ type Probe struct {
 	Overhead string `json:"overhead"` // as measured
 	Granted  string `json:"granted"`  // by the specification
 	Enabled  bool   `json:"enabled"`
-	Works    bool   `json:"works"`
+	// Escalated: the probe runs after a sign of a fault (probes.escalate).
+	Escalated bool `json:"escalated"`
+	Works     bool `json:"works"`
 	// Supported is false if this machine cannot run the probe.
 	Supported bool   `json:"supported"`
 	Reason    string `json:"reason,omitempty"` // one line
@@ -62,7 +64,7 @@ func (s *Session) TryProbes() ([]Probe, error) {
 	for _, st := range r.Status() {
 		p := catalog.ProbeByName(st.Name)
 		row := Probe{Probe: p.Name, Title: p.Title, Kinds: p.Kinds(), Source: p.Source.String(), Overhead: p.Measured, Granted: p.Overhead,
-			Enabled: slices.Contains(s.Config.Probes, p.Name), Works: st.Up, Supported: !st.Unsupported, Hook: st.Hook, Devices: tracer.Devices(p.Name), Limitations: st.Limitations, Metrics: len(p.Metrics), Events: len(p.Events)}
+			Enabled: slices.Contains(s.Config.Probes, p.Name), Escalated: slices.Contains(s.Config.Escalate, p.Name), Works: st.Up, Supported: !st.Unsupported, Hook: st.Hook, Devices: tracer.Devices(p.Name), Limitations: st.Limitations, Metrics: len(p.Metrics), Events: len(p.Events)}
 		row.Refused, row.Answers = tracer.Refusals(p.Name)
 		var lack *collect.UnsupportedError
 		switch {

@@ -154,6 +154,9 @@ func (s *Session) NewRunner(pods owner.Pods, tracer *trace.Tracer) (*collect.Run
 // Options returns the Runner's options for a configuration, without pods.
 func (s *Session) Options(cfg *config.Config, host Host) collect.Options {
 	o := cfg.Options()
+	if s.Service {
+		o.Standby = cfg.Escalate
+	}
 	o.Version, o.Log, o.HostNetns, o.Refused, o.Once, o.Service = s.Version, s.Log, host.Netns, host.Refused, s.Once, s.Service
 	return o
 }

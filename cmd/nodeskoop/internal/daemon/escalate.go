@@ -1,0 +1,188 @@
+package daemon
+
+import (
+	"bytes"
+	"iter"
+	"log/slog"
+	"math"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nodeskoop/collect"
+	"nodeskoop/collect/escalate"
+	"nodeskoop/internal/kernel"
+)
+
+// escalation runs the probes on standby after a sign of a fault.
+type escalation struct {
+	log    *slog.Logger
+	runner *collect.Runner
+	watch  *escalate.Watch
+	since  func() time.Duration // time since boot
+	on     []string             // names of the probes that run, as logged
+
+	mu       sync.Mutex
+	pressure *escalate.Pressure // since the cycle before; nil: not known
+	before   *load
+}
+
+// escalateFrom makes the probes on standby run after signs in r's values.
+func escalateFrom(r *collect.Runner, o escalate.Options, log *slog.Logger) *escalation {
+	e := &escalation{log: log, runner: r, watch: escalate.New(o), since: kernel.SinceBoot}
+	r.KeepAlso("escalation", e.watch)
+	r.Decide(e.decide)
+	r.Self(e.self)
+	return e
+}
+
+// decide judges the values of a cycle.
+func (e *escalation) decide(values iter.Seq[collect.Value]) (run bool) {
+	e.watch.Begin()
+	for v := range values {
+		switch {
+		case !escalate.Wants(v.Metric):
+		case v.Pod == nil:
+			e.watch.Add("", "", v.Metric, v.Value)
+		default:
+			e.watch.Add(v.Pod.ID, v.Pod.Namespace+"/"+v.Pod.Name, v.Metric, v.Value)
+		}
+	}
+	e.mu.Lock()
+	if e.pressure != nil {
+		e.watch.Press(*e.pressure)
+	}
+	e.pressure = nil
+	e.mu.Unlock()
+	able := e.able()
+	if len(able) == 0 {
+		return false // nothing could run, so nothing is told
+	}
+	v := e.watch.Judge(e.since())
+	switch {
+	case v.Began:
+		e.on = able
+		e.log.Info("watching closer", "probes", strings.Join(able, ", "), "because", v.Why, "until", time.Now().Add(v.For).Format(time.RFC3339))
+	case v.Ended:
+		e.log.Info("watching closer has ended", "probes", strings.Join(e.on, ", "))
+	}
+	return v.Run
+}
+
+// able lists the probes on standby that this machine can run.
+func (e *escalation) able() (names []string) {
+	standby := e.runner.Standby()
+	for _, st := range e.runner.Status() {
+		if _, ok := standby[st.Name]; ok && !st.Unsupported {
+			names = append(names, st.Name)
+		}
+	}
+	return names
+}
+
+// self reads the node's pressure for the next cycle, and adds which probes run.
+func (e *escalation) self(add func(metric string, value float64, labels ...string)) {
+	standby := e.runner.Standby()
+	if len(standby) == 0 {
+		return
+	}
+	for _, st := range e.runner.Status() {
+		if runs, ok := standby[st.Name]; ok {
+			value := 0.0
+			if runs {
+				value = 1
+			}
+			add("nodeskoop_probe_escalated", value, st.Name)
+		}
+	}
+	now := readLoad("/proc")
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.before != nil {
+		p := now.since(e.before)
+		e.pressure = &p
+	}
+	e.before = now
+}
+
+// load is how long the node was busy since boot.
+type load struct {
+	at   time.Time
+	cpus [][2]uint64 // by CPU: ticks in softirqs, and in all
+	// memory is how long all processes at once waited for memory; -1: the kernel does not
+	// say.
+	memory time.Duration
+}
+
+// readLoad reads /proc/stat (show_stat in fs/proc/stat.c) and /proc/pressure/memory
+// (psi_show in kernel/sched/psi.c). What cannot be read is not known.
+func readLoad(root string) *load {
+	l := &load{at: time.Now(), memory: -1}
+	if b, err := kernel.ReadFile(unix.AT_FDCWD, root+"/stat", nil); err == nil {
+		l.cpus = parseCPUs(b)
+	}
+	if b, err := kernel.ReadFile(unix.AT_FDCWD, root+"/pressure/memory", nil); err == nil {
+		l.memory = parseFull(b)
+	}
+	return l
+}
+
+func parseCPUs(b []byte) (cpus [][2]uint64) {
+	for line := range bytes.Lines(b) {
+		f := bytes.Fields(line)
+		if len(f) < 9 || !bytes.HasPrefix(f[0], []byte("cpu")) || len(f[0]) == len("cpu") {
+			continue // not a CPU, or the sum of all
+		}
+		var c [2]uint64
+		for i, x := range f[1:9] { // user, which includes guests, to steal
+			n, err := strconv.ParseUint(string(x), 10, 64)
+			if err != nil {
+				return nil
+			}
+			if c[1] += n; i == 6 {
+				c[0] = n
+			}
+		}
+		cpus = append(cpus, c)
+	}
+	return cpus
+}
+
+func parseFull(b []byte) time.Duration {
+	for line := range bytes.Lines(b) {
+		rest, ok := bytes.CutPrefix(line, []byte("full "))
+		if !ok {
+			continue
+		}
+		_, text, _ := bytes.Cut(rest, []byte("total="))
+		n, err := strconv.ParseInt(string(bytes.TrimSpace(text)), 10, 64)
+		if err != nil || n < 0 || n > math.MaxInt64/1000 {
+			return -1
+		}
+		return time.Duration(n) * time.Microsecond
+	}
+	return -1
+}
+
+// since returns the pressure from before to l.
+func (l *load) since(before *load) escalate.Pressure {
+	p := escalate.Pressure{Softirq: math.NaN(), Memory: math.NaN()}
+	if len(l.cpus) == len(before.cpus) { // otherwise a CPU has gone, and numbers have moved
+		for i, now := range l.cpus {
+			was := before.cpus[i]
+			if now[1] > was[1] && now[0] >= was[0] {
+				x := 100 * float64(now[0]-was[0]) / float64(now[1]-was[1])
+				if !(p.Softirq >= x) {
+					p.Softirq = x
+				}
+			}
+		}
+	}
+	if took := l.at.Sub(before.at); took > 0 && before.memory >= 0 && l.memory >= before.memory {
+		p.Memory = min(100, 100*(l.memory-before.memory).Seconds()/took.Seconds())
+	}
+	return p
+}
