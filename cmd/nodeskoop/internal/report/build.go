@@ -3,6 +3,7 @@ package report
 import (
 	"cmp"
 	"iter"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -231,18 +232,15 @@ func compared(s *history.Series) bool {
 	if m := catalog.MetricByName(s.Metric); m != nil {
 		return m.Probe() != "" && m.Scope != catalog.PerFlow
 	}
-	_, part := histogramOf(s.Metric)
-	return part != ""
+	_, bucket := histogramOf(s.Metric)
+	return bucket
 }
 
-// histogramOf splits the name of a histogram's series. part is "" if it is not one.
-func histogramOf(metric string) (base, part string) {
-	for _, part := range []string{"_bucket", "_count", "_sum"} {
-		if base, ok := strings.CutSuffix(metric, part); ok && strings.HasSuffix(base, "_seconds") {
-			return base, part
-		}
-	}
-	return metric, ""
+// histogramOf returns the histogram that a series is a bucket of. bucket is false for
+// other series. Another version's histograms are not in the catalogue.
+func histogramOf(metric string) (base string, bucket bool) {
+	base, bucket = strings.CutSuffix(metric, history.BucketSuffix)
+	return base, bucket && strings.HasSuffix(base, "_seconds") && catalog.MetricByName(metric) == nil
 }
 
 func (b *Builder) minute(m *history.Minute) {
@@ -384,8 +382,8 @@ func (b *Builder) compare() map[string]*Counter {
 	}
 	grew := b.growth(scale)
 	for name, s := range b.series {
-		if base, part := histogramOf(s.of.Metric); part != "" && catalog.MetricByName(s.of.Metric) == nil {
-			addHistogram(histograms, base, part, b.whoseSeries(s.of), s)
+		if base, bucket := histogramOf(s.of.Metric); bucket {
+			addBucket(histograms, base, b.whoseSeries(s.of), s)
 			continue
 		}
 		m := catalog.MetricByName(s.of.Metric)
@@ -505,42 +503,48 @@ func onePerOwner(list []*Counter) []*Counter {
 	})
 }
 
-// histogram collects the series of one histogram.
+// histogram collects the buckets of one histogram.
 type histogram struct {
 	Distribution
-	buckets map[float64]*[2]float64 // by upper bound: now and before, cumulative
-	count   [2]float64
+	buckets map[float64][2]float64 // by upper bound, +Inf included: own counts, now and before
 }
 
-func addHistogram(all map[string]*histogram, base, part, whose string, s *series) {
+// addBucket adds a bucket. In a history, a bucket's count does not include the buckets
+// below.
+func addBucket(all map[string]*histogram, base, whose string, s *series) {
+	le, err := strconv.ParseFloat(s.of.Label("le"), 64)
+	if err != nil || math.IsNaN(le) {
+		return
+	}
 	labels := labelsOf(s.of, nil)
 	key := base + "\xff" + whose + "\xff" + labels
 	h := all[key]
 	if h == nil {
-		h = &histogram{Distribution: Distribution{Metric: base, Whose: whose, Labels: labels}, buckets: map[float64]*[2]float64{}}
+		h = &histogram{Distribution: Distribution{Metric: base, Whose: whose, Labels: labels}, buckets: map[float64][2]float64{}}
 		all[key] = h
 	}
-	switch part {
-	case "_count":
-		h.count = [2]float64{s.now, s.before}
-	case "_bucket":
-		if le, err := strconv.ParseFloat(s.of.Label("le"), 64); err == nil && !math.IsInf(le, 0) && !math.IsNaN(le) {
-			h.buckets[le] = &[2]float64{s.now, s.before}
-		}
-	}
+	n := h.buckets[le]
+	h.buckets[le] = [2]float64{n[0] + s.now, n[1] + s.before}
 }
 
 // distributions returns the histograms with values, those that slowed down most first.
-// The history lacks buckets that did not change, so the bounds are collected from all
-// histograms of the metric.
+// The history lacks buckets that did not change, so the bounds come from the catalogue
+// and from all histograms of the metric.
 func distributions(all map[string]*histogram) (chosen []Distribution, more int) {
 	bounds := map[string]map[float64]bool{}
 	for _, h := range all {
 		if bounds[h.Metric] == nil {
 			bounds[h.Metric] = map[float64]bool{}
+			if m := catalog.MetricByName(h.Metric); m != nil {
+				for _, le := range m.Bounds {
+					bounds[h.Metric][le] = true
+				}
+			}
 		}
 		for le := range h.buckets {
-			bounds[h.Metric][le] = true
+			if !math.IsInf(le, 0) {
+				bounds[h.Metric][le] = true
+			}
 		}
 	}
 	type scored struct {
@@ -549,14 +553,14 @@ func distributions(all map[string]*histogram) (chosen []Distribution, more int) 
 	}
 	var list []scored
 	for _, h := range all {
-		if h.count[0] <= 0 || len(bounds[h.Metric]) == 0 {
+		if len(bounds[h.Metric]) == 0 {
 			continue
 		}
-		for le := range bounds[h.Metric] {
-			h.Bounds = append(h.Bounds, le)
+		h.Bounds = slices.Sorted(maps.Keys(bounds[h.Metric]))
+		h.Now, h.Before = h.counts(0), h.counts(1)
+		if Count(h.Now) <= 0 {
+			continue
 		}
-		slices.Sort(h.Bounds)
-		h.Now, h.Before = h.apart(0), h.apart(1)
 		x := scored{h.Distribution, 1}
 		now, _, _ := h.Quantile(0.99, h.Now)
 		if before, _, ok := h.Quantile(0.99, h.Before); ok && before > 0 {
@@ -573,18 +577,14 @@ func distributions(all map[string]*histogram) (chosen []Distribution, more int) 
 	return chosen, max(0, len(list)-maxDistributions)
 }
 
-// apart converts cumulative buckets to counts per bucket, for now (0) or before
-// (1).
-func (h *histogram) apart(when int) []float64 {
+// counts returns the buckets' counts by bound, those above the last bound at the end,
+// for now (0) or before (1).
+func (h *histogram) counts(when int) []float64 {
 	out := make([]float64, len(h.Bounds)+1)
-	below := 0.0
 	for i, le := range h.Bounds {
-		if b := h.buckets[le]; b != nil {
-			out[i] = max(0, b[when]-below)
-			below = max(below, b[when])
-		}
+		out[i] = h.buckets[le][when]
 	}
-	out[len(h.Bounds)] = max(0, h.count[when]-below)
+	out[len(h.Bounds)] = h.buckets[math.Inf(1)][when]
 	return out
 }
 

@@ -156,10 +156,12 @@ func (r *Report) page(l limits) *page {
 			p.Tables = append(p.Tables, r.counterTable(t.title, t.list, t.words))
 		}
 	}
-	for i := range r.Distributions {
-		p.Figures = append(p.Figures, r.Distributions[i].figure())
+	if !r.empty() {
+		for i := range r.Distributions {
+			p.Figures = append(p.Figures, r.Distributions[i].figure())
+		}
+		p.FigureWords = leftOut(r.MoreDistributions, "distributions")
 	}
-	p.FigureWords = leftOut(r.MoreDistributions, "distributions")
 	for _, t := range r.Types() {
 		p.Meanings = append(p.Meanings, meaning{t.Name, t.Summary, strings.Split(t.Explain, "\n\n"), t.Next})
 	}

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	dto "github.com/prometheus/client_model/go"
+	"google.golang.org/protobuf/proto"
 
 	"nodeskoop/cmd/nodeskoop/internal/column"
 	"nodeskoop/collect/catalog"
@@ -360,6 +362,54 @@ func TestQuantiles(t *testing.T) {
 	}
 }
 
+// A histogram that the daemon's recorder has written becomes the same distribution:
+// each value in its own bucket, those above the last bound included.
+func TestRecordedDistribution(t *testing.T) {
+	m := catalog.MustMetric("nodeskoop_biolatency_seconds")
+	observed := func(counts []uint64) []*dto.MetricFamily {
+		x, below := &dto.Histogram{}, uint64(0)
+		for i, n := range counts {
+			if below += n; i < len(m.Bounds) {
+				x.Bucket = append(x.Bucket, &dto.Bucket{UpperBound: proto.Float64(m.Bounds[i]), CumulativeCount: proto.Uint64(below)})
+			}
+		}
+		x.SampleCount = proto.Uint64(below)
+		label := func(name, value string) *dto.LabelPair { return &dto.LabelPair{Name: &name, Value: &value} }
+		return []*dto.MetricFamily{{Name: &m.Name, Type: dto.MetricType_HISTOGRAM.Enum(),
+			Metric: []*dto.Metric{{Label: []*dto.LabelPair{label("disk", "sda"), label("operation", "write")}, Histogram: x}}}}
+	}
+	dir, begin := filepath.Join(t.TempDir(), history.Folder), time.Now()
+	h := history.New(history.Options{Dir: dir, MaxBytes: 1 << 20, MaxAge: time.Hour})
+	was, want := make([]uint64, len(m.Bounds)+1), make([]float64, len(m.Bounds)+1)
+	is := slices.Clone(was)
+	was[2] = 7
+	is[2] = 7
+	for i, n := range map[int]uint64{4: 90, 5: 8, len(m.Bounds): 3} {
+		is[i], want[i] = n, float64(n)
+	}
+	h.Observe(observed(was))
+	h.Observe(observed(is))
+	h.Close(time.Minute)
+	b := New(Options{Made: time.Now(), Since: begin.Truncate(time.Minute), Until: time.Now().Add(time.Minute)})
+	if err := b.History(&history.Reader{Dir: dir}, nil); err != nil {
+		t.Fatal(err)
+	}
+	r := b.Report()
+	if len(r.Distributions) != 1 {
+		t.Fatalf("%+v", r.Distributions)
+	}
+	d := &r.Distributions[0]
+	if d.name() != "biolatency disk=sda operation=write" || !slices.Equal(d.Bounds, m.Bounds) || !slices.Equal(d.Now, want) || Count(d.Before) != 0 {
+		t.Errorf("%+v", d)
+	}
+	if p50, over, ok := d.Quantile(0.5, d.Now); p50 <= m.Bounds[3] || p50 > m.Bounds[4] || over || !ok {
+		t.Errorf("p50 is %v", p50)
+	}
+	if p99, over, _ := d.Quantile(0.99, d.Now); p99 != m.Bounds[len(m.Bounds)-1] || !over {
+		t.Errorf("p99 is %v", p99)
+	}
+}
+
 // In the morning everything rises faster than at night, and a new pod has counts that
 // it did not have before: neither is trouble. A counter that grows more than the work
 // is trouble.
@@ -525,7 +575,6 @@ func nastyReport(t testing.TB) *Report {
 			for _, s := range []*history.Series{
 				{Metric: "kubeskoop_packetloss_reason", Labels: []history.Label{{Name: "k8s_namespace", Value: n}, {Name: "k8s_pod", Value: n}, {Name: "reason", Value: n}}},
 				{Metric: "nodeskoop_biolatency_seconds_bucket", Labels: []history.Label{{Name: "disk", Value: n}, {Name: "le", Value: "0.1"}}},
-				{Metric: "nodeskoop_biolatency_seconds_count", Labels: []history.Label{{Name: "disk", Value: n}}},
 			} {
 				m.Samples = append(m.Samples, history.Sample{Series: s, Value: 100})
 			}
