@@ -58,6 +58,7 @@ type Builder struct {
 	during time.Duration
 	last   time.Time // end of the previous minute
 	begun  bool      // a minute within the report's time was read
+	late   *lateBegin
 }
 
 type kindKey struct {
@@ -203,6 +204,9 @@ func (b *Builder) History(h Minutes, keep func(*history.Series) bool) error {
 		b.minute(m)
 	}
 	b.lastGap()
+	if err := b.firstGap(h); err != nil {
+		return err
+	}
 	chosen := b.compare()
 	if len(chosen) == 0 {
 		return nil
@@ -217,7 +221,7 @@ func (b *Builder) History(h Minutes, keep func(*history.Series) bool) error {
 			if c.Minutes == nil {
 				c.Minutes = make([]float64, b.r.places())
 			}
-			b.r.spread(c.Minutes, m.From, m.To, s.Value)
+			b.r.spread(c.Minutes, m.To.Add(-m.Elapsed), m.To, s.Value) // the clock may have been set since m.From
 		}
 	}
 	return nil
@@ -252,6 +256,7 @@ func (b *Builder) minute(m *history.Minute) {
 		}
 		b.gap(from, to, why)
 	} else if own && !b.begun && b.last.IsZero() && m.From.Sub(b.r.Since) > lag {
+		b.late = &lateBegin{len(b.r.Gaps), m.First}
 		b.gap(b.r.Since, m.From, "the history does not reach back further")
 	}
 	b.last, b.begun = m.To, b.begun || own
@@ -295,15 +300,49 @@ func (b *Builder) find(s *history.Series) *series {
 	return x
 }
 
-// gap adds the part of a gap that lies within the report's time.
+// gap adds the part of a gap that lies within the report's time. If the clock was set
+// back, to is before from.
 func (b *Builder) gap(from, to time.Time, why string) {
-	if from.Before(b.r.Since) {
-		from = b.r.Since
+	within := func(t time.Time) time.Time {
+		switch {
+		case t.Before(b.r.Since):
+			return b.r.Since
+		case t.After(b.r.Until):
+			return b.r.Until
+		}
+		return t
 	}
-	if to.Before(from) {
+	if from, to = within(from), within(to); to.Before(from) {
 		to = from
 	}
 	b.r.Gaps = append(b.r.Gaps, Gap{from, to, why})
+}
+
+// lateBegin is the gap before the first minute of the report's time and the hour before,
+// and whether the daemon was started then.
+type lateBegin struct {
+	gap     int
+	started bool
+}
+
+// firstGap says why the first minute is late, if the history reaches back further than
+// was read.
+func (b *Builder) firstGap(h Minutes) error {
+	if b.late == nil {
+		return nil
+	}
+	none := func(*history.Series) bool { return false }
+	for _, err := range h.Minutes(history.Query{Until: b.r.Since.Add(-hourBefore), Keep: none}) {
+		if err != nil {
+			return err
+		}
+		g := &b.r.Gaps[b.late.gap]
+		if g.Why = "the minutes could not be written"; b.late.started {
+			g.Why = "the daemon was started"
+		}
+		break
+	}
+	return nil
 }
 
 // lastGap adds the time between the last minute and the end.
@@ -315,6 +354,8 @@ func (b *Builder) lastGap() {
 	switch {
 	case !b.begun && end.After(b.r.Since):
 		b.Unknown("The history has no minute of this time: which counters moved is not known.")
+	case !b.begun:
+		b.Unknown("The history has no minute of this time yet: which counters moved is not known.")
 	case b.begun && end.Sub(b.last) > lag:
 		b.gap(b.last, b.r.Until, "no samples came any more: the daemon was stopped, or could not write")
 	}

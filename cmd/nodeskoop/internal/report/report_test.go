@@ -508,10 +508,18 @@ func TestGaps(t *testing.T) {
 			h[70].First, h[70].From = true, h[70].Start.Add(time.Second)
 			return append(h[:50:50], h[70:]...)
 		}, "03:00:00-03:10:01 the daemon was started"},
-		"not written":               {func(h minutes) minutes { return append(h[:70:70], h[75:]...) }, "03:09:58-03:14:58 the minutes could not be written"},
-		"asleep":                    {func(h minutes) minutes { h[70].Asleep = 40 * time.Second; return h }, "03:09:58-03:10:58 the machine was suspended for 40s"},
-		"it ended":                  {func(h minutes) minutes { return h[:90] }, "03:29:58-04:00:00 no samples came any more: the daemon was stopped, or could not write"},
-		"the history begins in it":  {func(h minutes) minutes { h[70].First = true; return h[70:] }, "03:00:00-03:09:58 the history does not reach back further"},
+		"not written":              {func(h minutes) minutes { return append(h[:70:70], h[75:]...) }, "03:09:58-03:14:58 the minutes could not be written"},
+		"asleep":                   {func(h minutes) minutes { h[70].Asleep = 40 * time.Second; return h }, "03:09:58-03:10:58 the machine was suspended for 40s"},
+		"it ended":                 {func(h minutes) minutes { return h[:90] }, "03:29:58-04:00:00 no samples came any more: the daemon was stopped, or could not write"},
+		"the history begins in it": {func(h minutes) minutes { h[70].First = true; return h[70:] }, "03:00:00-03:09:58 the history does not reach back further"},
+		"stopped since long before": {func(h minutes) minutes {
+			h[0].Start, h[70].First = h[0].Start.Add(-3*time.Hour), true
+			return append(h[:1:1], h[70:]...)
+		}, "03:00:00-03:09:58 the daemon was started"},
+		"not written since long before": {func(h minutes) minutes {
+			h[0].Start = h[0].Start.Add(-3 * time.Hour)
+			return append(h[:1:1], h[70:]...)
+		}, "03:00:00-03:09:58 the minutes could not be written"},
 		"restarted the hour before": {func(h minutes) minutes { h[30].First, h[30].From = true, h[30].Start.Add(30*time.Second); return h }, ""},
 	} {
 		b := New(options())
@@ -533,6 +541,62 @@ func TestGaps(t *testing.T) {
 		}
 		if strings.Join(got, "; ") != c.want {
 			t.Errorf("%s: %q, want %q", what, got, c.want)
+		}
+	}
+}
+
+// A report on the last minute, or on the future, does not claim that no counter moved:
+// the history has no such minute yet.
+func TestNoMinuteYet(t *testing.T) {
+	for _, begins := range []time.Duration{-time.Minute, time.Hour} {
+		o := options()
+		o.Made = until
+		o.Since, o.Until = until.Add(begins), until.Add(begins+time.Minute)
+		b := New(o)
+		if err := b.History(steadily(), nil); err != nil {
+			t.Fatal(err)
+		}
+		// The last minute of steadily begins when the report's does.
+		if r := b.Report(); r.Quiet != (begins < 0) {
+			t.Errorf("%v: %+v", begins, r)
+		}
+		b = New(o)
+		if err := b.History(steadily()[:119], nil); err != nil {
+			t.Fatal(err)
+		}
+		if r := b.Report(); r.Quiet || !strings.Contains(textOf(t, r, 200), "The history has no minute of this time yet") {
+			t.Errorf("%v: %+v", begins, r)
+		}
+	}
+}
+
+// If the clock was set within a minute, its increases are drawn at the time for which
+// they were measured, and a gap does not leave the report's time.
+func TestClockWasSet(t *testing.T) {
+	for _, by := range []time.Duration{-2 * time.Hour, -20 * time.Minute, 20 * time.Minute, 50 * time.Hour} {
+		h := steadily()
+		m := h[100]
+		m.From = m.To.Add(-m.Elapsed - by)
+		m.Samples = []history.Sample{{Series: seriesOf("kubeskoop_tcpext_listendrops"), Value: 900}}
+		b := New(options())
+		if err := b.History(h, nil); err != nil {
+			t.Fatal(err)
+		}
+		r := b.Report()
+		if len(r.Counters) != 1 {
+			t.Fatalf("%v: %+v", by, r.Counters)
+		}
+		at := int(m.To.Sub(since) / r.Step)
+		if c := r.Counters[0].Minutes; Count(c) != 900 || Count(c[at-2:at+1]) != 900 {
+			t.Errorf("%v: %v, and the minute ended at %d", by, c, at)
+		}
+		if len(r.Gaps) == 0 || !strings.Contains(r.Gaps[0].Why, "the clock was set by") {
+			t.Errorf("%v: %+v", by, r.Gaps)
+		}
+		for _, g := range r.Gaps {
+			if g.From.Before(since) || g.To.After(until) || g.To.Before(g.From) {
+				t.Errorf("%v: %+v", by, g)
+			}
 		}
 	}
 }
