@@ -78,12 +78,13 @@ func (r *JournalReader) arguments() []string {
 	if r.Namespace != "" {
 		args = append(args, "--namespace=+"+r.Namespace)
 	}
+	// journalctl refuses times before 1970.
 	if !r.Since.IsZero() {
 		// The kernel's and journald's clocks differ by some milliseconds.
-		args = append(args, "--since=@"+strconv.FormatInt(r.Since.Unix()-1, 10))
+		args = append(args, "--since=@"+strconv.FormatInt(max(0, r.Since.Unix()-1), 10))
 	}
 	if !r.Until.IsZero() {
-		args = append(args, "--until=@"+strconv.FormatInt(r.Until.Add(told).Unix()+1, 10))
+		args = append(args, "--until=@"+strconv.FormatInt(max(0, r.Until.Add(told).Unix()+1), 10))
 	}
 	types := r.Types
 	if types == nil {

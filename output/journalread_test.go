@@ -201,6 +201,10 @@ func TestJournalReaderRange(t *testing.T) {
 	if strings.Contains(args, "namespace") || strings.Count(args, "MESSAGE_ID") != 2 {
 		t.Error(args)
 	}
+	early := &JournalReader{Since: time.Unix(-3600, 0), Until: time.Unix(-3000, 0)} // 1970-01-01 in a zone east of UTC
+	if args := strings.Join(early.arguments(), " "); !strings.Contains(args, " --since=@0 --until=@0 ") {
+		t.Error(args)
+	}
 	r.Namespace = "nodeskoop"
 	if args := strings.Join(r.arguments(), " "); !strings.Contains(args, " --namespace=+nodeskoop ") {
 		t.Error(args)

@@ -80,6 +80,8 @@ func TestPastEvents(t *testing.T) {
 		{[]string{"--since", "-1h", "--probe", "packetloss"}, []string{"dropped"}, 2},
 		{[]string{"--since", "-1h", "--json"}, []string{`"KUBESKOOP_COUNT":"1240"`}, 3},
 		{[]string{"--since", "-90s", "--all"}, []string{"1,240 times", "reset"}, 2},
+		{[]string{"--since", "1970-01-01"}, []string{"1243 events from 1970-01-01 "}, 4},
+		{[]string{"--since", "2199-01-01"}, []string{"No events from ", "The range begins in the future, at 2199-01-01 00:00:00: now it is "}, 0},
 		{[]string{"--since", "-2d", "--until", "-2h"}, []string{"The journal begins at " + yesterday.Format("2006-01-02 15:04:05") + ": events from before are not in it.\n"}, 1},
 	} {
 		code, out, errs := call(t, append([]string{"events", "--config", "/dev/null"}, c.args...)...)
@@ -102,6 +104,8 @@ func TestPastMistakes(t *testing.T) {
 		want string
 	}{
 		{[]string{"--since", "soon"}, exitUsage, `--since: "soon" is not a point in time: write `},
+		{[]string{"--since", ""}, exitUsage, `--since: "" is not a point in time: write `},
+		{[]string{"--until", ""}, exitUsage, `--until: "" is not a point in time: write `},
 		{[]string{"--until", "later"}, exitUsage, `--until: "later" is not a point in time: write `},
 		{[]string{"--since", "04:00", "--until", "03:00"}, exitUsage, "--since ("},
 		{[]string{"--since", "-1h", "--probe", "tcp"}, exitUsage, "none of the chosen probes has such events"},

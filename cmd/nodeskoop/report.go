@@ -55,6 +55,9 @@ func printReport(c *cli.Context) error {
 		return err
 	}
 	b := report.New(report.Options{Node: cfg.Node(), Version: version, Made: now, Since: since, Until: until, Pods: pods, HostLabel: cfg.Pods.HostLabel})
+	if why := inFuture(since, now); why != "" {
+		b.Unknown(why)
+	}
 	noJournal := reportEvents(c.Context, b, filter, since, until)
 	if err := c.Context.Err(); err != nil {
 		return err
