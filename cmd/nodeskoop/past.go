@@ -247,8 +247,8 @@ func pastTop(c *cli.Context, order top.Order) error {
 	if err != nil {
 		return err
 	}
-	if d := r.Damage; d.Frames > 0 || d.Values > 0 {
-		say(c.App.ErrWriter, fmt.Sprintf("%d minutes and %d values of the history in %s are damaged and left out.", d.Frames, d.Values, r.Dir))
+	if err := r.Damage.Err(r.Dir); err != nil {
+		say(c.App.ErrWriter, err.Error()+".")
 	}
 	if names := t.Unknown(); len(names) > 0 {
 		say(c.App.ErrWriter, fmt.Sprintf("In that minute %s gave no values, or not all.", list(names)))

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"time"
 
@@ -122,8 +121,7 @@ func reportHistory(b *report.Builder, cfg *config.Config, filter session.Filter)
 		b.Unknown("Which counters moved is not known: " + err.Error() + ".")
 		return err
 	}
-	if d := r.Damage; d.Frames > 0 || d.Values > 0 || len(d.Files) > 0 {
-		err := errors.Join(append(d.Files, fmt.Errorf("%d minutes and %d values of the history in %s are damaged and left out", d.Frames, d.Values, r.Dir))...)
+	if err := r.Damage.Err(r.Dir); err != nil {
 		b.Unknown("The history could not be read completely: " + err.Error() + ".")
 		return err
 	}

@@ -1,7 +1,9 @@
 package history
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"maps"
 	"math/rand/v2"
@@ -455,12 +457,32 @@ func TestEveryByte(t *testing.T) {
 	if len(ends) != minutes || ends[minutes-1] != len(whole) {
 		t.Fatalf("frames end at %d of %d", ends, len(whole))
 	}
-	// check reads b, in which the minute lost is damaged and the minutes from until on
-	// are missing.
+	// check reads b, in which the minute lost is damaged, -1 if none is, and the minutes
+	// from until on are missing. The damage is counted, and the next minute tells of it.
 	check := func(what string, b []byte, lost, until int) {
 		t.Helper()
 		var r Reader
-		got, i := replayOf(r.minutes(b, Query{})), 0
+		unread := ""
+		got, i := replayOf(func(yield func(*Minute) bool) {
+			for m := range r.minutes(b, Query{}) {
+				if m.Unread {
+					unread += m.Start.UTC().Format("15:04 ")
+				}
+				if !yield(m) {
+					return
+				}
+			}
+		}), 0
+		frames, tells := 0, ""
+		if lost >= 0 {
+			frames = 1
+		}
+		if lost >= 0 && lost+1 < until {
+			tells = want.starts[lost+1].UTC().Format("15:04 ")
+		}
+		if r.Damage.Frames != frames || unread != tells {
+			t.Fatalf("%s: %d damaged frames, told of at %q; want %d and %q", what, r.Damage.Frames, unread, frames, tells)
+		}
 		for m := range until {
 			if m == lost {
 				continue
@@ -484,6 +506,8 @@ func TestEveryByte(t *testing.T) {
 		damaged[i] ^= 1 << (i % 8)
 		check(fmt.Sprintf("byte %d of %d flipped", i, len(whole)), damaged, in, minutes)
 	}
+	// After a crash of the machine a file may end in zeros.
+	check("zeros at the end", append(slices.Clone(whole), make([]byte, 4096)...), -1, minutes)
 	// If two consecutive frames are damaged, names are lost. Values without a name are
 	// counted, and are not assigned to another series.
 	whole[headerSize] ^= 1
@@ -994,4 +1018,35 @@ func FuzzReader(f *testing.F) {
 			t.Fatalf("%d damaged bytes of %d", r.Damage.Bytes, len(b))
 		}
 	})
+}
+
+// TestTakenName: a folder or a link with the name of a new file costs no minute and is
+// left alone.
+func TestTakenName(t *testing.T) {
+	dir, at := filepath.Join(t.TempDir(), Folder), newClock()
+	hour := noon.Truncate(time.Hour)
+	err := errors.Join(os.MkdirAll(filepath.Join(dir, fileName(hour, 0)), 0o700), os.Symlink("/etc/passwd", filepath.Join(dir, fileName(hour, 1))), unix.Mkfifo(filepath.Join(dir, fileName(hour, 3)), 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // a restart
+		h := open(t, dir, at)
+		h.Observe(exposition("a{x} 1"))
+		at.pass(10 * time.Second)
+		h.Observe(exposition("a{x} 2"))
+		h.Close(time.Minute)
+		if s := h.Stats(); s.Written != 1 || s.Lost != 0 {
+			t.Fatalf("%+v", s)
+		}
+		at.pass(10 * time.Second)
+	}
+	got, r := readAll(t, dir, Query{})
+	if want := []string{"12:00 first fresh 10s: a{x}=1", "12:00 first fresh 10s: a{x}=1"}; !slices.Equal(got, want) || r.Damage.Err(dir) != nil {
+		t.Errorf("%q, %+v", got, r.Damage)
+	}
+	for turn, kind := range map[int]fs.FileMode{0: fs.ModeDir, 1: fs.ModeSymlink, 3: fs.ModeNamedPipe} {
+		if fi, err := os.Lstat(filepath.Join(dir, fileName(hour, turn))); err != nil || fi.Mode().Type() != kind {
+			t.Errorf("%d: %v, %v", turn, fi, err)
+		}
+	}
 }
