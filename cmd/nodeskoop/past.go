@@ -156,7 +156,11 @@ func pastEvents(c *cli.Context, filter session.Filter) error {
 		return closed
 	}
 	if err == nil {
-		_ = writeSummary(c.App.ErrWriter, seen, spanOf(since, end), logWidth(c.App.ErrWriter))
+		span := spanOf(since, end)
+		if c.Context.Err() != nil {
+			span += ", interrupted before all were read"
+		}
+		_ = writeSummary(c.App.ErrWriter, seen, span, logWidth(c.App.ErrWriter))
 		say(c.App.ErrWriter, inFuture(since, now))
 		if c.Context.Err() == nil {
 			if begins, err := r.Begins(c.Context); err == nil {

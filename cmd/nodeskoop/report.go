@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
@@ -58,8 +59,8 @@ func printReport(c *cli.Context) error {
 		b.Unknown(why)
 	}
 	noJournal := reportEvents(c.Context, b, filter, since, until)
-	if err := c.Context.Err(); err != nil {
-		return err
+	if c.Context.Err() != nil {
+		return fmt.Errorf("report: %w before the journal was read: nothing was written", errInterrupted)
 	}
 	noHistory := reportHistory(b, cfg, filter)
 	if noJournal != nil && noHistory != nil {
