@@ -235,7 +235,7 @@ func (r *Report) counterTable(title string, list []Counter, words string) counte
 		if minutes == nil {
 			minutes = make([]float64, r.places())
 		}
-		t.Rows = append(t.Rows, counterRow{number(c.Rose), expected, short(c.Whose), column.Middle(c.name(), maxName), c.Help(), c.MostAt.Local().Format("15:04"), barPath(minutes)})
+		t.Rows = append(t.Rows, counterRow{number(c.Rose), expected, short(c.Whose), column.Middle(c.name(), maxName), c.Help(), c.MostAt.Local().Format(r.minuteClock()), barPath(minutes)})
 	}
 	return t
 }

@@ -615,6 +615,52 @@ func TestNowIsNoGap(t *testing.T) {
 	}
 }
 
+// A report on several days has the date at each time: on its axis, of each minute, event
+// and gap. If summer time ends in it, the zones of its ends differ.
+func TestSeveralDays(t *testing.T) {
+	for _, days := range []int{1, 30, 200} {
+		o := options()
+		o.Since = o.Until.AddDate(0, 0, -days)
+		b := New(o)
+		for _, e := range badHour(t) {
+			b.Event(e)
+		}
+		if err := b.History(badHistory(t), nil); err != nil {
+			t.Fatal(err)
+		}
+		r := b.Report()
+		text, page := textOf(t, r, 80), pageOf(t, r)
+		fits(t, text, 80)
+		for _, s := range []string{text, page} {
+			body, _, _ := strings.Cut(s, "Made by nodeskoop")
+			for _, at := range regexp.MustCompile(`\b\d\d:\d\d\b`).FindAllStringIndex(body, -1) {
+				if before := body[max(0, at[0]-6):at[0]]; !regexp.MustCompile(`^\d\d-\d\d $|[.:]$`).MatchString(before) { // or a port of an address, or seconds
+					t.Errorf("%d days: no date in %q", days, before+body[at[0]:at[1]])
+				}
+			}
+		}
+		if want := o.Since.Format("01-02 15:04") + strings.Repeat(" ", 5); len(r.Counters) == 0 || !strings.Contains(text, want) {
+			t.Errorf("%d days: %d counters, and %q is not in\n%s", days, len(r.Counters), want, text)
+		}
+	}
+	berlin, err := time.LoadLocation("Europe/Berlin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Local = berlin
+	defer func() { time.Local = time.UTC }()
+	ends := time.Date(2026, 10, 25, 1, 0, 0, 0, time.UTC)
+	for r, want := range map[*Report]string{
+		{Since: ends.Add(-30 * time.Minute), Until: ends.Add(45 * time.Minute)}:                "2026-10-25 02:30:00 CEST to 02:45:00 CET",
+		{Since: ends.Add(30 * time.Minute), Until: ends.Add(45 * time.Minute)}:                 "2026-10-25 02:30:00 to 02:45:00 CET",
+		{Since: ends.Add(-30 * time.Hour).Add(-time.Minute), Until: ends.Add(-30 * time.Hour)}: "2026-10-23 20:59:00 to 21:00:00 CEST",
+	} {
+		if got := r.Span(); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+}
+
 // attacks are names that try to inject HTML.
 var attacks = append([]string{`<script>alert(1)</script>`, `"><img src=x onerror=alert(1)>`, "</style><b>", "'&<>\"`", "javascript:alert(1)", "{{.}}", "]]>"}, nasty.Names...)
 
