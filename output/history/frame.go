@@ -509,6 +509,11 @@ func parse(plain []byte) (*content, error) {
 		}
 		setLeads(c.bases)
 	}
+	for _, t := range []time.Time{c.start, c.from, c.to} {
+		if y := t.UTC().Year(); y < 1 || y > 9998 { // in no zone a year that RFC 3339 cannot write
+			r.bad = true
+		}
+	}
 	if r.bad {
 		return nil, errDamaged
 	}

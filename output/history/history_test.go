@@ -1,11 +1,13 @@
 package history
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"iter"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -993,6 +995,23 @@ func FuzzReader(f *testing.F) {
 	}
 	length, _, _ := header(b)
 	first := b[:headerSize+length] // has the bases of the others
+	// A value that no recorder writes, and a minute of the year 12000.
+	odd := encoder{}
+	for _, v := range []float64{math.NaN(), math.Inf(1), math.Inf(-1), -0.5, -7} {
+		n := newNames()
+		sealed, err := odd.frame(n, &minute{start: noon, from: at.now(), to: at.now(), counters: []value{{of: &Series{Metric: "a"}, v: v}}, gauges: []value{{of: &Series{Metric: "b", Kind: Gauge}, v: v, peak: v}}})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(slices.Clone(sealed), false)
+	}
+	late := instant{wall: time.Date(12000, 1, 1, 0, 0, 0, 0, time.UTC)}
+	sealed, err := odd.frame(newNames(), &minute{start: late.wall, from: late, to: late})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(slices.Clone(sealed), false)
+	east, west := time.FixedZone("", 14*3600), time.FixedZone("", -12*3600)
 	f.Fuzz(func(t *testing.T, b []byte, payload bool) {
 		if payload { // build a frame with the right checksums
 			var e encoder
@@ -1011,6 +1030,14 @@ func FuzzReader(f *testing.F) {
 				if len(s.Metric) > maxName || len(s.Labels) > maxLabels {
 					t.Fatalf("%d bytes of a name, %d labels", len(s.Metric), len(s.Labels))
 				}
+			}
+			for _, s := range m.Samples {
+				if math.IsNaN(s.Value+s.Peak) || math.IsInf(s.Value, 0) || math.IsInf(s.Peak, 0) || s.Kind == Counter && s.Value <= 0 {
+					t.Fatalf("%+v", s)
+				}
+			}
+			if _, err := json.Marshal([]time.Time{m.Start.In(east), m.From.In(west), m.To.In(east)}); err != nil {
+				t.Fatal(err)
 			}
 			_ = tell(m)
 		}

@@ -377,7 +377,7 @@ func (r *Reader) minutes(b []byte, q Query) iter.Seq[*Minute] {
 			lost, err := t.each(c, func(n int, v, peak float64, gone bool) {
 				s, known := t.series[n]
 				switch {
-				case !known:
+				case !known, s != nil && s.Kind == Counter && v <= 0:
 					r.Damage.Values++
 				case s != nil:
 					delete(levels, n)

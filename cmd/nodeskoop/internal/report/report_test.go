@@ -684,6 +684,7 @@ func nastyReport(t testing.TB) *Report {
 		for _, m := range h[100+i%10 : 112+i%8] {
 			for _, s := range []*history.Series{
 				{Metric: "kubeskoop_packetloss_reason", Labels: []history.Label{{Name: "k8s_namespace", Value: n}, {Name: "k8s_pod", Value: n}, {Name: "reason", Value: n}}},
+				{Metric: n + "_seconds_bucket", Labels: []history.Label{{Name: n, Value: n}, {Name: "le", Value: "0.1"}}},
 				{Metric: "nodeskoop_biolatency_seconds_bucket", Labels: []history.Label{{Name: "disk", Value: n}, {Name: "le", Value: "0.1"}}},
 			} {
 				m.Samples = append(m.Samples, history.Sample{Series: s, Value: 100})

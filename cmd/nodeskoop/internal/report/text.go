@@ -297,7 +297,7 @@ func (t *text) distributions() {
 }
 
 func (d *Distribution) name() string {
-	name := strings.TrimSuffix(strings.TrimPrefix(d.Metric, "nodeskoop_"), "_seconds")
+	name := quote.Safe(strings.TrimSuffix(strings.TrimPrefix(d.Metric, "nodeskoop_"), "_seconds")) // perhaps another version's
 	for _, s := range []string{d.Labels, d.Whose} {
 		if s != "" && s != "host" {
 			name += " " + s
