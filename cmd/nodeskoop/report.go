@@ -42,7 +42,7 @@ func printReport(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Bool("json") && c.String("html") != "" {
+	if c.Bool("json") && c.IsSet("html") {
 		return cli.Exit("--json and --html exclude each other", exitUsage)
 	}
 	pods := c.StringSlice("pod")
@@ -137,7 +137,7 @@ func writeReport(c *cli.Context, r *report.Report) error {
 	switch file := c.String("html"); {
 	case file == "-":
 		return printed(r.WriteHTML(c.App.Writer))
-	case file != "":
+	case c.IsSet("html"):
 		return output.ReplaceFile(file, pageMode, func(w io.Writer) error { return r.WriteHTML(w) })
 	case c.Bool("json"):
 		return printed(writeJSON(c, r))

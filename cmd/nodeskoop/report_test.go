@@ -71,6 +71,7 @@ func TestReport(t *testing.T) {
 		want string
 	}{
 		{[]string{"--html", dir}, exitFailure, "name a file"},
+		{[]string{"--html", ""}, exitFailure, `write "": it names a folder; name a file`},
 		{[]string{"--html", "/dev/null"}, exitFailure, "a character device, not a regular file"},
 		{[]string{"--html", "/nonexistent/x.html"}, exitFailure, "there is no such folder"},
 		{[]string{"--html", file, "--json"}, exitUsage, "--json and --html exclude each other"},
