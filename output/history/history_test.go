@@ -209,6 +209,11 @@ func TestMinutes(t *testing.T) {
 			{0, []string{"a{x} 1", "a{y} 1"}}, {q, []string{"a{x} 1"}}, {q, []string{"a{x} 1", "a{y} 9"}},
 			{2 * q, []string{"a{x} 2"}}, {4 * q, []string{"a{x} 2", "a{y} 500"}}, {q, []string{"a{x} 2", "a{y} 501"}},
 		}, []string{"12:00 first fresh 30s: a{y}=8", "12:01 30s: a{x}=1", "12:02 1m15s: a{y}=1"}},
+		{"one that is missing for the last or first cycle of a minute goes on", []step{
+			{0, []string{"a{x} 1", "a{y} 1"}}, {q, []string{"a{x} 2", "a{y} 2"}}, {q, []string{"a{x} 3", "a{y} 3"}}, {q, []string{"a{y} 4"}},
+			{q, []string{"a{x} 5"}}, {q, []string{"a{x} 6", "a{y} 9"}}, {q, []string{"a{x} 7", "a{y} 10"}}, {q, []string{"a{x} 8"}},
+			{q, []string{"a{x} 9", "a{y} 4"}},
+		}, []string{"12:00 first fresh 45s: a{x}=2 a{y}=3", "12:01 1m0s: a{x}=5 a{y}=6", "12:02 15s: a{x}=1 a{y}=4"}},
 		{"gauges, when they changed, and their highest", []step{
 			{0, []string{"x_g{x} 1", "x_g{y} 0"}}, {q, []string{"x_g{x} 3", "x_g{y} 0"}}, {q, []string{"x_g{x} 2", "x_g{y} 0"}},
 			{2 * q, []string{"x_g{x} 2", "x_g{y} 0"}},
