@@ -29,6 +29,7 @@ type Options struct {
 // The bounds of a report.
 const (
 	maxKinds         = 1000
+	maxOwnKinds      = 40 // maximum number of kinds of one type and owner; anybody may be a peer, and must not take the room of others
 	maxLanes         = 500
 	maxSteps         = 120
 	maxSeries        = 200_000 // maximum number of compared series
@@ -48,6 +49,7 @@ type Builder struct {
 	r     Report
 	host  string
 	kinds map[kindKey]*Kind
+	own   map[laneKey]int // number of kinds
 	lanes map[laneKey]*Lane
 	whose map[string]struct{}
 
@@ -83,7 +85,7 @@ type series struct {
 func New(o Options) *Builder {
 	b := &Builder{
 		r:    Report{Node: o.Node, Version: o.Version, Made: o.Made, Since: o.Since, Until: o.Until, Pods: o.Pods, Kinds: []Kind{}, Timeline: []Lane{}, Gaps: []Gap{}, Counters: []Counter{}, Traffic: []Counter{}},
-		host: o.HostLabel, kinds: map[kindKey]*Kind{}, lanes: map[laneKey]*Lane{}, whose: map[string]struct{}{},
+		host: o.HostLabel, kinds: map[kindKey]*Kind{}, own: map[laneKey]int{}, lanes: map[laneKey]*Lane{}, whose: map[string]struct{}{},
 		series: map[string]*series{}, names: map[*history.Series]*series{},
 	}
 	b.r.Step = step(o.Until.Sub(o.Since))
@@ -121,13 +123,21 @@ func (b *Builder) Event(e *event.Event) {
 	b.lane(laneKey{key.typ, key.whose}, e, n)
 }
 
+// furtherPeers is the peer of the kind that stands for the kinds beyond maxOwnKinds.
+const furtherPeers = "further peers and reasons"
+
 func (b *Builder) kind(key kindKey, e *event.Event, n uint64) {
-	k := b.kinds[key]
+	k, own := b.kinds[key], laneKey{key.typ, key.whose}
+	if k == nil && b.own[own] >= maxOwnKinds {
+		key.reason, key.peer = "", furtherPeers
+		k = b.kinds[key]
+	}
 	if k == nil {
 		if len(b.kinds) >= maxKinds {
 			b.r.MoreEvents += n
 			return
 		}
+		b.own[own]++
 		k = &Kind{Event: e.Type.Name, Probe: e.Type.Probe(), Whose: key.whose, Reason: key.reason, Peer: key.peer, First: e.FirstSeen(), Priority: catalog.PriNotice.String(), typ: e.Type}
 		b.kinds[key] = k
 	}

@@ -300,6 +300,37 @@ func TestEveryEventIsCounted(t *testing.T) {
 	}
 }
 
+// Events with peers of one pod that nobody has heard of do not hide what happens later,
+// and each occurrence is in the row of its type and owner.
+func TestManyPeersHideNothing(t *testing.T) {
+	b := New(options())
+	send := func(typ, pod, peer string, at time.Duration) {
+		e, err := event.FromFields(map[string]string{"KUBESKOOP_EVENT": typ, "K8S_NAMESPACE": "shop", "K8S_POD": pod, "KUBESKOOP_DADDR": peer, "KUBESKOOP_SADDR": "10.0.0.1", "KUBESKOOP_PROTOCOL": "TCP"}, since.Add(at))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Event(e)
+	}
+	const scan, few = 3 * maxKinds, 7
+	for i := range scan {
+		send("TCPRESET_NOSOCK", "web-0", fmt.Sprintf("198.51.%d.%d", i/250, i%250), time.Duration(i)*time.Second)
+	}
+	for i := range few {
+		send("TCPRetrans", "db-0", "10.0.0.9", 59*time.Minute+time.Duration(i)*time.Second)
+	}
+	r := b.Report()
+	of := map[string]uint64{}
+	for _, k := range r.Kinds {
+		of[k.Event+" "+k.Whose] += k.Count
+	}
+	if of["TCPRESET_NOSOCK shop/web-0"] != scan || of["TCPRetrans shop/db-0"] != few || r.MoreEvents != 0 || len(r.Kinds) != maxOwnKinds+2 {
+		t.Errorf("%v in %d kinds, and %d more", of, len(r.Kinds), r.MoreEvents)
+	}
+	if text := textOf(t, r, 80); !strings.Contains(text, furtherPeers) || !strings.Contains(text, "shop/db-0") {
+		t.Errorf("%s", text)
+	}
+}
+
 // A counter that rose stands out, with its increase; a counter that continues as
 // before does not.
 func TestCountersThatStandOut(t *testing.T) {
