@@ -481,7 +481,8 @@ func TestMoreWorkIsNoTrouble(t *testing.T) {
 func TestQuiet(t *testing.T) {
 	b := New(options())
 	h := steadily()
-	work := []*history.Series{seriesOf(`kubeskoop_netdev_rxbytes{k8s_namespace="shop",k8s_pod="web-0"}`), seriesOf(`kubeskoop_tcp_insegs{k8s_namespace="shop",k8s_pod="web-0"}`)}
+	work := []*history.Series{seriesOf(`kubeskoop_netdev_rxbytes{k8s_namespace="shop",k8s_pod="web-0"}`), seriesOf(`kubeskoop_tcp_insegs{k8s_namespace="shop",k8s_pod="web-0"}`),
+		seriesOf(`nodeskoop_packetloss_ignored_total{k8s_namespace="hostNetwork",k8s_pod="hostNetwork",why="closing"}`)} // by definition no loss
 	noise := seriesOf(`kubeskoop_tcp_estabresets{k8s_namespace="shop",k8s_pod="web-0"}`)
 	for i, m := range h {
 		for _, s := range work { // ten times as much as in the hour before
