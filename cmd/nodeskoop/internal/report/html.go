@@ -48,6 +48,7 @@ func (r *Report) WriteHTML(w io.Writer) error {
 type page struct {
 	Version, Subject, Span, Headline, Held string
 	Quiet                                  bool
+	Days                                   bool // times have a date
 	Suppressed                             uint64
 	Unknown                                []string
 
@@ -130,7 +131,7 @@ func join(sentences ...string) string {
 }
 
 func (r *Report) page(l limits) *page {
-	p := &page{Version: r.Version, Subject: short(r.Node), Span: r.Span(), Headline: r.Headline(), Held: number(float64(r.Suppressed)), Quiet: r.Quiet, Suppressed: r.Suppressed, Places: r.places()}
+	p := &page{Version: r.Version, Subject: short(r.Node), Span: r.Span(), Headline: r.Headline(), Held: number(float64(r.Suppressed)), Quiet: r.Quiet, Days: r.clock() != dayTime, Suppressed: r.Suppressed, Places: r.places()}
 	if len(r.Pods) > 0 {
 		p.Subject = short(strings.Join(r.Pods, ", ")) + " on " + p.Subject
 	}
