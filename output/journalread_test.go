@@ -205,6 +205,13 @@ func TestJournalReaderRange(t *testing.T) {
 	if args := strings.Join(early.arguments(), " "); !strings.Contains(args, " --since=@0 --until=@0 ") {
 		t.Error(args)
 	}
+	// Entries that were written before the clock was set back do not end the reading.
+	for ago, want := range map[time.Duration]bool{-time.Hour: false, 0: false, 20 * time.Hour: false, 30 * time.Hour: true} {
+		recent := &JournalReader{Since: time.Now().Add(-40 * time.Hour), Until: time.Now().Add(-ago)}
+		if args := strings.Join(recent.arguments(), " "); strings.Contains(args, "--until") != want {
+			t.Errorf("until %v ago: %s", ago, args)
+		}
+	}
 	r.Namespace = "nodeskoop"
 	if args := strings.Join(r.arguments(), " "); !strings.Contains(args, " --namespace=+nodeskoop ") {
 		t.Error(args)
