@@ -58,6 +58,8 @@ type JournalSkipped struct {
 var units = []string{"nodeskoop.service", "nodeskoop-collect.service"}
 
 const (
+	// readAnyway is the age up to which entries after Until are read, and left out here.
+	readAnyway = 24 * time.Hour
 	// maxEntry is the maximum size of an entry. The largest events carry a stack.
 	maxEntry = 1 << 20
 	// told is the maximum delay between an occurrence and its entry: the longest
@@ -78,12 +80,15 @@ func (r *JournalReader) arguments() []string {
 	if r.Namespace != "" {
 		args = append(args, "--namespace=+"+r.Namespace)
 	}
+	// journalctl refuses times before 1970.
 	if !r.Since.IsZero() {
 		// The kernel's and journald's clocks differ by some milliseconds.
-		args = append(args, "--since=@"+strconv.FormatInt(r.Since.Unix()-1, 10))
+		args = append(args, "--since=@"+strconv.FormatInt(max(0, r.Since.Unix()-1), 10))
 	}
-	if !r.Until.IsZero() {
-		args = append(args, "--until=@"+strconv.FormatInt(r.Until.Add(told).Unix()+1, 10))
+	// journalctl ends at the first later entry, although earlier ones may follow if the
+	// clock was set back. So it gets the end only where that saves much reading.
+	if !r.Until.IsZero() && r.Until.Add(told).Before(time.Now().Add(-readAnyway)) {
+		args = append(args, "--until=@"+strconv.FormatInt(max(0, r.Until.Add(told).Unix()+1), 10))
 	}
 	types := r.Types
 	if types == nil {

@@ -201,6 +201,17 @@ func TestJournalReaderRange(t *testing.T) {
 	if strings.Contains(args, "namespace") || strings.Count(args, "MESSAGE_ID") != 2 {
 		t.Error(args)
 	}
+	early := &JournalReader{Since: time.Unix(-3600, 0), Until: time.Unix(-3000, 0)} // 1970-01-01 in a zone east of UTC
+	if args := strings.Join(early.arguments(), " "); !strings.Contains(args, " --since=@0 --until=@0 ") {
+		t.Error(args)
+	}
+	// Entries that were written before the clock was set back do not end the reading.
+	for ago, want := range map[time.Duration]bool{-time.Hour: false, 0: false, 20 * time.Hour: false, 30 * time.Hour: true} {
+		recent := &JournalReader{Since: time.Now().Add(-40 * time.Hour), Until: time.Now().Add(-ago)}
+		if args := strings.Join(recent.arguments(), " "); strings.Contains(args, "--until") != want {
+			t.Errorf("until %v ago: %s", ago, args)
+		}
+	}
 	r.Namespace = "nodeskoop"
 	if args := strings.Join(r.arguments(), " "); !strings.Contains(args, " --namespace=+nodeskoop ") {
 		t.Error(args)

@@ -36,8 +36,8 @@ func runDiagnose(c *cli.Context) error {
 		return cli.Exit(fmt.Sprintf("--for: %v is out of range: use 2s to 10m", took), exitUsage)
 	}
 	var pods []string
-	if pod := c.String("pod"); pod != "" {
-		pods = append(pods, pod)
+	if c.IsSet("pod") {
+		pods = append(pods, c.String("pod"))
 	}
 	filter, err := session.NewFilter(pods, nil)
 	if err != nil {
@@ -73,6 +73,9 @@ func runDiagnose(c *cli.Context) error {
 			say(c.App.ErrWriter, fmt.Sprintf("Observing for %v. Keep the trouble going.", took))
 		}
 	})
+	if err != nil && c.Context.Err() != nil {
+		return fmt.Errorf("diagnose: %w before the %v were over: causes are named from a whole observation only; use a shorter --for", errInterrupted, took)
+	}
 	if err != nil {
 		return fmt.Errorf("diagnose: %w", err)
 	}

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os/exec"
@@ -10,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"nodeskoop/cmd/nodeskoop/internal/diagnose"
 	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/pods"
@@ -21,12 +24,51 @@ func TestDiagnoseCommandLine(t *testing.T) {
 		{"--for 1h", "out of range"},
 		{"--for soon", "is not a duration"},
 		{"--pod /x", "is not NAMESPACE/NAME"},
+		{"--pod=", `--pod: "" is not NAMESPACE/NAME`},
 		{"--pod unknown", "unknown is no pod"},
 		{"extra", "diagnose takes no argument"},
 	} {
 		code, out, errs := call(t, append([]string{"diagnose", "--config", "/dev/null"}, strings.Fields(c.args)...)...)
 		if code != exitUsage || !strings.Contains(errs, c.want) || out != "" {
 			t.Errorf("%s: exit %d, %q, %q; want exit 2 and %q", c.args, code, out, errs, c.want)
+		}
+	}
+}
+
+// A signal ends diagnose without findings, and its message says why there are none.
+func TestDiagnoseInterrupted(t *testing.T) {
+	need.Root(t)
+	need.Short(t)
+	for _, after := range []time.Duration{0, 3 * time.Second} { // while it loads the probes, and while it looks
+		ctx, stop := context.WithTimeout(t.Context(), after)
+		var out, errs bytes.Buffer
+		code := run(ctx, []string{"nodeskoop", "diagnose", "--config", "/dev/null", "--for", "2m"}, &out, &errs)
+		stop()
+		if code != exitFailure || out.Len() > 0 || !strings.Contains(errs.String(), "nodeskoop: diagnose: interrupted before the 2m0s were over: causes are named from a whole observation only") {
+			t.Errorf("after %v: exit %d, %s%s", after, code, out.String(), errs.String())
+		}
+	}
+}
+
+// TestDiagnoseWithFewProbes: what the probes that --probe leaves out would show is not
+// looked at, which diagnose says, so that "nothing found" is not taken for more.
+func TestDiagnoseWithFewProbes(t *testing.T) {
+	need.Root(t)
+	need.Short(t)
+	for args, missing := range map[string]int{"": 0, "--probe=tcp": len(diagnose.Probes()), "--probe=tcp,conntrack": len(diagnose.Probes()) - 1} {
+		code, out, errs := call(t, slices.DeleteFunc([]string{"diagnose", "--config", "/dev/null", "--json", "--for", "2s", args}, func(a string) bool { return a == "" })...)
+		var d diagnosis
+		if err := json.Unmarshal([]byte(out), &d); code != 0 || err != nil {
+			t.Fatalf("%q: exit %d, %v: %s%s", args, code, err, out, errs)
+		}
+		n := 0
+		for _, x := range d.NotLooked {
+			if slices.Contains(diagnose.Probes(), strings.TrimPrefix(x.What, "probe ")) && x.Why == "it is not among the chosen probes" {
+				n++
+			}
+		}
+		if n != missing {
+			t.Errorf("%q: %d probes are not looked at, want %d: %+v", args, n, missing, d.NotLooked)
 		}
 	}
 }

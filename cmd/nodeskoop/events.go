@@ -53,7 +53,7 @@ func watchEvents(c *cli.Context) error {
 	if err != nil {
 		return cli.Exit(err.Error(), exitUsage)
 	}
-	if c.String("since") != "" || c.String("until") != "" {
+	if c.IsSet("since") || c.IsSet("until") {
 		return pastEvents(c, filter)
 	}
 	s, err := newSession(c, c.App.ErrWriter)

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"path"
 	"strconv"
@@ -98,10 +97,10 @@ func printHistory(c *cli.Context) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	if d := r.Damage; d.Frames > 0 || d.Values > 0 || len(d.Files) > 0 {
-		return errors.Join(append(d.Files, fmt.Errorf("%d minutes and %d values of the history in %s are damaged and left out", d.Frames, d.Values, r.Dir))...)
+	if last.IsZero() {
+		say(c.App.ErrWriter, fmt.Sprintf("The history has no minute from %s to %s.", q.Since.Local().Format("2006-01-02 15:04:05"), q.Until.Local().Format("2006-01-02 15:04:05")))
 	}
-	return nil
+	return r.Damage.Err(r.Dir)
 }
 
 func writeMinute(w *bufio.Writer, m *history.Minute, last time.Time, asJSON bool) error {

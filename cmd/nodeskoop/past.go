@@ -41,11 +41,10 @@ func pastRange(c *cli.Context, now time.Time, span time.Duration) (since, until 
 		name string
 		at   *time.Time
 	}{{"since", &since}, {"until", &until}} {
-		text := c.String(f.name)
-		if text == "" {
+		if !c.IsSet(f.name) {
 			continue
 		}
-		if *f.at, err = when.Parse(text, now); err != nil {
+		if *f.at, err = when.Parse(c.String(f.name), now); err != nil {
 			return since, until, cli.Exit("--"+f.name+": "+err.Error(), exitUsage)
 		}
 	}
@@ -60,6 +59,15 @@ func pastRange(c *cli.Context, now time.Time, span time.Duration) (since, until 
 		return since, until, cli.Exit(fmt.Sprintf("--since (%s) is not before --until (%s)", since.Format(form), until.Format(form)), exitUsage)
 	}
 	return since, until, nil
+}
+
+// inFuture says that a range begins after now, "" if it does not. Such a range is not
+// refused: if the clock was wrong, records may lie in it.
+func inFuture(since, now time.Time) string {
+	if !since.After(now) {
+		return ""
+	}
+	return fmt.Sprintf("The range begins in the future, at %s: now it is %s.", since.Local().Format("2006-01-02 15:04:05"), now.Local().Format("2006-01-02 15:04:05 MST"))
 }
 
 // journalCommand is the command that reads the journal; nil means journalctl. Tests
@@ -96,6 +104,9 @@ func pastEvents(c *cli.Context, filter session.Filter) error {
 	end := until
 	if end.IsZero() {
 		end = now
+		if since.After(now) {
+			end = since
+		}
 	}
 	lines := output.NewTerminal(c.App.Writer, output.TerminalOptions{JSON: c.Bool("json"), Dates: !sameDay(since, now) || !sameDay(end, now)})
 	seen := event.NewSummary(lines)
@@ -145,7 +156,12 @@ func pastEvents(c *cli.Context, filter session.Filter) error {
 		return closed
 	}
 	if err == nil {
-		_ = writeSummary(c.App.ErrWriter, seen, spanOf(since, end), logWidth(c.App.ErrWriter))
+		span := spanOf(since, end)
+		if c.Context.Err() != nil {
+			span += ", interrupted before all were read"
+		}
+		_ = writeSummary(c.App.ErrWriter, seen, span, logWidth(c.App.ErrWriter))
+		say(c.App.ErrWriter, inFuture(since, now))
 		if c.Context.Err() == nil {
 			if begins, err := r.Begins(c.Context); err == nil {
 				say(c.App.ErrWriter, journalBegins(begins, since))
@@ -235,8 +251,8 @@ func pastTop(c *cli.Context, order top.Order) error {
 	if err != nil {
 		return err
 	}
-	if d := r.Damage; d.Frames > 0 || d.Values > 0 {
-		say(c.App.ErrWriter, fmt.Sprintf("%d minutes and %d values of the history in %s are damaged and left out.", d.Frames, d.Values, r.Dir))
+	if err := r.Damage.Err(r.Dir); err != nil {
+		say(c.App.ErrWriter, err.Error()+".")
 	}
 	if names := t.Unknown(); len(names) > 0 {
 		say(c.App.ErrWriter, fmt.Sprintf("In that minute %s gave no values, or not all.", list(names)))

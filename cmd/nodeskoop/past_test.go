@@ -16,6 +16,7 @@ import (
 	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/event"
 	"nodeskoop/collect/owner"
+	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/journald"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/output"
@@ -80,6 +81,8 @@ func TestPastEvents(t *testing.T) {
 		{[]string{"--since", "-1h", "--probe", "packetloss"}, []string{"dropped"}, 2},
 		{[]string{"--since", "-1h", "--json"}, []string{`"KUBESKOOP_COUNT":"1240"`}, 3},
 		{[]string{"--since", "-90s", "--all"}, []string{"1,240 times", "reset"}, 2},
+		{[]string{"--since", "1970-01-01"}, []string{"1243 events from 1970-01-01 "}, 4},
+		{[]string{"--since", "2199-01-01"}, []string{"No events from ", "The range begins in the future, at 2199-01-01 00:00:00: now it is "}, 0},
 		{[]string{"--since", "-2d", "--until", "-2h"}, []string{"The journal begins at " + yesterday.Format("2006-01-02 15:04:05") + ": events from before are not in it.\n"}, 1},
 	} {
 		code, out, errs := call(t, append([]string{"events", "--config", "/dev/null"}, c.args...)...)
@@ -102,6 +105,8 @@ func TestPastMistakes(t *testing.T) {
 		want string
 	}{
 		{[]string{"--since", "soon"}, exitUsage, `--since: "soon" is not a point in time: write `},
+		{[]string{"--since", ""}, exitUsage, `--since: "" is not a point in time: write `},
+		{[]string{"--until", ""}, exitUsage, `--until: "" is not a point in time: write `},
 		{[]string{"--until", "later"}, exitUsage, `--until: "later" is not a point in time: write `},
 		{[]string{"--since", "04:00", "--until", "03:00"}, exitUsage, "--since ("},
 		{[]string{"--since", "-1h", "--probe", "tcp"}, exitUsage, "none of the chosen probes has such events"},
@@ -122,6 +127,37 @@ func TestPastMistakes(t *testing.T) {
 	code, _, errs := call(t, "events", "--config", "/dev/null", "--since", "-1h")
 	if code != exitFailure || !strings.Contains(errs, "1 entries of the journal are damaged") || !strings.Contains(errs, "1 entries are of events that this version does not know") {
 		t.Errorf("exit %d, %q", code, errs)
+	}
+}
+
+// A signal ends the reading of the journal, and nothing claims that all was read.
+func TestPastInterrupted(t *testing.T) {
+	cfg, dir := withHistory(t)
+	page := filepath.Join(dir, "..", "page.html")
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"events", "--since", "-1h"}, 0, ", interrupted before all were read"},
+		{[]string{"report"}, exitFailure, "nodeskoop: report: interrupted before the journal was read: nothing was written\n"},
+		{[]string{"report", "--html", page}, exitFailure, "nodeskoop: report: interrupted before the journal was read: nothing was written\n"},
+	} {
+		ctx, stop := context.WithCancel(t.Context())
+		began := filepath.Join(t.TempDir(), "began")
+		fromJournal(t, "echo '"+strings.TrimSpace(journalEntries(loss(time.Now(), "web-0")))+"'; touch "+began+"; exec sleep 1000")
+		go func() {
+			defer stop()
+			testkit.Within(testkit.Patience, func() bool { _, err := os.Stat(began); return err == nil })
+		}()
+		var out, errs bytes.Buffer
+		code := run(ctx, append([]string{"nodeskoop", "--config", cfg}, c.args...), &out, &errs)
+		if code != c.code || !strings.Contains(errs.String(), c.want) || strings.Contains(errs.String(), "context canceled") {
+			t.Errorf("%v: exit %d, %s%s", c.args, code, out.String(), errs.String())
+		}
+	}
+	if left, err := filepath.Glob(filepath.Join(filepath.Dir(page), "*page.html*")); err != nil || len(left) > 0 {
+		t.Errorf("%v, %v", left, err)
 	}
 }
 

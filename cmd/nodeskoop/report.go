@@ -42,7 +42,7 @@ func printReport(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Bool("json") && c.String("html") != "" {
+	if c.Bool("json") && c.IsSet("html") {
 		return cli.Exit("--json and --html exclude each other", exitUsage)
 	}
 	pods := c.StringSlice("pod")
@@ -55,9 +55,12 @@ func printReport(c *cli.Context) error {
 		return err
 	}
 	b := report.New(report.Options{Node: cfg.Node(), Version: version, Made: now, Since: since, Until: until, Pods: pods, HostLabel: cfg.Pods.HostLabel})
+	if why := inFuture(since, now); why != "" {
+		b.Unknown(why)
+	}
 	noJournal := reportEvents(c.Context, b, filter, since, until)
-	if err := c.Context.Err(); err != nil {
-		return err
+	if c.Context.Err() != nil {
+		return fmt.Errorf("report: %w before the journal was read: nothing was written", errInterrupted)
 	}
 	noHistory := reportHistory(b, cfg, filter)
 	if noJournal != nil && noHistory != nil {
@@ -119,8 +122,7 @@ func reportHistory(b *report.Builder, cfg *config.Config, filter session.Filter)
 		b.Unknown("Which counters moved is not known: " + err.Error() + ".")
 		return err
 	}
-	if d := r.Damage; d.Frames > 0 || d.Values > 0 || len(d.Files) > 0 {
-		err := errors.Join(append(d.Files, fmt.Errorf("%d minutes and %d values of the history in %s are damaged and left out", d.Frames, d.Values, r.Dir))...)
+	if err := r.Damage.Err(r.Dir); err != nil {
 		b.Unknown("The history could not be read completely: " + err.Error() + ".")
 		return err
 	}
@@ -135,7 +137,7 @@ func writeReport(c *cli.Context, r *report.Report) error {
 	switch file := c.String("html"); {
 	case file == "-":
 		return printed(r.WriteHTML(c.App.Writer))
-	case file != "":
+	case c.IsSet("html"):
 		return output.ReplaceFile(file, pageMode, func(w io.Writer) error { return r.WriteHTML(w) })
 	case c.Bool("json"):
 		return printed(writeJSON(c, r))

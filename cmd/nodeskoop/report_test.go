@@ -48,6 +48,10 @@ func TestReport(t *testing.T) {
 	if code, out, _ := call(t, "report", "--config", cfg, "--until", "-90m", "--json"); code != 0 || json.Unmarshal([]byte(out), &r) != nil || r.Events != 1 || r.Until.Sub(r.Since) != time.Hour {
 		t.Errorf("exit %d\n%s", code, out)
 	}
+	// Nothing is claimed about the future.
+	if code, out, errs := call(t, "report", "--config", cfg, "--until", "2199-01-01"); code != 0 || errs != "" || strings.Contains(out, "Nothing happened") || !strings.Contains(out, "The range begins in the future, at 2198-12-31 23:00:00: now it is ") {
+		t.Errorf("exit %d, %s\n%s", code, errs, out)
+	}
 	file := filepath.Join(dir, "..", "page.html")
 	for range 2 { // the second page replaces the first
 		if code, out, errs := call(t, "report", "--config", cfg, "--html", file); code != 0 || out != "" || errs != "" {
@@ -67,10 +71,13 @@ func TestReport(t *testing.T) {
 		want string
 	}{
 		{[]string{"--html", dir}, exitFailure, "name a file"},
+		{[]string{"--html", ""}, exitFailure, `write "": it names a folder; name a file`},
 		{[]string{"--html", "/dev/null"}, exitFailure, "a character device, not a regular file"},
 		{[]string{"--html", "/nonexistent/x.html"}, exitFailure, "there is no such folder"},
 		{[]string{"--html", file, "--json"}, exitUsage, "--json and --html exclude each other"},
 		{[]string{"--since", "soon"}, exitUsage, "is not a point in time"},
+		{[]string{"--since", ""}, exitUsage, `--since: "" is not a point in time`},
+		{[]string{"--since", "-65535d"}, exitUsage, "nothing is recorded before 1970"},
 		{[]string{"--since", "2199-01-01"}, exitUsage, "--since (2199-01-01 00:00:00) is not before --until ("},
 		{[]string{"--pod", "a/"}, exitUsage, "is not NAMESPACE/NAME"},
 		{[]string{"extra"}, exitUsage, "report takes no argument"},

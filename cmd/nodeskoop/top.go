@@ -83,7 +83,7 @@ func runTop(c *cli.Context) error {
 	if err != nil {
 		return cli.Exit(err.Error(), exitUsage)
 	}
-	if c.String("at") != "" {
+	if c.IsSet("at") {
 		return pastTop(c, args.order)
 	}
 	live := !c.Bool("json") && args.count == 0 && output.IsTerminal(c.App.Writer) && output.IsTerminal(os.Stdin) && hasScreen(os.Getenv("TERM"))

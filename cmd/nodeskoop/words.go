@@ -83,6 +83,9 @@ func needRoot(c *cli.Context) error {
 // complaint formats the error that ends the program. If permission was denied, it
 // suggests sudo.
 func complaint(err error, args []string) string {
+	if errors.Is(err, context.Canceled) {
+		return errInterrupted.Error()
+	}
 	if errors.Is(err, fs.ErrPermission) && unprivileged() {
 		return err.Error() + "; needs root: " + withSudo(args)
 	}
@@ -91,6 +94,9 @@ func complaint(err error, args []string) string {
 	}
 	return err.Error()
 }
+
+// errInterrupted is the error of a command that a signal has ended before its result.
+var errInterrupted = errors.New("interrupted")
 
 // unknownPod is the error for a --pod that does not exist here; it is a usage error
 // if the list of pods is known.

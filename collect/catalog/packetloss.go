@@ -47,7 +47,7 @@ var packetloss = Probe{
 		Kernel: "skb:kfree_skb, argument reason",
 		Rises:  "As packetloss_total. The series of a reason appears with its first drop; before Linux 5.17 there are none.",
 	}, {
-		Name: "nodeskoop_packetloss_ignored_total", Type: Counter, Scope: PerHost, Labels: []string{"why"}, Extra: true,
+		Name: "nodeskoop_packetloss_ignored_total", Type: Counter, Scope: PerHost, Labels: []string{"why"}, Extra: true, Work: true,
 		Help:   "Packets and messages that the kernel freed as dropped without a loss, by why: delivered, unwanted, closing, not_a_packet. The sum of this and kubeskoop_packetloss_total over all namespaces is every pass of skb:kfree_skb.",
 		Kernel: "skb:kfree_skb, where no packet is lost",
 		Rises:  "`delivered`: the data or the reply has reached its socket (parts of a packet that GRO or reassembly merged, freed after the read; handled ICMPv6; the original of an echo reply that a raw socket copied; acknowledgements, keep-alives and window probes that TCP has processed; old duplicates; a capture's copy that does not fit its buffer). `unwanted`: multicast, broadcast or frames for another host that no socket on the node asked for. `closing`: unread data in a socket that closes, and acknowledgements, FIN and RST for a connection that no longer exists. `not_a_packet`: messages of netlink, audit, vsock and AF_UNIX sockets, which the kernel stores in the same structure.",

@@ -43,7 +43,7 @@ func FromFields(fields map[string]string, at time.Time) (*Event, error) {
 		Operation: f["KUBESKOOP_OPERATION"], Bytes: f.unsigned("KUBESKOOP_BYTES"),
 		Ifname: f["KUBESKOOP_IFNAME"], Disk: f["KUBESKOOP_DISK"], Vector: f["KUBESKOOP_VECTOR"],
 		Location: f["KUBESKOOP_LOCATION"], Reason: f["KUBESKOOP_REASON"], TCPState: f["KUBESKOOP_TCP_STATE"],
-		Suppressed: f.unsigned("KUBESKOOP_SUPPRESSED"),
+		Suppressed: f.count("KUBESKOOP_SUPPRESSED"),
 		recorded:   recorded{message: f["MESSAGE"]},
 	}
 	switch p := catalog.Priority(f.number("PRIORITY", 0)); p {
@@ -58,7 +58,7 @@ func FromFields(fields map[string]string, at time.Time) (*Event, error) {
 	if s := f["KUBESKOOP_STACK"]; s != "" {
 		e.Stack = strings.Split(s, "\n")
 	}
-	if n := f.unsigned("KUBESKOOP_COUNT"); n > 1 {
+	if n := f.count("KUBESKOOP_COUNT"); n > 1 {
 		e.Merged = f.merged(n, e.Time)
 	}
 	f.owner(e)
@@ -94,6 +94,18 @@ func (f fieldReader) number(name string, otherwise int64) int64 {
 func (f fieldReader) unsigned(name string) uint64 {
 	n, _ := strconv.ParseUint(f[name], 10, 64)
 	return n
+}
+
+// maxCount is the largest valid number of occurrences in an entry. No kernel counts more
+// in a window, sums of entries do not overflow, and JSON readers know it exactly.
+const maxCount = 1<<53 - 1
+
+// count reads a number of occurrences, 0 if it is not valid.
+func (f fieldReader) count(name string) uint64 {
+	if n := f.unsigned(name); n <= maxCount {
+		return n
+	}
+	return 0
 }
 
 // The range of valid years. RFC 3339 has no others, and earlier ones come from a

@@ -96,6 +96,23 @@ func TestFromFieldsOfOtherVersions(t *testing.T) {
 	}
 }
 
+// A count that no kernel reaches is not valid, so a sum of counts does not overflow.
+func TestFromFieldsOfHugeCounts(t *testing.T) {
+	sum := uint64(0)
+	for _, n := range []string{"18446744073709551615", "9007199254740992", "99999999999999999999", "9007199254740991", "-1"} {
+		e, err := FromFields(map[string]string{"KUBESKOOP_EVENT": "PacketLoss", "KUBESKOOP_COUNT": n, "KUBESKOOP_SUPPRESSED": n}, time.Unix(1_700_000_000, 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sum += e.Occurrences(); e.Suppressed > maxCount || (e.Suppressed > 0) != (e.Occurrences() > 1) {
+			t.Errorf("%s: %d, %d suppressed", n, e.Occurrences(), e.Suppressed)
+		}
+	}
+	if sum != maxCount+4 {
+		t.Errorf("%d", sum)
+	}
+}
+
 // Whatever the fields hold, the text for a person cannot affect a terminal.
 func TestFromFieldsOfNastyNames(t *testing.T) {
 	for _, typ := range catalog.Events() {

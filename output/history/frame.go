@@ -24,7 +24,8 @@ import (
 //
 // Integers of fixed size are little-endian. After a damaged header the reader searches for
 // the next header; after a damaged payload it skips the frame's length. So a flipped bit
-// costs one minute, and a truncation only what was cut off.
+// costs one minute, and a truncation only what was cut off. The header is the same in all
+// versions of the format, and the reader skips the frames of other versions.
 //
 // The payload is compressed by DEFLATE (RFC 1951). Its integers are varints as in
 // encoding/binary:
@@ -55,8 +56,8 @@ import (
 // The bases are in a file's first two frames. If both are lost, so are nearly all names, and
 // the other frames' values count as lost.
 const (
-	magic      = "nsk\x02"
-	magicOld   = "nsk\x01" // of frames of another format, which are skipped
+	magic      = "nsk\x02" // the last byte is the version of the format
+	anyMagic   = 3         // how many bytes of magic the frames of all versions share
 	headerSize = 16
 	suffix     = ".nsh" // of file names
 
@@ -342,9 +343,9 @@ func (e *encoder) seal(plain []byte) ([]byte, error) {
 	return b, nil
 }
 
-// header parses the header at the start of b. ok is false if there is none.
+// header parses the header at the start of b, of any version. ok is false if there is none.
 func header(b []byte) (length int, sum uint32, ok bool) {
-	if len(b) < headerSize || string(b[:4]) != magic && string(b[:4]) != magicOld || binary.LittleEndian.Uint32(b[12:]) != crc32.Checksum(b[:12], castagnoli) {
+	if len(b) < headerSize || string(b[:anyMagic]) != magic[:anyMagic] || binary.LittleEndian.Uint32(b[12:]) != crc32.Checksum(b[:12], castagnoli) {
 		return 0, 0, false
 	}
 	n := binary.LittleEndian.Uint32(b[4:])
@@ -507,6 +508,11 @@ func parse(plain []byte) (*content, error) {
 			c.bases[i] = base{kind: s.kind, set: uint64(s.set), value: float64(r.count(1<<53 - 1))}
 		}
 		setLeads(c.bases)
+	}
+	for _, t := range []time.Time{c.start, c.from, c.to} {
+		if y := t.UTC().Year(); y < 1 || y > 9998 { // in no zone a year that RFC 3339 cannot write
+			r.bad = true
+		}
 	}
 	if r.bad {
 		return nil, errDamaged

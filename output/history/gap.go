@@ -14,6 +14,8 @@ func (m *Minute) Gap(last time.Time) (from time.Time, why string) {
 		return m.From, "the clock was set by " + set.Round(time.Second).String()
 	case m.Asleep > time.Second:
 		return m.From, "the machine was suspended for " + m.Asleep.Round(time.Second).String()
+	case m.Unread && !last.IsZero() && m.From.Sub(last) > time.Second:
+		return last, "the record of it cannot be read"
 	case !last.IsZero() && m.From.Sub(last) > time.Second:
 		return last, "the minutes could not be written"
 	}

@@ -1,9 +1,13 @@
 package history
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -205,6 +209,11 @@ func TestMinutes(t *testing.T) {
 			{0, []string{"a{x} 1", "a{y} 1"}}, {q, []string{"a{x} 1"}}, {q, []string{"a{x} 1", "a{y} 9"}},
 			{2 * q, []string{"a{x} 2"}}, {4 * q, []string{"a{x} 2", "a{y} 500"}}, {q, []string{"a{x} 2", "a{y} 501"}},
 		}, []string{"12:00 first fresh 30s: a{y}=8", "12:01 30s: a{x}=1", "12:02 1m15s: a{y}=1"}},
+		{"one that is missing for the last or first cycle of a minute goes on", []step{
+			{0, []string{"a{x} 1", "a{y} 1"}}, {q, []string{"a{x} 2", "a{y} 2"}}, {q, []string{"a{x} 3", "a{y} 3"}}, {q, []string{"a{y} 4"}},
+			{q, []string{"a{x} 5"}}, {q, []string{"a{x} 6", "a{y} 9"}}, {q, []string{"a{x} 7", "a{y} 10"}}, {q, []string{"a{x} 8"}},
+			{q, []string{"a{x} 9", "a{y} 4"}},
+		}, []string{"12:00 first fresh 45s: a{x}=2 a{y}=3", "12:01 1m0s: a{x}=5 a{y}=6", "12:02 15s: a{x}=1 a{y}=4"}},
 		{"gauges, when they changed, and their highest", []step{
 			{0, []string{"x_g{x} 1", "x_g{y} 0"}}, {q, []string{"x_g{x} 3", "x_g{y} 0"}}, {q, []string{"x_g{x} 2", "x_g{y} 0"}},
 			{2 * q, []string{"x_g{x} 2", "x_g{y} 0"}},
@@ -455,12 +464,32 @@ func TestEveryByte(t *testing.T) {
 	if len(ends) != minutes || ends[minutes-1] != len(whole) {
 		t.Fatalf("frames end at %d of %d", ends, len(whole))
 	}
-	// check reads b, in which the minute lost is damaged and the minutes from until on
-	// are missing.
+	// check reads b, in which the minute lost is damaged, -1 if none is, and the minutes
+	// from until on are missing. The damage is counted, and the next minute tells of it.
 	check := func(what string, b []byte, lost, until int) {
 		t.Helper()
 		var r Reader
-		got, i := replayOf(r.minutes(b, Query{})), 0
+		unread := ""
+		got, i := replayOf(func(yield func(*Minute) bool) {
+			for m := range r.minutes(b, Query{}) {
+				if m.Unread {
+					unread += m.Start.UTC().Format("15:04 ")
+				}
+				if !yield(m) {
+					return
+				}
+			}
+		}), 0
+		frames, tells := 0, ""
+		if lost >= 0 {
+			frames = 1
+		}
+		if lost >= 0 && lost+1 < until {
+			tells = want.starts[lost+1].UTC().Format("15:04 ")
+		}
+		if r.Damage.Frames != frames || unread != tells {
+			t.Fatalf("%s: %d damaged frames, told of at %q; want %d and %q", what, r.Damage.Frames, unread, frames, tells)
+		}
 		for m := range until {
 			if m == lost {
 				continue
@@ -484,6 +513,8 @@ func TestEveryByte(t *testing.T) {
 		damaged[i] ^= 1 << (i % 8)
 		check(fmt.Sprintf("byte %d of %d flipped", i, len(whole)), damaged, in, minutes)
 	}
+	// After a crash of the machine a file may end in zeros.
+	check("zeros at the end", append(slices.Clone(whole), make([]byte, 4096)...), -1, minutes)
 	// If two consecutive frames are damaged, names are lost. Values without a name are
 	// counted, and are not assigned to another series.
 	whole[headerSize] ^= 1
@@ -969,6 +1000,23 @@ func FuzzReader(f *testing.F) {
 	}
 	length, _, _ := header(b)
 	first := b[:headerSize+length] // has the bases of the others
+	// A value that no recorder writes, and a minute of the year 12000.
+	odd := encoder{}
+	for _, v := range []float64{math.NaN(), math.Inf(1), math.Inf(-1), -0.5, -7} {
+		n := newNames()
+		sealed, err := odd.frame(n, &minute{start: noon, from: at.now(), to: at.now(), counters: []value{{of: &Series{Metric: "a"}, v: v}}, gauges: []value{{of: &Series{Metric: "b", Kind: Gauge}, v: v, peak: v}}})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(slices.Clone(sealed), false)
+	}
+	late := instant{wall: time.Date(12000, 1, 1, 0, 0, 0, 0, time.UTC)}
+	sealed, err := odd.frame(newNames(), &minute{start: late.wall, from: late, to: late})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(slices.Clone(sealed), false)
+	east, west := time.FixedZone("", 14*3600), time.FixedZone("", -12*3600)
 	f.Fuzz(func(t *testing.T, b []byte, payload bool) {
 		if payload { // build a frame with the right checksums
 			var e encoder
@@ -988,10 +1036,49 @@ func FuzzReader(f *testing.F) {
 					t.Fatalf("%d bytes of a name, %d labels", len(s.Metric), len(s.Labels))
 				}
 			}
+			for _, s := range m.Samples {
+				if math.IsNaN(s.Value+s.Peak) || math.IsInf(s.Value, 0) || math.IsInf(s.Peak, 0) || s.Kind == Counter && s.Value <= 0 {
+					t.Fatalf("%+v", s)
+				}
+			}
+			if _, err := json.Marshal([]time.Time{m.Start.In(east), m.From.In(west), m.To.In(east)}); err != nil {
+				t.Fatal(err)
+			}
 			_ = tell(m)
 		}
 		if r.Damage.Bytes < 0 || r.Damage.Bytes > int64(len(b)) {
 			t.Fatalf("%d damaged bytes of %d", r.Damage.Bytes, len(b))
 		}
 	})
+}
+
+// TestTakenName: a folder or a link with the name of a new file costs no minute and is
+// left alone.
+func TestTakenName(t *testing.T) {
+	dir, at := filepath.Join(t.TempDir(), Folder), newClock()
+	hour := noon.Truncate(time.Hour)
+	err := errors.Join(os.MkdirAll(filepath.Join(dir, fileName(hour, 0)), 0o700), os.Symlink("/etc/passwd", filepath.Join(dir, fileName(hour, 1))), unix.Mkfifo(filepath.Join(dir, fileName(hour, 3)), 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // a restart
+		h := open(t, dir, at)
+		h.Observe(exposition("a{x} 1"))
+		at.pass(10 * time.Second)
+		h.Observe(exposition("a{x} 2"))
+		h.Close(time.Minute)
+		if s := h.Stats(); s.Written != 1 || s.Lost != 0 {
+			t.Fatalf("%+v", s)
+		}
+		at.pass(10 * time.Second)
+	}
+	got, r := readAll(t, dir, Query{})
+	if want := []string{"12:00 first fresh 10s: a{x}=1", "12:00 first fresh 10s: a{x}=1"}; !slices.Equal(got, want) || r.Damage.Err(dir) != nil {
+		t.Errorf("%q, %+v", got, r.Damage)
+	}
+	for turn, kind := range map[int]fs.FileMode{0: fs.ModeDir, 1: fs.ModeSymlink, 3: fs.ModeNamedPipe} {
+		if fi, err := os.Lstat(filepath.Join(dir, fileName(hour, turn))); err != nil || fi.Mode().Type() != kind {
+			t.Errorf("%d: %v, %v", turn, fi, err)
+		}
+	}
 }

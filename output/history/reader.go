@@ -44,6 +44,8 @@ type Minute struct {
 	// First: the first minute of a run of the daemon. The time since the previous minute
 	// was not sampled.
 	First bool
+	// Unread: minutes before this one could not be read.
+	Unread bool
 	// Fresh: gauges that are not in Samples are 0 or do not exist. Otherwise they are as in
 	// the previous minute. The first minute of a query and of each file is fresh.
 	Fresh bool
@@ -66,16 +68,32 @@ type Sample struct {
 
 // Damage counts what could not be read.
 type Damage struct {
-	Frames int   // frames with damaged content, a minute each
-	Bytes  int64 // bytes outside frames, such as a truncated end
-	Values int   // values whose series lost its name with damaged frames
-	Files  []error
+	Frames  int   // damaged frames, a minute each; several in a row may count as one
+	Foreign int   // frames of a format that this version does not know, a minute each
+	Bytes   int64 // bytes outside frames, such as a truncated end
+	Values  int   // values whose series lost its name with damaged frames
+	Files   []error
+}
+
+// Err returns an error that describes the damage to the history in a folder. A truncated
+// end is no damage: a daemon that was killed leaves one. It returns nil if there is none.
+func (d *Damage) Err(dir string) error {
+	errs := slices.Clone(d.Files)
+	if d.Frames > 0 || d.Values > 0 {
+		errs = append(errs, fmt.Errorf("%d minutes and %d values of the history in %s are damaged and left out", d.Frames, d.Values, dir))
+	}
+	if d.Foreign > 0 {
+		errs = append(errs, fmt.Errorf("%d minutes of the history in %s are left out: another version of nodeskoop wrote them, in a format that this one does not know", d.Foreign, dir))
+	}
+	return errors.Join(errs...)
 }
 
 // Reader reads a history, also while a daemon writes it. It is not safe for concurrent use.
 type Reader struct {
 	Dir    string
 	Damage Damage // damage so far
+
+	unread bool // a frame or file could not be read since the last minute
 }
 
 // Span returns the start of the oldest file, or the zero time if there is none, and the
@@ -152,7 +170,7 @@ func (r *Reader) hour(all []file, q Query, yield func(*Minute, error) bool) bool
 			continue // the writer has removed it to make room
 		}
 		if err != nil {
-			r.Damage.Files = append(r.Damage.Files, err)
+			r.Damage.Files, r.unread = append(r.Damage.Files, err), true
 			continue
 		}
 		more, stop := iter.Pull(r.minutes(b, q))
@@ -206,30 +224,32 @@ func (r *Reader) frames(b []byte) iter.Seq[[]byte] {
 		for len(b) > 0 {
 			length, sum, ok := header(b)
 			if !ok {
-				next := len(b)
-				if i := bytes.IndexByte(b[1:], magic[0]); i >= 0 {
-					next = 1 + i
+				n := untilHeader(b)
+				r.Damage.Bytes += int64(n)
+				// A kill leaves the beginning of a header at the end, and a crash zeros.
+				if n < len(b) || n >= headerSize && len(bytes.Trim(b, "\x00")) > 0 {
+					r.lose(&r.Damage.Frames)
 				}
-				r.Damage.Bytes += int64(next)
-				b = b[next:]
+				b = b[n:]
 				continue
 			}
 			if length > len(b)-headerSize {
 				r.Damage.Bytes += int64(len(b)) // the file is truncated
 				return
 			}
-			payload, old := b[headerSize:headerSize+length], string(b[:4]) == magicOld
+			payload, known := b[headerSize:headerSize+length], string(b[:len(magic)]) == magic
 			b = b[headerSize+length:]
-			if old {
+			if crc32.Checksum(payload, castagnoli) != sum {
+				r.lose(&r.Damage.Frames)
 				continue
 			}
-			if crc32.Checksum(payload, castagnoli) != sum {
-				r.Damage.Frames++
+			if !known {
+				r.lose(&r.Damage.Foreign)
 				continue
 			}
 			plain, err := x.plain(payload)
 			if err != nil {
-				r.Damage.Frames++
+				r.lose(&r.Damage.Frames)
 				continue
 			}
 			if !yield(plain) {
@@ -237,6 +257,26 @@ func (r *Reader) frames(b []byte) iter.Seq[[]byte] {
 			}
 		}
 	}
+}
+
+// untilHeader returns the number of bytes before the next header, all if there is none.
+func untilHeader(b []byte) int {
+	for n := 1; ; n++ {
+		i := bytes.IndexByte(b[n:], magic[0])
+		if i < 0 {
+			return len(b)
+		}
+		n += i
+		if _, _, ok := header(b[n:]); ok {
+			return n
+		}
+	}
+}
+
+// lose counts a frame that cannot be read.
+func (r *Reader) lose(count *int) {
+	*count++
+	r.unread = true
 }
 
 // table has the names defined by a file's frames, by number.
@@ -319,7 +359,7 @@ func (r *Reader) minutes(b []byte, q Query) iter.Seq[*Minute] {
 		for plain := range r.frames(b) {
 			c, err := parse(plain)
 			if err != nil || !t.learn(c) {
-				r.Damage.Frames++
+				r.lose(&r.Damage.Frames)
 				continue
 			}
 			if !q.Until.IsZero() && !c.start.Before(q.Until) {
@@ -333,12 +373,11 @@ func (r *Reader) minutes(b []byte, q Query) iter.Seq[*Minute] {
 				})
 				continue
 			}
-			m := &Minute{Start: c.start, From: c.from, To: c.to, Elapsed: c.boot, Asleep: max(0, c.boot-c.mono), Cycles: c.cycles, First: c.first, Fresh: fresh}
-			fresh = false
+			m := &Minute{Start: c.start, From: c.from, To: c.to, Elapsed: c.boot, Asleep: max(0, c.boot-c.mono), Cycles: c.cycles, First: c.first, Unread: r.unread, Fresh: fresh}
 			lost, err := t.each(c, func(n int, v, peak float64, gone bool) {
 				s, known := t.series[n]
 				switch {
-				case !known:
+				case !known, s != nil && s.Kind == Counter && v <= 0:
 					r.Damage.Values++
 				case s != nil:
 					delete(levels, n)
@@ -346,9 +385,10 @@ func (r *Reader) minutes(b []byte, q Query) iter.Seq[*Minute] {
 				}
 			})
 			if err != nil {
-				r.Damage.Frames++
+				r.lose(&r.Damage.Frames)
 				continue
 			}
+			fresh, r.unread = false, false
 			r.Damage.Values += lost
 			for _, n := range slices.Sorted(maps.Keys(levels)) {
 				if s := levels[n]; !s.Gone && s.Value != 0 {

@@ -336,11 +336,12 @@ func (t *tracker) update(known *family, s *tracked, m *dto.Metric) {
 // count adds a counter's value; before is the last cycle with the series.
 func (t *tracker) count(p *part, before uint64, v float64) {
 	switch {
-	case before < t.base || before == 0:
-		// New, or absent for a minute, so it is not known in which minute the value
-		// rose.
+	case before == 0:
+		// New, or absent for a minute and forgotten, so it is not known in which minute
+		// the value rose.
 		p.base, p.carry = v, 0
-	case before == t.base:
+	case before <= t.base:
+		// Seen in the previous minute, perhaps not in its last cycle.
 		p.base, p.carry = p.last, 0
 		fallthrough
 	default:

@@ -252,10 +252,16 @@ func (c *cursor) code(code byte) bool {
 func (c *cursor) number(expected float64) float64 {
 	u := c.uint()
 	if u == codeFloat {
-		if b := c.bytes(8); b != nil {
-			return math.Float64frombits(binary.LittleEndian.Uint64(b))
+		b := c.bytes(8)
+		if b == nil {
+			return 0
 		}
-		return 0
+		v := math.Float64frombits(binary.LittleEndian.Uint64(b))
+		if math.IsNaN(v) || math.IsInf(v, 0) { // the recorder writes none
+			c.bad = true
+			return 0
+		}
+		return v
 	}
 	z := u - codes
 	v := float64(int64(expected) + int64(z>>1^-(z&1)))

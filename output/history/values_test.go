@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -130,7 +131,8 @@ func TestBases(t *testing.T) {
 	}
 }
 
-// TestOtherFormat: frames of another format are skipped, and do not count as damage.
+// TestOtherFormat: frames of an older or newer format are skipped and counted, and do not
+// count as damage.
 func TestOtherFormat(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), Folder)
 	want := randomHistory(t, dir, newClock(), rand.New(rand.NewPCG(1, 2)), 3)
@@ -139,12 +141,18 @@ func TestOtherFormat(t *testing.T) {
 		t.Fatal(err)
 	}
 	length, _, _ := header(b)
-	other := slices.Clone(b[:headerSize+length])
-	copy(other, magicOld)
-	binary.LittleEndian.PutUint32(other[12:], crc32.Checksum(other[:12], castagnoli))
+	of := func(version byte) []byte {
+		other := slices.Clone(b[:headerSize+length])
+		other[anyMagic] = version
+		binary.LittleEndian.PutUint32(other[12:], crc32.Checksum(other[:12], castagnoli))
+		return other
+	}
 	var r Reader
-	got := replayOf(r.minutes(slices.Concat(other, b, other), Query{}))
-	if d := cmp.Diff(want, got, near); d != "" || r.Damage.Frames+r.Damage.Values+int(r.Damage.Bytes) != 0 {
+	got := replayOf(r.minutes(slices.Concat(of(1), b, of(3), of(255)), Query{}))
+	if d := cmp.Diff(want, got, near); d != "" || r.Damage.Foreign != 3 || r.Damage.Frames+r.Damage.Values+int(r.Damage.Bytes) != 0 {
 		t.Errorf("%+v\n%s", r.Damage, d)
+	}
+	if err := r.Damage.Err(dir); err == nil || !strings.Contains(err.Error(), "3 minutes of the history in "+dir+" are left out: another version of nodeskoop wrote them") {
+		t.Error(err)
 	}
 }

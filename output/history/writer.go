@@ -246,6 +246,9 @@ func (w *writer) fileLimit() int64 {
 	return min(maxFile, w.maxBytes/8)
 }
 
+// maxTaken is the number of names that may be taken by something other than a file.
+const maxTaken = 100
+
 // begin starts a file.
 func (w *writer) begin(hour time.Time) error {
 	list, err := w.room.list()
@@ -262,6 +265,11 @@ func (w *writer) begin(hour time.Time) error {
 	}
 	f.name = fileName(hour, f.turn)
 	out, err := w.room.create(f.name)
+	for n := 0; errors.Is(err, fs.ErrExist) && n < maxTaken; n++ { // by something that is no file
+		f.turn++
+		f.name = fileName(hour, f.turn)
+		out, err = w.room.create(f.name)
+	}
 	if err != nil {
 		return err
 	}

@@ -272,10 +272,16 @@ func (w *watcher) limited(probe string) bool {
 	})
 }
 
-// troubles lists the probes that do not work, and why.
+// troubles lists the probes of diagnose that do not run or do not work, and why.
 func (w *watcher) troubles() []NotLooked {
 	var list []NotLooked
-	for _, st := range w.runner.Status() {
+	status := w.runner.Status()
+	for _, name := range Probes() {
+		if !slices.ContainsFunc(status, func(st collect.ProbeStatus) bool { return st.Name == name }) {
+			list = append(list, NotLooked{"probe " + name, "it is not among the chosen probes"})
+		}
+	}
+	for _, st := range status {
 		if st.Err != nil {
 			list = append(list, NotLooked{"probe " + st.Name, firstLine(st.Err)})
 		}

@@ -3,6 +3,7 @@ package report
 import (
 	"cmp"
 	"iter"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -28,6 +29,7 @@ type Options struct {
 // The bounds of a report.
 const (
 	maxKinds         = 1000
+	maxOwnKinds      = 40 // maximum number of kinds of one type and owner; anybody may be a peer, and must not take the room of others
 	maxLanes         = 500
 	maxSteps         = 120
 	maxSeries        = 200_000 // maximum number of compared series
@@ -47,6 +49,7 @@ type Builder struct {
 	r     Report
 	host  string
 	kinds map[kindKey]*Kind
+	own   map[laneKey]int // number of kinds
 	lanes map[laneKey]*Lane
 	whose map[string]struct{}
 
@@ -57,6 +60,7 @@ type Builder struct {
 	during time.Duration
 	last   time.Time // end of the previous minute
 	begun  bool      // a minute within the report's time was read
+	late   *lateBegin
 }
 
 type kindKey struct {
@@ -81,7 +85,7 @@ type series struct {
 func New(o Options) *Builder {
 	b := &Builder{
 		r:    Report{Node: o.Node, Version: o.Version, Made: o.Made, Since: o.Since, Until: o.Until, Pods: o.Pods, Kinds: []Kind{}, Timeline: []Lane{}, Gaps: []Gap{}, Counters: []Counter{}, Traffic: []Counter{}},
-		host: o.HostLabel, kinds: map[kindKey]*Kind{}, lanes: map[laneKey]*Lane{}, whose: map[string]struct{}{},
+		host: o.HostLabel, kinds: map[kindKey]*Kind{}, own: map[laneKey]int{}, lanes: map[laneKey]*Lane{}, whose: map[string]struct{}{},
 		series: map[string]*series{}, names: map[*history.Series]*series{},
 	}
 	b.r.Step = step(o.Until.Sub(o.Since))
@@ -119,13 +123,21 @@ func (b *Builder) Event(e *event.Event) {
 	b.lane(laneKey{key.typ, key.whose}, e, n)
 }
 
+// furtherPeers is the peer of the kind that stands for the kinds beyond maxOwnKinds.
+const furtherPeers = "further peers and reasons"
+
 func (b *Builder) kind(key kindKey, e *event.Event, n uint64) {
-	k := b.kinds[key]
+	k, own := b.kinds[key], laneKey{key.typ, key.whose}
+	if k == nil && b.own[own] >= maxOwnKinds {
+		key.reason, key.peer = "", furtherPeers
+		k = b.kinds[key]
+	}
 	if k == nil {
 		if len(b.kinds) >= maxKinds {
 			b.r.MoreEvents += n
 			return
 		}
+		b.own[own]++
 		k = &Kind{Event: e.Type.Name, Probe: e.Type.Probe(), Whose: key.whose, Reason: key.reason, Peer: key.peer, First: e.FirstSeen(), Priority: catalog.PriNotice.String(), typ: e.Type}
 		b.kinds[key] = k
 	}
@@ -202,6 +214,9 @@ func (b *Builder) History(h Minutes, keep func(*history.Series) bool) error {
 		b.minute(m)
 	}
 	b.lastGap()
+	if err := b.firstGap(h); err != nil {
+		return err
+	}
 	chosen := b.compare()
 	if len(chosen) == 0 {
 		return nil
@@ -216,7 +231,7 @@ func (b *Builder) History(h Minutes, keep func(*history.Series) bool) error {
 			if c.Minutes == nil {
 				c.Minutes = make([]float64, b.r.places())
 			}
-			b.r.spread(c.Minutes, m.From, m.To, s.Value)
+			b.r.spread(c.Minutes, m.To.Add(-m.Elapsed), m.To, s.Value) // the clock may have been set since m.From
 		}
 	}
 	return nil
@@ -231,18 +246,15 @@ func compared(s *history.Series) bool {
 	if m := catalog.MetricByName(s.Metric); m != nil {
 		return m.Probe() != "" && m.Scope != catalog.PerFlow
 	}
-	_, part := histogramOf(s.Metric)
-	return part != ""
+	_, bucket := histogramOf(s.Metric)
+	return bucket
 }
 
-// histogramOf splits the name of a histogram's series. part is "" if it is not one.
-func histogramOf(metric string) (base, part string) {
-	for _, part := range []string{"_bucket", "_count", "_sum"} {
-		if base, ok := strings.CutSuffix(metric, part); ok && strings.HasSuffix(base, "_seconds") {
-			return base, part
-		}
-	}
-	return metric, ""
+// histogramOf returns the histogram that a series is a bucket of. bucket is false for
+// other series. Another version's histograms are not in the catalogue.
+func histogramOf(metric string) (base string, bucket bool) {
+	base, bucket = strings.CutSuffix(metric, history.BucketSuffix)
+	return base, bucket && strings.HasSuffix(base, "_seconds") && catalog.MetricByName(metric) == nil
 }
 
 func (b *Builder) minute(m *history.Minute) {
@@ -254,6 +266,7 @@ func (b *Builder) minute(m *history.Minute) {
 		}
 		b.gap(from, to, why)
 	} else if own && !b.begun && b.last.IsZero() && m.From.Sub(b.r.Since) > lag {
+		b.late = &lateBegin{len(b.r.Gaps), m.First}
 		b.gap(b.r.Since, m.From, "the history does not reach back further")
 	}
 	b.last, b.begun = m.To, b.begun || own
@@ -297,15 +310,49 @@ func (b *Builder) find(s *history.Series) *series {
 	return x
 }
 
-// gap adds the part of a gap that lies within the report's time.
+// gap adds the part of a gap that lies within the report's time. If the clock was set
+// back, to is before from.
 func (b *Builder) gap(from, to time.Time, why string) {
-	if from.Before(b.r.Since) {
-		from = b.r.Since
+	within := func(t time.Time) time.Time {
+		switch {
+		case t.Before(b.r.Since):
+			return b.r.Since
+		case t.After(b.r.Until):
+			return b.r.Until
+		}
+		return t
 	}
-	if to.Before(from) {
+	if from, to = within(from), within(to); to.Before(from) {
 		to = from
 	}
 	b.r.Gaps = append(b.r.Gaps, Gap{from, to, why})
+}
+
+// lateBegin is the gap before the first minute of the report's time and the hour before,
+// and whether the daemon was started then.
+type lateBegin struct {
+	gap     int
+	started bool
+}
+
+// firstGap says why the first minute is late, if the history reaches back further than
+// was read.
+func (b *Builder) firstGap(h Minutes) error {
+	if b.late == nil {
+		return nil
+	}
+	none := func(*history.Series) bool { return false }
+	for _, err := range h.Minutes(history.Query{Until: b.r.Since.Add(-hourBefore), Keep: none}) {
+		if err != nil {
+			return err
+		}
+		g := &b.r.Gaps[b.late.gap]
+		if g.Why = "the minutes could not be written"; b.late.started {
+			g.Why = "the daemon was started"
+		}
+		break
+	}
+	return nil
 }
 
 // lastGap adds the time between the last minute and the end.
@@ -317,6 +364,8 @@ func (b *Builder) lastGap() {
 	switch {
 	case !b.begun && end.After(b.r.Since):
 		b.Unknown("The history has no minute of this time: which counters moved is not known.")
+	case !b.begun:
+		b.Unknown("The history has no minute of this time yet: which counters moved is not known.")
 	case b.begun && end.Sub(b.last) > lag:
 		b.gap(b.last, b.r.Until, "no samples came any more: the daemon was stopped, or could not write")
 	}
@@ -384,8 +433,8 @@ func (b *Builder) compare() map[string]*Counter {
 	}
 	grew := b.growth(scale)
 	for name, s := range b.series {
-		if base, part := histogramOf(s.of.Metric); part != "" && catalog.MetricByName(s.of.Metric) == nil {
-			addHistogram(histograms, base, part, b.whoseSeries(s.of), s)
+		if base, bucket := histogramOf(s.of.Metric); bucket {
+			addBucket(histograms, base, b.whoseSeries(s.of), s)
 			continue
 		}
 		m := catalog.MetricByName(s.of.Metric)
@@ -505,42 +554,48 @@ func onePerOwner(list []*Counter) []*Counter {
 	})
 }
 
-// histogram collects the series of one histogram.
+// histogram collects the buckets of one histogram.
 type histogram struct {
 	Distribution
-	buckets map[float64]*[2]float64 // by upper bound: now and before, cumulative
-	count   [2]float64
+	buckets map[float64][2]float64 // by upper bound, +Inf included: own counts, now and before
 }
 
-func addHistogram(all map[string]*histogram, base, part, whose string, s *series) {
+// addBucket adds a bucket. In a history, a bucket's count does not include the buckets
+// below.
+func addBucket(all map[string]*histogram, base, whose string, s *series) {
+	le, err := strconv.ParseFloat(s.of.Label("le"), 64)
+	if err != nil || math.IsNaN(le) {
+		return
+	}
 	labels := labelsOf(s.of, nil)
 	key := base + "\xff" + whose + "\xff" + labels
 	h := all[key]
 	if h == nil {
-		h = &histogram{Distribution: Distribution{Metric: base, Whose: whose, Labels: labels}, buckets: map[float64]*[2]float64{}}
+		h = &histogram{Distribution: Distribution{Metric: base, Whose: whose, Labels: labels}, buckets: map[float64][2]float64{}}
 		all[key] = h
 	}
-	switch part {
-	case "_count":
-		h.count = [2]float64{s.now, s.before}
-	case "_bucket":
-		if le, err := strconv.ParseFloat(s.of.Label("le"), 64); err == nil && !math.IsInf(le, 0) && !math.IsNaN(le) {
-			h.buckets[le] = &[2]float64{s.now, s.before}
-		}
-	}
+	n := h.buckets[le]
+	h.buckets[le] = [2]float64{n[0] + s.now, n[1] + s.before}
 }
 
 // distributions returns the histograms with values, those that slowed down most first.
-// The history lacks buckets that did not change, so the bounds are collected from all
-// histograms of the metric.
+// The history lacks buckets that did not change, so the bounds come from the catalogue
+// and from all histograms of the metric.
 func distributions(all map[string]*histogram) (chosen []Distribution, more int) {
 	bounds := map[string]map[float64]bool{}
 	for _, h := range all {
 		if bounds[h.Metric] == nil {
 			bounds[h.Metric] = map[float64]bool{}
+			if m := catalog.MetricByName(h.Metric); m != nil {
+				for _, le := range m.Bounds {
+					bounds[h.Metric][le] = true
+				}
+			}
 		}
 		for le := range h.buckets {
-			bounds[h.Metric][le] = true
+			if !math.IsInf(le, 0) {
+				bounds[h.Metric][le] = true
+			}
 		}
 	}
 	type scored struct {
@@ -549,14 +604,14 @@ func distributions(all map[string]*histogram) (chosen []Distribution, more int) 
 	}
 	var list []scored
 	for _, h := range all {
-		if h.count[0] <= 0 || len(bounds[h.Metric]) == 0 {
+		if len(bounds[h.Metric]) == 0 {
 			continue
 		}
-		for le := range bounds[h.Metric] {
-			h.Bounds = append(h.Bounds, le)
+		h.Bounds = slices.Sorted(maps.Keys(bounds[h.Metric]))
+		h.Now, h.Before = h.counts(0), h.counts(1)
+		if Count(h.Now) <= 0 {
+			continue
 		}
-		slices.Sort(h.Bounds)
-		h.Now, h.Before = h.apart(0), h.apart(1)
 		x := scored{h.Distribution, 1}
 		now, _, _ := h.Quantile(0.99, h.Now)
 		if before, _, ok := h.Quantile(0.99, h.Before); ok && before > 0 {
@@ -573,18 +628,14 @@ func distributions(all map[string]*histogram) (chosen []Distribution, more int) 
 	return chosen, max(0, len(list)-maxDistributions)
 }
 
-// apart converts cumulative buckets to counts per bucket, for now (0) or before
-// (1).
-func (h *histogram) apart(when int) []float64 {
+// counts returns the buckets' counts by bound, those above the last bound at the end,
+// for now (0) or before (1).
+func (h *histogram) counts(when int) []float64 {
 	out := make([]float64, len(h.Bounds)+1)
-	below := 0.0
 	for i, le := range h.Bounds {
-		if b := h.buckets[le]; b != nil {
-			out[i] = max(0, b[when]-below)
-			below = max(below, b[when])
-		}
+		out[i] = h.buckets[le][when]
 	}
-	out[len(h.Bounds)] = max(0, h.count[when]-below)
+	out[len(h.Bounds)] = h.buckets[math.Inf(1)][when]
 	return out
 }
 

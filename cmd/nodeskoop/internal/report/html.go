@@ -48,6 +48,7 @@ func (r *Report) WriteHTML(w io.Writer) error {
 type page struct {
 	Version, Subject, Span, Headline, Held string
 	Quiet                                  bool
+	Days                                   bool // times have a date
 	Suppressed                             uint64
 	Unknown                                []string
 
@@ -130,7 +131,7 @@ func join(sentences ...string) string {
 }
 
 func (r *Report) page(l limits) *page {
-	p := &page{Version: r.Version, Subject: short(r.Node), Span: r.Span(), Headline: r.Headline(), Held: number(float64(r.Suppressed)), Quiet: r.Quiet, Suppressed: r.Suppressed, Places: r.places()}
+	p := &page{Version: r.Version, Subject: short(r.Node), Span: r.Span(), Headline: r.Headline(), Held: number(float64(r.Suppressed)), Quiet: r.Quiet, Days: r.clock() != dayTime, Suppressed: r.Suppressed, Places: r.places()}
 	if len(r.Pods) > 0 {
 		p.Subject = short(strings.Join(r.Pods, ", ")) + " on " + p.Subject
 	}
@@ -156,10 +157,12 @@ func (r *Report) page(l limits) *page {
 			p.Tables = append(p.Tables, r.counterTable(t.title, t.list, t.words))
 		}
 	}
-	for i := range r.Distributions {
-		p.Figures = append(p.Figures, r.Distributions[i].figure())
+	if !r.empty() {
+		for i := range r.Distributions {
+			p.Figures = append(p.Figures, r.Distributions[i].figure())
+		}
+		p.FigureWords = leftOut(r.MoreDistributions, "distributions")
 	}
-	p.FigureWords = leftOut(r.MoreDistributions, "distributions")
 	for _, t := range r.Types() {
 		p.Meanings = append(p.Meanings, meaning{t.Name, t.Summary, strings.Split(t.Explain, "\n\n"), t.Next})
 	}
@@ -233,7 +236,7 @@ func (r *Report) counterTable(title string, list []Counter, words string) counte
 		if minutes == nil {
 			minutes = make([]float64, r.places())
 		}
-		t.Rows = append(t.Rows, counterRow{number(c.Rose), expected, short(c.Whose), column.Middle(c.name(), maxName), c.Help(), c.MostAt.Local().Format("15:04"), barPath(minutes)})
+		t.Rows = append(t.Rows, counterRow{number(c.Rose), expected, short(c.Whose), column.Middle(c.name(), maxName), c.Help(), c.MostAt.Local().Format(r.minuteClock()), barPath(minutes)})
 	}
 	return t
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"nodeskoop/collect/event"
 	"nodeskoop/internal/testkit/browser"
 	"nodeskoop/internal/testkit/need"
 )
@@ -39,7 +40,9 @@ func TestRender(t *testing.T) {
 		t.Fatal(err)
 	}
 	sample := pageOf(t, badReport(t))
-	for name, text := range map[string]string{"report": sample, "quiet": pageOf(t, quiet.Report()), "bad-day": pageOf(t, badDay(t)), "nasty": pageOf(t, nastyReport(t))} {
+	days := options()
+	days.Since = days.Until.AddDate(0, 0, -30)
+	for name, text := range map[string]string{"month": pageOf(t, busyReport(t, days)), "no-before": pageOf(t, busyReport(t, options())), "report": sample, "quiet": pageOf(t, quiet.Report()), "bad-day": pageOf(t, badDay(t)), "nasty": pageOf(t, nastyReport(t))} {
 		file := filepath.Join(t.TempDir(), name+".html")
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
@@ -55,6 +58,11 @@ func TestRender(t *testing.T) {
 				}
 				if wide := p.Overflow(); wide != "" {
 					t.Errorf("%s: wider than the window: %s", where, wide)
+				}
+				var over []string
+				p.Evaluate(`[...document.querySelectorAll('td, th, .lane .n, .axis div')].filter(e => e.offsetParent && e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)`, &over)
+				if len(over) > 0 {
+					t.Errorf("%s: does not fit into its column: %q", where, over)
 				}
 				if problems := p.Problems(); len(problems) > 0 {
 					t.Errorf("%s: %s", where, problems)
@@ -81,6 +89,26 @@ func TestRender(t *testing.T) {
 			}
 		}
 	}
+}
+
+// busyReport is a report with large numbers, and without the hour before.
+func busyReport(t *testing.T, o Options) *Report {
+	t.Helper()
+	b := New(o)
+	for _, e := range badHour(t) {
+		e.Merged = &event.Merged{Count: 88_888_888, First: e.FirstSeen(), Last: e.LastSeen()}
+		b.Event(e)
+	}
+	h := badHistory(t)[60:]
+	for _, m := range h {
+		for i := range m.Samples {
+			m.Samples[i].Value *= 1000
+		}
+	}
+	if err := b.History(h, nil); err != nil {
+		t.Fatal(err)
+	}
+	return b.Report()
 }
 
 // digest distinguishes pages.

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	dto "github.com/prometheus/client_model/go"
+	"google.golang.org/protobuf/proto"
 
 	"nodeskoop/cmd/nodeskoop/internal/column"
 	"nodeskoop/collect/catalog"
@@ -298,6 +300,37 @@ func TestEveryEventIsCounted(t *testing.T) {
 	}
 }
 
+// Events with peers of one pod that nobody has heard of do not hide what happens later,
+// and each occurrence is in the row of its type and owner.
+func TestManyPeersHideNothing(t *testing.T) {
+	b := New(options())
+	send := func(typ, pod, peer string, at time.Duration) {
+		e, err := event.FromFields(map[string]string{"KUBESKOOP_EVENT": typ, "K8S_NAMESPACE": "shop", "K8S_POD": pod, "KUBESKOOP_DADDR": peer, "KUBESKOOP_SADDR": "10.0.0.1", "KUBESKOOP_PROTOCOL": "TCP"}, since.Add(at))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Event(e)
+	}
+	const scan, few = 3 * maxKinds, 7
+	for i := range scan {
+		send("TCPRESET_NOSOCK", "web-0", fmt.Sprintf("198.51.%d.%d", i/250, i%250), time.Duration(i)*time.Second)
+	}
+	for i := range few {
+		send("TCPRetrans", "db-0", "10.0.0.9", 59*time.Minute+time.Duration(i)*time.Second)
+	}
+	r := b.Report()
+	of := map[string]uint64{}
+	for _, k := range r.Kinds {
+		of[k.Event+" "+k.Whose] += k.Count
+	}
+	if of["TCPRESET_NOSOCK shop/web-0"] != scan || of["TCPRetrans shop/db-0"] != few || r.MoreEvents != 0 || len(r.Kinds) != maxOwnKinds+2 {
+		t.Errorf("%v in %d kinds, and %d more", of, len(r.Kinds), r.MoreEvents)
+	}
+	if text := textOf(t, r, 80); !strings.Contains(text, furtherPeers) || !strings.Contains(text, "shop/db-0") {
+		t.Errorf("%s", text)
+	}
+}
+
 // A counter that rose stands out, with its increase; a counter that continues as
 // before does not.
 func TestCountersThatStandOut(t *testing.T) {
@@ -360,6 +393,54 @@ func TestQuantiles(t *testing.T) {
 	}
 }
 
+// A histogram that the daemon's recorder has written becomes the same distribution:
+// each value in its own bucket, those above the last bound included.
+func TestRecordedDistribution(t *testing.T) {
+	m := catalog.MustMetric("nodeskoop_biolatency_seconds")
+	observed := func(counts []uint64) []*dto.MetricFamily {
+		x, below := &dto.Histogram{}, uint64(0)
+		for i, n := range counts {
+			if below += n; i < len(m.Bounds) {
+				x.Bucket = append(x.Bucket, &dto.Bucket{UpperBound: proto.Float64(m.Bounds[i]), CumulativeCount: proto.Uint64(below)})
+			}
+		}
+		x.SampleCount = proto.Uint64(below)
+		label := func(name, value string) *dto.LabelPair { return &dto.LabelPair{Name: &name, Value: &value} }
+		return []*dto.MetricFamily{{Name: &m.Name, Type: dto.MetricType_HISTOGRAM.Enum(),
+			Metric: []*dto.Metric{{Label: []*dto.LabelPair{label("disk", "sda"), label("operation", "write")}, Histogram: x}}}}
+	}
+	dir, begin := filepath.Join(t.TempDir(), history.Folder), time.Now()
+	h := history.New(history.Options{Dir: dir, MaxBytes: 1 << 20, MaxAge: time.Hour})
+	was, want := make([]uint64, len(m.Bounds)+1), make([]float64, len(m.Bounds)+1)
+	is := slices.Clone(was)
+	was[2] = 7
+	is[2] = 7
+	for i, n := range map[int]uint64{4: 90, 5: 8, len(m.Bounds): 3} {
+		is[i], want[i] = n, float64(n)
+	}
+	h.Observe(observed(was))
+	h.Observe(observed(is))
+	h.Close(time.Minute)
+	b := New(Options{Made: time.Now(), Since: begin.Truncate(time.Minute), Until: time.Now().Add(time.Minute)})
+	if err := b.History(&history.Reader{Dir: dir}, nil); err != nil {
+		t.Fatal(err)
+	}
+	r := b.Report()
+	if len(r.Distributions) != 1 {
+		t.Fatalf("%+v", r.Distributions)
+	}
+	d := &r.Distributions[0]
+	if d.name() != "biolatency disk=sda operation=write" || !slices.Equal(d.Bounds, m.Bounds) || !slices.Equal(d.Now, want) || Count(d.Before) != 0 {
+		t.Errorf("%+v", d)
+	}
+	if p50, over, ok := d.Quantile(0.5, d.Now); p50 <= m.Bounds[3] || p50 > m.Bounds[4] || over || !ok {
+		t.Errorf("p50 is %v", p50)
+	}
+	if p99, over, _ := d.Quantile(0.99, d.Now); p99 != m.Bounds[len(m.Bounds)-1] || !over {
+		t.Errorf("p99 is %v", p99)
+	}
+}
+
 // In the morning everything rises faster than at night, and a new pod has counts that
 // it did not have before: neither is trouble. A counter that grows more than the work
 // is trouble.
@@ -400,7 +481,8 @@ func TestMoreWorkIsNoTrouble(t *testing.T) {
 func TestQuiet(t *testing.T) {
 	b := New(options())
 	h := steadily()
-	work := []*history.Series{seriesOf(`kubeskoop_netdev_rxbytes{k8s_namespace="shop",k8s_pod="web-0"}`), seriesOf(`kubeskoop_tcp_insegs{k8s_namespace="shop",k8s_pod="web-0"}`)}
+	work := []*history.Series{seriesOf(`kubeskoop_netdev_rxbytes{k8s_namespace="shop",k8s_pod="web-0"}`), seriesOf(`kubeskoop_tcp_insegs{k8s_namespace="shop",k8s_pod="web-0"}`),
+		seriesOf(`nodeskoop_packetloss_ignored_total{k8s_namespace="hostNetwork",k8s_pod="hostNetwork",why="closing"}`)} // by definition no loss
 	noise := seriesOf(`kubeskoop_tcp_estabresets{k8s_namespace="shop",k8s_pod="web-0"}`)
 	for i, m := range h {
 		for _, s := range work { // ten times as much as in the hour before
@@ -458,10 +540,18 @@ func TestGaps(t *testing.T) {
 			h[70].First, h[70].From = true, h[70].Start.Add(time.Second)
 			return append(h[:50:50], h[70:]...)
 		}, "03:00:00-03:10:01 the daemon was started"},
-		"not written":               {func(h minutes) minutes { return append(h[:70:70], h[75:]...) }, "03:09:58-03:14:58 the minutes could not be written"},
-		"asleep":                    {func(h minutes) minutes { h[70].Asleep = 40 * time.Second; return h }, "03:09:58-03:10:58 the machine was suspended for 40s"},
-		"it ended":                  {func(h minutes) minutes { return h[:90] }, "03:29:58-04:00:00 no samples came any more: the daemon was stopped, or could not write"},
-		"the history begins in it":  {func(h minutes) minutes { h[70].First = true; return h[70:] }, "03:00:00-03:09:58 the history does not reach back further"},
+		"not written":              {func(h minutes) minutes { return append(h[:70:70], h[75:]...) }, "03:09:58-03:14:58 the minutes could not be written"},
+		"asleep":                   {func(h minutes) minutes { h[70].Asleep = 40 * time.Second; return h }, "03:09:58-03:10:58 the machine was suspended for 40s"},
+		"it ended":                 {func(h minutes) minutes { return h[:90] }, "03:29:58-04:00:00 no samples came any more: the daemon was stopped, or could not write"},
+		"the history begins in it": {func(h minutes) minutes { h[70].First = true; return h[70:] }, "03:00:00-03:09:58 the history does not reach back further"},
+		"stopped since long before": {func(h minutes) minutes {
+			h[0].Start, h[70].First = h[0].Start.Add(-3*time.Hour), true
+			return append(h[:1:1], h[70:]...)
+		}, "03:00:00-03:09:58 the daemon was started"},
+		"not written since long before": {func(h minutes) minutes {
+			h[0].Start = h[0].Start.Add(-3 * time.Hour)
+			return append(h[:1:1], h[70:]...)
+		}, "03:00:00-03:09:58 the minutes could not be written"},
 		"restarted the hour before": {func(h minutes) minutes { h[30].First, h[30].From = true, h[30].Start.Add(30*time.Second); return h }, ""},
 	} {
 		b := New(options())
@@ -487,6 +577,62 @@ func TestGaps(t *testing.T) {
 	}
 }
 
+// A report on the last minute, or on the future, does not claim that no counter moved:
+// the history has no such minute yet.
+func TestNoMinuteYet(t *testing.T) {
+	for _, begins := range []time.Duration{-time.Minute, time.Hour} {
+		o := options()
+		o.Made = until
+		o.Since, o.Until = until.Add(begins), until.Add(begins+time.Minute)
+		b := New(o)
+		if err := b.History(steadily(), nil); err != nil {
+			t.Fatal(err)
+		}
+		// The last minute of steadily begins when the report's does.
+		if r := b.Report(); r.Quiet != (begins < 0) {
+			t.Errorf("%v: %+v", begins, r)
+		}
+		b = New(o)
+		if err := b.History(steadily()[:119], nil); err != nil {
+			t.Fatal(err)
+		}
+		if r := b.Report(); r.Quiet || !strings.Contains(textOf(t, r, 200), "The history has no minute of this time yet") {
+			t.Errorf("%v: %+v", begins, r)
+		}
+	}
+}
+
+// If the clock was set within a minute, its increases are drawn at the time for which
+// they were measured, and a gap does not leave the report's time.
+func TestClockWasSet(t *testing.T) {
+	for _, by := range []time.Duration{-2 * time.Hour, -20 * time.Minute, 20 * time.Minute, 50 * time.Hour} {
+		h := steadily()
+		m := h[100]
+		m.From = m.To.Add(-m.Elapsed - by)
+		m.Samples = []history.Sample{{Series: seriesOf("kubeskoop_tcpext_listendrops"), Value: 900}}
+		b := New(options())
+		if err := b.History(h, nil); err != nil {
+			t.Fatal(err)
+		}
+		r := b.Report()
+		if len(r.Counters) != 1 {
+			t.Fatalf("%v: %+v", by, r.Counters)
+		}
+		at := int(m.To.Sub(since) / r.Step)
+		if c := r.Counters[0].Minutes; Count(c) != 900 || Count(c[at-2:at+1]) != 900 {
+			t.Errorf("%v: %v, and the minute ended at %d", by, c, at)
+		}
+		if len(r.Gaps) == 0 || !strings.Contains(r.Gaps[0].Why, "the clock was set by") {
+			t.Errorf("%v: %+v", by, r.Gaps)
+		}
+		for _, g := range r.Gaps {
+			if g.From.Before(since) || g.To.After(until) || g.To.Before(g.From) {
+				t.Errorf("%v: %+v", by, g)
+			}
+		}
+	}
+}
+
 // The current minute, and the one being written, are not a gap.
 func TestNowIsNoGap(t *testing.T) {
 	o := options()
@@ -498,6 +644,52 @@ func TestNowIsNoGap(t *testing.T) {
 	}
 	if r := b.Report(); len(r.Gaps) != 0 || !r.Quiet {
 		t.Errorf("%+v", r.Gaps)
+	}
+}
+
+// A report on several days has the date at each time: on its axis, of each minute, event
+// and gap. If summer time ends in it, the zones of its ends differ.
+func TestSeveralDays(t *testing.T) {
+	for _, days := range []int{1, 30, 200} {
+		o := options()
+		o.Since = o.Until.AddDate(0, 0, -days)
+		b := New(o)
+		for _, e := range badHour(t) {
+			b.Event(e)
+		}
+		if err := b.History(badHistory(t), nil); err != nil {
+			t.Fatal(err)
+		}
+		r := b.Report()
+		text, page := textOf(t, r, 80), pageOf(t, r)
+		fits(t, text, 80)
+		for _, s := range []string{text, page} {
+			body, _, _ := strings.Cut(s, "Made by nodeskoop")
+			for _, at := range regexp.MustCompile(`\b\d\d:\d\d\b`).FindAllStringIndex(body, -1) {
+				if before := body[max(0, at[0]-6):at[0]]; !regexp.MustCompile(`^\d\d-\d\d $|[.:]$`).MatchString(before) { // or a port of an address, or seconds
+					t.Errorf("%d days: no date in %q", days, before+body[at[0]:at[1]])
+				}
+			}
+		}
+		if want := o.Since.Format("01-02 15:04") + strings.Repeat(" ", 5); len(r.Counters) == 0 || !strings.Contains(text, want) {
+			t.Errorf("%d days: %d counters, and %q is not in\n%s", days, len(r.Counters), want, text)
+		}
+	}
+	berlin, err := time.LoadLocation("Europe/Berlin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Local = berlin
+	defer func() { time.Local = time.UTC }()
+	ends := time.Date(2026, 10, 25, 1, 0, 0, 0, time.UTC)
+	for r, want := range map[*Report]string{
+		{Since: ends.Add(-30 * time.Minute), Until: ends.Add(45 * time.Minute)}:                "2026-10-25 02:30:00 CEST to 02:45:00 CET",
+		{Since: ends.Add(30 * time.Minute), Until: ends.Add(45 * time.Minute)}:                 "2026-10-25 02:30:00 to 02:45:00 CET",
+		{Since: ends.Add(-30 * time.Hour).Add(-time.Minute), Until: ends.Add(-30 * time.Hour)}: "2026-10-23 20:59:00 to 21:00:00 CEST",
+	} {
+		if got := r.Span(); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
 	}
 }
 
@@ -524,8 +716,8 @@ func nastyReport(t testing.TB) *Report {
 		for _, m := range h[100+i%10 : 112+i%8] {
 			for _, s := range []*history.Series{
 				{Metric: "kubeskoop_packetloss_reason", Labels: []history.Label{{Name: "k8s_namespace", Value: n}, {Name: "k8s_pod", Value: n}, {Name: "reason", Value: n}}},
+				{Metric: n + "_seconds_bucket", Labels: []history.Label{{Name: n, Value: n}, {Name: "le", Value: "0.1"}}},
 				{Metric: "nodeskoop_biolatency_seconds_bucket", Labels: []history.Label{{Name: "disk", Value: n}, {Name: "le", Value: "0.1"}}},
-				{Metric: "nodeskoop_biolatency_seconds_count", Labels: []history.Label{{Name: "disk", Value: n}}},
 			} {
 				m.Samples = append(m.Samples, history.Sample{Series: s, Value: 100})
 			}

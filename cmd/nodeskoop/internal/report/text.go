@@ -91,13 +91,21 @@ func (r *Report) clock() string {
 	return "01-02 " + dayTime
 }
 
-// Span formats the report's time: "2026-11-27 03:00:00 to 04:00:00 CET".
+// minuteClock formats minutes of the report, with the date if it covers several days.
+func (r *Report) minuteClock() string { return strings.TrimSuffix(r.clock(), ":05") }
+
+// Span formats the report's time: "2026-11-27 03:00:00 to 04:00:00 CET". If summer time
+// begins or ends in it, both ends have their zone.
 func (r *Report) Span() string {
-	until := dayTime
+	since, until := fullTime, dayTime
 	if r.clock() != dayTime {
 		until = fullTime
 	}
-	return r.Since.Local().Format(fullTime) + " to " + r.Until.Local().Format(until+" MST")
+	_, before := r.Since.Local().Zone()
+	if _, after := r.Until.Local().Zone(); before != after {
+		since += " MST"
+	}
+	return r.Since.Local().Format(since) + " to " + r.Until.Local().Format(until+" MST")
 }
 
 func (t *text) head() {
@@ -212,7 +220,7 @@ func (t *text) timeline() {
 	for _, l := range lanes {
 		t.b.WriteString(column.Pad(laneName(l, name), name, true) + "  " + strings.TrimRight(bars(l.Counts, room), " ") + "\n")
 	}
-	begin, end := t.Since.Local().Format("15:04"), t.Until.Local().Format("15:04")
+	begin, end := t.Since.Local().Format(t.minuteClock()), t.Until.Local().Format(t.minuteClock())
 	t.b.WriteString(strings.Repeat(" ", name+2) + begin + strings.Repeat(" ", max(1, room-len(begin)-len(end))) + end + "\n")
 	t.left(len(t.Timeline)-textLanes, "rows")
 }
@@ -266,7 +274,7 @@ func (t *text) counters(title string, list []Counter, more int) {
 		if c.Known {
 			expected = number(c.Expected)
 		}
-		rows = append(rows, []string{number(c.Rose), expected, c.MostAt.Local().Format("15:04"), column.Middle(c.Whose, max(18, t.width/3-6)), strings.TrimPrefix(c.name(), usualPrefix)})
+		rows = append(rows, []string{number(c.Rose), expected, c.MostAt.Local().Format(t.minuteClock()), column.Middle(c.Whose, max(18, t.width/3-6)), strings.TrimPrefix(c.name(), usualPrefix)})
 	}
 	var table bytes.Buffer
 	_ = column.Write(&table, rows) // writing to a buffer never fails
@@ -289,7 +297,7 @@ func (t *text) distributions() {
 }
 
 func (d *Distribution) name() string {
-	name := strings.TrimSuffix(strings.TrimPrefix(d.Metric, "nodeskoop_"), "_seconds")
+	name := quote.Safe(strings.TrimSuffix(strings.TrimPrefix(d.Metric, "nodeskoop_"), "_seconds")) // perhaps another version's
 	for _, s := range []string{d.Labels, d.Whose} {
 		if s != "" && s != "host" {
 			name += " " + s
