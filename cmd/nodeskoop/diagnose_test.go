@@ -24,7 +24,7 @@ func TestDiagnoseCommandLine(t *testing.T) {
 		{"--for 1h", "out of range"},
 		{"--for soon", "is not a duration"},
 		{"--pod /x", "is not NAMESPACE/NAME"},
-		{"--pod=", `--pod: "" is not NAMESPACE/NAME`},
+		{"--pod=", "--pod has an empty value"},
 		{"--pod unknown", "unknown is no pod"},
 		{"extra", "diagnose takes no argument"},
 	} {

@@ -105,8 +105,8 @@ func TestPastMistakes(t *testing.T) {
 		want string
 	}{
 		{[]string{"--since", "soon"}, exitUsage, `--since: "soon" is not a point in time: write `},
-		{[]string{"--since", ""}, exitUsage, `--since: "" is not a point in time: write `},
-		{[]string{"--until", ""}, exitUsage, `--until: "" is not a point in time: write `},
+		{[]string{"--since", ""}, exitUsage, "--since has an empty value"},
+		{[]string{"--until", ""}, exitUsage, "--until has an empty value"},
 		{[]string{"--until", "later"}, exitUsage, `--until: "later" is not a point in time: write `},
 		{[]string{"--since", "04:00", "--until", "03:00"}, exitUsage, "--since ("},
 		{[]string{"--since", "-1h", "--probe", "tcp"}, exitUsage, "none of the chosen probes has such events"},

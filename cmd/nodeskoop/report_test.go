@@ -71,12 +71,12 @@ func TestReport(t *testing.T) {
 		want string
 	}{
 		{[]string{"--html", dir}, exitFailure, "name a file"},
-		{[]string{"--html", ""}, exitFailure, `write "": it names a folder; name a file`},
+		{[]string{"--html", ""}, exitUsage, "--html has an empty value"},
 		{[]string{"--html", "/dev/null"}, exitFailure, "a character device, not a regular file"},
 		{[]string{"--html", "/nonexistent/x.html"}, exitFailure, "there is no such folder"},
 		{[]string{"--html", file, "--json"}, exitUsage, "--json and --html exclude each other"},
 		{[]string{"--since", "soon"}, exitUsage, "is not a point in time"},
-		{[]string{"--since", ""}, exitUsage, `--since: "" is not a point in time`},
+		{[]string{"--since", ""}, exitUsage, "--since has an empty value"},
 		{[]string{"--since", "-65535d"}, exitUsage, "nothing is recorded before 1970"},
 		{[]string{"--since", "2199-01-01"}, exitUsage, "--since (2199-01-01 00:00:00) is not before --until ("},
 		{[]string{"--pod", "a/"}, exitUsage, "is not NAMESPACE/NAME"},
