@@ -206,7 +206,14 @@ type Minutes interface {
 // History reads the part of the history that a report needs. keep selects series;
 // nil: all.
 func (b *Builder) History(h Minutes, keep func(*history.Series) bool) error {
-	kept := func(s *history.Series) bool { return compared(s) && (keep == nil || keep(s)) }
+	known := false // the history has a series that keep selects
+	kept := func(s *history.Series) bool {
+		if keep != nil && !keep(s) {
+			return false
+		}
+		known = true
+		return compared(s)
+	}
 	for m, err := range h.Minutes(history.Query{Since: b.r.Since.Add(-hourBefore), Until: b.r.Until, Keep: kept}) {
 		if err != nil {
 			return err
@@ -214,6 +221,9 @@ func (b *Builder) History(h Minutes, keep func(*history.Series) bool) error {
 		b.minute(m)
 	}
 	b.lastGap()
+	if b.begun && !known && b.r.Events == 0 && len(b.r.Pods) > 0 {
+		b.Unknown("Neither an event nor a counter of " + strings.Join(b.r.Pods, ", ") + " is recorded in this time: it did not run then, or has another name.")
+	}
 	if err := b.firstGap(h); err != nil {
 		return err
 	}

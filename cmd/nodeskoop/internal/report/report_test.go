@@ -577,6 +577,26 @@ func TestGaps(t *testing.T) {
 	}
 }
 
+// A report on a pod that no record names does not claim that nothing happened to it.
+func TestPodThatNoRecordNames(t *testing.T) {
+	for pod, quiet := range map[string]bool{"shop/web-0": true, "shop/wbe-0": false} {
+		o := options()
+		o.Pods = []string{pod}
+		b := New(o)
+		h := steadily()
+		for _, m := range h {
+			m.Samples = []history.Sample{{Series: seriesOf(`kubeskoop_netdev_rxpackets{k8s_namespace="shop",k8s_pod="web-0"}`), Value: 100}}
+		}
+		if err := b.History(h, func(s *history.Series) bool { return s.Label("k8s_namespace")+"/"+s.Label("k8s_pod") == pod }); err != nil {
+			t.Fatal(err)
+		}
+		r := b.Report()
+		if text := textOf(t, r, 200); r.Quiet != quiet || strings.Contains(text, "Neither an event nor a counter of shop/wbe-0 is recorded in this time") == quiet {
+			t.Errorf("%s: %s", pod, text)
+		}
+	}
+}
+
 // A report on the last minute, or on the future, does not claim that no counter moved:
 // the history has no such minute yet.
 func TestNoMinuteYet(t *testing.T) {
