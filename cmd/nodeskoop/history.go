@@ -85,6 +85,7 @@ func printHistory(c *cli.Context) error {
 	}
 	w := bufio.NewWriter(c.App.Writer)
 	var last time.Time
+	lines := 0
 	for m, err := range r.Minutes(q) {
 		if err != nil {
 			return err
@@ -92,13 +93,18 @@ func printHistory(c *cli.Context) error {
 		if err := writeMinute(w, m, last, c.Bool("json")); err != nil {
 			return err
 		}
-		last = m.To
+		last, lines = m.To, lines+len(m.Samples)
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	if last.IsZero() {
-		say(c.App.ErrWriter, fmt.Sprintf("The history has no minute from %s to %s.", q.Since.Local().Format("2006-01-02 15:04:05"), q.Until.Local().Format("2006-01-02 15:04:05")))
+	const form = "2006-01-02 15:04:05"
+	span := "from " + q.Since.Local().Format(form) + " to " + q.Until.Local().Format(form)
+	switch {
+	case last.IsZero():
+		say(c.App.ErrWriter, "The history has no minute "+span+".")
+	case lines == 0:
+		say(c.App.ErrWriter, "No such series moved "+span+".")
 	}
 	return r.Damage.Err(r.Dir)
 }

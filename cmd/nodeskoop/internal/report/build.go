@@ -26,8 +26,11 @@ type Options struct {
 	HostLabel string
 }
 
-// The bounds of a report.
+// The bounds of a report, and of what is collected for it: which kinds and lanes are large
+// is known at the end only.
 const (
+	collectedKinds   = 50_000
+	collectedLanes   = 20_000
 	maxKinds         = 1000
 	maxOwnKinds      = 40 // maximum number of kinds of one type and owner; anybody may be a peer, and must not take the room of others
 	maxLanes         = 500
@@ -133,7 +136,7 @@ func (b *Builder) kind(key kindKey, e *event.Event, n uint64) {
 		k = b.kinds[key]
 	}
 	if k == nil {
-		if len(b.kinds) >= maxKinds {
+		if len(b.kinds) >= collectedKinds {
 			b.r.MoreEvents += n
 			return
 		}
@@ -160,7 +163,7 @@ func (b *Builder) kind(key kindKey, e *event.Event, n uint64) {
 func (b *Builder) lane(key laneKey, e *event.Event, n uint64) {
 	l := b.lanes[key]
 	if l == nil {
-		if len(b.lanes) >= maxLanes {
+		if len(b.lanes) >= collectedLanes {
 			b.r.MoreLanes += n
 			return
 		}
@@ -206,7 +209,14 @@ type Minutes interface {
 // History reads the part of the history that a report needs. keep selects series;
 // nil: all.
 func (b *Builder) History(h Minutes, keep func(*history.Series) bool) error {
-	kept := func(s *history.Series) bool { return compared(s) && (keep == nil || keep(s)) }
+	known := false // the history has a series that keep selects
+	kept := func(s *history.Series) bool {
+		if keep != nil && !keep(s) {
+			return false
+		}
+		known = true
+		return compared(s)
+	}
 	for m, err := range h.Minutes(history.Query{Since: b.r.Since.Add(-hourBefore), Until: b.r.Until, Keep: kept}) {
 		if err != nil {
 			return err
@@ -214,6 +224,9 @@ func (b *Builder) History(h Minutes, keep func(*history.Series) bool) error {
 		b.minute(m)
 	}
 	b.lastGap()
+	if b.begun && !known && b.r.Events == 0 && len(b.r.Pods) > 0 {
+		b.Unknown("Neither an event nor a counter of " + strings.Join(b.r.Pods, ", ") + " is recorded in this time: it did not run then, or has another name.")
+	}
 	if err := b.firstGap(h); err != nil {
 		return err
 	}
@@ -649,12 +662,20 @@ func (b *Builder) Report() *Report {
 		return cmp.Or(-cmp.Compare(boolean(a.Warning()), boolean(b.Warning())), cmp.Compare(b.Count, a.Count), a.First.Compare(b.First),
 			cmp.Compare(a.Event, b.Event), cmp.Compare(a.Whose, b.Whose), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Peer, b.Peer))
 	})
+	for _, k := range r.Kinds[min(len(r.Kinds), maxKinds):] {
+		r.MoreEvents += k.Count
+	}
+	r.Kinds = r.Kinds[:min(len(r.Kinds), maxKinds)]
 	for _, l := range b.lanes {
 		r.Timeline = append(r.Timeline, *l)
 	}
 	slices.SortFunc(r.Timeline, func(a, b Lane) int {
 		return cmp.Or(-cmp.Compare(boolean(a.Warning), boolean(b.Warning)), cmp.Compare(b.Count, a.Count), cmp.Compare(a.Whose, b.Whose), cmp.Compare(a.Event, b.Event))
 	})
+	for _, l := range r.Timeline[min(len(r.Timeline), maxLanes):] {
+		r.MoreLanes += l.Count
+	}
+	r.Timeline = r.Timeline[:min(len(r.Timeline), maxLanes)]
 	r.Owners = len(b.whose)
 	r.Quiet = r.empty() && len(r.Unknown) == 0
 	return r

@@ -331,6 +331,37 @@ func TestManyPeersHideNothing(t *testing.T) {
 	}
 }
 
+// Many pods with an event each, such as those of jobs, do not hide what happens later.
+func TestManyPodsHideNothing(t *testing.T) {
+	b := New(options())
+	const jobs = 3 * maxKinds
+	for i := range jobs + 1 {
+		fields := map[string]string{"KUBESKOOP_EVENT": "TCPRESET_NOSOCK", "K8S_NAMESPACE": "batch", "K8S_POD": fmt.Sprint("job-", i)}
+		if i == jobs {
+			fields["K8S_POD"], fields["KUBESKOOP_COUNT"] = "db-0", "500"
+		}
+		e, err := event.FromFields(fields, since.Add(time.Duration(i)*time.Second))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Event(e)
+	}
+	r := b.Report()
+	told, drawn := r.MoreEvents, r.MoreLanes
+	for _, k := range r.Kinds {
+		told += k.Count
+	}
+	for _, l := range r.Timeline {
+		drawn += l.Count
+	}
+	if r.Kinds[0].Whose != "batch/db-0" || r.Kinds[0].Count != 500 || r.Timeline[0].Whose != "batch/db-0" || len(r.Kinds) != maxKinds || len(r.Timeline) != maxLanes {
+		t.Errorf("%+v, %+v; %d kinds, %d lanes", r.Kinds[0], r.Timeline[0], len(r.Kinds), len(r.Timeline))
+	}
+	if r.Events != jobs+500 || told != r.Events || drawn != r.Events {
+		t.Errorf("%d events, %d in the table, %d in the timeline", r.Events, told, drawn)
+	}
+}
+
 // A counter that rose stands out, with its increase; a counter that continues as
 // before does not.
 func TestCountersThatStandOut(t *testing.T) {
@@ -573,6 +604,26 @@ func TestGaps(t *testing.T) {
 		}
 		if strings.Join(got, "; ") != c.want {
 			t.Errorf("%s: %q, want %q", what, got, c.want)
+		}
+	}
+}
+
+// A report on a pod that no record names does not claim that nothing happened to it.
+func TestPodThatNoRecordNames(t *testing.T) {
+	for pod, quiet := range map[string]bool{"shop/web-0": true, "shop/wbe-0": false} {
+		o := options()
+		o.Pods = []string{pod}
+		b := New(o)
+		h := steadily()
+		for _, m := range h {
+			m.Samples = []history.Sample{{Series: seriesOf(`kubeskoop_netdev_rxpackets{k8s_namespace="shop",k8s_pod="web-0"}`), Value: 100}}
+		}
+		if err := b.History(h, func(s *history.Series) bool { return s.Label("k8s_namespace")+"/"+s.Label("k8s_pod") == pod }); err != nil {
+			t.Fatal(err)
+		}
+		r := b.Report()
+		if text := textOf(t, r, 200); r.Quiet != quiet || strings.Contains(text, "Neither an event nor a counter of shop/wbe-0 is recorded in this time") == quiet {
+			t.Errorf("%s: %s", pod, text)
 		}
 	}
 }
