@@ -41,8 +41,8 @@ var signs = []sign{
 	// explained.
 	{what: "packets lost", plus: []string{"kubeskoop_packetloss_total"}, minus: "kubeskoop_packetloss_netfilter", least: 10 * observed},
 	// One in fifty, between the alert TCPRetransmissions (one in twenty) and wire-loss (one
-	// in two hundred): outsegs includes acknowledgements, so that a path that loses one in
-	// twenty shows half of that, and servers of far clients retransmit one in a hundred.
+	// in two hundred): a server of far clients retransmits one in a hundred in good health,
+	// and the probes on standby do not explain losses on a wire.
 	withShare(from("TCP segments retransmitted", "wire-loss", "tcp.lost", []string{"kubeskoop_tcp_retranssegs"}, "kubeskoop_tcp_outsegs"), 0.02),
 }
 

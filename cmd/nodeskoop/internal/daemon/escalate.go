@@ -14,6 +14,7 @@ import (
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/escalate"
+	"nodeskoop/collect/owner"
 	"nodeskoop/internal/kernel"
 )
 
@@ -42,13 +43,18 @@ func escalateFrom(r *collect.Runner, o escalate.Options, log *slog.Logger) *esca
 // decide judges the values of a cycle.
 func (e *escalation) decide(values iter.Seq[collect.Value]) (run bool) {
 	e.watch.Begin()
+	var last *owner.Pod
+	name := ""
 	for v := range values {
 		switch {
 		case !escalate.Wants(v.Metric):
 		case v.Pod == nil:
 			e.watch.Add("", "", v.Metric, v.Value)
 		default:
-			e.watch.Add(v.Pod.ID, v.Pod.Namespace+"/"+v.Pod.Name, v.Metric, v.Value)
+			if v.Pod != last {
+				last, name = v.Pod, v.Pod.Namespace+"/"+v.Pod.Name
+			}
+			e.watch.Add(v.Pod.ID, name, v.Metric, v.Value)
 		}
 	}
 	e.mu.Lock()
