@@ -49,7 +49,11 @@ var seldom = []struct {
 	{"TestSymbolsRefreshRarely|TestShares|TestManyFlows|TestFlowSeriesAreShared|TestRoomIsSaid|TestMillionDescriptors|TestLoopWhileRTNLIsHeld", nil},
 	// The creator of a namespace comes from the kernel. How the tables fill up does not
 	// depend on the kernel.
-	{"TestRoom|TestDropsWithoutRoom|TestRoomForFollowed|TestEventRoom|TestRoomForPods", []string{"5.10"}},
+	{"TestRoom", []string{"5.10"}},
+	{"TestDropsWithoutRoom|TestRoomForFollowed|TestEventRoom|TestRoomForPods", nil},
+	// Each kind of reset in each direction. TestTCPReset compares the rungs on each kernel.
+	{"TestTCPResetSent", []string{newest}},
+	{"TestTCPResetReceived", []string{"5.10"}},
 	// All kernels use the same code to add a clock's offset.
 	{"TestEventTime", []string{"5.10"}},
 	{"TestEventTimeInTimeNamespace|TestEntriesTellWhatTheKernelHeldBack|TestHistogramsAsTheOptionSays", []string{newest}},
@@ -123,7 +127,7 @@ var between = []struct {
 	why   string
 }{
 	{"TestRungs|TestBlindness|TestSighted|TestLayouts|TestDefinitions|TestReasons|TestKernelReasons", slices.Concat(inner, realtime), "what this kernel has"},
-	{"TestBiolatency|TestBiolatencyMerged|TestFlow|TestFlowUnits|TestFlowForwarded|TestKernellatency|TestNetSoftirq|TestNetiftxlatencyCountsAll|TestNetiftxlatencyFullQueue|TestSocketlatencySlow|TestTCPReset|TestTCPRetrans|TestVirtcmdlatency|TestPacketlossNetfilter", slices.Concat(inner, realtime), "what each rung counts"},
+	{"TestBiolatency|TestBiolatencyMerged|TestFlow|TestFlowUnits|TestFlowForwarded|TestKernellatency|TestNetSoftirq|TestNetiftxlatencyCountsAll|TestNetiftxlatencyFullQueue|TestSocketlatencySlow|TestTCPReset|TestTCPRetrans|TestVirtcmdlatency|TestVirtcmdlatencyOfADevice|TestPacketlossNetfilter", slices.Concat(inner, realtime), "what each rung counts"},
 	{"TestBiolatencyQueue|TestNetiftxlatencyByDelay", realtime, "where each rung begins and ends"},
 	{"TestHistogramsInParallel|TestHistogramsOfTheStack", realtime, "what programs count that preempt each other"},
 	{"TestPacketloss.*|TestLossSockets|TestLossRouter|TestLossTCP|TestLossDevices|TestLossRules", []string{"6.1", "6.12"}, "the kernel's reasons for a loss, of which each series has more"},
