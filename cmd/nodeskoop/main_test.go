@@ -257,13 +257,20 @@ func TestFlagsBeforeAndAfterTheCommand(t *testing.T) {
 // A command that is interrupted says so, in words, and blames no probe.
 func TestInterrupted(t *testing.T) {
 	need.Root(t)
-	for _, args := range [][]string{{"collect", "--duration", "1h"}, {"collect", "--wait", "1h"}, {"diagnose", "--for", "10m"}} {
-		p := start(t, append(args, "--config", daemonConf(t, t.TempDir(), ""), "--probe", "tcp", "--log-level", "debug")...)
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"collect", "--duration", "1h"}, "interrupted by a signal before it was done: nothing was written"},
+		{[]string{"collect", "--wait", "1h"}, "interrupted by a signal before it was done: nothing was written"},
+		{[]string{"diagnose", "--for", "10m"}, "interrupted before the 10m0s were over"},
+	} {
+		p := start(t, append(c.args, "--config", daemonConf(t, t.TempDir(), ""), "--probe", "tcp", "--log-level", "debug")...)
 		testkit.Eventually(t, "it follows containerd", func() bool { return strings.Contains(p.logged(), "containerd") })
 		p.signal(syscall.SIGTERM)
 		code, said := p.ended(), p.logged()
-		if code != exitFailure || !strings.Contains(said, "interrupted by a signal") || strings.Contains(said, "probe failed") || p.printed() != "" {
-			t.Errorf("%v: exit %d, %s%s", args, code, said, p.printed())
+		if code != exitFailure || !strings.Contains(said, c.want) || strings.Contains(said, "probe failed") || p.printed() != "" {
+			t.Errorf("%v: exit %d, %s%s", c.args, code, said, p.printed())
 		}
 	}
 }

@@ -83,14 +83,11 @@ func needRoot(c *cli.Context) error {
 // complaint formats the error that ends the program. If permission was denied, it
 // suggests sudo.
 func complaint(err error, args []string) string {
-	if errors.Is(err, context.Canceled) {
-		return errInterrupted.Error()
-	}
 	if errors.Is(err, fs.ErrPermission) && unprivileged() {
 		return err.Error() + "; needs root: " + withSudo(args)
 	}
 	if errors.Is(err, context.Canceled) {
-		return "interrupted by a signal before it was done: nothing was written; start it again"
+		return errInterrupted.Error() + " by a signal before it was done: nothing was written; start it again"
 	}
 	return err.Error()
 }
