@@ -241,7 +241,9 @@ func (r *Runner) judge() {
 		}
 		status = append(status, s)
 		if s.Unsupported {
-			if in.lacking != lack.Reason {
+			// Once: which of several programs the kernel refuses first, and so the text, may
+			// differ at the next attempt.
+			if in.lacking == "" {
 				lacking.add(lack.Reason, s.Name)
 			}
 			in.lacking, in.logged, in.downs = lack.Reason, "", 0
