@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/procfs"
 
 	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/rawtp"
 )
 
 // softirqs is the number of softirq vectors, NR_SOFTIRQS of
@@ -34,7 +35,7 @@ func newBlindness(t testing.TB) func() (unseen uint64) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { m.Close() })
-	attachRaw(t, "softirq_entry", asm.Instructions{
+	rawtp.Attach(t, "softirq_entry", asm.Instructions{
 		asm.LoadMem(asm.R1, asm.R1, 0, asm.DWord),
 		asm.StoreMem(asm.R10, -4, asm.R1, asm.Word),
 		asm.LoadMapPtr(asm.R1, m.FD()),

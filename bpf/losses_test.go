@@ -9,12 +9,11 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/bpf/internal/objects"
 	"nodeskoop/internal/testkit/need"
+	"nodeskoop/internal/testkit/rawtp"
 )
 
 // TestLossRules checks the table of rules for consistency.
@@ -204,7 +203,7 @@ func TestLossAccount(t *testing.T) {
 	a, b := newPair(t)
 	l := newTestLoader(t, Options{})
 	p := l.load("packetloss", Config{})
-	passes := countPasses(t, "kfree_skb")
+	passes := rawtp.Count(t, "kfree_skb")
 	counted := func() (lost, ignored uint64) {
 		t.Helper()
 		if err := p.Drops(func(d Drop) { lost += d.Count }); err != nil {
@@ -238,49 +237,6 @@ func TestLossAccount(t *testing.T) {
 		return was == after && nowLost >= lost+100 && nowIgnored >= ignored+100 && after-nowLost-nowIgnored == before
 	})
 	t.Logf("%d passes: %d lost, %d ignored", after, nowLost-lost, nowIgnored-ignored)
-}
-
-// countPasses counts the passes of a tracepoint with the test's own program.
-func countPasses(t testing.TB, tracepoint string) func() uint64 {
-	t.Helper()
-	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { m.Close() })
-	attachRaw(t, tracepoint, asm.Instructions{
-		asm.StoreImm(asm.R10, -4, 0, asm.Word),
-		asm.LoadMapPtr(asm.R1, m.FD()),
-		asm.Mov.Reg(asm.R2, asm.R10),
-		asm.Add.Imm(asm.R2, -4),
-		asm.FnMapLookupElem.Call(),
-		asm.JEq.Imm(asm.R0, 0, "end"),
-		asm.Mov.Imm(asm.R1, 1),
-		asm.StoreXAdd(asm.R0, asm.R1, asm.DWord),
-		asm.Mov.Imm(asm.R0, 0).WithSymbol("end"),
-		asm.Return(),
-	})
-	return func() (n uint64) {
-		if err := m.Lookup(uint32(0), &n); err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-}
-
-// attachRaw attaches the test's own program to a tracepoint.
-func attachRaw(t testing.TB, tracepoint string, instructions asm.Instructions) {
-	t.Helper()
-	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.RawTracepoint, License: "GPL", Instructions: instructions})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { program.Close() })
-	attached, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: tracepoint, Program: program})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { attached.Close() })
 }
 
 // TestLossUndecided makes the programs treat the symbols as outdated, as after a

@@ -53,7 +53,7 @@ type instance struct {
 	closing               *bounded.Call[struct{}]
 
 	limited string // limitations, as logged last
-	lacking string // reason of an UnsupportedError, as logged last; "" if supported
+	lacking bool   // the log has said that the machine cannot run it
 	logged  string // failure, as logged last; "" if there is none
 	downs   int    // cycles since the failure was logged
 	told    bool   // protected processes have been logged
@@ -243,10 +243,10 @@ func (r *Runner) judge() {
 		if s.Unsupported {
 			// Once: which of several programs the kernel refuses first, and so the text, may
 			// differ at the next attempt.
-			if in.lacking == "" {
+			if !in.lacking {
 				lacking.add(lack.Reason, s.Name)
 			}
-			in.lacking, in.logged, in.downs = lack.Reason, "", 0
+			in.lacking, in.logged, in.downs = true, "", 0
 			continue
 		}
 		switch {
@@ -262,11 +262,11 @@ func (r *Runner) judge() {
 		case in.logged != "":
 			in.logged = ""
 			r.opt.Log.Info("probe works again", "probe", s.Name, "cycles", in.downs)
-		case in.lacking != "":
+		case in.lacking:
 			r.opt.Log.Info("probe works now: this machine has what it needs", "probe", s.Name)
 		}
 		if s.Up {
-			in.lacking = ""
+			in.lacking = false
 		}
 	}
 	r.mu.Lock()

@@ -41,7 +41,7 @@ func bootDisk(ctx context.Context, o *options, disk, results string, memory int)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(makeDisks(dir), makeTapScript(dir)); err != nil {
+	if err := makeDevices(dir); err != nil {
 		return err
 	}
 	args := append(m.qemu(dir, initrd, results),

@@ -141,10 +141,16 @@ var between = []struct {
 	{"TestIOTwoPods|TestIOIgnored|TestQdiscTrees|TestTCPTextEqualsSockDiag|TestConntrackFile|TestConntrackModule|TestFamilies|TestListTCP|TestWatch", middle, "the kernel's files and its answers to netlink"},
 }
 
+// names reports whether a table's list names a series. The only kernel of the rt flavour
+// is the newest.
+func names(on []string, series string) bool {
+	return slices.Contains(on, series) || slices.Contains(on, newest+"-"+rt) && strings.HasSuffix(series, "-"+rt)
+}
+
 // betweenOn returns patterns of the tests that the table between lists for a kernel.
 func betweenOn(series string) (patterns []string) {
 	for _, t := range between {
-		if slices.Contains(t.on, series) || slices.Contains(t.on, newest+"-"+rt) && strings.HasSuffix(series, "-"+rt) {
+		if names(t.on, series) {
 			patterns = append(patterns, "^("+t.tests+")$")
 		}
 	}
@@ -435,8 +441,7 @@ func (o *options) machines(found []*kernel, logs string) (machines []*machine) {
 	for _, k := range found {
 		var left []string
 		for _, t := range seldom {
-			if !slices.Contains(t.on, k.series()) && !(slices.Contains(t.on, newest) && k == last) &&
-				!(slices.Contains(t.on, newest+"-"+rt) && strings.HasSuffix(k.series(), "-"+rt)) {
+			if !names(t.on, k.series()) && !(slices.Contains(t.on, newest) && k == last) {
 				left = append(left, "^("+t.tests+")$")
 			}
 		}

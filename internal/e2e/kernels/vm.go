@@ -133,7 +133,7 @@ func (m *machine) prepare(dir, userland string, tests tree) (string, error) {
 
 // qemu returns the command line. Two network cards share a hub, so that packets
 // pass a real driver without leaving the VM. A third has several queues, for which
-// it needs a tap device, in the network namespace in which QEMU runs. makeTapScript
+// it needs a tap device, in the network namespace in which QEMU runs. makeDevices
 // must have run in dir.
 func (m *machine) qemu(dir, initrd, results string) []string {
 	// Further features make an emulated CPU slow: more registers to save, five
@@ -192,7 +192,7 @@ func (m *machine) run(ctx context.Context, userland string, tests tree, keep boo
 	if err != nil {
 		return "", err
 	}
-	if err := errors.Join(makeDisks(dir), makeTapScript(dir)); err != nil {
+	if err := makeDevices(dir); err != nil {
 		return "", err
 	}
 	results := m.logs + ".log"
@@ -265,6 +265,9 @@ func quoted(args []string) []string {
 	}
 	return words
 }
+
+// makeDevices makes the files of the VM's devices.
+func makeDevices(dir string) error { return errors.Join(makeDisks(dir), makeTapScript(dir)) }
 
 // makeDisks makes the files of the VM's disks.
 func makeDisks(dir string) error {

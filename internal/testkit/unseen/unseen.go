@@ -2,7 +2,8 @@
 //
 // Some kernels of sandboxes run no BPF program while a thread of process 1 is current,
 // and do not count such a run as missed. A timer that interrupts such a thread then
-// retransmits a segment that no BPF program can count.
+// retransmits a segment that no BPF program can count. The tests of package bpf run again
+// after such a softirq; those of a whole system subtract what was lost.
 package unseen
 
 import (
@@ -14,10 +15,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"nodeskoop/internal/testkit/rawtp"
 )
 
 // events are the tracepoints of TCP's retransmissions.
@@ -28,57 +28,13 @@ var events = []string{"tcp_retransmit_skb", "tcp_retransmit_synack"}
 // but no BPF program at the same tracepoint. On an ordinary kernel that is 0.
 func Retransmissions(t testing.TB) func() int {
 	t.Helper()
-	count := counting(t)
+	count := rawtp.Count(t, events...)
 	tracing := traced(t)
 	return func() int {
 		t.Helper()
 		// In this order, one that happens now counts as seen.
 		fired := tracing()
-		return max(0, fired-count())
-	}
-}
-
-// counting returns a function that reads how often a BPF program ran at the tracepoints.
-func counting(t testing.TB) func() int {
-	t.Helper()
-	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "unseen", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
-	if err != nil {
-		t.Fatalf("make a counter: %v", err)
-	}
-	t.Cleanup(func() { m.Close() })
-	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "unseen", Type: ebpf.RawTracepoint, License: "Dual BSD/GPL",
-		Instructions: asm.Instructions{
-			asm.StoreImm(asm.RFP, -4, 0, asm.Word),
-			asm.LoadMapPtr(asm.R1, m.FD()),
-			asm.Mov.Reg(asm.R2, asm.RFP),
-			asm.Add.Imm(asm.R2, -4),
-			asm.FnMapLookupElem.Call(),
-			asm.JEq.Imm(asm.R0, 0, "out"),
-			asm.Mov.Imm(asm.R1, 1),
-			asm.StoreXAdd(asm.R0, asm.R1, asm.DWord),
-			asm.Mov.Imm(asm.R0, 0).WithSymbol("out"),
-			asm.Return(),
-		},
-	})
-	if err != nil {
-		t.Fatalf("load a program that counts: %v", err)
-	}
-	t.Cleanup(func() { program.Close() })
-	for _, event := range events {
-		l, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: event, Program: program})
-		if err != nil {
-			t.Fatalf("attach a program that counts to %s: %v", event, err)
-		}
-		t.Cleanup(func() { l.Close() })
-	}
-	return func() int {
-		t.Helper()
-		var n uint64
-		if err := m.Lookup(uint32(0), &n); err != nil {
-			t.Fatalf("read the counter: %v", err)
-		}
-		return int(n)
+		return max(0, fired-int(count()))
 	}
 }
 

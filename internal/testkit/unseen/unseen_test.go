@@ -8,6 +8,7 @@ import (
 	"nodeskoop/internal/testkit"
 	"nodeskoop/internal/testkit/need"
 	"nodeskoop/internal/testkit/nsnet"
+	"nodeskoop/internal/testkit/rawtp"
 )
 
 // TestRetransmissions: a timer's retransmissions are traced, and a BPF program counts all
@@ -17,7 +18,7 @@ func TestRetransmissions(t *testing.T) {
 	s := nsnet.New(t)
 	need.Program(t, "nft")
 	s.Run("nft", "add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet t in tcp dport 81 drop")
-	count, tracing := counting(t), traced(t)
+	count, tracing := rawtp.Count(t, events...), traced(t)
 	unseen := Retransmissions(t)
 	if n := tracing(); n != 0 {
 		t.Fatalf("%d retransmissions were traced before the first", n)
@@ -31,7 +32,7 @@ func TestRetransmissions(t *testing.T) {
 	testkit.Eventually(t, "retransmissions are traced", func() bool { return tracing() >= 2 })
 	testkit.Eventually(t, "a program counts them", func() bool {
 		n := tracing()
-		missing := n - count()
+		missing := n - int(count())
 		t.Logf("%d traced, %d of them not counted", n, missing)
 		return missing == unseen() && missing < n
 	})

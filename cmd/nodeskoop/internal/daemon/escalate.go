@@ -158,19 +158,11 @@ func parseCPUs(b []byte) (cpus [][2]uint64) {
 }
 
 func parseFull(b []byte) time.Duration {
-	for line := range bytes.Lines(b) {
-		rest, ok := bytes.CutPrefix(line, []byte("full "))
-		if !ok {
-			continue
-		}
-		_, text, _ := bytes.Cut(rest, []byte("total="))
-		n, err := strconv.ParseInt(string(bytes.TrimSpace(text)), 10, 64)
-		if err != nil || n < 0 || n > math.MaxInt64/1000 {
-			return -1
-		}
-		return time.Duration(n) * time.Microsecond
+	n, err := kernel.ParseStall(b, "full")
+	if err != nil || n > math.MaxInt64/1000 {
+		return -1
 	}
-	return -1
+	return time.Duration(n) * time.Microsecond
 }
 
 // since returns the pressure from before to l.

@@ -97,8 +97,7 @@ func readDisks() (map[string]disk, error) {
 	return out, nil
 }
 
-// readStall reads from a PSI file how long some task was stalled, in microseconds
-// (Documentation/accounting/psi.rst).
+// readStall reads from a PSI file how long some task was stalled, in microseconds.
 func readStall(path string) (uint64, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -107,20 +106,7 @@ func readStall(path string) (uint64, error) {
 	return parseStall(b)
 }
 
-func parseStall(b []byte) (uint64, error) {
-	for line := range strings.Lines(string(b)) {
-		if !strings.HasPrefix(line, "some ") {
-			continue
-		}
-		_, text, _ := strings.Cut(line, " total=")
-		n, err := strconv.ParseUint(strings.TrimSpace(text), 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("read the pressure: %.40q is not a number", text)
-		}
-		return n, nil
-	}
-	return 0, errors.New("read the pressure: there is no line some")
-}
+func parseStall(b []byte) (uint64, error) { return kernel.ParseStall(b, "some") }
 
 func (n *nodeState) readTCPMem() error {
 	// Use the thread's files, since its namespace may differ from that of its
