@@ -1,16 +1,15 @@
 package daemon
 
 import (
-	"bytes"
 	"iter"
 	"log/slog"
 	"math"
-	"strconv"
+	"os"
 	"strings"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/prometheus/procfs"
 
 	"nodeskoop/collect"
 	"nodeskoop/collect/escalate"
@@ -117,44 +116,25 @@ func (e *escalation) self(add func(metric string, value float64, labels ...strin
 // load is how long the node was busy since boot.
 type load struct {
 	at   time.Time
-	cpus [][2]uint64 // by CPU: ticks in softirqs, and in all
+	cpus map[int64]procfs.CPUStat // nil: not known
 	// memory is how long all processes at once waited for memory; -1: the kernel does not
 	// say.
 	memory time.Duration
 }
 
-// readLoad reads /proc/stat (show_stat in fs/proc/stat.c) and /proc/pressure/memory
-// (psi_show in kernel/sched/psi.c). What cannot be read is not known.
+// readLoad reads stat (show_stat in fs/proc/stat.c) and pressure/memory (psi_show in
+// kernel/sched/psi.c) of a /proc. What cannot be read is not known.
 func readLoad(root string) *load {
 	l := &load{at: time.Now(), memory: -1}
-	if b, err := kernel.ReadFile(unix.AT_FDCWD, root+"/stat", nil); err == nil {
-		l.cpus = parseCPUs(b)
+	if proc, err := procfs.NewFS(root); err == nil {
+		if stat, err := proc.Stat(); err == nil {
+			l.cpus = stat.CPU
+		}
 	}
-	if b, err := kernel.ReadFile(unix.AT_FDCWD, root+"/pressure/memory", nil); err == nil {
+	if b, err := os.ReadFile(root + "/pressure/memory"); err == nil {
 		l.memory = parseFull(b)
 	}
 	return l
-}
-
-func parseCPUs(b []byte) (cpus [][2]uint64) {
-	for line := range bytes.Lines(b) {
-		f := bytes.Fields(line)
-		if len(f) < 9 || !bytes.HasPrefix(f[0], []byte("cpu")) || len(f[0]) == len("cpu") {
-			continue // not a CPU, or the sum of all
-		}
-		var c [2]uint64
-		for i, x := range f[1:9] { // user, which includes guests, to steal
-			n, err := strconv.ParseUint(string(x), 10, 64)
-			if err != nil {
-				return nil
-			}
-			if c[1] += n; i == 6 {
-				c[0] = n
-			}
-		}
-		cpus = append(cpus, c)
-	}
-	return cpus
 }
 
 func parseFull(b []byte) time.Duration {
@@ -165,18 +145,19 @@ func parseFull(b []byte) time.Duration {
 	return time.Duration(n) * time.Microsecond
 }
 
+// total returns the time of a CPU. That of guests is part of the others.
+func total(c procfs.CPUStat) float64 {
+	return c.User + c.Nice + c.System + c.Idle + c.Iowait + c.IRQ + c.SoftIRQ + c.Steal
+}
+
 // since returns the pressure from before to l.
 func (l *load) since(before *load) escalate.Pressure {
 	p := escalate.Pressure{Softirq: math.NaN(), Memory: math.NaN()}
-	if len(l.cpus) == len(before.cpus) { // otherwise a CPU has gone, and numbers have moved
-		for i, now := range l.cpus {
-			was := before.cpus[i]
-			if now[1] > was[1] && now[0] >= was[0] {
-				x := 100 * float64(now[0]-was[0]) / float64(now[1]-was[1])
-				if !(p.Softirq >= x) {
-					p.Softirq = x
-				}
-			}
+	for id, now := range l.cpus {
+		was, ok := before.cpus[id]
+		took, softirq := total(now)-total(was), now.SoftIRQ-was.SoftIRQ
+		if x := 100 * softirq / took; ok && took > 0 && softirq >= 0 && !(p.Softirq >= x) {
+			p.Softirq = x
 		}
 	}
 	if took := l.at.Sub(before.at); took > 0 && before.memory >= 0 && l.memory >= before.memory {

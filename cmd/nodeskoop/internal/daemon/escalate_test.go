@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/procfs"
+
 	"nodeskoop/collect"
 	"nodeskoop/collect/catalog"
 	"nodeskoop/collect/escalate"
@@ -17,15 +19,6 @@ import (
 )
 
 func TestLoad(t *testing.T) {
-	const stat = "cpu  30 0 30 30 0 0 30 0 9 0\ncpu0 10 0 20 30 0 0 40 0 9 0\ncpu3 1 2 3 4 5 6 7 8 9 10\nintr 8 0 0\nctxt 7\n"
-	if got := fmt.Sprint(parseCPUs([]byte(stat))); got != "[[40 100] [7 36]]" {
-		t.Errorf("got %s", got)
-	}
-	for _, bad := range []string{"", "cpu0\n", "cpu0 a b c d e f g h i\n", "cpu0 -1 0 0 0 0 0 0 0 0 0\n", "intr 1 2 3 4 5 6 7 8 9"} {
-		if got := parseCPUs([]byte(bad)); len(got) != 0 {
-			t.Errorf("%q: %v", bad, got)
-		}
-	}
 	for text, want := range map[string]time.Duration{
 		"some avg10=0.00 avg60=0.00 avg300=0.00 total=9\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=1500\n": 1500 * time.Microsecond,
 		"some avg10=0.00 avg60=0.00 avg300=0.00 total=9\n":                                                    -1,
@@ -35,8 +28,8 @@ func TestLoad(t *testing.T) {
 			t.Errorf("%q: %v, want %v", text, got, want)
 		}
 	}
-	if l := readLoad("/proc"); len(l.cpus) == 0 {
-		t.Error("this machine has no CPU")
+	if l := readLoad("/proc"); len(l.cpus) == 0 || total(l.cpus[0]) <= l.cpus[0].SoftIRQ {
+		t.Errorf("this machine has no CPU: %+v", l)
 	}
 	if l := readLoad(t.TempDir()); l.cpus != nil || l.memory != -1 {
 		t.Errorf("of nothing: %+v", l)
@@ -45,19 +38,30 @@ func TestLoad(t *testing.T) {
 
 func TestLoadSince(t *testing.T) {
 	begin := time.Now()
-	before := &load{begin, [][2]uint64{{10, 100}, {0, 100}}, time.Second}
+	cpus := func(all ...procfs.CPUStat) map[int64]procfs.CPUStat {
+		by := map[int64]procfs.CPUStat{}
+		for i, c := range all {
+			by[int64(i)] = c
+		}
+		return by
+	}
+	before := &load{begin, cpus(procfs.CPUStat{User: 0.4, Guest: 0.4, Idle: 0.5, SoftIRQ: 0.1}, procfs.CPUStat{Idle: 1}), time.Second}
+	later := begin.Add(10 * time.Second)
 	for name, c := range map[string]struct {
 		now             load
 		softirq, memory float64
 	}{
-		"some":            {load{begin.Add(10 * time.Second), [][2]uint64{{20, 200}, {60, 200}}, 3 * time.Second}, 60, 20},
-		"a CPU is gone":   {load{begin.Add(10 * time.Second), [][2]uint64{{20, 200}}, time.Second}, math.NaN(), 0},
-		"numbers fall":    {load{begin.Add(10 * time.Second), [][2]uint64{{20, 90}, {0, 100}}, 0}, math.NaN(), math.NaN()},
-		"no pressure":     {load{begin.Add(10 * time.Second), [][2]uint64{{10, 200}, {0, 200}}, -1}, 0, math.NaN()},
-		"the same moment": {load{begin, before.cpus, time.Second}, math.NaN(), math.NaN()},
+		"some":             {load{later, cpus(procfs.CPUStat{User: 1.3, Guest: 1.3, Idle: 0.5, SoftIRQ: 0.2}, procfs.CPUStat{Idle: 1, IRQ: 0.1, Steal: 0.3, SoftIRQ: 0.6}), 3 * time.Second}, 60, 20},
+		"a CPU is gone":    {load{later, cpus(procfs.CPUStat{User: 0.4, Guest: 0.4, Idle: 1.3, SoftIRQ: 0.3}), time.Second}, 20, 0},
+		"a CPU is new":     {load{later, cpus(before.cpus[0], before.cpus[1], procfs.CPUStat{SoftIRQ: 9}), time.Second}, math.NaN(), 0},
+		"numbers fall":     {load{later, cpus(procfs.CPUStat{Idle: 0.9}, procfs.CPUStat{Idle: 1}), 0}, math.NaN(), math.NaN()},
+		"only theirs fall": {load{later, cpus(procfs.CPUStat{Idle: 9}, procfs.CPUStat{Idle: 2}), time.Second}, 0, 0},
+		"no pressure":      {load{later, cpus(procfs.CPUStat{User: 1.4, SoftIRQ: 0.1, Idle: 0.5}, procfs.CPUStat{Idle: 2}), -1}, 0, math.NaN()},
+		"the same moment":  {load{begin, before.cpus, time.Second}, math.NaN(), math.NaN()},
+		"nothing is known": {load{at: later, memory: -1}, math.NaN(), math.NaN()},
 	} {
 		p := c.now.since(before)
-		if fmt.Sprint(p) != fmt.Sprint(escalate.Pressure{Softirq: c.softirq, Memory: c.memory}) {
+		if fmt.Sprintf("%.3f", p) != fmt.Sprintf("%.3f", escalate.Pressure{Softirq: c.softirq, Memory: c.memory}) {
 			t.Errorf("%s: %v", name, p)
 		}
 	}
