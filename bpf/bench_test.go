@@ -101,7 +101,9 @@ func BenchmarkCost(b *testing.B) {
 			}
 		})
 	}
-	b.Run("programs", func(b *testing.B) { benchmarkEachProgram(b, counting) })
+	b.Run("programs", func(b *testing.B) {
+		benchmarkEachProgram(b, newSwitches(b, Options{NoEvents: true, NoChains: true}))
+	})
 }
 
 // probeSwitches are loaded probes that are attached only when switched on, since
@@ -161,11 +163,18 @@ func toggles(probes []*probeSwitch) (all []toggle) {
 	return all
 }
 
-// empty returns an empty program for each program of the probes.
+// empty returns an empty program for each program that is attached with the probes, thus one
+// for each chain.
 func (s *probeSwitches) empty(b testing.TB) (all []toggle) {
 	b.Helper()
+	seen := map[*chain]bool{}
 	for _, p := range s.all() {
 		for name := range p.programs {
+			one := p.loader.chains.of(p.Probe, p.spec.Programs[name])
+			if one != nil && seen[one] {
+				continue
+			}
+			seen[one] = true
 			if e := newEmpty(b, p.spec.Programs[name].SectionName, p.spec.Programs[name].AttachTo); e != nil {
 				all = append(all, e)
 			}
@@ -183,7 +192,7 @@ func (s *probeSwitch) on(b testing.TB) {
 	b.Helper()
 	for _, h := range s.hooks {
 		for _, name := range h.Programs {
-			l, err := attachProgram(s.spec.Programs[name], s.programs[name])
+			l, err := s.attachProgram(s.spec.Programs[name], s.programs[name])
 			if err != nil {
 				b.Fatalf("attach %s of probe %s again: %v", name, s.name, err)
 			}
@@ -799,7 +808,7 @@ func newReads(b *testing.B, section, attachTo string) *emptyProgram {
 func (e *emptyProgram) on(b testing.TB) {
 	b.Helper()
 	var err error
-	if e.link, err = attachProgram(e.spec, e.Program); err != nil {
+	if e.link, err = attachAlone(e.spec, e.Program); err != nil {
 		b.Fatalf("attach an empty program to %s: %v", e.spec.SectionName, err)
 	}
 }

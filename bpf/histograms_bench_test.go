@@ -62,7 +62,7 @@ func BenchmarkHistogramCost(b *testing.B) {
 			// Programs at a tracepoint run in the order of their attachment, and each
 			// finds in the cache what those before it used: take all orders in turn.
 			for _, order := range permutations(kinds) {
-				l := newTestLoader(b, Options{NoEvents: true})
+				l := newTestLoader(b, Options{NoEvents: true, NoChains: true})
 				probes := map[HistogramsBy]*Probe{}
 				for _, by := range order {
 					p, err := l.Load(name, Config{Histograms: by})

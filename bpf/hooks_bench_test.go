@@ -66,6 +66,81 @@ func BenchmarkHooksCost(b *testing.B) {
 	}
 }
 
+// BenchmarkChainedHooksCost is BenchmarkHooksCost for programs of which only one is
+// attached: it calls the others in turn, each the next, by tail calls. The first turn
+// compares the calling program alone with nothing.
+func BenchmarkChainedHooksCost(b *testing.B) {
+	need.Root(b)
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + 2))
+	call := newTestRun(b)
+	const most = 4
+	chain, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: most})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer chain.Close()
+	// next calls what follows in the chain, after whatever place is empty.
+	next := func(first int) *emptyProgram {
+		code := asm.Instructions{asm.Mov.Reg(asm.R6, asm.R1)}
+		for i := first; i < most; i++ {
+			code = append(code, asm.Mov.Reg(asm.R1, asm.R6), asm.LoadMapPtr(asm.R2, chain.FD()), asm.Mov.Imm(asm.R3, int32(i)), asm.FnTailCall.Call())
+		}
+		return loadProgram(b, &ebpf.ProgramSpec{
+			Name: "chained", License: "GPL", AttachTo: "bpf_test_finish", SectionName: "tp_btf/bpf_test_finish",
+			Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp,
+			Instructions: append(code, asm.Mov.Imm(asm.R0, 0), asm.Return()),
+		})
+	}
+	root := next(0)
+	var programs [most]*emptyProgram
+	for i := range programs {
+		programs[i] = next(i + 1)
+	}
+	for n := range most + 1 {
+		b.Run([]string{"root", "first", "second", "third", "fourth"}[n], func(b *testing.B) {
+			for i := range n - 1 {
+				if err := chain.Put(uint32(i), programs[i].Program); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if n > 0 {
+				root.on(b)
+				defer root.off(b)
+			}
+			for b.Loop() {
+				var cost []float64
+				for i := range 4 * costPairs {
+					var turns [2]float64
+					for j := range turns {
+						side := (i + j) % 2
+						switch {
+						case side == 1 && n == 0:
+							root.on(b)
+						case side == 1:
+							if err := chain.Put(uint32(n-1), programs[n-1].Program); err != nil {
+								b.Fatal(err)
+							}
+						}
+						turns[side] = call.turn(b)
+						switch {
+						case side == 1 && n == 0:
+							root.off(b)
+						case side == 1:
+							if err := chain.Delete(uint32(n - 1)); err != nil {
+								b.Fatal(err)
+							}
+						}
+					}
+					cost = append(cost, turns[1]-turns[0])
+				}
+				b.ReportMetric(0, "ns/op")
+				b.ReportMetric(median(cost), "ns/run")
+				b.ReportMetric(quartiles(cost), "ns-iqr")
+			}
+		})
+	}
+}
+
 // testRun is the system call BPF_PROG_TEST_RUN for a program that only returns.
 type testRun struct {
 	attr struct { // union bpf_attr, member test

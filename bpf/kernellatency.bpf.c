@@ -9,6 +9,7 @@
  * sent TCP. */
 
 #include "headers/kernel.h"
+#include "headers/chain.h"
 #include "headers/counter.h"
 #include "headers/event.h"
 #include "headers/histogram.h"
@@ -29,6 +30,8 @@ const volatile __u64 slow_ns = 10000000;
 const volatile __u64 slow100_ns = 100000000;
 const volatile __u64 event_ns = 100000000;
 
+DEFINE_CHAIN(net_dev_queue);
+DEFINE_CHAIN(sk_data_ready);
 DEFINE_COUNTERS();
 DEFINE_HISTOGRAMS();
 /* Few packets are in the stack at the same time, except those held by a filter in
@@ -108,9 +111,10 @@ int btf_data_ready(__u64 *ctx)
 	const struct sock *sk = (const struct sock *)ctx[0];
 	__u16 family = sk->__sk_common.skc_family;
 
-	if (sk->sk_protocol == IPPROTO_TCP || (family != AF_INET && family != AF_INET6))
-		return 0;
-	return reached_socket(BPF_CORE_READ(sk, sk_receive_queue.prev), sk);
+	if (sk->sk_protocol != IPPROTO_TCP && (family == AF_INET || family == AF_INET6))
+		reached_socket(BPF_CORE_READ(sk, sk_receive_queue.prev), sk);
+	chain_from(ctx, sk_data_ready, CHAIN_KERNELLATENCY + 1);
+	return 0;
 }
 
 SEC("raw_tp/sk_data_ready")
@@ -248,10 +252,8 @@ static __always_inline int left_stack_read(const struct sk_buff *skb, const stru
 	return left_stack(skb, sk, &l, now, neighbour);
 }
 
-SEC("tp_btf/net_dev_queue")
-int btf_queue(__u64 *ctx)
+static __always_inline int left_stack_loaded(const struct sk_buff *skb)
 {
-	const struct sk_buff *skb = (const struct sk_buff *)ctx[0];
 	const struct sock *sk = skb->sk;
 	__u64 since = skb->skb_mstamp_ns, now;
 	struct leaving l = {};
@@ -270,6 +272,14 @@ int btf_queue(__u64 *ctx)
 	l.protocol = IPPROTO_TCP;
 	l.state = sk->__sk_common.skc_state;
 	return left_stack(skb, sk, &l, now, false);
+}
+
+SEC("tp_btf/net_dev_queue")
+int btf_queue(__u64 *ctx)
+{
+	left_stack_loaded((const struct sk_buff *)ctx[0]);
+	chain_from(ctx, net_dev_queue, CHAIN_KERNELLATENCY + 1);
+	return 0;
 }
 
 SEC("raw_tp/net_dev_queue")

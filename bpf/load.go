@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime/debug"
 	"slices"
@@ -44,6 +45,9 @@ type Options struct {
 	NoEvents bool
 	// Warn, if set, receives errors that do not make a call fail.
 	Warn func(what, probe string, err error)
+	// NoChains attaches each program by itself, so that the kernel's statistics show what
+	// it costs (headers/chain.h).
+	NoChains bool
 	// Hooks restricts the rungs; the default is HooksVariable.
 	Hooks Kind
 }
@@ -55,6 +59,7 @@ type Loader struct {
 	cpus    int
 	shared  map[string]*ebpf.Map
 	symbols *Symbols
+	chains  *chains
 
 	mu      sync.Mutex
 	types   *kernelTypes // nil until needed and after ReleaseBTF
@@ -152,7 +157,7 @@ func (l *Loader) Close() error {
 	}
 	wg.Wait()
 	errs = append(errs, results...)
-	errs = append(errs, l.identities.close())
+	errs = append(errs, l.identities.close(), l.chains.close())
 	for _, m := range l.shared {
 		errs = append(errs, m.Close())
 	}
@@ -227,6 +232,9 @@ func (l *Loader) Load(name string, config Config) (*Probe, error) {
 		}
 	}
 	if err := p.setHistograms(spec); err != nil {
+		return nil, fmt.Errorf("load probe %s: %w", name, err)
+	}
+	if err := l.chains.take(p, spec); err != nil {
 		return nil, fmt.Errorf("load probe %s: %w", name, err)
 	}
 	if err := p.createMaps(spec); err != nil {
@@ -414,11 +422,11 @@ func (p *Probe) attachRung(spec *ebpf.CollectionSpec, r rung) (err error) {
 		}
 		return nil
 	}
-	var links []link.Link
+	var links []io.Closer
 	// Rungs list programs that end a measurement before those that begin it.
 	// Attaching in that order ensures that no measurement begins that cannot end.
 	for _, name := range r.programs {
-		l, err := attachProgram(one.Programs[name], coll.Programs[name])
+		l, err := p.attachProgram(one.Programs[name], coll.Programs[name])
 		if err != nil {
 			for _, l := range links {
 				l.Close()
@@ -434,7 +442,7 @@ func (p *Probe) attachRung(spec *ebpf.CollectionSpec, r rung) (err error) {
 	return nil
 }
 
-func attachProgram(spec *ebpf.ProgramSpec, program *ebpf.Program) (link.Link, error) {
+func attachAlone(spec *ebpf.ProgramSpec, program *ebpf.Program) (link.Link, error) {
 	section, _, _ := strings.Cut(spec.SectionName, "/")
 	switch section {
 	case "raw_tp":

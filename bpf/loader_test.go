@@ -294,7 +294,7 @@ func BenchmarkPrograms(b *testing.B) {
 		b.Skipf("needs the kernel's BPF statistics: %v", err)
 	}
 	defer stats.Close()
-	l := newTestLoader(b, Options{})
+	l := newTestLoader(b, Options{NoChains: true})
 	for _, name := range Probes() {
 		var unsupported *UnsupportedError
 		if _, err := l.Load(name, Config{}); err != nil && !errors.As(err, &unsupported) {

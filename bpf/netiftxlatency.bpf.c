@@ -10,6 +10,7 @@
  * them may be NULL. */
 
 #include "headers/kernel.h"
+#include "headers/chain.h"
 #include "headers/counter.h"
 #include "headers/event.h"
 #include "headers/histogram.h"
@@ -26,6 +27,7 @@ GO_TYPES(enum slot slot; enum histogram_slot histogram_slot;);
 
 const volatile __u64 slow100_ns = 100000000;
 
+DEFINE_CHAIN(net_dev_queue);
 DEFINE_COUNTERS();
 DEFINE_HISTOGRAMS();
 /* Queueing disciplines hold a thousand packets, fq_codel ten thousand, and the
@@ -261,12 +263,14 @@ int btf_queue(__u64 *ctx)
 	const struct net_device *dev = skb->dev;
 	struct queued_packet p;
 
-	if (!queues_loaded(dev))
-		return 0;
-	p = packet_loaded(ctx, skb, dev);
-	return on_queue(&p, (skb->data_len ||
-			     skb->len > ((const struct net_device___cut *)dev)->mtu + 32) &&
-				    is_gso(skb));
+	if (queues_loaded(dev)) {
+		p = packet_loaded(ctx, skb, dev);
+		on_queue(&p, (skb->data_len ||
+			      skb->len > ((const struct net_device___cut *)dev)->mtu + 32) &&
+				     is_gso(skb));
+	}
+	chain_from(ctx, net_dev_queue, CHAIN_NETIFTXLATENCY + 1);
+	return 0;
 }
 
 SEC("tp_btf/net_dev_start_xmit")

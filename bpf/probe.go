@@ -4,13 +4,13 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 )
 
 // Kind is a way of hooking into the kernel.
@@ -185,7 +185,7 @@ type Probe struct {
 	maps        map[string]*ebpf.Map
 	variables   map[string]*ebpf.Variable
 	programs    map[string]*ebpf.Program
-	links       []link.Link
+	links       []io.Closer
 	devices     *devices // for flow with devices, else nil
 	limitations []string // limitations independent of the hooks
 
@@ -258,6 +258,7 @@ func (p *Probe) release() error {
 	for _, l := range slices.Backward(p.links) {
 		errs = append(errs, l.Close())
 	}
+	p.loader.chains.release(p)
 	for _, program := range p.programs {
 		errs = append(errs, program.Close())
 	}

@@ -221,6 +221,10 @@ func (l *Loader) Stats() (Stats, error) {
 	}
 	l.account.mu.Unlock()
 
+	var err error
+	if s.Programs, err = l.chains.stats(); err != nil {
+		return Stats{}, err
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for p := range l.probes {

@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"regexp"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"nodeskoop/collect/catalog"
@@ -59,6 +61,7 @@ func TestServers(t *testing.T) {
 			following.add(t, Netns{s.Near.Inode, s.Near.Path})
 			following.add(t, Netns{s.Far.Inode, s.Far.Path})
 			sets := serverSets(t)
+			alone := newSwitches(t, Options{NoChains: true})
 			for _, w := range wanted {
 				for _, r := range compareSets(t, sets, pairs, func() servers.Turn { return s.Turn(w.of, w.path) }) {
 					r.Server, r.Workload, r.Path = k.Name, w.of.Name, w.path
@@ -66,6 +69,7 @@ func TestServers(t *testing.T) {
 						r.Server, r.Workload, r.Path, r.Probes, r.CPU, r.BaseCPU, r.ServerCPU, r.Rate, r.BaseRate, r.P99, r.BaseP99)
 					results = append(results, r)
 				}
+				t.Logf("%s, %s over %s:\n%s", k.Name, w.of.Name, w.path, alone.shares(t, func() servers.Turn { return s.Turn(w.of, w.path) }))
 			}
 		})
 	}
@@ -112,6 +116,51 @@ func serverSets(t *testing.T) (sets []probeSet) {
 		sets = slices.DeleteFunc(sets, func(s probeSet) bool { return !slices.Contains(strings.Split(only, ","), s.name) })
 	}
 	return sets
+}
+
+// shares runs a turn with all probes and returns a table of their programs: the runs of each
+// for one request, and the time of these runs by the kernel's statistics.
+func (s *probeSwitches) shares(t *testing.T, run func() servers.Turn) string {
+	t.Helper()
+	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
+	if err != nil {
+		return fmt.Sprintf("the kernel has no BPF statistics: %v", err)
+	}
+	defer stats.Close()
+	type row struct {
+		name string
+		*ebpf.Program
+		runs, ns float64
+	}
+	var rows []row
+	for _, p := range s.all() {
+		for name, program := range p.programs {
+			rows = append(rows, row{name: p.name + " " + name, Program: program})
+		}
+		p.on(t)
+		defer p.off(t)
+	}
+	count := func(sign float64) {
+		for i := range rows {
+			of, err := rows[i].Stats()
+			if err != nil {
+				t.Fatal(err)
+			}
+			rows[i].runs += sign * float64(of.RunCount)
+			rows[i].ns += sign * float64(of.Runtime)
+		}
+	}
+	count(-1)
+	turn := run()
+	count(1)
+	slices.SortFunc(rows, func(a, b row) int { return cmp.Compare(b.ns, a.ns) })
+	var table strings.Builder
+	for _, r := range rows {
+		if r.runs > turn.Operations/1000 {
+			fmt.Fprintf(&table, "%-40s %6.2f runs %6.0f ns\n", r.name, r.runs/turn.Operations, r.ns/turn.Operations)
+		}
+	}
+	return table.String()
 }
 
 // compareSets compares turns with each set of probes to one without. Two sets share a turn

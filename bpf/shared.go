@@ -41,6 +41,9 @@ func (l *Loader) createShared() error {
 		}
 		l.shared[name] = m
 	}
+	if err := l.createChains(); err != nil {
+		return err
+	}
 	// Create the buckets of the rooms and of unattributed events.
 	for room := range roomsEnd {
 		if err := l.shared[mapBuckets].Put(room, &objects.SharedEventBucket{}); err != nil {

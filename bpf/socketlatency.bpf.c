@@ -20,6 +20,7 @@
  * accuracy. */
 
 #include "headers/kernel.h"
+#include "headers/chain.h"
 #include "headers/counter.h"
 #include "headers/event.h"
 #include "headers/histogram.h"
@@ -40,6 +41,8 @@ const volatile __u64 slow_ns = 1000000;
 const volatile __u64 slow100_ns = 100000000;
 const volatile __u64 event_ns = 100000000;
 
+DEFINE_CHAIN(net_dev_queue);
+DEFINE_CHAIN(sk_data_ready);
 DEFINE_COUNTERS();
 DEFINE_HISTOGRAMS();
 
@@ -808,7 +811,9 @@ int btf_ready(__u64 *ctx)
 {
 	struct sock *sk = (struct sock *)ctx[0];
 
-	return ready_loaded(sk);
+	ready_loaded(sk);
+	chain_from(ctx, sk_data_ready, CHAIN_SOCKETLATENCY + 1);
+	return 0;
 }
 
 SEC("raw_tp/sk_data_ready")
@@ -1345,10 +1350,8 @@ static __always_inline bool header_of(const struct tcp_header *tcp, __u16 num, _
 	return tcp->source == bpf_htons(num) && tcp->dest == dport;
 }
 
-SEC("tp_btf/net_dev_queue")
-int btf_queue(__u64 *ctx)
+static __always_inline int queued_loaded(const struct sk_buff *skb)
 {
-	const struct sk_buff *skb = (const struct sk_buff *)ctx[0];
 	struct sock *sk = skb->sk;
 	/* The verifier does not allow loads from a packet's socket as a connection. */
 	const struct tcp_sock *tp = (const struct tcp_sock *)sk;
@@ -1369,6 +1372,14 @@ int btf_queue(__u64 *ctx)
 			   bpf_core_field_exists(tp->tcp_clock_cache) ?
 				   BPF_CORE_READ(tp, tcp_clock_cache) :
 				   bpf_ktime_get_ns());
+}
+
+SEC("tp_btf/net_dev_queue")
+int btf_queue(__u64 *ctx)
+{
+	queued_loaded((const struct sk_buff *)ctx[0]);
+	chain_from(ctx, net_dev_queue, CHAIN_SOCKETLATENCY + 1);
+	return 0;
 }
 
 SEC("raw_tp/net_dev_queue")

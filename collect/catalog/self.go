@@ -70,10 +70,10 @@ var selfMetrics = []Metric{{
 	Rises:  "TCP sends a RST, or obeys a received one, also for a request (SYN_RECV) or a socket in TIME_WAIT. Counts do not depend on events. A received RST for a closed port or outside the window, and a RST that a firewall sends, do not count. Where the kernel does not let BPF hook functions, a RST for a request counts if it is inside the window, even where newer kernels (7.x) answer it with a challenge ACK because its sequence number is not the expected one.",
 }, {
 	Name: "nodeskoop_bpf_run_seconds_total", Type: Counter, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
-	Help: "Run time of the probe's BPF programs; counted only while the sysctl kernel.bpf_stats_enabled is 1.",
+	Help: "Run time of the probe's BPF programs; counted only while the sysctl kernel.bpf_stats_enabled is 1. What several probes run together at one tracepoint has the probe \"chains\".",
 }, {
 	Name: "nodeskoop_bpf_runs_total", Type: Counter, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
-	Help: "Runs of the probe's BPF programs; counted only while the sysctl kernel.bpf_stats_enabled is 1.",
+	Help: "Runs of the probe's BPF programs; counted only while the sysctl kernel.bpf_stats_enabled is 1. What several probes run together at one tracepoint has the probe \"chains\".",
 }, {
 	Name: "nodeskoop_bpf_missed_total", Type: Counter, Scope: PerHost, Labels: []string{"probe"}, Extra: true,
 	Help: "Runs of the probe's BPF programs that the kernel skipped because the program was already running on that CPU; their counts are missing.",

@@ -390,6 +390,9 @@ func (t *Tracer) owe() {
 	t.owed = now
 }
 
+// ChainsProbe stands for a probe where Programs counts the runs of several probes as one.
+const ChainsProbe = bpf.ChainsProbe
+
 // Programs returns the run time and runs of each probe's programs, for
 // nodeskoop's own metrics. All are zero unless the kernel's BPF statistics are
 // on.

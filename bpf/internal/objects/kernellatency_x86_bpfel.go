@@ -43,61 +43,64 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	KernellatencyMapCounterShares   = "counter_shares"
-	KernellatencyMapCounters        = "counters"
-	KernellatencyMapDelivered       = "delivered"
-	KernellatencyMapEventAccounts   = "event_accounts"
-	KernellatencyMapEventBuckets    = "event_buckets"
-	KernellatencyMapEventLimits     = "event_limits"
-	KernellatencyMapEvents          = "events"
-	KernellatencyMapHistograms      = "histograms"
-	KernellatencyMapLocalOut        = "local_out"
-	KernellatencyMapNetnsHistograms = "netns_histograms"
-	KernellatencyMapOutput          = "output"
-	KernellatencyMapReceived        = "received"
-	KernellatencyMapResolving       = "resolving"
-	KernellatencyMapSent            = "sent"
-	KernellatencyMapUnresolved      = "unresolved"
-	KernellatencyProgBtfDataReady   = "btf_data_ready"
-	KernellatencyProgBtfQueue       = "btf_queue"
-	KernellatencyProgFenDeliver4    = "fen_deliver4"
-	KernellatencyProgFenDeliver6    = "fen_deliver6"
-	KernellatencyProgFenFinish4     = "fen_finish4"
-	KernellatencyProgFenFinish6     = "fen_finish6"
-	KernellatencyProgFenOut4        = "fen_out4"
-	KernellatencyProgFenOut6        = "fen_out6"
-	KernellatencyProgFenOutput4     = "fen_output4"
-	KernellatencyProgFenOutput6     = "fen_output6"
-	KernellatencyProgFenProtocol4   = "fen_protocol4"
-	KernellatencyProgFenProtocol6   = "fen_protocol6"
-	KernellatencyProgFenXmit4       = "fen_xmit4"
-	KernellatencyProgFenXmit6       = "fen_xmit6"
-	KernellatencyProgKpDeliver4     = "kp_deliver4"
-	KernellatencyProgKpDeliver6     = "kp_deliver6"
-	KernellatencyProgKpFinish4      = "kp_finish4"
-	KernellatencyProgKpFinish6      = "kp_finish6"
-	KernellatencyProgKpOut4         = "kp_out4"
-	KernellatencyProgKpOut6         = "kp_out6"
-	KernellatencyProgKpOutput4      = "kp_output4"
-	KernellatencyProgKpOutput6      = "kp_output6"
-	KernellatencyProgKpProtocol4    = "kp_protocol4"
-	KernellatencyProgKpProtocol6    = "kp_protocol6"
-	KernellatencyProgKpXmit4        = "kp_xmit4"
-	KernellatencyProgKpXmit6        = "kp_xmit6"
-	KernellatencyProgRawDataReady   = "raw_data_ready"
-	KernellatencyProgRawNeighDone   = "raw_neigh_done"
-	KernellatencyProgRawNeighSend   = "raw_neigh_send"
-	KernellatencyProgRawNeighUpdate = "raw_neigh_update"
-	KernellatencyProgRawQueue       = "raw_queue"
-	KernellatencyProgRawReceive     = "raw_receive"
-	KernellatencyProgRawTcpProbe    = "raw_tcp_probe"
-	KernellatencyVarEventLayout     = "event_layout"
-	KernellatencyVarEventNs         = "event_ns"
-	KernellatencyVarGoTypes         = "go_types"
-	KernellatencyVarKeepHistograms  = "keep_histograms"
-	KernellatencyVarResolvingTasks  = "resolving_tasks"
-	KernellatencyVarSlow100Ns       = "slow100_ns"
-	KernellatencyVarSlowNs          = "slow_ns"
+	KernellatencyMapChainNetDevQueue = "chain_net_dev_queue"
+	KernellatencyMapChainSkDataReady = "chain_sk_data_ready"
+	KernellatencyMapCounterShares    = "counter_shares"
+	KernellatencyMapCounters         = "counters"
+	KernellatencyMapDelivered        = "delivered"
+	KernellatencyMapEventAccounts    = "event_accounts"
+	KernellatencyMapEventBuckets     = "event_buckets"
+	KernellatencyMapEventLimits      = "event_limits"
+	KernellatencyMapEvents           = "events"
+	KernellatencyMapHistograms       = "histograms"
+	KernellatencyMapLocalOut         = "local_out"
+	KernellatencyMapNetnsHistograms  = "netns_histograms"
+	KernellatencyMapOutput           = "output"
+	KernellatencyMapReceived         = "received"
+	KernellatencyMapResolving        = "resolving"
+	KernellatencyMapSent             = "sent"
+	KernellatencyMapUnresolved       = "unresolved"
+	KernellatencyProgBtfDataReady    = "btf_data_ready"
+	KernellatencyProgBtfQueue        = "btf_queue"
+	KernellatencyProgFenDeliver4     = "fen_deliver4"
+	KernellatencyProgFenDeliver6     = "fen_deliver6"
+	KernellatencyProgFenFinish4      = "fen_finish4"
+	KernellatencyProgFenFinish6      = "fen_finish6"
+	KernellatencyProgFenOut4         = "fen_out4"
+	KernellatencyProgFenOut6         = "fen_out6"
+	KernellatencyProgFenOutput4      = "fen_output4"
+	KernellatencyProgFenOutput6      = "fen_output6"
+	KernellatencyProgFenProtocol4    = "fen_protocol4"
+	KernellatencyProgFenProtocol6    = "fen_protocol6"
+	KernellatencyProgFenXmit4        = "fen_xmit4"
+	KernellatencyProgFenXmit6        = "fen_xmit6"
+	KernellatencyProgKpDeliver4      = "kp_deliver4"
+	KernellatencyProgKpDeliver6      = "kp_deliver6"
+	KernellatencyProgKpFinish4       = "kp_finish4"
+	KernellatencyProgKpFinish6       = "kp_finish6"
+	KernellatencyProgKpOut4          = "kp_out4"
+	KernellatencyProgKpOut6          = "kp_out6"
+	KernellatencyProgKpOutput4       = "kp_output4"
+	KernellatencyProgKpOutput6       = "kp_output6"
+	KernellatencyProgKpProtocol4     = "kp_protocol4"
+	KernellatencyProgKpProtocol6     = "kp_protocol6"
+	KernellatencyProgKpXmit4         = "kp_xmit4"
+	KernellatencyProgKpXmit6         = "kp_xmit6"
+	KernellatencyProgRawDataReady    = "raw_data_ready"
+	KernellatencyProgRawNeighDone    = "raw_neigh_done"
+	KernellatencyProgRawNeighSend    = "raw_neigh_send"
+	KernellatencyProgRawNeighUpdate  = "raw_neigh_update"
+	KernellatencyProgRawQueue        = "raw_queue"
+	KernellatencyProgRawReceive      = "raw_receive"
+	KernellatencyProgRawTcpProbe     = "raw_tcp_probe"
+	KernellatencyVarChained          = "chained"
+	KernellatencyVarEventLayout      = "event_layout"
+	KernellatencyVarEventNs          = "event_ns"
+	KernellatencyVarGoTypes          = "go_types"
+	KernellatencyVarKeepHistograms   = "keep_histograms"
+	KernellatencyVarResolvingTasks   = "resolving_tasks"
+	KernellatencyVarSlow100Ns        = "slow100_ns"
+	KernellatencyVarSlowNs           = "slow_ns"
 )
 
 // LoadKernellatency returns the embedded CollectionSpec for Kernellatency.
@@ -181,27 +184,30 @@ type KernellatencyProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernellatencyMapSpecs struct {
-	CounterShares   *ebpf.MapSpec `ebpf:"counter_shares"`
-	Counters        *ebpf.MapSpec `ebpf:"counters"`
-	Delivered       *ebpf.MapSpec `ebpf:"delivered"`
-	EventAccounts   *ebpf.MapSpec `ebpf:"event_accounts"`
-	EventBuckets    *ebpf.MapSpec `ebpf:"event_buckets"`
-	EventLimits     *ebpf.MapSpec `ebpf:"event_limits"`
-	Events          *ebpf.MapSpec `ebpf:"events"`
-	Histograms      *ebpf.MapSpec `ebpf:"histograms"`
-	LocalOut        *ebpf.MapSpec `ebpf:"local_out"`
-	NetnsHistograms *ebpf.MapSpec `ebpf:"netns_histograms"`
-	Output          *ebpf.MapSpec `ebpf:"output"`
-	Received        *ebpf.MapSpec `ebpf:"received"`
-	Resolving       *ebpf.MapSpec `ebpf:"resolving"`
-	Sent            *ebpf.MapSpec `ebpf:"sent"`
-	Unresolved      *ebpf.MapSpec `ebpf:"unresolved"`
+	ChainNetDevQueue *ebpf.MapSpec `ebpf:"chain_net_dev_queue"`
+	ChainSkDataReady *ebpf.MapSpec `ebpf:"chain_sk_data_ready"`
+	CounterShares    *ebpf.MapSpec `ebpf:"counter_shares"`
+	Counters         *ebpf.MapSpec `ebpf:"counters"`
+	Delivered        *ebpf.MapSpec `ebpf:"delivered"`
+	EventAccounts    *ebpf.MapSpec `ebpf:"event_accounts"`
+	EventBuckets     *ebpf.MapSpec `ebpf:"event_buckets"`
+	EventLimits      *ebpf.MapSpec `ebpf:"event_limits"`
+	Events           *ebpf.MapSpec `ebpf:"events"`
+	Histograms       *ebpf.MapSpec `ebpf:"histograms"`
+	LocalOut         *ebpf.MapSpec `ebpf:"local_out"`
+	NetnsHistograms  *ebpf.MapSpec `ebpf:"netns_histograms"`
+	Output           *ebpf.MapSpec `ebpf:"output"`
+	Received         *ebpf.MapSpec `ebpf:"received"`
+	Resolving        *ebpf.MapSpec `ebpf:"resolving"`
+	Sent             *ebpf.MapSpec `ebpf:"sent"`
+	Unresolved       *ebpf.MapSpec `ebpf:"unresolved"`
 }
 
 // KernellatencyVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernellatencyVariableSpecs struct {
+	Chained        *ebpf.VariableSpec `ebpf:"chained"`
 	EventLayout    *ebpf.VariableSpec `ebpf:"event_layout"`
 	EventNs        *ebpf.VariableSpec `ebpf:"event_ns"`
 	GoTypes        *ebpf.VariableSpec `ebpf:"go_types"`
@@ -231,25 +237,29 @@ func (o *KernellatencyObjects) Close() error {
 //
 // It can be passed to LoadKernellatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernellatencyMaps struct {
-	CounterShares   *ebpf.Map `ebpf:"counter_shares"`
-	Counters        *ebpf.Map `ebpf:"counters"`
-	Delivered       *ebpf.Map `ebpf:"delivered"`
-	EventAccounts   *ebpf.Map `ebpf:"event_accounts"`
-	EventBuckets    *ebpf.Map `ebpf:"event_buckets"`
-	EventLimits     *ebpf.Map `ebpf:"event_limits"`
-	Events          *ebpf.Map `ebpf:"events"`
-	Histograms      *ebpf.Map `ebpf:"histograms"`
-	LocalOut        *ebpf.Map `ebpf:"local_out"`
-	NetnsHistograms *ebpf.Map `ebpf:"netns_histograms"`
-	Output          *ebpf.Map `ebpf:"output"`
-	Received        *ebpf.Map `ebpf:"received"`
-	Resolving       *ebpf.Map `ebpf:"resolving"`
-	Sent            *ebpf.Map `ebpf:"sent"`
-	Unresolved      *ebpf.Map `ebpf:"unresolved"`
+	ChainNetDevQueue *ebpf.Map `ebpf:"chain_net_dev_queue"`
+	ChainSkDataReady *ebpf.Map `ebpf:"chain_sk_data_ready"`
+	CounterShares    *ebpf.Map `ebpf:"counter_shares"`
+	Counters         *ebpf.Map `ebpf:"counters"`
+	Delivered        *ebpf.Map `ebpf:"delivered"`
+	EventAccounts    *ebpf.Map `ebpf:"event_accounts"`
+	EventBuckets     *ebpf.Map `ebpf:"event_buckets"`
+	EventLimits      *ebpf.Map `ebpf:"event_limits"`
+	Events           *ebpf.Map `ebpf:"events"`
+	Histograms       *ebpf.Map `ebpf:"histograms"`
+	LocalOut         *ebpf.Map `ebpf:"local_out"`
+	NetnsHistograms  *ebpf.Map `ebpf:"netns_histograms"`
+	Output           *ebpf.Map `ebpf:"output"`
+	Received         *ebpf.Map `ebpf:"received"`
+	Resolving        *ebpf.Map `ebpf:"resolving"`
+	Sent             *ebpf.Map `ebpf:"sent"`
+	Unresolved       *ebpf.Map `ebpf:"unresolved"`
 }
 
 func (m *KernellatencyMaps) Close() error {
 	return _KernellatencyClose(
+		m.ChainNetDevQueue,
+		m.ChainSkDataReady,
 		m.CounterShares,
 		m.Counters,
 		m.Delivered,
@@ -272,6 +282,7 @@ func (m *KernellatencyMaps) Close() error {
 //
 // It can be passed to LoadKernellatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernellatencyVariables struct {
+	Chained        *ebpf.Variable `ebpf:"chained"`
 	EventLayout    *ebpf.Variable `ebpf:"event_layout"`
 	EventNs        *ebpf.Variable `ebpf:"event_ns"`
 	GoTypes        *ebpf.Variable `ebpf:"go_types"`

@@ -31,28 +31,30 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	NetiftxlatencyMapCounterShares   = "counter_shares"
-	NetiftxlatencyMapCounters        = "counters"
-	NetiftxlatencyMapCutDevices      = "cut_devices"
-	NetiftxlatencyMapCuts            = "cuts"
-	NetiftxlatencyMapEventAccounts   = "event_accounts"
-	NetiftxlatencyMapEventBuckets    = "event_buckets"
-	NetiftxlatencyMapEventLimits     = "event_limits"
-	NetiftxlatencyMapEvents          = "events"
-	NetiftxlatencyMapHistograms      = "histograms"
-	NetiftxlatencyMapNetnsHistograms = "netns_histograms"
-	NetiftxlatencyMapQueued          = "queued"
-	NetiftxlatencyMapStarts          = "starts"
-	NetiftxlatencyProgBtfQueue       = "btf_queue"
-	NetiftxlatencyProgBtfStartXmit   = "btf_start_xmit"
-	NetiftxlatencyProgBtfXmit        = "btf_xmit"
-	NetiftxlatencyProgRawQueue       = "raw_queue"
-	NetiftxlatencyProgRawStartXmit   = "raw_start_xmit"
-	NetiftxlatencyProgRawXmit        = "raw_xmit"
-	NetiftxlatencyVarEventLayout     = "event_layout"
-	NetiftxlatencyVarGoTypes         = "go_types"
-	NetiftxlatencyVarKeepHistograms  = "keep_histograms"
-	NetiftxlatencyVarSlow100Ns       = "slow100_ns"
+	NetiftxlatencyMapChainNetDevQueue = "chain_net_dev_queue"
+	NetiftxlatencyMapCounterShares    = "counter_shares"
+	NetiftxlatencyMapCounters         = "counters"
+	NetiftxlatencyMapCutDevices       = "cut_devices"
+	NetiftxlatencyMapCuts             = "cuts"
+	NetiftxlatencyMapEventAccounts    = "event_accounts"
+	NetiftxlatencyMapEventBuckets     = "event_buckets"
+	NetiftxlatencyMapEventLimits      = "event_limits"
+	NetiftxlatencyMapEvents           = "events"
+	NetiftxlatencyMapHistograms       = "histograms"
+	NetiftxlatencyMapNetnsHistograms  = "netns_histograms"
+	NetiftxlatencyMapQueued           = "queued"
+	NetiftxlatencyMapStarts           = "starts"
+	NetiftxlatencyProgBtfQueue        = "btf_queue"
+	NetiftxlatencyProgBtfStartXmit    = "btf_start_xmit"
+	NetiftxlatencyProgBtfXmit         = "btf_xmit"
+	NetiftxlatencyProgRawQueue        = "raw_queue"
+	NetiftxlatencyProgRawStartXmit    = "raw_start_xmit"
+	NetiftxlatencyProgRawXmit         = "raw_xmit"
+	NetiftxlatencyVarChained          = "chained"
+	NetiftxlatencyVarEventLayout      = "event_layout"
+	NetiftxlatencyVarGoTypes          = "go_types"
+	NetiftxlatencyVarKeepHistograms   = "keep_histograms"
+	NetiftxlatencyVarSlow100Ns        = "slow100_ns"
 )
 
 // LoadNetiftxlatency returns the embedded CollectionSpec for Netiftxlatency.
@@ -109,24 +111,26 @@ type NetiftxlatencyProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type NetiftxlatencyMapSpecs struct {
-	CounterShares   *ebpf.MapSpec `ebpf:"counter_shares"`
-	Counters        *ebpf.MapSpec `ebpf:"counters"`
-	CutDevices      *ebpf.MapSpec `ebpf:"cut_devices"`
-	Cuts            *ebpf.MapSpec `ebpf:"cuts"`
-	EventAccounts   *ebpf.MapSpec `ebpf:"event_accounts"`
-	EventBuckets    *ebpf.MapSpec `ebpf:"event_buckets"`
-	EventLimits     *ebpf.MapSpec `ebpf:"event_limits"`
-	Events          *ebpf.MapSpec `ebpf:"events"`
-	Histograms      *ebpf.MapSpec `ebpf:"histograms"`
-	NetnsHistograms *ebpf.MapSpec `ebpf:"netns_histograms"`
-	Queued          *ebpf.MapSpec `ebpf:"queued"`
-	Starts          *ebpf.MapSpec `ebpf:"starts"`
+	ChainNetDevQueue *ebpf.MapSpec `ebpf:"chain_net_dev_queue"`
+	CounterShares    *ebpf.MapSpec `ebpf:"counter_shares"`
+	Counters         *ebpf.MapSpec `ebpf:"counters"`
+	CutDevices       *ebpf.MapSpec `ebpf:"cut_devices"`
+	Cuts             *ebpf.MapSpec `ebpf:"cuts"`
+	EventAccounts    *ebpf.MapSpec `ebpf:"event_accounts"`
+	EventBuckets     *ebpf.MapSpec `ebpf:"event_buckets"`
+	EventLimits      *ebpf.MapSpec `ebpf:"event_limits"`
+	Events           *ebpf.MapSpec `ebpf:"events"`
+	Histograms       *ebpf.MapSpec `ebpf:"histograms"`
+	NetnsHistograms  *ebpf.MapSpec `ebpf:"netns_histograms"`
+	Queued           *ebpf.MapSpec `ebpf:"queued"`
+	Starts           *ebpf.MapSpec `ebpf:"starts"`
 }
 
 // NetiftxlatencyVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type NetiftxlatencyVariableSpecs struct {
+	Chained        *ebpf.VariableSpec `ebpf:"chained"`
 	EventLayout    *ebpf.VariableSpec `ebpf:"event_layout"`
 	GoTypes        *ebpf.VariableSpec `ebpf:"go_types"`
 	KeepHistograms *ebpf.VariableSpec `ebpf:"keep_histograms"`
@@ -153,22 +157,24 @@ func (o *NetiftxlatencyObjects) Close() error {
 //
 // It can be passed to LoadNetiftxlatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NetiftxlatencyMaps struct {
-	CounterShares   *ebpf.Map `ebpf:"counter_shares"`
-	Counters        *ebpf.Map `ebpf:"counters"`
-	CutDevices      *ebpf.Map `ebpf:"cut_devices"`
-	Cuts            *ebpf.Map `ebpf:"cuts"`
-	EventAccounts   *ebpf.Map `ebpf:"event_accounts"`
-	EventBuckets    *ebpf.Map `ebpf:"event_buckets"`
-	EventLimits     *ebpf.Map `ebpf:"event_limits"`
-	Events          *ebpf.Map `ebpf:"events"`
-	Histograms      *ebpf.Map `ebpf:"histograms"`
-	NetnsHistograms *ebpf.Map `ebpf:"netns_histograms"`
-	Queued          *ebpf.Map `ebpf:"queued"`
-	Starts          *ebpf.Map `ebpf:"starts"`
+	ChainNetDevQueue *ebpf.Map `ebpf:"chain_net_dev_queue"`
+	CounterShares    *ebpf.Map `ebpf:"counter_shares"`
+	Counters         *ebpf.Map `ebpf:"counters"`
+	CutDevices       *ebpf.Map `ebpf:"cut_devices"`
+	Cuts             *ebpf.Map `ebpf:"cuts"`
+	EventAccounts    *ebpf.Map `ebpf:"event_accounts"`
+	EventBuckets     *ebpf.Map `ebpf:"event_buckets"`
+	EventLimits      *ebpf.Map `ebpf:"event_limits"`
+	Events           *ebpf.Map `ebpf:"events"`
+	Histograms       *ebpf.Map `ebpf:"histograms"`
+	NetnsHistograms  *ebpf.Map `ebpf:"netns_histograms"`
+	Queued           *ebpf.Map `ebpf:"queued"`
+	Starts           *ebpf.Map `ebpf:"starts"`
 }
 
 func (m *NetiftxlatencyMaps) Close() error {
 	return _NetiftxlatencyClose(
+		m.ChainNetDevQueue,
 		m.CounterShares,
 		m.Counters,
 		m.CutDevices,
@@ -188,6 +194,7 @@ func (m *NetiftxlatencyMaps) Close() error {
 //
 // It can be passed to LoadNetiftxlatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NetiftxlatencyVariables struct {
+	Chained        *ebpf.Variable `ebpf:"chained"`
 	EventLayout    *ebpf.Variable `ebpf:"event_layout"`
 	GoTypes        *ebpf.Variable `ebpf:"go_types"`
 	KeepHistograms *ebpf.Variable `ebpf:"keep_histograms"`

@@ -33,6 +33,8 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	SocketlatencyMapChainNetDevQueue = "chain_net_dev_queue"
+	SocketlatencyMapChainSkDataReady = "chain_sk_data_ready"
 	SocketlatencyMapCounterShares    = "counter_shares"
 	SocketlatencyMapCounters         = "counters"
 	SocketlatencyMapEventAccounts    = "event_accounts"
@@ -66,6 +68,7 @@ const (
 	SocketlatencyProgRawSegment      = "raw_segment"
 	SocketlatencyProgRawWrite        = "raw_write"
 	SocketlatencyVarCallsOpen        = "calls_open"
+	SocketlatencyVarChained          = "chained"
 	SocketlatencyVarEventLayout      = "event_layout"
 	SocketlatencyVarEventNs          = "event_ns"
 	SocketlatencyVarGoTypes          = "go_types"
@@ -145,6 +148,8 @@ type SocketlatencyProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SocketlatencyMapSpecs struct {
+	ChainNetDevQueue *ebpf.MapSpec `ebpf:"chain_net_dev_queue"`
+	ChainSkDataReady *ebpf.MapSpec `ebpf:"chain_sk_data_ready"`
 	CounterShares    *ebpf.MapSpec `ebpf:"counter_shares"`
 	Counters         *ebpf.MapSpec `ebpf:"counters"`
 	EventAccounts    *ebpf.MapSpec `ebpf:"event_accounts"`
@@ -162,6 +167,7 @@ type SocketlatencyMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type SocketlatencyVariableSpecs struct {
 	CallsOpen      *ebpf.VariableSpec `ebpf:"calls_open"`
+	Chained        *ebpf.VariableSpec `ebpf:"chained"`
 	EventLayout    *ebpf.VariableSpec `ebpf:"event_layout"`
 	EventNs        *ebpf.VariableSpec `ebpf:"event_ns"`
 	GoTypes        *ebpf.VariableSpec `ebpf:"go_types"`
@@ -191,6 +197,8 @@ func (o *SocketlatencyObjects) Close() error {
 //
 // It can be passed to LoadSocketlatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SocketlatencyMaps struct {
+	ChainNetDevQueue *ebpf.Map `ebpf:"chain_net_dev_queue"`
+	ChainSkDataReady *ebpf.Map `ebpf:"chain_sk_data_ready"`
 	CounterShares    *ebpf.Map `ebpf:"counter_shares"`
 	Counters         *ebpf.Map `ebpf:"counters"`
 	EventAccounts    *ebpf.Map `ebpf:"event_accounts"`
@@ -205,6 +213,8 @@ type SocketlatencyMaps struct {
 
 func (m *SocketlatencyMaps) Close() error {
 	return _SocketlatencyClose(
+		m.ChainNetDevQueue,
+		m.ChainSkDataReady,
 		m.CounterShares,
 		m.Counters,
 		m.EventAccounts,
@@ -223,6 +233,7 @@ func (m *SocketlatencyMaps) Close() error {
 // It can be passed to LoadSocketlatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SocketlatencyVariables struct {
 	CallsOpen      *ebpf.Variable `ebpf:"calls_open"`
+	Chained        *ebpf.Variable `ebpf:"chained"`
 	EventLayout    *ebpf.Variable `ebpf:"event_layout"`
 	EventNs        *ebpf.Variable `ebpf:"event_ns"`
 	GoTypes        *ebpf.Variable `ebpf:"go_types"`

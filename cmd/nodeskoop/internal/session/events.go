@@ -121,14 +121,18 @@ func (e *Events) Self(r *collect.Runner) func(add func(string, float64, ...strin
 			c := costs[p.Probe]
 			costs[p.Probe] = cost{c.time + p.RunTime.Seconds(), c.runs + p.Runs, c.missed + p.Missed}
 		}
+		names := []string{trace.ChainsProbe}
 		for _, p := range catalog.Probes() {
-			c, loaded := costs[p.Name]
-			if loaded {
-				add("nodeskoop_bpf_missed_total", float64(c.missed), p.Name)
+			names = append(names, p.Name)
+		}
+		for _, name := range names {
+			c, loaded := costs[name]
+			if loaded && name != trace.ChainsProbe {
+				add("nodeskoop_bpf_missed_total", float64(c.missed), name)
 			}
 			if c.runs > 0 {
-				add("nodeskoop_bpf_run_seconds_total", c.time, p.Name)
-				add("nodeskoop_bpf_runs_total", float64(c.runs), p.Name)
+				add("nodeskoop_bpf_run_seconds_total", c.time, name)
+				add("nodeskoop_bpf_runs_total", float64(c.runs), name)
 			}
 		}
 	}
