@@ -60,8 +60,8 @@ func TestServers(t *testing.T) {
 			s := servers.Start(t, k, root)
 			following.add(t, Netns{s.Near.Inode, s.Near.Path})
 			following.add(t, Netns{s.Far.Inode, s.Far.Path})
-			sets := serverSets(t)
-			alone := newSwitches(t, Options{NoChains: true})
+			apart := newSwitches(t, Options{NoChains: true})
+			sets := serverSets(t, apart)
 			for _, w := range wanted {
 				for _, r := range compareSets(t, sets, pairs, func() servers.Turn { return s.Turn(w.of, w.path) }) {
 					r.Server, r.Workload, r.Path = k.Name, w.of.Name, w.path
@@ -69,7 +69,7 @@ func TestServers(t *testing.T) {
 						r.Server, r.Workload, r.Path, r.Probes, r.CPU, r.BaseCPU, r.ServerCPU, r.Rate, r.BaseRate, r.P99, r.BaseP99)
 					results = append(results, r)
 				}
-				t.Logf("%s, %s over %s:\n%s", k.Name, w.of.Name, w.path, alone.shares(t, func() servers.Turn { return s.Turn(w.of, w.path) }))
+				t.Logf("%s, %s over %s:\n%s", k.Name, w.of.Name, w.path, apart.shares(t, func() servers.Turn { return s.Turn(w.of, w.path) }))
 			}
 		})
 	}
@@ -92,8 +92,8 @@ type probeSet struct {
 }
 
 // serverSets loads the probes with the settings that the daemon has by default, and
-// leaves them detached.
-func serverSets(t *testing.T) (sets []probeSet) {
+// leaves them detached. "all apart" are all probes without chains, only on request.
+func serverSets(t *testing.T, apart *probeSwitches) (sets []probeSet) {
 	t.Helper()
 	switches := newSwitches(t, Options{})
 	var byDefault []toggle
@@ -113,6 +113,7 @@ func serverSets(t *testing.T) (sets []probeSet) {
 		{servers.Hooks, switches.empty(t)}, {servers.Default, byDefault}, {servers.All, toggles(switches.all())},
 	}, alone...)
 	if only := os.Getenv("NODESKOOP_SERVERS_PROBES"); only != "" {
+		sets = append(sets, probeSet{servers.All + " apart", toggles(apart.all())})
 		sets = slices.DeleteFunc(sets, func(s probeSet) bool { return !slices.Contains(strings.Split(only, ","), s.name) })
 	}
 	return sets
