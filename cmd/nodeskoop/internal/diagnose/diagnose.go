@@ -210,7 +210,7 @@ func (d *Doctor) moment(whole bool) moment {
 	}
 	results := each(d.targets(), func(t target) result {
 		res := result{target: t}
-		res.state, res.err = inside(t, func() (*netnsState, error) { return readNetns(whole), nil })
+		res.state, res.err = inside(t, func() (*netnsState, error) { return readNetns(whole, d.session.Host.NetnsFile()), nil })
 		if t.pod != nil {
 			res.group, res.groupErr = bounded.Within(groupWithin, func() (groupState, error) { return readGroups(mounts, t.pod.PIDs) })
 		}

@@ -1074,7 +1074,7 @@ func (o *observer) devices(name string) (own []int) {
 		return nil
 	}
 	for _, l := range at.links {
-		if l.peer != 0 && slices.ContainsFunc(node.links, func(n link) bool { return n.index == l.peer && n.peer == l.index }) {
+		if l.peer != 0 && slices.ContainsFunc(node.links, func(n link) bool { return n.index == l.peer }) {
 			own = append(own, l.peer)
 		}
 	}

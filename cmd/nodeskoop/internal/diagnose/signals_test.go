@@ -265,7 +265,7 @@ func TestObserve(t *testing.T) {
 		}, "reset.unsent shop/client-0 shop/web-0 3"},
 		{"a shaper of the node in front of a pod", func(r *recording) {
 			r.after.netns[client].links = []link{{name: "eth0", index: 2, peer: 5}}
-			r.after.netns[Node].links = []link{{name: "veth1", index: 5, peer: 2}, {name: "up0", index: 6}}
+			r.after.netns[Node].links = []link{{name: "veth1", index: 5}, {name: "up0", index: 6}}
 			r.before.netns[Node].qdiscs = []qdisc{{device: "veth1", kind: "tbf", handle: 1, rate: 1000}, {device: "up0", kind: "fq_codel"}}
 			r.after.netns[Node].qdiscs = []qdisc{{device: "veth1", kind: "tbf", handle: 1, rate: 1000, bytes: 9900, packets: 100, limits: 90}, {device: "up0", kind: "fq_codel", packets: 7}}
 		}, "queue.packets node 7 up0\nshaper.packets shop/client-0 100 veth1 of the node\nshaper.waits shop/client-0 90 veth1 of the node"},
@@ -381,7 +381,7 @@ func TestObserve(t *testing.T) {
 		{"lookups with a pod's address that came by another's interface", func(r *recording) {
 			a := netip.MustParseAddr
 			r.after.netns[client].links = []link{{name: "eth0", index: 2, peer: 5}}
-			r.after.netns[Node].links = []link{{name: "veth1", index: 5, peer: 2}, {name: "veth2", index: 6, peer: 2}}
+			r.after.netns[Node].links = []link{{name: "veth1", index: 5}, {name: "veth2", index: 6}}
 			r.lookups = []lookup{{a(clientAddr), a(far), at(1), at(1.01), 5}, {a(clientAddr), a(far), at(1), time.Time{}, 6}, {a(clientAddr), a(far), at(2), time.Time{}, 6}}
 		}, "dns.lookups shop/client-0 192.0.2.7 1"},
 		{"a neighbour at another of the node's interfaces", func(r *recording) {

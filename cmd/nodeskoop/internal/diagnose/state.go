@@ -70,9 +70,9 @@ type link struct {
 	name, mac string
 	mtu       int
 	up        bool
-	// index is the interface's index. peer is the index of a veth's other end, in that
-	// end's namespace.
-	index, peer int
+	index     int
+	// peer is the index of a veth's other end, if that end is in the node's namespace.
+	peer int
 }
 
 // timerPersist is the timer of window probes (net/ipv4/inet_diag.c,
@@ -102,8 +102,8 @@ type netnsState struct {
 const mostSockets = 50_000
 
 // readNetns reads the state of the calling thread's namespace. whole also reads
-// state that no counter depends on.
-func readNetns(whole bool) *netnsState {
+// state that no counter depends on. node is the file of the node's namespace.
+func readNetns(whole bool, node string) *netnsState {
 	s := &netnsState{counters: map[string]uint64{}, failed: map[string]error{}}
 	part := func(name string, err error) {
 		if err != nil {
@@ -127,7 +127,7 @@ func readNetns(whole bool) *netnsState {
 	if !whole {
 		return s
 	}
-	part("interfaces", s.readLinks())
+	part("interfaces", s.readLinks(node))
 	part("neighbours", s.readNeighbours())
 	part("routes", s.readRoutes())
 	part("range of ports", s.readPorts())
@@ -281,15 +281,21 @@ func (s *netnsState) readQdiscs() error {
 	return nil
 }
 
-func (s *netnsState) readLinks() error {
+func (s *netnsState) readLinks(node string) error {
 	links, err := netlink.LinkList()
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return fmt.Errorf("list interfaces: %w", err)
 	}
+	// The list gives each other end's namespace a number. An index alone proves nothing: a
+	// pod with CAP_NET_ADMIN chooses those of its interfaces.
+	ofNode, unknown := numberOfNetns(node)
+	if unknown != nil {
+		unknown, ofNode = fmt.Errorf("find the interfaces that lead to the node: %w", unknown), -1
+	}
 	for _, l := range links {
 		a := l.Attrs()
 		x := link{name: a.Name, mac: a.HardwareAddr.String(), mtu: a.MTU, up: a.Flags&net.FlagUp != 0, index: a.Index}
-		if l.Type() == "veth" {
+		if l.Type() == "veth" && a.NetNsID >= 0 && a.NetNsID == ofNode {
 			x.peer = a.ParentIndex
 		}
 		s.links = append(s.links, x)
@@ -302,7 +308,22 @@ func (s *netnsState) readLinks() error {
 			s.addrs = append(s.addrs, address{addrOf(x.IP), bits, a.Name})
 		}
 	}
-	return nil
+	return unknown
+}
+
+// numberOfNetns returns the number by which the calling thread's namespace refers to another
+// one, -1 if it has none (rtnl_net_getid in net/core/net_namespace.c).
+func numberOfNetns(path string) (int, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	id, err := netlink.GetNetNsIdByFd(int(f.Fd()))
+	if err != nil {
+		return 0, fmt.Errorf("number of the network namespace %s: %w", path, err)
+	}
+	return id, nil
 }
 
 func (s *netnsState) readNeighbours() error {
