@@ -6,6 +6,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nodeskoop/cmd/nodeskoop/internal/docs"
+	"nodeskoop/collect/escalate"
 	guides "nodeskoop/docs"
 	"nodeskoop/systemd"
 )
@@ -27,6 +28,7 @@ func docsCommand() *cli.Command {
 			page("events", "print the reference of the events, in Markdown", docs.Events),
 			page("causes", "print the reference of the causes that diagnose names, in Markdown", docs.Causes),
 			page("probes", "print the table of probes, in Markdown", docs.Probes),
+			page("signs", "print the table of the signs after which the daemon watches closer, in Markdown", escalate.WriteSigns),
 			ofApp("man", "print the manual page nodeskoop(8)", docs.Man),
 			ofApp("man-config", "print the manual page nodeskoop.toml(5)", docs.ManConfig),
 			ofApp("bash", "print the completion for bash", docs.Bash),

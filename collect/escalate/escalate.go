@@ -112,13 +112,20 @@ func number() (slots, queueOf []int) {
 		slots, queueOf = append(slots, -1), append(queueOf, -1)
 	}
 	n := 0
-	for i := range signs {
-		for _, name := range signs[i].metrics() {
-			if id := catalog.MustMetric(name).ID(); slots[id] < 0 {
+	slotsOf := func(names []string) (list []int) {
+		for _, name := range names {
+			id := catalog.MustMetric(name).ID()
+			if slots[id] < 0 {
 				slots[id] = n
 				n++
 			}
+			list = append(list, slots[id])
 		}
+		return list
+	}
+	for i := range signs {
+		s := &signs[i]
+		s.slots.plus, s.slots.minus, s.slots.of = slotsOf(s.plus), slotsOf(s.minus), slotsOf(s.of)
 	}
 	for i, q := range queues {
 		queueOf[catalog.MustMetric(q.metric).ID()] = i
@@ -127,14 +134,6 @@ func number() (slots, queueOf []int) {
 		panic("escalate: too many metrics")
 	}
 	return slots, queueOf
-}
-
-func (s *sign) metrics() []string {
-	list := slices.Concat(s.plus, s.of)
-	if s.minus != "" {
-		list = append(list, s.minus)
-	}
-	return list
 }
 
 // Wants reports whether a metric is part of a sign.
@@ -311,19 +310,15 @@ func (x *sign) holds(s *subject, took time.Duration) (why string, ok bool) {
 		return "", false
 	}
 	known := true
-	rise := func(metrics ...string) (sum float64) {
-		for _, m := range metrics {
-			slot := slots[catalog.MustMetric(m).ID()]
+	rise := func(slots []int) (sum float64) {
+		for _, slot := range slots {
 			known = known && s.broken&(1<<slot) == 0
 			sum += s.now[slot] - s.first[slot]
 		}
 		return sum
 	}
-	n := rise(x.plus...)
-	if x.minus != "" {
-		n -= rise(x.minus)
-	}
-	all := rise(x.of...)
+	n := rise(x.slots.plus) - rise(x.slots.minus)
+	all := rise(x.slots.of)
 	if !known || n < x.least*max(1, took.Seconds()/observed) || len(x.of) > 0 && n < x.share*all {
 		return "", false
 	}

@@ -30,7 +30,7 @@ func newNode(t *testing.T) *node {
 	for _, id := range []string{"", "web"} {
 		n.values[id] = map[string]float64{}
 		for i := range signs {
-			for _, m := range signs[i].metrics() {
+			for _, m := range slices.Concat(signs[i].plus, signs[i].minus, signs[i].of) {
 				n.values[id][m] = 1e6
 			}
 		}
