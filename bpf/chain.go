@@ -45,11 +45,11 @@ type chains struct {
 type chain struct {
 	programs *ebpf.Map // by place
 	caller   *ebpf.Program
-	refused  error     // why the caller cannot be loaded
+	refused  error     // why the chain cannot be used
 	link     link.Link // nil while the chain is empty
-	// missed has the number of runs of the caller that the kernel had skipped when a
-	// probe joined.
-	missed map[*Probe]uint64
+	// members has the probes in the chain, with the number of runs of the caller that the
+	// kernel had skipped when they joined.
+	members map[*Probe]uint64
 }
 
 // createChains creates the maps of all chains.
@@ -66,7 +66,7 @@ func (l *Loader) createChains() error {
 			return fmt.Errorf("create the BPF map %s: %w", name, explain(err))
 		}
 		l.shared[name] = m
-		l.chains.by[program.AttachTo] = &chain{programs: m, missed: map[*Probe]uint64{}}
+		l.chains.by[program.AttachTo] = &chain{programs: m, members: map[*Probe]uint64{}}
 	}
 	return nil
 }
@@ -127,14 +127,16 @@ func (p *Probe) attachProgram(spec *ebpf.ProgramSpec, program *ebpf.Program) (io
 		one.refuse(p, spec.AttachTo, c.load(p, spec.AttachTo))
 	}
 	if one.refused != nil {
+		p.apart = one.refused
 		return attachAlone(spec, program)
 	}
 	place := uint32(chainPlaces[p.name])
 	if err := one.programs.Put(place, program); err != nil {
-		if len(one.missed) > 0 {
+		if len(one.members) > 0 {
 			return nil, err // attached alone, it would call the others once more
 		}
 		one.refuse(p, spec.AttachTo, err)
+		p.apart = one.refused
 		return attachAlone(spec, program)
 	}
 	if one.link == nil {
@@ -144,9 +146,9 @@ func (p *Probe) attachProgram(spec *ebpf.ProgramSpec, program *ebpf.Program) (io
 		}
 		one.link = l
 	}
-	one.missed[p] = 0
+	one.members[p] = 0
 	if stats, err := one.caller.Stats(); err == nil {
-		one.missed[p] = stats.RecursionMisses
+		one.members[p] = stats.RecursionMisses
 	}
 	return closer(func() error { return c.leave(one, p, place) }), nil
 }
@@ -177,18 +179,20 @@ func (c *chains) load(p *Probe, tracepoint string) error {
 // refuse notes that a chain cannot be used. It then stays empty, so that programs which
 // belong to it can be attached alone.
 func (one *chain) refuse(p *Probe, tracepoint string, err error) {
-	if one.refused = err; err != nil {
-		p.loader.options.Warn("attaching one program for several probes to "+tracepoint+" failed, each is attached alone", p.name, explain(err))
+	if err == nil {
+		return
 	}
+	one.refused = explain(err)
+	p.loader.options.Warn("attaching one program for several probes to "+tracepoint+" failed, each is attached alone", p.name, one.refused)
 }
 
 // leave takes a program out of a chain, and detaches the chain if that was the last.
 func (c *chains) leave(one *chain, p *Probe, place uint32) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(one.missed, p)
+	delete(one.members, p)
 	err := one.programs.Delete(place)
-	if len(one.missed) == 0 && one.link != nil {
+	if len(one.members) == 0 && one.link != nil {
 		err = errors.Join(err, one.link.Close())
 		one.link = nil
 	}
@@ -215,7 +219,7 @@ func (c *chains) stats() (list []ProgramStats, err error) {
 			return nil, fmt.Errorf("statistics of the programs at %s: %w", tracepoint, err)
 		}
 		list = append(list, ProgramStats{Probe: ChainsProbe, Program: tracepoint, RunTime: stats.Runtime, Runs: stats.RunCount})
-		for p, before := range one.missed {
+		for p, before := range one.members {
 			list = append(list, ProgramStats{Probe: p.name, Program: tracepoint, Missed: stats.RecursionMisses - before})
 		}
 	}

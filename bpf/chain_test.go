@@ -189,6 +189,11 @@ func TestChainRefused(t *testing.T) {
 		if got := l.inChains("net_dev_queue"); len(got) > 0 {
 			t.Errorf("the chain has %v", got)
 		}
+		if !slices.ContainsFunc(p.Hooks(), func(h HookState) bool {
+			return slices.ContainsFunc(h.Refused, func(r Refusal) bool { return r.Kind == Chain && r.Reason != "" })
+		}) {
+			t.Errorf("the refusal is not among those of the probe: %v", p.Hooks())
+		}
 		if n := len(slices.DeleteFunc(warnings, func(w string) bool { return !strings.Contains(w, "to net_dev_queue failed") })); n != 1 {
 			t.Errorf("%d warnings, want 1", n)
 		}

@@ -335,6 +335,7 @@ func (p *Probe) attach(spec *ebpf.CollectionSpec, types *kernelTypes) error {
 		state := HookState{Name: h.name}
 		var failed error
 		for _, r := range p.loader.rungsOf(h) {
+			p.apart = nil
 			if err := p.attachRung(spec, r); err != nil {
 				state.Refused = append(state.Refused, Refusal{Kind: r.kind, Programs: r.programs, Reason: Reason(err), Answer: err.Error()})
 				if !Unsupported(err) {
@@ -343,6 +344,9 @@ func (p *Probe) attach(spec *ebpf.CollectionSpec, types *kernelTypes) error {
 				continue
 			}
 			state.Kind, state.Programs, state.Limitation = r.kind, r.programs, r.limitation
+			if p.apart != nil {
+				state.Refused = append(state.Refused, Refusal{Kind: Chain, Programs: r.programs, Reason: Reason(p.apart), Answer: p.apart.Error()})
+			}
 			break
 		}
 		if state.Kind == "" {

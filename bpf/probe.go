@@ -28,6 +28,10 @@ const (
 	Clsact        Kind = "clsact"
 )
 
+// Chain is the Kind of a Refusal after which programs that several probes have at one
+// tracepoint are attached one by one, which costs more.
+const Chain Kind = "chain"
+
 // Zero sets a threshold of a Config to zero; the zero value selects the probe's
 // default.
 const Zero time.Duration = -1
@@ -188,6 +192,7 @@ type Probe struct {
 	links       []io.Closer
 	devices     *devices // for flow with devices, else nil
 	limitations []string // limitations independent of the hooks
+	apart       error    // why a program of the rung that is being attached has no chain; nil: it has, or needs none
 
 	hookMu sync.Mutex // guards hooks only and is never held during a call into the kernel
 	hooks  []HookState
