@@ -245,5 +245,6 @@ func machine() string {
 	spectre, _ := os.ReadFile("/sys/devices/system/cpu/vulnerabilities/spectre_v2")
 	load, _ := os.ReadFile("/proc/loadavg")
 	first, _, _ := strings.Cut(string(load), " ")
-	return fmt.Sprintf("Linux %s, %d CPUs (%s; spectre_v2: %s), load %s", unix.ByteSliceToString(u.Release[:]), runtime.NumCPU(), cpu, strings.TrimSpace(string(spectre)), first)
+	release, _, _ := strings.Cut(unix.ByteSliceToString(u.Release[:]), "-") // without the flavour
+	return fmt.Sprintf("Linux %s, %d CPUs (%s; spectre_v2: %s), load %s", release, runtime.NumCPU(), cpu, strings.TrimSpace(string(spectre)), first)
 }
