@@ -22,6 +22,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/prometheus/procfs"
 )
 
 // series are the kernels that run by default, slowest first.
@@ -214,9 +216,7 @@ func main() {
 	flag.StringVar(&o.skip, "skip", "", "no tests that match the `regexp`")
 	flag.IntVar(&o.count, "count", 1, "how often to run each test, to look for one that fails now and then")
 	flag.IntVar(&o.dearest, "costs", 12, "print as many of the tests that take most CPU time")
-	// A VM waits half of its time. The slowest start first, so that none of them runs
-	// alone at the end.
-	flag.IntVar(&o.jobs, "j", runtime.NumCPU()*5/2, "VMs at a time, of 1.5 GiB each")
+	flag.IntVar(&o.jobs, "j", jobs(), "VMs at a time, of 1.5 GiB each")
 	flag.StringVar(&o.accel, "accel", "tcg,thread=single", "QEMU's accelerator; kvm where there is one")
 	flag.StringVar(&o.icount, "icount", "shift=1,sleep=on", "QEMU's -icount, which ties the VM's time to the instructions that it runs; empty: real time")
 	flag.DurationVar(&o.timeout, "timeout", 80*time.Minute, "time that one VM may take; its tests get as much by its own clock")
@@ -261,6 +261,19 @@ func main() {
 	if err != nil || !ok {
 		os.Exit(1)
 	}
+}
+
+// jobs returns how many VMs run at a time. A VM waits more than half of its time, so there are
+// four for each CPU, if they fit into the memory. The slowest start first, so that none of
+// them runs alone at the end.
+func jobs() int {
+	n := 4 * runtime.NumCPU()
+	if proc, err := procfs.NewDefaultFS(); err == nil {
+		if m, err := proc.Meminfo(); err == nil && m.MemAvailableBytes != nil {
+			n = min(n, int(*m.MemAvailableBytes>>31)) // 2 GiB with QEMU's own memory
+		}
+	}
+	return max(1, n)
 }
 
 func kernels(ctx context.Context, o *options) (ok bool, err error) {
