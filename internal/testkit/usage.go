@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -83,9 +84,22 @@ func must(d time.Duration, err error) time.Duration {
 	return d
 }
 
-// OpenFiles returns the number of this process's open descriptors.
+// OpenFiles returns the number of this process's open descriptors, without those of files that
+// nothing refers to: it has the garbage collector close them first.
 func OpenFiles(t testing.TB) int {
 	t.Helper()
+	// Finalizers run one after another, so that of the second collection runs after all of
+	// the first.
+	for range 2 {
+		done := make(chan struct{})
+		runtime.SetFinalizer(&struct{ done chan struct{} }{done}, func(x *struct{ done chan struct{} }) { close(x.done) })
+		runtime.GC()
+		select {
+		case <-done:
+		case <-time.After(Patience):
+			t.Fatal("the finalizers of the garbage collector do not end")
+		}
+	}
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		t.Fatal(err)
