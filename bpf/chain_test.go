@@ -19,17 +19,7 @@ import (
 // It returns how many segments with data TCP sent, by its own count.
 func exchange(t testing.TB, client, server *net.TCPConn, n int, each func(i int)) (segments uint64) {
 	t.Helper()
-	sent := func() (n uint64) {
-		rawConn(t, client, func(fd int) error {
-			info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-			if err == nil {
-				n = uint64(info.Data_segs_out)
-			}
-			return err
-		})
-		return n
-	}
-	before := sent()
+	before := tcpInfo(t, client).Data_segs_out
 	message, buffer := make([]byte, 100), make([]byte, 100)
 	for i := range n {
 		if _, err := client.Write(message); err != nil {
@@ -40,7 +30,7 @@ func exchange(t testing.TB, client, server *net.TCPConn, n int, each func(i int)
 		}
 		each(i)
 	}
-	return sent() - before
+	return uint64(tcpInfo(t, client).Data_segs_out - before)
 }
 
 // inChains reports which probes have a program in the chain of a tracepoint, by the places
@@ -210,8 +200,8 @@ func TestChainRefused(t *testing.T) {
 	})
 }
 
-// TestChainStats: the kernel counts the runs of a chain as those of one program, which are
-// as many as the packets.
+// TestChainStats: the kernel counts the runs of a chain as those of one program, and at least
+// one for each packet.
 func TestChainStats(t *testing.T) {
 	need.Root(t)
 	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)

@@ -431,13 +431,7 @@ func simultaneousClose(t *testing.T, h *healthy) {
 		testkit.Eventually(t, "TIME_WAIT at both ends", func() bool {
 			states := map[byte]int{}
 			for _, c := range []*net.TCPConn{client, server} {
-				rawConn(t, c, func(fd int) error {
-					info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-					if err == nil {
-						states[info.State]++
-					}
-					return err
-				})
+				states[tcpInfo(t, c).State]++
 			}
 			return states[unix.BPF_TCP_CLOSE] == 2 // a socket in TIME_WAIT is itself closed
 		})

@@ -41,25 +41,15 @@ func BenchmarkHooksCost(b *testing.B) {
 					defer p.off(b)
 				}
 				for b.Loop() {
-					var cost []float64
-					for i := range 4 * costPairs {
-						var turns [2]float64 // without the nth program, with it
-						for j := range turns {
-							side := (i + j) % 2
-							on := side == 1 && n > 0
-							if on {
-								programs[n-1].on(b)
-							}
-							turns[side] = call.turn(b)
-							if on {
-								programs[n-1].off(b)
-							}
+					call.alternate(b, func(on bool) {
+						switch {
+						case n == 0:
+						case on:
+							programs[n-1].on(b)
+						default:
+							programs[n-1].off(b)
 						}
-						cost = append(cost, turns[1]-turns[0])
-					}
-					b.ReportMetric(0, "ns/op")
-					b.ReportMetric(median(cost), "ns/run")
-					b.ReportMetric(quartiles(cost), "ns-iqr")
+					})
 				}
 			})
 		}
@@ -108,34 +98,22 @@ func BenchmarkChainedHooksCost(b *testing.B) {
 				defer root.off(b)
 			}
 			for b.Loop() {
-				var cost []float64
-				for i := range 4 * costPairs {
-					var turns [2]float64
-					for j := range turns {
-						side := (i + j) % 2
-						switch {
-						case side == 1 && n == 0:
-							root.on(b)
-						case side == 1:
-							if err := chain.Put(uint32(n-1), programs[n-1].Program); err != nil {
-								b.Fatal(err)
-							}
-						}
-						turns[side] = call.turn(b)
-						switch {
-						case side == 1 && n == 0:
-							root.off(b)
-						case side == 1:
-							if err := chain.Delete(uint32(n - 1)); err != nil {
-								b.Fatal(err)
-							}
-						}
+				call.alternate(b, func(on bool) {
+					var err error
+					switch {
+					case n == 0 && on:
+						root.on(b)
+					case n == 0:
+						root.off(b)
+					case on:
+						err = chain.Put(uint32(n-1), programs[n-1].Program)
+					default:
+						err = chain.Delete(uint32(n - 1))
 					}
-					cost = append(cost, turns[1]-turns[0])
-				}
-				b.ReportMetric(0, "ns/op")
-				b.ReportMetric(median(cost), "ns/run")
-				b.ReportMetric(quartiles(cost), "ns-iqr")
+					if err != nil {
+						b.Fatal(err)
+					}
+				})
 			}
 		})
 	}
@@ -191,4 +169,28 @@ func (c *testRun) turn(b *testing.B) (ns float64) {
 	}}
 	together(b, w)
 	return ns
+}
+
+// alternate compares turns with something on to turns without it, and reports the median of
+// the differences, with the distance of the quartiles.
+func (c *testRun) alternate(b *testing.B, set func(on bool)) {
+	b.Helper()
+	var cost []float64
+	for i := range 4 * costPairs {
+		var turns [2]float64 // off, on
+		for j := range turns {
+			side := (i + j) % 2
+			if side == 1 {
+				set(true)
+			}
+			turns[side] = c.turn(b)
+			if side == 1 {
+				set(false)
+			}
+		}
+		cost = append(cost, turns[1]-turns[0])
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(median(cost), "ns/run")
+	b.ReportMetric(quartiles(cost), "ns-iqr")
 }

@@ -380,6 +380,16 @@ func rawConn(t testing.TB, c syscall.Conn, f func(fd int) error) {
 	}
 }
 
+// tcpInfo returns the kernel's account of a connection.
+func tcpInfo(t testing.TB, c *net.TCPConn) (info *unix.TCPInfo) {
+	t.Helper()
+	rawConn(t, c, func(fd int) (err error) {
+		info, err = unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		return err
+	})
+	return info
+}
+
 // socket is a TCP socket used through raw system calls, for tests in which a
 // connection of package net would behave differently.
 type socket struct {

@@ -106,16 +106,9 @@ func sequenceOf(t testing.TB, c *net.TCPConn) (send, receive uint32) {
 }
 
 // state returns the TCP state of a connection.
-func state(t testing.TB, c *net.TCPConn) (name string) {
+func state(t testing.TB, c *net.TCPConn) string {
 	t.Helper()
-	rawConn(t, c, func(fd int) error {
-		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-		if err == nil {
-			name = TCPStateName(info.State)
-		}
-		return err
-	})
-	return name
+	return TCPStateName(tcpInfo(t, c).State)
 }
 
 // states counts the namespace's sockets in a state, including small ones, from
