@@ -36,7 +36,7 @@ func bootDisk(ctx context.Context, o *options, disk, results string, memory int)
 		return err
 	}
 	defer os.RemoveAll(dir)
-	m := &machine{arch: o.arch, accel: o.accel, icount: o.icount, kernel: k, variant: plain, timeout: o.timeout, memory: memory}
+	m := &machine{arch: o.arch, accel: o.accel, icount: o.icount, kernel: k, variant: plain, timeout: o.timeout, memory: memory, system: true}
 	initrd, err := diskInitrd(ctx, root, dir, m)
 	if err != nil {
 		return err

@@ -46,7 +46,7 @@ func main() {
 		if err := errors.Join(mounts(basics), takeOver(p)); err != nil {
 			fmt.Fprintln(os.Stderr, "init:", err)
 		}
-		unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+		unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	}
 	// The first process must reap orphans, so it waits for any child. Package
 	// os/exec waits for its own children, hence a second process.
@@ -71,7 +71,8 @@ func main() {
 		}
 	}
 	unix.Sync()
-	unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	// A VM without ACPI cannot turn itself off; QEMU ends instead of restarting it.
+	unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 }
 
 // mount is a kind of file system and where it is mounted.
