@@ -9,6 +9,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -196,7 +197,7 @@ const (
 	secondHalf = "^Test[L-Z]"
 )
 
-// special is the kernel that is also booted in other ways.
+// special is the kernel that is also booted under lockdown.
 const special = "6.12"
 
 type options struct {
@@ -210,7 +211,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.arch, "arch", "amd64", "architecture of the VMs: amd64 or arm64")
 	flag.StringVar(&o.kernels, "kernels", "", "kernels, as `6.1,newest`; default all")
-	flag.StringVar(&o.variants, "variants", strings.Join([]string{plain, lockdown, noBTF}, ","), "boot variants: 1 is the plain boot")
+	flag.StringVar(&o.variants, "variants", plain+","+lockdown, "boot variants: 1 is the plain boot")
 	flag.StringVar(&o.packages, "packages", strings.Join(packages, ","), "packages whose tests run")
 	flag.StringVar(&o.run, "run", "", "only tests that match the `regexp`; support.tsv is then left alone")
 	flag.StringVar(&o.skip, "skip", "", "no tests that match the `regexp`")
@@ -264,8 +265,8 @@ func main() {
 }
 
 // jobs returns how many VMs run at a time. A VM waits more than half of its time, so there are
-// four for each CPU, if they fit into the memory. The slowest start first, so that none of
-// them runs alone at the end.
+// four for each CPU, if they fit into the memory. The slowest start first and have the higher
+// priority, so that none of them runs alone at the end.
 func jobs() int {
 	n := 4 * runtime.NumCPU()
 	if proc, err := procfs.NewDefaultFS(); err == nil {
@@ -420,7 +421,7 @@ func (o *options) reread(logs string) (reports []*report, err error) {
 	var results []result
 	for _, f := range files {
 		series, _, _ := strings.Cut(strings.TrimSuffix(strings.TrimPrefix(filepath.Base(f), o.arch+"-"), ".log"), "+")
-		if strings.HasSuffix(series, "-"+lockdown) || strings.HasSuffix(series, "-"+noBTF) || o.kernels != "" && !slices.Contains(strings.Split(o.kernels, ","), series) {
+		if strings.HasSuffix(series, "-"+lockdown) || o.kernels != "" && !slices.Contains(strings.Split(o.kernels, ","), series) {
 			continue
 		}
 		text, err := os.ReadFile(f)
@@ -456,7 +457,7 @@ func (o *options) machines(found []*kernel, logs string) (machines []*machine) {
 		}
 		machines = append(machines, &machine{
 			arch: o.arch, accel: o.accel, icount: o.icount, kernel: k, variant: variant, tests: tests,
-			timeout: o.timeout, logs: filepath.Join(logs, name), turn: turnOf(k.series()), part: part, costs: costs{},
+			timeout: o.timeout, logs: filepath.Join(logs, name), turn: turnOf(k.series()), part: part, yields: slices.Contains(inner, k.series()), costs: costs{},
 		})
 	}
 	var last *kernel
@@ -494,15 +495,10 @@ func (o *options) machines(found []*kernel, logs string) (machines []*machine) {
 		add(k, plain, 2, []test{o.test(packages[0], secondHalf, skip)})
 	}
 	for _, k := range found {
-		if k.series() != special || o.run != "" && o.variants == strings.Join([]string{plain, lockdown, noBTF}, ",") {
+		if k.series() != special || o.run != "" && o.variants == plain+","+lockdown {
 			continue
 		}
-		for _, v := range []struct{ variant, run string }{{lockdown, "^TestLockdown$"}, {noBTF, "^TestNoBTF$"}} {
-			if o.run != "" {
-				v.run = o.run
-			}
-			add(k, v.variant, 0, []test{o.test("collect/trace", v.run, "")})
-		}
+		add(k, lockdown, 0, []test{o.test("collect/trace", cmp.Or(o.run, "^TestLockdown$"), "")})
 	}
 	return machines
 }

@@ -44,7 +44,6 @@ var disks = []struct {
 const (
 	plain    = "1"
 	lockdown = "lockdown"
-	noBTF    = "nobtf"
 )
 
 // machine is one VM to run.
@@ -61,6 +60,7 @@ type machine struct {
 	memory  int    // MiB; 0 is what the tests need
 	system  bool   // the VM boots a whole system from a disk
 	part    int    // 1 and 2: a part of the kernel's tests; 0: all
+	yields  bool   // other VMs take longer, and have the higher priority
 
 	cpu   time.Duration // CPU time that the VM used
 	costs costs         // CPU time of each test
@@ -91,12 +91,10 @@ func (m *machine) prepare(dir, userland string, tests tree) (string, error) {
 	}
 	plan, err := json.MarshalIndent(struct {
 		Modules []string
-		HideBTF bool
 		Env     []string
 		Tests   []test
 	}{
 		Modules: files,
-		HideBTF: m.variant == noBTF,
 		Env: []string{
 			"NODESKOOP_TEST_STRICT=1", "NODESKOOP_TEST_VM=" + m.variant,
 			"NODESKOOP_TEST_BINARY=/usr/bin/nodeskoop",
@@ -212,6 +210,9 @@ func (m *machine) run(ctx context.Context, userland string, tests tree, keep boo
 	args := m.qemu(dir, initrd, results)
 	if keep {
 		fmt.Fprintf(os.Stderr, "%s: unshare --net %s\n", m.name(), strings.Join(quoted(args), " "))
+	}
+	if m.yields {
+		args = append([]string{"nice", "-n", "5"}, args...)
 	}
 	stop, measured := make(chan struct{}), make(chan costs, 1)
 	console := m.logs + ".console"

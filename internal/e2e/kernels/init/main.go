@@ -21,7 +21,6 @@ import (
 // plan is the content of /plan.json, written by the host.
 type plan struct {
 	Modules []string // files, in the order of loading
-	HideBTF bool
 	// Root is the serial number of a disk. If set, the disk's process 1 takes over,
 	// and there are no tests.
 	Root  string
@@ -193,11 +192,6 @@ func tests() error {
 	fmt.Fprintf(out, "@boot %s after %s, modules after %s\n", unix.ByteSliceToString(name.Release[:]), began, uptime())
 	for _, f := range failed {
 		fmt.Fprintf(out, "@module %s\n", f)
-	}
-	if p.HideBTF {
-		if err := unix.Mount("tmpfs", "/sys/kernel/btf", "tmpfs", 0, ""); err != nil {
-			return fmt.Errorf("hide /sys/kernel/btf: %w", err)
-		}
 	}
 	if b, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
 		fmt.Fprintf(out, "@note lo: %v: %s\n", err, b)
