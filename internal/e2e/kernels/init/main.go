@@ -45,7 +45,7 @@ func main() {
 		if err := errors.Join(mounts(basics), takeOver(p)); err != nil {
 			fmt.Fprintln(os.Stderr, "init:", err)
 		}
-		unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+		unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	}
 	// The first process must reap orphans, so it waits for any child. Package
 	// os/exec waits for its own children, hence a second process.
@@ -70,8 +70,7 @@ func main() {
 		}
 	}
 	unix.Sync()
-	// A VM without ACPI cannot turn itself off; QEMU ends instead of restarting it.
-	unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 
 // mount is a kind of file system and where it is mounted.
