@@ -151,9 +151,6 @@ func (m *machine) qemu(dir, initrd, results string) []string {
 		// QEMU translates code once for each virtual address, so a program at other
 		// addresses is translated again each time that it runs: a fifth of all CPU time.
 		command += " norandmaps nokaslr"
-		// A quarter of the boot interpreted ACPI's programs, to route interrupts. ACPI's
-		// timer stays: on a busy machine a kernel calibrates its clocks by it alone.
-		command += " acpi=noirq"
 	}
 	if m.variant == lockdown {
 		command += " lockdown=confidentiality"
