@@ -141,10 +141,7 @@ var between = []struct {
 	on    []string
 	why   string
 }{
-	{"TestRungs|TestSighted|TestLayouts|TestDefinitions|TestReasons|TestKernelReasons", slices.Concat(inner, realtime), "what this kernel has"},
-	// With real-time preemption the kernel does not run every program: it skips one that
-	// another task's run of it was preempted in (docs/kernels.md).
-	{"TestBlindness", inner, "that every softirq is seen"},
+	{"TestRungs|TestBlindness|TestSighted|TestLayouts|TestDefinitions|TestReasons|TestKernelReasons", slices.Concat(inner, realtime), "what this kernel has"},
 	// With real-time preemption TestBiolatencyQueue shows this: it knows which I/O the kernel
 	// has skipped, because it preempted the program in another task.
 	{"TestBiolatency|TestBiolatencyMerged", inner, "what each rung counts"},

@@ -10,7 +10,7 @@ import (
 )
 
 // Attach attaches a raw tracepoint program until the end of the test.
-func Attach(t testing.TB, tracepoint string, instructions asm.Instructions) {
+func Attach(t testing.TB, tracepoint string, instructions asm.Instructions) *ebpf.Program {
 	t.Helper()
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.RawTracepoint, License: "GPL", Instructions: instructions})
 	if err != nil {
@@ -22,6 +22,7 @@ func Attach(t testing.TB, tracepoint string, instructions asm.Instructions) {
 		t.Fatalf("attach a program to %s: %v", tracepoint, err)
 	}
 	t.Cleanup(func() { attached.Close() })
+	return program
 }
 
 // Count counts the passes of tracepoints, all together, and returns a function that reads
