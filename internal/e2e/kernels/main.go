@@ -211,7 +211,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.arch, "arch", "amd64", "architecture of the VMs: amd64 or arm64")
 	flag.StringVar(&o.kernels, "kernels", "", "kernels, as `6.1,newest`; default all")
-	flag.StringVar(&o.variants, "variants", plain+","+lockdown, "boot variants: 1 is the plain boot")
+	flag.StringVar(&o.variants, "variants", allVariants, "boot variants: 1 is the plain boot")
 	flag.StringVar(&o.packages, "packages", strings.Join(packages, ","), "packages whose tests run")
 	flag.StringVar(&o.run, "run", "", "only tests that match the `regexp`; support.tsv is then left alone")
 	flag.StringVar(&o.skip, "skip", "", "no tests that match the `regexp`")
@@ -457,7 +457,7 @@ func (o *options) machines(found []*kernel, logs string) (machines []*machine) {
 		}
 		machines = append(machines, &machine{
 			arch: o.arch, accel: o.accel, icount: o.icount, kernel: k, variant: variant, tests: tests,
-			timeout: o.timeout, logs: filepath.Join(logs, name), turn: turnOf(k.series()), part: part, yields: slices.Contains(inner, k.series()), costs: costs{},
+			timeout: o.timeout, logs: filepath.Join(logs, name), turn: turnOf(k.series()), part: part, costs: costs{},
 		})
 	}
 	var last *kernel
@@ -495,7 +495,7 @@ func (o *options) machines(found []*kernel, logs string) (machines []*machine) {
 		add(k, plain, 2, []test{o.test(packages[0], secondHalf, skip)})
 	}
 	for _, k := range found {
-		if k.series() != special || o.run != "" && o.variants == plain+","+lockdown {
+		if k.series() != special || o.run != "" && o.variants == allVariants {
 			continue
 		}
 		add(k, lockdown, 0, []test{o.test("collect/trace", cmp.Or(o.run, "^TestLockdown$"), "")})

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -44,6 +45,8 @@ var disks = []struct {
 const (
 	plain    = "1"
 	lockdown = "lockdown"
+
+	allVariants = plain + "," + lockdown
 )
 
 // machine is one VM to run.
@@ -60,7 +63,6 @@ type machine struct {
 	memory  int    // MiB; 0 is what the tests need
 	system  bool   // the VM boots a whole system from a disk
 	part    int    // 1 and 2: a part of the kernel's tests; 0: all
-	yields  bool   // other VMs take longer, and have the higher priority
 
 	cpu   time.Duration // CPU time that the VM used
 	costs costs         // CPU time of each test
@@ -206,7 +208,7 @@ func (m *machine) run(ctx context.Context, userland string, tests tree, keep boo
 	if keep {
 		fmt.Fprintf(os.Stderr, "%s: unshare --net %s\n", m.name(), strings.Join(quoted(args), " "))
 	}
-	if m.yields {
+	if slices.Contains(inner, m.kernel.series()) { // the others take longer
 		args = append([]string{"nice", "-n", "5"}, args...)
 	}
 	stop, measured := make(chan struct{}), make(chan costs, 1)
